@@ -1,6 +1,33 @@
 //! Configuration: flag > environment > file > default.
+//!
+//! Every knob is one row of the table in [`knob`]: its names, its default, its limits and the field
+//! it sets. Flags, environment and file are each read into `(knob, text, origin)`, the strongest
+//! source of a knob wins, and only then is the text parsed. So a limit is written once, a message
+//! can always name where the value came from, and all mistakes are reported at once (a derived
+//! deserializer stops at the first and knows no line).
+//!
+//! It does not connect, resolve or bind anything: a name that does not resolve yet is no reason for
+//! a sidecar not to start.
 
-use std::{net::SocketAddr, time::Duration};
+mod check;
+mod env;
+mod file;
+mod knob;
+mod load;
+mod log;
+mod parse;
+mod suggest;
+#[cfg(test)]
+mod tests;
+mod url;
+
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+use hyper::http::uri::Authority;
+use standardwebhooks::Webhook;
+
+pub use knob::{Knob, Value, knob};
+pub use load::{Flags, Invalid, Loaded};
 
 /// A checked configuration: every value is within its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +69,9 @@ pub struct Config {
 pub struct Server {
     /// Client connections at a time; further ones wait in the listen backlog.
     pub max_connections: usize,
-    /// From the first byte of a request head to its last.
+    /// From the end of one request to the end of the next one's head: how long an idle connection
+    /// is kept, and how slowly a head may come. Longer than load balancers keep theirs (60 s), or
+    /// they send requests into connections that we are closing.
     pub header_timeout: Duration,
 }
 
@@ -66,7 +95,7 @@ pub struct Upstream {
 /// Where entries live.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Store {
-    /// `redis://[user:password@]host[:port][/db]` or `memory://`.
+    /// `redis://[user:password@]host[:port][/db]`, `unix:///path` or `memory://`.
     pub url: StoreUrl,
     /// Before the job id in the key.
     pub prefix: String,
@@ -83,7 +112,7 @@ pub struct Store {
 /// Which store.
 #[derive(Clone, PartialEq, Eq)]
 pub enum StoreUrl {
-    /// The URL of a Redis server; may hold a password, which `Debug` hides.
+    /// The URL of a Redis server; may hold a password, which `Debug` and `Display` hide.
     Redis(String),
     /// In this process.
     Memory,
@@ -94,6 +123,8 @@ pub enum StoreUrl {
 pub struct Pending {
     /// Ids at most; past it every read bypasses the cache until a purge of all is confirmed.
     pub limit: usize,
+    /// A file that they are kept in, synced, to survive a restart.
+    pub journal: Option<PathBuf>,
 }
 
 /// What marks a request as somebody's.
@@ -107,14 +138,133 @@ pub struct Credentials {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Secret {
+    /// Wraps `text`, unchecked: the limits of a configured secret are those of its knob.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The secret itself, for the one place that compares or signs with it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// What verifies Standard Webhooks signatures made with it. One that begins with `whsec_` is
+    /// base64, any other is taken as it is.
+    pub fn webhook(&self) -> Result<Webhook, String> {
+        let webhook = if self.0.starts_with("whsec_") {
+            Webhook::new(&self.0)
+        } else {
+            Webhook::from_bytes(self.0.clone().into_bytes())
+        };
+        webhook.map_err(|error| error.to_string())
+    }
+}
+
+impl Upstream {
+    /// `host:port`, to connect to.
+    pub fn authority(&self) -> String {
+        let authority = self.url.trim_start_matches("http://").trim_end_matches('/');
+        match authority.parse::<Authority>() {
+            Ok(parsed) if parsed.port().is_none() => format!("{authority}:80"),
+            _ => authority.to_owned(),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
 }
 
-impl std::fmt::Debug for StoreUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if *self == Self::Memory { "memory://" } else { "redis://***" })
+/// The URL without user, password and query: fit for logs.
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Redis(url) => f.write_str(&url::redacted(url)),
+            Self::Memory => f.write_str("memory://"),
+        }
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Headers that mark a request as somebody's unless configured otherwise: what clients send
+/// (`Authorization`, `Cookie`, API keys), and what gateways write once they know the caller
+/// (oauth2-proxy and nginx `auth_request`, Authelia and Apache `Remote-*`, home-grown `X-User-Id`).
+/// One too many costs hits; one too few shows a job to a stranger.
+const IDENTITY_HEADERS: &str = "authorization,proxy-authorization,cookie,x-api-key,x-auth-token,\
+    x-user-id,x-tenant-id,remote-user,remote-groups,x-remote-user,\
+    x-forwarded-user,x-forwarded-email,x-forwarded-groups,x-forwarded-access-token,\
+    x-auth-request-user,x-auth-request-email,x-auth-request-groups,x-auth-request-access-token";
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            webhook_secret: None,
+            routes: vec!["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()],
+            ttl: Duration::from_mins(5),
+            max_body: 1 << 20,
+            settle: Duration::from_secs(1),
+            access_log: false,
+            log: "info".to_owned(),
+            drain_timeout: Duration::from_secs(25),
+            server: Server::default(),
+            upstream: Upstream::default(),
+            store: Store::default(),
+            pending: Pending::default(),
+            credentials: Credentials::default(),
+        }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { max_connections: 10_000, header_timeout: Duration::from_secs(75) }
+    }
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            url: "http://127.0.0.1:8000".to_owned(),
+            connect_timeout: Duration::from_secs(2),
+            response_timeout: Duration::from_mins(1),
+            body_timeout: Duration::from_mins(5),
+            idle_timeout: Duration::from_secs(4),
+            max_idle: 256,
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            url: StoreUrl::Redis("redis://127.0.0.1:6379".to_owned()),
+            prefix: "job_status:".to_owned(),
+            budget: Duration::from_millis(50),
+            lease: Duration::from_secs(10),
+            linger: Duration::from_secs(10),
+            memory_max: 256 << 20,
+        }
+    }
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Self { limit: 10_000, journal: None }
+    }
+}
+
+impl Default for Credentials {
+    fn default() -> Self {
+        Self { headers: IDENTITY_HEADERS.split(',').map(str::to_owned).collect() }
     }
 }

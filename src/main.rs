@@ -1,1 +1,3 @@
+//! The `jobcache` command.
+
 fn main() {}

@@ -1,0 +1,79 @@
+//! Checks that look at more than one knob.
+
+use std::net::SocketAddr;
+
+use hyper::Uri;
+
+use super::{Config, StoreUrl, load::Settings, parse};
+
+/// Runs every check whose knobs are each right by themselves (`failed` holds the others).
+pub(super) fn all(
+    config: &Config,
+    settings: &Settings,
+    failed: &[&str],
+    problems: &mut Vec<String>,
+) {
+    for (knobs, check) in CHECKS {
+        if !knobs.iter().any(|knob| failed.contains(knob)) {
+            problems.extend(check(config, settings));
+        }
+    }
+}
+
+type Check = fn(&Config, &Settings) -> Option<String>;
+
+const CHECKS: [(&[&str], Check); 4] = [
+    (&["listen", "admin"], listeners_differ),
+    (&["admin", "webhook_secret"], admin_is_guarded),
+    (&["listen", "admin", "upstream.url"], upstream_is_another),
+    (&["max_body", "store.url", "store.memory_max"], a_body_fits),
+];
+
+fn listeners_differ(config: &Config, settings: &Settings) -> Option<String> {
+    overlap(config.listen, config.admin).then(|| {
+        let (listen, admin) = (settings.describe("listen"), settings.describe("admin"));
+        format!("{admin} is the same address as {listen}: give each its own port")
+    })
+}
+
+/// Whoever reaches the admin address can purge, and read which jobs there are.
+fn admin_is_guarded(config: &Config, settings: &Settings) -> Option<String> {
+    let open = config.webhook_secret.is_none() && !parse::is_loopback(config.admin.ip());
+    open.then(|| {
+        let admin = settings.describe("admin");
+        format!(
+            "{admin} can be reached from other machines, which needs a secret: set \
+             JOBCACHE_WEBHOOK_SECRET (or JOBCACHE_WEBHOOK_SECRET_FILE), or listen on 127.0.0.1"
+        )
+    })
+}
+
+/// A request would go round until the connections run out.
+fn upstream_is_another(config: &Config, settings: &Settings) -> Option<String> {
+    let uri: Uri = config.upstream.url.parse().ok()?;
+    let host = uri.host()?.replace("localhost", "127.0.0.1");
+    let upstream = format!("{host}:{}", uri.port_u16().unwrap_or(80)).parse().ok()?;
+    let own = [config.listen, config.admin].into_iter().any(|own| overlap(own, upstream));
+    own.then(|| {
+        let upstream = settings.describe("upstream.url");
+        format!("{upstream} is an address of jobcache itself: name the one of your backend")
+    })
+}
+
+fn a_body_fits(config: &Config, settings: &Settings) -> Option<String> {
+    let (max_body, memory_max) =
+        (settings.describe("max_body"), settings.describe("store.memory_max"));
+    (config.store.url == StoreUrl::Memory && config.max_body > config.store.memory_max)
+        .then(|| format!("{max_body} is larger than {memory_max}: such a body never fits"))
+}
+
+/// Whether a connection to `b` on this machine would end at `a`. Port 0 is any free one.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let wildcard = |address: SocketAddr| address.ip().is_unspecified();
+    let local = |address: SocketAddr| parse::is_loopback(address.ip()) || wildcard(address);
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip().to_canonical() == b.ip().to_canonical()
+            || wildcard(a) && local(b)
+            || wildcard(b) && local(a))
+}

@@ -1,0 +1,89 @@
+//! The environment, handed in as pairs so that tests need none.
+
+use std::collections::BTreeMap;
+
+use super::{
+    knob::{KNOBS, Knob},
+    load::{Origin, Setting, read_text},
+    suggest,
+};
+
+const PREFIX: &str = "JOBCACHE_";
+const CONFIG: &str = "JOBCACHE_CONFIG";
+
+/// What the environment says.
+#[derive(Default)]
+pub(super) struct Environment {
+    /// The configuration file and the variable that names it.
+    pub(super) config: Option<(String, &'static str)>,
+    /// Strongest first.
+    pub(super) settings: Vec<Setting>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Reads the variables. Empty ones count as unset: that is how a compose file spells "not given".
+pub(super) fn read(
+    env: impl IntoIterator<Item = (String, String)>,
+    problems: &mut Vec<String>,
+) -> Environment {
+    let mut env: BTreeMap<_, _> = env.into_iter().filter(|(_, text)| !text.is_empty()).collect();
+    let config = env.remove(CONFIG).map(|path| (path, CONFIG));
+    let mut settings = Vec::new();
+    for (knob, name) in KNOBS.iter().flat_map(|knob| knob.env.iter().map(move |name| (knob, *name)))
+    {
+        let direct = env.remove(name);
+        let by_file = knob.by_file.then(|| env.remove(&format!("{name}_FILE"))).flatten();
+        settings.extend(setting(knob, name, direct, by_file, problems));
+    }
+    let unknown = env.keys().filter(|name| name.starts_with(PREFIX) && !is_service_link(name));
+    let warnings = unknown.map(|name| warning(name)).collect();
+    Environment { config, settings, warnings }
+}
+
+fn setting(
+    knob: &'static Knob,
+    name: &str,
+    direct: Option<String>,
+    by_file: Option<String>,
+    problems: &mut Vec<String>,
+) -> Option<Setting> {
+    let (text, origin) = match (direct, by_file) {
+        (None, None) => return None,
+        (Some(text), None) => (text, Origin::Env(name.to_owned())),
+        (Some(_), Some(_)) => {
+            problems.push(format!("{name} and {name}_FILE are both set: keep one of them"));
+            return None;
+        }
+        (None, Some(path)) => {
+            let variable = format!("{name}_FILE");
+            let text = secret_file(&variable, &path).map_err(|why| problems.push(why)).ok()?;
+            (text, Origin::EnvFile { variable, path })
+        }
+    };
+    Some(Setting { knob, value: knob.split(&text), origin })
+}
+
+/// The content of a secret's file, without the newline that most editors leave.
+fn secret_file(variable: &str, path: &str) -> Result<String, String> {
+    let refuse = |why: String| format!("{variable} = {path:?}: {why}");
+    let text = read_text(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        return Err(refuse("the file is empty".to_owned()));
+    }
+    Ok(text.to_owned())
+}
+
+/// Whether Kubernetes made the variable up: a service called `jobcache` or `jobcache-admin` puts
+/// `JOBCACHE_PORT`, `JOBCACHE_ADMIN_SERVICE_HOST` and the like into every container around it.
+fn is_service_link(name: &str) -> bool {
+    name.contains("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || name.contains("_PORT")
+}
+
+fn warning(name: &str) -> String {
+    let hint = suggest::variable(name).map_or_else(
+        || "config/jobcache.toml lists those that there are".to_owned(),
+        |near| format!("did you mean {near}?"),
+    );
+    format!("the environment variable {name} is unknown and ignored; {hint}")
+}

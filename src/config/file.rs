@@ -1,0 +1,106 @@
+//! The configuration file: TOML, flattened to dotted keys with their lines.
+
+use toml::de::{DeInteger, DeTable, DeValue};
+
+use super::{
+    knob::{KNOBS, Value, knob},
+    load::{Origin, Setting, read_text},
+    suggest,
+};
+
+/// Reads the file at `path`, which `from` (a flag or a variable) names.
+pub(super) fn read(path: &str, from: &str, problems: &mut Vec<String>) -> Vec<Setting> {
+    match read_text(path) {
+        Ok(text) => parse(&text, path, problems),
+        Err(error) => {
+            problems.push(format!("config = {path:?} (from {from}): cannot be read: {error}"));
+            Vec::new()
+        }
+    }
+}
+
+/// Reads the text of the file called `path`.
+pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> Vec<Setting> {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let at = |offset: usize| {
+        let before = text.as_bytes().iter().take(offset);
+        format!("{path}:{}", 1 + before.filter(|byte| **byte == b'\n').count())
+    };
+    if !errors.is_empty() {
+        // Only the message: the error as a whole quotes the line, which may hold a secret.
+        problems.extend(errors.iter().map(|error| {
+            let at = error.span().map_or_else(|| path.to_owned(), |span| at(span.start));
+            format!("{at}: is not TOML: {}", error.message())
+        }));
+        return Vec::new();
+    }
+    let mut leaves = Vec::new();
+    flatten("", table.get_ref(), &mut leaves);
+    leaves.sort_by_key(|leaf| leaf.offset);
+    let settings = leaves.into_iter().map(|leaf| leaf.setting(at));
+    settings.filter_map(|setting| setting.map_err(|why| problems.push(why)).ok()).collect()
+}
+
+/// A key that holds a value, or an empty table that nobody knows.
+struct Leaf<'t> {
+    key: String,
+    value: &'t DeValue<'t>,
+    offset: usize,
+}
+
+fn flatten<'t>(table_key: &str, table: &'t DeTable<'t>, leaves: &mut Vec<Leaf<'t>>) {
+    for (name, value) in table {
+        let dot = if table_key.is_empty() { "" } else { "." };
+        let key = format!("{table_key}{dot}{}", name.get_ref());
+        match value.get_ref() {
+            DeValue::Table(inner) if !inner.is_empty() || is_table(&key) => {
+                flatten(&key, inner, leaves);
+            }
+            value => leaves.push(Leaf { key, value, offset: name.span().start }),
+        }
+    }
+}
+
+fn is_table(key: &str) -> bool {
+    KNOBS.iter().any(|knob| knob.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+}
+
+impl Leaf<'_> {
+    fn setting(self, at: impl Fn(usize) -> String) -> Result<Setting, String> {
+        let at = at(self.offset);
+        let Some(knob) = knob(&self.key) else {
+            let hint = suggest::key(&self.key).map(|near| format!("; did you mean {near}?"));
+            let hint = hint.unwrap_or_default();
+            return Err(format!("{at}: {} is not a known key{hint}", self.key));
+        };
+        let value = value(self.value).ok_or_else(|| {
+            format!("{at}: {} cannot be a date, or a list of lists or tables", self.key)
+        })?;
+        Ok(Setting { knob, value, origin: Origin::File(at) })
+    }
+}
+
+fn value(value: &DeValue<'_>) -> Option<Value> {
+    match value {
+        DeValue::Array(items) => {
+            items.iter().map(|item| scalar(item.get_ref())).collect::<Option<_>>().map(Value::Many)
+        }
+        value => scalar(value).map(Value::One),
+    }
+}
+
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.clone().into_owned()),
+        DeValue::Integer(number) => Some(decimal(number)),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Boolean(switch) => Some(switch.to_string()),
+        DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
+    }
+}
+
+/// TOML has hexadecimal, octal and binary numbers as well.
+fn decimal(number: &DeInteger<'_>) -> String {
+    let text = number.as_str();
+    i64::from_str_radix(text, number.radix()).map_or_else(|_| text.to_owned(), |n| n.to_string())
+}

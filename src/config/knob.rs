@@ -1,0 +1,278 @@
+//! The table of knobs: names, default, limits and field of each, in the order of the file.
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+use super::{Config, IDENTITY_HEADERS, Secret, log, parse, url};
+
+/// One setting.
+pub struct Knob {
+    /// Its name in messages and, as a dotted key, in the file: `store.budget`.
+    pub key: &'static str,
+    /// Its default as one would write it; empty where there is none.
+    pub default: &'static str,
+    /// Its flag without the dashes.
+    pub flag: Option<&'static str>,
+    /// Its environment variables, the strongest first; the first is the one to document.
+    pub env: &'static [&'static str],
+    /// Whether `<env>_FILE` may name a file that holds the value, as secrets are mounted.
+    pub(super) by_file: bool,
+    /// What of its value may be shown.
+    pub(super) shown: Shown,
+    /// Parses a value, checks its limits and sets its field.
+    pub(super) set: Set,
+}
+
+/// How much of a value messages may show.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// All of it.
+    Plain,
+    /// A URL: all but user, password and query.
+    Url,
+    /// Nothing.
+    Nothing,
+}
+
+/// Sets a field from text; the error says what would be right.
+#[derive(Clone, Copy)]
+pub(super) enum Set {
+    /// From one value.
+    One(fn(&mut Config, &str) -> Result<(), String>),
+    /// From a list.
+    Many(fn(&mut Config, &[String]) -> Result<(), String>),
+}
+
+/// What a source says, not parsed yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// One value.
+    One(String),
+    /// A list.
+    Many(Vec<String>),
+}
+
+/// The knob with the given key.
+pub fn knob(key: &str) -> Option<&'static Knob> {
+    KNOBS.iter().find(|knob| knob.key == key)
+}
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const TEN_SECONDS: Duration = Duration::from_secs(10);
+const MINUTE: Duration = Duration::from_mins(1);
+const FIVE_MINUTES: Duration = Duration::from_mins(5);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+const MIB: usize = 1 << 20;
+const GIB: usize = 1 << 30;
+
+/// Every knob.
+pub(super) const KNOBS: &[Knob] = &[
+    one("listen", "127.0.0.1:8080", |c, v| put(&mut c.listen, parse::address(v)))
+        .flag("listen")
+        .env(&["JOBCACHE_LISTEN"]),
+    one("admin", "127.0.0.1:9090", |c, v| put(&mut c.admin, parse::address(v)))
+        .flag("admin")
+        .env(&["JOBCACHE_ADMIN"]),
+    one("webhook_secret", "", |c, v| {
+        put(&mut c.webhook_secret, parse::secret(v).map(Secret::new).map(Some))
+    })
+    .shown(Shown::Nothing)
+    .by_file()
+    .env(&["JOBCACHE_WEBHOOK_SECRET"]),
+    many("routes", "/jobs/{id},/api/v1/jobs/{id}", |c, v| put(&mut c.routes, parse::routes(v)))
+        .flag("route")
+        .env(&["JOBCACHE_ROUTES"]),
+    one("max_body", "1MiB", |c, v| put(&mut c.max_body, parse::size(v, 1..=64 * MIB)))
+        .env(&["JOBCACHE_MAX_BODY"]),
+    one("settle", "1s", |c, v| put(&mut c.settle, parse::time(v, Duration::ZERO..=MINUTE)))
+        .flag("settle")
+        .env(&["JOBCACHE_SETTLE"]),
+    one("access_log", "false", |c, v| put(&mut c.access_log, parse::switch(v)))
+        .flag("access-log")
+        .env(&["JOBCACHE_ACCESS_LOG"]),
+    one("log", "info", |c, v| put(&mut c.log, log::filter(v))).flag("log").env(&["JOBCACHE_LOG"]),
+    one("drain_timeout", "25s", |c, v| {
+        put(&mut c.drain_timeout, parse::time(v, Duration::ZERO..=HOUR))
+    })
+    .env(&["JOBCACHE_DRAIN_TIMEOUT"]),
+    one("upstream.url", "http://127.0.0.1:8000", |c, v| put(&mut c.upstream.url, url::upstream(v)))
+        .shown(Shown::Url)
+        .flag("upstream")
+        .env(&["JOBCACHE_UPSTREAM", "JOBCACHE_UPSTREAM_URL", "UPSTREAM_URL"]),
+    one("upstream.connect_timeout", "2s", |c, v| {
+        put(&mut c.upstream.connect_timeout, parse::time(v, MS..=MINUTE))
+    })
+    .env(&["JOBCACHE_UPSTREAM_CONNECT_TIMEOUT"]),
+    one("upstream.response_timeout", "60s", |c, v| {
+        put(&mut c.upstream.response_timeout, parse::time(v, MS..=HOUR))
+    })
+    .env(&["JOBCACHE_UPSTREAM_RESPONSE_TIMEOUT"]),
+    one("upstream.body_timeout", "300s", |c, v| {
+        put(&mut c.upstream.body_timeout, parse::time(v, MS..=DAY))
+    })
+    .env(&["JOBCACHE_UPSTREAM_BODY_TIMEOUT"]),
+    one("upstream.idle_timeout", "4s", |c, v| {
+        put(&mut c.upstream.idle_timeout, parse::time(v, Duration::ZERO..=HOUR))
+    })
+    .env(&["JOBCACHE_UPSTREAM_IDLE_TIMEOUT"]),
+    one("upstream.max_idle", "256", |c, v| {
+        put(&mut c.upstream.max_idle, parse::number(v, 0..=65_536))
+    })
+    .env(&["JOBCACHE_UPSTREAM_MAX_IDLE"]),
+    one("store.url", "redis://127.0.0.1:6379", |c, v| put(&mut c.store.url, url::store(v)))
+        .shown(Shown::Url)
+        .by_file()
+        .flag("redis-url")
+        .env(&["JOBCACHE_REDIS_URL", "REDIS_URL"]),
+    one("store.budget", "50ms", |c, v| put(&mut c.store.budget, parse::time(v, MS..=TEN_SECONDS)))
+        .flag("store-budget")
+        .env(&["JOBCACHE_STORE_BUDGET"]),
+    one("store.prefix", "job_status:", |c, v| put(&mut c.store.prefix, parse::prefix(v)))
+        .env(&["JOBCACHE_STORE_PREFIX"]),
+    one("store.lease", "10s", |c, v| {
+        put(&mut c.store.lease, parse::time(v, SECOND..=FIVE_MINUTES))
+    })
+    .env(&["JOBCACHE_STORE_LEASE"]),
+    one("store.linger", "10s", |c, v| {
+        put(&mut c.store.linger, parse::time(v, SECOND..=FIVE_MINUTES))
+    })
+    .env(&["JOBCACHE_STORE_LINGER"]),
+    one("store.memory_max", "256MiB", |c, v| {
+        put(&mut c.store.memory_max, parse::size(v, MIB..=64 * GIB))
+    })
+    .env(&["JOBCACHE_STORE_MEMORY_MAX"]),
+    one("ttl.default", "300s", |c, v| put(&mut c.ttl, parse::time(v, SECOND..=DAY)))
+        .flag("ttl")
+        .env(&["JOBCACHE_TTL"]),
+    one("server.max_connections", "10000", |c, v| {
+        put(&mut c.server.max_connections, parse::number(v, 1..=1_000_000))
+    })
+    .env(&["JOBCACHE_SERVER_MAX_CONNECTIONS"]),
+    one("server.header_timeout", "75s", |c, v| {
+        put(&mut c.server.header_timeout, parse::time(v, MS..=FIVE_MINUTES))
+    })
+    .env(&["JOBCACHE_SERVER_HEADER_TIMEOUT"]),
+    one("pending.limit", "10000", |c, v| {
+        put(&mut c.pending.limit, parse::number(v, 1..=1_000_000))
+    })
+    .env(&["JOBCACHE_PENDING_LIMIT"]),
+    one("pending.journal", "", |c, v| put(&mut c.pending.journal, parse::path(v)))
+        .env(&["JOBCACHE_PENDING_JOURNAL"]),
+    many("credentials.headers", IDENTITY_HEADERS, |c, v| {
+        put(&mut c.credentials.headers, parse::headers(v))
+    })
+    .env(&["JOBCACHE_CREDENTIALS_HEADERS"]),
+];
+
+fn put<T>(field: &mut T, parsed: Result<T, String>) -> Result<(), String> {
+    *field = parsed?;
+    Ok(())
+}
+
+const fn one(
+    key: &'static str,
+    default: &'static str,
+    set: fn(&mut Config, &str) -> Result<(), String>,
+) -> Knob {
+    Knob {
+        key,
+        default,
+        flag: None,
+        env: &[],
+        by_file: false,
+        shown: Shown::Plain,
+        set: Set::One(set),
+    }
+}
+
+const fn many(
+    key: &'static str,
+    default: &'static str,
+    set: fn(&mut Config, &[String]) -> Result<(), String>,
+) -> Knob {
+    Knob {
+        key,
+        default,
+        flag: None,
+        env: &[],
+        by_file: false,
+        shown: Shown::Plain,
+        set: Set::Many(set),
+    }
+}
+
+impl Knob {
+    const fn flag(self, name: &'static str) -> Self {
+        Self { flag: Some(name), ..self }
+    }
+
+    const fn env(self, names: &'static [&'static str]) -> Self {
+        Self { env: names, ..self }
+    }
+
+    const fn by_file(self) -> Self {
+        Self { by_file: true, ..self }
+    }
+
+    const fn shown(self, shown: Shown) -> Self {
+        Self { shown, ..self }
+    }
+
+    /// Parses `value` into its field.
+    pub(super) fn apply(&self, config: &mut Config, value: &Value) -> Result<(), String> {
+        match (self.set, value) {
+            (Set::One(set), Value::One(text)) => set(config, text),
+            (Set::Many(set), Value::Many(items)) => set(config, items),
+            (Set::One(_), Value::Many(_)) => Err("must be one value, not a list".to_owned()),
+            (Set::Many(_), Value::One(_)) => {
+                Err("must be a list, such as [\"a\", \"b\"]".to_owned())
+            }
+        }
+    }
+
+    /// Text of one variable as a value: lists are separated by commas.
+    pub(super) fn split(&self, text: &str) -> Value {
+        match self.set {
+            Set::One(_) => Value::One(text.to_owned()),
+            Set::Many(_) => Value::Many(
+                text.split(',')
+                    .map(str::trim)
+                    .filter(|s| !s.is_empty())
+                    .map(str::to_owned)
+                    .collect(),
+            ),
+        }
+    }
+
+    /// The value as TOML, with nothing in it that must not be shown.
+    pub(super) fn show(&self, value: &Value) -> String {
+        match (self.shown, value) {
+            (Shown::Plain, value) => value.to_string(),
+            (Shown::Url, Value::One(text)) => quoted(&url::redacted(text)),
+            (Shown::Nothing, _) | (Shown::Url, Value::Many(_)) => "\"***\"".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(text) => f.write_str(&bare_or_quoted(text)),
+            Self::Many(items) => {
+                let items: Vec<_> = items.iter().map(|item| quoted(item)).collect();
+                write!(f, "[{}]", items.join(", "))
+            }
+        }
+    }
+}
+
+fn bare_or_quoted(text: &str) -> Cow<'_, str> {
+    let bare = text == "true" || text == "false" || text.parse::<i64>().is_ok();
+    if bare { Cow::Borrowed(text) } else { Cow::Owned(quoted(text)) }
+}
+
+/// Quoted, with control characters escaped: a value must not forge lines of a log.
+fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}

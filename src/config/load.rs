@@ -1,0 +1,206 @@
+//! From the four sources to one checked configuration.
+
+use std::{
+    fmt, fs,
+    io::{self, Read},
+};
+
+use super::{
+    Config, check, env, file,
+    knob::{KNOBS, Knob, Set, Value},
+};
+
+/// No configuration and no secret is larger; keeps a wrong path (`/dev/zero`) from eating memory.
+const MAX_FILE: u64 = 1 << 20;
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// The configuration file.
+    pub config: Option<String>,
+    /// Flags without their dashes, and what they were given; of two with one name the first wins.
+    pub values: Vec<(&'static str, Value)>,
+}
+
+/// A configuration and what its loading brought to light.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Things an operator should look at, one sentence each.
+    pub warnings: Vec<String>,
+    settings: Settings,
+}
+
+/// Why a configuration was refused: one line for each mistake, without secrets.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Invalid {
+    /// What is wrong and how to mend it.
+    pub problems: Vec<String>,
+    /// What might be behind it, such as a misspelt variable.
+    pub warnings: Vec<String>,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.problems.len() == 1 { "" } else { "s" };
+        write!(f, "the configuration has {} mistake{plural}", self.problems.len())?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))?;
+        self.warnings.iter().try_for_each(|warning| write!(f, "\n  warning: {warning}"))
+    }
+}
+
+impl Config {
+    /// Merges flags, environment (names and values) and the file that one of them names.
+    pub fn load(
+        flags: Flags,
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Loaded, Invalid> {
+        let mut problems = Vec::new();
+        let env = env::read(env, &mut problems);
+        let file = match flags.config.map(|path| (path, "--config")).or(env.config) {
+            Some((path, from)) => file::read(&path, from, &mut problems),
+            None => Vec::new(),
+        };
+        let flags = flags.values.into_iter().filter_map(|(name, value)| {
+            let knob = KNOBS.iter().find(|knob| knob.flag == Some(name))?;
+            Some(Setting { knob, value, origin: Origin::Flag(name) })
+        });
+        let settings = Settings::merge(flags.chain(env.settings).chain(file));
+        let config = settings.parse(&mut problems);
+        if problems.is_empty() {
+            Ok(Loaded { config, warnings: env.warnings, settings })
+        } else {
+            Err(Invalid { problems, warnings: env.warnings })
+        }
+    }
+}
+
+impl Loaded {
+    /// The effective configuration as a file, secrets hidden, each given value with where it came
+    /// from.
+    pub fn to_toml(&self) -> String {
+        let line = |knob: &'static Knob| match self.settings.of(knob.key) {
+            Some(setting) => format!("{:<44} # {}\n", setting.assignment(), setting.origin),
+            None if knob.default.is_empty() => format!("# {} is not set\n", knob.key),
+            None => format!("{} = {}\n", knob.key, knob.split(knob.default)),
+        };
+        KNOBS.iter().map(line).collect()
+    }
+}
+
+/// One value of one knob.
+#[derive(Clone)]
+pub(super) struct Setting {
+    pub(super) knob: &'static Knob,
+    pub(super) value: Value,
+    pub(super) origin: Origin,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    Flag(&'static str),
+    Env(String),
+    /// The file that the variable names.
+    EnvFile {
+        variable: String,
+        path: String,
+    },
+    /// Path and line.
+    File(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(name) => write!(f, "--{name}"),
+            Self::Env(variable) => f.write_str(variable),
+            Self::EnvFile { variable, path } => write!(f, "{path}, named by {variable}"),
+            Self::File(at) => f.write_str(at),
+        }
+    }
+}
+
+impl Setting {
+    /// `key = value`, fit for logs.
+    fn assignment(&self) -> String {
+        format!("{} = {}", self.knob.key, self.knob.show(&self.value))
+    }
+
+    fn problem(&self, why: &str) -> String {
+        let default = match self.knob.set {
+            Set::One(_) if !self.knob.default.is_empty() => {
+                format!("; the default is {}", self.knob.default)
+            }
+            _ => String::new(),
+        };
+        format!("{} (from {}): {why}{default}", self.assignment(), self.origin)
+    }
+}
+
+/// Secrets stay hidden here as well.
+impl fmt::Debug for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (from {})", self.assignment(), self.origin)
+    }
+}
+
+/// At most one setting a knob.
+#[derive(Clone, Debug)]
+pub(super) struct Settings(Vec<Setting>);
+
+impl Settings {
+    /// Keeps the first, that is the strongest, setting of each knob.
+    fn merge(all: impl Iterator<Item = Setting>) -> Self {
+        let mut kept = Self(Vec::new());
+        for setting in all {
+            if kept.of(setting.knob.key).is_none() {
+                kept.0.push(setting);
+            }
+        }
+        kept
+    }
+
+    /// What was given for a knob.
+    pub(super) fn of(&self, key: &str) -> Option<&Setting> {
+        self.0.iter().find(|setting| setting.knob.key == key)
+    }
+
+    /// `key = value (from origin)`, or that it is the default.
+    pub(super) fn describe(&self, key: &'static str) -> String {
+        let default = || super::knob(key).map_or("", |knob| knob.default);
+        self.of(key).map_or_else(
+            || format!("{key} = {:?} (the default)", default()),
+            |setting| format!("{setting:?}"),
+        )
+    }
+
+    fn parse(&self, problems: &mut Vec<String>) -> Config {
+        // With a misspelt key the knobs would only seem not to fit together.
+        let readable = problems.is_empty();
+        let mut config = Config::default();
+        let mut failed = Vec::new();
+        for setting in &self.0 {
+            if let Err(why) = setting.knob.apply(&mut config, &setting.value) {
+                problems.push(setting.problem(&why));
+                failed.push(setting.knob.key);
+            }
+        }
+        if readable {
+            check::all(&config, self, &failed, problems);
+        }
+        config
+    }
+}
+
+/// The text of a small file.
+pub(super) fn read_text(path: &str) -> io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        let error = format!("it is larger than {MAX_FILE} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
+    }
+    Ok(text)
+}

@@ -1,0 +1,26 @@
+//! The log filter, checked before anything logs.
+
+use crate::telemetry;
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// A filter that [`telemetry::init`] takes.
+///
+/// A lone word that is no level is refused although the syntax allows it: it names a target, so
+/// `verbose` would silence everything else.
+pub(super) fn filter(text: &str) -> Result<String, String> {
+    let directives = || text.split(',').map(str::trim).filter(|s| !s.is_empty());
+    let stray = directives().find(|directive| {
+        !directive.contains(['=', '[']) && !LEVELS.iter().any(|l| l.eq_ignore_ascii_case(directive))
+    });
+    if let Some(word) = stray {
+        return Err(format!(
+            "{word:?} is no level: must be one of {} or a list such as \"info,jobcache=debug\"",
+            LEVELS.join(", ")
+        ));
+    }
+    if directives().next().is_none() || telemetry::filter(text).is_err() {
+        return Err("must be a level or a list such as \"info,jobcache=debug\"".to_owned());
+    }
+    Ok(text.to_owned())
+}

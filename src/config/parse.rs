@@ -1,0 +1,177 @@
+//! From the text of one value to the checked value. Pure; an error says what would be right.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
+
+use hyper::header::HeaderName;
+
+const MIN_SECRET: usize = 16;
+const MAX_PREFIX: usize = 64;
+/// Every request is matched against every route.
+const MAX_ROUTES: usize = 64;
+const MAX_ROUTE: usize = 1024;
+/// Every request is searched for every header.
+const MAX_HEADERS: usize = 64;
+
+/// An IP address and port. `localhost` is the one name taken: RFC 6761 section 6.3 fixes it to
+/// loopback, every other one needs a resolver, whose answer may change after the bind.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    let named = text
+        .strip_prefix("localhost:")
+        .and_then(|port| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().ok()?))));
+    text.parse().ok().or(named).ok_or_else(|| {
+        "must be an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080 \
+         (of names only localhost is taken)"
+            .to_owned()
+    })
+}
+
+/// A span of time with its unit, within `limits`.
+pub(super) fn time(text: &str, limits: RangeInclusive<Duration>) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|_| r#"must be a time with its unit, such as "50ms", "5s" or "5m""#.to_owned())?;
+    within(time, &limits, |limit| humantime::format_duration(*limit).to_string())
+}
+
+/// A whole number within `limits`.
+pub(super) fn number(text: &str, limits: RangeInclusive<usize>) -> Result<usize, String> {
+    let number = text.parse().map_err(|_| "must be a whole number".to_owned())?;
+    within(number, &limits, usize::to_string)
+}
+
+/// A number of bytes, alone or in KiB, MiB or GiB, within `limits`.
+///
+/// Decimal units (`MB`) are refused: half the world means 1,048,576 by them.
+pub(super) fn size(text: &str, limits: RangeInclusive<usize>) -> Result<usize, String> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let unit: usize = match unit.trim_start() {
+        "" | "B" => Some(1),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    }
+    .ok_or_else(|| SIZE.to_owned())?;
+    let number: usize = number.parse().map_err(|_| SIZE.to_owned())?;
+    within(number.saturating_mul(unit), &limits, |limit| bytes(*limit))
+}
+
+const SIZE: &str = r#"must be a whole number of bytes, KiB, MiB or GiB, such as "1MiB""#;
+
+fn bytes(size: usize) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let whole = units.into_iter().find(|(unit, _)| size >= *unit && size.is_multiple_of(*unit));
+    whole.map_or_else(|| format!("{size}B"), |(unit, name)| format!("{}{name}", size / unit))
+}
+
+/// `true` or `false`; 1 and 0 are what many write into an environment.
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err("must be true or false".to_owned()),
+    }
+}
+
+/// A webhook secret: any 16 visible ASCII characters or more, or `whsec_` and base64.
+///
+/// It travels as a bearer token, so it must be what RFC 9110 section 5.5 calls VCHAR. The base64 is
+/// judged by the crate that will verify signatures with it.
+pub(super) fn secret(text: &str) -> Result<String, String> {
+    if !text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("must be visible ASCII characters without spaces".to_owned());
+    }
+    let encoded = text.strip_prefix("whsec_");
+    if encoded.is_some() && standardwebhooks::Webhook::new(text).is_err() {
+        return Err("starts with whsec_, so the rest must be base64 with its padding".to_owned());
+    }
+    if encoded.unwrap_or(text).len() < MIN_SECRET {
+        return Err(format!(
+            "must have at least {MIN_SECRET} characters; make one with `openssl rand -hex 32`"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// Path templates with one `{id}` segment each. The router parses them strictly; this catches what
+/// a person gets wrong.
+pub(super) fn routes(items: &[String]) -> Result<Vec<String>, String> {
+    count(items, "route", MAX_ROUTES)?;
+    items.iter().map(|item| route(item).map_err(|why| format!("{item:?} {why}"))).collect()
+}
+
+fn route(text: &str) -> Result<String, String> {
+    let segments = || text.split('/').skip(1);
+    let why = if !text.starts_with('/') {
+        "must start with a slash, such as \"/jobs/{id}\"".to_owned()
+    } else if text.len() > MAX_ROUTE {
+        format!("must be at most {MAX_ROUTE} bytes long")
+    } else if text.contains(['?', '#']) || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        "must be a path as it stands in a request: no query, fragment, space or control character"
+            .to_owned()
+    } else if segments().filter(|s| *s == "{id}").count() != 1 {
+        "must have exactly one segment that is {id}, such as \"/jobs/{id}\"".to_owned()
+    } else if segments().any(|s| s != "{id}" && s.contains(['{', '}'])) {
+        "must not have any other braces than those of {id}".to_owned()
+    } else {
+        return Ok(text.to_owned());
+    };
+    Err(why)
+}
+
+/// What stands before the job id in a key. Braces are the hash tag of a cluster slot, and the rest
+/// cannot be typed into `redis-cli`.
+pub(super) fn prefix(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > MAX_PREFIX {
+        return Err(format!("must be 1 to {MAX_PREFIX} bytes long"));
+    }
+    if text.contains(|c: char| c == '{' || c == '}' || c.is_whitespace() || c.is_control()) {
+        return Err("must not contain braces, white space or control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Header names, in lower case.
+pub(super) fn headers(items: &[String]) -> Result<Vec<String>, String> {
+    count(items, "header", MAX_HEADERS)?;
+    let name = |item: &String| {
+        let name = HeaderName::from_bytes(item.as_bytes());
+        name.map(|name| name.as_str().to_owned())
+            .map_err(|_| format!("{item:?} is not the name of a header"))
+    };
+    items.iter().map(name).collect()
+}
+
+fn count(items: &[String], what: &str, most: usize) -> Result<(), String> {
+    if items.is_empty() || items.len() > most {
+        return Err(format!("must name 1 to {most} {what}s"));
+    }
+    Ok(())
+}
+
+fn within<T: PartialOrd>(
+    value: T,
+    limits: &RangeInclusive<T>,
+    show: impl Fn(&T) -> String,
+) -> Result<T, String> {
+    if limits.contains(&value) {
+        return Ok(value);
+    }
+    Err(format!("must be between {} and {}", show(limits.start()), show(limits.end())))
+}
+
+/// Whether only this machine can reach the address.
+pub(super) fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+/// The path of a file. Whether it can be opened shows when it is.
+#[allow(clippy::unnecessary_wraps, reason = "the shape of every parser in the table")]
+pub(super) fn path(text: &str) -> Result<Option<PathBuf>, String> {
+    Ok(Some(PathBuf::from(text)))
+}

@@ -1,0 +1,52 @@
+//! A secret shows in no output and in no message.
+
+use super::load;
+
+const SECRETS: [&str; 2] = ["hunter2hunter2", "swordfish"];
+
+#[track_caller]
+fn hides(text: &str) {
+    for secret in SECRETS {
+        assert!(!text.contains(secret), "{text}");
+    }
+}
+
+#[test]
+fn secrets_are_in_no_output() {
+    let vars = [
+        ("JOBCACHE_WEBHOOK_SECRET", "hunter2hunter2hunter2"),
+        ("REDIS_URL", "redis://me:swordfish@cache:6379/1"),
+    ];
+    let loaded = load(&[], &vars, "").unwrap();
+    hides(&format!("{loaded:?} {:#?}", loaded.config));
+    hides(&loaded.to_toml());
+    assert_eq!(loaded.config.store.url.to_string(), "redis://***@cache:6379/1");
+}
+
+#[test]
+fn secrets_are_in_no_message() {
+    for url in [
+        "rediss://:swordfish@a",
+        "redis://:swordfish@a/x",
+        "redis://:x/swordfish@a",
+        "redis://:12/swordfish@a",
+        "redis://u:p@swordfish/x@a",
+        "redis://u:p@swordfish@a/x",
+        "redis://:1#swordfish@a",
+        "redis://u:1?swordfish@a",
+        "redis://a/x?password=swordfish",
+        "swordfish",
+        "me:swordfish@a",
+        "unix:///a?passwd=swordfish",
+        "http://me:swordfish@a",
+    ] {
+        for name in ["REDIS_URL", "UPSTREAM_URL"] {
+            hides(&load(&[], &[(name, url)], "").unwrap_err());
+        }
+    }
+    hides(&load(&[], &[("JOBCACHE_WEBHOOK_SECRET", "hunter2hunter2 ")], "").unwrap_err());
+    hides(&load(&[], &[], "webhook_secret = \"hunter2hunter2").unwrap_err());
+    hides(&load(&[], &[], "webhook_secret = hunter2hunter2").unwrap_err());
+    hides(&load(&[], &[], "store = { url = 'redis://:swordfish@a'").unwrap_err());
+    hides(&load(&[], &[], "webhook_secret = ['hunter2hunter2']").unwrap_err());
+}

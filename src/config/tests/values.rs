@@ -1,0 +1,179 @@
+//! What each value may be, and what its refusal says.
+
+use std::time::Duration;
+
+use redis::IntoConnectionInfo;
+
+use super::super::{Config, StoreUrl, knob};
+
+/// Expects the value to be refused; the table holds what stands between origin and default.
+#[track_caller]
+fn bad(name: &'static str, text: &str, why: &str) {
+    let knob = knob(name).unwrap();
+    assert_eq!(knob.apply(&mut Config::default(), &knob.split(text)), Err(why.to_owned()));
+}
+
+/// Expects the value to be taken.
+#[track_caller]
+fn good(name: &'static str, text: &str) -> Config {
+    let knob = knob(name).unwrap();
+    let mut config = Config::default();
+    knob.apply(&mut config, &knob.split(text)).unwrap();
+    config
+}
+
+#[test]
+fn an_address_is_an_ip_and_a_port() {
+    let why = "must be an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or \
+               [::1]:8080 (of names only localhost is taken)";
+    for text in ["8080", ":8080", "127.0.0.1", "example.com:80", "::1:80", "1.2.3.4:65536", ""] {
+        bad("listen", text, why);
+    }
+    assert_eq!(good("listen", "localhost:81").listen, "127.0.0.1:81".parse().unwrap());
+    assert_eq!(good("listen", "[::]:81").listen, "[::]:81".parse().unwrap());
+}
+
+#[test]
+fn a_size_is_bytes_or_a_binary_unit() {
+    let why = "must be a whole number of bytes, KiB, MiB or GiB, such as \"1MiB\"";
+    for text in ["", "MiB", "1MB", "1.5MiB", "-1", "1 mib", "99999999999999999999"] {
+        bad("max_body", text, why);
+    }
+    bad("max_body", "65MiB", "must be between 1B and 64MiB");
+    bad("max_body", "18446744073709551615GiB", "must be between 1B and 64MiB");
+    for (text, bytes) in [("1048576", 1 << 20), ("1MiB", 1 << 20), ("2 KiB", 2048), ("7B", 7)] {
+        assert_eq!(good("max_body", text).max_body, bytes);
+    }
+}
+
+#[test]
+fn numbers_times_and_switches_have_limits() {
+    bad("server.max_connections", "0", "must be between 1 and 1000000");
+    bad("server.max_connections", "many", "must be a whole number");
+    bad("pending.limit", "0", "must be between 1 and 1000000");
+    bad("settle", "2m", "must be between 0s and 1m");
+    bad("settle", "-1s", "must be a time with its unit, such as \"50ms\", \"5s\" or \"5m\"");
+    bad("access_log", "yes", "must be true or false");
+    assert!(good("access_log", "1").access_log);
+    assert_eq!(good("settle", "0s").settle, Duration::ZERO);
+}
+
+#[test]
+fn the_upstream_is_an_http_origin() {
+    let bad = |text: &str, why: &str| {
+        bad("upstream.url", text, &format!("must be http://host or http://host:port; {why}"));
+    };
+    bad("backend:8000", "the scheme is missing");
+    bad("https://a", "https is not supported yet");
+    bad("unix:///run/a.sock", "unix sockets are not supported yet");
+    bad("ftp://a", "no other scheme is supported");
+    bad("http://", "this is not a URL");
+    bad("http://a b", "this is not a URL");
+    bad("http://:80", "host or port is not valid");
+    bad("http://a:99999", "host or port is not valid");
+    bad("http://a/api", "a path does not belong here: requests keep their own");
+    bad("http://a?x=1", "a path does not belong here: requests keep their own");
+    let why = "user and password do not belong here: clients send their own credentials";
+    bad("http://u:p@a", why);
+    for text in ["http://a", "http://a:81", "http://[::1]:81", "http://10.0.0.1", "http://a_b:1"] {
+        assert_eq!(good("upstream.url", text).upstream.url, text);
+    }
+    assert_eq!(good("upstream.url", "http://a/").upstream.url, "http://a");
+}
+
+#[test]
+fn the_store_is_redis_or_memory() {
+    let bad = |text: &str, why: &str| {
+        let accepted = "must be redis://[user:password@]host[:port][/db], unix:///path/to/socket or \
+                        memory://";
+        bad("store.url", text, &format!("{accepted}; {why}"));
+    };
+    bad("localhost:6379", "the scheme is missing");
+    bad("rediss://a", "TLS to the store is not supported yet");
+    bad("http://a", "no other scheme is supported");
+    bad("memory://x", "nothing follows memory://");
+    bad("redis://", "the host is missing");
+    bad("redis://0.0.0.0", "0.0.0.0 and [::] are addresses to listen on, not to connect to");
+    bad("redis://a:x", "this is not a URL; percent-encode special characters of the password");
+    let encode = "percent-encode special characters of the password";
+    bad("redis://a/b", &format!("the database must be a number; {encode}"));
+    bad("redis://a/0?x", &format!("nothing follows the database; {encode}"));
+    bad("unix://a/b", "a socket has three slashes: unix:///path");
+    bad("unix:///", "the path is missing");
+    bad("unix:///a?password=x", "the query may have db, user and pass");
+    bad("unix:///a?db=x", "db must be a number");
+    assert_eq!(good("store.url", "memory://").store.url, StoreUrl::Memory);
+}
+
+#[test]
+fn the_redis_client_takes_every_url_that_we_take() {
+    let urls = "redis://a redis://a:1 redis://a/3 redis://a/ redis://:p@a redis://u:p%40@a:1/2 \
+                redis://[::1]:1 valkey://a unix:///a redis+unix:///a/b.sock valkey+unix:///a \
+                unix:///a?db=1&user=u&pass=p redis://10.0.0.1";
+    for url in urls.split_whitespace() {
+        assert_eq!(good("store.url", url).store.url, StoreUrl::Redis(url.to_owned()));
+        assert!(url.into_connection_info().is_ok(), "{url}");
+    }
+}
+
+#[test]
+fn a_prefix_is_short_and_plain() {
+    let why = "must not contain braces, white space or control characters";
+    for text in ["a{b", "a}", "a b", "a\tb", "a\u{7f}"] {
+        bad("store.prefix", text, why);
+    }
+    bad("store.prefix", "", "must be 1 to 64 bytes long");
+    bad("store.prefix", &"x".repeat(65), "must be 1 to 64 bytes long");
+    good("store.prefix", &"x".repeat(64));
+}
+
+#[test]
+fn a_route_has_one_id() {
+    let bad = |text: &str, why: &str| bad("routes", text, &format!("{text:?} {why}"));
+    bad("jobs/{id}", "must start with a slash, such as \"/jobs/{id}\"");
+    let one = "must have exactly one segment that is {id}, such as \"/jobs/{id}\"";
+    bad("/jobs", one);
+    bad("/jobs/{id}/{id}", one);
+    bad("/jobs/x{id}", one);
+    bad("/{tenant}/jobs/{id}", "must not have any other braces than those of {id}");
+    let path = "must be a path as it stands in a request: no query, fragment, space or control \
+                character";
+    bad("/jobs/{id}?x", path);
+    bad("/jo bs/{id}", path);
+    good("routes", "/v1/jobs/{id}/status");
+}
+
+#[test]
+fn a_secret_is_long_enough_and_fits_a_header() {
+    let short = "must have at least 16 characters; make one with `openssl rand -hex 32`";
+    bad("webhook_secret", "0123456789abcde", short);
+    bad("webhook_secret", "whsec_MTIzNDU2Nzg=", short);
+    bad(
+        "webhook_secret",
+        "whsec_not-base64-at-all",
+        "starts with whsec_, so the rest must be base64 with its padding",
+    );
+    bad(
+        "webhook_secret",
+        "correct horse battery",
+        "must be visible ASCII characters without spaces",
+    );
+    good("webhook_secret", "0123456789abcdef");
+    good("webhook_secret", "whsec_MTIzNDU2Nzg5MDEyMzQ1Ng==");
+}
+
+#[test]
+fn headers_are_names() {
+    bad("credentials.headers", "x y", "\"x y\" is not the name of a header");
+    bad("credentials.headers", "", "must name 1 to 64 headers");
+}
+
+#[test]
+fn a_log_filter_that_would_silence_everything_is_refused() {
+    let why = "must be a level or a list such as \"info,jobcache=debug\"";
+    bad("log", "jobcache=loud", why);
+    bad("log", " ", why);
+    for text in ["debug", "WARN", "info,jobcache=debug", "off,jobcache::store=trace"] {
+        good("log", text);
+    }
+}

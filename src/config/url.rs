@@ -1,0 +1,117 @@
+//! URLs of the upstream and the store, and how they are shown.
+
+use hyper::Uri;
+use url::{Host, Url};
+
+use super::StoreUrl;
+
+const UPSTREAM: &str = "must be http://host or http://host:port";
+const STORE: &str = "must be redis://[user:password@]host[:port][/db], unix:///path/to/socket \
+                     or memory://";
+
+/// Origin of the upstream, without a trailing slash.
+pub(super) fn upstream(text: &str) -> Result<String, String> {
+    let why = |why: &str| Err(format!("{UPSTREAM}; {why}"));
+    // Before the parser: it cannot take `http+unix`, and `localhost:8000` is a scheme to it.
+    match text.split_once("://") {
+        Some(("http", _)) => {}
+        Some(("https", _)) => return why("https is not supported yet"),
+        Some(("unix" | "http+unix", _)) => return why("unix sockets are not supported yet"),
+        Some(_) => return why("no other scheme is supported"),
+        None => return why("the scheme is missing"),
+    }
+    let Ok(uri) = text.parse::<Uri>() else { return why("this is not a URL") };
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    if authority.contains('@') {
+        return why("user and password do not belong here: clients send their own credentials");
+    }
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() || text.contains('#') {
+        return why("a path does not belong here: requests keep their own");
+    }
+    // `Uri` takes ports that no socket has.
+    if uri.host().is_none_or(str::is_empty) || Url::parse(text).is_err() {
+        return why("host or port is not valid");
+    }
+    Ok(format!("http://{authority}"))
+}
+
+/// Which store. What is accepted here the Redis client accepts too: a test holds the two together.
+pub(super) fn store(text: &str) -> Result<StoreUrl, String> {
+    let why = |why: &str| Err(format!("{STORE}; {why}"));
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return why("the scheme is missing");
+    };
+    match scheme {
+        "memory" if rest.is_empty() => return Ok(StoreUrl::Memory),
+        "memory" => return why("nothing follows memory://"),
+        "redis" | "valkey" | "unix" | "redis+unix" | "valkey+unix" => {}
+        "rediss" | "valkeys" => return why("TLS to the store is not supported yet"),
+        _ => return why("no other scheme is supported"),
+    }
+    let Ok(url) = Url::parse(text) else {
+        return why("this is not a URL; percent-encode special characters of the password");
+    };
+    let fault = if scheme.ends_with("unix") { unix_fault(&url) } else { tcp_fault(&url) };
+    fault.map_or_else(|| Ok(StoreUrl::Redis(text.to_owned())), why)
+}
+
+fn tcp_fault(url: &Url) -> Option<&'static str> {
+    let database = url.path().trim_matches('/');
+    if url.host_str().is_none_or(str::is_empty) {
+        Some("the host is missing")
+    } else if is_wildcard(url) {
+        Some("0.0.0.0 and [::] are addresses to listen on, not to connect to")
+    } else if !database.is_empty() && database.parse::<u32>().is_err() {
+        Some("the database must be a number; percent-encode special characters of the password")
+    } else if url.fragment().is_some() || url.query().is_some() {
+        Some("nothing follows the database; percent-encode special characters of the password")
+    } else {
+        None
+    }
+}
+
+fn is_wildcard(url: &Url) -> bool {
+    // Schemes unknown to the URL standard keep an IPv4 address as a name.
+    match url.host() {
+        Some(Host::Domain(name)) => name == "0.0.0.0",
+        Some(Host::Ipv4(ip)) => ip.is_unspecified(),
+        Some(Host::Ipv6(ip)) => ip.is_unspecified(),
+        None => false,
+    }
+}
+
+fn unix_fault(url: &Url) -> Option<&'static str> {
+    let known = |key: &str| matches!(key, "db" | "user" | "pass");
+    if url.host().is_some() {
+        Some("a socket has three slashes: unix:///path")
+    } else if url.path().len() < 2 {
+        Some("the path is missing")
+    } else if url.query_pairs().any(|(key, _)| !known(&key)) {
+        Some("the query may have db, user and pass")
+    } else if url.query_pairs().any(|(key, value)| key == "db" && value.parse::<u32>().is_err()) {
+        Some("db must be a number")
+    } else if url.fragment().is_some() {
+        Some("nothing follows the query")
+    } else {
+        None
+    }
+}
+
+/// The URL without user, password, query and fragment; `***` where it is unclear what is what.
+///
+/// A password with an unescaped `/`, `?`, `#` or `@` shifts the borders that a parser sees, so a
+/// stray `@` hides everything.
+pub(super) fn redacted(text: &str) -> String {
+    const HIDDEN: &str = "***";
+    let Ok(url) = Url::parse(text) else { return HIDDEN.to_owned() };
+    let Some((scheme, rest)) = text.split_once("://") else { return HIDDEN.to_owned() };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(u, h)| (Some(u), h));
+    if path.contains('@') || user.is_some_and(|user| user.contains('@')) || url.cannot_be_a_base() {
+        return HIDDEN.to_owned();
+    }
+    let (path, query) = path.split_at(path.find(['?', '#']).unwrap_or(path.len()));
+    let user = user.map_or("", |_| "***@");
+    let query = if query.is_empty() { "" } else { "?***" };
+    format!("{scheme}://{user}{host}{path}{query}")
+}
