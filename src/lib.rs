@@ -26,6 +26,10 @@
 
 pub mod config;
 
+pub mod proxy;
+
+pub mod cache;
+
 pub mod clock;
 
 pub mod telemetry;

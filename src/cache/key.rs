@@ -1,0 +1,317 @@
+//! Job ids and the spellings an upstream may read as one.
+//!
+//! An upstream may know one job under many spellings: `7`, `007`, `%37`, or a UUID in either case.
+//! An entry stored under one spelling would survive a write under another, so reads and writes are
+//! treated unlike:
+//!
+//! - A read is cached under the canonical spelling only ([`JobId::canonical`]). An id that some
+//!   common parser takes for another one passes, even where this upstream would not.
+//! - A write invalidates whatever any reading of its spelling gives ([`readings`]).
+//!
+//! So a reading that is too generous costs a miss; one that is too narrow costs a stale answer.
+//!
+//! What reads ids otherwise than byte by byte, and is covered: UUID parsers (Python, Java, .NET and
+//! the `uuid` crate: case, hyphens, braces, `urn:uuid:`), integer parsers (Python, pydantic, Go,
+//! JavaScript: sign, leading zeros, `_` between digits, a zero fraction, white space), format
+//! suffixes (Rails and Django REST: `7.json`), percent and form encoding, matrix parameters.
+//! What is not: upstreams that compare ids without regard to case, that read a numeric prefix
+//! (`parseInt("7abc")`), exponents and radix prefixes (`1e3`, `0x7`), or digits outside ASCII.
+
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use percent_encoding::percent_decode_str;
+
+/// Longest id, in bytes. Everything longer passes uncached.
+pub const MAX_ID_LEN: usize = 128;
+
+/// How often a spelling is percent-decoded: once by a gateway, once by a framework, and one to
+/// spare. It bounds [`readings`]: a round yields at most four texts, a text at most six ids.
+pub const MAX_DECODES: usize = 3;
+
+/// Longest spelling of a UUID that is looked at, in bytes: `urn:uuid:{8-4-4-4-12}` and some slack
+/// for hyphens in odd places.
+const MAX_UUID_LEN: usize = 96;
+
+/// Suffixes that a framework takes off the id and reads as the format of the answer.
+const FORMATS: [&str; 12] =
+    ["api", "csv", "htm", "html", "js", "json", "jsonp", "md", "txt", "xml", "yaml", "yml"];
+
+/// A job id in its canonical spelling: `[A-Za-z0-9._~-]{1,128}`, not `.` or `..`.
+///
+/// Cheap to clone. Two ids are the same job exactly if they are the same bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(Arc<str>);
+
+impl JobId {
+    /// The id, if `raw` is its canonical spelling.
+    ///
+    /// `None` also for what some parser would take for another id: a UUID that is not lower-case
+    /// hyphenated 8-4-4-4-12 (so a bare `uuid4().hex` is not cached), a number with leading zeros,
+    /// a sign it does not need, `_` or `.0` (so `20240101_1200` is not cached), or `7.json`.
+    pub fn canonical(raw: &str) -> Option<Self> {
+        let same = |reading: Option<String>| reading.is_none_or(|id| id == raw);
+        let canonical = is_id(raw) && same(uuid(raw)) && same(integer(raw)) && stem(raw).is_none();
+        canonical.then(|| Self(raw.into()))
+    }
+
+    /// The canonical spelling.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Every id that some reading of one path segment, or of one id in a purge, gives.
+///
+/// Canonical, without repeats, the most literal reading first, bounded by [`MAX_DECODES`]. Empty
+/// if no reading is an id: then nothing can be cached under it either.
+pub fn readings(segment: &str) -> Vec<JobId> {
+    // Canonical means that every reading is the spelling itself.
+    if let Some(id) = JobId::canonical(segment) {
+        return vec![id];
+    }
+    let mut ids = Vec::new();
+    let mut text = Cow::Borrowed(segment);
+    for _ in 0..=MAX_DECODES {
+        read_text(&text, &mut ids);
+        let decoded = percent_decode_str(&text).decode_utf8_lossy();
+        if decoded == text {
+            break;
+        }
+        text = Cow::Owned(decoded.into_owned());
+    }
+    ids
+}
+
+/// Adds what `text` gives without decoding: whole and without its parameters, with `+` as it is
+/// and as the space of a form.
+fn read_text(text: &str, ids: &mut Vec<JobId>) {
+    // Decoding may bring forth a `?` or `#` that a second parser takes for the end of the path.
+    let bare = text.split([';', '?', '#']).next().unwrap_or_default();
+    for spelling in [text, bare] {
+        read_spelling(spelling, ids);
+        if spelling.contains('+') {
+            read_spelling(&spelling.replace('+', " "), ids);
+        }
+    }
+}
+
+/// Adds what one spelling gives, with its format suffix and without.
+fn read_spelling(spelling: &str, ids: &mut Vec<JobId>) {
+    let trimmed = spelling.trim_matches(|c: char| c.is_whitespace() || c.is_control());
+    for text in [Some(trimmed), stem(trimmed)].into_iter().flatten() {
+        let parsed = [uuid(text), integer(text)].into_iter().flatten();
+        for id in
+            JobId::canonical(text).into_iter().chain(parsed.filter_map(|id| JobId::canonical(&id)))
+        {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+    }
+}
+
+fn is_id(raw: &str) -> bool {
+    // RFC 3986 2.3, unreserved: the characters that no URI needs to encode.
+    let unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-');
+    (1..=MAX_ID_LEN).contains(&raw.len())
+        && raw.bytes().all(unreserved)
+        && !matches!(raw, "." | "..")
+}
+
+/// The canonical UUID, if a UUID parser accepts `text`: 32 hexadecimal digits, with hyphens
+/// anywhere (as Python's), in braces or parentheses, after `urn:uuid:` (RFC 9562 4).
+fn uuid(text: &str) -> Option<String> {
+    if text.len() > MAX_UUID_LEN {
+        return None;
+    }
+    let lower = text.to_ascii_lowercase();
+    let bare = lower.trim_start_matches("urn:").trim_start_matches("uuid:");
+    let hex = bare.trim_matches(['{', '}', '(', ')']).replace('-', "");
+    if hex.len() != 32 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let groups = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+    Some(groups.join("-"))
+}
+
+/// The canonical number, if an integer parser accepts `text`: no leading zeros, no `+`, no `-0`.
+/// As a string, for ids may exceed every integer type.
+fn integer(text: &str) -> Option<String> {
+    let (sign, unsigned) = match text.strip_prefix('-') {
+        Some(unsigned) => ("-", unsigned),
+        None => ("", text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, ""));
+    let is_group = |group: &str| !group.is_empty() && group.bytes().all(|b| b.is_ascii_digit());
+    if !whole.split('_').all(is_group) || !fraction.bytes().all(|b| b == b'0') {
+        return None;
+    }
+    let digits = whole.replace('_', "");
+    match digits.trim_start_matches('0') {
+        "" => Some("0".to_owned()),
+        significant => Some(format!("{sign}{significant}")),
+    }
+}
+
+/// `text` without its format suffix, if it has one.
+fn stem(text: &str) -> Option<&str> {
+    let (stem, suffix) = text.rsplit_once('.')?;
+    let is_format = FORMATS.iter().any(|format| format.eq_ignore_ascii_case(suffix));
+    (is_format && !stem.is_empty()).then_some(stem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{JobId, MAX_DECODES, MAX_ID_LEN, readings};
+
+    const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+
+    #[track_caller]
+    fn check_canonical(raw: &str, want: bool) {
+        let id = JobId::canonical(raw);
+        assert_eq!(id.is_some(), want, "{raw:?}");
+        if let Some(id) = id {
+            assert_eq!((id.as_str(), id.to_string().as_str()), (raw, raw));
+        }
+    }
+
+    #[track_caller]
+    fn check(segment: &str, want: &[&str]) {
+        let ids = readings(segment);
+        assert_eq!(ids.iter().map(JobId::as_str).collect::<Vec<_>>(), want, "{segment:?}");
+        for id in &ids {
+            assert_eq!(JobId::canonical(id.as_str()).as_ref(), Some(id), "{segment:?}");
+        }
+        if let Some(id) = JobId::canonical(segment) {
+            assert_eq!(ids, [id], "a canonical spelling has one reading");
+        }
+    }
+
+    #[test]
+    fn an_id_is_canonical_only_if_no_parser_reads_another_one() {
+        for raw in ["7", "0", "-7", "a", "A.b_c~d-e", "job.2024.1", "7.5", "v1.0.0", "1e3", "0x1f"]
+        {
+            check_canonical(raw, true);
+        }
+        for raw in
+            ["12345678901234567890123", "2024-01-01", "a7", "_7", "7_", "1__0", "...", ".json"]
+        {
+            check_canonical(raw, true);
+        }
+        for raw in ["007", "00", "-0", "-07", "7.0", "7.", "7.00", "1_000", "20240101_120000"] {
+            check_canonical(raw, false);
+        }
+        for raw in ["", ".", "..", "a b", "a/b", "a%20", "7;a", "+7", "é", "a:b", "{x}", "a\0"] {
+            check_canonical(raw, false);
+        }
+        for raw in ["7.json", "7.JSON", "abc.xml", "a.b.html"] {
+            check_canonical(raw, false);
+        }
+    }
+
+    #[test]
+    fn a_uuid_is_canonical_in_one_spelling() {
+        check_canonical(UUID, true);
+        check_canonical(&UUID.to_uppercase(), false);
+        check_canonical("0f8fad5b-d9cb-469f-a165-70867728950E", false);
+        check_canonical(&UUID.replace('-', ""), false);
+        check_canonical("0f8fad5bd9cb-469f-a165-70867728950e", false);
+        // Decimal digits, yet hexadecimal ones as well.
+        check_canonical("12345678901234567890123456789012", false);
+        check_canonical(&format!("{UUID}0"), true);
+        check_canonical(&format!("job-{UUID}"), true);
+    }
+
+    #[test]
+    fn an_id_has_at_most_128_bytes() {
+        check_canonical(&"a".repeat(MAX_ID_LEN), true);
+        check_canonical(&"a".repeat(MAX_ID_LEN + 1), false);
+        check(&format!("{}7", "0".repeat(MAX_ID_LEN)), &["7"]);
+    }
+
+    #[test]
+    fn a_canonical_spelling_reads_as_itself() {
+        for raw in ["7", "0", "-7", "abc", "job.2024.1", "ABC", UUID] {
+            check(raw, &[raw]);
+        }
+    }
+
+    #[test]
+    fn every_spelling_of_a_uuid_reads_as_the_canonical_one() {
+        let simple = UUID.replace('-', "");
+        for spelling in [
+            UUID.to_uppercase(),
+            simple.clone(),
+            simple.to_uppercase(),
+            format!("{{{UUID}}}"),
+            format!("({UUID})"),
+            format!("urn:uuid:{UUID}"),
+            format!("URN:UUID:{}", UUID.to_uppercase()),
+            format!("urn%3Auuid%3A{UUID}"),
+            format!("%7B{simple}%7d"),
+            format!(" {UUID}\n"),
+            format!("{simple}.json"),
+        ] {
+            check(&spelling, &[UUID]);
+        }
+        check("0f8fad5b-d9cb-469f-a165-70867728950", &["0f8fad5b-d9cb-469f-a165-70867728950"]);
+    }
+
+    #[test]
+    fn every_spelling_of_a_number_reads_as_the_canonical_one() {
+        for spelling in
+            ["007", "+7", "+07", "7.0", "07.00", "0_7", " 7 ", "\t7\n", "7+", "%2B7", "7%20", "7."]
+        {
+            check(spelling, &["7"]);
+        }
+        check("1_000", &["1000"]);
+        check("-0", &["0"]);
+        check("0000", &["0"]);
+        check("-007", &["-7"]);
+        check("7.json", &["7"]);
+        check("007.JSON", &["7"]);
+        // Both a number and a UUID.
+        let uuid = "00123456-7890-1234-5678-901234567890";
+        check("00123456789012345678901234567890", &[uuid, "123456789012345678901234567890"]);
+    }
+
+    #[test]
+    fn percent_encoding_is_read_at_every_depth() {
+        check("%37", &["7"]);
+        check("%61%62c", &["abc"]);
+        check("%2537", &["7"]);
+        check("%252537", &["7"]);
+        check("%25252537", &[]);
+        check("a%2Db", &["a-b"]);
+        check("a%2db", &["a-b"]);
+        check("7%00", &["7"]);
+        assert_eq!(MAX_DECODES, 3);
+    }
+
+    #[test]
+    fn parameters_do_not_belong_to_the_id() {
+        check("7;v=1", &["7"]);
+        check("abc;jsessionid=x;y", &["abc"]);
+        check("7%3Bv=1", &["7"]);
+        check("7%3Fv=1", &["7"]);
+        check("7%23x", &["7"]);
+        check("%37;v=1", &["7"]);
+        check("7.json;v=1", &["7"]);
+    }
+
+    #[test]
+    fn what_cannot_be_an_id_has_no_reading() {
+        for segment in
+            ["", ".", "..", "%2e%2e", ";", "a b", "a%2Fb", "a:b", "%", "%zz", "%ff", "{}"]
+        {
+            check(segment, &[]);
+        }
+        check(&"a".repeat(64 << 10), &[]);
+    }
+}

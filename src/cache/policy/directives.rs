@@ -1,0 +1,321 @@
+//! `Cache-Control` (RFC 9111 5.2), read with distrust: what cannot be read restricts.
+
+use std::time::Duration;
+
+use hyper::{
+    HeaderMap,
+    header::{CACHE_CONTROL, HeaderName, PRAGMA},
+};
+
+/// "If a cache receives a delta-seconds value greater than the greatest integer it can represent,
+/// or if any of its subsequent calculations overflows, the cache MUST consider the value to be
+/// 2147483648 (2^31) or the greatest positive integer it can conveniently represent."
+/// RFC 9111 1.2.2
+const MAX_DELTA_SECONDS: u64 = 1 << 31;
+
+/// One cache directive: its name in the sender's case, its argument without the quotes.
+pub(super) struct Directive<'h> {
+    name: &'h str,
+    argument: Option<&'h str>,
+}
+
+/// A field that is not a list of directives.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Malformed;
+
+impl Directive<'_> {
+    /// "Cache directives are identified by a token, to be compared case-insensitively"
+    /// RFC 9111 5.2
+    pub(super) fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name)
+    }
+
+    /// The argument as delta-seconds, "a non-negative integer, representing time in seconds".
+    /// RFC 9111 1.2.2
+    pub(super) fn seconds(&self) -> Result<Duration, Malformed> {
+        self.argument.and_then(delta_seconds).ok_or(Malformed)
+    }
+}
+
+/// Every directive of `Cache-Control`, over all of its lines.
+pub(super) fn directives(headers: &HeaderMap) -> Result<Vec<Directive<'_>>, Malformed> {
+    let mut directives = Vec::new();
+    for line in headers.get_all(CACHE_CONTROL) {
+        let line = line.to_str().map_err(|_| Malformed)?;
+        for member in members(line)? {
+            directives.push(directive(member)?);
+        }
+    }
+    Ok(directives)
+}
+
+/// A number of seconds, or none if `text` is not one.
+pub(super) fn delta_seconds(text: &str) -> Option<Duration> {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let seconds = text.parse().unwrap_or(MAX_DELTA_SECONDS);
+    Some(Duration::from_secs(seconds.min(MAX_DELTA_SECONDS)))
+}
+
+/// The members of every line of a list field whose members hold no quoted strings, trimmed.
+pub(super) fn tokens<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = Result<&'h str, Malformed>> {
+    let lines = headers.get_all(name).into_iter();
+    lines
+        .flat_map(|line| line.as_bytes().split(|&b| b == b','))
+        .map(|member| std::str::from_utf8(member.trim_ascii()).map_err(|_| Malformed))
+        .filter(|member| *member != Ok(""))
+}
+
+/// Splits a line at the commas that stand outside quoted strings (RFC 9110 5.6.1, 5.6.4).
+fn members(line: &str) -> Result<Vec<&str>, Malformed> {
+    let (mut members, mut start) = (Vec::new(), 0);
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, byte) in line.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => {
+                members.push(&line[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if quoted {
+        return Err(Malformed);
+    }
+    members.push(&line[start..]);
+    // "A recipient MUST parse and ignore a reasonable number of empty list elements"
+    // RFC 9110 5.6.1.2
+    members.retain(|member| !member.trim().is_empty());
+    Ok(members)
+}
+
+fn directive(member: &str) -> Result<Directive<'_>, Malformed> {
+    let (name, argument) = match member.split_once('=') {
+        Some((name, argument)) => (name.trim(), Some(unquote(argument.trim()))),
+        None => (member.trim(), None),
+    };
+    let is_token = !name.is_empty() && name.bytes().all(is_token_char);
+    is_token.then_some(Directive { name, argument }).ok_or(Malformed)
+}
+
+/// "For the directives defined below that define arguments, recipients ought to accept both forms,
+/// even if a specific form is required for generation." RFC 9111 5.2
+///
+/// Escapes are left as they are: no argument that we read holds one.
+fn unquote(argument: &str) -> &str {
+    argument.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(argument)
+}
+
+/// RFC 9110 5.6.2, tchar.
+fn is_token_char(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+/// What a client asks of caches (RFC 9111 5.2.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestDirectives {
+    /// Nothing but a fresh read of the upstream will do. Also `max-age=0`, a request whose
+    /// `Cache-Control` cannot be read, and `Pragma: no-cache` where there is no `Cache-Control`.
+    pub no_cache: bool,
+    /// Nothing of this request or its response may be stored.
+    pub no_store: bool,
+    /// No answer but a stored one is wanted.
+    pub only_if_cached: bool,
+    /// Greatest age of the answer.
+    pub max_age: Option<Duration>,
+    /// How long the answer must stay fresh.
+    pub min_fresh: Option<Duration>,
+    /// By how much the answer may have expired; [`Duration::MAX`] = by any time. A permission that
+    /// jobcache never uses.
+    pub max_stale: Option<Duration>,
+}
+
+impl RequestDirectives {
+    /// Reads `Cache-Control` and `Pragma`. Of repeated directives the strictest counts.
+    pub fn of(headers: &HeaderMap) -> Self {
+        if !headers.contains_key(CACHE_CONTROL) {
+            // "When the Cache-Control header field is not present in a request, caches MUST
+            // consider the no-cache request pragma-directive as having the same effect as if
+            // 'Cache-Control: no-cache' were present" RFC 7234 5.4; deprecated by RFC 9111 5.4,
+            // still sent by browsers on reload.
+            let no_cache = tokens(headers, &PRAGMA)
+                .any(|token| token.is_ok_and(|token| token.eq_ignore_ascii_case("no-cache")));
+            return Self { no_cache, ..Self::default() };
+        }
+        Self::parse(headers).unwrap_or(Self { no_cache: true, no_store: true, ..Self::default() })
+    }
+
+    /// Whether an entry of this age, fresh for another `remaining`, is what the client asks for.
+    pub fn admit(&self, age: Duration, remaining: Duration) -> bool {
+        // "The max-age request directive indicates that the client prefers a response whose age is
+        // less than or equal to the specified number of seconds." RFC 9111 5.2.1.1
+        let young = self.max_age.is_none_or(|max_age| age <= max_age);
+        // "The min-fresh request directive indicates that the client prefers a response whose
+        // freshness lifetime is no less than its current age plus the specified time in seconds."
+        // RFC 9111 5.2.1.3
+        let lasting = self.min_fresh.is_none_or(|min_fresh| remaining >= min_fresh);
+        !self.no_cache && young && lasting
+    }
+
+    fn parse(headers: &HeaderMap) -> Result<Self, Malformed> {
+        let mut this = Self::default();
+        for directive in directives(headers)? {
+            if directive.is("no-cache") {
+                this.no_cache = true;
+            } else if directive.is("no-store") {
+                this.no_store = true;
+            } else if directive.is("only-if-cached") {
+                this.only_if_cached = true;
+            } else if directive.is("max-age") {
+                // Unreadable: the client wants something young.
+                let max_age = directive.seconds().unwrap_or(Duration::ZERO);
+                this.max_age = Some(this.max_age.map_or(max_age, |other| other.min(max_age)));
+            } else if directive.is("min-fresh") {
+                let min_fresh = directive.seconds().unwrap_or(Duration::MAX);
+                this.min_fresh = this.min_fresh.max(Some(min_fresh));
+            } else if directive.is("max-stale") {
+                // "If no value is assigned to max-stale, then the client will accept a stale
+                // response of any age." RFC 9111 5.2.1.2
+                let any = directive.argument.is_none();
+                let unreadable = if any { Duration::MAX } else { Duration::ZERO };
+                let max_stale = directive.seconds().unwrap_or(unreadable);
+                this.max_stale =
+                    Some(this.max_stale.map_or(max_stale, |other| other.min(max_stale)));
+            }
+        }
+        this.no_cache |= this.max_age == Some(Duration::ZERO);
+        Ok(this)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hyper::{
+        HeaderMap,
+        header::{CACHE_CONTROL, HeaderName, HeaderValue},
+    };
+
+    use super::{RequestDirectives, directives};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let line = |&(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap())
+        };
+        lines.iter().map(line).collect()
+    }
+
+    #[track_caller]
+    fn check_list(line: &str, want: Option<&str>) {
+        let headers = headers(&[("cache-control", line)]);
+        let got = directives(&headers).ok().map(|list| {
+            let words: Vec<_> =
+                list.iter().map(|d| format!("{}={}", d.name, d.argument.unwrap_or("-"))).collect();
+            words.join(" ")
+        });
+        assert_eq!(got.as_deref(), want, "{line:?}");
+    }
+
+    #[test]
+    fn directives_are_split_outside_quoted_strings() {
+        check_list("", Some(""));
+        check_list("no-store", Some("no-store=-"));
+        check_list(" , Max-Age = 60 ,, x", Some("Max-Age=60 x=-"));
+        check_list("private=\"a, b\", no-store", Some("private=a, b no-store=-"));
+        check_list(r#"x="a\", no-store", y"#, Some(r#"x=a\", no-store y=-"#));
+        check_list("max-age=\"60\"", Some("max-age=60"));
+        check_list("x=\"a, no-store", None);
+        check_list("a b", None);
+        check_list("=60", None);
+        check_list("no-störe", None);
+    }
+
+    #[track_caller]
+    fn check(lines: &[(&'static str, &str)], want: RequestDirectives) {
+        assert_eq!(RequestDirectives::of(&headers(lines)), want, "{lines:?}");
+    }
+
+    #[test]
+    fn a_request_without_directives_asks_for_nothing() {
+        check(&[], RequestDirectives::default());
+        check(&[("cache-control", "")], RequestDirectives::default());
+        check(&[("cache-control", "no-transform, x=1")], RequestDirectives::default());
+        check(&[("pragma", "x")], RequestDirectives::default());
+    }
+
+    #[test]
+    fn no_cache_has_several_spellings() {
+        let want = RequestDirectives { no_cache: true, ..RequestDirectives::default() };
+        check(&[("cache-control", "No-Cache")], want);
+        check(&[("cache-control", "no-cache=\"x\"")], want);
+        check(&[("cache-control", "foo"), ("cache-control", "a, no-cache")], want);
+        check(&[("pragma", "no-cache")], want);
+        check(&[("pragma", "x, NO-CACHE")], want);
+        for value in ["max-age=0", "max-age=\"0\"", "max-age", "max-age=-1", "max-age=9, max-age=0"]
+        {
+            let want = RequestDirectives { max_age: Some(Duration::ZERO), ..want };
+            check(&[("cache-control", value)], want);
+        }
+    }
+
+    #[test]
+    fn pragma_counts_only_without_cache_control() {
+        let lines = [("pragma", "no-cache"), ("cache-control", "no-transform")];
+        check(&lines, RequestDirectives::default());
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_read_restricts() {
+        let want =
+            RequestDirectives { no_cache: true, no_store: true, ..RequestDirectives::default() };
+        check(&[("cache-control", "x=\"")], want);
+        check(&[("cache-control", "é")], want);
+    }
+
+    #[test]
+    fn arguments_are_seconds() {
+        let none = RequestDirectives::default();
+        let cache_control = |value| [("cache-control", value)];
+        let max_age = |seconds| RequestDirectives { max_age: Some(SECOND * seconds), ..none };
+        check(&cache_control("max-age=5"), max_age(5));
+        check(&cache_control("max-age=9, MAX-AGE=5"), max_age(5));
+        check(&cache_control("max-age=99999999999999999999"), max_age(1 << 31));
+        let min_fresh = Some(9 * SECOND);
+        check(&cache_control("min-fresh=9, min-fresh=5"), RequestDirectives { min_fresh, ..none });
+        let max_stale = Some(Duration::MAX);
+        check(&cache_control("max-stale"), RequestDirectives { max_stale, ..none });
+        let max_stale = Some(5 * SECOND);
+        check(&cache_control("max-stale=5"), RequestDirectives { max_stale, ..none });
+        let want = RequestDirectives { no_store: true, only_if_cached: true, ..none };
+        check(&cache_control("only-if-cached, no-store"), want);
+    }
+
+    #[track_caller]
+    fn check_admit(value: &'static str, age: u32, remaining: u32, want: bool) {
+        let mut headers = HeaderMap::new();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static(value));
+        let directives = RequestDirectives::of(&headers);
+        assert_eq!(directives.admit(SECOND * age, SECOND * remaining), want, "{value:?}");
+    }
+
+    #[test]
+    fn an_entry_is_admitted_by_age_and_by_what_remains() {
+        check_admit("", 500, 0, true);
+        check_admit("max-age=10", 10, 5, true);
+        check_admit("max-age=10", 11, 5, false);
+        check_admit("min-fresh=10", 0, 10, true);
+        check_admit("min-fresh=10", 0, 9, false);
+        check_admit("min-fresh=x", 0, 300, false);
+        check_admit("no-cache", 0, 300, false);
+    }
+}

@@ -1,0 +1,231 @@
+//! How long a response may be served.
+
+use std::time::{Duration, SystemTime};
+
+use hyper::{
+    HeaderMap,
+    header::{AGE, DATE, EXPIRES},
+    http::response::Parts,
+};
+
+use super::{
+    NoStore,
+    conditional::http_date,
+    directives::{Directive, delta_seconds, directives, tokens},
+    storable::storable,
+};
+
+/// The limits of what is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Greatest age of an answer from the cache, and its lifetime where the upstream states none.
+    pub ttl: Duration,
+    /// Largest body, in bytes.
+    pub max_body: usize,
+}
+
+/// How long a response may be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// Counted from when the response was requested, its age on arrival taken off. Never zero.
+    pub ttl: Duration,
+    /// How old the response was on arrival (RFC 9111 4.2.3).
+    pub age: Duration,
+}
+
+/// Whether and how long a response to a GET may be stored, from its head alone.
+///
+/// The caller still has to see to the method, to a body that is neither empty, nor too large, nor
+/// broken off, and to trailers that were not announced.
+pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Freshness, NoStore> {
+    storable(head, policy)?;
+    let stated = lifetime(&head.headers, now)?;
+    let age = age(&head.headers);
+    // "apparent_age = max(0, response_time - date_value)"; "corrected_initial_age =
+    // max(apparent_age, corrected_age_value)" RFC 9111 4.2.3
+    //
+    // Only against a lifetime that the upstream stated: ours counts from the request, and a clock
+    // that runs behind must not switch the cache off.
+    let age = if stated.is_some() { age.max(apparent_age(&head.headers, now)) } else { age };
+    // "response_is_fresh = (freshness_lifetime > current_age)" RFC 9111 4.2
+    let lifetime = stated.unwrap_or(policy.ttl).min(policy.ttl);
+    let ttl = lifetime.saturating_sub(age);
+    if ttl.is_zero() { Err(NoStore::Stale) } else { Ok(Freshness { ttl, age }) }
+}
+
+/// The freshness lifetime that the response states, if it does (RFC 9111 4.2.1, in its order).
+fn lifetime(headers: &HeaderMap, now: SystemTime) -> Result<Option<Duration>, NoStore> {
+    let directives = directives(headers).map_err(|_| NoStore::Malformed)?;
+    // Both are read even where one decides, so that an unreadable one is never passed over.
+    let s_maxage = one_duration(&directives, "s-maxage")?;
+    let max_age = one_duration(&directives, "max-age")?;
+    // "If the cache is shared and the s-maxage response directive (Section 5.2.2.10) is present, use
+    // its value, or If the max-age response directive (Section 5.2.2.1) is present, use its value"
+    if let Some(lifetime) = s_maxage.or(max_age) {
+        return Ok(Some(lifetime));
+    }
+    // "or If the Expires response header field (Section 5.3) is present, use its value minus the
+    // value of the Date response header field (using the time the message was received if it is not
+    // present, as per Section 6.6.1 of [HTTP])"
+    let mut lines = headers.get_all(EXPIRES).into_iter();
+    let (first, second) = (lines.next(), lines.next());
+    let Some(first) = first else {
+        return Ok(None);
+    };
+    // "A cache recipient MUST interpret invalid date formats, especially the value '0', as
+    // representing a time in the past (i.e., 'already expired')." RFC 9111 5.3
+    let expires = http_date(first).filter(|_| second.is_none()).ok_or(NoStore::Stale)?;
+    let date = headers.get(DATE).and_then(http_date).unwrap_or(now);
+    Ok(Some(expires.duration_since(date).unwrap_or_default()))
+}
+
+/// "When there is more than one value present for a given directive [..] either the first
+/// occurrence should be used or the response should be considered stale. [..] Caches are encouraged
+/// to consider responses that have invalid freshness information (e.g., a max-age directive with
+/// non-integer content) to be stale." RFC 9111 4.2.1
+///
+/// A repetition of the same value is no second value.
+fn one_duration(directives: &[Directive<'_>], name: &str) -> Result<Option<Duration>, NoStore> {
+    let mut value = None;
+    for directive in directives.iter().filter(|directive| directive.is(name)) {
+        let seconds = directive.seconds().map_err(|_| NoStore::Stale)?;
+        if *value.get_or_insert(seconds) != seconds {
+            return Err(NoStore::Stale);
+        }
+    }
+    Ok(value)
+}
+
+/// "a cache encountering a message with a list-based Age field value SHOULD use the first member of
+/// the field value, discarding subsequent ones. If the field value (after discarding additional
+/// members, as per above) is invalid (e.g., it contains something other than a non-negative
+/// integer), a cache SHOULD ignore the field." RFC 9111 5.1
+fn age(headers: &HeaderMap) -> Duration {
+    let first = tokens(headers, &AGE).next().and_then(Result::ok);
+    first.and_then(delta_seconds).unwrap_or_default()
+}
+
+/// In whole seconds, which is all that `Date` can say.
+fn apparent_age(headers: &HeaderMap, now: SystemTime) -> Duration {
+    let date = headers.get(DATE).and_then(http_date);
+    let age = date.and_then(|date| now.duration_since(date).ok()).unwrap_or_default();
+    Duration::from_secs(age.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use hyper::{Response, http::response::Parts};
+
+    use super::{Freshness, NoStore, Policy, freshness};
+
+    const POLICY: Policy = Policy { ttl: Duration::from_mins(5), max_body: 1 << 20 };
+    const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+    const MINUTE_AGO: &str = "Sun, 06 Nov 1994 08:48:37 GMT";
+    const IN_A_MINUTE: &str = "Sun, 06 Nov 1994 08:50:37 GMT";
+
+    fn head(lines: &[(&str, &str)]) -> Parts {
+        let response = lines
+            .iter()
+            .fold(Response::builder(), |response, &(name, value)| response.header(name, value));
+        response.body(()).unwrap().into_parts().0
+    }
+
+    fn at(date: &str) -> SystemTime {
+        httpdate::parse_http_date(date).unwrap()
+    }
+
+    /// `want`: the TTL and the age in seconds.
+    #[track_caller]
+    fn check(lines: &[(&str, &str)], want: (u64, u64)) {
+        let (ttl, age) = (Duration::from_secs(want.0), Duration::from_secs(want.1));
+        // Part of a second on the clock must not count: `Date` cannot say it.
+        let now = at(NOW) + Duration::from_millis(900);
+        assert_eq!(freshness(&head(lines), &POLICY, now), Ok(Freshness { ttl, age }), "{lines:?}");
+    }
+
+    #[track_caller]
+    fn check_refused(lines: &[(&str, &str)], want: NoStore) {
+        assert_eq!(freshness(&head(lines), &POLICY, at(NOW)), Err(want), "{lines:?}");
+    }
+
+    #[test]
+    fn without_a_stated_lifetime_the_configured_one_counts() {
+        check(&[], (300, 0));
+        check(&[("cache-control", "public, must-revalidate, x=y")], (300, 0));
+        check(&[("age", "100")], (200, 100));
+        check_refused(&[("age", "300")], NoStore::Stale);
+        // A clock that runs behind does not switch the cache off.
+        check(&[("date", MINUTE_AGO)], (300, 0));
+    }
+
+    #[test]
+    fn a_stated_lifetime_shortens_the_configured_one() {
+        check(&[("cache-control", "max-age=60")], (60, 0));
+        check(&[("cache-control", "MAX-AGE=\"60\"")], (60, 0));
+        check(&[("cache-control", "max-age=3600")], (300, 0));
+        check(&[("cache-control", "max-age=99999999999999999999")], (300, 0));
+        check(&[("cache-control", "public"), ("cache-control", "max-age=60")], (60, 0));
+        check(&[("cache-control", "max-age=60, max-age=60")], (60, 0));
+        check_refused(&[("cache-control", "max-age=0")], NoStore::Stale);
+    }
+
+    #[test]
+    fn the_shared_lifetime_wins_over_the_private_one_over_expires() {
+        check(&[("cache-control", "max-age=9, s-maxage=60")], (60, 0));
+        check_refused(&[("cache-control", "max-age=60, s-maxage=0")], NoStore::Stale);
+        check(&[("cache-control", "max-age=9"), ("expires", IN_A_MINUTE)], (9, 0));
+        check(&[("cache-control", "max-age=9"), ("expires", "0")], (9, 0));
+        check(&[("expires", IN_A_MINUTE), ("date", NOW)], (60, 0));
+        check(
+            &[("expires", NOW), ("date", MINUTE_AGO), ("cache-control", "s-maxage=90")],
+            (30, 60),
+        );
+    }
+
+    #[test]
+    fn a_lifetime_that_cannot_be_read_is_over() {
+        for value in
+            ["max-age=x", "max-age=-1", "max-age=1.5", "max-age", "max-age=", "max-age=6 0"]
+        {
+            check_refused(&[("cache-control", value)], NoStore::Stale);
+        }
+        check_refused(&[("cache-control", "max-age=60, max-age=61")], NoStore::Stale);
+        check_refused(&[("cache-control", "s-maxage=60, max-age=x")], NoStore::Stale);
+        check_refused(&[("cache-control", "max-age=60"), ("cache-control", "max-age=9")], {
+            NoStore::Stale
+        });
+        check_refused(&[("expires", "0")], NoStore::Stale);
+        check_refused(&[("expires", "-1")], NoStore::Stale);
+        check_refused(&[("expires", IN_A_MINUTE), ("expires", IN_A_MINUTE)], NoStore::Stale);
+        check_refused(&[("expires", NOW), ("date", NOW)], NoStore::Stale);
+        check_refused(&[("expires", MINUTE_AGO)], NoStore::Stale);
+    }
+
+    #[test]
+    fn age_is_taken_off() {
+        check(&[("cache-control", "max-age=60"), ("age", "50")], (10, 50));
+        check(&[("cache-control", "max-age=3600"), ("age", "100")], (200, 100));
+        check_refused(&[("cache-control", "max-age=60"), ("age", "60")], NoStore::Stale);
+        check(&[("cache-control", "max-age=60"), ("age", "5, 50")], (55, 5));
+        check(&[("cache-control", "max-age=60"), ("age", "5"), ("age", "50")], (55, 5));
+        check(&[("cache-control", "max-age=60"), ("age", "x")], (60, 0));
+        check(&[("cache-control", "max-age=60"), ("age", "-5")], (60, 0));
+    }
+
+    #[test]
+    fn a_date_in_the_past_ages_a_stated_lifetime() {
+        check(&[("cache-control", "max-age=90"), ("date", MINUTE_AGO)], (30, 60));
+        check(&[("cache-control", "max-age=90"), ("date", MINUTE_AGO), ("age", "80")], (10, 80));
+        check_refused(&[("cache-control", "max-age=60"), ("date", MINUTE_AGO)], NoStore::Stale);
+        check(&[("cache-control", "max-age=60"), ("date", IN_A_MINUTE)], (60, 0));
+        check(&[("cache-control", "max-age=60"), ("date", NOW)], (60, 0));
+        check(&[("cache-control", "max-age=60"), ("date", "yesterday")], (60, 0));
+    }
+
+    #[test]
+    fn what_may_not_be_stored_has_no_freshness() {
+        check_refused(&[("cache-control", "max-age=60, no-store")], NoStore::NoStore);
+    }
+}

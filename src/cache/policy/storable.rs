@@ -1,0 +1,260 @@
+//! Which responses may be stored at all, and which of their headers.
+
+use hyper::{
+    HeaderMap, StatusCode,
+    header::{
+        CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue,
+        SET_COOKIE, TRAILER, VARY,
+    },
+    http::response::Parts,
+};
+
+use super::{
+    NoStore, Policy,
+    directives::{directives, tokens},
+};
+
+/// Request headers that a response may vary by: those that the cache tells entries apart by, and
+/// `Accept-Encoding`, which is not sent on fills.
+const VARY_BY: [&str; 10] = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "forwarded",
+    "host",
+    "origin",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+];
+
+/// Whether a response header is part of an entry. The others are neither stored nor compared: they
+/// belong to the connection, tell of one exchange only, or are written anew.
+pub fn is_stored(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let per_exchange = ["ratelimit-", "x-ratelimit-", "x-rate-limit-", "x-b3-"];
+    !per_exchange.iter().any(|prefix| name.starts_with(prefix))
+        && !matches!(
+            name,
+            // RFC 9110 7.6.1 and RFC 9111 3.1: meant for the next hop alone.
+            "connection" | "keep-alive" | "proxy-authenticate" | "proxy-authentication-info"
+                | "proxy-authorization" | "proxy-connection" | "te" | "trailer"
+                | "transfer-encoding" | "upgrade"
+            // Written anew on every answer. The body says its length.
+                | "age" | "cache-status" | "content-length" | "date" | "via"
+            // One exchange's: two reads of an unchanged job differ in them.
+                | "ratelimit" | "request-id" | "server-timing" | "traceparent" | "traceresponse" | "tracestate"
+                | "x-amzn-requestid" | "x-amzn-trace-id" | "x-correlation-id" | "x-process-time"
+                | "x-request-id" | "x-response-time" | "x-runtime" | "x-trace-id"
+        )
+}
+
+/// "A cache MUST NOT store a response to a request unless" RFC 9111 3, and our own limits.
+pub(super) fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
+    let headers = &head.headers;
+    // "the response status code is final" RFC 9111 3. Of the final ones only 200 is a job's status.
+    if head.status != StatusCode::OK {
+        return Err(NoStore::Status);
+    }
+    // Meaningless in a 200 (RFC 9110 14.4), so whoever sent it is not to be trusted with the rest.
+    if headers.contains_key(CONTENT_RANGE) {
+        return Err(NoStore::Range);
+    }
+    // RFC 9111 7.3 leaves it to the server to forbid caching of cookies. Many do not, and a cookie
+    // shared between clients is a session shared between users.
+    if headers.contains_key(SET_COOKIE) {
+        return Err(NoStore::SetCookie);
+    }
+    if headers.contains_key(TRAILER) {
+        return Err(NoStore::Trailers);
+    }
+    permitted(headers)?;
+    vary(headers)?;
+    representation(headers)?;
+    content_length(headers, policy)
+}
+
+/// The directives that forbid storing, or answering without asking.
+fn permitted(headers: &HeaderMap) -> Result<(), NoStore> {
+    for directive in directives(headers).map_err(|_| NoStore::Malformed)? {
+        // "The no-store response directive indicates that a cache MUST NOT store any part of either
+        // the immediate request or the response" RFC 9111 5.2.2.5
+        if directive.is("no-store") {
+            return Err(NoStore::NoStore);
+        }
+        // "The unqualified private response directive indicates that a shared cache MUST NOT store
+        // the response (i.e., the response is intended for a single user)." RFC 9111 5.2.2.7, which
+        // also says that many caches treat the qualified form as this one. So do we.
+        if directive.is("private") {
+            return Err(NoStore::Private);
+        }
+        // "The no-cache response directive, in its unqualified form (without an argument),
+        // indicates that the response MUST NOT be used to satisfy any other request without
+        // forwarding it for validation" RFC 9111 5.2.2.4; likewise for the qualified form.
+        if directive.is("no-cache") {
+            return Err(NoStore::NoCache);
+        }
+    }
+    Ok(())
+}
+
+/// "A stored response with a Vary header field value containing a member '*' always fails to match."
+/// RFC 9111 4.1. So would one that varies by a header we do not look at.
+fn vary(headers: &HeaderMap) -> Result<(), NoStore> {
+    let known = |name: &str| VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name));
+    let all = tokens(headers, &VARY).all(|name| name.is_ok_and(known));
+    if all { Ok(()) } else { Err(NoStore::Vary) }
+}
+
+/// Coded bodies and endless ones are not stored.
+fn representation(headers: &HeaderMap) -> Result<(), NoStore> {
+    let plain = |coding: &str| coding.eq_ignore_ascii_case("identity");
+    if !tokens(headers, &CONTENT_ENCODING).all(|coding| coding.is_ok_and(plain)) {
+        return Err(NoStore::Encoding);
+    }
+    let endless = |value: &HeaderValue| {
+        let media_type = value.as_bytes().split(|&b| b == b';').next().unwrap_or_default();
+        let media_type = media_type.trim_ascii();
+        media_type.eq_ignore_ascii_case(b"text/event-stream")
+            || media_type.eq_ignore_ascii_case(b"multipart/x-mixed-replace")
+    };
+    if headers.get_all(CONTENT_TYPE).into_iter().any(endless) {
+        return Err(NoStore::EventStream);
+    }
+    Ok(())
+}
+
+fn content_length(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
+    let Some(length) = headers.get(CONTENT_LENGTH) else {
+        return Ok(());
+    };
+    // A length that is no number is for the HTTP parser to refuse; here it counts as too large.
+    match length.to_str().ok().and_then(|length| length.parse::<usize>().ok()) {
+        Some(0) => Err(NoStore::Empty),
+        Some(length) if length <= policy.max_body => Ok(()),
+        _ => Err(NoStore::TooLarge),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hyper::{Response, StatusCode, header::HeaderName};
+
+    use super::{NoStore, Policy, is_stored, storable};
+
+    const POLICY: Policy = Policy { ttl: Duration::from_mins(5), max_body: 1000 };
+
+    #[track_caller]
+    fn check(lines: &[(&str, &str)], want: Result<(), NoStore>) {
+        check_status(200, lines, want);
+    }
+
+    #[track_caller]
+    fn check_status(status: u16, lines: &[(&str, &str)], want: Result<(), NoStore>) {
+        let mut response = Response::builder().status(StatusCode::from_u16(status).unwrap());
+        for &(name, value) in lines {
+            response = response.header(name, value.as_bytes());
+        }
+        let (head, ()) = response.body(()).unwrap().into_parts();
+        assert_eq!(storable(&head, &POLICY), want, "{status} {lines:?}");
+    }
+
+    #[test]
+    fn a_plain_200_is_stored() {
+        check(&[], Ok(()));
+        check(&[("content-type", "application/json"), ("content-length", "1000")], Ok(()));
+        check(&[("transfer-encoding", "chunked"), ("etag", "\"a\"")], Ok(()));
+        check(&[("cache-control", "public, no-transform, must-revalidate, no-storex")], Ok(()));
+    }
+
+    #[test]
+    fn no_other_status_is_stored() {
+        for status in [100, 201, 203, 204, 206, 301, 304, 404, 410, 500] {
+            check_status(status, &[], Err(NoStore::Status));
+        }
+    }
+
+    #[test]
+    fn directives_that_forbid_storing_are_heeded() {
+        for (value, why) in [
+            ("no-store", NoStore::NoStore),
+            ("NO-STORE", NoStore::NoStore),
+            ("must-understand, no-store", NoStore::NoStore),
+            ("no-store=1", NoStore::NoStore),
+            ("private", NoStore::Private),
+            ("max-age=60, Private=\"set-cookie, x\"", NoStore::Private),
+            ("no-cache", NoStore::NoCache),
+            ("public, no-cache=\"x\"", NoStore::NoCache),
+            ("x=\"a, no-store", NoStore::Malformed),
+            ("a b", NoStore::Malformed),
+            ("é", NoStore::Malformed),
+        ] {
+            check(&[("cache-control", value)], Err(why));
+            check(&[("cache-control", "public"), ("cache-control", value)], Err(why));
+        }
+        check(&[("cache-control", "x=\"no-store, private\"")], Ok(()));
+    }
+
+    #[test]
+    fn vary_is_limited_to_what_entries_are_told_apart_by() {
+        for value in ["", "Accept-Encoding", "origin, HOST", "Accept,Accept-Language", "Forwarded"]
+        {
+            check(&[("vary", value)], Ok(()));
+        }
+        check(&[("vary", "X-Forwarded-Host, X-Forwarded-Proto, X-Forwarded-Port")], Ok(()));
+        for value in ["*", "Accept, *", "Cookie", "Authorization, Accept", "X-Forwarded-For", "é"]
+        {
+            check(&[("vary", value)], Err(NoStore::Vary));
+            check(&[("vary", "accept"), ("vary", value)], Err(NoStore::Vary));
+        }
+    }
+
+    #[test]
+    fn coded_partial_endless_and_personal_bodies_are_not_stored() {
+        check(&[("content-encoding", "identity")], Ok(()));
+        check(&[("content-encoding", "gzip")], Err(NoStore::Encoding));
+        check(&[("content-encoding", "identity, br")], Err(NoStore::Encoding));
+        check(&[("content-range", "bytes 0-1/2")], Err(NoStore::Range));
+        check(&[("content-type", "Text/Event-Stream; charset=utf-8")], Err(NoStore::EventStream));
+        let mixed = "multipart/x-mixed-replace;boundary=x";
+        check(&[("content-type", mixed)], Err(NoStore::EventStream));
+        check(&[("set-cookie", "a=b")], Err(NoStore::SetCookie));
+        check(&[("trailer", "x-checksum")], Err(NoStore::Trailers));
+    }
+
+    #[test]
+    fn the_stated_length_is_checked() {
+        check(&[("content-length", "0")], Err(NoStore::Empty));
+        check(&[("content-length", "1001")], Err(NoStore::TooLarge));
+        check(&[("content-length", "99999999999999999999999")], Err(NoStore::TooLarge));
+        check(&[("content-length", "x")], Err(NoStore::TooLarge));
+    }
+
+    #[track_caller]
+    fn check_stored(name: &str, want: bool) {
+        assert_eq!(is_stored(&HeaderName::from_bytes(name.as_bytes()).unwrap()), want, "{name}");
+    }
+
+    #[test]
+    fn headers_of_one_exchange_or_hop_are_not_part_of_an_entry() {
+        for name in ["Content-Type", "ETag", "Last-Modified", "Cache-Control", "Vary", "Link"] {
+            check_stored(name, true);
+        }
+        for name in ["Expires", "X-Job-State", "Access-Control-Allow-Origin", "X-Ratelimits"] {
+            check_stored(name, true);
+        }
+        for name in ["Connection", "Transfer-Encoding", "Keep-Alive", "Upgrade", "Trailer", "TE"] {
+            check_stored(name, false);
+        }
+        for name in ["Date", "Age", "Via", "Cache-Status", "Content-Length", "Server-Timing"] {
+            check_stored(name, false);
+        }
+        for name in ["X-Request-ID", "X-Correlation-Id", "X-Process-Time", "X-RateLimit-Remaining"]
+        {
+            check_stored(name, false);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The story of one request.
+
+pub mod headers;
+pub mod route;

@@ -1,0 +1,338 @@
+//! Request and response headers on their way through: what ends here, what is added.
+//!
+//! Pure, and careful with what it removes: a client that lists `X-Forwarded-User` in `Connection`
+//! must not be able to take off what a gateway in front of us put on.
+
+use std::net::IpAddr;
+
+use hyper::{
+    HeaderMap, Version,
+    header::{
+        ACCEPT_ENCODING, CONNECTION, HOST, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
+        IF_NONE_MATCH, IF_RANGE, RANGE, TE, UPGRADE, VIA,
+    },
+};
+
+mod cache_status;
+
+pub use cache_status::{CacheStatus, Forward, cache_status};
+
+/// "Furthermore, intermediaries SHOULD remove or replace fields that are known to require removal
+/// before forwarding, whether or not they appear as a connection-option" RFC 9110 7.6.1; the two of
+/// proxy authentication by RFC 9110 11.7, `HTTP2-Settings` by RFC 7540 3.2.1.
+///
+/// `Trailer` is not among them: it announces what we forward, and hyper sends no HTTP/1 trailers
+/// without it.
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Fields for the last recipient that no `Connection` may remove: identity, framing, routing and
+/// caching.
+///
+/// "A sender MUST NOT send a connection option corresponding to a field that is intended for all
+/// recipients of the content." RFC 9110 7.6.1
+const END_TO_END: [&str; 18] = [
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "forwarded",
+    "host",
+    "remote-user",
+    "set-cookie",
+    "traceparent",
+    "tracestate",
+    "true-client-ip",
+    "vary",
+    "via",
+    "x-api-key",
+    "x-real-ip",
+    "x-tenant-id",
+];
+
+/// What a gateway adds, by the beginning of its name.
+const END_TO_END_PREFIXES: [&str; 8] =
+    ["cf-", "x-amzn-", "x-auth-", "x-client-", "x-forwarded-", "x-goog-", "x-ms-", "x-user-"];
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Who asks, as far as the connection tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// The other end of the connection.
+    pub ip: IpAddr,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+}
+
+/// Removes the fields of this hop and those that `Connection` lists, but for end-to-end ones.
+///
+/// "Intermediaries MUST parse a received Connection header field before a message is forwarded and,
+/// for each connection-option in this field, remove any header or trailer field(s) from the message
+/// with the same name as the connection-option" RFC 9110 7.6.1
+///
+/// `TE: trailers` stays: gRPC insists on it. What cannot be parsed as a field name is skipped. The
+/// lines of one field keep their order; that between fields "is not significant" (RFC 9110 5.3).
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let trailers = lists(headers, &TE, b"trailers");
+    for name in connection_options(headers) {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Tells the upstream who asks: appends to `X-Forwarded-For` and `Via`, sets `X-Forwarded-Proto`
+/// and `X-Forwarded-Host` where they are absent.
+///
+/// `headers` must hold `Host`: for HTTP/2 the caller puts `:authority` there first.
+pub fn forward(headers: &mut HeaderMap, client: Client, version: Version) {
+    append_to_list(headers, &FORWARDED_FOR, &client.ip.to_canonical().to_string());
+    if !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme));
+    }
+    if let (false, Some(host)) = (headers.contains_key(FORWARDED_HOST), headers.get(HOST)) {
+        let host = host.clone();
+        headers.insert(FORWARDED_HOST, host);
+    }
+    via(headers, version);
+}
+
+/// Appends us to `Via`.
+///
+/// "An HTTP-to-HTTP gateway MUST send an appropriate Via header field in each inbound request
+/// message and MAY send a Via header field in forwarded response messages." RFC 9110 7.6.3
+///
+/// `version` is that of the message received.
+pub fn via(headers: &mut HeaderMap, version: Version) {
+    let value = match version {
+        Version::HTTP_10 => "1.0 jobcache",
+        Version::HTTP_2 => "2.0 jobcache",
+        Version::HTTP_3 => "3.0 jobcache",
+        _ => "1.1 jobcache",
+    };
+    headers.append(VIA, HeaderValue::from_static(value));
+}
+
+/// For a read that may be stored: what could make the answer less than the whole representation
+/// does not go upstream.
+pub fn for_fill(headers: &mut HeaderMap) {
+    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE, ACCEPT_ENCODING] {
+        headers.remove(name);
+    }
+}
+
+/// Whether the client asks for another protocol: `Connection` lists `upgrade`, and `Upgrade` names
+/// something other than h2c.
+///
+/// "A server MAY ignore a received Upgrade header field" RFC 9110 7.8. Offers of h2c are ignored:
+/// RFC 9113 has withdrawn them, and curl sends one with any request.
+pub fn is_upgrade(headers: &HeaderMap) -> bool {
+    let offers = |offer: &[u8]| !offer.is_empty() && !offer.eq_ignore_ascii_case(b"h2c");
+    headers.contains_key(UPGRADE)
+        && lists(headers, &CONNECTION, b"upgrade")
+        && members(headers, &UPGRADE).any(offers)
+}
+
+/// The fields that `Connection` lists and that may be removed.
+fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
+    let end_to_end = |name: &HeaderName| {
+        END_TO_END.contains(&name.as_str())
+            || END_TO_END_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
+    };
+    let names = members(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok());
+    names.filter(|name| !end_to_end(name)).collect()
+}
+
+/// Whether a list field has `token` among its members, in any case.
+fn lists(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
+    members(headers, name).any(|member| member.eq_ignore_ascii_case(token))
+}
+
+/// The members of every line of a list field, trimmed and without their parameters.
+fn members<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h [u8]> {
+    let lines = headers.get_all(name).into_iter();
+    let members = lines.flat_map(|line| line.as_bytes().split(|&b| b == b','));
+    members.map(|member| member.split(|&b| b == b';').next().unwrap_or_default().trim_ascii())
+}
+
+/// Appends a member to a list field and folds its lines into one: frameworks that keep headers in a
+/// map see only the first line or only the last.
+fn append_to_list(headers: &mut HeaderMap, name: &HeaderName, member: &str) {
+    let mut list = Vec::new();
+    for line in headers.get_all(name) {
+        list.extend_from_slice(line.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(member.as_bytes());
+    // Made of valid values and an address, so it is one.
+    if let Ok(value) = HeaderValue::from_bytes(&list) {
+        headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{
+        HeaderMap, Version,
+        header::{HeaderName, HeaderValue},
+    };
+
+    use super::{Client, for_fill, forward, is_upgrade, strip_hop_by_hop, via};
+
+    type Lines<'a> = &'a [(&'a str, &'a str)];
+
+    fn headers(lines: Lines<'_>) -> HeaderMap {
+        let line = |&(name, value): &(&str, &str)| {
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            (HeaderName::from_bytes(name.as_bytes()).unwrap(), value)
+        };
+        lines.iter().map(line).collect()
+    }
+
+    #[track_caller]
+    fn check(change: impl Fn(&mut HeaderMap), before: Lines<'_>, after: Lines<'_>) {
+        let mut got = headers(before);
+        change(&mut got);
+        // As lists: a map compares equal in any order.
+        let list = |headers: &HeaderMap| -> Vec<_> {
+            headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+        };
+        assert_eq!(list(&got), list(&headers(after)), "{before:?}");
+    }
+
+    #[test]
+    fn hop_by_hop_fields_end_here() {
+        for name in ["Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "HTTP2-Settings"] {
+            check(strip_hop_by_hop, &[(name, "x"), ("a", "1")], &[("a", "1")]);
+        }
+        check(strip_hop_by_hop, &[("upgrade", "h2c"), ("connection", "upgrade")], &[]);
+        check(strip_hop_by_hop, &[("proxy-authorization", "x")], &[]);
+        check(strip_hop_by_hop, &[("trailer", "x")], &[("trailer", "x")]);
+    }
+
+    #[test]
+    fn fields_that_connection_lists_end_here() {
+        let before = [("connection", "close, X-Hop"), ("connection", ",x-hop2 "), ("x-hop", "1")];
+        check(
+            strip_hop_by_hop,
+            &[&before[..], &[("x-hop2", "1"), ("b", "2")]].concat(),
+            &[("b", "2")],
+        );
+    }
+
+    #[test]
+    fn end_to_end_fields_stay_whatever_connection_lists() {
+        for name in ["authorization", "host", "cookie", "content-length", "x-forwarded-for"] {
+            check(strip_hop_by_hop, &[("connection", name), (name, "1")], &[(name, "1")]);
+        }
+        for name in ["Forwarded", "X-Auth-Request-User", "X-Api-Key", "X-User-Id", "Remote-User"] {
+            check(strip_hop_by_hop, &[("connection", name), (name, "1")], &[(name, "1")]);
+        }
+    }
+
+    #[test]
+    fn malformed_connection_values_remove_nothing() {
+        for value in ["a b", "é", "\"a\"", "", ",,", "a=b"] {
+            check(strip_hop_by_hop, &[("connection", value), ("a", "1")], &[("a", "1")]);
+        }
+    }
+
+    #[test]
+    fn te_is_reduced_to_trailers() {
+        check(strip_hop_by_hop, &[("te", "gzip, Trailers;q=0.5")], &[("te", "trailers")]);
+        check(strip_hop_by_hop, &[("te", "trailers"), ("connection", "TE")], &[("te", "trailers")]);
+        check(strip_hop_by_hop, &[("te", "gzip")], &[]);
+    }
+
+    #[test]
+    fn order_and_repeated_fields_are_kept() {
+        let lines = [("b", "1"), ("a", "2"), ("a", "3"), ("c", "4")];
+        check(strip_hop_by_hop, &lines, &lines);
+    }
+
+    #[track_caller]
+    fn check_forward(ip: &str, before: Lines<'_>, after: Lines<'_>) {
+        let client = Client { ip: ip.parse().unwrap(), scheme: "http" };
+        check(|headers| forward(headers, client, Version::HTTP_11), before, after);
+    }
+
+    #[test]
+    fn the_upstream_learns_who_asked() {
+        let via = ("via", "1.1 jobcache");
+        let (host, proto) = (("host", "a:1"), ("x-forwarded-proto", "http"));
+        check_forward("::1", &[], &[("x-forwarded-for", "::1"), proto, via]);
+        let after =
+            [host, ("x-forwarded-for", "10.0.0.1"), proto, ("x-forwarded-host", "a:1"), via];
+        check_forward("10.0.0.1", &[host], &after);
+        check_forward("::ffff:10.0.0.1", &[host], &after);
+    }
+
+    #[test]
+    fn what_a_gateway_said_is_kept() {
+        let before = [("x-forwarded-proto", "https"), ("x-forwarded-host", "b"), ("host", "a")];
+        let added = [("x-forwarded-for", "::1"), ("via", "1.1 jobcache")];
+        check_forward("::1", &before, &[&before[..], &added].concat());
+        let before = [("x-forwarded-for", "1.1.1.1, 2.2.2.2"), ("x-forwarded-for", "3.3.3.3")];
+        let list = ("x-forwarded-for", "1.1.1.1, 2.2.2.2, 3.3.3.3, ::1");
+        check_forward("::1", &before, &[list, ("x-forwarded-proto", "http"), added[1]]);
+    }
+
+    #[test]
+    fn via_is_appended() {
+        let before = [("via", "1.0 a")];
+        check(
+            |headers| via(headers, Version::HTTP_2),
+            &before,
+            &[before[0], ("via", "2.0 jobcache")],
+        );
+        check(|headers| via(headers, Version::HTTP_10), &[], &[("via", "1.0 jobcache")]);
+    }
+
+    #[test]
+    fn a_fill_asks_for_the_whole_representation() {
+        let before = [
+            ("if-none-match", "\"a\""),
+            ("if-modified-since", "x"),
+            ("accept-encoding", "gzip"),
+            ("range", "bytes=0-1"),
+            ("if-range", "x"),
+            ("accept", "*/*"),
+        ];
+        check(for_fill, &before, &[("accept", "*/*")]);
+    }
+
+    #[track_caller]
+    fn check_upgrade(lines: Lines<'_>, want: bool) {
+        assert_eq!(is_upgrade(&headers(lines)), want, "{lines:?}");
+    }
+
+    #[test]
+    fn an_upgrade_needs_both_fields_and_another_protocol_than_h2c() {
+        let connection = ("connection", "keep-alive, Upgrade");
+        check_upgrade(&[connection, ("upgrade", "websocket")], true);
+        check_upgrade(&[connection, ("upgrade", "h2c, websocket")], true);
+        check_upgrade(&[connection, ("upgrade", "H2C")], false);
+        check_upgrade(&[connection, ("upgrade", "")], false);
+        check_upgrade(&[connection], false);
+        check_upgrade(&[("upgrade", "websocket")], false);
+        check_upgrade(&[("connection", "close"), ("upgrade", "websocket")], false);
+    }
+}

@@ -1,0 +1,141 @@
+//! `Cache-Status` (RFC 9211): what happened to a request, and why.
+
+use std::time::Duration;
+
+use hyper::{
+    HeaderMap,
+    header::{CACHE_STATUS, HeaderValue},
+};
+
+use crate::cache::policy::Bypass;
+
+/// What the cache did with a request, for `Cache-Status` (RFC 9211 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheStatus {
+    /// Answered from the cache.
+    Hit {
+        /// For how long the entry stays fresh.
+        ttl: Duration,
+    },
+    /// Sent to the upstream.
+    Forwarded {
+        /// Why, in a registered word.
+        why: Forward,
+        /// Whether one upstream read answered several requests.
+        collapsed: bool,
+        /// Whether the response was stored.
+        stored: bool,
+        /// Why, in our own words: a kebab-case reason.
+        detail: Option<&'static str>,
+    },
+}
+
+/// The registered values of `fwd` (RFC 9211 2.2) that jobcache uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// "The cache was configured to not handle this request."
+    Bypass,
+    /// "The request method's semantics require the request to be forwarded."
+    Method,
+    /// "The cache did not contain any responses that could be used to satisfy this request."
+    Miss,
+    /// "The cache was able to select a fresh response for the request, but the request's semantics
+    /// (e.g., Cache-Control request directives) did not allow its use."
+    Request,
+}
+
+impl Forward {
+    /// The registered word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bypass => "bypass",
+            Self::Method => "method",
+            Self::Miss => "miss",
+            Self::Request => "request",
+        }
+    }
+}
+
+impl From<Bypass> for Forward {
+    fn from(why: Bypass) -> Self {
+        match why {
+            Bypass::Method | Bypass::MethodOverride => Self::Method,
+            Bypass::NoCache | Bypass::NoStore => Self::Request,
+            _ => Self::Bypass,
+        }
+    }
+}
+
+/// Appends our member to `Cache-Status`.
+///
+/// "The first member represents the cache closest to the origin server, and the last member
+/// represents the cache closest to the user" RFC 9211 2
+pub fn cache_status(headers: &mut HeaderMap, status: CacheStatus) {
+    let value = match status {
+        CacheStatus::Hit { ttl } => format!("jobcache; hit; ttl={}", ttl.as_secs()),
+        CacheStatus::Forwarded { why, collapsed, stored, detail } => {
+            let mut value = format!("jobcache; fwd={}", why.as_str());
+            if collapsed {
+                value.push_str("; collapsed");
+            }
+            if stored {
+                value.push_str("; stored");
+            }
+            if let Some(detail) = detail {
+                value.push_str("; detail=");
+                value.push_str(detail);
+            }
+            value
+        }
+    };
+    // Cannot fail for words of our own; a header less would be no reason to fail a response.
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.append(CACHE_STATUS, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hyper::{
+        HeaderMap,
+        header::{CACHE_STATUS, HeaderValue},
+    };
+
+    use super::{CacheStatus, Forward, cache_status};
+    use crate::cache::policy::Bypass;
+
+    #[track_caller]
+    fn check_status(status: CacheStatus, want: &str) {
+        let mut headers = HeaderMap::new();
+        headers.append(CACHE_STATUS, HeaderValue::from_static("origin; hit"));
+        cache_status(&mut headers, status);
+        let lines: Vec<_> = headers.get_all(CACHE_STATUS).into_iter().collect();
+        assert_eq!(lines, ["origin; hit", want]);
+    }
+
+    #[test]
+    fn cache_status_is_appended_in_registered_words() {
+        let ttl = Duration::from_millis(213_900);
+        check_status(CacheStatus::Hit { ttl }, "jobcache; hit; ttl=213");
+        let forwarded = |why, collapsed, stored, detail| CacheStatus::Forwarded {
+            why,
+            collapsed,
+            stored,
+            detail,
+        };
+        let miss = Forward::Miss;
+        check_status(forwarded(miss, false, false, None), "jobcache; fwd=miss");
+        check_status(forwarded(miss, false, true, None), "jobcache; fwd=miss; stored");
+        check_status(forwarded(miss, true, true, None), "jobcache; fwd=miss; collapsed; stored");
+        check_status(
+            forwarded(Forward::Request, false, true, None),
+            "jobcache; fwd=request; stored",
+        );
+        let why = Bypass::StoreDown;
+        let status = forwarded(why.into(), false, false, Some(why.as_str()));
+        check_status(status, "jobcache; fwd=bypass; detail=store-down");
+        check_status(forwarded(Bypass::Method.into(), false, false, None), "jobcache; fwd=method");
+    }
+}

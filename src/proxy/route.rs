@@ -1,0 +1,356 @@
+//! What a request is to the cache, decided from its head alone.
+//!
+//! Reads are recognised narrowly, writes widely. A read must be spelled in the one way that every
+//! upstream reads alike, or it passes; a write counts for every job that some reading of its path
+//! names, for the upstream's reading is not known here. So a doubt costs a miss, never a stale
+//! answer.
+//!
+//! Not decided here: credentials and `Cache-Control` (policy), the body of an HTTP/2 request without
+//! `Content-Length` (its caller asks the body whether it has ended).
+
+use hyper::{
+    HeaderMap, Method, Request,
+    header::{HeaderName, HeaderValue},
+};
+
+use super::headers::is_upgrade;
+use crate::cache::{key::JobId, policy::Bypass};
+
+mod readings;
+mod template;
+
+use readings::{MAX_JOBS, Named, named};
+pub use template::BadTemplate;
+use template::{MAX_TEMPLATES, Template};
+
+/// Headers by which frameworks let a client name another method (Symfony, Rack, Microsoft).
+const METHOD_OVERRIDES: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-method-override"),
+];
+
+/// Headers by which frameworks let a gateway name another URL (IIS, Symfony, Zend).
+const URL_OVERRIDES: [HeaderName; 2] =
+    [HeaderName::from_static("x-original-url"), HeaderName::from_static("x-rewrite-url")];
+
+/// What the proxy does with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// May be answered from the cache; a miss may fill it.
+    Read(JobId),
+    /// May change these jobs, at least one: fenced, forwarded, then invalidated.
+    Write(Vec<JobId>),
+    /// Forwarded untouched, for the reason given.
+    Pass(Bypass),
+}
+
+/// Where the jobs are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Routes {
+    templates: Vec<Template>,
+}
+
+impl Routes {
+    /// Parses path templates such as `/jobs/{id}` or `/x/{id}/status`: absolute, one segment
+    /// `{id}`, the others literal.
+    pub fn parse<S: AsRef<str>>(templates: &[S]) -> Result<Self, BadTemplate> {
+        match templates.len() {
+            0 => return Err(BadTemplate::Missing),
+            1..=MAX_TEMPLATES => {}
+            count => return Err(BadTemplate::TooMany { count }),
+        }
+        let templates = templates.iter().map(|template| Template::parse(template.as_ref()));
+        Ok(Self { templates: templates.collect::<Result<_, _>>()? })
+    }
+
+    /// Classifies a request. Never fails: what we do not understand, we pass.
+    pub fn classify<B>(&self, request: &Request<B>) -> Route {
+        match *request.method() {
+            // Names no resource of ours; refused by the proxy.
+            Method::CONNECT => Route::Pass(Bypass::Method),
+            Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
+                if !overrides_to_unsafe(request.headers()) =>
+            {
+                self.read(request)
+            }
+            _ => self.write(request),
+        }
+    }
+
+    /// Every job that some reading of `path` names or lies below, at most 32 (`MAX_JOBS`).
+    ///
+    /// `path` may also be an absolute URL, as in `Location`; its query does not matter.
+    pub fn jobs(&self, path: &str) -> Vec<JobId> {
+        named(&self.templates, path).jobs
+    }
+
+    fn read<B>(&self, request: &Request<B>) -> Route {
+        let (headers, path) = (request.headers(), request.uri().path());
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Route::Pass(Bypass::Method);
+        }
+        if is_upgrade(headers) {
+            return Route::Pass(Bypass::Upgrade);
+        }
+        let Some(id) = self.templates.iter().find_map(|template| template.id(path)) else {
+            return Route::Pass(not_a_job(&named(&self.templates, path)));
+        };
+        let Some(id) = JobId::canonical(id) else {
+            return Route::Pass(Bypass::Spelling);
+        };
+        if request.uri().query().is_some() {
+            return Route::Pass(Bypass::Query);
+        }
+        match bypass(headers) {
+            Some(why) => Route::Pass(why),
+            None => Route::Read(id),
+        }
+    }
+
+    fn write<B>(&self, request: &Request<B>) -> Route {
+        let mut named = named(&self.templates, request.uri().path());
+        for value in URL_OVERRIDES.iter().flat_map(|name| request.headers().get_all(name)) {
+            for job in self.jobs(&String::from_utf8_lossy(value.as_bytes())) {
+                if named.jobs.len() < MAX_JOBS && !named.jobs.contains(&job) {
+                    named.jobs.push(job);
+                }
+            }
+        }
+        if named.jobs.is_empty() {
+            return Route::Pass(not_a_job(&named));
+        }
+        Route::Write(named.jobs)
+    }
+}
+
+/// Why a path that yields no id passes: is it a job's, in a spelling that we do not cache, or not?
+fn not_a_job(named: &Named) -> Bypass {
+    if named.is_job_path { Bypass::Spelling } else { Bypass::Path }
+}
+
+/// What a read may not carry. Of several reasons the first header's counts.
+fn bypass(headers: &HeaderMap) -> Option<Bypass> {
+    headers.iter().find_map(|(name, value)| match name.as_str() {
+        "content-length" if value.as_bytes() != b"0" => Some(Bypass::RequestBody),
+        "transfer-encoding" => Some(Bypass::RequestBody),
+        "range" => Some(Bypass::Range),
+        "if-match" | "if-range" | "if-unmodified-since" => Some(Bypass::Precondition),
+        _ if METHOD_OVERRIDES.contains(name) => Some(Bypass::MethodOverride),
+        _ if URL_OVERRIDES.contains(name) => Some(Bypass::UrlOverride),
+        _ => None,
+    })
+}
+
+/// Whether a header names a method that is unsafe, or that we do not know.
+fn overrides_to_unsafe(headers: &HeaderMap) -> bool {
+    let is_safe = |value: &HeaderValue| {
+        let method = value.as_bytes().trim_ascii();
+        ["", "GET", "HEAD", "OPTIONS", "TRACE"]
+            .iter()
+            .any(|safe| safe.as_bytes().eq_ignore_ascii_case(method))
+    };
+    METHOD_OVERRIDES.iter().flat_map(|name| headers.get_all(name)).any(|value| !is_safe(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{Request, http::request::Builder};
+
+    use super::{BadTemplate, MAX_TEMPLATES, Route, Routes};
+    use crate::cache::key::JobId;
+
+    const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+
+    fn routes() -> Routes {
+        Routes::parse(&["/jobs/{id}", "/api/v1/jobs/{id}", "/x/{id}/status"]).unwrap()
+    }
+
+    fn words(jobs: &[JobId]) -> String {
+        jobs.iter().map(JobId::as_str).collect::<Vec<_>>().join(" ")
+    }
+
+    /// `request`: method and target, then one header a line.
+    #[track_caller]
+    fn check(request: &str, want: &str) {
+        let mut lines = request.split('\n');
+        let (method, target) = lines.next().unwrap().split_once(' ').unwrap();
+        let head = Request::builder().method(method).uri(target);
+        let with_header = |head: Builder, line: &str| {
+            let (name, value) = line.split_once(": ").unwrap();
+            head.header(name, value)
+        };
+        let built = lines.fold(head, with_header).body(()).unwrap();
+        let got = match routes().classify(&built) {
+            Route::Read(id) => format!("read: {id}"),
+            Route::Write(jobs) => format!("write: {}", words(&jobs)),
+            Route::Pass(why) => format!("pass: {why}"),
+        };
+        assert_eq!(got, want, "{request}");
+    }
+
+    #[test]
+    fn a_plain_get_or_head_of_a_job_is_a_read() {
+        check("GET /jobs/7", "read: 7");
+        check("HEAD /jobs/7", "read: 7");
+        check("GET http://host:1/jobs/a.b_c~d-e", "read: a.b_c~d-e");
+        check(&format!("GET /api/v1/jobs/{UUID}"), &format!("read: {UUID}"));
+        check("GET /x/7/status", "read: 7");
+        check("GET /jobs/7\ncontent-length: 0\ncache-control: no-store\ncookie: a", "read: 7");
+        check("GET /jobs/7\nif-none-match: \"a\"\naccept-encoding: gzip", "read: 7");
+    }
+
+    #[test]
+    fn other_paths_pass() {
+        for path in
+            ["/", "/jobs", "/jobs/", "/jobsite", "/jobs7", "/jobs/7/logs", "/x/7", "/a/jobs/7"]
+        {
+            check(&format!("GET {path}"), "pass: path");
+        }
+        check("POST /jobs", "pass: path");
+        check("POST /", "pass: path");
+        check("DELETE /a/jobs/7", "pass: path");
+    }
+
+    #[test]
+    fn other_spellings_of_a_job_path_pass() {
+        for path in ["/jobs/007", "/jobs/%37", "/jobs/7/", "//jobs/7", "/jobs//7", "/Jobs/7"] {
+            check(&format!("GET {path}"), "pass: spelling");
+        }
+        for path in
+            ["/a/../jobs/7", "/jobs/./7", "/jobs/7;v=1", "/jobs/a:b", "/jobs%2F7", "/jobs/7.0"]
+        {
+            check(&format!("GET {path}"), "pass: spelling");
+        }
+        check(&format!("GET /jobs/{}", UUID.to_uppercase()), "pass: spelling");
+        check("POST /jobs/a:b", "pass: spelling");
+        check("GET http://host//jobs/7?", "pass: spelling");
+    }
+
+    #[test]
+    fn a_query_passes_a_read_even_an_empty_one() {
+        check("GET /jobs/7?a=b", "pass: query");
+        check("GET /jobs/7?", "pass: query");
+        check("HEAD /jobs/7?fresh", "pass: query");
+    }
+
+    #[test]
+    fn methods_that_neither_read_nor_change_pass() {
+        check("OPTIONS /jobs/7", "pass: method");
+        check("TRACE /jobs/7", "pass: method");
+        check("OPTIONS *", "pass: method");
+        check("CONNECT host:443", "pass: method");
+        check("CONNECT host:443\nx-http-method-override: DELETE", "pass: method");
+    }
+
+    #[test]
+    fn a_read_with_a_body_passes() {
+        check("GET /jobs/7\ncontent-length: 5", "pass: request-body");
+        check("GET /jobs/7\ncontent-length: 00", "pass: request-body");
+        check("GET /jobs/7\ncontent-length: 0\ncontent-length: 5", "pass: request-body");
+        check("GET /jobs/7\ntransfer-encoding: chunked", "pass: request-body");
+    }
+
+    #[test]
+    fn an_upgrade_passes_unless_it_offers_h2c() {
+        check("GET /jobs/7\nconnection: Upgrade\nupgrade: websocket", "pass: upgrade");
+        check("GET /ws\nconnection: Upgrade\nupgrade: websocket", "pass: upgrade");
+        check("GET /jobs/7\nconnection: Upgrade, HTTP2-Settings\nupgrade: h2c", "read: 7");
+        check("GET /jobs/7\nupgrade: websocket", "read: 7");
+    }
+
+    #[test]
+    fn ranges_and_preconditions_pass() {
+        check("GET /jobs/7\nrange: bytes=0-1", "pass: range");
+        check("GET /jobs/7\nif-match: \"a\"", "pass: precondition");
+        check("GET /jobs/7\nif-unmodified-since: x", "pass: precondition");
+        check("GET /jobs/7\nif-range: \"a\"", "pass: precondition");
+    }
+
+    #[test]
+    fn an_overridden_method_counts() {
+        for name in ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"] {
+            check(&format!("GET /jobs/7\n{name}: DELETE"), "write: 7");
+            check(&format!("HEAD /jobs/7\n{name}: get\n{name}: patch"), "write: 7");
+            check(&format!("GET /jobs/7\n{name}: frobnicate"), "write: 7");
+            check(&format!("OPTIONS /jobs/7/x\n{name}: PUT"), "write: 7");
+            check(&format!("GET /jobs/7?a=b\n{name}: PUT"), "write: 7");
+            check(&format!("GET /a\n{name}: DELETE"), "pass: path");
+            check(&format!("GET /jobs/7\n{name}: head"), "pass: method-override");
+            check(&format!("GET /jobs/7\n{name}: "), "pass: method-override");
+            check(&format!("POST /jobs/7\n{name}: GET"), "write: 7");
+        }
+    }
+
+    #[test]
+    fn an_overridden_url_counts() {
+        for name in ["X-Original-URL", "X-Rewrite-URL"] {
+            check(&format!("GET /jobs/7\n{name}: /jobs/8"), "pass: url-override");
+            check(&format!("GET /a\n{name}: /jobs/8"), "pass: path");
+            check(&format!("POST /jobs/7\n{name}: /jobs/8?a=b"), "write: 7 8");
+            check(&format!("POST /jobs/7\n{name}: /jobs/07"), "write: 7");
+            check(&format!("POST /a\n{name}: https://host/jobs/8#x"), "write: 8");
+            check(&format!("POST /a\n{name}: /b"), "pass: path");
+        }
+    }
+
+    #[test]
+    fn every_other_method_on_or_below_a_job_is_a_write() {
+        for method in ["POST", "PUT", "PATCH", "DELETE", "PURGE", "PROPFIND", "get", "X"] {
+            check(&format!("{method} /jobs/7"), "write: 7");
+            check(&format!("{method} /jobs/7/cancel?now=1"), "write: 7");
+        }
+        check("POST /jobs/7/a/b/c", "write: 7");
+        check("POST http://host/api/v1/jobs/abc/", "write: abc");
+        check("POST /x/7", "write: 7");
+        check("POST /x/7/other", "write: 7");
+        check("POST /x/7/status/y", "write: 7");
+        check("POST /jobs/7\nconnection: upgrade\nupgrade: websocket", "write: 7");
+        check("POST /jobs/7\nrange: bytes=0-1\ncontent-length: 5", "write: 7");
+    }
+
+    #[test]
+    fn jobs_are_found_in_paths_and_urls() {
+        assert_eq!(words(&routes().jobs("/jobs/007/x")), "7");
+        assert_eq!(words(&routes().jobs("https://host/api/v1/jobs/7?a=/jobs/8")), "7");
+        assert_eq!(words(&routes().jobs("/a")), "");
+        assert_eq!(words(&routes().jobs("")), "");
+    }
+
+    #[track_caller]
+    fn check_refused(templates: &[&str], want: &str) {
+        assert_eq!(
+            Routes::parse(templates).map_err(|error| error.to_string()),
+            Err(want.to_owned())
+        );
+    }
+
+    #[test]
+    fn a_bad_template_is_refused_with_the_mend() {
+        let segment = |template: &str, segment: &str| BadTemplate::Segment {
+            template: template.to_owned(),
+            segment: segment.to_owned(),
+        };
+        check_refused(&[], "no route given; give at least one such as '/jobs/{id}'");
+        check_refused(&["jobs/{id}"], "route 'jobs/{id}' is not absolute; begin it with '/'");
+        check_refused(&["/jobs"], "route '/jobs' has 0 segments '{id}'; give it exactly one");
+        check_refused(&["/jobs/{id}", "/{id}/{id}"], {
+            "route '/{id}/{id}' has 2 segments '{id}'; give it exactly one"
+        });
+        for (template, bad) in [
+            ("/jobs/{id}/", ""),
+            ("//jobs/{id}", ""),
+            ("/../{id}", ".."),
+            ("/a b/{id}", "a b"),
+            ("/jobs/x{id}", "x{id}"),
+            ("/{name}/{id}", "{name}"),
+            ("/jobs/{id}?a=b", "{id}?a=b"),
+            ("/j%6Fbs/{id}", "j%6Fbs"),
+        ] {
+            assert_eq!(Routes::parse(&[template]), Err(segment(template, bad)), "{template}");
+        }
+        let count = MAX_TEMPLATES + 1;
+        check_refused(&vec!["/{id}"; count], "65 routes given, of at most 64; leave some out");
+        assert!(Routes::parse(&vec!["/{id}"; MAX_TEMPLATES]).is_ok());
+    }
+}

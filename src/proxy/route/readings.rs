@@ -1,0 +1,287 @@
+//! Every way in which an upstream may read a path.
+//!
+//! Gateways and frameworks decode, resolve dot segments, merge slashes, take `\` for `/` and cut
+//! off `;parameters`, each in its own order. Instead of guessing the order, every path is walked
+//! twice, once by the letter of RFC 3986 and once leniently, and so is what either walk leaves,
+//! decoded, again and again. A job counts if a walk ends at or below it, and also if it merely
+//! passes it (`/jobs/7/../8`): a reader that resolves less would have stopped there.
+
+use percent_encoding::percent_decode_str;
+
+use super::template::Template;
+use crate::cache::key::{JobId, readings};
+
+/// How often a path is decoded: by a gateway and by a framework. With three texts from each, and
+/// two to begin with, it bounds the texts to 2 + 6 + 18 and so the walks to 52, each linear.
+const MAX_DECODES: usize = 2;
+
+/// Jobs of one path at most, those that a walk ends at first. An upstream acts on one job for a
+/// path; an honest path gives one or two readings, and only one made for the purpose
+/// (`/jobs/1/../2/../3/..`) more than these. It could outdate nothing but its sender's own write.
+pub(super) const MAX_JOBS: usize = 32;
+
+/// Ids at most that are looked at because a walk passed them, so that a path full of what is no id
+/// costs little.
+const MAX_PASSED: usize = 256;
+
+/// What the readings of a path name.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    /// The jobs, the most literal reading's first, without repeats, at most [`MAX_JOBS`].
+    pub(super) jobs: Vec<JobId>,
+    /// Some reading is a whole template, though perhaps not with an id that can be one.
+    pub(super) is_job_path: bool,
+}
+
+/// Reads a path, or an absolute URL, in every way.
+pub(super) fn named(templates: &[Template], path: &str) -> Named {
+    let mut search =
+        Search { templates, named: Named::default(), passed: Vec::new(), passes_left: MAX_PASSED };
+    let mut texts = origin_forms(path);
+    for _ in 0..=MAX_DECODES {
+        let mut decoded = Vec::new();
+        for text in &texts {
+            search.read(text, &mut decoded);
+        }
+        texts = decoded;
+    }
+    let Search { mut named, passed, .. } = search;
+    for job in passed {
+        add(&mut named.jobs, job);
+    }
+    named
+}
+
+/// The paths that `target` may stand for: itself, and what follows an authority.
+fn origin_forms(target: &str) -> Vec<String> {
+    let target = target.trim().split(['?', '#']).next().unwrap_or_default();
+    let is_scheme = |scheme: &str| !scheme.is_empty() && !scheme.contains('/');
+    let after_scheme = match target.split_once("://") {
+        Some((scheme, rest)) if is_scheme(scheme) => Some(rest),
+        // `//jobs/7` may be a path with an empty segment or an authority with a path.
+        _ => target.strip_prefix("//"),
+    };
+    let after_authority = after_scheme.and_then(|rest| rest.find('/').map(|at| &rest[at..]));
+    [Some(target), after_authority].into_iter().flatten().map(str::to_owned).collect()
+}
+
+/// How a walk reads its text.
+#[derive(Clone, Copy, PartialEq)]
+enum Care {
+    /// By the letter: RFC 3986 5.2.4 keeps empty segments.
+    Literal,
+    /// Slashes merged, `\` as `/`, parameters cut off.
+    Lenient,
+}
+
+/// What was found so far.
+struct Search<'t> {
+    templates: &'t [Template],
+    named: Named,
+    /// Jobs that a walk passed without ending at or below them.
+    passed: Vec<JobId>,
+    /// How many more ids may be looked at because a walk passes them.
+    passes_left: usize,
+}
+
+impl Search<'_> {
+    /// Walks a text and adds what it decodes to, raw and after either walk.
+    fn read(&mut self, text: &str, decoded: &mut Vec<String>) {
+        let walks = [self.walk(text, Care::Literal), self.walk(text, Care::Lenient)];
+        if !text.contains('%') {
+            return;
+        }
+        for text in [text].into_iter().chain(walks.iter().map(String::as_str)) {
+            let text = percent_decode_str(text).decode_utf8_lossy().into_owned();
+            if !decoded.contains(&text) {
+                decoded.push(text);
+            }
+        }
+    }
+
+    /// Resolves the dot segments of a text, noting the jobs on the way. Returns what is left.
+    fn walk(&mut self, text: &str, care: Care) -> String {
+        let separators: &[char] = if care == Care::Literal { &['/'] } else { &['/', '\\'] };
+        let mut stack: Vec<&str> = Vec::new();
+        for segment in text.strip_prefix(separators).unwrap_or(text).split(separators) {
+            let bare = segment.split(';').next().unwrap_or_default();
+            let segment = if care == Care::Literal { segment } else { bare };
+            match segment {
+                "." => {}
+                "" if care == Care::Lenient => {}
+                ".." => {
+                    self.pass(&stack);
+                    stack.pop();
+                }
+                _ => stack.push(segment),
+            }
+        }
+        self.end(&stack);
+        format!("/{}", stack.join("/"))
+    }
+
+    /// Notes the jobs that a walk is about to leave.
+    fn pass(&mut self, stack: &[&str]) {
+        for template in self.templates.iter().filter(|t| t.id_position() + 1 == stack.len()) {
+            let Some(id) = template.id_at_or_above(stack).filter(|_| self.passes_left > 0) else {
+                continue;
+            };
+            self.passes_left -= 1;
+            for job in readings(id) {
+                add(&mut self.passed, job);
+            }
+        }
+    }
+
+    /// Notes the jobs that a walk ended at or below.
+    fn end(&mut self, stack: &[&str]) {
+        for template in self.templates {
+            for job in template.id_at_or_above(stack).into_iter().flat_map(readings) {
+                add(&mut self.named.jobs, job);
+            }
+            self.named.is_job_path |= template.is_whole(stack);
+        }
+    }
+}
+
+fn add(jobs: &mut Vec<JobId>, job: JobId) {
+    if jobs.len() < MAX_JOBS && !jobs.contains(&job) {
+        jobs.push(job);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_JOBS, Template, named};
+    use crate::cache::key::JobId;
+
+    fn jobs(path: &str) -> Vec<String> {
+        let templates = ["/jobs/{id}", "/api/v1/jobs/{id}", "/x/{id}/status"];
+        let templates = templates.map(|template| Template::parse(template).unwrap());
+        named(&templates, path).jobs.iter().map(JobId::to_string).collect()
+    }
+
+    #[track_caller]
+    fn check(path: &str, want: &[&str]) {
+        assert_eq!(jobs(path), want, "{path}");
+    }
+
+    #[test]
+    fn a_job_and_what_is_below_it_name_it() {
+        check("/jobs/7", &["7"]);
+        check("/jobs/7/", &["7"]);
+        check("/jobs/7/cancel/now", &["7"]);
+        check("/x/7", &["7"]);
+        check("/api/v1/jobs/7", &["7"]);
+        for path in ["", "/", "*", "/jobs", "/jobs/", "/jobsite/7", "/api/v1/7", "/a/jobs/7"] {
+            check(path, &[]);
+        }
+    }
+
+    #[test]
+    fn ids_are_read_in_every_spelling() {
+        check("/jobs/007", &["7"]);
+        check("/jobs/%37", &["7"]);
+        check("/jobs/%2537/x", &["7"]);
+        check("/jobs/7;v=1/x", &["7"]);
+        check("/jobs/7.json", &["7"]);
+        let uuid = "0f8fad5b-d9cb-469f-a165-70867728950e";
+        check(&format!("/jobs/%7B{}%7d", uuid.to_uppercase()), &[uuid]);
+    }
+
+    #[test]
+    fn literals_are_read_in_every_spelling() {
+        for path in ["/Jobs/7", "/JOBS/7", "/%6aobs/7", "/%6Aobs/7", "/%256Aobs/7", "/jobs;v=1/7"] {
+            check(path, &["7"]);
+        }
+        for path in
+            ["//jobs/7", "///jobs//7//", "\\jobs\\7", "/jobs%2F7", "/jobs%5c7", "/jobs%252f7"]
+        {
+            check(path, &["7"]);
+        }
+    }
+
+    #[test]
+    fn dot_segments_are_resolved_before_and_after_decoding() {
+        for path in ["/./jobs/./7", "/a/../jobs/7", "/../jobs/7", "/%2e/jobs/7", "/a/%2E%2e/jobs/7"]
+        {
+            check(path, &["7"]);
+        }
+        for path in ["/a/%252e%252e/jobs/7", "/a/..;x/jobs/7", "/a\\..\\jobs/7", "/a%2f..%2fjobs/7"]
+        {
+            check(path, &["7"]);
+        }
+        // By the letter the empty segment is what `..` removes, merged it would be `jobs`.
+        check("/jobs//../7", &["7"]);
+        // Resolved first these are /jobs/7, decoded first /7.
+        check("/jobs/%2e/../7", &["7"]);
+        check("/%6aobs/%2e/../7", &["7"]);
+        check("/%6aobs/%2e;x/..;x/7", &["7"]);
+        check("/jobs/7/../8", &["8", "7"]);
+        check("/jobs/7/%2e%2e/8", &["7", "8"]);
+        check("/jobs/7/..", &["7"]);
+        check("/jobs/7/../..", &["7"]);
+    }
+
+    #[test]
+    fn absolute_urls_are_read_without_their_authority_and_query() {
+        check("https://host:1/jobs/7?x=/jobs/8#/jobs/9", &["7"]);
+        check("//host/jobs/7", &["7"]);
+        check("https://host", &[]);
+        check("https://jobs/7", &[]);
+        check("/a://jobs/7", &[]);
+        check(" /jobs/7 ", &["7"]);
+    }
+
+    #[test]
+    fn a_path_of_many_jobs_is_cut_off() {
+        let path = (0..1000).fold(String::new(), |path, id| path + &format!("/jobs/{id}/../.."));
+        assert_eq!(jobs(&path).len(), MAX_JOBS);
+        assert_eq!(jobs(&format!("{path}/jobs/last"))[0], "last");
+    }
+
+    #[test]
+    fn hostile_paths_are_read_in_linear_time() {
+        for unit in ["%2e%2e/", "%25", "/jobs/7/..;", "\\..", "//", "/jobs/%2e", "/jobs/:/..", "/a"]
+        {
+            jobs(&unit.repeat((64 << 10) / unit.len()));
+        }
+    }
+
+    /// Spells `/jobs/7/cancel` as an upstream that decodes, then normalises would still understand.
+    fn disguised(rng: &mut fastrand::Rng) -> String {
+        let mut path = String::new();
+        for segment in ["jobs", "7", "cancel"] {
+            for _ in 0..rng.usize(..3) {
+                path.push_str(rng.choice(["/.", "/a/..", "/", "\\", "/a;b/..;c"]).unwrap());
+            }
+            path.push(rng.choice(['/', '\\']).unwrap());
+            let upper = rng.bool();
+            path.push_str(&if upper { segment.to_uppercase() } else { segment.to_owned() });
+            path.push_str(rng.choice(["", ";v=1", ";"]).unwrap());
+        }
+        for _ in 0..rng.usize(..3) {
+            path = encoded(&path, rng);
+        }
+        path
+    }
+
+    fn encoded(path: &str, rng: &mut fastrand::Rng) -> String {
+        let encode = |(at, c): (usize, char)| match rng.u8(..4) {
+            // The request target itself begins with a slash.
+            0 if at > 0 => format!("%{:02x}", u32::from(c)),
+            1 if at > 0 => format!("%{:02X}", u32::from(c)),
+            _ => c.to_string(),
+        };
+        path.chars().enumerate().map(encode).collect()
+    }
+
+    #[test]
+    fn no_disguise_hides_a_job() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        for _ in 0..20_000 {
+            let path = disguised(&mut rng);
+            assert!(jobs(&path).contains(&"7".to_owned()), "{path}");
+        }
+    }
+}

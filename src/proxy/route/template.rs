@@ -1,0 +1,125 @@
+//! One path template: `/jobs/{id}`.
+
+use thiserror::Error;
+
+/// Templates at most: each is compared with every path.
+pub(super) const MAX_TEMPLATES: usize = 64;
+
+/// The segment that stands for the id.
+const ID: &str = "{id}";
+
+/// A template that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum BadTemplate {
+    /// There is none.
+    #[error("no route given; give at least one such as '/jobs/{{id}}'")]
+    Missing,
+    /// More than can be compared with every request.
+    #[error("{count} routes given, of at most {MAX_TEMPLATES}; leave some out")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+    /// It does not begin with a slash.
+    #[error("route '{template}' is not absolute; begin it with '/'")]
+    Relative {
+        /// The template.
+        template: String,
+    },
+    /// Not exactly one segment is `{id}`.
+    #[error("route '{template}' has {count} segments '{{id}}'; give it exactly one")]
+    Id {
+        /// The template.
+        template: String,
+        /// How many it has.
+        count: usize,
+    },
+    /// A segment that no request could match literally.
+    #[error(
+        "route '{template}' has the segment '{segment}'; use one or more of A-Z a-z 0-9 . _ ~ -, \
+         not '.' or '..', and no slash at the end"
+    )]
+    Segment {
+        /// The template.
+        template: String,
+        /// The segment.
+        segment: String,
+    },
+}
+
+/// Literal segments around one id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Template {
+    before: Vec<String>,
+    after: Vec<String>,
+}
+
+impl Template {
+    pub(super) fn parse(template: &str) -> Result<Self, BadTemplate> {
+        let Some(path) = template.strip_prefix('/') else {
+            return Err(BadTemplate::Relative { template: template.to_owned() });
+        };
+        let segments: Vec<&str> = path.split('/').collect();
+        if let Some(segment) =
+            segments.iter().find(|segment| **segment != ID && !is_literal(segment))
+        {
+            let (template, segment) = (template.to_owned(), (*segment).to_owned());
+            return Err(BadTemplate::Segment { template, segment });
+        }
+        let mut parts = segments.split(|segment| *segment == ID);
+        let (Some(before), Some(after), None) = (parts.next(), parts.next(), parts.next()) else {
+            let count = segments.iter().filter(|segment| **segment == ID).count();
+            return Err(BadTemplate::Id { template: template.to_owned(), count });
+        };
+        let owned = |part: &[&str]| part.iter().map(|&segment| segment.to_owned()).collect();
+        Ok(Self { before: owned(before), after: owned(after) })
+    }
+
+    /// The id segment of a path that is this template, byte for byte.
+    pub(super) fn id<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let mut segments = path.strip_prefix('/')?.split('/');
+        if !follow(&self.before, &mut segments) {
+            return None;
+        }
+        let id = segments.next().filter(|id| !id.is_empty())?;
+        (follow(&self.after, &mut segments) && segments.next().is_none()).then_some(id)
+    }
+
+    /// The id segment of a path that is this template or goes on from its id, in any case: some
+    /// frameworks compare literals so.
+    pub(super) fn id_at_or_above<'p>(&self, segments: &[&'p str]) -> Option<&'p str> {
+        let (before, rest) = segments.split_at_checked(self.before.len())?;
+        let id = rest.first()?;
+        same(before, &self.before).then_some(id)
+    }
+
+    /// Where in a path the id stands.
+    pub(super) fn id_position(&self) -> usize {
+        self.before.len()
+    }
+
+    /// Whether a path is this template, in any case and with anything for an id.
+    pub(super) fn is_whole(&self, segments: &[&str]) -> bool {
+        let after = segments.get(self.before.len() + 1..).unwrap_or_default();
+        self.id_at_or_above(segments).is_some_and(|id| !id.is_empty()) && same(after, &self.after)
+    }
+}
+
+/// Whether the literals come next, byte for byte.
+fn follow<'p>(literals: &[String], segments: &mut impl Iterator<Item = &'p str>) -> bool {
+    literals.iter().all(|literal| segments.next() == Some(literal))
+}
+
+fn same(segments: &[&str], literals: &[String]) -> bool {
+    segments.len() == literals.len()
+        && segments
+            .iter()
+            .zip(literals)
+            .all(|(segment, literal)| segment.eq_ignore_ascii_case(literal))
+}
+
+/// RFC 3986 2.3, unreserved: what a client has no reason to encode.
+fn is_literal(segment: &str) -> bool {
+    let unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-');
+    !segment.is_empty() && segment.bytes().all(unreserved) && !matches!(segment, "." | "..")
+}
