@@ -10,7 +10,7 @@
 //!
 //! 1. **Never stale.** Once a write through any sidecar, a purge, or a third party's plain
 //!    `DEL job_status:<id>` is acknowledged, no GET that starts later, through any sidecar, returns
-//!    an older body. The stated limits are in `store`.
+//!    an older body. The stated limits are in [`store`].
 //! 2. **Never leaked.** A credential only ever receives bytes that the upstream itself served to
 //!    that credential. Requests that carry one pass uncached.
 //! 3. **Never in the way.** A cache fault never fails, truncates or alters a response and costs at
@@ -30,6 +30,12 @@ pub mod proxy;
 
 pub mod cache;
 
+pub mod store;
+
+pub mod metrics;
+
 pub mod clock;
+
+pub mod mutants;
 
 pub mod telemetry;

@@ -1,0 +1,256 @@
+//! Every metric, in one struct.
+//!
+//! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::{Family, MetricConstructor},
+        gauge::Gauge,
+        histogram::Histogram,
+        info::Info,
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::store::StoreError;
+
+/// Bounds of the latency histograms in seconds: half a millisecond to a minute.
+const LATENCY_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+
+/// What the process counts.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests by outcome and reason, as in `Cache-Status`.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Fills by what became of them.
+    pub fills: Family<OutcomeLabels, Counter>,
+    /// Invalidations by source and outcome.
+    pub invalidations: Family<InvalidationLabels, Counter>,
+    /// Requests answered by another request's upstream read.
+    pub flights_joined: Counter,
+    /// Values found under our keys that somebody else wrote.
+    pub foreign_values: Counter,
+    /// Invalidations that the store has not confirmed.
+    pub pending: Gauge,
+    /// Times that there were too many of them.
+    pub pending_overflows: Counter,
+    /// 1 while a trusted connection to the store stands.
+    pub store_up: Gauge,
+    store_seconds: Family<OpLabels, Histogram, Latency>,
+    store_errors: Family<StoreErrorLabels, Counter>,
+    /// Upstream exchanges by outcome.
+    pub upstream_requests: Family<OutcomeLabels, Counter>,
+    /// From sending a request upstream to its response head.
+    pub upstream_seconds: Histogram,
+    /// Upstream connections opened.
+    pub upstream_connects: Counter,
+    /// Client connections that are open.
+    pub connections: Gauge,
+}
+
+/// Operations of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Reads a key.
+    Read,
+    /// Asks for the right to fill.
+    Lease,
+    /// Stores an entry.
+    Fill,
+    /// Fences before a write.
+    Begin,
+    /// Invalidates.
+    End,
+}
+
+impl Op {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Lease => "lease",
+            Self::Fill => "fill",
+            Self::Begin => "begin",
+            Self::End => "end",
+        }
+    }
+}
+
+/// Labels of [`Metrics::requests`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// `hit`, `miss`, `pass`, `write`, `error`.
+    pub outcome: &'static str,
+    /// Why it was not a hit; empty where there is nothing to add.
+    pub reason: &'static str,
+}
+
+/// Labels of families with one dimension.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabels {
+    /// What it came to.
+    pub outcome: &'static str,
+}
+
+/// Labels of [`Metrics::invalidations`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct InvalidationLabels {
+    /// `write`, `purge` or `purge-all`.
+    pub source: &'static str,
+    /// `confirmed` or `pending`.
+    pub outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OpLabels {
+    op: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreErrorLabels {
+    op: &'static str,
+    error: &'static str,
+}
+
+#[derive(Clone, Debug)]
+struct Latency;
+
+impl MetricConstructor<Histogram> for Latency {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(LATENCY_BUCKETS)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("jobcache"),
+            requests: Family::default(),
+            fills: Family::default(),
+            invalidations: Family::default(),
+            flights_joined: Counter::default(),
+            foreign_values: Counter::default(),
+            pending: Gauge::default(),
+            pending_overflows: Counter::default(),
+            store_up: Gauge::default(),
+            store_seconds: Family::new_with_constructor(Latency),
+            store_errors: Family::default(),
+            upstream_requests: Family::default(),
+            upstream_seconds: Histogram::new(LATENCY_BUCKETS),
+            upstream_connects: Counter::default(),
+            connections: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Counts an operation of the store, its time and its failure.
+    pub fn store_op<T>(&self, op: Op, result: &Result<T, StoreError>, took: Duration) {
+        let op = op.as_str();
+        self.store_seconds.get_or_create(&OpLabels { op }).observe(took.as_secs_f64());
+        if let Err(error) = result {
+            let error = match error {
+                StoreError::Down => "down",
+                StoreError::Pending => "pending",
+                StoreError::Timeout => "timeout",
+                StoreError::Lost(_) => "lost",
+                StoreError::Refused(_) | StoreError::Journal { .. } => "refused",
+            };
+            self.store_errors.get_or_create(&StoreErrorLabels { op, error }).inc();
+        }
+    }
+
+    /// The text that Prometheus scrapes (`OpenMetrics` 1.0).
+    pub fn exposition(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        r.register("build", "The version that runs", build);
+        r.register("requests", "Requests by outcome and reason", self.requests.clone());
+        r.register("fills", "Fills by what became of them", self.fills.clone());
+        r.register(
+            "invalidations",
+            "Invalidations by source and outcome",
+            self.invalidations.clone(),
+        );
+        r.register(
+            "flights_joined",
+            "Requests answered by another request's upstream read",
+            self.flights_joined.clone(),
+        );
+        r.register(
+            "foreign_values",
+            "Values found under our keys that somebody else wrote",
+            self.foreign_values.clone(),
+        );
+        r.register(
+            "pending_invalidations",
+            "Invalidations that the store has not confirmed",
+            self.pending.clone(),
+        );
+        r.register(
+            "pending_overflows",
+            "Times that there were too many unconfirmed invalidations",
+            self.pending_overflows.clone(),
+        );
+        r.register("store_up", "1 while the store is trusted", self.store_up.clone());
+        r.register_with_unit(
+            "store_operation",
+            "Time of store operations",
+            Unit::Seconds,
+            self.store_seconds.clone(),
+        );
+        r.register("store_errors", "Failed store operations", self.store_errors.clone());
+        r.register(
+            "upstream_requests",
+            "Upstream exchanges by outcome",
+            self.upstream_requests.clone(),
+        );
+        r.register_with_unit(
+            "upstream_response",
+            "Time to the upstream's response head",
+            Unit::Seconds,
+            self.upstream_seconds.clone(),
+        );
+        r.register(
+            "upstream_connects",
+            "Connections opened to the upstream",
+            self.upstream_connects.clone(),
+        );
+        r.register("connections", "Client connections that are open", self.connections.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_stands_in_the_exposition() {
+        let metrics = Metrics::default();
+        metrics.requests.get_or_create(&RequestLabels { outcome: "hit", reason: "" }).inc();
+        metrics.store_op::<()>(Op::Read, &Err(StoreError::Timeout), Duration::from_millis(50));
+        let text = metrics.exposition();
+        for line in [
+            "jobcache_requests_total{outcome=\"hit\",reason=\"\"} 1",
+            "jobcache_store_errors_total{op=\"read\",error=\"timeout\"} 1",
+            "jobcache_store_operation_seconds_count{op=\"read\"} 1",
+            "jobcache_store_up 0",
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,511 @@
+//! The store protocol: leases, fences and what they guarantee. The only door to Redis.
+//!
+//! # The guarantee
+//!
+//! Once a write through any sidecar, a purge, or a third party's plain `DEL job_status:<id>` is
+//! acknowledged, no GET that starts later, through any sidecar, returns an older body.
+//!
+//! # How
+//!
+//! Each job has four keys in one cluster slot. `job_status:<id>` holds the body byte for byte, or
+//! `""`, the placeholder of a lease. `{job_status:<id>}:meta` describes the body, `:lease` names who
+//! may fill, `:fence` lists the writes in flight. All times are by the server's own clock.
+//!
+//! 1. A miss takes a **lease** and leaves the placeholder, reads the upstream and **fills**, which
+//!    succeeds only while placeholder and lease are untouched. Whoever deletes `job_status:<id>`,
+//!    `redis-cli DEL` included, thereby voids the fill in flight.
+//! 2. A write **begins** before it is forwarded: the entry goes, the lease is void, and a fence
+//!    refuses new leases while the outcome is unknown, also when the sidecar dies. It **ends**
+//!    before it is answered: the entry goes again and the fence is lifted. With an unknown outcome
+//!    (timeout, reset) the fence lingers.
+//! 3. An end that the server has not confirmed makes its job **pending** here: bypassed, and
+//!    repeated until confirmed.
+//! 4. An entry counts only in the **epoch** (`run_id` and `master_replid` of the server) in which
+//!    its lease was taken. So neither a server that restarted from an old snapshot nor a replica
+//!    promoted without the last DEL is believed.
+//!
+//! # The limits
+//!
+//! Each is counted and logged when it happens.
+//!
+//! - A write that was answered while the server had not confirmed its end (cut off, hung, refusing
+//!   writes): this sidecar bypasses the job until it is confirmed; other sidecars may serve the
+//!   older body until its TTL ends. The purge webhook answers 503 instead of pretending.
+//! - A deposed master that still answers, until this sidecar learns of it (at most 1 s).
+//! - An upstream that reads from a lagging replica or commits after it has answered: `settle` covers
+//!   the writes that pass through; nothing can cover a third party's DEL sent before its own commit.
+//!
+//! # What each fault costs
+//!
+//! | fault | what clients see | what it costs |
+//! |---|---|---|
+//! | Redis refuses connections | answers from the upstream | nothing: the breaker is open |
+//! | Redis hangs | answers from the upstream | the budget (50 ms) a request, until the breaker opens |
+//! | Redis restarts, or a replica is promoted | answers from the upstream | every job is read once more |
+//! | error replies (`WRONGTYPE`, `NOPERM`, `OOM`) | answers from the upstream | that job is not cached |
+//! | a sidecar dies amid a write | fresh answers | that job is not cached until the fence runs out |
+//! | the pending set overflows | answers from the upstream | no caching here until all is purged |
+
+pub mod journal;
+pub mod memory;
+pub mod pending;
+pub mod redis;
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+
+use crate::{
+    clock, config,
+    metrics::{Metrics, Op},
+};
+
+/// The name of a job's entry in the store: prefix and id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key(Arc<str>);
+
+impl Key {
+    /// Joins a prefix and a canonical id. Neither holds a brace, so that its companions
+    /// are keys of the same cluster slot.
+    pub fn new(prefix: &str, id: &str) -> Self {
+        let mut name = String::with_capacity(prefix.len() + id.len());
+        name.push_str(prefix);
+        name.push_str(id);
+        Self(name.into())
+    }
+
+    /// The key of the body.
+    pub fn main(&self) -> &str {
+        &self.0
+    }
+
+    fn companion(&self, role: &str) -> String {
+        format!("{{{}}}:{role}", self.0)
+    }
+}
+
+/// Names one lease, and as the generation of an entry the fill that made it. Never used twice.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Token(Arc<str>);
+
+impl Token {
+    /// The token as it stands in the store.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One life of the server's data: `run_id` and `master_replid`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Epoch(Arc<str>);
+
+impl Epoch {
+    /// The epoch as it stands in an entry.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What the store holds under a key, unverified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The value of the main key.
+    pub body: Bytes,
+    /// The value of the meta key; empty where there is none.
+    pub meta: Bytes,
+    /// When the main key expires, in ms since 1970 by the store's clock; -1 for never.
+    pub expires_at_ms: i64,
+}
+
+/// An answer of [`Store::read`], with the epoch of the connection that gave it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The value, if there is one; a placeholder is none.
+    pub stored: Option<Stored>,
+    /// What an entry must have been stored in to be believed.
+    pub epoch: Epoch,
+    /// Now by the store's clock, in ms since 1970.
+    pub now_ms: i64,
+}
+
+/// An answer of [`Store::lease`].
+#[derive(Debug)]
+pub enum Grant {
+    /// Ours to fill.
+    Lease(Lease),
+    /// Somebody filled meanwhile.
+    Stored(Seen),
+    /// Somebody else is filling, under this token.
+    Leased(Token),
+    /// A write is in flight, or its outcome is unknown.
+    Fenced,
+}
+
+/// Permission to fill one key, granted by the store to one reader at a time.
+///
+/// A purge or a write revokes it, so a response fetched before a write can never be stored after
+/// it. It has no `Drop`: one that is never spent expires in the store.
+#[must_use = "spend a lease with `fill` or hand it back with `release`"]
+#[derive(Debug)]
+pub struct Lease {
+    key: Key,
+    token: Token,
+    epoch: Epoch,
+    granted_at_ms: i64,
+}
+
+impl Lease {
+    /// When it was asked for, by the store's clock, in ms since 1970.
+    pub fn granted_at_ms(&self) -> i64 {
+        self.granted_at_ms
+    }
+
+    /// Becomes the generation of the entry.
+    pub fn token(&self) -> &Token {
+        &self.token
+    }
+
+    /// The epoch the entry will belong to.
+    pub fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+}
+
+/// What became of a fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// The entry is there.
+    Stored,
+    /// The lease no longer stood: purged, written to, or expired. Nothing was stored.
+    Revoked,
+}
+
+/// What became of an invalidation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The store has confirmed it; says how many entries there were.
+    Confirmed {
+        /// Entries that were dropped.
+        entries: usize,
+    },
+    /// The store has not confirmed it. The jobs are bypassed here until it has.
+    Pending,
+}
+
+/// A write in flight over some keys.
+#[derive(Debug)]
+pub struct Write {
+    keys: Vec<Key>,
+    id: Token,
+    fence: Duration,
+    begun: Begun,
+}
+
+/// Whether the fence of a write is known to stand, and over which connection it went.
+#[derive(Debug)]
+enum Begun {
+    /// On this connection; for the embedded store there is none.
+    Confirmed(Option<redis::SessionHandle>),
+    /// Sent on this connection but not confirmed, or not sent at all.
+    Unconfirmed(Option<redis::SessionHandle>),
+}
+
+impl Write {
+    /// The keys it invalidates.
+    pub fn keys(&self) -> &[Key] {
+        &self.keys
+    }
+}
+
+/// Why the store gave no answer. None of these reaches a client.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No trusted connection: the breaker is open.
+    #[error("the store is down")]
+    Down,
+    /// An invalidation of this key is not confirmed yet.
+    #[error("an invalidation is pending")]
+    Pending,
+    /// The budget ran out.
+    #[error("the store did not answer within its budget")]
+    Timeout,
+    /// The connection broke.
+    #[error("the connection to the store broke: {0}")]
+    Lost(String),
+    /// The server answered with an error.
+    #[error("the store refused: {0}")]
+    Refused(String),
+    /// The journal of unconfirmed invalidations cannot be opened.
+    #[error("cannot open the journal {}: {source}", path.display())]
+    Journal {
+        /// `pending.journal`.
+        path: std::path::PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+/// What the store may still cost one request, over all its operations.
+#[derive(Debug)]
+pub struct Budget {
+    left: Duration,
+}
+
+impl Budget {
+    /// A budget of this much waiting.
+    pub fn new(left: Duration) -> Self {
+        Self { left }
+    }
+
+    /// What is left of it.
+    pub fn left(&self) -> Duration {
+        self.left
+    }
+
+    /// Waits for `operation` while the budget lasts, and takes the time it took from it.
+    async fn spend<T>(
+        &mut self,
+        operation: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let started = Instant::now();
+        let result = tokio::time::timeout(self.left, operation).await;
+        self.left = self.left.saturating_sub(started.elapsed());
+        result.unwrap_or(Err(StoreError::Timeout))
+    }
+}
+
+/// The store: Redis, or this process' memory with the same semantics.
+#[derive(Debug)]
+pub struct Store {
+    engine: Engine,
+    tokens: Tokens,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Redis(redis::Redis),
+    Memory(memory::Memory),
+}
+
+impl Store {
+    /// Opens the store that the configuration names. Redis is connected to in the background, so
+    /// this succeeds with Redis down; it must be called within a tokio runtime.
+    pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        let engine = match &config.store.url {
+            config::StoreUrl::Memory => {
+                metrics.store_up.set(1);
+                Engine::Memory(memory::Memory::new(&config.store))
+            }
+            config::StoreUrl::Redis(url) => {
+                Engine::Redis(redis::Redis::open(url, config, Arc::clone(&metrics))?)
+            }
+        };
+        Ok(Self { engine, tokens: Tokens::new(), metrics })
+    }
+
+    /// Which keys must not be answered from the cache now: those of unconfirmed invalidations, and
+    /// every key while the store is down.
+    pub fn trust(&self, key: &Key) -> Result<(), StoreError> {
+        match &self.engine {
+            Engine::Redis(redis) => redis.trust(key),
+            Engine::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Reads a key: one round trip, no script.
+    pub async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {
+        self.timed(Op::Read, async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.read(key, budget).await,
+                Engine::Memory(memory) => Ok(memory.read(key)),
+            }
+        })
+        .await
+    }
+
+    /// Asks for the right to fill a key. `refused` is a value that the caller has read and found
+    /// not to be an entry of ours; it is deleted if it is still there.
+    ///
+    /// A lease whose answer did not come in time is released behind it, on the same connection.
+    pub async fn lease(
+        &self,
+        key: &Key,
+        refused: Option<&Stored>,
+        budget: &mut Budget,
+    ) -> Result<Grant, StoreError> {
+        let token = self.tokens.next();
+        self.timed(Op::Lease, async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.lease(key, token, refused, budget).await,
+                Engine::Memory(memory) => Ok(memory.lease(key, token, refused)),
+            }
+        })
+        .await
+    }
+
+    /// Stores an entry under a lease. `meta` is a JSON object without its closing brace; the store
+    /// adds `expires_at_ms`. `ttl` counts from the lease.
+    pub async fn fill(
+        &self,
+        lease: Lease,
+        body: &Bytes,
+        meta: &str,
+        ttl: Duration,
+    ) -> Result<Fill, StoreError> {
+        self.timed(Op::Fill, async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.fill(&lease, body, meta, ttl).await,
+                Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
+            }
+        })
+        .await
+    }
+
+    /// Hands a lease back: what came cannot be stored.
+    pub async fn release(&self, lease: Lease) {
+        match &self.engine {
+            Engine::Redis(redis) => redis.release(&lease).await,
+            Engine::Memory(memory) => memory.release(&lease),
+        }
+    }
+
+    /// Fences keys before a write is forwarded. Never fails: a fence that is not confirmed makes the
+    /// end of the write run twice.
+    pub async fn begin(&self, keys: Vec<Key>, fence: Duration, budget: &mut Budget) -> Write {
+        let id = self.tokens.next();
+        let begun = match &self.engine {
+            Engine::Redis(redis) => {
+                let started = Instant::now();
+                let (begun, result) = redis.begin(&keys, &id, fence, budget).await;
+                self.metrics.store_op(Op::Begin, &result, started.elapsed());
+                begun
+            }
+            Engine::Memory(memory) => {
+                memory.begin(&keys, &id, fence);
+                Begun::Confirmed(None)
+            }
+        };
+        Write { keys, id, fence, begun }
+    }
+
+    /// Keeps the fence of a long write standing.
+    pub async fn renew(&self, write: &Write) {
+        match &self.engine {
+            Engine::Redis(redis) => redis.renew(write).await,
+            Engine::Memory(memory) => memory.begin(&write.keys, &write.id, write.fence),
+        }
+    }
+
+    /// Invalidates the keys of a write and lifts its fence, after `linger`.
+    ///
+    /// To be called before the write is answered, from a task that nobody cancels.
+    pub async fn end(&self, write: &Write, linger: Duration, budget: &mut Budget) -> Ended {
+        let started = Instant::now();
+        match &self.engine {
+            Engine::Redis(redis) => {
+                let ended = redis.end(write, linger, budget).await;
+                self.metrics.store_op(Op::End, &ended, started.elapsed());
+                ended.unwrap_or(Ended::Pending)
+            }
+            Engine::Memory(memory) => memory.end(&write.keys, &write.id, linger),
+        }
+    }
+
+    /// Invalidates keys: the end of a write that went elsewhere.
+    pub async fn purge(&self, keys: Vec<Key>, budget: &mut Budget) -> Ended {
+        let id = self.tokens.next();
+        let write = Write { keys, id, fence: Duration::ZERO, begun: Begun::Confirmed(None) };
+        self.end(&write, Duration::ZERO, budget).await
+    }
+
+    /// Invalidates every key under the prefix. Runs under a deadline of its own.
+    pub async fn purge_all(&self) -> Ended {
+        match &self.engine {
+            Engine::Redis(redis) => redis.purge_all().await,
+            Engine::Memory(memory) => memory.purge_all(),
+        }
+    }
+
+    /// Now by the store's clock, in ms since 1970, or by ours while it is down.
+    pub fn now_ms(&self) -> i64 {
+        match &self.engine {
+            Engine::Redis(redis) => redis.now_ms(),
+            Engine::Memory(_) => unix_ms(clock::now()),
+        }
+    }
+
+    /// Whether a trusted connection stands.
+    pub fn is_up(&self) -> bool {
+        match &self.engine {
+            Engine::Redis(redis) => redis.is_up(),
+            Engine::Memory(_) => true,
+        }
+    }
+
+    /// Invalidations that are not confirmed.
+    pub fn pending(&self) -> usize {
+        match &self.engine {
+            Engine::Redis(redis) => redis.pending(),
+            Engine::Memory(_) => 0,
+        }
+    }
+
+    /// Stops the background work, after a last try to confirm what is pending.
+    pub async fn close(&self, deadline: Duration) {
+        if let Engine::Redis(redis) = &self.engine {
+            redis.close(deadline).await;
+        }
+    }
+
+    async fn timed<T>(
+        &self,
+        op: Op,
+        operation: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let started = Instant::now();
+        let result = operation.await;
+        self.metrics.store_op(op, &result, started.elapsed());
+        result
+    }
+}
+
+/// Makes tokens: unique among all sidecars, without a round trip.
+#[derive(Debug)]
+struct Tokens {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl Tokens {
+    fn new() -> Self {
+        Self { process: fastrand::u64(..), next: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> Token {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        Token(format!("{:016x}-{n:x}", self.process).into())
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn unix_ms(time: SystemTime) -> i64 {
+    millis(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

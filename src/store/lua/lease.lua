@@ -1,0 +1,28 @@
+-- Grants the right to fill, unless something stands in the way.
+-- KEYS: main, meta, lease, fence   ARGV: token, lease_ms, refused_expiry_ms ('' for none)
+-- Reply: {'stored', body, meta, expiry_ms}  somebody filled meanwhile
+--        {'fenced'}                         a write is in flight, or its outcome is unknown
+--        {'leased', token}                  somebody else is filling
+--        {'granted'}
+-- A value that the caller has seen and refused (not ours, corrupt, of another epoch) is named by its
+-- expiry and deleted: dropping the wrong value costs one read of the upstream, never a stale one.
+local body = redis.call('GET', KEYS[1])
+if body and body ~= '' then
+  local expiry = redis.call('PEXPIRETIME', KEYS[1])
+  if ARGV[3] == '' or string.format('%.0f', expiry) ~= ARGV[3] then
+    return {'stored', body, redis.call('GET', KEYS[2]) or '', expiry}
+  end
+  redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+  body = false
+end
+if redis.call('EXISTS', KEYS[4]) == 1 then return {'fenced'} end
+if body then
+  local holder = redis.call('GET', KEYS[3])
+  if holder then return {'leased', holder} end
+end
+-- The placeholder: a third party's DEL of an absent key would go unseen, a DEL of this one voids us.
+-- SET comes first, so that a server at its memory limit refuses before anything has changed.
+redis.call('SET', KEYS[1], '', 'PX', ARGV[2])
+redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])
+redis.call('DEL', KEYS[2])
+return {'granted'}

@@ -1,0 +1,239 @@
+//! The store in this process' memory, with the semantics of the scripts in `lua/`.
+//!
+//! For the demo, for trying things out, and for a single sidecar without a Redis. Nobody else sees
+//! it, so there is no third party's `DEL` and nothing is ever pending. Bounded in bytes: past the
+//! limit the entries that were stored first go.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::{Ended, Epoch, Fill, Grant, Key, Lease, Seen, Stored, Token, millis};
+use crate::{clock, config};
+
+/// What an entry costs besides its body and meta, about.
+const ENTRY_OVERHEAD: usize = 512;
+/// Slots looked at for every operation that adds one, so that what expired goes away in time.
+const SWEEP: usize = 4;
+
+/// The embedded store.
+#[derive(Debug)]
+pub struct Memory {
+    lease: Duration,
+    max_bytes: usize,
+    epoch: Epoch,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    by_key: HashMap<Key, Slot>,
+    /// Keys in the order in which their slots were made; each slot is in it once.
+    order: VecDeque<Key>,
+    bytes: usize,
+}
+
+/// What Redis keeps under the four keys of a job.
+#[derive(Debug, Default)]
+struct Slot {
+    entry: Option<Stored>,
+    lease: Option<Held>,
+    /// Writes in flight, each with its deadline.
+    fence: Vec<(Token, i64)>,
+}
+
+#[derive(Debug)]
+struct Held {
+    token: Token,
+    granted_ms: i64,
+    expires_ms: i64,
+}
+
+impl Memory {
+    /// An empty store.
+    pub(super) fn new(config: &config::Store) -> Self {
+        Self {
+            lease: config.lease,
+            max_bytes: config.memory_max,
+            epoch: Epoch("memory".into()),
+            slots: Mutex::default(),
+        }
+    }
+
+    pub(super) fn read(&self, key: &Key) -> Seen {
+        let now = now_ms();
+        self.seen(self.slots().live(key, now).and_then(|slot| slot.entry.clone()), now)
+    }
+
+    pub(super) fn lease(&self, key: &Key, token: Token, refused: Option<&Stored>) -> Grant {
+        let now = now_ms();
+        let mut slots = self.slots();
+        slots.sweep(now);
+        if let Some(entry) = slots.live(key, now).and_then(|slot| slot.entry.clone()) {
+            if refused != Some(&entry) {
+                return Grant::Stored(self.seen(Some(entry), now));
+            }
+            slots.drop_entry(key);
+        }
+        let slot = slots.slot(key);
+        if !slot.fence.is_empty() {
+            return Grant::Fenced;
+        }
+        if let Some(held) = &slot.lease {
+            return Grant::Leased(held.token.clone());
+        }
+        let expires_ms = now + millis(self.lease);
+        slot.lease = Some(Held { token: token.clone(), granted_ms: now, expires_ms });
+        let epoch = self.epoch.clone();
+        Grant::Lease(Lease { key: key.clone(), token, epoch, granted_at_ms: now })
+    }
+
+    pub(super) fn fill(&self, lease: &Lease, body: &Bytes, meta: &str, ttl: Duration) -> Fill {
+        let now = now_ms();
+        let mut slots = self.slots();
+        let Some(slot) = slots.live(&lease.key, now) else { return Fill::Revoked };
+        let Some(held) = slot.lease.take_if(|held| held.token == lease.token) else {
+            return Fill::Revoked;
+        };
+        let expires_at_ms = held.granted_ms + millis(ttl);
+        if expires_at_ms <= now {
+            return Fill::Revoked;
+        }
+        let meta = format!("{meta},\"expires_at_ms\":{expires_at_ms}}}").into();
+        let entry = Stored { body: body.clone(), meta, expires_at_ms };
+        let bytes = size(&entry);
+        slot.entry = Some(entry);
+        slots.bytes += bytes;
+        slots.evict(self.max_bytes);
+        Fill::Stored
+    }
+
+    pub(super) fn release(&self, lease: &Lease) {
+        if let Some(slot) = self.slots().by_key.get_mut(&lease.key) {
+            slot.lease.take_if(|held| held.token == lease.token);
+        }
+    }
+
+    pub(super) fn begin(&self, keys: &[Key], write: &Token, fence: Duration) {
+        let now = now_ms();
+        let mut slots = self.slots();
+        for key in keys {
+            slots.drop_entry(key);
+            slots.slot(key).raise(write, now + millis(fence));
+        }
+    }
+
+    pub(super) fn end(&self, keys: &[Key], write: &Token, linger: Duration) -> Ended {
+        let now = now_ms();
+        let mut slots = self.slots();
+        let mut entries = 0;
+        for key in keys {
+            slots.live(key, now);
+            entries += usize::from(slots.drop_entry(key));
+            if linger > Duration::ZERO {
+                slots.slot(key).raise(write, now + millis(linger));
+            } else if let Some(slot) = slots.by_key.get_mut(key) {
+                slot.fence.retain(|(other, _)| other != write);
+            }
+        }
+        Ended::Confirmed { entries }
+    }
+
+    pub(super) fn purge_all(&self) -> Ended {
+        let now = now_ms();
+        let mut slots = self.slots();
+        let keys: Vec<Key> = slots.by_key.keys().cloned().collect();
+        let mut entries = 0;
+        for key in keys {
+            slots.live(&key, now);
+            entries += usize::from(slots.drop_entry(&key));
+        }
+        Ended::Confirmed { entries }
+    }
+
+    fn seen(&self, stored: Option<Stored>, now_ms: i64) -> Seen {
+        Seen { stored, epoch: self.epoch.clone(), now_ms }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        // No code that holds the lock panics half-way through a change.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slots {
+    /// The slot of a key with everything that has expired taken out.
+    fn live(&mut self, key: &Key, now: i64) -> Option<&mut Slot> {
+        let slot = self.by_key.get_mut(key)?;
+        if let Some(entry) = slot.entry.take_if(|entry| entry.expires_at_ms <= now) {
+            self.bytes -= size(&entry);
+        }
+        slot.lease.take_if(|held| held.expires_ms <= now);
+        slot.fence.retain(|(_, deadline)| *deadline > now);
+        Some(slot)
+    }
+
+    /// The slot of a key, made if there is none.
+    fn slot(&mut self, key: &Key) -> &mut Slot {
+        self.by_key.entry(key.clone()).or_insert_with(|| {
+            self.order.push_back(key.clone());
+            Slot::default()
+        })
+    }
+
+    /// Drops entry and lease, as `DEL` does; says whether there was an entry.
+    fn drop_entry(&mut self, key: &Key) -> bool {
+        let Some(slot) = self.by_key.get_mut(key) else { return false };
+        slot.lease = None;
+        let Some(entry) = slot.entry.take() else { return false };
+        self.bytes -= size(&entry);
+        true
+    }
+
+    /// Looks at a few of the oldest slots: removes the empty ones and moves the others behind.
+    fn sweep(&mut self, now: i64) {
+        for _ in 0..SWEEP.min(self.order.len()) {
+            let Some(key) = self.order.pop_front() else { return };
+            if self.live(&key, now).is_some_and(|slot| slot.is_empty()) {
+                self.by_key.remove(&key);
+            } else {
+                self.order.push_back(key);
+            }
+        }
+    }
+
+    /// Drops the entries of the oldest slots until the rest fits.
+    fn evict(&mut self, max_bytes: usize) {
+        for _ in 0..self.order.len() {
+            if self.bytes <= max_bytes {
+                return;
+            }
+            let Some(key) = self.order.pop_front() else { return };
+            self.drop_entry(&key);
+            self.order.push_back(key);
+        }
+    }
+}
+
+impl Slot {
+    fn raise(&mut self, write: &Token, deadline: i64) {
+        self.fence.retain(|(other, _)| other != write);
+        self.fence.push((write.clone(), deadline));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entry.is_none() && self.lease.is_none() && self.fence.is_empty()
+    }
+}
+
+fn size(entry: &Stored) -> usize {
+    entry.body.len() + entry.meta.len() + ENTRY_OVERHEAD
+}
+
+fn now_ms() -> i64 {
+    super::unix_ms(clock::now())
+}

@@ -1,0 +1,283 @@
+//! Invalidations that the store has not confirmed: bounded, and bypassed until it has.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::Path,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    Key, Token,
+    journal::{Journal, Record},
+};
+
+/// The set of keys whose invalidation is unconfirmed.
+///
+/// Past its limit it stands for every key, until a purge of all has been confirmed.
+#[derive(Debug)]
+pub struct Pending {
+    limit: usize,
+    journal: Option<Journal>,
+    /// Keys, plus one while every key is pending: lets a reader pass without the lock.
+    size: AtomicUsize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    keys: HashMap<Key, Item>,
+    /// Set while every key is pending.
+    all: Option<u64>,
+    /// Counts additions, so that a confirmation only removes what it confirmed.
+    additions: u64,
+}
+
+/// One unconfirmed invalidation.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// The key to invalidate.
+    pub key: Key,
+    /// The write whose fence is to be lifted.
+    pub write: Token,
+    /// How long its fence lingers.
+    pub linger: Duration,
+    addition: u64,
+}
+
+/// What an addition came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// The keys are remembered.
+    Keys,
+    /// The set is full: from now on every key is pending.
+    Overflow,
+}
+
+impl Pending {
+    /// A set of at most `limit` keys, in memory only.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, journal: None, size: AtomicUsize::new(0), inner: Mutex::default() }
+    }
+
+    /// A set of at most `limit` keys that begins with what the journal holds.
+    pub fn with_journal(limit: usize, path: &Path) -> io::Result<Self> {
+        let (journal, records) = Journal::open(path)?;
+        let pending = Self { journal: Some(journal), ..Self::new(limit) };
+        pending.restore(records);
+        Ok(pending)
+    }
+
+    fn restore(&self, records: Vec<Record>) {
+        for record in records {
+            match record {
+                Record::Added { key, write, linger_ms } => {
+                    let (key, write) = (Key(key.into()), Token(write.into()));
+                    self.insert(&key, &write, Duration::from_millis(linger_ms));
+                }
+                Record::Confirmed { key } => self.update(|inner| {
+                    inner.keys.remove(&Key(key.into()));
+                }),
+                Record::AllAdded => drop(self.insert_all()),
+                Record::AllConfirmed => self.update(|inner| inner.all = None),
+            }
+        }
+    }
+
+    /// Whether this key must be bypassed.
+    pub fn contains(&self, key: &Key) -> bool {
+        if self.is_empty() {
+            return false;
+        }
+        let inner = self.lock();
+        inner.all.is_some() || inner.keys.contains_key(key)
+    }
+
+    /// Keys pending, plus one while every key is.
+    pub fn len(&self) -> usize {
+        // Acquire pairs with the Release in `update`: who is told that a write was answered sees
+        // what was added before.
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing is pending.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Remembers the unconfirmed invalidation of some keys by one write; with a journal it returns
+    /// when that is on the disk.
+    pub async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) -> Added {
+        let mut added = Added::Keys;
+        for key in keys {
+            if self.insert(key, write, linger) == Added::Overflow {
+                added = Added::Overflow;
+            }
+        }
+        if let Some(journal) = &self.journal {
+            let mut records: Vec<Record> = Vec::with_capacity(keys.len() + 1);
+            records
+                .extend(keys.iter().map(|key| Record::added(key.main(), write.as_str(), linger)));
+            if added == Added::Overflow {
+                records.push(Record::AllAdded);
+            }
+            journal.append_synced(records).await;
+        }
+        added
+    }
+
+    /// Every key is pending; returns what [`Pending::confirm_all`] is to be called with.
+    pub async fn add_all(&self) -> u64 {
+        let addition = self.insert_all();
+        if let Some(journal) = &self.journal {
+            journal.append_synced(vec![Record::AllAdded]).await;
+        }
+        addition
+    }
+
+    fn insert(&self, key: &Key, write: &Token, linger: Duration) -> Added {
+        self.update(|inner| {
+            inner.additions += 1;
+            let addition = inner.additions;
+            if inner.keys.len() >= self.limit && !inner.keys.contains_key(key) {
+                inner.all = Some(addition);
+                return Added::Overflow;
+            }
+            let linger = inner.keys.get(key).map_or(linger, |item| item.linger.max(linger));
+            let item = Item { key: key.clone(), write: write.clone(), linger, addition };
+            inner.keys.insert(key.clone(), item);
+            Added::Keys
+        })
+    }
+
+    fn insert_all(&self) -> u64 {
+        self.update(|inner| {
+            inner.additions += 1;
+            inner.all = Some(inner.additions);
+            inner.additions
+        })
+    }
+
+    /// What a purge of all would confirm, if one is due.
+    pub fn all(&self) -> Option<u64> {
+        self.lock().all
+    }
+
+    /// Up to `limit` items to be repeated.
+    pub fn batch(&self, limit: usize) -> Vec<Item> {
+        self.lock().keys.values().take(limit).cloned().collect()
+    }
+
+    /// The store has confirmed this item. It stays if it was added again meanwhile.
+    pub fn confirm(&self, item: &Item) {
+        self.update(|inner| {
+            if inner.keys.get(&item.key).is_some_and(|now| now.addition == item.addition) {
+                inner.keys.remove(&item.key);
+                self.note(inner, &Record::Confirmed { key: item.key.main().into() });
+            }
+        });
+    }
+
+    /// The store has confirmed a purge of all.
+    pub fn confirm_all(&self, addition: u64) {
+        self.update(|inner| {
+            if inner.all == Some(addition) {
+                inner.all = None;
+                self.note(inner, &Record::AllConfirmed);
+            }
+        });
+    }
+
+    /// Under the lock, so that the file is not emptied over an addition.
+    fn note(&self, inner: &Inner, record: &Record) {
+        match &self.journal {
+            Some(journal) if inner.keys.is_empty() && inner.all.is_none() => journal.clear(),
+            Some(journal) => journal.append(record),
+            None => {}
+        }
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = self.lock();
+        let result = change(&mut inner);
+        self.size.store(inner.keys.len() + usize::from(inner.all.is_some()), Ordering::Release);
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // No code that holds the lock panics half-way through a change.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(id: &str) -> Key {
+        Key::new("job_status:", id)
+    }
+
+    async fn add(pending: &Pending, id: &str, write: &str, linger: Duration) -> Added {
+        pending.add(&[&key(id)], &Token(write.into()), linger).await
+    }
+
+    #[tokio::test]
+    async fn an_item_added_again_while_it_was_repeated_stays() {
+        let pending = Pending::new(10);
+        add(&pending, "a", "w1", Duration::ZERO).await;
+        let first = pending.batch(10).remove(0);
+        add(&pending, "a", "w2", Duration::ZERO).await;
+        pending.confirm(&first);
+        assert!(pending.contains(&key("a")));
+        pending.confirm(&pending.batch(10)[0]);
+        assert!(pending.is_empty());
+    }
+
+    #[tokio::test]
+    async fn past_the_limit_every_key_is_pending_until_a_purge_of_all() {
+        let pending = Pending::new(1);
+        assert_eq!(add(&pending, "a", "w1", Duration::ZERO).await, Added::Keys);
+        assert_eq!(add(&pending, "b", "w2", Duration::ZERO).await, Added::Overflow);
+        assert!(pending.contains(&key("unrelated")));
+        let stale = pending.all().unwrap();
+        let newer = pending.add_all().await;
+        pending.confirm_all(stale);
+        assert!(pending.contains(&key("unrelated")), "a newer overflow was not covered");
+        pending.confirm_all(newer);
+        assert!(!pending.contains(&key("unrelated")));
+        assert!(pending.contains(&key("a")), "its own end is still due");
+    }
+
+    #[tokio::test]
+    async fn the_longest_linger_of_a_key_is_kept() {
+        let pending = Pending::new(1);
+        add(&pending, "a", "w1", Duration::from_secs(9)).await;
+        add(&pending, "a", "w2", Duration::ZERO).await;
+        assert_eq!(pending.batch(1)[0].linger, Duration::from_secs(9));
+    }
+
+    #[tokio::test]
+    async fn a_journal_brings_back_what_was_not_confirmed() {
+        let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
+        let open = || Pending::with_journal(2, &path).unwrap();
+        let first = open();
+        add(&first, "a", "w1", Duration::ZERO).await;
+        add(&first, "b", "w2", Duration::from_secs(9)).await;
+        let item = first.batch(2).into_iter().find(|item| item.key == key("a")).unwrap();
+        first.confirm(&item);
+        let second = open();
+        assert_eq!(second.batch(2).len(), 1);
+        assert_eq!(second.batch(2)[0].linger, Duration::from_secs(9));
+        second.confirm(&second.batch(2)[0]);
+        assert!(open().is_empty());
+        add(&second, "c", "w3", Duration::ZERO).await;
+        second.add_all().await;
+        assert!(open().contains(&key("unrelated")));
+        std::fs::remove_file(&path).unwrap();
+    }
+}

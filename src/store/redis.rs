@@ -1,0 +1,279 @@
+//! The store on a Redis server.
+//!
+//! One task, the keeper, owns the connection: it connects, makes sure of version and role, repeats
+//! what is pending, and only then publishes the session. That is the whole circuit breaker: a
+//! published session is closed, none is open, and the keeper at work is half-open. A session ends
+//! at the first broken connection, after several timeouts in a row, or when the server is no longer the
+//! master it was, and takes its epoch with it.
+//!
+//! It does not retry a request's operation: who asked has a budget and an upstream.
+
+mod keeper;
+mod session;
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use redis::{Client, IntoConnectionInfo, RedisError};
+use tokio::{sync::Notify, task::JoinHandle, time::timeout};
+use tracing::warn;
+
+use self::{
+    keeper::{Shared, keep},
+    session::Session,
+};
+use super::{
+    Begun, Budget, Ended, Fill, Grant, Key, Lease, Seen, StoreError, Stored, Token, Write,
+    pending::Pending, unix_ms,
+};
+use crate::{
+    clock, config,
+    metrics::Metrics,
+    mutants::{self, Mutant},
+};
+
+/// For connecting and for what no client waits for: fills, releases, repeated ends.
+const DETACHED_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection that a write holds on to, so that its end follows its begin.
+pub type SessionHandle = Arc<Session>;
+
+/// The store on a Redis server.
+#[derive(Debug)]
+pub struct Redis {
+    shared: Arc<Shared>,
+    keeper: JoinHandle<()>,
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl Redis {
+    /// Checks the URL and starts to connect in the background.
+    pub(super) fn open(
+        url: &str,
+        config: &config::Config,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StoreError> {
+        let info = url.into_connection_info().map_err(refused)?;
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
+        let client = Client::open(info.set_tcp_settings(tcp)).map_err(refused)?;
+        let shared = Arc::new(Shared {
+            client,
+            prefix: config.store.prefix.clone(),
+            lease: config.store.lease,
+            session: RwLock::default(),
+            pending: pending(&config.pending)?,
+            wake: Notify::new(),
+            metrics,
+        });
+        let keeper = tokio::spawn(keep(Arc::clone(&shared)));
+        Ok(Self { shared, keeper })
+    }
+
+    pub(super) fn trust(&self, key: &Key) -> Result<(), StoreError> {
+        if self.shared.pending.contains(key) {
+            return Err(StoreError::Pending);
+        }
+        self.shared.session().map(drop)
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.shared.session().is_ok()
+    }
+
+    pub(super) fn now_ms(&self) -> i64 {
+        self.shared.session().map_or_else(|_| unix_ms(clock::now()), |session| session.now_ms())
+    }
+
+    pub(super) fn pending(&self) -> usize {
+        self.shared.pending.len()
+    }
+
+    pub(super) async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {
+        let session = self.shared.session()?;
+        let result = budget.spend(session.read(key)).await;
+        self.shared.judge(&session, result)
+    }
+
+    pub(super) async fn lease(
+        &self,
+        key: &Key,
+        token: Token,
+        refused: Option<&Stored>,
+        budget: &mut Budget,
+    ) -> Result<Grant, StoreError> {
+        let session = self.shared.session()?;
+        let lease = self.shared.lease;
+        let result = budget.spend(session.lease(key, &token, lease, refused)).await;
+        if matches!(result, Err(StoreError::Timeout)) {
+            // It may be granted yet; without this it would keep everybody from filling.
+            let (session, key) = (Arc::clone(&session), key.clone());
+            tokio::spawn(async move { session.release(&key, &token).await });
+        }
+        self.shared.judge(&session, result)
+    }
+
+    pub(super) async fn fill(
+        &self,
+        lease: &Lease,
+        body: &Bytes,
+        meta: &str,
+        ttl: Duration,
+    ) -> Result<Fill, StoreError> {
+        let session = self.shared.session()?;
+        let meta = if mutants::is(Mutant::EpochAtFill) {
+            meta.replace(lease.epoch.as_str(), session.epoch().as_str()).into()
+        } else if *session.epoch() == lease.epoch || mutants::is(Mutant::NoEpoch) {
+            Cow::Borrowed(meta)
+        } else {
+            return Ok(Fill::Revoked);
+        };
+        let fill = session.fill(lease, body, &meta, ttl, self.shared.lease);
+        let result = Budget::new(DETACHED_TIMEOUT).spend(fill).await;
+        if result.is_err() {
+            session.release(&lease.key, &lease.token).await;
+        }
+        self.shared.judge(&session, result)
+    }
+
+    pub(super) async fn release(&self, lease: &Lease) {
+        // With the session gone the lease runs out by itself.
+        if let Ok(session) = self.shared.session() {
+            session.release(&lease.key, &lease.token).await;
+        }
+    }
+
+    pub(super) async fn begin(
+        &self,
+        keys: &[Key],
+        write: &Token,
+        fence: Duration,
+        budget: &mut Budget,
+    ) -> (Begun, Result<(), StoreError>) {
+        let session = match self.shared.session() {
+            Ok(session) => session,
+            Err(error) => return (Begun::Unconfirmed(None), Err(error)),
+        };
+        let calls = join_all(keys.iter().map(|key| session.begin(key, write, fence)));
+        let all = async { calls.await.into_iter().collect::<Result<Vec<_>, _>>().map(drop) };
+        let result = budget.spend(all).await;
+        let result = self.shared.judge(&session, result);
+        let begun = match result {
+            Ok(()) => Begun::Confirmed(Some(session)),
+            Err(_) => Begun::Unconfirmed(Some(session)),
+        };
+        (begun, result)
+    }
+
+    pub(super) async fn renew(&self, write: &Write) {
+        if let Begun::Confirmed(Some(session)) = &write.begun {
+            let calls = write.keys.iter().map(|key| session.begin(key, &write.id, write.fence));
+            let _ = timeout(DETACHED_TIMEOUT, join_all(calls)).await;
+        }
+    }
+
+    /// Confirmed for every key, or remembered as pending for those that were not.
+    pub(super) async fn end(
+        &self,
+        write: &Write,
+        linger: Duration,
+        budget: &mut Budget,
+    ) -> Result<Ended, StoreError> {
+        let (held, again) = match &write.begun {
+            Begun::Confirmed(session) => (session.as_ref(), false),
+            // A begin that was sent and not confirmed may still come, and would leave its fence.
+            Begun::Unconfirmed(session) => (session.as_ref(), session.is_some()),
+        };
+        let held = held.filter(|session| !session.has_failed()).cloned();
+        let results = match held.map_or_else(|| self.shared.session(), Ok) {
+            Ok(session) => self.end_on(&session, write, linger, budget).await,
+            Err(error) => Err(error),
+        };
+        let unsure: Vec<&Key> = match &results {
+            Ok(results) => write
+                .keys
+                .iter()
+                .zip(results)
+                .filter_map(|(key, result)| (again || result.is_err()).then_some(key))
+                .collect(),
+            Err(_) => write.keys.iter().collect(),
+        };
+        self.shared.remember(&unsure, &write.id, linger).await;
+        let entries = results?.into_iter().sum::<Result<usize, StoreError>>()?;
+        Ok(Ended::Confirmed { entries })
+    }
+
+    async fn end_on(
+        &self,
+        session: &Session,
+        write: &Write,
+        linger: Duration,
+        budget: &mut Budget,
+    ) -> Result<Vec<Result<usize, StoreError>>, StoreError> {
+        let calls = write.keys.iter().map(|key| async {
+            let result = session.end(key, &write.id, linger).await;
+            self.shared.judge(session, result)
+        });
+        let result = budget.spend(async { Ok(join_all(calls).await) }).await;
+        self.shared.judge(session, result)
+    }
+
+    pub(super) async fn purge_all(&self) -> Ended {
+        // From here on every key is bypassed, until this very purge has been confirmed.
+        let addition = self.shared.pending.add_all().await;
+        let ended = match self.shared.session() {
+            Ok(session) => self.shared.purge_all(&session, addition).await,
+            Err(_) => Ended::Pending,
+        };
+        if ended == Ended::Pending {
+            self.shared.wake.notify_one();
+        }
+        self.shared.count_pending();
+        ended
+    }
+
+    pub(super) async fn close(&self, deadline: Duration) {
+        self.keeper.abort();
+        if self.shared.pending.is_empty() {
+            return;
+        }
+        let last_try = async {
+            let session = match self.shared.session() {
+                Ok(session) => session,
+                Err(_) => self.shared.connect().await?,
+            };
+            self.shared.replay(&session).await;
+            Ok::<_, StoreError>(())
+        };
+        let _ = timeout(deadline, last_try).await;
+        let left = self.shared.pending.len();
+        if left > 0 {
+            warn!(
+                pending = left,
+                "stopped with unconfirmed invalidations; they run out with their TTL"
+            );
+        }
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
+fn refused(error: RedisError) -> StoreError {
+    StoreError::Refused(error.to_string())
+}
+
+fn pending(config: &config::Pending) -> Result<Pending, StoreError> {
+    match &config.journal {
+        None => Ok(Pending::new(config.limit)),
+        Some(path) => Pending::with_journal(config.limit, path)
+            .map_err(|source| StoreError::Journal { path: path.clone(), source }),
+    }
+}

@@ -1,0 +1,434 @@
+//! One connection to a master, and the scripts on it.
+
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use redis::{
+    ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation, ServerErrorKind,
+    Value, aio::MultiplexedConnection,
+};
+use tokio::time::timeout;
+
+use super::DETACHED_TIMEOUT;
+use crate::{
+    clock, mutants,
+    store::{Epoch, Fill, Grant, Key, Lease, Seen, StoreError, Stored, Token, millis, unix_ms},
+};
+
+/// Operations in a row that may time out before the session is given up.
+const TIMEOUTS_IN_A_ROW: u32 = 5;
+/// With the pause between two probes below the second that the guarantee names.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Keys looked at by one SCAN.
+const SCAN_STEP: usize = 500;
+/// `PXAT` and `PEXPIRETIME` came with it.
+const OLDEST_VERSION: (u32, u32) = (7, 0);
+
+static LEASE: LazyLock<Script> =
+    LazyLock::new(|| script("lease", include_str!("../lua/lease.lua")));
+static FILL: LazyLock<Script> = LazyLock::new(|| script("fill", include_str!("../lua/fill.lua")));
+static RELEASE: LazyLock<Script> =
+    LazyLock::new(|| script("release", include_str!("../lua/release.lua")));
+static BEGIN: LazyLock<Script> =
+    LazyLock::new(|| script("begin", include_str!("../lua/begin.lua")));
+static END: LazyLock<Script> = LazyLock::new(|| script("end", include_str!("../lua/end.lua")));
+
+/// One connection to a master, for as long as it is one.
+#[derive(Debug)]
+pub struct Session {
+    connection: MultiplexedConnection,
+    epoch: Epoch,
+    /// The server's clock minus ours, in ms.
+    clock_ahead_ms: AtomicI64,
+    timeouts: AtomicU32,
+    failed: AtomicBool,
+}
+
+/// Of `MGET main meta` and `PEXPIRETIME main`.
+type ReadReply = ([Option<Vec<u8>>; 2], i64);
+
+/// What an operation means for its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// Nothing.
+    GoOn,
+    /// It is over.
+    GiveUp,
+}
+
+impl Session {
+    /// Wraps a connection to a server that has been found fit.
+    pub(super) fn new(
+        connection: MultiplexedConnection,
+        epoch: Epoch,
+        clock_ahead_ms: i64,
+    ) -> Self {
+        Self {
+            connection,
+            epoch,
+            clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
+            timeouts: AtomicU32::new(0),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// What an entry must have been stored in to be believed on this connection.
+    pub(super) fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+
+    /// Whether it has been given up.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Gives it up.
+    pub(super) fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Draws the conclusion from what an operation came to; says whether it ends the session.
+    pub(super) fn judge<T>(&self, result: &Result<T, StoreError>) -> Judgement {
+        let timeouts = match result {
+            Ok(_) | Err(StoreError::Refused(_)) => {
+                self.timeouts.store(0, Ordering::Relaxed);
+                0
+            }
+            Err(StoreError::Timeout) => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1,
+            Err(StoreError::Lost(_)) => TIMEOUTS_IN_A_ROW,
+            Err(StoreError::Down | StoreError::Pending | StoreError::Journal { .. }) => 0,
+        };
+        if timeouts < TIMEOUTS_IN_A_ROW {
+            return Judgement::GoOn;
+        }
+        self.fail();
+        Judgement::GiveUp
+    }
+
+    /// The value of a key: one round trip, no script.
+    pub(super) async fn read(&self, key: &Key) -> Result<Seen, StoreError> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
+        pipeline.cmd("PEXPIRETIME").arg(key.main());
+        let call = |mut connection| async move {
+            pipeline.query_async::<ReadReply>(&mut connection).await
+        };
+        let ([body, meta], expires_at_ms) = self.call(call).await?;
+        let stored = body.filter(|body| !body.is_empty()).map(|body| Stored {
+            body: body.into(),
+            meta: meta.unwrap_or_default().into(),
+            expires_at_ms,
+        });
+        Ok(self.seen(stored))
+    }
+
+    /// Asks for a lease of this token.
+    pub(super) async fn lease(
+        &self,
+        key: &Key,
+        token: &Token,
+        lease: Duration,
+        refused: Option<&Stored>,
+    ) -> Result<Grant, StoreError> {
+        let granted_at_ms = self.now_ms();
+        let mut invocation = LEASE.key(key.main());
+        for role in ["meta", "lease", "fence"] {
+            invocation.key(key.companion(role));
+        }
+        invocation.arg(token.as_str()).arg(millis(lease));
+        invocation.arg(refused.map(|stored| stored.expires_at_ms.to_string()).unwrap_or_default());
+        let reply: Vec<Value> = self.invoke(invocation).await?;
+        let (key, token, epoch) = (key.clone(), token.clone(), self.epoch.clone());
+        self.grant(&reply, Lease { key, token, epoch, granted_at_ms })
+    }
+
+    pub(super) async fn fill(
+        &self,
+        lease: &Lease,
+        body: &Bytes,
+        meta: &str,
+        ttl: Duration,
+        lease_time: Duration,
+    ) -> Result<Fill, StoreError> {
+        let key = &lease.key;
+        let mut invocation = FILL.key(key.main());
+        invocation.key(key.companion("meta")).key(key.companion("lease"));
+        invocation.arg(lease.token.as_str()).arg(&body[..]).arg(meta);
+        invocation.arg(millis(ttl)).arg(millis(lease_time));
+        let stored: i64 = self.invoke(invocation).await?;
+        Ok(if stored == 1 { Fill::Stored } else { Fill::Revoked })
+    }
+
+    fn seen(&self, stored: Option<Stored>) -> Seen {
+        Seen { stored, epoch: self.epoch.clone(), now_ms: self.now_ms() }
+    }
+
+    pub(super) fn now_ms(&self) -> i64 {
+        unix_ms(clock::now()) + self.clock_ahead_ms.load(Ordering::Relaxed)
+    }
+
+    fn grant(&self, reply: &[Value], lease: Lease) -> Result<Grant, StoreError> {
+        let bytes = |at: usize| match reply.get(at) {
+            Some(Value::BulkString(value)) => Bytes::copy_from_slice(value),
+            _ => Bytes::new(),
+        };
+        match &bytes(0)[..] {
+            b"granted" => Ok(Grant::Lease(lease)),
+            b"fenced" => Ok(Grant::Fenced),
+            b"leased" => Ok(Grant::Leased(Token(String::from_utf8_lossy(&bytes(1)).into()))),
+            b"stored" => {
+                let Some(Value::Int(expires_at_ms)) = reply.get(3) else {
+                    return Err(StoreError::Refused("lease.lua gave no expiry".into()));
+                };
+                let expires_at_ms = *expires_at_ms;
+                let stored = Stored { body: bytes(1), meta: bytes(2), expires_at_ms };
+                Ok(Grant::Stored(self.seen(Some(stored))))
+            }
+            other => Err(StoreError::Refused(format!("lease.lua answered {other:?}"))),
+        }
+    }
+
+    async fn invoke<T: FromRedisValue>(
+        &self,
+        invocation: ScriptInvocation<'_>,
+    ) -> Result<T, StoreError> {
+        self.call(|mut connection| async move { invocation.invoke_async(&mut connection).await })
+            .await
+    }
+
+    async fn call<T, F>(
+        &self,
+        operation: impl FnOnce(MultiplexedConnection) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = RedisResult<T>>,
+    {
+        operation(self.connection.clone()).await.map_err(|error| classify(&error))
+    }
+
+    pub(super) async fn begin(
+        &self,
+        key: &Key,
+        write: &Token,
+        fence: Duration,
+    ) -> Result<(), StoreError> {
+        self.on_all_keys(&BEGIN, key, write, fence).await.map(drop)
+    }
+
+    /// 1 if there was an entry, else 0.
+    pub(super) async fn end(
+        &self,
+        key: &Key,
+        write: &Token,
+        linger: Duration,
+    ) -> Result<usize, StoreError> {
+        self.on_all_keys(&END, key, write, linger).await
+    }
+
+    async fn on_all_keys(
+        &self,
+        script: &Script,
+        key: &Key,
+        write: &Token,
+        time: Duration,
+    ) -> Result<usize, StoreError> {
+        let mut invocation = script.key(key.main());
+        for role in ["meta", "lease", "fence"] {
+            invocation.key(key.companion(role));
+        }
+        invocation.arg(write.as_str()).arg(millis(time));
+        self.invoke(invocation).await
+    }
+
+    pub(super) async fn release(&self, key: &Key, token: &Token) {
+        let mut invocation = RELEASE.key(key.main());
+        invocation.key(key.companion("lease")).arg(token.as_str());
+        // Lost, it runs out by itself.
+        let _ = timeout(DETACHED_TIMEOUT, self.invoke::<i64>(invocation)).await;
+    }
+
+    /// Whether this is still the master that the session was opened with.
+    pub(super) async fn probe(&self) -> Result<(), StoreError> {
+        let sent = clock::now();
+        let call = self.call(|mut connection| async move {
+            let mut pipeline = redis::pipe();
+            pipeline.cmd("INFO").arg("replication").cmd("TIME");
+            pipeline.query_async::<(String, (i64, i64))>(&mut connection).await
+        });
+        let (info, time) = match timeout(PROBE_TIMEOUT, call).await {
+            Ok(reply) => reply?,
+            Err(_) => return Err(StoreError::Timeout),
+        };
+        let info = Info::parse(&info);
+        info.check_role()?;
+        if !self.epoch.as_str().ends_with(&info.replid) {
+            return Err(StoreError::Lost(
+                "the server has begun another replication history".into(),
+            ));
+        }
+        self.clock_ahead_ms.store(clock_ahead_ms(time, sent), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Deletes every entry under the prefix, in small steps. Fences stay: the writes they stand for
+    /// are still in flight.
+    pub(super) async fn delete_all(&self, prefix: &str) -> Result<usize, StoreError> {
+        let pattern = format!("{}*", escape_glob(prefix));
+        let mut cursor = 0_u64;
+        let mut entries = 0;
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_STEP);
+            let step = async {
+                let (next, names): (u64, Vec<String>) = self
+                    .call(|mut connection| async move { scan.query_async(&mut connection).await })
+                    .await?;
+                if !names.is_empty() {
+                    self.delete(&names).await?;
+                }
+                Ok((next, names.len()))
+            };
+            let (next, deleted) =
+                timeout(DETACHED_TIMEOUT, step).await.unwrap_or(Err(StoreError::Timeout))?;
+            entries += deleted;
+            if next == 0 {
+                return Ok(entries);
+            }
+            cursor = next;
+        }
+    }
+
+    async fn delete(&self, names: &[String]) -> Result<(), StoreError> {
+        let mut pipeline = redis::pipe();
+        for name in names {
+            let key = Key(name.as_str().into());
+            pipeline.cmd("DEL").arg(name).arg(key.companion("meta")).arg(key.companion("lease"));
+        }
+        self.call(|mut connection| async move {
+            pipeline.query_async::<Vec<i64>>(&mut connection).await.map(drop)
+        })
+        .await
+    }
+}
+
+/// What `INFO` says of who answers.
+pub(super) struct Info {
+    version: String,
+    run_id: String,
+    role: String,
+    replid: String,
+}
+
+impl Info {
+    pub(super) fn parse(text: &str) -> Self {
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        };
+        Self {
+            version: field("redis_version"),
+            run_id: field("run_id"),
+            role: field("role"),
+            replid: field("master_replid"),
+        }
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        Epoch(format!("{}-{}", self.run_id, self.replid).into())
+    }
+
+    /// Whether this is a master of a version that we can work with.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let mut parts = self.version.split('.').map(|part| part.parse().unwrap_or(0));
+        let version: (u32, u32) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+        if version < OLDEST_VERSION {
+            return Err(StoreError::Refused(format!(
+                "the server is of version {:?}; jobcache needs Redis 7.0 or newer, or Valkey",
+                self.version
+            )));
+        }
+        self.check_role()
+    }
+
+    fn check_role(&self) -> Result<(), StoreError> {
+        if self.role == "master" && !self.replid.is_empty() {
+            return Ok(());
+        }
+        Err(StoreError::Lost(format!(
+            "the server's role is {:?}; jobcache needs a master",
+            self.role
+        )))
+    }
+}
+
+/// Splits errors by what is done about them: `Lost` ends the session, `Refused` does not.
+pub(super) fn classify(error: &RedisError) -> StoreError {
+    match error.kind() {
+        // BUSY comes without a kind of its own: a script runs for too long, and nobody is served.
+        _ if error.code() == Some("BUSY") => StoreError::Timeout,
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading,
+        ) => StoreError::Lost(error.to_string()),
+        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => {
+            StoreError::Refused(error.to_string())
+        }
+        _ => StoreError::Lost(error.to_string()),
+    }
+}
+
+/// How far the server's clock is ahead of ours, from its `TIME` and when we asked for it.
+pub(super) fn clock_ahead_ms((seconds, micros): (i64, i64), sent: SystemTime) -> i64 {
+    seconds * 1000 + micros / 1000 - unix_ms(sent)
+}
+
+fn script(name: &str, source: &str) -> Script {
+    Script::new(&mutants::script(name, source))
+}
+
+/// Takes the meaning from the characters that are special to `SCAN MATCH`.
+fn escape_glob(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_in_a_prefix_match_themselves_only() {
+        assert_eq!(escape_glob("a*b[c]?\\:"), "a\\*b\\[c\\]\\?\\\\:");
+        assert_eq!(escape_glob("job_status:"), "job_status:");
+    }
+
+    #[test]
+    fn an_old_server_or_a_replica_is_named_with_what_is_needed() {
+        let info = |version, role| {
+            Info::parse(&format!(
+                "# Server\r\nredis_version:{version}\r\nrun_id:r\r\n\r\nrole:{role}\r\nmaster_replid:m\r\n"
+            ))
+        };
+        assert!(info("7.0.15", "master").check().is_ok());
+        assert!(info("8.2.1", "master").check().is_ok());
+        assert_eq!(info("7.0.15", "master").epoch().as_str(), "r-m");
+        let old = info("6.2.14", "master").check().unwrap_err().to_string();
+        assert!(old.contains("6.2.14") && old.contains("7.0"), "{old}");
+        let replica = info("7.0.15", "slave").check().unwrap_err().to_string();
+        assert!(replica.contains("slave") && replica.contains("master"), "{replica}");
+    }
+}
