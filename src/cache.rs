@@ -1,4 +1,482 @@
 //! Read, write and purge: joins policy, flight and store.
+//!
+//! It never fetches. A reader that has to is handed a [`Leader`] and a lease, and `proxy` fetches.
 
+pub mod audience;
+pub mod entry;
+pub mod flight;
 pub mod key;
+pub mod marks;
 pub mod policy;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use hyper::http::{Method, request, response};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+use self::{
+    audience::Fingerprint,
+    entry::{Entry, Reject},
+    flight::{Flight, Flights, Leader, Ticket},
+    key::JobId,
+    marks::Marks,
+    policy::{Bypass, Freshness, NoStore, Policy, RequestDirectives},
+};
+use crate::{
+    clock, config,
+    metrics::{InvalidationLabels, Metrics, OutcomeLabels},
+    mutants::{self, Mutant},
+    store::{Budget, Ended, Fill, Grant, Key, Lease, Seen, Store, StoreError, Token, Write},
+};
+
+/// How long another sidecar's fill is waited for: the one exception to the budget.
+const FOREIGN_LEASE_WAIT: Duration = Duration::from_millis(250);
+/// Between two looks at another sidecar's fill, at first; doubles.
+const FOREIGN_LEASE_STEP: Duration = Duration::from_millis(5);
+/// How long a response that could not be stored keeps later readers from queueing behind another.
+const UNCACHEABLE_FOR: Duration = Duration::from_secs(10);
+/// Values of somebody else's that are replaced for one job in a TTL; past it, it is left alone.
+const FOREIGN_VALUES: u32 = 3;
+/// Between two warnings about somebody else's values.
+const FOREIGN_WARNING_EVERY: Duration = Duration::from_mins(1);
+/// A fence outlives the write by this much.
+const FENCE_MARGIN: Duration = Duration::from_secs(10);
+
+/// The cache.
+#[derive(Debug)]
+pub struct Cache {
+    store: Store,
+    flights: Arc<Flights>,
+    /// Jobs and fingerprints whose responses cannot be stored (hit-for-miss).
+    uncacheable: Marks<(Key, Fingerprint)>,
+    /// Jobs whose key somebody else writes.
+    foreign: Marks<Key>,
+    foreign_warnings: Marks<()>,
+    /// Other sidecars' leases that were waited for in vain.
+    waited: Marks<Token>,
+    policy: Policy,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct Settings {
+    prefix: String,
+    budget: Duration,
+    settle: Duration,
+    linger: Duration,
+    fence: Duration,
+}
+
+/// What a reader asks for.
+#[derive(Debug)]
+pub struct Ask {
+    key: Key,
+    fingerprint: Fingerprint,
+    directives: RequestDirectives,
+    fills: bool,
+}
+
+/// How a read is to be answered.
+#[derive(Debug)]
+pub enum Lookup {
+    /// From the cache.
+    Hit(Arc<Entry>),
+    /// By reading the upstream, for everybody who joins.
+    Lead(Lead),
+    /// With what another reader's upstream read brings.
+    Join(Flight, Option<Bypass>),
+    /// From the upstream, for this reader alone.
+    Pass(Bypass),
+}
+
+/// The part of a reader who reads the upstream for others.
+#[derive(Debug)]
+pub struct Lead {
+    leader: Leader,
+    /// Without one nothing is stored.
+    lease: Option<Lease>,
+    why: Option<Bypass>,
+    key: Key,
+    fingerprint: Fingerprint,
+}
+
+/// What may still follow an answer.
+#[derive(Debug)]
+pub struct Landed {
+    /// What was read.
+    pub entry: Arc<Entry>,
+    lease: Option<(Lease, Duration)>,
+    leader: Leader,
+}
+
+/// Whether the outcome of a write is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The upstream has answered, whatever it said, or has never seen the write.
+    Known,
+    /// It may commit yet.
+    Unknown,
+}
+
+/// Where an invalidation came from; a label of its metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Write,
+    Purge,
+    PurgeAll,
+}
+
+impl Cache {
+    /// Joins a store with the configured policy.
+    pub fn new(store: Store, config: &config::Config, metrics: Arc<Metrics>) -> Self {
+        Self {
+            store,
+            flights: Arc::default(),
+            uncacheable: Marks::new(UNCACHEABLE_FOR),
+            foreign: Marks::new(config.ttl),
+            foreign_warnings: Marks::new(FOREIGN_WARNING_EVERY),
+            waited: Marks::new(config.store.lease),
+            policy: Policy { ttl: config.ttl, max_body: config.max_body },
+            settings: Settings {
+                prefix: config.store.prefix.clone(),
+                budget: config.store.budget,
+                settle: config.settle,
+                linger: config.store.linger,
+                fence: config.upstream.response_timeout + FENCE_MARGIN,
+            },
+            metrics,
+        }
+    }
+
+    /// The store behind the cache.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What one request may wait for the store.
+    pub fn budget(&self) -> Budget {
+        Budget::new(self.settings.budget)
+    }
+
+    /// What a GET or HEAD of a job asks for.
+    pub fn ask(&self, id: &JobId, head: &request::Parts) -> Ask {
+        Ask {
+            key: self.key(id),
+            fingerprint: Fingerprint::representation(head),
+            directives: RequestDirectives::of(&head.headers),
+            fills: head.method == Method::GET,
+        }
+    }
+
+    /// Looks a job up. It looks before it joins: joining by id would hand a reader an answer that
+    /// was read before a write he knows of.
+    pub async fn lookup(&self, ask: &Ask, budget: &mut Budget) -> Lookup {
+        if let Err(error) = self.store.trust(&ask.key) {
+            return self.unconfirmed(ask, reason(&error));
+        }
+        if mutants::is(Mutant::JoinBeforeLookup)
+            && let Some(flight) = self.flights.any(&ask.key)
+        {
+            return Lookup::Join(flight, None);
+        }
+        match self.find(ask, budget).await {
+            Ok(lookup) => lookup,
+            Err(error) => {
+                debug!(%error, "lookup failed");
+                self.unconfirmed(ask, reason(&error))
+            }
+        }
+    }
+
+    async fn find(&self, ask: &Ask, budget: &mut Budget) -> Result<Lookup, StoreError> {
+        let seen = self.store.read(&ask.key, budget).await?;
+        match Entry::decode(&seen) {
+            Some(Ok(entry)) if !entry.is_for(ask.fingerprint) => {
+                return Ok(Self::elsewhere(ask, Bypass::Representation));
+            }
+            // Else it is too old for the client's taste: read once more, for everybody.
+            Some(Ok(entry)) if ask.admits(&entry, seen.now_ms) => {
+                return Ok(Lookup::Hit(Arc::new(entry)));
+            }
+            Some(Err(reject)) if self.leaves_alone(&ask.key, reject) => {
+                return Ok(self.unconfirmed(ask, Bypass::Foreign));
+            }
+            _ => {}
+        }
+        if let Some(why) = self.may_not_fill(ask) {
+            return Ok(Lookup::Pass(why));
+        }
+        match self.store.lease(&ask.key, seen.stored.as_ref(), budget).await? {
+            Grant::Lease(lease) => Ok(self.lead(ask, lease)),
+            Grant::Stored(seen) => Ok(self.offer(ask, &seen)),
+            Grant::Leased(_) if ask.directives.no_cache => {
+                Ok(self.unconfirmed(ask, Bypass::NoCache))
+            }
+            Grant::Leased(token) => self.follow(ask, token, budget).await,
+            Grant::Fenced => Ok(self.unconfirmed(ask, Bypass::Fenced)),
+        }
+    }
+
+    /// An entry that came while this reader was on its way to the upstream.
+    fn offer(&self, ask: &Ask, seen: &Seen) -> Lookup {
+        match Entry::decode(seen) {
+            Some(Ok(entry)) if !entry.is_for(ask.fingerprint) => {
+                Self::elsewhere(ask, Bypass::Representation)
+            }
+            Some(Ok(entry)) if ask.admits(&entry, seen.now_ms) => Lookup::Hit(Arc::new(entry)),
+            Some(Ok(_)) => self.unconfirmed(ask, Bypass::NoCache),
+            _ => self.unconfirmed(ask, Bypass::Foreign),
+        }
+    }
+
+    fn may_not_fill(&self, ask: &Ask) -> Option<Bypass> {
+        if ask.directives.only_if_cached {
+            return Some(Bypass::OnlyIfCached);
+        }
+        if ask.directives.no_store {
+            return Some(Bypass::NoStore);
+        }
+        if !ask.fills {
+            return Some(Bypass::Method);
+        }
+        let uncacheable = self.uncacheable.count(&(ask.key.clone(), ask.fingerprint)) > 0;
+        uncacheable.then_some(Bypass::Uncacheable)
+    }
+
+    /// To the upstream, unless the client would rather have nothing.
+    fn elsewhere(ask: &Ask, why: Bypass) -> Lookup {
+        Lookup::Pass(if ask.directives.only_if_cached { Bypass::OnlyIfCached } else { why })
+    }
+
+    fn lead(&self, ask: &Ask, lease: Lease) -> Lookup {
+        let token = lease.token().clone();
+        let leader = self.flights.lead(ask.key.clone(), token, ask.fingerprint);
+        Lookup::Lead(Lead::new(ask, leader, Some(lease), None))
+    }
+
+    /// Somebody else fills: joins if it is this sidecar, else waits a little for the fill.
+    async fn follow(
+        &self,
+        ask: &Ask,
+        token: Token,
+        budget: &mut Budget,
+    ) -> Result<Lookup, StoreError> {
+        if let Some(flight) = self.flights.join(&ask.key, &token, &ask.fingerprint) {
+            return Ok(Lookup::Join(flight, None));
+        }
+        if self.waited.count(&token) > 0 {
+            return Ok(Self::elsewhere(ask, Bypass::Leased));
+        }
+        let deadline = Instant::now() + FOREIGN_LEASE_WAIT;
+        let mut step = FOREIGN_LEASE_STEP;
+        while Instant::now() < deadline {
+            sleep_until(deadline.min(Instant::now() + step)).await;
+            step *= 2;
+            let seen = self.store.read(&ask.key, budget).await?;
+            if seen.stored.is_some() {
+                return Ok(self.offer(ask, &seen));
+            }
+        }
+        self.waited.add(token);
+        Ok(Self::elsewhere(ask, Bypass::Leased))
+    }
+
+    /// Without a confirmed lookup only a read that starts after now will do.
+    fn unconfirmed(&self, ask: &Ask, why: Bypass) -> Lookup {
+        if !ask.fills || ask.directives.no_store || ask.directives.only_if_cached {
+            return Self::elsewhere(ask, why);
+        }
+        match self.flights.next(ask.key.clone(), ask.fingerprint) {
+            Ticket::Lead(leader) => Lookup::Lead(Lead::new(ask, leader, None, Some(why))),
+            Ticket::Join(flight) => Lookup::Join(flight, Some(why)),
+        }
+    }
+
+    /// Whether a value that is not a hit is somebody else's, who insists on it.
+    fn leaves_alone(&self, key: &Key, reject: Reject) -> bool {
+        if reject != Reject::Foreign {
+            return false;
+        }
+        self.metrics.foreign_values.inc();
+        if self.foreign_warnings.add(()) == 1 {
+            warn!(
+                "somebody else writes the keys of this cache; switch off the cache inside the \
+                 application and keep its DELs"
+            );
+        }
+        self.foreign.add(key.clone()) > FOREIGN_VALUES
+    }
+
+    /// Whether a response may be stored and shared, from its head.
+    pub fn storable(&self, head: &response::Parts) -> Result<Freshness, NoStore> {
+        policy::freshness(head, &self.policy, clock::now())
+    }
+
+    /// Largest body that is stored, in bytes.
+    pub fn max_body(&self) -> usize {
+        self.policy.max_body
+    }
+
+    /// Shares a complete response with everybody who joined.
+    pub fn land(
+        &self,
+        lead: Lead,
+        head: &response::Parts,
+        body: Bytes,
+        freshness: Freshness,
+    ) -> Landed {
+        let asked_at_ms =
+            lead.lease.as_ref().map_or_else(|| self.store.now_ms(), Lease::granted_at_ms);
+        let ttl = freshness.ttl;
+        let entry = Arc::new(Entry::new(head, body, freshness, lead.fingerprint, asked_at_ms));
+        lead.leader.land(Arc::clone(&entry));
+        Landed { entry, lease: lead.lease.map(|lease| (lease, ttl)), leader: lead.leader }
+    }
+
+    /// Stores what has landed. A store error is counted, logged and of no consequence.
+    pub async fn fill(&self, landed: Landed) -> Option<Fill> {
+        let (lease, ttl) = landed.lease?;
+        let meta = landed.entry.meta(lease.token(), lease.epoch());
+        let filled = self.store.fill(lease, landed.entry.body(), &meta, ttl).await;
+        // Until here readers who were shown our token could still join.
+        drop(landed.leader);
+        let outcome = match &filled {
+            Ok(Fill::Stored) => "stored",
+            // Our client asked before the write that revoked us was answered, so it may have this
+            // body. No later reader may.
+            Ok(Fill::Revoked) => "revoked",
+            Err(error) => {
+                debug!(%error, "fill failed; the response was served uncached");
+                "failed"
+            }
+        };
+        self.count_fill(outcome);
+        filled.ok()
+    }
+
+    /// Gives up a flight whose response cannot be shared. With `why` the reason lies in the response
+    /// and the next readers need not queue; without, the upstream failed.
+    pub async fn abandon(&self, lead: Lead, why: Option<NoStore>) {
+        if let Some(why) = why {
+            self.uncacheable.add((lead.key, lead.fingerprint));
+            self.count_fill(why.as_str());
+        }
+        drop(lead.leader);
+        if let Some(lease) = lead.lease {
+            self.store.release(lease).await;
+        }
+    }
+
+    /// Fences jobs before a write is forwarded.
+    pub async fn begin(&self, ids: &[JobId], budget: &mut Budget) -> Write {
+        let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
+        self.detach(&keys);
+        self.store.begin(keys, self.settings.fence, budget).await
+    }
+
+    /// Keeps the fence of a long write standing; never returns.
+    pub async fn keep_fenced(&self, write: &Write) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(self.settings.fence / 2).await;
+            self.store.renew(write).await;
+        }
+    }
+
+    /// Invalidates the jobs of a write, before it is answered.
+    pub async fn end(&self, write: &Write, outcome: Outcome, budget: &mut Budget) -> Ended {
+        let ended = self.end_again(write, outcome, budget).await;
+        self.count_invalidation(Source::Write, ended);
+        ended
+    }
+
+    /// Invalidates them once more, when the upstream's answer has come to its end: it may commit
+    /// while it sends.
+    pub async fn end_again(&self, write: &Write, outcome: Outcome, budget: &mut Budget) -> Ended {
+        let linger = match outcome {
+            Outcome::Known => self.settings.settle,
+            Outcome::Unknown => self.settings.linger.max(self.settings.settle),
+        };
+        let ended = self.store.end(write, linger, budget).await;
+        self.detach(write.keys());
+        ended
+    }
+
+    /// Invalidates jobs on request.
+    pub async fn purge(&self, ids: &[JobId], budget: &mut Budget) -> Ended {
+        let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
+        let ended = self.store.purge(keys.clone(), budget).await;
+        self.detach(&keys);
+        self.count_invalidation(Source::Purge, ended);
+        ended
+    }
+
+    /// Invalidates every job.
+    pub async fn purge_all(&self) -> Ended {
+        let ended = self.store.purge_all().await;
+        self.flights.detach_all();
+        self.count_invalidation(Source::PurgeAll, ended);
+        ended
+    }
+
+    fn detach(&self, keys: &[Key]) {
+        for key in keys {
+            self.flights.detach(key);
+        }
+    }
+
+    fn key(&self, id: &JobId) -> Key {
+        Key::new(&self.settings.prefix, id.as_str())
+    }
+
+    fn count_fill(&self, outcome: &'static str) {
+        self.metrics.fills.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    fn count_invalidation(&self, source: Source, ended: Ended) {
+        let source = match source {
+            Source::Write => "write",
+            Source::Purge => "purge",
+            Source::PurgeAll => "purge-all",
+        };
+        let outcome = match ended {
+            Ended::Confirmed { .. } => "confirmed",
+            Ended::Pending => "pending",
+        };
+        self.metrics.invalidations.get_or_create(&InvalidationLabels { source, outcome }).inc();
+    }
+}
+
+impl Ask {
+    /// Whether an entry is young enough for the client.
+    fn admits(&self, entry: &Entry, now_ms: i64) -> bool {
+        self.directives.admit(entry.age(now_ms), entry.ttl(now_ms))
+    }
+}
+
+impl Lead {
+    fn new(ask: &Ask, leader: Leader, lease: Option<Lease>, why: Option<Bypass>) -> Self {
+        Self { leader, lease, why, key: ask.key.clone(), fingerprint: ask.fingerprint }
+    }
+
+    /// Why the cache was not asked, if it was not.
+    pub fn why(&self) -> Option<Bypass> {
+        self.why
+    }
+
+    /// Waits until the upstream may be read.
+    pub async fn turn(&mut self) {
+        self.leader.turn().await;
+    }
+}
+
+fn reason(error: &StoreError) -> Bypass {
+    match error {
+        StoreError::Pending => Bypass::Pending,
+        StoreError::Timeout => Bypass::StoreTimeout,
+        StoreError::Refused(_) | StoreError::Journal { .. } => Bypass::StoreError,
+        StoreError::Down | StoreError::Lost(_) => Bypass::StoreDown,
+    }
+}

@@ -1,0 +1,254 @@
+//! An entry: a stored response, how it stands in the store, and how it is served.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
+    header::{
+        AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION, DATE, ETAG, EXPIRES, LAST_MODIFIED,
+        VARY,
+    },
+    response,
+};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{audience::Fingerprint, policy};
+use crate::{
+    mutants::{self, Mutant},
+    store::{Epoch, Seen, Token},
+};
+
+/// Of the meta format. An entry of another version is not a hit.
+const VERSION: u8 = 1;
+
+/// A response that may be served to more than one request.
+#[derive(Debug)]
+pub struct Entry {
+    head: Head,
+    body: Bytes,
+    /// When it was stored and how old it was then.
+    stored_at_ms: i64,
+    age_ms: i64,
+    expires_at_ms: i64,
+    audience: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Head {
+    status: StatusCode,
+    headers: HeaderMap,
+    etag: HeaderValue,
+}
+
+/// `{job_status:<id>}:meta`. The store adds `expires_at_ms` when it stores it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Meta {
+    v: u8,
+    status: u16,
+    /// Name and value; each byte of a value stands as the character of that number.
+    headers: Vec<(String, String)>,
+    /// xxh3-128 of the body, in hexadecimal.
+    digest: String,
+    /// The token of the lease under which it was filled.
+    generation: String,
+    stored_at_ms: i64,
+    /// How old it was when it was stored.
+    age_ms: i64,
+    epoch: String,
+    audience: Vec<String>,
+    #[serde(default, skip_serializing)]
+    expires_at_ms: i64,
+}
+
+/// Why a value in the store is not a hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// Somebody else wrote it: no meta, or a body or an expiry other than what meta tells of.
+    Foreign,
+    /// Ours, but not readable: another version, or damaged.
+    Corrupt,
+    /// Of another life of the server.
+    Epoch,
+}
+
+impl Entry {
+    /// Makes an entry of a complete response that may be stored.
+    pub fn new(
+        head: &response::Parts,
+        body: Bytes,
+        freshness: policy::Freshness,
+        fingerprint: Fingerprint,
+        now_ms: i64,
+    ) -> Self {
+        let headers: HeaderMap = head
+            .headers
+            .iter()
+            .filter(|(name, _)| policy::is_stored(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        Self {
+            head: Head::new(head.status, headers, &body),
+            body,
+            stored_at_ms: now_ms,
+            age_ms: millis(freshness.age),
+            expires_at_ms: now_ms.saturating_add(millis(freshness.ttl)),
+            audience: vec![fingerprint.to_hex()],
+        }
+    }
+
+    /// Reads and verifies what the store holds: it counts only if body and expiry are those that
+    /// meta tells of, in the epoch of the connection that read it.
+    pub fn decode(seen: &Seen) -> Option<Result<Self, Reject>> {
+        let stored = seen.stored.as_ref()?;
+        if stored.meta.is_empty() {
+            return Some(Err(Reject::Foreign));
+        }
+        let Ok(meta) = serde_json::from_slice::<Meta>(&stored.meta) else {
+            return Some(Err(Reject::Corrupt));
+        };
+        if meta.v != VERSION {
+            return Some(Err(Reject::Corrupt));
+        }
+        if meta.expires_at_ms != stored.expires_at_ms || meta.digest != digest(&stored.body) {
+            return Some(Err(Reject::Foreign));
+        }
+        if meta.epoch != seen.epoch.as_str() && !mutants::is(Mutant::NoEpoch) {
+            return Some(Err(Reject::Epoch));
+        }
+        Some(Self::from_meta(meta, stored.body.clone()).ok_or(Reject::Corrupt))
+    }
+
+    fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
+        let mut headers = HeaderMap::with_capacity(meta.headers.len());
+        for (name, value) in &meta.headers {
+            let value: Vec<u8> =
+                value.chars().map(|c| u8::try_from(c).ok()).collect::<Option<_>>()?;
+            let name: HeaderName = name.parse().ok()?;
+            headers.append(name, HeaderValue::from_maybe_shared(Bytes::from(value)).ok()?);
+        }
+        Some(Self {
+            head: Head::new(StatusCode::from_u16(meta.status).ok()?, headers, &body),
+            body,
+            stored_at_ms: meta.stored_at_ms,
+            age_ms: meta.age_ms,
+            expires_at_ms: meta.expires_at_ms,
+            audience: meta.audience,
+        })
+    }
+
+    /// What the store is given beside the body: a JSON object without its closing brace.
+    pub fn meta(&self, generation: &Token, epoch: &Epoch) -> String {
+        let latin1 =
+            |value: &HeaderValue| value.as_bytes().iter().map(|b| char::from(*b)).collect();
+        let meta = Meta {
+            v: VERSION,
+            status: self.head.status.as_u16(),
+            headers: self
+                .head
+                .headers
+                .iter()
+                .map(|(name, value)| (name.as_str().to_owned(), latin1(value)))
+                .collect(),
+            digest: digest(&self.body),
+            generation: generation.as_str().to_owned(),
+            stored_at_ms: self.stored_at_ms,
+            age_ms: self.age_ms,
+            epoch: epoch.as_str().to_owned(),
+            audience: self.audience.clone(),
+            expires_at_ms: 0,
+        };
+        // A struct of strings and numbers always serializes.
+        let mut json = serde_json::to_string(&meta).unwrap_or_default();
+        json.pop();
+        json
+    }
+
+    /// Whether the entry was read for this representation.
+    pub fn is_for(&self, fingerprint: Fingerprint) -> bool {
+        self.audience.contains(&fingerprint.to_hex())
+    }
+
+    /// The body, as it stands in the store.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// How long it may still be served.
+    pub fn ttl(&self, now_ms: i64) -> Duration {
+        duration(self.expires_at_ms - now_ms)
+    }
+
+    /// How old it is.
+    pub fn age(&self, now_ms: i64) -> Duration {
+        duration(self.age_ms + now_ms - self.stored_at_ms)
+    }
+
+    /// Answers a GET or HEAD, with 304 where the client has it already.
+    pub fn respond(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
+        let last_modified = self.head.headers.get(LAST_MODIFIED);
+        let mut response = if policy::not_modified(request, &self.head.etag, last_modified) {
+            self.not_modified()
+        } else {
+            self.whole(method)
+        };
+        // RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
+        let age = self.age(now_ms).as_secs();
+        response.headers_mut().insert(AGE, age.into());
+        response.headers_mut().insert(ETAG, self.head.etag.clone());
+        response
+    }
+
+    fn whole(&self, method: &Method) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::new());
+        *response.status_mut() = self.head.status;
+        *response.headers_mut() = self.head.headers.clone();
+        response.headers_mut().insert(CONTENT_LENGTH, self.body.len().into());
+        if method != Method::HEAD {
+            *response.body_mut() = self.body.clone();
+        }
+        response
+    }
+
+    /// RFC 9110 15.4.5: "The server generating a 304 response MUST generate any of the following
+    /// header fields that would have been sent in a 200 (OK) response to the same request:
+    /// Content-Location, Date, `ETag`, and Vary; Cache-Control and Expires." Of the rest it says that
+    /// a sender "SHOULD NOT generate representation metadata".
+    fn not_modified(&self) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::new());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        let kept = self.head.headers.iter().filter(|(name, _)| {
+            [CACHE_CONTROL, CONTENT_LOCATION, DATE, EXPIRES, VARY].contains(name)
+                || name.as_str().starts_with("access-control-")
+        });
+        for (name, value) in kept {
+            response.headers_mut().append(name, value.clone());
+        }
+        response
+    }
+}
+
+impl Head {
+    /// The upstream's `ETag`, else a strong one from the digest of the body.
+    fn new(status: StatusCode, headers: HeaderMap, body: &[u8]) -> Self {
+        let etag = headers.get(ETAG).cloned().unwrap_or_else(|| {
+            // Hexadecimal digits in quotes are always a valid value.
+            HeaderValue::try_from(format!("\"{}\"", digest(body)))
+                .unwrap_or(HeaderValue::from_static("\"\""))
+        });
+        Self { status, headers, etag }
+    }
+}
+
+fn digest(body: &[u8]) -> String {
+    format!("{:032x}", xxh3_128(body))
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn duration(millis: i64) -> Duration {
+    Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}
