@@ -28,6 +28,8 @@ pub mod config;
 
 pub mod proxy;
 
+pub mod upstream;
+
 pub mod cache;
 
 pub mod store;

@@ -1,0 +1,479 @@
+//! The backend: a pool of keep-alive connections, timeouts, and the retry rule.
+//!
+//! A request goes over the connection that was used last. One that the connection handed back
+//! unsent is sent again over a new one, whatever it is; one that was sent and got no byte of an
+//! answer is repeated once only if it is safe, has no body, and went over a connection that had been
+//! used before (the upstream may have closed it for idleness). A write that was sent is never
+//! repeated.
+
+use std::{
+    fmt,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::{
+    Request, Response,
+    body::{Body, Frame, Incoming, SizeHint},
+    client::conn::http1,
+    http::{HeaderValue, Method, request},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, Sleep, sleep_until, timeout},
+};
+use tracing::debug;
+
+use crate::{
+    config,
+    metrics::{Metrics, OutcomeLabels},
+};
+
+/// Why the upstream gave no answer. Each becomes a status in one place, `proxy::refuse`.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// No connection.
+    #[error("cannot connect to the upstream {upstream}: {source}")]
+    Connect {
+        /// Where to.
+        upstream: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// No connection in time.
+    #[error("the upstream {upstream} did not accept a connection within {limit:?}")]
+    ConnectTimeout {
+        /// Where to.
+        upstream: String,
+        /// `upstream.connect_timeout`.
+        limit: Duration,
+    },
+    /// No response head in time.
+    #[error("the upstream did not answer within {limit:?}")]
+    ResponseTimeout {
+        /// `upstream.response_timeout`.
+        limit: Duration,
+    },
+    /// The connection broke, or what came was not HTTP.
+    #[error("the exchange with the upstream broke: {0}")]
+    Broken(#[source] hyper::Error),
+}
+
+impl UpstreamError {
+    /// Whether it was a matter of time.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. })
+    }
+
+    /// Whether the upstream may have seen the request.
+    pub fn may_have_arrived(&self) -> bool {
+        !matches!(self, Self::Connect { .. } | Self::ConnectTimeout { .. })
+    }
+
+    /// The word for logs, metrics and headers.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Connect { .. } => "upstream-connect",
+            Self::ConnectTimeout { .. } => "upstream-connect-timeout",
+            Self::ResponseTimeout { .. } => "upstream-response-timeout",
+            Self::Broken(_) => "upstream-broken",
+        }
+    }
+}
+
+/// The backend.
+#[derive(Debug)]
+pub struct Upstream {
+    /// `host:port`, to connect to and as the Host of requests that name none.
+    authority: String,
+    config: config::Upstream,
+    pool: Arc<Pool>,
+    metrics: Arc<Metrics>,
+}
+
+/// Connections that nobody uses now, the one used last at the end.
+#[derive(Debug)]
+struct Pool {
+    idle: Mutex<Vec<Idle>>,
+    max_idle: usize,
+    idle_timeout: Duration,
+}
+
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+/// A connection in use; tells whether it has been used before.
+struct Connection {
+    sender: http1::SendRequest<RequestBody>,
+    reused: bool,
+}
+
+impl Upstream {
+    /// Prepares a pool; connects to nothing yet.
+    pub fn new(config: &config::Upstream, metrics: Arc<Metrics>) -> Self {
+        let pool = Pool {
+            idle: Mutex::default(),
+            max_idle: config.max_idle,
+            idle_timeout: config.idle_timeout,
+        };
+        let authority = config.authority();
+        Self { authority, config: config.clone(), pool: Arc::new(pool), metrics }
+    }
+
+    /// Where requests go, as `host:port`.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Sends a request in origin form and waits for the response head.
+    pub async fn send(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let started = Instant::now();
+        let result = self.exchange(request).await;
+        let outcome = match &result {
+            Ok(_) => "answered",
+            Err(error) => error.as_str(),
+        };
+        self.metrics.upstream_requests.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.metrics.upstream_seconds.observe(started.elapsed().as_secs_f64());
+        result
+    }
+
+    async fn exchange(
+        &self,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let mut connection = match self.pool.take() {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        loop {
+            let spare = connection.reused.then(|| repeatable(&request)).flatten();
+            let reused = connection.reused;
+            match self.attempt(connection, request).await {
+                Ok(response) => return Ok(response),
+                Err(Failed::Unsent(unsent)) => request = *unsent,
+                Err(Failed::Sent(error)) => match spare {
+                    Some(spare) if !error.is_timeout() => request = spare,
+                    _ => return Err(error),
+                },
+            }
+            debug!(reused, "stale upstream connection; repeating the request over a new one");
+            connection = self.connect().await?;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        mut connection: Connection,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, Failed> {
+        let activity = request.body().activity();
+        let mut answer = pin!(connection.sender.try_send_request(request));
+        let limit = self.config.response_timeout;
+        let mut deadline = Instant::now() + limit;
+        loop {
+            match tokio::time::timeout_at(deadline, &mut answer).await {
+                Ok(Ok(response)) => {
+                    return Ok(response.map(|body| ResponseBody::new(body, connection, self)));
+                }
+                Ok(Err(mut error)) => {
+                    return Err(match error.take_message() {
+                        Some(unsent) => Failed::Unsent(Box::new(unsent)),
+                        None => Failed::Sent(UpstreamError::Broken(error.into_error())),
+                    });
+                }
+                // While an upload makes progress the upstream has no reason to answer.
+                Err(_) => match activity.as_ref().map(|activity| activity.last() + limit) {
+                    Some(later) if later > deadline => deadline = later,
+                    _ => return Err(Failed::Sent(UpstreamError::ResponseTimeout { limit })),
+                },
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, UpstreamError> {
+        let limit = self.config.connect_timeout;
+        let upstream = || self.authority.clone();
+        let stream = timeout(limit, TcpStream::connect(&self.authority))
+            .await
+            .map_err(|_| UpstreamError::ConnectTimeout { upstream: upstream(), limit })?
+            .map_err(|source| UpstreamError::Connect { upstream: upstream(), source })?;
+        stream
+            .set_nodelay(true)
+            .map_err(|source| UpstreamError::Connect { upstream: upstream(), source })?;
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(UpstreamError::Broken)?;
+        self.metrics.upstream_connects.inc();
+        // Ends with the connection; what goes wrong on it reaches the one who uses it.
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                debug!(%error, "upstream connection ended");
+            }
+        });
+        Ok(Connection { sender, reused: false })
+    }
+}
+
+enum Failed {
+    /// Handed back: nothing of it left this process.
+    Unsent(Box<Request<RequestBody>>),
+    /// The upstream may have seen it.
+    Sent(UpstreamError),
+}
+
+/// A copy of a request that may be sent twice: RFC 9110 9.2.2, "A proxy MUST NOT automatically retry
+/// non-idempotent requests"; we repeat safe ones only.
+fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    if !safe || !matches!(request.body(), RequestBody::Empty) {
+        return None;
+    }
+    let mut copy = Request::new(RequestBody::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}
+
+/// What a request upstream needs beside its headers, made from the head the client sent.
+///
+/// The target is in origin form (RFC 9112 3.2.1). RFC 9112 3.2.2: "When a proxy receives a request
+/// with an absolute-form of request-target, the proxy MUST ignore the received Host header field (if
+/// any) and instead replace it with the host information of the request-target"; HTTP/2 says the
+/// same of `:authority`.
+pub fn to_origin_form(head: &mut request::Parts, default_host: &str) {
+    use hyper::http::{Uri, Version, header::HOST, uri::PathAndQuery};
+    let host = head.uri.authority().map(|authority| {
+        let text = authority.as_str();
+        text.rsplit_once('@').map_or(text, |(_, host)| host).to_owned()
+    });
+    let host = match host {
+        Some(host) => Some(host),
+        None if !head.headers.contains_key(HOST) => Some(default_host.to_owned()),
+        None => None,
+    };
+    if let Some(value) = host.and_then(|host| HeaderValue::try_from(host).ok()) {
+        head.headers.insert(HOST, value);
+    }
+    let target = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    let mut parts = hyper::http::uri::Parts::default();
+    parts.path_and_query = Some(target);
+    // A path alone is always a valid target.
+    head.uri = Uri::from_parts(parts).unwrap_or_default();
+    head.version = Version::HTTP_11;
+}
+
+impl Pool {
+    fn take(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = Vec::new();
+        let mut found = None;
+        while let Some(Idle { sender, since }) = idle.pop() {
+            // The rest is older.
+            if since.elapsed() > self.idle_timeout {
+                idle.clear();
+                break;
+            }
+            if sender.is_ready() {
+                found = Some(Connection { sender, reused: true });
+                break;
+            }
+            // Still sending a request body that the upstream did not wait for.
+            if !sender.is_closed() {
+                busy.push(Idle { sender, since });
+            }
+        }
+        idle.extend(busy.into_iter().rev());
+        found
+    }
+
+    fn put(&self, sender: http1::SendRequest<RequestBody>) {
+        if sender.is_closed() {
+            return;
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < self.max_idle {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+}
+
+impl fmt::Debug for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Idle").field("since", &self.since).finish_non_exhaustive()
+    }
+}
+
+/// What is sent to the upstream.
+#[derive(Debug)]
+pub enum RequestBody {
+    /// Nothing.
+    Empty,
+    /// What the client sends, as it comes.
+    Client(Incoming, Arc<Activity>),
+}
+
+/// When a body last moved.
+#[derive(Debug)]
+pub struct Activity {
+    start: Instant,
+    last_ms: AtomicU64,
+}
+
+impl Activity {
+    fn touch(&self) {
+        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(elapsed, Ordering::Relaxed);
+    }
+
+    fn last(&self) -> Instant {
+        self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
+    }
+}
+
+impl RequestBody {
+    /// Passes a client's body on.
+    pub fn of(body: Incoming) -> Self {
+        if body.is_end_stream() {
+            return Self::Empty;
+        }
+        Self::Client(body, Arc::new(Activity { start: Instant::now(), last_ms: AtomicU64::new(0) }))
+    }
+
+    fn activity(&self) -> Option<Arc<Activity>> {
+        match self {
+            Self::Empty => None,
+            Self::Client(_, activity) => Some(Arc::clone(activity)),
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Client(body, activity) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                activity.touch();
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Client(body, _) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Client(body, _) => body.size_hint(),
+        }
+    }
+}
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection broke.
+    #[error("the upstream's response was cut off: {0}")]
+    Broken(#[from] hyper::Error),
+    /// Nothing came for too long.
+    #[error("nothing came from the upstream for {0:?}")]
+    Idle(Duration),
+    /// The reader of the upstream died.
+    #[error("the read of the upstream was given up")]
+    Abandoned,
+}
+
+/// What the upstream sends. Returns its connection to the pool when it has ended.
+pub struct ResponseBody {
+    incoming: Incoming,
+    connection: Option<(http1::SendRequest<RequestBody>, Arc<Pool>)>,
+    limit: Duration,
+    /// Made when the body first has to be waited for; most never are.
+    idle: Option<Pin<Box<Sleep>>>,
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").field("incoming", &self.incoming).finish_non_exhaustive()
+    }
+}
+
+impl ResponseBody {
+    fn new(incoming: Incoming, connection: Connection, upstream: &Upstream) -> Self {
+        let mut body = Self {
+            incoming,
+            connection: Some((connection.sender, Arc::clone(&upstream.pool))),
+            limit: upstream.config.body_timeout,
+            idle: None,
+        };
+        if body.incoming.is_end_stream() {
+            body.give_back();
+        }
+        body
+    }
+
+    fn give_back(&mut self) {
+        if let Some((sender, pool)) = self.connection.take() {
+            pool.put(sender);
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
+            let limit = this.limit;
+            let idle =
+                this.idle.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
+            ready!(idle.as_mut().poll(cx));
+            this.connection = None;
+            return Poll::Ready(Some(Err(BodyError::Idle(limit))));
+        };
+        this.idle = None;
+        match &frame {
+            Some(Ok(_)) if !this.incoming.is_end_stream() => {}
+            Some(Ok(_)) | None => this.give_back(),
+            Some(Err(_)) => this.connection = None,
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
