@@ -1,0 +1,145 @@
+//! Answers, and the one place that says what happened to a request: `Cache-Status`, the metrics and
+//! the access log all come from the same [`Verdict`].
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::{
+    Request, Response, StatusCode,
+    body::Incoming,
+    http::{
+        HeaderValue,
+        header::{CACHE_CONTROL, CONTENT_TYPE},
+    },
+};
+use tracing::{info, warn};
+
+use super::{
+    body::Body,
+    headers::{self, CacheStatus, Forward},
+};
+use crate::{
+    cache::policy::{Bypass, NoStore},
+    metrics::{Metrics, RequestLabels},
+    upstream::UpstreamError,
+};
+
+/// An answer, and what there is to say about it.
+pub(super) struct Answer {
+    pub(super) response: Response<Body>,
+    pub(super) verdict: Verdict,
+}
+
+/// What happened to a request.
+pub(super) enum Verdict {
+    /// Answered from the cache, where the entry stays for so long.
+    Hit { ttl: Duration },
+    /// Answered from the upstream, for everybody who waited. `why` says why the cache was not asked.
+    Miss { stored: Stored, collapsed: bool, why: Option<Bypass> },
+    /// Answered from the upstream, past the cache.
+    Pass(Bypass),
+    /// Forwarded because it may change a job; pending while its invalidation is unconfirmed.
+    Write { pending: bool },
+    /// Answered by us: the upstream gave nothing.
+    Error(&'static str),
+}
+
+/// What became of a miss's response in the store.
+#[derive(Clone, Copy)]
+pub(super) enum Stored {
+    Yes,
+    /// Not, or not known when the head was answered.
+    Unsaid,
+    No(NoStore),
+}
+
+impl Answer {
+    /// Completes the response, counts it and logs it.
+    pub(super) fn report(mut self, metrics: &Metrics, line: Option<AccessLine>) -> Response<Body> {
+        let (outcome, reason) = self.verdict.labels();
+        metrics.requests.get_or_create(&RequestLabels { outcome, reason }).inc();
+        headers::cache_status(self.response.headers_mut(), self.verdict.cache_status());
+        if let Some(line) = line {
+            line.log(self.response.status(), outcome, reason);
+        }
+        self.response
+    }
+}
+
+impl Verdict {
+    fn labels(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Hit { .. } => ("hit", ""),
+            Self::Miss { stored: Stored::No(why), .. } => ("miss", why.as_str()),
+            Self::Miss { why, .. } => ("miss", why.map_or("", Bypass::as_str)),
+            Self::Pass(why) => ("pass", why.as_str()),
+            Self::Write { pending: false } => ("write", ""),
+            Self::Write { pending: true } => ("write", "invalidation-pending"),
+            Self::Error(what) => ("error", what),
+        }
+    }
+
+    fn cache_status(&self) -> CacheStatus {
+        let (_, reason) = self.labels();
+        let detail = (!reason.is_empty()).then_some(reason);
+        let forwarded =
+            |why, stored, collapsed| CacheStatus::Forwarded { why, collapsed, stored, detail };
+        match self {
+            Self::Hit { ttl } => CacheStatus::Hit { ttl: *ttl },
+            Self::Miss { stored, collapsed, why: None } => {
+                forwarded(Forward::Miss, matches!(stored, Stored::Yes), *collapsed)
+            }
+            Self::Miss { collapsed, why: Some(why), .. } => {
+                forwarded(Forward::from(*why), false, *collapsed)
+            }
+            Self::Pass(why) => forwarded(Forward::from(*why), false, false),
+            Self::Write { .. } => forwarded(Forward::Method, false, false),
+            Self::Error(_) => forwarded(Forward::Bypass, false, false),
+        }
+    }
+}
+
+/// The one place that turns errors of the upstream into responses.
+pub(super) fn refuse(error: &UpstreamError) -> Answer {
+    warn!(%error, "no answer from the upstream");
+    let status =
+        if error.is_timeout() { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
+    refuse_with(status, error.as_str())
+}
+
+/// An answer of our own. It names no address: that is in the log.
+pub(super) fn refuse_with(status: StatusCode, reason: &'static str) -> Answer {
+    let phrase = status.canonical_reason().unwrap_or("Error");
+    let body =
+        format!("{{\"error\":\"{phrase}\",\"reason\":\"{reason}\",\"from\":\"jobcache\"}}\n");
+    let mut response = Response::new(Body::from(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Answer { response, verdict: Verdict::Error(reason) }
+}
+
+/// One line of the access log. It never holds a query string.
+pub(super) struct AccessLine {
+    started: Instant,
+    method: String,
+    path: String,
+}
+
+impl AccessLine {
+    /// Remembers what is to be logged of a request.
+    pub(super) fn of(request: &Request<Incoming>) -> Self {
+        Self {
+            started: Instant::now(),
+            method: request.method().to_string(),
+            path: request.uri().path().to_owned(),
+        }
+    }
+
+    fn log(self, status: StatusCode, outcome: &str, reason: &str) {
+        let Self { started, method, path } = self;
+        let took = started.elapsed();
+        info!(method, path, status = status.as_u16(), outcome, reason, ?took, "request");
+    }
+}

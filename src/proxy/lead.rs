@@ -1,0 +1,138 @@
+//! The read of the upstream that many readers wait for.
+//!
+//! It is a task of its own, so that the client that began it may hang up. Every way out of it either
+//! lands the flight or abandons it; a panic drops the [`Lead`], which does the latter.
+
+use std::sync::Arc;
+
+use hyper::{
+    Request, Response, StatusCode,
+    http::{header::CONTENT_LENGTH, request, response},
+};
+use tokio::{sync::oneshot, time::timeout};
+use tracing::debug;
+
+use super::{
+    Proxy,
+    answer::{Answer, Stored, Verdict, refuse, refuse_with},
+    body::{Body, Captured, Tee, capture, capture_beside},
+    prepare_response,
+};
+use crate::{
+    cache::{
+        Landed, Lead,
+        policy::{Bypass, Freshness, NoStore},
+    },
+    store::{Budget, Fill},
+    upstream::{RequestBody, ResponseBody},
+};
+
+/// One such read.
+pub(super) struct LeadTask {
+    proxy: Arc<Proxy>,
+    lead: Lead,
+    why: Option<Bypass>,
+    /// The request of the client that began it.
+    asked: request::Parts,
+    budget: Budget,
+    answer: oneshot::Sender<Answer>,
+}
+
+impl LeadTask {
+    /// The task, and where its client gets the answer.
+    pub(super) fn new(
+        proxy: &Arc<Proxy>,
+        lead: Lead,
+        asked: request::Parts,
+        budget: Budget,
+    ) -> (Self, oneshot::Receiver<Answer>) {
+        let (answer, answered) = oneshot::channel();
+        let why = lead.why();
+        (Self { proxy: Arc::clone(proxy), lead, why, asked, budget, answer }, answered)
+    }
+
+    /// Reads the upstream, answers the client and everybody who joined, and stores what may be.
+    pub(super) async fn run(mut self, request: Request<RequestBody>) {
+        self.lead.turn().await;
+        let response = match self.proxy.upstream.send(request).await {
+            Ok(response) => prepare_response(response),
+            Err(error) => return self.fail(refuse(&error)).await,
+        };
+        let (head, body) = response.into_parts();
+        match self.proxy.cache.storable(&head) {
+            Err(why) => self.share_nothing(head, Body::Upstream(body), why).await,
+            Ok(freshness) if head.headers.contains_key(CONTENT_LENGTH) => {
+                self.take_whole(head, body, freshness).await;
+            }
+            Ok(freshness) => self.take_streaming(head, body, freshness).await,
+        }
+    }
+
+    /// A body of known length is there soon after its head: the client gets it once it is stored.
+    async fn take_whole(self, head: response::Parts, body: ResponseBody, freshness: Freshness) {
+        match capture(body, self.proxy.cache.max_body()).await {
+            Captured::Whole(body) => {
+                let Self { proxy, lead, why, asked, budget, answer } = self;
+                let landed = proxy.cache.land(lead, &head, body, freshness);
+                let entry = Arc::clone(&landed.entry);
+                store_then(&proxy, landed, budget, |stored| {
+                    let response = proxy.entry_response(&entry, &asked);
+                    let verdict = Verdict::Miss { stored, collapsed: false, why };
+                    let _ = answer.send(Answer { response, verdict });
+                })
+                .await;
+            }
+            Captured::TooLarge(body) => self.share_nothing(head, body, NoStore::TooLarge).await,
+            Captured::Trailers(body) => self.share_nothing(head, body, NoStore::Trailers).await,
+            Captured::Broken(error) => {
+                debug!(%error, "the upstream's body broke off");
+                self.fail(refuse_with(StatusCode::BAD_GATEWAY, "upstream-body")).await;
+            }
+        }
+    }
+
+    /// A body of unknown length may take long: the client gets each part as it comes.
+    async fn take_streaming(self, head: response::Parts, body: ResponseBody, freshness: Freshness) {
+        let Self { proxy, lead, why, answer, .. } = self;
+        let (tee, client_end) = Tee::new();
+        let response = Response::from_parts(head.clone(), Body::Tee(client_end));
+        let verdict = Verdict::Miss { stored: Stored::Unsaid, collapsed: false, why };
+        let _ = answer.send(Answer { response, verdict });
+        match capture_beside(body, proxy.cache.max_body(), &tee).await {
+            Some(body) if !body.is_empty() => {
+                let landed = proxy.cache.land(lead, &head, body, freshness);
+                store_then(&proxy, landed, proxy.cache.budget(), |_| tee.finish()).await;
+            }
+            Some(_) => {
+                tee.finish();
+                proxy.cache.abandon(lead, Some(NoStore::Empty)).await;
+            }
+            None => proxy.cache.abandon(lead, Some(NoStore::Incomplete)).await,
+        }
+    }
+
+    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) {
+        let response = Response::from_parts(head, body);
+        let verdict = Verdict::Miss { stored: Stored::No(why), collapsed: false, why: self.why };
+        let _ = self.answer.send(Answer { response, verdict });
+        self.proxy.cache.abandon(self.lead, Some(why)).await;
+    }
+
+    async fn fail(self, answer: Answer) {
+        let _ = self.answer.send(answer);
+        self.proxy.cache.abandon(self.lead, None).await;
+    }
+}
+
+/// Stores what has landed, and calls `then` when that is done or the budget is spent.
+async fn store_then(proxy: &Proxy, landed: Landed, budget: Budget, then: impl FnOnce(Stored)) {
+    let mut fill = Box::pin(proxy.cache.fill(landed));
+    match timeout(budget.left(), &mut fill).await {
+        Ok(Some(Fill::Stored)) => then(Stored::Yes),
+        Ok(_) => then(Stored::Unsaid),
+        Err(_) => {
+            then(Stored::Unsaid);
+            fill.await;
+        }
+    }
+}
