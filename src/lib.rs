@@ -26,6 +26,8 @@
 
 pub mod config;
 
+pub mod server;
+
 pub mod proxy;
 
 pub mod upstream;
@@ -34,6 +36,8 @@ pub mod cache;
 
 pub mod store;
 
+pub mod admin;
+
 pub mod metrics;
 
 pub mod clock;
@@ -41,3 +45,93 @@ pub mod clock;
 pub mod mutants;
 
 pub mod telemetry;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::watch, time::Instant};
+use tracing::info;
+
+use crate::{
+    admin::Admin,
+    cache::Cache,
+    config::Config,
+    metrics::Metrics,
+    proxy::{Proxy, headers::Client, route::Routes},
+    server::Server,
+    store::{Store, StoreError},
+    upstream::Upstream,
+};
+
+/// For a last try to confirm what is pending, after the drain.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The sockets that a sidecar serves, bound by the caller.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For clients.
+    pub proxy: TcpListener,
+    /// For operators and the purge webhook.
+    pub admin: TcpListener,
+}
+
+/// Why a sidecar could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A route template.
+    #[error(transparent)]
+    Route(#[from] proxy::route::BadTemplate),
+    /// The store's URL.
+    #[error("cannot open the store: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// Runs a sidecar until `shutdown`, then drains it.
+pub async fn run(
+    config: Config,
+    listeners: Listeners,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), RunError> {
+    let metrics = Arc::new(Metrics::default());
+    let routes = Arc::new(Routes::parse(&config.routes)?);
+    let store = Store::open(&config, Arc::clone(&metrics))?;
+    let cache = Arc::new(Cache::new(store, &config, Arc::clone(&metrics)));
+    let upstream = Upstream::new(&config.upstream, Arc::clone(&metrics));
+    let proxy = Arc::new(Proxy::new(
+        Arc::clone(&routes),
+        Arc::clone(&cache),
+        upstream,
+        &config,
+        Arc::clone(&metrics),
+    ));
+    let (start_drain, drain) = watch::channel(false);
+    let admin =
+        Admin::new(Arc::clone(&cache), routes, &config, Arc::clone(&metrics), drain.clone());
+    let admin = Arc::new(admin);
+
+    server::announce("proxy", &listeners.proxy);
+    server::announce("admin", &listeners.admin);
+    let clients = Server::new(listeners.proxy, &config.server, Arc::clone(&metrics));
+    let operators = Server::new(listeners.admin, &config.server, metrics);
+    let deadline = config.drain_timeout;
+    let serving = Arc::clone(&proxy);
+    let clients = tokio::spawn(clients.run(drain.clone(), deadline, move |request, peer| {
+        Arc::clone(&serving).serve(request, Client { ip: peer.ip(), scheme: "http" })
+    }));
+    // Operators see the drain from outside; they are let go when it is over.
+    let (end_admin, admin_drain) = watch::channel(false);
+    let operators = tokio::spawn(
+        operators.run(admin_drain, deadline, move |request, _| Arc::clone(&admin).serve(request)),
+    );
+
+    shutdown.await;
+    info!("draining");
+    let deadline_at = Instant::now() + deadline;
+    start_drain.send_replace(true);
+    let _ = clients.await;
+    proxy.finish(deadline_at).await;
+    cache.store().close(CLOSE_TIMEOUT).await;
+    end_admin.send_replace(true);
+    let _ = operators.await;
+    info!("stopped");
+    Ok(())
+}

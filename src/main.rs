@@ -1,3 +1,168 @@
-//! The `jobcache` command.
+//! The `jobcache` command: parse, load, telemetry, runtime, bind, run, exit code.
 
-fn main() {}
+mod cli;
+
+use std::{
+    env, io,
+    net::SocketAddr,
+    process::{self, ExitCode},
+};
+
+use cli::{Task, check, healthcheck};
+use jobcache::{
+    Listeners, RunError,
+    config::{Config, Flags, Invalid, Loaded},
+    telemetry,
+};
+use tokio::{
+    net::TcpListener,
+    runtime::{self, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tracing::{info, warn};
+
+/// `EX_CONFIG` of sysexits.h, so that an orchestrator can tell it from a crash. Wrong usage is 2.
+const BAD_CONFIG: u8 = 78;
+/// What a shell reports for a process that SIGINT ended.
+const INTERRUPTED: i32 = 130;
+
+fn main() -> ExitCode {
+    let outcome = match cli::parse() {
+        Task::Serve(flags) => serve(flags),
+        Task::Check(flags) => check(flags),
+        Task::Healthcheck(flags) => return healthcheck(flags),
+        // The demo starts here, with these arguments.
+        Task::Demo(demo) => Err(Failure::NotBuilt(demo)),
+    };
+    outcome.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
+}
+
+/// Why the process ends with an error.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}\nconfig/jobcache.toml explains every knob")]
+    Config(#[from] Invalid),
+    #[error("cannot listen on {address}: {source}\n{}", mend(source, flag))]
+    Bind { address: SocketAddr, flag: &'static str, source: io::Error },
+    #[error("cannot start: {0}")]
+    Start(#[from] io::Error),
+    #[error("stopped serving: {0}")]
+    Run(#[from] RunError),
+    #[error("the demo is not built yet: {0:?}")]
+    NotBuilt(cli::Demo),
+}
+
+impl Failure {
+    /// Prints the failure. It goes straight to standard error: with `log = "off"`, too, and also
+    /// before there is a log.
+    fn report(&self) -> ExitCode {
+        eprintln!("jobcache: {self}");
+        ExitCode::from(if matches!(self, Self::Config(_)) { BAD_CONFIG } else { 1 })
+    }
+}
+
+fn mend(error: &io::Error, flag: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("another process has this port: stop it, or choose another one with {flag}")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("ports below 1024 need privileges: choose a higher one with {flag}")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("this machine has no such address: choose another one with {flag}")
+        }
+        _ => format!("choose another address with {flag}"),
+    }
+}
+
+fn load(flags: Flags) -> Result<Loaded, Invalid> {
+    // Lossy, so that a value that is not UTF-8 fails the check of its knob instead of vanishing.
+    let env = env::vars_os()
+        .map(|(name, text)| (name.to_string_lossy().into(), text.to_string_lossy().into()));
+    Config::load(flags, env)
+}
+
+fn serve(flags: Flags) -> Result<(), Failure> {
+    let Loaded { config, warnings, .. } = load(flags)?;
+    telemetry::init(&config.log).map_err(io::Error::other)?;
+    for warning in warnings {
+        warn!(warning, "look at the configuration");
+    }
+    runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let signals = Signals::new()?;
+        let listeners = Listeners {
+            proxy: bind(config.listen, "--listen").await?,
+            admin: bind(config.admin, "--admin").await?,
+        };
+        info!(
+            listen = %listeners.proxy.local_addr()?,
+            admin = %listeners.admin.local_addr()?,
+            upstream = config.upstream.url,
+            store = %config.store.url,
+            "listening"
+        );
+        Ok(jobcache::run(config, listeners, signals.shutdown()).await?)
+    })
+}
+
+async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|source| Failure::Bind { address, flag, source })
+}
+
+/// The two ways to ask for an end: orchestrators send SIGTERM, terminals SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Waits for the first signal. From then on a second one ends the process at once.
+    async fn shutdown(mut self) {
+        self.next().await;
+        info!("shutting down; a second signal ends it at once");
+        tokio::spawn(async move {
+            self.next().await;
+            warn!("ended by a second signal");
+            process::exit(INTERRUPTED);
+        });
+    }
+}
+
+fn check(flags: Flags) -> Result<(), Failure> {
+    let loaded = load(flags)?;
+    Ok(single_threaded()?.block_on(check::run(&loaded))?)
+}
+
+/// Docker knows 0 and 1, so a bad configuration is 1 here as well.
+fn healthcheck(flags: Flags) -> ExitCode {
+    let health = load(flags).map_err(|error| error.to_string()).and_then(|loaded| {
+        let runtime = single_threaded().map_err(|error| error.to_string())?;
+        runtime.block_on(healthcheck::run(loaded.config.admin))
+    });
+    health.map_or_else(
+        |error| {
+            eprintln!("jobcache: {error}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}
+
+fn single_threaded() -> io::Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_all().build()
+}

@@ -1,0 +1,277 @@
+//! The purge webhook: who may call it, what it takes, and what it answers.
+//!
+//! It answers 200 only when the store has confirmed that the jobs are gone. Otherwise 503 with
+//! Retry-After; the purge is queued all the same, and this sidecar bypasses those jobs meanwhile.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::{
+    HeaderMap, Request, StatusCode,
+    body::Incoming,
+    http::{
+        HeaderValue,
+        header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE},
+    },
+};
+use serde::Deserialize;
+use serde_json::json;
+use subtle::ConstantTimeEq;
+use tracing::info;
+
+use super::{Reply, reply};
+use crate::{
+    cache::{
+        Cache,
+        key::{self, JobId},
+    },
+    config::Secret,
+    proxy::route::Routes,
+    store::Ended,
+};
+
+/// Largest body of a purge, in bytes: room for [`MAX_IDS`] of the longest ids.
+const MAX_BODY: usize = 2 << 20;
+/// Ids in one purge.
+const MAX_IDS: usize = 10_000;
+/// What a caller whose purge is queued is told to wait, in seconds.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+/// The purge webhook.
+#[derive(Debug)]
+pub struct Webhook {
+    cache: Arc<Cache>,
+    routes: Arc<Routes>,
+    secret: Option<Secret>,
+}
+
+/// `{"job_id": "x"}`, `{"job_ids": ["x", "y"]}` or `{"all": true}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Payload {
+    job_id: Option<Id>,
+    job_ids: Option<Vec<Id>>,
+    all: Option<bool>,
+}
+
+/// Ids come as strings, and from databases as numbers.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "an id is a string or a whole number")]
+enum Id {
+    Text(String),
+    Number(u64),
+}
+
+/// What is to be purged.
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    Jobs(Vec<JobId>),
+    All,
+}
+
+impl Webhook {
+    /// Takes calls that know the secret; any, where there is none.
+    pub fn new(cache: Arc<Cache>, routes: Arc<Routes>, secret: Option<&Secret>) -> Self {
+        Self { cache, routes, secret: secret.cloned() }
+    }
+
+    /// `POST /purge` with a JSON body.
+    pub async fn purge_listed(&self, request: Request<Incoming>) -> Reply {
+        let (head, body) = request.into_parts();
+        let body = match Limited::new(body, MAX_BODY).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => return too_large(),
+            Err(error) => return bad_request(&format!("the body broke off: {error}")),
+        };
+        if let Err(reason) = self.authenticate(&head.headers, &body) {
+            return unauthorized(&reason);
+        }
+        match Payload::parse(&body) {
+            Ok(Wanted::Jobs(ids)) => self.purge(ids).await,
+            Ok(Wanted::All) => self.purge_all().await,
+            Err(reason) => bad_request(&reason),
+        }
+    }
+
+    /// `POST /purge/<id>`.
+    pub async fn purge_one(&self, request: Request<Incoming>, id: &str) -> Reply {
+        if let Err(reason) = self.authenticate(request.headers(), &Bytes::new()) {
+            return unauthorized(&reason);
+        }
+        match readings(id) {
+            Ok(ids) => self.purge(ids).await,
+            Err(reason) => bad_request(&reason),
+        }
+    }
+
+    /// `PURGE /jobs/<id>`.
+    pub async fn purge_path(&self, request: Request<Incoming>, path: &str) -> Reply {
+        if let Err(reason) = self.authenticate(request.headers(), &Bytes::new()) {
+            return unauthorized(&reason);
+        }
+        let ids = self.routes.jobs(path);
+        if ids.is_empty() {
+            return bad_request(&format!(
+                "{path:?} names no job; PURGE takes the path of one, such as /jobs/<id>"
+            ));
+        }
+        self.purge(ids).await
+    }
+
+    async fn purge(&self, ids: Vec<JobId>) -> Reply {
+        let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
+        let mut budget = self.cache.budget();
+        match self.cache.purge(&ids, &mut budget).await {
+            Ended::Confirmed { entries } => {
+                info!(ids = ids.len(), entries, "purged");
+                reply(StatusCode::OK, &json!({ "purged": names, "entries": entries }))
+            }
+            Ended::Pending => pending(&json!(names)),
+        }
+    }
+
+    async fn purge_all(&self) -> Reply {
+        match self.cache.purge_all().await {
+            Ended::Confirmed { entries } => {
+                info!(entries, "purged all");
+                reply(StatusCode::OK, &json!({ "purged": "all", "entries": entries }))
+            }
+            Ended::Pending => pending(&json!("all")),
+        }
+    }
+
+    /// A bearer token, or a Standard Webhooks signature of the body (of no bytes, where the job is
+    /// named by the path).
+    fn authenticate(&self, headers: &HeaderMap, body: &Bytes) -> Result<(), String> {
+        let Some(secret) = &self.secret else { return Ok(()) };
+        if let Some(token) = bearer(headers) {
+            return if token.ct_eq(secret.expose().as_bytes()).into() {
+                Ok(())
+            } else {
+                Err("the bearer token is not the webhook secret".into())
+            };
+        }
+        secret.webhook()?.verify(body, headers).map_err(|error| error.to_string())
+    }
+}
+
+impl Payload {
+    fn parse(body: &[u8]) -> Result<Wanted, String> {
+        let payload: Self = serde_json::from_slice(body).map_err(|error| {
+            format!(
+                "{error}; a purge is {{\"job_id\": \"x\"}}, {{\"job_ids\": [\"x\", \"y\"]}} or \
+                 {{\"all\": true}}"
+            )
+        })?;
+        let ids = match payload {
+            Self { job_id: Some(id), job_ids: None, all: None } => vec![id],
+            Self { job_id: None, job_ids: Some(ids), all: None } => ids,
+            Self { job_id: None, job_ids: None, all: Some(true) } => return Ok(Wanted::All),
+            _ => return Err("give exactly one of job_id, job_ids and \"all\": true".into()),
+        };
+        if ids.is_empty() || ids.len() > MAX_IDS {
+            return Err(format!("job_ids holds {} ids; give 1 to {MAX_IDS}", ids.len()));
+        }
+        let mut jobs = Vec::with_capacity(ids.len());
+        for id in ids {
+            jobs.extend(match id {
+                Id::Text(id) => readings(&id)?,
+                Id::Number(id) => readings(&id.to_string())?,
+            });
+        }
+        jobs.sort_unstable();
+        jobs.dedup();
+        Ok(Wanted::Jobs(jobs))
+    }
+}
+
+fn readings(id: &str) -> Result<Vec<JobId>, String> {
+    let ids = key::readings(id);
+    if ids.is_empty() {
+        let shown: String = id.chars().take(200).collect();
+        return Err(format!(
+            "{shown:?} is no job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
+        ));
+    }
+    Ok(ids)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+}
+
+fn bad_request(reason: &str) -> Reply {
+    reply(StatusCode::BAD_REQUEST, &json!({ "error": reason }))
+}
+
+fn too_large() -> Reply {
+    let error = format!("the body is larger than {MAX_BODY} bytes; split the purge");
+    reply(StatusCode::PAYLOAD_TOO_LARGE, &json!({ "error": error }))
+}
+
+fn unauthorized(reason: &str) -> Reply {
+    let error =
+        format!("{reason}; send `Authorization: Bearer <secret>` or a Standard Webhooks signature");
+    let mut response = reply(StatusCode::UNAUTHORIZED, &json!({ "error": error }));
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+fn pending(what: &serde_json::Value) -> Reply {
+    let error = "the store has not confirmed the purge; it is queued, and this sidecar bypasses \
+                 the cache for these jobs until it is confirmed";
+    let body = json!({ "error": error, "pending": what });
+    let mut response = reply(StatusCode::SERVICE_UNAVAILABLE, &body);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn accepts(body: &str, expected: &[&str]) {
+        match Payload::parse(body.as_bytes()) {
+            Ok(Wanted::Jobs(jobs)) => {
+                assert_eq!(jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), expected, "{body}");
+            }
+            other => panic!("{body}: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn refuses(body: &str, part: &str) {
+        let error = Payload::parse(body.as_bytes()).unwrap_err();
+        assert!(error.contains(part), "{body}: {error:?} lacks {part:?}");
+    }
+
+    #[test]
+    fn a_purge_takes_one_id_several_or_all() {
+        accepts(r#"{"job_id":"x"}"#, &["x"]);
+        accepts(r#"{"job_id":42}"#, &["42"]);
+        accepts(r#"{"job_ids":["b","a","b"]}"#, &["a", "b"]);
+        accepts(
+            r#"{"job_id":"9F86D081-884C-4D65-9A2F-EAA0C55AD015"}"#,
+            &["9f86d081-884c-4d65-9a2f-eaa0c55ad015"],
+        );
+        assert_eq!(Payload::parse(br#"{"all":true}"#).unwrap(), Wanted::All);
+    }
+
+    #[test]
+    fn a_malformed_purge_is_told_what_is_wrong() {
+        refuses("", "a purge is");
+        refuses("[]", "a purge is");
+        refuses(r#"{"job":"x"}"#, "unknown field `job`");
+        refuses(r#"{"job_id":1.5}"#, "an id is a string or a whole number");
+        refuses(r#"{"job_id":"x","all":true}"#, "exactly one");
+        refuses(r#"{"all":false}"#, "exactly one");
+        refuses("{}", "exactly one");
+        refuses(r#"{"job_ids":[]}"#, "0 ids");
+        refuses(r#"{"job_id":"a b"}"#, "\"a b\" is no job id");
+        refuses(r#"{"job_id":".."}"#, "is no job id");
+    }
+}

@@ -1,0 +1,92 @@
+//! `jobcache healthcheck`: the HEALTHCHECK of a container that has no curl.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// For the whole exchange.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// `HTTP/1.1 200`
+const STATUS: usize = 12;
+
+/// Asks `GET /livez` of the admin address; the error is the sentence to print.
+pub(crate) async fn run(admin: SocketAddr) -> Result<(), String> {
+    let admin = dialled(admin);
+    match timeout(PATIENCE, livez(admin)).await {
+        Ok(Ok(status)) if status == "200" => Ok(()),
+        Ok(Ok(status)) => Err(format!("http://{admin}/livez answers {status}")),
+        Ok(Err(error)) => Err(format!("http://{admin}/livez does not answer: {error}")),
+        Err(_) => {
+            Err(format!("http://{admin}/livez does not answer within {}s", PATIENCE.as_secs()))
+        }
+    }
+}
+
+async fn livez(admin: SocketAddr) -> io::Result<String> {
+    let mut io = TcpStream::connect(admin).await?;
+    let request = format!("GET /livez HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+    io.write_all(request.as_bytes()).await?;
+    let mut line = [0; STATUS];
+    io.read_exact(&mut line).await?;
+    let line = String::from_utf8_lossy(&line);
+    let status = line.strip_prefix("HTTP/1.1 ").ok_or(io::ErrorKind::InvalidData)?;
+    Ok(status.to_owned())
+}
+
+/// An address that listens everywhere is reached by loopback.
+fn dialled(admin: SocketAddr) -> SocketAddr {
+    let ip = match admin.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, admin.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_listens_everywhere_is_dialled_as_loopback() {
+        for (admin, expected) in
+            [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "[::1]:1"), ("10.0.0.1:1", "10.0.0.1:1")]
+        {
+            assert_eq!(dialled(admin.parse().unwrap()).to_string(), expected);
+        }
+    }
+
+    async fn answered(reply: &'static str) -> Result<(), String> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let admin = listener.local_addr().unwrap();
+        let server = async {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let mut request = [0; 64];
+            let read = io.read(&mut request).await.unwrap();
+            assert!(
+                request.iter().take(read).copied().collect::<Vec<_>>().starts_with(b"GET /livez")
+            );
+            io.write_all(reply.as_bytes()).await.unwrap();
+        };
+        let (outcome, ()) = tokio::join!(run(admin), server);
+        outcome.map_err(|error| error.replace(&admin.to_string(), "ADMIN"))
+    }
+
+    #[tokio::test]
+    async fn only_a_200_is_healthy() {
+        assert_eq!(answered("HTTP/1.1 200 OK\r\n\r\n").await, Ok(()));
+        let error = Err("http://ADMIN/livez answers 503".to_owned());
+        assert_eq!(answered("HTTP/1.1 503 No\r\n\r\n").await, error);
+        assert!(answered("SSH-2.0-OpenSSH_9.2\r\n").await.is_err());
+    }
+}
