@@ -1,0 +1,297 @@
+//! The store contract: every scenario on both stores.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use jobcache::{
+    config::{Config, StoreUrl},
+    metrics::Metrics,
+    store::{Budget, Ended, Fill, Grant, Key, Lease, Seen, Store, Stored},
+};
+
+use crate::support::{RedisServer, SOON, eventually};
+
+const TTL: Duration = Duration::from_mins(5);
+const LINGER: Duration = Duration::from_millis(150);
+const LEASE: Duration = Duration::from_millis(150);
+const FENCE: Duration = Duration::from_millis(150);
+const META: &str = r#"{"v":0"#;
+
+/// Runs a scenario on a Redis of its own and on the embedded store.
+async fn on_both<F: Future<Output = ()>>(scenario: impl Fn(Arc<Store>) -> F) {
+    let redis = RedisServer::start().await;
+    for url in [StoreUrl::Redis(redis.url()), StoreUrl::Memory] {
+        scenario(open(url, LEASE).await).await;
+    }
+}
+
+async fn open(url: StoreUrl, lease: Duration) -> Arc<Store> {
+    let mut config = Config::default();
+    config.store.url = url;
+    config.store.lease = lease;
+    let store = Store::open(&config, Arc::new(Metrics::default())).unwrap();
+    eventually(SOON, async || store.is_up()).await;
+    Arc::new(store)
+}
+
+fn key(id: &str) -> Key {
+    Key::new("job_status:", id)
+}
+
+fn budget() -> Budget {
+    Budget::new(SOON)
+}
+
+async fn read(store: &Store, key: &Key) -> Option<Stored> {
+    let seen: Seen = store.read(key, &mut budget()).await.unwrap();
+    seen.stored
+}
+
+async fn ask(store: &Store, key: &Key) -> Grant {
+    store.lease(key, None, &mut budget()).await.unwrap()
+}
+
+async fn granted(store: &Store, key: &Key) -> Lease {
+    match ask(store, key).await {
+        Grant::Lease(lease) => lease,
+        other => panic!("no lease: {other:?}"),
+    }
+}
+
+async fn fill(store: &Store, lease: Lease, body: &'static str) -> Fill {
+    store.fill(lease, &Bytes::from_static(body.as_bytes()), META, TTL).await.unwrap()
+}
+
+async fn filled(store: &Store, key: &Key, body: &'static str) {
+    let lease = granted(store, key).await;
+    assert_eq!(fill(store, lease, body).await, Fill::Stored);
+}
+
+async fn purge(store: &Store, key: &Key) -> Ended {
+    store.purge(vec![key.clone()], &mut budget()).await
+}
+
+#[tokio::test]
+async fn a_fill_is_read_back_with_body_meta_and_an_expiry_that_counts_from_the_lease() {
+    on_both(async |store| {
+        let key = key("x");
+        let lease = granted(&store, &key).await;
+        let asked_at_ms = lease.granted_at_ms();
+        assert_eq!(read(&store, &key).await, None, "a placeholder is no entry");
+        assert_eq!(fill(&store, lease, "body").await, Fill::Stored);
+        let stored = read(&store, &key).await.unwrap();
+        assert_eq!(&stored.body[..], b"body");
+        let meta: serde_json::Value = serde_json::from_slice(&stored.meta).unwrap();
+        assert_eq!(meta["expires_at_ms"].as_i64(), Some(stored.expires_at_ms));
+        let counted = stored.expires_at_ms - asked_at_ms;
+        assert!((299_000..=301_000).contains(&counted), "{counted} ms from the lease");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_lease_at_a_time_and_the_others_learn_whose() {
+    on_both(async |store| {
+        let key = key("x");
+        let lease = granted(&store, &key).await;
+        match ask(&store, &key).await {
+            Grant::Leased(token) => assert_eq!(&token, lease.token()),
+            other => panic!("{other:?}"),
+        }
+        store.release(lease).await;
+        let _lease = granted(&store, &key).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_asks_for_a_lease_when_there_is_an_entry_is_given_the_entry() {
+    on_both(async |store| {
+        let key = key("x");
+        filled(&store, &key, "body").await;
+        match ask(&store, &key).await {
+            Grant::Stored(seen) => assert_eq!(&seen.stored.unwrap().body[..], b"body"),
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_value_is_deleted_and_leased_but_not_the_one_that_replaced_it() {
+    on_both(async |store| {
+        let key = key("x");
+        filled(&store, &key, "old").await;
+        let old = read(&store, &key).await.unwrap();
+        let grant = store.lease(&key, Some(&old), &mut budget()).await.unwrap();
+        let Grant::Lease(lease) = grant else { panic!("{grant:?}") };
+        assert_eq!(read(&store, &key).await, None);
+        // Some time, so that the new entry has another expiry.
+        eventually(SOON, async || store.now_ms() > lease.granted_at_ms()).await;
+        assert_eq!(fill(&store, lease, "new").await, Fill::Stored);
+        let grant = store.lease(&key, Some(&old), &mut budget()).await.unwrap();
+        assert!(matches!(grant, Grant::Stored(_)), "{grant:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_purge_voids_the_fill_in_flight() {
+    on_both(async |store| {
+        let key = key("x");
+        let lease = granted(&store, &key).await;
+        assert_eq!(purge(&store, &key).await, Ended::Confirmed { entries: 0 });
+        assert_eq!(fill(&store, lease, "old").await, Fill::Revoked);
+        assert_eq!(read(&store, &key).await, None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_purge_drops_the_entry_and_says_so() {
+    on_both(async |store| {
+        let key = key("x");
+        filled(&store, &key, "body").await;
+        assert_eq!(purge(&store, &key).await, Ended::Confirmed { entries: 1 });
+        assert_eq!(purge(&store, &key).await, Ended::Confirmed { entries: 0 });
+        assert_eq!(read(&store, &key).await, None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_old_lease_cannot_fill_under_its_successor() {
+    on_both(async |store| {
+        let key = key("x");
+        let old = granted(&store, &key).await;
+        purge(&store, &key).await;
+        let new = granted(&store, &key).await;
+        assert_eq!(fill(&store, old, "old").await, Fill::Revoked);
+        assert_eq!(fill(&store, new, "new").await, Fill::Stored);
+        assert_eq!(&read(&store, &key).await.unwrap().body[..], b"new");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_in_flight_voids_the_fill_and_refuses_leases_until_it_ends() {
+    on_both(async |store| {
+        let key = key("x");
+        let lease = granted(&store, &key).await;
+        let write = store.begin(vec![key.clone()], SOON, &mut budget()).await;
+        assert_eq!(fill(&store, lease, "old").await, Fill::Revoked);
+        assert!(matches!(ask(&store, &key).await, Grant::Fenced));
+        store.end(&write, Duration::ZERO, &mut budget()).await;
+        let _lease = granted(&store, &key).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_drops_the_entry_when_it_begins_and_when_it_ends() {
+    on_both(async |store| {
+        let key = key("x");
+        filled(&store, &key, "body").await;
+        let write = store.begin(vec![key.clone()], SOON, &mut budget()).await;
+        assert_eq!(read(&store, &key).await, None);
+        let ended = store.end(&write, Duration::ZERO, &mut budget()).await;
+        assert_eq!(ended, Ended::Confirmed { entries: 0 });
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_fence_of_one_write_stands_while_another_ends() {
+    on_both(async |store| {
+        let key = key("x");
+        let first = store.begin(vec![key.clone()], SOON, &mut budget()).await;
+        let second = store.begin(vec![key.clone()], SOON, &mut budget()).await;
+        store.end(&first, Duration::ZERO, &mut budget()).await;
+        assert!(matches!(ask(&store, &key).await, Grant::Fenced));
+        store.end(&second, Duration::ZERO, &mut budget()).await;
+        let _lease = granted(&store, &key).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_fence_of_a_sidecar_that_died_runs_out() {
+    on_both(async |store| {
+        let key = key("x");
+        let _never_ended = store.begin(vec![key.clone()], FENCE, &mut budget()).await;
+        assert!(matches!(ask(&store, &key).await, Grant::Fenced));
+        eventually(SOON, async || matches!(ask(&store, &key).await, Grant::Lease(_))).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_of_unknown_outcome_keeps_its_fence_for_a_while() {
+    on_both(async |store| {
+        let key = key("x");
+        let write = store.begin(vec![key.clone()], SOON, &mut budget()).await;
+        store.end(&write, LINGER, &mut budget()).await;
+        assert!(matches!(ask(&store, &key).await, Grant::Fenced));
+        // For the linger, not for as long as it was raised for.
+        let ended = std::time::Instant::now();
+        eventually(SOON, async || matches!(ask(&store, &key).await, Grant::Lease(_))).await;
+        assert!(ended.elapsed() < SOON / 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lease_that_is_never_spent_runs_out() {
+    on_both(async |store| {
+        let key = key("x");
+        let lost = granted(&store, &key).await;
+        eventually(SOON, async || matches!(ask(&store, &key).await, Grant::Lease(_))).await;
+        assert_eq!(fill(&store, lost, "old").await, Fill::Revoked);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_ttl_that_the_read_of_the_upstream_has_used_up_stores_nothing() {
+    on_both(async |store| {
+        let key = key("x");
+        let lease = granted(&store, &key).await;
+        let asked_at_ms = lease.granted_at_ms();
+        let ttl = Duration::from_millis(20);
+        eventually(SOON, async || store.now_ms() > asked_at_ms + 25).await;
+        let body = Bytes::from_static(b"body");
+        assert_eq!(store.fill(lease, &body, META, ttl).await.unwrap(), Fill::Revoked);
+        assert_eq!(read(&store, &key).await, None);
+        let _lease = granted(&store, &key).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_purge_of_all_drops_entries_and_leases_and_leaves_fences() {
+    on_both(async |store| {
+        let (entry, leased, fenced) = (key("entry"), key("leased"), key("fenced"));
+        filled(&store, &entry, "body").await;
+        let lease = granted(&store, &leased).await;
+        let write = store.begin(vec![fenced.clone()], SOON, &mut budget()).await;
+        assert!(matches!(store.purge_all().await, Ended::Confirmed { .. }));
+        assert_eq!(read(&store, &entry).await, None);
+        assert_eq!(fill(&store, lease, "old").await, Fill::Revoked);
+        assert!(matches!(ask(&store, &fenced).await, Grant::Fenced));
+        store.end(&write, Duration::ZERO, &mut budget()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn keys_do_not_touch_each_other() {
+    on_both(async |store| {
+        let (a, b) = (key("a"), key("b"));
+        filled(&store, &a, "a").await;
+        filled(&store, &b, "b").await;
+        purge(&store, &a).await;
+        assert_eq!(read(&store, &a).await, None);
+        assert_eq!(&read(&store, &b).await.unwrap().body[..], b"b");
+    })
+    .await;
+}

@@ -1,0 +1,16 @@
+//! The behaviour of a whole sidecar between a real Redis and a real upstream.
+//!
+//! Each test names one sentence of behaviour and serves one of the four promises. Nothing sleeps:
+//! a test waits for a gate, or polls with a deadline.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+mod contract;
+mod interface;
+mod invalidation;
+mod proxying;
+mod purge;
+mod reads;
+mod redis_down;

@@ -1,0 +1,313 @@
+//! The purge webhook: what it takes, from whom, and what it says.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyper::{Method, StatusCode};
+use jobcache::{clock, config::Secret};
+use standardwebhooks::Webhook;
+
+use crate::support::{
+    Reply, SOON, Setup, client::split, eventually, redis::key, upstream::version,
+};
+
+const X: &str = "/jobs/x";
+
+/// A Standard Webhooks secret: base64 behind its prefix.
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// Older than the five minutes that the specification suggests as tolerance.
+const STALE: Duration = Duration::from_mins(6);
+
+async fn fill(setup: &Setup, ids: &[&str]) {
+    for id in ids {
+        let path = format!("/jobs/{id}");
+        setup.get(&path).await;
+        setup.hit(&path).await;
+    }
+}
+
+async fn purge(setup: &Setup, body: impl Into<bytes::Bytes>) -> Reply {
+    setup.sidecar.admin.request(Method::POST, "/purge").body(body).send().await
+}
+
+/// Fills, purges with this request, and asserts that exactly these are told and gone.
+async fn check_purges(setup: &Setup, method: &str, path: &str, body: &'static str, ids: &[&str]) {
+    fill(setup, &["x", "y", "z"]).await;
+    let method: Method = method.parse().expect("a method");
+
+    let reply = setup.sidecar.admin.request(method, path).body(body).send().await;
+
+    assert_eq!(reply.status, StatusCode::OK, "{path} {body}: {reply:?}");
+    assert_eq!(reply.header("content-type"), "application/json");
+    assert_eq!(reply.json()["purged"], serde_json::json!(ids), "{path} {body}");
+    for id in ["x", "y", "z"] {
+        let is_kept = !ids.contains(&id);
+        assert_eq!(setup.redis.holds(&key(id)).await, is_kept, "{path} {body}: {id}");
+        assert_eq!(
+            setup.get(&format!("/jobs/{id}")).await.is_hit(),
+            is_kept,
+            "{path} {body}: {id}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_form_purges_what_it_names_and_says_so() {
+    let setup = Setup::new().await;
+    check_purges(&setup, "POST", "/purge", r#"{"job_id":"x"}"#, &["x"]).await;
+    check_purges(&setup, "POST", "/purge", r#"{"job_ids":["x","y"]}"#, &["x", "y"]).await;
+    check_purges(&setup, "POST", "/purge/x", "", &["x"]).await;
+    check_purges(&setup, "PURGE", X, "", &["x"]).await;
+    check_purges(&setup, "PURGE", "/api/v1/jobs/x", "", &["x"]).await;
+}
+
+#[tokio::test]
+async fn a_purge_of_what_is_not_there_is_a_success() {
+    let setup = Setup::new().await;
+
+    assert_eq!(purge(&setup, r#"{"job_id":"never-seen"}"#).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_purge_makes_the_next_read_fresh() {
+    let setup = Setup::new().await;
+    fill(&setup, &["x"]).await;
+    setup.upstream.commit("x");
+
+    purge(&setup, r#"{"job_id":"x"}"#).await;
+
+    setup.get(X).await.assert(200, &version("x", 1));
+}
+
+#[tokio::test]
+async fn a_purge_of_all_drops_every_job_and_no_neighbour() {
+    let setup = Setup::new().await;
+    fill(&setup, &["x", "y"]).await;
+    for neighbour in ["other:x", "job_statusX", "x:job_status:x"] {
+        setup.redis.set(neighbour, b"kept").await;
+    }
+
+    let reply = purge(&setup, r#"{"all":true}"#).await;
+
+    assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+    assert_eq!(reply.json()["purged"], "all");
+    assert!(setup.redis.keys("job_status:*").await.is_empty());
+    for neighbour in ["other:x", "job_statusX", "x:job_status:x"] {
+        assert!(setup.redis.holds(neighbour).await, "{neighbour}");
+    }
+    assert!(!setup.get(X).await.is_hit());
+}
+
+#[tokio::test]
+async fn a_purge_of_all_takes_the_prefix_literally() {
+    let setup = Setup::with(|config| config.store.prefix = "j[a]*:".into()).await;
+    fill(&setup, &["x"]).await;
+    setup.redis.set("jab:x", b"kept").await;
+    setup.redis.set("ja:x", b"kept").await;
+
+    assert_eq!(purge(&setup, r#"{"all":true}"#).await.status, StatusCode::OK);
+
+    assert!(!setup.redis.holds("j[a]*:x").await);
+    assert!(setup.redis.holds("jab:x").await && setup.redis.holds("ja:x").await);
+}
+
+#[tokio::test]
+async fn a_malformed_purge_is_refused_with_the_reason_and_purges_nothing() {
+    let setup = Setup::new().await;
+    fill(&setup, &["x"]).await;
+    let too_many: Vec<_> = (0..10_001).map(|id| id.to_string()).collect();
+    let too_many = serde_json::json!({ "job_ids": too_many }).to_string();
+    let too_long = serde_json::json!({ "job_id": "a".repeat(129) }).to_string();
+    for body in [
+        "",
+        "x",
+        "{",
+        "[]",
+        "{}",
+        "null",
+        r#"{"job_id":null}"#,
+        r#"{"job_id":["x"]}"#,
+        r#"{"job_id":""}"#,
+        r#"{"job_id":".."}"#,
+        r#"{"job_id":"a b"}"#,
+        r#"{"job_ids":"x"}"#,
+        r#"{"job_ids":[]}"#,
+        r#"{"job_ids":["x",null]}"#,
+        r#"{"all":false}"#,
+        r#"{"all":"true"}"#,
+        r#"{"job_id":"x","all":true}"#,
+        r#"{"job_id":"x","job_ids":["x"]}"#,
+        r#"{"job_id":"x","why":"unknown field"}"#,
+        &too_many,
+        &too_long,
+    ] {
+        let reply = purge(&setup, body.to_owned()).await;
+        let shown = &body[..body.len().min(60)];
+        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{shown}");
+        reply.reason();
+    }
+    for (method, path) in [("POST", "/purge/a%20b"), ("POST", "/purge/"), ("PURGE", "/other/x")] {
+        let request = setup.sidecar.admin.request(method.parse().expect("a method"), path);
+        let reply = request.send().await;
+        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{method} {path}");
+        reply.reason();
+    }
+    assert!(setup.get(X).await.is_hit());
+}
+
+#[tokio::test]
+async fn an_oversized_purge_is_refused_unread() {
+    let setup = Setup::new().await;
+    let size = 8 << 20;
+    let mut request = b"POST /purge HTTP/1.1\r\nhost: a\r\nconnection: close\r\n".to_vec();
+    request.extend_from_slice(format!("content-length: {size}\r\n\r\n").as_bytes());
+    request.resize(request.len() + size, b' ');
+
+    let (status, reason) = split(&setup.sidecar.admin.raw(&request).await);
+
+    assert_eq!(status, 413, "{reason}");
+    assert!(reason.contains("\"error\""), "{reason}");
+}
+
+async fn guarded() -> Setup {
+    let setup = Setup::with(|config| config.webhook_secret = Some(Secret::new(SECRET))).await;
+    fill(&setup, &["x"]).await;
+    setup
+}
+
+#[tokio::test]
+async fn a_purge_without_the_secret_is_refused() {
+    let setup = guarded().await;
+    for (name, value) in [
+        ("x-nothing", ""),
+        ("authorization", "Bearer wrong"),
+        ("authorization", "Bearer "),
+        ("authorization", "Basic d2hzZWM6eA=="),
+        ("webhook-signature", "v1,AAAA"),
+    ] {
+        for (method, path, body) in [
+            ("POST", "/purge", r#"{"job_id":"x"}"#),
+            ("POST", "/purge", r#"{"all":true}"#),
+            ("POST", "/purge/x", ""),
+            ("PURGE", X, ""),
+        ] {
+            let request = setup.sidecar.admin.request(method.parse().expect("a method"), path);
+            let reply = request.header(name, value).body(body).send().await;
+            assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{name}: {value}: {method} {path}");
+            reply.reason();
+        }
+    }
+    assert!(setup.get(X).await.is_hit());
+}
+
+#[tokio::test]
+async fn the_bearer_secret_opens_every_form() {
+    let setup = guarded().await;
+    let bearer = format!("Bearer {SECRET}");
+    for (method, path, body) in [
+        ("POST", "/purge", r#"{"job_id":"x"}"#),
+        ("POST", "/purge/x", ""),
+        ("PURGE", X, ""),
+        ("POST", "/purge", r#"{"all":true}"#),
+    ] {
+        fill(&setup, &["x"]).await;
+        let request = setup.sidecar.admin.request(method.parse().expect("a method"), path);
+        let reply = request.header("authorization", &bearer).body(body).send().await;
+        assert_eq!(reply.status, StatusCode::OK, "{method} {path}: {reply:?}");
+        assert!(!setup.redis.holds(&key("x")).await, "{method} {path}");
+    }
+}
+
+/// A purge of `x`, signed as Standard Webhooks prescribes.
+async fn signed(setup: &Setup, id: &str, at: SystemTime, sent: &'static str) -> Reply {
+    const SIGNED: &str = r#"{"job_id":"x"}"#;
+    let seconds = at.duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let timestamp = i64::try_from(seconds).expect("a date");
+    let webhook = Webhook::new(SECRET).expect("a secret");
+    let signature = webhook.sign(id, timestamp, SIGNED.as_bytes()).expect("a signature");
+    let request = setup.sidecar.admin.request(Method::POST, "/purge").body(sent);
+    let request = request.header("webhook-id", id).header("webhook-signature", &signature);
+    request.header("webhook-timestamp", &timestamp.to_string()).send().await
+}
+
+#[tokio::test]
+async fn a_standard_webhooks_signature_opens_and_a_repeated_delivery_is_applied_again() {
+    let setup = guarded().await;
+    for _ in 0..2 {
+        fill(&setup, &["x"]).await;
+        let reply = signed(&setup, "msg_1", clock::now(), r#"{"job_id":"x"}"#).await;
+        assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+        assert!(!setup.redis.holds(&key("x")).await);
+    }
+}
+
+#[tokio::test]
+async fn a_stale_or_forged_signature_is_refused() {
+    let setup = guarded().await;
+    let now = clock::now();
+    for (at, sent) in [
+        (now - STALE, r#"{"job_id":"x"}"#),
+        (now + STALE, r#"{"job_id":"x"}"#),
+        (now, r#"{"all":true}"#),
+    ] {
+        let reply = signed(&setup, "msg_1", at, sent).await;
+        assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{reply:?}");
+    }
+    assert!(setup.get(X).await.is_hit());
+}
+
+#[tokio::test]
+async fn a_purge_that_redis_cannot_confirm_says_so_and_is_applied_when_it_can() {
+    let setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
+    fill(&setup, &["x"]).await;
+    setup.redis.stop();
+
+    let reply = purge(&setup, r#"{"job_id":"x"}"#).await;
+
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(reply.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds > 0));
+    reply.reason();
+    setup.upstream.commit("x");
+    setup.get(X).await.assert(200, &version("x", 1));
+    setup.redis.cont();
+    eventually(SOON, async || {
+        let held = setup.redis.get(&key("x")).await.unwrap_or_default();
+        held != version("x", 0).into_bytes()
+    })
+    .await;
+    setup.hit(X).await.assert(200, &version("x", 1));
+}
+
+#[tokio::test]
+async fn a_purge_of_all_that_redis_cannot_confirm_is_applied_when_it_can() {
+    let setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
+    fill(&setup, &["x", "y"]).await;
+    setup.redis.stop();
+
+    let reply = purge(&setup, r#"{"all":true}"#).await;
+
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+    for id in ["x", "y"] {
+        setup.upstream.commit(id);
+        setup.get(&format!("/jobs/{id}")).await.assert(200, &version(id, 1));
+    }
+    setup.redis.cont();
+    for id in ["x", "y"] {
+        setup.hit(&format!("/jobs/{id}")).await.assert(200, &version(id, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_purge_reaches_an_entry_that_a_snapshot_brings_back() {
+    let mut setup = Setup::new().await;
+    fill(&setup, &["x"]).await;
+    setup.redis.save().await;
+    setup.redis.kill();
+
+    let reply = purge(&setup, r#"{"job_id":"x"}"#).await;
+
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{reply:?}");
+    setup.upstream.commit("x");
+    setup.redis.restart_from_rdb().await;
+    setup.hit(X).await.assert(200, &version("x", 1));
+}

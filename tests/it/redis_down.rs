@@ -1,0 +1,280 @@
+//! Redis absent, killed, frozen and restarted: never an error, never an old body, hardly a delay.
+
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use tokio::time::Instant;
+
+use crate::support::{
+    RedisServer, Reply, Setup, eventually,
+    redis::{RECOVERY, key},
+    upstream::version,
+};
+
+const X: &str = "/jobs/x";
+
+/// The default of the product, which these tests are about.
+const BUDGET: Duration = Duration::from_millis(50);
+
+/// What a request may take with Redis hanging: the budget, the upstream, and two busy cores.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// What a read may not cost once the breaker is open: far below the budget.
+const NOTHING: Duration = Duration::from_millis(25);
+
+/// Requests that a breaker may need to open.
+const PROBES: usize = 20;
+
+async fn filled() -> Setup {
+    let setup = Setup::with(|config| config.store.budget = BUDGET).await;
+    setup.get(X).await;
+    setup.hit(X).await;
+    setup
+}
+
+/// A GET and how long it took.
+async fn timed(setup: &Setup, path: &str) -> (Reply, Duration) {
+    let start = Instant::now();
+    let reply = setup.get(path).await;
+    (reply, start.elapsed())
+}
+
+#[tokio::test]
+async fn a_sidecar_starts_without_redis_and_comes_to_life_with_it() {
+    let mut setup = Setup::cold(RedisServer::absent(), |config| config.store.budget = BUDGET).await;
+    for _ in 0..3 {
+        let reply = setup.get(X).await;
+        reply.assert(200, &version("x", 0));
+        assert!(reply.is_uncached(), "{reply:?}");
+    }
+    assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
+
+    setup.redis.restart_empty().await;
+
+    eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+    setup.get(X).await.assert(200, &version("x", 1));
+}
+
+/// Polls while Redis suffers, and after: no error, no old body, no long wait; then hits again.
+async fn poll_through(setup: &Setup, looks: usize) {
+    for _ in 0..looks {
+        let (reply, took) = timed(setup, X).await;
+        reply.assert(200, &version("x", 0));
+        assert!(took < PATIENCE, "{took:?}: {reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_killed_redis_is_no_error_and_hits_come_back_by_themselves() {
+    let mut setup = filled().await;
+    for _ in 0..2 {
+        setup.redis.kill();
+        poll_through(&setup, PROBES).await;
+
+        setup.redis.restart_empty().await;
+
+        eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_redis_costs_the_budget_at_most_and_hits_come_back_by_themselves() {
+    let setup = filled().await;
+    for _ in 0..2 {
+        setup.redis.stop();
+        poll_through(&setup, PROBES).await;
+
+        setup.redis.cont();
+
+        eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_restart_under_a_polling_client_goes_unnoticed() {
+    let mut setup = filled().await;
+    let client = crate::support::Client::new(setup.sidecar.client.address());
+    let stop = std::sync::Arc::new(tokio::sync::Notify::new());
+    let told = std::sync::Arc::clone(&stop);
+    let poller = tokio::spawn(async move {
+        let mut polls = 0;
+        let mut end = std::pin::pin!(told.notified());
+        loop {
+            tokio::select! {
+                () = &mut end => return polls,
+                reply = client.get(X) => reply.assert(200, &version("x", 0)),
+            }
+            polls += 1;
+        }
+    });
+
+    setup.redis.restart_empty().await;
+    eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+    setup.redis.save().await;
+    setup.redis.restart_from_rdb().await;
+    eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+
+    stop.notify_one();
+    assert!(poller.await.expect("no error under the restarts") > 0);
+}
+
+#[tokio::test]
+async fn an_open_breaker_costs_nothing() {
+    let setup = filled().await;
+    setup.redis.stop();
+    poll_through(&setup, PROBES).await;
+
+    let mut took = Vec::new();
+    for _ in 0..PROBES {
+        took.push(timed(&setup, X).await.1);
+    }
+
+    // The median: a probe that looks whether Redis is back may cost one of them the budget.
+    took.sort_unstable();
+    assert!(took[PROBES / 2] < NOTHING, "{took:?}");
+}
+
+#[tokio::test]
+async fn writes_pass_while_redis_is_gone() {
+    let mut setup = filled().await;
+    for fault in ["frozen", "killed"] {
+        if fault == "frozen" {
+            setup.redis.stop();
+        } else {
+            setup.redis.kill();
+        }
+        let start = Instant::now();
+        let write = setup.sidecar.put(X).await;
+        assert_eq!(write.status, StatusCode::OK, "{fault}");
+        assert!(start.elapsed() < PATIENCE, "{fault}: {:?}", start.elapsed());
+        assert_eq!(setup.get(X).await.text(), write.text(), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_acknowledged_while_redis_is_frozen_is_never_followed_by_an_old_body() {
+    let setup = filled().await;
+    setup.redis.stop();
+
+    assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
+
+    for _ in 0..PROBES {
+        setup.get(X).await.assert(200, &version("x", 1));
+    }
+    // Redis wakes with the old entry in it: it must be gone before a hit is possible.
+    setup.redis.cont();
+    eventually(RECOVERY, async || {
+        let reply = setup.get(X).await;
+        reply.assert(200, &version("x", 1));
+        reply.is_hit()
+    })
+    .await;
+    assert_eq!(setup.redis.get(&key("x")).await, Some(version("x", 1).into_bytes()));
+}
+
+#[tokio::test]
+async fn a_write_acknowledged_while_redis_is_dead_reaches_the_entry_of_a_snapshot() {
+    let mut setup = filled().await;
+    setup.redis.save().await;
+    setup.redis.kill();
+
+    assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
+
+    setup.redis.restart_from_rdb().await;
+    eventually(RECOVERY, async || {
+        let reply = setup.get(X).await;
+        reply.assert(200, &version("x", 1));
+        reply.is_hit()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_confirmed_before_a_crash_is_not_undone_by_the_snapshot_before_it() {
+    let mut setup = filled().await;
+    setup.redis.save().await;
+    setup.sidecar.put(X).await;
+    setup.get(X).await.assert(200, &version("x", 1));
+
+    setup.redis.restart_from_rdb().await;
+
+    eventually(RECOVERY, async || {
+        let reply = setup.get(X).await;
+        reply.assert(200, &version("x", 1));
+        reply.is_hit()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_fill_whose_redis_dies_under_it_answers_its_reader() {
+    for is_frozen in [true, false] {
+        let mut setup = Setup::with(|config| config.store.budget = BUDGET).await;
+        let gate = setup.upstream.hold_after_read(Method::GET, X);
+        let reader = setup.sidecar.client.start(Method::GET, X, "").await;
+        gate.arrived(1).await;
+        if is_frozen {
+            setup.redis.stop();
+        } else {
+            setup.redis.kill();
+        }
+
+        gate.release();
+
+        assert_eq!(reader.answer().await, (200, version("x", 0)), "frozen: {is_frozen}");
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_refuses_writes_is_no_error_and_never_leaves_an_old_body() {
+    let setup = filled().await;
+    let full = redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("1").to_owned();
+    let () = setup.redis.run(&full).await;
+    for round in 1..=3 {
+        assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
+        setup.get(X).await.assert(200, &version("x", round));
+    }
+
+    let () = setup.redis.run(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("0")).await;
+
+    setup.hit(X).await.assert(200, &version("x", 3));
+}
+
+#[tokio::test]
+async fn a_herd_without_redis_costs_two_upstream_reads_at_a_time() {
+    let setup = Setup::cold(RedisServer::absent(), |config| config.store.budget = BUDGET).await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    let mut readers = Vec::new();
+    for _ in 0..100 {
+        readers.push(setup.sidecar.client.start(Method::GET, X, "").await);
+    }
+    gate.arrived(1).await;
+    setup.exchange().await;
+
+    gate.release();
+
+    for reader in readers {
+        assert_eq!(reader.answer().await, (200, version("x", 0)));
+    }
+    let peak = setup.upstream.peak_reads(X);
+    assert!(peak <= 2, "{peak} reads at a time");
+}
+
+#[tokio::test]
+async fn a_reader_without_redis_never_joins_a_read_that_began_before_him() {
+    let setup = Setup::cold(RedisServer::absent(), |config| config.store.budget = BUDGET).await;
+    let gate = setup.upstream.hold_after_read(Method::GET, X);
+    let early = setup.sidecar.client.start(Method::GET, X, "").await;
+    gate.arrived(1).await;
+    // Through another sidecar, so that nothing here detaches the read under way.
+    setup.upstream.commit("x");
+
+    let late = setup.sidecar.client.start(Method::GET, X, "").await;
+    setup.exchange().await;
+    gate.release_one();
+
+    assert_eq!(early.answer().await, (200, version("x", 0)));
+    gate.arrived(2).await;
+    gate.release();
+    assert_eq!(late.answer().await, (200, version("x", 1)));
+}

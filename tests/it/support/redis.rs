@@ -1,0 +1,195 @@
+//! A `redis-server` of its own for each test, and what can befall it.
+
+use std::{
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use redis::{AsyncConnectionConfig, FromRedisValue, aio::MultiplexedConnection};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{SOON, eventually, free_port};
+
+/// Attempts to find a port that stays free until Redis has bound it.
+const PORT_ATTEMPTS: usize = 5;
+
+pub(crate) struct RedisServer {
+    port: u16,
+    dir: TempDir,
+    args: Vec<String>,
+    child: Option<Child>,
+}
+
+impl RedisServer {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts with further arguments of `redis-server`, such as `["--maxmemory", "2mb"]`.
+    pub(crate) async fn start_with(args: &[&str]) -> Self {
+        let mut server = Self::absent();
+        server.args = args.iter().map(ToString::to_string).collect();
+        for _ in 0..PORT_ATTEMPTS {
+            server.spawn();
+            if server.answers().await {
+                return server;
+            }
+            server.port = free_port();
+        }
+        panic!("redis-server does not start; is it installed? {:?}", server.log());
+    }
+
+    /// A server whose address is known, but which is not running until [`restart_empty`].
+    ///
+    /// [`restart_empty`]: Self::restart_empty
+    pub(crate) fn absent() -> Self {
+        let dir = TempDir::with_prefix("jobcache-redis-").expect("a temporary directory");
+        Self { port: free_port(), dir, args: Vec::new(), child: None }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// SIGKILL: the connections are reset, the data is gone unless [`save`](Self::save) ran.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // A child that is already gone is as dead as we want it.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGSTOP: connections stay open and nothing answers.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT: what was sent meanwhile is executed now.
+    pub(crate) fn cont(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Kills and starts on the same port, with no data.
+    pub(crate) async fn restart_empty(&mut self) {
+        let _ = std::fs::remove_file(self.dir.path().join("dump.rdb"));
+        self.restart_from_rdb().await;
+    }
+
+    /// Kills and starts on the same port, with the data of the last [`save`](Self::save).
+    pub(crate) async fn restart_from_rdb(&mut self) {
+        self.kill();
+        self.spawn();
+        assert!(self.answers().await, "redis-server does not come back: {:?}", self.log());
+    }
+
+    /// Writes the snapshot that [`restart_from_rdb`](Self::restart_from_rdb) loads.
+    pub(crate) async fn save(&self) {
+        let () = self.run(&redis::cmd("SAVE")).await;
+    }
+
+    /// A connection of the test's own, patient with a busy machine.
+    pub(crate) async fn connection(&self) -> MultiplexedConnection {
+        self.connect().await.expect("redis-server accepts a connection")
+    }
+
+    /// Runs one command on a connection of its own.
+    pub(crate) async fn run<T: FromRedisValue>(&self, command: &redis::Cmd) -> T {
+        command.query_async(&mut self.connection().await).await.expect("redis-server answers")
+    }
+
+    pub(crate) async fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.run(redis::cmd("GET").arg(key)).await
+    }
+
+    pub(crate) async fn set(&self, key: &str, value: &[u8]) {
+        let () = self.run(redis::cmd("SET").arg(key).arg(value)).await;
+    }
+
+    pub(crate) async fn del(&self, key: &str) {
+        let () = self.run(redis::cmd("DEL").arg(key)).await;
+    }
+
+    /// Milliseconds to live; -1 without an expiry, -2 without the key.
+    pub(crate) async fn ttl_ms(&self, key: &str) -> i64 {
+        self.run(redis::cmd("PTTL").arg(key)).await
+    }
+
+    pub(crate) async fn keys(&self, pattern: &str) -> Vec<String> {
+        self.run(redis::cmd("KEYS").arg(pattern)).await
+    }
+
+    /// Whether `key` holds a body: neither absent nor the empty placeholder of a lease.
+    pub(crate) async fn holds(&self, key: &str) -> bool {
+        self.get(key).await.is_some_and(|value| !value.is_empty())
+    }
+
+    async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
+        let patience = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(SOON))
+            .set_response_timeout(Some(SOON));
+        let client = redis::Client::open(self.url())?;
+        client.get_multiplexed_async_connection_with_config(&patience).await
+    }
+
+    fn spawn(&mut self) {
+        // The kernel kills the child when the thread that started it ends, however it ends, so
+        // that no Redis outlives a test process that was killed.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "redis-server", "--bind", "127.0.0.1"])
+            .args(["--save", "", "--appendonly", "no", "--logfile", "redis.log"])
+            .args(["--port", &self.port.to_string()])
+            .arg("--dir")
+            .arg(self.dir.path())
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("setpriv (util-linux) runs redis-server");
+        self.child = Some(child);
+    }
+
+    /// Whether the child answers PING before the deadline; false at once when it has exited.
+    async fn answers(&mut self) -> bool {
+        eventually(SOON, async || {
+            if self.child.as_mut().is_none_or(|child| child.try_wait().expect("a child").is_some())
+            {
+                return Some(false);
+            }
+            let mut connection = self.connect().await.ok()?;
+            // The process behind the port must be ours and not one that won it in a clash.
+            let info: String =
+                redis::cmd("INFO").arg("server").query_async(&mut connection).await.ok()?;
+            let pid = self.child.as_ref()?.id();
+            info.contains(&format!("process_id:{pid}\r\n")).then_some(true)
+        })
+        .await
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("redis.log")).unwrap_or_default()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("redis-server runs");
+        kill_process(Pid::from_child(child), signal).expect("the child exists");
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The key of a job under the default prefix.
+pub(crate) fn key(id: &str) -> String {
+    format!("job_status:{id}")
+}
+
+/// What Redis says of a key's life right after a fill with the default TTL of 300 s.
+pub(crate) const FRESH_TTL_MS: std::ops::RangeInclusive<i64> = 295_000..=300_000;
+
+/// How long hits may take to come back after Redis has.
+pub(crate) const RECOVERY: Duration = Duration::from_secs(5);

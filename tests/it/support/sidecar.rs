@@ -1,0 +1,275 @@
+//! jobcache itself, in this process or as the real binary.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use jobcache::{
+    Listeners, RunError,
+    config::{Config, StoreUrl},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+};
+
+use super::{Client, RedisServer, SOON, Upstream, client::Reply, eventually, free_port, soon};
+
+/// Attempts to find two ports that stay free until the child has bound them.
+const PORT_ATTEMPTS: usize = 5;
+
+/// jobcache in this process.
+pub(crate) struct Sidecar {
+    pub(crate) client: Client,
+    pub(crate) admin: Client,
+    shutdown: Option<oneshot::Sender<()>>,
+    run: JoinHandle<Result<(), RunError>>,
+}
+
+impl Sidecar {
+    pub(crate) async fn start(mut config: Config) -> Self {
+        let listeners = Listeners { proxy: bind().await, admin: bind().await };
+        config.listen = listeners.proxy.local_addr().expect("a bound listener");
+        config.admin = listeners.admin.local_addr().expect("a bound listener");
+        let (client, admin) = (Client::new(config.listen), Client::new(config.admin));
+        let (shutdown, told) = oneshot::channel();
+        let run = tokio::spawn(jobcache::run(config, listeners, async {
+            // A dropped sender is a shutdown too.
+            let _ = told.await;
+        }));
+        Self { client, admin, shutdown: Some(shutdown), run }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.client.get(path).await
+    }
+
+    pub(crate) async fn put(&self, path: &str) -> Reply {
+        self.client.put(path).await
+    }
+
+    /// Polls a job that no test uses until it is answered from the cache.
+    pub(crate) async fn warm(&self) {
+        eventually(SOON, async || {
+            let reply = self.get("/jobs/warm-up").await;
+            if reply.is_hit() { Ok(()) } else { Err(reply) }
+        })
+        .await;
+    }
+
+    /// Tells the sidecar to drain, without waiting for it.
+    pub(crate) fn begin_shutdown(&mut self) {
+        self.shutdown.take();
+    }
+
+    /// Drains and returns how `run` ended.
+    pub(crate) async fn shutdown(&mut self) -> Result<(), RunError> {
+        self.begin_shutdown();
+        soon(&mut self.run).await.expect("run does not panic")
+    }
+
+    /// Whether a new connection is turned away.
+    pub(crate) async fn refuses(&self) -> bool {
+        TcpStream::connect(self.client.address()).await.is_err()
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.run.abort();
+    }
+}
+
+async fn bind() -> TcpListener {
+    TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port")
+}
+
+/// The common case: one Redis, one upstream, one sidecar between them.
+pub(crate) struct Setup {
+    pub(crate) redis: RedisServer,
+    pub(crate) upstream: Upstream,
+    pub(crate) sidecar: Sidecar,
+    config: Config,
+}
+
+impl Setup {
+    pub(crate) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// Starts with the configuration changed, and waits until hits are served.
+    ///
+    /// `settle` is zero, so that a read after a write fills, and the budget is generous, so that a
+    /// busy machine does not turn a hit into a pass; tests of either say otherwise.
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let redis = RedisServer::start().await;
+        let setup = Self::cold(redis, change).await;
+        setup.sidecar.warm().await;
+        setup.redis.del("job_status:warm-up").await;
+        setup.upstream.forget_requests();
+        setup
+    }
+
+    /// Starts with this Redis, running or not, and does not wait.
+    pub(crate) async fn cold(redis: RedisServer, change: impl FnOnce(&mut Config)) -> Self {
+        let upstream = Upstream::start().await;
+        let mut config = config(&redis, &upstream);
+        change(&mut config);
+        let sidecar = Sidecar::start(config.clone()).await;
+        Self { redis, upstream, sidecar, config }
+    }
+
+    /// Another sidecar like the first, on the same Redis and upstream.
+    pub(crate) async fn second(&self) -> Sidecar {
+        let second = Sidecar::start(self.config.clone()).await;
+        second.warm().await;
+        self.upstream.forget_requests();
+        second
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.sidecar.get(path).await
+    }
+
+    /// A whole exchange: what was written to the sidecar before is being worked on after it.
+    pub(crate) async fn exchange(&self) {
+        self.get("/exchange").await;
+    }
+
+    /// Polls until the path is answered from the cache, and returns that answer.
+    pub(crate) async fn hit(&self, path: &str) -> Reply {
+        eventually(SOON, async || {
+            let reply = self.get(path).await;
+            if reply.is_hit() { Ok(reply) } else { Err(reply) }
+        })
+        .await
+    }
+}
+
+/// The defaults, pointed at these two.
+pub(crate) fn config(redis: &RedisServer, upstream: &Upstream) -> Config {
+    let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+    config.store.budget = Duration::from_secs(2);
+    config.store.url = StoreUrl::Redis(redis.url());
+    config.upstream.url = upstream.url();
+    config
+}
+
+/// The built binary as a child process.
+pub(crate) struct Process {
+    pub(crate) client: Client,
+    pub(crate) admin: Client,
+    child: Child,
+    stderr: Arc<Mutex<String>>,
+}
+
+impl Process {
+    /// Starts with `--listen` and `--admin` on ports of its own, and waits until it is live.
+    pub(crate) async fn start(args: &[&str], envs: &[(&str, &str)]) -> Self {
+        for _ in 0..PORT_ATTEMPTS {
+            let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
+            let admin_address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+            let (proxy, admin) = (listen.to_string(), admin_address.to_string());
+            let addresses = ["--listen", &proxy, "--admin", &admin];
+            let mut child = command(args, envs).args(addresses).spawn().expect("the binary runs");
+            let stderr = collect(&mut child);
+            let (client, admin) = (Client::new(listen), Client::new(admin_address));
+            let mut process = Self { client, admin, child, stderr };
+            if process.lives(admin_address).await {
+                return process;
+            }
+            let log = process.stderr();
+            assert!(log.to_lowercase().contains("in use"), "jobcache does not start: {log}");
+        }
+        panic!("no free ports in {PORT_ATTEMPTS} attempts");
+    }
+
+    /// Runs to its end with these arguments, and returns exit code, stdout and stderr.
+    pub(crate) fn output(args: &[&str], envs: &[(&str, &str)]) -> (i32, String, String) {
+        let output = command(args, envs).stdout(Stdio::piped()).output().expect("the binary runs");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    }
+
+    /// SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub(crate) async fn wait(&mut self) -> ExitStatus {
+        eventually(SOON, async || self.child.try_wait().expect("a child")).await
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.lock().expect("no panic under the lock").clone()
+    }
+
+    /// The most resident memory it ever had, in KiB.
+    pub(crate) fn peak_memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("Linux tells the state of a child");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix("kB")).expect("VmHWM in kB");
+        kib.trim().parse().expect("a number")
+    }
+
+    async fn lives(&mut self, admin: SocketAddr) -> bool {
+        eventually(SOON, async || {
+            if self.child.try_wait().expect("a child").is_some() {
+                return Some(false);
+            }
+            TcpStream::connect(admin).await.ok()?;
+            let reply = self.admin.request(hyper::Method::GET, "/livez").try_send().await.ok()?;
+            reply.status.is_success().then_some(true)
+        })
+        .await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn command(args: &[&str], envs: &[(&str, &str)]) -> Command {
+    // As for Redis: the child dies with the thread that started it.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_jobcache")])
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .envs(envs.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Reads the child's stderr as it comes, so that a full pipe never stops it.
+fn collect(child: &mut Child) -> Arc<Mutex<String>> {
+    let stderr = child.stderr.take().expect("a piped stderr");
+    let log = Arc::new(Mutex::new(String::new()));
+    let sink = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let mut log = sink.lock().expect("no panic under the lock");
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    log
+}

@@ -1,0 +1,503 @@
+//! A jobs API on a real HTTP/1.1 server, which keeps versions, remembers every request and can be
+//! held at the moment that a race needs.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::{Frame, Incoming},
+    header::{self, HeaderValue},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::{Notify, Semaphore, mpsc, watch},
+    task::JoinHandle,
+};
+
+use super::{Body, SOON, eventually, full, soon};
+
+/// Past this, an upload is counted and not kept.
+const KEPT_BODY: usize = 64 * 1024;
+
+/// Frames that wait in a [`Feed`] before its sender does.
+const FEED_DEPTH: usize = 8;
+
+pub(crate) struct Upstream {
+    address: SocketAddr,
+    state: Arc<State>,
+    accept: JoinHandle<()>,
+}
+
+/// One request as it arrived, with what the body came to.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) method: Method,
+    /// Path and query, as sent.
+    pub(crate) target: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body_len: u64,
+}
+
+/// Makes an answer of the body of a request.
+type Script = Arc<dyn Fn(Bytes) -> Option<Response<Body>> + Send + Sync>;
+
+#[derive(Default)]
+struct State {
+    jobs: Mutex<HashMap<String, Job>>,
+    known: Mutex<Option<HashSet<String>>>,
+    scripts: Mutex<HashMap<String, Script>>,
+    gates: Mutex<Vec<Arc<GateState>>>,
+    seen: Mutex<Vec<Seen>>,
+    accepted: AtomicUsize,
+    closed: AtomicUsize,
+    /// Reads open now and the most that ever were, by path.
+    open: Mutex<HashMap<String, Peak>>,
+    /// Ends every open connection once it is idle.
+    hang_up: Notify,
+}
+
+#[derive(Default)]
+struct Job {
+    version: u64,
+    scripted: Option<(StatusCode, Bytes)>,
+}
+
+#[derive(Default)]
+struct Peak {
+    now: usize,
+    most: usize,
+}
+
+impl Upstream {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("a bound listener");
+        let state = Arc::new(State::default());
+        let accept = tokio::spawn(accept(listener, Arc::clone(&state)));
+        Self { address, state, accept }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Answers reads of the job with this status and body from now on, without a new version.
+    pub(crate) fn set(&self, id: &str, status: u16, body: impl Into<Bytes>) {
+        let status = StatusCode::from_u16(status).expect("a status");
+        lock(&self.state.jobs).entry(id.into()).or_default().scripted = Some((status, body.into()));
+    }
+
+    /// What a write through somebody else does: the next read sees a new version.
+    pub(crate) fn commit(&self, id: &str) {
+        lock(&self.state.jobs).entry(id.into()).or_default().version += 1;
+    }
+
+    /// Answers 404 for every job but these.
+    pub(crate) fn only_known(&self, ids: &[&str]) {
+        *lock(&self.state.known) = Some(ids.iter().map(ToString::to_string).collect());
+    }
+
+    /// Answers this exact path with what the script makes of the request's body; `None` closes the
+    /// connection without an answer.
+    pub(crate) fn respond(
+        &self,
+        path: &str,
+        script: impl Fn(Bytes) -> Option<Response<Body>> + Send + Sync + 'static,
+    ) {
+        lock(&self.state.scripts).insert(path.into(), Arc::new(script));
+    }
+
+    /// Answers the next request of this path with a head and a body that the test feeds.
+    pub(crate) fn feed(&self, path: &str, headers: &[(&str, &str)]) -> Feed {
+        let (frames, receiver) = mpsc::channel(FEED_DEPTH);
+        let receiver = Mutex::new(Some(receiver));
+        let headers: Vec<_> = headers.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        self.respond(path, move |_| {
+            let mut receiver = lock(&receiver).take()?;
+            let frames = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+            let mut response = Response::builder();
+            for (name, value) in &headers {
+                response = response.header(name, value);
+            }
+            Some(response.body(BodyExt::boxed(StreamBody::new(frames))).expect("a valid head"))
+        });
+        Feed { frames }
+    }
+
+    /// Stops matching requests before the version is read or bumped.
+    pub(crate) fn hold(&self, method: Method, path: &str) -> Gate {
+        self.gate(method, path, Moment::Before)
+    }
+
+    /// Stops matching requests after the version was read or bumped, before it is answered.
+    pub(crate) fn hold_after_read(&self, method: Method, path: &str) -> Gate {
+        self.gate(method, path, Moment::After)
+    }
+
+    /// Stops matching requests before the first byte of their body is read.
+    pub(crate) fn hold_upload(&self, method: Method, path: &str) -> Gate {
+        self.gate(method, path, Moment::Upload)
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Seen> {
+        lock(&self.state.seen).clone()
+    }
+
+    /// Forgets the requests so far.
+    pub(crate) fn forget_requests(&self) {
+        lock(&self.state.seen).clear();
+        lock(&self.state.open).clear();
+    }
+
+    /// How many GETs of this very path arrived, whatever their query.
+    pub(crate) fn reads(&self, path: &str) -> usize {
+        self.count(&Method::GET, path)
+    }
+
+    pub(crate) fn count(&self, method: &Method, path: &str) -> usize {
+        let is_it =
+            |seen: &&Seen| seen.method == *method && seen.target.split('?').next() == Some(path);
+        lock(&self.state.seen).iter().filter(is_it).count()
+    }
+
+    /// The most GETs of this path that were open at one time.
+    pub(crate) fn peak_reads(&self, path: &str) -> usize {
+        lock(&self.state.open).get(path).map_or(0, |peak| peak.most)
+    }
+
+    /// Connections accepted so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.state.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Closes every connection, all being idle, as a server does whose keep-alive timeout passed.
+    pub(crate) async fn close_idle(&self) {
+        self.state.hang_up.notify_waiters();
+        eventually(SOON, async || self.connections() == self.state.closed.load(Ordering::SeqCst))
+            .await;
+    }
+
+    fn gate(&self, method: Method, path: &str, moment: Moment) -> Gate {
+        let state = Arc::new(GateState {
+            method,
+            path: path.into(),
+            moment,
+            arrived: watch::Sender::new(0),
+            passes: Semaphore::new(0),
+        });
+        lock(&self.state.gates).push(Arc::clone(&state));
+        Gate { state }
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.accept.abort();
+    }
+}
+
+/// The far end of a response body.
+pub(crate) struct Feed {
+    frames: mpsc::Sender<io::Result<Frame<Bytes>>>,
+}
+
+impl Feed {
+    pub(crate) async fn data(&self, bytes: &'static str) {
+        self.send(Ok(Frame::data(Bytes::from_static(bytes.as_bytes())))).await;
+    }
+
+    /// Ends the body with trailers.
+    pub(crate) async fn trailers(self, trailers: HeaderMap) {
+        self.send(Ok(Frame::trailers(trailers))).await;
+    }
+
+    /// Closes the connection in the middle of the body.
+    pub(crate) async fn break_off(self) {
+        self.send(Err(io::ErrorKind::ConnectionReset.into())).await;
+    }
+
+    /// Ends the body.
+    pub(crate) fn end(self) {
+        drop(self.frames);
+    }
+
+    /// Resolves once nobody reads the body any more.
+    pub(crate) async fn abandoned(&self) {
+        soon(self.frames.closed()).await;
+    }
+
+    async fn send(&self, frame: io::Result<Frame<Bytes>>) {
+        soon(self.frames.send(frame)).await.expect("somebody reads the body");
+    }
+}
+
+/// Holds requests at one moment of their life. Dropping it releases them.
+pub(crate) struct Gate {
+    state: Arc<GateState>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    Upload,
+    Before,
+    After,
+}
+
+struct GateState {
+    method: Method,
+    path: String,
+    moment: Moment,
+    arrived: watch::Sender<usize>,
+    passes: Semaphore,
+}
+
+impl Gate {
+    /// Waits until `count` requests have come to the gate.
+    pub(crate) async fn arrived(&self, count: usize) {
+        let mut arrived = self.state.arrived.subscribe();
+        let enough = arrived.wait_for(|now| *now >= count);
+        if tokio::time::timeout(SOON, enough).await.is_err() {
+            let (method, path) = (&self.state.method, &self.state.path);
+            panic!("{} of {count} came to the gate at {method} {path}", self.arrivals());
+        }
+    }
+
+    pub(crate) fn arrivals(&self) -> usize {
+        *self.state.arrived.borrow()
+    }
+
+    /// Lets one request through.
+    pub(crate) fn release_one(&self) {
+        self.state.passes.add_permits(1);
+    }
+
+    /// Lets everybody through, now and later.
+    pub(crate) fn release(&self) {
+        self.state.passes.close();
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        state.accepted.fetch_add(1, Ordering::SeqCst);
+        connections.spawn(serve(stream, Arc::clone(&state)));
+    }
+}
+
+async fn serve(stream: TcpStream, state: Arc<State>) {
+    let service = service_fn(|request| answer(request, Arc::clone(&state)));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    // A connection that breaks is what some tests ask for; there is nobody to tell.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = state.hang_up.notified() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+    state.closed.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Runs the exchange apart from its connection: a backend commits what it was told, whether or not
+/// somebody still waits for the answer.
+async fn answer(request: Request<Incoming>, state: Arc<State>) -> io::Result<Response<Body>> {
+    let exchange = tokio::spawn(exchange(request, state));
+    let response = exchange.await.map_err(io::Error::other)?;
+    // An error makes hyper close the connection without an answer.
+    response.ok_or_else(|| io::ErrorKind::ConnectionReset.into())
+}
+
+async fn exchange(mut request: Request<Incoming>, state: Arc<State>) -> Option<Response<Body>> {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let target = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
+    let headers = request.headers().clone();
+    let place = {
+        let mut seen = lock(&state.seen);
+        seen.push(Seen { method: method.clone(), target, headers, body_len: 0 });
+        seen.len() - 1
+    };
+    let _open = (method == Method::GET).then(|| Open::new(Arc::clone(&state), path.clone()));
+    if request.headers().contains_key(header::UPGRADE) {
+        return Some(echo(&mut request));
+    }
+    state.pass(&method, &path, Moment::Upload).await;
+    let body = read(request.into_body(), |len| {
+        if let Some(seen) = lock(&state.seen).get_mut(place) {
+            seen.body_len = len;
+        }
+    })
+    .await?;
+    state.pass(&method, &path, Moment::Before).await;
+    let script = lock(&state.scripts).get(&path).cloned();
+    let response = match script {
+        Some(script) => script(body),
+        None => Some(state.job(&method, &path)),
+    };
+    state.pass(&method, &path, Moment::After).await;
+    response
+}
+
+impl State {
+    /// Waits at every gate of this moment.
+    async fn pass(&self, method: &Method, path: &str, moment: Moment) {
+        let is_here = |gate: &&Arc<GateState>| {
+            gate.method == *method && gate.path == path && gate.moment == moment
+        };
+        let gates: Vec<_> = lock(&self.gates).iter().filter(is_here).cloned().collect();
+        for gate in gates {
+            gate.arrived.send_modify(|arrived| *arrived += 1);
+            if let Ok(pass) = gate.passes.acquire().await {
+                pass.forget();
+            }
+        }
+    }
+
+    /// The jobs API itself.
+    fn job(&self, method: &Method, path: &str) -> Response<Body> {
+        let Some((id, below)) = job_of(path) else {
+            return status(StatusCode::NOT_FOUND);
+        };
+        if lock(&self.known).as_ref().is_some_and(|known| !known.contains(&id)) {
+            return status(StatusCode::NOT_FOUND);
+        }
+        let mut jobs = lock(&self.jobs);
+        let job = jobs.entry(id.clone()).or_default();
+        let is_read = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+        if !is_read {
+            job.version += 1;
+        } else if !below && let Some((status, body)) = &job.scripted {
+            return json(*status, body.clone());
+        }
+        json(StatusCode::OK, version(&id, job.version))
+    }
+}
+
+/// The body that the jobs API answers for a version, 0 before the first write.
+pub(crate) fn version(id: &str, version: u64) -> String {
+    format!(r#"{{"id":"{id}","version":{version},"status":"running"}}"#)
+}
+
+pub(crate) fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(body));
+    *response.status_mut() = status;
+    let value = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, value);
+    response
+}
+
+/// An answer of 200 with these headers, in this order.
+pub(crate) fn with_headers(body: &'static str, headers: &[(&str, &str)]) -> Response<Body> {
+    let mut response = Response::builder();
+    for (name, value) in headers {
+        response = response.header(*name, *value);
+    }
+    response.body(full(body)).expect("a valid head")
+}
+
+fn status(status: StatusCode) -> Response<Body> {
+    json(status, r#"{"detail":"Not Found"}"#)
+}
+
+/// The job that a lenient backend finds behind a path, and whether the path goes on below it.
+fn job_of(path: &str) -> Option<(String, bool)> {
+    let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
+    let mut segments = Vec::new();
+    for segment in decoded.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment),
+        }
+    }
+    let rest = segments.strip_prefix(&["api", "v1"]).unwrap_or(&segments);
+    let (id, below) = rest.strip_prefix(&["jobs"])?.split_first()?;
+    Some((id.to_ascii_lowercase(), !below.is_empty()))
+}
+
+/// Reads a body to its end, telling its length as it grows; `None` when the client breaks off.
+async fn read(mut body: Incoming, mut grown: impl FnMut(u64)) -> Option<Bytes> {
+    let (mut kept, mut len) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.ok()?.into_data() {
+            len += data.len() as u64;
+            kept.extend_from_slice(&data[..data.len().min(KEPT_BODY - kept.len())]);
+            grown(len);
+        }
+    }
+    Some(kept.into())
+}
+
+/// Switches protocols and echoes every byte.
+fn echo(request: &mut Request<Incoming>) -> Response<Body> {
+    let upgrade = hyper::upgrade::on(&mut *request);
+    let protocol = request.headers()[header::UPGRADE].clone();
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await.ok()?);
+        let mut bytes = [0; 1024];
+        loop {
+            match stream.read(&mut bytes).await {
+                Ok(0) | Err(_) => return Some(()),
+                Ok(read) => stream.write_all(&bytes[..read]).await.ok()?,
+            }
+        }
+    });
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(header::UPGRADE, protocol);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    response
+}
+
+/// Counts a read for as long as it is open.
+struct Open {
+    state: Arc<State>,
+    path: String,
+}
+
+impl Open {
+    fn new(state: Arc<State>, path: String) -> Self {
+        {
+            let mut open = lock(&state.open);
+            let peak = open.entry(path.clone()).or_default();
+            peak.now += 1;
+            peak.most = peak.most.max(peak.now);
+        }
+        Self { state, path }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(peak) = lock(&self.state.open).get_mut(&self.path) {
+            peak.now = peak.now.saturating_sub(1);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Every check of the repository, the tests last, so that their result closes the output.
+# Needs Rust and, on Debian, nothing else: installs redis-server where it is missing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Redis for the tests' own servers, setpriv to end them with the tests.
+need() {
+  command -v "$1" >/dev/null && return
+  echo "== installing $2 (for $1)"
+  local as_root=()
+  [ "$(id -u)" = 0 ] || as_root=(sudo)
+  if ! command -v apt-get >/dev/null || ! command -v "${as_root[0]:-env}" >/dev/null; then
+    echo "tests/run.sh: $1 is missing and cannot be installed without apt-get and root;" \
+      "install $2 (Redis 7.0 or newer) and run again" >&2
+    exit 1
+  fi
+  # Debian starts the server it has installed, which the tests have no use for.
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+}
+
+# Runs a step and tells how long it took.
+step() {
+  local start=$SECONDS
+  echo "== $*"
+  "$@"
+  echo "== took $((SECONDS - start)) s"
+}
+
+need redis-server redis-server
+need setpriv util-linux
+command -v cargo >/dev/null || { echo "tests/run.sh: cargo is missing; see https://rustup.rs" >&2; exit 1; }
+
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+step cargo fmt --check
+step cargo clippy --locked --all-targets --all-features -- -D warnings
+RUSTDOCFLAGS="${RUSTDOCFLAGS:-} -D warnings" step cargo doc --locked --no-deps --all-features
+# Apart from the others, which they would follow, and apart from their build, whose time is told.
+step cargo test --locked --all-features --doc
+step cargo test --locked --all-features --lib --bins --tests --no-run
+echo "== checks and builds took $SECONDS s; now the tests, which tell their own time"
+exec cargo test --locked --all-features --lib --bins --tests
