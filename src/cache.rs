@@ -28,7 +28,7 @@ use crate::{
     clock, config,
     metrics::{InvalidationLabels, Metrics, OutcomeLabels},
     mutants::{self, Mutant},
-    store::{Budget, Ended, Fill, Grant, Key, Lease, Seen, Store, StoreError, Token, Write},
+    store::{Budget, Ended, Epoch, Fill, Grant, Key, Lease, Seen, Store, StoreError, Token, Write},
 };
 
 /// How long another sidecar's fill is waited for: the one exception to the budget.
@@ -212,10 +212,10 @@ impl Cache {
         match self.store.lease(&ask.key, seen.stored.as_ref(), budget).await? {
             Grant::Lease(lease) => Ok(self.lead(ask, lease)),
             Grant::Stored(seen) => Ok(self.offer(ask, &seen)),
-            Grant::Leased(_) if ask.directives.no_cache => {
+            Grant::Leased(..) if ask.directives.no_cache => {
                 Ok(self.unconfirmed(ask, Bypass::NoCache))
             }
-            Grant::Leased(token) => self.follow(ask, token, budget).await,
+            Grant::Leased(token, epoch) => self.follow(ask, token, &epoch, budget).await,
             Grant::Fenced => Ok(self.unconfirmed(ask, Bypass::Fenced)),
         }
     }
@@ -252,8 +252,7 @@ impl Cache {
     }
 
     fn lead(&self, ask: &Ask, lease: Lease) -> Lookup {
-        let token = lease.token().clone();
-        let leader = self.flights.lead(ask.key.clone(), token, ask.fingerprint);
+        let leader = self.flights.lead(ask.key.clone(), &lease, ask.fingerprint);
         Lookup::Lead(Lead::new(ask, leader, Some(lease), None))
     }
 
@@ -262,9 +261,10 @@ impl Cache {
         &self,
         ask: &Ask,
         token: Token,
+        epoch: &Epoch,
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
-        if let Some(flight) = self.flights.join(&ask.key, &token, &ask.fingerprint) {
+        if let Some(flight) = self.flights.join(&ask.key, &token, epoch, &ask.fingerprint) {
             return Ok(Lookup::Join(flight, None));
         }
         if self.waited.count(&token) > 0 {

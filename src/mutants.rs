@@ -21,8 +21,12 @@ pub enum Mutant {
     JoinById,
     /// A reader joins a flight before it has looked the job up.
     JoinBeforeLookup,
+    /// A reader joins the flight of a token that a snapshot has brought back.
+    JoinAcrossEpochs,
     /// With the store down a reader joins a read that has begun before it came.
     JoinRunning,
+    /// A write does not end again when the body of its answer does.
+    EndOnce,
     /// An invalidation that the store did not confirm is forgotten.
     NoPending,
     /// Entries of another life of the server are believed.
@@ -33,7 +37,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::FillWithoutToken,
         Self::FillWithoutPlaceholder,
         Self::LeaseWithoutFence,
@@ -41,7 +45,9 @@ impl Mutant {
         Self::EndWithoutDel,
         Self::JoinById,
         Self::JoinBeforeLookup,
+        Self::JoinAcrossEpochs,
         Self::JoinRunning,
+        Self::EndOnce,
         Self::NoPending,
         Self::NoEpoch,
         Self::EpochAtFill,
@@ -57,7 +63,9 @@ impl Mutant {
             Self::EndWithoutDel => "end-without-del",
             Self::JoinById => "join-by-id",
             Self::JoinBeforeLookup => "join-before-lookup",
+            Self::JoinAcrossEpochs => "join-across-epochs",
             Self::JoinRunning => "join-running",
+            Self::EndOnce => "end-once",
             Self::NoPending => "no-pending",
             Self::NoEpoch => "no-epoch",
             Self::EpochAtFill => "epoch-at-fill",

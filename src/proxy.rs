@@ -30,6 +30,7 @@ use crate::{
     cache::{Cache, Lead, Lookup, Outcome, entry::Entry, key::JobId, policy::Bypass},
     config::Config,
     metrics::Metrics,
+    mutants::{self, Mutant},
     store::{Budget, Ended, Write},
     upstream::{RequestBody, ResponseBody, Upstream, to_origin_form},
 };
@@ -243,7 +244,7 @@ impl Proxy {
 
     /// Invalidates once more when the upstream's body has ended.
     fn end_again(self: &Arc<Self>, body: ResponseBody, write: Write) -> Body {
-        if body.is_end_stream() {
+        if body.is_end_stream() || mutants::is(Mutant::EndOnce) {
             return Body::Upstream(body);
         }
         let proxy = Arc::clone(self);

@@ -143,8 +143,9 @@ pub enum Grant {
     Lease(Lease),
     /// Somebody filled meanwhile.
     Stored(Seen),
-    /// Somebody else is filling, under this token.
-    Leased(Token),
+    /// Somebody else is filling, under this token, as a connection of this epoch has shown. A
+    /// snapshot or a promotion may have brought the token back from another epoch.
+    Leased(Token, Epoch),
     /// A write is in flight, or its outcome is unknown.
     Fenced,
 }

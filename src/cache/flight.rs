@@ -2,8 +2,9 @@
 //!
 //! There are two kinds, and the difference is what keeps promise 1:
 //!
-//! - A **leased** flight is joined by the token that the store has just shown. While the store shows
-//!   it, no invalidation has run since the flight's upstream read began.
+//! - A **leased** flight is joined by the token that the store has just shown, in the epoch of its
+//!   lease. While the store shows it, no invalidation has run since the flight's upstream read began;
+//!   in another epoch it may be back from a snapshot that knows nothing of one.
 //! - Without a confirmed lookup (store down, fenced, pending) a reader may join only a read that
 //!   starts after it arrived. So at most one read runs and one is **next**, for each job and
 //!   fingerprint; who arrives while one runs shares the next.
@@ -21,7 +22,7 @@ use tokio::sync::{oneshot, watch};
 use super::{audience::Fingerprint, entry::Entry};
 use crate::{
     mutants::{self, Mutant},
-    store::{Key, Token},
+    store::{Epoch, Key, Lease, Token},
 };
 
 /// What a flight has brought so far.
@@ -55,6 +56,7 @@ pub struct Flights {
 #[derive(Debug)]
 struct Leased {
     token: Token,
+    epoch: Epoch,
     fingerprint: Fingerprint,
     flight: Flight,
 }
@@ -103,22 +105,31 @@ pub enum Ticket {
 
 impl Flights {
     /// Starts the flight of a lease.
-    pub fn lead(self: &Arc<Self>, key: Key, token: Token, fingerprint: Fingerprint) -> Leader {
+    pub fn lead(self: &Arc<Self>, key: Key, lease: &Lease, fingerprint: Fingerprint) -> Leader {
+        let token = lease.token().clone();
         let (landing, flight) = watch::channel(Landing::InTheAir);
         lock(&self.leased).entry(key.clone()).or_default().push(Leased {
             token: token.clone(),
+            epoch: lease.epoch().clone(),
             fingerprint,
             flight: Flight(flight),
         });
         Leader { landing, turn: None, seat: Seat::Leased(key, token), flights: Arc::clone(self) }
     }
 
-    /// The flight of a lease that the store has just shown, if it is one of ours and for the same
-    /// fingerprint.
-    pub fn join(&self, key: &Key, token: &Token, fingerprint: &Fingerprint) -> Option<Flight> {
+    /// The flight of a lease that the store has just shown, if it is one of ours, of the same epoch
+    /// and for the same fingerprint.
+    pub fn join(
+        &self,
+        key: &Key,
+        token: &Token,
+        epoch: &Epoch,
+        fingerprint: &Fingerprint,
+    ) -> Option<Flight> {
         let leased = lock(&self.leased);
         let found = leased.get(key)?.iter().find(|flight| {
             (flight.token == *token || mutants::is(Mutant::JoinById))
+                && (flight.epoch == *epoch || mutants::is(Mutant::JoinAcrossEpochs))
                 && flight.fingerprint == *fingerprint
         })?;
         Some(found.flight.clone())

@@ -84,7 +84,7 @@ impl Memory {
             return Grant::Fenced;
         }
         if let Some(held) = &slot.lease {
-            return Grant::Leased(held.token.clone());
+            return Grant::Leased(held.token.clone(), self.epoch.clone());
         }
         let expires_ms = now + millis(self.lease);
         slot.lease = Some(Held { token: token.clone(), granted_ms: now, expires_ms });

@@ -95,7 +95,7 @@ async fn one_lease_at_a_time_and_the_others_learn_whose() {
         let key = key("x");
         let lease = granted(&store, &key).await;
         match ask(&store, &key).await {
-            Grant::Leased(token) => assert_eq!(&token, lease.token()),
+            Grant::Leased(token, _) => assert_eq!(&token, lease.token()),
             other => panic!("{other:?}"),
         }
         store.release(lease).await;

@@ -311,3 +311,32 @@ async fn a_purge_reaches_an_entry_that_a_snapshot_brings_back() {
     setup.redis.restart_from_rdb().await;
     setup.hit(X).await.assert(200, &version("x", 1));
 }
+
+/// The snapshot brings back a lease whose flight is still in the air here. Its fill is refused for
+/// its epoch; so must be whoever would join it.
+#[tokio::test]
+async fn a_lease_that_a_snapshot_brings_back_is_nobodys_to_join() {
+    let mut setup = Setup::new().await;
+    let gate = setup.upstream.hold_after_read(Method::GET, X);
+    let sidecar = &setup.sidecar;
+    let check = async {
+        gate.arrived(1).await;
+        setup.redis.save().await;
+        setup.upstream.commit("x");
+        setup.redis.del(&key("x")).await;
+        setup.redis.restart_from_rdb().await;
+        sidecar.warm().await;
+
+        let after = sidecar.get(X);
+        let release = async {
+            // With the flaw nobody else comes to the gate.
+            tokio::select! {
+                () = gate.arrived(2) => {}
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            }
+            gate.release();
+        };
+        tokio::join!(after, release).0.assert(200, &version("x", 1));
+    };
+    tokio::join!(sidecar.get(X), check);
+}

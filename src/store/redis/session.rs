@@ -181,7 +181,10 @@ impl Session {
         match &bytes(0)[..] {
             b"granted" => Ok(Grant::Lease(lease)),
             b"fenced" => Ok(Grant::Fenced),
-            b"leased" => Ok(Grant::Leased(Token(String::from_utf8_lossy(&bytes(1)).into()))),
+            b"leased" => {
+                let token = Token(String::from_utf8_lossy(&bytes(1)).into());
+                Ok(Grant::Leased(token, lease.epoch))
+            }
             b"stored" => {
                 let Some(Value::Int(expires_at_ms)) = reply.get(3) else {
                     return Err(StoreError::Refused("lease.lua gave no expiry".into()));
