@@ -108,8 +108,6 @@ pub async fn run(
         Admin::new(Arc::clone(&cache), routes, &config, Arc::clone(&metrics), drain.clone());
     let admin = Arc::new(admin);
 
-    server::announce("proxy", &listeners.proxy);
-    server::announce("admin", &listeners.admin);
     let clients = Server::new(listeners.proxy, &config.server, Arc::clone(&metrics));
     let operators = Server::new(listeners.admin, &config.server, metrics);
     let deadline = config.drain_timeout;

@@ -15,7 +15,7 @@ use tokio::{
     sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{config, metrics::Metrics};
 
@@ -119,13 +119,5 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.connections.dec();
-    }
-}
-
-/// Logs where a server listens.
-pub fn announce(what: &'static str, listener: &TcpListener) {
-    match listener.local_addr() {
-        Ok(address) => info!(%address, "{what} is listening"),
-        Err(error) => warn!(%error, "{what} is listening"),
     }
 }
