@@ -38,6 +38,8 @@ pub mod store;
 
 pub mod admin;
 
+pub mod demo;
+
 pub mod metrics;
 
 pub mod clock;

@@ -1,0 +1,186 @@
+//! The sample jobs API: an ordinary backend that knows nothing of a cache.
+//!
+//! `GET /jobs/<id>` costs a database query, `POST /jobs/<id>/restart` is a client's write. Each
+//! change counts up the job's `version`, by which the pollers tell an old answer from a new one.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    http::{HeaderValue, header::CONTENT_TYPE},
+};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::clock;
+
+/// What a query takes in the database that this API pretends to have.
+const QUERY: Duration = Duration::from_millis(5);
+/// The stages of a job, each with its progress in percent.
+const STAGES: [(&str, u8); 5] = [
+    ("ANALYZING", 10),
+    ("EXTRACTING", 35),
+    ("RENDERING", 60),
+    ("VERIFYING", 90),
+    ("COMPLETED", 100),
+];
+/// Job 1 is `demo-1`: in a Redis that others use as well, no key of theirs.
+const ID_PREFIX: &str = "demo-";
+
+/// The table of jobs.
+pub(super) struct Jobs {
+    jobs: Vec<Job>,
+    reads: AtomicU64,
+}
+
+struct Job {
+    row: Mutex<Row>,
+    /// The version of the last change whose purge was acknowledged.
+    acknowledged: AtomicU64,
+}
+
+#[derive(Clone, Copy)]
+struct Row {
+    stage: usize,
+    version: u64,
+    updated_at: SystemTime,
+}
+
+impl Jobs {
+    /// So many jobs, each somewhere on its way.
+    pub(super) fn new(count: usize) -> Self {
+        let job = |n: usize| Job {
+            row: Mutex::new(Row { stage: n % STAGES.len(), version: 1, updated_at: clock::now() }),
+            acknowledged: AtomicU64::new(0),
+        };
+        Self { jobs: (0..count).map(job).collect(), reads: AtomicU64::new(0) }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Queries that GETs have cost so far.
+    pub(super) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Moves a job to its next stage, from the last to the first; its new version.
+    pub(super) fn advance(&self, job: usize) -> u64 {
+        self.change(job, |stage| (stage + 1) % STAGES.len()).version
+    }
+
+    /// Remembers that a purge after this version was answered 200.
+    pub(super) fn acknowledge(&self, job: usize, version: u64) {
+        self.jobs[job].acknowledged.fetch_max(version, Ordering::SeqCst);
+    }
+
+    /// No answer to a GET that starts after this call may be older.
+    pub(super) fn acknowledged(&self, job: usize) -> u64 {
+        self.jobs[job].acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// Answers one request.
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
+        let Some((job, action)) = self.find(request.uri().path()) else {
+            return reply(StatusCode::NOT_FOUND, &json!({ "detail": "no such job" }));
+        };
+        match (request.method(), action) {
+            (&Method::GET | &Method::HEAD, "") => {
+                self.reads.fetch_add(1, Ordering::Relaxed);
+                // A query sees the row as it was when it began: an answer on its way may be
+                // overtaken by a change and its purge, which is what a cache must survive.
+                let row = *self.row(job);
+                sleep(QUERY).await;
+                reply(StatusCode::OK, &row.to_json(job))
+            }
+            (&Method::POST, "restart") => {
+                sleep(QUERY).await;
+                reply(StatusCode::OK, &self.change(job, |_| 0).to_json(job))
+            }
+            _ => reply(StatusCode::METHOD_NOT_ALLOWED, &json!({ "detail": "no such method" })),
+        }
+    }
+
+    /// The job that a path names, and what follows its id.
+    fn find<'p>(&self, path: &'p str) -> Option<(usize, &'p str)> {
+        let path = path.strip_prefix("/jobs/")?;
+        let (id, action) = path.split_once('/').unwrap_or((path, ""));
+        let number: usize = id.strip_prefix(ID_PREFIX)?.parse().ok()?;
+        let job = number.checked_sub(1)?;
+        (job < self.count()).then_some((job, action))
+    }
+
+    fn change(&self, job: usize, next: impl FnOnce(usize) -> usize) -> Row {
+        let mut row = self.row(job);
+        row.stage = next(row.stage);
+        row.version += 1;
+        row.updated_at = clock::now();
+        *row
+    }
+
+    fn row(&self, job: usize) -> MutexGuard<'_, Row> {
+        self.jobs[job].row.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Row {
+    fn to_json(self, job: usize) -> Value {
+        let (status, progress) = STAGES[self.stage];
+        json!({
+            "id": id(job),
+            "status": status,
+            "progress": progress,
+            "version": self.version,
+            "updated_at": humantime::format_rfc3339_millis(self.updated_at).to_string(),
+        })
+    }
+}
+
+/// The id of a job, as it stands in paths.
+pub(super) fn id(job: usize) -> String {
+    format!("{ID_PREFIX}{}", job + 1)
+}
+
+fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_name_jobs_from_one_to_the_last() {
+        let jobs = Jobs::new(2);
+        assert_eq!(jobs.find("/jobs/demo-1"), Some((0, "")));
+        assert_eq!(jobs.find("/jobs/demo-2/restart"), Some((1, "restart")));
+        for path in ["/jobs/demo-0", "/jobs/demo-3", "/jobs/1", "/job/demo-1", "/"] {
+            assert_eq!(jobs.find(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_job_passes_its_stages_and_starts_over_under_ever_higher_versions() {
+        let jobs = Jobs::new(1);
+        let versions: Vec<u64> = STAGES.iter().map(|_| jobs.advance(0)).collect();
+        assert_eq!(versions, [2, 3, 4, 5, 6]);
+        assert_eq!(jobs.row(0).stage, 0);
+    }
+}

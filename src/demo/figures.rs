@@ -1,0 +1,157 @@
+//! What the crowd has measured.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Latencies kept of each source: the last ones tell the present.
+const LATENCIES_KEPT: usize = 10_000;
+
+/// Counters that pollers and pipeline share.
+#[derive(Default)]
+pub(super) struct Figures(Mutex<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    totals: Totals,
+    from_cache: Latencies,
+    from_upstream: Latencies,
+}
+
+/// Counted since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    /// Polls, answered or not.
+    pub(super) polls: u64,
+    /// Polls answered from the cache.
+    pub(super) hits: u64,
+    /// Polls without a usable answer.
+    pub(super) failed: u64,
+    /// Answers older than a purge that was acknowledged before the poll was sent.
+    pub(super) stale: u64,
+    /// Purges that were answered 200.
+    pub(super) purges: u64,
+    /// Purges that were not, and were repeated.
+    pub(super) purges_refused: u64,
+}
+
+/// What became of a poll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Poll {
+    /// With a status of the job.
+    Answered { source: Source, took: Duration, stale: bool },
+    /// With anything else, or not at all.
+    Failed,
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Cache,
+    Upstream,
+}
+
+/// Median and 99th percentile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Quantiles {
+    pub(super) p50: Duration,
+    pub(super) p99: Duration,
+}
+
+#[derive(Default)]
+struct Latencies(VecDeque<Duration>);
+
+impl Figures {
+    pub(super) fn polled(&self, poll: Poll) {
+        let mut counts = self.lock();
+        let counts = &mut *counts;
+        counts.totals.polls += 1;
+        let Poll::Answered { source, took, stale } = poll else {
+            counts.totals.failed += 1;
+            return;
+        };
+        counts.totals.stale += u64::from(stale);
+        match source {
+            Source::Cache => {
+                counts.totals.hits += 1;
+                counts.from_cache.add(took);
+            }
+            Source::Upstream => counts.from_upstream.add(took),
+        }
+    }
+
+    pub(super) fn purge_acknowledged(&self) {
+        self.lock().totals.purges += 1;
+    }
+
+    pub(super) fn purge_refused(&self) {
+        self.lock().totals.purges_refused += 1;
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        self.lock().totals
+    }
+
+    /// Of the last answers from there; none before the first.
+    pub(super) fn latency(&self, source: Source) -> Option<Quantiles> {
+        let counts = self.lock();
+        let mut sorted: Vec<Duration> = match source {
+            Source::Cache => counts.from_cache.0.iter().copied().collect(),
+            Source::Upstream => counts.from_upstream.0.iter().copied().collect(),
+        };
+        drop(counts);
+        sorted.sort_unstable();
+        Quantiles::of(&sorted)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Latencies {
+    fn add(&mut self, took: Duration) {
+        if self.0.len() == LATENCIES_KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(took);
+    }
+}
+
+impl Quantiles {
+    fn of(sorted: &[Duration]) -> Option<Self> {
+        let last = sorted.len().checked_sub(1)?;
+        Some(Self { p50: sorted[last / 2], p99: sorted[last * 99 / 100] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_the_source() {
+        let figures = Figures::default();
+        for ms in 1..=101 {
+            let took = Duration::from_millis(ms);
+            figures.polled(Poll::Answered { source: Source::Cache, took, stale: ms == 7 });
+        }
+        figures.polled(Poll::Failed);
+        let [p50, p99] = [51, 100].map(Duration::from_millis);
+        assert_eq!(figures.latency(Source::Cache), Some(Quantiles { p50, p99 }));
+        assert_eq!(figures.latency(Source::Upstream), None);
+        let counted = Totals { polls: 102, hits: 101, failed: 1, stale: 1, ..Totals::default() };
+        assert_eq!(figures.totals(), counted);
+    }
+
+    #[test]
+    fn the_number_of_latencies_is_bounded() {
+        let mut latencies = Latencies::default();
+        for _ in 0..=LATENCIES_KEPT {
+            latencies.add(Duration::ZERO);
+        }
+        assert_eq!(latencies.0.len(), LATENCIES_KEPT);
+    }
+}

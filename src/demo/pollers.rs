@@ -1,0 +1,144 @@
+//! The crowd: frontends that poll their job, and check that no answer is older than a purge that
+//! was acknowledged before they asked.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Request, Response, StatusCode,
+    http::{
+        HeaderMap,
+        header::{ACCEPT, CACHE_STATUS, HOST},
+    },
+};
+use serde::Deserialize;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::debug;
+
+use super::{
+    api::{self, Jobs},
+    client::Client,
+    figures::{Figures, Poll, Source},
+    show::Stage,
+};
+
+/// A poll comes up to this part of its interval early or late.
+const JITTER: f64 = 0.1;
+
+/// One frontend.
+pub(super) struct Poller {
+    job: usize,
+    proxy: SocketAddr,
+    every: Duration,
+    client: Client,
+    jobs: Arc<Jobs>,
+    figures: Arc<Figures>,
+}
+
+/// What a frontend reads of an answer.
+#[derive(Deserialize)]
+struct Seen {
+    version: u64,
+}
+
+impl Poller {
+    /// Starts the crowd, spread over the jobs and over the first interval.
+    pub(super) fn start(
+        crowd: &mut JoinSet<()>,
+        stage: &Stage,
+        jobs: &Arc<Jobs>,
+        figures: &Arc<Figures>,
+    ) {
+        for n in 0..usize::from(stage.pollers) {
+            let poller = Self {
+                job: n % jobs.count(),
+                proxy: stage.proxy,
+                every: stage.every,
+                client: Client::new(stage.proxy),
+                jobs: Arc::clone(jobs),
+                figures: Arc::clone(figures),
+            };
+            crowd.spawn(poller.run());
+        }
+    }
+
+    async fn run(mut self) {
+        sleep(self.every.mul_f64(fastrand::f64())).await;
+        loop {
+            let jitter = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
+            let next = Instant::now() + self.every.mul_f64(jitter);
+            let poll = self.poll().await;
+            self.figures.polled(poll);
+            sleep_until(next).await;
+        }
+    }
+
+    async fn poll(&mut self) -> Poll {
+        let request = Request::get(format!("/jobs/{}", api::id(self.job)))
+            // Those of curl, so that who tries the same URL is answered from the same entry.
+            .header(HOST, self.proxy.to_string())
+            .header(ACCEPT, "*/*")
+            .body(Full::default());
+        let Ok(request) = request else { return Poll::Failed };
+        let acknowledged = self.jobs.acknowledged(self.job);
+        let asked = Instant::now();
+        match self.client.send(request).await {
+            Ok(response) => judge(&response, acknowledged, asked.elapsed()),
+            Err(error) => {
+                debug!(%error, "poll failed");
+                Poll::Failed
+            }
+        }
+    }
+}
+
+fn judge(response: &Response<Bytes>, acknowledged: u64, took: Duration) -> Poll {
+    if response.status() != StatusCode::OK {
+        return Poll::Failed;
+    }
+    match serde_json::from_slice::<Seen>(response.body()) {
+        Ok(Seen { version }) => {
+            let source = source(response.headers());
+            Poll::Answered { source, took, stale: version < acknowledged }
+        }
+        Err(_) => Poll::Failed,
+    }
+}
+
+/// `Cache-Status: jobcache; hit; ttl=213` is a hit.
+fn source(headers: &HeaderMap) -> Source {
+    let status = headers.get(CACHE_STATUS).and_then(|status| status.to_str().ok()).unwrap_or("");
+    let hit = status.split(';').any(|part| part.trim() == "hit");
+    if hit { Source::Cache } else { Source::Upstream }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(status: StatusCode, cache_status: &str, body: &'static str, expected: &Poll) {
+        let response = Response::builder()
+            .status(status)
+            .header(CACHE_STATUS, cache_status)
+            .body(Bytes::from_static(body.as_bytes()))
+            .unwrap();
+        assert_eq!(&judge(&response, 5, Duration::ZERO), expected);
+    }
+
+    #[test]
+    fn an_answer_older_than_an_acknowledged_purge_is_stale() {
+        let poll = |source, stale| Poll::Answered { source, took: Duration::ZERO, stale };
+        let ok = StatusCode::OK;
+        let cache = "jobcache; hit; ttl=213";
+        check(ok, cache, r#"{"id":"demo-1","version":5}"#, &poll(Source::Cache, false));
+        check(ok, cache, r#"{"id":"demo-1","version":4}"#, &poll(Source::Cache, true));
+        check(ok, "jobcache; fwd=miss; stored", r#"{"version":6}"#, &poll(Source::Upstream, false));
+        check(ok, cache, "not JSON", &Poll::Failed);
+        check(StatusCode::BAD_GATEWAY, "", r#"{"version":6}"#, &Poll::Failed);
+    }
+}

@@ -1,0 +1,343 @@
+//! What the demo tells whoever watches: what to try, one line of figures, and a summary.
+//!
+//! On a terminal the line is rewritten in place every second; elsewhere each is a line of its own.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    fmt::Write as _,
+    io::{self, IsTerminal, Write as _},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, http::header::HOST};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+
+use super::{
+    api::{self, Jobs},
+    client::Client,
+    figures::{Figures, Quantiles, Source, Totals},
+};
+
+/// Between two lines on a terminal, where one replaces the other, and elsewhere.
+const REWRITE_EVERY: Duration = Duration::from_secs(1);
+const APPEND_EVERY: Duration = Duration::from_secs(5);
+/// Rates are of this time back.
+const WINDOW: Duration = Duration::from_mins(1);
+/// How long Redis is waited for before the demo starts without it, in looks and time between them.
+const STORE_LOOKS: u32 = 20;
+const STORE_LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Who plays, and where.
+pub(super) struct Stage {
+    pub(super) api: SocketAddr,
+    pub(super) proxy: SocketAddr,
+    pub(super) admin: SocketAddr,
+    /// Usual addresses that were taken, each with the one used instead.
+    pub(super) moved: Vec<(SocketAddr, SocketAddr)>,
+    pub(super) jobs: usize,
+    /// The URL, where the store is Redis.
+    pub(super) redis: Option<String>,
+    /// Whether the webhook asks for a secret.
+    pub(super) guarded: bool,
+    pub(super) pollers: u16,
+    pub(super) every: Duration,
+}
+
+/// Whether the store answered before the start.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum StoreState {
+    Up,
+    Down,
+}
+
+/// Writes to standard output.
+pub(super) struct Show {
+    out: io::Stdout,
+    rewrites: bool,
+    introduction: String,
+    figures: Arc<Figures>,
+    jobs: Arc<Jobs>,
+    started: Instant,
+    /// The last minute, the oldest first.
+    window: VecDeque<Reading>,
+}
+
+/// The counters at one moment.
+#[derive(Clone, Copy)]
+struct Reading {
+    at: Duration,
+    totals: Totals,
+    reads: u64,
+}
+
+impl StoreState {
+    /// Asks the sidecar, as a probe would.
+    pub(super) async fn of(stage: &Stage) -> Self {
+        let mut client = Client::new(stage.admin);
+        for _ in 0..STORE_LOOKS {
+            let request = Request::get("/readyz").header(HOST, stage.admin.to_string());
+            let Ok(request) = request.body(Full::<Bytes>::default()) else { break };
+            if let Ok(response) = client.send(request).await
+                && let Ok(body) = serde_json::from_slice::<serde_json::Value>(response.body())
+                && body["store"] == "up"
+            {
+                return Self::Up;
+            }
+            sleep(STORE_LOOK_EVERY).await;
+        }
+        Self::Down
+    }
+}
+
+impl Show {
+    pub(super) fn new(stage: &Stage, figures: Arc<Figures>, jobs: Arc<Jobs>) -> Self {
+        let out = io::stdout();
+        let rewrites = out.is_terminal();
+        let window =
+            VecDeque::from([Reading { at: Duration::ZERO, totals: Totals::default(), reads: 0 }]);
+        let introduction = stage.introduction();
+        Self { out, rewrites, introduction, figures, jobs, started: Instant::now(), window }
+    }
+
+    /// Says what is going on and what to try; the clock starts.
+    pub(super) fn open(&mut self, store: StoreState) -> io::Result<()> {
+        self.started = Instant::now();
+        self.out.write_all(self.introduction.as_bytes())?;
+        if store == StoreState::Down {
+            self.out.write_all(
+                b"Redis does not answer, or not to this login: until it does, every poll goes to the API.\n\n",
+            )?;
+        }
+        self.out.flush()
+    }
+
+    /// Shows the figures for as long as they can be written.
+    pub(super) async fn follow(&mut self) -> io::Result<Infallible> {
+        let every = if self.rewrites { REWRITE_EVERY } else { APPEND_EVERY };
+        let mut ticks = interval_at(Instant::now() + every, every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            ticks.tick().await;
+            self.tick()?;
+        }
+    }
+
+    /// The summary.
+    pub(super) fn close(&mut self) -> io::Result<()> {
+        let now = self.read();
+        let latencies = [Source::Cache, Source::Upstream].map(|s| self.figures.latency(s));
+        let gap = if self.rewrites { "\n\n" } else { "\n" };
+        let text = summary(&now, latencies);
+        write!(self.out, "{gap}{text}")?;
+        self.out.flush()
+    }
+
+    fn tick(&mut self) -> io::Result<()> {
+        let now = self.read();
+        while self.window.len() > 1 && now.at > self.window[0].at + WINDOW {
+            self.window.pop_front();
+        }
+        let latencies = [Source::Cache, Source::Upstream].map(|s| self.figures.latency(s));
+        let line = line(&self.window[0], &now, latencies);
+        self.window.push_back(now);
+        if self.rewrites {
+            // Without wrapping (`?7l`): half of a wrapped line would stay behind.
+            write!(self.out, "\r\x1b[?7l{line}\x1b[K\x1b[?7h")?;
+        } else {
+            writeln!(self.out, "{line}")?;
+        }
+        self.out.flush()
+    }
+
+    fn read(&self) -> Reading {
+        let at = self.started.elapsed();
+        Reading { at, totals: self.figures.totals(), reads: self.jobs.reads() }
+    }
+}
+
+impl Stage {
+    fn introduction(&self) -> String {
+        let Self { api, proxy, pollers, jobs, .. } = self;
+        let every = humantime::format_duration(self.every);
+        let store = if self.redis.is_some() { "Redis" } else { "embedded, memory://" };
+        let mut text = String::from("\n");
+        // Writing to a String does not fail.
+        for (taken, used) in &self.moved {
+            let _ = writeln!(text, "{taken} is taken; {used} is used instead.");
+        }
+        let _ = writeln!(
+            text,
+            "{pollers} pollers ask for {jobs} jobs, each every {every}:\n\n  \
+             pollers -> jobcache http://{proxy} -> sample jobs API http://{api}\n  \
+             store: {store}\n\n\
+             A job changes every 10 to 30 s; the pipeline then calls the purge webhook. Try \
+             meanwhile:\n",
+        );
+        let hints = self.hints();
+        let width = hints.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+        for (command, what) in &hints {
+            let _ = writeln!(text, "  {command:width$}  # {what}");
+        }
+        text.push_str(
+            "\nCtrl-C ends it with a summary. Rates are of the last minute, times are p50/p99.\n\n",
+        );
+        text
+    }
+
+    /// What to try, and what it shows.
+    fn hints(&self) -> Vec<(String, &'static str)> {
+        let Self { proxy, admin, .. } = self;
+        let job = api::id(0);
+        let secret = if self.guarded {
+            " -H \"Authorization: Bearer $JOBCACHE_WEBHOOK_SECRET\""
+        } else {
+            ""
+        };
+        let mut hints = vec![
+            (format!("curl -i http://{proxy}/jobs/{job}"), "hit or miss: see Cache-Status and Age"),
+            (
+                format!("curl -iX POST http://{proxy}/jobs/{job}/restart"),
+                "a write: next GET is new",
+            ),
+            (format!("curl -X POST{secret} http://{admin}/purge/{job}"), "the purge webhook"),
+            (format!("curl http://{admin}/readyz"), "health"),
+            (format!("curl http://{admin}/metrics"), "metrics"),
+        ];
+        if let Some(url) = &self.redis {
+            // A password belongs neither on a screen nor into a shell's history.
+            let url = if url.contains('@') { "\"$REDIS_URL\"" } else { url };
+            let redis = |command| format!("redis-cli -u {url} {command} job_status:{job}");
+            hints.extend([
+                (redis("GET"), "the body as served; \"\" while it is being read"),
+                (redis("TTL"), "for how long it may still be served"),
+                (redis("DEL"), "invalidates like the webhook"),
+            ]);
+        }
+        hints
+    }
+}
+
+/// The figures between two readings in one line of less than 120 columns.
+fn line(then: &Reading, now: &Reading, [hit, miss]: [Option<Quantiles>; 2]) -> String {
+    let (polls, reads) = (now.totals.polls - then.totals.polls, now.reads - then.reads);
+    let time = now.at.saturating_sub(then.at);
+    let seconds = now.at.as_secs();
+    let mut line = format!(
+        "{:02}:{:02}  {:.0} polls/min -> {:.0} reads/min, {} saved, {} stale | {} hits in {}, \
+         misses in {}",
+        seconds / 60,
+        seconds % 60,
+        a_minute(polls, time),
+        a_minute(reads, time),
+        reduction(polls, reads),
+        now.totals.stale,
+        now.totals.hits - then.totals.hits,
+        latency(hit),
+        latency(miss),
+    );
+    let Totals { failed, purges_refused, .. } = now.totals;
+    for (count, what) in [(failed, "failed"), (purges_refused, "purges refused")] {
+        if count > 0 {
+            let _ = write!(line, ", {count} {what}");
+        }
+    }
+    line
+}
+
+fn summary(now: &Reading, [hit, miss]: [Option<Quantiles>; 2]) -> String {
+    let Totals { polls, hits, failed, stale, purges, purges_refused } = now.totals;
+    let reads = now.reads;
+    let saved = reduction(polls, reads);
+    let time = humantime::format_duration(Duration::from_secs(now.at.as_secs()));
+    let mut text = format!(
+        "In {time}:
+  polls           {polls:>8}   queries without jobcache
+  upstream reads  {reads:>8}   queries with it
+  reduction       {saved:>8}
+  hits            {hits:>8}   p50/p99 {}
+  misses          {:>8}   p50/p99 {}
+  purges          {purges:>8}   acknowledged to the pipeline
+  stale answers   {stale:>8}   older than a purge acknowledged before the poll\n",
+        latency(hit),
+        polls - hits - failed,
+        latency(miss),
+    );
+    if failed > 0 {
+        let _ = writeln!(text, "  failed polls    {failed:>8}   without an answer of status 200");
+    }
+    if purges_refused > 0 {
+        let _ =
+            writeln!(text, "  purges refused  {purges_refused:>8}   repeated until acknowledged");
+    }
+    text
+}
+
+/// What part of the polls the API was spared.
+fn reduction(polls: u64, reads: u64) -> String {
+    if polls == 0 {
+        return "-".to_owned();
+    }
+    let spared = polls.saturating_sub(reads);
+    format!("{:.1} %", 100.0 * ratio(spared, polls))
+}
+
+fn a_minute(count: u64, time: Duration) -> f64 {
+    let minutes = time.as_secs_f64() / 60.0;
+    if minutes > 0.0 { ratio(count, 1) / minutes } else { 0.0 }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of a demo are far below 2^52")]
+fn ratio(part: u64, whole: u64) -> f64 {
+    part as f64 / whole as f64
+}
+
+fn latency(quantiles: Option<Quantiles>) -> String {
+    let ms = |time: Duration| time.as_secs_f64() * 1_000.0;
+    quantiles.map_or_else(
+        || "-".to_owned(),
+        |Quantiles { p50, p99 }| format!("{:.1}/{:.1} ms", ms(p50), ms(p99)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(seconds: u64, polls: u64, reads: u64) -> Reading {
+        let totals = Totals { polls, hits: polls - reads, ..Totals::default() };
+        Reading { at: Duration::from_secs(seconds), totals, reads }
+    }
+
+    fn quantiles(p50: u64, p99: u64) -> Quantiles {
+        let [p50, p99] = [p50, p99].map(Duration::from_micros);
+        Quantiles { p50, p99 }
+    }
+
+    #[test]
+    fn a_line_tells_the_rates_since_the_earlier_reading() {
+        let latencies = [quantiles(310, 1_240), quantiles(6_100, 9_000)].map(Some);
+        assert_eq!(
+            line(&reading(5, 100, 25), &reading(65, 1_300, 85), latencies),
+            "01:05  1200 polls/min -> 60 reads/min, 95.0 % saved, 0 stale | 1140 hits in 0.3/1.2 ms, \
+             misses in 6.1/9.0 ms"
+        );
+    }
+
+    #[test]
+    fn a_line_names_failures_only_where_there_are_any() {
+        let mut now = reading(1, 0, 0);
+        now.totals.failed = 3;
+        let line = line(&reading(0, 0, 0), &now, [None, None]);
+        assert!(line.ends_with("- saved, 0 stale | 0 hits in -, misses in -, 3 failed"), "{line}");
+    }
+
+    #[test]
+    fn more_reads_than_polls_are_no_reduction() {
+        assert_eq!(reduction(10, 20), "0.0 %");
+    }
+}

@@ -1,0 +1,82 @@
+//! `jobcache demo`, as whoever tries it first runs it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{SOON, eventually};
+
+/// A demo of 8 seconds, two busy cores and all.
+const DEMO: Duration = Duration::from_mins(1);
+
+fn start(duration: &str) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_jobcache"))
+        .args(["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .args(["--duration", duration])
+        .env_remove("JOBCACHE_WEBHOOK_SECRET")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts")
+}
+
+/// What it writes fits into its pipes, so they can be read afterwards.
+async fn end(child: &mut Child, deadline: Duration) -> ExitStatus {
+    eventually(deadline, async || child.try_wait().expect("our child")).await
+}
+
+fn stderr(child: &mut Child) -> String {
+    let mut text = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut text).expect("UTF-8");
+    text
+}
+
+/// The number that stands after `name` in the closing summary.
+#[track_caller]
+fn figure(output: &str, name: &str) -> f64 {
+    let line = output.lines().filter_map(|line| line.trim().strip_prefix(name)).next_back();
+    let number = line.and_then(|rest| rest.split_whitespace().next());
+    number.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no {name} in\n{output}"))
+}
+
+#[tokio::test]
+async fn the_demo_spares_the_api_most_reads_and_shows_nothing_stale() {
+    let mut child = start("8s");
+    let status = end(&mut child, DEMO).await;
+    let mut output = String::new();
+    child.stdout.take().expect("a pipe").read_to_string(&mut output).expect("UTF-8");
+    assert!(status.success(), "{status}\n{output}\n{}", stderr(&mut child));
+    assert!(figure(&output, "polls") > 100.0, "{output}");
+    assert!(figure(&output, "reduction") > 50.0, "{output}");
+    assert!(figure(&output, "purges") > 0.0, "{output}");
+    assert!(figure(&output, "stale answers") < 1.0, "{output}");
+    assert!(!output.contains("failed") && !output.contains("refused"), "{output}");
+    assert!(!output.contains('\x1b'), "no terminal, no escape sequences:\n{output}");
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_the_demo_with_its_summary() {
+    let mut child = start("1h");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let invited = lines.by_ref().any(|line| line.expect("UTF-8").starts_with("Ctrl-C ends it"));
+    assert!(invited, "{}", stderr(&mut child));
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::INT).expect("our child");
+    let status = end(&mut child, SOON).await;
+    assert!(status.success(), "{status}: {}", stderr(&mut child));
+    let rest: Vec<String> = lines.map(|line| line.expect("UTF-8")).collect();
+    assert!(rest.iter().any(|line| line.trim().starts_with("stale answers")), "{rest:?}");
+}
+
+#[tokio::test]
+async fn the_demo_ends_quietly_when_nobody_reads_it() {
+    let mut child = start("1h");
+    drop(child.stdout.take());
+    let status = end(&mut child, SOON).await;
+    assert!(status.success(), "{status}");
+    assert_eq!(stderr(&mut child), "");
+}
