@@ -4,7 +4,10 @@ pub(crate) mod check;
 pub(crate) mod healthcheck;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
-use jobcache::config::{Flags, Value, knob};
+use jobcache::{
+    config::{Flags, Value, knob},
+    demo,
+};
 
 /// Caches job status polls in front of an unchanged backend.
 #[derive(Debug, Parser)]
@@ -23,23 +26,12 @@ it: set JOBCACHE_WEBHOOK_SECRET, or JOBCACHE_WEBHOOK_SECRET_FILE and JOBCACHE_RE
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show the cache at work against a backend of its own
-    Demo(Demo),
+    /// Show the cache at work between pollers and a sample API, without any set-up
+    Demo(demo::Args),
     /// Check the configuration, print it, and try Redis and the upstream
     Check(Settings),
     /// Ask a running jobcache whether it is alive, by its admin address
     Healthcheck(Settings),
-}
-
-/// What `demo` takes.
-#[derive(Debug, Args)]
-pub(crate) struct Demo {
-    #[arg(long, value_name = "URL", default_value = "redis://127.0.0.1:6379", help = "Redis")]
-    pub(crate) redis_url: String,
-    #[arg(long, value_name = "N", default_value_t = 100, help = "Clients that poll")]
-    pub(crate) pollers: usize,
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, help = "How long; until interrupted if not given")]
-    pub(crate) duration: Option<std::time::Duration>,
 }
 
 /// Flags that set knobs.
@@ -81,7 +73,7 @@ struct Settings {
 #[derive(Debug)]
 pub(crate) enum Task {
     Serve(Flags),
-    Demo(Demo),
+    Demo(demo::Args),
     Check(Flags),
     Healthcheck(Flags),
 }
@@ -206,7 +198,7 @@ mod tests {
         assert!(task("jobcache --ttl 1s demo").is_err());
         assert!(matches!(
             task("jobcache demo --pollers 3"),
-            Ok(Task::Demo(Demo { pollers: 3, .. }))
+            Ok(Task::Demo(demo::Args { pollers: 3, .. }))
         ));
     }
 

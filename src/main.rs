@@ -12,6 +12,7 @@ use cli::{Task, check, healthcheck};
 use jobcache::{
     Listeners, RunError,
     config::{Config, Flags, Invalid, Loaded},
+    demo::{self, DemoError},
     telemetry,
 };
 use tokio::{
@@ -25,14 +26,15 @@ use tracing::{info, warn};
 const BAD_CONFIG: u8 = 78;
 /// What a shell reports for a process that SIGINT ended.
 const INTERRUPTED: i32 = 130;
+/// What `jobcache demo` logs.
+const DEMO_LOG: &str = "warn";
 
 fn main() -> ExitCode {
     let outcome = match cli::parse() {
         Task::Serve(flags) => serve(flags),
         Task::Check(flags) => check(flags),
         Task::Healthcheck(flags) => return healthcheck(flags),
-        // The demo starts here, with these arguments.
-        Task::Demo(demo) => Err(Failure::NotBuilt(demo)),
+        Task::Demo(args) => demonstrate(args),
     };
     outcome.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
 }
@@ -48,8 +50,8 @@ enum Failure {
     Start(#[from] io::Error),
     #[error("stopped serving: {0}")]
     Run(#[from] RunError),
-    #[error("the demo is not built yet: {0:?}")]
-    NotBuilt(cli::Demo),
+    #[error(transparent)]
+    Demo(#[from] DemoError),
 }
 
 impl Failure {
@@ -57,7 +59,8 @@ impl Failure {
     /// before there is a log.
     fn report(&self) -> ExitCode {
         eprintln!("jobcache: {self}");
-        ExitCode::from(if matches!(self, Self::Config(_)) { BAD_CONFIG } else { 1 })
+        let config = matches!(self, Self::Config(_) | Self::Demo(DemoError::Config(_)));
+        ExitCode::from(if config { BAD_CONFIG } else { 1 })
     }
 }
 
@@ -103,6 +106,15 @@ fn serve(flags: Flags) -> Result<(), Failure> {
             "listening"
         );
         Ok(jobcache::run(config, listeners, signals.shutdown()).await?)
+    })
+}
+
+/// Its figures are what there is to read, so the log is left with warnings.
+fn demonstrate(args: demo::Args) -> Result<(), Failure> {
+    telemetry::init(DEMO_LOG).map_err(io::Error::other)?;
+    runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let signals = Signals::new()?;
+        Ok(demo::run(args, signals.shutdown()).await?)
     })
 }
 

@@ -8,6 +8,7 @@
 mod support;
 
 mod contract;
+mod demo;
 mod interface;
 mod invalidation;
 mod proxying;
