@@ -1,8 +1,8 @@
 //! `jobcache demo`: what jobcache does, to be watched in one terminal without any set-up.
 //!
-//! It starts a sample jobs API ([`api`]) with a pipeline behind it ([`pipeline`]), a real sidecar in
-//! front of it ([`crate::run`]), and a crowd of pollers ([`pollers`]) that ask the sidecar. Whatever
-//! it shows ([`show`]) is measured on the spot ([`figures`]): what was polled, what the API had to
+//! It starts a sample jobs API (`api`) with a pipeline behind it (`pipeline`), a real sidecar in
+//! front of it ([`crate::run`]), and a crowd of pollers (`pollers`) that ask the sidecar. Whatever
+//! it shows (`show`) is measured on the spot (`figures`): what was polled, what the API had to
 //! read all the same, and whether any answer was older than the last acknowledged purge.
 //!
 //! It is no benchmark: pollers, sidecar and API share one process and its cores.
