@@ -15,3 +15,4 @@ mod proxying;
 mod purge;
 mod reads;
 mod redis_down;
+mod schedules;

@@ -1,0 +1,181 @@
+//! The store protocol under adversarial schedules, with the project's own scripts on a real Redis.
+//!
+//! # What is modelled
+//!
+//! Readers, writers, purges, two sidecars with their flights and pending invalidations, their
+//! connections, third parties and the upstream are actors; each takes steps, and in a step does one
+//! atomic thing: one command or script, one read or one commit of the upstream. A scheduler picks
+//! who is next, by a seed: uniformly, or by random priorities with change points. Redis is real and
+//! so are `src/store/lua/*.lua` and the check of an entry (`cache::entry`); what a sidecar does in
+//! between (`cache`, `cache::flight`, `store::redis`) is written down once more, in [`reader`],
+//! [`writer`], [`sidecar`] and [`link`], and must be changed along with it.
+//!
+//! A slow command waits behind those before it on its connection, outlives who sent it, or is lost
+//! when the connection breaks; then it may still come after what was sent on the next one. Nothing
+//! expires by the clock, since a schedule is over within a few ms: an actor deletes what has run out
+//! or is evicted, each key by itself. The model leaves out what it has no step for: the purge of all
+//! keys, a server that restarts or changes its role, the memory store.
+//!
+//! # What is checked
+//!
+//! - **S**: a reader who came after a write, a purge or a third party's DEL was acknowledged gets no
+//!   older version than was committed by then. There must be none.
+//! - **U**: a write that nobody acknowledged (its sidecar died, or the upstream timed out and
+//!   committed later) left a fence; a reader who came after the commit gets no older version. There
+//!   must be none while the fence is known to stand.
+//! - **limit**: readers whom a stated limit of [`jobcache::store`] hands an older version. They
+//!   are counted and not judged: those of the *other* sidecar after a write that was answered while
+//!   neither its fence nor its end was confirmed, until the end is; and those after a write whose
+//!   begin was lost and whose sidecar then died. An evicted fence is a lost one, so the scenario that
+//!   evicts fences has no sidecar that dies and no end that is lost: with those, it would only
+//!   exercise the limit.
+//!
+//! [`flaws`] shows that the schedules find what they look for: each fault that is put into a script
+//! or into the model must be caught.
+//!
+//! # How to run long
+//!
+//! ```text
+//! SCHEDULES=100000 cargo test --release --all-features --test it schedules -- --nocapture
+//! ```
+//!
+//! runs so many schedules, shared out among the scenarios, and prints a table.
+//! `SCHEDULES_SEED=7` runs others.
+//!
+//! # How to read a violation
+//!
+//! It is printed as one line a step, with the scenario and the seed. `r5` is a reader, `w3` a write,
+//! `p4` a purge, `r5-lease` a token; `<--` marks the reader who got too little. Read upwards from
+//! there: from where it had the version (a hit, a flight, a fill), then who filled it under which
+//! lease, and which invalidation should have voided that lease. `SCHEDULE='late commands/123'` with
+//! the same command runs and prints that one schedule again.
+
+#![allow(clippy::print_stdout, reason = "the table and the violations are what is read of it")]
+
+mod link;
+mod others;
+mod reader;
+mod scenario;
+mod scheduler;
+mod server;
+mod sidecar;
+mod world;
+mod writer;
+
+use std::{
+    env,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use jobcache::mutants::Mutant;
+
+use self::{
+    scenario::{Outcome, SCENARIOS, Scenario, run},
+    server::Server,
+};
+
+/// Of a run that no variable makes longer.
+const SCHEDULES: u64 = 3_000;
+/// Violations that are printed of one scenario.
+const PRINTED: usize = 2;
+
+/// What is wrong with the protocol that is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    Nothing,
+    Of(Mutant),
+    /// There is no protocol: GET, else read and SET; DEL after a write.
+    CacheAside,
+    /// Whatever stands under the key is a hit.
+    AnyValue,
+    /// A value is a hit by its digest alone.
+    AnyExpiry,
+}
+
+/// What came of all schedules of one scenario.
+#[derive(Default)]
+struct Row {
+    schedules: u64,
+    steps: u64,
+    acknowledged: u64,
+    fenced: u64,
+    limits: u64,
+    took: Duration,
+}
+
+#[test]
+fn no_reader_gets_less_than_what_was_acknowledged_before_it_came() {
+    let server = Rc::new(Server::start(Flaw::Nothing));
+    if let Ok(one) = env::var("SCHEDULE") {
+        let (name, seed) = one.rsplit_once('/').expect("SCHEDULE is scenario/seed");
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
+        let seed = seed.parse().expect("a seed is a number");
+        let outcome = run(&server, scenario.expect("a scenario"), Flaw::Nothing, seed);
+        return println!("{}", story(name, seed, &outcome));
+    }
+    let schedules = number("SCHEDULES").unwrap_or(SCHEDULES) / SCENARIOS.len() as u64;
+    let seed = number("SCHEDULES_SEED").unwrap_or(0) << 32;
+    println!("{:24} schedules     steps   S   U  limit      s", "scenario");
+    let mut total = Row::default();
+    for scenario in &SCENARIOS {
+        let row = Row::of(&server, scenario, seed..seed + schedules);
+        println!("{}", row.line(scenario.name));
+        total.add(&row);
+    }
+    println!("{}", total.line("all"));
+    assert_eq!((total.acknowledged, total.fenced), (0, 0), "stale readers; see above");
+    assert!(total.limits > 0, "the stated limits are real, or the schedules reach nothing");
+}
+
+impl Row {
+    fn of(server: &Rc<Server>, scenario: &'static Scenario, seeds: std::ops::Range<u64>) -> Self {
+        let (mut row, started, mut printed) = (Self::default(), Instant::now(), 0);
+        for seed in seeds {
+            let outcome = run(server, scenario, Flaw::Nothing, seed);
+            row.schedules += 1;
+            row.steps += outcome.steps;
+            row.acknowledged += u64::from(outcome.stale.acknowledged > 0);
+            row.fenced += u64::from(outcome.stale.fenced > 0);
+            row.limits += u64::from(outcome.stale.limits > 0);
+            if outcome.is_violation() && printed < PRINTED {
+                printed += 1;
+                println!("{}", story(scenario.name, seed, &outcome));
+            }
+        }
+        row.took = started.elapsed();
+        row
+    }
+
+    fn add(&mut self, row: &Self) {
+        self.schedules += row.schedules;
+        self.steps += row.steps;
+        self.acknowledged += row.acknowledged;
+        self.fenced += row.fenced;
+        self.limits += row.limits;
+        self.took += row.took;
+    }
+
+    fn line(&self, name: &str) -> String {
+        let Self { schedules, steps, acknowledged, fenced, limits, took } = self;
+        let seconds = took.as_secs_f64();
+        format!(
+            "{name:24} {schedules:9} {steps:9} {acknowledged:3} {fenced:3} {limits:6} {seconds:6.1}"
+        )
+    }
+}
+
+impl Outcome {
+    fn is_violation(&self) -> bool {
+        self.stale.acknowledged + self.stale.fenced > 0
+    }
+}
+
+/// One schedule, as it is printed.
+fn story(name: &str, seed: u64, outcome: &Outcome) -> String {
+    format!("--- SCHEDULE='{name}/{seed}'\n    {}", outcome.log.join("\n    "))
+}
+
+fn number(variable: &str) -> Option<u64> {
+    Some(env::var(variable).ok()?.parse().expect("a number"))
+}

@@ -1,0 +1,208 @@
+//! What may happen in one schedule, and one schedule from its seed to its verdict.
+
+use std::rc::Rc;
+
+use super::{
+    Flaw, others,
+    reader::get,
+    scheduler::Scheduler,
+    server::{FENCE, LEASE, MAIN, META, Server},
+    world::{Stale, World},
+    writer::{Fate, purge, write},
+};
+
+/// More than any schedule takes; past it the model is in a loop.
+const MOST_STEPS: u64 = 100_000;
+/// Readers come as long as the schedule is younger than this.
+const LAST_READER: u64 = 120;
+const READER_COMES: f64 = 0.06;
+
+/// Whether the begin of a write is always confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begins {
+    Confirmed,
+    MayBeLost,
+}
+
+/// Who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writers {
+    Any,
+    /// Not the one that is cut off, so that every acknowledgement binds everywhere.
+    SidecarOne,
+}
+
+#[expect(clippy::struct_excessive_bools, reason = "each stands for one actor")]
+pub(super) struct Scenario {
+    pub(super) name: &'static str,
+    /// How often a command is late or lost.
+    pub(super) slow: f64,
+    pub(super) begins: Begins,
+    /// Redis may evict a fence, under a policy that reaches it. Then nothing protects a write whose
+    /// end is not confirmed, or whose sidecar died: not together with either.
+    pub(super) fences_are_evicted: bool,
+    writers: Writers,
+    purge: bool,
+    third_party: bool,
+    foreign_writer: bool,
+    eviction: bool,
+    crash: bool,
+    unknown: bool,
+    partition: bool,
+}
+
+const WRITE: Scenario = Scenario {
+    name: "write",
+    slow: 0.0,
+    begins: Begins::Confirmed,
+    fences_are_evicted: false,
+    writers: Writers::Any,
+    purge: false,
+    third_party: false,
+    foreign_writer: false,
+    eviction: false,
+    crash: false,
+    unknown: false,
+    partition: false,
+};
+
+const EVERYTHING: Scenario = Scenario {
+    name: "everything",
+    slow: 0.1,
+    purge: true,
+    third_party: true,
+    foreign_writer: true,
+    eviction: true,
+    crash: true,
+    unknown: true,
+    ..WRITE
+};
+
+pub(super) static SCENARIOS: [Scenario; 12] = [
+    WRITE,
+    Scenario { name: "write+purge+3rdDEL", purge: true, third_party: true, ..WRITE },
+    Scenario {
+        name: "write+expiry/eviction",
+        third_party: true,
+        eviction: true,
+        fences_are_evicted: true,
+        ..WRITE
+    },
+    Scenario { name: "3rdSET", third_party: true, foreign_writer: true, purge: true, ..WRITE },
+    Scenario { name: "crash+unknown", crash: true, unknown: true, ..WRITE },
+    Scenario { name: "redis timeouts", slow: 0.15, third_party: true, ..WRITE },
+    Scenario {
+        name: "lost begin",
+        slow: 0.15,
+        begins: Begins::MayBeLost,
+        third_party: true,
+        crash: true,
+        ..WRITE
+    },
+    Scenario { name: "late commands", slow: 0.5, purge: true, third_party: true, ..WRITE },
+    Scenario { name: "partition of sidecar 0", partition: true, ..WRITE },
+    Scenario {
+        name: "down-next",
+        partition: true,
+        third_party: true,
+        writers: Writers::SidecarOne,
+        ..WRITE
+    },
+    EVERYTHING,
+    Scenario {
+        name: "everything, cut off",
+        begins: Begins::MayBeLost,
+        partition: true,
+        ..EVERYTHING
+    },
+];
+
+/// What came of one schedule.
+pub(super) struct Outcome {
+    pub(super) stale: Stale,
+    pub(super) steps: u64,
+    pub(super) log: Vec<String>,
+}
+
+pub(super) fn run(
+    server: &Rc<Server>,
+    scenario: &'static Scenario,
+    flaw: Flaw,
+    seed: u64,
+) -> Outcome {
+    let world = World::new(Rc::clone(server), scenario, flaw, seed);
+    server.del(&[MAIN, META, LEASE, FENCE]);
+    if world.chance(0.5) {
+        server.lease("before", None);
+        server.fill("before", world.version());
+        world.say("an entry is there".to_owned());
+    }
+    let mut scheduler = Scheduler::new(&world.rng);
+    populate(&world);
+    let mut steps = drain(&world, &mut scheduler, 0);
+    // After the storm: the state that is left must be fresh as well.
+    for at in 0..world.sidecars.len() {
+        world.spawn(get(Rc::clone(&world), at));
+        steps += drain(&world, &mut scheduler, LAST_READER);
+    }
+    for sidecar in &world.sidecars {
+        assert!(sidecar.pending.borrow().is_none(), "everything is confirmed in the end");
+    }
+    let (stale, log) = world.finish();
+    Outcome { stale, steps, log }
+}
+
+fn populate(world: &Rc<World>) {
+    let scenario = world.scenario;
+    let anywhere = || world.below(world.sidecars.len());
+    for _ in 0..2 + world.below(4) {
+        world.spawn(get(Rc::clone(world), anywhere()));
+    }
+    for _ in 0..=world.below(2) {
+        let at = if scenario.writers == Writers::SidecarOne { 1 } else { anywhere() };
+        let fate = if world.chance(0.75) { Fate::Answered } else { Fate::Streamed };
+        world.spawn(write(Rc::clone(world), at, fate));
+    }
+    if scenario.purge {
+        world.spawn(purge(Rc::clone(world), anywhere()));
+    }
+    if scenario.third_party {
+        world.spawn(others::third_party(Rc::clone(world)));
+    }
+    if scenario.foreign_writer {
+        world.spawn(others::foreign_writer(Rc::clone(world)));
+    }
+    if scenario.crash {
+        world.spawn(write(Rc::clone(world), 0, Fate::Crashed));
+    }
+    if scenario.unknown {
+        world.spawn(write(Rc::clone(world), 0, Fate::Unknown));
+    }
+    if scenario.eviction {
+        world.spawn(others::eviction(Rc::clone(world)));
+    }
+    if scenario.partition {
+        world.spawn(others::partition(Rc::clone(world)));
+    }
+}
+
+/// Lets everybody go on until nobody is left; readers come on the way. Returns the steps it took.
+fn drain(world: &Rc<World>, scheduler: &mut Scheduler, age: u64) -> u64 {
+    let mut steps = 0;
+    loop {
+        for actor in world.take_spawned() {
+            scheduler.add(actor, &world.rng);
+        }
+        if scheduler.is_idle() {
+            return steps;
+        }
+        if !scheduler.turn(&world.rng) {
+            continue;
+        }
+        steps += 1;
+        assert!(steps < MOST_STEPS, "nobody gets anywhere");
+        if age + steps < LAST_READER && world.chance(READER_COMES) {
+            world.spawn(get(Rc::clone(world), world.below(world.sidecars.len())));
+        }
+    }
+}

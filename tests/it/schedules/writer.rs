@@ -1,0 +1,204 @@
+//! A write or a purge through a sidecar, as `src/cache.rs` and `src/store/redis.rs` have it.
+
+use std::rc::Rc;
+
+use jobcache::mutants::Mutant;
+
+use super::{
+    Flaw,
+    link::Unanswered,
+    scenario::Begins,
+    scheduler::step,
+    server::MAIN,
+    sidecar::Pending,
+    world::{Reach, World},
+};
+
+/// With it the fence outlives the schedule, unless an actor lets it run out.
+const LINGER_MS: i64 = 60_000;
+/// A long write that renews its fence.
+const RENEWS: f64 = 0.1;
+/// Steps before something is repeated, or has run out.
+const LATER: usize = 8;
+
+/// What becomes of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The upstream answers after it has committed.
+    Answered,
+    /// The upstream commits while it streams its response.
+    Streamed,
+    /// The sidecar dies after the commit and before the end.
+    Crashed,
+    /// The upstream does not answer, and commits after the client has been told so.
+    Unknown,
+}
+
+/// What is known of a fence; `Unconfirmed` where the begin was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begun {
+    Confirmed,
+    Unconfirmed,
+    NotSent,
+}
+
+pub(super) async fn write(world: Rc<World>, at: usize, fate: Fate) {
+    let write = world.name("w");
+    step().await;
+    if world.flaw == Flaw::CacheAside {
+        return write_aside(&world, &write, fate).await;
+    }
+    let flights = &world.sidecars[at].flights;
+    flights.detach();
+    let begun = begin(&world, at, &write).await;
+    world.say(format!("{write}: forwarded by sidecar {at}, its begin {begun:?}, to be {fate:?}"));
+    if begun == Begun::Confirmed && world.chance(RENEWS) {
+        let _ = world.call(at, begins(&write)).await;
+    }
+    if fate == Fate::Unknown {
+        step().await;
+        let ended = end(&world, at, &write, begun, LINGER_MS).await;
+        world.say(format!("{write}: answered 504"));
+        step().await;
+        let version = world.commit(&write);
+        world.leave_unacknowledged(version, ended || begun == Begun::Confirmed);
+        return;
+    }
+    let linger_ms = if world.chance(0.5) { 0 } else { LINGER_MS };
+    if fate == Fate::Streamed {
+        // The end that comes before the head is answered lifts the fence.
+        end(&world, at, &write, begun, 0).await;
+    }
+    let fenced = begun == Begun::Confirmed && fate != Fate::Streamed;
+    let version = world.commit(&write);
+    step().await;
+    if fate == Fate::Crashed {
+        world.say(format!("{write}: CRASH"));
+        world.leave_unacknowledged(version, fenced);
+        return;
+    }
+    let ended = end(&world, at, &write, begun, linger_ms).await;
+    // While its fence stands nobody is given an older body, whatever became of the end.
+    let reach = if ended || fenced { Reach::Everywhere } else { Reach::Here };
+    step().await;
+    world.acknowledge(&write, at, version, reach);
+    if ended && linger_ms > 0 {
+        world.some_steps(LATER).await;
+        world.server.run_out(&write);
+        world.say(format!("{write}: its linger runs out"));
+    }
+    if world.chance(0.5) {
+        // The upstream's body has ended.
+        end(&world, at, &write, begun, 0).await;
+    }
+}
+
+async fn write_aside(world: &World, write: &str, fate: Fate) {
+    let version = world.commit(write);
+    step().await;
+    if fate == Fate::Crashed {
+        return;
+    }
+    world.server.del(&[MAIN]);
+    world.say(format!("{write}: DEL"));
+    step().await;
+    world.acknowledge(write, 0, version, Reach::Everywhere);
+}
+
+/// The webhook, for a write that went elsewhere.
+pub(super) async fn purge(world: Rc<World>, at: usize) {
+    let purge = world.name("p");
+    step().await;
+    if world.flaw == Flaw::CacheAside {
+        return write_aside(&world, &purge, Fate::Answered).await;
+    }
+    let version = world.commit(&purge);
+    step().await;
+    let confirmed = end(&world, at, &purge, Begun::Confirmed, 0).await;
+    step().await;
+    // Unconfirmed it is answered 503 and binds nobody, but it is bypassed here all the same.
+    let reach = if confirmed { Reach::Everywhere } else { Reach::Here };
+    world.acknowledge(&purge, at, version, reach);
+}
+
+async fn begin(world: &Rc<World>, at: usize, write: &str) -> Begun {
+    loop {
+        let sent = if world.scenario.begins == Begins::MayBeLost {
+            world.call(at, begins(write)).await
+        } else {
+            world.call_patiently(at, begins(write)).await
+        };
+        match sent {
+            Ok(()) => return Begun::Confirmed,
+            Err(Unanswered::NotSent) => return Begun::NotSent,
+            Err(Unanswered::Sent) if world.scenario.begins == Begins::MayBeLost => {
+                return Begun::Unconfirmed;
+            }
+            Err(Unanswered::Sent) => {}
+        }
+    }
+}
+
+fn begins(write: &str) -> impl FnOnce(&World) + 'static {
+    let write = write.to_owned();
+    move |world| {
+        world.server.begin(&write);
+        world.say(format!("begin {write}"));
+    }
+}
+
+/// Whether it is confirmed. If not, and also if the begin was sent and may come yet, it is pending.
+async fn end(world: &Rc<World>, at: usize, write: &str, begun: Begun, linger_ms: i64) -> bool {
+    let confirmed = world.call(at, ends(write, linger_ms)).await.is_ok();
+    if !confirmed || begun == Begun::Unconfirmed {
+        remember(world, at, write, linger_ms);
+    }
+    world.sidecars[at].flights.detach();
+    confirmed
+}
+
+fn ends(write: &str, linger_ms: i64) -> impl FnOnce(&World) + 'static {
+    let write = write.to_owned();
+    move |world| {
+        let there = world.server.end(&write, linger_ms);
+        world.say(format!("end {write}, linger {linger_ms} -> {there}"));
+    }
+}
+
+fn remember(world: &Rc<World>, at: usize, write: &str, linger_ms: i64) {
+    if world.flaw == Flaw::Of(Mutant::NoPending) {
+        return;
+    }
+    let sidecar = &world.sidecars[at];
+    let mut pending = sidecar.pending.borrow_mut();
+    let before = pending.as_ref().map_or((0, 0), |now| (now.addition, now.linger_ms));
+    *pending = Some(Pending {
+        write: write.to_owned(),
+        linger_ms: linger_ms.max(before.1),
+        addition: before.0 + 1,
+    });
+    world.say(format!("sidecar {at}: the end of {write} is pending"));
+    if !sidecar.is_repeating.replace(true) {
+        world.spawn(repeat(Rc::clone(world), at));
+    }
+}
+
+/// Repeats what is pending until it is confirmed.
+async fn repeat(world: Rc<World>, at: usize) {
+    let sidecar = &world.sidecars[at];
+    let pending = || sidecar.pending.borrow().clone();
+    while let Some(item) = pending() {
+        world.some_steps(LATER).await;
+        // What was acknowledged before this end is sent is covered by it.
+        let covered = sidecar.unconfirmed.get();
+        if world.call_patiently(at, ends(&item.write, item.linger_ms)).await.is_err() {
+            continue;
+        }
+        world.confirm(covered);
+        if pending().is_some_and(|now| now.addition == item.addition) {
+            world.say(format!("sidecar {at}: nothing is pending"));
+            *sidecar.pending.borrow_mut() = None;
+        }
+    }
+    sidecar.is_repeating.set(false);
+}
