@@ -52,6 +52,7 @@
 
 #![allow(clippy::print_stdout, reason = "the table and the violations are what is read of it")]
 
+mod flaws;
 mod link;
 mod others;
 mod reader;
