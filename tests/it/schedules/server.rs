@@ -117,8 +117,8 @@ impl Server {
         }
     }
 
-    /// The body and meta of `MGET`, and then the expiry: the store reads them in one pipeline, which
-    /// is not a transaction.
+    /// The first half of a read; the store pipelines it with [`Server::expires_at_ms`], which is no
+    /// transaction.
     pub(super) fn body_and_meta(&self) -> [Option<Vec<u8>>; 2] {
         self.run(cmd("MGET").arg(MAIN).arg(META))
     }
