@@ -82,7 +82,7 @@ use self::{
 };
 
 /// Of a run that no variable makes longer.
-const SCHEDULES: u64 = 3_000;
+const SCHEDULES: u64 = 2_400;
 /// Violations that are printed of one scenario.
 const PRINTED: usize = 2;
 

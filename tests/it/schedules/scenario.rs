@@ -200,7 +200,7 @@ fn drain(world: &Rc<World>, scheduler: &mut Scheduler, age: u64) -> u64 {
             continue;
         }
         steps += 1;
-        assert!(steps < MOST_STEPS, "nobody gets anywhere");
+        assert!(steps < MOST_STEPS, "nobody gets anywhere: {}/{}", world.scenario.name, world.seed);
         if age + steps < LAST_READER && world.chance(READER_COMES) {
             world.spawn(get(Rc::clone(world), world.below(world.sidecars.len())));
         }

@@ -8,7 +8,7 @@ use super::{
     Flaw,
     link::Unanswered,
     scenario::Begins,
-    scheduler::step,
+    scheduler::{step, until},
     server::MAIN,
     sidecar::Pending,
     world::{Reach, World},
@@ -188,6 +188,7 @@ async fn repeat(world: Rc<World>, at: usize) {
     let sidecar = &world.sidecars[at];
     let pending = || sidecar.pending.borrow().clone();
     while let Some(item) = pending() {
+        until(|| !sidecar.is_cut_off.get()).await;
         world.some_steps(LATER).await;
         // What was acknowledged before this end is sent is covered by it.
         let covered = sidecar.unconfirmed.get();
