@@ -9,6 +9,7 @@ mod support;
 
 mod contract;
 mod demo;
+mod history;
 mod interface;
 mod invalidation;
 mod proxying;

@@ -48,6 +48,10 @@ impl RedisServer {
         Self { port: free_port(), dir, args: Vec::new(), child: None }
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }

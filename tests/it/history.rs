@@ -1,0 +1,145 @@
+//! The history checker: promise 1 over everything that happens at once.
+//!
+//! Pollers, writers, pipelines that purge and third parties that `DEL` work on a few jobs through
+//! two or three sidecars (real processes, a real Redis with a replica), while Redis hangs, dies,
+//! comes back with old data or fails over, links are cut, and sidecars are killed. Every operation
+//! is recorded by one clock, and the [`judge`] then looks at every GET.
+//!
+//! A short run is part of the suite. A long one:
+//!
+//! ```text
+//! HISTORY_SECONDS=600 cargo test --release --all-features --test it history::over -- --nocapture
+//! ```
+//!
+//! `HISTORY_SEED` repeats the choices of a run (not the scheduling of its processes), and
+//! `HISTORY_SIDECARS` chooses how many there are. The `mutants` module checks the checker: each
+//! deliberate fault of the protocol must be caught.
+
+mod faults;
+mod judge;
+mod link;
+#[cfg(feature = "mutants")]
+mod mutants;
+mod record;
+mod truth;
+mod workload;
+mod world;
+
+use std::{str::FromStr, sync::atomic::Ordering, time::Duration};
+
+use self::{
+    faults::{Fault, Faults},
+    judge::{Counts, Verdict, judge},
+    record::History,
+    truth::Manners,
+    workload::Load,
+    world::Plan,
+};
+
+/// Of the short run, with each number of sidecars.
+const SHORT: Duration = Duration::from_secs(14);
+
+/// Everything at once.
+fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
+    Plan {
+        seed,
+        length,
+        sidecars,
+        jobs: 32,
+        pollers: 24,
+        pause: Duration::from_millis(4),
+        load: Load { putters: 3, purgers: 1, deleters: 2, pause_ms: 60, hang_ups: 3 },
+        manners: Manners { slow: 10, very_slow: 1, pieces: 20, commit_in_body: 15, broken: 3 },
+        faults: Faults { kinds: &Fault::ALL, peace_ms: (300, 900) },
+        mutant: None,
+    }
+}
+
+async fn run(plan: Plan) -> (History, Verdict) {
+    let (world, machinery) = world::create(plan).await;
+    let faults = faults::befall(&world, machinery);
+    let clients = workload::run(&world);
+    let clock = async {
+        tokio::time::sleep(plan.length).await;
+        world.over.store(true, Ordering::Relaxed);
+    };
+    let (told, (), (troubles, writes_amid)) = tokio::join!(clients, clock, faults);
+    let mut history = History {
+        reads: told.reads,
+        writes: told.writes,
+        commits: world.truth.commits(),
+        troubles,
+        failed_reads: told.failed_reads,
+        dropped_reads: told.dropped_reads,
+    };
+    history.writes.extend(writes_amid);
+    let verdict = judge(&history);
+    (history, verdict)
+}
+
+fn explain(history: &History, verdict: &Verdict) -> String {
+    let slices = verdict.violations.iter().map(|violation| violation.explain(history));
+    slices.collect::<Vec<_>>().join("\n\n")
+}
+
+/// That the run was worth judging.
+fn assert_not_vacuous(counts: &Counts, length: Duration) {
+    let seconds = usize::try_from(length.as_secs()).expect("not that long");
+    for (what, count, least) in [
+        ("reads", counts.reads, 100 * seconds),
+        ("hits", counts.hits, 20 * seconds),
+        ("collapsed", counts.collapsed, seconds),
+        ("stored", counts.stored, 5 * seconds),
+        ("PUTs", counts.puts, 4 * seconds),
+        ("PUTs committed in their bodies", counts.puts_in_body, seconds / 3),
+        ("purges", counts.purges, 2 * seconds),
+        ("DELs", counts.dels, 4 * seconds),
+        ("writes that nobody was told of", counts.gone, seconds / 7),
+        ("hang-ups", counts.dropped_reads, seconds / 2),
+    ] {
+        assert!(count >= least, "only {count} {what}, expected {least}:\n{counts}");
+    }
+    let rounds = seconds / 14;
+    for fault in Fault::ALL {
+        let count = counts.faults.get(&fault).copied().unwrap_or(0);
+        assert!(count >= rounds / 2 + rounds % 2, "only {count} of {fault:?}:\n{counts}");
+    }
+}
+
+async fn check(sidecars: u8) {
+    let wanted = from_env("HISTORY_SIDECARS");
+    if wanted.is_some_and(|wanted: u8| wanted != sidecars) {
+        return;
+    }
+    let seed = from_env("HISTORY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let length = from_env("HISTORY_SECONDS").map_or(SHORT, Duration::from_secs);
+    let mut plan = plan(sidecars, seed, length);
+    if length > SHORT {
+        (plan.pollers, plan.pause) = (24, Duration::ZERO);
+    }
+    let (history, verdict) = run(plan).await;
+    let counts = &verdict.counts;
+    println!("history of {sidecars} sidecars, {length:?}, HISTORY_SEED={seed}\n{counts}");
+    assert!(
+        verdict.total == 0,
+        "{} stale reads with HISTORY_SEED={seed} HISTORY_SIDECARS={sidecars}\n{}",
+        verdict.total,
+        explain(&history, &verdict)
+    );
+    assert_not_vacuous(counts, length);
+}
+
+fn from_env<T: FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is no number")))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_two_sidecars_no_read_is_older_than_an_acknowledged_write() {
+    check(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_three_sidecars_no_read_is_older_than_an_acknowledged_write() {
+    check(3).await;
+}

@@ -1,0 +1,146 @@
+//! The faults of a history: a schedule drawn from its seed.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{sleep, timeout};
+
+use super::{
+    record::{Trouble, Write},
+    workload,
+    world::{Machinery, World},
+};
+use crate::support::SOON;
+
+/// Writes in flight through a sidecar that is killed. Their jobs stay fenced for long.
+const WRITES_AMID: u16 = 3;
+
+/// One kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Fault {
+    /// Redis hangs for 20 to 200 ms.
+    ShortStop,
+    /// Redis hangs for 1 to 3 s.
+    LongStop,
+    /// Redis is killed and comes back empty.
+    RestartEmpty,
+    /// Redis is killed and comes back as it was a moment ago, live leases included.
+    RestartOld,
+    /// The replica takes over, without the last commands.
+    Promotion,
+    /// A sidecar's connections to Redis are cut and refused.
+    Refused,
+    /// A sidecar's bytes to and from Redis are held, and arrive late.
+    Held,
+    /// A sidecar is killed amid writes and started again.
+    SidecarKilled,
+}
+
+impl Fault {
+    pub(super) const ALL: [Self; 8] = [
+        Self::ShortStop,
+        Self::LongStop,
+        Self::RestartEmpty,
+        Self::RestartOld,
+        Self::Promotion,
+        Self::Refused,
+        Self::Held,
+        Self::SidecarKilled,
+    ];
+
+    /// Whether a write may find its store out of reach.
+    pub(super) fn is_of_the_store(self) -> bool {
+        self != Self::SidecarKilled
+    }
+}
+
+/// Which faults, and how long the world has peace in between.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Faults {
+    pub(super) kinds: &'static [Fault],
+    pub(super) peace_ms: (u64, u64),
+}
+
+/// Lets them happen, each once in every round and in another order, until the run is over.
+pub(super) async fn befall(
+    world: &Arc<World>,
+    mut machinery: Machinery,
+) -> (Vec<Trouble>, Vec<Write>) {
+    let Faults { kinds, peace_ms } = world.plan.faults;
+    let mut rng = fastrand::Rng::with_seed(world.plan.seed ^ 0xfa17);
+    let (mut troubles, mut writes) = (Vec::new(), Vec::new());
+    let mut round: Vec<Fault> = Vec::new();
+    while !kinds.is_empty() {
+        sleep(Duration::from_millis(rng.u64(peace_ms.0..=peace_ms.1))).await;
+        if world.is_over() {
+            break;
+        }
+        if round.is_empty() {
+            round = kinds.to_vec();
+            rng.shuffle(&mut round);
+        }
+        let Some(fault) = round.pop() else { break };
+        let start = world.clock.now();
+        inflict(fault, world, &mut machinery, &mut rng, &mut writes).await;
+        troubles.push(Trouble { fault, start, end: world.clock.now() });
+    }
+    (troubles, writes)
+}
+
+async fn inflict(
+    fault: Fault,
+    world: &Arc<World>,
+    machinery: &mut Machinery,
+    rng: &mut fastrand::Rng,
+    writes: &mut Vec<Write>,
+) {
+    let mut ms = |range: std::ops::Range<u64>| Duration::from_millis(rng.u64(range));
+    match fault {
+        Fault::ShortStop | Fault::LongStop => {
+            let long = fault == Fault::LongStop;
+            let hang = if long { ms(1000..3000) } else { ms(20..200) };
+            machinery.master().stop();
+            sleep(hang).await;
+            machinery.master().cont();
+        }
+        Fault::RestartEmpty => machinery.master().restart_empty().await,
+        Fault::RestartOld => {
+            machinery.master().save().await;
+            sleep(ms(20..300)).await;
+            machinery.master().restart_from_rdb().await;
+        }
+        Fault::Promotion => {
+            let replica = 1 - machinery.master;
+            // A restarted master is only just being copied.
+            let synced = async {
+                while !machinery.is_in_sync(replica).await {
+                    sleep(Duration::from_millis(20)).await;
+                }
+            };
+            timeout(SOON, synced).await.expect("the replica follows");
+            machinery.replication.refuse();
+            sleep(ms(20..300)).await;
+            machinery.promote().await;
+        }
+        Fault::Refused | Fault::Held => {
+            let link = &machinery.links[rng.usize(..machinery.links.len())];
+            if fault == Fault::Held { link.hold() } else { link.refuse() }
+            sleep(Duration::from_millis(rng.u64(100..1500))).await;
+            link.heal();
+        }
+        Fault::SidecarKilled => {
+            let victim = rng.usize(..machinery.sidecars.len());
+            let amid: Vec<_> = (0..WRITES_AMID)
+                .map(|_| rng.u16(..world.plan.jobs))
+                .map(|job| tokio::spawn(workload::put_once(Arc::clone(world), victim, job, 250)))
+                .collect();
+            sleep(Duration::from_millis(120)).await;
+            machinery.kill(victim);
+            // The others go on while it is gone.
+            sleep(Duration::from_millis(rng.u64(700..1500))).await;
+            machinery.restart(world, victim).await;
+            for write in amid {
+                writes.extend(write.await.expect("a write"));
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The judge: for each GET with 200, the version is at least the newest one whose write was
+//! acknowledged before the GET began.
+//!
+//! Each change that counts gives a [`Floor`]. The stated limits are honoured here and nowhere else:
+//!
+//! - A write whose answer said `invalidation-pending`, or a purge answered 503, is a floor for the
+//!   sidecar that said so, while it lives.
+//! - An answer to a write that commits while its body streams cannot say so in its head. It counts
+//!   like the above if Redis was in trouble, or if its end was held back for the whole budget.
+//! - A write that nobody was told of (hang-up, sidecar killed, connection broken) is no write that
+//!   was acknowledged. But it was fenced: from its commit on nobody reads what was before. So it is a
+//!   floor from its commit, unless Redis was in trouble and may not have had the fence.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
+
+use super::{
+    faults::Fault,
+    record::{Commit, History, How, Kind, Micros, Outcome, Process, Read, Trouble, Write},
+};
+
+/// What a sidecar needs to find its store again, beside the backoff: connecting, replaying.
+const RECOVERY_MS: u64 = 500;
+/// The longest backoff. It doubles, so it is no longer than the trouble was.
+const BACKOFF_MS: u64 = 1000;
+/// The store budget of the runs, less what a clock is worth.
+const BUDGET_MS: u64 = 90;
+
+/// From when on, and for whom, a version is the oldest that may be read.
+#[derive(Clone, Copy, Debug)]
+struct Floor {
+    from: Micros,
+    version: u32,
+    write: Write,
+    commit: Commit,
+}
+
+/// A GET that returned an older body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Violation {
+    read: Read,
+    floor: Floor,
+}
+
+/// What there was to judge, to show that it was not nothing.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) reads: usize,
+    pub(super) hits: usize,
+    pub(super) collapsed: usize,
+    pub(super) stored: usize,
+    pub(super) failed_reads: usize,
+    pub(super) dropped_reads: usize,
+    pub(super) puts: usize,
+    pub(super) puts_in_body: usize,
+    pub(super) purges: usize,
+    pub(super) dels: usize,
+    /// Writes that nobody was told of, yet a floor.
+    pub(super) gone: usize,
+    /// Exempt: floors for their own sidecar only.
+    pub(super) unconfirmed: usize,
+    pub(super) unsure_in_body: usize,
+    /// Exempt: no floors at all.
+    pub(super) gone_in_trouble: usize,
+    pub(super) never_committed: usize,
+    pub(super) faults: BTreeMap<Fault, usize>,
+}
+
+pub(super) struct Verdict {
+    pub(super) counts: Counts,
+    /// The first few, by start.
+    pub(super) violations: Vec<Violation>,
+    pub(super) total: usize,
+}
+
+/// The floors of one job: for everybody, and for one process each; sorted, each the highest so far.
+#[derive(Default)]
+struct Floors {
+    all: Vec<Floor>,
+    own: HashMap<Process, Vec<Floor>>,
+}
+
+impl Floors {
+    fn seal(&mut self) {
+        for floors in self.own.values_mut().chain([&mut self.all]) {
+            floors.sort_by_key(|floor| floor.from);
+            for at in 1..floors.len() {
+                let (before, now) = (floors[at - 1], floors[at]);
+                if before.version > now.version {
+                    floors[at] = Floor { from: now.from, ..before };
+                }
+            }
+        }
+    }
+
+    /// The highest that stood before a read began.
+    fn under(&self, read: &Read) -> Option<&Floor> {
+        let last = |floors: &'_ Vec<Floor>| {
+            floors.partition_point(|floor| floor.from < read.start).checked_sub(1)
+        };
+        let all = last(&self.all).map(|at| &self.all[at]);
+        let own = self.own.get(&read.process).and_then(|own| last(own).map(|at| &own[at]));
+        all.into_iter().chain(own).max_by_key(|floor| floor.version)
+    }
+}
+
+/// Judges a whole run.
+pub(super) fn judge(history: &History) -> Verdict {
+    let mut counts = Counts {
+        reads: history.reads.len(),
+        failed_reads: history.failed_reads,
+        dropped_reads: history.dropped_reads,
+        ..Counts::default()
+    };
+    for trouble in &history.troubles {
+        *counts.faults.entry(trouble.fault).or_default() += 1;
+    }
+    let floors = floors(history, &mut counts);
+    let mut violations = Vec::new();
+    for read in &history.reads {
+        match read.how {
+            How::Hit => counts.hits += 1,
+            How::Collapsed => counts.collapsed += 1,
+            How::Stored => counts.stored += 1,
+            How::Miss | How::Pass => {}
+        }
+        if let Some(floor) = floors.get(&read.job).and_then(|floors| floors.under(read))
+            && read.version < floor.version
+        {
+            violations.push(Violation { read: *read, floor: *floor });
+        }
+    }
+    let total = violations.len();
+    violations.sort_by_key(|violation| violation.read.start);
+    violations.truncate(3);
+    Verdict { counts, violations, total }
+}
+
+fn floors(history: &History, counts: &mut Counts) -> HashMap<u16, Floors> {
+    let commits: HashMap<u64, Commit> =
+        history.commits.iter().map(|commit| (commit.number, *commit)).collect();
+    let mut floors: HashMap<u16, Floors> = HashMap::new();
+    for write in &history.writes {
+        let Some(commit) = commits.get(&write.number).copied() else {
+            counts.never_committed += 1;
+            continue;
+        };
+        let floor = |from| Floor { from, version: commit.version, write: *write, commit };
+        let of_job = floors.entry(write.job).or_default();
+        match write.outcome {
+            Outcome::Acknowledged if is_unsure(history, write, &commit) => {
+                counts.unsure_in_body += 1;
+                of_job.own.entry(write.process).or_default().push(floor(write.end));
+            }
+            Outcome::Acknowledged => {
+                *match write.kind {
+                    Kind::Put if commit.in_body => &mut counts.puts_in_body,
+                    Kind::Put => &mut counts.puts,
+                    Kind::Purge => &mut counts.purges,
+                    Kind::Del => &mut counts.dels,
+                } += 1;
+                of_job.all.push(floor(write.end));
+            }
+            Outcome::Unconfirmed => {
+                counts.unconfirmed += 1;
+                of_job.own.entry(write.process).or_default().push(floor(write.end));
+            }
+            Outcome::Unknown | Outcome::HungUp if is_fenced(history, write, &commit) => {
+                counts.gone += 1;
+                of_job.all.push(floor(commit.at));
+            }
+            Outcome::Unknown | Outcome::HungUp => counts.gone_in_trouble += 1,
+        }
+    }
+    floors.values_mut().for_each(Floors::seal);
+    floors
+}
+
+/// Whether the second end of a write may be unconfirmed, which its head could not say.
+fn is_unsure(history: &History, write: &Write, commit: &Commit) -> bool {
+    let held_back =
+        commit.sent.is_none_or(|sent| write.end >= sent.plus_ms(BUDGET_MS));
+    commit.in_body && (held_back || is_troubled(history, write.start, write.end))
+}
+
+/// Whether a write that nobody was told of had its fence when it was committed, and still has.
+fn is_fenced(history: &History, write: &Write, commit: &Commit) -> bool {
+    // What commits in its answer's body does so after the fence was lifted.
+    write.kind == Kind::Put
+        && !commit.in_body
+        && !is_troubled(history, write.start, commit.at)
+}
+
+/// Whether a sidecar may have been without its store.
+fn is_troubled(history: &History, from: Micros, to: Micros) -> bool {
+    history.troubles.iter().any(|trouble| {
+        let (begin, end) = match trouble.fault {
+            // It comes back at the end, and then has to connect.
+            Fault::SidecarKilled => (trouble.end.minus_ms(500), trouble.end.plus_ms(1000)),
+            _ => {
+                let backoff = BACKOFF_MS.min((trouble.end.0 - trouble.start.0) / 1000);
+                (trouble.start.minus_ms(50), trouble.end.plus_ms(backoff + RECOVERY_MS))
+            }
+        };
+        begin <= to && from <= end
+    })
+}
+
+impl Violation {
+    /// The part of the history that shows it: what happened to this job from shortly before the
+    /// commit until the GET was answered.
+    pub(super) fn explain(&self, history: &History) -> String {
+        let (job, stale, floor) = (self.read.job, &self.read, &self.floor);
+        let from = floor.commit.at.minus_ms(400);
+        let to = stale.end();
+        let mut lines: Vec<(Micros, String)> = Vec::new();
+        let overlaps = |start: Micros, end: Micros| start <= to && end >= from;
+        for Trouble { fault, start, end } in &history.troubles {
+            if overlaps(start.minus_ms(2000), end.plus_ms(2000)) {
+                lines.push((*start, format!("{start} to {end}  FAULT {fault:?}")));
+            }
+        }
+        for commit in history.commits.iter().filter(|commit| commit.job == job) {
+            if overlaps(commit.at, commit.at) {
+                let Commit { version, number, at, .. } = commit;
+                lines.push((*at, format!("{at}                committed {version} (write {number})")));
+            }
+        }
+        for write in history.writes.iter().filter(|write| write.job == job) {
+            if overlaps(write.start, write.end) {
+                let Write { number, kind, start, end, process, outcome, .. } = write;
+                let line = format!("{start} to {end}  {process} {kind:?} {outcome:?} (write {number})");
+                lines.push((*start, line));
+            }
+        }
+        let reads = history.reads.iter().filter(|read| read.job == job);
+        let mut reads: Vec<_> = reads.filter(|read| overlaps(read.start, read.end())).collect();
+        reads.sort_by_key(|read| read.start);
+        // The last ones before it, and the stale one itself.
+        for read in &reads[reads.len().saturating_sub(40)..] {
+            let Read { start, process, version, how, .. } = read;
+            let mark = if read.start == stale.start { "  <== STALE" } else { "" };
+            let line = format!("{start} to {}  {process} GET {version} {how:?}{mark}", read.end());
+            lines.push((*start, line));
+        }
+        lines.sort();
+        let lines: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
+        format!("{self}\n{}", lines.join("\n"))
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { read, floor } = self;
+        let Write { kind, outcome, number, .. } = floor.write;
+        write!(
+            f,
+            "job j{}: a GET through {} that began at {} returned version {}, but version {} stood \
+             from {} ({kind:?} {outcome:?}, write {number})",
+            read.job, read.process, read.start, read.version, floor.version, floor.from,
+        )
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ratio = 100.0 * self.hits as f64 / self.reads.max(1) as f64;
+        writeln!(
+            f,
+            "  reads {} (hits {} = {ratio:.0} %, collapsed {}, stored {}), failed {}, hung up {}",
+            self.reads, self.hits, self.collapsed, self.stored, self.failed_reads, self.dropped_reads
+        )?;
+        writeln!(
+            f,
+            "  acknowledged: PUT {}, PUT committed in its body {}, purge {}, DEL {}; gone but fenced {}",
+            self.puts, self.puts_in_body, self.purges, self.dels, self.gone
+        )?;
+        writeln!(
+            f,
+            "  exempt: invalidation-pending or 503 {}, unsure in body {}, gone in trouble {}; never \
+             committed {}",
+            self.unconfirmed, self.unsure_in_body, self.gone_in_trouble, self.never_committed
+        )?;
+        write!(f, "  faults: {:?}", self.faults)
+    }
+}

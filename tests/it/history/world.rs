@@ -1,0 +1,206 @@
+//! The world of a history: two Redis nodes behind one address, sidecars that are real processes, and
+//! an upstream that holds the truth.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    link::{Link, Target},
+    record::{Clock, Process},
+    truth::{Manners, Server, Truth},
+};
+use crate::support::{self, RedisServer, SOON, eventually};
+
+/// Short times, so that what expires does so within a short run. The upstream's late commits stay
+/// below `linger` and its slow reads around `lease`.
+const TIMES: [(&str, &str); 4] = [
+    ("JOBCACHE_STORE_LEASE", "1s"),
+    ("JOBCACHE_STORE_LINGER", "3s"),
+    ("JOBCACHE_UPSTREAM_RESPONSE_TIMEOUT", "2s"),
+    ("JOBCACHE_LOG", "warn"),
+];
+
+/// What a run is made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) length: Duration,
+    pub(super) sidecars: u8,
+    pub(super) jobs: u16,
+    pub(super) pollers: usize,
+    /// Between two GETs of one poller, at most.
+    pub(super) pause: Duration,
+    pub(super) load: super::workload::Load,
+    pub(super) manners: Manners,
+    pub(super) faults: super::faults::Faults,
+    /// The fault that the sidecars are built to have.
+    pub(super) mutant: Option<&'static str>,
+}
+
+/// What the clients see of the world.
+pub(super) struct World {
+    pub(super) plan: Plan,
+    pub(super) clock: Clock,
+    pub(super) truth: Arc<Truth>,
+    pub(super) over: AtomicBool,
+    pub(super) writes: AtomicU64,
+    doors: Vec<Mutex<Door>>,
+    /// Where third parties reach Redis.
+    pub(super) master_url: String,
+}
+
+/// Where a sidecar listens in its present life.
+#[derive(Clone, Copy)]
+pub(super) struct Door {
+    pub(super) process: Process,
+    pub(super) proxy: SocketAddr,
+    pub(super) admin: SocketAddr,
+}
+
+/// What the faults act on.
+pub(super) struct Machinery {
+    pub(super) nodes: [RedisServer; 2],
+    pub(super) master: usize,
+    target: Target,
+    /// One for each sidecar.
+    pub(super) links: Vec<Link>,
+    pub(super) third_party: Link,
+    pub(super) replication: Link,
+    pub(super) sidecars: Vec<support::Process>,
+    upstream: Server,
+}
+
+impl World {
+    pub(super) fn door(&self, sidecar: usize) -> Door {
+        *self.doors[sidecar].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    fn reopen(&self, sidecar: usize, process: &support::Process) {
+        let mut door = self.doors[sidecar].lock().unwrap_or_else(PoisonError::into_inner);
+        (door.proxy, door.admin) = (process.client.address(), process.admin.address());
+        door.process.life += 1;
+    }
+}
+
+/// Starts it all and waits until every sidecar serves hits.
+pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
+    let clock = Clock::start();
+    let truth = Arc::new(Truth::new(clock, plan.seed, plan.jobs, plan.manners));
+    let upstream = truth.serve().await;
+    // A replica that syncs at once.
+    let args = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "disabled"];
+    let (first, second) =
+        tokio::join!(RedisServer::start_with(&args), RedisServer::start_with(&args));
+    let target: Target = Arc::new(AtomicU16::new(first.port()));
+    let third_party = Link::open(Arc::clone(&target)).await;
+    let replication = Link::open(Arc::clone(&target)).await;
+    let mut links = Vec::new();
+    for _ in 0..plan.sidecars {
+        links.push(Link::open(Arc::clone(&target)).await);
+    }
+    let mut machinery = Machinery {
+        nodes: [first, second],
+        master: 0,
+        target,
+        links,
+        third_party,
+        replication,
+        sidecars: Vec::new(),
+        upstream,
+    };
+    machinery.follow(1).await;
+    let mut doors = Vec::new();
+    for sidecar in 0..plan.sidecars {
+        let process = machinery.spawn(&plan, usize::from(sidecar)).await;
+        let (proxy, admin) = (process.client.address(), process.admin.address());
+        doors.push(Mutex::new(Door { process: Process { sidecar, life: 0 }, proxy, admin }));
+        machinery.sidecars.push(process);
+    }
+    for sidecar in &machinery.sidecars {
+        eventually(SOON, async || {
+            let reply = sidecar.client.get("/jobs/j0").await;
+            if reply.is_hit() { Ok(()) } else { Err(reply) }
+        })
+        .await;
+    }
+    let world = World {
+        plan,
+        clock,
+        truth,
+        over: AtomicBool::new(false),
+        writes: AtomicU64::new(1),
+        doors,
+        master_url: machinery.third_party.url(),
+    };
+    (Arc::new(world), machinery)
+}
+
+impl Machinery {
+    async fn spawn(&self, plan: &Plan, sidecar: usize) -> support::Process {
+        let (redis, upstream) = (self.links[sidecar].url(), self.upstream.address);
+        let upstream = format!("http://{upstream}");
+        let args = ["--redis-url", &redis, "--upstream", &upstream, "--settle", "0s"];
+        let args = [&args[..], &["--ttl", "5s", "--store-budget", "100ms"]].concat();
+        let mut envs = TIMES.to_vec();
+        envs.extend(plan.mutant.map(|mutant| ("JOBCACHE_MUTANT", mutant)));
+        support::Process::start(&args, &envs).await
+    }
+
+    pub(super) fn master(&mut self) -> &mut RedisServer {
+        &mut self.nodes[self.master]
+    }
+
+    /// Every way to Redis but the replica's.
+    pub(super) fn ways(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().chain([&self.third_party])
+    }
+
+    /// Makes a node the replica of whoever is master.
+    pub(super) async fn follow(&self, node: usize) {
+        let port = self.replication.port();
+        let () = self.nodes[node].run(redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port)).await;
+        eventually(SOON, async || self.is_in_sync(node).await).await;
+    }
+
+    pub(super) async fn is_in_sync(&self, node: usize) -> bool {
+        let info: String = self.nodes[node].run(redis::cmd("INFO").arg("replication")).await;
+        info.contains("master_link_status:up")
+    }
+
+    /// Promotes the replica and points every link at it. Nobody is left on the deposed master, as
+    /// after a real failover; what it had not replicated is lost.
+    pub(super) async fn promote(&mut self) {
+        for way in self.ways() {
+            way.refuse();
+        }
+        self.master = 1 - self.master;
+        let () = self.nodes[self.master].run(redis::cmd("REPLICAOF").arg("NO").arg("ONE")).await;
+        self.target.store(self.nodes[self.master].port(), Ordering::SeqCst);
+        for way in self.ways() {
+            way.heal();
+        }
+        self.replication.heal();
+        self.follow(1 - self.master).await;
+    }
+
+    /// SIGKILL.
+    pub(super) fn kill(&mut self, sidecar: usize) {
+        self.sidecars[sidecar].kill();
+    }
+
+    /// Another life.
+    pub(super) async fn restart(&mut self, world: &World, sidecar: usize) {
+        self.sidecars[sidecar] = self.spawn(&world.plan, sidecar).await;
+        world.reopen(sidecar, &self.sidecars[sidecar]);
+    }
+}
