@@ -31,13 +31,15 @@ pub enum Mutant {
     NoPending,
     /// Entries of another life of the server are believed.
     NoEpoch,
+    /// A value that somebody else has SET, of the same bytes as an entry of ours, is taken for it.
+    NoExpiryCheck,
     /// An entry is said to be of the epoch of its fill, not of its lease.
     EpochAtFill,
 }
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::FillWithoutToken,
         Self::FillWithoutPlaceholder,
         Self::LeaseWithoutFence,
@@ -50,6 +52,7 @@ impl Mutant {
         Self::EndOnce,
         Self::NoPending,
         Self::NoEpoch,
+        Self::NoExpiryCheck,
         Self::EpochAtFill,
     ];
 
@@ -68,6 +71,7 @@ impl Mutant {
             Self::EndOnce => "end-once",
             Self::NoPending => "no-pending",
             Self::NoEpoch => "no-epoch",
+            Self::NoExpiryCheck => "no-expiry-check",
             Self::EpochAtFill => "epoch-at-fill",
         }
     }

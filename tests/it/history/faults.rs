@@ -2,14 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::{
     record::{Trouble, Write},
     workload,
     world::{Machinery, World},
 };
-use crate::support::SOON;
+use crate::support::{SOON, eventually};
 
 /// Writes in flight through a sidecar that is killed. Their jobs stay fenced for long.
 const WRITES_AMID: u16 = 3;
@@ -19,7 +19,7 @@ const WRITES_AMID: u16 = 3;
 pub(super) enum Fault {
     /// Redis hangs for 20 to 200 ms.
     ShortStop,
-    /// Redis hangs for 1 to 3 s.
+    /// Redis hangs for 1 s or more.
     LongStop,
     /// Redis is killed and comes back empty.
     RestartEmpty,
@@ -58,14 +58,16 @@ impl Fault {
 pub(super) struct Faults {
     pub(super) kinds: &'static [Fault],
     pub(super) peace_ms: (u64, u64),
+    /// The longest that Redis hangs.
+    pub(super) hang_ms: u64,
 }
 
 /// Lets them happen, each once in every round and in another order, until the run is over.
 pub(super) async fn befall(
     world: &Arc<World>,
-    mut machinery: Machinery,
+    machinery: &mut Machinery,
 ) -> (Vec<Trouble>, Vec<Write>) {
-    let Faults { kinds, peace_ms } = world.plan.faults;
+    let Faults { kinds, peace_ms, .. } = world.plan.faults;
     let mut rng = fastrand::Rng::with_seed(world.plan.seed ^ 0xfa17);
     let (mut troubles, mut writes) = (Vec::new(), Vec::new());
     let mut round: Vec<Fault> = Vec::new();
@@ -79,11 +81,20 @@ pub(super) async fn befall(
             rng.shuffle(&mut round);
         }
         let Some(fault) = round.pop() else { break };
+        if fault == Fault::Promotion {
+            await_replica(machinery).await;
+        }
         let start = world.clock.now();
-        inflict(fault, world, &mut machinery, &mut rng, &mut writes).await;
+        inflict(fault, world, machinery, &mut rng, &mut writes).await;
         troubles.push(Trouble { fault, start, end: world.clock.now() });
     }
     (troubles, writes)
+}
+
+/// A master that has been restarted is only just being copied.
+async fn await_replica(machinery: &Machinery) {
+    let replica = 1 - machinery.master;
+    eventually(SOON, async || machinery.is_in_sync(replica).await).await;
 }
 
 async fn inflict(
@@ -97,7 +108,8 @@ async fn inflict(
     match fault {
         Fault::ShortStop | Fault::LongStop => {
             let long = fault == Fault::LongStop;
-            let hang = if long { ms(1000..3000) } else { ms(20..200) };
+            let longest = world.plan.faults.hang_ms;
+            let hang = if long { ms(1000..longest) } else { ms(20..200) };
             machinery.master().stop();
             sleep(hang).await;
             machinery.master().cont();
@@ -109,14 +121,6 @@ async fn inflict(
             machinery.master().restart_from_rdb().await;
         }
         Fault::Promotion => {
-            let replica = 1 - machinery.master;
-            // A restarted master is only just being copied.
-            let synced = async {
-                while !machinery.is_in_sync(replica).await {
-                    sleep(Duration::from_millis(20)).await;
-                }
-            };
-            timeout(SOON, synced).await.expect("the replica follows");
             machinery.replication.refuse();
             sleep(ms(20..300)).await;
             machinery.promote().await;

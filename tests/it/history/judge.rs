@@ -22,7 +22,7 @@ use super::{
 };
 
 /// What a sidecar needs to find its store again, beside the backoff: connecting, replaying.
-const RECOVERY_MS: u64 = 500;
+const RECOVERY_MS: u64 = 300;
 /// The longest backoff. It doubles, so it is no longer than the trouble was.
 const BACKOFF_MS: u64 = 1000;
 /// The store budget of the runs, less what a clock is worth.

@@ -1,1 +1,242 @@
-//! x
+//! The checker is checked: with each deliberate fault of the protocol it must find a violation, and
+//! with the same schedule and no fault none.
+
+use std::time::Duration;
+
+use hyper::Method;
+use jobcache::mutants::Mutant;
+
+use super::{
+    explain,
+    faults::{Fault, Faults},
+    run,
+    truth::Manners,
+    workload::Load,
+    world::Plan,
+};
+use crate::support::{
+    Process, RedisServer, SOON, Upstream, eventually, redis::key, upstream::version,
+};
+
+/// Schedules that are tried in turn; nearly always the first one will do.
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=6;
+
+/// A few jobs, many writes, and an upstream that takes its time: races, and nothing else.
+const RACES: Plan = Plan {
+    seed: 0,
+    length: Duration::from_millis(2500),
+    sidecars: 2,
+    jobs: 4,
+    pollers: 16,
+    pause: Duration::from_millis(2),
+    load: Load { putters: 3, purgers: 2, deleters: 3, pause_ms: 60, hang_ups: 5 },
+    manners: Manners { slow: 35, very_slow: 3, pieces: 20, commit_in_body: 10, broken: 5 },
+    faults: Faults { kinds: &[], peace_ms: (100, 200), hang_ms: 1500 },
+    mutant: None,
+};
+
+/// Writes whose outcome nobody is told.
+const GONE: Plan = Plan {
+    jobs: 8,
+    load: Load { putters: 4, purgers: 0, deleters: 0, pause_ms: 60, hang_ups: 60 },
+    manners: Manners { commit_in_body: 0, broken: 0, ..RACES.manners },
+    ..RACES
+};
+
+/// Many writes of the same jobs at a time, all acknowledged.
+const CROWD: Plan = Plan {
+    jobs: 2,
+    load: Load { putters: 8, purgers: 0, deleters: 0, pause_ms: 30, hang_ups: 0 },
+    manners: Manners { broken: 0, ..RACES.manners },
+    ..RACES
+};
+
+/// Quiet enough that entries are there to go wrong, while Redis does.
+const fn trouble(kinds: &'static [Fault]) -> Plan {
+    Plan {
+        length: Duration::from_millis(4000),
+        jobs: 12,
+        load: Load { putters: 3, purgers: 1, deleters: 2, pause_ms: 80, hang_ups: 0 },
+        manners: Manners { slow: 10, very_slow: 0, ..RACES.manners },
+        faults: Faults { kinds, peace_ms: (250, 500), ..RACES.faults },
+        ..RACES
+    }
+}
+
+async fn check(mutant: Mutant, plan: Plan) {
+    for seed in SEEDS {
+        let plan = Plan { seed, ..plan };
+        let faulty = Plan { mutant: Some(mutant.as_str()), ..plan };
+        let (history, verdict) = run(faulty).await;
+        let Some(first) = verdict.violations.first() else {
+            println!("{mutant:?}: not with seed {seed}\n{}", verdict.counts);
+            continue;
+        };
+        println!("{mutant:?}: seed {seed}, {} stale reads; {first}", verdict.total);
+        assert!(first.explain(&history).contains("STALE"));
+        let (history, verdict) = run(plan).await;
+        let slices = explain(&history, &verdict);
+        assert!(verdict.total == 0, "without {mutant:?}, seed {seed}:\n{slices}");
+        return;
+    }
+    panic!("{mutant:?} was not caught");
+}
+
+#[test]
+fn every_mutant_is_named_by_a_test() {
+    let tests = include_str!("mutants.rs");
+    for mutant in Mutant::ALL {
+        assert!(tests.contains(&format!("(Mutant::{mutant:?}, ")), "{mutant:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fill_without_its_token_is_caught() {
+    check(Mutant::FillWithoutToken, RACES).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fill_without_its_placeholder_is_caught() {
+    check(Mutant::FillWithoutPlaceholder, RACES).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_under_a_fence_is_caught() {
+    check(Mutant::LeaseWithoutFence, GONE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_begins_without_a_del_is_caught() {
+    check(Mutant::BeginWithoutDel, GONE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_without_a_del_is_caught() {
+    check(Mutant::EndWithoutDel, RACES).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_ends_once_is_caught() {
+    let manners = Manners { commit_in_body: 70, ..RACES.manners };
+    check(Mutant::EndOnce, Plan { manners, ..RACES }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_by_id_is_caught() {
+    check(Mutant::JoinById, RACES).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_before_the_lookup_is_caught() {
+    check(Mutant::JoinBeforeLookup, RACES).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_of_a_running_read_is_caught() {
+    check(Mutant::JoinRunning, CROWD).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forgotten_invalidation_is_caught() {
+    check(Mutant::NoPending, trouble(&[Fault::Refused, Fault::Held])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_belief_in_old_epochs_is_caught() {
+    check(Mutant::NoEpoch, trouble(&[Fault::RestartOld])).await;
+}
+
+const X: &str = "/jobs/x";
+
+/// A Redis, an upstream and a sidecar with or without a fault, for a race that is forced.
+struct Forced {
+    redis: RedisServer,
+    upstream: Upstream,
+    sidecar: Process,
+}
+
+impl Forced {
+    async fn new(mutant: Option<Mutant>) -> Self {
+        let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+        let (redis_url, upstream_url) = (redis.url(), upstream.url());
+        let args = ["--redis-url", &redis_url, "--upstream", &upstream_url];
+        let args = [&args[..], &["--settle", "0s", "--store-budget", "2s"]].concat();
+        let envs = mutant.map(|mutant| ("JOBCACHE_MUTANT", mutant.as_str()));
+        let sidecar = Process::start(&args, envs.as_slice()).await;
+        let forced = Self { redis, upstream, sidecar };
+        forced.hit("/jobs/warm-up").await;
+        forced
+    }
+
+    async fn hit(&self, path: &str) {
+        eventually(SOON, async || {
+            let reply = self.sidecar.client.get(path).await;
+            if reply.is_hit() { Ok(()) } else { Err(reply) }
+        })
+        .await;
+    }
+
+    /// What a GET sees, as a version.
+    async fn sees(&self) -> u64 {
+        let reply = self.sidecar.client.get(X).await;
+        reply.json()["version"].as_u64().expect("a version")
+    }
+}
+
+/// Runs a race with the mutant, which must show version 0, and without, which must show 1.
+async fn check_forced(mutant: Mutant, race: impl AsyncFn(Forced) -> u64) {
+    assert_eq!(race(Forced::new(Some(mutant)).await).await, 0, "{mutant:?} was not caught");
+    assert_eq!(race(Forced::new(None).await).await, 1, "without {mutant:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_taken_at_the_fill_is_caught() {
+    check_forced(Mutant::EpochAtFill, async |mut forced| {
+        let gate = forced.upstream.hold_after_read(Method::GET, X);
+        let first = forced.sidecar.client.start(Method::GET, X, "").await;
+        gate.arrived(1).await;
+        forced.redis.save().await;
+        forced.upstream.commit("x");
+        forced.redis.del(&key("x")).await;
+        forced.redis.restart_from_rdb().await;
+        forced.hit("/jobs/warm-up-again").await;
+        gate.release();
+        first.answer().await;
+        forced.sees().await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_across_epochs_is_caught() {
+    check_forced(Mutant::JoinAcrossEpochs, async |mut forced| {
+        let gate = forced.upstream.hold_after_read(Method::GET, X);
+        let _first = forced.sidecar.client.start(Method::GET, X, "").await;
+        gate.arrived(1).await;
+        forced.redis.save().await;
+        forced.upstream.commit("x");
+        forced.redis.del(&key("x")).await;
+        forced.redis.restart_from_rdb().await;
+        forced.hit("/jobs/warm-up-again").await;
+        let release = async {
+            // Who joins does not come to the gate; then nothing tells that he has.
+            let _ = tokio::time::timeout(Duration::from_millis(500), gate.arrived(2)).await;
+            gate.release();
+        };
+        tokio::join!(forced.sees(), release).0
+    })
+    .await;
+}
+
+/// An in-app cache that read before the commit and SETs after the DEL: no value of ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_is_not_ours_is_caught() {
+    check_forced(Mutant::NoExpiryCheck, async |forced| {
+        forced.hit(X).await;
+        forced.upstream.commit("x");
+        forced.redis.del(&key("x")).await;
+        forced.redis.set(&key("x"), version("x", 0).as_bytes()).await;
+        forced.sees().await
+    })
+    .await;
+}

@@ -8,7 +8,7 @@ use hyper::{
     Method, Request, Response, StatusCode, Uri,
     body::Incoming,
     client::conn::http1,
-    header::{HOST, HeaderValue},
+    header::{self, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use redis::{AsyncConnectionConfig, aio::MultiplexedConnection};
@@ -21,12 +21,10 @@ use tokio::{
 use super::{
     record::{How, Kind, Outcome, Process, Read, Write},
     truth::{SLOW, WRITE},
-    world::{Door, World},
+    world::{self, Door, World},
 };
 use crate::support;
 
-/// The Host is part of the representation, so all clients send the same.
-const JOBS: &str = "jobs.test";
 /// Jobs that get half of all traffic.
 pub(super) const HOT: u16 = 4;
 /// Past this a client gives up: well past every timeout of a sidecar.
@@ -288,7 +286,7 @@ impl Line {
         let mut request = Request::new(Full::new(Bytes::new()));
         *request.method_mut() = method;
         *request.uri_mut() = target;
-        request.headers_mut().insert(HOST, HeaderValue::from_static(JOBS));
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static(world::HOST));
         for (name, value) in headers {
             request.headers_mut().insert(*name, (*value).into());
         }

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
+use hyper::Method;
+
 use super::{
+    faults::{Fault, Faults},
     link::{Link, Target},
     record::{Clock, Process},
     truth::{Manners, Server, Truth},
@@ -26,6 +29,9 @@ const TIMES: [(&str, &str); 4] = [
     ("JOBCACHE_LOG", "warn"),
 ];
 
+/// The Host is part of the representation, so all clients send the same.
+pub(super) const HOST: &str = "jobs.test";
+
 /// What a run is made of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
@@ -38,7 +44,7 @@ pub(super) struct Plan {
     pub(super) pause: Duration,
     pub(super) load: super::workload::Load,
     pub(super) manners: Manners,
-    pub(super) faults: super::faults::Faults,
+    pub(super) faults: Faults,
     /// The fault that the sidecars are built to have.
     pub(super) mutant: Option<&'static str>,
 }
@@ -118,7 +124,9 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
         sidecars: Vec::new(),
         upstream,
     };
-    machinery.follow(1).await;
+    if plan.faults.kinds.contains(&Fault::Promotion) {
+        machinery.follow(1).await;
+    }
     let mut doors = Vec::new();
     for sidecar in 0..plan.sidecars {
         let process = machinery.spawn(&plan, usize::from(sidecar)).await;
@@ -128,7 +136,8 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
     }
     for sidecar in &machinery.sidecars {
         eventually(SOON, async || {
-            let reply = sidecar.client.get("/jobs/j0").await;
+            let request = sidecar.client.request(Method::GET, "/jobs/j0");
+            let reply = request.header("host", HOST).send().await;
             if reply.is_hit() { Ok(()) } else { Err(reply) }
         })
         .await;
@@ -169,7 +178,6 @@ impl Machinery {
     pub(super) async fn follow(&self, node: usize) {
         let port = self.replication.port();
         let () = self.nodes[node].run(redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port)).await;
-        eventually(SOON, async || self.is_in_sync(node).await).await;
     }
 
     pub(super) async fn is_in_sync(&self, node: usize) -> bool {
