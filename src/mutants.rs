@@ -25,6 +25,8 @@ pub enum Mutant {
     JoinAcrossEpochs,
     /// With the store down a reader joins a read that has begun before it came.
     JoinRunning,
+    /// A write that ends lifts the fences of all others, too.
+    EndLiftsEveryFence,
     /// A write does not end again when the body of its answer does.
     EndOnce,
     /// An invalidation that the store did not confirm is forgotten.
@@ -39,7 +41,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::FillWithoutToken,
         Self::FillWithoutPlaceholder,
         Self::LeaseWithoutFence,
@@ -49,6 +51,7 @@ impl Mutant {
         Self::JoinBeforeLookup,
         Self::JoinAcrossEpochs,
         Self::JoinRunning,
+        Self::EndLiftsEveryFence,
         Self::EndOnce,
         Self::NoPending,
         Self::NoEpoch,
@@ -68,6 +71,7 @@ impl Mutant {
             Self::JoinBeforeLookup => "join-before-lookup",
             Self::JoinAcrossEpochs => "join-across-epochs",
             Self::JoinRunning => "join-running",
+            Self::EndLiftsEveryFence => "end-lifts-every-fence",
             Self::EndOnce => "end-once",
             Self::NoPending => "no-pending",
             Self::NoEpoch => "no-epoch",
@@ -100,6 +104,11 @@ impl Mutant {
             Self::EndWithoutDel => {
                 Some(("end", "redis.call('DEL', KEYS[1], KEYS[2], KEYS[3]) > 0", "true"))
             }
+            Self::EndLiftsEveryFence => Some((
+                "end",
+                "redis.call('ZREM', KEYS[4], ARGV[1])",
+                "redis.call('DEL', KEYS[4])",
+            )),
             _ => None,
         }
     }

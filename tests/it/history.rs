@@ -8,7 +8,7 @@
 //! A short run is part of the suite. A long one:
 //!
 //! ```text
-//! HISTORY_SECONDS=600 cargo test --release --all-features --test it history::over -- --nocapture
+//! HISTORY_SECONDS=600 HISTORY_SIDECARS=3 cargo test --release --all-features --test it history::over -- --nocapture
 //! ```
 //!
 //! `HISTORY_SEED` repeats the choices of a run (not the scheduling of its processes), and
@@ -120,7 +120,7 @@ async fn check(sidecars: u8) {
     }
     let (history, verdict) = run(plan).await;
     let counts = &verdict.counts;
-    println!("history of {sidecars} sidecars, {length:?}, HISTORY_SEED={seed}\n{counts}");
+    eprintln!("history of {sidecars} sidecars, {length:?}, HISTORY_SEED={seed}\n{counts}");
     assert!(
         verdict.total == 0,
         "{} stale reads with HISTORY_SEED={seed} HISTORY_SIDECARS={sidecars}\n{}",

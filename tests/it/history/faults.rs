@@ -36,6 +36,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// Every kind.
     pub(super) const ALL: [Self; 8] = [
         Self::ShortStop,
         Self::LongStop,
@@ -46,11 +47,6 @@ impl Fault {
         Self::Held,
         Self::SidecarKilled,
     ];
-
-    /// Whether a write may find its store out of reach.
-    pub(super) fn is_of_the_store(self) -> bool {
-        self != Self::SidecarKilled
-    }
 }
 
 /// Which faults, and how long the world has peace in between.
@@ -127,7 +123,11 @@ async fn inflict(
         }
         Fault::Refused | Fault::Held => {
             let link = &machinery.links[rng.usize(..machinery.links.len())];
-            if fault == Fault::Held { link.hold() } else { link.refuse() }
+            if fault == Fault::Held {
+                link.hold();
+            } else {
+                link.refuse();
+            }
             sleep(Duration::from_millis(rng.u64(100..1500))).await;
             link.heal();
         }

@@ -180,29 +180,25 @@ fn floors(history: &History, counts: &mut Counts) -> HashMap<u16, Floors> {
 
 /// Whether the second end of a write may be unconfirmed, which its head could not say.
 fn is_unsure(history: &History, write: &Write, commit: &Commit) -> bool {
-    let held_back =
-        commit.sent.is_none_or(|sent| write.end >= sent.plus_ms(BUDGET_MS));
+    let held_back = commit.sent.is_none_or(|sent| write.end >= sent.plus_ms(BUDGET_MS));
     commit.in_body && (held_back || is_troubled(history, write.start, write.end))
 }
 
 /// Whether a write that nobody was told of had its fence when it was committed, and still has.
 fn is_fenced(history: &History, write: &Write, commit: &Commit) -> bool {
     // What commits in its answer's body does so after the fence was lifted.
-    write.kind == Kind::Put
-        && !commit.in_body
-        && !is_troubled(history, write.start, commit.at)
+    write.kind == Kind::Put && !commit.in_body && !is_troubled(history, write.start, commit.at)
 }
 
 /// Whether a sidecar may have been without its store.
 fn is_troubled(history: &History, from: Micros, to: Micros) -> bool {
     history.troubles.iter().any(|trouble| {
-        let (begin, end) = match trouble.fault {
+        let (begin, end) = if trouble.fault == Fault::SidecarKilled {
             // It comes back at the end, and then has to connect.
-            Fault::SidecarKilled => (trouble.end.minus_ms(500), trouble.end.plus_ms(1000)),
-            _ => {
-                let backoff = BACKOFF_MS.min((trouble.end.0 - trouble.start.0) / 1000);
-                (trouble.start.minus_ms(50), trouble.end.plus_ms(backoff + RECOVERY_MS))
-            }
+            (trouble.end.minus_ms(500), trouble.end.plus_ms(1000))
+        } else {
+            let backoff = BACKOFF_MS.min((trouble.end.0 - trouble.start.0) / 1000);
+            (trouble.start.minus_ms(50), trouble.end.plus_ms(backoff + RECOVERY_MS))
         };
         begin <= to && from <= end
     })
@@ -225,13 +221,17 @@ impl Violation {
         for commit in history.commits.iter().filter(|commit| commit.job == job) {
             if overlaps(commit.at, commit.at) {
                 let Commit { version, number, at, .. } = commit;
-                lines.push((*at, format!("{at}                committed {version} (write {number})")));
+                lines.push((
+                    *at,
+                    format!("{at}                committed {version} (write {number})"),
+                ));
             }
         }
         for write in history.writes.iter().filter(|write| write.job == job) {
             if overlaps(write.start, write.end) {
                 let Write { number, kind, start, end, process, outcome, .. } = write;
-                let line = format!("{start} to {end}  {process} {kind:?} {outcome:?} (write {number})");
+                let line =
+                    format!("{start} to {end}  {process} {kind:?} {outcome:?} (write {number})");
                 lines.push((*start, line));
             }
         }
@@ -266,11 +266,16 @@ impl fmt::Display for Violation {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ratio = 100.0 * self.hits as f64 / self.reads.max(1) as f64;
+        let ratio = 100 * self.hits / self.reads.max(1);
         writeln!(
             f,
-            "  reads {} (hits {} = {ratio:.0} %, collapsed {}, stored {}), failed {}, hung up {}",
-            self.reads, self.hits, self.collapsed, self.stored, self.failed_reads, self.dropped_reads
+            "  reads {} (hits {} = {ratio} %, collapsed {}, stored {}), failed {}, hung up {}",
+            self.reads,
+            self.hits,
+            self.collapsed,
+            self.stored,
+            self.failed_reads,
+            self.dropped_reads
         )?;
         writeln!(
             f,
@@ -284,5 +289,61 @@ impl fmt::Display for Counts {
             self.unconfirmed, self.unsure_in_body, self.gone_in_trouble, self.never_committed
         )?;
         write!(f, "  faults: {:?}", self.faults)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Process = Process { sidecar: 0, life: 0 };
+    const B: Process = Process { sidecar: 1, life: 0 };
+
+    /// One write from 10 to 20 ms that committed version 7 at 15, and one GET of version 6.
+    #[track_caller]
+    fn check(outcome: Outcome, process: Process, start_ms: u64, fault: Option<Fault>, bad: bool) {
+        let ms = |ms: u64| Micros(ms * 1000);
+        let (start, end, kind) = (ms(10), ms(20), Kind::Put);
+        let write = Write { number: 1, kind, start, end, job: 3, process: A, outcome };
+        let commit =
+            Commit { number: 1, job: 3, version: 7, at: ms(15), in_body: false, sent: None };
+        let (start, how) = (ms(start_ms), How::Hit);
+        let read = Read { start, took_us: 10, version: 6, job: 3, process, how };
+        let trouble = fault.map(|fault| Trouble { fault, start: ms(5), end: ms(12) });
+        let history = History {
+            reads: vec![read, Read { version: 7, ..read }, Read { job: 4, ..read }],
+            writes: vec![write],
+            commits: vec![commit],
+            troubles: trouble.into_iter().collect(),
+            ..History::default()
+        };
+        let verdict = judge(&history);
+        assert_eq!(verdict.total, usize::from(bad));
+        for violation in verdict.violations {
+            let slice = violation.explain(&history);
+            assert!(slice.contains("GET 6 Hit  <== STALE") && slice.contains("committed 7"));
+        }
+    }
+
+    #[test]
+    fn who_begins_after_the_acknowledgement_must_see_the_write() {
+        check(Outcome::Acknowledged, B, 21, None, true);
+        check(Outcome::Acknowledged, B, 20, None, false);
+        check(Outcome::Acknowledged, B, 21, Some(Fault::ShortStop), true);
+    }
+
+    #[test]
+    fn an_unconfirmed_write_binds_the_process_that_said_so() {
+        check(Outcome::Unconfirmed, A, 21, None, true);
+        check(Outcome::Unconfirmed, B, 21, None, false);
+        check(Outcome::Unconfirmed, Process { life: 1, ..A }, 21, None, false);
+    }
+
+    #[test]
+    fn a_write_that_nobody_was_told_of_binds_from_its_commit_if_it_was_fenced() {
+        check(Outcome::HungUp, B, 16, None, true);
+        check(Outcome::HungUp, B, 15, None, false);
+        check(Outcome::Unknown, B, 16, Some(Fault::Held), false);
+        check(Outcome::Unknown, B, 16, Some(Fault::SidecarKilled), false);
     }
 }

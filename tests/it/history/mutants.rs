@@ -51,10 +51,18 @@ const CROWD: Plan = Plan {
     ..RACES
 };
 
+/// Writes that commit while their answers stream, and nothing else that would clean up after them.
+const STREAMS: Plan = Plan {
+    jobs: 6,
+    load: Load { putters: 5, purgers: 0, deleters: 0, pause_ms: 60, hang_ups: 0 },
+    manners: Manners { slow: 60, very_slow: 0, commit_in_body: 80, broken: 0, ..RACES.manners },
+    ..RACES
+};
+
 /// Quiet enough that entries are there to go wrong, while Redis does.
 const fn trouble(kinds: &'static [Fault]) -> Plan {
     Plan {
-        length: Duration::from_millis(4000),
+        length: Duration::from_secs(4),
         jobs: 12,
         load: Load { putters: 3, purgers: 1, deleters: 2, pause_ms: 80, hang_ups: 0 },
         manners: Manners { slow: 10, very_slow: 0, ..RACES.manners },
@@ -69,10 +77,10 @@ async fn check(mutant: Mutant, plan: Plan) {
         let faulty = Plan { mutant: Some(mutant.as_str()), ..plan };
         let (history, verdict) = run(faulty).await;
         let Some(first) = verdict.violations.first() else {
-            println!("{mutant:?}: not with seed {seed}\n{}", verdict.counts);
+            eprintln!("{mutant:?}: not with seed {seed}\n{}", verdict.counts);
             continue;
         };
-        println!("{mutant:?}: seed {seed}, {} stale reads; {first}", verdict.total);
+        eprintln!("{mutant:?}: seed {seed}, {} stale reads; {first}", verdict.total);
         assert!(first.explain(&history).contains("STALE"));
         let (history, verdict) = run(plan).await;
         let slices = explain(&history, &verdict);
@@ -116,9 +124,14 @@ async fn an_end_without_a_del_is_caught() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_lifts_every_fence_is_caught() {
+    let load = Load { putters: 8, ..GONE.load };
+    check(Mutant::EndLiftsEveryFence, Plan { jobs: 4, load, ..GONE }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_ends_once_is_caught() {
-    let manners = Manners { commit_in_body: 70, ..RACES.manners };
-    check(Mutant::EndOnce, Plan { manners, ..RACES }).await;
+    check(Mutant::EndOnce, STREAMS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -210,19 +210,14 @@ async fn purge(door: &Door, job: u16) -> (Process, Outcome) {
 }
 
 /// `DEL job_status:<id>` by somebody who knows nothing of jobcache.
-async fn delete(
-    connection: &mut Option<MultiplexedConnection>,
-    url: &str,
-    job: u16,
-) -> Outcome {
+async fn delete(connection: &mut Option<MultiplexedConnection>, url: &str, job: u16) -> Outcome {
     let del = async {
-        let mut redis = match connection.take() {
-            Some(redis) => redis,
-            None => {
-                let config = AsyncConnectionConfig::new().set_response_timeout(None);
-                let client = redis::Client::open(url).ok()?;
-                client.get_multiplexed_async_connection_with_config(&config).await.ok()?
-            }
+        let mut redis = if let Some(redis) = connection.take() {
+            redis
+        } else {
+            let config = AsyncConnectionConfig::new().set_response_timeout(None);
+            let client = redis::Client::open(url).ok()?;
+            client.get_multiplexed_async_connection_with_config(&config).await.ok()?
         };
         let key = support::redis::key(&format!("j{job}"));
         let _: i64 = redis::cmd("DEL").arg(key).query_async(&mut redis).await.ok()?;
