@@ -104,11 +104,9 @@ impl Mutant {
             Self::EndWithoutDel => {
                 Some(("end", "redis.call('DEL', KEYS[1], KEYS[2], KEYS[3]) > 0", "true"))
             }
-            Self::EndLiftsEveryFence => Some((
-                "end",
-                "redis.call('ZREM', KEYS[4], ARGV[1])",
-                "redis.call('DEL', KEYS[4])",
-            )),
+            Self::EndLiftsEveryFence => {
+                Some(("end", "redis.call('ZREM', KEYS[4], ARGV[1])", "redis.call('DEL', KEYS[4])"))
+            }
             _ => None,
         }
     }
