@@ -4,31 +4,34 @@
 
 pub mod audience;
 pub mod entry;
+mod fill;
 pub mod flight;
 pub mod key;
 pub mod marks;
 pub mod policy;
 
+pub use fill::{Known, Landed, Lead};
+
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use hyper::http::{Method, request, response};
+use hyper::http::{HeaderMap, Method, request};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use self::{
-    audience::Fingerprint,
+    audience::{Pair, Prints},
     entry::{Entry, Reject},
-    flight::{Flight, Flights, Leader, Ticket},
+    fill::Target,
+    flight::{Flight, Flights, Shown, Ticket},
     key::JobId,
     marks::Marks,
-    policy::{Bypass, Freshness, NoStore, Policy, RequestDirectives},
+    policy::{Bypass, Policy, RequestDirectives},
 };
 use crate::{
-    clock, config,
-    metrics::{InvalidationLabels, Metrics, OutcomeLabels},
+    config,
+    metrics::{InvalidationLabels, Metrics},
     mutants::{self, Mutant},
-    store::{Budget, Ended, Epoch, Fill, Grant, Key, Lease, Seen, Store, StoreError, Token, Write},
+    store::{Budget, Ended, Grant, Key, Lease, Seen, Store, StoreError, Token, Write},
 };
 
 /// How long another sidecar's fill is waited for: the one exception to the budget.
@@ -39,6 +42,8 @@ const FOREIGN_LEASE_STEP: Duration = Duration::from_millis(5);
 const UNCACHEABLE_FOR: Duration = Duration::from_secs(10);
 /// Values of somebody else's that are replaced for one job in a TTL; past it, it is left alone.
 const FOREIGN_VALUES: u32 = 3;
+/// Entries of one job that are replaced in a TTL; past it the bodies are each client's own.
+const REPLACEMENTS: u32 = 3;
 /// Between two warnings about somebody else's values.
 const FOREIGN_WARNING_EVERY: Duration = Duration::from_mins(1);
 /// A fence outlives the write by this much.
@@ -50,7 +55,10 @@ pub struct Cache {
     store: Store,
     flights: Arc<Flights>,
     /// Jobs and fingerprints whose responses cannot be stored (hit-for-miss).
-    uncacheable: Marks<(Key, Fingerprint)>,
+    uncacheable: Marks<(Key, Pair)>,
+    /// Jobs whose entry was replaced because the upstream answers each client differently.
+    replaced: Marks<Key>,
+    prints: Prints,
     /// Jobs whose key somebody else writes.
     foreign: Marks<Key>,
     foreign_warnings: Marks<()>,
@@ -68,13 +76,16 @@ struct Settings {
     settle: Duration,
     linger: Duration,
     fence: Duration,
+    audience: usize,
 }
 
 /// What a reader asks for.
 #[derive(Debug)]
 pub struct Ask {
     key: Key,
-    fingerprint: Fingerprint,
+    pair: Pair,
+    /// Who shares an upstream read with it.
+    circle: Pair,
     directives: RequestDirectives,
     fills: bool,
 }
@@ -85,31 +96,11 @@ pub enum Lookup {
     /// From the cache.
     Hit(Arc<Entry>),
     /// By reading the upstream, for everybody who joins.
-    Lead(Lead),
+    Lead(Box<Lead>),
     /// With what another reader's upstream read brings.
     Join(Flight, Option<Bypass>),
     /// From the upstream, for this reader alone.
     Pass(Bypass),
-}
-
-/// The part of a reader who reads the upstream for others.
-#[derive(Debug)]
-pub struct Lead {
-    leader: Leader,
-    /// Without one nothing is stored.
-    lease: Option<Lease>,
-    why: Option<Bypass>,
-    key: Key,
-    fingerprint: Fingerprint,
-}
-
-/// What may still follow an answer.
-#[derive(Debug)]
-pub struct Landed {
-    /// What was read.
-    pub entry: Arc<Entry>,
-    lease: Option<(Lease, Duration)>,
-    leader: Leader,
 }
 
 /// Whether the outcome of a write is known.
@@ -132,20 +123,28 @@ enum Source {
 impl Cache {
     /// Joins a store with the configured policy.
     pub fn new(store: Store, config: &config::Config, metrics: Arc<Metrics>) -> Self {
+        let prints = Prints::new(&config.credentials);
         Self {
             store,
             flights: Arc::default(),
             uncacheable: Marks::new(UNCACHEABLE_FOR),
+            replaced: Marks::new(config.ttl),
             foreign: Marks::new(config.ttl),
             foreign_warnings: Marks::new(FOREIGN_WARNING_EVERY),
             waited: Marks::new(config.store.lease),
-            policy: Policy { ttl: config.ttl, max_body: config.max_body },
+            policy: Policy {
+                ttl: config.ttl,
+                max_body: config.max_body,
+                vary: prints.headers().to_vec(),
+            },
+            prints,
             settings: Settings {
                 prefix: config.store.prefix.clone(),
                 budget: config.store.budget,
                 settle: config.settle,
                 linger: config.store.linger,
                 fence: config.upstream.response_timeout + FENCE_MARGIN,
+                audience: config.credentials.audience,
             },
             metrics,
         }
@@ -156,6 +155,11 @@ impl Cache {
         &self.store
     }
 
+    /// Whether a request may not be answered from the cache because it is somebody's.
+    pub fn is_personal(&self, headers: &HeaderMap) -> bool {
+        self.prints.bypasses(headers)
+    }
+
     /// What one request may wait for the store.
     pub fn budget(&self) -> Budget {
         Budget::new(self.settings.budget)
@@ -163,9 +167,11 @@ impl Cache {
 
     /// What a GET or HEAD of a job asks for.
     pub fn ask(&self, id: &JobId, head: &request::Parts) -> Ask {
+        let pair = self.prints.pair(&self.store.credential_key(), head);
         Ask {
             key: self.key(id),
-            fingerprint: Fingerprint::representation(head),
+            pair,
+            circle: self.prints.circle(pair),
             directives: RequestDirectives::of(&head.headers),
             fills: head.method == Method::GET,
         }
@@ -194,13 +200,7 @@ impl Cache {
     async fn find(&self, ask: &Ask, budget: &mut Budget) -> Result<Lookup, StoreError> {
         let seen = self.store.read(&ask.key, budget).await?;
         match Entry::decode(&seen) {
-            Some(Ok(entry)) if !entry.is_for(ask.fingerprint) => {
-                return Ok(Self::elsewhere(ask, Bypass::Representation));
-            }
-            // Else it is too old for the client's taste: read once more, for everybody.
-            Some(Ok(entry)) if ask.admits(&entry, seen.now_ms) => {
-                return Ok(Lookup::Hit(Arc::new(entry)));
-            }
+            Some(Ok(entry)) => return Ok(self.offer(ask, entry, seen)),
             Some(Err(reject)) if self.leaves_alone(&ask.key, reject) => {
                 return Ok(self.unconfirmed(ask, Bypass::Foreign));
             }
@@ -211,24 +211,48 @@ impl Cache {
         }
         match self.store.lease(&ask.key, seen.stored.as_ref(), budget).await? {
             Grant::Lease(lease) => Ok(self.lead(ask, lease)),
-            Grant::Stored(seen) => Ok(self.offer(ask, &seen)),
+            Grant::Stored(seen) => Ok(match Entry::decode(&seen) {
+                Some(Ok(entry)) => self.offer(ask, entry, seen),
+                _ => self.unconfirmed(ask, Bypass::Foreign),
+            }),
             Grant::Leased(..) if ask.directives.no_cache => {
                 Ok(self.unconfirmed(ask, Bypass::NoCache))
             }
-            Grant::Leased(token, epoch) => self.follow(ask, token, &epoch, budget).await,
+            Grant::Leased(token, epoch) => self.follow(ask, Shown { token, epoch }, budget).await,
             Grant::Fenced => Ok(self.unconfirmed(ask, Bypass::Fenced)),
         }
     }
 
-    /// An entry that came while this reader was on its way to the upstream.
-    fn offer(&self, ask: &Ask, seen: &Seen) -> Lookup {
-        match Entry::decode(seen) {
-            Some(Ok(entry)) if !entry.is_for(ask.fingerprint) => {
-                Self::elsewhere(ask, Bypass::Representation)
+    /// An entry is a hit for its audience, unless it is too old for the client's taste. Everybody
+    /// else asks the upstream, and may thereby join the audience.
+    fn offer(&self, ask: &Ask, entry: Entry, seen: Seen) -> Lookup {
+        let included = self.prints.includes(entry.audience(), ask.pair);
+        let young = ask.directives.admit(entry.age(seen.now_ms), entry.ttl(seen.now_ms));
+        if included && young {
+            return Lookup::Hit(Arc::new(entry));
+        }
+        if let Some(why) = self.may_not_fill(ask) {
+            return Lookup::Pass(why);
+        }
+        if self.replaced.count(&ask.key) >= REPLACEMENTS
+            || entry.audience().pairs.len() >= self.settings.audience
+        {
+            return Lookup::Pass(Bypass::Audience);
+        }
+        let (token, epoch) = (Token::named(entry.generation()), seen.epoch.clone());
+        let known = Known { entry, seen };
+        let ticket = if young {
+            self.flights.share(&ask.key, Shown { token, epoch }, ask.circle)
+        } else {
+            self.flights.next(ask.key.clone(), ask.circle)
+        };
+        let why = (!young).then_some(Bypass::NoCache);
+        match ticket {
+            Ticket::Lead(leader) => {
+                let target = Target::Entry(Box::new(known));
+                Lookup::Lead(Box::new(Lead::new(ask, leader, target, why)))
             }
-            Some(Ok(entry)) if ask.admits(&entry, seen.now_ms) => Lookup::Hit(Arc::new(entry)),
-            Some(Ok(_)) => self.unconfirmed(ask, Bypass::NoCache),
-            _ => self.unconfirmed(ask, Bypass::Foreign),
+            Ticket::Join(flight) => Lookup::Join(flight, why),
         }
     }
 
@@ -242,7 +266,7 @@ impl Cache {
         if !ask.fills {
             return Some(Bypass::Method);
         }
-        let uncacheable = self.uncacheable.count(&(ask.key.clone(), ask.fingerprint)) > 0;
+        let uncacheable = self.uncacheable.count(&(ask.key.clone(), ask.circle)) > 0;
         uncacheable.then_some(Bypass::Uncacheable)
     }
 
@@ -252,22 +276,26 @@ impl Cache {
     }
 
     fn lead(&self, ask: &Ask, lease: Lease) -> Lookup {
-        let leader = self.flights.lead(ask.key.clone(), &lease, ask.fingerprint);
-        Lookup::Lead(Lead::new(ask, leader, Some(lease), None))
+        let shown = Shown { token: lease.token().clone(), epoch: lease.epoch().clone() };
+        match self.flights.share(&ask.key, shown, ask.circle) {
+            Ticket::Lead(leader) => {
+                Lookup::Lead(Box::new(Lead::new(ask, leader, Target::Lease(lease), None)))
+            }
+            Ticket::Join(flight) => Lookup::Join(flight, None),
+        }
     }
 
     /// Somebody else fills: joins if it is this sidecar, else waits a little for the fill.
     async fn follow(
         &self,
         ask: &Ask,
-        token: Token,
-        epoch: &Epoch,
+        shown: Shown,
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
-        if let Some(flight) = self.flights.join(&ask.key, &token, epoch, &ask.fingerprint) {
+        if let Some(flight) = self.flights.join(&ask.key, &shown, ask.circle) {
             return Ok(Lookup::Join(flight, None));
         }
-        if self.waited.count(&token) > 0 {
+        if self.waited.count(&shown.token) > 0 {
             return Ok(Self::elsewhere(ask, Bypass::Leased));
         }
         let deadline = Instant::now() + FOREIGN_LEASE_WAIT;
@@ -276,11 +304,13 @@ impl Cache {
             sleep_until(deadline.min(Instant::now() + step)).await;
             step *= 2;
             let seen = self.store.read(&ask.key, budget).await?;
-            if seen.stored.is_some() {
-                return Ok(self.offer(ask, &seen));
+            match Entry::decode(&seen) {
+                Some(Ok(entry)) => return Ok(self.offer(ask, entry, seen)),
+                Some(Err(_)) => return Ok(self.unconfirmed(ask, Bypass::Foreign)),
+                None => {}
             }
         }
-        self.waited.add(token);
+        self.waited.add(shown.token);
         Ok(Self::elsewhere(ask, Bypass::Leased))
     }
 
@@ -289,8 +319,10 @@ impl Cache {
         if !ask.fills || ask.directives.no_store || ask.directives.only_if_cached {
             return Self::elsewhere(ask, why);
         }
-        match self.flights.next(ask.key.clone(), ask.fingerprint) {
-            Ticket::Lead(leader) => Lookup::Lead(Lead::new(ask, leader, None, Some(why))),
+        match self.flights.next(ask.key.clone(), ask.circle) {
+            Ticket::Lead(leader) => {
+                Lookup::Lead(Box::new(Lead::new(ask, leader, Target::Nowhere, Some(why))))
+            }
             Ticket::Join(flight) => Lookup::Join(flight, Some(why)),
         }
     }
@@ -308,66 +340,6 @@ impl Cache {
             );
         }
         self.foreign.add(key.clone()) > FOREIGN_VALUES
-    }
-
-    /// Whether a response may be stored and shared, from its head.
-    pub fn storable(&self, head: &response::Parts) -> Result<Freshness, NoStore> {
-        policy::freshness(head, &self.policy, clock::now())
-    }
-
-    /// Largest body that is stored, in bytes.
-    pub fn max_body(&self) -> usize {
-        self.policy.max_body
-    }
-
-    /// Shares a complete response with everybody who joined.
-    pub fn land(
-        &self,
-        lead: Lead,
-        head: &response::Parts,
-        body: Bytes,
-        freshness: Freshness,
-    ) -> Landed {
-        let asked_at_ms =
-            lead.lease.as_ref().map_or_else(|| self.store.now_ms(), Lease::granted_at_ms);
-        let ttl = freshness.ttl;
-        let entry = Arc::new(Entry::new(head, body, freshness, lead.fingerprint, asked_at_ms));
-        lead.leader.land(Arc::clone(&entry));
-        Landed { entry, lease: lead.lease.map(|lease| (lease, ttl)), leader: lead.leader }
-    }
-
-    /// Stores what has landed. A store error is counted, logged and of no consequence.
-    pub async fn fill(&self, landed: Landed) -> Option<Fill> {
-        let (lease, ttl) = landed.lease?;
-        let meta = landed.entry.meta(lease.token(), lease.epoch());
-        let filled = self.store.fill(lease, landed.entry.body(), &meta, ttl).await;
-        // Until here readers who were shown our token could still join.
-        drop(landed.leader);
-        let outcome = match &filled {
-            Ok(Fill::Stored) => "stored",
-            // Our client asked before the write that revoked us was answered, so it may have this
-            // body. No later reader may.
-            Ok(Fill::Revoked) => "revoked",
-            Err(error) => {
-                debug!(%error, "fill failed; the response was served uncached");
-                "failed"
-            }
-        };
-        self.count_fill(outcome);
-        filled.ok()
-    }
-
-    /// Gives up a flight whose response cannot be shared. With `why` the reason lies in the response
-    /// and the next readers need not queue; without, the upstream failed.
-    pub async fn abandon(&self, lead: Lead, why: Option<NoStore>) {
-        if let Some(why) = why {
-            self.uncacheable.add((lead.key, lead.fingerprint));
-            self.count_fill(why.as_str());
-        }
-        drop(lead.leader);
-        if let Some(lease) = lead.lease {
-            self.store.release(lease).await;
-        }
     }
 
     /// Fences jobs before a write is forwarded.
@@ -431,10 +403,6 @@ impl Cache {
         Key::new(&self.settings.prefix, id.as_str())
     }
 
-    fn count_fill(&self, outcome: &'static str) {
-        self.metrics.fills.get_or_create(&OutcomeLabels { outcome }).inc();
-    }
-
     fn count_invalidation(&self, source: Source, ended: Ended) {
         let source = match source {
             Source::Write => "write",
@@ -446,29 +414,6 @@ impl Cache {
             Ended::Pending => "pending",
         };
         self.metrics.invalidations.get_or_create(&InvalidationLabels { source, outcome }).inc();
-    }
-}
-
-impl Ask {
-    /// Whether an entry is young enough for the client.
-    fn admits(&self, entry: &Entry, now_ms: i64) -> bool {
-        self.directives.admit(entry.age(now_ms), entry.ttl(now_ms))
-    }
-}
-
-impl Lead {
-    fn new(ask: &Ask, leader: Leader, lease: Option<Lease>, why: Option<Bypass>) -> Self {
-        Self { leader, lease, why, key: ask.key.clone(), fingerprint: ask.fingerprint }
-    }
-
-    /// Why the cache was not asked, if it was not.
-    pub fn why(&self) -> Option<Bypass> {
-        self.why
-    }
-
-    /// Waits until the upstream may be read.
-    pub async fn turn(&mut self) {
-        self.leader.turn().await;
     }
 }
 

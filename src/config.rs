@@ -127,11 +127,30 @@ pub struct Pending {
     pub journal: Option<PathBuf>,
 }
 
-/// What marks a request as somebody's.
+/// What marks a request as somebody's, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
-    /// Header names, lower case. A request that carries one passes uncached.
+    /// How requests that carry one are treated.
+    pub mode: CredentialMode,
+    /// Header names, lower case.
     pub headers: Vec<String>,
+    /// Names of the cookies that count; all of them where there are none.
+    pub cookies: Vec<String>,
+    /// Keys the fingerprints; without one the store keeps a key for all sidecars.
+    pub secret: Option<Secret>,
+    /// Audience pairs of an entry at most.
+    pub audience: usize,
+}
+
+/// How requests that carry a credential are treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialMode {
+    /// Each is given only what the upstream has served to it.
+    Partition,
+    /// All are given the same: a gateway in front has authorised them.
+    Shared,
+    /// They pass uncached.
+    Bypass,
 }
 
 /// A secret that no log shows.
@@ -265,6 +284,12 @@ impl Default for Pending {
 
 impl Default for Credentials {
     fn default() -> Self {
-        Self { headers: IDENTITY_HEADERS.split(',').map(str::to_owned).collect() }
+        Self {
+            mode: CredentialMode::Partition,
+            headers: IDENTITY_HEADERS.split(',').map(str::to_owned).collect(),
+            cookies: Vec::new(),
+            secret: None,
+            audience: 256,
+        }
     }
 }

@@ -63,6 +63,10 @@ pub enum Op {
     Lease,
     /// Stores an entry.
     Fill,
+    /// Lets another pair use an entry.
+    Admit,
+    /// Puts a newer body in the place of an entry.
+    Replace,
     /// Fences before a write.
     Begin,
     /// Invalidates.
@@ -75,6 +79,8 @@ impl Op {
             Self::Read => "read",
             Self::Lease => "lease",
             Self::Fill => "fill",
+            Self::Admit => "admit",
+            Self::Replace => "replace",
             Self::Begin => "begin",
             Self::End => "end",
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use hyper::{
     Request, Response, StatusCode, Version,
     body::{Body as _, Incoming},
-    http::{HeaderMap, HeaderName, Method, request::Parts},
+    http::{Method, request::Parts},
 };
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -41,8 +41,6 @@ pub struct Proxy {
     routes: Arc<Routes>,
     cache: Arc<Cache>,
     upstream: Upstream,
-    /// Headers that make a request somebody's.
-    credentials: Vec<HeaderName>,
     /// Writes and flights, which outlive the client that began them.
     tasks: TaskTracker,
     access_log: bool,
@@ -58,10 +56,8 @@ impl Proxy {
         config: &Config,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let credentials =
-            config.credentials.headers.iter().filter_map(|name| name.parse().ok()).collect();
         let tasks = TaskTracker::new();
-        Self { routes, cache, upstream, credentials, tasks, access_log: config.access_log, metrics }
+        Self { routes, cache, upstream, tasks, access_log: config.access_log, metrics }
     }
 
     /// Waits for writes and flights that have outlived their clients, and for upgrades.
@@ -85,7 +81,7 @@ impl Proxy {
             Route::Read(_) if !request.body().is_end_stream() => {
                 self.pass(request, client, Bypass::RequestBody).await
             }
-            Route::Read(_) if self.is_personal(request.headers()) => {
+            Route::Read(_) if self.cache.is_personal(request.headers()) => {
                 self.pass(request, client, Bypass::Credentials).await
             }
             Route::Read(id) => self.read(id, request.into_parts().0, client).await,
@@ -107,7 +103,7 @@ impl Proxy {
         let ask = self.cache.ask(&id, &head);
         match self.cache.lookup(&ask, &mut budget).await {
             Lookup::Hit(entry) => self.hit(&entry, &head),
-            Lookup::Lead(lead) => self.lead(lead, head, client, budget).await,
+            Lookup::Lead(lead) => self.lead(*lead, head, client, budget).await,
             Lookup::Join(flight, why) => match flight.landed().await {
                 Some(entry) => {
                     let verdict = Verdict::Miss { stored: Stored::Unsaid, collapsed: true, why };
@@ -276,10 +272,6 @@ impl Proxy {
         self.prepare_request(&mut head, client);
         headers::for_fill(&mut head.headers);
         Request::from_parts(head, RequestBody::Empty)
-    }
-
-    fn is_personal(&self, headers: &HeaderMap) -> bool {
-        self.credentials.iter().any(|name| headers.contains_key(name))
     }
 }
 

@@ -97,6 +97,11 @@ impl Key {
 pub struct Token(Arc<str>);
 
 impl Token {
+    /// The token that an entry names as its generation.
+    pub fn named(name: &str) -> Self {
+        Self(name.into())
+    }
+
     /// The token as it stands in the store.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -111,6 +116,38 @@ impl Epoch {
     /// The epoch as it stands in an entry.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Keys the fingerprints of credentials. All sidecars of one store have the same.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CredentialKey([u8; 32]);
+
+impl CredentialKey {
+    /// A key of these bytes.
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// A key of its own.
+    fn random() -> Self {
+        Self(std::array::from_fn(|_| fastrand::u8(..)))
+    }
+
+    /// The key that a configured secret gives.
+    fn derived(secret: &str) -> Self {
+        Self(blake3::derive_key("jobcache credential fingerprints v1", secret.as_bytes()))
+    }
+
+    /// For the hash.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for CredentialKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
     }
 }
 
@@ -180,7 +217,18 @@ impl Lease {
     }
 }
 
-/// What became of a fill.
+/// What [`Store::replace`] puts in the place of an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Replacement<'r> {
+    /// The newer body.
+    pub body: &'r Bytes,
+    /// A JSON object without its closing brace.
+    pub meta: &'r str,
+    /// When it expires, in ms since 1970 by the store's clock.
+    pub expires_at_ms: i64,
+}
+
+/// What became of a fill, an admission or a replacement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
     /// The entry is there.
@@ -304,7 +352,7 @@ impl Store {
         let engine = match &config.store.url {
             config::StoreUrl::Memory => {
                 metrics.store_up.set(1);
-                Engine::Memory(memory::Memory::new(&config.store))
+                Engine::Memory(memory::Memory::new(config))
             }
             config::StoreUrl::Redis(url) => {
                 Engine::Redis(redis::Redis::open(url, config, Arc::clone(&metrics))?)
@@ -369,6 +417,54 @@ impl Store {
             }
         })
         .await
+    }
+
+    /// Lets another audience pair use an entry, if it is still the very one that was seen.
+    pub async fn admit(
+        &self,
+        key: &Key,
+        seen: &Seen,
+        generation: &str,
+        pair: &str,
+    ) -> Result<Fill, StoreError> {
+        self.timed(Op::Admit, async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.admit(key, seen, generation, pair).await,
+                Engine::Memory(memory) => Ok(memory.admit(key, seen, pair)),
+            }
+        })
+        .await
+    }
+
+    /// Puts a newer body in the place of an entry, if that is still the very one that was seen.
+    /// `meta` is a JSON object without its closing brace, as for [`Store::fill`].
+    pub async fn replace(
+        &self,
+        key: &Key,
+        seen: &Seen,
+        generation: &str,
+        new: Replacement<'_>,
+    ) -> Result<Fill, StoreError> {
+        self.timed(Op::Replace, async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.replace(key, seen, generation, new).await,
+                Engine::Memory(memory) => Ok(memory.replace(key, seen, new)),
+            }
+        })
+        .await
+    }
+
+    /// A token that was never used, for the generation of a replacement.
+    pub fn token(&self) -> Token {
+        self.tokens.next()
+    }
+
+    /// What keys the fingerprints of credentials now.
+    pub fn credential_key(&self) -> Arc<CredentialKey> {
+        match &self.engine {
+            Engine::Redis(redis) => redis.credential_key(),
+            Engine::Memory(memory) => memory.credential_key(),
+        }
     }
 
     /// Hands a lease back: what came cannot be stored.

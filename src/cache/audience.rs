@@ -1,18 +1,50 @@
 //! Who may be given an entry.
 //!
-//! The **representation** is what a request says about the form of the answer rather than about who
-//! asks: the path it came by, the host names and the negotiated form. An upstream may answer
-//! differently by any of them, so an entry is only for the representations it was read for.
+//! Two fingerprints make a [`Pair`]. The **credential** is all that tells who asks: `Authorization`,
+//! cookies, API keys and what a gateway writes once it knows the caller. The **representation** is
+//! what a request says about the form of the answer: the path it came by, the host names and the
+//! negotiated form. An entry is for the pairs that the upstream itself has served its bytes to, and
+//! for nobody else. Nothing is parsed and nothing is trusted: equal bytes in, equal print out.
+//!
+//! Prints are keyed BLAKE3, so that who can read the store learns no credential by trying.
 
 use hyper::http::{
-    HeaderName,
-    header::{ACCEPT, ACCEPT_LANGUAGE, FORWARDED, HOST, ORIGIN},
+    HeaderMap, HeaderName,
+    header::{ACCEPT, ACCEPT_LANGUAGE, COOKIE, FORWARDED, HOST, ORIGIN},
     request::Parts,
 };
 
-/// 128 bits of BLAKE3.
+pub use crate::config::CredentialMode as Mode;
+use crate::{config, store::CredentialKey};
+
+/// 128 bits of keyed BLAKE3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 16]);
+
+/// Who asks, and for what form of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pair {
+    credential: Fingerprint,
+    representation: Fingerprint,
+}
+
+/// The pairs that an entry is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audience {
+    /// Pairs in hexadecimal, as in [`Pair::to_hex`].
+    pub pairs: Vec<String>,
+    /// The upstream has said that the credential does not matter.
+    pub public: bool,
+}
+
+/// Takes the prints of requests.
+#[derive(Debug)]
+pub struct Prints {
+    mode: Mode,
+    headers: Vec<HeaderName>,
+    /// Cookies that count; all of them where there are none.
+    cookies: Vec<String>,
+}
 
 const REPRESENTATION: [HeaderName; 9] = [
     HOST,
@@ -27,30 +59,123 @@ const REPRESENTATION: [HeaderName; 9] = [
 ];
 
 impl Fingerprint {
-    /// The representation that a request asks for.
-    pub fn representation(head: &Parts) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        add(&mut hasher, head.uri.path().as_bytes());
-        // An absolute-form target or an HTTP/2 `:authority` takes the place of Host.
-        if let Some(authority) = head.uri.authority() {
-            add(&mut hasher, HOST.as_str().as_bytes());
-            add(&mut hasher, authority.as_str().as_bytes());
-        }
-        let skipped = head.uri.authority().map(|_| HOST);
-        for name in REPRESENTATION.iter().filter(|name| Some(*name) != skipped.as_ref()) {
-            for value in head.headers.get_all(name) {
-                add(&mut hasher, name.as_str().as_bytes());
-                add(&mut hasher, value.as_bytes());
-            }
-        }
+    /// Of nobody in particular.
+    const WAIVED: Self = Self([0; 16]);
+
+    fn of(key: &CredentialKey, fill: impl FnOnce(&mut blake3::Hasher)) -> Self {
+        let mut hasher = blake3::Hasher::new_keyed(key.bytes());
+        fill(&mut hasher);
         let mut print = [0; 16];
         hasher.finalize_xof().fill(&mut print);
         Self(print)
     }
 
-    /// As it stands in an entry: 32 hexadecimal digits.
-    pub fn to_hex(self) -> String {
+    fn to_hex(self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl Pair {
+    /// As it stands in an entry: 64 hexadecimal digits, the credential first.
+    pub fn to_hex(self) -> String {
+        self.credential.to_hex() + &self.representation.to_hex()
+    }
+
+    /// The same form of the answer, whoever asks.
+    fn waived(self) -> Self {
+        Self { credential: Fingerprint::WAIVED, ..self }
+    }
+}
+
+impl Audience {
+    /// Only this pair; everybody who asks for its form where the response is public.
+    pub fn of(pair: Pair, public: bool) -> Self {
+        Self { pairs: vec![pair.to_hex()], public }
+    }
+}
+
+impl Prints {
+    /// As configured.
+    pub fn new(config: &config::Credentials) -> Self {
+        Self {
+            mode: config.mode,
+            headers: config.headers.iter().filter_map(|name| name.parse().ok()).collect(),
+            cookies: config.cookies.clone(),
+        }
+    }
+
+    /// The request headers that the credential covers, so that a response may vary by them.
+    pub fn headers(&self) -> &[HeaderName] {
+        &self.headers
+    }
+
+    /// Whether a request may not be answered from the cache because it is somebody's.
+    pub fn bypasses(&self, headers: &HeaderMap) -> bool {
+        self.mode == Mode::Bypass && self.headers.iter().any(|name| headers.contains_key(name))
+    }
+
+    /// The pair of a request.
+    pub fn pair(&self, key: &CredentialKey, head: &Parts) -> Pair {
+        Pair {
+            credential: Fingerprint::of(key, |hasher| self.add_credential(hasher, &head.headers)),
+            representation: Fingerprint::of(key, |hasher| add_representation(hasher, head)),
+        }
+    }
+
+    /// Who shares an upstream read with this pair: those who would be given its entry.
+    pub fn circle(&self, pair: Pair) -> Pair {
+        if self.mode == Mode::Shared { pair.waived() } else { pair }
+    }
+
+    /// Whether a pair may be given an entry of this audience.
+    pub fn includes(&self, audience: &Audience, pair: Pair) -> bool {
+        let name = pair.to_hex();
+        if self.mode != Mode::Shared && !audience.public {
+            return audience.pairs.contains(&name);
+        }
+        // The credential is waived, the representation never.
+        let representation = &name[32..];
+        audience.pairs.iter().any(|pair| pair.ends_with(representation))
+    }
+
+    fn add_credential(&self, hasher: &mut blake3::Hasher, headers: &HeaderMap) {
+        for name in &self.headers {
+            for value in headers.get_all(name) {
+                add(hasher, name.as_str().as_bytes());
+                if *name == COOKIE && !self.cookies.is_empty() {
+                    self.add_cookies(hasher, value.as_bytes());
+                } else {
+                    add(hasher, value.as_bytes());
+                }
+            }
+        }
+    }
+
+    /// The cookies that count, as they stand. RFC 6265 4.2.1: pairs are separated by "; ".
+    fn add_cookies(&self, hasher: &mut blake3::Hasher, value: &[u8]) {
+        for cookie in value.split(|byte| *byte == b';') {
+            let cookie = cookie.trim_ascii();
+            let name = cookie.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+            if self.cookies.iter().any(|counts| counts.as_bytes() == name) {
+                add(hasher, cookie);
+            }
+        }
+    }
+}
+
+fn add_representation(hasher: &mut blake3::Hasher, head: &Parts) {
+    add(hasher, head.uri.path().as_bytes());
+    // An absolute-form target or an HTTP/2 `:authority` takes the place of Host.
+    let authority = head.uri.authority();
+    if let Some(authority) = authority {
+        add(hasher, HOST.as_str().as_bytes());
+        add(hasher, authority.as_str().as_bytes());
+    }
+    for name in REPRESENTATION.iter().filter(|name| authority.is_none() || **name != HOST) {
+        for value in head.headers.get_all(name) {
+            add(hasher, name.as_str().as_bytes());
+            add(hasher, value.as_bytes());
+        }
     }
 }
 
@@ -66,37 +191,116 @@ mod tests {
 
     use super::*;
 
-    fn print(path: &str, headers: &[(&str, &str)]) -> Fingerprint {
+    const KEY: CredentialKey = CredentialKey::new([7; 32]);
+
+    fn prints(mode: Mode, cookies: &[&str]) -> Prints {
+        let cookies = cookies.iter().map(ToString::to_string).collect();
+        let headers = vec!["authorization".into(), "cookie".into(), "x-user-id".into()];
+        Prints::new(&config::Credentials {
+            mode,
+            headers,
+            cookies,
+            ..config::Credentials::default()
+        })
+    }
+
+    fn head(path: &str, headers: &[(&str, &str)]) -> Parts {
         let mut request = Request::get(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        Fingerprint::representation(&request.body(()).unwrap().into_parts().0)
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn pair(path: &str, headers: &[(&str, &str)]) -> Pair {
+        prints(Mode::Partition, &[]).pair(&KEY, &head(path, headers))
     }
 
     #[test]
     fn each_part_of_a_representation_tells_it_apart() {
-        let plain = print("/jobs/x", &[("host", "a")]);
-        assert_eq!(plain, print("/jobs/x", &[("host", "a"), ("user-agent", "curl")]));
-        assert_eq!(plain, print("http://a/jobs/x", &[("host", "ignored")]));
+        let plain = pair("/jobs/x", &[("host", "a")]);
+        assert_eq!(plain, pair("/jobs/x", &[("host", "a"), ("user-agent", "curl")]));
+        assert_eq!(plain, pair("http://a/jobs/x", &[("host", "ignored")]));
         for other in [
-            print("/api/v1/jobs/x", &[("host", "a")]),
-            print("/jobs/x", &[("host", "b")]),
-            print("/jobs/x", &[("host", "a"), ("origin", "b")]),
-            print("/jobs/x", &[("host", "a"), ("accept", "text/html")]),
-            print("/jobs/x", &[("host", "a"), ("accept-language", "de")]),
-            print("/jobs/x", &[("host", "a"), ("x-forwarded-proto", "https")]),
-            print("http://b/jobs/x", &[("host", "a")]),
+            pair("/api/v1/jobs/x", &[("host", "a")]),
+            pair("/jobs/x", &[("host", "b")]),
+            pair("/jobs/x", &[("host", "a"), ("origin", "b")]),
+            pair("/jobs/x", &[("host", "a"), ("accept", "text/html")]),
+            pair("/jobs/x", &[("host", "a"), ("accept-language", "de")]),
+            pair("/jobs/x", &[("host", "a"), ("x-forwarded-proto", "https")]),
+            pair("http://b/jobs/x", &[("host", "a")]),
         ] {
-            assert_ne!(plain, other);
+            assert_ne!(plain.representation, other.representation);
+            assert_eq!(plain.credential, other.credential);
         }
     }
 
     #[test]
-    fn a_repeated_header_is_not_its_values_joined() {
-        assert_ne!(
-            print("/jobs/x", &[("accept", "a"), ("accept", "b")]),
-            print("/jobs/x", &[("accept", "a, b")])
-        );
+    fn each_part_of_a_credential_tells_it_apart() {
+        let nobody = pair("/jobs/x", &[]);
+        let some = [
+            pair("/jobs/x", &[("authorization", "Bearer a")]),
+            pair("/jobs/x", &[("authorization", "Bearer b")]),
+            pair("/jobs/x", &[("authorization", "bearer a")]),
+            pair("/jobs/x", &[("authorization", "Bearer a"), ("authorization", "Bearer b")]),
+            pair("/jobs/x", &[("cookie", "Bearer a")]),
+            pair("/jobs/x", &[("authorization", "")]),
+            pair("/jobs/x", &[("x-user-id", "1")]),
+        ];
+        for (at, one) in some.iter().enumerate() {
+            assert_ne!(one.credential, nobody.credential);
+            assert_eq!(one.representation, nobody.representation);
+            for other in &some[at + 1..] {
+                assert_ne!(one.credential, other.credential);
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_named_cookies_count() {
+        let some = prints(Mode::Partition, &["session"]);
+        let pair = |cookie| some.pair(&KEY, &head("/jobs/x", &[("cookie", cookie)]));
+        let plain = pair("session=1");
+        for same in ["session=1; theme=dark", "theme=dark;  session=1", " session=1 ;_ga=2"] {
+            assert_eq!(plain, pair(same), "{same}");
+        }
+        for other in ["session=2", "theme=dark", "Session=1", "session=1; session=2", "xsession=1"]
+        {
+            assert_ne!(plain, pair(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn another_key_gives_other_prints() {
+        let request = head("/jobs/x", &[("authorization", "Bearer a")]);
+        let prints = prints(Mode::Partition, &[]);
+        let other = CredentialKey::new([8; 32]);
+        assert_ne!(prints.pair(&KEY, &request), prints.pair(&other, &request));
+    }
+
+    #[test]
+    fn an_entry_is_for_its_pairs_and_modes_waive_only_the_credential() {
+        let a = pair("/jobs/x", &[("authorization", "a")]);
+        let b = pair("/jobs/x", &[("authorization", "b")]);
+        let german = pair("/jobs/x", &[("authorization", "a"), ("accept-language", "de")]);
+        let check = |mode, public, pair| prints(mode, &[]).includes(&Audience::of(a, public), pair);
+        assert!(check(Mode::Partition, false, a));
+        assert!(!check(Mode::Partition, false, b));
+        assert!(!check(Mode::Partition, false, german));
+        assert!(check(Mode::Partition, true, b));
+        assert!(!check(Mode::Partition, true, german));
+        assert!(check(Mode::Shared, false, b));
+        assert!(!check(Mode::Shared, false, german));
+        assert!(check(Mode::Bypass, false, a) && !check(Mode::Bypass, false, b));
+        assert_eq!(prints(Mode::Shared, &[]).circle(a), prints(Mode::Shared, &[]).circle(b));
+        assert_ne!(prints(Mode::Partition, &[]).circle(a), prints(Mode::Partition, &[]).circle(b));
+    }
+
+    #[test]
+    fn requests_with_credentials_bypass_in_bypass_mode_only() {
+        let request = head("/jobs/x", &[("x-user-id", "1")]);
+        assert!(prints(Mode::Bypass, &[]).bypasses(&request.headers));
+        assert!(!prints(Mode::Partition, &[]).bypasses(&request.headers));
+        assert!(!prints(Mode::Bypass, &[]).bypasses(&head("/jobs/x", &[]).headers));
     }
 }

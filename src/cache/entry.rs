@@ -14,7 +14,10 @@ use hyper::http::{
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{audience::Fingerprint, policy};
+use super::{
+    audience::{Audience, Pair},
+    policy,
+};
 use crate::{
     mutants::{self, Mutant},
     store::{Epoch, Seen, Token},
@@ -32,10 +35,12 @@ pub struct Entry {
     stored_at_ms: i64,
     age_ms: i64,
     expires_at_ms: i64,
-    audience: Vec<String>,
+    audience: Audience,
+    /// What it stands under in the store; empty before it does.
+    generation: String,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Head {
     status: StatusCode,
     headers: HeaderMap,
@@ -57,6 +62,10 @@ struct Meta {
     /// How old it was when it was stored.
     age_ms: i64,
     epoch: String,
+    /// The upstream has waived the credential.
+    #[serde(default)]
+    public: bool,
+    /// Pairs of credential and representation, in hexadecimal.
     audience: Vec<String>,
     #[serde(default, skip_serializing)]
     expires_at_ms: i64,
@@ -79,7 +88,7 @@ impl Entry {
         head: &response::Parts,
         body: Bytes,
         freshness: policy::Freshness,
-        fingerprint: Fingerprint,
+        pair: Pair,
         now_ms: i64,
     ) -> Self {
         let headers: HeaderMap = head
@@ -94,7 +103,8 @@ impl Entry {
             stored_at_ms: now_ms,
             age_ms: millis(freshness.age),
             expires_at_ms: now_ms.saturating_add(millis(freshness.ttl)),
-            audience: vec![fingerprint.to_hex()],
+            audience: Audience::of(pair, freshness.public),
+            generation: String::new(),
         }
     }
 
@@ -137,7 +147,8 @@ impl Entry {
             stored_at_ms: meta.stored_at_ms,
             age_ms: meta.age_ms,
             expires_at_ms: meta.expires_at_ms,
-            audience: meta.audience,
+            audience: Audience { pairs: meta.audience, public: meta.public },
+            generation: meta.generation,
         })
     }
 
@@ -159,7 +170,8 @@ impl Entry {
             stored_at_ms: self.stored_at_ms,
             age_ms: self.age_ms,
             epoch: epoch.as_str().to_owned(),
-            audience: self.audience.clone(),
+            public: self.audience.public,
+            audience: self.audience.pairs.clone(),
             expires_at_ms: 0,
         };
         // A struct of strings and numbers always serializes.
@@ -168,9 +180,26 @@ impl Entry {
         json
     }
 
-    /// Whether the entry was read for this representation.
-    pub fn is_for(&self, fingerprint: Fingerprint) -> bool {
-        self.audience.contains(&fingerprint.to_hex())
+    /// Who may be given it.
+    pub fn audience(&self) -> &Audience {
+        &self.audience
+    }
+
+    /// The token under which it was stored.
+    pub fn generation(&self) -> &str {
+        &self.generation
+    }
+
+    /// Whether another read has brought the same: body and every stored header.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.head == other.head
+            && self.body == other.body
+            && self.audience.public == other.audience.public
+    }
+
+    /// When it expires, in ms since 1970 by the store's clock.
+    pub fn expires_at_ms(&self) -> i64 {
+        self.expires_at_ms
     }
 
     /// The body, as it stands in the store.

@@ -2,27 +2,34 @@
 //!
 //! There are two kinds, and the difference is what keeps promise 1:
 //!
-//! - A **leased** flight is joined by the token that the store has just shown, in the epoch of its
-//!   lease. While the store shows it, no invalidation has run since the flight's upstream read began;
-//!   in another epoch it may be back from a snapshot that knows nothing of one.
+//! - A **confirmed** flight is joined by what the store has just shown ([`Shown`]): the token of the
+//!   lease it fills, or the generation of the entry it verifies. While the store shows that, no
+//!   invalidation has run since the flight's upstream read began.
 //! - Without a confirmed lookup (store down, fenced, pending) a reader may join only a read that
 //!   starts after it arrived. So at most one read runs and one is **next**, for each job and
-//!   fingerprint; who arrives while one runs shares the next.
+//!   circle; who arrives while one runs shares the next.
+//!
+//! A circle is who may be given the same answer ([`Prints::circle`]).
+//!
+//! [`Prints::circle`]: super::audience::Prints::circle
 //!
 //! Followers share only what may be stored. A leader that dies, by panic or abort, sends its
 //! followers on their own way.
 
 use std::{
     collections::{HashMap, hash_map::Entry as Slot},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::{oneshot, watch};
 
-use super::{audience::Fingerprint, entry::Entry};
+use super::{audience::Pair, entry::Entry};
 use crate::{
     mutants::{self, Mutant},
-    store::{Epoch, Key, Lease, Token},
+    store::{Epoch, Key, Token},
 };
 
 /// What a flight has brought so far.
@@ -49,19 +56,40 @@ impl Flight {
 /// The flights of this process.
 #[derive(Debug, Default)]
 pub struct Flights {
-    leased: Mutex<HashMap<Key, Vec<Leased>>>,
-    unleased: Mutex<HashMap<(Key, Fingerprint), Queue>>,
+    confirmed: Mutex<HashMap<Key, Vec<Confirmed>>>,
+    /// Tells confirmed flights apart.
+    count: AtomicU64,
+    unleased: Mutex<HashMap<(Key, Pair), Queue>>,
+}
+
+/// What the store shows of a job: the token of a lease or the generation of an entry, in the epoch of
+/// the connection that showed it. In another epoch it may be back from a snapshot that knows nothing
+/// of an invalidation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The token.
+    pub token: Token,
+    /// The epoch.
+    pub epoch: Epoch,
 }
 
 #[derive(Debug)]
-struct Leased {
-    token: Token,
-    epoch: Epoch,
-    fingerprint: Fingerprint,
+struct Confirmed {
+    number: u64,
+    shown: Shown,
+    circle: Pair,
     flight: Flight,
 }
 
-/// The reads of one job and fingerprint without a confirmed lookup.
+impl Confirmed {
+    fn serves(&self, shown: &Shown, circle: Pair) -> bool {
+        (self.shown.token == shown.token || mutants::is(Mutant::JoinById))
+            && (self.shown.epoch == shown.epoch || mutants::is(Mutant::JoinAcrossEpochs))
+            && self.circle == circle
+    }
+}
+
+/// The reads of one job and circle without a confirmed lookup.
 #[derive(Debug)]
 struct Queue {
     /// Distinguishes the leaders of this queue.
@@ -90,8 +118,8 @@ pub struct Leader {
 
 #[derive(Debug)]
 enum Seat {
-    Leased(Key, Token),
-    Unleased((Key, Fingerprint), u64),
+    Confirmed(Key, u64),
+    Unleased((Key, Pair), u64),
 }
 
 /// How a reader without a confirmed lookup gets its answer.
@@ -104,55 +132,45 @@ pub enum Ticket {
 }
 
 impl Flights {
-    /// Starts the flight of a lease.
-    pub fn lead(self: &Arc<Self>, key: Key, lease: &Lease, fingerprint: Fingerprint) -> Leader {
-        let token = lease.token().clone();
+    /// Joins the flight of what the store has just shown, or starts it.
+    pub fn share(self: &Arc<Self>, key: &Key, shown: Shown, circle: Pair) -> Ticket {
+        let mut confirmed = lock(&self.confirmed);
+        let flights = confirmed.entry(key.clone()).or_default();
+        if let Some(found) = flights.iter().find(|flight| flight.serves(&shown, circle)) {
+            return Ticket::Join(found.flight.clone());
+        }
         let (landing, flight) = watch::channel(Landing::InTheAir);
-        lock(&self.leased).entry(key.clone()).or_default().push(Leased {
-            token: token.clone(),
-            epoch: lease.epoch().clone(),
-            fingerprint,
-            flight: Flight(flight),
-        });
-        Leader { landing, turn: None, seat: Seat::Leased(key, token), flights: Arc::clone(self) }
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        flights.push(Confirmed { number, shown, circle, flight: Flight(flight) });
+        let seat = Seat::Confirmed(key.clone(), number);
+        Ticket::Lead(Leader { landing, turn: None, seat, flights: Arc::clone(self) })
     }
 
-    /// The flight of a lease that the store has just shown, if it is one of ours, of the same epoch
-    /// and for the same fingerprint.
-    pub fn join(
-        &self,
-        key: &Key,
-        token: &Token,
-        epoch: &Epoch,
-        fingerprint: &Fingerprint,
-    ) -> Option<Flight> {
-        let leased = lock(&self.leased);
-        let found = leased.get(key)?.iter().find(|flight| {
-            (flight.token == *token || mutants::is(Mutant::JoinById))
-                && (flight.epoch == *epoch || mutants::is(Mutant::JoinAcrossEpochs))
-                && flight.fingerprint == *fingerprint
-        })?;
+    /// The flight of what the store has just shown, if there is one here.
+    pub fn join(&self, key: &Key, shown: &Shown, circle: Pair) -> Option<Flight> {
+        let confirmed = lock(&self.confirmed);
+        let found = confirmed.get(key)?.iter().find(|flight| flight.serves(shown, circle))?;
         Some(found.flight.clone())
     }
 
     /// Any flight of a job: what nobody may join by.
     pub fn any(&self, key: &Key) -> Option<Flight> {
-        Some(lock(&self.leased).get(key)?.first()?.flight.clone())
+        Some(lock(&self.confirmed).get(key)?.first()?.flight.clone())
     }
 
     /// A local write or purge: nobody joins the flights of this job any more.
     pub fn detach(&self, key: &Key) {
-        lock(&self.leased).remove(key);
+        lock(&self.confirmed).remove(key);
     }
 
     /// A purge of all.
     pub fn detach_all(&self) {
-        lock(&self.leased).clear();
+        lock(&self.confirmed).clear();
     }
 
     /// Leads or joins a read that begins after now.
-    pub fn next(self: &Arc<Self>, key: Key, fingerprint: Fingerprint) -> Ticket {
-        let name = (key, fingerprint);
+    pub fn next(self: &Arc<Self>, key: Key, circle: Pair) -> Ticket {
+        let name = (key, circle);
         let (landing, flight) = watch::channel(Landing::InTheAir);
         let flight = Flight(flight);
         let mut queues = lock(&self.unleased);
@@ -181,10 +199,10 @@ impl Flights {
 
     fn leave(&self, seat: &Seat) {
         match seat {
-            Seat::Leased(key, token) => {
-                let mut leased = lock(&self.leased);
-                if let Slot::Occupied(mut slot) = leased.entry(key.clone()) {
-                    slot.get_mut().retain(|flight| flight.token != *token);
+            Seat::Confirmed(key, number) => {
+                let mut confirmed = lock(&self.confirmed);
+                if let Slot::Occupied(mut slot) = confirmed.entry(key.clone()) {
+                    slot.get_mut().retain(|flight| flight.number != *number);
                     if slot.get().is_empty() {
                         slot.remove();
                     }

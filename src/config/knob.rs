@@ -159,10 +159,24 @@ pub(super) const KNOBS: &[Knob] = &[
     .env(&["JOBCACHE_PENDING_LIMIT"]),
     one("pending.journal", "", |c, v| put(&mut c.pending.journal, parse::path(v)))
         .env(&["JOBCACHE_PENDING_JOURNAL"]),
+    one("credentials.mode", "partition", |c, v| put(&mut c.credentials.mode, parse::mode(v)))
+        .env(&["JOBCACHE_CREDENTIALS_MODE"]),
     many("credentials.headers", IDENTITY_HEADERS, |c, v| {
         put(&mut c.credentials.headers, parse::headers(v))
     })
     .env(&["JOBCACHE_CREDENTIALS_HEADERS"]),
+    many("credentials.cookies", "", |c, v| put(&mut c.credentials.cookies, parse::cookies(v)))
+        .env(&["JOBCACHE_CREDENTIALS_COOKIES"]),
+    one("credentials.secret", "", |c, v| {
+        put(&mut c.credentials.secret, parse::secret(v).map(Secret::new).map(Some))
+    })
+    .shown(Shown::Nothing)
+    .by_file()
+    .env(&["JOBCACHE_CREDENTIALS_SECRET"]),
+    one("credentials.audience", "256", |c, v| {
+        put(&mut c.credentials.audience, parse::number(v, 1..=4096))
+    })
+    .env(&["JOBCACHE_CREDENTIALS_AUDIENCE"]),
 ];
 
 fn put<T>(field: &mut T, parsed: Result<T, String>) -> Result<(), String> {

@@ -9,6 +9,8 @@ use std::{
 
 use hyper::header::HeaderName;
 
+use super::CredentialMode;
+
 const MIN_SECRET: usize = 16;
 const MAX_PREFIX: usize = 64;
 /// Every request is matched against every route.
@@ -145,6 +147,27 @@ pub(super) fn headers(items: &[String]) -> Result<Vec<String>, String> {
             .map_err(|_| format!("{item:?} is not the name of a header"))
     };
     items.iter().map(name).collect()
+}
+
+/// Names of cookies (RFC 6265 4.1.1: tokens).
+pub(super) fn cookies(items: &[String]) -> Result<Vec<String>, String> {
+    count(items, "cookie", MAX_HEADERS)?;
+    // The syntax of a cookie's name is that of a header's, but its case counts.
+    let name = |item: &String| match HeaderName::from_bytes(item.as_bytes()) {
+        Ok(_) => Ok(item.clone()),
+        Err(_) => Err(format!("{item:?} is not the name of a cookie")),
+    };
+    items.iter().map(name).collect()
+}
+
+/// How requests with a credential are treated.
+pub(super) fn mode(text: &str) -> Result<CredentialMode, String> {
+    match text {
+        "partition" => Ok(CredentialMode::Partition),
+        "shared" => Ok(CredentialMode::Shared),
+        "bypass" => Ok(CredentialMode::Bypass),
+        _ => Err("must be partition, shared or bypass".to_owned()),
+    }
 }
 
 fn count(items: &[String], what: &str, most: usize) -> Result<(), String> {

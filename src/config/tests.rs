@@ -386,5 +386,8 @@ fn the_effective_configuration_says_where_a_value_came_from_and_can_be_loaded_ag
 #[test]
 fn every_knob_is_either_one_value_or_a_list() {
     let lists = KNOBS.iter().filter(|knob| matches!(knob.set, Set::Many(_)));
-    assert_eq!(lists.map(|knob| knob.key).collect::<Vec<_>>(), ["routes", "credentials.headers"]);
+    assert_eq!(
+        lists.map(|knob| knob.key).collect::<Vec<_>>(),
+        ["routes", "credentials.headers", "credentials.cookies"]
+    );
 }

@@ -6,13 +6,15 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 
-use super::{Ended, Epoch, Fill, Grant, Key, Lease, Seen, Stored, Token, millis};
+use super::{
+    CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, Stored, Token, millis,
+};
 use crate::{clock, config};
 
 /// What an entry costs besides its body and meta, about.
@@ -26,6 +28,7 @@ pub struct Memory {
     lease: Duration,
     max_bytes: usize,
     epoch: Epoch,
+    credential_key: Arc<CredentialKey>,
     slots: Mutex<Slots>,
 }
 
@@ -55,11 +58,12 @@ struct Held {
 
 impl Memory {
     /// An empty store.
-    pub(super) fn new(config: &config::Store) -> Self {
+    pub(super) fn new(config: &config::Config) -> Self {
         Self {
-            lease: config.lease,
-            max_bytes: config.memory_max,
+            lease: config.store.lease,
+            max_bytes: config.store.memory_max,
             epoch: Epoch("memory".into()),
+            credential_key: Arc::new(credential_key(&config.credentials)),
             slots: Mutex::default(),
         }
     }
@@ -110,6 +114,39 @@ impl Memory {
         slots.bytes += bytes;
         slots.evict(self.max_bytes);
         Fill::Stored
+    }
+
+    pub(super) fn admit(&self, key: &Key, seen: &Seen, pair: &str) -> Fill {
+        let now = now_ms();
+        let mut slots = self.slots();
+        let Some(entry) = slots.unchanged(key, seen, now) else { return Fill::Revoked };
+        let meta = String::from_utf8_lossy(&entry.meta);
+        let name = format!("\"{pair}\"");
+        if !meta.contains(&name) {
+            let start = "\"audience\":[";
+            entry.meta = meta.replacen(start, &format!("{start}{name},"), 1).into();
+            slots.bytes += name.len() + 1;
+        }
+        Fill::Stored
+    }
+
+    pub(super) fn replace(&self, key: &Key, seen: &Seen, new: Replacement<'_>) -> Fill {
+        let now = now_ms();
+        let expires_at_ms = new.expires_at_ms;
+        let mut slots = self.slots();
+        let Some(entry) = slots.unchanged(key, seen, now).filter(|_| expires_at_ms > now) else {
+            return Fill::Revoked;
+        };
+        let meta = format!("{},\"expires_at_ms\":{expires_at_ms}}}", new.meta).into();
+        let old = std::mem::replace(entry, Stored { body: new.body.clone(), meta, expires_at_ms });
+        let grown = size(entry);
+        slots.bytes = slots.bytes + grown - size(&old);
+        slots.evict(self.max_bytes);
+        Fill::Stored
+    }
+
+    pub(super) fn credential_key(&self) -> Arc<CredentialKey> {
+        Arc::clone(&self.credential_key)
     }
 
     pub(super) fn release(&self, lease: &Lease) {
@@ -177,6 +214,15 @@ impl Slots {
         Some(slot)
     }
 
+    /// The entry of a key if it is the one that was seen, but for pairs admitted since, and no write
+    /// is in flight.
+    fn unchanged(&mut self, key: &Key, seen: &Seen, now: i64) -> Option<&mut Stored> {
+        let seen = seen.stored.as_ref()?;
+        let slot = self.live(key, now)?;
+        let entry = slot.entry.as_mut().filter(|_| slot.fence.is_empty())?;
+        (entry.body == seen.body && entry.expires_at_ms == seen.expires_at_ms).then_some(entry)
+    }
+
     /// The slot of a key, made if there is none.
     fn slot(&mut self, key: &Key) -> &mut Slot {
         self.by_key.entry(key.clone()).or_insert_with(|| {
@@ -228,6 +274,11 @@ impl Slot {
     fn is_empty(&self) -> bool {
         self.entry.is_none() && self.lease.is_none() && self.fence.is_empty()
     }
+}
+
+fn credential_key(config: &config::Credentials) -> CredentialKey {
+    let secret = config.secret.as_ref();
+    secret.map_or_else(CredentialKey::random, |secret| CredentialKey::derived(secret.expose()))
 }
 
 fn size(entry: &Stored) -> usize {

@@ -13,7 +13,7 @@ mod session;
 
 use std::{
     borrow::Cow,
-    sync::{Arc, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -28,8 +28,8 @@ use self::{
     session::Session,
 };
 use super::{
-    Begun, Budget, Ended, Fill, Grant, Key, Lease, Seen, StoreError, Stored, Token, Write,
-    pending::Pending, unix_ms,
+    Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, Lease, Replacement, Seen, StoreError,
+    Stored, Token, Write, pending::Pending, unix_ms,
 };
 use crate::{
     clock, config,
@@ -66,12 +66,19 @@ impl Redis {
         let info = url.into_connection_info().map_err(refused)?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         let client = Client::open(info.set_tcp_settings(tcp)).map_err(refused)?;
+        let secret = config.credentials.secret.as_ref();
         let shared = Arc::new(Shared {
             client,
             prefix: config.store.prefix.clone(),
             lease: config.store.lease,
             session: RwLock::default(),
             pending: pending(&config.pending)?,
+            credential_key: RwLock::new(Arc::new(
+                secret.map_or_else(CredentialKey::random, |secret| {
+                    CredentialKey::derived(secret.expose())
+                }),
+            )),
+            has_secret: secret.is_some(),
             wake: Notify::new(),
             metrics,
         });
@@ -143,6 +150,47 @@ impl Redis {
             session.release(&lease.key, &lease.token).await;
         }
         self.shared.judge(&session, result)
+    }
+
+    pub(super) async fn admit(
+        &self,
+        key: &Key,
+        seen: &Seen,
+        generation: &str,
+        pair: &str,
+    ) -> Result<Fill, StoreError> {
+        let Some((session, stored)) = self.same_epoch(seen)? else { return Ok(Fill::Revoked) };
+        let admission = session.admit(key, stored, generation, pair);
+        let result = Budget::new(DETACHED_TIMEOUT).spend(admission).await;
+        self.shared.judge(&session, result)
+    }
+
+    pub(super) async fn replace(
+        &self,
+        key: &Key,
+        seen: &Seen,
+        generation: &str,
+        new: Replacement<'_>,
+    ) -> Result<Fill, StoreError> {
+        let Some((session, stored)) = self.same_epoch(seen)? else { return Ok(Fill::Revoked) };
+        let replacement = session.replace(key, stored, generation, new);
+        let result = Budget::new(DETACHED_TIMEOUT).spend(replacement).await;
+        self.shared.judge(&session, result)
+    }
+
+    /// What was seen in another life of the server is not there any more, whatever it looks like.
+    fn same_epoch<'s>(
+        &self,
+        seen: &'s Seen,
+    ) -> Result<Option<(SessionHandle, &'s Stored)>, StoreError> {
+        let session = self.shared.session()?;
+        let same = *session.epoch() == seen.epoch;
+        Ok(seen.stored.as_ref().filter(|_| same).map(|stored| (session, stored)))
+    }
+
+    pub(super) fn credential_key(&self) -> Arc<CredentialKey> {
+        let key = self.shared.credential_key.read();
+        Arc::clone(&key.unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) async fn release(&self, lease: &Lease) {

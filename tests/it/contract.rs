@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jobcache::{
     config::{Config, StoreUrl},
     metrics::Metrics,
-    store::{Budget, Ended, Fill, Grant, Key, Lease, Seen, Store, Stored},
+    store::{Budget, Ended, Fill, Grant, Key, Lease, Replacement, Seen, Store, Stored},
 };
 
 use crate::support::{RedisServer, SOON, eventually};
@@ -294,4 +294,107 @@ async fn keys_do_not_touch_each_other() {
         assert_eq!(&read(&store, &b).await.unwrap().body[..], b"b");
     })
     .await;
+}
+
+/// Fills with a meta that names its generation, as entries do, and returns what is then seen.
+async fn entry(store: &Store, key: &Key, body: &'static str) -> (Seen, String) {
+    let lease = granted(store, key).await;
+    let generation = lease.token().as_str().to_owned();
+    let meta = format!(r#"{{"generation":"{generation}","audience":["a"]"#);
+    let body = Bytes::from_static(body.as_bytes());
+    assert_eq!(store.fill(lease, &body, &meta, TTL).await.unwrap(), Fill::Stored);
+    (store.read(key, &mut budget()).await.unwrap(), generation)
+}
+
+fn audience(stored: &Stored) -> serde_json::Value {
+    serde_json::from_slice::<serde_json::Value>(&stored.meta).unwrap()["audience"].clone()
+}
+
+async fn admit(store: &Store, key: &Key, seen: &(Seen, String), pair: &str) -> Fill {
+    store.admit(key, &seen.0, &seen.1, pair).await.unwrap()
+}
+
+async fn replace(store: &Store, key: &Key, seen: &(Seen, String), body: &'static str) -> Fill {
+    let generation = store.token().as_str().to_owned();
+    let meta = format!(r#"{{"generation":"{generation}","audience":["b"]"#);
+    let body = Bytes::from_static(body.as_bytes());
+    let expires_at_ms = seen.0.now_ms + 300_000;
+    let new = Replacement { body: &body, meta: &meta, expires_at_ms };
+    store.replace(key, &seen.0, &seen.1, new).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_admission_widens_the_audience_and_nothing_else() {
+    on_both(async |store| {
+        let key = key("x");
+        let seen = entry(&store, &key, "body").await;
+        for pair in ["b", "c", "b"] {
+            assert_eq!(admit(&store, &key, &seen, pair).await, Fill::Stored);
+        }
+        let after = read(&store, &key).await.unwrap();
+        let before = seen.0.stored.unwrap();
+        assert_eq!((&after.body, after.expires_at_ms), (&before.body, before.expires_at_ms));
+        assert_eq!(audience(&after), serde_json::json!(["c", "b", "a"]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replacement_swaps_body_and_meta_under_a_new_generation() {
+    on_both(async |store| {
+        let key = key("x");
+        let seen = entry(&store, &key, "old").await;
+        assert_eq!(replace(&store, &key, &seen, "new").await, Fill::Stored);
+        let after = read(&store, &key).await.unwrap();
+        assert_eq!((&after.body[..], audience(&after)), (&b"new"[..], serde_json::json!(["b"])));
+        assert_eq!(replace(&store, &key, &seen, "late").await, Fill::Revoked);
+        assert_eq!(admit(&store, &key, &seen, "late").await, Fill::Revoked);
+        assert_eq!(&read(&store, &key).await.unwrap().body[..], b"new");
+    })
+    .await;
+}
+
+/// What happened to an entry after it was seen.
+#[derive(Clone, Copy, Debug)]
+enum Since {
+    Purged,
+    FilledAgainWithTheSameBytes,
+    WriteInFlight,
+}
+
+#[tokio::test]
+async fn what_was_seen_before_an_invalidation_neither_admits_nor_replaces() {
+    on_both(async |store| {
+        for since in [Since::Purged, Since::FilledAgainWithTheSameBytes, Since::WriteInFlight] {
+            let key = key(&format!("{since:?}"));
+            let seen = entry(&store, &key, "body").await;
+            match since {
+                Since::Purged => drop(purge(&store, &key).await),
+                Since::FilledAgainWithTheSameBytes => {
+                    purge(&store, &key).await;
+                    eventually(SOON, async || store.now_ms() > seen.0.now_ms + 1).await;
+                    entry(&store, &key, "body").await;
+                }
+                Since::WriteInFlight => {
+                    let _ = store.begin(vec![key.clone()], SOON, &mut budget()).await;
+                }
+            }
+            assert_eq!(admit(&store, &key, &seen, "late").await, Fill::Revoked, "{since:?}");
+            assert_eq!(replace(&store, &key, &seen, "late").await, Fill::Revoked, "{since:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn after_a_third_partys_del_and_set_of_the_same_bytes_nobody_is_admitted() {
+    let redis = RedisServer::start().await;
+    let store = open(StoreUrl::Redis(redis.url()), LEASE).await;
+    let key = key("x");
+    let seen = entry(&store, &key, "body").await;
+    redis.del(key.main()).await;
+    assert_eq!(admit(&store, &key, &seen, "late").await, Fill::Revoked, "meta is left behind");
+    redis.set(key.main(), b"body").await;
+    assert_eq!(admit(&store, &key, &seen, "late").await, Fill::Revoked);
+    assert_eq!(replace(&store, &key, &seen, "late").await, Fill::Revoked);
 }

@@ -8,6 +8,7 @@
 mod support;
 
 mod contract;
+mod credentials;
 mod demo;
 mod history;
 mod interface;

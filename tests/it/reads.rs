@@ -240,17 +240,6 @@ async fn what_is_not_a_plain_read_of_a_job_passes_every_time() {
 }
 
 #[tokio::test]
-async fn a_read_with_credentials_passes_every_time_though_an_entry_exists() {
-    let setup = Setup::new().await;
-    setup.get(X).await;
-    setup.hit(X).await;
-    for header in [("authorization", "Bearer a"), ("cookie", "session=a"), ("x-api-key", "a")] {
-        check_passes(&setup, Method::GET, X, &[header]).await;
-        check_passes(&setup, Method::HEAD, X, &[header]).await;
-    }
-}
-
-#[tokio::test]
 async fn a_read_with_a_body_passes_with_it() {
     let setup = Setup::new().await;
 

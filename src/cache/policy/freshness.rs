@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use hyper::{
     HeaderMap,
-    header::{AGE, DATE, EXPIRES},
+    header::{AGE, DATE, EXPIRES, HeaderName},
     http::response::Parts,
 };
 
@@ -16,12 +16,15 @@ use super::{
 };
 
 /// The limits of what is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Greatest age of an answer from the cache, and its lifetime where the upstream states none.
     pub ttl: Duration,
     /// Largest body, in bytes.
     pub max_body: usize,
+    /// Request headers beyond those of the representation that a response may vary by: the
+    /// credential's.
+    pub vary: Vec<HeaderName>,
 }
 
 /// How long a response may be served.
@@ -31,6 +34,8 @@ pub struct Freshness {
     pub ttl: Duration,
     /// How old the response was on arrival (RFC 9111 4.2.3).
     pub age: Duration,
+    /// The response may be given to whoever asks.
+    pub public: bool,
 }
 
 /// Whether and how long a response to a GET may be stored, from its head alone.
@@ -50,7 +55,21 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
     // "response_is_fresh = (freshness_lifetime > current_age)" RFC 9111 4.2
     let lifetime = stated.unwrap_or(policy.ttl).min(policy.ttl);
     let ttl = lifetime.saturating_sub(age);
-    if ttl.is_zero() { Err(NoStore::Stale) } else { Ok(Freshness { ttl, age }) }
+    if ttl.is_zero() {
+        Err(NoStore::Stale)
+    } else {
+        Ok(Freshness { ttl, age, public: public(&head.headers) })
+    }
+}
+
+/// "The public response directive indicates that a cache MAY store the response even if it would
+/// otherwise be prohibited" RFC 9111 5.2.2.9, and s-maxage "also implies [...] the semantics of the
+/// proxy-revalidate response directive" for shared caches (5.2.2.10): RFC 9111 3.5 names both as what
+/// lets a shared cache answer others with the response to a request that carried Authorization.
+fn public(headers: &HeaderMap) -> bool {
+    directives(headers).is_ok_and(|directives| {
+        directives.iter().any(|directive| directive.is("public") || directive.is("s-maxage"))
+    })
 }
 
 /// The freshness lifetime that the response states, if it does (RFC 9111 4.2.1, in its order).
@@ -118,9 +137,10 @@ mod tests {
 
     use hyper::{Response, http::response::Parts};
 
-    use super::{Freshness, NoStore, Policy, freshness};
+    use super::{NoStore, Policy, freshness};
 
-    const POLICY: Policy = Policy { ttl: Duration::from_mins(5), max_body: 1 << 20 };
+    const POLICY: Policy =
+        Policy { ttl: Duration::from_mins(5), max_body: 1 << 20, vary: Vec::new() };
     const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
     const MINUTE_AGO: &str = "Sun, 06 Nov 1994 08:48:37 GMT";
     const IN_A_MINUTE: &str = "Sun, 06 Nov 1994 08:50:37 GMT";
@@ -142,7 +162,8 @@ mod tests {
         let (ttl, age) = (Duration::from_secs(want.0), Duration::from_secs(want.1));
         // Part of a second on the clock must not count: `Date` cannot say it.
         let now = at(NOW) + Duration::from_millis(900);
-        assert_eq!(freshness(&head(lines), &POLICY, now), Ok(Freshness { ttl, age }), "{lines:?}");
+        let got = freshness(&head(lines), &POLICY, now).map(|fresh| (fresh.ttl, fresh.age));
+        assert_eq!(got, Ok((ttl, age)), "{lines:?}");
     }
 
     #[track_caller]

@@ -79,8 +79,9 @@ reasons! {
         StoreError = "store-error",
         /// The key holds a value that the application itself wrote.
         Foreign = "foreign",
-        /// The entry is another representation than the one asked for.
-        Representation = "representation",
+        /// The entry is for others, and this client cannot be added: there are too many, or the
+        /// upstream answers each differently.
+        Audience = "audience",
         /// What the flight brought could not be shared.
         Alone = "alone",
     }

@@ -70,7 +70,7 @@ pub(super) fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
         return Err(NoStore::Trailers);
     }
     permitted(headers)?;
-    vary(headers)?;
+    vary(headers, policy)?;
     representation(headers)?;
     content_length(headers, policy)
 }
@@ -101,8 +101,11 @@ fn permitted(headers: &HeaderMap) -> Result<(), NoStore> {
 
 /// "A stored response with a Vary header field value containing a member '*' always fails to match."
 /// RFC 9111 4.1. So would one that varies by a header we do not look at.
-fn vary(headers: &HeaderMap) -> Result<(), NoStore> {
-    let known = |name: &str| VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name));
+fn vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
+    let known = |name: &str| {
+        VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name))
+            || policy.vary.iter().any(|known| known.as_str().eq_ignore_ascii_case(name))
+    };
     let all = tokens(headers, &VARY).all(|name| name.is_ok_and(known));
     if all { Ok(()) } else { Err(NoStore::Vary) }
 }
@@ -145,7 +148,7 @@ mod tests {
 
     use super::{NoStore, Policy, is_stored, storable};
 
-    const POLICY: Policy = Policy { ttl: Duration::from_mins(5), max_body: 1000 };
+    const POLICY: Policy = Policy { ttl: Duration::from_mins(5), max_body: 1000, vary: Vec::new() };
 
     #[track_caller]
     fn check(lines: &[(&str, &str)], want: Result<(), NoStore>) {

@@ -19,7 +19,7 @@ use crate::{
     metrics::Metrics,
     mutants::{self, Mutant},
     store::{
-        Ended, Key, StoreError, Token,
+        CredentialKey, Ended, Key, StoreError, Token,
         pending::{Added, Item, Pending},
     },
 };
@@ -43,6 +43,9 @@ pub(super) struct Shared {
     pub(super) lease: Duration,
     pub(super) session: RwLock<Option<SessionHandle>>,
     pub(super) pending: Pending,
+    /// Derived from the configured secret, else what the server that we talk to keeps for all.
+    pub(super) credential_key: RwLock<Arc<CredentialKey>>,
+    pub(super) has_secret: bool,
     /// Wakes the keeper: a session failed, or something became pending.
     pub(super) wake: Notify,
     pub(super) metrics: Arc<Metrics>,
@@ -106,7 +109,12 @@ impl Shared {
         };
         let info = Info::parse(&info);
         info.check()?;
-        Ok(Arc::new(Session::new(connection, info.epoch(), clock_ahead_ms)))
+        let session = Session::new(connection, info.epoch(), clock_ahead_ms);
+        if !self.has_secret {
+            let key = session.credential_key(&self.prefix).await?;
+            *self.credential_key.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+        }
+        Ok(Arc::new(session))
     }
 
     /// Returns when the session can no longer be trusted, with the reason.

@@ -13,12 +13,16 @@ use redis::{
     ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation, ServerErrorKind,
     Value, aio::MultiplexedConnection,
 };
+use sha1_smol::Sha1;
 use tokio::time::timeout;
 
 use super::DETACHED_TIMEOUT;
 use crate::{
     clock, mutants,
-    store::{Epoch, Fill, Grant, Key, Lease, Seen, StoreError, Stored, Token, millis, unix_ms},
+    store::{
+        CredentialKey, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, StoreError, Stored,
+        Token, millis, unix_ms,
+    },
 };
 
 /// Operations in a row that may time out before the session is given up.
@@ -33,6 +37,10 @@ const OLDEST_VERSION: (u32, u32) = (7, 0);
 static LEASE: LazyLock<Script> =
     LazyLock::new(|| script("lease", include_str!("../lua/lease.lua")));
 static FILL: LazyLock<Script> = LazyLock::new(|| script("fill", include_str!("../lua/fill.lua")));
+static ADMIT: LazyLock<Script> =
+    LazyLock::new(|| script("admit", include_str!("../lua/admit.lua")));
+static REPLACE: LazyLock<Script> =
+    LazyLock::new(|| script("replace", include_str!("../lua/replace.lua")));
 static RELEASE: LazyLock<Script> =
     LazyLock::new(|| script("release", include_str!("../lua/release.lua")));
 static BEGIN: LazyLock<Script> =
@@ -161,8 +169,7 @@ impl Session {
         invocation.key(key.companion("meta")).key(key.companion("lease"));
         invocation.arg(lease.token.as_str()).arg(&body[..]).arg(meta);
         invocation.arg(millis(ttl)).arg(millis(lease_time));
-        let stored: i64 = self.invoke(invocation).await?;
-        Ok(if stored == 1 { Fill::Stored } else { Fill::Revoked })
+        self.invoke(invocation).await.map(filled)
     }
 
     fn seen(&self, stored: Option<Stored>) -> Seen {
@@ -254,6 +261,49 @@ impl Session {
         invocation.key(key.companion("lease")).arg(token.as_str());
         // Lost, it runs out by itself.
         let _ = timeout(DETACHED_TIMEOUT, self.invoke::<i64>(invocation)).await;
+    }
+
+    pub(super) async fn admit(
+        &self,
+        key: &Key,
+        seen: &Stored,
+        generation: &str,
+        pair: &str,
+    ) -> Result<Fill, StoreError> {
+        let mut invocation = compare_and_set(&ADMIT, key, seen, generation);
+        invocation.arg(pair);
+        self.invoke(invocation).await.map(filled)
+    }
+
+    pub(super) async fn replace(
+        &self,
+        key: &Key,
+        seen: &Stored,
+        generation: &str,
+        new: Replacement<'_>,
+    ) -> Result<Fill, StoreError> {
+        let mut invocation = compare_and_set(&REPLACE, key, seen, generation);
+        invocation.arg(&new.body[..]).arg(new.meta).arg(new.expires_at_ms);
+        self.invoke(invocation).await.map(filled)
+    }
+
+    /// The key of the fingerprints, made by whoever comes first.
+    pub(super) async fn credential_key(&self, prefix: &str) -> Result<CredentialKey, StoreError> {
+        let name = format!("{{{prefix}}}:credential-key");
+        let proposal = CredentialKey::random();
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("SET").arg(&name).arg(proposal.bytes()).arg("NX").ignore();
+        pipeline.cmd("GET").arg(&name);
+        let call = self.call(|mut connection| async move {
+            pipeline.query_async::<(Vec<u8>,)>(&mut connection).await
+        });
+        let (bytes,) = timeout(DETACHED_TIMEOUT, call).await.unwrap_or(Err(StoreError::Timeout))?;
+        let bytes = bytes.try_into().map_err(|_| {
+            StoreError::Refused(format!(
+                "{name} does not hold 32 bytes; delete it to have it made anew"
+            ))
+        })?;
+        Ok(CredentialKey::new(bytes))
     }
 
     /// Whether this is still the master that the session was opened with.
@@ -371,6 +421,23 @@ impl Info {
             self.role
         )))
     }
+}
+
+fn compare_and_set<'s>(
+    script: &'s Script,
+    key: &Key,
+    seen: &Stored,
+    generation: &str,
+) -> ScriptInvocation<'s> {
+    let mut invocation = script.key(key.main());
+    invocation.key(key.companion("meta")).key(key.companion("fence"));
+    invocation.arg(Sha1::from(&seen.body).digest().to_string());
+    invocation.arg(seen.expires_at_ms).arg(generation);
+    invocation
+}
+
+fn filled(reply: i64) -> Fill {
+    if reply == 1 { Fill::Stored } else { Fill::Revoked }
 }
 
 /// Splits errors by what is done about them: `Lost` ends the session, `Refused` does not.

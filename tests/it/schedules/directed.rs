@@ -4,10 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use hyper::Request;
 use jobcache::{
-    cache::{
-        audience::Fingerprint,
-        entry::{Entry, Reject},
-    },
+    cache::entry::{Entry, Reject},
     config::{Config, StoreUrl},
     metrics::Metrics,
     store::{Budget, Ended, Fill, Grant, Key, Lease, Seen, Store, StoreError},
@@ -17,7 +14,7 @@ use tempfile::TempDir;
 
 use super::{
     Flaw,
-    server::{FENCE, LEASE, MAIN, META, entry, script},
+    server::{FENCE, LEASE, MAIN, META, entry, pair, script},
 };
 use crate::support::{RedisServer, SOON, eventually};
 
@@ -60,7 +57,7 @@ async fn granted(store: &Store) -> Lease {
 /// The meta of the entry that this lease fills.
 fn meta(lease: &Lease) -> String {
     let (head, ()) = Request::new(()).into_parts();
-    entry(OLD, Fingerprint::representation(&head)).meta(lease.token(), lease.epoch())
+    entry(OLD, pair(&head)).meta(lease.token(), lease.epoch())
 }
 
 async fn fill(store: &Store, lease: Lease) -> Result<Fill, StoreError> {

@@ -3,16 +3,16 @@
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use hyper::{Request, Response};
+use hyper::{Request, Response, http::request};
 use jobcache::{
     cache::{
-        audience::Fingerprint,
+        audience::{Pair, Prints},
         entry::{Entry, Reject},
         policy::Freshness,
     },
-    config::{Config, StoreUrl},
+    config::{Config, Credentials, StoreUrl},
     metrics::Metrics,
-    store::{Budget, Epoch, Grant, Key, Seen, Store, Stored, Token},
+    store::{Budget, CredentialKey, Epoch, Grant, Key, Seen, Store, Stored, Token},
 };
 use redis::{Connection, FromRedisValue, Script, ScriptInvocation, Value, cmd};
 use tempfile::TempDir;
@@ -82,7 +82,7 @@ pub(super) struct Server {
     /// That of the server, and any token: what an entry is made with.
     epoch: Epoch,
     token: Token,
-    fingerprint: Fingerprint,
+    pair: Pair,
     flaw: Flaw,
     _process: RedisServer,
     _socket: TempDir,
@@ -110,7 +110,7 @@ impl Server {
             end: script("end", flaw),
             epoch,
             token,
-            fingerprint: Fingerprint::representation(&head),
+            pair: pair(&head),
             flaw,
             _process: process,
             _socket: dir,
@@ -219,7 +219,7 @@ impl Server {
     }
 
     fn meta(&self, body: &str) -> String {
-        entry(body, self.fingerprint).meta(&self.token, &self.epoch)
+        entry(body, self.pair).meta(&self.token, &self.epoch)
     }
 
     fn invoke<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> T {
@@ -231,11 +231,16 @@ impl Server {
     }
 }
 
+/// The audience pair of a request.
+pub(super) fn pair(head: &request::Parts) -> Pair {
+    Prints::new(&Credentials::default()).pair(&CredentialKey::new([0; 32]), head)
+}
+
 /// An entry with this body, as a fill makes it.
-pub(super) fn entry(body: &str, fingerprint: Fingerprint) -> Entry {
+pub(super) fn entry(body: &str, pair: Pair) -> Entry {
     let (head, ()) = Response::new(()).into_parts();
-    let freshness = Freshness { ttl: TTL, age: Duration::ZERO };
-    Entry::new(&head, Bytes::copy_from_slice(body.as_bytes()), freshness, fingerprint, 0)
+    let freshness = Freshness { ttl: TTL, age: Duration::ZERO, public: false };
+    Entry::new(&head, Bytes::copy_from_slice(body.as_bytes()), freshness, pair, 0)
 }
 
 fn parse(body: &[u8]) -> Option<u64> {

@@ -65,7 +65,16 @@ impl Client {
     /// Writes a request of its own connection and does not wait: the answer can be read, or the
     /// stream dropped before it comes.
     pub(crate) async fn start(&self, method: Method, path: &str, body: &str) -> Started {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {HOST}\r\n");
+        self.begin(method, path, "", body).await
+    }
+
+    /// Like [`start`](Self::start), with this credential and no body.
+    pub(crate) async fn start_as(&self, method: Method, path: &str, who: &str) -> Started {
+        self.begin(method, path, &format!("authorization: {who}\r\n"), "").await
+    }
+
+    async fn begin(&self, method: Method, path: &str, headers: &str, body: &str) -> Started {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {HOST}\r\n{headers}");
         head.push_str("connection: close\r\n");
         if !body.is_empty() {
             let _ = write!(head, "content-length: {}\r\n", body.len());

@@ -52,7 +52,7 @@ pub(crate) struct Seen {
 }
 
 /// Makes an answer of the body of a request.
-type Script = Arc<dyn Fn(Bytes) -> Option<Response<Body>> + Send + Sync>;
+type Script = Arc<dyn Fn(&HeaderMap, Bytes) -> Option<Response<Body>> + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -117,7 +117,17 @@ impl Upstream {
         path: &str,
         script: impl Fn(Bytes) -> Option<Response<Body>> + Send + Sync + 'static,
     ) {
-        lock(&self.state.scripts).insert(path.into(), Arc::new(script));
+        lock(&self.state.scripts).insert(path.into(), Arc::new(move |_, body| script(body)));
+    }
+
+    /// Answers this exact path with what the script makes of the request's headers.
+    pub(crate) fn respond_to(
+        &self,
+        path: &str,
+        script: impl Fn(&HeaderMap) -> Response<Body> + Send + Sync + 'static,
+    ) {
+        let script: Script = Arc::new(move |headers, _| Some(script(headers)));
+        lock(&self.state.scripts).insert(path.into(), script);
     }
 
     /// Answers the next request of this path with a head and a body that the test feeds.
@@ -337,6 +347,7 @@ async fn exchange(mut request: Request<Incoming>, state: Arc<State>) -> Option<R
     let headers = request.headers().clone();
     let place = {
         let mut seen = lock(&state.seen);
+        let headers = headers.clone();
         seen.push(Seen { method: method.clone(), target, headers, body_len: 0 });
         seen.len() - 1
     };
@@ -354,7 +365,7 @@ async fn exchange(mut request: Request<Incoming>, state: Arc<State>) -> Option<R
     state.pass(&method, &path, Moment::Before).await;
     let script = lock(&state.scripts).get(&path).cloned();
     let response = match script {
-        Some(script) => script(body),
+        Some(script) => script(&headers, body),
         None => Some(state.job(&method, &path)),
     };
     state.pass(&method, &path, Moment::After).await;

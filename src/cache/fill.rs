@@ -1,0 +1,176 @@
+//! From an upstream's response to an entry: who reads for others, and where it is stored.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::http::response;
+use tracing::debug;
+
+use super::{
+    Ask, Cache,
+    audience::Pair,
+    entry::Entry,
+    flight::Leader,
+    policy::{self, Bypass, Freshness, NoStore},
+};
+use crate::{
+    clock,
+    metrics::OutcomeLabels,
+    store::{Fill, Key, Lease, Replacement, Seen, StoreError},
+};
+
+/// The part of a reader who reads the upstream for others.
+#[derive(Debug)]
+pub struct Lead {
+    leader: Leader,
+    target: Target,
+    why: Option<Bypass>,
+    key: Key,
+    pair: Pair,
+    circle: Pair,
+}
+
+/// Where what is read may be stored.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// The lookup was not confirmed.
+    Nowhere,
+    /// Under a lease.
+    Lease(Lease),
+    /// On an entry that was there and not for this reader: it is widened if the upstream gives this
+    /// reader the same, else replaced.
+    Entry(Box<Known>),
+}
+
+/// An entry that a reader has seen, and what it stood as in the store.
+#[derive(Debug)]
+pub struct Known {
+    pub(super) entry: Entry,
+    pub(super) seen: Seen,
+}
+
+/// What may still follow an answer.
+#[derive(Debug)]
+pub struct Landed {
+    /// What was read.
+    pub entry: Arc<Entry>,
+    target: Target,
+    freshness: Freshness,
+    leader: Leader,
+    key: Key,
+    pair: Pair,
+    refresh: bool,
+}
+
+impl Lead {
+    pub(super) fn new(ask: &Ask, leader: Leader, target: Target, why: Option<Bypass>) -> Self {
+        let (key, pair, circle) = (ask.key.clone(), ask.pair, ask.circle);
+        Self { leader, target, why, key, pair, circle }
+    }
+
+    /// Why the cache was not asked, if it was not.
+    pub fn why(&self) -> Option<Bypass> {
+        self.why
+    }
+
+    /// Waits until the upstream may be read.
+    pub async fn turn(&mut self) {
+        self.leader.turn().await;
+    }
+}
+
+impl Cache {
+    /// Whether a response may be stored and shared, from its head.
+    pub fn storable(&self, head: &response::Parts) -> Result<Freshness, NoStore> {
+        policy::freshness(head, &self.policy, clock::now())
+    }
+
+    /// Largest body that is stored, in bytes.
+    pub fn max_body(&self) -> usize {
+        self.policy.max_body
+    }
+
+    /// Shares a complete response with everybody who joined.
+    pub fn land(
+        &self,
+        lead: Lead,
+        head: &response::Parts,
+        body: Bytes,
+        freshness: Freshness,
+    ) -> Landed {
+        let Lead { leader, target, key, pair, why, .. } = lead;
+        let asked_at_ms = match &target {
+            Target::Nowhere => self.store.now_ms(),
+            Target::Lease(lease) => lease.granted_at_ms(),
+            Target::Entry(known) => known.seen.now_ms,
+        };
+        let entry = Arc::new(Entry::new(head, body, freshness, pair, asked_at_ms));
+        leader.land(Arc::clone(&entry));
+        let refresh = why == Some(Bypass::NoCache);
+        Landed { entry, target, freshness, leader, key, pair, refresh }
+    }
+
+    /// Stores what has landed. A store error is counted, logged and of no consequence.
+    pub async fn fill(&self, landed: Landed) -> Option<Fill> {
+        let Landed { entry, target, freshness, leader, key, pair, refresh } = landed;
+        let filled = match target {
+            Target::Nowhere => return None,
+            Target::Lease(lease) => {
+                let meta = entry.meta(lease.token(), lease.epoch());
+                self.store.fill(lease, entry.body(), &meta, freshness.ttl).await
+            }
+            Target::Entry(known) if !refresh && known.entry.is_same_as(&entry) => {
+                let generation = known.entry.generation();
+                self.store.admit(&key, &known.seen, generation, &pair.to_hex()).await
+            }
+            Target::Entry(known) => self.replace(&key, &known, &entry, refresh).await,
+        };
+        // Until here readers who were shown our token could still join.
+        drop(leader);
+        let outcome = match &filled {
+            Ok(Fill::Stored) => "stored",
+            // Our client asked before the write that revoked us was answered, so it may have this
+            // body. No later reader may.
+            Ok(Fill::Revoked) => "revoked",
+            Err(error) => {
+                debug!(%error, "fill failed; the response was served uncached");
+                "failed"
+            }
+        };
+        self.count_fill(outcome);
+        filled.ok()
+    }
+
+    async fn replace(
+        &self,
+        key: &Key,
+        known: &Known,
+        entry: &Entry,
+        refresh: bool,
+    ) -> Result<Fill, StoreError> {
+        if !refresh {
+            self.replaced.add(key.clone());
+        }
+        let meta = entry.meta(&self.store.token(), &known.seen.epoch);
+        let (body, expires_at_ms) = (entry.body(), entry.expires_at_ms());
+        let new = Replacement { body, meta: &meta, expires_at_ms };
+        self.store.replace(key, &known.seen, known.entry.generation(), new).await
+    }
+
+    /// Gives up a flight whose response cannot be shared. With `why` the reason lies in the response
+    /// and the next readers need not queue; without, the upstream failed.
+    pub async fn abandon(&self, lead: Lead, why: Option<NoStore>) {
+        if let Some(why) = why {
+            self.uncacheable.add((lead.key, lead.circle));
+            self.count_fill(why.as_str());
+        }
+        drop(lead.leader);
+        if let Target::Lease(lease) = lead.target {
+            self.store.release(lease).await;
+        }
+    }
+
+    fn count_fill(&self, outcome: &'static str) {
+        self.metrics.fills.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+}

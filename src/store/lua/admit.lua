@@ -1,0 +1,17 @@
+-- Lets another audience pair use an entry whose bytes the upstream has just served to it.
+-- KEYS: main, meta, fence   ARGV: sha1 of the body seen, expiry_ms seen, generation, pair
+-- Reply: 1 admitted, 0 refused (invalidated, replaced or written to since it was seen)
+-- The very value is compared, not the generation alone: a third party's DEL leaves meta behind.
+local body = redis.call('GET', KEYS[1])
+if not body or body == '' or redis.sha1hex(body) ~= ARGV[1] then return 0 end
+if string.format('%.0f', redis.call('PEXPIRETIME', KEYS[1])) ~= ARGV[2] then return 0 end
+if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
+local meta = redis.call('GET', KEYS[2])
+-- Inside a JSON string every quote is escaped, so these are found nowhere else.
+if not meta or not string.find(meta, '"generation":"' .. ARGV[3] .. '"', 1, true) then return 0 end
+if string.find(meta, '"' .. ARGV[4] .. '"', 1, true) then return 1 end
+local _, at = string.find(meta, '"audience":[', 1, true)
+if not at then return 0 end
+local widened = string.sub(meta, 1, at) .. '"' .. ARGV[4] .. '",' .. string.sub(meta, at + 1)
+redis.call('SET', KEYS[2], widened, 'PXAT', ARGV[2])
+return 1

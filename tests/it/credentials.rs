@@ -1,0 +1,313 @@
+//! Promise 2: a credential receives only what the upstream itself has served to it.
+
+use hyper::{HeaderMap, Method, Response, StatusCode};
+use jobcache::config::{Config, CredentialMode};
+
+use crate::support::{
+    Body, Reply, SOON, Setup, eventually,
+    redis::key,
+    upstream::{json, version, with_headers},
+};
+
+const X: &str = "/jobs/x";
+const ALICE: &str = "Bearer alice-0123456789";
+const BOB: &str = "Bearer bob-9876543210";
+const EVE: &str = "Bearer eve-5555555555";
+
+async fn get(setup: &Setup, who: &str) -> Reply {
+    setup.sidecar.client.request(Method::GET, X).header("authorization", who).send().await
+}
+
+/// Reads until the answer is a hit; each read before it was the upstream's own answer.
+async fn warm(setup: &Setup, who: &str) {
+    eventually(SOON, async || get(setup, who).await.is_hit()).await;
+}
+
+fn who(headers: &HeaderMap) -> &str {
+    headers.get("authorization").map_or("nobody", |value| value.to_str().unwrap())
+}
+
+/// An API that knows Alice and Bob, and answers everybody else 401.
+fn members_only(headers: &HeaderMap) -> Response<Body> {
+    match who(headers) {
+        ALICE | BOB => json(StatusCode::OK, version("x", 0)),
+        _ => json(StatusCode::UNAUTHORIZED, r#"{"detail":"who are you?"}"#),
+    }
+}
+
+/// An API that answers each client with its own view of the job.
+fn personal(headers: &HeaderMap) -> Response<Body> {
+    json(StatusCode::OK, format!(r#"{{"id":"x","for":"{}"}}"#, who(headers)))
+}
+
+#[tokio::test]
+async fn each_credential_asks_the_upstream_once_and_then_hits() {
+    let setup = Setup::new().await;
+    for who in [ALICE, BOB, EVE] {
+        assert!(!get(&setup, who).await.is_hit(), "{who} was answered without the upstream");
+    }
+    for who in [ALICE, BOB, EVE] {
+        assert!(get(&setup, who).await.is_hit(), "{who} was forgotten");
+    }
+    assert_eq!(setup.upstream.reads(X), 3);
+    setup.sidecar.put(X).await;
+    for who in [ALICE, BOB, EVE] {
+        get(&setup, who).await.assert(200, &version("x", 1));
+    }
+    assert_eq!(setup.upstream.reads(X), 6, "one for each version and credential");
+}
+
+#[tokio::test]
+async fn a_stranger_is_refused_by_the_upstream_before_and_after_the_cache_is_warm() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, members_only);
+    assert_eq!(get(&setup, EVE).await.status, 401);
+    warm(&setup, ALICE).await;
+    for _ in 0..3 {
+        let reply = get(&setup, EVE).await;
+        assert_eq!(reply.status, 401);
+        assert!(!reply.cache_status().contains("hit"), "{reply:?}");
+    }
+    assert_eq!(setup.get(X).await.status, 401, "nobody in particular is a stranger, too");
+    assert!(get(&setup, ALICE).await.is_hit(), "a refusal must not cost the others their entry");
+}
+
+#[tokio::test]
+async fn two_users_see_their_own_bodies_always() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, personal);
+    for turn in 0..20 {
+        for who in [ALICE, BOB] {
+            let reply = get(&setup, who).await;
+            assert!(reply.text().contains(who), "turn {turn}: {who} got {reply:?}");
+        }
+    }
+    let reply = get(&setup, ALICE).await;
+    assert!(reply.text().contains(ALICE));
+    let reply = get(&setup, BOB).await;
+    let replies = [reply, get(&setup, ALICE).await];
+    let passes = replies.iter().any(|reply| reply.cache_status().contains("detail=audience"));
+    assert!(passes, "bodies that are each client's own are left alone: {replies:?}");
+}
+
+#[tokio::test]
+async fn a_credential_revoked_by_a_write_is_not_served_after_it() {
+    let setup = Setup::new().await;
+    warm(&setup, BOB).await;
+    setup.upstream.respond_to(X, |headers| match who(headers) {
+        BOB => json(StatusCode::FORBIDDEN, "{}"),
+        _ => json(StatusCode::OK, version("x", 0)),
+    });
+    setup.sidecar.put(X).await;
+    warm(&setup, ALICE).await;
+    assert_eq!(get(&setup, BOB).await.status, 403);
+}
+
+/// Bob's read was answered by the upstream before `invalidate`, and comes back after it and after
+/// Alice has filled the same bytes again: he must not be let in by it.
+async fn check_late_admission(invalidate: impl AsyncFn(&Setup)) {
+    let setup = Setup::new().await;
+    warm(&setup, ALICE).await;
+    let gate = setup.upstream.hold_after_read(Method::GET, X);
+    let late = setup.sidecar.client.start_as(Method::GET, X, BOB).await;
+    gate.arrived(1).await;
+    setup.upstream.respond_to(X, |headers| match who(headers) {
+        BOB => json(StatusCode::FORBIDDEN, "{}"),
+        _ => json(StatusCode::OK, version("x", 0)),
+    });
+    invalidate(&setup).await;
+    gate.release();
+    assert_eq!(late.answer().await.0, 200, "he asked before it");
+    warm(&setup, ALICE).await;
+    assert_eq!(get(&setup, BOB).await.status, 403);
+}
+
+#[tokio::test]
+async fn a_read_that_began_before_a_write_admits_nobody() {
+    check_late_admission(async |setup| drop(setup.sidecar.put(X).await)).await;
+}
+
+#[tokio::test]
+async fn a_read_that_began_before_a_plain_del_admits_nobody() {
+    check_late_admission(async |setup| setup.redis.del(&key("x")).await).await;
+}
+
+#[tokio::test]
+async fn a_read_that_began_before_a_del_and_a_set_of_the_same_bytes_admits_nobody() {
+    check_late_admission(async |setup| {
+        let body = setup.redis.get(&key("x")).await.unwrap();
+        setup.redis.del(&key("x")).await;
+        setup.redis.set(&key("x"), &body).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_leaders_refusal_and_cookie_reach_nobody_else_in_its_flight() {
+    for status in [StatusCode::UNAUTHORIZED, StatusCode::OK] {
+        let setup = Setup::new().await;
+        setup.upstream.respond_to(X, move |headers| {
+            let mut response = json(status, "{}");
+            if status == StatusCode::OK {
+                let id = headers.get("x-request-number").unwrap().clone();
+                response.headers_mut().insert("set-cookie", id);
+            }
+            response
+        });
+        let gate = setup.upstream.hold(Method::GET, X);
+        let ask = |number: &'static str| {
+            setup.sidecar.client.request(Method::GET, X).header("x-request-number", number).send()
+        };
+        let (first, second, ()) = tokio::join!(ask("1"), ask("2"), async {
+            gate.arrived(1).await;
+            setup.exchange().await;
+            gate.release();
+        });
+        assert_eq!(setup.upstream.reads(X), 2, "each asks for itself");
+        if status == StatusCode::OK {
+            assert_eq!((first.header("set-cookie"), second.header("set-cookie")), ("1", "2"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn headers_of_one_exchange_are_not_replayed() {
+    let setup = Setup::new().await;
+    let headers = [("x-ratelimit-remaining", "7"), ("x-request-id", "a"), ("x-kept", "k")];
+    setup.upstream.respond(X, move |_| Some(with_headers("{}", &headers)));
+    assert_eq!(get(&setup, ALICE).await.header("x-kept"), "k");
+    let hit = get(&setup, ALICE).await;
+    assert!(hit.is_hit());
+    assert_eq!(hit.header("x-kept"), "k");
+    assert!(!hit.headers.contains_key("x-ratelimit-remaining"), "{hit:?}");
+    assert!(!hit.headers.contains_key("x-request-id"), "{hit:?}");
+}
+
+#[tokio::test]
+async fn a_stored_header_that_differs_keeps_another_credential_out() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, |headers| {
+        let mut response = json(StatusCode::OK, "{}");
+        response.headers_mut().insert("x-plan", headers["authorization"].clone());
+        response
+    });
+    for _ in 0..3 {
+        for who in [ALICE, BOB] {
+            assert_eq!(get(&setup, who).await.header("x-plan"), who);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_upstream_calls_public_is_for_all_who_ask_for_its_form() {
+    for directive in ["public", "s-maxage=60"] {
+        let setup = Setup::new().await;
+        setup
+            .upstream
+            .respond(X, move |_| Some(with_headers("{}", &[("cache-control", directive)])));
+        warm(&setup, ALICE).await;
+        assert!(get(&setup, BOB).await.is_hit(), "{directive}");
+        let french = setup.sidecar.client.request(Method::GET, X).header("accept-language", "fr");
+        assert!(!french.send().await.is_hit(), "{directive} waives no representation");
+    }
+}
+
+#[tokio::test]
+async fn other_representations_are_let_in_by_the_upstream_too() {
+    let setup = Setup::new().await;
+    let get = |language: &'static str| {
+        setup.sidecar.client.request(Method::GET, X).header("accept-language", language).send()
+    };
+    for language in ["de", "fr", "en"] {
+        assert!(!get(language).await.is_hit());
+    }
+    for language in ["de", "fr", "en"] {
+        assert!(get(language).await.is_hit(), "{language}");
+    }
+    assert_eq!(setup.upstream.reads(X), 3);
+}
+
+fn mode(mode: CredentialMode) -> impl FnOnce(&mut Config) {
+    move |config| config.credentials.mode = mode
+}
+
+#[tokio::test]
+async fn in_shared_mode_one_read_serves_every_credential() {
+    let setup = Setup::with(mode(CredentialMode::Shared)).await;
+    warm(&setup, ALICE).await;
+    assert!(get(&setup, BOB).await.is_hit());
+    assert_eq!(setup.upstream.reads(X), 1);
+}
+
+#[tokio::test]
+async fn in_bypass_mode_a_request_with_a_credential_is_not_cached() {
+    let setup = Setup::with(mode(CredentialMode::Bypass)).await;
+    setup.hit(X).await;
+    setup.upstream.forget_requests();
+    for turn in 1..=3 {
+        assert!(get(&setup, ALICE).await.is_uncached());
+        assert_eq!(setup.upstream.reads(X), turn);
+    }
+    assert!(setup.get(X).await.is_hit());
+}
+
+#[tokio::test]
+async fn past_its_limit_an_audience_takes_nobody_in() {
+    let setup = Setup::with(|config| config.credentials.audience = 1).await;
+    warm(&setup, ALICE).await;
+    for _ in 0..3 {
+        let reply = get(&setup, BOB).await;
+        assert!(reply.cache_status().ends_with("detail=audience"), "{reply:?}");
+    }
+    assert!(get(&setup, ALICE).await.is_hit());
+}
+
+#[tokio::test]
+async fn a_head_by_a_stranger_is_the_upstreams_to_answer() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, members_only);
+    warm(&setup, ALICE).await;
+    let head = |who| setup.sidecar.client.request(Method::HEAD, X).header("authorization", who);
+    assert_eq!(head(EVE).send().await.status, 401);
+    assert!(head(ALICE).send().await.is_hit());
+    let etag = get(&setup, ALICE).await.header("etag").to_owned();
+    let stranger = setup.sidecar.client.request(Method::GET, X).header("authorization", EVE);
+    assert_eq!(stranger.header("if-none-match", &etag).send().await.status, 401);
+}
+
+#[tokio::test]
+async fn no_credential_stands_in_redis() {
+    let setup = Setup::new().await;
+    warm(&setup, ALICE).await;
+    warm(&setup, BOB).await;
+    for name in setup.redis.keys("*").await {
+        let value = String::from_utf8_lossy(&setup.redis.get(&name).await.unwrap()).into_owned();
+        for secret in ["alice", "0123456789", "bob", "9876543210"] {
+            assert!(!name.contains(secret) && !value.contains(secret), "{name}: {value}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn sidecars_know_each_others_credentials() {
+    let setup = Setup::new().await;
+    warm(&setup, ALICE).await;
+    let second = setup.second().await;
+    let reply = second.client.request(Method::GET, X).header("authorization", ALICE).send().await;
+    assert!(reply.is_hit(), "{reply:?}");
+}
+
+#[tokio::test]
+async fn polls_of_one_credential_share_the_read_that_lets_it_in() {
+    let setup = Setup::new().await;
+    warm(&setup, ALICE).await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    let polls = futures_util::future::join_all((0..50).map(|_| get(&setup, BOB)));
+    let (replies, ()) = tokio::join!(polls, async {
+        gate.arrived(1).await;
+        setup.exchange().await;
+        gate.release();
+    });
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    assert_eq!(setup.upstream.reads(X), 2, "one of Alice's, one of Bob's");
+}
