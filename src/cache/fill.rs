@@ -77,6 +77,11 @@ impl Lead {
     pub async fn turn(&mut self) {
         self.leader.turn().await;
     }
+
+    /// Nobody else is to wait for this read any longer. It may still be stored.
+    pub fn vacate(&self) {
+        self.leader.vacate();
+    }
 }
 
 impl Cache {

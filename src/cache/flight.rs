@@ -36,6 +36,8 @@ use crate::{
 #[derive(Clone, Debug)]
 enum Landing {
     InTheAir,
+    /// It takes longer than anybody should wait for somebody else's sake.
+    Late,
     Landed(Arc<Entry>),
 }
 
@@ -46,9 +48,9 @@ pub struct Flight(watch::Receiver<Landing>);
 impl Flight {
     /// Waits for the flight; `None` if it brought nothing that can be shared.
     pub async fn landed(mut self) -> Option<Arc<Entry>> {
-        match &*self.0.wait_for(|landing| matches!(landing, Landing::Landed(_))).await.ok()? {
+        match &*self.0.wait_for(|landing| !matches!(landing, Landing::InTheAir)).await.ok()? {
             Landing::Landed(entry) => Some(Arc::clone(entry)),
-            Landing::InTheAir => None,
+            Landing::InTheAir | Landing::Late => None,
         }
     }
 }
@@ -57,7 +59,7 @@ impl Flight {
 #[derive(Debug, Default)]
 pub struct Flights {
     confirmed: Mutex<HashMap<Key, Vec<Confirmed>>>,
-    /// Tells confirmed flights apart.
+    /// Tells leaders apart.
     count: AtomicU64,
     unleased: Mutex<HashMap<(Key, Pair), Queue>>,
 }
@@ -92,8 +94,6 @@ impl Confirmed {
 /// The reads of one job and circle without a confirmed lookup.
 #[derive(Debug)]
 struct Queue {
-    /// Distinguishes the leaders of this queue.
-    last: u64,
     running: u64,
     /// What the one that runs will bring. Nobody may join it: it began before they came.
     running_flight: Flight,
@@ -173,11 +173,12 @@ impl Flights {
         let name = (key, circle);
         let (landing, flight) = watch::channel(Landing::InTheAir);
         let flight = Flight(flight);
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
         let mut queues = lock(&self.unleased);
-        let (number, turn) = match queues.entry(name.clone()) {
+        let turn = match queues.entry(name.clone()) {
             Slot::Vacant(slot) => {
-                slot.insert(Queue { last: 0, running: 0, running_flight: flight, next: None });
-                (0, None)
+                slot.insert(Queue { running: number, running_flight: flight, next: None });
+                None
             }
             Slot::Occupied(mut slot) => {
                 let queue = slot.get_mut();
@@ -187,10 +188,9 @@ impl Flights {
                 if let Some(next) = &queue.next {
                     return Ticket::Join(next.flight.clone());
                 }
-                queue.last += 1;
                 let (go, turn) = oneshot::channel();
-                queue.next = Some(Next { number: queue.last, go, flight });
-                (queue.last, Some(turn))
+                queue.next = Some(Next { number, go, flight });
+                Some(turn)
             }
         };
         let seat = Seat::Unleased(name, number);
@@ -242,6 +242,13 @@ impl Leader {
             // An error means that the queue is gone, and nobody is ahead.
             let _ = turn.await;
         }
+    }
+
+    /// Sends everybody who waits on their own way, and lets the next read begin: the body of this one
+    /// streams, and may take for ever.
+    pub fn vacate(&self) {
+        self.landing.send_replace(Landing::Late);
+        self.flights.leave(&self.seat);
     }
 
     /// Shares what was read with everybody who joined, and who joins until the leader is dropped.

@@ -3,7 +3,7 @@
 //! It is a task of its own, so that the client that began it may hang up. Every way out of it either
 //! lands the flight or abandons it; a panic drops the [`Lead`], which does the latter.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     Request, Response, StatusCode,
@@ -26,6 +26,9 @@ use crate::{
     store::{Budget, Fill},
     upstream::{RequestBody, ResponseBody},
 };
+
+/// How long others wait for a body that streams.
+const STREAM_PATIENCE: Duration = Duration::from_millis(250);
 
 /// One such read.
 pub(super) struct LeadTask {
@@ -98,7 +101,16 @@ impl LeadTask {
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
         let verdict = Verdict::Miss { stored: Stored::Unsaid, collapsed: false, why };
         let _ = answer.send(Answer { response, verdict });
-        match capture_beside(body, proxy.cache.max_body(), &tee).await {
+        let captured = {
+            let mut capture = pin!(capture_beside(body, proxy.cache.max_body(), &tee));
+            if let Ok(captured) = timeout(STREAM_PATIENCE, &mut capture).await {
+                captured
+            } else {
+                lead.vacate();
+                capture.await
+            }
+        };
+        match captured {
             Some(body) if !body.is_empty() => {
                 let landed = proxy.cache.land(lead, &head, body, freshness);
                 store_then(&proxy, landed, proxy.cache.budget(), |_| tee.finish()).await;

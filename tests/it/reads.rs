@@ -8,7 +8,7 @@ use hyper::{
 };
 
 use crate::support::{
-    SOON, Setup, eventually,
+    Reply, SOON, Setup, eventually,
     redis::{FRESH_TTL_MS, key},
     soon,
     upstream::{Feed, json, version, with_headers},
@@ -604,4 +604,28 @@ async fn a_second_sidecar_serves_what_the_first_has_stored() {
     reply.assert(200, &version("x", 0));
     assert!(reply.is_hit(), "{reply:?}");
     assert_eq!(setup.upstream.reads(X), 1);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_body_that_streams_on_for_somebody_else() {
+    for redis_is_up in [true, false] {
+        let setup = Setup::new().await;
+        if !redis_is_up {
+            setup.redis.stop();
+            eventually(SOON, async || {
+                setup.get("/jobs/other").await.cache_status().contains("store-down")
+            })
+            .await;
+        }
+        let feed = setup.upstream.feed(X, &[("content-type", "application/x-ndjson")]);
+        let first = setup.sidecar.client.request(Method::GET, X).open().await;
+        feed.data("{}\n").await;
+        setup.upstream.respond(X, |_| Some(with_headers("whole", &[])));
+
+        let second = setup.get(X).await;
+
+        assert_eq!(second.text(), "whole", "redis up: {redis_is_up}");
+        feed.end();
+        assert_eq!(Reply::read(first).await.unwrap().text(), "{}\n");
+    }
 }
