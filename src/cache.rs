@@ -14,7 +14,7 @@ pub use fill::{Known, Landed, Lead};
 
 use std::{sync::Arc, time::Duration};
 
-use hyper::http::{HeaderMap, Method, request};
+use hyper::http::{HeaderMap, HeaderName, Method, request};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
@@ -153,6 +153,11 @@ impl Cache {
     /// The store behind the cache.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The request headers that tell callers apart.
+    pub fn credential_headers(&self) -> &[HeaderName] {
+        self.prints.headers()
     }
 
     /// Whether a request may not be answered from the cache because it is somebody's.

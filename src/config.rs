@@ -218,9 +218,15 @@ impl fmt::Debug for StoreUrl {
 /// (oauth2-proxy and nginx `auth_request`, Authelia and Apache `Remote-*`, home-grown `X-User-Id`).
 /// One too many costs hits; one too few shows a job to a stranger.
 const IDENTITY_HEADERS: &str = "authorization,proxy-authorization,cookie,x-api-key,x-auth-token,\
-    x-user-id,x-tenant-id,remote-user,remote-groups,x-remote-user,\
-    x-forwarded-user,x-forwarded-email,x-forwarded-groups,x-forwarded-access-token,\
-    x-auth-request-user,x-auth-request-email,x-auth-request-groups,x-auth-request-access-token";
+    x-user-id,x-tenant-id,remote-user,remote-groups,remote-email,remote-name,x-remote-user,\
+    x-webauth-user,x-authentik-username,x-forwarded-user,x-forwarded-email,x-forwarded-groups,\
+    x-forwarded-preferred-username,x-forwarded-access-token,x-forwarded-client-cert,\
+    x-auth-request-user,x-auth-request-email,x-auth-request-groups,\
+    x-auth-request-preferred-username,x-auth-request-access-token,cf-access-jwt-assertion,\
+    cf-access-authenticated-user-email,x-amzn-oidc-data,x-amzn-oidc-identity,\
+    x-amzn-oidc-accesstoken,x-goog-iap-jwt-assertion,x-goog-authenticated-user-email,\
+    x-goog-authenticated-user-id,x-ms-client-principal,x-ms-client-principal-id,\
+    x-ms-client-principal-name";
 
 impl Default for Config {
     fn default() -> Self {

@@ -262,7 +262,7 @@ impl Proxy {
     fn prepare_request(&self, head: &mut Parts, client: Client) {
         let version = head.version;
         to_origin_form(head, self.upstream.authority());
-        headers::strip_hop_by_hop(&mut head.headers);
+        headers::strip_hop_by_hop(&mut head.headers, self.cache.credential_headers());
         headers::forward(&mut head.headers, client, version);
     }
 
@@ -279,7 +279,7 @@ impl Proxy {
 fn prepare_response<B>(mut response: Response<B>) -> Response<B> {
     let version = response.version();
     let switch = upgrade::keep_switch(&response);
-    headers::strip_hop_by_hop(response.headers_mut());
+    headers::strip_hop_by_hop(response.headers_mut(), &[]);
     if let Some(protocol) = switch {
         upgrade::offer(response.headers_mut(), protocol);
     }

@@ -84,11 +84,13 @@ pub struct Client {
 /// for each connection-option in this field, remove any header or trailer field(s) from the message
 /// with the same name as the connection-option" RFC 9110 7.6.1
 ///
+/// `keep` names further ones: what tells callers apart must reach the upstream as it reached us.
+///
 /// `TE: trailers` stays: gRPC insists on it. What cannot be parsed as a field name is skipped. The
 /// lines of one field keep their order; that between fields "is not significant" (RFC 9110 5.3).
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
     let trailers = lists(headers, &TE, b"trailers");
-    for name in connection_options(headers) {
+    for name in connection_options(headers).into_iter().filter(|name| !keep.contains(name)) {
         headers.remove(name);
     }
     for name in HOP_BY_HOP {
@@ -199,6 +201,10 @@ mod tests {
 
     type Lines<'a> = &'a [(&'a str, &'a str)];
 
+    fn strip(headers: &mut HeaderMap) {
+        strip_hop_by_hop(headers, &[HeaderName::from_static("x-me")]);
+    }
+
     fn headers(lines: Lines<'_>) -> HeaderMap {
         let line = |&(name, value): &(&str, &str)| {
             let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
@@ -221,51 +227,49 @@ mod tests {
     #[test]
     fn hop_by_hop_fields_end_here() {
         for name in ["Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "HTTP2-Settings"] {
-            check(strip_hop_by_hop, &[(name, "x"), ("a", "1")], &[("a", "1")]);
+            check(strip, &[(name, "x"), ("a", "1")], &[("a", "1")]);
         }
-        check(strip_hop_by_hop, &[("upgrade", "h2c"), ("connection", "upgrade")], &[]);
-        check(strip_hop_by_hop, &[("proxy-authorization", "x")], &[]);
-        check(strip_hop_by_hop, &[("trailer", "x")], &[("trailer", "x")]);
+        check(strip, &[("upgrade", "h2c"), ("connection", "upgrade")], &[]);
+        check(strip, &[("proxy-authorization", "x")], &[]);
+        check(strip, &[("trailer", "x")], &[("trailer", "x")]);
     }
 
     #[test]
     fn fields_that_connection_lists_end_here() {
         let before = [("connection", "close, X-Hop"), ("connection", ",x-hop2 "), ("x-hop", "1")];
-        check(
-            strip_hop_by_hop,
-            &[&before[..], &[("x-hop2", "1"), ("b", "2")]].concat(),
-            &[("b", "2")],
-        );
+        check(strip, &[&before[..], &[("x-hop2", "1"), ("b", "2")]].concat(), &[("b", "2")]);
     }
 
     #[test]
     fn end_to_end_fields_stay_whatever_connection_lists() {
         for name in ["authorization", "host", "cookie", "content-length", "x-forwarded-for"] {
-            check(strip_hop_by_hop, &[("connection", name), (name, "1")], &[(name, "1")]);
+            check(strip, &[("connection", name), (name, "1")], &[(name, "1")]);
         }
-        for name in ["Forwarded", "X-Auth-Request-User", "X-Api-Key", "X-User-Id", "Remote-User"] {
-            check(strip_hop_by_hop, &[("connection", name), (name, "1")], &[(name, "1")]);
+        for name in
+            ["Forwarded", "X-Auth-Request-User", "X-Api-Key", "X-User-Id", "Remote-User", "X-Me"]
+        {
+            check(strip, &[("connection", name), (name, "1")], &[(name, "1")]);
         }
     }
 
     #[test]
     fn malformed_connection_values_remove_nothing() {
         for value in ["a b", "é", "\"a\"", "", ",,", "a=b"] {
-            check(strip_hop_by_hop, &[("connection", value), ("a", "1")], &[("a", "1")]);
+            check(strip, &[("connection", value), ("a", "1")], &[("a", "1")]);
         }
     }
 
     #[test]
     fn te_is_reduced_to_trailers() {
-        check(strip_hop_by_hop, &[("te", "gzip, Trailers;q=0.5")], &[("te", "trailers")]);
-        check(strip_hop_by_hop, &[("te", "trailers"), ("connection", "TE")], &[("te", "trailers")]);
-        check(strip_hop_by_hop, &[("te", "gzip")], &[]);
+        check(strip, &[("te", "gzip, Trailers;q=0.5")], &[("te", "trailers")]);
+        check(strip, &[("te", "trailers"), ("connection", "TE")], &[("te", "trailers")]);
+        check(strip, &[("te", "gzip")], &[]);
     }
 
     #[test]
     fn order_and_repeated_fields_are_kept() {
         let lines = [("b", "1"), ("a", "2"), ("a", "3"), ("c", "4")];
-        check(strip_hop_by_hop, &lines, &lines);
+        check(strip, &lines, &lines);
     }
 
     #[track_caller]
