@@ -120,7 +120,7 @@ fn no_reader_gets_less_than_what_was_acknowledged_before_it_came() {
         let outcome = run(&server, scenario.expect("a scenario"), Flaw::Nothing, seed);
         return println!("{}", story(name, seed, &outcome));
     }
-    let schedules = number("SCHEDULES").unwrap_or(SCHEDULES) / SCENARIOS.len() as u64;
+    let schedules = number("SCHEDULES").unwrap_or(SCHEDULES).div_ceil(SCENARIOS.len() as u64);
     let seed = number("SCHEDULES_SEED").unwrap_or(0) << 32;
     println!("{:24} schedules     steps   S   U  limit      s", "scenario");
     let mut total = Row::default();
