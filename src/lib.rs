@@ -12,7 +12,8 @@
 //!    `DEL job_status:<id>` is acknowledged, no GET that starts later, through any sidecar, returns
 //!    an older body. The stated limits are in [`store`].
 //! 2. **Never leaked.** A credential only ever receives bytes that the upstream itself served to
-//!    that credential. Requests that carry one pass uncached.
+//!    that credential since the job last changed, or bytes identical to those. See
+//!    [`cache::audience`].
 //! 3. **Never in the way.** A cache fault never fails, truncates or alters a response and costs at
 //!    most the store budget; with Redis down for long it costs nothing. What is not a cached read
 //!    passes through untouched, streaming.

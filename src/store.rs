@@ -34,6 +34,8 @@
 //! - A deposed master that still answers, until this sidecar learns of it (at most 1 s).
 //! - An upstream that reads from a lagging replica or commits after it has answered: `settle` covers
 //!   the writes that pass through; nothing can cover a third party's DEL sent before its own commit.
+//! - A server that evicts (`maxmemory-policy` other than `noeviction`) may evict the fence of a write
+//!   whose sidecar has died, or whose end is not confirmed.
 //!
 //! # What each fault costs
 //!
