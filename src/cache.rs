@@ -1,6 +1,6 @@
 //! Read, write and purge: joins policy, flight and store.
 //!
-//! It never fetches. A reader that has to is handed a [`Leader`] and a lease, and `proxy` fetches.
+//! It never fetches. A reader that has to is handed a [`Lead`] and a lease, and `proxy` fetches.
 
 pub mod audience;
 pub mod entry;
