@@ -55,6 +55,12 @@ fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
     }
 }
 
+/// As fast as the machine will, with peace enough for entries to grow old, and longer hangs.
+fn at_length(plan: Plan) -> Plan {
+    let faults = Faults { peace_ms: (300, 4000), hang_ms: 3000, ..plan.faults };
+    Plan { jobs: 64, pollers: 128, pause: Duration::ZERO, faults, ..plan }
+}
+
 async fn run(plan: Plan) -> (History, Verdict) {
     let (world, mut machinery) = world::create(plan).await;
     let faults = faults::befall(&world, &mut machinery);
@@ -115,8 +121,7 @@ async fn check(sidecars: u8) {
     let length = from_env("HISTORY_SECONDS").map_or(SHORT, Duration::from_secs);
     let mut plan = plan(sidecars, seed, length);
     if length > SHORT {
-        (plan.pollers, plan.pause) = (32, Duration::ZERO);
-        (plan.faults.peace_ms, plan.faults.hang_ms) = ((300, 3000), 3000);
+        plan = at_length(plan);
     }
     let (history, verdict) = run(plan).await;
     let counts = &verdict.counts;
