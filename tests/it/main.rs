@@ -18,3 +18,4 @@ mod purge;
 mod reads;
 mod redis_down;
 mod schedules;
+mod sidecars;
