@@ -3,6 +3,9 @@
 -- The fence is a set of writes in flight, each with its deadline by this server's clock, so that it
 -- outlives a sidecar that dies. DEL comes first: under `noeviction` at the limit it still succeeds.
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+-- Whatever else somebody has put there is no fence.
+local kind = redis.call('TYPE', KEYS[4]).ok
+if kind ~= 'zset' and kind ~= 'none' then redis.call('DEL', KEYS[4]) end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)

@@ -4,6 +4,9 @@
 -- Reply: 1 if there was an entry, 0 if not
 local body = redis.call('TYPE', KEYS[1]).ok == 'string' and redis.call('STRLEN', KEYS[1]) or 1
 local there = redis.call('DEL', KEYS[1], KEYS[2], KEYS[3]) > 0 and body > 0
+-- Whatever else somebody has put there is no fence.
+local kind = redis.call('TYPE', KEYS[4]).ok
+if kind ~= 'zset' and kind ~= 'none' then redis.call('DEL', KEYS[4]) end
 local linger = tonumber(ARGV[2])
 if linger > 0 then
   local t = redis.call('TIME')
