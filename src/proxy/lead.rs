@@ -7,7 +7,10 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     Request, Response, StatusCode,
-    http::{header::CONTENT_LENGTH, request, response},
+    http::{
+        header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+        request, response,
+    },
 };
 use tokio::{sync::oneshot, time::timeout};
 use tracing::debug;
@@ -58,11 +61,20 @@ impl LeadTask {
     pub(super) async fn run(mut self, request: Request<RequestBody>) {
         self.lead.turn().await;
         let response = match self.proxy.upstream.send(request).await {
-            Ok(response) => prepare_response(response),
+            Ok(response) => response,
             Err(error) => return self.fail(refuse(&error)).await,
         };
-        let (head, body) = response.into_parts();
+        let framed = [CONTENT_LENGTH, TRANSFER_ENCODING]
+            .iter()
+            .any(|name| response.headers().contains_key(name));
+        let (head, body) = prepare_response(response).into_parts();
         match self.proxy.cache.storable(&head) {
+            // RFC 9112 6.3: "Since there is no way to distinguish a successfully completed,
+            // close-delimited response message from a partially received message interrupted by
+            // network failure".
+            Ok(_) if !framed => {
+                self.share_nothing(head, Body::Upstream(body), NoStore::Unframed).await;
+            }
             Err(why) => self.share_nothing(head, Body::Upstream(body), why).await,
             Ok(freshness) if head.headers.contains_key(CONTENT_LENGTH) => {
                 self.take_whole(head, body, freshness).await;

@@ -7,8 +7,13 @@ use hyper::{
     header::{HeaderName, HeaderValue},
 };
 
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
 use crate::support::{
-    Reply, SOON, Setup, eventually,
+    RedisServer, Reply, SOON, Setup, eventually,
     redis::{FRESH_TTL_MS, key},
     soon,
     upstream::{Feed, json, version, with_headers},
@@ -628,4 +633,32 @@ async fn nobody_waits_for_a_body_that_streams_on_for_somebody_else() {
         feed.end();
         assert_eq!(Reply::read(first).await.unwrap().text(), "{}\n");
     }
+}
+
+/// An upstream that ends its body by closing the connection, as HTTP/1.0 does and a killed worker.
+async fn closing_upstream() -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head).await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"id\":1,\"sta")
+                .await;
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_body_that_ends_with_its_connection_is_not_stored() {
+    let url = closing_upstream().await;
+    let redis = RedisServer::start().await;
+    let setup = Setup::cold(redis, |config| config.upstream.url = url).await;
+    eventually(SOON, async || {
+        setup.get(X).await.cache_status().ends_with("fwd=miss; detail=unframed")
+    })
+    .await;
+    assert!(!setup.redis.holds(&key("x")).await);
 }

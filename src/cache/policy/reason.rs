@@ -118,6 +118,9 @@ reasons! {
         TooLarge = "too-large",
         /// Trailers, which an entry cannot hold.
         Trailers = "trailers",
+        /// Neither a length nor chunks: the end of the connection may be the end of the body, or of
+        /// the upstream.
+        Unframed = "unframed",
         /// The body broke off.
         Incomplete = "incomplete",
         /// Expired on arrival, or its lifetime cannot be read.
