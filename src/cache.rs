@@ -135,7 +135,7 @@ impl Cache {
             policy: Policy {
                 ttl: config.ttl,
                 max_body: config.max_body,
-                vary: prints.headers().to_vec(),
+                vary: prints.covered().to_vec(),
             },
             prints,
             settings: Settings {
@@ -155,9 +155,9 @@ impl Cache {
         &self.store
     }
 
-    /// The request headers that tell callers apart.
-    pub fn credential_headers(&self) -> &[HeaderName] {
-        self.prints.headers()
+    /// The request headers by which entries are told apart: they must reach the upstream untouched.
+    pub fn fingerprinted(&self) -> &[HeaderName] {
+        self.prints.covered()
     }
 
     /// Whether a request may not be answered from the cache because it is somebody's.

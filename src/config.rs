@@ -217,7 +217,8 @@ impl fmt::Debug for StoreUrl {
 /// (`Authorization`, `Cookie`, API keys), and what gateways write once they know the caller
 /// (oauth2-proxy and nginx `auth_request`, Authelia and Apache `Remote-*`, home-grown `X-User-Id`).
 /// One too many costs hits; one too few shows a job to a stranger.
-const IDENTITY_HEADERS: &str = "authorization,proxy-authorization,cookie,x-api-key,x-auth-token,\
+const IDENTITY_HEADERS: &str = "authorization,proxy-authorization,cookie,x-api-key,api-key,apikey,x-auth-token,x-access-token,\
+    x-session-token,x-session-id,\
     x-user-id,x-tenant-id,remote-user,remote-groups,remote-email,remote-name,x-remote-user,\
     x-webauth-user,x-authentik-username,x-forwarded-user,x-forwarded-email,x-forwarded-groups,\
     x-forwarded-preferred-username,x-forwarded-access-token,x-forwarded-client-cert,\

@@ -262,7 +262,7 @@ impl Proxy {
     fn prepare_request(&self, head: &mut Parts, client: Client) {
         let version = head.version;
         to_origin_form(head, self.upstream.authority());
-        headers::strip_hop_by_hop(&mut head.headers, self.cache.credential_headers());
+        headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinted());
         headers::forward(&mut head.headers, client, version);
     }
 

@@ -10,7 +10,7 @@
 
 use hyper::http::{
     HeaderMap, HeaderName,
-    header::{ACCEPT, ACCEPT_LANGUAGE, COOKIE, FORWARDED, HOST, ORIGIN},
+    header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_LANGUAGE, COOKIE, FORWARDED, HOST, ORIGIN},
     request::Parts,
 };
 
@@ -41,17 +41,24 @@ pub struct Audience {
 #[derive(Debug)]
 pub struct Prints {
     mode: Mode,
+    /// What tells callers apart.
     headers: Vec<HeaderName>,
+    /// Those, and what tells representations apart.
+    covered: Vec<HeaderName>,
     /// Cookies that count; all of them where there are none.
     cookies: Vec<String>,
 }
 
-const REPRESENTATION: [HeaderName; 9] = [
+const REPRESENTATION: [HeaderName; 13] = [
     HOST,
     ORIGIN,
     ACCEPT,
+    ACCEPT_CHARSET,
     ACCEPT_LANGUAGE,
     FORWARDED,
+    HeaderName::from_static("accept-version"),
+    HeaderName::from_static("prefer"),
+    HeaderName::from_static("x-api-version"),
     HeaderName::from_static("x-forwarded-host"),
     HeaderName::from_static("x-forwarded-proto"),
     HeaderName::from_static("x-forwarded-port"),
@@ -97,16 +104,17 @@ impl Audience {
 impl Prints {
     /// As configured.
     pub fn new(config: &config::Credentials) -> Self {
-        Self {
-            mode: config.mode,
-            headers: config.headers.iter().filter_map(|name| name.parse().ok()).collect(),
-            cookies: config.cookies.clone(),
-        }
+        // The configuration has checked the names.
+        let headers: Vec<HeaderName> =
+            config.headers.iter().filter_map(|name| name.parse().ok()).collect();
+        let covered = headers.iter().cloned().chain(REPRESENTATION).collect();
+        Self { mode: config.mode, headers, covered, cookies: config.cookies.clone() }
     }
 
-    /// The request headers that the credential covers, so that a response may vary by them.
-    pub fn headers(&self) -> &[HeaderName] {
-        &self.headers
+    /// The request headers that a pair covers. A response may vary by them, and they must reach the
+    /// upstream as they were when the print was taken.
+    pub fn covered(&self) -> &[HeaderName] {
+        &self.covered
     }
 
     /// Whether a request may not be answered from the cache because it is somebody's.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use hyper::{
     HeaderMap, Version,
     header::{
-        ACCEPT_ENCODING, CONNECTION, HOST, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
+        ACCEPT_ENCODING, CONNECTION, COOKIE, HOST, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
         IF_NONE_MATCH, IF_RANGE, RANGE, TE, UPGRADE, VIA,
     },
 };
@@ -114,7 +114,22 @@ pub fn forward(headers: &mut HeaderMap, client: Client, version: Version) {
         let host = host.clone();
         headers.insert(FORWARDED_HOST, host);
     }
+    join_cookies(headers);
     via(headers, version);
+}
+
+/// "If there are multiple Cookie header fields after decompression, these MUST be concatenated into a
+/// single octet string using the two-octet delimiter of 0x3b, 0x20 (the ASCII string '; ') before
+/// being passed into a non-HTTP/2 context" RFC 9113 8.2.3
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if lines.len() < 2 {
+        return;
+    }
+    // Valid values joined by visible characters are a valid value.
+    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Appends us to `Via`.

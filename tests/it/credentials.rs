@@ -311,3 +311,30 @@ async fn polls_of_one_credential_share_the_read_that_lets_it_in() {
     assert!(replies.iter().all(|reply| reply.status == 200));
     assert_eq!(setup.upstream.reads(X), 2, "one of Alice's, one of Bob's");
 }
+
+#[tokio::test]
+async fn what_entries_are_told_apart_by_reaches_the_upstream_whatever_connection_lists() {
+    let setup = Setup::new().await;
+    let headers = [
+        ("origin", "https://app.example"),
+        ("accept", "text/html"),
+        ("accept-language", "de"),
+        ("x-remote-user", "alice"),
+    ];
+    for (name, value) in headers {
+        let request = setup.sidecar.client.request(Method::GET, X).header("connection", name);
+        request.header(name, value).send().await;
+        let seen = setup.upstream.requests().pop().unwrap();
+        assert_eq!(seen.headers.get(name).unwrap(), value);
+    }
+}
+
+#[tokio::test]
+async fn cookies_of_several_lines_reach_the_upstream_in_one() {
+    let setup = Setup::new().await;
+    let request = setup.sidecar.client.request(Method::GET, X).header("cookie", "a=1");
+    request.header("cookie", "b=2").send().await;
+    let seen = setup.upstream.requests().pop().unwrap();
+    let lines: Vec<_> = seen.headers.get_all("cookie").iter().collect();
+    assert_eq!(lines, ["a=1; b=2"]);
+}
