@@ -3,8 +3,8 @@
 #   docker build -t jobcache .
 #
 # Debian and glibc in both stages rather than a static musl binary on `scratch`: musl's allocator has
-# one lock for all threads, and this is what the benchmarks measure. No compiler, no package and no
-# extra user is added to the final image.
+# one lock for all threads, and glibc is what jobcache is developed and tested on. No compiler, no
+# package and no extra user is added to the final image.
 
 FROM rust:1.95-slim-bookworm AS build
 # blake3 compiles its assembly with a C compiler, which the Rust image has for linking anyway.
