@@ -382,9 +382,9 @@ impl Cache {
     }
 
     /// Invalidates jobs on request.
-    pub async fn purge(&self, ids: &[JobId], budget: &mut Budget) -> Ended {
+    pub async fn purge(&self, ids: &[JobId]) -> Ended {
         let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
-        let ended = self.store.purge(keys.clone(), budget).await;
+        let ended = self.store.purge(keys.clone(), self.settings.budget).await;
         self.detach(&keys);
         self.count_invalidation(Source::Purge, ended);
         ended

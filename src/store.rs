@@ -64,6 +64,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 
 use crate::{
     clock, config,
@@ -331,6 +332,18 @@ impl Budget {
         self.left = self.left.saturating_sub(started.elapsed());
         result.unwrap_or(Err(StoreError::Timeout))
     }
+
+    /// The same for several operations at once, each with a result of its own.
+    async fn spend_each<T>(
+        &mut self,
+        operations: impl Iterator<Item = impl Future<Output = Result<T, StoreError>>>,
+    ) -> Vec<Result<T, StoreError>> {
+        let started = Instant::now();
+        let results = operations.map(|operation| tokio::time::timeout(self.left, operation));
+        let results = join_all(results).await;
+        self.left = self.left.saturating_sub(started.elapsed());
+        results.into_iter().map(|result| result.unwrap_or(Err(StoreError::Timeout))).collect()
+    }
 }
 
 /// The store: Redis, or this process' memory with the same semantics.
@@ -519,11 +532,21 @@ impl Store {
         }
     }
 
-    /// Invalidates keys: the end of a write that went elsewhere.
-    pub async fn purge(&self, keys: Vec<Key>, budget: &mut Budget) -> Ended {
+    /// Invalidates keys: the end of a write that went elsewhere. Runs under a deadline of its own,
+    /// and ends as soon as the store has made it wait for `wait`.
+    pub async fn purge(&self, keys: Vec<Key>, wait: Duration) -> Ended {
         let id = self.tokens.next();
-        let write = Write { keys, id, fence: Duration::ZERO, begun: Begun::Confirmed(None) };
-        self.end(&write, Duration::ZERO, budget).await
+        let started = Instant::now();
+        match &self.engine {
+            Engine::Redis(redis) => {
+                let begun = Begun::Confirmed(None);
+                let write = Write { keys, id, fence: Duration::ZERO, begun };
+                let ended = redis.purge(&write, wait).await;
+                self.metrics.store_op(Op::End, &ended, started.elapsed());
+                ended.unwrap_or(Ended::Pending)
+            }
+            Engine::Memory(memory) => memory.end(&keys, &id, Duration::ZERO),
+        }
     }
 
     /// Invalidates every key under the prefix. Runs under a deadline of its own.

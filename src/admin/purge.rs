@@ -121,8 +121,7 @@ impl Webhook {
 
     async fn purge(&self, ids: Vec<JobId>) -> Reply {
         let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
-        let mut budget = self.cache.budget();
-        match self.cache.purge(&ids, &mut budget).await {
+        match self.cache.purge(&ids).await {
             Ended::Confirmed { entries } => {
                 info!(ids = ids.len(), entries, "purged");
                 reply(StatusCode::OK, &json!({ "purged": names, "entries": entries }))

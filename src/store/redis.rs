@@ -20,11 +20,15 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use redis::{Client, IntoConnectionInfo, RedisError};
-use tokio::{sync::Notify, task::JoinHandle, time::timeout};
+use tokio::{
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 use tracing::warn;
 
 use self::{
-    keeper::{Shared, keep},
+    keeper::{REPLAY_BATCH, Shared, keep},
     session::Session,
 };
 use super::{
@@ -39,6 +43,9 @@ use crate::{
 
 /// For connecting and for what no client waits for: fills, releases, repeated ends.
 const DETACHED_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// For one purge of listed jobs, all its chunks taken together: its caller is a webhook, not a poll.
+const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection that a write holds on to, so that its end follows its begin.
 pub type SessionHandle = Arc<Session>;
@@ -242,37 +249,69 @@ impl Redis {
             Begun::Unconfirmed(session) => (session.as_ref(), session.is_some()),
         };
         let held = held.filter(|session| !session.has_failed()).cloned();
-        let results = match held.map_or_else(|| self.shared.session(), Ok) {
-            Ok(session) => self.end_on(&session, write, linger, budget).await,
-            Err(error) => Err(error),
-        };
-        let unsure: Vec<&Key> = match &results {
-            Ok(results) => write
-                .keys
-                .iter()
-                .zip(results)
-                .filter_map(|(key, result)| (again || result.is_err()).then_some(key))
-                .collect(),
-            Err(_) => write.keys.iter().collect(),
-        };
+        let mut tally = Tally::default();
+        match held.map_or_else(|| self.shared.session(), Ok) {
+            Ok(session) => {
+                let results = self.end_each(&session, &write.keys, &write.id, linger, budget).await;
+                tally.take(&write.keys, results);
+            }
+            Err(error) => tally.miss(&write.keys, error),
+        }
+        let unsure = if again { write.keys.iter().collect() } else { tally.unsure };
         self.shared.remember(&unsure, &write.id, linger).await;
-        let entries = results?.into_iter().sum::<Result<usize, StoreError>>()?;
-        Ok(Ended::Confirmed { entries })
+        tally.ended
     }
 
-    async fn end_on(
+    /// Ends keys in chunks, so that their number does not eat the time that an answer may take. A
+    /// chunk waits for `wait` at most, and the first that waits in vain ends it: all that is not
+    /// confirmed is then pending.
+    pub(super) async fn purge(&self, write: &Write, wait: Duration) -> Result<Ended, StoreError> {
+        let deadline = Instant::now() + PURGE_TIMEOUT;
+        let mut tally = Tally::default();
+        let mut chunks = write.keys.chunks(REPLAY_BATCH);
+        for chunk in chunks.by_ref() {
+            match self.shared.session() {
+                Ok(session) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    let mut budget = Budget::new(wait.min(left));
+                    let end =
+                        self.end_each(&session, chunk, &write.id, Duration::ZERO, &mut budget);
+                    tally.take(chunk, end.await);
+                }
+                Err(error) => tally.miss(chunk, error),
+            }
+            if tally.is_hopeless() {
+                break;
+            }
+        }
+        tally.unsure.extend(chunks.flatten());
+        self.shared.remember(&tally.unsure, &write.id, Duration::ZERO).await;
+        tally.ended
+    }
+
+    /// Ends keys at the same time; each result is its own, so that those that were confirmed count
+    /// when others were not. For the session they are one operation.
+    async fn end_each(
         &self,
         session: &Session,
-        write: &Write,
+        keys: &[Key],
+        write: &Token,
         linger: Duration,
         budget: &mut Budget,
-    ) -> Result<Vec<Result<usize, StoreError>>, StoreError> {
-        let calls = write.keys.iter().map(|key| async {
-            let result = session.end(key, &write.id, linger).await;
-            self.shared.judge(session, result)
-        });
-        let result = budget.spend(async { Ok(join_all(calls).await) }).await;
-        self.shared.judge(session, result)
+    ) -> Vec<Result<usize, StoreError>> {
+        let results = budget.spend_each(keys.iter().map(|key| session.end(key, write, linger)));
+        let results = results.await;
+        for result in &results {
+            if !matches!(result, Err(StoreError::Timeout)) {
+                self.shared.conclude(session, result);
+            }
+        }
+        if let Some(timeout) =
+            results.iter().find(|result| matches!(result, Err(StoreError::Timeout)))
+        {
+            self.shared.conclude(session, timeout);
+        }
+        results
     }
 
     pub(super) async fn purge_all(&self) -> Ended {
@@ -310,6 +349,42 @@ impl Redis {
                 "stopped with unconfirmed invalidations; they run out with their TTL"
             );
         }
+    }
+}
+
+/// What the ends of several keys came to.
+#[derive(Debug)]
+struct Tally<'k> {
+    /// With the last failure, if there was one.
+    ended: Result<Ended, StoreError>,
+    unsure: Vec<&'k Key>,
+}
+
+impl Default for Tally<'_> {
+    fn default() -> Self {
+        Self { ended: Ok(Ended::Confirmed { entries: 0 }), unsure: Vec::new() }
+    }
+}
+
+impl<'k> Tally<'k> {
+    fn take(&mut self, keys: &'k [Key], results: Vec<Result<usize, StoreError>>) {
+        for (key, result) in keys.iter().zip(results) {
+            match (result, &mut self.ended) {
+                (Ok(more), Ok(Ended::Confirmed { entries })) => *entries += more,
+                (Ok(_), _) => {}
+                (Err(error), _) => self.miss(std::slice::from_ref(key), error),
+            }
+        }
+    }
+
+    fn miss(&mut self, keys: &'k [Key], error: StoreError) {
+        self.unsure.extend(keys);
+        self.ended = Err(error);
+    }
+
+    /// Whether the next keys would fare no better.
+    fn is_hopeless(&self) -> bool {
+        matches!(&self.ended, Err(error) if !matches!(error, StoreError::Refused(_)))
     }
 }
 

@@ -340,3 +340,41 @@ async fn a_lease_that_a_snapshot_brings_back_is_nobodys_to_join() {
     };
     tokio::join!(sidecar.get(X), check);
 }
+
+/// As many ids as one purge takes.
+fn most_ids() -> String {
+    let ids: Vec<_> = (0..10_000).map(|id| format!("job-{id}")).collect();
+    serde_json::json!({ "job_ids": ids }).to_string()
+}
+
+#[tokio::test]
+async fn the_largest_purge_is_confirmed_within_the_default_budget() {
+    let setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
+    fill(&setup, &["job-0", "job-9999"]).await;
+
+    let reply = purge(&setup, most_ids()).await;
+
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text().len());
+    assert_eq!(reply.json()["entries"], 2);
+    assert!(setup.redis.keys("job_status:job-*").await.is_empty());
+}
+
+#[tokio::test]
+async fn the_largest_purge_is_queued_at_once_when_redis_hangs() {
+    let setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
+    fill(&setup, &["job-0", "job-9999"]).await;
+    setup.redis.stop();
+    let start = std::time::Instant::now();
+
+    let reply = purge(&setup, most_ids()).await;
+
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    setup.redis.cont();
+    eventually(SOON, async || {
+        let ready = setup.sidecar.admin.get("/readyz").await;
+        if ready.json()["pending_invalidations"] == 0 { Ok(()) } else { Err(ready) }
+    })
+    .await;
+    assert!(!setup.redis.holds(&key("job-9999")).await);
+}

@@ -29,7 +29,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(400);
 /// Between two attempts to connect, doubling.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// Pending invalidations that are repeated at a time.
-const REPLAY_BATCH: usize = 64;
+pub(super) const REPLAY_BATCH: usize = 64;
 /// For all the SCANs of one purge of all.
 const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Commands that wait for their turn on the connection.
@@ -201,9 +201,14 @@ impl Shared {
         session: &Session,
         result: Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        if session.judge(&result) == Judgement::GiveUp {
+        self.conclude(session, &result);
+        result
+    }
+
+    /// The same, of a result that belongs to somebody else.
+    pub(super) fn conclude<T>(&self, session: &Session, result: &Result<T, StoreError>) {
+        if session.judge(result) == Judgement::GiveUp {
             self.wake.notify_one();
         }
-        result
     }
 }
