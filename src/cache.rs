@@ -381,21 +381,30 @@ impl Cache {
         ended
     }
 
-    /// Invalidates jobs on request.
-    pub async fn purge(&self, ids: &[JobId]) -> Ended {
+    /// Invalidates jobs on request. Who asked may hang up: it is carried out all the same.
+    pub async fn purge(self: &Arc<Self>, ids: &[JobId]) -> Ended {
         let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
-        let ended = self.store.purge(keys.clone(), self.settings.budget).await;
-        self.detach(&keys);
-        self.count_invalidation(Source::Purge, ended);
-        ended
+        let cache = Arc::clone(self);
+        let purge = async move {
+            let ended = cache.store.purge(keys.clone(), cache.settings.budget).await;
+            cache.detach(&keys);
+            cache.count_invalidation(Source::Purge, ended);
+            ended
+        };
+        // One that panicked has confirmed nothing.
+        self.store.spawn(purge).await.unwrap_or(Ended::Pending)
     }
 
-    /// Invalidates every job.
-    pub async fn purge_all(&self) -> Ended {
-        let ended = self.store.purge_all().await;
-        self.flights.detach_all();
-        self.count_invalidation(Source::PurgeAll, ended);
-        ended
+    /// Invalidates every job, as [`Cache::purge`] does some.
+    pub async fn purge_all(self: &Arc<Self>) -> Ended {
+        let cache = Arc::clone(self);
+        let purge = async move {
+            let ended = cache.store.purge_all().await;
+            cache.flights.detach_all();
+            cache.count_invalidation(Source::PurgeAll, ended);
+            ended
+        };
+        self.store.spawn(purge).await.unwrap_or(Ended::Pending)
     }
 
     fn detach(&self, keys: &[Key]) {

@@ -65,6 +65,8 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     clock, config,
@@ -351,6 +353,8 @@ impl Budget {
 pub struct Store {
     engine: Engine,
     tokens: Tokens,
+    /// What outlives whoever asked for it.
+    tasks: TaskTracker,
     metrics: Arc<Metrics>,
 }
 
@@ -373,7 +377,15 @@ impl Store {
                 Engine::Redis(redis::Redis::open(url, config, Arc::clone(&metrics))?)
             }
         };
-        Ok(Self { engine, tokens: Tokens::new(), metrics })
+        Ok(Self { engine, tokens: Tokens::new(), tasks: TaskTracker::new(), metrics })
+    }
+
+    /// Starts what must come to its end though nobody waits for it any more; [`Store::close`] waits.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.tasks.spawn(task)
     }
 
     /// Which keys must not be answered from the cache now: those of unconfirmed invalidations, and
@@ -533,7 +545,8 @@ impl Store {
     }
 
     /// Invalidates keys: the end of a write that went elsewhere. Runs under a deadline of its own,
-    /// and ends as soon as the store has made it wait for `wait`.
+    /// and ends as soon as the store has made it wait for `wait`. As [`Store::end`], nobody may
+    /// cancel it.
     pub async fn purge(&self, keys: Vec<Key>, wait: Duration) -> Ended {
         let id = self.tokens.next();
         let started = Instant::now();
@@ -549,7 +562,8 @@ impl Store {
         }
     }
 
-    /// Invalidates every key under the prefix. Runs under a deadline of its own.
+    /// Invalidates every key under the prefix. Runs under a deadline of its own. As [`Store::end`],
+    /// nobody may cancel it.
     pub async fn purge_all(&self) -> Ended {
         match &self.engine {
             Engine::Redis(redis) => redis.purge_all().await,
@@ -583,8 +597,11 @@ impl Store {
 
     /// Stops the background work, after a last try to confirm what is pending.
     pub async fn close(&self, deadline: Duration) {
+        let started = Instant::now();
+        self.tasks.close();
+        let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
         if let Engine::Redis(redis) = &self.engine {
-            redis.close(deadline).await;
+            redis.close(deadline.saturating_sub(started.elapsed())).await;
         }
     }
 

@@ -372,9 +372,30 @@ async fn the_largest_purge_is_queued_at_once_when_redis_hangs() {
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     setup.redis.cont();
     eventually(SOON, async || {
-        let ready = setup.sidecar.admin.get("/readyz").await;
-        if ready.json()["pending_invalidations"] == 0 { Ok(()) } else { Err(ready) }
+        let pending = pending(&setup).await;
+        if pending == 0 { Ok(()) } else { Err(pending) }
     })
     .await;
     assert!(!setup.redis.holds(&key("job-9999")).await);
+}
+
+/// Invalidations that the sidecar is waiting for.
+async fn pending(setup: &Setup) -> serde_json::Value {
+    setup.sidecar.admin.get("/readyz").await.json()["pending_invalidations"].clone()
+}
+
+#[tokio::test]
+async fn a_purge_whose_caller_hangs_up_while_redis_hangs_is_queued_all_the_same() {
+    let setup = Setup::with(|config| config.store.budget = Duration::from_millis(500)).await;
+    fill(&setup, &["x"]).await;
+    setup.redis.stop();
+
+    let caller = setup.sidecar.admin.start(Method::POST, "/purge/x", "").await;
+    assert_eq!(pending(&setup).await, 0, "it has been received and is not given up yet");
+    drop(caller);
+
+    eventually(SOON, async || pending(&setup).await == 1).await;
+    setup.redis.cont();
+    eventually(SOON, async || pending(&setup).await == 0).await;
+    assert!(!setup.redis.holds(&key("x")).await);
 }
