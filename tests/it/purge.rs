@@ -399,3 +399,18 @@ async fn a_purge_whose_caller_hangs_up_while_redis_hangs_is_queued_all_the_same(
     eventually(SOON, async || pending(&setup).await == 0).await;
     assert!(!setup.redis.holds(&key("x")).await);
 }
+
+#[tokio::test]
+async fn a_key_that_is_no_text_does_not_stop_a_purge_of_all() {
+    let setup = Setup::new().await;
+    fill(&setup, &["x"]).await;
+    let foreign: &[u8] = b"job_status:\xff";
+    let () = setup.redis.run(redis::cmd("SET").arg(foreign).arg("x")).await;
+
+    let reply = purge(&setup, r#"{"all":true}"#).await;
+
+    assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+    let left: Option<Vec<u8>> = setup.redis.run(redis::cmd("GET").arg(foreign)).await;
+    assert_eq!(left, None);
+    setup.hit(X).await;
+}

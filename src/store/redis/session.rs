@@ -339,7 +339,7 @@ impl Session {
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_STEP);
             let step = async {
-                let (next, names): (u64, Vec<String>) = self
+                let (next, names): (u64, Vec<Vec<u8>>) = self
                     .call(|mut connection| async move { scan.query_async(&mut connection).await })
                     .await?;
                 if !names.is_empty() {
@@ -357,11 +357,12 @@ impl Session {
         }
     }
 
-    async fn delete(&self, names: &[String]) -> Result<(), StoreError> {
+    /// Names are bytes: a third party's key under our prefix need not be text.
+    async fn delete(&self, names: &[Vec<u8>]) -> Result<(), StoreError> {
         let mut pipeline = redis::pipe();
         for name in names {
-            let key = Key(name.as_str().into());
-            pipeline.cmd("DEL").arg(name).arg(key.companion("meta")).arg(key.companion("lease"));
+            let companion = |role: &[u8]| [b"{", &name[..], b"}:", role].concat();
+            pipeline.cmd("DEL").arg(name).arg(companion(b"meta")).arg(companion(b"lease"));
         }
         self.call(|mut connection| async move {
             pipeline.query_async::<Vec<i64>>(&mut connection).await.map(drop)
@@ -448,9 +449,12 @@ pub(super) fn classify(error: &RedisError) -> StoreError {
         ErrorKind::Server(
             ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading,
         ) => StoreError::Lost(error.to_string()),
-        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => {
-            StoreError::Refused(error.to_string())
-        }
+        // The last two are replies that we cannot decode. Should the stream itself be garbled, the
+        // connection ends with it, and the next operation says so.
+        ErrorKind::Server(_)
+        | ErrorKind::Extension
+        | ErrorKind::UnexpectedReturnType
+        | ErrorKind::Parse => StoreError::Refused(error.to_string()),
         _ => StoreError::Lost(error.to_string()),
     }
 }
