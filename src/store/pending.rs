@@ -1,20 +1,23 @@
 //! Invalidations that the store has not confirmed: bounded, and bypassed until it has.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
     Key, Token,
     journal::{Journal, Record},
 };
+
+/// Until an invalidation that failed is repeated, doubling.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// The set of keys whose invalidation is unconfirmed.
 ///
@@ -31,8 +34,10 @@ pub struct Pending {
 #[derive(Debug, Default)]
 struct Inner {
     keys: HashMap<Key, Item>,
+    /// The same keys in the order in which they are to be repeated: one that fails goes behind.
+    due: BTreeMap<(Instant, u64), Key>,
     /// Set while every key is pending.
-    all: Option<u64>,
+    all: Option<Due>,
     /// Counts additions, so that a confirmation only removes what it confirmed.
     additions: u64,
 }
@@ -46,7 +51,31 @@ pub struct Item {
     pub write: Token,
     /// How long its fence lingers.
     pub linger: Duration,
+    due: Due,
+}
+
+/// When something is to be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Due {
     addition: u64,
+    at: Instant,
+    failures: u32,
+}
+
+impl Due {
+    fn now(addition: u64) -> Self {
+        Self { addition, at: Instant::now(), failures: 0 }
+    }
+
+    fn postpone(&mut self) {
+        let pause = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
+        self.at = Instant::now() + pause;
+        self.failures += 1;
+    }
+
+    fn slot(self) -> (Instant, u64) {
+        (self.at, self.addition)
+    }
 }
 
 /// What an addition came to.
@@ -80,7 +109,7 @@ impl Pending {
                     self.insert(&key, &write, Duration::from_millis(linger_ms));
                 }
                 Record::Confirmed { key } => self.update(|inner| {
-                    inner.keys.remove(&Key(key.into()));
+                    inner.remove(&Key(key.into()));
                 }),
                 Record::AllAdded => drop(self.insert_all()),
                 Record::AllConfirmed => self.update(|inner| inner.all = None),
@@ -144,12 +173,12 @@ impl Pending {
             inner.additions += 1;
             let addition = inner.additions;
             if inner.keys.len() >= self.limit && !inner.keys.contains_key(key) {
-                inner.all = Some(addition);
+                inner.all = Some(Due::now(addition));
                 return Added::Overflow;
             }
-            let linger = inner.keys.get(key).map_or(linger, |item| item.linger.max(linger));
-            let item = Item { key: key.clone(), write: write.clone(), linger, addition };
-            inner.keys.insert(key.clone(), item);
+            let linger = inner.remove(key).map_or(linger, |item| item.linger.max(linger));
+            let (write, due) = (write.clone(), Due::now(addition));
+            inner.put(Item { key: key.clone(), write, linger, due });
             Added::Keys
         })
     }
@@ -157,26 +186,66 @@ impl Pending {
     fn insert_all(&self) -> u64 {
         self.update(|inner| {
             inner.additions += 1;
-            inner.all = Some(inner.additions);
+            inner.all = Some(Due::now(inner.additions));
             inner.additions
         })
     }
 
     /// What a purge of all would confirm, if one is due.
     pub fn all(&self) -> Option<u64> {
-        self.lock().all
+        self.lock().all.filter(|due| due.at <= Instant::now()).map(|due| due.addition)
     }
 
-    /// Up to `limit` items to be repeated.
+    /// Up to `limit` items to be repeated now, those that have waited longest first.
     pub fn batch(&self, limit: usize) -> Vec<Item> {
-        self.lock().keys.values().take(limit).cloned().collect()
+        let inner = self.lock();
+        let due = inner.due.range(..=(Instant::now(), u64::MAX)).take(limit);
+        due.filter_map(|(_, key)| inner.keys.get(key).cloned()).collect()
+    }
+
+    /// When something is to be repeated next.
+    pub fn next_due(&self) -> Option<Instant> {
+        let inner = self.lock();
+        let first = inner.due.first_key_value().map(|((at, _), _)| *at);
+        first.into_iter().chain(inner.all.map(|due| due.at)).min()
+    }
+
+    /// Everything is to be repeated now: the store is another one, or it is the last chance.
+    pub fn hurry(&self) {
+        let mut inner = self.lock();
+        let keys = std::mem::take(&mut inner.keys);
+        inner.due.clear();
+        for mut item in keys.into_values() {
+            item.due = Due::now(item.due.addition);
+            inner.put(item);
+        }
+        inner.all = inner.all.map(|due| Due::now(due.addition));
+    }
+
+    /// This item could not be confirmed: it is repeated later, and the others come first.
+    pub fn postpone(&self, item: &Item) {
+        let mut inner = self.lock();
+        if inner.keys.get(&item.key).is_some_and(|now| now.due == item.due) {
+            let mut item = item.clone();
+            inner.remove(&item.key);
+            item.due.postpone();
+            inner.put(item);
+        }
+    }
+
+    /// A purge of all could not be confirmed.
+    pub fn postpone_all(&self, addition: u64) {
+        if let Some(due) = self.lock().all.as_mut().filter(|due| due.addition == addition) {
+            due.postpone();
+        }
     }
 
     /// The store has confirmed this item. It stays if it was added again meanwhile.
     pub fn confirm(&self, item: &Item) {
         self.update(|inner| {
-            if inner.keys.get(&item.key).is_some_and(|now| now.addition == item.addition) {
-                inner.keys.remove(&item.key);
+            let now = inner.keys.get(&item.key);
+            if now.is_some_and(|now| now.due.addition == item.due.addition) {
+                inner.remove(&item.key);
                 self.note(inner, &Record::Confirmed { key: item.key.main().into() });
             }
         });
@@ -185,7 +254,7 @@ impl Pending {
     /// The store has confirmed a purge of all.
     pub fn confirm_all(&self, addition: u64) {
         self.update(|inner| {
-            if inner.all == Some(addition) {
+            if inner.all.is_some_and(|due| due.addition == addition) {
                 inner.all = None;
                 self.note(inner, &Record::AllConfirmed);
             }
@@ -211,6 +280,19 @@ impl Pending {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // No code that holds the lock panics half-way through a change.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn put(&mut self, item: Item) {
+        self.due.insert(item.due.slot(), item.key.clone());
+        self.keys.insert(item.key.clone(), item);
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Item> {
+        let item = self.keys.remove(key)?;
+        self.due.remove(&item.due.slot());
+        Some(item)
     }
 }
 
@@ -251,6 +333,28 @@ mod tests {
         pending.confirm_all(newer);
         assert!(!pending.contains(&key("unrelated")));
         assert!(pending.contains(&key("a")), "its own end is still due");
+    }
+
+    #[tokio::test]
+    async fn what_fails_goes_behind_the_others_and_is_not_repeated_at_once() {
+        let pending = Pending::new(10);
+        for id in ["a", "b", "c"] {
+            add(&pending, id, "w", Duration::ZERO).await;
+        }
+        let ids = |batch: Vec<Item>| -> Vec<String> {
+            batch.iter().map(|item| item.key.main().to_owned()).collect()
+        };
+        for expected in ["job_status:a", "job_status:b", "job_status:c"] {
+            let batch = pending.batch(1);
+            pending.postpone(&batch[0]);
+            assert_eq!(ids(batch), [expected]);
+        }
+        assert!(pending.batch(10).is_empty() && pending.next_due().is_some());
+        let all = pending.add_all().await;
+        pending.postpone_all(all);
+        assert_eq!(pending.all(), None);
+        pending.hurry();
+        assert_eq!((pending.batch(10).len(), pending.all()), (3, Some(all)));
     }
 
     #[tokio::test]

@@ -28,7 +28,7 @@ use tokio::{
 use tracing::warn;
 
 use self::{
-    keeper::{REPLAY_BATCH, Shared, keep},
+    keeper::{REPLAY_BATCH, Shared, Warnings, keep},
     session::Session,
 };
 use super::{
@@ -86,7 +86,9 @@ impl Redis {
                 }),
             )),
             has_secret: secret.is_some(),
-            wake: Notify::new(),
+            failed: Notify::new(),
+            due: Notify::new(),
+            warnings: Warnings::default(),
             metrics,
         });
         let keeper = tokio::spawn(keep(Arc::clone(&shared)));
@@ -322,7 +324,7 @@ impl Redis {
             Err(_) => Ended::Pending,
         };
         if ended == Ended::Pending {
-            self.shared.wake.notify_one();
+            self.shared.due.notify_one();
         }
         self.shared.count_pending();
         ended
@@ -338,6 +340,7 @@ impl Redis {
                 Ok(session) => session,
                 Err(_) => self.shared.connect().await?,
             };
+            self.shared.pending.hurry();
             self.shared.replay(&session).await;
             Ok::<_, StoreError>(())
         };

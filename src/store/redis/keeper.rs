@@ -1,14 +1,19 @@
 //! The keeper: connects, repeats what is pending, and publishes a session while there is one.
 
 use std::{
+    convert::Infallible,
+    future,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
 use futures_util::future::join_all;
 use redis::{AsyncConnectionConfig, Client, RedisError};
-use tokio::{sync::Notify, time::timeout};
-use tracing::{info, warn};
+use tokio::{
+    sync::Notify,
+    time::{sleep_until, timeout},
+};
+use tracing::{debug, info, warn};
 
 use super::{
     DETACHED_TIMEOUT, SessionHandle,
@@ -22,6 +27,7 @@ use crate::{
         CredentialKey, Ended, Key, StoreError, Token,
         pending::{Added, Item, Pending},
     },
+    telemetry::Throttle,
 };
 
 /// Between two looks at the server's role.
@@ -46,31 +52,38 @@ pub(super) struct Shared {
     /// Derived from the configured secret, else what the server that we talk to keeps for all.
     pub(super) credential_key: RwLock<Arc<CredentialKey>>,
     pub(super) has_secret: bool,
-    /// Wakes the keeper: a session failed, or something became pending.
-    pub(super) wake: Notify,
+    /// A session failed.
+    pub(super) failed: Notify,
+    /// Something became pending.
+    pub(super) due: Notify,
+    pub(super) warnings: Warnings,
     pub(super) metrics: Arc<Metrics>,
+}
+
+/// What may happen with every request or round, and is yet to be read in the log.
+#[derive(Debug, Default)]
+pub(super) struct Warnings {
+    connect: Throttle,
+    unconfirmed: Throttle,
+    purge_all: Throttle,
+    overflow: Throttle,
 }
 
 /// Keeps a session published while there is a master to talk to.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let mut backoff = BACKOFF.0;
-    let mut complained = false;
     loop {
         match shared.connect().await {
             Ok(session) => {
-                shared.replay(&session).await;
-                info!(epoch = session.epoch().as_str(), "store is up");
-                shared.publish(Some(Arc::clone(&session)));
-                (backoff, complained) = (BACKOFF.0, false);
-                let error = shared.watch(&session).await;
+                let error = shared.serve(&session, &mut backoff).await;
                 shared.publish(None);
                 warn!(%error, "store is down; everything passes through");
             }
-            Err(error) if !complained => {
-                complained = true;
-                warn!(%error, "cannot connect to the store; retrying");
+            Err(error) => {
+                if let Some(suppressed) = shared.warnings.connect.admit(&error.to_string()) {
+                    warn!(%error, suppressed, "cannot connect to the store; retrying");
+                }
             }
-            Err(_) => {}
         }
         tokio::time::sleep(backoff.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         backoff = (backoff * 2).min(BACKOFF.1);
@@ -117,10 +130,28 @@ impl Shared {
         Ok(Arc::new(session))
     }
 
+    /// Repeats what is pending, then publishes the session; returns when it can no longer be trusted,
+    /// with the reason. All the while the role is probed: a long replay is no reason to believe a
+    /// deposed master for longer.
+    async fn serve(&self, session: &SessionHandle, backoff: &mut Duration) -> StoreError {
+        let repeat = async {
+            self.pending.hurry();
+            self.replay(session).await;
+            info!(epoch = session.epoch().as_str(), "store is up");
+            self.publish(Some(Arc::clone(session)));
+            *backoff = BACKOFF.0;
+            self.keep_replaying(session).await
+        };
+        tokio::select! {
+            error = self.watch(session) => error,
+            never = repeat => match never {},
+        }
+    }
+
     /// Returns when the session can no longer be trusted, with the reason.
     async fn watch(&self, session: &Session) -> StoreError {
         loop {
-            let _ = timeout(PROBE_EVERY, self.wake.notified()).await;
+            let _ = timeout(PROBE_EVERY, self.failed.notified()).await;
             if session.has_failed() {
                 return StoreError::Lost("too many operations failed".into());
             }
@@ -128,40 +159,52 @@ impl Shared {
                 session.fail();
                 return error;
             }
+        }
+    }
+
+    async fn keep_replaying(&self, session: &Session) -> Infallible {
+        loop {
+            let next = self.pending.next_due();
+            let wait = async {
+                match next {
+                    Some(at) => sleep_until(at.into()).await,
+                    None => future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = wait => {}
+                () = self.due.notified() => {}
+            }
             self.replay(session).await;
         }
     }
 
-    /// Repeats what is pending, until nothing is or the server refuses.
+    /// Repeats what is due. What fails is postponed, so that this comes to an end.
     pub(super) async fn replay(&self, session: &Session) {
-        if let Some(addition) = self.pending.all()
-            && self.purge_all(session, addition).await == Ended::Pending
-        {
-            return;
+        if let Some(addition) = self.pending.all() {
+            self.purge_all(session, addition).await;
         }
-        while !self.pending.is_empty() {
+        loop {
             let batch = self.pending.batch(REPLAY_BATCH);
-            let ends = batch.iter().map(|item| self.repeat(session, item));
-            let confirmed = join_all(ends).await.into_iter().filter(|confirmed| *confirmed).count();
-            self.count_pending();
-            if confirmed < batch.len() || batch.is_empty() {
-                return;
+            if batch.is_empty() {
+                break;
             }
+            join_all(batch.iter().map(|item| self.repeat(session, item))).await;
+            self.count_pending();
         }
+        self.count_pending();
     }
 
-    async fn repeat(&self, session: &Session, item: &Item) -> bool {
-        let end = session.end(&item.key, &item.write, item.linger);
-        match timeout(DETACHED_TIMEOUT, end).await {
-            Ok(Ok(_)) => {
-                self.pending.confirm(item);
-                true
-            }
-            Ok(Err(error)) => {
-                warn!(%error, "an invalidation is still unconfirmed; its job is bypassed");
-                false
-            }
-            Err(_) => false,
+    async fn repeat(&self, session: &Session, item: &Item) {
+        let end = timeout(DETACHED_TIMEOUT, session.end(&item.key, &item.write, item.linger));
+        let Err(error) = end.await.unwrap_or(Err(StoreError::Timeout)) else {
+            return self.pending.confirm(item);
+        };
+        self.pending.postpone(item);
+        debug!(%error, key = item.key.main(), "an invalidation is still unconfirmed");
+        if let Some(suppressed) = self.warnings.unconfirmed.admit(&error.to_string()) {
+            let pending = self.pending.len();
+            warn!(%error, pending, suppressed, "invalidations are unconfirmed; their jobs are bypassed");
         }
     }
 
@@ -171,10 +214,16 @@ impl Shared {
         }
         if self.pending.add(keys, write, linger).await == Added::Overflow {
             self.metrics.pending_overflows.inc();
-            warn!("too many unconfirmed invalidations; every job is bypassed until all are purged");
+            if let Some(suppressed) = self.warnings.overflow.admit("") {
+                warn!(
+                    pending = self.pending.len(),
+                    suppressed,
+                    "too many unconfirmed invalidations; every job is bypassed until all are purged"
+                );
+            }
         }
         self.count_pending();
-        self.wake.notify_one();
+        self.due.notify_one();
     }
 
     pub(super) fn count_pending(&self) {
@@ -182,17 +231,24 @@ impl Shared {
     }
 
     pub(super) async fn purge_all(&self, session: &Session, addition: u64) -> Ended {
-        match timeout(PURGE_ALL_TIMEOUT, session.delete_all(&self.prefix)).await {
-            Ok(Ok(entries)) => {
+        let purge = timeout(PURGE_ALL_TIMEOUT, session.delete_all(&self.prefix)).await;
+        let error = match purge.unwrap_or(Err(StoreError::Timeout)) {
+            Ok(entries) => {
                 self.pending.confirm_all(addition);
-                Ended::Confirmed { entries }
+                return Ended::Confirmed { entries };
             }
-            Ok(Err(error)) => {
-                warn!(%error, "a purge of all failed; every job is bypassed until it is confirmed");
-                Ended::Pending
-            }
-            Err(_) => Ended::Pending,
+            Err(error) => error,
+        };
+        self.pending.postpone_all(addition);
+        debug!(%error, "a purge of all failed");
+        if let Some(suppressed) = self.warnings.purge_all.admit(&error.to_string()) {
+            let pending = self.pending.len();
+            warn!(
+                %error, pending, suppressed,
+                "a purge of all failed; every job is bypassed until it is confirmed"
+            );
         }
+        Ended::Pending
     }
 
     /// Draws the conclusion for the session from what an operation came to.
@@ -208,7 +264,7 @@ impl Shared {
     /// The same, of a result that belongs to somebody else.
     pub(super) fn conclude<T>(&self, session: &Session, result: &Result<T, StoreError>) {
         if session.judge(result) == Judgement::GiveUp {
-            self.wake.notify_one();
+            self.failed.notify_one();
         }
     }
 }
