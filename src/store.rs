@@ -195,14 +195,31 @@ pub enum Grant {
 /// Permission to fill one key, granted by the store to one reader at a time.
 ///
 /// A purge or a write revokes it, so a response fetched before a write can never be stored after
-/// it. It has no `Drop`: one that is never spent expires in the store.
-#[must_use = "spend a lease with `fill` or hand it back with `release`"]
+/// it. One that is dropped unspent is handed back, and one whose sidecar dies expires in the store.
+#[must_use = "spend a lease with `fill`; dropped, it is handed back"]
 #[derive(Debug)]
 pub struct Lease {
     key: Key,
     token: Token,
     epoch: Epoch,
     granted_at_ms: i64,
+    hold: Hold,
+}
+
+/// What hands a lease back when it is dropped.
+#[derive(Debug)]
+enum Hold {
+    Redis(redis::Hold),
+    Memory(#[allow(dead_code, reason = "it is there for its drop")] memory::Hold),
+}
+
+impl Hold {
+    /// There is nothing to hand back any more.
+    fn spend(self) {
+        if let Self::Redis(hold) = self {
+            hold.spend();
+        }
+    }
 }
 
 impl Lease {
@@ -368,16 +385,18 @@ impl Store {
     /// Opens the store that the configuration names. Redis is connected to in the background, so
     /// this succeeds with Redis down; it must be called within a tokio runtime.
     pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        let tasks = TaskTracker::new();
         let engine = match &config.store.url {
             config::StoreUrl::Memory => {
                 metrics.store_up.set(1);
                 Engine::Memory(memory::Memory::new(config))
             }
             config::StoreUrl::Redis(url) => {
-                Engine::Redis(redis::Redis::open(url, config, Arc::clone(&metrics))?)
+                let (metrics, tasks) = (Arc::clone(&metrics), tasks.clone());
+                Engine::Redis(redis::Redis::open(url, config, metrics, tasks)?)
             }
         };
-        Ok(Self { engine, tokens: Tokens::new(), tasks: TaskTracker::new(), metrics })
+        Ok(Self { engine, tokens: Tokens::new(), tasks, metrics })
     }
 
     /// Starts what must come to its end though nobody waits for it any more; [`Store::close`] waits.
@@ -411,7 +430,8 @@ impl Store {
     /// Asks for the right to fill a key. `refused` is a value that the caller has read and found
     /// not to be an entry of ours; it is deleted if it is still there.
     ///
-    /// A lease whose answer did not come in time is released behind it, on the same connection.
+    /// A lease whose answer did not come in time, or whose asker was dropped while it waited, is
+    /// released behind it, on the same connection.
     pub async fn lease(
         &self,
         key: &Key,
@@ -439,7 +459,7 @@ impl Store {
     ) -> Result<Fill, StoreError> {
         self.timed(Op::Fill, async {
             match &self.engine {
-                Engine::Redis(redis) => redis.fill(&lease, body, meta, ttl).await,
+                Engine::Redis(redis) => redis.fill(lease, body, meta, ttl).await,
                 Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
             }
         })
@@ -497,7 +517,7 @@ impl Store {
     /// Hands a lease back: what came cannot be stored.
     pub async fn release(&self, lease: Lease) {
         match &self.engine {
-            Engine::Redis(redis) => redis.release(&lease).await,
+            Engine::Redis(redis) => redis.release(lease).await,
             Engine::Memory(memory) => memory.release(&lease),
         }
     }

@@ -29,7 +29,21 @@ pub struct Memory {
     max_bytes: usize,
     epoch: Epoch,
     credential_key: Arc<CredentialKey>,
-    slots: Mutex<Slots>,
+    slots: Arc<Mutex<Slots>>,
+}
+
+/// Hands a lease back when it is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    slots: Arc<Mutex<Slots>>,
+    key: Key,
+    token: Token,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        lock(&self.slots).release(&self.key, &self.token);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -64,7 +78,7 @@ impl Memory {
             max_bytes: config.store.memory_max,
             epoch: Epoch("memory".into()),
             credential_key: Arc::new(credential_key(&config.credentials)),
-            slots: Mutex::default(),
+            slots: Arc::default(),
         }
     }
 
@@ -93,7 +107,10 @@ impl Memory {
         let expires_ms = now + millis(self.lease);
         slot.lease = Some(Held { token: token.clone(), granted_ms: now, expires_ms });
         let epoch = self.epoch.clone();
-        Grant::Lease(Lease { key: key.clone(), token, epoch, granted_at_ms: now })
+        let (key, slots) = (key.clone(), Arc::clone(&self.slots));
+        let hold = Hold { slots, key: key.clone(), token: token.clone() };
+        let hold = super::Hold::Memory(hold);
+        Grant::Lease(Lease { key, token, epoch, granted_at_ms: now, hold })
     }
 
     pub(super) fn fill(&self, lease: &Lease, body: &Bytes, meta: &str, ttl: Duration) -> Fill {
@@ -150,9 +167,7 @@ impl Memory {
     }
 
     pub(super) fn release(&self, lease: &Lease) {
-        if let Some(slot) = self.slots().by_key.get_mut(&lease.key) {
-            slot.lease.take_if(|held| held.token == lease.token);
-        }
+        self.slots().release(&lease.key, &lease.token);
     }
 
     pub(super) fn begin(&self, keys: &[Key], write: &Token, fence: Duration) {
@@ -197,9 +212,13 @@ impl Memory {
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
-        // No code that holds the lock panics half-way through a change.
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.slots)
     }
+}
+
+fn lock(slots: &Mutex<Slots>) -> MutexGuard<'_, Slots> {
+    // No code that holds the lock panics half-way through a change.
+    slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Slots {
@@ -221,6 +240,12 @@ impl Slots {
         let slot = self.live(key, now)?;
         let entry = slot.entry.as_mut().filter(|_| slot.fence.is_empty())?;
         (entry.body == seen.body && entry.expires_at_ms == seen.expires_at_ms).then_some(entry)
+    }
+
+    fn release(&mut self, key: &Key, token: &Token) {
+        if let Some(slot) = self.by_key.get_mut(key) {
+            slot.lease.take_if(|held| held.token == *token);
+        }
     }
 
     /// The slot of a key, made if there is none.

@@ -21,10 +21,12 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use redis::{Client, IntoConnectionInfo, RedisError};
 use tokio::{
+    runtime::Handle,
     sync::Notify,
     task::JoinHandle,
     time::{Instant, timeout},
 };
+use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::{
@@ -69,6 +71,7 @@ impl Redis {
         url: &str,
         config: &config::Config,
         metrics: Arc<Metrics>,
+        tasks: TaskTracker,
     ) -> Result<Self, StoreError> {
         let info = url.into_connection_info().map_err(refused)?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
@@ -89,6 +92,7 @@ impl Redis {
             failed: Notify::new(),
             due: Notify::new(),
             warnings: Warnings::default(),
+            tasks,
             metrics,
         });
         let keeper = tokio::spawn(keep(Arc::clone(&shared)));
@@ -128,19 +132,20 @@ impl Redis {
         budget: &mut Budget,
     ) -> Result<Grant, StoreError> {
         let session = self.shared.session()?;
-        let lease = self.shared.lease;
-        let result = budget.spend(session.lease(key, &token, lease, refused)).await;
-        if matches!(result, Err(StoreError::Timeout)) {
-            // It may be granted yet; without this it would keep everybody from filling.
-            let (session, key) = (Arc::clone(&session), key.clone());
-            tokio::spawn(async move { session.release(&key, &token).await });
-        }
+        let hold = Hold {
+            shared: Arc::clone(&self.shared),
+            session: Arc::clone(&session),
+            key: key.clone(),
+            token,
+            spent: false,
+        };
+        let result = budget.spend(session.lease(hold, self.shared.lease, refused)).await;
         self.shared.judge(&session, result)
     }
 
     pub(super) async fn fill(
         &self,
-        lease: &Lease,
+        lease: Lease,
         body: &Bytes,
         meta: &str,
         ttl: Duration,
@@ -153,10 +158,10 @@ impl Redis {
         } else {
             return Ok(Fill::Revoked);
         };
-        let fill = session.fill(lease, body, &meta, ttl, self.shared.lease);
+        let fill = session.fill(&lease, body, &meta, ttl, self.shared.lease);
         let result = Budget::new(DETACHED_TIMEOUT).spend(fill).await;
-        if result.is_err() {
-            session.release(&lease.key, &lease.token).await;
+        if result.is_ok() {
+            lease.hold.spend();
         }
         self.shared.judge(&session, result)
     }
@@ -202,11 +207,12 @@ impl Redis {
         Arc::clone(&key.unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) async fn release(&self, lease: &Lease) {
+    pub(super) async fn release(&self, lease: Lease) {
         // With the session gone the lease runs out by itself.
         if let Ok(session) = self.shared.session() {
             session.release(&lease.key, &lease.token).await;
         }
+        lease.hold.spend();
     }
 
     pub(super) async fn begin(
@@ -352,6 +358,44 @@ impl Redis {
                 "stopped with unconfirmed invalidations; they run out with their TTL"
             );
         }
+    }
+}
+
+/// The claim to a lease, made before the lease is asked for: when it is dropped unspent the lease is
+/// released. So one whose asker waited in vain, or was dropped because its client hung up, does not
+/// keep everybody from filling for as long as a lease lasts.
+#[derive(Debug)]
+pub struct Hold {
+    shared: Arc<Shared>,
+    session: SessionHandle,
+    key: Key,
+    token: Token,
+    spent: bool,
+}
+
+impl Hold {
+    /// The lease was not granted, or is gone.
+    pub(super) fn spend(mut self) {
+        self.spent = true;
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Without a runtime the process is about to end, and the lease runs out by itself.
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.spent {
+            return;
+        }
+        // Behind the call that it follows, on the same connection, if that still stands.
+        let session = match self.session.has_failed() {
+            false => Ok(Arc::clone(&self.session)),
+            true => self.shared.session(),
+        };
+        let Ok(session) = session else { return };
+        let (key, token) = (self.key.clone(), self.token.clone());
+        let release = async move { session.release(&key, &token).await };
+        self.shared.tasks.spawn_on(release, &runtime);
     }
 }
 

@@ -252,6 +252,31 @@ async fn a_lease_that_is_never_spent_runs_out() {
 }
 
 #[tokio::test]
+async fn a_lease_that_is_dropped_unspent_is_handed_back_at_once() {
+    let redis = RedisServer::start().await;
+    for url in [StoreUrl::Redis(redis.url()), StoreUrl::Memory] {
+        let store = open(url, SOON * 6).await;
+        let key = key("x");
+        drop(granted(&store, &key).await);
+        eventually(SOON, async || matches!(ask(&store, &key).await, Grant::Lease(_))).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lease_whose_asker_is_dropped_while_redis_hangs_is_handed_back() {
+    let redis = RedisServer::start().await;
+    let store = open(StoreUrl::Redis(redis.url()), SOON * 6).await;
+    let key = key("x");
+    redis.stop();
+    let mut patient = budget();
+    let ask_and_leave = store.lease(&key, None, &mut patient);
+    let left = tokio::time::timeout(Duration::from_millis(50), ask_and_leave).await;
+    assert!(left.is_err(), "{left:?}");
+    redis.cont();
+    eventually(SOON, async || matches!(ask(&store, &key).await, Grant::Lease(_))).await;
+}
+
+#[tokio::test]
 async fn a_ttl_that_the_read_of_the_upstream_has_used_up_stores_nothing() {
     on_both(async |store| {
         let key = key("x");

@@ -278,3 +278,26 @@ async fn a_reader_without_redis_never_joins_a_read_that_began_before_him() {
     gate.release();
     assert_eq!(late.answer().await, (200, version("x", 1)));
 }
+
+#[tokio::test]
+async fn a_client_that_hangs_up_while_its_lease_is_asked_for_leaves_none() {
+    let setup = Setup::new().await;
+    let () = setup.redis.run(redis::cmd("CLIENT").arg("PAUSE").arg(5_000).arg("WRITE")).await;
+    let reader = setup.sidecar.client.start(Method::GET, X, "").await;
+    eventually(RECOVERY, async || {
+        let clients: String = setup.redis.run(redis::cmd("CLIENT").arg("LIST")).await;
+        if clients.contains("cmd=evalsha") { Ok(()) } else { Err(clients) }
+    })
+    .await;
+
+    drop(reader);
+    setup.exchange().await;
+    let () = setup.redis.run(redis::cmd("CLIENT").arg("UNPAUSE")).await;
+
+    eventually(RECOVERY, async || {
+        let lease = setup.redis.get("{job_status:x}:lease").await;
+        if lease.is_none() { Ok(()) } else { Err(lease) }
+    })
+    .await;
+    setup.hit(X).await;
+}

@@ -13,6 +13,7 @@ use tokio::{
     sync::Notify,
     time::{sleep_until, timeout},
 };
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -57,6 +58,8 @@ pub(super) struct Shared {
     /// Something became pending.
     pub(super) due: Notify,
     pub(super) warnings: Warnings,
+    /// Releases that nobody waits for.
+    pub(super) tasks: TaskTracker,
     pub(super) metrics: Arc<Metrics>,
 }
 

@@ -16,11 +16,11 @@ use redis::{
 use sha1_smol::Sha1;
 use tokio::time::timeout;
 
-use super::DETACHED_TIMEOUT;
+use super::{DETACHED_TIMEOUT, Hold};
 use crate::{
     clock, mutants,
     store::{
-        CredentialKey, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, StoreError, Stored,
+        self, CredentialKey, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, StoreError, Stored,
         Token, millis, unix_ms,
     },
 };
@@ -136,15 +136,15 @@ impl Session {
         Ok(self.seen(stored))
     }
 
-    /// Asks for a lease of this token.
+    /// Asks for the lease that is held.
     pub(super) async fn lease(
         &self,
-        key: &Key,
-        token: &Token,
+        hold: Hold,
         lease: Duration,
         refused: Option<&Stored>,
     ) -> Result<Grant, StoreError> {
         let granted_at_ms = self.now_ms();
+        let (key, token) = (hold.key.clone(), hold.token.clone());
         let mut invocation = LEASE.key(key.main());
         for role in ["meta", "lease", "fence"] {
             invocation.key(key.companion(role));
@@ -152,8 +152,8 @@ impl Session {
         invocation.arg(token.as_str()).arg(millis(lease));
         invocation.arg(refused.map(|stored| stored.expires_at_ms.to_string()).unwrap_or_default());
         let reply: Vec<Value> = self.invoke(invocation).await?;
-        let (key, token, epoch) = (key.clone(), token.clone(), self.epoch.clone());
-        self.grant(&reply, Lease { key, token, epoch, granted_at_ms })
+        let (epoch, hold) = (self.epoch.clone(), store::Hold::Redis(hold));
+        self.grant(&reply, Lease { key, token, epoch, granted_at_ms, hold })
     }
 
     pub(super) async fn fill(
@@ -185,8 +185,11 @@ impl Session {
             Some(Value::BulkString(value)) => Bytes::copy_from_slice(value),
             _ => Bytes::new(),
         };
+        if &bytes(0)[..] == b"granted" {
+            return Ok(Grant::Lease(lease));
+        }
+        lease.hold.spend();
         match &bytes(0)[..] {
-            b"granted" => Ok(Grant::Lease(lease)),
             b"fenced" => Ok(Grant::Fenced),
             b"leased" => {
                 let token = Token(String::from_utf8_lossy(&bytes(1)).into());
