@@ -2,32 +2,50 @@
 //!
 //! It knows nothing of what is served: proxy and admin are services that it is given.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+mod preface;
+
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use hyper::{Request, Response, body::Body, body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+use hyper::{
+    Request, Response,
+    body::{Body, Incoming},
+    server::conn::{http1, http2},
+    service::service_fn,
 };
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
+use self::preface::{Protocol, sniff};
 use crate::{config, metrics::Metrics};
 
 /// After a failed accept (out of file descriptors, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// For the answer to the ping that an HTTP/2 client is sent when it has said nothing for
+/// `server.header_timeout`.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Serves one listener.
 pub struct Server {
     listener: TcpListener,
-    builder: auto::Builder<TokioExecutor>,
+    protocols: Protocols,
     max_connections: usize,
     metrics: Arc<Metrics>,
+}
+
+/// How a connection is served once its protocol is known, and how long it may take to tell.
+#[derive(Clone)]
+struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    limit: Duration,
 }
 
 /// Tells servers to stop accepting.
@@ -36,10 +54,16 @@ pub type Drain = watch::Receiver<bool>;
 impl Server {
     /// Prepares to serve.
     pub fn new(listener: TcpListener, config: &config::Server, metrics: Arc<Metrics>) -> Self {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(config.header_timeout);
-        builder.http2().timer(TokioTimer::new());
-        Self { listener, builder, max_connections: config.max_connections, metrics }
+        let limit = config.header_timeout;
+        let mut http1 = http1::Builder::new();
+        http1.timer(TokioTimer::new()).header_read_timeout(limit);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .keep_alive_interval(limit)
+            .keep_alive_timeout(PING_TIMEOUT.min(limit));
+        let protocols = Protocols { http1, http2, limit };
+        Self { listener, protocols, max_connections: config.max_connections, metrics }
     }
 
     /// Serves until `drain` turns, then waits up to `deadline` for the requests in flight.
@@ -50,8 +74,9 @@ impl Server {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
-        let graceful = GracefulShutdown::new();
         let places = Arc::new(Semaphore::new(self.max_connections));
+        // Dropped at the end, it closes the connections that are left.
+        let mut connections = JoinSet::new();
         loop {
             let accepted = async {
                 // A place first: what has none waits in the listen backlog.
@@ -63,37 +88,82 @@ impl Server {
                     Ok(accepted) => (place, accepted),
                     Err(error) => { pause(&error).await; continue }
                 },
+                Some(_ended) = connections.join_next() => continue,
                 () = until_drain(&mut drain) => break,
             };
             let serve = serve.clone();
-            let service = service_fn(move |request| {
-                let answer = serve(request, peer);
-                async move { Ok::<_, Infallible>(answer.await) }
-            });
-            let connection =
-                self.builder.serve_connection_with_upgrades(prepare(stream), service).into_owned();
-            let connection = graceful.watch(connection);
+            let (protocols, drain) = (self.protocols.clone(), drain.clone());
             let open = Open::new(&self.metrics);
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    debug!(error, "client connection ended");
-                }
+            connections.spawn(async move {
+                protocols.serve(stream, drain, move |request| serve(request, peer)).await;
                 drop((open, place));
             });
         }
         drop(self.listener);
-        let open = graceful.count();
-        if timeout(deadline, graceful.shutdown()).await.is_err() {
+        let ended = async { while connections.join_next().await.is_some() {} };
+        if timeout(deadline, ended).await.is_err() {
+            let open = connections.len();
             warn!(connections = open, "drain deadline passed; closing what is left");
+            connections.shutdown().await;
         }
     }
 }
 
-fn prepare(stream: TcpStream) -> TokioIo<TcpStream> {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "cannot set TCP_NODELAY");
+impl Protocols {
+    /// Serves one connection to its end.
+    async fn serve<S, F, B>(self, stream: TcpStream, mut drain: Drain, serve: S)
+    where
+        S: Fn(Request<Incoming>) -> F + Send + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error + Send + Sync,
+    {
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "cannot set TCP_NODELAY");
+        }
+        let sniffed = tokio::select! {
+            sniffed = timeout(self.limit, sniff(stream)) => sniffed,
+            // It has asked for nothing yet.
+            () = until_drain(&mut drain) => return,
+        };
+        let (protocol, stream) = match sniffed {
+            Ok(Ok(sniffed)) => sniffed,
+            Ok(Err(error)) => return debug!(%error, "client connection ended"),
+            Err(_) => return debug!(limit = ?self.limit, "a client said too little for too long"),
+        };
+        let stream = TokioIo::new(stream);
+        let service = service_fn(move |request| {
+            let answer = serve(request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        // Both let the requests in flight end, and take no further ones.
+        let ended = match protocol {
+            Protocol::Http1 => {
+                let connection = self.http1.serve_connection(stream, service).with_upgrades();
+                let mut connection = pin!(connection);
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = until_drain(&mut drain) => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
+            }
+            Protocol::Http2 => {
+                let mut connection = pin!(self.http2.serve_connection(stream, service));
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = until_drain(&mut drain) => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%error, "client connection ended");
+        }
     }
-    TokioIo::new(stream)
 }
 
 async fn pause(error: &io::Error) {

@@ -13,6 +13,7 @@ mod demo;
 mod history;
 mod interface;
 mod invalidation;
+mod peers;
 mod proxying;
 mod purge;
 mod reads;

@@ -1,0 +1,124 @@
+//! Which protocol a connection speaks, told from its first bytes.
+//!
+//! We read them ourselves and not by hyper-util's `auto`: that waits for the 24 bytes of a preface
+//! without any limit, before hyper's own limit of a head begins.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// "The client connection preface starts with a sequence of 24 octets" RFC 9113 3.4
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Reads until the protocol is known. What was read is read again from the stream that returns.
+/// It has no limit of time: that is the caller's. A connection that ends first is HTTP/1, whose
+/// server ends it in silence.
+pub(super) async fn sniff(mut stream: TcpStream) -> io::Result<(Protocol, Rewound)> {
+    let mut read = [0; PREFACE.len()];
+    let mut filled = 0;
+    let protocol = loop {
+        let count = stream.read(&mut read[filled..]).await?;
+        filled += count;
+        match told(&read[..filled]) {
+            Some(protocol) => break protocol,
+            None if count == 0 => break Protocol::Http1,
+            None => {}
+        }
+    };
+    Ok((protocol, Rewound { read, next: 0, filled, stream }))
+}
+
+/// The protocol that begins with these bytes, once it is certain.
+fn told(read: &[u8]) -> Option<Protocol> {
+    if !PREFACE.starts_with(read) {
+        return Some(Protocol::Http1);
+    }
+    (read.len() == PREFACE.len()).then_some(Protocol::Http2)
+}
+
+/// A stream whose first bytes, already taken, come again.
+#[derive(Debug)]
+pub(super) struct Rewound {
+    read: [u8; PREFACE.len()],
+    next: usize,
+    filled: usize,
+    stream: TcpStream,
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.next == this.filled {
+            return Pin::new(&mut this.stream).poll_read(cx, buf);
+        }
+        let left = &this.read[this.next..this.filled];
+        let count = left.len().min(buf.remaining());
+        buf.put_slice(&left[..count]);
+        this.next += count;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PREFACE, Protocol, told};
+
+    #[test]
+    fn a_protocol_is_told_from_as_few_bytes_as_tell_it() {
+        for length in 0..PREFACE.len() {
+            assert_eq!(told(&PREFACE[..length]), None, "{length}");
+        }
+        assert_eq!(told(PREFACE), Some(Protocol::Http2));
+        for other in [&b"G"[..], b"PU", b"PRI /", b"PRI * HTTP/1.1", b"\x16\x03"] {
+            assert_eq!(told(other), Some(Protocol::Http1), "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Clients and upstreams that misbehave: silent, stalled, cut off, or against the protocol.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use hyper::{Method, StatusCode};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::support::{Process, Setup, eventually, soon, upstream::with_headers};
+use crate::support::{SOON, client::split};
+
+const X: &str = "/jobs/x";
+
+/// A limit that a test waits out.
+const SHORT: Duration = Duration::from_millis(200);
+
+/// Reads until the other side ends the connection; fails if it does not.
+async fn ended(mut stream: TcpStream) -> Vec<u8> {
+    let mut rest = Vec::new();
+    let _ = soon(stream.read_to_end(&mut rest)).await;
+    rest
+}
+
+#[tokio::test]
+async fn a_peer_that_says_nothing_is_cut_off() {
+    let setup = Setup::with(|config| config.server.header_timeout = SHORT).await;
+    for said in [&b""[..], b"P", b"PRI * ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r"] {
+        let mut stream = setup.sidecar.client.connect().await;
+        stream.write_all(said).await.expect("half a preface written");
+        ended(stream).await;
+    }
+}
+
+#[tokio::test]
+async fn silent_peers_do_not_keep_others_out() {
+    let setup = Setup::with(|config| {
+        config.server.header_timeout = SHORT;
+        config.server.max_connections = 3;
+    })
+    .await;
+    let mut silent = Vec::new();
+    for said in [&b""[..], b"", b"PRI * ", b"P", b""] {
+        let mut stream = setup.sidecar.client.connect().await;
+        stream.write_all(said).await.expect("half a preface written");
+        silent.push(stream);
+    }
+
+    let answer = setup.sidecar.client.start(Method::GET, "/other", "").await;
+
+    assert_eq!(answer.answer().await.0, 404, "answered by the upstream");
+}
+
+#[tokio::test]
+async fn a_dead_http2_peer_is_cut_off() {
+    let setup = Setup::with(|config| config.server.header_timeout = SHORT).await;
+    let mut stream = setup.sidecar.client.connect().await;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("a preface written");
+    // An empty SETTINGS frame; the pings are never answered.
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.expect("a frame written");
+
+    ended(stream).await;
+}
+
+#[tokio::test]
+async fn a_preface_may_come_byte_by_byte() {
+    let setup = Setup::new().await;
+    let mut stream = setup.sidecar.client.connect().await;
+    for byte in b"PUT /other HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" {
+        stream.write_all(&[*byte]).await.expect("a byte written");
+        stream.flush().await.expect("a byte sent");
+    }
+    assert_eq!(split(&ended(stream).await).0, 404);
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_a_silent_peer() {
+    let mut setup = Setup::new().await;
+    let stream = setup.sidecar.client.connect().await;
+    setup.exchange().await;
+
+    let started = Instant::now();
+    setup.sidecar.shutdown().await.expect("a clean end");
+
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    ended(stream).await;
+}
+
