@@ -23,7 +23,7 @@ use self::{
     body::{Body, Ending, Finish, Finishing},
     headers::Client,
     lead::LeadTask,
-    route::{Route, Routes},
+    route::{Route, Routes, overrides_method},
     upgrade::Upgrade,
 };
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
     metrics::Metrics,
     mutants::{self, Mutant},
     store::{Budget, Ended, Write},
-    upstream::{RequestBody, ResponseBody, Upstream, to_origin_form},
+    upstream::{Repeat, RequestBody, ResponseBody, Upstream, to_origin_form},
 };
 
 /// Answers requests.
@@ -155,7 +155,7 @@ impl Proxy {
     async fn pass_read(&self, mut head: Parts, client: Client, why: Bypass) -> Answer {
         self.prepare_request(&mut head, client);
         let request = Request::from_parts(head, RequestBody::Empty);
-        match self.upstream.send(request).await {
+        match self.upstream.send(request, Repeat::IfSafe).await {
             Ok(response) => Answer {
                 response: prepare_response(response).map(Body::Upstream),
                 verdict: Verdict::Pass(why),
@@ -167,13 +167,15 @@ impl Proxy {
     /// Forwards what the cache has no part in, streaming both ways.
     async fn pass(&self, mut request: Request<Incoming>, client: Client, why: Bypass) -> Answer {
         let upgrade = Upgrade::of(&mut request);
+        let overridden = overrides_method(request.headers());
         let (mut head, body) = request.into_parts();
         self.prepare_request(&mut head, client);
         if let Some(upgrade) = &upgrade {
             upgrade.ask(&mut head.headers);
         }
         let request = Request::from_parts(head, RequestBody::of(body));
-        let mut response = match self.upstream.send(request).await {
+        let repeat = if overridden { Repeat::Never } else { Repeat::IfSafe };
+        let mut response = match self.upstream.send(request, repeat).await {
             Ok(response) => prepare_response(response),
             Err(error) => return refuse(&error),
         };
@@ -216,7 +218,7 @@ impl Proxy {
         self.prepare_request(&mut head, client);
         let request = Request::from_parts(head, RequestBody::of(body));
         let result = tokio::select! {
-            result = self.upstream.send(request) => result,
+            result = self.upstream.send(request, Repeat::Never) => result,
             never = self.cache.keep_fenced(&write) => match never {},
         };
         let outcome = match &result {

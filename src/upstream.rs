@@ -2,9 +2,9 @@
 //!
 //! A request goes over the connection that was used last. One that the connection handed back
 //! unsent is sent again over a new one, whatever it is; one that was sent and got no byte of an
-//! answer is repeated once only if it is safe, has no body, and went over a connection that had been
-//! used before (the upstream may have closed it for idleness). A write that was sent is never
-//! repeated.
+//! answer is repeated once only if its caller allows it, and it is safe and has no body. Either only
+//! over a connection that had been used before: the upstream may have closed it for idleness. A write
+//! that was sent is never repeated.
 
 use std::{
     fmt,
@@ -61,6 +61,12 @@ pub enum UpstreamError {
         /// `upstream.response_timeout`.
         limit: Duration,
     },
+    /// A new connection was closed before it took the request.
+    #[error("the upstream {upstream} closed a new connection at once")]
+    Closed {
+        /// Where to.
+        upstream: String,
+    },
     /// The connection broke, or what came was not HTTP.
     #[error("the exchange with the upstream broke: {0}")]
     Broken(#[source] hyper::Error),
@@ -74,7 +80,7 @@ impl UpstreamError {
 
     /// Whether the upstream may have seen the request.
     pub fn may_have_arrived(&self) -> bool {
-        !matches!(self, Self::Connect { .. } | Self::ConnectTimeout { .. })
+        !matches!(self, Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::Closed { .. })
     }
 
     /// The word for logs, metrics and headers.
@@ -83,9 +89,19 @@ impl UpstreamError {
             Self::Connect { .. } => "upstream-connect",
             Self::ConnectTimeout { .. } => "upstream-connect-timeout",
             Self::ResponseTimeout { .. } => "upstream-response-timeout",
+            Self::Closed { .. } => "upstream-closed",
             Self::Broken(_) => "upstream-broken",
         }
     }
+}
+
+/// Whether a request may be sent twice. Its method alone does not tell: a header may name another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// Not once it may have arrived.
+    Never,
+    /// If its method is safe and it has no body.
+    IfSafe,
 }
 
 /// The backend.
@@ -138,9 +154,10 @@ impl Upstream {
     pub async fn send(
         &self,
         request: Request<RequestBody>,
+        repeat: Repeat,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let started = Instant::now();
-        let result = self.exchange(request).await;
+        let result = self.exchange(request, repeat).await;
         let outcome = match &result {
             Ok(_) => "answered",
             Err(error) => error.as_str(),
@@ -153,23 +170,29 @@ impl Upstream {
     async fn exchange(
         &self,
         mut request: Request<RequestBody>,
+        repeat: Repeat,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let mut connection = match self.pool.take() {
             Some(connection) => connection,
             None => self.connect().await?,
         };
+        // Twice at most: a connection made here is not a reused one.
         loop {
-            let spare = connection.reused.then(|| repeatable(&request)).flatten();
             let reused = connection.reused;
+            let may_repeat = reused && repeat == Repeat::IfSafe;
+            let spare = may_repeat.then(|| repeatable(&request)).flatten();
             match self.attempt(connection, request).await {
                 Ok(response) => return Ok(response),
-                Err(Failed::Unsent(unsent)) => request = *unsent,
+                Err(Failed::Unsent(unsent)) if reused => request = *unsent,
+                Err(Failed::Unsent(_)) => {
+                    return Err(UpstreamError::Closed { upstream: self.authority.clone() });
+                }
                 Err(Failed::Sent(error)) => match spare {
                     Some(spare) if !error.is_timeout() => request = spare,
                     _ => return Err(error),
                 },
             }
-            debug!(reused, "stale upstream connection; repeating the request over a new one");
+            debug!("stale upstream connection; repeating the request over a new one");
             connection = self.connect().await?;
         }
     }
@@ -233,7 +256,7 @@ enum Failed {
     Sent(UpstreamError),
 }
 
-/// A copy of a request that may be sent twice: RFC 9110 9.2.2, "A proxy MUST NOT automatically retry
+/// A copy of a request that is safe by its method: RFC 9110 9.2.2, "A proxy MUST NOT automatically retry
 /// non-idempotent requests"; we repeat safe ones only.
 fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());

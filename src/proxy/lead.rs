@@ -27,7 +27,7 @@ use crate::{
         policy::{Bypass, Freshness, NoStore},
     },
     store::{Budget, Fill},
-    upstream::{RequestBody, ResponseBody},
+    upstream::{Repeat, RequestBody, ResponseBody},
 };
 
 /// How long others wait for a body that streams.
@@ -60,7 +60,7 @@ impl LeadTask {
     /// Reads the upstream, answers the client and everybody who joined, and stores what may be.
     pub(super) async fn run(mut self, request: Request<RequestBody>) {
         self.lead.turn().await;
-        let response = match self.proxy.upstream.send(request).await {
+        let response = match self.proxy.upstream.send(request, Repeat::IfSafe).await {
             Ok(response) => response,
             Err(error) => return self.fail(refuse(&error)).await,
         };

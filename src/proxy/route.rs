@@ -142,6 +142,11 @@ fn bypass(headers: &HeaderMap) -> Option<Bypass> {
     })
 }
 
+/// Whether a header names another method, whatever it is: the request's own then says nothing.
+pub fn overrides_method(headers: &HeaderMap) -> bool {
+    METHOD_OVERRIDES.iter().any(|name| headers.contains_key(name))
+}
+
 /// Whether a header names a method that is unsafe, or that we do not know.
 fn overrides_to_unsafe(headers: &HeaderMap) -> bool {
     let is_safe = |value: &HeaderValue| {

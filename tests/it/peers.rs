@@ -93,3 +93,79 @@ async fn a_shutdown_does_not_wait_for_a_silent_peer() {
     ended(stream).await;
 }
 
+#[tokio::test]
+async fn a_write_behind_a_safe_method_is_never_sent_twice() {
+    let setup = Setup::new().await;
+    for path in [X, "/other"] {
+        setup.upstream.respond(path, |_| None);
+        setup.exchange().await;
+        let connections = setup.upstream.connections();
+
+        let request = setup.sidecar.client.request(Method::GET, path);
+        let reply = request.header("x-http-method-override", "DELETE").send().await;
+
+        assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{path}");
+        assert_eq!(setup.upstream.connections(), connections, "{path}: over a kept connection");
+        assert_eq!(setup.upstream.reads(path), 1, "{path}");
+    }
+}
+
+/// An upstream that treats every connection as told, and counts them.
+struct Raw {
+    url: String,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Raw {
+    /// Answers each connection's first request with these bytes, and closes it.
+    async fn answering(answer: &'static str) -> Self {
+        Self::start(move |mut stream| async move {
+            let mut bytes = [0; 4096];
+            let _ = stream.read(&mut bytes).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        })
+        .await
+    }
+
+    /// Closes each connection at once.
+    async fn closing() -> Self {
+        Self::start(|stream| async move { drop(stream) }).await
+    }
+
+    async fn start<F: Future<Output = ()> + Send>(
+        serve: impl Fn(TcpStream) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: 'static,
+    {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("a bound listener"));
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&accepted);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(serve(stream));
+            }
+        });
+        Self { url, accepted }
+    }
+
+    /// A sidecar in front of it.
+    async fn setup(&self) -> Setup {
+        let redis = crate::support::RedisServer::start().await;
+        Setup::cold(redis, |config| config.upstream.url.clone_from(&self.url)).await
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_closes_every_connection_is_a_502_at_once() {
+    let raw = Raw::closing().await;
+    let setup = raw.setup().await;
+    for asked in 1..=200 {
+        let reply = setup.sidecar.put("/other").await;
+        assert_eq!(reply.status, StatusCode::BAD_GATEWAY);
+        let accepted = raw.accepted.load(Ordering::SeqCst);
+        assert!(accepted <= asked, "{accepted} connections for {asked} requests");
+    }
+}
