@@ -5,10 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
-    header::{
-        AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION, DATE, ETAG, EXPIRES, LAST_MODIFIED,
-        VARY,
-    },
+    header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY},
     response,
 };
 use serde::{Deserialize, Serialize};
@@ -207,6 +204,16 @@ impl Entry {
         &self.body
     }
 
+    /// The upstream's `ETag`, else ours.
+    pub fn etag(&self) -> &HeaderValue {
+        &self.head.etag
+    }
+
+    /// Whether a client that shows these validators has it already.
+    pub fn is_held_by(&self, request: &HeaderMap) -> bool {
+        policy::not_modified(request, &self.head.etag, self.head.headers.get(LAST_MODIFIED))
+    }
+
     /// How long it may still be served.
     pub fn ttl(&self, now_ms: i64) -> Duration {
         duration(self.expires_at_ms - now_ms)
@@ -219,12 +226,8 @@ impl Entry {
 
     /// Answers a GET or HEAD, with 304 where the client has it already.
     pub fn respond(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
-        let last_modified = self.head.headers.get(LAST_MODIFIED);
-        let mut response = if policy::not_modified(request, &self.head.etag, last_modified) {
-            self.not_modified()
-        } else {
-            self.whole(method)
-        };
+        let mut response =
+            if self.is_held_by(request) { self.not_modified() } else { self.whole(method) };
         // RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
         let age = self.age(now_ms).as_secs();
         response.headers_mut().insert(AGE, age.into());

@@ -8,7 +8,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use hyper::{
     Request, Response, StatusCode,
     http::{
-        header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+        header::{CONTENT_LENGTH, ETAG, TRANSFER_ENCODING},
         request, response,
     },
 };
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     cache::{
         Landed, Lead,
+        entry::Entry,
         policy::{Bypass, Freshness, NoStore},
     },
     store::{Budget, Fill},
@@ -91,7 +92,11 @@ impl LeadTask {
                 let landed = proxy.cache.land(lead, &head, body, freshness);
                 let entry = Arc::clone(&landed.entry);
                 store_then(&proxy, landed, budget, |stored| {
-                    let response = proxy.entry_response(&entry, &asked);
+                    let response = if entry.is_held_by(&asked.headers) {
+                        proxy.entry_response(&entry, &asked)
+                    } else {
+                        as_it_came(head, &entry)
+                    };
                     let verdict = Verdict::Miss { stored, collapsed: false, why };
                     let _ = answer.send(Answer { response, verdict });
                 })
@@ -146,6 +151,13 @@ impl LeadTask {
         let _ = self.answer.send(answer);
         self.proxy.cache.abandon(self.lead, None).await;
     }
+}
+
+/// The upstream's answer for the client that it was read for: with every header, also those that
+/// an entry does not keep. An `ETag` is added where there was none, for the client to show again.
+fn as_it_came(mut head: response::Parts, entry: &Entry) -> Response<Body> {
+    head.headers.entry(ETAG).or_insert_with(|| entry.etag().clone());
+    Response::from_parts(head, Body::from(entry.body().clone()))
 }
 
 /// Stores what has landed, and calls `then` when that is done or the budget is spent.

@@ -110,6 +110,39 @@ async fn a_write_behind_a_safe_method_is_never_sent_twice() {
     }
 }
 
+#[tokio::test]
+async fn a_miss_has_every_header_of_the_upstream() {
+    let setup = Setup::new().await;
+    let sent = [
+        ("x-request-id", "r1"),
+        ("server-timing", "db;dur=1"),
+        ("x-ratelimit-remaining", "9"),
+        ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
+        ("cache-status", "inner; hit"),
+        ("via", "1.1 inner"),
+        ("content-length", "2"),
+    ];
+    setup.upstream.respond(X, move |_| Some(with_headers("{}", &sent)));
+
+    let reply = setup.get(X).await;
+
+    reply.assert(200, "{}");
+    for (name, value) in sent {
+        assert_eq!(reply.header(name), value, "{name}: {reply:?}");
+    }
+    assert!(!reply.headers.contains_key("age"), "{reply:?}");
+    let via: Vec<_> = reply.headers.get_all("via").iter().collect();
+    assert_eq!(via, ["1.1 inner", "1.1 jobcache"], "{reply:?}");
+    let hit = setup.hit(X).await;
+    assert!(!hit.headers.contains_key("x-request-id"), "another's: {hit:?}");
+    assert_eq!(hit.header("etag"), reply.header("etag"), "a miss can be revalidated");
+
+    setup.redis.del("job_status:x").await;
+    let request = setup.sidecar.client.request(Method::GET, X);
+    let reply = request.header("if-none-match", hit.header("etag")).send().await;
+    assert_eq!(reply.status, StatusCode::NOT_MODIFIED, "{reply:?}");
+}
+
 /// An upstream that treats every connection as told, and counts them.
 struct Raw {
     url: String,
