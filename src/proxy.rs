@@ -12,7 +12,11 @@ use std::sync::Arc;
 use hyper::{
     Request, Response, StatusCode, Version,
     body::{Body as _, Incoming},
-    http::{Method, request::Parts},
+    http::{
+        Method,
+        header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+        request::Parts,
+    },
 };
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -280,6 +284,12 @@ impl Proxy {
 /// Makes the upstream's response head ours.
 fn prepare_response<B>(mut response: Response<B>) -> Response<B> {
     let version = response.version();
+    // "Transfer-Encoding overrides the Content-Length. [..] An intermediary that chooses to forward
+    // the message MUST first remove the received Content-Length field" RFC 9112 6.3. Also of an
+    // answer to HEAD: that length is not the one that a GET would see.
+    if response.headers().contains_key(TRANSFER_ENCODING) {
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
     let switch = upgrade::keep_switch(&response);
     headers::strip_hop_by_hop(response.headers_mut(), &[]);
     if let Some(protocol) = switch {

@@ -202,3 +202,17 @@ async fn an_upstream_that_closes_every_connection_is_a_502_at_once() {
         assert!(accepted <= asked, "{accepted} connections for {asked} requests");
     }
 }
+
+#[tokio::test]
+async fn a_content_length_beside_chunks_does_not_count() {
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n\
+                  a\r\n0123456789\r\n0\r\n\r\n";
+    let raw = Raw::answering(answer).await;
+    let setup = raw.setup().await;
+    for path in ["/other", X, X] {
+        setup.get(path).await.assert(200, "0123456789");
+    }
+    setup.sidecar.put(X).await.assert(200, "0123456789");
+    let head = setup.sidecar.client.request(Method::HEAD, "/other").send().await;
+    assert!(!head.headers.contains_key("content-length"), "{head:?}");
+}
