@@ -211,7 +211,7 @@ impl Entry {
 
     /// Whether a client that shows these validators has it already.
     pub fn is_held_by(&self, request: &HeaderMap) -> bool {
-        policy::not_modified(request, &self.head.etag, self.head.headers.get(LAST_MODIFIED))
+        policy::not_modified(request, &self.head.etag)
     }
 
     /// How long it may still be served.

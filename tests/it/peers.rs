@@ -216,3 +216,18 @@ async fn a_content_length_beside_chunks_does_not_count() {
     let head = setup.sidecar.client.request(Method::HEAD, "/other").send().await;
     assert!(!head.headers.contains_key("content-length"), "{head:?}");
 }
+
+#[tokio::test]
+async fn a_date_alone_does_not_tell_that_a_client_has_an_entry() {
+    let setup = Setup::new().await;
+    let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+    setup.upstream.respond(X, move |_| Some(with_headers("{}", &[("last-modified", date)])));
+    setup.get(X).await;
+    setup.hit(X).await;
+
+    let request = setup.sidecar.client.request(Method::GET, X);
+    let reply = request.header("if-modified-since", date).send().await;
+
+    assert!(reply.is_hit(), "{reply:?}");
+    reply.assert(200, "{}");
+}
