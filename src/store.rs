@@ -118,6 +118,12 @@ impl Token {
 pub struct Epoch(Arc<str>);
 
 impl Epoch {
+    /// The epoch of this name.
+    #[cfg(test)]
+    pub(crate) fn named(name: &str) -> Self {
+        Self(name.into())
+    }
+
     /// The epoch as it stands in an entry.
     pub fn as_str(&self) -> &str {
         &self.0

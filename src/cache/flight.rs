@@ -267,3 +267,100 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // No code that holds the lock panics half-way through a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use hyper::Request;
+
+    use super::*;
+    use crate::{
+        cache::audience::Prints,
+        config::Credentials,
+        store::{CredentialKey, Token},
+    };
+
+    fn circle() -> Pair {
+        let (head, ()) = Request::new(()).into_parts();
+        Prints::new(&Credentials::default()).pair(&CredentialKey::new([0; 32]), &head)
+    }
+
+    fn key() -> Key {
+        Key::new("job_status:", "x")
+    }
+
+    fn shown(token: &str, epoch: &str) -> Shown {
+        Shown { token: Token::named(token), epoch: Epoch::named(epoch) }
+    }
+
+    fn leads(ticket: Ticket) -> Leader {
+        match ticket {
+            Ticket::Lead(leader) => leader,
+            Ticket::Join(_) => panic!("joined"),
+        }
+    }
+
+    fn joins(ticket: Ticket) -> Flight {
+        match ticket {
+            Ticket::Join(flight) => flight,
+            Ticket::Lead(_) => panic!("leads"),
+        }
+    }
+
+    #[test]
+    fn a_flight_is_joined_by_what_the_store_shows_in_its_epoch_and_by_nothing_else() {
+        let flights = Arc::new(Flights::default());
+        let leader = leads(flights.share(&key(), shown("t1", "e1"), circle()));
+        assert!(flights.join(&key(), &shown("t1", "e1"), circle()).is_some());
+        assert!(flights.join(&key(), &shown("t2", "e1"), circle()).is_none());
+        assert!(flights.join(&key(), &shown("t1", "e2"), circle()).is_none());
+        flights.detach(&key());
+        assert!(flights.join(&key(), &shown("t1", "e1"), circle()).is_none());
+        drop(leader);
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_panics_sends_its_followers_on_their_own_way() {
+        let flights = Arc::new(Flights::default());
+        let leader = leads(flights.share(&key(), shown("t", "e"), circle()));
+        let follower = joins(flights.share(&key(), shown("t", "e"), circle()));
+        let dies = tokio::spawn(async move {
+            let _leader = leader;
+            panic!("the upstream's answer was too much for us");
+        });
+        assert!(follower.landed().await.is_none());
+        assert!(dies.await.unwrap_err().is_panic());
+        leads(flights.share(&key(), shown("t", "e"), circle()));
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_is_aborted_lets_the_next_read_begin() {
+        let flights = Arc::new(Flights::default());
+        let running = leads(flights.next(key(), circle()));
+        let mut next = leads(flights.next(key(), circle()));
+        let follower = joins(flights.next(key(), circle()));
+        let aborted = tokio::spawn(async move {
+            let _running = running;
+            pending::<()>().await;
+        });
+        aborted.abort();
+        next.turn().await;
+        // It runs now: who comes later waits for one that begins after them.
+        let later = leads(flights.next(key(), circle()));
+        drop(next);
+        assert!(follower.landed().await.is_none());
+        drop(later);
+        assert!(lock(&flights.unleased).is_empty(), "nobody is left");
+    }
+
+    #[tokio::test]
+    async fn a_next_leader_that_gives_up_leaves_its_place_to_another() {
+        let flights = Arc::new(Flights::default());
+        let running = leads(flights.next(key(), circle()));
+        drop(leads(flights.next(key(), circle())));
+        let mut next = leads(flights.next(key(), circle()));
+        drop(running);
+        next.turn().await;
+    }
+}
