@@ -2,7 +2,7 @@
 //!
 //! For the demo, for trying things out, and for a single sidecar without a Redis. Nobody else sees
 //! it, so there is no third party's `DEL` and nothing is ever pending. Bounded in bytes: past the
-//! limit the entries that were stored first go.
+//! limit entries go in turn, whatever their age.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -49,7 +49,8 @@ impl Drop for Hold {
 #[derive(Debug, Default)]
 struct Slots {
     by_key: HashMap<Key, Slot>,
-    /// Keys in the order in which their slots were made; each slot is in it once.
+    /// Keys in the order in which their slots are looked at next, by sweep and eviction; each slot is
+    /// in it once, and a new one last.
     order: VecDeque<Key>,
     bytes: usize,
 }
@@ -174,6 +175,7 @@ impl Memory {
         let now = now_ms();
         let mut slots = self.slots();
         for key in keys {
+            slots.sweep(now);
             slots.drop_entry(key);
             slots.slot(key).raise(write, now + millis(fence));
         }
@@ -184,6 +186,7 @@ impl Memory {
         let mut slots = self.slots();
         let mut entries = 0;
         for key in keys {
+            slots.sweep(now);
             slots.live(key, now);
             entries += usize::from(slots.drop_entry(key));
             if linger > Duration::ZERO {
@@ -265,7 +268,7 @@ impl Slots {
         true
     }
 
-    /// Looks at a few of the oldest slots: removes the empty ones and moves the others behind.
+    /// Looks at the next few slots: removes the empty ones and moves the others behind.
     fn sweep(&mut self, now: i64) {
         for _ in 0..SWEEP.min(self.order.len()) {
             let Some(key) = self.order.pop_front() else { return };
@@ -277,7 +280,7 @@ impl Slots {
         }
     }
 
-    /// Drops the entries of the oldest slots until the rest fits.
+    /// Drops the entries of the next slots in turn until the rest fits.
     fn evict(&mut self, max_bytes: usize) {
         for _ in 0..self.order.len() {
             if self.bytes <= max_bytes {
@@ -312,4 +315,21 @@ fn size(entry: &Stored) -> usize {
 
 fn now_ms() -> i64 {
     super::unix_ms(clock::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_alone_do_not_make_it_grow() {
+        let memory = Memory::new(&config::Config::default());
+        let write = Token("w".into());
+        for id in 0..1_000 {
+            let keys = [Key::new("job_status:", &id.to_string())];
+            memory.begin(&keys, &write, Duration::from_secs(1));
+            memory.end(&keys, &write, Duration::ZERO);
+        }
+        assert!(memory.slots().by_key.len() <= SWEEP, "{}", memory.slots().by_key.len());
+    }
 }
