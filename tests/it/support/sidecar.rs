@@ -175,6 +175,10 @@ impl Process {
         for _ in 0..PORT_ATTEMPTS {
             let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
             let admin_address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+            // Both were free, and may be the same.
+            if listen == admin_address {
+                continue;
+            }
             let (proxy, admin) = (listen.to_string(), admin_address.to_string());
             let addresses = ["--listen", &proxy, "--admin", &admin];
             let mut child = command(args, envs).args(addresses).spawn().expect("the binary runs");
