@@ -32,6 +32,7 @@ use crate::{
     metrics::{InvalidationLabels, Metrics},
     mutants::{self, Mutant},
     store::{Budget, Ended, Grant, Key, Lease, Seen, Store, StoreError, Token, Write},
+    telemetry::Throttle,
 };
 
 /// How long another sidecar's fill is waited for: the one exception to the budget.
@@ -62,6 +63,7 @@ pub struct Cache {
     /// Jobs whose key somebody else writes.
     foreign: Marks<Key>,
     foreign_warnings: Marks<()>,
+    pending_warnings: Throttle,
     /// Other sidecars' leases that were waited for in vain.
     waited: Marks<Token>,
     policy: Policy,
@@ -116,6 +118,7 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Write,
+    WriteBody,
     Purge,
     PurgeAll,
 }
@@ -131,6 +134,7 @@ impl Cache {
             replaced: Marks::new(config.ttl),
             foreign: Marks::new(config.ttl),
             foreign_warnings: Marks::new(FOREIGN_WARNING_EVERY),
+            pending_warnings: Throttle::default(),
             waited: Marks::new(config.store.lease),
             policy: Policy {
                 ttl: config.ttl,
@@ -363,8 +367,13 @@ impl Cache {
     }
 
     /// Invalidates the jobs of a write, before it is answered.
+    ///
+    /// The budget is renewed first: a write has one on its way in and one on its way out. What a
+    /// slow `begin` has spent says nothing of the store now, long after, and without time an end
+    /// cannot be confirmed.
     pub async fn end(&self, write: &Write, outcome: Outcome, budget: &mut Budget) -> Ended {
-        let ended = self.end_again(write, outcome, budget).await;
+        *budget = self.budget();
+        let ended = self.invalidate(write, outcome, budget).await;
         self.count_invalidation(Source::Write, ended);
         ended
     }
@@ -372,6 +381,12 @@ impl Cache {
     /// Invalidates them once more, when the upstream's answer has come to its end: it may commit
     /// while it sends.
     pub async fn end_again(&self, write: &Write, outcome: Outcome, budget: &mut Budget) -> Ended {
+        let ended = self.invalidate(write, outcome, budget).await;
+        self.count_invalidation(Source::WriteBody, ended);
+        ended
+    }
+
+    async fn invalidate(&self, write: &Write, outcome: Outcome, budget: &mut Budget) -> Ended {
         let linger = match outcome {
             Outcome::Known => self.settings.settle,
             Outcome::Unknown => self.settings.linger.max(self.settings.settle),
@@ -420,6 +435,7 @@ impl Cache {
     fn count_invalidation(&self, source: Source, ended: Ended) {
         let source = match source {
             Source::Write => "write",
+            Source::WriteBody => "write-body",
             Source::Purge => "purge",
             Source::PurgeAll => "purge-all",
         };
@@ -428,13 +444,26 @@ impl Cache {
             Ended::Pending => "pending",
         };
         self.metrics.invalidations.get_or_create(&InvalidationLabels { source, outcome }).inc();
+        if ended != Ended::Pending {
+            return;
+        }
+        debug!(source, "an invalidation was not confirmed in time");
+        if let Some(suppressed) = self.pending_warnings.admit(source) {
+            let pending = self.store.pending();
+            warn!(
+                source,
+                pending,
+                suppressed,
+                "an invalidation was not confirmed in time; its jobs are bypassed until it is"
+            );
+        }
     }
 }
 
 fn reason(error: &StoreError) -> Bypass {
     match error {
         StoreError::Pending => Bypass::Pending,
-        StoreError::Timeout => Bypass::StoreTimeout,
+        StoreError::Timeout | StoreError::Spent => Bypass::StoreTimeout,
         StoreError::Refused(_) | StoreError::Journal { .. } => Bypass::StoreError,
         StoreError::Down | StoreError::Lost(_) => Bypass::StoreDown,
     }

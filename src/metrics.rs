@@ -106,7 +106,8 @@ pub struct OutcomeLabels {
 /// Labels of [`Metrics::invalidations`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct InvalidationLabels {
-    /// `write`, `purge` or `purge-all`.
+    /// `write`, `write-body` (the second end of a write, when its answer has come to its end),
+    /// `purge` or `purge-all`.
     pub source: &'static str,
     /// `confirmed` or `pending`.
     pub outcome: &'static str,
@@ -165,7 +166,7 @@ impl Metrics {
             let error = match error {
                 StoreError::Down => "down",
                 StoreError::Pending => "pending",
-                StoreError::Timeout => "timeout",
+                StoreError::Timeout | StoreError::Spent => "timeout",
                 StoreError::Lost(_) => "lost",
                 StoreError::Refused(_) | StoreError::Journal { .. } => "refused",
             };

@@ -314,6 +314,9 @@ pub enum StoreError {
     /// The budget ran out.
     #[error("the store did not answer within its budget")]
     Timeout,
+    /// The budget ran out, and most of it had been spent before this operation.
+    #[error("the budget was spent before the store could answer")]
+    Spent,
     /// The connection broke.
     #[error("the connection to the store broke: {0}")]
     Lost(String),
@@ -333,13 +336,14 @@ pub enum StoreError {
 /// What the store may still cost one request, over all its operations.
 #[derive(Debug)]
 pub struct Budget {
+    whole: Duration,
     left: Duration,
 }
 
 impl Budget {
     /// A budget of this much waiting.
     pub fn new(left: Duration) -> Self {
-        Self { left }
+        Self { whole: left, left }
     }
 
     /// What is left of it.
@@ -352,10 +356,16 @@ impl Budget {
         &mut self,
         operation: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let started = Instant::now();
-        let result = tokio::time::timeout(self.left, operation).await;
+        let (started, given) = (Instant::now(), self.left);
+        let result = tokio::time::timeout(given, operation).await;
         self.left = self.left.saturating_sub(started.elapsed());
-        result.unwrap_or(Err(StoreError::Timeout))
+        result.unwrap_or_else(|_| Err(self.late(given)))
+    }
+
+    /// Why an operation that was given this much did not come to its end. With less than half of
+    /// the budget it says little of the store.
+    fn late(&self, given: Duration) -> StoreError {
+        if given * 2 < self.whole { StoreError::Spent } else { StoreError::Timeout }
     }
 
     /// The same for several operations at once, each with a result of its own.
@@ -363,11 +373,12 @@ impl Budget {
         &mut self,
         operations: impl Iterator<Item = impl Future<Output = Result<T, StoreError>>>,
     ) -> Vec<Result<T, StoreError>> {
-        let started = Instant::now();
-        let results = operations.map(|operation| tokio::time::timeout(self.left, operation));
+        let (started, given) = (Instant::now(), self.left);
+        let results = operations.map(|operation| tokio::time::timeout(given, operation));
         let results = join_all(results).await;
         self.left = self.left.saturating_sub(started.elapsed());
-        results.into_iter().map(|result| result.unwrap_or(Err(StoreError::Timeout))).collect()
+        let result = |result: Result<_, _>| result.unwrap_or_else(|_| Err(self.late(given)));
+        results.into_iter().map(result).collect()
     }
 }
 
@@ -672,5 +683,20 @@ fn unix_ms(time: SystemTime) -> i64 {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_timeout_counts_against_the_store_only_if_it_had_most_of_the_budget() {
+        let mut budget = Budget::new(Duration::from_millis(20));
+        let never = || std::future::pending::<Result<(), StoreError>>();
+        assert!(matches!(budget.spend(never()).await, Err(StoreError::Timeout)));
+        assert!(matches!(budget.spend(never()).await, Err(StoreError::Spent)));
+        let each = budget.spend_each([never()].into_iter()).await;
+        assert!(matches!(each[..], [Err(StoreError::Spent)]));
     }
 }

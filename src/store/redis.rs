@@ -388,11 +388,8 @@ impl Drop for Hold {
             return;
         }
         // Behind the call that it follows, on the same connection, if that still stands.
-        let session = match self.session.has_failed() {
-            false => Ok(Arc::clone(&self.session)),
-            true => self.shared.session(),
-        };
-        let Ok(session) = session else { return };
+        let session = Some(Arc::clone(&self.session)).filter(|session| !session.has_failed());
+        let Some(session) = session.or_else(|| self.shared.session().ok()) else { return };
         let (key, token) = (self.key.clone(), self.token.clone());
         let release = async move { session.release(&key, &token).await };
         self.shared.tasks.spawn_on(release, &runtime);

@@ -6,7 +6,7 @@ use hyper::{Method, StatusCode};
 use tokio::time::Instant;
 
 use crate::support::{
-    RedisServer, Reply, Setup, eventually,
+    Process, RedisServer, Reply, SOON, Setup, Upstream, eventually,
     redis::{RECOVERY, key},
     upstream::version,
 };
@@ -300,4 +300,71 @@ async fn a_client_that_hangs_up_while_its_lease_is_asked_for_leaves_none() {
     })
     .await;
     setup.hit(X).await;
+}
+
+#[tokio::test]
+async fn a_write_that_began_in_vain_is_confirmed_when_redis_is_back_before_it_ends() {
+    let setup = filled().await;
+    let gate = setup.upstream.hold(Method::PUT, X);
+    setup.redis.stop();
+    let recover = async {
+        gate.arrived(1).await;
+        setup.redis.cont();
+        // A round trip: it is well again.
+        setup.redis.get("any").await;
+        gate.release();
+    };
+
+    let (reply, ()) = tokio::join!(setup.sidecar.put(X), recover);
+
+    assert_eq!(reply.status, StatusCode::OK);
+    let status = reply.header("cache-status");
+    assert!(!status.contains("pending"), "{status}");
+    setup.hit(X).await.assert(200, &version("x", 1));
+}
+
+#[tokio::test]
+async fn past_the_limit_of_what_is_pending_everything_is_bypassed_until_all_is_purged() {
+    let setup = Setup::with(|config| {
+        config.store.budget = BUDGET;
+        config.pending.limit = 2;
+    })
+    .await;
+    setup.hit(X).await;
+    setup.redis.stop();
+    for id in ["a", "b", "c"] {
+        setup.sidecar.put(&format!("/jobs/{id}")).await;
+    }
+
+    let reply = setup.get(X).await;
+    assert!(reply.header("cache-status").contains("pending"), "{reply:?}");
+    let metrics = setup.sidecar.admin.get("/metrics").await;
+    assert!(!metrics.text().contains("jobcache_pending_overflows_total 0"));
+
+    // That the old entry is gone shows in what is read anew.
+    setup.upstream.commit("x");
+    setup.redis.cont();
+    setup.hit(X).await.assert(200, &version("x", 1));
+    for id in ["a", "b", "c"] {
+        setup.hit(&format!("/jobs/{id}")).await.assert(200, &version(id, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_refuses_every_script_is_told_of_in_a_few_lines() {
+    let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+    let forbid = ["SETUSER", "default", "-evalsha", "-eval"];
+    let () = redis.run(redis::cmd("ACL").arg(&forbid)).await;
+    let args = ["--upstream", &upstream.url(), "--redis-url", &redis.url()];
+    let sidecar = Process::start(&args, &[]).await;
+    eventually(SOON, async || sidecar.stderr().contains("store is up")).await;
+
+    for _ in 0..100 {
+        assert_eq!(sidecar.client.put(X).await.status, StatusCode::OK);
+    }
+
+    let log = sidecar.stderr();
+    // What the proxy says of each write is its own affair.
+    let lines: Vec<_> = log.lines().filter(|line| !line.contains("a write was answered")).collect();
+    assert!(log.contains("unconfirmed") && lines.len() < 20, "{} lines: {lines:#?}", lines.len());
 }

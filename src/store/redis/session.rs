@@ -110,7 +110,12 @@ impl Session {
             }
             Err(StoreError::Timeout) => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1,
             Err(StoreError::Lost(_)) => TIMEOUTS_IN_A_ROW,
-            Err(StoreError::Down | StoreError::Pending | StoreError::Journal { .. }) => 0,
+            Err(
+                StoreError::Down
+                | StoreError::Pending
+                | StoreError::Spent
+                | StoreError::Journal { .. },
+            ) => 0,
         };
         if timeouts < TIMEOUTS_IN_A_ROW {
             return Judgement::GoOn;
