@@ -36,7 +36,7 @@ use crate::{
     metrics::Metrics,
     mutants::{self, Mutant},
     store::{Budget, Ended, Write},
-    upstream::{Repeat, RequestBody, ResponseBody, Upstream, to_origin_form},
+    upstream::{Repeat, RequestBody, ResponseBody, Upstream, UpstreamError, to_origin_form},
 };
 
 /// Answers requests.
@@ -159,11 +159,11 @@ impl Proxy {
     async fn pass_read(&self, mut head: Parts, client: Client, why: Bypass) -> Answer {
         self.prepare_request(&mut head, client);
         let request = Request::from_parts(head, RequestBody::Empty);
-        match self.upstream.send(request, Repeat::IfSafe).await {
-            Ok(response) => Answer {
-                response: prepare_response(response).map(Body::Upstream),
-                verdict: Verdict::Pass(why),
-            },
+        let sent = self.upstream.send(request, Repeat::IfSafe).await;
+        match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
+            Ok(response) => {
+                Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }
+            }
             Err(error) => refuse(&error),
         }
     }
@@ -179,14 +179,15 @@ impl Proxy {
         }
         let request = Request::from_parts(head, RequestBody::of(body));
         let repeat = if overridden { Repeat::Never } else { Repeat::IfSafe };
-        let mut response = match self.upstream.send(request, repeat).await {
-            Ok(response) => prepare_response(response),
+        let switch = if upgrade.is_some() { Switch::Asked } else { Switch::Unasked };
+        let sent = self.upstream.send(request, repeat).await;
+        let mut response = match sent.and_then(|response| prepare_response(response, switch)) {
+            Ok(response) => response,
             Err(error) => return refuse(&error),
         };
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let Some(upgrade) = upgrade else {
-                return refuse_with(StatusCode::BAD_GATEWAY, "unasked-upgrade");
-            };
+        if let Some(upgrade) = upgrade
+            && response.status() == StatusCode::SWITCHING_PROTOCOLS
+        {
             upgrade.tie(&mut response, &self.tasks);
         }
         Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }
@@ -225,6 +226,7 @@ impl Proxy {
             result = self.upstream.send(request, Repeat::Never) => result,
             never = self.cache.keep_fenced(&write) => match never {},
         };
+        // An answer that we refuse is an answer to the write all the same.
         let outcome = match &result {
             Err(error) if error.may_have_arrived() => Outcome::Unknown,
             _ => Outcome::Known,
@@ -234,9 +236,8 @@ impl Proxy {
         if pending {
             warn!("a write was answered before its invalidation was confirmed");
         }
-        match result {
+        match result.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
-                let response = prepare_response(response);
                 let response = response.map(|body| self.end_again(body, write));
                 Answer { response, verdict: Verdict::Write { pending } }
             }
@@ -281,8 +282,24 @@ impl Proxy {
     }
 }
 
+/// Whether the upstream was asked to switch protocols.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Switch {
+    Asked,
+    Unasked,
+}
+
 /// Makes the upstream's response head ours.
-fn prepare_response<B>(mut response: Response<B>) -> Response<B> {
+///
+/// "A server MUST NOT switch to a protocol that was not indicated by the client in the corresponding
+/// request's Upgrade header field." RFC 9110 7.8: one that does is no answer.
+fn prepare_response<B>(
+    mut response: Response<B>,
+    asked: Switch,
+) -> Result<Response<B>, UpstreamError> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked == Switch::Unasked {
+        return Err(UpstreamError::UnaskedUpgrade);
+    }
     let version = response.version();
     // "Transfer-Encoding overrides the Content-Length. [..] An intermediary that chooses to forward
     // the message MUST first remove the received Content-Length field" RFC 9112 6.3. Also of an
@@ -297,5 +314,5 @@ fn prepare_response<B>(mut response: Response<B>) -> Response<B> {
     }
     headers::via(response.headers_mut(), version);
     *response.version_mut() = Version::HTTP_11;
-    response
+    Ok(response)
 }

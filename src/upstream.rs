@@ -11,7 +11,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -70,12 +70,37 @@ pub enum UpstreamError {
     /// The connection broke, or what came was not HTTP.
     #[error("the exchange with the upstream broke: {0}")]
     Broken(#[source] hyper::Error),
+    /// A change of protocol that was not asked for.
+    #[error("the upstream switched protocols unasked")]
+    UnaskedUpgrade,
+    /// The response's body did not come.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// The client's upload stood still, so that the upstream could not answer.
+    #[error("the client sent nothing of its upload for {limit:?}")]
+    ClientStalled {
+        /// `upstream.response_timeout`.
+        limit: Duration,
+    },
+    /// The client's upload broke off: it has hung up, or sent what is not HTTP.
+    #[error("the client's upload broke off: {0}")]
+    ClientGone(#[source] hyper::Error),
 }
 
 impl UpstreamError {
     /// Whether it was a matter of time.
     pub fn is_timeout(&self) -> bool {
-        matches!(self, Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. })
+        matches!(
+            self,
+            Self::ConnectTimeout { .. }
+                | Self::ResponseTimeout { .. }
+                | Self::Body(BodyError::Idle(_))
+        )
+    }
+
+    /// Whether the fault is the client's.
+    pub fn is_clients(&self) -> bool {
+        matches!(self, Self::ClientStalled { .. } | Self::ClientGone(_))
     }
 
     /// Whether the upstream may have seen the request.
@@ -91,6 +116,11 @@ impl UpstreamError {
             Self::ResponseTimeout { .. } => "upstream-response-timeout",
             Self::Closed { .. } => "upstream-closed",
             Self::Broken(_) => "upstream-broken",
+            Self::UnaskedUpgrade => "unasked-upgrade",
+            Self::Body(BodyError::Idle(_)) => "upstream-body-timeout",
+            Self::Body(_) => "upstream-body",
+            Self::ClientStalled { .. } => "client-stalled",
+            Self::ClientGone(_) => "client-gone",
         }
     }
 }
@@ -214,13 +244,13 @@ impl Upstream {
                 Ok(Err(mut error)) => {
                     return Err(match error.take_message() {
                         Some(unsent) => Failed::Unsent(Box::new(unsent)),
-                        None => Failed::Sent(UpstreamError::Broken(error.into_error())),
+                        None => Failed::Sent(broken(error.into_error(), activity.as_deref())),
                     });
                 }
                 // While an upload makes progress the upstream has no reason to answer.
                 Err(_) => match activity.as_ref().map(|activity| activity.last() + limit) {
                     Some(later) if later > deadline => deadline = later,
-                    _ => return Err(Failed::Sent(UpstreamError::ResponseTimeout { limit })),
+                    _ => return Err(Failed::Sent(late(limit, activity.as_deref()))),
                 },
             }
         }
@@ -246,6 +276,23 @@ impl Upstream {
             }
         });
         Ok(Connection { sender, reused: false })
+    }
+}
+
+/// Whose fault a broken exchange is: hyper ends it when the upload that it sends breaks off.
+fn broken(error: hyper::Error, upload: Option<&Activity>) -> UpstreamError {
+    match upload.map(Activity::state) {
+        Some(Upload::Broken) => UpstreamError::ClientGone(error),
+        _ => UpstreamError::Broken(error),
+    }
+}
+
+/// Whose fault silence is. An upload that the upstream does not take waits for it, not for the
+/// client.
+fn late(limit: Duration, upload: Option<&Activity>) -> UpstreamError {
+    match upload.map(Activity::state) {
+        Some(Upload::Awaited) => UpstreamError::ClientStalled { limit },
+        _ => UpstreamError::ResponseTimeout { limit },
     }
 }
 
@@ -348,21 +395,47 @@ pub enum RequestBody {
     Client(Incoming, Arc<Activity>),
 }
 
-/// When a body last moved.
+/// How an upload stands, and when it last moved.
 #[derive(Debug)]
 pub struct Activity {
     start: Instant,
     last_ms: AtomicU64,
+    state: AtomicU8,
+}
+
+/// How an upload stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Upload {
+    /// What the client has sent waits for the upstream; or all of it was sent.
+    Sent,
+    /// The client is to send more.
+    Awaited,
+    /// The client broke it off.
+    Broken,
 }
 
 impl Activity {
-    fn touch(&self) {
-        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(elapsed, Ordering::Relaxed);
+    fn new() -> Self {
+        let state = AtomicU8::new(Upload::Sent as u8);
+        Self { start: Instant::now(), last_ms: AtomicU64::new(0), state }
+    }
+
+    fn touch(&self, state: Upload) {
+        self.state.store(state as u8, Ordering::Relaxed);
+        if state != Upload::Awaited {
+            let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.last_ms.store(elapsed, Ordering::Relaxed);
+        }
     }
 
     fn last(&self) -> Instant {
         self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
+    }
+
+    fn state(&self) -> Upload {
+        let state = self.state.load(Ordering::Relaxed);
+        let known = [Upload::Sent, Upload::Awaited, Upload::Broken];
+        known.into_iter().find(|known| *known as u8 == state).unwrap_or(Upload::Sent)
     }
 }
 
@@ -372,7 +445,7 @@ impl RequestBody {
         if body.is_end_stream() {
             return Self::Empty;
         }
-        Self::Client(body, Arc::new(Activity { start: Instant::now(), last_ms: AtomicU64::new(0) }))
+        Self::Client(body, Arc::new(Activity::new()))
     }
 
     fn activity(&self) -> Option<Arc<Activity>> {
@@ -394,9 +467,13 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Client(body, activity) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                activity.touch();
-                Poll::Ready(frame)
+                let frame = Pin::new(body).poll_frame(cx);
+                activity.touch(match &frame {
+                    Poll::Pending => Upload::Awaited,
+                    Poll::Ready(Some(Err(_))) => Upload::Broken,
+                    Poll::Ready(_) => Upload::Sent,
+                });
+                frame
             }
         }
     }

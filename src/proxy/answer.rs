@@ -12,7 +12,7 @@ use hyper::{
         header::{CACHE_CONTROL, CONTENT_TYPE},
     },
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     body::Body,
@@ -101,9 +101,17 @@ impl Verdict {
 
 /// The one place that turns errors of the upstream into responses.
 pub(super) fn refuse(error: &UpstreamError) -> Answer {
-    warn!(%error, "no answer from the upstream");
-    let status =
-        if error.is_timeout() { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
+    let status = match error {
+        UpstreamError::ClientStalled { .. } => StatusCode::REQUEST_TIMEOUT,
+        UpstreamError::ClientGone(_) => StatusCode::BAD_REQUEST,
+        _ if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    if error.is_clients() {
+        debug!(%error, "no answer from the upstream");
+    } else {
+        warn!(%error, "no answer from the upstream");
+    }
     refuse_with(status, error.as_str())
 }
 

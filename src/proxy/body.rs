@@ -17,8 +17,12 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+use tracing::debug;
 
-use crate::upstream::{BodyError, ResponseBody};
+use crate::{
+    cache::policy::NoStore,
+    upstream::{BodyError, ResponseBody},
+};
 
 /// What is still read of a write's answer when its client has hung up.
 const DRAIN_BYTES: usize = 1 << 20;
@@ -128,35 +132,44 @@ pub async fn capture(mut body: ResponseBody, max: usize) -> Captured {
     Captured::Whole(join(frames.into_iter().filter_map(|frame| frame.into_data().ok()), size))
 }
 
-/// Reads a body of unknown length in full, while the client gets each part as it comes. The client
-/// sees the end only when `tee` is dropped after [`TeeEnd::finish`].
-///
-/// `None` if it cannot be stored; the client then gets the rest by itself.
-pub async fn capture_beside(mut body: ResponseBody, max: usize, tee: &TeeEnd) -> Option<Bytes> {
+/// What became of reading a body in full beside its client.
+#[derive(Debug)]
+pub enum Beside {
+    /// All of it. The client sees the end only with [`TeeEnd::finish`].
+    Whole(Bytes),
+    /// It cannot be stored; the client gets the rest by itself.
+    Unstorable(NoStore),
+    /// It was cut off, for the client as well.
+    Broken,
+}
+
+/// Reads a body of unknown length in full, while the client gets each part as it comes.
+pub async fn capture_beside(mut body: ResponseBody, max: usize, tee: &TeeEnd) -> Beside {
     let mut parts = Vec::new();
     let mut size = 0;
     while let Some(frame) = body.frame().await {
         let frame = match frame {
             Ok(frame) => frame,
             Err(error) => {
+                debug!(%error, "the upstream's body broke off");
                 tee.send(Piece::Broken(error));
-                return None;
+                return Beside::Broken;
             }
         };
-        let Some(data) = frame.data_ref().cloned() else {
-            tee.send(Piece::Frame(frame));
-            tee.send(Piece::Rest(body));
-            return None;
-        };
+        let data = frame.data_ref().cloned();
         tee.send(Piece::Frame(frame));
+        let Some(data) = data else {
+            tee.send(Piece::Rest(body));
+            return Beside::Unstorable(NoStore::Trailers);
+        };
         size += data.len();
         parts.push(data);
         if size > max {
             tee.send(Piece::Rest(body));
-            return None;
+            return Beside::Unstorable(NoStore::TooLarge);
         }
     }
-    Some(join(parts.into_iter(), size))
+    Beside::Whole(join(parts.into_iter(), size))
 }
 
 fn join(mut parts: impl Iterator<Item = Bytes>, size: usize) -> Bytes {

@@ -6,19 +6,18 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
-    Request, Response, StatusCode,
+    Request, Response,
     http::{
         header::{CONTENT_LENGTH, ETAG, TRANSFER_ENCODING},
         request, response,
     },
 };
 use tokio::{sync::oneshot, time::timeout};
-use tracing::debug;
 
 use super::{
-    Proxy,
-    answer::{Answer, Stored, Verdict, refuse, refuse_with},
-    body::{Body, Captured, Tee, capture, capture_beside},
+    Proxy, Switch,
+    answer::{Answer, Stored, Verdict, refuse},
+    body::{Beside, Body, Captured, Tee, capture, capture_beside},
     prepare_response,
 };
 use crate::{
@@ -61,14 +60,13 @@ impl LeadTask {
     /// Reads the upstream, answers the client and everybody who joined, and stores what may be.
     pub(super) async fn run(mut self, request: Request<RequestBody>) {
         self.lead.turn().await;
-        let response = match self.proxy.upstream.send(request, Repeat::IfSafe).await {
+        let sent = self.proxy.upstream.send(request, Repeat::IfSafe).await;
+        let framed = sent.as_ref().is_ok_and(is_framed);
+        let response = match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => response,
             Err(error) => return self.fail(refuse(&error)).await,
         };
-        let framed = [CONTENT_LENGTH, TRANSFER_ENCODING]
-            .iter()
-            .any(|name| response.headers().contains_key(name));
-        let (head, body) = prepare_response(response).into_parts();
+        let (head, body) = response.into_parts();
         match self.proxy.cache.storable(&head) {
             // RFC 9112 6.3: "Since there is no way to distinguish a successfully completed,
             // close-delimited response message from a partially received message interrupted by
@@ -105,8 +103,7 @@ impl LeadTask {
             Captured::TooLarge(body) => self.share_nothing(head, body, NoStore::TooLarge).await,
             Captured::Trailers(body) => self.share_nothing(head, body, NoStore::Trailers).await,
             Captured::Broken(error) => {
-                debug!(%error, "the upstream's body broke off");
-                self.fail(refuse_with(StatusCode::BAD_GATEWAY, "upstream-body")).await;
+                self.fail(refuse(&error.into())).await;
             }
         }
     }
@@ -128,15 +125,16 @@ impl LeadTask {
             }
         };
         match captured {
-            Some(body) if !body.is_empty() => {
+            Beside::Whole(body) if !body.is_empty() => {
                 let landed = proxy.cache.land(lead, &head, body, freshness);
                 store_then(&proxy, landed, proxy.cache.budget(), |_| tee.finish()).await;
             }
-            Some(_) => {
+            Beside::Whole(_) => {
                 tee.finish();
                 proxy.cache.abandon(lead, Some(NoStore::Empty)).await;
             }
-            None => proxy.cache.abandon(lead, Some(NoStore::Incomplete)).await,
+            Beside::Unstorable(why) => proxy.cache.abandon(lead, Some(why)).await,
+            Beside::Broken => proxy.cache.abandon(lead, None).await,
         }
     }
 
@@ -158,6 +156,11 @@ impl LeadTask {
 fn as_it_came(mut head: response::Parts, entry: &Entry) -> Response<Body> {
     head.headers.entry(ETAG).or_insert_with(|| entry.etag().clone());
     Response::from_parts(head, Body::from(entry.body().clone()))
+}
+
+/// Whether the end of the body is told from the end of the connection.
+fn is_framed(response: &Response<ResponseBody>) -> bool {
+    [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name))
 }
 
 /// Stores what has landed, and calls `then` when that is done or the budget is spent.

@@ -14,8 +14,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::support::{Process, Setup, eventually, soon, upstream::with_headers};
 use crate::support::{SOON, client::split};
+use crate::support::{Setup, eventually, soon, upstream::with_headers};
 
 const X: &str = "/jobs/x";
 
@@ -165,11 +165,11 @@ impl Raw {
         Self::start(|stream| async move { drop(stream) }).await
     }
 
-    async fn start<F: Future<Output = ()> + Send>(
+    async fn start<F>(
         serve: impl Fn(TcpStream) -> F + Send + 'static,
     ) -> Self
     where
-        F: 'static,
+        F: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("a bound listener"));
@@ -230,4 +230,117 @@ async fn a_date_alone_does_not_tell_that_a_client_has_an_entry() {
 
     assert!(reply.is_hit(), "{reply:?}");
     reply.assert(200, "{}");
+}
+
+/// Writes the head and half of the body of a request.
+async fn half_an_upload(setup: &Setup, method: &str, path: &str) -> TcpStream {
+    let mut stream = setup.sidecar.client.connect().await;
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf.");
+    stream.write_all(head.as_bytes()).await.expect("half an upload written");
+    stream
+}
+
+#[tokio::test]
+async fn an_upload_that_stalls_is_a_408() {
+    let setup = Setup::with(|config| config.upstream.response_timeout = SHORT).await;
+    for (method, path) in [("POST", "/other"), ("PUT", X)] {
+        let mut stream = half_an_upload(&setup, method, path).await;
+        let mut status = [0; 12];
+        soon(stream.read_exact(&mut status)).await.expect("an answer");
+        assert_eq!(&status, b"HTTP/1.1 408", "{method} {path}");
+    }
+}
+
+async fn metrics(setup: &Setup) -> String {
+    setup.sidecar.admin.get("/metrics").await.text().to_owned()
+}
+
+#[tokio::test]
+async fn an_upload_that_its_client_breaks_off_is_not_the_upstreams_fault() {
+    let setup = Setup::new().await;
+    for (method, path) in [("POST", "/other"), ("PUT", X)] {
+        let stream = half_an_upload(&setup, method, path).await;
+        let seen = async || setup.upstream.requests().iter().any(|seen| seen.target == path);
+        eventually(SOON, seen).await;
+        drop(stream);
+    }
+    eventually(SOON, async || {
+        let metrics = metrics(&setup).await;
+        let gone = metrics.lines().any(|line| {
+            line.starts_with("jobcache_upstream_requests_total{outcome=\"client-gone\"}")
+        });
+        if gone { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+    assert!(!metrics(&setup).await.contains("upstream-broken"));
+}
+
+#[tokio::test]
+async fn a_read_whose_body_stalls_is_a_504() {
+    let setup = Setup::with(|config| config.upstream.body_timeout = SHORT).await;
+    let feed = setup.upstream.feed(X, &[("content-length", "100")]);
+    feed.data("half").await;
+
+    let reply = setup.get(X).await;
+
+    assert_eq!(reply.status, StatusCode::GATEWAY_TIMEOUT, "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_does_not_make_its_job_uncacheable() {
+    let setup = Setup::new().await;
+    for headers in [&[][..], &[("content-length", "100")]] {
+        setup.redis.del("job_status:x").await;
+        let feed = setup.upstream.feed(X, headers);
+        feed.data("half").await;
+        let started = setup.sidecar.client.start(Method::GET, X, "").await;
+        eventually(SOON, async || setup.upstream.reads(X) > 0).await;
+        feed.break_off().await;
+        started.answer().await;
+
+        setup.upstream.respond(X, |_| Some(with_headers("{}", &[("content-length", "2")])));
+        setup.upstream.forget_requests();
+        let reply = setup.get(X).await;
+        assert!(reply.is_stored(), "{headers:?}: {reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_streamed_body_that_is_too_large_is_counted_as_such() {
+    let setup = Setup::with(|config| config.max_body = 100).await;
+    let feed = setup.upstream.feed(X, &[]);
+    let large = "0123456789".repeat(11);
+    feed.data(large.clone().leak()).await;
+    feed.end();
+
+    setup.get(X).await.assert(200, &large);
+
+    eventually(SOON, async || {
+        let metrics = metrics(&setup).await;
+        if metrics.contains("{outcome=\"too-large\"} 1") { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upgrade_that_nobody_asked_for_is_a_502() {
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+    let raw = Raw::answering(answer).await;
+    let setup = raw.setup().await;
+    for (method, path) in [(Method::GET, "/other"), (Method::GET, X), (Method::PUT, X)] {
+        let reply = setup.sidecar.client.request(method.clone(), path).send().await;
+        assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{method} {path}: {reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_closes_what_its_deadline_finds_open() {
+    let mut setup = Setup::with(|config| config.drain_timeout = SHORT).await;
+    let gate = setup.upstream.hold(Method::GET, "/other");
+    let in_flight = setup.sidecar.client.start(Method::GET, "/other", "").await;
+    gate.arrived(1).await;
+
+    setup.sidecar.shutdown().await.expect("a clean end");
+
+    assert_eq!(in_flight.answer().await.0, 0, "cut off");
 }

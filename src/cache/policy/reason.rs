@@ -121,8 +121,6 @@ reasons! {
         /// Neither a length nor chunks: the end of the connection may be the end of the body, or of
         /// the upstream.
         Unframed = "unframed",
-        /// The body broke off.
-        Incomplete = "incomplete",
         /// Expired on arrival, or its lifetime cannot be read.
         Stale = "stale",
     }
