@@ -53,6 +53,8 @@ struct Settings {
     settle: Option<String>,
     #[arg(long, value_name = "TIME", help = help("store.budget", "What Redis may cost a request"))]
     store_budget: Option<String>,
+    #[arg(long, value_name = "MODE", help = help("near", "In-process layer (not built yet)"))]
+    near: Option<String>,
     #[arg(
         long,
         value_name = "BOOL",
@@ -110,6 +112,7 @@ impl Settings {
             ("ttl", self.ttl),
             ("settle", self.settle),
             ("store-budget", self.store_budget),
+            ("near", self.near),
             ("access-log", self.access_log),
             ("log", self.log),
         ];
@@ -158,7 +161,7 @@ mod tests {
     #[test]
     fn every_flag_of_a_knob_sets_that_knob() {
         let line = "jobcache --listen 1 --admin 2 --upstream 3 --redis-url 4 --route 5 --route 6 \
-                    --ttl 7 --settle 8 --store-budget 9 --access-log --log 10 --config 11";
+                    --ttl 7 --settle 8 --store-budget 9 --near 12 --access-log --log 10 --config 11";
         let Ok(Task::Serve(flags)) = task(line) else { panic!("{line}") };
         assert_eq!(flags.config.as_deref(), Some("11"));
         let many = ["5", "6"].map(str::to_owned).to_vec();
@@ -172,6 +175,7 @@ mod tests {
                 one("ttl", "7"),
                 one("settle", "8"),
                 one("store-budget", "9"),
+                one("near", "12"),
                 one("access-log", "true"),
                 one("log", "10"),
                 ("route", Value::Many(many)),

@@ -88,6 +88,7 @@ pub(super) const KNOBS: &[Knob] = &[
     one("settle", "1s", |c, v| put(&mut c.settle, parse::time(v, Duration::ZERO..=MINUTE)))
         .flag("settle")
         .env(&["JOBCACHE_SETTLE"]),
+    one("near", "off", |_, v| parse::near(v)).flag("near").env(&["JOBCACHE_NEAR"]),
     one("access_log", "false", |c, v| put(&mut c.access_log, parse::switch(v)))
         .flag("access-log")
         .env(&["JOBCACHE_ACCESS_LOG"]),

@@ -165,9 +165,7 @@ impl Raw {
         Self::start(|stream| async move { drop(stream) }).await
     }
 
-    async fn start<F>(
-        serve: impl Fn(TcpStream) -> F + Send + 'static,
-    ) -> Self
+    async fn start<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
