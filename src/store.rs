@@ -42,7 +42,7 @@
 //! | fault | what clients see | what it costs |
 //! |---|---|---|
 //! | Redis refuses connections | answers from the upstream | nothing: the breaker is open |
-//! | Redis hangs | answers from the upstream | the budget (50 ms) a request, until the breaker opens |
+//! | Redis hangs | answers from the upstream | the budget (50 ms) a read, two a write, until the breaker opens |
 //! | Redis restarts, or a replica is promoted | answers from the upstream | every job is read once more |
 //! | error replies (`WRONGTYPE`, `NOPERM`, `OOM`) | answers from the upstream | that job is not cached |
 //! | a sidecar dies amid a write | fresh answers | that job is not cached until the fence runs out |

@@ -2,25 +2,62 @@
 //!
 //! One JSON object a line, appended and synced before the write is answered. What has been
 //! confirmed is appended without a sync: forgotten, it costs one more invalidation. The file is
-//! emptied whenever nothing is pending. A line that was cut off by a crash was never answered for;
+//! emptied whenever nothing is pending, and written anew when it has grown long. A line that was cut off by a crash was never answered for;
 //! any other that cannot be read makes every job pending, for it may have named any.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::{sync::watch, time::timeout};
 use tracing::warn;
 
+use crate::telemetry::Throttle;
+
+/// How long an answer waits for the disk.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(1);
+/// Lines for each pending key past which the file is written anew, and how many it may have anyway.
+const LONG: (usize, usize) = (4, 1024);
+
 /// An open journal.
+///
+/// Records are queued in the order in which they are given and written by a blocking task, one at a
+/// time: no caller waits for the disk unless it asks to.
 #[derive(Debug)]
 pub struct Journal {
+    shared: Arc<Shared>,
+    /// The last queued record that is known to be on the disk, or given up.
+    done: watch::Receiver<u64>,
+    warnings: Throttle,
+}
+
+#[derive(Debug)]
+struct Shared {
     path: PathBuf,
-    file: Arc<Mutex<File>>,
+    file: Mutex<File>,
+    queue: Mutex<Queue>,
+    done: watch::Sender<u64>,
+    warnings: Throttle,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    records: Vec<Record>,
+    /// The records are all there is: the file is written anew.
+    anew: bool,
+    /// Whether anybody waits for these to be on the disk.
+    sync: bool,
+    /// Lines of the file once all this is written.
+    lines: usize,
+    /// Counts what was queued.
+    count: u64,
+    /// Whether a task writes.
+    writing: bool,
 }
 
 /// What happened to the pending set.
@@ -56,43 +93,155 @@ impl Record {
 }
 
 impl Journal {
-    /// Opens a journal, made if there is none, and reads what it holds.
+    /// Opens a journal, made if there is none, and reads what it holds. A last line that was cut off
+    /// is cut off altogether, so that the next record does not join it.
     pub fn open(path: &Path) -> io::Result<(Self, Vec<Record>)> {
         let file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-        let records = read(BufReader::new(&file))?;
-        let journal = Self { path: path.to_owned(), file: Arc::new(Mutex::new(file)) };
+        let (records, whole) = read(BufReader::new(&file))?;
+        if file.metadata()?.len() > whole {
+            file.set_len(whole)?;
+        }
+        let (sender, done) = watch::channel(0);
+        let queue = Queue { lines: records.len(), ..Queue::default() };
+        let shared = Shared {
+            path: path.to_owned(),
+            file: Mutex::new(file),
+            queue: Mutex::new(queue),
+            done: sender,
+            warnings: Throttle::default(),
+        };
+        let journal = Self { shared: Arc::new(shared), done, warnings: Throttle::default() };
         Ok((journal, records))
     }
 
-    /// Appends records and waits until they are on the disk. A disk that fails is logged: the
-    /// invalidation is then pending in memory only.
-    pub async fn append_synced(&self, records: Vec<Record>) {
-        let file = Arc::clone(&self.file);
-        let written = tokio::task::spawn_blocking(move || {
-            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-            write(&mut file, &records)?;
-            file.sync_data()
-        });
-        self.complain(written.await.unwrap_or_else(|error| Err(io::Error::other(error))));
+    /// Queues records. [`Journal::synced`] with what it returns waits until they are on the disk.
+    pub fn append(&self, records: impl IntoIterator<Item = Record>, sync: Durability) -> u64 {
+        self.enqueue(records, sync, false)
     }
 
-    /// Appends a record that may be lost.
-    pub fn append(&self, record: &Record) {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        self.complain(write(&mut file, std::slice::from_ref(record)));
+    /// Queues the writing anew of the file, which then holds just these.
+    pub fn rewrite(&self, records: impl IntoIterator<Item = Record>, sync: Durability) -> u64 {
+        self.enqueue(records, sync, true)
     }
 
-    /// Nothing is pending.
-    pub fn clear(&self) {
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        self.complain(file.set_len(0));
+    /// Whether the file is much longer than so many pending keys need.
+    pub fn is_long(&self, keys: usize) -> bool {
+        self.shared.queue().lines > LONG.1 + LONG.0 * keys
     }
 
-    fn complain(&self, result: io::Result<()>) {
-        if let Err(error) = result {
-            warn!(%error, path = %self.path.display(), "cannot write the journal");
+    fn enqueue(
+        &self,
+        records: impl IntoIterator<Item = Record>,
+        sync: Durability,
+        anew: bool,
+    ) -> u64 {
+        let mut queue = self.shared.queue();
+        if anew {
+            (queue.anew, queue.lines) = (true, 0);
+            queue.records.clear();
+        }
+        let before = queue.records.len();
+        queue.records.extend(records);
+        queue.lines += queue.records.len() - before;
+        queue.sync |= sync == Durability::Awaited;
+        queue.count += 1;
+        if !std::mem::replace(&mut queue.writing, true) {
+            let shared = Arc::clone(&self.shared);
+            tokio::task::spawn_blocking(move || shared.write_all());
+        }
+        queue.count
+    }
+
+    /// Waits until this is on the disk. A disk that fails or takes its time is logged: the
+    /// invalidation is then pending in memory only, and the answer goes out.
+    pub async fn synced(&self, count: u64) {
+        let mut done = self.done.clone();
+        if timeout(SYNC_TIMEOUT, done.wait_for(|done| *done >= count)).await.is_err()
+            && let Some(suppressed) = self.warnings.admit("")
+        {
+            warn!(path = %self.shared.path.display(), suppressed, "the journal is slow; not waited for");
         }
     }
+}
+
+impl Shared {
+    /// Writes until nothing is queued.
+    fn write_all(&self) {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let (records, anew, sync, count) = {
+                let mut queue = self.queue();
+                if queue.records.is_empty() && !queue.anew {
+                    queue.writing = false;
+                    self.done.send_replace(queue.count);
+                    return;
+                }
+                let records = std::mem::take(&mut queue.records);
+                let (anew, sync) = (queue.anew, queue.sync);
+                (queue.anew, queue.sync) = (false, false);
+                (records, anew, sync, queue.count)
+            };
+            if let Err(error) = self.write_some(&mut file, &records, anew, sync) {
+                // What is lost of it comes back when the file is written anew, which is due now.
+                self.queue().lines = usize::MAX / 2;
+                if let Some(suppressed) = self.warnings.admit(&error.to_string()) {
+                    warn!(%error, path = %self.path.display(), suppressed, "cannot write the journal");
+                }
+            }
+            self.done.send_replace(count);
+        }
+    }
+
+    fn write_some(
+        &self,
+        file: &mut File,
+        records: &[Record],
+        anew: bool,
+        sync: bool,
+    ) -> io::Result<()> {
+        if anew && records.is_empty() {
+            return file.set_len(0);
+        }
+        if anew {
+            if let Ok(next) = self.write_anew(records) {
+                *file = next;
+                return Ok(());
+            }
+            // The folder may be closed to us, or the file be a mount of its own.
+            file.set_len(0)?;
+        }
+        write(file, records)?;
+        if sync || anew { file.sync_data() } else { Ok(()) }
+    }
+
+    /// Renamed when it is whole, so that a crash leaves the old file or the new one.
+    fn write_anew(&self, records: &[Record]) -> io::Result<File> {
+        let new = self.path.with_extension("new");
+        let _ = std::fs::remove_file(&new);
+        let mut file = OpenOptions::new().append(true).create_new(true).open(&new)?;
+        write(&mut file, records)?;
+        file.sync_data()?;
+        std::fs::rename(&new, &self.path)?;
+        if let Some(folder) = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            // The new file is in place whatever this says.
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(file)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // No code that holds the lock panics half-way through a change.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether anybody waits for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Somebody does.
+    Awaited,
+    /// What is lost costs one more invalidation.
+    Lazy,
 }
 
 fn write(file: &mut File, records: &[Record]) -> io::Result<()> {
@@ -105,21 +254,24 @@ fn write(file: &mut File, records: &[Record]) -> io::Result<()> {
     file.write_all(&lines)
 }
 
-fn read(mut file: impl BufRead) -> io::Result<Vec<Record>> {
+/// The records, and the bytes up to the end of the last whole line.
+fn read(mut file: impl BufRead) -> io::Result<(Vec<Record>, u64)> {
+    let mut whole = 0;
     let mut records = Vec::new();
     let mut line = Vec::new();
     while file.read_until(b'\n', &mut line)? > 0 {
         match serde_json::from_slice(&line) {
+            _ if !line.ends_with(b"\n") => break,
             Ok(record) => records.push(record),
-            Err(_) if !line.ends_with(b"\n") => break,
             Err(error) => {
                 warn!(%error, "a line of the journal cannot be read; every job is bypassed until all are purged");
                 records.push(Record::AllAdded);
             }
         }
+        whole += line.len() as u64;
         line.clear();
     }
-    Ok(records)
+    Ok((records, whole))
 }
 
 #[cfg(test)]
@@ -139,10 +291,10 @@ mod tests {
         }
         let whole = lines.clone();
         lines.extend_from_slice(br#"{"event":"added","key":"b""#);
-        assert_eq!(read(&lines[..]).unwrap(), [added("a"), Record::AllConfirmed]);
+        assert_eq!(read(&lines[..]).unwrap().0, [added("a"), Record::AllConfirmed]);
         let damaged = [&b"{\"event\":\n"[..], &whole].concat();
         let expected = [Record::AllAdded, added("a"), Record::AllConfirmed];
-        assert_eq!(read(&damaged[..]).unwrap(), expected);
+        assert_eq!(read(&damaged[..]).unwrap().0, expected);
     }
 
     #[tokio::test]
@@ -152,12 +304,21 @@ mod tests {
         let path = dir.join("pending.journal");
         let (journal, records) = Journal::open(&path).unwrap();
         assert_eq!(records, []);
-        journal.append_synced(vec![added("a"), added("b")]).await;
-        journal.append(&Record::Confirmed { key: "a".into() });
-        let confirmed = Record::Confirmed { key: "a".into() };
+        journal.append([added("a"), added("b")], Durability::Awaited);
+        let confirmed = || Record::Confirmed { key: "a".into() };
+        journal.synced(journal.append([confirmed()], Durability::Lazy)).await;
         let (journal, records) = Journal::open(&path).unwrap();
-        assert_eq!(records, [added("a"), added("b"), confirmed]);
-        journal.clear();
+        assert_eq!(records, [added("a"), added("b"), confirmed()]);
+        journal.synced(journal.rewrite([added("b")], Durability::Lazy)).await;
+        journal.synced(journal.append([added("c")], Durability::Awaited)).await;
+        assert_eq!(Journal::open(&path).unwrap().1, [added("b"), added("c")]);
+        // A crash in the middle of a line.
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"event\":").unwrap();
+        let (journal, records) = Journal::open(&path).unwrap();
+        assert_eq!(records, [added("b"), added("c")]);
+        journal.synced(journal.append([added("d")], Durability::Awaited)).await;
+        assert_eq!(Journal::open(&path).unwrap().1, [added("b"), added("c"), added("d")]);
+        journal.synced(journal.rewrite([], Durability::Lazy)).await;
         assert_eq!(Journal::open(&path).unwrap().1, []);
         std::fs::remove_dir_all(&dir).unwrap();
     }

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Key, Token,
-    journal::{Journal, Record},
+    journal::{Durability, Journal, Record},
 };
 
 /// Until an invalidation that failed is repeated, doubling.
@@ -106,12 +106,15 @@ impl Pending {
             match record {
                 Record::Added { key, write, linger_ms } => {
                     let (key, write) = (Key(key.into()), Token(write.into()));
-                    self.insert(&key, &write, Duration::from_millis(linger_ms));
+                    let linger = Duration::from_millis(linger_ms);
+                    self.update(|inner| self.insert(inner, &key, &write, linger));
                 }
                 Record::Confirmed { key } => self.update(|inner| {
                     inner.remove(&Key(key.into()));
                 }),
-                Record::AllAdded => drop(self.insert_all()),
+                Record::AllAdded => {
+                    self.update(Inner::insert_all);
+                }
                 Record::AllConfirmed => self.update(|inner| inner.all = None),
             }
         }
@@ -141,54 +144,42 @@ impl Pending {
     /// Remembers the unconfirmed invalidation of some keys by one write; with a journal it returns
     /// when that is on the disk.
     pub async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) -> Added {
-        let mut added = Added::Keys;
-        for key in keys {
-            if self.insert(key, write, linger) == Added::Overflow {
-                added = Added::Overflow;
+        let (added, noted) = self.update(|inner| {
+            let mut added = Added::Keys;
+            for key in keys {
+                if self.insert(inner, key, write, linger) == Added::Overflow {
+                    added = Added::Overflow;
+                }
             }
-        }
-        if let Some(journal) = &self.journal {
-            let mut records: Vec<Record> = Vec::with_capacity(keys.len() + 1);
-            records
-                .extend(keys.iter().map(|key| Record::added(key.main(), write.as_str(), linger)));
-            if added == Added::Overflow {
-                records.push(Record::AllAdded);
-            }
-            journal.append_synced(records).await;
-        }
+            let records = keys.iter().map(|key| Record::added(key.main(), write.as_str(), linger));
+            let all = (added == Added::Overflow).then_some(Record::AllAdded);
+            (added, self.note(inner, records.chain(all), Durability::Awaited))
+        });
+        self.synced(noted).await;
         added
     }
 
     /// Every key is pending; returns what [`Pending::confirm_all`] is to be called with.
     pub async fn add_all(&self) -> u64 {
-        let addition = self.insert_all();
-        if let Some(journal) = &self.journal {
-            journal.append_synced(vec![Record::AllAdded]).await;
-        }
+        let (addition, noted) = self.update(|inner| {
+            let addition = inner.insert_all();
+            (addition, self.note(inner, [Record::AllAdded], Durability::Awaited))
+        });
+        self.synced(noted).await;
         addition
     }
 
-    fn insert(&self, key: &Key, write: &Token, linger: Duration) -> Added {
-        self.update(|inner| {
-            inner.additions += 1;
-            let addition = inner.additions;
-            if inner.keys.len() >= self.limit && !inner.keys.contains_key(key) {
-                inner.all = Some(Due::now(addition));
-                return Added::Overflow;
-            }
-            let linger = inner.remove(key).map_or(linger, |item| item.linger.max(linger));
-            let (write, due) = (write.clone(), Due::now(addition));
-            inner.put(Item { key: key.clone(), write, linger, due });
-            Added::Keys
-        })
-    }
-
-    fn insert_all(&self) -> u64 {
-        self.update(|inner| {
-            inner.additions += 1;
-            inner.all = Some(Due::now(inner.additions));
-            inner.additions
-        })
+    fn insert(&self, inner: &mut Inner, key: &Key, write: &Token, linger: Duration) -> Added {
+        inner.additions += 1;
+        let addition = inner.additions;
+        if inner.keys.len() >= self.limit && !inner.keys.contains_key(key) {
+            inner.all = Some(Due::now(addition));
+            return Added::Overflow;
+        }
+        let linger = inner.remove(key).map_or(linger, |item| item.linger.max(linger));
+        let (write, due) = (write.clone(), Due::now(addition));
+        inner.put(Item { key: key.clone(), write, linger, due });
+        Added::Keys
     }
 
     /// What a purge of all would confirm, if one is due.
@@ -246,7 +237,11 @@ impl Pending {
             let now = inner.keys.get(&item.key);
             if now.is_some_and(|now| now.due.addition == item.due.addition) {
                 inner.remove(&item.key);
-                self.note(inner, &Record::Confirmed { key: item.key.main().into() });
+                self.note(
+                    inner,
+                    [Record::Confirmed { key: item.key.main().into() }],
+                    Durability::Lazy,
+                );
             }
         });
     }
@@ -256,17 +251,31 @@ impl Pending {
         self.update(|inner| {
             if inner.all.is_some_and(|due| due.addition == addition) {
                 inner.all = None;
-                self.note(inner, &Record::AllConfirmed);
+                self.note(inner, [Record::AllConfirmed], Durability::Lazy);
             }
         });
     }
 
-    /// Under the lock, so that the file is not emptied over an addition.
-    fn note(&self, inner: &Inner, record: &Record) {
-        match &self.journal {
-            Some(journal) if inner.keys.is_empty() && inner.all.is_none() => journal.clear(),
-            Some(journal) => journal.append(record),
-            None => {}
+    /// Under the lock, so that the journal has everything in the order in which it happened; it only
+    /// queues. Returns what to wait for.
+    fn note(
+        &self,
+        inner: &Inner,
+        records: impl IntoIterator<Item = Record>,
+        sync: Durability,
+    ) -> Option<u64> {
+        let journal = self.journal.as_ref()?;
+        let is_empty = inner.keys.is_empty() && inner.all.is_none();
+        Some(if is_empty || journal.is_long(inner.keys.len()) {
+            journal.rewrite(inner.records(), sync)
+        } else {
+            journal.append(records, sync)
+        })
+    }
+
+    async fn synced(&self, noted: Option<u64>) {
+        if let (Some(journal), Some(noted)) = (&self.journal, noted) {
+            journal.synced(noted).await;
         }
     }
 
@@ -284,6 +293,18 @@ impl Pending {
 }
 
 impl Inner {
+    fn insert_all(&mut self) -> u64 {
+        self.additions += 1;
+        self.all = Some(Due::now(self.additions));
+        self.additions
+    }
+
+    /// All that is pending, as a journal has it.
+    fn records(&self) -> impl Iterator<Item = Record> {
+        let added = |item: &Item| Record::added(item.key.main(), item.write.as_str(), item.linger);
+        self.keys.values().map(added).chain(self.all.map(|_| Record::AllAdded))
+    }
+
     fn put(&mut self, item: Item) {
         self.due.insert(item.due.slot(), item.key.clone());
         self.keys.insert(item.key.clone(), item);
@@ -365,6 +386,26 @@ mod tests {
         assert_eq!(pending.batch(1)[0].linger, Duration::from_secs(9));
     }
 
+    /// Everything noted so far is on the disk.
+    async fn settled(pending: &Pending) {
+        pending
+            .synced(pending.journal.as_ref().map(|journal| journal.append([], Durability::Lazy)))
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_journal_of_the_same_keys_does_not_grow_without_end() {
+        let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
+        let pending = Pending::with_journal(10, &path).unwrap();
+        for _ in 0..1_100 {
+            add(&pending, "a", "w", Duration::ZERO).await;
+        }
+        let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines < 200, "{lines}");
+        assert!(Pending::with_journal(10, &path).unwrap().contains(&key("a")));
+        std::fs::remove_file(&path).unwrap();
+    }
+
     #[tokio::test]
     async fn a_journal_brings_back_what_was_not_confirmed() {
         let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
@@ -374,10 +415,12 @@ mod tests {
         add(&first, "b", "w2", Duration::from_secs(9)).await;
         let item = first.batch(2).into_iter().find(|item| item.key == key("a")).unwrap();
         first.confirm(&item);
+        settled(&first).await;
         let second = open();
         assert_eq!(second.batch(2).len(), 1);
         assert_eq!(second.batch(2)[0].linger, Duration::from_secs(9));
         second.confirm(&second.batch(2)[0]);
+        settled(&second).await;
         assert!(open().is_empty());
         add(&second, "c", "w3", Duration::ZERO).await;
         second.add_all().await;

@@ -368,3 +368,41 @@ async fn a_redis_that_refuses_every_script_is_told_of_in_a_few_lines() {
     let lines: Vec<_> = log.lines().filter(|line| !line.contains("a write was answered")).collect();
     assert!(log.contains("unconfirmed") && lines.len() < 20, "{} lines: {lines:#?}", lines.len());
 }
+
+#[tokio::test]
+async fn a_journal_keeps_what_is_unconfirmed_over_a_restart_of_the_sidecar() {
+    for has_journal in [true, false] {
+        let (mut redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let journal = dir.path().join("pending.journal").display().to_string();
+        let (upstream_url, redis_url) = (upstream.url(), redis.url());
+        let args = ["--upstream", &upstream_url, "--redis-url", &redis_url];
+        let envs = [("JOBCACHE_PENDING_JOURNAL", &*journal)];
+        let envs = if has_journal { &envs[..] } else { &[] };
+        let mut first = Process::start(&args, envs).await;
+        redis.kill();
+
+        let write = first.client.put(X).await;
+        assert!(write.header("cache-status").contains("invalidation-pending"), "{write:?}");
+        first.kill();
+        let second = Process::start(&args, envs).await;
+
+        let reply = second.client.get(X).await;
+        let status = reply.header("cache-status");
+        assert_eq!(status.contains("detail=pending"), has_journal, "{status}");
+        redis.restart_empty().await;
+        eventually(SOON, async || {
+            let ready = second.admin.get("/readyz").await.json();
+            if ready["store"] == "up" && ready["pending_invalidations"] == 0 {
+                Ok(())
+            } else {
+                Err(ready)
+            }
+        })
+        .await;
+        eventually(SOON, async || second.client.get(X).await.is_hit()).await;
+        if has_journal {
+            assert_eq!(std::fs::read_to_string(&journal).expect("a journal"), "");
+        }
+    }
+}
