@@ -90,6 +90,9 @@ pub struct Upstream {
     pub idle_timeout: Duration,
     /// Unused connections kept at most.
     pub max_idle: usize,
+    /// Requests to the upstream at a time, each over a connection of its own, upgrades included;
+    /// further ones wait for `connect_timeout`.
+    pub max_connections: usize,
 }
 
 /// Where entries live.
@@ -266,6 +269,7 @@ impl Default for Upstream {
             body_timeout: Duration::from_mins(5),
             idle_timeout: Duration::from_secs(4),
             max_idle: 256,
+            max_connections: 512,
         }
     }
 }

@@ -188,7 +188,8 @@ impl Proxy {
         if let Some(upgrade) = upgrade
             && response.status() == StatusCode::SWITCHING_PROTOCOLS
         {
-            upgrade.tie(&mut response, &self.tasks);
+            let place = response.body_mut().take_place();
+            upgrade.tie(&mut response, place, &self.tasks);
         }
         Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }
     }

@@ -27,6 +27,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep, sleep_until, timeout},
 };
 use tracing::debug;
@@ -60,6 +61,14 @@ pub enum UpstreamError {
     ResponseTimeout {
         /// `upstream.response_timeout`.
         limit: Duration,
+    },
+    /// As many exchanges as may be are under way.
+    #[error("all {limit} upstream connections were in use for {waited:?}")]
+    Busy {
+        /// `upstream.max_connections`.
+        limit: usize,
+        /// `upstream.connect_timeout`.
+        waited: Duration,
     },
     /// A new connection was closed before it took the request.
     #[error("the upstream {upstream} closed a new connection at once")]
@@ -105,7 +114,13 @@ impl UpstreamError {
 
     /// Whether the upstream may have seen the request.
     pub fn may_have_arrived(&self) -> bool {
-        !matches!(self, Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::Closed { .. })
+        !matches!(
+            self,
+            Self::Connect { .. }
+                | Self::ConnectTimeout { .. }
+                | Self::Closed { .. }
+                | Self::Busy { .. }
+        )
     }
 
     /// The word for logs, metrics and headers.
@@ -114,6 +129,7 @@ impl UpstreamError {
             Self::Connect { .. } => "upstream-connect",
             Self::ConnectTimeout { .. } => "upstream-connect-timeout",
             Self::ResponseTimeout { .. } => "upstream-response-timeout",
+            Self::Busy { .. } => "upstream-busy",
             Self::Closed { .. } => "upstream-closed",
             Self::Broken(_) => "upstream-broken",
             Self::UnaskedUpgrade => "unasked-upgrade",
@@ -141,8 +157,13 @@ pub struct Upstream {
     authority: String,
     config: config::Upstream,
     pool: Arc<Pool>,
+    places: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
+
+/// One of the `upstream.max_connections`, held for as long as an exchange uses its connection.
+#[derive(Debug)]
+pub struct Place(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
 
 /// Connections that nobody uses now, the one used last at the end.
 #[derive(Debug)]
@@ -172,7 +193,8 @@ impl Upstream {
             idle_timeout: config.idle_timeout,
         };
         let authority = config.authority();
-        Self { authority, config: config.clone(), pool: Arc::new(pool), metrics }
+        let places = Arc::new(Semaphore::new(config.max_connections));
+        Self { authority, config: config.clone(), pool: Arc::new(pool), places, metrics }
     }
 
     /// Where requests go, as `host:port`.
@@ -202,6 +224,7 @@ impl Upstream {
         mut request: Request<RequestBody>,
         repeat: Repeat,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let place = self.place().await?;
         let mut connection = match self.pool.take() {
             Some(connection) => connection,
             None => self.connect().await?,
@@ -212,7 +235,9 @@ impl Upstream {
             let may_repeat = reused && repeat == Repeat::IfSafe;
             let spare = may_repeat.then(|| repeatable(&request)).flatten();
             match self.attempt(connection, request).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => {
+                    return Ok(response.map(|body| body.holding(place)));
+                }
                 Err(Failed::Unsent(unsent)) if reused => request = *unsent,
                 Err(Failed::Unsent(_)) => {
                     return Err(UpstreamError::Closed { upstream: self.authority.clone() });
@@ -224,6 +249,15 @@ impl Upstream {
             }
             debug!("stale upstream connection; repeating the request over a new one");
             connection = self.connect().await?;
+        }
+    }
+
+    async fn place(&self) -> Result<Place, UpstreamError> {
+        let waited = self.config.connect_timeout;
+        match timeout(waited, Arc::clone(&self.places).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(Place(permit)),
+            // The semaphore is never closed.
+            _ => Err(UpstreamError::Busy { limit: self.config.max_connections, waited }),
         }
     }
 
@@ -239,7 +273,8 @@ impl Upstream {
         loop {
             match tokio::time::timeout_at(deadline, &mut answer).await {
                 Ok(Ok(response)) => {
-                    return Ok(response.map(|body| ResponseBody::new(body, connection, self)));
+                    let body = |body| ResponseBody::new(body, connection, self);
+                    return Ok(response.map(body));
                 }
                 Ok(Err(mut error)) => {
                     return Err(match error.take_message() {
@@ -511,6 +546,8 @@ pub enum BodyError {
 pub struct ResponseBody {
     incoming: Incoming,
     connection: Option<(http1::SendRequest<RequestBody>, Arc<Pool>)>,
+    /// Given back with the connection.
+    place: Option<Place>,
     limit: Duration,
     /// Made when the body first has to be waited for; most never are.
     idle: Option<Pin<Box<Sleep>>>,
@@ -527,6 +564,7 @@ impl ResponseBody {
         let mut body = Self {
             incoming,
             connection: Some((connection.sender, Arc::clone(&upstream.pool))),
+            place: None,
             limit: upstream.config.body_timeout,
             idle: None,
         };
@@ -536,10 +574,28 @@ impl ResponseBody {
         body
     }
 
+    /// Also a body that is empty from the start keeps its place until it is dropped: that of an
+    /// upgrade is empty.
+    fn holding(mut self, place: Place) -> Self {
+        self.place = Some(place);
+        self
+    }
+
+    /// For what goes on over the connection when the response has ended: an upgrade.
+    pub fn take_place(&mut self) -> Option<Place> {
+        self.place.take()
+    }
+
     fn give_back(&mut self) {
         if let Some((sender, pool)) = self.connection.take() {
             pool.put(sender);
         }
+        self.place = None;
+    }
+
+    fn break_off(&mut self) {
+        self.connection = None;
+        self.place = None;
     }
 }
 
@@ -557,14 +613,14 @@ impl Body for ResponseBody {
             let idle =
                 this.idle.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
             ready!(idle.as_mut().poll(cx));
-            this.connection = None;
+            this.break_off();
             return Poll::Ready(Some(Err(BodyError::Idle(limit))));
         };
         this.idle = None;
         match &frame {
             Some(Ok(_)) if !this.incoming.is_end_stream() => {}
             Some(Ok(_)) | None => this.give_back(),
-            Some(Err(_)) => this.connection = None,
+            Some(Err(_)) => this.break_off(),
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
     }

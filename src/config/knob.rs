@@ -121,6 +121,10 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.upstream.max_idle, parse::number(v, 0..=65_536))
     })
     .env(&["JOBCACHE_UPSTREAM_MAX_IDLE"]),
+    one("upstream.max_connections", "512", |c, v| {
+        put(&mut c.upstream.max_connections, parse::number(v, 1..=65_536))
+    })
+    .env(&["JOBCACHE_UPSTREAM_MAX_CONNECTIONS"]),
     one("store.url", "redis://127.0.0.1:6379", |c, v| put(&mut c.store.url, url::store(v)))
         .shown(Shown::Url)
         .by_file()

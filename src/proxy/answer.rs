@@ -9,7 +9,7 @@ use hyper::{
     body::Incoming,
     http::{
         HeaderValue,
-        header::{CACHE_CONTROL, CONTENT_TYPE},
+        header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
     },
 };
 use tracing::{debug, info, warn};
@@ -104,6 +104,7 @@ pub(super) fn refuse(error: &UpstreamError) -> Answer {
     let status = match error {
         UpstreamError::ClientStalled { .. } => StatusCode::REQUEST_TIMEOUT,
         UpstreamError::ClientGone(_) => StatusCode::BAD_REQUEST,
+        UpstreamError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
         _ if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     };
@@ -112,7 +113,11 @@ pub(super) fn refuse(error: &UpstreamError) -> Answer {
     } else {
         warn!(%error, "no answer from the upstream");
     }
-    refuse_with(status, error.as_str())
+    let mut answer = refuse_with(status, error.as_str());
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        answer.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    answer
 }
 
 /// An answer of our own. It names no address: that is in the log.

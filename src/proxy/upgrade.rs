@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::headers;
+use crate::upstream::Place;
 
 /// A client's wish to switch protocols.
 #[derive(Debug)]
@@ -35,10 +36,12 @@ impl Upgrade {
         offer(headers, self.protocol.clone());
     }
 
-    /// Ties the two ends together once both have switched.
-    pub fn tie<B>(self, response: &mut Response<B>, tasks: &TaskTracker) {
+    /// Ties the two ends together once both have switched. The upstream connection keeps its place
+    /// until they part.
+    pub fn tie<B>(self, response: &mut Response<B>, place: Option<Place>, tasks: &TaskTracker) {
         let upstream = hyper::upgrade::on(response);
         tasks.spawn(async move {
+            let _place = place;
             let (client, upstream) = match tokio::try_join!(self.client, upstream) {
                 Ok(ends) => ends,
                 Err(error) => return debug!(%error, "an upgrade failed"),

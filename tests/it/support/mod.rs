@@ -110,7 +110,7 @@ pub(crate) fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
 ///
 /// Below Linux' ephemeral range (32768 and up), so that no outgoing connection takes it while a
 /// server is being restarted on it. Whoever uses it retries on a clash with another process.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     (0..1_000)
         .map(|_| fastrand::u16(10_000..32_000))
         .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
