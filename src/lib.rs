@@ -68,6 +68,9 @@ use crate::{
 /// For a last try to confirm what is pending, after the drain.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// For operators, after the drain: their requests are short.
+const ADMIN_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The sockets that a sidecar serves, bound by the caller.
 #[derive(Debug)]
 pub struct Listeners {
@@ -120,9 +123,10 @@ pub async fn run(
     }));
     // Operators see the drain from outside; they are let go when it is over.
     let (end_admin, admin_drain) = watch::channel(false);
-    let operators = tokio::spawn(
-        operators.run(admin_drain, deadline, move |request, _| Arc::clone(&admin).serve(request)),
-    );
+    let operators =
+        tokio::spawn(operators.run(admin_drain, ADMIN_DRAIN_TIMEOUT, move |request, _| {
+            Arc::clone(&admin).serve(request)
+        }));
 
     shutdown.await;
     info!("draining");

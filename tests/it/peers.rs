@@ -348,6 +348,20 @@ async fn a_shutdown_closes_what_its_deadline_finds_open() {
 }
 
 #[tokio::test]
+async fn a_shutdown_gives_operators_no_second_deadline() {
+    let drain = Duration::from_secs(6);
+    let mut setup = Setup::with(|config| config.drain_timeout = drain).await;
+    let mut operator = setup.sidecar.admin.connect().await;
+    operator.write_all(b"GET /livez HTTP/1.1\r\nhost: ").await.expect("half a head written");
+    setup.sidecar.admin.get("/livez").await;
+
+    let started = Instant::now();
+    setup.sidecar.shutdown().await.expect("a clean end");
+
+    assert!(started.elapsed() < drain / 2, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn no_more_than_so_many_upstream_connections_are_in_use() {
     let setup = Setup::with(|config| {
         config.upstream.max_connections = 2;
