@@ -10,6 +10,7 @@ use std::{
 use hyper::header::HeaderName;
 
 use super::CredentialMode;
+use crate::proxy::route::Routes;
 
 const MIN_SECRET: usize = 16;
 const MAX_PREFIX: usize = 64;
@@ -100,30 +101,14 @@ pub(super) fn secret(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Path templates with one `{id}` segment each. The router parses them strictly; this catches what
-/// a person gets wrong.
+/// Path templates with one `{id}` segment each, judged by the router that will use them.
 pub(super) fn routes(items: &[String]) -> Result<Vec<String>, String> {
     count(items, "route", MAX_ROUTES)?;
-    items.iter().map(|item| route(item).map_err(|why| format!("{item:?} {why}"))).collect()
-}
-
-fn route(text: &str) -> Result<String, String> {
-    let segments = || text.split('/').skip(1);
-    let why = if !text.starts_with('/') {
-        "must start with a slash, such as \"/jobs/{id}\"".to_owned()
-    } else if text.len() > MAX_ROUTE {
-        format!("must be at most {MAX_ROUTE} bytes long")
-    } else if text.contains(['?', '#']) || !text.bytes().all(|b| b.is_ascii_graphic()) {
-        "must be a path as it stands in a request: no query, fragment, space or control character"
-            .to_owned()
-    } else if segments().filter(|s| *s == "{id}").count() != 1 {
-        "must have exactly one segment that is {id}, such as \"/jobs/{id}\"".to_owned()
-    } else if segments().any(|s| s != "{id}" && s.contains(['{', '}'])) {
-        "must not have any other braces than those of {id}".to_owned()
-    } else {
-        return Ok(text.to_owned());
-    };
-    Err(why)
+    if let Some(long) = items.iter().find(|item| item.len() > MAX_ROUTE) {
+        return Err(format!("{long:?} must be at most {MAX_ROUTE} bytes long"));
+    }
+    Routes::parse(items).map_err(|error| error.to_string())?;
+    Ok(items.to_vec())
 }
 
 /// What stands before the job id in a key. Braces are the hash tag of a cluster slot, and the rest

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::support::{
-    RedisServer, SOON, Setup, client::split, eventually, soon, upstream::with_headers,
+    Process, RedisServer, SOON, Setup, client::split, eventually, soon, upstream::with_headers,
 };
 
 const X: &str = "/jobs/x";
@@ -359,6 +359,14 @@ async fn a_shutdown_gives_operators_no_second_deadline() {
     setup.sidecar.shutdown().await.expect("a clean end");
 
     assert!(started.elapsed() < drain / 2, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_route_that_cannot_be_served_is_a_bad_configuration() {
+    for route in ["/jobs/{id}/", "//jobs/{id}", "/j%6Fbs/{id}", "/../{id}"] {
+        let (code, stdout, stderr) = Process::output(&["check", "--route", route], &[]);
+        assert_eq!(code, 78, "{route}: {stdout}{stderr}");
+    }
 }
 
 #[tokio::test]
