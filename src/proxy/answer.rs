@@ -41,7 +41,9 @@ pub(super) enum Verdict {
     /// Forwarded because it may change a job; pending while its invalidation is unconfirmed.
     Write { pending: bool },
     /// Answered by us: the upstream gave nothing.
-    Error(&'static str),
+    Failed(&'static str),
+    /// Answered by us: the upstream was not asked.
+    Refused(&'static str),
 }
 
 /// What became of a miss's response in the store.
@@ -75,7 +77,7 @@ impl Verdict {
             Self::Pass(why) => ("pass", why.as_str()),
             Self::Write { pending: false } => ("write", ""),
             Self::Write { pending: true } => ("write", "invalidation-pending"),
-            Self::Error(what) => ("error", what),
+            Self::Failed(what) | Self::Refused(what) => ("error", what),
         }
     }
 
@@ -94,7 +96,8 @@ impl Verdict {
             }
             Self::Pass(why) => forwarded(Forward::from(*why), false, false),
             Self::Write { .. } => forwarded(Forward::Method, false, false),
-            Self::Error(_) => forwarded(Forward::Bypass, false, false),
+            Self::Failed(_) => forwarded(Forward::Bypass, false, false),
+            Self::Refused(detail) => CacheStatus::Refused { detail },
         }
     }
 }
@@ -114,6 +117,9 @@ pub(super) fn refuse(error: &UpstreamError) -> Answer {
         warn!(%error, "no answer from the upstream");
     }
     let mut answer = refuse_with(status, error.as_str());
+    if !matches!(error, UpstreamError::Busy { .. }) {
+        answer.verdict = Verdict::Failed(error.as_str());
+    }
     if status == StatusCode::SERVICE_UNAVAILABLE {
         answer.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
@@ -130,7 +136,7 @@ pub(super) fn refuse_with(status: StatusCode, reason: &'static str) -> Answer {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Answer { response, verdict: Verdict::Error(reason) }
+    Answer { response, verdict: Verdict::Refused(reason) }
 }
 
 /// One line of the access log. It never holds a query string.

@@ -370,6 +370,14 @@ async fn a_route_that_cannot_be_served_is_a_bad_configuration() {
 }
 
 #[tokio::test]
+async fn what_was_never_forwarded_does_not_say_that_it_was() {
+    let setup = Setup::new().await;
+    let request = setup.sidecar.client.request(Method::GET, X);
+    let reply = request.header("cache-control", "only-if-cached").send().await;
+    assert_eq!(reply.cache_status(), "jobcache; detail=only-if-cached", "{reply:?}");
+}
+
+#[tokio::test]
 async fn no_more_than_so_many_upstream_connections_are_in_use() {
     let setup = Setup::with(|config| {
         config.upstream.max_connections = 2;

@@ -17,6 +17,11 @@ pub enum CacheStatus {
         /// For how long the entry stays fresh.
         ttl: Duration,
     },
+    /// Answered by us, without the upstream.
+    Refused {
+        /// Why, in our own words.
+        detail: &'static str,
+    },
     /// Sent to the upstream.
     Forwarded {
         /// Why, in a registered word.
@@ -73,6 +78,8 @@ impl From<Bypass> for Forward {
 pub fn cache_status(headers: &mut HeaderMap, status: CacheStatus) {
     let value = match status {
         CacheStatus::Hit { ttl } => format!("jobcache; hit; ttl={}", ttl.as_secs()),
+        // "fwd [..] indicates that the request went forward towards the origin" RFC 9211 2.2
+        CacheStatus::Refused { detail } => format!("jobcache; detail={detail}"),
         CacheStatus::Forwarded { why, collapsed, stored, detail } => {
             let mut value = format!("jobcache; fwd={}", why.as_str());
             if collapsed {
@@ -119,6 +126,7 @@ mod tests {
     fn cache_status_is_appended_in_registered_words() {
         let ttl = Duration::from_millis(213_900);
         check_status(CacheStatus::Hit { ttl }, "jobcache; hit; ttl=213");
+        check_status(CacheStatus::Refused { detail: "connect" }, "jobcache; detail=connect");
         let forwarded = |why, collapsed, stored, detail| CacheStatus::Forwarded {
             why,
             collapsed,
