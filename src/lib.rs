@@ -100,6 +100,13 @@ pub async fn run(
     let metrics = Arc::new(Metrics::default());
     let routes = Arc::new(Routes::parse(&config.routes)?);
     let store = Store::open(&config, Arc::clone(&metrics))?;
+    info!(
+        listen = address(&listeners.proxy),
+        admin = address(&listeners.admin),
+        upstream = config.upstream.url,
+        store = %config.store.url,
+        "listening"
+    );
     let cache = Arc::new(Cache::new(store, &config, Arc::clone(&metrics)));
     let upstream = Upstream::new(&config.upstream, Arc::clone(&metrics));
     let proxy = Arc::new(Proxy::new(
@@ -139,4 +146,8 @@ pub async fn run(
     let _ = operators.await;
     info!("stopped");
     Ok(())
+}
+
+fn address(listener: &TcpListener) -> String {
+    listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
 }

@@ -98,13 +98,6 @@ fn serve(flags: Flags) -> Result<(), Failure> {
             proxy: bind(config.listen, "--listen").await?,
             admin: bind(config.admin, "--admin").await?,
         };
-        info!(
-            listen = %listeners.proxy.local_addr()?,
-            admin = %listeners.admin.local_addr()?,
-            upstream = config.upstream.url,
-            store = %config.store.url,
-            "listening"
-        );
         Ok(jobcache::run(config, listeners, signals.shutdown()).await?)
     })
 }

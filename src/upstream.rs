@@ -11,7 +11,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -30,12 +30,15 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep, sleep_until, timeout},
 };
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use crate::{
     config,
     metrics::{Metrics, OutcomeLabels},
 };
+
+/// Between two warnings that the upstream fails.
+const WARN_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Why the upstream gave no answer. Each becomes a status in one place, `proxy::refuse`.
 #[derive(Debug, thiserror::Error)]
@@ -158,7 +161,44 @@ pub struct Upstream {
     config: config::Upstream,
     pool: Arc<Pool>,
     places: Arc<Semaphore>,
+    health: Health,
     metrics: Arc<Metrics>,
+}
+
+/// Tells the log when the upstream begins to fail and when it answers again; each request's own
+/// error is logged at debug, where it is answered.
+#[derive(Debug, Default)]
+struct Health {
+    /// A warning stands that no answer has followed.
+    failing: AtomicBool,
+    warned_at: Mutex<Option<Instant>>,
+}
+
+impl Health {
+    fn tell(&self, error: Option<&UpstreamError>) {
+        match error {
+            // Read before it is written: answers are many, and nearly always the flag is down.
+            None if self.failing.load(Ordering::Relaxed)
+                && self.failing.swap(false, Ordering::Relaxed) =>
+            {
+                info!("the upstream answers again");
+            }
+            Some(error) if !error.is_clients() && self.may_warn() => {
+                self.failing.store(true, Ordering::Relaxed);
+                warn!(%error, "the upstream fails; further errors of a minute are at debug");
+            }
+            _ => {}
+        }
+    }
+
+    fn may_warn(&self) -> bool {
+        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = warned_at.is_none_or(|at| at.elapsed() >= WARN_INTERVAL);
+        if may {
+            *warned_at = Some(Instant::now());
+        }
+        may
+    }
 }
 
 /// One of the `upstream.max_connections`, held for as long as an exchange uses its connection.
@@ -194,7 +234,14 @@ impl Upstream {
         };
         let authority = config.authority();
         let places = Arc::new(Semaphore::new(config.max_connections));
-        Self { authority, config: config.clone(), pool: Arc::new(pool), places, metrics }
+        Self {
+            authority,
+            config: config.clone(),
+            pool: Arc::new(pool),
+            places,
+            health: Health::default(),
+            metrics,
+        }
     }
 
     /// Where requests go, as `host:port`.
@@ -210,6 +257,7 @@ impl Upstream {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let started = Instant::now();
         let result = self.exchange(request, repeat).await;
+        self.health.tell(result.as_ref().err());
         let outcome = match &result {
             Ok(_) => "answered",
             Err(error) => error.as_str(),

@@ -12,7 +12,7 @@ use hyper::{
         header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
     },
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{
     body::Body,
@@ -111,11 +111,7 @@ pub(super) fn refuse(error: &UpstreamError) -> Answer {
         _ if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     };
-    if error.is_clients() {
-        debug!(%error, "no answer from the upstream");
-    } else {
-        warn!(%error, "no answer from the upstream");
-    }
+    debug!(%error, "no answer from the upstream");
     let mut answer = refuse_with(status, error.as_str());
     if !matches!(error, UpstreamError::Busy { .. }) {
         answer.verdict = Verdict::Failed(error.as_str());
@@ -158,7 +154,7 @@ impl AccessLine {
 
     fn log(self, status: StatusCode, outcome: &str, reason: &str) {
         let Self { started, method, path } = self;
-        let took = started.elapsed();
-        info!(method, path, status = status.as_u16(), outcome, reason, ?took, "request");
+        let took_ms = started.elapsed().as_secs_f64() * 1e3;
+        info!(method, path, status = status.as_u16(), outcome, reason, took_ms, "request");
     }
 }

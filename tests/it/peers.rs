@@ -15,7 +15,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Process, RedisServer, SOON, Setup, client::split, eventually, soon, upstream::with_headers,
+    Process, RedisServer, SOON, Setup, client::split, eventually, free_port, soon,
+    upstream::with_headers,
 };
 
 const X: &str = "/jobs/x";
@@ -426,4 +427,25 @@ async fn an_upgrade_holds_its_upstream_connection() {
 
     drop(socket);
     eventually(SOON, async || setup.get("/other").await.status == StatusCode::NOT_FOUND).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_down_is_one_warning_not_one_a_request() {
+    let down = format!("http://127.0.0.1:{}", free_port());
+    let args = ["--upstream", &down, "--redis-url", "memory://", "--access-log"];
+    let process = Process::start(&args, &[]).await;
+
+    for _ in 0..10 {
+        assert_eq!(process.client.get("/other").await.status, StatusCode::BAD_GATEWAY);
+    }
+
+    // Each a line with its time as a number.
+    let time = |line: &str| line.split("took_ms=").nth(1)?.split(' ').next()?.parse::<f64>().ok();
+    eventually(SOON, async || {
+        let log = process.stderr();
+        if log.lines().filter_map(time).count() == 10 { Ok(()) } else { Err(log) }
+    })
+    .await;
+    let log = process.stderr();
+    assert_eq!(log.lines().filter(|line| line.contains(" WARN ")).count(), 1, "{log}");
 }
