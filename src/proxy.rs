@@ -234,9 +234,6 @@ impl Proxy {
         };
         let ended = self.cache.end(&write, outcome, &mut budget).await;
         let pending = ended == Ended::Pending;
-        if pending {
-            warn!("a write was answered before its invalidation was confirmed");
-        }
         match result.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
                 let response = response.map(|body| self.end_again(body, write));

@@ -35,10 +35,8 @@ use tracing::{debug, info, warn};
 use crate::{
     config,
     metrics::{Metrics, OutcomeLabels},
+    telemetry::Throttle,
 };
-
-/// Between two warnings that the upstream fails.
-const WARN_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Why the upstream gave no answer. Each becomes a status in one place, `proxy::refuse`.
 #[derive(Debug, thiserror::Error)]
@@ -171,7 +169,7 @@ pub struct Upstream {
 struct Health {
     /// A warning stands that no answer has followed.
     failing: AtomicBool,
-    warned_at: Mutex<Option<Instant>>,
+    warnings: Throttle,
 }
 
 impl Health {
@@ -183,21 +181,14 @@ impl Health {
             {
                 info!("the upstream answers again");
             }
-            Some(error) if !error.is_clients() && self.may_warn() => {
-                self.failing.store(true, Ordering::Relaxed);
-                warn!(%error, "the upstream fails; further errors of a minute are at debug");
+            Some(error) if !error.is_clients() => {
+                if let Some(suppressed) = self.warnings.admit(error.as_str()) {
+                    self.failing.store(true, Ordering::Relaxed);
+                    warn!(%error, suppressed, "the upstream fails");
+                }
             }
             _ => {}
         }
-    }
-
-    fn may_warn(&self) -> bool {
-        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = warned_at.is_none_or(|at| at.elapsed() >= WARN_INTERVAL);
-        if may {
-            *warned_at = Some(Instant::now());
-        }
-        may
     }
 }
 
