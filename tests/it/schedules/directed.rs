@@ -247,10 +247,11 @@ async fn at_the_memory_limit_a_fill_is_refused_and_changes_nothing() {
 
     assert!(refused.is_err_and(|error| error.to_string().contains("OOM")));
     assert_eq!(state(&redis).await, before);
-    // The store then hands the lease back, so that nobody waits for it.
+    // The store then hands the lease back behind it, so that nobody waits for it.
     let refused = fill(&store, lease).await;
     assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("OOM")));
-    assert_eq!((redis.get(MAIN).await, redis.get(LEASE).await), (None, None));
+    eventually(SOON, async || (redis.get(MAIN).await, redis.get(LEASE).await) == (None, None))
+        .await;
 }
 
 /// While the server refuses to write an end is pending; afterwards it is carried out.
