@@ -8,6 +8,7 @@
 //!
 //! It does not retry a request's operation: who asked has a budget and an upstream.
 
+mod info;
 mod keeper;
 mod session;
 

@@ -406,3 +406,19 @@ async fn a_journal_keeps_what_is_unconfirmed_over_a_restart_of_the_sidecar() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_full_redis_is_connected_to_and_its_key_of_fingerprints_is_kept() {
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    let full = |bytes: &str| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("maxmemory").arg(bytes);
+        command
+    };
+    let () = setup.redis.run(&full("1")).await;
+    // A sidecar that comes now can store nothing, and reads what is there all the same.
+    let second = setup.second_cold().await;
+    eventually(SOON, async || second.get(X).await.is_hit()).await;
+    let () = setup.redis.run(&full("0")).await;
+}

@@ -18,7 +18,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     DETACHED_TIMEOUT, SessionHandle,
-    session::{Info, Judgement, Session, classify, clock_ahead_ms},
+    info::Info,
+    session::{Judgement, Session, classify, clock_ahead_ms},
 };
 use crate::{
     clock,
@@ -67,6 +68,8 @@ pub(super) struct Shared {
 #[derive(Debug, Default)]
 pub(super) struct Warnings {
     connect: Throttle,
+    key: Throttle,
+    eviction: Throttle,
     unconfirmed: Throttle,
     purge_all: Throttle,
     overflow: Throttle,
@@ -125,12 +128,43 @@ impl Shared {
         };
         let info = Info::parse(&info);
         info.check()?;
+        if let Some(policy) = info.evicts() {
+            self.warn_of_eviction(policy);
+        }
         let session = Session::new(connection, info.epoch(), clock_ahead_ms);
         if !self.has_secret {
-            let key = session.credential_key(&self.prefix).await?;
-            *self.credential_key.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+            self.share_credential_key(&session).await?;
         }
         Ok(Arc::new(session))
+    }
+
+    /// Where the server refuses we go on with a key of our own: other sidecars' entries are then not
+    /// for our callers until the upstream has let them in.
+    async fn share_credential_key(&self, session: &Session) -> Result<(), StoreError> {
+        match session.credential_key(&self.prefix).await {
+            Ok(key) => {
+                let mut ours = self.credential_key.write().unwrap_or_else(PoisonError::into_inner);
+                *ours = Arc::new(key);
+                Ok(())
+            }
+            Err(StoreError::Refused(error)) => {
+                if let Some(suppressed) = self.warnings.key.admit(&error) {
+                    warn!(%error, suppressed, "cannot share the key of the fingerprints");
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn warn_of_eviction(&self, policy: &str) {
+        if let Some(suppressed) = self.warnings.eviction.admit(policy) {
+            warn!(
+                policy,
+                suppressed,
+                "this Redis may evict the fence of a write; set maxmemory-policy noeviction"
+            );
+        }
     }
 
     /// Repeats what is pending, then publishes the session; returns when it can no longer be trusted,

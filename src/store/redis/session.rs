@@ -16,7 +16,7 @@ use redis::{
 use sha1_smol::Sha1;
 use tokio::time::timeout;
 
-use super::{DETACHED_TIMEOUT, Hold};
+use super::{DETACHED_TIMEOUT, Hold, info::Info};
 use crate::{
     clock, mutants,
     store::{
@@ -31,8 +31,6 @@ const TIMEOUTS_IN_A_ROW: u32 = 5;
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Keys looked at by one SCAN.
 const SCAN_STEP: usize = 500;
-/// `PXAT` and `PEXPIRETIME` came with it.
-const OLDEST_VERSION: (u32, u32) = (7, 0);
 
 static LEASE: LazyLock<Script> =
     LazyLock::new(|| script("lease", include_str!("../lua/lease.lua")));
@@ -298,14 +296,19 @@ impl Session {
     /// The key of the fingerprints, made by whoever comes first.
     pub(super) async fn credential_key(&self, prefix: &str) -> Result<CredentialKey, StoreError> {
         let name = format!("{{{prefix}}}:credential-key");
-        let proposal = CredentialKey::random();
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("SET").arg(&name).arg(proposal.bytes()).arg("NX").ignore();
-        pipeline.cmd("GET").arg(&name);
+        let mut get = redis::cmd("GET");
+        get.arg(&name);
+        let mut set = redis::cmd("SET");
+        set.arg(&name).arg(CredentialKey::random().bytes()).arg("NX");
         let call = self.call(|mut connection| async move {
-            pipeline.query_async::<(Vec<u8>,)>(&mut connection).await
+            let there: Option<Vec<u8>> = get.query_async(&mut connection).await?;
+            if let Some(key) = there {
+                return Ok(key);
+            }
+            let _: redis::Value = set.query_async(&mut connection).await?;
+            get.query_async(&mut connection).await
         });
-        let (bytes,) = timeout(DETACHED_TIMEOUT, call).await.unwrap_or(Err(StoreError::Timeout))?;
+        let bytes = timeout(DETACHED_TIMEOUT, call).await.unwrap_or(Err(StoreError::Timeout))?;
         let bytes = bytes.try_into().map_err(|_| {
             StoreError::Refused(format!(
                 "{name} does not hold 32 bytes; delete it to have it made anew"
@@ -379,59 +382,6 @@ impl Session {
     }
 }
 
-/// What `INFO` says of who answers.
-pub(super) struct Info {
-    version: String,
-    run_id: String,
-    role: String,
-    replid: String,
-}
-
-impl Info {
-    pub(super) fn parse(text: &str) -> Self {
-        let field = |name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        };
-        Self {
-            version: field("redis_version"),
-            run_id: field("run_id"),
-            role: field("role"),
-            replid: field("master_replid"),
-        }
-    }
-
-    pub(super) fn epoch(&self) -> Epoch {
-        Epoch(format!("{}-{}", self.run_id, self.replid).into())
-    }
-
-    /// Whether this is a master of a version that we can work with.
-    pub(super) fn check(&self) -> Result<(), StoreError> {
-        let mut parts = self.version.split('.').map(|part| part.parse().unwrap_or(0));
-        let version: (u32, u32) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-        if version < OLDEST_VERSION {
-            return Err(StoreError::Refused(format!(
-                "the server is of version {:?}; jobcache needs Redis 7.0 or newer, or Valkey",
-                self.version
-            )));
-        }
-        self.check_role()
-    }
-
-    fn check_role(&self) -> Result<(), StoreError> {
-        if self.role == "master" && !self.replid.is_empty() {
-            return Ok(());
-        }
-        Err(StoreError::Lost(format!(
-            "the server's role is {:?}; jobcache needs a master",
-            self.role
-        )))
-    }
-}
-
 fn compare_and_set<'s>(
     script: &'s Script,
     key: &Key,
@@ -496,21 +446,5 @@ mod tests {
     fn globs_in_a_prefix_match_themselves_only() {
         assert_eq!(escape_glob("a*b[c]?\\:"), "a\\*b\\[c\\]\\?\\\\:");
         assert_eq!(escape_glob("job_status:"), "job_status:");
-    }
-
-    #[test]
-    fn an_old_server_or_a_replica_is_named_with_what_is_needed() {
-        let info = |version, role| {
-            Info::parse(&format!(
-                "# Server\r\nredis_version:{version}\r\nrun_id:r\r\n\r\nrole:{role}\r\nmaster_replid:m\r\n"
-            ))
-        };
-        assert!(info("7.0.15", "master").check().is_ok());
-        assert!(info("8.2.1", "master").check().is_ok());
-        assert_eq!(info("7.0.15", "master").epoch().as_str(), "r-m");
-        let old = info("6.2.14", "master").check().unwrap_err().to_string();
-        assert!(old.contains("6.2.14") && old.contains("7.0"), "{old}");
-        let replica = info("7.0.15", "slave").check().unwrap_err().to_string();
-        assert!(replica.contains("slave") && replica.contains("master"), "{replica}");
     }
 }

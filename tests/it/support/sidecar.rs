@@ -125,9 +125,14 @@ impl Setup {
         Self { redis, upstream, sidecar, config }
     }
 
+    /// Another sidecar like the first, without waiting for its hits.
+    pub(crate) async fn second_cold(&self) -> Sidecar {
+        Sidecar::start(self.config.clone()).await
+    }
+
     /// Another sidecar like the first, on the same Redis and upstream.
     pub(crate) async fn second(&self) -> Sidecar {
-        let second = Sidecar::start(self.config.clone()).await;
+        let second = self.second_cold().await;
         second.warm().await;
         self.upstream.forget_requests();
         second

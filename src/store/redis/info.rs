@@ -1,0 +1,101 @@
+//! Who answers: what `INFO` says of the server.
+
+use crate::store::{Epoch, StoreError};
+
+/// `PXAT` and `PEXPIRETIME` came with it.
+const OLDEST_VERSION: (u32, u32) = (7, 0);
+
+/// What `INFO` says of who answers.
+pub(super) struct Info {
+    version: String,
+    run_id: String,
+    role: String,
+    pub(super) replid: String,
+    maxmemory: String,
+    policy: String,
+}
+
+impl Info {
+    pub(super) fn parse(text: &str) -> Self {
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        };
+        Self {
+            version: field("redis_version"),
+            run_id: field("run_id"),
+            role: field("role"),
+            replid: field("master_replid"),
+            maxmemory: field("maxmemory"),
+            policy: field("maxmemory_policy"),
+        }
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        Epoch(format!("{}-{}", self.run_id, self.replid).into())
+    }
+
+    /// Whether this is a master of a version that we can work with.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let mut parts = self.version.split('.').map(|part| part.parse().unwrap_or(0));
+        let version: (u32, u32) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+        if version < OLDEST_VERSION {
+            return Err(StoreError::Refused(format!(
+                "the server is of version {:?}; jobcache needs Redis 7.0 or newer, or Valkey",
+                self.version
+            )));
+        }
+        self.check_role()
+    }
+
+    /// The policy by which this server may evict a fence, if it may.
+    pub(super) fn evicts(&self) -> Option<&str> {
+        let bounded = !matches!(self.maxmemory.as_str(), "" | "0");
+        (bounded && self.policy != "noeviction").then_some(&self.policy)
+    }
+
+    pub(super) fn check_role(&self) -> Result<(), StoreError> {
+        if self.role == "master" && !self.replid.is_empty() {
+            return Ok(());
+        }
+        Err(StoreError::Lost(format!(
+            "the server's role is {:?}; jobcache needs a master",
+            self.role
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_server_or_a_replica_is_named_with_what_is_needed() {
+        let info = |version, role| {
+            Info::parse(&format!(
+                "# Server\r\nredis_version:{version}\r\nrun_id:r\r\n\r\nrole:{role}\r\nmaster_replid:m\r\n"
+            ))
+        };
+        assert!(info("7.0.15", "master").check().is_ok());
+        assert!(info("8.2.1", "master").check().is_ok());
+        assert_eq!(info("7.0.15", "master").epoch().as_str(), "r-m");
+        let old = info("6.2.14", "master").check().unwrap_err().to_string();
+        assert!(old.contains("6.2.14") && old.contains("7.0"), "{old}");
+        let replica = info("7.0.15", "slave").check().unwrap_err().to_string();
+        assert!(replica.contains("slave") && replica.contains("master"), "{replica}");
+    }
+
+    #[test]
+    fn a_server_that_may_evict_a_fence_is_told_by_its_policy() {
+        let policy = |maxmemory, policy: &str| {
+            let text = format!("maxmemory:{maxmemory}\r\nmaxmemory_policy:{policy}\r\n");
+            Info::parse(&text).evicts().map(str::to_owned)
+        };
+        assert_eq!(policy(0, "allkeys-lru"), None, "without a limit nothing is evicted");
+        assert_eq!(policy(1000, "noeviction"), None);
+        assert_eq!(policy(1000, "volatile-ttl").as_deref(), Some("volatile-ttl"));
+    }
+}
