@@ -1,0 +1,81 @@
+//! Connections that wait for their next request.
+
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use hyper::client::conn::http1;
+use tokio::time::Instant;
+
+use super::RequestBody;
+use crate::config;
+
+/// Connections that nobody uses now, the one used last at the end.
+#[derive(Debug)]
+pub(super) struct Pool {
+    idle: Mutex<Vec<Idle>>,
+    max_idle: usize,
+    idle_timeout: Duration,
+}
+
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+/// A connection in use; tells whether it has been used before.
+pub(super) struct Connection {
+    pub(super) sender: http1::SendRequest<RequestBody>,
+    pub(super) reused: bool,
+}
+
+impl Pool {
+    /// An empty pool.
+    pub(super) fn new(config: &config::Upstream) -> Self {
+        let (max_idle, idle_timeout) = (config.max_idle, config.idle_timeout);
+        Self { idle: Mutex::default(), max_idle, idle_timeout }
+    }
+
+    /// The connection that was used last, if it is still there.
+    pub(super) fn take(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = Vec::new();
+        let mut found = None;
+        while let Some(Idle { sender, since }) = idle.pop() {
+            // The rest is older.
+            if since.elapsed() > self.idle_timeout {
+                idle.clear();
+                break;
+            }
+            if sender.is_ready() {
+                found = Some(Connection { sender, reused: true });
+                break;
+            }
+            // Still sending a request body that the upstream did not wait for.
+            if !sender.is_closed() {
+                busy.push(Idle { sender, since });
+            }
+        }
+        idle.extend(busy.into_iter().rev());
+        found
+    }
+
+    /// Keeps a connection for the next request.
+    pub(super) fn put(&self, sender: http1::SendRequest<RequestBody>) {
+        if sender.is_closed() {
+            return;
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < self.max_idle {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+}
+
+impl fmt::Debug for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Idle").field("since", &self.since).finish_non_exhaustive()
+    }
+}
