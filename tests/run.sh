@@ -35,6 +35,7 @@ command -v cargo >/dev/null || { echo "tests/run.sh: cargo is missing; see https
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 step cargo fmt --check
+step cargo clippy --locked --all-targets -- -D warnings
 step cargo clippy --locked --all-targets --all-features -- -D warnings
 RUSTDOCFLAGS="${RUSTDOCFLAGS:-} -D warnings" step cargo doc --locked --no-deps --all-features
 # Apart from the others, which they would follow, and apart from their build, whose time is told.
