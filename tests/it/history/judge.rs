@@ -236,9 +236,11 @@ impl Violation {
             }
         }
         let reads = history.reads.iter().filter(|read| read.job == job);
-        let mut reads: Vec<_> = reads.filter(|read| overlaps(read.start, read.end())).collect();
+        let mut reads: Vec<_> = reads
+            .filter(|read| read.start <= stale.start && overlaps(read.start, read.end()))
+            .collect();
         reads.sort_by_key(|read| read.start);
-        // The last ones before it, and the stale one itself.
+        // The last ones before it, and the stale one itself: more may have begun while it lasted.
         for read in &reads[reads.len().saturating_sub(40)..] {
             let Read { start, process, version, how, .. } = read;
             let mark = if read.start == stale.start { "  <== STALE" } else { "" };
