@@ -368,30 +368,28 @@ impl Cache {
 
     /// Invalidates the jobs of a write, before it is answered.
     ///
-    /// The budget is renewed first: a write has one on its way in and one on its way out. What a
-    /// slow `begin` has spent says nothing of the store now, long after, and without time an end
-    /// cannot be confirmed.
-    pub async fn end(&self, write: &Write, outcome: Outcome, budget: &mut Budget) -> Ended {
-        *budget = self.budget();
-        let ended = self.invalidate(write, outcome, budget).await;
+    /// A write has one budget on its way in and one on its way out. What a slow `begin` has spent
+    /// says nothing of the store now, long after, and without time an end cannot be confirmed.
+    pub async fn end(&self, write: &Write, outcome: Outcome) -> Ended {
+        let ended = self.invalidate(write, outcome).await;
         self.count_invalidation(Source::Write, ended);
         ended
     }
 
     /// Invalidates them once more, when the upstream's answer has come to its end: it may commit
     /// while it sends.
-    pub async fn end_again(&self, write: &Write, outcome: Outcome, budget: &mut Budget) -> Ended {
-        let ended = self.invalidate(write, outcome, budget).await;
+    pub async fn end_again(&self, write: &Write, outcome: Outcome) -> Ended {
+        let ended = self.invalidate(write, outcome).await;
         self.count_invalidation(Source::WriteBody, ended);
         ended
     }
 
-    async fn invalidate(&self, write: &Write, outcome: Outcome, budget: &mut Budget) -> Ended {
+    async fn invalidate(&self, write: &Write, outcome: Outcome) -> Ended {
         let linger = match outcome {
             Outcome::Known => self.settings.settle,
             Outcome::Unknown => self.settings.linger.max(self.settings.settle),
         };
-        let ended = self.store.end(write, linger, budget).await;
+        let ended = self.store.end(write, linger, &mut self.budget()).await;
         self.detach(write.keys());
         ended
     }

@@ -112,7 +112,8 @@ impl Proxy {
                 Some(entry) => {
                     let verdict = Verdict::Miss { stored: Stored::Unsaid, collapsed: true, why };
                     self.metrics.flights_joined.inc();
-                    Answer { response: self.entry_response(&entry, &head), verdict }
+                    let now_ms = self.cache.store().now_ms();
+                    Answer { response: entry_response(&entry, &head, now_ms), verdict }
                 }
                 None => self.pass_read(head, client, Bypass::Alone).await,
             },
@@ -124,15 +125,9 @@ impl Proxy {
     }
 
     fn hit(&self, entry: &Entry, head: &Parts) -> Answer {
-        let ttl = entry.ttl(self.cache.store().now_ms());
-        Answer { response: self.entry_response(entry, head), verdict: Verdict::Hit { ttl } }
-    }
-
-    fn entry_response(&self, entry: &Entry, head: &Parts) -> Response<Body> {
         let now_ms = self.cache.store().now_ms();
-        let mut response = entry.respond(&head.method, &head.headers, now_ms).map(Body::from);
-        headers::via(response.headers_mut(), Version::HTTP_11);
-        response
+        let response = entry_response(entry, head, now_ms);
+        Answer { response, verdict: Verdict::Hit { ttl: entry.ttl(now_ms) } }
     }
 
     /// Reads the upstream for everybody who waits for this job. The read is a task of its own: the
@@ -218,8 +213,7 @@ impl Proxy {
         request: Request<Incoming>,
         client: Client,
     ) -> Answer {
-        let mut budget = self.cache.budget();
-        let write = self.cache.begin(&ids, &mut budget).await;
+        let write = self.cache.begin(&ids, &mut self.cache.budget()).await;
         let (mut head, body) = request.into_parts();
         self.prepare_request(&mut head, client);
         let request = Request::from_parts(head, RequestBody::of(body));
@@ -232,7 +226,7 @@ impl Proxy {
             Err(error) if error.may_have_arrived() => Outcome::Unknown,
             _ => Outcome::Known,
         };
-        let ended = self.cache.end(&write, outcome, &mut budget).await;
+        let ended = self.cache.end(&write, outcome).await;
         let pending = ended == Ended::Pending;
         match result.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
@@ -256,8 +250,7 @@ impl Proxy {
                     Finish::Whole => Outcome::Known,
                     Finish::Cut => Outcome::Unknown,
                 };
-                let mut budget = proxy.cache.budget();
-                proxy.cache.end_again(&write, outcome, &mut budget).await;
+                proxy.cache.end_again(&write, outcome).await;
             })
         };
         Body::Ending(Box::new(Ending::new(body, Box::new(end))))
@@ -278,6 +271,13 @@ impl Proxy {
         headers::for_fill(&mut head.headers);
         Request::from_parts(head, RequestBody::Empty)
     }
+}
+
+/// Answers from an entry, with 304 where the client has it already.
+fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Response<Body> {
+    let mut response = entry.respond(&head.method, &head.headers, now_ms).map(Body::from);
+    headers::via(response.headers_mut(), Version::HTTP_11);
+    response
 }
 
 /// Whether the upstream was asked to switch protocols.

@@ -18,7 +18,7 @@ use super::{
     Proxy, Switch,
     answer::{Answer, Stored, Verdict, refuse},
     body::{Beside, Body, Captured, Tee, capture, capture_beside},
-    prepare_response,
+    entry_response, prepare_response,
 };
 use crate::{
     cache::{
@@ -91,7 +91,7 @@ impl LeadTask {
                 let entry = Arc::clone(&landed.entry);
                 store_then(&proxy, landed, budget, |stored| {
                     let response = if entry.is_held_by(&asked.headers) {
-                        proxy.entry_response(&entry, &asked)
+                        entry_response(&entry, &asked, proxy.cache.store().now_ms())
                     } else {
                         as_it_came(head, &entry)
                     };
