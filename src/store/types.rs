@@ -57,9 +57,8 @@ impl Token {
 pub struct Epoch(pub(super) Arc<str>);
 
 impl Epoch {
-    /// The epoch of this name.
-    #[cfg(test)]
-    pub(crate) fn named(name: &str) -> Self {
+    /// The epoch that an entry names.
+    pub fn named(name: &str) -> Self {
         Self(name.into())
     }
 

@@ -6,7 +6,7 @@ use jobcache::mutants::Mutant;
 
 use super::{
     Flaw,
-    scenario::{SCENARIOS, run},
+    scenario::{SCENARIOS, Scenario, run},
     server::Server,
     story,
 };
@@ -14,14 +14,51 @@ use super::{
 /// Many times what the best hidden of them has taken.
 const WITHIN: u64 = 20_000;
 
+const GENERATION: &str = r#"if not meta or not string.find(meta, '"generation":"' .. ARGV[3] .. '"', 1, true) then return 0 end"#;
+
+impl Flaw {
+    /// What it changes in scripts: the file, a line, and what stands there instead.
+    pub(super) fn script(self) -> Vec<(&'static str, &'static str, &'static str)> {
+        match self {
+            Self::Of(mutant) => mutant.script().into_iter().collect(),
+            Self::AdmitWithoutGeneration => {
+                vec![("admit", GENERATION, "if not meta then return 0 end")]
+            }
+            Self::ReplaceWithoutGeneration => vec![("replace", GENERATION, "")],
+            Self::ReplaceWithoutValue => vec![
+                (
+                    "replace",
+                    "if not seen or seen == '' or redis.sha1hex(seen) ~= ARGV[1] then return 0 end",
+                    "",
+                ),
+                (
+                    "replace",
+                    "if string.format('%.0f', redis.call('PEXPIRETIME', KEYS[1])) ~= ARGV[2] then \
+                     return 0 end",
+                    "",
+                ),
+            ],
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// Runs the scenarios in turn until a reader gets too little.
 #[track_caller]
 fn caught(flaw: Flaw) {
+    caught_where(flaw, |_| true);
+}
+
+/// Those scenarios in turn in which it can show.
+#[track_caller]
+fn caught_where(flaw: Flaw, shows: fn(&Scenario) -> bool) {
     let server = Rc::new(Server::start(flaw));
-    let scenarios = SCENARIOS.len() as u64;
+    let chosen: Vec<&'static Scenario> =
+        SCENARIOS.iter().filter(|scenario| shows(scenario)).collect();
+    let scenarios = chosen.len() as u64;
     for number in 0..WITHIN {
         let (seed, at) = (number / scenarios, number % scenarios);
-        let scenario = &SCENARIOS[usize::try_from(at).expect("one of the scenarios")];
+        let scenario = chosen[usize::try_from(at).expect("one of the scenarios")];
         let outcome = run(&server, scenario, flaw, seed);
         if outcome.is_violation() {
             let story = story(scenario.name, seed, &outcome);
@@ -89,4 +126,69 @@ fn a_cache_that_believes_a_value_by_its_digest_alone_is_caught() {
 #[test]
 fn a_plain_cache_aside_is_caught() {
     caught(Flaw::CacheAside);
+}
+
+#[test]
+fn a_cache_that_gives_an_entry_to_everybody_is_caught() {
+    caught(Flaw::AnyAudience);
+}
+
+#[test]
+fn a_reader_that_joins_the_flight_of_another_credential_is_caught() {
+    caught(Flaw::AnyCircle);
+}
+
+#[test]
+fn an_admission_that_does_not_compare_what_was_read_is_caught() {
+    caught(Flaw::AdmitWhateverIsRead);
+}
+
+#[test]
+fn an_admission_that_does_not_look_at_the_generation_is_caught() {
+    caught_where(Flaw::AdmitWithoutGeneration, |scenario| scenario.is_shared);
+}
+
+#[test]
+fn a_replacement_that_does_not_look_at_the_generation_is_caught() {
+    caught_where(Flaw::ReplaceWithoutGeneration, |scenario| scenario.no_cache > 0.2);
+}
+
+#[test]
+fn a_replacement_that_does_not_look_at_the_value_is_caught() {
+    caught(Flaw::ReplaceWithoutValue);
+}
+
+#[test]
+fn a_replacement_for_the_audience_before_it_is_caught() {
+    caught(Flaw::ReplaceKeepsAudience);
+}
+
+#[test]
+fn an_admission_to_what_the_reader_has_not_seen_is_caught() {
+    caught(Flaw::AdmitOnWhatIsThere);
+}
+
+#[test]
+fn a_replacement_of_what_the_reader_has_not_seen_is_caught() {
+    caught(Flaw::ReplaceOnWhatIsThere);
+}
+
+#[test]
+fn a_replacement_over_a_connection_of_another_epoch_is_caught() {
+    caught_where(Flaw::ReplaceAcrossEpochs, |scenario| scenario.failover);
+}
+
+#[test]
+fn a_fill_that_is_of_the_epoch_in_which_it_comes_is_caught() {
+    caught_where(Flaw::Of(Mutant::EpochAtFill), |scenario| scenario.failover);
+}
+
+#[test]
+fn a_cache_that_believes_an_entry_of_another_epoch_is_caught() {
+    caught_where(Flaw::Of(Mutant::NoEpoch), |scenario| scenario.failover);
+}
+
+#[test]
+fn a_reader_that_joins_a_flight_of_another_epoch_is_caught() {
+    caught_where(Flaw::Of(Mutant::JoinAcrossEpochs), |scenario| scenario.failover);
 }

@@ -118,6 +118,15 @@ impl World {
             *current = Rc::default();
         }
     }
+
+    /// The server is another now: no connection is left, and nothing that was underway arrives.
+    pub(super) fn break_all_links(&self) {
+        for at in 0..self.sidecars.len() {
+            let link = self.link(at);
+            self.break_link(at, &link);
+            link.underway.borrow_mut().clear();
+        }
+    }
 }
 
 /// Executes what was sent, late.

@@ -18,12 +18,35 @@ const TIMES: usize = 3;
 /// Commits elsewhere and says so by a plain DEL.
 pub(super) async fn third_party(world: Rc<World>) {
     step().await;
-    let version = world.commit("third party");
+    let state = world.commit("third party");
     step().await;
     world.server.del(&[MAIN]);
     world.say("third party: DEL".to_owned());
     step().await;
-    world.acknowledge("third party", 0, version, Reach::Everywhere);
+    world.acknowledge("third party", 0, state, Reach::Everywhere);
+}
+
+/// As [`third_party`], but then it SETs the very bytes again that it has deleted.
+pub(super) async fn restorer(world: Rc<World>) {
+    world.some_steps(READ_AHEAD).await;
+    step().await;
+    let state = world.commit("restorer");
+    step().await;
+    let body = world.server.get();
+    world.server.del(&[MAIN]);
+    world.say(format!("restorer: DEL {body:?}"));
+    if world.chance(0.5) {
+        step().await;
+        world.acknowledge("restorer", 0, state, Reach::Everywhere);
+    }
+    step().await;
+    if let Some(body) = body {
+        let life = [Life::Forever, Life::Seconds299][world.below(2)];
+        world.server.set(&body, life);
+        world.say(format!("restorer: SET {body}, {life:?}"));
+    }
+    step().await;
+    world.acknowledge("restorer", 0, state, Reach::Everywhere);
 }
 
 /// The cache inside the application, which nobody has switched off: writes the same bytes that the
@@ -36,9 +59,24 @@ pub(super) async fn foreign_writer(world: Rc<World>) {
         let before = (newest - 1).max(1);
         let version = if world.chance(0.75) { before } else { 1 + world.below(newest) };
         let life = [Life::Forever, Life::Seconds299, Life::Kept][world.below(3)];
-        world.server.set(version as u64, life);
+        world.server.set(&world.body(version as u64, 0), life);
         world.say(format!("third party: SET {version}, {life:?}"));
     }
+}
+
+/// The server dies, and what takes its place knows nothing of the last commands: a restart from a
+/// snapshot, or the promotion of a replica that lagged.
+pub(super) async fn failover(world: Rc<World>) {
+    world.some_steps(READ_AHEAD).await;
+    step().await;
+    let snapshot = world.server.dump();
+    world.say("a snapshot is taken".to_owned());
+    world.some_steps(READ_AHEAD).await;
+    step().await;
+    world.server.restore(&snapshot);
+    world.end_epoch();
+    world.break_all_links();
+    world.say(format!("the snapshot is back, in epoch {}", world.epoch()));
 }
 
 /// Placeholders, leases and entries that expire or are evicted, each key by itself.

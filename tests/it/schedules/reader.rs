@@ -6,127 +6,174 @@ use jobcache::{mutants::Mutant, store::Stored};
 
 use super::{
     Flaw,
+    fill::{Known, Lead, Target, release, store},
     link::Unanswered,
     scheduler::step,
-    server::{Leasing, Life},
-    sidecar::{Flight, Ticket},
-    world::World,
+    server::{Found, Leasing, Life},
+    sidecar::{Flight, Shown, Ticket},
+    world::{Answer, Claim, World},
 };
 
-/// A client that sends `Cache-Control: no-cache`, a response that cannot be stored, a read of which
-/// Redis executes the parts apart.
+/// A response that cannot be stored, a read of which Redis executes the parts apart.
 const SELDOM: f64 = 0.15;
 /// A value of somebody else's is left alone after a few times; here now and then.
 const LEFT_ALONE: f64 = 0.25;
 /// Looks at another sidecar's fill before it is waited for in vain.
 const LOOKS: usize = 4;
+/// Entries that are replaced; past it the bodies are each client's own.
+const REPLACEMENTS: u32 = 3;
 
 /// What a reader asks for.
 struct Ask {
+    reader: String,
+    who: usize,
     /// Of the lease, if it comes to that.
     token: String,
     no_cache: bool,
 }
 
 enum Lookup {
-    Hit(u64),
-    Lead,
-    LeadNext(u64, Flight),
+    Hit(String),
+    Lead(Lead),
     Join(Flight),
     Pass,
 }
 
 pub(super) async fn get(world: Rc<World>, at: usize) {
     let claim = world.claim(at);
-    let version = if world.flaw == Flaw::CacheAside {
-        cache_aside(&world, &claim.reader).await
+    let answer = if world.flaw == Flaw::CacheAside {
+        cache_aside(&world, &claim).await
     } else {
-        answer(&world, at, &claim.reader).await
+        answer(&world, at, &claim).await
     };
-    world.judge(&claim, version);
+    world.judge(&claim, &answer);
 }
 
 /// What an application does without a protocol.
-async fn cache_aside(world: &World, reader: &str) -> u64 {
+async fn cache_aside(world: &World, claim: &Claim) -> Answer {
     step().await;
-    if let Some(version) = world.server.get() {
-        return version;
+    if let Some(body) = world.server.get() {
+        return Answer::Body(body);
     }
-    let version = world.read_upstream(reader).await;
-    world.server.set(version, Life::Seconds299);
-    world.say(format!("{reader}: SET {version}"));
-    version
+    let answer = world.read_upstream(&claim.reader, claim.who).await;
+    if let Answer::Body(body) = &answer {
+        world.server.set(body, Life::Seconds299);
+        world.say(format!("{}: SET {body}", claim.reader));
+    }
+    answer
 }
 
-async fn answer(world: &Rc<World>, at: usize, reader: &str) -> u64 {
-    let ask = Ask { token: format!("{reader}-lease"), no_cache: world.chance(SELDOM) };
-    let flights = &world.sidecars[at].flights;
+async fn answer(world: &Rc<World>, at: usize, claim: &Claim) -> Answer {
+    let Claim { reader, who, .. } = claim;
+    let token = format!("{reader}-lease");
+    let no_cache = world.chance(world.scenario.no_cache);
+    let ask = Ask { reader: reader.clone(), who: *who, token, no_cache };
     match lookup(world, at, &ask).await {
-        Lookup::Hit(version) => version,
-        Lookup::Lead => {
-            let flight = flights.lead(&ask.token);
-            let version = world.read_upstream(reader).await;
-            if world.chance(SELDOM) {
-                flights.leave(&ask.token);
-                flight.abandon();
-                world.spawn(release(Rc::clone(world), at, ask.token));
-            } else {
-                flight.land(version);
-                world.spawn(fill(Rc::clone(world), at, ask.token, version));
-            }
-            version
-        }
-        Lookup::LeadNext(number, flight) => {
-            flights.turn(number).await;
-            let version = world.read_upstream(reader).await;
-            flight.land(version);
-            flights.pass_on();
-            version
-        }
+        Lookup::Hit(body) => Answer::Body(body),
+        Lookup::Lead(lead) => read_for_all(world, at, lead).await,
         Lookup::Join(flight) => match flight.landed().await {
-            Some(version) => version,
-            None => world.read_upstream(reader).await,
+            Some(body) => Answer::Body(body),
+            None => world.read_upstream(reader, *who).await,
         },
-        Lookup::Pass => world.read_upstream(reader).await,
+        Lookup::Pass => world.read_upstream(reader, *who).await,
     }
+}
+
+/// Reads the upstream for everybody who joins, and stores what may be stored.
+async fn read_for_all(world: &Rc<World>, at: usize, lead: Lead) -> Answer {
+    let flights = &world.sidecars[at].flights;
+    flights.turn(&lead.seat).await;
+    let answer = world.read_upstream(&lead.reader, lead.who).await;
+    match &answer {
+        Answer::Body(body) if !world.chance(SELDOM) => {
+            lead.flight.land(body);
+            world.spawn(store(Rc::clone(world), at, lead, body.clone()));
+        }
+        _ => {
+            lead.flight.abandon();
+            flights.leave(&lead.seat);
+            if let Target::Lease { token, .. } = lead.target {
+                world.spawn(release(Rc::clone(world), at, token));
+            }
+        }
+    }
+    answer
 }
 
 async fn lookup(world: &Rc<World>, at: usize, ask: &Ask) -> Lookup {
     // Whether the key is to be trusted is looked at when the reader comes, and only then.
     if world.sidecars[at].is_cut_off.get() || world.sidecars[at].pending.borrow().is_some() {
-        return unconfirmed(world, at);
+        return unconfirmed(world, at, ask);
     }
     if world.flaw == Flaw::Of(Mutant::JoinBeforeLookup)
-        && let Some(flight) = world.sidecars[at].flights.any()
+        && let Some(flight) = world.sidecars[at].flights.find(|of| of.who == ask.who)
     {
         return Lookup::Join(flight);
     }
-    find(world, at, ask).await.unwrap_or_else(|_| unconfirmed(world, at))
+    find(world, at, ask).await.unwrap_or_else(|_| unconfirmed(world, at, ask))
 }
 
 async fn find(world: &Rc<World>, at: usize, ask: &Ask) -> Result<Lookup, Unanswered> {
-    let stored = read(world, at).await?;
+    let (stored, epoch) = read(world, at).await?;
     if let Some(stored) = &stored {
-        match world.server.hit(stored) {
-            Some(version) if !ask.no_cache => return Ok(Lookup::Hit(version)),
-            None if world.chance(LEFT_ALONE) => return Ok(unconfirmed(world, at)),
-            _ => {}
+        match world.server.decode(stored, epoch) {
+            Some(found) => return Ok(offer(world, at, ask, (found, stored.clone(), epoch))),
+            None if world.chance(LEFT_ALONE) => return Ok(unconfirmed(world, at, ask)),
+            None => {}
         }
     }
-    match lease(world, at, ask, stored.as_ref()).await? {
-        Leasing::Granted => Ok(Lookup::Lead),
-        Leasing::Fenced => Ok(unconfirmed(world, at)),
-        Leasing::Stored(stored) => Ok(offer(world, at, ask, &stored)),
-        Leasing::Leased(_) if ask.no_cache => Ok(unconfirmed(world, at)),
-        Leasing::Leased(token) => follow(world, at, ask, &token).await,
+    let (leasing, epoch) = lease(world, at, ask, stored.as_ref()).await?;
+    match leasing {
+        Leasing::Granted => {
+            let target = Target::Lease { token: ask.token.clone(), epoch };
+            Ok(share(world, at, ask, ask.token.clone(), target, epoch))
+        }
+        Leasing::Fenced => Ok(unconfirmed(world, at, ask)),
+        Leasing::Stored(stored) => Ok(met(world, at, ask, stored, epoch)),
+        Leasing::Leased(_) if ask.no_cache => Ok(unconfirmed(world, at, ask)),
+        Leasing::Leased(token) => {
+            follow(world, at, ask, Shown { token, epoch, who: ask.who }).await
+        }
     }
 }
 
-/// An entry that came meanwhile.
-fn offer(world: &World, at: usize, ask: &Ask, stored: &Stored) -> Lookup {
-    match world.server.hit(stored) {
-        Some(version) if !ask.no_cache => Lookup::Hit(version),
-        _ => unconfirmed(world, at),
+/// A value that came meanwhile.
+fn met(world: &World, at: usize, ask: &Ask, stored: Stored, epoch: u64) -> Lookup {
+    match world.server.decode(&stored, epoch) {
+        Some(found) => offer(world, at, ask, (found, stored, epoch)),
+        None => unconfirmed(world, at, ask),
+    }
+}
+
+/// An entry is a hit for its audience; everybody else asks the upstream, and may join it thereby.
+fn offer(world: &World, at: usize, ask: &Ask, seen: (Found, Stored, u64)) -> Lookup {
+    let (found, stored, epoch) = seen;
+    if world.server.includes(&found, ask.who) && !ask.no_cache {
+        return Lookup::Hit(found.body);
+    }
+    let sidecar = &world.sidecars[at];
+    if sidecar.replaced.get() >= REPLACEMENTS || found.audience() >= world.scenario.audience {
+        return Lookup::Pass;
+    }
+    let Found { body, generation, .. } = found;
+    let known = Known { body, stored, generation: generation.clone(), epoch };
+    let target = Target::Entry { known, refresh: ask.no_cache };
+    if ask.no_cache {
+        return led(ask, sidecar.flights.next(ask.who), target);
+    }
+    share(world, at, ask, generation, target, epoch)
+}
+
+fn share(world: &World, at: usize, ask: &Ask, token: String, target: Target, epoch: u64) -> Lookup {
+    let shown = Shown { token, epoch, who: ask.who };
+    led(ask, world.sidecars[at].flights.share(shown), target)
+}
+
+fn led(ask: &Ask, ticket: Ticket, target: Target) -> Lookup {
+    let (reader, who) = (ask.reader.clone(), ask.who);
+    match ticket {
+        Ticket::Lead(seat, flight) => Lookup::Lead(Lead { reader, who, seat, flight, target }),
+        Ticket::Join(flight) => Lookup::Join(flight),
     }
 }
 
@@ -134,49 +181,56 @@ async fn follow(
     world: &Rc<World>,
     at: usize,
     ask: &Ask,
-    token: &str,
+    shown: Shown,
 ) -> Result<Lookup, Unanswered> {
-    let flights = &world.sidecars[at].flights;
-    let ours = flights.join(token);
-    let by_id = || flights.any().filter(|_| world.flaw == Flaw::Of(Mutant::JoinById));
-    if let Some(flight) = ours.or_else(by_id) {
+    let serves = |of: &Shown| {
+        (of.token == shown.token || world.flaw == Flaw::Of(Mutant::JoinById))
+            && (of.epoch == shown.epoch || world.flaw == Flaw::Of(Mutant::JoinAcrossEpochs))
+            && (of.who == shown.who || world.flaw == Flaw::AnyCircle)
+    };
+    if let Some(flight) = world.sidecars[at].flights.find(serves) {
         return Ok(Lookup::Join(flight));
     }
     for _ in 0..world.below(LOOKS) {
-        if let Some(stored) = read(world, at).await? {
-            return Ok(offer(world, at, ask, &stored));
+        if let (Some(stored), epoch) = read(world, at).await? {
+            return Ok(met(world, at, ask, stored, epoch));
         }
     }
     Ok(Lookup::Pass)
 }
 
 /// Without a confirmed lookup only a read that starts after now will do.
-fn unconfirmed(world: &World, at: usize) -> Lookup {
+fn unconfirmed(world: &World, at: usize, ask: &Ask) -> Lookup {
     let flights = &world.sidecars[at].flights;
     if world.flaw == Flaw::Of(Mutant::JoinRunning)
-        && let Some(flight) = flights.running()
+        && let Some(flight) = flights.running(ask.who)
     {
         return Lookup::Join(flight);
     }
-    match flights.next() {
-        Ticket::Lead(number, flight) => Lookup::LeadNext(number, flight),
-        Ticket::Join(flight) => Lookup::Join(flight),
-    }
+    led(ask, flights.next(ask.who), Target::Nowhere)
 }
 
-async fn read(world: &Rc<World>, at: usize) -> Result<Option<Stored>, Unanswered> {
-    let ([body, meta], expires_at_ms) = if world.chance(SELDOM) {
-        let values = world.call(at, |world| world.server.body_and_meta()).await?;
-        (values, world.call(at, |world| world.server.expires_at_ms()).await?)
+/// With the epoch of the connection that gave the answer.
+async fn read(world: &Rc<World>, at: usize) -> Result<(Option<Stored>, u64), Unanswered> {
+    let values = |world: &World| (world.server.body_and_meta(), world.epoch());
+    let (([body, meta], epoch), expires_at_ms) = if world.chance(SELDOM) {
+        let values = world.call(at, values).await?;
+        let (expires_at_ms, epoch) =
+            world.call(at, |world| (world.server.expires_at_ms(), world.epoch())).await?;
+        if epoch != values.1 {
+            // The connection broke in between.
+            return Err(Unanswered::Sent);
+        }
+        (values, expires_at_ms)
     } else {
-        let both = |world: &World| (world.server.body_and_meta(), world.server.expires_at_ms());
-        world.call(at, both).await?
+        world.call(at, move |world| (values(world), world.server.expires_at_ms())).await?
     };
-    Ok(body.filter(|body| !body.is_empty()).map(|body| Stored {
+    let stored = body.filter(|body| !body.is_empty()).map(|body| Stored {
         body: body.into(),
         meta: meta.unwrap_or_default().into(),
         expires_at_ms,
-    }))
+    });
+    Ok((stored, epoch))
 }
 
 async fn lease(
@@ -184,12 +238,12 @@ async fn lease(
     at: usize,
     ask: &Ask,
     refused: Option<&Stored>,
-) -> Result<Leasing, Unanswered> {
+) -> Result<(Leasing, u64), Unanswered> {
     let (token, refused) = (ask.token.clone(), refused.map(|stored| stored.expires_at_ms));
     let call = world.call(at, move |world| {
         let leasing = world.server.lease(&token, refused);
         world.say(format!("lease {token} (refused {refused:?}) -> {leasing:?}"));
-        leasing
+        (leasing, world.epoch())
     });
     let leasing = call.await;
     if leasing.is_err() {
@@ -197,26 +251,4 @@ async fn lease(
         world.spawn(release(Rc::clone(world), at, ask.token.clone()));
     }
     leasing
-}
-
-/// Goes its own way: the client has been answered.
-async fn fill(world: Rc<World>, at: usize, token: String, version: u64) {
-    let name = token.clone();
-    let filled = world.call(at, move |world| {
-        let stored = world.server.fill(&name, version);
-        world.say(format!("fill {name} with {version} -> {stored}"));
-    });
-    if filled.await.is_err() {
-        release(Rc::clone(&world), at, token.clone()).await;
-    }
-    world.sidecars[at].flights.leave(&token);
-}
-
-async fn release(world: Rc<World>, at: usize, token: String) {
-    let call = world.call(at, move |world| {
-        let released = world.server.release(&token);
-        world.say(format!("release {token} -> {released}"));
-    });
-    // Lost, the lease runs out by itself.
-    let _ = call.await;
 }

@@ -6,8 +6,8 @@ use super::{
     Flaw, others,
     reader::get,
     scheduler::Scheduler,
-    server::{FENCE, LEASE, MAIN, META, Server},
-    world::{Stale, World},
+    server::{FENCE, LEASE, MAIN, META, New, Server},
+    world::{Answer, Stale, World},
     writer::{Fate, purge, write},
 };
 
@@ -38,12 +38,22 @@ pub(super) struct Scenario {
     /// How often a command is late or lost.
     pub(super) slow: f64,
     pub(super) begins: Begins,
+    /// How often a client sends `Cache-Control: no-cache`.
+    pub(super) no_cache: f64,
     /// Redis may evict a fence, under a policy that reaches it. Then nothing protects a write whose
     /// end is not confirmed, or whose sidecar died: not together with either.
     pub(super) fences_are_evicted: bool,
+    /// Whether several credentials ask, and writes change who is let in.
+    pub(super) is_shared: bool,
+    /// Whether one of them is served bytes of its own.
+    pub(super) personal: bool,
+    /// How many an entry may be for.
+    pub(super) audience: usize,
     writers: Writers,
     purge: bool,
     third_party: bool,
+    restorer: bool,
+    pub(super) failover: bool,
     foreign_writer: bool,
     eviction: bool,
     crash: bool,
@@ -55,10 +65,16 @@ const WRITE: Scenario = Scenario {
     name: "write",
     slow: 0.0,
     begins: Begins::Confirmed,
+    no_cache: 0.15,
     fences_are_evicted: false,
+    is_shared: false,
+    personal: false,
+    audience: 256,
     writers: Writers::Any,
     purge: false,
     third_party: false,
+    restorer: false,
+    failover: false,
     foreign_writer: false,
     eviction: false,
     crash: false,
@@ -78,7 +94,9 @@ const EVERYTHING: Scenario = Scenario {
     ..WRITE
 };
 
-pub(super) static SCENARIOS: [Scenario; 12] = [
+const SHARED: Scenario = Scenario { name: "admit+revoke", is_shared: true, ..WRITE };
+
+pub(super) static SCENARIOS: [Scenario; 24] = [
     WRITE,
     Scenario { name: "write+purge+3rdDEL", purge: true, third_party: true, ..WRITE },
     Scenario {
@@ -115,6 +133,52 @@ pub(super) static SCENARIOS: [Scenario; 12] = [
         partition: true,
         ..EVERYTHING
     },
+    Scenario { name: "fail-over", failover: true, third_party: true, purge: true, ..WRITE },
+    SHARED,
+    Scenario { name: "admit+3rdDEL", third_party: true, purge: true, ..SHARED },
+    Scenario { name: "admit+DEL+SET", restorer: true, ..SHARED },
+    Scenario { name: "replace", no_cache: 0.5, third_party: true, ..SHARED },
+    Scenario { name: "admit+replace", personal: true, ..SHARED },
+    Scenario {
+        name: "admit+replace+DEL+SET",
+        personal: true,
+        third_party: true,
+        restorer: true,
+        foreign_writer: true,
+        ..SHARED
+    },
+    Scenario { name: "audience of two", audience: 2, third_party: true, ..SHARED },
+    Scenario {
+        name: "admit, late commands",
+        slow: 0.5,
+        personal: true,
+        third_party: true,
+        ..SHARED
+    },
+    Scenario {
+        name: "admit, fail-over",
+        personal: true,
+        failover: true,
+        third_party: true,
+        restorer: true,
+        ..SHARED
+    },
+    Scenario {
+        name: "admit, everything",
+        is_shared: true,
+        personal: true,
+        restorer: true,
+        ..EVERYTHING
+    },
+    Scenario {
+        name: "admit, cut off",
+        is_shared: true,
+        personal: true,
+        restorer: true,
+        begins: Begins::MayBeLost,
+        partition: true,
+        ..EVERYTHING
+    },
 ];
 
 /// What came of one schedule.
@@ -133,9 +197,7 @@ pub(super) fn run(
     let world = World::new(Rc::clone(server), scenario, flaw, seed);
     server.del(&[MAIN, META, LEASE, FENCE]);
     if world.chance(0.5) {
-        server.lease("before", None);
-        server.fill("before", world.version());
-        world.say("an entry is there".to_owned());
+        fill_before(&world);
     }
     let mut scheduler = Scheduler::new(&world.rng);
     populate(&world);
@@ -150,6 +212,14 @@ pub(super) fn run(
     }
     let (stale, log) = world.finish();
     Outcome { stale, steps, log }
+}
+
+fn fill_before(world: &World) {
+    let Answer::Body(body) = world.serve(0) else { return };
+    world.server.lease("before", None);
+    let new = New { body, generation: "before".to_owned(), epoch: world.epoch(), who: 0 };
+    world.server.fill(&new, world.expires_at_ms);
+    world.say("an entry is there".to_owned());
 }
 
 fn populate(world: &Rc<World>) {
@@ -168,6 +238,12 @@ fn populate(world: &Rc<World>) {
     }
     if scenario.third_party {
         world.spawn(others::third_party(Rc::clone(world)));
+    }
+    if scenario.restorer {
+        world.spawn(others::restorer(Rc::clone(world)));
+    }
+    if scenario.failover {
+        world.spawn(others::failover(Rc::clone(world)));
     }
     if scenario.foreign_writer {
         world.spawn(others::foreign_writer(Rc::clone(world)));

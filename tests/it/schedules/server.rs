@@ -1,24 +1,25 @@
 //! A Redis of its own with the project's scripts, one blocking round trip a call.
 
-use std::{cell::RefCell, sync::Arc, time::Duration};
+use std::{cell::RefCell, time::Duration};
 
 use bytes::Bytes;
-use hyper::{Request, Response, http::request};
+use hyper::{Request, Response, header::AUTHORIZATION, http::request};
 use jobcache::{
     cache::{
-        audience::{Pair, Prints},
+        audience::{Audience, Pair, Prints},
         entry::{Entry, Reject},
         policy::Freshness,
     },
-    config::{Config, Credentials, StoreUrl},
-    metrics::Metrics,
-    store::{Budget, CredentialKey, Epoch, Grant, Key, Seen, Store, Stored, Token},
+    config::Credentials,
+    mutants::Mutant,
+    store::{CredentialKey, Epoch, Seen, Stored, Token},
 };
 use redis::{Connection, FromRedisValue, Script, ScriptInvocation, Value, cmd};
+use sha1_smol::Sha1;
 use tempfile::TempDir;
 
-use super::Flaw;
-use crate::support::{RedisServer, SOON, eventually};
+use super::{Flaw, world::CREDENTIALS};
+use crate::support::RedisServer;
 
 pub(super) const MAIN: &str = "job_status:x";
 pub(super) const META: &str = "{job_status:x}:meta";
@@ -31,25 +32,25 @@ const LEASE_MS: i64 = 100_000;
 const FENCE_MS: i64 = 400_000;
 
 /// The name and the text of each script.
-const SCRIPTS: [(&str, &str); 5] = [
+const SCRIPTS: [(&str, &str); 7] = [
     ("lease", include_str!("../../../src/store/lua/lease.lua")),
     ("fill", include_str!("../../../src/store/lua/fill.lua")),
     ("release", include_str!("../../../src/store/lua/release.lua")),
     ("begin", include_str!("../../../src/store/lua/begin.lua")),
     ("end", include_str!("../../../src/store/lua/end.lua")),
+    ("admit", include_str!("../../../src/store/lua/admit.lua")),
+    ("replace", include_str!("../../../src/store/lua/replace.lua")),
 ];
 
-/// A script, with the line changed that a mutant changes.
+/// A script, with the lines changed that a flaw changes.
 pub(super) fn script(name: &str, flaw: Flaw) -> Script {
     let (_, text) = SCRIPTS.iter().find(|(script, _)| *script == name).expect("a script");
-    let change = if let Flaw::Of(mutant) = flaw { mutant.script() } else { None };
-    match change {
-        Some((file, line, instead)) if file == name => {
-            assert_eq!(text.matches(line).count(), 1, "{name}.lua has the line once: {line}");
-            Script::new(&text.replace(line, instead))
-        }
-        _ => Script::new(text),
+    let mut text = (*text).to_owned();
+    for (_, line, instead) in flaw.script().into_iter().filter(|(file, ..)| *file == name) {
+        assert_eq!(text.matches(line).count(), 1, "{name}.lua has the line once: {line}");
+        text = text.replace(line, instead);
     }
+    Script::new(&text)
 }
 
 /// What `lease.lua` answers.
@@ -72,6 +73,27 @@ pub(super) enum Life {
     Kept,
 }
 
+/// An entry as a sidecar makes it, or has seen it.
+#[derive(Clone, Debug)]
+pub(super) struct New {
+    pub(super) body: String,
+    /// The token of its lease, or one of its own.
+    pub(super) generation: String,
+    pub(super) epoch: u64,
+    pub(super) who: usize,
+}
+
+/// A value that is a hit for some.
+pub(super) struct Found {
+    pub(super) body: String,
+    pub(super) generation: String,
+    /// `None` where everybody is given it.
+    audience: Option<Audience>,
+}
+
+/// What stands under a key: its name, its value and when it expires. For a snapshot.
+pub(super) type Dumped = (&'static str, Option<Vec<u8>>, i64);
+
 pub(super) struct Server {
     connection: RefCell<Connection>,
     lease: Script,
@@ -79,10 +101,11 @@ pub(super) struct Server {
     release: Script,
     begin: Script,
     end: Script,
-    /// That of the server, and any token: what an entry is made with.
-    epoch: Epoch,
-    token: Token,
-    pair: Pair,
+    admit: Script,
+    replace: Script,
+    prints: Prints,
+    /// By credential.
+    pairs: [Pair; CREDENTIALS],
     flaw: Flaw,
     _process: RedisServer,
     _socket: TempDir,
@@ -94,13 +117,10 @@ impl Server {
         let socket = dir.path().join("s").to_str().expect("a path in UTF-8").to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         // The rest is synchronous: it must not run within a task, whose budget it would exhaust.
-        let (process, epoch, token) = runtime.expect("a runtime").block_on(async {
-            let process = RedisServer::start_with(&["--unixsocket", &socket]).await;
-            let (epoch, token) = epoch_and_token(&process).await;
-            (process, epoch, token)
-        });
+        let process = runtime
+            .expect("a runtime")
+            .block_on(RedisServer::start_with(&["--unixsocket", &socket]));
         let client = redis::Client::open(format!("unix://{socket}")).expect("a path");
-        let (head, ()) = Request::new(()).into_parts();
         Self {
             connection: RefCell::new(client.get_connection().expect("Redis accepts")),
             lease: script("lease", flaw),
@@ -108,9 +128,10 @@ impl Server {
             release: script("release", flaw),
             begin: script("begin", flaw),
             end: script("end", flaw),
-            epoch,
-            token,
-            pair: pair(&head),
+            admit: script("admit", flaw),
+            replace: script("replace", flaw),
+            prints: Prints::new(&Credentials::default()),
+            pairs: std::array::from_fn(pair_of),
             flaw,
             _process: process,
             _socket: dir,
@@ -146,14 +167,52 @@ impl Server {
         }
     }
 
-    /// Whether it was stored.
-    pub(super) fn fill(&self, token: &str, version: u64) -> bool {
-        let body = version.to_string();
-        let meta = self.meta(&body);
+    /// Whether it was stored. With `expires_at_ms` the upstream has said when the entry expires.
+    pub(super) fn fill(&self, new: &New, expires_at_ms: Option<i64>) -> bool {
+        let mut ttl_ms = i64::try_from(TTL.as_millis()).expect("a TTL");
+        if let Some(at) = expires_at_ms {
+            let lease_ends: i64 = self.run(cmd("PEXPIRETIME").arg(LEASE));
+            ttl_ms = at - (lease_ends - LEASE_MS);
+        }
         let mut call = self.fill.key(MAIN);
-        call.key(META).key(LEASE).arg(token).arg(body).arg(meta);
-        call.arg(i64::try_from(TTL.as_millis()).expect("a TTL")).arg(LEASE_MS);
+        call.key(META).key(LEASE).arg(&new.generation).arg(&new.body).arg(self.meta(new));
+        call.arg(ttl_ms).arg(LEASE_MS);
         self.invoke(&call)
+    }
+
+    /// Whether a credential was let in to an entry that was seen.
+    pub(super) fn admit(&self, seen: &Stored, generation: &str, who: usize) -> bool {
+        let mut call = compare_and_set(&self.admit, seen, generation);
+        call.arg(self.pairs[who].to_hex());
+        self.invoke(&call)
+    }
+
+    /// Whether `new` stands now in the place of an entry that was seen.
+    pub(super) fn replace(
+        &self,
+        seen: &Stored,
+        generation: &str,
+        new: &New,
+        expires_at_ms: i64,
+    ) -> bool {
+        let mut meta = self.meta(new);
+        if self.flaw == Flaw::ReplaceKeepsAudience {
+            for pair in self.pairs {
+                meta = meta.replacen("[\"", &format!("[\"{}\",\"", pair.to_hex()), 1);
+            }
+        }
+        let mut call = compare_and_set(&self.replace, seen, generation);
+        call.arg(&new.body).arg(meta).arg(expires_at_ms);
+        self.invoke(&call)
+    }
+
+    /// What stands under the main key now, and the generation that meta names.
+    pub(super) fn now(&self) -> (Stored, String) {
+        let [body, meta] = self.body_and_meta().map(Option::unwrap_or_default);
+        let json = serde_json::from_slice::<serde_json::Value>(&meta).unwrap_or_default();
+        let generation = json["generation"].as_str().unwrap_or_default().to_owned();
+        let expires_at_ms = self.expires_at_ms();
+        (Stored { body: body.into(), meta: meta.into(), expires_at_ms }, generation)
     }
 
     pub(super) fn release(&self, token: &str) -> bool {
@@ -184,13 +243,13 @@ impl Server {
         self.run::<()>(cmd("DEL").arg(keys));
     }
 
-    pub(super) fn get(&self) -> Option<u64> {
-        self.run::<Option<String>>(cmd("GET").arg(MAIN))?.parse().ok()
+    pub(super) fn get(&self) -> Option<String> {
+        self.run::<Option<String>>(cmd("GET").arg(MAIN)).filter(|body| !body.is_empty())
     }
 
-    pub(super) fn set(&self, version: u64, life: Life) {
+    pub(super) fn set(&self, body: &str, life: Life) {
         let mut set = cmd("SET");
-        set.arg(MAIN).arg(version);
+        set.arg(MAIN).arg(body);
         match life {
             Life::Forever => &mut set,
             Life::Seconds299 => set.arg("EX").arg(299),
@@ -199,27 +258,65 @@ impl Server {
         self.run::<()>(&set);
     }
 
-    /// The version that a stored value answers with, if it is a hit.
-    pub(super) fn hit(&self, stored: &Stored) -> Option<u64> {
-        let mut stored = stored.clone();
-        match self.flaw {
-            Flaw::AnyValue => return parse(&stored.body),
-            Flaw::AnyExpiry => {
-                let meta = serde_json::from_slice::<serde_json::Value>(&stored.meta).ok()?;
-                stored.expires_at_ms = meta["expires_at_ms"].as_i64()?;
-            }
-            _ => {}
-        }
-        let seen = Seen { stored: Some(stored), epoch: self.epoch.clone(), now_ms: 0 };
-        match Entry::decode(&seen)? {
-            Ok(entry) => parse(entry.body()),
-            Err(Reject::Foreign) => None,
-            Err(reject) => panic!("only somebody else's values are in the way: {reject:?}"),
+    /// The server's clock.
+    pub(super) fn now_ms(&self) -> i64 {
+        let (seconds, micros): (i64, i64) = self.run(&cmd("TIME"));
+        seconds * 1000 + micros / 1000
+    }
+
+    /// Everything there is.
+    pub(super) fn dump(&self) -> [Dumped; 4] {
+        [MAIN, META, LEASE, FENCE]
+            .map(|key| (key, self.run(cmd("DUMP").arg(key)), self.run(cmd("PEXPIRETIME").arg(key))))
+    }
+
+    /// Puts it back, and nothing else.
+    pub(super) fn restore(&self, dumped: &[Dumped]) {
+        self.del(&[MAIN, META, LEASE, FENCE]);
+        for (key, value, expires_at_ms) in dumped {
+            let Some(value) = value else { continue };
+            let mut restore = cmd("RESTORE");
+            restore.arg(key).arg((*expires_at_ms).max(0)).arg(value).arg("ABSTTL");
+            self.run::<()>(&restore);
         }
     }
 
-    fn meta(&self, body: &str) -> String {
-        entry(body, self.pair).meta(&self.token, &self.epoch)
+    /// A stored value, if it is a hit for anybody who looks in this epoch.
+    pub(super) fn decode(&self, stored: &Stored, epoch: u64) -> Option<Found> {
+        let mut stored = stored.clone();
+        if self.flaw == Flaw::AnyValue {
+            let body = text(&stored.body);
+            return Some(Found { body, generation: String::new(), audience: None });
+        }
+        let field = |name: &str| {
+            let meta = serde_json::from_slice::<serde_json::Value>(&stored.meta).ok()?;
+            Some(meta[name].clone())
+        };
+        let mut epoch = Epoch::named(&epoch.to_string());
+        match self.flaw {
+            Flaw::AnyExpiry => stored.expires_at_ms = field("expires_at_ms")?.as_i64()?,
+            Flaw::Of(Mutant::NoEpoch) => epoch = Epoch::named(field("epoch")?.as_str()?),
+            _ => {}
+        }
+        match Entry::decode(&Seen { stored: Some(stored), epoch, now_ms: 0 })? {
+            Ok(entry) => Some(Found {
+                body: text(entry.body()),
+                generation: entry.generation().to_owned(),
+                audience: Some(entry.audience().clone()).filter(|_| self.flaw != Flaw::AnyAudience),
+            }),
+            Err(Reject::Foreign | Reject::Epoch) => None,
+            Err(reject @ Reject::Corrupt) => panic!("nobody writes such a meta: {reject:?}"),
+        }
+    }
+
+    pub(super) fn includes(&self, found: &Found, who: usize) -> bool {
+        let includes = |audience| self.prints.includes(audience, self.pairs[who]);
+        found.audience.as_ref().is_none_or(includes)
+    }
+
+    fn meta(&self, new: &New) -> String {
+        let epoch = Epoch::named(&new.epoch.to_string());
+        entry(&new.body, self.pairs[new.who]).meta(&Token::named(&new.generation), &epoch)
     }
 
     fn invoke<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> T {
@@ -243,19 +340,31 @@ pub(super) fn entry(body: &str, pair: Pair) -> Entry {
     Entry::new(&head, Bytes::copy_from_slice(body.as_bytes()), freshness, pair, 0)
 }
 
-fn parse(body: &[u8]) -> Option<u64> {
-    std::str::from_utf8(body).ok()?.parse().ok()
+impl Found {
+    /// How many are in its audience.
+    pub(super) fn audience(&self) -> usize {
+        self.audience.as_ref().map_or(0, |audience| audience.pairs.len())
+    }
 }
 
-/// What only a store can make.
-async fn epoch_and_token(redis: &RedisServer) -> (Epoch, Token) {
-    let mut config = Config::default();
-    config.store.url = StoreUrl::Redis(redis.url());
-    let store = Store::open(&config, Arc::new(Metrics::default())).expect("a URL");
-    eventually(SOON, async || store.is_up()).await;
-    let grant = store.lease(&Key::new("made:", "once"), None, &mut Budget::new(SOON)).await;
-    let Ok(Grant::Lease(lease)) = grant else { panic!("{grant:?}") };
-    let made = (lease.epoch().clone(), lease.token().clone());
-    store.release(lease).await;
-    made
+/// A call of one of the scripts that compare and set, as `store::redis::session` makes it.
+pub(super) fn compare_and_set<'s>(
+    script: &'s Script,
+    seen: &Stored,
+    generation: &str,
+) -> ScriptInvocation<'s> {
+    let mut call = script.key(MAIN);
+    call.key(META).key(FENCE).arg(Sha1::from(&seen.body).digest().to_string());
+    call.arg(seen.expires_at_ms).arg(generation);
+    call
+}
+
+fn pair_of(who: usize) -> Pair {
+    let request = Request::builder().header(AUTHORIZATION, format!("Bearer {who}")).body(());
+    let (head, ()) = request.expect("a header").into_parts();
+    pair(&head)
+}
+
+fn text(body: &[u8]) -> String {
+    String::from_utf8_lossy(body).into_owned()
 }

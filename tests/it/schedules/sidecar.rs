@@ -5,7 +5,7 @@ use std::{
     rc::Rc,
 };
 
-use super::{link::Link, scheduler::until};
+use super::{link::Link, scheduler::until, world::CREDENTIALS};
 
 #[derive(Default)]
 pub(super) struct Sidecar {
@@ -15,8 +15,10 @@ pub(super) struct Sidecar {
     pub(super) flights: Flights,
     pub(super) pending: RefCell<Option<Pending>>,
     pub(super) is_repeating: Cell<bool>,
-    /// The newest version that was acknowledged while its end was not confirmed.
+    /// The newest state that was acknowledged while its end was not confirmed.
     pub(super) unconfirmed: Cell<u64>,
+    /// Entries that were replaced because the upstream answers each client differently.
+    pub(super) replaced: Cell<u32>,
 }
 
 /// An invalidation that is to be repeated until it is confirmed.
@@ -28,122 +30,147 @@ pub(super) struct Pending {
     pub(super) addition: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Landing {
     InTheAir,
-    Landed(u64),
+    Landed(String),
     Abandoned,
 }
 
 /// One upstream read that several readers wait for.
 #[derive(Clone)]
-pub(super) struct Flight(Rc<Cell<Landing>>);
+pub(super) struct Flight(Rc<RefCell<Landing>>);
 
 impl Flight {
     fn new() -> Self {
-        Self(Rc::new(Cell::new(Landing::InTheAir)))
+        Self(Rc::new(RefCell::new(Landing::InTheAir)))
     }
 
-    pub(super) fn land(&self, version: u64) {
-        self.0.set(Landing::Landed(version));
+    pub(super) fn land(&self, body: &str) {
+        self.0.replace(Landing::Landed(body.to_owned()));
     }
 
     pub(super) fn abandon(&self) {
-        self.0.set(Landing::Abandoned);
+        self.0.replace(Landing::Abandoned);
     }
 
     /// `None` if it brought nothing that can be shared.
-    pub(super) async fn landed(&self) -> Option<u64> {
-        until(|| !matches!(self.0.get(), Landing::InTheAir)).await;
-        if let Landing::Landed(version) = self.0.get() { Some(version) } else { None }
+    pub(super) async fn landed(&self) -> Option<String> {
+        until(|| !matches!(*self.0.borrow(), Landing::InTheAir)).await;
+        match &*self.0.borrow() {
+            Landing::Landed(body) => Some(body.clone()),
+            Landing::InTheAir | Landing::Abandoned => None,
+        }
     }
+}
+
+/// What the store shows of a job, in which epoch, and the credential that asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    pub(super) token: String,
+    pub(super) epoch: u64,
+    pub(super) who: usize,
 }
 
 /// As in `src/cache/flight.rs`.
 #[derive(Default)]
 pub(super) struct Flights {
-    leased: RefCell<Vec<(String, Flight)>>,
-    unleased: RefCell<Option<Queue>>,
+    confirmed: RefCell<Vec<(u64, Shown, Flight)>>,
+    count: Cell<u64>,
+    unleased: RefCell<[Option<Queue>; CREDENTIALS]>,
 }
 
 /// At most one read runs and one is next.
 struct Queue {
-    last: u64,
     running: u64,
     running_flight: Flight,
     next: Option<(u64, Flight)>,
 }
 
-/// How a reader without a confirmed lookup gets its answer.
+/// Where a leader stands among the flights.
+pub(super) enum Seat {
+    Confirmed(u64),
+    Unleased(usize, u64),
+}
+
+/// How a reader who is not hit gets its answer.
 pub(super) enum Ticket {
-    Lead(u64, Flight),
+    Lead(Seat, Flight),
     Join(Flight),
 }
 
 impl Flights {
-    pub(super) fn lead(&self, token: &str) -> Flight {
-        let flight = Flight::new();
-        self.leased.borrow_mut().push((token.to_owned(), flight.clone()));
-        flight
+    fn number(&self) -> u64 {
+        self.count.set(self.count.get() + 1);
+        self.count.get()
     }
 
-    pub(super) fn join(&self, token: &str) -> Option<Flight> {
-        let leased = self.leased.borrow();
-        leased.iter().find(|(of, _)| of == token).map(|(_, flight)| flight.clone())
+    /// Joins the flight of what the store has just shown, or starts it.
+    pub(super) fn share(&self, shown: Shown) -> Ticket {
+        if let Some(flight) = self.find(|of| *of == shown) {
+            return Ticket::Join(flight);
+        }
+        let (number, flight) = (self.number(), Flight::new());
+        self.confirmed.borrow_mut().push((number, shown, flight.clone()));
+        Ticket::Lead(Seat::Confirmed(number), flight)
     }
 
-    /// What nobody may join by.
-    pub(super) fn any(&self) -> Option<Flight> {
-        self.leased.borrow().first().map(|(_, flight)| flight.clone())
-    }
-
-    pub(super) fn leave(&self, token: &str) {
-        self.leased.borrow_mut().retain(|(of, _)| of != token);
+    /// The first flight that `serves`.
+    pub(super) fn find(&self, serves: impl Fn(&Shown) -> bool) -> Option<Flight> {
+        let confirmed = self.confirmed.borrow();
+        confirmed.iter().find(|(_, of, _)| serves(of)).map(|(.., flight)| flight.clone())
     }
 
     /// A local write or purge.
     pub(super) fn detach(&self) {
-        self.leased.borrow_mut().clear();
+        self.confirmed.borrow_mut().clear();
     }
 
     /// Leads or joins a read that begins after now.
-    pub(super) fn next(&self) -> Ticket {
-        let mut unleased = self.unleased.borrow_mut();
-        let Some(queue) = unleased.as_mut() else {
-            let flight = Flight::new();
-            let running_flight = flight.clone();
-            *unleased = Some(Queue { last: 0, running: 0, running_flight, next: None });
-            return Ticket::Lead(0, flight);
-        };
-        if let Some((_, flight)) = &queue.next {
+    pub(super) fn next(&self, who: usize) -> Ticket {
+        let queue = &mut self.unleased.borrow_mut()[who];
+        if let Some(Queue { next: Some((_, flight)), .. }) = queue {
             return Ticket::Join(flight.clone());
         }
-        queue.last += 1;
-        let flight = Flight::new();
-        queue.next = Some((queue.last, flight.clone()));
-        Ticket::Lead(queue.last, flight)
+        let (number, flight) = (self.number(), Flight::new());
+        match queue {
+            Some(queue) => queue.next = Some((number, flight.clone())),
+            None => {
+                let running_flight = flight.clone();
+                *queue = Some(Queue { running: number, running_flight, next: None });
+            }
+        }
+        Ticket::Lead(Seat::Unleased(who, number), flight)
     }
 
     /// The read that runs without a lease: what nobody may join.
-    pub(super) fn running(&self) -> Option<Flight> {
-        self.unleased.borrow().as_ref().map(|queue| queue.running_flight.clone())
+    pub(super) fn running(&self, who: usize) -> Option<Flight> {
+        self.unleased.borrow()[who].as_ref().map(|queue| queue.running_flight.clone())
     }
 
-    /// Waits until this reader may read.
-    pub(super) async fn turn(&self, number: u64) {
-        until(|| self.unleased.borrow().as_ref().is_some_and(|queue| queue.running == number))
-            .await;
+    /// Waits until this leader may read.
+    pub(super) async fn turn(&self, seat: &Seat) {
+        let Seat::Unleased(who, number) = *seat else { return };
+        let is_ours =
+            |queue: &Option<Queue>| matches!(queue, Some(queue) if queue.running == number);
+        until(|| is_ours(&self.unleased.borrow()[who])).await;
     }
 
-    /// The read that ran is done.
-    pub(super) fn pass_on(&self) {
-        let mut unleased = self.unleased.borrow_mut();
-        let next = unleased.as_mut().and_then(|queue| queue.next.take());
-        match (unleased.as_mut(), next) {
-            (Some(queue), Some((number, flight))) => {
-                (queue.running, queue.running_flight) = (number, flight);
+    /// The leader is done.
+    pub(super) fn leave(&self, seat: &Seat) {
+        match *seat {
+            Seat::Confirmed(number) => {
+                self.confirmed.borrow_mut().retain(|(of, ..)| *of != number);
             }
-            _ => *unleased = None,
+            Seat::Unleased(who, _) => {
+                let queue = &mut self.unleased.borrow_mut()[who];
+                let next = queue.take().and_then(|queue| queue.next);
+                *queue = next.map(|(running, running_flight)| Queue {
+                    running,
+                    running_flight,
+                    next: None,
+                });
+            }
         }
     }
 }

@@ -27,11 +27,38 @@ pub(super) enum Reach {
     Here,
 }
 
+/// Who may ask. In most scenarios only the first does.
+pub(super) const CREDENTIALS: usize = 3;
+/// The one whose body is its own, where bodies are personal.
+const PERSONAL: usize = CREDENTIALS - 1;
+
+/// What the upstream would answer, after as many commits as its place tells.
+#[derive(Clone, Copy, Debug)]
+struct State {
+    version: u64,
+    admits: [bool; CREDENTIALS],
+}
+
+/// How often a write changes who is let in, and not the bytes.
+const ACCESS_CHANGES: f64 = 0.7;
+/// Less than the TTL, by more than a schedule takes.
+const COINCIDENCE_MS: i64 = 200_000;
+
+/// What somebody is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Body(String),
+    /// 401 or 403.
+    Refused,
+}
+
 /// Readers who were answered with less than they may expect.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stale {
     /// S: less than was acknowledged before they came. There must be none.
     pub(super) acknowledged: u32,
+    /// L: what the upstream has not served to their credential since, or never. There must be none.
+    pub(super) leaked: u32,
     /// U: less than was committed before they came, by a write that nobody acknowledged but whose
     /// fence stands. There must be none either.
     pub(super) fenced: u32,
@@ -42,6 +69,7 @@ pub(super) struct Stale {
 /// What a reader may expect, fixed when it comes.
 pub(super) struct Claim {
     pub(super) reader: String,
+    pub(super) who: usize,
     acknowledged: u64,
     fenced: u64,
     limits: u64,
@@ -55,7 +83,14 @@ pub(super) struct World {
     pub(super) rng: RefCell<Rng>,
     pub(super) sidecars: [Sidecar; 2],
     spawned: RefCell<Vec<Actor>>,
-    version: Cell<u64>,
+    /// By number; the first is 1.
+    states: RefCell<Vec<State>>,
+    /// The newest state in which the upstream gave a credential an answer.
+    served: RefCell<Vec<(usize, Answer, u64)>>,
+    /// Which life of the server it is.
+    epoch: Cell<u64>,
+    /// When all entries expire: the coincidence that leaves only their generation to tell them apart.
+    pub(super) expires_at_ms: Option<i64>,
     names: Cell<u64>,
     /// By sidecar.
     acknowledged: [Cell<u64>; 2],
@@ -72,17 +107,25 @@ impl World {
         flaw: Flaw,
         seed: u64,
     ) -> Rc<Self> {
+        let mut rng = Rng::with_seed(seed);
+        let coincide = scenario.is_shared && rng.bool();
+        let expires_at_ms = coincide.then(|| server.now_ms() + COINCIDENCE_MS);
+        let first = State { version: 1, admits: [true; CREDENTIALS] };
         Rc::new(Self {
             server,
             scenario,
             flaw,
             seed,
-            rng: RefCell::new(Rng::with_seed(seed)),
+            rng: RefCell::new(rng),
+            expires_at_ms,
             sidecars: Default::default(),
             spawned: RefCell::default(),
-            version: Cell::new(1),
+            // So that a place is a number.
+            states: RefCell::new(vec![first, first]),
+            served: RefCell::default(),
+            epoch: Cell::new(1),
             names: Cell::new(0),
-            acknowledged: Default::default(),
+            acknowledged: [Cell::new(1), Cell::new(1)],
             fenced: Cell::new(0),
             limits: Cell::new(0),
             stale: Cell::default(),
@@ -130,23 +173,66 @@ impl World {
 
     /// The version that the upstream has now.
     pub(super) fn version(&self) -> u64 {
-        self.version.get()
+        self.now().1.version
     }
 
-    /// Reads the upstream: the version is that of some moment in between.
-    pub(super) async fn read_upstream(&self, reader: &str) -> u64 {
-        step().await;
-        let version = self.version.get();
-        self.say(format!("{reader}: upstream read, {version}"));
-        step().await;
-        version
+    fn now(&self) -> (u64, State) {
+        let states = self.states.borrow();
+        (states.len() as u64 - 1, states[states.len() - 1])
     }
 
-    /// Commits the next version at the upstream.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.get()
+    }
+
+    /// The server starts another life.
+    pub(super) fn end_epoch(&self) {
+        self.epoch.set(self.epoch.get() + 1);
+    }
+
+    /// The bytes of a version for a credential.
+    pub(super) fn body(&self, version: u64, who: usize) -> String {
+        if self.scenario.personal && who == PERSONAL {
+            format!("{version} of {who}")
+        } else {
+            version.to_string()
+        }
+    }
+
+    /// What the upstream answers now.
+    pub(super) fn serve(&self, who: usize) -> Answer {
+        let (number, state) = self.now();
+        let answer = if state.admits[who] {
+            Answer::Body(self.body(state.version, who))
+        } else {
+            Answer::Refused
+        };
+        self.served.borrow_mut().push((who, answer.clone(), number));
+        answer
+    }
+
+    /// Reads the upstream: the answer is that of some moment in between.
+    pub(super) async fn read_upstream(&self, reader: &str, who: usize) -> Answer {
+        step().await;
+        let answer = self.serve(who);
+        self.say(format!("{reader}: upstream read, {answer:?}"));
+        step().await;
+        answer
+    }
+
+    /// Commits at the upstream: the next version or, where credentials are told apart, most often
+    /// who is let in. Returns the number of the state.
     pub(super) fn commit(&self, who: &str) -> u64 {
-        self.version.set(self.version.get() + 1);
-        self.say(format!("{who}: COMMIT {}", self.version.get()));
-        self.version.get()
+        let (number, mut state) = self.now();
+        if self.scenario.is_shared && self.chance(ACCESS_CHANGES) {
+            let changed = self.below(CREDENTIALS);
+            state.admits[changed] ^= true;
+        } else {
+            state.version += 1;
+        }
+        self.states.borrow_mut().push(state);
+        self.say(format!("{who}: COMMIT {}, {state:?}", number + 1));
+        number + 1
     }
 
     /// From now on no reader may get less than this version.
@@ -174,35 +260,51 @@ impl World {
     }
 
     pub(super) fn claim(&self, at: usize) -> Claim {
+        let who = if self.scenario.is_shared { self.below(CREDENTIALS) } else { 0 };
         let claim = Claim {
             reader: self.name("r"),
+            who,
             acknowledged: self.acknowledged[at].get(),
             fenced: self.fenced.get(),
             limits: self.limits.get(),
         };
-        self.say(format!(
-            "{}: GET through sidecar {at}, expects {}",
-            claim.reader, claim.acknowledged
-        ));
+        let Claim { reader, acknowledged, .. } = &claim;
+        self.say(format!("{reader}: GET by {who} through sidecar {at}, expects {acknowledged}"));
         claim
     }
 
-    pub(super) fn judge(&self, claim: &Claim, version: u64) {
+    pub(super) fn judge(&self, claim: &Claim, answer: &Answer) {
+        let served = self.served.borrow();
+        let to_it = served.iter().filter(|(who, what, _)| *who == claim.who && what == answer);
+        let proof = to_it.map(|(.., state)| *state).max().unwrap_or(0);
         let mut stale = self.stale.get();
-        let verdict = if version < claim.acknowledged {
+        let verdict = if proof < claim.acknowledged && self.is_leak(claim, answer) {
+            stale.leaked += 1;
+            "  <-- L: the upstream has not served it that since what was acknowledged"
+        } else if proof < claim.acknowledged {
             stale.acknowledged += 1;
             "  <-- S: a newer one was acknowledged before it came"
-        } else if version < claim.fenced {
+        } else if proof < claim.fenced {
             stale.fenced += 1;
             "  <-- U: a newer one was committed, and fenced, before it came"
-        } else if version < claim.limits {
+        } else if proof < claim.limits {
             stale.limits += 1;
             "  (a stated limit)"
         } else {
             ""
         };
         self.stale.set(stale);
-        self.say(format!("{}: answered {version}{verdict}", claim.reader));
+        self.say(format!("{}: answered {answer:?}{verdict}", claim.reader));
+    }
+
+    /// Whether what is wrong with an answer is who got it: a credential that was let in by nobody
+    /// since, or that got what is not an older body of its own.
+    fn is_leak(&self, claim: &Claim, answer: &Answer) -> bool {
+        let floor = usize::try_from(claim.acknowledged).expect("few states");
+        let states = &self.states.borrow()[floor..];
+        let mut old =
+            (1..states[0].version).map(|version| Answer::Body(self.body(version, claim.who)));
+        states.iter().all(|state| !state.admits[claim.who]) || !old.any(|old| old == *answer)
     }
 
     /// Who was answered with too little, and all that happened.

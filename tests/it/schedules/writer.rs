@@ -50,7 +50,7 @@ pub(super) async fn write(world: Rc<World>, at: usize, fate: Fate) {
     }
     let flights = &world.sidecars[at].flights;
     flights.detach();
-    let begun = begin(&world, at, &write).await;
+    let (begun, epoch) = begin(&world, at, &write).await;
     world.say(format!("{write}: forwarded by sidecar {at}, its begin {begun:?}, to be {fate:?}"));
     if begun == Begun::Confirmed && world.chance(RENEWS) {
         let _ = world.call(at, begins(&write)).await;
@@ -69,9 +69,11 @@ pub(super) async fn write(world: Rc<World>, at: usize, fate: Fate) {
         // The end that comes before the head is answered lifts the fence.
         end(&world, at, &write, begun, 0).await;
     }
-    let fenced = begun == Begun::Confirmed && fate != Fate::Streamed;
     let version = world.commit(&write);
     step().await;
+    // A server that took the other's place may know nothing of the fence.
+    let stands = begun == Begun::Confirmed && epoch == world.epoch();
+    let fenced = stands && fate != Fate::Streamed;
     if fate == Fate::Crashed {
         world.say(format!("{write}: CRASH"));
         world.leave_unacknowledged(version, fenced);
@@ -79,6 +81,7 @@ pub(super) async fn write(world: Rc<World>, at: usize, fate: Fate) {
     }
     let ended = end(&world, at, &write, begun, linger_ms).await;
     // While its fence stands nobody is given an older body, whatever became of the end.
+    let fenced = fenced && epoch == world.epoch();
     let reach = if ended || fenced { Reach::Everywhere } else { Reach::Here };
     step().await;
     world.acknowledge(&write, at, version, reach);
@@ -121,7 +124,8 @@ pub(super) async fn purge(world: Rc<World>, at: usize) {
     world.acknowledge(&purge, at, version, reach);
 }
 
-async fn begin(world: &Rc<World>, at: usize, write: &str) -> Begun {
+/// With the epoch of the connection that it went over.
+async fn begin(world: &Rc<World>, at: usize, write: &str) -> (Begun, u64) {
     loop {
         let sent = if world.scenario.begins == Begins::MayBeLost {
             world.call(at, begins(write)).await
@@ -129,21 +133,22 @@ async fn begin(world: &Rc<World>, at: usize, write: &str) -> Begun {
             world.call_patiently(at, begins(write)).await
         };
         match sent {
-            Ok(()) => return Begun::Confirmed,
-            Err(Unanswered::NotSent) => return Begun::NotSent,
+            Ok(epoch) => return (Begun::Confirmed, epoch),
+            Err(Unanswered::NotSent) => return (Begun::NotSent, world.epoch()),
             Err(Unanswered::Sent) if world.scenario.begins == Begins::MayBeLost => {
-                return Begun::Unconfirmed;
+                return (Begun::Unconfirmed, world.epoch());
             }
             Err(Unanswered::Sent) => {}
         }
     }
 }
 
-fn begins(write: &str) -> impl FnOnce(&World) + 'static {
+fn begins(write: &str) -> impl FnOnce(&World) -> u64 + 'static {
     let write = write.to_owned();
     move |world| {
         world.server.begin(&write);
         world.say(format!("begin {write}"));
+        world.epoch()
     }
 }
 

@@ -1,0 +1,124 @@
+//! What follows a read of the upstream, as `src/cache/fill.rs` and `src/store/redis.rs` have it.
+
+use std::rc::Rc;
+
+use jobcache::{mutants::Mutant, store::Stored};
+
+use super::{
+    Flaw,
+    server::New,
+    sidecar::{Flight, Seat},
+    world::World,
+};
+
+/// The part of a reader who reads the upstream for others.
+pub(super) struct Lead {
+    pub(super) reader: String,
+    pub(super) who: usize,
+    pub(super) seat: Seat,
+    pub(super) flight: Flight,
+    pub(super) target: Target,
+}
+
+/// Where what is read may be stored.
+pub(super) enum Target {
+    Nowhere,
+    Lease { token: String, epoch: u64 },
+    Entry { known: Known, refresh: bool },
+}
+
+/// An entry that a reader has seen.
+pub(super) struct Known {
+    pub(super) body: String,
+    pub(super) stored: Stored,
+    pub(super) generation: String,
+    pub(super) epoch: u64,
+}
+
+/// Goes its own way: the client has been answered.
+pub(super) async fn store(world: Rc<World>, at: usize, lead: Lead, body: String) {
+    let Lead { reader, who, seat, target, .. } = lead;
+    match target {
+        Target::Nowhere => {}
+        Target::Lease { token, epoch } => {
+            fill(&world, at, New { body, generation: token, epoch, who }).await;
+        }
+        Target::Entry { known, refresh: false }
+            if known.body == body || world.flaw == Flaw::AdmitWhateverIsRead =>
+        {
+            admit(&world, at, reader, who, known).await;
+        }
+        Target::Entry { known, refresh } => {
+            if !refresh {
+                let replaced = &world.sidecars[at].replaced;
+                replaced.set(replaced.get() + 1);
+            }
+            let (generation, epoch) = (format!("{reader}-new"), known.epoch);
+            replace(&world, at, known, New { body, generation, epoch, who }).await;
+        }
+    }
+    world.sidecars[at].flights.leave(&seat);
+}
+
+async fn fill(world: &Rc<World>, at: usize, mut new: New) {
+    let token = new.generation.clone();
+    let filled = world.call(at, move |world| {
+        match world.flaw {
+            Flaw::Of(Mutant::EpochAtFill) => new.epoch = world.epoch(),
+            Flaw::Of(Mutant::NoEpoch) => {}
+            _ if new.epoch != world.epoch() => return,
+            _ => {}
+        }
+        let stored = world.server.fill(&new, world.expires_at_ms);
+        world.say(format!("fill {new:?} -> {stored}"));
+    });
+    if filled.await.is_err() {
+        release(Rc::clone(world), at, token).await;
+    }
+}
+
+async fn admit(world: &Rc<World>, at: usize, reader: String, who: usize, known: Known) {
+    let call = world.call(at, move |world| {
+        let Some((stored, generation)) = compared(world, known, Flaw::AdmitOnWhatIsThere) else {
+            return;
+        };
+        let admitted = world.server.admit(&stored, &generation, who);
+        world.say(format!("{reader}: admit {who} to {generation} -> {admitted}"));
+    });
+    // Unanswered, it is of no consequence.
+    let _ = call.await;
+}
+
+async fn replace(world: &Rc<World>, at: usize, known: Known, mut new: New) {
+    let call = world.call(at, move |world| {
+        // The reads of two sidecars may give the very same.
+        let expires_at_ms = world.expires_at_ms.unwrap_or(known.stored.expires_at_ms);
+        let compared = if world.flaw == Flaw::ReplaceAcrossEpochs {
+            new.epoch = world.epoch();
+            Some((known.stored, known.generation))
+        } else {
+            compared(world, known, Flaw::ReplaceOnWhatIsThere)
+        };
+        let Some((stored, generation)) = compared else { return };
+        let replaced = world.server.replace(&stored, &generation, &new, expires_at_ms);
+        world.say(format!("replace {generation} with {new:?} -> {replaced}"));
+    });
+    let _ = call.await;
+}
+
+/// What a script is to compare with: what was seen, over a connection of the same epoch.
+fn compared(world: &World, known: Known, on_what_is_there: Flaw) -> Option<(Stored, String)> {
+    if world.flaw == on_what_is_there {
+        return Some(world.server.now());
+    }
+    (known.epoch == world.epoch()).then_some((known.stored, known.generation))
+}
+
+pub(super) async fn release(world: Rc<World>, at: usize, token: String) {
+    let call = world.call(at, move |world| {
+        let released = world.server.release(&token);
+        world.say(format!("release {token} -> {released}"));
+    });
+    // Lost, the lease runs out by itself.
+    let _ = call.await;
+}
