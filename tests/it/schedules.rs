@@ -8,19 +8,28 @@
 //! who is next, by a seed: uniformly, or by random priorities with change points. Redis is real and
 //! so are `src/store/lua/*.lua` and the check of an entry (`cache::entry`); what a sidecar does in
 //! between (`cache`, `cache::flight`, `store::redis`) is written down once more, in [`reader`],
-//! [`writer`], [`sidecar`] and [`link`], and must be changed along with it.
+//! [`fill`], [`writer`], [`sidecar`] and [`link`], and must be changed along with it.
+//!
+//! In some scenarios several credentials ask: a write then changes the bytes, or who is let in and
+//! not the bytes, and one credential may be served bytes of its own. In half of their schedules all
+//! entries expire in the same ms, so that only a generation tells two of the same bytes apart.
 //!
 //! A slow command waits behind those before it on its connection, outlives who sent it, or is lost
 //! when the connection breaks; then it may still come after what was sent on the next one. Nothing
 //! expires by the clock, since a schedule is over within a few ms: an actor deletes what has run
-//! out or is evicted, each key by itself. The model leaves out what it has no step for: the purge
-//! of all keys, a server that restarts or changes its role (those are in [`directed`]), the memory
-//! store.
+//! out or is evicted, each key by itself. A fail-over puts a snapshot back, in another epoch, and
+//! breaks every connection. The model leaves out what it has no step for: the purge of all keys, how
+//! a server tells that it is another (that is in [`directed`] and [`admission`]), the memory store.
 //!
 //! # What is checked
 //!
+//! An answer counts from the newest state of the upstream in which it has served that very answer to
+//! that very credential.
+//!
 //! - **S**: a reader who came after a write, a purge or a third party's DEL was acknowledged got an
 //!   older version than was committed by then. There must be none.
+//! - **L**: such a reader got bytes that are not old, but that the upstream has not served to its
+//!   credential since, or any while all states since then turn it away. There must be none.
 //! - **U**: a write that nobody acknowledged (its sidecar died, or the upstream timed out and
 //!   committed later) left a fence, and a reader who came after the commit got an older version.
 //!   There must be none while the fence is known to stand.
@@ -56,6 +65,7 @@
 
 #![allow(clippy::print_stdout, reason = "the table and the violations are what is read of it")]
 
+mod admission;
 mod directed;
 mod fill;
 mod flaws;
@@ -83,7 +93,7 @@ use self::{
 };
 
 /// Of a run that no variable makes longer.
-const SCHEDULES: u64 = 2_400;
+const SCHEDULES: u64 = 1_680;
 /// Violations that are printed of one scenario.
 const PRINTED: usize = 2;
 

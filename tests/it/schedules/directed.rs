@@ -18,15 +18,15 @@ use super::{
 };
 use crate::support::{RedisServer, SOON, eventually};
 
-const TTL: Duration = Duration::from_mins(5);
+pub(super) const TTL: Duration = Duration::from_mins(5);
 /// Longer than a restart takes.
 const LEASE_TIME: Duration = Duration::from_mins(1);
 /// Less than a frozen server takes.
 const SHORT: Duration = Duration::from_millis(20);
 const FENCE_MS: i64 = 150;
-const OLD: &str = "old";
+pub(super) const OLD: &str = "old";
 
-async fn open(redis: &RedisServer) -> Store {
+pub(super) async fn open(redis: &RedisServer) -> Store {
     let mut config = Config::default();
     config.store.url = StoreUrl::Redis(redis.url());
     config.store.lease = LEASE_TIME;
@@ -35,11 +35,11 @@ async fn open(redis: &RedisServer) -> Store {
     store
 }
 
-fn key() -> Key {
+pub(super) fn key() -> Key {
     Key::new("job_status:", "x")
 }
 
-fn budget() -> Budget {
+pub(super) fn budget() -> Budget {
     Budget::new(SOON)
 }
 
@@ -47,7 +47,7 @@ async fn ask(store: &Store) -> Grant {
     store.lease(&key(), None, &mut budget()).await.unwrap()
 }
 
-async fn granted(store: &Store) -> Lease {
+pub(super) async fn granted(store: &Store) -> Lease {
     match ask(store).await {
         Grant::Lease(lease) => lease,
         other => panic!("no lease: {other:?}"),
@@ -55,30 +55,30 @@ async fn granted(store: &Store) -> Lease {
 }
 
 /// The meta of the entry that this lease fills.
-fn meta(lease: &Lease) -> String {
+pub(super) fn meta(lease: &Lease) -> String {
     let (head, ()) = Request::new(()).into_parts();
     entry(OLD, pair(&head)).meta(lease.token(), lease.epoch())
 }
 
-async fn fill(store: &Store, lease: Lease) -> Result<Fill, StoreError> {
+pub(super) async fn fill(store: &Store, lease: Lease) -> Result<Fill, StoreError> {
     let meta = meta(&lease);
     store.fill(lease, &OLD.into(), &meta, TTL).await
 }
 
-async fn filled(store: &Store) {
+pub(super) async fn filled(store: &Store) {
     let lease = granted(store).await;
     assert_eq!(fill(store, lease).await.unwrap(), Fill::Stored);
     assert_eq!(believed(store).await, Some(Ok(())));
 }
 
 /// Whether there is a value, and whether it is a hit.
-async fn believed(store: &Store) -> Option<Result<(), Reject>> {
+pub(super) async fn believed(store: &Store) -> Option<Result<(), Reject>> {
     let seen = store.read(&key(), &mut budget()).await.unwrap();
     Entry::decode(&seen).map(|decoded| decoded.map(drop))
 }
 
 /// Everything that stands under the four keys.
-async fn state(redis: &RedisServer) -> Vec<(Option<Vec<u8>>, i64)> {
+pub(super) async fn state(redis: &RedisServer) -> Vec<(Option<Vec<u8>>, i64)> {
     let mut pipeline = redis::pipe();
     let mut connection = redis.connection().await;
     let mut state = Vec::new();
@@ -94,7 +94,7 @@ async fn configure(redis: &RedisServer, name: &str, value: &str) {
     let () = redis.run(cmd("CONFIG").arg("SET").arg(name).arg(value)).await;
 }
 
-async fn info(redis: &RedisServer, field: &str) -> String {
+pub(super) async fn info(redis: &RedisServer, field: &str) -> String {
     let info: String = redis.run(&cmd("INFO")).await;
     let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     value.unwrap_or_default().trim().to_owned()
@@ -142,14 +142,14 @@ async fn what_a_lease_from_an_old_snapshot_does_fill_is_not_believed() {
     assert_eq!(believed(&store).await, Some(Err(Reject::Epoch)));
 }
 
-async fn replicate(replica: &RedisServer, master: &RedisServer) {
+pub(super) async fn replicate(replica: &RedisServer, master: &RedisServer) {
     let url = master.url();
     let (_, port) = url.rsplit_once(':').unwrap();
     let () = replica.run(cmd("REPLICAOF").arg("127.0.0.1").arg(port)).await;
     eventually(SOON, async || info(replica, "master_link_status").await == "up").await;
 }
 
-async fn promote(replica: &RedisServer) {
+pub(super) async fn promote(replica: &RedisServer) {
     let () = replica.run(cmd("REPLICAOF").arg("NO").arg("ONE")).await;
 }
 
@@ -179,7 +179,7 @@ async fn a_master_that_was_promoted_again_without_a_restart_is_not_believed() {
 }
 
 /// A server at its memory limit that evicts nothing.
-async fn fill_memory(redis: &RedisServer) {
+pub(super) async fn fill_memory(redis: &RedisServer) {
     configure(redis, "maxmemory-policy", "noeviction").await;
     configure(redis, "maxmemory", "1").await;
 }

@@ -133,12 +133,11 @@ impl Flights {
             return Ticket::Join(flight.clone());
         }
         let (number, flight) = (self.number(), Flight::new());
-        match queue {
-            Some(queue) => queue.next = Some((number, flight.clone())),
-            None => {
-                let running_flight = flight.clone();
-                *queue = Some(Queue { running: number, running_flight, next: None });
-            }
+        if let Some(queue) = queue {
+            queue.next = Some((number, flight.clone()));
+        } else {
+            let running_flight = flight.clone();
+            *queue = Some(Queue { running: number, running_flight, next: None });
         }
         Ticket::Lead(Seat::Unleased(who, number), flight)
     }

@@ -1,0 +1,193 @@
+//! What `admit` and `replace` refuse, one history and one line of a script at a time.
+//!
+//! No schedule shows that an admission looks at the value, at the fence and at the epoch. What it
+//! widens is the meta of a value that is no hit then: meta outlives a DEL, but not the lease, the
+//! begin or the end that comes before the next entry, and another expiry or epoch is no hit. Those
+//! lines are there so that nothing hangs on that argument alone.
+
+use jobcache::store::{Fill, Key, Replacement, Seen, Store, Stored};
+use redis::cmd;
+
+use super::{
+    Flaw,
+    directed::{OLD, TTL, believed, budget, fill, fill_memory, filled, granted, key, open, state},
+    server::{FENCE, LEASE, MAIN, META, compare_and_set, script},
+};
+use crate::support::{RedisServer, SOON, eventually};
+
+const NEW: &str = "new";
+const PAIR: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/// An entry that somebody has seen.
+struct Before {
+    redis: RedisServer,
+    store: Store,
+    seen: Seen,
+    generation: String,
+}
+
+impl Before {
+    async fn new() -> Self {
+        let redis = RedisServer::start().await;
+        let store = open(&redis).await;
+        let (seen, generation) = entry(&store).await;
+        Self { redis, store, seen, generation }
+    }
+
+    fn stored(&self) -> &Stored {
+        self.seen.stored.as_ref().unwrap()
+    }
+
+    /// What the store makes of an admission and of a replacement.
+    async fn both(&self, store: &Store, key: &Key) -> [Fill; 2] {
+        let body = NEW.into();
+        let meta = r#"{"v":1,"audience":[]"#;
+        let expires_at_ms = self.stored().expires_at_ms;
+        let new = Replacement { body: &body, meta, expires_at_ms };
+        [
+            store.admit(key, &self.seen, &self.generation, PAIR).await.unwrap(),
+            store.replace(key, &self.seen, &self.generation, new).await.unwrap(),
+        ]
+    }
+
+    /// Nobody is let in and nothing is replaced.
+    async fn assert_refused(&self, why: &str) {
+        let before = state(&self.redis).await;
+        assert_eq!(self.both(&self.store, &key()).await, [Fill::Revoked; 2], "{why}");
+        assert_eq!(state(&self.redis).await, before, "{why}");
+    }
+
+    async fn set(&self, life: &[&str]) {
+        let () = self.redis.run(cmd("SET").arg(MAIN).arg(OLD).arg(life)).await;
+    }
+}
+
+/// Fills an entry, and looks at it.
+async fn entry(store: &Store) -> (Seen, String) {
+    let lease = granted(store).await;
+    let generation = lease.token().as_str().to_owned();
+    assert_eq!(fill(store, lease).await.unwrap(), Fill::Stored);
+    (store.read(&key(), &mut budget()).await.unwrap(), generation)
+}
+
+#[tokio::test]
+async fn what_was_seen_and_is_there_still_is_admitted_to_and_replaced() {
+    let before = Before::new().await;
+    assert_eq!(before.both(&before.store, &key()).await, [Fill::Stored; 2]);
+    assert_eq!(before.redis.get(MAIN).await.unwrap(), NEW.as_bytes());
+}
+
+#[tokio::test]
+async fn after_a_plain_del_nobody_is_let_in_whatever_is_set_then() {
+    let before = Before::new().await;
+    before.redis.del(MAIN).await;
+    assert!(before.redis.holds(META).await, "the DEL leaves it behind");
+    before.assert_refused("there is nothing").await;
+    for life in [&[][..], &["EX", "299"], &["EX", "300"], &["KEEPTTL"]] {
+        before.redis.del(MAIN).await;
+        before.set(life).await;
+        before.assert_refused("the bytes are the same, the value is not").await;
+    }
+    before.redis.del(MAIN).await;
+    let lease = granted(&before.store).await;
+    before.assert_refused("somebody fills").await;
+    assert_eq!(fill(&before.store, lease).await.unwrap(), Fill::Stored);
+    before.assert_refused("the entry is another").await;
+    assert_eq!(believed(&before.store).await, Some(Ok(())));
+}
+
+#[tokio::test]
+async fn an_entry_of_the_same_bytes_and_expiry_is_another_by_its_generation() {
+    let before = Before::new().await;
+    before.store.purge(vec![key()], SOON).await;
+    filled(&before.store).await;
+    let at = before.stored().expires_at_ms;
+    for name in [MAIN, META] {
+        let () = before.redis.run(cmd("PEXPIREAT").arg(name).arg(at)).await;
+    }
+    before.assert_refused("the generation is another").await;
+}
+
+#[tokio::test]
+async fn while_a_fence_stands_nobody_is_let_in() {
+    let before = Before::new().await;
+    let () = before.redis.run(cmd("ZADD").arg(FENCE).arg(1).arg("w")).await;
+    before.assert_refused("a write is in flight").await;
+    let write = before.store.begin(vec![key()], TTL, &mut budget()).await;
+    before.assert_refused("it has dropped the entry, too").await;
+    before.set(&["PXAT", &before.stored().expires_at_ms.to_string()]).await;
+    before.assert_refused("and what is set meanwhile is no entry").await;
+    before.store.end(&write, SOON, &mut budget()).await;
+    before.assert_refused("it lingers").await;
+}
+
+/// Who can SET the very bytes under the very ms of the expiry has the very value, and nothing in
+/// Redis tells it from the one that was deleted: a stated limit. RENAME, RESTORE with ABSTTL or a
+/// script that deletes and sets within one ms can; a SET with a TTL hits that ms by chance only.
+#[tokio::test]
+async fn the_very_value_put_back_under_its_very_expiry_is_the_entry_again() {
+    let before = Before::new().await;
+    let at = before.stored().expires_at_ms.to_string();
+    before.redis.del(MAIN).await;
+    before.set(&["PXAT", &at]).await;
+    assert_eq!(believed(&before.store).await, Some(Ok(())));
+
+    // Not so after a write or a purge, or once a lease was asked for: they drop meta.
+    before.store.purge(vec![key()], SOON).await;
+    before.set(&["PXAT", &at]).await;
+    before.assert_refused("there is no meta").await;
+    assert!(believed(&before.store).await.is_some_and(|believed| believed.is_err()));
+}
+
+#[tokio::test]
+async fn what_was_seen_before_a_restart_is_neither_admitted_to_nor_replaced() {
+    let mut before = Before::new().await;
+    before.redis.save().await;
+    before.redis.del(MAIN).await;
+
+    before.redis.restart_from_rdb().await;
+
+    assert_eq!(before.redis.get(MAIN).await.as_deref(), Some(OLD.as_bytes()), "it is back");
+    let epoch = before.seen.epoch.clone();
+    let read = async || before.store.read(&key(), &mut budget()).await;
+    eventually(SOON, async || read().await.is_ok_and(|seen| seen.epoch != epoch)).await;
+    before.assert_refused("it was seen in another life of the server").await;
+    assert_eq!(
+        compare_and_set(&script("admit", Flaw::Nothing), before.stored(), &before.generation)
+            .arg(PAIR)
+            .invoke_async::<bool>(&mut before.redis.connection().await)
+            .await,
+        Ok(true),
+        "the script knows nothing of epochs"
+    );
+    assert!(believed(&before.store).await.is_some_and(|believed| believed.is_err()));
+}
+
+#[tokio::test]
+async fn what_was_seen_on_another_master_is_neither_admitted_to_nor_replaced() {
+    let before = Before::new().await;
+    let replica = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]).await;
+    super::directed::replicate(&replica, &before.redis).await;
+    super::directed::promote(&replica).await;
+    let store = open(&replica).await;
+
+    assert_eq!(replica.get(MAIN).await.as_deref(), Some(OLD.as_bytes()));
+    assert_eq!(before.both(&store, &key()).await, [Fill::Revoked; 2]);
+    assert_eq!(replica.get(MAIN).await.as_deref(), Some(OLD.as_bytes()));
+}
+
+#[tokio::test]
+async fn at_the_memory_limit_nobody_is_let_in_and_nothing_changes() {
+    let before = Before::new().await;
+    fill_memory(&before.redis).await;
+    let as_it_was = state(&before.redis).await;
+
+    let admitted = before.store.admit(&key(), &before.seen, &before.generation, PAIR).await;
+    let body = NEW.into();
+    let new = Replacement { body: &body, meta: "{", expires_at_ms: before.stored().expires_at_ms };
+    let replaced = before.store.replace(&key(), &before.seen, &before.generation, new).await;
+
+    assert!(admitted.is_err() && replaced.is_err(), "{admitted:?}, {replaced:?}");
+    assert_eq!(state(&before.redis).await, as_it_was);
+    assert!(!before.redis.holds(LEASE).await);
+}
