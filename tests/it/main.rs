@@ -18,5 +18,6 @@ mod proxying;
 mod purge;
 mod reads;
 mod redis_down;
+mod revocation;
 mod schedules;
 mod sidecars;
