@@ -3,6 +3,7 @@
 //! It never fetches. A reader that has to is handed a [`Lead`] and a lease, and `proxy` fetches.
 
 pub mod audience;
+mod bulk;
 pub mod entry;
 mod fill;
 pub mod flight;
@@ -20,6 +21,7 @@ use tracing::{debug, warn};
 
 use self::{
     audience::{Pair, Prints},
+    bulk::Bulk,
     entry::{Entry, Reject},
     fill::Target,
     flight::{Flight, Flights, Shown, Ticket},
@@ -66,6 +68,7 @@ pub struct Cache {
     pending_warnings: Throttle,
     /// Other sidecars' leases that were waited for in vain.
     waited: Marks<Token>,
+    bulk: Bulk,
     policy: Policy,
     settings: Settings,
     metrics: Arc<Metrics>,
@@ -119,6 +122,7 @@ pub enum Outcome {
 enum Source {
     Write,
     WriteBody,
+    WriteAll,
     Purge,
     PurgeAll,
 }
@@ -136,6 +140,7 @@ impl Cache {
             foreign_warnings: Marks::new(FOREIGN_WARNING_EVERY),
             pending_warnings: Throttle::default(),
             waited: Marks::new(config.store.lease),
+            bulk: Bulk::default(),
             policy: Policy {
                 ttl: config.ttl,
                 max_body: config.max_body,
@@ -354,8 +359,21 @@ impl Cache {
     /// Fences jobs before a write is forwarded.
     pub async fn begin(&self, ids: &[JobId], budget: &mut Budget) -> Write {
         let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
+        if keys.is_empty() {
+            return self.unfenced();
+        }
         self.detach(&keys);
         self.store.begin(keys, self.settings.fence, budget).await
+    }
+
+    /// A write of which it is not known yet what it changes.
+    pub fn unfenced(&self) -> Write {
+        self.store.unfenced(self.settings.fence)
+    }
+
+    /// Adds jobs that a write turns out to have changed.
+    pub fn widen(&self, write: &mut Write, ids: &[JobId]) {
+        write.widen(ids.iter().map(|id| self.key(id)));
     }
 
     /// Keeps the fence of a long write standing; never returns.
@@ -371,27 +389,30 @@ impl Cache {
     /// A write has one budget on its way in and one on its way out. What a slow `begin` has spent
     /// says nothing of the store now, long after, and without time an end cannot be confirmed.
     pub async fn end(&self, write: &Write, outcome: Outcome) -> Ended {
-        let ended = self.invalidate(write, outcome).await;
-        self.count_invalidation(Source::Write, ended);
-        ended
+        self.invalidate(write, outcome, Source::Write).await
     }
 
     /// Invalidates them once more, when the upstream's answer has come to its end: it may commit
     /// while it sends.
     pub async fn end_again(&self, write: &Write, outcome: Outcome) -> Ended {
-        let ended = self.invalidate(write, outcome).await;
-        self.count_invalidation(Source::WriteBody, ended);
+        self.invalidate(write, outcome, Source::WriteBody).await
+    }
+
+    async fn invalidate(&self, write: &Write, outcome: Outcome, source: Source) -> Ended {
+        if write.keys().is_empty() {
+            return Ended::Confirmed { entries: 0 };
+        }
+        let ended = self.store.end(write, self.linger(outcome), &mut self.budget()).await;
+        self.detach(write.keys());
+        self.count_invalidation(source, ended);
         ended
     }
 
-    async fn invalidate(&self, write: &Write, outcome: Outcome) -> Ended {
-        let linger = match outcome {
+    fn linger(&self, outcome: Outcome) -> Duration {
+        match outcome {
             Outcome::Known => self.settings.settle,
             Outcome::Unknown => self.settings.linger.max(self.settings.settle),
-        };
-        let ended = self.store.end(write, linger, &mut self.budget()).await;
-        self.detach(write.keys());
-        ended
+        }
     }
 
     /// Invalidates jobs on request. Who asked may hang up: it is carried out all the same.
@@ -434,6 +455,7 @@ impl Cache {
         let source = match source {
             Source::Write => "write",
             Source::WriteBody => "write-body",
+            Source::WriteAll => "write-all",
             Source::Purge => "purge",
             Source::PurgeAll => "purge-all",
         };

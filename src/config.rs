@@ -16,6 +16,7 @@ mod knob;
 mod load;
 mod log;
 mod parse;
+mod rules;
 mod suggest;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use standardwebhooks::Webhook;
 
 pub use knob::{Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
+pub use rules::Rule;
 
 /// A checked configuration: every value is within its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pub struct Config {
     pub pending: Pending,
     /// What marks a request as somebody's.
     pub credentials: Credentials,
+    /// Which further jobs a write changes. Only the file can say.
+    pub invalidate: Vec<Rule>,
 }
 
 /// Limits of the client side.
@@ -250,6 +254,7 @@ impl Default for Config {
             store: Store::default(),
             pending: Pending::default(),
             credentials: Credentials::default(),
+            invalidate: Vec::new(),
         }
     }
 }

@@ -59,7 +59,11 @@ use crate::{
     cache::Cache,
     config::Config,
     metrics::Metrics,
-    proxy::{Proxy, headers::Client, route::Routes},
+    proxy::{
+        Proxy,
+        headers::Client,
+        route::{Routes, rules::Rules},
+    },
     server::Server,
     store::{Store, StoreError},
     upstream::Upstream,
@@ -86,6 +90,9 @@ pub enum RunError {
     /// A route template.
     #[error(transparent)]
     Route(#[from] proxy::route::BadTemplate),
+    /// A rule of `[[invalidate]]`.
+    #[error(transparent)]
+    Rule(#[from] proxy::route::rules::BadRule),
     /// The store's URL.
     #[error("cannot open the store: {0}")]
     Store(#[from] StoreError),
@@ -98,7 +105,8 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::default());
-    let routes = Arc::new(Routes::parse(&config.routes)?);
+    let rules = Rules::parse(&config.invalidate)?;
+    let routes = Arc::new(Routes::parse(&config.routes)?.with_rules(rules));
     let store = Store::open(&config, Arc::clone(&metrics))?;
     info!(
         listen = address(&listeners.proxy),

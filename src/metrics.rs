@@ -32,6 +32,8 @@ pub struct Metrics {
     pub fills: Family<OutcomeLabels, Counter>,
     /// Invalidations by source and outcome.
     pub invalidations: Family<InvalidationLabels, Counter>,
+    /// Bodies in which a rule of `[[invalidate]]` did not find what it looked for.
+    pub rule_misses: Family<MissLabels, Counter>,
     /// Requests answered by another request's upstream read.
     pub flights_joined: Counter,
     /// Values found under our keys that somebody else wrote.
@@ -107,10 +109,19 @@ pub struct OutcomeLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct InvalidationLabels {
     /// `write`, `write-body` (the second end of a write, when its answer has come to its end),
-    /// `purge` or `purge-all`.
+    /// `write-all` (by a rule), `purge` or `purge-all`.
     pub source: &'static str,
     /// `confirmed` or `pending`.
     pub outcome: &'static str,
+}
+
+/// Labels of [`Metrics::rule_misses`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MissLabels {
+    /// `request` or `response`.
+    pub body: &'static str,
+    /// `too-large`, `encoded`, `slow`, `not-json`, `not-found` or `too-many`.
+    pub reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -140,6 +151,7 @@ impl Default for Metrics {
             requests: Family::default(),
             fills: Family::default(),
             invalidations: Family::default(),
+            rule_misses: Family::default(),
             flights_joined: Counter::default(),
             foreign_values: Counter::default(),
             pending: Gauge::default(),
@@ -192,6 +204,11 @@ impl Metrics {
             "invalidations",
             "Invalidations by source and outcome",
             self.invalidations.clone(),
+        );
+        r.register(
+            "rule_misses",
+            "Bodies in which a rule of [[invalidate]] did not find what it looked for",
+            self.rule_misses.clone(),
         );
         r.register(
             "flights_joined",

@@ -4,10 +4,11 @@ mod answer;
 pub mod body;
 pub mod headers;
 mod lead;
+mod reach;
 pub mod route;
 pub mod upgrade;
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use hyper::{
     Request, Response, StatusCode, Version,
@@ -27,7 +28,8 @@ use self::{
     body::{Body, Ending, Finish, Finishing},
     headers::Client,
     lead::LeadTask,
-    route::{Route, Routes, overrides_method},
+    reach::{Change, Inspected, Inspector},
+    route::{Route, Routes, Scope, Target, is_unsafe, overrides_method},
     upgrade::Upgrade,
 };
 use crate::{
@@ -35,8 +37,8 @@ use crate::{
     config::Config,
     metrics::Metrics,
     mutants::{self, Mutant},
-    store::{Budget, Ended, Write},
-    upstream::{Repeat, RequestBody, ResponseBody, Upstream, UpstreamError, to_origin_form},
+    store::{Budget, Ended},
+    upstream::{Repeat, RequestBody, Upstream, UpstreamError, to_origin_form},
 };
 
 /// Answers requests.
@@ -47,6 +49,7 @@ pub struct Proxy {
     upstream: Upstream,
     /// Writes and flights, which outlive the client that began them.
     tasks: TaskTracker,
+    inspector: Inspector,
     access_log: bool,
     metrics: Arc<Metrics>,
 }
@@ -61,7 +64,9 @@ impl Proxy {
         metrics: Arc<Metrics>,
     ) -> Self {
         let tasks = TaskTracker::new();
-        Self { routes, cache, upstream, tasks, access_log: config.access_log, metrics }
+        let inspector = Inspector::new(Arc::clone(&metrics));
+        let access_log = config.access_log;
+        Self { routes, cache, upstream, tasks, inspector, access_log, metrics }
     }
 
     /// Waits for writes and flights that have outlived their clients, and for upgrades.
@@ -89,7 +94,7 @@ impl Proxy {
                 self.pass(request, client, Bypass::Credentials).await
             }
             Route::Read(id) => self.read(id, request.into_parts().0, client).await,
-            Route::Write(ids) => self.write(ids, request, client).await,
+            Route::Write(scope) => self.write(scope, request, client).await,
             Route::Pass(_) if request.method() == Method::CONNECT => {
                 refuse_with(StatusCode::METHOD_NOT_ALLOWED, "connect")
             }
@@ -163,15 +168,23 @@ impl Proxy {
         }
     }
 
-    /// Forwards what the cache has no part in, streaming both ways.
-    async fn pass(&self, mut request: Request<Incoming>, client: Client, why: Bypass) -> Answer {
+    /// Forwards what the cache has no part in, streaming both ways; unless the answer says that it
+    /// has: a `POST /jobs` may name the job that it has changed.
+    async fn pass(
+        self: &Arc<Self>,
+        mut request: Request<Incoming>,
+        client: Client,
+        why: Bypass,
+    ) -> Answer {
         let upgrade = Upgrade::of(&mut request);
+        let may_change = is_unsafe(&request);
         let overridden = overrides_method(request.headers());
         let (mut head, body) = request.into_parts();
         self.prepare_request(&mut head, client);
         if let Some(upgrade) = &upgrade {
             upgrade.ask(&mut head.headers);
         }
+        let target = may_change.then(|| Target::of(&head, self.upstream.authority()));
         let request = Request::from_parts(head, RequestBody::of(body));
         let repeat = if overridden { Repeat::Never } else { Repeat::IfSafe };
         let switch = if upgrade.is_some() { Switch::Asked } else { Switch::Unasked };
@@ -186,18 +199,30 @@ impl Proxy {
             let place = response.body_mut().take_place();
             upgrade.tie(&mut response, place, &self.tasks);
         }
-        Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }
+        let response = response.map(Body::Upstream);
+        let named = target.map(|target| self.routes.mentioned(&target, &response));
+        if let Some(jobs) = named.filter(|jobs| !jobs.is_empty()) {
+            let mut write = self.cache.unfenced();
+            self.cache.widen(&mut write, &jobs);
+            let change = Change { write, all: false };
+            let conclude = Arc::clone(self).conclude(change, Outcome::Known, Ok(response));
+            return self.detached(conclude).await;
+        }
+        Answer { response, verdict: Verdict::Pass(why) }
     }
 
     /// Forwards a write. It is a task of its own: a client that hangs up cancels neither the write
     /// nor the invalidation that has to follow it.
     async fn write(
         self: &Arc<Self>,
-        ids: Vec<JobId>,
+        scope: Scope,
         request: Request<Incoming>,
         client: Client,
     ) -> Answer {
-        let write = Arc::clone(self).carry_out(ids, request, client);
+        self.detached(Arc::clone(self).carry_out(scope, request, client)).await
+    }
+
+    async fn detached(&self, write: impl Future<Output = Answer> + Send + 'static) -> Answer {
         match self.tasks.spawn(write).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -209,16 +234,26 @@ impl Proxy {
 
     async fn carry_out(
         self: Arc<Self>,
-        ids: Vec<JobId>,
+        mut scope: Scope,
         request: Request<Incoming>,
         client: Client,
     ) -> Answer {
-        let write = self.cache.begin(&ids, &mut self.cache.budget()).await;
         let (mut head, body) = request.into_parts();
         self.prepare_request(&mut head, client);
-        let request = Request::from_parts(head, RequestBody::of(body));
+        let target = Target::of(&head, self.upstream.authority());
+        let body = RequestBody::of(body);
+        let body = match self.inspector.request(&mut scope, &mut head, body).await {
+            Ok(body) => body,
+            Err(error) => return refuse(&error),
+        };
+        let write = self.cache.begin(&scope.jobs, &mut self.cache.budget()).await;
+        let exchange = async {
+            let request = Request::from_parts(head, body);
+            let response = self.upstream.send(request, Repeat::Never).await?;
+            self.inspector.response(&scope.rules, response).await
+        };
         let result = tokio::select! {
-            result = self.upstream.send(request, Repeat::Never) => result,
+            result = exchange => result,
             never = self.cache.keep_fenced(&write) => match never {},
         };
         // An answer that we refuse is an answer to the write all the same.
@@ -226,11 +261,28 @@ impl Proxy {
             Err(error) if error.may_have_arrived() => Outcome::Unknown,
             _ => Outcome::Known,
         };
-        let ended = self.cache.end(&write, outcome).await;
-        let pending = ended == Ended::Pending;
-        match result.and_then(|response| prepare_response(response, Switch::Unasked)) {
+        let mut change = Change { write, all: scope.rules.iter().any(|rule| rule.is_all()) };
+        let result = result.map(|Inspected { response, mut jobs }| {
+            jobs.extend(self.routes.mentioned(&target, &response));
+            self.cache.widen(&mut change.write, &jobs);
+            change.was_refused(response.status());
+            response
+        });
+        let result = result.and_then(|response| prepare_response(response, Switch::Unasked));
+        self.conclude(change, outcome, result).await
+    }
+
+    /// Invalidates what a write has changed, then answers it. To be run where nobody cancels it.
+    async fn conclude(
+        self: Arc<Self>,
+        change: Change,
+        outcome: Outcome,
+        result: Result<Response<Body>, UpstreamError>,
+    ) -> Answer {
+        let pending = change.end(&self.cache, outcome).await == Ended::Pending;
+        match result {
             Ok(response) => {
-                let response = response.map(|body| self.end_again(body, write));
+                let response = response.map(|body| self.end_again(body, change));
                 Answer { response, verdict: Verdict::Write { pending } }
             }
             Err(error) => refuse(&error),
@@ -238,9 +290,9 @@ impl Proxy {
     }
 
     /// Invalidates once more when the upstream's body has ended.
-    fn end_again(self: &Arc<Self>, body: ResponseBody, write: Write) -> Body {
+    fn end_again(self: &Arc<Self>, body: Body, change: Change) -> Body {
         if body.is_end_stream() || mutants::is(Mutant::EndOnce) {
-            return Body::Upstream(body);
+            return body;
         }
         let proxy = Arc::clone(self);
         let end = move |finishing: Finishing| {
@@ -250,7 +302,7 @@ impl Proxy {
                     Finish::Whole => Outcome::Known,
                     Finish::Cut => Outcome::Unknown,
                 };
-                proxy.cache.end_again(&write, outcome).await;
+                change.end_again(&proxy.cache, outcome).await;
             })
         };
         Body::Ending(Box::new(Ending::new(body, Box::new(end))))

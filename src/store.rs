@@ -253,6 +253,11 @@ impl Store {
         Write { keys, id, fence, begun }
     }
 
+    /// A write that fences nothing, to be widened and ended.
+    pub fn unfenced(&self, fence: Duration) -> Write {
+        Write { keys: Vec::new(), id: self.tokens.next(), fence, begun: Begun::Confirmed(None) }
+    }
+
     /// Keeps the fence of a long write standing.
     pub async fn renew(&self, write: &Write) {
         match &self.engine {

@@ -5,22 +5,30 @@ use toml::de::{DeInteger, DeTable, DeValue};
 use super::{
     knob::{KNOBS, Value, knob},
     load::{Origin, Setting, read_text},
+    rules::{self, Rule},
     suggest,
 };
 
+/// What a file says.
+#[derive(Default)]
+pub(super) struct File {
+    pub(super) settings: Vec<Setting>,
+    pub(super) rules: Vec<Rule>,
+}
+
 /// Reads the file at `path`, which `from` (a flag or a variable) names.
-pub(super) fn read(path: &str, from: &str, problems: &mut Vec<String>) -> Vec<Setting> {
+pub(super) fn read(path: &str, from: &str, problems: &mut Vec<String>) -> File {
     match read_text(path) {
         Ok(text) => parse(&text, path, problems),
         Err(error) => {
             problems.push(format!("config = {path:?} (from {from}): cannot be read: {error}"));
-            Vec::new()
+            File::default()
         }
     }
 }
 
 /// Reads the text of the file called `path`.
-pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> Vec<Setting> {
+pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> File {
     let (table, errors) = DeTable::parse_recoverable(text);
     let at = |offset: usize| {
         let before = text.as_bytes().iter().take(offset);
@@ -32,13 +40,23 @@ pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> Vec<S
             let at = error.span().map_or_else(|| path.to_owned(), |span| at(span.start));
             format!("{at}: is not TOML: {}", error.message())
         }));
-        return Vec::new();
+        return File::default();
     }
-    let mut leaves = Vec::new();
+    let (mut leaves, mut read) = (Vec::new(), Vec::new());
     flatten("", table.get_ref(), &mut leaves);
     leaves.sort_by_key(|leaf| leaf.offset);
-    let settings = leaves.into_iter().map(|leaf| leaf.setting(at));
-    settings.filter_map(|setting| setting.map_err(|why| problems.push(why)).ok()).collect()
+    let mut settings = Vec::new();
+    for leaf in leaves {
+        if leaf.key == rules::KEY {
+            read = rules::read(leaf.value, leaf.offset, &at, problems);
+            continue;
+        }
+        match leaf.setting(at) {
+            Ok(setting) => settings.push(setting),
+            Err(why) => problems.push(why),
+        }
+    }
+    File { settings, rules: read }
 }
 
 /// A key that holds a value, or an empty table that nobody knows.
@@ -53,7 +71,7 @@ fn flatten<'t>(table_key: &str, table: &'t DeTable<'t>, leaves: &mut Vec<Leaf<'t
         let dot = if table_key.is_empty() { "" } else { "." };
         let key = format!("{table_key}{dot}{}", name.get_ref());
         match value.get_ref() {
-            DeValue::Table(inner) if !inner.is_empty() || is_table(&key) => {
+            DeValue::Table(inner) if key != rules::KEY && (!inner.is_empty() || is_table(&key)) => {
                 flatten(&key, inner, leaves);
             }
             value => leaves.push(Leaf { key, value, offset: name.span().start }),
@@ -80,7 +98,8 @@ impl Leaf<'_> {
     }
 }
 
-fn value(value: &DeValue<'_>) -> Option<Value> {
+/// What a key holds, if that can be a value.
+pub(super) fn value(value: &DeValue<'_>) -> Option<Value> {
     match value {
         DeValue::Array(items) => {
             items.iter().map(|item| scalar(item.get_ref())).collect::<Option<_>>().map(Value::Many)

@@ -292,6 +292,6 @@ fn bare_or_quoted(text: &str) -> Cow<'_, str> {
 }
 
 /// Quoted, with control characters escaped: a value must not forge lines of a log.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("{text:?}")
 }

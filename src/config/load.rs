@@ -8,6 +8,7 @@ use std::{
 use super::{
     Config, check, env, file,
     knob::{KNOBS, Knob, Set, Value},
+    rules::Rule,
 };
 
 /// No configuration and no secret is larger; keeps a wrong path (`/dev/zero`) from eating memory.
@@ -60,14 +61,15 @@ impl Config {
         let env = env::read(env, &mut problems);
         let file = match flags.config.map(|path| (path, "--config")).or(env.config) {
             Some((path, from)) => file::read(&path, from, &mut problems),
-            None => Vec::new(),
+            None => file::File::default(),
         };
         let flags = flags.values.into_iter().filter_map(|(name, value)| {
             let knob = KNOBS.iter().find(|knob| knob.flag == Some(name))?;
             Some(Setting { knob, value, origin: Origin::Flag(name) })
         });
-        let settings = Settings::merge(flags.chain(env.settings).chain(file));
-        let config = settings.parse(&mut problems);
+        let settings = Settings::merge(flags.chain(env.settings).chain(file.settings));
+        let mut config = settings.parse(&mut problems);
+        config.invalidate = file.rules;
         if problems.is_empty() {
             Ok(Loaded { config, warnings: env.warnings, settings })
         } else {
@@ -85,7 +87,7 @@ impl Loaded {
             None if knob.default.is_empty() => format!("# {} is not set\n", knob.key),
             None => format!("{} = {}\n", knob.key, knob.split(knob.default)),
         };
-        KNOBS.iter().map(line).collect()
+        KNOBS.iter().map(line).chain(self.config.invalidate.iter().map(Rule::to_toml)).collect()
     }
 }
 

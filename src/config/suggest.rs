@@ -28,7 +28,7 @@ fn snake(name: &str) -> String {
     name.replace(['.', '-'], "_")
 }
 
-fn nearest(
+pub(super) fn nearest(
     unknown: &str,
     names: impl Iterator<Item = (String, &'static str)>,
 ) -> Option<&'static str> {

@@ -1,5 +1,6 @@
 //! What a user sees of the configuration: precedence, messages, and what never shows.
 
+mod rules;
 mod secrets;
 mod values;
 
@@ -79,7 +80,7 @@ fn nothing_given_is_the_default() {
 #[test]
 fn the_reference_file_gives_every_knob_at_its_default() {
     let mut problems = Vec::new();
-    let settings = file::parse(REFERENCE, "jobcache.toml", &mut problems);
+    let settings = file::parse(REFERENCE, "jobcache.toml", &mut problems).settings;
     assert_eq!(problems, Vec::<String>::new());
     let mut config = Config::default();
     for knob in KNOBS {

@@ -265,14 +265,14 @@ pub struct Ending {
 }
 
 enum State {
-    Open(ResponseBody, End),
+    Open(Body, End),
     Running(JoinHandle<()>),
     Done,
 }
 
 impl Ending {
     /// Calls `end` when `body` has ended, also when nobody reads it to its end.
-    pub fn new(body: ResponseBody, end: End) -> Self {
+    pub fn new(body: Body, end: End) -> Self {
         Self { state: State::Open(body, end), held: None }
     }
 
@@ -326,7 +326,7 @@ impl Drop for Ending {
     }
 }
 
-async fn drain(mut body: ResponseBody) -> Finish {
+async fn drain(mut body: Body) -> Finish {
     let read = async {
         let mut left = DRAIN_BYTES;
         while let Some(frame) = body.frame().await {

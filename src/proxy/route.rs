@@ -8,18 +8,25 @@
 //! Not decided here: credentials and `Cache-Control` (policy), the body of an HTTP/2 request without
 //! `Content-Length` (its caller asks the body whether it has ended).
 
+use std::sync::Arc;
+
 use hyper::{
-    HeaderMap, Method, Request,
+    HeaderMap, Method, Request, Response,
     header::{HeaderName, HeaderValue},
 };
 
 use super::headers::is_upgrade;
 use crate::cache::{key::JobId, policy::Bypass};
 
+mod mention;
+mod pointer;
 mod readings;
+pub mod rules;
 mod template;
 
-use readings::{MAX_JOBS, Named, named};
+pub use mention::Target;
+use readings::{Named, named};
+use rules::{Rule, Rules};
 pub use template::BadTemplate;
 use template::{MAX_TEMPLATES, Template};
 
@@ -39,16 +46,26 @@ const URL_OVERRIDES: [HeaderName; 2] =
 pub enum Route {
     /// May be answered from the cache; a miss may fill it.
     Read(JobId),
-    /// May change these jobs, at least one: fenced, forwarded, then invalidated.
-    Write(Vec<JobId>),
+    /// May change jobs: fenced, forwarded, then invalidated.
+    Write(Scope),
     /// Forwarded untouched, for the reason given.
     Pass(Bypass),
+}
+
+/// What a write may change, as far as its head tells: at least one job, or by at least one rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// The jobs that its path names.
+    pub jobs: Vec<JobId>,
+    /// The rules that its path matches.
+    pub rules: Vec<Arc<Rule>>,
 }
 
 /// Where the jobs are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routes {
     templates: Vec<Template>,
+    rules: Rules,
 }
 
 impl Routes {
@@ -61,20 +78,24 @@ impl Routes {
             count => return Err(BadTemplate::TooMany { count }),
         }
         let templates = templates.iter().map(|template| Template::parse(template.as_ref()));
-        Ok(Self { templates: templates.collect::<Result<_, _>>()? })
+        Ok(Self { templates: templates.collect::<Result<_, _>>()?, rules: Rules::default() })
+    }
+
+    /// The same with rules for writes whose path does not name what they change.
+    #[must_use]
+    pub fn with_rules(self, rules: Rules) -> Self {
+        Self { rules, ..self }
     }
 
     /// Classifies a request. Never fails: what we do not understand, we pass.
     pub fn classify<B>(&self, request: &Request<B>) -> Route {
-        match *request.method() {
+        if *request.method() == Method::CONNECT {
             // Names no resource of ours; refused by the proxy.
-            Method::CONNECT => Route::Pass(Bypass::Method),
-            Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
-                if !overrides_to_unsafe(request.headers()) =>
-            {
-                self.read(request)
-            }
-            _ => self.write(request),
+            Route::Pass(Bypass::Method)
+        } else if is_unsafe(request) {
+            self.write(request)
+        } else {
+            self.read(request)
         }
     }
 
@@ -82,7 +103,13 @@ impl Routes {
     ///
     /// `path` may also be an absolute URL, as in `Location`; its query does not matter.
     pub fn jobs(&self, path: &str) -> Vec<JobId> {
-        named(&self.templates, path).jobs
+        named(&self.templates, &[], path).jobs
+    }
+
+    /// The jobs that `Location` and `Content-Location` of the answer to a write name.
+    pub fn mentioned<B>(&self, target: &Target, answer: &Response<B>) -> Vec<JobId> {
+        let paths = target.named_by(answer.status(), answer.headers());
+        paths.iter().flat_map(|path| self.jobs(path)).collect()
     }
 
     fn read<B>(&self, request: &Request<B>) -> Route {
@@ -94,7 +121,7 @@ impl Routes {
             return Route::Pass(Bypass::Upgrade);
         }
         let Some(id) = self.templates.iter().find_map(|template| template.id(path)) else {
-            return Route::Pass(not_a_job(&named(&self.templates, path)));
+            return Route::Pass(not_a_job(&named(&self.templates, &[], path)));
         };
         let Some(id) = JobId::canonical(id) else {
             return Route::Pass(Bypass::Spelling);
@@ -109,18 +136,17 @@ impl Routes {
     }
 
     fn write<B>(&self, request: &Request<B>) -> Route {
-        let mut named = named(&self.templates, request.uri().path());
-        for value in URL_OVERRIDES.iter().flat_map(|name| request.headers().get_all(name)) {
-            for job in self.jobs(&String::from_utf8_lossy(value.as_bytes())) {
-                if named.jobs.len() < MAX_JOBS && !named.jobs.contains(&job) {
-                    named.jobs.push(job);
-                }
-            }
+        let headers = request.headers();
+        let rules = self.rules.of(request.method(), headers);
+        let mut found = named(&self.templates, &rules, request.uri().path());
+        for value in URL_OVERRIDES.iter().flat_map(|name| headers.get_all(name)) {
+            let path = String::from_utf8_lossy(value.as_bytes());
+            found.merge(named(&self.templates, &rules, &path));
         }
-        if named.jobs.is_empty() {
-            return Route::Pass(not_a_job(&named));
+        if found.jobs.is_empty() && found.rules.is_empty() {
+            return Route::Pass(not_a_job(&found));
         }
-        Route::Write(named.jobs)
+        Route::Write(Scope { jobs: found.jobs, rules: found.rules })
     }
 }
 
@@ -140,6 +166,12 @@ fn bypass(headers: &HeaderMap) -> Option<Bypass> {
         _ if URL_OVERRIDES.contains(name) => Some(Bypass::UrlOverride),
         _ => None,
     })
+}
+
+/// Whether a request may change something, by its method or by one that a header names instead.
+pub fn is_unsafe<B>(request: &Request<B>) -> bool {
+    let safe = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE];
+    !safe.contains(request.method()) || overrides_to_unsafe(request.headers())
 }
 
 /// Whether a header names another method, whatever it is: the request's own then says nothing.
@@ -188,7 +220,7 @@ mod tests {
         let built = lines.fold(head, with_header).body(()).unwrap();
         let got = match routes().classify(&built) {
             Route::Read(id) => format!("read: {id}"),
-            Route::Write(jobs) => format!("write: {}", words(&jobs)),
+            Route::Write(scope) => format!("write: {}", words(&scope.jobs)),
             Route::Pass(why) => format!("pass: {why}"),
         };
         assert_eq!(got, want, "{request}");

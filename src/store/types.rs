@@ -1,6 +1,7 @@
 //! What the store is asked and what it answers.
 
 use std::{
+    collections::HashSet,
     fmt,
     future::Future,
     sync::Arc,
@@ -237,6 +238,12 @@ impl Write {
     /// The keys it invalidates.
     pub fn keys(&self) -> &[Key] {
         &self.keys
+    }
+
+    /// Adds keys that it turns out to have changed, for its end; they were not fenced.
+    pub fn widen(&mut self, keys: impl IntoIterator<Item = Key>) {
+        let mut known: HashSet<Key> = self.keys.iter().cloned().collect();
+        self.keys.extend(keys.into_iter().filter(|key| known.insert(key.clone())));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Bodies on their way to the upstream and back.
 
 use std::{
+    collections::VecDeque,
     fmt,
     pin::Pin,
     sync::{
@@ -30,6 +31,8 @@ pub enum RequestBody {
     Empty,
     /// What the client sends, as it comes.
     Client(Incoming, Arc<Activity>),
+    /// What has been read of a body, then the rest as it comes.
+    Resumed(VecDeque<Frame<Bytes>>, Box<RequestBody>),
 }
 
 /// How an upload stands, and when it last moved.
@@ -85,10 +88,17 @@ impl RequestBody {
         Self::Client(body, Arc::new(Activity::new()))
     }
 
+    /// The body from its beginning, of which these frames have been read.
+    #[must_use]
+    pub fn after(self, read: VecDeque<Frame<Bytes>>) -> Self {
+        if read.is_empty() { self } else { Self::Resumed(read, Box::new(self)) }
+    }
+
     pub(super) fn activity(&self) -> Option<Arc<Activity>> {
         match self {
             Self::Empty => None,
             Self::Client(_, activity) => Some(Arc::clone(activity)),
+            Self::Resumed(_, rest) => rest.activity(),
         }
     }
 }
@@ -112,6 +122,10 @@ impl Body for RequestBody {
                 });
                 frame
             }
+            Self::Resumed(read, rest) => match read.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => Pin::new(&mut **rest).poll_frame(cx),
+            },
         }
     }
 
@@ -119,13 +133,25 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Client(body, _) => body.is_end_stream(),
+            Self::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
         }
     }
 
+    /// One of known length keeps it, and one that came in chunks goes on in chunks.
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Client(body, _) => body.size_hint(),
+            Self::Resumed(read, rest) => {
+                let sizes = read.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64);
+                let (size, rest) = (sizes.sum::<u64>(), rest.size_hint());
+                let mut hint = SizeHint::new();
+                hint.set_lower(size + rest.lower());
+                if let Some(upper) = rest.upper() {
+                    hint.set_upper(size + upper);
+                }
+                hint
+            }
         }
     }
 }

@@ -6,9 +6,11 @@
 //! decoded, again and again. A job counts if a walk ends at or below it, and also if it merely
 //! passes it (`/jobs/7/../8`): a reader that resolves less would have stopped there.
 
+use std::sync::Arc;
+
 use percent_encoding::percent_decode_str;
 
-use super::template::Template;
+use super::{rules::Rule, template::Template};
 use crate::cache::key::{JobId, readings};
 
 /// How often a path is decoded: by a gateway and by a framework. With three texts from each, and
@@ -31,12 +33,24 @@ pub(super) struct Named {
     pub(super) jobs: Vec<JobId>,
     /// Some reading is a whole template, though perhaps not with an id that can be one.
     pub(super) is_job_path: bool,
+    /// The rules that some reading matches, without repeats; their `{id}` is among the jobs.
+    pub(super) rules: Vec<Arc<Rule>>,
+}
+
+impl Named {
+    /// Adds what another path names.
+    pub(super) fn merge(&mut self, other: Self) {
+        other.jobs.into_iter().for_each(|job| add(&mut self.jobs, job));
+        let new = |rule: &Arc<Rule>| !self.rules.contains(rule);
+        let rules: Vec<_> = other.rules.into_iter().filter(new).collect();
+        self.rules.extend(rules);
+    }
 }
 
 /// Reads a path, or an absolute URL, in every way.
-pub(super) fn named(templates: &[Template], path: &str) -> Named {
-    let mut search =
-        Search { templates, named: Named::default(), passed: Vec::new(), passes_left: MAX_PASSED };
+pub(super) fn named(templates: &[Template], rules: &[&Arc<Rule>], path: &str) -> Named {
+    let (named, passed) = (Named::default(), Vec::new());
+    let mut search = Search { templates, rules, named, passed, passes_left: MAX_PASSED };
     let mut texts = origin_forms(path);
     for _ in 0..=MAX_DECODES {
         let mut decoded = Vec::new();
@@ -77,6 +91,7 @@ enum Care {
 /// What was found so far.
 struct Search<'t> {
     templates: &'t [Template],
+    rules: &'t [&'t Arc<Rule>],
     named: Named,
     /// Jobs that a walk passed without ending at or below them.
     passed: Vec<JobId>,
@@ -141,6 +156,14 @@ impl Search<'_> {
             }
             self.named.is_job_path |= template.is_whole(stack);
         }
+        for rule in self.rules.iter().filter(|rule| rule.matches(stack)) {
+            for job in rule.id(stack).into_iter().flat_map(readings) {
+                add(&mut self.named.jobs, job);
+            }
+            if !self.named.rules.contains(rule) {
+                self.named.rules.push(Arc::clone(rule));
+            }
+        }
     }
 }
 
@@ -158,7 +181,7 @@ mod tests {
     fn jobs(path: &str) -> Vec<String> {
         let templates = ["/jobs/{id}", "/api/v1/jobs/{id}", "/x/{id}/status"];
         let templates = templates.map(|template| Template::parse(template).unwrap());
-        named(&templates, path).jobs.iter().map(JobId::to_string).collect()
+        named(&templates, &[], path).jobs.iter().map(JobId::to_string).collect()
     }
 
     #[track_caller]

@@ -6,7 +6,7 @@ use thiserror::Error;
 pub(super) const MAX_TEMPLATES: usize = 64;
 
 /// The segment that stands for the id.
-const ID: &str = "{id}";
+pub(super) const ID: &str = "{id}";
 
 /// A template that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -119,7 +119,7 @@ fn same(segments: &[&str], literals: &[String]) -> bool {
 }
 
 /// RFC 3986 2.3, unreserved: what a client has no reason to encode.
-fn is_literal(segment: &str) -> bool {
+pub(super) fn is_literal(segment: &str) -> bool {
     let unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-');
     !segment.is_empty() && segment.bytes().all(unreserved) && !matches!(segment, "." | "..")
 }

@@ -1,0 +1,145 @@
+//! `[[invalidate]]`: tables of the file, which no flag or variable can say.
+
+use std::fmt::Write as _;
+
+use toml::de::{DeArray, DeTable, DeValue};
+
+use super::{
+    file::value,
+    knob::{Value, quoted},
+    parse, suggest,
+};
+use crate::proxy::route::rules;
+
+/// The key of the tables.
+pub(super) const KEY: &str = "invalidate";
+
+/// What a rule may have.
+const KEYS: [&str; 6] = ["methods", "path", "request", "response", "all", "max_body"];
+
+/// Largest `max_body`: a document takes many times its size in memory.
+const MAX_BODY: usize = 1 << 20;
+
+/// Which further jobs a write changes, where its path does not name them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Methods that it is for; every unsafe one, if there are none.
+    pub methods: Vec<String>,
+    /// Template of the path: `{id}` is the job's, `{any_name}` stands for anything.
+    pub path: String,
+    /// JSON pointers to ids in the request.
+    pub request: Vec<String>,
+    /// JSON pointers to ids in the response.
+    pub response: Vec<String>,
+    /// The write changes every job.
+    pub all: bool,
+    /// Bytes of a body that are looked at, at most.
+    pub max_body: usize,
+}
+
+impl Default for Rule {
+    fn default() -> Self {
+        Self {
+            methods: Vec::new(),
+            path: String::new(),
+            request: Vec::new(),
+            response: Vec::new(),
+            all: false,
+            max_body: 64 << 10,
+        }
+    }
+}
+
+/// Reads the value of [`KEY`]. `at` names the line of an offset.
+pub(super) fn read(
+    tables: &DeValue<'_>,
+    offset: usize,
+    at: &impl Fn(usize) -> String,
+    problems: &mut Vec<String>,
+) -> Vec<Rule> {
+    let Some(tables) = tables_of(tables) else {
+        let at = at(offset);
+        problems.push(format!("{at}: {KEY} must be tables, each begun by [[{KEY}]]"));
+        return Vec::new();
+    };
+    let mut read = Vec::new();
+    for (index, (offset, table)) in tables.into_iter().enumerate() {
+        let number = index + 1;
+        let mut faults = Vec::new();
+        let rule = rule(table, number, &mut faults);
+        // Of a table that cannot be read it is not known what else is wrong.
+        if faults.is_empty() {
+            faults.extend(
+                rules::Rule::parse(number, &rule).err().map(|bad| (offset, bad.to_string())),
+            );
+        }
+        problems
+            .extend(faults.into_iter().map(|(offset, fault)| format!("{}: {fault}", at(offset))));
+        read.push(rule);
+    }
+    read
+}
+
+fn tables_of<'t>(value: &'t DeValue<'t>) -> Option<Vec<(usize, &'t DeTable<'t>)>> {
+    let items: &DeArray<'_> = value.as_array()?;
+    items.iter().map(|item| Some((item.span().start, item.get_ref().as_table()?))).collect()
+}
+
+/// One table; faults come with the offset of their key.
+fn rule(table: &DeTable<'_>, number: usize, faults: &mut Vec<(usize, String)>) -> Rule {
+    let mut rule = Rule::default();
+    for (name, given) in table {
+        let key: &str = name.get_ref();
+        let fault = match value(given.get_ref()) {
+            _ if !KEYS.contains(&key) => Err(unknown(key)),
+            Some(value) => {
+                set(&mut rule, key, &value).map_err(|why| format!("{key} = {value}: {why}"))
+            }
+            None => Err(format!("{key} cannot be a date, or a list of lists or tables")),
+        };
+        if let Err(fault) = fault {
+            faults.push((name.span().start, format!("[[{KEY}]] rule {number}: {fault}")));
+        }
+    }
+    rule
+}
+
+fn unknown(key: &str) -> String {
+    let names = KEYS.into_iter().map(|name| (name.to_owned(), name));
+    let hint = suggest::nearest(key, names).map(|near| format!("; did you mean {near}?"));
+    format!("{key} is not a known key{}", hint.unwrap_or_default())
+}
+
+fn set(rule: &mut Rule, key: &str, value: &Value) -> Result<(), String> {
+    match (key, value) {
+        ("methods", Value::Many(items)) => rule.methods.clone_from(items),
+        ("request", Value::Many(items)) => rule.request.clone_from(items),
+        ("response", Value::Many(items)) => rule.response.clone_from(items),
+        ("path", Value::One(text)) => rule.path.clone_from(text),
+        ("all", Value::One(text)) => rule.all = parse::switch(text)?,
+        ("max_body", Value::One(text)) => rule.max_body = parse::size(text, 1..=MAX_BODY)?,
+        (_, Value::One(_)) => return Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
+        (_, Value::Many(_)) => return Err("must be one value, not a list".to_owned()),
+    }
+    Ok(())
+}
+
+impl Rule {
+    /// The rule as a table of a file, without what is left at its default.
+    pub(super) fn to_toml(&self) -> String {
+        let default = Self::default();
+        let mut toml = format!("\n[[{KEY}]]\npath = {}\n", quoted(&self.path));
+        let lists =
+            [("methods", &self.methods), ("request", &self.request), ("response", &self.response)];
+        for (key, items) in lists.into_iter().filter(|(_, items)| !items.is_empty()) {
+            let _ = writeln!(toml, "{key} = {}", Value::Many(items.clone()));
+        }
+        if self.all {
+            toml.push_str("all = true\n");
+        }
+        if self.max_body != default.max_body {
+            let _ = writeln!(toml, "max_body = {}", self.max_body);
+        }
+        toml
+    }
+}

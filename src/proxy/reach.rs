@@ -1,0 +1,345 @@
+//! Which jobs a write reaches, beside those that its path names: by the rules of `[[invalidate]]`,
+//! and by `Location` and `Content-Location` of its answer.
+//!
+//! A rule looks at the beginning of a body, which is then sent on byte for byte. What a request
+//! names is known before it is forwarded, and so is fenced as the jobs of the path are. What an
+//! answer names is invalidated before its head is sent on; its body is held back for that long.
+//! Nothing here fails a write: a body that cannot be looked into is counted, and warned of.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::{
+    HeaderMap, Response, StatusCode,
+    body::{Body as HttpBody, Frame},
+    http::{
+        header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE},
+        request,
+    },
+};
+use serde_json::Value;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::{
+    body::Body,
+    route::{
+        Scope,
+        rules::{MAX_NAMED, Rule, Side},
+    },
+};
+use crate::{
+    cache::{Cache, Outcome, key::JobId},
+    metrics::{Metrics, MissLabels},
+    store::{Ended, Write},
+    telemetry::Throttle,
+    upstream::{RequestBody, ResponseBody, UpstreamError},
+};
+
+/// How long a body that is looked into may take to come; past it it streams on.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Looks into the bodies of writes.
+#[derive(Debug)]
+pub(super) struct Inspector {
+    warnings: Throttle,
+    metrics: Arc<Metrics>,
+}
+
+/// Why a rule found no job in a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Miss {
+    /// It is larger than the rule looks at.
+    TooLarge,
+    /// It is compressed.
+    Encoded,
+    /// It did not come to its end in time.
+    Slow,
+    /// It is no JSON, or nested too deep.
+    NotJson,
+    /// No pointer leads to an id.
+    NotFound,
+    /// It names more than may be invalidated at once; the first ones were.
+    TooMany,
+}
+
+/// An answer that was looked into.
+#[derive(Debug)]
+pub(super) struct Inspected {
+    pub(super) response: Response<Body>,
+    /// The jobs that its body names.
+    pub(super) jobs: Vec<JobId>,
+}
+
+/// What a write under way changes.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) write: Write,
+    /// Every job.
+    pub(super) all: bool,
+}
+
+impl Change {
+    /// Invalidates it, before the write is answered.
+    pub(super) async fn end(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
+        let ended = cache.end(&self.write, outcome).await;
+        self.end_all(cache, outcome, ended).await
+    }
+
+    /// Invalidates it once more, when the answer has come to its end.
+    pub(super) async fn end_again(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
+        let ended = cache.end_again(&self.write, outcome).await;
+        self.end_all(cache, outcome, ended).await
+    }
+
+    /// An answer of this status says that nothing was done: whoever may not purge everything must
+    /// not be able to by asking in vain.
+    pub(super) fn was_refused(&mut self, status: StatusCode) {
+        let refusals = [
+            StatusCode::UNAUTHORIZED,
+            StatusCode::FORBIDDEN,
+            StatusCode::METHOD_NOT_ALLOWED,
+            StatusCode::TOO_MANY_REQUESTS,
+        ];
+        self.all &= !refusals.contains(&status);
+    }
+
+    async fn end_all(&self, cache: &Arc<Cache>, outcome: Outcome, ended: Ended) -> Ended {
+        if !self.all {
+            return ended;
+        }
+        match cache.end_all(outcome).await {
+            Ended::Confirmed { .. } => ended,
+            Ended::Pending => Ended::Pending,
+        }
+    }
+}
+
+impl Inspector {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { warnings: Throttle::default(), metrics }
+    }
+
+    /// Adds the jobs that a request's body names to what it may change. Returns the body from its
+    /// beginning; the error is that the client has broken it off.
+    pub(super) async fn request(
+        &self,
+        scope: &mut Scope,
+        head: &mut request::Parts,
+        mut body: RequestBody,
+    ) -> Result<RequestBody, UpstreamError> {
+        if most(&scope.rules, Side::Response).is_some() {
+            head.headers.remove(ACCEPT_ENCODING);
+        }
+        let Some(max) = most(&scope.rules, Side::Request) else { return Ok(body) };
+        let mut read = VecDeque::new();
+        let document = document(&head.headers, &mut body, max, &mut read).await;
+        let document = document.map_err(UpstreamError::ClientGone)?;
+        let named = self.named(&scope.rules, Side::Request, &document);
+        let mut known: HashSet<JobId> = scope.jobs.iter().cloned().collect();
+        scope.jobs.extend(named.into_iter().filter(|job| known.insert(job.clone())));
+        Ok(body.after(read))
+    }
+
+    /// Finds the jobs that an answer's body names.
+    pub(super) async fn response(
+        &self,
+        rules: &[Arc<Rule>],
+        response: Response<ResponseBody>,
+    ) -> Result<Inspected, UpstreamError> {
+        let (head, mut body) = response.into_parts();
+        let max = most(rules, Side::Response).filter(|_| !is_event_stream(&head.headers));
+        let Some(max) = max else {
+            let response = Response::from_parts(head, Body::Upstream(body));
+            return Ok(Inspected { response, jobs: Vec::new() });
+        };
+        let mut read = VecDeque::new();
+        let document = document(&head.headers, &mut body, max, &mut read).await?;
+        let is_error = head.status.is_client_error() || head.status.is_server_error();
+        let jobs = match &document {
+            // An error that names no job is what errors are.
+            Err(_) if is_error => Vec::new(),
+            Ok(value) if is_error => named_by(rules, Side::Response, value),
+            document => self.named(rules, Side::Response, document),
+        };
+        let body = if read.is_empty() { Body::Upstream(body) } else { Body::Resumed(read, body) };
+        Ok(Inspected { response: Response::from_parts(head, body), jobs })
+    }
+
+    /// The jobs that a document names; what is amiss is counted.
+    fn named(&self, rules: &[Arc<Rule>], side: Side, document: &Result<Value, Miss>) -> Vec<JobId> {
+        let mut named = Vec::new();
+        for rule in rules.iter().filter(|rule| rule.max_body(side).is_some()) {
+            match document.as_ref().map(|document| rule.jobs(side, document)) {
+                Err(why) => self.missed(rule, side, *why),
+                Ok(jobs) if jobs.is_empty() => self.missed(rule, side, Miss::NotFound),
+                Ok(jobs) => {
+                    named.extend(jobs);
+                    if named.len() > MAX_NAMED {
+                        self.missed(rule, side, Miss::TooMany);
+                    }
+                }
+            }
+            named.truncate(MAX_NAMED);
+        }
+        named
+    }
+
+    fn missed(&self, rule: &Rule, side: Side, why: Miss) {
+        let (rule, body, reason) = (rule.number(), side.as_str(), why.as_str());
+        self.metrics.rule_misses.get_or_create(&MissLabels { body, reason }).inc();
+        if let Some(suppressed) = self.warnings.admit(&format!("{rule} {body} {reason}")) {
+            warn!(
+                rule,
+                body,
+                reason,
+                suppressed,
+                "a rule of [[invalidate]] did not learn all that a write changes; what it does not \
+                 know of may be served until its TTL ends"
+            );
+        }
+    }
+}
+
+impl Miss {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too-large",
+            Self::Encoded => "encoded",
+            Self::Slow => "slow",
+            Self::NotJson => "not-json",
+            Self::NotFound => "not-found",
+            Self::TooMany => "too-many",
+        }
+    }
+}
+
+/// How much of this body some rule looks at, if one does.
+fn most(rules: &[Arc<Rule>], side: Side) -> Option<usize> {
+    rules.iter().filter_map(|rule| rule.max_body(side)).max()
+}
+
+fn named_by(rules: &[Arc<Rule>], side: Side, document: &Value) -> Vec<JobId> {
+    rules.iter().flat_map(|rule| rule.jobs(side, document)).take(MAX_NAMED).collect()
+}
+
+/// Whether a body is made to be sent for as long as there is something to say.
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let is = |value: &[u8]| value.to_ascii_lowercase().starts_with(b"text/event-stream");
+    headers.get(CONTENT_TYPE).is_some_and(|value| is(value.as_bytes()))
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(CONTENT_ENCODING).iter();
+    codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
+}
+
+/// Parses a body of at most `max` bytes. What was read of it is in `read`.
+async fn document<B: HttpBody<Data = Bytes> + Unpin>(
+    headers: &HeaderMap,
+    body: &mut B,
+    max: usize,
+    read: &mut VecDeque<Frame<Bytes>>,
+) -> Result<Result<Value, Miss>, B::Error> {
+    if is_encoded(headers) {
+        return Ok(Err(Miss::Encoded));
+    }
+    if body.size_hint().lower() > max as u64 {
+        return Ok(Err(Miss::TooLarge));
+    }
+    let Ok(whole) = timeout(PATIENCE, read_whole(body, max, read)).await else {
+        return Ok(Err(Miss::Slow));
+    };
+    if !whole? {
+        return Ok(Err(Miss::TooLarge));
+    }
+    let parts: Vec<&[u8]> = read.iter().filter_map(Frame::data_ref).map(AsRef::as_ref).collect();
+    Ok(serde_json::from_slice(&parts.concat()).map_err(|_| Miss::NotJson))
+}
+
+/// Whether the body ended within `max` bytes. It may be dropped while it waits: what has come is in
+/// `read`.
+async fn read_whole<B: HttpBody<Data = Bytes> + Unpin>(
+    body: &mut B,
+    max: usize,
+    read: &mut VecDeque<Frame<Bytes>>,
+) -> Result<bool, B::Error> {
+    let mut left = max;
+    while let Some(frame) = body.frame().await {
+        let frame = frame?;
+        let size = frame.data_ref().map_or(0, Bytes::len);
+        read.push_back(frame);
+        match left.checked_sub(size) {
+            Some(rest) => left = rest,
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{Full, StreamBody};
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    fn coded(coding: &'static str) -> HeaderMap {
+        let pairs = [(CONTENT_ENCODING, HeaderValue::from_static(coding))];
+        pairs.into_iter().filter(|_| !coding.is_empty()).collect()
+    }
+
+    #[track_caller]
+    fn check(coding: &'static str, body: &'static str, want: Result<&str, Miss>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut read = VecDeque::new();
+        let mut full = Full::new(Bytes::from_static(body.as_bytes()));
+        let got = runtime.block_on(document(&coded(coding), &mut full, 8, &mut read)).unwrap();
+        assert_eq!(got.map(|value| value.to_string()).as_deref(), want.as_deref(), "{body}");
+    }
+
+    #[test]
+    fn a_body_is_parsed_within_its_bound() {
+        check("", "{\"a\":1}", Ok("{\"a\":1}"));
+        check("Identity", "[1]", Ok("[1]"));
+        check("", "[1,2,3] ", Ok("[1,2,3]"));
+        check("", "[1,2,3]  ", Err(Miss::TooLarge));
+        check("gzip", "[1]", Err(Miss::Encoded));
+        for no_json in ["", "{", "a=1", "[[[[[[[["] {
+            check("", no_json, Err(Miss::NotJson));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_grows_too_large_is_kept_from_its_beginning() {
+        let frames = ["[1,2,3", ",4,5,6", ",7]"]
+            .map(|part| Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(part.as_bytes()))));
+        let mut body = StreamBody::new(futures_util::stream::iter(frames));
+        let mut read = VecDeque::new();
+
+        let document = document(&HeaderMap::new(), &mut body, 8, &mut read).await.unwrap();
+
+        assert_eq!(document, Err(Miss::TooLarge));
+        let read: Vec<_> = read.iter().filter_map(Frame::data_ref).collect();
+        assert_eq!(read, ["[1,2,3", ",4,5,6"]);
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), ",7]");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_no_longer_waited_for_loses_nothing() {
+        let first = Frame::data(Bytes::from_static(b"["));
+        let first = futures_util::stream::iter([Ok::<_, std::io::Error>(first)]);
+        let stream = futures_util::StreamExt::chain(first, futures_util::stream::pending());
+        let (mut body, mut read) = (StreamBody::new(stream), VecDeque::new());
+
+        let late = timeout(Duration::from_millis(1), read_whole(&mut body, 8, &mut read)).await;
+
+        assert!(late.is_err());
+        assert_eq!(read.iter().filter_map(Frame::data_ref).collect::<Vec<_>>(), ["["]);
+    }
+}

@@ -1,0 +1,170 @@
+//! Which URL of ours the answer to a write names.
+//!
+//! RFC 9111 4.4: "A cache MUST invalidate the target URI when it receives a non-error status code in
+//! response to an unsafe request method", and "A cache MAY invalidate other URIs [..]. In
+//! particular, the URI(s) in the Location and Content-Location response header fields (if present)
+//! are candidates for invalidation". The target is invalidated whatever the status, elsewhere; this
+//! is about the other two.
+
+use hyper::{
+    HeaderMap, StatusCode,
+    header::{CONTENT_LOCATION, HOST, HeaderName, HeaderValue, LOCATION},
+    http::request,
+};
+use url::{ParseError, Url};
+
+/// What a gateway in front of us was called.
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// What a request asked for, to compare and to resolve URLs with. Taken from the head that goes
+/// upstream: its Host is that of an absolute target, where there was one.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Path and query.
+    path: String,
+    /// What we are called: by the client, by gateways, and the upstream by us.
+    authorities: Vec<String>,
+}
+
+impl Target {
+    /// The target of a request that is forwarded to `upstream`, a `host:port`.
+    pub fn of(head: &request::Parts, upstream: &str) -> Self {
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let named = [HOST, FORWARDED_HOST].into_iter().flat_map(|name| {
+            let lines = head.headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
+            lines
+                .flat_map(|line| line.split(','))
+                .map(|host| host.trim().to_owned())
+                .collect::<Vec<_>>()
+        });
+        Self { path, authorities: named.chain([upstream.to_owned()]).collect() }
+    }
+
+    /// The paths of this origin that an answer names.
+    ///
+    /// Only where it reports no error, and never those of other origins: "a cache MUST NOT trigger
+    /// an invalidation under these conditions if the origin (Section 4.3.1 of \[HTTP\]) of the URI to
+    /// be invalidated differs from that of the target URI. This helps prevent denial-of-service
+    /// attacks." RFC 9111 4.4. The scheme does not count: who ends TLS in front of us is not known.
+    pub fn named_by(&self, status: StatusCode, headers: &HeaderMap) -> Vec<String> {
+        if !(status.is_success() || status.is_redirection()) {
+            return Vec::new();
+        }
+        let lines = [LOCATION, CONTENT_LOCATION].into_iter().flat_map(|name| headers.get_all(name));
+        lines.filter_map(|line| self.resolve(line)).collect()
+    }
+
+    fn resolve(&self, value: &HeaderValue) -> Option<String> {
+        let reference = String::from_utf8_lossy(value.as_bytes());
+        let url = match Url::parse(&reference) {
+            Err(ParseError::RelativeUrlWithoutBase) => self.base()?.join(&reference).ok()?,
+            other => other.ok()?,
+        };
+        let mut own = self.authorities.iter().filter_map(|authority| origin(authority));
+        let same = matches!(url.scheme(), "http" | "https")
+            && own.any(|own| host_and_port(&own) == host_and_port(&url));
+        same.then(|| url.path().to_owned())
+    }
+
+    fn base(&self) -> Option<Url> {
+        let origin = self.authorities.iter().find_map(|authority| origin(authority))?;
+        // Not by `join`: a path that begins with `//` is none of another host.
+        Url::parse(&format!("{}{}", origin.as_str().trim_end_matches('/'), self.path)).ok()
+    }
+}
+
+fn origin(authority: &str) -> Option<Url> {
+    let is_authority = !authority.is_empty() && !authority.contains(['/', '?', '#', '\\', '@']);
+    is_authority.then(|| Url::parse(&format!("http://{authority}")).ok()).flatten()
+}
+
+/// The default port of either scheme is none: `Host: a` may stand for both.
+fn host_and_port(url: &Url) -> (Option<&str>, Option<u16>) {
+    (url.host_str(), url.port().filter(|port| !matches!(port, 80 | 443)))
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{Request, Response};
+
+    use super::Target;
+
+    /// The path that `value` names in the answer to `POST <path>` with these headers.
+    #[track_caller]
+    fn check_at(path: &str, host: &str, forwarded: &str, value: &str, want: Option<&str>) {
+        let mut request = Request::post(path);
+        for (name, value) in [("host", host), ("x-forwarded-host", forwarded)] {
+            if !value.is_empty() {
+                request = request.header(name, value);
+            }
+        }
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let target = Target::of(&head, "127.0.0.1:8000");
+        for name in ["location", "content-location"] {
+            let answer = Response::builder().status(201).header(name, value).body(()).unwrap();
+            let named = target.named_by(answer.status(), answer.headers());
+            assert_eq!(named.first().map(String::as_str), want, "{path} {host} {value}");
+        }
+    }
+
+    #[track_caller]
+    fn check(value: &str, want: Option<&str>) {
+        check_at("/jobs/", "Jobs.example", "front.example, jobs.internal:81", value, want);
+    }
+
+    #[test]
+    fn references_are_resolved_against_the_target() {
+        check("17", Some("/jobs/17"));
+        check("./17?a=b#c", Some("/jobs/17"));
+        check("../jobs/17", Some("/jobs/17"));
+        check("/jobs/17", Some("/jobs/17"));
+        check("?page=2", Some("/jobs/"));
+        check_at("/jobs", "a", "", "jobs/17", Some("/jobs/17"));
+        check_at("/jobs?x=/y/", "a", "", "17", Some("/17"));
+        check_at("//jobs", "a", "", "/jobs/17", Some("/jobs/17"));
+        check_at("/jobs/", "", "", "17", Some("/jobs/17"));
+        check_at("/jobs/", "not a host", "", "17", Some("/jobs/17"));
+    }
+
+    #[test]
+    fn absolute_urls_count_if_they_are_ours() {
+        for authority in ["jobs.example", "JOBS.example:80", "jobs.example:443", "127.0.0.1:8000"] {
+            check(&format!("http://{authority}/jobs/17"), Some("/jobs/17"));
+        }
+        for ours in [
+            "https://jobs.example",
+            "//jobs.example",
+            "http://front.example",
+            "https://jobs.internal:81",
+        ] {
+            check(&format!("{ours}/jobs/17"), Some("/jobs/17"));
+        }
+        check_at("/jobs", "[::1]:8080", "", "http://[0:0::1]:8080/jobs/17", Some("/jobs/17"));
+    }
+
+    #[test]
+    fn other_origins_and_other_schemes_do_not_count() {
+        for other in
+            ["http://evil.example", "//evil.example", "\\\\evil.example", "http://jobs.example:81"]
+        {
+            check(&format!("{other}/jobs/17"), None);
+        }
+        for other in
+            ["ftp://jobs.example/jobs/17", "mailto:jobs.example/jobs/17", "http://", "http://a b/"]
+        {
+            check(other, None);
+        }
+        check_at("/jobs", "a@evil.example", "", "http://evil.example/jobs/17", None);
+    }
+
+    #[test]
+    fn an_error_names_nothing() {
+        let (head, ()) = Request::post("/jobs").body(()).unwrap().into_parts();
+        let target = Target::of(&head, "a");
+        for (status, want) in [(200, 1), (201, 1), (303, 1), (400, 0), (409, 0), (500, 0)] {
+            let answer =
+                Response::builder().status(status).header("location", "/jobs/17").body(()).unwrap();
+            assert_eq!(target.named_by(answer.status(), answer.headers()).len(), want, "{status}");
+        }
+    }
+}
