@@ -1,7 +1,7 @@
 //! Which URL of ours the answer to a write names.
 //!
-//! RFC 9111 4.4: "A cache MUST invalidate the target URI when it receives a non-error status code in
-//! response to an unsafe request method", and "A cache MAY invalidate other URIs [..]. In
+//! RFC 9111 4.4: "A cache MUST invalidate the target URI [..] when it receives a non-error status
+//! code in response to an unsafe request method", and "A cache MAY invalidate other URIs [..]. In
 //! particular, the URI(s) in the Location and Content-Location response header fields (if present)
 //! are candidates for invalidation". The target is invalidated whatever the status, elsewhere; this
 //! is about the other two.
@@ -44,7 +44,7 @@ impl Target {
     ///
     /// Only where it reports no error, and never those of other origins: "a cache MUST NOT trigger
     /// an invalidation under these conditions if the origin (Section 4.3.1 of \[HTTP\]) of the URI to
-    /// be invalidated differs from that of the target URI. This helps prevent denial-of-service
+    /// be invalidated differs from that of the target URI [..]. This helps prevent denial-of-service
     /// attacks." RFC 9111 4.4. The scheme does not count: who ends TLS in front of us is not known.
     pub fn named_by(&self, status: StatusCode, headers: &HeaderMap) -> Vec<String> {
         if !(status.is_success() || status.is_redirection()) {
