@@ -82,6 +82,7 @@ struct Settings {
     linger: Duration,
     fence: Duration,
     audience: usize,
+    ignore_client_cache_control: bool,
 }
 
 /// What a reader asks for.
@@ -154,6 +155,7 @@ impl Cache {
                 linger: config.store.linger,
                 fence: config.upstream.response_timeout + FENCE_MARGIN,
                 audience: config.credentials.audience,
+                ignore_client_cache_control: config.ignore_client_cache_control,
             },
             metrics,
         }
@@ -186,9 +188,14 @@ impl Cache {
             key: self.key(id),
             pair,
             circle: self.prints.circle(pair),
-            directives: RequestDirectives::of(&head.headers),
+            directives: self.directives(&head.headers),
             fills: head.method == Method::GET,
         }
+    }
+
+    fn directives(&self, headers: &HeaderMap) -> RequestDirectives {
+        let asked = RequestDirectives::of(headers);
+        if self.settings.ignore_client_cache_control { asked.advisory() } else { asked }
     }
 
     /// Looks a job up. It looks before it joins: joining by id would hand a reader an answer that

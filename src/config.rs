@@ -48,6 +48,8 @@ pub struct Config {
     pub max_body: usize,
     /// How long fills stay refused after a write was answered (upstreams that read from a replica).
     pub settle: Duration,
+    /// Whether `Cache-Control` and `Pragma` of a request are ignored, but for `only-if-cached`.
+    pub ignore_client_cache_control: bool,
     /// One INFO line a request.
     pub access_log: bool,
     /// Filter of the log, as `tracing_subscriber::EnvFilter` reads it.
@@ -246,6 +248,7 @@ impl Default for Config {
             ttl: Duration::from_mins(5),
             max_body: 1 << 20,
             settle: Duration::from_secs(1),
+            ignore_client_cache_control: false,
             access_log: false,
             log: "info".to_owned(),
             drain_timeout: Duration::from_secs(25),

@@ -88,6 +88,10 @@ pub(super) const KNOBS: &[Knob] = &[
     one("settle", "1s", |c, v| put(&mut c.settle, parse::time(v, Duration::ZERO..=MINUTE)))
         .flag("settle")
         .env(&["JOBCACHE_SETTLE"]),
+    one("ignore_client_cache_control", "false", |c, v| {
+        put(&mut c.ignore_client_cache_control, parse::switch(v))
+    })
+    .env(&["JOBCACHE_IGNORE_CLIENT_CACHE_CONTROL"]),
     one("near", "off", |_, v| parse::near(v)).flag("near").env(&["JOBCACHE_NEAR"]),
     one("access_log", "false", |c, v| put(&mut c.access_log, parse::switch(v)))
         .flag("access-log")

@@ -10,6 +10,7 @@ mod support;
 mod contract;
 mod credentials;
 mod demo;
+mod directives;
 mod history;
 mod interface;
 mod invalidation;

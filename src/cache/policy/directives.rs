@@ -132,9 +132,9 @@ pub struct RequestDirectives {
     pub max_age: Option<Duration>,
     /// How long the answer must stay fresh.
     pub min_fresh: Option<Duration>,
-    /// By how much the answer may have expired; [`Duration::MAX`] = by any time. A permission that
-    /// jobcache never uses.
-    pub max_stale: Option<Duration>,
+    // "The max-stale request directive indicates that the client will accept a response that has
+    // exceeded its freshness lifetime." RFC 9111 5.2.1.2. A permission, and there is never such a
+    // response here: what has expired is gone.
 }
 
 impl RequestDirectives {
@@ -150,6 +150,15 @@ impl RequestDirectives {
             return Self { no_cache, ..Self::default() };
         }
         Self::parse(headers).unwrap_or(Self { no_cache: true, no_store: true, ..Self::default() })
+    }
+
+    /// What is left of them where clients are not to say what the cache does.
+    ///
+    /// "They are advisory; caches MAY implement them, but are not required to." RFC 9111 5.2.1. The
+    /// one that stays is only-if-cached: no browser sends it by itself, it costs the upstream nothing,
+    /// and who asks for it would rather have nothing than an answer that does.
+    pub fn advisory(self) -> Self {
+        Self { only_if_cached: self.only_if_cached, ..Self::default() }
     }
 
     /// Whether an entry of this age, fresh for another `remaining`, is what the client asks for.
@@ -180,14 +189,6 @@ impl RequestDirectives {
             } else if directive.is("min-fresh") {
                 let min_fresh = directive.seconds().unwrap_or(Duration::MAX);
                 this.min_fresh = this.min_fresh.max(Some(min_fresh));
-            } else if directive.is("max-stale") {
-                // "If no value is assigned to max-stale, then the client will accept a stale
-                // response of any age." RFC 9111 5.2.1.2
-                let any = directive.argument.is_none();
-                let unreadable = if any { Duration::MAX } else { Duration::ZERO };
-                let max_stale = directive.seconds().unwrap_or(unreadable);
-                this.max_stale =
-                    Some(this.max_stale.map_or(max_stale, |other| other.min(max_stale)));
             }
         }
         this.no_cache |= this.max_age == Some(Duration::ZERO);
@@ -292,12 +293,25 @@ mod tests {
         check(&cache_control("max-age=99999999999999999999"), max_age(1 << 31));
         let min_fresh = Some(9 * SECOND);
         check(&cache_control("min-fresh=9, min-fresh=5"), RequestDirectives { min_fresh, ..none });
-        let max_stale = Some(Duration::MAX);
-        check(&cache_control("max-stale"), RequestDirectives { max_stale, ..none });
-        let max_stale = Some(5 * SECOND);
-        check(&cache_control("max-stale=5"), RequestDirectives { max_stale, ..none });
+        for permission in ["max-stale", "max-stale=5", "max-stale=x"] {
+            check(&cache_control(permission), none);
+        }
         let want = RequestDirectives { no_store: true, only_if_cached: true, ..none };
         check(&cache_control("only-if-cached, no-store"), want);
+    }
+
+    #[test]
+    fn of_advice_that_is_not_taken_only_if_cached_is_left() {
+        let none = RequestDirectives::default();
+        let advice = "no-cache, no-store, max-age=0, min-fresh=9";
+        for lines in
+            [[("cache-control", advice)], [("pragma", "no-cache")], [("cache-control", "é")]]
+        {
+            assert_eq!(RequestDirectives::of(&headers(&lines)).advisory(), none, "{lines:?}");
+        }
+        let lines = [("cache-control", "no-cache, only-if-cached")];
+        let want = RequestDirectives { only_if_cached: true, ..none };
+        assert_eq!(RequestDirectives::of(&headers(&lines)).advisory(), want);
     }
 
     #[track_caller]
