@@ -42,6 +42,8 @@ pub struct Config {
     pub webhook_secret: Option<Secret>,
     /// Path templates of the job resource, each with one `{id}` segment.
     pub routes: Vec<String>,
+    /// Query strings of reads.
+    pub query: Query,
     /// Longest time an entry is kept.
     pub ttl: Duration,
     /// Largest body that is stored, in bytes.
@@ -68,6 +70,13 @@ pub struct Config {
     pub credentials: Credentials,
     /// Which further jobs a write changes. Only the file can say.
     pub invalidate: Vec<Rule>,
+}
+
+/// Query strings of reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Names of parameters that do not change the answer.
+    pub ignore: Vec<String>,
 }
 
 /// Limits of the client side.
@@ -245,6 +254,7 @@ impl Default for Config {
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             webhook_secret: None,
             routes: vec!["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()],
+            query: Query::default(),
             ttl: Duration::from_mins(5),
             max_body: 1 << 20,
             settle: Duration::from_secs(1),

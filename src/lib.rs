@@ -106,7 +106,8 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::default());
     let rules = Rules::parse(&config.invalidate)?;
-    let routes = Arc::new(Routes::parse(&config.routes)?.with_rules(rules));
+    let routes = Routes::parse(&config.routes)?.ignoring(&config.query.ignore).with_rules(rules);
+    let routes = Arc::new(routes);
     let store = Store::open(&config, Arc::clone(&metrics))?;
     info!(
         listen = address(&listeners.proxy),

@@ -19,6 +19,9 @@ const MAX_ROUTES: usize = 64;
 const MAX_ROUTE: usize = 1024;
 /// Every request is searched for every header.
 const MAX_HEADERS: usize = 64;
+/// Every parameter of a query is compared with every name.
+const MAX_PARAMETERS: usize = 64;
+const MAX_PARAMETER: usize = 64;
 
 /// An IP address and port. `localhost` is the one name taken: RFC 6761 section 6.3 fixes it to
 /// loopback, every other one needs a resolver, whose answer may change after the bind.
@@ -143,6 +146,26 @@ pub(super) fn cookies(items: &[String]) -> Result<Vec<String>, String> {
         Err(_) => Err(format!("{item:?} is not the name of a cookie")),
     };
     items.iter().map(name).collect()
+}
+
+/// Names of query parameters, decoded, none at all included.
+///
+/// What has a meaning in a query is refused, and so is `*`: whoever writes `utm_*` means a pattern.
+pub(super) fn parameters(items: &[String]) -> Result<Vec<String>, String> {
+    if items.len() > MAX_PARAMETERS {
+        return Err(format!("must name at most {MAX_PARAMETERS} parameters"));
+    }
+    let is_name = |item: &&String| {
+        (1..=MAX_PARAMETER).contains(&item.len())
+            && item.bytes().all(|b| b.is_ascii_graphic() && !b"&=;+%#?*".contains(&b))
+    };
+    match items.iter().find(|item| !is_name(item)) {
+        Some(item) => Err(format!(
+            "{item:?} is not the name of a query parameter: write each name out, decoded, in 1 to \
+             {MAX_PARAMETER} visible ASCII characters other than & = ; + % # ? *"
+        )),
+        None => Ok(items.to_vec()),
+    }
 }
 
 /// The in-process layer in front of Redis: named already, so that who asks for it is told.

@@ -389,6 +389,6 @@ fn every_knob_is_either_one_value_or_a_list() {
     let lists = KNOBS.iter().filter(|knob| matches!(knob.set, Set::Many(_)));
     assert_eq!(
         lists.map(|knob| knob.key).collect::<Vec<_>>(),
-        ["routes", "credentials.headers", "credentials.cookies"]
+        ["routes", "query.ignore", "credentials.headers", "credentials.cookies"]
     );
 }

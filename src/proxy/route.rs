@@ -20,11 +20,13 @@ use crate::cache::{key::JobId, policy::Bypass};
 
 mod mention;
 mod pointer;
+mod query;
 mod readings;
 pub mod rules;
 mod template;
 
 pub use mention::Target;
+use query::Ignored;
 use readings::{Named, named};
 use rules::{Rule, Rules};
 pub use template::BadTemplate;
@@ -66,6 +68,7 @@ pub struct Scope {
 pub struct Routes {
     templates: Vec<Template>,
     rules: Rules,
+    ignored: Ignored,
 }
 
 impl Routes {
@@ -78,13 +81,21 @@ impl Routes {
             count => return Err(BadTemplate::TooMany { count }),
         }
         let templates = templates.iter().map(|template| Template::parse(template.as_ref()));
-        Ok(Self { templates: templates.collect::<Result<_, _>>()?, rules: Rules::default() })
+        let templates = templates.collect::<Result<_, _>>()?;
+        Ok(Self { templates, rules: Rules::default(), ignored: Ignored::default() })
     }
 
     /// The same with rules for writes whose path does not name what they change.
     #[must_use]
     pub fn with_rules(self, rules: Rules) -> Self {
         Self { rules, ..self }
+    }
+
+    /// The same, for an upstream that does not look at these parameters of a query: a read with no
+    /// others is a read without a query.
+    #[must_use]
+    pub fn ignoring(self, parameters: &[String]) -> Self {
+        Self { ignored: Ignored::new(parameters), ..self }
     }
 
     /// Classifies a request. Never fails: what we do not understand, we pass.
@@ -126,7 +137,7 @@ impl Routes {
         let Some(id) = JobId::canonical(id) else {
             return Route::Pass(Bypass::Spelling);
         };
-        if request.uri().query().is_some() {
+        if request.uri().query().is_some_and(|query| !self.ignored.covers(query)) {
             return Route::Pass(Bypass::Query);
         }
         match bypass(headers) {
@@ -210,6 +221,11 @@ mod tests {
     /// `request`: method and target, then one header a line.
     #[track_caller]
     fn check(request: &str, want: &str) {
+        check_with(&routes(), request, want);
+    }
+
+    #[track_caller]
+    fn check_with(routes: &Routes, request: &str, want: &str) {
         let mut lines = request.split('\n');
         let (method, target) = lines.next().unwrap().split_once(' ').unwrap();
         let head = Request::builder().method(method).uri(target);
@@ -218,7 +234,7 @@ mod tests {
             head.header(name, value)
         };
         let built = lines.fold(head, with_header).body(()).unwrap();
-        let got = match routes().classify(&built) {
+        let got = match routes.classify(&built) {
             Route::Read(id) => format!("read: {id}"),
             Route::Write(scope) => format!("write: {}", words(&scope.jobs)),
             Route::Pass(why) => format!("pass: {why}"),
@@ -269,6 +285,18 @@ mod tests {
         check("GET /jobs/7?a=b", "pass: query");
         check("GET /jobs/7?", "pass: query");
         check("HEAD /jobs/7?fresh", "pass: query");
+    }
+
+    #[test]
+    fn a_query_that_the_upstream_ignores_is_none() {
+        let routes = routes().ignoring(&["_".to_owned()]);
+        check_with(&routes, "GET /jobs/7?_=1", "read: 7");
+        check_with(&routes, "HEAD /jobs/7?_=1&_=2", "read: 7");
+        check_with(&routes, "GET /jobs/7?_=1&fields=a", "pass: query");
+        check_with(&routes, "GET /jobs/7?", "pass: query");
+        check_with(&routes, "GET /jobs/07?_=1", "pass: spelling");
+        check_with(&routes, "GET /jobs/7?_=1\nrange: bytes=0-1", "pass: range");
+        check_with(&routes, "POST /jobs/7?_=1", "write: 7");
     }
 
     #[test]

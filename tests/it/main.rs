@@ -18,6 +18,7 @@ mod mentions;
 mod peers;
 mod proxying;
 mod purge;
+mod query;
 mod reads;
 mod redis_down;
 mod revocation;

@@ -180,3 +180,20 @@ fn a_log_filter_that_would_silence_everything_is_refused() {
         good("log", text);
     }
 }
+
+#[test]
+fn parameters_to_ignore_are_written_out() {
+    assert_eq!(good("query.ignore", "_,t,utm_source").query.ignore, ["_", "t", "utm_source"]);
+    assert!(good("query.ignore", "").query.ignore.is_empty());
+    let why = |name: &str| {
+        format!(
+            "{name:?} is not the name of a query parameter: write each name out, decoded, in 1 to 64 \
+             visible ASCII characters other than & = ; + % # ? *"
+        )
+    };
+    for name in ["utm_*", "a=1", "?t", "a b", "%5f", "é", &"a".repeat(65)] {
+        bad("query.ignore", name, &why(name));
+    }
+    let many = vec!["a"; 65].join(",");
+    bad("query.ignore", &many, "must name at most 64 parameters");
+}

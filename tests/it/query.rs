@@ -1,0 +1,79 @@
+//! Reads with a query, and the parameters that are said not to change the answer.
+
+use hyper::Method;
+
+use crate::support::{Setup, redis::key, upstream::version};
+
+const X: &str = "/jobs/x";
+
+async fn setup() -> Setup {
+    Setup::with(|config| config.query.ignore = vec!["_".to_owned(), "t".to_owned()]).await
+}
+
+#[tokio::test]
+async fn polls_with_a_cache_buster_share_the_entry_of_those_without() {
+    let setup = setup().await;
+    let miss = setup.get("/jobs/x?_=1718000000").await;
+    miss.assert(200, &version("x", 0));
+    assert!(miss.is_stored(), "{miss:?}");
+    for path in [X, "/jobs/x?_=1718000005", "/jobs/x?t=2&%5F=3", "/jobs/x?t"] {
+        assert!(setup.get(path).await.is_hit(), "{path}");
+    }
+    assert_eq!(setup.upstream.reads(X), 1);
+    assert!(setup.redis.holds(&key("x")).await);
+}
+
+#[tokio::test]
+async fn an_ignored_parameter_reaches_the_upstream_as_it_is() {
+    let setup = setup().await;
+    setup.get("/jobs/x?%5F=1&t=a%2Fb").await;
+    assert_eq!(setup.upstream.requests().pop().unwrap().target, "/jobs/x?%5F=1&t=a%2Fb");
+}
+
+#[tokio::test]
+async fn any_other_parameter_passes_every_time() {
+    let setup = setup().await;
+    setup.hit(X).await;
+    let paths = ["/jobs/x?fields=a", "/jobs/x?_=1&fields=a", "/jobs/x?", "/jobs/x?_=1;fields=a"];
+    for path in paths {
+        let reply = setup.get(path).await;
+        assert_eq!(reply.cache_status(), "jobcache; fwd=bypass; detail=query", "{path}");
+    }
+    assert_eq!(setup.upstream.reads(X), 1 + paths.len());
+}
+
+#[tokio::test]
+async fn a_write_forgets_what_a_poll_with_a_cache_buster_has_stored() {
+    let setup = setup().await;
+    setup.hit("/jobs/x?_=1").await;
+    setup.sidecar.put("/jobs/x?_=2").await.assert(200, &version("x", 1));
+    setup.get("/jobs/x?_=3").await.assert(200, &version("x", 1));
+}
+
+#[tokio::test]
+async fn polls_with_differing_cache_busters_share_one_read() {
+    let setup = setup().await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    let mut readers = Vec::new();
+    for n in 0..20 {
+        let path = format!("/jobs/x?_={n}");
+        readers.push(setup.sidecar.client.start(Method::GET, &path, "").await);
+    }
+    gate.arrived(1).await;
+    setup.exchange().await;
+    gate.release();
+    for reader in readers {
+        assert_eq!(reader.answer().await, (200, version("x", 0)));
+    }
+    assert_eq!(setup.upstream.reads(X), 1);
+}
+
+#[tokio::test]
+async fn without_the_knob_every_query_passes() {
+    let setup = Setup::new().await;
+    for path in ["/jobs/x?_=1", "/jobs/x?"] {
+        assert!(setup.get(path).await.is_uncached(), "{path}");
+        assert!(setup.get(path).await.is_uncached(), "{path}");
+    }
+    assert!(!setup.redis.holds(&key("x")).await);
+}
