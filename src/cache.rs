@@ -27,7 +27,7 @@ use self::{
     flight::{Flight, Flights, Shown, Ticket},
     key::JobId,
     marks::Marks,
-    policy::{Bypass, Policy, RequestDirectives},
+    policy::{Bypass, Policy, RequestDirectives, States},
 };
 use crate::{
     config,
@@ -146,6 +146,7 @@ impl Cache {
                 ttl: config.ttl,
                 max_body: config.max_body,
                 vary: prints.covered().to_vec(),
+                states: States::new(&config.states),
             },
             prints,
             settings: Settings {

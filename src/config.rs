@@ -31,6 +31,8 @@ pub use knob::{Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
 pub use rules::Rule;
 
+use crate::pointer::Pointer;
+
 /// A checked configuration: every value is within its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -46,6 +48,8 @@ pub struct Config {
     pub query: Query,
     /// Longest time an entry is kept.
     pub ttl: Duration,
+    /// Shorter times by the state of the job.
+    pub states: States,
     /// Largest body that is stored, in bytes.
     pub max_body: usize,
     /// How long fills stay refused after a write was answered (upstreams that read from a replica).
@@ -77,6 +81,15 @@ pub struct Config {
 pub struct Query {
     /// Names of parameters that do not change the answer.
     pub ignore: Vec<String>,
+}
+
+/// How long entries are kept by the state of their job, told by the body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct States {
+    /// Where the body tells it.
+    pub pointer: Pointer,
+    /// Each state, as text, and its time; none = states do not matter.
+    pub map: Vec<(String, Duration)>,
 }
 
 /// Limits of the client side.
@@ -256,6 +269,7 @@ impl Default for Config {
             routes: vec!["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()],
             query: Query::default(),
             ttl: Duration::from_mins(5),
+            states: States::default(),
             max_body: 1 << 20,
             settle: Duration::from_secs(1),
             ignore_client_cache_control: false,
@@ -269,6 +283,12 @@ impl Default for Config {
             credentials: Credentials::default(),
             invalidate: Vec::new(),
         }
+    }
+}
+
+impl Default for States {
+    fn default() -> Self {
+        Self { pointer: Pointer::member("status"), map: Vec::new() }
     }
 }
 

@@ -45,6 +45,8 @@ pub mod metrics;
 
 pub mod clock;
 
+pub mod pointer;
+
 pub mod mutants;
 
 pub mod telemetry;

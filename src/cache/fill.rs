@@ -104,6 +104,7 @@ impl Cache {
         freshness: Freshness,
     ) -> Landed {
         let Lead { leader, target, key, pair, why, .. } = lead;
+        let freshness = freshness.with_body(&body, &self.policy);
         let asked_at_ms = match &target {
             Target::Nowhere => self.store.now_ms(),
             Target::Lease(lease) => lease.granted_at_ms(),

@@ -9,10 +9,12 @@ mod conditional;
 mod directives;
 mod freshness;
 mod reason;
+mod states;
 mod storable;
 
 pub use conditional::not_modified;
 pub use directives::RequestDirectives;
 pub use freshness::{Freshness, Policy, freshness};
 pub use reason::{Bypass, NoStore};
+pub use states::States;
 pub use storable::is_stored;

@@ -1,9 +1,12 @@
 //! The configuration file: TOML, flattened to dotted keys with their lines.
 
-use toml::de::{DeInteger, DeTable, DeValue};
+use toml::{
+    Spanned,
+    de::{DeInteger, DeTable, DeValue},
+};
 
 use super::{
-    knob::{KNOBS, Value, knob},
+    knob::{KNOBS, Knob, Value, knob},
     load::{Origin, Setting, read_text},
     rules::{self, Rule},
     suggest,
@@ -71,6 +74,9 @@ fn flatten<'t>(table_key: &str, table: &'t DeTable<'t>, leaves: &mut Vec<Leaf<'t
         let dot = if table_key.is_empty() { "" } else { "." };
         let key = format!("{table_key}{dot}{}", name.get_ref());
         match value.get_ref() {
+            value if knob(&key).is_some_and(Knob::takes_pairs) => {
+                leaves.push(Leaf { key, value, offset: name.span().start });
+            }
             DeValue::Table(inner) if key != rules::KEY && (!inner.is_empty() || is_table(&key)) => {
                 flatten(&key, inner, leaves);
             }
@@ -91,7 +97,11 @@ impl Leaf<'_> {
             let hint = hint.unwrap_or_default();
             return Err(format!("{at}: {} is not a known key{hint}", self.key));
         };
-        let value = value(self.value).ok_or_else(|| {
+        let value = match self.value {
+            DeValue::Table(table) if knob.takes_pairs() => pairs(table),
+            other => value(other),
+        };
+        let value = value.ok_or_else(|| {
             format!("{at}: {} cannot be a date, or a list of lists or tables", self.key)
         })?;
         Ok(Setting { knob, value, origin: Origin::File(at) })
@@ -106,6 +116,13 @@ pub(super) fn value(value: &DeValue<'_>) -> Option<Value> {
         }
         value => scalar(value).map(Value::One),
     }
+}
+
+fn pairs(table: &DeTable<'_>) -> Option<Value> {
+    let pair = |(key, value): (&Spanned<_>, &Spanned<_>)| {
+        Some((String::from(key.get_ref() as &str), scalar(value.get_ref())?))
+    };
+    table.iter().map(pair).collect::<Option<_>>().map(Value::Pairs)
 }
 
 fn scalar(value: &DeValue<'_>) -> Option<String> {

@@ -40,6 +40,8 @@ pub(super) enum Set {
     One(fn(&mut Config, &str) -> Result<(), String>),
     /// From a list.
     Many(fn(&mut Config, &[String]) -> Result<(), String>),
+    /// From a table whose keys are the user's own.
+    Pairs(fn(&mut Config, &[(String, String)]) -> Result<(), String>),
 }
 
 /// What a source says, not parsed yet.
@@ -49,6 +51,8 @@ pub enum Value {
     One(String),
     /// A list.
     Many(Vec<String>),
+    /// Keys and their values.
+    Pairs(Vec<(String, String)>),
 }
 
 /// The knob with the given key.
@@ -156,6 +160,10 @@ pub(super) const KNOBS: &[Knob] = &[
     one("ttl.default", "300s", |c, v| put(&mut c.ttl, parse::time(v, SECOND..=DAY)))
         .flag("ttl")
         .env(&["JOBCACHE_TTL"]),
+    one("ttl.states.pointer", "/status", |c, v| put(&mut c.states.pointer, parse::pointer(v)))
+        .env(&["JOBCACHE_TTL_STATES_POINTER"]),
+    pairs("ttl.states.map", "", |c, v| put(&mut c.states.map, parse::states(v, SECOND..=DAY)))
+        .env(&["JOBCACHE_TTL_STATES_MAP"]),
     one("server.max_connections", "10000", |c, v| {
         put(&mut c.server.max_connections, parse::number(v, 1..=1_000_000))
     })
@@ -200,15 +208,7 @@ const fn one(
     default: &'static str,
     set: fn(&mut Config, &str) -> Result<(), String>,
 ) -> Knob {
-    Knob {
-        key,
-        default,
-        flag: None,
-        env: &[],
-        by_file: false,
-        shown: Shown::Plain,
-        set: Set::One(set),
-    }
+    Knob::new(key, default, Set::One(set))
 }
 
 const fn many(
@@ -216,18 +216,23 @@ const fn many(
     default: &'static str,
     set: fn(&mut Config, &[String]) -> Result<(), String>,
 ) -> Knob {
-    Knob {
-        key,
-        default,
-        flag: None,
-        env: &[],
-        by_file: false,
-        shown: Shown::Plain,
-        set: Set::Many(set),
-    }
+    Knob::new(key, default, Set::Many(set))
+}
+
+const fn pairs(
+    key: &'static str,
+    default: &'static str,
+    set: fn(&mut Config, &[(String, String)]) -> Result<(), String>,
+) -> Knob {
+    Knob::new(key, default, Set::Pairs(set))
 }
 
 impl Knob {
+    const fn new(key: &'static str, default: &'static str, set: Set) -> Self {
+        let (flag, env, by_file, shown) = (None, &[], false, Shown::Plain);
+        Self { key, default, flag, env, by_file, shown, set }
+    }
+
     const fn flag(self, name: &'static str) -> Self {
         Self { flag: Some(name), ..self }
     }
@@ -249,24 +254,25 @@ impl Knob {
         match (self.set, value) {
             (Set::One(set), Value::One(text)) => set(config, text),
             (Set::Many(set), Value::Many(items)) => set(config, items),
-            (Set::One(_), Value::Many(_)) => Err("must be one value, not a list".to_owned()),
-            (Set::Many(_), Value::One(_)) => {
-                Err("must be a list, such as [\"a\", \"b\"]".to_owned())
-            }
+            (Set::Pairs(set), Value::Pairs(pairs)) => set(config, pairs),
+            (Set::One(_), _) => Err("must be one value, not a list".to_owned()),
+            (Set::Many(_), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
+            (Set::Pairs(_), _) => Err("must be a table, such as { a = \"b\" }".to_owned()),
         }
     }
 
-    /// Text of one variable as a value: lists are separated by commas.
+    /// Whether the keys of its table are the user's own.
+    pub(super) fn takes_pairs(&self) -> bool {
+        matches!(self.set, Set::Pairs(_))
+    }
+
+    /// Text of one variable as a value: the members of lists and tables are separated by commas.
     pub(super) fn split(&self, text: &str) -> Value {
+        let members = text.split(',').map(str::trim).filter(|member| !member.is_empty());
         match self.set {
             Set::One(_) => Value::One(text.to_owned()),
-            Set::Many(_) => Value::Many(
-                text.split(',')
-                    .map(str::trim)
-                    .filter(|s| !s.is_empty())
-                    .map(str::to_owned)
-                    .collect(),
-            ),
+            Set::Many(_) => Value::Many(members.map(str::to_owned).collect()),
+            Set::Pairs(_) => Value::Pairs(members.map(pair).collect()),
         }
     }
 
@@ -275,7 +281,7 @@ impl Knob {
         match (self.shown, value) {
             (Shown::Plain, value) => value.to_string(),
             (Shown::Url, Value::One(text)) => quoted(&url::redacted(text)),
-            (Shown::Nothing, _) | (Shown::Url, Value::Many(_)) => "\"***\"".to_owned(),
+            (Shown::Nothing, _) | (Shown::Url, _) => "\"***\"".to_owned(),
         }
     }
 }
@@ -288,8 +294,19 @@ impl fmt::Display for Value {
                 let items: Vec<_> = items.iter().map(|item| quoted(item)).collect();
                 write!(f, "[{}]", items.join(", "))
             }
+            Self::Pairs(pairs) => {
+                let pair =
+                    |(key, text): &(String, String)| format!("{} = {}", quoted(key), quoted(text));
+                write!(f, "{{ {} }}", pairs.iter().map(pair).collect::<Vec<_>>().join(", "))
+            }
         }
     }
+}
+
+/// `key=value`; the last `=` counts, and without one the value is missing.
+fn pair(member: &str) -> (String, String) {
+    let (key, text) = member.rsplit_once('=').unwrap_or((member, ""));
+    (key.trim().to_owned(), text.trim().to_owned())
 }
 
 fn bare_or_quoted(text: &str) -> Cow<'_, str> {

@@ -10,7 +10,10 @@ use std::{
 use hyper::header::HeaderName;
 
 use super::CredentialMode;
-use crate::proxy::route::Routes;
+use crate::{
+    pointer::{self, Pointer},
+    proxy::route::Routes,
+};
 
 const MIN_SECRET: usize = 16;
 const MAX_PREFIX: usize = 64;
@@ -22,6 +25,8 @@ const MAX_HEADERS: usize = 64;
 /// Every parameter of a query is compared with every name.
 const MAX_PARAMETERS: usize = 64;
 const MAX_PARAMETER: usize = 64;
+const MAX_STATES: usize = 64;
+const MAX_STATE: usize = 128;
 
 /// An IP address and port. `localhost` is the one name taken: RFC 6761 section 6.3 fixes it to
 /// loopback, every other one needs a resolver, whose answer may change after the bind.
@@ -166,6 +171,40 @@ pub(super) fn parameters(items: &[String]) -> Result<Vec<String>, String> {
         )),
         None => Ok(items.to_vec()),
     }
+}
+
+/// Where a body tells the state of its job.
+pub(super) fn pointer(text: &str) -> Result<Pointer, String> {
+    Pointer::parse(text).ok_or_else(|| {
+        format!(
+            "must be a JSON pointer such as \"/status\" or \"/job/status\", with ~ only in ~0 (for ~) \
+             and ~1 (for /), of at most {} bytes",
+            pointer::MAX_LEN
+        )
+    })
+}
+
+/// States and the time of each, within `limits`.
+pub(super) fn states(
+    pairs: &[(String, String)],
+    limits: RangeInclusive<Duration>,
+) -> Result<Vec<(String, Duration)>, String> {
+    if pairs.len() > MAX_STATES {
+        return Err(format!("must name at most {MAX_STATES} states"));
+    }
+    let mut states: Vec<(String, Duration)> = Vec::with_capacity(pairs.len());
+    for (state, text) in pairs {
+        if state.len() > MAX_STATE {
+            return Err(format!("{state:?} must be at most {MAX_STATE} bytes long"));
+        }
+        if states.iter().any(|(other, _)| other == state) {
+            return Err(format!("{state:?} is named twice"));
+        }
+        let ttl = time(text, limits.clone())
+            .map_err(|why| format!("the time of {state:?}, {text:?}, {why}"))?;
+        states.push((state.clone(), ttl));
+    }
+    Ok(states)
 }
 
 /// The in-process layer in front of Redis: named already, so that who asks for it is told.

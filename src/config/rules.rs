@@ -120,6 +120,7 @@ fn set(rule: &mut Rule, key: &str, value: &Value) -> Result<(), String> {
         ("max_body", Value::One(text)) => rule.max_body = parse::size(text, 1..=MAX_BODY)?,
         (_, Value::One(_)) => return Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
         (_, Value::Many(_)) => return Err("must be one value, not a list".to_owned()),
+        (_, Value::Pairs(_)) => return Err("must be a value, not a table".to_owned()),
     }
     Ok(())
 }

@@ -25,3 +25,4 @@ mod revocation;
 mod rules;
 mod schedules;
 mod sidecars;
+mod states;

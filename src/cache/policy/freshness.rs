@@ -9,7 +9,7 @@ use hyper::{
 };
 
 use super::{
-    NoStore,
+    NoStore, States,
     conditional::http_date,
     directives::{Directive, delta_seconds, directives, tokens},
     storable::storable,
@@ -25,6 +25,8 @@ pub struct Policy {
     /// Request headers beyond those of the representation that a response may vary by: the
     /// credential's.
     pub vary: Vec<HeaderName>,
+    /// Further limits, by what the body says.
+    pub states: Option<States>,
 }
 
 /// How long a response may be served.
@@ -36,6 +38,15 @@ pub struct Freshness {
     pub age: Duration,
     /// The response may be given to whoever asks.
     pub public: bool,
+}
+
+impl Freshness {
+    /// The same for a response with this body, whose job may be in a state that is not kept as long.
+    #[must_use]
+    pub fn with_body(self, body: &[u8], policy: &Policy) -> Self {
+        let limit = policy.states.as_ref().map_or(self.ttl, |states| states.ttl(body));
+        Self { ttl: self.ttl.min(limit), ..self }
+    }
 }
 
 /// Whether and how long a response to a GET may be stored, from its head alone.
@@ -140,7 +151,7 @@ mod tests {
     use super::{NoStore, Policy, freshness};
 
     const POLICY: Policy =
-        Policy { ttl: Duration::from_mins(5), max_body: 1 << 20, vary: Vec::new() };
+        Policy { ttl: Duration::from_mins(5), max_body: 1 << 20, vary: Vec::new(), states: None };
     const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
     const MINUTE_AGO: &str = "Sun, 06 Nov 1994 08:48:37 GMT";
     const IN_A_MINUTE: &str = "Sun, 06 Nov 1994 08:50:37 GMT";

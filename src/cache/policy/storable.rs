@@ -148,7 +148,8 @@ mod tests {
 
     use super::{NoStore, Policy, is_stored, storable};
 
-    const POLICY: Policy = Policy { ttl: Duration::from_mins(5), max_body: 1000, vary: Vec::new() };
+    const POLICY: Policy =
+        Policy { ttl: Duration::from_mins(5), max_body: 1000, vary: Vec::new(), states: None };
 
     #[track_caller]
     fn check(lines: &[(&str, &str)], want: Result<(), NoStore>) {

@@ -1,0 +1,81 @@
+//! How long a job may be kept in the state that its body tells.
+//!
+//! A purge that gets lost leaves a screen as it was until the TTL ends. That matters while a job runs
+//! and not once it is over, so each state may have a life of its own.
+
+use std::{collections::HashMap, time::Duration};
+
+use crate::{config, pointer::Pointer};
+
+/// The longest life of an entry by the state of its job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct States {
+    pointer: Pointer,
+    ttls: HashMap<String, Duration>,
+    /// Of what is not known, which may be a state in which much changes.
+    shortest: Duration,
+}
+
+impl States {
+    /// As configured; none where no state has a life of its own.
+    pub fn new(config: &config::States) -> Option<Self> {
+        let shortest = config.map.iter().map(|(_, ttl)| *ttl).min()?;
+        let ttls = config.map.iter().cloned().collect();
+        Some(Self { pointer: config.pointer.clone(), ttls, shortest })
+    }
+
+    /// How long a job with this body may be kept. The shortest time where its state is not in the
+    /// map, or cannot be found, or the body is not JSON.
+    pub fn ttl(&self, body: &[u8]) -> Duration {
+        let state = self.pointer.scalar(body);
+        state.and_then(|state| self.ttls.get(&state).copied()).unwrap_or(self.shortest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::States;
+    use crate::{config, pointer::Pointer};
+
+    fn config(map: &[(&str, u64)]) -> config::States {
+        let pointer = Pointer::parse("/job/status").unwrap();
+        let ttl =
+            |&(state, seconds): &(&str, u64)| (state.to_owned(), Duration::from_secs(seconds));
+        config::States { pointer, map: map.iter().map(ttl).collect() }
+    }
+
+    #[track_caller]
+    fn check(body: &str, seconds: u64) {
+        let map = [("completed", 300), ("running", 10), ("true", 60), ("3", 30)];
+        let states = States::new(&config(&map)).unwrap();
+        assert_eq!(states.ttl(body.as_bytes()), Duration::from_secs(seconds), "{body}");
+    }
+
+    #[test]
+    fn each_state_has_its_own_life() {
+        check(r#"{"job":{"status":"completed"}}"#, 300);
+        check(r#"{"job":{"status":"running"}}"#, 10);
+        check(r#"{"job":{"status":true}}"#, 60);
+        check(r#"{"job":{"status":3}}"#, 30);
+        check(r#"{"job":{"status":"3"}}"#, 30);
+    }
+
+    #[test]
+    fn what_is_not_known_has_the_shortest() {
+        for status in ["\"paused\"", "\"Completed\"", "false", "4", "3.0", "null", "{}", "[3]"] {
+            check(&format!(r#"{{"job":{{"status":{status}}}}}"#), 10);
+        }
+        check(r#"{"job":{}}"#, 10);
+        check(r#"{"status":"completed"}"#, 10);
+        check(r#"{"job":{"status":"completed"}"#, 10);
+        check("completed", 10);
+        check("", 10);
+    }
+
+    #[test]
+    fn without_states_there_is_no_such_limit() {
+        assert_eq!(States::new(&config(&[])), None);
+    }
+}

@@ -1,0 +1,251 @@
+//! JSON pointers (RFC 6901), followed through the bytes of a document.
+//!
+//! Only what lies on the way is read; everything beside it is checked and skipped, nothing is built.
+//! A large body costs one pass over its bytes.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// Longest pointer, in bytes.
+pub const MAX_LEN: usize = 256;
+
+/// Where in a document to look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pointer {
+    tokens: Vec<String>,
+}
+
+impl Pointer {
+    /// Parses a pointer such as `/status` or `/items/0/state`; the empty one is the whole document.
+    ///
+    /// "Its value is either an empty string or a sequence of reference tokens, each prefixed by a '/'"
+    /// and "~0" and "~1" stand for '~' and '/' in them. RFC 6901 3
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.is_empty() {
+            return Some(Self { tokens: Vec::new() });
+        }
+        let tokens = text.strip_prefix('/').filter(|_| text.len() <= MAX_LEN)?.split('/');
+        Some(Self { tokens: tokens.map(token).collect::<Option<_>>()? })
+    }
+
+    /// A pointer to a member of the document.
+    pub fn member(name: &str) -> Self {
+        Self { tokens: vec![name.to_owned()] }
+    }
+
+    /// The string, boolean or integer there, as text. None where there is nothing, or something
+    /// else, or `json` is not JSON. Of members with one name the last counts, as in JavaScript and
+    /// Python.
+    pub fn scalar(&self, json: &[u8]) -> Option<String> {
+        let mut document = serde_json::Deserializer::from_slice(json);
+        let scalar = Step(&self.tokens).deserialize(&mut document).ok()?;
+        document.end().ok()?;
+        scalar
+    }
+}
+
+fn token(text: &str) -> Option<String> {
+    let mut parts = text.split('~');
+    let mut token = parts.next()?.to_owned();
+    for part in parts {
+        // "by first transforming any occurrence of the sequence '~1' to '/', and then transforming
+        // any occurrence of the sequence '~0' to '~'" RFC 6901 4
+        let (escaped, rest) = part.split_at_checked(1)?;
+        token.push(match escaped {
+            "0" => '~',
+            "1" => '/',
+            _ => return None,
+        });
+        token.push_str(rest);
+    }
+    Some(token)
+}
+
+/// "an unsigned base-10 integer value [..] without leading zeros" RFC 6901 4
+fn index(token: &str) -> Option<usize> {
+    let digits = token.bytes().all(|b| b.is_ascii_digit());
+    let canonical = digits && (token == "0" || !token.starts_with('0'));
+    token.parse().ok().filter(|_| canonical)
+}
+
+/// What is left of the way.
+struct Step<'p>(&'p [String]);
+
+impl Step<'_> {
+    fn end(&self, scalar: impl ToString) -> Option<String> {
+        self.0.is_empty().then(|| scalar.to_string())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Step<'_> {
+    type Value = Option<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, document: D) -> Result<Self::Value, D::Error> {
+        document.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Step<'_> {
+    type Value = Option<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(self.end(text))
+    }
+
+    fn visit_bool<E: Error>(self, switch: bool) -> Result<Self::Value, E> {
+        Ok(self.end(switch))
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(self.end(number))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
+        Ok(self.end(number))
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let wanted = self.0.split_first().and_then(|(token, rest)| Some((index(token)?, rest)));
+        let mut found = None;
+        for at in 0.. {
+            let there = match wanted {
+                Some((index, rest)) if index == at => {
+                    items.next_element_seed(Step(rest))?.map(|scalar| found = scalar)
+                }
+                _ => items.next_element::<IgnoredAny>()?.map(drop),
+            };
+            if there.is_none() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+        let Some((token, rest)) = self.0.split_first() else {
+            return IgnoredAny.visit_map(members).map(|_| None);
+        };
+        let mut found = None;
+        while let Some(wanted) = members.next_key_seed(Name(token))? {
+            if wanted {
+                found = members.next_value_seed(Step(rest))?;
+            } else {
+                members.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether a member has this name.
+struct Name<'p>(&'p str);
+
+impl<'de> DeserializeSeed<'de> for Name<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, name: D) -> Result<bool, D::Error> {
+        name.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<bool, E> {
+        Ok(name == self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_LEN, Pointer};
+
+    #[track_caller]
+    fn check(pointer: &str, json: &str, want: Option<&str>) {
+        let got = Pointer::parse(pointer).unwrap().scalar(json.as_bytes());
+        assert_eq!(got.as_deref(), want, "{pointer:?} in {json}");
+    }
+
+    #[test]
+    fn strings_booleans_and_integers_are_found() {
+        check("/status", r#"{"id":1,"status":"running","log":[{}]}"#, Some("running"));
+        check("/status", r#" {"status" : "caf\u00e9" } "#, Some("café"));
+        check("/done", r#"{"done":true}"#, Some("true"));
+        check("/n", r#"{"n":-7}"#, Some("-7"));
+        check("/n", r#"{"n":18446744073709551615}"#, Some("18446744073709551615"));
+        check("/a/0/b", r#"{"a":[{"b":"x"},{"b":"y"}]}"#, Some("x"));
+        check("/a/1/b", r#"{"a":[{"b":"x"},{"b":"y"}]}"#, Some("y"));
+        check("", r#""running""#, Some("running"));
+        check("/", r#"{"":"x"}"#, Some("x"));
+    }
+
+    #[test]
+    fn tokens_are_unescaped_in_the_order_of_the_standard() {
+        check("/a~1b", r#"{"a/b":"x"}"#, Some("x"));
+        check("/a~0b", r#"{"a~b":"x"}"#, Some("x"));
+        check("/~01", r#"{"~1":"x","/":"y"}"#, Some("x"));
+        check("/a%2fb", r#"{"a%2fb":"x"}"#, Some("x"));
+        check("/st\u{61}tus", r#"{"st\u0061tus":"x"}"#, Some("x"));
+    }
+
+    #[test]
+    fn what_is_not_there_or_no_scalar_is_not_found() {
+        check("/status", "{}", None);
+        check("/status", r#"{"Status":"x"}"#, None);
+        check("/status/x", r#"{"status":"x"}"#, None);
+        check("/status", r#"{"a":{"status":"x"}}"#, None);
+        for value in ["null", "1.5", "{}", "[]", "[\"x\"]", "1e3", "99999999999999999999"] {
+            check("/status", &format!(r#"{{"status":{value}}}"#), None);
+        }
+        check("", r#"{"status":"x"}"#, None);
+        check("/a/2", r#"{"a":["x","y"]}"#, None);
+        check("/a/00", r#"{"a":["x"]}"#, None);
+        check("/a/-", r#"{"a":["x"]}"#, None);
+        check("/a/+0", r#"{"a":["x"]}"#, None);
+    }
+
+    #[test]
+    fn of_members_with_one_name_the_last_counts() {
+        check("/a", r#"{"a":"x","a":"y"}"#, Some("y"));
+        check("/a/b", r#"{"a":{"b":"x"},"a":1}"#, None);
+    }
+
+    #[test]
+    fn in_what_is_not_json_nothing_is_found() {
+        for json in ["", "status", r#"{"status":"x""#, r#"{"status":"x"} x"#, r#"{"status":"x",}"#]
+        {
+            check("/status", json, None);
+        }
+        check("/status", r#"{"status":"x","rest":[1,}"#, None);
+        check("/a", &"[".repeat(100_000), None);
+        let invalid = Pointer::member("status").scalar(b"{\"status\":\"\xff\"}");
+        assert_eq!(invalid, None);
+    }
+
+    #[test]
+    fn a_pointer_begins_with_a_slash_and_knows_two_escapes() {
+        for text in ["status", "a/b", "/~", "/a~2", "/~x", "/~é", "#/status"] {
+            assert_eq!(Pointer::parse(text), None, "{text:?}");
+        }
+        assert!(Pointer::parse(&"/".repeat(MAX_LEN)).is_some());
+        assert_eq!(Pointer::parse(&"/".repeat(MAX_LEN + 1)), None);
+        assert_eq!(Pointer::parse("/status"), Some(Pointer::member("status")));
+    }
+}
