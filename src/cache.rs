@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use self::{
-    audience::{Pair, Prints},
+    audience::{Pair, Prints, Standing},
     bulk::Bulk,
     entry::{Entry, Reject},
     fill::Target,
@@ -246,19 +246,20 @@ impl Cache {
     }
 
     /// An entry is a hit for its audience, unless it is too old for the client's taste. Everybody
-    /// else asks the upstream, and may thereby join the audience.
+    /// else asks the upstream, and may thereby join the audience. So does who has lapsed: if the
+    /// upstream refuses him, he alone gets to see that, and is just not renewed.
     fn offer(&self, ask: &Ask, entry: Entry, seen: Seen) -> Lookup {
-        let included = self.prints.includes(entry.audience(), ask.pair);
+        let standing = self.prints.standing(entry.audience(), ask.pair, seen.now_ms);
         let young = ask.directives.admit(entry.age(seen.now_ms), entry.ttl(seen.now_ms));
-        if included && young {
+        if standing == Standing::Included && young {
             return Lookup::Hit(Arc::new(entry));
         }
         if let Some(why) = self.may_not_fill(ask) {
             return Lookup::Pass(why);
         }
-        if self.replaced.count(&ask.key) >= REPLACEMENTS
-            || entry.audience().pairs.len() >= self.settings.audience
-        {
+        // A pair that is renewed takes no further place.
+        let full = entry.audience().pairs.len() >= self.settings.audience;
+        if self.replaced.count(&ask.key) >= REPLACEMENTS || full && standing == Standing::Outside {
             return Lookup::Pass(Bypass::Audience);
         }
         let (token, epoch) = (Token::named(entry.generation()), seen.epoch.clone());

@@ -171,6 +171,9 @@ pub struct Credentials {
     pub secret: Option<Secret>,
     /// Audience pairs of an entry at most.
     pub audience: usize,
+    /// How long after the upstream has served an entry to a pair it is believed to still do so; none
+    /// = as long as the entry is kept.
+    pub recheck: Option<Duration>,
 }
 
 /// How requests that carry a credential are treated.
@@ -339,6 +342,7 @@ impl Default for Credentials {
             cookies: Vec::new(),
             secret: None,
             audience: 256,
+            recheck: None,
         }
     }
 }

@@ -178,7 +178,8 @@ impl Store {
         .await
     }
 
-    /// Lets another audience pair use an entry, if it is still the very one that was seen.
+    /// Lets an audience pair use an entry, if it is still the very one that was seen, and notes in
+    /// meta that the upstream has served it to the pair: no earlier than it was seen.
     pub async fn admit(
         &self,
         key: &Key,

@@ -8,6 +8,8 @@
 //!
 //! Prints are keyed BLAKE3, so that who can read the store learns no credential by trying.
 
+use std::time::Duration;
+
 use hyper::http::{
     HeaderMap, HeaderName,
     header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_LANGUAGE, COOKIE, FORWARDED, HOST, ORIGIN},
@@ -31,10 +33,22 @@ pub struct Pair {
 /// The pairs that an entry is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audience {
-    /// Pairs in hexadecimal, as in [`Pair::to_hex`].
+    /// Pairs in hexadecimal, as in [`Pair::to_hex`], each with when the upstream has served the entry
+    /// to it: `@` and ms since 1970 by the store's clock. Those of older sidecars have no time.
     pub pairs: Vec<String>,
     /// The upstream has said that the credential does not matter.
     pub public: bool,
+}
+
+/// How a pair stands to an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It may be given the entry.
+    Included,
+    /// The upstream has served the entry to it, too long ago to be believed still.
+    Lapsed,
+    /// The upstream has not served the entry to it.
+    Outside,
 }
 
 /// Takes the prints of requests.
@@ -47,6 +61,8 @@ pub struct Prints {
     covered: Vec<HeaderName>,
     /// Cookies that count; all of them where there are none.
     cookies: Vec<String>,
+    /// How long a pair is believed.
+    recheck: Option<Duration>,
 }
 
 const REPRESENTATION: [HeaderName; 13] = [
@@ -96,8 +112,20 @@ impl Pair {
 
 impl Audience {
     /// Only this pair; everybody who asks for its form where the response is public.
-    pub fn of(pair: Pair, public: bool) -> Self {
-        Self { pairs: vec![pair.to_hex()], public }
+    pub fn of(pair: Pair, public: bool, served_at_ms: i64) -> Self {
+        Self { pairs: vec![format!("{}@{served_at_ms}", pair.to_hex())], public }
+    }
+
+    /// When the upstream has served the entry to this pair, if it has.
+    fn served_at_ms(&self, pair: Pair) -> Option<i64> {
+        let name = pair.to_hex();
+        let rest = self.pairs.iter().find_map(|member| member.strip_prefix(&name))?;
+        Some(rest.strip_prefix('@').and_then(|ms| ms.parse().ok()).unwrap_or(0))
+    }
+
+    fn has_representation(&self, pair: Pair) -> bool {
+        let representation = pair.representation.to_hex();
+        self.pairs.iter().any(|member| member.get(32..64) == Some(&representation))
     }
 }
 
@@ -108,7 +136,8 @@ impl Prints {
         let headers: Vec<HeaderName> =
             config.headers.iter().filter_map(|name| name.parse().ok()).collect();
         let covered = headers.iter().cloned().chain(REPRESENTATION).collect();
-        Self { mode: config.mode, headers, covered, cookies: config.cookies.clone() }
+        let (cookies, recheck) = (config.cookies.clone(), config.recheck);
+        Self { mode: config.mode, headers, covered, cookies, recheck }
     }
 
     /// The request headers that a pair covers. A response may vary by them, and they must reach the
@@ -135,15 +164,20 @@ impl Prints {
         if self.mode == Mode::Shared { pair.waived() } else { pair }
     }
 
-    /// Whether a pair may be given an entry of this audience.
-    pub fn includes(&self, audience: &Audience, pair: Pair) -> bool {
-        let name = pair.to_hex();
-        if self.mode != Mode::Shared && !audience.public {
-            return audience.pairs.contains(&name);
+    /// How a pair stands to an entry of this audience.
+    pub fn standing(&self, audience: &Audience, pair: Pair, now_ms: i64) -> Standing {
+        if self.mode == Mode::Shared || audience.public {
+            // The credential is waived, the representation never; and what does not count cannot
+            // expire.
+            let has = audience.has_representation(pair);
+            return if has { Standing::Included } else { Standing::Outside };
         }
-        // The credential is waived, the representation never.
-        let representation = &name[32..];
-        audience.pairs.iter().any(|pair| pair.ends_with(representation))
+        let Some(served_at_ms) = audience.served_at_ms(pair) else { return Standing::Outside };
+        let age_ms = u128::try_from(now_ms - served_at_ms).unwrap_or(0);
+        match self.recheck {
+            Some(recheck) if age_ms > recheck.as_millis() => Standing::Lapsed,
+            _ => Standing::Included,
+        }
     }
 
     fn add_credential(&self, hasher: &mut blake3::Hasher, headers: &HeaderMap) {
@@ -200,6 +234,8 @@ mod tests {
     use super::*;
 
     const KEY: CredentialKey = CredentialKey::new([7; 32]);
+
+    const NOW_MS: i64 = 1_718_000_000_000;
 
     fn prints(mode: Mode, cookies: &[&str]) -> Prints {
         let cookies = cookies.iter().map(ToString::to_string).collect();
@@ -291,7 +327,10 @@ mod tests {
         let a = pair("/jobs/x", &[("authorization", "a")]);
         let b = pair("/jobs/x", &[("authorization", "b")]);
         let german = pair("/jobs/x", &[("authorization", "a"), ("accept-language", "de")]);
-        let check = |mode, public, pair| prints(mode, &[]).includes(&Audience::of(a, public), pair);
+        let check = |mode, public, pair| {
+            let standing = prints(mode, &[]).standing(&Audience::of(a, public, 0), pair, NOW_MS);
+            standing == Standing::Included
+        };
         assert!(check(Mode::Partition, false, a));
         assert!(!check(Mode::Partition, false, b));
         assert!(!check(Mode::Partition, false, german));
@@ -302,6 +341,34 @@ mod tests {
         assert!(check(Mode::Bypass, false, a) && !check(Mode::Bypass, false, b));
         assert_eq!(prints(Mode::Shared, &[]).circle(a), prints(Mode::Shared, &[]).circle(b));
         assert_ne!(prints(Mode::Partition, &[]).circle(a), prints(Mode::Partition, &[]).circle(b));
+    }
+
+    #[test]
+    fn a_pair_lapses_when_it_was_served_too_long_ago() {
+        let pair = pair("/jobs/x", &[("authorization", "a")]);
+        let recheck = Some(Duration::from_secs(30));
+        let prints = |mode| Prints { recheck, ..prints(mode, &[]) };
+        let check = |mode, public, ago, want| {
+            let audience = Audience::of(pair, public, NOW_MS - ago);
+            assert_eq!(prints(mode).standing(&audience, pair, NOW_MS), want, "{mode:?} {ago}");
+        };
+        check(Mode::Partition, false, 0, Standing::Included);
+        check(Mode::Partition, false, 30_000, Standing::Included);
+        check(Mode::Partition, false, 30_001, Standing::Lapsed);
+        // Clocks differ a little.
+        check(Mode::Partition, false, -5, Standing::Included);
+        check(Mode::Partition, true, 30_001, Standing::Included);
+        check(Mode::Shared, false, 30_001, Standing::Included);
+    }
+
+    #[test]
+    fn a_pair_without_a_time_is_believed_only_where_none_lapses() {
+        let pair = pair("/jobs/x", &[("authorization", "a")]);
+        let audience = Audience { pairs: vec![pair.to_hex()], public: false };
+        let mut prints = prints(Mode::Partition, &[]);
+        assert_eq!(prints.standing(&audience, pair, NOW_MS), Standing::Included);
+        prints.recheck = Some(Duration::from_secs(30));
+        assert_eq!(prints.standing(&audience, pair, NOW_MS), Standing::Lapsed);
     }
 
     #[test]

@@ -62,7 +62,7 @@ struct Meta {
     /// The upstream has waived the credential.
     #[serde(default)]
     public: bool,
-    /// Pairs of credential and representation, in hexadecimal.
+    /// Pairs of credential and representation, in hexadecimal, each with its time.
     audience: Vec<String>,
     #[serde(default, skip_serializing)]
     expires_at_ms: i64,
@@ -100,7 +100,7 @@ impl Entry {
             stored_at_ms: now_ms,
             age_ms: millis(freshness.age),
             expires_at_ms: now_ms.saturating_add(millis(freshness.ttl)),
-            audience: Audience::of(pair, freshness.public),
+            audience: Audience::of(pair, freshness.public, now_ms),
             generation: String::new(),
         }
     }

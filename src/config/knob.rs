@@ -196,6 +196,10 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.credentials.audience, parse::number(v, 1..=4096))
     })
     .env(&["JOBCACHE_CREDENTIALS_AUDIENCE"]),
+    one("credentials.recheck", "", |c, v| {
+        put(&mut c.credentials.recheck, parse::time(v, SECOND..=DAY).map(Some))
+    })
+    .env(&["JOBCACHE_CREDENTIALS_RECHECK"]),
 ];
 
 fn put<T>(field: &mut T, parsed: Result<T, String>) -> Result<(), String> {

@@ -138,13 +138,11 @@ impl Memory {
         let now = now_ms();
         let mut slots = self.slots();
         let Some(entry) = slots.unchanged(key, seen, now) else { return Fill::Revoked };
-        let meta = String::from_utf8_lossy(&entry.meta);
-        let name = format!("\"{pair}\"");
-        if !meta.contains(&name) {
-            let start = "\"audience\":[";
-            entry.meta = meta.replacen(start, &format!("{start}{name},"), 1).into();
-            slots.bytes += name.len() + 1;
-        }
+        let meta = admitted(&String::from_utf8_lossy(&entry.meta), pair, seen.now_ms);
+        let before = size(entry);
+        entry.meta = meta.into();
+        let after = size(entry);
+        slots.bytes = slots.bytes + after - before;
         Fill::Stored
     }
 
@@ -302,6 +300,17 @@ impl Slot {
     fn is_empty(&self) -> bool {
         self.entry.is_none() && self.lease.is_none() && self.fence.is_empty()
     }
+}
+
+/// Meta with this pair in its audience: renewed in its place, else in front.
+fn admitted(meta: &str, pair: &str, served_at_ms: i64) -> String {
+    let noted = format!("\"{pair}@{served_at_ms}\"");
+    let renewed = meta.find(&format!("\"{pair}@")).and_then(|from| {
+        let length = 2 + meta.get(from + 1..)?.find('"')?;
+        Some(format!("{}{noted}{}", &meta[..from], &meta[from + length..]))
+    });
+    let start = "\"audience\":[";
+    renewed.unwrap_or_else(|| meta.replacen(start, &format!("{start}{noted},"), 1))
 }
 
 fn credential_key(config: &config::Credentials) -> CredentialKey {

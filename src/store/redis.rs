@@ -175,7 +175,7 @@ impl Redis {
         pair: &str,
     ) -> Result<Fill, StoreError> {
         let Some((session, stored)) = self.same_epoch(seen)? else { return Ok(Fill::Revoked) };
-        let admission = session.admit(key, stored, generation, pair);
+        let admission = session.admit(key, stored, generation, pair, seen.now_ms);
         let result = Budget::new(DETACHED_TIMEOUT).spend(admission).await;
         self.shared.judge(&session, result)
     }

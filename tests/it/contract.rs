@@ -325,7 +325,7 @@ async fn keys_do_not_touch_each_other() {
 async fn entry(store: &Store, key: &Key, body: &'static str) -> (Seen, String) {
     let lease = granted(store, key).await;
     let generation = lease.token().as_str().to_owned();
-    let meta = format!(r#"{{"generation":"{generation}","audience":["a"]"#);
+    let meta = format!(r#"{{"generation":"{generation}","audience":["a@1"]"#);
     let body = Bytes::from_static(body.as_bytes());
     assert_eq!(store.fill(lease, &body, &meta, TTL).await.unwrap(), Fill::Stored);
     (store.read(key, &mut budget()).await.unwrap(), generation)
@@ -333,6 +333,11 @@ async fn entry(store: &Store, key: &Key, body: &'static str) -> (Seen, String) {
 
 fn audience(stored: &Stored) -> serde_json::Value {
     serde_json::from_slice::<serde_json::Value>(&stored.meta).unwrap()["audience"].clone()
+}
+
+/// A pair of an audience, with its time.
+fn at(pair: &str, seen: &(Seen, String)) -> String {
+    format!("{pair}@{}", seen.0.now_ms)
 }
 
 async fn admit(store: &Store, key: &Key, seen: &(Seen, String), pair: &str) -> Fill {
@@ -357,9 +362,33 @@ async fn an_admission_widens_the_audience_and_nothing_else() {
             assert_eq!(admit(&store, &key, &seen, pair).await, Fill::Stored);
         }
         let after = read(&store, &key).await.unwrap();
-        let before = seen.0.stored.unwrap();
+        let before = seen.0.stored.clone().unwrap();
         assert_eq!((&after.body, after.expires_at_ms), (&before.body, before.expires_at_ms));
-        assert_eq!(audience(&after), serde_json::json!(["c", "b", "a"]));
+        assert_eq!(audience(&after), serde_json::json!([at("c", &seen), at("b", &seen), "a@1"]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pair_that_is_admitted_again_keeps_its_one_place_with_a_new_time() {
+    on_both(async |store| {
+        let key = key("x");
+        let first = entry(&store, &key, "body").await;
+        for pair in ["b", "c", "ab"] {
+            assert_eq!(admit(&store, &key, &first, pair).await, Fill::Stored);
+        }
+        let later = eventually(SOON, async || {
+            let seen = store.read(&key, &mut budget()).await.unwrap();
+            (seen.now_ms > first.0.now_ms).then_some(seen)
+        });
+        let later = (later.await, first.1.clone());
+        for pair in ["a", "b", "ab"] {
+            assert_eq!(admit(&store, &key, &later, pair).await, Fill::Stored);
+        }
+        let after = read(&store, &key).await.unwrap();
+        let want = [at("ab", &later), at("c", &first), at("b", &later), at("a", &later)];
+        assert_eq!(audience(&after), serde_json::json!(want));
+        assert_eq!(after.expires_at_ms, first.0.stored.unwrap().expires_at_ms);
     })
     .await;
 }

@@ -20,6 +20,7 @@ mod proxying;
 mod purge;
 mod query;
 mod reads;
+mod recheck;
 mod redis_down;
 mod revocation;
 mod rules;

@@ -275,9 +275,10 @@ impl Session {
         seen: &Stored,
         generation: &str,
         pair: &str,
+        served_at_ms: i64,
     ) -> Result<Fill, StoreError> {
         let mut invocation = compare_and_set(&ADMIT, key, seen, generation);
-        invocation.arg(pair);
+        invocation.arg(pair).arg(served_at_ms);
         self.invoke(invocation).await.map(filled)
     }
 

@@ -155,6 +155,7 @@ async fn what_was_seen_before_a_restart_is_neither_admitted_to_nor_replaced() {
     assert_eq!(
         compare_and_set(&script("admit", Flaw::Nothing), before.stored(), &before.generation)
             .arg(PAIR)
+            .arg(0)
             .invoke_async::<bool>(&mut before.redis.connection().await)
             .await,
         Ok(true),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::{Request, Response, header::AUTHORIZATION, http::request};
 use jobcache::{
     cache::{
-        audience::{Audience, Pair, Prints},
+        audience::{Audience, Pair, Prints, Standing},
         entry::{Entry, Reject},
         policy::Freshness,
     },
@@ -30,6 +30,8 @@ pub(super) const FENCE: &str = "{job_status:x}:fence";
 const TTL: Duration = Duration::from_mins(5);
 const LEASE_MS: i64 = 100_000;
 const FENCE_MS: i64 = 400_000;
+/// When the upstream has served what is admitted: nobody is asked again within a schedule.
+const SERVED_MS: i64 = 0;
 
 /// The name and the text of each script.
 const SCRIPTS: [(&str, &str); 7] = [
@@ -183,7 +185,7 @@ impl Server {
     /// Whether a credential was let in to an entry that was seen.
     pub(super) fn admit(&self, seen: &Stored, generation: &str, who: usize) -> bool {
         let mut call = compare_and_set(&self.admit, seen, generation);
-        call.arg(self.pairs[who].to_hex());
+        call.arg(self.pairs[who].to_hex()).arg(SERVED_MS);
         self.invoke(&call)
     }
 
@@ -310,8 +312,8 @@ impl Server {
     }
 
     pub(super) fn includes(&self, found: &Found, who: usize) -> bool {
-        let includes = |audience| self.prints.includes(audience, self.pairs[who]);
-        found.audience.as_ref().is_none_or(includes)
+        let standing = |audience| self.prints.standing(audience, self.pairs[who], SERVED_MS);
+        found.audience.as_ref().is_none_or(|audience| standing(audience) == Standing::Included)
     }
 
     fn meta(&self, new: &New) -> String {
