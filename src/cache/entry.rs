@@ -226,6 +226,9 @@ impl Entry {
 
     /// Answers a GET or HEAD, with 304 where the client has it already.
     pub fn respond(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
+        // "the recipient cache SHOULD evaluate any applicable conditional header field preconditions
+        // received in that request with respect to the corresponding validators contained within the
+        // stored response" RFC 9111 4.3.2
         let mut response =
             if self.is_held_by(request) { self.not_modified() } else { self.whole(method) };
         // RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
@@ -240,6 +243,8 @@ impl Entry {
         *response.status_mut() = self.head.status;
         *response.headers_mut() = self.head.headers.clone();
         response.headers_mut().insert(CONTENT_LENGTH, self.body.len().into());
+        // "The HEAD method is identical to GET except that the server MUST NOT send content in the
+        // response." RFC 9110 9.3.2
         if method != Method::HEAD {
             *response.body_mut() = self.body.clone();
         }

@@ -111,6 +111,9 @@ pub enum Captured {
 }
 
 /// Reads a body in full, up to `max` bytes.
+///
+/// "a cache MAY store a response that is not complete [..] provided that the stored response is
+/// recorded as being incomplete" RFC 9111 3.3. None is: who polls a job wants all of it.
 pub async fn capture(mut body: ResponseBody, max: usize) -> Captured {
     let mut frames = VecDeque::new();
     let mut size = 0;

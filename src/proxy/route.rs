@@ -104,6 +104,9 @@ impl Routes {
             // Names no resource of ours; refused by the proxy.
             Route::Pass(Bypass::Method)
         } else if is_unsafe(request) {
+            // "A cache MUST invalidate the target URI [..] when it receives a non-error status code in
+            // response to an unsafe request method (including methods whose safety is unknown)."
+            // RFC 9111 4.4. Here whatever the status: an error may come after the commit.
             self.write(request)
         } else {
             self.read(request)
@@ -169,9 +172,16 @@ fn not_a_job(named: &Named) -> Bypass {
 /// What a read may not carry. Of several reasons the first header's counts.
 fn bypass(headers: &HeaderMap) -> Option<Bypass> {
     headers.iter().find_map(|(name, value)| match name.as_str() {
+        // "Although request message framing is independent of the method used, content received in a
+        // GET request has no generally defined semantics" RFC 9110 9.3.1: to some upstreams it is a
+        // query.
         "content-length" if value.as_bytes() != b"0" => Some(Bypass::RequestBody),
         "transfer-encoding" => Some(Bypass::RequestBody),
+        // "A server MAY ignore the Range header field." RFC 9110 14.2. Ours does not know whether the
+        // upstream does.
         "range" => Some(Bypass::Range),
+        // "A cache MUST NOT evaluate conditional header fields that only apply to an origin server, [..]
+        // such preconditions are likely intended for some other (inbound) server." RFC 9111 4.3.2
         "if-match" | "if-range" | "if-unmodified-since" => Some(Bypass::Precondition),
         _ if METHOD_OVERRIDES.contains(name) => Some(Bypass::MethodOverride),
         _ if URL_OVERRIDES.contains(name) => Some(Bypass::UrlOverride),

@@ -25,5 +25,6 @@ mod redis_down;
 mod revocation;
 mod rules;
 mod schedules;
+mod semantics;
 mod sidecars;
 mod states;

@@ -157,6 +157,7 @@ impl RequestDirectives {
     /// "They are advisory; caches MAY implement them, but are not required to." RFC 9111 5.2.1. The
     /// one that stays is only-if-cached: no browser sends it by itself, it costs the upstream nothing,
     /// and who asks for it would rather have nothing than an answer that does.
+    #[must_use]
     pub fn advisory(self) -> Self {
         Self { only_if_cached: self.only_if_cached, ..Self::default() }
     }
@@ -177,10 +178,21 @@ impl RequestDirectives {
         let mut this = Self::default();
         for directive in directives(headers)? {
             if directive.is("no-cache") {
+                // "The no-cache request directive indicates that the client prefers a stored
+                // response not be used to satisfy the request without successful validation on the
+                // origin server." RFC 9111 5.2.1.4
                 this.no_cache = true;
             } else if directive.is("no-store") {
+                // "The no-store request directive indicates that a cache MUST NOT store any part of
+                // either this request or any response to it." RFC 9111 5.2.1.5. What is stored
+                // already may still answer it.
                 this.no_store = true;
             } else if directive.is("only-if-cached") {
+                // "The only-if-cached request directive indicates that the client only wishes to
+                // obtain a stored response. Caches that honor this request directive SHOULD, upon
+                // receiving it, respond with either a stored response consistent with the other
+                // constraints of the request or a 504 (Gateway Timeout) status code."
+                // RFC 9111 5.2.1.7
                 this.only_if_cached = true;
             } else if directive.is("max-age") {
                 // Unreadable: the client wants something young.

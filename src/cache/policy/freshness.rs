@@ -63,7 +63,13 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
     // Only against a lifetime that the upstream stated: ours counts from the request, and a clock
     // that runs behind must not switch the cache off.
     let age = if stated.is_some() { age.max(apparent_age(&head.headers, now)) } else { age };
-    // "response_is_fresh = (freshness_lifetime > current_age)" RFC 9111 4.2
+    // "corrected_age_value = age_value + response_delay" RFC 9111 4.2.3: the delay is in it already,
+    // since the TTL counts from the request.
+    //
+    // "response_is_fresh = (freshness_lifetime > current_age)" RFC 9111 4.2. "A cache MUST NOT generate
+    // a stale response unless it is disconnected or doing so is explicitly permitted by the client or
+    // origin server" 4.2.4: never here, so must-revalidate and proxy-revalidate (5.2.2.2, 5.2.2.8),
+    // which forbid it, have nothing to add.
     let lifetime = stated.unwrap_or(policy.ttl).min(policy.ttl);
     let ttl = lifetime.saturating_sub(age);
     if ttl.is_zero() {
@@ -73,10 +79,14 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
     }
 }
 
-/// "The public response directive indicates that a cache MAY store the response even if it would
-/// otherwise be prohibited" RFC 9111 5.2.2.9, and s-maxage "also implies [...] the semantics of the
-/// proxy-revalidate response directive" for shared caches (5.2.2.10): RFC 9111 3.5 names both as what
-/// lets a shared cache answer others with the response to a request that carried Authorization.
+/// "A shared cache MUST NOT use a cached response to a request with an Authorization header field
+/// [..] to satisfy any subsequent request unless the response contains a Cache-Control field with a
+/// response directive [..] that allows it to be stored by a shared cache [..]. In this specification,
+/// the following response directives have such an effect: must-revalidate [..], public [..], and
+/// s-maxage" RFC 9111 3.5
+///
+/// Without one the response is for the credentials that the upstream has served it to. So it is with
+/// must-revalidate: many send it to mean "always fresh", and not "for everybody".
 fn public(headers: &HeaderMap) -> bool {
     directives(headers).is_ok_and(|directives| {
         directives.iter().any(|directive| directive.is("public") || directive.is("s-maxage"))
@@ -148,7 +158,8 @@ mod tests {
 
     use hyper::{Response, http::response::Parts};
 
-    use super::{NoStore, Policy, freshness};
+    use super::{NoStore, Policy, States, freshness};
+    use crate::{config, pointer::Pointer};
 
     const POLICY: Policy =
         Policy { ttl: Duration::from_mins(5), max_body: 1 << 20, vary: Vec::new(), states: None };
@@ -254,6 +265,85 @@ mod tests {
         check(&[("cache-control", "max-age=60"), ("date", IN_A_MINUTE)], (60, 0));
         check(&[("cache-control", "max-age=60"), ("date", NOW)], (60, 0));
         check(&[("cache-control", "max-age=60"), ("date", "yesterday")], (60, 0));
+    }
+
+    #[track_caller]
+    fn check_public(value: &str, want: bool) {
+        let fresh = freshness(&head(&[("cache-control", value)]), &POLICY, at(NOW)).unwrap();
+        assert_eq!(fresh.public, want, "{value}");
+    }
+
+    #[test]
+    fn public_and_the_shared_lifetime_waive_the_credential() {
+        check_public("public", true);
+        check_public("max-age=60, PUBLIC", true);
+        check_public("public=\"x\"", true);
+        check_public("s-maxage=60", true);
+        for value in ["", "max-age=60", "must-revalidate", "proxy-revalidate", "x=\"public\""] {
+            check_public(value, false);
+        }
+        check_public("immutable, publicx", false);
+    }
+
+    #[test]
+    fn no_number_of_seconds_is_too_large_to_reckon_with() {
+        for huge in ["2147483648", "4294967296", "18446744073709551616", "9".repeat(50).as_str()] {
+            let stated = format!("max-age={huge}");
+            check(&[("cache-control", &stated)], (300, 0));
+            check(&[("cache-control", &stated), ("age", "250")], (50, 250));
+            check_refused(&[("age", huge)], NoStore::Stale);
+            check_refused(&[("cache-control", &stated), ("age", huge)], NoStore::Stale);
+        }
+        let far = "Fri, 31 Dec 9999 23:59:59 GMT";
+        check(&[("expires", far)], (300, 0));
+        check(&[("expires", far), ("date", NOW)], (300, 0));
+        check(&[("cache-control", "max-age=60"), ("date", far)], (60, 0));
+        let first = "Thu, 01 Jan 1970 00:00:00 GMT";
+        check_refused(&[("expires", first)], NoStore::Stale);
+        check_refused(&[("cache-control", "max-age=60"), ("date", first)], NoStore::Stale);
+    }
+
+    #[test]
+    fn a_date_has_three_forms() {
+        for date in [
+            "Sun, 06 Nov 1994 08:50:37 GMT",
+            "Sunday, 06-Nov-94 08:50:37 GMT",
+            "Sun Nov  6 08:50:37 1994",
+        ] {
+            check(&[("expires", date), ("date", NOW)], (60, 0));
+        }
+    }
+
+    #[test]
+    fn directives_about_stale_responses_change_nothing() {
+        for value in [
+            "must-revalidate",
+            "proxy-revalidate",
+            "immutable",
+            "stale-while-revalidate=60",
+            "stale-if-error=60",
+            "must-understand",
+        ] {
+            check(&[("cache-control", value)], (300, 0));
+            let with_lifetime = format!("{value}, max-age=60");
+            check(&[("cache-control", &with_lifetime)], (60, 0));
+        }
+    }
+
+    #[test]
+    fn the_state_of_the_job_only_shortens_its_life() {
+        let map = vec![("running".to_owned(), Duration::from_secs(10))];
+        let pointer = Pointer::member("status");
+        let policy = Policy { states: States::new(&config::States { pointer, map }), ..POLICY };
+        let check = |stated: &str, body: &[u8], want| {
+            let head = head(&[("cache-control", stated)]);
+            let fresh = freshness(&head, &policy, at(NOW)).unwrap().with_body(body, &policy);
+            assert_eq!(fresh.ttl, Duration::from_secs(want), "{stated}");
+        };
+        check("", br#"{"status":"running"}"#, 10);
+        check("max-age=60", br#"{"status":"running"}"#, 10);
+        check("max-age=5", br#"{"status":"running"}"#, 5);
+        check("max-age=5", b"", 5);
     }
 
     #[test]

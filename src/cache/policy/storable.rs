@@ -66,6 +66,8 @@ pub(super) fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     if headers.contains_key(SET_COOKIE) {
         return Err(NoStore::SetCookie);
     }
+    // "A cache MAY either store trailer fields separate from header fields or discard them." RFC 9111 3.1.
+    // Discarded, a checksum would be missing from hits; an entry has no place for them.
     if headers.contains_key(TRAILER) {
         return Err(NoStore::Trailers);
     }
@@ -110,7 +112,9 @@ fn vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
     if all { Ok(()) } else { Err(NoStore::Vary) }
 }
 
-/// Coded bodies and endless ones are not stored.
+/// Coded bodies and endless ones are not stored. Fills ask for no coding, and a recipient that did not
+/// ask for one need not know it: "the representation has no content coding unless" it says so
+/// (RFC 9110 8.4), so an entry without `Content-Encoding` suits everybody.
 fn representation(headers: &HeaderMap) -> Result<(), NoStore> {
     let plain = |coding: &str| coding.eq_ignore_ascii_case("identity");
     if !tokens(headers, &CONTENT_ENCODING).all(|coding| coding.is_ok_and(plain)) {

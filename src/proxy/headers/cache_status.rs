@@ -71,7 +71,8 @@ impl From<Bypass> for Forward {
     }
 }
 
-/// Appends our member to `Cache-Status`.
+/// Appends our member to `Cache-Status`, also to what we answer by ourselves. RFC 9211 2 says that a
+/// cache "SHOULD NOT" do the latter; but whoever wonders why there is no job looks here first.
 ///
 /// "The first member represents the cache closest to the origin server, and the last member
 /// represents the cache closest to the user" RFC 9211 2
@@ -110,8 +111,10 @@ mod tests {
         header::{CACHE_STATUS, HeaderValue},
     };
 
+    use sfv::{BareItem, FieldType as _, Item, List, ListEntry, Parser};
+
     use super::{CacheStatus, Forward, cache_status};
-    use crate::cache::policy::Bypass;
+    use crate::cache::policy::{Bypass, NoStore};
 
     #[track_caller]
     fn check_status(status: CacheStatus, want: &str) {
@@ -120,6 +123,49 @@ mod tests {
         cache_status(&mut headers, status);
         let lines: Vec<_> = headers.get_all(CACHE_STATUS).into_iter().collect();
         assert_eq!(lines, ["origin; hit", want]);
+        check_registered(&headers);
+    }
+
+    /// Expects a list of two members, and in ours nothing but what RFC 9211 registers, in its types.
+    #[track_caller]
+    fn check_registered(headers: &HeaderMap) {
+        let lines: Vec<_> =
+            headers.get_all(CACHE_STATUS).iter().map(HeaderValue::as_bytes).collect();
+        let list: List = Parser::new(&lines.join(&b", "[..])).parse().unwrap();
+        let [_, ListEntry::Item(Item { bare_item, params })] = &list[..] else {
+            panic!("not two items: {}", list.serialize().unwrap())
+        };
+        assert_eq!(bare_item.as_token().map(sfv::TokenRef::as_str), Some("jobcache"));
+        let forwarded = params.contains_key("fwd");
+        assert!(!(forwarded && params.contains_key("hit")), "{params:?}");
+        for (name, value) in params {
+            let registered = match (name.as_str(), value) {
+                ("fwd", BareItem::Token(why)) => {
+                    let words = "bypass method uri-miss vary-miss miss request stale partial";
+                    words.split(' ').any(|word| word == why.as_str())
+                }
+                ("stored" | "collapsed", BareItem::Boolean(true)) => forwarded,
+                ("hit", BareItem::Boolean(true))
+                | ("ttl", BareItem::Integer(_))
+                | ("detail", BareItem::Token(_)) => true,
+                _ => false,
+            };
+            assert!(registered, "{name:?} = {value:?}");
+        }
+    }
+
+    #[test]
+    fn every_reason_is_told_in_registered_words() {
+        let stored = NoStore::ALL.iter().map(|why| (Forward::Miss, why.as_str()));
+        let passed = Bypass::ALL.iter().map(|why| (Forward::from(*why), why.as_str()));
+        for (why, detail) in stored.chain(passed) {
+            let detail = Some(detail);
+            let status = CacheStatus::Forwarded { why, collapsed: true, stored: true, detail };
+            let mut headers = HeaderMap::new();
+            headers.append(CACHE_STATUS, HeaderValue::from_static("origin; fwd=miss; ttl=-3"));
+            cache_status(&mut headers, status);
+            check_registered(&headers);
+        }
     }
 
     #[test]
