@@ -73,7 +73,7 @@ fn index(token: &str) -> Option<usize> {
 struct Step<'p>(&'p [String]);
 
 impl Step<'_> {
-    fn end(&self, scalar: impl ToString) -> Option<String> {
+    fn end(&self, scalar: &(impl ToString + ?Sized)) -> Option<String> {
         self.0.is_empty().then(|| scalar.to_string())
     }
 }
@@ -98,15 +98,15 @@ impl<'de> Visitor<'de> for Step<'_> {
     }
 
     fn visit_bool<E: Error>(self, switch: bool) -> Result<Self::Value, E> {
-        Ok(self.end(switch))
+        Ok(self.end(&switch))
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(self.end(number))
+        Ok(self.end(&number))
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(self.end(number))
+        Ok(self.end(&number))
     }
 
     fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {

@@ -41,8 +41,10 @@ pub(super) enum Set {
     /// From a list.
     Many(fn(&mut Config, &[String]) -> Result<(), String>),
     /// From a table whose keys are the user's own.
-    Pairs(fn(&mut Config, &[(String, String)]) -> Result<(), String>),
+    Pairs(SetPairs),
 }
+
+type SetPairs = fn(&mut Config, &[(String, String)]) -> Result<(), String>;
 
 /// What a source says, not parsed yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,11 +225,7 @@ const fn many(
     Knob::new(key, default, Set::Many(set))
 }
 
-const fn pairs(
-    key: &'static str,
-    default: &'static str,
-    set: fn(&mut Config, &[(String, String)]) -> Result<(), String>,
-) -> Knob {
+const fn pairs(key: &'static str, default: &'static str, set: SetPairs) -> Knob {
     Knob::new(key, default, Set::Pairs(set))
 }
 
@@ -285,7 +283,7 @@ impl Knob {
         match (self.shown, value) {
             (Shown::Plain, value) => value.to_string(),
             (Shown::Url, Value::One(text)) => quoted(&url::redacted(text)),
-            (Shown::Nothing, _) | (Shown::Url, _) => "\"***\"".to_owned(),
+            (Shown::Nothing | Shown::Url, _) => "\"***\"".to_owned(),
         }
     }
 }
