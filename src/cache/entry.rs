@@ -1,6 +1,6 @@
 //! An entry: a stored response, how it stands in the store, and how it is served.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hyper::http::{
@@ -23,6 +23,9 @@ use crate::{
 /// Of the meta format. An entry of another version is not a hit.
 const VERSION: u8 = 1;
 
+/// The end of the year 9999, past which there is no `Date`.
+const LAST_DATE_MS: i64 = 253_402_300_799_000;
+
 /// A response that may be served to more than one request.
 #[derive(Debug)]
 pub struct Entry {
@@ -37,7 +40,7 @@ pub struct Entry {
     generation: String,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Head {
     status: StatusCode,
     headers: HeaderMap,
@@ -88,12 +91,16 @@ impl Entry {
         pair: Pair,
         now_ms: i64,
     ) -> Self {
-        let headers: HeaderMap = head
+        let mut headers: HeaderMap = head
             .headers
             .iter()
             .filter(|(name, _)| policy::is_stored(name))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
+        // "A recipient with a clock that receives a response message without a Date header field MUST
+        // record the time it was received and append a corresponding Date header field to the message's
+        // header section if it is cached or forwarded downstream." RFC 9110 6.6.1
+        headers.entry(DATE).or_insert_with(|| http_date(now_ms));
         Self {
             head: Head::new(head.status, headers, &body),
             body,
@@ -187,9 +194,9 @@ impl Entry {
         &self.generation
     }
 
-    /// Whether another read has brought the same: body and every stored header.
+    /// Whether another read has brought the same: body and every stored header but `Date`.
     pub fn is_same_as(&self, other: &Self) -> bool {
-        self.head == other.head
+        self.head.is_same_as(&other.head)
             && self.body == other.body
             && self.audience.public == other.audience.public
     }
@@ -279,6 +286,27 @@ impl Head {
         });
         Self { status, headers, etag }
     }
+
+    /// `Date` says when a response was made, not what it says: two reads of an unchanged job differ
+    /// in it.
+    fn is_same_as(&self, other: &Self) -> bool {
+        let names = |head: &Self| head.headers.keys().filter(|name| **name != DATE).count();
+        let same_lines = |name: &HeaderName| {
+            self.headers.get_all(name).iter().eq(other.headers.get_all(name).iter())
+        };
+        self.status == other.status
+            && self.etag == other.etag
+            && names(self) == names(other)
+            && self.headers.keys().filter(|name| **name != DATE).all(same_lines)
+    }
+}
+
+/// A time of the store's clock, in the one form that may be sent (RFC 9110 5.6.7).
+fn http_date(ms: i64) -> HeaderValue {
+    let time = SystemTime::UNIX_EPOCH + duration(ms.min(LAST_DATE_MS));
+    let date = httpdate::fmt_http_date(time);
+    // Its letters, digits, spaces, comma and colons are always a valid value.
+    HeaderValue::try_from(date).unwrap_or(HeaderValue::from_static(""))
 }
 
 fn digest(body: &[u8]) -> String {
@@ -291,4 +319,38 @@ fn millis(duration: Duration) -> i64 {
 
 fn duration(millis: i64) -> Duration {
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::Request;
+
+    use super::*;
+    use crate::{cache::audience::Prints, config, store::CredentialKey};
+
+    #[track_caller]
+    fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {
+        let mut response = Response::builder();
+        for line in lines {
+            response = response.header(DATE, *line);
+        }
+        let (head, ()) = response.body(()).unwrap().into_parts();
+        let ttl = Duration::from_secs(1);
+        let freshness = policy::Freshness { ttl, age: Duration::ZERO, public: false };
+        let asked = Request::new(()).into_parts().0;
+        let prints = Prints::new(&config::Credentials::default());
+        let pair = prints.pair(&CredentialKey::new([7; 32]), &asked);
+        let entry = Entry::new(&head, Bytes::from("{}"), freshness, pair, now_ms);
+        let served = entry.respond(&Method::GET, &HeaderMap::new(), now_ms);
+        let dates: Vec<_> = served.headers().get_all(DATE).iter().collect();
+        assert_eq!(dates, want, "{now_ms} {lines:?}");
+    }
+
+    #[test]
+    fn a_response_without_a_date_is_given_the_time_of_its_read() {
+        check_date(784_111_777_999, &[], &["Sun, 06 Nov 1994 08:49:37 GMT"]);
+        check_date(0, &["Sun, 06 Nov 1994 08:49:37 GMT"], &["Sun, 06 Nov 1994 08:49:37 GMT"]);
+        check_date(i64::MAX, &[], &["Fri, 31 Dec 9999 23:59:59 GMT"]);
+        check_date(i64::MIN, &[], &["Thu, 01 Jan 1970 00:00:00 GMT"]);
+    }
 }

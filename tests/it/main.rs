@@ -26,5 +26,6 @@ mod revocation;
 mod rules;
 mod schedules;
 mod semantics;
+mod shared_cache;
 mod sidecars;
 mod states;

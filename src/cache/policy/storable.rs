@@ -30,7 +30,8 @@ const VARY_BY: [&str; 10] = [
 ];
 
 /// Whether a response header is part of an entry. The others are neither stored nor compared: they
-/// belong to the connection, tell of one exchange only, or are written anew.
+/// belong to the connection, tell of one exchange only, or are written anew. `Date` is stored, for
+/// it tells with `Age` how old an answer is, and not compared.
 pub fn is_stored(name: &HeaderName) -> bool {
     let name = name.as_str();
     let per_exchange = ["ratelimit-", "x-ratelimit-", "x-rate-limit-", "x-b3-"];
@@ -42,7 +43,7 @@ pub fn is_stored(name: &HeaderName) -> bool {
                 | "proxy-authorization" | "proxy-connection" | "te" | "trailer"
                 | "transfer-encoding" | "upgrade"
             // Written anew on every answer. The body says its length.
-                | "age" | "cache-status" | "content-length" | "date" | "via"
+                | "age" | "cache-status" | "content-length" | "via"
             // One exchange's: two reads of an unchanged job differ in them.
                 | "ratelimit" | "request-id" | "server-timing" | "traceparent" | "traceresponse" | "tracestate"
                 | "x-amzn-requestid" | "x-amzn-trace-id" | "x-correlation-id" | "x-process-time"
@@ -251,13 +252,15 @@ mod tests {
         for name in ["Content-Type", "ETag", "Last-Modified", "Cache-Control", "Vary", "Link"] {
             check_stored(name, true);
         }
-        for name in ["Expires", "X-Job-State", "Access-Control-Allow-Origin", "X-Ratelimits"] {
+        for name in
+            ["Date", "Expires", "X-Job-State", "Access-Control-Allow-Origin", "X-Ratelimits"]
+        {
             check_stored(name, true);
         }
         for name in ["Connection", "Transfer-Encoding", "Keep-Alive", "Upgrade", "Trailer", "TE"] {
             check_stored(name, false);
         }
-        for name in ["Date", "Age", "Via", "Cache-Status", "Content-Length", "Server-Timing"] {
+        for name in ["Age", "Via", "Cache-Status", "Content-Length", "Server-Timing"] {
             check_stored(name, false);
         }
         for name in ["X-Request-ID", "X-Correlation-Id", "X-Process-Time", "X-RateLimit-Remaining"]

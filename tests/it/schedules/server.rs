@@ -200,7 +200,8 @@ impl Server {
         let mut meta = self.meta(new);
         if self.flaw == Flaw::ReplaceKeepsAudience {
             for pair in self.pairs {
-                meta = meta.replacen("[\"", &format!("[\"{}\",\"", pair.to_hex()), 1);
+                let kept = format!("\"audience\":[\"{}\",", pair.to_hex());
+                meta = meta.replacen("\"audience\":[", &kept, 1);
             }
         }
         let mut call = compare_and_set(&self.replace, seen, generation);

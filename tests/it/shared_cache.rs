@@ -1,0 +1,49 @@
+//! What HTTP asks of a shared cache, beyond what polls of jobs need (RFC 9110 and 9111).
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hyper::Method;
+
+use crate::support::{Reply, Setup, upstream::with_headers};
+
+const X: &str = "/jobs/x";
+const DATES: [&str; 2] = ["Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:38 GMT"];
+
+async fn get_as(setup: &Setup, who: &str) -> Reply {
+    setup.sidecar.client.request(Method::GET, X).header("authorization", who).send().await
+}
+
+#[tokio::test]
+async fn a_hit_has_the_date_of_the_read_that_it_repeats() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, |_| with_headers("{}", &[("date", DATES[0])]));
+
+    let miss = setup.get(X).await;
+    let hit = setup.get(X).await;
+
+    assert_eq!((miss.header("date"), miss.is_hit()), (DATES[0], false));
+    assert_eq!((hit.header("date"), hit.is_hit()), (DATES[0], true));
+    let client = &setup.sidecar.client;
+    let held = client.request(Method::GET, X).header("if-none-match", hit.header("etag"));
+    let not_modified = held.send().await;
+    assert_eq!((not_modified.status.as_u16(), not_modified.header("date")), (304, DATES[0]));
+}
+
+#[tokio::test]
+async fn two_reads_that_differ_in_their_date_alone_are_of_one_entry() {
+    let setup = Setup::new().await;
+    let reads = AtomicUsize::new(0);
+    setup.upstream.respond_to(X, move |_| {
+        let date = DATES[reads.fetch_add(1, Ordering::Relaxed)];
+        with_headers("{}", &[("date", date)])
+    });
+    get_as(&setup, "alice").await;
+
+    let bobs = get_as(&setup, "bob").await;
+
+    assert_eq!((bobs.header("date"), bobs.is_hit()), (DATES[1], false));
+    for who in ["alice", "bob"] {
+        let hit = get_as(&setup, who).await;
+        assert_eq!((hit.header("date"), hit.is_hit()), (DATES[0], true), "{who}");
+    }
+}
