@@ -47,3 +47,15 @@ async fn two_reads_that_differ_in_their_date_alone_are_of_one_entry() {
         assert_eq!((hit.header("date"), hit.is_hit()), (DATES[0], true), "{who}");
     }
 }
+
+#[tokio::test]
+async fn a_200_is_whole_whatever_content_range_it_carries() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, |_| with_headers("{}", &[("content-range", "bytes 0-1/9")]));
+    setup.get(X).await;
+
+    let hit = setup.hit(X).await;
+
+    hit.assert(200, "{}");
+    assert_eq!(hit.header("content-range"), "bytes 0-1/9");
+}

@@ -108,8 +108,6 @@ reasons! {
         Vary = "vary",
         /// A content coding other than identity.
         Encoding = "encoding",
-        /// `Content-Range`: a part of the body.
-        Range = "range",
         /// A stream of events or parts, which has no end to wait for.
         EventStream = "event-stream",
         /// No body.

@@ -3,8 +3,8 @@
 use hyper::{
     HeaderMap, StatusCode,
     header::{
-        CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue,
-        SET_COOKIE, TRAILER, VARY,
+        CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, SET_COOKIE,
+        TRAILER, VARY,
     },
     http::response::Parts,
 };
@@ -55,12 +55,12 @@ pub fn is_stored(name: &HeaderName) -> bool {
 pub(super) fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     let headers = &head.headers;
     // "the response status code is final" RFC 9111 3. Of the final ones only 200 is a job's status.
+    //
+    // No fill asks for a range, so a 200 is whole whatever it carries: "The Content-Range header
+    // field has no meaning for status codes that do not explicitly describe its semantic." RFC 9110
+    // 14.4
     if head.status != StatusCode::OK {
         return Err(NoStore::Status);
-    }
-    // Meaningless in a 200 (RFC 9110 14.4), so whoever sent it is not to be trusted with the rest.
-    if headers.contains_key(CONTENT_RANGE) {
-        return Err(NoStore::Range);
     }
     // RFC 9111 7.3 leaves it to the server to forbid caching of cookies. Many do not, and a cookie
     // shared between clients is a session shared between users.
@@ -176,6 +176,7 @@ mod tests {
         check(&[], Ok(()));
         check(&[("content-type", "application/json"), ("content-length", "1000")], Ok(()));
         check(&[("transfer-encoding", "chunked"), ("etag", "\"a\"")], Ok(()));
+        check(&[("content-range", "bytes 0-1/2")], Ok(()));
         check(&[("cache-control", "public, no-transform, must-revalidate, no-storex")], Ok(()));
     }
 
@@ -222,11 +223,10 @@ mod tests {
     }
 
     #[test]
-    fn coded_partial_endless_and_personal_bodies_are_not_stored() {
+    fn coded_endless_and_personal_bodies_are_not_stored() {
         check(&[("content-encoding", "identity")], Ok(()));
         check(&[("content-encoding", "gzip")], Err(NoStore::Encoding));
         check(&[("content-encoding", "identity, br")], Err(NoStore::Encoding));
-        check(&[("content-range", "bytes 0-1/2")], Err(NoStore::Range));
         check(&[("content-type", "Text/Event-Stream; charset=utf-8")], Err(NoStore::EventStream));
         let mixed = "multipart/x-mixed-replace;boundary=x";
         check(&[("content-type", mixed)], Err(NoStore::EventStream));
