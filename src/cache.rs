@@ -144,6 +144,7 @@ impl Cache {
             bulk: Bulk::default(),
             policy: Policy {
                 ttl: config.ttl,
+                stated_only: config.ttl_stated_only,
                 max_body: config.max_body,
                 vary: prints.covered().to_vec(),
                 states: States::new(&config.states),

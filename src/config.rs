@@ -48,6 +48,8 @@ pub struct Config {
     pub query: Query,
     /// Longest time an entry is kept.
     pub ttl: Duration,
+    /// What states no lifetime is not stored.
+    pub ttl_stated_only: bool,
     /// Shorter times by the state of the job.
     pub states: States,
     /// Largest body that is stored, in bytes.
@@ -272,6 +274,7 @@ impl Default for Config {
             routes: vec!["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()],
             query: Query::default(),
             ttl: Duration::from_mins(5),
+            ttl_stated_only: false,
             states: States::default(),
             max_body: 1 << 20,
             settle: Duration::from_secs(1),

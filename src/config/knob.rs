@@ -162,6 +162,8 @@ pub(super) const KNOBS: &[Knob] = &[
     one("ttl.default", "300s", |c, v| put(&mut c.ttl, parse::time(v, SECOND..=DAY)))
         .flag("ttl")
         .env(&["JOBCACHE_TTL"]),
+    one("ttl.stated_only", "false", |c, v| put(&mut c.ttl_stated_only, parse::switch(v)))
+        .env(&["JOBCACHE_TTL_STATED_ONLY"]),
     one("ttl.states.pointer", "/status", |c, v| put(&mut c.states.pointer, parse::pointer(v)))
         .env(&["JOBCACHE_TTL_STATES_POINTER"]),
     pairs("ttl.states.map", "", |c, v| put(&mut c.states.map, parse::states(v, SECOND..=DAY)))

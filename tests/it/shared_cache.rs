@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyper::Method;
 
-use crate::support::{Reply, Setup, upstream::with_headers};
+use crate::support::{RedisServer, Reply, Setup, upstream::with_headers};
 
 const X: &str = "/jobs/x";
 const DATES: [&str; 2] = ["Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:38 GMT"];
@@ -58,4 +58,17 @@ async fn a_200_is_whole_whatever_content_range_it_carries() {
 
     hit.assert(200, "{}");
     assert_eq!(hit.header("content-range"), "bytes 0-1/9");
+}
+
+#[tokio::test]
+async fn what_states_no_lifetime_is_stored_unless_the_operator_says_otherwise() {
+    // Not `Setup::with`: what it warms up states no lifetime.
+    let setup = Setup::cold(RedisServer::start().await, |c| c.ttl_stated_only = true).await;
+    let stated = [("cache-control", "max-age=60")];
+    setup.upstream.respond_to("/jobs/stated", move |_| with_headers("{}", &stated));
+
+    setup.hit("/jobs/stated").await;
+
+    assert_eq!(setup.get(X).await.cache_status(), "jobcache; fwd=miss; detail=unstated");
+    assert!(!setup.get(X).await.is_hit());
 }

@@ -20,6 +20,8 @@ use super::{
 pub struct Policy {
     /// Greatest age of an answer from the cache, and its lifetime where the upstream states none.
     pub ttl: Duration,
+    /// What states no lifetime is not stored.
+    pub stated_only: bool,
     /// Largest body, in bytes.
     pub max_body: usize,
     /// Request headers beyond those of the representation that a response may vary by: the
@@ -56,6 +58,12 @@ impl Freshness {
 pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Freshness, NoStore> {
     storable(head, policy)?;
     let stated = lifetime(&head.headers, now)?;
+    // "A cache MUST NOT store a response to a request unless [...] the response contains at least one
+    // of the following: [...] a status code that is defined as heuristically cacheable" RFC 9111 3,
+    // as 200 is: a lifetime of our own is allowed, and what a backend needs that is not to change.
+    if stated.is_none() && policy.stated_only {
+        return Err(NoStore::Unstated);
+    }
     let age = age(&head.headers);
     // "apparent_age = max(0, response_time - date_value)"; "corrected_initial_age =
     // max(apparent_age, corrected_age_value)" RFC 9111 4.2.3
@@ -161,8 +169,13 @@ mod tests {
     use super::{NoStore, Policy, States, freshness};
     use crate::{config, pointer::Pointer};
 
-    const POLICY: Policy =
-        Policy { ttl: Duration::from_mins(5), max_body: 1 << 20, vary: Vec::new(), states: None };
+    const POLICY: Policy = Policy {
+        ttl: Duration::from_mins(5),
+        stated_only: false,
+        max_body: 1 << 20,
+        vary: Vec::new(),
+        states: None,
+    };
     const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
     const MINUTE_AGO: &str = "Sun, 06 Nov 1994 08:48:37 GMT";
     const IN_A_MINUTE: &str = "Sun, 06 Nov 1994 08:50:37 GMT";
@@ -201,6 +214,20 @@ mod tests {
         check_refused(&[("age", "300")], NoStore::Stale);
         // A clock that runs behind does not switch the cache off.
         check(&[("date", MINUTE_AGO)], (300, 0));
+    }
+
+    #[test]
+    fn what_states_no_lifetime_may_be_left_out() {
+        let policy = Policy { stated_only: true, ..POLICY };
+        let check = |lines: &[(&str, &str)]| {
+            freshness(&head(lines), &policy, at(NOW)).map(|fresh| fresh.ttl.as_secs())
+        };
+        assert_eq!(check(&[]), Err(NoStore::Unstated));
+        assert_eq!(check(&[("cache-control", "public")]), Err(NoStore::Unstated));
+        assert_eq!(check(&[("last-modified", MINUTE_AGO)]), Err(NoStore::Unstated));
+        assert_eq!(check(&[("cache-control", "no-store")]), Err(NoStore::NoStore));
+        assert_eq!(check(&[("cache-control", "max-age=60")]), Ok(60));
+        assert_eq!(check(&[("expires", IN_A_MINUTE)]), Ok(60));
     }
 
     #[test]

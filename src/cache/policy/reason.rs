@@ -119,6 +119,8 @@ reasons! {
         /// Neither a length nor chunks: the end of the connection may be the end of the body, or of
         /// the upstream.
         Unframed = "unframed",
+        /// It states no lifetime, and only what does is stored.
+        Unstated = "unstated",
         /// Expired on arrival, or its lifetime cannot be read.
         Stale = "stale",
     }

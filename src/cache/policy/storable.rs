@@ -153,8 +153,13 @@ mod tests {
 
     use super::{NoStore, Policy, is_stored, storable};
 
-    const POLICY: Policy =
-        Policy { ttl: Duration::from_mins(5), max_body: 1000, vary: Vec::new(), states: None };
+    const POLICY: Policy = Policy {
+        ttl: Duration::from_mins(5),
+        stated_only: false,
+        max_body: 1000,
+        vary: Vec::new(),
+        states: None,
+    };
 
     #[track_caller]
     fn check(lines: &[(&str, &str)], want: Result<(), NoStore>) {
