@@ -10,6 +10,7 @@ pub mod flight;
 pub mod key;
 pub mod marks;
 pub mod policy;
+pub mod query;
 
 pub use fill::{Known, Landed, Lead};
 
@@ -28,6 +29,7 @@ use self::{
     key::JobId,
     marks::Marks,
     policy::{Bypass, Policy, RequestDirectives, States},
+    query::Query,
 };
 use crate::{
     config,
@@ -131,7 +133,8 @@ enum Source {
 impl Cache {
     /// Joins a store with the configured policy.
     pub fn new(store: Store, config: &config::Config, metrics: Arc<Metrics>) -> Self {
-        let prints = Prints::new(&config.credentials);
+        let query = Query::new(&config.query);
+        let prints = Prints::new(&config.credentials).counting(query);
         Self {
             store,
             flights: Arc::default(),

@@ -83,6 +83,8 @@ pub struct Config {
 pub struct Query {
     /// Names of parameters that do not change the answer.
     pub ignore: Vec<String>,
+    /// Names of parameters that change its form.
+    pub allow: Vec<String>,
 }
 
 /// How long entries are kept by the state of their job, told by the body.

@@ -58,7 +58,7 @@ use tracing::info;
 
 use crate::{
     admin::Admin,
-    cache::Cache,
+    cache::{Cache, query::Query},
     config::Config,
     metrics::Metrics,
     proxy::{
@@ -108,8 +108,8 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::default());
     let rules = Rules::parse(&config.invalidate)?;
-    let routes = Routes::parse(&config.routes)?.ignoring(&config.query.ignore).with_rules(rules);
-    let routes = Arc::new(routes);
+    let routes = Routes::parse(&config.routes)?.admitting(Query::new(&config.query));
+    let routes = Arc::new(routes.with_rules(rules));
     let store = Store::open(&config, Arc::clone(&metrics))?;
     info!(
         listen = address(&listeners.proxy),

@@ -2,8 +2,8 @@
 //!
 //! Two fingerprints make a [`Pair`]. The **credential** is all that tells who asks: `Authorization`,
 //! cookies, API keys and what a gateway writes once it knows the caller. The **representation** is
-//! what a request says about the form of the answer: the path it came by, the host names and the
-//! negotiated form. An entry is for the pairs that the upstream itself has served its bytes to, and
+//! what a request says about the form of the answer: the path and query it came by, the host names and
+//! the negotiated form. An entry is for the pairs that the upstream itself has served its bytes to, and
 //! for nobody else. Nothing is parsed and nothing is trusted: equal bytes in, equal print out.
 //!
 //! Prints are keyed BLAKE3, so that who can read the store learns no credential by trying.
@@ -16,6 +16,7 @@ use hyper::http::{
     request::Parts,
 };
 
+use super::query::Query;
 pub use crate::config::CredentialMode as Mode;
 use crate::{config, store::CredentialKey};
 
@@ -63,6 +64,7 @@ pub struct Prints {
     cookies: Vec<String>,
     /// How long a pair is believed.
     recheck: Option<Duration>,
+    query: Query,
 }
 
 const REPRESENTATION: [HeaderName; 13] = [
@@ -137,7 +139,13 @@ impl Prints {
             config.headers.iter().filter_map(|name| name.parse().ok()).collect();
         let covered = headers.iter().cloned().chain(REPRESENTATION).collect();
         let (cookies, recheck) = (config.cookies.clone(), config.recheck);
-        Self { mode: config.mode, headers, covered, cookies, recheck }
+        Self { mode: config.mode, headers, covered, cookies, recheck, query: Query::default() }
+    }
+
+    /// The same, where a read may have a query.
+    #[must_use]
+    pub fn counting(self, query: Query) -> Self {
+        Self { query, ..self }
     }
 
     /// The request headers that a pair covers. A response may vary by them, and they must reach the
@@ -155,7 +163,7 @@ impl Prints {
     pub fn pair(&self, key: &CredentialKey, head: &Parts) -> Pair {
         Pair {
             credential: Fingerprint::of(key, |hasher| self.add_credential(hasher, &head.headers)),
-            representation: Fingerprint::of(key, |hasher| add_representation(hasher, head)),
+            representation: Fingerprint::of(key, |hasher| self.add_representation(hasher, head)),
         }
     }
 
@@ -193,6 +201,26 @@ impl Prints {
         }
     }
 
+    fn add_representation(&self, hasher: &mut blake3::Hasher, head: &Parts) {
+        add(hasher, head.uri.path().as_bytes());
+        for parameter in head.uri.query().into_iter().flat_map(|query| self.query.counted(query)) {
+            add(hasher, b"?");
+            add(hasher, parameter.as_bytes());
+        }
+        // An absolute-form target or an HTTP/2 `:authority` takes the place of Host.
+        let authority = head.uri.authority();
+        if let Some(authority) = authority {
+            add(hasher, HOST.as_str().as_bytes());
+            add(hasher, authority.as_str().as_bytes());
+        }
+        for name in REPRESENTATION.iter().filter(|name| authority.is_none() || **name != HOST) {
+            for value in head.headers.get_all(name) {
+                add(hasher, name.as_str().as_bytes());
+                add(hasher, value.as_bytes());
+            }
+        }
+    }
+
     /// The cookies that count, as they stand. RFC 6265 4.2.1: pairs are separated by "; ".
     fn add_cookies(&self, hasher: &mut blake3::Hasher, value: &[u8]) {
         for cookie in value.split(|byte| *byte == b';') {
@@ -201,22 +229,6 @@ impl Prints {
             if self.cookies.iter().any(|counts| counts.as_bytes() == name) {
                 add(hasher, cookie);
             }
-        }
-    }
-}
-
-fn add_representation(hasher: &mut blake3::Hasher, head: &Parts) {
-    add(hasher, head.uri.path().as_bytes());
-    // An absolute-form target or an HTTP/2 `:authority` takes the place of Host.
-    let authority = head.uri.authority();
-    if let Some(authority) = authority {
-        add(hasher, HOST.as_str().as_bytes());
-        add(hasher, authority.as_str().as_bytes());
-    }
-    for name in REPRESENTATION.iter().filter(|name| authority.is_none() || **name != HOST) {
-        for value in head.headers.get_all(name) {
-            add(hasher, name.as_str().as_bytes());
-            add(hasher, value.as_bytes());
         }
     }
 }
@@ -267,6 +279,7 @@ mod tests {
         assert_eq!(plain, pair("http://a/jobs/x", &[("host", "ignored")]));
         for other in [
             pair("/api/v1/jobs/x", &[("host", "a")]),
+            pair("/jobs/x?view=a", &[("host", "a")]),
             pair("/jobs/x", &[("host", "b")]),
             pair("/jobs/x", &[("host", "a"), ("origin", "b")]),
             pair("/jobs/x", &[("host", "a"), ("accept", "text/html")]),

@@ -22,11 +22,12 @@ pub(super) fn all(
 
 type Check = fn(&Config, &Settings) -> Option<String>;
 
-const CHECKS: [(&[&str], Check); 4] = [
+const CHECKS: [(&[&str], Check); 5] = [
     (&["listen", "admin"], listeners_differ),
     (&["admin", "webhook_secret"], admin_is_guarded),
     (&["listen", "admin", "upstream.url"], upstream_is_another),
     (&["max_body", "store.url", "store.memory_max"], a_body_fits),
+    (&["query.allow", "query.ignore"], parameters_differ),
 ];
 
 fn listeners_differ(config: &Config, settings: &Settings) -> Option<String> {
@@ -46,6 +47,12 @@ fn admin_is_guarded(config: &Config, settings: &Settings) -> Option<String> {
              JOBCACHE_WEBHOOK_SECRET (or JOBCACHE_WEBHOOK_SECRET_FILE), or listen on 127.0.0.1"
         )
     })
+}
+
+fn parameters_differ(config: &Config, settings: &Settings) -> Option<String> {
+    let both = config.query.allow.iter().find(|name| config.query.ignore.contains(name))?;
+    let (allow, ignore) = (settings.describe("query.allow"), settings.describe("query.ignore"));
+    Some(format!("{both:?} is named by {allow} and by {ignore}: it changes the answer or does not"))
 }
 
 /// A request would go round until the connections run out.

@@ -89,6 +89,8 @@ pub(super) const KNOBS: &[Knob] = &[
     many("routes", "/jobs/{id},/api/v1/jobs/{id}", |c, v| put(&mut c.routes, parse::routes(v)))
         .flag("route")
         .env(&["JOBCACHE_ROUTES"]),
+    many("query.allow", "", |c, v| put(&mut c.query.allow, parse::parameters(v)))
+        .env(&["JOBCACHE_QUERY_ALLOW"]),
     many("query.ignore", "", |c, v| put(&mut c.query.ignore, parse::parameters(v)))
         .env(&["JOBCACHE_QUERY_IGNORE"]),
     one("max_body", "1MiB", |c, v| put(&mut c.max_body, parse::size(v, 1..=64 * MIB)))

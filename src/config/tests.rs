@@ -348,6 +348,15 @@ fn an_admin_address_that_others_reach_needs_a_secret() {
 }
 
 #[test]
+fn a_parameter_changes_the_answer_or_does_not() {
+    refuses(
+        "query.allow = ['a', 'b']\nquery.ignore = ['b']",
+        "\"b\" is named by query.allow = [\"a\", \"b\"] (from FILE:1) and by query.ignore = [\"b\"] \
+         (from FILE:2): it changes the answer or does not",
+    );
+}
+
+#[test]
 fn addresses_must_not_meet() {
     refuses(
         "listen = '127.0.0.1:9090'",
@@ -392,6 +401,6 @@ fn every_other_knob_is_one_value() {
     let lists = KNOBS.iter().filter(|knob| matches!(knob.set, Set::Many(_)));
     assert_eq!(
         lists.map(|knob| knob.key).collect::<Vec<_>>(),
-        ["routes", "query.ignore", "credentials.headers", "credentials.cookies"]
+        ["routes", "query.allow", "query.ignore", "credentials.headers", "credentials.cookies"]
     );
 }

@@ -16,17 +16,15 @@ use hyper::{
 };
 
 use super::headers::is_upgrade;
-use crate::cache::{key::JobId, policy::Bypass};
+use crate::cache::{key::JobId, policy::Bypass, query::Query};
 
 mod mention;
 mod pointer;
-mod query;
 mod readings;
 pub mod rules;
 mod template;
 
 pub use mention::Target;
-use query::Ignored;
 use readings::{Named, named};
 use rules::{Rule, Rules};
 pub use template::BadTemplate;
@@ -68,7 +66,7 @@ pub struct Scope {
 pub struct Routes {
     templates: Vec<Template>,
     rules: Rules,
-    ignored: Ignored,
+    query: Query,
 }
 
 impl Routes {
@@ -82,7 +80,7 @@ impl Routes {
         }
         let templates = templates.iter().map(|template| Template::parse(template.as_ref()));
         let templates = templates.collect::<Result<_, _>>()?;
-        Ok(Self { templates, rules: Rules::default(), ignored: Ignored::default() })
+        Ok(Self { templates, rules: Rules::default(), query: Query::default() })
     }
 
     /// The same with rules for writes whose path does not name what they change.
@@ -91,11 +89,10 @@ impl Routes {
         Self { rules, ..self }
     }
 
-    /// The same, for an upstream that does not look at these parameters of a query: a read with no
-    /// others is a read without a query.
+    /// The same, with parameters that the query of a cached read may have.
     #[must_use]
-    pub fn ignoring(self, parameters: &[String]) -> Self {
-        Self { ignored: Ignored::new(parameters), ..self }
+    pub fn admitting(self, query: Query) -> Self {
+        Self { query, ..self }
     }
 
     /// Classifies a request. Never fails: what we do not understand, we pass.
@@ -140,7 +137,7 @@ impl Routes {
         let Some(id) = JobId::canonical(id) else {
             return Route::Pass(Bypass::Spelling);
         };
-        if request.uri().query().is_some_and(|query| !self.ignored.covers(query)) {
+        if request.uri().query().is_some_and(|query| !self.query.admits(query)) {
             return Route::Pass(Bypass::Query);
         }
         match bypass(headers) {
@@ -216,7 +213,10 @@ mod tests {
     use hyper::{Request, http::request::Builder};
 
     use super::{BadTemplate, MAX_TEMPLATES, Route, Routes};
-    use crate::cache::key::JobId;
+    use crate::{
+        cache::{key::JobId, query::Query},
+        config,
+    };
 
     const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 
@@ -299,7 +299,9 @@ mod tests {
 
     #[test]
     fn a_query_that_the_upstream_ignores_is_none() {
-        let routes = routes().ignoring(&["_".to_owned()]);
+        let ignore = vec!["_".to_owned()];
+        let query = config::Query { ignore, ..config::Query::default() };
+        let routes = routes().admitting(Query::new(&query));
         check_with(&routes, "GET /jobs/7?_=1", "read: 7");
         check_with(&routes, "HEAD /jobs/7?_=1&_=2", "read: 7");
         check_with(&routes, "GET /jobs/7?_=1&fields=a", "pass: query");

@@ -77,3 +77,26 @@ async fn without_the_knob_every_query_passes() {
     }
     assert!(!setup.redis.holds(&key("x")).await);
 }
+
+#[tokio::test]
+async fn an_allowed_query_is_cached_for_itself_and_forgotten_with_its_job() {
+    let setup = Setup::with(|config| {
+        config.query.allow = vec!["view".to_owned()];
+        config.query.ignore = vec!["_".to_owned()];
+    })
+    .await;
+    let queries = ["/jobs/x?view=long", "/jobs/x?view=short", "/jobs/x?_=7&view=tiny"];
+    for query in queries {
+        assert!(!setup.get(query).await.is_hit(), "{query} was answered without the upstream");
+        setup.hit(query).await.assert(200, &version("x", 0));
+    }
+    assert!(setup.get("/jobs/x?view=tiny&_=8").await.is_hit());
+
+    setup.sidecar.put(X).await;
+
+    for query in queries {
+        setup.get(query).await.assert(200, &version("x", 1));
+    }
+    let other = setup.get("/jobs/x?view=long&t=1").await;
+    assert_eq!(other.cache_status(), "jobcache; fwd=bypass; detail=query");
+}

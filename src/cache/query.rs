@@ -1,0 +1,115 @@
+//! Query strings of reads: which are cached, and what of them counts.
+//!
+//! Frameworks differ in how they read a query: `;` separates for some, the case of a name counts or
+//! not, `_[a]` is `_` to others. So a query is recognised narrowly: a doubt costs a miss.
+
+use percent_encoding::percent_decode_str;
+
+use crate::config;
+
+/// Names of parameters that a cached read may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// The upstream does not look at them, as at cache busters.
+    ignore: Vec<String>,
+    /// They change the form of the answer.
+    allow: Vec<String>,
+}
+
+impl Query {
+    /// As configured.
+    pub fn new(config: &config::Query) -> Self {
+        Self { ignore: config.ignore.clone(), allow: config.allow.clone() }
+    }
+
+    /// Whether a query consists of nothing but parameters that are ignored or allowed. An empty one
+    /// does not.
+    pub fn admits(&self, query: &str) -> bool {
+        let known = |parameter| names(&self.ignore, parameter) || names(&self.allow, parameter);
+        !query.contains(';') && query.split('&').all(known)
+    }
+
+    /// What may change the answer, as it is spelled and in its order.
+    pub fn counted<'q>(&self, query: &'q str) -> impl Iterator<Item = &'q str> {
+        query.split('&').filter(|parameter| !names(&self.ignore, parameter))
+    }
+}
+
+fn names(list: &[String], parameter: &str) -> bool {
+    let name = parameter.split('=').next().unwrap_or_default();
+    list.iter().any(|known| percent_decode_str(name).eq(known.bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Query;
+
+    fn query() -> Query {
+        Query {
+            ignore: vec!["_".to_owned(), "utm_source".to_owned()],
+            allow: vec!["view".to_owned(), "v".to_owned()],
+        }
+    }
+
+    #[track_caller]
+    fn check(text: &str, want: bool) {
+        assert_eq!(query().admits(text), want, "{text:?}");
+    }
+
+    #[test]
+    fn what_is_ignored_does_not_count_and_what_is_allowed_does_as_it_is_spelled() {
+        let check = |text: &str, want: &[&str]| {
+            check(text, true);
+            assert_eq!(query().counted(text).collect::<Vec<_>>(), want, "{text:?}");
+        };
+        check("_=1", &[]);
+        check("view=short", &["view=short"]);
+        check("v=2&_=1&view=a,b&v=3", &["v=2", "view=a,b", "v=3"]);
+        check("%76=2&v", &["%76=2", "v"]);
+        check("view=_", &["view=_"]);
+    }
+
+    #[test]
+    fn a_query_of_ignored_parameters_alone_is_covered() {
+        check("_", true);
+        check("_=", true);
+        check("_=1718000000", true);
+        check("_=1&_=2", true);
+        check("utm_source=a&_=b=c", true);
+        check("%5F=1&utm%5fsource", true);
+        check("_=%3B%26fields=a", true);
+    }
+
+    #[test]
+    fn a_query_with_anything_else_is_not_covered() {
+        for query in
+            ["fields=a", "_=1&fields=a", "fields=a&_=1", "__=1", "_[a]=1", "_.a=1", "%255F=1"]
+        {
+            check(query, false);
+        }
+        // Names are compared as they stand, whatever the upstream makes of case and spaces.
+        for query in ["UTM_SOURCE=a", "+_=1", "_+=1", "%20_=1", "_%00=1", "_%"] {
+            check(query, false);
+        }
+    }
+
+    #[test]
+    fn what_some_upstreams_split_otherwise_is_not_covered() {
+        check("_=1;fields=a", false);
+        check("_;_", false);
+    }
+
+    #[test]
+    fn an_empty_parameter_is_not_covered() {
+        for query in ["", "&", "_=1&", "&_=1", "_=1&&_=2", "=", "=1"] {
+            check(query, false);
+        }
+    }
+
+    #[test]
+    fn without_names_no_query_is_covered() {
+        for query in ["", "_", "_=1"] {
+            assert!(!Query::default().admits(query), "{query:?}");
+        }
+    }
+}
