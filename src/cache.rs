@@ -151,6 +151,7 @@ impl Cache {
                 max_body: config.max_body,
                 vary: prints.covered().to_vec(),
                 states: States::new(&config.states),
+                cookies: config.credentials.cookies.clone(),
             },
             prints,
             settings: Settings {

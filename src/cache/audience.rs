@@ -191,10 +191,10 @@ impl Prints {
     fn add_credential(&self, hasher: &mut blake3::Hasher, headers: &HeaderMap) {
         for name in &self.headers {
             for value in headers.get_all(name) {
-                add(hasher, name.as_str().as_bytes());
                 if *name == COOKIE && !self.cookies.is_empty() {
                     self.add_cookies(hasher, value.as_bytes());
                 } else {
+                    add(hasher, name.as_str().as_bytes());
                     add(hasher, value.as_bytes());
                 }
             }
@@ -221,12 +221,14 @@ impl Prints {
         }
     }
 
-    /// The cookies that count, as they stand. RFC 6265 4.2.1: pairs are separated by "; ".
+    /// The cookies that count, as they stand: who has none of them is nobody in particular. RFC 6265
+    /// 4.2.1: pairs are separated by "; ".
     fn add_cookies(&self, hasher: &mut blake3::Hasher, value: &[u8]) {
         for cookie in value.split(|byte| *byte == b';') {
             let cookie = cookie.trim_ascii();
             let name = cookie.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
             if self.cookies.iter().any(|counts| counts.as_bytes() == name) {
+                add(hasher, COOKIE.as_str().as_bytes());
                 add(hasher, cookie);
             }
         }
@@ -325,6 +327,9 @@ mod tests {
         {
             assert_ne!(plain, pair(other), "{other}");
         }
+        let nobody = some.pair(&KEY, &head("/jobs/x", &[]));
+        assert_eq!(nobody, pair("theme=dark; _ga=2"));
+        assert_ne!(nobody, pair("session="));
     }
 
     #[test]

@@ -72,3 +72,20 @@ async fn what_states_no_lifetime_is_stored_unless_the_operator_says_otherwise() 
     assert_eq!(setup.get(X).await.cache_status(), "jobcache; fwd=miss; detail=unstated");
     assert!(!setup.get(X).await.is_hit());
 }
+
+#[tokio::test]
+async fn a_response_that_sets_a_cookie_that_does_not_count_is_stored_without_it() {
+    let setup = Setup::with(|c| c.credentials.cookies = vec!["session".into()]).await;
+    setup.upstream.respond_to(X, |_| with_headers("{}", &[("set-cookie", "lb=1; Path=/")]));
+
+    let miss = setup.get(X).await;
+    let hit = setup.get(X).await;
+
+    assert_eq!((miss.header("set-cookie"), miss.is_hit()), ("lb=1; Path=/", false));
+    assert!(hit.is_hit() && !hit.headers.contains_key("set-cookie"), "{hit:?}");
+    let client = &setup.sidecar.client;
+    let balanced = client.request(Method::GET, X).header("cookie", "lb=1").send().await;
+    assert!(balanced.is_hit(), "who has no cookie that counts is nobody in particular");
+    let known = client.request(Method::GET, X).header("cookie", "lb=1; session=1").send().await;
+    assert!(!known.is_hit(), "{known:?}");
+}

@@ -29,6 +29,8 @@ pub struct Policy {
     pub vary: Vec<HeaderName>,
     /// Further limits, by what the body says.
     pub states: Option<States>,
+    /// Names of the cookies that count; all of them where there are none.
+    pub cookies: Vec<String>,
 }
 
 /// How long a response may be served.
@@ -175,6 +177,7 @@ mod tests {
         max_body: 1 << 20,
         vary: Vec::new(),
         states: None,
+        cookies: Vec::new(),
     };
     const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
     const MINUTE_AGO: &str = "Sun, 06 Nov 1994 08:48:37 GMT";

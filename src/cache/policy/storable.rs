@@ -42,6 +42,8 @@ pub fn is_stored(name: &HeaderName) -> bool {
             "connection" | "keep-alive" | "proxy-authenticate" | "proxy-authentication-info"
                 | "proxy-authorization" | "proxy-connection" | "te" | "trailer"
                 | "transfer-encoding" | "upgrade"
+            // One client's.
+                | "set-cookie"
             // Written anew on every answer. The body says its length.
                 | "age" | "cache-status" | "content-length" | "via"
             // One exchange's: two reads of an unchanged job differ in them.
@@ -63,8 +65,9 @@ pub(super) fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
         return Err(NoStore::Status);
     }
     // RFC 9111 7.3 leaves it to the server to forbid caching of cookies. Many do not, and a cookie
-    // shared between clients is a session shared between users.
-    if headers.contains_key(SET_COOKIE) {
+    // shared between clients is a session shared between users. One that does not count, such as a
+    // load balancer's, is left out of the entry.
+    if headers.get_all(SET_COOKIE).into_iter().any(|value| counts(value, &policy.cookies)) {
         return Err(NoStore::SetCookie);
     }
     // "A cache MAY either store trailer fields separate from header fields or discard them." RFC 9111 3.1.
@@ -76,6 +79,15 @@ pub(super) fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     vary(headers, policy)?;
     representation(headers)?;
     content_length(headers, policy)
+}
+
+/// Whether a `Set-Cookie` sets one of these cookies; any, where there are none. RFC 6265 5.2: the
+/// name ends at the first '='; what has none is not understood, and counts.
+fn counts(value: &HeaderValue, cookies: &[String]) -> bool {
+    let value = value.as_bytes();
+    let name = value.iter().position(|&b| b == b'=').map(|end| value[..end].trim_ascii());
+    let named = |name| cookies.iter().any(|cookie| cookie.as_bytes() == name);
+    cookies.is_empty() || name.is_none_or(named)
 }
 
 /// The directives that forbid storing, or answering without asking.
@@ -159,6 +171,7 @@ mod tests {
         max_body: 1000,
         vary: Vec::new(),
         states: None,
+        cookies: Vec::new(),
     };
 
     #[track_caller]
@@ -240,6 +253,24 @@ mod tests {
     }
 
     #[test]
+    fn a_cookie_that_does_not_count_may_be_set() {
+        let policy = Policy { cookies: vec!["session".to_owned()], ..POLICY };
+        let check = |values: &[&str], want| {
+            let response = Response::builder();
+            let response = values.iter().fold(response, |r, value| r.header("set-cookie", *value));
+            let (head, ()) = response.body(()).unwrap().into_parts();
+            assert_eq!(storable(&head, &policy), want, "{values:?}");
+        };
+        for value in ["AWSALB=1; Path=/", "Session=1", "xsession=1; session=2", " lb =1", "lb="] {
+            check(&[value], Ok(()));
+        }
+        for value in ["session=1", " session =1; Path=/", "session=", "session", "lb", ""] {
+            check(&[value], Err(NoStore::SetCookie));
+            check(&["lb=1", value], Err(NoStore::SetCookie));
+        }
+    }
+
+    #[test]
     fn the_stated_length_is_checked() {
         check(&[("content-length", "0")], Err(NoStore::Empty));
         check(&[("content-length", "1001")], Err(NoStore::TooLarge));
@@ -265,7 +296,8 @@ mod tests {
         for name in ["Connection", "Transfer-Encoding", "Keep-Alive", "Upgrade", "Trailer", "TE"] {
             check_stored(name, false);
         }
-        for name in ["Age", "Via", "Cache-Status", "Content-Length", "Server-Timing"] {
+        for name in ["Set-Cookie", "Age", "Via", "Cache-Status", "Content-Length", "Server-Timing"]
+        {
             check_stored(name, false);
         }
         for name in ["X-Request-ID", "X-Correlation-Id", "X-Process-Time", "X-RateLimit-Remaining"]
