@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
 # Every check of the repository, the tests last, so that their result closes the output.
-# Needs Rust and, on Debian, nothing else: installs redis-server where it is missing.
+# Needs Rust and, on Debian, nothing else: installs redis-server and python3-fastapi where they are missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Redis for the tests' own servers, setpriv to end them with the tests.
+# need COMMAND PACKAGE...: installs packages (Debian's names) unless the command succeeds.
 need() {
-  command -v "$1" >/dev/null && return
-  echo "== installing $2 (for $1)"
+  eval "$1" >/dev/null 2>&1 && return
+  local check=$1
+  shift
+  echo "== installing $*, for: $check"
   local as_root=()
   [ "$(id -u)" = 0 ] || as_root=(sudo)
   if ! command -v apt-get >/dev/null || ! command -v "${as_root[0]:-env}" >/dev/null; then
-    echo "tests/run.sh: $1 is missing and cannot be installed without apt-get and root;" \
-      "install $2 (Redis 7.0 or newer) and run again" >&2
+    echo "tests/run.sh: this fails: $check; without apt-get and root it cannot be mended;" \
+      "install $* (Redis 7.0 or newer) and run again" >&2
     exit 1
   fi
   # Debian starts the server it has installed, which the tests have no use for.
   "${as_root[@]}" apt-get update -qq
   "${as_root[@]}" env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+    apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 # Runs a step and tells how long it took.
@@ -29,8 +31,12 @@ step() {
   echo "== took $((SECONDS - start)) s"
 }
 
-need redis-server redis-server
-need setpriv util-linux
+# Redis for the tests' own servers, setpriv to end them with the tests, FastAPI for a backend that
+# checks tokens.
+need 'command -v redis-server' redis-server
+need 'command -v setpriv' util-linux
+need "/usr/bin/python3 -c 'import fastapi, uvicorn, jwt'" \
+  python3-fastapi python3-uvicorn python3-jwt
 command -v cargo >/dev/null || { echo "tests/run.sh: cargo is missing; see https://rustup.rs" >&2; exit 1; }
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}

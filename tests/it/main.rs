@@ -11,6 +11,7 @@ mod contract;
 mod credentials;
 mod demo;
 mod directives;
+mod fastapi;
 mod history;
 mod interface;
 mod invalidation;
