@@ -356,38 +356,3 @@ async fn what_varies_by_who_asks_is_public_to_nobody() {
         assert!(!reply.is_hit() && reply.text().contains(BOB), "{vary}: {reply:?}");
     }
 }
-
-/// WSGI and CGI hand `x_user_id` to an application as they do `x-user-id`.
-#[tokio::test]
-async fn a_header_that_gateways_read_as_a_credential_is_one() {
-    let setup = Setup::new().await;
-    setup.upstream.respond_to(X, |headers| {
-        let name = ["x_user_id", "api_key", "x.api.key"].iter().find_map(|name| headers.get(*name));
-        let name = name.map_or("nobody", |value| value.to_str().unwrap());
-        json(StatusCode::OK, format!(r#"{{"for":"{name}"}}"#))
-    });
-    for header in ["x_user_id", "api_key", "x.api.key"] {
-        // What `Connection` lists is for this hop; who asks is for the upstream.
-        let get = |who: &'static str| {
-            let request = setup.sidecar.client.request(Method::GET, X);
-            request.header("connection", header).header(header, who).send()
-        };
-        for who in ["alice", "bob", "alice", "bob"] {
-            get(who).await.assert(200, &format!(r#"{{"for":"{who}"}}"#));
-        }
-        setup.get(X).await.assert(200, r#"{"for":"nobody"}"#);
-    }
-}
-
-/// That an entry is there, and that it is each client's own, is no business of who may not see it.
-#[tokio::test]
-async fn a_refusal_does_not_tell_whether_there_is_an_entry() {
-    let setup = Setup::with(|config| config.credentials.audience = 1).await;
-    setup.upstream.respond_to(X, members_only);
-    let before = get(&setup, EVE).await;
-    warm(&setup, ALICE).await;
-    let other = "Bearer another-stranger";
-    let after = get(&setup, other).await;
-    assert_eq!((before.status, after.status), (401.try_into().unwrap(), 401.try_into().unwrap()));
-    assert_eq!(before.cache_status(), after.cache_status());
-}

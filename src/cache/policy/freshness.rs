@@ -12,7 +12,7 @@ use super::{
     NoStore, States,
     conditional::http_date,
     directives::{Directive, delta_seconds, directives, tokens},
-    storable::storable,
+    storable::{storable, varies_by_caller},
 };
 
 /// The limits of what is stored.
@@ -97,10 +97,16 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
 ///
 /// Without one the response is for the credentials that the upstream has served it to. So it is with
 /// must-revalidate: many send it to mean "always fresh", and not "for everybody".
+///
+/// "When a cache receives a request that can be satisfied by a stored response and that stored
+/// response contains a Vary header field (Section 12.5.5 of [HTTP]), the cache MUST NOT use that
+/// stored response without revalidation unless all the presented request header fields nominated by
+/// that Vary field value match" RFC 9111 4.1: also a public one, where it varies by who asks.
 fn public(headers: &HeaderMap) -> bool {
-    directives(headers).is_ok_and(|directives| {
-        directives.iter().any(|directive| directive.is("public") || directive.is("s-maxage"))
-    })
+    !varies_by_caller(headers)
+        && directives(headers).is_ok_and(|directives| {
+            directives.iter().any(|directive| directive.is("public") || directive.is("s-maxage"))
+        })
 }
 
 /// The freshness lifetime that the response states, if it does (RFC 9111 4.2.1, in its order).

@@ -125,6 +125,12 @@ fn vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
     if all { Ok(()) } else { Err(NoStore::Vary) }
 }
 
+/// Whether a response varies by more than the form that a request asks for.
+pub(super) fn varies_by_caller(headers: &HeaderMap) -> bool {
+    let form = |name: &str| VARY_BY.iter().any(|form| form.eq_ignore_ascii_case(name));
+    !tokens(headers, &VARY).all(|name| name.is_ok_and(form))
+}
+
 /// Coded bodies and endless ones are not stored. Fills ask for no coding, and a recipient that did not
 /// ask for one need not know it: "the representation has no content coding unless" it says so
 /// (RFC 9110 8.4), so an entry without `Content-Encoding` suits everybody.
