@@ -156,7 +156,8 @@ impl Prints {
 
     /// Whether a request may not be answered from the cache because it is somebody's.
     pub fn bypasses(&self, headers: &HeaderMap) -> bool {
-        self.mode == Mode::Bypass && self.headers.iter().any(|name| headers.contains_key(name))
+        let names_caller = |name| self.headers.contains(name) || may_read_as_another(name);
+        self.mode == Mode::Bypass && headers.keys().any(names_caller)
     }
 
     /// The pair of a request.
@@ -199,6 +200,10 @@ impl Prints {
                 }
             }
         }
+        for (name, value) in headers.iter().filter(|(name, _)| may_read_as_another(name)) {
+            add(hasher, name.as_str().as_bytes());
+            add(hasher, value.as_bytes());
+        }
     }
 
     fn add_representation(&self, hasher: &mut blake3::Hasher, head: &Parts) {
@@ -233,6 +238,14 @@ impl Prints {
             }
         }
     }
+}
+
+/// Whether some backends read a header of this name as one of another name. RFC 3875 4.1.18: the
+/// name "is converted to upper case, has all occurrences of "-" replaced with "_" and has "HTTP_"
+/// prepended", and so WSGI and CGI cannot tell `x_user_id` from `x-user-id`; some turn every
+/// character but letters and digits into "_". Such a header tells callers apart, whatever its name.
+pub fn may_read_as_another(name: &HeaderName) -> bool {
+    !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// Length first, so that no two lists of parts read the same.
@@ -305,6 +318,9 @@ mod tests {
             pair("/jobs/x", &[("cookie", "Bearer a")]),
             pair("/jobs/x", &[("authorization", "")]),
             pair("/jobs/x", &[("x-user-id", "1")]),
+            pair("/jobs/x", &[("x_user_id", "1")]),
+            pair("/jobs/x", &[("x.user.id", "1")]),
+            pair("/jobs/x", &[("api_key", "1")]),
         ];
         for (at, one) in some.iter().enumerate() {
             assert_ne!(one.credential, nobody.credential);
@@ -393,6 +409,8 @@ mod tests {
     fn requests_with_credentials_bypass_in_bypass_mode_only() {
         let request = head("/jobs/x", &[("x-user-id", "1")]);
         assert!(prints(Mode::Bypass, &[]).bypasses(&request.headers));
+        let other = head("/jobs/x", &[("x_user_id", "1")]);
+        assert!(prints(Mode::Bypass, &[]).bypasses(&other.headers));
         assert!(!prints(Mode::Partition, &[]).bypasses(&request.headers));
         assert!(!prints(Mode::Bypass, &[]).bypasses(&head("/jobs/x", &[]).headers));
     }

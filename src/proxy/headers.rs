@@ -15,6 +15,8 @@ use hyper::{
 
 mod cache_status;
 
+use crate::cache::audience::may_read_as_another;
+
 pub use cache_status::{CacheStatus, Forward, cache_status};
 
 /// "Furthermore, intermediaries SHOULD remove or replace fields that are known to require removal
@@ -171,7 +173,8 @@ pub fn is_upgrade(headers: &HeaderMap) -> bool {
 /// The fields that `Connection` lists and that may be removed.
 fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
     let end_to_end = |name: &HeaderName| {
-        END_TO_END.contains(&name.as_str())
+        may_read_as_another(name)
+            || END_TO_END.contains(&name.as_str())
             || END_TO_END_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
     };
     let names = members(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok());

@@ -356,3 +356,25 @@ async fn what_varies_by_who_asks_is_public_to_nobody() {
         assert!(!reply.is_hit() && reply.text().contains(BOB), "{vary}: {reply:?}");
     }
 }
+
+/// WSGI and CGI hand `x_user_id` to an application as they do `x-user-id`.
+#[tokio::test]
+async fn a_header_that_gateways_read_as_a_credential_is_one() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, |headers| {
+        let name = ["x_user_id", "api_key", "x.api.key"].iter().find_map(|name| headers.get(*name));
+        let name = name.map_or("nobody", |value| value.to_str().unwrap());
+        json(StatusCode::OK, format!(r#"{{"for":"{name}"}}"#))
+    });
+    for header in ["x_user_id", "api_key", "x.api.key"] {
+        // What `Connection` lists is for this hop; who asks is for the upstream.
+        let get = |who: &'static str| {
+            let request = setup.sidecar.client.request(Method::GET, X);
+            request.header("connection", header).header(header, who).send()
+        };
+        for who in ["alice", "bob", "alice", "bob"] {
+            get(who).await.assert(200, &format!(r#"{{"for":"{who}"}}"#));
+        }
+        setup.get(X).await.assert(200, r#"{"for":"nobody"}"#);
+    }
+}
