@@ -60,9 +60,10 @@ impl Answer {
     pub(super) fn report(mut self, metrics: &Metrics, line: Option<AccessLine>) -> Response<Body> {
         let (outcome, reason) = self.verdict.labels();
         metrics.requests.get_or_create(&RequestLabels { outcome, reason }).inc();
-        headers::cache_status(self.response.headers_mut(), self.verdict.cache_status());
+        let status = self.response.status();
+        headers::cache_status(self.response.headers_mut(), self.verdict.cache_status(status));
         if let Some(line) = line {
-            line.log(self.response.status(), outcome, reason);
+            line.log(status, outcome, reason);
         }
         self.response
     }
@@ -81,7 +82,12 @@ impl Verdict {
         }
     }
 
-    fn cache_status(&self) -> CacheStatus {
+    fn cache_status(&self, status: StatusCode) -> CacheStatus {
+        if status.is_client_error() && self.tells_of_others() {
+            let detail = Some(NoStore::Status.as_str());
+            let why = Forward::Miss;
+            return CacheStatus::Forwarded { why, collapsed: false, stored: false, detail };
+        }
         let (_, reason) = self.labels();
         let detail = (!reason.is_empty()).then_some(reason);
         let forwarded =
@@ -99,6 +105,12 @@ impl Verdict {
             Self::Failed(_) => forwarded(Forward::Bypass, false, false),
             Self::Refused(detail) => CacheStatus::Refused { detail },
         }
+    }
+
+    /// Whether the reason depends on what others have read: who is refused a job must not learn from
+    /// it whether there is an entry. Metrics and log keep the reason.
+    fn tells_of_others(&self) -> bool {
+        matches!(self, Self::Pass(Bypass::Audience | Bypass::Uncacheable))
     }
 }
 
