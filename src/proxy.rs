@@ -7,8 +7,9 @@ mod lead;
 mod reach;
 pub mod route;
 pub mod upgrade;
+mod write;
 
-use std::{future::Future, sync::Arc};
+use std::sync::Arc;
 
 use hyper::{
     Request, Response, StatusCode, Version,
@@ -25,19 +26,19 @@ use tracing::warn;
 
 use self::{
     answer::{AccessLine, Answer, Stored, Verdict, refuse, refuse_with},
-    body::{Body, Ending, Finish, Finishing},
+    body::Body,
     headers::Client,
     lead::LeadTask,
-    reach::{Change, Inspected, Inspector},
-    route::{Route, Routes, Scope, Target, is_unsafe, overrides_method},
+    reach::Inspector,
+    route::{Route, Routes, Target, is_unsafe, overrides_method},
     upgrade::Upgrade,
+    write::Change,
 };
 use crate::{
     cache::{Cache, Lead, Lookup, Outcome, entry::Entry, key::JobId, policy::Bypass},
     config::Config,
     metrics::Metrics,
-    mutants::{self, Mutant},
-    store::{Budget, Ended},
+    store::Budget,
     upstream::{Repeat, RequestBody, Upstream, UpstreamError, to_origin_form},
 };
 
@@ -209,103 +210,6 @@ impl Proxy {
             return self.detached(conclude).await;
         }
         Answer { response, verdict: Verdict::Pass(why) }
-    }
-
-    /// Forwards a write. It is a task of its own: a client that hangs up cancels neither the write
-    /// nor the invalidation that has to follow it.
-    async fn write(
-        self: &Arc<Self>,
-        scope: Scope,
-        request: Request<Incoming>,
-        client: Client,
-    ) -> Answer {
-        self.detached(Arc::clone(self).carry_out(scope, request, client)).await
-    }
-
-    async fn detached(&self, write: impl Future<Output = Answer> + Send + 'static) -> Answer {
-        match self.tasks.spawn(write).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                warn!(%error, "a write died");
-                refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
-            }
-        }
-    }
-
-    async fn carry_out(
-        self: Arc<Self>,
-        mut scope: Scope,
-        request: Request<Incoming>,
-        client: Client,
-    ) -> Answer {
-        let (mut head, body) = request.into_parts();
-        self.prepare_request(&mut head, client);
-        let target = Target::of(&head, self.upstream.authority());
-        let body = RequestBody::of(body);
-        let body = match self.inspector.request(&mut scope, &mut head, body).await {
-            Ok(body) => body,
-            Err(error) => return refuse(&error),
-        };
-        let write = self.cache.begin(&scope.jobs, &mut self.cache.budget()).await;
-        let exchange = async {
-            let request = Request::from_parts(head, body);
-            let response = self.upstream.send(request, Repeat::Never).await?;
-            self.inspector.response(&scope.rules, response).await
-        };
-        let result = tokio::select! {
-            result = exchange => result,
-            never = self.cache.keep_fenced(&write) => match never {},
-        };
-        // An answer that we refuse is an answer to the write all the same.
-        let outcome = match &result {
-            Err(error) if error.may_have_arrived() => Outcome::Unknown,
-            _ => Outcome::Known,
-        };
-        let mut change = Change { write, all: scope.rules.iter().any(|rule| rule.is_all()) };
-        let result = result.map(|Inspected { response, mut jobs }| {
-            jobs.extend(self.routes.mentioned(&target, &response));
-            self.cache.widen(&mut change.write, &jobs);
-            change.was_refused(response.status());
-            response
-        });
-        let result = result.and_then(|response| prepare_response(response, Switch::Unasked));
-        self.conclude(change, outcome, result).await
-    }
-
-    /// Invalidates what a write has changed, then answers it. To be run where nobody cancels it.
-    async fn conclude(
-        self: Arc<Self>,
-        change: Change,
-        outcome: Outcome,
-        result: Result<Response<Body>, UpstreamError>,
-    ) -> Answer {
-        let pending = change.end(&self.cache, outcome).await == Ended::Pending;
-        match result {
-            Ok(response) => {
-                let response = response.map(|body| self.end_again(body, change));
-                Answer { response, verdict: Verdict::Write { pending } }
-            }
-            Err(error) => refuse(&error),
-        }
-    }
-
-    /// Invalidates once more when the upstream's body has ended.
-    fn end_again(self: &Arc<Self>, body: Body, change: Change) -> Body {
-        if body.is_end_stream() || mutants::is(Mutant::EndOnce) {
-            return body;
-        }
-        let proxy = Arc::clone(self);
-        let end = move |finishing: Finishing| {
-            let tasks = proxy.tasks.clone();
-            tasks.spawn(async move {
-                let outcome = match finishing.await {
-                    Finish::Whole => Outcome::Known,
-                    Finish::Cut => Outcome::Unknown,
-                };
-                change.end_again(&proxy.cache, outcome).await;
-            })
-        };
-        Body::Ending(Box::new(Ending::new(body, Box::new(end))))
     }
 
     /// Makes a client's request head ours.

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{
-    HeaderMap, Response, StatusCode,
+    HeaderMap, Response,
     body::{Body as HttpBody, Frame},
     http::{
         header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE},
@@ -34,9 +34,8 @@ use super::{
     },
 };
 use crate::{
-    cache::{Cache, Outcome, key::JobId},
+    cache::key::JobId,
     metrics::{Metrics, MissLabels},
-    store::{Ended, Write},
     telemetry::Throttle,
     upstream::{RequestBody, ResponseBody, UpstreamError},
 };
@@ -74,50 +73,6 @@ pub(super) struct Inspected {
     pub(super) response: Response<Body>,
     /// The jobs that its body names.
     pub(super) jobs: Vec<JobId>,
-}
-
-/// What a write under way changes.
-#[derive(Debug)]
-pub(super) struct Change {
-    pub(super) write: Write,
-    /// Every job.
-    pub(super) all: bool,
-}
-
-impl Change {
-    /// Invalidates it, before the write is answered.
-    pub(super) async fn end(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
-        let ended = cache.end(&self.write, outcome).await;
-        self.end_all(cache, outcome, ended).await
-    }
-
-    /// Invalidates it once more, when the answer has come to its end.
-    pub(super) async fn end_again(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
-        let ended = cache.end_again(&self.write, outcome).await;
-        self.end_all(cache, outcome, ended).await
-    }
-
-    /// An answer of this status says that nothing was done: whoever may not purge everything must
-    /// not be able to by asking in vain.
-    pub(super) fn was_refused(&mut self, status: StatusCode) {
-        let refusals = [
-            StatusCode::UNAUTHORIZED,
-            StatusCode::FORBIDDEN,
-            StatusCode::METHOD_NOT_ALLOWED,
-            StatusCode::TOO_MANY_REQUESTS,
-        ];
-        self.all &= !refusals.contains(&status);
-    }
-
-    async fn end_all(&self, cache: &Arc<Cache>, outcome: Outcome, ended: Ended) -> Ended {
-        if !self.all {
-            return ended;
-        }
-        match cache.end_all(outcome).await {
-            Ended::Confirmed { .. } => ended,
-            Ended::Pending => Ended::Pending,
-        }
-    }
 }
 
 impl Inspector {

@@ -1,0 +1,172 @@
+//! The story of a write: what it may change is fenced before it is forwarded, and invalidated
+//! before it is answered and once more when its answer has ended.
+
+use std::{future::Future, sync::Arc};
+
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Body as _, Incoming},
+};
+use tracing::warn;
+
+use super::{
+    Proxy, Switch,
+    answer::{Answer, Verdict, refuse, refuse_with},
+    body::{Body, Ending, Finish, Finishing},
+    headers::Client,
+    prepare_response,
+    reach::Inspected,
+    route::{Scope, Target},
+};
+use crate::{
+    cache::{Cache, Outcome},
+    mutants::{self, Mutant},
+    store::{Ended, Write},
+    upstream::{Repeat, RequestBody, UpstreamError},
+};
+
+impl Proxy {
+    /// Forwards a write. It is a task of its own: a client that hangs up cancels neither the write
+    /// nor the invalidation that has to follow it.
+    pub(super) async fn write(
+        self: &Arc<Self>,
+        scope: Scope,
+        request: Request<Incoming>,
+        client: Client,
+    ) -> Answer {
+        self.detached(Arc::clone(self).carry_out(scope, request, client)).await
+    }
+
+    pub(super) async fn detached(
+        &self,
+        write: impl Future<Output = Answer> + Send + 'static,
+    ) -> Answer {
+        match self.tasks.spawn(write).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                warn!(%error, "a write died");
+                refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
+            }
+        }
+    }
+
+    async fn carry_out(
+        self: Arc<Self>,
+        mut scope: Scope,
+        request: Request<Incoming>,
+        client: Client,
+    ) -> Answer {
+        let (mut head, body) = request.into_parts();
+        self.prepare_request(&mut head, client);
+        let target = Target::of(&head, self.upstream.authority());
+        let body = RequestBody::of(body);
+        let body = match self.inspector.request(&mut scope, &mut head, body).await {
+            Ok(body) => body,
+            Err(error) => return refuse(&error),
+        };
+        let write = self.cache.begin(&scope.jobs, &mut self.cache.budget()).await;
+        let exchange = async {
+            let request = Request::from_parts(head, body);
+            let response = self.upstream.send(request, Repeat::Never).await?;
+            self.inspector.response(&scope.rules, response).await
+        };
+        let result = tokio::select! {
+            result = exchange => result,
+            never = self.cache.keep_fenced(&write) => match never {},
+        };
+        // An answer that we refuse is an answer to the write all the same.
+        let outcome = match &result {
+            Err(error) if error.may_have_arrived() => Outcome::Unknown,
+            _ => Outcome::Known,
+        };
+        let mut change = Change { write, all: scope.rules.iter().any(|rule| rule.is_all()) };
+        let result = result.map(|Inspected { response, mut jobs }| {
+            jobs.extend(self.routes.mentioned(&target, &response));
+            self.cache.widen(&mut change.write, &jobs);
+            change.was_refused(response.status());
+            response
+        });
+        let result = result.and_then(|response| prepare_response(response, Switch::Unasked));
+        self.conclude(change, outcome, result).await
+    }
+
+    /// Invalidates what a write has changed, then answers it. To be run where nobody cancels it.
+    pub(super) async fn conclude(
+        self: Arc<Self>,
+        change: Change,
+        outcome: Outcome,
+        result: Result<Response<Body>, UpstreamError>,
+    ) -> Answer {
+        let pending = change.end(&self.cache, outcome).await == Ended::Pending;
+        match result {
+            Ok(response) => {
+                let response = response.map(|body| self.end_again(body, change));
+                Answer { response, verdict: Verdict::Write { pending } }
+            }
+            Err(error) => refuse(&error),
+        }
+    }
+
+    /// Invalidates once more when the upstream's body has ended.
+    fn end_again(self: &Arc<Self>, body: Body, change: Change) -> Body {
+        if body.is_end_stream() || mutants::is(Mutant::EndOnce) {
+            return body;
+        }
+        let proxy = Arc::clone(self);
+        let end = move |finishing: Finishing| {
+            let tasks = proxy.tasks.clone();
+            tasks.spawn(async move {
+                let outcome = match finishing.await {
+                    Finish::Whole => Outcome::Known,
+                    Finish::Cut => Outcome::Unknown,
+                };
+                change.end_again(&proxy.cache, outcome).await;
+            })
+        };
+        Body::Ending(Box::new(Ending::new(body, Box::new(end))))
+    }
+}
+
+/// What a write under way changes.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) write: Write,
+    /// Every job.
+    pub(super) all: bool,
+}
+
+impl Change {
+    /// Invalidates it, before the write is answered.
+    async fn end(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
+        let ended = cache.end(&self.write, outcome).await;
+        self.end_all(cache, outcome, ended).await
+    }
+
+    /// Invalidates it once more, when the answer has come to its end.
+    async fn end_again(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
+        let ended = cache.end_again(&self.write, outcome).await;
+        self.end_all(cache, outcome, ended).await
+    }
+
+    /// An answer of this status says that nothing was done: whoever may not purge everything must
+    /// not be able to by asking in vain.
+    fn was_refused(&mut self, status: StatusCode) {
+        let refusals = [
+            StatusCode::UNAUTHORIZED,
+            StatusCode::FORBIDDEN,
+            StatusCode::METHOD_NOT_ALLOWED,
+            StatusCode::TOO_MANY_REQUESTS,
+        ];
+        self.all &= !refusals.contains(&status);
+    }
+
+    async fn end_all(&self, cache: &Arc<Cache>, outcome: Outcome, ended: Ended) -> Ended {
+        if !self.all {
+            return ended;
+        }
+        match cache.end_all(outcome).await {
+            Ended::Confirmed { .. } => ended,
+            Ended::Pending => Ended::Pending,
+        }
+    }
+}
