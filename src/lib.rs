@@ -29,6 +29,8 @@ pub mod config;
 
 pub mod server;
 
+pub mod interim;
+
 pub mod proxy;
 
 pub mod upstream;
@@ -137,7 +139,8 @@ pub async fn run(
     let deadline = config.drain_timeout;
     let serving = Arc::clone(&proxy);
     let clients = tokio::spawn(clients.run(drain.clone(), deadline, move |request, peer| {
-        Arc::clone(&serving).serve(request, Client { ip: peer.ip(), scheme: "http" })
+        let client = Client { ip: peer.address.ip(), scheme: "http" };
+        Arc::clone(&serving).serve(request, client, peer.interim)
     }));
     // Operators see the drain from outside; they are let go when it is over.
     let (end_admin, admin_drain) = watch::channel(false);

@@ -15,8 +15,8 @@ use hyper::{
     Request, Response, StatusCode, Version,
     body::{Body as _, Incoming},
     http::{
-        Method,
-        header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+        HeaderValue, Method,
+        header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
         request::Parts,
     },
 };
@@ -37,9 +37,10 @@ use self::{
 use crate::{
     cache::{Cache, Lead, Lookup, Outcome, entry::Entry, key::JobId, policy::Bypass},
     config::Config,
+    interim::Interim,
     metrics::Metrics,
     store::Budget,
-    upstream::{Repeat, RequestBody, Upstream, UpstreamError, to_origin_form},
+    upstream::{Repeat, RequestBody, Upstream, UpstreamError, relay_interim, to_origin_form},
 };
 
 /// Answers requests.
@@ -84,22 +85,23 @@ impl Proxy {
         self: Arc<Self>,
         request: Request<Incoming>,
         client: Client,
+        interim: Interim,
     ) -> Response<Body> {
         let line = self.access_log.then(|| AccessLine::of(&request));
         let answer = match self.routes.classify(&request) {
             // HTTP/2 needs no header to announce a body.
             Route::Read(_) if !request.body().is_end_stream() => {
-                self.pass(request, client, Bypass::RequestBody).await
+                self.pass(request, client, interim, Bypass::RequestBody).await
             }
             Route::Read(_) if self.cache.is_personal(request.headers()) => {
-                self.pass(request, client, Bypass::Credentials).await
+                self.pass(request, client, interim, Bypass::Credentials).await
             }
-            Route::Read(id) => self.read(id, request.into_parts().0, client).await,
-            Route::Write(scope) => self.write(scope, request, client).await,
+            Route::Read(id) => self.read(id, request.into_parts().0, client, interim).await,
+            Route::Write(scope) => self.write(scope, request, client, interim).await,
             Route::Pass(_) if request.method() == Method::CONNECT => {
                 refuse_with(StatusCode::METHOD_NOT_ALLOWED, "connect")
             }
-            Route::Pass(why) => self.pass(request, client, why).await,
+            Route::Pass(why) => self.pass(request, client, interim, why).await,
         };
         answer.report(&self.metrics, line)
     }
@@ -108,12 +110,18 @@ impl Proxy {
     ///
     /// A store that is down or slow costs the client at most the store budget and a trip upstream,
     /// never an error.
-    async fn read(self: &Arc<Self>, id: JobId, head: Parts, client: Client) -> Answer {
+    async fn read(
+        self: &Arc<Self>,
+        id: JobId,
+        head: Parts,
+        client: Client,
+        interim: Interim,
+    ) -> Answer {
         let mut budget = self.cache.budget();
         let ask = self.cache.ask(&id, &head);
         match self.cache.lookup(&ask, &mut budget).await {
             Lookup::Hit(entry) => self.hit(&entry, &head),
-            Lookup::Lead(lead) => self.lead(*lead, head, client, budget).await,
+            Lookup::Lead(lead) => self.lead(*lead, head, (client, interim), budget).await,
             Lookup::Join(flight, why) => match flight.landed().await {
                 Some(entry) => {
                     let verdict = Verdict::Miss { stored: Stored::Unsaid, collapsed: true, why };
@@ -121,12 +129,12 @@ impl Proxy {
                     let now_ms = self.cache.store().now_ms();
                     Answer { response: entry_response(&entry, &head, now_ms), verdict }
                 }
-                None => self.pass_read(head, client, Bypass::Alone).await,
+                None => self.pass_read(head, client, interim, Bypass::Alone).await,
             },
             Lookup::Pass(Bypass::OnlyIfCached) => {
                 refuse_with(StatusCode::GATEWAY_TIMEOUT, Bypass::OnlyIfCached.as_str())
             }
-            Lookup::Pass(why) => self.pass_read(head, client, why).await,
+            Lookup::Pass(why) => self.pass_read(head, client, interim, why).await,
         }
     }
 
@@ -142,24 +150,32 @@ impl Proxy {
         self: &Arc<Self>,
         lead: Lead,
         head: Parts,
-        client: Client,
+        (client, interim): (Client, Interim),
         budget: Budget,
     ) -> Answer {
         let why = lead.why();
-        let request = self.for_fill(&head, client);
+        let mut request = self.for_fill(&head, client);
+        relay(&mut request, &interim);
         let (task, answered) = LeadTask::new(self, lead, head.clone(), budget);
         self.tasks.spawn(task.run(request));
         match answered.await {
             Ok(answer) => answer,
             // The leader died. Reading once more is safe.
-            Err(_) => self.pass_read(head, client, why.unwrap_or(Bypass::Alone)).await,
+            Err(_) => self.pass_read(head, client, interim, why.unwrap_or(Bypass::Alone)).await,
         }
     }
 
     /// Forwards a read that the cache cannot answer, for this client alone.
-    async fn pass_read(&self, mut head: Parts, client: Client, why: Bypass) -> Answer {
+    async fn pass_read(
+        &self,
+        mut head: Parts,
+        client: Client,
+        interim: Interim,
+        why: Bypass,
+    ) -> Answer {
         self.prepare_request(&mut head, client);
-        let request = Request::from_parts(head, RequestBody::Empty);
+        let mut request = Request::from_parts(head, RequestBody::Empty);
+        relay(&mut request, &interim);
         let sent = self.upstream.send(request, Repeat::IfSafe).await;
         match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
@@ -175,18 +191,17 @@ impl Proxy {
         self: &Arc<Self>,
         mut request: Request<Incoming>,
         client: Client,
+        interim: Interim,
         why: Bypass,
     ) -> Answer {
         let upgrade = Upgrade::of(&mut request);
         let may_change = is_unsafe(&request);
         let overridden = overrides_method(request.headers());
-        let (mut head, body) = request.into_parts();
-        self.prepare_request(&mut head, client);
+        let mut request = self.forwarded(request, client, &interim);
         if let Some(upgrade) = &upgrade {
-            upgrade.ask(&mut head.headers);
+            upgrade.ask(request.headers_mut());
         }
-        let target = may_change.then(|| Target::of(&head, self.upstream.authority()));
-        let request = Request::from_parts(head, RequestBody::of(body));
+        let target = may_change.then(|| Target::of(&request, self.upstream.authority()));
         let repeat = if overridden { Repeat::Never } else { Repeat::IfSafe };
         let switch = if upgrade.is_some() { Switch::Asked } else { Switch::Unasked };
         let sent = self.upstream.send(request, repeat).await;
@@ -200,7 +215,8 @@ impl Proxy {
             let place = response.body_mut().take_place();
             upgrade.tie(&mut response, place, &self.tasks);
         }
-        let response = response.map(Body::Upstream);
+        let mut response = response.map(Body::Upstream);
+        end_after_unasked(&mut response, &interim);
         let named = target.map(|target| self.routes.mentioned(&target, &response));
         if let Some(jobs) = named.filter(|jobs| !jobs.is_empty()) {
             let mut write = self.cache.unfenced();
@@ -210,6 +226,21 @@ impl Proxy {
             return self.detached(conclude).await;
         }
         Answer { response, verdict: Verdict::Pass(why) }
+    }
+
+    /// A client's request as it goes upstream.
+    fn forwarded(
+        &self,
+        request: Request<Incoming>,
+        client: Client,
+        interim: &Interim,
+    ) -> Request<RequestBody> {
+        let (mut head, body) = request.into_parts();
+        let expects = headers::expects_continue(&mut head.headers, head.version);
+        self.prepare_request(&mut head, client);
+        let mut request = Request::from_parts(head, RequestBody::of(body, expects));
+        relay(&mut request, interim);
+        request
     }
 
     /// Makes a client's request head ours.
@@ -234,6 +265,27 @@ fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Response<Body> {
     let mut response = entry.respond(&head.method, &head.headers, now_ms).map(Body::from);
     headers::via(response.headers_mut(), Version::HTTP_11);
     response
+}
+
+/// Passes the upstream's interim responses on to the client that asked. None is ever stored, and
+/// who joins a flight sees none.
+fn relay(request: &mut Request<RequestBody>, interim: &Interim) {
+    if matches!(request.body(), RequestBody::Held(_)) || interim.is_taken() {
+        let interim = interim.clone();
+        relay_interim(request, move |status, headers| {
+            let mut headers = headers.clone();
+            headers::strip_hop_by_hop(&mut headers, &[]);
+            interim.send(status, &headers);
+        });
+    }
+}
+
+/// A client whose upload nobody asked for may send it or not, so nothing can follow.
+fn end_after_unasked(response: &mut Response<Body>, interim: &Interim) {
+    // HTTP/2 knows no such field, and ends the stream alone.
+    if response.body().leaves_upload() && interim.is_taken() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
 }
 
 /// Whether the upstream was asked to switch protocols.

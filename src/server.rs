@@ -8,13 +8,14 @@ use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::D
 
 use bytes::Bytes;
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::{Body, Incoming},
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -22,8 +23,12 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use self::preface::{Protocol, sniff};
-use crate::{config, metrics::Metrics};
+use self::preface::{Protocol, Rewound, sniff};
+use crate::{
+    config,
+    interim::{Interim, Lane, Wire},
+    metrics::Metrics,
+};
 
 /// After a failed accept (out of file descriptors, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -48,6 +53,15 @@ struct Protocols {
     limit: Duration,
 }
 
+/// Who asks, as the server knows it.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The other end of the connection.
+    pub address: SocketAddr,
+    /// Where interim responses to this request go.
+    pub interim: Interim,
+}
+
 /// Tells servers to stop accepting.
 pub type Drain = watch::Receiver<bool>;
 
@@ -69,7 +83,7 @@ impl Server {
     /// Serves until `drain` turns, then waits up to `deadline` for the requests in flight.
     pub async fn run<S, F, B>(self, mut drain: Drain, deadline: Duration, serve: S)
     where
-        S: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error + Send + Sync,
@@ -83,7 +97,7 @@ impl Server {
                 let place = Arc::clone(&places).acquire_owned().await;
                 (place, self.listener.accept().await)
             };
-            let (place, (stream, peer)) = tokio::select! {
+            let (place, (stream, address)) = tokio::select! {
                 (place, accepted) = accepted => match accepted {
                     Ok(accepted) => (place, accepted),
                     Err(error) => { pause(&error).await; continue }
@@ -95,7 +109,8 @@ impl Server {
             let (protocols, drain) = (self.protocols.clone(), drain.clone());
             let open = Open::new(&self.metrics);
             connections.spawn(async move {
-                protocols.serve(stream, drain, move |request| serve(request, peer)).await;
+                let serve = |request, interim| serve(request, Peer { address, interim });
+                protocols.serve(stream, drain, serve).await;
                 drop((open, place));
             });
         }
@@ -113,7 +128,7 @@ impl Protocols {
     /// Serves one connection to its end.
     async fn serve<S, F, B>(self, stream: TcpStream, mut drain: Drain, serve: S)
     where
-        S: Fn(Request<Incoming>) -> F + Send + 'static,
+        S: Fn(Request<Incoming>, Interim) -> F + Send,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error + Send + Sync,
@@ -126,42 +141,79 @@ impl Protocols {
             // It has asked for nothing yet.
             () = until_drain(&mut drain) => return,
         };
-        let (protocol, stream) = match sniffed {
-            Ok(Ok(sniffed)) => sniffed,
+        let ended = match sniffed {
+            Ok(Ok((Protocol::Http1, stream))) => self.serve_http1(stream, drain, serve).await,
+            Ok(Ok((Protocol::Http2, stream))) => self.serve_http2(stream, drain, serve).await,
             Ok(Err(error)) => return debug!(%error, "client connection ended"),
             Err(_) => return debug!(limit = ?self.limit, "a client said too little for too long"),
         };
-        let stream = TokioIo::new(stream);
-        let service = service_fn(move |request| {
-            let answer = serve(request);
-            async move { Ok::<_, Infallible>(answer.await) }
-        });
-        // Both let the requests in flight end, and take no further ones.
-        let ended = match protocol {
-            Protocol::Http1 => {
-                let connection = self.http1.serve_connection(stream, service).with_upgrades();
-                let mut connection = pin!(connection);
-                tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = until_drain(&mut drain) => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                }
-            }
-            Protocol::Http2 => {
-                let mut connection = pin!(self.http2.serve_connection(stream, service));
-                tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = until_drain(&mut drain) => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                }
-            }
-        };
         if let Err(error) = ended {
             debug!(%error, "client connection ended");
+        }
+    }
+
+    async fn serve_http1<I, S, F, B>(
+        self,
+        stream: Rewound<I>,
+        mut drain: Drain,
+        serve: S,
+    ) -> hyper::Result<()>
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Fn(Request<Incoming>, Interim) -> F + Send,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error + Send + Sync,
+    {
+        let lane = Arc::new(Lane::default());
+        let stream = TokioIo::new(Wire::new(stream, Arc::clone(&lane)));
+        let service = service_fn(move |request: Request<Incoming>| {
+            // "a server MUST NOT send a 1xx response to an HTTP/1.0 client" RFC 9110 15.2
+            let takes_interim = request.version() == Version::HTTP_11;
+            let interim = if takes_interim { lane.open() } else { Interim::default() };
+            let answer = serve(request, interim.clone());
+            async move {
+                let answer = answer.await;
+                interim.close().await;
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let connection = self.http1.serve_connection(stream, service).with_upgrades();
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = until_drain(&mut drain) => {
+                // Lets the request in flight end, and takes no further ones.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    }
+
+    async fn serve_http2<I, S, F, B>(
+        self,
+        stream: Rewound<I>,
+        mut drain: Drain,
+        serve: S,
+    ) -> hyper::Result<()>
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Fn(Request<Incoming>, Interim) -> F + Send,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error + Send + Sync,
+    {
+        let service = service_fn(move |request| {
+            let answer = serve(request, Interim::default());
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = until_drain(&mut drain) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         }
     }
 }

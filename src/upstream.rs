@@ -7,6 +7,7 @@
 //! that was sent is never repeated.
 
 mod body;
+mod expect;
 mod pool;
 
 use std::{
@@ -19,7 +20,7 @@ use std::{
 };
 
 use hyper::{
-    Request, Response,
+    HeaderMap, Request, Response, StatusCode,
     client::conn::http1,
     http::{HeaderValue, Method, request},
 };
@@ -31,9 +32,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub use self::body::{BodyError, RequestBody, ResponseBody};
+pub use self::body::{BodyError, RequestBody, ResponseBody, UploadError};
 use self::{
     body::{Activity, Upload},
+    expect::Expectation,
     pool::{Connection, Pool},
 };
 use crate::{
@@ -98,7 +100,7 @@ pub enum UpstreamError {
     },
     /// The client's upload broke off: it has hung up, or sent what is not HTTP.
     #[error("the client's upload broke off: {0}")]
-    ClientGone(#[source] hyper::Error),
+    ClientGone(#[source] UploadError),
 }
 
 impl UpstreamError {
@@ -286,16 +288,17 @@ impl Upstream {
         mut connection: Connection,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failed> {
-        let activity = request.body().activity();
+        let (activity, expectation) = (request.body().activity(), request.body().expectation());
         let mut answer = pin!(connection.sender.try_send_request(request));
         let limit = self.config.response_timeout;
         let mut deadline = Instant::now() + limit;
         loop {
             match tokio::time::timeout_at(deadline, &mut answer).await {
                 Ok(Ok(response)) => {
-                    let body = |body| {
-                        ResponseBody::new(body, connection, &self.pool, self.config.body_timeout)
-                    };
+                    let unasked = expectation.and_then(Expectation::settle);
+                    let limit = self.config.body_timeout;
+                    let body =
+                        |body| ResponseBody::new(body, connection, &self.pool, limit, unasked);
                     return Ok(response.map(body));
                 }
                 Ok(Err(mut error)) => {
@@ -339,7 +342,7 @@ impl Upstream {
 /// Whose fault a broken exchange is: hyper ends it when the upload that it sends breaks off.
 fn broken(error: hyper::Error, upload: Option<&Activity>) -> UpstreamError {
     match upload.map(Activity::state) {
-        Some(Upload::Broken) => UpstreamError::ClientGone(error),
+        Some(Upload::Broken) => UpstreamError::ClientGone(error.into()),
         _ => UpstreamError::Broken(error),
     }
 }
@@ -371,7 +374,21 @@ fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
     Some(copy)
+}
+
+/// Gives `sink` the interim responses (1xx) that come before the answer. A 100 to a client that
+/// waits for it lets its upload begin instead, for which hyper sends the client one.
+pub fn relay_interim(
+    request: &mut Request<RequestBody>,
+    sink: impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static,
+) {
+    let expectation = request.body().expectation();
+    hyper::ext::on_informational(request, move |response| match &expectation {
+        Some(expectation) if response.status() == StatusCode::CONTINUE => expectation.meet(),
+        _ => sink(response.status(), response.headers()),
+    });
 }
 
 /// What a request upstream needs beside its headers, made from the head the client sent.

@@ -48,6 +48,14 @@ impl Body {
     pub fn empty() -> Self {
         Self::Full(Bytes::new())
     }
+
+    /// Whether it is an answer to an upload that the upstream has not asked for.
+    pub fn leaves_upload(&self) -> bool {
+        match self {
+            Self::Upstream(body) | Self::Resumed(_, body) => body.leaves_upload(),
+            Self::Full(_) | Self::Tee(_) | Self::Ending(_) => false,
+        }
+    }
 }
 
 impl From<Bytes> for Body {

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use hyper::{
     HeaderMap, Version,
     header::{
-        ACCEPT_ENCODING, CONNECTION, COOKIE, HOST, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
-        IF_NONE_MATCH, IF_RANGE, RANGE, TE, UPGRADE, VIA,
+        ACCEPT_ENCODING, CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue,
+        IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE, TE, UPGRADE, VIA,
     },
 };
 
@@ -153,9 +153,22 @@ pub fn via(headers: &mut HeaderMap, version: Version) {
 /// For a read that may be stored: what could make the answer less than the whole representation
 /// does not go upstream.
 pub fn for_fill(headers: &mut HeaderMap) {
-    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE, ACCEPT_ENCODING] {
+    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE, ACCEPT_ENCODING, EXPECT] {
         headers.remove(name);
     }
+}
+
+/// Whether the client waits for a 100 before it sends its body.
+///
+/// "A server that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore that
+/// expectation." RFC 9110 10.1.1: that client is not told, so the upstream is not asked.
+pub fn expects_continue(headers: &mut HeaderMap, version: Version) -> bool {
+    let expects = lists(headers, &EXPECT, b"100-continue");
+    if expects && version == Version::HTTP_10 {
+        headers.remove(EXPECT);
+        return false;
+    }
+    expects
 }
 
 /// Whether the client asks for another protocol: `Connection` lists `upgrade`, and `Upgrade` names

@@ -18,7 +18,7 @@ use hyper::{
     HeaderMap, Response,
     body::{Body as HttpBody, Frame},
     http::{
-        header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE},
+        header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, EXPECT},
         request,
     },
 };
@@ -92,6 +92,11 @@ impl Inspector {
             head.headers.remove(ACCEPT_ENCODING);
         }
         let Some(max) = most(&scope.rules, Side::Request) else { return Ok(body) };
+        // What the upstream would say to the expectation cannot be waited for: it is sent nothing
+        // before the body has been looked into.
+        if readable(&head.headers, &body, max).is_ok() && body.begin() {
+            head.headers.remove(EXPECT);
+        }
         let mut read = VecDeque::new();
         let document = document(&head.headers, &mut body, max, &mut read).await;
         let document = document.map_err(UpstreamError::ClientGone)?;
@@ -194,6 +199,17 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
+/// Whether a body is worth reading, for all that its head tells.
+fn readable<B: HttpBody>(headers: &HeaderMap, body: &B, max: usize) -> Result<(), Miss> {
+    if is_encoded(headers) {
+        return Err(Miss::Encoded);
+    }
+    if body.size_hint().lower() > max as u64 {
+        return Err(Miss::TooLarge);
+    }
+    Ok(())
+}
+
 /// Parses a body of at most `max` bytes. What was read of it is in `read`.
 async fn document<B: HttpBody<Data = Bytes> + Unpin>(
     headers: &HeaderMap,
@@ -201,11 +217,8 @@ async fn document<B: HttpBody<Data = Bytes> + Unpin>(
     max: usize,
     read: &mut VecDeque<Frame<Bytes>>,
 ) -> Result<Result<Value, Miss>, B::Error> {
-    if is_encoded(headers) {
-        return Ok(Err(Miss::Encoded));
-    }
-    if body.size_hint().lower() > max as u64 {
-        return Ok(Err(Miss::TooLarge));
+    if let Err(why) = readable(headers, body, max) {
+        return Ok(Err(why));
     }
     let Ok(whole) = timeout(PATIENCE, read_whole(body, max, read)).await else {
         return Ok(Err(Miss::Slow));

@@ -13,6 +13,7 @@ use super::{
     Proxy, Switch,
     answer::{Answer, Verdict, refuse, refuse_with},
     body::{Body, Ending, Finish, Finishing},
+    end_after_unasked,
     headers::Client,
     prepare_response,
     reach::Inspected,
@@ -20,9 +21,10 @@ use super::{
 };
 use crate::{
     cache::{Cache, Outcome},
+    interim::Interim,
     mutants::{self, Mutant},
     store::{Ended, Write},
-    upstream::{Repeat, RequestBody, UpstreamError},
+    upstream::{Repeat, UpstreamError},
 };
 
 impl Proxy {
@@ -33,8 +35,9 @@ impl Proxy {
         scope: Scope,
         request: Request<Incoming>,
         client: Client,
+        interim: Interim,
     ) -> Answer {
-        self.detached(Arc::clone(self).carry_out(scope, request, client)).await
+        self.detached(Arc::clone(self).carry_out(scope, request, client, interim)).await
     }
 
     pub(super) async fn detached(
@@ -55,11 +58,11 @@ impl Proxy {
         mut scope: Scope,
         request: Request<Incoming>,
         client: Client,
+        interim: Interim,
     ) -> Answer {
+        let request = self.forwarded(request, client, &interim);
+        let target = Target::of(&request, self.upstream.authority());
         let (mut head, body) = request.into_parts();
-        self.prepare_request(&mut head, client);
-        let target = Target::of(&head, self.upstream.authority());
-        let body = RequestBody::of(body);
         let body = match self.inspector.request(&mut scope, &mut head, body).await {
             Ok(body) => body,
             Err(error) => return refuse(&error),
@@ -86,7 +89,10 @@ impl Proxy {
             change.was_refused(response.status());
             response
         });
-        let result = result.and_then(|response| prepare_response(response, Switch::Unasked));
+        let mut result = result.and_then(|response| prepare_response(response, Switch::Unasked));
+        if let Ok(response) = &mut result {
+            end_after_unasked(response, &interim);
+        }
         self.conclude(change, outcome, result).await
     }
 

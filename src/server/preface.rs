@@ -9,10 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 /// "The client connection preface starts with a sequence of 24 octets" RFC 9113 3.4
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -27,7 +24,10 @@ pub(super) enum Protocol {
 /// Reads until the protocol is known. What was read is read again from the stream that returns.
 /// It has no limit of time: that is the caller's. A connection that ends first is HTTP/1, whose
 /// server ends it in silence.
-pub(super) async fn sniff(mut stream: TcpStream) -> io::Result<(Protocol, Rewound)> {
+pub(super) async fn sniff<S>(mut stream: S) -> io::Result<(Protocol, Rewound<S>)>
+where
+    S: AsyncRead + Unpin,
+{
     let mut read = [0; PREFACE.len()];
     let mut filled = 0;
     let protocol = loop {
@@ -52,14 +52,14 @@ fn told(read: &[u8]) -> Option<Protocol> {
 
 /// A stream whose first bytes, already taken, come again.
 #[derive(Debug)]
-pub(super) struct Rewound {
+pub(super) struct Rewound<S> {
     read: [u8; PREFACE.len()],
     next: usize,
     filled: usize,
-    stream: TcpStream,
+    stream: S,
 }
 
-impl AsyncRead for Rewound {
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -77,7 +77,7 @@ impl AsyncRead for Rewound {
     }
 }
 
-impl AsyncWrite for Rewound {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
     Place,
+    expect::{Expectation, Held, Unasked},
     pool::{Connection, Pool},
 };
 
@@ -31,8 +32,21 @@ pub enum RequestBody {
     Empty,
     /// What the client sends, as it comes.
     Client(Incoming, Arc<Activity>),
+    /// What the client sends once it is asked to.
+    Held(Box<Held>),
     /// What has been read of a body, then the rest as it comes.
     Resumed(VecDeque<Frame<Bytes>>, Box<RequestBody>),
+}
+
+/// Why an upload ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The client broke it off.
+    #[error(transparent)]
+    Client(#[from] hyper::Error),
+    /// It never began.
+    #[error("the upstream answered without asking for the upload")]
+    Unasked,
 }
 
 /// How an upload stands, and when it last moved.
@@ -55,9 +69,11 @@ pub(super) enum Upload {
 }
 
 impl Activity {
-    fn new() -> Self {
+    /// One whose first move is expected within `head_start`.
+    pub(super) fn from_then(head_start: Duration) -> Self {
+        let last_ms = u64::try_from(head_start.as_millis()).unwrap_or(u64::MAX);
         let state = AtomicU8::new(Upload::Sent as u8);
-        Self { start: Instant::now(), last_ms: AtomicU64::new(0), state }
+        Self { start: Instant::now(), last_ms: AtomicU64::new(last_ms), state }
     }
 
     fn touch(&self, state: Upload) {
@@ -80,12 +96,15 @@ impl Activity {
 }
 
 impl RequestBody {
-    /// Passes a client's body on.
-    pub fn of(body: Incoming) -> Self {
+    /// Passes a client's body on; `expects` where the client waits to be asked for it.
+    pub fn of(body: Incoming, expects: bool) -> Self {
         if body.is_end_stream() {
             return Self::Empty;
         }
-        Self::Client(body, Arc::new(Activity::new()))
+        if expects {
+            return Self::Held(Box::new(Held::new(body)));
+        }
+        Self::Client(body, Arc::new(Activity::from_then(Duration::ZERO)))
     }
 
     /// The body from its beginning, of which these frames have been read.
@@ -98,21 +117,53 @@ impl RequestBody {
         match self {
             Self::Empty => None,
             Self::Client(_, activity) => Some(Arc::clone(activity)),
+            Self::Held(held) => Some(Arc::clone(&held.activity)),
             Self::Resumed(_, rest) => rest.activity(),
+        }
+    }
+
+    pub(super) fn expectation(&self) -> Option<Arc<Expectation>> {
+        match self {
+            Self::Held(held) => Some(Arc::clone(&held.expectation)),
+            Self::Resumed(_, rest) => rest.expectation(),
+            Self::Empty | Self::Client(..) => None,
+        }
+    }
+
+    /// Begins an upload that is held back, and tells whether it was. The client is asked for it
+    /// when it is polled next.
+    pub fn begin(&mut self) -> bool {
+        match std::mem::replace(self, Self::Empty) {
+            Self::Held(held) => {
+                held.activity.touch(Upload::Sent);
+                *self = Self::Client(held.incoming, held.activity);
+                true
+            }
+            other => {
+                *self = other;
+                false
+            }
         }
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = UploadError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            Self::Empty => Poll::Ready(None),
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        let this = self.get_mut();
+        if let Self::Held(held) = this {
+            if !ready!(held.poll_begin(cx)) {
+                return Poll::Ready(Some(Err(UploadError::Unasked)));
+            }
+            this.begin();
+        }
+        match this {
+            Self::Empty | Self::Held(_) => Poll::Ready(None),
             Self::Client(body, activity) => {
                 let frame = Pin::new(body).poll_frame(cx);
                 activity.touch(match &frame {
@@ -120,7 +171,7 @@ impl Body for RequestBody {
                     Poll::Ready(Some(Err(_))) => Upload::Broken,
                     Poll::Ready(_) => Upload::Sent,
                 });
-                frame
+                frame.map_err(UploadError::Client)
             }
             Self::Resumed(read, rest) => match read.pop_front() {
                 Some(frame) => Poll::Ready(Some(Ok(frame))),
@@ -133,6 +184,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Client(body, _) => body.is_end_stream(),
+            Self::Held(held) => held.incoming.is_end_stream(),
             Self::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
         }
     }
@@ -142,6 +194,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Client(body, _) => body.size_hint(),
+            Self::Held(held) => held.incoming.size_hint(),
             Self::Resumed(read, rest) => {
                 let sizes = read.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64);
                 let (size, rest) = (sizes.sum::<u64>(), rest.size_hint());
@@ -176,6 +229,9 @@ pub struct ResponseBody {
     connection: Option<(http1::SendRequest<RequestBody>, Arc<Pool>)>,
     /// Given back with the connection.
     place: Option<Place>,
+    /// The upload that the upstream has not asked for, until the connection is given up for it.
+    unasked: Option<Unasked>,
+    leaves_upload: bool,
     limit: Duration,
     /// Made when the body first has to be waited for; most never are.
     idle: Option<Pin<Box<Sleep>>>,
@@ -194,11 +250,14 @@ impl ResponseBody {
         connection: Connection,
         pool: &Arc<Pool>,
         limit: Duration,
+        unasked: Option<Unasked>,
     ) -> Self {
         let mut body = Self {
             incoming,
             connection: Some((connection.sender, Arc::clone(pool))),
             place: None,
+            leaves_upload: unasked.is_some(),
+            unasked,
             limit,
             idle: None,
         };
@@ -220,7 +279,15 @@ impl ResponseBody {
         self.place.take()
     }
 
+    /// Whether the upstream answered without asking for the upload that the client announced.
+    pub fn leaves_upload(&self) -> bool {
+        self.leaves_upload
+    }
+
     fn give_back(&mut self) {
+        if self.unasked.is_some() {
+            return self.break_off();
+        }
         if let Some((sender, pool)) = self.connection.take() {
             pool.put(sender);
         }
@@ -228,6 +295,7 @@ impl ResponseBody {
     }
 
     fn break_off(&mut self) {
+        self.unasked = None;
         self.connection = None;
         self.place = None;
     }

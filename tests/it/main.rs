@@ -30,3 +30,4 @@ mod semantics;
 mod shared_cache;
 mod sidecars;
 mod states;
+mod wire;

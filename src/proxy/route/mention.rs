@@ -7,9 +7,8 @@
 //! is about the other two.
 
 use hyper::{
-    HeaderMap, StatusCode,
+    HeaderMap, Request, StatusCode,
     header::{CONTENT_LOCATION, HOST, HeaderName, HeaderValue, LOCATION},
-    http::request,
 };
 use url::{ParseError, Url};
 
@@ -28,10 +27,11 @@ pub struct Target {
 
 impl Target {
     /// The target of a request that is forwarded to `upstream`, a `host:port`.
-    pub fn of(head: &request::Parts, upstream: &str) -> Self {
-        let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    pub fn of<B>(request: &Request<B>, upstream: &str) -> Self {
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
         let named = [HOST, FORWARDED_HOST].into_iter().flat_map(|name| {
-            let lines = head.headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
+            let lines =
+                request.headers().get_all(name).iter().filter_map(|line| line.to_str().ok());
             lines
                 .flat_map(|line| line.split(','))
                 .map(|host| host.trim().to_owned())
@@ -98,8 +98,7 @@ mod tests {
                 request = request.header(name, value);
             }
         }
-        let (head, ()) = request.body(()).unwrap().into_parts();
-        let target = Target::of(&head, "127.0.0.1:8000");
+        let target = Target::of(&request.body(()).unwrap(), "127.0.0.1:8000");
         for name in ["location", "content-location"] {
             let answer = Response::builder().status(201).header(name, value).body(()).unwrap();
             let named = target.named_by(answer.status(), answer.headers());
@@ -159,8 +158,7 @@ mod tests {
 
     #[test]
     fn an_error_names_nothing() {
-        let (head, ()) = Request::post("/jobs").body(()).unwrap().into_parts();
-        let target = Target::of(&head, "a");
+        let target = Target::of(&Request::post("/jobs").body(()).unwrap(), "a");
         for (status, want) in [(200, 1), (201, 1), (303, 1), (400, 0), (409, 0), (500, 0)] {
             let answer =
                 Response::builder().status(status).header("location", "/jobs/17").body(()).unwrap();
