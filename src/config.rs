@@ -33,6 +33,9 @@ pub use rules::Rule;
 
 use crate::pointer::Pointer;
 
+/// Header fields that hyper parses without an allocation, and takes at most unless told otherwise.
+pub const HEADERS_ON_STACK: usize = 100;
+
 /// A checked configuration: every value is within its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -105,6 +108,13 @@ pub struct Server {
     /// is kept, and how slowly a head may come. Longer than load balancers keep theirs (60 s), or
     /// they send requests into connections that we are closing.
     pub header_timeout: Duration,
+    /// Header fields in a head, of requests and of the upstream's answers. Past 100 the parser
+    /// takes memory from the heap for each head.
+    pub max_headers: usize,
+    /// Bytes in a head, of requests and of the upstream's answers.
+    pub max_header_bytes: usize,
+    /// Bytes in the path and query of a request.
+    pub max_uri: usize,
 }
 
 /// The backend and how patient we are with it.
@@ -302,7 +312,13 @@ impl Default for States {
 
 impl Default for Server {
     fn default() -> Self {
-        Self { max_connections: 10_000, header_timeout: Duration::from_secs(75) }
+        Self {
+            max_connections: 10_000,
+            header_timeout: Duration::from_secs(75),
+            max_headers: HEADERS_ON_STACK,
+            max_header_bytes: 64 << 10,
+            max_uri: 8 << 10,
+        }
     }
 }
 

@@ -121,7 +121,7 @@ pub async fn run(
         "listening"
     );
     let cache = Arc::new(Cache::new(store, &config, Arc::clone(&metrics)));
-    let upstream = Upstream::new(&config.upstream, Arc::clone(&metrics));
+    let upstream = Upstream::new(&config, Arc::clone(&metrics));
     let proxy = Arc::new(Proxy::new(
         Arc::clone(&routes),
         Arc::clone(&cache),

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub upstream_connects: Counter,
     /// Client connections that are open.
     pub connections: Gauge,
+    /// Client connections that ended in an error, by its kind.
+    pub connection_errors: Family<KindLabels, Counter>,
 }
 
 /// Operations of the store.
@@ -124,6 +126,14 @@ pub struct MissLabels {
     pub reason: &'static str,
 }
 
+/// Labels of [`Metrics::connection_errors`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabels {
+    /// `malformed` and `head-too-large` (which were answered with a bare 400, 414 or 431),
+    /// `timeout`, `incomplete` (hung up in the middle) or `broken`.
+    pub kind: &'static str,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OpLabels {
     op: &'static str,
@@ -163,6 +173,7 @@ impl Default for Metrics {
             upstream_seconds: Histogram::new(LATENCY_BUCKETS),
             upstream_connects: Counter::default(),
             connections: Gauge::default(),
+            connection_errors: Family::default(),
         };
         metrics.register();
         metrics
@@ -255,6 +266,11 @@ impl Metrics {
             self.upstream_connects.clone(),
         );
         r.register("connections", "Client connections that are open", self.connections.clone());
+        r.register(
+            "connection_errors",
+            "Client connections that ended in an error, by its kind",
+            self.connection_errors.clone(),
+        );
     }
 }
 

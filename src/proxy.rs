@@ -2,6 +2,7 @@
 
 mod answer;
 pub mod body;
+pub mod framing;
 pub mod headers;
 mod lead;
 mod reach;
@@ -25,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::{
-    answer::{AccessLine, Answer, Stored, Verdict, refuse, refuse_with},
+    answer::{AccessLine, Answer, Stored, Verdict, refuse, refuse_last, refuse_with},
     body::Body,
     headers::Client,
     lead::LeadTask,
@@ -36,7 +37,7 @@ use self::{
 };
 use crate::{
     cache::{Cache, Lead, Lookup, Outcome, entry::Entry, key::JobId, policy::Bypass},
-    config::Config,
+    config::{self, Config},
     interim::Interim,
     metrics::Metrics,
     store::Budget,
@@ -53,6 +54,7 @@ pub struct Proxy {
     tasks: TaskTracker,
     inspector: Inspector,
     access_log: bool,
+    limits: config::Server,
     metrics: Arc<Metrics>,
 }
 
@@ -67,8 +69,8 @@ impl Proxy {
     ) -> Self {
         let tasks = TaskTracker::new();
         let inspector = Inspector::new(Arc::clone(&metrics));
-        let access_log = config.access_log;
-        Self { routes, cache, upstream, tasks, inspector, access_log, metrics }
+        let (access_log, limits) = (config.access_log, config.server.clone());
+        Self { routes, cache, upstream, tasks, inspector, access_log, limits, metrics }
     }
 
     /// Waits for writes and flights that have outlived their clients, and for upgrades.
@@ -88,7 +90,20 @@ impl Proxy {
         interim: Interim,
     ) -> Response<Body> {
         let line = self.access_log.then(|| AccessLine::of(&request));
-        let answer = match self.routes.classify(&request) {
+        let answer = match framing::check(&request, &self.limits) {
+            Ok(()) => self.answer(request, client, interim).await,
+            Err(why) => refuse_last(why.status(), why.as_str(), request.version()),
+        };
+        answer.report(&self.metrics, line)
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        client: Client,
+        interim: Interim,
+    ) -> Answer {
+        match self.routes.classify(&request) {
             // HTTP/2 needs no header to announce a body.
             Route::Read(_) if !request.body().is_end_stream() => {
                 self.pass(request, client, interim, Bypass::RequestBody).await
@@ -99,11 +114,10 @@ impl Proxy {
             Route::Read(id) => self.read(id, request.into_parts().0, client, interim).await,
             Route::Write(scope) => self.write(scope, request, client, interim).await,
             Route::Pass(_) if request.method() == Method::CONNECT => {
-                refuse_with(StatusCode::METHOD_NOT_ALLOWED, "connect")
+                refuse_last(StatusCode::METHOD_NOT_ALLOWED, "connect", request.version())
             }
             Route::Pass(why) => self.pass(request, client, interim, why).await,
-        };
-        answer.report(&self.metrics, line)
+        }
     }
 
     /// Answers a cacheable read.
@@ -306,6 +320,9 @@ fn prepare_response<B>(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked == Switch::Unasked {
         return Err(UpstreamError::UnaskedUpgrade);
     }
+    if !framing::is_chunked_at_most(response.headers()) {
+        return Err(UpstreamError::TransferCoding);
+    }
     let version = response.version();
     // "Transfer-Encoding overrides the Content-Length. [..] An intermediary that chooses to forward
     // the message MUST first remove the received Content-Length field" RFC 9112 6.3. Also of an
@@ -313,6 +330,7 @@ fn prepare_response<B>(
     if response.headers().contains_key(TRANSFER_ENCODING) {
         response.headers_mut().remove(CONTENT_LENGTH);
     }
+    framing::unify_length(response.headers_mut());
     let switch = upgrade::keep_switch(&response);
     headers::strip_hop_by_hop(response.headers_mut(), &[]);
     if let Some(protocol) = switch {

@@ -25,9 +25,9 @@ use tracing::{debug, warn};
 
 use self::preface::{Protocol, Rewound, sniff};
 use crate::{
-    config,
+    config::{self, HEADERS_ON_STACK},
     interim::{Interim, Lane, Wire},
-    metrics::Metrics,
+    metrics::{KindLabels, Metrics},
 };
 
 /// After a failed accept (out of file descriptors, most likely).
@@ -70,12 +70,20 @@ impl Server {
     pub fn new(listener: TcpListener, config: &config::Server, metrics: Arc<Metrics>) -> Self {
         let limit = config.header_timeout;
         let mut http1 = http1::Builder::new();
-        http1.timer(TokioTimer::new()).header_read_timeout(limit);
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(limit)
+            .max_header_size(config.max_header_bytes);
+        // Said at all, it moves the parser's memory to the heap.
+        if config.max_headers > HEADERS_ON_STACK {
+            http1.max_headers(config.max_headers);
+        }
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
             .keep_alive_interval(limit)
-            .keep_alive_timeout(PING_TIMEOUT.min(limit));
+            .keep_alive_timeout(PING_TIMEOUT.min(limit))
+            .max_header_list_size(u32::try_from(config.max_header_bytes).unwrap_or(u32::MAX));
         let protocols = Protocols { http1, http2, limit };
         Self { listener, protocols, max_connections: config.max_connections, metrics }
     }
@@ -110,7 +118,10 @@ impl Server {
             let open = Open::new(&self.metrics);
             connections.spawn(async move {
                 let serve = |request, interim| serve(request, Peer { address, interim });
-                protocols.serve(stream, drain, serve).await;
+                if let Err(error) = protocols.serve(stream, drain, serve).await {
+                    debug!(%error, "client connection ended");
+                    open.fault(error.as_str());
+                }
                 drop((open, place));
             });
         }
@@ -126,7 +137,12 @@ impl Server {
 
 impl Protocols {
     /// Serves one connection to its end.
-    async fn serve<S, F, B>(self, stream: TcpStream, mut drain: Drain, serve: S)
+    async fn serve<S, F, B>(
+        self,
+        stream: TcpStream,
+        mut drain: Drain,
+        serve: S,
+    ) -> Result<(), Fault>
     where
         S: Fn(Request<Incoming>, Interim) -> F + Send,
         F: Future<Output = Response<B>> + Send + 'static,
@@ -139,17 +155,14 @@ impl Protocols {
         let sniffed = tokio::select! {
             sniffed = timeout(self.limit, sniff(stream)) => sniffed,
             // It has asked for nothing yet.
-            () = until_drain(&mut drain) => return,
+            () = until_drain(&mut drain) => return Ok(()),
         };
-        let ended = match sniffed {
-            Ok(Ok((Protocol::Http1, stream))) => self.serve_http1(stream, drain, serve).await,
-            Ok(Ok((Protocol::Http2, stream))) => self.serve_http2(stream, drain, serve).await,
-            Ok(Err(error)) => return debug!(%error, "client connection ended"),
-            Err(_) => return debug!(limit = ?self.limit, "a client said too little for too long"),
-        };
-        if let Err(error) = ended {
-            debug!(%error, "client connection ended");
+        let (protocol, stream) = sniffed.map_err(|_| Fault::Silent(self.limit))??;
+        match protocol {
+            Protocol::Http1 => self.serve_http1(stream, drain, serve).await?,
+            Protocol::Http2 => self.serve_http2(stream, drain, serve).await?,
         }
+        Ok(())
     }
 
     async fn serve_http1<I, S, F, B>(
@@ -218,6 +231,33 @@ impl Protocols {
     }
 }
 
+/// How a client connection went wrong. hyper has answered it by then where it can be answered, with
+/// a bare 400, 414 or 431 that no service sees.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    /// Nothing came that tells the protocol.
+    #[error("the client said too little for {0:?}")]
+    Silent(Duration),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+}
+
+impl Fault {
+    /// The word for metrics.
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Silent(_) => "timeout",
+            Self::Http(error) if error.is_timeout() => "timeout",
+            Self::Http(error) if error.is_parse_too_large() => "head-too-large",
+            Self::Http(error) if error.is_parse() => "malformed",
+            Self::Http(error) if error.is_incomplete_message() => "incomplete",
+            Self::Http(_) | Self::Io(_) => "broken",
+        }
+    }
+}
+
 async fn pause(error: &io::Error) {
     warn!(%error, "cannot accept a connection; is the limit of open files too low?");
     sleep(ACCEPT_PAUSE).await;
@@ -235,6 +275,10 @@ impl Open {
     fn new(metrics: &Arc<Metrics>) -> Self {
         metrics.connections.inc();
         Self(Arc::clone(metrics))
+    }
+
+    fn fault(&self, kind: &'static str) {
+        self.0.connection_errors.get_or_create(&KindLabels { kind }).inc();
     }
 }
 

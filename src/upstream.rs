@@ -21,7 +21,9 @@ use std::{
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
+    body::Body as _,
     client::conn::http1,
+    header::TRANSFER_ENCODING,
     http::{HeaderValue, Method, request},
 };
 use hyper_util::rt::TokioIo;
@@ -39,7 +41,7 @@ use self::{
     pool::{Connection, Pool},
 };
 use crate::{
-    config,
+    config::{self, Config, HEADERS_ON_STACK},
     metrics::{Metrics, OutcomeLabels},
     telemetry::Throttle,
 };
@@ -89,6 +91,9 @@ pub enum UpstreamError {
     /// A change of protocol that was not asked for.
     #[error("the upstream switched protocols unasked")]
     UnaskedUpgrade,
+    /// Another transfer coding than `chunked`, though we asked for none.
+    #[error("the upstream's answer has a transfer coding other than chunked")]
+    TransferCoding,
     /// The response's body did not come.
     #[error(transparent)]
     Body(#[from] BodyError),
@@ -138,8 +143,11 @@ impl UpstreamError {
             Self::ResponseTimeout { .. } => "upstream-response-timeout",
             Self::Busy { .. } => "upstream-busy",
             Self::Closed { .. } => "upstream-closed",
+            Self::Broken(error) if error.is_parse_too_large() => "upstream-head-too-large",
+            Self::Broken(error) if error.is_parse() => "upstream-malformed",
             Self::Broken(_) => "upstream-broken",
             Self::UnaskedUpgrade => "unasked-upgrade",
+            Self::TransferCoding => "upstream-transfer-coding",
             Self::Body(BodyError::Idle(_)) => "upstream-body-timeout",
             Self::Body(_) => "upstream-body",
             Self::ClientStalled { .. } => "client-stalled",
@@ -163,6 +171,7 @@ pub struct Upstream {
     /// `host:port`, to connect to and as the Host of requests that name none.
     authority: String,
     config: config::Upstream,
+    http1: http1::Builder,
     pool: Arc<Pool>,
     places: Arc<Semaphore>,
     health: Health,
@@ -204,13 +213,16 @@ pub struct Place(#[expect(dead_code, reason = "held, not read")] OwnedSemaphoreP
 
 impl Upstream {
     /// Prepares a pool; connects to nothing yet.
-    pub fn new(config: &config::Upstream, metrics: Arc<Metrics>) -> Self {
+    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
+        let http1 = http1(&config.server);
+        let config = &config.upstream;
         let pool = Pool::new(config);
         let authority = config.authority();
         let places = Arc::new(Semaphore::new(config.max_connections));
         Self {
             authority,
             config: config.clone(),
+            http1,
             pool: Arc::new(pool),
             places,
             health: Health::default(),
@@ -226,9 +238,10 @@ impl Upstream {
     /// Sends a request in origin form and waits for the response head.
     pub async fn send(
         &self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
         repeat: Repeat,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
+        announce_body(&mut request);
         let started = Instant::now();
         let result = self.exchange(request, repeat).await;
         self.health.tell(result.as_ref().err());
@@ -327,7 +340,7 @@ impl Upstream {
             .set_nodelay(true)
             .map_err(|source| UpstreamError::Connect { upstream: upstream(), source })?;
         let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(UpstreamError::Broken)?;
+            self.http1.handshake(TokioIo::new(stream)).await.map_err(UpstreamError::Broken)?;
         self.metrics.upstream_connects.inc();
         // Ends with the connection; what goes wrong on it reaches the one who uses it.
         tokio::spawn(async move {
@@ -337,6 +350,21 @@ impl Upstream {
         });
         Ok(Connection { sender, reused: false })
     }
+}
+
+/// Reads answers within the limits of requests. What is merely odd in one is put right: "A proxy
+/// [..] MUST remove any such whitespace" between a name and its colon (RFC 9112 5.1), and may
+/// "replace each received obs-fold with one or more SP octets" (5.2).
+fn http1(limits: &config::Server) -> http1::Builder {
+    let mut http1 = http1::Builder::new();
+    http1
+        .max_header_size(limits.max_header_bytes)
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true);
+    if limits.max_headers > HEADERS_ON_STACK {
+        http1.max_headers(limits.max_headers);
+    }
+    http1
 }
 
 /// Whose fault a broken exchange is: hyper ends it when the upload that it sends breaks off.
@@ -353,6 +381,14 @@ fn late(limit: Duration, upload: Option<&Activity>) -> UpstreamError {
     match upload.map(Activity::state) {
         Some(Upload::Awaited) => UpstreamError::ClientStalled { limit },
         _ => UpstreamError::ResponseTimeout { limit },
+    }
+}
+
+/// hyper leaves out the body of a GET or HEAD whose length is unknown, unless a header announces it.
+fn announce_body(request: &mut Request<RequestBody>) {
+    if request.body().size_hint().exact().is_none() {
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
     }
 }
 

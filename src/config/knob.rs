@@ -69,6 +69,7 @@ const MINUTE: Duration = Duration::from_mins(1);
 const FIVE_MINUTES: Duration = Duration::from_mins(5);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
+const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
 
@@ -178,6 +179,20 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.server.header_timeout, parse::time(v, MS..=FIVE_MINUTES))
     })
     .env(&["JOBCACHE_SERVER_HEADER_TIMEOUT"]),
+    one("server.max_headers", "100", |c, v| {
+        put(&mut c.server.max_headers, parse::number(v, 16..=1024))
+    })
+    .env(&["JOBCACHE_SERVER_MAX_HEADERS"]),
+    // The parser holds a head in a buffer of 408 KiB at most.
+    one("server.max_header_bytes", "64KiB", |c, v| {
+        put(&mut c.server.max_header_bytes, parse::size(v, KIB..=256 * KIB))
+    })
+    .env(&["JOBCACHE_SERVER_MAX_HEADER_BYTES"]),
+    // The parser takes 65534 bytes at most.
+    one("server.max_uri", "8KiB", |c, v| {
+        put(&mut c.server.max_uri, parse::size(v, 256..=63 * KIB))
+    })
+    .env(&["JOBCACHE_SERVER_MAX_URI"]),
     one("pending.limit", "10000", |c, v| {
         put(&mut c.pending.limit, parse::number(v, 1..=1_000_000))
     })

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::{
-    Request, Response, StatusCode,
+    Request, Response, StatusCode, Version,
     body::Incoming,
     http::{
         HeaderValue,
-        header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
+        header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER},
     },
 };
 use tracing::{debug, info};
@@ -145,6 +145,22 @@ pub(super) fn refuse_with(status: StatusCode, reason: &'static str) -> Answer {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Answer { response, verdict: Verdict::Refused(reason) }
+}
+
+/// An answer after which the connection ends: what follows on it is not to be trusted, or is not
+/// HTTP.
+pub(super) fn refuse_last(status: StatusCode, reason: &'static str, version: Version) -> Answer {
+    let mut answer = refuse_with(status, reason);
+    let headers = answer.response.headers_mut();
+    if version < Version::HTTP_2 {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        // "The origin server MUST generate an Allow header field in a 405 response" RFC 9110 15.5.6
+        let others = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
+        headers.insert(ALLOW, HeaderValue::from_static(others));
+    }
+    answer
 }
 
 /// One line of the access log. It never holds a query string.

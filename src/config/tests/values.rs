@@ -50,6 +50,9 @@ fn a_size_is_bytes_or_a_binary_unit() {
 fn numbers_times_and_switches_have_limits() {
     bad("server.max_connections", "0", "must be between 1 and 1000000");
     bad("server.max_connections", "many", "must be a whole number");
+    bad("server.max_headers", "15", "must be between 16 and 1024");
+    bad("server.max_header_bytes", "257KiB", "must be between 1KiB and 256KiB");
+    bad("server.max_uri", "64KiB", "must be between 256B and 63KiB");
     bad("pending.limit", "0", "must be between 1 and 1000000");
     bad("settle", "2m", "must be between 0s and 1m");
     bad("settle", "-1s", "must be a time with its unit, such as \"50ms\", \"5s\" or \"5m\"");

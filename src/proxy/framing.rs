@@ -1,0 +1,240 @@
+//! Messages that two readers could take in two ways, by where they go or where they end, and those
+//! past a limit. They are refused: what the upstream makes of one must not be left to chance.
+//!
+//! hyper has refused most of them by then: lengths that conflict or are no numbers, folded lines,
+//! space before a colon, control characters, coding `chunked` that is not the last.
+
+use hyper::{
+    HeaderMap, Method, Request, StatusCode, Version,
+    header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING},
+    http::uri::PathAndQuery,
+};
+
+use crate::config;
+
+/// Why a request is refused before anything is made of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No `Host`, more than one, or one that is no host.
+    Host,
+    /// A request target in a form that is not for its method.
+    Target,
+    /// A transfer coding other than `chunked`.
+    TransferCoding,
+    /// More than `server.max_uri`.
+    UriTooLong,
+    /// More than `server.max_headers`: of HTTP/2, or fewer than hyper takes.
+    TooManyHeaders,
+}
+
+impl Refusal {
+    /// The word for logs, metrics and headers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Target => "target",
+            Self::TransferCoding => "transfer-coding",
+            Self::UriTooLong => "uri-too-long",
+            Self::TooManyHeaders => "too-many-headers",
+        }
+    }
+
+    /// How it is answered.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Host | Self::Target => StatusCode::BAD_REQUEST,
+            // "A server that receives a request message with a transfer coding it does not
+            // understand SHOULD respond with 501 (Not Implemented)." RFC 9112 6.1
+            Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        }
+    }
+}
+
+/// Checks a request head as the client sent it.
+pub fn check<B>(request: &Request<B>, limits: &config::Server) -> Result<(), Refusal> {
+    let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
+    if target.len() > limits.max_uri {
+        return Err(Refusal::UriTooLong);
+    }
+    if request.headers().len() > limits.max_headers {
+        return Err(Refusal::TooManyHeaders);
+    }
+    if !has_one_host(request.headers(), request.version()) {
+        return Err(Refusal::Host);
+    }
+    if !has_target_of_its_method(request) {
+        return Err(Refusal::Target);
+    }
+    if !is_chunked_at_most(request.headers()) {
+        return Err(Refusal::TransferCoding);
+    }
+    Ok(())
+}
+
+/// "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message that
+/// lacks a Host header field and to any request message that contains more than one Host header
+/// field line or a Host header field with an invalid field value." RFC 9112 3.2
+fn has_one_host(headers: &HeaderMap, version: Version) -> bool {
+    let mut hosts = headers.get_all(HOST).into_iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.as_bytes().iter().all(|&byte| is_of_host(byte)),
+        (None, _) => version != Version::HTTP_11,
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// The characters of a host and its port (RFC 3986 3.2.2): no user, no path, no space.
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte)
+}
+
+/// `*` is for OPTIONS and `host:port` for CONNECT (RFC 9112 3.2.3, 3.2.4), which we refuse anyway.
+/// Others would be sent upstream as `/`: not what was asked for.
+fn has_target_of_its_method<B>(request: &Request<B>) -> bool {
+    let uri = request.uri();
+    match *request.method() {
+        Method::CONNECT => true,
+        Method::OPTIONS if uri.path() == "*" => true,
+        _ => uri.path() != "*" && (uri.authority().is_none() || uri.scheme().is_some()),
+    }
+}
+
+/// Whether a message has no transfer coding, or `chunked` once. hyper undoes that one; any other
+/// would be left on the body after its name is removed.
+pub fn is_chunked_at_most(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(TRANSFER_ENCODING).into_iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// Leaves one `Content-Length` of those that a response repeats.
+///
+/// "if all the values are valid and the same, the recipient may replace the duplicated values with
+/// a single valid Content-Length" RFC 9112 6.3; hyper has refused those that differ, but of an
+/// answer to HEAD, which has no body: there they go.
+pub fn unify_length(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(CONTENT_LENGTH).into_iter();
+    let Some(first) = lines.next() else { return };
+    if lines.next().is_none() && !first.as_bytes().contains(&b',') {
+        return;
+    }
+    let lines = headers.get_all(CONTENT_LENGTH).into_iter();
+    let mut all =
+        lines.flat_map(|line| line.as_bytes().split(|&b| b == b',')).map(<[u8]>::trim_ascii);
+    let first = all.next().unwrap_or_default();
+    let same = all.all(|length| length == first);
+    match HeaderValue::from_bytes(first) {
+        Ok(length) if same => drop(headers.insert(CONTENT_LENGTH, length)),
+        _ => drop(headers.remove(CONTENT_LENGTH)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{
+        HeaderMap, Request, Version,
+        header::{CONTENT_LENGTH, HOST, HeaderValue},
+    };
+
+    use super::{Refusal, check, unify_length};
+    use crate::config::Server;
+
+    /// `head`: method and target, then one header a line.
+    #[track_caller]
+    fn check_head(version: Version, head: &str, want: Result<(), Refusal>) {
+        let mut lines = head.split('\n');
+        let (method, target) = lines.next().unwrap().split_once(' ').unwrap();
+        let mut request = Request::builder().method(method).uri(target).version(version);
+        for line in lines {
+            let (name, value) = line.split_once(": ").unwrap();
+            request = request.header(name, value);
+        }
+        let request = request.body(()).unwrap();
+        assert_eq!(check(&request, &Server::default()), want, "{head}");
+    }
+
+    #[test]
+    fn a_request_has_one_host_that_is_one() {
+        let of = |head: &str, want| check_head(Version::HTTP_11, head, want);
+        for host in ["a", "a:80", "[::1]:80", "10.0.0.1", "a_b.example", ""] {
+            of(&format!("GET /\nhost: {host}"), Ok(()));
+        }
+        for host in ["a b", "a/b", "u@a", "a\"", "a?b", "a\\b"] {
+            of(&format!("GET /\nhost: {host}"), Err(Refusal::Host));
+        }
+        of("GET /", Err(Refusal::Host));
+        of("GET http://a/", Err(Refusal::Host));
+        of("GET /\nhost: a\nhost: a", Err(Refusal::Host));
+        check_head(Version::HTTP_10, "GET /", Ok(()));
+        check_head(Version::HTTP_10, "GET /\nhost: a\nhost: b", Err(Refusal::Host));
+        check_head(Version::HTTP_2, "GET http://a/", Ok(()));
+        let mut request = Request::new(());
+        request.headers_mut().insert(HOST, HeaderValue::from_bytes(b"\xe9").unwrap());
+        assert_eq!(check(&request, &Server::default()), Err(Refusal::Host));
+    }
+
+    #[test]
+    fn a_target_has_the_form_that_its_method_takes() {
+        let of = |head: &str, want| {
+            check_head(Version::HTTP_11, &format!("{head}\nhost: a"), want);
+        };
+        for head in ["GET /", "GET http://a/b", "OPTIONS *", "OPTIONS /", "CONNECT a:1", "FOO /?*"]
+        {
+            of(head, Ok(()));
+        }
+        for head in ["GET *", "GET a", "GET a:80", "PUT *", "OPTIONS a:80"] {
+            of(head, Err(Refusal::Target));
+        }
+    }
+
+    #[test]
+    fn chunked_is_the_one_transfer_coding() {
+        let of = |codings: &str, want| {
+            check_head(Version::HTTP_11, &format!("POST /\nhost: a{codings}"), want);
+        };
+        of("\ntransfer-encoding: chunked", Ok(()));
+        of("\ntransfer-encoding: Chunked", Ok(()));
+        for coding in ["gzip, chunked", "chunked, chunked", "identity", "", "xchunked"] {
+            let line = format!("\ntransfer-encoding: {coding}");
+            of(&line, Err(Refusal::TransferCoding));
+        }
+        let twice = "\ntransfer-encoding: identity\ntransfer-encoding: chunked";
+        of(twice, Err(Refusal::TransferCoding));
+    }
+
+    #[test]
+    fn a_head_past_a_limit_is_refused() {
+        let of = |head: &str, want| check_head(Version::HTTP_2, head, want);
+        let path = |len: usize| format!("GET /{}", "a".repeat(len - 1));
+        of(&path(8 << 10), Ok(()));
+        of(&path((8 << 10) + 1), Err(Refusal::UriTooLong));
+        of(&format!("GET /{}", "\nx: 1".repeat(100)), Ok(()));
+        of(&format!("GET /{}", "\nx: 1".repeat(101)), Err(Refusal::TooManyHeaders));
+    }
+
+    #[track_caller]
+    fn check_lengths(lines: &[&'static str], want: Option<&str>) {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(CONTENT_LENGTH, HeaderValue::from_static(line));
+        }
+        unify_length(&mut headers);
+        let got: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
+        assert_eq!(got, want.into_iter().collect::<Vec<_>>(), "{lines:?}");
+    }
+
+    #[test]
+    fn a_repeated_length_is_said_once() {
+        check_lengths(&[], None);
+        check_lengths(&["3"], Some("3"));
+        check_lengths(&["3", "3"], Some("3"));
+        check_lengths(&["3, 3"], Some("3"));
+        check_lengths(&["3", "4"], None);
+        check_lengths(&["3, 4"], None);
+    }
+}
