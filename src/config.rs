@@ -115,6 +115,9 @@ pub struct Server {
     pub max_header_bytes: usize,
     /// Bytes in the path and query of a request.
     pub max_uri: usize,
+    /// Whether the upstream sees header names as the client spells them, and not in lower case. It
+    /// costs an allocation for each request, hits included.
+    pub preserve_header_case: bool,
 }
 
 /// The backend and how patient we are with it.
@@ -318,6 +321,7 @@ impl Default for Server {
             max_headers: HEADERS_ON_STACK,
             max_header_bytes: 64 << 10,
             max_uri: 8 << 10,
+            preserve_header_case: false,
         }
     }
 }

@@ -73,6 +73,7 @@ impl Server {
         http1
             .timer(TokioTimer::new())
             .header_read_timeout(limit)
+            .preserve_header_case(config.preserve_header_case)
             .max_header_size(config.max_header_bytes);
         // Said at all, it moves the parser's memory to the heap.
         if config.max_headers > HEADERS_ON_STACK {

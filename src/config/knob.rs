@@ -193,6 +193,10 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.server.max_uri, parse::size(v, 256..=63 * KIB))
     })
     .env(&["JOBCACHE_SERVER_MAX_URI"]),
+    one("server.preserve_header_case", "false", |c, v| {
+        put(&mut c.server.preserve_header_case, parse::switch(v))
+    })
+    .env(&["JOBCACHE_SERVER_PRESERVE_HEADER_CASE"]),
     one("pending.limit", "10000", |c, v| {
         put(&mut c.pending.limit, parse::number(v, 1..=1_000_000))
     })

@@ -88,8 +88,11 @@ pub struct Client {
 ///
 /// `keep` names further ones: what tells callers apart must reach the upstream as it reached us.
 ///
-/// `TE: trailers` stays: gRPC insists on it. What cannot be parsed as a field name is skipped. The
-/// lines of one field keep their order; that between fields "is not significant" (RFC 9110 5.3).
+/// `TE: trailers` stays: gRPC insists on it, and without it no trailers come back. "A sender of TE
+/// MUST also send a "TE" connection option within the Connection header field" RFC 9110 10.1.4.
+///
+/// What cannot be parsed as a field name is skipped. The lines of one field keep their order; that
+/// between fields "is not significant" (RFC 9110 5.3).
 pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
     let trailers = lists(headers, &TE, b"trailers");
     for name in connection_options(headers).into_iter().filter(|name| !keep.contains(name)) {
@@ -100,6 +103,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
     }
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
 }
 
@@ -292,8 +296,9 @@ mod tests {
 
     #[test]
     fn te_is_reduced_to_trailers() {
-        check(strip, &[("te", "gzip, Trailers;q=0.5")], &[("te", "trailers")]);
-        check(strip, &[("te", "trailers"), ("connection", "TE")], &[("te", "trailers")]);
+        let after = [("te", "trailers"), ("connection", "te")];
+        check(strip, &[("te", "gzip, Trailers;q=0.5")], &after);
+        check(strip, &[("te", "trailers"), ("connection", "TE")], &after);
         check(strip, &[("te", "gzip")], &[]);
     }
 

@@ -3,7 +3,10 @@
 use hyper::{
     Request, Response, StatusCode,
     body::Incoming,
-    http::{HeaderMap, HeaderValue, header::CONNECTION, header::UPGRADE},
+    http::{
+        HeaderMap, HeaderValue,
+        header::{CONNECTION, TE, UPGRADE},
+    },
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
@@ -63,6 +66,7 @@ pub fn keep_switch<B>(response: &Response<B>) -> Option<HeaderValue> {
 
 /// Writes the headers of an upgrade.
 pub fn offer(headers: &mut HeaderMap, protocol: HeaderValue) {
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    let connection = if headers.contains_key(TE) { "upgrade, te" } else { "upgrade" };
+    headers.insert(CONNECTION, HeaderValue::from_static(connection));
     headers.insert(UPGRADE, protocol);
 }

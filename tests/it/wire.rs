@@ -3,13 +3,14 @@
 
 use std::time::{Duration, Instant};
 
+use hyper::Request;
 use jobcache::config::{Config, Rule, StoreUrl};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
 
-use crate::support::{SOON, eventually, sidecar::Sidecar, soon};
+use crate::support::{Reply, SOON, client::HOST, eventually, full, sidecar::Sidecar, soon};
 
 const X: &str = "/jobs/x";
 
@@ -591,7 +592,7 @@ async fn events_are_sent_on_as_they_come() {
     let head =
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n";
     upstream.send(format!("{head}\r\n")).await;
-    assert!(client.head().await.contains("\r\ncontent-type: text/event-stream\r\n"));
+    assert!(client.head().await.contains("\r\nContent-Type: text/event-stream\r\n"));
     for event in ["9\r\ndata: 1\n\n\r\n", "9\r\ndata: 2\n\n\r\n"] {
         upstream.send(event).await;
         assert_eq!(client.exactly(event.len()).await, event);
@@ -653,5 +654,98 @@ async fn an_answer_past_a_limit_is_a_502_that_says_so() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{count}: {answer}");
         let says = answer.contains("\"reason\":\"upstream-head-too-large\"");
         assert_eq!(says, status == 502, "{count}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_header_keeps_its_name_its_value_and_its_place_among_its_like() {
+    for (preserve, names) in
+        [(true, ["X-FoO", "x-BaR", "X-fOO"]), (false, ["x-foo", "x-bar", "x-foo"])]
+    {
+        let between = Between::with(|config| config.server.preserve_header_case = preserve).await;
+        let sent = request("GET", "/p", "X-FoO: 1\r\nx-BaR:  a  b \r\nX-fOO: \"\u{e9}\"\r\n");
+        let (mut client, mut upstream, seen) = between.pass(sent).await;
+        let [a, b, c] = names;
+        let want = format!("\r\n{a}: 1\r\n{c}: \"\u{e9}\"\r\n{b}: a  b\r\n");
+        assert!(seen.contains(&want), "{seen}");
+
+        let sent = "X-WeIrD: 1\r\nSet-Cookie: a=1\r\nETag: x\r\nset-cookie: b=2\r\nX-Empty:\r\n";
+        upstream.send(format!("HTTP/1.1 200 Fine\r\n{sent}Content-Length: 2\r\n\r\nok")).await;
+
+        let head = ok(&mut client).await;
+        let want = "X-WeIrD: 1\r\nSet-Cookie: a=1\r\nset-cookie: b=2\r\nETag: x\r\nX-Empty: \r\n";
+        assert!(head.starts_with(&format!("HTTP/1.1 200 Fine\r\n{want}")), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_answer_of_a_fill_is_spelled_as_the_upstream_spells_it_and_a_hit_in_lower_case() {
+    let between = Between::start().await;
+    let (mut client, mut upstream, _) = between.pass(request("GET", X, "")).await;
+    upstream.send("HTTP/1.1 200 OK\r\nX-Kept: 1\r\nContent-Length: 2\r\n\r\nok").await;
+    let miss = ok(&mut client).await;
+    assert!(miss.contains("\r\nX-Kept: 1\r\n"), "{miss}");
+
+    client.send(request("GET", X, "")).await;
+
+    let hit = ok(&mut client).await;
+    assert!(hit.contains("\r\nx-kept: 1\r\n"), "{hit}");
+}
+
+const TRAILERS: &str = "3\r\nabc\r\n0\r\nx-sum: 7\r\n\r\n";
+
+#[tokio::test]
+async fn trailers_of_an_upload_reach_the_upstream() {
+    let between = Between::start().await;
+    for (method, path) in [("POST", "/p"), ("PUT", X), ("GET", "/p")] {
+        let announced = "Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n";
+        let sent = request(method, path, announced) + TRAILERS;
+        let (mut client, mut upstream, head) = between.pass(sent).await;
+        assert!(head.contains("\r\ntrailer: X-Sum\r\n"), "{head}");
+        assert_eq!(upstream.exactly(TRAILERS.len()).await, TRAILERS, "{method} {path}");
+        upstream.send(LAST_OK).await;
+        ok(&mut client).await;
+    }
+}
+
+#[tokio::test]
+async fn trailers_of_an_answer_reach_a_client_that_takes_them() {
+    let between = Between::start().await;
+    let without = TRAILERS.replace("x-sum: 7\r\n", "");
+    for path in ["/p", X] {
+        for (asks, asked, want) in [
+            ("Connection: TE\r\nTE: trailers\r\n", true, TRAILERS),
+            ("TE: gzip;q=0.5, trailers\r\n", true, TRAILERS),
+            ("", false, without.as_str()),
+        ] {
+            let (mut client, mut upstream, head) = between.pass(request("GET", path, asks)).await;
+            assert_eq!(head.contains("\r\nte: trailers\r\n"), asked, "{head}");
+            assert_eq!(head.contains("\r\nconnection: te\r\n"), asked, "{head}");
+            let announced = "Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\nConnection: close\r\n";
+            upstream.send(format!("HTTP/1.1 200 OK\r\n{announced}\r\n{TRAILERS}")).await;
+            let head = client.head().await;
+            assert!(head.contains("\r\nTrailer: X-Sum\r\n"), "{head}");
+            assert_eq!(client.exactly(want.len()).await, want, "{path} {asks:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn trailers_reach_a_client_of_http_2_announced_or_not() {
+    let between = Between::start().await;
+    let mut sender = between.sidecar.client.http2().await;
+    for announced in ["Trailer: X-Sum\r\n", ""] {
+        let request = Request::get(format!("http://{HOST}/p")).body(full("")).expect("a request");
+        let answer = tokio::spawn(sender.send_request(request));
+        let mut upstream = between.accept().await;
+        upstream.head().await;
+        let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n{announced}");
+        upstream.send(format!("{head}Connection: close\r\n\r\n{TRAILERS}")).await;
+
+        let answer = soon(answer).await.expect("no panic").expect("an answer");
+        let reply = Reply::read(answer).await.expect("a whole body");
+
+        reply.assert(200, "abc");
+        assert_eq!(reply.trailers["x-sum"], "7", "{announced:?}");
     }
 }

@@ -50,6 +50,7 @@ fn a_size_is_bytes_or_a_binary_unit() {
 fn numbers_times_and_switches_have_limits() {
     bad("server.max_connections", "0", "must be between 1 and 1000000");
     bad("server.max_connections", "many", "must be a whole number");
+    bad("server.preserve_header_case", "yes", "must be true or false");
     bad("server.max_headers", "15", "must be between 16 and 1024");
     bad("server.max_header_bytes", "257KiB", "must be between 1KiB and 256KiB");
     bad("server.max_uri", "64KiB", "must be between 256B and 63KiB");
