@@ -2,7 +2,7 @@
 //!
 //! hyper flushes the stream after each poll of a connection, and by then its own buffer is empty.
 //! While a request is being answered nothing of its response is in there. So what waits in the
-//! [`Lane`] of a connection is written by that flush, and lands between two messages. An answer
+//! lane of a connection is written by that flush, and lands between two messages. An answer
 //! leaves only when its lane is empty, and nothing enters the lane of a request that was answered.
 //!
 //! HTTP/2 has no such seam: there an [`Interim`] takes nothing.
