@@ -12,6 +12,7 @@ mod credentials;
 mod demo;
 mod directives;
 mod fastapi;
+mod framing;
 mod history;
 mod interface;
 mod invalidation;
