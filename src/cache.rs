@@ -9,15 +9,16 @@ mod fill;
 pub mod flight;
 pub mod key;
 pub mod marks;
+mod near;
 pub mod policy;
 pub mod query;
 
 pub use fill::{Known, Landed, Lead};
 
-use std::{sync::Arc, time::Duration};
+use std::{future, sync::Arc, time::Duration};
 
 use hyper::http::{HeaderMap, HeaderName, Method, request};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use self::{
@@ -28,6 +29,7 @@ use self::{
     flight::{Flight, Flights, Shown, Ticket},
     key::JobId,
     marks::Marks,
+    near::Layer,
     policy::{Bypass, Policy, RequestDirectives, States},
     query::Query,
 };
@@ -58,6 +60,7 @@ const FENCE_MARGIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Cache {
     store: Store,
+    near: Option<Layer>,
     flights: Arc<Flights>,
     /// Jobs and fingerprints whose responses cannot be stored (hit-for-miss).
     uncacheable: Marks<(Key, Pair)>,
@@ -130,13 +133,23 @@ enum Source {
     PurgeAll,
 }
 
+impl Ask {
+    fn is_young(&self, entry: &Entry, now_ms: i64) -> bool {
+        self.directives.admit(entry.age(now_ms), entry.ttl(now_ms))
+    }
+}
+
 impl Cache {
-    /// Joins a store with the configured policy.
-    pub fn new(store: Store, config: &config::Config, metrics: Arc<Metrics>) -> Self {
+    /// Opens the store that the configuration names, and joins it with the configured policy.
+    pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        let near = Layer::new(config, &metrics);
+        let watcher = near.as_ref().map(Layer::watcher);
+        let store = Store::open(config, Arc::clone(&metrics), watcher)?;
         let query = Query::new(&config.query);
         let prints = Prints::new(&config.credentials).counting(query);
-        Self {
+        Ok(Self {
             store,
+            near,
             flights: Arc::default(),
             uncacheable: Marks::new(UNCACHEABLE_FOR),
             replaced: Marks::new(config.ttl),
@@ -164,7 +177,7 @@ impl Cache {
                 ignore_client_cache_control: config.ignore_client_cache_control,
             },
             metrics,
-        }
+        })
     }
 
     /// The store behind the cache.
@@ -215,6 +228,9 @@ impl Cache {
         {
             return Lookup::Join(flight, None);
         }
+        if let Some(entry) = self.near_hit(ask, budget).await {
+            return Lookup::Hit(entry);
+        }
         match self.find(ask, budget).await {
             Ok(lookup) => lookup,
             Err(error) => {
@@ -225,8 +241,8 @@ impl Cache {
     }
 
     async fn find(&self, ask: &Ask, budget: &mut Budget) -> Result<Lookup, StoreError> {
-        let seen = self.store.read(&ask.key, budget).await?;
-        match Entry::decode(&seen) {
+        let (found, seen) = self.look(&ask.key, budget).await?;
+        match found {
             Some(Ok(entry)) => return Ok(self.offer(ask, entry, seen)),
             Some(Err(reject)) if self.leaves_alone(&ask.key, reject) => {
                 return Ok(self.unconfirmed(ask, Bypass::Foreign));
@@ -239,7 +255,7 @@ impl Cache {
         match self.store.lease(&ask.key, seen.stored.as_ref(), budget).await? {
             Grant::Lease(lease) => Ok(self.lead(ask, lease)),
             Grant::Stored(seen) => Ok(match Entry::decode(&seen) {
-                Some(Ok(entry)) => self.offer(ask, entry, seen),
+                Some(Ok(entry)) => self.offer(ask, Arc::new(entry), seen),
                 _ => self.unconfirmed(ask, Bypass::Foreign),
             }),
             Grant::Leased(..) if ask.directives.no_cache => {
@@ -250,15 +266,36 @@ impl Cache {
         }
     }
 
-    /// An entry is a hit for its audience, unless it is too old for the client's taste. Everybody
-    /// else asks the upstream, and may thereby join the audience. So does who has lapsed: if the
-    /// upstream refuses him, he alone gets to see that, and is just not renewed.
-    fn offer(&self, ask: &Ask, entry: Entry, seen: Seen) -> Lookup {
-        let standing = self.prints.standing(entry.audience(), ask.pair, seen.now_ms);
-        let young = ask.directives.admit(entry.age(seen.now_ms), entry.ttl(seen.now_ms));
-        if standing == Standing::Included && young {
-            return Lookup::Hit(Arc::new(entry));
+    /// Reads the store, and keeps an entry that it finds in this process.
+    async fn look(
+        &self,
+        key: &Key,
+        budget: &mut Budget,
+    ) -> Result<(Option<Result<Arc<Entry>, Reject>>, Seen), StoreError> {
+        let near = self.near.as_ref();
+        let noted = near.and_then(|near| near.note(&self.store, key));
+        let seen = self.store.read(key, budget).await?;
+        let found = Entry::decode(&seen).map(|decoded| decoded.map(Arc::new));
+        if let (Some(Ok(entry)), Some(near), Some(noted)) = (&found, near, noted) {
+            near.keep(key, entry, noted);
         }
+        Ok((found, seen))
+    }
+
+    /// An entry is a hit for its audience, unless it is too old for the client's taste.
+    fn is_hit(&self, ask: &Ask, entry: &Entry, now_ms: i64) -> bool {
+        let standing = self.prints.standing(entry.audience(), ask.pair, now_ms);
+        standing == Standing::Included && ask.is_young(entry, now_ms)
+    }
+
+    /// Who is given no hit asks the upstream, and may thereby join the audience. So does who has
+    /// lapsed: if the upstream refuses him, he alone gets to see that, and is just not renewed.
+    fn offer(&self, ask: &Ask, entry: Arc<Entry>, seen: Seen) -> Lookup {
+        if self.is_hit(ask, &entry, seen.now_ms) {
+            return Lookup::Hit(entry);
+        }
+        let standing = self.prints.standing(entry.audience(), ask.pair, seen.now_ms);
+        let young = ask.is_young(&entry, seen.now_ms);
         if let Some(why) = self.may_not_fill(ask) {
             return Lookup::Pass(why);
         }
@@ -329,10 +366,10 @@ impl Cache {
         let deadline = Instant::now() + FOREIGN_LEASE_WAIT;
         let mut step = FOREIGN_LEASE_STEP;
         while Instant::now() < deadline {
-            sleep_until(deadline.min(Instant::now() + step)).await;
+            self.news(&ask.key, deadline.min(Instant::now() + step)).await;
             step *= 2;
-            let seen = self.store.read(&ask.key, budget).await?;
-            match Entry::decode(&seen) {
+            let (found, seen) = self.look(&ask.key, budget).await?;
+            match found {
                 Some(Ok(entry)) => return Ok(self.offer(ask, entry, seen)),
                 Some(Err(_)) => return Ok(self.unconfirmed(ask, Bypass::Foreign)),
                 None => {}
@@ -340,6 +377,17 @@ impl Cache {
         }
         self.waited.add(shown.token);
         Ok(Self::elsewhere(ask, Bypass::Leased))
+    }
+
+    /// Waits for news of a key, but not for long: it may have come before we listened.
+    async fn news(&self, key: &Key, until: Instant) {
+        let changed = async {
+            match &self.near {
+                Some(near) => near.changed(key).await,
+                None => future::pending().await,
+            }
+        };
+        let _ = timeout_at(until, changed).await;
     }
 
     /// Without a confirmed lookup only a read that starts after now will do.
@@ -449,15 +497,22 @@ impl Cache {
         let purge = async move {
             let ended = cache.store.purge_all().await;
             cache.flights.detach_all();
+            if let Some(near) = &cache.near {
+                near.flush();
+            }
             cache.count_invalidation(Source::PurgeAll, ended);
             ended
         };
         self.store.spawn(purge).await.unwrap_or(Ended::Pending)
     }
 
+    /// What this process has of these jobs is out of date.
     fn detach(&self, keys: &[Key]) {
         for key in keys {
             self.flights.detach(key);
+        }
+        if let Some(near) = &self.near {
+            near.evict(keys);
         }
     }
 

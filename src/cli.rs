@@ -53,7 +53,7 @@ struct Settings {
     settle: Option<String>,
     #[arg(long, value_name = "TIME", help = help("store.budget", "What Redis may cost a request"))]
     store_budget: Option<String>,
-    #[arg(long, value_name = "MODE", help = help("near", "In-process layer (not built yet)"))]
+    #[arg(long, value_name = "MODE", help = help("near", "Layer in this process in front of Redis: strict, bounded or off"))]
     near: Option<String>,
     #[arg(
         long,

@@ -61,6 +61,8 @@ pub struct Config {
     pub settle: Duration,
     /// Whether `Cache-Control` and `Pragma` of a request are ignored, but for `only-if-cached`.
     pub ignore_client_cache_control: bool,
+    /// The layer in this process, in front of Redis.
+    pub near: Near,
     /// One INFO line a request.
     pub access_log: bool,
     /// Filter of the log, as `tracing_subscriber::EnvFilter` reads it.
@@ -164,6 +166,29 @@ pub enum StoreUrl {
     Redis(String),
     /// In this process.
     Memory,
+}
+
+/// The layer in this process, in front of Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Near {
+    /// When what it holds may be used.
+    pub mode: NearMode,
+    /// How old the news of changes may be in [`NearMode::Bounded`].
+    pub max_staleness: Duration,
+    /// Bytes that its entries take at most.
+    pub max_bytes: usize,
+}
+
+/// When an entry in this process may be used though Redis was not asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NearMode {
+    /// Once Redis has answered a `PING` that was sent after the request came, so that nothing older
+    /// than the guarantee allows is served. Requests share the `PING`.
+    Strict,
+    /// While the last such answer is young enough.
+    Bounded,
+    /// Never: each hit asks Redis.
+    Off,
 }
 
 /// Invalidations that the store has not confirmed.
@@ -294,6 +319,7 @@ impl Default for Config {
             max_body: 1 << 20,
             settle: Duration::from_secs(1),
             ignore_client_cache_control: false,
+            near: Near::default(),
             access_log: false,
             log: "info".to_owned(),
             drain_timeout: Duration::from_secs(25),
@@ -350,6 +376,12 @@ impl Default for Store {
             linger: Duration::from_secs(10),
             memory_max: 256 << 20,
         }
+    }
+}
+
+impl Default for Near {
+    fn default() -> Self {
+        Self { mode: NearMode::Strict, max_staleness: Duration::from_secs(1), max_bytes: 128 << 20 }
     }
 }
 

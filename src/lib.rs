@@ -69,7 +69,7 @@ use crate::{
         route::{Routes, rules::Rules},
     },
     server::Server,
-    store::{Store, StoreError},
+    store::StoreError,
     upstream::Upstream,
 };
 
@@ -112,7 +112,7 @@ pub async fn run(
     let rules = Rules::parse(&config.invalidate)?;
     let routes = Routes::parse(&config.routes)?.admitting(Query::new(&config.query));
     let routes = Arc::new(routes.with_rules(rules));
-    let store = Store::open(&config, Arc::clone(&metrics))?;
+    let cache = Arc::new(Cache::open(&config, Arc::clone(&metrics))?);
     info!(
         listen = address(&listeners.proxy),
         admin = address(&listeners.admin),
@@ -120,7 +120,6 @@ pub async fn run(
         store = %config.store.url,
         "listening"
     );
-    let cache = Arc::new(Cache::new(store, &config, Arc::clone(&metrics)));
     let upstream = Upstream::new(&config, Arc::clone(&metrics));
     let proxy = Arc::new(Proxy::new(
         Arc::clone(&routes),

@@ -56,6 +56,22 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Client connections that ended in an error, by its kind.
     pub connection_errors: Family<KindLabels, Counter>,
+    /// Bytes of the entries in this process.
+    pub near_bytes: Gauge,
+    /// Entries in this process.
+    pub near_entries: Gauge,
+    /// Entries that left this process for want of room.
+    pub near_evictions: Counter,
+    /// Times that all entries left this process: tracking began or was lost, or all keys were dropped.
+    pub near_flushes: Counter,
+    /// Lookups in this process by what they came to.
+    pub near_lookups: Family<OutcomeLabels, Counter>,
+    /// Rounds of the read barrier, and the lookups that waited for them.
+    pub barrier_rounds: Counter,
+    /// Lookups that waited for a round of the read barrier.
+    pub barrier_waits: Counter,
+    /// 1 while changes in the store are tracked.
+    pub tracking_up: Gauge,
 }
 
 /// Operations of the store.
@@ -174,6 +190,14 @@ impl Default for Metrics {
             upstream_connects: Counter::default(),
             connections: Gauge::default(),
             connection_errors: Family::default(),
+            near_bytes: Gauge::default(),
+            near_entries: Gauge::default(),
+            near_evictions: Counter::default(),
+            near_flushes: Counter::default(),
+            near_lookups: Family::default(),
+            barrier_rounds: Counter::default(),
+            barrier_waits: Counter::default(),
+            tracking_up: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -270,6 +294,44 @@ impl Metrics {
             "connection_errors",
             "Client connections that ended in an error, by its kind",
             self.connection_errors.clone(),
+        );
+        self.register_near();
+    }
+
+    fn register_near(&mut self) {
+        let r = &mut self.registry;
+        let bytes = self.near_bytes.clone();
+        r.register_with_unit("near", "Entries in this process", Unit::Bytes, bytes);
+        r.register("near_entries", "Entries in this process", self.near_entries.clone());
+        r.register(
+            "near_evictions",
+            "Entries that left this process for want of room",
+            self.near_evictions.clone(),
+        );
+        r.register(
+            "near_flushes",
+            "Times that all entries left this process",
+            self.near_flushes.clone(),
+        );
+        r.register(
+            "near_lookups",
+            "Lookups in this process by what they came to",
+            self.near_lookups.clone(),
+        );
+        r.register(
+            "barrier_rounds",
+            "Rounds of the read barrier: a PING and its answer",
+            self.barrier_rounds.clone(),
+        );
+        r.register(
+            "barrier_waits",
+            "Lookups that waited for a round of the read barrier",
+            self.barrier_waits.clone(),
+        );
+        r.register(
+            "tracking_up",
+            "1 while changes in the store are tracked",
+            self.tracking_up.clone(),
         );
     }
 }

@@ -37,11 +37,17 @@ pub enum Mutant {
     NoExpiryCheck,
     /// An entry is said to be of the epoch of its fill, not of its lease.
     EpochAtFill,
+    /// What was read before the news that it is out of date is put into this process after it.
+    NearWithoutGeneration,
+    /// What this process holds is used without asking whether it is out of date.
+    NearWithoutBarrier,
+    /// What this process holds survives the loss of the tracking connection.
+    NearWithoutFlush,
 }
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::FillWithoutToken,
         Self::FillWithoutPlaceholder,
         Self::LeaseWithoutFence,
@@ -57,6 +63,9 @@ impl Mutant {
         Self::NoEpoch,
         Self::NoExpiryCheck,
         Self::EpochAtFill,
+        Self::NearWithoutGeneration,
+        Self::NearWithoutBarrier,
+        Self::NearWithoutFlush,
     ];
 
     /// The value of `JOBCACHE_MUTANT` that switches it on.
@@ -77,6 +86,9 @@ impl Mutant {
             Self::NoEpoch => "no-epoch",
             Self::NoExpiryCheck => "no-expiry-check",
             Self::EpochAtFill => "epoch-at-fill",
+            Self::NearWithoutGeneration => "near-without-generation",
+            Self::NearWithoutBarrier => "near-without-barrier",
+            Self::NearWithoutFlush => "near-without-flush",
         }
     }
 

@@ -24,6 +24,10 @@
 //!    its lease was taken. So neither a server that restarted from an old snapshot nor a replica
 //!    promoted without the last DEL is believed.
 //!
+//! What this process keeps of all that ([`near`]) is used only behind a barrier ([`barrier`]): a `PING`
+//! that was sent after the reader came, on the connection that carries the news of every change, has
+//! been answered. So it is never older than what Redis would have said.
+//!
 //! # The limits
 //!
 //! Each is counted and logged when it happens.
@@ -46,10 +50,13 @@
 //! | Redis restarts, or a replica is promoted | answers from the upstream | every job is read once more |
 //! | error replies (`WRONGTYPE`, `NOPERM`, `OOM`) | answers from the upstream | that job is not cached |
 //! | a sidecar dies amid a write | fresh answers | that job is not cached until the fence runs out |
+//! | the tracking connection is lost | hits | what is near is read from Redis again |
 //! | the pending set overflows | answers from the upstream | no caching here until all is purged |
 
+pub mod barrier;
 pub mod journal;
 pub mod memory;
+pub mod near;
 pub mod pending;
 pub mod redis;
 mod types;
@@ -67,10 +74,14 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use self::types::{Begun, Hold};
 pub use self::types::{
     Budget, CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, StoreError,
     Stored, Token, Write,
+};
+use self::{
+    barrier::{Down, Rounds},
+    near::Watcher,
+    types::{Begun, Hold},
 };
 use crate::{
     clock, config,
@@ -96,7 +107,13 @@ enum Engine {
 impl Store {
     /// Opens the store that the configuration names. Redis is connected to in the background, so
     /// this succeeds with Redis down; it must be called within a tokio runtime.
-    pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+    ///
+    /// With a `watcher` changes in Redis are tracked, and [`Store::barrier`] tells when it knows.
+    pub fn open(
+        config: &config::Config,
+        metrics: Arc<Metrics>,
+        watcher: Option<Arc<dyn Watcher>>,
+    ) -> Result<Self, StoreError> {
         let tasks = TaskTracker::new();
         let engine = match &config.store.url {
             config::StoreUrl::Memory => {
@@ -105,7 +122,7 @@ impl Store {
             }
             config::StoreUrl::Redis(url) => {
                 let (metrics, tasks) = (Arc::clone(&metrics), tasks.clone());
-                Engine::Redis(redis::Redis::open(url, config, metrics, tasks)?)
+                Engine::Redis(redis::Redis::open(url, config, metrics, tasks, watcher)?)
             }
         };
         Ok(Self { engine, tokens: Tokens::new(), tasks, metrics })
@@ -125,6 +142,24 @@ impl Store {
         match &self.engine {
             Engine::Redis(redis) => redis.trust(key),
             Engine::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Whether changes are tracked now. To be asked after a key was noted: what is noted while they
+    /// are not may not be put in.
+    pub fn is_tracked(&self) -> bool {
+        match &self.engine {
+            Engine::Redis(redis) => redis.rounds().is_some_and(Rounds::is_up),
+            Engine::Memory(_) => false,
+        }
+    }
+
+    /// Waits until the watcher knows of every change of which anybody was told before now, or, with a
+    /// `staleness`, so long before now.
+    pub async fn barrier(&self, staleness: Duration, budget: &mut Budget) -> Result<(), Down> {
+        match &self.engine {
+            Engine::Redis(redis) => redis.barrier(staleness, budget).await,
+            Engine::Memory(_) => Err(Down),
         }
     }
 

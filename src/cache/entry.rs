@@ -206,6 +206,16 @@ impl Entry {
         self.expires_at_ms
     }
 
+    /// Bytes that it takes in memory, roughly: what is counted in a bounded cache.
+    pub fn weight(&self) -> usize {
+        /// Of a header or a pair beside its bytes: pointers, lengths, slots.
+        const EACH: usize = 64;
+        let headers = self.head.headers.iter();
+        let headers: usize = headers.map(|(_, value)| EACH + value.len()).sum();
+        let pairs: usize = self.audience.pairs.iter().map(|pair| EACH + pair.len()).sum();
+        size_of::<Self>() + self.body.len() + headers + pairs + self.generation.len()
+    }
+
     /// The body, as it stands in the store.
     pub fn body(&self) -> &Bytes {
         &self.body

@@ -45,7 +45,7 @@ pub(super) enum Target {
 /// An entry that a reader has seen, and what it stood as in the store.
 #[derive(Debug)]
 pub struct Known {
-    pub(super) entry: Entry,
+    pub(super) entry: Arc<Entry>,
     pub(super) seen: Seen,
 }
 

@@ -103,7 +103,17 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.ignore_client_cache_control, parse::switch(v))
     })
     .env(&["JOBCACHE_IGNORE_CLIENT_CACHE_CONTROL"]),
-    one("near", "off", |_, v| parse::near(v)).flag("near").env(&["JOBCACHE_NEAR"]),
+    one("near", "strict", |c, v| put(&mut c.near.mode, parse::near(v)))
+        .flag("near")
+        .env(&["JOBCACHE_NEAR"]),
+    one("near_max_staleness", "1s", |c, v| {
+        put(&mut c.near.max_staleness, parse::time(v, MS..=MINUTE))
+    })
+    .env(&["JOBCACHE_NEAR_MAX_STALENESS"]),
+    one("near_max_bytes", "128MiB", |c, v| {
+        put(&mut c.near.max_bytes, parse::size(v, MIB..=64 * GIB))
+    })
+    .env(&["JOBCACHE_NEAR_MAX_BYTES"]),
     one("access_log", "false", |c, v| put(&mut c.access_log, parse::switch(v)))
         .flag("access-log")
         .env(&["JOBCACHE_ACCESS_LOG"]),

@@ -9,7 +9,7 @@ use std::{
 
 use hyper::header::HeaderName;
 
-use super::CredentialMode;
+use super::{CredentialMode, NearMode};
 use crate::{
     pointer::{self, Pointer},
     proxy::route::Routes,
@@ -207,14 +207,13 @@ pub(super) fn states(
     Ok(states)
 }
 
-/// The in-process layer in front of Redis: named already, so that who asks for it is told.
-pub(super) fn near(text: &str) -> Result<(), String> {
+/// When an entry in this process may be used.
+pub(super) fn near(text: &str) -> Result<NearMode, String> {
     match text {
-        "off" => Ok(()),
-        "strict" | "bounded" => {
-            Err("is not built yet, and every hit asks Redis; the one value taken is off".to_owned())
-        }
-        _ => Err("must be off".to_owned()),
+        "strict" => Ok(NearMode::Strict),
+        "bounded" => Ok(NearMode::Bounded),
+        "off" => Ok(NearMode::Off),
+        _ => Err("must be strict, bounded or off".to_owned()),
     }
 }
 

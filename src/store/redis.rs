@@ -11,6 +11,7 @@
 mod info;
 mod keeper;
 mod session;
+mod tracking;
 
 use std::{
     borrow::Cow,
@@ -33,10 +34,15 @@ use tracing::warn;
 use self::{
     keeper::{REPLAY_BATCH, Shared, Warnings, keep},
     session::Session,
+    tracking::Tracked,
 };
 use super::{
     Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, Lease, Replacement, Seen, StoreError,
-    Stored, Token, Write, pending::Pending, unix_ms,
+    Stored, Token, Write,
+    barrier::{Down, Rounds},
+    near::Watcher,
+    pending::Pending,
+    unix_ms,
 };
 use crate::{
     clock, config,
@@ -73,6 +79,7 @@ impl Redis {
         config: &config::Config,
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
+        watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
         let info = url.into_connection_info().map_err(refused)?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
@@ -93,6 +100,8 @@ impl Redis {
             failed: Notify::new(),
             due: Notify::new(),
             warnings: Warnings::default(),
+            tracked: watcher
+                .map(|watcher| Tracked::new(watcher, config.store.budget, Arc::clone(&metrics))),
             tasks,
             metrics,
         });
@@ -105,6 +114,27 @@ impl Redis {
             return Err(StoreError::Pending);
         }
         self.shared.session().map(drop)
+    }
+
+    /// The meeting point of the read barrier, if there is a layer in this process.
+    pub(super) fn rounds(&self) -> Option<&Rounds> {
+        self.shared.tracked.as_ref().map(|tracked| &*tracked.rounds)
+    }
+
+    /// It has a patience of its own, so that no timer is set for it; what a wait in vain has cost is
+    /// taken from the budget.
+    pub(super) async fn barrier(
+        &self,
+        staleness: Duration,
+        budget: &mut Budget,
+    ) -> Result<(), Down> {
+        let tracked = self.shared.tracked.as_ref().ok_or(Down)?;
+        let began = Instant::now();
+        let passed = tracked.barrier(staleness).await;
+        if passed.is_err() {
+            budget.charge(began.elapsed());
+        }
+        passed
     }
 
     pub(super) fn is_up(&self) -> bool {

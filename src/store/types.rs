@@ -1,6 +1,7 @@
 //! What the store is asked and what it answers.
 
 use std::{
+    borrow::Borrow,
     collections::HashSet,
     fmt,
     future::Future,
@@ -34,6 +35,12 @@ impl Key {
 
     pub(super) fn companion(&self, role: &str) -> String {
         format!("{{{}}}:{role}", self.0)
+    }
+}
+
+impl Borrow<str> for Key {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 
@@ -294,6 +301,11 @@ impl Budget {
     /// What is left of it.
     pub fn left(&self) -> Duration {
         self.left
+    }
+
+    /// Takes what something else has cost.
+    pub(super) fn charge(&mut self, spent: Duration) {
+        self.left = self.left.saturating_sub(spent);
     }
 
     /// Waits for `operation` while the budget lasts, and takes the time it took from it.

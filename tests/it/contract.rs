@@ -29,7 +29,7 @@ async fn open(url: StoreUrl, lease: Duration) -> Arc<Store> {
     let mut config = Config::default();
     config.store.url = url;
     config.store.lease = lease;
-    let store = Store::open(&config, Arc::new(Metrics::default())).unwrap();
+    let store = Store::open(&config, Arc::new(Metrics::default()), None).unwrap();
     eventually(SOON, async || store.is_up()).await;
     Arc::new(store)
 }

@@ -17,6 +17,7 @@ mod history;
 mod interface;
 mod invalidation;
 mod mentions;
+mod near;
 mod peers;
 mod proxying;
 mod purge;

@@ -8,6 +8,8 @@ const OLDEST_VERSION: (u32, u32) = (7, 0);
 /// What `INFO` says of who answers.
 pub(super) struct Info {
     version: String,
+    /// Valkey's own version; empty for Redis.
+    valkey: String,
     run_id: String,
     role: String,
     pub(super) replid: String,
@@ -26,6 +28,7 @@ impl Info {
         };
         Self {
             version: field("redis_version"),
+            valkey: field("valkey_version"),
             run_id: field("run_id"),
             role: field("role"),
             replid: field("master_replid"),
@@ -49,6 +52,14 @@ impl Info {
             )));
         }
         self.check_role()
+    }
+
+    /// Whether this server can be set up to send a reply before news that it should follow: threads
+    /// that write on their own came with version 8.
+    pub(super) fn may_reorder(&self) -> bool {
+        let major = |version: &str| version.split('.').next().and_then(|part| part.parse().ok());
+        let version = if self.valkey.is_empty() { &self.version } else { &self.valkey };
+        major(version).is_none_or(|major: u32| major >= 8)
     }
 
     /// The policy by which this server may evict a fence, if it may.

@@ -20,6 +20,7 @@ use super::{
     DETACHED_TIMEOUT, SessionHandle,
     info::Info,
     session::{Judgement, Session, classify, clock_ahead_ms},
+    tracking::{Tracked, track},
 };
 use crate::{
     clock,
@@ -35,7 +36,8 @@ use crate::{
 /// Between two looks at the server's role.
 const PROBE_EVERY: Duration = Duration::from_millis(400);
 /// Between two attempts to connect, doubling.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+pub(super) const BACKOFF: (Duration, Duration) =
+    (Duration::from_millis(50), Duration::from_secs(1));
 /// Pending invalidations that are repeated at a time.
 pub(super) const REPLAY_BATCH: usize = 64;
 /// For all the SCANs of one purge of all.
@@ -59,6 +61,8 @@ pub(super) struct Shared {
     /// Something became pending.
     pub(super) due: Notify,
     pub(super) warnings: Warnings,
+    /// The layer in this process, if there is one.
+    pub(super) tracked: Option<Tracked>,
     /// Releases that nobody waits for.
     pub(super) tasks: TaskTracker,
     pub(super) metrics: Arc<Metrics>,
@@ -68,6 +72,7 @@ pub(super) struct Shared {
 #[derive(Debug, Default)]
 pub(super) struct Warnings {
     connect: Throttle,
+    pub(super) tracking: Throttle,
     key: Throttle,
     eviction: Throttle,
     unconfirmed: Throttle,
@@ -182,6 +187,16 @@ impl Shared {
         tokio::select! {
             error = self.watch(session) => error,
             never = repeat => match never {},
+            never = self.track(session) => match never {},
+        }
+    }
+
+    /// The tracking connection lives and dies with the session: in another epoch its news is not that
+    /// of our entries.
+    async fn track(&self, session: &Session) -> Infallible {
+        match &self.tracked {
+            Some(tracked) => track(self, session, tracked).await,
+            None => future::pending().await,
         }
     }
 

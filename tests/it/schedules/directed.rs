@@ -30,7 +30,7 @@ pub(super) async fn open(redis: &RedisServer) -> Store {
     let mut config = Config::default();
     config.store.url = StoreUrl::Redis(redis.url());
     config.store.lease = LEASE_TIME;
-    let store = Store::open(&config, Arc::new(Metrics::default())).unwrap();
+    let store = Store::open(&config, Arc::new(Metrics::default()), None).unwrap();
     eventually(SOON, async || store.is_up()).await;
     store
 }

@@ -1,0 +1,275 @@
+//! Values in this process, in front of the store.
+//!
+//! It holds what was read from the store, and knows nothing of time or trust: whether a value may be
+//! used is for the [barrier](super::barrier) and its caller to say. What it does promise is that a
+//! value is never put in after the news that it is out of date: a reader notes the generation of its
+//! key before it reads the store, and every piece of news bumps it.
+//!
+//! Values come from reads of the store only, never from a fill: what a fill was answered says nothing
+//! of what came after it.
+
+use std::{
+    fmt,
+    future::Future,
+    hash::{DefaultHasher, Hash as _, Hasher as _, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use quick_cache::{
+    Lifecycle, OptionsBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle},
+};
+use tokio::sync::Notify;
+
+use super::Key;
+use crate::{
+    metrics::Metrics,
+    mutants::{self, Mutant},
+};
+
+/// Keys that share a generation. News of one refuses what is being read of the others, so that there
+/// are many; a reader that is refused has lost nothing but the next hit.
+const SHARDS: usize = 256;
+/// Bytes that a value costs beside its own: key, slot, reference counts.
+const OVERHEAD: usize = 200;
+/// Bytes of a usual value, by which the cache sizes its tables.
+const USUAL_SIZE: usize = 2 << 10;
+/// Locks that readers spread over: few enough for the largest body to fit into the part of each.
+const LOCKS: (usize, usize) = (16, 4 << 20);
+
+/// Who is told what has changed in the store.
+pub trait Watcher: fmt::Debug + Send + Sync {
+    /// The value under this name is out of date.
+    fn evict(&self, name: &[u8]);
+    /// Every value may be, and is not to be used again.
+    fn flush(&self);
+}
+
+/// The values.
+pub struct Near<V> {
+    values: Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>,
+    shards: Box<[Shard]>,
+    metrics: Arc<Metrics>,
+}
+
+/// Where a key stood when its reader set out.
+#[derive(Clone, Copy, Debug)]
+pub struct Noted {
+    shard: usize,
+    generation: u64,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    /// Counts the news. Held while a value is put in, so that none slips in behind the news.
+    generation: Mutex<u64>,
+    changed: Notify,
+}
+
+impl Shard {
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.generation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Weigh<V>(fn(&V) -> usize);
+
+impl<V> Clone for Weigh<V> {
+    fn clone(&self) -> Self {
+        Self(self.0)
+    }
+}
+
+impl<V> Weighter<Key, V> for Weigh<V> {
+    fn weight(&self, key: &Key, value: &V) -> u64 {
+        (OVERHEAD + key.main().len() + (self.0)(value)) as u64
+    }
+}
+
+/// Counts what had to go for want of room.
+struct Evictions<V> {
+    metrics: Arc<Metrics>,
+    stash: DefaultLifecycle<Key, V>,
+}
+
+impl<V> Clone for Evictions<V> {
+    fn clone(&self) -> Self {
+        Self { metrics: Arc::clone(&self.metrics), stash: self.stash.clone() }
+    }
+}
+
+impl<V> Lifecycle<Key, V> for Evictions<V> {
+    /// So that values are dropped after the lock.
+    type RequestState = <DefaultLifecycle<Key, V> as Lifecycle<Key, V>>::RequestState;
+
+    fn on_evict(&self, state: &mut Self::RequestState, key: Key, value: V) {
+        self.metrics.near_evictions.inc();
+        self.stash.on_evict(state, key, value);
+    }
+}
+
+impl<V: Clone> Near<V> {
+    /// Room for `max_bytes`, by what `weigh` says of a value.
+    ///
+    /// # Panics
+    ///
+    /// Never: the options are refused only for want of one of the two capacities.
+    pub fn new(max_bytes: usize, weigh: fn(&V) -> usize, metrics: Arc<Metrics>) -> Self {
+        let locks = (max_bytes / LOCKS.1).clamp(1, LOCKS.0);
+        let mut options = OptionsBuilder::new();
+        options
+            .shards(locks)
+            .weight_capacity(max_bytes as u64)
+            .estimated_items_capacity((max_bytes / USUAL_SIZE).max(1));
+        let stash = DefaultLifecycle::default();
+        let evictions = Evictions { metrics: Arc::clone(&metrics), stash };
+        #[allow(clippy::expect_used, reason = "it fails only for want of the two capacities")]
+        let options = options.build().expect("both capacities are given");
+        Self {
+            // Keys are chosen by clients: the hash is the keyed one of the standard library.
+            values: Cache::with_options(options, Weigh(weigh), RandomState::new(), evictions),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            metrics,
+        }
+    }
+
+    /// What it holds under a key now.
+    pub fn read(&self, key: &Key) -> Option<V> {
+        self.values.get(key)
+    }
+
+    /// To be called before the store is read for [`Near::insert`].
+    pub fn note(&self, key: &Key) -> Noted {
+        let shard = shard_of(key.main());
+        Noted { shard, generation: *self.shards[shard].lock() }
+    }
+
+    /// Puts a value in, unless there was news since its reader noted where the key stood.
+    pub fn insert(&self, key: &Key, value: V, noted: Noted) {
+        let generation = self.shards[noted.shard].lock();
+        if *generation == noted.generation || mutants::is(Mutant::NearWithoutGeneration) {
+            self.values.insert(key.clone(), value);
+        }
+        drop(generation);
+        self.count();
+    }
+
+    /// Waits for news of a key, from the moment it is called. News of another may end it, too.
+    pub fn changed(&self, key: &Key) -> impl Future<Output = ()> + use<'_, V> {
+        self.shards[shard_of(key.main())].changed.notified()
+    }
+
+    fn count(&self) {
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.near_entries.set(number(self.values.len() as u64));
+        self.metrics.near_bytes.set(number(self.values.weight()));
+    }
+}
+
+impl<V: Clone + Send + Sync> Watcher for Near<V> {
+    fn evict(&self, name: &[u8]) {
+        // Keys are text; whatever else is under the prefix is none of ours.
+        let Ok(name) = std::str::from_utf8(name) else { return };
+        let shard = &self.shards[shard_of(name)];
+        let mut generation = shard.lock();
+        *generation += 1;
+        self.values.remove(name);
+        drop(generation);
+        shard.changed.notify_waiters();
+        self.count();
+    }
+
+    fn flush(&self) {
+        // The generations first: what is put in after them was read after this began.
+        for shard in &self.shards {
+            *shard.lock() += 1;
+        }
+        self.values.clear();
+        self.metrics.near_flushes.inc();
+        for shard in &self.shards {
+            shard.changed.notify_waiters();
+        }
+        self.count();
+    }
+}
+
+impl<V> fmt::Debug for Near<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Near").finish_non_exhaustive()
+    }
+}
+
+/// Need not be keyed: who crowds one shard costs its readers a hit.
+fn shard_of(name: &str) -> usize {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    usize::try_from(hasher.finish() % SHARDS as u64).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(max_bytes: usize) -> Near<Arc<str>> {
+        Near::new(max_bytes, |value| value.len(), Arc::default())
+    }
+
+    fn key(id: &str) -> Key {
+        Key::new("job_status:", id)
+    }
+
+    #[test]
+    fn a_value_read_before_the_news_is_not_put_in_after_it() {
+        let near = near(1 << 20);
+        let (x, old): (_, Arc<str>) = (key("x"), "old".into());
+        let noted = near.note(&x);
+        near.evict(b"job_status:x");
+        near.insert(&x, Arc::clone(&old), noted);
+        assert_eq!(near.read(&x), None);
+        near.insert(&x, "new".into(), near.note(&x));
+        assert_eq!(near.read(&x).as_deref(), Some("new"));
+        let noted = near.note(&x);
+        near.flush();
+        assert_eq!(near.read(&x), None);
+        near.insert(&x, old, noted);
+        assert_eq!(near.read(&x), None);
+    }
+
+    #[test]
+    fn news_of_one_key_leaves_the_others() {
+        let near = near(1 << 20);
+        for id in ["x", "y"] {
+            near.insert(&key(id), id.into(), near.note(&key(id)));
+        }
+        near.evict(b"job_status:x");
+        near.evict(b"\xff");
+        assert_eq!(near.read(&key("x")), None);
+        assert_eq!(near.read(&key("y")).as_deref(), Some("y"));
+    }
+
+    #[test]
+    fn its_bytes_are_bounded_and_counted() {
+        let metrics = Arc::new(Metrics::default());
+        let near: Near<Arc<str>> = Near::new(64 << 10, |value| value.len(), Arc::clone(&metrics));
+        let body: Arc<str> = "x".repeat(600).into();
+        for id in 0..1000 {
+            let key = key(&id.to_string());
+            near.insert(&key, Arc::clone(&body), near.note(&key));
+        }
+        let bytes = metrics.near_bytes.get();
+        assert!(bytes > 32 << 10 && bytes <= 64 << 10, "{bytes} bytes");
+        let (entries, evictions) = (metrics.near_entries.get(), metrics.near_evictions.get());
+        assert_eq!(u64::try_from(entries).unwrap() + evictions, 1000);
+        near.flush();
+        assert_eq!((metrics.near_bytes.get(), metrics.near_entries.get()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_news_of_a_key_is_told() {
+        let near = near(1 << 20);
+        let x = key("x");
+        let changed = near.changed(&x);
+        near.evict(b"job_status:x");
+        changed.await;
+    }
+}

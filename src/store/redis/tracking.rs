@@ -1,0 +1,395 @@
+//! The tracking connection: news of every change, and the rounds of the read barrier.
+//!
+//! A connection of its own, RESP3 with `CLIENT TRACKING ON BCAST`, on which nothing travels but news
+//! and `PING`. Both are applied in the order in which they come, by the one task that reads them, so
+//! an answer to a `PING` proves that every change before it is known. (The server sends the news of a
+//! command before the reply to who gave it, and takes a `PING` that is sent after that reply in a
+//! later turn of its event loop.)
+//!
+//! It is written for this one use on bare sockets: a round is one `write` and one `read`, where a
+//! general client wakes three tasks for it, and rounds are what a hit costs. Replies are decoded by
+//! the codec of the `redis` crate.
+//!
+//! A server that refuses it (an ACL without `CLIENT TRACKING`) costs the layer in this process and
+//! nothing else: hits then ask Redis.
+
+use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
+
+use bytes::{Buf as _, BytesMut};
+use redis::{
+    Cmd, ConnectionAddr, FromRedisValue, PushKind, Value, ValueCodec, cmd, from_redis_value,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::codec::Decoder as _;
+use tracing::{info, warn};
+
+use super::{
+    DETACHED_TIMEOUT,
+    info::Info,
+    keeper::{BACKOFF, Shared},
+    session::Session,
+};
+use crate::{
+    metrics::Metrics,
+    mutants::{self, Mutant},
+    store::{
+        StoreError,
+        barrier::{Down, Rounds},
+        near::Watcher,
+    },
+};
+
+/// Once it has not answered for so long it is given up.
+const HUNG: Duration = Duration::from_secs(1);
+/// Read at a time.
+const BUFFER: usize = 16 << 10;
+
+const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+const PONG: &[u8] = b"+PONG\r\n";
+
+/// Who wants the news.
+#[derive(Clone, Debug)]
+pub(super) struct Tracked {
+    pub(super) rounds: Arc<Rounds>,
+    watcher: Arc<dyn Watcher>,
+    metrics: Arc<Metrics>,
+    /// How long an answer to a `PING` may take before whoever waits asks Redis instead.
+    patience: Duration,
+    /// Times are measured from here.
+    origin: Instant,
+}
+
+impl Tracked {
+    /// A request waits for the round under way and for its own: `budget` is for both.
+    pub(super) fn new(watcher: Arc<dyn Watcher>, budget: Duration, metrics: Arc<Metrics>) -> Self {
+        let (patience, origin) = (budget / 2, Instant::now());
+        Self { rounds: Arc::default(), watcher, metrics, patience, origin }
+    }
+
+    /// Waits until everything that had changed so long ago is known here.
+    pub(super) async fn barrier(&self, staleness: Duration) -> Result<(), Down> {
+        if !staleness.is_zero()
+            && let Some(fresh_at_us) = self.rounds.fresh_at_us()
+        {
+            let age_us = self.since_origin_us(Instant::now()).saturating_sub(fresh_at_us);
+            let age = Duration::from_micros(age_us);
+            if age > staleness / 2 {
+                // In time for those who come later.
+                self.rounds.nudge();
+            }
+            if age < staleness {
+                return Ok(());
+            }
+        }
+        self.metrics.barrier_waits.inc();
+        self.rounds.pass().await
+    }
+
+    /// A time as [`Rounds::answered`] takes it.
+    fn since_origin_us(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.origin).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn raise(&self) {
+        self.rounds.raise();
+        self.metrics.tracking_up.set(1);
+    }
+
+    fn lower(&self) {
+        self.metrics.tracking_up.set(0);
+        self.rounds.lower();
+    }
+
+    fn flush(&self) {
+        if !mutants::is(Mutant::NearWithoutFlush) {
+            self.watcher.flush();
+        }
+    }
+}
+
+/// Tracks for as long as a session is served; never returns.
+pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked) -> Infallible {
+    let mut backoff = BACKOFF.0;
+    loop {
+        let connected = timeout(DETACHED_TIMEOUT, connect(shared, session));
+        let error = match connected.await.unwrap_or(Err(StoreError::Timeout)) {
+            Ok(wire) => {
+                backoff = BACKOFF.0;
+                info!("tracking the store; hits need not ask it");
+                wire.follow(tracked).await
+            }
+            Err(error) => error,
+        };
+        if let Some(suppressed) = shared.warnings.tracking.admit(&error.to_string()) {
+            warn!(%error, suppressed, "cannot track the store; each hit asks it");
+        }
+        sleep(backoff).await;
+        backoff = (backoff * 2).min(BACKOFF.1);
+    }
+}
+
+/// Connects, makes sure that it is the server of the session, and switches tracking on.
+async fn connect(shared: &Shared, session: &Session) -> Result<Wire, StoreError> {
+    let target = shared.client.get_connection_info();
+    let stream: Box<dyn Stream> = match target.addr() {
+        ConnectionAddr::Tcp(host, port) => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(lost)?;
+            stream.set_nodelay(true).map_err(lost)?;
+            Box::new(stream)
+        }
+        ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(lost)?),
+        other => {
+            return Err(StoreError::Refused(format!("cannot track a server at {other}")));
+        }
+    };
+    let mut wire = Wire::new(stream);
+    let redis = target.redis_settings();
+    let mut hello = cmd("HELLO");
+    hello.arg(3);
+    if let Some(password) = redis.password() {
+        hello.arg("AUTH").arg(redis.username().unwrap_or("default")).arg(password);
+    }
+    hello.arg("SETNAME").arg("jobcache-tracking");
+    wire.call::<Value>(&hello).await?;
+    let info: String = wire.call(&cmd("INFO")).await?;
+    let info = Info::parse(&info);
+    info.check()?;
+    if info.epoch() != *session.epoch() {
+        return Err(StoreError::Lost("the server is another than the session's".into()));
+    }
+    wire.pings = wire.pings_of(&info).await;
+    let mut tracking = cmd("CLIENT");
+    tracking.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(&shared.prefix);
+    wire.call::<Value>(&tracking).await?;
+    Ok(wire)
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+struct Wire {
+    stream: Box<dyn Stream>,
+    codec: ValueCodec,
+    read: BytesMut,
+    /// Whether the codec is amid a value.
+    amid: bool,
+    /// `PING`s of a round, one after the other.
+    pings: u32,
+}
+
+/// A round that has been sent.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    launched_at: Instant,
+    /// `PING`s that are still to be sent, once the one before has been answered.
+    left: u32,
+}
+
+impl Wire {
+    fn new(stream: Box<dyn Stream>) -> Self {
+        let read = BytesMut::with_capacity(BUFFER);
+        Self { stream, codec: ValueCodec::default(), read, amid: false, pings: 1 }
+    }
+
+    /// How many `PING`s make a round. With threads for its replies a newer server may send an answer
+    /// one turn of its event loop before the news that it should follow; the answer to a second
+    /// `PING`, sent after that, cannot overtake it.
+    async fn pings_of(&mut self, info: &Info) -> u32 {
+        if !info.may_reorder() {
+            return 1;
+        }
+        let threads = self.call::<Vec<String>>(cmd("CONFIG").arg("GET").arg("io-threads")).await;
+        match threads.as_deref() {
+            Ok([_, threads]) if threads == "1" => 1,
+            _ => 2,
+        }
+    }
+
+    async fn call<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, StoreError> {
+        self.stream.write_all(&command.get_packed_command()).await.map_err(lost)?;
+        loop {
+            match self.next()? {
+                Some(Value::Push { .. }) => {}
+                Some(Value::ServerError(error)) => {
+                    return Err(StoreError::Refused(error.to_string()));
+                }
+                Some(value) => {
+                    return from_redis_value(value)
+                        .map_err(|error| StoreError::Refused(error.to_string()));
+                }
+                None => self.fill().await?,
+            }
+        }
+    }
+
+    /// Reads more.
+    async fn fill(&mut self) -> Result<(), StoreError> {
+        match self.stream.read_buf(&mut self.read).await {
+            Ok(0) => Err(StoreError::Lost("the server has closed the tracking connection".into())),
+            Ok(_) => Ok(()),
+            Err(error) => Err(lost(error)),
+        }
+    }
+
+    /// The next value that has been read whole.
+    fn next(&mut self) -> Result<Option<Value>, StoreError> {
+        if self.read.is_empty() {
+            return Ok(None);
+        }
+        let value = self.codec.decode(&mut self.read);
+        let value = value.map_err(|error| StoreError::Lost(error.to_string()))?;
+        self.amid = value.is_none();
+        Ok(value)
+    }
+
+    /// Whether the next value is a `PONG`; takes it. Most are, and need no parser.
+    fn take_pong(&mut self) -> bool {
+        let pong = !self.amid && self.read.starts_with(PONG);
+        if pong {
+            self.read.advance(PONG.len());
+        }
+        pong
+    }
+
+    /// Applies the news and runs rounds until the connection is lost; returns why it was.
+    async fn follow(mut self, tracked: &Tracked) -> StoreError {
+        // What was noted before tracking began is void.
+        tracked.flush();
+        tracked.raise();
+        let _lost = Lost(tracked);
+        let mut flight = None;
+        let mut watchdog = pin!(sleep(tracked.patience));
+        loop {
+            let flying = flight.is_some();
+            let result = tokio::select! {
+                biased;
+                filled = self.fill() => match filled {
+                    Ok(()) => self.apply(tracked, &mut flight).await,
+                    Err(error) => Err(error),
+                },
+                () = tracked.rounds.wanted(), if !flying => self.launch(tracked, &mut flight).await,
+                () = &mut watchdog, if flying => {
+                    let next = look_after(tracked, flight.as_ref());
+                    next.map(|at| watchdog.as_mut().reset(at))
+                }
+            };
+            if let Err(error) = result {
+                return error;
+            }
+        }
+    }
+
+    /// Applies all that has been read.
+    async fn apply(
+        &mut self,
+        tracked: &Tracked,
+        flight: &mut Option<Flight>,
+    ) -> Result<(), StoreError> {
+        loop {
+            if self.take_pong() {
+                self.answered(tracked, flight).await?;
+                continue;
+            }
+            match self.next()? {
+                None => return Ok(()),
+                Some(Value::Push { kind: PushKind::Invalidate, data }) => {
+                    evict(tracked.watcher.as_ref(), &data);
+                }
+                Some(Value::SimpleString(pong)) if pong == "PONG" => {
+                    self.answered(tracked, flight).await?;
+                }
+                // LOADING, BUSY and the like: no answer.
+                Some(other) => return Err(StoreError::Lost(format!("not a PONG: {other:?}"))),
+            }
+        }
+    }
+
+    async fn answered(
+        &mut self,
+        tracked: &Tracked,
+        flight: &mut Option<Flight>,
+    ) -> Result<(), StoreError> {
+        let Some(Flight { launched_at, left }) = *flight else {
+            return Err(StoreError::Lost("a PONG that was not asked for".into()));
+        };
+        if left > 0 {
+            *flight = Some(Flight { launched_at, left: left - 1 });
+            return self.ping().await;
+        }
+        *flight = None;
+        if tracked.rounds.is_up() {
+            tracked.rounds.answered(tracked.since_origin_us(launched_at));
+        } else {
+            // It hung and is back. The news has come in its order all the while: what is kept is good.
+            tracked.raise();
+        }
+        self.launch(tracked, flight).await
+    }
+
+    async fn launch(
+        &mut self,
+        tracked: &Tracked,
+        flight: &mut Option<Flight>,
+    ) -> Result<(), StoreError> {
+        if tracked.rounds.launch().is_some() {
+            tracked.metrics.barrier_rounds.inc();
+            *flight = Some(Flight { launched_at: Instant::now(), left: self.pings - 1 });
+            self.ping().await?;
+        }
+        Ok(())
+    }
+
+    /// Into an empty socket buffer: with one outstanding at a time this does not wait.
+    async fn ping(&mut self) -> Result<(), StoreError> {
+        self.stream.write_all(PING).await.map_err(lost)
+    }
+}
+
+/// Looks after a round that has not been answered; says when to look again.
+fn look_after(tracked: &Tracked, flight: Option<&Flight>) -> Result<Instant, StoreError> {
+    let Some(flight) = flight else { return Ok(Instant::now() + tracked.patience) };
+    let waited = flight.launched_at.elapsed();
+    if waited < tracked.patience {
+        return Ok(flight.launched_at + tracked.patience);
+    }
+    if waited >= HUNG {
+        return Err(StoreError::Timeout);
+    }
+    tracked.lower();
+    Ok(flight.launched_at + HUNG)
+}
+
+/// Empties the layer in this process when the connection goes, however it goes.
+struct Lost<'t>(&'t Tracked);
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        self.0.lower();
+        self.0.flush();
+    }
+}
+
+/// One list of names, or nil for all of them (FLUSHALL, FLUSHDB).
+fn evict(watcher: &dyn Watcher, data: &[Value]) {
+    match data {
+        [Value::Array(names)] => {
+            for name in names {
+                match name {
+                    Value::BulkString(name) => watcher.evict(name),
+                    _ => watcher.flush(),
+                }
+            }
+        }
+        _ => watcher.flush(),
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
+fn lost(error: io::Error) -> StoreError {
+    StoreError::Lost(error.to_string())
+}

@@ -1,0 +1,312 @@
+//! Entries in the process, in front of Redis: served without asking it for them, and never older.
+
+use std::time::Duration;
+
+use hyper::Method;
+use jobcache::config::NearMode;
+
+use crate::support::{
+    RedisServer, SOON, Setup, eventually,
+    redis::{RECOVERY, key},
+    upstream::{version, with_headers},
+};
+
+const X: &str = "/jobs/x";
+
+/// Long enough for a test to be within it, and to see that it is.
+const STALENESS: Duration = Duration::from_secs(20);
+
+async fn bounded() -> Setup {
+    Setup::with(|config| {
+        config.near.mode = NearMode::Bounded;
+        config.near.max_staleness = STALENESS;
+    })
+    .await
+}
+
+/// A number of the metrics.
+async fn metric(setup: &Setup, name: &str) -> u64 {
+    let text = setup.sidecar.admin.get("/metrics").await;
+    let line = text.text().lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    line.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+async fn near_hits(setup: &Setup) -> u64 {
+    metric(setup, "jobcache_near_lookups_total{outcome=\"hit\"}").await
+}
+
+/// Waits until a GET is answered from this process.
+async fn near_hit(setup: &Setup, path: &str) {
+    eventually(RECOVERY, async || {
+        let before = near_hits(setup).await;
+        setup.get(path).await.is_hit() && near_hits(setup).await > before
+    })
+    .await;
+}
+
+/// How often Redis was given a command.
+async fn calls(redis: &RedisServer, command: &str) -> u64 {
+    let info: String = redis.run(redis::cmd("INFO").arg("commandstats")).await;
+    let prefix = format!("cmdstat_{command}:calls=");
+    let line = info.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap_or("0,");
+    line.split(',').next().and_then(|calls| calls.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test]
+async fn hits_fetch_nothing_from_redis() {
+    let setup = Setup::new().await;
+    setup.get(X).await;
+    near_hit(&setup, X).await;
+    let (reads, before) = (calls(&setup.redis, "mget").await, near_hits(&setup).await);
+
+    for _ in 0..50 {
+        let reply = setup.get(X).await;
+        reply.assert(200, &version("x", 0));
+        assert!(reply.is_hit(), "{reply:?}");
+    }
+
+    assert_eq!(calls(&setup.redis, "mget").await, reads);
+    assert_eq!(near_hits(&setup).await, before + 50);
+    assert_eq!(setup.upstream.reads(X), 1);
+}
+
+#[tokio::test]
+async fn a_del_by_a_third_party_shows_in_the_very_next_read() {
+    let setup = Setup::new().await;
+    let mut redis = setup.redis.connection().await;
+    for v in 0..200 {
+        setup.get(X).await;
+        setup.hit(X).await;
+        setup.get(X).await.assert(200, &version("x", v));
+        setup.upstream.commit("x");
+        let () = redis::cmd("DEL").arg(key("x")).query_async(&mut redis).await.expect("Redis");
+        let reply = setup.get(X).await;
+        reply.assert(200, &version("x", v + 1));
+        assert!(!reply.is_hit(), "{reply:?}");
+    }
+    assert!(near_hits(&setup).await >= 200);
+}
+
+#[tokio::test]
+async fn a_write_through_another_sidecar_shows_in_the_very_next_read() {
+    let setup = Setup::new().await;
+    let other = setup.second().await;
+    for v in 1..=50 {
+        setup.get(X).await;
+        setup.hit(X).await;
+        setup.get(X).await;
+        other.put(X).await;
+        setup.get(X).await.assert(200, &version("x", v));
+        eventually(SOON, async || setup.get(X).await.is_hit()).await;
+    }
+}
+
+#[tokio::test]
+async fn flushall_empties_the_process_too() {
+    let setup = Setup::new().await;
+    setup.get(X).await;
+    near_hit(&setup, X).await;
+    setup.upstream.commit("x");
+
+    let () = setup.redis.run(&redis::cmd("FLUSHALL")).await;
+
+    setup.get(X).await.assert(200, &version("x", 1));
+    assert_eq!(metric(&setup, "jobcache_near_entries").await, 0);
+}
+
+#[tokio::test]
+async fn readers_share_the_rounds_of_the_barrier() {
+    let setup = Setup::new().await;
+    setup.get(X).await;
+    near_hit(&setup, X).await;
+    let (rounds, waits) = (
+        metric(&setup, "jobcache_barrier_rounds_total").await,
+        metric(&setup, "jobcache_barrier_waits_total").await,
+    );
+
+    for _ in 0..20 {
+        let crowd = (0..32).map(|_| setup.hit(X));
+        futures_util::future::join_all(crowd).await;
+    }
+
+    let waited = metric(&setup, "jobcache_barrier_waits_total").await - waits;
+    let rounds = metric(&setup, "jobcache_barrier_rounds_total").await - rounds;
+    assert!(waited >= 10 * 32, "{waited}");
+    assert!(rounds < waited / 2, "{rounds} rounds for {waited} readers");
+}
+
+#[tokio::test]
+async fn a_cut_tracking_connection_costs_nothing_but_the_near_hits_until_it_is_back() {
+    let setup = Setup::new().await;
+    for v in 0..5 {
+        setup.get(X).await;
+        near_hit(&setup, X).await;
+        let id: Vec<u64> = tracking_ids(&setup.redis).await;
+        assert_eq!(id.len(), 1);
+        let () = setup.redis.run(redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id[0])).await;
+        setup.upstream.commit("x");
+        setup.redis.del(&key("x")).await;
+        setup.get(X).await.assert(200, &version("x", v + 1));
+        eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+    }
+}
+
+async fn tracking_ids(redis: &RedisServer) -> Vec<u64> {
+    let list: String = redis.run(redis::cmd("CLIENT").arg("LIST")).await;
+    let tracking = list.lines().filter(|line| line.contains(" name=jobcache-tracking "));
+    let id = |line: &str| line.strip_prefix("id=")?.split(' ').next()?.parse().ok();
+    tracking.filter_map(id).collect()
+}
+
+#[tokio::test]
+async fn while_redis_hangs_nothing_is_served_from_the_process() {
+    let setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
+    setup.get(X).await;
+    near_hit(&setup, X).await;
+
+    setup.redis.stop();
+    for _ in 0..10 {
+        let reply = setup.get(X).await;
+        reply.assert(200, &version("x", 0));
+        assert!(!reply.is_hit(), "{reply:?}");
+    }
+    setup.redis.cont();
+
+    near_hit(&setup, X).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_refuses_tracking_serves_hits_all_the_same() {
+    let redis = RedisServer::start_with(&["--rename-command", "CLIENT", ""]).await;
+    let setup = Setup::cold(redis, |_| {}).await;
+    setup.sidecar.warm().await;
+    setup.get(X).await;
+    for _ in 0..5 {
+        setup.hit(X).await;
+    }
+    assert_eq!(near_hits(&setup).await, 0);
+    assert_eq!(metric(&setup, "jobcache_tracking_up").await, 0);
+}
+
+#[tokio::test]
+async fn the_process_keeps_an_entry_no_longer_than_redis() {
+    let setup = Setup::with(|config| config.ttl = Duration::from_secs(1)).await;
+    setup.get(X).await;
+    near_hit(&setup, X).await;
+    setup.upstream.commit("x");
+
+    eventually(SOON, async || setup.get(X).await.text() == version("x", 1)).await;
+}
+
+#[tokio::test]
+async fn a_caller_whom_the_upstream_has_let_in_is_served_from_the_process_too() {
+    let setup = Setup::new().await;
+    for who in ["Bearer a", "Bearer b"] {
+        eventually(SOON, async || {
+            let before = near_hits(&setup).await;
+            let request = setup.sidecar.client.request(Method::GET, X);
+            let reply = request.header("authorization", who).send().await;
+            reply.assert(200, &version("x", 0));
+            reply.is_hit() && near_hits(&setup).await > before
+        })
+        .await;
+    }
+    assert_eq!(setup.upstream.reads(X), 2, "one for each");
+}
+
+#[tokio::test]
+async fn a_lost_meta_does_not_matter_to_an_entry_in_the_process() {
+    let setup = Setup::new().await;
+    setup.get(X).await;
+    near_hit(&setup, X).await;
+    setup.redis.del(&format!("{{{}}}:meta", key("x"))).await;
+
+    setup.hit(X).await.assert(200, &version("x", 0));
+}
+
+#[tokio::test]
+async fn within_its_bound_a_hit_waits_for_nothing() {
+    let setup = bounded().await;
+    setup.get(X).await;
+    near_hit(&setup, X).await;
+    let waits = metric(&setup, "jobcache_barrier_waits_total").await;
+
+    for _ in 0..50 {
+        setup.hit(X).await;
+    }
+
+    assert_eq!(metric(&setup, "jobcache_barrier_waits_total").await, waits);
+}
+
+#[tokio::test]
+async fn within_its_bound_a_write_of_ones_own_shows_at_once() {
+    let setup = bounded().await;
+    for v in 1..=50 {
+        setup.get(X).await;
+        setup.hit(X).await;
+        setup.sidecar.put(X).await;
+        setup.get(X).await.assert(200, &version("x", v));
+        eventually(SOON, async || setup.get(X).await.is_hit()).await;
+    }
+}
+
+#[tokio::test]
+async fn within_its_bound_a_purge_of_ones_own_shows_at_once() {
+    let setup = bounded().await;
+    for v in 1..=50 {
+        setup.get(X).await;
+        setup.hit(X).await;
+        setup.upstream.commit("x");
+        let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+        assert_eq!(purge.status, 200);
+        setup.get(X).await.assert(200, &version("x", v));
+    }
+}
+
+#[tokio::test]
+async fn past_its_bound_a_hit_waits_for_the_news() {
+    let setup = Setup::with(|config| {
+        config.near.mode = NearMode::Bounded;
+        config.near.max_staleness = Duration::from_millis(1);
+    })
+    .await;
+    for v in 1..=20 {
+        setup.get(X).await;
+        near_hit(&setup, X).await;
+        setup.upstream.commit("x");
+        setup.redis.del(&key("x")).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        setup.get(X).await.assert(200, &version("x", v));
+    }
+}
+
+#[tokio::test]
+async fn room_is_bounded_and_what_had_to_go_is_asked_of_redis() {
+    let setup = Setup::with(|config| config.near.max_bytes = 1 << 20).await;
+    let body: &'static str = "x".repeat(100_000).leak();
+    let paths: Vec<_> = (0..30).map(|id| format!("/jobs/{id}")).collect();
+    for path in &paths {
+        setup.upstream.respond(path, move |_| Some(with_headers(body, &[])));
+    }
+    for _ in 0..2 {
+        for path in &paths {
+            setup.get(path).await;
+            setup.hit(path).await;
+        }
+    }
+    assert!(metric(&setup, "jobcache_near_bytes").await <= 1 << 20);
+    assert!(metric(&setup, "jobcache_near_evictions_total").await > 0);
+    assert!(paths.iter().all(|path| setup.upstream.reads(path) == 1));
+}
+
+#[tokio::test]
+async fn with_the_layer_off_each_hit_asks_redis() {
+    let setup = Setup::with(|config| config.near.mode = NearMode::Off).await;
+    setup.get(X).await;
+    let reads = calls(&setup.redis, "mget").await;
+    for _ in 0..5 {
+        setup.hit(X).await;
+    }
+    assert!(calls(&setup.redis, "mget").await >= reads + 5);
+    assert!(tracking_ids(&setup.redis).await.is_empty());
+}
