@@ -95,10 +95,11 @@ impl Floors {
         }
     }
 
-    /// The highest that stood before a read began.
-    fn under(&self, read: &Read) -> Option<&Floor> {
+    /// The highest that stood before a read began, or so long before that.
+    fn under(&self, read: &Read, staleness_ms: u64) -> Option<&Floor> {
+        let start = read.start.minus_ms(staleness_ms);
         let last = |floors: &'_ Vec<Floor>| {
-            floors.partition_point(|floor| floor.from < read.start).checked_sub(1)
+            floors.partition_point(|floor| floor.from < start).checked_sub(1)
         };
         let all = last(&self.all).map(|at| &self.all[at]);
         let own = self.own.get(&read.process).and_then(|own| last(own).map(|at| &own[at]));
@@ -107,7 +108,7 @@ impl Floors {
 }
 
 /// Judges a whole run.
-pub(super) fn judge(history: &History) -> Verdict {
+pub(super) fn judge(history: &History, staleness_ms: u64) -> Verdict {
     let mut counts = Counts {
         reads: history.reads.len(),
         failed_reads: history.failed_reads,
@@ -126,7 +127,8 @@ pub(super) fn judge(history: &History) -> Verdict {
             How::Stored => counts.stored += 1,
             How::Miss | How::Pass => {}
         }
-        if let Some(floor) = floors.get(&read.job).and_then(|floors| floors.under(read))
+        if let Some(floor) =
+            floors.get(&read.job).and_then(|floors| floors.under(read, staleness_ms))
             && read.version < floor.version
         {
             violations.push(Violation { read: *read, floor: *floor });
@@ -319,7 +321,7 @@ mod tests {
             troubles: trouble.into_iter().collect(),
             ..History::default()
         };
-        let verdict = judge(&history);
+        let verdict = judge(&history, 0);
         assert_eq!(verdict.total, usize::from(bad));
         for violation in verdict.violations {
             let slice = violation.explain(&history);

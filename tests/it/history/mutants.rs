@@ -32,7 +32,18 @@ const RACES: Plan = Plan {
     load: Load { putters: 3, purgers: 2, deleters: 3, pause_ms: 60, hang_ups: 5 },
     manners: Manners { slow: 35, very_slow: 3, pieces: 20, commit_in_body: 10, broken: 5 },
     faults: Faults { kinds: &[], peace_ms: (100, 200), hang_ms: 1500 },
+    staleness_ms: 0,
     mutant: None,
+};
+
+/// What changes behind the sidecars' backs, of which they are told and not asked.
+const BEHIND: Plan = Plan {
+    length: Duration::from_secs(4),
+    jobs: 4,
+    pause: Duration::from_millis(1),
+    load: Load { putters: 0, purgers: 0, deleters: 8, pause_ms: 30, hang_ups: 0 },
+    manners: Manners { slow: 0, very_slow: 0, pieces: 0, commit_in_body: 0, broken: 0 },
+    ..RACES
 };
 
 /// Writes whose outcome nobody is told.
@@ -174,8 +185,10 @@ impl Forced {
         let (redis_url, upstream_url) = (redis.url(), upstream.url());
         let args = ["--redis-url", &redis_url, "--upstream", &upstream_url];
         let args = [&args[..], &["--settle", "0s", "--store-budget", "2s"]].concat();
-        let envs = mutant.map(|mutant| ("JOBCACHE_MUTANT", mutant.as_str()));
-        let sidecar = Process::start(&args, envs.as_slice()).await;
+        // Who asks is the same also after Redis has lost everything.
+        let mut envs = vec![("JOBCACHE_CREDENTIALS_SECRET", "the-same-over-all-restarts")];
+        envs.extend(mutant.map(|mutant| ("JOBCACHE_MUTANT", mutant.as_str())));
+        let sidecar = Process::start(&args, &envs).await;
         let forced = Self { redis, upstream, sidecar };
         forced.hit("/jobs/warm-up").await;
         forced
@@ -185,6 +198,16 @@ impl Forced {
         eventually(SOON, async || {
             let reply = self.sidecar.client.get(path).await;
             if reply.is_hit() { Ok(()) } else { Err(reply) }
+        })
+        .await;
+    }
+
+    /// Waits until changes are tracked.
+    async fn tracks(&self) {
+        eventually(SOON, async || {
+            let metrics = self.sidecar.admin.get("/metrics").await;
+            let up = ["jobcache_store_up 1", "jobcache_tracking_up 1"];
+            up.iter().all(|line| metrics.text().lines().any(|it| it == *line))
         })
         .await;
     }
@@ -237,6 +260,31 @@ async fn a_join_across_epochs_is_caught() {
             gate.release();
         };
         tokio::join!(forced.sees(), release).0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_use_of_what_is_near_without_the_barrier_is_caught() {
+    check(Mutant::NearWithoutBarrier, BEHIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_though_there_was_news_of_it_is_caught() {
+    check(Mutant::NearWithoutGeneration, BEHIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_near_and_outlives_its_connection_is_caught() {
+    check_forced(Mutant::NearWithoutFlush, async |mut forced| {
+        forced.tracks().await;
+        // Into Redis, and from there into the process.
+        forced.hit(X).await;
+        forced.redis.kill();
+        forced.upstream.commit("x");
+        forced.redis.restart_empty().await;
+        forced.tracks().await;
+        forced.sees().await
     })
     .await;
 }

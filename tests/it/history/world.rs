@@ -45,6 +45,8 @@ pub(super) struct Plan {
     pub(super) load: super::workload::Load,
     pub(super) manners: Manners,
     pub(super) faults: Faults,
+    /// How old the news may be that the sidecars go by; zero in strict mode.
+    pub(super) staleness_ms: u64,
     /// The fault that the sidecars are built to have.
     pub(super) mutant: Option<&'static str>,
 }
@@ -160,7 +162,14 @@ impl Machinery {
         let upstream = format!("http://{upstream}");
         let args = ["--redis-url", &redis, "--upstream", &upstream, "--settle", "0s"];
         let args = [&args[..], &["--ttl", "5s", "--store-budget", "100ms"]].concat();
+        let staleness = format!("{}ms", plan.staleness_ms);
         let mut envs = TIMES.to_vec();
+        if plan.staleness_ms > 0 {
+            envs.extend([
+                ("JOBCACHE_NEAR", "bounded"),
+                ("JOBCACHE_NEAR_MAX_STALENESS", &staleness),
+            ]);
+        }
         envs.extend(plan.mutant.map(|mutant| ("JOBCACHE_MUTANT", mutant)));
         support::Process::start(&args, &envs).await
     }
