@@ -1,0 +1,193 @@
+//! The users, and the pipeline that works on their jobs.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Request, Response, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, CACHE_STATUS, HOST},
+};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, sleep_until},
+};
+
+use crate::{
+    Result,
+    client::Client,
+    figures::{Figures, Source},
+    jobs::{Jobs, id},
+    scenario::{Callers, JOBS, POLL_EVERY, Play, STAGE_SECONDS},
+};
+
+/// A poll comes up to this part of its interval early or late.
+const JITTER: f64 = 0.1;
+/// Before a purge that was refused is sent again.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// How long a sidecar may take to serve its first hit, and the time between two looks.
+const WARM: Duration = Duration::from_secs(20);
+const WARM_STEP: Duration = Duration::from_millis(20);
+/// The name that frontends know the API by, whichever sidecar they reach.
+const API: &str = "api.internal";
+
+/// What everybody on the stage knows.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) play: Play,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) figures: Figures,
+    /// Where users connect: sidecars, or the API.
+    pub(crate) fronts: Vec<SocketAddr>,
+    /// Purge webhooks; none without a sidecar.
+    pub(crate) webhooks: Vec<SocketAddr>,
+}
+
+impl Stage {
+    /// Starts users and pipeline; they stop when `crowd` is dropped.
+    pub(crate) fn start(self: &Arc<Self>, crowd: &mut JoinSet<()>) {
+        for user in 0..self.play.users {
+            crowd.spawn(User::new(self, user).run());
+        }
+        for job in 0..JOBS {
+            crowd.spawn(Arc::clone(self).work(job));
+        }
+    }
+
+    /// Polls through every sidecar until it answers from the cache.
+    pub(crate) async fn warm(self: &Arc<Self>) -> Result<()> {
+        // Without a sidecar there is nothing to warm.
+        for front in self.fronts.iter().take(self.webhooks.len()) {
+            let deadline = Instant::now() + WARM;
+            let mut user = User { client: Client::new(*front), ..User::new(self, 0) };
+            while user.poll().await != Some(Source::Cache) {
+                if Instant::now() > deadline {
+                    return Err(format!("{front} serves no hits").into());
+                }
+                sleep(WARM_STEP).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes a job in the database, behind the sidecars' backs, and purges it by the webhook of
+    /// any of them until one confirms.
+    async fn work(self: Arc<Self>, job: usize) {
+        let (shortest, longest) = STAGE_SECONDS;
+        let factor = f64::from(self.play.factor);
+        // The stage that it is in has begun some time ago.
+        let mut stays = fastrand::f64() * longest;
+        loop {
+            sleep(Duration::from_secs_f64(stays / factor)).await;
+            let version = self.jobs.advance(job);
+            while !self.purge(job).await {
+                self.figures.purge_refused();
+                sleep(RETRY_AFTER).await;
+            }
+            self.jobs.acknowledge(job, version);
+            stays = shortest + fastrand::f64() * (longest - shortest);
+        }
+    }
+
+    async fn purge(&self, job: usize) -> bool {
+        let Some(webhook) = fastrand::choice(&self.webhooks) else { return true };
+        let request = Request::post("/purge")
+            .header(HOST, webhook.to_string())
+            .body(Full::from(json!({ "job_id": id(job) }).to_string()));
+        let Ok(request) = request else { return false };
+        let asked = Instant::now();
+        let answer = Client::new(*webhook).send(request).await;
+        let confirmed = answer.is_ok_and(|response| response.status() == StatusCode::OK);
+        if confirmed {
+            self.figures.purged(asked.elapsed());
+        }
+        confirmed
+    }
+}
+
+/// One frontend.
+struct User {
+    stage: Arc<Stage>,
+    number: u32,
+    job: usize,
+    client: Client,
+}
+
+/// What a frontend reads of an answer.
+#[derive(Deserialize)]
+struct Seen {
+    version: u64,
+}
+
+impl User {
+    /// Users are spread evenly over jobs and sidecars.
+    fn new(stage: &Arc<Stage>, number: u32) -> Self {
+        let place = usize::try_from(number).unwrap_or_default();
+        let front = stage.fronts[place / JOBS % stage.fronts.len()];
+        let client = Client::new(front);
+        Self { stage: Arc::clone(stage), number, job: place % JOBS, client }
+    }
+
+    async fn run(mut self) {
+        let every = self.stage.play.compressed(POLL_EVERY);
+        sleep(every.mul_f64(fastrand::f64())).await;
+        loop {
+            let jitter = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
+            let next = tokio::time::Instant::now() + every.mul_f64(jitter);
+            self.poll().await;
+            sleep_until(next).await;
+        }
+    }
+
+    /// Where the answer came from; nothing where there was none.
+    async fn poll(&mut self) -> Option<Source> {
+        let acknowledged = self.stage.jobs.acknowledged(self.job);
+        let request = self.request()?;
+        let asked = Instant::now();
+        let answer = self.client.send(request).await;
+        let took = asked.elapsed();
+        let seen = answer.ok().and_then(|response| judge(&response));
+        let Some((version, source)) = seen else {
+            self.stage.figures.failed();
+            return None;
+        };
+        self.stage.figures.answered(source, took, version < acknowledged);
+        Some(source)
+    }
+
+    fn request(&self) -> Option<Request<Full<Bytes>>> {
+        let mut request = Request::get(format!("/jobs/{}", id(self.job)))
+            .header(HOST, API)
+            .header(ACCEPT, "application/json");
+        if self.stage.play.callers != Callers::Anonymous {
+            request =
+                request.header(AUTHORIZATION, format!("Bearer token-of-user-{}", self.number));
+        }
+        request.body(Full::default()).ok()
+    }
+}
+
+/// The version that an answer shows, and where it came from.
+fn judge(response: &Response<Bytes>) -> Option<(u64, Source)> {
+    let seen: Seen = serde_json::from_slice(response.body()).ok()?;
+    let status = response.headers().get(CACHE_STATUS).and_then(|status| status.to_str().ok());
+    Some((seen.version, source(status.unwrap_or_default())))
+}
+
+/// As `Cache-Status` tells: `jobcache; hit; ttl=213` is a hit.
+fn source(cache_status: &str) -> Source {
+    let says = |word: &str| cache_status.split(';').any(|part| part.trim().starts_with(word));
+    if says("hit") {
+        Source::Cache
+    } else if says("detail=store-") || says("detail=leased") {
+        Source::Late
+    } else {
+        Source::Upstream
+    }
+}

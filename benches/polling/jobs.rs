@@ -1,0 +1,144 @@
+//! The API: an ordinary backend with a database, which knows nothing of a cache.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Request, Response, StatusCode,
+    body::Incoming,
+    header::{CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+
+use crate::{
+    Result,
+    scenario::{JOBS, QUERY},
+};
+
+/// Before the number in an id.
+const ID_PREFIX: &str = "job-";
+/// Queued, converting from 10 to 90 percent, completed.
+const STAGES: u64 = 11;
+
+/// The jobs and what their readers have cost.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    /// Counted up by each change; tells the stage as well.
+    versions: [AtomicU64; JOBS],
+    /// The version of the last purge that was answered 200.
+    acknowledged: [AtomicU64; JOBS],
+    reads: AtomicU64,
+    changes: AtomicU64,
+}
+
+impl Jobs {
+    /// All of them somewhere on their way.
+    pub(crate) fn new() -> Self {
+        Self {
+            versions: std::array::from_fn(|_| AtomicU64::new(1 + fastrand::u64(..STAGES))),
+            acknowledged: std::array::from_fn(|_| AtomicU64::new(0)),
+            reads: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+        }
+    }
+
+    /// Queries so far.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Changes so far.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Moves a job to its next stage, and from the last one to the first; its new version.
+    pub(crate) fn advance(&self, job: usize) -> u64 {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        self.versions[job].fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Remembers that a purge after this version was answered 200.
+    pub(crate) fn acknowledge(&self, job: usize, version: u64) {
+        self.acknowledged[job].fetch_max(version, Ordering::SeqCst);
+    }
+
+    /// No answer to a poll that starts after this call may be older.
+    pub(crate) fn acknowledged(&self, job: usize) -> u64 {
+        self.acknowledged[job].load(Ordering::SeqCst)
+    }
+
+    /// A query sees the row as it was when it began, so that an answer on its way may be overtaken
+    /// by a change and its purge.
+    async fn answer(&self, path: &str) -> Response<Full<Bytes>> {
+        let Some(job) = number(path).filter(|job| *job < JOBS) else {
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            return response;
+        };
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let version = self.versions[job].load(Ordering::SeqCst);
+        sleep(QUERY).await;
+        let (status, progress) = stage(version);
+        let row = json!({
+            "id": id(job), "status": status, "progress": progress, "version": version,
+            "kind": "render", "input": "s3://uploads/original.mov", "output": "s3://renders/final.mp4",
+        });
+        let mut response = Response::new(Full::from(row.to_string()));
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        response
+    }
+}
+
+/// Serves the jobs until `tasks` is dropped; where.
+pub(crate) async fn serve(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> Result<SocketAddr> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let address = listener.local_addr()?;
+    let jobs = Arc::clone(jobs);
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let jobs = Arc::clone(&jobs);
+            connections.spawn(async move {
+                let answer = service_fn(|request: Request<Incoming>| {
+                    let jobs = Arc::clone(&jobs);
+                    async move { Ok::<_, Infallible>(jobs.answer(request.uri().path()).await) }
+                });
+                // Who hangs up does not want an answer.
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// As it stands in paths.
+pub(crate) fn id(job: usize) -> String {
+    format!("{ID_PREFIX}{}", job + 1)
+}
+
+fn number(path: &str) -> Option<usize> {
+    let number: usize = path.strip_prefix("/jobs/")?.strip_prefix(ID_PREFIX)?.parse().ok()?;
+    number.checked_sub(1)
+}
+
+fn stage(version: u64) -> (&'static str, u64) {
+    match version % STAGES {
+        0 => ("queued", 0),
+        step if step == STAGES - 1 => ("completed", 100),
+        step => ("converting", step * 10),
+    }
+}

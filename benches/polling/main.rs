@@ -1,0 +1,210 @@
+//! The scenario that jobcache is for: 100 users who poll `GET /jobs/<id>` every 5 seconds, a
+//! pipeline that moves the jobs through their stages and purges them, and what the API is spared.
+//!
+//! It is played faster than life, without jobcache and behind one to four sidecars, and with a
+//! hundred times as many users. It fails when an answer is stale, or when the reads of the API grow
+//! with the users.
+#![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+mod client;
+#[path = "../support/cost.rs"]
+mod cost;
+mod crowd;
+mod figures;
+#[path = "../support/interrupt.rs"]
+mod interrupt;
+mod jobs;
+mod outcome;
+#[path = "../support/plot.rs"]
+mod plot;
+#[path = "../support/process.rs"]
+mod process;
+#[path = "../support/report.rs"]
+mod report;
+mod scenario;
+#[path = "../support/servers.rs"]
+mod servers;
+#[path = "../support/stats.rs"]
+mod stats;
+#[path = "../support/table.rs"]
+mod table;
+
+use std::{
+    error::Error,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::{task::JoinSet, time::sleep};
+
+use crate::{
+    cost::{cpu_seconds, memory_mib},
+    crowd::Stage,
+    figures::Figures,
+    interrupt::Interrupt,
+    jobs::Jobs,
+    outcome::{Outcome, Outcomes},
+    report::Report,
+    scenario::{Front, PLAYS, POLL_EVERY, Play, TTL},
+    servers::{Redis, Sidecar},
+};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Between two looks at Ctrl-C.
+const STEP: Duration = Duration::from_millis(50);
+/// Open files of this process beside those of the users.
+const FILES: u64 = 1_000;
+
+/// Plays the polling scenario; flags go after `--`.
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench --bench polling --")]
+struct Args {
+    /// Minutes of the scenario that each size of it is measured for
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=600))]
+    minutes: u32,
+    /// Leaves out sizes with more users
+    #[arg(long, default_value_t = 10_000)]
+    max_users: u32,
+    /// Binary to measure in place of this build's
+    #[arg(long)]
+    jobcache: Option<PathBuf>,
+    /// Keep the figures in benches/figures, too
+    #[arg(long)]
+    save: bool,
+    /// What cargo adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("polling: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let interrupt = Interrupt::listen()?;
+    let machine = report::machine();
+    let files = raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut outcomes = Outcomes { minutes: args.minutes, all: Vec::new() };
+    for play in PLAYS.into_iter().filter(|play| play.users <= args.max_users) {
+        let (users, callers) = (play.users, play.callers.as_str());
+        let title = format!("{users} users ({callers}), sidecars: {}", play.front());
+        if u64::from(play.users) + FILES > files {
+            println!("skipped {title}: allow more open files (ulimit -n)");
+            continue;
+        }
+        println!("{title}: {} min at {} times the speed", args.minutes, play.factor);
+        outcomes.all.push(runtime.block_on(perform(args, play, &interrupt))?);
+    }
+    let tables = outcomes.tables();
+    print!("\n{tables}");
+    Report::new("polling", args.save).write(
+        &outcomes.json(&machine),
+        &tables,
+        "Reads of the API in a minute",
+        &outcomes.panels(),
+    )?;
+    outcomes.judge()
+}
+
+/// Plays one size of the scenario. Runs on the main thread, to which its servers are tied.
+async fn perform(args: &Args, play: Play, interrupt: &Interrupt) -> Result<Outcome> {
+    let (mut api, mut crowd) = (JoinSet::new(), JoinSet::new());
+    let jobs = Arc::new(Jobs::new());
+    let upstream = jobs::serve(&mut api, &jobs).await?;
+    let servers = Servers::start(&servers::binary(args.jobcache.as_ref()), play, upstream)?;
+    let (fronts, webhooks) = servers.addresses(upstream);
+    let figures = Figures::default();
+    let stage = Arc::new(Stage { play, jobs: Arc::clone(&jobs), figures, fronts, webhooks });
+    stage.warm().await?;
+    stage.start(&mut crowd);
+    // Until every user has connected and has polled once at its own pace.
+    wait(play.compressed(2 * POLL_EVERY), interrupt).await?;
+    stage.figures.reset();
+    let (reads, changes, started) = (jobs.reads(), jobs.changes(), Instant::now());
+    let spent = cpu_seconds(&servers.pids());
+    wait(play.compressed(Duration::from_mins(args.minutes.into())), interrupt).await?;
+    Ok(Outcome {
+        play,
+        minutes: started.elapsed().as_secs_f64() * f64::from(play.factor) / 60.0,
+        reads: jobs.reads() - reads,
+        changes: jobs.changes() - changes,
+        cpu_seconds: cpu_seconds(&servers.pids()) - spent,
+        memory_mib: memory_mib(&servers.sidecar_pids()),
+        counts: stage.figures.counts(),
+    })
+}
+
+/// The sidecars of one play, and their Redis.
+struct Servers {
+    redis: Option<Redis>,
+    sidecars: Vec<Sidecar>,
+}
+
+impl Servers {
+    fn start(binary: &Path, play: Play, upstream: SocketAddr) -> Result<Self> {
+        let Front::Sidecars(count) = play.front else {
+            return Ok(Self { redis: None, sidecars: Vec::new() });
+        };
+        let redis = Redis::start()?;
+        let flags = [
+            format!("--upstream=http://{upstream}"),
+            format!("--redis-url={}", redis.url()),
+            format!("--ttl={}ms", play.compressed(TTL).as_millis()),
+        ];
+        let mode = play.callers.mode();
+        let connections = u64::from(play.users) + FILES;
+        let settings = format!(
+            "[server]\nmax_connections = {connections}\n[credentials]\nmode = \"{mode}\"\n"
+        );
+        let sidecars = (0..count).map(|_| Sidecar::start(binary, &flags, &settings));
+        Ok(Self { sidecars: sidecars.collect::<Result<_>>()?, redis: Some(redis) })
+    }
+
+    /// Where users connect, and the purge webhooks.
+    fn addresses(&self, upstream: SocketAddr) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+        if self.sidecars.is_empty() {
+            return (vec![upstream], Vec::new());
+        }
+        self.sidecars.iter().map(|sidecar| (sidecar.listen, sidecar.admin)).unzip()
+    }
+
+    fn sidecar_pids(&self) -> Vec<u32> {
+        self.sidecars.iter().map(|sidecar| sidecar.process.pid()).collect()
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        let redis = self.redis.iter().map(|redis| redis.process.pid());
+        redis.chain(self.sidecar_pids()).collect()
+    }
+}
+
+async fn wait(time: Duration, interrupt: &Interrupt) -> Result<()> {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        interrupt.check()?;
+        sleep(STEP.min(end.saturating_duration_since(Instant::now()))).await;
+    }
+    Ok(())
+}
+
+/// As many open files as the system allows us and the sidecars; how many that are.
+fn raise_file_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // Where that fails, the limit that stands decides what is played.
+    let _ = setrlimit(Resource::Nofile, raised);
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}

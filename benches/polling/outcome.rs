@@ -1,0 +1,238 @@
+//! What the plays have shown: table, bars, and whether jobcache has kept its word.
+
+use serde_json::{Value, json};
+
+use crate::{
+    Result,
+    figures::{Counts, Latencies},
+    plot::{Bar, Panel},
+    scenario::{Callers, Front, JOBS, PUBLISHED_READS, PUBLISHED_REDUCTION, Play},
+    stats::real,
+    table::{Table, number},
+};
+
+/// Reads that a change of a job may cost where users share them: one, and a few by chance.
+const READS_A_CHANGE: f64 = 1.5;
+/// The part of the polls that may find the store late; past it the machine was too busy to tell.
+const LATE: f64 = 0.001;
+
+/// Of one play.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) play: Play,
+    /// Of the scenario, not of the clock.
+    pub(crate) minutes: f64,
+    /// Queries of the API.
+    pub(crate) reads: u64,
+    /// Changes of jobs.
+    pub(crate) changes: u64,
+    /// Of all sidecars and their Redis.
+    pub(crate) cpu_seconds: f64,
+    /// Of all sidecars at the end.
+    pub(crate) memory_mib: f64,
+    pub(crate) counts: Counts,
+}
+
+/// Of all of them.
+#[derive(Debug)]
+pub(crate) struct Outcomes {
+    /// That were asked for.
+    pub(crate) minutes: u32,
+    pub(crate) all: Vec<Outcome>,
+}
+
+impl Outcome {
+    fn reads_a_minute(&self) -> f64 {
+        real(self.reads) / self.minutes
+    }
+
+    fn polls_a_minute(&self) -> f64 {
+        real(self.counts.polls) / self.minutes
+    }
+
+    /// Percent of the polls that cost no read.
+    fn reduction(&self) -> f64 {
+        100.0 * (1.0 - real(self.reads) / real(self.counts.polls.max(1)))
+    }
+
+    fn reads_a_change(&self) -> f64 {
+        real(self.reads) / real(self.changes.max(1))
+    }
+
+    /// None without a sidecar.
+    fn cpu_per_100k(&self) -> Option<f64> {
+        let spent = (self.play.front != Front::Nothing).then_some(self.cpu_seconds)?;
+        Some(spent * 1e5 / real(self.counts.polls.max(1)))
+    }
+
+    /// Memory of one sidecar; none without one.
+    fn sidecar_mib(&self) -> Option<f64> {
+        match self.play.front {
+            Front::Nothing => None,
+            Front::Sidecars(count) => Some(self.memory_mib / f64::from(count)),
+        }
+    }
+
+    fn row(&self) -> Vec<String> {
+        let Self { play, counts, .. } = self;
+        vec![
+            number(Some(f64::from(play.users))),
+            play.callers.as_str().to_owned(),
+            play.front(),
+            format!("x{}", play.factor),
+            number(Some(self.polls_a_minute())),
+            number(Some(self.reads_a_minute())),
+            percent(self.reduction()),
+            number(Some(self.reads_a_change())),
+            pair(&counts.hit),
+            pair(&counts.miss),
+            pair(&counts.purge),
+            number(self.cpu_per_100k()),
+            number(self.sidecar_mib()),
+            counts.late.to_string(),
+            counts.stale.to_string(),
+            counts.failed.to_string(),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        let Self { play, minutes, reads, changes, counts, .. } = self;
+        json!({
+            "users": play.users, "callers": play.callers.as_str(), "sidecars": play.front(),
+            "factor": play.factor, "minutes": minutes, "polls": counts.polls, "reads": reads,
+            "changes": changes, "reads_a_minute": self.reads_a_minute(),
+            "reduction_percent": self.reduction(), "reads_a_change": self.reads_a_change(),
+            "hit": counts.hit.json(), "miss": counts.miss.json(), "purge": counts.purge.json(),
+            "purges": counts.purges, "purges_refused": counts.purges_refused,
+            "late": counts.late, "stale": counts.stale, "failed": counts.failed, "cpu_seconds": self.cpu_seconds,
+            "sidecar_mib": self.sidecar_mib(),
+        })
+    }
+
+    /// Within the plays of 100 users.
+    fn callers(&self) -> String {
+        match (self.play.front, self.play.callers) {
+            (Front::Nothing, _) => "no cache".to_owned(),
+            (_, Callers::Anonymous) => "jobcache".to_owned(),
+            (_, callers) => format!("jobcache, {}", callers.as_str()),
+        }
+    }
+
+    fn size(&self) -> String {
+        format!("{} users, sidecars: {}", number(Some(self.play.users.into())), self.play.front())
+    }
+
+    /// What it has failed in.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.counts.stale > 0 {
+            faults.push(format!("{} stale answers", self.counts.stale));
+        }
+        if self.play.shares() && !self.is_late() && self.reads_a_change() > READS_A_CHANGE {
+            faults.push(format!("{} reads a change", number(Some(self.reads_a_change()))));
+        }
+        faults
+    }
+
+    /// Whether the machine was too busy for it: then every late poll may cost a read, by design.
+    fn is_late(&self) -> bool {
+        real(self.counts.late) > LATE * real(self.counts.polls)
+    }
+}
+
+impl Outcomes {
+    /// One row a play, and the line to beat.
+    pub(crate) fn tables(&self) -> String {
+        let mut table = Table::new(&[
+            "users",
+            "callers",
+            "sidecars",
+            "speed",
+            "polls/min",
+            "API reads/min",
+            "fewer",
+            "reads/change",
+            "hit p50/p99 ms",
+            "miss p50/p99 ms",
+            "purge p50/p99 ms",
+            "CPU-s/100k",
+            "MiB each",
+            "late",
+            "stale",
+            "failed",
+        ]);
+        for outcome in &self.all {
+            table.row(outcome.row());
+        }
+        let (reads, reduction) = (number(Some(PUBLISHED_READS)), percent(PUBLISHED_REDUCTION));
+        let busy = if self.all.iter().any(Outcome::is_late) {
+            "\nIn some of them Redis was often late (`late`): the machine was too busy to tell how \
+             many reads these sizes cost.\n"
+        } else {
+            ""
+        };
+        format!(
+            "{JOBS} jobs, {} min each; the cache inside the application, as published for 100 \
+             users: about {reads} reads/min, {reduction} fewer\n\n{}{busy}",
+            self.minutes,
+            table.render()
+        )
+    }
+
+    /// All figures.
+    pub(crate) fn json(&self, machine: &Value) -> Value {
+        let plays: Vec<Value> = self.all.iter().map(Outcome::json).collect();
+        let published = json!({
+            "reads_a_minute": PUBLISHED_READS, "reduction_percent": PUBLISHED_REDUCTION,
+        });
+        json!({ "machine": machine, "published_in_app_cache": published, "plays": plays })
+    }
+
+    /// The scenario itself, then how it grows.
+    pub(crate) fn panels(&self) -> Vec<Panel> {
+        let bar = |outcome: &Outcome, label: String| Bar {
+            label,
+            value: outcome.reads_a_minute(),
+            ours: outcome.play.front != Front::Nothing,
+        };
+        let published =
+            Bar { label: "in-app cache".to_owned(), value: PUBLISHED_READS, ours: false };
+        let scenario = self.all.iter().filter(|outcome| outcome.play.users == 100);
+        let mut scenario: Vec<Bar> =
+            scenario.map(|outcome| bar(outcome, outcome.callers())).collect();
+        scenario.insert(1.min(scenario.len()), published);
+        let growth = self.all.iter().filter(|outcome| {
+            outcome.play.front != Front::Nothing && outcome.play.callers == Callers::Anonymous
+        });
+        let growth = growth.map(|outcome| bar(outcome, outcome.size())).collect();
+        vec![
+            Panel { title: "100 users, 1,200 polls a minute".to_owned(), bars: scenario },
+            Panel { title: "With more users and sidecars".to_owned(), bars: growth },
+        ]
+    }
+
+    /// An error that names everything that must not be.
+    pub(crate) fn judge(&self) -> Result<()> {
+        let faults: Vec<String> = self
+            .all
+            .iter()
+            .flat_map(|outcome| {
+                let label = format!("{} ({})", outcome.size(), outcome.play.callers.as_str());
+                outcome.faults().into_iter().map(move |fault| format!("{label}: {fault}"))
+            })
+            .collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ").into()) }
+    }
+}
+
+fn percent(percent: f64) -> String {
+    // Of nothing saved rounding makes -0.0.
+    format!("{:.1} %", percent.max(0.0))
+}
+
+fn pair(latencies: &Latencies) -> String {
+    match latencies.quantiles() {
+        Some((p50, p99)) => format!("{}/{}", number(Some(p50)), number(Some(p99))),
+        None => "-".to_owned(),
+    }
+}

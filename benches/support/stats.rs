@@ -1,0 +1,28 @@
+//! Medians, quantiles and means of few numbers.
+
+/// As a real number: counters stay far below 2^53.
+#[allow(clippy::cast_precision_loss, reason = "no counter here comes near 2^53")]
+pub(crate) fn real(count: u64) -> f64 {
+    count as f64
+}
+
+/// The value below which the part `q` of them lies; none of none.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "an index is a small, positive number"
+)]
+pub(crate) fn quantile(values: &[f64], q: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let last = sorted.len().checked_sub(1)?;
+    let place = q * last as f64;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    Some(below + (above - below) * place.fract())
+}
+
+/// The middle one; none of none.
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
+    quantile(values, 0.5)
+}
