@@ -1,0 +1,185 @@
+//! The pieces of a hit, each by itself and then all of them against the embedded store.
+//!
+//! What is missing here is what the kernel and hyper take: reading a request, writing an answer,
+//! and the round trip to Redis. The benchmark `peers` measures all of it.
+#![allow(missing_docs, reason = "criterion's macros write public functions")]
+#![allow(clippy::expect_used, reason = "criterion's functions cannot fail otherwise")]
+
+use std::{
+    hint::black_box,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use hyper::{
+    Request, Response, Version,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT},
+    http::request::Parts,
+};
+use jobcache::{
+    cache::{Cache, Lookup, audience::Prints, entry::Entry},
+    config::{Config, StoreUrl},
+    metrics::Metrics,
+    proxy::{
+        headers::{self, CacheStatus},
+        route::{Route, Routes},
+    },
+    store::{CredentialKey, Fill, Key, Seen, Store},
+};
+use tokio::runtime::Runtime;
+
+/// Of the bodies: a plain status, and one with a log in it.
+const SIZES: [usize; 2] = [600, 16 * 1024];
+const ID: &str = "00000000-0000-4000-8000-000000000001";
+
+criterion_group! {
+    name = hit_path;
+    config = Criterion::default().without_plots();
+    targets = head, entry, whole
+}
+criterion_main!(hit_path);
+
+/// What does not depend on the body.
+fn head(criterion: &mut Criterion) {
+    let (config, routes, request) = (config(), routes(), poll());
+    criterion.bench_function("classify route", |bench| {
+        bench.iter(|| routes.classify(black_box(&request)));
+    });
+    let (head, ()) = request.into_parts();
+    let (prints, key) = (Prints::new(&config.credentials), CredentialKey::new([7; 32]));
+    criterion.bench_function("fingerprint pair", |bench| {
+        bench.iter(|| prints.pair(&key, black_box(&head)));
+    });
+    criterion.bench_function("write Via and Cache-Status", |bench| {
+        bench.iter(|| finish(Response::new(Bytes::new()), &config));
+    });
+}
+
+/// What does.
+fn entry(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let (head, ()) = poll().into_parts();
+    let mut group = criterion.benchmark_group("entry");
+    for size in SIZES {
+        let seen = runtime.block_on(Stage::new(size)).seen;
+        group.bench_with_input(BenchmarkId::new("decode", size), &seen, |bench, seen| {
+            bench.iter(|| Entry::decode(black_box(seen)));
+        });
+        let entry = Entry::decode(&seen).and_then(Result::ok).expect("it was stored as an entry");
+        group.bench_with_input(BenchmarkId::new("respond", size), &entry, |bench, entry| {
+            bench.iter(|| entry.respond(&head.method, black_box(&head.headers), seen.now_ms));
+        });
+    }
+    group.finish();
+}
+
+/// From the head of a request to the head of its answer, with the embedded store.
+fn whole(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group("whole hit, embedded store");
+    for size in SIZES {
+        let stage = runtime.block_on(Stage::new(size));
+        group.bench_function(BenchmarkId::from_parameter(size), |bench| {
+            bench.iter_custom(|times| {
+                runtime.block_on(async {
+                    let started = Instant::now();
+                    for _ in 0..times {
+                        black_box(stage.hit().await);
+                    }
+                    started.elapsed()
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A cache that holds one job.
+struct Stage {
+    config: Config,
+    routes: Routes,
+    cache: Cache,
+    request: Request<()>,
+    head: Parts,
+    /// What the store gives for that job.
+    seen: Seen,
+}
+
+impl Stage {
+    async fn new(size: usize) -> Self {
+        let config = config();
+        let metrics = Arc::new(Metrics::default());
+        let store = Store::open(&config, Arc::clone(&metrics)).expect("the embedded store opens");
+        let cache = Cache::new(store, &config, metrics);
+        let (head, ()) = poll().into_parts();
+        fill(&cache, &head, size).await;
+        let key = Key::new(&config.store.prefix, ID);
+        let seen = cache.store().read(&key, &mut cache.budget()).await.expect("memory answers");
+        Self { config, routes: routes(), cache, request: poll(), head, seen }
+    }
+
+    async fn hit(&self) -> Response<Bytes> {
+        let Route::Read(id) = self.routes.classify(&self.request) else {
+            unreachable!("a poll is a read")
+        };
+        let ask = self.cache.ask(&id, &self.head);
+        let Lookup::Hit(entry) = self.cache.lookup(&ask, &mut self.cache.budget()).await else {
+            unreachable!("the job is stored for as long as criterion may take")
+        };
+        let now_ms = self.cache.store().now_ms();
+        let response = entry.respond(&self.head.method, &self.head.headers, now_ms);
+        finish(response, &self.config)
+    }
+}
+
+/// Stores a response to this request, as a miss does.
+async fn fill(cache: &Cache, head: &Parts, size: usize) {
+    let Route::Read(id) = routes().classify(&poll()) else { unreachable!("a poll is a read") };
+    let ask = cache.ask(&id, head);
+    let Lookup::Lead(lead) = cache.lookup(&ask, &mut cache.budget()).await else {
+        unreachable!("nobody else asks")
+    };
+    let response = Response::builder().header(CONTENT_TYPE, "application/json").body(());
+    let (response, ()) = response.expect("a valid response").into_parts();
+    let freshness = cache.storable(&response).expect("a plain 200 may be stored");
+    let landed = cache.land(*lead, &response, Bytes::from(vec![b'x'; size]), freshness);
+    assert_eq!(cache.fill(landed).await, Some(Fill::Stored));
+}
+
+/// What the proxy adds to every answer.
+fn finish(mut response: Response<Bytes>, config: &Config) -> Response<Bytes> {
+    headers::via(response.headers_mut(), Version::HTTP_11);
+    headers::cache_status(response.headers_mut(), CacheStatus::Hit { ttl: config.ttl });
+    response
+}
+
+/// As a browser polls, with a token.
+fn poll() -> Request<()> {
+    Request::get(format!("/jobs/{ID}"))
+        .header(HOST, "api.internal")
+        .header(
+            USER_AGENT,
+            "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+        )
+        .header(ACCEPT, "application/json")
+        .header(AUTHORIZATION, format!("Bearer {}", "t".repeat(180)))
+        .body(())
+        .expect("a valid request")
+}
+
+fn routes() -> Routes {
+    Routes::parse(&config().routes).expect("the defaults are templates")
+}
+
+/// The defaults, with the embedded store, and a TTL that outlasts the benchmark.
+fn config() -> Config {
+    let mut config = Config { ttl: Duration::from_hours(24), ..Config::default() };
+    config.store.url = StoreUrl::Memory;
+    config
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
