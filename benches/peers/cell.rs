@@ -1,0 +1,89 @@
+//! What is measured: kinds of work, sizes of bodies, numbers of connections.
+
+use std::fmt;
+
+/// What a request costs the one who answers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Work {
+    /// Answered from the cache.
+    Hit,
+    /// A job that nobody has asked for yet: read from the upstream and stored.
+    Miss,
+    /// A path that is not cached.
+    Pass,
+    /// A POST below a job; jobcache invalidates the job, the others only forward.
+    Write,
+}
+
+/// Of a response's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Size {
+    Small,
+    Large,
+}
+
+/// One kind of load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cell {
+    pub(crate) work: Work,
+    pub(crate) size: Size,
+    pub(crate) connections: u32,
+}
+
+/// Those with few connections show latency, the others cost.
+pub(crate) const CELLS: [Cell; 10] = [
+    Cell { work: Work::Hit, size: Size::Small, connections: 64 },
+    Cell { work: Work::Hit, size: Size::Large, connections: 64 },
+    Cell { work: Work::Hit, size: Size::Small, connections: 8 },
+    Cell { work: Work::Hit, size: Size::Large, connections: 8 },
+    Cell { work: Work::Miss, size: Size::Small, connections: 64 },
+    Cell { work: Work::Miss, size: Size::Large, connections: 64 },
+    Cell { work: Work::Miss, size: Size::Small, connections: 8 },
+    Cell { work: Work::Pass, size: Size::Small, connections: 64 },
+    Cell { work: Work::Pass, size: Size::Large, connections: 64 },
+    Cell { work: Work::Write, size: Size::Small, connections: 8 },
+];
+
+impl Work {
+    /// As `requests.lua` calls it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Pass => "pass",
+            Self::Write => "write",
+        }
+    }
+}
+
+impl Size {
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::Small => 600,
+            Self::Large => 16 * 1024,
+        }
+    }
+
+    /// Of the ids whose jobs have this size.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Self::Small => "00",
+            Self::Large => "f0",
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Small => "600 B",
+            Self::Large => "16 KiB",
+        })
+    }
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}, {} connections", self.work.as_str(), self.size, self.connections)
+    }
+}

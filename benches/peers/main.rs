@@ -1,0 +1,182 @@
+//! jobcache beside nginx, HAProxy, Varnish, Bloom and a bare hyper server, all in one run.
+//!
+//! Every peer runs throughout. In each round each of them has its turn under each kind of load, so
+//! that whatever else the machine does weighs on all of them alike; what counts are the ratios
+//! within a round. The method and how to read the tables are told in `benches/README.md`.
+#![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+mod cell;
+#[path = "../support/cost.rs"]
+mod cost;
+mod http;
+#[path = "../support/interrupt.rs"]
+mod interrupt;
+#[path = "../support/plot.rs"]
+mod plot;
+#[path = "../support/process.rs"]
+mod process;
+#[path = "../support/report.rs"]
+mod report;
+mod roster;
+mod round;
+mod server;
+#[path = "../support/servers.rs"]
+mod servers;
+#[path = "../support/stats.rs"]
+mod stats;
+mod summary;
+#[path = "../support/table.rs"]
+mod table;
+mod wrk;
+
+use std::{error::Error, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    cell::{CELLS, Cell, Work},
+    interrupt::Interrupt,
+    report::Report,
+    roster::{Entrant, Peer, ROSTER, Stage, Started},
+    summary::{Summary, Taken},
+    wrk::Wrk,
+};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Compares jobcache with its peers; flags go after `--`.
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench --bench peers --")]
+struct Args {
+    /// Rounds: the tables show their medians
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Seconds of load for each peer, cell and round
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Peers whose names begin so, such as `jobcache,haproxy`; all by default
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Kinds of work; all by default
+    #[arg(long, value_delimiter = ',')]
+    work: Vec<Work>,
+    /// Jobs that memory is measured with; 0 leaves that out
+    #[arg(long, default_value_t = 100_000)]
+    jobs: usize,
+    /// Binary to measure in place of this build's
+    #[arg(long)]
+    jobcache: Option<PathBuf>,
+    /// Keep the figures in benches/figures, too
+    #[arg(long)]
+    save: bool,
+    /// What cargo adds
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Be the bare server
+    #[arg(long, hide = true)]
+    serve: Option<SocketAddr>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let ran = match args.serve {
+        Some(address) => server::serve(address),
+        None => run(&args),
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("peers: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let interrupt = Interrupt::listen()?;
+    let mut wrk = Wrk::new(args.seconds, interrupt.clone())?;
+    let (_upstream, upstream) = roster::start_hyper()?;
+    let stage = Stage { jobcache: servers::binary(args.jobcache.as_ref()), upstream };
+    let machine = report::machine();
+    let mut summary = Summary { jobs: args.jobs, ..Summary::default() };
+
+    let entrants = entrants(args)?;
+    if args.jobs > 0 {
+        weigh_all(&entrants, &stage, &interrupt, &mut summary)?;
+    }
+    let peers = start_all(&entrants, &stage)?;
+    let cells: Vec<Cell> = CELLS
+        .into_iter()
+        .filter(|cell| args.work.is_empty() || args.work.contains(&cell.work))
+        .collect();
+    for round in 0..usize::try_from(args.rounds)? {
+        for cell in &cells {
+            println!("round {} of {}: {cell}", round + 1, args.rounds);
+            // Each goes first once, so that nobody always follows the same one.
+            let mut order: Vec<&Peer> = peers.iter().collect();
+            order.rotate_left(round % peers.len());
+            for peer in order {
+                let name = peer.entrant.name;
+                let sample = round::measure(peer, *cell, &stage, &mut wrk)
+                    .map_err(|error| format!("{name}, {cell}: {error}"))?;
+                let ours = peer.entrant.is_jobcache();
+                summary.taken.push(Taken { round, cell: *cell, peer: name, ours, sample });
+            }
+        }
+    }
+    publish(args, &summary, &machine, &peers)
+}
+
+/// Those that were asked for.
+fn entrants(args: &Args) -> Result<Vec<Entrant>> {
+    let asked = |entrant: &Entrant| {
+        args.only.is_empty() || args.only.iter().any(|name| entrant.name.starts_with(name.as_str()))
+    };
+    let entrants: Vec<Entrant> = ROSTER.into_iter().filter(asked).collect();
+    if entrants.is_empty() {
+        let names: Vec<&str> = ROSTER.iter().map(|entrant| entrant.name).collect();
+        return Err(format!("--only names no peer; there are {}", names.join(", ")).into());
+    }
+    Ok(entrants)
+}
+
+fn weigh_all(
+    entrants: &[Entrant],
+    stage: &Stage,
+    interrupt: &Interrupt,
+    summary: &mut Summary,
+) -> Result<()> {
+    for entrant in entrants {
+        interrupt.check()?;
+        println!("memory of {} with {} jobs", entrant.name, summary.jobs);
+        if let Some(memory) = round::weigh(*entrant, summary.jobs, stage)
+            .map_err(|error| format!("{}, memory: {error}", entrant.name))?
+        {
+            summary.memory.push((entrant.name, memory));
+        }
+    }
+    Ok(())
+}
+
+fn start_all(entrants: &[Entrant], stage: &Stage) -> Result<Vec<Peer>> {
+    let mut peers = Vec::new();
+    for entrant in entrants {
+        match entrant.start(stage)? {
+            Started::Running(peer) => peers.push(*peer),
+            Started::Skipped(why) => println!("skipped {}: {why}", entrant.name),
+        }
+    }
+    if peers.is_empty() { Err("there is no peer to measure".into()) } else { Ok(peers) }
+}
+
+fn publish(args: &Args, summary: &Summary, machine: &Value, peers: &[Peer]) -> Result<()> {
+    let tables = summary.tables();
+    print!("{tables}");
+    let versions: Map<String, Value> =
+        peers.iter().map(|peer| (peer.entrant.name.to_owned(), peer.entrant.version())).collect();
+    let run = json!({ "rounds": args.rounds, "seconds": args.seconds, "peers": versions });
+    let figures = json!({ "machine": machine, "run": run, "figures": summary.json() });
+    let title = format!("Peers: medians of {} rounds of {} s", args.rounds, args.seconds);
+    Report::new("peers", args.save).write(&figures, &tables, &title, &summary.panels())
+}

@@ -1,0 +1,322 @@
+//! Who is measured, and how each of them is started.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    Result,
+    process::{self, Process},
+    report::{cores, first_line},
+    servers::{Redis, Sidecar},
+};
+
+/// A peer, as the table calls it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entrant {
+    pub(crate) name: &'static str,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// With these flags, and with a Redis of its own or with the embedded store.
+    Jobcache {
+        flags: &'static [&'static str],
+        store: Store,
+    },
+    Nginx {
+        sendfile: &'static str,
+    },
+    Haproxy,
+    Varnish,
+    Bloom,
+    Hyper,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Store {
+    Redis,
+    Memory,
+}
+
+/// What nothing that serves HTTP can undercut.
+pub(crate) const LIMIT: &str = "hyper";
+
+/// Everybody. Variants of jobcache that the binary refuses are skipped, as are peers that are not
+/// installed.
+pub(crate) const ROSTER: [Entrant; 10] = [
+    jobcache("jobcache-strict", &["--near=strict"], Store::Redis),
+    jobcache("jobcache-bounded", &["--near=bounded"], Store::Redis),
+    jobcache("jobcache-off", &["--near=off"], Store::Redis),
+    jobcache("jobcache-memory", &["--near=off"], Store::Memory),
+    Entrant { name: "nginx", kind: Kind::Nginx { sendfile: "off" } },
+    Entrant { name: "nginx-sendfile", kind: Kind::Nginx { sendfile: "on" } },
+    Entrant { name: "haproxy", kind: Kind::Haproxy },
+    Entrant { name: "varnish", kind: Kind::Varnish },
+    Entrant { name: "bloom", kind: Kind::Bloom },
+    Entrant { name: LIMIT, kind: Kind::Hyper },
+];
+
+const fn jobcache(name: &'static str, flags: &'static [&'static str], store: Store) -> Entrant {
+    Entrant { name, kind: Kind::Jobcache { flags, store } }
+}
+
+/// What all peers share.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    /// The binary under test.
+    pub(crate) jobcache: PathBuf,
+    pub(crate) upstream: SocketAddr,
+}
+
+/// A running peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) entrant: Entrant,
+    /// Where clients connect.
+    pub(crate) address: SocketAddr,
+    process: Running,
+    pub(crate) redis: Option<Redis>,
+    _dir: Option<TempDir>,
+}
+
+#[derive(Debug)]
+enum Running {
+    Other(Process),
+    Jobcache(Sidecar),
+}
+
+/// Whether a peer takes part.
+#[derive(Debug)]
+pub(crate) enum Started {
+    Running(Box<Peer>),
+    /// It does not, for this reason.
+    Skipped(String),
+}
+
+impl Entrant {
+    /// Whether it is one of ours.
+    pub(crate) fn is_jobcache(self) -> bool {
+        matches!(self.kind, Kind::Jobcache { .. })
+    }
+
+    /// Whether it forwards what it does not have: all but the bare server do.
+    pub(crate) fn forwards(self) -> bool {
+        !matches!(self.kind, Kind::Hyper)
+    }
+
+    /// Which build takes part.
+    pub(crate) fn version(self) -> Value {
+        let say = |program: &str, flag: &str| match process::find(program) {
+            Some(path) => json!(first_line(Command::new(path).arg(flag))),
+            None => Value::Null,
+        };
+        match self.kind {
+            Kind::Jobcache { flags, .. } => json!(flags.join(" ")),
+            Kind::Nginx { .. } => say("nginx", "-v"),
+            Kind::Haproxy => say("haproxy", "-v"),
+            Kind::Varnish => say("varnishd", "-V"),
+            Kind::Bloom => say("bloom", "--version"),
+            Kind::Hyper => json!("hyper 1"),
+        }
+    }
+
+    /// Starts it on a free port, in front of the upstream.
+    pub(crate) fn start(self, stage: &Stage) -> Result<Started> {
+        let started = match self.kind {
+            Kind::Jobcache { flags, store } => self.start_jobcache(stage, flags, store),
+            Kind::Nginx { sendfile } => self.start_nginx(stage, sendfile),
+            Kind::Haproxy => self.start_haproxy(stage),
+            Kind::Varnish => self.start_varnish(stage),
+            Kind::Bloom => self.start_bloom(stage),
+            Kind::Hyper => {
+                let (process, address) = start_hyper()?;
+                Ok(self.running(Running::Other(process), address, None, None))
+            }
+        };
+        started.map_err(|error| format!("{}: {error}", self.name).into())
+    }
+
+    fn start_jobcache(self, stage: &Stage, flags: &[&str], store: Store) -> Result<Started> {
+        if let Some(why) = refusal(&stage.jobcache, flags)? {
+            return Ok(Started::Skipped(why));
+        }
+        let redis = if store == Store::Redis { Some(Redis::start()?) } else { None };
+        let url = redis.as_ref().map_or_else(|| "memory://".to_owned(), Redis::url);
+        let mut args: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        args.push(format!("--redis-url={url}"));
+        args.push(format!("--upstream=http://{}", stage.upstream));
+        let sidecar = Sidecar::start(&stage.jobcache, &args, "")?;
+        let address = sidecar.listen;
+        Ok(self.running(Running::Jobcache(sidecar), address, redis, None))
+    }
+
+    fn start_nginx(self, stage: &Stage, sendfile: &str) -> Result<Started> {
+        let Some(program) = process::find("nginx") else { return Ok(missing("nginx")) };
+        let place = Place::new(stage)?;
+        let config = include_str!("nginx.conf").replace("@SENDFILE@", sendfile);
+        let config = place.write("nginx.conf", &config)?;
+        let mut args = words("-e stderr -c");
+        args.push(config);
+        if rustix::process::geteuid().is_root() {
+            // Its workers would change to a user who may not write here.
+            args.extend(["-g".to_owned(), "user root;".to_owned()]);
+        }
+        self.start_other(&program, &args, place, None)
+    }
+
+    fn start_haproxy(self, stage: &Stage) -> Result<Started> {
+        let Some(program) = process::find("haproxy") else { return Ok(missing("haproxy")) };
+        let place = Place::new(stage)?;
+        let config = place.write("haproxy.cfg", include_str!("haproxy.cfg"))?;
+        self.start_other(&program, &["-db".to_owned(), "-f".to_owned(), config], place, None)
+    }
+
+    fn start_varnish(self, stage: &Stage) -> Result<Started> {
+        let Some(program) = process::find("varnishd") else { return Ok(missing("varnish")) };
+        let place = Place::new(stage)?;
+        let config = place.write("varnish.vcl", include_str!("varnish.vcl"))?;
+        let mut args = words(
+            "-F -j none -T none -s malloc,512m -p thread_pools=2 -p thread_pool_min=100 \
+             -p thread_pool_max=1000 -p timeout_idle=60",
+        );
+        let dir = place.dir.path().join("varnish").display().to_string();
+        args.extend(["-a".to_owned(), place.listen.to_string()]);
+        args.extend(["-f".to_owned(), config, "-n".to_owned(), dir]);
+        self.start_other(&program, &args, place, None)
+    }
+
+    fn start_bloom(self, stage: &Stage) -> Result<Started> {
+        let Some(program) = process::find("bloom") else {
+            return Ok(Started::Skipped("not installed: cargo install bloom-server".to_owned()));
+        };
+        let (place, redis) = (Place::new(stage)?, Redis::start()?);
+        let config = include_str!("bloom.cfg")
+            .replace("@REDIS_PORT@", &redis.address.port().to_string())
+            .replace("@CONTROL@", &process::free_address()?.to_string());
+        let config = place.write("bloom.cfg", &config)?;
+        self.start_other(&program, &["-c".to_owned(), config], place, Some(redis))
+    }
+
+    fn start_other(
+        self,
+        program: &Path,
+        args: &[String],
+        place: Place,
+        redis: Option<Redis>,
+    ) -> Result<Started> {
+        let mut process = Process::spawn(program, args, place.dir.path())?;
+        process.wait_for(place.listen)?;
+        Ok(self.running(Running::Other(process), place.listen, redis, Some(place.dir)))
+    }
+
+    fn running(
+        self,
+        process: Running,
+        address: SocketAddr,
+        redis: Option<Redis>,
+        dir: Option<TempDir>,
+    ) -> Started {
+        Started::Running(Box::new(Peer { entrant: self, address, process, redis, _dir: dir }))
+    }
+}
+
+impl Peer {
+    /// The first process of the peer itself.
+    pub(crate) fn pid(&self) -> u32 {
+        match &self.process {
+            Running::Other(process) => process.pid(),
+            Running::Jobcache(sidecar) => sidecar.process.pid(),
+        }
+    }
+
+    /// That of its Redis.
+    pub(crate) fn redis_pid(&self) -> Option<u32> {
+        self.redis.as_ref().map(|redis| redis.process.pid())
+    }
+}
+
+/// The bare server, this program started anew.
+pub(crate) fn start_hyper() -> Result<(Process, SocketAddr)> {
+    let address = process::free_address()?;
+    let args = [format!("--serve={address}")];
+    let mut process = Process::spawn(std::env::current_exe()?, &args, &std::env::temp_dir())?;
+    process.wait_for(address)?;
+    Ok((process, address))
+}
+
+/// Why jobcache does not take these flags, in its own words; nothing if it does.
+fn refusal(binary: &Path, flags: &[&str]) -> Result<Option<String>> {
+    let mut check = Command::new(binary);
+    check.arg("check").args(flags).env_clear().stdin(Stdio::null());
+    let output = check.output().map_err(|error| format!("{}: {error}", binary.display()))?;
+    // Wrong usage, bad configuration. Whether anybody can be reached is another matter.
+    if !matches!(output.status.code(), Some(2 | 78)) {
+        return Ok(None);
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line = said.lines().find(|line| line.contains("near")).unwrap_or("refused").trim();
+    Ok(Some(format!("this jobcache does not take {}: {line}", flags.join(" "))))
+}
+
+fn missing(package: &str) -> Started {
+    Started::Skipped(format!("not installed: apt-get install {package}"))
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Where a peer keeps its files, and what its configuration is to say.
+struct Place {
+    dir: TempDir,
+    listen: SocketAddr,
+    upstream: SocketAddr,
+}
+
+impl Place {
+    fn new(stage: &Stage) -> Result<Self> {
+        let dir = match memory_dir() {
+            Some(memory) => TempDir::with_prefix_in("jobcache-bench-", memory)?,
+            None => TempDir::with_prefix("jobcache-bench-")?,
+        };
+        Ok(Self { dir, listen: process::free_address()?, upstream: stage.upstream })
+    }
+
+    /// Fills in a configuration; its path.
+    fn write(&self, name: &str, config: &str) -> Result<String> {
+        let config = config
+            .replace("@LISTEN@", &self.listen.to_string())
+            .replace("@UPSTREAM@", &self.upstream.to_string())
+            .replace("@UPSTREAM_PORT@", &self.upstream.port().to_string())
+            .replace("@THREADS@", &cores().to_string())
+            .replace("@DIR@", &self.dir.path().display().to_string());
+        let path = self.dir.path().join(name);
+        fs::write(&path, config)?;
+        Ok(path.display().to_string())
+    }
+}
+
+/// A file system in memory that has room for what nginx caches (1 GiB) and from which Varnish may
+/// load what it compiles; containers have neither.
+fn memory_dir() -> Option<&'static str> {
+    let dir = "/dev/shm";
+    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    let mount = mounts.lines().find(|line| line.split(' ').nth(1) == Some(dir))?;
+    let df = Command::new("df").args(["--output=avail", "--block-size=M", dir]).output().ok()?;
+    let free = String::from_utf8_lossy(&df.stdout)
+        .lines()
+        .nth(1)?
+        .trim()
+        .trim_end_matches('M')
+        .parse::<u64>()
+        .ok()?;
+    (!mount.contains("noexec") && free > 2_048).then_some(dir)
+}
