@@ -26,7 +26,7 @@ use jobcache::{
         headers::{self, CacheStatus},
         route::{Route, Routes},
     },
-    store::{CredentialKey, Fill, Key, Seen, Store},
+    store::{CredentialKey, Fill, Key, Seen},
 };
 use tokio::runtime::Runtime;
 
@@ -111,8 +111,7 @@ impl Stage {
     async fn new(size: usize) -> Self {
         let config = config();
         let metrics = Arc::new(Metrics::default());
-        let store = Store::open(&config, Arc::clone(&metrics)).expect("the embedded store opens");
-        let cache = Cache::new(store, &config, metrics);
+        let cache = Cache::open(&config, metrics).expect("the embedded store opens");
         let (head, ()) = poll().into_parts();
         fill(&cache, &head, size).await;
         let key = Key::new(&config.store.prefix, ID);

@@ -42,7 +42,7 @@ impl Report {
         for dir in &self.dirs {
             fs::create_dir_all(dir)?;
             let file = |ending: &str| dir.join(format!("{}.{ending}", self.name));
-            fs::write(file("json"), serde_json::to_string_pretty(figures)? + "\n")?;
+            fs::write(file("json"), serde_json::to_string(figures)? + "\n")?;
             fs::write(file("md"), tables)?;
             plot::draw(&file("svg"), title, panels)?;
             println!("written: {}", file("{json,md,svg}").display());
