@@ -1,14 +1,19 @@
-//! JSON pointers (RFC 6901), followed through the bytes of a document.
+//! JSON pointers (RFC 6901): to one value in the bytes of a document, or to many in a document read.
 //!
-//! Only what lies on the way is read; everything beside it is checked and skipped, nothing is built.
-//! A large body costs one pass over its bytes.
+//! [`Pointer::scalar`] reads only what lies on the way; everything beside it is checked and skipped,
+//! nothing is built. A large body costs one pass over its bytes. [`Pointer::find`] is for several
+//! pointers into one document, which is then worth building.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
-/// Longest pointer, in bytes.
-pub const MAX_LEN: usize = 256;
+/// Longest pointer, in bytes. It bounds the steps too.
+const MAX_LEN: usize = 256;
+
+/// The token of all elements and members.
+const EVERY: &str = "*";
 
 /// Where in a document to look.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,17 +21,32 @@ pub struct Pointer {
     tokens: Vec<String>,
 }
 
+/// Why a text is no pointer; reads on after the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPointer {
+    /// It does not begin at the document.
+    #[error("is not a JSON pointer (RFC 6901); begin it with '/', as in '/job/id'")]
+    Relative,
+    /// A `~` is followed by neither 0 nor 1.
+    #[error("is not a JSON pointer (RFC 6901); write '~' as '~0' and '/' within a name as '~1'")]
+    Escape,
+    /// It has more bytes than are taken.
+    #[error("is longer than a JSON pointer may be here; name a place in at most {MAX_LEN} bytes")]
+    TooLong,
+}
+
 impl Pointer {
     /// Parses a pointer such as `/status` or `/items/0/state`; the empty one is the whole document.
-    ///
-    /// "Its value is either an empty string or a sequence of reference tokens, each prefixed by a '/'"
-    /// and "~0" and "~1" stand for '~' and '/' in them. RFC 6901 3
-    pub fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Result<Self, BadPointer> {
+        // "a sequence of zero or more reference tokens, each prefixed by a '/'" RFC 6901 3
         if text.is_empty() {
-            return Some(Self { tokens: Vec::new() });
+            return Ok(Self { tokens: Vec::new() });
         }
-        let tokens = text.strip_prefix('/').filter(|_| text.len() <= MAX_LEN)?.split('/');
-        Some(Self { tokens: tokens.map(token).collect::<Option<_>>()? })
+        let tokens = text.strip_prefix('/').ok_or(BadPointer::Relative)?;
+        if text.len() > MAX_LEN {
+            return Err(BadPointer::TooLong);
+        }
+        Ok(Self { tokens: tokens.split('/').map(token).collect::<Result<_, _>>()? })
     }
 
     /// A pointer to a member of the document.
@@ -43,23 +63,24 @@ impl Pointer {
         document.end().ok()?;
         scalar
     }
+
+    /// Calls `found` with every value that it leads to, where `*` is every element of an array and
+    /// every member of an object. So a member that is called `*` cannot be named alone.
+    pub fn find(&self, document: &Value, found: &mut impl FnMut(&Value)) {
+        follow(&self.tokens, document, found);
+    }
 }
 
-fn token(text: &str) -> Option<String> {
-    let mut parts = text.split('~');
-    let mut token = parts.next()?.to_owned();
-    for part in parts {
-        // "by first transforming any occurrence of the sequence '~1' to '/', and then transforming
-        // any occurrence of the sequence '~0' to '~'" RFC 6901 4
-        let (escaped, rest) = part.split_at_checked(1)?;
-        token.push(match escaped {
-            "0" => '~',
-            "1" => '/',
-            _ => return None,
-        });
-        token.push_str(rest);
+fn token(text: &str) -> Result<String, BadPointer> {
+    // "Because the characters '~' (%x7E) and '/' (%x2F) have special meanings in JSON Pointer,
+    // '~' needs to be encoded as '~0' and '/' needs to be encoded as '~1'" RFC 6901 3
+    let mut escapes = text.split('~').skip(1);
+    if escapes.any(|rest| !rest.starts_with(['0', '1'])) {
+        return Err(BadPointer::Escape);
     }
-    Some(token)
+    // "by first transforming any occurrence of the sequence '~1' to '/', and then transforming
+    // any occurrence of the sequence '~0' to '~'" RFC 6901 4
+    Ok(text.replace("~1", "/").replace("~0", "~"))
 }
 
 /// "an unsigned base-10 integer value [..] without leading zeros" RFC 6901 4
@@ -67,6 +88,34 @@ fn index(token: &str) -> Option<usize> {
     let digits = token.bytes().all(|b| b.is_ascii_digit());
     let canonical = digits && (token == "0" || !token.starts_with('0'));
     token.parse().ok().filter(|_| canonical)
+}
+
+/// As deep as the pointer is long, and no deeper than the document.
+fn follow(tokens: &[String], value: &Value, found: &mut impl FnMut(&Value)) {
+    let Some((token, rest)) = tokens.split_first() else { return found(value) };
+    match value {
+        Value::Object(members) if token == EVERY => {
+            for value in members.values() {
+                follow(rest, value, found);
+            }
+        }
+        Value::Array(elements) if token == EVERY => {
+            for value in elements {
+                follow(rest, value, found);
+            }
+        }
+        Value::Object(members) => {
+            if let Some(value) = members.get(token) {
+                follow(rest, value, found);
+            }
+        }
+        Value::Array(elements) => {
+            if let Some(value) = index(token).and_then(|index| elements.get(index)) {
+                follow(rest, value, found);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// What is left of the way.
@@ -175,7 +224,9 @@ impl Visitor<'_> for Name<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_LEN, Pointer};
+    use serde_json::{Value, json};
+
+    use super::{BadPointer, MAX_LEN, Pointer};
 
     #[track_caller]
     fn check(pointer: &str, json: &str, want: Option<&str>) {
@@ -241,11 +292,54 @@ mod tests {
 
     #[test]
     fn a_pointer_begins_with_a_slash_and_knows_two_escapes() {
-        for text in ["status", "a/b", "/~", "/a~2", "/~x", "/~é", "#/status"] {
-            assert_eq!(Pointer::parse(text), None, "{text:?}");
+        for text in ["status", "a/b", "#/status", "$.id"] {
+            assert_eq!(Pointer::parse(text), Err(BadPointer::Relative), "{text:?}");
         }
-        assert!(Pointer::parse(&"/".repeat(MAX_LEN)).is_some());
-        assert_eq!(Pointer::parse(&"/".repeat(MAX_LEN + 1)), None);
-        assert_eq!(Pointer::parse("/status"), Some(Pointer::member("status")));
+        for text in ["/~", "/a~", "/a~2", "/~x", "/~x/b", "/~é"] {
+            assert_eq!(Pointer::parse(text), Err(BadPointer::Escape), "{text:?}");
+        }
+        assert!(Pointer::parse(&"/".repeat(MAX_LEN)).is_ok());
+        assert_eq!(Pointer::parse(&"/".repeat(MAX_LEN + 1)), Err(BadPointer::TooLong));
+        assert_eq!(Pointer::parse("/status"), Ok(Pointer::member("status")));
+    }
+
+    #[track_caller]
+    fn check_found(pointer: &str, want: &[Value]) {
+        let document = json!({
+            "foo": ["bar", "baz"], "": 0, "a/b": 1, "m~n": 8, "*": "star",
+            "jobs": [{ "id": 1 }, { "id": "two" }, {}, 3], "deep": { "x": { "id": 5 } },
+        });
+        let mut got = Vec::new();
+        Pointer::parse(pointer).unwrap().find(&document, &mut |value| got.push(value.clone()));
+        let want: Vec<Value> = if pointer.is_empty() { vec![document] } else { want.to_vec() };
+        assert_eq!(got, want, "{pointer}");
+    }
+
+    #[test]
+    fn a_pointer_leads_where_the_rfc_says() {
+        check_found("", &[]);
+        check_found("/foo", &[json!(["bar", "baz"])]);
+        check_found("/foo/0", &[json!("bar")]);
+        check_found("/", &[json!(0)]);
+        check_found("/a~1b", &[json!(1)]);
+        check_found("/m~0n", &[json!(8)]);
+        for nowhere in ["/foo/2", "/foo/-", "/foo/01", "/foo/+1", "/foo/x", "/none", "/foo/0/x"] {
+            check_found(nowhere, &[]);
+        }
+    }
+
+    #[test]
+    fn a_star_is_every_element_and_every_member() {
+        check_found("/jobs/*/id", &[json!(1), json!("two")]);
+        check_found("/foo/*", &[json!("bar"), json!("baz")]);
+        check_found("/deep/*/id", &[json!(5)]);
+        check_found("/*/x/id", &[json!(5)]);
+        check_found("/a~1b/*", &[]);
+    }
+
+    #[test]
+    fn to_one_place_a_star_is_a_name() {
+        check("/*", r#"{"a":"x","*":"y"}"#, Some("y"));
+        check("/a/*", r#"{"a":["x"]}"#, None);
     }
 }

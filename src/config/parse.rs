@@ -10,10 +10,7 @@ use std::{
 use hyper::header::HeaderName;
 
 use super::{CredentialMode, NearMode};
-use crate::{
-    pointer::{self, Pointer},
-    proxy::route::Routes,
-};
+use crate::{pointer::Pointer, proxy::route::Routes};
 
 const MIN_SECRET: usize = 16;
 const MAX_PREFIX: usize = 64;
@@ -175,13 +172,7 @@ pub(super) fn parameters(items: &[String]) -> Result<Vec<String>, String> {
 
 /// Where a body tells the state of its job.
 pub(super) fn pointer(text: &str) -> Result<Pointer, String> {
-    Pointer::parse(text).ok_or_else(|| {
-        format!(
-            "must be a JSON pointer such as \"/status\" or \"/job/status\", with ~ only in ~0 (for ~) \
-             and ~1 (for /), of at most {} bytes",
-            pointer::MAX_LEN
-        )
-    })
+    Pointer::parse(text).map_err(|why| why.to_string())
 }
 
 /// States and the time of each, within `limits`.

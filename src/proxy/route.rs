@@ -19,7 +19,6 @@ use super::headers::is_upgrade;
 use crate::cache::{key::JobId, policy::Bypass, query::Query};
 
 mod mention;
-mod pointer;
 mod readings;
 pub mod rules;
 mod template;

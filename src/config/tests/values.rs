@@ -5,6 +5,7 @@ use std::time::Duration;
 use redis::IntoConnectionInfo;
 
 use super::super::{Config, StoreUrl, knob};
+use crate::pointer::Pointer;
 
 /// Expects the value to be refused; the table holds what stands between origin and default.
 #[track_caller]
@@ -183,6 +184,17 @@ fn a_log_filter_that_would_silence_everything_is_refused() {
     for text in ["debug", "WARN", "info,jobcache=debug", "off,jobcache::store=trace"] {
         good("log", text);
     }
+}
+
+#[test]
+fn the_state_is_told_at_a_json_pointer() {
+    assert_eq!(good("ttl.states.pointer", "").states.pointer, Pointer::parse("").unwrap());
+    let why = "is not a JSON pointer (RFC 6901); begin it with '/', as in '/job/id'";
+    bad("ttl.states.pointer", "status", why);
+    let why = "is not a JSON pointer (RFC 6901); write '~' as '~0' and '/' within a name as '~1'";
+    bad("ttl.states.pointer", "/a~b", why);
+    let why = "is longer than a JSON pointer may be here; name a place in at most 256 bytes";
+    bad("ttl.states.pointer", &"/".repeat(257), why);
 }
 
 #[test]

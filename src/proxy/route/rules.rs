@@ -11,12 +11,12 @@ use thiserror::Error;
 
 use super::{
     METHOD_OVERRIDES,
-    pointer::Pointer,
     template::{ID, is_literal},
 };
 use crate::{
     cache::key::{JobId, readings},
     config,
+    pointer::{BadPointer, Pointer},
 };
 
 /// Rules at most: each is compared with the path of every write.
@@ -102,12 +102,12 @@ pub enum Fault {
     #[error("{0} changes nothing; leave it out: GET, HEAD, OPTIONS and TRACE are never matched")]
     SafeMethod(String),
     /// Not a pointer.
-    #[error("{pointer:?} is not a JSON pointer (RFC 6901); {mend}")]
+    #[error("{pointer:?} {why}")]
     Pointer {
         /// What was given.
         pointer: String,
-        /// What to do.
-        mend: &'static str,
+        /// What is wrong with it, and what to do.
+        why: BadPointer,
     },
     /// More than are followed.
     #[error("it has {0} pointers into one body, of at most {MAX_POINTERS}; leave some out")]
@@ -292,7 +292,7 @@ fn pointers(texts: &[String]) -> Result<Vec<Pointer>, Fault> {
         return Err(Fault::Pointers(texts.len()));
     }
     let pointer = |text: &String| {
-        Pointer::parse(text).map_err(|mend| Fault::Pointer { pointer: text.clone(), mend })
+        Pointer::parse(text).map_err(|why| Fault::Pointer { pointer: text.clone(), why })
     };
     texts.iter().map(pointer).collect()
 }
