@@ -8,10 +8,10 @@
 //!
 //! Prints are keyed BLAKE3, so that who can read the store learns no credential by trying.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use hyper::http::{
-    HeaderMap, HeaderName,
+    HeaderMap, HeaderName, HeaderValue,
     header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_LANGUAGE, COOKIE, FORWARDED, HOST, ORIGIN},
     request::Parts,
 };
@@ -60,11 +60,31 @@ pub struct Prints {
     headers: Vec<HeaderName>,
     /// Those, and what tells representations apart.
     covered: Vec<HeaderName>,
+    /// The same, to look up what a request has.
+    roles: HashMap<HeaderName, Role>,
     /// Cookies that count; all of them where there are none.
     cookies: Vec<String>,
     /// How long a pair is believed.
     recheck: Option<Duration>,
     query: Query,
+}
+
+/// Bytes of what a usual request tells.
+const USUAL_TEXT: usize = 512;
+
+/// What a header tells. Prints take headers in the order of their places, in whatever order they came.
+#[derive(Clone, Copy, Debug)]
+struct Role {
+    place: usize,
+    credential: bool,
+    representation: bool,
+}
+
+/// A header that tells something.
+struct Told<'h> {
+    role: Role,
+    name: &'h HeaderName,
+    value: &'h HeaderValue,
 }
 
 const REPRESENTATION: [HeaderName; 13] = [
@@ -87,23 +107,39 @@ impl Fingerprint {
     /// Of nobody in particular.
     const WAIVED: Self = Self([0; 16]);
 
-    fn of(key: &CredentialKey, fill: impl FnOnce(&mut blake3::Hasher)) -> Self {
-        let mut hasher = blake3::Hasher::new_keyed(key.bytes());
-        fill(&mut hasher);
+    /// Of parts, each with its length in front, so that no two lists of parts read the same.
+    fn of<'p>(key: &CredentialKey, parts: impl Iterator<Item = &'p [u8]>) -> Self {
+        let mut text = Vec::with_capacity(USUAL_TEXT);
+        for part in parts {
+            text.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            text.extend_from_slice(part);
+        }
         let mut print = [0; 16];
-        hasher.finalize_xof().fill(&mut print);
+        print.copy_from_slice(&blake3::keyed_hash(key.bytes(), &text).as_bytes()[..16]);
         Self(print)
     }
 
-    fn to_hex(self) -> String {
-        format!("{:032x}", u128::from_be_bytes(self.0))
+    /// As 32 hexadecimal digits.
+    fn write_hex(self, hex: &mut [u8]) {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        for (digits, byte) in hex.chunks_exact_mut(2).zip(self.0) {
+            digits[0] = DIGITS[usize::from(byte >> 4)];
+            digits[1] = DIGITS[usize::from(byte & 15)];
+        }
     }
 }
 
 impl Pair {
     /// As it stands in an entry: 64 hexadecimal digits, the credential first.
     pub fn to_hex(self) -> String {
-        self.credential.to_hex() + &self.representation.to_hex()
+        self.hex().iter().copied().map(char::from).collect()
+    }
+
+    fn hex(self) -> [u8; 64] {
+        let mut hex = [0; 64];
+        self.credential.write_hex(&mut hex[..32]);
+        self.representation.write_hex(&mut hex[32..]);
+        hex
     }
 
     /// The same form of the answer, whoever asks.
@@ -120,14 +156,14 @@ impl Audience {
 
     /// When the upstream has served the entry to this pair, if it has.
     fn served_at_ms(&self, pair: Pair) -> Option<i64> {
-        let name = pair.to_hex();
-        let rest = self.pairs.iter().find_map(|member| member.strip_prefix(&name))?;
-        Some(rest.strip_prefix('@').and_then(|ms| ms.parse().ok()).unwrap_or(0))
+        let name = pair.hex();
+        let member = self.pairs.iter().find(|member| member.as_bytes().starts_with(&name))?;
+        Some(member[name.len()..].strip_prefix('@').and_then(|ms| ms.parse().ok()).unwrap_or(0))
     }
 
     fn has_representation(&self, pair: Pair) -> bool {
-        let representation = pair.representation.to_hex();
-        self.pairs.iter().any(|member| member.get(32..64) == Some(&representation))
+        let name = pair.hex();
+        self.pairs.iter().any(|member| member.as_bytes().get(32..64) == Some(&name[32..]))
     }
 }
 
@@ -137,9 +173,16 @@ impl Prints {
         // The configuration has checked the names.
         let headers: Vec<HeaderName> =
             config.headers.iter().filter_map(|name| name.parse().ok()).collect();
-        let covered = headers.iter().cloned().chain(REPRESENTATION).collect();
+        let covered: Vec<HeaderName> = headers.iter().cloned().chain(REPRESENTATION).collect();
+        let role = |(place, name): (usize, &HeaderName)| {
+            let credential = headers.contains(name);
+            let representation = REPRESENTATION.contains(name);
+            (name.clone(), Role { place, credential, representation })
+        };
+        let roles = covered.iter().enumerate().map(role).collect();
         let (cookies, recheck) = (config.cookies.clone(), config.recheck);
-        Self { mode: config.mode, headers, covered, cookies, recheck, query: Query::default() }
+        let (mode, query) = (config.mode, Query::default());
+        Self { mode, headers, covered, roles, cookies, recheck, query }
     }
 
     /// The same, where a read may have a query.
@@ -160,12 +203,23 @@ impl Prints {
         self.mode == Mode::Bypass && headers.keys().any(names_caller)
     }
 
-    /// The pair of a request.
+    /// The pair of a request. One pass over its headers: it is taken for every read.
     pub fn pair(&self, key: &CredentialKey, head: &Parts) -> Pair {
+        let mut told: Vec<Told<'_>> =
+            head.headers.iter().filter_map(|line| self.told(line)).collect();
+        told.sort_by_key(|told| told.role.place);
         Pair {
-            credential: Fingerprint::of(key, |hasher| self.add_credential(hasher, &head.headers)),
-            representation: Fingerprint::of(key, |hasher| self.add_representation(hasher, head)),
+            credential: Fingerprint::of(key, self.credential(&told)),
+            representation: Fingerprint::of(key, self.representation(&told, head)),
         }
+    }
+
+    fn told<'h>(&self, (name, value): (&'h HeaderName, &'h HeaderValue)) -> Option<Told<'h>> {
+        let role = self.roles.get(name).copied().or_else(|| {
+            let last = Role { place: usize::MAX, credential: true, representation: false };
+            may_read_as_another(name).then_some(last)
+        })?;
+        Some(Told { role, name, value })
     }
 
     /// Who shares an upstream read with this pair: those who would be given its entry.
@@ -189,54 +243,42 @@ impl Prints {
         }
     }
 
-    fn add_credential(&self, hasher: &mut blake3::Hasher, headers: &HeaderMap) {
-        for name in &self.headers {
-            for value in headers.get_all(name) {
-                if *name == COOKIE && !self.cookies.is_empty() {
-                    self.add_cookies(hasher, value.as_bytes());
-                } else {
-                    add(hasher, name.as_str().as_bytes());
-                    add(hasher, value.as_bytes());
-                }
-            }
-        }
-        for (name, value) in headers.iter().filter(|(name, _)| may_read_as_another(name)) {
-            add(hasher, name.as_str().as_bytes());
-            add(hasher, value.as_bytes());
-        }
+    fn credential<'h>(&'h self, told: &'h [Told<'h>]) -> impl Iterator<Item = &'h [u8]> {
+        let told = told.iter().filter(|told| told.role.credential);
+        told.flat_map(|told| {
+            let some = *told.name == COOKIE && !self.cookies.is_empty();
+            let whole = (!some).then(|| told.value.as_bytes());
+            let cookies = some.then(|| self.cookies_that_count(told.value.as_bytes()));
+            let values = whole.into_iter().chain(cookies.into_iter().flatten());
+            values.flat_map(|value| [told.name.as_str().as_bytes(), value])
+        })
     }
 
-    fn add_representation(&self, hasher: &mut blake3::Hasher, head: &Parts) {
-        add(hasher, head.uri.path().as_bytes());
-        for parameter in head.uri.query().into_iter().flat_map(|query| self.query.counted(query)) {
-            add(hasher, b"?");
-            add(hasher, parameter.as_bytes());
-        }
+    fn representation<'h>(
+        &'h self,
+        told: &'h [Told<'h>],
+        head: &'h Parts,
+    ) -> impl Iterator<Item = &'h [u8]> {
+        let query = head.uri.query().into_iter().flat_map(|query| self.query.counted(query));
+        let query = query.flat_map(|parameter| [b"?".as_slice(), parameter.as_bytes()]);
         // An absolute-form target or an HTTP/2 `:authority` takes the place of Host.
         let authority = head.uri.authority();
-        if let Some(authority) = authority {
-            add(hasher, HOST.as_str().as_bytes());
-            add(hasher, authority.as_str().as_bytes());
-        }
-        for name in REPRESENTATION.iter().filter(|name| authority.is_none() || **name != HOST) {
-            for value in head.headers.get_all(name) {
-                add(hasher, name.as_str().as_bytes());
-                add(hasher, value.as_bytes());
-            }
-        }
+        let host = authority.into_iter();
+        let host = host.flat_map(|it| [HOST.as_str().as_bytes(), it.as_str().as_bytes()]);
+        let told = told.iter().filter(move |told| {
+            told.role.representation && (authority.is_none() || *told.name != HOST)
+        });
+        let told = told.flat_map(|told| [told.name.as_str().as_bytes(), told.value.as_bytes()]);
+        std::iter::once(head.uri.path().as_bytes()).chain(query).chain(host).chain(told)
     }
 
     /// The cookies that count, as they stand: who has none of them is nobody in particular. RFC 6265
     /// 4.2.1: pairs are separated by "; ".
-    fn add_cookies(&self, hasher: &mut blake3::Hasher, value: &[u8]) {
-        for cookie in value.split(|byte| *byte == b';') {
-            let cookie = cookie.trim_ascii();
+    fn cookies_that_count<'h>(&'h self, value: &'h [u8]) -> impl Iterator<Item = &'h [u8]> {
+        value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii).filter(|cookie| {
             let name = cookie.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
-            if self.cookies.iter().any(|counts| counts.as_bytes() == name) {
-                add(hasher, COOKIE.as_str().as_bytes());
-                add(hasher, cookie);
-            }
-        }
+            self.cookies.iter().any(|counts| counts.as_bytes() == name)
+        })
     }
 }
 
@@ -246,12 +288,6 @@ impl Prints {
 /// character but letters and digits into "_". Such a header tells callers apart, whatever its name.
 pub fn may_read_as_another(name: &HeaderName) -> bool {
     !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-}
-
-/// Length first, so that no two lists of parts read the same.
-fn add(hasher: &mut blake3::Hasher, part: &[u8]) {
-    hasher.update(&(part.len() as u64).to_le_bytes());
-    hasher.update(part);
 }
 
 #[cfg(test)]
@@ -329,6 +365,16 @@ mod tests {
                 assert_ne!(one.credential, other.credential);
             }
         }
+    }
+
+    #[test]
+    fn the_order_of_headers_does_not_count_but_that_of_their_lines_does() {
+        let all = [("host", "a"), ("accept", "b"), ("authorization", "c"), ("cookie", "d")];
+        let mut reversed = all;
+        reversed.reverse();
+        assert_eq!(pair("/jobs/x", &all), pair("/jobs/x", &reversed));
+        let lines = [("accept", "a"), ("accept", "b")];
+        assert_ne!(pair("/jobs/x", &lines), pair("/jobs/x", &[lines[1], lines[0]]));
     }
 
     #[test]
