@@ -26,8 +26,9 @@ const LATENCY_BUCKETS: [f64; 14] =
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Requests by outcome and reason, as in `Cache-Status`.
-    pub requests: Family<RequestLabels, Counter>,
+    requests: Family<RequestLabels, Counter>,
+    /// Those that were hits, looked up once: most are.
+    hits: Counter,
     /// Fills by what became of them.
     pub fills: Family<OutcomeLabels, Counter>,
     /// Invalidations by source and outcome.
@@ -64,8 +65,8 @@ pub struct Metrics {
     pub near_evictions: Counter,
     /// Times that all entries left this process: tracking began or was lost, or all keys were dropped.
     pub near_flushes: Counter,
-    /// Lookups in this process by what they came to.
-    pub near_lookups: Family<OutcomeLabels, Counter>,
+    near_lookups: Family<OutcomeLabels, Counter>,
+    near_hits: Counter,
     /// Rounds of the read barrier, and the lookups that waited for them.
     pub barrier_rounds: Counter,
     /// Lookups that waited for a round of the read barrier.
@@ -172,9 +173,14 @@ impl MetricConstructor<Histogram> for Latency {
 
 impl Default for Metrics {
     fn default() -> Self {
+        let requests = Family::<RequestLabels, Counter>::default();
+        let near_lookups = Family::<OutcomeLabels, Counter>::default();
         let mut metrics = Self {
             registry: Registry::with_prefix("jobcache"),
-            requests: Family::default(),
+            hits: requests.get_or_create_owned(&RequestLabels { outcome: "hit", reason: "" }),
+            requests,
+            near_hits: near_lookups.get_or_create_owned(&OutcomeLabels { outcome: "hit" }),
+            near_lookups,
             fills: Family::default(),
             invalidations: Family::default(),
             rule_misses: Family::default(),
@@ -194,7 +200,6 @@ impl Default for Metrics {
             near_entries: Gauge::default(),
             near_evictions: Counter::default(),
             near_flushes: Counter::default(),
-            near_lookups: Family::default(),
             barrier_rounds: Counter::default(),
             barrier_waits: Counter::default(),
             tracking_up: Gauge::default(),
@@ -205,6 +210,24 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Counts a request by what became of it and why, as in `Cache-Status`.
+    pub fn request(&self, outcome: &'static str, reason: &'static str) {
+        if outcome == "hit" {
+            self.hits.inc();
+        } else {
+            self.requests.get_or_create(&RequestLabels { outcome, reason }).inc();
+        }
+    }
+
+    /// Counts a lookup in this process by what it came to.
+    pub fn near_lookup(&self, outcome: &'static str) {
+        if outcome == "hit" {
+            self.near_hits.inc();
+        } else {
+            self.near_lookups.get_or_create(&OutcomeLabels { outcome }).inc();
+        }
+    }
+
     /// Counts an operation of the store, its time and its failure.
     pub fn store_op<T>(&self, op: Op, result: &Result<T, StoreError>, took: Duration) {
         let op = op.as_str();
@@ -343,7 +366,7 @@ mod tests {
     #[test]
     fn what_was_counted_stands_in_the_exposition() {
         let metrics = Metrics::default();
-        metrics.requests.get_or_create(&RequestLabels { outcome: "hit", reason: "" }).inc();
+        metrics.request("hit", "");
         metrics.store_op::<()>(Op::Read, &Err(StoreError::Timeout), Duration::from_millis(50));
         let text = metrics.exposition();
         for line in [

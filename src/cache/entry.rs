@@ -45,6 +45,8 @@ struct Head {
     status: StatusCode,
     headers: HeaderMap,
     etag: HeaderValue,
+    /// The headers of a 200, with a place for `Age`: made once, and not for each hit.
+    ready: HeaderMap,
 }
 
 /// `{job_status:<id>}:meta`. The store adds `expires_at_ms` when it stores it.
@@ -102,7 +104,7 @@ impl Entry {
         // header section if it is cached or forwarded downstream." RFC 9110 6.6.1
         headers.entry(DATE).or_insert_with(|| http_date(now_ms));
         Self {
-            head: Head::new(head.status, headers, &body),
+            head: Head::new(head.status, headers, body.len(), || digest(&body)),
             body,
             stored_at_ms: now_ms,
             age_ms: millis(freshness.age),
@@ -146,7 +148,9 @@ impl Entry {
             headers.append(name, HeaderValue::from_maybe_shared(Bytes::from(value)).ok()?);
         }
         Some(Self {
-            head: Head::new(StatusCode::from_u16(meta.status).ok()?, headers, &body),
+            head: Head::new(StatusCode::from_u16(meta.status).ok()?, headers, body.len(), || {
+                meta.digest
+            }),
             body,
             stored_at_ms: meta.stored_at_ms,
             age_ms: meta.age_ms,
@@ -211,7 +215,7 @@ impl Entry {
         /// Of a header or a pair beside its bytes: pointers, lengths, slots.
         const EACH: usize = 64;
         let headers = self.head.headers.iter();
-        let headers: usize = headers.map(|(_, value)| EACH + value.len()).sum();
+        let headers: usize = headers.map(|(_, value)| 2 * EACH + value.len()).sum();
         let pairs: usize = self.audience.pairs.iter().map(|pair| EACH + pair.len()).sum();
         size_of::<Self>() + self.body.len() + headers + pairs + self.generation.len()
     }
@@ -251,15 +255,13 @@ impl Entry {
         // RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
         let age = self.age(now_ms).as_secs();
         response.headers_mut().insert(AGE, age.into());
-        response.headers_mut().insert(ETAG, self.head.etag.clone());
         response
     }
 
     fn whole(&self, method: &Method) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
         *response.status_mut() = self.head.status;
-        *response.headers_mut() = self.head.headers.clone();
-        response.headers_mut().insert(CONTENT_LENGTH, self.body.len().into());
+        *response.headers_mut() = self.head.ready.clone();
         // "The HEAD method is identical to GET except that the server MUST NOT send content in the
         // response." RFC 9110 9.3.2
         if method != Method::HEAD {
@@ -282,19 +284,29 @@ impl Entry {
         for (name, value) in kept {
             response.headers_mut().append(name, value.clone());
         }
+        response.headers_mut().insert(ETAG, self.head.etag.clone());
         response
     }
 }
 
 impl Head {
     /// The upstream's `ETag`, else a strong one from the digest of the body.
-    fn new(status: StatusCode, headers: HeaderMap, body: &[u8]) -> Self {
+    fn new(
+        status: StatusCode,
+        headers: HeaderMap,
+        length: usize,
+        digest: impl FnOnce() -> String,
+    ) -> Self {
         let etag = headers.get(ETAG).cloned().unwrap_or_else(|| {
             // Hexadecimal digits in quotes are always a valid value.
-            HeaderValue::try_from(format!("\"{}\"", digest(body)))
+            HeaderValue::try_from(format!("\"{}\"", digest()))
                 .unwrap_or(HeaderValue::from_static("\"\""))
         });
-        Self { status, headers, etag }
+        let mut ready = headers.clone();
+        ready.insert(CONTENT_LENGTH, length.into());
+        ready.insert(ETAG, etag.clone());
+        ready.insert(AGE, HeaderValue::from_static("0"));
+        Self { status, headers, etag, ready }
     }
 
     /// `Date` says when a response was made, not what it says: two reads of an unchanged job differ

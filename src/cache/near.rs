@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Ask, Cache, entry::Entry};
 use crate::{
     config,
-    metrics::{Metrics, OutcomeLabels},
+    metrics::Metrics,
     mutants::{self, Mutant},
     store::{
         Budget, Key, Store,
@@ -92,7 +92,7 @@ impl Cache {
         } else {
             (None, "untracked")
         };
-        self.metrics.near_lookups.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.metrics.near_lookup(outcome);
         entry
     }
 

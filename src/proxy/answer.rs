@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     cache::policy::{Bypass, NoStore},
-    metrics::{Metrics, RequestLabels},
+    metrics::Metrics,
     upstream::UpstreamError,
 };
 
@@ -59,7 +59,7 @@ impl Answer {
     /// Completes the response, counts it and logs it.
     pub(super) fn report(mut self, metrics: &Metrics, line: Option<AccessLine>) -> Response<Body> {
         let (outcome, reason) = self.verdict.labels();
-        metrics.requests.get_or_create(&RequestLabels { outcome, reason }).inc();
+        metrics.request(outcome, reason);
         let status = self.response.status();
         headers::cache_status(self.response.headers_mut(), self.verdict.cache_status(status));
         if let Some(line) = line {
