@@ -14,7 +14,10 @@ use std::{
 
 use tokio::{sync::Mutex, time::timeout};
 
-use super::{Cache, Outcome, Source};
+use super::{
+    Cache,
+    invalidate::{Outcome, Source},
+};
 use crate::store::Ended;
 
 /// How long a write waits until everything is gone. It goes on by itself, and until it is confirmed

@@ -1,0 +1,160 @@
+//! What forgets jobs: writes that pass through, and purges on request.
+//!
+//! It does not know who asks, nor which jobs a write reaches: `proxy` and `admin` say.
+
+use std::{sync::Arc, time::Duration};
+
+use tracing::{debug, warn};
+
+use super::{Cache, key::JobId};
+use crate::{
+    metrics::InvalidationLabels,
+    store::{Budget, Ended, Key, Write},
+};
+
+/// Whether the outcome of a write is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The upstream has answered, whatever it said, or has never seen the write.
+    Known,
+    /// It may commit yet.
+    Unknown,
+}
+
+/// Where an invalidation came from; a label of its metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Write,
+    WriteBody,
+    WriteAll,
+    Purge,
+    PurgeAll,
+}
+
+impl Cache {
+    /// Fences jobs before a write is forwarded.
+    pub async fn begin(&self, ids: &[JobId], budget: &mut Budget) -> Write {
+        let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
+        if keys.is_empty() {
+            return self.unfenced();
+        }
+        self.detach(&keys);
+        self.store.begin(keys, self.settings.fence, budget).await
+    }
+
+    /// A write of which it is not known yet what it changes.
+    pub fn unfenced(&self) -> Write {
+        self.store.unfenced(self.settings.fence)
+    }
+
+    /// Adds jobs that a write turns out to have changed.
+    pub fn widen(&self, write: &mut Write, ids: &[JobId]) {
+        write.widen(ids.iter().map(|id| self.key(id)));
+    }
+
+    /// Keeps the fence of a long write standing; never returns.
+    pub async fn keep_fenced(&self, write: &Write) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(self.settings.fence / 2).await;
+            self.store.renew(write).await;
+        }
+    }
+
+    /// Invalidates the jobs of a write, before it is answered.
+    ///
+    /// A write has one budget on its way in and one on its way out. What a slow `begin` has spent
+    /// says nothing of the store now, long after, and without time an end cannot be confirmed.
+    pub async fn end(&self, write: &Write, outcome: Outcome) -> Ended {
+        self.invalidate(write, outcome, Source::Write).await
+    }
+
+    /// Invalidates them once more, when the upstream's answer has come to its end: it may commit
+    /// while it sends.
+    pub async fn end_again(&self, write: &Write, outcome: Outcome) -> Ended {
+        self.invalidate(write, outcome, Source::WriteBody).await
+    }
+
+    async fn invalidate(&self, write: &Write, outcome: Outcome, source: Source) -> Ended {
+        if write.keys().is_empty() {
+            return Ended::Confirmed { entries: 0 };
+        }
+        let ended = self.store.end(write, self.linger(outcome), &mut self.budget()).await;
+        self.detach(write.keys());
+        self.count_invalidation(source, ended);
+        ended
+    }
+
+    pub(super) fn linger(&self, outcome: Outcome) -> Duration {
+        match outcome {
+            Outcome::Known => self.settings.settle,
+            Outcome::Unknown => self.settings.linger.max(self.settings.settle),
+        }
+    }
+
+    /// Invalidates jobs on request. Who asked may hang up: it is carried out all the same.
+    pub async fn purge(self: &Arc<Self>, ids: &[JobId]) -> Ended {
+        let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
+        let cache = Arc::clone(self);
+        let purge = async move {
+            let ended = cache.store.purge(keys.clone(), cache.settings.budget).await;
+            cache.detach(&keys);
+            cache.count_invalidation(Source::Purge, ended);
+            ended
+        };
+        // One that panicked has confirmed nothing.
+        self.store.spawn(purge).await.unwrap_or(Ended::Pending)
+    }
+
+    /// Invalidates every job, as [`Cache::purge`] does some.
+    pub async fn purge_all(self: &Arc<Self>) -> Ended {
+        let cache = Arc::clone(self);
+        let purge = async move {
+            let ended = cache.store.purge_all().await;
+            cache.flights.detach_all();
+            if let Some(near) = &cache.near {
+                near.flush();
+            }
+            cache.count_invalidation(Source::PurgeAll, ended);
+            ended
+        };
+        self.store.spawn(purge).await.unwrap_or(Ended::Pending)
+    }
+
+    /// What this process has of these jobs is out of date.
+    fn detach(&self, keys: &[Key]) {
+        for key in keys {
+            self.flights.detach(key);
+        }
+        if let Some(near) = &self.near {
+            near.evict(keys);
+        }
+    }
+
+    pub(super) fn count_invalidation(&self, source: Source, ended: Ended) {
+        let source = match source {
+            Source::Write => "write",
+            Source::WriteBody => "write-body",
+            Source::WriteAll => "write-all",
+            Source::Purge => "purge",
+            Source::PurgeAll => "purge-all",
+        };
+        let outcome = match ended {
+            Ended::Confirmed { .. } => "confirmed",
+            Ended::Pending => "pending",
+        };
+        self.metrics.invalidations.get_or_create(&InvalidationLabels { source, outcome }).inc();
+        if ended != Ended::Pending {
+            return;
+        }
+        debug!(source, "an invalidation was not confirmed in time");
+        if let Some(suppressed) = self.pending_warnings.admit(source) {
+            let pending = self.store.pending();
+            warn!(
+                source,
+                pending,
+                suppressed,
+                "an invalidation was not confirmed in time; its jobs are bypassed until it is"
+            );
+        }
+    }
+}
