@@ -14,7 +14,7 @@ need() {
   [ "$(id -u)" = 0 ] || as_root=(sudo)
   if ! command -v apt-get >/dev/null || ! command -v "${as_root[0]:-env}" >/dev/null; then
     echo "tests/run.sh: this fails: $check; without apt-get and root it cannot be mended;" \
-      "install $* (Redis 7.0 or newer) and run again" >&2
+      "install $* and run again (Redis: 7.0 or newer)" >&2
     exit 1
   fi
   # Debian starts the server it has installed, which the tests have no use for.

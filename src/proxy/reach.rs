@@ -241,7 +241,10 @@ async fn read_whole<B: HttpBody<Data = Bytes> + Unpin>(
     while let Some(frame) = body.frame().await {
         let frame = frame?;
         let size = frame.data_ref().map_or(0, Bytes::len);
-        read.push_back(frame);
+        if size > 0 || !frame.is_data() {
+            // An empty one says nothing, and any number of them would count as nothing.
+            read.push_back(frame);
+        }
         match left.checked_sub(size) {
             Some(rest) => left = rest,
             None => return Ok(false),

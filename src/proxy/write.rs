@@ -83,6 +83,10 @@ impl Proxy {
             _ => Outcome::Known,
         };
         let mut change = Change { write, all: scope.rules.iter().any(|rule| rule.is_all()) };
+        if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
+            // Else asking in vain, while the upstream is down, would empty the cache.
+            change.all = false;
+        }
         let result = result.map(|Inspected { response, mut jobs }| {
             jobs.extend(self.routes.mentioned(&target, &response));
             self.cache.widen(&mut change.write, &jobs);

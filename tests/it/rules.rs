@@ -5,8 +5,9 @@ use hyper::{Method, Response, StatusCode};
 use jobcache::config::Rule;
 
 use crate::support::{
-    Process, RedisServer, SOON, Setup, Upstream, eventually, full,
+    Process, RedisServer, SOON, Setup, Upstream, eventually, free_port, full,
     redis::key,
+    sidecar,
     upstream::{json, version},
     zeros,
 };
@@ -135,6 +136,23 @@ async fn a_rule_for_all_drops_every_job_and_voids_fills() {
     gate.release();
     assert_eq!(reader.answer().await, (200, version("18", 0)));
     setup.hit("/jobs/18").await.assert(200, &version("18", 1));
+}
+
+#[tokio::test]
+async fn a_write_that_the_upstream_has_never_seen_drops_nothing() {
+    let nowhere = format!("http://127.0.0.1:{}", free_port());
+    let setup = ruled(vec![all("/jobs")]).await;
+    fill(&setup, JOB).await;
+    let mut config = sidecar::config(&setup.redis, &setup.upstream);
+    (config.upstream.url, config.invalidate) = (nowhere, vec![all("/jobs")]);
+    let cut_off = sidecar::Sidecar::start(config).await;
+    let ready = async || cut_off.admin.get("/readyz").await.json()["store"] == "up";
+    eventually(SOON, ready).await;
+
+    let reply = cut_off.client.request(Method::DELETE, "/jobs").send().await;
+
+    assert_eq!(reply.status, 502);
+    assert!(setup.redis.holds(&key("17")).await);
 }
 
 #[tokio::test]
