@@ -120,6 +120,8 @@ pub struct Server {
     /// Whether the upstream sees header names as the client spells them, and not in lower case. It
     /// costs an allocation for each request, hits included.
     pub preserve_header_case: bool,
+    /// Whether another process may listen on `listen` as well, to take over from this one.
+    pub reuse_port: bool,
 }
 
 /// The backend and how patient we are with it.
@@ -348,6 +350,7 @@ impl Default for Server {
             max_header_bytes: 64 << 10,
             max_uri: 8 << 10,
             preserve_header_case: false,
+            reuse_port: false,
         }
     }
 }

@@ -13,6 +13,7 @@ use jobcache::{
     Listeners, RunError,
     config::{Config, Flags, Invalid, Loaded},
     demo::{self, DemoError},
+    server::listen::{self, Reuse},
     telemetry,
 };
 use tokio::{
@@ -94,9 +95,10 @@ fn serve(flags: Flags) -> Result<(), Failure> {
     }
     runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let signals = Signals::new()?;
+        let reuse = if config.server.reuse_port { Reuse::Port } else { Reuse::Never };
         let listeners = Listeners {
-            proxy: bind(config.listen, "--listen").await?,
-            admin: bind(config.admin, "--admin").await?,
+            proxy: bind(config.listen, reuse, "--listen")?,
+            admin: bind(config.admin, Reuse::Never, "--admin")?,
         };
         Ok(jobcache::run(config, listeners, signals.shutdown()).await?)
     })
@@ -111,8 +113,8 @@ fn demonstrate(args: demo::Args) -> Result<(), Failure> {
     })
 }
 
-async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|source| Failure::Bind { address, flag, source })
+fn bind(address: SocketAddr, reuse: Reuse, flag: &'static str) -> Result<TcpListener, Failure> {
+    listen::bind(address, reuse).map_err(|source| Failure::Bind { address, flag, source })
 }
 
 /// The two ways to ask for an end: orchestrators send SIGTERM, terminals SIGINT.

@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of what is served: proxy and admin are services that it is given.
 
+pub mod listen;
 mod preface;
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
@@ -17,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -36,6 +37,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// For the answer to the ping that an HTTP/2 client is sent when it has said nothing for
 /// `server.header_timeout`.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection that has said nothing yet may take to do so during a drain: its request may
+/// be on its way, and to who has just connected a close without an answer is a failure.
+const FIRST_WORDS: Duration = Duration::from_millis(500);
 
 /// Serves one listener.
 pub struct Server {
@@ -114,19 +119,21 @@ impl Server {
                 Some(_ended) = connections.join_next() => continue,
                 () = until_drain(&mut drain) => break,
             };
-            let serve = serve.clone();
-            let (protocols, drain) = (self.protocols.clone(), drain.clone());
             let open = Open::new(&self.metrics);
+            let connection = self.protocols.connection(stream, address, open, &drain, &serve);
             connections.spawn(async move {
-                let serve = |request, interim| serve(request, Peer { address, interim });
-                if let Err(error) = protocols.serve(stream, drain, serve).await {
-                    debug!(%error, "client connection ended");
-                    open.fault(error.as_str());
-                }
-                drop((open, place));
+                connection.await;
+                drop(place);
             });
         }
-        drop(self.listener);
+        let waiting = listen::close(self.listener).unwrap_or_else(|error| {
+            warn!(%error, "cannot take the connections that wait in the listen backlog");
+            Vec::new()
+        });
+        for (stream, address) in waiting {
+            let open = Open::new(&self.metrics);
+            connections.spawn(self.protocols.connection(stream, address, open, &drain, &serve));
+        }
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout(deadline, ended).await.is_err() {
             let open = connections.len();
@@ -137,6 +144,31 @@ impl Server {
 }
 
 impl Protocols {
+    /// What serves one connection to its end.
+    fn connection<S, F, B>(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        open: Open,
+        drain: &Drain,
+        serve: &S,
+    ) -> impl Future<Output = ()> + Send + use<S, F, B>
+    where
+        S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error + Send + Sync,
+    {
+        let (protocols, serve, drain) = (self.clone(), serve.clone(), drain.clone());
+        async move {
+            let serve = |request, interim| serve(request, Peer { address, interim });
+            if let Err(error) = protocols.serve(stream, drain, serve).await {
+                debug!(%error, "client connection ended");
+                open.fault(error.as_str());
+            }
+        }
+    }
+
     /// Serves one connection to its end.
     async fn serve<S, F, B>(
         self,
@@ -155,8 +187,7 @@ impl Protocols {
         }
         let sniffed = tokio::select! {
             sniffed = timeout(self.limit, sniff(stream)) => sniffed,
-            // It has asked for nothing yet.
-            () = until_drain(&mut drain) => return Ok(()),
+            () = said_nothing(&mut drain) => return Ok(()),
         };
         let (protocol, stream) = sniffed.map_err(|_| Fault::Silent(self.limit))??;
         match protocol {
@@ -181,7 +212,10 @@ impl Protocols {
     {
         let lane = Arc::new(Lane::default());
         let stream = TokioIo::new(Wire::new(stream, Arc::clone(&lane)));
+        let begun = Arc::new(Notify::new());
+        let first = Arc::clone(&begun);
         let service = service_fn(move |request: Request<Incoming>| {
+            first.notify_one();
             // "a server MUST NOT send a 1xx response to an HTTP/1.0 client" RFC 9110 15.2
             let takes_interim = request.version() == Version::HTTP_11;
             let interim = if takes_interim { lane.open() } else { Interim::default() };
@@ -196,7 +230,7 @@ impl Protocols {
         let mut connection = pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => ended,
-            () = until_drain(&mut drain) => {
+            () = last_words(&mut drain, &begun) => {
                 // Lets the request in flight end, and takes no further ones.
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -217,14 +251,17 @@ impl Protocols {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
+        let begun = Arc::new(Notify::new());
+        let first = Arc::clone(&begun);
         let service = service_fn(move |request| {
+            first.notify_one();
             let answer = serve(request, Interim::default());
             async move { Ok::<_, Infallible>(answer.await) }
         });
         let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             ended = connection.as_mut() => ended,
-            () = until_drain(&mut drain) => {
+            () = last_words(&mut drain, &begun) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -267,6 +304,19 @@ async fn pause(error: &io::Error) {
 /// Also when the one who would tell us is gone.
 async fn until_drain(drain: &mut Drain) {
     let _ = drain.wait_for(|drain| *drain).await;
+}
+
+/// Until a drain has gone on for long enough to take a silent connection for an idle one.
+async fn said_nothing(drain: &mut Drain) {
+    until_drain(drain).await;
+    sleep(FIRST_WORDS).await;
+}
+
+/// Returns once a drain has begun and the connection has had a request, or has had time for one: hyper
+/// closes one that has had none, also while it reads the first head.
+async fn last_words(drain: &mut Drain, begun: &Notify) {
+    until_drain(drain).await;
+    let _ = timeout(FIRST_WORDS, begun.notified()).await;
 }
 
 /// Counts a connection while it is open.

@@ -207,6 +207,8 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.server.preserve_header_case, parse::switch(v))
     })
     .env(&["JOBCACHE_SERVER_PRESERVE_HEADER_CASE"]),
+    one("server.reuse_port", "false", |c, v| put(&mut c.server.reuse_port, parse::switch(v)))
+        .env(&["JOBCACHE_SERVER_REUSE_PORT"]),
     one("pending.limit", "10000", |c, v| {
         put(&mut c.pending.limit, parse::number(v, 1..=1_000_000))
     })

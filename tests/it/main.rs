@@ -18,6 +18,7 @@ mod interface;
 mod invalidation;
 mod mentions;
 mod near;
+mod operations;
 mod peers;
 mod proxying;
 mod purge;

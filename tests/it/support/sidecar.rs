@@ -199,6 +199,20 @@ impl Process {
         panic!("no free ports in {PORT_ATTEMPTS} attempts");
     }
 
+    /// Starts beside another process on this address for clients; whether that is allowed, its
+    /// configuration says. Waits until it is live.
+    pub(crate) async fn beside(listen: SocketAddr, args: &[&str], envs: &[(&str, &str)]) -> Self {
+        let admin_address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let (proxy, admin) = (listen.to_string(), admin_address.to_string());
+        let addresses = ["--listen", &proxy, "--admin", &admin];
+        let mut child = command(args, envs).args(addresses).spawn().expect("the binary runs");
+        let stderr = collect(&mut child);
+        let (client, admin) = (Client::new(listen), Client::new(admin_address));
+        let mut process = Self { client, admin, child, stderr };
+        assert!(process.lives(admin_address).await, "{}", process.stderr());
+        process
+    }
+
     /// Runs to its end with these arguments, and returns exit code, stdout and stderr.
     pub(crate) fn output(args: &[&str], envs: &[(&str, &str)]) -> (i32, String, String) {
         let output = command(args, envs).stdout(Stdio::piped()).output().expect("the binary runs");

@@ -1,0 +1,105 @@
+//! What operators do to a running sidecar: replace it and drain it.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use hyper::{Method, header::CONNECTION};
+use tokio::{io::AsyncReadExt as _, time::sleep_until};
+
+use crate::support::{Process, SOON, Setup, Upstream, eventually, soon};
+
+const REUSE: [(&str, &str); 1] = [("JOBCACHE_SERVER_REUSE_PORT", "true")];
+
+/// Connections over a takeover, each of its own and with one request.
+const CONNECTIONS: u32 = 2_000;
+const LOAD: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn a_takeover_refuses_and_resets_no_connection() {
+    let upstream = Upstream::start().await;
+    let url = upstream.url();
+    let args = ["--upstream", &url, "--redis-url", "memory://"];
+    let mut old = Process::start(&args, &REUSE).await;
+    old.client.get("/jobs/x").await;
+    let address = old.client.address();
+    let load = tokio::spawn(async move {
+        let started = Instant::now();
+        join_all((0..CONNECTIONS).map(|n| async move {
+            sleep_until((started + LOAD * n / CONNECTIONS).into()).await;
+            let client = crate::support::Client::new(address);
+            client
+                .request(Method::GET, "/jobs/x")
+                .header("connection", "close")
+                .open()
+                .await
+                .status()
+        }))
+        .await
+    });
+
+    let new = Process::beside(address, &args, &REUSE).await;
+    old.terminate();
+    assert_eq!(old.wait().await.code(), Some(0), "{}", old.stderr());
+    assert!(!load.is_finished(), "the takeover took longer than the load");
+
+    let answers = soon(load).await.expect("every connection is answered");
+    assert_eq!(answers.iter().filter(|status| **status == 200).count(), answers.len());
+    let metrics = new.admin.get("/metrics").await;
+    assert!(
+        metrics.text().contains(r#"jobcache_requests_total{outcome="hit""#),
+        "the new one served"
+    );
+}
+
+#[tokio::test]
+async fn without_reuse_port_an_address_has_one_owner() {
+    let upstream = Upstream::start().await;
+    let url = upstream.url();
+    let args = ["--upstream", &url, "--redis-url", "memory://"];
+    let first = Process::start(&args, &[]).await;
+    let taken = first.client.address().to_string();
+
+    let second = [&args[..], &["--listen", &taken, "--admin", "127.0.0.1:0"]].concat();
+    let (code, _, stderr) = Process::output(&second, &REUSE);
+
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains(&taken), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_drain_closes_idle_connections_and_tells_the_others_to() {
+    let mut setup = Setup::with(|_| {}).await;
+    setup.get("/jobs/x").await;
+    let mut silent = setup.sidecar.client.connect().await;
+    let gate = setup.upstream.hold(Method::GET, "/other");
+    let address = setup.sidecar.client.address();
+    let in_flight = tokio::spawn(async move {
+        crate::support::Client::new(address).request(Method::GET, "/other").send().await
+    });
+    gate.arrived(1).await;
+
+    setup.sidecar.begin_shutdown();
+
+    eventually(SOON, async || setup.sidecar.refuses().await).await;
+    assert_eq!(soon(silent.read(&mut [0])).await.expect("an end, no reset"), 0);
+    assert!(!in_flight.is_finished());
+    gate.release();
+    let answer = soon(in_flight).await.expect("an answer");
+    assert_eq!(answer.header(CONNECTION.as_str()), "close");
+}
+
+#[tokio::test]
+async fn a_connection_that_has_just_come_gets_its_answer_in_spite_of_a_drain() {
+    use tokio::io::AsyncWriteExt as _;
+    let mut setup = Setup::with(|_| {}).await;
+    let mut fresh = setup.sidecar.client.connect().await;
+    setup.exchange().await;
+
+    setup.sidecar.begin_shutdown();
+    eventually(SOON, async || setup.sidecar.refuses().await).await;
+    fresh.write_all(b"GET /jobs/x HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("a request written");
+
+    let mut answer = String::new();
+    soon(fresh.read_to_string(&mut answer)).await.expect("an answer and an end");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
