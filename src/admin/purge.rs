@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{
     HeaderMap, Request, StatusCode,
@@ -65,8 +64,10 @@ enum Id {
 
 /// What is to be purged.
 #[derive(Debug, PartialEq, Eq)]
-enum Wanted {
+pub enum Wanted {
+    /// These jobs, in order, without repeats.
     Jobs(Vec<JobId>),
+    /// Every job.
     All,
 }
 
@@ -84,10 +85,10 @@ impl Webhook {
             Err(error) if error.is::<LengthLimitError>() => return too_large(),
             Err(error) => return bad_request(&format!("the body broke off: {error}")),
         };
-        if let Err(reason) = self.authenticate(&head.headers, &body) {
+        if let Err(reason) = authenticate(self.secret.as_ref(), &head.headers, &body) {
             return unauthorized(&reason);
         }
-        match Payload::parse(&body) {
+        match Wanted::parse(&body) {
             Ok(Wanted::Jobs(ids)) => self.purge(ids).await,
             Ok(Wanted::All) => self.purge_all().await,
             Err(reason) => bad_request(&reason),
@@ -96,7 +97,7 @@ impl Webhook {
 
     /// `POST /purge/<id>`.
     pub async fn purge_one(&self, request: Request<Incoming>, id: &str) -> Reply {
-        if let Err(reason) = self.authenticate(request.headers(), &Bytes::new()) {
+        if let Err(reason) = authenticate(self.secret.as_ref(), request.headers(), &[]) {
             return unauthorized(&reason);
         }
         match readings(id) {
@@ -107,7 +108,7 @@ impl Webhook {
 
     /// `PURGE /jobs/<id>`.
     pub async fn purge_path(&self, request: Request<Incoming>, path: &str) -> Reply {
-        if let Err(reason) = self.authenticate(request.headers(), &Bytes::new()) {
+        if let Err(reason) = authenticate(self.secret.as_ref(), request.headers(), &[]) {
             return unauthorized(&reason);
         }
         let ids = self.routes.jobs(path);
@@ -139,34 +140,39 @@ impl Webhook {
             Ended::Pending => pending(&json!("all")),
         }
     }
-
-    /// A bearer token, or a Standard Webhooks signature of the body (of no bytes, where the job is
-    /// named by the path).
-    fn authenticate(&self, headers: &HeaderMap, body: &Bytes) -> Result<(), String> {
-        let Some(secret) = &self.secret else { return Ok(()) };
-        if let Some(token) = bearer(headers) {
-            return if token.ct_eq(secret.expose().as_bytes()).into() {
-                Ok(())
-            } else {
-                Err("the bearer token is not the webhook secret".into())
-            };
-        }
-        secret.webhook()?.verify(body, headers).map_err(|error| error.to_string())
-    }
 }
 
-impl Payload {
-    fn parse(body: &[u8]) -> Result<Wanted, String> {
-        let payload: Self = serde_json::from_slice(body).map_err(|error| {
+/// Whether a caller knows the secret, where there is one: by a bearer token, or by a Standard
+/// Webhooks signature of the body (of no bytes, where the job is named by the path).
+pub fn authenticate(
+    secret: Option<&Secret>,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<(), String> {
+    let Some(secret) = secret else { return Ok(()) };
+    if let Some(token) = bearer(headers) {
+        return if token.ct_eq(secret.expose().as_bytes()).into() {
+            Ok(())
+        } else {
+            Err("the bearer token is not the webhook secret".into())
+        };
+    }
+    secret.webhook()?.verify(body, headers).map_err(|error| error.to_string())
+}
+
+impl Wanted {
+    /// Reads the body of a purge; the error says what would be right.
+    pub fn parse(body: &[u8]) -> Result<Self, String> {
+        let payload: Payload = serde_json::from_slice(body).map_err(|error| {
             format!(
                 "{error}; a purge is {{\"job_id\": \"x\"}}, {{\"job_ids\": [\"x\", \"y\"]}} or \
                  {{\"all\": true}}"
             )
         })?;
         let ids = match payload {
-            Self { job_id: Some(id), job_ids: None, all: None } => vec![id],
-            Self { job_id: None, job_ids: Some(ids), all: None } => ids,
-            Self { job_id: None, job_ids: None, all: Some(true) } => return Ok(Wanted::All),
+            Payload { job_id: Some(id), job_ids: None, all: None } => vec![id],
+            Payload { job_id: None, job_ids: Some(ids), all: None } => ids,
+            Payload { job_id: None, job_ids: None, all: Some(true) } => return Ok(Self::All),
             _ => return Err("give exactly one of job_id, job_ids and \"all\": true".into()),
         };
         if ids.is_empty() || ids.len() > MAX_IDS {
@@ -181,7 +187,7 @@ impl Payload {
         }
         jobs.sort_unstable();
         jobs.dedup();
-        Ok(Wanted::Jobs(jobs))
+        Ok(Self::Jobs(jobs))
     }
 }
 
@@ -234,7 +240,7 @@ mod tests {
 
     #[track_caller]
     fn accepts(body: &str, expected: &[&str]) {
-        match Payload::parse(body.as_bytes()) {
+        match Wanted::parse(body.as_bytes()) {
             Ok(Wanted::Jobs(jobs)) => {
                 assert_eq!(jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), expected, "{body}");
             }
@@ -244,7 +250,7 @@ mod tests {
 
     #[track_caller]
     fn refuses(body: &str, part: &str) {
-        let error = Payload::parse(body.as_bytes()).unwrap_err();
+        let error = Wanted::parse(body.as_bytes()).unwrap_err();
         assert!(error.contains(part), "{body}: {error:?} lacks {part:?}");
     }
 
@@ -257,7 +263,7 @@ mod tests {
             r#"{"job_id":"9F86D081-884C-4D65-9A2F-EAA0C55AD015"}"#,
             &["9f86d081-884c-4d65-9a2f-eaa0c55ad015"],
         );
-        assert_eq!(Payload::parse(br#"{"all":true}"#).unwrap(), Wanted::All);
+        assert_eq!(Wanted::parse(br#"{"all":true}"#).unwrap(), Wanted::All);
     }
 
     #[test]
