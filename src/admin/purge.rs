@@ -32,7 +32,7 @@ use crate::{
 
 /// Largest body of a purge, in bytes: room for [`MAX_IDS`] of the longest ids.
 const MAX_BODY: usize = 2 << 20;
-/// Ids in one purge.
+/// Ids in one purge, and jobs that all of their readings name.
 const MAX_IDS: usize = 10_000;
 /// What a caller whose purge is queued is told to wait, in seconds.
 const RETRY_AFTER_SECONDS: &str = "1";
@@ -187,6 +187,12 @@ impl Wanted {
         }
         jobs.sort_unstable();
         jobs.dedup();
+        if jobs.len() > MAX_IDS {
+            let count = jobs.len();
+            return Err(format!(
+                "job_ids can be read as {count} jobs, of at most {MAX_IDS}; split the purge"
+            ));
+        }
         Ok(Self::Jobs(jobs))
     }
 }
@@ -264,6 +270,20 @@ mod tests {
             &["9f86d081-884c-4d65-9a2f-eaa0c55ad015"],
         );
         assert_eq!(Wanted::parse(br#"{"all":true}"#).unwrap(), Wanted::All);
+    }
+
+    /// Digits may be a number and a UUID. The limit is on what the store is asked to delete.
+    #[test]
+    fn a_purge_of_more_jobs_than_it_has_ids_is_refused_past_the_limit() {
+        let ids = |count: usize| {
+            let ids: Vec<_> =
+                (0..count).map(|id| format!("0{:031}", 10_usize.pow(18) + id)).collect();
+            json!({ "job_ids": ids }).to_string()
+        };
+        assert!(
+            matches!(Wanted::parse(ids(5_000).as_bytes()), Ok(Wanted::Jobs(jobs)) if jobs.len() == MAX_IDS)
+        );
+        refuses(&ids(5_001), "10002 jobs");
     }
 
     #[test]
