@@ -16,6 +16,7 @@ use hyper::{
 };
 use serde::Deserialize;
 use serde_json::json;
+use standardwebhooks::HEADER_WEBHOOK_TIMESTAMP;
 use subtle::ConstantTimeEq;
 use tracing::info;
 
@@ -157,6 +158,11 @@ pub fn authenticate(
             Err("the bearer token is not the webhook secret".into())
         };
     }
+    // The verifier subtracts the time from now, unchecked.
+    let time = headers.get(HEADER_WEBHOOK_TIMESTAMP).and_then(|time| time.to_str().ok());
+    if time.and_then(|time| time.parse::<i64>().ok()).is_some_and(i64::is_negative) {
+        return Err("webhook-timestamp is before 1970".into());
+    }
     secret.webhook()?.verify(body, headers).map_err(|error| error.to_string())
 }
 
@@ -284,6 +290,22 @@ mod tests {
             matches!(Wanted::parse(ids(5_000).as_bytes()), Ok(Wanted::Jobs(jobs)) if jobs.len() == MAX_IDS)
         );
         refuses(&ids(5_001), "10002 jobs");
+    }
+
+    #[test]
+    fn a_signature_of_an_impossible_time_is_refused() {
+        let secret = Secret::new("0123456789abcdef");
+        for timestamp in [i64::MIN, i64::MAX] {
+            let signature = secret.webhook().unwrap().sign("a", timestamp, b"{}").unwrap();
+            let timestamp = timestamp.to_string();
+            let mut headers = HeaderMap::new();
+            for (name, value) in [("id", "a"), ("timestamp", &timestamp), ("signature", &signature)]
+            {
+                let name: hyper::header::HeaderName = format!("webhook-{name}").parse().unwrap();
+                headers.insert(name, value.parse().unwrap());
+            }
+            assert!(authenticate(Some(&secret), &headers, b"{}").is_err(), "{timestamp}");
+        }
     }
 
     #[test]
