@@ -236,7 +236,7 @@ impl Prints {
             return if has { Standing::Included } else { Standing::Outside };
         }
         let Some(served_at_ms) = audience.served_at_ms(pair) else { return Standing::Outside };
-        let age_ms = u128::try_from(now_ms - served_at_ms).unwrap_or(0);
+        let age_ms = u128::try_from(now_ms.saturating_sub(served_at_ms)).unwrap_or(0);
         match self.recheck {
             Some(recheck) if age_ms > recheck.as_millis() => Standing::Lapsed,
             _ => Standing::Included,

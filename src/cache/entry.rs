@@ -237,12 +237,12 @@ impl Entry {
 
     /// How long it may still be served.
     pub fn ttl(&self, now_ms: i64) -> Duration {
-        duration(self.expires_at_ms - now_ms)
+        duration(self.expires_at_ms.saturating_sub(now_ms))
     }
 
     /// How old it is.
     pub fn age(&self, now_ms: i64) -> Duration {
-        duration(self.age_ms + now_ms - self.stored_at_ms)
+        duration(self.age_ms.saturating_add(now_ms.saturating_sub(self.stored_at_ms)))
     }
 
     /// Answers a GET or HEAD, with 304 where the client has it already.
@@ -366,6 +366,18 @@ mod tests {
         let served = entry.respond(&Method::GET, &HeaderMap::new(), now_ms);
         let dates: Vec<_> = served.headers().get_all(DATE).iter().collect();
         assert_eq!(dates, want, "{now_ms} {lines:?}");
+    }
+
+    /// Anybody who can write to the store can write a meta.
+    #[test]
+    fn times_that_cannot_be_are_served_without_harm() {
+        let audience = Audience { pairs: vec![], public: false };
+        let head = Head::new(StatusCode::OK, HeaderMap::new(), 0, || digest(b""));
+        let (body, generation) = (Bytes::new(), String::new());
+        let (stored_at_ms, age_ms, expires_at_ms) = (i64::MIN, i64::MAX, i64::MIN);
+        let entry = Entry { head, body, stored_at_ms, age_ms, expires_at_ms, audience, generation };
+        assert_eq!(entry.ttl(1), Duration::ZERO);
+        assert_eq!(entry.age(1), duration(i64::MAX));
     }
 
     #[test]
