@@ -2,8 +2,8 @@
 //!
 //! Gateways and frameworks decode, resolve dot segments, merge slashes, take `\` for `/` and cut
 //! off `;parameters`, each in its own order. Instead of guessing the order, every path is walked
-//! twice, once by the letter of RFC 3986 and once leniently, and so is what either walk leaves,
-//! decoded, again and again. A job counts if a walk ends at or below it, and also if it merely
+//! by the letter of RFC 3986 and with every choice of these liberties, and so is what each walk
+//! leaves, decoded, again and again. A job counts if a walk ends at or below it, and also if it merely
 //! passes it (`/jobs/7/../8`): a reader that resolves less would have stopped there.
 
 use std::sync::Arc;
@@ -13,9 +13,13 @@ use percent_encoding::percent_decode_str;
 use super::{rules::Rule, template::Template};
 use crate::cache::key::{JobId, readings};
 
-/// How often a path is decoded: by a gateway and by a framework. With three texts from each, and
-/// two to begin with, it bounds the texts to 2 + 6 + 18 and so the walks to 52, each linear.
+/// How often a path is decoded: by a gateway and by a framework.
 const MAX_DECODES: usize = 2;
+
+/// Texts that come of one decoding at most, the most literal first; 8 walks each, all linear. A
+/// path that takes every liberty to mean something else has more and was made for the purpose;
+/// others have one or two.
+const MAX_TEXTS: usize = 18;
 
 /// Jobs of one path at most, those that a walk ends at first. An upstream acts on one job for a
 /// path; an honest path gives one or two readings, and only one made for the purpose
@@ -79,13 +83,28 @@ fn origin_forms(target: &str) -> Vec<String> {
     [Some(target), after_authority].into_iter().flatten().map(str::to_owned).collect()
 }
 
-/// How a walk reads its text.
-#[derive(Clone, Copy, PartialEq)]
-enum Care {
-    /// By the letter: RFC 3986 5.2.4 keeps empty segments.
-    Literal,
-    /// Slashes merged, `\` as `/`, parameters cut off.
-    Lenient,
+/// The liberties that a walk takes with its text. Servers take any of them without the others.
+#[derive(Clone, Copy)]
+struct Liberties {
+    /// Slashes are merged; RFC 3986 5.2.4 keeps empty segments.
+    merged: bool,
+    /// Parameters are cut off.
+    cut: bool,
+    /// `\` stands for `/`.
+    turned: bool,
+}
+
+impl Liberties {
+    /// Those that may make a difference to a text, none of them first.
+    fn of(text: &str) -> impl Iterator<Item = Self> {
+        let choices = |matters: bool| if matters { &[false, true][..] } else { &[false] };
+        let (cuts, turns) = (choices(text.contains(';')), choices(text.contains('\\')));
+        let both = [false, true].into_iter();
+        both.flat_map(move |merged| {
+            cuts.iter()
+                .flat_map(move |&cut| turns.iter().map(move |&turned| Self { merged, cut, turned }))
+        })
+    }
 }
 
 /// What was found so far.
@@ -100,13 +119,16 @@ struct Search<'t> {
 }
 
 impl Search<'_> {
-    /// Walks a text and adds what it decodes to, raw and after either walk.
+    /// Walks a text and adds what it decodes to, raw and after each walk.
     fn read(&mut self, text: &str, decoded: &mut Vec<String>) {
-        let walks = [self.walk(text, Care::Literal), self.walk(text, Care::Lenient)];
+        let walks: Vec<_> = Liberties::of(text).map(|taken| self.walk(text, taken)).collect();
         if !text.contains('%') {
             return;
         }
         for text in [text].into_iter().chain(walks.iter().map(String::as_str)) {
+            if decoded.len() >= MAX_TEXTS {
+                return;
+            }
             let text = percent_decode_str(text).decode_utf8_lossy().into_owned();
             if !decoded.contains(&text) {
                 decoded.push(text);
@@ -115,15 +137,15 @@ impl Search<'_> {
     }
 
     /// Resolves the dot segments of a text, noting the jobs on the way. Returns what is left.
-    fn walk(&mut self, text: &str, care: Care) -> String {
-        let separators: &[char] = if care == Care::Literal { &['/'] } else { &['/', '\\'] };
+    fn walk(&mut self, text: &str, taken: Liberties) -> String {
+        let separators: &[char] = if taken.turned { &['/', '\\'] } else { &['/'] };
         let mut stack: Vec<&str> = Vec::new();
         for segment in text.strip_prefix(separators).unwrap_or(text).split(separators) {
             let bare = segment.split(';').next().unwrap_or_default();
-            let segment = if care == Care::Literal { segment } else { bare };
+            let segment = if taken.cut { bare } else { segment };
             match segment {
                 "." => {}
-                "" if care == Care::Lenient => {}
+                "" if taken.merged => {}
                 ".." => {
                     self.pass(&stack);
                     stack.pop();
@@ -240,6 +262,10 @@ mod tests {
         check("/jobs/%2e/../7", &["7"]);
         check("/%6aobs/%2e/../7", &["7"]);
         check("/%6aobs/%2e;x/..;x/7", &["7"]);
+        // Parameters cut off and empty segments kept; and the other way round.
+        check("/jobs//..;x/7", &["7"]);
+        check("/jobs/..;x/..//7", &["7"]);
+        check("/jobs//..\\7", &["7"]);
         check("/jobs/7/../8", &["8", "7"]);
         check("/jobs/7/%2e%2e/8", &["7", "8"]);
         check("/jobs/7/..", &["7"]);
