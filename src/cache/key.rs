@@ -131,7 +131,8 @@ fn uuid(text: &str) -> Option<String> {
         return None;
     }
     let lower = text.to_ascii_lowercase();
-    let bare = lower.trim_start_matches("urn:").trim_start_matches("uuid:");
+    // Python takes the prefixes out wherever they stand.
+    let bare = lower.replace("urn:", "").replace("uuid:", "");
     let hex = bare.trim_matches(['{', '}', '(', ')']).replace('-', "");
     if hex.len() != 32 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
@@ -254,6 +255,7 @@ mod tests {
             format!("urn:uuid:{UUID}"),
             format!("URN:UUID:{}", UUID.to_uppercase()),
             format!("urn%3Auuid%3A{UUID}"),
+            format!("{{urn:{UUID}uuid:}}"),
             format!("%7B{simple}%7d"),
             format!(" {UUID}\n"),
             format!("{simple}.json"),
