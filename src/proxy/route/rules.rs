@@ -241,7 +241,8 @@ impl Side {
 fn ids(value: &Value) -> Vec<JobId> {
     match value {
         Value::String(text) => readings(text),
-        Value::Number(number) if number.is_i64() || number.is_u64() => {
+        // RFC 8259 6 knows one kind of number: to many backends 7.0 is 7.
+        Value::Number(number) if number.as_f64().is_some_and(|number| number.fract() == 0.0) => {
             readings(&number.to_string())
         }
         _ => Vec::new(),

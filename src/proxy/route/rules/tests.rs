@@ -74,6 +74,8 @@ fn strings_and_whole_numbers_are_ids_in_every_reading() {
     check_ids(&["/s"], &body, &["7"]);
     check_ids(&["/neg", "/max"], &body, &["-7", "18446744073709551615"]);
     check_ids(&["/list/*"], &body, &["a"]);
+    // RFC 8259 knows one kind of number, and many backends take 7.0 for 7.
+    check_ids(&["/0", "/1", "/2"], &json!([7.0, 1e3, -7.0]), &["7", "1000", "-7"]);
     check_ids(&["/list", "/none", ""], &body, &[]);
     check_ids(
         &[""],
