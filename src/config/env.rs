@@ -85,5 +85,6 @@ fn warning(name: &str) -> String {
         || "config/jobcache.toml lists those that there are".to_owned(),
         |near| format!("did you mean {near}?"),
     );
+    let name = name.escape_debug();
     format!("the environment variable {name} is unknown and ignored; {hint}")
 }

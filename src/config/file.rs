@@ -95,7 +95,8 @@ impl Leaf<'_> {
         let Some(knob) = knob(&self.key) else {
             let hint = suggest::key(&self.key).map(|near| format!("; did you mean {near}?"));
             let hint = hint.unwrap_or_default();
-            return Err(format!("{at}: {} is not a known key{hint}", self.key));
+            // A quoted key may hold anything, and must not forge lines of a log.
+            return Err(format!("{at}: {} is not a known key{hint}", self.key.escape_debug()));
         };
         let value = match self.value {
             DeValue::Table(table) if knob.takes_pairs() => pairs(table),

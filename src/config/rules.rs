@@ -107,7 +107,7 @@ fn rule(table: &DeTable<'_>, number: usize, faults: &mut Vec<(usize, String)>) -
 fn unknown(key: &str) -> String {
     let names = KEYS.into_iter().map(|name| (name.to_owned(), name));
     let hint = suggest::nearest(key, names).map(|near| format!("; did you mean {near}?"));
-    format!("{key} is not a known key{}", hint.unwrap_or_default())
+    format!("{} is not a known key{}", key.escape_debug(), hint.unwrap_or_default())
 }
 
 fn set(rule: &mut Rule, key: &str, value: &Value) -> Result<(), String> {

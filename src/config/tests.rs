@@ -235,6 +235,15 @@ fn a_variable_that_nobody_knows_is_a_warning() {
 }
 
 #[test]
+fn a_name_cannot_forge_a_line_of_a_log() {
+    let loaded = load(&[], &[("JOBCACHE_X\nERROR", "x")], "").unwrap();
+    let bad = load(&[], &[], "\"a\\nb\" = 1\n[[invalidate]]\npath = '/{id}'\n\"c\\rd\" = 1");
+    let problems = bad.unwrap_err();
+    assert_eq!(problems.lines().count(), 3, "{problems}");
+    assert!(!loaded.warnings[0].contains('\n') && !problems.contains('\r'), "{problems}");
+}
+
+#[test]
 fn a_misspelt_variable_is_told_where_it_may_be_why_the_rest_is_refused() {
     let vars = [("JOBCACHE_ADMIN", "0.0.0.0:9090"), ("JOBCACHE_WEBHOOK_SECRT", "0123456789abcdef")];
     let error = load(&[], &vars, "").unwrap_err();
