@@ -1,0 +1,60 @@
+//! The configuration file and the environment: what is wrong is told, in one line and without secrets,
+//! and what is right comes out as it went in.
+//!
+//! Input: lines `NAME: value` of the environment, an empty line, the file.
+
+#![no_main]
+
+use std::{fs, path::PathBuf, sync::OnceLock};
+
+use jobcache::config::{Config, Flags};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    let (environment, file) = text.split_once("\n\n").unwrap_or(("", text));
+    let pair = |line: &str| {
+        let (name, value) = line.split_once(": ")?;
+        // Those that name files would be read.
+        let named = name == "JOBCACHE_CONFIG" || name.ends_with("_FILE");
+        (!named).then(|| (name.to_owned(), value.to_owned()))
+    };
+    let environment: Vec<_> = environment.split('\n').filter_map(pair).collect();
+    match load(file, environment) {
+        Ok(loaded) => check_round(&loaded.config, &loaded.to_toml()),
+        Err(invalid) => {
+            assert!(!invalid.problems.is_empty());
+            for problem in invalid.problems.iter().chain(&invalid.warnings) {
+                let one_line = !problem.contains(|c: char| c.is_control());
+                assert!(one_line, "{problem:?} could forge a line of a log");
+            }
+        }
+    }
+});
+
+fn load(
+    file: &str,
+    environment: Vec<(String, String)>,
+) -> Result<jobcache::config::Loaded, jobcache::config::Invalid> {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let path = PATH.get_or_init(|| {
+        std::env::temp_dir().join(format!("jobcache-fuzz-{}.toml", std::process::id()))
+    });
+    fs::write(path, file).expect("the temporary directory can be written to");
+    let config = Some(path.to_string_lossy().into_owned());
+    Config::load(Flags { config, values: Vec::new() }, environment)
+}
+
+/// The effective configuration, as a file, is the same; but secrets are hidden in it.
+fn check_round(config: &Config, toml: &str) {
+    let secrets = [&config.webhook_secret, &config.credentials.secret];
+    for secret in secrets.into_iter().flatten() {
+        assert!(!toml.contains(&format!("\"{}\"", secret.expose())), "a secret is shown");
+    }
+    if toml.contains("\"***\"") || toml.contains('@') || toml.contains("redacted") {
+        return;
+    }
+    match load(toml, Vec::new()) {
+        Ok(again) => assert_eq!(&again.config, config, "{toml}"),
+        Err(invalid) => panic!("{invalid}\n{toml}"),
+    }
+}

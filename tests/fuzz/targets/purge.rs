@@ -1,0 +1,68 @@
+//! The body of a purge.
+//!
+//! Input: the body; or, where it begins with `*` and two bytes, many times the id which follows, each
+//! with a number behind it.
+
+#![no_main]
+
+use jobcache::{admin::purge::Wanted, cache::key::JobId};
+use libfuzzer_sys::fuzz_target;
+use serde_json::{Value, json};
+
+const MAX_IDS: usize = 10_000;
+
+fuzz_target!(|data: &[u8]| match data {
+    [b'*', high, low, id @ ..] => {
+        let low = usize::from(*low);
+        // Around the limit, but seldom: it costs a hundred times as much.
+        let times = if *high == 0 { MAX_IDS - 10 + low % 20 } else { low % 16 };
+        let Ok(id) = std::str::from_utf8(id) else { return };
+        let ids: Vec<_> = (0..times).map(|number| format!("{id}{number}")).collect();
+        check(json!({ "job_ids": ids }).to_string().as_bytes());
+    }
+    body => check(body),
+});
+
+fn check(body: &[u8]) {
+    let wanted = match Wanted::parse(body) {
+        Ok(wanted) => wanted,
+        Err(why) => return assert!(why.len() < 4_096 + body.len(), "{why}"),
+    };
+    // Of what is accepted serde_json has an opinion too: an object with one of the three keys.
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    let given: Vec<_> =
+        value.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()).collect();
+    match (wanted, &given[..]) {
+        (Wanted::All, [(key, Value::Bool(true))]) => assert_eq!(*key, "all"),
+        (Wanted::Jobs(jobs), [(key, Value::Array(ids))]) => {
+            assert_eq!(*key, "job_ids");
+            check_jobs(&jobs, ids);
+        }
+        (Wanted::Jobs(jobs), [(key, id)]) => {
+            assert_eq!(*key, "job_id");
+            check_jobs(&jobs, std::slice::from_ref(id));
+        }
+        (wanted, given) => panic!("{given:?} is taken for {wanted:?}"),
+    }
+}
+
+fn check_jobs(jobs: &[JobId], ids: &[Value]) {
+    assert!((1..=MAX_IDS).contains(&ids.len()));
+    assert!((1..=MAX_IDS).contains(&jobs.len()), "{} jobs", jobs.len());
+    assert!(jobs.is_sorted_by(|a, b| a < b), "sorted, without repeats");
+    for job in jobs {
+        assert_eq!(JobId::canonical(job.as_str()).as_ref(), Some(job));
+    }
+    // What a read is cached under is purged under the same spelling.
+    for id in ids {
+        let spelling = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
+        if let Some(job) = JobId::canonical(&spelling) {
+            assert!(jobs.binary_search(&job).is_ok(), "{job} is not purged");
+        }
+    }
+    let again = json!({ "job_ids": jobs.iter().map(JobId::as_str).collect::<Vec<_>>() });
+    assert_eq!(
+        Wanted::parse(again.to_string().as_bytes()).as_ref(),
+        Ok(&Wanted::Jobs(jobs.to_vec()))
+    );
+}

@@ -1,0 +1,62 @@
+//! Which jobs a body names: `[[invalidate]]` rules and JSON pointers, compared with those of
+//! `serde_json`.
+//!
+//! Input: the pointer in a line, the body.
+
+#![no_main]
+
+use jobcache::{
+    cache::key::JobId,
+    config::Rule as Config,
+    pointer::Pointer,
+    proxy::route::rules::{MAX_NAMED, Rule, Side},
+};
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (pointer, body) = jobcache_fuzz::line(text);
+    let scalar = Pointer::parse(pointer).map(|pointer| pointer.scalar(body.as_bytes()));
+    let Ok(document) = serde_json::from_str::<Value>(body) else { return };
+    let there = document.pointer(pointer);
+    if let Some(scalar) = scalar {
+        assert_eq!(scalar, there.and_then(scalar_of), "{pointer:?}");
+    }
+    let config = Config {
+        path: "/x".to_owned(),
+        request: vec![pointer.to_owned(), "/*/*".to_owned()],
+        ..Config::default()
+    };
+    let Ok(rule) = Rule::parse(1, &config) else { return };
+    let jobs = rule.jobs(Side::Request, &document);
+    assert!(jobs.len() <= MAX_NAMED + 1);
+    assert!(rule.jobs(Side::Response, &document).is_empty());
+    for job in &jobs {
+        assert_eq!(JobId::canonical(job.as_str()).as_ref(), Some(job));
+    }
+    if let Some(job) = there.and_then(job_of).filter(|_| jobs.len() < MAX_NAMED) {
+        assert!(jobs.contains(&job), "{job} is at {pointer:?}, not {jobs:?}");
+    }
+});
+
+fn scalar_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Bool(switch) => Some(switch.to_string()),
+        Value::Number(number) => (!number.is_f64()).then(|| number.to_string()),
+        _ => None,
+    }
+}
+
+/// What a backend reads as an id: to JSON, 7.0 is as whole a number as 7.
+fn job_of(value: &Value) -> Option<JobId> {
+    match value {
+        Value::String(text) => JobId::canonical(text),
+        Value::Number(number) => {
+            let whole = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 1e15);
+            JobId::canonical(&format!("{}", whole?.abs())).filter(|_| whole >= Some(0.0))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,31 @@
+//! Who may purge: a caller that knows the secret.
+//!
+//! Input: header lines, an empty line, the body.
+
+#![no_main]
+
+use jobcache::{admin::purge::authenticate, config::Secret};
+use libfuzzer_sys::fuzz_target;
+
+const SECRETS: [&str; 2] = ["0123456789abcdef", "whsec_MDEyMzQ1Njc4OWFiY2RlZg=="];
+
+fuzz_target!(|data: &[u8]| {
+    let text = String::from_utf8_lossy(data);
+    let (lines, body) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let headers = jobcache_fuzz::headers(lines);
+    assert_eq!(authenticate(None, &headers, body.as_bytes()), Ok(()));
+    for text in SECRETS {
+        let secret = Secret::new(text);
+        let mut headers = headers.clone();
+        let accepted = authenticate(Some(&secret), &headers, body.as_bytes()).is_ok();
+        // A signature cannot be guessed, so it was the token.
+        let token = headers.get("authorization").and_then(|value| value.to_str().ok());
+        let shown = token
+            .and_then(|token| token.split_once(' '))
+            .is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && token == text);
+        assert_eq!(accepted, shown, "{headers:?}");
+        headers.remove("authorization");
+        let error = authenticate(Some(&secret), &headers, body.as_bytes()).expect_err("no token");
+        assert!(!error.contains(text), "the secret is told");
+    }
+});
