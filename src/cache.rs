@@ -4,6 +4,7 @@
 
 pub mod audience;
 mod bulk;
+pub mod cookies;
 pub mod entry;
 mod fill;
 pub mod flight;

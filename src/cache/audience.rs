@@ -16,7 +16,7 @@ use hyper::http::{
     request::Parts,
 };
 
-use super::query::Query;
+use super::{cookies, query::Query};
 pub use crate::config::CredentialMode as Mode;
 use crate::{config, store::CredentialKey};
 
@@ -275,10 +275,8 @@ impl Prints {
     /// The cookies that count, as they stand: who has none of them is nobody in particular. RFC 6265
     /// 4.2.1: pairs are separated by "; ".
     fn cookies_that_count<'h>(&'h self, value: &'h [u8]) -> impl Iterator<Item = &'h [u8]> {
-        value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii).filter(|cookie| {
-            let name = cookie.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
-            self.cookies.iter().any(|counts| counts.as_bytes() == name)
-        })
+        let pairs = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        pairs.filter(|pair| cookies::pair_counts(&self.cookies, pair))
     }
 }
 
@@ -391,6 +389,13 @@ mod tests {
         }
         let nobody = some.pair(&KEY, &head("/jobs/x", &[]));
         assert_eq!(nobody, pair("theme=dark; _ga=2"));
+        for name in ["session.0", "sessionC1", "__Host-session", "Session", "_ga=2,session"] {
+            let [a, b] = ["a", "b"].map(|value| {
+                let cookie = format!("{name}={value}");
+                some.pair(&KEY, &head("/jobs/x", &[("cookie", &cookie)]))
+            });
+            assert!(a != nobody && b != nobody && a != b, "{name}");
+        }
         assert_ne!(nobody, pair("session="));
     }
 

@@ -10,6 +10,7 @@ use hyper::{
 };
 
 use super::{
+    super::cookies,
     NoStore, Policy,
     directives::{directives, tokens},
 };
@@ -83,11 +84,10 @@ pub(super) fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
 
 /// Whether a `Set-Cookie` sets one of these cookies; any, where there are none. RFC 6265 5.2: the
 /// name ends at the first '='; what has none is not understood, and counts.
-fn counts(value: &HeaderValue, cookies: &[String]) -> bool {
+fn counts(value: &HeaderValue, names: &[String]) -> bool {
     let value = value.as_bytes();
     let name = value.iter().position(|&b| b == b'=').map(|end| value[..end].trim_ascii());
-    let named = |name| cookies.iter().any(|cookie| cookie.as_bytes() == name);
-    cookies.is_empty() || name.is_none_or(named)
+    names.is_empty() || name.is_none_or(|name| cookies::counts(names, name))
 }
 
 /// The directives that forbid storing, or answering without asking.
@@ -267,10 +267,12 @@ mod tests {
             let (head, ()) = response.body(()).unwrap().into_parts();
             assert_eq!(storable(&head, &policy), want, "{values:?}");
         };
-        for value in ["AWSALB=1; Path=/", "Session=1", "xsession=1; session=2", " lb =1", "lb="] {
+        for value in ["AWSALB=1; Path=/", "sessio=1", "xsession=1; session=2", " lb =1", "lb="] {
             check(&[value], Ok(()));
         }
-        for value in ["session=1", " session =1; Path=/", "session=", "session", "lb", ""] {
+        for value in
+            ["session=1", "Session.0=1", " session =1; Path=/", "session=", "session", "lb", ""]
+        {
             check(&[value], Err(NoStore::SetCookie));
             check(&["lb=1", value], Err(NoStore::SetCookie));
         }

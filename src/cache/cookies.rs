@@ -1,0 +1,65 @@
+//! Which cookies tell callers apart, where not all do.
+//!
+//! A session does not always stand under the very name that was configured. What is too long for one
+//! cookie is spread over several (`session.0`, `sessionC1`, `session[a]`), browsers require prefixes of
+//! some (`__Host-session`), and there are frameworks to which case does not matter. One that is missed
+//! makes every caller the same nobody; one too many costs a miss. So whatever begins with a name counts.
+
+/// What RFC 6265bis 4.1.3 puts before a name.
+const PREFIXES: [&str; 4] = ["__Host-", "__Secure-", "__Http-", "__Host-Http-"];
+
+/// Whether a cookie of this name is one of `names`, or a part of one.
+pub fn counts(names: &[String], cookie: &[u8]) -> bool {
+    let cookie = cookie.trim_ascii();
+    names.iter().any(|name| {
+        let bare = PREFIXES.iter().filter_map(|prefix| after(cookie, prefix));
+        [cookie].into_iter().chain(bare).any(|cookie| after(cookie, name).is_some())
+    })
+}
+
+/// Whether one of the pairs that some upstream reads in a member of `Cookie` counts. RFC 2965 3.3.4: "A
+/// server SHOULD also accept a comma (,) as the separator between cookie-values", and gateways that join
+/// lines of a field join them by one.
+pub fn pair_counts(names: &[String], member: &[u8]) -> bool {
+    let name = |pair: &[u8]| pair.iter().position(|&b| b == b'=').unwrap_or(pair.len());
+    member.split(|&b| b == b',').any(|pair| counts(names, &pair[..name(pair)]))
+}
+
+/// What follows `start`, in any case.
+fn after<'c>(cookie: &'c [u8], start: &str) -> Option<&'c [u8]> {
+    let (head, rest) = cookie.split_at_checked(start.len())?;
+    head.eq_ignore_ascii_case(start.as_bytes()).then_some(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{counts, pair_counts};
+
+    fn names() -> [String; 2] {
+        ["session".to_owned(), "__Secure-id".to_owned()]
+    }
+
+    #[test]
+    fn a_cookie_counts_in_parts_with_a_prefix_and_in_any_case() {
+        for cookie in ["session", " Session ", "session.0", "sessionC1", "session[a]"] {
+            assert!(counts(&names(), cookie.as_bytes()), "{cookie}");
+        }
+        for cookie in ["__Host-session", "__secure-session.1", "__Secure-id", "__Host-Http-session"]
+        {
+            assert!(counts(&names(), cookie.as_bytes()), "{cookie}");
+        }
+        for cookie in ["", "sessio", "xsession", "_ga", "id", "AWSALB", "__Host-", "é"] {
+            assert!(!counts(&names(), cookie.as_bytes()), "{cookie}");
+        }
+    }
+
+    #[test]
+    fn a_comma_may_separate_pairs() {
+        for member in ["session=1", "session", "a=1,session=2", "a=1, Session.0=2,b", ",session="] {
+            assert!(pair_counts(&names(), member.as_bytes()), "{member}");
+        }
+        for member in ["", "a=session", "a=1,b=session", "a", "=session"] {
+            assert!(!pair_counts(&names(), member.as_bytes()), "{member}");
+        }
+    }
+}
