@@ -83,7 +83,7 @@ impl Verdict {
     }
 
     fn cache_status(&self, status: StatusCode) -> CacheStatus {
-        if status.is_client_error() && self.tells_of_others() {
+        if !status.is_success() && self.tells_of_others() {
             let detail = Some(NoStore::Status.as_str());
             let why = Forward::Miss;
             return CacheStatus::Forwarded { why, collapsed: false, stored: false, detail };
@@ -107,8 +107,8 @@ impl Verdict {
         }
     }
 
-    /// Whether the reason depends on what others have read: who is refused a job must not learn from
-    /// it whether there is an entry. Metrics and log keep the reason.
+    /// Whether the reason depends on what others have read: who is refused a job, or sent
+    /// to a login page, must not learn from it whether there is an entry. Metrics and log keep the reason.
     fn tells_of_others(&self) -> bool {
         matches!(self, Self::Pass(Bypass::Audience | Bypass::Uncacheable))
     }

@@ -382,13 +382,24 @@ async fn a_header_that_gateways_read_as_a_credential_is_one() {
 /// That an entry is there, and that it is each client's own, is no business of who may not see it.
 #[tokio::test]
 async fn a_refusal_does_not_tell_whether_there_is_an_entry() {
+    check_refusal(StatusCode::FORBIDDEN).await;
+}
+
+#[tokio::test]
+async fn a_redirect_to_a_login_does_not_tell_whether_there_is_an_entry() {
+    check_refusal(StatusCode::FOUND).await;
+}
+
+async fn check_refusal(status: StatusCode) {
     let setup = Setup::with(|config| config.credentials.audience = 1).await;
-    setup.upstream.respond_to(X, members_only);
+    setup.upstream.respond_to(X, move |headers| match who(headers) {
+        ALICE => json(StatusCode::OK, version("x", 1)),
+        _ => json(status, "{}"),
+    });
     let before = get(&setup, EVE).await;
     warm(&setup, ALICE).await;
-    let other = "Bearer another-stranger";
     for _ in 0..3 {
-        let after = get(&setup, other).await;
+        let after = get(&setup, "Bearer another-stranger").await;
         assert_eq!(after.status, before.status);
         assert_eq!(after.cache_status(), before.cache_status());
     }
