@@ -8,12 +8,16 @@
 
 use hyper::{
     HeaderMap, Request, StatusCode,
-    header::{CONTENT_LOCATION, HOST, HeaderName, HeaderValue, LOCATION},
+    header::{CONTENT_LOCATION, FORWARDED, HOST, HeaderName, HeaderValue, LOCATION},
 };
 use url::{ParseError, Url};
 
 /// What a gateway in front of us was called.
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// The port that it was called at.
+const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+/// What it took off the path, and frameworks put back into the URLs that they make.
+const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
 /// What a request asked for, to compare and to resolve URLs with. Taken from the head that goes
 /// upstream: its Host is that of an absolute target, where there was one.
@@ -23,21 +27,24 @@ pub struct Target {
     path: String,
     /// What we are called: by the client, by gateways, and the upstream by us.
     authorities: Vec<String>,
+    /// At which ports gateways were called.
+    ports: Vec<u16>,
+    /// What gateways took off the path.
+    prefixes: Vec<String>,
 }
 
 impl Target {
     /// The target of a request that is forwarded to `upstream`, a `host:port`.
     pub fn of<B>(request: &Request<B>, upstream: &str) -> Self {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        let named = [HOST, FORWARDED_HOST].into_iter().flat_map(|name| {
-            let lines =
-                request.headers().get_all(name).iter().filter_map(|line| line.to_str().ok());
-            lines
-                .flat_map(|line| line.split(','))
-                .map(|host| host.trim().to_owned())
-                .collect::<Vec<_>>()
-        });
-        Self { path, authorities: named.chain([upstream.to_owned()]).collect() }
+        let headers = request.headers();
+        let hosts = [HOST, FORWARDED_HOST].into_iter().flat_map(|name| members(headers, name));
+        let forwarded = members(headers, FORWARDED).filter_map(forwarded_host);
+        let own = [upstream.to_owned()];
+        let authorities = hosts.chain(forwarded).map(str::to_owned).chain(own).collect();
+        let ports = members(headers, FORWARDED_PORT).filter_map(|port| port.parse().ok());
+        let ports = ports.collect();
+        Self { path, authorities, ports, prefixes: prefixes(headers) }
     }
 
     /// The paths of this origin that an answer names.
@@ -51,7 +58,7 @@ impl Target {
             return Vec::new();
         }
         let lines = [LOCATION, CONTENT_LOCATION].into_iter().flat_map(|name| headers.get_all(name));
-        lines.filter_map(|line| self.resolve(line)).collect()
+        lines.filter_map(|line| self.resolve(line)).flat_map(|path| self.below(path)).collect()
     }
 
     fn resolve(&self, value: &HeaderValue) -> Option<String> {
@@ -61,9 +68,22 @@ impl Target {
             other => other.ok()?,
         };
         let mut own = self.authorities.iter().filter_map(|authority| origin(authority));
-        let same = matches!(url.scheme(), "http" | "https")
-            && own.any(|own| host_and_port(&own) == host_and_port(&url));
+        let same =
+            matches!(url.scheme(), "http" | "https") && own.any(|own| self.is_same(&own, &url));
         same.then(|| url.path().to_owned())
+    }
+
+    fn is_same(&self, own: &Url, url: &Url) -> bool {
+        let ((own_host, own_port), (host, port)) = (host_and_port(own), host_and_port(url));
+        let forwarded = || port.is_some_and(|port| self.ports.contains(&port));
+        own_host == host && (own_port == port || forwarded())
+    }
+
+    /// A path as it stands, and without each prefix that it may have from a gateway.
+    fn below(&self, path: String) -> Vec<String> {
+        let rests = self.prefixes.iter().filter_map(|prefix| path.strip_prefix(prefix.as_str()));
+        let rests: Vec<_> = rests.filter(|rest| rest.starts_with('/')).map(str::to_owned).collect();
+        [path].into_iter().chain(rests).collect()
     }
 
     fn base(&self) -> Option<Url> {
@@ -71,6 +91,27 @@ impl Target {
         // Not by `join`: a path that begins with `//` is none of another host.
         Url::parse(&format!("{}{}", origin.as_str().trim_end_matches('/'), self.path)).ok()
     }
+}
+
+/// The members of every line of a list field, trimmed.
+fn members(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim)
+}
+
+/// The `host` of one hop (RFC 7239 5.3).
+fn forwarded_host(hop: &str) -> Option<&str> {
+    let mut pairs = hop.split(';').filter_map(|pair| pair.split_once('='));
+    let (_, host) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("host"))?;
+    Some(host.trim().trim_matches('"'))
+}
+
+/// Each gateway's prefix, and all of them one after the other: who strips first names its own first.
+fn prefixes(headers: &HeaderMap) -> Vec<String> {
+    let each = members(headers, FORWARDED_PREFIX).map(|prefix| prefix.trim_end_matches('/'));
+    let each: Vec<_> = each.filter(|prefix| !prefix.is_empty()).collect();
+    let all = (each.len() > 1).then(|| each.concat());
+    each.iter().map(|prefix| (*prefix).to_owned()).chain(all).collect()
 }
 
 fn origin(authority: &str) -> Option<Url> {
@@ -154,6 +195,35 @@ mod tests {
             check(other, None);
         }
         check_at("/jobs", "a@evil.example", "", "http://evil.example/jobs/17", None);
+    }
+
+    #[track_caller]
+    fn check_behind(gateway: (&str, &str), value: &str, want: &[&str]) {
+        let request = Request::post("/jobs").header("host", "a").header(gateway.0, gateway.1);
+        let target = Target::of(&request.body(()).unwrap(), "127.0.0.1:8000");
+        let answer = Response::builder().status(201).header("location", value).body(()).unwrap();
+        assert_eq!(target.named_by(answer.status(), answer.headers()), want, "{gateway:?} {value}");
+    }
+
+    #[test]
+    fn what_a_gateway_said_of_itself_counts() {
+        let forwarded = ("forwarded", "for=1.2.3.4;Host=\"front:81\";proto=https, host=inner");
+        check_behind(forwarded, "https://front:81/jobs/7", &["/jobs/7"]);
+        check_behind(forwarded, "https://inner/jobs/7", &["/jobs/7"]);
+        check_behind(forwarded, "https://1.2.3.4/jobs/7", &[]);
+        check_behind(("x-forwarded-port", "8443"), "https://a:8443/jobs/7", &["/jobs/7"]);
+        check_behind(("x-forwarded-port", "8443"), "https://a:8444/jobs/7", &[]);
+        check_behind(("x-forwarded-port", "8443"), "https://b:8443/jobs/7", &[]);
+    }
+
+    #[test]
+    fn a_path_counts_with_and_without_the_prefix_that_a_gateway_took_off() {
+        let prefix = "x-forwarded-prefix";
+        check_behind((prefix, "/api/"), "/api/jobs/7", &["/api/jobs/7", "/jobs/7"]);
+        check_behind((prefix, "/api"), "/apis/jobs/7", &["/apis/jobs/7"]);
+        check_behind((prefix, ""), "/jobs/7", &["/jobs/7"]);
+        let all = ["/a/b/jobs/7", "/b/jobs/7", "/jobs/7"];
+        check_behind((prefix, "/a, /b"), "/a/b/jobs/7", &all);
     }
 
     #[test]
