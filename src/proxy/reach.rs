@@ -227,7 +227,11 @@ async fn document<B: HttpBody<Data = Bytes> + Unpin>(
         return Ok(Err(Miss::TooLarge));
     }
     let parts: Vec<&[u8]> = read.iter().filter_map(Frame::data_ref).map(AsRef::as_ref).collect();
-    Ok(serde_json::from_slice(&parts.concat()).map_err(|_| Miss::NotJson))
+    let text = parts.concat();
+    // "implementations that parse JSON texts MAY ignore the presence of a byte order mark rather than
+    // treating it as an error" RFC 8259 8.1: what some upstream reads is to be read here.
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+    Ok(serde_json::from_slice(text).map_err(|_| Miss::NotJson))
 }
 
 /// Whether the body ended within `max` bytes. It may be dropped while it waits: what has come is in
@@ -278,6 +282,7 @@ mod tests {
     fn a_body_is_parsed_within_its_bound() {
         check("", "{\"a\":1}", Ok("{\"a\":1}"));
         check("Identity", "[1]", Ok("[1]"));
+        check("", "\u{feff}[1]", Ok("[1]"));
         check("", "[1,2,3] ", Ok("[1,2,3]"));
         check("", "[1,2,3]  ", Err(Miss::TooLarge));
         check("gzip", "[1]", Err(Miss::Encoded));

@@ -69,9 +69,10 @@ fn check_ids(pointers: &[&str], body: &Value, want: &[&str]) {
 
 #[test]
 fn strings_and_whole_numbers_are_ids_in_every_reading() {
-    let body = json!({ "id": 7, "s": "007", "neg": -7, "max": u64::MAX, "list": ["a", 1.5, true, null, ["b"], {}, "c d"] });
+    let body = json!({ "id": 7, "whole": 7.0, "vast": 1e300, "s": "007", "neg": -7, "max": u64::MAX, "list": ["a", 1.5, true, null, ["b"], {}, "c d"] });
     check_ids(&["/id"], &body, &["7"]);
     check_ids(&["/s"], &body, &["7"]);
+    check_ids(&["/whole", "/vast"], &body, &["7"]);
     check_ids(&["/neg", "/max"], &body, &["-7", "18446744073709551615"]);
     check_ids(&["/list/*"], &body, &["a"]);
     // RFC 8259 knows one kind of number, and many backends take 7.0 for 7.
