@@ -21,13 +21,16 @@ pub enum BadTemplate {
         count: usize,
     },
     /// It does not begin with a slash.
-    #[error("route '{template}' is not absolute; begin it with '/'")]
+    #[error("route '{}' is not absolute; begin it with '/'", template.escape_debug())]
     Relative {
         /// The template.
         template: String,
     },
     /// Not exactly one segment is `{id}`.
-    #[error("route '{template}' has {count} segments '{{id}}'; give it exactly one")]
+    #[error(
+        "route '{}' has {count} segments '{{id}}'; give it exactly one",
+        template.escape_debug()
+    )]
     Id {
         /// The template.
         template: String,
@@ -36,8 +39,9 @@ pub enum BadTemplate {
     },
     /// A segment that no request could match literally.
     #[error(
-        "route '{template}' has the segment '{segment}'; use one or more of A-Z a-z 0-9 . _ ~ -, \
-         not '.' or '..', and no slash at the end"
+        "route '{}' has the segment '{}'; use one or more of A-Z a-z 0-9 . _ ~ -, \
+         not '.' or '..', and no slash at the end",
+        template.escape_debug(), segment.escape_debug()
     )]
     Segment {
         /// The template.
@@ -122,4 +126,17 @@ fn same(segments: &[&str], literals: &[String]) -> bool {
 pub(super) fn is_literal(segment: &str) -> bool {
     let unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-');
     !segment.is_empty() && segment.bytes().all(unreserved) && !matches!(segment, "." | "..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Template;
+
+    #[test]
+    fn a_refusal_shows_what_cannot_be_seen_and_forges_no_line() {
+        for template in ["/b\x1f/{id}", "b\n/{id}", "/\u{1b}[1m"] {
+            let refusal = Template::parse(template).unwrap_err().to_string();
+            assert!(!refusal.chars().any(char::is_control), "{refusal:?}");
+        }
+    }
 }
