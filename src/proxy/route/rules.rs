@@ -245,16 +245,8 @@ fn ids(value: &Value) -> Vec<JobId> {
         Value::Number(number) if number.as_f64().is_some_and(|number| number.fract() == 0.0) => {
             readings(&number.to_string())
         }
-        // "7.0" is a whole number to JSON schema and to many a framework.
-        Value::Number(number) => number.as_f64().into_iter().flat_map(whole).collect(),
         _ => Vec::new(),
     }
-}
-
-/// The reading of a number without a fraction, as long as a double tells it from its neighbours.
-fn whole(number: f64) -> Vec<JobId> {
-    let is_whole = number.fract() == 0.0 && number.abs() < 9_007_199_254_740_992.0;
-    if is_whole { readings(&format!("{number:.0}")) } else { Vec::new() }
 }
 
 fn segments(path: &str) -> Result<Vec<Segment>, Fault> {
