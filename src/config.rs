@@ -110,6 +110,8 @@ pub struct Server {
     /// is kept, and how slowly a head may come. Longer than load balancers keep theirs (60 s), or
     /// they send requests into connections that we are closing.
     pub header_timeout: Duration,
+    /// How long a client may take nothing of what it is sent.
+    pub write_timeout: Duration,
     /// Header fields in a head, of requests and of the upstream's answers. Past 100 the parser
     /// takes memory from the heap for each head.
     pub max_headers: usize,
@@ -117,6 +119,8 @@ pub struct Server {
     pub max_header_bytes: usize,
     /// Bytes in the path and query of a request.
     pub max_uri: usize,
+    /// Requests at a time over one HTTP/2 connection.
+    pub max_streams: usize,
     /// Whether the upstream sees header names as the client spells them, and not in lower case. It
     /// costs an allocation for each request, hits included.
     pub preserve_header_case: bool,
@@ -142,6 +146,8 @@ pub struct Upstream {
     /// Requests to the upstream at a time, each over a connection of its own, upgrades included;
     /// further ones wait for `connect_timeout`.
     pub max_connections: usize,
+    /// How many may wait so at a time.
+    pub max_waiting: usize,
 }
 
 /// Where entries live.
@@ -346,9 +352,11 @@ impl Default for Server {
         Self {
             max_connections: 10_000,
             header_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_mins(1),
             max_headers: HEADERS_ON_STACK,
             max_header_bytes: 64 << 10,
             max_uri: 8 << 10,
+            max_streams: 200,
             preserve_header_case: false,
             reuse_port: false,
         }
@@ -365,6 +373,7 @@ impl Default for Upstream {
             idle_timeout: Duration::from_secs(4),
             max_idle: 256,
             max_connections: 512,
+            max_waiting: 10_000,
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod listen;
 mod preface;
+mod stall;
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -24,7 +25,10 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use self::preface::{Protocol, Rewound, sniff};
+use self::{
+    preface::{Protocol, sniff},
+    stall::{Read, Taken},
+};
 use crate::{
     config::{self, HEADERS_ON_STACK},
     interim::{Interim, Lane, Wire},
@@ -56,6 +60,7 @@ struct Protocols {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
     limit: Duration,
+    write_limit: Duration,
 }
 
 /// Who asks, as the server knows it.
@@ -89,8 +94,10 @@ impl Server {
             .timer(TokioTimer::new())
             .keep_alive_interval(limit)
             .keep_alive_timeout(PING_TIMEOUT.min(limit))
+            .max_concurrent_streams(u32::try_from(config.max_streams).unwrap_or(u32::MAX))
             .max_header_list_size(u32::try_from(config.max_header_bytes).unwrap_or(u32::MAX));
-        let protocols = Protocols { http1, http2, limit };
+        let write_limit = config.write_timeout;
+        let protocols = Protocols { http1, http2, limit, write_limit };
         Self { listener, protocols, max_connections: config.max_connections, metrics }
     }
 
@@ -99,7 +106,7 @@ impl Server {
     where
         S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
         let places = Arc::new(Semaphore::new(self.max_connections));
@@ -156,7 +163,7 @@ impl Protocols {
     where
         S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
         let (protocols, serve, drain) = (self.clone(), serve.clone(), drain.clone());
@@ -179,7 +186,7 @@ impl Protocols {
     where
         S: Fn(Request<Incoming>, Interim) -> F + Send,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
         if let Err(error) = stream.set_nodelay(true) {
@@ -190,6 +197,7 @@ impl Protocols {
             () = said_nothing(&mut drain) => return Ok(()),
         };
         let (protocol, stream) = sniffed.map_err(|_| Fault::Silent(self.limit))??;
+        let stream = Taken::within(self.write_limit, stream);
         match protocol {
             Protocol::Http1 => self.serve_http1(stream, drain, serve).await?,
             Protocol::Http2 => self.serve_http2(stream, drain, serve).await?,
@@ -199,7 +207,7 @@ impl Protocols {
 
     async fn serve_http1<I, S, F, B>(
         self,
-        stream: Rewound<I>,
+        stream: I,
         mut drain: Drain,
         serve: S,
     ) -> hyper::Result<()>
@@ -207,7 +215,7 @@ impl Protocols {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         S: Fn(Request<Incoming>, Interim) -> F + Send,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
         let lane = Arc::new(Lane::default());
@@ -240,7 +248,7 @@ impl Protocols {
 
     async fn serve_http2<I, S, F, B>(
         self,
-        stream: Rewound<I>,
+        stream: I,
         mut drain: Drain,
         serve: S,
     ) -> hyper::Result<()>
@@ -248,15 +256,16 @@ impl Protocols {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         S: Fn(Request<Incoming>, Interim) -> F + Send,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
         let begun = Arc::new(Notify::new());
         let first = Arc::clone(&begun);
+        let limit = self.write_limit;
         let service = service_fn(move |request| {
             first.notify_one();
             let answer = serve(request, Interim::default());
-            async move { Ok::<_, Infallible>(answer.await) }
+            async move { Ok::<_, Infallible>(answer.await.map(|body| Read::within(limit, body))) }
         });
         let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
         tokio::select! {

@@ -17,6 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use hyper::{
@@ -67,6 +68,8 @@ pub struct Upstream {
     http1: http1::Builder,
     pool: Arc<Pool>,
     places: Arc<Semaphore>,
+    /// For a place: `upstream.max_waiting`.
+    queue: Semaphore,
     health: Health,
     metrics: Arc<Metrics>,
 }
@@ -112,12 +115,14 @@ impl Upstream {
         let pool = Pool::new(config);
         let authority = config.authority();
         let places = Arc::new(Semaphore::new(config.max_connections));
+        let queue = Semaphore::new(config.max_waiting);
         Self {
             authority,
             config: config.clone(),
             http1,
             pool: Arc::new(pool),
             places,
+            queue,
             health: Health::default(),
             metrics,
         }
@@ -181,11 +186,18 @@ impl Upstream {
     }
 
     async fn place(&self) -> Result<Place, UpstreamError> {
+        if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
+            return Ok(Place(permit));
+        }
+        let limit = self.config.max_connections;
+        let Ok(_waiting) = self.queue.try_acquire() else {
+            return Err(UpstreamError::Busy { limit, waited: Duration::ZERO });
+        };
         let waited = self.config.connect_timeout;
         match timeout(waited, Arc::clone(&self.places).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(Place(permit)),
             // The semaphore is never closed.
-            _ => Err(UpstreamError::Busy { limit: self.config.max_connections, waited }),
+            _ => Err(UpstreamError::Busy { limit, waited }),
         }
     }
 

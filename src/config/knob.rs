@@ -150,6 +150,10 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.upstream.max_connections, parse::number(v, 1..=65_536))
     })
     .env(&["JOBCACHE_UPSTREAM_MAX_CONNECTIONS"]),
+    one("upstream.max_waiting", "10000", |c, v| {
+        put(&mut c.upstream.max_waiting, parse::number(v, 0..=1_000_000))
+    })
+    .env(&["JOBCACHE_UPSTREAM_MAX_WAITING"]),
     one("store.url", "redis://127.0.0.1:6379", |c, v| put(&mut c.store.url, url::store(v)))
         .shown(Shown::Url)
         .by_file()
@@ -189,6 +193,10 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.server.header_timeout, parse::time(v, MS..=FIVE_MINUTES))
     })
     .env(&["JOBCACHE_SERVER_HEADER_TIMEOUT"]),
+    one("server.write_timeout", "60s", |c, v| {
+        put(&mut c.server.write_timeout, parse::time(v, MS..=HOUR))
+    })
+    .env(&["JOBCACHE_SERVER_WRITE_TIMEOUT"]),
     one("server.max_headers", "100", |c, v| {
         put(&mut c.server.max_headers, parse::number(v, 16..=1024))
     })
@@ -203,6 +211,10 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.server.max_uri, parse::size(v, 256..=63 * KIB))
     })
     .env(&["JOBCACHE_SERVER_MAX_URI"]),
+    one("server.max_streams", "200", |c, v| {
+        put(&mut c.server.max_streams, parse::number(v, 1..=10_000))
+    })
+    .env(&["JOBCACHE_SERVER_MAX_STREAMS"]),
     one("server.preserve_header_case", "false", |c, v| {
         put(&mut c.server.preserve_header_case, parse::switch(v))
     })

@@ -34,7 +34,7 @@ pub enum UpstreamError {
     Busy {
         /// `upstream.max_connections`.
         limit: usize,
-        /// `upstream.connect_timeout`.
+        /// `upstream.connect_timeout`, or nothing where `upstream.max_waiting` waited already.
         waited: Duration,
     },
     /// A new connection was closed before it took the request.

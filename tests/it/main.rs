@@ -14,6 +14,7 @@ mod directives;
 mod fastapi;
 mod framing;
 mod history;
+mod hostile;
 mod interface;
 mod invalidation;
 mod mentions;

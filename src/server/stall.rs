@@ -1,0 +1,175 @@
+//! Clients that stop reading: on HTTP/1 the connection tells, on HTTP/2 each stream has a window of
+//! its own. Either way what they keep from others is taken from them after `server.write_timeout`.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep, sleep_until},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// A stream that fails when nothing of what it has to write is taken for too long.
+pub(super) struct Taken<S> {
+    stream: S,
+    limit: Duration,
+    /// Made when a write first has to wait; most never do.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Taken<S> {
+    pub(super) fn within(limit: Duration, stream: S) -> Self {
+        Self { stream, limit, deadline: None }
+    }
+
+    fn check<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.deadline = None;
+            return written;
+        }
+        let limit = self.limit;
+        ready!(self.deadline.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Taken<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.check(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.check(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StreamError<E> {
+    /// The client's window stayed shut.
+    #[error("the client took nothing of the stream for {0:?}")]
+    Unread(Duration),
+    /// The body's own error.
+    #[error(transparent)]
+    Body(E),
+}
+
+/// The body of an HTTP/2 stream. hyper polls it only when the client's window is open, so it cannot
+/// see by itself that nobody reads; a task of its own drops what it holds then.
+pub(super) struct Read<B> {
+    shared: Arc<Mutex<Shared<B>>>,
+    limit: Duration,
+    /// From the second frame on: most bodies have one.
+    watch: Option<AbortOnDropHandle<()>>,
+}
+
+struct Shared<B> {
+    /// Until nobody has read it for too long.
+    body: Option<B>,
+    /// Since when the client has what came last; `None` while we wait for the body.
+    unread_since: Option<Instant>,
+}
+
+impl<B: Body + Send + Unpin + 'static> Read<B> {
+    pub(super) fn within(limit: Duration, body: B) -> Self {
+        let shared = Shared { body: Some(body), unread_since: None };
+        Self { shared: Arc::new(Mutex::new(shared)), limit, watch: None }
+    }
+}
+
+impl<B: Body + Send + Unpin + 'static> Body for Read<B> {
+    type Data = B::Data;
+    type Error = StreamError<B::Error>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, Self::Error>>> {
+        let this = &mut *self;
+        let mut shared = lock(&this.shared);
+        let Some(body) = &mut shared.body else {
+            return Poll::Ready(Some(Err(StreamError::Unread(this.limit))));
+        };
+        let frame = Pin::new(&mut *body).poll_frame(cx);
+        let more = matches!(frame, Poll::Ready(Some(Ok(_)))) && !body.is_end_stream();
+        shared.unread_since = more.then(Instant::now);
+        drop(shared);
+        if more && this.watch.is_none() {
+            let watch = drop_unread(Arc::clone(&this.shared), this.limit);
+            this.watch = Some(AbortOnDropHandle::new(tokio::spawn(watch)));
+        }
+        frame.map(|frame| frame.map(|frame| frame.map_err(StreamError::Body)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        lock(&self.shared).body.as_ref().is_some_and(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        lock(&self.shared).body.as_ref().map_or_else(SizeHint::default, Body::size_hint)
+    }
+}
+
+/// Drops the body once nobody has read it for `limit`. Ends with its [`Read`], else.
+async fn drop_unread<B>(shared: Arc<Mutex<Shared<B>>>, limit: Duration) {
+    let mut deadline = Instant::now() + limit;
+    loop {
+        sleep_until(deadline).await;
+        let mut shared = lock(&shared);
+        let now = Instant::now();
+        deadline = shared.unread_since.unwrap_or(now) + limit;
+        if deadline <= now {
+            let unread = shared.body.take();
+            drop(shared);
+            drop(unread);
+            return;
+        }
+    }
+}
+
+fn lock<B>(shared: &Mutex<Shared<B>>) -> MutexGuard<'_, Shared<B>> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,335 @@
+//! What an attacker sends to wear a sidecar out or to lead it astray: each costs him his own
+//! connection or stream, and nobody else anything.
+//!
+//! Messages that can be read in two ways are in `framing.rs`, odd spellings of a write's path in
+//! `invalidation.rs`, forged webhooks in `purge.rs`.
+
+use std::time::Duration;
+
+use http_body_util::BodyExt as _;
+use hyper::{Method, Request, StatusCode};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::support::{SOON, Setup, eventually, full, soon};
+
+const SHORT: Duration = Duration::from_millis(200);
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Types of HTTP/2 frames (RFC 9113 6).
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// RFC 9113 7.
+const REFUSED_STREAM: u32 = 7;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).expect("a frame's length").to_be_bytes();
+    let mut frame = vec![len[1], len[2], len[3], kind, flags];
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// A header block: `GET path` of `http://a`, from the static table and literals (RFC 7541).
+fn get_block(path: &str) -> Vec<u8> {
+    let len = u8::try_from(path.len()).expect("a short path");
+    [&[0x82, 0x86, 0x01, 1, b'a', 0x04, len], path.as_bytes()].concat()
+}
+
+fn get_frame(stream: u32, path: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &get_block(path))
+}
+
+/// An HTTP/2 connection whose frames the test makes itself.
+struct Frames(TcpStream);
+
+impl Frames {
+    async fn open(setup: &Setup) -> Self {
+        let mut stream = setup.sidecar.client.connect().await;
+        stream.write_all(PREFACE).await.expect("a preface written");
+        stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.expect("settings written");
+        Self(stream)
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> bool {
+        soon(self.0.write_all(bytes)).await.is_ok()
+    }
+
+    /// The next frame: type, stream and payload; `None` at the end of the connection.
+    async fn next(&mut self) -> Option<(u8, u32, Vec<u8>)> {
+        let mut head = [0; 9];
+        soon(self.0.read_exact(&mut head)).await.ok()?;
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let mut payload = vec![0; usize::try_from(len).expect("a frame's length")];
+        soon(self.0.read_exact(&mut payload)).await.ok()?;
+        Some((head[3], stream, payload))
+    }
+
+    /// The next frame of this type.
+    async fn next_of(&mut self, kind: u8) -> Option<(u32, Vec<u8>)> {
+        while let Some((found, stream, payload)) = self.next().await {
+            if found == kind {
+                return Some((stream, payload));
+            }
+        }
+        None
+    }
+}
+
+fn number_at(payload: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(payload[at..at + 4].try_into().expect("four bytes"))
+}
+
+#[tokio::test]
+async fn a_client_that_opens_more_streams_than_it_may_is_refused_those() {
+    let setup = Setup::with(|config| config.server.max_streams = 2).await;
+    let gate = setup.upstream.hold(Method::GET, "/slow");
+    let mut client = Frames::open(&setup).await;
+
+    let (_, settings) = client.next_of(SETTINGS).await.expect("settings");
+    let told = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("a limit");
+    assert_eq!(number_at(told, 2), 2, "SETTINGS_MAX_CONCURRENT_STREAMS");
+
+    for stream in [1, 3, 5] {
+        client.send(&get_frame(stream, "/slow")).await;
+    }
+    let (stream, why) = client.next_of(RST_STREAM).await.expect("a refusal");
+    assert_eq!((stream, number_at(&why, 0)), (5, REFUSED_STREAM));
+
+    gate.release();
+    let mut answered = Vec::new();
+    while answered.len() < 2 {
+        answered.push(client.next_of(HEADERS).await.expect("an answer").0);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 3]);
+}
+
+#[tokio::test]
+async fn streams_that_are_opened_and_reset_at_once_end_their_connection() {
+    let setup = Setup::new().await;
+    setup.upstream.commit("x");
+    let mut client = Frames::open(&setup).await;
+    let mut flood = Vec::new();
+    for number in 0..5_000_u32 {
+        let stream = 2 * number + 1;
+        flood.extend(get_frame(stream, "/jobs/x"));
+        flood.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
+    }
+
+    // It may be ended before all of it is written.
+    client.send(&flood).await;
+
+    let (_, why) = client.next_of(GOAWAY).await.expect("a connection that is ended with a reason");
+    assert_eq!(number_at(&why, 4), ENHANCE_YOUR_CALM);
+    setup.hit("/jobs/x").await;
+}
+
+#[tokio::test]
+async fn a_head_in_endless_continuations_ends_its_connection() {
+    let setup = Setup::new().await;
+    let mut client = Frames::open(&setup).await;
+    client.send(&frame(HEADERS, END_STREAM, 1, &get_block("/jobs/x"))).await;
+    // A literal field of 16 bytes that is not indexed, some hundred a frame.
+    let field = [&[0x00, 1, b'x', 16][..], &[b'a'; 16]].concat();
+    let part = frame(CONTINUATION, 0, 1, &field.repeat(400));
+
+    let mut sent = 0;
+    while sent < 16 << 20 && client.send(&part).await {
+        sent += part.len();
+    }
+
+    assert!(sent < 16 << 20, "{sent} bytes of one head were taken");
+    assert_eq!(setup.upstream.reads("/jobs/x"), 0);
+    setup.hit("/jobs/x").await;
+}
+
+#[tokio::test]
+async fn pings_whose_answers_nobody_reads_end_their_connection() {
+    let setup = Setup::with(|config| config.server.write_timeout = SHORT).await;
+    let mut client = Frames::open(&setup).await;
+    let pings = frame(PING, 0, 0, &[0; 8]).repeat(4096);
+
+    let flood = async { while client.0.write_all(&pings).await.is_ok() {} };
+    soon(flood).await;
+
+    setup.hit("/jobs/x").await;
+}
+
+/// A body that no buffer between the upstream and a client takes.
+const HUGE: u64 = 64 << 20;
+
+fn serve_huge(setup: &Setup, path: &str) {
+    setup.upstream.respond(path, |_| Some(hyper::Response::new(crate::support::zeros(HUGE))));
+}
+
+/// One place upstream, and little patience with who does not read.
+async fn impatient() -> Setup {
+    let setup = Setup::with(|config| {
+        config.server.write_timeout = SHORT;
+        config.upstream.max_connections = 1;
+        config.upstream.connect_timeout = Duration::from_millis(50);
+    })
+    .await;
+    serve_huge(&setup, "/huge");
+    setup
+}
+
+async fn place_is_free(setup: &Setup) {
+    eventually(SOON, async || {
+        let reply = setup.get("/other").await;
+        if reply.status == StatusCode::NOT_FOUND { Ok(()) } else { Err(reply) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_does_not_keep_its_place_upstream() {
+    let setup = impatient().await;
+    let mut client = setup.sidecar.client.connect().await;
+    client.write_all(b"GET /huge HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("a request written");
+    client.read_u8().await.expect("an answer that begins");
+    assert_eq!(setup.get("/other").await.status, StatusCode::SERVICE_UNAVAILABLE);
+
+    place_is_free(&setup).await;
+
+    let mut rest = Vec::new();
+    let _ = soon(client.read_to_end(&mut rest)).await;
+    assert!((rest.len() as u64) < HUGE, "cut off, and not complete: {}", rest.len());
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_does_not_keep_its_place_upstream() {
+    let setup = impatient().await;
+    let mut sender = setup.sidecar.client.http2().await;
+    let get = |path: &str| Request::get(format!("http://a{path}")).body(full("")).expect("a head");
+    let unread = soon(sender.send_request(get("/huge"))).await.expect("an answer that begins");
+
+    place_is_free(&setup).await;
+
+    // The connection serves on; that stream alone is reset.
+    let other = soon(sender.send_request(get("/other"))).await.expect("an answer");
+    assert_eq!(other.status(), StatusCode::NOT_FOUND);
+    soon(unread.into_body().collect()).await.expect_err("a body that is cut off");
+}
+
+#[tokio::test]
+async fn a_stream_whose_upstream_is_slow_is_not_its_readers_fault() {
+    let setup = Setup::with(|config| config.server.write_timeout = SHORT).await;
+    let feed = setup.upstream.feed("/events", &[("content-type", "text/event-stream")]);
+    let mut sender = setup.sidecar.client.http2().await;
+    let get = Request::get("http://a/events").body(full("")).expect("a head");
+    let mut events = soon(sender.send_request(get)).await.expect("an answer").into_body();
+    for _ in 0..2 {
+        feed.data("tick").await;
+        let frame = soon(events.frame()).await.expect("a frame").expect("no error");
+        assert_eq!(frame.into_data().expect("data"), "tick");
+        // The silence is what is tested: longer than the limit.
+        tokio::time::sleep(3 * SHORT).await;
+    }
+    feed.end();
+    soon(events.collect()).await.expect("a body that is whole");
+}
+
+#[tokio::test]
+async fn past_so_many_that_wait_for_the_upstream_further_ones_are_answered_at_once() {
+    let setup = Setup::with(|config| {
+        config.upstream.max_connections = 1;
+        config.upstream.max_waiting = 1;
+        config.upstream.connect_timeout = SOON;
+    })
+    .await;
+    let gate = setup.upstream.hold(Method::GET, "/slow");
+    let first = setup.sidecar.client.start(Method::GET, "/slow", "").await;
+    gate.arrived(1).await;
+    let client = &setup.sidecar.client;
+
+    // Of these one waits, and the others do not.
+    let [a, b, c] = ["/jobs/a", "/jobs/b", "/c"].map(|path| client.start(Method::GET, path, ""));
+    let mut answers: tokio::task::JoinSet<_> = [a.await, b.await, c.await]
+        .into_iter()
+        .map(crate::support::client::Started::answer)
+        .collect();
+    for _ in 0..2 {
+        let (status, answer) = soon(answers.join_next()).await.expect("one").expect("no panic");
+        assert_eq!(status, 503, "{answer}");
+        assert!(answer.contains("upstream-busy"), "{answer}");
+    }
+    gate.release();
+    assert_eq!(first.answer().await.0, 404);
+    let (status, answer) = soon(answers.join_next()).await.expect("one").expect("no panic");
+    assert_ne!(status, 503, "{answer}");
+}
+
+#[tokio::test]
+async fn a_write_by_a_spelling_made_to_hide_its_job_forgets_it_all_the_same() {
+    let setup = Setup::new().await;
+    for odd in [
+        "/jobs/abc;v=1",
+        "/jobs;v=1/abc",
+        "/jobs/%2561bc",
+        "/jobs%2Fabc",
+        "/jobs%5Cabc",
+        "/jobs\\abc",
+        "/jobs/./%2e/abc",
+        "/x%2F..%2Fjobs/abc",
+        "/jobs/abc/..;/abc",
+        "/jobs/abc/%00",
+        "/jobs/abc/\u{e9}",
+        "/jobs/abc/%E9%FF",
+        "http://jobs.example/x/..//jobs/abc",
+    ] {
+        setup.get("/jobs/abc").await;
+        setup.hit("/jobs/abc").await;
+        let target = format!("PUT {odd} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        setup.sidecar.client.raw(target.as_bytes()).await;
+        let reply = setup.get("/jobs/abc").await;
+        assert!(!reply.is_hit(), "after {odd}: {reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_redis_or_http_would_read_into_an_id_is_never_an_id() {
+    let setup = Setup::new().await;
+    setup.get("/jobs/abc").await;
+    setup.hit("/jobs/abc").await;
+    let odd =
+        ["*", "a?c", "[a]bc", "{abc}", "abc}:meta", "a c", "abc\r\nDEL x", "abc\n", "a\0c", "é"];
+    for id in odd {
+        let body = serde_json::json!({ "job_id": id }).to_string();
+        let path =
+            percent_encoding::percent_encode(id.as_bytes(), percent_encoding::NON_ALPHANUMERIC);
+        let named = setup.sidecar.admin.request(Method::POST, "/purge").body(body).send().await;
+        let below = format!("/purge/{path}");
+        let below = setup.sidecar.admin.request(Method::POST, &below).send().await;
+        for reply in [named, below] {
+            if reply.status == StatusCode::OK {
+                // Who cuts off a query or white space reads a job's id; no more than that is done.
+                let purged = &reply.json()["purged"];
+                assert!(["a", "abc"].iter().any(|id| *purged == serde_json::json!([id])), "{id:?}");
+            } else {
+                assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{id:?}: {reply:?}");
+            }
+        }
+        setup.upstream.forget_requests();
+        for _ in 0..2 {
+            let reply = setup.get(&format!("/jobs/{path}")).await;
+            assert!(!reply.is_hit() && !reply.is_stored(), "{path}: {reply:?}");
+        }
+        assert_eq!(setup.upstream.requests().len(), 2, "{path} passes");
+    }
+    setup.hit("/jobs/abc").await;
+}
