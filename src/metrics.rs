@@ -108,7 +108,7 @@ impl Op {
     }
 }
 
-/// Labels of [`Metrics::requests`].
+/// Labels of the requests.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     /// `hit`, `miss`, `pass`, `write`, `error`.
