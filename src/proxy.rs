@@ -320,7 +320,7 @@ fn prepare_response<B>(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked == Switch::Unasked {
         return Err(UpstreamError::UnaskedUpgrade);
     }
-    if !framing::is_chunked_at_most(response.headers()) {
+    if framing::stays_coded(response.headers()) {
         return Err(UpstreamError::TransferCoding);
     }
     let version = response.version();

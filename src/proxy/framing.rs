@@ -101,9 +101,25 @@ fn has_target_of_its_method<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// Whether a message has no transfer coding, or `chunked` once. hyper undoes that one; any other
+/// The registered transfer codings beside `chunked`, with their old names.
+const CODINGS: [&[u8]; 5] = [b"compress", b"x-compress", b"deflate", b"gzip", b"x-gzip"];
+
+/// Whether an answer's body stays coded after hyper has undone `chunked` and the name is removed: it
+/// names one of the other codings that are registered (RFC 9112 7.2), or `chunked` twice. A word that
+/// names none says nothing of the body, and is left out as other proxies do.
+pub fn stays_coded(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(TRANSFER_ENCODING).into_iter();
+    let codings = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
+    let mut chunked = 0;
+    codings.map(<[u8]>::trim_ascii).any(|coding| {
+        chunked += usize::from(coding.eq_ignore_ascii_case(b"chunked"));
+        chunked > 1 || CODINGS.iter().any(|other| coding.eq_ignore_ascii_case(other))
+    })
+}
+
+/// Whether a request has no transfer coding, or `chunked` once. hyper undoes that one; any other
 /// would be left on the body after its name is removed.
-pub fn is_chunked_at_most(headers: &HeaderMap) -> bool {
+fn is_chunked_at_most(headers: &HeaderMap) -> bool {
     let mut lines = headers.get_all(TRANSFER_ENCODING).into_iter();
     match (lines.next(), lines.next()) {
         (None, _) => true,
@@ -141,7 +157,7 @@ mod tests {
         header::{CONTENT_LENGTH, HOST, HeaderValue},
     };
 
-    use super::{Refusal, check, unify_length};
+    use super::{Refusal, TRANSFER_ENCODING, check, stays_coded, unify_length};
     use crate::config::Server;
 
     /// `head`: method and target, then one header a line.
@@ -205,6 +221,21 @@ mod tests {
         }
         let twice = "\ntransfer-encoding: identity\ntransfer-encoding: chunked";
         of(twice, Err(Refusal::TransferCoding));
+    }
+
+    #[test]
+    fn an_answer_stays_coded_by_the_codings_that_there_are() {
+        let check = |codings: &str, want| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TRANSFER_ENCODING, codings.parse().unwrap());
+            assert_eq!(stays_coded(&headers), want, "{codings:?}");
+        };
+        for plain in ["chunked", "Chunked", "identity", "a=b", "", "xchunked, chunked"] {
+            check(plain, false);
+        }
+        for coded in ["gzip", "X-GZIP, chunked", "chunked, chunked", "deflate", "compress"] {
+            check(coded, true);
+        }
     }
 
     #[test]

@@ -272,6 +272,18 @@ async fn an_answer_that_is_merely_odd_is_passed_on_in_order() {
     }
 }
 
+#[tokio::test]
+async fn a_transfer_coding_that_there_is_not_says_nothing_of_an_answer() {
+    let between = Between::start().await;
+    let (mut client, mut upstream, _) =
+        between.pass(request("GET", "/p", "Connection: close\r\n")).await;
+    upstream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: a=b\r\n\r\nok".to_owned()).await;
+    drop(upstream);
+    let answer = client.rest().await.to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 200 ok\r\n"), "{answer:?}");
+    assert!(answer.contains("\r\nok\r\n") && !answer.contains("a=b"), "{answer:?}");
+}
+
 /// How many connections ended in an error of this kind.
 async fn errors(between: &Between, kind: &str) -> u64 {
     let metrics = between.sidecar.admin.get("/metrics").await;
