@@ -9,6 +9,7 @@
 //! It does not connect, resolve or bind anything: a name that does not resolve yet is no reason for
 //! a sidecar not to start.
 
+mod address;
 mod check;
 mod env;
 mod file;
@@ -25,8 +26,10 @@ mod url;
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use hyper::http::uri::Authority;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use standardwebhooks::Webhook;
 
+pub use address::Address;
 pub use knob::{Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
 pub use rules::Rule;
@@ -40,9 +43,15 @@ pub const HEADERS_ON_STACK: usize = 100;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where clients connect.
-    pub listen: SocketAddr,
+    pub listen: Address,
     /// Where operators and the purge webhook connect.
-    pub admin: SocketAddr,
+    pub admin: Address,
+    /// Permissions of the sockets where either is a path, as of a file.
+    pub unix_mode: u32,
+    /// What clients are shown where `listen` speaks TLS; none = it does not.
+    pub tls: KeyPair,
+    /// How often the files of `tls` and `upstream.tls` are looked at.
+    pub tls_renew_interval: Duration,
     /// Secret of the purge webhook: Standard Webhooks signature or bearer token.
     pub webhook_secret: Option<Secret>,
     /// Path templates of the job resource, each with one `{id}` segment.
@@ -126,13 +135,49 @@ pub struct Server {
     pub preserve_header_case: bool,
     /// Whether another process may listen on `listen` as well, to take over from this one.
     pub reuse_port: bool,
+    /// Whether each connection begins with a header of the PROXY protocol, which tells who asks.
+    pub proxy_protocol: bool,
+    /// From whom that header, `Forwarded` and `X-Forwarded-*` are taken. Who comes by a unix socket
+    /// is trusted.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// A certificate to show, and its key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyPair {
+    /// PEM, with the chain that leads to an authority.
+    pub cert: Option<PathBuf>,
+    /// PEM; none = it is in the same file.
+    pub key: Option<PathBuf>,
+}
+
+/// Files of a certificate with its chain and of its key, both PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The certificate.
+    pub cert: PathBuf,
+    /// The key.
+    pub key: PathBuf,
+}
+
+/// How the upstream is spoken to where its URL is `https`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// PEM, the authorities that are believed; none = those of the system.
+    pub ca: Option<PathBuf>,
+    /// What the upstream is shown where it asks.
+    pub identity: KeyPair,
+    /// The name that its certificate must have; none = the host of the URL.
+    pub server_name: Option<String>,
 }
 
 /// The backend and how patient we are with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
-    /// `http://host[:port]`, without a path.
+    /// `http://host[:port]`, `https://host[:port]` or `unix:/path`, without a path of requests.
     pub url: String,
+    /// Where that is `https`.
+    pub tls: UpstreamTls,
     /// TCP connect.
     pub connect_timeout: Duration,
     /// From the last byte of the request sent to the response head.
@@ -264,14 +309,54 @@ impl Secret {
     }
 }
 
+/// Where the upstream is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// TCP, to `host:port`.
+    Tcp(String),
+    /// TLS over TCP.
+    Tls {
+        /// `host:port`, to connect to.
+        authority: String,
+        /// The name to ask for and to find in the certificate.
+        name: String,
+    },
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
 impl Upstream {
-    /// `host:port`, to connect to.
-    pub fn authority(&self) -> String {
-        let authority = self.url.trim_start_matches("http://").trim_end_matches('/');
-        match authority.parse::<Authority>() {
-            Ok(parsed) if parsed.port().is_none() => format!("{authority}:80"),
-            _ => authority.to_owned(),
+    /// Where it is, with the default port of its scheme where it names none.
+    pub fn endpoint(&self) -> Endpoint {
+        if let Some(path) = self.url.strip_prefix("unix:") {
+            return Endpoint::Unix(PathBuf::from(path));
         }
+        let (port, rest) = match self.url.strip_prefix("https://") {
+            Some(rest) => (443, rest),
+            None => (80, self.url.trim_start_matches("http://")),
+        };
+        let given = rest.trim_end_matches('/');
+        let parsed = given.parse::<Authority>().ok();
+        let authority = match &parsed {
+            Some(parsed) if parsed.port().is_none() => format!("{given}:{port}"),
+            _ => given.to_owned(),
+        };
+        if port == 80 {
+            return Endpoint::Tcp(authority);
+        }
+        let host = parsed.as_ref().map_or(given, Authority::host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let name = self.tls.server_name.clone().unwrap_or_else(|| host.to_owned());
+        Endpoint::Tls { authority, name }
+    }
+}
+
+impl KeyPair {
+    /// The files of both.
+    pub fn identity(&self) -> Option<Identity> {
+        let cert = self.cert.clone()?;
+        let key = self.key.clone().unwrap_or_else(|| cert.clone());
+        Some(Identity { cert, key })
     }
 }
 
@@ -316,8 +401,11 @@ const IDENTITY_HEADERS: &str = "authorization,proxy-authorization,cookie,x-api-k
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)).into(),
+            admin: SocketAddr::from(([127, 0, 0, 1], 9090)).into(),
+            unix_mode: 0o660,
+            tls: KeyPair::default(),
+            tls_renew_interval: Duration::from_secs(10),
             webhook_secret: None,
             routes: vec!["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()],
             query: Query::default(),
@@ -359,6 +447,8 @@ impl Default for Server {
             max_streams: 200,
             preserve_header_case: false,
             reuse_port: false,
+            proxy_protocol: false,
+            trusted_proxies: vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
         }
     }
 }
@@ -367,6 +457,7 @@ impl Default for Upstream {
     fn default() -> Self {
         Self {
             url: "http://127.0.0.1:8000".to_owned(),
+            tls: UpstreamTls::default(),
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_mins(1),
             body_timeout: Duration::from_mins(5),

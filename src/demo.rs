@@ -114,7 +114,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
 
     let _backend = start_api(api.listener, &config, Arc::clone(&jobs));
     let (stop, stopped) = oneshot::channel::<()>();
-    let listeners = Listeners { proxy: proxy.listener, admin: admin.listener };
+    let listeners = Listeners { proxy: proxy.listener.into(), admin: admin.listener.into() };
     let mut sidecar = pin!(crate::run(config, listeners, async {
         // Also when the sender is gone.
         let _ = stopped.await;
@@ -157,7 +157,9 @@ fn start_api(listener: TcpListener, config: &Config, jobs: Arc<Jobs>) -> JoinSet
     let mut backend = JoinSet::new();
     backend.spawn(async move {
         let (_never, drain) = watch::channel(false);
-        server.run(drain, Duration::ZERO, move |request, _| Arc::clone(&jobs).serve(request)).await;
+        server
+            .run(drain, Duration::ZERO, move |request, _, _| Arc::clone(&jobs).serve(request))
+            .await;
     });
     backend
 }

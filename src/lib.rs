@@ -29,6 +29,10 @@ pub mod config;
 
 pub mod server;
 
+pub mod transport;
+
+pub mod tls;
+
 pub mod interim;
 
 pub mod proxy;
@@ -55,7 +59,7 @@ pub mod telemetry;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::watch, time::Instant};
+use tokio::{sync::watch, time::Instant};
 use tracing::info;
 
 use crate::{
@@ -65,11 +69,11 @@ use crate::{
     metrics::Metrics,
     proxy::{
         Proxy,
-        headers::Client,
         route::{Routes, rules::Rules},
     },
-    server::Server,
+    server::{Server, listen::Listener},
     store::StoreError,
+    tls::{Renewed, TlsError},
     upstream::Upstream,
 };
 
@@ -83,9 +87,9 @@ const ADMIN_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Listeners {
     /// For clients.
-    pub proxy: TcpListener,
+    pub proxy: Listener,
     /// For operators and the purge webhook.
-    pub admin: TcpListener,
+    pub admin: Listener,
 }
 
 /// Why a sidecar could not start.
@@ -100,6 +104,9 @@ pub enum RunError {
     /// The store's URL.
     #[error("cannot open the store: {0}")]
     Store(#[from] StoreError),
+    /// Certificates and keys.
+    #[error("cannot speak TLS: {0}")]
+    Tls(#[from] TlsError),
 }
 
 /// Runs a sidecar until `shutdown`, then drains it.
@@ -120,7 +127,7 @@ pub async fn run(
         store = %config.store.url,
         "listening"
     );
-    let upstream = Upstream::new(&config, Arc::clone(&metrics));
+    let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
     let proxy = Arc::new(Proxy::new(
         Arc::clone(&routes),
         Arc::clone(&cache),
@@ -133,18 +140,25 @@ pub async fn run(
         Admin::new(Arc::clone(&cache), routes, &config, Arc::clone(&metrics), drain.clone());
     let admin = Arc::new(admin);
 
-    let clients = Server::new(listeners.proxy, &config.server, Arc::clone(&metrics));
-    let operators = Server::new(listeners.admin, &config.server, metrics);
+    let tls = config.tls.identity().map(|identity| {
+        let files = vec![identity.cert.clone(), identity.key.clone()];
+        Renewed::new(files, move || tls::server(&identity))
+    });
+    let tls = tls.transpose()?;
+    let interval = config.tls_renew_interval;
+    let _renewal = tls.as_ref().map(|tls| tls.keep(interval, Arc::clone(&metrics)));
+    let clients = Server::new(listeners.proxy, &config.server, Arc::clone(&metrics)).with_tls(tls);
+    let operators = Server::new(listeners.admin, &config.server, metrics).without_proxy_protocol();
     let deadline = config.drain_timeout;
     let serving = Arc::clone(&proxy);
-    let clients = tokio::spawn(clients.run(drain.clone(), deadline, move |request, peer| {
-        let client = Client { ip: peer.address.ip(), scheme: "http" };
-        Arc::clone(&serving).serve(request, client, peer.interim)
-    }));
+    let clients =
+        tokio::spawn(clients.run(drain.clone(), deadline, move |request, client, interim| {
+            Arc::clone(&serving).serve(request, client, interim)
+        }));
     // Operators see the drain from outside; they are let go when it is over.
     let (end_admin, admin_drain) = watch::channel(false);
     let operators =
-        tokio::spawn(operators.run(admin_drain, ADMIN_DRAIN_TIMEOUT, move |request, _| {
+        tokio::spawn(operators.run(admin_drain, ADMIN_DRAIN_TIMEOUT, move |request, _, _| {
             Arc::clone(&admin).serve(request)
         }));
 
@@ -161,6 +175,6 @@ pub async fn run(
     Ok(())
 }
 
-fn address(listener: &TcpListener) -> String {
-    listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
+fn address(listener: &Listener) -> String {
+    listener.address().map_or_else(|error| error.to_string(), |address| address.to_string())
 }

@@ -4,20 +4,18 @@ mod cli;
 
 use std::{
     env, io,
-    net::SocketAddr,
     process::{self, ExitCode},
 };
 
 use cli::{Task, check, healthcheck};
 use jobcache::{
     Listeners, RunError,
-    config::{Config, Flags, Invalid, Loaded},
+    config::{Address, Config, Flags, Invalid, Loaded},
     demo::{self, DemoError},
-    server::listen::{self, Reuse},
+    server::listen::{self, Listener, Reuse},
     telemetry,
 };
 use tokio::{
-    net::TcpListener,
     runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
 };
@@ -45,8 +43,8 @@ fn main() -> ExitCode {
 enum Failure {
     #[error("{0}\nconfig/jobcache.toml explains every knob")]
     Config(#[from] Invalid),
-    #[error("cannot listen on {address}: {source}\n{}", mend(source, flag))]
-    Bind { address: SocketAddr, flag: &'static str, source: io::Error },
+    #[error("cannot listen on {address}: {source}\n{}", mend(source, address, flag))]
+    Bind { address: Address, flag: &'static str, source: io::Error },
     #[error("cannot start: {0}")]
     Start(#[from] io::Error),
     #[error("stopped serving: {0}")]
@@ -60,12 +58,28 @@ impl Failure {
     /// before there is a log.
     fn report(&self) -> ExitCode {
         eprintln!("jobcache: {self}");
-        let config = matches!(self, Self::Config(_) | Self::Demo(DemoError::Config(_)));
+        let config = matches!(
+            self,
+            Self::Config(_) | Self::Demo(DemoError::Config(_)) | Self::Run(RunError::Tls(_))
+        );
         ExitCode::from(if config { BAD_CONFIG } else { 1 })
     }
 }
 
-fn mend(error: &io::Error, flag: &str) -> String {
+fn mend(error: &io::Error, address: &Address, flag: &str) -> String {
+    if let Address::Unix(_) = address {
+        return match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!(
+                    "another process listens there: stop it, or choose another path with {flag}"
+                )
+            }
+            io::ErrorKind::AlreadyExists => {
+                format!("there is something that is no socket: choose another path with {flag}")
+            }
+            _ => format!("the directory must exist, and let us write: choose another with {flag}"),
+        };
+    }
     match error.kind() {
         io::ErrorKind::AddrInUse => {
             format!("another process has this port: stop it, or choose another one with {flag}")
@@ -97,8 +111,8 @@ fn serve(flags: Flags) -> Result<(), Failure> {
         let signals = Signals::new()?;
         let reuse = if config.server.reuse_port { Reuse::Port } else { Reuse::Never };
         let listeners = Listeners {
-            proxy: bind(config.listen, reuse, "--listen")?,
-            admin: bind(config.admin, Reuse::Never, "--admin")?,
+            proxy: bind(&config.listen, reuse, config.unix_mode, "--listen")?,
+            admin: bind(&config.admin, Reuse::Never, config.unix_mode, "--admin")?,
         };
         Ok(jobcache::run(config, listeners, signals.shutdown()).await?)
     })
@@ -113,8 +127,14 @@ fn demonstrate(args: demo::Args) -> Result<(), Failure> {
     })
 }
 
-fn bind(address: SocketAddr, reuse: Reuse, flag: &'static str) -> Result<TcpListener, Failure> {
-    listen::bind(address, reuse).map_err(|source| Failure::Bind { address, flag, source })
+fn bind(
+    address: &Address,
+    reuse: Reuse,
+    unix_mode: u32,
+    flag: &'static str,
+) -> Result<Listener, Failure> {
+    let failed = |source| Failure::Bind { address: address.clone(), flag, source };
+    listen::bind(address, reuse, unix_mode).map_err(failed)
 }
 
 /// The two ways to ask for an end: orchestrators send SIGTERM, terminals SIGINT.
@@ -159,7 +179,7 @@ fn check(flags: Flags) -> Result<(), Failure> {
 fn healthcheck(flags: Flags) -> ExitCode {
     let health = load(flags).map_err(|error| error.to_string()).and_then(|loaded| {
         let runtime = single_threaded().map_err(|error| error.to_string())?;
-        runtime.block_on(healthcheck::run(loaded.config.admin))
+        runtime.block_on(healthcheck::run(&loaded.config.admin))
     });
     health.map_or_else(
         |error| {

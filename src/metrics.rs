@@ -53,6 +53,8 @@ pub struct Metrics {
     pub upstream_seconds: Histogram,
     /// Upstream connections opened.
     pub upstream_connects: Counter,
+    /// Changed certificates by what became of them: `applied` or `failed`.
+    pub tls_reloads: Family<OutcomeLabels, Counter>,
     /// Client connections that are open.
     pub connections: Gauge,
     /// Client connections that ended in an error, by its kind.
@@ -147,7 +149,8 @@ pub struct MissLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabels {
     /// `malformed` and `head-too-large` (which were answered with a bare 400, 414 or 431),
-    /// `timeout`, `incomplete` (hung up in the middle) or `broken`.
+    /// `timeout`, `incomplete` (hung up in the middle), `tls` and `proxy-protocol` (not spoken, or
+    /// not as it must be) or `broken`.
     pub kind: &'static str,
 }
 
@@ -194,6 +197,7 @@ impl Default for Metrics {
             upstream_requests: Family::default(),
             upstream_seconds: Histogram::new(LATENCY_BUCKETS),
             upstream_connects: Counter::default(),
+            tls_reloads: Family::default(),
             connections: Gauge::default(),
             connection_errors: Family::default(),
             near_bytes: Gauge::default(),
@@ -311,6 +315,11 @@ impl Metrics {
             "upstream_connects",
             "Connections opened to the upstream",
             self.upstream_connects.clone(),
+        );
+        r.register(
+            "tls_reloads",
+            "Changed certificates by what became of them",
+            self.tls_reloads.clone(),
         );
         r.register("connections", "Client connections that are open", self.connections.clone());
         r.register(

@@ -28,7 +28,6 @@ use tracing::warn;
 use self::{
     answer::{AccessLine, Answer, Stored, Verdict, refuse, refuse_last, refuse_with},
     body::Body,
-    headers::Client,
     lead::LeadTask,
     reach::Inspector,
     route::{Route, Routes, Target, is_unsafe, overrides_method},
@@ -41,6 +40,7 @@ use crate::{
     interim::Interim,
     metrics::Metrics,
     store::Budget,
+    transport::Peer,
     upstream::{Repeat, RequestBody, Upstream, UpstreamError, relay_interim, to_origin_form},
 };
 
@@ -85,10 +85,17 @@ impl Proxy {
     /// Answers one request. Whatever goes wrong becomes an answer.
     pub async fn serve(
         self: Arc<Self>,
-        request: Request<Incoming>,
-        client: Client,
+        mut request: Request<Incoming>,
+        client: Peer,
         interim: Interim,
     ) -> Response<Body> {
+        // First of all: what callers are told apart by must be what the upstream sees.
+        if !client.is_trusted {
+            headers::strip_forwarded(request.headers_mut());
+        }
+        if client.is_tls {
+            headers::tell_scheme(request.headers_mut(), client);
+        }
         let line = self.access_log.then(|| AccessLine::of(&request));
         let answer = match framing::check(&request, &self.limits) {
             Ok(()) => self.answer(request, client, interim).await,
@@ -100,7 +107,7 @@ impl Proxy {
     async fn answer(
         self: &Arc<Self>,
         request: Request<Incoming>,
-        client: Client,
+        client: Peer,
         interim: Interim,
     ) -> Answer {
         match self.routes.classify(&request) {
@@ -128,7 +135,7 @@ impl Proxy {
         self: &Arc<Self>,
         id: JobId,
         head: Parts,
-        client: Client,
+        client: Peer,
         interim: Interim,
     ) -> Answer {
         let mut budget = self.cache.budget();
@@ -164,7 +171,7 @@ impl Proxy {
         self: &Arc<Self>,
         lead: Lead,
         head: Parts,
-        (client, interim): (Client, Interim),
+        (client, interim): (Peer, Interim),
         budget: Budget,
     ) -> Answer {
         let why = lead.why();
@@ -183,7 +190,7 @@ impl Proxy {
     async fn pass_read(
         &self,
         mut head: Parts,
-        client: Client,
+        client: Peer,
         interim: Interim,
         why: Bypass,
     ) -> Answer {
@@ -204,7 +211,7 @@ impl Proxy {
     async fn pass(
         self: &Arc<Self>,
         mut request: Request<Incoming>,
-        client: Client,
+        client: Peer,
         interim: Interim,
         why: Bypass,
     ) -> Answer {
@@ -246,7 +253,7 @@ impl Proxy {
     fn forwarded(
         &self,
         request: Request<Incoming>,
-        client: Client,
+        client: Peer,
         interim: &Interim,
     ) -> Request<RequestBody> {
         let (mut head, body) = request.into_parts();
@@ -258,7 +265,7 @@ impl Proxy {
     }
 
     /// Makes a client's request head ours.
-    fn prepare_request(&self, head: &mut Parts, client: Client) {
+    fn prepare_request(&self, head: &mut Parts, client: Peer) {
         let version = head.version;
         to_origin_form(head, self.upstream.authority());
         headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinted());
@@ -266,7 +273,7 @@ impl Proxy {
     }
 
     /// A request that reads a job for whoever asks for this representation of it.
-    fn for_fill(&self, head: &Parts, client: Client) -> Request<RequestBody> {
+    fn for_fill(&self, head: &Parts, client: Peer) -> Request<RequestBody> {
         let mut head = head.clone();
         self.prepare_request(&mut head, client);
         headers::for_fill(&mut head.headers);

@@ -4,9 +4,10 @@
 
 pub mod listen;
 mod preface;
+mod proxy_protocol;
 mod stall;
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
@@ -16,23 +17,28 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use ipnet::IpNet;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
     sync::{Notify, Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tracing::{debug, warn};
 
 use self::{
-    preface::{Protocol, sniff},
+    listen::Listener,
+    preface::{Protocol, Rewound, sniff},
+    proxy_protocol::HeaderError,
     stall::{Read, Taken},
 };
 use crate::{
     config::{self, HEADERS_ON_STACK},
     interim::{Interim, Lane, Wire},
     metrics::{KindLabels, Metrics},
+    tls::Renewed,
+    transport::{Peer, Remote, Socket, Stream, set_nodelay},
 };
 
 /// After a failed accept (out of file descriptors, most likely).
@@ -48,7 +54,7 @@ const FIRST_WORDS: Duration = Duration::from_millis(500);
 
 /// Serves one listener.
 pub struct Server {
-    listener: TcpListener,
+    listener: Listener,
     protocols: Protocols,
     max_connections: usize,
     metrics: Arc<Metrics>,
@@ -61,15 +67,33 @@ struct Protocols {
     http2: http2::Builder<TokioExecutor>,
     limit: Duration,
     write_limit: Duration,
+    tls: Option<Arc<Renewed<ServerConfig>>>,
+    proxies: Proxies,
 }
 
-/// Who asks, as the server knows it.
+/// Who may tell us who asks, and how.
 #[derive(Clone, Debug)]
-pub struct Peer {
-    /// The other end of the connection.
-    pub address: SocketAddr,
-    /// Where interim responses to this request go.
-    pub interim: Interim,
+struct Proxies {
+    trusted: Arc<[IpNet]>,
+    /// Whether each connection begins with a header of the PROXY protocol.
+    protocol: bool,
+}
+
+impl Proxies {
+    fn trusts(&self, remote: Remote) -> bool {
+        // To a unix socket connects whom its permissions let.
+        remote.is_none_or(|remote| {
+            let ip = remote.ip().to_canonical();
+            self.trusted.iter().any(|network| network.contains(&ip))
+        })
+    }
+}
+
+/// A connection, and what is known of it.
+struct Opened {
+    protocol: Protocol,
+    stream: Taken<Rewound<Stream>>,
+    peer: Peer,
 }
 
 /// Tells servers to stop accepting.
@@ -77,7 +101,11 @@ pub type Drain = watch::Receiver<bool>;
 
 impl Server {
     /// Prepares to serve.
-    pub fn new(listener: TcpListener, config: &config::Server, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        listener: impl Into<Listener>,
+        config: &config::Server,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let limit = config.header_timeout;
         let mut http1 = http1::Builder::new();
         http1
@@ -97,14 +125,32 @@ impl Server {
             .max_concurrent_streams(u32::try_from(config.max_streams).unwrap_or(u32::MAX))
             .max_header_list_size(u32::try_from(config.max_header_bytes).unwrap_or(u32::MAX));
         let write_limit = config.write_timeout;
-        let protocols = Protocols { http1, http2, limit, write_limit };
-        Self { listener, protocols, max_connections: config.max_connections, metrics }
+        let trusted = config.trusted_proxies.iter().copied().collect();
+        let proxies = Proxies { trusted, protocol: config.proxy_protocol };
+        let protocols = Protocols { http1, http2, limit, write_limit, tls: None, proxies };
+        let max_connections = config.max_connections;
+        Self { listener: listener.into(), protocols, max_connections, metrics }
+    }
+
+    /// Speaks TLS, if there is something to speak it with.
+    #[must_use]
+    pub(crate) fn with_tls(mut self, tls: Option<Arc<Renewed<ServerConfig>>>) -> Self {
+        self.protocols.tls = tls;
+        self
+    }
+
+    /// Takes each connection as it comes, though clients of another listener are told of by the PROXY
+    /// protocol.
+    #[must_use]
+    pub(crate) fn without_proxy_protocol(mut self) -> Self {
+        self.protocols.proxies.protocol = false;
+        self
     }
 
     /// Serves until `drain` turns, then waits up to `deadline` for the requests in flight.
     pub async fn run<S, F, B>(self, mut drain: Drain, deadline: Duration, serve: S)
     where
-        S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
+        S: Fn(Request<Incoming>, Peer, Interim) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync,
@@ -118,7 +164,7 @@ impl Server {
                 let place = Arc::clone(&places).acquire_owned().await;
                 (place, self.listener.accept().await)
             };
-            let (place, (stream, address)) = tokio::select! {
+            let (place, (socket, remote)) = tokio::select! {
                 (place, accepted) = accepted => match accepted {
                     Ok(accepted) => (place, accepted),
                     Err(error) => { pause(&error).await; continue }
@@ -127,19 +173,19 @@ impl Server {
                 () = until_drain(&mut drain) => break,
             };
             let open = Open::new(&self.metrics);
-            let connection = self.protocols.connection(stream, address, open, &drain, &serve);
+            let connection = self.protocols.connection(socket, remote, open, &drain, &serve);
             connections.spawn(async move {
                 connection.await;
                 drop(place);
             });
         }
-        let waiting = listen::close(self.listener).unwrap_or_else(|error| {
+        let waiting = self.listener.close().unwrap_or_else(|error| {
             warn!(%error, "cannot take the connections that wait in the listen backlog");
             Vec::new()
         });
-        for (stream, address) in waiting {
+        for (socket, remote) in waiting {
             let open = Open::new(&self.metrics);
-            connections.spawn(self.protocols.connection(stream, address, open, &drain, &serve));
+            connections.spawn(self.protocols.connection(socket, remote, open, &drain, &serve));
         }
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout(deadline, ended).await.is_err() {
@@ -154,22 +200,21 @@ impl Protocols {
     /// What serves one connection to its end.
     fn connection<S, F, B>(
         &self,
-        stream: TcpStream,
-        address: SocketAddr,
+        socket: Socket,
+        remote: Remote,
         open: Open,
         drain: &Drain,
         serve: &S,
     ) -> impl Future<Output = ()> + Send + use<S, F, B>
     where
-        S: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
+        S: Fn(Request<Incoming>, Peer, Interim) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
         let (protocols, serve, drain) = (self.clone(), serve.clone(), drain.clone());
         async move {
-            let serve = |request, interim| serve(request, Peer { address, interim });
-            if let Err(error) = protocols.serve(stream, drain, serve).await {
+            if let Err(error) = protocols.serve(socket, remote, drain, serve).await {
                 debug!(%error, "client connection ended");
                 open.fault(error.as_str());
             }
@@ -179,30 +224,58 @@ impl Protocols {
     /// Serves one connection to its end.
     async fn serve<S, F, B>(
         self,
-        stream: TcpStream,
+        socket: Socket,
+        remote: Remote,
         mut drain: Drain,
         serve: S,
     ) -> Result<(), Fault>
     where
-        S: Fn(Request<Incoming>, Interim) -> F + Send,
+        S: Fn(Request<Incoming>, Peer, Interim) -> F + Send,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "cannot set TCP_NODELAY");
-        }
-        let sniffed = tokio::select! {
-            sniffed = timeout(self.limit, sniff(stream)) => sniffed,
+        let opened = tokio::select! {
+            opened = timeout(self.limit, self.open(socket, remote)) => opened,
             () = said_nothing(&mut drain) => return Ok(()),
         };
-        let (protocol, stream) = sniffed.map_err(|_| Fault::Silent(self.limit))??;
-        let stream = Taken::within(self.write_limit, stream);
+        let Opened { protocol, stream, peer } = opened.map_err(|_| Fault::Silent(self.limit))??;
+        let serve = move |request, interim| serve(request, peer, interim);
         match protocol {
             Protocol::Http1 => self.serve_http1(stream, drain, serve).await?,
             Protocol::Http2 => self.serve_http2(stream, drain, serve).await?,
         }
         Ok(())
+    }
+
+    /// Comes to know who has connected and what it speaks.
+    async fn open(&self, mut socket: Socket, remote: Remote) -> Result<Opened, Fault> {
+        if let Err(error) = set_nodelay(&socket) {
+            debug!(%error, "cannot set TCP_NODELAY");
+        }
+        let source = if self.proxies.protocol {
+            if !self.proxies.trusts(remote) {
+                return Err(Fault::Untrusted);
+            }
+            proxy_protocol::read(&mut socket).await?.or(remote)
+        } else {
+            remote
+        };
+        // Whoever passes on bytes alone passes on the headers of those who made them.
+        let trusted = self.proxies.trusts(source);
+        let ip = source.map(|source| source.ip());
+        let peer = Peer { ip, is_tls: self.tls.is_some(), is_trusted: trusted };
+        let stream = match &self.tls {
+            None => Stream::Left(socket),
+            Some(tls) => {
+                let acceptor = TlsAcceptor::from(tls.current());
+                let stream = acceptor.accept(socket).await.map_err(Fault::Tls)?;
+                Stream::Right(Box::new(stream.into()))
+            }
+        };
+        let (protocol, stream) = sniff(stream).await?;
+        let stream = Taken::within(self.write_limit, stream);
+        Ok(Opened { protocol, stream, peer })
     }
 
     async fn serve_http1<I, S, F, B>(
@@ -285,6 +358,13 @@ enum Fault {
     /// Nothing came that tells the protocol.
     #[error("the client said too little for {0:?}")]
     Silent(Duration),
+    /// It came past the balancer that tells who asks.
+    #[error("the PROXY protocol is taken from server.trusted_proxies alone")]
+    Untrusted,
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    #[error("no TLS: {0}")]
+    Tls(#[source] io::Error),
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -296,11 +376,13 @@ impl Fault {
     fn as_str(&self) -> &'static str {
         match self {
             Self::Silent(_) => "timeout",
+            Self::Untrusted | Self::Header(HeaderError::Malformed(_)) => "proxy-protocol",
+            Self::Tls(_) => "tls",
             Self::Http(error) if error.is_timeout() => "timeout",
             Self::Http(error) if error.is_parse_too_large() => "head-too-large",
             Self::Http(error) if error.is_parse() => "malformed",
             Self::Http(error) if error.is_incomplete_message() => "incomplete",
-            Self::Http(_) | Self::Io(_) => "broken",
+            Self::Http(_) | Self::Io(_) | Self::Header(HeaderError::Io(_)) => "broken",
         }
     }
 }

@@ -7,8 +7,10 @@
 //! that was sent is never repeated.
 
 mod body;
+mod connect;
 mod error;
 mod expect;
+mod http2;
 mod pool;
 
 use std::{
@@ -21,33 +23,36 @@ use std::{
 };
 
 use hyper::{
-    HeaderMap, Request, Response, StatusCode,
-    body::Body as _,
-    client::conn::http1,
+    HeaderMap, Request, Response, StatusCode, Version,
+    body::{Body as _, Incoming},
+    client::conn::{TrySendError, http1},
     header::TRANSFER_ENCODING,
-    http::{HeaderValue, Method, request},
+    http::{HeaderValue, Method, request, uri::Scheme},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
 use tracing::{debug, info, warn};
 
+use self::{
+    body::Activity,
+    connect::{Connector, Protocol},
+    error::{broken, late},
+    expect::Expectation,
+    http2::{Made, Shared},
+    pool::{Connection, Pool},
+};
 pub use self::{
     body::{BodyError, RequestBody, ResponseBody, UploadError},
     error::UpstreamError,
 };
-use self::{
-    error::{broken, late},
-    expect::Expectation,
-    pool::{Connection, Pool},
-};
 use crate::{
-    config::{self, Config, HEADERS_ON_STACK},
+    config::{self, Config, Endpoint, HEADERS_ON_STACK},
     metrics::{Metrics, OutcomeLabels},
     telemetry::Throttle,
+    tls::TlsError,
 };
 
 /// Whether a request may be sent twice. Its method alone does not tell: a header may name another.
@@ -62,11 +67,11 @@ pub enum Repeat {
 /// The backend.
 #[derive(Debug)]
 pub struct Upstream {
-    /// `host:port`, to connect to and as the Host of requests that name none.
-    authority: String,
+    connector: Connector,
     config: config::Upstream,
     http1: http1::Builder,
     pool: Arc<Pool>,
+    http2: Shared,
     places: Arc<Semaphore>,
     /// For a place: `upstream.max_waiting`.
     queue: Semaphore,
@@ -109,31 +114,30 @@ pub struct Place(#[expect(dead_code, reason = "held, not read")] OwnedSemaphoreP
 
 impl Upstream {
     /// Prepares a pool; connects to nothing yet.
-    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
+    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Result<Self, TlsError> {
+        let connector = Connector::new(config, &metrics)?;
         let http1 = http1(&config.server);
-        let config = &config.upstream;
-        let pool = Pool::new(config);
-        let authority = config.authority();
+        let http2 = Shared::new(config.server.max_header_bytes);
+        let config = config.upstream.clone();
+        let pool = Arc::new(Pool::new(&config));
         let places = Arc::new(Semaphore::new(config.max_connections));
         let queue = Semaphore::new(config.max_waiting);
-        Self {
-            authority,
-            config: config.clone(),
-            http1,
-            pool: Arc::new(pool),
-            places,
-            queue,
-            health: Health::default(),
-            metrics,
-        }
+        let health = Health::default();
+        Ok(Self { connector, config, http1, pool, http2, places, queue, health, metrics })
     }
 
-    /// Where requests go, as `host:port`.
+    /// Where requests go, as `host:port`; `localhost` where it has none, being a unix socket.
     pub fn authority(&self) -> &str {
-        &self.authority
+        self.connector.authority()
     }
 
-    /// Sends a request in origin form and waits for the response head.
+    /// Whether a connection can be made now.
+    pub async fn probe(&self) -> Result<(), UpstreamError> {
+        self.connector.connect(Protocol::Http1).await.map(drop)
+    }
+
+    /// Sends a request in origin form and waits for the response head. It goes over HTTP/2 where its
+    /// version says so.
     pub async fn send(
         &self,
         mut request: Request<RequestBody>,
@@ -141,7 +145,10 @@ impl Upstream {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         announce_body(&mut request);
         let started = Instant::now();
-        let result = self.exchange(request, repeat).await;
+        let result = match request.version() {
+            Version::HTTP_2 => self.exchange_http2(request).await,
+            _ => self.exchange(request, repeat).await,
+        };
         self.health.tell(result.as_ref().err());
         let outcome = match &result {
             Ok(_) => "answered",
@@ -173,7 +180,7 @@ impl Upstream {
                 }
                 Err(Failed::Unsent(unsent)) if reused => request = *unsent,
                 Err(Failed::Unsent(_)) => {
-                    return Err(UpstreamError::Closed { upstream: self.authority.clone() });
+                    return Err(UpstreamError::Closed { upstream: self.authority().to_owned() });
                 }
                 Err(Failed::Sent(error)) => match spare {
                     Some(spare) if !error.is_timeout() => request = spare,
@@ -207,18 +214,65 @@ impl Upstream {
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failed> {
         let (activity, expectation) = (request.body().activity(), request.body().expectation());
-        let mut answer = pin!(connection.sender.try_send_request(request));
+        let sent = connection.sender.try_send_request(request);
+        let response = self.head(sent, activity).await?;
+        let unasked = expectation.and_then(Expectation::settle);
+        let limit = self.config.body_timeout;
+        let body = |body| ResponseBody::new(body, connection, &self.pool, limit, unasked);
+        Ok(response.map(body))
+    }
+
+    /// Over the connection that such requests share. One that is handed back unsent, because that has
+    /// ended, is sent over a new one; none is repeated.
+    async fn exchange_http2(
+        &self,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let place = self.place().await?;
+        http2::to_absolute_form(&mut request, self.scheme(), self.authority());
+        loop {
+            let connect = self.connector.connect(Protocol::Http2);
+            let (mut sender, made) = self.http2.sender(connect).await?;
+            if made == Made::Now {
+                self.metrics.upstream_connects.inc();
+            }
+            let (activity, expectation) = (request.body().activity(), request.body().expectation());
+            let sent = sender.try_send_request(request);
+            match self.head(sent, activity).await {
+                Ok(response) => {
+                    let unasked = expectation.and_then(Expectation::settle);
+                    let limit = self.config.body_timeout;
+                    let body = |body| ResponseBody::shared(body, limit, unasked).holding(place);
+                    return Ok(response.map(body));
+                }
+                Err(Failed::Unsent(unsent)) if made == Made::Before => request = *unsent,
+                Err(Failed::Unsent(_)) => {
+                    return Err(UpstreamError::Closed { upstream: self.authority().to_owned() });
+                }
+                Err(Failed::Sent(error)) => return Err(error),
+            }
+        }
+    }
+
+    fn scheme(&self) -> Scheme {
+        match self.config.endpoint() {
+            Endpoint::Tls { .. } => Scheme::HTTPS,
+            Endpoint::Tcp(_) | Endpoint::Unix(_) => Scheme::HTTP,
+        }
+    }
+
+    /// Waits for the head of an answer.
+    async fn head(
+        &self,
+        sent: impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
+        activity: Option<Arc<Activity>>,
+    ) -> Result<Response<Incoming>, Failed> {
+        let mut answer = pin!(sent);
         let limit = self.config.response_timeout;
         let mut deadline = Instant::now() + limit;
         loop {
             match tokio::time::timeout_at(deadline, &mut answer).await {
-                Ok(Ok(response)) => {
-                    let unasked = expectation.and_then(Expectation::settle);
-                    let limit = self.config.body_timeout;
-                    let body =
-                        |body| ResponseBody::new(body, connection, &self.pool, limit, unasked);
-                    return Ok(response.map(body));
-                }
+                Ok(Ok(response)) => return Ok(response),
                 Ok(Err(mut error)) => {
                     return Err(match error.take_message() {
                         Some(unsent) => Failed::Unsent(Box::new(unsent)),
@@ -235,17 +289,8 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<Connection, UpstreamError> {
-        let limit = self.config.connect_timeout;
-        let upstream = || self.authority.clone();
-        let stream = timeout(limit, TcpStream::connect(&self.authority))
-            .await
-            .map_err(|_| UpstreamError::ConnectTimeout { upstream: upstream(), limit })?
-            .map_err(|source| UpstreamError::Connect { upstream: upstream(), source })?;
-        stream
-            .set_nodelay(true)
-            .map_err(|source| UpstreamError::Connect { upstream: upstream(), source })?;
-        let (sender, connection) =
-            self.http1.handshake(TokioIo::new(stream)).await.map_err(UpstreamError::Broken)?;
+        let io = TokioIo::new(self.connector.connect(Protocol::Http1).await?);
+        let (sender, connection) = self.http1.handshake(io).await.map_err(UpstreamError::Broken)?;
         self.metrics.upstream_connects.inc();
         // Ends with the connection; what goes wrong on it reaches the one who uses it.
         tokio::spawn(async move {
@@ -317,14 +362,15 @@ pub fn relay_interim(
     });
 }
 
-/// What a request upstream needs beside its headers, made from the head the client sent.
+/// What a request upstream needs beside its headers, made from the head the client sent. Its version
+/// is the one to be spoken upstream.
 ///
 /// The target is in origin form (RFC 9112 3.2.1). RFC 9112 3.2.2: "When a proxy receives a request
 /// with an absolute-form of request-target, the proxy MUST ignore the received Host header field (if
 /// any) and instead replace it with the host information of the request-target"; HTTP/2 says the
 /// same of `:authority`.
 pub fn to_origin_form(head: &mut request::Parts, default_host: &str) {
-    use hyper::http::{Uri, Version, header::HOST, uri::PathAndQuery};
+    use hyper::http::{Uri, header::HOST, uri::PathAndQuery};
     let host = head.uri.authority().map(|authority| {
         let text = authority.as_str();
         text.rsplit_once('@').map_or(text, |(_, host)| host).to_owned()
@@ -342,5 +388,5 @@ pub fn to_origin_form(head: &mut request::Parts, default_host: &str) {
     parts.path_and_query = Some(target);
     // A path alone is always a valid target.
     head.uri = Uri::from_parts(parts).unwrap_or_default();
-    head.version = Version::HTTP_11;
+    head.version = if http2::is_needed(head) { Version::HTTP_2 } else { Version::HTTP_11 };
 }

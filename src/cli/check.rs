@@ -4,17 +4,21 @@
 //! without either.
 
 use std::{
-    fmt::Write as _,
+    fmt::{Display, Write as _},
     io::{self, Write as _},
+    sync::Arc,
     time::Duration,
 };
 
-use jobcache::config::{Loaded, StoreUrl};
+use jobcache::{
+    config::{Config, Loaded, StoreUrl},
+    upstream::Upstream,
+};
 use percent_encoding::percent_decode_str;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
-    time::timeout,
+    time::{error::Elapsed, timeout},
 };
 use url::Url;
 
@@ -31,8 +35,7 @@ pub(crate) async fn run(loaded: &Loaded) -> io::Result<()> {
     for warning in &loaded.warnings {
         let _ = write!(out, "\nwarning: {warning}");
     }
-    let (store, upstream) =
-        tokio::join!(store(&loaded.config.store.url), upstream(&loaded.config.upstream.url));
+    let (store, upstream) = tokio::join!(store(&loaded.config.store.url), upstream(&loaded.config));
     let _ = writeln!(out, "\n# store    {}: {store}", loaded.config.store.url);
     let _ = writeln!(out, "# upstream {}: {upstream}", loaded.config.upstream.url);
     // All at once: a reader that stops early (`| head`) is no error of ours.
@@ -42,15 +45,13 @@ pub(crate) async fn run(loaded: &Loaded) -> io::Result<()> {
     }
 }
 
-async fn upstream(url: &str) -> String {
-    let Some(address) = Url::parse(url).ok().and_then(|url| address(&url, 80)) else {
-        return "not a URL".to_owned();
+/// As the sidecar itself connects, TLS included.
+async fn upstream(config: &Config) -> String {
+    let upstream = match Upstream::new(config, Arc::default()) {
+        Ok(upstream) => upstream,
+        Err(error) => return format!("cannot be used: {error}"),
     };
-    told(
-        timeout(PATIENCE, TcpStream::connect(address))
-            .await
-            .map(|io| io.map(|_| "reachable".into())),
-    )
+    told(timeout(PATIENCE, upstream.probe()).await.map(|made| made.map(|()| "reachable".into())))
 }
 
 async fn store(url: &StoreUrl) -> String {
@@ -59,7 +60,7 @@ async fn store(url: &StoreUrl) -> String {
     told(timeout(PATIENCE, ping(&url)).await)
 }
 
-fn told(outcome: Result<io::Result<String>, tokio::time::error::Elapsed>) -> String {
+fn told<E: Display>(outcome: Result<Result<String, E>, Elapsed>) -> String {
     match outcome {
         Ok(Ok(text)) => text,
         Ok(Err(error)) => format!("not reachable: {error}"),

@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
+use jobcache::config::Address;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
     time::timeout,
 };
 
@@ -18,21 +19,29 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const STATUS: usize = 12;
 
 /// Asks `GET /livez` of the admin address; the error is the sentence to print.
-pub(crate) async fn run(admin: SocketAddr) -> Result<(), String> {
+pub(crate) async fn run(admin: &Address) -> Result<(), String> {
     let admin = dialled(admin);
-    match timeout(PATIENCE, livez(admin)).await {
+    let page = match &admin {
+        Address::Tcp(admin) => format!("http://{admin}/livez"),
+        Address::Unix(_) => format!("/livez at {admin}"),
+    };
+    match timeout(PATIENCE, livez(&admin)).await {
         Ok(Ok(status)) if status == "200" => Ok(()),
-        Ok(Ok(status)) => Err(format!("http://{admin}/livez answers {status}")),
-        Ok(Err(error)) => Err(format!("http://{admin}/livez does not answer: {error}")),
-        Err(_) => {
-            Err(format!("http://{admin}/livez does not answer within {}s", PATIENCE.as_secs()))
-        }
+        Ok(Ok(status)) => Err(format!("{page} answers {status}")),
+        Ok(Err(error)) => Err(format!("{page} does not answer: {error}")),
+        Err(_) => Err(format!("{page} does not answer within {}s", PATIENCE.as_secs())),
     }
 }
 
-async fn livez(admin: SocketAddr) -> io::Result<String> {
-    let mut io = TcpStream::connect(admin).await?;
-    let request = format!("GET /livez HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+async fn livez(admin: &Address) -> io::Result<String> {
+    match admin {
+        Address::Tcp(admin) => ask(TcpStream::connect(admin).await?, &admin.to_string()).await,
+        Address::Unix(path) => ask(UnixStream::connect(path).await?, "localhost").await,
+    }
+}
+
+async fn ask(mut io: impl AsyncRead + AsyncWrite + Unpin, host: &str) -> io::Result<String> {
+    let request = format!("GET /livez HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     io.write_all(request.as_bytes()).await?;
     let mut line = [0; STATUS];
     io.read_exact(&mut line).await?;
@@ -42,13 +51,14 @@ async fn livez(admin: SocketAddr) -> io::Result<String> {
 }
 
 /// An address that listens everywhere is reached by loopback.
-fn dialled(admin: SocketAddr) -> SocketAddr {
+fn dialled(admin: &Address) -> Address {
+    let Address::Tcp(admin) = admin else { return admin.clone() };
     let ip = match admin.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    SocketAddr::new(ip, admin.port())
+    SocketAddr::new(ip, admin.port()).into()
 }
 
 #[cfg(test)]
@@ -59,16 +69,21 @@ mod tests {
 
     #[test]
     fn an_address_that_listens_everywhere_is_dialled_as_loopback() {
-        for (admin, expected) in
-            [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "[::1]:1"), ("10.0.0.1:1", "10.0.0.1:1")]
-        {
-            assert_eq!(dialled(admin.parse().unwrap()).to_string(), expected);
+        for (admin, expected) in [
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::]:1", "[::1]:1"),
+            ("10.0.0.1:1", "10.0.0.1:1"),
+            ("unix:/a", "unix:/a"),
+        ] {
+            let admin = admin.parse().unwrap();
+            assert_eq!(dialled(&admin).to_string(), expected);
         }
     }
 
     async fn answered(reply: &'static str) -> Result<(), String> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let admin = listener.local_addr().unwrap();
+        let address = Address::from(admin);
         let server = async {
             let (mut io, _) = listener.accept().await.unwrap();
             let mut request = [0; 64];
@@ -78,7 +93,7 @@ mod tests {
             );
             io.write_all(reply.as_bytes()).await.unwrap();
         };
-        let (outcome, ()) = tokio::join!(run(admin), server);
+        let (outcome, ()) = tokio::join!(run(&address), server);
         outcome.map_err(|error| error.replace(&admin.to_string(), "ADMIN"))
     }
 

@@ -2,9 +2,7 @@
 
 use std::net::SocketAddr;
 
-use hyper::Uri;
-
-use super::{Config, StoreUrl, load::Settings, parse};
+use super::{Address, Config, Endpoint, StoreUrl, load::Settings, parse};
 
 /// Runs every check whose knobs are each right by themselves (`failed` holds the others).
 pub(super) fn all(
@@ -22,16 +20,19 @@ pub(super) fn all(
 
 type Check = fn(&Config, &Settings) -> Option<String>;
 
-const CHECKS: [(&[&str], Check); 5] = [
+const CHECKS: [(&[&str], Check); 8] = [
     (&["listen", "admin"], listeners_differ),
     (&["admin", "webhook_secret"], admin_is_guarded),
     (&["listen", "admin", "upstream.url"], upstream_is_another),
     (&["max_body", "store.url", "store.memory_max"], a_body_fits),
     (&["query.allow", "query.ignore"], parameters_differ),
+    (&["tls.cert", "tls.key"], key_has_a_certificate),
+    (&["upstream.tls.cert", "upstream.tls.key"], upstream_key_has_a_certificate),
+    (&["upstream.url", "upstream.tls.ca", "upstream.tls.cert"], tls_is_spoken_to_the_upstream),
 ];
 
 fn listeners_differ(config: &Config, settings: &Settings) -> Option<String> {
-    overlap(config.listen, config.admin).then(|| {
+    overlap(&config.listen, &config.admin).then(|| {
         let (listen, admin) = (settings.describe("listen"), settings.describe("admin"));
         format!("{admin} is the same address as {listen}: give each its own port")
     })
@@ -39,7 +40,9 @@ fn listeners_differ(config: &Config, settings: &Settings) -> Option<String> {
 
 /// Whoever reaches the admin address can purge, and read which jobs there are.
 fn admin_is_guarded(config: &Config, settings: &Settings) -> Option<String> {
-    let open = config.webhook_secret.is_none() && !parse::is_loopback(config.admin.ip());
+    // Who may connect to a unix socket, its permissions say.
+    let elsewhere = config.admin.tcp().is_some_and(|admin| !parse::is_loopback(admin.ip()));
+    let open = config.webhook_secret.is_none() && elsewhere;
     open.then(|| {
         let admin = settings.describe("admin");
         format!(
@@ -57,10 +60,11 @@ fn parameters_differ(config: &Config, settings: &Settings) -> Option<String> {
 
 /// A request would go round until the connections run out.
 fn upstream_is_another(config: &Config, settings: &Settings) -> Option<String> {
-    let uri: Uri = config.upstream.url.parse().ok()?;
-    let host = uri.host()?.replace("localhost", "127.0.0.1");
-    let upstream = format!("{host}:{}", uri.port_u16().unwrap_or(80)).parse().ok()?;
-    let own = [config.listen, config.admin].into_iter().any(|own| overlap(own, upstream));
+    let upstream = match config.upstream.endpoint() {
+        Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => authority.parse().ok()?,
+        Endpoint::Unix(path) => Address::Unix(path),
+    };
+    let own = [&config.listen, &config.admin].into_iter().any(|own| overlap(own, &upstream));
     own.then(|| {
         let upstream = settings.describe("upstream.url");
         format!("{upstream} is an address of jobcache itself: name the one of your backend")
@@ -74,8 +78,41 @@ fn a_body_fits(config: &Config, settings: &Settings) -> Option<String> {
         .then(|| format!("{max_body} is larger than {memory_max}: such a body never fits"))
 }
 
-/// Whether a connection to `b` on this machine would end at `a`. Port 0 is any free one.
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+fn key_has_a_certificate(config: &Config, settings: &Settings) -> Option<String> {
+    let alone = config.tls.key.is_some() && config.tls.cert.is_none();
+    alone.then(|| format!("{} needs tls.cert beside it", settings.describe("tls.key")))
+}
+
+fn upstream_key_has_a_certificate(config: &Config, settings: &Settings) -> Option<String> {
+    let pair = &config.upstream.tls.identity;
+    (pair.key.is_some() && pair.cert.is_none()).then(|| {
+        let key = settings.describe("upstream.tls.key");
+        format!("{key} needs upstream.tls.cert beside it")
+    })
+}
+
+/// What somebody took care to give must not be ignored in silence.
+fn tls_is_spoken_to_the_upstream(config: &Config, settings: &Settings) -> Option<String> {
+    let tls = &config.upstream.tls;
+    let given = tls.ca.is_some() || tls.identity.cert.is_some() || tls.server_name.is_some();
+    let spoken = matches!(config.upstream.endpoint(), Endpoint::Tls { .. });
+    (given && !spoken).then(|| {
+        let url = settings.describe("upstream.url");
+        format!("upstream.tls is set, but {url} is not https: begin it with https://, or drop it")
+    })
+}
+
+/// Whether a connection to `b` on this machine would end at `a`.
+fn overlap(a: &Address, b: &Address) -> bool {
+    match (a, b) {
+        (Address::Tcp(a), Address::Tcp(b)) => overlap_tcp(*a, *b),
+        (Address::Unix(a), Address::Unix(b)) => a == b,
+        _ => false,
+    }
+}
+
+/// Port 0 is any free one.
+fn overlap_tcp(a: SocketAddr, b: SocketAddr) -> bool {
     let wildcard = |address: SocketAddr| address.ip().is_unspecified();
     let local = |address: SocketAddr| parse::is_loopback(address.ip()) || wildcard(address);
     a.port() == b.port()

@@ -75,12 +75,14 @@ const GIB: usize = 1 << 30;
 
 /// Every knob.
 pub(super) const KNOBS: &[Knob] = &[
-    one("listen", "127.0.0.1:8080", |c, v| put(&mut c.listen, parse::address(v)))
+    one("listen", "127.0.0.1:8080", |c, v| put(&mut c.listen, v.parse()))
         .flag("listen")
         .env(&["JOBCACHE_LISTEN"]),
-    one("admin", "127.0.0.1:9090", |c, v| put(&mut c.admin, parse::address(v)))
+    one("admin", "127.0.0.1:9090", |c, v| put(&mut c.admin, v.parse()))
         .flag("admin")
         .env(&["JOBCACHE_ADMIN"]),
+    one("unix_mode", "0660", |c, v| put(&mut c.unix_mode, parse::mode_bits(v)))
+        .env(&["JOBCACHE_UNIX_MODE"]),
     one("webhook_secret", "", |c, v| {
         put(&mut c.webhook_secret, parse::secret(v).map(Secret::new).map(Some))
     })
@@ -126,6 +128,16 @@ pub(super) const KNOBS: &[Knob] = &[
         .shown(Shown::Url)
         .flag("upstream")
         .env(&["JOBCACHE_UPSTREAM", "JOBCACHE_UPSTREAM_URL", "UPSTREAM_URL"]),
+    one("upstream.tls.ca", "", |c, v| put(&mut c.upstream.tls.ca, parse::path(v)))
+        .env(&["JOBCACHE_UPSTREAM_TLS_CA"]),
+    one("upstream.tls.cert", "", |c, v| put(&mut c.upstream.tls.identity.cert, parse::path(v)))
+        .env(&["JOBCACHE_UPSTREAM_TLS_CERT"]),
+    one("upstream.tls.key", "", |c, v| put(&mut c.upstream.tls.identity.key, parse::path(v)))
+        .env(&["JOBCACHE_UPSTREAM_TLS_KEY"]),
+    one("upstream.tls.server_name", "", |c, v| {
+        put(&mut c.upstream.tls.server_name, parse::server_name(v))
+    })
+    .env(&["JOBCACHE_UPSTREAM_TLS_SERVER_NAME"]),
     one("upstream.connect_timeout", "2s", |c, v| {
         put(&mut c.upstream.connect_timeout, parse::time(v, MS..=MINUTE))
     })
@@ -221,6 +233,20 @@ pub(super) const KNOBS: &[Knob] = &[
     .env(&["JOBCACHE_SERVER_PRESERVE_HEADER_CASE"]),
     one("server.reuse_port", "false", |c, v| put(&mut c.server.reuse_port, parse::switch(v)))
         .env(&["JOBCACHE_SERVER_REUSE_PORT"]),
+    one("server.proxy_protocol", "false", |c, v| {
+        put(&mut c.server.proxy_protocol, parse::switch(v))
+    })
+    .env(&["JOBCACHE_SERVER_PROXY_PROTOCOL"]),
+    many("server.trusted_proxies", "0.0.0.0/0,::/0", |c, v| {
+        put(&mut c.server.trusted_proxies, parse::networks(v))
+    })
+    .env(&["JOBCACHE_SERVER_TRUSTED_PROXIES"]),
+    one("tls.cert", "", |c, v| put(&mut c.tls.cert, parse::path(v))).env(&["JOBCACHE_TLS_CERT"]),
+    one("tls.key", "", |c, v| put(&mut c.tls.key, parse::path(v))).env(&["JOBCACHE_TLS_KEY"]),
+    one("tls.renew_interval", "10s", |c, v| {
+        put(&mut c.tls_renew_interval, parse::time(v, MS..=DAY))
+    })
+    .env(&["JOBCACHE_TLS_RENEW_INTERVAL"]),
     one("pending.limit", "10000", |c, v| {
         put(&mut c.pending.limit, parse::number(v, 1..=1_000_000))
     })
@@ -359,7 +385,9 @@ fn pair(member: &str) -> (String, String) {
 }
 
 fn bare_or_quoted(text: &str) -> Cow<'_, str> {
-    let bare = text == "true" || text == "false" || text.parse::<i64>().is_ok();
+    // TOML takes no leading zeros.
+    let is_number = text.parse::<i64>().is_ok_and(|number| number.to_string() == text);
+    let bare = text == "true" || text == "false" || is_number;
     if bare { Cow::Borrowed(text) } else { Cow::Owned(quoted(text)) }
 }
 

@@ -1,13 +1,10 @@
 //! From the text of one value to the checked value. Pure; an error says what would be right.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    ops::RangeInclusive,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use hyper::header::HeaderName;
+use ipnet::IpNet;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{CredentialMode, NearMode};
 use crate::{pointer::Pointer, proxy::route::Routes};
@@ -22,21 +19,10 @@ const MAX_HEADERS: usize = 64;
 /// Every parameter of a query is compared with every name.
 const MAX_PARAMETERS: usize = 64;
 const MAX_PARAMETER: usize = 64;
+/// Each connection is compared with each.
+const MAX_NETWORKS: usize = 64;
 const MAX_STATES: usize = 64;
 const MAX_STATE: usize = 128;
-
-/// An IP address and port. `localhost` is the one name taken: RFC 6761 section 6.3 fixes it to
-/// loopback, every other one needs a resolver, whose answer may change after the bind.
-pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
-    let named = text
-        .strip_prefix("localhost:")
-        .and_then(|port| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().ok()?))));
-    text.parse().ok().or(named).ok_or_else(|| {
-        "must be an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080 \
-         (of names only localhost is taken)"
-            .to_owned()
-    })
-}
 
 /// A span of time with its unit, within `limits`.
 pub(super) fn time(text: &str, limits: RangeInclusive<Duration>) -> Result<Duration, String> {
@@ -148,6 +134,37 @@ pub(super) fn cookies(items: &[String]) -> Result<Vec<String>, String> {
         Err(_) => Err(format!("{item:?} is not the name of a cookie")),
     };
     items.iter().map(name).collect()
+}
+
+/// Networks, or single addresses of hosts; `none` is how a variable says that there are none.
+pub(super) fn networks(items: &[String]) -> Result<Vec<IpNet>, String> {
+    if items.len() > MAX_NETWORKS {
+        return Err(format!("must name at most {MAX_NETWORKS} networks"));
+    }
+    if items == ["none"] {
+        return Ok(Vec::new());
+    }
+    let network = |item: &String| {
+        let host = || item.parse::<IpAddr>().ok().map(IpNet::from);
+        item.parse().ok().or_else(host).ok_or_else(|| {
+            format!("{item:?} is no network: name it as 10.0.0.0/8 or fd00::/8, or name a host")
+        })
+    };
+    items.iter().map(network).collect()
+}
+
+/// Permissions of a file, in octal.
+pub(super) fn mode_bits(text: &str) -> Result<u32, String> {
+    let bits = u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o777);
+    bits.ok_or_else(|| "must be permissions in octal, such as 0660".to_owned())
+}
+
+/// The name of a server in its certificate.
+pub(super) fn server_name(text: &str) -> Result<Option<String>, String> {
+    match ServerName::try_from(text) {
+        Ok(_) => Ok(Some(text.to_owned())),
+        Err(_) => Err("must be the name of a host, or an IP address".to_owned()),
+    }
 }
 
 /// Names of query parameters, decoded, none at all included.

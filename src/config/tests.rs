@@ -410,6 +410,13 @@ fn every_other_knob_is_one_value() {
     let lists = KNOBS.iter().filter(|knob| matches!(knob.set, Set::Many(_)));
     assert_eq!(
         lists.map(|knob| knob.key).collect::<Vec<_>>(),
-        ["routes", "query.allow", "query.ignore", "credentials.headers", "credentials.cookies"]
+        [
+            "routes",
+            "query.allow",
+            "query.ignore",
+            "server.trusted_proxies",
+            "credentials.headers",
+            "credentials.cookies"
+        ]
     );
 }

@@ -1,25 +1,29 @@
 //! URLs of the upstream and the store, and how they are shown.
 
+use std::path::PathBuf;
+
 use hyper::Uri;
 use url::{Host, Url};
 
-use super::StoreUrl;
+use super::{StoreUrl, address::socket_path};
 
-const UPSTREAM: &str = "must be http://host or http://host:port";
+const UPSTREAM: &str = "must be http://host[:port], https://host[:port] or unix:/path/to/socket";
 const STORE: &str = "must be redis://[user:password@]host[:port][/db], unix:///path/to/socket \
                      or memory://";
 
-/// Origin of the upstream, without a trailing slash.
+/// Origin of the upstream, without a trailing slash, or its socket as `unix:/path`.
 pub(super) fn upstream(text: &str) -> Result<String, String> {
     let why = |why: &str| Err(format!("{UPSTREAM}; {why}"));
-    // Before the parser: it cannot take `http+unix`, and `localhost:8000` is a scheme to it.
-    match text.split_once("://") {
-        Some(("http", _)) => {}
-        Some(("https", _)) => return why("https is not supported yet"),
-        Some(("unix" | "http+unix", _)) => return why("unix sockets are not supported yet"),
+    if let Some(path) = text.strip_prefix("unix:") {
+        let path = socket_path(path).or_else(|fault| why(&fault).map(PathBuf::from))?;
+        return Ok(format!("unix:{}", path.display()));
+    }
+    // Before the parser: `localhost:8000` is a scheme to it.
+    let scheme = match text.split_once("://") {
+        Some((scheme @ ("http" | "https"), _)) => scheme,
         Some(_) => return why("no other scheme is supported"),
         None => return why("the scheme is missing"),
-    }
+    };
     let Ok(uri) = text.parse::<Uri>() else { return why("this is not a URL") };
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     if authority.contains('@') {
@@ -32,7 +36,7 @@ pub(super) fn upstream(text: &str) -> Result<String, String> {
     if uri.host().is_none_or(str::is_empty) || Url::parse(text).is_err() {
         return why("host or port is not valid");
     }
-    Ok(format!("http://{authority}"))
+    Ok(format!("{scheme}://{authority}"))
 }
 
 /// Which store. What is accepted here the Redis client accepts too: a test holds the two together.
@@ -103,6 +107,11 @@ fn unix_fault(url: &Url) -> Option<&'static str> {
 /// stray `@` hides everything.
 pub(super) fn redacted(text: &str) -> String {
     const HIDDEN: &str = "***";
+    if socket_path(text.strip_prefix("unix:").unwrap_or_default()).is_ok()
+        && !text.contains(['?', '#', '@'])
+    {
+        return text.to_owned();
+    }
     let Ok(url) = Url::parse(text) else { return HIDDEN.to_owned() };
     let Some((scheme, rest)) = text.split_once("://") else { return HIDDEN.to_owned() };
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));

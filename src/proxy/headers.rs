@@ -3,8 +3,6 @@
 //! Pure, and careful with what it removes: a client that lists `X-Forwarded-User` in `Connection`
 //! must not be able to take off what a gateway in front of us put on.
 
-use std::net::IpAddr;
-
 use hyper::{
     HeaderMap, Version,
     header::{
@@ -15,7 +13,7 @@ use hyper::{
 
 mod cache_status;
 
-use crate::cache::audience::may_read_as_another;
+use crate::{cache::audience::may_read_as_another, transport::Peer};
 
 pub use cache_status::{CacheStatus, Forward, cache_status};
 
@@ -67,18 +65,12 @@ const END_TO_END: [&str; 18] = [
 const END_TO_END_PREFIXES: [&str; 8] =
     ["cf-", "x-amzn-", "x-auth-", "x-client-", "x-forwarded-", "x-goog-", "x-ms-", "x-user-"];
 
+/// Fields by other names than `X-Forwarded-*` that say who asks.
+const FORWARDED: [&str; 4] = ["forwarded", "true-client-ip", "x-client-ip", "x-real-ip"];
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-
-/// Who asks, as far as the connection tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Client {
-    /// The other end of the connection.
-    pub ip: IpAddr,
-    /// `http` or `https`.
-    pub scheme: &'static str,
-}
 
 /// Removes the fields of this hop and those that `Connection` lists, but for end-to-end ones.
 ///
@@ -107,15 +99,36 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
     }
 }
 
+/// What a peer that is not trusted says of others is nobody's word: `X-Forwarded-*` (also what names
+/// a user), `Forwarded` (RFC 7239) and what some proxies write in their place.
+pub fn strip_forwarded(headers: &mut HeaderMap) {
+    let told = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-forwarded-") || FORWARDED.contains(&name)
+    };
+    let told: Vec<_> = headers.keys().filter(|name| told(name)).cloned().collect();
+    for name in told {
+        headers.remove(name);
+    }
+}
+
+/// Over TLS the upstream must know of it, and what it answers may depend on it: so a request says it
+/// from its beginning.
+pub fn tell_scheme(headers: &mut HeaderMap, client: Peer) {
+    if !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme()));
+    }
+}
+
 /// Tells the upstream who asks: appends to `X-Forwarded-For` and `Via`, sets `X-Forwarded-Proto`
 /// and `X-Forwarded-Host` where they are absent.
 ///
 /// `headers` must hold `Host`: for HTTP/2 the caller puts `:authority` there first.
-pub fn forward(headers: &mut HeaderMap, client: Client, version: Version) {
-    append_to_list(headers, &FORWARDED_FOR, &client.ip.to_canonical().to_string());
-    if !headers.contains_key(FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme));
+pub fn forward(headers: &mut HeaderMap, client: Peer, version: Version) {
+    if let Some(ip) = client.ip {
+        append_to_list(headers, &FORWARDED_FOR, &ip.to_canonical().to_string());
     }
+    tell_scheme(headers, client);
     if let (false, Some(host)) = (headers.contains_key(FORWARDED_HOST), headers.get(HOST)) {
         let host = host.clone();
         headers.insert(FORWARDED_HOST, host);
@@ -232,7 +245,7 @@ mod tests {
         header::{HeaderName, HeaderValue},
     };
 
-    use super::{Client, for_fill, forward, is_upgrade, strip_hop_by_hop, via};
+    use super::{Peer, for_fill, forward, is_upgrade, strip_forwarded, strip_hop_by_hop, via};
 
     type Lines<'a> = &'a [(&'a str, &'a str)];
 
@@ -310,7 +323,7 @@ mod tests {
 
     #[track_caller]
     fn check_forward(ip: &str, before: Lines<'_>, after: Lines<'_>) {
-        let client = Client { ip: ip.parse().unwrap(), scheme: "http" };
+        let client = Peer { ip: ip.parse().ok(), is_tls: false, is_trusted: true };
         check(|headers| forward(headers, client, Version::HTTP_11), before, after);
     }
 
@@ -333,6 +346,23 @@ mod tests {
         let before = [("x-forwarded-for", "1.1.1.1, 2.2.2.2"), ("x-forwarded-for", "3.3.3.3")];
         let list = ("x-forwarded-for", "1.1.1.1, 2.2.2.2, 3.3.3.3, ::1");
         check_forward("::1", &before, &[list, ("x-forwarded-proto", "http"), added[1]]);
+    }
+
+    #[test]
+    fn who_comes_without_an_address_is_not_named() {
+        check_forward("", &[], &[("x-forwarded-proto", "http"), ("via", "1.1 jobcache")]);
+    }
+
+    #[test]
+    fn what_a_stranger_says_of_others_goes() {
+        let told = [
+            ("x-forwarded-for", "1.1.1.1"),
+            ("X-Forwarded-User", "alice"),
+            ("forwarded", "for=1.1.1.1"),
+            ("x-real-ip", "1.1.1.1"),
+        ];
+        let own = [("authorization", "x"), ("x-forwarded", "1"), ("x-user-id", "7")];
+        check(strip_forwarded, &[&own[..], &told].concat(), &own);
     }
 
     #[test]

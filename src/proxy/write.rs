@@ -13,9 +13,7 @@ use super::{
     Proxy, Switch,
     answer::{Answer, Verdict, refuse, refuse_with},
     body::{Body, Ending, Finish, Finishing},
-    end_after_unasked,
-    headers::Client,
-    prepare_response,
+    end_after_unasked, prepare_response,
     reach::Inspected,
     route::{Scope, Target},
 };
@@ -24,6 +22,7 @@ use crate::{
     interim::Interim,
     mutants::{self, Mutant},
     store::{Ended, Write},
+    transport::Peer,
     upstream::{Repeat, UpstreamError},
 };
 
@@ -34,7 +33,7 @@ impl Proxy {
         self: &Arc<Self>,
         scope: Scope,
         request: Request<Incoming>,
-        client: Client,
+        client: Peer,
         interim: Interim,
     ) -> Answer {
         self.detached(Arc::clone(self).carry_out(scope, request, client, interim)).await
@@ -57,7 +56,7 @@ impl Proxy {
         self: Arc<Self>,
         mut scope: Scope,
         request: Request<Incoming>,
-        client: Client,
+        client: Peer,
         interim: Interim,
     ) -> Answer {
         let request = self.forwarded(request, client, &interim);

@@ -267,6 +267,13 @@ impl ResponseBody {
         body
     }
 
+    /// What comes over a connection that others use as well.
+    pub(super) fn shared(incoming: Incoming, limit: Duration, unasked: Option<Unasked>) -> Self {
+        let leaves_upload = unasked.is_some();
+        let (connection, place, idle) = (None, None, None);
+        Self { incoming, connection, place, unasked, leaves_upload, limit, idle }
+    }
+
     /// Also a body that is empty from the start keeps its place until it is dropped: that of an
     /// upgrade is empty.
     pub(super) fn holding(mut self, place: Place) -> Self {

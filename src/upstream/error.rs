@@ -23,6 +23,14 @@ pub enum UpstreamError {
         /// `upstream.connect_timeout`.
         limit: Duration,
     },
+    /// No TLS: the other end is not who it should be, or does not want us.
+    #[error("cannot speak TLS with the upstream {upstream}: {source}")]
+    Tls {
+        /// Where to.
+        upstream: String,
+        /// What is wrong.
+        source: std::io::Error,
+    },
     /// No response head in time.
     #[error("the upstream did not answer within {limit:?}")]
     ResponseTimeout {
@@ -88,6 +96,7 @@ impl UpstreamError {
             self,
             Self::Connect { .. }
                 | Self::ConnectTimeout { .. }
+                | Self::Tls { .. }
                 | Self::Closed { .. }
                 | Self::Busy { .. }
         )
@@ -98,6 +107,7 @@ impl UpstreamError {
         match self {
             Self::Connect { .. } => "upstream-connect",
             Self::ConnectTimeout { .. } => "upstream-connect-timeout",
+            Self::Tls { .. } => "upstream-tls",
             Self::ResponseTimeout { .. } => "upstream-response-timeout",
             Self::Busy { .. } => "upstream-busy",
             Self::Closed { .. } => "upstream-closed",

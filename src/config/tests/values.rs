@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::IntoConnectionInfo;
 
-use super::super::{Config, StoreUrl, knob};
+use super::super::{Address, Config, Endpoint, StoreUrl, knob};
 use crate::pointer::Pointer;
 
 /// Expects the value to be refused; the table holds what stands between origin and default.
@@ -26,12 +26,52 @@ fn good(name: &'static str, text: &str) -> Config {
 #[test]
 fn an_address_is_an_ip_and_a_port() {
     let why = "must be an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or \
-               [::1]:8080 (of names only localhost is taken)";
+               [::1]:8080 (of names only localhost is taken), or unix:/path/to/socket";
     for text in ["8080", ":8080", "127.0.0.1", "example.com:80", "::1:80", "1.2.3.4:65536", ""] {
         bad("listen", text, why);
     }
     assert_eq!(good("listen", "localhost:81").listen, "127.0.0.1:81".parse().unwrap());
     assert_eq!(good("listen", "[::]:81").listen, "[::]:81".parse().unwrap());
+}
+
+#[test]
+fn an_address_may_be_the_path_of_a_socket() {
+    for text in ["unix:/run/a.sock", "unix:///run/a.sock"] {
+        assert_eq!(good("admin", text).admin, Address::Unix("/run/a.sock".into()));
+    }
+    let absolute = "the path of a socket must be absolute: unix:/path/to/socket";
+    for text in ["unix:", "unix:a.sock", "unix:/", "unix:/run/", "unix://"] {
+        bad("listen", text, absolute);
+    }
+    let long = format!("unix:/{}", "a".repeat(107));
+    bad("listen", &long, "the path of a socket must be at most 107 bytes long");
+    let control = "the path of a socket must not hold ?, # or control characters";
+    for text in ["unix:/a\nb", "unix:/a?x=1", "unix:/a#b"] {
+        bad("listen", text, control);
+    }
+    bad("unix_mode", "0999", "must be permissions in octal, such as 0660");
+    assert_eq!(good("unix_mode", "0600").unix_mode, 0o600);
+}
+
+#[test]
+fn networks_are_networks_or_hosts() {
+    let trusted = |text: &str| good("server.trusted_proxies", text).server.trusted_proxies;
+    let shown = |text: &str| trusted(text).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(shown("10.0.0.0/8, ::1"), ["10.0.0.0/8", "::1/128"]);
+    assert!(shown("none").is_empty());
+    for text in ["10.0.0.0/33", "lan", "10.0.0.1:80"] {
+        let why = "is no network: name it as 10.0.0.0/8 or fd00::/8, or name a host";
+        bad("server.trusted_proxies", text, &format!("{text:?} {why}"));
+    }
+}
+
+#[test]
+fn a_server_name_is_one() {
+    for text in ["api.internal", "10.0.0.1", "::1"] {
+        assert_eq!(good("upstream.tls.server_name", text).upstream.tls.server_name.unwrap(), text);
+    }
+    let why = "must be the name of a host, or an IP address";
+    bad("upstream.tls.server_name", "https://a", why);
 }
 
 #[test]
@@ -64,13 +104,13 @@ fn numbers_times_and_switches_have_limits() {
 }
 
 #[test]
-fn the_upstream_is_an_http_origin() {
+fn the_upstream_is_an_origin_or_a_socket() {
     let bad = |text: &str, why: &str| {
-        bad("upstream.url", text, &format!("must be http://host or http://host:port; {why}"));
+        let accepted = "must be http://host[:port], https://host[:port] or unix:/path/to/socket";
+        bad("upstream.url", text, &format!("{accepted}; {why}"));
     };
     bad("backend:8000", "the scheme is missing");
-    bad("https://a", "https is not supported yet");
-    bad("unix:///run/a.sock", "unix sockets are not supported yet");
+    bad("unix:a.sock", "the path of a socket must be absolute: unix:/path/to/socket");
     bad("ftp://a", "no other scheme is supported");
     bad("http://", "this is not a URL");
     bad("http://a b", "this is not a URL");
@@ -84,6 +124,17 @@ fn the_upstream_is_an_http_origin() {
         assert_eq!(good("upstream.url", text).upstream.url, text);
     }
     assert_eq!(good("upstream.url", "http://a/").upstream.url, "http://a");
+    let end = |text: &str| good("upstream.url", text).upstream.endpoint();
+    let tcp = |authority: &str| Endpoint::Tcp(authority.to_owned());
+    let tls = |authority: &str, name: &str| Endpoint::Tls {
+        authority: authority.to_owned(),
+        name: name.to_owned(),
+    };
+    assert_eq!(end("http://a"), tcp("a:80"));
+    assert_eq!(end("http://[::1]:81"), tcp("[::1]:81"));
+    assert_eq!(end("https://a/"), tls("a:443", "a"));
+    assert_eq!(end("https://[::1]:8443"), tls("[::1]:8443", "::1"));
+    assert_eq!(end("unix:///run/a.sock"), Endpoint::Unix("/run/a.sock".into()));
 }
 
 #[test]

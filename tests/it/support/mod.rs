@@ -10,6 +10,7 @@ pub(crate) mod client;
 pub(crate) mod raw;
 pub(crate) mod redis;
 pub(crate) mod sidecar;
+pub(crate) mod tls;
 pub(crate) mod upstream;
 
 pub(crate) use client::{Client, Reply};

@@ -34,10 +34,13 @@ pub(crate) struct Sidecar {
 
 impl Sidecar {
     pub(crate) async fn start(mut config: Config) -> Self {
-        let listeners = Listeners { proxy: bind().await, admin: bind().await };
-        config.listen = listeners.proxy.local_addr().expect("a bound listener");
-        config.admin = listeners.admin.local_addr().expect("a bound listener");
-        let (client, admin) = (Client::new(config.listen), Client::new(config.admin));
+        let (proxy, admin) = (bind().await, bind().await);
+        let address = |listener: &TcpListener| listener.local_addr().expect("a bound listener");
+        let (listen, operators) = (address(&proxy), address(&admin));
+        config.listen = listen.into();
+        config.admin = operators.into();
+        let listeners = Listeners { proxy: proxy.into(), admin: admin.into() };
+        let (client, admin) = (Client::new(listen), Client::new(operators));
         let (shutdown, told) = oneshot::channel();
         let run = tokio::spawn(jobcache::run(config, listeners, async {
             // A dropped sender is a shutdown too.
@@ -218,6 +221,14 @@ impl Process {
         let output = command(args, envs).stdout(Stdio::piped()).output().expect("the binary runs");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    }
+
+    /// Starts without ports of its own, and waits for nothing.
+    pub(crate) fn spawn(args: &[&str], envs: &[(&str, &str)]) -> Self {
+        let mut child = command(args, envs).spawn().expect("the binary runs");
+        let stderr = collect(&mut child);
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { client: Client::new(nowhere), admin: Client::new(nowhere), child, stderr }
     }
 
     /// SIGTERM.

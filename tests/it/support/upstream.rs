@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::SocketAddr,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
@@ -21,11 +21,12 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, UnixListener},
     sync::{Notify, Semaphore, mpsc, watch},
     task::JoinHandle,
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use super::{Body, SOON, eventually, full, soon};
 
@@ -36,7 +37,7 @@ const KEPT_BODY: usize = 64 * 1024;
 const FEED_DEPTH: usize = 8;
 
 pub(crate) struct Upstream {
-    address: SocketAddr,
+    url: String,
     state: Arc<State>,
     accept: JoinHandle<()>,
 }
@@ -83,15 +84,33 @@ struct Peak {
 
 impl Upstream {
     pub(crate) async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// Speaks TLS.
+    pub(crate) async fn start_tls(config: ServerConfig) -> Self {
+        Self::start_with(Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound listener");
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let state = Arc::new(State::default());
-        let accept = tokio::spawn(accept(listener, Arc::clone(&state)));
-        Self { address, state, accept }
+        let accept = tokio::spawn(accept(listener, tls, Arc::clone(&state)));
+        Self { url: format!("{scheme}://{address}"), state, accept }
+    }
+
+    /// Listens at a path.
+    pub(crate) fn start_unix(path: &Path) -> Self {
+        let listener = UnixListener::bind(path).expect("a free path");
+        let state = Arc::new(State::default());
+        let accept = tokio::spawn(accept_unix(listener, Arc::clone(&state)));
+        Self { url: format!("unix:{}", path.display()), state, accept }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.url.clone()
     }
 
     /// Answers reads of the job with this status and body from now on, without a new version.
@@ -306,7 +325,25 @@ impl Drop for Gate {
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Arc<State>) {
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        state.accepted.fetch_add(1, Ordering::SeqCst);
+        let (tls, state) = (tls.clone(), Arc::clone(&state));
+        connections.spawn(async move {
+            match tls {
+                None => serve(stream, state).await,
+                // Who is not let in has to live with it.
+                Some(tls) => match tls.accept(stream).await {
+                    Ok(stream) => serve(stream, state).await,
+                    Err(_) => drop(state.closed.fetch_add(1, Ordering::SeqCst)),
+                },
+            }
+        });
+    }
+}
+
+async fn accept_unix(listener: UnixListener, state: Arc<State>) {
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         state.accepted.fetch_add(1, Ordering::SeqCst);
@@ -314,7 +351,10 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
     }
 }
 
-async fn serve(stream: TcpStream, state: Arc<State>) {
+async fn serve<S>(stream: S, state: Arc<State>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let service = service_fn(|request| answer(request, Arc::clone(&state)));
     let connection = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)

@@ -1,0 +1,206 @@
+//! The header of the PROXY protocol, versions 1 and 2, by which a load balancer that passes on bytes
+//! tells who has connected to it.
+//!
+//! Source: <https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt>. "The receiver MUST be
+//! configured to only receive the protocol described in this specification and MUST not try to guess
+//! whether the protocol header is present or not" (section 2): with `server.proxy_protocol` each
+//! connection has it.
+
+use std::{io, net::SocketAddr};
+
+use ppp::{HeaderResult, PartialResult as _, v1, v2};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use crate::transport::Remote;
+
+/// "The maximum line lengths the receiver must support including the CRLF" (2.1).
+const MAX_V1: usize = 107;
+/// Signature, version, family and length (2.2).
+const V2_PREFIX: usize = 16;
+/// "receivers [..] may choose to [..] reject" what is longer (2.2): addresses of unix sockets are 216
+/// bytes, and what follows them, such as the names of TLS, takes few more.
+const MAX_V2: usize = 4096;
+
+/// Why a connection is not served.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HeaderError {
+    /// It has no such header, or a broken one.
+    #[error("no header of the PROXY protocol: {0}")]
+    Malformed(String),
+    /// It ended or broke within it.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Reads the header and not a byte more. It has no limit of time: that is the caller's.
+///
+/// `None` where it names nobody: health checks of the balancer itself, and what is not TCP.
+pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Remote, HeaderError> {
+    let mut header = vec![0; v2::PROTOCOL_PREFIX.len()];
+    stream.read_exact(&mut header).await?;
+    if header == v2::PROTOCOL_PREFIX {
+        read_v2(stream, header).await
+    } else {
+        read_v1(stream, header).await
+    }
+}
+
+async fn read_v2<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    mut header: Vec<u8>,
+) -> Result<Remote, HeaderError> {
+    extend(stream, &mut header, V2_PREFIX).await?;
+    let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
+    if length > MAX_V2 {
+        return Err(HeaderError::Malformed(format!("{length} bytes are more than {MAX_V2}")));
+    }
+    extend(stream, &mut header, V2_PREFIX + length).await?;
+    parse(&header)
+}
+
+/// Byte by byte: its length is told by its end, and what follows is somebody else's to read.
+async fn read_v1<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    mut header: Vec<u8>,
+) -> Result<Remote, HeaderError> {
+    while !header.ends_with(b"\n") {
+        if !v1::PROTOCOL_PREFIX.as_bytes().iter().zip(&header).all(|(want, got)| want == got) {
+            return Err(HeaderError::Malformed("it begins with something else".to_owned()));
+        }
+        if header.len() == MAX_V1 {
+            return Err(HeaderError::Malformed(format!("no line of at most {MAX_V1} bytes")));
+        }
+        header.push(stream.read_u8().await?);
+    }
+    parse(&header)
+}
+
+async fn extend<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    header: &mut Vec<u8>,
+    length: usize,
+) -> io::Result<()> {
+    let read = header.len();
+    header.resize(length, 0);
+    stream.read_exact(&mut header[read..]).await?;
+    Ok(())
+}
+
+fn parse(header: &[u8]) -> Result<Remote, HeaderError> {
+    let parsed = HeaderResult::parse(header);
+    if parsed.is_incomplete() {
+        return Err(HeaderError::Malformed("it is too short".to_owned()));
+    }
+    match parsed {
+        HeaderResult::V1(Ok(header)) => Ok(v1_source(header.addresses)),
+        HeaderResult::V2(Ok(header)) => Ok(v2_source(&header)),
+        HeaderResult::V1(Err(error)) => Err(HeaderError::Malformed(error.to_string())),
+        HeaderResult::V2(Err(error)) => Err(HeaderError::Malformed(error.to_string())),
+    }
+}
+
+fn v1_source(addresses: v1::Addresses) -> Remote {
+    match addresses {
+        v1::Addresses::Tcp4(ip) => Some(SocketAddr::new(ip.source_address.into(), ip.source_port)),
+        v1::Addresses::Tcp6(ip) => Some(SocketAddr::new(ip.source_address.into(), ip.source_port)),
+        v1::Addresses::Unknown => None,
+    }
+}
+
+/// "LOCAL: [..] The receiver must accept this connection as valid and must use the real connection
+/// endpoints and discard the protocol block including the family" (2.2).
+fn v2_source(header: &v2::Header<'_>) -> Remote {
+    match (header.command, &header.addresses) {
+        (v2::Command::Proxy, v2::Addresses::IPv4(ip)) => {
+            Some(SocketAddr::new(ip.source_address.into(), ip.source_port))
+        }
+        (v2::Command::Proxy, v2::Addresses::IPv6(ip)) => {
+            Some(SocketAddr::new(ip.source_address.into(), ip.source_port))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::{HeaderError, MAX_V1, Remote, read};
+
+    const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+    /// What is read of a header that is followed by a request, which is to be left as it is.
+    #[track_caller]
+    fn read_of(header: &[u8]) -> Result<Remote, String> {
+        let bytes = [header, b"GET / HTTP/1.1\r\n"].concat();
+        let mut rest = bytes.as_slice();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let got = runtime.block_on(read(&mut rest));
+        if got.is_ok() {
+            assert_eq!(rest, b"GET / HTTP/1.1\r\n", "{header:?}");
+        }
+        got.map_err(|error| error.to_string())
+    }
+
+    fn v2(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(addresses.len()).unwrap().to_be_bytes();
+        [V2, &[command, family], &length, addresses].concat()
+    }
+
+    fn from(address: &str) -> SocketAddr {
+        address.parse().unwrap()
+    }
+
+    #[test]
+    fn a_header_of_version_1_names_the_source() {
+        assert_eq!(read_of(b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n"), Ok(Some(from("1.2.3.4:9"))));
+        assert_eq!(read_of(b"PROXY TCP6 fe80::1 ::1 9 10\r\n"), Ok(Some(from("[fe80::1]:9"))));
+        assert_eq!(read_of(b"PROXY UNKNOWN\r\n"), Ok(None));
+        assert_eq!(read_of(b"PROXY UNKNOWN ::1 ::1 9 10\r\n"), Ok(None));
+    }
+
+    #[test]
+    fn a_header_of_version_2_names_the_source() {
+        let four = [1, 2, 3, 4, 5, 6, 7, 8, 0, 9, 0, 10];
+        assert_eq!(read_of(&v2(0x21, 0x11, &four)), Ok(Some(from("1.2.3.4:9"))));
+        let with_more = [&four[..], &[4, 0, 1, 42]].concat();
+        assert_eq!(read_of(&v2(0x21, 0x11, &with_more)), Ok(Some(from("1.2.3.4:9"))));
+        let six = [&[0xfe; 16][..], &[0; 16], &[0, 9, 0, 10]].concat();
+        assert_eq!(
+            read_of(&v2(0x21, 0x21, &six)),
+            Ok(Some(from("[fefe:fefe:fefe:fefe:fefe:fefe:fefe:fefe]:9")))
+        );
+        assert_eq!(read_of(&v2(0x20, 0x11, &four)), Ok(None), "a check of the balancer itself");
+        assert_eq!(read_of(&v2(0x20, 0x00, &[])), Ok(None));
+        assert_eq!(read_of(&v2(0x21, 0x31, &[b'a'; 216])), Ok(None), "unix sockets");
+    }
+
+    #[test]
+    fn what_is_no_header_is_refused() {
+        let long = [b"PROXY TCP4 ", &b"1".repeat(MAX_V1)[..]].concat();
+        for header in [
+            &b""[..],
+            b"POST / HTTP/1.1\r\n",
+            b"PROXY\r\n 23456",
+            b"PROXY TCP4 1.2.3.4 5.6.7.8 9\r\n",
+            b"PROXY TCP4 ::1 ::1 9 10\r\n",
+            b"PROXY TCP4 1.2.3.4 5.6.7.8 9 99999\r\n",
+            &long,
+            &v2(0x11, 0x11, &[0; 12]),
+            &v2(0x2f, 0x11, &[0; 12]),
+            &v2(0x21, 0x11, &[0; 3]),
+            &v2(0x21, 0x11, &[0; 4097]),
+        ] {
+            assert!(read_of(header).is_err(), "{header:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_ends_within_it_says_so() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for header in [&b"PROXY"[..], b"PROXY TCP4 1.2.3.4", V2, &v2(0x21, 0x11, &[0; 4])[..18]] {
+            let got = runtime.block_on(read(&mut &header[..]));
+            assert!(matches!(got, Err(HeaderError::Io(_))), "{header:?}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Connections to the upstream: over TCP, within TLS or by a unix socket.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+use tokio_rustls::{
+    TlsConnector, TlsStream,
+    rustls::{
+        ClientConfig,
+        pki_types::{InvalidDnsNameError, ServerName},
+    },
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::UpstreamError;
+use crate::{
+    config::{Config, Endpoint},
+    metrics::Metrics,
+    tls::{self, HTTP1, HTTP2, Renewed, TlsError},
+    transport::{Socket, Stream, set_nodelay},
+};
+
+/// What is to be spoken over a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
+
+impl Protocol {
+    fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Http1 => HTTP1,
+            Self::Http2 => HTTP2,
+        }
+    }
+}
+
+/// Opens connections.
+#[derive(Debug)]
+pub(super) struct Connector {
+    endpoint: Endpoint,
+    /// Where the endpoint speaks it.
+    tls: Option<Arc<Renewed<ClientConfig>>>,
+    limit: Duration,
+    #[expect(dead_code, reason = "held, not read")]
+    renewal: Option<AbortOnDropHandle<()>>,
+}
+
+impl Connector {
+    /// Reads certificates; connects to nothing yet.
+    pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, TlsError> {
+        let endpoint = config.upstream.endpoint();
+        let tls = matches!(endpoint, Endpoint::Tls { .. }).then(|| {
+            let tls = config.upstream.tls.clone();
+            let identity = tls.identity.identity();
+            let own = identity.into_iter().flat_map(|identity| [identity.cert, identity.key]);
+            let files = own.chain(tls.ca.clone()).collect();
+            Renewed::new(files, move || tls::client(&tls))
+        });
+        let tls = tls.transpose()?;
+        let renewal =
+            tls.as_ref().map(|tls| tls.keep(config.tls_renew_interval, Arc::clone(metrics)));
+        Ok(Self { endpoint, tls, limit: config.upstream.connect_timeout, renewal })
+    }
+
+    /// The host of requests that name none, and of URLs that lead here.
+    pub(super) fn authority(&self) -> &str {
+        match &self.endpoint {
+            Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => authority,
+            Endpoint::Unix(_) => "localhost",
+        }
+    }
+
+    /// For messages.
+    fn name(&self) -> String {
+        match &self.endpoint {
+            Endpoint::Tcp(authority) => authority.clone(),
+            Endpoint::Tls { authority, .. } => format!("https://{authority}"),
+            Endpoint::Unix(path) => format!("unix:{}", path.display()),
+        }
+    }
+
+    /// Opens one within `upstream.connect_timeout`, TLS included.
+    pub(super) async fn connect(&self, protocol: Protocol) -> Result<Stream, UpstreamError> {
+        let limit = self.limit;
+        let connected = timeout(limit, self.open(protocol)).await;
+        connected
+            .unwrap_or_else(|_| Err(UpstreamError::ConnectTimeout { upstream: self.name(), limit }))
+    }
+
+    async fn open(&self, protocol: Protocol) -> Result<Stream, UpstreamError> {
+        let refused = |source| UpstreamError::Connect { upstream: self.name(), source };
+        let socket = match &self.endpoint {
+            Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => {
+                Socket::Left(TcpStream::connect(authority).await.map_err(refused)?)
+            }
+            Endpoint::Unix(path) => {
+                Socket::Right(UnixStream::connect(path).await.map_err(refused)?)
+            }
+        };
+        set_nodelay(&socket).map_err(refused)?;
+        let (Some(tls), Endpoint::Tls { name, .. }) = (&self.tls, &self.endpoint) else {
+            return Ok(Stream::Left(socket));
+        };
+        let distrusted = |source| UpstreamError::Tls { upstream: self.name(), source };
+        let name = ServerName::try_from(name.clone());
+        let name =
+            name.map_err(|error: InvalidDnsNameError| distrusted(io::Error::other(error)))?;
+        let connector = TlsConnector::from(tls.current());
+        let connector = connector.with_alpn(vec![protocol.alpn().to_vec()]);
+        let stream = connector.connect(name, socket).await.map_err(distrusted)?;
+        // "If [..] no overlap, the server SHALL respond with a fatal alert" (RFC 7301 3.2); those that
+        // know nothing of it say nothing, and speak HTTP/1.1.
+        let chosen = stream.get_ref().1.alpn_protocol();
+        if protocol == Protocol::Http2 && chosen != Some(HTTP2) {
+            return Err(distrusted(io::Error::other("it does not speak HTTP/2")));
+        }
+        Ok(Stream::Right(Box::new(TlsStream::Client(stream))))
+    }
+}
