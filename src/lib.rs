@@ -120,6 +120,12 @@ pub async fn run(
     let routes = Routes::parse(&config.routes)?.admitting(Query::new(&config.query));
     let routes = Arc::new(routes.with_rules(rules));
     let cache = Arc::new(Cache::open(&config, Arc::clone(&metrics))?);
+    let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
+    let tls = config.tls.identity().map(|identity| {
+        let files = vec![identity.cert.clone(), identity.key.clone()];
+        Renewed::new(files, move || tls::server(&identity))
+    });
+    let tls = tls.transpose()?;
     info!(
         listen = address(&listeners.proxy),
         admin = address(&listeners.admin),
@@ -127,7 +133,6 @@ pub async fn run(
         store = %config.store.url,
         "listening"
     );
-    let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
     let proxy = Arc::new(Proxy::new(
         Arc::clone(&routes),
         Arc::clone(&cache),
@@ -140,11 +145,6 @@ pub async fn run(
         Admin::new(Arc::clone(&cache), routes, &config, Arc::clone(&metrics), drain.clone());
     let admin = Arc::new(admin);
 
-    let tls = config.tls.identity().map(|identity| {
-        let files = vec![identity.cert.clone(), identity.key.clone()];
-        Renewed::new(files, move || tls::server(&identity))
-    });
-    let tls = tls.transpose()?;
     let interval = config.tls_renew_interval;
     let _renewal = tls.as_ref().map(|tls| tls.keep(interval, Arc::clone(&metrics)));
     let clients = Server::new(listeners.proxy, &config.server, Arc::clone(&metrics)).with_tls(tls);

@@ -47,7 +47,7 @@ enum Failure {
     Bind { address: Address, flag: &'static str, source: io::Error },
     #[error("cannot start: {0}")]
     Start(#[from] io::Error),
-    #[error("stopped serving: {0}")]
+    #[error("cannot serve: {0}")]
     Run(#[from] RunError),
     #[error(transparent)]
     Demo(#[from] DemoError),
