@@ -14,8 +14,7 @@ fuzz_target!(|data: &[u8]| {
     let (asked, answered) = rest.split_once("\n\n").unwrap_or((rest, ""));
     let Ok(mut request) = Request::post(path).body(()) else { return };
     *request.headers_mut() = jobcache_fuzz::headers(asked);
-    let (head, ()) = request.into_parts();
-    let target = Target::of(&head, "127.0.0.1:8000");
+    let target = Target::of(&request, "127.0.0.1:8000");
     let routes = Routes::parse(&["/jobs/{id}"]).expect("it is a template");
 
     let mut answer = Response::new(());
