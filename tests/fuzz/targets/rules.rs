@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     let scalar = Pointer::parse(pointer).map(|pointer| pointer.scalar(body.as_bytes()));
     let Ok(document) = serde_json::from_str::<Value>(body) else { return };
     let there = document.pointer(pointer);
-    if let Some(scalar) = scalar {
+    if let Ok(scalar) = scalar {
         assert_eq!(scalar, there.and_then(scalar_of), "{pointer:?}");
     }
     let config = Config {
