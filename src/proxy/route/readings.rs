@@ -3,7 +3,7 @@
 //! Gateways and frameworks decode, resolve dot segments, merge slashes, take `\` for `/` and cut
 //! off `;parameters`, each in its own order. Instead of guessing the order, every path is walked
 //! by the letter of RFC 3986 and with every choice of these liberties, and so is what each walk
-//! leaves, decoded, again and again. A job counts if a walk ends at or below it, and also if it merely
+//! leaves, decoded and as it is, again and again. A job counts if a walk ends at or below it, and also if it merely
 //! passes it (`/jobs/7/../8`): a reader that resolves less would have stopped there.
 
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use percent_encoding::percent_decode_str;
 use super::{rules::Rule, template::Template};
 use crate::cache::key::{JobId, readings};
 
-/// How often a path is decoded: by a gateway and by a framework.
-const MAX_DECODES: usize = 2;
+/// How often a path is read by others before it is read last: by a gateway and by a framework.
+const MAX_READERS: usize = 2;
 
-/// Texts that come of one decoding at most, the most literal first; 8 walks each, all linear. A
-/// path that takes every liberty to mean something else has more and was made for the purpose;
+/// Texts that one round of readers leaves at most, the most literal first; 8 walks each, all linear.
+/// A path that takes every liberty to mean something else has more and was made for the purpose;
 /// others have one or two.
-const MAX_TEXTS: usize = 18;
+const MAX_TEXTS: usize = 36;
 
 /// Jobs of one path at most, those that a walk ends at first. An upstream acts on one job for a
 /// path; an honest path gives one or two readings, and only one made for the purpose
@@ -56,12 +56,12 @@ pub(super) fn named(templates: &[Template], rules: &[&Arc<Rule>], path: &str) ->
     let (named, passed) = (Named::default(), Vec::new());
     let mut search = Search { templates, rules, named, passed, passes_left: MAX_PASSED };
     let mut texts = origin_forms(path);
-    for _ in 0..=MAX_DECODES {
-        let mut decoded = Vec::new();
+    for _ in 0..=MAX_READERS {
+        let mut left = Vec::new();
         for text in &texts {
-            search.read(text, &mut decoded);
+            search.read(text, &mut left);
         }
-        texts = decoded;
+        texts = left;
     }
     let Search { mut named, passed, .. } = search;
     for job in passed {
@@ -119,19 +119,20 @@ struct Search<'t> {
 }
 
 impl Search<'_> {
-    /// Walks a text and adds what it decodes to, raw and after each walk.
-    fn read(&mut self, text: &str, decoded: &mut Vec<String>) {
+    /// Walks a text and adds what is left to read: what it decodes to, raw and after each walk, and
+    /// what each walk leaves that changes it.
+    fn read(&mut self, text: &str, left: &mut Vec<String>) {
         let walks: Vec<_> = Liberties::of(text).map(|taken| self.walk(text, taken)).collect();
-        if !text.contains('%') {
-            return;
-        }
-        for text in [text].into_iter().chain(walks.iter().map(String::as_str)) {
-            if decoded.len() >= MAX_TEXTS {
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let encoded = text.contains('%').then_some(text);
+        let after = walks.iter().map(|walk| decoded(walk));
+        let texts = encoded.map(decoded).into_iter().chain(after).chain(walks.iter().cloned());
+        for next in texts {
+            if left.len() >= MAX_TEXTS {
                 return;
             }
-            let text = percent_decode_str(text).decode_utf8_lossy().into_owned();
-            if !decoded.contains(&text) {
-                decoded.push(text);
+            if next != text && !left.contains(&next) {
+                left.push(next);
             }
         }
     }
@@ -266,6 +267,10 @@ mod tests {
         check("/jobs//..;x/7", &["7"]);
         check("/jobs/..;x/..//7", &["7"]);
         check("/jobs//..\\7", &["7"]);
+        // One that resolves before one that merges, or that takes `\` for `/`; neither decodes.
+        check("/x//..//7/8", &["7"]);
+        check("/jobs/a/..\\7", &["a", "7"]);
+        check("/x//./;//..;x/7//..;x///\\ju", &["7", "ju"]);
         check("/jobs/7/../8", &["8", "7"]);
         check("/jobs/7/%2e%2e/8", &["7", "8"]);
         check("/jobs/7/..", &["7"]);
