@@ -2,12 +2,22 @@
 //!
 //! It knows nothing of what is served: proxy and admin are services that it is given.
 
+mod aside;
+mod head;
 pub mod listen;
 mod preface;
 mod proxy_protocol;
 mod stall;
 
-use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future as _, poll_fn},
+    io,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use hyper::{
@@ -20,7 +30,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Notify, Semaphore, watch},
+    sync::{Semaphore, SetOnce, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -28,6 +38,8 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tracing::{debug, warn};
 
 use self::{
+    aside::Aside,
+    head::{Answering, Heard, Turns},
     listen::Listener,
     preface::{Protocol, Rewound, sniff},
     proxy_protocol::HeaderError,
@@ -108,9 +120,9 @@ impl Server {
     ) -> Self {
         let limit = config.header_timeout;
         let mut http1 = http1::Builder::new();
+        // Its own limit for heads costs every request; ours is in `head`.
         http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(limit)
+            .header_read_timeout(None)
             .preserve_header_case(config.preserve_header_case)
             .max_header_size(config.max_header_bytes);
         // Said at all, it moves the parser's memory to the heap.
@@ -283,7 +295,7 @@ impl Protocols {
         stream: I,
         mut drain: Drain,
         serve: S,
-    ) -> hyper::Result<()>
+    ) -> Result<(), Fault>
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         S: Fn(Request<Incoming>, Interim) -> F + Send,
@@ -291,12 +303,13 @@ impl Protocols {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
-        let lane = Arc::new(Lane::default());
-        let stream = TokioIo::new(Wire::new(stream, Arc::clone(&lane)));
-        let begun = Arc::new(Notify::new());
-        let first = Arc::clone(&begun);
+        let (lane, turns) = (Arc::new(Lane::default()), Arc::new(Turns::default()));
+        let stream = Wire::new(Heard::new(stream, Arc::clone(&turns)), Arc::clone(&lane));
+        let begun = Arc::new(SetOnce::new());
+        let (first, count) = (Arc::clone(&begun), Arc::clone(&turns));
         let service = service_fn(move |request: Request<Incoming>| {
-            first.notify_one();
+            mark(&first);
+            let turn = count.begin(!request.body().is_end_stream());
             // "a server MUST NOT send a 1xx response to an HTTP/1.0 client" RFC 9110 15.2
             let takes_interim = request.version() == Version::HTTP_11;
             let interim = if takes_interim { lane.open() } else { Interim::default() };
@@ -304,19 +317,26 @@ impl Protocols {
             async move {
                 let answer = answer.await;
                 interim.close().await;
-                Ok::<_, Infallible>(answer)
+                Ok::<_, Infallible>(answer.map(|body| Answering::new(body, turn)))
             }
         });
-        let connection = self.http1.serve_connection(stream, service).with_upgrades();
-        let mut connection = pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = last_words(&mut drain, &begun) => {
+        let connection = self.http1.serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection.with_upgrades());
+        let mut overdue = pin!(turns.overdue(self.limit));
+        let mut overdue = Aside::new(overdue.as_mut());
+        let mut leave = pin!(last_words(&mut drain, &begun));
+        let mut leave = Aside::new(leave.as_mut());
+        poll_fn(|cx| {
+            if overdue.poll(cx).is_some() {
+                return Poll::Ready(Err(Fault::Silent(self.limit)));
+            }
+            if leave.poll(cx).is_some() {
                 // Lets the request in flight end, and takes no further ones.
                 connection.as_mut().graceful_shutdown();
-                connection.await
             }
-        }
+            connection.as_mut().poll(cx).map_err(Fault::from)
+        })
+        .await
     }
 
     async fn serve_http2<I, S, F, B>(
@@ -332,11 +352,11 @@ impl Protocols {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
-        let begun = Arc::new(Notify::new());
+        let begun = Arc::new(SetOnce::new());
         let first = Arc::clone(&begun);
         let limit = self.write_limit;
         let service = service_fn(move |request| {
-            first.notify_one();
+            mark(&first);
             let answer = serve(request, Interim::default());
             async move { Ok::<_, Infallible>(answer.await.map(|body| Read::within(limit, body))) }
         });
@@ -355,7 +375,7 @@ impl Protocols {
 /// a bare 400, 414 or 431 that no service sees.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
-    /// Nothing came that tells the protocol.
+    /// Nothing came that tells the protocol, or no whole head.
     #[error("the client said too little for {0:?}")]
     Silent(Duration),
     /// It came past the balancer that tells who asks.
@@ -405,9 +425,16 @@ async fn said_nothing(drain: &mut Drain) {
 
 /// Returns once a drain has begun and the connection has had a request, or has had time for one: hyper
 /// closes one that has had none, also while it reads the first head.
-async fn last_words(drain: &mut Drain, begun: &Notify) {
+async fn last_words(drain: &mut Drain, begun: &SetOnce<()>) {
     until_drain(drain).await;
-    let _ = timeout(FIRST_WORDS, begun.notified()).await;
+    let _ = timeout(FIRST_WORDS, begun.wait()).await;
+}
+
+/// Notes that a connection has had a request.
+fn mark(begun: &SetOnce<()>) {
+    if !begun.initialized() {
+        let _ = begun.set(());
+    }
 }
 
 /// Counts a connection while it is open.

@@ -1,0 +1,144 @@
+//! A future beside a busier one in the same task.
+//!
+//! `select!` polls all its branches whenever one of them was woken, and so what hardly ever happens
+//! to a connection (a drain, a deadline) is paid for with each of its requests. Here the rare one has
+//! a waker of its own, and is looked at only when that was woken.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+/// Polled by a task that is woken for other reasons most of the time.
+pub(super) struct Aside<'f, F> {
+    /// Until it has come to its end.
+    future: Option<Pin<&'f mut F>>,
+    bell: Arc<Bell>,
+    waker: Waker,
+    /// The task that polls us, as the bell knows it.
+    task: Waker,
+}
+
+struct Bell {
+    rung: AtomicBool,
+    task: Mutex<Waker>,
+}
+
+impl Bell {
+    fn task(&self) -> MutexGuard<'_, Waker> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::Release);
+        self.task().wake_by_ref();
+    }
+}
+
+impl<'f, F: Future> Aside<'f, F> {
+    pub(super) fn new(future: Pin<&'f mut F>) -> Self {
+        let task = Waker::noop().clone();
+        let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(task.clone()) });
+        let waker = Waker::from(Arc::clone(&bell));
+        Self { future: Some(future), bell, waker, task }
+    }
+
+    /// What it came to, once.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Option<F::Output> {
+        if !self.task.will_wake(cx.waker()) {
+            self.task.clone_from(cx.waker());
+            // Before the look: what rings after it wakes us.
+            self.bell.task().clone_from(cx.waker());
+        }
+        // The load is for the usual case: a swap takes the cache line from the other cores.
+        if !self.bell.rung.load(Ordering::Acquire) || !self.bell.rung.swap(false, Ordering::AcqRel)
+        {
+            return None;
+        }
+        let future = self.future.as_mut()?;
+        let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&self.waker))
+        else {
+            return None;
+        };
+        self.future = None;
+        Some(output)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, poll_fn},
+        pin::pin,
+        sync::atomic::AtomicUsize,
+    };
+
+    use futures_util::poll;
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_polled_when_it_was_woken_and_not_when_its_task_was() {
+        let (polls, news) = (AtomicUsize::new(0), Notify::new());
+        let rare = async {
+            let mut told = pin!(news.notified());
+            poll_fn(|cx| {
+                polls.fetch_add(1, Ordering::Relaxed);
+                told.as_mut().poll(cx)
+            })
+            .await;
+        };
+        let mut rare = pin!(rare);
+        let mut aside = Aside::new(rare.as_mut());
+        let mut look = async || poll_fn(|cx| Poll::Ready(aside.poll(cx))).await;
+        for _ in 0..3 {
+            assert_eq!(look().await, None);
+        }
+        assert_eq!(polls.load(Ordering::Relaxed), 1);
+        news.notify_one();
+        assert_eq!(look().await, Some(()));
+        assert_eq!(polls.load(Ordering::Relaxed), 2);
+        assert_eq!(look().await, None, "it has ended");
+    }
+
+    #[tokio::test]
+    async fn what_wakes_it_wakes_its_task() {
+        let news = Arc::new(Notify::new());
+        let heard = tokio::spawn({
+            let news = Arc::clone(&news);
+            async move {
+                let mut rare = pin!(news.notified());
+                let mut aside = Aside::new(rare.as_mut());
+                poll_fn(|cx| aside.poll(cx).map_or(Poll::Pending, Poll::Ready)).await;
+            }
+        });
+        tokio::task::yield_now().await;
+        news.notify_one();
+        heard.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_wakes_the_task_that_polls_it_last() {
+        let (news, mut never) = (Notify::new(), pin!(pending::<()>()));
+        let mut rare = pin!(news.notified());
+        let mut aside = Aside::new(rare.as_mut());
+        // A waker of its own, as a join would give it.
+        let mut other = Context::from_waker(Waker::noop());
+        assert_eq!(aside.poll(&mut other), None);
+        assert!(poll!(&mut never).is_pending());
+        let told = async { poll_fn(|cx| aside.poll(cx).map_or(Poll::Pending, Poll::Ready)).await };
+        let ((), ()) = tokio::join!(told, async { news.notify_one() });
+    }
+}
