@@ -12,13 +12,12 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf as _, BytesMut};
-use futures_util::task::AtomicWaker;
 use hyper::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -32,15 +31,9 @@ pub struct Interim(Option<(Arc<Lane>, u64)>);
 impl Interim {
     /// Sends an interim response, unless the final one has been given or the client takes none.
     pub fn send(&self, status: StatusCode, headers: &HeaderMap) {
-        let Some((lane, turn)) = &self.0 else { return };
-        let mut queue = lane.queue();
-        if queue.turn != *turn || !queue.open || queue.bytes.len() > QUEUE_MAX {
-            return;
+        if let Some((lane, turn)) = &self.0 {
+            lane.send(*turn, status, headers);
         }
-        encode(&mut queue.bytes, status, headers);
-        lane.waiting.store(true, Ordering::Release);
-        drop(queue);
-        lane.connection.wake();
     }
 
     /// Whether the client takes interim responses at all.
@@ -48,47 +41,62 @@ impl Interim {
         self.0.is_some()
     }
 
-    /// Resolves when all that was sent is written; from then on nothing is taken.
+    /// Takes nothing from now on, and resolves when all that was sent is written.
     pub(crate) async fn close(self) {
         let Some((lane, turn)) = self.0 else { return };
         std::future::poll_fn(|_| lane.poll_close(turn)).await;
     }
 }
 
-/// The interim responses of one connection, which answers its requests one after the other.
+/// The interim responses of one connection, which answers its requests one after the other. Most
+/// requests have none: for them no lock is taken.
 #[derive(Debug, Default)]
 pub(crate) struct Lane {
-    /// Whether there is something in the queue: all that most flushes look at.
+    /// The number of the request that is being answered. Only the connection changes it.
+    turn: AtomicU64,
+    /// The last request that was answered.
+    closed: AtomicU64,
+    /// Whether there may be something in the queue: all that most flushes look at.
     waiting: AtomicBool,
     queue: Mutex<Queue>,
-    /// The task that flushes.
-    connection: AtomicWaker,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// The number of the request that is being answered.
-    turn: u64,
-    open: bool,
     bytes: BytesMut,
+    /// The task that flushes.
+    connection: Option<Waker>,
 }
 
 impl Lane {
     /// Opens the lane for the next request.
     pub(crate) fn open(self: &Arc<Self>) -> Interim {
+        let turn = self.turn.load(Ordering::Relaxed) + 1;
+        self.turn.store(turn, Ordering::Relaxed);
+        Interim(Some((Arc::clone(self), turn)))
+    }
+
+    fn send(&self, turn: u64, status: StatusCode, headers: &HeaderMap) {
         let mut queue = self.queue();
-        queue.turn += 1;
-        queue.open = true;
-        Interim(Some((Arc::clone(self), queue.turn)))
+        // In this order, and the other way round where the lane is closed: either we see that it is,
+        // or who closes it sees that something waits, and waits for the lock that we hold.
+        self.waiting.store(true, Ordering::SeqCst);
+        let open = self.closed.load(Ordering::SeqCst) < turn;
+        if open && queue.bytes.len() <= QUEUE_MAX {
+            encode(&mut queue.bytes, status, headers);
+        }
+        self.waiting.store(!queue.bytes.is_empty(), Ordering::SeqCst);
+        if let Some(connection) = &queue.connection {
+            connection.wake_by_ref();
+        }
     }
 
     /// Polled by the task that flushes, which polls again after it has flushed.
     fn poll_close(&self, turn: u64) -> Poll<()> {
-        let mut queue = self.queue();
-        if queue.turn == turn && !queue.bytes.is_empty() {
+        self.closed.store(turn, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) && !self.queue().bytes.is_empty() {
             return Poll::Pending;
         }
-        queue.open = false;
         Poll::Ready(())
     }
 
@@ -114,11 +122,13 @@ pub(crate) struct Wire<S> {
     lane: Arc<Lane>,
     /// A part of the queue is written: nothing else may be before the rest is.
     begun: bool,
+    /// The task that flushes, as the lane knows it.
+    task: Waker,
 }
 
 impl<S> Wire<S> {
     pub(crate) fn new(stream: S, lane: Arc<Lane>) -> Self {
-        Self { stream, lane, begun: false }
+        Self { stream, lane, begun: false, task: Waker::noop().clone() }
     }
 }
 
@@ -137,7 +147,7 @@ impl<S: AsyncWrite + Unpin> Wire<S> {
             self.begun = true;
         }
         self.begun = false;
-        self.lane.waiting.store(false, Ordering::Release);
+        self.lane.waiting.store(false, Ordering::SeqCst);
         // The answer may wait for this.
         cx.waker().wake_by_ref();
         Poll::Ready(Ok(()))
@@ -171,8 +181,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Before the look: what is sent after it wakes us.
-        this.lane.connection.register(cx.waker());
+        if !this.task.will_wake(cx.waker()) {
+            this.task.clone_from(cx.waker());
+            // Before the look: what is sent after it wakes us.
+            this.lane.queue().connection = Some(cx.waker().clone());
+        }
         ready!(this.poll_queue(cx))?;
         Pin::new(&mut this.stream).poll_flush(cx)
     }
