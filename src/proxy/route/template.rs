@@ -56,6 +56,8 @@ pub enum BadTemplate {
 pub(super) struct Template {
     before: Vec<String>,
     after: Vec<String>,
+    /// What a path begins with, to the slash before its id, and what follows that.
+    ends: (String, String),
 }
 
 impl Template {
@@ -76,17 +78,16 @@ impl Template {
             return Err(BadTemplate::Id { template: template.to_owned(), count });
         };
         let owned = |part: &[&str]| part.iter().map(|&segment| segment.to_owned()).collect();
-        Ok(Self { before: owned(before), after: owned(after) })
+        let start: String = before.iter().flat_map(|segment| ["/", segment]).collect();
+        let end = after.iter().flat_map(|segment| ["/", segment]).collect();
+        Ok(Self { before: owned(before), after: owned(after), ends: (start + "/", end) })
     }
 
     /// The id segment of a path that is this template, byte for byte.
     pub(super) fn id<'p>(&self, path: &'p str) -> Option<&'p str> {
-        let mut segments = path.strip_prefix('/')?.split('/');
-        if !follow(&self.before, &mut segments) {
-            return None;
-        }
-        let id = segments.next().filter(|id| !id.is_empty())?;
-        (follow(&self.after, &mut segments) && segments.next().is_none()).then_some(id)
+        let (start, end) = &self.ends;
+        let id = path.strip_prefix(start.as_str())?.strip_suffix(end.as_str())?;
+        (!id.is_empty() && !id.as_bytes().contains(&b'/')).then_some(id)
     }
 
     /// The id segment of a path that is this template or goes on from its id, in any case: some
@@ -107,11 +108,6 @@ impl Template {
         let after = segments.get(self.before.len() + 1..).unwrap_or_default();
         self.id_at_or_above(segments).is_some_and(|id| !id.is_empty()) && same(after, &self.after)
     }
-}
-
-/// Whether the literals come next, byte for byte.
-fn follow<'p>(literals: &[String], segments: &mut impl Iterator<Item = &'p str>) -> bool {
-    literals.iter().all(|literal| segments.next() == Some(literal))
 }
 
 fn same(segments: &[&str], literals: &[String]) -> bool {
