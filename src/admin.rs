@@ -28,7 +28,7 @@ pub struct Admin {
     cache: Arc<Cache>,
     webhook: Webhook,
     metrics: Arc<Metrics>,
-    drain: Drain,
+    leaving: Drain,
 }
 
 /// A complete answer.
@@ -41,10 +41,10 @@ impl Admin {
         routes: Arc<Routes>,
         config: &Config,
         metrics: Arc<Metrics>,
-        drain: Drain,
+        leaving: Drain,
     ) -> Self {
         let webhook = Webhook::new(Arc::clone(&cache), routes, config.webhook_secret.as_ref());
-        Self { cache, webhook, metrics, drain }
+        Self { cache, webhook, metrics, leaving }
     }
 
     /// Answers one request.
@@ -68,9 +68,9 @@ impl Admin {
         }
     }
 
-    /// Ready to serve clients: also without a store, but not while draining.
+    /// Ready to serve clients: also without a store, but not once a shutdown has begun.
     fn ready(&self) -> Reply {
-        let draining = *self.drain.borrow();
+        let draining = *self.leaving.borrow();
         let status = if draining { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
         let store = self.cache.store();
         reply(

@@ -76,6 +76,8 @@ pub struct Config {
     pub access_log: bool,
     /// Filter of the log, as `tracing_subscriber::EnvFilter` reads it.
     pub log: String,
+    /// How long a shutdown goes on accepting, while it is not ready any more.
+    pub drain_delay: Duration,
     /// How long a shutdown waits for requests in flight.
     pub drain_timeout: Duration,
     /// Limits of the client side.
@@ -418,6 +420,7 @@ impl Default for Config {
             near: Near::default(),
             access_log: false,
             log: "info".to_owned(),
+            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(25),
             server: Server::default(),
             upstream: Upstream::default(),

@@ -59,7 +59,10 @@ pub mod telemetry;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tracing::info;
 
 use crate::{
@@ -141,8 +144,8 @@ pub async fn run(
         Arc::clone(&metrics),
     ));
     let (start_drain, drain) = watch::channel(false);
-    let admin =
-        Admin::new(Arc::clone(&cache), routes, &config, Arc::clone(&metrics), drain.clone());
+    let (leave, leaving) = watch::channel(false);
+    let admin = Admin::new(Arc::clone(&cache), routes, &config, Arc::clone(&metrics), leaving);
     let admin = Arc::new(admin);
 
     let interval = config.tls_renew_interval;
@@ -163,6 +166,11 @@ pub async fn run(
         }));
 
     shutdown.await;
+    leave.send_replace(true);
+    if !config.drain_delay.is_zero() {
+        info!(drain_delay = ?config.drain_delay, "not ready any more; accepting for a while yet");
+        sleep(config.drain_delay).await;
+    }
     info!("draining");
     let deadline_at = Instant::now() + deadline;
     start_drain.send_replace(true);

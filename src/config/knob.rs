@@ -120,6 +120,10 @@ pub(super) const KNOBS: &[Knob] = &[
         .flag("access-log")
         .env(&["JOBCACHE_ACCESS_LOG"]),
     one("log", "info", |c, v| put(&mut c.log, log::filter(v))).flag("log").env(&["JOBCACHE_LOG"]),
+    one("drain_delay", "0s", |c, v| {
+        put(&mut c.drain_delay, parse::time(v, Duration::ZERO..=FIVE_MINUTES))
+    })
+    .env(&["JOBCACHE_DRAIN_DELAY"]),
     one("drain_timeout", "25s", |c, v| {
         put(&mut c.drain_timeout, parse::time(v, Duration::ZERO..=HOUR))
     })

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use hyper::{Method, header::CONNECTION};
-use tokio::{io::AsyncReadExt as _, time::sleep_until};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::sleep_until,
+};
 
 use crate::support::{Process, SOON, Setup, Upstream, eventually, soon};
 
@@ -90,7 +93,6 @@ async fn a_drain_closes_idle_connections_and_tells_the_others_to() {
 
 #[tokio::test]
 async fn a_connection_that_has_just_come_gets_its_answer_in_spite_of_a_drain() {
-    use tokio::io::AsyncWriteExt as _;
     let mut setup = Setup::with(|_| {}).await;
     let mut fresh = setup.sidecar.client.connect().await;
     setup.exchange().await;
@@ -102,4 +104,34 @@ async fn a_connection_that_has_just_come_gets_its_answer_in_spite_of_a_drain() {
     let mut answer = String::new();
     soon(fresh.read_to_string(&mut answer)).await.expect("an answer and an end");
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test]
+async fn during_the_drain_delay_it_is_not_ready_and_serves_all_the_same() {
+    let mut setup = Setup::with(|config| config.drain_delay = Duration::from_mins(1)).await;
+    let mut silent = setup.sidecar.client.connect().await;
+
+    setup.sidecar.begin_shutdown();
+
+    eventually(SOON, async || setup.sidecar.admin.get("/readyz").await.status == 503).await;
+    let fresh = crate::support::Client::new(setup.sidecar.client.address());
+    let answer = fresh.get("/jobs/x").await;
+    assert_eq!((answer.status.as_u16(), answer.header(CONNECTION.as_str())), (200, ""));
+    // Nobody is told to go: the connection of before is as good as a new one.
+    silent.write_all(b"GET /jobs/x HTTP/1.0\r\nhost: a\r\n\r\n").await.expect("a request written");
+    let mut answer = String::new();
+    soon(silent.read_to_string(&mut answer)).await.expect("an answer");
+    assert!(answer.contains(" 200 "), "{answer}");
+}
+
+#[tokio::test]
+async fn after_the_drain_delay_the_drain_begins() {
+    let delay = Duration::from_millis(200);
+    let mut setup = Setup::with(|config| config.drain_delay = delay).await;
+    let asked = Instant::now();
+
+    setup.sidecar.shutdown().await.expect("a drain");
+
+    assert!(asked.elapsed() >= delay, "{:?}", asked.elapsed());
+    assert!(setup.sidecar.refuses().await);
 }
