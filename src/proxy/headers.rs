@@ -7,7 +7,8 @@ use hyper::{
     HeaderMap, Version,
     header::{
         ACCEPT_ENCODING, CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue,
-        IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE, TE, UPGRADE, VIA,
+        IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE,
+        TE, TRANSFER_ENCODING, UPGRADE, VIA,
     },
 };
 
@@ -23,16 +24,18 @@ pub use cache_status::{CacheStatus, Forward, cache_status};
 ///
 /// `Trailer` is not among them: it announces what we forward, and hyper sends no HTTP/1 trailers
 /// without it.
-const HOP_BY_HOP: [&str; 9] = [
-    "connection",
-    "http2-settings",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-    "upgrade",
+///
+/// Names, not text: that would be parsed for each message.
+static HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("keep-alive"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
 ];
 
 /// Fields for the last recipient that no `Connection` may remove: identity, framing, routing and
@@ -90,7 +93,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
     for name in connection_options(headers).into_iter().filter(|name| !keep.contains(name)) {
         headers.remove(name);
     }
-    for name in HOP_BY_HOP {
+    for name in &HOP_BY_HOP {
         headers.remove(name);
     }
     if trailers {
