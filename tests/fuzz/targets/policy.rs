@@ -54,7 +54,11 @@ fn check_limits(headers: &HeaderMap, policy: &Policy, fresh: Result<Freshness, N
         if name == "s-maxage"
             || name == "max-age" && !directives.iter().any(|(n, _)| n == "s-maxage")
         {
-            let seconds = seconds.parse().unwrap_or(0);
+            // "If a cache receives a delta-seconds value greater than the greatest integer it can
+            // represent [..], the cache MUST consider the value to be 2147483648 or the greatest
+            // positive integer it can conveniently represent." RFC 9111 1.2.2
+            let huge = !seconds.is_empty() && seconds.bytes().all(|b| b.is_ascii_digit());
+            let seconds = seconds.parse().unwrap_or(if huge { u64::from(u32::MAX) } else { 0 });
             assert!(ttl <= Duration::from_secs(seconds), "{name}={seconds}, kept for {ttl:?}");
         }
     }
