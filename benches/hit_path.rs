@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use hyper::{
-    Request, Response, Version,
+    Request, Response,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT},
     http::request::Parts,
 };
@@ -22,10 +22,7 @@ use jobcache::{
     cache::{Cache, Lookup, audience::Prints, entry::Entry},
     config::{Config, StoreUrl},
     metrics::Metrics,
-    proxy::{
-        headers::{self, CacheStatus},
-        route::{Route, Routes},
-    },
+    proxy::route::{Route, Routes},
     store::{CredentialKey, Fill, Key, Seen},
 };
 use tokio::runtime::Runtime;
@@ -50,10 +47,7 @@ fn head(criterion: &mut Criterion) {
     let (head, ()) = request.into_parts();
     let (prints, key) = (Prints::new(&config.credentials), CredentialKey::new([7; 32]));
     criterion.bench_function("fingerprint pair", |bench| {
-        bench.iter(|| prints.pair(&key, black_box(&head)));
-    });
-    criterion.bench_function("write Via and Cache-Status", |bench| {
-        bench.iter(|| finish(Response::new(Bytes::new()), &config));
+        bench.iter(|| prints.pair(&key, &head.uri, black_box(&head.headers)));
     });
 }
 
@@ -69,7 +63,7 @@ fn entry(criterion: &mut Criterion) {
         });
         let entry = Entry::decode(&seen).and_then(Result::ok).expect("it was stored as an entry");
         group.bench_with_input(BenchmarkId::new("respond", size), &entry, |bench, entry| {
-            bench.iter(|| entry.respond(&head.method, black_box(&head.headers), seen.now_ms));
+            bench.iter(|| entry.hit(&head.method, black_box(&head.headers), seen.now_ms));
         });
     }
     group.finish();
@@ -98,7 +92,6 @@ fn whole(criterion: &mut Criterion) {
 
 /// A cache that holds one job.
 struct Stage {
-    config: Config,
     routes: Routes,
     cache: Cache,
     request: Request<()>,
@@ -116,27 +109,27 @@ impl Stage {
         fill(&cache, &head, size).await;
         let key = Key::new(&config.store.prefix, ID);
         let seen = cache.store().read(&key, &mut cache.budget()).await.expect("memory answers");
-        Self { config, routes: routes(), cache, request: poll(), head, seen }
+        Self { routes: routes(), cache, request: poll(), head, seen }
     }
 
     async fn hit(&self) -> Response<Bytes> {
         let Route::Read(id) = self.routes.classify(&self.request) else {
             unreachable!("a poll is a read")
         };
-        let ask = self.cache.ask(&id, &self.head);
+        let Parts { method, uri, headers, .. } = &self.head;
+        let ask = self.cache.ask(&id, method, uri, headers);
         let Lookup::Hit(entry) = self.cache.lookup(&ask, &mut self.cache.budget()).await else {
             unreachable!("the job is stored for as long as criterion may take")
         };
         let now_ms = self.cache.store().now_ms();
-        let response = entry.respond(&self.head.method, &self.head.headers, now_ms);
-        finish(response, &self.config)
+        entry.hit(method, headers, now_ms)
     }
 }
 
 /// Stores a response to this request, as a miss does.
 async fn fill(cache: &Cache, head: &Parts, size: usize) {
     let Route::Read(id) = routes().classify(&poll()) else { unreachable!("a poll is a read") };
-    let ask = cache.ask(&id, head);
+    let ask = cache.ask(&id, &head.method, &head.uri, &head.headers);
     let Lookup::Lead(lead) = cache.lookup(&ask, &mut cache.budget()).await else {
         unreachable!("nobody else asks")
     };
@@ -145,13 +138,6 @@ async fn fill(cache: &Cache, head: &Parts, size: usize) {
     let freshness = cache.storable(&response).expect("a plain 200 may be stored");
     let landed = cache.land(*lead, &response, Bytes::from(vec![b'x'; size]), freshness);
     assert_eq!(cache.fill(landed).await, Some(Fill::Stored));
-}
-
-/// What the proxy adds to every answer.
-fn finish(mut response: Response<Bytes>, config: &Config) -> Response<Bytes> {
-    headers::via(response.headers_mut(), Version::HTTP_11);
-    headers::cache_status(response.headers_mut(), CacheStatus::Hit { ttl: config.ttl });
-    response
 }
 
 /// As a browser polls, with a token.

@@ -20,7 +20,7 @@ pub use invalidate::Outcome;
 
 use std::{future, sync::Arc, time::Duration};
 
-use hyper::http::{HeaderMap, HeaderName, Method, request};
+use hyper::http::{HeaderMap, HeaderName, Method, Uri};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
@@ -185,14 +185,14 @@ impl Cache {
     }
 
     /// What a GET or HEAD of a job asks for.
-    pub fn ask(&self, id: &JobId, head: &request::Parts) -> Ask {
-        let pair = self.prints.pair(&self.store.credential_key(), head);
+    pub fn ask(&self, id: &JobId, method: &Method, uri: &Uri, headers: &HeaderMap) -> Ask {
+        let pair = self.prints.pair(&self.store.credential_key(), uri, headers);
         Ask {
             key: self.key(id),
             pair,
             circle: self.prints.circle(pair),
-            directives: self.directives(&head.headers),
-            fills: head.method == Method::GET,
+            directives: self.directives(headers),
+            fills: *method == Method::GET,
         }
     }
 
@@ -201,8 +201,8 @@ impl Cache {
         if self.settings.ignore_client_cache_control { asked.advisory() } else { asked }
     }
 
-    /// Looks a job up. It looks before it joins: joining by id would hand a reader an answer that
-    /// was read before a write he knows of.
+    /// Looks a job up that is not [near](Cache::near). It looks before it joins: joining by id would
+    /// hand a reader an answer that was read before a write he knows of.
     pub async fn lookup(&self, ask: &Ask, budget: &mut Budget) -> Lookup {
         if let Err(error) = self.store.trust(&ask.key) {
             return self.unconfirmed(ask, reason(&error));
@@ -211,9 +211,6 @@ impl Cache {
             && let Some(flight) = self.flights.any(&ask.key)
         {
             return Lookup::Join(flight, None);
-        }
-        if let Some(entry) = self.near_hit(ask, budget).await {
-            return Lookup::Hit(entry);
         }
         match self.find(ask, budget).await {
             Ok(lookup) => lookup,
@@ -284,7 +281,7 @@ impl Cache {
             return Lookup::Pass(why);
         }
         // A pair that is renewed takes no further place.
-        let full = entry.audience().pairs.len() >= self.settings.audience;
+        let full = entry.audience().members.len() >= self.settings.audience;
         if self.replaced.count(&ask.key) >= REPLACEMENTS || full && standing == Standing::Outside {
             return Lookup::Pass(Bypass::Audience);
         }

@@ -13,7 +13,7 @@ mod write;
 use std::sync::Arc;
 
 use hyper::{
-    Request, Response, StatusCode, Version,
+    HeaderMap, Request, Response, StatusCode, Version,
     body::{Body as _, Incoming},
     http::{
         HeaderValue, Method,
@@ -35,7 +35,7 @@ use self::{
     write::Change,
 };
 use crate::{
-    cache::{Cache, Lead, Lookup, Outcome, entry::Entry, key::JobId, policy::Bypass},
+    cache::{Ask, Cache, Lead, Lookup, Outcome, entry::Entry, policy::Bypass},
     config::{self, Config},
     interim::Interim,
     metrics::Metrics,
@@ -104,6 +104,8 @@ impl Proxy {
         answer.report(&self.metrics, line)
     }
 
+    /// What is no hit in this process goes on in a box: its future is large, and is moved several
+    /// times before it is first polled. A hit would pay for that.
     async fn answer(
         self: &Arc<Self>,
         request: Request<Incoming>,
@@ -113,35 +115,44 @@ impl Proxy {
         match self.routes.classify(&request) {
             // HTTP/2 needs no header to announce a body.
             Route::Read(_) if !request.body().is_end_stream() => {
-                self.pass(request, client, interim, Bypass::RequestBody).await
+                Box::pin(self.pass(request, client, interim, Bypass::RequestBody)).await
             }
             Route::Read(_) if self.cache.is_personal(request.headers()) => {
-                self.pass(request, client, interim, Bypass::Credentials).await
+                Box::pin(self.pass(request, client, interim, Bypass::Credentials)).await
             }
-            Route::Read(id) => self.read(id, request.into_parts().0, client, interim).await,
-            Route::Write(scope) => self.write(scope, request, client, interim).await,
+            Route::Read(id) => {
+                let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+                let ask = self.cache.ask(&id, method, uri, headers);
+                let mut budget = self.cache.budget();
+                if let Some((entry, now_ms)) = self.cache.near(&ask, &mut budget).await {
+                    return hit(&entry, method, headers, now_ms);
+                }
+                let head = request.into_parts().0;
+                Box::pin(self.read(&ask, head, (client, interim), budget)).await
+            }
+            Route::Write(scope) => Box::pin(self.write(scope, request, client, interim)).await,
             Route::Pass(_) if request.method() == Method::CONNECT => {
                 refuse_last(StatusCode::METHOD_NOT_ALLOWED, "connect", request.version())
             }
-            Route::Pass(why) => self.pass(request, client, interim, why).await,
+            Route::Pass(why) => Box::pin(self.pass(request, client, interim, why)).await,
         }
     }
 
-    /// Answers a cacheable read.
+    /// Answers a cacheable read that is not near.
     ///
     /// A store that is down or slow costs the client at most the store budget and a trip upstream,
     /// never an error.
     async fn read(
         self: &Arc<Self>,
-        id: JobId,
+        ask: &Ask,
         head: Parts,
-        client: Peer,
-        interim: Interim,
+        (client, interim): (Peer, Interim),
+        mut budget: Budget,
     ) -> Answer {
-        let mut budget = self.cache.budget();
-        let ask = self.cache.ask(&id, &head);
-        match self.cache.lookup(&ask, &mut budget).await {
-            Lookup::Hit(entry) => self.hit(&entry, &head),
+        match self.cache.lookup(ask, &mut budget).await {
+            Lookup::Hit(entry) => {
+                hit(&entry, &head.method, &head.headers, self.cache.store().now_ms())
+            }
             Lookup::Lead(lead) => self.lead(*lead, head, (client, interim), budget).await,
             Lookup::Join(flight, why) => match flight.landed().await {
                 Some(entry) => {
@@ -157,12 +168,6 @@ impl Proxy {
             }
             Lookup::Pass(why) => self.pass_read(head, client, interim, why).await,
         }
-    }
-
-    fn hit(&self, entry: &Entry, head: &Parts) -> Answer {
-        let now_ms = self.cache.store().now_ms();
-        let response = entry_response(entry, head, now_ms);
-        Answer { response, verdict: Verdict::Hit { ttl: entry.ttl(now_ms) } }
     }
 
     /// Reads the upstream for everybody who waits for this job. The read is a task of its own: the
@@ -281,7 +286,12 @@ impl Proxy {
     }
 }
 
-/// Answers from an entry, with 304 where the client has it already.
+fn hit(entry: &Entry, method: &Method, headers: &HeaderMap, now_ms: i64) -> Answer {
+    let response = entry.hit(method, headers, now_ms).map(Body::from);
+    Answer { response, verdict: Verdict::Hit }
+}
+
+/// Answers from an entry that has just been read for it, with 304 where the client has it already.
 fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Response<Body> {
     let mut response = entry.respond(&head.method, &head.headers, now_ms).map(Body::from);
     headers::via(response.headers_mut(), Version::HTTP_11);

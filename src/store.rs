@@ -137,11 +137,11 @@ impl Store {
     }
 
     /// Which keys must not be answered from the cache now: those of unconfirmed invalidations, and
-    /// every key while the store is down.
-    pub fn trust(&self, key: &Key) -> Result<(), StoreError> {
+    /// every key while the store is down. Else now by the store's clock, as [`Store::now_ms`].
+    pub fn trust(&self, key: &Key) -> Result<i64, StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.trust(key),
-            Engine::Memory(_) => Ok(()),
+            Engine::Memory(_) => Ok(unix_ms(clock::now())),
         }
     }
 
@@ -255,7 +255,7 @@ impl Store {
     }
 
     /// What keys the fingerprints of credentials now.
-    pub fn credential_key(&self) -> Arc<CredentialKey> {
+    pub fn credential_key(&self) -> CredentialKey {
         match &self.engine {
             Engine::Redis(redis) => redis.credential_key(),
             Engine::Memory(memory) => memory.credential_key(),

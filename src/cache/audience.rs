@@ -8,12 +8,16 @@
 //!
 //! Prints are keyed BLAKE3, so that who can read the store learns no credential by trying.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::{BuildHasherDefault, Hasher},
+    time::Duration,
+};
 
 use hyper::http::{
-    HeaderMap, HeaderName, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue, Uri,
     header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_LANGUAGE, COOKIE, FORWARDED, HOST, ORIGIN},
-    request::Parts,
 };
 
 use super::{cookies, query::Query};
@@ -34,11 +38,20 @@ pub struct Pair {
 /// The pairs that an entry is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audience {
-    /// Pairs in hexadecimal, as in [`Pair::to_hex`], each with when the upstream has served the entry
-    /// to it: `@` and ms since 1970 by the store's clock. Those of older sidecars have no time.
-    pub pairs: Vec<String>,
+    /// Those that it was served to.
+    pub members: Vec<Member>,
     /// The upstream has said that the credential does not matter.
     pub public: bool,
+}
+
+/// A pair, and when the upstream has served the entry to it.
+///
+/// In the store it is the pair in hexadecimal, as in [`Pair::to_hex`], `@`, and ms since 1970 by the
+/// store's clock. Those of older sidecars have no time, and were served in 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    pair: Pair,
+    served_at_ms: i64,
 }
 
 /// How a pair stands to an entry.
@@ -61,7 +74,7 @@ pub struct Prints {
     /// Those, and what tells representations apart.
     covered: Vec<HeaderName>,
     /// The same, to look up what a request has.
-    roles: HashMap<HeaderName, Role>,
+    roles: HashMap<HeaderName, Role, BuildHasherDefault<NameHasher>>,
     /// Cookies that count; all of them where there are none.
     cookies: Vec<String>,
     /// How long a pair is believed.
@@ -78,6 +91,28 @@ struct Role {
     place: usize,
     credential: bool,
     representation: bool,
+}
+
+/// FNV-1a. Not keyed: what is in the map is from the configuration, so nobody can crowd it, and every
+/// header of every request is looked up.
+struct NameHasher(u64);
+
+impl Default for NameHasher {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for NameHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// A header that tells something.
@@ -106,17 +141,46 @@ const REPRESENTATION: [HeaderName; 13] = [
 impl Fingerprint {
     /// Of nobody in particular.
     const WAIVED: Self = Self([0; 16]);
+    /// Of who says nothing at all. No hash needs to be taken to know it.
+    const NOBODY: Self = Self([0xff; 16]);
 
-    /// Of parts, each with its length in front, so that no two lists of parts read the same.
-    fn of<'p>(key: &CredentialKey, parts: impl Iterator<Item = &'p [u8]>) -> Self {
-        let mut text = Vec::with_capacity(USUAL_TEXT);
+    /// Of parts, each with its length in front, so that no two lists of parts read the same. `text` is
+    /// for the parts, one after the other.
+    fn of<'p>(
+        key: &CredentialKey,
+        parts: impl Iterator<Item = &'p [u8]>,
+        text: &mut Vec<u8>,
+    ) -> Self {
+        text.clear();
         for part in parts {
-            text.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            match u8::try_from(part.len()) {
+                Ok(len) if len < u8::MAX => text.push(len),
+                _ => {
+                    text.push(u8::MAX);
+                    text.extend_from_slice(&(part.len() as u64).to_le_bytes());
+                }
+            }
             text.extend_from_slice(part);
         }
+        if text.is_empty() {
+            return Self::NOBODY;
+        }
         let mut print = [0; 16];
-        print.copy_from_slice(&blake3::keyed_hash(key.bytes(), &text).as_bytes()[..16]);
+        print.copy_from_slice(&blake3::keyed_hash(key.bytes(), text).as_bytes()[..16]);
         Self(print)
+    }
+
+    fn from_hex(hex: &[u8; 32]) -> Option<Self> {
+        let digit = |digit: u8| match digit {
+            b'0'..=b'9' => Some(digit - b'0'),
+            b'a'..=b'f' => Some(digit - b'a' + 10),
+            _ => None,
+        };
+        let mut print = [0; 16];
+        for (byte, digits) in print.iter_mut().zip(hex.chunks_exact(2)) {
+            *byte = digit(digits[0])? << 4 | digit(digits[1])?;
+        }
+        Some(Self(print))
     }
 
     /// As 32 hexadecimal digits.
@@ -132,14 +196,10 @@ impl Fingerprint {
 impl Pair {
     /// As it stands in an entry: 64 hexadecimal digits, the credential first.
     pub fn to_hex(self) -> String {
-        self.hex().iter().copied().map(char::from).collect()
-    }
-
-    fn hex(self) -> [u8; 64] {
         let mut hex = [0; 64];
         self.credential.write_hex(&mut hex[..32]);
         self.representation.write_hex(&mut hex[32..]);
-        hex
+        hex.iter().copied().map(char::from).collect()
     }
 
     /// The same form of the answer, whoever asks.
@@ -148,22 +208,39 @@ impl Pair {
     }
 }
 
+impl Member {
+    /// As it stands in an entry; `None` of what nobody could be.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (credential, rest) = text.as_bytes().split_first_chunk()?;
+        let (representation, time) = rest.split_first_chunk()?;
+        let credential = Fingerprint::from_hex(credential)?;
+        let representation = Fingerprint::from_hex(representation)?;
+        let time = std::str::from_utf8(time).ok()?.strip_prefix('@');
+        let served_at_ms = time.and_then(|ms| ms.parse().ok()).unwrap_or(0);
+        Some(Self { pair: Pair { credential, representation }, served_at_ms })
+    }
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.pair.to_hex(), self.served_at_ms)
+    }
+}
+
 impl Audience {
     /// Only this pair; everybody who asks for its form where the response is public.
     pub fn of(pair: Pair, public: bool, served_at_ms: i64) -> Self {
-        Self { pairs: vec![format!("{}@{served_at_ms}", pair.to_hex())], public }
+        Self { members: vec![Member { pair, served_at_ms }], public }
     }
 
     /// When the upstream has served the entry to this pair, if it has.
     fn served_at_ms(&self, pair: Pair) -> Option<i64> {
-        let name = pair.hex();
-        let member = self.pairs.iter().find(|member| member.as_bytes().starts_with(&name))?;
-        Some(member[name.len()..].strip_prefix('@').and_then(|ms| ms.parse().ok()).unwrap_or(0))
+        let member = self.members.iter().find(|member| member.pair == pair)?;
+        Some(member.served_at_ms)
     }
 
     fn has_representation(&self, pair: Pair) -> bool {
-        let name = pair.hex();
-        self.pairs.iter().any(|member| member.as_bytes().get(32..64) == Some(&name[32..]))
+        self.members.iter().any(|member| member.pair.representation == pair.representation)
     }
 }
 
@@ -204,14 +281,13 @@ impl Prints {
     }
 
     /// The pair of a request. One pass over its headers: it is taken for every read.
-    pub fn pair(&self, key: &CredentialKey, head: &Parts) -> Pair {
-        let mut told: Vec<Told<'_>> =
-            head.headers.iter().filter_map(|line| self.told(line)).collect();
+    pub fn pair(&self, key: &CredentialKey, uri: &Uri, headers: &HeaderMap) -> Pair {
+        let mut told: Vec<Told<'_>> = headers.iter().filter_map(|line| self.told(line)).collect();
         told.sort_by_key(|told| told.role.place);
-        Pair {
-            credential: Fingerprint::of(key, self.credential(&told)),
-            representation: Fingerprint::of(key, self.representation(&told, head)),
-        }
+        let mut text = Vec::with_capacity(USUAL_TEXT);
+        let credential = Fingerprint::of(key, self.credential(&told), &mut text);
+        let representation = Fingerprint::of(key, self.representation(&told, uri), &mut text);
+        Pair { credential, representation }
     }
 
     fn told<'h>(&self, (name, value): (&'h HeaderName, &'h HeaderValue)) -> Option<Told<'h>> {
@@ -257,19 +333,19 @@ impl Prints {
     fn representation<'h>(
         &'h self,
         told: &'h [Told<'h>],
-        head: &'h Parts,
+        uri: &'h Uri,
     ) -> impl Iterator<Item = &'h [u8]> {
-        let query = head.uri.query().into_iter().flat_map(|query| self.query.counted(query));
+        let query = uri.query().into_iter().flat_map(|query| self.query.counted(query));
         let query = query.flat_map(|parameter| [b"?".as_slice(), parameter.as_bytes()]);
         // An absolute-form target or an HTTP/2 `:authority` takes the place of Host.
-        let authority = head.uri.authority();
+        let authority = uri.authority();
         let host = authority.into_iter();
         let host = host.flat_map(|it| [HOST.as_str().as_bytes(), it.as_str().as_bytes()]);
         let told = told.iter().filter(move |told| {
             told.role.representation && (authority.is_none() || *told.name != HOST)
         });
         let told = told.flat_map(|told| [told.name.as_str().as_bytes(), told.value.as_bytes()]);
-        std::iter::once(head.uri.path().as_bytes()).chain(query).chain(host).chain(told)
+        std::iter::once(uri.path().as_bytes()).chain(query).chain(host).chain(told)
     }
 
     /// The cookies that count, as they stand: who has none of them is nobody in particular. RFC 6265
@@ -290,7 +366,7 @@ pub fn may_read_as_another(name: &HeaderName) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use hyper::Request;
+    use hyper::{Request, http::request};
 
     use super::*;
 
@@ -309,7 +385,7 @@ mod tests {
         })
     }
 
-    fn head(path: &str, headers: &[(&str, &str)]) -> Parts {
+    fn head(path: &str, headers: &[(&str, &str)]) -> request::Parts {
         let mut request = Request::get(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -318,7 +394,11 @@ mod tests {
     }
 
     fn pair(path: &str, headers: &[(&str, &str)]) -> Pair {
-        prints(Mode::Partition, &[]).pair(&KEY, &head(path, headers))
+        of(&prints(Mode::Partition, &[]), &KEY, &head(path, headers))
+    }
+
+    fn of(prints: &Prints, key: &CredentialKey, head: &request::Parts) -> Pair {
+        prints.pair(key, &head.uri, &head.headers)
     }
 
     #[test]
@@ -378,7 +458,7 @@ mod tests {
     #[test]
     fn only_the_named_cookies_count() {
         let some = prints(Mode::Partition, &["session"]);
-        let pair = |cookie| some.pair(&KEY, &head("/jobs/x", &[("cookie", cookie)]));
+        let pair = |cookie| of(&some, &KEY, &head("/jobs/x", &[("cookie", cookie)]));
         let plain = pair("session=1");
         for same in ["session=1; theme=dark", "theme=dark;  session=1", " session=1 ;_ga=2"] {
             assert_eq!(plain, pair(same), "{same}");
@@ -387,12 +467,12 @@ mod tests {
         {
             assert_ne!(plain, pair(other), "{other}");
         }
-        let nobody = some.pair(&KEY, &head("/jobs/x", &[]));
+        let nobody = of(&some, &KEY, &head("/jobs/x", &[]));
         assert_eq!(nobody, pair("theme=dark; _ga=2"));
         for name in ["session.0", "sessionC1", "__Host-session", "Session", "_ga=2,session"] {
             let [a, b] = ["a", "b"].map(|value| {
                 let cookie = format!("{name}={value}");
-                some.pair(&KEY, &head("/jobs/x", &[("cookie", &cookie)]))
+                of(&some, &KEY, &head("/jobs/x", &[("cookie", &cookie)]))
             });
             assert!(a != nobody && b != nobody && a != b, "{name}");
         }
@@ -404,7 +484,7 @@ mod tests {
         let request = head("/jobs/x", &[("authorization", "Bearer a")]);
         let prints = prints(Mode::Partition, &[]);
         let other = CredentialKey::new([8; 32]);
-        assert_ne!(prints.pair(&KEY, &request), prints.pair(&other, &request));
+        assert_ne!(of(&prints, &KEY, &request), of(&prints, &other, &request));
     }
 
     #[test]
@@ -449,11 +529,23 @@ mod tests {
     #[test]
     fn a_pair_without_a_time_is_believed_only_where_none_lapses() {
         let pair = pair("/jobs/x", &[("authorization", "a")]);
-        let audience = Audience { pairs: vec![pair.to_hex()], public: false };
+        let member = Member::parse(&pair.to_hex()).unwrap();
+        let audience = Audience { members: vec![member], public: false };
         let mut prints = prints(Mode::Partition, &[]);
         assert_eq!(prints.standing(&audience, pair, NOW_MS), Standing::Included);
         prints.recheck = Some(Duration::from_secs(30));
         assert_eq!(prints.standing(&audience, pair, NOW_MS), Standing::Lapsed);
+    }
+
+    #[test]
+    fn a_member_reads_as_it_is_written_and_what_is_none_is_nobody() {
+        let pair = pair("/jobs/x", &[("authorization", "a")]);
+        let member = Member { pair, served_at_ms: NOW_MS };
+        let text = member.to_string();
+        assert_eq!(Member::parse(&text), Some(member));
+        for other in ["", "@1", &text[1..], &text.to_uppercase(), &text.replace('@', "é")] {
+            assert!(Member::parse(other).is_none_or(|other| other != member), "{other}");
+        }
     }
 
     #[test]

@@ -5,14 +5,17 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use hyper::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
-    header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY},
+    header::{
+        self, AGE, CACHE_CONTROL, CACHE_STATUS, CONTENT_LENGTH, CONTENT_LOCATION, DATE, ETAG,
+        EXPIRES, VARY, VIA,
+    },
     response,
 };
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
-    audience::{Audience, Pair},
+    audience::{Audience, Member, Pair},
     policy,
 };
 use crate::{
@@ -25,6 +28,12 @@ const VERSION: u8 = 1;
 
 /// The end of the year 9999, past which there is no `Date`.
 const LAST_DATE_MS: i64 = 253_402_300_799_000;
+
+/// We, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
+pub const VIA_US: HeaderValue = HeaderValue::from_static("1.1 jobcache");
+
+/// What `Cache-Status` says of a hit (RFC 9211 2), but for the seconds.
+const HIT: &str = "jobcache; hit; ttl=";
 
 /// A response that may be served to more than one request.
 #[derive(Debug)]
@@ -45,7 +54,8 @@ struct Head {
     status: StatusCode,
     headers: HeaderMap,
     etag: HeaderValue,
-    /// The headers of a 200, with a place for `Age`: made once, and not for each hit.
+    /// The headers of a hit, with places for `Age` and our member of `Cache-Status`. A copy of them is
+    /// all that a hit takes: a map that grew with each line would be moved for every hit.
     ready: HeaderMap,
 }
 
@@ -155,7 +165,10 @@ impl Entry {
             stored_at_ms: meta.stored_at_ms,
             age_ms: meta.age_ms,
             expires_at_ms: meta.expires_at_ms,
-            audience: Audience { pairs: meta.audience, public: meta.public },
+            audience: Audience {
+                members: meta.audience.iter().filter_map(|text| Member::parse(text)).collect(),
+                public: meta.public,
+            },
             generation: meta.generation,
         })
     }
@@ -179,7 +192,7 @@ impl Entry {
             age_ms: self.age_ms,
             epoch: epoch.as_str().to_owned(),
             public: self.audience.public,
-            audience: self.audience.pairs.clone(),
+            audience: self.audience.members.iter().map(Member::to_string).collect(),
             expires_at_ms: 0,
         };
         // A struct of strings and numbers always serializes.
@@ -212,12 +225,12 @@ impl Entry {
 
     /// Bytes that it takes in memory, roughly: what is counted in a bounded cache.
     pub fn weight(&self) -> usize {
-        /// Of a header or a pair beside its bytes: pointers, lengths, slots.
+        /// Of a header beside its bytes: pointers, lengths, slots.
         const EACH: usize = 64;
         let headers = self.head.headers.iter();
         let headers: usize = headers.map(|(_, value)| 2 * EACH + value.len()).sum();
-        let pairs: usize = self.audience.pairs.iter().map(|pair| EACH + pair.len()).sum();
-        size_of::<Self>() + self.body.len() + headers + pairs + self.generation.len()
+        let members = size_of_val(&self.audience.members[..]);
+        size_of::<Self>() + self.body.len() + headers + members + self.generation.len()
     }
 
     /// The body, as it stands in the store.
@@ -245,23 +258,56 @@ impl Entry {
         duration(self.age_ms.saturating_add(now_ms.saturating_sub(self.stored_at_ms)))
     }
 
-    /// Answers a GET or HEAD, with 304 where the client has it already.
+    /// Answers a GET or HEAD, with 304 where the client has it already. Nothing is said of how the
+    /// entry came here.
     pub fn respond(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
         // "the recipient cache SHOULD evaluate any applicable conditional header field preconditions
         // received in that request with respect to the corresponding validators contained within the
         // stored response" RFC 9111 4.3.2
-        let mut response =
-            if self.is_held_by(request) { self.not_modified() } else { self.whole(method) };
-        // RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
-        let age = self.age(now_ms).as_secs();
-        response.headers_mut().insert(AGE, age.into());
+        let mut response = if self.is_held_by(request) {
+            self.not_modified()
+        } else {
+            self.whole(method, self.head.full(self.body.len()))
+        };
+        self.tell_age(response.headers_mut(), now_ms);
         response
     }
 
-    fn whole(&self, method: &Method) -> Response<Bytes> {
+    /// The same for a hit, and says that it is one: with `Via` and `Cache-Status`.
+    ///
+    /// "The first member represents the cache closest to the origin server, and the last member
+    /// represents the cache closest to the user" RFC 9211 2
+    pub fn hit(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
+        let mut response = if self.is_held_by(request) {
+            let mut response = self.not_modified();
+            response.headers_mut().append(VIA, VIA_US);
+            response
+        } else {
+            self.whole(method, self.head.ready.clone())
+        };
+        let headers = response.headers_mut();
+        self.tell_age(headers, now_ms);
+        let told = numbered(HIT, self.ttl(now_ms).as_secs());
+        match headers.entry(CACHE_STATUS) {
+            header::Entry::Occupied(mut lines) => {
+                if let Some(place) = lines.iter_mut().next_back() {
+                    *place = told;
+                }
+            }
+            header::Entry::Vacant(place) => drop(place.insert(told)),
+        }
+        response
+    }
+
+    /// RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
+    fn tell_age(&self, headers: &mut HeaderMap, now_ms: i64) {
+        headers.insert(AGE, numbered("", self.age(now_ms).as_secs()));
+    }
+
+    fn whole(&self, method: &Method, headers: HeaderMap) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
         *response.status_mut() = self.head.status;
-        *response.headers_mut() = self.head.ready.clone();
+        *response.headers_mut() = headers;
         // "The HEAD method is identical to GET except that the server MUST NOT send content in the
         // response." RFC 9110 9.3.2
         if method != Method::HEAD {
@@ -302,11 +348,21 @@ impl Head {
             HeaderValue::try_from(format!("\"{}\"", digest()))
                 .unwrap_or(HeaderValue::from_static("\"\""))
         });
-        let mut ready = headers.clone();
-        ready.insert(CONTENT_LENGTH, length.into());
-        ready.insert(ETAG, etag.clone());
+        let mut head = Self { status, headers, etag, ready: HeaderMap::new() };
+        let mut ready = head.full(length);
         ready.insert(AGE, HeaderValue::from_static("0"));
-        Self { status, headers, etag, ready }
+        ready.append(VIA, VIA_US);
+        ready.append(CACHE_STATUS, HeaderValue::from_static(HIT));
+        head.ready = ready;
+        head
+    }
+
+    /// The headers of a 200.
+    fn full(&self, length: usize) -> HeaderMap {
+        let mut full = self.headers.clone();
+        full.insert(CONTENT_LENGTH, length.into());
+        full.insert(ETAG, self.etag.clone());
+        full
     }
 
     /// `Date` says when a response was made, not what it says: two reads of an unchanged job differ
@@ -329,6 +385,27 @@ fn http_date(ms: i64) -> HeaderValue {
     let date = httpdate::fmt_http_date(time);
     // Its letters, digits, spaces, comma and colons are always a valid value.
     HeaderValue::try_from(date).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// A text with a number at its end.
+fn numbered(text: &'static str, mut number: u64) -> HeaderValue {
+    /// Digits of the greatest number.
+    const DIGITS: usize = 20;
+    let mut value = [0; HIT.len() + DIGITS];
+    let mut start = value.len();
+    loop {
+        start -= 1;
+        // Below ten, so nothing is lost.
+        value[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    let start = start - text.len();
+    value[start..][..text.len()].copy_from_slice(text.as_bytes());
+    // Text of ours and digits are always a valid value.
+    HeaderValue::from_bytes(&value[start..]).unwrap_or(HeaderValue::from_static(""))
 }
 
 fn digest(body: &[u8]) -> String {
@@ -361,17 +438,63 @@ mod tests {
         let freshness = policy::Freshness { ttl, age: Duration::ZERO, public: false };
         let asked = Request::new(()).into_parts().0;
         let prints = Prints::new(&config::Credentials::default());
-        let pair = prints.pair(&CredentialKey::new([7; 32]), &asked);
+        let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
         let entry = Entry::new(&head, Bytes::from("{}"), freshness, pair, now_ms);
         let served = entry.respond(&Method::GET, &HeaderMap::new(), now_ms);
         let dates: Vec<_> = served.headers().get_all(DATE).iter().collect();
         assert_eq!(dates, want, "{now_ms} {lines:?}");
     }
 
+    #[track_caller]
+    fn check_hit(lines: &[(HeaderName, &str)], asked: &[(HeaderName, &str)], want: &[&str]) {
+        let map = |lines: &[(HeaderName, &str)]| -> HeaderMap {
+            let line = |(name, value): &(HeaderName, &str)| (name.clone(), value.parse().unwrap());
+            lines.iter().map(line).collect()
+        };
+        let head = Head::new(StatusCode::OK, map(lines), 2, || digest(b"{}"));
+        let audience = Audience { members: vec![], public: false };
+        let (body, generation) = (Bytes::from("{}"), String::new());
+        let (stored_at_ms, age_ms, expires_at_ms) = (0, 1_000, 300_000);
+        let entry = Entry { head, body, stored_at_ms, age_ms, expires_at_ms, audience, generation };
+        let asked = map(asked);
+        let hit = entry.hit(&Method::GET, &asked, 86_001);
+        let told = [AGE, VIA, CACHE_STATUS].into_iter().flat_map(|name| {
+            hit.headers().get_all(&name).iter().map(|value| value.to_str().unwrap().to_owned())
+        });
+        assert_eq!(told.collect::<Vec<_>>(), want, "{lines:?} {asked:?}");
+        let plain = entry.respond(&Method::GET, &asked, 86_001);
+        let [hit, plain] = [hit, plain].map(|response| {
+            let mut headers = response.headers().clone();
+            for name in [CACHE_STATUS, VIA] {
+                headers.remove(name);
+            }
+            headers
+        });
+        assert_eq!(hit, plain);
+    }
+
+    #[test]
+    fn a_hit_says_that_it_is_one_after_what_was_said_upstream() {
+        let ours = "jobcache; hit; ttl=213";
+        check_hit(&[], &[], &["87", "1.1 jobcache", ours]);
+        check_hit(&[], &[(header::IF_NONE_MATCH, "*")], &["87", "1.1 jobcache", ours]);
+        let theirs = [(VIA, "1.0 a"), (CACHE_STATUS, "a; hit"), (CACHE_STATUS, "b; fwd=miss")];
+        let all = ["87", "1.0 a", "1.1 jobcache", "a; hit", "b; fwd=miss", ours];
+        check_hit(&theirs, &[], &all);
+    }
+
+    #[test]
+    fn a_number_is_written_whole() {
+        for number in [0, 9, 10, 300, u64::MAX] {
+            assert_eq!(numbered("", number), number.to_string());
+            assert_eq!(numbered(HIT, number), format!("{HIT}{number}"));
+        }
+    }
+
     /// Anybody who can write to the store can write a meta.
     #[test]
     fn times_that_cannot_be_are_served_without_harm() {
-        let audience = Audience { pairs: vec![], public: false };
+        let audience = Audience { members: vec![], public: false };
         let head = Head::new(StatusCode::OK, HeaderMap::new(), 0, || digest(b""));
         let (body, generation) = (Bytes::new(), String::new());
         let (stored_at_ms, age_ms, expires_at_ms) = (i64::MIN, i64::MAX, i64::MIN);

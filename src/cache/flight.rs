@@ -283,7 +283,11 @@ mod tests {
 
     fn circle() -> Pair {
         let (head, ()) = Request::new(()).into_parts();
-        Prints::new(&Credentials::default()).pair(&CredentialKey::new([0; 32]), &head)
+        Prints::new(&Credentials::default()).pair(
+            &CredentialKey::new([0; 32]),
+            &head.uri,
+            &head.headers,
+        )
     }
 
     fn key() -> Key {

@@ -78,22 +78,23 @@ impl Layer {
 }
 
 impl Cache {
-    /// An entry in this process that is a hit for this reader.
-    pub(super) async fn near_hit(&self, ask: &Ask, budget: &mut Budget) -> Option<Arc<Entry>> {
+    /// An entry in this process that is a hit for this reader, with the time by the store's clock.
+    pub async fn near(&self, ask: &Ask, budget: &mut Budget) -> Option<(Arc<Entry>, i64)> {
         let layer = self.near.as_ref()?;
-        let (entry, outcome) = if self.hit_in(layer, ask).is_none() {
-            (None, "miss")
-        } else if self.passes(layer, budget).await {
-            // Again: it may have gone with the news that was waited for.
-            match self.hit_in(layer, ask) {
-                Some(entry) => (Some(entry), "hit"),
-                None => (None, "evicted"),
+        let now_ms = self.store.trust(&ask.key).ok()?;
+        let (hit, outcome) = match self.hit_in(layer, ask, now_ms) {
+            None => (None, "miss"),
+            Some((entry, noted)) if self.passes(layer, budget).await => {
+                // It may have gone with the news that was waited for.
+                let current = layer.entries.is_current(noted);
+                let entry = if current { Some(entry) } else { self.entry_in(layer, ask, now_ms) };
+                let outcome = if entry.is_some() { "hit" } else { "evicted" };
+                (entry, outcome)
             }
-        } else {
-            (None, "untracked")
+            Some(_) => (None, "untracked"),
         };
         self.metrics.near_lookup(outcome);
-        entry
+        Some((hit?, now_ms))
     }
 
     async fn passes(&self, layer: &Layer, budget: &mut Budget) -> bool {
@@ -101,10 +102,13 @@ impl Cache {
             || self.store.barrier(layer.staleness, budget).await.is_ok()
     }
 
-    fn hit_in(&self, layer: &Layer, ask: &Ask) -> Option<Arc<Entry>> {
-        let entry = layer.entries.read(&ask.key)?;
-        let now_ms = self.store.now_ms();
+    fn entry_in(&self, layer: &Layer, ask: &Ask, now_ms: i64) -> Option<Arc<Entry>> {
+        self.hit_in(layer, ask, now_ms).map(|(entry, _)| entry)
+    }
+
+    fn hit_in(&self, layer: &Layer, ask: &Ask, now_ms: i64) -> Option<(Arc<Entry>, Noted)> {
+        let (entry, noted) = layer.entries.read(&ask.key)?;
         let live = now_ms < entry.expires_at_ms();
-        (live && self.is_hit(ask, &entry, now_ms)).then_some(entry)
+        (live && self.is_hit(ask, &entry, now_ms)).then_some((entry, noted))
     }
 }

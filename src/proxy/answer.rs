@@ -1,7 +1,7 @@
 //! Answers, and the one place that says what happened to a request: `Cache-Status`, the metrics and
 //! the access log all come from the same [`Verdict`].
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::{
@@ -32,8 +32,8 @@ pub(super) struct Answer {
 
 /// What happened to a request.
 pub(super) enum Verdict {
-    /// Answered from the cache, where the entry stays for so long.
-    Hit { ttl: Duration },
+    /// Answered from the cache; the response tells so itself.
+    Hit,
     /// Answered from the upstream, for everybody who waited. `why` says why the cache was not asked.
     Miss { stored: Stored, collapsed: bool, why: Option<Bypass> },
     /// Answered from the upstream, past the cache.
@@ -61,7 +61,9 @@ impl Answer {
         let (outcome, reason) = self.verdict.labels();
         metrics.request(outcome, reason);
         let status = self.response.status();
-        headers::cache_status(self.response.headers_mut(), self.verdict.cache_status(status));
+        if let Some(told) = self.verdict.cache_status(status) {
+            headers::cache_status(self.response.headers_mut(), told);
+        }
         if let Some(line) = line {
             line.log(status, outcome, reason);
         }
@@ -72,7 +74,7 @@ impl Answer {
 impl Verdict {
     fn labels(&self) -> (&'static str, &'static str) {
         match self {
-            Self::Hit { .. } => ("hit", ""),
+            Self::Hit => ("hit", ""),
             Self::Miss { stored: Stored::No(why), .. } => ("miss", why.as_str()),
             Self::Miss { why, .. } => ("miss", why.map_or("", Bypass::as_str)),
             Self::Pass(why) => ("pass", why.as_str()),
@@ -82,18 +84,18 @@ impl Verdict {
         }
     }
 
-    fn cache_status(&self, status: StatusCode) -> CacheStatus {
+    fn cache_status(&self, status: StatusCode) -> Option<CacheStatus> {
         if !status.is_success() && self.tells_of_others() {
             let detail = Some(NoStore::Status.as_str());
             let why = Forward::Miss;
-            return CacheStatus::Forwarded { why, collapsed: false, stored: false, detail };
+            return Some(CacheStatus::Forwarded { why, collapsed: false, stored: false, detail });
         }
         let (_, reason) = self.labels();
         let detail = (!reason.is_empty()).then_some(reason);
         let forwarded =
             |why, stored, collapsed| CacheStatus::Forwarded { why, collapsed, stored, detail };
-        match self {
-            Self::Hit { ttl } => CacheStatus::Hit { ttl: *ttl },
+        Some(match self {
+            Self::Hit => return None,
             Self::Miss { stored, collapsed, why: None } => {
                 forwarded(Forward::Miss, matches!(stored, Stored::Yes), *collapsed)
             }
@@ -104,7 +106,7 @@ impl Verdict {
             Self::Write { .. } => forwarded(Forward::Method, false, false),
             Self::Failed(_) => forwarded(Forward::Bypass, false, false),
             Self::Refused(detail) => CacheStatus::Refused { detail },
-        }
+        })
     }
 
     /// Whether the reason depends on what others have read: who is refused a job, or sent

@@ -14,7 +14,10 @@ use hyper::{
 
 mod cache_status;
 
-use crate::{cache::audience::may_read_as_another, transport::Peer};
+use crate::{
+    cache::{audience::may_read_as_another, entry::VIA_US},
+    transport::Peer,
+};
 
 pub use cache_status::{CacheStatus, Forward, cache_status};
 
@@ -162,12 +165,12 @@ fn join_cookies(headers: &mut HeaderMap) {
 /// `version` is that of the message received.
 pub fn via(headers: &mut HeaderMap, version: Version) {
     let value = match version {
-        Version::HTTP_10 => "1.0 jobcache",
-        Version::HTTP_2 => "2.0 jobcache",
-        Version::HTTP_3 => "3.0 jobcache",
-        _ => "1.1 jobcache",
+        Version::HTTP_10 => HeaderValue::from_static("1.0 jobcache"),
+        Version::HTTP_2 => HeaderValue::from_static("2.0 jobcache"),
+        Version::HTTP_3 => HeaderValue::from_static("3.0 jobcache"),
+        _ => VIA_US,
     };
-    headers.append(VIA, HeaderValue::from_static(value));
+    headers.append(VIA, value);
 }
 
 /// For a read that may be stored: what could make the answer less than the whole representation

@@ -225,7 +225,7 @@ mod tests {
         let answer = async { near.write_all(&[0; 17]).await };
         let answer = async {
             answer.await.unwrap();
-            pending::<()>().await
+            pending::<()>().await;
         };
         let taken = async {
             sleep(2 * LIMIT).await;

@@ -28,7 +28,7 @@ pub struct Memory {
     lease: Duration,
     max_bytes: usize,
     epoch: Epoch,
-    credential_key: Arc<CredentialKey>,
+    credential_key: CredentialKey,
     slots: Arc<Mutex<Slots>>,
 }
 
@@ -78,7 +78,7 @@ impl Memory {
             lease: config.store.lease,
             max_bytes: config.store.memory_max,
             epoch: Epoch("memory".into()),
-            credential_key: Arc::new(credential_key(&config.credentials)),
+            credential_key: credential_key(&config.credentials),
             slots: Arc::default(),
         }
     }
@@ -161,8 +161,8 @@ impl Memory {
         Fill::Stored
     }
 
-    pub(super) fn credential_key(&self) -> Arc<CredentialKey> {
-        Arc::clone(&self.credential_key)
+    pub(super) fn credential_key(&self) -> CredentialKey {
+        self.credential_key.clone()
     }
 
     pub(super) fn release(&self, lease: &Lease) {

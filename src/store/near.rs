@@ -3,7 +3,8 @@
 //! It holds what was read from the store, and knows nothing of time or trust: whether a value may be
 //! used is for the [barrier](super::barrier) and its caller to say. What it does promise is that a
 //! value is never put in after the news that it is out of date: a reader notes the generation of its
-//! key before it reads the store, and every piece of news bumps it.
+//! key before it reads the store, and every piece of news bumps it. By the same note a reader who was
+//! given a value tells later, without another look, that there was no news of it since.
 //!
 //! Values come from reads of the store only, never from a fill: what a fill was answered says nothing
 //! of what came after it.
@@ -11,8 +12,11 @@
 use std::{
     fmt,
     future::Future,
-    hash::{DefaultHasher, Hash as _, Hasher as _, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    hash::RandomState,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use quick_cache::{
@@ -20,6 +24,7 @@ use quick_cache::{
     sync::{Cache, DefaultLifecycle},
 };
 use tokio::sync::Notify;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::Key;
 use crate::{
@@ -61,14 +66,26 @@ pub struct Noted {
 
 #[derive(Debug, Default)]
 struct Shard {
-    /// Counts the news. Held while a value is put in, so that none slips in behind the news.
-    generation: Mutex<u64>,
+    /// Counts the news, each once what it is about has gone: who notes the new count finds no old
+    /// value any more.
+    generation: AtomicU64,
+    /// Held while a value is put in or taken out, so that none slips in behind the news.
+    changing: Mutex<()>,
     changed: Notify,
 }
 
 impl Shard {
-    fn lock(&self) -> MutexGuard<'_, u64> {
-        self.generation.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// To be called under the lock.
+    fn bump(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -133,30 +150,44 @@ impl<V: Clone> Near<V> {
         }
     }
 
-    /// What it holds under a key now.
-    pub fn read(&self, key: &Key) -> Option<V> {
-        self.values.get(key)
+    /// What it holds under a key now, and a note by which to tell whether that still stands.
+    pub fn read(&self, key: &Key) -> Option<(V, Noted)> {
+        // The note first: news after it is news of the value.
+        let noted = self.note(key);
+        Some((self.values.get(key)?, noted))
+    }
+
+    /// Whether there was no news since. A value that was read with the note then stands as it did.
+    pub fn is_current(&self, noted: Noted) -> bool {
+        self.shards[noted.shard].generation() == noted.generation
     }
 
     /// To be called before the store is read for [`Near::insert`].
     pub fn note(&self, key: &Key) -> Noted {
         let shard = shard_of(key.main());
-        Noted { shard, generation: *self.shards[shard].lock() }
+        Noted { shard, generation: self.shards[shard].generation() }
     }
 
     /// Puts a value in, unless there was news since its reader noted where the key stood.
     pub fn insert(&self, key: &Key, value: V, noted: Noted) {
-        let generation = self.shards[noted.shard].lock();
-        if *generation == noted.generation || mutants::is(Mutant::NearWithoutGeneration) {
+        let changing = self.shards[noted.shard].lock();
+        if self.is_current(noted) || mutants::is(Mutant::NearWithoutGeneration) {
             self.values.insert(key.clone(), value);
         }
-        drop(generation);
+        drop(changing);
         self.count();
     }
 
     /// Waits for news of a key, from the moment it is called. News of another may end it, too.
     pub fn changed(&self, key: &Key) -> impl Future<Output = ()> + use<'_, V> {
         self.shards[shard_of(key.main())].changed.notified()
+    }
+
+    fn bump_all(&self) {
+        for shard in &self.shards {
+            let _changing = shard.lock();
+            shard.bump();
+        }
     }
 
     fn count(&self) {
@@ -171,20 +202,20 @@ impl<V: Clone + Send + Sync> Watcher for Near<V> {
         // Keys are text; whatever else is under the prefix is none of ours.
         let Ok(name) = std::str::from_utf8(name) else { return };
         let shard = &self.shards[shard_of(name)];
-        let mut generation = shard.lock();
-        *generation += 1;
+        let changing = shard.lock();
         self.values.remove(name);
-        drop(generation);
+        shard.bump();
+        drop(changing);
         shard.changed.notify_waiters();
         self.count();
     }
 
     fn flush(&self) {
-        // The generations first: what is put in after them was read after this began.
-        for shard in &self.shards {
-            *shard.lock() += 1;
-        }
+        // Before: what is put in from now on was read after this began. And after: who was given a
+        // value meanwhile is told.
+        self.bump_all();
         self.values.clear();
+        self.bump_all();
         self.metrics.near_flushes.inc();
         for shard in &self.shards {
             shard.changed.notify_waiters();
@@ -201,9 +232,7 @@ impl<V> fmt::Debug for Near<V> {
 
 /// Need not be keyed: who crowds one shard costs its readers a hit.
 fn shard_of(name: &str) -> usize {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    usize::try_from(hasher.finish() % SHARDS as u64).unwrap_or_default()
+    usize::try_from(xxh3_64(name.as_bytes()) % SHARDS as u64).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -218,6 +247,10 @@ mod tests {
         Key::new("job_status:", id)
     }
 
+    fn value<V: Clone>(near: &Near<V>, key: &Key) -> Option<V> {
+        near.read(key).map(|(value, _)| value)
+    }
+
     #[test]
     fn a_value_read_before_the_news_is_not_put_in_after_it() {
         let near = near(1 << 20);
@@ -225,14 +258,14 @@ mod tests {
         let noted = near.note(&x);
         near.evict(b"job_status:x");
         near.insert(&x, Arc::clone(&old), noted);
-        assert_eq!(near.read(&x), None);
+        assert_eq!(value(&near, &x), None);
         near.insert(&x, "new".into(), near.note(&x));
-        assert_eq!(near.read(&x).as_deref(), Some("new"));
+        assert_eq!(value(&near, &x).as_deref(), Some("new"));
         let noted = near.note(&x);
         near.flush();
-        assert_eq!(near.read(&x), None);
+        assert_eq!(value(&near, &x), None);
         near.insert(&x, old, noted);
-        assert_eq!(near.read(&x), None);
+        assert_eq!(value(&near, &x), None);
     }
 
     #[test]
@@ -243,8 +276,22 @@ mod tests {
         }
         near.evict(b"job_status:x");
         near.evict(b"\xff");
-        assert_eq!(near.read(&key("x")), None);
-        assert_eq!(near.read(&key("y")).as_deref(), Some("y"));
+        assert_eq!(value(&near, &key("x")), None);
+        assert_eq!(value(&near, &key("y")).as_deref(), Some("y"));
+    }
+
+    #[test]
+    fn a_value_is_current_until_there_is_news_of_it() {
+        let near = near(1 << 20);
+        let x = key("x");
+        for news in [(|near| near.evict(b"job_status:x")) as fn(&Near<Arc<str>>), Near::flush] {
+            near.insert(&x, "old".into(), near.note(&x));
+            let (_, noted) = near.read(&x).unwrap();
+            near.insert(&x, "the same".into(), near.note(&x));
+            assert!(near.is_current(noted));
+            news(&near);
+            assert!(!near.is_current(noted));
+        }
     }
 
     #[test]

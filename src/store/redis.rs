@@ -91,11 +91,9 @@ impl Redis {
             lease: config.store.lease,
             session: RwLock::default(),
             pending: pending(&config.pending)?,
-            credential_key: RwLock::new(Arc::new(
-                secret.map_or_else(CredentialKey::random, |secret| {
-                    CredentialKey::derived(secret.expose())
-                }),
-            )),
+            credential_key: RwLock::new(secret.map_or_else(CredentialKey::random, |secret| {
+                CredentialKey::derived(secret.expose())
+            })),
             has_secret: secret.is_some(),
             failed: Notify::new(),
             due: Notify::new(),
@@ -109,11 +107,11 @@ impl Redis {
         Ok(Self { shared, keeper })
     }
 
-    pub(super) fn trust(&self, key: &Key) -> Result<(), StoreError> {
+    pub(super) fn trust(&self, key: &Key) -> Result<i64, StoreError> {
         if self.shared.pending.contains(key) {
             return Err(StoreError::Pending);
         }
-        self.shared.session().map(drop)
+        self.shared.with_session(Session::now_ms)
     }
 
     /// The meeting point of the read barrier, if there is a layer in this process.
@@ -129,8 +127,11 @@ impl Redis {
         budget: &mut Budget,
     ) -> Result<(), Down> {
         let tracked = self.shared.tracked.as_ref().ok_or(Down)?;
+        if tracked.is_fresh(staleness) {
+            return Ok(());
+        }
         let began = Instant::now();
-        let passed = tracked.barrier(staleness).await;
+        let passed = tracked.barrier().await;
         if passed.is_err() {
             budget.charge(began.elapsed());
         }
@@ -142,7 +143,7 @@ impl Redis {
     }
 
     pub(super) fn now_ms(&self) -> i64 {
-        self.shared.session().map_or_else(|_| unix_ms(clock::now()), |session| session.now_ms())
+        self.shared.with_session(Session::now_ms).unwrap_or_else(|_| unix_ms(clock::now()))
     }
 
     pub(super) fn pending(&self) -> usize {
@@ -233,9 +234,8 @@ impl Redis {
         Ok(seen.stored.as_ref().filter(|_| same).map(|stored| (session, stored)))
     }
 
-    pub(super) fn credential_key(&self) -> Arc<CredentialKey> {
-        let key = self.shared.credential_key.read();
-        Arc::clone(&key.unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn credential_key(&self) -> CredentialKey {
+        self.shared.credential_key.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) async fn release(&self, lease: Lease) {

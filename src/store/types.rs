@@ -16,16 +16,17 @@ use super::{memory, redis};
 
 /// The name of a job's entry in the store: prefix and id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key(pub(super) Arc<str>);
+pub struct Key(pub(super) Box<str>);
 
 impl Key {
     /// Joins a prefix and a canonical id. Neither holds a brace, so that its companions
     /// are keys of the same cluster slot.
     pub fn new(prefix: &str, id: &str) -> Self {
+        // One allocation: it is made for every read.
         let mut name = String::with_capacity(prefix.len() + id.len());
         name.push_str(prefix);
         name.push_str(id);
-        Self(name.into())
+        Self(name.into_boxed_str())
     }
 
     /// The key of the body.

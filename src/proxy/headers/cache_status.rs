@@ -1,7 +1,5 @@
 //! `Cache-Status` (RFC 9211): what happened to a request, and why.
 
-use std::time::Duration;
-
 use hyper::{
     HeaderMap,
     header::{CACHE_STATUS, HeaderValue},
@@ -9,14 +7,11 @@ use hyper::{
 
 use crate::cache::policy::Bypass;
 
-/// What the cache did with a request, for `Cache-Status` (RFC 9211 2).
+/// What the cache did with a request, for `Cache-Status` (RFC 9211 2). Of hits [`Entry::hit`] tells.
+///
+/// [`Entry::hit`]: crate::cache::entry::Entry::hit
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheStatus {
-    /// Answered from the cache.
-    Hit {
-        /// For how long the entry stays fresh.
-        ttl: Duration,
-    },
     /// Answered by us, without the upstream.
     Refused {
         /// Why, in our own words.
@@ -78,7 +73,6 @@ impl From<Bypass> for Forward {
 /// represents the cache closest to the user" RFC 9211 2
 pub fn cache_status(headers: &mut HeaderMap, status: CacheStatus) {
     let value = match status {
-        CacheStatus::Hit { ttl } => format!("jobcache; hit; ttl={}", ttl.as_secs()),
         // "fwd [..] indicates that the request went forward towards the origin" RFC 9211 2.2
         CacheStatus::Refused { detail } => format!("jobcache; detail={detail}"),
         CacheStatus::Forwarded { why, collapsed, stored, detail } => {
@@ -104,8 +98,6 @@ pub fn cache_status(headers: &mut HeaderMap, status: CacheStatus) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use hyper::{
         HeaderMap,
         header::{CACHE_STATUS, HeaderValue},
@@ -170,8 +162,6 @@ mod tests {
 
     #[test]
     fn cache_status_is_appended_in_registered_words() {
-        let ttl = Duration::from_millis(213_900);
-        check_status(CacheStatus::Hit { ttl }, "jobcache; hit; ttl=213");
         check_status(CacheStatus::Refused { detail: "connect" }, "jobcache; detail=connect");
         let forwarded = |why, collapsed, stored, detail| CacheStatus::Forwarded {
             why,

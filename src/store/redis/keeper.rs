@@ -54,7 +54,7 @@ pub(super) struct Shared {
     pub(super) session: RwLock<Option<SessionHandle>>,
     pub(super) pending: Pending,
     /// Derived from the configured secret, else what the server that we talk to keeps for all.
-    pub(super) credential_key: RwLock<Arc<CredentialKey>>,
+    pub(super) credential_key: RwLock<CredentialKey>,
     pub(super) has_secret: bool,
     /// A session failed.
     pub(super) failed: Notify,
@@ -108,6 +108,13 @@ impl Shared {
         session.filter(|session| !session.has_failed()).ok_or(StoreError::Down)
     }
 
+    /// A look at the published session. Hits take no handle: its count would go from core to core.
+    pub(super) fn with_session<T>(&self, look: impl Fn(&Session) -> T) -> Result<T, StoreError> {
+        let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
+        let session = session.as_ref().filter(|session| !session.has_failed());
+        session.map(|session| look(session)).ok_or(StoreError::Down)
+    }
+
     fn publish(&self, session: Option<SessionHandle>) {
         self.metrics.store_up.set(session.is_some().into());
         *self.session.write().unwrap_or_else(PoisonError::into_inner) = session;
@@ -149,7 +156,7 @@ impl Shared {
         match session.credential_key(&self.prefix).await {
             Ok(key) => {
                 let mut ours = self.credential_key.write().unwrap_or_else(PoisonError::into_inner);
-                *ours = Arc::new(key);
+                *ours = key;
                 Ok(())
             }
             Err(StoreError::Refused(error)) => {

@@ -70,21 +70,23 @@ impl Tracked {
         Self { rounds: Arc::default(), watcher, metrics, patience, origin }
     }
 
-    /// Waits until everything that had changed so long ago is known here.
-    pub(super) async fn barrier(&self, staleness: Duration) -> Result<(), Down> {
-        if !staleness.is_zero()
-            && let Some(fresh_at_us) = self.rounds.fresh_at_us()
-        {
-            let age_us = self.since_origin_us(Instant::now()).saturating_sub(fresh_at_us);
-            let age = Duration::from_micros(age_us);
-            if age > staleness / 2 {
-                // In time for those who come later.
-                self.rounds.nudge();
-            }
-            if age < staleness {
-                return Ok(());
-            }
+    /// Whether everything that had changed so long ago is known here anyway.
+    pub(super) fn is_fresh(&self, staleness: Duration) -> bool {
+        if staleness.is_zero() {
+            return false;
         }
+        let Some(fresh_at_us) = self.rounds.fresh_at_us() else { return false };
+        let age_us = self.since_origin_us(Instant::now()).saturating_sub(fresh_at_us);
+        let age = Duration::from_micros(age_us);
+        if age > staleness / 2 {
+            // In time for those who come later.
+            self.rounds.nudge();
+        }
+        age < staleness
+    }
+
+    /// Waits until everything that had changed before now is known here.
+    pub(super) async fn barrier(&self) -> Result<(), Down> {
         self.metrics.barrier_waits.inc();
         self.rounds.pass().await
     }

@@ -46,7 +46,7 @@ fn made(head: &Parts, body: &str, now_ms: i64, age: i64) -> Entry {
     let freshness = Freshness { ttl: Duration::from_secs(300), age, public: age.is_zero() };
     let (asked, ()) = Request::new(()).into_parts();
     let prints = Prints::new(&Credentials::default());
-    let pair = prints.pair(&CredentialKey::new([7; 32]), &asked);
+    let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
     Entry::new(head, Bytes::from(body.to_owned()), freshness, pair, now_ms)
 }
 
@@ -112,7 +112,7 @@ fn check_tampered(meta: &str, lines: &str, body: &str, now_ms: i64) {
         let credentials =
             Credentials { recheck: Some(Duration::from_secs(1)), ..Credentials::default() };
         let prints = Prints::new(&credentials);
-        let pair = prints.pair(&CredentialKey::new([7; 32]), &asked);
+        let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
         let _ = prints.standing(entry.audience(), pair, now_ms);
     }
 }

@@ -333,7 +333,11 @@ impl Server {
 
 /// The audience pair of a request.
 pub(super) fn pair(head: &request::Parts) -> Pair {
-    Prints::new(&Credentials::default()).pair(&CredentialKey::new([0; 32]), head)
+    Prints::new(&Credentials::default()).pair(
+        &CredentialKey::new([0; 32]),
+        &head.uri,
+        &head.headers,
+    )
 }
 
 /// An entry with this body, as a fill makes it.
@@ -346,7 +350,7 @@ pub(super) fn entry(body: &str, pair: Pair) -> Entry {
 impl Found {
     /// How many are in its audience.
     pub(super) fn audience(&self) -> usize {
-        self.audience.as_ref().map_or(0, |audience| audience.pairs.len())
+        self.audience.as_ref().map_or(0, |audience| audience.members.len())
     }
 }
 
