@@ -353,7 +353,8 @@ impl Head {
         ready.insert(AGE, HeaderValue::from_static("0"));
         ready.append(VIA, VIA_US);
         ready.append(CACHE_STATUS, HeaderValue::from_static(HIT));
-        head.ready = ready;
+        // A copy has no room to spare: it is kept for as long as the entry.
+        head.ready = ready.clone();
         head
     }
 
