@@ -105,7 +105,8 @@ fn assert_not_vacuous(counts: &Counts, length: Duration) {
         ("PUTs committed in their bodies", counts.puts_in_body, seconds / 7),
         ("purges", counts.purges, 2 * seconds),
         ("DELs", counts.dels, 4 * seconds),
-        ("writes that nobody was told of", counts.gone, seconds / 15),
+        // They need a hang-up or a fault amid a write: too rare to be sure of in a short run.
+        ("writes that nobody was told of", counts.gone, seconds / 30),
         ("hang-ups", counts.dropped_reads, seconds / 2),
     ] {
         assert!(count >= least, "only {count} {what}, expected {least}:\n{counts}");
