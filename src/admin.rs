@@ -17,7 +17,10 @@ use hyper::{
 use serde_json::{Value, json};
 
 use self::purge::Webhook;
-use crate::{cache::Cache, config::Config, metrics::Metrics, proxy::route::Routes, server::Drain};
+use crate::{
+    cache::Cache, config::Config, limits::Room, metrics::Metrics, proxy::route::Routes,
+    server::Drain,
+};
 
 /// What `/metrics` is: Prometheus 2.5 and newer ask for it.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,11 +42,13 @@ impl Admin {
     pub fn new(
         cache: Arc<Cache>,
         routes: Arc<Routes>,
+        room: Arc<Room>,
         config: &Config,
         metrics: Arc<Metrics>,
         leaving: Drain,
     ) -> Self {
-        let webhook = Webhook::new(Arc::clone(&cache), routes, config.webhook_secret.as_ref());
+        let secret = config.webhook_secret.as_ref();
+        let webhook = Webhook::new(Arc::clone(&cache), routes, room, secret);
         Self { cache, webhook, metrics, leaving }
     }
 

@@ -21,6 +21,7 @@ pub use invalidate::Outcome;
 use std::{future, sync::Arc, time::Duration};
 
 use hyper::http::{HeaderMap, HeaderName, Method, Uri};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
@@ -38,7 +39,8 @@ use self::{
 };
 use crate::{
     config,
-    metrics::Metrics,
+    limits::Room,
+    metrics::{Limit, Metrics},
     mutants::{self, Mutant},
     store::{Budget, Grant, Key, Lease, Seen, Store, StoreError, Token},
     telemetry::Throttle,
@@ -77,6 +79,8 @@ pub struct Cache {
     /// Other sidecars' leases that were waited for in vain.
     waited: Marks<Token>,
     bulk: Bulk,
+    /// What responses on their way into the cache take.
+    captured: Arc<Room>,
     policy: Policy,
     settings: Settings,
     metrics: Arc<Metrics>,
@@ -129,12 +133,17 @@ impl Cache {
         let near = Layer::new(config, &metrics);
         let watcher = near.as_ref().map(Layer::watcher);
         let store = Store::open(config, Arc::clone(&metrics), watcher)?;
+        let limits = &metrics.limits;
+        let room =
+            |limit, used: &Gauge, met| Room::new(limit, used.clone(), limits.counter(met).clone());
+        let flights = room(config.max_flights, &limits.flights, Limit::Flights);
+        let captured = room(config.max_captured, &limits.captured, Limit::Captured);
         let query = Query::new(&config.query);
         let prints = Prints::new(&config.credentials).counting(query);
         Ok(Self {
             store,
             near,
-            flights: Arc::default(),
+            flights: Arc::new(Flights::within(flights)),
             uncacheable: Marks::new(UNCACHEABLE_FOR),
             replaced: Marks::new(config.ttl),
             foreign: Marks::new(config.ttl),
@@ -142,6 +151,7 @@ impl Cache {
             pending_warnings: Throttle::default(),
             waited: Marks::new(config.store.lease),
             bulk: Bulk::default(),
+            captured,
             policy: Policy {
                 ttl: config.ttl,
                 stated_only: config.ttl_stated_only,
@@ -234,7 +244,7 @@ impl Cache {
             return Ok(Lookup::Pass(why));
         }
         match self.store.lease(&ask.key, seen.stored.as_ref(), budget).await? {
-            Grant::Lease(lease) => Ok(self.lead(ask, lease)),
+            Grant::Lease(lease) => Ok(self.lead(ask, lease).await),
             Grant::Stored(seen) => Ok(match Entry::decode(&seen) {
                 Some(Ok(entry)) => self.offer(ask, Arc::new(entry), seen),
                 _ => self.unconfirmed(ask, Bypass::Foreign),
@@ -299,6 +309,7 @@ impl Cache {
                 Lookup::Lead(Box::new(Lead::new(ask, leader, target, why)))
             }
             Ticket::Join(flight) => Lookup::Join(flight, why),
+            Ticket::Full => Lookup::Pass(Bypass::Flights),
         }
     }
 
@@ -321,13 +332,17 @@ impl Cache {
         Lookup::Pass(if ask.directives.only_if_cached { Bypass::OnlyIfCached } else { why })
     }
 
-    fn lead(&self, ask: &Ask, lease: Lease) -> Lookup {
+    async fn lead(&self, ask: &Ask, lease: Lease) -> Lookup {
         let shown = Shown { token: lease.token().clone(), epoch: lease.epoch().clone() };
         match self.flights.share(&ask.key, shown, ask.circle) {
             Ticket::Lead(leader) => {
                 Lookup::Lead(Box::new(Lead::new(ask, leader, Target::Lease(lease), None)))
             }
             Ticket::Join(flight) => Lookup::Join(flight, None),
+            Ticket::Full => {
+                self.store.release(lease).await;
+                Lookup::Pass(Bypass::Flights)
+            }
         }
     }
 
@@ -381,6 +396,7 @@ impl Cache {
                 Lookup::Lead(Box::new(Lead::new(ask, leader, Target::Nowhere, Some(why))))
             }
             Ticket::Join(flight) => Lookup::Join(flight, Some(why)),
+            Ticket::Full => Lookup::Pass(Bypass::Flights),
         }
     }
 

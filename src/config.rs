@@ -66,6 +66,12 @@ pub struct Config {
     pub states: States,
     /// Largest body that is stored, in bytes.
     pub max_body: usize,
+    /// Bytes of answers on their way into the cache that are held in memory at most.
+    pub max_captured: usize,
+    /// Bytes of writes that rules look into, and of purges, that are held in memory at most.
+    pub max_inspected: usize,
+    /// Upstream reads that others may share, at a time; further readers read for themselves.
+    pub max_flights: usize,
     /// How long fills stay refused after a write was answered (upstreams that read from a replica).
     pub settle: Duration,
     /// Whether `Cache-Control` and `Pragma` of a request are ignored, but for `only-if-cached`.
@@ -117,12 +123,16 @@ pub struct States {
 pub struct Server {
     /// Client connections at a time; further ones wait in the listen backlog.
     pub max_connections: usize,
+    /// Requests being answered at a time, over all connections; further ones are answered 503.
+    pub max_requests: usize,
     /// From the end of one request to the end of the next one's head: how long an idle connection
     /// is kept, and how slowly a head may come. Longer than load balancers keep theirs (60 s), or
     /// they send requests into connections that we are closing.
     pub header_timeout: Duration,
     /// How long a client may take nothing of what it is sent.
     pub write_timeout: Duration,
+    /// Bytes a second that an upload has to bring on average until it is answered; 0 = none.
+    pub min_upload_rate: usize,
     /// Header fields in a head, of requests and of the upstream's answers. Past 100 the parser
     /// takes memory from the heap for each head.
     pub max_headers: usize,
@@ -132,6 +142,10 @@ pub struct Server {
     pub max_uri: usize,
     /// Requests at a time over one HTTP/2 connection.
     pub max_streams: usize,
+    /// Streams of one HTTP/2 connection that were reset before we came to look at them.
+    pub max_pending_resets: usize,
+    /// Streams of one HTTP/2 connection that we reset for what was wrong with them.
+    pub max_faulty_streams: usize,
     /// Whether the upstream sees header names as the client spells them, and not in lower case. It
     /// costs an allocation for each request, hits included.
     pub preserve_header_case: bool,
@@ -415,6 +429,9 @@ impl Default for Config {
             ttl_stated_only: false,
             states: States::default(),
             max_body: 1 << 20,
+            max_captured: 64 << 20,
+            max_inspected: 16 << 20,
+            max_flights: 10_000,
             settle: Duration::from_secs(1),
             ignore_client_cache_control: false,
             near: Near::default(),
@@ -442,12 +459,16 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             max_connections: 10_000,
+            max_requests: 20_000,
             header_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_mins(1),
+            min_upload_rate: 256,
             max_headers: HEADERS_ON_STACK,
             max_header_bytes: 64 << 10,
             max_uri: 8 << 10,
             max_streams: 200,
+            max_pending_resets: 20,
+            max_faulty_streams: 1024,
             preserve_header_case: false,
             reuse_port: false,
             proxy_protocol: false,

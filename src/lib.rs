@@ -49,6 +49,8 @@ pub mod demo;
 
 pub mod metrics;
 
+pub mod limits;
+
 pub mod clock;
 
 pub mod pointer;
@@ -69,7 +71,8 @@ use crate::{
     admin::Admin,
     cache::{Cache, query::Query},
     config::Config,
-    metrics::Metrics,
+    limits::Room,
+    metrics::{Limit, Metrics},
     proxy::{
         Proxy,
         route::{Routes, rules::Rules},
@@ -136,16 +139,21 @@ pub async fn run(
         store = %config.store.url,
         "listening"
     );
+    let used = metrics.limits.inspected.clone();
+    let met = metrics.limits.counter(Limit::Inspected).clone();
+    let inspected = Room::new(config.max_inspected, used, met);
     let proxy = Arc::new(Proxy::new(
         Arc::clone(&routes),
         Arc::clone(&cache),
         upstream,
+        Arc::clone(&inspected),
         &config,
         Arc::clone(&metrics),
     ));
     let (start_drain, drain) = watch::channel(false);
     let (leave, leaving) = watch::channel(false);
-    let admin = Admin::new(Arc::clone(&cache), routes, &config, Arc::clone(&metrics), leaving);
+    let admin =
+        Admin::new(Arc::clone(&cache), routes, inspected, &config, Arc::clone(&metrics), leaving);
     let admin = Arc::new(admin);
 
     let interval = config.tls_renew_interval;

@@ -2,6 +2,9 @@
 //!
 //! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id.
 
+mod limits;
+mod upstream;
+
 use std::time::Duration;
 
 use prometheus_client::{
@@ -16,6 +19,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+pub use self::limits::{Limit, Limits};
 use crate::store::StoreError;
 
 /// Bounds of the latency histograms in seconds: half a millisecond to a minute.
@@ -55,6 +59,10 @@ pub struct Metrics {
     pub upstream_connects: Counter,
     /// Changed certificates by what became of them: `applied` or `failed`.
     pub tls_reloads: Family<OutcomeLabels, Counter>,
+    /// How the upstream does, and what is in use of it.
+    pub upstream: upstream::Upstream,
+    /// What is in use of each limit, and how often one was met.
+    pub limits: Limits,
     /// Client connections that are open.
     pub connections: Gauge,
     /// Client connections that ended in an error, by its kind.
@@ -149,8 +157,9 @@ pub struct MissLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabels {
     /// `malformed` and `head-too-large` (which were answered with a bare 400, 414 or 431),
-    /// `timeout`, `incomplete` (hung up in the middle), `tls` and `proxy-protocol` (not spoken, or
-    /// not as it must be) or `broken`.
+    /// `timeout`, `unread` (took nothing of its answer for too long), `flood` (HTTP/2 resets,
+    /// continuations and the like), `incomplete` (hung up in the middle), `tls` and `proxy-protocol`
+    /// (not spoken, or not as it must be) or `broken`.
     pub kind: &'static str,
 }
 
@@ -198,6 +207,8 @@ impl Default for Metrics {
             upstream_seconds: Histogram::new(LATENCY_BUCKETS),
             upstream_connects: Counter::default(),
             tls_reloads: Family::default(),
+            upstream: upstream::Upstream::default(),
+            limits: Limits::default(),
             connections: Gauge::default(),
             connection_errors: Family::default(),
             near_bytes: Gauge::default(),
@@ -327,6 +338,8 @@ impl Metrics {
             "Client connections that ended in an error, by its kind",
             self.connection_errors.clone(),
         );
+        self.upstream.register(r);
+        self.limits.register(r);
         self.register_near();
     }
 

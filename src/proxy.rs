@@ -26,7 +26,9 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::{
-    answer::{AccessLine, Answer, Stored, Verdict, refuse, refuse_last, refuse_with},
+    answer::{
+        AccessLine, Answer, Stored, Verdict, refuse, refuse_for_now, refuse_last, refuse_with,
+    },
     body::Body,
     lead::LeadTask,
     reach::Inspector,
@@ -38,7 +40,8 @@ use crate::{
     cache::{Ask, Cache, Lead, Lookup, Outcome, entry::Entry, policy::Bypass},
     config::{self, Config},
     interim::Interim,
-    metrics::Metrics,
+    limits::Room,
+    metrics::{Limit, Metrics},
     store::Budget,
     transport::Peer,
     upstream::{Repeat, RequestBody, Upstream, UpstreamError, relay_interim, to_origin_form},
@@ -54,6 +57,8 @@ pub struct Proxy {
     tasks: TaskTracker,
     inspector: Inspector,
     access_log: bool,
+    /// Requests that are being answered.
+    requests: Arc<Room>,
     limits: config::Server,
     metrics: Arc<Metrics>,
 }
@@ -64,13 +69,16 @@ impl Proxy {
         routes: Arc<Routes>,
         cache: Arc<Cache>,
         upstream: Upstream,
+        inspected: Arc<Room>,
         config: &Config,
         metrics: Arc<Metrics>,
     ) -> Self {
         let tasks = TaskTracker::new();
-        let inspector = Inspector::new(Arc::clone(&metrics));
+        let inspector = Inspector::new(inspected, Arc::clone(&metrics));
         let (access_log, limits) = (config.access_log, config.server.clone());
-        Self { routes, cache, upstream, tasks, inspector, access_log, limits, metrics }
+        let (most, used) = (limits.max_requests, metrics.limits.requests.clone());
+        let requests = Room::new(most, used, metrics.limits.counter(Limit::Requests).clone());
+        Self { routes, cache, upstream, tasks, inspector, access_log, requests, limits, metrics }
     }
 
     /// Waits for writes and flights that have outlived their clients, and for upgrades.
@@ -97,9 +105,13 @@ impl Proxy {
             headers::tell_scheme(request.headers_mut(), client);
         }
         let line = self.access_log.then(|| AccessLine::of(&request));
-        let answer = match framing::check(&request, &self.limits) {
-            Ok(()) => self.answer(request, client, interim).await,
-            Err(why) => refuse_last(why.status(), why.as_str(), request.version()),
+        let answer = match (framing::check(&request, &self.limits), self.requests.take(1)) {
+            (Err(why), _) => {
+                why.limit().inspect(|&limit| self.metrics.limits.hit(limit));
+                refuse_last(why.status(), why.as_str(), request.version())
+            }
+            (Ok(()), None) => refuse_for_now("overloaded"),
+            (Ok(()), Some(_being_answered)) => self.answer(request, client, interim).await,
         };
         answer.report(&self.metrics, line)
     }

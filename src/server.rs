@@ -3,6 +3,7 @@
 //! It knows nothing of what is served: proxy and admin are services that it is given.
 
 mod aside;
+mod fault;
 mod head;
 pub mod listen;
 mod preface;
@@ -30,7 +31,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Semaphore, SetOnce, watch},
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SetOnce, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -39,16 +40,16 @@ use tracing::{debug, warn};
 
 use self::{
     aside::Aside,
+    fault::Fault,
     head::{Answering, Heard, Turns},
     listen::Listener,
     preface::{Protocol, Rewound, sniff},
-    proxy_protocol::HeaderError,
-    stall::{Read, Taken},
+    stall::{Read, Streams, Taken},
 };
 use crate::{
     config::{self, HEADERS_ON_STACK},
     interim::{Interim, Lane, Wire},
-    metrics::{KindLabels, Metrics},
+    metrics::{KindLabels, Limit, Metrics},
     tls::Renewed,
     transport::{Peer, Remote, Socket, Stream, set_nodelay},
 };
@@ -79,6 +80,7 @@ struct Protocols {
     http2: http2::Builder<TokioExecutor>,
     limit: Duration,
     write_limit: Duration,
+    max_streams: usize,
     tls: Option<Arc<Renewed<ServerConfig>>>,
     proxies: Proxies,
 }
@@ -135,11 +137,14 @@ impl Server {
             .keep_alive_interval(limit)
             .keep_alive_timeout(PING_TIMEOUT.min(limit))
             .max_concurrent_streams(u32::try_from(config.max_streams).unwrap_or(u32::MAX))
+            .max_pending_accept_reset_streams(config.max_pending_resets)
+            .max_local_error_reset_streams(config.max_faulty_streams)
             .max_header_list_size(u32::try_from(config.max_header_bytes).unwrap_or(u32::MAX));
-        let write_limit = config.write_timeout;
+        let (write_limit, max_streams) = (config.write_timeout, config.max_streams);
         let trusted = config.trusted_proxies.iter().copied().collect();
         let proxies = Proxies { trusted, protocol: config.proxy_protocol };
-        let protocols = Protocols { http1, http2, limit, write_limit, tls: None, proxies };
+        let protocols =
+            Protocols { http1, http2, limit, write_limit, max_streams, tls: None, proxies };
         let max_connections = config.max_connections;
         Self { listener: listener.into(), protocols, max_connections, metrics }
     }
@@ -173,7 +178,7 @@ impl Server {
         loop {
             let accepted = async {
                 // A place first: what has none waits in the listen backlog.
-                let place = Arc::clone(&places).acquire_owned().await;
+                let place = self.place(&places).await;
                 (place, self.listener.accept().await)
             };
             let (place, (socket, remote)) = tokio::select! {
@@ -206,6 +211,14 @@ impl Server {
             connections.shutdown().await;
         }
     }
+
+    async fn place(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, AcquireError> {
+        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            return Ok(place);
+        }
+        self.metrics.limits.hit(Limit::Connections);
+        Arc::clone(places).acquire_owned().await
+    }
 }
 
 impl Protocols {
@@ -226,9 +239,9 @@ impl Protocols {
     {
         let (protocols, serve, drain) = (self.clone(), serve.clone(), drain.clone());
         async move {
-            if let Err(error) = protocols.serve(socket, remote, drain, serve).await {
+            if let Err(error) = protocols.serve(socket, remote, drain, serve, &open.0).await {
                 debug!(%error, "client connection ended");
-                open.fault(error.as_str());
+                open.fault(&error);
             }
         }
     }
@@ -240,6 +253,7 @@ impl Protocols {
         remote: Remote,
         mut drain: Drain,
         serve: S,
+        metrics: &Arc<Metrics>,
     ) -> Result<(), Fault>
     where
         S: Fn(Request<Incoming>, Peer, Interim) -> F + Send,
@@ -255,7 +269,7 @@ impl Protocols {
         let serve = move |request, interim| serve(request, peer, interim);
         match protocol {
             Protocol::Http1 => self.serve_http1(stream, drain, serve).await?,
-            Protocol::Http2 => self.serve_http2(stream, drain, serve).await?,
+            Protocol::Http2 => self.serve_http2(stream, drain, serve, metrics).await?,
         }
         Ok(())
     }
@@ -344,6 +358,7 @@ impl Protocols {
         stream: I,
         mut drain: Drain,
         serve: S,
+        metrics: &Arc<Metrics>,
     ) -> hyper::Result<()>
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -355,10 +370,15 @@ impl Protocols {
         let begun = Arc::new(SetOnce::new());
         let first = Arc::clone(&begun);
         let limit = self.write_limit;
+        let streams = Streams::new(self.max_streams, metrics);
         let service = service_fn(move |request| {
             mark(&first);
+            let stream = streams.another();
             let answer = serve(request, Interim::default());
-            async move { Ok::<_, Infallible>(answer.await.map(|body| Read::within(limit, body))) }
+            async move {
+                let answer = answer.await;
+                Ok::<_, Infallible>(answer.map(|body| Read::within(limit, body, stream)))
+            }
         });
         let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
@@ -367,42 +387,6 @@ impl Protocols {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
-        }
-    }
-}
-
-/// How a client connection went wrong. hyper has answered it by then where it can be answered, with
-/// a bare 400, 414 or 431 that no service sees.
-#[derive(Debug, thiserror::Error)]
-enum Fault {
-    /// Nothing came that tells the protocol, or no whole head.
-    #[error("the client said too little for {0:?}")]
-    Silent(Duration),
-    /// It came past the balancer that tells who asks.
-    #[error("the PROXY protocol is taken from server.trusted_proxies alone")]
-    Untrusted,
-    #[error(transparent)]
-    Header(#[from] HeaderError),
-    #[error("no TLS: {0}")]
-    Tls(#[source] io::Error),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Http(#[from] hyper::Error),
-}
-
-impl Fault {
-    /// The word for metrics.
-    fn as_str(&self) -> &'static str {
-        match self {
-            Self::Silent(_) => "timeout",
-            Self::Untrusted | Self::Header(HeaderError::Malformed(_)) => "proxy-protocol",
-            Self::Tls(_) => "tls",
-            Self::Http(error) if error.is_timeout() => "timeout",
-            Self::Http(error) if error.is_parse_too_large() => "head-too-large",
-            Self::Http(error) if error.is_parse() => "malformed",
-            Self::Http(error) if error.is_incomplete_message() => "incomplete",
-            Self::Http(_) | Self::Io(_) | Self::Header(HeaderError::Io(_)) => "broken",
         }
     }
 }
@@ -446,8 +430,10 @@ impl Open {
         Self(Arc::clone(metrics))
     }
 
-    fn fault(&self, kind: &'static str) {
+    fn fault(&self, fault: &Fault) {
+        let kind = fault.as_str();
         self.0.connection_errors.get_or_create(&KindLabels { kind }).inc();
+        fault.limit().inspect(|&limit| self.0.limits.hit(limit));
     }
 }
 

@@ -6,21 +6,16 @@
 //! over a connection that had been used before: the upstream may have closed it for idleness. A write
 //! that was sent is never repeated.
 
+mod activity;
 mod body;
 mod connect;
 mod error;
 mod expect;
+mod health;
 mod http2;
 mod pool;
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode, Version,
@@ -34,13 +29,14 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use self::{
-    body::Activity,
+    activity::Activity,
     connect::{Connector, Protocol},
     error::{broken, late},
     expect::Expectation,
+    health::Health,
     http2::{Made, Shared},
     pool::{Connection, Pool},
 };
@@ -50,10 +46,13 @@ pub use self::{
 };
 use crate::{
     config::{self, Config, Endpoint, HEADERS_ON_STACK},
-    metrics::{Metrics, OutcomeLabels},
-    telemetry::Throttle,
+    limits::One,
+    metrics::{Limit, Metrics, OutcomeLabels},
     tls::TlsError,
 };
+
+/// How soon an upload is looked at again that has nearly used up its time.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Whether a request may be sent twice. Its method alone does not tell: a header may name another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,41 +75,15 @@ pub struct Upstream {
     /// For a place: `upstream.max_waiting`.
     queue: Semaphore,
     health: Health,
+    /// `server.min_upload_rate`.
+    upload_rate: usize,
     metrics: Arc<Metrics>,
-}
-
-/// Tells the log when the upstream begins to fail and when it answers again; each request's own
-/// error is logged at debug, where it is answered.
-#[derive(Debug, Default)]
-struct Health {
-    /// A warning stands that no answer has followed.
-    failing: AtomicBool,
-    warnings: Throttle,
-}
-
-impl Health {
-    fn tell(&self, error: Option<&UpstreamError>) {
-        match error {
-            // Read before it is written: answers are many, and nearly always the flag is down.
-            None if self.failing.load(Ordering::Relaxed)
-                && self.failing.swap(false, Ordering::Relaxed) =>
-            {
-                info!("the upstream answers again");
-            }
-            Some(error) if !error.is_clients() => {
-                if let Some(suppressed) = self.warnings.admit(error.as_str()) {
-                    self.failing.store(true, Ordering::Relaxed);
-                    warn!(%error, suppressed, "the upstream fails");
-                }
-            }
-            _ => {}
-        }
-    }
 }
 
 /// One of the `upstream.max_connections`, held for as long as an exchange uses its connection.
 #[derive(Debug)]
-pub struct Place(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
+#[expect(dead_code, reason = "held, not read")]
+pub struct Place(OwnedSemaphorePermit, One);
 
 impl Upstream {
     /// Prepares a pool; connects to nothing yet.
@@ -118,12 +91,24 @@ impl Upstream {
         let connector = Connector::new(config, &metrics)?;
         let http1 = http1(&config.server);
         let http2 = Shared::new(config.server.max_header_bytes);
+        let upload_rate = config.server.min_upload_rate;
         let config = config.upstream.clone();
-        let pool = Arc::new(Pool::new(&config));
+        let pool = Arc::new(Pool::new(&config, &metrics));
         let places = Arc::new(Semaphore::new(config.max_connections));
         let queue = Semaphore::new(config.max_waiting);
-        let health = Health::default();
-        Ok(Self { connector, config, http1, pool, http2, places, queue, health, metrics })
+        let health = Health::new(Arc::clone(&metrics));
+        Ok(Self {
+            connector,
+            config,
+            http1,
+            pool,
+            http2,
+            places,
+            queue,
+            health,
+            upload_rate,
+            metrics,
+        })
     }
 
     /// Where requests go, as `host:port`; `localhost` where it has none, being a unix socket.
@@ -150,6 +135,9 @@ impl Upstream {
             _ => self.exchange(request, repeat).await,
         };
         self.health.tell(result.as_ref().err());
+        if matches!(result, Err(UpstreamError::ClientSlow { .. })) {
+            self.metrics.limits.hit(Limit::UploadRate);
+        }
         let outcome = match &result {
             Ok(_) => "answered",
             Err(error) => error.as_str(),
@@ -188,21 +176,27 @@ impl Upstream {
                 },
             }
             debug!("stale upstream connection; repeating the request over a new one");
+            self.metrics.upstream.retries.inc();
             connection = self.connect().await?;
         }
     }
 
     async fn place(&self) -> Result<Place, UpstreamError> {
+        let metrics = &self.metrics.upstream;
+        let place = |permit| Place(permit, One::more(&metrics.in_use));
         if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
-            return Ok(Place(permit));
+            return Ok(place(permit));
         }
         let limit = self.config.max_connections;
+        self.metrics.limits.hit(Limit::UpstreamConnections);
         let Ok(_waiting) = self.queue.try_acquire() else {
+            self.metrics.limits.hit(Limit::UpstreamWaiting);
             return Err(UpstreamError::Busy { limit, waited: Duration::ZERO });
         };
+        let _one = One::more(&metrics.waiting);
         let waited = self.config.connect_timeout;
         match timeout(waited, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(Place(permit)),
+            Ok(Ok(permit)) => Ok(place(permit)),
             // The semaphore is never closed.
             _ => Err(UpstreamError::Busy { limit, waited }),
         }
@@ -271,13 +265,25 @@ impl Upstream {
         let limit = self.config.response_timeout;
         let mut deadline = Instant::now() + limit;
         loop {
-            match tokio::time::timeout_at(deadline, &mut answer).await {
+            let allowance = activity.as_ref().map(|activity| {
+                activity
+                    .allowance(self.upload_rate, limit, Instant::now())
+                    .clamp(LOOK.min(limit), limit)
+            });
+            let look = allowance.map_or(deadline, |left| deadline.min(Instant::now() + left));
+            match tokio::time::timeout_at(look, &mut answer).await {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(mut error)) => {
                     return Err(match error.take_message() {
                         Some(unsent) => Failed::Unsent(Box::new(unsent)),
                         None => Failed::Sent(broken(error.into_error(), activity.as_deref())),
                     });
+                }
+                Err(_) if look < deadline => {
+                    if self.is_too_slow(activity.as_deref()) {
+                        let rate = self.upload_rate;
+                        return Err(Failed::Sent(UpstreamError::ClientSlow { rate }));
+                    }
                 }
                 // While an upload makes progress the upstream has no reason to answer.
                 Err(_) => match activity.as_ref().map(|activity| activity.last() + limit) {
@@ -286,6 +292,11 @@ impl Upstream {
                 },
             }
         }
+    }
+
+    fn is_too_slow(&self, upload: Option<&Activity>) -> bool {
+        let (rate, patience) = (self.upload_rate, self.config.response_timeout);
+        upload.is_some_and(|upload| upload.is_too_slow(rate, patience, Instant::now()))
     }
 
     async fn connect(&self) -> Result<Connection, UpstreamError> {

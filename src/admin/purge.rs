@@ -3,9 +3,10 @@
 //! It answers 200 only when the store has confirmed that the jobs are gone. Otherwise 503 with
 //! Retry-After; the purge is queued all the same, and this sidecar bypasses those jobs meanwhile.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::{
     HeaderMap, Request, StatusCode,
     body::Incoming,
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 use standardwebhooks::HEADER_WEBHOOK_TIMESTAMP;
 use subtle::ConstantTimeEq;
+use tokio::time::timeout;
 use tracing::info;
 
 use super::{Reply, reply};
@@ -27,6 +29,7 @@ use crate::{
         key::{self, JobId},
     },
     config::Secret,
+    limits::{Kept, Room},
     proxy::route::Routes,
     store::Ended,
 };
@@ -35,6 +38,8 @@ use crate::{
 const MAX_BODY: usize = 2 << 20;
 /// Ids in one purge, and jobs that all of their readings name.
 const MAX_IDS: usize = 10_000;
+/// For all of it to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a caller whose purge is queued is told to wait, in seconds.
 const RETRY_AFTER_SECONDS: &str = "1";
 
@@ -43,6 +48,8 @@ const RETRY_AFTER_SECONDS: &str = "1";
 pub struct Webhook {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
+    /// What the bodies take that are being read.
+    room: Arc<Room>,
     secret: Option<Secret>,
 }
 
@@ -74,17 +81,22 @@ pub enum Wanted {
 
 impl Webhook {
     /// Takes calls that know the secret; any, where there is none.
-    pub fn new(cache: Arc<Cache>, routes: Arc<Routes>, secret: Option<&Secret>) -> Self {
-        Self { cache, routes, secret: secret.cloned() }
+    pub fn new(
+        cache: Arc<Cache>,
+        routes: Arc<Routes>,
+        room: Arc<Room>,
+        secret: Option<&Secret>,
+    ) -> Self {
+        Self { cache, routes, room, secret: secret.cloned() }
     }
 
     /// `POST /purge` with a JSON body.
     pub async fn purge_listed(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
-        let body = match Limited::new(body, MAX_BODY).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => return too_large(),
-            Err(error) => return bad_request(&format!("the body broke off: {error}")),
+        let body = match timeout(BODY_TIMEOUT, self.whole(&head.headers, body)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(refusal)) => return refusal,
+            Err(_) => return slow(),
         };
         if let Err(reason) = authenticate(self.secret.as_ref(), &head.headers, &body) {
             return unauthorized(&reason);
@@ -94,6 +106,25 @@ impl Webhook {
             Ok(Wanted::All) => self.purge_all().await,
             Err(reason) => bad_request(&reason),
         }
+    }
+
+    /// A signature needs all of the body. So who may call is known too late for most: strangers are
+    /// given what room there is, and who shows the secret itself is not kept out by them.
+    async fn whole(&self, headers: &HeaderMap, mut body: Incoming) -> Result<Bytes, Reply> {
+        let secret = self.secret.as_ref();
+        let trusted = secret.is_some() && authenticate(secret, headers, &[]).is_ok();
+        let mut read = Kept::new(&self.room);
+        let mut left = MAX_BODY;
+        while let Some(frame) = body.frame().await {
+            let frame =
+                frame.map_err(|error| bad_request(&format!("the body broke off: {error}")))?;
+            let size = frame.data_ref().map_or(0, Bytes::len);
+            left = left.checked_sub(size).ok_or_else(too_large)?;
+            if !read.push(frame) && !trusted {
+                return Err(busy());
+            }
+        }
+        Ok(read.join())
     }
 
     /// `POST /purge/<id>`.
@@ -227,6 +258,18 @@ fn bad_request(reason: &str) -> Reply {
 fn too_large() -> Reply {
     let error = format!("the body is larger than {MAX_BODY} bytes; split the purge");
     reply(StatusCode::PAYLOAD_TOO_LARGE, &json!({ "error": error }))
+}
+
+fn slow() -> Reply {
+    let error = format!("the body did not come within {BODY_TIMEOUT:?}");
+    reply(StatusCode::REQUEST_TIMEOUT, &json!({ "error": error }))
+}
+
+fn busy() -> Reply {
+    let error = "too many purges are being read (max_inspected); nothing was purged or queued";
+    let mut response = reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }));
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+    response
 }
 
 fn unauthorized(reason: &str) -> Reply {

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     clock,
+    limits::Room,
     metrics::OutcomeLabels,
     store::{Fill, Key, Lease, Replacement, Seen, StoreError},
 };
@@ -95,6 +96,11 @@ impl Cache {
         self.policy.max_body
     }
 
+    /// Where the bytes of responses on their way into the cache are counted.
+    pub fn captured(&self) -> &Arc<Room> {
+        &self.captured
+    }
+
     /// Shares a complete response with everybody who joined.
     pub fn land(
         &self,
@@ -167,7 +173,10 @@ impl Cache {
     /// and the next readers need not queue; without, the upstream failed.
     pub async fn abandon(&self, lead: Lead, why: Option<NoStore>) {
         if let Some(why) = why {
-            self.uncacheable.add((lead.key, lead.circle));
+            // For want of room it was not stored now, and may be the next time.
+            if why != NoStore::Memory {
+                self.uncacheable.add((lead.key, lead.circle));
+            }
             self.count_fill(why.as_str());
         }
         drop(lead.leader);

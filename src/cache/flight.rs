@@ -28,6 +28,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{audience::Pair, entry::Entry};
 use crate::{
+    limits::{Held, Room},
     mutants::{self, Mutant},
     store::{Epoch, Key, Token},
 };
@@ -56,12 +57,14 @@ impl Flight {
 }
 
 /// The flights of this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Flights {
     confirmed: Mutex<HashMap<Key, Vec<Confirmed>>>,
     /// Tells leaders apart.
     count: AtomicU64,
     unleased: Mutex<HashMap<(Key, Pair), Queue>>,
+    /// How many there may be.
+    room: Arc<Room>,
 }
 
 /// What the store shows of a job: the token of a lease or the generation of an entry, in the epoch of
@@ -114,6 +117,8 @@ pub struct Leader {
     turn: Option<oneshot::Receiver<()>>,
     seat: Seat,
     flights: Arc<Flights>,
+    #[expect(dead_code, reason = "held, not read")]
+    held: Held,
 }
 
 #[derive(Debug)]
@@ -129,9 +134,17 @@ pub enum Ticket {
     Lead(Leader),
     /// With a read that has not begun yet.
     Join(Flight),
+    /// By itself: there are as many flights as may be.
+    Full,
 }
 
 impl Flights {
+    /// None yet, and at most as many as there is room for.
+    pub fn within(room: Arc<Room>) -> Self {
+        let (confirmed, unleased) = (Mutex::default(), Mutex::default());
+        Self { confirmed, count: AtomicU64::default(), unleased, room }
+    }
+
     /// Joins the flight of what the store has just shown, or starts it.
     pub fn share(self: &Arc<Self>, key: &Key, shown: Shown, circle: Pair) -> Ticket {
         let mut confirmed = lock(&self.confirmed);
@@ -139,11 +152,17 @@ impl Flights {
         if let Some(found) = flights.iter().find(|flight| flight.serves(&shown, circle)) {
             return Ticket::Join(found.flight.clone());
         }
+        let Some(held) = self.room.take(1) else {
+            if flights.is_empty() {
+                confirmed.remove(key);
+            }
+            return Ticket::Full;
+        };
         let (landing, flight) = watch::channel(Landing::InTheAir);
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         flights.push(Confirmed { number, shown, circle, flight: Flight(flight) });
         let seat = Seat::Confirmed(key.clone(), number);
-        Ticket::Lead(Leader { landing, turn: None, seat, flights: Arc::clone(self) })
+        Ticket::Lead(Leader { landing, turn: None, seat, flights: Arc::clone(self), held })
     }
 
     /// The flight of what the store has just shown, if there is one here.
@@ -175,8 +194,11 @@ impl Flights {
         let flight = Flight(flight);
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let mut queues = lock(&self.unleased);
+        let held;
         let turn = match queues.entry(name.clone()) {
             Slot::Vacant(slot) => {
+                let Some(place) = self.room.take(1) else { return Ticket::Full };
+                held = place;
                 slot.insert(Queue { running: number, running_flight: flight, next: None });
                 None
             }
@@ -188,13 +210,15 @@ impl Flights {
                 if let Some(next) = &queue.next {
                     return Ticket::Join(next.flight.clone());
                 }
+                let Some(place) = self.room.take(1) else { return Ticket::Full };
+                held = place;
                 let (go, turn) = oneshot::channel();
                 queue.next = Some(Next { number, go, flight });
                 Some(turn)
             }
         };
         let seat = Seat::Unleased(name, number);
-        Ticket::Lead(Leader { landing, turn, seat, flights: Arc::clone(self) })
+        Ticket::Lead(Leader { landing, turn, seat, flights: Arc::clone(self), held })
     }
 
     fn leave(&self, seat: &Seat) {
@@ -274,6 +298,8 @@ mod tests {
 
     use hyper::Request;
 
+    use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+
     use super::*;
     use crate::{
         cache::audience::Prints,
@@ -301,20 +327,25 @@ mod tests {
     fn leads(ticket: Ticket) -> Leader {
         match ticket {
             Ticket::Lead(leader) => leader,
-            Ticket::Join(_) => panic!("joined"),
+            other => panic!("{other:?}"),
         }
     }
 
     fn joins(ticket: Ticket) -> Flight {
         match ticket {
             Ticket::Join(flight) => flight,
-            Ticket::Lead(_) => panic!("leads"),
+            other => panic!("{other:?}"),
         }
+    }
+
+    /// At most so many.
+    fn flights(limit: usize) -> Arc<Flights> {
+        Arc::new(Flights::within(Room::new(limit, Gauge::default(), Counter::default())))
     }
 
     #[test]
     fn a_flight_is_joined_by_what_the_store_shows_in_its_epoch_and_by_nothing_else() {
-        let flights = Arc::new(Flights::default());
+        let flights = flights(9);
         let leader = leads(flights.share(&key(), shown("t1", "e1"), circle()));
         assert!(flights.join(&key(), &shown("t1", "e1"), circle()).is_some());
         assert!(flights.join(&key(), &shown("t2", "e1"), circle()).is_none());
@@ -326,7 +357,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_leader_that_panics_sends_its_followers_on_their_own_way() {
-        let flights = Arc::new(Flights::default());
+        let flights = flights(9);
         let leader = leads(flights.share(&key(), shown("t", "e"), circle()));
         let follower = joins(flights.share(&key(), shown("t", "e"), circle()));
         let dies = tokio::spawn(async move {
@@ -340,7 +371,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_leader_that_is_aborted_lets_the_next_read_begin() {
-        let flights = Arc::new(Flights::default());
+        let flights = flights(9);
         let running = leads(flights.next(key(), circle()));
         let mut next = leads(flights.next(key(), circle()));
         let follower = joins(flights.next(key(), circle()));
@@ -360,11 +391,31 @@ mod tests {
 
     #[tokio::test]
     async fn a_next_leader_that_gives_up_leaves_its_place_to_another() {
-        let flights = Arc::new(Flights::default());
+        let flights = flights(9);
         let running = leads(flights.next(key(), circle()));
         drop(leads(flights.next(key(), circle())));
         let mut next = leads(flights.next(key(), circle()));
         drop(running);
         next.turn().await;
+    }
+
+    #[test]
+    fn past_so_many_flights_one_may_join_those_that_there_are_and_start_none() {
+        let flights = flights(2);
+        let other = Key::new("job_status:", "y");
+        let leader = leads(flights.share(&key(), shown("t", "e"), circle()));
+        let running = leads(flights.next(key(), circle()));
+
+        assert!(matches!(flights.share(&other, shown("t", "e"), circle()), Ticket::Full));
+        assert!(matches!(flights.share(&key(), shown("u", "e"), circle()), Ticket::Full));
+        assert!(matches!(flights.next(key(), circle()), Ticket::Full), "no next one");
+        assert!(matches!(flights.next(other.clone(), circle()), Ticket::Full));
+        joins(flights.share(&key(), shown("t", "e"), circle()));
+
+        drop(leader);
+        let next = leads(flights.next(key(), circle()));
+        joins(flights.next(key(), circle()));
+        drop((running, next));
+        assert!(lock(&flights.confirmed).is_empty() && lock(&flights.unleased).is_empty());
     }
 }

@@ -98,6 +98,14 @@ pub(super) const KNOBS: &[Knob] = &[
         .env(&["JOBCACHE_QUERY_IGNORE"]),
     one("max_body", "1MiB", |c, v| put(&mut c.max_body, parse::size(v, 1..=64 * MIB)))
         .env(&["JOBCACHE_MAX_BODY"]),
+    one("max_captured", "64MiB", |c, v| put(&mut c.max_captured, parse::size(v, MIB..=64 * GIB)))
+        .env(&["JOBCACHE_MAX_CAPTURED"]),
+    one("max_inspected", "16MiB", |c, v| {
+        put(&mut c.max_inspected, parse::size(v, 4 * MIB..=64 * GIB))
+    })
+    .env(&["JOBCACHE_MAX_INSPECTED"]),
+    one("max_flights", "10000", |c, v| put(&mut c.max_flights, parse::number(v, 1..=1_000_000)))
+        .env(&["JOBCACHE_MAX_FLIGHTS"]),
     one("settle", "1s", |c, v| put(&mut c.settle, parse::time(v, Duration::ZERO..=MINUTE)))
         .flag("settle")
         .env(&["JOBCACHE_SETTLE"]),
@@ -205,6 +213,10 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.server.max_connections, parse::number(v, 1..=1_000_000))
     })
     .env(&["JOBCACHE_SERVER_MAX_CONNECTIONS"]),
+    one("server.max_requests", "20000", |c, v| {
+        put(&mut c.server.max_requests, parse::number(v, 1..=1_000_000))
+    })
+    .env(&["JOBCACHE_SERVER_MAX_REQUESTS"]),
     one("server.header_timeout", "75s", |c, v| {
         put(&mut c.server.header_timeout, parse::time(v, MS..=FIVE_MINUTES))
     })
@@ -213,6 +225,10 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.server.write_timeout, parse::time(v, MS..=HOUR))
     })
     .env(&["JOBCACHE_SERVER_WRITE_TIMEOUT"]),
+    one("server.min_upload_rate", "256B", |c, v| {
+        put(&mut c.server.min_upload_rate, parse::size(v, 0..=MIB))
+    })
+    .env(&["JOBCACHE_SERVER_MIN_UPLOAD_RATE"]),
     one("server.max_headers", "100", |c, v| {
         put(&mut c.server.max_headers, parse::number(v, 16..=1024))
     })
@@ -231,6 +247,14 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.server.max_streams, parse::number(v, 1..=10_000))
     })
     .env(&["JOBCACHE_SERVER_MAX_STREAMS"]),
+    one("server.max_pending_resets", "20", |c, v| {
+        put(&mut c.server.max_pending_resets, parse::number(v, 1..=10_000))
+    })
+    .env(&["JOBCACHE_SERVER_MAX_PENDING_RESETS"]),
+    one("server.max_faulty_streams", "1024", |c, v| {
+        put(&mut c.server.max_faulty_streams, parse::number(v, 1..=1_000_000))
+    })
+    .env(&["JOBCACHE_SERVER_MAX_FAULTY_STREAMS"]),
     one("server.preserve_header_case", "false", |c, v| {
         put(&mut c.server.preserve_header_case, parse::switch(v))
     })

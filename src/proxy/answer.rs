@@ -119,7 +119,9 @@ impl Verdict {
 /// The one place that turns errors of the upstream into responses.
 pub(super) fn refuse(error: &UpstreamError) -> Answer {
     let status = match error {
-        UpstreamError::ClientStalled { .. } => StatusCode::REQUEST_TIMEOUT,
+        UpstreamError::ClientStalled { .. } | UpstreamError::ClientSlow { .. } => {
+            StatusCode::REQUEST_TIMEOUT
+        }
         UpstreamError::ClientGone(_) => StatusCode::BAD_REQUEST,
         UpstreamError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
         _ if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
@@ -131,9 +133,20 @@ pub(super) fn refuse(error: &UpstreamError) -> Answer {
         answer.verdict = Verdict::Failed(error.as_str());
     }
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        answer.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        retry_later(&mut answer);
     }
     answer
+}
+
+/// An answer to what there is no room for now.
+pub(super) fn refuse_for_now(reason: &'static str) -> Answer {
+    let mut answer = refuse_with(StatusCode::SERVICE_UNAVAILABLE, reason);
+    retry_later(&mut answer);
+    answer
+}
+
+fn retry_later(answer: &mut Answer) {
+    answer.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
 }
 
 /// An answer of our own. It names no address: that is in the log.

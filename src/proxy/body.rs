@@ -1,15 +1,15 @@
 //! Response bodies: what is stored, what streams through, and what holds its end back.
 
 use std::{
-    collections::VecDeque,
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
@@ -21,6 +21,7 @@ use tracing::debug;
 
 use crate::{
     cache::policy::NoStore,
+    limits::{Held, Kept, Room, cost, counted, join},
     upstream::{BodyError, ResponseBody},
 };
 
@@ -36,7 +37,7 @@ pub enum Body {
     /// As it comes from the upstream.
     Upstream(ResponseBody),
     /// What has come of a body, then the rest as it comes.
-    Resumed(VecDeque<Frame<Bytes>>, ResponseBody),
+    Resumed(Kept, ResponseBody),
     /// Sent on while it is captured.
     Tee(Tee),
     /// The answer to a write, whose last part waits for the invalidation.
@@ -76,7 +77,7 @@ impl HttpBody for Body {
             Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::Upstream(body) => Pin::new(body).poll_frame(cx),
-            Self::Resumed(frames, rest) => match frames.pop_front() {
+            Self::Resumed(frames, rest) => match frames.pop() {
                 Some(frame) => Poll::Ready(Some(Ok(frame))),
                 None => Pin::new(rest).poll_frame(cx),
             },
@@ -110,20 +111,18 @@ impl HttpBody for Body {
 pub enum Captured {
     /// All of it.
     Whole(Bytes),
-    /// More than may be stored; this is the body from its beginning.
-    TooLarge(Body),
-    /// It ended with trailers, which are not stored; the body from its beginning.
-    Trailers(Body),
+    /// It cannot be stored; this is the body from its beginning.
+    Unstorable(Body, NoStore),
     /// It was cut off.
     Broken(BodyError),
 }
 
-/// Reads a body in full, up to `max` bytes.
+/// Reads a body in full, up to `max` bytes and as far as there is room for it.
 ///
 /// "a cache MAY store a response that is not complete [..] provided that the stored response is
 /// recorded as being incomplete" RFC 9111 3.3. None is: who polls a job wants all of it.
-pub async fn capture(mut body: ResponseBody, max: usize) -> Captured {
-    let mut frames = VecDeque::new();
+pub async fn capture(mut body: ResponseBody, max: usize, room: &Arc<Room>) -> Captured {
+    let mut frames = Kept::new(room);
     let mut size = 0;
     while let Some(frame) = body.frame().await {
         let frame = match frame {
@@ -132,15 +131,21 @@ pub async fn capture(mut body: ResponseBody, max: usize) -> Captured {
         };
         let data = frame.data_ref().map(Bytes::len);
         size += data.unwrap_or(0);
-        frames.push_back(frame);
-        if data.is_none() {
-            return Captured::Trailers(Body::Resumed(frames, body));
-        }
-        if size > max {
-            return Captured::TooLarge(Body::Resumed(frames, body));
+        let fits = frames.push(frame);
+        if let Some(why) = hinders(data, size > max, fits) {
+            return Captured::Unstorable(Body::Resumed(frames, body), why);
         }
     }
-    Captured::Whole(join(frames.into_iter().filter_map(|frame| frame.into_data().ok()), size))
+    Captured::Whole(frames.join())
+}
+
+/// Why a body that has come so far cannot be stored.
+fn hinders(data: Option<usize>, too_large: bool, fits: bool) -> Option<NoStore> {
+    match data {
+        None => Some(NoStore::Trailers),
+        Some(_) if too_large => Some(NoStore::TooLarge),
+        Some(_) => (!fits).then_some(NoStore::Memory),
+    }
 }
 
 /// What became of reading a body in full beside its client.
@@ -155,6 +160,9 @@ pub enum Beside {
 }
 
 /// Reads a body of unknown length in full, while the client gets each part as it comes.
+///
+/// What is captured and what waits for the client are the same bytes: they take their room once, until
+/// both have done with them.
 pub async fn capture_beside(mut body: ResponseBody, max: usize, tee: &TeeEnd) -> Beside {
     let mut parts = Vec::new();
     let mut size = 0;
@@ -168,44 +176,36 @@ pub async fn capture_beside(mut body: ResponseBody, max: usize, tee: &TeeEnd) ->
             }
         };
         let data = frame.data_ref().cloned();
+        let fits = tee.held.grow(cost(&frame));
         tee.send(Piece::Frame(frame));
-        let Some(data) = data else {
+        size += data.as_ref().map_or(0, Bytes::len);
+        if let Some(why) = hinders(data.as_ref().map(Bytes::len), size > max, fits) {
             tee.send(Piece::Rest(body));
-            return Beside::Unstorable(NoStore::Trailers);
-        };
-        size += data.len();
-        parts.push(data);
-        if size > max {
-            tee.send(Piece::Rest(body));
-            return Beside::Unstorable(NoStore::TooLarge);
+            return Beside::Unstorable(why);
         }
+        parts.extend(data);
     }
-    Beside::Whole(join(parts.into_iter(), size))
-}
-
-fn join(mut parts: impl Iterator<Item = Bytes>, size: usize) -> Bytes {
-    let Some(first) = parts.next() else { return Bytes::new() };
-    if first.len() == size {
-        return first;
-    }
-    let mut whole = BytesMut::with_capacity(size);
-    whole.extend_from_slice(&first);
-    parts.for_each(|part| whole.extend_from_slice(&part));
-    whole.freeze()
+    Beside::Whole(counted(join(parts.iter()), Arc::clone(&tee.held)))
 }
 
 /// A body that is sent to a client while it is captured.
 ///
-/// What waits between the two is at most what may be stored: past that the client reads by itself.
+/// What waits between the two is at most what may be stored and what there is room for: past that the
+/// client reads by itself.
 #[derive(Debug)]
 pub struct Tee {
     pieces: UnboundedReceiver<Piece>,
     rest: Option<ResponseBody>,
+    /// Until all that waits here has been taken.
+    held: Option<Arc<Held>>,
 }
 
 /// The other end of a [`Tee`].
 #[derive(Debug)]
-pub struct TeeEnd(UnboundedSender<Piece>);
+pub struct TeeEnd {
+    pieces: UnboundedSender<Piece>,
+    held: Arc<Held>,
+}
 
 #[derive(Debug)]
 enum Piece {
@@ -217,9 +217,11 @@ enum Piece {
 
 impl Tee {
     /// Both ends.
-    pub fn new() -> (TeeEnd, Self) {
+    pub fn new(room: &Arc<Room>) -> (TeeEnd, Self) {
         let (sender, pieces) = unbounded_channel();
-        (TeeEnd(sender), Self { pieces, rest: None })
+        let held = Arc::new(room.nothing());
+        let tee = Self { pieces, rest: None, held: Some(Arc::clone(&held)) };
+        (TeeEnd { pieces: sender, held }, tee)
     }
 
     fn poll_frame(
@@ -229,7 +231,11 @@ impl Tee {
         if let Some(rest) = &mut self.rest {
             return Pin::new(rest).poll_frame(cx);
         }
-        match ready!(self.pieces.poll_recv(cx)) {
+        let piece = ready!(self.pieces.poll_recv(cx));
+        if !matches!(piece, Some(Piece::Frame(_))) {
+            self.held = None;
+        }
+        match piece {
             Some(Piece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
             Some(Piece::Rest(rest)) => Pin::new(self.rest.insert(rest)).poll_frame(cx),
             Some(Piece::Broken(error)) => Poll::Ready(Some(Err(error))),
@@ -248,7 +254,7 @@ impl TeeEnd {
 
     fn send(&self, piece: Piece) {
         // A client that has hung up does not keep the rest from being captured.
-        let _ = self.0.send(piece);
+        let _ = self.pieces.send(piece);
     }
 }
 

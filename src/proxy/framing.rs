@@ -10,7 +10,7 @@ use hyper::{
     http::uri::PathAndQuery,
 };
 
-use crate::config;
+use crate::{config, metrics::Limit};
 
 /// Why a request is refused before anything is made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,15 @@ impl Refusal {
             Self::TransferCoding => "transfer-coding",
             Self::UriTooLong => "uri-too-long",
             Self::TooManyHeaders => "too-many-headers",
+        }
+    }
+
+    /// The limit that was met, if it was one.
+    pub fn limit(self) -> Option<Limit> {
+        match self {
+            Self::UriTooLong => Some(Limit::Uri),
+            Self::TooManyHeaders => Some(Limit::Headers),
+            Self::Host | Self::Target | Self::TransferCoding => None,
         }
     }
 

@@ -84,7 +84,7 @@ impl LeadTask {
 
     /// A body of known length is there soon after its head: the client gets it once it is stored.
     async fn take_whole(self, head: response::Parts, body: ResponseBody, freshness: Freshness) {
-        match capture(body, self.proxy.cache.max_body()).await {
+        match capture(body, self.proxy.cache.max_body(), self.proxy.cache.captured()).await {
             Captured::Whole(body) => {
                 let Self { proxy, lead, why, asked, budget, answer } = self;
                 let landed = proxy.cache.land(lead, &head, body, freshness);
@@ -100,8 +100,7 @@ impl LeadTask {
                 })
                 .await;
             }
-            Captured::TooLarge(body) => self.share_nothing(head, body, NoStore::TooLarge).await,
-            Captured::Trailers(body) => self.share_nothing(head, body, NoStore::Trailers).await,
+            Captured::Unstorable(body, why) => self.share_nothing(head, body, why).await,
             Captured::Broken(error) => {
                 self.fail(refuse(&error.into())).await;
             }
@@ -111,7 +110,7 @@ impl LeadTask {
     /// A body of unknown length may take long: the client gets each part as it comes.
     async fn take_streaming(self, head: response::Parts, body: ResponseBody, freshness: Freshness) {
         let Self { proxy, lead, why, answer, .. } = self;
-        let (tee, client_end) = Tee::new();
+        let (tee, client_end) = Tee::new(proxy.cache.captured());
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
         let verdict = Verdict::Miss { stored: Stored::Unsaid, collapsed: false, why };
         let _ = answer.send(Answer { response, verdict });

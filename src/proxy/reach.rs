@@ -6,17 +6,13 @@
 //! answer names is invalidated before its head is sent on; its body is held back for that long.
 //! Nothing here fails a write: a body that cannot be looked into is counted, and warned of.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{
     HeaderMap, Response,
-    body::{Body as HttpBody, Frame},
+    body::Body as HttpBody,
     http::{
         header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, EXPECT},
         request,
@@ -35,6 +31,7 @@ use super::{
 };
 use crate::{
     cache::key::JobId,
+    limits::{Kept, Room, join},
     metrics::{Metrics, MissLabels},
     telemetry::Throttle,
     upstream::{RequestBody, ResponseBody, UpstreamError},
@@ -47,6 +44,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Inspector {
     warnings: Throttle,
+    /// What the bodies take that are being looked into.
+    room: Arc<Room>,
     metrics: Arc<Metrics>,
 }
 
@@ -59,12 +58,38 @@ enum Miss {
     Encoded,
     /// It did not come to its end in time.
     Slow,
+    /// As many bytes of others as may be are held in memory.
+    Memory,
     /// It is no JSON, or nested too deep.
     NotJson,
     /// No pointer leads to an id.
     NotFound,
     /// It names more than may be invalidated at once; the first ones were.
     TooMany,
+}
+
+/// What becomes of a body that there is no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Full {
+    /// It is not read on.
+    Refuses,
+    /// It is read all the same, and counted.
+    Exceeds,
+}
+
+/// Why a request could not be looked into, and is not forwarded.
+#[derive(Debug)]
+pub(super) enum Unread {
+    /// Its body broke off.
+    Broken(UpstreamError),
+    /// There is no room for it.
+    NoRoom,
+}
+
+impl From<UpstreamError> for Unread {
+    fn from(error: UpstreamError) -> Self {
+        Self::Broken(error)
+    }
 }
 
 /// An answer that was looked into.
@@ -76,18 +101,21 @@ pub(super) struct Inspected {
 }
 
 impl Inspector {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { warnings: Throttle::default(), metrics }
+    pub(super) fn new(room: Arc<Room>, metrics: Arc<Metrics>) -> Self {
+        Self { warnings: Throttle::default(), room, metrics }
     }
 
     /// Adds the jobs that a request's body names to what it may change. Returns the body from its
-    /// beginning; the error is that the client has broken it off.
+    /// beginning; the error is that the client has broken it off, or that there is no room for it.
+    ///
+    /// One that there is no room for is refused, and not sent on unread: what it changes would be
+    /// served for the whole TTL, to whoever others' bodies are meant to harm.
     pub(super) async fn request(
         &self,
         scope: &mut Scope,
         head: &mut request::Parts,
         mut body: RequestBody,
-    ) -> Result<RequestBody, UpstreamError> {
+    ) -> Result<RequestBody, Unread> {
         if most(&scope.rules, Side::Response).is_some() {
             head.headers.remove(ACCEPT_ENCODING);
         }
@@ -97,9 +125,13 @@ impl Inspector {
         if readable(&head.headers, &body, max).is_ok() && body.begin() {
             head.headers.remove(EXPECT);
         }
-        let mut read = VecDeque::new();
-        let document = document(&head.headers, &mut body, max, &mut read).await;
+        let mut read = Kept::new(&self.room);
+        let full = Full::Refuses;
+        let document = document(&head.headers, &mut body, max, full, &mut read).await;
         let document = document.map_err(UpstreamError::ClientGone)?;
+        if document == Err(Miss::Memory) {
+            return Err(Unread::NoRoom);
+        }
         let named = self.named(&scope.rules, Side::Request, &document);
         let mut known: HashSet<JobId> = scope.jobs.iter().cloned().collect();
         scope.jobs.extend(named.into_iter().filter(|job| known.insert(job.clone())));
@@ -118,8 +150,9 @@ impl Inspector {
             let response = Response::from_parts(head, Body::Upstream(body));
             return Ok(Inspected { response, jobs: Vec::new() });
         };
-        let mut read = VecDeque::new();
-        let document = document(&head.headers, &mut body, max, &mut read).await?;
+        let mut read = Kept::new(&self.room);
+        // It is read while it has its place upstream, so that those bound it too.
+        let document = document(&head.headers, &mut body, max, Full::Exceeds, &mut read).await?;
         let is_error = head.status.is_client_error() || head.status.is_server_error();
         let jobs = match &document {
             // An error that names no job is what errors are.
@@ -172,6 +205,7 @@ impl Miss {
             Self::TooLarge => "too-large",
             Self::Encoded => "encoded",
             Self::Slow => "slow",
+            Self::Memory => "memory",
             Self::NotJson => "not-json",
             Self::NotFound => "not-found",
             Self::TooMany => "too-many",
@@ -215,52 +249,59 @@ async fn document<B: HttpBody<Data = Bytes> + Unpin>(
     headers: &HeaderMap,
     body: &mut B,
     max: usize,
-    read: &mut VecDeque<Frame<Bytes>>,
+    full: Full,
+    read: &mut Kept,
 ) -> Result<Result<Value, Miss>, B::Error> {
     if let Err(why) = readable(headers, body, max) {
         return Ok(Err(why));
     }
-    let Ok(whole) = timeout(PATIENCE, read_whole(body, max, read)).await else {
+    let Ok(whole) = timeout(PATIENCE, read_whole(body, max, full, read)).await else {
         return Ok(Err(Miss::Slow));
     };
-    if !whole? {
-        return Ok(Err(Miss::TooLarge));
+    if let Err(why) = whole? {
+        return Ok(Err(why));
     }
-    let parts: Vec<&[u8]> = read.iter().filter_map(Frame::data_ref).map(AsRef::as_ref).collect();
-    let text = parts.concat();
+    let text = join(read.data());
     // "implementations that parse JSON texts MAY ignore the presence of a byte order mark rather than
     // treating it as an error" RFC 8259 8.1: what some upstream reads is to be read here.
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
     Ok(serde_json::from_slice(text).map_err(|_| Miss::NotJson))
 }
 
-/// Whether the body ended within `max` bytes. It may be dropped while it waits: what has come is in
+/// Reads a body that ends within `max` bytes and has room. It may be dropped while it waits: what has come is in
 /// `read`.
 async fn read_whole<B: HttpBody<Data = Bytes> + Unpin>(
     body: &mut B,
     max: usize,
-    read: &mut VecDeque<Frame<Bytes>>,
-) -> Result<bool, B::Error> {
+    full: Full,
+    read: &mut Kept,
+) -> Result<Result<(), Miss>, B::Error> {
     let mut left = max;
     while let Some(frame) = body.frame().await {
         let frame = frame?;
         let size = frame.data_ref().map_or(0, Bytes::len);
         if size > 0 || !frame.is_data() {
             // An empty one says nothing, and any number of them would count as nothing.
-            read.push_back(frame);
+            match full {
+                Full::Exceeds => read.push_past(frame),
+                Full::Refuses if !read.push(frame) => return Ok(Err(Miss::Memory)),
+                Full::Refuses => {}
+            }
         }
         match left.checked_sub(size) {
             Some(rest) => left = rest,
-            None => return Ok(false),
+            None => return Ok(Err(Miss::TooLarge)),
         }
     }
-    Ok(true)
+    Ok(Ok(()))
 }
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::{Full, StreamBody};
+    use http_body_util::{Full as Whole, StreamBody};
+    use hyper::body::Frame;
     use hyper::header::HeaderValue;
+    use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
     use super::*;
 
@@ -269,12 +310,17 @@ mod tests {
         pairs.into_iter().filter(|_| !coding.is_empty()).collect()
     }
 
+    fn kept(room: usize) -> Kept {
+        Kept::new(&Room::new(room, Gauge::default(), Counter::default()))
+    }
+
     #[track_caller]
     fn check(coding: &'static str, body: &'static str, want: Result<&str, Miss>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let mut read = VecDeque::new();
-        let mut full = Full::new(Bytes::from_static(body.as_bytes()));
-        let got = runtime.block_on(document(&coded(coding), &mut full, 8, &mut read)).unwrap();
+        let mut read = kept(1 << 10);
+        let mut whole = Whole::new(Bytes::from_static(body.as_bytes()));
+        let (headers, full) = (coded(coding), Full::Refuses);
+        let got = runtime.block_on(document(&headers, &mut whole, 8, full, &mut read)).unwrap();
         assert_eq!(got.map(|value| value.to_string()).as_deref(), want.as_deref(), "{body}");
     }
 
@@ -296,13 +342,12 @@ mod tests {
         let frames = ["[1,2,3", ",4,5,6", ",7]"]
             .map(|part| Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(part.as_bytes()))));
         let mut body = StreamBody::new(futures_util::stream::iter(frames));
-        let mut read = VecDeque::new();
+        let (headers, mut read) = (HeaderMap::new(), kept(1 << 10));
 
-        let document = document(&HeaderMap::new(), &mut body, 8, &mut read).await.unwrap();
+        let document = document(&headers, &mut body, 8, Full::Refuses, &mut read).await.unwrap();
 
         assert_eq!(document, Err(Miss::TooLarge));
-        let read: Vec<_> = read.iter().filter_map(Frame::data_ref).collect();
-        assert_eq!(read, ["[1,2,3", ",4,5,6"]);
+        assert_eq!(read.data().collect::<Vec<_>>(), ["[1,2,3", ",4,5,6"]);
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), ",7]");
     }
 
@@ -311,11 +356,23 @@ mod tests {
         let first = Frame::data(Bytes::from_static(b"["));
         let first = futures_util::stream::iter([Ok::<_, std::io::Error>(first)]);
         let stream = futures_util::StreamExt::chain(first, futures_util::stream::pending());
-        let (mut body, mut read) = (StreamBody::new(stream), VecDeque::new());
+        let (mut body, mut read) = (StreamBody::new(stream), kept(1 << 10));
 
-        let late = timeout(Duration::from_millis(1), read_whole(&mut body, 8, &mut read)).await;
+        let reading = read_whole(&mut body, 8, Full::Refuses, &mut read);
+        let late = timeout(Duration::from_millis(1), reading).await;
 
         assert!(late.is_err());
-        assert_eq!(read.iter().filter_map(Frame::data_ref).collect::<Vec<_>>(), ["["]);
+        assert_eq!(read.data().collect::<Vec<_>>(), ["["]);
+    }
+
+    #[tokio::test]
+    async fn a_body_in_many_small_parts_takes_more_room_than_its_bytes() {
+        for (full, want) in [(Full::Refuses, Err(Miss::Memory)), (Full::Exceeds, Ok(()))] {
+            let parts = std::iter::repeat_n(Bytes::from_static(b"1"), 100).map(Frame::data);
+            let parts = parts.map(Ok::<_, std::io::Error>);
+            let mut body = StreamBody::new(futures_util::stream::iter(parts));
+            let got = read_whole(&mut body, 100, full, &mut kept(1 << 10)).await.unwrap();
+            assert_eq!(got, want, "{full:?}");
+        }
     }
 }

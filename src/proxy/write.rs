@@ -11,10 +11,10 @@ use tracing::warn;
 
 use super::{
     Proxy, Switch,
-    answer::{Answer, Verdict, refuse, refuse_with},
+    answer::{Answer, Verdict, refuse, refuse_for_now, refuse_with},
     body::{Body, Ending, Finish, Finishing},
     end_after_unasked, prepare_response,
-    reach::Inspected,
+    reach::{Inspected, Unread},
     route::{Scope, Target},
 };
 use crate::{
@@ -64,7 +64,8 @@ impl Proxy {
         let (mut head, body) = request.into_parts();
         let body = match self.inspector.request(&mut scope, &mut head, body).await {
             Ok(body) => body,
-            Err(error) => return refuse(&error),
+            Err(Unread::Broken(error)) => return refuse(&error),
+            Err(Unread::NoRoom) => return refuse_for_now("memory"),
         };
         let write = self.cache.begin(&scope.jobs, &mut self.cache.budget()).await;
         let exchange = async {

@@ -4,7 +4,10 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -15,6 +18,8 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::metrics::{Limit, Metrics};
 
 /// A stream that fails when nothing of what it has to write is taken for too long.
 pub(super) struct Taken<S> {
@@ -104,6 +109,41 @@ pub(super) struct Read<B> {
     limit: Duration,
     /// From the second frame on: most bodies have one.
     watch: Option<AbortOnDropHandle<()>>,
+    stream: Stream,
+}
+
+/// The streams of one connection that are open.
+pub(super) struct Streams {
+    limit: usize,
+    open: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+}
+
+/// One of them, until its answer has ended.
+pub(super) struct Stream {
+    open: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+}
+
+impl Streams {
+    pub(super) fn new(limit: usize, metrics: &Arc<Metrics>) -> Self {
+        Self { limit, open: Arc::default(), metrics: Arc::clone(metrics) }
+    }
+
+    /// Opens one more. h2 refuses those past the limit, and tells nobody; so what is counted is that a
+    /// client has come to it.
+    pub(super) fn another(&self) -> Stream {
+        if self.open.fetch_add(1, Ordering::Relaxed) + 1 == self.limit {
+            self.metrics.limits.hit(Limit::Streams);
+        }
+        Stream { open: Arc::clone(&self.open), metrics: Arc::clone(&self.metrics) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 struct Shared<B> {
@@ -114,9 +154,9 @@ struct Shared<B> {
 }
 
 impl<B: Body + Send + Unpin + 'static> Read<B> {
-    pub(super) fn within(limit: Duration, body: B) -> Self {
+    pub(super) fn within(limit: Duration, body: B, stream: Stream) -> Self {
         let shared = Shared { body: Some(body), unread_since: None };
-        Self { shared: Arc::new(Mutex::new(shared)), limit, watch: None }
+        Self { shared: Arc::new(Mutex::new(shared)), limit, watch: None, stream }
     }
 }
 
@@ -138,7 +178,8 @@ impl<B: Body + Send + Unpin + 'static> Body for Read<B> {
         shared.unread_since = more.then(Instant::now);
         drop(shared);
         if more && this.watch.is_none() {
-            let watch = drop_unread(Arc::clone(&this.shared), this.limit);
+            let metrics = Arc::clone(&this.stream.metrics);
+            let watch = drop_unread(Arc::clone(&this.shared), this.limit, metrics);
             this.watch = Some(AbortOnDropHandle::new(tokio::spawn(watch)));
         }
         frame.map(|frame| frame.map(|frame| frame.map_err(StreamError::Body)))
@@ -154,7 +195,7 @@ impl<B: Body + Send + Unpin + 'static> Body for Read<B> {
 }
 
 /// Drops the body once nobody has read it for `limit`. Ends with its [`Read`], else.
-async fn drop_unread<B>(shared: Arc<Mutex<Shared<B>>>, limit: Duration) {
+async fn drop_unread<B>(shared: Arc<Mutex<Shared<B>>>, limit: Duration, metrics: Arc<Metrics>) {
     let mut deadline = Instant::now() + limit;
     loop {
         sleep_until(deadline).await;
@@ -165,6 +206,7 @@ async fn drop_unread<B>(shared: Arc<Mutex<Shared<B>>>, limit: Duration) {
             let unread = shared.body.take();
             drop(shared);
             drop(unread);
+            metrics.limits.hit(Limit::WriteTimeout);
             return;
         }
     }

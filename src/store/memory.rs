@@ -126,7 +126,7 @@ impl Memory {
             return Fill::Revoked;
         }
         let meta = format!("{meta},\"expires_at_ms\":{expires_at_ms}}}").into();
-        let entry = Stored { body: body.clone(), meta, expires_at_ms };
+        let entry = Stored { body: own(body), meta, expires_at_ms };
         let bytes = size(&entry);
         slot.entry = Some(entry);
         slots.bytes += bytes;
@@ -154,7 +154,7 @@ impl Memory {
             return Fill::Revoked;
         };
         let meta = format!("{},\"expires_at_ms\":{expires_at_ms}}}", new.meta).into();
-        let old = std::mem::replace(entry, Stored { body: new.body.clone(), meta, expires_at_ms });
+        let old = std::mem::replace(entry, Stored { body: own(new.body), meta, expires_at_ms });
         let grown = size(entry);
         slots.bytes = slots.bytes + grown - size(&old);
         slots.evict(self.max_bytes);
@@ -316,6 +316,12 @@ fn admitted(meta: &str, pair: &str, served_at_ms: i64) -> String {
 fn credential_key(config: &config::Credentials) -> CredentialKey {
     let secret = config.secret.as_ref();
     secret.map_or_else(CredentialKey::random, |secret| CredentialKey::derived(secret.expose()))
+}
+
+/// A copy: the bytes may be a part of a much larger buffer, and are counted elsewhere for as long as
+/// they live.
+fn own(body: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(body)
 }
 
 fn size(entry: &Stored) -> usize {

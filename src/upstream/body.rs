@@ -1,13 +1,9 @@
 //! Bodies on their way to the upstream and back.
 
 use std::{
-    collections::VecDeque,
     fmt,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,9 +17,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
     Place,
+    activity::{Activity, Upload},
     expect::{Expectation, Held, Unasked},
     pool::{Connection, Pool},
 };
+use crate::limits::Kept;
 
 /// What is sent to the upstream.
 #[derive(Debug)]
@@ -35,7 +33,7 @@ pub enum RequestBody {
     /// What the client sends once it is asked to.
     Held(Box<Held>),
     /// What has been read of a body, then the rest as it comes.
-    Resumed(VecDeque<Frame<Bytes>>, Box<RequestBody>),
+    Resumed(Kept, Box<RequestBody>),
 }
 
 /// Why an upload ended before its end.
@@ -47,52 +45,6 @@ pub enum UploadError {
     /// It never began.
     #[error("the upstream answered without asking for the upload")]
     Unasked,
-}
-
-/// How an upload stands, and when it last moved.
-#[derive(Debug)]
-pub struct Activity {
-    start: Instant,
-    last_ms: AtomicU64,
-    state: AtomicU8,
-}
-
-/// How an upload stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Upload {
-    /// What the client has sent waits for the upstream; or all of it was sent.
-    Sent,
-    /// The client is to send more.
-    Awaited,
-    /// The client broke it off.
-    Broken,
-}
-
-impl Activity {
-    /// One whose first move is expected within `head_start`.
-    pub(super) fn from_then(head_start: Duration) -> Self {
-        let last_ms = u64::try_from(head_start.as_millis()).unwrap_or(u64::MAX);
-        let state = AtomicU8::new(Upload::Sent as u8);
-        Self { start: Instant::now(), last_ms: AtomicU64::new(last_ms), state }
-    }
-
-    fn touch(&self, state: Upload) {
-        self.state.store(state as u8, Ordering::Relaxed);
-        if state != Upload::Awaited {
-            let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.last_ms.store(elapsed, Ordering::Relaxed);
-        }
-    }
-
-    pub(super) fn last(&self) -> Instant {
-        self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
-    }
-
-    pub(super) fn state(&self) -> Upload {
-        let state = self.state.load(Ordering::Relaxed);
-        let known = [Upload::Sent, Upload::Awaited, Upload::Broken];
-        known.into_iter().find(|known| *known as u8 == state).unwrap_or(Upload::Sent)
-    }
 }
 
 impl RequestBody {
@@ -109,7 +61,7 @@ impl RequestBody {
 
     /// The body from its beginning, of which these frames have been read.
     #[must_use]
-    pub fn after(self, read: VecDeque<Frame<Bytes>>) -> Self {
+    pub fn after(self, read: Kept) -> Self {
         if read.is_empty() { self } else { Self::Resumed(read, Box::new(self)) }
     }
 
@@ -135,7 +87,7 @@ impl RequestBody {
     pub fn begin(&mut self) -> bool {
         match std::mem::replace(self, Self::Empty) {
             Self::Held(held) => {
-                held.activity.touch(Upload::Sent);
+                held.activity.turn(Upload::Sent, Instant::now());
                 *self = Self::Client(held.incoming, held.activity);
                 true
             }
@@ -166,14 +118,18 @@ impl Body for RequestBody {
             Self::Empty | Self::Held(_) => Poll::Ready(None),
             Self::Client(body, activity) => {
                 let frame = Pin::new(body).poll_frame(cx);
-                activity.touch(match &frame {
-                    Poll::Pending => Upload::Awaited,
-                    Poll::Ready(Some(Err(_))) => Upload::Broken,
-                    Poll::Ready(_) => Upload::Sent,
-                });
+                let now = Instant::now();
+                match &frame {
+                    Poll::Pending => activity.turn(Upload::Awaited, now),
+                    Poll::Ready(Some(Err(_))) => activity.turn(Upload::Broken, now),
+                    Poll::Ready(None) => activity.turn(Upload::Sent, now),
+                    Poll::Ready(Some(Ok(frame))) => {
+                        activity.came(frame.data_ref().map_or(0, Bytes::len), now);
+                    }
+                }
                 frame.map_err(UploadError::Client)
             }
-            Self::Resumed(read, rest) => match read.pop_front() {
+            Self::Resumed(read, rest) => match read.pop() {
                 Some(frame) => Poll::Ready(Some(Ok(frame))),
                 None => Pin::new(&mut **rest).poll_frame(cx),
             },
@@ -196,7 +152,7 @@ impl Body for RequestBody {
             Self::Client(body, _) => body.size_hint(),
             Self::Held(held) => held.incoming.size_hint(),
             Self::Resumed(read, rest) => {
-                let sizes = read.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64);
+                let sizes = read.data().map(|data| data.len() as u64);
                 let (size, rest) = (sizes.sum::<u64>(), rest.size_hint());
                 let mut hint = SizeHint::new();
                 hint.set_lower(size + rest.lower());

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::body::{Activity, BodyError, Upload, UploadError};
+use super::{
+    activity::{Activity, Upload},
+    body::{BodyError, UploadError},
+};
 
 /// Why the upstream gave no answer. Each becomes a status in one place, `proxy::answer`.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +72,12 @@ pub enum UpstreamError {
         /// `upstream.response_timeout`.
         limit: Duration,
     },
+    /// The client's upload was too slow.
+    #[error("the client's upload brought less than {rate} bytes a second")]
+    ClientSlow {
+        /// `server.min_upload_rate`.
+        rate: usize,
+    },
     /// The client's upload broke off: it has hung up, or sent what is not HTTP.
     #[error("the client's upload broke off: {0}")]
     ClientGone(#[source] UploadError),
@@ -87,7 +96,7 @@ impl UpstreamError {
 
     /// Whether the fault is the client's.
     pub fn is_clients(&self) -> bool {
-        matches!(self, Self::ClientStalled { .. } | Self::ClientGone(_))
+        matches!(self, Self::ClientStalled { .. } | Self::ClientSlow { .. } | Self::ClientGone(_))
     }
 
     /// Whether the upstream may have seen the request.
@@ -119,6 +128,7 @@ impl UpstreamError {
             Self::Body(BodyError::Idle(_)) => "upstream-body-timeout",
             Self::Body(_) => "upstream-body",
             Self::ClientStalled { .. } => "client-stalled",
+            Self::ClientSlow { .. } => "client-slow",
             Self::ClientGone(_) => "client-gone",
         }
     }

@@ -15,7 +15,7 @@ use futures_util::task::AtomicWaker;
 use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep};
 
-use super::body::Activity;
+use super::activity::Activity;
 
 /// For an upstream that does not know the expectation: "a client that will wait for a 100 (Continue)
 /// response before sending the request content [..] SHOULD NOT wait for an indefinite period before

@@ -7,10 +7,11 @@ use std::{
 };
 
 use hyper::client::conn::http1;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 use super::RequestBody;
-use crate::config;
+use crate::{config, metrics::Metrics};
 
 /// Connections that nobody uses now, the one used last at the end.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) struct Pool {
     idle: Mutex<Vec<Idle>>,
     max_idle: usize,
     idle_timeout: Duration,
+    /// How many there are.
+    count: Gauge,
 }
 
 struct Idle {
@@ -33,9 +36,10 @@ pub(super) struct Connection {
 
 impl Pool {
     /// An empty pool.
-    pub(super) fn new(config: &config::Upstream) -> Self {
+    pub(super) fn new(config: &config::Upstream, metrics: &Metrics) -> Self {
         let (max_idle, idle_timeout) = (config.max_idle, config.idle_timeout);
-        Self { idle: Mutex::default(), max_idle, idle_timeout }
+        let count = metrics.upstream.idle.clone();
+        Self { idle: Mutex::default(), max_idle, idle_timeout, count }
     }
 
     /// The connection that was used last, if it is still there.
@@ -59,6 +63,7 @@ impl Pool {
             }
         }
         idle.extend(busy.into_iter().rev());
+        self.tell(&idle);
         found
     }
 
@@ -71,6 +76,12 @@ impl Pool {
         if idle.len() < self.max_idle {
             idle.push(Idle { sender, since: Instant::now() });
         }
+        self.tell(&idle);
+    }
+
+    /// While the lock is held, so that nobody who is overtaken leaves an older number.
+    fn tell(&self, idle: &[Idle]) {
+        self.count.set(i64::try_from(idle.len()).unwrap_or(i64::MAX));
     }
 }
 

@@ -18,6 +18,7 @@ mod history;
 mod hostile;
 mod interface;
 mod invalidation;
+mod limits;
 mod mentions;
 mod near;
 mod operations;

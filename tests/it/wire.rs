@@ -322,6 +322,21 @@ async fn trailers_of_an_answer_reach_a_client_that_takes_them() {
     }
 }
 
+/// hyper settles with the head which trailers a chunked answer may end with.
+#[tokio::test]
+async fn unannounced_trailers_are_left_out_for_a_client_of_http_1_and_its_answer_is_whole() {
+    let between = Between::start().await;
+    for path in ["/p", X] {
+        let asks = "Connection: TE\r\nTE: trailers\r\n";
+        let (mut client, mut upstream, _) = between.pass(request("GET", path, asks)).await;
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n";
+        upstream.send(format!("{head}\r\n{TRAILERS}")).await;
+        client.head().await;
+        let without = TRAILERS.replace("x-sum: 7\r\n", "");
+        assert_eq!(client.exactly(without.len()).await, without, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn trailers_reach_a_client_of_http_2_announced_or_not() {
     let between = Between::start().await;

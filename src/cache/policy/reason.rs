@@ -82,6 +82,8 @@ reasons! {
         /// The entry is for others, and this client cannot be added: there are too many, or the
         /// upstream answers each differently.
         Audience = "audience",
+        /// As many reads are shared as may be at a time.
+        Flights = "flights",
         /// What the flight brought could not be shared.
         Alone = "alone",
     }
@@ -114,6 +116,8 @@ reasons! {
         Empty = "empty",
         /// A body larger than the limit.
         TooLarge = "too-large",
+        /// As many bytes as may be are held in memory on their way into the cache.
+        Memory = "memory",
         /// Trailers, which an entry cannot hold.
         Trailers = "trailers",
         /// Neither a length nor chunks: the end of the connection may be the end of the body, or of

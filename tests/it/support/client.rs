@@ -50,6 +50,19 @@ impl Client {
         self.request(Method::GET, path).send().await
     }
 
+    /// The value of a metric, asked of an admin listener; 0 where the line is not there yet.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let metrics = self.get("/metrics").await;
+        let value =
+            metrics.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().expect("a whole number"))
+    }
+
+    /// How often the limit with this setting was met.
+    pub(crate) async fn limit_hits(&self, setting: &str) -> u64 {
+        self.metric(&format!("jobcache_limits_hit_total{{limit=\"{setting}\"}}")).await
+    }
+
     pub(crate) async fn put(&self, path: &str) -> Reply {
         self.request(Method::PUT, path).body(r#"{"status":"done"}"#).send().await
     }

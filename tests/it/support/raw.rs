@@ -55,6 +55,11 @@ impl Between {
 }
 
 impl End {
+    /// Writes to who may have closed; says whether all of it was taken.
+    pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        soon(self.0.write_all(bytes.as_ref())).await.is_ok()
+    }
+
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         soon(self.0.write_all(bytes.as_ref())).await.expect("bytes written");
     }

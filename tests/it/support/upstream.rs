@@ -33,6 +33,9 @@ use super::{Body, SOON, eventually, full, soon};
 /// Past this, an upload is counted and not kept.
 const KEPT_BODY: usize = 64 * 1024;
 
+/// The path of a gate that stops all of them.
+const ANY: &str = "*";
+
 /// Frames that wait in a [`Feed`] before its sender does.
 const FEED_DEPTH: usize = 8;
 
@@ -169,6 +172,11 @@ impl Upstream {
     /// Stops matching requests before the version is read or bumped.
     pub(crate) fn hold(&self, method: Method, path: &str) -> Gate {
         self.gate(method, path, Moment::Before)
+    }
+
+    /// Stops every GET before it is answered.
+    pub(crate) fn hold_all(&self) -> Gate {
+        self.gate(Method::GET, ANY, Moment::Before)
     }
 
     /// Stops matching requests after the version was read or bumped, before it is answered.
@@ -416,7 +424,9 @@ impl State {
     /// Waits at every gate of this moment.
     async fn pass(&self, method: &Method, path: &str, moment: Moment) {
         let is_here = |gate: &&Arc<GateState>| {
-            gate.method == *method && gate.path == path && gate.moment == moment
+            gate.method == *method
+                && (gate.path == path || gate.path == ANY)
+                && gate.moment == moment
         };
         let gates: Vec<_> = lock(&self.gates).iter().filter(is_here).cloned().collect();
         for gate in gates {

@@ -1,0 +1,77 @@
+//! How a client connection went wrong, and which limit it met if it was one.
+
+use std::{error::Error, io, time::Duration};
+
+use h2::Reason;
+
+use super::proxy_protocol::HeaderError;
+use crate::metrics::Limit;
+
+/// How a client connection went wrong. hyper has answered it by then where it can be answered, with
+/// a bare 400, 414 or 431 that no service sees.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// Nothing came that tells the protocol, or no whole head.
+    #[error("the client said too little for {0:?}")]
+    Silent(Duration),
+    /// It came past the balancer that tells who asks.
+    #[error("the PROXY protocol is taken from server.trusted_proxies alone")]
+    Untrusted,
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    #[error("no TLS: {0}")]
+    Tls(#[source] io::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+}
+
+impl Fault {
+    /// The word for metrics.
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Silent(_) => "timeout",
+            Self::Untrusted | Self::Header(HeaderError::Malformed(_)) => "proxy-protocol",
+            Self::Tls(_) => "tls",
+            Self::Http(error) if error.is_timeout() => "timeout",
+            Self::Http(error) if error.is_parse_too_large() => "head-too-large",
+            Self::Http(error) if error.is_parse() => "malformed",
+            Self::Http(error) if error.is_incomplete_message() => "incomplete",
+            Self::Http(error) if is_unread(error) => "unread",
+            Self::Http(error) if is_flood(error) => "flood",
+            Self::Http(_) | Self::Io(_) | Self::Header(HeaderError::Io(_)) => "broken",
+        }
+    }
+
+    /// The limit that was met, if it was one that has a setting.
+    pub(super) fn limit(&self) -> Option<Limit> {
+        match self.as_str() {
+            "timeout" => Some(Limit::HeaderTimeout),
+            "head-too-large" => Some(Limit::HeaderBytes),
+            "unread" => Some(Limit::WriteTimeout),
+            _ => None,
+        }
+    }
+}
+
+/// What an error comes from.
+fn sources<'e>(error: &'e hyper::Error) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(error.source(), |&error| error.source())
+}
+
+/// Whether the client took nothing for too long: the stream then says so.
+fn is_unread(error: &hyper::Error) -> bool {
+    let source = sources(error).find_map(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
+}
+
+/// "The endpoint detected that its peer is exhibiting a behavior that might be generating excessive
+/// load." RFC 9113 7: resets past `server.max_pending_resets` or `server.max_faulty_streams`, a head in
+/// endless parts, data in endless small ones. Of which it was, h2 tells the client alone.
+fn is_flood(error: &hyper::Error) -> bool {
+    let source = sources(error).find_map(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|source| {
+        source.is_library() && source.reason() == Some(Reason::ENHANCE_YOUR_CALM)
+    })
+}
