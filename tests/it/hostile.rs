@@ -4,6 +4,8 @@
 //! Messages that can be read in two ways are in `framing.rs`, odd spellings of a write's path in
 //! `invalidation.rs`, forged webhooks in `purge.rs`.
 
+#![allow(clippy::print_stdout, reason = "the list and the figures are there to be read")]
+
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
@@ -13,7 +15,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{SOON, Setup, eventually, full, soon};
+use crate::support::{Process, SOON, Setup, Upstream, eventually, full, soon};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -116,6 +118,14 @@ async fn a_client_that_opens_more_streams_than_it_may_is_refused_those() {
     }
     answered.sort_unstable();
     assert_eq!(answered, [1, 3]);
+    assert_eq!(setup.sidecar.admin.limit_hits("server.max_streams").await, 1);
+}
+
+/// Waits until the connection is counted as ended by a flood; hits go on.
+async fn flooded(setup: &Setup) {
+    let flood = "jobcache_connection_errors_total{kind=\"flood\"}";
+    eventually(SOON, async || setup.sidecar.admin.metric(flood).await == 1).await;
+    setup.hit("/jobs/x").await;
 }
 
 #[tokio::test]
@@ -135,7 +145,24 @@ async fn streams_that_are_opened_and_reset_at_once_end_their_connection() {
 
     let (_, why) = client.next_of(GOAWAY).await.expect("a connection that is ended with a reason");
     assert_eq!(number_at(&why, 4), ENHANCE_YOUR_CALM);
-    setup.hit("/jobs/x").await;
+    flooded(&setup).await;
+}
+
+#[tokio::test]
+async fn streams_that_are_faulty_again_and_again_end_their_connection() {
+    let setup = Setup::with(|config| config.server.max_faulty_streams = 10).await;
+    let mut client = Frames::open(&setup).await;
+    for number in 0..20_u32 {
+        // "Any message containing connection-specific header fields MUST be treated as malformed"
+        // RFC 9113 8.2.2: a stream error.
+        let block = [&get_block("/other")[..], b"\x00\x0aconnection\x05close"].concat();
+        let flags = END_HEADERS | END_STREAM;
+        client.send(&frame(HEADERS, flags, 2 * number + 1, &block)).await;
+    }
+
+    let (_, why) = client.next_of(GOAWAY).await.expect("a connection that is ended with a reason");
+    assert_eq!(number_at(&why, 4), ENHANCE_YOUR_CALM);
+    flooded(&setup).await;
 }
 
 #[tokio::test]
@@ -154,7 +181,7 @@ async fn a_head_in_endless_continuations_ends_its_connection() {
 
     assert!(sent < 16 << 20, "{sent} bytes of one head were taken");
     assert_eq!(setup.upstream.reads("/jobs/x"), 0);
-    setup.hit("/jobs/x").await;
+    flooded(&setup).await;
 }
 
 #[tokio::test]
@@ -209,6 +236,7 @@ async fn a_client_that_stops_reading_does_not_keep_its_place_upstream() {
     let mut rest = Vec::new();
     let _ = soon(client.read_to_end(&mut rest)).await;
     assert!((rest.len() as u64) < HUGE, "cut off, and not complete: {}", rest.len());
+    assert_eq!(setup.sidecar.admin.limit_hits("server.write_timeout").await, 1);
 }
 
 #[tokio::test]
@@ -224,6 +252,7 @@ async fn a_stream_that_nobody_reads_does_not_keep_its_place_upstream() {
     let other = soon(sender.send_request(get("/other"))).await.expect("an answer");
     assert_eq!(other.status(), StatusCode::NOT_FOUND);
     soon(unread.into_body().collect()).await.expect_err("a body that is cut off");
+    assert_eq!(setup.sidecar.admin.limit_hits("server.write_timeout").await, 1);
 }
 
 #[tokio::test]
@@ -268,6 +297,7 @@ async fn past_so_many_that_wait_for_the_upstream_further_ones_are_answered_at_on
         assert_eq!(status, 503, "{answer}");
         assert!(answer.contains("upstream-busy"), "{answer}");
     }
+    assert_eq!(setup.sidecar.admin.limit_hits("upstream.max_waiting").await, 2);
     gate.release();
     assert_eq!(first.answer().await.0, 404);
     let (status, answer) = soon(answers.join_next()).await.expect("one").expect("no panic");
@@ -332,4 +362,77 @@ async fn what_redis_or_http_would_read_into_an_id_is_never_an_id() {
         assert_eq!(setup.upstream.requests().len(), 2, "{path} passes");
     }
     setup.hit("/jobs/abc").await;
+}
+
+/// Jobs that are asked for at once, over connections with as many streams as they may have.
+const IDS: usize = 20_000;
+const STREAMS: usize = 200;
+
+/// What a debug build may take to hold them all, in KiB: some 25 KiB each.
+const PEAK_KIB: u64 = 512 << 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_thousand_ids_at_once_on_a_slow_upstream_are_answered_in_bounded_memory() {
+    let upstream = Upstream::start().await;
+    let slow = upstream.hold_all();
+    let args = ["--upstream", &upstream.url(), "--redis-url", "memory://"];
+    let (places, waiting) = (100, 10_000);
+    let settings = [
+        ("JOBCACHE_UPSTREAM_MAX_CONNECTIONS", "100"),
+        ("JOBCACHE_UPSTREAM_CONNECT_TIMEOUT", "60s"),
+    ];
+    let process = Process::start(&args, &settings).await;
+
+    let (told, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    for connection in 0..IDS / STREAMS {
+        let mut sender = process.client.http2().await;
+        for stream in 0..STREAMS {
+            let path = format!("http://a/jobs/{connection}-{stream}");
+            let request = Request::get(path).body(full("")).expect("a head");
+            let ready = soon(sender.ready()).await;
+            ready.expect("room for a stream");
+            let (answer, told) = (sender.send_request(request), told.clone());
+            tokio::spawn(async move {
+                let _ = told.send(answer.await.map(|answer| answer.status().as_u16()));
+            });
+        }
+    }
+    drop(told);
+
+    // As many as may be are upstream, and as many as may wait; all others have been answered.
+    let mut refused = 0;
+    while refused < IDS - places - waiting {
+        let answer = soon(answers.recv()).await.expect("an answer").expect("no error");
+        assert_eq!(answer, 503, "while the upstream is held nothing else comes");
+        refused += 1;
+    }
+    let admin = &process.admin;
+    for (metric, want) in [
+        ("jobcache_upstream_connections_in_use", places),
+        ("jobcache_upstream_waiting", waiting),
+        ("jobcache_requests_in_flight", places + waiting),
+        // As many as may be; the others that are upstream or wait read for themselves.
+        ("jobcache_flights", 10_000),
+    ] {
+        let name = metric;
+        eventually(SOON, async || {
+            let found = admin.metric(name).await;
+            if found == want as u64 { Ok(()) } else { Err((name, found)) }
+        })
+        .await;
+    }
+    slow.release();
+    let mut served = 0;
+    while let Some(answer) = soon(answers.recv()).await {
+        assert_eq!(answer.expect("no error"), 200);
+        served += 1;
+    }
+
+    assert_eq!((served, refused), (places + waiting, IDS - places - waiting));
+    let peak = process.peak_memory_kib();
+    println!("{IDS} ids at once: {served} served, {refused} refused, peak RSS {} MiB", peak >> 10);
+    assert!(peak < PEAK_KIB, "{peak} KiB");
+    for metric in ["jobcache_requests_in_flight", "jobcache_flights", "jobcache_captured_bytes"] {
+        eventually(SOON, async || admin.metric(metric).await == 0).await;
+    }
 }

@@ -16,6 +16,7 @@ mod framing;
 mod grpc;
 mod history;
 mod hostile;
+mod inputs;
 mod interface;
 mod invalidation;
 mod limits;
