@@ -10,6 +10,7 @@
 //! a sidecar not to start.
 
 mod address;
+mod changes;
 mod check;
 mod env;
 mod file;
@@ -30,7 +31,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use standardwebhooks::Webhook;
 
 pub use address::Address;
-pub use knob::{Knob, Value, knob};
+pub use changes::Change;
+pub use knob::{Applies, Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
 pub use rules::Rule;
 

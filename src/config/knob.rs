@@ -16,10 +16,21 @@ pub struct Knob {
     pub env: &'static [&'static str],
     /// Whether `<env>_FILE` may name a file that holds the value, as secrets are mounted.
     pub(super) by_file: bool,
+    /// When another value comes into force.
+    pub(super) applies: Applies,
     /// What of its value may be shown.
     pub(super) shown: Shown,
     /// Parses a value, checks its limits and sets its field.
     pub(super) set: Set,
+}
+
+/// When another value of a knob comes into force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applies {
+    /// When the process starts: sockets, connections and the store are made with it.
+    AtStart,
+    /// Also when a running process reads its configuration anew.
+    OnReload,
 }
 
 /// How much of a value messages may show.
@@ -88,15 +99,20 @@ pub(super) const KNOBS: &[Knob] = &[
     })
     .shown(Shown::Nothing)
     .by_file()
+    .on_reload()
     .env(&["JOBCACHE_WEBHOOK_SECRET"]),
     many("routes", "/jobs/{id},/api/v1/jobs/{id}", |c, v| put(&mut c.routes, parse::routes(v)))
         .flag("route")
+        .on_reload()
         .env(&["JOBCACHE_ROUTES"]),
     many("query.allow", "", |c, v| put(&mut c.query.allow, parse::parameters(v)))
+        .on_reload()
         .env(&["JOBCACHE_QUERY_ALLOW"]),
     many("query.ignore", "", |c, v| put(&mut c.query.ignore, parse::parameters(v)))
+        .on_reload()
         .env(&["JOBCACHE_QUERY_IGNORE"]),
     one("max_body", "1MiB", |c, v| put(&mut c.max_body, parse::size(v, 1..=64 * MIB)))
+        .on_reload()
         .env(&["JOBCACHE_MAX_BODY"]),
     one("max_captured", "64MiB", |c, v| put(&mut c.max_captured, parse::size(v, MIB..=64 * GIB)))
         .env(&["JOBCACHE_MAX_CAPTURED"]),
@@ -108,10 +124,12 @@ pub(super) const KNOBS: &[Knob] = &[
         .env(&["JOBCACHE_MAX_FLIGHTS"]),
     one("settle", "1s", |c, v| put(&mut c.settle, parse::time(v, Duration::ZERO..=MINUTE)))
         .flag("settle")
+        .on_reload()
         .env(&["JOBCACHE_SETTLE"]),
     one("ignore_client_cache_control", "false", |c, v| {
         put(&mut c.ignore_client_cache_control, parse::switch(v))
     })
+    .on_reload()
     .env(&["JOBCACHE_IGNORE_CLIENT_CACHE_CONTROL"]),
     one("near", "strict", |c, v| put(&mut c.near.mode, parse::near(v)))
         .flag("near")
@@ -126,8 +144,12 @@ pub(super) const KNOBS: &[Knob] = &[
     .env(&["JOBCACHE_NEAR_MAX_BYTES"]),
     one("access_log", "false", |c, v| put(&mut c.access_log, parse::switch(v)))
         .flag("access-log")
+        .on_reload()
         .env(&["JOBCACHE_ACCESS_LOG"]),
-    one("log", "info", |c, v| put(&mut c.log, log::filter(v))).flag("log").env(&["JOBCACHE_LOG"]),
+    one("log", "info", |c, v| put(&mut c.log, log::filter(v)))
+        .flag("log")
+        .on_reload()
+        .env(&["JOBCACHE_LOG"]),
     one("drain_delay", "0s", |c, v| {
         put(&mut c.drain_delay, parse::time(v, Duration::ZERO..=FIVE_MINUTES))
     })
@@ -202,12 +224,16 @@ pub(super) const KNOBS: &[Knob] = &[
     .env(&["JOBCACHE_STORE_MEMORY_MAX"]),
     one("ttl.default", "300s", |c, v| put(&mut c.ttl, parse::time(v, SECOND..=DAY)))
         .flag("ttl")
+        .on_reload()
         .env(&["JOBCACHE_TTL"]),
     one("ttl.stated_only", "false", |c, v| put(&mut c.ttl_stated_only, parse::switch(v)))
+        .on_reload()
         .env(&["JOBCACHE_TTL_STATED_ONLY"]),
     one("ttl.states.pointer", "/status", |c, v| put(&mut c.states.pointer, parse::pointer(v)))
+        .on_reload()
         .env(&["JOBCACHE_TTL_STATES_POINTER"]),
     pairs("ttl.states.map", "", |c, v| put(&mut c.states.map, parse::states(v, SECOND..=DAY)))
+        .on_reload()
         .env(&["JOBCACHE_TTL_STATES_MAP"]),
     one("server.max_connections", "10000", |c, v| {
         put(&mut c.server.max_connections, parse::number(v, 1..=1_000_000))
@@ -332,8 +358,9 @@ const fn pairs(key: &'static str, default: &'static str, set: SetPairs) -> Knob 
 
 impl Knob {
     const fn new(key: &'static str, default: &'static str, set: Set) -> Self {
-        let (flag, env, by_file, shown) = (None, &[], false, Shown::Plain);
-        Self { key, default, flag, env, by_file, shown, set }
+        let (flag, env, by_file) = (None, &[], false);
+        let (applies, shown) = (Applies::AtStart, Shown::Plain);
+        Self { key, default, flag, env, by_file, applies, shown, set }
     }
 
     const fn flag(self, name: &'static str) -> Self {
@@ -346,6 +373,10 @@ impl Knob {
 
     const fn by_file(self) -> Self {
         Self { by_file: true, ..self }
+    }
+
+    const fn on_reload(self) -> Self {
+        Self { applies: Applies::OnReload, ..self }
     }
 
     const fn shown(self, shown: Shown) -> Self {

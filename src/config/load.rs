@@ -30,7 +30,7 @@ pub struct Loaded {
     pub config: Config,
     /// Things an operator should look at, one sentence each.
     pub warnings: Vec<String>,
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 /// Why a configuration was refused: one line for each mistake, without secrets.
@@ -75,6 +75,13 @@ impl Config {
         } else {
             Err(Invalid { problems, warnings: env.warnings })
         }
+    }
+}
+
+/// A configuration that was made, not read: as if every knob had been left alone.
+impl From<Config> for Loaded {
+    fn from(config: Config) -> Self {
+        Self { config, warnings: Vec::new(), settings: Settings(Vec::new()) }
     }
 }
 

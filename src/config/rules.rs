@@ -1,7 +1,5 @@
 //! `[[invalidate]]`: tables of the file, which no flag or variable can say.
 
-use std::fmt::Write as _;
-
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::{
@@ -128,19 +126,26 @@ fn set(rule: &mut Rule, key: &str, value: &Value) -> Result<(), String> {
 impl Rule {
     /// The rule as a table of a file, without what is left at its default.
     pub(super) fn to_toml(&self) -> String {
-        let default = Self::default();
-        let mut toml = format!("\n[[{KEY}]]\npath = {}\n", quoted(&self.path));
+        format!("\n[[{KEY}]]\n{}\n", self.assignments().join("\n"))
+    }
+
+    /// The same on one line.
+    pub(super) fn to_inline(&self) -> String {
+        format!("{{ {} }}", self.assignments().join(", "))
+    }
+
+    fn assignments(&self) -> Vec<String> {
+        let mut all = vec![format!("path = {}", quoted(&self.path))];
         let lists =
             [("methods", &self.methods), ("request", &self.request), ("response", &self.response)];
-        for (key, items) in lists.into_iter().filter(|(_, items)| !items.is_empty()) {
-            let _ = writeln!(toml, "{key} = {}", Value::Many(items.clone()));
-        }
+        let lists = lists.into_iter().filter(|(_, items)| !items.is_empty());
+        all.extend(lists.map(|(key, items)| format!("{key} = {}", Value::Many(items.clone()))));
         if self.all {
-            toml.push_str("all = true\n");
+            all.push("all = true".to_owned());
         }
-        if self.max_body != default.max_body {
-            let _ = writeln!(toml, "max_body = {}", self.max_body);
+        if self.max_body != Self::default().max_body {
+            all.push(format!("max_body = {}", self.max_body));
         }
-        toml
+        all
     }
 }

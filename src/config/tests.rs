@@ -1,5 +1,6 @@
 //! What a user sees of the configuration: precedence, messages, and what never shows.
 
+mod changes;
 mod rules;
 mod secrets;
 mod states;
