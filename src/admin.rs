@@ -30,6 +30,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct Admin {
     cache: Arc<Cache>,
     webhook: Webhook,
+    room: Arc<Room>,
     metrics: Arc<Metrics>,
     leaving: Drain,
 }
@@ -48,8 +49,15 @@ impl Admin {
         leaving: Drain,
     ) -> Self {
         let secret = config.webhook_secret.as_ref();
-        let webhook = Webhook::new(Arc::clone(&cache), routes, room, secret);
-        Self { cache, webhook, metrics, leaving }
+        let webhook = Webhook::new(Arc::clone(&cache), routes, Arc::clone(&room), secret);
+        Self { cache, webhook, room, metrics, leaving }
+    }
+
+    /// The same under another configuration.
+    #[must_use]
+    pub fn revised(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
+        let (room, metrics) = (Arc::clone(&self.room), Arc::clone(&self.metrics));
+        Self::new(cache, routes, room, config, metrics, self.leaving.clone())
     }
 
     /// Answers one request.

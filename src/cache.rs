@@ -62,23 +62,25 @@ const FOREIGN_WARNING_EVERY: Duration = Duration::from_mins(1);
 const FENCE_MARGIN: Duration = Duration::from_secs(10);
 
 /// The cache.
-#[derive(Debug)]
+///
+/// One that is [`revised`](Cache::revised) shares with the first all but what its configuration says.
+#[derive(Clone, Debug)]
 pub struct Cache {
-    store: Store,
-    near: Option<Layer>,
+    store: Arc<Store>,
+    near: Option<Arc<Layer>>,
     flights: Arc<Flights>,
     /// Jobs and fingerprints whose responses cannot be stored (hit-for-miss).
-    uncacheable: Marks<(Key, Pair)>,
+    uncacheable: Arc<Marks<(Key, Pair)>>,
     /// Jobs whose entry was replaced because the upstream answers each client differently.
-    replaced: Marks<Key>,
+    replaced: Arc<Marks<Key>>,
     prints: Prints,
     /// Jobs whose key somebody else writes.
-    foreign: Marks<Key>,
-    foreign_warnings: Marks<()>,
-    pending_warnings: Throttle,
+    foreign: Arc<Marks<Key>>,
+    foreign_warnings: Arc<Marks<()>>,
+    pending_warnings: Arc<Throttle>,
     /// Other sidecars' leases that were waited for in vain.
-    waited: Marks<Token>,
-    bulk: Bulk,
+    waited: Arc<Marks<Token>>,
+    bulk: Arc<Bulk>,
     /// What responses on their way into the cache take.
     captured: Arc<Room>,
     policy: Policy,
@@ -86,7 +88,7 @@ pub struct Cache {
     metrics: Arc<Metrics>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Settings {
     prefix: String,
     budget: Duration,
@@ -130,48 +132,48 @@ impl Ask {
 impl Cache {
     /// Opens the store that the configuration names, and joins it with the configured policy.
     pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        let near = Layer::new(config, &metrics);
-        let watcher = near.as_ref().map(Layer::watcher);
+        let near = Layer::new(config, &metrics).map(Arc::new);
+        let watcher = near.as_ref().map(|near| near.watcher());
         let store = Store::open(config, Arc::clone(&metrics), watcher)?;
         let limits = &metrics.limits;
         let room =
             |limit, used: &Gauge, met| Room::new(limit, used.clone(), limits.counter(met).clone());
         let flights = room(config.max_flights, &limits.flights, Limit::Flights);
         let captured = room(config.max_captured, &limits.captured, Limit::Captured);
-        let query = Query::new(&config.query);
-        let prints = Prints::new(&config.credentials).counting(query);
+        let prints = prints(config);
         Ok(Self {
-            store,
+            store: Arc::new(store),
             near,
             flights: Arc::new(Flights::within(flights)),
-            uncacheable: Marks::new(UNCACHEABLE_FOR),
-            replaced: Marks::new(config.ttl),
-            foreign: Marks::new(config.ttl),
-            foreign_warnings: Marks::new(FOREIGN_WARNING_EVERY),
-            pending_warnings: Throttle::default(),
-            waited: Marks::new(config.store.lease),
-            bulk: Bulk::default(),
+            uncacheable: Arc::new(Marks::new(UNCACHEABLE_FOR)),
+            replaced: Arc::new(Marks::new(config.ttl)),
+            foreign: Arc::new(Marks::new(config.ttl)),
+            foreign_warnings: Arc::new(Marks::new(FOREIGN_WARNING_EVERY)),
+            pending_warnings: Arc::default(),
+            waited: Arc::new(Marks::new(config.store.lease)),
+            bulk: Arc::default(),
             captured,
-            policy: Policy {
-                ttl: config.ttl,
-                stated_only: config.ttl_stated_only,
-                max_body: config.max_body,
-                vary: prints.covered().to_vec(),
-                states: States::new(&config.states),
-                cookies: config.credentials.cookies.clone(),
-            },
+            policy: policy(config, &prints),
             prints,
-            settings: Settings {
-                prefix: config.store.prefix.clone(),
-                budget: config.store.budget,
-                settle: config.settle,
-                linger: config.store.linger,
-                fence: config.upstream.response_timeout + FENCE_MARGIN,
-                audience: config.credentials.audience,
-                ignore_client_cache_control: config.ignore_client_cache_control,
-            },
+            settings: Settings::of(config),
             metrics,
         })
+    }
+
+    /// The same cache under another configuration of the same store. What was not worth trying under
+    /// the old one may be now, so those marks go.
+    #[must_use]
+    pub fn revised(&self, config: &config::Config) -> Self {
+        let prints = prints(config);
+        Self {
+            uncacheable: Arc::new(Marks::new(UNCACHEABLE_FOR)),
+            replaced: Arc::new(Marks::new(config.ttl)),
+            foreign: Arc::new(Marks::new(config.ttl)),
+            policy: policy(config, &prints),
+            prints,
+            settings: Settings::of(config),
+            ..self.clone()
+        }
     }
 
     /// The store behind the cache.
@@ -417,6 +419,35 @@ impl Cache {
 
     fn key(&self, id: &JobId) -> Key {
         Key::new(&self.settings.prefix, id.as_str())
+    }
+}
+
+impl Settings {
+    fn of(config: &config::Config) -> Self {
+        Self {
+            prefix: config.store.prefix.clone(),
+            budget: config.store.budget,
+            settle: config.settle,
+            linger: config.store.linger,
+            fence: config.upstream.response_timeout + FENCE_MARGIN,
+            audience: config.credentials.audience,
+            ignore_client_cache_control: config.ignore_client_cache_control,
+        }
+    }
+}
+
+fn prints(config: &config::Config) -> Prints {
+    Prints::new(&config.credentials).counting(Query::new(&config.query))
+}
+
+fn policy(config: &config::Config, prints: &Prints) -> Policy {
+    Policy {
+        ttl: config.ttl,
+        stated_only: config.ttl_stated_only,
+        max_body: config.max_body,
+        vary: prints.covered().to_vec(),
+        states: States::new(&config.states),
+        cookies: config.credentials.cookies.clone(),
     }
 }
 

@@ -22,7 +22,7 @@
 //!
 //! # Reading order
 //!
-//! Imports run one way: `main -> lib -> {server, admin, demo} -> proxy -> {upstream, cache} ->
+//! Imports run one way: `main -> lib -> {server, admin, reload, demo} -> proxy -> {upstream, cache} ->
 //! store`. `cache` never imports `upstream`: it hands `proxy` a lease, and `proxy` fetches.
 
 pub mod config;
@@ -44,6 +44,8 @@ pub mod cache;
 pub mod store;
 
 pub mod admin;
+
+pub mod reload;
 
 pub mod demo;
 
@@ -69,14 +71,12 @@ use tracing::info;
 
 use crate::{
     admin::Admin,
-    cache::{Cache, query::Query},
-    config::Config,
+    cache::Cache,
+    config::{Config, Loaded},
     limits::Room,
     metrics::{Limit, Metrics},
-    proxy::{
-        Proxy,
-        route::{Routes, rules::Rules},
-    },
+    proxy::Proxy,
+    reload::{Live, Reloads, Snapshot},
     server::{Server, listen::Listener},
     store::StoreError,
     tls::{Renewed, TlsError},
@@ -121,10 +121,21 @@ pub async fn run(
     listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), RunError> {
+    run_reloading(config.into(), listeners, shutdown, Reloads::never()).await
+}
+
+/// Runs a sidecar that takes another configuration when it is asked to.
+///
+/// `shutdown` is not polled before clients are served.
+pub async fn run_reloading(
+    loaded: Loaded,
+    listeners: Listeners,
+    shutdown: impl Future<Output = ()> + Send,
+    reloads: Reloads,
+) -> Result<(), RunError> {
+    let config = loaded.config.clone();
     let metrics = Arc::new(Metrics::default());
-    let rules = Rules::parse(&config.invalidate)?;
-    let routes = Routes::parse(&config.routes)?.admitting(Query::new(&config.query));
-    let routes = Arc::new(routes.with_rules(rules));
+    let routes = reload::routes(&config)?;
     let cache = Arc::new(Cache::open(&config, Arc::clone(&metrics))?);
     let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
     let tls = config.tls.identity().map(|identity| {
@@ -152,28 +163,40 @@ pub async fn run(
     ));
     let (start_drain, drain) = watch::channel(false);
     let (leave, leaving) = watch::channel(false);
-    let admin =
-        Admin::new(Arc::clone(&cache), routes, inspected, &config, Arc::clone(&metrics), leaving);
-    let admin = Arc::new(admin);
+    let admin = Admin::new(
+        Arc::clone(&cache),
+        Arc::clone(&routes),
+        inspected,
+        &config,
+        Arc::clone(&metrics),
+        leaving,
+    );
+    let first = Snapshot::new(routes, Arc::clone(&cache), Arc::clone(&proxy), Arc::new(admin));
+    let live = Arc::new(Live::new(first));
 
     let interval = config.tls_renew_interval;
     let _renewal = tls.as_ref().map(|tls| tls.keep(interval, Arc::clone(&metrics)));
     let clients = Server::new(listeners.proxy, &config.server, Arc::clone(&metrics)).with_tls(tls);
-    let operators = Server::new(listeners.admin, &config.server, metrics).without_proxy_protocol();
+    let operators =
+        Server::new(listeners.admin, &config.server, Arc::clone(&metrics)).without_proxy_protocol();
     let deadline = config.drain_timeout;
-    let serving = Arc::clone(&proxy);
+    let serving = Arc::clone(&live);
     let clients =
         tokio::spawn(clients.run(drain.clone(), deadline, move |request, client, interim| {
-            Arc::clone(&serving).serve(request, client, interim)
+            serving.proxy().serve(request, client, interim)
         }));
     // Operators see the drain from outside; they are let go when it is over.
     let (end_admin, admin_drain) = watch::channel(false);
+    let serving = Arc::clone(&live);
     let operators =
         tokio::spawn(operators.run(admin_drain, ADMIN_DRAIN_TIMEOUT, move |request, _, _| {
-            Arc::clone(&admin).serve(request)
+            serving.admin().serve(request)
         }));
 
-    shutdown.await;
+    tokio::select! {
+        () = shutdown => {}
+        never = reloads.serve(loaded, &live, &metrics) => match never {}
+    }
     leave.send_replace(true);
     if !config.drain_delay.is_zero() {
         info!(drain_delay = ?config.drain_delay, "not ready any more; accepting for a while yet");

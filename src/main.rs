@@ -12,6 +12,7 @@ use jobcache::{
     Listeners, RunError,
     config::{Address, Config, Flags, Invalid, Loaded},
     demo::{self, DemoError},
+    reload::{self, Reloader},
     server::listen::{self, Listener, Reuse},
     telemetry,
 };
@@ -102,20 +103,29 @@ fn load(flags: Flags) -> Result<Loaded, Invalid> {
 }
 
 fn serve(flags: Flags) -> Result<(), Failure> {
-    let Loaded { config, warnings, .. } = load(flags)?;
-    telemetry::init(&config.log).map_err(io::Error::other)?;
-    for warning in warnings {
+    let loaded = load(flags.clone())?;
+    let filter = telemetry::init(&loaded.config.log).map_err(io::Error::other)?;
+    for warning in &loaded.warnings {
         warn!(warning, "look at the configuration");
     }
     runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let signals = Signals::new()?;
+        let hangup = signal(SignalKind::hangup())?;
+        let config = &loaded.config;
         let reuse = if config.server.reuse_port { Reuse::Port } else { Reuse::Never };
         let listeners = Listeners {
             proxy: bind(&config.listen, reuse, config.unix_mode, "--listen")?,
             admin: bind(&config.admin, Reuse::Never, config.unix_mode, "--admin")?,
         };
-        Ok(jobcache::run(config, listeners, signals.shutdown()).await?)
+        let (reloader, reloads) = reload::channel(move || load(flags.clone()), filter);
+        tokio::spawn(reload_on(hangup, reloader));
+        Ok(jobcache::run_reloading(loaded, listeners, signals.shutdown(), reloads).await?)
     })
+}
+
+/// Reloads at each SIGHUP; those that come meanwhile count as one.
+async fn reload_on(mut hangup: Signal, reloader: Reloader) {
+    while hangup.recv().await.is_some() && reloader.reload().await.is_some() {}
 }
 
 /// Its figures are what there is to read, so the log is left with warnings.

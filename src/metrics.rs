@@ -33,6 +33,8 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     /// Those that were hits, looked up once: most are.
     hits: Counter,
+    /// Reloads of the configuration by what became of them.
+    pub reloads: Family<OutcomeLabels, Counter>,
     /// Fills by what became of them.
     pub fills: Family<OutcomeLabels, Counter>,
     /// Invalidations by source and outcome.
@@ -138,7 +140,7 @@ pub struct OutcomeLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct InvalidationLabels {
     /// `write`, `write-body` (the second end of a write, when its answer has come to its end),
-    /// `write-all` (by a rule), `purge` or `purge-all`.
+    /// `write-all` (by a rule, or because routes or rules have changed), `purge` or `purge-all`.
     pub source: &'static str,
     /// `confirmed` or `pending`.
     pub outcome: &'static str,
@@ -193,6 +195,7 @@ impl Default for Metrics {
             requests,
             near_hits: near_lookups.get_or_create_owned(&OutcomeLabels { outcome: "hit" }),
             near_lookups,
+            reloads: Family::default(),
             fills: Family::default(),
             invalidations: Family::default(),
             rule_misses: Family::default(),
@@ -272,6 +275,11 @@ impl Metrics {
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         r.register("build", "The version that runs", build);
         r.register("requests", "Requests by outcome and reason", self.requests.clone());
+        r.register(
+            "config_reloads",
+            "Reloads of the configuration by what became of them",
+            self.reloads.clone(),
+        );
         r.register("fills", "Fills by what became of them", self.fills.clone());
         r.register(
             "invalidations",

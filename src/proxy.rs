@@ -7,6 +7,7 @@ pub mod headers;
 mod lead;
 mod reach;
 pub mod route;
+mod superseded;
 pub mod upgrade;
 mod write;
 
@@ -33,6 +34,7 @@ use self::{
     lead::LeadTask,
     reach::Inspector,
     route::{Route, Routes, Target, is_unsafe, overrides_method},
+    superseded::{Superseded, Unclaimed},
     upgrade::Upgrade,
     write::Change,
 };
@@ -48,14 +50,19 @@ use crate::{
 };
 
 /// Answers requests.
-#[derive(Debug)]
+///
+/// A request is answered by one of these from its receipt to its end. One that is
+/// [`revised`](Proxy::revised) shares with the first all but what its configuration says.
+#[derive(Clone, Debug)]
 pub struct Proxy {
     routes: Arc<Routes>,
+    /// Whether others have come into force since.
+    superseded: Superseded,
     cache: Arc<Cache>,
-    upstream: Upstream,
+    upstream: Arc<Upstream>,
     /// Writes and flights, which outlive the client that began them.
     tasks: TaskTracker,
-    inspector: Inspector,
+    inspector: Arc<Inspector>,
     access_log: bool,
     /// Requests that are being answered.
     requests: Arc<Room>,
@@ -74,11 +81,37 @@ impl Proxy {
         metrics: Arc<Metrics>,
     ) -> Self {
         let tasks = TaskTracker::new();
-        let inspector = Inspector::new(inspected, Arc::clone(&metrics));
+        let inspector = Arc::new(Inspector::new(inspected, Arc::clone(&metrics)));
         let (access_log, limits) = (config.access_log, config.server.clone());
         let (most, used) = (limits.max_requests, metrics.limits.requests.clone());
         let requests = Room::new(most, used, metrics.limits.counter(Limit::Requests).clone());
-        Self { routes, cache, upstream, tasks, inspector, access_log, requests, limits, metrics }
+        let (upstream, superseded) = (Arc::new(upstream), Superseded::default());
+        Self {
+            routes,
+            superseded,
+            cache,
+            upstream,
+            tasks,
+            inspector,
+            access_log,
+            requests,
+            limits,
+            metrics,
+        }
+    }
+
+    /// The same under another configuration of the same upstream. Routes other than its own it
+    /// supersedes: writes that it still answers then count as changing every job.
+    #[must_use]
+    pub fn revised(&self, routes: Arc<Routes>, cache: Arc<Cache>, config: &Config) -> Self {
+        let superseded = if Arc::ptr_eq(&routes, &self.routes) {
+            self.superseded.clone()
+        } else {
+            self.superseded.tell();
+            Superseded::default()
+        };
+        let access_log = config.access_log;
+        Self { routes, superseded, cache, access_log, ..self.clone() }
     }
 
     /// Waits for writes and flights that have outlived their clients, and for upgrades.
@@ -240,6 +273,7 @@ impl Proxy {
             upgrade.ask(request.headers_mut());
         }
         let target = may_change.then(|| Target::of(&request, self.upstream.authority()));
+        let unclaimed = may_change.then(|| Unclaimed::new(self));
         let repeat = if overridden { Repeat::Never } else { Repeat::IfSafe };
         let switch = if upgrade.is_some() { Switch::Asked } else { Switch::Unasked };
         let sent = self.upstream.send(request, repeat).await;
@@ -256,10 +290,12 @@ impl Proxy {
         let mut response = response.map(Body::Upstream);
         end_after_unasked(&mut response, &interim);
         let named = target.map(|target| self.routes.mentioned(&target, &response));
-        if let Some(jobs) = named.filter(|jobs| !jobs.is_empty()) {
-            let mut write = self.cache.unfenced();
-            self.cache.widen(&mut write, &jobs);
-            let change = Change { write, all: false };
+        let all = unclaimed.is_some_and(Unclaimed::answered);
+        let jobs = named.unwrap_or_default();
+        if all || !jobs.is_empty() {
+            let mut change = Change { write: self.cache.unfenced(), all };
+            change.was_refused(response.status());
+            self.cache.widen(&mut change.write, &jobs);
             let conclude = Arc::clone(self).conclude(change, Outcome::Known, Ok(response));
             return self.detached(conclude).await;
         }

@@ -9,7 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing_subscriber::{EnvFilter, filter::ParseError};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::ParseError,
+    fmt::{
+        self, fmt,
+        format::{DefaultFields, Format},
+    },
+    reload::Handle,
+};
 
 /// A warning that says the same is given as often as this.
 const REPEAT_AFTER: Duration = Duration::from_mins(1);
@@ -46,18 +54,37 @@ impl Throttle {
     }
 }
 
+/// What passes to the log, to be changed while it is written. The default changes nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Filter(Option<Handle<EnvFilter, Formatter>>);
+
+type Formatter = fmt::Formatter<DefaultFields, Format, fn() -> io::Stderr>;
+
+impl Filter {
+    /// Lets pass what `log` says from now on.
+    pub fn set(&self, log: &str) -> Result<(), ParseError> {
+        let filter = filter(log)?;
+        if let Some(handle) = &self.0 {
+            // The only error is that there was a subscriber before this one, which then counts.
+            let _ = handle.reload(filter);
+        }
+        Ok(())
+    }
+}
+
 /// Starts logging, for the rest of the process.
 ///
 /// Does nothing if logging has already been started, as tests do.
-pub fn init(log: &str) -> Result<(), ParseError> {
-    let subscriber = tracing_subscriber::fmt()
+pub fn init(log: &str) -> Result<Filter, ParseError> {
+    let builder = fmt()
         .with_env_filter(filter(log)?)
-        .with_writer(io::stderr)
+        .with_writer(io::stderr as fn() -> io::Stderr)
         .with_ansi(io::stderr().is_terminal())
-        .finish();
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
     // The only error is that there is a subscriber already.
-    let _ = tracing::subscriber::set_global_default(subscriber);
-    Ok(())
+    let _ = tracing::subscriber::set_global_default(builder.finish());
+    Ok(Filter(Some(handle)))
 }
 
 /// Parses a filter such as `info` or `info,jobcache=debug`.

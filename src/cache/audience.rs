@@ -66,7 +66,7 @@ pub enum Standing {
 }
 
 /// Takes the prints of requests.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Prints {
     mode: Mode,
     /// What tells callers apart.

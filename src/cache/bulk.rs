@@ -66,6 +66,10 @@ impl Cache {
             let covered = self.bulk.asked.load(Ordering::SeqCst);
             let ended = self.store.purge_all().await;
             self.flights.detach_all();
+            // As for the jobs of a write, where the news of it may be late.
+            if let Some(near) = &self.near {
+                near.flush();
+            }
             self.count_invalidation(Source::WriteAll, ended);
             *answered = (covered, ended);
         }

@@ -82,7 +82,8 @@ impl Proxy {
             Err(error) if error.may_have_arrived() => Outcome::Unknown,
             _ => Outcome::Known,
         };
-        let mut change = Change { write, all: scope.rules.iter().any(|rule| rule.is_all()) };
+        let all = scope.rules.iter().any(|rule| rule.is_all()) || self.superseded.is_told();
+        let mut change = Change { write, all };
         if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
             // Else asking in vain, while the upstream is down, would empty the cache.
             change.all = false;
@@ -125,11 +126,13 @@ impl Proxy {
         let proxy = Arc::clone(self);
         let end = move |finishing: Finishing| {
             let tasks = proxy.tasks.clone();
+            let mut change = change;
             tasks.spawn(async move {
                 let outcome = match finishing.await {
                     Finish::Whole => Outcome::Known,
                     Finish::Cut => Outcome::Unknown,
                 };
+                change.all |= proxy.superseded.is_told();
                 change.end_again(&proxy.cache, outcome).await;
             })
         };
@@ -160,7 +163,7 @@ impl Change {
 
     /// An answer of this status says that nothing was done: whoever may not purge everything must
     /// not be able to by asking in vain.
-    fn was_refused(&mut self, status: StatusCode) {
+    pub(super) fn was_refused(&mut self, status: StatusCode) {
         let refusals = [
             StatusCode::UNAUTHORIZED,
             StatusCode::FORBIDDEN,

@@ -31,6 +31,7 @@ mod query;
 mod reads;
 mod recheck;
 mod redis_down;
+mod reload;
 mod revocation;
 mod rules;
 mod schedules;

@@ -1,5 +1,7 @@
 use super::*;
 
+const README: &str = include_str!("../../../README.md");
+
 /// What changes from one file to another, each as `key: old -> new`.
 #[track_caller]
 fn check(old: &str, new: &str, want: &[&str]) {
@@ -50,4 +52,13 @@ fn a_change_shows_no_secret() {
         "store.url = \"redis://u:hunter3@a\"",
         &["store.url: \"redis://***@a\" -> \"redis://***@a\" (what is not shown differs)"],
     );
+}
+
+#[test]
+fn the_readme_names_all_that_a_reload_changes() {
+    let (_, rest) = README.split_once("A reload changes ").unwrap();
+    let (list, _) = rest.split_once(" and the `[[invalidate]]` rules").unwrap();
+    let named: Vec<_> = list.split('`').skip(1).step_by(2).collect();
+    let knobs = KNOBS.iter().filter(|knob| knob.applies == Applies::OnReload);
+    assert_eq!(named, knobs.map(|knob| knob.key).collect::<Vec<_>>());
 }

@@ -10,7 +10,9 @@ use std::{
 
 use jobcache::{
     Listeners, RunError,
-    config::{Config, StoreUrl},
+    config::{Config, Invalid, Loaded, StoreUrl},
+    reload::{self, Reloader, Reloads},
+    telemetry::Filter,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
@@ -33,19 +35,34 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    pub(crate) async fn start(mut config: Config) -> Self {
+    pub(crate) async fn start(config: Config) -> Self {
+        Self::serve(config.into(), Reloads::never()).await
+    }
+
+    /// Starts with the configuration that `read` gives now, and takes what it gives later when it is
+    /// told to reload.
+    pub(crate) async fn reloading(
+        read: impl Fn() -> Result<Loaded, Invalid> + Send + Sync + 'static,
+    ) -> (Self, Reloader) {
+        let loaded = read().expect("a configuration to start with");
+        let (reloader, reloads) = reload::channel(read, Filter::default());
+        (Self::serve(loaded, reloads).await, reloader)
+    }
+
+    async fn serve(mut loaded: Loaded, reloads: Reloads) -> Self {
         let (proxy, admin) = (bind().await, bind().await);
         let address = |listener: &TcpListener| listener.local_addr().expect("a bound listener");
         let (listen, operators) = (address(&proxy), address(&admin));
-        config.listen = listen.into();
-        config.admin = operators.into();
+        loaded.config.listen = listen.into();
+        loaded.config.admin = operators.into();
         let listeners = Listeners { proxy: proxy.into(), admin: admin.into() };
         let (client, admin) = (Client::new(listen), Client::new(operators));
         let (shutdown, told) = oneshot::channel();
-        let run = tokio::spawn(jobcache::run(config, listeners, async {
+        let told = async {
             // A dropped sender is a shutdown too.
             let _ = told.await;
-        }));
+        };
+        let run = tokio::spawn(jobcache::run_reloading(loaded, listeners, told, reloads));
         Self { client, admin, shutdown: Some(shutdown), run }
     }
 
@@ -234,6 +251,11 @@ impl Process {
     /// SIGTERM.
     pub(crate) fn terminate(&self) {
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+    }
+
+    /// SIGHUP.
+    pub(crate) fn hang_up(&self) {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::HUP);
     }
 
     /// SIGKILL.
