@@ -61,6 +61,8 @@ pub mod mutants;
 
 pub mod telemetry;
 
+pub mod systemd;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::{

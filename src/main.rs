@@ -4,6 +4,7 @@ mod cli;
 
 use std::{
     env, io,
+    net::SocketAddr,
     process::{self, ExitCode},
 };
 
@@ -12,8 +13,9 @@ use jobcache::{
     Listeners, RunError,
     config::{Address, Config, Flags, Invalid, Loaded},
     demo::{self, DemoError},
-    reload::{self, Reloader},
+    reload::{self, Outcome, Reloader},
     server::listen::{self, Listener, Reuse},
+    systemd::{self, BadSockets, Inherited},
     telemetry,
 };
 use tokio::{
@@ -44,6 +46,8 @@ fn main() -> ExitCode {
 enum Failure {
     #[error("{0}\nconfig/jobcache.toml explains every knob")]
     Config(#[from] Invalid),
+    #[error("cannot take the sockets of the service manager: {0}")]
+    Sockets(#[from] BadSockets),
     #[error("cannot listen on {address}: {source}\n{}", mend(source, address, flag))]
     Bind { address: Address, flag: &'static str, source: io::Error },
     #[error("cannot start: {0}")]
@@ -61,7 +65,10 @@ impl Failure {
         eprintln!("jobcache: {self}");
         let config = matches!(
             self,
-            Self::Config(_) | Self::Demo(DemoError::Config(_)) | Self::Run(RunError::Tls(_))
+            Self::Config(_)
+                | Self::Sockets(_)
+                | Self::Demo(DemoError::Config(_))
+                | Self::Run(RunError::Tls(_))
         );
         ExitCode::from(if config { BAD_CONFIG } else { 1 })
     }
@@ -96,14 +103,20 @@ fn mend(error: &io::Error, address: &Address, flag: &str) -> String {
 }
 
 fn load(flags: Flags) -> Result<Loaded, Invalid> {
+    load_over(&[], flags)
+}
+
+fn load_over(sockets: &[(&'static str, SocketAddr)], flags: Flags) -> Result<Loaded, Invalid> {
     // Lossy, so that a value that is not UTF-8 fails the check of its knob instead of vanishing.
     let env = env::vars_os()
         .map(|(name, text)| (name.to_string_lossy().into(), text.to_string_lossy().into()));
-    Config::load(flags, env)
+    Config::load_over(sockets, flags, env)
 }
 
 fn serve(flags: Flags) -> Result<(), Failure> {
-    let loaded = load(flags.clone())?;
+    let inherited = Inherited::take()?;
+    let sockets = inherited.addresses();
+    let loaded = load_over(&sockets, flags.clone())?;
     let filter = telemetry::init(&loaded.config.log).map_err(io::Error::other)?;
     for warning in &loaded.warnings {
         warn!(warning, "look at the configuration");
@@ -114,18 +127,40 @@ fn serve(flags: Flags) -> Result<(), Failure> {
         let config = &loaded.config;
         let reuse = if config.server.reuse_port { Reuse::Port } else { Reuse::Never };
         let listeners = Listeners {
-            proxy: bind(&config.listen, reuse, config.unix_mode, "--listen")?,
-            admin: bind(&config.admin, Reuse::Never, config.unix_mode, "--admin")?,
+            proxy: match inherited.proxy {
+                Some(passed) => adopt(passed)?,
+                None => bind(&config.listen, reuse, config.unix_mode, "--listen")?,
+            },
+            admin: match inherited.admin {
+                Some(passed) => adopt(passed)?,
+                None => bind(&config.admin, Reuse::Never, config.unix_mode, "--admin")?,
+            },
         };
-        let (reloader, reloads) = reload::channel(move || load(flags.clone()), filter);
+        let serving = format!("serving clients on {}", config.listen);
+        let (reloader, reloads) =
+            reload::channel(move || load_over(&sockets, flags.clone()), filter);
         tokio::spawn(reload_on(hangup, reloader));
-        Ok(jobcache::run_reloading(loaded, listeners, signals.shutdown(), reloads).await?)
+        let shutdown = async {
+            systemd::ready(&serving);
+            signals.shutdown().await;
+            systemd::stopping("draining");
+        };
+        Ok(jobcache::run_reloading(loaded, listeners, shutdown, reloads).await?)
     })
 }
 
 /// Reloads at each SIGHUP; those that come meanwhile count as one.
 async fn reload_on(mut hangup: Signal, reloader: Reloader) {
-    while hangup.recv().await.is_some() && reloader.reload().await.is_some() {}
+    while hangup.recv().await.is_some() && !reloader.is_gone() {
+        systemd::reloading();
+        let Some(outcome) = reloader.reload().await else { return };
+        systemd::ready(match outcome {
+            Outcome::Applied => "serving by the configuration as it was reloaded",
+            Outcome::Unchanged => "serving; the configuration has not changed",
+            Outcome::Refused => "serving by the old configuration; the new one needs a restart",
+            Outcome::Invalid => "serving by the old configuration; the new one has mistakes",
+        });
+    }
 }
 
 /// Its figures are what there is to read, so the log is left with warnings.
@@ -145,6 +180,12 @@ fn bind(
 ) -> Result<Listener, Failure> {
     let failed = |source| Failure::Bind { address: address.clone(), flag, source };
     listen::bind(address, reuse, unix_mode).map_err(failed)
+}
+
+/// Goes on listening on a socket that the service manager has bound.
+fn adopt(passed: std::net::TcpListener) -> io::Result<Listener> {
+    passed.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(passed).map(Listener::Tcp)
 }
 
 /// The two ways to ask for an end: orchestrators send SIGTERM, terminals SIGINT.

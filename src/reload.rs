@@ -84,6 +84,11 @@ impl Outcome {
 pub struct Reloader(mpsc::Sender<oneshot::Sender<Outcome>>);
 
 impl Reloader {
+    /// Whether there is nothing to reload any more: the sidecar drains.
+    pub fn is_gone(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Returns when what was read is in force, or is known not to come into force. None from a
     /// sidecar that drains.
     pub async fn reload(&self) -> Option<Outcome> {

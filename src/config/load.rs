@@ -3,11 +3,12 @@
 use std::{
     fmt, fs,
     io::{self, Read},
+    net::SocketAddr,
 };
 
 use super::{
     Config, check, env, file,
-    knob::{KNOBS, Knob, Set, Value},
+    knob::{KNOBS, Knob, Set, Value, knob},
     rules::Rule,
 };
 
@@ -57,6 +58,16 @@ impl Config {
         flags: Flags,
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Loaded, Invalid> {
+        Self::load_over(&[], flags, env)
+    }
+
+    /// The same for a process that was passed sockets: the addresses of these knobs are theirs,
+    /// whatever is configured, and are judged as if they were.
+    pub fn load_over(
+        sockets: &[(&'static str, SocketAddr)],
+        flags: Flags,
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Loaded, Invalid> {
         let mut problems = Vec::new();
         let env = env::read(env, &mut problems);
         let file = match flags.config.map(|path| (path, "--config")).or(env.config) {
@@ -67,7 +78,12 @@ impl Config {
             let knob = KNOBS.iter().find(|knob| knob.flag == Some(name))?;
             Some(Setting { knob, value, origin: Origin::Flag(name) })
         });
-        let settings = Settings::merge(flags.chain(env.settings).chain(file.settings));
+        let sockets = sockets.iter().filter_map(|(key, address)| {
+            let value = Value::One(address.to_string());
+            Some(Setting { knob: knob(key)?, value, origin: Origin::Socket })
+        });
+        let settings =
+            Settings::merge(sockets.chain(flags).chain(env.settings).chain(file.settings));
         let mut config = settings.parse(&mut problems);
         config.invalidate = file.rules;
         if problems.is_empty() {
@@ -109,6 +125,8 @@ pub(super) struct Setting {
 /// Where a value came from.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
+    /// One that the service manager has passed.
+    Socket,
     Flag(&'static str),
     Env(String),
     /// The file that the variable names.
@@ -123,6 +141,7 @@ pub(super) enum Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Socket => f.write_str("a socket of the service manager"),
             Self::Flag(name) => write!(f, "--{name}"),
             Self::Env(variable) => f.write_str(variable),
             Self::EnvFile { variable, path } => write!(f, "{path}, named by {variable}"),

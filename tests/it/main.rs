@@ -39,6 +39,7 @@ mod semantics;
 mod shared_cache;
 mod sidecars;
 mod states;
+mod systemd;
 mod tls;
 mod unix_sockets;
 mod wire;

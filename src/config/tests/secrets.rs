@@ -1,6 +1,6 @@
 //! A secret shows in no output and in no message.
 
-use super::load;
+use super::{Config, env, flags, load};
 
 const SECRETS: [&str; 2] = ["hunter2hunter2", "swordfish"];
 
@@ -49,4 +49,17 @@ fn secrets_are_in_no_message() {
     hides(&load(&[], &[], "webhook_secret = hunter2hunter2").unwrap_err());
     hides(&load(&[], &[], "store = { url = 'redis://:swordfish@a'").unwrap_err());
     hides(&load(&[], &[], "webhook_secret = ['hunter2hunter2']").unwrap_err());
+}
+
+/// What is configured does not matter then, and does not excuse.
+#[test]
+fn an_open_socket_of_the_service_manager_needs_the_secret_as_well() {
+    let open = [("admin", "0.0.0.0:9090".parse().unwrap())];
+    let load = |vars: &[(&str, &str)]| {
+        Config::load_over(&open, flags(&[("admin", "127.0.0.1:9090")]), env(vars))
+    };
+    let error = load(&[]).unwrap_err().to_string();
+    assert!(error.contains("(from a socket of the service manager) can be reached"), "{error}");
+    let loaded = load(&[("JOBCACHE_WEBHOOK_SECRET", "0123456789abcdef")]).unwrap();
+    assert_eq!(loaded.config.admin, open[0].1.into());
 }

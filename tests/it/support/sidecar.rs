@@ -233,6 +233,32 @@ impl Process {
         process
     }
 
+    /// Starts as a service manager does that listens for it: with this many sockets, on ports of their
+    /// own, under these names.
+    pub(crate) async fn activated(sockets: usize, names: Option<&str>, args: &[&str]) -> Self {
+        let mut child = activated(sockets, names, args).spawn().expect("python3 runs");
+        let stderr = collect(&mut child);
+        let (listen, admin) = eventually(SOON, async || {
+            let log = stderr.lock().expect("no panic under the lock").clone();
+            logged(&log, "listen").zip(logged(&log, "admin")).ok_or(log)
+        })
+        .await;
+        let mut process =
+            Self { client: Client::new(listen), admin: Client::new(admin), child, stderr };
+        assert!(process.lives(admin).await, "{}", process.stderr());
+        process
+    }
+
+    /// The same for what does not start: exit code and stderr.
+    pub(crate) fn activated_in_vain(
+        sockets: usize,
+        names: Option<&str>,
+        args: &[&str],
+    ) -> (i32, String) {
+        let output = activated(sockets, names, args).output().expect("python3 runs");
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// Runs to its end with these arguments, and returns exit code, stdout and stderr.
     pub(crate) fn output(args: &[&str], envs: &[(&str, &str)]) -> (i32, String, String) {
         let output = command(args, envs).stdout(Stdio::piped()).output().expect("the binary runs");
@@ -313,6 +339,41 @@ fn command(args: &[&str], envs: &[(&str, &str)]) -> Command {
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     command
+}
+
+/// Binds sockets, puts them where `sd_listen_fds(3)` says, and becomes jobcache.
+const SERVICE_MANAGER: &str = "
+import fcntl, os, socket, sys
+count, names, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(count)]
+high = [fcntl.fcntl(each.fileno(), fcntl.F_DUPFD, 64) for each in sockets]
+for place, fd in enumerate(high):
+    os.dup2(fd, 3 + place)
+    os.close(fd)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(count))
+if names:
+    os.environ['LISTEN_FDNAMES'] = names
+os.execv(command[0], command)
+";
+
+fn activated(sockets: usize, names: Option<&str>, args: &[&str]) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "/usr/bin/python3", "-c", SERVICE_MANAGER])
+        .args([&sockets.to_string(), names.unwrap_or_default(), env!("CARGO_BIN_EXE_jobcache")])
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// The address that the log names so.
+fn logged(log: &str, field: &str) -> Option<SocketAddr> {
+    let (_, rest) = log.split_once(&format!(" {field}=\""))?;
+    rest.split_once('"')?.0.parse().ok()
 }
 
 /// Reads the child's stderr as it comes, so that a full pipe never stops it.
