@@ -343,6 +343,14 @@ pub enum Endpoint {
     Unix(PathBuf),
 }
 
+impl Server {
+    /// Bytes that a connection may buffer in each direction: room for a head and for what TCP takes at
+    /// once. It is what a client that stops reading makes us hold.
+    pub fn buffer(&self) -> usize {
+        self.max_header_bytes + (64 << 10)
+    }
+}
+
 impl Upstream {
     /// Where it is, with the default port of its scheme where it names none.
     pub fn endpoint(&self) -> Endpoint {

@@ -126,6 +126,7 @@ impl Server {
         http1
             .header_read_timeout(None)
             .preserve_header_case(config.preserve_header_case)
+            .max_buf_size(config.buffer())
             .max_header_size(config.max_header_bytes);
         // Said at all, it moves the parser's memory to the heap.
         if config.max_headers > HEADERS_ON_STACK {
@@ -139,6 +140,7 @@ impl Server {
             .max_concurrent_streams(u32::try_from(config.max_streams).unwrap_or(u32::MAX))
             .max_pending_accept_reset_streams(config.max_pending_resets)
             .max_local_error_reset_streams(config.max_faulty_streams)
+            .max_send_buf_size(config.buffer())
             .max_header_list_size(u32::try_from(config.max_header_bytes).unwrap_or(u32::MAX));
         let (write_limit, max_streams) = (config.write_timeout, config.max_streams);
         let trusted = config.trusted_proxies.iter().copied().collect();

@@ -320,6 +320,7 @@ fn http1(limits: &config::Server) -> http1::Builder {
     let mut http1 = http1::Builder::new();
     http1
         .max_header_size(limits.max_header_bytes)
+        .max_buf_size(limits.buffer())
         // Names go to the client as the upstream spells them; requests carry their own spelling.
         .preserve_header_case(true)
         .allow_spaces_after_header_name_in_responses(true)
