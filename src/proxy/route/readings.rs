@@ -55,6 +55,10 @@ impl Named {
 pub(super) fn named(templates: &[Template], rules: &[&Arc<Rule>], path: &str) -> Named {
     let (named, passed) = (Named::default(), Vec::new());
     let mut search = Search { templates, rules, named, passed, passes_left: MAX_PASSED };
+    if is_literal(path) {
+        search.end(&path.split('/').skip(1).collect::<Vec<_>>());
+        return search.named;
+    }
     let mut texts = origin_forms(path);
     for _ in 0..=MAX_READERS {
         let mut left = Vec::new();
@@ -68,6 +72,17 @@ pub(super) fn named(templates: &[Template], rules: &[&Arc<Rule>], path: &str) ->
         add(&mut named.jobs, job);
     }
     named
+}
+
+/// Whether all readers read a path alike, as nearly all are: nothing in it can be decoded, resolved,
+/// merged, turned or cut off.
+fn is_literal(path: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
+    path.starts_with('/')
+        && !path.ends_with('/')
+        && path.bytes().all(is_plain)
+        && !path.contains("//")
+        && !path.contains("/.")
 }
 
 /// The paths that `target` may stand for: itself, and what follows an authority.
@@ -198,6 +213,34 @@ fn add(jobs: &mut Vec<JobId>, job: JobId) {
 
 #[cfg(test)]
 mod tests {
+    /// The short way must find what the long one does.
+    #[test]
+    fn a_literal_path_has_one_reading() {
+        for literal in ["/jobs/7", "/a/b-c/d.e/~f", "/jobs/7/cancel"] {
+            assert!(super::is_literal(literal), "{literal}");
+        }
+        for other in [
+            "",
+            "/",
+            "jobs/7",
+            "/jobs/7/",
+            "//jobs/7",
+            "/jobs//7",
+            "/jobs/./7",
+            "/jobs/..",
+            "/.a",
+            "/jobs/%37",
+            "/jobs/7;a",
+            "/jobs\\7",
+            "/jobs/7 ",
+            "http://a/jobs/7",
+            "/jobs/7?a",
+            "/jöbs/7",
+        ] {
+            assert!(!super::is_literal(other), "{other}");
+        }
+    }
+
     use super::{MAX_JOBS, Template, named};
     use crate::cache::key::JobId;
 
