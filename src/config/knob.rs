@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, time::Duration};
 
-use super::{Config, IDENTITY_HEADERS, Secret, log, parse, url};
+use super::{Config, Secret, defaults::IDENTITY_HEADERS, log, parse, url};
 
 /// One setting.
 pub struct Knob {
