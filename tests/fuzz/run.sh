@@ -17,7 +17,7 @@ export RUSTC_BOOTSTRAP=1
 cargo fuzz build --fuzz-dir . --sanitizer none
 for target in "${TARGETS[@]}"; do
   mkdir -p "corpus/$target"
-  options=(-max_total_time="$SECONDS_EACH" -max_len=512 -timeout=5)
+  options=(-max_total_time="$SECONDS_EACH" -max_len=512 -timeout=60)
   [ ! -f "dictionaries/$target.dict" ] || options+=(-dict="dictionaries/$target.dict")
   cargo fuzz run --fuzz-dir . --sanitizer none "$target" "corpus/$target" "seeds/$target" -- "${options[@]}"
 done
