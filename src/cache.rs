@@ -17,6 +17,7 @@ pub mod query;
 
 pub use fill::{Known, Landed, Lead};
 pub use invalidate::Outcome;
+pub use near::{Absence, Look};
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -26,7 +27,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use self::{
-    audience::{Pair, Prints, Standing},
+    audience::{Form, Pair, Prints, Standing},
     bulk::Bulk,
     entry::{Entry, Reject},
     fill::Target,
@@ -108,6 +109,7 @@ pub struct Ask {
     circle: Pair,
     directives: RequestDirectives,
     fills: bool,
+    form: Form,
 }
 
 /// How a read is to be answered.
@@ -198,14 +200,26 @@ impl Cache {
 
     /// What a GET or HEAD of a job asks for.
     pub fn ask(&self, id: &JobId, method: &Method, uri: &Uri, headers: &HeaderMap) -> Ask {
-        let pair = self.prints.pair(&self.store.credential_key(), uri, headers);
+        let (pair, form) = self.prints.take(self.store.credential_key(), uri, headers);
         Ask {
             key: self.key(id),
             pair,
             circle: self.prints.circle(pair),
             directives: self.directives(headers),
             fills: *method == Method::GET,
+            form,
         }
+    }
+
+    /// Makes it what a request asks for that differs in the path alone, which is that of this id.
+    /// The method and the headers, all of them, must be the same.
+    pub fn turn(&self, ask: &mut Ask, id: &str, path: &str) {
+        if ask.form.path() == path.as_bytes() {
+            return;
+        }
+        ask.key.rename(&self.settings.prefix, id);
+        ask.pair = self.prints.turn(ask.pair, &mut ask.form, path);
+        ask.circle = self.prints.circle(ask.pair);
     }
 
     fn directives(&self, headers: &HeaderMap) -> RequestDirectives {

@@ -31,6 +31,8 @@ pub mod server;
 
 pub mod transport;
 
+pub mod service;
+
 pub mod tls;
 
 pub mod interim;
@@ -182,11 +184,7 @@ pub async fn run_reloading(
     let operators =
         Server::new(listeners.admin, &config.server, Arc::clone(&metrics)).without_proxy_protocol();
     let deadline = config.drain_timeout;
-    let serving = Arc::clone(&live);
-    let clients =
-        tokio::spawn(clients.run(drain.clone(), deadline, move |request, client, interim| {
-            serving.proxy().serve(request, client, interim)
-        }));
+    let clients = tokio::spawn(clients.run(drain.clone(), deadline, Arc::clone(&live)));
     // Operators see the drain from outside; they are let go when it is over.
     let (end_admin, admin_drain) = watch::channel(false);
     let serving = Arc::clone(&live);

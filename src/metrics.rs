@@ -79,6 +79,8 @@ pub struct Metrics {
     pub near_flushes: Counter,
     near_lookups: Family<OutcomeLabels, Counter>,
     near_hits: Counter,
+    /// Hits in this process whose fields were not read anew; they are among the others.
+    pub repeats: Counter,
     /// Rounds of the read barrier, and the lookups that waited for them.
     pub barrier_rounds: Counter,
     /// Lookups that waited for a round of the read barrier.
@@ -196,6 +198,7 @@ impl Default for Metrics {
             near_hits: near_lookups.get_or_create_owned(&OutcomeLabels { outcome: "hit" }),
             near_lookups,
             reloads: Family::default(),
+            repeats: Counter::default(),
             fills: Family::default(),
             invalidations: Family::default(),
             rule_misses: Family::default(),
@@ -370,6 +373,11 @@ impl Metrics {
             "near_lookups",
             "Lookups in this process by what they came to",
             self.near_lookups.clone(),
+        );
+        r.register(
+            "repeats",
+            "Hits in this process by the fields of the request before on the same connection",
+            self.repeats.clone(),
         );
         r.register(
             "barrier_rounds",

@@ -1,5 +1,6 @@
 //! The story of one request.
 
+pub mod again;
 mod answer;
 pub mod body;
 pub mod framing;
@@ -27,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::{
+    again::Recall,
     answer::{
         AccessLine, Answer, Stored, Verdict, refuse, refuse_for_now, refuse_last, refuse_with,
     },
@@ -44,6 +46,7 @@ use crate::{
     interim::Interim,
     limits::Room,
     metrics::{Limit, Metrics},
+    service::{Answered, Waited},
     store::Budget,
     transport::Peer,
     upstream::{Repeat, RequestBody, Upstream, UpstreamError, relay_interim, to_origin_form},
@@ -129,7 +132,7 @@ impl Proxy {
         mut request: Request<Incoming>,
         client: Peer,
         interim: Interim,
-    ) -> Response<Body> {
+    ) -> Answered<Body, Recall> {
         // First of all: what callers are told apart by must be what the upstream sees.
         if !client.is_trusted {
             headers::strip_forwarded(request.headers_mut());
@@ -138,15 +141,18 @@ impl Proxy {
             headers::tell_scheme(request.headers_mut(), client);
         }
         let line = self.access_log.then(|| AccessLine::of(&request));
+        let mut recall = None;
         let answer = match (framing::check(&request, &self.limits), self.requests.take(1)) {
             (Err(why), _) => {
                 why.limit().inspect(|&limit| self.metrics.limits.hit(limit));
                 refuse_last(why.status(), why.as_str(), request.version())
             }
             (Ok(()), None) => refuse_for_now("overloaded"),
-            (Ok(()), Some(_being_answered)) => self.answer(request, client, interim).await,
+            (Ok(()), Some(_being_answered)) => {
+                self.answer(request, client, interim, &mut recall).await
+            }
         };
-        answer.report(&self.metrics, line)
+        Answered { response: answer.report(&self.metrics, line), recall }
     }
 
     /// What is no hit in this process goes on in a box: its future is large, and is moved several
@@ -156,6 +162,7 @@ impl Proxy {
         request: Request<Incoming>,
         client: Peer,
         interim: Interim,
+        recall: &mut Option<Recall>,
     ) -> Answer {
         match self.routes.classify(&request) {
             // HTTP/2 needs no header to announce a body.
@@ -169,8 +176,13 @@ impl Proxy {
                 let (method, uri, headers) = (request.method(), request.uri(), request.headers());
                 let ask = self.cache.ask(&id, method, uri, headers);
                 let mut budget = self.cache.budget();
+                if let Some(Waited(already)) = request.extensions().get() {
+                    budget.charge(*already);
+                }
                 if let Some((entry, now_ms)) = self.cache.near(&ask, &mut budget).await {
-                    return hit(&entry, method, headers, now_ms);
+                    let answer = hit(&entry, method, headers, now_ms);
+                    *recall = self.recall(&request, ask);
+                    return answer;
                 }
                 let head = request.into_parts().0;
                 Box::pin(self.read(&ask, head, (client, interim), budget)).await

@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of what is served: proxy and admin are services that it is given.
 
+mod again;
 mod aside;
 mod fault;
 mod head;
@@ -9,6 +10,7 @@ pub mod listen;
 mod preface;
 mod proxy_protocol;
 mod stall;
+mod talk;
 
 use std::{
     convert::Infallible,
@@ -20,10 +22,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use hyper::{
-    Request, Response, Version,
-    body::{Body, Incoming},
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -41,15 +40,16 @@ use tracing::{debug, warn};
 use self::{
     aside::Aside,
     fault::Fault,
-    head::{Answering, Heard, Turns},
     listen::Listener,
     preface::{Protocol, Rewound, sniff},
     stall::{Read, Streams, Taken},
+    talk::Talk,
 };
 use crate::{
     config::{self, HEADERS_ON_STACK},
-    interim::{Interim, Lane, Wire},
+    interim::Interim,
     metrics::{KindLabels, Limit, Metrics},
+    service::Service,
     tls::Renewed,
     transport::{Peer, Remote, Socket, Stream, set_nodelay},
 };
@@ -81,6 +81,8 @@ struct Protocols {
     limit: Duration,
     write_limit: Duration,
     max_streams: usize,
+    /// Bytes of a head.
+    head_limit: usize,
     tls: Option<Arc<Renewed<ServerConfig>>>,
     proxies: Proxies,
 }
@@ -145,8 +147,17 @@ impl Server {
         let (write_limit, max_streams) = (config.write_timeout, config.max_streams);
         let trusted = config.trusted_proxies.iter().copied().collect();
         let proxies = Proxies { trusted, protocol: config.proxy_protocol };
-        let protocols =
-            Protocols { http1, http2, limit, write_limit, max_streams, tls: None, proxies };
+        let head_limit = config.max_header_bytes;
+        let protocols = Protocols {
+            http1,
+            http2,
+            limit,
+            write_limit,
+            max_streams,
+            head_limit,
+            tls: None,
+            proxies,
+        };
         let max_connections = config.max_connections;
         Self { listener: listener.into(), protocols, max_connections, metrics }
     }
@@ -167,13 +178,7 @@ impl Server {
     }
 
     /// Serves until `drain` turns, then waits up to `deadline` for the requests in flight.
-    pub async fn run<S, F, B>(self, mut drain: Drain, deadline: Duration, serve: S)
-    where
-        S: Fn(Request<Incoming>, Peer, Interim) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: std::error::Error + Send + Sync,
-    {
+    pub async fn run(self, mut drain: Drain, deadline: Duration, service: impl Service) {
         let places = Arc::new(Semaphore::new(self.max_connections));
         // Dropped at the end, it closes the connections that are left.
         let mut connections = JoinSet::new();
@@ -192,7 +197,7 @@ impl Server {
                 () = until_drain(&mut drain) => break,
             };
             let open = Open::new(&self.metrics);
-            let connection = self.protocols.connection(socket, remote, open, &drain, &serve);
+            let connection = self.protocols.connection(socket, remote, open, &drain, &service);
             connections.spawn(async move {
                 connection.await;
                 drop(place);
@@ -204,7 +209,7 @@ impl Server {
         });
         for (socket, remote) in waiting {
             let open = Open::new(&self.metrics);
-            connections.spawn(self.protocols.connection(socket, remote, open, &drain, &serve));
+            connections.spawn(self.protocols.connection(socket, remote, open, &drain, &service));
         }
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout(deadline, ended).await.is_err() {
@@ -225,23 +230,17 @@ impl Server {
 
 impl Protocols {
     /// What serves one connection to its end.
-    fn connection<S, F, B>(
+    fn connection<S: Service>(
         &self,
         socket: Socket,
         remote: Remote,
         open: Open,
         drain: &Drain,
-        serve: &S,
-    ) -> impl Future<Output = ()> + Send + use<S, F, B>
-    where
-        S: Fn(Request<Incoming>, Peer, Interim) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: std::error::Error + Send + Sync,
-    {
-        let (protocols, serve, drain) = (self.clone(), serve.clone(), drain.clone());
+        service: &S,
+    ) -> impl Future<Output = ()> + Send + use<S> {
+        let (protocols, service, drain) = (self.clone(), service.clone(), drain.clone());
         async move {
-            if let Err(error) = protocols.serve(socket, remote, drain, serve, &open.0).await {
+            if let Err(error) = protocols.serve(socket, remote, drain, service, &open.0).await {
                 debug!(%error, "client connection ended");
                 open.fault(&error);
             }
@@ -249,29 +248,22 @@ impl Protocols {
     }
 
     /// Serves one connection to its end.
-    async fn serve<S, F, B>(
+    async fn serve(
         self,
         socket: Socket,
         remote: Remote,
         mut drain: Drain,
-        serve: S,
+        service: impl Service,
         metrics: &Arc<Metrics>,
-    ) -> Result<(), Fault>
-    where
-        S: Fn(Request<Incoming>, Peer, Interim) -> F + Send,
-        F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: std::error::Error + Send + Sync,
-    {
+    ) -> Result<(), Fault> {
         let opened = tokio::select! {
             opened = timeout(self.limit, self.open(socket, remote)) => opened,
             () = said_nothing(&mut drain) => return Ok(()),
         };
         let Opened { protocol, stream, peer } = opened.map_err(|_| Fault::Silent(self.limit))??;
-        let serve = move |request, interim| serve(request, peer, interim);
         match protocol {
-            Protocol::Http1 => self.serve_http1(stream, drain, serve).await?,
-            Protocol::Http2 => self.serve_http2(stream, drain, serve, metrics).await?,
+            Protocol::Http1 => self.serve_http1(stream, drain, peer, service).await?,
+            Protocol::Http2 => self.serve_http2(stream, drain, peer, service, metrics).await?,
         }
         Ok(())
     }
@@ -306,68 +298,61 @@ impl Protocols {
         Ok(Opened { protocol, stream, peer })
     }
 
-    async fn serve_http1<I, S, F, B>(
+    async fn serve_http1<I, S>(
         self,
         stream: I,
         mut drain: Drain,
-        serve: S,
+        peer: Peer,
+        service: S,
     ) -> Result<(), Fault>
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        S: Fn(Request<Incoming>, Interim) -> F + Send,
-        F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: std::error::Error + Send + Sync,
+        S: Service,
     {
-        let (lane, turns) = (Arc::new(Lane::default()), Arc::new(Turns::default()));
-        let stream = Wire::new(Heard::new(stream, Arc::clone(&turns)), Arc::clone(&lane));
-        let begun = Arc::new(SetOnce::new());
-        let (first, count) = (Arc::clone(&begun), Arc::clone(&turns));
-        let service = service_fn(move |request: Request<Incoming>| {
-            mark(&first);
-            let turn = count.begin(!request.body().is_end_stream());
-            // "a server MUST NOT send a 1xx response to an HTTP/1.0 client" RFC 9110 15.2
-            let takes_interim = request.version() == Version::HTTP_11;
-            let interim = if takes_interim { lane.open() } else { Interim::default() };
-            let answer = serve(request, interim.clone());
-            async move {
-                let answer = answer.await;
-                interim.close().await;
-                Ok::<_, Infallible>(answer.map(|body| Answering::new(body, turn)))
-            }
-        });
-        let connection = self.http1.serve_connection(TokioIo::new(stream), service);
+        let (talk, stream) = Talk::over(stream, peer, service, self.head_limit);
+        let answer = service_fn(|request| talk.answer(request));
+        let connection = self.http1.serve_connection(TokioIo::new(stream), answer);
         let mut connection = pin!(connection.with_upgrades());
-        let mut overdue = pin!(turns.overdue(self.limit));
+        let mut overdue = pin!(talk.turns.overdue(self.limit));
         let mut overdue = Aside::new(overdue.as_mut());
-        let mut leave = pin!(last_words(&mut drain, &begun));
+        let mut leave = pin!(last_words(&mut drain, &talk.begun));
         let mut leave = Aside::new(leave.as_mut());
+        let mut leaving = false;
         poll_fn(|cx| {
             if overdue.poll(cx).is_some() {
                 return Poll::Ready(Err(Fault::Silent(self.limit)));
             }
             if leave.poll(cx).is_some() {
-                // Lets the request in flight end, and takes no further ones.
-                connection.as_mut().graceful_shutdown();
+                talk.desk.leave();
+                leaving = true;
             }
-            connection.as_mut().poll(cx).map_err(Fault::from)
+            loop {
+                // What is answered beneath hyper is nothing to it, and would be cut off.
+                if leaving && !talk.desk.is_busy() {
+                    // Lets the request in flight end, and takes no further ones.
+                    connection.as_mut().graceful_shutdown();
+                    leaving = false;
+                }
+                let ended = connection.as_mut().poll(cx).map_err(Fault::from);
+                if ended.is_ready() || !leaving || talk.desk.is_busy() {
+                    return ended;
+                }
+            }
         })
         .await
     }
 
-    async fn serve_http2<I, S, F, B>(
+    async fn serve_http2<I, S>(
         self,
         stream: I,
         mut drain: Drain,
-        serve: S,
+        peer: Peer,
+        service: S,
         metrics: &Arc<Metrics>,
     ) -> hyper::Result<()>
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        S: Fn(Request<Incoming>, Interim) -> F + Send,
-        F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: std::error::Error + Send + Sync,
+        S: Service,
     {
         let begun = Arc::new(SetOnce::new());
         let first = Arc::clone(&begun);
@@ -376,10 +361,10 @@ impl Protocols {
         let service = service_fn(move |request| {
             mark(&first);
             let stream = streams.another();
-            let answer = serve(request, Interim::default());
+            let answer = service.clone().serve(request, peer, Interim::default());
             async move {
-                let answer = answer.await;
-                Ok::<_, Infallible>(answer.map(|body| Read::within(limit, body, stream)))
+                let response = answer.await.response;
+                Ok::<_, Infallible>(response.map(|body| Read::within(limit, body, stream)))
             }
         });
         let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));

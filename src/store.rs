@@ -67,6 +67,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -76,7 +77,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::types::{
     Budget, CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, StoreError,
-    Stored, Token, Write,
+    Stored, Token, Wait, Write,
 };
 use self::{
     barrier::{Down, Rounds},
@@ -154,12 +155,17 @@ impl Store {
         }
     }
 
-    /// Waits until the watcher knows of every change of which anybody was told before now, or, with a
-    /// `staleness`, so long before now.
-    pub async fn barrier(&self, staleness: Duration, budget: &mut Budget) -> Result<(), Down> {
+    /// Waits until the watcher knows of every change of which anybody was told before the first poll
+    /// with this `wait`, or, with a `staleness`, so long before that.
+    pub fn poll_barrier(
+        &self,
+        staleness: Duration,
+        wait: &mut Wait,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Down>> {
         match &self.engine {
-            Engine::Redis(redis) => redis.barrier(staleness, budget).await,
-            Engine::Memory(_) => Err(Down),
+            Engine::Redis(redis) => redis.poll_barrier(staleness, wait, cx),
+            Engine::Memory(_) => Poll::Ready(Err(Down)),
         }
     }
 

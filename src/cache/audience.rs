@@ -12,6 +12,7 @@ use std::{
     collections::HashMap,
     fmt,
     hash::{BuildHasherDefault, Hasher},
+    ops::Range,
     time::Duration,
 };
 
@@ -33,6 +34,16 @@ pub struct Fingerprint([u8; 16]);
 pub struct Pair {
     credential: Fingerprint,
     representation: Fingerprint,
+}
+
+/// What a representation was told by, from which that of another path is taken: whoever sends the
+/// same headers differs in nothing else.
+#[derive(Clone, Debug)]
+pub struct Form {
+    key: CredentialKey,
+    /// The parts, each with its length in front; the first is the path.
+    text: Vec<u8>,
+    path: Range<usize>,
 }
 
 /// The pairs that an entry is for.
@@ -153,15 +164,12 @@ impl Fingerprint {
     ) -> Self {
         text.clear();
         for part in parts {
-            match u8::try_from(part.len()) {
-                Ok(len) if len < u8::MAX => text.push(len),
-                _ => {
-                    text.push(u8::MAX);
-                    text.extend_from_slice(&(part.len() as u64).to_le_bytes());
-                }
-            }
-            text.extend_from_slice(part);
+            push_part(text, part);
         }
+        Self::of_text(key, text)
+    }
+
+    fn of_text(key: &CredentialKey, text: &[u8]) -> Self {
         if text.is_empty() {
             return Self::NOBODY;
         }
@@ -190,6 +198,39 @@ impl Fingerprint {
             digits[0] = DIGITS[usize::from(byte >> 4)];
             digits[1] = DIGITS[usize::from(byte & 15)];
         }
+    }
+}
+
+/// A part with its length in front.
+fn push_part(text: &mut Vec<u8>, part: &[u8]) {
+    match u8::try_from(part.len()) {
+        Ok(len) if len < u8::MAX => text.push(len),
+        _ => {
+            text.push(u8::MAX);
+            text.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        }
+    }
+    text.extend_from_slice(part);
+}
+
+impl Form {
+    /// The path that it is of.
+    pub fn path(&self) -> &[u8] {
+        &self.text[self.path.clone()]
+    }
+
+    /// The print of another path with the same headers.
+    fn turn(&mut self, path: &[u8]) -> Fingerprint {
+        if path.len() == self.path.len() {
+            self.text[self.path.clone()].copy_from_slice(path);
+        } else {
+            let mut text = Vec::with_capacity(self.text.len() + path.len());
+            push_part(&mut text, path);
+            let end = text.len();
+            text.extend_from_slice(&self.text[self.path.end..]);
+            (self.text, self.path) = (text, end - path.len()..end);
+        }
+        Fingerprint::of_text(&self.key, &self.text)
     }
 }
 
@@ -280,14 +321,28 @@ impl Prints {
         self.mode == Mode::Bypass && headers.keys().any(names_caller)
     }
 
-    /// The pair of a request. One pass over its headers: it is taken for every read.
+    /// The pair of a request.
     pub fn pair(&self, key: &CredentialKey, uri: &Uri, headers: &HeaderMap) -> Pair {
+        self.take(key.clone(), uri, headers).0
+    }
+
+    /// The pair of a request, and what another path with the same headers needs for its own. One pass
+    /// over the headers: it is taken for every read.
+    pub fn take(&self, key: CredentialKey, uri: &Uri, headers: &HeaderMap) -> (Pair, Form) {
         let mut told: Vec<Told<'_>> = headers.iter().filter_map(|line| self.told(line)).collect();
         told.sort_by_key(|told| told.role.place);
         let mut text = Vec::with_capacity(USUAL_TEXT);
-        let credential = Fingerprint::of(key, self.credential(&told), &mut text);
-        let representation = Fingerprint::of(key, self.representation(&told, uri), &mut text);
-        Pair { credential, representation }
+        let credential = Fingerprint::of(&key, self.credential(&told), &mut text);
+        let representation = Fingerprint::of(&key, self.representation(&told, uri), &mut text);
+        let path = uri.path().len();
+        let start = if path < usize::from(u8::MAX) { 1 } else { 1 + size_of::<u64>() };
+        let form = Form { key, text, path: start..start + path };
+        (Pair { credential, representation }, form)
+    }
+
+    /// The pair of a request with the same headers and another path.
+    pub fn turn(&self, pair: Pair, form: &mut Form, path: &str) -> Pair {
+        Pair { representation: form.turn(path.as_bytes()), ..pair }
     }
 
     fn told<'h>(&self, (name, value): (&'h HeaderName, &'h HeaderValue)) -> Option<Told<'h>> {

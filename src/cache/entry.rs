@@ -1,6 +1,11 @@
 //! An entry: a stored response, how it stands in the store, and how it is served.
 
-use std::time::{Duration, SystemTime};
+mod spelled;
+
+use std::{
+    sync::OnceLock,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use hyper::http::{
@@ -14,6 +19,7 @@ use hyper::http::{
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
+use self::spelled::Spelled;
 use super::{
     audience::{Audience, Member, Pair},
     policy,
@@ -57,6 +63,8 @@ struct Head {
     /// The headers of a hit, with places for `Age` and our member of `Cache-Status`. A copy of them is
     /// all that a hit takes: a map that grew with each line would be moved for every hit.
     ready: HeaderMap,
+    /// The same as text, from the first time that it is wanted; `None` where it cannot be.
+    spelled: OnceLock<Option<Spelled>>,
 }
 
 /// `{job_status:<id>}:meta`. The store adds `expires_at_ms` when it stores it.
@@ -228,7 +236,8 @@ impl Entry {
         /// Of a header beside its bytes: pointers, lengths, slots.
         const EACH: usize = 64;
         let headers = self.head.headers.iter();
-        let headers: usize = headers.map(|(_, value)| 2 * EACH + value.len()).sum();
+        // Twice: as they are, and spelled.
+        let headers: usize = headers.map(|(_, value)| 3 * EACH + 2 * value.len()).sum();
         let members = size_of_val(&self.audience.members[..]);
         size_of::<Self>() + self.body.len() + headers + members + self.generation.len()
     }
@@ -299,6 +308,18 @@ impl Entry {
         response
     }
 
+    /// Writes the head of [`Entry::hit`] as it answers a GET without conditions over HTTP/1.1, to the
+    /// byte as hyper does; the body follows. False where hyper would add to it: then nothing is written.
+    pub fn spell_hit(&self, to: &mut Vec<u8>, now_ms: i64) -> bool {
+        let head = &self.head;
+        let spelled = head.spelled.get_or_init(|| Spelled::new(head.status, &head.ready));
+        let Some(spelled) = spelled.as_ref().filter(|_| !self.body.is_empty()) else {
+            return false;
+        };
+        spelled.write(to, self.age(now_ms).as_secs(), self.ttl(now_ms).as_secs());
+        true
+    }
+
     /// RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
     fn tell_age(&self, headers: &mut HeaderMap, now_ms: i64) {
         headers.insert(AGE, numbered("", self.age(now_ms).as_secs()));
@@ -348,7 +369,8 @@ impl Head {
             HeaderValue::try_from(format!("\"{}\"", digest()))
                 .unwrap_or(HeaderValue::from_static("\"\""))
         });
-        let mut head = Self { status, headers, etag, ready: HeaderMap::new() };
+        let (ready, spelled) = (HeaderMap::new(), OnceLock::new());
+        let mut head = Self { status, headers, etag, ready, spelled };
         let mut ready = head.full(length);
         ready.insert(AGE, HeaderValue::from_static("0"));
         ready.append(VIA, VIA_US);
@@ -388,22 +410,27 @@ fn http_date(ms: i64) -> HeaderValue {
     HeaderValue::try_from(date).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// A text with a number at its end.
-fn numbered(text: &'static str, mut number: u64) -> HeaderValue {
-    /// Digits of the greatest number.
-    const DIGITS: usize = 20;
-    let mut value = [0; HIT.len() + DIGITS];
-    let mut start = value.len();
+/// Digits of the greatest number.
+const DIGITS: usize = 20;
+
+/// Writes a number at the end of a buffer that is long enough, and says where it begins.
+fn write_number(buffer: &mut [u8], mut number: u64) -> usize {
+    let mut start = buffer.len();
     loop {
         start -= 1;
         // Below ten, so nothing is lost.
-        value[start] = b'0' + (number % 10) as u8;
+        buffer[start] = b'0' + (number % 10) as u8;
         number /= 10;
         if number == 0 {
-            break;
+            return start;
         }
     }
-    let start = start - text.len();
+}
+
+/// A text with a number at its end.
+fn numbered(text: &'static str, number: u64) -> HeaderValue {
+    let mut value = [0; HIT.len() + DIGITS];
+    let start = write_number(&mut value, number) - text.len();
     value[start..][..text.len()].copy_from_slice(text.as_bytes());
     // Text of ours and digits are always a valid value.
     HeaderValue::from_bytes(&value[start..]).unwrap_or(HeaderValue::from_static(""))

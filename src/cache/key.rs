@@ -49,10 +49,13 @@ impl JobId {
     /// hyphenated 8-4-4-4-12 (so a bare `uuid4().hex` is not cached), a number with leading zeros,
     /// a sign it does not need, `_` or `.0` (so `20240101_1200` is not cached), or `7.json`.
     pub fn canonical(raw: &str) -> Option<Self> {
+        Self::is_canonical(raw).then(|| Self(raw.into()))
+    }
+
+    /// Whether it is an id's canonical spelling.
+    pub fn is_canonical(raw: &str) -> bool {
         let same = |reading: Option<String>| reading.is_none_or(|id| id == raw);
-        let canonical = is_usual(raw)
-            || is_id(raw) && same(uuid(raw)) && same(integer(raw)) && stem(raw).is_none();
-        canonical.then(|| Self(raw.into()))
+        is_usual(raw) || is_id(raw) && same(uuid(raw)) && same(integer(raw)) && stem(raw).is_none()
     }
 
     /// The canonical spelling.

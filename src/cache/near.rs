@@ -4,7 +4,12 @@
 //! audience, within its time, and for the client's taste. Whatever is no hit here is no verdict
 //! either: Redis is asked as if this layer were not there.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use super::{Ask, Cache, entry::Entry};
 use crate::{
@@ -12,7 +17,7 @@ use crate::{
     metrics::Metrics,
     mutants::{self, Mutant},
     store::{
-        Budget, Key, Store,
+        Budget, Key, Store, Wait,
         near::{Near, Noted, Watcher},
     },
 };
@@ -77,29 +82,70 @@ impl Layer {
     }
 }
 
+/// A look for an entry that may have to wait for the barrier. A new one for each request.
+#[derive(Debug, Default)]
+pub struct Look {
+    /// What was found and waits, and when that was.
+    found: Option<(Arc<Entry>, Noted, i64)>,
+    wait: Wait,
+}
+
+/// Why there is no hit in this process; `None` where it was not asked.
+pub type Absence = Option<&'static str>;
+
+impl Look {
+    /// How long it has waited.
+    pub fn waited(&self) -> Duration {
+        self.wait.lasted()
+    }
+}
+
 impl Cache {
     /// An entry in this process that is a hit for this reader, with the time by the store's clock.
     pub async fn near(&self, ask: &Ask, budget: &mut Budget) -> Option<(Arc<Entry>, i64)> {
-        let layer = self.near.as_ref()?;
-        let now_ms = self.store.trust(&ask.key).ok()?;
-        let (hit, outcome) = match self.hit_in(layer, ask, now_ms) {
-            None => (None, "miss"),
-            Some((entry, noted)) if self.passes(layer, budget).await => {
-                // It may have gone with the news that was waited for.
-                let current = layer.entries.is_current(noted);
-                let entry = if current { Some(entry) } else { self.entry_in(layer, ask, now_ms) };
-                let outcome = if entry.is_some() { "hit" } else { "evicted" };
-                (entry, outcome)
+        let mut look = Look::default();
+        let near = poll_fn(|cx| self.poll_near(ask, &mut look, cx)).await;
+        let outcome = match &near {
+            Ok(_) => Some("hit"),
+            Err(absence) => {
+                // What has brought a hit was not in vain.
+                budget.charge(look.waited());
+                *absence
             }
-            Some(_) => (None, "untracked"),
         };
-        self.metrics.near_lookup(outcome);
-        Some((hit?, now_ms))
+        if let Some(outcome) = outcome {
+            self.metrics.near_lookup(outcome);
+        }
+        near.ok()
     }
 
-    async fn passes(&self, layer: &Layer, budget: &mut Budget) -> bool {
-        mutants::is(Mutant::NearWithoutBarrier)
-            || self.store.barrier(layer.staleness, budget).await.is_ok()
+    /// The same for who polls; neither counted nor charged to a budget.
+    pub fn poll_near(
+        &self,
+        ask: &Ask,
+        look: &mut Look,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(Arc<Entry>, i64), Absence>> {
+        let Some(layer) = &self.near else { return Poll::Ready(Err(None)) };
+        if look.found.is_none() {
+            let Ok(now_ms) = self.store.trust(&ask.key) else { return Poll::Ready(Err(None)) };
+            let Some((entry, noted)) = self.hit_in(layer, ask, now_ms) else {
+                return Poll::Ready(Err(Some("miss")));
+            };
+            look.found = Some((entry, noted, now_ms));
+        }
+        if !mutants::is(Mutant::NearWithoutBarrier)
+            && ready!(self.store.poll_barrier(layer.staleness, &mut look.wait, cx)).is_err()
+        {
+            return Poll::Ready(Err(Some("untracked")));
+        }
+        let Some((entry, noted, now_ms)) = look.found.take() else {
+            return Poll::Ready(Err(None));
+        };
+        // It may have gone with the news that was waited for.
+        let current = layer.entries.is_current(noted);
+        let entry = if current { Some(entry) } else { self.entry_in(layer, ask, now_ms) };
+        Poll::Ready(entry.map(|entry| (entry, now_ms)).ok_or(Some("evicted")))
     }
 
     fn entry_in(&self, layer: &Layer, ask: &Ask, now_ms: i64) -> Option<Arc<Entry>> {

@@ -109,6 +109,13 @@ impl Routes {
         }
     }
 
+    /// The id of the job at a path that has no query; `None` where [`Routes::classify`] finds no read
+    /// there, whatever the headers.
+    pub fn job_at<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let id = self.templates.iter().find_map(|template| template.id(path))?;
+        JobId::is_canonical(id).then_some(id)
+    }
+
     /// Every job that some reading of `path` names or lies below, at most 32 (`MAX_JOBS`).
     ///
     /// `path` may also be an absolute URL, as in `Location`; its query does not matter.

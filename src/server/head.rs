@@ -53,6 +53,28 @@ impl Turns {
         Turn(Arc::clone(self))
     }
 
+    /// How many heads have come.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// A head has come of a request that hyper does not see.
+    pub(super) fn begin_beneath(&self) {
+        bump(&self.begun);
+    }
+
+    /// Its answer has gone, or it is left to hyper after all.
+    pub(super) fn end_beneath(&self) {
+        bump(&self.ended);
+    }
+
+    /// Whether the last request has come whole and its answer has gone.
+    pub(super) fn is_between(&self) -> bool {
+        let [begun, ended, uploads] =
+            [&self.begun, &self.ended, &self.uploads].map(|count| count.load(Ordering::Relaxed));
+        begun == ended && uploads == 0 && !self.unsent.load(Ordering::Relaxed)
+    }
+
     /// Returns when a head has not come for `limit`.
     pub(super) async fn overdue(&self, limit: Duration) {
         let mut awaited = None;

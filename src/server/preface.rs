@@ -73,6 +73,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
         let count = left.len().min(buf.remaining());
         buf.put_slice(&left[..count]);
         this.next += count;
+        // A head that came whole comes whole, and is not parsed for its beginning first. Whatever is
+        // wrong with the stream shows once more when it is read for what follows.
+        let _ = Pin::new(&mut this.stream).poll_read(cx, buf);
         Poll::Ready(Ok(()))
     }
 }

@@ -7,8 +7,8 @@
 //! next, and that is one `PING` for all of them.
 //!
 //! This is the meeting point only. It sends nothing and reads no clock: [`Rounds::launch`] and
-//! [`Rounds::answered`] are for who owns the connection, [`Rounds::pass`] for readers. It is up only
-//! while the connection is; a reader who waits when it goes down is told so.
+//! [`Rounds::answered`] are for who owns the connection, [`Rounds::pass`] and [`Rounds::poll_pass`] for
+//! readers. It is up only while the connection is; a reader who waits when it goes down is told so.
 
 use std::{
     future::Future,
@@ -58,6 +58,12 @@ pub struct Down;
 #[derive(Debug)]
 pub struct Pass<'r> {
     rounds: &'r Rounds,
+    ticket: Ticket,
+}
+
+/// The place of one reader, for who polls and may not borrow. A new one for each reader.
+#[derive(Debug, Default)]
+pub struct Ticket {
     /// The round that lets it pass, and the life in which it was joined.
     joined: Option<(u64, u64)>,
 }
@@ -65,7 +71,34 @@ pub struct Pass<'r> {
 impl Rounds {
     /// Waits for a round that begins after this is first polled.
     pub fn pass(&self) -> Pass<'_> {
-        Pass { rounds: self, joined: None }
+        Pass { rounds: self, ticket: Ticket::default() }
+    }
+
+    /// The same for who holds a ticket.
+    pub fn poll_pass(&self, ticket: &mut Ticket, cx: &mut Context<'_>) -> Poll<Result<(), Down>> {
+        // Without the lock: most are polled twice, and the second time there is an answer.
+        if let Some(joined) = ticket.joined
+            && let Poll::Ready(passed) = self.outcome(joined)
+        {
+            return Poll::Ready(passed);
+        }
+        let mut state = self.lock();
+        let now = (state.launched + 1, self.life.load(Ordering::Relaxed));
+        let joined = *ticket.joined.get_or_insert(now);
+        if let Poll::Ready(passed) = self.outcome(joined) {
+            return Poll::Ready(passed);
+        }
+        if joined.0 <= state.launched {
+            state.aboard.push(cx.waker().clone());
+            return Poll::Pending;
+        }
+        state.waiting.push(cx.waker().clone());
+        let first = state.waiting.len() == 1 && !state.flying && !state.nudged;
+        drop(state);
+        if first {
+            self.wanted.notify_one();
+        }
+        Poll::Pending
     }
 
     /// When the last round that was answered was launched, in us by the clock of
@@ -162,31 +195,9 @@ impl Rounds {
 impl Future for Pass<'_> {
     type Output = Result<(), Down>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let rounds = self.rounds;
-        // Without the lock: most are polled twice, and the second time there is an answer.
-        if let Some(joined) = self.joined
-            && let Poll::Ready(passed) = rounds.outcome(joined)
-        {
-            return Poll::Ready(passed);
-        }
-        let mut state = rounds.lock();
-        let now = (state.launched + 1, rounds.life.load(Ordering::Relaxed));
-        let joined = *self.joined.get_or_insert(now);
-        if let Poll::Ready(passed) = rounds.outcome(joined) {
-            return Poll::Ready(passed);
-        }
-        if joined.0 <= state.launched {
-            state.aboard.push(cx.waker().clone());
-            return Poll::Pending;
-        }
-        state.waiting.push(cx.waker().clone());
-        let first = state.waiting.len() == 1 && !state.flying && !state.nudged;
-        drop(state);
-        if first {
-            rounds.wanted.notify_one();
-        }
-        Poll::Pending
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        this.rounds.poll_pass(&mut this.ticket, cx)
     }
 }
 

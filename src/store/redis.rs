@@ -16,6 +16,7 @@ mod tracking;
 use std::{
     borrow::Cow,
     sync::{Arc, PoisonError, RwLock},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -38,7 +39,7 @@ use self::{
 };
 use super::{
     Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, Lease, Replacement, Seen, StoreError,
-    Stored, Token, Write,
+    Stored, Token, Wait, Write,
     barrier::{Down, Rounds},
     near::Watcher,
     pending::Pending,
@@ -119,23 +120,22 @@ impl Redis {
         self.shared.tracked.as_ref().map(|tracked| &*tracked.rounds)
     }
 
-    /// It has a patience of its own, so that no timer is set for it; what a wait in vain has cost is
-    /// taken from the budget.
-    pub(super) async fn barrier(
+    /// It has a patience of its own, so that no timer is set for it.
+    pub(super) fn poll_barrier(
         &self,
         staleness: Duration,
-        budget: &mut Budget,
-    ) -> Result<(), Down> {
-        let tracked = self.shared.tracked.as_ref().ok_or(Down)?;
-        if tracked.is_fresh(staleness) {
-            return Ok(());
+        wait: &mut Wait,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Down>> {
+        let Some(tracked) = &self.shared.tracked else { return Poll::Ready(Err(Down)) };
+        if !wait.has_begun() {
+            if tracked.is_fresh(staleness) {
+                return Poll::Ready(Ok(()));
+            }
+            wait.begin();
+            tracked.count_wait();
         }
-        let began = Instant::now();
-        let passed = tracked.barrier().await;
-        if passed.is_err() {
-            budget.charge(began.elapsed());
-        }
-        passed
+        tracked.rounds.poll_pass(&mut wait.ticket, cx)
     }
 
     pub(super) fn is_up(&self) -> bool {

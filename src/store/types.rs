@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use super::{memory, redis};
+use super::{barrier, memory, redis};
 
 /// The name of a job's entry in the store: prefix and id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +29,15 @@ impl Key {
         Self(name.into_boxed_str())
     }
 
+    /// Makes it that of another id, in the room of this one where that is of the same length.
+    pub fn rename(&mut self, prefix: &str, id: &str) {
+        let mut name = std::mem::take(&mut self.0).into_string();
+        name.clear();
+        name.push_str(prefix);
+        name.push_str(id);
+        self.0 = name.into_boxed_str();
+    }
+
     /// The key of the body.
     pub fn main(&self) -> &str {
         &self.0
@@ -42,6 +51,28 @@ impl Key {
 impl Borrow<str> for Key {
     fn borrow(&self) -> &str {
         &self.0
+    }
+}
+
+/// The waiting of one read for the barrier.
+#[derive(Debug, Default)]
+pub struct Wait {
+    pub(super) ticket: barrier::Ticket,
+    began: Option<Instant>,
+}
+
+impl Wait {
+    pub(super) fn has_begun(&self) -> bool {
+        self.began.is_some()
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.began = Some(Instant::now());
+    }
+
+    /// How long it has lasted.
+    pub fn lasted(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
     }
 }
 
@@ -305,7 +336,7 @@ impl Budget {
     }
 
     /// Takes what something else has cost.
-    pub(super) fn charge(&mut self, spent: Duration) {
+    pub fn charge(&mut self, spent: Duration) {
         self.left = self.left.saturating_sub(spent);
     }
 

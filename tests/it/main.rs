@@ -7,6 +7,7 @@
 
 mod support;
 
+mod again;
 mod contract;
 mod credentials;
 mod demo;

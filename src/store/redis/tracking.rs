@@ -36,11 +36,7 @@ use super::{
 use crate::{
     metrics::Metrics,
     mutants::{self, Mutant},
-    store::{
-        StoreError,
-        barrier::{Down, Rounds},
-        near::Watcher,
-    },
+    store::{StoreError, barrier::Rounds, near::Watcher},
 };
 
 /// Once it has not answered for so long it is given up.
@@ -85,10 +81,9 @@ impl Tracked {
         age < staleness
     }
 
-    /// Waits until everything that had changed before now is known here.
-    pub(super) async fn barrier(&self) -> Result<(), Down> {
+    /// Counts who is about to wait until everything that had changed before now is known here.
+    pub(super) fn count_wait(&self) {
         self.metrics.barrier_waits.inc();
-        self.rounds.pass().await
     }
 
     /// A time as [`Rounds::answered`] takes it.

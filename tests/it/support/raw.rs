@@ -60,6 +60,18 @@ impl End {
         soon(self.0.write_all(bytes.as_ref())).await.is_ok()
     }
 
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self(stream)
+    }
+
+    /// The next answer: its head, and a body of the length that it tells.
+    pub(crate) async fn answer(&mut self) -> (String, String) {
+        let head = self.head().await;
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+        (head, self.exactly(length).await)
+    }
+
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         soon(self.0.write_all(bytes.as_ref())).await.expect("bytes written");
     }

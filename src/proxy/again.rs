@@ -1,0 +1,96 @@
+//! Hits for who sends the same fields again.
+//!
+//! A poller repeats its request every few seconds over one connection, and only the path differs, if
+//! at all. All that is made of the fields of a request that was answered from this process (that it may
+//! be read from the cache, who asks, what it asks for) holds for every later one with the same fields,
+//! and is kept as a [`Recall`]. What depends on the path is done anew: the route, the spelling of the
+//! id, the print of the representation. What depends on time is done anew by the very code that
+//! answers other hits: the look into this process, its audience, and the barrier, which is passed
+//! after this request came. So neither of the first two promises rests on anything that is remembered.
+//!
+//! It answers nothing else: whatever is no hit here is served from the beginning, as if it had not been
+//! asked. Neither is what would need more than the path of a request: conditions, a query, a host in
+//! the target, a line in the access log.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use hyper::{
+    Request, Version,
+    body::Incoming,
+    http::{
+        Method,
+        header::{IF_MODIFIED_SINCE, IF_NONE_MATCH},
+    },
+};
+
+use super::Proxy;
+use crate::{
+    cache::{Ask, Cache, Look},
+    service::Waited,
+};
+
+/// What the fields of a request have come to.
+#[derive(Debug)]
+pub struct Recall {
+    ask: Ask,
+    /// Of the request that is being answered.
+    look: Option<Look>,
+    /// Whose configuration it was made under; it is void under another.
+    cache: Arc<Cache>,
+}
+
+impl Proxy {
+    /// What to remember of a request that was a hit in this process.
+    pub(super) fn recall(&self, request: &Request<Incoming>, ask: Ask) -> Option<Recall> {
+        let (uri, headers) = (request.uri(), request.headers());
+        let repeatable = !self.access_log
+            && *request.method() == Method::GET
+            && request.version() == Version::HTTP_11
+            && uri.authority().is_none()
+            && uri.query().is_none()
+            && !headers.contains_key(IF_NONE_MATCH)
+            && !headers.contains_key(IF_MODIFIED_SINCE);
+        repeatable.then(|| Recall { ask, look: None, cache: Arc::clone(&self.cache) })
+    }
+
+    /// Makes a recall one of this path, if there may be a hit.
+    fn aim(&self, recall: &mut Recall, path: &str) -> bool {
+        if !Arc::ptr_eq(&recall.cache, &self.cache) || path.len() > self.limits.max_uri {
+            return false;
+        }
+        let Some(id) = self.routes.job_at(path) else { return false };
+        self.cache.turn(&mut recall.ask, id, path);
+        recall.look = Some(Look::default());
+        true
+    }
+
+    /// [`Service::poll_again`](crate::service::Service::poll_again).
+    pub fn poll_again(
+        &self,
+        recall: &mut Recall,
+        path: &str,
+        head: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Bytes, Waited>> {
+        if recall.look.is_none() && !self.aim(recall, path) {
+            return Poll::Ready(Err(Waited::default()));
+        }
+        let look = recall.look.get_or_insert_default();
+        let near = ready!(self.cache.poll_near(&recall.ask, look, cx));
+        let hit = near.ok().filter(|(entry, now_ms)| entry.spell_hit(head, *now_ms));
+        let Some((entry, _)) = hit else {
+            let waited = Waited(look.waited());
+            recall.look = None;
+            return Poll::Ready(Err(waited));
+        };
+        recall.look = None;
+        self.metrics.near_lookup("hit");
+        self.metrics.request("hit", "");
+        self.metrics.repeats.inc();
+        Poll::Ready(Ok(entry.body().clone()))
+    }
+}

@@ -1,0 +1,84 @@
+//! What bytes are, read narrowly: what could be taken in two ways is nothing here.
+//!
+//! It reads request lines and finds where heads end, and no fields: those are for hyper.
+
+/// What stands before and after the path.
+pub(super) const REQUEST_LINE: (&[u8], &[u8]) = (b"GET ", b" HTTP/1.1\r\n");
+
+/// The path of a request line that any two readers take for the same: no query, no encoding.
+pub(super) fn path_of(line: &[u8]) -> Option<&str> {
+    let path = line.strip_prefix(REQUEST_LINE.0)?.strip_suffix(REQUEST_LINE.1)?;
+    let plain =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'/' | b'-');
+    // Without a way out, so that several bytes are looked at at a time.
+    let others = path.iter().fold(0, |others, byte| others | u8::from(!plain(*byte)));
+    let path = path.starts_with(b"/").then_some(path).filter(|_| others == 0)?;
+    std::str::from_utf8(path).ok()
+}
+
+/// Whether it begins as a GET and ends in the only empty line in it, by anybody's reading of one.
+pub(super) fn is_one_get(bytes: &[u8]) -> bool {
+    let Some(rest) = bytes.strip_suffix(b"\r\n\r\n").filter(|rest| rest.starts_with(b"GET "))
+    else {
+        return false;
+    };
+    let is = |byte: &u8, other: u8| u8::from(*byte == other);
+    let next = rest.iter().skip(1).zip(rest.iter().skip(2));
+    // Of a line end and the two bytes after it; without a way out, as above.
+    let empty = rest.iter().zip(next).fold(0, |empty, (end, (first, second))| {
+        let line = is(first, b'\n') | is(first, b'\r') & is(second, b'\n');
+        empty | is(end, b'\n') & line
+    });
+    empty == 0 && !rest.ends_with(b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_one_get, path_of};
+
+    #[test]
+    fn a_path_is_read_from_one_form_of_a_request_line() {
+        for (line, want) in [
+            ("GET /jobs/7 HTTP/1.1\r\n", Some("/jobs/7")),
+            ("GET /a.b_c~d-E//x HTTP/1.1\r\n", Some("/a.b_c~d-E//x")),
+            ("GET /jobs/7?a HTTP/1.1\r\n", None),
+            ("GET /jobs/%37 HTTP/1.1\r\n", None),
+            ("GET /jobs/7#a HTTP/1.1\r\n", None),
+            ("GET  /jobs/7 HTTP/1.1\r\n", None),
+            ("GET /jobs/7  HTTP/1.1\r\n", None),
+            ("GET /jobs/7 HTTP/1.0\r\n", None),
+            ("GET /jobs/7 HTTP/1.1\n", None),
+            ("GET /jobs/7 HTTP/1.1\r\nX: HTTP/1.1\r\n", None),
+            ("\r\nGET /jobs/7 HTTP/1.1\r\n", None),
+            ("HEAD /jobs/7 HTTP/1.1\r\n", None),
+            ("get /jobs/7 HTTP/1.1\r\n", None),
+            ("GET http://a/jobs/7 HTTP/1.1\r\n", None),
+            ("GET * HTTP/1.1\r\n", None),
+            ("GET  HTTP/1.1\r\n", None),
+            ("GET /\u{e9} HTTP/1.1\r\n", None),
+        ] {
+            assert_eq!(path_of(line.as_bytes()), want, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_alone_ends_in_its_only_empty_line() {
+        for (bytes, want) in [
+            ("GET / HTTP/1.1\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nA: b\r\nC: d\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nA: b\n\r\n\r\n", false),
+            ("GET / HTTP/1.1\n\nGET / HTTP/1.1\r\n\r\n", false),
+            ("GET / HTTP/1.1\n\r\nGET / HTTP/1.1\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\n\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nA: b\r\n", false),
+            ("GET / HTTP/1.1\r\n\n", false),
+            ("POST / HTTP/1.1\r\n\r\n", false),
+            ("T / HTTP/1.1\r\n\r\n", false),
+            ("", false),
+            ("\r\n\r\n", false),
+        ] {
+            assert_eq!(is_one_get(bytes.as_bytes()), want, "{bytes:?}");
+        }
+    }
+}
