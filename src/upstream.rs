@@ -24,7 +24,7 @@ use hyper::{
     header::TRANSFER_ENCODING,
     http::{HeaderValue, Method, request, uri::Scheme},
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
@@ -37,8 +37,7 @@ use self::{
     error::{broken, late},
     expect::Expectation,
     health::Health,
-    http2::{Made, Shared},
-    pool::{Connection, Pool},
+    pool::{Connection, Pool, Sender},
 };
 pub use self::{
     body::{BodyError, RequestBody, ResponseBody, UploadError},
@@ -70,7 +69,7 @@ pub struct Upstream {
     config: config::Upstream,
     http1: http1::Builder,
     pool: Arc<Pool>,
-    http2: Shared,
+    http2: hyper::client::conn::http2::Builder<TokioExecutor>,
     places: Arc<Semaphore>,
     /// For a place: `upstream.max_waiting`.
     queue: Semaphore,
@@ -90,7 +89,7 @@ impl Upstream {
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Result<Self, TlsError> {
         let connector = Connector::new(config, &metrics)?;
         let http1 = http1(&config.server);
-        let http2 = Shared::new(config.server.max_header_bytes);
+        let http2 = http2::builder(&config.server);
         let upload_rate = config.server.min_upload_rate;
         let config = config.upstream.clone();
         let pool = Arc::new(Pool::new(&config, &metrics));
@@ -130,10 +129,14 @@ impl Upstream {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         announce_body(&mut request);
         let started = Instant::now();
-        let result = match request.version() {
-            Version::HTTP_2 => self.exchange_http2(request).await,
-            _ => self.exchange(request, repeat).await,
+        let protocol = match request.version() {
+            Version::HTTP_2 => Protocol::Http2,
+            _ => Protocol::Http1,
         };
+        if protocol == Protocol::Http2 {
+            http2::to_absolute_form(&mut request, self.scheme(), self.authority());
+        }
+        let result = self.exchange(request, protocol, repeat).await;
         self.health.tell(result.as_ref().err());
         if matches!(result, Err(UpstreamError::ClientSlow { .. })) {
             self.metrics.limits.hit(Limit::UploadRate);
@@ -150,12 +153,13 @@ impl Upstream {
     async fn exchange(
         &self,
         mut request: Request<RequestBody>,
+        protocol: Protocol,
         repeat: Repeat,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let place = self.place().await?;
-        let mut connection = match self.pool.take() {
+        let mut connection = match self.pool.take(protocol) {
             Some(connection) => connection,
-            None => self.connect().await?,
+            None => self.connect(protocol).await?,
         };
         // Twice at most: a connection made here is not a reused one.
         loop {
@@ -177,7 +181,7 @@ impl Upstream {
             }
             debug!("stale upstream connection; repeating the request over a new one");
             self.metrics.upstream.retries.inc();
-            connection = self.connect().await?;
+            connection = self.connect(protocol).await?;
         }
     }
 
@@ -208,44 +212,14 @@ impl Upstream {
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failed> {
         let (activity, expectation) = (request.body().activity(), request.body().expectation());
-        let sent = connection.sender.try_send_request(request);
-        let response = self.head(sent, activity).await?;
+        let response = match &mut connection.sender {
+            Sender::Http1(sender) => self.head(sender.try_send_request(request), activity).await?,
+            Sender::Http2(sender) => self.head(sender.try_send_request(request), activity).await?,
+        };
         let unasked = expectation.and_then(Expectation::settle);
         let limit = self.config.body_timeout;
         let body = |body| ResponseBody::new(body, connection, &self.pool, limit, unasked);
         Ok(response.map(body))
-    }
-
-    /// Over the connection that such requests share. One that is handed back unsent, because that has
-    /// ended, is sent over a new one; none is repeated.
-    async fn exchange_http2(
-        &self,
-        mut request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let place = self.place().await?;
-        http2::to_absolute_form(&mut request, self.scheme(), self.authority());
-        loop {
-            let connect = self.connector.connect(Protocol::Http2);
-            let (mut sender, made) = self.http2.sender(connect).await?;
-            if made == Made::Now {
-                self.metrics.upstream_connects.inc();
-            }
-            let (activity, expectation) = (request.body().activity(), request.body().expectation());
-            let sent = sender.try_send_request(request);
-            match self.head(sent, activity).await {
-                Ok(response) => {
-                    let unasked = expectation.and_then(Expectation::settle);
-                    let limit = self.config.body_timeout;
-                    let body = |body| ResponseBody::shared(body, limit, unasked).holding(place);
-                    return Ok(response.map(body));
-                }
-                Err(Failed::Unsent(unsent)) if made == Made::Before => request = *unsent,
-                Err(Failed::Unsent(_)) => {
-                    return Err(UpstreamError::Closed { upstream: self.authority().to_owned() });
-                }
-                Err(Failed::Sent(error)) => return Err(error),
-            }
-        }
     }
 
     fn scheme(&self) -> Scheme {
@@ -299,17 +273,31 @@ impl Upstream {
         upload.is_some_and(|upload| upload.is_too_slow(rate, patience, Instant::now()))
     }
 
-    async fn connect(&self) -> Result<Connection, UpstreamError> {
-        let io = TokioIo::new(self.connector.connect(Protocol::Http1).await?);
-        let (sender, connection) = self.http1.handshake(io).await.map_err(UpstreamError::Broken)?;
-        self.metrics.upstream_connects.inc();
-        // Ends with the connection; what goes wrong on it reaches the one who uses it.
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                debug!(%error, "upstream connection ended");
+    async fn connect(&self, protocol: Protocol) -> Result<Connection, UpstreamError> {
+        let io = TokioIo::new(self.connector.connect(protocol).await?);
+        let sender = match protocol {
+            Protocol::Http1 => {
+                let (sender, connection) =
+                    self.http1.handshake(io).await.map_err(UpstreamError::Broken)?;
+                tokio::spawn(until_it_ends(connection.with_upgrades()));
+                Sender::Http1(sender)
             }
-        });
+            Protocol::Http2 => {
+                let (sender, connection) =
+                    self.http2.handshake(io).await.map_err(UpstreamError::Broken)?;
+                tokio::spawn(until_it_ends(connection));
+                Sender::Http2(sender)
+            }
+        };
+        self.metrics.upstream_connects.inc();
         Ok(Connection { sender, reused: false })
+    }
+}
+
+/// What goes wrong on a connection reaches the one who uses it.
+async fn until_it_ends(connection: impl Future<Output = hyper::Result<()>>) {
+    if let Err(error) = connection.await {
+        debug!(%error, "upstream connection ended");
     }
 }
 

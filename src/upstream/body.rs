@@ -9,17 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::{
-    body::{Body, Frame, Incoming, SizeHint},
-    client::conn::http1,
-};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
     Place,
     activity::{Activity, Upload},
     expect::{Expectation, Held, Unasked},
-    pool::{Connection, Pool},
+    pool::{Connection, Pool, Sender},
 };
 use crate::limits::Kept;
 
@@ -182,7 +179,7 @@ pub enum BodyError {
 /// What the upstream sends. Returns its connection to the pool when it has ended.
 pub struct ResponseBody {
     incoming: Incoming,
-    connection: Option<(http1::SendRequest<RequestBody>, Arc<Pool>)>,
+    connection: Option<(Sender, Arc<Pool>)>,
     /// Given back with the connection.
     place: Option<Place>,
     /// The upload that the upstream has not asked for, until the connection is given up for it.
@@ -221,13 +218,6 @@ impl ResponseBody {
             body.give_back();
         }
         body
-    }
-
-    /// What comes over a connection that others use as well.
-    pub(super) fn shared(incoming: Incoming, limit: Duration, unasked: Option<Unasked>) -> Self {
-        let leaves_upload = unasked.is_some();
-        let (connection, place, idle) = (None, None, None);
-        Self { incoming, connection, place, unasked, leaves_upload, limit, idle }
     }
 
     /// Also a body that is empty from the start keeps its place until it is dropped: that of an

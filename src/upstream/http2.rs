@@ -1,91 +1,36 @@
 //! HTTP/2 to the upstream, for gRPC: nothing else needs it, and HTTP/1.1 passes more (upgrades, interim
 //! responses) and costs less.
-//!
-//! All requests share one connection. It is made when it is first needed, and anew when it has ended.
-
-use std::time::Duration;
 
 use hyper::{
-    Request, Uri, Version,
-    client::conn::http2,
+    Method, Request, Uri, Version,
+    client::conn::http2::Builder,
     header::{CONNECTION, CONTENT_TYPE, HOST},
     http::{
         request,
         uri::{Authority, PathAndQuery, Scheme},
     },
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::sync::Mutex;
-use tracing::debug;
+use hyper_util::rt::TokioExecutor;
 
-use super::{RequestBody, UpstreamError};
-use crate::transport::Stream;
+use super::RequestBody;
+use crate::config;
 
-/// How long a connection may be silent with a request under way until it is asked whether it lives, and
-/// how long for its answer.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
-
-/// Sends requests over the shared connection.
-pub(super) type Sender = http2::SendRequest<RequestBody>;
-
-/// The connection that requests share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    /// Held while one is being made: others wait for it rather than make their own.
-    sender: Mutex<Option<Sender>>,
-    http2: http2::Builder<TokioExecutor>,
-}
-
-/// Whether a request has been made upstream over HTTP/2 before, that is over a connection that may
-/// have ended since.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Made {
-    Now,
-    Before,
-}
-
-impl Shared {
-    /// No connection yet.
-    pub(super) fn new(max_header_bytes: usize) -> Self {
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
-        http2
-            .timer(TokioTimer::new())
-            .keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .max_header_list_size(u32::try_from(max_header_bytes).unwrap_or(u32::MAX));
-        Self { sender: Mutex::default(), http2 }
-    }
-
-    /// The connection, made by `connect` where there is none.
-    pub(super) async fn sender(
-        &self,
-        connect: impl Future<Output = Result<Stream, UpstreamError>>,
-    ) -> Result<(Sender, Made), UpstreamError> {
-        let mut kept = self.sender.lock().await;
-        if let Some(sender) = kept.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok((sender.clone(), Made::Before));
-        }
-        let io = TokioIo::new(connect.await?);
-        let (sender, connection) = self.http2.handshake(io).await.map_err(UpstreamError::Broken)?;
-        // Ends with the connection; what goes wrong on it reaches those who use it.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "upstream connection ended");
-            }
-        });
-        *kept = Some(sender.clone());
-        Ok((sender, Made::Now))
-    }
+/// Reads answers within the limits of requests.
+pub(super) fn builder(limits: &config::Server) -> Builder<TokioExecutor> {
+    let mut http2 = Builder::new(TokioExecutor::new());
+    http2.max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
+    http2
 }
 
 /// Whether a request needs HTTP/2 upstream: gRPC is defined over it alone, and its trailers say how a
-/// call has ended. gRPC-Web (`application/grpc-web`) is not: it was made for HTTP/1.1.
+/// call has ended. A call is a POST. gRPC-Web (`application/grpc-web`) is not: it was made for HTTP/1.1.
 pub(super) fn is_needed(head: &request::Parts) -> bool {
     let is_grpc = |value: &[u8]| match value.strip_prefix(b"application/grpc") {
         Some(rest) => matches!(rest.first(), None | Some(b'+' | b';')),
         None => false,
     };
     head.version == Version::HTTP_2
+        && head.method == Method::POST
         && head.headers.get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()))
 }
 
@@ -119,7 +64,7 @@ mod tests {
 
     #[track_caller]
     fn check(version: Version, content_type: &str, want: bool) {
-        let request = Request::builder().version(version).header("content-type", content_type);
+        let request = Request::post("/").version(version).header("content-type", content_type);
         let head = request.body(()).unwrap().into_parts().0;
         assert_eq!(is_needed(&head), want, "{version:?} {content_type}");
     }
@@ -134,5 +79,8 @@ mod tests {
         {
             check(Version::HTTP_2, other, false);
         }
+        let read = Request::get("/").version(Version::HTTP_2);
+        let read = read.header("content-type", "application/grpc").body(()).unwrap();
+        assert!(!is_needed(&read.into_parts().0));
     }
 }

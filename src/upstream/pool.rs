@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use hyper::client::conn::http1;
+use hyper::client::conn::{http1, http2};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
-use super::RequestBody;
+use super::{RequestBody, connect::Protocol};
 use crate::{config, metrics::Metrics};
 
 /// Connections that nobody uses now, the one used last at the end.
@@ -24,14 +24,45 @@ pub(super) struct Pool {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    sender: Sender,
     since: Instant,
 }
 
 /// A connection in use; tells whether it has been used before.
 pub(super) struct Connection {
-    pub(super) sender: http1::SendRequest<RequestBody>,
+    pub(super) sender: Sender,
     pub(super) reused: bool,
+}
+
+/// The end of a connection that takes requests.
+pub(super) enum Sender {
+    Http1(http1::SendRequest<RequestBody>),
+    /// For one request at a time as well. Shared, it would let one client hold up or end the calls
+    /// of all: by what it does not read, by its number of streams, by frames that count as a flood.
+    Http2(http2::SendRequest<RequestBody>),
+}
+
+impl Sender {
+    fn protocol(&self) -> Protocol {
+        match self {
+            Self::Http1(_) => Protocol::Http1,
+            Self::Http2(_) => Protocol::Http2,
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.is_ready(),
+            Self::Http2(sender) => sender.is_ready(),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.is_closed(),
+            Self::Http2(sender) => sender.is_closed(),
+        }
+    }
 }
 
 impl Pool {
@@ -42,8 +73,8 @@ impl Pool {
         Self { idle: Mutex::default(), max_idle, idle_timeout, count }
     }
 
-    /// The connection that was used last, if it is still there.
-    pub(super) fn take(&self) -> Option<Connection> {
+    /// The connection of this protocol that was used last, if it is still there.
+    pub(super) fn take(&self, protocol: Protocol) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let mut busy = Vec::new();
         let mut found = None;
@@ -53,11 +84,11 @@ impl Pool {
                 idle.clear();
                 break;
             }
-            if sender.is_ready() {
+            if sender.protocol() == protocol && sender.is_ready() {
                 found = Some(Connection { sender, reused: true });
                 break;
             }
-            // Still sending a request body that the upstream did not wait for.
+            // Of the other protocol, or still sending a request body that the upstream did not wait for.
             if !sender.is_closed() {
                 busy.push(Idle { sender, since });
             }
@@ -68,7 +99,7 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(&self, sender: http1::SendRequest<RequestBody>) {
+    pub(super) fn put(&self, sender: Sender) {
         if sender.is_closed() {
             return;
         }

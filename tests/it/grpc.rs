@@ -208,16 +208,13 @@ async fn both_sides_stream_at_once() {
 }
 
 #[tokio::test]
-async fn calls_share_a_connection_and_a_new_one_is_made_when_it_has_ended() {
+async fn a_connection_is_used_again_and_a_new_one_is_made_when_it_has_ended() {
     let mut grpc = Grpc::start(Speaks::Http2).await;
     let sidecar = grpc.behind_sidecar().await;
     let mut client = sidecar.client.http2().await;
-    let calls = (0..20).map(|_| {
-        let mut client = client.clone();
-        async move { say(&mut client, "/jobs.Jobs/Get", full("x")).await.collect().await.unwrap() }
-    });
-
-    futures_util::future::join_all(calls).await;
+    for _ in 0..20 {
+        say(&mut client, "/jobs.Jobs/Get", full("x")).await.collect().await.unwrap();
+    }
     assert_eq!(grpc.connections(), 1);
 
     // The upstream restarts, at the same address.
@@ -237,6 +234,25 @@ async fn calls_share_a_connection_and_a_new_one_is_made_when_it_has_ended() {
     })
     .await;
     assert_eq!(grpc.connections(), 2);
+}
+
+#[tokio::test]
+async fn a_call_that_is_not_read_holds_up_no_other() {
+    let grpc = Grpc::start(Speaks::Http2).await;
+    let sidecar = grpc.behind_sidecar().await;
+    let (mut hog, mut other) = (sidecar.client.http2().await, sidecar.client.http2().await);
+    // More than all windows on the way hold, and many small messages.
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        unread.push(say(&mut hog, "/jobs.Jobs/Get", crate::support::zeros(16 << 20)).await);
+    }
+
+    for _ in 0..3 {
+        let response = say(&mut other, "/jobs.Jobs/Get", full("message")).await;
+        let body = soon(response.into_body().collect()).await.unwrap();
+        assert_eq!(body.to_bytes(), "message");
+    }
+    drop(unread);
 }
 
 #[tokio::test]
