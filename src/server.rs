@@ -16,6 +16,7 @@ use std::{
     convert::Infallible,
     future::{Future as _, poll_fn},
     io,
+    net::IpAddr,
     pin::pin,
     sync::Arc,
     task::Poll,
@@ -34,7 +35,8 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
+use tokio_util::either::Either;
 use tracing::{debug, warn};
 
 use self::{
@@ -42,6 +44,7 @@ use self::{
     fault::Fault,
     listen::Listener,
     preface::{Protocol, Rewound, sniff},
+    proxy_protocol::Source,
     stall::{Read, Streams, Taken},
     talk::Talk,
 };
@@ -51,7 +54,7 @@ use crate::{
     metrics::{KindLabels, Limit, Metrics},
     service::Service,
     tls::Renewed,
-    transport::{Peer, Remote, Socket, Stream, set_nodelay},
+    transport::{Peer, Remote, Socket, set_nodelay},
 };
 
 /// After a failed accept (out of file descriptors, most likely).
@@ -105,10 +108,13 @@ impl Proxies {
     }
 }
 
+/// The bytes of a connection. What a client does not take is seen below TLS, which takes more.
+type Wire = Either<Taken<Socket>, Box<TlsStream<Taken<Socket>>>>;
+
 /// A connection, and what is known of it.
 struct Opened {
     protocol: Protocol,
-    stream: Taken<Rewound<Stream>>,
+    stream: Rewound<Wire>,
     peer: Peer,
 }
 
@@ -269,33 +275,43 @@ impl Protocols {
     }
 
     /// Comes to know who has connected and what it speaks.
-    async fn open(&self, mut socket: Socket, remote: Remote) -> Result<Opened, Fault> {
+    async fn open(&self, socket: Socket, remote: Remote) -> Result<Opened, Fault> {
         if let Err(error) = set_nodelay(&socket) {
             debug!(%error, "cannot set TCP_NODELAY");
         }
-        let source = if self.proxies.protocol {
-            if !self.proxies.trusts(remote) {
-                return Err(Fault::Untrusted);
-            }
-            proxy_protocol::read(&mut socket).await?.or(remote)
-        } else {
-            remote
-        };
-        // Whoever passes on bytes alone passes on the headers of those who made them.
-        let trusted = self.proxies.trusts(source);
-        let ip = source.map(|source| source.ip());
-        let peer = Peer { ip, is_tls: self.tls.is_some(), is_trusted: trusted };
+        let mut socket = Taken::within(self.write_limit, socket);
+        let (ip, is_trusted) = self.source(&mut socket, remote).await?;
+        let peer = Peer { ip, is_tls: self.tls.is_some(), is_trusted };
         let stream = match &self.tls {
-            None => Stream::Left(socket),
+            None => Wire::Left(socket),
             Some(tls) => {
                 let acceptor = TlsAcceptor::from(tls.current());
                 let stream = acceptor.accept(socket).await.map_err(Fault::Tls)?;
-                Stream::Right(Box::new(stream.into()))
+                Wire::Right(Box::new(stream))
             }
         };
         let (protocol, stream) = sniff(stream).await?;
-        let stream = Taken::within(self.write_limit, stream);
         Ok(Opened { protocol, stream, peer })
+    }
+
+    /// Who has connected, and whether what it says of others is believed. Whoever passes on bytes alone
+    /// passes on the headers of those who made them, so these are judged by the source that it names.
+    async fn source(
+        &self,
+        socket: &mut Taken<Socket>,
+        remote: Remote,
+    ) -> Result<(Option<IpAddr>, bool), Fault> {
+        let trusted = self.proxies.trusts(remote);
+        let source = match self.proxies.protocol {
+            false => Source::Connection,
+            true if !trusted => return Err(Fault::Untrusted),
+            true => proxy_protocol::read(socket).await?,
+        };
+        Ok(match source {
+            Source::Connection => (remote.map(|remote| remote.ip()), trusted),
+            Source::Client(client) => (Some(client.ip()), self.proxies.trusts(Some(client))),
+            Source::Unknown => (None, false),
+        })
     }
 
     async fn serve_http1<I, S>(

@@ -130,6 +130,8 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 pub(crate) struct Renewed<T> {
     current: RwLock<Arc<T>>,
     files: Vec<PathBuf>,
+    /// Of the files before it was first made: what changes later is seen as a change.
+    first: u128,
     make: Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>,
 }
 
@@ -139,8 +141,9 @@ impl<T: Send + Sync + 'static> Renewed<T> {
         files: Vec<PathBuf>,
         make: impl Fn() -> Result<T, TlsError> + Send + Sync + 'static,
     ) -> Result<Arc<Self>, TlsError> {
+        let first = digest(&files);
         let current = RwLock::new(Arc::new(make()?));
-        Ok(Arc::new(Self { current, files, make: Box::new(make) }))
+        Ok(Arc::new(Self { current, files, first, make: Box::new(make) }))
     }
 
     /// As it is now.
@@ -160,7 +163,7 @@ impl<T: Send + Sync + 'static> Renewed<T> {
     /// Makes it anew whenever a file has changed.
     async fn renew(self: Arc<Self>, interval: Duration, metrics: Arc<Metrics>) {
         let warnings = Throttle::default();
-        let mut seen = self.digest().await;
+        let mut seen = self.first;
         loop {
             sleep(interval).await;
             let digest = self.digest().await;
@@ -190,20 +193,21 @@ impl<T: Send + Sync + 'static> Renewed<T> {
         }
     }
 
-    /// Of the files' bytes; one that cannot be read has none.
     async fn digest(&self) -> u128 {
         let files = self.files.clone();
-        let digest = spawn_blocking(move || {
-            let mut hash = Xxh3Default::new();
-            for path in &files {
-                let bytes = fs::read(path).unwrap_or_default();
-                hash.update(&bytes.len().to_le_bytes());
-                hash.update(&bytes);
-            }
-            hash.digest128()
-        });
-        digest.await.unwrap_or_default()
+        spawn_blocking(move || digest(&files)).await.unwrap_or_default()
     }
+}
+
+/// Of the files' bytes; one that cannot be read has none.
+fn digest(files: &[PathBuf]) -> u128 {
+    let mut hash = Xxh3Default::new();
+    for path in files {
+        let bytes = fs::read(path).unwrap_or_default();
+        hash.update(&bytes.len().to_le_bytes());
+        hash.update(&bytes);
+    }
+    hash.digest128()
 }
 
 impl<T> fmt::Debug for Renewed<T> {

@@ -7,8 +7,9 @@ use std::{
     str::FromStr,
 };
 
-/// The longest path that the address of a unix socket holds (`sun_path` with its NUL: unix(7)).
-const MAX_PATH: usize = 107;
+/// The longest path of a unix socket, in bytes: its address holds 107 (`sun_path` with its NUL: unix(7)),
+/// and the number of a process is put behind it while it is made.
+const MAX_PATH: usize = 96;
 
 /// An IP address and port, or the path of a unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]

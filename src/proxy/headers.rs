@@ -109,8 +109,9 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
 /// a user), `Forwarded` (RFC 7239) and what some proxies write in their place.
 pub fn strip_forwarded(headers: &mut HeaderMap) {
     let told = |name: &HeaderName| {
-        let name = name.as_str();
-        name.starts_with("x-forwarded-") || FORWARDED.contains(&name)
+        // Some upstreams read other characters than letters and digits all alike, as CGI does.
+        let name = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        name.starts_with("x-forwarded-") || FORWARDED.contains(&name.as_str())
     };
     let told: Vec<_> = headers.keys().filter(|name| told(name)).cloned().collect();
     for name in told {
@@ -366,6 +367,8 @@ mod tests {
             ("X-Forwarded-User", "alice"),
             ("forwarded", "for=1.1.1.1"),
             ("x-real-ip", "1.1.1.1"),
+            ("x_forwarded_user", "alice"),
+            ("x-real.ip", "1.1.1.1"),
         ];
         let own = [("authorization", "x"), ("x-forwarded", "1"), ("x-user-id", "7")];
         check(strip_forwarded, &[&own[..], &told].concat(), &own);

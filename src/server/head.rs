@@ -35,8 +35,10 @@ pub(super) struct Turns {
     ended: AtomicU64,
     /// Of the last request, whose body may come for longer than its answer goes.
     uploads: AtomicU64,
-    /// Times that something came.
-    reads: AtomicU64,
+    /// Bytes that came.
+    bytes: AtomicU64,
+    /// More than a head can have, in bytes.
+    past_head: u64,
     /// What was to be written last waits for the client: an answer whose body hyper has dropped may
     /// still be on its way.
     unsent: AtomicBool,
@@ -46,6 +48,11 @@ pub(super) struct Turns {
 type Awaited = (u64, u64);
 
 impl Turns {
+    /// Of a connection with heads of `head_limit` bytes at most.
+    pub(super) fn within(head_limit: usize) -> Self {
+        Self { past_head: head_limit as u64 + 1, ..Self::default() }
+    }
+
     /// A head has come, of a request with or without a body.
     pub(super) fn begin(self: &Arc<Self>, has_body: bool) -> Turn {
         bump(&self.begun);
@@ -90,13 +97,14 @@ impl Turns {
         }
     }
 
-    /// None while a request is answered, to the last byte. Where it may not have come whole, whatever comes is a sign
-    /// of life, as it is while it is being answered.
+    /// None while a request is answered, to the last byte. Where it may not have come whole, what comes
+    /// may be its rest, and is a sign of life: more than a head at a time, or a head would last for ever
+    /// by a byte now and then.
     fn awaited(&self) -> Option<Awaited> {
-        let [begun, ended, uploads, reads] = [&self.begun, &self.ended, &self.uploads, &self.reads]
+        let [begun, ended, uploads, bytes] = [&self.begun, &self.ended, &self.uploads, &self.bytes]
             .map(|count| count.load(Ordering::Relaxed));
         let answered = begun == ended && !self.unsent.load(Ordering::Relaxed);
-        answered.then_some((begun, uploads * reads))
+        answered.then_some((begun, uploads * (bytes / self.past_head.max(1))))
     }
 
     fn note_write<T>(&self, written: &Poll<T>) {
@@ -104,9 +112,13 @@ impl Turns {
     }
 }
 
-/// One writer, so nothing is lost.
 fn bump(count: &AtomicU64) {
-    count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    add(count, 1);
+}
+
+/// One writer, so nothing is lost.
+fn add(count: &AtomicU64, more: u64) {
+    count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
 }
 
 /// The answering of one request.
@@ -136,10 +148,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let filled = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_ready() {
-            bump(&self.turns.reads);
-        }
+        add(&self.turns.bytes, (buf.filled().len() - filled) as u64);
         read
     }
 }
@@ -170,7 +181,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // TLS takes what it is given, and has sent it only when it is flushed.
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.turns.note_write(&flushed);
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -234,7 +248,7 @@ mod tests {
         let turn = turns.begin(false);
         assert!(!is_overdue(&turns).await);
         drop(turn);
-        bump(&turns.reads);
+        add(&turns.bytes, 1);
         assert!(is_overdue(&turns).await, "the second");
     }
 
@@ -265,7 +279,7 @@ mod tests {
     #[tokio::test]
     async fn requests_keep_a_connection_and_the_bytes_of_a_head_do_not() {
         let busy = async |talk: fn(&Arc<Turns>), has_body| {
-            let turns = Arc::new(Turns::default());
+            let turns = Arc::new(Turns::within(99));
             drop(turns.begin(has_body));
             let talk = async {
                 loop {
@@ -279,7 +293,8 @@ mod tests {
             }
         };
         assert!(busy(|turns| drop(turns.begin(false)), false).await);
-        assert!(!busy(|turns| bump(&turns.reads), false).await);
-        assert!(busy(|turns| bump(&turns.reads), true).await, "it may be an upload");
+        assert!(!busy(|turns| add(&turns.bytes, 100), false).await);
+        assert!(busy(|turns| add(&turns.bytes, 100), true).await, "it may be an upload");
+        assert!(!busy(|turns| add(&turns.bytes, 1), true).await, "it may be a head as well");
     }
 }

@@ -9,14 +9,12 @@ use std::{
     fs::{self, Permissions},
     io,
     net::SocketAddr,
-    os::unix::{
-        fs::{MetadataExt as _, PermissionsExt as _},
-        net as std_unix,
-    },
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process,
 };
 
+use socket2::{Domain, SockAddr, Socket as Socket2, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use crate::{
@@ -72,7 +70,7 @@ fn bind_tcp(address: SocketAddr, reuse: Reuse) -> io::Result<TcpListener> {
 /// The socket is made under another name and then moved to its own, so that the path always leads
 /// to one that is listened on, and never to one with other permissions.
 fn bind_unix(path: &Path, reuse: Reuse, mode: u32) -> io::Result<Listener> {
-    if reuse == Reuse::Never && std_unix::UnixStream::connect(path).is_ok() {
+    if reuse == Reuse::Never && is_listened_at(path)? {
         return Err(io::ErrorKind::AddrInUse.into());
     }
     // What is there and is no socket is not ours to replace.
@@ -85,12 +83,15 @@ fn bind_unix(path: &Path, reuse: Reuse, mode: u32) -> io::Result<Listener> {
     let _ = fs::remove_file(&draft);
     let socket = UnixSocket::new_stream()?;
     socket.bind(&draft)?;
-    let listener = socket.listen(BACKLOG)?;
+    // Before it listens: who connects stays connected, whatever the permissions are then.
     let placed = fs::set_permissions(&draft, Permissions::from_mode(mode))
-        .and_then(|()| fs::symlink_metadata(&draft))
-        .and_then(|found| fs::rename(&draft, path).map(|()| found.ino()));
+        .and_then(|()| socket.listen(BACKLOG))
+        .and_then(|listener| Ok((listener, fs::symlink_metadata(&draft)?.ino())))
+        .and_then(|placed| fs::rename(&draft, path).map(|()| placed));
     match placed {
-        Ok(inode) => Ok(Listener::Unix(listener, Place(Some((path.to_owned(), inode))))),
+        Ok((listener, inode)) => {
+            Ok(Listener::Unix(listener, Place(Some((path.to_owned(), inode)))))
+        }
         Err(error) => {
             let _ = fs::remove_file(&draft);
             Err(error)
@@ -98,8 +99,18 @@ fn bind_unix(path: &Path, reuse: Reuse, mode: u32) -> io::Result<Listener> {
     }
 }
 
+/// Whether there is a socket that somebody listens at, busy as he may be: a connection is not waited
+/// for.
+fn is_listened_at(path: &Path) -> io::Result<bool> {
+    let socket = Socket2::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Ok(true),
+        Err(error) => Ok(error.kind() == io::ErrorKind::WouldBlock),
+    }
+}
+
 fn is_socket(found: &fs::Metadata) -> bool {
-    std::os::unix::fs::FileTypeExt::is_socket(&found.file_type())
+    found.file_type().is_socket()
 }
 
 impl Drop for Place {

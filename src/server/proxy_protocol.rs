@@ -11,8 +11,6 @@ use std::{io, net::SocketAddr};
 use ppp::{HeaderResult, PartialResult as _, v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use crate::transport::Remote;
-
 /// "The maximum line lengths the receiver must support including the CRLF" (2.1).
 const MAX_V1: usize = 107;
 /// Signature, version, family and length (2.2).
@@ -20,6 +18,17 @@ const V2_PREFIX: usize = 16;
 /// "receivers [..] may choose to [..] reject" what is longer (2.2): addresses of unix sockets are 216
 /// bytes, and what follows them, such as the names of TLS, takes few more.
 const MAX_V2: usize = 4096;
+
+/// Who has connected, as the balancer says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The balancer itself, to see whether we live.
+    Connection,
+    /// A client of it.
+    Client(SocketAddr),
+    /// A client of it that cannot be named: it came by something else than TCP.
+    Unknown,
+}
 
 /// Why a connection is not served.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +42,7 @@ pub(super) enum HeaderError {
 }
 
 /// Reads the header and not a byte more. It has no limit of time: that is the caller's.
-///
-/// `None` where it names nobody: health checks of the balancer itself, and what is not TCP.
-pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Remote, HeaderError> {
+pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Source, HeaderError> {
     let mut header = vec![0; v2::PROTOCOL_PREFIX.len()];
     stream.read_exact(&mut header).await?;
     if header == v2::PROTOCOL_PREFIX {
@@ -48,7 +55,7 @@ pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Remote,
 async fn read_v2<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut header: Vec<u8>,
-) -> Result<Remote, HeaderError> {
+) -> Result<Source, HeaderError> {
     extend(stream, &mut header, V2_PREFIX).await?;
     let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
     if length > MAX_V2 {
@@ -62,7 +69,7 @@ async fn read_v2<S: AsyncRead + Unpin>(
 async fn read_v1<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut header: Vec<u8>,
-) -> Result<Remote, HeaderError> {
+) -> Result<Source, HeaderError> {
     while !header.ends_with(b"\n") {
         if !v1::PROTOCOL_PREFIX.as_bytes().iter().zip(&header).all(|(want, got)| want == got) {
             return Err(HeaderError::Malformed("it begins with something else".to_owned()));
@@ -86,7 +93,7 @@ async fn extend<S: AsyncRead + Unpin>(
     Ok(())
 }
 
-fn parse(header: &[u8]) -> Result<Remote, HeaderError> {
+fn parse(header: &[u8]) -> Result<Source, HeaderError> {
     let parsed = HeaderResult::parse(header);
     if parsed.is_incomplete() {
         return Err(HeaderError::Malformed("it is too short".to_owned()));
@@ -99,39 +106,44 @@ fn parse(header: &[u8]) -> Result<Remote, HeaderError> {
     }
 }
 
-fn v1_source(addresses: v1::Addresses) -> Remote {
+/// "UNKNOWN" is for other protocols than TCP, and "the receiver must ignore anything presented before
+/// the CRLF" (2.1).
+fn v1_source(addresses: v1::Addresses) -> Source {
     match addresses {
-        v1::Addresses::Tcp4(ip) => Some(SocketAddr::new(ip.source_address.into(), ip.source_port)),
-        v1::Addresses::Tcp6(ip) => Some(SocketAddr::new(ip.source_address.into(), ip.source_port)),
-        v1::Addresses::Unknown => None,
+        v1::Addresses::Tcp4(ip) => {
+            Source::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
+        }
+        v1::Addresses::Tcp6(ip) => {
+            Source::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
+        }
+        v1::Addresses::Unknown => Source::Unknown,
     }
 }
 
 /// "LOCAL: [..] The receiver must accept this connection as valid and must use the real connection
 /// endpoints and discard the protocol block including the family" (2.2).
-fn v2_source(header: &v2::Header<'_>) -> Remote {
+fn v2_source(header: &v2::Header<'_>) -> Source {
     match (header.command, &header.addresses) {
+        (v2::Command::Local, _) => Source::Connection,
         (v2::Command::Proxy, v2::Addresses::IPv4(ip)) => {
-            Some(SocketAddr::new(ip.source_address.into(), ip.source_port))
+            Source::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
         }
         (v2::Command::Proxy, v2::Addresses::IPv6(ip)) => {
-            Some(SocketAddr::new(ip.source_address.into(), ip.source_port))
+            Source::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
         }
-        _ => None,
+        (v2::Command::Proxy, _) => Source::Unknown,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
-    use super::{HeaderError, MAX_V1, Remote, read};
+    use super::{HeaderError, MAX_V1, Source, read};
 
     const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
     /// What is read of a header that is followed by a request, which is to be left as it is.
     #[track_caller]
-    fn read_of(header: &[u8]) -> Result<Remote, String> {
+    fn read_of(header: &[u8]) -> Result<Source, String> {
         let bytes = [header, b"GET / HTTP/1.1\r\n"].concat();
         let mut rest = bytes.as_slice();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -147,32 +159,36 @@ mod tests {
         [V2, &[command, family], &length, addresses].concat()
     }
 
-    fn from(address: &str) -> SocketAddr {
-        address.parse().unwrap()
+    fn from(address: &str) -> Source {
+        Source::Client(address.parse().unwrap())
     }
 
     #[test]
     fn a_header_of_version_1_names_the_source() {
-        assert_eq!(read_of(b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n"), Ok(Some(from("1.2.3.4:9"))));
-        assert_eq!(read_of(b"PROXY TCP6 fe80::1 ::1 9 10\r\n"), Ok(Some(from("[fe80::1]:9"))));
-        assert_eq!(read_of(b"PROXY UNKNOWN\r\n"), Ok(None));
-        assert_eq!(read_of(b"PROXY UNKNOWN ::1 ::1 9 10\r\n"), Ok(None));
+        assert_eq!(read_of(b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n"), Ok(from("1.2.3.4:9")));
+        assert_eq!(read_of(b"PROXY TCP6 fe80::1 ::1 9 10\r\n"), Ok(from("[fe80::1]:9")));
+        assert_eq!(read_of(b"PROXY UNKNOWN\r\n"), Ok(Source::Unknown));
+        assert_eq!(read_of(b"PROXY UNKNOWN ::1 ::1 9 10\r\n"), Ok(Source::Unknown));
     }
 
     #[test]
     fn a_header_of_version_2_names_the_source() {
         let four = [1, 2, 3, 4, 5, 6, 7, 8, 0, 9, 0, 10];
-        assert_eq!(read_of(&v2(0x21, 0x11, &four)), Ok(Some(from("1.2.3.4:9"))));
+        assert_eq!(read_of(&v2(0x21, 0x11, &four)), Ok(from("1.2.3.4:9")));
         let with_more = [&four[..], &[4, 0, 1, 42]].concat();
-        assert_eq!(read_of(&v2(0x21, 0x11, &with_more)), Ok(Some(from("1.2.3.4:9"))));
+        assert_eq!(read_of(&v2(0x21, 0x11, &with_more)), Ok(from("1.2.3.4:9")));
         let six = [&[0xfe; 16][..], &[0; 16], &[0, 9, 0, 10]].concat();
         assert_eq!(
             read_of(&v2(0x21, 0x21, &six)),
-            Ok(Some(from("[fefe:fefe:fefe:fefe:fefe:fefe:fefe:fefe]:9")))
+            Ok(from("[fefe:fefe:fefe:fefe:fefe:fefe:fefe:fefe]:9"))
         );
-        assert_eq!(read_of(&v2(0x20, 0x11, &four)), Ok(None), "a check of the balancer itself");
-        assert_eq!(read_of(&v2(0x20, 0x00, &[])), Ok(None));
-        assert_eq!(read_of(&v2(0x21, 0x31, &[b'a'; 216])), Ok(None), "unix sockets");
+        assert_eq!(
+            read_of(&v2(0x20, 0x11, &four)),
+            Ok(Source::Connection),
+            "a check of the balancer itself"
+        );
+        assert_eq!(read_of(&v2(0x20, 0x00, &[])), Ok(Source::Connection));
+        assert_eq!(read_of(&v2(0x21, 0x31, &[b'a'; 216])), Ok(Source::Unknown), "unix sockets");
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl<S: Service> Talk<S> {
         service: S,
         head_limit: usize,
     ) -> (Self, Layers<I, S>) {
-        let (lane, turns) = (Arc::new(Lane::default()), Arc::new(Turns::default()));
+        let (lane, turns) = (Arc::new(Lane::default()), Arc::new(Turns::within(head_limit)));
         let desk = Arc::new(Desk::new(Arc::clone(&turns)));
         let stream = Wire::new(Heard::new(stream, Arc::clone(&turns)), Arc::clone(&lane));
         let stream = Again::new(stream, service.clone(), Arc::clone(&desk), head_limit);
