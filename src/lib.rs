@@ -67,6 +67,7 @@ pub mod systemd;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -154,14 +155,17 @@ pub async fn run_reloading(
         store = %config.store.url,
         "listening"
     );
-    let used = metrics.limits.inspected.clone();
-    let met = metrics.limits.counter(Limit::Inspected).clone();
-    let inspected = Room::new(config.max_inspected, used, met);
+    // Of its own for each, so that no client's writes keep the pipeline's purges out.
+    let room = |used: &Gauge| {
+        let met = metrics.limits.counter(Limit::Inspected).clone();
+        Room::new(config.max_inspected, used.clone(), met)
+    };
+    let (inspected, purges) = (room(&metrics.limits.inspected), room(&metrics.limits.purges));
     let proxy = Arc::new(Proxy::new(
         Arc::clone(&routes),
         Arc::clone(&cache),
         upstream,
-        Arc::clone(&inspected),
+        inspected,
         &config,
         Arc::clone(&metrics),
     ));
@@ -170,7 +174,7 @@ pub async fn run_reloading(
     let admin = Admin::new(
         Arc::clone(&cache),
         Arc::clone(&routes),
-        inspected,
+        purges,
         &config,
         Arc::clone(&metrics),
         leaving,

@@ -92,8 +92,10 @@ pub struct Limits {
     pub flights: Gauge,
     /// Bytes of answers that are on their way into the cache.
     pub captured: Gauge,
-    /// Bytes of writes that rules look into, and of purges.
+    /// Bytes of writes that rules look into.
     pub inspected: Gauge,
+    /// Bytes of purges.
+    pub purges: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -114,6 +116,7 @@ impl Default for Limits {
             flights,
             captured: Gauge::default(),
             inspected: Gauge::default(),
+            purges: Gauge::default(),
         }
     }
 }
@@ -146,8 +149,10 @@ impl Limits {
         let help = "Answers held in memory on their way into the cache";
         r.register_with_unit("captured", help, Unit::Bytes, captured);
         let inspected = self.inspected.clone();
-        let help = "Writes that rules look into, and purges, held in memory";
+        let help = "Writes that rules look into, held in memory";
         r.register_with_unit("inspected", help, Unit::Bytes, inspected);
+        let purges = self.purges.clone();
+        r.register_with_unit("purges", "Purges that are read", Unit::Bytes, purges);
     }
 }
 
