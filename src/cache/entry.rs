@@ -38,6 +38,10 @@ const LAST_DATE_MS: i64 = 253_402_300_799_000;
 /// We, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
 pub const VIA_US: HeaderValue = HeaderValue::from_static("1.1 jobcache");
 
+/// Headers that an answer may have beside those that are stored: `Content-Length`, `ETag`, `Age`, `Via`
+/// and `Cache-Status`.
+const ADDED: usize = 5;
+
 /// What `Cache-Status` says of a hit (RFC 9211 2), but for the seconds.
 const HIT: &str = "jobcache; hit; ttl=";
 
@@ -60,10 +64,7 @@ struct Head {
     status: StatusCode,
     headers: HeaderMap,
     etag: HeaderValue,
-    /// The headers of a hit, with places for `Age` and our member of `Cache-Status`. A copy of them is
-    /// all that a hit takes: a map that grew with each line would be moved for every hit.
-    ready: HeaderMap,
-    /// The same as text, from the first time that it is wanted; `None` where it cannot be.
+    /// The headers of a hit as text, from the first time that it is wanted; `None` where it cannot be.
     spelled: OnceLock<Option<Spelled>>,
 }
 
@@ -122,7 +123,7 @@ impl Entry {
         // header section if it is cached or forwarded downstream." RFC 9110 6.6.1
         headers.entry(DATE).or_insert_with(|| http_date(now_ms));
         Self {
-            head: Head::new(head.status, headers, body.len(), || digest(&body)),
+            head: Head::new(head.status, headers, || digest(&body)),
             body,
             stored_at_ms: now_ms,
             age_ms: millis(freshness.age),
@@ -166,9 +167,7 @@ impl Entry {
             headers.append(name, HeaderValue::from_maybe_shared(Bytes::from(value)).ok()?);
         }
         Some(Self {
-            head: Head::new(StatusCode::from_u16(meta.status).ok()?, headers, body.len(), || {
-                meta.digest
-            }),
+            head: Head::new(StatusCode::from_u16(meta.status).ok()?, headers, || meta.digest),
             body,
             stored_at_ms: meta.stored_at_ms,
             age_ms: meta.age_ms,
@@ -233,13 +232,17 @@ impl Entry {
 
     /// Bytes that it takes in memory, roughly: what is counted in a bounded cache.
     pub fn weight(&self) -> usize {
-        /// Of a header beside its bytes: pointers, lengths, slots.
-        const EACH: usize = 64;
+        /// Of a header in a map beside its bytes: its slot, what counts who has them, what an allocator
+        /// keeps of each.
+        const EACH: usize = 208;
+        /// Of the lines that a hit has beside those that are stored.
+        const OURS: usize = 200;
         let headers = self.head.headers.iter();
         // Twice: as they are, and spelled.
-        let headers: usize = headers.map(|(_, value)| 3 * EACH + 2 * value.len()).sum();
+        let headers = headers.map(|(name, value)| EACH + name.as_str().len() + 2 * value.len());
         let members = size_of_val(&self.audience.members[..]);
-        size_of::<Self>() + self.body.len() + headers + members + self.generation.len()
+        let parts = self.body.len() + members + self.generation.len();
+        size_of::<Self>() + parts + headers.sum::<usize>() + OURS
     }
 
     /// The body, as it stands in the store.
@@ -292,7 +295,7 @@ impl Entry {
             response.headers_mut().append(VIA, VIA_US);
             response
         } else {
-            self.whole(method, self.head.ready.clone())
+            self.whole(method, self.head.hit(self.body.len()))
         };
         let headers = response.headers_mut();
         self.tell_age(headers, now_ms);
@@ -312,7 +315,8 @@ impl Entry {
     /// byte as hyper does; the body follows. False where hyper would add to it: then nothing is written.
     pub fn spell_hit(&self, to: &mut Vec<u8>, now_ms: i64) -> bool {
         let head = &self.head;
-        let spelled = head.spelled.get_or_init(|| Spelled::new(head.status, &head.ready));
+        let spell = || Spelled::new(head.status, &head.hit(self.body.len()));
+        let spelled = head.spelled.get_or_init(spell);
         let Some(spelled) = spelled.as_ref().filter(|_| !self.body.is_empty()) else {
             return false;
         };
@@ -358,34 +362,34 @@ impl Entry {
 
 impl Head {
     /// The upstream's `ETag`, else a strong one from the digest of the body.
-    fn new(
-        status: StatusCode,
-        headers: HeaderMap,
-        length: usize,
-        digest: impl FnOnce() -> String,
-    ) -> Self {
+    fn new(status: StatusCode, headers: HeaderMap, digest: impl FnOnce() -> String) -> Self {
         let etag = headers.get(ETAG).cloned().unwrap_or_else(|| {
             // Hexadecimal digits in quotes are always a valid value.
             HeaderValue::try_from(format!("\"{}\"", digest()))
                 .unwrap_or(HeaderValue::from_static("\"\""))
         });
-        let (ready, spelled) = (HeaderMap::new(), OnceLock::new());
-        let mut head = Self { status, headers, etag, ready, spelled };
-        let mut ready = head.full(length);
-        ready.insert(AGE, HeaderValue::from_static("0"));
-        ready.append(VIA, VIA_US);
-        ready.append(CACHE_STATUS, HeaderValue::from_static(HIT));
-        // A copy has no room to spare: it is kept for as long as the entry.
-        head.ready = ready.clone();
-        head
+        Self { status, headers, etag, spelled: OnceLock::new() }
     }
 
     /// The headers of a 200.
     fn full(&self, length: usize) -> HeaderMap {
-        let mut full = self.headers.clone();
+        // With room for all that is added to them: a map that grew would be moved.
+        let mut full = HeaderMap::with_capacity(self.headers.len() + ADDED);
+        for (name, value) in &self.headers {
+            full.append(name, value.clone());
+        }
         full.insert(CONTENT_LENGTH, length.into());
         full.insert(ETAG, self.etag.clone());
         full
+    }
+
+    /// The headers of a hit, with places for `Age` and our member of `Cache-Status`.
+    fn hit(&self, length: usize) -> HeaderMap {
+        let mut hit = self.full(length);
+        hit.insert(AGE, HeaderValue::from_static("0"));
+        hit.append(VIA, VIA_US);
+        hit.append(CACHE_STATUS, HeaderValue::from_static(HIT));
+        hit
     }
 
     /// `Date` says when a response was made, not what it says: two reads of an unchanged job differ
@@ -479,7 +483,7 @@ mod tests {
             let line = |(name, value): &(HeaderName, &str)| (name.clone(), value.parse().unwrap());
             lines.iter().map(line).collect()
         };
-        let head = Head::new(StatusCode::OK, map(lines), 2, || digest(b"{}"));
+        let head = Head::new(StatusCode::OK, map(lines), || digest(b"{}"));
         let audience = Audience { members: vec![], public: false };
         let (body, generation) = (Bytes::from("{}"), String::new());
         let (stored_at_ms, age_ms, expires_at_ms) = (0, 1_000, 300_000);
@@ -523,7 +527,7 @@ mod tests {
     #[test]
     fn times_that_cannot_be_are_served_without_harm() {
         let audience = Audience { members: vec![], public: false };
-        let head = Head::new(StatusCode::OK, HeaderMap::new(), 0, || digest(b""));
+        let head = Head::new(StatusCode::OK, HeaderMap::new(), || digest(b""));
         let (body, generation) = (Bytes::new(), String::new());
         let (stored_at_ms, age_ms, expires_at_ms) = (i64::MIN, i64::MAX, i64::MIN);
         let entry = Entry { head, body, stored_at_ms, age_ms, expires_at_ms, audience, generation };
