@@ -109,7 +109,7 @@ impl Store {
     /// Opens the store that the configuration names. Redis is connected to in the background, so
     /// this succeeds with Redis down; it must be called within a tokio runtime.
     ///
-    /// With a `watcher` changes in Redis are tracked, and [`Store::barrier`] tells when it knows.
+    /// With a `watcher` changes in Redis are tracked, and [`Store::poll_barrier`] tells when it knows.
     pub fn open(
         config: &config::Config,
         metrics: Arc<Metrics>,
