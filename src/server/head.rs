@@ -19,6 +19,7 @@ use std::{
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::coop,
     time::sleep,
 };
 
@@ -116,6 +117,23 @@ fn bump(count: &AtomicU64) {
     add(count, 1);
 }
 
+/// Bytes that count as one more operation of a task.
+const OPERATION: usize = 4 << 10;
+
+/// Takes what was read off the budget of the task (`tokio::task::coop`), which counts a read as one
+/// whatever it brings. hyper reads on for as long as there is something, and what it makes of it may be
+/// nothing: the digits of a chunk's size have no end. A few clients that send them kept all others
+/// waiting for most of a second.
+fn pay(bytes: usize, cx: &mut Context<'_>) {
+    for _ in 0..bytes / OPERATION {
+        match coop::poll_proceed(cx) {
+            Poll::Ready(operation) => operation.made_progress(),
+            // It is spent, so the next read ends the turn of this task.
+            Poll::Pending => return,
+        }
+    }
+}
+
 /// One writer, so nothing is lost.
 fn add(count: &AtomicU64, more: u64) {
     count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
@@ -150,7 +168,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
     ) -> Poll<io::Result<()>> {
         let filled = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        add(&self.turns.bytes, (buf.filled().len() - filled) as u64);
+        let came = buf.filled().len() - filled;
+        add(&self.turns.bytes, came as u64);
+        pay(came, cx);
         read
     }
 }
@@ -296,5 +316,27 @@ mod tests {
         assert!(!busy(|turns| add(&turns.bytes, 100), false).await);
         assert!(busy(|turns| add(&turns.bytes, 100), true).await, "it may be an upload");
         assert!(!busy(|turns| add(&turns.bytes, 1), true).await, "it may be a head as well");
+    }
+
+    #[tokio::test]
+    async fn who_sends_without_end_lets_others_have_their_turn() {
+        let endless = tokio::io::repeat(b'0');
+        let mut stream = Heard::new(endless, Arc::new(Turns::default()));
+        let mut part = vec![0; 64 << 10];
+        let read_in_a_turn = tokio::spawn(async move {
+            std::future::poll_fn(|cx| {
+                let mut read = 0;
+                loop {
+                    let mut buf = ReadBuf::new(&mut part);
+                    match Pin::new(&mut stream).poll_read(cx, &mut buf) {
+                        Poll::Ready(_) => read += buf.filled().len(),
+                        Poll::Pending => return Poll::Ready(read),
+                    }
+                }
+            })
+            .await
+        });
+        let read = read_in_a_turn.await.unwrap();
+        assert!(read <= 1 << 20, "{read} bytes");
     }
 }
