@@ -1,6 +1,7 @@
 //! The `jobcache` command: parse, load, telemetry, runtime, bind, run, exit code.
 
 mod cli;
+mod files;
 
 use std::{
     env, io,
@@ -121,6 +122,8 @@ fn serve(flags: Flags) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         warn!(warning, "look at the configuration");
     }
+    let wanted = loaded.config.server.max_connections + loaded.config.upstream.max_connections;
+    files::allow(wanted as u64);
     runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let signals = Signals::new()?;
         let hangup = signal(SignalKind::hangup())?;
@@ -223,7 +226,7 @@ impl Signals {
 
 fn check(flags: Flags) -> Result<(), Failure> {
     let loaded = load(flags)?;
-    Ok(single_threaded()?.block_on(check::run(&loaded))?)
+    single_threaded()?.block_on(check::run(&loaded))
 }
 
 /// Docker knows 0 and 1, so a bad configuration is 1 here as well.

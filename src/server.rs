@@ -54,7 +54,7 @@ use crate::{
     metrics::{KindLabels, Limit, Metrics},
     service::Service,
     tls::Renewed,
-    transport::{Peer, Remote, Socket, set_nodelay},
+    transport::{Peer, Remote, Socket, prepare},
 };
 
 /// After a failed accept (out of file descriptors, most likely).
@@ -276,8 +276,8 @@ impl Protocols {
 
     /// Comes to know who has connected and what it speaks.
     async fn open(&self, socket: Socket, remote: Remote) -> Result<Opened, Fault> {
-        if let Err(error) = set_nodelay(&socket) {
-            debug!(%error, "cannot set TCP_NODELAY");
+        if let Err(error) = prepare(&socket) {
+            debug!(%error, "cannot prepare a connection");
         }
         let mut socket = Taken::within(self.write_limit, socket);
         let (ip, is_trusted) = self.source(&mut socket, remote).await?;

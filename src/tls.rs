@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::{
-    config::{Identity, UpstreamTls},
+    config::{Config, Endpoint, Identity, UpstreamTls},
     metrics::{Metrics, OutcomeLabels},
     telemetry::Throttle,
 };
@@ -69,6 +69,14 @@ pub enum TlsError {
         /// Why.
         source: rustls::Error,
     },
+}
+
+/// Whether there are the certificates and keys that a configuration names, and fit together.
+pub fn verify(config: &Config) -> Result<(), TlsError> {
+    config.tls.identity().map(|identity| server(&identity)).transpose()?;
+    let spoken = matches!(config.upstream.endpoint(), Endpoint::Tls { .. });
+    spoken.then(|| client(&config.upstream.tls)).transpose()?;
+    Ok(())
 }
 
 /// What clients are shown: HTTP/2 where they offer it, else HTTP/1.1.

@@ -7,6 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 use tokio_util::either::Either;
@@ -17,10 +18,19 @@ pub type Socket = Either<TcpStream, UnixStream>;
 /// A connection that HTTP is spoken over.
 pub type Stream = Either<Socket, Box<TlsStream<Socket>>>;
 
-/// Sends small messages at once: an answer must not wait for the acknowledgement of the last one.
-pub(crate) fn set_nodelay(socket: &Socket) -> io::Result<()> {
+/// Bytes that wait to be sent before the system takes no more, and half of which have to go before it
+/// does again. Its own limit grows to megabytes, and a third of them takes a slow reader minutes, in
+/// which it seems to take nothing.
+const UNSENT_MAX: u32 = 64 << 10;
+
+/// Sends small messages at once, as an answer must not wait for the acknowledgement of the last one, and
+/// lets us see who takes what he is sent.
+pub(crate) fn prepare(socket: &Socket) -> io::Result<()> {
     match socket {
-        Socket::Left(tcp) => tcp.set_nodelay(true),
+        Socket::Left(tcp) => {
+            tcp.set_nodelay(true)?;
+            SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT_MAX)
+        }
         Socket::Right(_) => Ok(()),
     }
 }

@@ -11,7 +11,9 @@ use std::{
 };
 
 use jobcache::{
+    RunError,
     config::{Config, Loaded, StoreUrl},
+    tls,
     upstream::Upstream,
 };
 use percent_encoding::percent_decode_str;
@@ -22,13 +24,20 @@ use tokio::{
 };
 use url::Url;
 
+use crate::Failure;
+
 /// For each of the two; generous, as a person waits.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest answer to a PING that is looked at.
 const MAX_REPLY: usize = 512;
 
 /// Prints what was loaded and who can be reached.
-pub(crate) async fn run(loaded: &Loaded) -> io::Result<()> {
+pub(crate) async fn run(loaded: &Loaded) -> Result<(), Failure> {
+    tls::verify(&loaded.config).map_err(RunError::Tls)?;
+    Ok(print(loaded).await?)
+}
+
+async fn print(loaded: &Loaded) -> io::Result<()> {
     let mut out =
         String::from("# The configuration is valid. Values without a comment are defaults.\n");
     out.push_str(&loaded.to_toml());

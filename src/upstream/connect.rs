@@ -20,7 +20,7 @@ use crate::{
     config::{Config, Endpoint},
     metrics::Metrics,
     tls::{self, HTTP1, HTTP2, Renewed, TlsError},
-    transport::{Socket, Stream, set_nodelay},
+    transport::{Socket, Stream, prepare},
 };
 
 /// What is to be spoken over a connection.
@@ -102,7 +102,7 @@ impl Connector {
                 Socket::Right(UnixStream::connect(path).await.map_err(refused)?)
             }
         };
-        set_nodelay(&socket).map_err(refused)?;
+        prepare(&socket).map_err(refused)?;
         let (Some(tls), Endpoint::Tls { name, .. }) = (&self.tls, &self.endpoint) else {
             return Ok(Stream::Left(socket));
         };

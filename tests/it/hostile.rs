@@ -9,13 +9,13 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
-use crate::support::{Process, SOON, Setup, Upstream, eventually, full, soon};
+use crate::support::{Process, SOON, Setup, Upstream, eventually, full, soon, zeros};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -435,4 +435,26 @@ async fn twenty_thousand_ids_at_once_on_a_slow_upstream_are_answered_in_bounded_
     for metric in ["jobcache_requests_in_flight", "jobcache_flights", "jobcache_captured_bytes"] {
         eventually(SOON, async || admin.metric(metric).await == 0).await;
     }
+}
+
+#[tokio::test]
+async fn who_reads_slowly_and_without_a_pause_is_not_cut_off() {
+    let size = 4 << 20;
+    let setup = Setup::with(|config| config.server.write_timeout = 2 * SHORT).await;
+    setup.upstream.respond("/large", move |_| Some(Response::new(zeros(size))));
+    let mut client = setup.sidecar.client.connect().await;
+    client.write_all(b"GET /large HTTP/1.0\r\n\r\n").await.expect("a request written");
+
+    // A megabyte a second: of a buffer of some megabytes a third takes longer than the limit.
+    let (mut read, mut part) = (0, vec![0; 64 << 10]);
+    loop {
+        match soon(client.read(&mut part)).await.expect("no reset") {
+            0 => break,
+            count => read += count as u64,
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    assert!(read > size, "{read} of {size} bytes and a head");
+    assert_eq!(setup.sidecar.admin.limit_hits("server.write_timeout").await, 0);
 }

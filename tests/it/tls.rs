@@ -7,7 +7,7 @@ use jobcache::config::Config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
-    RedisServer, SOON, Setup, Upstream,
+    Process, RedisServer, SOON, Setup, Upstream,
     client::HOST,
     eventually, full,
     sidecar::{Sidecar, config},
@@ -194,4 +194,21 @@ async fn an_upstream_that_asks_for_it_is_shown_a_certificate() {
 
     assert_eq!(nameless.get("/jobs/1").await.status, 502);
     named.get("/jobs/1").await.assert(200, &version("1", 0));
+}
+
+#[test]
+fn a_check_tells_of_certificates_that_do_not_fit() {
+    let authority = Authority::new();
+    let (one, other) = (authority.issue("one", &[HOST]), authority.issue("other", &[HOST]));
+    let path = |path: &Option<std::path::PathBuf>| path.as_ref().unwrap().display().to_string();
+    let check = |cert: &str, key: &str| {
+        let envs = [("JOBCACHE_TLS_CERT", cert), ("JOBCACHE_TLS_KEY", key)];
+        let (code, _, error) = Process::output(&["check", "--redis-url", "memory://"], &envs);
+        (code, error)
+    };
+
+    assert_eq!(check(&path(&one.cert), &path(&one.key)).0, 0);
+    let (code, error) = check(&path(&one.cert), &path(&other.key));
+    assert_eq!(code, 78, "{error}");
+    assert!(error.contains("one.pem cannot be used"), "{error}");
 }
