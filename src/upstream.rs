@@ -1,8 +1,8 @@
 //! The backend: a pool of keep-alive connections, timeouts, and the retry rule.
 //!
 //! A request goes over the connection that was used last. One that the connection handed back
-//! unsent is sent again over a new one, whatever it is; one that was sent and got no byte of an
-//! answer is repeated once only if its caller allows it, and it is safe and has no body. Either only
+//! unsent is sent again over a new one, whatever it is; one that was sent and got no whole head of
+//! an answer, nor one that is no HTTP, is repeated once only if its caller allows it, and it is safe and has no body. Either only
 //! over a connection that had been used before: the upstream may have closed it for idleness. A write
 //! that was sent is never repeated.
 
@@ -175,7 +175,7 @@ impl Upstream {
                     return Err(UpstreamError::Closed { upstream: self.authority().to_owned() });
                 }
                 Err(Failed::Sent(error)) => match spare {
-                    Some(spare) if !error.is_timeout() => request = spare,
+                    Some(spare) if error.may_be_stale() => request = spare,
                     _ => return Err(error),
                 },
             }

@@ -1,7 +1,7 @@
 //! Upgrades: after the upstream's 101 two byte streams are tied together.
 
 use hyper::{
-    Request, Response, StatusCode,
+    Request, Response, StatusCode, Version,
     body::Incoming,
     http::{
         HeaderMap, HeaderValue,
@@ -27,7 +27,9 @@ pub struct Upgrade {
 impl Upgrade {
     /// The upgrade that a request asks for, if it asks for one that we pass on.
     pub fn of(request: &mut Request<Incoming>) -> Option<Self> {
-        if !headers::is_upgrade(request.headers()) {
+        // "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
+        // RFC 9110 7.8
+        if request.version() != Version::HTTP_11 || !headers::is_upgrade(request.headers()) {
             return None;
         }
         let protocol = request.headers().get(UPGRADE)?.clone();

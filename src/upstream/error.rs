@@ -94,6 +94,11 @@ impl UpstreamError {
         )
     }
 
+    /// Whether the connection may have been closed by the upstream before the request came to it.
+    pub(super) fn may_be_stale(&self) -> bool {
+        matches!(self, Self::Broken(error) if !error.is_parse())
+    }
+
     /// Whether the fault is the client's.
     pub fn is_clients(&self) -> bool {
         matches!(self, Self::ClientStalled { .. } | Self::ClientSlow { .. } | Self::ClientGone(_))
