@@ -89,19 +89,35 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 /// `TE: trailers` stays: gRPC insists on it, and without it no trailers come back. "A sender of TE
 /// MUST also send a "TE" connection option within the Connection header field" RFC 9110 10.1.4.
 ///
-/// What cannot be parsed as a field name is skipped. The lines of one field keep their order; that
-/// between fields "is not significant" (RFC 9110 5.3).
+/// What cannot be parsed as a field name is skipped. What stays keeps its order.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
     let trailers = lists(headers, &TE, b"trailers");
-    for name in connection_options(headers).into_iter().filter(|name| !keep.contains(name)) {
-        headers.remove(name);
-    }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
+    let mut listed = connection_options(headers);
+    listed.retain(|name| !keep.contains(name));
+    remove_all(headers, |name| HOP_BY_HOP.contains(name) || listed.contains(name));
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// Removes fields so that the others stay in their order: `HeaderMap::remove` puts the last one in the
+/// place of the one that goes.
+fn remove_all(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    if !headers.keys().any(&goes) {
+        return;
+    }
+    let all = std::mem::take(headers);
+    headers.reserve(all.keys_len());
+    // A name stands with the first of its lines alone.
+    let mut last = None;
+    for (name, value) in all {
+        if let Some(name) = name {
+            last = (!goes(&name)).then_some(name);
+        }
+        if let Some(name) = &last {
+            headers.append(name, value);
+        }
     }
 }
 
@@ -113,10 +129,7 @@ pub fn strip_forwarded(headers: &mut HeaderMap) {
         let name = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         name.starts_with("x-forwarded-") || FORWARDED.contains(&name.as_str())
     };
-    let told: Vec<_> = headers.keys().filter(|name| told(name)).cloned().collect();
-    for name in told {
-        headers.remove(name);
-    }
+    remove_all(headers, told);
 }
 
 /// Over TLS the upstream must know of it, and what it answers may depend on it: so a request says it
@@ -177,9 +190,8 @@ pub fn via(headers: &mut HeaderMap, version: Version) {
 /// For a read that may be stored: what could make the answer less than the whole representation
 /// does not go upstream.
 pub fn for_fill(headers: &mut HeaderMap) {
-    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE, ACCEPT_ENCODING, EXPECT] {
-        headers.remove(name);
-    }
+    let parts = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE, ACCEPT_ENCODING, EXPECT];
+    remove_all(headers, |name| parts.contains(name));
 }
 
 /// Whether the client waits for a 100 before it sends its body.
@@ -326,6 +338,9 @@ mod tests {
     fn order_and_repeated_fields_are_kept() {
         let lines = [("b", "1"), ("a", "2"), ("a", "3"), ("c", "4")];
         check(strip, &lines, &lines);
+        let (hop, listed) = (("connection", "x"), ("x", "1"));
+        let before = [hop, lines[0], listed, lines[1], ("keep-alive", "1"), lines[2], lines[3]];
+        check(strip, &before, &lines);
     }
 
     #[track_caller]

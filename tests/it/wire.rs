@@ -271,6 +271,23 @@ async fn a_header_keeps_its_name_its_value_and_its_place_among_its_like() {
 }
 
 #[tokio::test]
+async fn headers_keep_their_order_whatever_goes_from_between_them() {
+    let between = Between::start().await;
+    let hops = "Connection: X-Hop\r\nX-A: 1\r\nX-Hop: 2\r\nX-B: 3\r\nKeep-Alive: 5\r\nX-C: 4\r\nX-D: 5\r\n";
+    let (mut client, mut upstream, head) = between.pass(request("GET", "/other", hops)).await;
+    let order = |head: &str| {
+        let names = head.lines().skip(1).filter_map(|line| line.split_once(": "));
+        let names: Vec<_> = names.map(|(name, _)| name.to_ascii_lowercase()).collect();
+        names.into_iter().filter(|name| name.len() == 3 && name != "via").collect::<Vec<_>>()
+    };
+    assert_eq!(order(&head), ["x-a", "x-b", "x-c", "x-d"], "{head}");
+
+    upstream.send(format!("HTTP/1.1 200 OK\r\n{hops}Content-Length: 0\r\n\r\n")).await;
+    let answer = client.head().await;
+    assert_eq!(order(&answer), ["x-a", "x-b", "x-c", "x-d"], "{answer}");
+}
+
+#[tokio::test]
 async fn the_first_answer_of_a_fill_is_spelled_as_the_upstream_spells_it_and_a_hit_in_lower_case() {
     let between = Between::start().await;
     let (mut client, mut upstream, _) = between.pass(request("GET", X, "")).await;
