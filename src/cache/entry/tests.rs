@@ -1,0 +1,90 @@
+//! What is stored is served as it was, and nothing else.
+
+use hyper::Request;
+
+use super::*;
+use crate::{cache::audience::Prints, config, store::CredentialKey};
+
+#[track_caller]
+fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {
+    let mut response = Response::builder();
+    for line in lines {
+        response = response.header(DATE, *line);
+    }
+    let (head, ()) = response.body(()).unwrap().into_parts();
+    let ttl = Duration::from_secs(1);
+    let freshness = policy::Freshness { ttl, age: Duration::ZERO, public: false };
+    let asked = Request::new(()).into_parts().0;
+    let prints = Prints::new(&config::Credentials::default());
+    let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
+    let entry = Entry::new(&head, Bytes::from("{}"), freshness, pair, now_ms);
+    let served = entry.respond(&Method::GET, &HeaderMap::new(), now_ms);
+    let dates: Vec<_> = served.headers().get_all(DATE).iter().collect();
+    assert_eq!(dates, want, "{now_ms} {lines:?}");
+}
+
+#[track_caller]
+fn check_hit(lines: &[(HeaderName, &str)], asked: &[(HeaderName, &str)], want: &[&str]) {
+    let map = |lines: &[(HeaderName, &str)]| -> HeaderMap {
+        let line = |(name, value): &(HeaderName, &str)| (name.clone(), value.parse().unwrap());
+        lines.iter().map(line).collect()
+    };
+    let head = Head::new(StatusCode::OK, map(lines), || digest(b"{}"));
+    let audience = Audience { members: vec![], public: false };
+    let (body, generation) = (Bytes::from("{}"), String::new());
+    let (stored_at_ms, age_ms, expires_at_ms) = (0, 1_000, 300_000);
+    let entry = Entry { head, body, stored_at_ms, age_ms, expires_at_ms, audience, generation };
+    let asked = map(asked);
+    let hit = entry.hit(&Method::GET, &asked, 86_001);
+    let told = [AGE, VIA, CACHE_STATUS].into_iter().flat_map(|name| {
+        hit.headers().get_all(&name).iter().map(|value| value.to_str().unwrap().to_owned())
+    });
+    assert_eq!(told.collect::<Vec<_>>(), want, "{lines:?} {asked:?}");
+    let plain = entry.respond(&Method::GET, &asked, 86_001);
+    let [hit, plain] = [hit, plain].map(|response| {
+        let mut headers = response.headers().clone();
+        for name in [CACHE_STATUS, VIA] {
+            headers.remove(name);
+        }
+        headers
+    });
+    assert_eq!(hit, plain);
+}
+
+#[test]
+fn a_hit_says_that_it_is_one_after_what_was_said_upstream() {
+    let ours = "jobcache; hit; ttl=213";
+    check_hit(&[], &[], &["87", "1.1 jobcache", ours]);
+    check_hit(&[], &[(header::IF_NONE_MATCH, "*")], &["87", "1.1 jobcache", ours]);
+    let theirs = [(VIA, "1.0 a"), (CACHE_STATUS, "a; hit"), (CACHE_STATUS, "b; fwd=miss")];
+    let all = ["87", "1.0 a", "1.1 jobcache", "a; hit", "b; fwd=miss", ours];
+    check_hit(&theirs, &[], &all);
+}
+
+#[test]
+fn a_number_is_written_whole() {
+    for number in [0, 9, 10, 300, u64::MAX] {
+        assert_eq!(numbered("", number), number.to_string());
+        assert_eq!(numbered(HIT, number), format!("{HIT}{number}"));
+    }
+}
+
+/// Anybody who can write to the store can write a meta.
+#[test]
+fn times_that_cannot_be_are_served_without_harm() {
+    let audience = Audience { members: vec![], public: false };
+    let head = Head::new(StatusCode::OK, HeaderMap::new(), || digest(b""));
+    let (body, generation) = (Bytes::new(), String::new());
+    let (stored_at_ms, age_ms, expires_at_ms) = (i64::MIN, i64::MAX, i64::MIN);
+    let entry = Entry { head, body, stored_at_ms, age_ms, expires_at_ms, audience, generation };
+    assert_eq!(entry.ttl(1), Duration::ZERO);
+    assert_eq!(entry.age(1), duration(i64::MAX));
+}
+
+#[test]
+fn a_response_without_a_date_is_given_the_time_of_its_read() {
+    check_date(784_111_777_999, &[], &["Sun, 06 Nov 1994 08:49:37 GMT"]);
+    check_date(0, &["Sun, 06 Nov 1994 08:49:37 GMT"], &["Sun, 06 Nov 1994 08:49:37 GMT"]);
+    check_date(i64::MAX, &[], &["Fri, 31 Dec 9999 23:59:59 GMT"]);
+    check_date(i64::MIN, &[], &["Thu, 01 Jan 1970 00:00:00 GMT"]);
+}
