@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use hyper::{HeaderMap, Method};
+use hyper::{HeaderMap, Method, Request, client::conn::http1, header::HOST as HOST_NAME};
+use hyper_util::rt::TokioIo;
 use jobcache::config::Config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
-    Process, RedisServer, SOON, Setup, Upstream,
+    Process, RedisServer, Reply, SOON, Setup, Upstream,
     client::HOST,
     eventually, full,
     sidecar::{Sidecar, config},
@@ -86,6 +87,36 @@ async fn what_was_read_over_tls_is_another_representation() {
     let over_tls = authority.get(setup.sidecar.client.address(), "/jobs/1").await;
     over_tls.assert(200, r#"{"self":"https://a"}"#);
     plain.get("/jobs/1").await.assert(200, r#"{"self":"http://a"}"#);
+}
+
+#[tokio::test]
+async fn repeated_requests_are_answered_whole_over_tls() {
+    let authority = Authority::new();
+    let setup = behind_tls(&authority).await;
+    // More than a socket and the buffers of TLS take at once.
+    let body = "x".repeat(900 << 10);
+    setup.upstream.set("1", 200, body.clone());
+    let address = setup.sidecar.client.address();
+    let io = TokioIo::new(authority.connect(address, &["http/1.1"]).await);
+    let (mut sender, connection) = http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let repeats = async || setup.sidecar.admin.metric("jobcache_repeats_total").await;
+
+    eventually(SOON, async || {
+        soon(sender.ready()).await.unwrap();
+        let request = Request::get("/jobs/1").header(HOST_NAME, HOST).body(full("")).unwrap();
+        let reply = Reply::read(soon(sender.send_request(request)).await.unwrap()).await.unwrap();
+        reply.assert(200, &body);
+        repeats().await >= 3
+    })
+    .await;
+    setup.sidecar.admin.request(Method::POST, "/purge/1").send().await;
+    setup.upstream.set("1", 200, "changed");
+
+    let request = Request::get("/jobs/1").header(HOST_NAME, HOST).body(full("")).unwrap();
+    soon(sender.ready()).await.unwrap();
+    let reply = Reply::read(soon(sender.send_request(request)).await.unwrap()).await.unwrap();
+    reply.assert(200, "changed");
 }
 
 #[tokio::test]
