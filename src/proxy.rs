@@ -157,6 +157,9 @@ impl Proxy {
 
     /// What is no hit in this process goes on in a box: its future is large, and is moved several
     /// times before it is first polled. A hit would pay for that.
+    ///
+    /// `recall` is set where the next request with the same fields can be answered by what was made of
+    /// these.
     async fn answer(
         self: &Arc<Self>,
         request: Request<Incoming>,
@@ -176,6 +179,7 @@ impl Proxy {
                 let (method, uri, headers) = (request.method(), request.uri(), request.headers());
                 let ask = self.cache.ask(&id, method, uri, headers);
                 let mut budget = self.cache.budget();
+                // Beneath hyper, for such a hit, in vain.
                 if let Some(Waited(already)) = request.extensions().get() {
                     budget.charge(*already);
                 }
