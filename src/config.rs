@@ -124,6 +124,8 @@ pub struct States {
 /// Limits of the client side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
+    /// Threads that serve; 0 = half of the CPUs that the process may use, and at least one.
+    pub workers: usize,
     /// Client connections at a time; further ones wait in the listen backlog.
     pub max_connections: usize,
     /// Requests being answered at a time, over all connections; further ones are answered 503.

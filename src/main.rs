@@ -7,6 +7,7 @@ use std::{
     env, io,
     net::SocketAddr,
     process::{self, ExitCode},
+    thread,
 };
 
 use cli::{Task, check, healthcheck};
@@ -124,7 +125,7 @@ fn serve(flags: Flags) -> Result<(), Failure> {
     }
     let wanted = loaded.config.server.max_connections + loaded.config.upstream.max_connections;
     files::allow(wanted as u64);
-    runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+    serving(loaded.config.server.workers)?.block_on(async {
         let signals = Signals::new()?;
         let hangup = signal(SignalKind::hangup())?;
         let config = &loaded.config;
@@ -242,6 +243,14 @@ fn healthcheck(flags: Flags) -> ExitCode {
         },
         |()| ExitCode::SUCCESS,
     )
+}
+
+/// A sidecar leaves half of the machine to those it is there for, unless it is told how many threads to
+/// have.
+fn serving(workers: usize) -> io::Result<Runtime> {
+    let half = || thread::available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1));
+    let workers = if workers == 0 { half() } else { workers };
+    runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()
 }
 
 fn single_threaded() -> io::Result<Runtime> {

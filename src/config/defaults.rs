@@ -71,6 +71,7 @@ impl Default for States {
 impl Default for Server {
     fn default() -> Self {
         Self {
+            workers: 0,
             max_connections: 10_000,
             max_requests: 20_000,
             header_timeout: Duration::from_secs(75),

@@ -235,6 +235,8 @@ pub(super) const KNOBS: &[Knob] = &[
     pairs("ttl.states.map", "", |c, v| put(&mut c.states.map, parse::states(v, SECOND..=DAY)))
         .on_reload()
         .env(&["JOBCACHE_TTL_STATES_MAP"]),
+    one("server.workers", "0", |c, v| put(&mut c.server.workers, parse::number(v, 0..=1024)))
+        .env(&["JOBCACHE_SERVER_WORKERS"]),
     one("server.max_connections", "10000", |c, v| {
         put(&mut c.server.max_connections, parse::number(v, 1..=1_000_000))
     })

@@ -22,6 +22,8 @@ use redis::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
+    runtime::Handle,
+    task::yield_now,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::codec::Decoder as _;
@@ -177,6 +179,8 @@ struct Wire {
     amid: bool,
     /// `PING`s of a round, one after the other.
     pings: u32,
+    /// Whether one thread does all the work.
+    alone: bool,
 }
 
 /// A round that has been sent.
@@ -190,7 +194,8 @@ struct Flight {
 impl Wire {
     fn new(stream: Box<dyn Stream>) -> Self {
         let read = BytesMut::with_capacity(BUFFER);
-        Self { stream, codec: ValueCodec::default(), read, amid: false, pings: 1 }
+        let alone = Handle::current().metrics().num_workers() == 1;
+        Self { stream, codec: ValueCodec::default(), read, amid: false, pings: 1, alone }
     }
 
     /// How many `PING`s make a round. With threads for its replies a newer server may send an answer
@@ -266,7 +271,7 @@ impl Wire {
             let result = tokio::select! {
                 biased;
                 filled = self.fill() => match filled {
-                    Ok(()) => self.apply(tracked, &mut flight).await,
+                    Ok(()) => self.turn(tracked, &mut flight).await,
                     Err(error) => Err(error),
                 },
                 () = tracked.rounds.wanted(), if !flying => self.launch(tracked, &mut flight).await,
@@ -279,6 +284,16 @@ impl Wire {
                 return error;
             }
         }
+    }
+
+    /// Applies what has been read, and goes on to the next round.
+    async fn turn(
+        &mut self,
+        tracked: &Tracked,
+        flight: &mut Option<Flight>,
+    ) -> Result<(), StoreError> {
+        self.apply(tracked, flight).await?;
+        self.launch(tracked, flight).await
     }
 
     /// Applies all that has been read.
@@ -325,14 +340,23 @@ impl Wire {
             // It hung and is back. The news has come in its order all the while: what is kept is good.
             tracked.raise();
         }
-        self.launch(tracked, flight).await
+        Ok(())
     }
 
+    /// Begins a round if one is wanted and none is under way.
     async fn launch(
         &mut self,
         tracked: &Tracked,
         flight: &mut Option<Flight>,
     ) -> Result<(), StoreError> {
+        if flight.is_some() {
+            return Ok(());
+        }
+        if self.alone {
+            // All that is ready now gets aboard: whoever has been answered leaves, and whoever has
+            // come is read first. Where others work, too, it would only set them looking for work.
+            yield_now().await;
+        }
         if tracked.rounds.launch().is_some() {
             tracked.metrics.barrier_rounds.inc();
             *flight = Some(Flight { launched_at: Instant::now(), left: self.pings - 1 });
