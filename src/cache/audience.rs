@@ -53,7 +53,7 @@ pub struct Form {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audience {
     /// Those that it was served to.
-    pub members: Vec<Member>,
+    pub members: Box<[Member]>,
     /// The upstream has said that the credential does not matter.
     pub public: bool,
 }
@@ -274,7 +274,7 @@ impl fmt::Display for Member {
 impl Audience {
     /// Only this pair; everybody who asks for its form where the response is public.
     pub fn of(pair: Pair, public: bool, served_at_ms: i64) -> Self {
-        Self { members: vec![Member { pair, served_at_ms }], public }
+        Self { members: Box::new([Member { pair, served_at_ms }]), public }
     }
 
     /// When the upstream has served the entry to this pair, if it has.

@@ -1,27 +1,21 @@
 //! An entry: a stored response, how it stands in the store, and how it is served.
 
-mod spelled;
+mod head;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hyper::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
-    header::{
-        self, AGE, CACHE_CONTROL, CACHE_STATUS, CONTENT_LENGTH, CONTENT_LOCATION, DATE, ETAG,
-        EXPIRES, VARY, VIA,
-    },
+    header::{AGE, CACHE_STATUS, DATE, ETAG, IF_NONE_MATCH, VIA},
     response,
 };
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-use self::spelled::Spelled;
+use self::head::{ADDED, HIT, Head, Line, Seconds, numbered};
 use super::{
     audience::{Audience, Member, Pair},
     policy,
@@ -40,13 +34,6 @@ const LAST_DATE_MS: i64 = 253_402_300_799_000;
 /// We, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
 pub const VIA_US: HeaderValue = HeaderValue::from_static("1.1 jobcache");
 
-/// Headers that an answer may have beside those that are stored: `Content-Length`, `ETag`, `Age`, `Via`
-/// and `Cache-Status`.
-const ADDED: usize = 5;
-
-/// What `Cache-Status` says of a hit (RFC 9211 2), but for the seconds.
-const HIT: &str = "jobcache; hit; ttl=";
-
 /// A response that may be served to more than one request.
 #[derive(Debug)]
 pub struct Entry {
@@ -58,16 +45,7 @@ pub struct Entry {
     expires_at_ms: i64,
     audience: Audience,
     /// What it stands under in the store; empty before it does.
-    generation: String,
-}
-
-#[derive(Debug)]
-struct Head {
-    status: StatusCode,
-    headers: HeaderMap,
-    etag: HeaderValue,
-    /// The headers of a hit as text, from the first time that it is wanted; `None` where it cannot be.
-    spelled: OnceLock<Option<Spelled>>,
+    generation: Box<str>,
 }
 
 /// `{job_status:<id>}:meta`. The store adds `expires_at_ms` when it stores it.
@@ -114,24 +92,22 @@ impl Entry {
         pair: Pair,
         now_ms: i64,
     ) -> Self {
-        let mut headers: HeaderMap = head
-            .headers
-            .iter()
-            .filter(|(name, _)| policy::is_stored(name))
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect();
+        let mut headers = HeaderMap::with_capacity(head.headers.len() + ADDED);
+        for (name, value) in head.headers.iter().filter(|(name, _)| policy::is_stored(name)) {
+            headers.append(name, value.clone());
+        }
         // "A recipient with a clock that receives a response message without a Date header field MUST
         // record the time it was received and append a corresponding Date header field to the message's
         // header section if it is cached or forwarded downstream." RFC 9110 6.6.1
         headers.entry(DATE).or_insert_with(|| http_date(now_ms));
         Self {
-            head: Head::new(head.status, headers, || digest(&body)),
+            head: Head::new(head.status, headers, body.len(), || digest(&body)),
             body,
             stored_at_ms: now_ms,
             age_ms: millis(freshness.age),
             expires_at_ms: now_ms.saturating_add(millis(freshness.ttl)),
             audience: Audience::of(pair, freshness.public, now_ms),
-            generation: String::new(),
+            generation: Box::default(),
         }
     }
 
@@ -161,40 +137,35 @@ impl Entry {
     }
 
     fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
-        let mut headers = HeaderMap::with_capacity(meta.headers.len());
+        let mut headers = HeaderMap::try_with_capacity(meta.headers.len() + ADDED).ok()?;
         for (name, value) in &meta.headers {
             let value: Vec<u8> =
                 value.chars().map(|c| u8::try_from(c).ok()).collect::<Option<_>>()?;
             let name: HeaderName = name.parse().ok()?;
             headers.append(name, HeaderValue::from_maybe_shared(Bytes::from(value)).ok()?);
         }
+        let status = StatusCode::from_u16(meta.status).ok()?;
+        let mut members = Vec::with_capacity(meta.audience.len());
+        members.extend(meta.audience.iter().filter_map(|text| Member::parse(text)));
         Some(Self {
-            head: Head::new(StatusCode::from_u16(meta.status).ok()?, headers, || meta.digest),
+            head: Head::new(status, headers, body.len(), || meta.digest),
             body,
             stored_at_ms: meta.stored_at_ms,
             age_ms: meta.age_ms,
             expires_at_ms: meta.expires_at_ms,
-            audience: Audience {
-                members: meta.audience.iter().filter_map(|text| Member::parse(text)).collect(),
-                public: meta.public,
-            },
-            generation: meta.generation,
+            audience: Audience { members: members.into(), public: meta.public },
+            generation: meta.generation.into(),
         })
     }
 
     /// What the store is given beside the body: a JSON object without its closing brace.
     pub fn meta(&self, generation: &Token, epoch: &Epoch) -> String {
-        let latin1 =
-            |value: &HeaderValue| value.as_bytes().iter().map(|b| char::from(*b)).collect();
+        let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
+        let line = |line: Line<'_>| (latin1(line.name), latin1(line.value));
         let meta = Meta {
             v: VERSION,
-            status: self.head.status.as_u16(),
-            headers: self
-                .head
-                .headers
-                .iter()
-                .map(|(name, value)| (name.as_str().to_owned(), latin1(value)))
-                .collect(),
+            status: self.head.status().as_u16(),
+            headers: self.head.stored().map(line).collect(),
             digest: digest(&self.body),
             generation: generation.as_str().to_owned(),
             stored_at_ms: self.stored_at_ms,
@@ -232,19 +203,18 @@ impl Entry {
         self.expires_at_ms
     }
 
-    /// Bytes that it takes in memory, roughly: what is counted in a bounded cache.
+    /// Bytes that it takes in memory: what is counted in a bounded cache.
     pub fn weight(&self) -> usize {
-        /// Of a header in a map beside its bytes: its slot, what counts who has them, what an allocator
-        /// keeps of each.
-        const EACH: usize = 208;
-        /// Of the lines that a hit has beside those that are stored.
-        const OURS: usize = 200;
-        let headers = self.head.headers.iter();
-        // Twice: as they are, and spelled.
-        let headers = headers.map(|(name, value)| EACH + name.as_str().len() + 2 * value.len());
+        /// Counts who shares an entry.
+        const COUNTS: usize = 2 * size_of::<usize>();
+        /// Counts who shares the bytes of a body or a text: made when the first does.
+        const SHARED: usize = 3 * size_of::<usize>();
         let members = size_of_val(&self.audience.members[..]);
-        let parts = self.body.len() + members + self.generation.len();
-        size_of::<Self>() + parts + headers.sum::<usize>() + OURS
+        let entry = allocated(COUNTS + size_of::<Self>());
+        let shared =
+            [self.head.len(), self.body.len()].map(|len| allocated(len) + allocated(SHARED));
+        let parts = [members, self.generation.len()].map(allocated);
+        entry + shared.into_iter().chain(parts).sum::<usize>()
     }
 
     /// The body, as it stands in the store.
@@ -253,13 +223,13 @@ impl Entry {
     }
 
     /// The upstream's `ETag`, else ours.
-    pub fn etag(&self) -> &HeaderValue {
-        &self.head.etag
+    pub fn etag(&self) -> HeaderValue {
+        self.head.etag()
     }
 
     /// Whether a client that shows these validators has it already.
     pub fn is_held_by(&self, request: &HeaderMap) -> bool {
-        policy::not_modified(request, &self.head.etag)
+        request.contains_key(IF_NONE_MATCH) && policy::not_modified(request, &self.head.etag())
     }
 
     /// How long it may still be served.
@@ -278,12 +248,12 @@ impl Entry {
         // "the recipient cache SHOULD evaluate any applicable conditional header field preconditions
         // received in that request with respect to the corresponding validators contained within the
         // stored response" RFC 9111 4.3.2
-        let mut response = if self.is_held_by(request) {
-            self.not_modified()
-        } else {
-            self.whole(method, self.head.full(self.body.len()))
-        };
-        self.tell_age(response.headers_mut(), now_ms);
+        let seconds = self.seconds(now_ms);
+        if !self.is_held_by(request) {
+            return self.whole(method, self.head.full(seconds));
+        }
+        let mut response = self.not_modified();
+        response.headers_mut().insert(AGE, numbered("", seconds.age));
         response
     }
 
@@ -292,48 +262,32 @@ impl Entry {
     /// "The first member represents the cache closest to the origin server, and the last member
     /// represents the cache closest to the user" RFC 9211 2
     pub fn hit(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
-        let mut response = if self.is_held_by(request) {
-            let mut response = self.not_modified();
-            response.headers_mut().append(VIA, VIA_US);
-            response
-        } else {
-            self.whole(method, self.head.hit(self.body.len()))
-        };
-        let headers = response.headers_mut();
-        self.tell_age(headers, now_ms);
-        let told = numbered(HIT, self.ttl(now_ms).as_secs());
-        match headers.entry(CACHE_STATUS) {
-            header::Entry::Occupied(mut lines) => {
-                if let Some(place) = lines.iter_mut().next_back() {
-                    *place = told;
-                }
-            }
-            header::Entry::Vacant(place) => drop(place.insert(told)),
+        let seconds = self.seconds(now_ms);
+        if !self.is_held_by(request) {
+            return self.whole(method, self.head.hit(seconds));
         }
+        let mut response = self.not_modified();
+        let headers = response.headers_mut();
+        headers.insert(VIA, VIA_US);
+        headers.insert(AGE, numbered("", seconds.age));
+        headers.insert(CACHE_STATUS, numbered(HIT, seconds.ttl));
         response
     }
 
     /// Writes the head of [`Entry::hit`] as it answers a GET without conditions over HTTP/1.1, to the
     /// byte as hyper does; the body follows. False where hyper would add to it: then nothing is written.
     pub fn spell_hit(&self, to: &mut Vec<u8>, now_ms: i64) -> bool {
-        let head = &self.head;
-        let spell = || Spelled::new(head.status, &head.hit(self.body.len()));
-        let spelled = head.spelled.get_or_init(spell);
-        let Some(spelled) = spelled.as_ref().filter(|_| !self.body.is_empty()) else {
-            return false;
-        };
-        spelled.write(to, self.age(now_ms).as_secs(), self.ttl(now_ms).as_secs());
-        true
+        self.head.write(to, self.seconds(now_ms))
     }
 
     /// RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
-    fn tell_age(&self, headers: &mut HeaderMap, now_ms: i64) {
-        headers.insert(AGE, numbered("", self.age(now_ms).as_secs()));
+    fn seconds(&self, now_ms: i64) -> Seconds {
+        Seconds { age: self.age(now_ms).as_secs(), ttl: self.ttl(now_ms).as_secs() }
     }
 
     fn whole(&self, method: &Method, headers: HeaderMap) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
-        *response.status_mut() = self.head.status;
+        *response.status_mut() = self.head.status();
         *response.headers_mut() = headers;
         // "The HEAD method is identical to GET except that the server MUST NOT send content in the
         // response." RFC 9110 9.3.2
@@ -350,61 +304,15 @@ impl Entry {
     fn not_modified(&self) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
-        let kept = self.head.headers.iter().filter(|(name, _)| {
-            [CACHE_CONTROL, CONTENT_LOCATION, DATE, EXPIRES, VARY].contains(name)
-                || name.as_str().starts_with("access-control-")
-        });
-        for (name, value) in kept {
-            response.headers_mut().append(name, value.clone());
+        let headers = response.headers_mut();
+        for (name, value) in self.head.fields(|name| match name {
+            b"cache-control" | b"content-location" | b"date" | b"expires" | b"vary" => true,
+            _ => name.starts_with(b"access-control-"),
+        }) {
+            headers.append(name, value);
         }
-        response.headers_mut().insert(ETAG, self.head.etag.clone());
+        headers.insert(ETAG, self.head.etag());
         response
-    }
-}
-
-impl Head {
-    /// The upstream's `ETag`, else a strong one from the digest of the body.
-    fn new(status: StatusCode, headers: HeaderMap, digest: impl FnOnce() -> String) -> Self {
-        let etag = headers.get(ETAG).cloned().unwrap_or_else(|| {
-            // Hexadecimal digits in quotes are always a valid value.
-            HeaderValue::try_from(format!("\"{}\"", digest()))
-                .unwrap_or(HeaderValue::from_static("\"\""))
-        });
-        Self { status, headers, etag, spelled: OnceLock::new() }
-    }
-
-    /// The headers of a 200.
-    fn full(&self, length: usize) -> HeaderMap {
-        // With room for all that is added to them: a map that grew would be moved.
-        let mut full = HeaderMap::with_capacity(self.headers.len() + ADDED);
-        for (name, value) in &self.headers {
-            full.append(name, value.clone());
-        }
-        full.insert(CONTENT_LENGTH, length.into());
-        full.insert(ETAG, self.etag.clone());
-        full
-    }
-
-    /// The headers of a hit, with places for `Age` and our member of `Cache-Status`.
-    fn hit(&self, length: usize) -> HeaderMap {
-        let mut hit = self.full(length);
-        hit.insert(AGE, HeaderValue::from_static("0"));
-        hit.append(VIA, VIA_US);
-        hit.append(CACHE_STATUS, HeaderValue::from_static(HIT));
-        hit
-    }
-
-    /// `Date` says when a response was made, not what it says: two reads of an unchanged job differ
-    /// in it.
-    fn is_same_as(&self, other: &Self) -> bool {
-        let names = |head: &Self| head.headers.keys().filter(|name| **name != DATE).count();
-        let same_lines = |name: &HeaderName| {
-            self.headers.get_all(name).iter().eq(other.headers.get_all(name).iter())
-        };
-        self.status == other.status
-            && self.etag == other.etag
-            && names(self) == names(other)
-            && self.headers.keys().filter(|name| **name != DATE).all(same_lines)
     }
 }
 
@@ -416,30 +324,9 @@ fn http_date(ms: i64) -> HeaderValue {
     HeaderValue::try_from(date).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// Digits of the greatest number.
-const DIGITS: usize = 20;
-
-/// Writes a number at the end of a buffer that is long enough, and says where it begins.
-fn write_number(buffer: &mut [u8], mut number: u64) -> usize {
-    let mut start = buffer.len();
-    loop {
-        start -= 1;
-        // Below ten, so nothing is lost.
-        buffer[start] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            return start;
-        }
-    }
-}
-
-/// A text with a number at its end.
-fn numbered(text: &'static str, number: u64) -> HeaderValue {
-    let mut value = [0; HIT.len() + DIGITS];
-    let start = write_number(&mut value, number) - text.len();
-    value[start..][..text.len()].copy_from_slice(text.as_bytes());
-    // Text of ours and digits are always a valid value.
-    HeaderValue::from_bytes(&value[start..]).unwrap_or(HeaderValue::from_static(""))
+/// What an allocator takes for so many bytes: it deals in steps of 16, and keeps its own 8 beside each.
+pub fn allocated(bytes: usize) -> usize {
+    if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16) }
 }
 
 fn digest(body: &[u8]) -> String {

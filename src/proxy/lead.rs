@@ -153,7 +153,7 @@ impl LeadTask {
 /// The upstream's answer for the client that it was read for: with every header, also those that
 /// an entry does not keep. An `ETag` is added where there was none, for the client to show again.
 fn as_it_came(mut head: response::Parts, entry: &Entry) -> Response<Body> {
-    head.headers.entry(ETAG).or_insert_with(|| entry.etag().clone());
+    head.headers.entry(ETAG).or_insert_with(|| entry.etag());
     Response::from_parts(head, Body::from(entry.body().clone()))
 }
 

@@ -35,10 +35,11 @@ use crate::{
 /// Keys that share a generation. News of one refuses what is being read of the others, so that there
 /// are many; a reader that is refused has lost nothing but the next hit.
 const SHARDS: usize = 256;
-/// Bytes that a value costs beside its own: key, slot, reference counts.
-const OVERHEAD: usize = 200;
+/// Bytes that a value costs beside its own and those of its key: a slot of 40 in the slab, its place in
+/// the table of hashes, the room that both keep to grow, and what an allocator adds to the key.
+const OVERHEAD: usize = 80;
 /// Bytes of a usual value, by which the cache sizes its tables.
-const USUAL_SIZE: usize = 2 << 10;
+const USUAL_SIZE: usize = 1 << 10;
 /// Locks that readers spread over: few enough for the largest body to fit into the part of each.
 const LOCKS: (usize, usize) = (16, 4 << 20);
 

@@ -158,7 +158,7 @@ fn a_pair_lapses_when_it_was_served_too_long_ago() {
 fn a_pair_without_a_time_is_believed_only_where_none_lapses() {
     let pair = pair("/jobs/x", &[("authorization", "a")]);
     let member = Member::parse(&pair.to_hex()).unwrap();
-    let audience = Audience { members: vec![member], public: false };
+    let audience = Audience { members: Box::new([member]), public: false };
     let mut prints = prints(Mode::Partition, &[]);
     assert_eq!(prints.standing(&audience, pair, NOW_MS), Standing::Included);
     prints.recheck = Some(Duration::from_secs(30));

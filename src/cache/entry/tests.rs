@@ -1,6 +1,6 @@
 //! What is stored is served as it was, and nothing else.
 
-use hyper::Request;
+use hyper::{Request, header};
 
 use super::*;
 use crate::{cache::audience::Prints, config, store::CredentialKey};
@@ -23,17 +23,26 @@ fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {
     assert_eq!(dates, want, "{now_ms} {lines:?}");
 }
 
+fn map(lines: &[(HeaderName, &str)]) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(lines.len() + ADDED);
+    for (name, value) in lines {
+        headers.append(name, value.parse().unwrap());
+    }
+    headers
+}
+
+/// Of `{}`, a second old when it was stored.
+fn entry(lines: &[(HeaderName, &str)]) -> Entry {
+    let head = Head::new(StatusCode::OK, map(lines), 2, || digest(b"{}"));
+    let audience = Audience { members: Box::default(), public: false };
+    let (body, generation) = (Bytes::from("{}"), Box::default());
+    let (stored_at_ms, age_ms, expires_at_ms) = (0, 1_000, 300_000);
+    Entry { head, body, stored_at_ms, age_ms, expires_at_ms, audience, generation }
+}
+
 #[track_caller]
 fn check_hit(lines: &[(HeaderName, &str)], asked: &[(HeaderName, &str)], want: &[&str]) {
-    let map = |lines: &[(HeaderName, &str)]| -> HeaderMap {
-        let line = |(name, value): &(HeaderName, &str)| (name.clone(), value.parse().unwrap());
-        lines.iter().map(line).collect()
-    };
-    let head = Head::new(StatusCode::OK, map(lines), || digest(b"{}"));
-    let audience = Audience { members: vec![], public: false };
-    let (body, generation) = (Bytes::from("{}"), String::new());
-    let (stored_at_ms, age_ms, expires_at_ms) = (0, 1_000, 300_000);
-    let entry = Entry { head, body, stored_at_ms, age_ms, expires_at_ms, audience, generation };
+    let entry = entry(lines);
     let asked = map(asked);
     let hit = entry.hit(&Method::GET, &asked, 86_001);
     let told = [AGE, VIA, CACHE_STATUS].into_iter().flat_map(|name| {
@@ -61,20 +70,12 @@ fn a_hit_says_that_it_is_one_after_what_was_said_upstream() {
     check_hit(&theirs, &[], &all);
 }
 
-#[test]
-fn a_number_is_written_whole() {
-    for number in [0, 9, 10, 300, u64::MAX] {
-        assert_eq!(numbered("", number), number.to_string());
-        assert_eq!(numbered(HIT, number), format!("{HIT}{number}"));
-    }
-}
-
 /// Anybody who can write to the store can write a meta.
 #[test]
 fn times_that_cannot_be_are_served_without_harm() {
-    let audience = Audience { members: vec![], public: false };
-    let head = Head::new(StatusCode::OK, HeaderMap::new(), || digest(b""));
-    let (body, generation) = (Bytes::new(), String::new());
+    let audience = Audience { members: Box::default(), public: false };
+    let head = Head::new(StatusCode::OK, HeaderMap::new(), 0, || digest(b""));
+    let (body, generation) = (Bytes::new(), Box::default());
     let (stored_at_ms, age_ms, expires_at_ms) = (i64::MIN, i64::MAX, i64::MIN);
     let entry = Entry { head, body, stored_at_ms, age_ms, expires_at_ms, audience, generation };
     assert_eq!(entry.ttl(1), Duration::ZERO);
@@ -87,4 +88,74 @@ fn a_response_without_a_date_is_given_the_time_of_its_read() {
     check_date(0, &["Sun, 06 Nov 1994 08:49:37 GMT"], &["Sun, 06 Nov 1994 08:49:37 GMT"]);
     check_date(i64::MAX, &[], &["Fri, 31 Dec 9999 23:59:59 GMT"]);
     check_date(i64::MIN, &[], &["Thu, 01 Jan 1970 00:00:00 GMT"]);
+}
+
+#[test]
+fn a_304_has_what_tells_of_the_response_and_the_same_told_of_a_hit() {
+    let lines = [
+        ("server", "a"),
+        ("vary", "accept"),
+        ("content-type", "application/json"),
+        ("access-control-allow-origin", "*"),
+        ("date", "d"),
+        ("vary", "origin"),
+        ("cache-control", "max-age=9"),
+        ("last-modified", "l"),
+    ];
+    let lines = lines.map(|(name, value)| (HeaderName::from_static(name), value));
+    let entry = entry(&lines);
+    let asked = [(IF_NONE_MATCH, HeaderValue::from_static("*"))].into_iter().collect();
+    let list = |response: Response<Bytes>| -> Vec<String> {
+        assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
+        assert!(response.body().is_empty());
+        let line = |(name, value): (&HeaderName, &HeaderValue)| {
+            format!("{name}: {}", value.to_str().unwrap())
+        };
+        response.headers().iter().map(line).collect()
+    };
+    let etag = format!("etag: \"{}\"", digest(b"{}"));
+    let kept = [
+        "vary: accept",
+        "vary: origin",
+        "access-control-allow-origin: *",
+        "date: d",
+        "cache-control: max-age=9",
+        &etag,
+    ];
+    let told = ["via: 1.1 jobcache", "age: 87", "cache-status: jobcache; hit; ttl=213"];
+    assert_eq!(
+        list(entry.respond(&Method::GET, &asked, 86_001)),
+        [&kept[..], &told[1..2]].concat()
+    );
+    assert_eq!(list(entry.hit(&Method::GET, &asked, 86_001)), [&kept[..], &told[..]].concat());
+}
+
+/// What is counted of an entry is what it takes: its own bytes and little more.
+#[test]
+fn an_entry_weighs_what_its_parts_take() {
+    let entry = entry(&[(DATE, "Sun, 06 Nov 1994 08:49:37 GMT")]);
+    let own = size_of::<Entry>() + entry.head.len() + entry.body.len();
+    let weight = entry.weight();
+    assert!(weight > own && weight < own + 160, "{weight} for {own}");
+    assert!(size_of::<Entry>() <= 160, "{}", size_of::<Entry>());
+}
+
+/// Anybody who can write to the store can write a meta.
+#[test]
+fn more_headers_than_a_map_holds_are_refused() {
+    let headers = vec![("x".to_owned(), String::new()); 1 << 15];
+    let meta = Meta {
+        v: VERSION,
+        status: 200,
+        headers,
+        digest: digest(b"{}"),
+        generation: String::new(),
+        stored_at_ms: 0,
+        age_ms: 0,
+        epoch: String::new(),
+        public: false,
+        audience: vec![],
+        expires_at_ms: 0,
+    };
+    assert!(Entry::from_meta(meta, Bytes::from("{}")).is_none());
 }
