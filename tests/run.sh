@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every check of the repository, the tests last, so that their result closes the output.
-# Needs Rust and, on Debian, nothing else: installs redis-server and python3-fastapi where they are missing.
+# Needs Rust and, on Debian, nothing else: installs redis-server and python3-fastapi where they are missing,
+# and under target/ what the sample of config/compose.yaml needs of PyPI.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -37,6 +38,23 @@ need 'command -v redis-server' redis-server
 need 'command -v setpriv' util-linux
 need "/usr/bin/python3 -c 'import fastapi, uvicorn, jwt'" \
   python3-fastapi python3-uvicorn python3-jwt
+need "/usr/bin/python3 -c 'import ensurepip'" python3-venv
+
+# The sample backend and pipeline run with what their image would install, in the versions that it names, and the
+# deployments are read with PyYAML. A venv whose stamp tells of the same is kept.
+python=target/python
+wanted=$(cat config/example/requirements.txt; echo PyYAML==6.0.3)
+if [ "$(cat $python/stamp 2>/dev/null)" != "$wanted" ]; then
+  echo "== installing into $python: $(echo $wanted)"
+  rm -rf $python
+  /usr/bin/python3 -m venv $python
+  if ! $python/bin/pip install --quiet --disable-pip-version-check $wanted; then
+    echo "tests/run.sh: PyPI cannot be reached, or has no such version; the tests of the deployments need" \
+      "these in $python: $(echo $wanted)" >&2
+    exit 1
+  fi
+  echo "$wanted" >$python/stamp
+fi
 command -v cargo >/dev/null || { echo "tests/run.sh: cargo is missing; see https://rustup.rs" >&2; exit 1; }
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}

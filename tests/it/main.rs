@@ -35,6 +35,7 @@ mod redis_down;
 mod reload;
 mod revocation;
 mod rules;
+mod sample;
 mod schedules;
 mod semantics;
 mod shared_cache;

@@ -1,0 +1,27 @@
+//! Python with the packages that the sample of `config/example` and the webhook of the README need.
+
+use std::{path::Path, process::Command};
+
+use serde_json::Value;
+
+const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/bin/python3");
+
+const YAML_TO_JSON: &str =
+    "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+
+/// The interpreter of the venv that `tests/run.sh` makes, without an environment, and ended with the
+/// thread that starts it.
+pub(crate) fn command() -> Command {
+    assert!(Path::new(PYTHON).exists(), "{PYTHON} is missing: tests/run.sh makes it");
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", PYTHON, "-B"]).env_clear().env("PYTHONUNBUFFERED", "1");
+    command
+}
+
+/// The documents of a YAML file, whose path is that in the repository.
+pub(crate) fn yaml(path: &str) -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let output = command().args(["-c", YAML_TO_JSON]).arg(path).output().expect("python3 runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
