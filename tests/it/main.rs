@@ -11,6 +11,7 @@ mod again;
 mod contract;
 mod credentials;
 mod demo;
+mod deployments;
 mod directives;
 mod fastapi;
 mod framing;
