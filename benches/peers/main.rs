@@ -8,6 +8,7 @@
 mod cell;
 #[path = "../support/cost.rs"]
 mod cost;
+mod forward;
 mod http;
 #[path = "../support/interrupt.rs"]
 mod interrupt;
@@ -36,6 +37,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     cell::{CELLS, Cell, Work},
+    forward::Client,
     interrupt::Interrupt,
     report::Report,
     roster::{Entrant, Peer, ROSTER, Stage, Started},
@@ -76,13 +78,20 @@ struct Args {
     /// Be the bare server
     #[arg(long, hide = true)]
     serve: Option<SocketAddr>,
+    /// Be a bare proxy that keeps connections so
+    #[arg(long, hide = true, requires = "addresses")]
+    forward: Option<Client>,
+    /// Where it listens, and its upstream
+    #[arg(hide = true, num_args = 2)]
+    addresses: Vec<SocketAddr>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let ran = match args.serve {
-        Some(address) => server::serve(address),
-        None => run(&args),
+    let ran = match (args.serve, args.forward, args.addresses.as_slice()) {
+        (Some(address), ..) => server::serve(address),
+        (_, Some(client), [listen, upstream]) => forward::serve(*listen, *upstream, client),
+        _ => run(&args),
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,
@@ -114,8 +123,10 @@ fn run(args: &Args) -> Result<()> {
         for cell in &cells {
             println!("round {} of {}: {cell}", round + 1, args.rounds);
             // Each goes first once, so that nobody always follows the same one.
-            let mut order: Vec<&Peer> = peers.iter().collect();
-            order.rotate_left(round % peers.len());
+            let does = |peer: &&Peer| peer.entrant.does(cell.work);
+            let mut order: Vec<&Peer> = peers.iter().filter(does).collect();
+            let first = round % order.len().max(1);
+            order.rotate_left(first);
             for peer in order {
                 let name = peer.entrant.name;
                 let sample = round::measure(peer, *cell, &stage, &mut wrk)

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 use crate::{
     Result,
+    cell::Work,
+    forward::Client,
     process::{self, Process},
     report::{cores, first_line},
     servers::{Redis, Sidecar},
@@ -38,6 +40,8 @@ enum Kind {
     Varnish,
     Bloom,
     Hyper,
+    /// A bare proxy.
+    Forward(Client),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +55,7 @@ pub(crate) const LIMIT: &str = "hyper";
 
 /// Everybody. Variants of jobcache that the binary refuses are skipped, as are peers that are not
 /// installed.
-pub(crate) const ROSTER: [Entrant; 10] = [
+pub(crate) const ROSTER: [Entrant; 13] = [
     jobcache("jobcache-strict", &["--near=strict"], Store::Redis),
     jobcache("jobcache-bounded", &["--near=bounded"], Store::Redis),
     jobcache("jobcache-off", &["--near=off"], Store::Redis),
@@ -62,6 +66,9 @@ pub(crate) const ROSTER: [Entrant; 10] = [
     Entrant { name: "varnish", kind: Kind::Varnish },
     Entrant { name: "bloom", kind: Kind::Bloom },
     Entrant { name: LIMIT, kind: Kind::Hyper },
+    Entrant { name: "forward-own", kind: Kind::Forward(Client::Own) },
+    Entrant { name: "forward-legacy", kind: Kind::Forward(Client::Legacy) },
+    Entrant { name: "forward-pool", kind: Kind::Forward(Client::Pool) },
 ];
 
 const fn jobcache(name: &'static str, flags: &'static [&'static str], store: Store) -> Entrant {
@@ -112,6 +119,11 @@ impl Entrant {
         !matches!(self.kind, Kind::Hyper)
     }
 
+    /// Whether it is measured under this kind of load: bare proxies only forward.
+    pub(crate) fn does(self, work: Work) -> bool {
+        !matches!(self.kind, Kind::Forward(_)) || work == Work::Pass
+    }
+
     /// Which build takes part.
     pub(crate) fn version(self) -> Value {
         let say = |program: &str, flag: &str| match process::find(program) {
@@ -124,7 +136,7 @@ impl Entrant {
             Kind::Haproxy => say("haproxy", "-v"),
             Kind::Varnish => say("varnishd", "-V"),
             Kind::Bloom => say("bloom", "--version"),
-            Kind::Hyper => json!("hyper 1"),
+            Kind::Hyper | Kind::Forward(_) => json!("hyper 1"),
         }
     }
 
@@ -140,6 +152,7 @@ impl Entrant {
                 let (process, address) = start_hyper()?;
                 Ok(self.running(Running::Other(process), address, None, None))
             }
+            Kind::Forward(client) => self.start_forward(stage, client),
         };
         started.map_err(|error| format!("{}: {error}", self.name).into())
     }
@@ -203,6 +216,16 @@ impl Entrant {
             .replace("@CONTROL@", &process::free_address()?.to_string());
         let config = place.write("bloom.cfg", &config)?;
         self.start_other(&program, &["-c".to_owned(), config], place, Some(redis))
+    }
+
+    fn start_forward(self, stage: &Stage, client: Client) -> Result<Started> {
+        let (listen, upstream) = (process::free_address()?, stage.upstream);
+        let client = client.as_str();
+        let args = [listen, upstream].map(|address| address.to_string());
+        let args = [&format!("--forward={client}"), &args[0], &args[1]].map(String::clone);
+        let mut process = Process::spawn(std::env::current_exe()?, &args, &std::env::temp_dir())?;
+        process.wait_for(listen)?;
+        Ok(self.running(Running::Other(process), listen, None, None))
     }
 
     fn start_other(

@@ -100,6 +100,9 @@ fn attempt_once(
 
 /// What a peer weighs without and with this many jobs of 600 B, each of which was read twice.
 pub(crate) fn weigh(entrant: Entrant, jobs: usize, stage: &Stage) -> Result<Option<Memory>> {
+    if !entrant.does(Work::Hit) {
+        return Ok(None);
+    }
     let Started::Running(peer) = entrant.start(stage)? else { return Ok(None) };
     let weights = || {
         let redis: Vec<u32> = peer.redis_pid().into_iter().collect();
