@@ -1,25 +1,33 @@
-//! The admin listener: purge webhook, health and metrics.
+//! The admin listener: purge webhook, health, metrics, and what happens and why.
+//!
+//! Health and metrics are anybody's who can connect. Whatever names a job asks for the webhook secret,
+//! where there is one, as a purge does.
 
+pub mod guard;
+mod live;
+pub mod page;
 pub mod purge;
+mod status;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response, StatusCode,
     body::Incoming,
-    http::{
-        HeaderValue,
-        header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE},
-    },
+    http::{HeaderValue, header::CONTENT_TYPE},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
-use self::purge::Webhook;
+pub use self::page::Reply;
+use self::{
+    guard::Caller,
+    page::{Page, reply, wrong_method},
+    purge::Webhook,
+    status::Mode,
+};
 use crate::{
     cache::Cache, config::Config, limits::Room, metrics::Metrics, proxy::route::Routes,
-    server::Drain,
+    server::Drain, transport::Peer,
 };
 
 /// What `/metrics` is: Prometheus 2.5 and newer ask for it.
@@ -31,12 +39,10 @@ pub struct Admin {
     cache: Arc<Cache>,
     webhook: Webhook,
     room: Arc<Room>,
+    mode: Mode,
     metrics: Arc<Metrics>,
     leaving: Drain,
 }
-
-/// A complete answer.
-pub type Reply = Response<Full<Bytes>>;
 
 impl Admin {
     /// Puts the parts together.
@@ -50,7 +56,7 @@ impl Admin {
     ) -> Self {
         let secret = config.webhook_secret.as_ref();
         let webhook = Webhook::new(Arc::clone(&cache), routes, Arc::clone(&room), secret);
-        Self { cache, webhook, room, metrics, leaving }
+        Self { cache, webhook, room, mode: Mode::of(config), metrics, leaving }
     }
 
     /// The same under another configuration.
@@ -61,24 +67,50 @@ impl Admin {
     }
 
     /// Answers one request.
-    pub async fn serve(self: Arc<Self>, request: Request<Incoming>) -> Reply {
+    pub async fn serve(self: Arc<Self>, request: Request<Incoming>, client: Peer) -> Reply {
         let path = request.uri().path().to_owned();
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
+        let caller = Caller::of(&request, client);
         match path.as_str() {
             "/livez" if read => reply(StatusCode::OK, &json!({ "status": "alive" })),
             "/readyz" if read => self.ready(),
             "/metrics" if read => self.exposition(),
-            "/purge" if method == Method::POST => self.webhook.purge_listed(request).await,
-            "/livez" | "/readyz" | "/metrics" => wrong_method("GET, HEAD"),
+            "/status" if read => self.guarded(request.headers(), Self::status),
+            "/events" if method == Method::GET => {
+                let headers = request.headers();
+                self.guarded(headers, |admin| admin.events(headers))
+            }
+            "/purge" if method == Method::POST => self.webhook.purge_listed(request, caller).await,
+            "/livez" | "/readyz" | "/metrics" | "/status" => wrong_method("GET, HEAD"),
+            "/events" => wrong_method("GET"),
             "/purge" => wrong_method("POST"),
-            _ if method.as_str() == "PURGE" => self.webhook.purge_path(request, &path).await,
+            _ if method.as_str() == "PURGE" => {
+                self.webhook.purge_path(request, &path, caller).await
+            }
             _ => match path.strip_prefix("/purge/") {
-                Some(id) if method == Method::POST => self.webhook.purge_one(request, id).await,
+                Some(id) if method == Method::POST => {
+                    self.webhook.purge_one(request, id, caller).await
+                }
                 Some(_) => wrong_method("POST"),
                 None => reply(StatusCode::NOT_FOUND, &json!({ "error": "no such page" })),
             },
         }
+    }
+
+    /// What names jobs is for who knows the secret, where there is one.
+    fn guarded(&self, headers: &HeaderMap, page: impl FnOnce(&Self) -> Reply) -> Reply {
+        self.webhook.refuses(headers, &[]).unwrap_or_else(|| page(self))
+    }
+
+    fn status(&self) -> Reply {
+        let draining = *self.leaving.borrow();
+        let body = status::status(&self.cache, &self.metrics, &self.mode, draining);
+        reply(StatusCode::OK, &body)
+    }
+
+    fn events(&self, headers: &HeaderMap) -> Reply {
+        live::stream(&self.metrics, headers, &self.leaving)
     }
 
     /// Ready to serve clients: also without a store, but not once a shutdown has begun.
@@ -97,25 +129,8 @@ impl Admin {
     }
 
     fn exposition(&self) -> Reply {
-        let mut response = Response::new(Full::new(self.metrics.exposition().into()));
+        let mut response = Response::new(Page::Whole(self.metrics.exposition().into()));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
         response
     }
-}
-
-/// A JSON answer.
-fn reply(status: StatusCode, body: &Value) -> Reply {
-    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
-fn wrong_method(allowed: &'static str) -> Reply {
-    let error = format!("this page takes {allowed}");
-    let mut response = reply(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }));
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-    response
 }

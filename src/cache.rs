@@ -14,6 +14,7 @@ pub mod marks;
 mod near;
 pub mod policy;
 pub mod query;
+mod told;
 
 pub use fill::{Known, Landed, Lead};
 pub use invalidate::Outcome;
@@ -134,6 +135,7 @@ impl Ask {
 impl Cache {
     /// Opens the store that the configuration names, and joins it with the configured policy.
     pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        metrics.events.strip(&config.store.prefix);
         let near = Layer::new(config, &metrics).map(Arc::new);
         let watcher = near.as_ref().map(|near| near.watcher());
         let store = Store::open(config, Arc::clone(&metrics), watcher)?;

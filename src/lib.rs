@@ -53,6 +53,8 @@ pub mod demo;
 
 pub mod metrics;
 
+pub mod events;
+
 pub mod limits;
 
 pub mod clock;
@@ -72,6 +74,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
+use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::{
@@ -79,7 +82,7 @@ use crate::{
     cache::Cache,
     config::{Config, Loaded},
     limits::Room,
-    metrics::{Limit, Metrics},
+    metrics::{Limit, Metrics, recent},
     proxy::Proxy,
     reload::{Live, Reloads, Snapshot},
     server::{Server, listen::Listener},
@@ -193,9 +196,10 @@ pub async fn run_reloading(
     let (end_admin, admin_drain) = watch::channel(false);
     let serving = Arc::clone(&live);
     let operators =
-        tokio::spawn(operators.run(admin_drain, ADMIN_DRAIN_TIMEOUT, move |request, _, _| {
-            serving.admin().serve(request)
+        tokio::spawn(operators.run(admin_drain, ADMIN_DRAIN_TIMEOUT, move |request, client, _| {
+            serving.admin().serve(request, client)
         }));
+    let _samples = AbortOnDropHandle::new(tokio::spawn(recent::keep(Arc::clone(&metrics))));
 
     tokio::select! {
         () = shutdown => {}

@@ -3,9 +3,11 @@
 //! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id.
 
 mod limits;
+pub mod recent;
+mod told;
 mod upstream;
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -20,7 +22,8 @@ use prometheus_client::{
 };
 
 pub use self::limits::{Limit, Limits};
-use crate::store::StoreError;
+use self::recent::Recent;
+use crate::{events::Events, store::StoreError};
 
 /// Bounds of the latency histograms in seconds: half a millisecond to a minute.
 const LATENCY_BUCKETS: [f64; 14] =
@@ -87,6 +90,10 @@ pub struct Metrics {
     pub barrier_waits: Counter,
     /// 1 while changes in the store are tracked.
     pub tracking_up: Gauge,
+    /// What happened lately, beside how often: it goes wherever the counters go.
+    pub events: Events,
+    /// The last ten minutes, for the status page.
+    pub recent: Recent,
 }
 
 /// Operations of the store.
@@ -224,6 +231,8 @@ impl Default for Metrics {
             barrier_rounds: Counter::default(),
             barrier_waits: Counter::default(),
             tracking_up: Gauge::default(),
+            events: Events::default(),
+            recent: Recent::default(),
         };
         metrics.register();
         metrics
@@ -235,9 +244,17 @@ impl Metrics {
     pub fn request(&self, outcome: &'static str, reason: &'static str) {
         if outcome == "hit" {
             self.hits.inc();
-        } else {
-            self.requests.get_or_create(&RequestLabels { outcome, reason }).inc();
+            return;
         }
+        self.requests.get_or_create(&RequestLabels { outcome, reason }).inc();
+        let total = match (outcome, reason) {
+            ("miss", _) => &self.recent.misses,
+            ("pass", "path" | "method") => &self.recent.others,
+            ("pass", _) => &self.recent.passes,
+            ("write", _) => &self.recent.writes,
+            _ => &self.recent.errors,
+        };
+        total.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a lookup in this process by what it came to.
@@ -253,6 +270,9 @@ impl Metrics {
     pub fn store_op<T>(&self, op: Op, result: &Result<T, StoreError>, took: Duration) {
         let op = op.as_str();
         self.store_seconds.get_or_create(&OpLabels { op }).observe(took.as_secs_f64());
+        if !matches!(result, Err(StoreError::Down)) {
+            self.recent.store_times.observe(took, 1);
+        }
         if let Err(error) = result {
             let error = match error {
                 StoreError::Down => "down",

@@ -43,6 +43,7 @@ use self::{
 use crate::{
     cache::{Ask, Cache, Lead, Lookup, Outcome, entry::Entry, policy::Bypass},
     config::{self, Config},
+    events::{Sample, What},
     interim::Interim,
     limits::Room,
     metrics::{Limit, Metrics},
@@ -141,7 +142,7 @@ impl Proxy {
             headers::tell_scheme(request.headers_mut(), client);
         }
         let line = self.access_log.then(|| AccessLine::of(&request));
-        let mut recall = None;
+        let (mut recall, sample) = (None, self.metrics.events.sample());
         let answer = match (framing::check(&request, &self.limits), self.requests.take(1)) {
             (Err(why), _) => {
                 why.limit().inspect(|&limit| self.metrics.limits.hit(limit));
@@ -149,7 +150,7 @@ impl Proxy {
             }
             (Ok(()), None) => refuse_for_now("overloaded"),
             (Ok(()), Some(_being_answered)) => {
-                self.answer(request, client, interim, &mut recall).await
+                self.answer(request, client, interim, sample.as_ref(), &mut recall).await
             }
         };
         Answered { response: answer.report(&self.metrics, line), recall }
@@ -165,14 +166,17 @@ impl Proxy {
         request: Request<Incoming>,
         client: Peer,
         interim: Interim,
+        sample: Option<&Sample>,
         recall: &mut Option<Recall>,
     ) -> Answer {
         match self.routes.classify(&request) {
             // HTTP/2 needs no header to announce a body.
-            Route::Read(_) if !request.body().is_end_stream() => {
+            Route::Read(id) if !request.body().is_end_stream() => {
+                self.cache.passed(id.as_str(), Bypass::RequestBody);
                 Box::pin(self.pass(request, client, interim, Bypass::RequestBody)).await
             }
-            Route::Read(_) if self.cache.is_personal(request.headers()) => {
+            Route::Read(id) if self.cache.is_personal(request.headers()) => {
+                self.cache.passed(id.as_str(), Bypass::Credentials);
                 Box::pin(self.pass(request, client, interim, Bypass::Credentials)).await
             }
             Route::Read(id) => {
@@ -185,17 +189,29 @@ impl Proxy {
                 }
                 if let Some((entry, now_ms)) = self.cache.near(&ask, &mut budget).await {
                     let answer = hit(&entry, method, headers, now_ms);
+                    self.cache.answered(&ask, What::Hit, "", sample);
                     *recall = self.recall(&request, ask);
                     return answer;
                 }
                 let head = request.into_parts().0;
-                Box::pin(self.read(&ask, head, (client, interim), budget)).await
+                let answer = Box::pin(self.read(&ask, head, (client, interim), budget)).await;
+                let (what, why) = answer.verdict.event();
+                self.cache.answered(&ask, what, why, sample);
+                answer
             }
             Route::Write(scope) => Box::pin(self.write(scope, request, client, interim)).await,
             Route::Pass(_) if request.method() == Method::CONNECT => {
                 refuse_last(StatusCode::METHOD_NOT_ALLOWED, "connect", request.version())
             }
-            Route::Pass(why) => Box::pin(self.pass(request, client, interim, why)).await,
+            Route::Pass(why) => {
+                // Neither of another path nor of another method is there a job to tell of.
+                if let Some(id) = self.routes.job_at(request.uri().path())
+                    && why != Bypass::Method
+                {
+                    self.cache.passed(id, why);
+                }
+                Box::pin(self.pass(request, client, interim, why)).await
+            }
         }
     }
 

@@ -118,7 +118,7 @@ impl Store {
         let tasks = TaskTracker::new();
         let engine = match &config.store.url {
             config::StoreUrl::Memory => {
-                metrics.store_up.set(1);
+                metrics.store_is_up(true);
                 Engine::Memory(memory::Memory::new(config))
             }
             config::StoreUrl::Redis(url) => {
@@ -192,13 +192,18 @@ impl Store {
         budget: &mut Budget,
     ) -> Result<Grant, StoreError> {
         let token = self.tokens.next();
-        self.timed(Op::Lease, async {
+        let expected = self.metrics.events.expect(key.main());
+        let grant = self.timed(Op::Lease, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.lease(key, token, refused, budget).await,
                 Engine::Memory(memory) => Ok(memory.lease(key, token, refused)),
             }
-        })
-        .await
+        });
+        let grant = grant.await;
+        if !matches!(grant, Ok(Grant::Lease(_))) {
+            self.metrics.events.unexpect(key.main(), expected);
+        }
+        grant
     }
 
     /// Stores an entry under a lease. `meta` is a JSON object without its closing brace; the store
@@ -210,6 +215,7 @@ impl Store {
         meta: &str,
         ttl: Duration,
     ) -> Result<Fill, StoreError> {
+        self.expect([&lease.key]);
         self.timed(Op::Fill, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.fill(lease, body, meta, ttl).await,
@@ -246,6 +252,7 @@ impl Store {
         generation: &str,
         new: Replacement<'_>,
     ) -> Result<Fill, StoreError> {
+        self.expect([key]);
         self.timed(Op::Replace, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.replace(key, seen, generation, new).await,
@@ -270,6 +277,7 @@ impl Store {
 
     /// Hands a lease back: what came cannot be stored.
     pub async fn release(&self, lease: Lease) {
+        self.expect([&lease.key]);
         match &self.engine {
             Engine::Redis(redis) => redis.release(lease).await,
             Engine::Memory(memory) => memory.release(&lease),
@@ -280,6 +288,7 @@ impl Store {
     /// end of the write run twice.
     pub async fn begin(&self, keys: Vec<Key>, fence: Duration, budget: &mut Budget) -> Write {
         let id = self.tokens.next();
+        self.expect(&keys);
         let begun = match &self.engine {
             Engine::Redis(redis) => {
                 let started = Instant::now();
@@ -312,6 +321,7 @@ impl Store {
     ///
     /// To be called before the write is answered, from a task that nobody cancels.
     pub async fn end(&self, write: &Write, linger: Duration, budget: &mut Budget) -> Ended {
+        self.expect(&write.keys);
         let started = Instant::now();
         match &self.engine {
             Engine::Redis(redis) => {
@@ -328,6 +338,7 @@ impl Store {
     /// cancel it.
     pub async fn purge(&self, keys: Vec<Key>, wait: Duration) -> Ended {
         let id = self.tokens.next();
+        self.expect(&keys);
         let started = Instant::now();
         match &self.engine {
             Engine::Redis(redis) => {
@@ -381,6 +392,13 @@ impl Store {
         let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
         if let Engine::Redis(redis) = &self.engine {
             redis.close(deadline.saturating_sub(started.elapsed())).await;
+        }
+    }
+
+    /// News of these keys is soon to come, and is of what we do ourselves.
+    fn expect<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) {
+        for key in keys {
+            self.metrics.events.expect(key.main());
         }
     }
 

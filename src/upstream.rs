@@ -146,7 +146,7 @@ impl Upstream {
             Err(error) => error.as_str(),
         };
         self.metrics.upstream_requests.get_or_create(&OutcomeLabels { outcome }).inc();
-        self.metrics.upstream_seconds.observe(started.elapsed().as_secs_f64());
+        self.metrics.upstream_took(started.elapsed());
         result
     }
 

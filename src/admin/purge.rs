@@ -1,4 +1,4 @@
-//! The purge webhook: who may call it, what it takes, and what it answers.
+//! The purge webhook: what it takes, and what it answers.
 //!
 //! It answers 200 only when the store has confirmed that the jobs are gone. Otherwise 503 with
 //! Retry-After; the purge is queued all the same, and this sidecar bypasses those jobs meanwhile.
@@ -10,19 +10,17 @@ use http_body_util::BodyExt;
 use hyper::{
     HeaderMap, Request, StatusCode,
     body::Incoming,
-    http::{
-        HeaderValue,
-        header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE},
-    },
+    http::{HeaderValue, header::RETRY_AFTER},
 };
 use serde::Deserialize;
 use serde_json::json;
-use standardwebhooks::HEADER_WEBHOOK_TIMESTAMP;
-use subtle::ConstantTimeEq;
 use tokio::time::timeout;
 use tracing::info;
 
-use super::{Reply, reply};
+use super::{
+    guard::{Caller, authenticate, unauthorized},
+    page::{Reply, reply},
+};
 use crate::{
     cache::{
         Cache,
@@ -91,7 +89,7 @@ impl Webhook {
     }
 
     /// `POST /purge` with a JSON body.
-    pub async fn purge_listed(&self, request: Request<Incoming>) -> Reply {
+    pub async fn purge_listed(&self, request: Request<Incoming>, caller: Caller) -> Reply {
         let (head, body) = request.into_parts();
         let body = match timeout(BODY_TIMEOUT, self.whole(&head.headers, body)).await {
             Ok(Ok(body)) => body,
@@ -102,8 +100,8 @@ impl Webhook {
             return unauthorized(&reason);
         }
         match Wanted::parse(&body) {
-            Ok(Wanted::Jobs(ids)) => self.purge(ids).await,
-            Ok(Wanted::All) => self.purge_all().await,
+            Ok(Wanted::Jobs(ids)) => self.purge(ids, caller).await,
+            Ok(Wanted::All) => self.purge_all(caller).await,
             Err(reason) => bad_request(&reason),
         }
     }
@@ -128,18 +126,23 @@ impl Webhook {
     }
 
     /// `POST /purge/<id>`.
-    pub async fn purge_one(&self, request: Request<Incoming>, id: &str) -> Reply {
+    pub async fn purge_one(&self, request: Request<Incoming>, id: &str, caller: Caller) -> Reply {
         if let Err(reason) = authenticate(self.secret.as_ref(), request.headers(), &[]) {
             return unauthorized(&reason);
         }
         match readings(id) {
-            Ok(ids) => self.purge(ids).await,
+            Ok(ids) => self.purge(ids, caller).await,
             Err(reason) => bad_request(&reason),
         }
     }
 
     /// `PURGE /jobs/<id>`.
-    pub async fn purge_path(&self, request: Request<Incoming>, path: &str) -> Reply {
+    pub async fn purge_path(
+        &self,
+        request: Request<Incoming>,
+        path: &str,
+        caller: Caller,
+    ) -> Reply {
         if let Err(reason) = authenticate(self.secret.as_ref(), request.headers(), &[]) {
             return unauthorized(&reason);
         }
@@ -149,12 +152,18 @@ impl Webhook {
                 "{path:?} names no job; PURGE takes the path of one, such as /jobs/<id>"
             ));
         }
-        self.purge(ids).await
+        self.purge(ids, caller).await
     }
 
-    async fn purge(&self, ids: Vec<JobId>) -> Reply {
+    /// What is answered to who does not know the secret, where there is one.
+    pub(super) fn refuses(&self, headers: &HeaderMap, body: &[u8]) -> Option<Reply> {
+        let secret = self.secret.as_ref();
+        authenticate(secret, headers, body).err().map(|reason| unauthorized(&reason))
+    }
+
+    async fn purge(&self, ids: Vec<JobId>, caller: Caller) -> Reply {
         let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
-        match self.cache.purge(&ids).await {
+        match self.cache.purge(&ids, caller.by()).await {
             Ended::Confirmed { entries } => {
                 info!(ids = ids.len(), entries, "purged");
                 reply(StatusCode::OK, &json!({ "purged": names, "entries": entries }))
@@ -163,8 +172,8 @@ impl Webhook {
         }
     }
 
-    async fn purge_all(&self) -> Reply {
-        match self.cache.purge_all().await {
+    async fn purge_all(&self, caller: Caller) -> Reply {
+        match self.cache.purge_all(caller.by()).await {
             Ended::Confirmed { entries } => {
                 info!(entries, "purged all");
                 reply(StatusCode::OK, &json!({ "purged": "all", "entries": entries }))
@@ -172,29 +181,6 @@ impl Webhook {
             Ended::Pending => pending(&json!("all")),
         }
     }
-}
-
-/// Whether a caller knows the secret, where there is one: by a bearer token, or by a Standard
-/// Webhooks signature of the body (of no bytes, where the job is named by the path).
-pub fn authenticate(
-    secret: Option<&Secret>,
-    headers: &HeaderMap,
-    body: &[u8],
-) -> Result<(), String> {
-    let Some(secret) = secret else { return Ok(()) };
-    if let Some(token) = bearer(headers) {
-        return if token.ct_eq(secret.expose().as_bytes()).into() {
-            Ok(())
-        } else {
-            Err("the bearer token is not the webhook secret".into())
-        };
-    }
-    // The verifier subtracts the time from now, unchecked.
-    let time = headers.get(HEADER_WEBHOOK_TIMESTAMP).and_then(|time| time.to_str().ok());
-    if time.and_then(|time| time.parse::<i64>().ok()).is_some_and(i64::is_negative) {
-        return Err("webhook-timestamp is before 1970".into());
-    }
-    secret.webhook()?.verify(body, headers).map_err(|error| error.to_string())
 }
 
 impl Wanted {
@@ -245,12 +231,6 @@ fn readings(id: &str) -> Result<Vec<JobId>, String> {
     Ok(ids)
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let value = headers.get(AUTHORIZATION)?.as_bytes();
-    let (scheme, token) = value.split_at_checked("Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
-}
-
 fn bad_request(reason: &str) -> Reply {
     reply(StatusCode::BAD_REQUEST, &json!({ "error": reason }))
 }
@@ -269,14 +249,6 @@ fn busy() -> Reply {
     let error = "too many purges are being read (max_inspected); nothing was purged or queued";
     let mut response = reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }));
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
-    response
-}
-
-fn unauthorized(reason: &str) -> Reply {
-    let error =
-        format!("{reason}; send `Authorization: Bearer <secret>` or a Standard Webhooks signature");
-    let mut response = reply(StatusCode::UNAUTHORIZED, &json!({ "error": error }));
-    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }
 
@@ -333,22 +305,6 @@ mod tests {
             matches!(Wanted::parse(ids(5_000).as_bytes()), Ok(Wanted::Jobs(jobs)) if jobs.len() == MAX_IDS)
         );
         refuses(&ids(5_001), "10002 jobs");
-    }
-
-    #[test]
-    fn a_signature_of_an_impossible_time_is_refused() {
-        let secret = Secret::new("0123456789abcdef");
-        for timestamp in [i64::MIN, i64::MAX] {
-            let signature = secret.webhook().unwrap().sign("a", timestamp, b"{}").unwrap();
-            let timestamp = timestamp.to_string();
-            let mut headers = HeaderMap::new();
-            for (name, value) in [("id", "a"), ("timestamp", &timestamp), ("signature", &signature)]
-            {
-                let name: hyper::header::HeaderName = format!("webhook-{name}").parse().unwrap();
-                headers.insert(name, value.parse().unwrap());
-            }
-            assert!(authenticate(Some(&secret), &headers, b"{}").is_err(), "{timestamp}");
-        }
     }
 
     #[test]

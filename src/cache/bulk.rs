@@ -16,9 +16,9 @@ use tokio::{sync::Mutex, time::timeout};
 
 use super::{
     Cache,
-    invalidate::{Outcome, Source},
+    invalidate::{Outcome, Source, became},
 };
-use crate::store::Ended;
+use crate::{events::What, store::Ended};
 
 /// How long a write waits until everything is gone. It goes on by itself, and until it is confirmed
 /// this sidecar serves nothing from the cache.
@@ -71,6 +71,8 @@ impl Cache {
                 near.flush();
             }
             self.count_invalidation(Source::WriteAll, ended);
+            let by = Some("a write or reload that changes every job".into());
+            self.metrics.events.tell_all(What::PurgeAll, became(ended), by);
             *answered = (covered, ended);
         }
         answered.1

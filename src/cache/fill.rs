@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     clock,
+    events::What,
     limits::Room,
     metrics::OutcomeLabels,
     store::{Fill, Key, Lease, Replacement, Seen, StoreError},
@@ -125,13 +126,18 @@ impl Cache {
     /// Stores what has landed. A store error is counted, logged and of no consequence.
     pub async fn fill(&self, landed: Landed) -> Option<Fill> {
         let Landed { entry, target, freshness, leader, key, pair, refresh } = landed;
+        let stored = match &target {
+            Target::Entry(known) if !refresh && known.entry.is_same_as(&entry) => What::Admitted,
+            Target::Entry(_) => What::Replaced,
+            _ => What::Fill,
+        };
         let filled = match target {
             Target::Nowhere => return None,
             Target::Lease(lease) => {
                 let meta = entry.meta(lease.token(), lease.epoch());
                 self.store.fill(lease, entry.body(), &meta, freshness.ttl).await
             }
-            Target::Entry(known) if !refresh && known.entry.is_same_as(&entry) => {
+            Target::Entry(known) if stored == What::Admitted => {
                 let generation = known.entry.generation();
                 self.store.admit(&key, &known.seen, generation, &pair.to_hex()).await
             }
@@ -150,6 +156,9 @@ impl Cache {
             }
         };
         self.count_fill(outcome);
+        let (what, why) =
+            if outcome == "stored" { (stored, "") } else { (What::FillRefused, outcome) };
+        self.metrics.events.tell(key.main(), what, why);
         filled.ok()
     }
 
@@ -175,10 +184,12 @@ impl Cache {
         if let Some(why) = why {
             // For want of room it was not stored now, and may be the next time.
             if why != NoStore::Memory {
-                self.uncacheable.add((lead.key, lead.circle));
+                self.uncacheable.add((lead.key.clone(), lead.circle));
             }
             self.count_fill(why.as_str());
         }
+        let why = why.map_or("no-answer", NoStore::as_str);
+        self.metrics.events.tell(lead.key.main(), What::FillRefused, why);
         drop(lead.leader);
         if let Target::Lease(lease) = lead.target {
             self.store.release(lease).await;

@@ -8,6 +8,7 @@ use tracing::{debug, warn};
 
 use super::{Cache, key::JobId};
 use crate::{
+    events::{By, What},
     metrics::InvalidationLabels,
     store::{Budget, Ended, Key, Write},
 };
@@ -38,6 +39,7 @@ impl Cache {
         if keys.is_empty() {
             return self.unfenced();
         }
+        self.tell(&keys, What::Write, "", None);
         self.detach(&keys);
         self.store.begin(keys, self.settings.fence, budget).await
     }
@@ -81,6 +83,7 @@ impl Cache {
         let ended = self.store.end(write, self.linger(outcome), &mut self.budget()).await;
         self.detach(write.keys());
         self.count_invalidation(source, ended);
+        self.tell(write.keys(), What::WriteEnded, became(ended), None);
         ended
     }
 
@@ -92,13 +95,14 @@ impl Cache {
     }
 
     /// Invalidates jobs on request. Who asked may hang up: it is carried out all the same.
-    pub async fn purge(self: &Arc<Self>, ids: &[JobId]) -> Ended {
+    pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: By) -> Ended {
         let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
         let cache = Arc::clone(self);
         let purge = async move {
             let ended = cache.store.purge(keys.clone(), cache.settings.budget).await;
             cache.detach(&keys);
             cache.count_invalidation(Source::Purge, ended);
+            cache.tell(&keys, What::Purge, became(ended), by);
             ended
         };
         // One that panicked has confirmed nothing.
@@ -106,7 +110,7 @@ impl Cache {
     }
 
     /// Invalidates every job, as [`Cache::purge`] does some.
-    pub async fn purge_all(self: &Arc<Self>) -> Ended {
+    pub async fn purge_all(self: &Arc<Self>, by: By) -> Ended {
         let cache = Arc::clone(self);
         let purge = async move {
             let ended = cache.store.purge_all().await;
@@ -115,6 +119,7 @@ impl Cache {
                 near.flush();
             }
             cache.count_invalidation(Source::PurgeAll, ended);
+            cache.metrics.events.tell_all(What::PurgeAll, became(ended), by);
             ended
         };
         self.store.spawn(purge).await.unwrap_or(Ended::Pending)
@@ -130,6 +135,10 @@ impl Cache {
         }
     }
 
+    fn tell(&self, keys: &[Key], what: What, why: &'static str, by: By) {
+        self.metrics.events.tell_each(keys.iter().map(Key::main), what, why, by);
+    }
+
     pub(super) fn count_invalidation(&self, source: Source, ended: Ended) {
         let source = match source {
             Source::Write => "write",
@@ -138,10 +147,7 @@ impl Cache {
             Source::Purge => "purge",
             Source::PurgeAll => "purge-all",
         };
-        let outcome = match ended {
-            Ended::Confirmed { .. } => "confirmed",
-            Ended::Pending => "pending",
-        };
+        let outcome = became(ended);
         self.metrics.invalidations.get_or_create(&InvalidationLabels { source, outcome }).inc();
         if ended != Ended::Pending {
             return;
@@ -156,5 +162,12 @@ impl Cache {
                 "an invalidation was not confirmed in time; its jobs are bypassed until it is"
             );
         }
+    }
+}
+
+pub(super) fn became(ended: Ended) -> &'static str {
+    match ended {
+        Ended::Confirmed { .. } => "confirmed",
+        Ended::Pending => "pending",
     }
 }

@@ -30,6 +30,7 @@ use hyper::{
 use super::Proxy;
 use crate::{
     cache::{Ask, Cache, Look},
+    events::{Sample, What},
     service::Waited,
 };
 
@@ -39,6 +40,8 @@ pub struct Recall {
     ask: Ask,
     /// Of the request that is being answered.
     look: Option<Look>,
+    /// Of the same, if it is looked at.
+    sample: Option<Sample>,
     /// Whose configuration it was made under; it is void under another.
     cache: Arc<Cache>,
 }
@@ -54,7 +57,7 @@ impl Proxy {
             && uri.query().is_none()
             && !headers.contains_key(IF_NONE_MATCH)
             && !headers.contains_key(IF_MODIFIED_SINCE);
-        repeatable.then(|| Recall { ask, look: None, cache: Arc::clone(&self.cache) })
+        repeatable.then(|| Recall { ask, look: None, sample: None, cache: Arc::clone(&self.cache) })
     }
 
     /// Makes a recall one of this path, if there may be a hit.
@@ -65,6 +68,7 @@ impl Proxy {
         let Some(id) = self.routes.job_at(path) else { return false };
         self.cache.turn(&mut recall.ask, id, path);
         recall.look = Some(Look::default());
+        recall.sample = self.metrics.events.sample();
         true
     }
 
@@ -91,6 +95,7 @@ impl Proxy {
         self.metrics.near_lookup("hit");
         self.metrics.request("hit", "");
         self.metrics.repeats.inc();
+        self.cache.answered(&recall.ask, What::Hit, "", recall.sample.as_ref());
         Poll::Ready(Ok(entry.body().clone()))
     }
 }

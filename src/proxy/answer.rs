@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     cache::policy::{Bypass, NoStore},
+    events::What,
     metrics::Metrics,
     upstream::UpstreamError,
 };
@@ -72,6 +73,18 @@ impl Answer {
 }
 
 impl Verdict {
+    /// What happened, and why, for the events of a job.
+    pub(super) fn event(&self) -> (What, &'static str) {
+        let what = match self {
+            Self::Hit => What::Hit,
+            Self::Miss { .. } => What::Miss,
+            Self::Pass(_) => What::Pass,
+            Self::Write { .. } => What::Write,
+            Self::Failed(_) | Self::Refused(_) => What::Error,
+        };
+        (what, self.labels().1)
+    }
+
     fn labels(&self) -> (&'static str, &'static str) {
         match self {
             Self::Hit => ("hit", ""),

@@ -28,6 +28,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Key;
 use crate::{
+    events::What,
     metrics::Metrics,
     mutants::{self, Mutant},
 };
@@ -122,6 +123,7 @@ impl<V> Lifecycle<Key, V> for Evictions<V> {
 
     fn on_evict(&self, state: &mut Self::RequestState, key: Key, value: V) {
         self.metrics.near_evictions.inc();
+        self.metrics.events.tell(key.main(), What::Evicted, "");
         self.stash.on_evict(state, key, value);
     }
 }
@@ -173,6 +175,8 @@ impl<V: Clone> Near<V> {
     pub fn insert(&self, key: &Key, value: V, noted: Noted) {
         let changing = self.shards[noted.shard].lock();
         if self.is_current(noted) || mutants::is(Mutant::NearWithoutGeneration) {
+            // Put over the old one it would count as an eviction of that.
+            self.values.remove(key);
             self.values.insert(key.clone(), value);
         }
         drop(changing);
@@ -279,6 +283,18 @@ mod tests {
         near.evict(b"\xff");
         assert_eq!(value(&near, &key("x")), None);
         assert_eq!(value(&near, &key("y")).as_deref(), Some("y"));
+    }
+
+    #[test]
+    fn a_newer_value_in_the_place_of_an_older_is_no_eviction() {
+        let metrics = Arc::new(Metrics::default());
+        let near: Near<Arc<str>> = Near::new(1 << 20, |value| value.len(), Arc::clone(&metrics));
+        for value in ["old", "new"] {
+            near.insert(&key("x"), value.into(), near.note(&key("x")));
+        }
+        assert_eq!(value(&near, &key("x")).as_deref(), Some("new"));
+        assert_eq!((metrics.near_evictions.get(), metrics.near_entries.get()), (0, 1));
+        assert!(metrics.events.past("job_status:x").happenings.is_empty());
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Health {
         let _gauge = self.gauge.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = next(self.failures.load(Ordering::Relaxed));
         self.failures.store(failures, Ordering::Relaxed);
-        self.metrics.upstream.up.set(i64::from(failures < FAILURES));
+        self.metrics.upstream_is_up(failures < FAILURES);
     }
 }
 

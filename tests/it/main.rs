@@ -13,6 +13,7 @@ mod credentials;
 mod demo;
 mod deployments;
 mod directives;
+mod events;
 mod fastapi;
 mod framing;
 mod grpc;

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     clock,
+    events::What,
     metrics::Metrics,
     mutants::{self, Mutant},
     store::{
@@ -116,7 +117,7 @@ impl Shared {
     }
 
     fn publish(&self, session: Option<SessionHandle>) {
-        self.metrics.store_up.set(session.is_some().into());
+        self.metrics.store_is_up(session.is_some());
         *self.session.write().unwrap_or_else(PoisonError::into_inner) = session;
     }
 
@@ -255,8 +256,10 @@ impl Shared {
     }
 
     async fn repeat(&self, session: &Session, item: &Item) {
+        self.metrics.events.expect(item.key.main());
         let end = timeout(DETACHED_TIMEOUT, session.end(&item.key, &item.write, item.linger));
         let Err(error) = end.await.unwrap_or(Err(StoreError::Timeout)) else {
+            self.metrics.events.tell(item.key.main(), What::Confirmed, "");
             return self.pending.confirm(item);
         };
         self.pending.postpone(item);
@@ -290,7 +293,9 @@ impl Shared {
     }
 
     pub(super) async fn purge_all(&self, session: &Session, addition: u64) -> Ended {
+        self.metrics.events.expect_all();
         let purge = timeout(PURGE_ALL_TIMEOUT, session.delete_all(&self.prefix)).await;
+        self.metrics.events.expect_no_more();
         let error = match purge.unwrap_or(Err(StoreError::Timeout)) {
             Ok(entries) => {
                 self.pending.confirm_all(addition);

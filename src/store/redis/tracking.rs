@@ -36,6 +36,7 @@ use super::{
     session::Session,
 };
 use crate::{
+    events::What,
     metrics::Metrics,
     mutants::{self, Mutant},
     store::{StoreError, barrier::Rounds, near::Watcher},
@@ -95,11 +96,11 @@ impl Tracked {
 
     fn raise(&self) {
         self.rounds.raise();
-        self.metrics.tracking_up.set(1);
+        self.metrics.tracking_is_up(true);
     }
 
     fn lower(&self) {
-        self.metrics.tracking_up.set(0);
+        self.metrics.tracking_is_up(false);
         self.rounds.lower();
     }
 
@@ -310,7 +311,7 @@ impl Wire {
             match self.next()? {
                 None => return Ok(()),
                 Some(Value::Push { kind: PushKind::Invalidate, data }) => {
-                    evict(tracked.watcher.as_ref(), &data);
+                    evict(tracked, &data);
                 }
                 Some(Value::SimpleString(pong)) if pong == "PONG" => {
                     self.answered(tracked, flight).await?;
@@ -396,17 +397,23 @@ impl Drop for Lost<'_> {
 }
 
 /// One list of names, or nil for all of them (FLUSHALL, FLUSHDB).
-fn evict(watcher: &dyn Watcher, data: &[Value]) {
-    match data {
-        [Value::Array(names)] => {
-            for name in names {
-                match name {
-                    Value::BulkString(name) => watcher.evict(name),
-                    _ => watcher.flush(),
-                }
-            }
+fn evict(tracked: &Tracked, data: &[Value]) {
+    let (watcher, events) = (&tracked.watcher, &tracked.metrics.events);
+    let [Value::Array(names)] = data else {
+        watcher.flush();
+        events.tell_all(What::Flushed, "", None);
+        return;
+    };
+    for name in names {
+        let Value::BulkString(name) = name else {
+            watcher.flush();
+            continue;
+        };
+        watcher.evict(name);
+        // Keys are text; whatever else is under the prefix is none of ours.
+        if let Ok(name) = std::str::from_utf8(name) {
+            events.changed(name);
         }
-        _ => watcher.flush(),
     }
 }
 

@@ -4,7 +4,7 @@
 
 #![no_main]
 
-use jobcache::{admin::purge::authenticate, config::Secret};
+use jobcache::{admin::guard::authenticate, config::Secret};
 use libfuzzer_sys::fuzz_target;
 
 const SECRETS: [&str; 2] = ["0123456789abcdef", "whsec_MDEyMzQ1Njc4OWFiY2RlZg=="];

@@ -1,0 +1,173 @@
+//! `GET /status`: how it goes, for people and for the status page. Prometheus has `/metrics`.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::live::busy;
+use crate::{
+    cache::{
+        Cache,
+        policy::{Bypass, NoStore},
+    },
+    config::{Config, CredentialMode, NearMode, StoreUrl},
+    metrics::{
+        Limit, Metrics,
+        recent::{Times, Totals},
+    },
+};
+
+/// The busiest jobs that are told.
+const BUSIEST: usize = 20;
+/// Windows, in seconds.
+const WINDOWS: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 600)];
+
+/// What the configuration says that is told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mode {
+    store: &'static str,
+    near: &'static str,
+    credentials: &'static str,
+    limits: [(Limit, usize); 7],
+    near_bytes: usize,
+}
+
+impl Mode {
+    pub(super) fn of(config: &Config) -> Self {
+        let server = &config.server;
+        Self {
+            store: match config.store.url {
+                StoreUrl::Memory => "memory",
+                StoreUrl::Redis(_) => "redis",
+            },
+            near: match config.near.mode {
+                NearMode::Strict => "strict",
+                NearMode::Bounded => "bounded",
+                NearMode::Off => "off",
+            },
+            credentials: match config.credentials.mode {
+                CredentialMode::Partition => "partition",
+                CredentialMode::Shared => "shared",
+                CredentialMode::Bypass => "bypass",
+            },
+            limits: [
+                (Limit::Connections, server.max_connections),
+                (Limit::Requests, server.max_requests),
+                (Limit::Flights, config.max_flights),
+                (Limit::Captured, config.max_captured),
+                (Limit::Inspected, config.max_inspected),
+                (Limit::UpstreamConnections, config.upstream.max_connections),
+                (Limit::UpstreamWaiting, config.upstream.max_waiting),
+            ],
+            near_bytes: config.near.max_bytes,
+        }
+    }
+}
+
+/// All of it.
+pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bool) -> Value {
+    let store = cache.store();
+    let times = &metrics.recent;
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_s": times.uptime().as_secs(),
+        "draining": draining,
+        "mode": { "store": mode.store, "near": mode.near, "credentials": mode.credentials },
+        "requests": requests(metrics),
+        "reasons": reasons(metrics),
+        "latency_ms": {
+            "hit": latency(&times.hit_times),
+            "miss": latency(&times.miss_times),
+            "upstream": latency(&times.upstream_times),
+            "store": latency(&times.store_times),
+        },
+        "store": {
+            "up": store.is_up(),
+            "breaker": if store.is_up() { "closed" } else { "open" },
+            "tracking": metrics.tracking_up.get() == 1,
+            "pending_invalidations": store.pending(),
+        },
+        "upstream": {
+            "up": metrics.upstream.up.get() == 1,
+            "in_use": metrics.upstream.in_use.get(),
+            "waiting": metrics.upstream.waiting.get(),
+            "idle": metrics.upstream.idle.get(),
+        },
+        "near": {
+            "entries": metrics.near_entries.get(),
+            "bytes": metrics.near_bytes.get(),
+            "max_bytes": mode.near_bytes,
+        },
+        "busiest": metrics.events.busiest(BUSIEST).iter().map(busy).collect::<Value>(),
+        "limits": limits(metrics, mode),
+    })
+}
+
+/// Since the process began, and lately.
+fn requests(metrics: &Metrics) -> Value {
+    let now = metrics.totals();
+    let mut windows = Map::new();
+    windows.insert("life".into(), counted(&now));
+    for (name, seconds) in WINDOWS {
+        windows.insert(name.into(), counted(&now.since(&metrics.recent.before(seconds))));
+    }
+    windows.into()
+}
+
+fn counted(totals: &Totals) -> Value {
+    let Totals { hits, misses, joined, passes, others, writes, errors } = *totals;
+    json!({
+        "hit": hits,
+        "miss": misses,
+        "pass": passes,
+        "other": others,
+        "write": writes,
+        "error": errors,
+        "collapsed": joined,
+        "reads": totals.reads(),
+        "saved": totals.saved(),
+        "hit_ratio": totals.hit_ratio(),
+    })
+}
+
+/// Why reads were not hits, by the words of `Cache-Status`; only what there was.
+fn reasons(metrics: &Metrics) -> Value {
+    let words = |outcome: &'static str, words: &mut dyn Iterator<Item = &'static str>| {
+        let counts = words.map(|why| (why.to_owned(), metrics.requests_of(outcome, why)));
+        counts.filter(|(_, count)| *count > 0).map(|(why, count)| (why, count.into())).collect()
+    };
+    let bypass = || Bypass::ALL.iter().map(|why| why.as_str());
+    let no_store = || NoStore::ALL.iter().map(|why| why.as_str());
+    let miss: Map<String, Value> = words("miss", &mut bypass().chain(no_store()));
+    let pass: Map<String, Value> = words("pass", &mut bypass());
+    json!({ "miss": miss, "pass": pass })
+}
+
+/// Of the last one to two minutes, right within an eighth.
+fn latency(times: &Times) -> Value {
+    let ms = |part| {
+        let took: Option<Duration> = times.quantile(part);
+        // Not by seconds, whose digits would show.
+        took.map(|took| f64::from(u32::try_from(took.as_micros()).unwrap_or(u32::MAX)) / 1e3)
+    };
+    json!({ "p50": ms(0.5), "p99": ms(0.99), "samples": times.count() })
+}
+
+/// What is in use of each limit, by the name of its setting.
+fn limits(metrics: &Metrics, mode: &Mode) -> Value {
+    let used = |limit| match limit {
+        Limit::Connections => metrics.connections.get(),
+        Limit::Requests => metrics.limits.requests.get(),
+        Limit::Flights => metrics.limits.flights.get(),
+        Limit::Captured => metrics.limits.captured.get(),
+        Limit::Inspected => metrics.limits.inspected.get(),
+        Limit::UpstreamConnections => metrics.upstream.in_use.get(),
+        _ => metrics.upstream.waiting.get(),
+    };
+    let told = mode.limits.iter().map(|&(limit, most)| {
+        let met = metrics.limits.counter(limit).get();
+        let told = json!({ "used": used(limit), "limit": most, "times_met": met });
+        (limit.as_str().to_owned(), told)
+    });
+    told.collect::<Map<_, _>>().into()
+}

@@ -1,0 +1,303 @@
+//! The last ten minutes, for the status page; Prometheus has the rest.
+//!
+//! Once a second the counters are read ([`keep`]), so that what is counted pays nothing for it.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::Metrics;
+use crate::events::feed::Counts;
+
+/// Between two looks at the counters.
+const SECOND: Duration = Duration::from_secs(1);
+/// Looks that are kept: ten minutes and the one before.
+const LOOKS: usize = 601;
+/// Times are forgotten after one to two of these, in looks.
+const TIMES_FOR: u64 = 60;
+/// The busiest jobs that listeners are told of each second.
+const BUSIEST: usize = 5;
+/// Of times: four for each power of two, in us.
+const BUCKETS: usize = 128;
+
+/// Requests since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Answered from the cache.
+    pub hits: u64,
+    /// Answered by an upstream read for everybody who waited.
+    pub misses: u64,
+    /// Of the misses, those that another request's read answered.
+    pub joined: u64,
+    /// Reads of a job that went past the cache.
+    pub passes: u64,
+    /// Other requests that went past it.
+    pub others: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Answered with an error of ours.
+    pub errors: u64,
+}
+
+impl Totals {
+    /// What was counted since `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            hits: self.hits.saturating_sub(before.hits),
+            misses: self.misses.saturating_sub(before.misses),
+            joined: self.joined.saturating_sub(before.joined),
+            passes: self.passes.saturating_sub(before.passes),
+            others: self.others.saturating_sub(before.others),
+            writes: self.writes.saturating_sub(before.writes),
+            errors: self.errors.saturating_sub(before.errors),
+        }
+    }
+
+    /// Reads of jobs.
+    pub fn reads(&self) -> u64 {
+        self.hits + self.misses + self.passes
+    }
+
+    /// Reads of jobs that the upstream was spared.
+    pub fn saved(&self) -> u64 {
+        self.hits + self.joined
+    }
+
+    /// Hits among the reads of jobs; none where there were no reads.
+    pub fn hit_ratio(&self) -> Option<f64> {
+        #[allow(clippy::cast_precision_loss, reason = "a ratio is shown with a few digits")]
+        let ratio = |part: u64, whole: u64| part as f64 / whole as f64;
+        (self.reads() > 0).then(|| ratio(self.hits, self.reads()))
+    }
+}
+
+/// What is known of the last ten minutes.
+#[derive(Debug)]
+pub struct Recent {
+    began: Instant,
+    looks: Mutex<VecDeque<Totals>>,
+    pub(super) misses: AtomicU64,
+    pub(super) passes: AtomicU64,
+    pub(super) others: AtomicU64,
+    pub(super) writes: AtomicU64,
+    pub(super) errors: AtomicU64,
+    /// From a request to the head of its answer, of sampled hits.
+    pub hit_times: Times,
+    /// The same of misses.
+    pub miss_times: Times,
+    /// To the heads of the upstream's answers.
+    pub upstream_times: Times,
+    /// Of operations of the store.
+    pub store_times: Times,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        let count = AtomicU64::default;
+        Self {
+            began: Instant::now(),
+            looks: Mutex::default(),
+            misses: count(),
+            passes: count(),
+            others: count(),
+            writes: count(),
+            errors: count(),
+            hit_times: Times::default(),
+            miss_times: Times::default(),
+            upstream_times: Times::default(),
+            store_times: Times::default(),
+        }
+    }
+}
+
+impl Recent {
+    /// Since the process began.
+    pub fn uptime(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// What stood so many seconds ago, or as long ago as is known; nothing, if that is when it began.
+    pub fn before(&self, seconds: usize) -> Totals {
+        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        match looks.len().checked_sub(seconds) {
+            Some(at) => looks.get(at).copied().unwrap_or_default(),
+            None => Totals::default(),
+        }
+    }
+
+    /// Keeps a look; returns the one before.
+    fn look(&self, totals: Totals) -> Totals {
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = looks.back().copied().unwrap_or_default();
+        if looks.len() >= LOOKS {
+            looks.pop_front();
+        }
+        looks.push_back(totals);
+        before
+    }
+
+    fn forget_times(&self) {
+        for times in [&self.hit_times, &self.miss_times, &self.upstream_times, &self.store_times] {
+            times.rotate();
+        }
+    }
+}
+
+/// Looks at the counters every second; never returns.
+pub async fn keep(metrics: Arc<Metrics>) {
+    let mut ticks = interval(SECOND);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for look in 1_u64.. {
+        ticks.tick().await;
+        let totals = metrics.totals();
+        let second = totals.since(&metrics.recent.look(totals));
+        metrics.events.pace(second.hits);
+        if look % TIMES_FOR == 0 {
+            metrics.recent.forget_times();
+        }
+        if metrics.events.is_heard() {
+            let outcomes = [
+                ("hit", second.hits),
+                ("miss", second.misses),
+                ("pass", second.passes + second.others),
+                ("write", second.writes),
+                ("error", second.errors),
+            ];
+            let busiest = metrics.events.busiest(BUSIEST);
+            metrics.events.second(Counts { outcomes, busiest });
+        }
+    }
+}
+
+/// Times of the last one to two minutes, by magnitude: what is told of them is right within an eighth.
+#[derive(Debug)]
+pub struct Times {
+    now: Box<[AtomicU64]>,
+    before: Box<[AtomicU64]>,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        let none = || (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
+        Self { now: none(), before: none() }
+    }
+}
+
+impl Times {
+    /// Counts a time that stands for so many.
+    pub fn observe(&self, took: Duration, times: u64) {
+        self.now[bucket(took)].fetch_add(times, Ordering::Relaxed);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.counts().sum()
+    }
+
+    /// The time that so much of them, of 1.0, did not exceed, about; none where there are none.
+    pub fn quantile(&self, part: f64) -> Option<Duration> {
+        #[allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is a rank among samples"
+        )]
+        let rank = (self.count() as f64 * part).ceil() as u64;
+        let mut seen = 0;
+        for (at, count) in self.counts().enumerate() {
+            seen += count;
+            if count > 0 && seen >= rank.max(1) {
+                return Some(middle(at));
+            }
+        }
+        None
+    }
+
+    fn counts(&self) -> impl Iterator<Item = u64> {
+        let pairs = self.now.iter().zip(&self.before);
+        pairs.map(|(now, before)| now.load(Ordering::Relaxed) + before.load(Ordering::Relaxed))
+    }
+
+    fn rotate(&self) {
+        for (now, before) in self.now.iter().zip(&self.before) {
+            before.store(now.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+}
+
+fn bucket(took: Duration) -> usize {
+    let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    let Some(power) = us.checked_ilog2().filter(|power| *power >= 2) else {
+        return usize::try_from(us).unwrap_or_default();
+    };
+    let quarter = (us >> (power - 2)) & 3;
+    let at = (u64::from(power) - 1) * 4 + quarter;
+    usize::try_from(at).unwrap_or(BUCKETS).min(BUCKETS - 1)
+}
+
+fn middle(bucket: usize) -> Duration {
+    let bucket = bucket as u64;
+    if bucket < 4 {
+        return Duration::from_micros(bucket);
+    }
+    let (power, quarter) = (bucket / 4 + 1, bucket % 4);
+    let width = 1_u64 << (power - 2);
+    Duration::from_micros((4 + quarter) * width + width / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_right_within_an_eighth() {
+        let times = Times::default();
+        assert_eq!(times.quantile(0.5), None);
+        for us in 1..=10_000 {
+            times.observe(Duration::from_micros(us), 1);
+        }
+        for (part, us) in [(0.5, 5_000.0), (0.99, 9_900.0), (0.0001, 1.0)] {
+            let told = times.quantile(part).unwrap().as_secs_f64() * 1e6;
+            assert!((told - us).abs() <= us / 8.0, "{part}: {told}");
+        }
+        times.observe(Duration::from_secs(1 << 40), 1);
+    }
+
+    #[test]
+    fn times_are_forgotten_after_two_turns() {
+        let times = Times::default();
+        times.observe(Duration::from_millis(1), 3);
+        times.rotate();
+        assert_eq!(times.count(), 3);
+        times.rotate();
+        assert_eq!(times.count(), 0);
+    }
+
+    #[test]
+    fn what_stood_before_is_told_from_bounded_looks() {
+        let recent = Recent::default();
+        for hits in 1..=700 {
+            recent.look(Totals { hits, ..Totals::default() });
+        }
+        assert_eq!(recent.looks.lock().unwrap().len(), LOOKS);
+        assert_eq!(recent.before(1).hits, 700);
+        assert_eq!(recent.before(60).hits, 641);
+        assert_eq!(recent.before(600).hits, 101);
+        assert_eq!(recent.before(1_000), Totals::default());
+    }
+
+    #[test]
+    fn hits_and_shared_reads_are_what_the_upstream_is_spared() {
+        let totals = Totals { hits: 6, misses: 3, joined: 1, passes: 1, ..Totals::default() };
+        assert_eq!((totals.reads(), totals.saved(), totals.hit_ratio()), (10, 7, Some(0.6)));
+        assert_eq!(Totals::default().hit_ratio(), None);
+    }
+}

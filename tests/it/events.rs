@@ -1,0 +1,265 @@
+//! What operators are told while it happens (`/events`) and at a glance (`/status`).
+
+use std::time::Duration;
+
+use hyper::{Method, StatusCode, body::Incoming, header::HeaderValue};
+use jobcache::{
+    config::{Config, Secret},
+    events::feed::{LISTENERS, WAITING},
+};
+use serde_json::Value;
+
+use http_body_util::BodyExt as _;
+
+use crate::support::{Client, SOON, Setup, eventually, soon, upstream::with_headers};
+
+const X: &str = "/jobs/x";
+const SECRET: &str = "a-secret-of-the-test";
+const TOKEN: &str = "Bearer the-clients-own-token";
+
+/// The stream of events, read as a browser does.
+struct Stream {
+    body: Incoming,
+    text: String,
+}
+
+impl Stream {
+    async fn open(admin: &Client) -> Self {
+        let response = admin.request(Method::GET, "/events").open().await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let kind = HeaderValue::from_static("text/event-stream");
+        assert_eq!(response.headers().get("content-type"), Some(&kind));
+        Self { body: response.into_body(), text: String::new() }
+    }
+
+    /// The next event; none at the end.
+    async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let data = event.lines().find_map(|line| line.strip_prefix("data: "));
+                let told = data.map(|data| serde_json::from_str(data).expect("JSON"));
+                self.text = String::from(rest);
+                if told.is_some() {
+                    return told;
+                }
+                continue;
+            }
+            let frame = soon(self.body.frame()).await?.expect("a frame");
+            let data = frame.into_data().expect("no trailers");
+            self.text.push_str(std::str::from_utf8(&data).expect("text"));
+        }
+    }
+
+    /// The next event of this kind, but for those of the warming up.
+    async fn what(&mut self, what: &str) -> Value {
+        loop {
+            let event = self.next().await.unwrap_or_else(|| panic!("no {what} in the stream"));
+            if event["what"] == what && event["job"] != "warm-up" {
+                return event;
+            }
+        }
+    }
+}
+
+async fn status(setup: &Setup) -> Value {
+    let reply = setup.sidecar.admin.get("/status").await;
+    assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+    assert_eq!(reply.header("cache-control"), "no-store");
+    reply.json()
+}
+
+async fn purge(setup: &Setup, body: &'static str) {
+    let request = setup.sidecar.admin.request(Method::POST, "/purge");
+    let reply = request.header("webhook-id", "msg_7").body(body).send().await;
+    assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+}
+
+#[tokio::test]
+async fn who_listens_is_told_of_fills_writes_and_purges_and_by_whom() {
+    let setup = Setup::new().await;
+    let mut stream = Stream::open(&setup.sidecar.admin).await;
+
+    setup.get(X).await;
+    let fill = stream.what("fill").await;
+    assert_eq!(fill["job"], "x", "{fill}");
+    assert!(fill["at_ms"].as_i64().is_some_and(|at| at > 1_600_000_000_000), "{fill}");
+
+    purge(&setup, r#"{"job_id":"x"}"#).await;
+    let purged = stream.what("purge").await;
+    assert_eq!((&purged["job"], &purged["why"]), (&"x".into(), &"confirmed".into()), "{purged}");
+    assert_eq!(purged["by"], "webhook msg_7 from 127.0.0.1");
+
+    setup.sidecar.put(X).await;
+    assert_eq!(stream.what("write").await["job"], "x");
+    assert_eq!(stream.what("write-ended").await["why"], "confirmed");
+
+    purge(&setup, r#"{"all":true}"#).await;
+    assert_eq!(stream.what("purge-all").await["by"], "webhook msg_7 from 127.0.0.1");
+}
+
+#[tokio::test]
+async fn who_listens_is_told_when_an_answer_is_not_stored_and_why() {
+    let setup = Setup::new().await;
+    let mut stream = Stream::open(&setup.sidecar.admin).await;
+    setup.upstream.respond_to(X, |_| with_headers("{}", &[("cache-control", "private")]));
+
+    setup.get(X).await;
+
+    let refused = stream.what("fill-refused").await;
+    assert_eq!((&refused["job"], &refused["why"]), (&"x".into(), &"private".into()), "{refused}");
+}
+
+#[tokio::test]
+async fn hits_are_told_by_the_second_with_the_busiest_jobs() {
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    let mut stream = Stream::open(&setup.sidecar.admin).await;
+    for _ in 0..20 {
+        setup.get(X).await;
+    }
+    let mut hits = 0;
+    while hits < 20 {
+        let second = stream.what("second").await;
+        hits += second["hit"].as_u64().expect("a count");
+        if hits > 0 {
+            assert_eq!(second["busiest"][0]["job"], "x", "{second}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_third_partys_del_is_told_and_what_the_sidecar_does_itself_is_not() {
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    purge(&setup, r#"{"job_id":"x"}"#).await;
+    setup.hit(X).await;
+    let mut stream = Stream::open(&setup.sidecar.admin).await;
+    // What was done here may be told of within a second.
+    eventually(SOON, async || {
+        setup.redis.del("job_status:x").await;
+        setup.get(X).await;
+        tokio::time::timeout(Duration::from_millis(1_100), stream.what("changed")).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_breaker_that_opens_and_closes_is_told() {
+    let mut setup = Setup::new().await;
+    let mut stream = Stream::open(&setup.sidecar.admin).await;
+    setup.redis.kill();
+    stream.what("store-down").await;
+    let down = status(&setup).await;
+    assert_eq!(down["store"]["breaker"], "open", "{down}");
+    setup.redis.restart_empty().await;
+    stream.what("store-up").await;
+    stream.what("tracking-up").await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_told_how_much_it_lost() {
+    let setup = Setup::new().await;
+    let mut slow = Stream::open(&setup.sidecar.admin).await;
+    let ids: Vec<String> = (0..10).map(|id| format!("{id}-{}", "x".repeat(100))).collect();
+    let body = serde_json::json!({ "job_ids": ids }).to_string();
+    // More than sockets and queues take, read by nobody meanwhile.
+    for _ in 0..20 * WAITING {
+        let request = setup.sidecar.admin.request(Method::POST, "/purge");
+        assert_eq!(request.body(body.clone()).send().await.status, StatusCode::OK);
+    }
+    let lost = slow.what("lost").await;
+    assert!(lost["events"].as_u64().is_some_and(|lost| lost > 0), "{lost}");
+    // It goes on from there.
+    slow.what("purge").await;
+}
+
+#[tokio::test]
+async fn listeners_are_bounded_and_leave_their_place() {
+    let setup = Setup::new().await;
+    let mut streams = Vec::new();
+    for _ in 0..LISTENERS {
+        streams.push(Stream::open(&setup.sidecar.admin).await);
+    }
+    let refused = setup.sidecar.admin.get("/events").await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    refused.reason();
+    streams.clear();
+    eventually(SOON, async || {
+        let response = setup.sidecar.admin.request(Method::GET, "/events").open().await;
+        response.status() == StatusCode::OK
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_stream_ends_when_the_sidecar_drains() {
+    let mut setup = Setup::new().await;
+    let mut stream = Stream::open(&setup.sidecar.admin).await;
+    setup.sidecar.begin_shutdown();
+    stream.what("drain").await;
+    assert!(stream.next().await.is_none());
+    setup.sidecar.shutdown().await.expect("a clean end");
+}
+
+#[tokio::test]
+async fn what_names_jobs_needs_the_secret_and_shows_none() {
+    let secret = |config: &mut Config| config.webhook_secret = Some(Secret::new(SECRET));
+    let setup = Setup::with(secret).await;
+    let admin = &setup.sidecar.admin;
+    for path in ["/status", "/events"] {
+        let reply = admin.get(path).await;
+        assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{path}");
+        reply.reason();
+    }
+    let request = setup.sidecar.client.request(Method::GET, X);
+    request.header("authorization", TOKEN).header("cookie", "sid=crumb").send().await;
+    let query = format!("{X}?q=hidden");
+    setup.get(&query).await;
+
+    let bearer = format!("Bearer {SECRET}");
+    let status = admin.request(Method::GET, "/status").header("authorization", &bearer);
+    let status = status.send().await;
+    assert_eq!(status.status, StatusCode::OK);
+    let events = admin.request(Method::GET, "/events").header("authorization", &bearer);
+    let mut events = Stream { body: events.open().await.into_body(), text: String::new() };
+    events.what("second").await;
+    let told = format!("{}{}", status.text(), events.text);
+    for hidden in ["the-clients-own", "crumb", "hidden", SECRET] {
+        assert!(!told.contains(hidden), "{hidden} in {told}");
+    }
+}
+
+#[tokio::test]
+async fn the_status_tells_what_was_asked_and_what_was_spared() {
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    for _ in 0..8 {
+        assert!(setup.get(X).await.is_hit());
+    }
+    setup.get(&format!("{X}?fresh")).await;
+    setup.get("/other").await;
+    setup.sidecar.put(X).await;
+
+    let told = status(&setup).await;
+
+    assert_eq!(told["version"], env!("CARGO_PKG_VERSION"));
+    let life = &told["requests"]["life"];
+    assert!(life["hit"].as_u64() >= Some(9), "{told}");
+    assert!(life["miss"].as_u64() >= Some(1), "{told}");
+    assert_eq!((&life["write"], &life["pass"]), (&1.into(), &1.into()), "{told}");
+    assert_eq!(life["saved"], life["hit"], "{told}");
+    assert!(life["hit_ratio"].as_f64().is_some_and(|ratio| ratio > 0.5), "{told}");
+    assert_eq!(told["requests"]["last_minute"], *life, "{told}");
+    assert_eq!(told["reasons"]["pass"]["query"], 1, "{told}");
+    for kind in ["hit", "miss", "upstream", "store"] {
+        let latency = &told["latency_ms"][kind];
+        let ms = |name: &str| latency[name].as_f64().expect("a time");
+        assert!(0.0 < ms("p50") && ms("p50") <= ms("p99") && ms("p99") < 10_000.0, "{told}");
+    }
+    assert_eq!((&told["store"]["up"], &told["upstream"]["up"]), (&true.into(), &true.into()));
+    assert_eq!(told["store"]["tracking"], true, "{told}");
+    let busiest = told["busiest"].as_array().expect("a list");
+    let x = busiest.iter().find(|job| job["job"] == "x").unwrap_or_else(|| panic!("{told}"));
+    assert!(x["hits"].as_u64() >= Some(9), "{told}");
+    assert!(told["limits"]["max_flights"]["limit"].as_u64() > Some(0), "{told}");
+}
