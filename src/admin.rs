@@ -3,23 +3,27 @@
 //! Health and metrics are anybody's who can connect. Whatever names a job asks for the webhook secret,
 //! where there is one, as a purge does.
 
+mod explain;
 pub mod guard;
 mod live;
 pub mod page;
 pub mod purge;
 mod status;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use http_body_util::{BodyExt as _, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::Incoming,
     http::{HeaderValue, header::CONTENT_TYPE},
 };
 use serde_json::json;
+use tokio::time::timeout;
 
 pub use self::page::Reply;
 use self::{
+    explain::MAX_HEAD,
     guard::Caller,
     page::{Page, reply, wrong_method},
     purge::Webhook,
@@ -33,10 +37,14 @@ use crate::{
 /// What `/metrics` is: Prometheus 2.5 and newer ask for it.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// For the head of a request that is to be explained.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Answers on the admin listener.
 #[derive(Debug)]
 pub struct Admin {
     cache: Arc<Cache>,
+    routes: Arc<Routes>,
     webhook: Webhook,
     room: Arc<Room>,
     mode: Mode,
@@ -55,8 +63,9 @@ impl Admin {
         leaving: Drain,
     ) -> Self {
         let secret = config.webhook_secret.as_ref();
-        let webhook = Webhook::new(Arc::clone(&cache), routes, Arc::clone(&room), secret);
-        Self { cache, webhook, room, mode: Mode::of(config), metrics, leaving }
+        let webhook =
+            Webhook::new(Arc::clone(&cache), Arc::clone(&routes), Arc::clone(&room), secret);
+        Self { cache, routes, webhook, room, mode: Mode::of(config), metrics, leaving }
     }
 
     /// The same under another configuration.
@@ -88,6 +97,7 @@ impl Admin {
             _ if method.as_str() == "PURGE" => {
                 self.webhook.purge_path(request, &path, caller).await
             }
+            _ if path.starts_with("/explain/") => self.explain(request, &path).await,
             _ => match path.strip_prefix("/purge/") {
                 Some(id) if method == Method::POST => {
                     self.webhook.purge_one(request, id, caller).await
@@ -107,6 +117,26 @@ impl Admin {
         let draining = *self.leaving.borrow();
         let body = status::status(&self.cache, &self.metrics, &self.mode, draining);
         reply(StatusCode::OK, &body)
+    }
+
+    /// By the head of the client's request in the body of a POST.
+    async fn explain(&self, request: Request<Incoming>, path: &str) -> Reply {
+        let (head, body) = request.into_parts();
+        if head.method != Method::GET && head.method != Method::POST {
+            return wrong_method("GET, POST");
+        }
+        let read = timeout(HEAD_TIMEOUT, Limited::new(body, MAX_HEAD).collect());
+        let Ok(Ok(body)) = read.await else {
+            return explain::bad_request(&format!(
+                "the body is the head of a request, of at most {MAX_HEAD} bytes"
+            ));
+        };
+        let body = body.to_bytes();
+        if let Some(refusal) = self.webhook.refuses(&head.headers, &body) {
+            return refusal;
+        }
+        let id = path.strip_prefix("/explain/").unwrap_or_default();
+        explain::explain(&self.cache, &self.routes, id, &body).await
     }
 
     fn events(&self, headers: &HeaderMap) -> Reply {

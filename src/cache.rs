@@ -6,6 +6,7 @@ pub mod audience;
 mod bulk;
 pub mod cookies;
 pub mod entry;
+pub mod explain;
 mod fill;
 pub mod flight;
 mod invalidate;
@@ -124,6 +125,20 @@ pub enum Lookup {
     Join(Flight, Option<Bypass>),
     /// From the upstream, for this reader alone.
     Pass(Bypass),
+}
+
+/// What an entry is to a reader.
+#[derive(Clone, Copy, Debug)]
+enum Offer {
+    /// His answer.
+    Hit,
+    /// Nothing, and it stays as it is.
+    Pass(Bypass),
+    /// Nothing as yet: he asks the upstream, and what that says may change it.
+    Read {
+        /// Whether it is young enough for him.
+        young: bool,
+    },
 }
 
 impl Ask {
@@ -300,19 +315,11 @@ impl Cache {
     /// Who is given no hit asks the upstream, and may thereby join the audience. So does who has
     /// lapsed: if the upstream refuses him, he alone gets to see that, and is just not renewed.
     fn offer(&self, ask: &Ask, entry: Arc<Entry>, seen: Seen) -> Lookup {
-        if self.is_hit(ask, &entry, seen.now_ms) {
-            return Lookup::Hit(entry);
-        }
-        let standing = self.prints.standing(entry.audience(), ask.pair, seen.now_ms);
-        let young = ask.is_young(&entry, seen.now_ms);
-        if let Some(why) = self.may_not_fill(ask) {
-            return Lookup::Pass(why);
-        }
-        // A pair that is renewed takes no further place.
-        let full = entry.audience().members.len() >= self.settings.audience;
-        if self.replaced.count(&ask.key) >= REPLACEMENTS || full && standing == Standing::Outside {
-            return Lookup::Pass(Bypass::Audience);
-        }
+        let young = match self.judge(ask, &entry, seen.now_ms, || self.may_not_fill(ask)) {
+            Offer::Hit => return Lookup::Hit(entry),
+            Offer::Pass(why) => return Lookup::Pass(why),
+            Offer::Read { young } => young,
+        };
         let (token, epoch) = (Token::named(entry.generation()), seen.epoch.clone());
         let known = Known { entry, seen };
         let ticket = if young {
@@ -331,7 +338,38 @@ impl Cache {
         }
     }
 
+    /// `refusal` says why he may not fill, if he may not.
+    fn judge(
+        &self,
+        ask: &Ask,
+        entry: &Entry,
+        now_ms: i64,
+        refusal: impl FnOnce() -> Option<Bypass>,
+    ) -> Offer {
+        if self.is_hit(ask, entry, now_ms) {
+            return Offer::Hit;
+        }
+        if let Some(why) = refusal() {
+            return Offer::Pass(why);
+        }
+        // A pair that is renewed takes no further place.
+        let full = entry.audience().members.len() >= self.settings.audience;
+        let standing = self.prints.standing(entry.audience(), ask.pair, now_ms);
+        if self.replaced.count(&ask.key) >= REPLACEMENTS || full && standing == Standing::Outside {
+            return Offer::Pass(Bypass::Audience);
+        }
+        Offer::Read { young: ask.is_young(entry, now_ms) }
+    }
+
     fn may_not_fill(&self, ask: &Ask) -> Option<Bypass> {
+        Self::refusal(ask, self.is_uncacheable(ask))
+    }
+
+    fn is_uncacheable(&self, ask: &Ask) -> bool {
+        self.uncacheable.count(&(ask.key.clone(), ask.circle)) > 0
+    }
+
+    fn refusal(ask: &Ask, uncacheable: bool) -> Option<Bypass> {
         if ask.directives.only_if_cached {
             return Some(Bypass::OnlyIfCached);
         }
@@ -341,7 +379,6 @@ impl Cache {
         if !ask.fills {
             return Some(Bypass::Method);
         }
-        let uncacheable = self.uncacheable.count(&(ask.key.clone(), ask.circle)) > 0;
         uncacheable.then_some(Bypass::Uncacheable)
     }
 

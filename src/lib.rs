@@ -17,8 +17,8 @@
 //! 3. **Never in the way.** A cache fault never fails, truncates or alters a response and costs at
 //!    most the store budget; with Redis down for long it costs nothing. What is not a cached read
 //!    passes through untouched, streaming.
-//! 4. **Never in the dark.** Every response says what happened to it and why (`Cache-Status`), and
-//!    every counter has a metric.
+//! 4. **Never in the dark.** Every response says what happened to it and why (`Cache-Status`), every
+//!    counter has a metric, and who asks why a job is not cached is told ([`cache::explain`]).
 //!
 //! # Reading order
 //!

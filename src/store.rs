@@ -59,6 +59,7 @@ pub mod memory;
 pub mod near;
 pub mod pending;
 pub mod redis;
+mod state;
 mod types;
 
 use std::{
@@ -75,6 +76,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
+pub use self::state::{Leased, State};
 pub use self::types::{
     Budget, CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, StoreError,
     Stored, Token, Wait, Write,
@@ -178,6 +180,15 @@ impl Store {
             }
         })
         .await
+    }
+
+    /// Reads all that stands under the keys of a job: one round trip, no script. It is for who wants
+    /// to know: nothing follows from it for the connection, and it is not counted.
+    pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<State, StoreError> {
+        match &self.engine {
+            Engine::Redis(redis) => redis.inspect(key, budget).await,
+            Engine::Memory(memory) => Ok(memory.inspect(key)),
+        }
     }
 
     /// Asks for the right to fill a key. `refused` is a value that the caller has read and found

@@ -283,6 +283,11 @@ impl Audience {
         Some(member.served_at_ms)
     }
 
+    /// Whether it was served to whoever shows this credential, in whatever form.
+    pub fn has_credential(&self, pair: Pair) -> bool {
+        self.members.iter().any(|member| member.pair.credential == pair.credential)
+    }
+
     fn has_representation(&self, pair: Pair) -> bool {
         self.members.iter().any(|member| member.pair.representation == pair.representation)
     }
@@ -374,6 +379,18 @@ impl Prints {
         match self.recheck {
             Some(recheck) if age_ms > recheck.as_millis() => Standing::Lapsed,
             _ => Standing::Included,
+        }
+    }
+
+    /// The pair as it is if whoever it is asks for the form that the entry was served to him in, or, if
+    /// it was not, for one that it was served in: for an operator, who does not know the form.
+    pub fn assume(&self, audience: &Audience, pair: Pair) -> Pair {
+        let of_credential =
+            audience.members.iter().filter(|member| member.pair.credential == pair.credential);
+        let latest = of_credential.max_by_key(|member| member.served_at_ms);
+        match latest.or_else(|| audience.members.first()) {
+            Some(member) => Pair { representation: member.pair.representation, ..pair },
+            None => pair,
         }
     }
 

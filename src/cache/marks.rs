@@ -53,6 +53,12 @@ impl<K: Eq + Hash> Marks<K> {
         })
     }
 
+    /// Whether such a name was marked within its window. It looks at all of them.
+    pub fn any(&self, is: impl Fn(&K) -> bool) -> bool {
+        let lasts = |since: &Instant| since.elapsed() < self.window;
+        self.with(|marked| marked.iter().any(|(name, (since, _))| is(name) && lasts(since)))
+    }
+
     fn with<T>(&self, action: impl FnOnce(&mut HashMap<K, (Instant, u32)>) -> T) -> T {
         action(&mut self.marked.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -66,6 +72,7 @@ mod tests {
     fn marks_count_within_their_window_and_are_forgotten_after_it() {
         let marks = Marks::new(Duration::from_mins(1));
         assert_eq!((marks.count(&1), marks.add(1), marks.add(1), marks.count(&1)), (0, 1, 2, 2));
+        assert!(marks.any(|name| *name == 1) && !marks.any(|name| *name == 2));
         let short = Marks::new(Duration::ZERO);
         assert_eq!((short.add(1), short.add(1), short.count(&1)), (1, 1, 0));
     }

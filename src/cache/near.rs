@@ -59,7 +59,12 @@ impl Layer {
         }
     }
 
-    /// The same for all.
+    /// Whether it holds one, whoever it is for.
+    pub(super) fn holds(&self, key: &Key) -> bool {
+        self.entries.holds(key)
+    }
+
+    /// The same as [`Layer::evict`] for all.
     pub(super) fn flush(&self) {
         self.entries.flush();
     }

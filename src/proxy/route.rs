@@ -116,6 +116,11 @@ impl Routes {
         JobId::is_canonical(id).then_some(id)
     }
 
+    /// The path of a job, by the first route.
+    pub fn path_of(&self, id: &JobId) -> String {
+        self.templates.first().map_or_else(String::new, |template| template.path(id.as_str()))
+    }
+
     /// Every job that some reading of `path` names or lies below, at most 32 (`MAX_JOBS`).
     ///
     /// `path` may also be an absolute URL, as in `Location`; its query does not matter.

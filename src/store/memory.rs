@@ -13,7 +13,8 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, Stored, Token, millis,
+    CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Leased, Replacement, Seen, State, Stored,
+    Token, millis,
 };
 use crate::{clock, config};
 
@@ -86,6 +87,23 @@ impl Memory {
     pub(super) fn read(&self, key: &Key) -> Seen {
         let now = now_ms();
         self.seen(self.slots().live(key, now).and_then(|slot| slot.entry.clone()), now)
+    }
+
+    pub(super) fn inspect(&self, key: &Key) -> State {
+        let now = now_ms();
+        let mut slots = self.slots();
+        let slot = slots.live(key, now);
+        let slot = slot.as_deref();
+        let held = slot.and_then(|slot| slot.lease.as_ref());
+        let fence = slot.and_then(|slot| slot.fence.iter().map(|(_, deadline)| *deadline).max());
+        State {
+            seen: self.seen(slot.and_then(|slot| slot.entry.clone()), now),
+            is_alien: false,
+            is_placeholder: held.is_some(),
+            lease: held
+                .map(|held| Leased { token: held.token.clone(), left_ms: held.expires_ms - now }),
+            fence_left_ms: fence.map(|deadline| deadline - now),
+        }
     }
 
     pub(super) fn lease(&self, key: &Key, token: Token, refused: Option<&Stored>) -> Grant {

@@ -160,6 +160,11 @@ impl<V: Clone> Near<V> {
         Some((self.values.get(key)?, noted))
     }
 
+    /// Whether it holds a value under a key; asking does not count as a use of it.
+    pub fn holds(&self, key: &Key) -> bool {
+        self.values.contains_key(key)
+    }
+
     /// Whether there was no news since. A value that was read with the note then stands as it did.
     pub fn is_current(&self, noted: Noted) -> bool {
         self.shards[noted.shard].generation() == noted.generation

@@ -38,8 +38,8 @@ use self::{
     tracking::Tracked,
 };
 use super::{
-    Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, Lease, Replacement, Seen, StoreError,
-    Stored, Token, Wait, Write,
+    Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, Lease, Replacement, Seen, State,
+    StoreError, Stored, Token, Wait, Write,
     barrier::{Down, Rounds},
     near::Watcher,
     pending::Pending,
@@ -154,6 +154,15 @@ impl Redis {
         let session = self.shared.session()?;
         let result = budget.spend(session.read(key)).await;
         self.shared.judge(&session, result)
+    }
+
+    pub(super) async fn inspect(
+        &self,
+        key: &Key,
+        budget: &mut Budget,
+    ) -> Result<State, StoreError> {
+        let session = self.shared.session()?;
+        budget.spend(session.inspect(key)).await
     }
 
     pub(super) async fn lease(

@@ -14,6 +14,7 @@ mod demo;
 mod deployments;
 mod directives;
 mod events;
+mod explain;
 mod fastapi;
 mod framing;
 mod grpc;

@@ -1,5 +1,7 @@
 //! `Cache-Status` (RFC 9211): what happened to a request, and why.
 
+use std::fmt;
+
 use hyper::{
     HeaderMap,
     header::{CACHE_STATUS, HeaderValue},
@@ -72,27 +74,28 @@ impl From<Bypass> for Forward {
 /// "The first member represents the cache closest to the origin server, and the last member
 /// represents the cache closest to the user" RFC 9211 2
 pub fn cache_status(headers: &mut HeaderMap, status: CacheStatus) {
-    let value = match status {
-        // "fwd [..] indicates that the request went forward towards the origin" RFC 9211 2.2
-        CacheStatus::Refused { detail } => format!("jobcache; detail={detail}"),
-        CacheStatus::Forwarded { why, collapsed, stored, detail } => {
-            let mut value = format!("jobcache; fwd={}", why.as_str());
-            if collapsed {
-                value.push_str("; collapsed");
-            }
-            if stored {
-                value.push_str("; stored");
-            }
-            if let Some(detail) = detail {
-                value.push_str("; detail=");
-                value.push_str(detail);
-            }
-            value
-        }
-    };
     // Cannot fail for words of our own; a header less would be no reason to fail a response.
-    if let Ok(value) = HeaderValue::try_from(value) {
+    if let Ok(value) = HeaderValue::try_from(status.to_string()) {
         headers.append(CACHE_STATUS, value);
+    }
+}
+
+impl fmt::Display for CacheStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // "fwd [..] indicates that the request went forward towards the origin" RFC 9211 2.2
+            Self::Refused { detail } => write!(f, "jobcache; detail={detail}"),
+            Self::Forwarded { why, collapsed, stored, detail } => {
+                write!(f, "jobcache; fwd={}", why.as_str())?;
+                if *collapsed {
+                    f.write_str("; collapsed")?;
+                }
+                if *stored {
+                    f.write_str("; stored")?;
+                }
+                detail.map_or(Ok(()), |detail| write!(f, "; detail={detail}"))
+            }
+        }
     }
 }
 

@@ -83,6 +83,12 @@ impl Template {
         Ok(Self { before: owned(before), after: owned(after), ends: (start + "/", end) })
     }
 
+    /// The path with this id.
+    pub(super) fn path(&self, id: &str) -> String {
+        let (start, end) = &self.ends;
+        [start, id, end].concat()
+    }
+
     /// The id segment of a path that is this template, byte for byte.
     pub(super) fn id<'p>(&self, path: &'p str) -> Option<&'p str> {
         let (start, end) = &self.ends;

@@ -20,8 +20,8 @@ use super::{DETACHED_TIMEOUT, Hold, info::Info};
 use crate::{
     clock, mutants,
     store::{
-        self, CredentialKey, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, StoreError, Stored,
-        Token, millis, unix_ms,
+        self, CredentialKey, Epoch, Fill, Grant, Key, Lease, Leased, Replacement, Seen, State,
+        StoreError, Stored, Token, millis, unix_ms,
     },
 };
 
@@ -29,6 +29,8 @@ use crate::{
 const TIMEOUTS_IN_A_ROW: u32 = 5;
 /// With the pause between two probes below the second that the guarantee names.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// What `PTTL` says of a key that is not there.
+const ABSENT: i64 = -2;
 /// Keys looked at by one SCAN.
 const SCAN_STEP: usize = 500;
 
@@ -58,6 +60,9 @@ pub struct Session {
 
 /// Of `MGET main meta` and `PEXPIRETIME main`.
 type ReadReply = ([Option<Vec<u8>>; 2], i64);
+
+/// Of the above, with the type of main, the lease, and how long it and the fence stand.
+type InspectReply = ([Option<Vec<u8>>; 2], i64, String, Option<Vec<u8>>, i64, i64);
 
 /// What an operation means for its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,13 +135,36 @@ impl Session {
         let call = |mut connection| async move {
             pipeline.query_async::<ReadReply>(&mut connection).await
         };
-        let ([body, meta], expires_at_ms) = self.call(call).await?;
-        let stored = body.filter(|body| !body.is_empty()).map(|body| Stored {
-            body: body.into(),
-            meta: meta.unwrap_or_default().into(),
-            expires_at_ms,
+        let reply = self.call(call).await?;
+        Ok(self.seen(stored(reply)))
+    }
+
+    /// All that stands under the keys of a job: one round trip, no script.
+    pub(super) async fn inspect(&self, key: &Key) -> Result<State, StoreError> {
+        let (lease, fence) = (key.companion("lease"), key.companion("fence"));
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
+        pipeline.cmd("PEXPIRETIME").arg(key.main());
+        pipeline.cmd("TYPE").arg(key.main());
+        // As `lease.lua` looks at it: by its being there, whatever it is.
+        pipeline.cmd("GET").arg(&lease).cmd("PTTL").arg(&lease).cmd("PTTL").arg(&fence);
+        let call = |mut connection| async move {
+            pipeline.query_async::<InspectReply>(&mut connection).await
+        };
+        let (read, expires_at_ms, kind, lease, lease_left_ms, fence_left_ms) =
+            self.call(call).await?;
+        let is_placeholder = read[0].as_ref().is_some_and(Vec::is_empty);
+        let lease = lease.map(|token| {
+            let token = Token(String::from_utf8_lossy(&token).into());
+            Leased { token, left_ms: lease_left_ms }
         });
-        Ok(self.seen(stored))
+        Ok(State {
+            seen: self.seen(stored((read, expires_at_ms))),
+            is_alien: kind != "string" && kind != "none",
+            is_placeholder,
+            lease,
+            fence_left_ms: (fence_left_ms != ABSENT).then_some(fence_left_ms),
+        })
     }
 
     /// Asks for the lease that is held.
@@ -394,6 +422,12 @@ fn compare_and_set<'s>(
     invocation.arg(Sha1::from(&seen.body).digest().to_string());
     invocation.arg(seen.expires_at_ms).arg(generation);
     invocation
+}
+
+/// A placeholder is no value.
+fn stored(([body, meta], expires_at_ms): ReadReply) -> Option<Stored> {
+    let (body, meta) = (body.filter(|body| !body.is_empty())?, meta.unwrap_or_default());
+    Some(Stored { body: body.into(), meta: meta.into(), expires_at_ms })
 }
 
 fn filled(reply: i64) -> Fill {

@@ -1,0 +1,384 @@
+//! `/explain/<id>`: what it says a request would come to is what the request then comes to.
+
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+
+use hyper::{Method, StatusCode};
+use jobcache::config::{Config, Secret};
+use serde_json::Value;
+
+use crate::support::{
+    Reply, SOON, Setup, client::HOST, eventually, redis::key, upstream::with_headers,
+};
+
+const X: &str = "/jobs/x";
+const SECRET: &str = "a-secret-of-the-test";
+
+type Fields<'f> = &'f [(&'static str, &'f str)];
+
+/// The head of a request as an operator would copy it.
+fn head(method: &str, path: &str, fields: Fields<'_>) -> String {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {HOST}\r\n");
+    for (name, value) in fields {
+        let _ = write!(head, "{name}: {value}\r\n");
+    }
+    head
+}
+
+async fn explain(setup: &Setup, id: &str, head: String) -> Value {
+    let path = format!("/explain/{id}");
+    let reply = setup.sidecar.admin.request(Method::POST, &path).body(head).send().await;
+    assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+    assert_eq!(reply.header("cache-control"), "no-store");
+    reply.json()
+}
+
+/// Everything in Redis: values and when they expire.
+async fn dump(setup: &Setup) -> BTreeMap<String, (Vec<u8>, i64)> {
+    let mut all = BTreeMap::new();
+    for name in setup.redis.keys("*").await {
+        let value = setup.redis.run(redis::cmd("DUMP").arg(&name)).await;
+        let expires = setup.redis.run(redis::cmd("PEXPIRETIME").arg(&name)).await;
+        all.insert(name, (value, expires));
+    }
+    all
+}
+
+/// Both of the below, once what was sent before has come to its end.
+async fn rest(setup: &Setup) -> (BTreeMap<String, (Vec<u8>, i64)>, Vec<String>) {
+    let mut last = (dump(setup).await, counters(setup).await);
+    eventually(SOON, async || {
+        let now = (dump(setup).await, counters(setup).await);
+        let before = std::mem::replace(&mut last, now.clone());
+        (now == before).then_some(now)
+    })
+    .await
+}
+
+/// What a request would move.
+async fn counters(setup: &Setup) -> Vec<String> {
+    let metrics = setup.sidecar.admin.get("/metrics").await;
+    let counted = ["requests_total", "fills", "near_lookups", "store_operation_seconds_count"];
+    let counts = |line: &&str| counted.iter().any(|name| line[..].contains(name));
+    metrics.text().lines().filter(counts).map(ToOwned::to_owned).collect()
+}
+
+#[track_caller]
+fn assert_same(told: &Value, real: &Reply) {
+    let verdict = &told["verdict"];
+    let (said, is) = (verdict["cache_status"].as_str().expect("text"), real.cache_status());
+    let strip = |status: &str| status.split("; ttl=").next().unwrap_or_default().to_owned();
+    let is = is.replace("; stored", "").replace("; collapsed", "");
+    assert_eq!(strip(said).replace("; collapsed", ""), strip(&is), "{told}");
+    let detail = is.split("detail=").nth(1);
+    assert_eq!(verdict["detail"].as_str(), detail, "{told}");
+    assert!(verdict["why"].as_str().is_some_and(|why| why.starts_with("would ")), "{told}");
+}
+
+/// Explains a request while Redis answers, which changes nothing, and then sends it.
+async fn check(setup: &Setup, path: &str, fields: Fields<'_>) -> Value {
+    check_as(setup, Method::GET, path, fields).await
+}
+
+async fn check_as(setup: &Setup, method: Method, path: &str, fields: Fields<'_>) -> Value {
+    let before = rest(setup).await;
+    let told = explain(setup, "x", head(method.as_str(), path, fields)).await;
+    assert_eq!((dump(setup).await, counters(setup).await), before, "a dry run: {told}");
+    assert_same(&told, &send(setup, method, path, fields).await);
+    told
+}
+
+async fn send(setup: &Setup, method: Method, path: &str, fields: Fields<'_>) -> Reply {
+    let mut request = setup.sidecar.client.request(method, path);
+    for (name, value) in fields {
+        request = request.header(name, value);
+    }
+    request.send().await
+}
+
+#[tokio::test]
+async fn a_job_that_was_never_seen_would_be_read_and_stored() {
+    let setup = Setup::new().await;
+    let told = check(&setup, X, &[]).await;
+    assert_eq!((&told["value"], &told["verdict"]["outcome"]), (&"none".into(), &"miss".into()));
+    assert_eq!(told["events"], Value::Array(Vec::new()));
+}
+
+#[tokio::test]
+async fn a_hit_is_told_with_all_that_there_is_to_the_entry_and_its_past() {
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    setup.hit(X).await;
+    let told = check(&setup, X, &[]).await;
+    assert_eq!((&told["value"], &told["near"]), (&"entry".into(), &true.into()), "{told}");
+    let entry = &told["entry"];
+    assert!(entry["ttl_s"].as_u64().is_some_and(|ttl| (290..=300).contains(&ttl)), "{told}");
+    assert!(entry["age_s"].as_u64().is_some_and(|age| age < 10), "{told}");
+    assert_eq!((&entry["audience"], &entry["size"]), (&1.into(), &41.into()), "{told}");
+    assert!(entry["generation"].as_str().is_some_and(|token| !token.is_empty()), "{told}");
+    let events = told["events"].as_array().expect("a list");
+    let what: Vec<_> = events.iter().map(|event| event["what"].as_str().expect("text")).collect();
+    assert_eq!(what, ["fill", "miss", "hit"], "{told}");
+    assert!(events[2]["times"].as_u64() >= Some(2), "{told}");
+}
+
+#[tokio::test]
+async fn another_credential_would_ask_the_api_and_is_told_so() {
+    let setup = Setup::new().await;
+    let me = [("authorization", "Bearer me")];
+    send(&setup, Method::GET, X, &me).await;
+    assert_eq!(check(&setup, X, &me).await["entry"]["standing"], "included");
+    let told = check(&setup, X, &[("authorization", "Bearer another")]).await;
+    assert_eq!(told["entry"]["standing"], "outside");
+    assert!(told["verdict"]["why"].as_str().unwrap().contains("not in the audience"), "{told}");
+    // It has joined.
+    check(&setup, X, &[("authorization", "Bearer another")]).await;
+    let told = check(&setup, X, &[("authorization", "Bearer me"), ("accept", "text/x")]).await;
+    assert!(told["verdict"]["why"].as_str().unwrap().contains("in another form"), "{told}");
+}
+
+#[tokio::test]
+async fn without_a_host_the_form_is_taken_for_that_of_the_entry() {
+    let setup = Setup::new().await;
+    let me = [("authorization", "Bearer me"), ("accept", "text/x")];
+    send(&setup, Method::GET, X, &me).await;
+    let told = explain(&setup, "x", "Authorization: Bearer me".into()).await;
+    assert_eq!(told["verdict"]["outcome"], "hit", "{told}");
+    assert_eq!(told["request"]["form_assumed"], true);
+    let told = explain(&setup, "x", "Authorization: Bearer another".into()).await;
+    assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
+    // A GET says nothing of who asks, whatever its own headers say.
+    let request = setup.sidecar.admin.request(Method::GET, "/explain/x");
+    let told = request.header("authorization", "Bearer me").send().await.json();
+    assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
+}
+
+#[tokio::test]
+async fn a_fence_is_told_with_what_is_left_of_it() {
+    let setup = Setup::with(|config| config.settle = Duration::from_mins(1)).await;
+    setup.hit(X).await;
+    setup.sidecar.put(X).await;
+    let told = check(&setup, X, &[]).await;
+    assert_eq!(told["verdict"]["detail"], "fenced");
+    assert!(told["fence"]["left_ms"].as_i64().is_some_and(|ms| ms > 50_000), "{told}");
+    let ended = |event: &Value| event["what"] == "write-ended" && event["why"] == "confirmed";
+    assert!(told["events"].as_array().expect("a list").iter().any(ended), "{told}");
+}
+
+#[tokio::test]
+async fn another_sidecars_lease_is_told() {
+    let setup = Setup::new().await;
+    let second = setup.second().await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    let check = async {
+        gate.arrived(1).await;
+        let told = explain(&setup, "x", head("GET", X, &[])).await;
+        assert_eq!(
+            (&told["verdict"]["detail"], &told["value"]),
+            (&"leased".into(), &"placeholder".into())
+        );
+        assert!(told["lease"]["left_ms"].as_i64().is_some_and(|ms| ms > 0), "{told}");
+        let release = async {
+            gate.arrived(2).await;
+            gate.release();
+        };
+        let (real, ()) = tokio::join!(setup.get(X), release);
+        assert_same(&told, &real);
+    };
+    tokio::join!(second.get(X), check);
+}
+
+#[tokio::test]
+async fn a_read_under_way_here_would_be_joined() {
+    let setup = Setup::new().await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    let check = async {
+        gate.arrived(1).await;
+        let told = explain(&setup, "x", head("GET", X, &[])).await;
+        assert_eq!(told["verdict"]["cache_status"], "jobcache; fwd=miss; collapsed", "{told}");
+        let release = async {
+            setup.exchange().await;
+            gate.release();
+        };
+        tokio::join!(setup.get(X), release);
+    };
+    tokio::join!(setup.get(X), check);
+}
+
+#[tokio::test]
+async fn a_pending_invalidation_is_told_while_redis_hangs() {
+    let setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
+    setup.hit(X).await;
+    setup.redis.stop();
+    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+    assert_eq!(purge.status, StatusCode::SERVICE_UNAVAILABLE);
+    let began = std::time::Instant::now();
+    let told = explain(&setup, "x", head("GET", X, &[])).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(
+        (&told["verdict"]["detail"], &told["store"]["pending"]),
+        (&"pending".into(), &true.into())
+    );
+    assert_same(&told, &setup.get(X).await);
+    // Another job is no pending one.
+    let told = explain(&setup, "y", head("GET", "/jobs/y", &[])).await;
+    assert_eq!(told["store"]["pending"], false, "{told}");
+    setup.redis.cont();
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_and_one_that_is_down_are_told() {
+    let mut setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
+    setup.redis.stop();
+    let told = explain(&setup, "x", head("GET", X, &[])).await;
+    assert_eq!(told["verdict"]["detail"], "store-timeout", "{told}");
+    assert_eq!((&told["store"]["answered"], &told["entry"]), (&false.into(), &Value::Null));
+    setup.redis.kill();
+    eventually(SOON, async || setup.sidecar.admin.get("/readyz").await.json()["store"] == "down")
+        .await;
+    let told = explain(&setup, "x", head("GET", X, &[])).await;
+    assert_eq!(
+        (&told["verdict"]["detail"], &told["store"]["error"]),
+        (&"store-down".into(), &"down".into())
+    );
+    assert_same(&told, &setup.get(X).await);
+}
+
+#[tokio::test]
+async fn values_of_the_application_are_told() {
+    let setup = Setup::new().await;
+    for _ in 0..3 {
+        setup.redis.set(&key("x"), b"its own").await;
+        let told = check(&setup, X, &[]).await;
+        assert_eq!(
+            (&told["value"], &told["verdict"]["outcome"]),
+            (&"foreign".into(), &"miss".into())
+        );
+    }
+    setup.redis.set(&key("x"), b"its own").await;
+    let told = check(&setup, X, &[]).await;
+    assert_eq!(
+        (&told["verdict"]["detail"], &told["marks"]["foreign"]),
+        (&"foreign".into(), &3.into())
+    );
+    setup.redis.del(&key("x")).await;
+    let () = setup.redis.run(redis::cmd("LPUSH").arg(key("x")).arg("a list")).await;
+    assert_eq!(check(&setup, X, &[]).await["verdict"]["detail"], "store-error");
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_told_with_the_reason_in_its_past() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, |_| with_headers("{}", &[("cache-control", "private")]));
+    setup.get(X).await;
+    let told = check(&setup, X, &[]).await;
+    assert_eq!(
+        (&told["verdict"]["detail"], &told["marks"]["uncacheable"]),
+        (&"uncacheable".into(), &true.into())
+    );
+    let refused = |event: &Value| event["what"] == "fill-refused" && event["why"] == "private";
+    assert!(told["events"].as_array().expect("a list").iter().any(refused), "{told}");
+}
+
+#[tokio::test]
+async fn what_the_request_itself_asks_for_is_told() {
+    let setup = Setup::new().await;
+    check(&setup, X, &[("cache-control", "only-if-cached")]).await;
+    check_as(&setup, Method::HEAD, X, &[]).await;
+    check(&setup, X, &[("cache-control", "no-store")]).await;
+    setup.hit(X).await;
+    check(&setup, X, &[("cache-control", "no-cache")]).await;
+    check(&setup, X, &[("cache-control", "only-if-cached")]).await;
+    check_as(&setup, Method::HEAD, X, &[]).await;
+    check(&setup, X, &[("range", "bytes=0-1")]).await;
+    check(&setup, X, &[("if-match", "\"a\"")]).await;
+    let told = check(&setup, "/jobs/x?t=1", &[]).await;
+    assert_eq!(
+        (&told["verdict"]["detail"], &told["request"]["path"]),
+        (&"query".into(), &X.into())
+    );
+    assert_eq!(check_as(&setup, Method::PUT, X, &[]).await["verdict"]["outcome"], "write");
+    check(&setup, X, &[]).await;
+}
+
+#[tokio::test]
+async fn clients_that_are_each_answered_differently_are_told() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, |headers| {
+        let mine = headers.get("authorization").is_some_and(|who| who == "Bearer me");
+        with_headers(
+            if mine { "mine" } else { "yours" },
+            &[("content-length", if mine { "4" } else { "5" })],
+        )
+    });
+    for who in ["Bearer me", "Bearer you", "Bearer me", "Bearer you"] {
+        assert_eq!(check(&setup, X, &[("authorization", who)]).await["verdict"]["outcome"], "miss");
+    }
+    let told = check(&setup, X, &[("authorization", "Bearer me")]).await;
+    assert_eq!(
+        (&told["verdict"]["detail"], &told["marks"]["replaced"]),
+        (&"audience".into(), &3.into())
+    );
+}
+
+#[tokio::test]
+async fn the_embedded_store_is_explained_as_well() {
+    let setup = Setup::with(|config| config.store.url = jobcache::config::StoreUrl::Memory).await;
+    check(&setup, X, &[]).await;
+    assert_eq!(check(&setup, X, &[]).await["verdict"]["outcome"], "hit");
+    let gate = setup.upstream.hold(Method::PUT, X);
+    let check = async {
+        gate.arrived(1).await;
+        let told = check(&setup, X, &[]).await;
+        assert!(told["fence"]["left_ms"].as_i64().is_some_and(|ms| ms > 0), "{told}");
+        gate.release();
+    };
+    tokio::join!(setup.sidecar.put(X), check);
+}
+
+#[tokio::test]
+async fn what_cannot_be_explained_is_refused_with_the_reason() {
+    let setup = Setup::new().await;
+    let admin = &setup.sidecar.admin;
+    for (path, says) in [
+        ("/explain/", "is no job id"),
+        ("/explain/a%20b", "is no job id"),
+        ("/explain/007", "\"7\""),
+        ("/explain/..", "is no job id"),
+    ] {
+        let reply = admin.get(path).await;
+        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{path}");
+        assert!(reply.reason().contains(says), "{path}: {}", reply.reason());
+    }
+    for (body, says) in [
+        ("GET /jobs/y HTTP/1.1".to_owned(), "another path"),
+        ("Cookie".to_owned(), "line 1"),
+        ("a: b\n".repeat(20_000), "at most"),
+    ] {
+        let reply = admin.request(Method::POST, "/explain/x").body(body).send().await;
+        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{says}");
+        assert!(reply.reason().contains(says), "{says}: {}", reply.reason());
+    }
+    assert_eq!(admin.put("/explain/x").await.status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn an_explanation_needs_the_secret_and_shows_none() {
+    let secret = |config: &mut Config| config.webhook_secret = Some(Secret::new(SECRET));
+    let setup = Setup::with(secret).await;
+    let fields = [("authorization", "Bearer the-clients-own"), ("cookie", "sid=crumb")];
+    send(&setup, Method::GET, X, &fields).await;
+    send(&setup, Method::GET, "/jobs/x?q=hidden", &fields).await;
+    let post = || setup.sidecar.admin.request(Method::POST, "/explain/x");
+    let refused = post().body(head("GET", X, &fields)).send().await;
+    assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+
+    let bearer = format!("Bearer {SECRET}");
+    for path in [X, "/jobs/x?q=hidden"] {
+        let reply = post().header("authorization", &bearer).body(head("GET", path, &fields));
+        let reply = reply.send().await;
+        assert_eq!(reply.status, StatusCode::OK);
+        for hidden in ["the-clients-own", "crumb", "hidden", SECRET, "version"] {
+            assert!(!reply.text().contains(hidden), "{hidden} in {}", reply.text());
+        }
+    }
+}
