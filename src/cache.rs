@@ -18,7 +18,7 @@ pub mod query;
 mod told;
 
 pub use fill::{Known, Landed, Lead};
-pub use invalidate::Outcome;
+pub use invalidate::{Outcome, Purge, PurgeAll, Receipt};
 pub use near::{Absence, Look};
 
 use std::{future, sync::Arc, time::Duration};

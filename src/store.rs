@@ -58,6 +58,7 @@ pub mod journal;
 pub mod memory;
 pub mod near;
 pub mod pending;
+mod receipt;
 pub mod redis;
 mod state;
 mod types;
@@ -76,6 +77,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
+pub use self::receipt::{Purged, Was, WasEntry};
 pub use self::state::{Leased, State};
 pub use self::types::{
     Budget, CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, StoreError,
@@ -340,14 +342,14 @@ impl Store {
                 self.metrics.store_op(Op::End, &ended, started.elapsed());
                 ended.unwrap_or(Ended::Pending)
             }
-            Engine::Memory(memory) => memory.end(&write.keys, &write.id, linger),
+            Engine::Memory(memory) => memory.end(&write.keys, &write.id, linger).ended,
         }
     }
 
     /// Invalidates keys: the end of a write that went elsewhere. Runs under a deadline of its own,
     /// and ends as soon as the store has made it wait for `wait`. As [`Store::end`], nobody may
     /// cancel it.
-    pub async fn purge(&self, keys: Vec<Key>, wait: Duration) -> Ended {
+    pub async fn purge(&self, keys: Vec<Key>, wait: Duration) -> Purged {
         let id = self.tokens.next();
         self.expect(&keys);
         let started = Instant::now();
@@ -355,9 +357,9 @@ impl Store {
             Engine::Redis(redis) => {
                 let begun = Begun::Confirmed(None);
                 let write = Write { keys, id, fence: Duration::ZERO, begun };
-                let ended = redis.purge(&write, wait).await;
+                let (ended, was) = redis.purge(&write, wait).await;
                 self.metrics.store_op(Op::End, &ended, started.elapsed());
-                ended.unwrap_or(Ended::Pending)
+                Purged { ended: ended.unwrap_or(Ended::Pending), was }
             }
             Engine::Memory(memory) => memory.end(&keys, &id, Duration::ZERO),
         }

@@ -13,7 +13,7 @@ use hyper::{
     http::{HeaderValue, header::RETRY_AFTER},
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 use tracing::info;
 
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     cache::{
-        Cache,
+        Cache, Purge, PurgeAll, Receipt,
         key::{self, JobId},
     },
     config::Secret,
@@ -162,25 +162,54 @@ impl Webhook {
     }
 
     async fn purge(&self, ids: Vec<JobId>, caller: Caller) -> Reply {
-        let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
-        match self.cache.purge(&ids, caller.by()).await {
+        let Purge { ended, receipts } = self.cache.purge(&ids, caller.by()).await;
+        let names: Value = ids.iter().map(JobId::as_str).collect();
+        let receipts: Value =
+            ids.iter().zip(&receipts).map(|(id, receipt)| told(id, receipt)).collect();
+        match ended {
             Ended::Confirmed { entries } => {
                 info!(ids = ids.len(), entries, "purged");
-                reply(StatusCode::OK, &json!({ "purged": names, "entries": entries }))
+                let body = json!({ "purged": names, "entries": entries, "receipts": receipts });
+                reply(StatusCode::OK, &body)
             }
-            Ended::Pending => pending(&json!(names)),
+            Ended::Pending => pending(json!({ "pending": names, "receipts": receipts })),
         }
     }
 
     async fn purge_all(&self, caller: Caller) -> Reply {
-        match self.cache.purge_all(caller.by()).await {
+        let PurgeAll { ended, flights, near } = self.cache.purge_all(caller.by()).await;
+        let local = |mut body: Value| {
+            body["flights_detached"] = flights.into();
+            body["near_dropped"] = near.into();
+            body
+        };
+        match ended {
             Ended::Confirmed { entries } => {
                 info!(entries, "purged all");
-                reply(StatusCode::OK, &json!({ "purged": "all", "entries": entries }))
+                reply(StatusCode::OK, &local(json!({ "purged": "all", "entries": entries })))
             }
-            Ended::Pending => pending(&json!("all")),
+            Ended::Pending => pending(local(json!({ "pending": "all" }))),
         }
     }
+}
+
+/// What there was of a job and what was voided.
+fn told(id: &JobId, Receipt { was, flights, near }: &Receipt) -> Value {
+    let entry = was.as_ref().and_then(|was| was.entry.as_ref()).map(|entry| {
+        json!({
+            "size": entry.size,
+            "age_ms": entry.age_ms,
+            "generation": entry.generation,
+        })
+    });
+    json!({
+        "job": id.as_str(),
+        "confirmed": was.is_some(),
+        "entry": entry,
+        "fill_voided": was.as_ref().is_some_and(|was| was.filling),
+        "flights_detached": flights,
+        "near_dropped": near,
+    })
 }
 
 impl Wanted {
@@ -252,10 +281,10 @@ fn busy() -> Reply {
     response
 }
 
-fn pending(what: &serde_json::Value) -> Reply {
+fn pending(mut body: Value) -> Reply {
     let error = "the store has not confirmed the purge; it is queued, and this sidecar bypasses \
                  the cache for these jobs until it is confirmed";
-    let body = json!({ "error": error, "pending": what });
+    body["error"] = error.into();
     let mut response = reply(StatusCode::SERVICE_UNAVAILABLE, &body);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
     response

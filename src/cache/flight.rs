@@ -177,14 +177,15 @@ impl Flights {
         Some(lock(&self.confirmed).get(key)?.first()?.flight.clone())
     }
 
-    /// A local write or purge: nobody joins the flights of this job any more.
-    pub fn detach(&self, key: &Key) {
-        lock(&self.confirmed).remove(key);
+    /// A local write or purge: nobody joins the flights of this job any more. Says how many there were.
+    pub fn detach(&self, key: &Key) -> usize {
+        lock(&self.confirmed).remove(key).map_or(0, |flights| flights.len())
     }
 
     /// A purge of all.
-    pub fn detach_all(&self) {
-        lock(&self.confirmed).clear();
+    pub fn detach_all(&self) -> usize {
+        let flights = std::mem::take(&mut *lock(&self.confirmed));
+        flights.values().map(Vec::len).sum()
     }
 
     /// Leads or joins a read that begins after now.

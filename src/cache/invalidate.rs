@@ -10,7 +10,7 @@ use super::{Cache, key::JobId};
 use crate::{
     events::{By, What},
     metrics::InvalidationLabels,
-    store::{Budget, Ended, Key, Write},
+    store::{Budget, Ended, Key, Purged, Was, Write},
 };
 
 /// Whether the outcome of a write is known.
@@ -30,6 +30,37 @@ pub(super) enum Source {
     WriteAll,
     Purge,
     PurgeAll,
+}
+
+/// What a purge of some jobs came to.
+#[derive(Clone, Debug)]
+pub struct Purge {
+    /// For all of them taken together.
+    pub ended: Ended,
+    /// For each, in their order; none if it died.
+    pub receipts: Vec<Receipt>,
+}
+
+/// What a purge found of one job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// In the store; none where it has not confirmed the purge.
+    pub was: Option<Was>,
+    /// Reads of the upstream under way here that nobody may join any more.
+    pub flights: usize,
+    /// Whether there was an entry in this process.
+    pub near: bool,
+}
+
+/// What a purge of all came to.
+#[derive(Clone, Copy, Debug)]
+pub struct PurgeAll {
+    /// In the store.
+    pub ended: Ended,
+    /// Reads of the upstream under way here that nobody may join any more.
+    pub flights: usize,
+    /// Entries in this process.
+    pub near: usize,
 }
 
 impl Cache {
@@ -95,44 +126,52 @@ impl Cache {
     }
 
     /// Invalidates jobs on request. Who asked may hang up: it is carried out all the same.
-    pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: By) -> Ended {
+    pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: By) -> Purge {
         let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
         let cache = Arc::clone(self);
         let purge = async move {
-            let ended = cache.store.purge(keys.clone(), cache.settings.budget).await;
-            cache.detach(&keys);
+            // The news of what the store is about to drop may be here before its answer.
+            let near = |key: &Key| cache.near.as_ref().is_some_and(|near| near.holds(key));
+            let near: Vec<bool> = keys.iter().map(near).collect();
+            let Purged { ended, was } =
+                cache.store.purge(keys.clone(), cache.settings.budget).await;
+            let flights = cache.detach(&keys);
             cache.count_invalidation(Source::Purge, ended);
             cache.tell(&keys, What::Purge, became(ended), by);
-            ended
+            let found = was.into_iter().zip(flights).zip(near);
+            let receipt = |((was, flights), near)| Receipt { was, flights, near };
+            Purge { ended, receipts: found.map(receipt).collect() }
         };
         // One that panicked has confirmed nothing.
-        self.store.spawn(purge).await.unwrap_or(Ended::Pending)
+        let died = |_| Purge { ended: Ended::Pending, receipts: Vec::new() };
+        self.store.spawn(purge).await.unwrap_or_else(died)
     }
 
     /// Invalidates every job, as [`Cache::purge`] does some.
-    pub async fn purge_all(self: &Arc<Self>, by: By) -> Ended {
+    pub async fn purge_all(self: &Arc<Self>, by: By) -> PurgeAll {
         let cache = Arc::clone(self);
         let purge = async move {
+            let near = cache.near.as_ref().map_or(0, |near| near.len());
             let ended = cache.store.purge_all().await;
-            cache.flights.detach_all();
+            let flights = cache.flights.detach_all();
             if let Some(near) = &cache.near {
                 near.flush();
             }
             cache.count_invalidation(Source::PurgeAll, ended);
             cache.metrics.events.tell_all(What::PurgeAll, became(ended), by);
-            ended
+            PurgeAll { ended, flights, near }
         };
-        self.store.spawn(purge).await.unwrap_or(Ended::Pending)
+        let died = |_| PurgeAll { ended: Ended::Pending, flights: 0, near: 0 };
+        self.store.spawn(purge).await.unwrap_or_else(died)
     }
 
-    /// What this process has of these jobs is out of date.
-    fn detach(&self, keys: &[Key]) {
-        for key in keys {
-            self.flights.detach(key);
-        }
+    /// What this process has of these jobs is out of date. Says how many flights there were of each.
+    fn detach(&self, keys: &[Key]) -> Vec<usize> {
+        let flights = keys.iter().map(|key| self.flights.detach(key)).collect();
         if let Some(near) = &self.near {
             near.evict(keys);
         }
+        flights
     }
 
     fn tell(&self, keys: &[Key], what: What, why: &'static str, by: By) {

@@ -64,6 +64,11 @@ impl Layer {
         self.entries.holds(key)
     }
 
+    /// How many it holds.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The same as [`Layer::evict`] for all.
     pub(super) fn flush(&self) {
         self.entries.flush();

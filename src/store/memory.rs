@@ -13,8 +13,8 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Leased, Replacement, Seen, State, Stored,
-    Token, millis,
+    CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Leased, Purged, Replacement, Seen, State,
+    Stored, Token, Was, WasEntry, millis,
 };
 use crate::{clock, config};
 
@@ -197,21 +197,22 @@ impl Memory {
         }
     }
 
-    pub(super) fn end(&self, keys: &[Key], write: &Token, linger: Duration) -> Ended {
+    pub(super) fn end(&self, keys: &[Key], write: &Token, linger: Duration) -> Purged {
         let now = now_ms();
         let mut slots = self.slots();
-        let mut entries = 0;
+        let mut was = Vec::with_capacity(keys.len());
         for key in keys {
             slots.sweep(now);
-            slots.live(key, now);
-            entries += usize::from(slots.drop_entry(key));
+            was.push(Some(slots.live(key, now).map(|slot| slot.was(now)).unwrap_or_default()));
+            slots.drop_entry(key);
             if linger > Duration::ZERO {
                 slots.slot(key).raise(write, now + millis(linger));
             } else if let Some(slot) = slots.by_key.get_mut(key) {
                 slot.fence.retain(|(other, _)| other != write);
             }
         }
-        Ended::Confirmed { entries }
+        let entries = was.iter().flatten().filter(|was| was.entry.is_some()).count();
+        Purged { ended: Ended::Confirmed { entries }, was }
     }
 
     pub(super) fn purge_all(&self) -> Ended {
@@ -313,6 +314,17 @@ impl Slot {
     fn raise(&mut self, write: &Token, deadline: i64) {
         self.fence.retain(|(other, _)| other != write);
         self.fence.push((write.clone(), deadline));
+    }
+
+    /// What there is, for the receipt of its end.
+    fn was(&self, now_ms: i64) -> Was {
+        let entry = self.entry.as_ref().map(|entry| {
+            let meta = serde_json::from_slice::<serde_json::Value>(&entry.meta).unwrap_or_default();
+            let times = ["stored_at_ms", "age_ms"].map(|name| meta[name].as_i64());
+            let generation = meta["generation"].as_str().unwrap_or_default();
+            WasEntry::new(entry.body.len(), generation, times, now_ms)
+        });
+        Was { entry, filling: self.lease.is_some() }
     }
 
     fn is_empty(&self) -> bool {

@@ -165,6 +165,16 @@ impl<V: Clone> Near<V> {
         self.values.contains_key(key)
     }
 
+    /// How many values it holds.
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Whether there was no news since. A value that was read with the note then stands as it did.
     pub fn is_current(&self, noted: Noted) -> bool {
         self.shards[noted.shard].generation() == noted.generation

@@ -39,7 +39,7 @@ use self::{
 };
 use super::{
     Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, Lease, Replacement, Seen, State,
-    StoreError, Stored, Token, Wait, Write,
+    StoreError, Stored, Token, Wait, Was, Write,
     barrier::{Down, Rounds},
     near::Watcher,
     pending::Pending,
@@ -313,7 +313,11 @@ impl Redis {
     /// Ends keys in chunks, so that their number does not eat the time that an answer may take. A
     /// chunk waits for `wait` at most, and the first that waits in vain ends it: all that is not
     /// confirmed is then pending.
-    pub(super) async fn purge(&self, write: &Write, wait: Duration) -> Result<Ended, StoreError> {
+    pub(super) async fn purge(
+        &self,
+        write: &Write,
+        wait: Duration,
+    ) -> (Result<Ended, StoreError>, Vec<Option<Was>>) {
         let deadline = Instant::now() + PURGE_TIMEOUT;
         let mut tally = Tally::default();
         let mut chunks = write.keys.chunks(REPLAY_BATCH);
@@ -333,8 +337,9 @@ impl Redis {
             }
         }
         tally.unsure.extend(chunks.flatten());
+        tally.was.resize(write.keys.len(), None);
         self.shared.remember(&tally.unsure, &write.id, Duration::ZERO).await;
-        tally.ended
+        (tally.ended, tally.was)
     }
 
     /// Ends keys at the same time; each result is its own, so that those that were confirmed count
@@ -346,7 +351,7 @@ impl Redis {
         write: &Token,
         linger: Duration,
         budget: &mut Budget,
-    ) -> Vec<Result<usize, StoreError>> {
+    ) -> Vec<Result<Was, StoreError>> {
         let results = budget.spend_each(keys.iter().map(|key| session.end(key, write, linger)));
         let results = results.await;
         for result in &results {
@@ -443,27 +448,35 @@ struct Tally<'k> {
     /// With the last failure, if there was one.
     ended: Result<Ended, StoreError>,
     unsure: Vec<&'k Key>,
+    /// What there was, key by key.
+    was: Vec<Option<Was>>,
 }
 
 impl Default for Tally<'_> {
     fn default() -> Self {
-        Self { ended: Ok(Ended::Confirmed { entries: 0 }), unsure: Vec::new() }
+        let ended = Ok(Ended::Confirmed { entries: 0 });
+        Self { ended, unsure: Vec::new(), was: Vec::new() }
     }
 }
 
 impl<'k> Tally<'k> {
-    fn take(&mut self, keys: &'k [Key], results: Vec<Result<usize, StoreError>>) {
+    fn take(&mut self, keys: &'k [Key], results: Vec<Result<Was, StoreError>>) {
         for (key, result) in keys.iter().zip(results) {
-            match (result, &mut self.ended) {
-                (Ok(more), Ok(Ended::Confirmed { entries })) => *entries += more,
-                (Ok(_), _) => {}
-                (Err(error), _) => self.miss(std::slice::from_ref(key), error),
+            match result {
+                Ok(was) => {
+                    if let Ok(Ended::Confirmed { entries }) = &mut self.ended {
+                        *entries += usize::from(was.entry.is_some());
+                    }
+                    self.was.push(Some(was));
+                }
+                Err(error) => self.miss(std::slice::from_ref(key), error),
             }
         }
     }
 
     fn miss(&mut self, keys: &'k [Key], error: StoreError) {
         self.unsure.extend(keys);
+        self.was.resize(self.was.len() + keys.len(), None);
         self.ended = Err(error);
     }
 

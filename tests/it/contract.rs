@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jobcache::{
     config::{Config, StoreUrl},
     metrics::Metrics,
-    store::{Budget, Ended, Fill, Grant, Key, Lease, Replacement, Seen, Store, Stored},
+    store::{Budget, Ended, Fill, Grant, Key, Lease, Replacement, Seen, Store, Stored, Was},
 };
 
 use crate::support::{RedisServer, SOON, eventually};
@@ -19,9 +19,17 @@ const META: &str = r#"{"v":0"#;
 
 /// Runs a scenario on a Redis of its own and on the embedded store.
 async fn on_both<F: Future<Output = ()>>(scenario: impl Fn(Arc<Store>) -> F) {
+    on_both_leasing(LEASE, scenario).await;
+}
+
+/// The same with leases that last so long.
+async fn on_both_leasing<F: Future<Output = ()>>(
+    lease: Duration,
+    scenario: impl Fn(Arc<Store>) -> F,
+) {
     let redis = RedisServer::start().await;
     for url in [StoreUrl::Redis(redis.url()), StoreUrl::Memory] {
-        scenario(open(url, LEASE).await).await;
+        scenario(open(url, lease).await).await;
     }
 }
 
@@ -68,7 +76,7 @@ async fn filled(store: &Store, key: &Key, body: &'static str) {
 }
 
 async fn purge(store: &Store, key: &Key) -> Ended {
-    store.purge(vec![key.clone()], SOON).await
+    store.purge(vec![key.clone()], SOON).await.ended
 }
 
 #[tokio::test]
@@ -155,6 +163,60 @@ async fn a_purge_drops_the_entry_and_says_so() {
         assert_eq!(purge(&store, &key).await, Ended::Confirmed { entries: 1 });
         assert_eq!(purge(&store, &key).await, Ended::Confirmed { entries: 0 });
         assert_eq!(read(&store, &key).await, None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_purge_tells_of_each_key_what_there_was() {
+    on_both_leasing(SOON, async |store| {
+        let keys = ["entry", "lease", "nothing"].map(key);
+        let lease = granted(&store, &keys[0]).await;
+        let stored_at_ms = store.now_ms() - 1_000;
+        let meta = format!(
+            r#"{{"headers":[["x","\"generation\":\"no\""]],"generation":"g","stored_at_ms":{stored_at_ms},"age_ms":500"#
+        );
+        let body = Bytes::from_static(b"body");
+        assert_eq!(store.fill(lease, &body, &meta, TTL).await.unwrap(), Fill::Stored);
+        let _lease = granted(&store, &keys[1]).await;
+
+        let purged = store.purge(keys.to_vec(), SOON).await;
+
+        assert_eq!(purged.ended, Ended::Confirmed { entries: 1 });
+        let was: Vec<Was> = purged.was.into_iter().map(Option::unwrap).collect();
+        assert_eq!(was.iter().map(|was| was.filling).collect::<Vec<_>>(), [false, true, false]);
+        let entry = was[0].entry.as_ref().unwrap();
+        assert_eq!((entry.size, entry.generation.as_deref()), (4, Some("g")));
+        assert!(entry.age_ms.is_some_and(|ms| (1_500..30_000).contains(&ms)), "{entry:?}");
+        assert_eq!((&was[1].entry, &was[2].entry), (&None, &None));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_inspection_shows_all_that_stands_and_changes_none_of_it() {
+    on_both_leasing(SOON, async |store| {
+        let [entry, lease, fence, nothing] = ["entry", "lease", "fence", "nothing"].map(key);
+        filled(&store, &entry, "body").await;
+        let granted = granted(&store, &lease).await;
+        let _write = store.begin(vec![fence.clone()], SOON, &mut budget()).await;
+        // Twice: the first has changed nothing.
+        for _ in 0..2 {
+            let inspect = async |key| store.inspect(key, &mut budget()).await.unwrap();
+            let shown = inspect(&entry).await;
+            assert_eq!(&shown.seen.stored.unwrap().body[..], b"body");
+            assert!(shown.lease.is_none() && shown.fence_left_ms.is_none());
+            let shown = inspect(&lease).await;
+            let held = shown.lease.unwrap();
+            assert!(shown.is_placeholder && shown.seen.stored.is_none());
+            assert_eq!(&held.token, granted.token());
+            assert!((1..=10_000).contains(&held.left_ms), "{} ms", held.left_ms);
+            let shown = inspect(&fence).await;
+            assert!(shown.fence_left_ms.is_some_and(|ms| (1..=10_000).contains(&ms)));
+            let shown = inspect(&nothing).await;
+            assert!(!shown.is_placeholder && shown.lease.is_none());
+            assert!(shown.seen.stored.is_none() && shown.fence_left_ms.is_none());
+        }
     })
     .await;
 }

@@ -33,6 +33,7 @@ mod proxying;
 mod purge;
 mod query;
 mod reads;
+mod receipts;
 mod recheck;
 mod redis_down;
 mod reload;

@@ -1,8 +1,13 @@
 -- Before a write is answered; also the purge: drops the entry, voids the lease, lifts the fence.
 -- KEYS: main, meta, lease, fence   ARGV: write id, linger_ms
 -- With a linger the fence stays that long: the outcome is unknown, or the upstream's reads lag.
--- Reply: 1 if there was an entry, 0 if not
+-- Reply: 1 if there was an entry, else 0; the bytes of its body; 1 if somebody was filling, else 0; and
+-- of the entry, '' where meta does not tell: generation, stored_at_ms, age_ms
 local body = redis.call('TYPE', KEYS[1]).ok == 'string' and redis.call('STRLEN', KEYS[1]) or 1
+-- Whatever else somebody has put there is no meta, and does not keep us from what follows.
+local meta = redis.pcall('GET', KEYS[2])
+if type(meta) ~= 'string' then meta = '' end
+local filling = redis.call('EXISTS', KEYS[3])
 local there = redis.call('DEL', KEYS[1], KEYS[2], KEYS[3]) > 0 and body > 0
 -- Whatever else somebody has put there is no fence.
 local kind = redis.call('TYPE', KEYS[4]).ok
@@ -17,4 +22,8 @@ end
 -- The key lives exactly as long as the last of its writes: a linger shortens what begin has set.
 local last = redis.call('ZRANGE', KEYS[4], -1, -1, 'WITHSCORES')[2]
 if last then redis.call('PEXPIREAT', KEYS[4], last) end
-return there and 1 or 0
+-- Inside a JSON string every quote is escaped, so these are found nowhere else.
+local generation = string.match(meta, '"generation":"([^"]*)"') or ''
+local stored_at = string.match(meta, '"stored_at_ms":(%-?%d+)') or ''
+local age = string.match(meta, '"age_ms":(%-?%d+)') or ''
+return {there and 1 or 0, body, filling, generation, stored_at, age}

@@ -21,7 +21,7 @@ use crate::{
     clock, mutants,
     store::{
         self, CredentialKey, Epoch, Fill, Grant, Key, Lease, Leased, Replacement, Seen, State,
-        StoreError, Stored, Token, millis, unix_ms,
+        StoreError, Stored, Token, Was, WasEntry, millis, unix_ms,
     },
 };
 
@@ -63,6 +63,9 @@ type ReadReply = ([Option<Vec<u8>>; 2], i64);
 
 /// Of the above, with the type of main, the lease, and how long it and the fence stand.
 type InspectReply = ([Option<Vec<u8>>; 2], i64, String, Option<Vec<u8>>, i64, i64);
+
+/// Of `end.lua`.
+type EndReply = (bool, usize, bool, String, String, String);
 
 /// What an operation means for its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,26 +265,30 @@ impl Session {
         write: &Token,
         fence: Duration,
     ) -> Result<(), StoreError> {
-        self.on_all_keys(&BEGIN, key, write, fence).await.map(drop)
+        self.on_all_keys::<i64>(&BEGIN, key, write, fence).await.map(drop)
     }
 
-    /// 1 if there was an entry, else 0.
+    /// Tells what there was.
     pub(super) async fn end(
         &self,
         key: &Key,
         write: &Token,
         linger: Duration,
-    ) -> Result<usize, StoreError> {
-        self.on_all_keys(&END, key, write, linger).await
+    ) -> Result<Was, StoreError> {
+        let reply: EndReply = self.on_all_keys(&END, key, write, linger).await?;
+        let (there, size, filling, generation, stored_at_ms, age_ms) = reply;
+        let times = [stored_at_ms, age_ms].map(|time| time.parse().ok());
+        let entry = || WasEntry::new(size, &generation, times, self.now_ms());
+        Ok(Was { entry: there.then(entry), filling })
     }
 
-    async fn on_all_keys(
+    async fn on_all_keys<T: FromRedisValue>(
         &self,
         script: &Script,
         key: &Key,
         write: &Token,
         time: Duration,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<T, StoreError> {
         let mut invocation = script.key(key.main());
         for role in ["meta", "lease", "fence"] {
             invocation.key(key.companion(role));

@@ -211,7 +211,7 @@ async fn at_the_memory_limit_a_purge_still_drops_the_entry() {
     filled(&store).await;
     fill_memory(&redis).await;
 
-    let ended = store.purge(vec![key()], SOON).await;
+    let ended = store.purge(vec![key()], SOON).await.ended;
 
     assert_eq!(ended, Ended::Confirmed { entries: 1 });
     assert!(!redis.holds(MAIN).await);
@@ -353,7 +353,7 @@ async fn a_key_of_another_type_is_not_leased_but_purged() {
 
     assert!(matches!(&grant, Err(StoreError::Refused(why)) if why.contains("WRONGTYPE")));
     assert_eq!(believed(&store).await, None);
-    let ended = store.purge(vec![key()], SOON).await;
+    let ended = store.purge(vec![key()], SOON).await.ended;
     assert_eq!(ended, Ended::Confirmed { entries: 1 });
     assert!(store.is_up());
     let lease = granted(&store).await;

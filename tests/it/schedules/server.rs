@@ -234,7 +234,8 @@ impl Server {
     pub(super) fn end(&self, write: &str, linger_ms: i64) -> bool {
         let mut call = self.end.key(MAIN);
         call.key(META).key(LEASE).key(FENCE).arg(write).arg(linger_ms);
-        self.invoke(&call)
+        let reply: Vec<Value> = self.invoke(&call);
+        bool::from_redis_value_ref(&reply[0]).expect("whether there was an entry")
     }
 
     /// The linger of a write has run out.
