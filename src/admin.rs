@@ -1,4 +1,4 @@
-//! The admin listener: purge webhook, health, metrics, and what happens and why.
+//! The admin listener: purge webhook, health, metrics, the filter of the log, and what happens and why.
 //!
 //! Health and metrics are anybody's who can connect. Whatever names a job asks for the webhook secret,
 //! where there is one, as a purge does.
@@ -6,6 +6,7 @@
 mod explain;
 pub mod guard;
 mod live;
+mod log;
 pub mod page;
 pub mod purge;
 mod status;
@@ -25,13 +26,14 @@ pub use self::page::Reply;
 use self::{
     explain::MAX_HEAD,
     guard::Caller,
+    log::Log,
     page::{Page, reply, wrong_method},
     purge::Webhook,
     status::Mode,
 };
 use crate::{
     cache::Cache, config::Config, limits::Room, metrics::Metrics, proxy::route::Routes,
-    server::Drain, transport::Peer,
+    server::Drain, telemetry::Filter, transport::Peer,
 };
 
 /// What `/metrics` is: Prometheus 2.5 and newer ask for it.
@@ -46,6 +48,7 @@ pub struct Admin {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
     webhook: Webhook,
+    log: Log,
     room: Arc<Room>,
     mode: Mode,
     metrics: Arc<Metrics>,
@@ -57,7 +60,7 @@ impl Admin {
     pub fn new(
         cache: Arc<Cache>,
         routes: Arc<Routes>,
-        room: Arc<Room>,
+        (room, filter): (Arc<Room>, Filter),
         config: &Config,
         metrics: Arc<Metrics>,
         leaving: Drain,
@@ -65,14 +68,16 @@ impl Admin {
         let secret = config.webhook_secret.as_ref();
         let webhook =
             Webhook::new(Arc::clone(&cache), Arc::clone(&routes), Arc::clone(&room), secret);
-        Self { cache, routes, webhook, room, mode: Mode::of(config), metrics, leaving }
+        let (log, mode) = (Log::new(filter, secret), Mode::of(config));
+        Self { cache, routes, webhook, log, room, mode, metrics, leaving }
     }
 
     /// The same under another configuration.
     #[must_use]
     pub fn revised(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
         let (room, metrics) = (Arc::clone(&self.room), Arc::clone(&self.metrics));
-        Self::new(cache, routes, room, config, metrics, self.leaving.clone())
+        let shared = (room, self.log.filter().clone());
+        Self::new(cache, routes, shared, config, metrics, self.leaving.clone())
     }
 
     /// Answers one request.
@@ -90,9 +95,12 @@ impl Admin {
                 let headers = request.headers();
                 self.guarded(headers, |admin| admin.events(headers))
             }
+            "/log" if read => self.log.show(),
+            "/log" if method == Method::PUT => self.log.put(request).await,
             "/purge" if method == Method::POST => self.webhook.purge_listed(request, caller).await,
             "/livez" | "/readyz" | "/metrics" | "/status" => wrong_method("GET, HEAD"),
             "/events" => wrong_method("GET"),
+            "/log" => wrong_method("GET, HEAD, PUT"),
             "/purge" => wrong_method("POST"),
             _ if method.as_str() == "PURGE" => {
                 self.webhook.purge_path(request, &path, caller).await

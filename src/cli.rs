@@ -67,6 +67,8 @@ struct Settings {
     access_log: Option<String>,
     #[arg(long, value_name = "LEVEL", help = help("log", "What to log"))]
     log: Option<String>,
+    #[arg(long, value_name = "FORMAT", help = help("log_format", "How it looks: human or json"))]
+    log_format: Option<String>,
     #[arg(long, value_name = "FILE", help = "Configuration file [env: JOBCACHE_CONFIG]")]
     config: Option<String>,
 }
@@ -115,6 +117,7 @@ impl Settings {
             ("near", self.near),
             ("access-log", self.access_log),
             ("log", self.log),
+            ("log-format", self.log_format),
         ];
         let mut values: Vec<_> =
             one.into_iter().filter_map(|(name, text)| Some((name, Value::One(text?)))).collect();
@@ -161,7 +164,8 @@ mod tests {
     #[test]
     fn every_flag_of_a_knob_sets_that_knob() {
         let line = "jobcache --listen 1 --admin 2 --upstream 3 --redis-url 4 --route 5 --route 6 \
-                    --ttl 7 --settle 8 --store-budget 9 --near 12 --access-log --log 10 --config 11";
+                    --ttl 7 --settle 8 --store-budget 9 --near 12 --access-log --log 10 --log-format 13 \
+                    --config 11";
         let Ok(Task::Serve(flags)) = task(line) else { panic!("{line}") };
         assert_eq!(flags.config.as_deref(), Some("11"));
         let many = ["5", "6"].map(str::to_owned).to_vec();
@@ -178,6 +182,7 @@ mod tests {
                 one("near", "12"),
                 one("access-log", "true"),
                 one("log", "10"),
+                one("log-format", "13"),
                 ("route", Value::Many(many)),
             ]
         );

@@ -35,6 +35,7 @@ pub use address::Address;
 pub use changes::Change;
 pub use knob::{Applies, Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
+pub use log::filter as log_filter;
 pub use rules::Rule;
 
 use crate::pointer::Pointer;
@@ -85,6 +86,8 @@ pub struct Config {
     pub access_log: bool,
     /// Filter of the log, as `tracing_subscriber::EnvFilter` reads it.
     pub log: String,
+    /// How its lines look.
+    pub log_format: LogFormat,
     /// How long a shutdown goes on accepting, while it is not ready any more.
     pub drain_delay: Duration,
     /// How long a shutdown waits for requests in flight.
@@ -101,6 +104,15 @@ pub struct Config {
     pub credentials: Credentials,
     /// Which further jobs a write changes. Only the file can say.
     pub invalidate: Vec<Rule>,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// A JSON object.
+    Json,
 }
 
 /// Query strings of reads.

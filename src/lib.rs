@@ -177,7 +177,7 @@ pub async fn run_reloading(
     let admin = Admin::new(
         Arc::clone(&cache),
         Arc::clone(&routes),
-        purges,
+        (purges, reloads.filter()),
         &config,
         Arc::clone(&metrics),
         leaving,

@@ -13,7 +13,7 @@ use std::{
 use cli::{Task, check, healthcheck};
 use jobcache::{
     Listeners, RunError,
-    config::{Address, Config, Flags, Invalid, Loaded},
+    config::{Address, Config, Flags, Invalid, Loaded, LogFormat},
     demo::{self, DemoError},
     reload::{self, Outcome, Reloader},
     server::listen::{self, Listener, Reuse},
@@ -119,7 +119,8 @@ fn serve(flags: Flags) -> Result<(), Failure> {
     let inherited = Inherited::take()?;
     let sockets = inherited.addresses();
     let loaded = load_over(&sockets, flags.clone())?;
-    let filter = telemetry::init(&loaded.config.log).map_err(io::Error::other)?;
+    let filter =
+        telemetry::init(&loaded.config.log, loaded.config.log_format).map_err(io::Error::other)?;
     for warning in &loaded.warnings {
         warn!(warning, "look at the configuration");
     }
@@ -169,7 +170,7 @@ async fn reload_on(mut hangup: Signal, reloader: Reloader) {
 
 /// Its figures are what there is to read, so the log is left with warnings.
 fn demonstrate(args: demo::Args) -> Result<(), Failure> {
-    telemetry::init(DEMO_LOG).map_err(io::Error::other)?;
+    telemetry::init(DEMO_LOG, LogFormat::Human).map_err(io::Error::other)?;
     runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let signals = Signals::new()?;
         Ok(demo::run(args, signals.shutdown()).await?)

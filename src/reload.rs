@@ -133,6 +133,11 @@ impl Reloads {
         channel(|| Err(Invalid { problems: Vec::new(), warnings: Vec::new() }), Filter::default()).1
     }
 
+    /// The filter of the log, which others may change too.
+    pub(crate) fn filter(&self) -> Filter {
+        self.filter.clone()
+    }
+
     /// Reloads whenever it is asked to, until it is dropped.
     pub(crate) async fn serve(
         mut self,
@@ -165,6 +170,7 @@ impl Reloads {
         let changes = running.changes(&new);
         if changes.is_empty() {
             info!("the configuration was read again and has not changed");
+            self.filter_as_configured(&new.config);
             return Outcome::Unchanged;
         }
         if changes.iter().any(|change| change.applies == Applies::AtStart) {
@@ -178,12 +184,17 @@ impl Reloads {
             info!(key, old, new, "a setting has changed");
         }
         // After those: a filter that lets less pass would hide them.
-        if let Err(error) = self.filter.set(&new.config.log) {
-            error!(%error, "the filter of the log cannot be used and has not changed");
-        }
+        self.filter_as_configured(&new.config);
         info!(settings = changes.len(), "the configuration was reloaded");
         *running = new;
         Outcome::Applied
+    }
+
+    /// Also where it says the same as before: an operator may have put another in its place.
+    fn filter_as_configured(&self, config: &Config) {
+        if let Err(error) = self.filter.set(&config.log) {
+            error!(%error, "the filter of the log cannot be used and has not changed");
+        }
     }
 }
 

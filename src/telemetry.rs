@@ -1,23 +1,23 @@
 //! What goes to the log, and how it looks.
 //!
-//! Human-readable lines on standard error, in colour only on a terminal. Call sites own their rate:
-//! a warning that every request may give goes through a [`Throttle`].
+//! Lines on standard error, for people (in colour only on a terminal) or as JSON. Call sites own their
+//! rate: a warning that every request may give goes through a [`Throttle`].
 
 use std::{
+    fmt,
     io::{self, IsTerminal},
-    sync::{Mutex, PoisonError},
+    mem,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use tracing::Subscriber;
 use tracing_subscriber::{
-    EnvFilter,
-    filter::ParseError,
-    fmt::{
-        self, fmt,
-        format::{DefaultFields, Format},
-    },
-    reload::Handle,
+    EnvFilter, Layer, Registry, filter::ParseError, fmt::layer, layer::SubscriberExt as _,
+    registry::LookupSpan, reload,
 };
+
+use crate::config::LogFormat;
 
 /// A warning that says the same is given as often as this.
 const REPEAT_AFTER: Duration = Duration::from_mins(1);
@@ -54,37 +54,68 @@ impl Throttle {
     }
 }
 
-/// What passes to the log, to be changed while it is written. The default changes nothing.
-#[derive(Clone, Debug, Default)]
-pub struct Filter(Option<Handle<EnvFilter, Formatter>>);
+/// What passes to the log, to be changed while it is written. The default is of no log, and changes
+/// nothing.
+#[derive(Clone, Default)]
+pub struct Filter(Option<Arc<Passing>>);
 
-type Formatter = fmt::Formatter<DefaultFields, Format, fn() -> io::Stderr>;
+struct Passing {
+    /// As it was given.
+    text: Mutex<String>,
+    reload: Box<dyn Fn(EnvFilter) + Send + Sync>,
+}
 
 impl Filter {
-    /// Lets pass what `log` says from now on.
-    pub fn set(&self, log: &str) -> Result<(), ParseError> {
+    fn new(text: &str, reload: impl Fn(EnvFilter) + Send + Sync + 'static) -> Self {
+        let (text, reload) = (Mutex::new(text.to_owned()), Box::new(reload));
+        Self(Some(Arc::new(Passing { text, reload })))
+    }
+
+    /// Lets pass what `log` says from now on. Returns what did before, where there is a log.
+    pub fn set(&self, log: &str) -> Result<Option<String>, ParseError> {
         let filter = filter(log)?;
-        if let Some(handle) = &self.0 {
-            // The only error is that there was a subscriber before this one, which then counts.
-            let _ = handle.reload(filter);
-        }
-        Ok(())
+        Ok(self.0.as_ref().map(|passing| {
+            let mut text = passing.text.lock().unwrap_or_else(PoisonError::into_inner);
+            (passing.reload)(filter);
+            mem::replace(&mut *text, log.to_owned())
+        }))
+    }
+
+    /// What passes now; `None` where there is no log.
+    pub fn text(&self) -> Option<String> {
+        let passing = self.0.as_ref()?;
+        Some(passing.text.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Filter").field(&self.text()).finish()
     }
 }
 
 /// Starts logging, for the rest of the process.
 ///
 /// Does nothing if logging has already been started, as tests do.
-pub fn init(log: &str) -> Result<Filter, ParseError> {
-    let builder = fmt()
-        .with_env_filter(filter(log)?)
-        .with_writer(io::stderr as fn() -> io::Stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_filter_reloading();
-    let handle = builder.reload_handle();
+pub fn init(log: &str, format: LogFormat) -> Result<Filter, ParseError> {
+    let (passes, handle) = reload::Layer::new(filter(log)?);
+    let subscriber = Registry::default().with(lines(format)).with(passes);
     // The only error is that there is a subscriber already.
-    let _ = tracing::subscriber::set_global_default(builder.finish());
-    Ok(Filter(Some(handle)))
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    // The only error is that there was a subscriber before this one, which then counts.
+    Ok(Filter::new(log, move |filter| drop(handle.reload(filter))))
+}
+
+/// Writes each event as a line.
+fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let lines = layer().with_writer(io::stderr);
+    match format {
+        LogFormat::Human => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+    }
 }
 
 /// Parses a filter such as `info` or `info,jobcache=debug`.

@@ -6,8 +6,8 @@ use std::{net::SocketAddr, time::Duration};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    Config, CredentialMode, Credentials, HEADERS_ON_STACK, KeyPair, Near, NearMode, Pending, Query,
-    Server, States, Store, StoreUrl, Upstream, UpstreamTls,
+    Config, CredentialMode, Credentials, HEADERS_ON_STACK, KeyPair, LogFormat, Near, NearMode,
+    Pending, Query, Server, States, Store, StoreUrl, Upstream, UpstreamTls,
 };
 use crate::pointer::Pointer;
 
@@ -50,6 +50,7 @@ impl Default for Config {
             near: Near::default(),
             access_log: false,
             log: "info".to_owned(),
+            log_format: LogFormat::Human,
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(25),
             server: Server::default(),

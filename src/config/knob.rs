@@ -150,6 +150,9 @@ pub(super) const KNOBS: &[Knob] = &[
         .flag("log")
         .on_reload()
         .env(&["JOBCACHE_LOG"]),
+    one("log_format", "human", |c, v| put(&mut c.log_format, parse::log_format(v)))
+        .flag("log-format")
+        .env(&["JOBCACHE_LOG_FORMAT"]),
     one("drain_delay", "0s", |c, v| {
         put(&mut c.drain_delay, parse::time(v, Duration::ZERO..=FIVE_MINUTES))
     })

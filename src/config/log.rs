@@ -8,7 +8,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 ///
 /// A lone word that is no level is refused although the syntax allows it: it names a target, so
 /// `verbose` would silence everything else.
-pub(super) fn filter(text: &str) -> Result<String, String> {
+pub fn filter(text: &str) -> Result<String, String> {
     let directives = || text.split(',').map(str::trim).filter(|s| !s.is_empty());
     let stray = directives().find(|directive| {
         !directive.contains(['=', '[']) && !LEVELS.iter().any(|l| l.eq_ignore_ascii_case(directive))

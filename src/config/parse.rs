@@ -6,7 +6,7 @@ use hyper::header::HeaderName;
 use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::{CredentialMode, NearMode};
+use super::{CredentialMode, LogFormat, NearMode};
 use crate::{pointer::Pointer, proxy::route::Routes};
 
 const MIN_SECRET: usize = 16;
@@ -226,6 +226,14 @@ pub(super) fn near(text: &str) -> Result<NearMode, String> {
 }
 
 /// How requests with a credential are treated.
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "human" => Ok(LogFormat::Human),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("must be human or json".to_owned()),
+    }
+}
+
 pub(super) fn mode(text: &str) -> Result<CredentialMode, String> {
     match text {
         "partition" => Ok(CredentialMode::Partition),

@@ -24,6 +24,7 @@ mod inputs;
 mod interface;
 mod invalidation;
 mod limits;
+mod logs;
 mod mentions;
 mod near;
 mod operations;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::IntoConnectionInfo;
 
-use super::super::{Address, Config, Endpoint, StoreUrl, knob};
+use super::super::{Address, Config, Endpoint, LogFormat, StoreUrl, knob};
 use crate::pointer::Pointer;
 
 /// Expects the value to be refused; the table holds what stands between origin and default.
@@ -100,6 +100,8 @@ fn numbers_times_and_switches_have_limits() {
     bad("settle", "-1s", "must be a time with its unit, such as \"50ms\", \"5s\" or \"5m\"");
     bad("access_log", "yes", "must be true or false");
     assert!(good("access_log", "1").access_log);
+    bad("log_format", "xml", "must be human or json");
+    assert_eq!(good("log_format", "json").log_format, LogFormat::Json);
     assert_eq!(good("settle", "0s").settle, Duration::ZERO);
 }
 
