@@ -92,6 +92,8 @@ pub(crate) fn eventually<L: Look>(
                 Ok(found) => return found,
                 Err(why) => last = why,
             }
+            // A look that waits for nothing is never too late for `timeout_at`.
+            assert!(Instant::now() < end, "{caller}: not within {deadline:?}; last: {last}");
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
