@@ -21,6 +21,7 @@ use hyper::{
 };
 use serde_json::json;
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 pub use self::page::Reply;
 use self::{
@@ -33,7 +34,7 @@ use self::{
 };
 use crate::{
     cache::Cache, config::Config, limits::Room, metrics::Metrics, proxy::route::Routes,
-    server::Drain, telemetry::Filter, transport::Peer,
+    server::Drain, spans, telemetry::Filter, transport::Peer,
 };
 
 /// What `/metrics` is: Prometheus 2.5 and newer ask for it.
@@ -82,6 +83,28 @@ impl Admin {
 
     /// Answers one request.
     pub async fn serve(self: Arc<Self>, request: Request<Incoming>, client: Peer) -> Reply {
+        let Some(route) = self.purges(&request) else { return self.answer(request, client).await };
+        let span = spans::request(&request, "http", || Some(route));
+        let answer = async {
+            let reply = self.answer(request, client).await;
+            spans::replied(reply.status());
+            reply
+        };
+        answer.instrument(span).await
+    }
+
+    /// By which route a request purges. What else comes here (probes, scrapes) is worth no span.
+    fn purges(&self, request: &Request<Incoming>) -> Option<&str> {
+        let path = request.uri().path();
+        match request.method().as_str() {
+            "POST" if path == "/purge" => Some("/purge"),
+            "POST" if path.starts_with("/purge/") => Some("/purge/{id}"),
+            "PURGE" => self.webhook.route(path),
+            _ => None,
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>, client: Peer) -> Reply {
         let path = request.uri().path().to_owned();
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;

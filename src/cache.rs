@@ -127,6 +127,18 @@ pub enum Lookup {
     Pass(Bypass),
 }
 
+impl Lookup {
+    /// The word for spans.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Hit(_) => "hit",
+            Self::Lead(_) => "lead",
+            Self::Join(..) => "join",
+            Self::Pass(_) => "pass",
+        }
+    }
+}
+
 /// What an entry is to a reader.
 #[derive(Clone, Copy, Debug)]
 enum Offer {

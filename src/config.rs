@@ -23,6 +23,7 @@ mod rules;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod url;
 
 use std::{fmt, path::PathBuf, time::Duration};
@@ -37,6 +38,7 @@ pub use knob::{Applies, Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
 pub use log::filter as log_filter;
 pub use rules::Rule;
+pub use traces::Traces;
 
 use crate::pointer::Pointer;
 
@@ -102,6 +104,8 @@ pub struct Config {
     pub pending: Pending,
     /// What marks a request as somebody's.
     pub credentials: Credentials,
+    /// Where spans go; none = nowhere. Only the environment can say.
+    pub traces: Option<Traces>,
     /// Which further jobs a write changes. Only the file can say.
     pub invalidate: Vec<Rule>,
 }

@@ -65,6 +65,8 @@ pub mod mutants;
 
 pub mod telemetry;
 
+pub mod spans;
+
 pub mod systemd;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -87,12 +89,16 @@ use crate::{
     reload::{Live, Reloads, Snapshot},
     server::{Server, listen::Listener},
     store::StoreError,
+    telemetry::Export,
     tls::{Renewed, TlsError},
     upstream::Upstream,
 };
 
 /// For a last try to confirm what is pending, after the drain.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// For the last spans to be sent, after everything else.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// For operators, after the drain: their requests are short.
 const ADMIN_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -139,10 +145,13 @@ pub async fn run_reloading(
     loaded: Loaded,
     listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send,
-    reloads: Reloads,
+    mut reloads: Reloads,
 ) -> Result<(), RunError> {
     let config = loaded.config.clone();
-    let metrics = Arc::new(Metrics::default());
+    let export = reloads.take_export();
+    let spans = export.as_ref().map(Export::counts).unwrap_or_default();
+    let metrics = Arc::new(Metrics::counting(spans));
+    let exporting = export.map(|export| export.start(&metrics)).transpose()?;
     let routes = reload::routes(&config)?;
     let cache = Arc::new(Cache::open(&config, Arc::clone(&metrics))?);
     let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
@@ -218,6 +227,9 @@ pub async fn run_reloading(
     cache.store().close(CLOSE_TIMEOUT).await;
     end_admin.send_replace(true);
     let _ = operators.await;
+    if let Some(exporting) = exporting {
+        exporting.finish(FLUSH_TIMEOUT).await;
+    }
     info!("stopped");
     Ok(())
 }

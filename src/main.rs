@@ -119,8 +119,8 @@ fn serve(flags: Flags) -> Result<(), Failure> {
     let inherited = Inherited::take()?;
     let sockets = inherited.addresses();
     let loaded = load_over(&sockets, flags.clone())?;
-    let filter =
-        telemetry::init(&loaded.config.log, loaded.config.log_format).map_err(io::Error::other)?;
+    let Config { log, log_format, traces, .. } = &loaded.config;
+    let telemetry = telemetry::init(log, *log_format, traces.as_ref()).map_err(io::Error::other)?;
     for warning in &loaded.warnings {
         warn!(warning, "look at the configuration");
     }
@@ -143,7 +143,7 @@ fn serve(flags: Flags) -> Result<(), Failure> {
         };
         let serving = format!("serving clients on {}", config.listen);
         let (reloader, reloads) =
-            reload::channel(move || load_over(&sockets, flags.clone()), filter);
+            reload::channel(move || load_over(&sockets, flags.clone()), telemetry);
         tokio::spawn(reload_on(hangup, reloader));
         let shutdown = async {
             systemd::ready(&serving);
@@ -170,7 +170,7 @@ async fn reload_on(mut hangup: Signal, reloader: Reloader) {
 
 /// Its figures are what there is to read, so the log is left with warnings.
 fn demonstrate(args: demo::Args) -> Result<(), Failure> {
-    telemetry::init(DEMO_LOG, LogFormat::Human).map_err(io::Error::other)?;
+    telemetry::init(DEMO_LOG, LogFormat::Human, None).map_err(io::Error::other)?;
     runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let signals = Signals::new()?;
         Ok(demo::run(args, signals.shutdown()).await?)

@@ -23,7 +23,7 @@ use prometheus_client::{
 
 pub use self::limits::{Limit, Limits};
 use self::recent::Recent;
-use crate::{events::Events, store::StoreError};
+use crate::{events::Events, store::StoreError, telemetry::Counts};
 
 /// Bounds of the latency histograms in seconds: half a millisecond to a minute.
 const LATENCY_BUCKETS: [f64; 14] =
@@ -94,6 +94,8 @@ pub struct Metrics {
     pub events: Events,
     /// The last ten minutes, for the status page.
     pub recent: Recent,
+    /// Spans for a collector by what became of them; whoever sends them counts.
+    spans: Counts,
 }
 
 /// Operations of the store.
@@ -196,6 +198,13 @@ impl MetricConstructor<Histogram> for Latency {
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::counting(Counts::default())
+    }
+}
+
+impl Metrics {
+    /// With spans that somebody else counts.
+    pub fn counting(spans: Counts) -> Self {
         let requests = Family::<RequestLabels, Counter>::default();
         let near_lookups = Family::<OutcomeLabels, Counter>::default();
         let mut metrics = Self {
@@ -233,13 +242,12 @@ impl Default for Metrics {
             tracking_up: Gauge::default(),
             events: Events::default(),
             recent: Recent::default(),
+            spans,
         };
         metrics.register();
         metrics
     }
-}
 
-impl Metrics {
     /// Counts a request by what became of it and why, as in `Cache-Status`.
     pub fn request(&self, outcome: &'static str, reason: &'static str) {
         if outcome == "hit" {
@@ -303,6 +311,7 @@ impl Metrics {
             "Reloads of the configuration by what became of them",
             self.reloads.clone(),
         );
+        r.register("spans", "Spans for a collector by what became of them", self.spans.clone());
         r.register("fills", "Fills by what became of them", self.fills.clone());
         r.register(
             "invalidations",

@@ -12,7 +12,7 @@ mod superseded;
 pub mod upgrade;
 mod write;
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode, Version,
@@ -25,7 +25,7 @@ use hyper::{
 };
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use self::{
     again::Recall,
@@ -48,9 +48,12 @@ use crate::{
     limits::Room,
     metrics::{Limit, Metrics},
     service::{Answered, Waited},
+    spans,
     store::Budget,
     transport::Peer,
-    upstream::{Repeat, RequestBody, Upstream, UpstreamError, relay_interim, to_origin_form},
+    upstream::{
+        Repeat, RequestBody, ResponseBody, Upstream, UpstreamError, relay_interim, to_origin_form,
+    },
 };
 
 /// Answers requests.
@@ -68,6 +71,8 @@ pub struct Proxy {
     tasks: TaskTracker,
     inspector: Arc<Inspector>,
     access_log: bool,
+    /// Whether spans are sent anywhere.
+    traced: bool,
     /// Requests that are being answered.
     requests: Arc<Room>,
     limits: config::Server,
@@ -87,6 +92,7 @@ impl Proxy {
         let tasks = TaskTracker::new();
         let inspector = Arc::new(Inspector::new(inspected, Arc::clone(&metrics)));
         let (access_log, limits) = (config.access_log, config.server.clone());
+        let traced = config.traces.is_some();
         let (most, used) = (limits.max_requests, metrics.limits.requests.clone());
         let requests = Room::new(most, used, metrics.limits.counter(Limit::Requests).clone());
         let (upstream, superseded) = (Arc::new(upstream), Superseded::default());
@@ -98,6 +104,7 @@ impl Proxy {
             tasks,
             inspector,
             access_log,
+            traced,
             requests,
             limits,
             metrics,
@@ -128,7 +135,19 @@ impl Proxy {
     }
 
     /// Answers one request. Whatever goes wrong becomes an answer.
-    pub async fn serve(
+    pub fn serve(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        client: Peer,
+        interim: Interim,
+    ) -> impl Future<Output = Answered<Body, Recall>> + Send + 'static {
+        let span = spans::request(&request, client.scheme(), || {
+            self.routes.template(request.uri().path())
+        });
+        self.serve_within(request, client, interim).instrument(span)
+    }
+
+    async fn serve_within(
         self: Arc<Self>,
         mut request: Request<Incoming>,
         client: Peer,
@@ -187,7 +206,8 @@ impl Proxy {
                 if let Some(Waited(already)) = request.extensions().get() {
                     budget.charge(*already);
                 }
-                if let Some((entry, now_ms)) = self.cache.near(&ask, &mut budget).await {
+                let look = self.cache.near(&ask, &mut budget);
+                if let Some((entry, now_ms)) = look.instrument(spans::lookup("near")).await {
                     let answer = hit(&entry, method, headers, now_ms);
                     self.cache.answered(&ask, What::Hit, "", sample);
                     *recall = self.recall(&request, ask);
@@ -226,7 +246,11 @@ impl Proxy {
         (client, interim): (Peer, Interim),
         mut budget: Budget,
     ) -> Answer {
-        match self.cache.lookup(ask, &mut budget).await {
+        let span = spans::lookup("store");
+        let lookup = self.cache.lookup(ask, &mut budget).instrument(span.clone()).await;
+        spans::result(&span, lookup.as_str());
+        drop(span);
+        match lookup {
             Lookup::Hit(entry) => {
                 hit(&entry, &head.method, &head.headers, self.cache.store().now_ms())
             }
@@ -265,8 +289,10 @@ impl Proxy {
         }
         let mut request = self.for_fill(&head, client);
         relay(&mut request, &interim);
+        let flight = spans::flight();
+        lead.led_by(&flight);
         let (task, answered) = LeadTask::new(self, lead, head.clone(), budget);
-        self.tasks.spawn(task.run(request));
+        self.tasks.spawn(task.run(request).instrument(flight));
         match answered.await {
             Ok(answer) => answer,
             // The leader died. Reading once more is safe.
@@ -285,7 +311,7 @@ impl Proxy {
         self.prepare_request(&mut head, client);
         let mut request = Request::from_parts(head, RequestBody::Empty);
         relay(&mut request, &interim);
-        let sent = self.upstream.send(request, Repeat::IfSafe).await;
+        let sent = self.send(request, Repeat::IfSafe).await;
         match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
                 Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }
@@ -314,7 +340,7 @@ impl Proxy {
         let unclaimed = may_change.then(|| Unclaimed::new(self));
         let repeat = if overridden { Repeat::Never } else { Repeat::IfSafe };
         let switch = if upgrade.is_some() { Switch::Asked } else { Switch::Unasked };
-        let sent = self.upstream.send(request, repeat).await;
+        let sent = self.send(request, repeat).await;
         let mut response = match sent.and_then(|response| prepare_response(response, switch)) {
             Ok(response) => response,
             Err(error) => return refuse(&error),
@@ -338,6 +364,18 @@ impl Proxy {
             return self.detached(conclude).await;
         }
         Answer { response, verdict: Verdict::Pass(why) }
+    }
+
+    /// Sends a request upstream, and tells the upstream and the trace of it.
+    async fn send(
+        &self,
+        mut request: Request<RequestBody>,
+        repeat: Repeat,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let span = spans::upstream(&mut request, self.upstream.authority());
+        let result = self.upstream.send(request, repeat).instrument(span.clone()).await;
+        spans::exchanged(&span, &result);
+        result
     }
 
     /// A client's request as it goes upstream.

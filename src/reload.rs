@@ -52,7 +52,7 @@ use crate::{
         route::{Routes, rules::Rules},
     },
     service::{Answered, Service, Waited},
-    telemetry::Filter,
+    telemetry::{Export, Filter, Telemetry},
     transport::Peer,
 };
 
@@ -113,29 +113,37 @@ pub struct Reloads {
     asked: mpsc::Receiver<oneshot::Sender<Outcome>>,
     read: Read,
     filter: Filter,
+    export: Option<Export>,
 }
 
 type Read = Box<dyn Fn() -> Result<Loaded, Invalid> + Send + Sync>;
 
-/// Ties a sidecar to `read`, which gives its configuration as it stands now, and to the filter of the
-/// log.
+/// Ties a sidecar to `read`, which gives its configuration as it stands now, and to what becomes of
+/// what it logs and traces.
 pub fn channel(
     read: impl Fn() -> Result<Loaded, Invalid> + Send + Sync + 'static,
-    filter: Filter,
+    telemetry: Telemetry,
 ) -> (Reloader, Reloads) {
     let (ask, asked) = mpsc::channel(QUEUE);
-    (Reloader(ask), Reloads { asked, read: Box::new(read), filter })
+    let Telemetry { filter, export } = telemetry;
+    (Reloader(ask), Reloads { asked, read: Box::new(read), filter, export })
 }
 
 impl Reloads {
     /// For a sidecar that keeps the configuration it was started with.
     pub fn never() -> Self {
-        channel(|| Err(Invalid { problems: Vec::new(), warnings: Vec::new() }), Filter::default()).1
+        let nothing = || Err(Invalid { problems: Vec::new(), warnings: Vec::new() });
+        channel(nothing, Telemetry::default()).1
     }
 
     /// The filter of the log, which others may change too.
     pub(crate) fn filter(&self) -> Filter {
         self.filter.clone()
+    }
+
+    /// The spans to be sent, if any; once.
+    pub(crate) fn take_export(&mut self) -> Option<Export> {
+        self.export.take()
     }
 
     /// Reloads whenever it is asked to, until it is dropped.

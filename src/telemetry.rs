@@ -3,6 +3,8 @@
 //! Lines on standard error, for people (in colour only on a terminal) or as JSON. Call sites own their
 //! rate: a warning that every request may give goes through a [`Throttle`].
 
+mod export;
+
 use std::{
     fmt,
     io::{self, IsTerminal},
@@ -13,11 +15,19 @@ use std::{
 
 use tracing::Subscriber;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, filter::ParseError, fmt::layer, layer::SubscriberExt as _,
-    registry::LookupSpan, reload,
+    EnvFilter, Layer, Registry,
+    filter::{FilterFn, LevelFilter, ParseError},
+    fmt::layer,
+    layer::SubscriberExt as _,
+    registry::LookupSpan,
+    reload,
 };
 
-use crate::config::LogFormat;
+pub use self::export::{Counts, Export};
+use crate::{
+    config::{LogFormat, Traces},
+    spans,
+};
 
 /// A warning that says the same is given as often as this.
 const REPEAT_AFTER: Duration = Duration::from_mins(1);
@@ -94,16 +104,52 @@ impl fmt::Debug for Filter {
     }
 }
 
-/// Starts logging, for the rest of the process.
+/// What becomes of what is logged and traced.
+#[derive(Debug, Default)]
+pub struct Telemetry {
+    /// Of the log.
+    pub filter: Filter,
+    /// Spans to be sent, where there is a collector.
+    pub export: Option<Export>,
+}
+
+/// Starts logging and, where there is a collector, tracing, for the rest of the process.
 ///
 /// Does nothing if logging has already been started, as tests do.
-pub fn init(log: &str, format: LogFormat) -> Result<Filter, ParseError> {
-    let (passes, handle) = reload::Layer::new(filter(log)?);
-    let subscriber = Registry::default().with(lines(format)).with(passes);
+pub fn init(
+    log: &str,
+    format: LogFormat,
+    traces: Option<&Traces>,
+) -> Result<Telemetry, ParseError> {
+    let passes = filter(log)?;
+    let Some(traces) = traces else {
+        let (passes, handle) = reload::Layer::new(passes);
+        start(Registry::default().with(lines(format)).with(passes));
+        let filter = Filter::new(log, move |filter| drop(handle.reload(filter)));
+        return Ok(Telemetry { filter, export: None });
+    };
+    let (maker, export) = export::pipeline(traces);
+    let spans = tracing_opentelemetry::layer()
+        .with_tracer(maker)
+        .with_location(false)
+        .with_threads(false)
+        .with_level(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_context_activation(false);
+    // Whatever the log lets pass; and nothing of what others trace or we log.
+    let ours = FilterFn::new(spans::is_ours).with_max_level_hint(LevelFilter::DEBUG);
+    let (passes, handle) = reload::Layer::new(passes);
+    start(
+        Registry::default().with(spans.with_filter(ours)).with(lines(format).with_filter(passes)),
+    );
+    let filter = Filter::new(log, move |filter| drop(handle.reload(filter)));
+    Ok(Telemetry { filter, export: Some(export) })
+}
+
+fn start(subscriber: impl Subscriber + Send + Sync) {
     // The only error is that there is a subscriber already.
     let _ = tracing::subscriber::set_global_default(subscriber);
-    // The only error is that there was a subscriber before this one, which then counts.
-    Ok(Filter::new(log, move |filter| drop(handle.reload(filter))))
 }
 
 /// Writes each event as a line.

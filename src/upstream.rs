@@ -8,6 +8,7 @@
 
 mod activity;
 mod body;
+pub(crate) mod collector;
 mod connect;
 mod error;
 mod expect;

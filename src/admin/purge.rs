@@ -15,7 +15,7 @@ use hyper::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{Instrument as _, info};
 
 use super::{
     guard::{Caller, authenticate, unauthorized},
@@ -29,6 +29,7 @@ use crate::{
     config::Secret,
     limits::{Kept, Room},
     proxy::route::Routes,
+    spans,
     store::Ended,
 };
 
@@ -161,8 +162,16 @@ impl Webhook {
         authenticate(secret, headers, body).err().map(|reason| unauthorized(&reason))
     }
 
+    /// The route that a path is told by.
+    pub fn route(&self, path: &str) -> Option<&str> {
+        self.routes.template(path)
+    }
+
     async fn purge(&self, ids: Vec<JobId>, caller: Caller) -> Reply {
-        let Purge { ended, receipts } = self.cache.purge(&ids, caller.by()).await;
+        let span = spans::invalidate(&spans::current(), "purge");
+        let purge = self.cache.purge(&ids, caller.by()).instrument(span.clone());
+        let Purge { ended, receipts } = purge.await;
+        spans::result(&span, ended.as_str());
         let names: Value = ids.iter().map(JobId::as_str).collect();
         let receipts: Value =
             ids.iter().zip(&receipts).map(|(id, receipt)| told(id, receipt)).collect();
@@ -177,7 +186,10 @@ impl Webhook {
     }
 
     async fn purge_all(&self, caller: Caller) -> Reply {
-        let PurgeAll { ended, flights, near } = self.cache.purge_all(caller.by()).await;
+        let span = spans::invalidate(&spans::current(), "purge-all");
+        let purge = self.cache.purge_all(caller.by()).instrument(span.clone());
+        let PurgeAll { ended, flights, near } = purge.await;
+        spans::result(&span, ended.as_str());
         let local = |mut body: Value| {
             body["flights_detached"] = flights.into();
             body["near_dropped"] = near.into();

@@ -16,7 +16,7 @@ use tokio::{sync::Mutex, time::timeout};
 
 use super::{
     Cache,
-    invalidate::{Outcome, Source, became},
+    invalidate::{Outcome, Source},
 };
 use crate::{events::What, store::Ended};
 
@@ -72,7 +72,7 @@ impl Cache {
             }
             self.count_invalidation(Source::WriteAll, ended);
             let by = Some("a write or reload that changes every job".into());
-            self.metrics.events.tell_all(What::PurgeAll, became(ended), by);
+            self.metrics.events.tell_all(What::PurgeAll, ended.as_str(), by);
             *answered = (covered, ended);
         }
         answered.1

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::http::response;
-use tracing::debug;
+use tracing::{Span, debug};
 
 use super::{
     Ask, Cache,
@@ -78,6 +78,11 @@ impl Lead {
     /// Waits until the upstream may be read.
     pub async fn turn(&mut self) {
         self.leader.turn().await;
+    }
+
+    /// Names the span of the read to those who join it.
+    pub fn led_by(&self, flight: &Span) {
+        self.leader.led_by(flight);
     }
 
     /// Nobody else is to wait for this read any longer. It may still be stored.

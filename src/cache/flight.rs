@@ -25,13 +25,22 @@ use std::{
 };
 
 use tokio::sync::{oneshot, watch};
+use tracing::Span;
 
 use super::{audience::Pair, entry::Entry};
 use crate::{
     limits::{Held, Room},
     mutants::{self, Mutant},
+    spans,
     store::{Epoch, Key, Token},
 };
+
+/// What a flight has brought so far, and its span, for those who join it.
+#[derive(Debug)]
+struct Flown {
+    landing: Landing,
+    span: Span,
+}
 
 /// What a flight has brought so far.
 #[derive(Clone, Debug)]
@@ -44,12 +53,21 @@ enum Landing {
 
 /// A reader's hold on another reader's flight.
 #[derive(Clone, Debug)]
-pub struct Flight(watch::Receiver<Landing>);
+pub struct Flight(watch::Receiver<Flown>);
+
+impl Flown {
+    fn begins() -> Self {
+        Self { landing: Landing::InTheAir, span: Span::none() }
+    }
+}
 
 impl Flight {
     /// Waits for the flight; `None` if it brought nothing that can be shared.
     pub async fn landed(mut self) -> Option<Arc<Entry>> {
-        match &*self.0.wait_for(|landing| !matches!(landing, Landing::InTheAir)).await.ok()? {
+        let in_the_air = |flown: &Flown| matches!(flown.landing, Landing::InTheAir);
+        let flown = self.0.wait_for(|flown| !in_the_air(flown)).await.ok()?;
+        spans::follow(&flown.span);
+        match &flown.landing {
             Landing::Landed(entry) => Some(Arc::clone(entry)),
             Landing::InTheAir | Landing::Late => None,
         }
@@ -113,7 +131,7 @@ struct Next {
 /// The one who reads the upstream for a flight.
 #[derive(Debug)]
 pub struct Leader {
-    landing: watch::Sender<Landing>,
+    landing: watch::Sender<Flown>,
     turn: Option<oneshot::Receiver<()>>,
     seat: Seat,
     flights: Arc<Flights>,
@@ -158,7 +176,7 @@ impl Flights {
             }
             return Ticket::Full;
         };
-        let (landing, flight) = watch::channel(Landing::InTheAir);
+        let (landing, flight) = watch::channel(Flown::begins());
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         flights.push(Confirmed { number, shown, circle, flight: Flight(flight) });
         let seat = Seat::Confirmed(key.clone(), number);
@@ -191,7 +209,7 @@ impl Flights {
     /// Leads or joins a read that begins after now.
     pub fn next(self: &Arc<Self>, key: Key, circle: Pair) -> Ticket {
         let name = (key, circle);
-        let (landing, flight) = watch::channel(Landing::InTheAir);
+        let (landing, flight) = watch::channel(Flown::begins());
         let flight = Flight(flight);
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let mut queues = lock(&self.unleased);
@@ -272,13 +290,24 @@ impl Leader {
     /// Sends everybody who waits on their own way, and lets the next read begin: the body of this one
     /// streams, and may take for ever.
     pub fn vacate(&self) {
-        self.landing.send_replace(Landing::Late);
+        self.lands(Landing::Late);
         self.flights.leave(&self.seat);
     }
 
     /// Shares what was read with everybody who joined, and who joins until the leader is dropped.
     pub fn land(&self, entry: Arc<Entry>) {
-        self.landing.send_replace(Landing::Landed(entry));
+        self.lands(Landing::Landed(entry));
+    }
+
+    fn lands(&self, landing: Landing) {
+        self.landing.send_modify(|flown| flown.landing = landing);
+    }
+
+    /// Names the span of the read to those who join.
+    pub fn led_by(&self, flight: &Span) {
+        if !flight.is_disabled() {
+            self.landing.send_modify(|flown| flown.span = flight.clone());
+        }
     }
 }
 

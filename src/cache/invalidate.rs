@@ -114,7 +114,7 @@ impl Cache {
         let ended = self.store.end(write, self.linger(outcome), &mut self.budget()).await;
         self.detach(write.keys());
         self.count_invalidation(source, ended);
-        self.tell(write.keys(), What::WriteEnded, became(ended), None);
+        self.tell(write.keys(), What::WriteEnded, ended.as_str(), None);
         ended
     }
 
@@ -137,7 +137,7 @@ impl Cache {
                 cache.store.purge(keys.clone(), cache.settings.budget).await;
             let flights = cache.detach(&keys);
             cache.count_invalidation(Source::Purge, ended);
-            cache.tell(&keys, What::Purge, became(ended), by);
+            cache.tell(&keys, What::Purge, ended.as_str(), by);
             let found = was.into_iter().zip(flights).zip(near);
             let receipt = |((was, flights), near)| Receipt { was, flights, near };
             Purge { ended, receipts: found.map(receipt).collect() }
@@ -158,7 +158,7 @@ impl Cache {
                 near.flush();
             }
             cache.count_invalidation(Source::PurgeAll, ended);
-            cache.metrics.events.tell_all(What::PurgeAll, became(ended), by);
+            cache.metrics.events.tell_all(What::PurgeAll, ended.as_str(), by);
             PurgeAll { ended, flights, near }
         };
         let died = |_| PurgeAll { ended: Ended::Pending, flights: 0, near: 0 };
@@ -186,7 +186,7 @@ impl Cache {
             Source::Purge => "purge",
             Source::PurgeAll => "purge-all",
         };
-        let outcome = became(ended);
+        let outcome = ended.as_str();
         self.metrics.invalidations.get_or_create(&InvalidationLabels { source, outcome }).inc();
         if ended != Ended::Pending {
             return;
@@ -201,12 +201,5 @@ impl Cache {
                 "an invalidation was not confirmed in time; its jobs are bypassed until it is"
             );
         }
-    }
-}
-
-pub(super) fn became(ended: Ended) -> &'static str {
-    match ended {
-        Ended::Confirmed { .. } => "confirmed",
-        Ended::Pending => "pending",
     }
 }

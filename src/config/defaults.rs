@@ -58,6 +58,7 @@ impl Default for Config {
             store: Store::default(),
             pending: Pending::default(),
             credentials: Credentials::default(),
+            traces: None,
             invalidate: Vec::new(),
         }
     }

@@ -6,6 +6,7 @@ use super::{
     knob::{KNOBS, Knob},
     load::{Origin, Setting, read_text},
     suggest,
+    traces::{self, Traces},
 };
 
 const PREFIX: &str = "JOBCACHE_";
@@ -18,6 +19,7 @@ pub(super) struct Environment {
     pub(super) config: Option<(String, &'static str)>,
     /// Strongest first.
     pub(super) settings: Vec<Setting>,
+    pub(super) traces: Option<Traces>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -36,8 +38,9 @@ pub(super) fn read(
         settings.extend(setting(knob, name, direct, by_file, problems));
     }
     let unknown = env.keys().filter(|name| name.starts_with(PREFIX) && !is_service_link(name));
-    let warnings = unknown.map(|name| warning(name)).collect();
-    Environment { config, settings, warnings }
+    let mut warnings = unknown.map(|name| warning(name)).collect();
+    let traces = traces::read(&env, &mut warnings);
+    Environment { config, settings, traces, warnings }
 }
 
 fn setting(

@@ -86,6 +86,7 @@ impl Config {
             Settings::merge(sockets.chain(flags).chain(env.settings).chain(file.settings));
         let mut config = settings.parse(&mut problems);
         config.invalidate = file.rules;
+        config.traces = env.traces;
         if problems.is_empty() {
             Ok(Loaded { config, warnings: env.warnings, settings })
         } else {

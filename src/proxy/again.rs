@@ -10,7 +10,7 @@
 //!
 //! It answers nothing else: whatever is no hit here is served from the beginning, as if it had not been
 //! asked. Neither is what would need more than the path of a request: conditions, a query, a host in
-//! the target, a line in the access log.
+//! the target, a line in the access log, a span.
 
 use std::{
     sync::Arc,
@@ -51,6 +51,7 @@ impl Proxy {
     pub(super) fn recall(&self, request: &Request<Incoming>, ask: Ask) -> Option<Recall> {
         let (uri, headers) = (request.uri(), request.headers());
         let repeatable = !self.access_log
+            && !self.traced
             && *request.method() == Method::GET
             && request.version() == Version::HTTP_11
             && uri.authority().is_none()

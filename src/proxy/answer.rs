@@ -22,6 +22,7 @@ use crate::{
     cache::policy::{Bypass, NoStore},
     events::What,
     metrics::Metrics,
+    spans,
     upstream::UpstreamError,
 };
 
@@ -68,6 +69,7 @@ impl Answer {
         if let Some(line) = line {
             line.log(status, outcome, reason);
         }
+        spans::answered(status, outcome, reason);
         self.response
     }
 }
@@ -211,6 +213,7 @@ impl AccessLine {
     fn log(self, status: StatusCode, outcome: &str, reason: &str) {
         let Self { started, method, path } = self;
         let took_ms = started.elapsed().as_secs_f64() * 1e3;
-        info!(method, path, status = status.as_u16(), outcome, reason, took_ms, "request");
+        let (status, trace_id) = (status.as_u16(), spans::trace_id());
+        info!(method, path, status, outcome, reason, took_ms, trace_id, "request");
     }
 }

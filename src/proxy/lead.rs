@@ -13,6 +13,7 @@ use hyper::{
     },
 };
 use tokio::{sync::oneshot, time::timeout};
+use tracing::{Instrument as _, Span};
 
 use super::{
     Proxy, Switch,
@@ -26,6 +27,7 @@ use crate::{
         entry::Entry,
         policy::{Bypass, Freshness, NoStore},
     },
+    spans,
     store::{Budget, Fill},
     upstream::{Repeat, RequestBody, ResponseBody},
 };
@@ -60,7 +62,7 @@ impl LeadTask {
     /// Reads the upstream, answers the client and everybody who joined, and stores what may be.
     pub(super) async fn run(mut self, request: Request<RequestBody>) {
         self.lead.turn().await;
-        let sent = self.proxy.upstream.send(request, Repeat::IfSafe).await;
+        let sent = self.proxy.send(request, Repeat::IfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => response,
@@ -162,9 +164,24 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
     [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name))
 }
 
+/// Stores what has landed, and tells the span of it.
+async fn filled(proxy: &Proxy, landed: Landed, span: Span) -> Option<Fill> {
+    let filled = proxy.cache.fill(landed).await;
+    spans::result(
+        &span,
+        match filled {
+            Some(Fill::Stored) => "stored",
+            Some(Fill::Revoked) => "revoked",
+            None => "not-stored",
+        },
+    );
+    filled
+}
+
 /// Stores what has landed, and calls `then` when that is done or the budget is spent.
 async fn store_then(proxy: &Proxy, landed: Landed, budget: Budget, then: impl FnOnce(Stored)) {
-    let mut fill = Box::pin(proxy.cache.fill(landed));
+    let span = spans::fill();
+    let mut fill = Box::pin(filled(proxy, landed, span.clone()).instrument(span));
     match timeout(budget.left(), &mut fill).await {
         Ok(Some(Fill::Stored)) => then(Stored::Yes),
         Ok(_) => then(Stored::Unsaid),

@@ -121,6 +121,17 @@ impl Routes {
         self.templates.first().map_or_else(String::new, |template| template.path(id.as_str()))
     }
 
+    /// The route by which a path is told in what must not name jobs: the template that it is, or lies
+    /// below.
+    pub fn template(&self, path: &str) -> Option<&str> {
+        let whole = self.templates.iter().find(|template| template.id(path).is_some());
+        let above = || {
+            let segments: Vec<&str> = path.split('/').skip(1).collect();
+            self.templates.iter().find(|template| template.id_at_or_above(&segments).is_some())
+        };
+        whole.or_else(above).map(Template::text)
+    }
+
     /// Every job that some reading of `path` names or lies below, at most 32 (`MAX_JOBS`).
     ///
     /// `path` may also be an absolute URL, as in `Location`; its query does not matter.

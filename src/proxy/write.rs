@@ -7,7 +7,7 @@ use hyper::{
     Request, Response, StatusCode,
     body::{Body as _, Incoming},
 };
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use super::{
     Proxy, Switch,
@@ -21,6 +21,7 @@ use crate::{
     cache::{Cache, Outcome},
     interim::Interim,
     mutants::{self, Mutant},
+    spans,
     store::{Ended, Write},
     transport::Peer,
     upstream::{Repeat, UpstreamError},
@@ -43,7 +44,7 @@ impl Proxy {
         &self,
         write: impl Future<Output = Answer> + Send + 'static,
     ) -> Answer {
-        match self.tasks.spawn(write).await {
+        match self.tasks.spawn(write.instrument(spans::current())).await {
             Ok(answer) => answer,
             Err(error) => {
                 warn!(%error, "a write died");
@@ -67,10 +68,12 @@ impl Proxy {
             Err(Unread::Broken(error)) => return refuse(&error),
             Err(Unread::NoRoom) => return refuse_for_now("memory"),
         };
-        let write = self.cache.begin(&scope.jobs, &mut self.cache.budget()).await;
+        let mut budget = self.cache.budget();
+        let fence = self.cache.begin(&scope.jobs, &mut budget).instrument(spans::fence());
+        let write = fence.await;
         let exchange = async {
             let request = Request::from_parts(head, body);
-            let response = self.upstream.send(request, Repeat::Never).await?;
+            let response = self.send(request, Repeat::Never).await?;
             self.inspector.response(&scope.rules, response).await
         };
         let result = tokio::select! {
@@ -108,7 +111,10 @@ impl Proxy {
         outcome: Outcome,
         result: Result<Response<Body>, UpstreamError>,
     ) -> Answer {
-        let pending = change.end(&self.cache, outcome).await == Ended::Pending;
+        let span = spans::invalidate(&spans::current(), "write");
+        let ended = change.end(&self.cache, outcome).instrument(span.clone()).await;
+        spans::result(&span, ended.as_str());
+        let pending = ended == Ended::Pending;
         match result {
             Ok(response) => {
                 let response = response.map(|body| self.end_again(body, change));
@@ -123,7 +129,7 @@ impl Proxy {
         if body.is_end_stream() || mutants::is(Mutant::EndOnce) {
             return body;
         }
-        let proxy = Arc::clone(self);
+        let (proxy, parent) = (Arc::clone(self), spans::current());
         let end = move |finishing: Finishing| {
             let tasks = proxy.tasks.clone();
             let mut change = change;
@@ -133,7 +139,9 @@ impl Proxy {
                     Finish::Cut => Outcome::Unknown,
                 };
                 change.all |= proxy.superseded.is_told();
-                change.end_again(&proxy.cache, outcome).await;
+                let span = spans::invalidate(&parent, "write-body");
+                let ended = change.end_again(&proxy.cache, outcome).instrument(span.clone()).await;
+                spans::result(&span, ended.as_str());
             })
         };
         Body::Ending(Box::new(Ending::new(body, Box::new(end))))

@@ -255,6 +255,16 @@ pub enum Ended {
     Pending,
 }
 
+impl Ended {
+    /// The word for metrics and spans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Confirmed { .. } => "confirmed",
+            Self::Pending => "pending",
+        }
+    }
+}
+
 /// A write in flight over some keys.
 #[derive(Debug)]
 pub struct Write {

@@ -48,5 +48,6 @@ mod sidecars;
 mod states;
 mod systemd;
 mod tls;
+mod traces;
 mod unix_sockets;
 mod wire;

@@ -58,6 +58,7 @@ pub(super) struct Template {
     after: Vec<String>,
     /// What a path begins with, to the slash before its id, and what follows that.
     ends: (String, String),
+    text: String,
 }
 
 impl Template {
@@ -80,7 +81,8 @@ impl Template {
         let owned = |part: &[&str]| part.iter().map(|&segment| segment.to_owned()).collect();
         let start: String = before.iter().flat_map(|segment| ["/", segment]).collect();
         let end = after.iter().flat_map(|segment| ["/", segment]).collect();
-        Ok(Self { before: owned(before), after: owned(after), ends: (start + "/", end) })
+        let (before, after, text) = (owned(before), owned(after), template.to_owned());
+        Ok(Self { before, after, ends: (start + "/", end), text })
     }
 
     /// The path with this id.
@@ -102,6 +104,11 @@ impl Template {
         let (before, rest) = segments.split_at_checked(self.before.len())?;
         let id = rest.first()?;
         same(before, &self.before).then_some(id)
+    }
+
+    /// As it was given.
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     /// Where in a path the id stands.

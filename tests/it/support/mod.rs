@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use tokio::time::Instant;
 
 pub(crate) mod client;
+pub(crate) mod collector;
 pub(crate) mod python;
 pub(crate) mod raw;
 pub(crate) mod redis;

@@ -12,7 +12,7 @@ use jobcache::{
     Listeners, RunError,
     config::{Config, Invalid, Loaded, StoreUrl},
     reload::{self, Reloader, Reloads},
-    telemetry::Filter,
+    telemetry::Telemetry,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
@@ -45,7 +45,7 @@ impl Sidecar {
         read: impl Fn() -> Result<Loaded, Invalid> + Send + Sync + 'static,
     ) -> (Self, Reloader) {
         let loaded = read().expect("a configuration to start with");
-        let (reloader, reloads) = reload::channel(read, Filter::default());
+        let (reloader, reloads) = reload::channel(read, Telemetry::default());
         (Self::serve(loaded, reloads).await, reloader)
     }
 

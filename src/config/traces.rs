@@ -1,0 +1,343 @@
+//! Where spans go. Only the environment says, by the variables that OpenTelemetry has given names to,
+//! so that what an operator or a cluster sets for every service holds for this one.
+//!
+//! "The SDK MUST [..] generate a warning and gracefully ignore the setting" of a value that it does not
+//! know (OpenTelemetry, environment variable specification): nothing here is a mistake that keeps a
+//! sidecar from starting. Not read here: `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`,
+//! `OTEL_RESOURCE_ATTRIBUTES` and the limits of a span, which are the SDK's own to read; of the first
+//! it is only told when it will be ignored.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+
+use hyper::http::{HeaderName, HeaderValue, Uri};
+use percent_encoding::percent_decode_str;
+
+use super::url;
+
+/// Where collectors listen for OTLP over HTTP.
+const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
+/// What is appended to the endpoint of all signals.
+const PATH: &str = "/v1/traces";
+/// The one protocol that is spoken.
+const PROTOCOL: &str = "http/protobuf";
+const SAMPLERS: [&str; 6] = [
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+];
+/// Spans in memory at most, whatever is asked for.
+const MAX_QUEUE: usize = 65_536;
+
+/// Where spans go, and when.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Traces {
+    /// `http://host[:port]` or `https://host[:port]`.
+    pub origin: String,
+    /// Path and query.
+    pub target: String,
+    /// Header fields of each message; values may be secrets.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Authorities that an `https` collector is believed by; none = those of the system.
+    pub ca: Option<PathBuf>,
+    /// For one message to be taken, tries and pauses included.
+    pub timeout: Duration,
+    /// Spans that wait at most; further ones are dropped.
+    pub queue: usize,
+    /// Spans in one message at most.
+    pub batch: usize,
+    /// How long a span may wait for others.
+    pub delay: Duration,
+}
+
+/// Without the headers and the query: either may hold a key.
+impl fmt::Debug for Traces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.target.split('?').next().unwrap_or_default();
+        write!(f, "{}{path}", self.origin)
+    }
+}
+
+/// The variables and what there is to say about them.
+struct Reader<'e> {
+    env: &'e BTreeMap<String, String>,
+    warnings: &'e mut Vec<String>,
+}
+
+/// Reads the variables, of which empty ones are unset already. None where no spans go anywhere, as
+/// without an endpoint.
+pub(super) fn read(env: &BTreeMap<String, String>, warnings: &mut Vec<String>) -> Option<Traces> {
+    let mut reader = Reader { env, warnings };
+    let asked = reader.exporter()?;
+    let (origin, target) = reader.endpoint(asked)?;
+    reader.protocol()?;
+    reader.sampler();
+    if reader.of_traces("COMPRESSION").is_some_and(|(_, how)| how != "none") {
+        reader.ignored("OTEL_EXPORTER_OTLP_COMPRESSION", "spans are sent uncompressed");
+    }
+    let queue = reader.number("OTEL_BSP_MAX_QUEUE_SIZE", 2048).clamp(1, MAX_QUEUE);
+    let timeout_ms = match reader.of_traces("TIMEOUT") {
+        Some((name, _)) => reader.number(name, 10_000),
+        None => 10_000,
+    };
+    let delay_ms = reader.number("OTEL_BSP_SCHEDULE_DELAY", 5_000);
+    Some(Traces {
+        origin,
+        target,
+        headers: reader.headers(),
+        ca: reader.of_traces("CERTIFICATE").map(|(_, path)| path.into()),
+        timeout: millis(timeout_ms.max(1)),
+        queue,
+        batch: reader.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512).clamp(1, queue),
+        delay: millis(delay_ms),
+    })
+}
+
+impl Reader<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.env.get(name).map(|text| text.trim()).filter(|text| !text.is_empty())
+    }
+
+    /// A variable of the exporter: that of traces wins over that of all signals.
+    fn of_traces(&self, name: &str) -> Option<(&'static str, String)> {
+        let names: [&'static str; 2] = match name {
+            "PROTOCOL" => ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"],
+            "TIMEOUT" => ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"],
+            "HEADERS" => ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"],
+            "CERTIFICATE" => {
+                ["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"]
+            }
+            "COMPRESSION" => {
+                ["OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"]
+            }
+            _ => ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"],
+        };
+        names.into_iter().find_map(|name| Some((name, self.get(name)?.to_owned())))
+    }
+
+    fn ignored(&mut self, name: &str, what: &str) {
+        self.warnings.push(format!("the environment variable {name}: {what}"));
+    }
+
+    /// Whether spans are asked for by name, or only if there is an endpoint; none where they are not
+    /// wanted.
+    fn exporter(&mut self) -> Option<bool> {
+        if self.get("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
+            return None;
+        }
+        let name = "OTEL_TRACES_EXPORTER";
+        let Some(wanted) = self.get(name) else { return Some(false) };
+        let wanted: Vec<_> = wanted.split(',').map(str::trim).collect();
+        if wanted.contains(&"otlp") {
+            return Some(true);
+        }
+        if wanted != ["none"] {
+            self.ignored(name, "only otlp and none are known; no spans are sent");
+        }
+        None
+    }
+
+    /// Origin and target.
+    fn endpoint(&mut self, asked: bool) -> Option<(String, String)> {
+        let (name, text, target) = match self.of_traces("ENDPOINT") {
+            // "the URL MUST be used as-is without any modification" (OTLP exporter specification)
+            Some((name @ "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", text)) => (name, text, None),
+            Some((name, text)) => (name, text, Some(PATH)),
+            None if asked => ("OTEL_TRACES_EXPORTER", DEFAULT_ENDPOINT.to_owned(), Some(PATH)),
+            None => return None,
+        };
+        let split = split(&text).map_err(|why| self.ignored(name, &why));
+        let (origin, own) = split.ok()?;
+        let target = match target {
+            Some(path) => format!("{}{path}", own.trim_end_matches('/')),
+            None => own,
+        };
+        Some((origin, target))
+    }
+
+    /// None for one that we do not speak: it would be sent to who does not understand us.
+    fn protocol(&mut self) -> Option<()> {
+        match self.of_traces("PROTOCOL") {
+            Some((name, protocol)) if protocol != PROTOCOL => {
+                let what = format!("{protocol} is not spoken, only {PROTOCOL}; no spans are sent");
+                self.ignored(name, &what);
+                None
+            }
+            _ => Some(()),
+        }
+    }
+
+    fn sampler(&mut self) {
+        let (name, arg) = ("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG");
+        let Some(sampler) = self.get(name).map(str::to_owned) else { return };
+        if !SAMPLERS.contains(&sampler.as_str()) {
+            let what = format!("must be one of {}; ignored", SAMPLERS.join(", "));
+            self.ignored(name, &what);
+        } else if sampler.ends_with("ratio") {
+            let ratio = self.get(arg).and_then(|text| text.parse::<f64>().ok());
+            if !ratio.is_some_and(|ratio| (0.0..=1.0).contains(&ratio)) {
+                self.ignored(arg, "must be a number from 0 to 1; every trace is sampled");
+            }
+        }
+    }
+
+    fn number(&mut self, name: &str, default: usize) -> usize {
+        let Some(text) = self.get(name) else { return default };
+        let number = text.parse();
+        number.unwrap_or_else(|_| {
+            self.ignored(name, &format!("must be a whole number; {default} holds"));
+            default
+        })
+    }
+
+    /// `key=value,key=value`, values percent-encoded.
+    fn headers(&mut self) -> Vec<(HeaderName, HeaderValue)> {
+        let Some((name, text)) = self.of_traces("HEADERS") else { return Vec::new() };
+        let mut headers = Vec::new();
+        for member in text.split(',').filter(|member| !member.trim().is_empty()) {
+            match header(member) {
+                Some(header) => headers.push(header),
+                // The value may be a secret, and so may what has no `=`.
+                None => self.ignored(name, "must be key=value,key=value; one of them is ignored"),
+            }
+        }
+        headers
+    }
+}
+
+fn header(member: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = member.split_once('=')?;
+    let value: Vec<u8> = percent_decode_str(value.trim()).collect();
+    Some((name.trim().parse().ok()?, HeaderValue::from_bytes(&value).ok()?))
+}
+
+/// Origin and the rest of a URL.
+fn split(text: &str) -> Result<(String, String), String> {
+    let uri: Uri = text.parse().map_err(|_| "this is not a URL; no spans are sent".to_owned())?;
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    if authority.contains('@') {
+        let mend = "put credentials into OTEL_EXPORTER_OTLP_HEADERS; no spans are sent";
+        return Err(mend.to_owned());
+    }
+    let scheme = uri.scheme_str().unwrap_or_default();
+    let origin = format!("{scheme}://{authority}");
+    if !matches!(scheme, "http" | "https") || url::upstream(&origin).is_err() {
+        return Err("must be http://host[:port] or https://host[:port]; no spans are sent".into());
+    }
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    Ok((origin, target.to_owned()))
+}
+
+fn millis(number: usize) -> Duration {
+    // A day is as good as for ever, and can be added to a clock.
+    Duration::from_millis(number as u64).min(Duration::from_hours(24))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traces(env: &[(&str, &str)]) -> (Option<Traces>, Vec<String>) {
+        let env = env.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let mut warnings = Vec::new();
+        (read(&env, &mut warnings), warnings)
+    }
+
+    /// Spans go to this URL.
+    #[track_caller]
+    fn go(env: &[(&str, &str)], url: &str) -> Traces {
+        let (traces, warnings) = traces(env);
+        let traces = traces.unwrap_or_else(|| panic!("{env:?}: {warnings:?}"));
+        assert_eq!(format!("{}{}", traces.origin, traces.target), url, "{env:?}");
+        assert!(warnings.is_empty(), "{warnings:?}");
+        traces
+    }
+
+    /// Spans go nowhere, and this is said of it.
+    #[track_caller]
+    fn stay(env: &[(&str, &str)], says: &str) {
+        let (traces, warnings) = traces(env);
+        assert_eq!(traces, None, "{env:?}");
+        assert_eq!(warnings.is_empty(), says.is_empty(), "{env:?}: {warnings:?}");
+        assert!(warnings.concat().contains(says), "{env:?}: {warnings:?}");
+    }
+
+    const ALL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    const OWN: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+
+    #[test]
+    fn the_endpoint_of_traces_is_taken_as_it_is_and_that_of_all_signals_extended() {
+        go(&[(ALL, "http://c:4318")], "http://c:4318/v1/traces");
+        go(&[(ALL, "https://c/otlp/")], "https://c/otlp/v1/traces");
+        go(&[(ALL, "http://c"), (OWN, "http://d/x?y=1")], "http://d/x?y=1");
+        go(&[(OWN, "http://d")], "http://d/");
+        go(&[("OTEL_TRACES_EXPORTER", "otlp")], "http://localhost:4318/v1/traces");
+    }
+
+    #[test]
+    fn spans_go_nowhere_unless_there_is_an_endpoint_that_we_can_speak_to() {
+        stay(&[], "");
+        stay(&[("OTEL_SERVICE_NAME", "x")], "");
+        stay(&[(ALL, "http://c"), ("OTEL_SDK_DISABLED", "True")], "");
+        stay(&[(ALL, "http://c"), ("OTEL_TRACES_EXPORTER", "none")], "");
+        stay(&[(ALL, "http://c"), ("OTEL_TRACES_EXPORTER", "zipkin")], "only otlp and none");
+        stay(&[(ALL, "http://c"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], "grpc is not spoken");
+        stay(&[(ALL, "c:4318")], "must be http://host");
+        stay(&[(ALL, "http://u:hunter2@c")], "OTEL_EXPORTER_OTLP_HEADERS");
+        stay(&[(ALL, "not a URL")], "not a URL");
+    }
+
+    #[test]
+    fn headers_are_decoded_and_never_shown() {
+        let traces = go(
+            &[
+                (ALL, "http://c"),
+                ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2, a=b="),
+            ],
+            "http://c/v1/traces",
+        );
+        assert_eq!(traces.headers[0].1, "Bearer hunter2");
+        assert_eq!(traces.headers[1], ("a".parse().unwrap(), HeaderValue::from_static("b=")));
+        assert_eq!(format!("{traces:?}"), "http://c/v1/traces");
+        assert_eq!(
+            format!("{:?}", go(&[(OWN, "http://d/x?key=1")], "http://d/x?key=1")),
+            "http://d/x"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_warned_of_and_the_rest_holds() {
+        for (name, text, says) in [
+            ("OTEL_TRACES_SAMPLER", "sometimes", "must be one of"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "must be a whole number; 10000 holds"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "-1", "must be a whole number; 5000 holds"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", "uncompressed"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2", "one of them is ignored"),
+        ] {
+            let (traces, warnings) = traces(&[(ALL, "http://c"), (name, text)]);
+            assert!(traces.is_some(), "{name}");
+            assert!(warnings.concat().contains(says), "{name}: {warnings:?}");
+            assert!(!warnings.concat().contains("hunter2"), "{warnings:?}");
+        }
+        let ratio = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2")];
+        let (_, warnings) = traces(&[&[(ALL, "http://c")], &ratio[..]].concat());
+        assert!(warnings.concat().contains("from 0 to 1"), "{warnings:?}");
+    }
+
+    #[test]
+    fn what_waits_is_bounded_whatever_is_asked_for() {
+        let huge = "18446744073709551615";
+        let traces = go(
+            &[
+                (ALL, "http://c"),
+                ("OTEL_BSP_MAX_QUEUE_SIZE", huge),
+                ("OTEL_EXPORTER_OTLP_TIMEOUT", huge),
+            ],
+            "http://c/v1/traces",
+        );
+        assert_eq!((traces.queue, traces.batch), (MAX_QUEUE, 512));
+        assert_eq!(traces.timeout, Duration::from_hours(24));
+    }
+}
