@@ -108,34 +108,39 @@ impl Admin {
         let path = request.uri().path().to_owned();
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
-        let caller = Caller::of(&request, client);
         match path.as_str() {
             "/livez" if read => reply(StatusCode::OK, &json!({ "status": "alive" })),
             "/readyz" if read => self.ready(),
             "/metrics" if read => self.exposition(),
             "/status" if read => self.guarded(request.headers(), Self::status),
+            "/history" if read => self.guarded(request.headers(), Self::history),
             "/events" if method == Method::GET => {
                 let headers = request.headers();
                 self.guarded(headers, |admin| admin.events(headers))
             }
             "/log" if read => self.log.show(),
             "/log" if method == Method::PUT => self.log.put(request).await,
-            "/purge" if method == Method::POST => self.webhook.purge_listed(request, caller).await,
-            "/livez" | "/readyz" | "/metrics" | "/status" => wrong_method("GET, HEAD"),
+            "/livez" | "/readyz" | "/metrics" | "/status" | "/history" => wrong_method("GET, HEAD"),
             "/events" => wrong_method("GET"),
             "/log" => wrong_method("GET, HEAD, PUT"),
-            "/purge" => wrong_method("POST"),
-            _ if method.as_str() == "PURGE" => {
-                self.webhook.purge_path(request, &path, caller).await
-            }
             _ if path.starts_with("/explain/") => self.explain(request, &path).await,
-            _ => match path.strip_prefix("/purge/") {
-                Some(id) if method == Method::POST => {
-                    self.webhook.purge_one(request, id, caller).await
-                }
-                Some(_) => wrong_method("POST"),
-                None => reply(StatusCode::NOT_FOUND, &json!({ "error": "no such page" })),
-            },
+            _ => self.purge(request, &path, client).await,
+        }
+    }
+
+    /// Purges in any of three ways. What is none of them is no page.
+    async fn purge(&self, request: Request<Incoming>, path: &str, client: Peer) -> Reply {
+        let caller = Caller::of(&request, client);
+        let method = request.method();
+        match path.strip_prefix("/purge/") {
+            None if path == "/purge" && method == Method::POST => {
+                self.webhook.purge_listed(request, caller).await
+            }
+            None if path == "/purge" => wrong_method("POST"),
+            _ if method.as_str() == "PURGE" => self.webhook.purge_path(request, path, caller).await,
+            Some(id) if method == Method::POST => self.webhook.purge_one(request, id, caller).await,
+            Some(_) => wrong_method("POST"),
+            None => reply(StatusCode::NOT_FOUND, &json!({ "error": "no such page" })),
         }
     }
 
@@ -148,6 +153,10 @@ impl Admin {
         let draining = *self.leaving.borrow();
         let body = status::status(&self.cache, &self.metrics, &self.mode, draining);
         reply(StatusCode::OK, &body)
+    }
+
+    fn history(&self) -> Reply {
+        reply(StatusCode::OK, &status::history(&self.metrics))
     }
 
     /// By the head of the client's request in the body of a POST.

@@ -1,4 +1,5 @@
-//! `GET /status`: how it goes, for people and for the status page. Prometheus has `/metrics`.
+//! `GET /status`: how it goes, for people and for the status page; `GET /history`: how the last ten
+//! minutes went, for its plots. Prometheus has `/metrics`.
 
 use std::time::Duration;
 
@@ -13,12 +14,14 @@ use crate::{
     config::{Config, CredentialMode, NearMode, StoreUrl},
     metrics::{
         Limit, Metrics,
-        recent::{Times, Totals},
+        recent::{Look, Times, Totals},
     },
 };
 
 /// The busiest jobs that are told.
 const BUSIEST: usize = 20;
+/// Between two points of the history, in seconds.
+const STEP: usize = 2;
 /// Windows, in seconds.
 const WINDOWS: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 600)];
 
@@ -103,6 +106,25 @@ pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bo
     })
 }
 
+/// What was counted in each step of the last ten minutes, and the 99th percentiles at its end.
+pub(super) fn history(metrics: &Metrics) -> Value {
+    let steps = metrics.recent.steps(STEP);
+    let counts =
+        |of: fn(&Totals) -> u64| steps.iter().map(|step| of(&step.totals)).collect::<Value>();
+    let p99 = |kind: usize| {
+        let kind = |step: &Look| step.p99.get(kind).copied().flatten().map(ms);
+        steps.iter().map(kind).collect::<Value>()
+    };
+    json!({
+        "step_s": STEP,
+        "hit": counts(|totals| totals.hits),
+        "miss": counts(|totals| totals.misses),
+        "pass": counts(|totals| totals.passes),
+        "saved": counts(Totals::saved),
+        "p99_ms": { "hit": p99(0), "miss": p99(1), "upstream": p99(2), "store": p99(3) },
+    })
+}
+
 /// Since the process began, and lately.
 fn requests(metrics: &Metrics) -> Value {
     let now = metrics.totals();
@@ -145,12 +167,13 @@ fn reasons(metrics: &Metrics) -> Value {
 
 /// Of the last one to two minutes, right within an eighth.
 fn latency(times: &Times) -> Value {
-    let ms = |part| {
-        let took: Option<Duration> = times.quantile(part);
-        // Not by seconds, whose digits would show.
-        took.map(|took| f64::from(u32::try_from(took.as_micros()).unwrap_or(u32::MAX)) / 1e3)
-    };
+    let ms = |part| times.quantile(part).map(ms);
     json!({ "p50": ms(0.5), "p99": ms(0.99), "samples": times.count() })
+}
+
+/// Not by seconds, whose digits would show.
+fn ms(took: Duration) -> f64 {
+    f64::from(u32::try_from(took.as_micros()).unwrap_or(u32::MAX)) / 1e3
 }
 
 /// What is in use of each limit, by the name of its setting.

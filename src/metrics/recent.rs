@@ -79,11 +79,20 @@ impl Totals {
     }
 }
 
+/// What stood at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Requests since the process began.
+    pub totals: Totals,
+    /// The 99th percentiles of hits, misses, the upstream and the store, of the minute or two before.
+    pub p99: [Option<Duration>; 4],
+}
+
 /// What is known of the last ten minutes.
 #[derive(Debug)]
 pub struct Recent {
     began: Instant,
-    looks: Mutex<VecDeque<Totals>>,
+    looks: Mutex<VecDeque<Look>>,
     pub(super) misses: AtomicU64,
     pub(super) passes: AtomicU64,
     pub(super) others: AtomicU64,
@@ -128,26 +137,42 @@ impl Recent {
     pub fn before(&self, seconds: usize) -> Totals {
         let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
         match looks.len().checked_sub(seconds) {
-            Some(at) => looks.get(at).copied().unwrap_or_default(),
+            Some(at) => looks.get(at).map_or_else(Totals::default, |look| look.totals),
             None => Totals::default(),
         }
     }
 
-    /// Keeps a look; returns the one before.
+    /// The last ten minutes in steps of so many seconds, oldest first: what was counted in each, and
+    /// how long things took at its end.
+    pub fn steps(&self, seconds: usize) -> Vec<Look> {
+        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ends: Vec<Look> = looks.iter().rev().step_by(seconds.max(1)).copied().collect();
+        drop(looks);
+        ends.reverse();
+        let steps = ends.iter().zip(ends.iter().skip(1));
+        steps.map(|(from, to)| Look { totals: to.totals.since(&from.totals), ..*to }).collect()
+    }
+
+    /// Keeps a look; returns what stood at the one before.
     fn look(&self, totals: Totals) -> Totals {
+        let look = Look { totals, p99: self.times().map(|times| times.quantile(0.99)) };
         let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
         let before = looks.back().copied().unwrap_or_default();
         if looks.len() >= LOOKS {
             looks.pop_front();
         }
-        looks.push_back(totals);
-        before
+        looks.push_back(look);
+        before.totals
     }
 
     fn forget_times(&self) {
-        for times in [&self.hit_times, &self.miss_times, &self.upstream_times, &self.store_times] {
+        for times in self.times() {
             times.rotate();
         }
+    }
+
+    fn times(&self) -> [&Times; 4] {
+        [&self.hit_times, &self.miss_times, &self.upstream_times, &self.store_times]
     }
 }
 
@@ -292,6 +317,24 @@ mod tests {
         assert_eq!(recent.before(60).hits, 641);
         assert_eq!(recent.before(600).hits, 101);
         assert_eq!(recent.before(1_000), Totals::default());
+    }
+
+    #[test]
+    fn the_last_minutes_are_told_in_steps_that_end_now() {
+        let recent = Recent::default();
+        assert_eq!(recent.steps(2), []);
+        for hits in 1..=6 {
+            recent.hit_times.observe(Duration::from_millis(hits), 1);
+            recent.look(Totals { hits: hits * hits, ..Totals::default() });
+        }
+        let steps = recent.steps(2);
+        assert_eq!(steps.iter().map(|step| step.totals.hits).collect::<Vec<_>>(), [12, 20]);
+        assert_eq!(steps.last().map(|step| step.p99[0]), Some(recent.hit_times.quantile(0.99)));
+        assert_eq!(
+            steps.last().map(|step| step.p99[3]),
+            Some(None),
+            "nothing was asked of a store"
+        );
     }
 
     #[test]

@@ -206,7 +206,7 @@ async fn what_names_jobs_needs_the_secret_and_shows_none() {
     let secret = |config: &mut Config| config.webhook_secret = Some(Secret::new(SECRET));
     let setup = Setup::with(secret).await;
     let admin = &setup.sidecar.admin;
-    for path in ["/status", "/events"] {
+    for path in ["/status", "/history", "/events"] {
         let reply = admin.get(path).await;
         assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{path}");
         reply.reason();
@@ -262,4 +262,27 @@ async fn the_status_tells_what_was_asked_and_what_was_spared() {
     let x = busiest.iter().find(|job| job["job"] == "x").unwrap_or_else(|| panic!("{told}"));
     assert!(x["hits"].as_u64() >= Some(9), "{told}");
     assert!(told["limits"]["max_flights"]["limit"].as_u64() > Some(0), "{told}");
+}
+
+#[tokio::test]
+async fn the_history_tells_the_last_minutes_in_steps() {
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    setup.get(&format!("{X}?fresh")).await;
+
+    // Steps have ends; what was asked for is in one of the next.
+    let sum = |told: &serde_json::Value, kind: &str| {
+        let counts = told[kind].as_array().expect("a list");
+        counts.iter().map(|n| n.as_u64().expect("a count")).sum::<u64>()
+    };
+    let told = eventually(SOON, async || {
+        let told = setup.sidecar.admin.get("/history").await.json();
+        if sum(&told, "hit") > 0 && sum(&told, "pass") > 0 { Ok(told) } else { Err(told) }
+    })
+    .await;
+
+    assert_eq!(sum(&told, "saved"), sum(&told, "hit"), "{told}");
+    assert_eq!(told["step_s"], 2);
+    let last = told["p99_ms"]["hit"].as_array().and_then(|all| all.last()).expect("a step");
+    assert!(last.as_f64().is_some_and(|ms| ms > 0.0), "{told}");
 }
