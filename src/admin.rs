@@ -1,9 +1,10 @@
 //! The admin listener: purge webhook, health, metrics, the filter of the log, and what happens and why.
 //!
 //! Health and metrics are anybody's who can connect. Whatever names a job asks for the webhook secret,
-//! where there is one, as a purge does.
+//! where there is one, as a purge does. The status page at `/` names none; its script asks.
 
 mod explain;
+mod front;
 pub mod guard;
 mod live;
 mod log;
@@ -26,6 +27,7 @@ use tracing::Instrument as _;
 pub use self::page::Reply;
 use self::{
     explain::MAX_HEAD,
+    front::Front,
     guard::Caller,
     log::Log,
     page::{Page, reply, wrong_method},
@@ -54,6 +56,7 @@ pub struct Admin {
     mode: Mode,
     metrics: Arc<Metrics>,
     leaving: Drain,
+    front: Front,
 }
 
 impl Admin {
@@ -69,8 +72,8 @@ impl Admin {
         let secret = config.webhook_secret.as_ref();
         let webhook =
             Webhook::new(Arc::clone(&cache), Arc::clone(&routes), Arc::clone(&room), secret);
-        let (log, mode) = (Log::new(filter, secret), Mode::of(config));
-        Self { cache, routes, webhook, log, room, mode, metrics, leaving }
+        let (log, mode, front) = (Log::new(filter, secret), Mode::of(config), Front::new());
+        Self { cache, routes, webhook, log, room, mode, metrics, leaving, front }
     }
 
     /// The same under another configuration.
@@ -109,6 +112,7 @@ impl Admin {
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
         match path.as_str() {
+            "/" if read => self.front.show(),
             "/livez" if read => reply(StatusCode::OK, &json!({ "status": "alive" })),
             "/readyz" if read => self.ready(),
             "/metrics" if read => self.exposition(),
@@ -120,7 +124,9 @@ impl Admin {
             }
             "/log" if read => self.log.show(),
             "/log" if method == Method::PUT => self.log.put(request).await,
-            "/livez" | "/readyz" | "/metrics" | "/status" | "/history" => wrong_method("GET, HEAD"),
+            "/" | "/livez" | "/readyz" | "/metrics" | "/status" | "/history" => {
+                wrong_method("GET, HEAD")
+            }
             "/events" => wrong_method("GET"),
             "/log" => wrong_method("GET, HEAD, PUT"),
             _ if path.starts_with("/explain/") => self.explain(request, &path).await,

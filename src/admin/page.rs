@@ -12,7 +12,7 @@ use hyper::{
     body::{Body, Frame, SizeHint},
     http::{
         HeaderValue,
-        header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE},
+        header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
     },
 };
 use serde_json::{Value, json};
@@ -63,13 +63,14 @@ pub(super) fn reply(status: StatusCode, body: &Value) -> Reply {
     typed(status, "application/json", Page::Whole(format!("{body}\n").into()))
 }
 
-/// An answer that nobody is to keep.
+/// An answer that nobody is to keep, nor to take for something else.
 pub(super) fn typed(status: StatusCode, kind: &'static str, page: Page) -> Reply {
     let mut response = Response::new(page);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

@@ -205,6 +205,7 @@ impl Stage {
                 "a write: next GET is new",
             ),
             (format!("curl -X POST{secret} http://{admin}/purge/{job}"), "the purge webhook"),
+            (format!("http://{admin}/"), "the status page, in a browser"),
             (format!("curl http://{admin}/readyz"), "health"),
             (format!("curl http://{admin}/metrics"), "metrics"),
         ];

@@ -1,0 +1,98 @@
+//! `GET /`: the status page.
+//!
+//! One answer with everything in it, so that it works where nothing but this listener can be reached.
+//! It holds no figure and no job: its script asks `/status`, `/history` and `/events` for them, with the
+//! webhook secret where there is one, as anybody else does. So the page itself is for anybody.
+//!
+//! Ids of jobs come from clients. The script shows text only as text, and the policy holds it to that:
+//! nothing runs but the script of these hashes, no string becomes markup (`require-trusted-types-for`),
+//! and nothing is fetched from anywhere else.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use hmac_sha256::Hash;
+use hyper::{
+    StatusCode,
+    http::{
+        HeaderValue,
+        header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY},
+    },
+};
+
+use super::page::{Page, Reply, typed};
+
+const PAGE: &str = include_str!("front/page.html");
+const STYLE: &str = include_str!("front/page.css");
+/// One program, in the order in which its parts need each other.
+const SCRIPT: &str = concat!(
+    include_str!("front/words.js"),
+    include_str!("front/ask.js"),
+    include_str!("front/plots.js"),
+    include_str!("front/figures.js"),
+    include_str!("front/job.js"),
+    include_str!("front/stream.js"),
+    include_str!("front/run.js"),
+);
+
+/// The status page, put together.
+#[derive(Debug)]
+pub(super) struct Front {
+    page: Bytes,
+    policy: HeaderValue,
+}
+
+impl Front {
+    pub(super) fn new() -> Self {
+        let page = PAGE
+            .replacen("<style></style>", &format!("<style>{STYLE}</style>"), 1)
+            .replacen("<script></script>", &format!("<script>{SCRIPT}</script>"), 1);
+        let policy = HeaderValue::from_str(&policy())
+            // Never so; a page that does nothing is what is left without hashes.
+            .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"));
+        Self { page: page.into(), policy }
+    }
+
+    pub(super) fn show(&self) -> Reply {
+        let page = Page::Whole(self.page.clone());
+        let mut response = typed(StatusCode::OK, "text/html; charset=utf-8", page);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_SECURITY_POLICY, self.policy.clone());
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        response
+    }
+}
+
+/// What a browser lets the page do. Its icon is a `data:` URL, and the one image there is.
+fn policy() -> String {
+    let hash = |text: &str| format!("'sha256-{}'", STANDARD.encode(Hash::hash(text.as_bytes())));
+    let (script, style) = (hash(SCRIPT), hash(STYLE));
+    format!(
+        "default-src 'none'; script-src {script}; style-src {style}; img-src data:; \
+         connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+         require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::policy::{Bypass, NoStore};
+
+    #[test]
+    fn the_page_says_what_each_reason_means() {
+        let bypasses = Bypass::ALL.iter().map(|why| why.as_str());
+        for why in bypasses.chain(NoStore::ALL.iter().map(|why| why.as_str())) {
+            let is_told = [format!("\n  {why}: ["), format!("\n  '{why}': [")];
+            assert!(is_told.iter().any(|entry| SCRIPT.contains(entry)), "{why} has no words");
+        }
+    }
+
+    #[test]
+    fn every_part_has_its_place_in_the_page() {
+        let page = String::from_utf8(Front::new().page.into()).unwrap();
+        for part in [STYLE, SCRIPT] {
+            assert_eq!(page.matches(part).count(), 1);
+        }
+        assert!(!SCRIPT.contains("</script") && !STYLE.contains("</style"));
+    }
+}

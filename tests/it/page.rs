@@ -1,0 +1,170 @@
+//! The status page: what it is allowed to do, and what a browser makes of it.
+
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use hyper::{Method, StatusCode};
+use jobcache::config::{Config, Secret};
+
+use crate::support::{Setup, browser::Browser, client::Reply, upstream::with_headers};
+
+const X: &str = "/jobs/x";
+const SECRET: &str = "a-secret-of-the-test";
+/// Of the page, in bytes: it is looked at over slow links, when things are bad.
+const MOST: usize = 64 << 10;
+
+async fn front(setup: &Setup) -> Reply {
+    let page = setup.sidecar.admin.get("/").await;
+    assert_eq!(page.status, StatusCode::OK);
+    page
+}
+
+fn url(setup: &Setup) -> String {
+    format!("http://{}/", setup.sidecar.admin.address())
+}
+
+/// What stands between two marks, once.
+fn between<'t>(text: &'t str, from: &str, to: &str) -> &'t str {
+    let mut parts = text.split(from).skip(1);
+    let part = parts.next().unwrap_or_else(|| panic!("no {from}"));
+    assert!(parts.next().is_none(), "{from} twice");
+    part.split_once(to).unwrap_or_else(|| panic!("no {to}")).0
+}
+
+/// By another implementation than ours.
+fn sha256_base64(text: &str) -> String {
+    let script = "import base64, hashlib, sys; print(base64.b64encode(hashlib.sha256(sys.stdin.buffer.read()).digest()).decode(), end='')";
+    let mut python = Command::new("/usr/bin/python3")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 runs");
+    python.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
+    String::from_utf8(python.wait_with_output().expect("it ends").stdout).expect("base64")
+}
+
+#[tokio::test]
+async fn the_page_may_do_nothing_but_run_its_own_script_and_ask_this_listener() {
+    let setup = Setup::cold(crate::support::RedisServer::absent(), |_| {}).await;
+    let page = front(&setup).await;
+
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    assert_eq!(page.header("cache-control"), "no-store");
+    assert_eq!(page.header("x-content-type-options"), "nosniff");
+    assert_eq!(page.header("referrer-policy"), "no-referrer");
+    let script = sha256_base64(between(page.text(), "<script>", "</script>"));
+    let style = sha256_base64(between(page.text(), "<style>", "</style>"));
+    let policy = format!(
+        "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; \
+         img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
+         frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    );
+    assert_eq!(page.header("content-security-policy"), policy);
+}
+
+#[tokio::test]
+async fn the_page_is_one_small_answer_that_needs_nothing_else() {
+    let setup = Setup::cold(crate::support::RedisServer::absent(), |_| {}).await;
+    let page = front(&setup).await;
+
+    let text = page.text();
+    assert!(text.len() < MOST, "{} bytes", text.len());
+    for elsewhere in ["http://", "https://", "\"//", "@import", "url(", " src=", "innerHTML"] {
+        let found = text.find(elsewhere);
+        assert_eq!(found.map(|at| &text[at.saturating_sub(40)..at + 40]), None, "{elsewhere}");
+    }
+    let head = setup.sidecar.admin.request(Method::HEAD, "/").send().await;
+    assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0));
+    let post = setup.sidecar.admin.request(Method::POST, "/").send().await;
+    assert_eq!(post.status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn a_browser_shows_figures_events_and_why_a_job_is_not_cached() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let setup = Setup::new().await;
+    setup
+        .upstream
+        .respond_to("/jobs/mine", |_| with_headers("{}", &[("cache-control", "private")]));
+    setup.hit(X).await;
+    setup.get("/jobs/mine").await;
+
+    browser.open(&url(&setup)).await;
+    browser.until("document.querySelector('#link').innerText === 'live'").await;
+    browser.until("/%/.test(document.querySelector('#ratio').innerText)").await;
+    browser.until("/up/.test(document.querySelector('#health').innerText)").await;
+    browser.until("/ms/.test(document.querySelector('#latency').innerText)").await;
+    browser.until("/x/.test(document.querySelector('#busiest').innerText)").await;
+    browser.until("document.querySelector('path.line.saved').getAttribute('d').length > 10").await;
+
+    let purged = setup.sidecar.admin.request(Method::POST, "/purge");
+    let purged = purged.header("webhook-id", "msg_7").body(r#"{"job_id":"x"}"#);
+    assert_eq!(purged.send().await.status, StatusCode::OK);
+    browser.until("/purge[^]*x[^]*msg_7/.test(document.querySelector('#events').innerText)").await;
+
+    browser.fill("#id", &format!("{X}?t=1")).await;
+    browser.click("#ask button.main").await;
+    browser.until("/query string/.test(document.querySelector('#answer').innerText)").await;
+    browser.fill("#id", "mine").await;
+    browser.click("#ask button.main").await;
+    browser.until("/marked private/.test(document.querySelector('#answer').innerText)").await;
+
+    setup.hit(X).await;
+    browser.fill("#id", "x").await;
+    browser.click("#purge").await;
+    assert!(setup.get(X).await.is_hit(), "it asks first");
+    browser.click("#purge").await;
+    browser.until("/Purged.*entry of/.test(document.querySelector('#receipt').innerText)").await;
+    assert!(!setup.get(X).await.is_hit());
+
+    assert_eq!(browser.complaints(), Vec::<&serde_json::Value>::new());
+    let own = url(&setup);
+    let asked = browser.asked();
+    assert!(asked.iter().any(|url| url.ends_with("/events")), "{asked:?}");
+    for url in asked {
+        assert!(url.starts_with(&own) || url.starts_with("data:"), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_browser_shows_no_text_of_clients_as_markup() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let setup = Setup::new().await;
+    browser.open(&url(&setup)).await;
+    browser.until("document.querySelector('#link').innerText === 'live'").await;
+    browser.fill("#id", "<img src=x onerror=alert(1)>").await;
+    browser.click("#ask button.main").await;
+    browser.until("/is no job id/.test(document.querySelector('#answer').innerText)").await;
+    assert_eq!(browser.eval("document.images.length").await, 0);
+    // The policy would not have it either.
+    let markup = "(() => { try { document.body.innerHTML = '<b>'; return 'done' } catch { return 'refused' } })()";
+    assert_eq!(browser.eval(markup).await, "refused");
+}
+
+#[tokio::test]
+async fn a_browser_asks_for_the_secret_and_tells_when_jobcache_is_gone() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let secret = |config: &mut Config| config.webhook_secret = Some(Secret::new(SECRET));
+    let mut setup = Setup::with(secret).await;
+    browser.open(&url(&setup)).await;
+    browser.until("!document.querySelector('#unlock').hidden").await;
+    browser.fill("#secret", "wrong").await;
+    browser.click("#unlock button").await;
+    browser
+        .until("/not the webhook secret/.test(document.querySelector('#refused').innerText)")
+        .await;
+    browser.fill("#secret", SECRET).await;
+    browser.click("#unlock button").await;
+    browser.until("document.querySelector('#link').innerText === 'live'").await;
+    browser.until("/a second/.test(document.querySelector('#second').innerText)").await;
+    assert_eq!(browser.eval("localStorage.length + document.cookie.length").await, 0);
+
+    setup.sidecar.shutdown().await.expect("a clean end");
+    browser
+        .until("/No connection to jobcache/.test(document.querySelector('#alarms').innerText)")
+        .await;
+    assert_eq!(browser.text("#link").await, "connection lost");
+}
