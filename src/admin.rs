@@ -8,6 +8,7 @@ mod front;
 pub mod guard;
 mod live;
 mod log;
+mod origin;
 pub mod page;
 pub mod purge;
 mod status;
@@ -111,6 +112,9 @@ impl Admin {
         let path = request.uri().path().to_owned();
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
+        if !read && self.webhook.is_open() && origin::is_foreign(request.headers()) {
+            return forged();
+        }
         match path.as_str() {
             "/" if read => self.front.show(),
             "/livez" if read => reply(StatusCode::OK, &json!({ "status": "alive" })),
@@ -209,4 +213,10 @@ impl Admin {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
         response
     }
+}
+
+fn forged() -> Reply {
+    let error = "a page of another site has sent this; only the status page of this listener may, or \
+                 who sends the webhook secret, where one is configured";
+    reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
 }

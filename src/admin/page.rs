@@ -63,7 +63,7 @@ pub(super) fn reply(status: StatusCode, body: &Value) -> Reply {
     typed(status, "application/json", Page::Whole(format!("{body}\n").into()))
 }
 
-/// An answer that nobody is to keep, nor to take for something else.
+/// An answer that nobody is to keep, nor to take for something else, nor to show in a page of his own.
 pub(super) fn typed(status: StatusCode, kind: &'static str, page: Page) -> Reply {
     let mut response = Response::new(page);
     *response.status_mut() = status;
@@ -71,6 +71,8 @@ pub(super) fn typed(status: StatusCode, kind: &'static str, page: Page) -> Reply
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // A browser hangs up on a page of another site, which could else keep the places of listeners.
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
     response
 }
 

@@ -156,6 +156,11 @@ impl Webhook {
         self.purge(ids, caller).await
     }
 
+    /// Whether anybody may call.
+    pub(super) fn is_open(&self) -> bool {
+        self.secret.is_none()
+    }
+
     /// What is answered to who does not know the secret, where there is one.
     pub(super) fn refuses(&self, headers: &HeaderMap, body: &[u8]) -> Option<Reply> {
         let secret = self.secret.as_ref();

@@ -28,6 +28,7 @@ mod logs;
 mod mentions;
 mod near;
 mod operations;
+mod origin;
 mod page;
 mod peers;
 mod proxy_protocol;

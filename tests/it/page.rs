@@ -55,6 +55,7 @@ async fn the_page_may_do_nothing_but_run_its_own_script_and_ask_this_listener() 
     assert_eq!(page.header("cache-control"), "no-store");
     assert_eq!(page.header("x-content-type-options"), "nosniff");
     assert_eq!(page.header("referrer-policy"), "no-referrer");
+    assert_eq!(page.header("cross-origin-resource-policy"), "same-origin");
     let script = sha256_base64(between(page.text(), "<script>", "</script>"));
     let style = sha256_base64(between(page.text(), "<style>", "</style>"));
     let policy = format!(
@@ -167,4 +168,20 @@ async fn a_browser_asks_for_the_secret_and_tells_when_jobcache_is_gone() {
         .until("/No connection to jobcache/.test(document.querySelector('#alarms').innerText)")
         .await;
     assert_eq!(browser.text("#link").await, "connection lost");
+}
+
+#[tokio::test]
+async fn a_browser_purges_nothing_for_a_page_of_another_origin() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    browser.open(&format!("{}/", setup.upstream.url())).await;
+    // As forms do: no leave is asked for, and the answer cannot be read.
+    let forged = format!(
+        "Promise.all(['purge/x', 'purge'].map((path) => fetch('{}' + path, {{ method: 'POST', mode: \
+         'no-cors', body: '{{\"all\":true}}' }}).catch(() => 0))).then(() => true)",
+        url(&setup)
+    );
+    assert_eq!(browser.eval(&forged).await, true);
+    assert!(setup.get(X).await.is_hit());
 }

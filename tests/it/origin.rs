@@ -1,0 +1,69 @@
+//! Requests that a page of another site makes an operator's browser send.
+
+use hyper::{Method, StatusCode};
+use jobcache::config::{Config, Secret};
+
+use crate::support::Setup;
+
+const X: &str = "/jobs/x";
+const SECRET: &str = "a-secret-of-the-test";
+
+/// A purge as a browser sends it for a page, with these fields.
+async fn purge_by(setup: &Setup, fields: &[(&'static str, &str)]) -> StatusCode {
+    let mut request = setup.sidecar.admin.request(Method::POST, "/purge/x");
+    for (name, value) in fields {
+        request = request.header(name, value);
+    }
+    request.send().await.status
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_purges_nothing() {
+    let setup = Setup::new().await;
+    let own = setup.sidecar.admin.address().to_string();
+    let origin = format!("http://{own}");
+    let (own, origin) = (own.as_str(), origin.as_str());
+    setup.hit(X).await;
+
+    let forged: [&[_]; 5] = [
+        &[("host", own), ("origin", "https://evil.example")],
+        &[("host", own), ("origin", "null")],
+        &[("host", own), ("origin", origin), ("sec-fetch-site", "cross-site")],
+        &[("host", own), ("origin", origin), ("sec-fetch-site", "same-site")],
+        // A name of theirs that leads here.
+        &[("host", "evil.example:9090"), ("origin", "http://evil.example:9090")],
+    ];
+    for fields in forged {
+        assert_eq!(purge_by(&setup, fields).await, StatusCode::FORBIDDEN, "{fields:?}");
+    }
+    let evil = |method, path| {
+        let request = setup.sidecar.admin.request(method, path);
+        request.header("origin", "https://evil.example")
+    };
+    let purge = Method::from_bytes(b"PURGE").expect("a method");
+    for request in [evil(purge, X), evil(Method::POST, "/purge").body(r#"{"all":true}"#)] {
+        let refused = request.send().await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN);
+        assert!(refused.reason().contains("another site"), "{refused:?}");
+        assert_eq!(refused.headers.get("access-control-allow-origin"), None);
+    }
+    assert!(setup.get(X).await.is_hit());
+    let page: [&[_]; 2] = [
+        &[("host", own), ("origin", origin)],
+        &[("host", own), ("origin", origin), ("sec-fetch-site", "same-origin")],
+    ];
+    for fields in page {
+        assert_eq!(purge_by(&setup, fields).await, StatusCode::OK, "{fields:?}");
+    }
+    assert!(!setup.get(X).await.is_hit());
+}
+
+#[tokio::test]
+async fn who_shows_the_secret_may_purge_from_wherever_he_likes() {
+    let secret = |config: &mut Config| config.webhook_secret = Some(Secret::new(SECRET));
+    let setup = Setup::with(secret).await;
+    let bearer = format!("Bearer {SECRET}");
+    let elsewhere = ("origin", "https://ops.example");
+    assert_eq!(purge_by(&setup, &[elsewhere]).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(purge_by(&setup, &[elsewhere, ("authorization", &bearer)]).await, StatusCode::OK);
+}
