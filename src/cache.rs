@@ -16,10 +16,12 @@ mod near;
 pub mod policy;
 pub mod query;
 mod told;
+mod trial;
 
 pub use fill::{Known, Landed, Lead};
 pub use invalidate::{Outcome, Purge, PurgeAll, Receipt};
 pub use near::{Absence, Look};
+pub use trial::Trial;
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -83,6 +85,9 @@ pub struct Cache {
     pending_warnings: Arc<Throttle>,
     /// Other sidecars' leases that were waited for in vain.
     waited: Arc<Marks<Token>>,
+    /// Entries that were not what the upstream answers.
+    refuted: Arc<Marks<Token>>,
+    refuted_warnings: Arc<Throttle>,
     bulk: Arc<Bulk>,
     /// What responses on their way into the cache take.
     captured: Arc<Room>,
@@ -182,6 +187,8 @@ impl Cache {
             foreign_warnings: Arc::new(Marks::new(FOREIGN_WARNING_EVERY)),
             pending_warnings: Arc::default(),
             waited: Arc::new(Marks::new(config.store.lease)),
+            refuted: Arc::new(Marks::new(trial::REMEMBERED)),
+            refuted_warnings: Arc::default(),
             bulk: Arc::default(),
             captured,
             policy: policy(config, &prints),

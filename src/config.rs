@@ -60,6 +60,8 @@ pub struct Config {
     pub tls_renew_interval: Duration,
     /// Secret of the purge webhook: Standard Webhooks signature or bearer token.
     pub webhook_secret: Option<Secret>,
+    /// How many of the hits are read from the upstream as well, and compared.
+    pub verify: Share,
     /// Path templates of the job resource, each with one `{id}` segment.
     pub routes: Vec<String>,
     /// Query strings of reads.
@@ -117,6 +119,25 @@ pub enum LogFormat {
     Human,
     /// A JSON object.
     Json,
+}
+
+/// A part of a whole, in millionths, so that shares can be told equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share(u32);
+
+impl Share {
+    /// The whole, in millionths.
+    pub const WHOLE: u32 = 1_000_000;
+
+    /// So many millionths, and no more than the whole.
+    pub fn of_millionths(millionths: u32) -> Self {
+        Self(millionths.min(Self::WHOLE))
+    }
+
+    /// In millionths.
+    pub fn millionths(self) -> u32 {
+        self.0
+    }
 }
 
 /// Query strings of reads.

@@ -2,6 +2,7 @@
 //!
 //! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id.
 
+mod evidence;
 mod limits;
 pub mod recent;
 mod told;
@@ -21,8 +22,11 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-pub use self::limits::{Limit, Limits};
 use self::recent::Recent;
+pub use self::{
+    evidence::{Evidence, Trials},
+    limits::{Limit, Limits},
+};
 use crate::{events::Events, store::StoreError, telemetry::Counts};
 
 /// Bounds of the latency histograms in seconds: half a millisecond to a minute.
@@ -66,6 +70,8 @@ pub struct Metrics {
     pub tls_reloads: Family<OutcomeLabels, Counter>,
     /// How the upstream does, and what is in use of it.
     pub upstream: upstream::Upstream,
+    /// What comparisons of entries with the upstream have come to.
+    pub trials: Trials,
     /// What is in use of each limit, and how often one was met.
     pub limits: Limits,
     /// Client connections that are open.
@@ -151,7 +157,8 @@ pub struct OutcomeLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct InvalidationLabels {
     /// `write`, `write-body` (the second end of a write, when its answer has come to its end),
-    /// `write-all` (by a rule, or because routes or rules have changed), `purge` or `purge-all`.
+    /// `write-all` (by a rule, or because routes or rules have changed), `purge`, `purge-all` or
+    /// `evidence` (the entry was not what the upstream answers).
     pub source: &'static str,
     /// `confirmed` or `pending`.
     pub outcome: &'static str,
@@ -230,6 +237,7 @@ impl Metrics {
             upstream_connects: Counter::default(),
             tls_reloads: Family::default(),
             upstream: upstream::Upstream::default(),
+            trials: Trials::default(),
             limits: Limits::default(),
             connections: Gauge::default(),
             connection_errors: Family::default(),
@@ -380,6 +388,7 @@ impl Metrics {
         );
         self.upstream.register(r);
         self.limits.register(r);
+        self.trials.register(r);
         self.register_near();
     }
 

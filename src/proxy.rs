@@ -10,6 +10,7 @@ mod reach;
 pub mod route;
 mod superseded;
 pub mod upgrade;
+mod verify;
 mod write;
 
 use std::{future::Future, sync::Arc};
@@ -24,7 +25,7 @@ use hyper::{
     },
 };
 use tokio::time::{Instant, timeout_at};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, warn};
 
 use self::{
@@ -41,13 +42,13 @@ use self::{
     write::Change,
 };
 use crate::{
-    cache::{Ask, Cache, Lead, Lookup, Outcome, entry::Entry, policy::Bypass},
-    config::{self, Config},
+    cache::{Ask, Cache, Lead, Lookup, Outcome, Trial, entry::Entry, key::JobId, policy::Bypass},
+    config::{self, Config, Share},
     events::{Sample, What},
     interim::Interim,
     limits::Room,
     metrics::{Limit, Metrics},
-    service::{Answered, Waited},
+    service::{Answered, Declined},
     spans,
     store::Budget,
     transport::Peer,
@@ -70,6 +71,12 @@ pub struct Proxy {
     /// Writes and flights, which outlive the client that began them.
     tasks: TaskTracker,
     inspector: Arc<Inspector>,
+    /// How many hits are compared with the upstream.
+    verify: Share,
+    /// Such comparisons.
+    trials: Arc<Room>,
+    /// Told when the sidecar drains, which waits for no comparison.
+    leaving: CancellationToken,
     access_log: bool,
     /// Whether spans are sent anywhere.
     traced: bool,
@@ -93,6 +100,7 @@ impl Proxy {
         let inspector = Arc::new(Inspector::new(inspected, Arc::clone(&metrics)));
         let (access_log, limits) = (config.access_log, config.server.clone());
         let traced = config.traces.is_some();
+        let (verify, trials) = (config.verify, verify::room(&metrics));
         let (most, used) = (limits.max_requests, metrics.limits.requests.clone());
         let requests = Room::new(most, used, metrics.limits.counter(Limit::Requests).clone());
         let (upstream, superseded) = (Arc::new(upstream), Superseded::default());
@@ -103,6 +111,9 @@ impl Proxy {
             upstream,
             tasks,
             inspector,
+            verify,
+            trials,
+            leaving: CancellationToken::new(),
             access_log,
             traced,
             requests,
@@ -121,13 +132,14 @@ impl Proxy {
             self.superseded.tell();
             Superseded::default()
         };
-        let access_log = config.access_log;
-        Self { routes, superseded, cache, access_log, ..self.clone() }
+        let Config { verify, access_log, .. } = *config;
+        Self { routes, superseded, cache, verify, access_log, ..self.clone() }
     }
 
     /// Waits for writes and flights that have outlived their clients, and for upgrades.
     pub async fn finish(&self, deadline: Instant) {
         self.tasks.close();
+        self.leaving.cancel();
         if timeout_at(deadline, self.tasks.wait()).await.is_err() {
             let tasks = self.tasks.len();
             warn!(tasks, "drain deadline passed; writes or upgrades are cut off");
@@ -199,19 +211,11 @@ impl Proxy {
                 Box::pin(self.pass(request, client, interim, Bypass::Credentials)).await
             }
             Route::Read(id) => {
-                let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-                let ask = self.cache.ask(&id, method, uri, headers);
-                let mut budget = self.cache.budget();
-                // Beneath hyper, for such a hit, in vain.
-                if let Some(Waited(already)) = request.extensions().get() {
-                    budget.charge(*already);
-                }
+                let (ask, mut budget) = self.ask(&id, &request);
                 let look = self.cache.near(&ask, &mut budget);
-                if let Some((entry, now_ms)) = look.instrument(spans::lookup("near")).await {
-                    let answer = hit(&entry, method, headers, now_ms);
+                if let Some(found) = look.instrument(spans::lookup("near")).await {
                     self.cache.answered(&ask, What::Hit, "", sample);
-                    *recall = self.recall(&request, ask);
-                    return answer;
+                    return self.near_hit(found, ask, request, client, recall);
                 }
                 let head = request.into_parts().0;
                 let answer = Box::pin(self.read(&ask, head, (client, interim), budget)).await;
@@ -235,6 +239,36 @@ impl Proxy {
         }
     }
 
+    /// What a read asks for, and what it may wait for the store.
+    fn ask(&self, id: &JobId, request: &Request<Incoming>) -> (Ask, Budget) {
+        let ask = self.cache.ask(id, request.method(), request.uri(), request.headers());
+        let mut budget = self.cache.budget();
+        // Beneath hyper, for such a hit, in vain.
+        if let Some(Declined { waited, .. }) = request.extensions().get() {
+            budget.charge(*waited);
+        }
+        (ask, budget)
+    }
+
+    /// Answers from an entry in this process.
+    fn near_hit(
+        self: &Arc<Self>,
+        (entry, now_ms): (Arc<Entry>, i64),
+        ask: Ask,
+        request: Request<Incoming>,
+        client: Peer,
+        recall: &mut Option<Recall>,
+    ) -> Answer {
+        let answer = hit(&entry, request.method(), request.headers(), now_ms);
+        let drawn = self.is_drawn(request.method(), request.extensions());
+        let trial = drawn.then(|| Trial::new(&ask, entry));
+        *recall = self.recall(&request, ask);
+        if let Some(trial) = trial {
+            self.verify(trial, &request.into_parts().0, client);
+        }
+        answer
+    }
+
     /// Answers a cacheable read that is not near.
     ///
     /// A store that is down or slow costs the client at most the store budget and a trip upstream,
@@ -252,7 +286,12 @@ impl Proxy {
         drop(span);
         match lookup {
             Lookup::Hit(entry) => {
-                hit(&entry, &head.method, &head.headers, self.cache.store().now_ms())
+                let now_ms = self.cache.store().now_ms();
+                let answer = hit(&entry, &head.method, &head.headers, now_ms);
+                if self.is_drawn(&head.method, &head.extensions) {
+                    self.verify(Trial::new(ask, entry), &head, client);
+                }
+                answer
             }
             Lookup::Lead(lead) => self.lead(*lead, head, (client, interim), budget).await,
             Lookup::Join(flight, why) => match flight.landed().await {

@@ -51,7 +51,7 @@ use crate::{
         body::Body,
         route::{Routes, rules::Rules},
     },
-    service::{Answered, Service, Waited},
+    service::{Answered, Declined, Service},
     telemetry::{Export, Filter, Telemetry},
     transport::Peer,
 };
@@ -327,7 +327,7 @@ impl Service for Arc<Live> {
         path: &str,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Bytes, Waited>> {
+    ) -> Poll<Result<Bytes, Declined>> {
         // The lock instead of a reference: this waits for nothing.
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
         current.proxy.poll_again(recall, path, head, cx)

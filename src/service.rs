@@ -46,7 +46,7 @@ pub trait Service: Clone + Send + Sync + 'static {
         path: &str,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Bytes, Waited>>;
+    ) -> Poll<Result<Bytes, Declined>>;
 }
 
 /// An answer, and what to remember of its request.
@@ -58,10 +58,15 @@ pub struct Answered<B, R> {
     pub recall: Option<R>,
 }
 
-/// How long a request has already waited for the store; also an extension of that request, when it is
-/// served as any other.
+/// What has become of a request that was not answered by what is recalled; also an extension of that
+/// request, when it is served as any other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waited(pub Duration);
+pub struct Declined {
+    /// How long it has already waited for the store.
+    pub waited: Duration,
+    /// Whether it was drawn by lot for more than an answer.
+    pub drawn: bool,
+}
 
 impl<F, A, B> Service for F
 where
@@ -88,7 +93,7 @@ where
         _path: &str,
         _head: &mut Vec<u8>,
         _cx: &mut Context<'_>,
-    ) -> Poll<Result<Bytes, Waited>> {
+    ) -> Poll<Result<Bytes, Declined>> {
         match *recall {}
     }
 }

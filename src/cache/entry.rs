@@ -92,10 +92,7 @@ impl Entry {
         pair: Pair,
         now_ms: i64,
     ) -> Self {
-        let mut headers = HeaderMap::with_capacity(head.headers.len() + ADDED);
-        for (name, value) in head.headers.iter().filter(|(name, _)| policy::is_stored(name)) {
-            headers.append(name, value.clone());
-        }
+        let mut headers = stored(&head.headers);
         // "A recipient with a clock that receives a response message without a Date header field MUST
         // record the time it was received and append a corresponding Date header field to the message's
         // header section if it is cached or forwarded downstream." RFC 9110 6.6.1
@@ -196,6 +193,16 @@ impl Entry {
         self.head.is_same_as(&other.head)
             && self.body == other.body
             && self.audience.public == other.audience.public
+    }
+
+    /// The names of the headers by which an answer of the upstream differs from it, by the same rule.
+    pub fn differing(&self, headers: &HeaderMap) -> Vec<HeaderName> {
+        self.head.differing(&stored(headers))
+    }
+
+    /// The status that it is served with.
+    pub fn status(&self) -> StatusCode {
+        self.head.status()
     }
 
     /// When it expires, in ms since 1970 by the store's clock.
@@ -316,6 +323,15 @@ impl Entry {
     }
 }
 
+/// What is stored of these, with room for what is added.
+fn stored(headers: &HeaderMap) -> HeaderMap {
+    let mut stored = HeaderMap::with_capacity(headers.len() + ADDED);
+    for (name, value) in headers.iter().filter(|(name, _)| policy::is_stored(name)) {
+        stored.append(name, value.clone());
+    }
+    stored
+}
+
 /// A time of the store's clock, in the one form that may be sent (RFC 9110 5.6.7).
 fn http_date(ms: i64) -> HeaderValue {
     let time = SystemTime::UNIX_EPOCH + duration(ms.min(LAST_DATE_MS));
@@ -329,7 +345,7 @@ pub fn allocated(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16) }
 }
 
-fn digest(body: &[u8]) -> String {
+pub(super) fn digest(body: &[u8]) -> String {
     format!("{:032x}", xxh3_128(body))
 }
 

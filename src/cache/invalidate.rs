@@ -30,6 +30,7 @@ pub(super) enum Source {
     WriteAll,
     Purge,
     PurgeAll,
+    Evidence,
 }
 
 /// What a purge of some jobs came to.
@@ -127,7 +128,17 @@ impl Cache {
 
     /// Invalidates jobs on request. Who asked may hang up: it is carried out all the same.
     pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: By) -> Purge {
-        let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
+        let keys = ids.iter().map(|id| self.key(id)).collect();
+        self.purge_keys(keys, Source::Purge, by).await
+    }
+
+    /// The same, for that reason.
+    pub(super) async fn purge_keys(
+        self: &Arc<Self>,
+        keys: Vec<Key>,
+        source: Source,
+        by: By,
+    ) -> Purge {
         let cache = Arc::clone(self);
         let purge = async move {
             // The news of what the store is about to drop may be here before its answer.
@@ -136,7 +147,7 @@ impl Cache {
             let Purged { ended, was } =
                 cache.store.purge(keys.clone(), cache.settings.budget).await;
             let flights = cache.detach(&keys);
-            cache.count_invalidation(Source::Purge, ended);
+            cache.count_invalidation(source, ended);
             cache.tell(&keys, What::Purge, ended.as_str(), by);
             let found = was.into_iter().zip(flights).zip(near);
             let receipt = |((was, flights), near)| Receipt { was, flights, near };
@@ -185,6 +196,7 @@ impl Cache {
             Source::WriteAll => "write-all",
             Source::Purge => "purge",
             Source::PurgeAll => "purge-all",
+            Source::Evidence => "evidence",
         };
         let outcome = ended.as_str();
         self.metrics.invalidations.get_or_create(&InvalidationLabels { source, outcome }).inc();

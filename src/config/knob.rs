@@ -101,6 +101,9 @@ pub(super) const KNOBS: &[Knob] = &[
     .by_file()
     .on_reload()
     .env(&["JOBCACHE_WEBHOOK_SECRET"]),
+    one("verify", "0", |c, v| put(&mut c.verify, parse::share(v)))
+        .on_reload()
+        .env(&["JOBCACHE_VERIFY"]),
     many("routes", "/jobs/{id},/api/v1/jobs/{id}", |c, v| put(&mut c.routes, parse::routes(v)))
         .flag("route")
         .on_reload()

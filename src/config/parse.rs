@@ -6,7 +6,7 @@ use hyper::header::HeaderName;
 use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::{CredentialMode, LogFormat, NearMode};
+use super::{CredentialMode, LogFormat, NearMode, Share};
 use crate::{pointer::Pointer, proxy::route::Routes};
 
 const MIN_SECRET: usize = 16;
@@ -213,6 +213,19 @@ pub(super) fn states(
         states.push((state.clone(), ttl));
     }
     Ok(states)
+}
+
+/// A part of a whole, from 0 to 1.
+pub(super) fn share(text: &str) -> Result<Share, String> {
+    let part = text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part));
+    let part = part.ok_or_else(|| r#"must be a number from 0 to 1, such as "0.01""#.to_owned())?;
+    // Between 0 and the whole, which fits.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as above")]
+    let millionths = (part * f64::from(Share::WHOLE)).round() as u32;
+    if millionths == 0 && part > 0.0 {
+        return Err("must be 0, or at least 0.000001".to_owned());
+    }
+    Ok(Share::of_millionths(millionths))
 }
 
 /// When an entry in this process may be used.

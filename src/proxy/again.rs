@@ -10,7 +10,7 @@
 //!
 //! It answers nothing else: whatever is no hit here is served from the beginning, as if it had not been
 //! asked. Neither is what would need more than the path of a request: conditions, a query, a host in
-//! the target, a line in the access log, a span.
+//! the target, a line in the access log, a span, a comparison with the upstream (`verify`).
 
 use std::{
     sync::Arc,
@@ -31,7 +31,7 @@ use super::Proxy;
 use crate::{
     cache::{Ask, Cache, Look},
     events::{Sample, What},
-    service::Waited,
+    service::Declined,
 };
 
 /// What the fields of a request have come to.
@@ -80,17 +80,23 @@ impl Proxy {
         path: &str,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Bytes, Waited>> {
-        if recall.look.is_none() && !self.aim(recall, path) {
-            return Poll::Ready(Err(Waited::default()));
+    ) -> Poll<Result<Bytes, Declined>> {
+        if recall.look.is_none() {
+            // To be compared with the upstream, which takes the fields of the request.
+            if self.draws() {
+                return Poll::Ready(Err(Declined { drawn: true, ..Declined::default() }));
+            }
+            if !self.aim(recall, path) {
+                return Poll::Ready(Err(Declined::default()));
+            }
         }
         let look = recall.look.get_or_insert_default();
         let near = ready!(self.cache.poll_near(&recall.ask, look, cx));
         let hit = near.ok().filter(|(entry, now_ms)| entry.spell_hit(head, *now_ms));
         let Some((entry, _)) = hit else {
-            let waited = Waited(look.waited());
+            let declined = Declined { waited: look.waited(), drawn: false };
             recall.look = None;
-            return Poll::Ready(Err(waited));
+            return Poll::Ready(Err(declined));
         };
         recall.look = None;
         self.metrics.near_lookup("hit");

@@ -37,7 +37,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::read::{REQUEST_LINE, is_one_get, path_of};
 use super::head::Turns;
-use crate::service::{Service, Waited};
+use crate::service::{Declined, Service};
 
 /// The largest head that is kept, in bytes.
 const HEAD_MAX: usize = 4 << 10;
@@ -56,8 +56,11 @@ pub(super) struct Desk<R> {
     busy: AtomicBool,
     /// Whether the connection is to be closed.
     leaving: AtomicBool,
-    /// What the request that is handed to hyper has waited already, in us.
+    /// Whether the service has declined the request that is handed to hyper, and there is more to say
+    /// of it: what it has waited already, in us, and whether it was drawn.
+    declined: AtomicBool,
     waited_us: AtomicU64,
+    drawn: AtomicBool,
 }
 
 impl<R> Desk<R> {
@@ -69,18 +72,30 @@ impl<R> Desk<R> {
             recalled: AtomicBool::new(false),
             busy: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            declined: AtomicBool::new(false),
             waited_us: AtomicU64::new(0),
+            drawn: AtomicBool::new(false),
         }
     }
 
-    /// hyper has taken a request, after which the protocol may be another or not. Returns what it has
-    /// waited here.
-    pub(super) fn take(&self, may_switch: bool) -> Option<Waited> {
+    /// hyper has taken a request, after which the protocol may be another or not. Returns what has
+    /// become of it here.
+    pub(super) fn take(&self, may_switch: bool) -> Option<Declined> {
         self.plain.store(!may_switch, Ordering::Relaxed);
-        if self.waited_us.load(Ordering::Relaxed) == 0 {
+        if !self.declined.load(Ordering::Relaxed) {
             return None;
         }
-        Some(Waited(Duration::from_micros(self.waited_us.swap(0, Ordering::Relaxed))))
+        self.declined.store(false, Ordering::Relaxed);
+        let waited = Duration::from_micros(self.waited_us.load(Ordering::Relaxed));
+        Some(Declined { waited, drawn: self.drawn.load(Ordering::Relaxed) })
+    }
+
+    /// The next request that hyper takes is one that the service has declined.
+    fn decline(&self, Declined { waited, drawn }: Declined) {
+        let waited_us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        self.waited_us.store(waited_us, Ordering::Relaxed);
+        self.drawn.store(drawn, Ordering::Relaxed);
+        self.declined.store(waited_us > 0 || drawn, Ordering::Relaxed);
     }
 
     /// Keeps what may be recalled of the request of this number.
@@ -216,7 +231,7 @@ impl<I, S: Service> Again<I, S> {
     fn poll_ask(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.desk.leaving.load(Ordering::Relaxed) {
             // hyper tells the client that the connection ends. The recall is in the midst of it.
-            self.give_back(Waited::default());
+            self.give_back(Declined::default());
             self.memo = None;
             return Poll::Ready(());
         }
@@ -229,15 +244,14 @@ impl<I, S: Service> Again<I, S> {
                 (self.head_gone, self.body) = (0, body);
                 self.phase = Phase::Answering;
             }
-            Err(waited) => self.give_back(waited),
+            Err(declined) => self.give_back(declined),
         }
         Poll::Ready(())
     }
 
     /// Leaves what came to hyper.
-    fn give_back(&mut self, Waited(waited): Waited) {
-        let waited_us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-        self.desk.waited_us.store(waited_us, Ordering::Relaxed);
+    fn give_back(&mut self, declined: Declined) {
+        self.desk.decline(declined);
         self.returned.clear();
         for part in [REQUEST_LINE.0, self.path.as_bytes(), REQUEST_LINE.1] {
             self.returned.extend_from_slice(part);

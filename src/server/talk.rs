@@ -59,8 +59,8 @@ impl<S: Service> Talk<S> {
         let turn = self.turns.begin(!request.body().is_end_stream());
         let (number, desk) = (self.turns.begun(), Arc::clone(&self.desk));
         let may_switch = request.extensions().get::<OnUpgrade>().is_some();
-        if let Some(waited) = desk.take(may_switch) {
-            request.extensions_mut().insert(waited);
+        if let Some(declined) = desk.take(may_switch) {
+            request.extensions_mut().insert(declined);
         }
         // "a server MUST NOT send a 1xx response to an HTTP/1.0 client" RFC 9110 15.2
         let takes_interim = request.version() == Version::HTTP_11;

@@ -52,4 +52,5 @@ mod systemd;
 mod tls;
 mod traces;
 mod unix_sockets;
+mod verify;
 mod wire;

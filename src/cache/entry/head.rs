@@ -238,13 +238,22 @@ impl Head {
         })
     }
 
-    /// Whether two say the same. `Date` says when a response was made, not what it says: two reads of an
-    /// unchanged job differ in it.
+    /// Whether two say the same.
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
-        let undated = |head: &Self| -> HeaderMap { head.fields(|name| name != b"date").collect() };
         self.status == other.status
             && self.etag() == other.etag()
-            && undated(self) == undated(other)
+            && self.differing(&other.fields(|_| true).collect()).is_empty()
+    }
+
+    /// The names by which these differ from what is stored. `Date` says when a response was made, not
+    /// what it says: two reads of an unchanged job differ in it.
+    pub(super) fn differing(&self, theirs: &HeaderMap) -> Vec<HeaderName> {
+        let ours: HeaderMap = self.fields(|_| true).collect();
+        let only_theirs = theirs.keys().filter(|name| !ours.contains_key(*name));
+        let names = ours.keys().chain(only_theirs).filter(|name| **name != DATE);
+        let differs =
+            |name: &&HeaderName| !ours.get_all(*name).iter().eq(theirs.get_all(*name).iter());
+        names.filter(differs).cloned().collect()
     }
 }
 

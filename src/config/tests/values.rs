@@ -266,3 +266,16 @@ fn parameters_to_ignore_are_written_out() {
     let many = vec!["a"; 65].join(",");
     bad("query.ignore", &many, "must name at most 64 parameters");
 }
+
+#[test]
+fn a_share_is_a_part_of_one() {
+    for (text, millionths) in
+        [("0", 0), ("0.0", 0), ("0.01", 10_000), ("1e-6", 1), ("1", 1_000_000)]
+    {
+        assert_eq!(good("verify", text).verify.millionths(), millionths, "{text}");
+    }
+    for text in ["1.01", "-0.1", "1%", "NaN", "inf", ""] {
+        bad("verify", text, r#"must be a number from 0 to 1, such as "0.01""#);
+    }
+    bad("verify", "1e-7", "must be 0, or at least 0.000001");
+}

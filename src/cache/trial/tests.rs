@@ -1,0 +1,77 @@
+//! What an answer says of an entry, whichever pieces it comes in.
+
+use bytes::Bytes;
+use hyper::{Request, Response, header::CONTENT_TYPE};
+
+use super::*;
+use crate::{
+    cache::{audience::Prints, policy::Freshness},
+    config,
+    store::CredentialKey,
+};
+
+const BODY: &str = "{\"status\":\"running\"}";
+
+fn headers(kind: &str, date: &str) -> HeaderMap {
+    let response = Response::builder().header(CONTENT_TYPE, kind).header("date", date);
+    response.body(()).unwrap().into_parts().0.headers
+}
+
+fn trial() -> Trial {
+    let mut head = Response::new(()).into_parts().0;
+    head.headers = headers("application/json", "Sun, 06 Nov 1994 08:49:37 GMT");
+    let freshness = Freshness { ttl: GRACE, age: Duration::ZERO, public: false };
+    let asked = Request::new(()).into_parts().0;
+    let prints = Prints::new(&config::Credentials::default());
+    let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
+    let entry = Entry::new(&head, Bytes::from(BODY), freshness, pair, 0);
+    Trial::of(Key::new("job_status:", "x"), Arc::new(entry))
+}
+
+#[track_caller]
+fn check(status: u16, kind: &str, parts: &[&str], want: Evidence) {
+    let mut trial = trial();
+    let headers = headers(kind, "Mon, 07 Nov 1994 08:49:37 GMT");
+    let mut matters = trial.head(StatusCode::from_u16(status).unwrap(), &headers);
+    for part in parts {
+        matters = matters && trial.part(part.as_bytes());
+    }
+    assert_eq!(trial.found(), want, "{status} {kind} {parts:?}");
+    let is_plain = matches!(want, Evidence::Same | Evidence::Failed);
+    assert_eq!(trial.plain(), is_plain.then_some(want));
+}
+
+#[test]
+fn an_answer_is_compared_in_its_headers_and_every_byte() {
+    const JSON: &str = "application/json";
+    check(200, JSON, &[BODY], Evidence::Same);
+    check(200, JSON, &[&BODY[..5], "", &BODY[5..]], Evidence::Same);
+    check(200, "text/plain", &[BODY], Evidence::Different);
+    check(200, JSON, &[], Evidence::Different);
+    check(200, JSON, &[&BODY[..5]], Evidence::Different);
+    check(200, JSON, &[BODY, " "], Evidence::Different);
+    check(200, JSON, &["{\"status\":\"RUNNING\"}"], Evidence::Different);
+    check(200, JSON, &[&BODY[1..], "{"], Evidence::Different);
+}
+
+#[test]
+fn an_answer_that_is_none_proves_nothing_and_a_refusal_is_told_apart() {
+    for status in [500, 502, 503, 504, 408, 429, 304] {
+        check(status, "text/plain", &[], Evidence::Failed);
+    }
+    for status in [301, 302, 401, 403, 404, 410] {
+        check(status, "text/plain", &[], Evidence::Refused);
+    }
+    for status in [202, 204] {
+        check(status, "text/plain", &[], Evidence::Different);
+    }
+}
+
+#[test]
+fn no_more_is_read_than_tells() {
+    let mut trial = trial();
+    assert!(!trial.head(StatusCode::FORBIDDEN, &HeaderMap::new()));
+    assert!(trial.head(StatusCode::OK, &HeaderMap::new()));
+    assert!(trial.part(BODY.as_bytes()), "there may be more");
+    assert!(!trial.part(b" "), "there is more");
+}

@@ -1,0 +1,242 @@
+//! Hits that are compared with the upstream behind the back of the client.
+
+use hyper::{HeaderMap, Method, Response, StatusCode};
+use jobcache::config::{Config, Share};
+
+use crate::support::{
+    Body, Reply, SOON, Setup, eventually,
+    raw::End,
+    redis::key,
+    upstream::{json, version},
+};
+
+const X: &str = "/jobs/x";
+const ALICE: &str = "Bearer alice-0123456789";
+const BOB: &str = "Bearer bob-9876543210";
+
+/// Comparisons at a time.
+const TRIALS: u64 = 32;
+
+fn all() -> Share {
+    Share::of_millionths(Share::WHOLE)
+}
+
+/// A sidecar that verifies every hit. What its start has left is over.
+async fn verifying() -> Setup {
+    verifying_with(|_| {}).await
+}
+
+async fn verifying_with(change: impl FnOnce(&mut Config)) -> Setup {
+    let setup = Setup::with(|config| {
+        config.verify = all();
+        change(config);
+    })
+    .await;
+    over(&setup).await;
+    setup
+}
+
+async fn over(setup: &Setup) {
+    eventually(SOON, async || setup.sidecar.admin.metric("jobcache_trials").await == 0).await;
+}
+
+async fn count(setup: &Setup, outcome: &str) -> u64 {
+    let name = format!("jobcache_verify_total{{outcome=\"{outcome}\"}}");
+    setup.sidecar.admin.metric(&name).await
+}
+
+async fn counted(setup: &Setup, outcome: &str, want: u64) {
+    eventually(SOON, async || {
+        let now = count(setup, outcome).await;
+        if now == want { Ok(()) } else { Err(now) }
+    })
+    .await;
+}
+
+async fn get(setup: &Setup, who: &str) -> Reply {
+    setup.sidecar.client.request(Method::GET, X).header("authorization", who).send().await
+}
+
+fn not_to_bob(headers: &HeaderMap) -> Response<Body> {
+    match headers.get("authorization") {
+        Some(who) if who == BOB => json(StatusCode::FORBIDDEN, "{}"),
+        _ => json(StatusCode::OK, version("x", 0)),
+    }
+}
+
+#[tokio::test]
+async fn by_default_no_hit_is_verified() {
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    setup.hit(X).await;
+    setup.exchange().await;
+    assert_eq!(setup.upstream.reads(X), 1);
+}
+
+#[tokio::test]
+async fn a_silent_change_is_found_and_the_entry_goes_everywhere() {
+    let setup = verifying().await;
+    let second = setup.second().await;
+    setup.hit(X).await;
+    eventually(SOON, async || second.get(X).await.is_hit()).await;
+    over(&setup).await;
+    setup.upstream.commit("x");
+    let reply = setup.get(X).await;
+    assert!(reply.is_hit(), "{reply:?}");
+    reply.assert(200, &version("x", 0));
+    counted(&setup, "different", 1).await;
+    assert!(!setup.redis.holds(&key("x")).await, "nor did the comparison fill it");
+    let reply = second.get(X).await;
+    assert!(reply.is_stored(), "{reply:?}");
+    reply.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x", 1));
+}
+
+#[tokio::test]
+async fn the_hit_waits_for_nothing() {
+    let setup = verifying().await;
+    setup.hit(X).await;
+    over(&setup).await;
+    let before = count(&setup, "same").await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    assert!(setup.get(X).await.is_hit());
+    gate.arrived(1).await;
+    assert_eq!(count(&setup, "same").await, before);
+    gate.release();
+    counted(&setup, "same", before + 1).await;
+}
+
+#[tokio::test]
+async fn the_upstream_sees_the_request_as_a_fill_would_make_it() {
+    let setup = verifying().await;
+    let ask = || {
+        let request = setup.sidecar.client.request(Method::GET, X);
+        let request = request.header("authorization", ALICE).header("cookie", "a=b");
+        let request = request.header("x-forwarded-for", "192.0.2.7").header("via", "1.1 cdn");
+        request.header("accept-encoding", "gzip").header("traceparent", "00-1-2-01").send()
+    };
+    eventually(SOON, async || ask().await.is_hit()).await;
+    over(&setup).await;
+    let seen = setup.upstream.requests();
+    let [fill, verified] = &seen[..] else { panic!("{seen:?}") };
+    assert_eq!(fill.headers, verified.headers);
+    assert_eq!(verified.headers["authorization"], ALICE);
+    assert_eq!(verified.headers["x-forwarded-for"], "192.0.2.7, 127.0.0.1");
+    assert_eq!(verified.headers.get_all("via").iter().count(), 2);
+    assert!(!verified.headers.contains_key("accept-encoding"));
+}
+
+#[tokio::test]
+async fn so_many_are_verified_at_a_time_and_no_more() {
+    let setup = verifying().await;
+    setup.hit(X).await;
+    over(&setup).await;
+    let same = count(&setup, "same").await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    for _ in 0..TRIALS + 5 {
+        assert!(setup.get(X).await.is_hit());
+    }
+    assert_eq!(count(&setup, "skipped").await, 5);
+    gate.release();
+    counted(&setup, "same", same + TRIALS).await;
+    over(&setup).await;
+    assert!(setup.get(X).await.is_hit());
+    counted(&setup, "same", same + TRIALS + 1).await;
+}
+
+#[tokio::test]
+async fn a_credential_that_was_revoked_is_found() {
+    let setup = verifying().await;
+    eventually(SOON, async || get(&setup, BOB).await.is_hit()).await;
+    over(&setup).await;
+    setup.upstream.respond_to(X, not_to_bob);
+    assert_eq!(get(&setup, BOB).await.status, 200, "it is not known yet");
+    counted(&setup, "refused", 1).await;
+    assert_eq!(get(&setup, BOB).await.status, 403);
+    assert!(get(&setup, ALICE).await.is_stored());
+}
+
+#[tokio::test]
+async fn an_upstream_that_fails_proves_nothing() {
+    let setup = verifying().await;
+    setup.hit(X).await;
+    over(&setup).await;
+    for status in [500, 503, 429] {
+        setup.upstream.set("x", status, "{}");
+        assert!(setup.get(X).await.is_hit(), "{status}");
+        over(&setup).await;
+    }
+    setup.upstream.respond(X, |_| None);
+    assert!(setup.get(X).await.is_hit());
+    over(&setup).await;
+    assert_eq!(count(&setup, "failed").await, 4);
+    assert!(setup.get(X).await.is_hit());
+}
+
+#[tokio::test]
+async fn a_change_that_is_told_of_meanwhile_is_none_that_counts() {
+    let setup = verifying().await;
+    setup.hit(X).await;
+    over(&setup).await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    assert!(setup.get(X).await.is_hit());
+    gate.arrived(1).await;
+    setup.sidecar.put(X).await;
+    gate.release();
+    counted(&setup, "changed", 1).await;
+    assert_eq!(count(&setup, "different").await, 0);
+}
+
+async fn poll(end: &mut End) {
+    end.send(format!("GET {X} HTTP/1.1\r\nHost: jobs.example\r\n\r\n")).await;
+    let (head, body) = end.answer().await;
+    assert!(head.contains("jobcache; hit") && body == version("x", 0), "{head}{body}");
+}
+
+#[tokio::test]
+async fn a_repeated_request_is_verified_like_any_other() {
+    let setup = verifying().await;
+    setup.hit(X).await;
+    over(&setup).await;
+    let (same, skipped) = (count(&setup, "same").await, count(&setup, "skipped").await);
+    let mut end = End::new(setup.sidecar.client.connect().await);
+    for _ in 0..50 {
+        poll(&mut end).await;
+    }
+    over(&setup).await;
+    let verified = count(&setup, "same").await - same;
+    assert_eq!(verified + count(&setup, "skipped").await - skipped, 50);
+    assert_eq!(setup.sidecar.admin.metric("jobcache_repeats_total").await, 0);
+}
+
+#[tokio::test]
+async fn of_repeated_requests_a_share_is_verified_and_the_others_stay_cheap() {
+    let setup = verifying_with(|config| config.verify = Share::of_millionths(500_000)).await;
+    setup.hit(X).await;
+    over(&setup).await;
+    let same = count(&setup, "same").await;
+    let mut end = End::new(setup.sidecar.client.connect().await);
+    for _ in 0..400 {
+        poll(&mut end).await;
+        // One after the other, so that none is skipped.
+        over(&setup).await;
+    }
+    let verified = count(&setup, "same").await - same;
+    let repeats = setup.sidecar.admin.metric("jobcache_repeats_total").await;
+    // Ten standard deviations of 10 each.
+    assert!((100..=300).contains(&verified), "{verified} of 400");
+    assert!(repeats >= 100, "{repeats} of 400");
+    assert!(verified + repeats <= 400, "{verified} and {repeats}");
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_no_comparison() {
+    let mut setup = verifying().await;
+    setup.hit(X).await;
+    over(&setup).await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    assert!(setup.get(X).await.is_hit());
+    gate.arrived(1).await;
+    // Far sooner than `drain_timeout`.
+    setup.sidecar.shutdown().await.unwrap();
+}
