@@ -116,6 +116,8 @@ pub struct Ask {
     circle: Pair,
     directives: RequestDirectives,
     fills: bool,
+    /// It waits for nobody's read but its own.
+    alone: bool,
     form: Form,
 }
 
@@ -159,6 +161,13 @@ enum Offer {
 }
 
 impl Ask {
+    /// The same of a reader who is to wait for nobody's read but its own: it is never told to take a
+    /// turn, and where it is told to join, it need not.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self { alone: true, ..self }
+    }
+
     fn is_young(&self, entry: &Entry, now_ms: i64) -> bool {
         self.directives.admit(entry.age(now_ms), entry.ttl(now_ms))
     }
@@ -243,6 +252,7 @@ impl Cache {
             circle: self.prints.circle(pair),
             directives: self.directives(headers),
             fills: *method == Method::GET,
+            alone: false,
             form,
         }
     }
@@ -341,7 +351,8 @@ impl Cache {
         };
         let (token, epoch) = (Token::named(entry.generation()), seen.epoch.clone());
         let known = Known { entry, seen };
-        let ticket = if young {
+        // One that takes no turn is joined by what the store has just shown, as any other.
+        let ticket = if young || ask.alone {
             self.flights.share(&ask.key, Shown { token, epoch }, ask.circle)
         } else {
             self.flights.next(ask.key.clone(), ask.circle)
@@ -430,7 +441,7 @@ impl Cache {
         if let Some(flight) = self.flights.join(&ask.key, &shown, ask.circle) {
             return Ok(Lookup::Join(flight, None));
         }
-        if self.waited.count(&shown.token) > 0 {
+        if ask.alone || self.waited.count(&shown.token) > 0 {
             return Ok(Self::elsewhere(ask, Bypass::Leased));
         }
         let deadline = Instant::now() + FOREIGN_LEASE_WAIT;
@@ -462,7 +473,8 @@ impl Cache {
 
     /// Without a confirmed lookup only a read that starts after now will do.
     fn unconfirmed(&self, ask: &Ask, why: Bypass) -> Lookup {
-        if !ask.fills || ask.directives.no_store || ask.directives.only_if_cached {
+        let alone = ask.alone || !ask.fills || ask.directives.no_store;
+        if alone || ask.directives.only_if_cached {
             return Self::elsewhere(ask, why);
         }
         match self.flights.next(ask.key.clone(), ask.circle) {

@@ -53,6 +53,8 @@ struct Settings {
     settle: Option<String>,
     #[arg(long, value_name = "TIME", help = help("store.budget", "What Redis may cost a request"))]
     store_budget: Option<String>,
+    #[arg(long, value_name = "MODE", help = help("mode", "Whether the cache answers: on, shadow or off"))]
+    mode: Option<String>,
     #[arg(long, value_name = "MODE", help = help("near", "Layer in this process in front of Redis: strict, bounded or off"))]
     near: Option<String>,
     #[arg(
@@ -114,6 +116,7 @@ impl Settings {
             ("ttl", self.ttl),
             ("settle", self.settle),
             ("store-budget", self.store_budget),
+            ("mode", self.mode),
             ("near", self.near),
             ("access-log", self.access_log),
             ("log", self.log),
@@ -164,8 +167,8 @@ mod tests {
     #[test]
     fn every_flag_of_a_knob_sets_that_knob() {
         let line = "jobcache --listen 1 --admin 2 --upstream 3 --redis-url 4 --route 5 --route 6 \
-                    --ttl 7 --settle 8 --store-budget 9 --near 12 --access-log --log 10 --log-format 13 \
-                    --config 11";
+                    --ttl 7 --settle 8 --store-budget 9 --mode 14 --near 12 --access-log --log 10 \
+                    --log-format 13 --config 11";
         let Ok(Task::Serve(flags)) = task(line) else { panic!("{line}") };
         assert_eq!(flags.config.as_deref(), Some("11"));
         let many = ["5", "6"].map(str::to_owned).to_vec();
@@ -179,6 +182,7 @@ mod tests {
                 one("ttl", "7"),
                 one("settle", "8"),
                 one("store-budget", "9"),
+                one("mode", "14"),
                 one("near", "12"),
                 one("access-log", "true"),
                 one("log", "10"),

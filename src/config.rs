@@ -60,6 +60,8 @@ pub struct Config {
     pub tls_renew_interval: Duration,
     /// Secret of the purge webhook: Standard Webhooks signature or bearer token.
     pub webhook_secret: Option<Secret>,
+    /// What becomes of reads that the cache could answer.
+    pub mode: Mode,
     /// How many of the hits are read from the upstream as well, and compared.
     pub verify: Share,
     /// Path templates of the job resource, each with one `{id}` segment.
@@ -119,6 +121,19 @@ pub enum LogFormat {
     Human,
     /// A JSON object.
     Json,
+}
+
+/// What becomes of reads that the cache could answer. Writes and purges invalidate in every mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The cache answers them.
+    #[default]
+    On,
+    /// The upstream answers each; the cache is filled all the same, and what it would have answered
+    /// is compared.
+    Shadow,
+    /// The upstream answers each, and the cache is neither asked nor filled.
+    Off,
 }
 
 /// A part of a whole, in millionths, so that shares can be told equal.

@@ -8,6 +8,7 @@ pub mod headers;
 mod lead;
 mod reach;
 pub mod route;
+pub mod shadow;
 mod superseded;
 pub mod upgrade;
 mod verify;
@@ -43,7 +44,7 @@ use self::{
 };
 use crate::{
     cache::{Ask, Cache, Lead, Lookup, Outcome, Trial, entry::Entry, key::JobId, policy::Bypass},
-    config::{self, Config, Share},
+    config::{self, Config, Mode, Share},
     events::{Sample, What},
     interim::Interim,
     limits::Room,
@@ -71,9 +72,10 @@ pub struct Proxy {
     /// Writes and flights, which outlive the client that began them.
     tasks: TaskTracker,
     inspector: Arc<Inspector>,
+    mode: Mode,
     /// How many hits are compared with the upstream.
     verify: Share,
-    /// Such comparisons.
+    /// Such comparisons, and the judgement of those of shadow mode.
     trials: Arc<Room>,
     /// Told when the sidecar drains, which waits for no comparison.
     leaving: CancellationToken,
@@ -100,7 +102,7 @@ impl Proxy {
         let inspector = Arc::new(Inspector::new(inspected, Arc::clone(&metrics)));
         let (access_log, limits) = (config.access_log, config.server.clone());
         let traced = config.traces.is_some();
-        let (verify, trials) = (config.verify, verify::room(&metrics));
+        let (mode, verify, trials) = (config.mode, config.verify, verify::room(&metrics));
         let (most, used) = (limits.max_requests, metrics.limits.requests.clone());
         let requests = Room::new(most, used, metrics.limits.counter(Limit::Requests).clone());
         let (upstream, superseded) = (Arc::new(upstream), Superseded::default());
@@ -111,6 +113,7 @@ impl Proxy {
             upstream,
             tasks,
             inspector,
+            mode,
             verify,
             trials,
             leaving: CancellationToken::new(),
@@ -132,8 +135,8 @@ impl Proxy {
             self.superseded.tell();
             Superseded::default()
         };
-        let Config { verify, access_log, .. } = *config;
-        Self { routes, superseded, cache, verify, access_log, ..self.clone() }
+        let Config { mode, verify, access_log, .. } = *config;
+        Self { routes, superseded, cache, mode, verify, access_log, ..self.clone() }
     }
 
     /// Waits for writes and flights that have outlived their clients, and for upgrades.
@@ -210,8 +213,19 @@ impl Proxy {
                 self.cache.passed(id.as_str(), Bypass::Credentials);
                 Box::pin(self.pass(request, client, interim, Bypass::Credentials)).await
             }
+            Route::Read(_) if self.mode == Mode::Off => {
+                Box::pin(self.pass(request, client, interim, Bypass::Off)).await
+            }
             Route::Read(id) => {
                 let (ask, mut budget) = self.ask(&id, &request);
+                if self.mode == Mode::Shadow {
+                    let (ask, head) = (ask.alone(), request.into_parts().0);
+                    let shadow = self.shadow(&ask, head, (client, interim), budget);
+                    let answer = Box::pin(shadow).await;
+                    let (what, why) = answer.verdict.event();
+                    self.cache.answered(&ask, what, why, sample);
+                    return answer;
+                }
                 let look = self.cache.near(&ask, &mut budget);
                 if let Some(found) = look.instrument(spans::lookup("near")).await {
                     self.cache.answered(&ask, What::Hit, "", sample);

@@ -22,6 +22,10 @@
 //! sidecars of the same store judge by the old rules until they reload too; the last one to do so
 //! drops what was kept in the meantime.
 //!
+//! Another `mode` drops nothing. In each of them writes and purges invalidate alike, and what is stored
+//! is stored under a lease, so what stands is as good as in service. A flight that was begun in shadow
+//! mode may be joined in service: it is joined by what the store has just shown, as any other.
+//!
 //! An entry keeps the life that it was stored with: a shorter TTL is for what is stored from then on.
 //! A write keeps the `settle` under which it began.
 

@@ -1,4 +1,4 @@
-//! Whether an entry is what the upstream answers: the evidence that `verify` collects.
+//! Whether an entry is what the upstream answers: the evidence that shadow mode and `verify` collect.
 //!
 //! That an answer differs from an entry is no fault of the cache by itself. The job may have changed
 //! between the look at the entry and the answer, and who changed it may be about to say so: a purge

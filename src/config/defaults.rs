@@ -6,8 +6,8 @@ use std::{net::SocketAddr, time::Duration};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    Config, CredentialMode, Credentials, HEADERS_ON_STACK, KeyPair, LogFormat, Near, NearMode,
-    Pending, Query, Server, Share, States, Store, StoreUrl, Upstream, UpstreamTls,
+    Config, CredentialMode, Credentials, HEADERS_ON_STACK, KeyPair, LogFormat, Mode, Near,
+    NearMode, Pending, Query, Server, Share, States, Store, StoreUrl, Upstream, UpstreamTls,
 };
 use crate::pointer::Pointer;
 
@@ -36,6 +36,7 @@ impl Default for Config {
             tls: KeyPair::default(),
             tls_renew_interval: Duration::from_secs(10),
             webhook_secret: None,
+            mode: Mode::On,
             verify: Share::default(),
             routes: vec!["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()],
             query: Query::default(),

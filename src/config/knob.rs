@@ -101,6 +101,10 @@ pub(super) const KNOBS: &[Knob] = &[
     .by_file()
     .on_reload()
     .env(&["JOBCACHE_WEBHOOK_SECRET"]),
+    one("mode", "on", |c, v| put(&mut c.mode, parse::serving(v)))
+        .flag("mode")
+        .on_reload()
+        .env(&["JOBCACHE_MODE"]),
     one("verify", "0", |c, v| put(&mut c.verify, parse::share(v)))
         .on_reload()
         .env(&["JOBCACHE_VERIFY"]),

@@ -6,7 +6,7 @@ use hyper::header::HeaderName;
 use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::{CredentialMode, LogFormat, NearMode, Share};
+use super::{CredentialMode, LogFormat, Mode, NearMode, Share};
 use crate::{pointer::Pointer, proxy::route::Routes};
 
 const MIN_SECRET: usize = 16;
@@ -213,6 +213,16 @@ pub(super) fn states(
         states.push((state.clone(), ttl));
     }
     Ok(states)
+}
+
+/// What becomes of reads that the cache could answer.
+pub(super) fn serving(text: &str) -> Result<Mode, String> {
+    match text {
+        "on" => Ok(Mode::On),
+        "shadow" => Ok(Mode::Shadow),
+        "off" => Ok(Mode::Off),
+        _ => Err("must be on, shadow or off".to_owned()),
+    }
 }
 
 /// A part of a whole, from 0 to 1.

@@ -52,9 +52,10 @@ impl Evidence {
     }
 }
 
-/// The metrics of `verify`.
+/// The metrics of shadow mode and of `verify`.
 #[derive(Debug)]
 pub struct Trials {
+    shadow: Family<OutcomeLabels, Counter>,
     verify: Family<OutcomeLabels, Counter>,
     /// Comparisons behind the back of a client that are under way.
     pub under_way: Gauge,
@@ -63,21 +64,34 @@ pub struct Trials {
 impl Default for Trials {
     /// Every outcome is there from the beginning: that none was found wrong is to be seen.
     fn default() -> Self {
-        let verify = Family::<OutcomeLabels, Counter>::default();
-        for evidence in Evidence::ALL {
-            verify.get_or_create_owned(&labels(evidence));
-        }
-        Self { verify, under_way: Gauge::default() }
+        let none = || {
+            let family = Family::<OutcomeLabels, Counter>::default();
+            for evidence in Evidence::ALL {
+                family.get_or_create_owned(&labels(evidence));
+            }
+            family
+        };
+        Self { shadow: none(), verify: none(), under_way: Gauge::default() }
     }
 }
 
 impl Trials {
+    /// Counts what a hit would have been.
+    pub fn shadow(&self, evidence: Evidence) {
+        self.shadow.get_or_create(&labels(evidence)).inc();
+    }
+
     /// Counts what a hit was.
     pub fn verify(&self, evidence: Evidence) {
         self.verify.get_or_create(&labels(evidence)).inc();
     }
 
     pub(super) fn register(&self, r: &mut Registry) {
+        r.register(
+            "shadow",
+            "Reads that would have been hits, by how the upstream's answer compares",
+            self.shadow.clone(),
+        );
         r.register(
             "verify",
             "Hits that were drawn, by how the upstream's answer compares",

@@ -127,7 +127,8 @@ impl Verdict {
     /// Whether the reason depends on what others have read: who is refused a job, or sent
     /// to a login page, must not learn from it whether there is an entry. Metrics and log keep the reason.
     fn tells_of_others(&self) -> bool {
-        matches!(self, Self::Pass(Bypass::Audience | Bypass::Uncacheable))
+        use Bypass::{Audience, Shadow, ShadowHit, Uncacheable};
+        matches!(self, Self::Pass(Audience | Uncacheable | Shadow | ShadowHit))
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::{
 };
 use tracing::debug;
 
+use super::shadow::Tried;
 use crate::{
     cache::policy::NoStore,
     limits::{Held, Kept, Room, cost, counted, join},
@@ -42,6 +43,8 @@ pub enum Body {
     Tee(Tee),
     /// The answer to a write, whose last part waits for the invalidation.
     Ending(Box<Ending>),
+    /// As it comes from the upstream, and compared with an entry on its way.
+    Tried(Box<Tried>),
 }
 
 impl Body {
@@ -54,7 +57,7 @@ impl Body {
     pub fn leaves_upload(&self) -> bool {
         match self {
             Self::Upstream(body) | Self::Resumed(_, body) => body.leaves_upload(),
-            Self::Full(_) | Self::Tee(_) | Self::Ending(_) => false,
+            Self::Full(_) | Self::Tee(_) | Self::Ending(_) | Self::Tried(_) => false,
         }
     }
 }
@@ -83,6 +86,7 @@ impl HttpBody for Body {
             },
             Self::Tee(tee) => tee.poll_frame(cx),
             Self::Ending(ending) => ending.poll_frame(cx),
+            Self::Tried(tried) => tried.poll_frame(cx),
         }
     }
 
@@ -93,6 +97,7 @@ impl HttpBody for Body {
             Self::Resumed(frames, rest) => frames.is_empty() && rest.is_end_stream(),
             Self::Tee(_) => false,
             Self::Ending(ending) => ending.is_end_stream(),
+            Self::Tried(tried) => tried.rest().is_end_stream(),
         }
     }
 
@@ -102,6 +107,7 @@ impl HttpBody for Body {
             Self::Upstream(body) => body.size_hint(),
             Self::Resumed(..) | Self::Tee(_) => SizeHint::default(),
             Self::Ending(ending) => ending.size_hint(),
+            Self::Tried(tried) => tried.rest().size_hint(),
         }
     }
 }

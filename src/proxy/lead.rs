@@ -27,6 +27,7 @@ use crate::{
         entry::Entry,
         policy::{Bypass, Freshness, NoStore},
     },
+    config::Mode,
     spans,
     store::{Budget, Fill},
     upstream::{Repeat, RequestBody, ResponseBody},
@@ -92,7 +93,9 @@ impl LeadTask {
                 let landed = proxy.cache.land(lead, &head, body, freshness);
                 let entry = Arc::clone(&landed.entry);
                 store_then(&proxy, landed, budget, |stored| {
-                    let response = if entry.is_held_by(&asked.headers) {
+                    let response = if proxy.mode == Mode::Shadow {
+                        Response::from_parts(head, Body::from(entry.body().clone()))
+                    } else if entry.is_held_by(&asked.headers) {
                         entry_response(&entry, &asked, proxy.cache.store().now_ms())
                     } else {
                         as_it_came(head, &entry)

@@ -45,6 +45,7 @@ mod rules;
 mod sample;
 mod schedules;
 mod semantics;
+mod shadow;
 mod shared_cache;
 mod sidecars;
 mod states;

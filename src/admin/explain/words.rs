@@ -122,5 +122,8 @@ pub(super) fn pass(why: Bypass) -> &'static str {
         }
         Bypass::Flights => "would go to the API: as many reads are shared as may be (max_flights)",
         Bypass::Alone => "would go to the API: what it waited for could not be shared",
+        Bypass::ShadowHit => "would go to the API, and be compared with what the cache has (mode)",
+        Bypass::Shadow => "would go to the API by itself, and share nothing (mode is shadow)",
+        Bypass::Off => "would go to the API: mode is off",
     }
 }

@@ -86,6 +86,12 @@ reasons! {
         Flights = "flights",
         /// What the flight brought could not be shared.
         Alone = "alone",
+        /// In shadow mode, where else there would have been a hit.
+        ShadowHit = "shadow-hit",
+        /// In shadow mode, where else another's read would have been shared.
+        Shadow = "shadow",
+        /// The cache is switched off.
+        Off = "off",
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::IntoConnectionInfo;
 
-use super::super::{Address, Config, Endpoint, LogFormat, StoreUrl, knob};
+use super::super::{Address, Config, Endpoint, LogFormat, Mode, StoreUrl, knob};
 use crate::pointer::Pointer;
 
 /// Expects the value to be refused; the table holds what stands between origin and default.
@@ -278,4 +278,10 @@ fn a_share_is_a_part_of_one() {
         bad("verify", text, r#"must be a number from 0 to 1, such as "0.01""#);
     }
     bad("verify", "1e-7", "must be 0, or at least 0.000001");
+}
+
+#[test]
+fn a_mode_is_one_of_three() {
+    assert_eq!(good("mode", "shadow").mode, Mode::Shadow);
+    bad("mode", "dry-run", "must be on, shadow or off");
 }

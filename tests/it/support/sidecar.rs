@@ -145,6 +145,11 @@ impl Setup {
         Self { redis, upstream, sidecar, config }
     }
 
+    /// What the first sidecar was started with.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Another sidecar like the first, without waiting for its hits.
     pub(crate) async fn second_cold(&self) -> Sidecar {
         Sidecar::start(self.config.clone()).await
