@@ -1,49 +1,50 @@
 //! Every metric, in one struct.
 //!
-//! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id.
+//! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id. A
+//! family begins with the labels that there are, at zero: what was never seen at zero does not seem to
+//! have risen.
 
+mod counters;
 mod evidence;
+mod labels;
 mod limits;
 pub mod recent;
+mod store;
 mod told;
 mod upstream;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{
-        counter::Counter,
-        family::{Family, MetricConstructor},
-        gauge::Gauge,
-        histogram::Histogram,
-        info::Info,
-    },
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 
-use self::recent::Recent;
+use self::{counters::Counters, labels::outcomes, recent::Recent, store::Operations};
 pub use self::{
     evidence::{Evidence, Trials},
+    labels::{InvalidationLabels, KindLabels, MissLabels, OutcomeLabels, RequestLabels},
     limits::{Limit, Limits},
+    store::Op,
 };
 use crate::{events::Events, store::StoreError, telemetry::Counts};
 
-/// Bounds of the latency histograms in seconds: half a millisecond to a minute.
-const LATENCY_BUCKETS: [f64; 14] =
+/// Bounds of the times of the upstream in seconds: half a millisecond to a minute.
+const UPSTREAM_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 /// What the process counts.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    requests: Family<RequestLabels, Counter>,
+    requests: Counters<RequestLabels>,
     /// Those that were hits, looked up once: most are.
     hits: Counter,
     /// Reloads of the configuration by what became of them.
     pub reloads: Family<OutcomeLabels, Counter>,
     /// Fills by what became of them.
-    pub fills: Family<OutcomeLabels, Counter>,
+    pub fills: Counters<OutcomeLabels>,
     /// Invalidations by source and outcome.
     pub invalidations: Family<InvalidationLabels, Counter>,
     /// Bodies in which a rule of `[[invalidate]]` did not find what it looked for.
@@ -58,10 +59,9 @@ pub struct Metrics {
     pub pending_overflows: Counter,
     /// 1 while a trusted connection to the store stands.
     pub store_up: Gauge,
-    store_seconds: Family<OpLabels, Histogram, Latency>,
-    store_errors: Family<StoreErrorLabels, Counter>,
+    operations: Operations,
     /// Upstream exchanges by outcome.
-    pub upstream_requests: Family<OutcomeLabels, Counter>,
+    pub upstream_requests: Counters<OutcomeLabels>,
     /// From sending a request upstream to its response head.
     pub upstream_seconds: Histogram,
     /// Upstream connections opened.
@@ -86,11 +86,11 @@ pub struct Metrics {
     pub near_evictions: Counter,
     /// Times that all entries left this process: tracking began or was lost, or all keys were dropped.
     pub near_flushes: Counter,
-    near_lookups: Family<OutcomeLabels, Counter>,
+    near_lookups: Counters<OutcomeLabels>,
     near_hits: Counter,
     /// Hits in this process whose fields were not read anew; they are among the others.
     pub repeats: Counter,
-    /// Rounds of the read barrier, and the lookups that waited for them.
+    /// Rounds of the read barrier that were begun.
     pub barrier_rounds: Counter,
     /// Lookups that waited for a round of the read barrier.
     pub barrier_waits: Counter,
@@ -104,105 +104,6 @@ pub struct Metrics {
     spans: Counts,
 }
 
-/// Operations of the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Op {
-    /// Reads a key.
-    Read,
-    /// Asks for the right to fill.
-    Lease,
-    /// Stores an entry.
-    Fill,
-    /// Lets another pair use an entry.
-    Admit,
-    /// Puts a newer body in the place of an entry.
-    Replace,
-    /// Fences before a write.
-    Begin,
-    /// Invalidates.
-    End,
-}
-
-impl Op {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Lease => "lease",
-            Self::Fill => "fill",
-            Self::Admit => "admit",
-            Self::Replace => "replace",
-            Self::Begin => "begin",
-            Self::End => "end",
-        }
-    }
-}
-
-/// Labels of the requests.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
-    /// `hit`, `miss`, `pass`, `write`, `error`.
-    pub outcome: &'static str,
-    /// Why it was not a hit; empty where there is nothing to add.
-    pub reason: &'static str,
-}
-
-/// Labels of families with one dimension.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OutcomeLabels {
-    /// What it came to.
-    pub outcome: &'static str,
-}
-
-/// Labels of [`Metrics::invalidations`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct InvalidationLabels {
-    /// `write`, `write-body` (the second end of a write, when its answer has come to its end),
-    /// `write-all` (by a rule, or because routes or rules have changed), `purge`, `purge-all` or
-    /// `evidence` (the entry was not what the upstream answers).
-    pub source: &'static str,
-    /// `confirmed` or `pending`.
-    pub outcome: &'static str,
-}
-
-/// Labels of [`Metrics::rule_misses`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct MissLabels {
-    /// `request` or `response`.
-    pub body: &'static str,
-    /// `too-large`, `encoded`, `slow`, `not-json`, `not-found` or `too-many`.
-    pub reason: &'static str,
-}
-
-/// Labels of [`Metrics::connection_errors`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct KindLabels {
-    /// `malformed` and `head-too-large` (which were answered with a bare 400, 414 or 431),
-    /// `timeout`, `unread` (took nothing of its answer for too long), `flood` (HTTP/2 resets,
-    /// continuations and the like), `incomplete` (hung up in the middle), `tls` and `proxy-protocol`
-    /// (not spoken, or not as it must be) or `broken`.
-    pub kind: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OpLabels {
-    op: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StoreErrorLabels {
-    op: &'static str,
-    error: &'static str,
-}
-
-#[derive(Clone, Debug)]
-struct Latency;
-
-impl MetricConstructor<Histogram> for Latency {
-    fn new_metric(&self) -> Histogram {
-        Histogram::new(LATENCY_BUCKETS)
-    }
-}
-
 impl Default for Metrics {
     fn default() -> Self {
         Self::counting(Counts::default())
@@ -212,35 +113,36 @@ impl Default for Metrics {
 impl Metrics {
     /// With spans that somebody else counts.
     pub fn counting(spans: Counts) -> Self {
-        let requests = Family::<RequestLabels, Counter>::default();
-        let near_lookups = Family::<OutcomeLabels, Counter>::default();
+        let requests = Counters::beginning_with(
+            ["miss", "write", "hit"].map(|outcome| RequestLabels { outcome, reason: "" }),
+        );
+        let near_lookups = outcomes(["miss", "evicted", "untracked", "hit"]);
         let mut metrics = Self {
-            registry: Registry::with_prefix("jobcache"),
-            hits: requests.get_or_create_owned(&RequestLabels { outcome: "hit", reason: "" }),
+            registry: Registry::default(),
+            hits: requests.handle(RequestLabels { outcome: "hit", reason: "" }),
             requests,
-            near_hits: near_lookups.get_or_create_owned(&OutcomeLabels { outcome: "hit" }),
+            near_hits: near_lookups.handle(OutcomeLabels { outcome: "hit" }),
             near_lookups,
             reloads: Family::default(),
             repeats: Counter::default(),
-            fills: Family::default(),
-            invalidations: Family::default(),
-            rule_misses: Family::default(),
+            fills: outcomes(["stored", "revoked", "failed"]),
+            invalidations: labels::invalidations(),
+            rule_misses: labels::rule_misses(),
             flights_joined: Counter::default(),
             foreign_values: Counter::default(),
             pending: Gauge::default(),
             pending_overflows: Counter::default(),
             store_up: Gauge::default(),
-            store_seconds: Family::new_with_constructor(Latency),
-            store_errors: Family::default(),
-            upstream_requests: Family::default(),
-            upstream_seconds: Histogram::new(LATENCY_BUCKETS),
+            operations: Operations::default(),
+            upstream_requests: outcomes(["answered"]),
+            upstream_seconds: Histogram::new(UPSTREAM_BUCKETS),
             upstream_connects: Counter::default(),
-            tls_reloads: Family::default(),
+            tls_reloads: outcomes(["applied", "failed"]).family(),
             upstream: upstream::Upstream::default(),
             trials: Trials::default(),
             limits: Limits::default(),
             connections: Gauge::default(),
-            connection_errors: Family::default(),
+            connection_errors: labels::connection_errors(),
             near_bytes: Gauge::default(),
             near_entries: Gauge::default(),
             near_evictions: Counter::default(),
@@ -262,7 +164,7 @@ impl Metrics {
             self.hits.inc();
             return;
         }
-        self.requests.get_or_create(&RequestLabels { outcome, reason }).inc();
+        self.requests.inc(RequestLabels { outcome, reason });
         let total = match (outcome, reason) {
             ("miss", _) => &self.recent.misses,
             ("pass", "path" | "method") => &self.recent.others,
@@ -278,26 +180,15 @@ impl Metrics {
         if outcome == "hit" {
             self.near_hits.inc();
         } else {
-            self.near_lookups.get_or_create(&OutcomeLabels { outcome }).inc();
+            self.near_lookups.inc(OutcomeLabels { outcome });
         }
     }
 
     /// Counts an operation of the store, its time and its failure.
     pub fn store_op<T>(&self, op: Op, result: &Result<T, StoreError>, took: Duration) {
-        let op = op.as_str();
-        self.store_seconds.get_or_create(&OpLabels { op }).observe(took.as_secs_f64());
+        self.operations.count(op, result, took);
         if !matches!(result, Err(StoreError::Down)) {
             self.recent.store_times.observe(took, 1);
-        }
-        if let Err(error) = result {
-            let error = match error {
-                StoreError::Down => "down",
-                StoreError::Pending => "pending",
-                StoreError::Timeout | StoreError::Spent => "timeout",
-                StoreError::Lost(_) => "lost",
-                StoreError::Refused(_) | StoreError::Journal { .. } => "refused",
-            };
-            self.store_errors.get_or_create(&StoreErrorLabels { op, error }).inc();
         }
     }
 
@@ -310,17 +201,22 @@ impl Metrics {
     }
 
     fn register(&mut self) {
-        let r = &mut self.registry;
+        let mut registry = Registry::default();
+        self.register_ours(registry.sub_registry_with_prefix("jobcache"));
+        self.registry = registry;
+    }
+
+    fn register_ours(&self, r: &mut Registry) {
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         r.register("build", "The version that runs", build);
-        r.register("requests", "Requests by outcome and reason", self.requests.clone());
+        r.register("requests", "Requests by outcome and reason", self.requests.family());
         r.register(
             "config_reloads",
             "Reloads of the configuration by what became of them",
             self.reloads.clone(),
         );
         r.register("spans", "Spans for a collector by what became of them", self.spans.clone());
-        r.register("fills", "Fills by what became of them", self.fills.clone());
+        r.register("fills", "Fills by what became of them", self.fills.family());
         r.register(
             "invalidations",
             "Invalidations by source and outcome",
@@ -352,17 +248,11 @@ impl Metrics {
             self.pending_overflows.clone(),
         );
         r.register("store_up", "1 while the store is trusted", self.store_up.clone());
-        r.register_with_unit(
-            "store_operation",
-            "Time of store operations",
-            Unit::Seconds,
-            self.store_seconds.clone(),
-        );
-        r.register("store_errors", "Failed store operations", self.store_errors.clone());
+        self.operations.register(r);
         r.register(
             "upstream_requests",
             "Upstream exchanges by outcome",
-            self.upstream_requests.clone(),
+            self.upstream_requests.family(),
         );
         r.register_with_unit(
             "upstream_response",
@@ -389,11 +279,10 @@ impl Metrics {
         self.upstream.register(r);
         self.limits.register(r);
         self.trials.register(r);
-        self.register_near();
+        self.register_near(r);
     }
 
-    fn register_near(&mut self) {
-        let r = &mut self.registry;
+    fn register_near(&self, r: &mut Registry) {
         let bytes = self.near_bytes.clone();
         r.register_with_unit("near", "Entries in this process", Unit::Bytes, bytes);
         r.register("near_entries", "Entries in this process", self.near_entries.clone());
@@ -410,7 +299,7 @@ impl Metrics {
         r.register(
             "near_lookups",
             "Lookups in this process by what they came to",
-            self.near_lookups.clone(),
+            self.near_lookups.family(),
         );
         r.register(
             "repeats",

@@ -146,7 +146,7 @@ impl Upstream {
             Ok(_) => "answered",
             Err(error) => error.as_str(),
         };
-        self.metrics.upstream_requests.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.metrics.upstream_requests.inc(OutcomeLabels { outcome });
         self.metrics.upstream_took(started.elapsed());
         result
     }

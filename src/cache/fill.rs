@@ -202,6 +202,6 @@ impl Cache {
     }
 
     fn count_fill(&self, outcome: &'static str) {
-        self.metrics.fills.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.metrics.fills.inc(OutcomeLabels { outcome });
     }
 }

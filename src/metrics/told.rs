@@ -11,8 +11,7 @@ use crate::events::What;
 impl Metrics {
     /// The requests with this outcome and reason.
     pub fn requests_of(&self, outcome: &'static str, reason: &'static str) -> u64 {
-        // Asking makes no series of what was never counted.
-        self.requests.get(&RequestLabels { outcome, reason }).map_or(0, |count| count.get())
+        self.requests.count(&RequestLabels { outcome, reason })
     }
 
     /// All requests, by what became of them.

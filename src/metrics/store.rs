@@ -1,0 +1,138 @@
+//! Operations of the store, and how long they take.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use super::counters::zeros;
+use crate::store::StoreError;
+
+/// Bounds of the times in seconds: from a round trip on this machine, by way of the budget of a request
+/// (50 ms), to what nobody waits for.
+const BUCKETS: [f64; 13] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+/// Words of the failures.
+const ERRORS: [&str; 5] = ["down", "pending", "timeout", "lost", "refused"];
+
+/// Operations of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Reads a key.
+    Read,
+    /// Asks for the right to fill.
+    Lease,
+    /// Stores an entry.
+    Fill,
+    /// Lets another pair use an entry.
+    Admit,
+    /// Puts a newer body in the place of an entry.
+    Replace,
+    /// Fences before a write.
+    Begin,
+    /// Invalidates.
+    End,
+}
+
+impl Op {
+    /// Every operation, in the order of declaration.
+    const ALL: [Self; 7] =
+        [Self::Read, Self::Lease, Self::Fill, Self::Admit, Self::Replace, Self::Begin, Self::End];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Lease => "lease",
+            Self::Fill => "fill",
+            Self::Admit => "admit",
+            Self::Replace => "replace",
+            Self::Begin => "begin",
+            Self::End => "end",
+        }
+    }
+}
+
+/// What the store does and how long it takes.
+#[derive(Debug)]
+pub(super) struct Operations {
+    seconds: Family<OpLabels, Histogram, fn() -> Histogram>,
+    /// Those of the family, looked up once.
+    histograms: [Histogram; Op::ALL.len()],
+    errors: Family<ErrorLabels, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OpLabels {
+    op: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrorLabels {
+    op: &'static str,
+    error: &'static str,
+}
+
+impl Default for Operations {
+    fn default() -> Self {
+        let new: fn() -> Histogram = || Histogram::new(BUCKETS);
+        let seconds = Family::new_with_constructor(new);
+        let labels = |op: Op| OpLabels { op: op.as_str() };
+        let histograms = Op::ALL.map(|op| seconds.get_or_create_owned(&labels(op)));
+        let errors = zeros(
+            Op::ALL
+                .into_iter()
+                .flat_map(|op| ERRORS.map(|error| ErrorLabels { op: op.as_str(), error })),
+        );
+        Self { seconds, histograms, errors }
+    }
+}
+
+impl Operations {
+    /// Counts an operation, its time and its failure.
+    pub(super) fn count<T>(&self, op: Op, result: &Result<T, StoreError>, took: Duration) {
+        // `ALL` is in the order of declaration.
+        self.histograms[op as usize].observe(took.as_secs_f64());
+        if let Err(error) = result {
+            let labels = ErrorLabels { op: op.as_str(), error: word(error) };
+            self.errors.get_or_create(&labels).inc();
+        }
+    }
+
+    pub(super) fn register(&self, r: &mut Registry) {
+        let (seconds, help) = (self.seconds.clone(), "Time of store operations");
+        r.register_with_unit("store_operation", help, Unit::Seconds, seconds);
+        r.register("store_errors", "Failed store operations", self.errors.clone());
+    }
+}
+
+/// The word for metrics.
+fn word(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Down => "down",
+        StoreError::Pending => "pending",
+        StoreError::Timeout | StoreError::Spent => "timeout",
+        StoreError::Lost(_) => "lost",
+        StoreError::Refused(_) | StoreError::Journal { .. } => "refused",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_is_timed_under_its_own_name() {
+        let operations = Operations::default();
+        for op in Op::ALL {
+            operations.count::<()>(op, &Err(StoreError::Timeout), Duration::ZERO);
+            let labels = ErrorLabels { op: op.as_str(), error: "timeout" };
+            assert_eq!(operations.errors.get_or_create(&labels).get(), 1, "{op:?}");
+            let seconds = operations.seconds.get_or_create(&OpLabels { op: op.as_str() });
+            assert!(format!("{:?}", *seconds).contains("count: 1,"), "{op:?}: {seconds:?}");
+        }
+    }
+}
