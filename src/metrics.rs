@@ -26,13 +26,17 @@ pub use self::{
     evidence::{Evidence, Trials},
     labels::{InvalidationLabels, KindLabels, MissLabels, OutcomeLabels, RequestLabels},
     limits::{Limit, Limits},
-    store::Op,
+    store::{Breaker, Op},
 };
 use crate::{events::Events, store::StoreError, telemetry::Counts};
 
 /// Bounds of the times of the upstream in seconds: half a millisecond to a minute.
 const UPSTREAM_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+
+/// The same for a round of the read barrier, which is a round trip to Redis and nothing else.
+const ROUND_BUCKETS: [f64; 11] =
+    [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.25];
 
 /// What the process counts.
 #[derive(Debug)]
@@ -59,6 +63,8 @@ pub struct Metrics {
     pub pending_overflows: Counter,
     /// 1 while a trusted connection to the store stands.
     pub store_up: Gauge,
+    /// Whether requests ask the store.
+    pub breaker: Breaker,
     operations: Operations,
     /// Upstream exchanges by outcome.
     pub upstream_requests: Counters<OutcomeLabels>,
@@ -92,6 +98,9 @@ pub struct Metrics {
     pub repeats: Counter,
     /// Rounds of the read barrier that were begun.
     pub barrier_rounds: Counter,
+    /// How long a round took that was answered. A lookup waits for two at most: the one under way and
+    /// its own.
+    pub barrier_seconds: Histogram,
     /// Lookups that waited for a round of the read barrier.
     pub barrier_waits: Counter,
     /// 1 while changes in the store are tracked.
@@ -133,6 +142,7 @@ impl Metrics {
             pending: Gauge::default(),
             pending_overflows: Counter::default(),
             store_up: Gauge::default(),
+            breaker: Breaker::default(),
             operations: Operations::default(),
             upstream_requests: outcomes(["answered"]),
             upstream_seconds: Histogram::new(UPSTREAM_BUCKETS),
@@ -148,6 +158,7 @@ impl Metrics {
             near_evictions: Counter::default(),
             near_flushes: Counter::default(),
             barrier_rounds: Counter::default(),
+            barrier_seconds: Histogram::new(ROUND_BUCKETS),
             barrier_waits: Counter::default(),
             tracking_up: Gauge::default(),
             events: Events::default(),
@@ -248,6 +259,7 @@ impl Metrics {
             self.pending_overflows.clone(),
         );
         r.register("store_up", "1 while the store is trusted", self.store_up.clone());
+        self.breaker.register(r);
         self.operations.register(r);
         r.register(
             "upstream_requests",
@@ -310,6 +322,12 @@ impl Metrics {
             "barrier_rounds",
             "Rounds of the read barrier: a PING and its answer",
             self.barrier_rounds.clone(),
+        );
+        r.register_with_unit(
+            "barrier_round",
+            "Time of a round of the read barrier",
+            Unit::Seconds,
+            self.barrier_seconds.clone(),
         );
         r.register(
             "barrier_waits",

@@ -123,6 +123,7 @@ impl Store {
         let engine = match &config.store.url {
             config::StoreUrl::Memory => {
                 metrics.store_is_up(true);
+                metrics.breaker.close();
                 Engine::Memory(memory::Memory::new(config))
             }
             config::StoreUrl::Redis(url) => {

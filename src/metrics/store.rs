@@ -1,10 +1,10 @@
-//! Operations of the store, and how long they take.
+//! Operations of the store, and the breaker that spares requests a store that is down.
 
 use std::time::Duration;
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
 
@@ -18,6 +18,8 @@ const BUCKETS: [f64; 13] =
 
 /// Words of the failures.
 const ERRORS: [&str; 5] = ["down", "pending", "timeout", "lost", "refused"];
+/// Those of them that open the breaker.
+const FATAL: [&str; 3] = ["timeout", "lost", "refused"];
 
 /// Operations of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +67,13 @@ pub(super) struct Operations {
     errors: Family<ErrorLabels, Counter>,
 }
 
+/// Whether requests ask the store.
+#[derive(Debug)]
+pub struct Breaker {
+    open: Gauge,
+    openings: Family<OpeningLabels, Counter>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OpLabels {
     op: &'static str,
@@ -73,6 +82,11 @@ struct OpLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabels {
     op: &'static str,
+    error: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OpeningLabels {
     error: &'static str,
 }
 
@@ -106,6 +120,42 @@ impl Operations {
         let (seconds, help) = (self.seconds.clone(), "Time of store operations");
         r.register_with_unit("store_operation", help, Unit::Seconds, seconds);
         r.register("store_errors", "Failed store operations", self.errors.clone());
+    }
+}
+
+impl Default for Breaker {
+    /// Open: nothing is known of the store yet.
+    fn default() -> Self {
+        let openings = zeros(FATAL.map(|error| OpeningLabels { error }));
+        let breaker = Self { open: Gauge::default(), openings };
+        breaker.open.set(1);
+        breaker
+    }
+}
+
+impl Breaker {
+    /// The store is trusted from now on.
+    pub fn close(&self) {
+        self.open.set(0);
+    }
+
+    /// It was, and is not any more.
+    pub fn open(&self, error: &StoreError) {
+        self.open.set(1);
+        self.openings.get_or_create(&OpeningLabels { error: word(error) }).inc();
+    }
+
+    pub(super) fn register(&self, r: &mut Registry) {
+        r.register(
+            "breaker_open",
+            "1 while requests do not ask the store, it being down",
+            self.open.clone(),
+        );
+        r.register(
+            "breaker_openings",
+            "Times that the store was trusted and then lost, by what happened",
+            self.openings.clone(),
+        );
     }
 }
 

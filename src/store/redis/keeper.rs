@@ -88,7 +88,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         match shared.connect().await {
             Ok(session) => {
                 let error = shared.serve(&session, &mut backoff).await;
-                shared.publish(None);
+                shared.retract(&error);
                 warn!(%error, "store is down; everything passes through");
             }
             Err(error) => {
@@ -116,9 +116,19 @@ impl Shared {
         session.map(|session| look(session)).ok_or(StoreError::Down)
     }
 
-    fn publish(&self, session: Option<SessionHandle>) {
-        self.metrics.store_is_up(session.is_some());
-        *self.session.write().unwrap_or_else(PoisonError::into_inner) = session;
+    fn publish(&self, session: SessionHandle) {
+        self.metrics.store_is_up(true);
+        self.metrics.breaker.close();
+        *self.session.write().unwrap_or_else(PoisonError::into_inner) = Some(session);
+    }
+
+    /// What was published, if anything was, is not trusted any more.
+    fn retract(&self, error: &StoreError) {
+        self.metrics.store_is_up(false);
+        let published = self.session.write().unwrap_or_else(PoisonError::into_inner).take();
+        if published.is_some() {
+            self.metrics.breaker.open(error);
+        }
     }
 
     /// Connects, and makes sure that this is a master of a version that we can work with.
@@ -188,7 +198,7 @@ impl Shared {
             self.pending.hurry();
             self.replay(session).await;
             info!(epoch = session.epoch().as_str(), "store is up");
-            self.publish(Some(Arc::clone(session)));
+            self.publish(Arc::clone(session));
             *backoff = BACKOFF.0;
             self.keep_replaying(session).await
         };

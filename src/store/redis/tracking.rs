@@ -335,6 +335,7 @@ impl Wire {
             return self.ping().await;
         }
         *flight = None;
+        tracked.metrics.barrier_seconds.observe(launched_at.elapsed().as_secs_f64());
         if tracked.rounds.is_up() {
             tracked.rounds.answered(tracked.since_origin_us(launched_at));
         } else {
