@@ -20,9 +20,12 @@ RUN sed -i '/^\[\[/,/^$/d' Cargo.toml \
     && touch src/lib.rs \
     && cargo build --release --locked
 
+# What `jobcache_build_info` says beside the version: `docker build --build-arg COMMIT="$(git rev-parse HEAD)" .`
+ARG COMMIT=
 COPY src src
 # Cargo goes by modification times, and those of a checkout may be older than the layer above.
-RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bin jobcache
+RUN touch src/main.rs src/lib.rs \
+    && JOBCACHE_COMMIT="$COMMIT" cargo build --release --locked --bin jobcache
 
 # What the final image holds. The libraries are those that the loader names, of Debian's libc6 and
 # libgcc-s1, with their licences; nsswitch.conf makes it look into /etc/hosts and ask the DNS;

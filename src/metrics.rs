@@ -1,19 +1,24 @@
 //! Every metric, in one struct.
 //!
-//! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id. A
-//! family begins with the labels that there are, at zero: what was never seen at zero does not seem to
-//! have risen.
+//! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id. What
+//! is true of every process has the names that it has everywhere (`process_...`). A family begins with
+//! the labels that there are, at zero: what was never seen at zero does not seem to have risen.
+//!
+//! README, "Metrics", says of each what to do about it.
 
 mod counters;
 mod evidence;
 mod labels;
 mod limits;
+mod process;
 pub mod recent;
+mod runtime;
+mod sample;
 mod store;
 mod told;
 mod upstream;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{iter, sync::atomic::Ordering, time::Duration};
 
 use prometheus_client::{
     encoding::text::encode,
@@ -21,7 +26,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use self::{counters::Counters, labels::outcomes, recent::Recent, store::Operations};
+use self::{
+    counters::Counters, labels::outcomes, process::Process, recent::Recent, runtime::Runtime,
+    store::Operations,
+};
 pub use self::{
     evidence::{Evidence, Trials},
     labels::{InvalidationLabels, KindLabels, MissLabels, OutcomeLabels, RequestLabels},
@@ -213,13 +221,13 @@ impl Metrics {
 
     fn register(&mut self) {
         let mut registry = Registry::default();
+        registry.register_collector(Box::new(Process::default()));
         self.register_ours(registry.sub_registry_with_prefix("jobcache"));
         self.registry = registry;
     }
 
     fn register_ours(&self, r: &mut Registry) {
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        r.register("build", "The version that runs", build);
+        r.register("build", "What runs", Info::new(build()));
         r.register("requests", "Requests by outcome and reason", self.requests.family());
         r.register(
             "config_reloads",
@@ -292,6 +300,7 @@ impl Metrics {
         self.limits.register(r);
         self.trials.register(r);
         self.register_near(r);
+        r.register_collector(Box::new(Runtime));
     }
 
     fn register_near(&self, r: &mut Registry) {
@@ -340,6 +349,13 @@ impl Metrics {
             self.tracking_up.clone(),
         );
     }
+}
+
+/// What runs: the version, and the commit where whoever built it said so in `JOBCACHE_COMMIT`.
+fn build() -> Vec<(&'static str, &'static str)> {
+    let commit = option_env!("JOBCACHE_COMMIT").filter(|commit| !commit.is_empty());
+    let version = ("version", env!("CARGO_PKG_VERSION"));
+    iter::once(version).chain(commit.map(|commit| ("commit", commit))).collect()
 }
 
 #[cfg(test)]
