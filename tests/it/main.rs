@@ -26,6 +26,7 @@ mod invalidation;
 mod limits;
 mod logs;
 mod mentions;
+mod monitoring;
 mod near;
 mod operations;
 mod origin;

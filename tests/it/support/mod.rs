@@ -9,6 +9,8 @@ use tokio::time::Instant;
 pub(crate) mod browser;
 pub(crate) mod client;
 pub(crate) mod collector;
+pub(crate) mod promql;
+pub(crate) mod promtool;
 pub(crate) mod python;
 pub(crate) mod raw;
 pub(crate) mod redis;
