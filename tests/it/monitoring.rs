@@ -1,5 +1,7 @@
-//! What operators watch: `/metrics`, and what README says of each metric, held to a scrape of a real
-//! sidecar.
+//! What operators watch: `/metrics`, the dashboard under `config/`, and what README says of each
+//! metric, all held to a scrape of a real sidecar.
+
+mod dashboard;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,6 +9,7 @@ use std::{
 };
 
 use hyper::Method;
+use serde_json::Value;
 
 use crate::support::{
     SOON, Setup, eventually,
@@ -31,6 +34,18 @@ async fn exposition() -> Exposition {
 
 fn read(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).expect("a file")
+}
+
+#[track_caller]
+fn array(value: &Value) -> &[Value] {
+    value.as_array().unwrap_or_else(|| panic!("{value} is no list"))
+}
+
+#[track_caller]
+fn text(value: &Value) -> &str {
+    let text = value.as_str().unwrap_or_else(|| panic!("{value} is no text"));
+    assert!(!text.is_empty());
+    text
 }
 
 /// The metrics of README's tables under "Metrics", and their labels.
