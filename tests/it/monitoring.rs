@@ -1,6 +1,7 @@
-//! What operators watch: `/metrics`, the dashboard under `config/`, and what README says of each
-//! metric, all held to a scrape of a real sidecar.
+//! What operators watch: `/metrics`, the dashboard and the alerts under `config/`, and what README says
+//! of each metric, all held to a scrape of a real sidecar.
 
+mod alerts;
 mod dashboard;
 
 use std::{
