@@ -37,7 +37,7 @@ use self::{
 };
 use crate::{
     cache::Cache, config::Config, limits::Room, metrics::Metrics, proxy::route::Routes,
-    server::Drain, spans, telemetry::Filter, transport::Peer,
+    server::Drain, spans, telemetry::Filter, transport::Peer, warm::Warmer,
 };
 
 /// What `/metrics` is: Prometheus 2.5 and newer ask for it.
@@ -55,6 +55,7 @@ pub struct Admin {
     log: Log,
     room: Arc<Room>,
     mode: Mode,
+    warmer: Warmer,
     metrics: Arc<Metrics>,
     leaving: Drain,
     front: Front,
@@ -65,23 +66,23 @@ impl Admin {
     pub fn new(
         cache: Arc<Cache>,
         routes: Arc<Routes>,
-        (room, filter): (Arc<Room>, Filter),
+        (room, filter, warmer): (Arc<Room>, Filter, Warmer),
         config: &Config,
         metrics: Arc<Metrics>,
         leaving: Drain,
     ) -> Self {
         let secret = config.webhook_secret.as_ref();
-        let webhook =
-            Webhook::new(Arc::clone(&cache), Arc::clone(&routes), Arc::clone(&room), secret);
+        let (jobs, held) = (Arc::clone(&cache), Arc::clone(&room));
+        let webhook = Webhook::new(jobs, Arc::clone(&routes), held, warmer.clone(), secret);
         let (log, mode, front) = (Log::new(filter, secret), Mode::of(config), Front::new());
-        Self { cache, routes, webhook, log, room, mode, metrics, leaving, front }
+        Self { cache, routes, webhook, log, room, mode, warmer, metrics, leaving, front }
     }
 
     /// The same under another configuration.
     #[must_use]
     pub fn revised(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
         let (room, metrics) = (Arc::clone(&self.room), Arc::clone(&self.metrics));
-        let shared = (room, self.log.filter().clone());
+        let shared = (room, self.log.filter().clone(), self.warmer.clone());
         Self::new(cache, routes, shared, config, metrics, self.leaving.clone())
     }
 

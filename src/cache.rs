@@ -2,6 +2,7 @@
 //!
 //! It never fetches. A reader that has to is handed a [`Lead`] and a lease, and `proxy` fetches.
 
+mod ahead;
 pub mod audience;
 mod bulk;
 pub mod cookies;
@@ -18,6 +19,7 @@ pub mod query;
 mod told;
 mod trial;
 
+pub use ahead::Ahead;
 pub use fill::{Known, Landed, Lead};
 pub use invalidate::{Outcome, Purge, PurgeAll, Receipt};
 pub use near::{Absence, Look};

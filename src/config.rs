@@ -28,7 +28,7 @@ mod url;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use hyper::http::uri::Authority;
+use hyper::http::{HeaderName, Uri, uri::Authority};
 use ipnet::IpNet;
 use standardwebhooks::Webhook;
 
@@ -110,6 +110,8 @@ pub struct Config {
     pub credentials: Credentials,
     /// Where spans go; none = nowhere. Only the environment can say.
     pub traces: Option<Traces>,
+    /// Which jobs are read ahead of clients, and how.
+    pub warm: Warm,
     /// Which further jobs a write changes. Only the file can say.
     pub invalidate: Vec<Rule>,
 }
@@ -353,6 +355,25 @@ pub enum CredentialMode {
     Shared,
     /// They pass uncached.
     Bypass,
+}
+
+/// Which jobs are read before a client asks, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warm {
+    /// A file of ids that are read at the start.
+    pub file: Option<PathBuf>,
+    /// Path and query of a list of jobs at the upstream, whose jobs are read at the start.
+    pub list: Option<Uri>,
+    /// Where in that list the ids are.
+    pub pointer: Pointer,
+    /// What the reads say beside their path; values may be secret.
+    pub headers: Vec<(HeaderName, Secret)>,
+    /// Their `Authorization`.
+    pub authorization: Option<Secret>,
+    /// Reads a second at most.
+    pub rate: usize,
+    /// Jobs that wait to be read at most.
+    pub max: usize,
 }
 
 /// A secret that no log shows.

@@ -22,8 +22,8 @@
 //!
 //! # Reading order
 //!
-//! Imports run one way: `main -> lib -> {server, admin, reload, demo} -> proxy -> {upstream, cache} ->
-//! store`. `cache` never imports `upstream`: it hands `proxy` a lease, and `proxy` fetches.
+//! Imports run one way: `main -> lib -> {server, admin, reload, demo} -> warm -> proxy -> {upstream,
+//! cache} -> store`. `cache` never imports `upstream`: it hands `proxy` a lease, and `proxy` fetches.
 
 pub mod config;
 
@@ -48,6 +48,8 @@ pub mod store;
 pub mod admin;
 
 pub mod reload;
+
+pub mod warm;
 
 pub mod demo;
 
@@ -92,6 +94,7 @@ use crate::{
     telemetry::Export,
     tls::{Renewed, TlsError},
     upstream::Upstream,
+    warm::Warming,
 };
 
 /// For a last try to confirm what is pending, after the drain.
@@ -183,13 +186,14 @@ pub async fn run_reloading(
     ));
     let (start_drain, drain) = watch::channel(false);
     let (leave, leaving) = watch::channel(false);
+    let warming = Warming::new(&config, &metrics);
     let admin = Admin::new(
         Arc::clone(&cache),
         Arc::clone(&routes),
-        (purges, reloads.filter()),
+        (purges, reloads.filter(), warming.warmer()),
         &config,
         Arc::clone(&metrics),
-        leaving,
+        leaving.clone(),
     );
     let first = Snapshot::new(routes, Arc::clone(&cache), Arc::clone(&proxy), Arc::new(admin));
     let live = Arc::new(Live::new(first));
@@ -209,6 +213,8 @@ pub async fn run_reloading(
             serving.admin().serve(request, client)
         }));
     let _samples = AbortOnDropHandle::new(tokio::spawn(recent::keep(Arc::clone(&metrics))));
+    let warmed = Arc::clone(&live);
+    let warming = tokio::spawn(warming.run(move || warmed.proxy(), leaving));
 
     tokio::select! {
         () = shutdown => {}
@@ -222,7 +228,7 @@ pub async fn run_reloading(
     info!("draining");
     let deadline_at = Instant::now() + deadline;
     start_drain.send_replace(true);
-    let _ = clients.await;
+    let _ = (warming.await, clients.await);
     proxy.finish(deadline_at).await;
     cache.store().close(CLOSE_TIMEOUT).await;
     end_admin.send_replace(true);

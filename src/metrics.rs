@@ -17,6 +17,7 @@ mod sample;
 mod store;
 mod told;
 mod upstream;
+mod warm;
 
 use std::{iter, sync::atomic::Ordering, time::Duration};
 
@@ -88,6 +89,8 @@ pub struct Metrics {
     pub trials: Trials,
     /// What is in use of each limit, and how often one was met.
     pub limits: Limits,
+    /// Reads ahead of clients.
+    pub warm: warm::Warm,
     /// Client connections that are open.
     pub connections: Gauge,
     /// Client connections that ended in an error, by its kind.
@@ -159,6 +162,7 @@ impl Metrics {
             upstream: upstream::Upstream::default(),
             trials: Trials::default(),
             limits: Limits::default(),
+            warm: warm::Warm::default(),
             connections: Gauge::default(),
             connection_errors: labels::connection_errors(),
             near_bytes: Gauge::default(),
@@ -299,6 +303,7 @@ impl Metrics {
         self.upstream.register(r);
         self.limits.register(r);
         self.trials.register(r);
+        self.warm.register(r);
         self.register_near(r);
         r.register_collector(Box::new(Runtime));
     }

@@ -51,7 +51,12 @@ impl Pointer {
 
     /// A pointer to a member of the document.
     pub fn member(name: &str) -> Self {
-        Self { tokens: vec![name.to_owned()] }
+        Self::members([name])
+    }
+
+    /// A pointer through these members, one in the other.
+    pub fn members<const N: usize>(names: [&str; N]) -> Self {
+        Self { tokens: names.map(str::to_owned).into() }
     }
 
     /// The string, boolean or integer there, as text. None where there is nothing, or something

@@ -1,6 +1,7 @@
 //! The story of one request.
 
 pub mod again;
+mod ahead;
 mod answer;
 pub mod body;
 pub mod framing;
@@ -13,6 +14,8 @@ mod superseded;
 pub mod upgrade;
 mod verify;
 mod write;
+
+pub use ahead::{Outcome as ReadAhead, Unlisted};
 
 use std::{future::Future, sync::Arc};
 

@@ -1,7 +1,8 @@
 //! The purge webhook: what it takes, and what it answers.
 //!
 //! It answers 200 only when the store has confirmed that the jobs are gone. Otherwise 503 with
-//! Retry-After; the purge is queued all the same, and this sidecar bypasses those jobs meanwhile.
+//! Retry-After; the purge is queued all the same, and this sidecar bypasses those jobs meanwhile. Who
+//! asks for a refresh does not wait for it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,6 +32,7 @@ use crate::{
     proxy::route::Routes,
     spans,
     store::Ended,
+    warm::Warmer,
 };
 
 /// Largest body of a purge, in bytes: room for [`MAX_IDS`] of the longest ids.
@@ -49,16 +51,19 @@ pub struct Webhook {
     routes: Arc<Routes>,
     /// What the bodies take that are being read.
     room: Arc<Room>,
+    warmer: Warmer,
     secret: Option<Secret>,
 }
 
-/// `{"job_id": "x"}`, `{"job_ids": ["x", "y"]}` or `{"all": true}`.
+/// `{"job_id": "x"}`, `{"job_ids": ["x", "y"]}` or `{"all": true}`; the first two with
+/// `"refresh": true` if the jobs are to be read anew.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Payload {
     job_id: Option<Id>,
     job_ids: Option<Vec<Id>>,
     all: Option<bool>,
+    refresh: Option<bool>,
 }
 
 /// Ids come as strings, and from databases as numbers.
@@ -74,8 +79,17 @@ enum Id {
 pub enum Wanted {
     /// These jobs, in order, without repeats.
     Jobs(Vec<JobId>),
+    /// These jobs likewise, which are then to be read anew.
+    Refreshed(Vec<JobId>),
     /// Every job.
     All,
+}
+
+/// What follows a purge that is confirmed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Nothing,
+    Refresh,
 }
 
 impl Webhook {
@@ -84,9 +98,10 @@ impl Webhook {
         cache: Arc<Cache>,
         routes: Arc<Routes>,
         room: Arc<Room>,
+        warmer: Warmer,
         secret: Option<&Secret>,
     ) -> Self {
-        Self { cache, routes, room, secret: secret.cloned() }
+        Self { cache, routes, room, warmer, secret: secret.cloned() }
     }
 
     /// `POST /purge` with a JSON body.
@@ -101,7 +116,8 @@ impl Webhook {
             return unauthorized(&reason);
         }
         match Wanted::parse(&body) {
-            Ok(Wanted::Jobs(ids)) => self.purge(ids, caller).await,
+            Ok(Wanted::Jobs(ids)) => self.purge(ids, caller, Then::Nothing).await,
+            Ok(Wanted::Refreshed(ids)) => self.purge(ids, caller, Then::Refresh).await,
             Ok(Wanted::All) => self.purge_all(caller).await,
             Err(reason) => bad_request(&reason),
         }
@@ -132,7 +148,7 @@ impl Webhook {
             return unauthorized(&reason);
         }
         match readings(id) {
-            Ok(ids) => self.purge(ids, caller).await,
+            Ok(ids) => self.purge(ids, caller, Then::Nothing).await,
             Err(reason) => bad_request(&reason),
         }
     }
@@ -153,7 +169,7 @@ impl Webhook {
                 "{path:?} names no job; PURGE takes the path of one, such as /jobs/<id>"
             ));
         }
-        self.purge(ids, caller).await
+        self.purge(ids, caller, Then::Nothing).await
     }
 
     /// Whether anybody may call.
@@ -172,7 +188,8 @@ impl Webhook {
         self.routes.template(path)
     }
 
-    async fn purge(&self, ids: Vec<JobId>, caller: Caller) -> Reply {
+    /// What is not confirmed is not read anew: the caller has to ask again in any case.
+    async fn purge(&self, ids: Vec<JobId>, caller: Caller, then: Then) -> Reply {
         let span = spans::invalidate(&spans::current(), "purge");
         let purge = self.cache.purge(&ids, caller.by()).instrument(span.clone());
         let Purge { ended, receipts } = purge.await;
@@ -183,7 +200,10 @@ impl Webhook {
         match ended {
             Ended::Confirmed { entries } => {
                 info!(ids = ids.len(), entries, "purged");
-                let body = json!({ "purged": names, "entries": entries, "receipts": receipts });
+                let mut body = json!({ "purged": names, "entries": entries, "receipts": receipts });
+                if then == Then::Refresh {
+                    body["refreshing"] = self.warmer.refresh(&ids).into();
+                }
                 reply(StatusCode::OK, &body)
             }
             Ended::Pending => pending(json!({ "pending": names, "receipts": receipts })),
@@ -238,10 +258,14 @@ impl Wanted {
                  {{\"all\": true}}"
             )
         })?;
+        let refresh = payload.refresh == Some(true);
         let ids = match payload {
-            Payload { job_id: Some(id), job_ids: None, all: None } => vec![id],
-            Payload { job_id: None, job_ids: Some(ids), all: None } => ids,
-            Payload { job_id: None, job_ids: None, all: Some(true) } => return Ok(Self::All),
+            Payload { job_id: Some(id), job_ids: None, all: None, .. } => vec![id],
+            Payload { job_id: None, job_ids: Some(ids), all: None, .. } => ids,
+            Payload { all: Some(true), .. } if refresh => {
+                return Err("refresh goes with job_id or job_ids, not with all".into());
+            }
+            Payload { job_id: None, job_ids: None, all: Some(true), .. } => return Ok(Self::All),
             _ => return Err("give exactly one of job_id, job_ids and \"all\": true".into()),
         };
         if ids.is_empty() || ids.len() > MAX_IDS {
@@ -262,7 +286,7 @@ impl Wanted {
                 "job_ids can be read as {count} jobs, of at most {MAX_IDS}; split the purge"
             ));
         }
-        Ok(Self::Jobs(jobs))
+        Ok(if refresh { Self::Refreshed(jobs) } else { Self::Jobs(jobs) })
     }
 }
 
@@ -337,6 +361,19 @@ mod tests {
             &["9f86d081-884c-4d65-9a2f-eaa0c55ad015"],
         );
         assert_eq!(Wanted::parse(br#"{"all":true}"#).unwrap(), Wanted::All);
+        assert_eq!(Wanted::parse(br#"{"all":true,"refresh":false}"#).unwrap(), Wanted::All);
+    }
+
+    #[test]
+    fn jobs_may_be_read_anew_and_all_of_them_may_not() {
+        let x = || vec![JobId::canonical("x").unwrap()];
+        let parse = |body: &str| Wanted::parse(body.as_bytes()).unwrap();
+        assert_eq!(parse(r#"{"job_id":"x","refresh":true}"#), Wanted::Refreshed(x()));
+        assert_eq!(parse(r#"{"job_ids":["x"],"refresh":true}"#), Wanted::Refreshed(x()));
+        assert_eq!(parse(r#"{"job_id":"x","refresh":false}"#), Wanted::Jobs(x()));
+        refuses(r#"{"all":true,"refresh":true}"#, "not with all");
+        refuses(r#"{"job_id":"x","refresh":1}"#, "a purge is");
+        refuses(r#"{"refresh":true}"#, "exactly one");
     }
 
     /// Digits may be a number and a UUID. The limit is on what the store is asked to delete.

@@ -7,7 +7,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
     Config, CredentialMode, Credentials, HEADERS_ON_STACK, KeyPair, LogFormat, Mode, Near,
-    NearMode, Pending, Query, Server, Share, States, Store, StoreUrl, Upstream, UpstreamTls,
+    NearMode, Pending, Query, Server, Share, States, Store, StoreUrl, Upstream, UpstreamTls, Warm,
 };
 use crate::pointer::Pointer;
 
@@ -61,6 +61,7 @@ impl Default for Config {
             pending: Pending::default(),
             credentials: Credentials::default(),
             traces: None,
+            warm: Warm::default(),
             invalidate: Vec::new(),
         }
     }
@@ -145,6 +146,21 @@ impl Default for Credentials {
             secret: None,
             audience: 256,
             recheck: None,
+        }
+    }
+}
+
+impl Default for Warm {
+    fn default() -> Self {
+        // The page of a list as FastAPI and Spring paginate it: both are objects with `items`.
+        Self {
+            file: None,
+            list: None,
+            pointer: Pointer::members(["items", "*", "id"]),
+            headers: Vec::new(),
+            authorization: None,
+            rate: 20,
+            max: 10_000,
         }
     }
 }

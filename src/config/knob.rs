@@ -341,6 +341,23 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.credentials.recheck, parse::time(v, SECOND..=DAY).map(Some))
     })
     .env(&["JOBCACHE_CREDENTIALS_RECHECK"]),
+    one("warm.file", "", |c, v| put(&mut c.warm.file, parse::path(v))).env(&["JOBCACHE_WARM_FILE"]),
+    one("warm.list", "", |c, v| put(&mut c.warm.list, parse::target(v)))
+        .env(&["JOBCACHE_WARM_LIST"]),
+    one("warm.pointer", "/items/*/id", |c, v| put(&mut c.warm.pointer, parse::pointer(v)))
+        .env(&["JOBCACHE_WARM_POINTER"]),
+    many("warm.headers", "", |c, v| put(&mut c.warm.headers, parse::fields(v)))
+        .shown(Shown::Nothing)
+        .by_file()
+        .env(&["JOBCACHE_WARM_HEADERS"]),
+    one("warm.authorization", "", |c, v| put(&mut c.warm.authorization, parse::field_value(v)))
+        .shown(Shown::Nothing)
+        .by_file()
+        .env(&["JOBCACHE_WARM_AUTHORIZATION"]),
+    one("warm.rate", "20", |c, v| put(&mut c.warm.rate, parse::number(v, 1..=10_000)))
+        .env(&["JOBCACHE_WARM_RATE"]),
+    one("warm.max", "10000", |c, v| put(&mut c.warm.max, parse::number(v, 1..=100_000)))
+        .env(&["JOBCACHE_WARM_MAX"]),
 ];
 
 fn put<T>(field: &mut T, parsed: Result<T, String>) -> Result<(), String> {

@@ -2,11 +2,11 @@
 
 use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use hyper::header::HeaderName;
+use hyper::{header::HeaderName, http::Uri};
 use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::{CredentialMode, LogFormat, Mode, NearMode, Share};
+use super::{CredentialMode, LogFormat, Mode, NearMode, Secret, Share};
 use crate::{pointer::Pointer, proxy::route::Routes};
 
 const MIN_SECRET: usize = 16;
@@ -21,6 +21,24 @@ const MAX_PARAMETERS: usize = 64;
 const MAX_PARAMETER: usize = 64;
 /// Each connection is compared with each.
 const MAX_NETWORKS: usize = 64;
+/// Fields by which a read would be another one than that of a client that polls, or none at all.
+const NOT_OF_A_POLL: [&str; 15] = [
+    "accept-encoding",
+    "cache-control",
+    "connection",
+    "content-length",
+    "expect",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "pragma",
+    "range",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
 const MAX_STATES: usize = 64;
 const MAX_STATE: usize = 128;
 
@@ -123,6 +141,47 @@ pub(super) fn headers(items: &[String]) -> Result<Vec<String>, String> {
             .map_err(|_| format!("{item:?} is not the name of a header"))
     };
     items.iter().map(name).collect()
+}
+
+/// Header fields as `Name: value`. What is wrong is told by their number: a value may be secret.
+pub(super) fn fields(items: &[String]) -> Result<Vec<(HeaderName, Secret)>, String> {
+    count(items, "header", MAX_HEADERS)?;
+    items.iter().enumerate().map(|(at, item)| field(at + 1, item)).collect()
+}
+
+fn field(number: usize, text: &str) -> Result<(HeaderName, Secret), String> {
+    let form = || format!("header {number} must be of the form \"Name: value\"");
+    let (name, value) = text.split_once(':').ok_or_else(form)?;
+    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| form())?;
+    if name == "authorization" {
+        return Err("must not have Authorization: that is warm.authorization".to_owned());
+    }
+    if NOT_OF_A_POLL.contains(&name.as_str()) {
+        return Err(format!("must not have {name}: with it a read is no plain poll of a job"));
+    }
+    let value = field_value(value.trim()).map_err(|why| format!("{why} in header {number}"))?;
+    Ok((name, value.ok_or_else(form)?))
+}
+
+/// The value of a header field.
+pub(super) fn field_value(text: &str) -> Result<Option<Secret>, String> {
+    let visible = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+    if !visible || text.trim() != text || text.is_empty() {
+        return Err("must be visible ASCII characters, with spaces within at most".to_owned());
+    }
+    Ok(Some(Secret::new(text)))
+}
+
+/// Path and query of a request to the upstream.
+pub(super) fn target(text: &str) -> Result<Option<Uri>, String> {
+    let uri = text.parse::<Uri>().ok().filter(|uri| uri.authority().is_none());
+    // What begins with two slashes names a host to some.
+    let is_path = text.starts_with('/') && !text.starts_with("//") && !text.contains('#');
+    let uri = uri.filter(|_| is_path);
+    uri.map(Some).ok_or_else(|| {
+        "must be a path of your backend, with a query if need be, such as /jobs?status=active"
+            .to_owned()
+    })
 }
 
 /// Names of cookies (RFC 6265 4.1.1: tokens).

@@ -417,7 +417,8 @@ fn every_other_knob_is_one_value() {
             "query.ignore",
             "server.trusted_proxies",
             "credentials.headers",
-            "credentials.cookies"
+            "credentials.cookies",
+            "warm.headers"
         ]
     );
 }

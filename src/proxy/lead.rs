@@ -6,7 +6,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
-    Request, Response,
+    Request, Response, StatusCode,
     http::{
         header::{CONTENT_LENGTH, ETAG, TRANSFER_ENCODING},
         request, response,
@@ -36,6 +36,21 @@ use crate::{
 /// How long others wait for a body that streams.
 const STREAM_PATIENCE: Duration = Duration::from_millis(250);
 
+/// What became of such a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Became {
+    /// It is in the store.
+    Stored,
+    /// The job changed meanwhile.
+    Revoked,
+    /// The store did not take it.
+    Unstored,
+    /// It may not be stored; with the status of the response.
+    Unstorable(NoStore, StatusCode),
+    /// The upstream gave no answer, or none that was whole.
+    Failed,
+}
+
 /// One such read.
 pub(super) struct LeadTask {
     proxy: Arc<Proxy>,
@@ -61,7 +76,7 @@ impl LeadTask {
     }
 
     /// Reads the upstream, answers the client and everybody who joined, and stores what may be.
-    pub(super) async fn run(mut self, request: Request<RequestBody>) {
+    pub(super) async fn run(mut self, request: Request<RequestBody>) -> Became {
         self.lead.turn().await;
         let sent = self.proxy.send(request, Repeat::IfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
@@ -75,18 +90,23 @@ impl LeadTask {
             // close-delimited response message from a partially received message interrupted by
             // network failure".
             Ok(_) if !framed => {
-                self.share_nothing(head, Body::Upstream(body), NoStore::Unframed).await;
+                self.share_nothing(head, Body::Upstream(body), NoStore::Unframed).await
             }
             Err(why) => self.share_nothing(head, Body::Upstream(body), why).await,
             Ok(freshness) if head.headers.contains_key(CONTENT_LENGTH) => {
-                self.take_whole(head, body, freshness).await;
+                self.take_whole(head, body, freshness).await
             }
             Ok(freshness) => self.take_streaming(head, body, freshness).await,
         }
     }
 
     /// A body of known length is there soon after its head: the client gets it once it is stored.
-    async fn take_whole(self, head: response::Parts, body: ResponseBody, freshness: Freshness) {
+    async fn take_whole(
+        self,
+        head: response::Parts,
+        body: ResponseBody,
+        freshness: Freshness,
+    ) -> Became {
         match capture(body, self.proxy.cache.max_body(), self.proxy.cache.captured()).await {
             Captured::Whole(body) => {
                 let Self { proxy, lead, why, asked, budget, answer } = self;
@@ -103,17 +123,20 @@ impl LeadTask {
                     let verdict = Verdict::Miss { stored, collapsed: false, why };
                     let _ = answer.send(Answer { response, verdict });
                 })
-                .await;
+                .await
             }
             Captured::Unstorable(body, why) => self.share_nothing(head, body, why).await,
-            Captured::Broken(error) => {
-                self.fail(refuse(&error.into())).await;
-            }
+            Captured::Broken(error) => self.fail(refuse(&error.into())).await,
         }
     }
 
     /// A body of unknown length may take long: the client gets each part as it comes.
-    async fn take_streaming(self, head: response::Parts, body: ResponseBody, freshness: Freshness) {
+    async fn take_streaming(
+        self,
+        head: response::Parts,
+        body: ResponseBody,
+        freshness: Freshness,
+    ) -> Became {
         let Self { proxy, lead, why, answer, .. } = self;
         let (tee, client_end) = Tee::new(proxy.cache.captured());
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
@@ -131,27 +154,37 @@ impl LeadTask {
         match captured {
             Beside::Whole(body) if !body.is_empty() => {
                 let landed = proxy.cache.land(lead, &head, body, freshness);
-                store_then(&proxy, landed, proxy.cache.budget(), |_| tee.finish()).await;
+                store_then(&proxy, landed, proxy.cache.budget(), |_| tee.finish()).await
             }
             Beside::Whole(_) => {
                 tee.finish();
                 proxy.cache.abandon(lead, Some(NoStore::Empty)).await;
+                Became::Unstorable(NoStore::Empty, head.status)
             }
-            Beside::Unstorable(why) => proxy.cache.abandon(lead, Some(why)).await,
-            Beside::Broken => proxy.cache.abandon(lead, None).await,
+            Beside::Unstorable(why) => {
+                proxy.cache.abandon(lead, Some(why)).await;
+                Became::Unstorable(why, head.status)
+            }
+            Beside::Broken => {
+                proxy.cache.abandon(lead, None).await;
+                Became::Failed
+            }
         }
     }
 
-    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) {
+    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> Became {
+        let status = head.status;
         let response = Response::from_parts(head, body);
         let verdict = Verdict::Miss { stored: Stored::No(why), collapsed: false, why: self.why };
         let _ = self.answer.send(Answer { response, verdict });
         self.proxy.cache.abandon(self.lead, Some(why)).await;
+        Became::Unstorable(why, status)
     }
 
-    async fn fail(self, answer: Answer) {
+    async fn fail(self, answer: Answer) -> Became {
         let _ = self.answer.send(answer);
         self.proxy.cache.abandon(self.lead, None).await;
+        Became::Failed
     }
 }
 
@@ -182,15 +215,24 @@ async fn filled(proxy: &Proxy, landed: Landed, span: Span) -> Option<Fill> {
 }
 
 /// Stores what has landed, and calls `then` when that is done or the budget is spent.
-async fn store_then(proxy: &Proxy, landed: Landed, budget: Budget, then: impl FnOnce(Stored)) {
+async fn store_then(
+    proxy: &Proxy,
+    landed: Landed,
+    budget: Budget,
+    then: impl FnOnce(Stored),
+) -> Became {
     let span = spans::fill();
     let mut fill = Box::pin(filled(proxy, landed, span.clone()).instrument(span));
-    match timeout(budget.left(), &mut fill).await {
-        Ok(Some(Fill::Stored)) => then(Stored::Yes),
-        Ok(_) => then(Stored::Unsaid),
-        Err(_) => {
-            then(Stored::Unsaid);
-            fill.await;
-        }
+    let filled = if let Ok(filled) = timeout(budget.left(), &mut fill).await {
+        then(if filled == Some(Fill::Stored) { Stored::Yes } else { Stored::Unsaid });
+        filled
+    } else {
+        then(Stored::Unsaid);
+        fill.await
+    };
+    match filled {
+        Some(Fill::Stored) => Became::Stored,
+        Some(Fill::Revoked) => Became::Revoked,
+        None => Became::Unstored,
     }
 }

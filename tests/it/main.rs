@@ -55,4 +55,5 @@ mod tls;
 mod traces;
 mod unix_sockets;
 mod verify;
+mod warming;
 mod wire;

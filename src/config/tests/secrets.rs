@@ -16,6 +16,8 @@ fn secrets_are_in_no_output() {
     let vars = [
         ("JOBCACHE_WEBHOOK_SECRET", "hunter2hunter2hunter2"),
         ("REDIS_URL", "redis://me:swordfish@cache:6379/1"),
+        ("JOBCACHE_WARM_AUTHORIZATION", "Bearer swordfish"),
+        ("JOBCACHE_WARM_HEADERS", "Host: a, X-Api-Key: hunter2hunter2"),
     ];
     let loaded = load(&[], &vars, "").unwrap();
     hides(&format!("{loaded:?} {:#?}", loaded.config));
@@ -45,6 +47,11 @@ fn secrets_are_in_no_message() {
         }
     }
     hides(&load(&[], &[("JOBCACHE_WEBHOOK_SECRET", "hunter2hunter2 ")], "").unwrap_err());
+    for headers in ["swordfish", "x y: swordfish", "Authorization: swordfish", "a: swordfish\u{e9}"]
+    {
+        hides(&load(&[], &[("JOBCACHE_WARM_HEADERS", headers)], "").unwrap_err());
+    }
+    hides(&load(&[], &[("JOBCACHE_WARM_AUTHORIZATION", "swordfish\n")], "").unwrap_err());
     hides(&load(&[], &[], "webhook_secret = \"hunter2hunter2").unwrap_err());
     hides(&load(&[], &[], "webhook_secret = hunter2hunter2").unwrap_err());
     hides(&load(&[], &[], "store = { url = 'redis://:swordfish@a'").unwrap_err());

@@ -230,6 +230,34 @@ fn headers_are_names() {
 }
 
 #[test]
+fn what_is_read_ahead_is_a_plain_poll_of_the_upstream() {
+    good("warm.headers", "Host: jobs.example:8443, X-Api-Key: a=b");
+    bad("warm.headers", "", "must name 1 to 64 headers");
+    for text in ["x", "x y: z", "x:"] {
+        let why = match text {
+            "x:" => "must be visible ASCII characters, with spaces within at most in header 1",
+            _ => "header 1 must be of the form \"Name: value\"",
+        };
+        bad("warm.headers", text, why);
+    }
+    let why = "must not have Authorization: that is warm.authorization";
+    bad("warm.headers", "Authorization: Bearer a", why);
+    let why = "must not have range: with it a read is no plain poll of a job";
+    bad("warm.headers", "Range: bytes=0-1", why);
+    good("warm.authorization", "Bearer a b");
+    for text in ["Bearer a ", "a\nb"] {
+        let why = "must be visible ASCII characters, with spaces within at most";
+        bad("warm.authorization", text, why);
+    }
+    good("warm.list", "/jobs?status=active");
+    for text in ["jobs", "http://elsewhere/jobs", "//elsewhere", "/a b", "/a#b"] {
+        let why = "must be a path of your backend, with a query if need be, such as \
+                   /jobs?status=active";
+        bad("warm.list", text, why);
+    }
+}
+
+#[test]
 fn a_log_filter_that_would_silence_everything_is_refused() {
     let why = "must be a level or a list such as \"info,jobcache=debug\"";
     bad("log", "jobcache=loud", why);

@@ -238,7 +238,7 @@ impl Side {
 }
 
 /// What a value reads as: ids come as strings, and from databases as whole numbers.
-fn ids(value: &Value) -> Vec<JobId> {
+pub(crate) fn ids(value: &Value) -> Vec<JobId> {
     match value {
         Value::String(text) => readings(text),
         // RFC 8259 6 knows one kind of number: to many backends 7.0 is 7.

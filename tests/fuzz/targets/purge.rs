@@ -29,10 +29,18 @@ fn check(body: &[u8]) {
         Ok(wanted) => wanted,
         Err(why) => return assert!(why.len() < 4_096 + body.len(), "{why}"),
     };
-    // Of what is accepted serde_json has an opinion too: an object with one of the three keys.
+    // Of what is accepted serde_json has an opinion too: an object with one of the three keys,
+    // and perhaps `refresh`.
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
-    let given: Vec<_> =
-        value.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()).collect();
+    let refresh = value.get("refresh").and_then(Value::as_bool).unwrap_or_default();
+    let keys = value.as_object().into_iter().flatten();
+    let given: Vec<_> = keys.filter(|(k, v)| *k != "refresh" && !v.is_null()).collect();
+    // Who is read anew is purged like any other.
+    let wanted = match (wanted, refresh) {
+        (Wanted::Refreshed(jobs), true) => Wanted::Jobs(jobs),
+        (wanted @ Wanted::Jobs(_), true) => panic!("{wanted:?} is not read anew"),
+        (wanted, _) => wanted,
+    };
     match (wanted, &given[..]) {
         (Wanted::All, [(key, Value::Bool(true))]) => assert_eq!(*key, "all"),
         (Wanted::Jobs(jobs), [(key, Value::Array(ids))]) => {

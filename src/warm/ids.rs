@@ -1,0 +1,93 @@
+//! The jobs that a file or a list names.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+};
+
+use serde_json::Value;
+
+use crate::{
+    cache::key::{self, JobId},
+    pointer::Pointer,
+    proxy::route::rules,
+};
+
+/// What was found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) jobs: Vec<JobId>,
+    /// How many were no ids.
+    pub(super) unreadable: usize,
+}
+
+impl Found {
+    /// Of an id that can be read in several ways the most literal one is read from the upstream.
+    fn take(&mut self, readings: Vec<JobId>) {
+        match readings.into_iter().next() {
+            Some(job) => self.jobs.push(job),
+            None => self.unreadable += 1,
+        }
+    }
+}
+
+/// Reads a file of at most `max` bytes: an id a line, comments from `#` on.
+pub(super) fn in_file(path: &Path, max: usize) -> io::Result<Found> {
+    let mut text = String::new();
+    File::open(path)?.take(max as u64 + 1).read_to_string(&mut text)?;
+    if text.len() > max {
+        let error = format!("it is larger than {max} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
+    }
+    Ok(in_lines(&text))
+}
+
+fn in_lines(text: &str) -> Found {
+    let mut found = Found::default();
+    // `#` is in no id.
+    let ids = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    for id in ids.filter(|id| !id.is_empty()) {
+        found.take(key::readings(id));
+    }
+    found
+}
+
+/// Reads a document in which `pointer` leads to the ids: strings and whole numbers, or lists of them.
+pub(super) fn in_json(document: &[u8], pointer: &Pointer) -> serde_json::Result<Found> {
+    let document: Value = serde_json::from_slice(document)?;
+    let mut found = Found::default();
+    pointer.find(&document, &mut |value| match value {
+        Value::Array(ids) => ids.iter().for_each(|id| found.take(rules::ids(id))),
+        id => found.take(rules::ids(id)),
+    });
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(found: &Found, jobs: &[&str], unreadable: usize) {
+        assert_eq!(found.jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), jobs);
+        assert_eq!(found.unreadable, unreadable);
+    }
+
+    #[test]
+    fn a_file_has_an_id_a_line_and_comments() {
+        check(&in_lines("# active\n\n a \r\nb # the second\n007\n"), &["a", "b", "7"], 0);
+        check(&in_lines("a b\n..\nc"), &["c"], 2);
+    }
+
+    #[test]
+    fn a_list_has_ids_where_the_pointer_leads() {
+        let json = br#"{"items":[{"id":"a"},{"id":7},{"id":null},{"name":"x"}],"ids":["b",8]}"#;
+        let found = |pointer| in_json(json, &Pointer::parse(pointer).unwrap()).unwrap();
+        check(&found("/items/*/id"), &["a", "7"], 1);
+        check(&found("/ids"), &["b", "8"], 0);
+        check(&found("/ids/*"), &["b", "8"], 0);
+        check(&found("/nowhere"), &[], 0);
+        assert!(in_json(b"<html>", &Pointer::parse("").unwrap()).is_err());
+    }
+}

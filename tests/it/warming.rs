@@ -1,0 +1,475 @@
+//! Reads ahead of clients: at the start, and after purges that ask for it.
+
+use std::{
+    io::Write as _,
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use hyper::{Method, StatusCode, header};
+use jobcache::config::{Config, CredentialMode, Secret};
+use tempfile::NamedTempFile;
+use tokio::time::Instant;
+
+use crate::support::{
+    RedisServer, SOON, Setup, Upstream,
+    client::HOST,
+    eventually,
+    redis::{RECOVERY, key},
+    sidecar::{Sidecar, config},
+    upstream::{json, version, with_headers},
+};
+
+const X: &str = "/jobs/x";
+const SERVICE: &str = "Bearer service-0123456789";
+const ALICE: &str = "Bearer alice-0123456789";
+
+const BODY: &str = r#"{"id":"x"}"#;
+
+/// What comes before the first request of a test.
+struct World {
+    redis: RedisServer,
+    upstream: Upstream,
+    config: Config,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::on(RedisServer::start().await).await
+    }
+
+    async fn on(redis: RedisServer) -> Self {
+        let upstream = Upstream::start().await;
+        let mut config = config(&redis, &upstream);
+        as_clients_ask(&mut config);
+        Self { redis, upstream, config }
+    }
+
+    async fn sidecar(&self) -> Sidecar {
+        Sidecar::start(self.config.clone()).await
+    }
+
+    fn file(&mut self, ids: &str) -> NamedTempFile {
+        let (file, path) = ids_file(ids);
+        self.config.warm.file = Some(path);
+        file
+    }
+}
+
+/// The reads are for the representation that the clients of the tests ask for, and not slow.
+fn as_clients_ask(config: &mut Config) {
+    config.warm.headers = vec![(header::HOST, Secret::new(HOST))];
+    config.warm.rate = 1_000;
+}
+
+fn ids_file(ids: &str) -> (NamedTempFile, PathBuf) {
+    let mut file = NamedTempFile::new().expect("a temporary file");
+    file.write_all(ids.as_bytes()).expect("a file written");
+    let path = file.path().to_owned();
+    (file, path)
+}
+
+/// Waits until so many jobs have come to this.
+async fn warmed(sidecar: &Sidecar, outcome: &str, jobs: u64) {
+    let name = format!("jobcache_warm_total{{outcome=\"{outcome}\"}}");
+    eventually(SOON, async || {
+        let now = sidecar.admin.metric(&name).await;
+        if now == jobs { Ok(()) } else { Err(sidecar.admin.get("/metrics").await) }
+    })
+    .await;
+}
+
+/// Waits until so many tries at least were in vain for this.
+async fn postponed(sidecar: &Sidecar, outcome: &str, tries: u64) {
+    let name = format!("jobcache_warm_postponed_total{{outcome=\"{outcome}\"}}");
+    eventually(SOON, async || sidecar.admin.metric(&name).await >= tries).await;
+}
+
+async fn refresh(setup: &Setup, id: &str) {
+    let body = format!(r#"{{"job_id":"{id}","refresh":true}}"#);
+    let reply = setup.sidecar.admin.request(Method::POST, "/purge").body(body).send().await;
+    assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+    assert_eq!(reply.json()["purged"], serde_json::json!([id]));
+    assert_eq!(reply.json()["refreshing"], 1);
+}
+
+#[tokio::test]
+async fn the_jobs_of_a_file_are_hits_from_their_first_client_on() {
+    let mut world = World::new().await;
+    let _file = world.file("# active\nx\n\ny # the second\nx\n");
+    let sidecar = world.sidecar().await;
+    warmed(&sidecar, "stored", 2).await;
+
+    for id in ["x", "y"] {
+        let path = format!("/jobs/{id}");
+        let reply = sidecar.get(&path).await;
+        reply.assert(200, &version(id, 0));
+        assert!(reply.is_hit(), "{reply:?}");
+        assert_eq!(world.upstream.reads(&path), 1);
+    }
+    assert_eq!(sidecar.admin.metric("jobcache_warm_waiting").await, 0);
+}
+
+#[tokio::test]
+async fn the_jobs_of_a_list_are_read_with_the_service_credential() {
+    let mut world = World::new().await;
+    world.config.warm.list = Some("/jobs?status=active".parse().unwrap());
+    world.config.warm.authorization = Some(Secret::new(SERVICE));
+    let list = r#"{"items":[{"id":"x"},{"id":7},{"name":"no id"}]}"#;
+    world.upstream.respond("/jobs", move |_| Some(json(StatusCode::OK, list)));
+    let sidecar = world.sidecar().await;
+    warmed(&sidecar, "stored", 2).await;
+
+    let seen = world.upstream.requests();
+    let mut targets: Vec<_> = seen.iter().map(|seen| seen.target.as_str()).collect();
+    targets.sort_unstable();
+    assert_eq!(targets, ["/jobs/7", X, "/jobs?status=active"]);
+    for seen in &seen {
+        assert_eq!(seen.headers["authorization"], SERVICE, "{seen:?}");
+        assert_eq!(seen.headers["host"], HOST, "{seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_is_not_there_yet_is_asked_for_again() {
+    let mut world = World::new().await;
+    world.config.warm.list = Some("/list".parse().unwrap());
+    world.config.warm.pointer = jobcache::pointer::Pointer::parse("").unwrap();
+    let asked = AtomicUsize::new(0);
+    world.upstream.respond("/list", move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => Some(json(StatusCode::SERVICE_UNAVAILABLE, "{}")),
+        1 => Some(json(StatusCode::OK, "<html>")),
+        _ => Some(json(StatusCode::OK, r#"["x"]"#)),
+    });
+    let sidecar = world.sidecar().await;
+
+    warmed(&sidecar, "stored", 1).await;
+
+    assert_eq!(world.upstream.reads("/list"), 3);
+    let read = "jobcache_warm_sources_total{source=\"list\",outcome=\"read\"}";
+    assert_eq!(sidecar.admin.metric(read).await, 1);
+}
+
+/// With which credential, or none, the first client of a warmed job asks, and how many reads there are then.
+async fn check_first_client(mode: CredentialMode, cache_control: Option<&str>, reads: usize) {
+    let mut world = World::new().await;
+    let _file = world.file("x");
+    world.config.credentials.mode = mode;
+    world.config.warm.authorization = Some(Secret::new(SERVICE));
+    let headers: Vec<_> =
+        cache_control.iter().map(|value| ("cache-control", (*value).to_owned())).collect();
+    world.upstream.respond(X, move |_| {
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        Some(with_headers(BODY, &headers))
+    });
+    let sidecar = world.sidecar().await;
+    warmed(&sidecar, "stored", 1).await;
+
+    let alice = sidecar.client.request(Method::GET, X).header("authorization", ALICE).send().await;
+
+    alice.assert(200, BODY);
+    assert_eq!(world.upstream.reads(X), reads, "{mode:?} {cache_control:?}: {alice:?}");
+    // Whoever was served is let in, as ever.
+    eventually(SOON, async || {
+        let again = sidecar.client.request(Method::GET, X).header("authorization", ALICE);
+        again.send().await.is_hit()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_warmed_job_is_a_hit_for_others_by_the_ordinary_rules_alone() {
+    check_first_client(CredentialMode::Partition, None, 2).await;
+    check_first_client(CredentialMode::Partition, Some("public, max-age=60"), 1).await;
+    check_first_client(CredentialMode::Shared, None, 1).await;
+}
+
+#[tokio::test]
+async fn a_warmed_job_is_for_the_representation_it_was_read_with() {
+    let mut world = World::new().await;
+    let _file = world.file("x");
+    let sidecar = world.sidecar().await;
+    warmed(&sidecar, "stored", 1).await;
+
+    let other = sidecar.client.request(Method::GET, X).header("accept", "text/html").send().await;
+
+    assert!(!other.is_hit(), "{other:?}");
+    assert_eq!(world.upstream.reads(X), 2);
+}
+
+#[tokio::test]
+async fn what_is_cached_already_is_not_read_again() {
+    let setup = Setup::new().await;
+    setup.get(X).await;
+    setup.hit(X).await;
+    let (_file, path) = ids_file("x");
+    let mut config = config(&setup.redis, &setup.upstream);
+    config.warm.file = Some(path);
+    // Another credential, for which there is no entry.
+    config.warm.authorization = Some(Secret::new(SERVICE));
+
+    let second = Sidecar::start(config).await;
+
+    warmed(&second, "present", 1).await;
+    assert_eq!(setup.upstream.reads(X), 1);
+    assert!(setup.get(X).await.is_hit());
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_told_apart() {
+    let mut world = World::new().await;
+    let _file = world.file("gone\nprivate\nbare\nchunked\n");
+    world.upstream.set("gone", 404, "{}");
+    world
+        .upstream
+        .respond("/jobs/private", |_| Some(with_headers("{}", &[("cache-control", "private")])));
+    world.upstream.respond("/jobs/bare", |_| Some(json(StatusCode::OK, "")));
+    let feed = world.upstream.feed("/jobs/chunked", &[]);
+    let sidecar = world.sidecar().await;
+    feed.data("{\"id\":").await;
+    feed.data("\"chunked\"}").await;
+    feed.end();
+
+    warmed(&sidecar, "status", 1).await;
+    warmed(&sidecar, "unstorable", 2).await;
+    warmed(&sidecar, "stored", 1).await;
+    let reply = sidecar.get("/jobs/chunked").await;
+    reply.assert(200, r#"{"id":"chunked"}"#);
+    assert!(reply.is_hit(), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_purge_with_refresh_is_answered_first_and_read_anew_then() {
+    let setup = Setup::with(as_clients_ask).await;
+    setup.get(X).await;
+    setup.hit(X).await;
+    setup.upstream.commit("x");
+    let gate = setup.upstream.hold(Method::GET, X);
+
+    refresh(&setup, "x").await;
+
+    assert!(setup.redis.get(&key("x")).await.is_none_or(|body| body.is_empty()));
+    gate.arrived(1).await;
+    gate.release();
+    warmed(&setup.sidecar, "stored", 1).await;
+    let reply = setup.get(X).await;
+    reply.assert(200, &version("x", 1));
+    assert!(reply.is_hit(), "{reply:?}");
+    assert_eq!(setup.upstream.reads(X), 2);
+}
+
+#[tokio::test]
+async fn a_purge_of_several_refreshes_each_once() {
+    let setup = Setup::with(as_clients_ask).await;
+
+    let body = r#"{"job_ids":["x","y","x"],"refresh":true}"#;
+    let reply = setup.sidecar.admin.request(Method::POST, "/purge").body(body).send().await;
+
+    assert_eq!(reply.json()["refreshing"], 2, "{reply:?}");
+    warmed(&setup.sidecar, "stored", 2).await;
+    for path in [X, "/jobs/y"] {
+        assert!(setup.get(path).await.is_hit(), "{path}");
+        assert_eq!(setup.upstream.reads(path), 1, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_purge_without_refresh_and_one_of_all_read_nothing() {
+    let setup = Setup::with(as_clients_ask).await;
+    setup.get(X).await;
+    setup.hit(X).await;
+
+    for (body, status) in [
+        (r#"{"job_id":"x"}"#, 200),
+        (r#"{"job_id":"x","refresh":false}"#, 200),
+        (r#"{"all":true}"#, 200),
+        (r#"{"all":true,"refresh":true}"#, 400),
+    ] {
+        let purge = setup.sidecar.admin.request(Method::POST, "/purge").body(body);
+        assert_eq!(purge.send().await.status.as_u16(), status, "{body}");
+    }
+
+    // Were one of them read, it would have been before this one, which was handed in later.
+    refresh(&setup, "y").await;
+    warmed(&setup.sidecar, "stored", 1).await;
+    assert_eq!(setup.upstream.reads(X), 1);
+    assert!(!setup.redis.holds(&key("x")).await);
+}
+
+#[tokio::test]
+async fn a_refresh_waits_for_the_end_of_a_write() {
+    let setup = Setup::with(as_clients_ask).await;
+    let write = setup.upstream.hold(Method::PUT, X);
+    let writer = setup.sidecar.client.start(Method::PUT, X, "{}").await;
+    write.arrived(1).await;
+
+    refresh(&setup, "x").await;
+    postponed(&setup.sidecar, "fenced", 2).await;
+    assert_eq!(setup.upstream.reads(X), 0, "what was read now could not be stored");
+
+    write.release();
+    assert_eq!(writer.answer().await.0, 200);
+    warmed(&setup.sidecar, "stored", 1).await;
+    let reply = setup.get(X).await;
+    reply.assert(200, &version("x", 1));
+    assert!(reply.is_hit(), "{reply:?}");
+    assert_eq!(setup.upstream.reads(X), 1);
+}
+
+#[tokio::test]
+async fn a_refresh_waits_until_a_write_has_settled() {
+    let settle = Duration::from_secs(1);
+    let setup = Setup::with(|config| {
+        as_clients_ask(config);
+        config.settle = settle;
+    })
+    .await;
+    let written = Instant::now();
+    assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
+
+    refresh(&setup, "x").await;
+
+    warmed(&setup.sidecar, "stored", 1).await;
+    assert!(written.elapsed() >= settle);
+    assert_eq!(setup.upstream.reads(X), 1);
+    setup.hit(X).await.assert(200, &version("x", 1));
+}
+
+#[tokio::test]
+async fn what_a_third_party_deletes_while_it_is_read_ahead_is_not_stored() {
+    let setup = Setup::with(as_clients_ask).await;
+    let gate = setup.upstream.hold_after_read(Method::GET, X);
+    refresh(&setup, "x").await;
+    gate.arrived(1).await;
+
+    setup.upstream.commit("x");
+    setup.redis.del(&key("x")).await;
+    gate.release();
+
+    // It is read once more, for it has changed.
+    warmed(&setup.sidecar, "stored", 1).await;
+    assert_eq!(
+        setup.sidecar.admin.metric("jobcache_warm_postponed_total{outcome=\"revoked\"}").await,
+        1
+    );
+    let reply = setup.get(X).await;
+    reply.assert(200, &version("x", 1));
+    assert!(reply.is_hit(), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_client_shares_the_read_that_is_ahead_of_it() {
+    let setup = Setup::with(as_clients_ask).await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    refresh(&setup, "x").await;
+    gate.arrived(1).await;
+
+    let client = setup.sidecar.client.start(Method::GET, X, "").await;
+    // It has joined once its lookup is over.
+    eventually(SOON, async || {
+        let name = "jobcache_store_operation_seconds_count{op=\"lease\"}";
+        setup.sidecar.admin.metric(name).await >= 3
+    })
+    .await;
+    gate.release();
+
+    assert_eq!(client.answer().await, (200, version("x", 0)));
+    warmed(&setup.sidecar, "stored", 1).await;
+    assert_eq!(setup.upstream.reads(X), 1);
+}
+
+#[tokio::test]
+async fn without_redis_the_upstream_is_not_read_and_with_it_everything_is() {
+    let mut world = World::on(RedisServer::absent()).await;
+    let _file = world.file("x\ny\n");
+    let sidecar = world.sidecar().await;
+    postponed(&sidecar, "store", 4).await;
+    assert_eq!(world.upstream.requests().len(), 0);
+
+    world.redis.restart_empty().await;
+
+    eventually(RECOVERY + SOON, async || {
+        sidecar.admin.metric("jobcache_warm_total{outcome=\"stored\"}").await == 2
+    })
+    .await;
+    assert_eq!(world.upstream.requests().len(), 2);
+    eventually(SOON, async || sidecar.get(X).await.is_hit()).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_there_yet_is_waited_for() {
+    let mut world = World::new().await;
+    let _file = world.file("x");
+    let asked = AtomicUsize::new(0);
+    world.upstream.respond(X, move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => None,
+        1 => Some(json(StatusCode::BAD_GATEWAY, "{}")),
+        _ => Some(json(StatusCode::OK, version("x", 0))),
+    });
+    let sidecar = world.sidecar().await;
+
+    postponed(&sidecar, "upstream", 1).await;
+    warmed(&sidecar, "stored", 1).await;
+
+    assert!(sidecar.get(X).await.is_hit());
+}
+
+#[tokio::test]
+async fn warming_is_bounded_in_what_waits_at_a_time_and_a_second() {
+    let mut world = World::new().await;
+    let ids: Vec<_> = (0..30).map(|id| format!("j{id}")).collect();
+    let _file = world.file(&ids.join("\n"));
+    world.config.warm.max = 20;
+    world.config.warm.rate = 50;
+    let gate = world.upstream.hold_all();
+    let started = Instant::now();
+    let sidecar = world.sidecar().await;
+    warmed(&sidecar, "overflow", 10).await;
+    gate.arrived(8).await;
+
+    // Nothing of it is in the way of clients or of readiness.
+    assert_eq!(sidecar.admin.get("/readyz").await.status, StatusCode::OK);
+    assert_eq!(sidecar.put("/jobs/other").await.status, StatusCode::OK);
+    assert_eq!(gate.arrivals(), 8);
+    assert_eq!(sidecar.admin.metric("jobcache_warm_waiting").await, 12);
+
+    gate.release();
+    warmed(&sidecar, "stored", 20).await;
+    assert!(started.elapsed() >= Duration::from_millis(380), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_drain_ends_the_warming_and_waits_for_what_is_under_way() {
+    let mut world = World::new().await;
+    let ids: Vec<_> = (0..1_000).map(|id| format!("j{id}")).collect();
+    let _file = world.file(&ids.join("\n"));
+    world.config.warm.rate = 10;
+    let gate = world.upstream.hold_all();
+    let mut sidecar = world.sidecar().await;
+    gate.arrived(2).await;
+
+    sidecar.begin_shutdown();
+    eventually(SOON, async || sidecar.refuses().await).await;
+    let reads = gate.arrivals();
+    gate.release();
+
+    sidecar.shutdown().await.expect("a drain");
+    assert_eq!(gate.arrivals(), reads);
+    // Who had asked meanwhile would have joined it.
+    assert!(world.redis.holds(&key("j0")).await);
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_told_and_changes_nothing() {
+    let mut world = World::new().await;
+    world.config.warm.file = Some("/nowhere/ids".into());
+    let sidecar = world.sidecar().await;
+
+    eventually(SOON, async || {
+        let failed = "jobcache_warm_sources_total{source=\"file\",outcome=\"failed\"}";
+        sidecar.admin.metric(failed).await == 1
+    })
+    .await;
+    sidecar.get(X).await.assert(200, &version("x", 0));
+}
