@@ -8,7 +8,7 @@
 # and glibc is what jobcache is developed and tested on.
 
 FROM rust:1.95-slim-bookworm AS build
-# blake3 compiles its assembly with a C compiler, which the Rust image has for linking anyway.
+# blake3, ring and zstd are compiled by a C compiler in part, which the Rust image has for linking anyway.
 WORKDIR /build
 
 # The dependencies alone, in a layer that only a change of Cargo.toml or Cargo.lock invalidates.

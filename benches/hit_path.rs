@@ -4,6 +4,7 @@
 //! and the round trip to Redis. The benchmark `peers` measures all of it.
 #![allow(missing_docs, reason = "criterion's macros write public functions")]
 #![allow(clippy::expect_used, reason = "criterion's functions cannot fail otherwise")]
+#![allow(clippy::print_stdout, reason = "what is measured is to be seen")]
 
 use std::{
     hint::black_box,
@@ -29,12 +30,14 @@ use tokio::runtime::Runtime;
 
 /// Of the bodies: a plain status, and one with a log in it.
 const SIZES: [usize; 2] = [600, 16 * 1024];
+/// Of bodies that are compressed.
+const LARGE: [usize; 2] = [16 * 1024, 64 * 1024];
 const ID: &str = "00000000-0000-4000-8000-000000000001";
 
 criterion_group! {
     name = hit_path;
     config = Criterion::default().without_plots();
-    targets = head, entry, whole
+    targets = head, entry, compression, whole
 }
 criterion_main!(hit_path);
 
@@ -67,6 +70,54 @@ fn entry(criterion: &mut Criterion) {
         });
     }
     group.finish();
+}
+
+/// What `store.compress_above` costs: each miss once, each read of Redis once.
+fn compression(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group("compression");
+    for size in LARGE {
+        let body = job_with_steps(size);
+        let plain = runtime.block_on(Stage::of(&config(), body.clone())).seen;
+        let entry = Entry::decode(&plain).and_then(Result::ok).expect("it was stored as an entry");
+        let small = entry.compressed().expect("JSON gets smaller");
+        println!("{} bytes are stored as {}", body.len(), small.len());
+        group.bench_with_input(BenchmarkId::new("compress", size), &entry, |bench, entry| {
+            bench.iter(|| black_box(entry).compressed());
+        });
+        let mut config = config();
+        config.store.compress_above = Some(1024);
+        let coded = runtime.block_on(Stage::of(&config, body)).seen;
+        for (name, seen) in [("decode plain", &plain), ("decode compressed", &coded)] {
+            group.bench_with_input(BenchmarkId::new(name, size), seen, |bench, seen| {
+                bench.iter(|| Entry::decode(black_box(seen)));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// A job with a log of its steps, whose times and checksums are as good as random.
+fn job_with_steps(size: usize) -> Bytes {
+    const NAMES: [&str; 4] = ["extract", "transform", "validate", "upload"];
+    let mut json = format!("{{\"id\":\"{ID}\",\"status\":\"running\",\"steps\":[");
+    let mut noise = 0x9e37_79b9_7f4a_7c15_u64;
+    for step in 0.. {
+        noise ^= noise << 13;
+        noise ^= noise >> 7;
+        noise ^= noise << 17;
+        let (name, minute, ms) = (NAMES[step % 4], noise % 60, noise >> 8 & 0x3ff);
+        let line = format!(
+            "{{\"step\":{step},\"name\":\"{name}\",\"at\":\"2026-11-24T10:{minute:02}:00Z\",\
+             \"took_ms\":{ms},\"checksum\":\"{noise:016x}\",\"ok\":true}},"
+        );
+        if json.len() + line.len() > size {
+            break;
+        }
+        json.push_str(&line);
+    }
+    json.pop();
+    Bytes::from(json + "]}")
 }
 
 /// From the head of a request to the head of its answer, with the embedded store.
@@ -102,11 +153,14 @@ struct Stage {
 
 impl Stage {
     async fn new(size: usize) -> Self {
-        let config = config();
+        Self::of(&config(), Bytes::from(vec![b'x'; size])).await
+    }
+
+    async fn of(config: &Config, body: Bytes) -> Self {
         let metrics = Arc::new(Metrics::default());
-        let cache = Cache::open(&config, metrics).expect("the embedded store opens");
+        let cache = Cache::open(config, metrics).expect("the embedded store opens");
         let (head, ()) = poll().into_parts();
-        fill(&cache, &head, size).await;
+        fill(&cache, &head, body).await;
         let key = Key::new(&config.store.prefix, ID);
         let seen = cache.store().read(&key, &mut cache.budget()).await.expect("memory answers");
         Self { routes: routes(), cache, request: poll(), head, seen }
@@ -127,7 +181,7 @@ impl Stage {
 }
 
 /// Stores a response to this request, as a miss does.
-async fn fill(cache: &Cache, head: &Parts, size: usize) {
+async fn fill(cache: &Cache, head: &Parts, body: Bytes) {
     let Route::Read(id) = routes().classify(&poll()) else { unreachable!("a poll is a read") };
     let ask = cache.ask(&id, &head.method, &head.uri, &head.headers);
     let Lookup::Lead(lead) = cache.lookup(&ask, &mut cache.budget()).await else {
@@ -136,7 +190,7 @@ async fn fill(cache: &Cache, head: &Parts, size: usize) {
     let response = Response::builder().header(CONTENT_TYPE, "application/json").body(());
     let (response, ()) = response.expect("a valid response").into_parts();
     let freshness = cache.storable(&response).expect("a plain 200 may be stored");
-    let landed = cache.land(*lead, &response, Bytes::from(vec![b'x'; size]), freshness);
+    let landed = cache.land(*lead, &response, body, freshness);
     assert_eq!(cache.fill(landed).await, Some(Fill::Stored));
 }
 

@@ -107,6 +107,7 @@ struct Settings {
     fence: Duration,
     audience: usize,
     ignore_client_cache_control: bool,
+    compress_above: Option<usize>,
 }
 
 /// What a reader asks for.
@@ -518,6 +519,7 @@ impl Settings {
             fence: config.upstream.response_timeout + FENCE_MARGIN,
             audience: config.credentials.audience,
             ignore_client_cache_control: config.ignore_client_cache_control,
+            compress_above: config.store.compress_above,
         }
     }
 }

@@ -283,6 +283,8 @@ pub struct Store {
     pub lease: Duration,
     /// How long fills stay refused after a write of unknown outcome.
     pub linger: Duration,
+    /// Bodies of more bytes are compressed; none = no body is.
+    pub compress_above: Option<usize>,
     /// Bytes of bodies the embedded store keeps at most.
     pub memory_max: usize,
 }

@@ -1,21 +1,28 @@
 //! An entry: a stored response, how it stands in the store, and how it is served.
 
+pub mod coding;
 mod head;
 #[cfg(test)]
 mod tests;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    iter,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use hyper::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
-    header::{AGE, CACHE_STATUS, DATE, ETAG, IF_NONE_MATCH, VIA},
+    header::{AGE, CACHE_STATUS, DATE, ETAG, IF_NONE_MATCH, VARY, VIA},
     response,
 };
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-use self::head::{ADDED, HIT, Head, Line, Seconds, numbered};
+use self::{
+    coding::Coding,
+    head::{ADDED, Form, HIT, Head, Line, Seconds, numbered},
+};
 use super::{
     audience::{Audience, Member, Pair},
     policy,
@@ -27,6 +34,8 @@ use crate::{
 
 /// Of the meta format. An entry of another version is not a hit.
 const VERSION: u8 = 1;
+/// Of the meta of what is compressed, so that those who know no compression do not serve its bytes.
+const CODED_VERSION: u8 = 2;
 
 /// The end of the year 9999, past which there is no `Date`.
 const LAST_DATE_MS: i64 = 253_402_300_799_000;
@@ -39,6 +48,8 @@ pub const VIA_US: HeaderValue = HeaderValue::from_static("1.1 jobcache");
 pub struct Entry {
     head: Head,
     body: Bytes,
+    /// As it stands in the store, where that is compressed.
+    coded: Option<Box<Coded>>,
     /// When it was stored and how old it was then.
     stored_at_ms: i64,
     age_ms: i64,
@@ -48,6 +59,13 @@ pub struct Entry {
     generation: Box<str>,
 }
 
+/// The same answer in another coding.
+#[derive(Debug)]
+struct Coded {
+    head: Head,
+    body: Bytes,
+}
+
 /// `{job_status:<id>}:meta`. The store adds `expires_at_ms` when it stores it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
@@ -55,8 +73,11 @@ struct Meta {
     status: u16,
     /// Name and value; each byte of a value stands as the character of that number.
     headers: Vec<(String, String)>,
-    /// xxh3-128 of the body, in hexadecimal.
+    /// xxh3-128 of the body as it is stored, in hexadecimal.
     digest: String,
+    /// Where that is Zstandard, the length of what it is made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zstd_of: Option<usize>,
     /// The token of the lease under which it was filled.
     generation: String,
     stored_at_ms: i64,
@@ -100,6 +121,7 @@ impl Entry {
         Self {
             head: Head::new(head.status, headers, body.len(), || digest(&body)),
             body,
+            coded: None,
             stored_at_ms: now_ms,
             age_ms: millis(freshness.age),
             expires_at_ms: now_ms.saturating_add(millis(freshness.ttl)),
@@ -118,7 +140,8 @@ impl Entry {
         let Ok(meta) = serde_json::from_slice::<Meta>(&stored.meta) else {
             return Some(Err(Reject::Corrupt));
         };
-        if meta.v != VERSION {
+        let version = if meta.zstd_of.is_some() { CODED_VERSION } else { VERSION };
+        if meta.v != version {
             return Some(Err(Reject::Corrupt));
         }
         let expires_as_stored = meta.expires_at_ms == stored.expires_at_ms;
@@ -144,9 +167,23 @@ impl Entry {
         let status = StatusCode::from_u16(meta.status).ok()?;
         let mut members = Vec::with_capacity(meta.audience.len());
         members.extend(meta.audience.iter().filter_map(|text| Member::parse(text)));
+        let (head, body, coded) = match meta.zstd_of {
+            None => (Head::new(status, headers, body.len(), || meta.digest), body, None),
+            // Once for all who are given it; and what is no body of that length is found out here.
+            Some(length) => {
+                let whole = coding::decompress(&body, length)?;
+                let form = |form, headers, length| {
+                    Head::of(form, status, headers, length, || digest(&whole))
+                };
+                let head = form(Form::Identity, headers.clone(), length);
+                let coded = Coded { head: form(Form::Zstd, headers, body.len()), body };
+                (head, whole, Some(Box::new(coded)))
+            }
+        };
         Some(Self {
-            head: Head::new(status, headers, body.len(), || meta.digest),
+            head,
             body,
+            coded,
             stored_at_ms: meta.stored_at_ms,
             age_ms: meta.age_ms,
             expires_at_ms: meta.expires_at_ms,
@@ -155,15 +192,23 @@ impl Entry {
         })
     }
 
-    /// What the store is given beside the body: a JSON object without its closing brace.
-    pub fn meta(&self, generation: &Token, epoch: &Epoch) -> String {
+    /// The body as it is to be stored, where it is to be compressed and gets smaller by it.
+    pub fn compressed(&self) -> Option<Bytes> {
+        let headers = self.head.fields(|_| true).collect();
+        if coding::may_be_coded(&headers) { coding::compress(&self.body) } else { None }
+    }
+
+    /// What the store is given beside the body, or beside what it was [compressed](Entry::compressed) to:
+    /// a JSON object without its closing brace.
+    pub fn meta(&self, generation: &Token, epoch: &Epoch, compressed: Option<&Bytes>) -> String {
         let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
         let line = |line: Line<'_>| (latin1(line.name), latin1(line.value));
         let meta = Meta {
-            v: VERSION,
+            v: if compressed.is_some() { CODED_VERSION } else { VERSION },
             status: self.head.status().as_u16(),
             headers: self.head.stored().map(line).collect(),
-            digest: digest(&self.body),
+            digest: digest(compressed.unwrap_or(&self.body)),
+            zstd_of: compressed.map(|_| self.body.len()),
             generation: generation.as_str().to_owned(),
             stored_at_ms: self.stored_at_ms,
             age_ms: self.age_ms,
@@ -221,10 +266,15 @@ impl Entry {
         let shared =
             [self.head.len(), self.body.len()].map(|len| allocated(len) + allocated(SHARED));
         let parts = [members, self.generation.len()].map(allocated);
-        entry + shared.into_iter().chain(parts).sum::<usize>()
+        let coded = self.coded.iter().flat_map(|coded| {
+            let shared = [coded.head.len(), coded.body.len()];
+            let shared = shared.map(|len| allocated(len) + allocated(SHARED));
+            shared.into_iter().chain([allocated(size_of::<Coded>())])
+        });
+        entry + coded.sum::<usize>() + shared.into_iter().chain(parts).sum::<usize>()
     }
 
-    /// The body, as it stands in the store.
+    /// The body, as the upstream sent it.
     pub fn body(&self) -> &Bytes {
         &self.body
     }
@@ -236,7 +286,30 @@ impl Entry {
 
     /// Whether a client that shows these validators has it already.
     pub fn is_held_by(&self, request: &HeaderMap) -> bool {
-        request.contains_key(IF_NONE_MATCH) && policy::not_modified(request, &self.head.etag())
+        self.held_form(request).is_some()
+    }
+
+    /// Which form of it that client has. It need not be the one that it would be sent: they say the same.
+    fn held_form(&self, request: &HeaderMap) -> Option<&Head> {
+        if !request.contains_key(IF_NONE_MATCH) {
+            return None;
+        }
+        let wanted = self.form(self.wanted(request)).0;
+        let others = self.coded.iter().flat_map(|coded| [&self.head, &coded.head]);
+        let mut heads = iter::once(wanted).chain(others);
+        heads.find(|head| policy::not_modified(request, &head.etag()))
+    }
+
+    /// What a client is to be sent, as far as there is a choice.
+    fn wanted(&self, request: &HeaderMap) -> Coding {
+        if self.coded.is_some() { Coding::wanted(request) } else { Coding::Identity }
+    }
+
+    fn form(&self, coding: Coding) -> (&Head, &Bytes) {
+        match (&self.coded, coding) {
+            (Some(coded), Coding::Zstd) => (&coded.head, &coded.body),
+            _ => (&self.head, &self.body),
+        }
     }
 
     /// How long it may still be served.
@@ -256,10 +329,11 @@ impl Entry {
         // received in that request with respect to the corresponding validators contained within the
         // stored response" RFC 9111 4.3.2
         let seconds = self.seconds(now_ms);
-        if !self.is_held_by(request) {
-            return self.whole(method, self.head.full(seconds));
-        }
-        let mut response = self.not_modified();
+        let Some(held) = self.held_form(request) else {
+            let (head, body) = self.form(self.wanted(request));
+            return whole(method, head.status(), head.full(seconds), body);
+        };
+        let mut response = not_modified(held);
         response.headers_mut().insert(AGE, numbered("", seconds.age));
         response
     }
@@ -270,10 +344,11 @@ impl Entry {
     /// represents the cache closest to the user" RFC 9211 2
     pub fn hit(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
         let seconds = self.seconds(now_ms);
-        if !self.is_held_by(request) {
-            return self.whole(method, self.head.hit(seconds));
-        }
-        let mut response = self.not_modified();
+        let Some(held) = self.held_form(request) else {
+            let (head, body) = self.form(self.wanted(request));
+            return whole(method, head.status(), head.hit(seconds), body);
+        };
+        let mut response = not_modified(held);
         let headers = response.headers_mut();
         headers.insert(VIA, VIA_US);
         headers.insert(AGE, numbered("", seconds.age));
@@ -282,45 +357,50 @@ impl Entry {
     }
 
     /// Writes the head of [`Entry::hit`] as it answers a GET without conditions over HTTP/1.1, to the
-    /// byte as hyper does; the body follows. False where hyper would add to it: then nothing is written.
-    pub fn spell_hit(&self, to: &mut Vec<u8>, now_ms: i64) -> bool {
-        self.head.write(to, self.seconds(now_ms))
+    /// byte as hyper does, and returns the body, which follows. None where hyper would add to it: then
+    /// nothing is written.
+    pub fn spell_hit(&self, to: &mut Vec<u8>, now_ms: i64, coding: Coding) -> Option<&Bytes> {
+        let (head, body) = self.form(coding);
+        head.write(to, self.seconds(now_ms)).then_some(body)
     }
 
     /// RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
     fn seconds(&self, now_ms: i64) -> Seconds {
         Seconds { age: self.age(now_ms).as_secs(), ttl: self.ttl(now_ms).as_secs() }
     }
+}
 
-    fn whole(&self, method: &Method, headers: HeaderMap) -> Response<Bytes> {
-        let mut response = Response::new(Bytes::new());
-        *response.status_mut() = self.head.status();
-        *response.headers_mut() = headers;
-        // "The HEAD method is identical to GET except that the server MUST NOT send content in the
-        // response." RFC 9110 9.3.2
-        if method != Method::HEAD {
-            *response.body_mut() = self.body.clone();
-        }
-        response
+fn whole(method: &Method, status: StatusCode, headers: HeaderMap, body: &Bytes) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    // "The HEAD method is identical to GET except that the server MUST NOT send content in the
+    // response." RFC 9110 9.3.2
+    if method != Method::HEAD {
+        *response.body_mut() = body.clone();
     }
+    response
+}
 
-    /// RFC 9110 15.4.5: "The server generating a 304 response MUST generate any of the following
-    /// header fields that would have been sent in a 200 (OK) response to the same request:
-    /// Content-Location, Date, `ETag`, and Vary; Cache-Control and Expires." Of the rest it says that
-    /// a sender "SHOULD NOT generate representation metadata".
-    fn not_modified(&self) -> Response<Bytes> {
-        let mut response = Response::new(Bytes::new());
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        let headers = response.headers_mut();
-        for (name, value) in self.head.fields(|name| match name {
-            b"cache-control" | b"content-location" | b"date" | b"expires" | b"vary" => true,
-            _ => name.starts_with(b"access-control-"),
-        }) {
-            headers.append(name, value);
-        }
-        headers.insert(ETAG, self.head.etag());
-        response
+/// RFC 9110 15.4.5: "The server generating a 304 response MUST generate any of the following
+/// header fields that would have been sent in a 200 (OK) response to the same request:
+/// Content-Location, Date, `ETag`, and Vary; Cache-Control and Expires." Of the rest it says that
+/// a sender "SHOULD NOT generate representation metadata".
+fn not_modified(held: &Head) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    let headers = response.headers_mut();
+    for (name, value) in held.fields(|name| match name {
+        b"cache-control" | b"content-location" | b"date" | b"expires" | b"vary" => true,
+        _ => name.starts_with(b"access-control-"),
+    }) {
+        headers.append(name, value);
     }
+    if let Some(vary) = held.added_vary() {
+        headers.append(VARY, vary);
+    }
+    headers.insert(ETAG, held.etag());
+    response
 }
 
 /// What is stored of these, with room for what is added.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::http::response;
+use tokio::task::spawn_blocking;
 use tracing::{Span, debug};
 
 use super::{
@@ -139,8 +140,10 @@ impl Cache {
         let filled = match target {
             Target::Nowhere => return None,
             Target::Lease(lease) => {
-                let meta = entry.meta(lease.token(), lease.epoch());
-                self.store.fill(lease, entry.body(), &meta, freshness.ttl).await
+                let compressed = self.compressed(&entry).await;
+                let meta = entry.meta(lease.token(), lease.epoch(), compressed.as_ref());
+                let body = compressed.as_ref().unwrap_or(entry.body());
+                self.store.fill(lease, body, &meta, freshness.ttl).await
             }
             Target::Entry(known) if stored == What::Admitted => {
                 let generation = known.entry.generation();
@@ -171,16 +174,29 @@ impl Cache {
         &self,
         key: &Key,
         known: &Known,
-        entry: &Entry,
+        entry: &Arc<Entry>,
         refresh: bool,
     ) -> Result<Fill, StoreError> {
         if !refresh {
             self.replaced.add(key.clone());
         }
-        let meta = entry.meta(&self.store.token(), &known.seen.epoch);
-        let (body, expires_at_ms) = (entry.body(), entry.expires_at_ms());
+        let compressed = self.compressed(entry).await;
+        let meta = entry.meta(&self.store.token(), &known.seen.epoch, compressed.as_ref());
+        let (body, expires_at_ms) =
+            (compressed.as_ref().unwrap_or(entry.body()), entry.expires_at_ms());
         let new = Replacement { body, meta: &meta, expires_at_ms };
         self.store.replace(key, &known.seen, known.entry.generation(), new).await
+    }
+
+    /// What a large body is to be stored as. Not on a thread that serves: a megabyte takes milliseconds.
+    async fn compressed(&self, entry: &Arc<Entry>) -> Option<Bytes> {
+        let above = self.settings.compress_above?;
+        if entry.body().len() <= above {
+            return None;
+        }
+        let entry = Arc::clone(entry);
+        // Without it the body is stored as it is.
+        spawn_blocking(move || entry.compressed()).await.ok().flatten()
     }
 
     /// Gives up a flight whose response cannot be shared. With `why` the reason lies in the response

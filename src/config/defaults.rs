@@ -120,6 +120,7 @@ impl Default for Store {
             budget: Duration::from_millis(50),
             lease: Duration::from_secs(10),
             linger: Duration::from_secs(10),
+            compress_above: None,
             memory_max: 256 << 20,
         }
     }

@@ -228,6 +228,11 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.store.linger, parse::time(v, SECOND..=FIVE_MINUTES))
     })
     .env(&["JOBCACHE_STORE_LINGER"]),
+    one("store.compress_above", "", |c, v| {
+        put(&mut c.store.compress_above, parse::size(v, KIB..=64 * MIB).map(Some))
+    })
+    .on_reload()
+    .env(&["JOBCACHE_STORE_COMPRESS_ABOVE"]),
     one("store.memory_max", "256MiB", |c, v| {
         put(&mut c.store.memory_max, parse::size(v, MIB..=64 * GIB))
     })

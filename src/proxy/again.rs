@@ -29,7 +29,7 @@ use hyper::{
 
 use super::Proxy;
 use crate::{
-    cache::{Ask, Cache, Look},
+    cache::{Ask, Cache, Look, entry::coding::Coding},
     events::{Sample, What},
     service::Declined,
 };
@@ -38,6 +38,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Recall {
     ask: Ask,
+    /// Of what is compressed.
+    coding: Coding,
     /// Of the request that is being answered.
     look: Option<Look>,
     /// Of the same, if it is looked at.
@@ -58,7 +60,10 @@ impl Proxy {
             && uri.query().is_none()
             && !headers.contains_key(IF_NONE_MATCH)
             && !headers.contains_key(IF_MODIFIED_SINCE);
-        repeatable.then(|| Recall { ask, look: None, sample: None, cache: Arc::clone(&self.cache) })
+        repeatable.then(|| {
+            let coding = Coding::wanted(headers);
+            Recall { ask, coding, look: None, sample: None, cache: Arc::clone(&self.cache) }
+        })
     }
 
     /// Makes a recall one of this path, if there may be a hit.
@@ -92,8 +97,10 @@ impl Proxy {
         }
         let look = recall.look.get_or_insert_default();
         let near = ready!(self.cache.poll_near(&recall.ask, look, cx));
-        let hit = near.ok().filter(|(entry, now_ms)| entry.spell_hit(head, *now_ms));
-        let Some((entry, _)) = hit else {
+        let hit = near
+            .ok()
+            .and_then(|(entry, now_ms)| entry.spell_hit(head, now_ms, recall.coding).cloned());
+        let Some(body) = hit else {
             let declined = Declined { waited: look.waited(), drawn: false };
             recall.look = None;
             return Poll::Ready(Err(declined));
@@ -103,6 +110,6 @@ impl Proxy {
         self.metrics.request("hit", "");
         self.metrics.repeats.inc();
         self.cache.answered(&recall.ask, What::Hit, "", recall.sample.as_ref());
-        Poll::Ready(Ok(entry.body().clone()))
+        Poll::Ready(Ok(body))
     }
 }

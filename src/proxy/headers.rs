@@ -6,16 +6,20 @@
 use hyper::{
     HeaderMap, Version,
     header::{
-        ACCEPT_ENCODING, CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue,
+        ACCEPT_ENCODING, CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, IF_MATCH,
         IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE,
         TE, TRANSFER_ENCODING, UPGRADE, VIA,
     },
+    http::header::Entry,
 };
 
 mod cache_status;
 
 use crate::{
-    cache::{audience::may_read_as_another, entry::VIA_US},
+    cache::{
+        audience::may_read_as_another,
+        entry::{VIA_US, coding::TAG_SUFFIX},
+    },
     transport::Peer,
 };
 
@@ -192,6 +196,20 @@ pub fn via(headers: &mut HeaderMap, version: Version) {
 pub fn for_fill(headers: &mut HeaderMap) {
     let parts = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE, ACCEPT_ENCODING, EXPECT];
     remove_all(headers, |name| parts.contains(name));
+}
+
+/// Makes entity tags of compressed hits those that the upstream knows: it would answer a write 412 that
+/// has one in `If-Match`, though nothing has changed. In `If-None-Match` they match nothing, and the answer
+/// is whole: a 304 would be for another coding than the client has.
+pub fn plain_tags(headers: &mut HeaderMap) {
+    let Entry::Occupied(mut lines) = headers.entry(IF_MATCH) else { return };
+    for line in lines.iter_mut() {
+        let plain = line.to_str().map(|value| value.replace(TAG_SUFFIX, ""));
+        // What is left of a valid value is one.
+        if let Some(plain) = plain.ok().and_then(|plain| HeaderValue::try_from(plain).ok()) {
+            *line = plain;
+        }
+    }
 }
 
 /// Whether the client waits for a 100 before it sends its body.

@@ -8,6 +8,7 @@
 mod support;
 
 mod again;
+mod compression;
 mod contract;
 mod credentials;
 mod demo;

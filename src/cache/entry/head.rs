@@ -18,23 +18,24 @@ use bytes::Bytes;
 use hyper::http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{
-        AGE, CACHE_CONTROL, CACHE_STATUS, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, ETAG,
-        SERVER, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY, VIA,
+        AGE, CACHE_CONTROL, CACHE_STATUS, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH,
+        CONTENT_TYPE, DATE, ETAG, SERVER, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY, VIA,
     },
 };
 use memchr::memchr;
 
-use super::VIA_US;
+use super::{VIA_US, coding};
 
-/// Headers that an answer may have beside those that are stored: `Content-Length`, `ETag`, `Age`, `Via`
-/// and `Cache-Status`.
-pub(super) const ADDED: usize = 5;
+/// Headers that an answer may have beside those that are stored: `Content-Length`, `ETag`, `Age`, `Via`,
+/// `Cache-Status`, and of what is compressed `Content-Encoding` and `Vary`.
+pub(super) const ADDED: usize = 7;
 
 /// What `Cache-Status` says of a hit (RFC 9211 2), but for the seconds.
 pub(super) const HIT: &str = "jobcache; hit; ttl=";
 
 /// Stands in every text, and is sent only where it is true.
 const STATUS_LINE: &[u8] = b"HTTP/1.1 200 OK\r\n";
+const BY_CODING: HeaderValue = HeaderValue::from_static("accept-encoding");
 const COLON: &[u8] = b": ";
 const LINE_END: &[u8] = b"\r\n";
 
@@ -49,8 +50,20 @@ pub(super) struct Head {
     /// How many lines there are, for a map that need not grow.
     lines: u16,
     etag_is_ours: bool,
+    vary_is_ours: bool,
     /// Whether hyper would send the text as it is.
     is_plain: bool,
+}
+
+/// Which of the forms of an entry a head is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// The only one.
+    Alone,
+    /// As the upstream sent it, beside another.
+    Identity,
+    /// Compressed.
+    Zstd,
 }
 
 /// The numbers of one answer, in seconds.
@@ -91,8 +104,19 @@ impl Line<'_> {
 
 impl Head {
     /// Of what is stored and the length of the body. The `ETag` is the upstream's, else a strong one from
-    /// the digest of the body.
+    /// the digest of the body as the upstream sent it.
     pub(super) fn new(
+        status: StatusCode,
+        headers: HeaderMap,
+        length: usize,
+        digest: impl FnOnce() -> String,
+    ) -> Self {
+        Self::of(Form::Alone, status, headers, length, digest)
+    }
+
+    /// The same for one of the forms.
+    pub(super) fn of(
+        form: Form,
         status: StatusCode,
         mut headers: HeaderMap,
         length: usize,
@@ -106,7 +130,18 @@ impl Head {
                 .unwrap_or(HeaderValue::from_static("\"\""))
         });
         headers.insert(CONTENT_LENGTH, length.into());
+        let etag = if form == Form::Zstd { coding::tag(&etag) } else { etag };
         headers.insert(ETAG, etag);
+        if form == Form::Zstd {
+            headers.insert(CONTENT_ENCODING, coding::NAME);
+        }
+        // "An origin server SHOULD generate a Vary header field on a cacheable response when it wishes
+        // that response to be selectively reused for subsequent requests" RFC 9110 12.5.5: whoever
+        // chooses between forms is in its place.
+        let vary_is_ours = form != Form::Alone && !varies_by_coding(&headers);
+        if vary_is_ours {
+            headers.append(VARY, BY_CODING);
+        }
         headers.insert(AGE, HeaderValue::from_static(""));
         headers.append(VIA, VIA_US);
         headers.append(CACHE_STATUS, HeaderValue::from_static(HIT));
@@ -118,7 +153,7 @@ impl Head {
             && !special.iter().any(|name| headers.contains_key(name));
         // No map holds more than 2^15.
         let lines = u16::try_from(headers.len()).unwrap_or(0);
-        Self { text, age_at, ttl_at, status, lines, etag_is_ours, is_plain }
+        Self { text, age_at, ttl_at, status, lines, etag_is_ours, vary_is_ours, is_plain }
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -197,6 +232,11 @@ impl Head {
         line.map_or(HeaderValue::from_static(""), |line| self.value(&line))
     }
 
+    /// The `Vary` that is not the upstream's.
+    pub(super) fn added_vary(&self) -> Option<HeaderValue> {
+        self.vary_is_ours.then_some(BY_CODING)
+    }
+
     /// The stored headers whose names are wanted.
     pub(super) fn fields(
         &self,
@@ -218,6 +258,9 @@ impl Head {
             b"age" | b"content-length" => true,
             b"etag" => self.etag_is_ours,
             b"cache-status" => line.at.end == self.ttl_at,
+            b"vary" if self.vary_is_ours => {
+                !self.text[line.at.end + LINE_END.len()..].starts_with(b"vary: ")
+            }
             b"via" => !self.text[line.at.end + LINE_END.len()..].starts_with(b"via: "),
             _ => false,
         }
@@ -255,6 +298,13 @@ impl Head {
             |name: &&HeaderName| !ours.get_all(*name).iter().eq(theirs.get_all(*name).iter());
         names.filter(differs).cloned().collect()
     }
+}
+
+/// Whether the upstream has said that the answer depends on `Accept-Encoding`.
+fn varies_by_coding(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(VARY).into_iter();
+    let mut names = lines.flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    names.any(|name| name.trim_ascii().eq_ignore_ascii_case(BY_CODING.as_bytes()))
 }
 
 /// The text of the headers of a hit, and where the numbers of `Age` and of our member of `Cache-Status`,

@@ -37,7 +37,7 @@ fn entry(lines: &[(HeaderName, &str)]) -> Entry {
     let audience = Audience { members: Box::default(), public: false };
     let (body, generation) = (Bytes::from("{}"), Box::default());
     let (stored_at_ms, age_ms, expires_at_ms) = (0, 1_000, 300_000);
-    Entry { head, body, stored_at_ms, age_ms, expires_at_ms, audience, generation }
+    Entry { head, body, coded: None, stored_at_ms, age_ms, expires_at_ms, audience, generation }
 }
 
 #[track_caller]
@@ -77,7 +77,9 @@ fn times_that_cannot_be_are_served_without_harm() {
     let head = Head::new(StatusCode::OK, HeaderMap::new(), 0, || digest(b""));
     let (body, generation) = (Bytes::new(), Box::default());
     let (stored_at_ms, age_ms, expires_at_ms) = (i64::MIN, i64::MAX, i64::MIN);
-    let entry = Entry { head, body, stored_at_ms, age_ms, expires_at_ms, audience, generation };
+    let coded = None;
+    let entry =
+        Entry { head, body, coded, stored_at_ms, age_ms, expires_at_ms, audience, generation };
     assert_eq!(entry.ttl(1), Duration::ZERO);
     assert_eq!(entry.age(1), duration(i64::MAX));
 }
@@ -149,6 +151,7 @@ fn more_headers_than_a_map_holds_are_refused() {
         status: 200,
         headers,
         digest: digest(b"{}"),
+        zstd_of: None,
         generation: String::new(),
         stored_at_ms: 0,
         age_ms: 0,

@@ -57,7 +57,7 @@ pub(super) async fn granted(store: &Store) -> Lease {
 /// The meta of the entry that this lease fills.
 pub(super) fn meta(lease: &Lease) -> String {
     let (head, ()) = Request::new(()).into_parts();
-    entry(OLD, pair(&head)).meta(lease.token(), lease.epoch())
+    entry(OLD, pair(&head)).meta(lease.token(), lease.epoch(), None)
 }
 
 pub(super) async fn fill(store: &Store, lease: Lease) -> Result<Fill, StoreError> {

@@ -320,7 +320,7 @@ impl Server {
 
     fn meta(&self, new: &New) -> String {
         let epoch = Epoch::named(&new.epoch.to_string());
-        entry(&new.body, self.pairs[new.who]).meta(&Token::named(&new.generation), &epoch)
+        entry(&new.body, self.pairs[new.who]).meta(&Token::named(&new.generation), &epoch, None)
     }
 
     fn invoke<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> T {

@@ -1,0 +1,216 @@
+//! Zstandard (RFC 8878), the one coding that a body may have in the store beside none.
+//!
+//! By the reference implementation, a C library within this binary, at its cheapest common level: of the
+//! sample of benches/README.md the next levels make nothing smaller, and `ruzstd`, which is Rust alone,
+//! takes a multiple of the time.
+
+use bytes::Bytes;
+use hyper::{
+    HeaderMap,
+    header::{ACCEPT_ENCODING, CACHE_CONTROL, HeaderName, HeaderValue},
+};
+
+/// The name of the coding.
+pub(super) const NAME: HeaderValue = HeaderValue::from_static("zstd");
+
+/// What a strong `ETag` of a body in this coding ends in, within its quotes. No upstream's does, so that
+/// it can be taken off again.
+pub const TAG_SUFFIX: &str = "-jobcache-zstd";
+
+/// Compression level.
+const LEVEL: i32 = 1;
+
+/// Largest body there is: `max_body` at most. No more is ever made of what the store holds.
+const MAX_LENGTH: usize = 64 << 20;
+
+/// Fields that tell of the bytes as they are sent, and so would be wrong of others (RFC 9530 2, RFC 1864).
+const OF_THE_BYTES: [HeaderName; 3] = [
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("digest"),
+];
+
+/// In which form a client takes a body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Coding {
+    /// As the upstream sent it.
+    #[default]
+    Identity,
+    /// Compressed, where it is so in the store.
+    Zstd,
+}
+
+impl Coding {
+    /// The form that a request asks for: the coding if it is named, and not less welcome than none.
+    ///
+    /// `*` names it not: who writes that seldom knows what may come of it, and "a server MAY" send what
+    /// has no coding (RFC 9110 12.5.3).
+    pub fn wanted(request: &HeaderMap) -> Self {
+        let (mut zstd, mut identity) = (0, None);
+        for (name, weight) in members(request, &ACCEPT_ENCODING) {
+            if name.eq_ignore_ascii_case(b"zstd") {
+                zstd = weight;
+            } else if name.eq_ignore_ascii_case(b"identity") {
+                identity = Some(weight);
+            }
+        }
+        // "no-transform [..] indicates that the client is asking for intermediaries to avoid transforming
+        // the content" RFC 9111 5.2.1.6
+        let welcome = zstd > 0 && identity.is_none_or(|identity| identity <= zstd);
+        if welcome && !forbids(request) { Self::Zstd } else { Self::Identity }
+    }
+}
+
+/// Whether a body with these headers may be sent in another coding.
+///
+/// "The no-transform response directive indicates that an intermediary (regardless of whether it
+/// implements a cache) MUST NOT transform the content" RFC 9111 5.2.2.6
+pub(super) fn may_be_coded(response: &HeaderMap) -> bool {
+    !forbids(response) && !OF_THE_BYTES.iter().any(|name| response.contains_key(name))
+}
+
+/// The body in this coding, unless that is no smaller.
+pub(super) fn compress(body: &[u8]) -> Option<Bytes> {
+    // What would not fit is not wanted.
+    let mut coded = Vec::with_capacity(body.len().checked_sub(1)?);
+    zstd_safe::compress(&mut coded, body, LEVEL).ok()?;
+    coded.shrink_to_fit();
+    Some(coded.into())
+}
+
+/// The body again, if it is of just this length.
+pub(super) fn decompress(coded: &[u8], length: usize) -> Option<Bytes> {
+    if length > MAX_LENGTH {
+        return None;
+    }
+    // Into a buffer of that capacity and no further: what would be larger is an error.
+    let mut body = Vec::with_capacity(length);
+    zstd_safe::decompress(&mut body, coded).ok()?;
+    (body.len() == length).then(|| body.into())
+}
+
+/// The `ETag` of the body in this coding.
+///
+/// "content codings are a property of the representation data, so a strong entity tag for a
+/// content-encoded representation has to be distinct from the entity tag of an unencoded
+/// representation" RFC 9110 8.8.3.3. A weak one need not.
+pub(super) fn tag(identity: &HeaderValue) -> HeaderValue {
+    let tag = identity.as_bytes();
+    if tag.starts_with(b"W/") {
+        return identity.clone();
+    }
+    let coded = match tag.strip_suffix(b"\"") {
+        Some(open) => [open, TAG_SUFFIX.as_bytes(), b"\""].concat(),
+        None => [tag, TAG_SUFFIX.as_bytes()].concat(),
+    };
+    // A valid value with visible characters added to it is one.
+    HeaderValue::from_bytes(&coded).unwrap_or_else(|_| identity.clone())
+}
+
+fn forbids(headers: &HeaderMap) -> bool {
+    let mut directives = members(headers, &CACHE_CONTROL);
+    directives.any(|(name, _)| name.eq_ignore_ascii_case(b"no-transform"))
+}
+
+/// The members of a list, each with its weight in thousandths.
+fn members<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = (&'h [u8], u16)> {
+    let lines = headers.get_all(name).into_iter();
+    lines.flat_map(|line| line.as_bytes().split(|b| *b == b',')).map(|member| {
+        let mut parts = member.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+        let name = parts.next().unwrap_or_default();
+        // Of what cannot be read nothing is known but that it is said of what is not unwelcome.
+        let weight = parts.find_map(|part| {
+            let value = part.strip_prefix(b"q=").or_else(|| part.strip_prefix(b"Q="))?;
+            Some(thousandths(value).unwrap_or(0))
+        });
+        (name, weight.unwrap_or(1_000))
+    })
+}
+
+/// `qvalue = ( "0" [ "." 0*3DIGIT ] ) / ( "1" [ "." 0*3("0") ] )` RFC 9110 12.4.2
+fn thousandths(value: &[u8]) -> Option<u16> {
+    let (whole, digits) = match value {
+        [whole, b'.', digits @ ..] if digits.len() <= 3 => (whole, digits),
+        [whole] => (whole, &[][..]),
+        _ => return None,
+    };
+    let digit = |b: u8| b.is_ascii_digit().then(|| u16::from(b - b'0'));
+    let mut weight = digit(*whole)?;
+    for place in 0..3 {
+        weight = weight * 10 + digits.get(place).map_or(Some(0), |b| digit(*b))?;
+    }
+    (weight <= 1_000).then_some(weight)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(lines: &[(&'static str, &'static str)], want: Coding) {
+        let line = |&(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        let headers: HeaderMap = lines.iter().map(line).collect();
+        assert_eq!(Coding::wanted(&headers), want, "{lines:?}");
+    }
+
+    #[test]
+    fn the_coding_is_for_those_who_name_it_and_like_it_as_well_as_none() {
+        let accepts = |value, want| check(&[("accept-encoding", value)], want);
+        check(&[], Coding::Identity);
+        accepts("", Coding::Identity);
+        accepts("zstd", Coding::Zstd);
+        accepts("gzip, deflate, br, ZSTD", Coding::Zstd);
+        accepts("gzip;q=1.0 , zstd ; q=0.5", Coding::Zstd);
+        accepts("gzip, deflate, br", Coding::Identity);
+        accepts("*", Coding::Identity);
+        accepts("zstd;q=0", Coding::Identity);
+        accepts("zstd;q=0.000", Coding::Identity);
+        accepts("zstd;q=0.001", Coding::Zstd);
+        accepts("zstd;q=0.5, identity", Coding::Identity);
+        accepts("zstd;q=0.5, identity;q=0.5", Coding::Zstd);
+        accepts("identity;q=0, zstd;q=0.1", Coding::Zstd);
+        for broken in ["zstd;q=2", "zstd;q=x", "zstd;q=0.1234", "zstd;q=", "zstdx", "x-zstd"] {
+            accepts(broken, Coding::Identity);
+        }
+        check(&[("accept-encoding", "gzip"), ("accept-encoding", "zstd")], Coding::Zstd);
+        check(&[("accept-encoding", "zstd"), ("cache-control", "No-Transform")], Coding::Identity);
+    }
+
+    #[test]
+    fn a_body_comes_back_and_no_other_is_made_of_it() {
+        let body = b"{\"status\":\"running\"}".repeat(1_000);
+        let coded = compress(&body).unwrap();
+        assert!(coded.len() < body.len() / 10);
+        assert_eq!(decompress(&coded, body.len()).as_deref(), Some(&body[..]));
+        for other in [0, 1, body.len() - 1, body.len() + 1, MAX_LENGTH + 1, usize::MAX] {
+            assert_eq!(decompress(&coded, other), None, "{other}");
+        }
+        assert_eq!(decompress(&coded[..coded.len() - 1], body.len()), None);
+        assert_eq!(decompress(b"{}", 2), None);
+        assert_eq!(decompress(b"", 0), Some(Bytes::new()));
+    }
+
+    #[test]
+    fn what_gets_no_smaller_is_left_as_it_is() {
+        let mut state = 1_u64;
+        let noise = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        });
+        let noise: Vec<u8> = noise.take(4_096).collect();
+        assert_eq!(compress(&noise), None);
+        assert_eq!(compress(b""), None);
+        assert_eq!(compress(b"{}"), None);
+    }
+
+    #[test]
+    fn a_strong_tag_tells_the_coding() {
+        for (identity, coded) in
+            [("\"a\"", "\"a-jobcache-zstd\""), ("W/\"a\"", "W/\"a\""), ("a", "a-jobcache-zstd")]
+        {
+            assert_eq!(tag(&HeaderValue::from_static(identity)), coded);
+        }
+    }
+}
