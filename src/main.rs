@@ -173,7 +173,7 @@ fn demonstrate(args: demo::Args) -> Result<(), Failure> {
     telemetry::init(DEMO_LOG, LogFormat::Human, None).map_err(io::Error::other)?;
     runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let signals = Signals::new()?;
-        Ok(demo::run(args, signals.shutdown()).await?)
+        Ok(Box::pin(demo::run(args, signals.shutdown())).await?)
     })
 }
 
