@@ -1,6 +1,6 @@
-//! What a scrape of `/metrics` offers, and whether a PromQL expression asks for something else.
+//! What a scrape of `/metrics` offers, and whether a `PromQL` expression asks for something else.
 //!
-//! Expressions are taken apart into words, no more: whether they are PromQL at all is for promtool to
+//! Expressions are taken apart into words, no more: whether they are `PromQL` at all is for promtool to
 //! say. What is shown here is that each metric, each label and each value that they name is there.
 
 use std::{
