@@ -9,7 +9,7 @@ use prometheus_client::{
 use super::OutcomeLabels;
 
 /// The metrics of cache warming.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Warm {
     outcomes: Family<OutcomeLabels, Counter>,
     postponed: Family<OutcomeLabels, Counter>,
@@ -24,6 +24,34 @@ struct SourceLabels {
     source: &'static str,
     /// `read` or `failed`.
     outcome: &'static str,
+}
+
+/// What a read may come to in the end.
+const LAST: [&str; 7] =
+    ["stored", "present", "joined", "status", "unstorable", "passed", "overflow"];
+/// What may stand in its way, for a while or to the end.
+const IN_THE_WAY: [&str; 6] = ["fenced", "leased", "revoked", "store", "upstream", "busy"];
+
+impl Default for Warm {
+    fn default() -> Self {
+        let (outcomes, postponed) = (
+            Family::<OutcomeLabels, Counter>::default(),
+            Family::<OutcomeLabels, Counter>::default(),
+        );
+        for outcome in LAST.into_iter().chain(IN_THE_WAY) {
+            outcomes.get_or_create(&OutcomeLabels { outcome });
+        }
+        for outcome in IN_THE_WAY {
+            postponed.get_or_create(&OutcomeLabels { outcome });
+        }
+        let sources = Family::<SourceLabels, Counter>::default();
+        for source in ["file", "list"] {
+            for outcome in ["read", "failed"] {
+                sources.get_or_create(&SourceLabels { source, outcome });
+            }
+        }
+        Self { outcomes, postponed, sources, waiting: Gauge::default() }
+    }
 }
 
 impl Warm {
