@@ -187,7 +187,7 @@ impl Admin {
             return refusal;
         }
         let id = path.strip_prefix("/explain/").unwrap_or_default();
-        explain::explain(&self.cache, &self.routes, id, &body).await
+        explain::explain(&self.cache, &self.routes, self.mode.cache(), id, &body).await
     }
 
     fn events(&self, headers: &HeaderMap) -> Reply {

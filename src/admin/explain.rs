@@ -34,6 +34,7 @@ use crate::{
         key::{self, JobId},
         policy::Bypass,
     },
+    config::Mode,
     events::jobs::{Happening, Past},
     proxy::{
         headers::CacheStatus,
@@ -55,8 +56,14 @@ struct Verdict {
     why: String,
 }
 
-/// Explains a job to a client that sends this head.
-pub(super) async fn explain(cache: &Arc<Cache>, routes: &Routes, id: &str, head: &[u8]) -> Reply {
+/// Explains a job to a client that sends this head, while the cache is in this mode.
+pub(super) async fn explain(
+    cache: &Arc<Cache>,
+    routes: &Routes,
+    mode: Mode,
+    id: &str,
+    head: &[u8],
+) -> Reply {
     let id = match canonical(id) {
         Ok(id) => id,
         Err(error) => return bad_request(&error),
@@ -82,7 +89,7 @@ pub(super) async fn explain(cache: &Arc<Cache>, routes: &Routes, id: &str, head:
     let explained = cache.explain(ask, form).await;
     let verdict = match &route {
         Route::Read(_) if cache.is_personal(headers) => Verdict::pass(Bypass::Credentials),
-        Route::Read(_) => Verdict::of(&explained),
+        Route::Read(_) => Verdict::in_mode(mode, &explained),
         Route::Write(_) => Verdict::write(),
         Route::Pass(why) => Verdict::pass(*why),
     };
@@ -112,6 +119,15 @@ pub(super) fn bad_request(error: &str) -> Reply {
 }
 
 impl Verdict {
+    fn in_mode(mode: Mode, explained: &Explained) -> Self {
+        match (mode, explained.forecast) {
+            (Mode::Off, _) => Self::pass(Bypass::Off),
+            (Mode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
+            (Mode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
+            _ => Self::of(explained),
+        }
+    }
+
     fn of(explained: &Explained) -> Self {
         match explained.forecast {
             Forecast::Hit(ttl) => Self {

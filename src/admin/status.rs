@@ -11,7 +11,7 @@ use crate::{
         Cache,
         policy::{Bypass, NoStore},
     },
-    config::{Config, CredentialMode, NearMode, StoreUrl},
+    config::{self, Config, CredentialMode, NearMode, StoreUrl},
     metrics::{
         Limit, Metrics,
         recent::{Look, Times, Totals},
@@ -28,6 +28,7 @@ const WINDOWS: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 60
 /// What the configuration says that is told.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mode {
+    cache: config::Mode,
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
@@ -39,6 +40,7 @@ impl Mode {
     pub(super) fn of(config: &Config) -> Self {
         let server = &config.server;
         Self {
+            cache: config.mode,
             store: match config.store.url {
                 StoreUrl::Memory => "memory",
                 StoreUrl::Redis(_) => "redis",
@@ -65,6 +67,11 @@ impl Mode {
             near_bytes: config.near.max_bytes,
         }
     }
+
+    /// What the cache answers.
+    pub(super) fn cache(&self) -> config::Mode {
+        self.cache
+    }
 }
 
 /// All of it.
@@ -75,7 +82,16 @@ pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bo
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": times.uptime().as_secs(),
         "draining": draining,
-        "mode": { "store": mode.store, "near": mode.near, "credentials": mode.credentials },
+        "mode": {
+            "cache": match mode.cache {
+                config::Mode::On => "on",
+                config::Mode::Shadow => "shadow",
+                config::Mode::Off => "off",
+            },
+            "store": mode.store,
+            "near": mode.near,
+            "credentials": mode.credentials,
+        },
         "requests": requests(metrics),
         "reasons": reasons(metrics),
         "latency_ms": {

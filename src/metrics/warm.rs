@@ -39,15 +39,15 @@ impl Default for Warm {
             Family::<OutcomeLabels, Counter>::default(),
         );
         for outcome in LAST.into_iter().chain(IN_THE_WAY) {
-            outcomes.get_or_create(&OutcomeLabels { outcome });
+            outcomes.get_or_create_owned(&OutcomeLabels { outcome });
         }
         for outcome in IN_THE_WAY {
-            postponed.get_or_create(&OutcomeLabels { outcome });
+            postponed.get_or_create_owned(&OutcomeLabels { outcome });
         }
         let sources = Family::<SourceLabels, Counter>::default();
         for source in ["file", "list"] {
             for outcome in ["read", "failed"] {
-                sources.get_or_create(&SourceLabels { source, outcome });
+                sources.get_or_create_owned(&SourceLabels { source, outcome });
             }
         }
         Self { outcomes, postponed, sources, waiting: Gauge::default() }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use hyper::{Method, StatusCode};
-use jobcache::config::{Config, Secret};
+use jobcache::config::{Config, Mode, Secret};
 use serde_json::Value;
 
 use crate::support::{
@@ -87,6 +87,13 @@ async fn check_as(setup: &Setup, method: Method, path: &str, fields: Fields<'_>)
     told
 }
 
+/// Explains a request, and then sends it.
+async fn check_served(setup: &Setup, path: &str) -> Value {
+    let told = explain(setup, "x", head("GET", path, &[])).await;
+    assert_same(&told, &send(setup, Method::GET, path, &[]).await);
+    told
+}
+
 async fn send(setup: &Setup, method: Method, path: &str, fields: Fields<'_>) -> Reply {
     let mut request = setup.sidecar.client.request(method, path);
     for (name, value) in fields {
@@ -101,6 +108,15 @@ async fn a_job_that_was_never_seen_would_be_read_and_stored() {
     let told = check(&setup, X, &[]).await;
     assert_eq!((&told["value"], &told["verdict"]["outcome"]), (&"none".into(), &"miss".into()));
     assert_eq!(told["events"], Value::Array(Vec::new()));
+}
+
+#[tokio::test]
+async fn a_mode_that_answers_nothing_from_the_cache_is_told() {
+    let shadow = Setup::with(|config| config.mode = Mode::Shadow).await;
+    send(&shadow, Method::GET, X, &[]).await;
+    assert_eq!(check_served(&shadow, X).await["verdict"]["detail"], "shadow-hit");
+    let off = Setup::with(|config| config.mode = Mode::Off).await;
+    assert_eq!(check_served(&off, X).await["verdict"]["detail"], "off");
 }
 
 #[tokio::test]

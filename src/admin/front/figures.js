@@ -10,7 +10,7 @@ let looks = [];
 function show(told) {
   const { requests, store, upstream } = told;
   const minute = requests.last_minute;
-  say(at('about'), `${told.version} · up ${span(told.uptime_s)} · store ${told.mode.store} · near ${told.mode.near} · credentials ${told.mode.credentials}`);
+  say(at('about'), `${told.version} · up ${span(told.uptime_s)} · cache ${told.mode.cache} · store ${told.mode.store} · near ${told.mode.near} · credentials ${told.mode.credentials}`);
   document.title = minute.hit_ratio === null ? 'jobcache' : `${percent(minute.hit_ratio)} · jobcache`;
   say(at('headline'), headline(told));
   say(at('ratio'), minute.hit_ratio === null ? '–' : percent(minute.hit_ratio));
