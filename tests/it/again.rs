@@ -69,10 +69,11 @@ impl Poller {
     }
 }
 
+/// With all its labels.
 async fn metric(setup: &Setup, name: &str) -> u64 {
     let text = setup.sidecar.admin.get("/metrics").await;
-    let line = text.text().lines().find(|line| line.starts_with(name)).unwrap_or_default();
-    line.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    let lines = text.text().lines().filter(|line| line.starts_with(name));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
 async fn repeats(setup: &Setup) -> u64 {

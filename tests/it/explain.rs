@@ -7,7 +7,11 @@ use jobcache::config::{Config, Mode, Secret};
 use serde_json::Value;
 
 use crate::support::{
-    Reply, SOON, Setup, client::HOST, eventually, redis::key, upstream::with_headers,
+    Reply, SOON, Setup,
+    client::HOST,
+    eventually,
+    redis::{RedisServer, key},
+    upstream::with_headers,
 };
 
 const X: &str = "/jobs/x";
@@ -112,11 +116,16 @@ async fn a_job_that_was_never_seen_would_be_read_and_stored() {
 
 #[tokio::test]
 async fn a_mode_that_answers_nothing_from_the_cache_is_told() {
-    let shadow = Setup::with(|config| config.mode = Mode::Shadow).await;
-    send(&shadow, Method::GET, X, &[]).await;
-    assert_eq!(check_served(&shadow, X).await["verdict"]["detail"], "shadow-hit");
-    let off = Setup::with(|config| config.mode = Mode::Off).await;
-    assert_eq!(check_served(&off, X).await["verdict"]["detail"], "off");
+    for (mode, detail) in [(Mode::Shadow, "shadow-hit"), (Mode::Off, "off")] {
+        let redis = RedisServer::start().await;
+        let setup = Setup::cold(redis, |config| config.mode = mode).await;
+        eventually(SOON, async || {
+            let reply = send(&setup, Method::GET, X, &[]).await;
+            reply.cache_status().ends_with(detail)
+        })
+        .await;
+        assert_eq!(check_served(&setup, X).await["verdict"]["detail"], detail);
+    }
 }
 
 #[tokio::test]
