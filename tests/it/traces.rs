@@ -188,6 +188,8 @@ async fn a_write_and_a_purge_are_traced_to_their_invalidation() {
 #[tokio::test]
 async fn who_joins_a_flight_is_linked_to_it() {
     let setup = Setup::new(&[]).await;
+    let leases = "jobcache_store_operation_seconds_count{op=\"lease\"}";
+    let before = setup.process.admin.metric(leases).await;
     let gate = setup.upstream.hold(Method::GET, X);
     let other = "1af7651916cd43dd8448eb211c80319c";
     let two = format!("00-{other}-{CALLER}-01");
@@ -202,8 +204,9 @@ async fn who_joins_a_flight_is_linked_to_it() {
         async {
             gate.arrived(1).await;
             let joined = async || {
-                let flights = setup.process.admin.metric("jobcache_requests_in_flight").await;
-                (flights == 2).then_some(()).ok_or(flights)
+                // The second is told of the first one's lease, and joins it at once.
+                let leases = setup.process.admin.metric(leases).await;
+                (leases == before + 2).then_some(()).ok_or(leases)
             };
             eventually(SOON, joined).await;
             gate.release();
