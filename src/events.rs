@@ -284,6 +284,12 @@ impl Events {
         self.feed.tell(Event::new(What::Changed, "", None, now_ms).of(job, 1));
     }
 
+    /// A key left this process for want of room. Where there is none that is what happens most, so it
+    /// is told of known jobs alone, and not to listeners.
+    pub fn evicted(&self, key: &str) {
+        self.jobs().note(key, Happening::new(What::Evicted, "", None, now_ms()));
+    }
+
     /// What happened to the job of a key, oldest first.
     pub fn past(&self, key: &str) -> Past {
         self.jobs().past(key)

@@ -190,7 +190,7 @@ impl Metrics {
         self.requests.inc(RequestLabels { outcome, reason });
         let total = match (outcome, reason) {
             ("miss", _) => &self.recent.misses,
-            ("pass", "path" | "method") => &self.recent.others,
+            ("pass", "path" | "method" | "upgrade") => &self.recent.others,
             ("pass", _) => &self.recent.passes,
             ("write", _) => &self.recent.writes,
             _ => &self.recent.errors,

@@ -258,6 +258,12 @@ fn parent(headers: &HeaderMap) -> Option<Context> {
     context.span().span_context().is_valid().then_some(context)
 }
 
+/// Takes what a client names out of a request that is no part of its trace.
+pub fn forget(headers: &mut HeaderMap) {
+    headers.remove(TRACEPARENT);
+    headers.remove(TRACESTATE);
+}
+
 struct Fields<'h>(&'h HeaderMap);
 
 impl Extractor for Fields<'_> {

@@ -19,6 +19,9 @@ pub fn filter(text: &str) -> Result<String, String> {
             LEVELS.join(", ")
         ));
     }
+    if text.contains(char::is_control) {
+        return Err(format!("{text:?} has a control character, such as the end of a line"));
+    }
     if directives().next().is_none() || telemetry::filter(text).is_err() {
         return Err("must be a level or a list such as \"info,jobcache=debug\"".to_owned());
     }

@@ -307,7 +307,7 @@ pub(super) fn near(text: &str) -> Result<NearMode, String> {
     }
 }
 
-/// How requests with a credential are treated.
+/// How a line of the log looks.
 pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "human" => Ok(LogFormat::Human),
@@ -316,6 +316,7 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
     }
 }
 
+/// How requests with a credential are treated.
 pub(super) fn mode(text: &str) -> Result<CredentialMode, String> {
     match text {
         "partition" => Ok(CredentialMode::Partition),

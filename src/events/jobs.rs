@@ -111,6 +111,13 @@ impl Jobs {
         self.touch(key).note(happening);
     }
 
+    /// What is told of a job that is known, and does not make it so.
+    pub(super) fn note(&mut self, key: &str, happening: Happening) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.note(happening);
+        }
+    }
+
     /// Somebody has changed it; false if it is not known here, or that was us.
     pub(super) fn changed(&mut self, key: &str, happening: Happening) -> bool {
         let slot = self.slots.get_mut(key);

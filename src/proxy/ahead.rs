@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     cache::{Ahead, Lead, key::JobId, policy::Bypass, policy::NoStore},
+    config::Mode,
     spans,
     store::Budget,
     transport::Peer,
@@ -116,6 +117,9 @@ pub enum Unlisted {
 impl Proxy {
     /// Reads a job into the cache with these headers, unless it is there.
     pub async fn read_ahead(self: &Arc<Self>, id: &JobId, headers: &HeaderMap) -> Outcome {
+        if self.mode == Mode::Off {
+            return Outcome::Passed;
+        }
         let Some((head, id)) = self.head_ahead(id, headers) else { return Outcome::Passed };
         let ask = self.cache.ask(&id, &head.method, &head.uri, &head.headers);
         let mut budget = self.cache.budget();

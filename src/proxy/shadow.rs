@@ -18,6 +18,7 @@ use hyper::{
     body::{Body as HttpBody, Frame},
     http::request::Parts,
 };
+use tracing::Instrument as _;
 
 use super::{
     Proxy, Switch,
@@ -29,6 +30,7 @@ use crate::{
     cache::{Ask, Lookup, Trial, policy::Bypass},
     interim::Interim,
     metrics::Evidence,
+    spans,
     store::Budget,
     transport::Peer,
     upstream::{BodyError, Repeat, ResponseBody},
@@ -43,9 +45,11 @@ impl Proxy {
         (client, interim): (Peer, Interim),
         mut budget: Budget,
     ) -> Answer {
-        let found = match self.cache.near(ask, &mut budget).await {
-            Some((entry, _)) => Lookup::Hit(entry),
-            None => self.cache.lookup(ask, &mut budget).await,
+        let near = self.cache.near(ask, &mut budget).instrument(spans::lookup("near"));
+        let found = if let Some((entry, _)) = near.await {
+            Lookup::Hit(entry)
+        } else {
+            self.cache.lookup(ask, &mut budget).instrument(spans::lookup("store")).await
         };
         match found {
             Lookup::Hit(_) if head.method != Method::GET => {
@@ -71,7 +75,7 @@ impl Proxy {
     ) -> Answer {
         let mut request = self.for_fill(head, client);
         relay(&mut request, &interim);
-        let sent = self.upstream.send(request, Repeat::IfSafe).await;
+        let sent = self.send(request, Repeat::IfSafe).await;
         match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
                 let matters = trial.head(response.status(), response.headers());

@@ -21,6 +21,7 @@ use crate::{
     limits::Room,
     metrics::{Evidence, Metrics},
     service::Declined,
+    spans,
     transport::Peer,
     upstream::{Repeat, RequestBody},
 };
@@ -57,7 +58,9 @@ impl Proxy {
         let Some(place) = self.trials.take(1) else {
             return self.metrics.trials.verify(Evidence::Skipped);
         };
-        let (proxy, request) = (Arc::clone(self), self.for_fill(head, client));
+        let (proxy, mut request) = (Arc::clone(self), self.for_fill(head, client));
+        // The client's trace ends with its answer, of which this is no part.
+        spans::forget(request.headers_mut());
         self.aside(async move {
             let evidence = match timeout(PATIENCE, proxy.try_hit(trial, request)).await {
                 Ok(Some(trial)) => proxy.cache.conclude(&trial).await,
@@ -70,7 +73,7 @@ impl Proxy {
 
     /// Hears the upstream; none if it gives no whole answer.
     async fn try_hit(&self, mut trial: Trial, request: Request<RequestBody>) -> Option<Trial> {
-        let sent = self.upstream.send(request, Repeat::IfSafe).await;
+        let sent = self.send(request, Repeat::IfSafe).await;
         let response = prepare_response(sent.ok()?, Switch::Unasked).ok()?;
         let (head, mut body) = response.into_parts();
         let mut matters = trial.head(head.status, &head.headers);

@@ -28,7 +28,6 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Key;
 use crate::{
-    events::What,
     metrics::Metrics,
     mutants::{self, Mutant},
 };
@@ -123,7 +122,7 @@ impl<V> Lifecycle<Key, V> for Evictions<V> {
 
     fn on_evict(&self, state: &mut Self::RequestState, key: Key, value: V) {
         self.metrics.near_evictions.inc();
-        self.metrics.events.tell(key.main(), What::Evicted, "");
+        self.metrics.events.evicted(key.main());
         self.stash.on_evict(state, key, value);
     }
 }

@@ -35,11 +35,28 @@ impl WasEntry {
     /// By what meta tells of it.
     pub(super) fn new(size: usize, generation: &str, times: [Option<i64>; 2], now_ms: i64) -> Self {
         let [stored_at_ms, age_ms] = times;
-        let age = |stored_at_ms: i64| age_ms.unwrap_or(0) + (now_ms - stored_at_ms).max(0);
+        // Somebody else may have written what meta tells.
+        let age = |stored_at_ms: i64| {
+            age_ms.unwrap_or(0).saturating_add(now_ms.saturating_sub(stored_at_ms).max(0))
+        };
         Self {
             size,
             generation: (!generation.is_empty()).then(|| generation.to_owned()),
             age_ms: stored_at_ms.map(age),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_somebody_else_wrote_are_told_as_far_as_they_go() {
+        let age = |times| WasEntry::new(1, "", times, 1_000).age_ms;
+        assert_eq!(age([Some(400), Some(7)]), Some(607));
+        assert_eq!(age([Some(2_000), None]), Some(0));
+        assert_eq!(age([Some(i64::MIN), Some(i64::MAX)]), Some(i64::MAX));
+        assert_eq!(age([None, Some(7)]), None);
     }
 }

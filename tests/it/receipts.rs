@@ -51,6 +51,22 @@ async fn a_receipt_tells_that_there_was_nothing() {
 }
 
 #[tokio::test]
+async fn what_somebody_wrote_beside_a_value_fails_no_purge() {
+    let setup = Setup::new().await;
+    for meta in [&b"{\"stored_at_ms\":-9223372036854775808}"[..], b"{\"generation\":\"\xff\"}"] {
+        for (name, value) in [(key("x"), &b"theirs"[..]), (format!("{{{}}}:meta", key("x")), meta)]
+        {
+            let _: () = setup.redis.run(redis::cmd("SET").arg(name).arg(value)).await;
+        }
+        let receipt = receipt(&setup).await;
+        assert_eq!(
+            (&receipt["entry"]["size"], &receipt["entry"]["generation"]),
+            (&6.into(), &Value::Null)
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_receipt_tells_of_a_fill_that_it_has_voided() {
     let setup = Setup::new().await;
     let gate = setup.upstream.hold(Method::GET, X);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use hyper::{Method, StatusCode, header};
-use jobcache::config::{Config, CredentialMode, Secret};
+use jobcache::config::{Config, CredentialMode, Mode, Secret};
 use tempfile::NamedTempFile;
 use tokio::time::Instant;
 
@@ -257,6 +257,16 @@ async fn a_purge_with_refresh_is_answered_first_and_read_anew_then() {
     reply.assert(200, &version("x", 1));
     assert!(reply.is_hit(), "{reply:?}");
     assert_eq!(setup.upstream.reads(X), 2);
+}
+
+#[tokio::test]
+async fn a_cache_that_is_switched_off_reads_nothing_ahead() {
+    let redis = RedisServer::start().await;
+    let setup = Setup::cold(redis, |config| config.mode = Mode::Off).await;
+    eventually(SOON, async || setup.sidecar.admin.metric("jobcache_store_up").await == 1).await;
+    refresh(&setup, "x").await;
+    warmed(&setup.sidecar, "passed", 1).await;
+    assert_eq!(setup.upstream.reads("/jobs/x"), 0);
 }
 
 #[tokio::test]

@@ -22,8 +22,9 @@ end
 -- The key lives exactly as long as the last of its writes: a linger shortens what begin has set.
 local last = redis.call('ZRANGE', KEYS[4], -1, -1, 'WITHSCORES')[2]
 if last then redis.call('PEXPIREAT', KEYS[4], last) end
--- Inside a JSON string every quote is escaped, so these are found nowhere else.
-local generation = string.match(meta, '"generation":"([^"]*)"') or ''
+-- Inside a JSON string every quote is escaped, so these are found nowhere else. What is no token of ours
+-- might be no text, either, and is not told.
+local generation = string.match(meta, '"generation":"([%w%-]+)"') or ''
 local stored_at = string.match(meta, '"stored_at_ms":(%-?%d+)') or ''
 local age = string.match(meta, '"age_ms":(%-?%d+)') or ''
 return {there and 1 or 0, body, filling, generation, stored_at, age}
