@@ -454,7 +454,7 @@ impl Proxy {
         let version = head.version;
         to_origin_form(head, self.upstream.authority());
         headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinted());
-        headers::plain_tags(&mut head.headers);
+        headers::plain_tags(&mut head.headers, &head.method);
         headers::forward(&mut head.headers, client, version);
     }
 
