@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{
-    Method,
+    Method, Response,
     body::{Body as HttpBody, Frame},
     http::request::Parts,
 };
@@ -78,15 +78,16 @@ impl Proxy {
         let sent = self.send(request, Repeat::IfSafe).await;
         match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
-                let matters = trial.head(response.status(), response.headers());
-                let response = response.map(|body| {
-                    if matters && !body.is_end_stream() {
-                        let (proxy, trial) = (Arc::clone(self), Some(trial));
-                        return Body::Tried(Box::new(Tried { body, trial, proxy }));
-                    }
+                let (head, body) = response.into_parts();
+                let matters = trial.head(&head, &self.cache);
+                let body = if matters && !body.is_end_stream() {
+                    let (proxy, trial) = (Arc::clone(self), Some(trial));
+                    Body::Tried(Box::new(Tried { body, trial, proxy }))
+                } else {
                     self.conclude_shadow(trial);
                     Body::Upstream(body)
-                });
+                };
+                let response = Response::from_parts(head, body);
                 Answer { response, verdict: Verdict::Pass(Bypass::ShadowHit) }
             }
             Err(error) => {

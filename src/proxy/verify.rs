@@ -76,7 +76,7 @@ impl Proxy {
         let sent = self.send(request, Repeat::IfSafe).await;
         let response = prepare_response(sent.ok()?, Switch::Unasked).ok()?;
         let (head, mut body) = response.into_parts();
-        let mut matters = trial.head(head.status, &head.headers);
+        let mut matters = trial.head(&head, &self.cache);
         while matters && let Some(frame) = body.frame().await {
             matters = frame.ok()?.data_ref().is_none_or(|data| trial.part(data));
         }

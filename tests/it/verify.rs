@@ -92,6 +92,23 @@ async fn a_silent_change_is_found_and_the_entry_goes_everywhere() {
     setup.get(X).await.assert(200, &version("x", 1));
 }
 
+/// An entry keeps no cookie, so what was stored shows no difference.
+#[tokio::test]
+async fn an_answer_that_has_come_to_set_a_cookie_is_found() {
+    let setup = verifying().await;
+    setup.hit(X).await;
+    over(&setup).await;
+    setup.upstream.respond_to(X, |_| {
+        let mut response = json(StatusCode::OK, version("x", 0));
+        response.headers_mut().insert("set-cookie", "sid=alice".parse().unwrap());
+        response
+    });
+    assert!(setup.get(X).await.is_hit());
+    counted(&setup, "different", 1).await;
+    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.get(X).await.is_stored());
+}
+
 #[tokio::test]
 async fn the_hit_waits_for_nothing() {
     let setup = verifying().await;
