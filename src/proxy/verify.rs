@@ -20,7 +20,7 @@ use crate::{
     config::Share,
     limits::Room,
     metrics::{Evidence, Metrics},
-    service::Declined,
+    service::{Declined, Lot},
     spans,
     transport::Peer,
     upstream::{Repeat, RequestBody},
@@ -39,18 +39,25 @@ pub(super) fn room(metrics: &Metrics) -> Arc<Room> {
 }
 
 impl Proxy {
-    /// Draws a lot for a hit.
-    pub(super) fn draws(&self) -> bool {
-        let share = self.verify.millionths();
-        share != 0 && fastrand::u32(..Share::WHOLE) < share
+    /// Draws a lot for a hit, if any are to be compared.
+    pub(super) fn draw(&self) -> Lot {
+        match self.verify.millionths() {
+            0 => Lot::NotDrawn,
+            share if fastrand::u32(..Share::WHOLE) < share => Lot::Drawn,
+            _ => Lot::Lost,
+        }
     }
 
-    /// Whether this hit is to be compared. One that the lot has fallen on before it came here is.
+    /// Whether this hit is to be compared. The lot may have been drawn before it came here.
     pub(super) fn is_drawn(&self, method: &Method, extensions: &Extensions) -> bool {
         if self.verify == Share::default() || *method != Method::GET {
             return false;
         }
-        extensions.get().is_some_and(|declined: &Declined| declined.drawn) || self.draws()
+        let lot = match extensions.get() {
+            None | Some(Declined { lot: Lot::NotDrawn, .. }) => self.draw(),
+            Some(Declined { lot, .. }) => *lot,
+        };
+        lot == Lot::Drawn
     }
 
     /// Has a hit compared with what the upstream answers to this request.

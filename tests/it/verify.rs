@@ -253,6 +253,36 @@ async fn of_repeated_requests_a_share_is_verified_and_the_others_stay_cheap() {
     assert!(verified + repeats <= 400, "{verified} and {repeats}");
 }
 
+/// What is no hit in this process comes to another place, and is drawn for once all the same.
+#[tokio::test]
+async fn of_repeated_requests_that_redis_answers_no_more_are_verified() {
+    let setup = verifying_with(|config| config.verify = Share::of_millionths(500_000)).await;
+    let second = setup.second().await;
+    setup.hit(X).await;
+    over(&setup).await;
+    let ask = async |end: &mut End, path: &str| {
+        end.send(format!("GET {path} HTTP/1.1\r\nHost: jobs.example\r\n\r\n")).await;
+        end.answer().await.0
+    };
+    let mut filling = End::new(second.client.connect().await);
+    for job in 0..400 {
+        ask(&mut filling, &format!("/jobs/{job}")).await;
+    }
+    let mut end = End::new(setup.sidecar.client.connect().await);
+    // What the next ones repeat.
+    poll(&mut end).await;
+    over(&setup).await;
+    let same = count(&setup, "same").await;
+    for job in 0..400 {
+        let head = ask(&mut end, &format!("/jobs/{job}")).await;
+        assert!(head.contains("jobcache; hit"), "{head}");
+        over(&setup).await;
+    }
+    let verified = count(&setup, "same").await - same;
+    // Five standard deviations of 10 each. Drawn for twice it would be 300.
+    assert!((150..=250).contains(&verified), "{verified} of 400");
+}
+
 #[tokio::test]
 async fn a_drain_waits_for_no_comparison() {
     let mut setup = verifying().await;
