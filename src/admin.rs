@@ -27,7 +27,7 @@ use tracing::Instrument as _;
 
 pub use self::page::Reply;
 use self::{
-    explain::MAX_HEAD,
+    explain::{MAX_HEAD, Sidecar},
     front::Front,
     guard::Caller,
     log::Log,
@@ -36,8 +36,16 @@ use self::{
     status::Mode,
 };
 use crate::{
-    cache::Cache, config::Config, limits::Room, metrics::Metrics, proxy::route::Routes,
-    server::Drain, spans, telemetry::Filter, transport::Peer, warm::Warmer,
+    cache::Cache,
+    config::{self, Config},
+    limits::Room,
+    metrics::Metrics,
+    proxy::route::Routes,
+    server::Drain,
+    spans,
+    telemetry::Filter,
+    transport::Peer,
+    warm::Warmer,
 };
 
 /// What `/metrics` is: Prometheus 2.5 and newer ask for it.
@@ -55,6 +63,8 @@ pub struct Admin {
     log: Log,
     room: Arc<Room>,
     mode: Mode,
+    /// Of the requests that are to be explained.
+    limits: config::Server,
     warmer: Warmer,
     metrics: Arc<Metrics>,
     leaving: Drain,
@@ -75,7 +85,8 @@ impl Admin {
         let (jobs, held) = (Arc::clone(&cache), Arc::clone(&room));
         let webhook = Webhook::new(jobs, Arc::clone(&routes), held, warmer.clone(), secret);
         let (log, mode, front) = (Log::new(filter, secret), Mode::of(config), Front::new());
-        Self { cache, routes, webhook, log, room, mode, warmer, metrics, leaving, front }
+        let limits = config.server.clone();
+        Self { cache, routes, webhook, log, room, mode, limits, warmer, metrics, leaving, front }
     }
 
     /// The same under another configuration.
@@ -187,7 +198,8 @@ impl Admin {
             return refusal;
         }
         let id = path.strip_prefix("/explain/").unwrap_or_default();
-        explain::explain(&self.cache, &self.routes, self.mode.cache(), id, &body).await
+        let (cache, routes, limits) = (&self.cache, &self.routes, &self.limits);
+        Sidecar { cache, routes, mode: self.mode.cache(), limits }.explain(id, &body).await
     }
 
     fn events(&self, headers: &HeaderMap) -> Reply {

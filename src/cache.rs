@@ -171,6 +171,12 @@ impl Ask {
         Self { alone: true, ..self }
     }
 
+    /// Whether it shares no read where no lookup is confirmed.
+    fn is_by_itself(&self) -> bool {
+        let RequestDirectives { no_store, only_if_cached, .. } = self.directives;
+        self.alone || !self.fills || no_store || only_if_cached
+    }
+
     fn is_young(&self, entry: &Entry, now_ms: i64) -> bool {
         self.directives.admit(entry.age(now_ms), entry.ttl(now_ms))
     }
@@ -417,7 +423,11 @@ impl Cache {
 
     /// To the upstream, unless the client would rather have nothing.
     fn elsewhere(ask: &Ask, why: Bypass) -> Lookup {
-        Lookup::Pass(if ask.directives.only_if_cached { Bypass::OnlyIfCached } else { why })
+        Lookup::Pass(Self::else_of(ask, why))
+    }
+
+    fn else_of(ask: &Ask, why: Bypass) -> Bypass {
+        if ask.directives.only_if_cached { Bypass::OnlyIfCached } else { why }
     }
 
     async fn lead(&self, ask: &Ask, lease: Lease) -> Lookup {
@@ -476,8 +486,7 @@ impl Cache {
 
     /// Without a confirmed lookup only a read that starts after now will do.
     fn unconfirmed(&self, ask: &Ask, why: Bypass) -> Lookup {
-        let alone = ask.alone || !ask.fills || ask.directives.no_store;
-        if alone || ask.directives.only_if_cached {
+        if ask.is_by_itself() {
             return Self::elsewhere(ask, why);
         }
         match self.flights.next(ask.key.clone(), ask.circle) {

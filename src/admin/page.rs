@@ -15,7 +15,8 @@ use hyper::{
         header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
     },
 };
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use tokio::sync::mpsc;
 
 /// What is answered.
@@ -59,8 +60,11 @@ impl Body for Page {
 }
 
 /// A JSON answer.
-pub(super) fn reply(status: StatusCode, body: &Value) -> Reply {
-    typed(status, "application/json", Page::Whole(format!("{body}\n").into()))
+pub(super) fn reply(status: StatusCode, body: &impl Serialize) -> Reply {
+    // Texts, numbers and lists are what JSON has.
+    let mut text = serde_json::to_vec(body).unwrap_or_default();
+    text.push(b'\n');
+    typed(status, "application/json", Page::Whole(text.into()))
 }
 
 /// An answer that nobody is to keep, nor to take for something else, nor to show in a page of his own.

@@ -30,7 +30,7 @@ function wanted() {
   const path = text.replace(/^[a-z]+:\/\/[^/]*/i, '').replace(/#.*/, '');
   if (!path.includes('/')) return { id: text, line: '' };
   const [plain] = path.split('?');
-  return { id: plain.replace(/\/+$/, '').split('/').pop(), line: `GET ${path.startsWith('/') ? path : `/${path}`} HTTP/1.1` };
+  return { id: plain.replace(/\/+$/, '').split('/').pop(), line: `GET ${path.startsWith('/') ? path : `/${path}`}` };
 }
 
 // Of a path the browser would make another one.
@@ -42,7 +42,8 @@ async function explain() {
   if (!id || isDots(id)) { box.replaceChildren(make('p', 'verdict error', 'Give the id of a job, or the path of a request for it.')); return; }
   const turn = answered += 1;
   const head = at('head').value.trim();
-  const isWhole = /^[A-Z]+ /.test(head);
+  // As it is copied: with a request line of its own, or as `curl -v` shows it.
+  const isWhole = /^[A-Za-z-]+ [/*h]/.test(head) || /^>/m.test(head);
   const body = [isWhole ? '' : target, head].filter(Boolean).join('\n');
   history.replaceState(null, '', `#job=${encodeURIComponent(id)}`);
   try {
