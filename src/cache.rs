@@ -20,8 +20,8 @@ mod told;
 mod trial;
 
 pub use ahead::Ahead;
-pub use fill::{Known, Landed, Lead};
-pub use invalidate::{Outcome, Purge, PurgeAll, Receipt};
+pub use fill::{Abandoned, Known, Landed, Lead};
+pub use invalidate::{Died, Outcome, Purge, PurgeAll, Receipt};
 pub use near::{Absence, Look};
 pub use trial::Trial;
 

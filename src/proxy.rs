@@ -46,7 +46,10 @@ use self::{
     write::Change,
 };
 use crate::{
-    cache::{Ask, Cache, Lead, Lookup, Outcome, Trial, entry::Entry, key::JobId, policy::Bypass},
+    cache::{
+        Abandoned, Ask, Cache, Lead, Lookup, Outcome, Trial, entry::Entry, key::JobId,
+        policy::Bypass,
+    },
     config::{self, Config, Mode, Share},
     events::{Sample, What},
     interim::Interim,
@@ -340,7 +343,7 @@ impl Proxy {
         if self.superseded.is_told() {
             // It may be read for others by rules that no longer hold. One that is told later has its
             // lease from before the purge that comes with them.
-            self.cache.abandon(lead, None).await;
+            self.cache.abandon(lead, Abandoned::Superseded).await;
             return self.pass_read(head, client, interim, why.unwrap_or(Bypass::Alone)).await;
         }
         let mut request = self.for_fill(&head, client);

@@ -22,7 +22,7 @@ use tokio::{
     task::{JoinSet, spawn_blocking},
     time::{Instant, sleep, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::queue::{Item, Queue};
 use crate::{
@@ -135,6 +135,10 @@ impl Warming {
         let Some(target) = &self.config.list else { return };
         let mut pauses = Pauses::begin();
         let error = loop {
+            if !proxy().reads_ahead() {
+                info!("mode is off; warm.list is not asked");
+                return;
+            }
             let listed = proxy().list(target, &self.headers, MAX_LIST).await;
             let error = match listed {
                 Ok(body) => {
@@ -198,8 +202,12 @@ impl Warming {
                     });
                 }
                 Some(read) = reads.join_next() => {
-                    if let Ok((item, outcome)) = read {
-                        self.conclude(item, outcome);
+                    match read {
+                        Ok((item, outcome)) => self.conclude(item, outcome),
+                        Err(error) => {
+                            error!(%error, "a read ahead died");
+                            self.warmer.metrics.warm.count(ReadAhead::Died.as_str(), 1);
+                        }
                     }
                 }
             }

@@ -192,7 +192,7 @@ impl Webhook {
     async fn purge(&self, ids: Vec<JobId>, caller: Caller, then: Then) -> Reply {
         let span = spans::invalidate(&spans::current(), "purge");
         let purge = self.cache.purge(&ids, caller.by()).instrument(span.clone());
-        let Purge { ended, receipts } = purge.await;
+        let Ok(Purge { ended, receipts }) = purge.await else { return died() };
         spans::result(&span, ended.as_str());
         let names: Value = ids.iter().map(JobId::as_str).collect();
         let receipts: Value =
@@ -213,7 +213,7 @@ impl Webhook {
     async fn purge_all(&self, caller: Caller) -> Reply {
         let span = spans::invalidate(&spans::current(), "purge-all");
         let purge = self.cache.purge_all(caller.by()).instrument(span.clone());
-        let PurgeAll { ended, flights, near } = purge.await;
+        let Ok(PurgeAll { ended, flights, near }) = purge.await else { return died() };
         spans::result(&span, ended.as_str());
         let local = |mut body: Value| {
             body["flights_detached"] = flights.into();
@@ -320,6 +320,12 @@ fn busy() -> Reply {
     let mut response = reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }));
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
     response
+}
+
+fn died() -> Reply {
+    let error = "the purge died, which is a fault of jobcache (see its log): nothing is known to be \
+                 purged or queued; purge again";
+    reply(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": error }))
 }
 
 fn pending(mut body: Value) -> Reply {

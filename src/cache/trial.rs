@@ -147,8 +147,9 @@ impl Cache {
         }
         if self.refuted.add(trial.generation()) == 1 {
             self.warn_of(trial, found);
-            self.purge_keys(vec![trial.key.clone()], Source::Evidence, Some("evidence".into()))
-                .await;
+            let keys = vec![trial.key.clone()];
+            // One that died has said so.
+            let _ = self.purge_keys(keys, Source::Evidence, Some("evidence".into())).await;
         }
         found
     }
@@ -163,11 +164,12 @@ impl Cache {
 
     fn warn_of(&self, trial: &Trial, found: Evidence) {
         let Some(suppressed) = self.refuted_warnings.admit(trial.key.main()) else { return };
+        let prefix = self.settings.prefix.as_str();
         let Trial { key, entry, status, forbidden, length, digest, .. } = trial;
         let named: Vec<_> =
             trial.headers.iter().take(NAMED).map(|name| name.as_str().to_owned()).collect();
         warn!(
-            job = %key,
+            job = key.main().strip_prefix(prefix).unwrap_or(key.main()),
             outcome = found.as_str(),
             status = status.as_u16(),
             headers = named.join(", "),

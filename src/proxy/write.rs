@@ -7,7 +7,7 @@ use hyper::{
     Request, Response, StatusCode,
     body::{Body as _, Incoming},
 };
-use tracing::{Instrument as _, warn};
+use tracing::{Instrument as _, error};
 
 use super::{
     Proxy, Switch,
@@ -47,7 +47,7 @@ impl Proxy {
         match self.tasks.spawn(write.instrument(spans::current())).await {
             Ok(answer) => answer,
             Err(error) => {
-                warn!(%error, "a write died");
+                error!(%error, "a write died");
                 refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
             }
         }
