@@ -190,10 +190,14 @@ async fn an_upstream_that_fails_proves_nothing() {
         assert!(setup.get(X).await.is_hit(), "{status}");
         over(&setup).await;
     }
+    let timed =
+        async || setup.sidecar.admin.metric("jobcache_upstream_response_seconds_count").await;
+    let before = timed().await;
     setup.upstream.respond(X, |_| None);
     assert!(setup.get(X).await.is_hit());
     over(&setup).await;
     assert_eq!(count(&setup, "failed").await, 4);
+    assert_eq!(timed().await, before, "what has no head took no time to it");
     assert!(setup.get(X).await.is_hit());
 }
 
