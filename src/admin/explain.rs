@@ -295,6 +295,7 @@ fn entry(explained: &Explained) -> Option<Value> {
         "age_s": entry.age(now_ms).as_secs(),
         "ttl_s": entry.ttl(now_ms).as_secs(),
         "size": entry.body().len(),
+        "stored_size": state.seen.stored.as_ref().map(|stored| stored.body.len()),
         "generation": entry.generation(),
         "audience": entry.audience().members.len(),
         "public": entry.audience().public,

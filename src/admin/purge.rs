@@ -234,7 +234,7 @@ impl Webhook {
 fn told(id: &JobId, Receipt { was, flights, near }: &Receipt) -> Value {
     let entry = was.as_ref().and_then(|was| was.entry.as_ref()).map(|entry| {
         json!({
-            "size": entry.size,
+            "stored_size": entry.size,
             "age_ms": entry.age_ms,
             "generation": entry.generation,
         })

@@ -12,6 +12,7 @@ use crate::support::{
     eventually,
     raw::End,
     redis::{RedisServer, key},
+    sidecar::{Sidecar, config},
     upstream::{Gate, with_headers},
 };
 
@@ -197,6 +198,7 @@ async fn a_hit_is_told_with_all_that_there_is_to_the_entry_and_its_past() {
     assert!(entry["ttl_s"].as_u64().is_some_and(|ttl| (290..=300).contains(&ttl)), "{told}");
     assert!(entry["age_s"].as_u64().is_some_and(|age| age < 10), "{told}");
     assert_eq!((&entry["audience"], &entry["size"]), (&1.into(), &41.into()), "{told}");
+    assert_eq!(entry["stored_size"], 41, "{told}");
     assert!(entry["generation"].as_str().is_some_and(|token| !token.is_empty()), "{told}");
     let events = told["events"].as_array().expect("a list");
     let what: Vec<_> = events.iter().map(|event| event["what"].as_str().expect("text")).collect();
@@ -301,7 +303,8 @@ async fn what_shadow_mode_does_otherwise_is_told() {
     let told = check_served(&setup, Method::GET, &only).await;
     assert_eq!(told["verdict"]["detail"], "only-if-cached");
     assert!(told["verdict"]["why"].as_str().unwrap().contains("in service"), "{told}");
-    let second = setup.second().await;
+    let second = Sidecar::start(config(&setup.redis, &setup.upstream)).await;
+    eventually(SOON, async || second.get("/jobs/y").await.is_hit()).await;
     let gate = setup.upstream.hold(Method::GET, X);
     let check = async {
         gate.arrived(1).await;
