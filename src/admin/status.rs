@@ -13,7 +13,7 @@ use crate::{
     },
     config::{self, Config, CredentialMode, NearMode, StoreUrl},
     metrics::{
-        Limit, Metrics,
+        Evidence, Limit, Metrics,
         recent::{Look, Times, Totals},
     },
 };
@@ -94,6 +94,8 @@ pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bo
         },
         "requests": requests(metrics),
         "reasons": reasons(metrics),
+        "shadow": evidence(|found| metrics.trials.shadow_count(found)),
+        "verify": evidence(|found| metrics.trials.verify_count(found)),
         "latency_ms": {
             "hit": latency(&times.hit_times),
             "miss": latency(&times.miss_times),
@@ -166,6 +168,13 @@ fn counted(totals: &Totals) -> Value {
         "saved": totals.saved(),
         "hit_ratio": totals.hit_ratio(),
     })
+}
+
+/// Comparisons with the upstream by what they came to.
+fn evidence(count: impl Fn(Evidence) -> u64) -> Value {
+    let counts =
+        Evidence::ALL.iter().map(|found| (found.as_str().to_owned(), count(*found).into()));
+    Value::Object(counts.collect())
 }
 
 /// Why reads were not hits, by the words of `Cache-Status`; only what there was.
