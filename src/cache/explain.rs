@@ -10,12 +10,12 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Ask, Cache, FOREIGN_VALUES, Offer,
+    Ask, Cache,
     audience::Standing,
     entry::{Entry, Reject},
     flight::Shown,
+    lookup::{FOREIGN_VALUES, Offer, reason},
     policy::Bypass,
-    reason,
 };
 use crate::{
     events::jobs::Past,
