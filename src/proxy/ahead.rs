@@ -17,9 +17,9 @@ use hyper::{
 use tracing::{Instrument as _, error};
 
 use super::{
-    Proxy, Switch,
+    Proxy,
+    exchange::{Switch, prepare_response},
     lead::{Became, LeadTask},
-    prepare_response,
     route::Route,
 };
 use crate::{

@@ -16,10 +16,11 @@ use tokio::{sync::oneshot, time::timeout};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    Proxy, Switch,
+    Proxy,
     answer::{Answer, Stored, Verdict, refuse},
     body::{Beside, Body, Captured, Tee, capture, capture_beside},
-    entry_response, prepare_response,
+    exchange::{Switch, prepare_response},
+    read::entry_response,
 };
 use crate::{
     cache::{

@@ -21,10 +21,10 @@ use hyper::{
 use tracing::Instrument as _;
 
 use super::{
-    Proxy, Switch,
+    Proxy,
     answer::{Answer, Verdict, refuse},
     body::Body,
-    prepare_response, relay,
+    exchange::{Switch, prepare_response, relay},
 };
 use crate::{
     cache::{Ask, Lookup, Trial, policy::Bypass},

@@ -14,7 +14,10 @@ use hyper::{
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 
-use super::{Proxy, Switch, prepare_response};
+use super::{
+    Proxy,
+    exchange::{Switch, prepare_response},
+};
 use crate::{
     cache::Trial,
     config::Share,

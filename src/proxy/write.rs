@@ -10,10 +10,10 @@ use hyper::{
 use tracing::{Instrument as _, error};
 
 use super::{
-    Proxy, Switch,
+    Proxy,
     answer::{Answer, Verdict, refuse, refuse_for_now, refuse_with},
     body::{Body, Ending, Finish, Finishing},
-    end_after_unasked, prepare_response,
+    exchange::{Switch, end_after_unasked, prepare_response},
     reach::{Inspected, Unread},
     route::{Scope, Target},
 };
