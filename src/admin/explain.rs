@@ -254,7 +254,7 @@ impl<'t> Told<'t> {
             }),
             store: json!({
                 "answered": state.is_ok(),
-                "error": state.err().map(store_error),
+                "error": state.err().map(StoreError::as_str),
                 "pending": explained.pending,
             }),
             value: value(explained),
@@ -327,15 +327,4 @@ fn happening(it: &Happening) -> Value {
         told["by"] = by.as_ref().into();
     }
     told
-}
-
-/// What the server says may name its address, which is for the log.
-fn store_error(error: &StoreError) -> &'static str {
-    match error {
-        StoreError::Down => "down",
-        StoreError::Pending => "pending",
-        StoreError::Timeout | StoreError::Spent => "timeout",
-        StoreError::Lost(_) => "lost",
-        StoreError::Refused(_) | StoreError::Journal { .. } => "refused",
-    }
 }
