@@ -1,18 +1,17 @@
 //! Hits that are compared with the upstream behind the back of the client.
 
-use hyper::{HeaderMap, Method, Response, StatusCode};
+use hyper::{Method, StatusCode};
 use jobcache::config::{Config, Share};
 
 use crate::support::{
-    Body, Reply, SOON, Setup, eventually,
+    SOON, Setup, eventually,
     raw::End,
     redis::key,
+    two::{ALICE, BOB, get, not_to_bob},
     upstream::{json, version},
 };
 
 const X: &str = "/jobs/x";
-const ALICE: &str = "Bearer alice-0123456789";
-const BOB: &str = "Bearer bob-9876543210";
 
 /// Comparisons at a time.
 const TRIALS: u64 = 32;
@@ -51,17 +50,6 @@ async fn counted(setup: &Setup, outcome: &str, want: u64) {
         if now == want { Ok(()) } else { Err(now) }
     })
     .await;
-}
-
-async fn get(setup: &Setup, who: &str) -> Reply {
-    setup.sidecar.client.request(Method::GET, X).header("authorization", who).send().await
-}
-
-fn not_to_bob(headers: &HeaderMap) -> Response<Body> {
-    match headers.get("authorization") {
-        Some(who) if who == BOB => json(StatusCode::FORBIDDEN, "{}"),
-        _ => json(StatusCode::OK, version("x", 0)),
-    }
 }
 
 #[tokio::test]
