@@ -11,7 +11,7 @@ use crate::{
         Cache,
         policy::{Bypass, NoStore},
     },
-    config::{self, Config, CredentialMode, NearMode, StoreUrl},
+    config::{self, Config, StoreUrl},
     metrics::{
         Evidence, Limit, Metrics,
         recent::{Look, Times, Totals},
@@ -32,37 +32,30 @@ pub(super) struct Mode {
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
-    limits: [(Limit, usize); 7],
+    /// What there may be of each, and where it is told how much there is.
+    limits: [(Limit, usize, fn(&Metrics) -> i64); 7],
     near_bytes: usize,
 }
 
 impl Mode {
     pub(super) fn of(config: &Config) -> Self {
-        let server = &config.server;
+        let (server, upstream) = (&config.server, &config.upstream);
         Self {
             cache: config.mode,
             store: match config.store.url {
                 StoreUrl::Memory => "memory",
                 StoreUrl::Redis(_) => "redis",
             },
-            near: match config.near.mode {
-                NearMode::Strict => "strict",
-                NearMode::Bounded => "bounded",
-                NearMode::Off => "off",
-            },
-            credentials: match config.credentials.mode {
-                CredentialMode::Partition => "partition",
-                CredentialMode::Shared => "shared",
-                CredentialMode::Bypass => "bypass",
-            },
+            near: config.near.mode.as_str(),
+            credentials: config.credentials.mode.as_str(),
             limits: [
-                (Limit::Connections, server.max_connections),
-                (Limit::Requests, server.max_requests),
-                (Limit::Flights, config.max_flights),
-                (Limit::Captured, config.max_captured),
-                (Limit::Inspected, config.max_inspected),
-                (Limit::UpstreamConnections, config.upstream.max_connections),
-                (Limit::UpstreamWaiting, config.upstream.max_waiting),
+                (Limit::Connections, server.max_connections, |m| m.connections.get()),
+                (Limit::Requests, server.max_requests, |m| m.limits.requests.get()),
+                (Limit::Flights, config.max_flights, |m| m.limits.flights.get()),
+                (Limit::Captured, config.max_captured, |m| m.limits.captured.get()),
+                (Limit::Inspected, config.max_inspected, |m| m.limits.inspected.get()),
+                (Limit::UpstreamConnections, upstream.max_connections, |m| m.upstream.in_use.get()),
+                (Limit::UpstreamWaiting, upstream.max_waiting, |m| m.upstream.waiting.get()),
             ],
             near_bytes: config.near.max_bytes,
         }
@@ -76,18 +69,12 @@ impl Mode {
 
 /// All of it.
 pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bool) -> Value {
-    let store = cache.store();
-    let times = &metrics.recent;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "uptime_s": times.uptime().as_secs(),
+        "uptime_s": metrics.recent.uptime().as_secs(),
         "draining": draining,
         "mode": {
-            "cache": match mode.cache {
-                config::Mode::On => "on",
-                config::Mode::Shadow => "shadow",
-                config::Mode::Off => "off",
-            },
+            "cache": mode.cache.as_str(),
             "store": mode.store,
             "near": mode.near,
             "credentials": mode.credentials,
@@ -96,24 +83,9 @@ pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bo
         "reasons": reasons(metrics),
         "shadow": evidence(|found| metrics.trials.shadow_count(found)),
         "verify": evidence(|found| metrics.trials.verify_count(found)),
-        "latency_ms": {
-            "hit": latency(&times.hit_times),
-            "miss": latency(&times.miss_times),
-            "upstream": latency(&times.upstream_times),
-            "store": latency(&times.store_times),
-        },
-        "store": {
-            "up": store.is_up(),
-            "breaker": if store.is_up() { "closed" } else { "open" },
-            "tracking": metrics.tracking_up.get() == 1,
-            "pending_invalidations": store.pending(),
-        },
-        "upstream": {
-            "up": metrics.upstream.up.get() == 1,
-            "in_use": metrics.upstream.in_use.get(),
-            "waiting": metrics.upstream.waiting.get(),
-            "idle": metrics.upstream.idle.get(),
-        },
+        "latency_ms": latencies(metrics),
+        "store": store(cache, metrics),
+        "upstream": upstream(metrics),
         "near": {
             "entries": metrics.near_entries.get(),
             "bytes": metrics.near_bytes.get(),
@@ -121,6 +93,36 @@ pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bo
         },
         "busiest": metrics.events.busiest(BUSIEST).iter().map(busy).collect::<Value>(),
         "limits": limits(metrics, mode),
+    })
+}
+
+fn latencies(metrics: &Metrics) -> Value {
+    let times = &metrics.recent;
+    json!({
+        "hit": latency(&times.hit_times),
+        "miss": latency(&times.miss_times),
+        "upstream": latency(&times.upstream_times),
+        "store": latency(&times.store_times),
+    })
+}
+
+fn store(cache: &Cache, metrics: &Metrics) -> Value {
+    let store = cache.store();
+    json!({
+        "up": store.is_up(),
+        "breaker": if store.is_up() { "closed" } else { "open" },
+        "tracking": metrics.tracking_up.get() == 1,
+        "pending_invalidations": store.pending(),
+    })
+}
+
+fn upstream(metrics: &Metrics) -> Value {
+    let upstream = &metrics.upstream;
+    json!({
+        "up": upstream.up.get() == 1,
+        "in_use": upstream.in_use.get(),
+        "waiting": upstream.waiting.get(),
+        "idle": upstream.idle.get(),
     })
 }
 
@@ -203,18 +205,9 @@ fn ms(took: Duration) -> f64 {
 
 /// What is in use of each limit, by the name of its setting.
 fn limits(metrics: &Metrics, mode: &Mode) -> Value {
-    let used = |limit| match limit {
-        Limit::Connections => metrics.connections.get(),
-        Limit::Requests => metrics.limits.requests.get(),
-        Limit::Flights => metrics.limits.flights.get(),
-        Limit::Captured => metrics.limits.captured.get(),
-        Limit::Inspected => metrics.limits.inspected.get(),
-        Limit::UpstreamConnections => metrics.upstream.in_use.get(),
-        _ => metrics.upstream.waiting.get(),
-    };
-    let told = mode.limits.iter().map(|&(limit, most)| {
+    let told = mode.limits.iter().map(|&(limit, most, used)| {
         let met = metrics.limits.counter(limit).get();
-        let told = json!({ "used": used(limit), "limit": most, "times_met": met });
+        let told = json!({ "used": used(metrics), "limit": most, "times_met": met });
         (limit.as_str().to_owned(), told)
     });
     told.collect::<Map<_, _>>().into()
