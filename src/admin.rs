@@ -61,40 +61,43 @@ pub struct Admin {
     routes: Arc<Routes>,
     webhook: Webhook,
     log: Log,
-    room: Arc<Room>,
     mode: Mode,
     /// Of the requests that are to be explained.
     limits: config::Server,
-    warmer: Warmer,
-    metrics: Arc<Metrics>,
-    leaving: Drain,
+    lasting: Lasting,
     front: Front,
+}
+
+/// What stays as it is whatever the configuration says.
+#[derive(Clone, Debug)]
+pub struct Lasting {
+    /// For the bodies of purges.
+    pub room: Arc<Room>,
+    /// What passes to the log.
+    pub filter: Filter,
+    /// Who reads jobs anew after a purge.
+    pub warmer: Warmer,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Whether the sidecar drains.
+    pub leaving: Drain,
 }
 
 impl Admin {
     /// Puts the parts together.
-    pub fn new(
-        cache: Arc<Cache>,
-        routes: Arc<Routes>,
-        (room, filter, warmer): (Arc<Room>, Filter, Warmer),
-        config: &Config,
-        metrics: Arc<Metrics>,
-        leaving: Drain,
-    ) -> Self {
+    pub fn new(cache: Arc<Cache>, routes: Arc<Routes>, config: &Config, lasting: Lasting) -> Self {
+        let Lasting { room, filter, warmer, .. } = lasting.clone();
         let secret = config.webhook_secret.as_ref();
-        let (jobs, held) = (Arc::clone(&cache), Arc::clone(&room));
-        let webhook = Webhook::new(jobs, Arc::clone(&routes), held, warmer.clone(), secret);
+        let webhook = Webhook::new(Arc::clone(&cache), Arc::clone(&routes), room, warmer, secret);
         let (log, mode, front) = (Log::new(filter, secret), Mode::of(config), Front::new());
         let limits = config.server.clone();
-        Self { cache, routes, webhook, log, room, mode, limits, warmer, metrics, leaving, front }
+        Self { cache, routes, webhook, log, mode, limits, lasting, front }
     }
 
     /// The same under another configuration.
     #[must_use]
     pub fn revised(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
-        let (room, metrics) = (Arc::clone(&self.room), Arc::clone(&self.metrics));
-        let shared = (room, self.log.filter().clone(), self.warmer.clone());
-        Self::new(cache, routes, shared, config, metrics, self.leaving.clone())
+        Self::new(cache, routes, config, self.lasting.clone())
     }
 
     /// Answers one request.
@@ -172,13 +175,13 @@ impl Admin {
     }
 
     fn status(&self) -> Reply {
-        let draining = *self.leaving.borrow();
-        let body = status::status(&self.cache, &self.metrics, &self.mode, draining);
+        let draining = *self.lasting.leaving.borrow();
+        let body = status::status(&self.cache, &self.lasting.metrics, &self.mode, draining);
         reply(StatusCode::OK, &body)
     }
 
     fn history(&self) -> Reply {
-        reply(StatusCode::OK, &status::history(&self.metrics))
+        reply(StatusCode::OK, &status::history(&self.lasting.metrics))
     }
 
     /// By the head of the client's request in the body of a POST.
@@ -203,12 +206,12 @@ impl Admin {
     }
 
     fn events(&self, headers: &HeaderMap) -> Reply {
-        live::stream(&self.metrics, headers, &self.leaving)
+        live::stream(&self.lasting.metrics, headers, &self.lasting.leaving)
     }
 
     /// Ready to serve clients: also without a store, but not once a shutdown has begun.
     fn ready(&self) -> Reply {
-        let draining = *self.leaving.borrow();
+        let draining = *self.lasting.leaving.borrow();
         let status = if draining { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
         let store = self.cache.store();
         reply(
@@ -222,7 +225,7 @@ impl Admin {
     }
 
     fn exposition(&self) -> Reply {
-        let mut response = Response::new(Page::Whole(self.metrics.exposition().into()));
+        let mut response = Response::new(Page::Whole(self.lasting.metrics.exposition().into()));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
         response
     }

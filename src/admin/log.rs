@@ -35,10 +35,6 @@ impl Log {
         Self { filter, secret: secret.cloned() }
     }
 
-    pub(super) fn filter(&self) -> &Filter {
-        &self.filter
-    }
-
     /// `GET /log`.
     pub(super) fn show(&self) -> Reply {
         match self.filter.text() {
