@@ -48,7 +48,7 @@ use crate::{
     limits::Room,
     metrics::{Limit, Metrics},
     store::{Budget, Key, Store, StoreError, Token},
-    telemetry::Throttle,
+    throttle::Throttle,
 };
 
 /// How long a response that could not be stored keeps later readers from queueing behind another.

@@ -65,6 +65,8 @@ pub mod pointer;
 
 pub mod mutants;
 
+pub mod throttle;
+
 pub mod telemetry;
 
 pub mod spans;

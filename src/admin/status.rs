@@ -87,8 +87,8 @@ pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bo
         "store": store(cache, metrics),
         "upstream": upstream(metrics),
         "near": {
-            "entries": metrics.near_entries.get(),
-            "bytes": metrics.near_bytes.get(),
+            "entries": metrics.near.entries.get(),
+            "bytes": metrics.near.bytes.get(),
             "max_bytes": mode.near_bytes,
         },
         "busiest": metrics.events.busiest(BUSIEST).iter().map(busy).collect::<Value>(),

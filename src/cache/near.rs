@@ -126,7 +126,7 @@ impl Cache {
             }
         };
         if let Some(outcome) = outcome {
-            self.metrics.near_lookup(outcome);
+            self.metrics.near.lookup(outcome);
         }
         spans::result(&spans::current(), outcome.unwrap_or("unasked"));
         near.ok()

@@ -107,9 +107,9 @@ impl Proxy {
             return Poll::Ready(Err(declined));
         };
         recall.look = None;
-        self.metrics.near_lookup("hit");
+        self.metrics.near.lookup("hit");
         self.metrics.request("hit", "");
-        self.metrics.repeats.inc();
+        self.metrics.near.repeats.inc();
         self.cache.answered(&recall.ask, What::Hit, "", recall.sample.as_ref());
         Poll::Ready(Ok(body))
     }

@@ -31,7 +31,8 @@ impl Proxy {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let span = spans::upstream(&mut request, self.upstream.authority());
         let result = self.upstream.send(request, repeat).instrument(span.clone()).await;
-        spans::exchanged(&span, &result);
+        let ended = result.as_ref().map(Response::status).map_err(UpstreamError::as_str);
+        spans::exchanged(&span, ended);
         result
     }
 

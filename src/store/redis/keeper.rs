@@ -32,7 +32,7 @@ use crate::{
         CredentialKey, Ended, Key, StoreError, Token,
         pending::{Added, Item, Pending},
     },
-    telemetry::Throttle,
+    throttle::Throttle,
 };
 
 /// Between two looks at the server's role.
