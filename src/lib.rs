@@ -164,8 +164,8 @@ pub async fn run_reloading(
     let live = Arc::new(Live::new(first(&config, &metrics, filter, warmer, &leaving)?));
     let serving = Serving::begin(listeners, &config, &live, &metrics)?;
     let _samples = AbortOnDropHandle::new(tokio::spawn(recent::keep(Arc::clone(&metrics))));
-    let warmed = Arc::clone(&live);
-    let warming = tokio::spawn(warming.run(move || warmed.proxy(), leaving));
+    let reading = Arc::clone(&live);
+    let warming = tokio::spawn(warming.run(move || reading.proxy(), leaving));
 
     tokio::select! {
         () = shutdown => {}

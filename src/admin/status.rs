@@ -25,6 +25,9 @@ const STEP: usize = 2;
 /// Windows, in seconds.
 const WINDOWS: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 600)];
 
+/// How much there is of something.
+type Used = fn(&Metrics) -> i64;
+
 /// What the configuration says that is told.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mode {
@@ -32,8 +35,8 @@ pub(super) struct Mode {
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
-    /// What there may be of each, and where it is told how much there is.
-    limits: [(Limit, usize, fn(&Metrics) -> i64); 7],
+    /// What there may be of each, and how much there is.
+    limits: [(Limit, usize, Used); 7],
     near_bytes: usize,
 }
 

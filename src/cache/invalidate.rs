@@ -70,7 +70,7 @@ pub struct PurgeAll {
 #[error("the purge died")]
 pub struct Died;
 
-fn died(error: JoinError) -> Died {
+fn died(error: &JoinError) -> Died {
     error!(%error, "a purge died; nothing is known to be purged or queued");
     Died
 }
@@ -164,7 +164,7 @@ impl Cache {
             let receipt = |((was, flights), near)| Receipt { was, flights, near };
             Purge { ended, receipts: found.map(receipt).collect() }
         };
-        self.store.spawn(purge).await.map_err(died)
+        self.store.spawn(purge).await.map_err(|error| died(&error))
     }
 
     /// Invalidates every job, as [`Cache::purge`] does some.
@@ -181,7 +181,7 @@ impl Cache {
             cache.metrics.events.tell_all(What::PurgeAll, ended.as_str(), by);
             PurgeAll { ended, flights, near }
         };
-        self.store.spawn(purge).await.map_err(died)
+        self.store.spawn(purge).await.map_err(|error| died(&error))
     }
 
     /// What this process has of these jobs is out of date. Says how many flights there were of each.

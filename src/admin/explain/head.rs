@@ -85,7 +85,7 @@ fn no_path(at: usize) -> String {
 }
 
 fn not_text(head: &[u8], valid: usize) -> String {
-    let at = head[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
+    let at = head[..valid].split(|byte| *byte == b'\n').count();
     format!("line {at} of the head is not UTF-8; send the head as text, or without that field")
 }
 
