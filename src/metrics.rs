@@ -126,9 +126,7 @@ impl Default for Metrics {
 impl Metrics {
     /// With spans that somebody else counts.
     pub fn counting(spans: SpanCounts) -> Self {
-        let requests = Counters::beginning_with(
-            ["miss", "write", "hit"].map(|outcome| RequestLabels { outcome, reason: "" }),
-        );
+        let requests = labels::requests();
         let mut metrics = Self {
             registry: Registry::default(),
             hits: requests.handle(RequestLabels { outcome: "hit", reason: "" }),

@@ -163,19 +163,24 @@ impl Cache {
         }
         match (&state.lease, value) {
             (Some(lease), None) if state.is_placeholder => {
-                let shown = Shown { token: lease.token.clone(), epoch: state.epoch().clone() };
-                if ask.directives.no_cache {
-                    Self::unconfirmed_of(ask, Bypass::NoCache)
-                } else if self.flights.join(&ask.key, &shown, ask.circle).is_some() {
-                    Forecast::Join
-                } else {
-                    Forecast::Pass(Self::else_of(ask, Bypass::Leased))
-                }
+                let (token, epoch) = (lease.token.clone(), state.epoch().clone());
+                self.foresee_leased(ask, &Shown { token, epoch })
             }
             (_, Some(Err(reject))) => {
                 Forecast::Miss { why: None, because: Because::Rejected(*reject) }
             }
             _ => Forecast::Miss { why: None, because: Because::Nothing },
+        }
+    }
+
+    /// Where somebody else fills.
+    fn foresee_leased(&self, ask: &Ask, shown: &Shown) -> Forecast {
+        if ask.directives.no_cache {
+            Self::unconfirmed_of(ask, Bypass::NoCache)
+        } else if self.flights.join(&ask.key, shown, ask.circle).is_some() {
+            Forecast::Join
+        } else {
+            Forecast::Pass(Self::else_of(ask, Bypass::Leased))
         }
     }
 

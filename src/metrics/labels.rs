@@ -57,6 +57,11 @@ pub struct KindLabels {
 /// (the queue was full). Whoever sends them counts, before there are other metrics.
 pub type SpanCounts = Family<OutcomeLabels, Counter>;
 
+pub(super) fn requests() -> Counters<RequestLabels> {
+    let label = |outcome| RequestLabels { outcome, reason: "" };
+    Counters::beginning_with(["miss", "write", "hit"].map(label))
+}
+
 /// Counters of what comes to one of these, and maybe to others.
 pub(super) fn outcomes<const N: usize>(outcomes: [&'static str; N]) -> Counters<OutcomeLabels> {
     Counters::beginning_with(outcomes.map(|outcome| OutcomeLabels { outcome }))
