@@ -10,6 +10,7 @@ mod live;
 mod log;
 mod origin;
 pub mod page;
+mod proof;
 pub mod purge;
 mod status;
 
@@ -29,15 +30,23 @@ pub use self::page::Reply;
 use self::{
     explain::MAX_HEAD,
     front::Front,
-    guard::Caller,
+    guard::{Caller, Guard},
     log::Log,
     page::{Page, reply, wrong_method},
     purge::Webhook,
     status::Mode,
 };
 use crate::{
-    cache::Cache, config::Config, limits::Room, metrics::Metrics, proxy::route::Routes,
-    server::Drain, spans, telemetry::Filter, transport::Peer, warm::Warmer,
+    cache::Cache,
+    config::Config,
+    limits::Room,
+    metrics::{Metrics, Refused},
+    proxy::route::Routes,
+    server::Drain,
+    spans,
+    telemetry::Filter,
+    transport::Peer,
+    warm::Warmer,
 };
 
 /// What `/metrics` is: Prometheus 2.5 and newer ask for it.
@@ -51,14 +60,25 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Admin {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
+    shared: Shared,
+    guard: Arc<Guard>,
     webhook: Webhook,
     log: Log,
-    room: Arc<Room>,
     mode: Mode,
-    warmer: Warmer,
     metrics: Arc<Metrics>,
     leaving: Drain,
     front: Front,
+}
+
+/// What all configurations share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// For the bodies of purges that are being read.
+    pub room: Arc<Room>,
+    /// What passes to the log.
+    pub filter: Filter,
+    /// Where jobs to be read ahead are handed in.
+    pub warmer: Warmer,
 }
 
 impl Admin {
@@ -66,23 +86,23 @@ impl Admin {
     pub fn new(
         cache: Arc<Cache>,
         routes: Arc<Routes>,
-        (room, filter, warmer): (Arc<Room>, Filter, Warmer),
+        shared: Shared,
         config: &Config,
         metrics: Arc<Metrics>,
         leaving: Drain,
     ) -> Self {
-        let secret = config.webhook_secret.as_ref();
-        let (jobs, held) = (Arc::clone(&cache), Arc::clone(&room));
-        let webhook = Webhook::new(jobs, Arc::clone(&routes), held, warmer.clone(), secret);
-        let (log, mode, front) = (Log::new(filter, secret), Mode::of(config), Front::new());
-        Self { cache, routes, webhook, log, room, mode, warmer, metrics, leaving, front }
+        let guard = Arc::new(Guard::new(config, Arc::clone(&metrics)));
+        let jobs = (Arc::clone(&cache), Arc::clone(&routes));
+        let webhook = Webhook::new(jobs, &shared, Arc::clone(&guard), Arc::clone(&metrics));
+        let log = Log::new(shared.filter.clone(), Arc::clone(&guard));
+        let (mode, front) = (Mode::of(config), Front::new());
+        Self { cache, routes, shared, guard, webhook, log, mode, metrics, leaving, front }
     }
 
     /// The same under another configuration.
     #[must_use]
     pub fn revised(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
-        let (room, metrics) = (Arc::clone(&self.room), Arc::clone(&self.metrics));
-        let shared = (room, self.log.filter().clone(), self.warmer.clone());
+        let (shared, metrics) = (self.shared.clone(), Arc::clone(&self.metrics));
         Self::new(cache, routes, shared, config, metrics, self.leaving.clone())
     }
 
@@ -113,7 +133,8 @@ impl Admin {
         let path = request.uri().path().to_owned();
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
-        if !read && self.webhook.is_open() && origin::is_foreign(request.headers()) {
+        if !read && self.guard.is_open() && origin::is_foreign(request.headers()) {
+            self.metrics.webhook.refused(Refused::Origin);
             return forged();
         }
         match path.as_str() {
@@ -157,7 +178,7 @@ impl Admin {
 
     /// What names jobs is for who knows the secret, where there is one.
     fn guarded(&self, headers: &HeaderMap, page: impl FnOnce(&Self) -> Reply) -> Reply {
-        self.webhook.refuses(headers, &[]).unwrap_or_else(|| page(self))
+        self.guard.refuses(headers, &[]).unwrap_or_else(|| page(self))
     }
 
     fn status(&self) -> Reply {
@@ -183,7 +204,7 @@ impl Admin {
             ));
         };
         let body = body.to_bytes();
-        if let Some(refusal) = self.webhook.refuses(&head.headers, &body) {
+        if let Some(refusal) = self.guard.refuses(&head.headers, &body) {
             return refusal;
         }
         let id = path.strip_prefix("/explain/").unwrap_or_default();

@@ -58,8 +58,9 @@ pub struct Config {
     pub tls: KeyPair,
     /// How often the files of `tls` and `upstream.tls` are looked at.
     pub tls_renew_interval: Duration,
-    /// Secret of the purge webhook: Standard Webhooks signature or bearer token.
-    pub webhook_secret: Option<Secret>,
+    /// Secrets of the purge webhook, the newest first, each as good as the others: for Standard Webhooks
+    /// signatures and as bearer tokens. None = anybody may call.
+    pub webhook_secret: Vec<Secret>,
     /// What becomes of reads that the cache could answer.
     pub mode: Mode,
     /// How many of the hits are read from the upstream as well, and compared.

@@ -110,7 +110,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     let jobs = Arc::new(Jobs::new(JOBS));
     let figures = Arc::new(Figures::default());
     let stage = stage(&args, &config, &proxy, &admin, &api);
-    let webhook = Webhook::new(stage.admin, config.webhook_secret.clone());
+    let webhook = Webhook::new(stage.admin, config.webhook_secret.first().cloned());
 
     let _backend = start_api(api.listener, &config, Arc::clone(&jobs));
     let (stop, stopped) = oneshot::channel::<()>();
@@ -172,7 +172,7 @@ fn stage(args: &Args, config: &Config, proxy: &Port, admin: &Port, api: &Port) -
         moved: [proxy, admin].into_iter().filter_map(Port::moved).collect(),
         jobs: JOBS,
         redis: (config.store.url != StoreUrl::Memory).then(|| args.redis_url.clone()),
-        guarded: config.webhook_secret.is_some(),
+        guarded: !config.webhook_secret.is_empty(),
         pollers: args.pollers,
         every: args.every,
     }

@@ -82,7 +82,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::{
-    admin::Admin,
+    admin::{Admin, Shared},
     cache::Cache,
     config::{Config, Loaded},
     limits::Room,
@@ -190,7 +190,7 @@ pub async fn run_reloading(
     let admin = Admin::new(
         Arc::clone(&cache),
         Arc::clone(&routes),
-        (purges, reloads.filter(), warming.warmer()),
+        Shared { room: purges, filter: reloads.filter(), warmer: warming.warmer() },
         &config,
         Arc::clone(&metrics),
         leaving.clone(),

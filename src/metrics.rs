@@ -18,6 +18,7 @@ mod store;
 mod told;
 mod upstream;
 mod warm;
+mod webhook;
 
 use std::{iter, sync::atomic::Ordering, time::Duration};
 
@@ -36,6 +37,7 @@ pub use self::{
     labels::{InvalidationLabels, KindLabels, MissLabels, OutcomeLabels, RequestLabels},
     limits::{Limit, Limits},
     store::{Breaker, Op},
+    webhook::Refused,
 };
 use crate::{events::Events, store::StoreError, telemetry::Counts};
 
@@ -91,6 +93,8 @@ pub struct Metrics {
     pub limits: Limits,
     /// Reads ahead of clients.
     pub warm: warm::Warm,
+    /// Calls that ask for the webhook secret, and purges.
+    pub webhook: webhook::Webhook,
     /// Client connections that are open.
     pub connections: Gauge,
     /// Client connections that ended in an error, by its kind.
@@ -163,6 +167,7 @@ impl Metrics {
             trials: Trials::default(),
             limits: Limits::default(),
             warm: warm::Warm::default(),
+            webhook: webhook::Webhook::default(),
             connections: Gauge::default(),
             connection_errors: labels::connection_errors(),
             near_bytes: Gauge::default(),
@@ -304,6 +309,7 @@ impl Metrics {
         self.limits.register(r);
         self.trials.register(r);
         self.warm.register(r);
+        self.webhook.register(r);
         self.register_near(r);
         r.register_collector(Box::new(Runtime));
     }

@@ -19,7 +19,8 @@ use tokio::time::timeout;
 use tracing::{Instrument as _, info};
 
 use super::{
-    guard::{Caller, authenticate, unauthorized},
+    Shared,
+    guard::{Caller, Guard},
     page::{Reply, reply},
 };
 use crate::{
@@ -27,8 +28,8 @@ use crate::{
         Cache, Purge, PurgeAll, Receipt,
         key::{self, JobId},
     },
-    config::Secret,
     limits::{Kept, Room},
+    metrics::{Metrics, Refused},
     proxy::route::Routes,
     spans,
     store::Ended,
@@ -43,6 +44,7 @@ const MAX_IDS: usize = 10_000;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a caller whose purge is queued is told to wait, in seconds.
 const RETRY_AFTER_SECONDS: &str = "1";
+const BUSY: &str = "too many purges are being read (max_inspected); nothing was purged or queued";
 
 /// The purge webhook.
 #[derive(Debug)]
@@ -52,7 +54,8 @@ pub struct Webhook {
     /// What the bodies take that are being read.
     room: Arc<Room>,
     warmer: Warmer,
-    secret: Option<Secret>,
+    guard: Arc<Guard>,
+    metrics: Arc<Metrics>,
 }
 
 /// `{"job_id": "x"}`, `{"job_ids": ["x", "y"]}` or `{"all": true}`; the first two with
@@ -93,15 +96,15 @@ enum Then {
 }
 
 impl Webhook {
-    /// Takes calls that know the secret; any, where there is none.
-    pub fn new(
-        cache: Arc<Cache>,
-        routes: Arc<Routes>,
-        room: Arc<Room>,
-        warmer: Warmer,
-        secret: Option<&Secret>,
+    /// Takes the calls that the guard lets in.
+    pub(super) fn new(
+        (cache, routes): (Arc<Cache>, Arc<Routes>),
+        shared: &Shared,
+        guard: Arc<Guard>,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        Self { cache, routes, room, warmer, secret: secret.cloned() }
+        let (room, warmer) = (Arc::clone(&shared.room), shared.warmer.clone());
+        Self { cache, routes, room, warmer, guard, metrics }
     }
 
     /// `POST /purge` with a JSON body.
@@ -110,33 +113,34 @@ impl Webhook {
         let body = match timeout(BODY_TIMEOUT, self.whole(&head.headers, body)).await {
             Ok(Ok(body)) => body,
             Ok(Err(refusal)) => return refusal,
-            Err(_) => return slow(),
+            Err(_) => return self.refuse(Refused::Slow, &slow()),
         };
-        if let Err(reason) = authenticate(self.secret.as_ref(), &head.headers, &body) {
-            return unauthorized(&reason);
+        if let Some(refusal) = self.guard.refuses(&head.headers, &body) {
+            return refusal;
         }
         match Wanted::parse(&body) {
             Ok(Wanted::Jobs(ids)) => self.purge(ids, caller, Then::Nothing).await,
             Ok(Wanted::Refreshed(ids)) => self.purge(ids, caller, Then::Refresh).await,
             Ok(Wanted::All) => self.purge_all(caller).await,
-            Err(reason) => bad_request(&reason),
+            Err(reason) => self.refuse(Refused::Malformed, &reason),
         }
     }
 
     /// A signature needs all of the body. So who may call is known too late for most: strangers are
     /// given what room there is, and who shows the secret itself is not kept out by them.
     async fn whole(&self, headers: &HeaderMap, mut body: Incoming) -> Result<Bytes, Reply> {
-        let secret = self.secret.as_ref();
-        let trusted = secret.is_some() && authenticate(secret, headers, &[]).is_ok();
+        let trusted = self.guard.shows_secret(headers);
         let mut read = Kept::new(&self.room);
         let mut left = MAX_BODY;
         while let Some(frame) = body.frame().await {
-            let frame =
-                frame.map_err(|error| bad_request(&format!("the body broke off: {error}")))?;
+            let frame = frame.map_err(|error| {
+                self.refuse(Refused::Malformed, &format!("the body broke off: {error}"))
+            })?;
             let size = frame.data_ref().map_or(0, Bytes::len);
-            left = left.checked_sub(size).ok_or_else(too_large)?;
+            let fits = left.checked_sub(size);
+            left = fits.ok_or_else(|| self.refuse(Refused::TooLarge, &too_large()))?;
             if !read.push(frame) && !trusted {
-                return Err(busy());
+                return Err(self.refuse(Refused::Busy, BUSY));
             }
         }
         Ok(read.join())
@@ -144,12 +148,12 @@ impl Webhook {
 
     /// `POST /purge/<id>`.
     pub async fn purge_one(&self, request: Request<Incoming>, id: &str, caller: Caller) -> Reply {
-        if let Err(reason) = authenticate(self.secret.as_ref(), request.headers(), &[]) {
-            return unauthorized(&reason);
+        if let Some(refusal) = self.guard.refuses(request.headers(), &[]) {
+            return refusal;
         }
         match readings(id) {
             Ok(ids) => self.purge(ids, caller, Then::Nothing).await,
-            Err(reason) => bad_request(&reason),
+            Err(reason) => self.refuse(Refused::Malformed, &reason),
         }
     }
 
@@ -160,32 +164,32 @@ impl Webhook {
         path: &str,
         caller: Caller,
     ) -> Reply {
-        if let Err(reason) = authenticate(self.secret.as_ref(), request.headers(), &[]) {
-            return unauthorized(&reason);
+        if let Some(refusal) = self.guard.refuses(request.headers(), &[]) {
+            return refusal;
         }
         let ids = self.routes.jobs(path);
         if ids.is_empty() {
-            return bad_request(&format!(
-                "{path:?} names no job; PURGE takes the path of one, such as /jobs/<id>"
-            ));
+            let reason =
+                format!("{path:?} names no job; PURGE takes the path of one, such as /jobs/<id>");
+            return self.refuse(Refused::Malformed, &reason);
         }
         self.purge(ids, caller, Then::Nothing).await
-    }
-
-    /// Whether anybody may call.
-    pub(super) fn is_open(&self) -> bool {
-        self.secret.is_none()
-    }
-
-    /// What is answered to who does not know the secret, where there is one.
-    pub(super) fn refuses(&self, headers: &HeaderMap, body: &[u8]) -> Option<Reply> {
-        let secret = self.secret.as_ref();
-        authenticate(secret, headers, body).err().map(|reason| unauthorized(&reason))
     }
 
     /// The route that a path is told by.
     pub fn route(&self, path: &str) -> Option<&str> {
         self.routes.template(path)
+    }
+
+    /// Nothing was purged or queued.
+    fn refuse(&self, refused: Refused, reason: &str) -> Reply {
+        self.metrics.webhook.refused(refused);
+        let mut response = reply(status(refused), &json!({ "error": reason }));
+        if refused == Refused::Busy {
+            let wait = HeaderValue::from_static(RETRY_AFTER_SECONDS);
+            response.headers_mut().insert(RETRY_AFTER, wait);
+        }
+        response
     }
 
     /// What is not confirmed is not read anew: the caller has to ask again in any case.
@@ -301,25 +305,22 @@ fn readings(id: &str) -> Result<Vec<JobId>, String> {
     Ok(ids)
 }
 
-fn bad_request(reason: &str) -> Reply {
-    reply(StatusCode::BAD_REQUEST, &json!({ "error": reason }))
+fn too_large() -> String {
+    format!("the body is larger than {MAX_BODY} bytes; split the purge")
 }
 
-fn too_large() -> Reply {
-    let error = format!("the body is larger than {MAX_BODY} bytes; split the purge");
-    reply(StatusCode::PAYLOAD_TOO_LARGE, &json!({ "error": error }))
+fn slow() -> String {
+    format!("the body did not come within {BODY_TIMEOUT:?}")
 }
 
-fn slow() -> Reply {
-    let error = format!("the body did not come within {BODY_TIMEOUT:?}");
-    reply(StatusCode::REQUEST_TIMEOUT, &json!({ "error": error }))
-}
-
-fn busy() -> Reply {
-    let error = "too many purges are being read (max_inspected); nothing was purged or queued";
-    let mut response = reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }));
-    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
-    response
+/// The status that goes with each reason of ours. Those of the guard have their own answers.
+fn status(refused: Refused) -> StatusCode {
+    match refused {
+        Refused::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Refused::Slow => StatusCode::REQUEST_TIMEOUT,
+        Refused::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::BAD_REQUEST,
+    }
 }
 
 fn pending(mut body: Value) -> Reply {

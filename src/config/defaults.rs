@@ -35,7 +35,7 @@ impl Default for Config {
             unix_mode: 0o660,
             tls: KeyPair::default(),
             tls_renew_interval: Duration::from_secs(10),
-            webhook_secret: None,
+            webhook_secret: Vec::new(),
             mode: Mode::On,
             verify: Share::default(),
             routes: vec!["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()],

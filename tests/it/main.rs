@@ -57,4 +57,5 @@ mod traces;
 mod unix_sockets;
 mod verify;
 mod warming;
+mod webhook;
 mod wire;

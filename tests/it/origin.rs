@@ -60,7 +60,7 @@ async fn a_page_of_another_site_purges_nothing() {
 
 #[tokio::test]
 async fn who_shows_the_secret_may_purge_from_wherever_he_likes() {
-    let secret = |config: &mut Config| config.webhook_secret = Some(Secret::new(SECRET));
+    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
     let setup = Setup::with(secret).await;
     let bearer = format!("Bearer {SECRET}");
     let elsewhere = ("origin", "https://ops.example");

@@ -170,7 +170,7 @@ async fn an_oversized_purge_is_refused_unread() {
 }
 
 async fn guarded() -> Setup {
-    let setup = Setup::with(|config| config.webhook_secret = Some(Secret::new(SECRET))).await;
+    let setup = Setup::with(|config| config.webhook_secret = vec![Secret::new(SECRET)]).await;
     fill(&setup, &["x"]).await;
     setup
 }

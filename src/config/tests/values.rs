@@ -206,9 +206,14 @@ fn a_route_is_one_that_the_router_takes() {
 
 #[test]
 fn a_secret_is_long_enough_and_fits_a_header() {
-    let short = "must have at least 16 characters; make one with `openssl rand -hex 32`";
-    bad("webhook_secret", "0123456789abcde", short);
-    bad("webhook_secret", "whsec_MTIzNDU2Nzg=", short);
+    let short = |has: &str| {
+        format!("{has}, and must have at least 16: make one with `openssl rand -base64 32`")
+    };
+    bad("webhook_secret", "0123456789abcde", &short("has 15 characters"));
+    bad("credentials.secret", "0123456789abcde", &short("has 15 characters"));
+    bad("webhook_secret", "whsec_MTIzNDU2Nzg=", &short("has 12 characters after whsec_"));
+    bad("webhook_secret", "0123456789abcdef short", &short("number 2 of 2 has 5 characters"));
+    bad("webhook_secret", " ", "must name 1 to 8 secrets");
     bad(
         "webhook_secret",
         "whsec_not-base64-at-all",
@@ -216,6 +221,11 @@ fn a_secret_is_long_enough_and_fits_a_header() {
     );
     bad(
         "webhook_secret",
+        "correct-horse-battery\u{e9}",
+        "must be visible ASCII characters without spaces",
+    );
+    bad(
+        "credentials.secret",
         "correct horse battery",
         "must be visible ASCII characters without spaces",
     );

@@ -1,0 +1,112 @@
+//! Who may call the webhook: several secrets while they are rotated, and what is said to the others.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::UNIX_EPOCH,
+};
+
+use hyper::{Method, StatusCode};
+use jobcache::{
+    clock,
+    config::{Config, Flags, Invalid, Loaded, Secret},
+    reload::Outcome,
+};
+use standardwebhooks::Webhook;
+
+use crate::support::{Client, Reply, Setup, Upstream, sidecar::Sidecar};
+
+const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const OLD: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+const STRANGER: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX";
+const BODY: &str = r#"{"job_id":"x"}"#;
+
+async fn guarded(secrets: &[&str]) -> Setup {
+    let secrets = secrets.iter().map(|secret| Secret::new(*secret)).collect();
+    Setup::with(|config| config.webhook_secret = secrets).await
+}
+
+/// Signed by each of these in turn, for this many seconds ago.
+async fn signed(admin: &Client, secrets: &[&str], ago: i64) -> Reply {
+    let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let time = i64::try_from(now).expect("a date") - ago;
+    let sign = |secret: &&str| {
+        let webhook = Webhook::new(secret).expect("a secret");
+        webhook.sign("msg_1", time, BODY.as_bytes()).expect("a signature")
+    };
+    let signatures: Vec<_> = secrets.iter().map(sign).collect();
+    let request = admin.request(Method::POST, "/purge").body(BODY).header("webhook-id", "msg_1");
+    let request = request.header("webhook-timestamp", &time.to_string());
+    request.header("webhook-signature", &signatures.join(" ")).send().await
+}
+
+async fn bearer(admin: &Client, secret: &str) -> Reply {
+    let request = admin.request(Method::POST, "/purge").body(BODY);
+    request.header("authorization", &format!("Bearer {secret}")).send().await
+}
+
+#[tokio::test]
+async fn each_secret_opens_by_token_and_by_signature_and_which_it_was_is_counted() {
+    let setup = guarded(&[NEW, OLD]).await;
+    let admin = &setup.sidecar.admin;
+    for secret in [NEW, OLD] {
+        assert_eq!(bearer(admin, secret).await.status, StatusCode::OK);
+        assert_eq!(signed(admin, &[secret], 0).await.status, StatusCode::OK);
+        let page = admin.request(Method::GET, "/status");
+        let page = page.header("authorization", &format!("Bearer {secret}")).send().await;
+        assert_eq!(page.status, StatusCode::OK);
+    }
+    // A sender that rotates its secrets signs with each.
+    assert_eq!(signed(admin, &[STRANGER, OLD], 0).await.status, StatusCode::OK);
+    assert_eq!(signed(admin, &[STRANGER], 0).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(bearer(admin, STRANGER).await.status, StatusCode::UNAUTHORIZED);
+    for (secret, count) in [("newest", 3), ("older", 4)] {
+        let name = format!("jobcache_webhook_accepted_total{{secret=\"{secret}\"}}");
+        assert_eq!(admin.metric(&name).await, count, "{secret}");
+    }
+}
+
+/// Two files of secrets between a sender and jobcache, and no purge refused on the way.
+#[tokio::test]
+async fn secrets_are_rotated_by_reloads_without_a_purge_refused() {
+    let upstream = Upstream::start().await;
+    let secrets = Arc::new(Mutex::new(OLD.to_owned()));
+    let (url, shared) = (upstream.url(), Arc::clone(&secrets));
+    let read = move || -> Result<Loaded, Invalid> {
+        let secret = shared.lock().expect("no panic under the lock").clone();
+        let vars = [("JOBCACHE_WEBHOOK_SECRET", secret), ("JOBCACHE_UPSTREAM", url.clone())];
+        let vars = vars.into_iter().chain([("REDIS_URL", "memory://".to_owned())]);
+        Config::load(Flags::default(), vars.map(|(name, text)| (name.to_owned(), text)))
+    };
+    let (sidecar, reloader) = Sidecar::reloading(read).await;
+    let opens = async |secret| signed(&sidecar.admin, &[secret], 0).await.status == StatusCode::OK;
+    assert!(opens(OLD).await && !opens(NEW).await);
+
+    for (text, old) in [(format!("{NEW}\n{OLD}"), true), (NEW.to_owned(), false)] {
+        *secrets.lock().expect("no panic under the lock") = text;
+        assert_eq!(reloader.reload().await, Some(Outcome::Applied));
+        assert!(opens(NEW).await);
+        assert_eq!(opens(OLD).await, old);
+    }
+}
+
+#[tokio::test]
+async fn each_refusal_says_why_and_is_counted_under_its_reason() {
+    let setup = guarded(&[NEW]).await;
+    let admin = &setup.sidecar.admin;
+    let purge = || admin.request(Method::POST, "/purge").body(BODY);
+    let incomplete = purge().header("webhook-signature", "v1,x").send().await;
+    let malformed = purge().body("{}").header("authorization", &format!("Bearer {NEW}"));
+    for (reply, reason, says) in [
+        (purge().send().await, "unsigned", "send `Authorization: Bearer"),
+        (bearer(admin, STRANGER).await, "bearer", "bearer token"),
+        (incomplete, "header", "webhook-id is missing"),
+        (signed(admin, &[STRANGER], 0).await, "signature", "webhook-signature"),
+        (signed(admin, &[NEW], 420).await, "timestamp", "NTP"),
+        (malformed.send().await, "malformed", "exactly one"),
+    ] {
+        assert!(reply.status.is_client_error(), "{reason}: {reply:?}");
+        assert!(reply.reason().contains(says), "{reason}: {reply:?}");
+        let name = format!("jobcache_webhook_refused_total{{reason=\"{reason}\"}}");
+        assert_eq!(admin.metric(&name).await, 1, "{reason}");
+    }
+}
