@@ -30,7 +30,7 @@ pub use self::page::Reply;
 use self::{
     explain::MAX_HEAD,
     front::Front,
-    guard::{Caller, Guard},
+    guard::{Caller, Guard, Watch},
     log::Log,
     page::{Page, reply, wrong_method},
     purge::Webhook,
@@ -79,6 +79,8 @@ pub struct Shared {
     pub filter: Filter,
     /// Where jobs to be read ahead are handed in.
     pub warmer: Warmer,
+    /// What has been seen of callers.
+    pub watch: Arc<Watch>,
 }
 
 impl Admin {
@@ -91,7 +93,8 @@ impl Admin {
         metrics: Arc<Metrics>,
         leaving: Drain,
     ) -> Self {
-        let guard = Arc::new(Guard::new(config, Arc::clone(&metrics)));
+        let watch = Arc::clone(&shared.watch);
+        let guard = Arc::new(Guard::new(config, watch, Arc::clone(&metrics)));
         let jobs = (Arc::clone(&cache), Arc::clone(&routes));
         let webhook = Webhook::new(jobs, &shared, Arc::clone(&guard), Arc::clone(&metrics));
         let log = Log::new(shared.filter.clone(), Arc::clone(&guard));

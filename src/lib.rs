@@ -190,7 +190,12 @@ pub async fn run_reloading(
     let admin = Admin::new(
         Arc::clone(&cache),
         Arc::clone(&routes),
-        Shared { room: purges, filter: reloads.filter(), warmer: warming.warmer() },
+        Shared {
+            room: purges,
+            filter: reloads.filter(),
+            warmer: warming.warmer(),
+            watch: Arc::default(),
+        },
         &config,
         Arc::clone(&metrics),
         leaving.clone(),

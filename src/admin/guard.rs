@@ -8,21 +8,26 @@ use hyper::{
 };
 use serde_json::json;
 use standardwebhooks::HEADER_WEBHOOK_ID;
+use tracing::warn;
 
 use super::{
     page::{Reply, reply},
-    proof::{self, Unproven},
+    proof::{self, Skew, TOLERANCE, Unproven},
 };
 use crate::{
     clock,
     config::{Config, Secret},
     events::By,
     metrics::{Metrics, Refused},
+    telemetry::Throttle,
     transport::Peer,
 };
 
 /// Bytes of a delivery's id that are kept.
 const MAX_CALLER: usize = 64;
+/// Seconds past which a skew is warned of: no network and no queue of a healthy sender takes so long,
+/// and it leaves time to mend a clock before its deliveries are refused.
+const SKEW_TO_TELL: u64 = 60;
 
 /// Who calls, as events tell: the id of the webhook's delivery and the address that it came from.
 #[derive(Clone, Debug)]
@@ -45,16 +50,23 @@ impl Caller {
     }
 }
 
+/// What a guard remembers, and the next one after a reload.
+#[derive(Debug, Default)]
+pub struct Watch {
+    skews: Throttle,
+}
+
 /// Lets in who knows one of the secrets; anybody, where there is none.
 #[derive(Debug)]
 pub(super) struct Guard {
     secrets: Vec<Secret>,
+    watch: Arc<Watch>,
     metrics: Arc<Metrics>,
 }
 
 impl Guard {
-    pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
-        Self { secrets: config.webhook_secret.clone(), metrics }
+    pub(super) fn new(config: &Config, watch: Arc<Watch>, metrics: Arc<Metrics>) -> Self {
+        Self { secrets: config.webhook_secret.clone(), watch, metrics }
     }
 
     /// Whether anybody may call.
@@ -76,12 +88,39 @@ impl Guard {
         let unproven = match proof::check(&self.secrets, headers, body, clock::now()) {
             Ok(proof) => {
                 self.metrics.webhook.accepted(proof.secret);
+                if let Some(skew) = proof.skew {
+                    self.note(skew);
+                }
                 return None;
             }
             Err(unproven) => unproven,
         };
+        if let Unproven::Time(skew) = unproven {
+            self.note(skew);
+        }
         self.metrics.webhook.refused(counted(unproven));
         Some(unauthorized(unproven))
+    }
+
+    /// Of a message that was rightly signed, taken or not.
+    fn note(&self, skew: Skew) {
+        let seconds = skew.seconds();
+        self.metrics.webhook.skew(seconds);
+        if seconds <= SKEW_TO_TELL {
+            return;
+        }
+        let signed = skew.which();
+        if let Some(suppressed) = self.watch.skews.admit(signed) {
+            warn!(
+                signed,
+                seconds,
+                limit = TOLERANCE,
+                suppressed,
+                "the time of a signature is off, and past the limit such calls are refused; if it is \
+                 ahead, the sender's clock is ahead of ours; if it is old, the sender's clock is \
+                 behind, or it has signed long before it has sent"
+            );
+        }
     }
 }
 

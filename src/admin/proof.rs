@@ -69,7 +69,7 @@ impl Skew {
         self.0.unsigned_abs()
     }
 
-    fn which(self) -> &'static str {
+    pub(super) fn which(self) -> &'static str {
         if self.0 < 0 { "ahead" } else { "old" }
     }
 }

@@ -2,11 +2,15 @@
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
-    registry::Registry,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::{Registry, Unit},
 };
 
 use super::counters::zeros;
+
+/// Bounds of skews in seconds. Of clocks that are right it is 0 or 1; past the last but one a call is
+/// refused, and past 60 it is warned of.
+const SKEW_BUCKETS: [f64; 9] = [1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 3600.0];
 
 /// Why a call was refused. Who sends purges and is refused leaves old jobs in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +74,7 @@ pub struct Webhook {
     refused: Family<ReasonLabels, Counter>,
     /// Of those that know a secret.
     accepted: Family<SecretLabels, Counter>,
+    skew: Histogram,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -90,7 +95,11 @@ const OLDER: SecretLabels = SecretLabels { secret: "older" };
 impl Default for Webhook {
     fn default() -> Self {
         let reasons = Refused::ALL.map(|refused| ReasonLabels { reason: refused.as_str() });
-        Self { refused: zeros(reasons), accepted: zeros([NEWEST, OLDER]) }
+        Self {
+            refused: zeros(reasons),
+            accepted: zeros([NEWEST, OLDER]),
+            skew: Histogram::new(SKEW_BUCKETS),
+        }
     }
 }
 
@@ -105,6 +114,13 @@ impl Webhook {
         self.accepted.get_or_create(if place == 0 { &NEWEST } else { &OLDER }).inc();
     }
 
+    /// Takes how far the time of a right signature was off, in either direction.
+    pub fn skew(&self, seconds: u64) {
+        // Past 2^53 it does not matter.
+        #[allow(clippy::cast_precision_loss, reason = "as above")]
+        self.skew.observe(seconds as f64);
+    }
+
     pub(super) fn register(&self, r: &mut Registry) {
         r.register(
             "webhook_refused",
@@ -115,6 +131,12 @@ impl Webhook {
             "webhook_accepted",
             "Calls that a webhook secret has opened, by which of them",
             self.accepted.clone(),
+        );
+        r.register_with_unit(
+            "webhook_skew",
+            "How far the times of right signatures are off, in either direction",
+            Unit::Seconds,
+            self.skew.clone(),
         );
     }
 }

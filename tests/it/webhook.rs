@@ -13,7 +13,7 @@ use jobcache::{
 };
 use standardwebhooks::Webhook;
 
-use crate::support::{Client, Reply, Setup, Upstream, sidecar::Sidecar};
+use crate::support::{Client, Process, Reply, SOON, Setup, Upstream, eventually, sidecar::Sidecar};
 
 const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OLD: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
@@ -109,4 +109,42 @@ async fn each_refusal_says_why_and_is_counted_under_its_reason() {
         let name = format!("jobcache_webhook_refused_total{{reason=\"{reason}\"}}");
         assert_eq!(admin.metric(&name).await, 1, "{reason}");
     }
+}
+
+/// How many right signatures were off by no more than so many seconds.
+async fn within(admin: &Client, seconds: &str) -> u64 {
+    admin.metric(&format!("jobcache_webhook_skew_seconds_bucket{{le=\"{seconds}\"}}")).await
+}
+
+#[tokio::test]
+async fn a_skew_is_measured_of_right_signatures_only_whether_they_are_taken_or_not() {
+    let setup = guarded(&[NEW]).await;
+    let admin = &setup.sidecar.admin;
+    for (ago, status) in [(0, 200), (-90, 200), (90, 200), (420, 401), (-420, 401)] {
+        assert_eq!(signed(admin, &[NEW], ago).await.status, status, "{ago}");
+    }
+    signed(admin, &[STRANGER], 90).await;
+    let buckets =
+        [within(admin, "5.0").await, within(admin, "60.0").await, within(admin, "120.0").await];
+    assert_eq!(buckets, [1, 1, 3]);
+    assert_eq!(admin.metric("jobcache_webhook_skew_seconds_count").await, 5);
+    let refused = signed(admin, &[NEW], 420).await;
+    let told = ["420 s old", "421 s old"].iter().any(|told| refused.reason().contains(told));
+    assert!(told && refused.reason().contains("may be off by 300 s"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_skew_is_warned_of_before_deliveries_are_refused() {
+    let upstream = Upstream::start().await;
+    let args = ["--upstream", &upstream.url(), "--redis-url", "memory://"];
+    let process = Process::start(&args, &[("JOBCACHE_WEBHOOK_SECRET", NEW)]).await;
+    assert_eq!(signed(&process.admin, &[NEW], 30).await.status, StatusCode::OK);
+    assert_eq!(signed(&process.admin, &[NEW], -90).await.status, StatusCode::OK);
+    let line = eventually(SOON, async || {
+        let log = process.stderr();
+        log.lines().find(|line| line.contains("signed=\"ahead\"")).map(str::to_owned).ok_or(log)
+    })
+    .await;
+    assert!(line.contains("WARN") && line.contains("limit=300"), "{line}");
+    assert!(!process.stderr().contains("signed=\"old\""), "30 s are nothing: {}", process.stderr());
 }
