@@ -9,6 +9,7 @@ pub mod guard;
 mod live;
 mod log;
 mod origin;
+mod pace;
 pub mod page;
 mod proof;
 pub mod purge;
@@ -96,7 +97,13 @@ impl Admin {
         let watch = Arc::clone(&shared.watch);
         let guard = Arc::new(Guard::new(config, watch, Arc::clone(&metrics)));
         let jobs = (Arc::clone(&cache), Arc::clone(&routes));
-        let webhook = Webhook::new(jobs, &shared, Arc::clone(&guard), Arc::clone(&metrics));
+        let webhook = Webhook::new(
+            jobs,
+            &shared,
+            Arc::clone(&guard),
+            config.webhook_max_purges,
+            Arc::clone(&metrics),
+        );
         let log = Log::new(shared.filter.clone(), Arc::clone(&guard));
         let (mode, front) = (Mode::of(config), Front::new());
         Self { cache, routes, shared, guard, webhook, log, mode, metrics, leaving, front }
@@ -145,20 +152,20 @@ impl Admin {
             "/livez" if read => reply(StatusCode::OK, &json!({ "status": "alive" })),
             "/readyz" if read => self.ready(),
             "/metrics" if read => self.exposition(),
-            "/status" if read => self.guarded(request.headers(), Self::status),
-            "/history" if read => self.guarded(request.headers(), Self::history),
+            "/status" if read => self.guarded(request.headers(), client, Self::status),
+            "/history" if read => self.guarded(request.headers(), client, Self::history),
             "/events" if method == Method::GET => {
                 let headers = request.headers();
-                self.guarded(headers, |admin| admin.events(headers))
+                self.guarded(headers, client, |admin| admin.events(headers))
             }
             "/log" if read => self.log.show(),
-            "/log" if method == Method::PUT => self.log.put(request).await,
+            "/log" if method == Method::PUT => self.log.put(request, client).await,
             "/" | "/livez" | "/readyz" | "/metrics" | "/status" | "/history" => {
                 wrong_method("GET, HEAD")
             }
             "/events" => wrong_method("GET"),
             "/log" => wrong_method("GET, HEAD, PUT"),
-            _ if path.starts_with("/explain/") => self.explain(request, &path).await,
+            _ if path.starts_with("/explain/") => self.explain(request, &path, client).await,
             _ => self.purge(request, &path, client).await,
         }
     }
@@ -180,8 +187,13 @@ impl Admin {
     }
 
     /// What names jobs is for who knows the secret, where there is one.
-    fn guarded(&self, headers: &HeaderMap, page: impl FnOnce(&Self) -> Reply) -> Reply {
-        self.guard.refuses(headers, &[]).unwrap_or_else(|| page(self))
+    fn guarded(
+        &self,
+        headers: &HeaderMap,
+        client: Peer,
+        page: impl FnOnce(&Self) -> Reply,
+    ) -> Reply {
+        self.guard.refuses(headers, &[], client).unwrap_or_else(|| page(self))
     }
 
     fn status(&self) -> Reply {
@@ -195,7 +207,7 @@ impl Admin {
     }
 
     /// By the head of the client's request in the body of a POST.
-    async fn explain(&self, request: Request<Incoming>, path: &str) -> Reply {
+    async fn explain(&self, request: Request<Incoming>, path: &str, client: Peer) -> Reply {
         let (head, body) = request.into_parts();
         if head.method != Method::GET && head.method != Method::POST {
             return wrong_method("GET, POST");
@@ -207,7 +219,7 @@ impl Admin {
             ));
         };
         let body = body.to_bytes();
-        if let Some(refusal) = self.guard.refuses(&head.headers, &body) {
+        if let Some(refusal) = self.guard.refuses(&head.headers, &body, client) {
             return refusal;
         }
         let id = path.strip_prefix("/explain/").unwrap_or_default();

@@ -61,6 +61,10 @@ pub struct Config {
     /// Secrets of the purge webhook, the newest first, each as good as the others: for Standard Webhooks
     /// signatures and as bearer tokens. None = anybody may call.
     pub webhook_secret: Vec<Secret>,
+    /// Purges that the webhook takes in a second.
+    pub webhook_max_purges: usize,
+    /// Calls without a right secret that an address may make in a minute before they are told to wait.
+    pub webhook_max_failures: usize,
     /// What becomes of reads that the cache could answer.
     pub mode: Mode,
     /// How many of the hits are read from the upstream as well, and compared.

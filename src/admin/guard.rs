@@ -1,6 +1,9 @@
 //! Who calls the admin listener, and whether he knows the secret, where there is one.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hyper::{
     HeaderMap, Request, StatusCode,
@@ -11,14 +14,15 @@ use standardwebhooks::HEADER_WEBHOOK_ID;
 use tracing::warn;
 
 use super::{
-    page::{Reply, reply},
+    pace::{Pace, Turns, TurnsByAddress},
+    page::{Reply, later, reply},
     proof::{self, Skew, TOLERANCE, Unproven},
 };
 use crate::{
     clock,
     config::{Config, Secret},
     events::By,
-    metrics::{Metrics, Refused},
+    metrics::{Limit, Metrics, Refused},
     telemetry::Throttle,
     transport::Peer,
 };
@@ -31,12 +35,15 @@ const SKEW_TO_TELL: u64 = 60;
 
 /// Who calls, as events tell: the id of the webhook's delivery and the address that it came from.
 #[derive(Clone, Debug)]
-pub struct Caller(Arc<str>);
+pub struct Caller {
+    by: Arc<str>,
+    pub(super) client: Peer,
+}
 
 impl Caller {
     /// For the events that it causes.
     pub fn by(self) -> By {
-        Some(self.0)
+        Some(self.by)
     }
 
     /// Who made a request.
@@ -46,7 +53,7 @@ impl Caller {
         // Whoever may purge may say what he likes here, but not more than is kept.
         let id = id.filter(|id| id.len() <= MAX_CALLER && id.bytes().all(|b| b.is_ascii_graphic()));
         let by = id.map_or_else(|| from.clone(), |id| format!("webhook {id} from {from}"));
-        Self(by.into())
+        Self { by: by.into(), client }
     }
 }
 
@@ -54,19 +61,25 @@ impl Caller {
 #[derive(Debug, Default)]
 pub struct Watch {
     skews: Throttle,
+    failures: TurnsByAddress,
+    /// Of purges.
+    pub(super) purges: Turns,
 }
 
 /// Lets in who knows one of the secrets; anybody, where there is none.
 #[derive(Debug)]
 pub(super) struct Guard {
     secrets: Vec<Secret>,
+    /// In a minute, from one address.
+    max_failures: usize,
     watch: Arc<Watch>,
     metrics: Arc<Metrics>,
 }
 
 impl Guard {
     pub(super) fn new(config: &Config, watch: Arc<Watch>, metrics: Arc<Metrics>) -> Self {
-        Self { secrets: config.webhook_secret.clone(), watch, metrics }
+        let (secrets, max_failures) = (config.webhook_secret.clone(), config.webhook_max_failures);
+        Self { secrets, max_failures, watch, metrics }
     }
 
     /// Whether anybody may call.
@@ -81,7 +94,10 @@ impl Guard {
     }
 
     /// What is answered to who does not know a secret.
-    pub(super) fn refuses(&self, headers: &HeaderMap, body: &[u8]) -> Option<Reply> {
+    ///
+    /// Past so many of them a minute an address is told to wait. Who knows one is never kept out for what
+    /// others behind his address do: he is not asked how often he has called.
+    pub(super) fn refuses(&self, headers: &HeaderMap, body: &[u8], client: Peer) -> Option<Reply> {
         if self.is_open() {
             return None;
         }
@@ -99,7 +115,14 @@ impl Guard {
             self.note(skew);
         }
         self.metrics.webhook.refused(counted(unproven));
-        Some(unauthorized(unproven))
+        let pace = Pace::new(self.max_failures, Duration::from_mins(1));
+        match self.watch.failures.take(client.ip, pace, Instant::now()) {
+            Ok(()) => Some(unauthorized(unproven)),
+            Err(wait) => {
+                self.metrics.limits.hit(Limit::WebhookFailures);
+                Some(too_many(unproven, wait))
+            }
+        }
     }
 
     /// Of a message that was rightly signed, taken or not.
@@ -143,9 +166,21 @@ fn unauthorized(unproven: Unproven) -> Reply {
         _ => "",
     };
     let error = format!("{unproven}{mend}");
-    let mut response = reply(StatusCode::UNAUTHORIZED, &json!({ "error": error }));
+    challenging(reply(StatusCode::UNAUTHORIZED, &json!({ "error": error })))
+}
+
+/// By this field the status page knows that its secret is wrong, whatever the status.
+fn challenging(mut response: Reply) -> Reply {
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
+}
+
+fn too_many(unproven: Unproven, wait: Duration) -> Reply {
+    let error = format!(
+        "{unproven}; and too many calls from here were like that of late (webhook_max_failures): wait, \
+         or call as one who knows a webhook secret, which is taken at any time"
+    );
+    challenging(later(StatusCode::TOO_MANY_REQUESTS, &json!({ "error": error }), wait))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::{
     guard::Guard,
     page::{Reply, reply},
 };
-use crate::{config, telemetry::Filter};
+use crate::{config, telemetry::Filter, transport::Peer};
 
 /// The longest filter, in bytes.
 const MAX_FILTER: usize = 4 << 10;
@@ -44,14 +44,14 @@ impl Log {
     }
 
     /// `PUT /log` with a filter as its body.
-    pub(super) async fn put(&self, request: Request<Incoming>) -> Reply {
+    pub(super) async fn put(&self, request: Request<Incoming>, client: Peer) -> Reply {
         let (head, body) = request.into_parts();
         let body = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_FILTER).collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => return refuse(&format!("no filter of {MAX_FILTER} bytes: {error}")),
             Err(_) => return refuse(&format!("the body did not come within {BODY_TIMEOUT:?}")),
         };
-        if let Some(refusal) = self.guard.refuses(&head.headers, &body) {
+        if let Some(refusal) = self.guard.refuses(&head.headers, &body, client) {
             return refusal;
         }
         match self.set(&body) {

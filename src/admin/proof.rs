@@ -42,7 +42,7 @@ pub(super) enum Unproven {
     #[error("nothing shows that you know the webhook secret")]
     Unsigned,
     /// A token, and not one of ours.
-    #[error("the bearer token is no webhook secret of this jobcache")]
+    #[error("the bearer token is not the webhook secret of this jobcache")]
     Bearer,
     /// A signature without all that belongs to it.
     #[error("{0} is missing beside the other headers of a signature")]

@@ -4,15 +4,14 @@
 //! Retry-After; the purge is queued all the same, and this sidecar bypasses those jobs meanwhile. Who
 //! asks for a refresh does not wait for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::{
-    HeaderMap, Request, StatusCode,
-    body::Incoming,
-    http::{HeaderValue, header::RETRY_AFTER},
-};
+use hyper::{HeaderMap, Request, StatusCode, body::Incoming};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -20,8 +19,9 @@ use tracing::{Instrument as _, info};
 
 use super::{
     Shared,
-    guard::{Caller, Guard},
-    page::{Reply, reply},
+    guard::{Caller, Guard, Watch},
+    pace::Pace,
+    page::{Reply, later, reply},
 };
 use crate::{
     cache::{
@@ -29,7 +29,7 @@ use crate::{
         key::{self, JobId},
     },
     limits::{Kept, Room},
-    metrics::{Metrics, Refused},
+    metrics::{Limit, Metrics, Refused},
     proxy::route::Routes,
     spans,
     store::Ended,
@@ -42,8 +42,8 @@ const MAX_BODY: usize = 2 << 20;
 const MAX_IDS: usize = 10_000;
 /// For all of it to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// What a caller whose purge is queued is told to wait, in seconds.
-const RETRY_AFTER_SECONDS: &str = "1";
+/// What a caller whose purge is queued is told to wait.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 const BUSY: &str = "too many purges are being read (max_inspected); nothing was purged or queued";
 
 /// The purge webhook.
@@ -55,6 +55,9 @@ pub struct Webhook {
     room: Arc<Room>,
     warmer: Warmer,
     guard: Arc<Guard>,
+    watch: Arc<Watch>,
+    /// Purges a second.
+    max_purges: usize,
     metrics: Arc<Metrics>,
 }
 
@@ -101,10 +104,11 @@ impl Webhook {
         (cache, routes): (Arc<Cache>, Arc<Routes>),
         shared: &Shared,
         guard: Arc<Guard>,
+        max_purges: usize,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (room, warmer) = (Arc::clone(&shared.room), shared.warmer.clone());
-        Self { cache, routes, room, warmer, guard, metrics }
+        let Shared { room, warmer, watch, .. } = shared.clone();
+        Self { cache, routes, room, warmer, guard, watch, max_purges, metrics }
     }
 
     /// `POST /purge` with a JSON body.
@@ -115,7 +119,7 @@ impl Webhook {
             Ok(Err(refusal)) => return refusal,
             Err(_) => return self.refuse(Refused::Slow, &slow()),
         };
-        if let Some(refusal) = self.guard.refuses(&head.headers, &body) {
+        if let Some(refusal) = self.guard.refuses(&head.headers, &body, caller.client) {
             return refusal;
         }
         match Wanted::parse(&body) {
@@ -148,7 +152,7 @@ impl Webhook {
 
     /// `POST /purge/<id>`.
     pub async fn purge_one(&self, request: Request<Incoming>, id: &str, caller: Caller) -> Reply {
-        if let Some(refusal) = self.guard.refuses(request.headers(), &[]) {
+        if let Some(refusal) = self.guard.refuses(request.headers(), &[], caller.client) {
             return refusal;
         }
         match readings(id) {
@@ -164,7 +168,7 @@ impl Webhook {
         path: &str,
         caller: Caller,
     ) -> Reply {
-        if let Some(refusal) = self.guard.refuses(request.headers(), &[]) {
+        if let Some(refusal) = self.guard.refuses(request.headers(), &[], caller.client) {
             return refusal;
         }
         let ids = self.routes.jobs(path);
@@ -184,16 +188,33 @@ impl Webhook {
     /// Nothing was purged or queued.
     fn refuse(&self, refused: Refused, reason: &str) -> Reply {
         self.metrics.webhook.refused(refused);
-        let mut response = reply(status(refused), &json!({ "error": reason }));
-        if refused == Refused::Busy {
-            let wait = HeaderValue::from_static(RETRY_AFTER_SECONDS);
-            response.headers_mut().insert(RETRY_AFTER, wait);
+        let error = json!({ "error": reason });
+        match refused {
+            Refused::Busy => later(status(refused), &error, RETRY_AFTER),
+            _ => reply(status(refused), &error),
         }
-        response
+    }
+
+    /// What is answered past so many purges a second. It says so before anything is done, for what is
+    /// answered with an error must not seem to have been acknowledged; sent again, it is applied.
+    fn paced(&self) -> Option<Reply> {
+        let pace = Pace::new(self.max_purges, Duration::from_secs(1));
+        let wait = self.watch.purges.take(pace, Instant::now()).err()?;
+        self.metrics.limits.hit(Limit::WebhookPurges);
+        self.metrics.webhook.refused(Refused::Rate);
+        let error = format!(
+            "there were more than {} purges in a second (webhook_max_purges); nothing was purged or \
+             queued: send it again, or put more ids into one",
+            self.max_purges
+        );
+        Some(later(status(Refused::Rate), &json!({ "error": error }), wait))
     }
 
     /// What is not confirmed is not read anew: the caller has to ask again in any case.
     async fn purge(&self, ids: Vec<JobId>, caller: Caller, then: Then) -> Reply {
+        if let Some(refusal) = self.paced() {
+            return refusal;
+        }
         let span = spans::invalidate(&spans::current(), "purge");
         let purge = self.cache.purge(&ids, caller.by()).instrument(span.clone());
         let Purge { ended, receipts } = purge.await;
@@ -215,6 +236,9 @@ impl Webhook {
     }
 
     async fn purge_all(&self, caller: Caller) -> Reply {
+        if let Some(refusal) = self.paced() {
+            return refusal;
+        }
         let span = spans::invalidate(&spans::current(), "purge-all");
         let purge = self.cache.purge_all(caller.by()).instrument(span.clone());
         let PurgeAll { ended, flights, near } = purge.await;
@@ -319,6 +343,7 @@ fn status(refused: Refused) -> StatusCode {
         Refused::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Refused::Slow => StatusCode::REQUEST_TIMEOUT,
         Refused::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        Refused::Rate => StatusCode::TOO_MANY_REQUESTS,
         _ => StatusCode::BAD_REQUEST,
     }
 }
@@ -327,9 +352,7 @@ fn pending(mut body: Value) -> Reply {
     let error = "the store has not confirmed the purge; it is queued, and this sidecar bypasses \
                  the cache for these jobs until it is confirmed";
     body["error"] = error.into();
-    let mut response = reply(StatusCode::SERVICE_UNAVAILABLE, &body);
-    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
-    response
+    later(StatusCode::SERVICE_UNAVAILABLE, &body, RETRY_AFTER)
 }
 
 #[cfg(test)]

@@ -36,6 +36,8 @@ impl Default for Config {
             tls: KeyPair::default(),
             tls_renew_interval: Duration::from_secs(10),
             webhook_secret: Vec::new(),
+            webhook_max_purges: 5_000,
+            webhook_max_failures: 60,
             mode: Mode::On,
             verify: Share::default(),
             routes: vec!["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()],

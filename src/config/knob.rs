@@ -105,6 +105,16 @@ pub(super) const KNOBS: &[Knob] = &[
         .by_file()
         .on_reload()
         .env(&["JOBCACHE_WEBHOOK_SECRET"]),
+    one("webhook_max_purges", "5000", |c, v| {
+        put(&mut c.webhook_max_purges, parse::number(v, 1..=1_000_000))
+    })
+    .on_reload()
+    .env(&["JOBCACHE_WEBHOOK_MAX_PURGES"]),
+    one("webhook_max_failures", "60", |c, v| {
+        put(&mut c.webhook_max_failures, parse::number(v, 1..=1_000_000))
+    })
+    .on_reload()
+    .env(&["JOBCACHE_WEBHOOK_MAX_FAILURES"]),
     one("mode", "on", |c, v| put(&mut c.mode, parse::serving(v)))
         .flag("mode")
         .on_reload()

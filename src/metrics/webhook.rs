@@ -35,10 +35,12 @@ pub enum Refused {
     Slow,
     /// There was no room for its body.
     Busy,
+    /// There were too many purges in a second.
+    Rate,
 }
 
 impl Refused {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Unsigned,
         Self::Bearer,
         Self::Header,
@@ -49,6 +51,7 @@ impl Refused {
         Self::TooLarge,
         Self::Slow,
         Self::Busy,
+        Self::Rate,
     ];
 
     /// The word for metrics.
@@ -64,6 +67,7 @@ impl Refused {
             Self::TooLarge => "too-large",
             Self::Slow => "slow",
             Self::Busy => "busy",
+            Self::Rate => "rate",
         }
     }
 }

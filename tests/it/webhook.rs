@@ -148,3 +148,58 @@ async fn a_skew_is_warned_of_before_deliveries_are_refused() {
     assert!(line.contains("WARN") && line.contains("limit=300"), "{line}");
     assert!(!process.stderr().contains("signed=\"old\""), "30 s are nothing: {}", process.stderr());
 }
+
+#[tokio::test]
+async fn failures_past_the_limit_are_told_to_wait_and_the_secret_opens_all_the_same() {
+    let setup = Setup::with(|config| {
+        config.webhook_secret = vec![Secret::new(NEW)];
+        config.webhook_max_failures = 3;
+    })
+    .await;
+    let admin = &setup.sidecar.admin;
+    for status in [401, 401, 401, 429, 429] {
+        let reply = bearer(admin, STRANGER).await;
+        assert_eq!(reply.status, status, "{reply:?}");
+        assert_eq!(bearer(admin, NEW).await.status, StatusCode::OK);
+        assert_eq!(signed(admin, &[NEW], 0).await.status, StatusCode::OK);
+    }
+    for page in ["/status", "/history", "/events", "/explain/x"] {
+        let reply = admin.get(page).await;
+        assert_eq!(reply.status, StatusCode::TOO_MANY_REQUESTS, "{page}");
+        let wait: u64 = reply.header("retry-after").parse().expect("seconds");
+        assert!((1..=20).contains(&wait), "a minute has three: {wait}");
+        assert!(reply.reason().contains("taken at any time"), "{reply:?}");
+    }
+    assert_eq!(admin.limit_hits("webhook_max_failures").await, 6);
+    for open in ["/livez", "/readyz", "/metrics", "/"] {
+        assert_eq!(admin.get(open).await.status, StatusCode::OK, "{open}");
+    }
+}
+
+#[tokio::test]
+async fn a_purge_past_the_limit_has_not_been_applied_and_is_when_it_is_sent_again() {
+    let setup = Setup::with(|config| config.webhook_max_purges = 1).await;
+    let admin = &setup.sidecar.admin;
+    let other = async || admin.request(Method::POST, "/purge/other").send().await.status;
+    let purge = async || admin.request(Method::POST, "/purge").body(BODY).send().await;
+    let refused = eventually(SOON, async || {
+        setup.hit("/jobs/x").await;
+        other().await;
+        let reply = purge().await;
+        if reply.status == StatusCode::OK { Err(reply) } else { Ok(reply) }
+    })
+    .await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused:?}");
+    assert_eq!(refused.header("retry-after"), "1");
+    assert!(refused.reason().contains("nothing was purged or queued"), "{refused:?}");
+    assert!(setup.get("/jobs/x").await.is_hit(), "it has not been applied");
+    assert!(admin.limit_hits("webhook_max_purges").await > 0);
+
+    setup.upstream.commit("x");
+    eventually(SOON, async || {
+        let reply = purge().await;
+        if reply.status == StatusCode::OK { Ok(()) } else { Err(reply) }
+    })
+    .await;
+    assert!(!setup.get("/jobs/x").await.is_hit());
+}
