@@ -11,9 +11,10 @@ mod log;
 mod origin;
 mod pace;
 pub mod page;
-mod proof;
+pub mod proof;
 pub mod purge;
 mod status;
+pub mod wanted;
 
 use std::{sync::Arc, time::Duration};
 
@@ -55,6 +56,13 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// For the head of a request that is to be explained.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What names no job, and is read under any name: probes and scrapes come by names of a cluster.
+const ANYBODYS: [&str; 4] = ["/", "/livez", "/readyz", "/metrics"];
+
+/// For who has asked for none of them.
+const PAGES: &str = "/, /livez, /readyz, /metrics, /status, /history, /events, /log, /explain/<id>, \
+                     and POST /purge and /purge/<id>";
 
 /// Answers on the admin listener.
 #[derive(Debug)]
@@ -143,9 +151,8 @@ impl Admin {
         let path = request.uri().path().to_owned();
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
-        if !read && self.guard.is_open() && origin::is_foreign(request.headers()) {
-            self.metrics.webhook.refused(Refused::Origin);
-            return forged();
+        if let Some(refusal) = self.refuses_page(request.headers(), &path, read, client) {
+            return refusal;
         }
         match path.as_str() {
             "/" if read => self.front.show(),
@@ -182,8 +189,35 @@ impl Admin {
             _ if method.as_str() == "PURGE" => self.webhook.purge_path(request, path, caller).await,
             Some(id) if method == Method::POST => self.webhook.purge_one(request, id, caller).await,
             Some(_) => wrong_method("POST"),
-            None => reply(StatusCode::NOT_FOUND, &json!({ "error": "no such page" })),
+            None => {
+                let error = format!("there is no page {path:?}; there are {PAGES}");
+                reply(StatusCode::NOT_FOUND, &json!({ "error": error }))
+            }
         }
+    }
+
+    /// What is answered to a browser that another site's page makes call, where no secret keeps it out.
+    /// Who comes by a unix socket is no browser.
+    fn refuses_page(
+        &self,
+        headers: &HeaderMap,
+        path: &str,
+        read: bool,
+        client: Peer,
+    ) -> Option<Reply> {
+        if !self.guard.is_open() {
+            return None;
+        }
+        let for_anybody = read && ANYBODYS.contains(&path);
+        let refusal = if !read && origin::is_foreign(headers) {
+            forged()
+        } else if client.ip.is_some() && !for_anybody {
+            rebound(&origin::foreign_name(headers)?)
+        } else {
+            return None;
+        };
+        self.metrics.webhook.refused(Refused::Origin);
+        Some(refusal)
     }
 
     /// What names jobs is for who knows the secret, where there is one.
@@ -250,6 +284,15 @@ impl Admin {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
         response
     }
+}
+
+/// The name may be of another site, which leads here to be answered as if it were ours.
+fn rebound(name: &str) -> Reply {
+    let error = format!(
+        "this is asked of {name:?}, which may be the name of another site (DNS rebinding); ask by an \
+         address or localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
+    );
+    reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
 }
 
 fn forged() -> Reply {

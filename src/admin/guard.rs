@@ -64,6 +64,8 @@ pub struct Watch {
     failures: TurnsByAddress,
     /// Of purges.
     pub(super) purges: Turns,
+    /// Warnings of refreshes that nobody may have any use of.
+    pub(super) bare_refreshes: Throttle,
 }
 
 /// Lets in who knows one of the secrets; anybody, where there is none.

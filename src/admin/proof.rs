@@ -17,27 +17,27 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq};
 use crate::config::Secret;
 
 /// How far the time of a signature may be off, in seconds: what Standard Webhooks suggests.
-pub(super) const TOLERANCE: u64 = 5 * 60;
+pub const TOLERANCE: u64 = 5 * 60;
 
 const SCHEME: &str = "Bearer ";
 const HEADERS: [&str; 3] = [HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, HEADER_WEBHOOK_SIGNATURE];
 
 /// What was proven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Proof {
+pub struct Proof {
     /// Which of the secrets is known, counted from 0, which is the newest.
-    pub(super) secret: usize,
+    pub secret: usize,
     /// Of a signature.
-    pub(super) skew: Option<Skew>,
+    pub skew: Option<Skew>,
 }
 
 /// Seconds from the time that a sender has signed with until now: what is before 0 lies ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Skew(pub(super) i64);
+pub struct Skew(pub i64);
 
 /// Why nothing was proven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unproven {
+pub enum Unproven {
     /// There is neither token nor signature.
     #[error("nothing shows that you know the webhook secret")]
     Unsigned,
@@ -75,7 +75,7 @@ impl Skew {
 }
 
 /// Judges the headers of a call and its body.
-pub(super) fn check(
+pub fn check(
     secrets: &[Secret],
     headers: &HeaderMap,
     body: &[u8],

@@ -17,6 +17,7 @@ mod directives;
 mod events;
 mod explain;
 mod fastapi;
+mod fetches;
 mod framing;
 mod grpc;
 mod history;

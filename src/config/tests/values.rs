@@ -269,9 +269,10 @@ fn what_is_read_ahead_is_a_plain_poll_of_the_upstream() {
 
 #[test]
 fn a_log_filter_that_would_silence_everything_is_refused() {
-    let why = "must be a level or a list such as \"info,jobcache=debug\"";
-    bad("log", "jobcache=loud", why);
-    bad("log", " ", why);
+    let levels = "off, error, warn, info, debug, trace or a list such as \"info,jobcache=debug\"";
+    let why = |text: &str| format!("{text:?} is no filter: must be one of {levels}");
+    bad("log", "jobcache=loud", &why("jobcache=loud"));
+    bad("log", " ", &why(" "));
     for text in ["debug", "WARN", "info,jobcache=debug", "off,jobcache::store=trace"] {
         good("log", text);
     }
