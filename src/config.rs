@@ -33,7 +33,7 @@ use ipnet::IpNet;
 use standardwebhooks::Webhook;
 
 pub use address::Address;
-pub use changes::Change;
+pub use changes::{Change, Overruled};
 pub use knob::{Applies, Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
 pub use log::filter as log_filter;

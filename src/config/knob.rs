@@ -40,6 +40,8 @@ pub(super) enum Shown {
     Plain,
     /// A URL: all but user, password and query.
     Url,
+    /// The same of one that has neither user nor password.
+    Origin,
     /// Nothing.
     Nothing,
 }
@@ -183,7 +185,7 @@ pub(super) const KNOBS: &[Knob] = &[
     })
     .env(&["JOBCACHE_DRAIN_TIMEOUT"]),
     one("upstream.url", "http://127.0.0.1:8000", |c, v| put(&mut c.upstream.url, url::upstream(v)))
-        .shown(Shown::Url)
+        .shown(Shown::Origin)
         .flag("upstream")
         .env(&["JOBCACHE_UPSTREAM", "JOBCACHE_UPSTREAM_URL", "UPSTREAM_URL"]),
     one("upstream.tls.ca", "", |c, v| put(&mut c.upstream.tls.ca, parse::path(v)))
@@ -466,7 +468,8 @@ impl Knob {
         match (self.shown, value) {
             (Shown::Plain, value) => value.to_string(),
             (Shown::Url, Value::One(text)) => quoted(&url::redacted(text)),
-            (Shown::Nothing | Shown::Url, value) => self.hidden(value),
+            (Shown::Origin, Value::One(text)) => quoted(&url::shown_origin(text)),
+            (_, value) => self.hidden(value),
         }
     }
 

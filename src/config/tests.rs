@@ -229,7 +229,7 @@ fn a_variable_that_nobody_knows_is_a_warning() {
         [
             ignored("JOBCACHE_LISTE", "did you mean JOBCACHE_LISTEN?"),
             ignored("JOBCACHE_ROUTE", "did you mean JOBCACHE_ROUTES?"),
-            ignored("JOBCACHE_SOMETHING_ELSE", "config/jobcache.toml lists those that there are"),
+            ignored("JOBCACHE_SOMETHING_ELSE", "`jobcache man` lists those that there are"),
             ignored("JOBCACHE_STORE_URL", "did you mean JOBCACHE_REDIS_URL?"),
         ]
     );

@@ -81,7 +81,7 @@ async fn a_filter_that_is_none_changes_nothing_and_is_told_why() {
     let (process, _upstream) = process(&[], &[]).await;
     for (filter, says) in [
         ("verbose", "is no level"),
-        ("jobcache=loud", "\"jobcache=loud\" is no filter"),
+        ("jobcache=loud", "jobcache=loud\\\" is no filter"),
         ("", "must be one of off, error"),
     ] {
         let reply = put(&process, filter, None).await;

@@ -85,6 +85,21 @@ fn there_may_be_several_webhook_secrets_and_how_many_is_shown() {
     assert!(error.contains("must name 1 to 8 secrets"), "{error}");
 }
 
+/// The commonest slip, in which nothing is secret.
+#[test]
+fn an_api_without_its_scheme_is_shown() {
+    for url in ["localhost:8000", "api.internal:80/", "10.0.0.1:8000/v1"] {
+        let error = load(&[], &[("UPSTREAM_URL", url)], "").unwrap_err();
+        assert!(error.contains(&format!("upstream.url = \"{url}\"")), "{error}");
+        // A password may stand anywhere in that of Redis.
+        let error = load(&[], &[("REDIS_URL", url)], "").unwrap_err();
+        assert!(error.contains("store.url = \"***\""), "{error}");
+    }
+    for url in ["me:swordfish", "localhost:8000?swordfish", "me:swordfish@a:80"] {
+        hides(&load(&[], &[("UPSTREAM_URL", url)], "").unwrap_err());
+    }
+}
+
 /// What is configured does not matter then, and does not excuse.
 #[test]
 fn an_open_socket_of_the_service_manager_needs_the_secret_as_well() {

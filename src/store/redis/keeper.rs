@@ -50,6 +50,8 @@ const QUEUE: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) client: Client,
+    /// Without user and password, for the log.
+    pub(super) address: String,
     pub(super) prefix: String,
     pub(super) lease: Duration,
     pub(super) session: RwLock<Option<SessionHandle>>,
@@ -89,11 +91,12 @@ pub(super) async fn keep(shared: Arc<Shared>) {
             Ok(session) => {
                 let error = shared.serve(&session, &mut backoff).await;
                 shared.retract(&error);
-                warn!(%error, "store is down; everything passes through");
+                warn!(store = shared.address, %error, "store is down; everything passes through");
             }
             Err(error) => {
                 if let Some(suppressed) = shared.warnings.connect.admit(&error.to_string()) {
-                    warn!(%error, suppressed, "cannot connect to the store; retrying");
+                    let store = &shared.address;
+                    warn!(store, %error, suppressed, "cannot connect to the store; retrying");
                 }
             }
         }
