@@ -30,7 +30,7 @@ use tracing::Instrument as _;
 
 pub use self::page::Reply;
 use self::{
-    explain::MAX_HEAD,
+    explain::{MAX_HEAD, Sidecar},
     front::Front,
     guard::{Caller, Guard, Watch},
     log::Log,
@@ -40,7 +40,7 @@ use self::{
 };
 use crate::{
     cache::Cache,
-    config::Config,
+    config::{self, Config},
     limits::Room,
     metrics::{Metrics, Refused},
     proxy::route::Routes,
@@ -69,59 +69,48 @@ const PAGES: &str = "/, /livez, /readyz, /metrics, /status, /history, /events, /
 pub struct Admin {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
-    shared: Shared,
     guard: Arc<Guard>,
     webhook: Webhook,
     log: Log,
     mode: Mode,
-    metrics: Arc<Metrics>,
-    leaving: Drain,
+    /// Of the requests that are to be explained.
+    limits: config::Server,
+    lasting: Lasting,
     front: Front,
 }
 
-/// What all configurations share.
+/// What stays as it is whatever the configuration says.
 #[derive(Clone, Debug)]
-pub struct Shared {
-    /// For the bodies of purges that are being read.
+pub struct Lasting {
+    /// For the bodies of purges.
     pub room: Arc<Room>,
     /// What passes to the log.
     pub filter: Filter,
-    /// Where jobs to be read ahead are handed in.
+    /// Who reads jobs anew after a purge.
     pub warmer: Warmer,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Whether the sidecar drains.
+    pub leaving: Drain,
     /// What has been seen of callers.
     pub watch: Arc<Watch>,
 }
 
 impl Admin {
     /// Puts the parts together.
-    pub fn new(
-        cache: Arc<Cache>,
-        routes: Arc<Routes>,
-        shared: Shared,
-        config: &Config,
-        metrics: Arc<Metrics>,
-        leaving: Drain,
-    ) -> Self {
-        let watch = Arc::clone(&shared.watch);
-        let guard = Arc::new(Guard::new(config, watch, Arc::clone(&metrics)));
+    pub fn new(cache: Arc<Cache>, routes: Arc<Routes>, config: &Config, lasting: Lasting) -> Self {
+        let guard = Arc::new(Guard::new(config, &lasting));
         let jobs = (Arc::clone(&cache), Arc::clone(&routes));
-        let webhook = Webhook::new(
-            jobs,
-            &shared,
-            Arc::clone(&guard),
-            config.webhook_max_purges,
-            Arc::clone(&metrics),
-        );
-        let log = Log::new(shared.filter.clone(), Arc::clone(&guard));
-        let (mode, front) = (Mode::of(config), Front::new());
-        Self { cache, routes, shared, guard, webhook, log, mode, metrics, leaving, front }
+        let webhook = Webhook::new(jobs, &lasting, Arc::clone(&guard), config.webhook_max_purges);
+        let log = Log::new(lasting.filter.clone(), Arc::clone(&guard));
+        let (mode, front, limits) = (Mode::of(config), Front::new(), config.server.clone());
+        Self { cache, routes, guard, webhook, log, mode, limits, lasting, front }
     }
 
     /// The same under another configuration.
     #[must_use]
     pub fn revised(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
-        let (shared, metrics) = (self.shared.clone(), Arc::clone(&self.metrics));
-        Self::new(cache, routes, shared, config, metrics, self.leaving.clone())
+        Self::new(cache, routes, config, self.lasting.clone())
     }
 
     /// Answers one request.
@@ -216,7 +205,7 @@ impl Admin {
         } else {
             return None;
         };
-        self.metrics.webhook.refused(Refused::Origin);
+        self.lasting.metrics.webhook.refused(Refused::Origin);
         Some(refusal)
     }
 
@@ -231,13 +220,13 @@ impl Admin {
     }
 
     fn status(&self) -> Reply {
-        let draining = *self.leaving.borrow();
-        let body = status::status(&self.cache, &self.metrics, &self.mode, draining);
+        let draining = *self.lasting.leaving.borrow();
+        let body = status::status(&self.cache, &self.lasting.metrics, &self.mode, draining);
         reply(StatusCode::OK, &body)
     }
 
     fn history(&self) -> Reply {
-        reply(StatusCode::OK, &status::history(&self.metrics))
+        reply(StatusCode::OK, &status::history(&self.lasting.metrics))
     }
 
     /// By the head of the client's request in the body of a POST.
@@ -257,16 +246,17 @@ impl Admin {
             return refusal;
         }
         let id = path.strip_prefix("/explain/").unwrap_or_default();
-        explain::explain(&self.cache, &self.routes, self.mode.cache(), id, &body).await
+        let (cache, routes, limits) = (&self.cache, &self.routes, &self.limits);
+        Sidecar { cache, routes, mode: self.mode.cache(), limits }.explain(id, &body).await
     }
 
     fn events(&self, headers: &HeaderMap) -> Reply {
-        live::stream(&self.metrics, headers, &self.leaving)
+        live::stream(&self.lasting.metrics, headers, &self.lasting.leaving)
     }
 
     /// Ready to serve clients: also without a store, but not once a shutdown has begun.
     fn ready(&self) -> Reply {
-        let draining = *self.leaving.borrow();
+        let draining = *self.lasting.leaving.borrow();
         let status = if draining { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
         let store = self.cache.store();
         reply(
@@ -280,7 +270,7 @@ impl Admin {
     }
 
     fn exposition(&self) -> Reply {
-        let mut response = Response::new(Page::Whole(self.metrics.exposition().into()));
+        let mut response = Response::new(Page::Whole(self.lasting.metrics.exposition().into()));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
         response
     }

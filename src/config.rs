@@ -143,6 +143,17 @@ pub enum Mode {
     Off,
 }
 
+impl Mode {
+    /// The word that the configuration has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Shadow => "shadow",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// A part of a whole, in millionths, so that shares can be told equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share(u32);
@@ -326,6 +337,17 @@ pub enum NearMode {
     Off,
 }
 
+impl NearMode {
+    /// The word that the configuration has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Bounded => "bounded",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// Invalidations that the store has not confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
@@ -362,6 +384,17 @@ pub enum CredentialMode {
     Shared,
     /// They pass uncached.
     Bypass,
+}
+
+impl CredentialMode {
+    /// The word that the configuration has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Partition => "partition",
+            Self::Shared => "shared",
+            Self::Bypass => "bypass",
+        }
+    }
 }
 
 /// Which jobs are read before a client asks, and how.

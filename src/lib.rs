@@ -65,6 +65,8 @@ pub mod pointer;
 
 pub mod mutants;
 
+pub mod throttle;
+
 pub mod telemetry;
 
 pub mod spans;
@@ -76,25 +78,26 @@ use std::{future::Future, sync::Arc, time::Duration};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     sync::watch,
+    task::JoinHandle,
     time::{Instant, sleep},
 };
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::{
-    admin::{Admin, Shared},
+    admin::{Admin, Lasting},
     cache::Cache,
     config::{Config, Loaded},
     limits::Room,
     metrics::{Limit, Metrics, recent},
     proxy::Proxy,
     reload::{Live, Reloads, Snapshot},
-    server::{Server, listen::Listener},
+    server::{Drain, Server, listen::Listener},
     store::StoreError,
-    telemetry::Export,
+    telemetry::{Export, Filter},
     tls::{Renewed, TlsError},
     upstream::Upstream,
-    warm::Warming,
+    warm::{Warmer, Warming},
 };
 
 /// For a last try to confirm what is pending, after the drain.
@@ -155,71 +158,14 @@ pub async fn run_reloading(
     let spans = export.as_ref().map(Export::counts).unwrap_or_default();
     let metrics = Arc::new(Metrics::counting(spans));
     let exporting = export.map(|export| export.start(&metrics)).transpose()?;
-    let routes = reload::routes(&config)?;
-    let cache = Arc::new(Cache::open(&config, Arc::clone(&metrics))?);
-    let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
-    let tls = config.tls.identity().map(|identity| {
-        let files = vec![identity.cert.clone(), identity.key.clone()];
-        Renewed::new(files, move || tls::server(&identity))
-    });
-    let tls = tls.transpose()?;
-    info!(
-        listen = address(&listeners.proxy),
-        admin = address(&listeners.admin),
-        upstream = config.upstream.url,
-        store = %config.store.url,
-        "listening"
-    );
-    // Of its own for each, so that no client's writes keep the pipeline's purges out.
-    let room = |used: &Gauge| {
-        let met = metrics.limits.counter(Limit::Inspected).clone();
-        Room::new(config.max_inspected, used.clone(), met)
-    };
-    let (inspected, purges) = (room(&metrics.limits.inspected), room(&metrics.limits.purges));
-    let proxy = Arc::new(Proxy::new(
-        Arc::clone(&routes),
-        Arc::clone(&cache),
-        upstream,
-        inspected,
-        &config,
-        Arc::clone(&metrics),
-    ));
-    let (start_drain, drain) = watch::channel(false);
     let (leave, leaving) = watch::channel(false);
     let warming = Warming::new(&config, &metrics);
-    let admin = Admin::new(
-        Arc::clone(&cache),
-        Arc::clone(&routes),
-        Shared {
-            room: purges,
-            filter: reloads.filter(),
-            warmer: warming.warmer(),
-            watch: Arc::default(),
-        },
-        &config,
-        Arc::clone(&metrics),
-        leaving.clone(),
-    );
-    let first = Snapshot::new(routes, Arc::clone(&cache), Arc::clone(&proxy), Arc::new(admin));
-    let live = Arc::new(Live::new(first));
-
-    let interval = config.tls_renew_interval;
-    let _renewal = tls.as_ref().map(|tls| tls.keep(interval, Arc::clone(&metrics)));
-    let clients = Server::new(listeners.proxy, &config.server, Arc::clone(&metrics)).with_tls(tls);
-    let operators =
-        Server::new(listeners.admin, &config.server, Arc::clone(&metrics)).without_proxy_protocol();
-    let deadline = config.drain_timeout;
-    let clients = tokio::spawn(clients.run(drain.clone(), deadline, Arc::clone(&live)));
-    // Operators see the drain from outside; they are let go when it is over.
-    let (end_admin, admin_drain) = watch::channel(false);
-    let serving = Arc::clone(&live);
-    let operators =
-        tokio::spawn(operators.run(admin_drain, ADMIN_DRAIN_TIMEOUT, move |request, client, _| {
-            serving.admin().serve(request, client)
-        }));
+    let (filter, warmer) = (reloads.filter(), warming.warmer());
+    let live = Arc::new(Live::new(first(&config, &metrics, filter, warmer, &leaving)?));
+    let serving = Serving::begin(listeners, &config, &live, &metrics)?;
     let _samples = AbortOnDropHandle::new(tokio::spawn(recent::keep(Arc::clone(&metrics))));
-    let warmed = Arc::clone(&live);
-    let warming = tokio::spawn(warming.run(move || warmed.proxy(), leaving));
+    let reading = Arc::clone(&live);
+    let warming = tokio::spawn(warming.run(move || reading.proxy(), leaving));
 
     tokio::select! {
         () = shutdown => {}
@@ -230,19 +176,96 @@ pub async fn run_reloading(
         info!(drain_delay = ?config.drain_delay, "not ready any more; accepting for a while yet");
         sleep(config.drain_delay).await;
     }
-    info!("draining");
-    let deadline_at = Instant::now() + deadline;
-    start_drain.send_replace(true);
-    let _ = (warming.await, clients.await);
-    proxy.finish(deadline_at).await;
-    cache.store().close(CLOSE_TIMEOUT).await;
-    end_admin.send_replace(true);
-    let _ = operators.await;
+    serving.drain(warming, config.drain_timeout, &live).await;
     if let Some(exporting) = exporting {
         exporting.finish(FLUSH_TIMEOUT).await;
     }
     info!("stopped");
     Ok(())
+}
+
+/// Puts together what answers, by the configuration that comes first.
+fn first(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    filter: Filter,
+    warmer: Warmer,
+    leaving: &Drain,
+) -> Result<Snapshot, RunError> {
+    let routes = reload::routes(config)?;
+    let cache = Arc::new(Cache::open(config, Arc::clone(metrics))?);
+    let upstream = Upstream::new(config, Arc::clone(metrics))?;
+    // Of its own for each, so that no client's writes keep the pipeline's purges out.
+    let room = |used: &Gauge| {
+        let met = metrics.limits.counter(Limit::Inspected).clone();
+        Room::new(config.max_inspected, used.clone(), met)
+    };
+    let (inspected, room) = (room(&metrics.limits.inspected), room(&metrics.limits.purges));
+    let (ways, jobs) = (Arc::clone(&routes), Arc::clone(&cache));
+    let proxy = Proxy::new(ways, jobs, upstream, inspected, config, Arc::clone(metrics));
+    let (metrics, leaving) = (Arc::clone(metrics), leaving.clone());
+    let watch = Arc::default();
+    let lasting = Lasting { room, filter, warmer, metrics, leaving, watch };
+    let admin = Admin::new(Arc::clone(&cache), Arc::clone(&routes), config, lasting);
+    Ok(Snapshot::new(routes, cache, Arc::new(proxy), Arc::new(admin)))
+}
+
+/// Both listeners, being served.
+struct Serving {
+    clients: JoinHandle<()>,
+    operators: JoinHandle<()>,
+    start_drain: watch::Sender<bool>,
+    end_admin: watch::Sender<bool>,
+    #[expect(dead_code, reason = "held, not read")]
+    renewal: Option<AbortOnDropHandle<()>>,
+}
+
+impl Serving {
+    fn begin(
+        listeners: Listeners,
+        config: &Config,
+        live: &Arc<Live>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, TlsError> {
+        let tls = config.tls.identity().map(|identity| {
+            let files = vec![identity.cert.clone(), identity.key.clone()];
+            Renewed::new(files, move || tls::server(&identity))
+        });
+        let tls = tls.transpose()?;
+        info!(
+            listen = address(&listeners.proxy),
+            admin = address(&listeners.admin),
+            upstream = config.upstream.url,
+            store = %config.store.url,
+            "listening"
+        );
+        let interval = config.tls_renew_interval;
+        let renewal = tls.as_ref().map(|tls| tls.keep(interval, Arc::clone(metrics)));
+        let server = |listener| Server::new(listener, &config.server, Arc::clone(metrics));
+        let clients = server(listeners.proxy).with_tls(tls);
+        let operators = server(listeners.admin).without_proxy_protocol();
+        let (start_drain, drain) = watch::channel(false);
+        let (end_admin, admin_drain) = watch::channel(false);
+        let clients = clients.run(drain, config.drain_timeout, Arc::clone(live));
+        let answering = Arc::clone(live);
+        let answer = move |request, client, _| answering.admin().serve(request, client);
+        let operators = operators.run(admin_drain, ADMIN_DRAIN_TIMEOUT, answer);
+        let (clients, operators) = (tokio::spawn(clients), tokio::spawn(operators));
+        Ok(Self { clients, operators, start_drain, end_admin, renewal })
+    }
+
+    /// Lets clients go and, once all that they have begun is over, operators: they see the drain from
+    /// outside.
+    async fn drain(self, warming: JoinHandle<()>, deadline: Duration, live: &Live) {
+        info!("draining");
+        let deadline_at = Instant::now() + deadline;
+        self.start_drain.send_replace(true);
+        let _ = (warming.await, self.clients.await);
+        live.proxy().finish(deadline_at).await;
+        live.cache().store().close(CLOSE_TIMEOUT).await;
+        self.end_admin.send_replace(true);
+        let _ = self.operators.await;
+    }
 }
 
 fn address(listener: &Listener) -> String {

@@ -10,6 +10,7 @@ mod counters;
 mod evidence;
 mod labels;
 mod limits;
+mod near;
 mod process;
 pub mod recent;
 mod runtime;
@@ -34,12 +35,14 @@ use self::{
 };
 pub use self::{
     evidence::{Evidence, Trials},
-    labels::{InvalidationLabels, KindLabels, MissLabels, OutcomeLabels, RequestLabels},
+    labels::{
+        InvalidationLabels, KindLabels, MissLabels, OutcomeLabels, RequestLabels, SpanCounts,
+    },
     limits::{Limit, Limits},
     store::{Breaker, Op},
     webhook::Refused,
 };
-use crate::{events::Events, store::StoreError, telemetry::Counts};
+use crate::{events::Events, store::StoreError};
 
 /// Bounds of the times of the upstream in seconds: half a millisecond to a minute.
 const UPSTREAM_BUCKETS: [f64; 14] =
@@ -99,18 +102,8 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Client connections that ended in an error, by its kind.
     pub connection_errors: Family<KindLabels, Counter>,
-    /// Bytes of the entries in this process.
-    pub near_bytes: Gauge,
     /// Entries in this process.
-    pub near_entries: Gauge,
-    /// Entries that left this process for want of room.
-    pub near_evictions: Counter,
-    /// Times that all entries left this process: tracking began or was lost, or all keys were dropped.
-    pub near_flushes: Counter,
-    near_lookups: Counters<OutcomeLabels>,
-    near_hits: Counter,
-    /// Hits in this process whose fields were not read anew; they are among the others.
-    pub repeats: Counter,
+    pub near: near::Near,
     /// Rounds of the read barrier that were begun.
     pub barrier_rounds: Counter,
     /// How long a round took that was answered. A lookup waits for two at most: the one under way and
@@ -125,30 +118,26 @@ pub struct Metrics {
     /// The last ten minutes, for the status page.
     pub recent: Recent,
     /// Spans for a collector by what became of them; whoever sends them counts.
-    spans: Counts,
+    spans: SpanCounts,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::counting(Counts::default())
+        Self::counting(SpanCounts::default())
     }
 }
 
 impl Metrics {
     /// With spans that somebody else counts.
-    pub fn counting(spans: Counts) -> Self {
+    pub fn counting(spans: SpanCounts) -> Self {
         let requests = Counters::beginning_with(
             ["miss", "write", "hit"].map(|outcome| RequestLabels { outcome, reason: "" }),
         );
-        let near_lookups = outcomes(["miss", "evicted", "untracked", "hit"]);
         let mut metrics = Self {
             registry: Registry::default(),
             hits: requests.handle(RequestLabels { outcome: "hit", reason: "" }),
             requests,
-            near_hits: near_lookups.handle(OutcomeLabels { outcome: "hit" }),
-            near_lookups,
             reloads: Family::default(),
-            repeats: Counter::default(),
             fills: outcomes(["stored", "revoked", "failed"]),
             invalidations: labels::invalidations(),
             rule_misses: labels::rule_misses(),
@@ -170,10 +159,7 @@ impl Metrics {
             webhook: webhook::Webhook::default(),
             connections: Gauge::default(),
             connection_errors: labels::connection_errors(),
-            near_bytes: Gauge::default(),
-            near_entries: Gauge::default(),
-            near_evictions: Counter::default(),
-            near_flushes: Counter::default(),
+            near: near::Near::default(),
             barrier_rounds: Counter::default(),
             barrier_seconds: Histogram::new(ROUND_BUCKETS),
             barrier_waits: Counter::default(),
@@ -203,15 +189,6 @@ impl Metrics {
         total.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a lookup in this process by what it came to.
-    pub fn near_lookup(&self, outcome: &'static str) {
-        if outcome == "hit" {
-            self.near_hits.inc();
-        } else {
-            self.near_lookups.inc(OutcomeLabels { outcome });
-        }
-    }
-
     /// Counts an operation of the store, its time and its failure.
     pub fn store_op<T>(&self, op: Op, result: &Result<T, StoreError>, took: Duration) {
         self.operations.count(op, result, took);
@@ -237,14 +214,54 @@ impl Metrics {
 
     fn register_ours(&self, r: &mut Registry) {
         r.register("build", "What runs", Info::new(build()));
-        r.register("requests", "Requests by outcome and reason", self.requests.family());
+        self.register_requests(r);
         r.register(
             "config_reloads",
             "Reloads of the configuration by what became of them",
             self.reloads.clone(),
         );
         r.register("spans", "Spans for a collector by what became of them", self.spans.clone());
+        self.register_invalidations(r);
+        r.register("store_up", "1 while the store is trusted", self.store_up.clone());
+        self.breaker.register(r);
+        self.operations.register(r);
+        self.register_upstream(r);
+        r.register(
+            "tls_reloads",
+            "Changed certificates by what became of them",
+            self.tls_reloads.clone(),
+        );
+        r.register("connections", "Client connections that are open", self.connections.clone());
+        r.register(
+            "connection_errors",
+            "Client connections that ended in an error, by its kind",
+            self.connection_errors.clone(),
+        );
+        self.limits.register(r);
+        self.trials.register(r);
+        self.warm.register(r);
+        self.webhook.register(r);
+        self.near.register(r);
+        self.register_barrier(r);
+        r.register_collector(Box::new(Runtime));
+    }
+
+    fn register_requests(&self, r: &mut Registry) {
+        r.register("requests", "Requests by outcome and reason", self.requests.family());
         r.register("fills", "Fills by what became of them", self.fills.family());
+        r.register(
+            "flights_joined",
+            "Requests answered by another request's upstream read",
+            self.flights_joined.clone(),
+        );
+        r.register(
+            "foreign_values",
+            "Values found under our keys that somebody else wrote",
+            self.foreign_values.clone(),
+        );
+    }
+
+    fn register_invalidations(&self, r: &mut Registry) {
         r.register(
             "invalidations",
             "Invalidations by source and outcome",
@@ -256,16 +273,6 @@ impl Metrics {
             self.rule_misses.clone(),
         );
         r.register(
-            "flights_joined",
-            "Requests answered by another request's upstream read",
-            self.flights_joined.clone(),
-        );
-        r.register(
-            "foreign_values",
-            "Values found under our keys that somebody else wrote",
-            self.foreign_values.clone(),
-        );
-        r.register(
             "pending_invalidations",
             "Invalidations that the store has not confirmed",
             self.pending.clone(),
@@ -275,9 +282,9 @@ impl Metrics {
             "Times that there were too many unconfirmed invalidations",
             self.pending_overflows.clone(),
         );
-        r.register("store_up", "1 while the store is trusted", self.store_up.clone());
-        self.breaker.register(r);
-        self.operations.register(r);
+    }
+
+    fn register_upstream(&self, r: &mut Registry) {
         r.register(
             "upstream_requests",
             "Upstream exchanges by outcome",
@@ -294,50 +301,10 @@ impl Metrics {
             "Connections opened to the upstream",
             self.upstream_connects.clone(),
         );
-        r.register(
-            "tls_reloads",
-            "Changed certificates by what became of them",
-            self.tls_reloads.clone(),
-        );
-        r.register("connections", "Client connections that are open", self.connections.clone());
-        r.register(
-            "connection_errors",
-            "Client connections that ended in an error, by its kind",
-            self.connection_errors.clone(),
-        );
         self.upstream.register(r);
-        self.limits.register(r);
-        self.trials.register(r);
-        self.warm.register(r);
-        self.webhook.register(r);
-        self.register_near(r);
-        r.register_collector(Box::new(Runtime));
     }
 
-    fn register_near(&self, r: &mut Registry) {
-        let bytes = self.near_bytes.clone();
-        r.register_with_unit("near", "Entries in this process", Unit::Bytes, bytes);
-        r.register("near_entries", "Entries in this process", self.near_entries.clone());
-        r.register(
-            "near_evictions",
-            "Entries that left this process for want of room",
-            self.near_evictions.clone(),
-        );
-        r.register(
-            "near_flushes",
-            "Times that all entries left this process",
-            self.near_flushes.clone(),
-        );
-        r.register(
-            "near_lookups",
-            "Lookups in this process by what they came to",
-            self.near_lookups.family(),
-        );
-        r.register(
-            "repeats",
-            "Hits in this process by the fields of the request before on the same connection",
-            self.repeats.clone(),
-        );
+    fn register_barrier(&self, r: &mut Registry) {
         r.register(
             "barrier_rounds",
             "Rounds of the read barrier: a PING and its answer",

@@ -4,10 +4,12 @@ pub mod again;
 mod ahead;
 mod answer;
 pub mod body;
+mod exchange;
 pub mod framing;
 pub mod headers;
 mod lead;
 mod reach;
+mod read;
 pub mod route;
 pub mod shadow;
 mod superseded;
@@ -20,13 +22,9 @@ pub use ahead::{Outcome as ReadAhead, Unlisted};
 use std::{future::Future, sync::Arc};
 
 use hyper::{
-    HeaderMap, Request, Response, StatusCode, Version,
+    Request, StatusCode,
     body::{Body as _, Incoming},
-    http::{
-        HeaderValue, Method,
-        header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
-        request::Parts,
-    },
+    http::Method,
 };
 use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -34,11 +32,9 @@ use tracing::{Instrument as _, warn};
 
 use self::{
     again::Recall,
-    answer::{
-        AccessLine, Answer, Stored, Verdict, refuse, refuse_for_now, refuse_last, refuse_with,
-    },
+    answer::{AccessLine, Answer, Verdict, refuse, refuse_for_now, refuse_last},
     body::Body,
-    lead::LeadTask,
+    exchange::{Switch, end_after_unasked, prepare_response},
     reach::Inspector,
     route::{Route, Routes, Target, is_unsafe, overrides_method},
     superseded::{Superseded, Unclaimed},
@@ -46,19 +42,16 @@ use self::{
     write::Change,
 };
 use crate::{
-    cache::{Ask, Cache, Lead, Lookup, Outcome, Trial, entry::Entry, key::JobId, policy::Bypass},
+    cache::{Cache, Outcome, policy::Bypass},
     config::{self, Config, Mode, Share},
-    events::{Sample, What},
+    events::Sample,
     interim::Interim,
     limits::Room,
     metrics::{Limit, Metrics},
-    service::{Answered, Declined},
+    service::Answered,
     spans,
-    store::Budget,
     transport::Peer,
-    upstream::{
-        Repeat, RequestBody, ResponseBody, Upstream, UpstreamError, relay_interim, to_origin_form,
-    },
+    upstream::{Repeat, Upstream},
 };
 
 /// Answers requests.
@@ -220,25 +213,8 @@ impl Proxy {
                 Box::pin(self.pass(request, client, interim, Bypass::Off)).await
             }
             Route::Read(id) => {
-                let (ask, mut budget) = self.ask(&id, &request);
-                if self.mode == Mode::Shadow {
-                    let (ask, head) = (ask.alone(), request.into_parts().0);
-                    let shadow = self.shadow(&ask, head, (client, interim), budget);
-                    let answer = Box::pin(shadow).await;
-                    let (what, why) = answer.verdict.event();
-                    self.cache.answered(&ask, what, why, sample);
-                    return answer;
-                }
-                let look = self.cache.near(&ask, &mut budget);
-                if let Some(found) = look.instrument(spans::lookup("near")).await {
-                    self.cache.answered(&ask, What::Hit, "", sample);
-                    return self.near_hit(found, ask, request, client, recall);
-                }
-                let head = request.into_parts().0;
-                let answer = Box::pin(self.read(&ask, head, (client, interim), budget)).await;
-                let (what, why) = answer.verdict.event();
-                self.cache.answered(&ask, what, why, sample);
-                answer
+                let from = (client, interim);
+                self.answer_read(&id, request, from, sample, recall).await
             }
             Route::Write(scope) => Box::pin(self.write(scope, request, client, interim)).await,
             Route::Pass(_) if request.method() == Method::CONNECT => {
@@ -253,126 +229,6 @@ impl Proxy {
                 }
                 Box::pin(self.pass(request, client, interim, why)).await
             }
-        }
-    }
-
-    /// What a read asks for, and what it may wait for the store.
-    fn ask(&self, id: &JobId, request: &Request<Incoming>) -> (Ask, Budget) {
-        let ask = self.cache.ask(id, request.method(), request.uri(), request.headers());
-        let mut budget = self.cache.budget();
-        // Beneath hyper, for such a hit, in vain.
-        if let Some(Declined { waited, .. }) = request.extensions().get() {
-            budget.charge(*waited);
-        }
-        (ask, budget)
-    }
-
-    /// Answers from an entry in this process.
-    fn near_hit(
-        self: &Arc<Self>,
-        (entry, now_ms): (Arc<Entry>, i64),
-        ask: Ask,
-        request: Request<Incoming>,
-        client: Peer,
-        recall: &mut Option<Recall>,
-    ) -> Answer {
-        let answer = hit(&entry, request.method(), request.headers(), now_ms);
-        let drawn = self.is_drawn(request.method(), request.extensions());
-        let trial = drawn.then(|| Trial::new(&ask, entry));
-        *recall = self.recall(&request, ask);
-        if let Some(trial) = trial {
-            self.verify(trial, &request.into_parts().0, client);
-        }
-        answer
-    }
-
-    /// Answers a cacheable read that is not near.
-    ///
-    /// A store that is down or slow costs the client at most the store budget and a trip upstream,
-    /// never an error.
-    async fn read(
-        self: &Arc<Self>,
-        ask: &Ask,
-        head: Parts,
-        (client, interim): (Peer, Interim),
-        mut budget: Budget,
-    ) -> Answer {
-        let span = spans::lookup("store");
-        let lookup = self.cache.lookup(ask, &mut budget).instrument(span.clone()).await;
-        spans::result(&span, lookup.as_str());
-        drop(span);
-        match lookup {
-            Lookup::Hit(entry) => {
-                let now_ms = self.cache.store().now_ms();
-                let answer = hit(&entry, &head.method, &head.headers, now_ms);
-                if self.is_drawn(&head.method, &head.extensions) {
-                    self.verify(Trial::new(ask, entry), &head, client);
-                }
-                answer
-            }
-            Lookup::Lead(lead) => self.lead(*lead, head, (client, interim), budget).await,
-            Lookup::Join(flight, why) => match flight.landed().await {
-                Some(entry) => {
-                    let verdict = Verdict::Miss { stored: Stored::Unsaid, collapsed: true, why };
-                    self.metrics.flights_joined.inc();
-                    let now_ms = self.cache.store().now_ms();
-                    Answer { response: entry_response(&entry, &head, now_ms), verdict }
-                }
-                None => self.pass_read(head, client, interim, Bypass::Alone).await,
-            },
-            Lookup::Pass(Bypass::OnlyIfCached) => {
-                refuse_with(StatusCode::GATEWAY_TIMEOUT, Bypass::OnlyIfCached.as_str())
-            }
-            Lookup::Pass(why) => self.pass_read(head, client, interim, why).await,
-        }
-    }
-
-    /// Reads the upstream for everybody who waits for this job. The read is a task of its own: the
-    /// client that began it may hang up, and the others get their answer all the same.
-    async fn lead(
-        self: &Arc<Self>,
-        lead: Lead,
-        head: Parts,
-        (client, interim): (Peer, Interim),
-        budget: Budget,
-    ) -> Answer {
-        let why = lead.why();
-        if self.superseded.is_told() {
-            // It may be read for others by rules that no longer hold. One that is told later has its
-            // lease from before the purge that comes with them.
-            self.cache.abandon(lead, None).await;
-            return self.pass_read(head, client, interim, why.unwrap_or(Bypass::Alone)).await;
-        }
-        let mut request = self.for_fill(&head, client);
-        relay(&mut request, &interim);
-        let flight = spans::flight();
-        lead.led_by(&flight);
-        let (task, answered) = LeadTask::new(self, lead, head.clone(), budget);
-        self.tasks.spawn(task.run(request).instrument(flight));
-        match answered.await {
-            Ok(answer) => answer,
-            // The leader died. Reading once more is safe.
-            Err(_) => self.pass_read(head, client, interim, why.unwrap_or(Bypass::Alone)).await,
-        }
-    }
-
-    /// Forwards a read that the cache cannot answer, for this client alone.
-    async fn pass_read(
-        &self,
-        mut head: Parts,
-        client: Peer,
-        interim: Interim,
-        why: Bypass,
-    ) -> Answer {
-        self.prepare_request(&mut head, client);
-        let mut request = Request::from_parts(head, RequestBody::Empty);
-        relay(&mut request, &interim);
-        let sent = self.send(request, Repeat::IfSafe).await;
-        match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
-            Ok(response) => {
-                Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }
-            }
-            Err(error) => refuse(&error),
         }
     }
 
@@ -421,120 +277,4 @@ impl Proxy {
         }
         Answer { response, verdict: Verdict::Pass(why) }
     }
-
-    /// Sends a request upstream, and tells the upstream and the trace of it.
-    async fn send(
-        &self,
-        mut request: Request<RequestBody>,
-        repeat: Repeat,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let span = spans::upstream(&mut request, self.upstream.authority());
-        let result = self.upstream.send(request, repeat).instrument(span.clone()).await;
-        spans::exchanged(&span, &result);
-        result
-    }
-
-    /// A client's request as it goes upstream.
-    fn forwarded(
-        &self,
-        request: Request<Incoming>,
-        client: Peer,
-        interim: &Interim,
-    ) -> Request<RequestBody> {
-        let (mut head, body) = request.into_parts();
-        let expects = headers::expects_continue(&mut head.headers, head.version);
-        self.prepare_request(&mut head, client);
-        let mut request = Request::from_parts(head, RequestBody::of(body, expects));
-        relay(&mut request, interim);
-        request
-    }
-
-    /// Makes a client's request head ours.
-    fn prepare_request(&self, head: &mut Parts, client: Peer) {
-        let version = head.version;
-        to_origin_form(head, self.upstream.authority());
-        headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinted());
-        headers::plain_tags(&mut head.headers);
-        headers::forward(&mut head.headers, client, version);
-    }
-
-    /// A request that reads a job for whoever asks for this representation of it.
-    fn for_fill(&self, head: &Parts, client: Peer) -> Request<RequestBody> {
-        let mut head = head.clone();
-        self.prepare_request(&mut head, client);
-        headers::for_fill(&mut head.headers);
-        Request::from_parts(head, RequestBody::Empty)
-    }
-}
-
-fn hit(entry: &Entry, method: &Method, headers: &HeaderMap, now_ms: i64) -> Answer {
-    let response = entry.hit(method, headers, now_ms).map(Body::from);
-    Answer { response, verdict: Verdict::Hit }
-}
-
-/// Answers from an entry that has just been read for it, with 304 where the client has it already.
-fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Response<Body> {
-    let mut response = entry.respond(&head.method, &head.headers, now_ms).map(Body::from);
-    headers::via(response.headers_mut(), Version::HTTP_11);
-    response
-}
-
-/// Passes the upstream's interim responses on to the client that asked. None is ever stored, and
-/// who joins a flight sees none.
-fn relay(request: &mut Request<RequestBody>, interim: &Interim) {
-    if matches!(request.body(), RequestBody::Held(_)) || interim.is_taken() {
-        let interim = interim.clone();
-        relay_interim(request, move |status, headers| {
-            let mut headers = headers.clone();
-            headers::strip_hop_by_hop(&mut headers, &[]);
-            interim.send(status, &headers);
-        });
-    }
-}
-
-/// A client whose upload nobody asked for may send it or not, so nothing can follow.
-fn end_after_unasked(response: &mut Response<Body>, interim: &Interim) {
-    // HTTP/2 knows no such field, and ends the stream alone.
-    if response.body().leaves_upload() && interim.is_taken() {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-}
-
-/// Whether the upstream was asked to switch protocols.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Switch {
-    Asked,
-    Unasked,
-}
-
-/// Makes the upstream's response head ours.
-///
-/// "A server MUST NOT switch to a protocol that was not indicated by the client in the corresponding
-/// request's Upgrade header field." RFC 9110 7.8: one that does is no answer.
-fn prepare_response<B>(
-    mut response: Response<B>,
-    asked: Switch,
-) -> Result<Response<B>, UpstreamError> {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked == Switch::Unasked {
-        return Err(UpstreamError::UnaskedUpgrade);
-    }
-    if framing::stays_coded(response.headers()) {
-        return Err(UpstreamError::TransferCoding);
-    }
-    let version = response.version();
-    // "Transfer-Encoding overrides the Content-Length. [..] An intermediary that chooses to forward
-    // the message MUST first remove the received Content-Length field" RFC 9112 6.3. Also of an
-    // answer to HEAD: that length is not the one that a GET would see.
-    if response.headers().contains_key(TRANSFER_ENCODING) {
-        response.headers_mut().remove(CONTENT_LENGTH);
-    }
-    framing::unify_length(response.headers_mut());
-    let switch = upgrade::keep_switch(&response);
-    headers::strip_hop_by_hop(response.headers_mut(), &[]);
-    if let Some(protocol) = switch {
-        upgrade::offer(response.headers_mut(), protocol);
-    }
-    headers::via(response.headers_mut(), version);
-    *response.version_mut() = Version::HTTP_11;
-    Ok(response)
 }

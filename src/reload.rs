@@ -298,6 +298,11 @@ impl Live {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).admin)
     }
 
+    /// Of the snapshot in force; all have the same store.
+    pub(crate) fn cache(&self) -> Arc<Cache> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).cache)
+    }
+
     async fn change(&self, changes: &[Change], config: &Config) -> Result<(), RunError> {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         let judging = changes.iter().any(|change| JUDGING.contains(&change.key));

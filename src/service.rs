@@ -64,8 +64,20 @@ pub struct Answered<B, R> {
 pub struct Declined {
     /// How long it has already waited for the store.
     pub waited: Duration,
-    /// Whether it was drawn by lot for more than an answer.
-    pub drawn: bool,
+    /// Whether there is to be more than an answer.
+    pub lot: Lot,
+}
+
+/// Whether the lot has fallen on a request. It is drawn once for each, wherever that is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lot {
+    /// It is yet to be drawn, if at all.
+    #[default]
+    NotDrawn,
+    /// It has.
+    Drawn,
+    /// It has not.
+    Lost,
 }
 
 impl<F, A, B> Service for F

@@ -13,7 +13,7 @@
 //! span ends when the head of its answer is sent.
 
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Version,
+    HeaderMap, Method, Request, StatusCode, Version,
     http::{HeaderName, HeaderValue},
 };
 use opentelemetry::{
@@ -24,8 +24,6 @@ use opentelemetry::{
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Level, Metadata, Span, debug_span, field::Empty, level_filters::LevelFilter};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-
-use crate::upstream::UpstreamError;
 
 /// Of every span.
 const TARGET: &str = "jobcache::span";
@@ -140,21 +138,20 @@ pub fn upstream<B>(request: &mut Request<B>, authority: &str) -> Span {
     span
 }
 
-/// Tells such a span how it ended.
-pub fn exchanged<B>(span: &Span, result: &Result<Response<B>, UpstreamError>) {
+/// Tells such a span how it ended: with this status, or for this reason without one.
+pub fn exchanged(span: &Span, ended: Result<StatusCode, &str>) {
     if span.is_disabled() {
         return;
     }
-    match result {
-        Ok(response) => {
-            let status = response.status();
+    match ended {
+        Ok(status) => {
             span.record("http.response.status_code", status.as_u16());
             // "[..] for HTTP client span [4xx too] MUST be set to Error"
             if status.is_client_error() || status.is_server_error() {
                 fail(span, status.as_str());
             }
         }
-        Err(error) => fail(span, error.as_str()),
+        Err(why) => fail(span, why),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What goes to the log, and how it looks.
 //!
 //! Lines on standard error, for people (in colour only on a terminal) or as JSON. Call sites own their
-//! rate: a warning that every request may give goes through a [`Throttle`].
+//! rate: a warning that every request may give goes through a
+//! [`Throttle`](crate::throttle::Throttle).
 
 mod export;
 
@@ -10,7 +11,6 @@ use std::{
     io::{self, IsTerminal},
     mem,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
 };
 
 use tracing::Subscriber;
@@ -23,46 +23,11 @@ use tracing_subscriber::{
     reload,
 };
 
-pub use self::export::{Counts, Export};
+pub use self::export::Export;
 use crate::{
     config::{LogFormat, Traces},
     spans,
 };
-
-/// A warning that says the same is given as often as this.
-const REPEAT_AFTER: Duration = Duration::from_mins(1);
-/// One that says something new, as often as this.
-const RENEW_AFTER: Duration = Duration::from_secs(1);
-
-/// Holds back a warning that has been given of late, unless it says something new, and counts how
-/// often it did.
-#[derive(Debug, Default)]
-pub struct Throttle(Mutex<Option<Given>>);
-
-#[derive(Debug)]
-struct Given {
-    text: String,
-    at: Instant,
-    suppressed: u64,
-}
-
-impl Throttle {
-    /// Whether to give the warning now: how many were held back since the last.
-    pub fn admit(&self, text: &str) -> Option<u64> {
-        let mut given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut suppressed = 0;
-        if let Some(last) = given.as_mut() {
-            let pause = if last.text == text { REPEAT_AFTER } else { RENEW_AFTER };
-            if last.at.elapsed() < pause {
-                last.suppressed += 1;
-                return None;
-            }
-            suppressed = last.suppressed;
-        }
-        *given = Some(Given { text: text.to_owned(), at: Instant::now(), suppressed: 0 });
-        Some(suppressed)
-    }
-}
 
 /// What passes to the log, to be changed while it is written. The default is of no log, and changes
 /// nothing.
@@ -172,29 +137,14 @@ pub fn filter(log: &str) -> Result<EnvFilter, ParseError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::{Duration, Instant};
+
+    use super::filter;
 
     #[test]
     fn a_field_in_a_filter_is_no_pattern() {
         let started = Instant::now();
         assert!(filter(&format!("info,[request{{x=.*a{}}}]=info", ".".repeat(100))).is_ok());
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
-    }
-
-    #[test]
-    fn a_warning_is_given_once_a_minute_and_sooner_if_it_says_something_new() {
-        let throttle = Throttle::default();
-        assert_eq!(throttle.admit("refused"), Some(0));
-        assert_eq!((throttle.admit("refused"), throttle.admit("no auth")), (None, None));
-        let earlier = |by| {
-            let mut given = throttle.0.lock().unwrap();
-            let given = given.as_mut().unwrap();
-            given.at = given.at.checked_sub(by).unwrap();
-        };
-        earlier(RENEW_AFTER);
-        assert_eq!(throttle.admit("refused"), None);
-        assert_eq!(throttle.admit("no auth"), Some(3));
-        earlier(REPEAT_AFTER);
-        assert_eq!(throttle.admit("no auth"), Some(0));
     }
 }

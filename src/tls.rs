@@ -26,7 +26,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use crate::{
     config::{Config, Endpoint, Identity, UpstreamTls},
     metrics::{Metrics, OutcomeLabels},
-    telemetry::Throttle,
+    throttle::Throttle,
 };
 
 /// HTTP/1.1 as the protocol of a connection (RFC 7301 6).

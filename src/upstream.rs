@@ -147,7 +147,10 @@ impl Upstream {
             Err(error) => error.as_str(),
         };
         self.metrics.upstream_requests.inc(OutcomeLabels { outcome });
-        self.metrics.upstream_took(started.elapsed());
+        if result.is_ok() {
+            // What had no head says nothing of how long one takes.
+            self.metrics.upstream_took(started.elapsed());
+        }
         result
     }
 

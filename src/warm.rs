@@ -23,7 +23,7 @@ use tokio::{
     task::{JoinSet, spawn_blocking},
     time::{Instant, sleep, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::queue::{Item, Queue};
 use crate::{
@@ -152,6 +152,10 @@ impl Warming {
         let Some(target) = &self.config.list else { return };
         let (mut pauses, mut told) = (Pauses::begin(), false);
         let error = loop {
+            if !proxy().reads_ahead() {
+                info!("mode is off; warm.list is not asked");
+                return;
+            }
             let error = match probe::listed(&proxy(), target, &self.headers, &self.config).await {
                 Ok(found) => return self.take(Source::List, &found),
                 Err(error) => error,
@@ -212,8 +216,12 @@ impl Warming {
                     });
                 }
                 Some(read) = reads.join_next() => {
-                    if let Ok((item, outcome)) = read {
-                        self.conclude(item, outcome);
+                    match read {
+                        Ok((item, outcome)) => self.conclude(item, outcome),
+                        Err(error) => {
+                            error!(%error, "a read ahead died");
+                            self.warmer.metrics.warm.count(ReadAhead::Died.as_str(), 1);
+                        }
                     }
                 }
             }

@@ -13,6 +13,13 @@ use crate::{Result, cell::Size, server::COUNT};
 const WARMERS: usize = 8;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+}
+
 /// One keep-alive connection.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -30,19 +37,33 @@ impl Client {
 
     /// The body of a 200; anything else is an error.
     pub(crate) fn get(&mut self, path: &str) -> Result<Vec<u8>> {
+        let Answer { status, body } = self.request("GET", path, &[])?;
+        if status == 200 { Ok(body) } else { Err(format!("GET {path}: {status}").into()) }
+    }
+
+    /// Asks for a path with an empty body, and waits for the whole answer.
+    pub(crate) fn request(
+        &mut self,
+        method: &str,
+        path: &str,
+        fields: &[(&str, &str)],
+    ) -> Result<Answer> {
         // The Host of wrk, by which some caches tell their entries apart.
         let host = self.stream.get_ref().peer_addr()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        self.stream.get_mut().write_all(request.as_bytes())?;
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let fields = fields.concat();
+        let length = if method == "GET" { "" } else { "Content-Length: 0\r\n" };
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{fields}{length}\r\n");
+        self.stream.get_mut().write_all(head.as_bytes())?;
         let (mut length, mut line) = (None, String::new());
         self.stream.read_line(&mut line)?;
-        if !line.starts_with("HTTP/1.1 200") {
-            return Err(format!("GET {path}: {}", line.trim()).into());
-        }
+        let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+        let status = status.ok_or_else(|| format!("{method} {path}: {}", line.trim()))?;
         while line != "\r\n" {
             line.clear();
             if self.stream.read_line(&mut line)? == 0 {
-                return Err(format!("GET {path}: cut off").into());
+                return Err(format!("{method} {path}: cut off").into());
             }
             if let Some((name, value)) = line.split_once(':')
                 && name.eq_ignore_ascii_case("content-length")
@@ -52,7 +73,7 @@ impl Client {
         }
         let mut body = vec![0; length.ok_or("a response without Content-Length")?];
         self.stream.read_exact(&mut body)?;
-        Ok(body)
+        Ok(Answer { status, body })
     }
 }
 

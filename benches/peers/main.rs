@@ -5,6 +5,7 @@
 //! within a round. The method and how to read the tables are told in `benches/README.md`.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+mod api;
 mod cell;
 #[path = "../support/cost.rs"]
 mod cost;
@@ -16,6 +17,8 @@ mod interrupt;
 mod plot;
 #[path = "../support/process.rs"]
 mod process;
+mod promises;
+mod purge;
 #[path = "../support/report.rs"]
 mod report;
 mod roster;
@@ -36,6 +39,7 @@ use clap::Parser;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    api::Api,
     cell::{CELLS, Cell, Work},
     forward::Client,
     interrupt::Interrupt,
@@ -69,6 +73,9 @@ struct Args {
     /// Binary to measure in place of this build's
     #[arg(long)]
     jobcache: Option<PathBuf>,
+    /// Count what each peer does where a cache must not be wrong, in place of measuring its cost
+    #[arg(long)]
+    promises: bool,
     /// Keep the figures in benches/figures, too
     #[arg(long)]
     save: bool,
@@ -91,6 +98,7 @@ fn main() -> ExitCode {
     let ran = match (args.serve, args.forward, args.addresses.as_slice()) {
         (Some(address), ..) => server::serve(address),
         (_, Some(client), [listen, upstream]) => forward::serve(*listen, *upstream, client),
+        _ if args.promises => judge(&args),
         _ => run(&args),
     };
     match ran {
@@ -137,6 +145,29 @@ fn run(args: &Args) -> Result<()> {
         }
     }
     publish(args, &summary, &machine, &peers)
+}
+
+/// Each peer by itself, in front of an API that changes.
+fn judge(args: &Args) -> Result<()> {
+    let (interrupt, api) = (Interrupt::listen()?, Api::start()?);
+    let stage = Stage { jobcache: servers::binary(args.jobcache.as_ref()), upstream: api.address };
+    let (machine, mut all, mut versions) = (report::machine(), Vec::new(), Map::new());
+    for entrant in entrants(args)?.into_iter().filter(|entrant| entrant.caches()) {
+        match entrant.start(&stage)? {
+            Started::Running(peer) => {
+                println!("{}", entrant.name);
+                let judged = promises::judge(&peer, &api, &interrupt);
+                all.push(judged.map_err(|error| format!("{}: {error}", entrant.name))?);
+                versions.insert(entrant.name.to_owned(), entrant.version());
+            }
+            Started::Skipped(why) => println!("skipped {}: {why}", entrant.name),
+        }
+    }
+    let table = promises::table(&all);
+    print!("{table}");
+    let figures = promises::json(&all)?;
+    let figures = json!({ "machine": machine, "peers": versions, "figures": figures });
+    Report::new("promises", args.save).write(&figures, &table, "Promises", &[])
 }
 
 /// Those that were asked for.

@@ -15,6 +15,7 @@ use crate::{
     cell::Work,
     forward::Client,
     process::{self, Process},
+    purge::Purge,
     report::{cores, first_line},
     servers::{Redis, Sidecar},
 };
@@ -91,6 +92,8 @@ pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     process: Running,
     pub(crate) redis: Option<Redis>,
+    /// Where it is told of changes, if it can be.
+    purge: Option<Purge>,
     _dir: Option<TempDir>,
 }
 
@@ -117,6 +120,11 @@ impl Entrant {
     /// Whether it forwards what it does not have: all but the bare server do.
     pub(crate) fn forwards(self) -> bool {
         !matches!(self.kind, Kind::Hyper)
+    }
+
+    /// Whether it is a cache.
+    pub(crate) fn caches(self) -> bool {
+        !matches!(self.kind, Kind::Hyper | Kind::Forward(_))
     }
 
     /// Whether it is measured under this kind of load: bare proxies only forward.
@@ -150,7 +158,7 @@ impl Entrant {
             Kind::Bloom => self.start_bloom(stage),
             Kind::Hyper => {
                 let (process, address) = start_hyper()?;
-                Ok(self.running(Running::Other(process), address, None, None))
+                Ok(Started::running(self.running(Running::Other(process), address, None)))
             }
             Kind::Forward(client) => self.start_forward(stage, client),
         };
@@ -167,14 +175,16 @@ impl Entrant {
         args.push(format!("--redis-url={url}"));
         args.push(format!("--upstream=http://{}", stage.upstream));
         let sidecar = Sidecar::start(&stage.jobcache, &args, "")?;
-        let address = sidecar.listen;
-        Ok(self.running(Running::Jobcache(sidecar), address, redis, None))
+        let (address, purge) = (sidecar.listen, Purge::Webhook(sidecar.admin));
+        let peer = self.running(Running::Jobcache(sidecar), address, None);
+        Ok(Started::running(Peer { redis, purge: Some(purge), ..peer }))
     }
 
     fn start_nginx(self, stage: &Stage, sendfile: &str) -> Result<Started> {
         let Some(program) = process::find("nginx") else { return Ok(missing("nginx")) };
         let place = Place::new(stage)?;
         let config = include_str!("nginx.conf").replace("@SENDFILE@", sendfile);
+        let purge = Some(Purge::Refresh(place.listen));
         let config = place.write("nginx.conf", &config)?;
         let mut args = words("-e stderr -c");
         args.push(config);
@@ -182,14 +192,16 @@ impl Entrant {
             // Its workers would change to a user who may not write here.
             args.extend(["-g".to_owned(), "user root;".to_owned()]);
         }
-        self.start_other(&program, &args, place, None)
+        let peer = self.start_other(&program, &args, place)?;
+        Ok(Started::running(Peer { purge, ..peer }))
     }
 
     fn start_haproxy(self, stage: &Stage) -> Result<Started> {
         let Some(program) = process::find("haproxy") else { return Ok(missing("haproxy")) };
         let place = Place::new(stage)?;
         let config = place.write("haproxy.cfg", include_str!("haproxy.cfg"))?;
-        self.start_other(&program, &["-db".to_owned(), "-f".to_owned(), config], place, None)
+        let args = ["-db".to_owned(), "-f".to_owned(), config];
+        self.start_other(&program, &args, place).map(Started::running)
     }
 
     fn start_varnish(self, stage: &Stage) -> Result<Started> {
@@ -203,19 +215,24 @@ impl Entrant {
         let dir = place.dir.path().join("varnish").display().to_string();
         args.extend(["-a".to_owned(), place.listen.to_string()]);
         args.extend(["-f".to_owned(), config, "-n".to_owned(), dir]);
-        self.start_other(&program, &args, place, None)
+        let purge = Some(Purge::Method(place.listen));
+        let peer = self.start_other(&program, &args, place)?;
+        Ok(Started::running(Peer { purge, ..peer }))
     }
 
     fn start_bloom(self, stage: &Stage) -> Result<Started> {
         let Some(program) = process::find("bloom") else {
             return Ok(Started::Skipped("not installed: cargo install bloom-server".to_owned()));
         };
-        let (place, redis) = (Place::new(stage)?, Redis::start()?);
+        let (place, redis, control) =
+            (Place::new(stage)?, Redis::start()?, process::free_address()?);
         let config = include_str!("bloom.cfg")
             .replace("@REDIS_PORT@", &redis.address.port().to_string())
-            .replace("@CONTROL@", &process::free_address()?.to_string());
+            .replace("@CONTROL@", &control.to_string());
         let config = place.write("bloom.cfg", &config)?;
-        self.start_other(&program, &["-c".to_owned(), config], place, Some(redis))
+        let peer = self.start_other(&program, &["-c".to_owned(), config], place)?;
+        let purge = Some(Purge::Control(control));
+        Ok(Started::running(Peer { redis: Some(redis), purge, ..peer }))
     }
 
     fn start_forward(self, stage: &Stage, client: Client) -> Result<Started> {
@@ -225,29 +242,23 @@ impl Entrant {
         let args = [&format!("--forward={client}"), &args[0], &args[1]].map(String::clone);
         let mut process = Process::spawn(std::env::current_exe()?, &args, &std::env::temp_dir())?;
         process.wait_for(listen)?;
-        Ok(self.running(Running::Other(process), listen, None, None))
+        Ok(Started::running(self.running(Running::Other(process), listen, None)))
     }
 
-    fn start_other(
-        self,
-        program: &Path,
-        args: &[String],
-        place: Place,
-        redis: Option<Redis>,
-    ) -> Result<Started> {
+    fn start_other(self, program: &Path, args: &[String], place: Place) -> Result<Peer> {
         let mut process = Process::spawn(program, args, place.dir.path())?;
         process.wait_for(place.listen)?;
-        Ok(self.running(Running::Other(process), place.listen, redis, Some(place.dir)))
+        Ok(self.running(Running::Other(process), place.listen, Some(place.dir)))
     }
 
-    fn running(
-        self,
-        process: Running,
-        address: SocketAddr,
-        redis: Option<Redis>,
-        dir: Option<TempDir>,
-    ) -> Started {
-        Started::Running(Box::new(Peer { entrant: self, address, process, redis, _dir: dir }))
+    fn running(self, process: Running, address: SocketAddr, dir: Option<TempDir>) -> Peer {
+        Peer { entrant: self, address, process, redis: None, purge: None, _dir: dir }
+    }
+}
+
+impl Started {
+    fn running(peer: Peer) -> Self {
+        Self::Running(Box::new(peer))
     }
 }
 
@@ -258,6 +269,11 @@ impl Peer {
             Running::Other(process) => process.pid(),
             Running::Jobcache(sidecar) => sidecar.process.pid(),
         }
+    }
+
+    /// How it is told of changes; HAProxy and a bare proxy cannot be.
+    pub(crate) fn purge(&self) -> Option<Purge> {
+        self.purge
     }
 
     /// That of its Redis.

@@ -2,6 +2,7 @@
 vcl 4.1;
 backend default { .host = "127.0.0.1"; .port = "@UPSTREAM_PORT@"; .max_connections = 512; }
 sub vcl_recv {
+  if (req.method == "PURGE") { return (purge); }
   if (req.method != "GET" && req.method != "HEAD") { return (pass); }
   unset req.http.Cookie;
   if (req.url !~ "^/jobs/") { return (pass); }

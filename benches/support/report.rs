@@ -31,7 +31,7 @@ impl Report {
         Self { name, dirs }
     }
 
-    /// Writes the figures as JSON, the tables as Markdown and the bars as SVG.
+    /// Writes the figures as JSON, the tables as Markdown and the bars, where there are any, as SVG.
     pub(crate) fn write(
         &self,
         figures: &Value,
@@ -44,8 +44,10 @@ impl Report {
             let file = |ending: &str| dir.join(format!("{}.{ending}", self.name));
             fs::write(file("json"), serde_json::to_string(figures)? + "\n")?;
             fs::write(file("md"), tables)?;
-            plot::draw(&file("svg"), title, panels)?;
-            println!("written: {}", file("{json,md,svg}").display());
+            if !panels.is_empty() {
+                plot::draw(&file("svg"), title, panels)?;
+            }
+            println!("written: {}", file("*").display());
         }
         Ok(())
     }

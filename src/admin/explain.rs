@@ -7,7 +7,11 @@
 //! credential stands in a URL. Nothing of a head is kept, logged or answered but its path.
 //!
 //! An entry is for clients of one form: host, path, `Accept` and the like. Without a `Host` the form is
-//! taken for the one that the entry was read in.
+//! taken for the one that the entry was read in; but a head that says `HTTP/1.1` is taken at its word, and
+//! without a `Host` it would be refused.
+//!
+//! Not foreseen: what the server refuses before it has a request (a head that is too large or is no HTTP),
+//! and that there is no room for one more.
 
 mod head;
 mod words;
@@ -18,11 +22,12 @@ use hyper::{
     Request, StatusCode,
     http::{Method, header::HOST},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::{
     head::parse,
-    words::{because, hit, left, pass},
+    words::{because, hit, in_shadow, left, pass, refused, write},
 };
 use super::page::{Reply, reply};
 use crate::{
@@ -30,14 +35,15 @@ use crate::{
         Cache,
         audience::Standing,
         entry::{Entry, Reject},
-        explain::{Explained, Forecast, Form},
+        explain::{Because, Explained, Forecast, Form},
         key::{self, JobId},
         policy::Bypass,
     },
-    config::Mode,
+    config::{self, Mode},
     events::jobs::{Happening, Past},
     proxy::{
-        headers::CacheStatus,
+        framing::{self, Refusal},
+        headers::{CacheStatus, Forward},
         route::{Route, Routes},
     },
     store::{State, StoreError},
@@ -46,54 +52,77 @@ use crate::{
 pub(super) use self::head::MAX_HEAD;
 
 /// What a request would come to.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 struct Verdict {
     outcome: &'static str,
-    /// As `Cache-Status` would say; of a hit or a miss what it would begin with.
-    status: String,
     detail: Option<&'static str>,
+    /// As it would say; of a hit or a miss what it would begin with.
+    cache_status: String,
     /// For people.
     why: String,
 }
 
-/// Explains a job to a client that sends this head, while the cache is in this mode.
-pub(super) async fn explain(
-    cache: &Arc<Cache>,
-    routes: &Routes,
-    mode: Mode,
-    id: &str,
-    head: &[u8],
-) -> Reply {
-    let id = match canonical(id) {
-        Ok(id) => id,
-        Err(error) => return bad_request(&error),
-    };
-    let request = match parse(head, || routes.path_of(&id)) {
-        Ok(request) => request,
-        Err(error) => return bad_request(&error),
-    };
-    let route = routes.classify(&request);
-    let named = match &route {
-        Route::Read(job) => *job == id,
-        _ => routes.jobs(request.uri().path()).contains(&id),
-    };
-    if !named {
-        return bad_request("the request is for another path than that of this job");
+/// What a request would meet.
+pub(super) struct Sidecar<'s> {
+    pub(super) cache: &'s Arc<Cache>,
+    pub(super) routes: &'s Routes,
+    pub(super) mode: Mode,
+    pub(super) limits: &'s config::Server,
+}
+
+impl Sidecar<'_> {
+    /// Explains a job to a client that sends this head.
+    pub(super) async fn explain(&self, id: &str, head: &[u8]) -> Reply {
+        self.explained(id, head).await.unwrap_or_else(|error| bad_request(&error))
     }
-    let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-    let is_given = headers.contains_key(HOST) || uri.authority().is_some();
-    let form = if is_given { Form::Given } else { Form::Assumed };
-    // Of what never comes to a lookup the job is told all the same.
-    let method = if *method == Method::HEAD { method } else { &Method::GET };
-    let ask = cache.ask(&id, method, uri, headers);
-    let explained = cache.explain(ask, form).await;
-    let verdict = match &route {
-        Route::Read(_) if cache.is_personal(headers) => Verdict::pass(Bypass::Credentials),
-        Route::Read(_) => Verdict::in_mode(mode, &explained),
-        Route::Write(_) => Verdict::write(),
-        Route::Pass(why) => Verdict::pass(*why),
-    };
-    reply(StatusCode::OK, &told(&id, &request, form, &explained, &verdict))
+
+    async fn explained(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
+        let id = canonical(id)?;
+        let request = parse(head, || self.routes.path_of(&id))?;
+        let route = self.routes.classify(&request);
+        self.same_job(&id, &request, &route)?;
+        let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+        let is_given = headers.contains_key(HOST) || uri.authority().is_some();
+        let form = if is_given { Form::Given } else { Form::Assumed };
+        // Of what never comes to a lookup the job is told all the same.
+        let method = if *method == Method::HEAD { method } else { &Method::GET };
+        let ask = self.cache.ask(&id, method, uri, headers);
+        let ask = if self.mode == Mode::Shadow { ask.alone() } else { ask };
+        let explained = self.cache.explain(ask, form).await;
+        let verdict = match framing::check(&request, self.limits) {
+            Err(why) => Verdict::refused(why),
+            Ok(()) => self.verdict(&request, &route, &explained),
+        };
+        Ok(reply(StatusCode::OK, &Told::of(&id, &request, form, &explained, verdict)))
+    }
+
+    /// A request that names no job at all is explained; one that names another is a mistake.
+    fn same_job(&self, id: &JobId, request: &Request<()>, route: &Route) -> Result<(), String> {
+        let named = match route {
+            Route::Read(job) => vec![job.clone()],
+            _ => self.routes.jobs(request.uri().path()),
+        };
+        match named.first() {
+            Some(other) if !named.contains(id) => Err(format!(
+                "the request is for another path than that of this job; ask /explain/{other}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn verdict(&self, request: &Request<()>, route: &Route, explained: &Explained) -> Verdict {
+        match route {
+            Route::Read(_) if self.cache.is_personal(request.headers()) => {
+                Verdict::pass(Bypass::Credentials)
+            }
+            Route::Read(_) => Verdict::in_mode(self.mode, explained),
+            Route::Write(_) => Verdict::write(request.method()),
+            Route::Pass(_) if request.method() == Method::CONNECT => {
+                Verdict::error("connect", "would be answered 405: jobcache opens no tunnels")
+            }
+            Route::Pass(why) => Verdict::pass(*why),
+        }
+    }
 }
 
 /// An id as reads are cached under.
@@ -124,6 +153,11 @@ impl Verdict {
             (Mode::Off, _) => Self::pass(Bypass::Off),
             (Mode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
             (Mode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
+            // Nobody is turned away, and nobody waits.
+            (Mode::Shadow, Forecast::Pass(why)) => {
+                let text = in_shadow(why).map_or_else(|| left(why, explained), Into::into);
+                Self { why: text, ..Self::forwarded("pass", Some(why), false) }
+            }
             _ => Self::of(explained),
         }
     }
@@ -132,12 +166,16 @@ impl Verdict {
         match explained.forecast {
             Forecast::Hit(ttl) => Self {
                 outcome: "hit",
-                status: format!("jobcache; hit; ttl={}", ttl.as_secs()),
                 detail: None,
+                cache_status: format!("jobcache; hit; ttl={}", ttl.as_secs()),
                 why: hit(explained, ttl),
             },
             Forecast::Miss { why, because: reason } => {
-                Self { why: because(reason).to_owned(), ..Self::forwarded("miss", why, false) }
+                let text = match reason {
+                    Because::Unconfirmed(why) => left(why, explained),
+                    reason => because(reason).to_owned(),
+                };
+                Self { why: text, ..Self::forwarded("miss", why, false) }
             }
             Forecast::Join => Self {
                 why: "would get the answer of a read of the API that is under way here".to_owned(),
@@ -149,73 +187,90 @@ impl Verdict {
 
     fn pass(why: Bypass) -> Self {
         if why == Bypass::OnlyIfCached {
-            let detail = why.as_str();
-            return Self {
-                outcome: "error",
-                status: CacheStatus::Refused { detail }.to_string(),
-                detail: Some(detail),
-                why: pass(why).to_owned(),
-            };
+            return Self::error(why.as_str(), pass(why));
         }
         Self { why: pass(why).to_owned(), ..Self::forwarded("pass", Some(why), false) }
     }
 
-    fn write() -> Self {
-        let why = "would be forwarded as a write, and the entry dropped before it is answered";
-        let status = "jobcache; fwd=method".to_owned();
-        Self { outcome: "write", status, detail: None, why: why.to_owned() }
+    fn refused(why: Refusal) -> Self {
+        let status = why.status().as_u16();
+        Self::error(why.as_str(), &format!("would be answered {status}: {}", refused(why)))
+    }
+
+    fn error(detail: &'static str, why: &str) -> Self {
+        let cache_status = CacheStatus::Refused { detail }.to_string();
+        Self { outcome: "error", detail: Some(detail), cache_status, why: why.to_owned() }
+    }
+
+    fn write(method: &Method) -> Self {
+        let (cache_status, why) = ("jobcache; fwd=method".to_owned(), write(method).to_owned());
+        Self { outcome: "write", detail: None, cache_status, why }
     }
 
     fn forwarded(outcome: &'static str, why: Option<Bypass>, collapsed: bool) -> Self {
         let detail = why.map(Bypass::as_str);
-        let forward = why.map_or(crate::proxy::headers::Forward::Miss, Into::into);
-        let status =
-            CacheStatus::Forwarded { why: forward, collapsed, stored: false, detail }.to_string();
-        Self { outcome, status, detail, why: String::new() }
+        let forward = why.map_or(Forward::Miss, Into::into);
+        let status = CacheStatus::Forwarded { why: forward, collapsed, stored: false, detail };
+        Self { outcome, detail, cache_status: status.to_string(), why: String::new() }
     }
 }
 
-fn told(
-    id: &JobId,
-    request: &Request<()>,
-    form: Form,
-    explained: &Explained,
-    verdict: &Verdict,
-) -> Value {
-    let state = explained.state.as_ref();
-    json!({
-        "job": id.as_str(),
-        "verdict": {
-            "outcome": verdict.outcome,
-            "detail": verdict.detail,
-            "cache_status": verdict.status,
-            "why": verdict.why,
-        },
-        "request": {
-            "method": request.method().as_str(),
-            "path": request.uri().path(),
-            "form_assumed": form == Form::Assumed,
-        },
-        "store": {
-            "answered": state.is_ok(),
-            "error": state.err().map(store_error),
-            "pending": explained.pending,
-        },
-        "value": value(explained),
-        "entry": entry(explained),
-        "lease": state.ok().and_then(|state| state.lease.as_ref())
-            .map(|lease| json!({ "left_ms": lease.left_ms })),
-        "fence": state.ok().and_then(|state| state.fence_left_ms)
-            .map(|left_ms| json!({ "left_ms": left_ms })),
-        "near": explained.near,
-        "marks": {
-            "uncacheable": explained.uncacheable,
-            "replaced": explained.replaced,
-            "foreign": explained.foreign,
-        },
-        "events": past(&explained.past),
-        "all_purged": explained.past.all_purged.as_ref().map(happening),
-    })
+/// All of it, what matters most first.
+#[derive(Debug, Serialize)]
+struct Told<'t> {
+    verdict: Verdict,
+    job: &'t str,
+    request: Value,
+    store: Value,
+    value: Option<&'static str>,
+    entry: Option<Value>,
+    lease: Option<Value>,
+    fence: Option<Value>,
+    near: bool,
+    marks: Value,
+    events: Value,
+    all_purged: Option<Value>,
+}
+
+impl<'t> Told<'t> {
+    fn of(
+        id: &'t JobId,
+        request: &Request<()>,
+        form: Form,
+        explained: &Explained,
+        verdict: Verdict,
+    ) -> Self {
+        let state = explained.state.as_ref();
+        let lease_left_ms = state.ok().and_then(|state| state.lease.as_ref()).map(|it| it.left_ms);
+        let fence_left_ms = state.ok().and_then(|state| state.fence_left_ms);
+        let left = |left_ms| json!({ "left_ms": left_ms });
+        Self {
+            verdict,
+            job: id.as_str(),
+            request: json!({
+                "method": request.method().as_str(),
+                "path": request.uri().path(),
+                "form_assumed": form == Form::Assumed,
+            }),
+            store: json!({
+                "answered": state.is_ok(),
+                "error": state.err().map(StoreError::as_str),
+                "pending": explained.pending,
+            }),
+            value: value(explained),
+            entry: entry(explained),
+            lease: lease_left_ms.map(left),
+            fence: fence_left_ms.map(left),
+            near: explained.near,
+            marks: json!({
+                "uncacheable": explained.uncacheable,
+                "replaced": explained.replaced,
+                "foreign": explained.foreign,
+            }),
+            events: past(&explained.past),
+            all_purged: explained.past.all_purged.as_ref().map(happening),
+        }
+    }
 }
 
 /// What kind of value there is in the store; none where that is not known.
@@ -240,6 +295,7 @@ fn entry(explained: &Explained) -> Option<Value> {
         "age_s": entry.age(now_ms).as_secs(),
         "ttl_s": entry.ttl(now_ms).as_secs(),
         "size": entry.body().len(),
+        "stored_size": state.seen.stored.as_ref().map(|stored| stored.body.len()),
         "generation": entry.generation(),
         "audience": entry.audience().members.len(),
         "public": entry.audience().public,
@@ -271,15 +327,4 @@ fn happening(it: &Happening) -> Value {
         told["by"] = by.as_ref().into();
     }
     told
-}
-
-/// What the server says may name its address, which is for the log.
-fn store_error(error: &StoreError) -> &'static str {
-    match error {
-        StoreError::Down => "down",
-        StoreError::Pending => "pending",
-        StoreError::Timeout | StoreError::Spent => "timeout",
-        StoreError::Lost(_) => "lost",
-        StoreError::Refused(_) | StoreError::Journal { .. } => "refused",
-    }
 }

@@ -29,6 +29,7 @@ const SCRIPT: &str = concat!(
     include_str!("front/ask.js"),
     include_str!("front/plots.js"),
     include_str!("front/figures.js"),
+    include_str!("front/evidence.js"),
     include_str!("front/job.js"),
     include_str!("front/stream.js"),
     include_str!("front/run.js"),

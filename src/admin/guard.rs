@@ -14,6 +14,7 @@ use standardwebhooks::HEADER_WEBHOOK_ID;
 use tracing::warn;
 
 use super::{
+    Lasting,
     pace::{Pace, Turns, TurnsByAddress},
     page::{Reply, later, reply},
     proof::{self, Skew, TOLERANCE, Unproven},
@@ -23,7 +24,7 @@ use crate::{
     config::{Config, Secret},
     events::By,
     metrics::{Limit, Metrics, Refused},
-    telemetry::Throttle,
+    throttle::Throttle,
     transport::Peer,
 };
 
@@ -79,7 +80,8 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(config: &Config, watch: Arc<Watch>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(config: &Config, lasting: &Lasting) -> Self {
+        let Lasting { watch, metrics, .. } = lasting.clone();
         let (secrets, max_failures) = (config.webhook_secret.clone(), config.webhook_max_failures);
         Self { secrets, max_failures, watch, metrics }
     }

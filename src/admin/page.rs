@@ -16,7 +16,8 @@ use hyper::{
         header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
     },
 };
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use tokio::sync::mpsc;
 
 /// What is answered.
@@ -60,8 +61,11 @@ impl Body for Page {
 }
 
 /// A JSON answer.
-pub(super) fn reply(status: StatusCode, body: &Value) -> Reply {
-    typed(status, "application/json", Page::Whole(format!("{body}\n").into()))
+pub(super) fn reply(status: StatusCode, body: &impl Serialize) -> Reply {
+    // Texts, numbers and lists are what JSON has.
+    let mut text = serde_json::to_vec(body).unwrap_or_default();
+    text.push(b'\n');
+    typed(status, "application/json", Page::Whole(text.into()))
 }
 
 /// An answer that nobody is to keep, nor to take for something else, nor to show in a page of his own.
@@ -78,7 +82,7 @@ pub(super) fn typed(status: StatusCode, kind: &'static str, page: Page) -> Reply
 }
 
 /// An answer that is to be asked for again, in whole seconds.
-pub(super) fn later(status: StatusCode, body: &Value, wait: Duration) -> Reply {
+pub(super) fn later(status: StatusCode, body: &impl Serialize, wait: Duration) -> Reply {
     let mut response = reply(status, body);
     let seconds = wait.as_millis().div_ceil(1000).max(1);
     // Digits always are a value.

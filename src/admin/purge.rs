@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tracing::{Instrument as _, info, warn};
 
 use super::{
-    Shared,
+    Lasting,
     guard::{Caller, Guard, Watch},
     pace::Pace,
     page::{Reply, later, reply},
@@ -67,12 +67,11 @@ impl Webhook {
     /// Takes the calls that the guard lets in.
     pub(super) fn new(
         (cache, routes): (Arc<Cache>, Arc<Routes>),
-        shared: &Shared,
+        lasting: &Lasting,
         guard: Arc<Guard>,
         max_purges: usize,
-        metrics: Arc<Metrics>,
     ) -> Self {
-        let Shared { room, warmer, watch, .. } = shared.clone();
+        let Lasting { room, warmer, watch, metrics, .. } = lasting.clone();
         Self { cache, routes, room, warmer, guard, watch, max_purges, metrics }
     }
 
@@ -182,7 +181,7 @@ impl Webhook {
         }
         let span = spans::invalidate(&spans::current(), "purge");
         let purge = self.cache.purge(&ids, caller.by()).instrument(span.clone());
-        let Purge { ended, receipts } = purge.await;
+        let Ok(Purge { ended, receipts }) = purge.await else { return died() };
         spans::result(&span, ended.as_str());
         let names: Value = ids.iter().map(JobId::as_str).collect();
         let receipts: Value =
@@ -215,7 +214,7 @@ impl Webhook {
         }
         let span = spans::invalidate(&spans::current(), "purge-all");
         let purge = self.cache.purge_all(caller.by()).instrument(span.clone());
-        let PurgeAll { ended, flights, near } = purge.await;
+        let Ok(PurgeAll { ended, flights, near }) = purge.await else { return died() };
         spans::result(&span, ended.as_str());
         let local = |mut body: Value| {
             body["flights_detached"] = flights.into();
@@ -236,7 +235,7 @@ impl Webhook {
 fn told(id: &JobId, Receipt { was, flights, near }: &Receipt) -> Value {
     let entry = was.as_ref().and_then(|was| was.entry.as_ref()).map(|entry| {
         json!({
-            "size": entry.size,
+            "stored_size": entry.size,
             "age_ms": entry.age_ms,
             "generation": entry.generation,
         })
@@ -268,6 +267,12 @@ fn status(refused: Refused) -> StatusCode {
         Refused::Rate => StatusCode::TOO_MANY_REQUESTS,
         _ => StatusCode::BAD_REQUEST,
     }
+}
+
+fn died() -> Reply {
+    let error = "the purge died, which is a fault of jobcache (see its log): nothing is known to be \
+                 purged or queued; purge again";
+    reply(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": error }))
 }
 
 fn pending(mut body: Value) -> Reply {

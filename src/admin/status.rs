@@ -11,9 +11,9 @@ use crate::{
         Cache,
         policy::{Bypass, NoStore},
     },
-    config::{self, Config, CredentialMode, NearMode, StoreUrl},
+    config::{self, Config, StoreUrl},
     metrics::{
-        Limit, Metrics,
+        Evidence, Limit, Metrics,
         recent::{Look, Times, Totals},
     },
 };
@@ -25,6 +25,9 @@ const STEP: usize = 2;
 /// Windows, in seconds.
 const WINDOWS: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 600)];
 
+/// How much there is of something.
+type Used = fn(&Metrics) -> i64;
+
 /// What the configuration says that is told.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mode {
@@ -32,37 +35,30 @@ pub(super) struct Mode {
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
-    limits: [(Limit, usize); 7],
+    /// What there may be of each, and how much there is.
+    limits: [(Limit, usize, Used); 7],
     near_bytes: usize,
 }
 
 impl Mode {
     pub(super) fn of(config: &Config) -> Self {
-        let server = &config.server;
+        let (server, upstream) = (&config.server, &config.upstream);
         Self {
             cache: config.mode,
             store: match config.store.url {
                 StoreUrl::Memory => "memory",
                 StoreUrl::Redis(_) => "redis",
             },
-            near: match config.near.mode {
-                NearMode::Strict => "strict",
-                NearMode::Bounded => "bounded",
-                NearMode::Off => "off",
-            },
-            credentials: match config.credentials.mode {
-                CredentialMode::Partition => "partition",
-                CredentialMode::Shared => "shared",
-                CredentialMode::Bypass => "bypass",
-            },
+            near: config.near.mode.as_str(),
+            credentials: config.credentials.mode.as_str(),
             limits: [
-                (Limit::Connections, server.max_connections),
-                (Limit::Requests, server.max_requests),
-                (Limit::Flights, config.max_flights),
-                (Limit::Captured, config.max_captured),
-                (Limit::Inspected, config.max_inspected),
-                (Limit::UpstreamConnections, config.upstream.max_connections),
-                (Limit::UpstreamWaiting, config.upstream.max_waiting),
+                (Limit::Connections, server.max_connections, |m| m.connections.get()),
+                (Limit::Requests, server.max_requests, |m| m.limits.requests.get()),
+                (Limit::Flights, config.max_flights, |m| m.limits.flights.get()),
+                (Limit::Captured, config.max_captured, |m| m.limits.captured.get()),
+                (Limit::Inspected, config.max_inspected, |m| m.limits.inspected.get()),
+                (Limit::UpstreamConnections, upstream.max_connections, |m| m.upstream.in_use.get()),
+                (Limit::UpstreamWaiting, upstream.max_waiting, |m| m.upstream.waiting.get()),
             ],
             near_bytes: config.near.max_bytes,
         }
@@ -76,49 +72,60 @@ impl Mode {
 
 /// All of it.
 pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bool) -> Value {
-    let store = cache.store();
-    let times = &metrics.recent;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "uptime_s": times.uptime().as_secs(),
+        "uptime_s": metrics.recent.uptime().as_secs(),
         "draining": draining,
         "mode": {
-            "cache": match mode.cache {
-                config::Mode::On => "on",
-                config::Mode::Shadow => "shadow",
-                config::Mode::Off => "off",
-            },
+            "cache": mode.cache.as_str(),
             "store": mode.store,
             "near": mode.near,
             "credentials": mode.credentials,
         },
         "requests": requests(metrics),
         "reasons": reasons(metrics),
-        "latency_ms": {
-            "hit": latency(&times.hit_times),
-            "miss": latency(&times.miss_times),
-            "upstream": latency(&times.upstream_times),
-            "store": latency(&times.store_times),
-        },
-        "store": {
-            "up": store.is_up(),
-            "breaker": if store.is_up() { "closed" } else { "open" },
-            "tracking": metrics.tracking_up.get() == 1,
-            "pending_invalidations": store.pending(),
-        },
-        "upstream": {
-            "up": metrics.upstream.up.get() == 1,
-            "in_use": metrics.upstream.in_use.get(),
-            "waiting": metrics.upstream.waiting.get(),
-            "idle": metrics.upstream.idle.get(),
-        },
+        "shadow": evidence(|found| metrics.trials.shadow_count(found)),
+        "verify": evidence(|found| metrics.trials.verify_count(found)),
+        "latency_ms": latencies(metrics),
+        "store": store(cache, metrics),
+        "upstream": upstream(metrics),
         "near": {
-            "entries": metrics.near_entries.get(),
-            "bytes": metrics.near_bytes.get(),
+            "entries": metrics.near.entries.get(),
+            "bytes": metrics.near.bytes.get(),
             "max_bytes": mode.near_bytes,
         },
         "busiest": metrics.events.busiest(BUSIEST).iter().map(busy).collect::<Value>(),
         "limits": limits(metrics, mode),
+    })
+}
+
+fn latencies(metrics: &Metrics) -> Value {
+    let times = &metrics.recent;
+    json!({
+        "hit": latency(&times.hit_times),
+        "miss": latency(&times.miss_times),
+        "upstream": latency(&times.upstream_times),
+        "store": latency(&times.store_times),
+    })
+}
+
+fn store(cache: &Cache, metrics: &Metrics) -> Value {
+    let store = cache.store();
+    json!({
+        "up": store.is_up(),
+        "breaker": if store.is_up() { "closed" } else { "open" },
+        "tracking": metrics.tracking_up.get() == 1,
+        "pending_invalidations": store.pending(),
+    })
+}
+
+fn upstream(metrics: &Metrics) -> Value {
+    let upstream = &metrics.upstream;
+    json!({
+        "up": upstream.up.get() == 1,
+        "in_use": upstream.in_use.get(),
+        "waiting": upstream.waiting.get(),
+        "idle": upstream.idle.get(),
     })
 }
 
@@ -168,6 +175,13 @@ fn counted(totals: &Totals) -> Value {
     })
 }
 
+/// Comparisons with the upstream by what they came to.
+fn evidence(count: impl Fn(Evidence) -> u64) -> Value {
+    let counts =
+        Evidence::ALL.iter().map(|found| (found.as_str().to_owned(), count(*found).into()));
+    Value::Object(counts.collect())
+}
+
 /// Why reads were not hits, by the words of `Cache-Status`; only what there was.
 fn reasons(metrics: &Metrics) -> Value {
     let words = |outcome: &'static str, words: &mut dyn Iterator<Item = &'static str>| {
@@ -194,18 +208,9 @@ fn ms(took: Duration) -> f64 {
 
 /// What is in use of each limit, by the name of its setting.
 fn limits(metrics: &Metrics, mode: &Mode) -> Value {
-    let used = |limit| match limit {
-        Limit::Connections => metrics.connections.get(),
-        Limit::Requests => metrics.limits.requests.get(),
-        Limit::Flights => metrics.limits.flights.get(),
-        Limit::Captured => metrics.limits.captured.get(),
-        Limit::Inspected => metrics.limits.inspected.get(),
-        Limit::UpstreamConnections => metrics.upstream.in_use.get(),
-        _ => metrics.upstream.waiting.get(),
-    };
-    let told = mode.limits.iter().map(|&(limit, most)| {
+    let told = mode.limits.iter().map(|&(limit, most, used)| {
         let met = metrics.limits.counter(limit).get();
-        let told = json!({ "used": used(limit), "limit": most, "times_met": met });
+        let told = json!({ "used": used(metrics), "limit": most, "times_met": met });
         (limit.as_str().to_owned(), told)
     });
     told.collect::<Map<_, _>>().into()

@@ -11,8 +11,8 @@ use super::{
     Ask, Cache, Lookup,
     fill::Lead,
     flight::{Flight, Shown},
+    lookup::reason,
     policy::Bypass,
-    reason,
 };
 use crate::store::{Budget, Grant, StoreError};
 

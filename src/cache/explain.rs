@@ -10,12 +10,12 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Ask, Cache, FOREIGN_VALUES, Offer,
+    Ask, Cache,
     audience::Standing,
     entry::{Entry, Reject},
     flight::Shown,
+    lookup::{FOREIGN_VALUES, Offer, reason},
     policy::Bypass,
-    reason,
 };
 use crate::{
     events::jobs::Past,
@@ -64,6 +64,8 @@ pub enum Because {
     Old,
     /// There is a value that is no entry.
     Rejected(Reject),
+    /// No lookup can be confirmed, or none is wanted, for the reason that `Cache-Status` gives.
+    Unconfirmed(Bypass),
 }
 
 /// What there is to say of a job.
@@ -114,9 +116,9 @@ impl Cache {
         let foreign = self.foreign.count(&ask.key);
         let refusal = Self::refusal(&ask, uncacheable);
         let forecast = match self.store.trust(&ask.key) {
-            Err(error) => Self::unasked(&ask, reason(&error)),
+            Err(error) => Self::unconfirmed_of(&ask, reason(&error)),
             Ok(_) => match &state {
-                Err(error) => Self::unasked(&ask, reason(error)),
+                Err(error) => Self::unconfirmed_of(&ask, reason(error)),
                 Ok(state) => self.forecast(&ask, state, value.as_ref(), refusal, foreign),
             },
         };
@@ -146,7 +148,7 @@ impl Cache {
         match value {
             Some(Ok(entry)) => return self.foresee_offer(ask, entry, state.seen.now_ms, refusal),
             Some(Err(Reject::Foreign)) if foreign >= FOREIGN_VALUES => {
-                return Self::unasked(ask, Bypass::Foreign);
+                return Self::unconfirmed_of(ask, Bypass::Foreign);
             }
             _ => {}
         }
@@ -154,20 +156,20 @@ impl Cache {
             return Forecast::Pass(why);
         }
         if state.is_alien {
-            return Self::unasked(ask, Bypass::StoreError);
+            return Self::unconfirmed_of(ask, Bypass::StoreError);
         }
         if state.fence_left_ms.is_some() {
-            return Self::unasked(ask, Bypass::Fenced);
+            return Self::unconfirmed_of(ask, Bypass::Fenced);
         }
         match (&state.lease, value) {
             (Some(lease), None) if state.is_placeholder => {
                 let shown = Shown { token: lease.token.clone(), epoch: state.epoch().clone() };
                 if ask.directives.no_cache {
-                    Self::unasked(ask, Bypass::NoCache)
+                    Self::unconfirmed_of(ask, Bypass::NoCache)
                 } else if self.flights.join(&ask.key, &shown, ask.circle).is_some() {
                     Forecast::Join
                 } else {
-                    Self::unasked(ask, Bypass::Leased)
+                    Forecast::Pass(Self::else_of(ask, Bypass::Leased))
                 }
             }
             (_, Some(Err(reject))) => {
@@ -201,8 +203,11 @@ impl Cache {
         }
     }
 
-    /// Without a confirmed lookup: from the upstream, unless the client would rather have nothing.
-    fn unasked(ask: &Ask, why: Bypass) -> Forecast {
-        Forecast::Pass(if ask.directives.only_if_cached { Bypass::OnlyIfCached } else { why })
+    /// As [`Cache::unconfirmed`] decides, but for the room that there is.
+    fn unconfirmed_of(ask: &Ask, why: Bypass) -> Forecast {
+        if ask.is_by_itself() {
+            return Forecast::Pass(Self::else_of(ask, why));
+        }
+        Forecast::Miss { why: Some(why), because: Because::Unconfirmed(why) }
     }
 }

@@ -65,6 +65,28 @@ pub struct Landed {
     refresh: bool,
 }
 
+/// Why a flight brings nothing that can be shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abandoned {
+    /// The response may not be stored.
+    Unstorable(NoStore),
+    /// The upstream gave none, or none that was whole.
+    Unanswered,
+    /// The upstream was not asked: other routes or rules have come into force.
+    Superseded,
+}
+
+impl Abandoned {
+    /// The word for events.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Unstorable(why) => why.as_str(),
+            Self::Unanswered => "no-answer",
+            Self::Superseded => "superseded",
+        }
+    }
+}
+
 impl Lead {
     pub(super) fn new(ask: &Ask, leader: Leader, target: Target, why: Option<Bypass>) -> Self {
         let (key, pair, circle) = (ask.key.clone(), ask.pair, ask.circle);
@@ -199,18 +221,17 @@ impl Cache {
         spawn_blocking(move || entry.compressed()).await.ok().flatten()
     }
 
-    /// Gives up a flight whose response cannot be shared. With `why` the reason lies in the response
-    /// and the next readers need not queue; without, the upstream failed.
-    pub async fn abandon(&self, lead: Lead, why: Option<NoStore>) {
-        if let Some(why) = why {
+    /// Gives up a flight whose response cannot be shared. Where the reason lies in the response the next
+    /// readers need not queue.
+    pub async fn abandon(&self, lead: Lead, why: Abandoned) {
+        if let Abandoned::Unstorable(why) = why {
             // For want of room it was not stored now, and may be the next time.
             if why != NoStore::Memory {
                 self.uncacheable.add((lead.key.clone(), lead.circle));
             }
             self.count_fill(why.as_str());
         }
-        let why = why.map_or("no-answer", NoStore::as_str);
-        self.metrics.events.tell(lead.key.main(), What::FillRefused, why);
+        self.metrics.events.tell(lead.key.main(), What::FillRefused, why.as_str());
         drop(lead.leader);
         if let Target::Lease(lease) = lead.target {
             self.store.release(lease).await;

@@ -4,7 +4,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tracing::{debug, warn};
+use tokio::task::JoinError;
+use tracing::{debug, error, warn};
 
 use super::{Cache, key::JobId};
 use crate::{
@@ -38,7 +39,7 @@ pub(super) enum Source {
 pub struct Purge {
     /// For all of them taken together.
     pub ended: Ended,
-    /// For each, in their order; none if it died.
+    /// For each, in their order.
     pub receipts: Vec<Receipt>,
 }
 
@@ -62,6 +63,16 @@ pub struct PurgeAll {
     pub flights: usize,
     /// Entries in this process.
     pub near: usize,
+}
+
+/// A purge died, which is a fault of ours: nothing is known to be confirmed, nor to be queued.
+#[derive(Debug, thiserror::Error)]
+#[error("the purge died")]
+pub struct Died;
+
+fn died(error: &JoinError) -> Died {
+    error!(%error, "a purge died; nothing is known to be purged or queued");
+    Died
 }
 
 impl Cache {
@@ -127,7 +138,7 @@ impl Cache {
     }
 
     /// Invalidates jobs on request. Who asked may hang up: it is carried out all the same.
-    pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: By) -> Purge {
+    pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: By) -> Result<Purge, Died> {
         let keys = ids.iter().map(|id| self.key(id)).collect();
         self.purge_keys(keys, Source::Purge, by).await
     }
@@ -138,7 +149,7 @@ impl Cache {
         keys: Vec<Key>,
         source: Source,
         by: By,
-    ) -> Purge {
+    ) -> Result<Purge, Died> {
         let cache = Arc::clone(self);
         let purge = async move {
             // The news of what the store is about to drop may be here before its answer.
@@ -153,13 +164,11 @@ impl Cache {
             let receipt = |((was, flights), near)| Receipt { was, flights, near };
             Purge { ended, receipts: found.map(receipt).collect() }
         };
-        // One that panicked has confirmed nothing.
-        let died = |_| Purge { ended: Ended::Pending, receipts: Vec::new() };
-        self.store.spawn(purge).await.unwrap_or_else(died)
+        self.store.spawn(purge).await.map_err(|error| died(&error))
     }
 
     /// Invalidates every job, as [`Cache::purge`] does some.
-    pub async fn purge_all(self: &Arc<Self>, by: By) -> PurgeAll {
+    pub async fn purge_all(self: &Arc<Self>, by: By) -> Result<PurgeAll, Died> {
         let cache = Arc::clone(self);
         let purge = async move {
             let near = cache.near.as_ref().map_or(0, |near| near.len());
@@ -172,8 +181,7 @@ impl Cache {
             cache.metrics.events.tell_all(What::PurgeAll, ended.as_str(), by);
             PurgeAll { ended, flights, near }
         };
-        let died = |_| PurgeAll { ended: Ended::Pending, flights: 0, near: 0 };
-        self.store.spawn(purge).await.unwrap_or_else(died)
+        self.store.spawn(purge).await.map_err(|error| died(&error))
     }
 
     /// What this process has of these jobs is out of date. Says how many flights there were of each.

@@ -16,6 +16,7 @@ use crate::{
     config,
     metrics::Metrics,
     mutants::{self, Mutant},
+    spans,
     store::{
         Budget, Key, Store, Wait,
         near::{Near, Noted, Watcher},
@@ -111,7 +112,8 @@ impl Look {
 }
 
 impl Cache {
-    /// An entry in this process that is a hit for this reader, with the time by the store's clock.
+    /// An entry in this process that is a hit for this reader, with the time by the store's clock. The
+    /// span that it is called in is told what it came to.
     pub async fn near(&self, ask: &Ask, budget: &mut Budget) -> Option<(Arc<Entry>, i64)> {
         let mut look = Look::default();
         let near = poll_fn(|cx| self.poll_near(ask, &mut look, cx)).await;
@@ -124,8 +126,9 @@ impl Cache {
             }
         };
         if let Some(outcome) = outcome {
-            self.metrics.near_lookup(outcome);
+            self.metrics.near.lookup(outcome);
         }
+        spans::result(&spans::current(), outcome.unwrap_or("unasked"));
         near.ok()
     }
 

@@ -17,4 +17,4 @@ pub use directives::RequestDirectives;
 pub use freshness::{Freshness, Policy, freshness};
 pub use reason::{Bypass, NoStore};
 pub use states::States;
-pub use storable::is_stored;
+pub use storable::{is_stored, storable};

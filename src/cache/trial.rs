@@ -14,7 +14,7 @@ mod tests;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use hyper::http::{HeaderMap, HeaderName, StatusCode};
+use hyper::http::{HeaderName, StatusCode, response};
 use tokio::time::sleep;
 use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
@@ -23,6 +23,7 @@ use super::{
     Ask, Cache,
     entry::{self, Entry},
     invalidate::Source,
+    policy::{self, NoStore, Policy},
 };
 use crate::{
     metrics::Evidence,
@@ -44,6 +45,8 @@ pub struct Trial {
     entry: Arc<Entry>,
     status: StatusCode,
     headers: Vec<HeaderName>,
+    /// Why the answer is nobody else's, though the entry's was.
+    forbidden: Option<NoStore>,
     /// Of the body, as far as it has come.
     length: usize,
     agrees: bool,
@@ -58,15 +61,23 @@ impl Trial {
 
     fn of(key: Key, entry: Arc<Entry>) -> Self {
         let (status, headers) = (StatusCode::BAD_GATEWAY, Vec::new());
-        Self { key, entry, status, headers, length: 0, agrees: true, digest: Box::default() }
+        let (forbidden, digest) = (None, Box::default());
+        Self { key, entry, status, headers, forbidden, length: 0, agrees: true, digest }
     }
 
     /// The head of the answer to a GET without conditions. Says whether the body matters.
-    pub fn head(&mut self, status: StatusCode, headers: &HeaderMap) -> bool {
-        self.status = status;
-        let comparable = status == self.entry.status();
+    pub fn head(&mut self, head: &response::Parts, cache: &Cache) -> bool {
+        self.weigh(head, &cache.policy)
+    }
+
+    /// Not by its headers alone: what is no part of an entry, as `Set-Cookie`, is not among those that
+    /// are compared, and makes an answer one client's all the same. How fresh it is does not matter.
+    fn weigh(&mut self, head: &response::Parts, policy: &Policy) -> bool {
+        self.status = head.status;
+        let comparable = head.status == self.entry.status();
         if comparable {
-            self.headers = self.entry.differing(headers);
+            self.headers = self.entry.differing(&head.headers);
+            self.forbidden = policy::storable(head, policy).err();
         }
         comparable
     }
@@ -91,7 +102,8 @@ impl Trial {
         match self.status {
             status if status == self.entry.status() => {
                 let whole = self.agrees && self.length == self.entry.body().len();
-                if whole && self.headers.is_empty() { Evidence::Same } else { Evidence::Different }
+                let same = whole && self.headers.is_empty() && self.forbidden.is_none();
+                if same { Evidence::Same } else { Evidence::Different }
             }
             status if status.is_server_error() => Evidence::Failed,
             // What a gateway in front of the upstream says when it is too much, and what does not
@@ -135,8 +147,9 @@ impl Cache {
         }
         if self.refuted.add(trial.generation()) == 1 {
             self.warn_of(trial, found);
-            self.purge_keys(vec![trial.key.clone()], Source::Evidence, Some("evidence".into()))
-                .await;
+            let keys = vec![trial.key.clone()];
+            // One that died has said so.
+            let _ = self.purge_keys(keys, Source::Evidence, Some("evidence".into())).await;
         }
         found
     }
@@ -151,14 +164,16 @@ impl Cache {
 
     fn warn_of(&self, trial: &Trial, found: Evidence) {
         let Some(suppressed) = self.refuted_warnings.admit(trial.key.main()) else { return };
-        let Trial { key, entry, status, length, digest, .. } = trial;
+        let prefix = self.settings.prefix.as_str();
+        let Trial { key, entry, status, forbidden, length, digest, .. } = trial;
         let named: Vec<_> =
             trial.headers.iter().take(NAMED).map(|name| name.as_str().to_owned()).collect();
         warn!(
-            job = %key,
+            job = key.main().strip_prefix(prefix).unwrap_or(key.main()),
             outcome = found.as_str(),
             status = status.as_u16(),
             headers = named.join(", "),
+            not_storable = forbidden.map_or("", NoStore::as_str),
             bytes = length,
             digest = format!("{:032x}", digest.digest128()),
             stored_bytes = entry.body().len(),

@@ -294,12 +294,8 @@ pub(super) fn states(
 
 /// What becomes of reads that the cache could answer.
 pub(super) fn serving(text: &str) -> Result<Mode, String> {
-    match text {
-        "on" => Ok(Mode::On),
-        "shadow" => Ok(Mode::Shadow),
-        "off" => Ok(Mode::Off),
-        _ => Err("must be on, shadow or off".to_owned()),
-    }
+    let found = [Mode::On, Mode::Shadow, Mode::Off].into_iter().find(|mode| mode.as_str() == text);
+    found.ok_or_else(|| "must be on, shadow or off".to_owned())
 }
 
 /// A part of a whole, from 0 to 1.
@@ -317,12 +313,9 @@ pub(super) fn share(text: &str) -> Result<Share, String> {
 
 /// When an entry in this process may be used.
 pub(super) fn near(text: &str) -> Result<NearMode, String> {
-    match text {
-        "strict" => Ok(NearMode::Strict),
-        "bounded" => Ok(NearMode::Bounded),
-        "off" => Ok(NearMode::Off),
-        _ => Err("must be strict, bounded or off".to_owned()),
-    }
+    let all = [NearMode::Strict, NearMode::Bounded, NearMode::Off];
+    let found = all.into_iter().find(|mode| mode.as_str() == text);
+    found.ok_or_else(|| "must be strict, bounded or off".to_owned())
 }
 
 /// How a line of the log looks.
@@ -336,12 +329,9 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
 
 /// How requests with a credential are treated.
 pub(super) fn mode(text: &str) -> Result<CredentialMode, String> {
-    match text {
-        "partition" => Ok(CredentialMode::Partition),
-        "shared" => Ok(CredentialMode::Shared),
-        "bypass" => Ok(CredentialMode::Bypass),
-        _ => Err("must be partition, shared or bypass".to_owned()),
-    }
+    let all = [CredentialMode::Partition, CredentialMode::Shared, CredentialMode::Bypass];
+    let found = all.into_iter().find(|mode| mode.as_str() == text);
+    found.ok_or_else(|| "must be partition, shared or bypass".to_owned())
 }
 
 fn count(items: &[String], what: &str, most: usize) -> Result<(), String> {

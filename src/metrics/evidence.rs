@@ -5,7 +5,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::OutcomeLabels;
+use super::{OutcomeLabels, counters::zeros};
 
 /// What a comparison has come to; a label of its metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +64,7 @@ pub struct Trials {
 impl Default for Trials {
     /// Every outcome is there from the beginning: that none was found wrong is to be seen.
     fn default() -> Self {
-        let none = || {
-            let family = Family::<OutcomeLabels, Counter>::default();
-            for evidence in Evidence::ALL {
-                family.get_or_create_owned(&labels(evidence));
-            }
-            family
-        };
+        let none = || zeros(Evidence::ALL.map(labels));
         Self { shadow: none(), verify: none(), under_way: Gauge::default() }
     }
 }
@@ -84,6 +78,16 @@ impl Trials {
     /// Counts what a hit was.
     pub fn verify(&self, evidence: Evidence) {
         self.verify.get_or_create(&labels(evidence)).inc();
+    }
+
+    /// What hits would have been, so far.
+    pub fn shadow_count(&self, evidence: Evidence) -> u64 {
+        self.shadow.get_or_create(&labels(evidence)).get()
+    }
+
+    /// What hits were, so far.
+    pub fn verify_count(&self, evidence: Evidence) -> u64 {
+        self.verify.get_or_create(&labels(evidence)).get()
     }
 
     pub(super) fn register(&self, r: &mut Registry) {

@@ -53,6 +53,10 @@ pub struct KindLabels {
     pub kind: &'static str,
 }
 
+/// Spans by what became of them: `exported`, `failed` (the collector did not take them) or `dropped`
+/// (the queue was full). Whoever sends them counts, before there are other metrics.
+pub type SpanCounts = Family<OutcomeLabels, Counter>;
+
 /// Counters of what comes to one of these, and maybe to others.
 pub(super) fn outcomes<const N: usize>(outcomes: [&'static str; N]) -> Counters<OutcomeLabels> {
     Counters::beginning_with(outcomes.map(|outcome| OutcomeLabels { outcome }))

@@ -111,7 +111,7 @@ impl Operations {
         // `ALL` is in the order of declaration.
         self.histograms[op as usize].observe(took.as_secs_f64());
         if let Err(error) = result {
-            let labels = ErrorLabels { op: op.as_str(), error: word(error) };
+            let labels = ErrorLabels { op: op.as_str(), error: error.as_str() };
             self.errors.get_or_create(&labels).inc();
         }
     }
@@ -142,7 +142,7 @@ impl Breaker {
     /// It was, and is not any more.
     pub fn open(&self, error: &StoreError) {
         self.open.set(1);
-        self.openings.get_or_create(&OpeningLabels { error: word(error) }).inc();
+        self.openings.get_or_create(&OpeningLabels { error: error.as_str() }).inc();
     }
 
     pub(super) fn register(&self, r: &mut Registry) {
@@ -156,17 +156,6 @@ impl Breaker {
             "Times that the store was trusted and then lost, by what happened",
             self.openings.clone(),
         );
-    }
-}
-
-/// The word for metrics.
-fn word(error: &StoreError) -> &'static str {
-    match error {
-        StoreError::Down => "down",
-        StoreError::Pending => "pending",
-        StoreError::Timeout | StoreError::Spent => "timeout",
-        StoreError::Lost(_) => "lost",
-        StoreError::Refused(_) | StoreError::Journal { .. } => "refused",
     }
 }
 

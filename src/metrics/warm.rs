@@ -6,7 +6,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::OutcomeLabels;
+use super::{OutcomeLabels, counters::zeros};
 
 /// The metrics of cache warming.
 #[derive(Debug)]
@@ -27,30 +27,23 @@ struct SourceLabels {
 }
 
 /// What a read may come to in the end.
-const LAST: [&str; 7] =
-    ["stored", "present", "joined", "status", "unstorable", "passed", "overflow"];
+const LAST: [&str; 8] =
+    ["stored", "present", "joined", "status", "unstorable", "passed", "overflow", "died"];
 /// What may stand in its way, for a while or to the end.
 const IN_THE_WAY: [&str; 6] = ["fenced", "leased", "revoked", "store", "upstream", "busy"];
 
 impl Default for Warm {
     fn default() -> Self {
-        let (outcomes, postponed) = (
-            Family::<OutcomeLabels, Counter>::default(),
-            Family::<OutcomeLabels, Counter>::default(),
-        );
-        for outcome in LAST.into_iter().chain(IN_THE_WAY) {
-            outcomes.get_or_create_owned(&OutcomeLabels { outcome });
+        let label = |outcome| OutcomeLabels { outcome };
+        let sources = ["file", "list"]
+            .into_iter()
+            .flat_map(|source| ["read", "failed"].map(|outcome| SourceLabels { source, outcome }));
+        Self {
+            outcomes: zeros(LAST.into_iter().chain(IN_THE_WAY).map(label)),
+            postponed: zeros(IN_THE_WAY.map(label)),
+            sources: zeros(sources),
+            waiting: Gauge::default(),
         }
-        for outcome in IN_THE_WAY {
-            postponed.get_or_create_owned(&OutcomeLabels { outcome });
-        }
-        let sources = Family::<SourceLabels, Counter>::default();
-        for source in ["file", "list"] {
-            for outcome in ["read", "failed"] {
-                sources.get_or_create_owned(&SourceLabels { source, outcome });
-            }
-        }
-        Self { outcomes, postponed, sources, waiting: Gauge::default() }
     }
 }
 

@@ -31,7 +31,7 @@ use super::Proxy;
 use crate::{
     cache::{Ask, Cache, Look, entry::coding::Coding},
     events::{Sample, What},
-    service::Declined,
+    service::{Declined, Lot},
 };
 
 /// What the fields of a request have come to.
@@ -42,6 +42,8 @@ pub struct Recall {
     coding: Coding,
     /// Of the request that is being answered.
     look: Option<Look>,
+    /// Of the same.
+    lot: Lot,
     /// Of the same, if it is looked at.
     sample: Option<Sample>,
     /// Whose configuration it was made under; it is void under another.
@@ -62,7 +64,8 @@ impl Proxy {
             && !headers.contains_key(IF_MODIFIED_SINCE);
         repeatable.then(|| {
             let coding = Coding::wanted(headers);
-            Recall { ask, coding, look: None, sample: None, cache: Arc::clone(&self.cache) }
+            let (lot, cache) = (Lot::NotDrawn, Arc::clone(&self.cache));
+            Recall { ask, coding, look: None, lot, sample: None, cache }
         })
     }
 
@@ -87,12 +90,10 @@ impl Proxy {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, Declined>> {
         if recall.look.is_none() {
+            recall.lot = self.draw();
             // To be compared with the upstream, which takes the fields of the request.
-            if self.draws() {
-                return Poll::Ready(Err(Declined { drawn: true, ..Declined::default() }));
-            }
-            if !self.aim(recall, path) {
-                return Poll::Ready(Err(Declined::default()));
+            if recall.lot == Lot::Drawn || !self.aim(recall, path) {
+                return Poll::Ready(Err(Declined { lot: recall.lot, ..Declined::default() }));
             }
         }
         let look = recall.look.get_or_insert_default();
@@ -101,14 +102,14 @@ impl Proxy {
             .ok()
             .and_then(|(entry, now_ms)| entry.spell_hit(head, now_ms, recall.coding).cloned());
         let Some(body) = hit else {
-            let declined = Declined { waited: look.waited(), drawn: false };
+            let declined = Declined { waited: look.waited(), lot: recall.lot };
             recall.look = None;
             return Poll::Ready(Err(declined));
         };
         recall.look = None;
-        self.metrics.near_lookup("hit");
+        self.metrics.near.lookup("hit");
         self.metrics.request("hit", "");
-        self.metrics.repeats.inc();
+        self.metrics.near.repeats.inc();
         self.cache.answered(&recall.ask, What::Hit, "", recall.sample.as_ref());
         Poll::Ready(Ok(body))
     }

@@ -14,16 +14,16 @@ use hyper::{
     body::Body as _,
     http::{header::CONTENT_ENCODING, request::Parts},
 };
-use tracing::Instrument as _;
+use tracing::{Instrument as _, error};
 
 use super::{
-    Proxy, Switch,
+    Proxy,
+    exchange::{Switch, prepare_response},
     lead::{Became, LeadTask},
-    prepare_response,
     route::Route,
 };
 use crate::{
-    cache::{Ahead, Lead, key::JobId, policy::Bypass, policy::NoStore},
+    cache::{Abandoned, Ahead, Lead, key::JobId, policy::Bypass, policy::NoStore},
     config::Mode,
     spans,
     store::Budget,
@@ -63,6 +63,8 @@ pub enum Outcome {
     Busy,
     /// There was no room for it among those that wait, or nobody reads any more, as in a drain.
     Overflow,
+    /// It died, which is a fault of ours.
+    Died,
 }
 
 impl Outcome {
@@ -82,6 +84,7 @@ impl Outcome {
             Self::Upstream => "upstream",
             Self::Busy => "busy",
             Self::Overflow => "overflow",
+            Self::Died => "died",
         }
     }
 
@@ -115,11 +118,18 @@ pub enum Unlisted {
 }
 
 impl Proxy {
+    /// Whether anything is to be read ahead.
+    pub fn reads_ahead(&self) -> bool {
+        self.mode != Mode::Off
+    }
+
     /// Reads a job into the cache with these headers, unless it is there.
     pub async fn read_ahead(self: &Arc<Self>, id: &JobId, headers: &HeaderMap) -> Outcome {
-        if self.mode == Mode::Off {
+        if !self.reads_ahead() {
             return Outcome::Passed;
         }
+        // Already the look may take a lease, for which others would wait if it ended there.
+        let _waited_for = self.tasks.token();
         let Some((head, id)) = self.head_ahead(id, headers) else { return Outcome::Passed };
         let ask = self.cache.ask(&id, &head.method, &head.uri, &head.headers);
         let mut budget = self.cache.budget();
@@ -149,7 +159,7 @@ impl Proxy {
     async fn lead_ahead(self: &Arc<Self>, lead: Lead, head: Parts, budget: Budget) -> Outcome {
         if self.superseded.is_told() {
             // As a client's: it would be read by rules that no longer hold.
-            self.cache.abandon(lead, None).await;
+            self.cache.abandon(lead, Abandoned::Superseded).await;
             return Outcome::Revoked;
         }
         let request = self.for_fill(&head, OURSELVES);
@@ -166,8 +176,12 @@ impl Proxy {
             Ok(Became::Unstorable(NoStore::Status, _)) => Outcome::Status,
             Ok(Became::Unstorable(NoStore::Memory, _)) => Outcome::Busy,
             Ok(Became::Unstorable(..)) => Outcome::Unstorable,
-            // One that panicked has stored nothing.
-            Ok(Became::Failed) | Err(_) => Outcome::Upstream,
+            Ok(Became::Failed) => Outcome::Upstream,
+            // It has stored nothing.
+            Err(error) => {
+                error!(%error, "a read ahead died");
+                Outcome::Died
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! must not be able to take off what a gateway in front of us put on.
 
 use hyper::{
-    HeaderMap, Version,
+    HeaderMap, Method, Version,
     header::{
         ACCEPT_ENCODING, CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, IF_MATCH,
         IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE,
@@ -201,7 +201,15 @@ pub fn for_fill(headers: &mut HeaderMap) {
 /// Makes entity tags of compressed hits those that the upstream knows: it would answer a write 412 that
 /// has one in `If-Match`, though nothing has changed. In `If-None-Match` they match nothing, and the answer
 /// is whole: a 304 would be for another coding than the client has.
-pub fn plain_tags(headers: &mut HeaderMap) {
+///
+/// "If a client has a partial copy of a representation [..], it could use the Range header field with a
+/// conditional GET (using either or both of If-Unmodified-Since and If-Match.)" RFC 9110 13.1.5. What it
+/// has a part of is compressed, and what the upstream would send is not, so there the tag stays as it is
+/// and the answer is 412. With another method "a server MUST ignore a Range header field" (14.2).
+pub fn plain_tags(headers: &mut HeaderMap, method: &Method) {
+    if *method == Method::GET && headers.contains_key(RANGE) {
+        return;
+    }
     let Entry::Occupied(mut lines) = headers.entry(IF_MATCH) else { return };
     for line in lines.iter_mut() {
         let plain = line.to_str().map(|value| value.replace(TAG_SUFFIX, ""));

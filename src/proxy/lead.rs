@@ -16,14 +16,15 @@ use tokio::{sync::oneshot, time::timeout};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    Proxy, Switch,
+    Proxy,
     answer::{Answer, Stored, Verdict, refuse},
     body::{Beside, Body, Captured, Tee, capture, capture_beside},
-    entry_response, prepare_response,
+    exchange::{Switch, prepare_response},
+    read::entry_response,
 };
 use crate::{
     cache::{
-        Landed, Lead,
+        Abandoned, Landed, Lead,
         entry::Entry,
         policy::{Bypass, Freshness, NoStore},
     },
@@ -158,15 +159,15 @@ impl LeadTask {
             }
             Beside::Whole(_) => {
                 tee.finish();
-                proxy.cache.abandon(lead, Some(NoStore::Empty)).await;
+                proxy.cache.abandon(lead, Abandoned::Unstorable(NoStore::Empty)).await;
                 Became::Unstorable(NoStore::Empty, head.status)
             }
             Beside::Unstorable(why) => {
-                proxy.cache.abandon(lead, Some(why)).await;
+                proxy.cache.abandon(lead, Abandoned::Unstorable(why)).await;
                 Became::Unstorable(why, head.status)
             }
             Beside::Broken => {
-                proxy.cache.abandon(lead, None).await;
+                proxy.cache.abandon(lead, Abandoned::Unanswered).await;
                 Became::Failed
             }
         }
@@ -177,13 +178,13 @@ impl LeadTask {
         let response = Response::from_parts(head, body);
         let verdict = Verdict::Miss { stored: Stored::No(why), collapsed: false, why: self.why };
         let _ = self.answer.send(Answer { response, verdict });
-        self.proxy.cache.abandon(self.lead, Some(why)).await;
+        self.proxy.cache.abandon(self.lead, Abandoned::Unstorable(why)).await;
         Became::Unstorable(why, status)
     }
 
     async fn fail(self, answer: Answer) -> Became {
         let _ = self.answer.send(answer);
-        self.proxy.cache.abandon(self.lead, None).await;
+        self.proxy.cache.abandon(self.lead, Abandoned::Unanswered).await;
         Became::Failed
     }
 }

@@ -33,7 +33,7 @@ use crate::{
     cache::key::JobId,
     limits::{Kept, Room, join},
     metrics::{Metrics, MissLabels},
-    telemetry::Throttle,
+    throttle::Throttle,
     upstream::{RequestBody, ResponseBody, UpstreamError},
 };
 

@@ -14,17 +14,17 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{
-    Method,
+    Method, Response,
     body::{Body as HttpBody, Frame},
     http::request::Parts,
 };
 use tracing::Instrument as _;
 
 use super::{
-    Proxy, Switch,
+    Proxy,
     answer::{Answer, Verdict, refuse},
     body::Body,
-    prepare_response, relay,
+    exchange::{Switch, prepare_response, relay},
 };
 use crate::{
     cache::{Ask, Lookup, Trial, policy::Bypass},
@@ -78,15 +78,16 @@ impl Proxy {
         let sent = self.send(request, Repeat::IfSafe).await;
         match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
-                let matters = trial.head(response.status(), response.headers());
-                let response = response.map(|body| {
-                    if matters && !body.is_end_stream() {
-                        let (proxy, trial) = (Arc::clone(self), Some(trial));
-                        return Body::Tried(Box::new(Tried { body, trial, proxy }));
-                    }
+                let (head, body) = response.into_parts();
+                let matters = trial.head(&head, &self.cache);
+                let body = if matters && !body.is_end_stream() {
+                    let (proxy, trial) = (Arc::clone(self), Some(trial));
+                    Body::Tried(Box::new(Tried { body, trial, proxy }))
+                } else {
                     self.conclude_shadow(trial);
                     Body::Upstream(body)
-                });
+                };
+                let response = Response::from_parts(head, body);
                 Answer { response, verdict: Verdict::Pass(Bypass::ShadowHit) }
             }
             Err(error) => {

@@ -14,13 +14,16 @@ use hyper::{
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 
-use super::{Proxy, Switch, prepare_response};
+use super::{
+    Proxy,
+    exchange::{Switch, prepare_response},
+};
 use crate::{
     cache::Trial,
     config::Share,
     limits::Room,
     metrics::{Evidence, Metrics},
-    service::Declined,
+    service::{Declined, Lot},
     spans,
     transport::Peer,
     upstream::{Repeat, RequestBody},
@@ -39,18 +42,25 @@ pub(super) fn room(metrics: &Metrics) -> Arc<Room> {
 }
 
 impl Proxy {
-    /// Draws a lot for a hit.
-    pub(super) fn draws(&self) -> bool {
-        let share = self.verify.millionths();
-        share != 0 && fastrand::u32(..Share::WHOLE) < share
+    /// Draws a lot for a hit, if any are to be compared.
+    pub(super) fn draw(&self) -> Lot {
+        match self.verify.millionths() {
+            0 => Lot::NotDrawn,
+            share if fastrand::u32(..Share::WHOLE) < share => Lot::Drawn,
+            _ => Lot::Lost,
+        }
     }
 
-    /// Whether this hit is to be compared. One that the lot has fallen on before it came here is.
+    /// Whether this hit is to be compared. The lot may have been drawn before it came here.
     pub(super) fn is_drawn(&self, method: &Method, extensions: &Extensions) -> bool {
         if self.verify == Share::default() || *method != Method::GET {
             return false;
         }
-        extensions.get().is_some_and(|declined: &Declined| declined.drawn) || self.draws()
+        let lot = match extensions.get() {
+            None | Some(Declined { lot: Lot::NotDrawn, .. }) => self.draw(),
+            Some(Declined { lot, .. }) => *lot,
+        };
+        lot == Lot::Drawn
     }
 
     /// Has a hit compared with what the upstream answers to this request.
@@ -76,7 +86,7 @@ impl Proxy {
         let sent = self.send(request, Repeat::IfSafe).await;
         let response = prepare_response(sent.ok()?, Switch::Unasked).ok()?;
         let (head, mut body) = response.into_parts();
-        let mut matters = trial.head(head.status, &head.headers);
+        let mut matters = trial.head(&head, &self.cache);
         while matters && let Some(frame) = body.frame().await {
             matters = frame.ok()?.data_ref().is_none_or(|data| trial.part(data));
         }

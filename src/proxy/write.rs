@@ -7,13 +7,13 @@ use hyper::{
     Request, Response, StatusCode,
     body::{Body as _, Incoming},
 };
-use tracing::{Instrument as _, warn};
+use tracing::{Instrument as _, error};
 
 use super::{
-    Proxy, Switch,
+    Proxy,
     answer::{Answer, Verdict, refuse, refuse_for_now, refuse_with},
     body::{Body, Ending, Finish, Finishing},
-    end_after_unasked, prepare_response,
+    exchange::{Switch, end_after_unasked, prepare_response},
     reach::{Inspected, Unread},
     route::{Scope, Target},
 };
@@ -24,7 +24,7 @@ use crate::{
     spans,
     store::{Ended, Write},
     transport::Peer,
-    upstream::{Repeat, UpstreamError},
+    upstream::{Repeat, RequestBody, UpstreamError},
 };
 
 impl Proxy {
@@ -47,7 +47,7 @@ impl Proxy {
         match self.tasks.spawn(write.instrument(spans::current())).await {
             Ok(answer) => answer,
             Err(error) => {
-                warn!(%error, "a write died");
+                error!(%error, "a write died");
                 refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
             }
         }
@@ -68,18 +68,7 @@ impl Proxy {
             Err(Unread::Broken(error)) => return refuse(&error),
             Err(Unread::NoRoom) => return refuse_for_now("memory"),
         };
-        let mut budget = self.cache.budget();
-        let fence = self.cache.begin(&scope.jobs, &mut budget).instrument(spans::fence());
-        let write = fence.await;
-        let exchange = async {
-            let request = Request::from_parts(head, body);
-            let response = self.send(request, Repeat::Never).await?;
-            self.inspector.response(&scope.rules, response).await
-        };
-        let result = tokio::select! {
-            result = exchange => result,
-            never = self.cache.keep_fenced(&write) => match never {},
-        };
+        let (write, result) = self.forward_fenced(&scope, Request::from_parts(head, body)).await;
         // An answer that we refuse is an answer to the write all the same.
         let outcome = match &result {
             Err(error) if error.may_have_arrived() => Outcome::Unknown,
@@ -102,6 +91,26 @@ impl Proxy {
             end_after_unasked(response, &interim);
         }
         self.conclude(change, outcome, result).await
+    }
+
+    /// Fences what a write may change, and forwards it.
+    async fn forward_fenced(
+        &self,
+        scope: &Scope,
+        request: Request<RequestBody>,
+    ) -> (Write, Result<Inspected, UpstreamError>) {
+        let mut budget = self.cache.budget();
+        let fence = self.cache.begin(&scope.jobs, &mut budget).instrument(spans::fence());
+        let write = fence.await;
+        let exchange = async {
+            let response = self.send(request, Repeat::Never).await?;
+            self.inspector.response(&scope.rules, response).await
+        };
+        let result = tokio::select! {
+            result = exchange => result,
+            never = self.cache.keep_fenced(&write) => match never {},
+        };
+        (write, result)
     }
 
     /// Invalidates what a write has changed, then answers it. To be run where nobody cancels it.

@@ -26,10 +26,9 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
@@ -57,10 +56,10 @@ pub(super) struct Desk<R> {
     /// Whether the connection is to be closed.
     leaving: AtomicBool,
     /// Whether the service has declined the request that is handed to hyper, and there is more to say
-    /// of it: what it has waited already, in us, and whether it was drawn.
+    /// of it.
     declined: AtomicBool,
-    waited_us: AtomicU64,
-    drawn: AtomicBool,
+    /// That.
+    told: Mutex<Declined>,
 }
 
 impl<R> Desk<R> {
@@ -73,8 +72,7 @@ impl<R> Desk<R> {
             busy: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             declined: AtomicBool::new(false),
-            waited_us: AtomicU64::new(0),
-            drawn: AtomicBool::new(false),
+            told: Mutex::default(),
         }
     }
 
@@ -86,16 +84,16 @@ impl<R> Desk<R> {
             return None;
         }
         self.declined.store(false, Ordering::Relaxed);
-        let waited = Duration::from_micros(self.waited_us.load(Ordering::Relaxed));
-        Some(Declined { waited, drawn: self.drawn.load(Ordering::Relaxed) })
+        Some(*self.told())
     }
 
     /// The next request that hyper takes is one that the service has declined.
-    fn decline(&self, Declined { waited, drawn }: Declined) {
-        let waited_us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-        self.waited_us.store(waited_us, Ordering::Relaxed);
-        self.drawn.store(drawn, Ordering::Relaxed);
-        self.declined.store(waited_us > 0 || drawn, Ordering::Relaxed);
+    fn decline(&self, declined: Declined) {
+        let says_more = declined != Declined::default();
+        if says_more {
+            *self.told() = declined;
+        }
+        self.declined.store(says_more, Ordering::Relaxed);
     }
 
     /// Keeps what may be recalled of the request of this number.
@@ -112,6 +110,10 @@ impl<R> Desk<R> {
     /// Whether a request is being answered that hyper does not know of.
     pub(super) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed)
+    }
+
+    fn told(&self) -> MutexGuard<'_, Declined> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn recall(&self) -> MutexGuard<'_, Option<(u64, R)>> {

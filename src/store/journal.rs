@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::timeout};
 use tracing::warn;
 
-use crate::telemetry::Throttle;
+use crate::throttle::Throttle;
 
 /// How long an answer waits for the disk.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(1);

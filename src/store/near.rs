@@ -121,7 +121,7 @@ impl<V> Lifecycle<Key, V> for Evictions<V> {
     type RequestState = <DefaultLifecycle<Key, V> as Lifecycle<Key, V>>::RequestState;
 
     fn on_evict(&self, state: &mut Self::RequestState, key: Key, value: V) {
-        self.metrics.near_evictions.inc();
+        self.metrics.near.evictions.inc();
         self.metrics.events.evicted(key.main());
         self.stash.on_evict(state, key, value);
     }
@@ -211,8 +211,8 @@ impl<V: Clone> Near<V> {
 
     fn count(&self) {
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
-        self.metrics.near_entries.set(number(self.values.len() as u64));
-        self.metrics.near_bytes.set(number(self.values.weight()));
+        self.metrics.near.entries.set(number(self.values.len() as u64));
+        self.metrics.near.bytes.set(number(self.values.weight()));
     }
 }
 
@@ -235,7 +235,7 @@ impl<V: Clone + Send + Sync> Watcher for Near<V> {
         self.bump_all();
         self.values.clear();
         self.bump_all();
-        self.metrics.near_flushes.inc();
+        self.metrics.near.flushes.inc();
         for shard in &self.shards {
             shard.changed.notify_waiters();
         }
@@ -307,7 +307,7 @@ mod tests {
             near.insert(&key("x"), value.into(), near.note(&key("x")));
         }
         assert_eq!(value(&near, &key("x")).as_deref(), Some("new"));
-        assert_eq!((metrics.near_evictions.get(), metrics.near_entries.get()), (0, 1));
+        assert_eq!((metrics.near.evictions.get(), metrics.near.entries.get()), (0, 1));
         assert!(metrics.events.past("job_status:x").happenings.is_empty());
     }
 
@@ -334,12 +334,12 @@ mod tests {
             let key = key(&id.to_string());
             near.insert(&key, Arc::clone(&body), near.note(&key));
         }
-        let bytes = metrics.near_bytes.get();
+        let bytes = metrics.near.bytes.get();
         assert!(bytes > 32 << 10 && bytes <= 64 << 10, "{bytes} bytes");
-        let (entries, evictions) = (metrics.near_entries.get(), metrics.near_evictions.get());
+        let (entries, evictions) = (metrics.near.entries.get(), metrics.near.evictions.get());
         assert_eq!(u64::try_from(entries).unwrap() + evictions, 1000);
         near.flush();
-        assert_eq!((metrics.near_bytes.get(), metrics.near_entries.get()), (0, 0));
+        assert_eq!((metrics.near.bytes.get(), metrics.near.entries.get()), (0, 0));
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@
 //!
 //! It does not retry a request's operation: who asked has a budget and an upstream.
 
+mod connect;
 mod info;
 mod keeper;
 mod session;
@@ -22,7 +23,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use redis::{Client, IntoConnectionInfo, RedisError};
+use redis::RedisError;
 use tokio::{
     runtime::Handle,
     sync::Notify,
@@ -33,6 +34,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::{
+    connect::Target,
     keeper::{REPLAY_BATCH, Shared, Warnings, keep},
     session::Session,
     tracking::Tracked,
@@ -82,12 +84,10 @@ impl Redis {
         tasks: TaskTracker,
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
-        let info = url.into_connection_info().map_err(refused)?;
-        let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let client = Client::open(info.set_tcp_settings(tcp)).map_err(refused)?;
+        let target = Target::parse(url)?;
         let secret = config.credentials.secret.as_ref();
         let shared = Arc::new(Shared {
-            client,
+            target,
             address: config.store.url.to_string(),
             prefix: config.store.prefix.clone(),
             lease: config.store.lease,

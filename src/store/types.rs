@@ -327,6 +327,20 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// The word for metrics and operators. What the server says may name its address, which is for the
+    /// log.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Pending => "pending",
+            Self::Timeout | Self::Spent => "timeout",
+            Self::Lost(_) => "lost",
+            Self::Refused(_) | Self::Journal { .. } => "refused",
+        }
+    }
+}
+
 /// What the store may still cost one request, over all its operations.
 #[derive(Debug)]
 pub struct Budget {

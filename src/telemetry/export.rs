@@ -23,7 +23,7 @@ use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{SdkTracer, SdkTracerProvider, Span, SpanData, SpanProcessor},
 };
-use prometheus_client::metrics::{counter::Counter, family::Family};
+use prometheus_client::metrics::counter::Counter;
 use prost::Message as _;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -32,10 +32,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::Throttle;
 use crate::{
     config::Traces,
-    metrics::{Metrics, OutcomeLabels},
+    metrics::{Metrics, OutcomeLabels, SpanCounts},
+    throttle::Throttle,
     tls::TlsError,
     upstream::collector::{Answer, Collector, Unanswered},
 };
@@ -43,14 +43,10 @@ use crate::{
 /// Before a message is sent a second time; doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Spans by what became of them: `exported`, `failed` (the collector did not take them) or `dropped`
-/// (the queue was full).
-pub type Counts = Family<OutcomeLabels, Counter>;
-
 /// Where spans end, and what makes them.
 pub(super) fn pipeline(traces: &Traces) -> (SdkTracer, Export) {
     let (sender, spans) = mpsc::channel(traces.queue);
-    let counts = Counts::default();
+    let counts = SpanCounts::default();
     let [exported, failed, dropped] = ["exported", "failed", "dropped"]
         .map(|outcome| counts.get_or_create_owned(&OutcomeLabels { outcome }));
     let queue = Queue { sender, dropped: dropped.clone() };
@@ -114,7 +110,7 @@ pub struct Export {
     spans: mpsc::Receiver<SpanData>,
     attributes: ResourceAttributesWithSchema,
     traces: Traces,
-    counts: Counts,
+    counts: SpanCounts,
     tallies: Tallies,
 }
 
@@ -127,7 +123,7 @@ pub(crate) struct Exporting {
 
 impl Export {
     /// To be shown among the metrics.
-    pub(crate) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> SpanCounts {
         self.counts.clone()
     }
 

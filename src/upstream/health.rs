@@ -8,7 +8,7 @@ use std::sync::{
 use tracing::{info, warn};
 
 use super::UpstreamError;
-use crate::{metrics::Metrics, telemetry::Throttle};
+use crate::{metrics::Metrics, throttle::Throttle};
 
 /// So many exchanges in a row that got no answer, and the upstream counts as down: a single slow
 /// endpoint among others that answer does not make it so.

@@ -170,6 +170,27 @@ async fn the_upstreams_own_tag_and_vary_are_kept() {
     assert_eq!(writes[0].headers["if-match"], "\"v7\"");
 }
 
+/// Who has a part of the compressed body would take a part of another for its rest.
+#[tokio::test]
+async fn a_part_is_asked_for_under_the_tag_that_the_client_has() {
+    let setup = filled(|_| {}).await;
+    let tag = accepting(&setup.sidecar.client, "zstd").await.header("etag").to_owned();
+    let asked = |method: Method| {
+        let request = setup.sidecar.client.request(method, X).header("range", "bytes=100-");
+        request.header("if-match", &tag).send()
+    };
+    asked(Method::GET).await;
+    asked(Method::PUT).await;
+    let requests = setup.upstream.requests();
+    let [.., read, write] = &requests[..] else { panic!("{requests:?}") };
+    assert_eq!((&read.method, read.headers["if-match"].to_str().unwrap()), (&Method::GET, &*tag));
+    let plain = tag.replace("-jobcache-zstd", "");
+    assert_eq!(
+        (&write.method, write.headers["if-match"].to_str().unwrap()),
+        (&Method::PUT, &*plain)
+    );
+}
+
 #[tokio::test]
 async fn small_bodies_and_those_that_nobody_may_transform_are_stored_as_they_are() {
     let setup = Setup::with(compressing).await;

@@ -1,6 +1,6 @@
 //! `/explain/<id>`: what it says a request would come to is what the request then comes to.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, future::Future, time::Duration};
 
 use hyper::{Method, StatusCode};
 use jobcache::config::{Config, Mode, Secret};
@@ -10,8 +10,10 @@ use crate::support::{
     Reply, SOON, Setup,
     client::HOST,
     eventually,
+    raw::End,
     redis::{RedisServer, key},
-    upstream::with_headers,
+    sidecar::{Sidecar, config},
+    upstream::{Gate, with_headers},
 };
 
 const X: &str = "/jobs/x";
@@ -66,10 +68,42 @@ async fn counters(setup: &Setup) -> Vec<String> {
     metrics.text().lines().filter(counts).map(ToOwned::to_owned).collect()
 }
 
+/// Requests by what became of them.
+async fn outcomes(setup: &Setup) -> BTreeMap<String, u64> {
+    let metrics = setup.sidecar.admin.get("/metrics").await;
+    let mut all = BTreeMap::new();
+    for line in metrics.text().lines() {
+        let Some(rest) = line.strip_prefix("jobcache_requests_total{outcome=\"") else { continue };
+        let (outcome, rest) = rest.split_once('"').expect("a label");
+        let count: u64 = rest.split_once("} ").expect("a value").1.parse().expect("a number");
+        *all.entry(outcome.to_owned()).or_default() += count;
+    }
+    all
+}
+
+/// That what was told is what a request, the only one meanwhile, comes to: by its own word and by the
+/// metric.
+async fn same(setup: &Setup, told: &Value, request: impl Future<Output = Reply>) {
+    let before = outcomes(setup).await;
+    let real = request.await;
+    assert_same(told, real.cache_status());
+    assert_outcome(setup, told, &before).await;
+}
+
+async fn assert_outcome(setup: &Setup, told: &Value, before: &BTreeMap<String, u64>) {
+    let risen: Vec<_> = outcomes(setup)
+        .await
+        .into_iter()
+        .filter(|(outcome, count)| before.get(outcome).copied().unwrap_or_default() < *count)
+        .map(|(outcome, _)| outcome)
+        .collect();
+    assert_eq!(risen, [told["verdict"]["outcome"].as_str().expect("text")], "{told}");
+}
+
 #[track_caller]
-fn assert_same(told: &Value, real: &Reply) {
+fn assert_same(told: &Value, is: &str) {
     let verdict = &told["verdict"];
-    let (said, is) = (verdict["cache_status"].as_str().expect("text"), real.cache_status());
+    let said = verdict["cache_status"].as_str().expect("text");
     let strip = |status: &str| status.split("; ttl=").next().unwrap_or_default().to_owned();
     let is = is.replace("; stored", "").replace("; collapsed", "");
     assert_eq!(strip(said).replace("; collapsed", ""), strip(&is), "{told}");
@@ -87,14 +121,38 @@ async fn check_as(setup: &Setup, method: Method, path: &str, fields: Fields<'_>)
     let before = rest(setup).await;
     let told = explain(setup, "x", head(method.as_str(), path, fields)).await;
     assert_eq!((dump(setup).await, counters(setup).await), before, "a dry run: {told}");
-    assert_same(&told, &send(setup, method, path, fields).await);
+    same(setup, &told, send(setup, method, path, fields)).await;
     told
 }
 
 /// Explains a request, and then sends it.
-async fn check_served(setup: &Setup, path: &str) -> Value {
-    let told = explain(setup, "x", head("GET", path, &[])).await;
-    assert_same(&told, &send(setup, Method::GET, path, &[]).await);
+async fn check_served(setup: &Setup, method: Method, fields: Fields<'_>) -> Value {
+    let told = explain(setup, "x", head(method.as_str(), X, fields)).await;
+    same(setup, &told, send(setup, method, X, fields)).await;
+    told
+}
+
+/// The same for the second read of the upstream that is under way, which is let go then.
+async fn check_held(setup: &Setup, gate: &Gate, fields: Fields<'_>) -> Value {
+    let told = explain(setup, "x", head("GET", X, fields)).await;
+    let release = async {
+        gate.arrived(2).await;
+        gate.release();
+    };
+    tokio::join!(same(setup, &told, send(setup, Method::GET, X, fields)), release);
+    told
+}
+
+/// The same for a request as it is written.
+async fn check_raw(setup: &Setup, head: &str) -> Value {
+    let told = explain(setup, "x", head.to_owned()).await;
+    let before = outcomes(setup).await;
+    let mut end = End::new(setup.sidecar.client.connect().await);
+    end.send(head).await;
+    let (real, _) = end.answer().await;
+    let is = real.lines().find_map(|line| line.strip_prefix("cache-status: "));
+    assert_same(&told, is.unwrap_or_else(|| panic!("{real}")));
+    assert_outcome(setup, &told, &before).await;
     told
 }
 
@@ -124,7 +182,8 @@ async fn a_mode_that_answers_nothing_from_the_cache_is_told() {
             reply.cache_status().ends_with(detail)
         })
         .await;
-        assert_eq!(check_served(&setup, X).await["verdict"]["detail"], detail);
+        let told = check_served(&setup, Method::GET, &[]).await;
+        assert_eq!(told["verdict"]["detail"], detail);
     }
 }
 
@@ -139,6 +198,7 @@ async fn a_hit_is_told_with_all_that_there_is_to_the_entry_and_its_past() {
     assert!(entry["ttl_s"].as_u64().is_some_and(|ttl| (290..=300).contains(&ttl)), "{told}");
     assert!(entry["age_s"].as_u64().is_some_and(|age| age < 10), "{told}");
     assert_eq!((&entry["audience"], &entry["size"]), (&1.into(), &41.into()), "{told}");
+    assert_eq!(entry["stored_size"], 41, "{told}");
     assert!(entry["generation"].as_str().is_some_and(|token| !token.is_empty()), "{told}");
     let events = told["events"].as_array().expect("a list");
     let what: Vec<_> = events.iter().map(|event| event["what"].as_str().expect("text")).collect();
@@ -182,8 +242,16 @@ async fn a_fence_is_told_with_what_is_left_of_it() {
     let setup = Setup::with(|config| config.settle = Duration::from_mins(1)).await;
     setup.hit(X).await;
     setup.sidecar.put(X).await;
+    for cache_control in ["only-if-cached", "no-store", "no-cache"] {
+        check(&setup, X, &[("cache-control", cache_control)]).await;
+    }
+    check_as(&setup, Method::HEAD, X, &[]).await;
     let told = check(&setup, X, &[]).await;
-    assert_eq!(told["verdict"]["detail"], "fenced");
+    assert_eq!(
+        (&told["verdict"]["detail"], &told["verdict"]["outcome"]),
+        (&"fenced".into(), &"miss".into())
+    );
+    assert!(told["verdict"]["why"].as_str().unwrap().contains("ms left"), "{told}");
     assert!(told["fence"]["left_ms"].as_i64().is_some_and(|ms| ms > 50_000), "{told}");
     let ended = |event: &Value| event["what"] == "write-ended" && event["why"] == "confirmed";
     assert!(told["events"].as_array().expect("a list").iter().any(ended), "{told}");
@@ -196,20 +264,124 @@ async fn another_sidecars_lease_is_told() {
     let gate = setup.upstream.hold(Method::GET, X);
     let check = async {
         gate.arrived(1).await;
-        let told = explain(&setup, "x", head("GET", X, &[])).await;
+        let told = check_held(&setup, &gate, &[]).await;
         assert_eq!(
             (&told["verdict"]["detail"], &told["value"]),
             (&"leased".into(), &"placeholder".into())
         );
         assert!(told["lease"]["left_ms"].as_i64().is_some_and(|ms| ms > 0), "{told}");
-        let release = async {
-            gate.arrived(2).await;
-            gate.release();
-        };
-        let (real, ()) = tokio::join!(setup.get(X), release);
-        assert_same(&told, &real);
     };
     tokio::join!(second.get(X), check);
+}
+
+#[tokio::test]
+async fn who_wants_no_cache_waits_for_no_other_sidecar() {
+    let setup = Setup::new().await;
+    let second = setup.second().await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    let check = async {
+        gate.arrived(1).await;
+        let told = check_held(&setup, &gate, &[("cache-control", "no-cache")]).await;
+        assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
+        assert_eq!(told["verdict"]["detail"], "no-cache");
+    };
+    tokio::join!(second.get(X), check);
+}
+
+/// Nobody is turned away, waits, or shares.
+#[tokio::test]
+async fn what_shadow_mode_does_otherwise_is_told() {
+    let redis = RedisServer::start().await;
+    let setup = Setup::cold(redis, |config| config.mode = Mode::Shadow).await;
+    let is_connected = async || send(&setup, Method::GET, "/jobs/y", &[]).await.is_stored();
+    eventually(SOON, async || {
+        setup.redis.del(&key("y")).await;
+        is_connected().await
+    })
+    .await;
+    let only = [("cache-control", "only-if-cached")];
+    let told = check_served(&setup, Method::GET, &only).await;
+    assert_eq!(told["verdict"]["detail"], "only-if-cached");
+    assert!(told["verdict"]["why"].as_str().unwrap().contains("in service"), "{told}");
+    let second = Sidecar::start(config(&setup.redis, &setup.upstream)).await;
+    eventually(SOON, async || second.get("/jobs/y").await.is_hit()).await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    let check = async {
+        gate.arrived(1).await;
+        let told = check_held(&setup, &gate, &[]).await;
+        assert_eq!(told["verdict"]["detail"], "leased");
+        assert!(
+            !told["verdict"]["why"].as_str().unwrap().contains("would wait at most 250 ms for")
+        );
+    };
+    tokio::join!(second.get(X), check);
+    eventually(SOON, async || setup.get(X).await.cache_status().contains("shadow-hit")).await;
+    for fields in [&only[..], &[]] {
+        assert_eq!(
+            check_served(&setup, Method::GET, fields).await["verdict"]["detail"],
+            "shadow-hit"
+        );
+    }
+    check_served(&setup, Method::HEAD, &[]).await;
+    check_served(&setup, Method::GET, &[("cache-control", "no-cache")]).await;
+}
+
+#[tokio::test]
+async fn what_is_refused_before_anything_is_made_of_it_is_told() {
+    let setup = Setup::with(|config| config.server.max_headers = 20).await;
+    let long = "a".repeat(9_000);
+    let many = "a: b\r\n".repeat(30);
+    for (head, detail) in [
+        ("GET /jobs/x HTTP/1.1\r\n\r\n", "host"),
+        ("GET /jobs/x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "host"),
+        ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", "target"),
+        ("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", "connect"),
+        (&format!("GET /jobs/x?{long} HTTP/1.1\r\nHost: a\r\n\r\n"), "uri-too-long"),
+        (&format!("GET /jobs/x HTTP/1.1\r\nHost: a\r\n{many}\r\n"), "too-many-headers"),
+        (
+            "PUT /jobs/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            "transfer-coding",
+        ),
+    ] {
+        let told = check_raw(&setup, head).await;
+        assert_eq!(told["verdict"]["detail"], detail, "{told}");
+        assert_eq!(told["verdict"]["outcome"], "error", "{told}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_read_of_a_job_is_told() {
+    let setup = Setup::new().await;
+    for (line, outcome, detail) in [
+        ("GET /other HTTP/1.1", "pass", "path".into()),
+        ("POST /jobs HTTP/1.1", "pass", "path".into()),
+        ("GET /jobs/a:b HTTP/1.1", "pass", "spelling".into()),
+        ("OPTIONS * HTTP/1.1", "pass", "method".into()),
+        ("OPTIONS /jobs/x HTTP/1.1", "pass", "method".into()),
+        ("get /jobs/x HTTP/1.1", "write", Value::Null),
+        ("GET /jobs/x HTTP/1.0", "miss", Value::Null),
+    ] {
+        let told = check_raw(&setup, &format!("{line}\r\nHost: {HOST}\r\n\r\n")).await;
+        assert_eq!(
+            (&told["verdict"]["outcome"], &told["verdict"]["detail"]),
+            (&outcome.into(), &detail),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_curl_shows_is_explained_and_the_verdict_comes_first() {
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    let shown = format!(
+        "*   Trying 127.0.0.1:80...\n> GET {X} HTTP/1.1\n> Host: {HOST}\n> Accept: */*\n>\n< HTTP/1.1 \
+         200 OK\n< age: 3\n"
+    );
+    let post = setup.sidecar.admin.request(Method::POST, "/explain/x").body(shown);
+    let reply = post.send().await;
+    assert!(reply.text().starts_with("{\"verdict\":{\"outcome\":\"miss\""), "{}", reply.text());
+    assert_eq!(reply.json()["request"]["form_assumed"], false);
 }
 
 #[tokio::test]
@@ -243,7 +415,8 @@ async fn a_pending_invalidation_is_told_while_redis_hangs() {
         (&told["verdict"]["detail"], &told["store"]["pending"]),
         (&"pending".into(), &true.into())
     );
-    assert_same(&told, &setup.get(X).await);
+    assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
+    same(&setup, &told, setup.get(X)).await;
     // Another job is no pending one.
     let told = explain(&setup, "y", head("GET", "/jobs/y", &[])).await;
     assert_eq!(told["store"]["pending"], false, "{told}");
@@ -265,7 +438,7 @@ async fn a_store_that_hangs_and_one_that_is_down_are_told() {
         (&told["verdict"]["detail"], &told["store"]["error"]),
         (&"store-down".into(), &"down".into())
     );
-    assert_same(&told, &setup.get(X).await);
+    same(&setup, &told, setup.get(X)).await;
 }
 
 #[tokio::test]
@@ -377,6 +550,7 @@ async fn what_cannot_be_explained_is_refused_with_the_reason() {
     for (body, says) in [
         ("GET /jobs/y HTTP/1.1".to_owned(), "another path"),
         ("Cookie".to_owned(), "line 1"),
+        ("Host: a\nCookie".to_owned(), "give one field a line"),
         ("a: b\n".repeat(20_000), "at most"),
     ] {
         let reply = admin.request(Method::POST, "/explain/x").body(body).send().await;

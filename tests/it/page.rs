@@ -6,9 +6,11 @@ use std::{
 };
 
 use hyper::{Method, StatusCode};
-use jobcache::config::{Config, Secret};
+use jobcache::config::{Config, Mode, Secret};
 
-use crate::support::{Setup, browser::Browser, client::Reply, upstream::with_headers};
+use crate::support::{
+    SOON, Setup, browser::Browser, client::Reply, eventually, upstream::with_headers,
+};
 
 const X: &str = "/jobs/x";
 const SECRET: &str = "a-secret-of-the-test";
@@ -128,6 +130,28 @@ async fn a_browser_shows_figures_events_and_why_a_job_is_not_cached() {
     for url in asked {
         assert!(url.starts_with(&own) || url.starts_with("data:"), "{url}");
     }
+}
+
+#[tokio::test]
+async fn a_browser_shows_what_shadow_mode_has_found_and_when_not_to_go_on() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let redis = crate::support::RedisServer::start().await;
+    let setup = Setup::cold(redis, |config| config.mode = Mode::Shadow).await;
+    let would_hit = async || setup.get(X).await.cache_status().ends_with("shadow-hit");
+    eventually(SOON, would_hit).await;
+    browser.open(&url(&setup)).await;
+    let next = |words: &str| format!("/{words}/.test(document.querySelector('#next').innerText)");
+    browser.until("/%/.test(document.querySelector('#would').innerText)").await;
+    browser.until(&next("are few|is few")).await;
+
+    setup.upstream.respond_to(X, |_| with_headers("{}", &[("set-cookie", "sid=1")]));
+    assert!(would_hit().await);
+    browser.until(&next("find out why 1 answer")).await;
+    browser.until("/different 1/.test(document.querySelector('#found').innerText)").await;
+    assert!(!browser.text("body").await.contains("set mode to on"));
+    let status = setup.sidecar.admin.get("/status").await.json();
+    assert_eq!((&status["shadow"]["different"], &status["verify"]["same"]), (&1.into(), &0.into()));
+    assert!(status["shadow"]["same"].as_u64() >= Some(1), "{status}");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ async fn a_receipt_tells_of_the_entry_that_is_gone() {
 
     let receipt = receipt(&setup).await;
 
-    assert_eq!(receipt["entry"]["size"], version("x", 0).len());
+    assert_eq!(receipt["entry"]["stored_size"], version("x", 0).len());
     assert_eq!(receipt["entry"]["generation"], told["entry"]["generation"]);
     assert!(receipt["entry"]["age_ms"].as_i64().is_some_and(|ms| (0..60_000).contains(&ms)));
     assert_eq!(receipt["near_dropped"], told["near"], "{receipt}");
@@ -60,7 +60,7 @@ async fn what_somebody_wrote_beside_a_value_fails_no_purge() {
         }
         let receipt = receipt(&setup).await;
         assert_eq!(
-            (&receipt["entry"]["size"], &receipt["entry"]["generation"]),
+            (&receipt["entry"]["stored_size"], &receipt["entry"]["generation"]),
             (&6.into(), &Value::Null)
         );
     }
@@ -88,7 +88,7 @@ async fn a_receipt_tells_of_a_fill_that_it_has_voided() {
 async fn a_value_of_somebody_elses_has_no_generation() {
     let setup = Setup::new().await;
     setup.redis.set(&key("x"), b"its own").await;
-    let entry = json!({ "size": 7, "age_ms": null, "generation": null });
+    let entry = json!({ "stored_size": 7, "age_ms": null, "generation": null });
     assert_eq!(receipt(&setup).await["entry"], entry);
     let () = setup.redis.run(redis::cmd("LPUSH").arg(key("x")).arg("a")).await;
     let meta = "{job_status:x}:meta";

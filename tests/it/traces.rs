@@ -107,7 +107,10 @@ async fn a_miss_is_a_trace_from_the_client_to_the_upstream() {
     assert_eq!(request.resource["deployment.environment"], "test");
     let lookups: Vec<_> = spans.iter().filter(|span| span.name == "lookup").collect();
     assert!(lookups.iter().all(|lookup| lookup.parent == request.id), "{spans:#?}");
-    assert!(lookups.iter().any(|lookup| lookup.field("jobcache.layer") == "store"));
+    for (layer, result) in [("near", "miss"), ("store", "lead")] {
+        let lookup = lookups.iter().find(|lookup| lookup.field("jobcache.layer") == layer);
+        assert_eq!(lookup.map(|lookup| lookup.field("jobcache.result")), Some(result), "{layer}");
+    }
     let flight = named(&spans, "flight");
     assert_eq!(flight.parent, request.id);
     let exchange = named(&spans, "GET");

@@ -1,18 +1,17 @@
 //! Hits that are compared with the upstream behind the back of the client.
 
-use hyper::{HeaderMap, Method, Response, StatusCode};
+use hyper::{Method, StatusCode};
 use jobcache::config::{Config, Share};
 
 use crate::support::{
-    Body, Reply, SOON, Setup, eventually,
+    SOON, Setup, eventually,
     raw::End,
     redis::key,
+    two::{ALICE, BOB, get, not_to_bob},
     upstream::{json, version},
 };
 
 const X: &str = "/jobs/x";
-const ALICE: &str = "Bearer alice-0123456789";
-const BOB: &str = "Bearer bob-9876543210";
 
 /// Comparisons at a time.
 const TRIALS: u64 = 32;
@@ -53,17 +52,6 @@ async fn counted(setup: &Setup, outcome: &str, want: u64) {
     .await;
 }
 
-async fn get(setup: &Setup, who: &str) -> Reply {
-    setup.sidecar.client.request(Method::GET, X).header("authorization", who).send().await
-}
-
-fn not_to_bob(headers: &HeaderMap) -> Response<Body> {
-    match headers.get("authorization") {
-        Some(who) if who == BOB => json(StatusCode::FORBIDDEN, "{}"),
-        _ => json(StatusCode::OK, version("x", 0)),
-    }
-}
-
 #[tokio::test]
 async fn by_default_no_hit_is_verified() {
     let setup = Setup::new().await;
@@ -90,6 +78,23 @@ async fn a_silent_change_is_found_and_the_entry_goes_everywhere() {
     assert!(reply.is_stored(), "{reply:?}");
     reply.assert(200, &version("x", 1));
     setup.get(X).await.assert(200, &version("x", 1));
+}
+
+/// An entry keeps no cookie, so what was stored shows no difference.
+#[tokio::test]
+async fn an_answer_that_has_come_to_set_a_cookie_is_found() {
+    let setup = verifying().await;
+    setup.hit(X).await;
+    over(&setup).await;
+    setup.upstream.respond_to(X, |_| {
+        let mut response = json(StatusCode::OK, version("x", 0));
+        response.headers_mut().insert("set-cookie", "sid=alice".parse().unwrap());
+        response
+    });
+    assert!(setup.get(X).await.is_hit());
+    counted(&setup, "different", 1).await;
+    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.get(X).await.is_stored());
 }
 
 #[tokio::test]
@@ -173,10 +178,14 @@ async fn an_upstream_that_fails_proves_nothing() {
         assert!(setup.get(X).await.is_hit(), "{status}");
         over(&setup).await;
     }
+    let timed =
+        async || setup.sidecar.admin.metric("jobcache_upstream_response_seconds_count").await;
+    let before = timed().await;
     setup.upstream.respond(X, |_| None);
     assert!(setup.get(X).await.is_hit());
     over(&setup).await;
     assert_eq!(count(&setup, "failed").await, 4);
+    assert_eq!(timed().await, before, "what has no head took no time to it");
     assert!(setup.get(X).await.is_hit());
 }
 
@@ -234,6 +243,36 @@ async fn of_repeated_requests_a_share_is_verified_and_the_others_stay_cheap() {
     assert!((100..=300).contains(&verified), "{verified} of 400");
     assert!(repeats >= 100, "{repeats} of 400");
     assert!(verified + repeats <= 400, "{verified} and {repeats}");
+}
+
+/// What is no hit in this process comes to another place, and is drawn for once all the same.
+#[tokio::test]
+async fn of_repeated_requests_that_redis_answers_no_more_are_verified() {
+    let setup = verifying_with(|config| config.verify = Share::of_millionths(500_000)).await;
+    let second = setup.second().await;
+    setup.hit(X).await;
+    over(&setup).await;
+    let ask = async |end: &mut End, path: &str| {
+        end.send(format!("GET {path} HTTP/1.1\r\nHost: jobs.example\r\n\r\n")).await;
+        end.answer().await.0
+    };
+    let mut filling = End::new(second.client.connect().await);
+    for job in 0..400 {
+        ask(&mut filling, &format!("/jobs/{job}")).await;
+    }
+    let mut end = End::new(setup.sidecar.client.connect().await);
+    // What the next ones repeat.
+    poll(&mut end).await;
+    over(&setup).await;
+    let same = count(&setup, "same").await;
+    for job in 0..400 {
+        let head = ask(&mut end, &format!("/jobs/{job}")).await;
+        assert!(head.contains("jobcache; hit"), "{head}");
+        over(&setup).await;
+    }
+    let verified = count(&setup, "same").await - same;
+    // Five standard deviations of 10 each. Drawn for twice it would be 300.
+    assert!((150..=250).contains(&verified), "{verified} of 400");
 }
 
 #[tokio::test]

@@ -269,6 +269,21 @@ async fn a_cache_that_is_switched_off_reads_nothing_ahead() {
     assert_eq!(setup.upstream.reads("/jobs/x"), 0);
 }
 
+/// The upstream would be asked for nothing.
+#[tokio::test]
+async fn a_cache_that_is_switched_off_asks_for_no_list() {
+    let mut world = World::new().await;
+    world.config.warm.list = Some("/active".parse().unwrap());
+    world.config.mode = Mode::Off;
+    let file = world.file("x\n");
+    let sidecar = world.sidecar().await;
+    // What the file names is read at the same time, and comes to its end.
+    warmed(&sidecar, "passed", 1).await;
+    sidecar.get(X).await.assert(200, &version("x", 0));
+    assert_eq!(world.upstream.reads("/active"), 0);
+    drop(file);
+}
+
 #[tokio::test]
 async fn a_purge_of_several_refreshes_each_once() {
     let setup = Setup::with(as_clients_ask).await;

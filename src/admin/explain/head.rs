@@ -1,59 +1,97 @@
 //! The head of a client's request, as an operator gives it.
 
 use hyper::{
-    Request,
+    Request, Version,
     http::{HeaderName, HeaderValue, Method, Uri},
 };
 
-/// Bytes of a head.
+/// Bytes of a head, and so more fields than any request may have.
 pub(in crate::admin) const MAX_HEAD: usize = 32 << 10;
-/// Fields of a head.
-const MAX_FIELDS: usize = 200;
 
-/// Reads it; `path` is where it goes that does not say. An error says what is wrong with which line,
-/// and nothing of what stands there.
+/// Reads it; `path` is where it goes that does not say. An error says what is wrong with which line and
+/// how to mend it, and nothing of what stands there.
+///
+/// The version of one that does not say is 1.0, which is asked for no `Host`.
 pub(super) fn parse(head: &[u8], path: impl FnOnce() -> String) -> Result<Request<()>, String> {
-    let text = std::str::from_utf8(head).map_err(|_| "the head is not UTF-8".to_owned())?;
-    let mut lines = text.lines().enumerate().peekable();
+    let text = std::str::from_utf8(head).map_err(|error| not_text(head, error.valid_up_to()))?;
+    let mut lines = sent(text).peekable();
     let first = lines.next_if(|(_, line)| is_request_line(line));
-    let (method, uri) = match first {
-        Some((_, line)) => target(line)?,
-        None => (Method::GET, uri(&path())?),
-    };
     let mut request = Request::new(());
-    (*request.method_mut(), *request.uri_mut()) = (method, uri);
+    *request.version_mut() = Version::HTTP_10;
+    match first {
+        Some((at, line)) => target(at, line, &mut request)?,
+        None => *request.uri_mut() = path().parse().map_err(|_| no_path(1))?,
+    }
     for (at, line) in lines.take_while(|(_, line)| !line.is_empty()) {
-        if request.headers().len() >= MAX_FIELDS {
-            return Err(format!("the head has more than {MAX_FIELDS} fields"));
-        }
-        let (name, value) = field(line)
-            .ok_or_else(|| format!("line {} of the head is not `Name: value`", at + 1))?;
+        let (name, value) = field(line).ok_or_else(|| {
+            format!(
+                "line {at} of the head is not `Name: value`; give one field a line, such as `Host: \
+                 api.example`, and the first line, if at all, as `GET /jobs/x HTTP/1.1`"
+            )
+        })?;
         request.headers_mut().append(name, value);
     }
     Ok(request)
 }
 
-/// `GET /path HTTP/1.1`, where the version may be missing. A field has no space before its colon.
-fn is_request_line(line: &str) -> bool {
-    line.split_once(' ').is_some_and(|(method, _)| {
-        !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase())
+/// The lines with their numbers. What `curl -v` shows has a mark before what was sent; the rest of it,
+/// what came back and what it says of the connection, is none of the head.
+fn sent(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let is_of_curl = text.lines().any(|line| line.starts_with('>'));
+    let lines = text.lines().enumerate().map(|(at, line)| (at + 1, line));
+    lines.filter_map(move |(at, line)| {
+        if !is_of_curl {
+            return Some((at, line));
+        }
+        let line = line.strip_prefix('>')?;
+        Some((at, line.strip_prefix(' ').unwrap_or(line)))
     })
 }
 
-fn target(line: &str) -> Result<(Method, Uri), String> {
-    let mut words = line.split(' ');
-    let method = words.next().unwrap_or_default();
-    let method = method.parse().map_err(|_| "line 1 of the head names no method".to_owned())?;
-    Ok((method, uri(words.next().unwrap_or_default())?))
+/// `GET /path HTTP/1.1`, where the version may be missing. A field has no space before its colon. A
+/// method in lower case is one, of another name.
+fn is_request_line(line: &str) -> bool {
+    let Some((method, rest)) = line.split_once(' ') else { return false };
+    let is_method = |byte: u8| byte.is_ascii_alphabetic() || byte == b'-';
+    let is_upper = !method.bytes().any(|byte| byte.is_ascii_lowercase());
+    let goes = ["/", "*", "http://", "https://"].iter().any(|start| rest.starts_with(start));
+    !method.is_empty() && method.bytes().all(is_method) && (is_upper || goes)
 }
 
-fn uri(target: &str) -> Result<Uri, String> {
-    target.parse().map_err(|_| "line 1 of the head names no path".to_owned())
+fn target(at: usize, line: &str, request: &mut Request<()>) -> Result<(), String> {
+    let mut words = line.split(' ');
+    let method = words.next().unwrap_or_default();
+    let method: Method = method.parse().map_err(|_| {
+        format!("line {at} of the head names no method; begin it with one, such as GET")
+    })?;
+    let uri: Uri = words.next().unwrap_or_default().parse().map_err(|_| no_path(at))?;
+    let version = match words.next() {
+        None | Some("HTTP/1.0") => Version::HTTP_10,
+        Some("HTTP/1.1") => Version::HTTP_11,
+        Some("HTTP/2" | "HTTP/2.0") => Version::HTTP_2,
+        Some(_) => {
+            return Err(format!(
+                "line {at} of the head ends in no version that is spoken here; write HTTP/1.1, or \
+                 nothing after the path"
+            ));
+        }
+    };
+    (*request.method_mut(), *request.uri_mut(), *request.version_mut()) = (method, uri, version);
+    Ok(())
+}
+
+fn no_path(at: usize) -> String {
+    format!("line {at} of the head names no path; write it as `GET /jobs/x HTTP/1.1`")
+}
+
+fn not_text(head: &[u8], valid: usize) -> String {
+    let at = head[..valid].split(|byte| *byte == b'\n').count();
+    format!("line {at} of the head is not UTF-8; send the head as text, or without that field")
 }
 
 fn field(line: &str) -> Option<(HeaderName, HeaderValue)> {
     let (name, value) = line.split_once(':')?;
-    let value = HeaderValue::from_str(value.trim()).ok()?;
+    let value = HeaderValue::from_bytes(value.trim().as_bytes()).ok()?;
     Some((name.parse().ok()?, value))
 }
 
@@ -61,6 +99,7 @@ fn field(line: &str) -> Option<(HeaderName, HeaderValue)> {
 mod tests {
     use super::*;
 
+    /// `want` is the request, or how the error begins.
     #[track_caller]
     fn check(head: &str, want: Result<&str, &str>) {
         let got = parse(head.as_bytes(), || "/jobs/x".into()).map(|request| {
@@ -70,7 +109,14 @@ mod tests {
                 .map(|(name, value)| format!(" {name}={}", value.to_str().unwrap()));
             format!("{} {}{}", request.method(), request.uri(), fields.collect::<String>())
         });
-        assert_eq!(got.as_deref(), want.map_err(ToOwned::to_owned).as_ref().copied(), "{head:?}");
+        match (got, want) {
+            (Ok(got), Ok(want)) => assert_eq!(got, want, "{head:?}"),
+            (Err(got), Err(want)) => {
+                assert!(got.starts_with(want) && !got.contains("secret"), "{head:?}: {got}");
+                assert!(got.contains("; "), "{got} names no mend");
+            }
+            (got, want) => panic!("{head:?}: {got:?} and not {want:?}"),
+        }
     }
 
     #[test]
@@ -83,6 +129,27 @@ mod tests {
         );
         check("GET /jobs/x?t=1", Ok("GET /jobs/x?t=1"));
         check("HOST: a", Ok("GET /jobs/x host=a"));
+        check("get /jobs/x HTTP/1.1\nHost: a", Ok("get /jobs/x host=a"));
+        check("GET * HTTP/1.1", Ok("GET *"));
+        check("CONNECT a:1 HTTP/1.1\nHost: a:1", Ok("CONNECT a:1 host=a:1"));
+    }
+
+    #[test]
+    fn what_curl_shows_is_read_as_far_as_it_was_sent() {
+        check("> GET /jobs/x HTTP/1.1\n> Host: a\n>\n", Ok("GET /jobs/x host=a"));
+        let all = "* Connected to a port 80\n> HEAD /jobs/x HTTP/2\r\n> Host: a\r\n> \r\n* done\n\
+                   < HTTP/1.1 200 OK\n< age: 1\n{\"id\": 1}";
+        check(all, Ok("HEAD /jobs/x host=a"));
+        check("> Host: a\n> secret", Err("line 2 of the head is not `Name: value`"));
+    }
+
+    #[test]
+    fn the_version_is_the_one_that_is_said() {
+        let version = |head: &str| parse(head.as_bytes(), || "/jobs/x".into()).unwrap().version();
+        assert_eq!(version("Host: a"), Version::HTTP_10);
+        assert_eq!(version("GET /jobs/x"), Version::HTTP_10);
+        assert_eq!(version("GET /jobs/x HTTP/1.1"), Version::HTTP_11);
+        assert_eq!(version("GET /jobs/x HTTP/2"), Version::HTTP_2);
     }
 
     #[test]
@@ -90,7 +157,8 @@ mod tests {
         check("Host: a\nsecret", Err("line 2 of the head is not `Name: value`"));
         check("a secret: b", Err("line 1 of the head is not `Name: value`"));
         check("GET  secret", Err("line 1 of the head names no path"));
-        let many = "a: b\n".repeat(MAX_FIELDS + 1);
-        check(&many, Err("the head has more than 200 fields"));
+        check("GET /jobs/x secret", Err("line 1 of the head ends in no version"));
+        let error = parse(b"a: b\nc: \xff", || "/jobs/x".into()).unwrap_err();
+        assert!(error.starts_with("line 2 of the head is not UTF-8"), "{error}");
     }
 }

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use crate::cache::{
-    entry::Reject,
-    explain::{Because, Explained},
-    policy::Bypass,
+use hyper::Method;
+
+use crate::{
+    cache::{
+        entry::Reject,
+        explain::{Because, Explained},
+        policy::Bypass,
+    },
+    proxy::framing::Refusal,
 };
 
 /// Why it would be a hit.
@@ -39,6 +44,7 @@ pub(super) fn because(because: Because) -> &'static str {
             "would go to the API: the request wants nothing as old as the entry (its Cache-Control); \
              the answer replaces the entry"
         }
+        Because::Unconfirmed(why) => pass(why),
         Because::Rejected(Reject::Foreign) => {
             "would go to the API: the value in Redis is not what jobcache has stored, so it is \
              dropped and filled anew"
@@ -65,6 +71,45 @@ pub(super) fn left(why: Bypass, explained: &Explained) -> String {
         Some(left_ms) => format!("{} (at most {left_ms} ms left)", pass(why)),
         None => pass(why).to_owned(),
     }
+}
+
+/// Why it would go past the cache in shadow mode, where that is for another reason than in service.
+pub(super) fn in_shadow(why: Bypass) -> Option<&'static str> {
+    match why {
+        Bypass::OnlyIfCached => Some(
+            "would go to the API: in service it would be answered 504, for it wants nothing but a \
+             cached answer (mode is shadow)",
+        ),
+        Bypass::Leased => Some(
+            "would go to the API: another sidecar is reading it, for which it would wait at most \
+             250 ms in service (mode is shadow)",
+        ),
+        _ => None,
+    }
+}
+
+/// Why it would be refused.
+pub(super) fn refused(why: Refusal) -> &'static str {
+    match why {
+        Refusal::Host => {
+            "a request over HTTP/1.1 has one Host, and that is a host; if it was left out here, add it \
+             or leave out HTTP/1.1"
+        }
+        Refusal::Target => "its target is in a form that is not for its method",
+        Refusal::TransferCoding => "its Transfer-Encoding is another than chunked",
+        Refusal::UriTooLong => "its path and query are longer than server.max_uri",
+        Refusal::TooManyHeaders => "it has more fields than server.max_headers",
+    }
+}
+
+/// What becomes of a write.
+pub(super) fn write(method: &Method) -> &'static str {
+    let upper = method.as_str().to_ascii_uppercase();
+    if upper != method.as_str() && ["GET", "HEAD", "OPTIONS", "TRACE"].contains(&&*upper) {
+        return "would be forwarded as a write, and the entry dropped before it is answered: the names \
+                of methods are in upper case, and one in lower case may do anything";
+    }
+    "would be forwarded as a write, and the entry dropped before it is answered"
 }
 
 /// Why it would go past the cache.

@@ -25,6 +25,7 @@ function show(told) {
   say(at('saved-life'), `${count(requests.life.saved)} since the start, of ${many(requests.life.reads, 'read')}`);
   latencies(told.latency_ms);
   health(told, store, upstream);
+  evidence(told);
   reasons(told);
   limits(told);
   busiest(told.busiest);

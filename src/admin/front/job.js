@@ -30,7 +30,7 @@ function wanted() {
   const path = text.replace(/^[a-z]+:\/\/[^/]*/i, '').replace(/#.*/, '');
   if (!path.includes('/')) return { id: text, line: '' };
   const [plain] = path.split('?');
-  return { id: plain.replace(/\/+$/, '').split('/').pop(), line: `GET ${path.startsWith('/') ? path : `/${path}`} HTTP/1.1` };
+  return { id: plain.replace(/\/+$/, '').split('/').pop(), line: `GET ${path.startsWith('/') ? path : `/${path}`}` };
 }
 
 // Of a path the browser would make another one.
@@ -42,7 +42,8 @@ async function explain() {
   if (!id || isDots(id)) { box.replaceChildren(make('p', 'verdict error', 'Give the id of a job, or the path of a request for it.')); return; }
   const turn = answered += 1;
   const head = at('head').value.trim();
-  const isWhole = /^[A-Z]+ /.test(head);
+  // As it is copied: with a request line of its own, or as `curl -v` shows it.
+  const isWhole = /^[A-Za-z-]+ [/*h]/.test(head) || /^>/m.test(head);
   const body = [isWhole ? '' : target, head].filter(Boolean).join('\n');
   history.replaceState(null, '', `#job=${encodeURIComponent(id)}`);
   try {
@@ -81,7 +82,7 @@ function facts({ job, request, store, value, entry, lease, fence, near, marks })
     ['in Redis', value === null ? `not known: ${store.error ?? 'no answer'}` : Object.hasOwn(VALUES, value) ? VALUES[value] : value],
   ];
   if (entry) {
-    rows.push(['age', `${span(entry.age_s)} old, ${span(entry.ttl_s)} left`], ['size', bytes(entry.size)]);
+    rows.push(['age', `${span(entry.age_s)} old, ${span(entry.ttl_s)} left`], ['size', `${bytes(entry.size)}${entry.stored_size < entry.size ? `, ${bytes(entry.stored_size)} in Redis (zstd)` : ''}`]);
     const who = entry.public ? 'anybody (the API says public)' : many(entry.audience, 'caller');
     rows.push(['for', entry.standing && !entry.public ? `${who}; ${STANDING[entry.standing]}` : who]);
     rows.push(['generation', make('span', 'mono', entry.generation)]);
@@ -147,7 +148,7 @@ async function purge(id) {
 }
 
 function receipt({ job, confirmed, entry, fill_voided, flights_detached, near_dropped }) {
-  const parts = [!confirmed ? 'what there was is not known' : entry ? `there was an entry of ${bytes(entry.size)}, ${span(entry.age_ms / 1000)} old` : 'there was no entry'];
+  const parts = [!confirmed ? 'what there was is not known' : entry ? `there was an entry of ${bytes(entry.stored_size)} in the store, ${span(entry.age_ms / 1000)} old` : 'there was no entry'];
   if (fill_voided) parts.push('a fill was under way and is void');
   if (flights_detached) parts.push(`${many(flights_detached, 'read')} of the API here detached`);
   if (near_dropped) parts.push('this process had it in memory and has dropped it');

@@ -23,6 +23,9 @@ const LEVEL: i32 = 1;
 /// Largest body there is: `max_body` at most. No more is ever made of what the store holds.
 const MAX_LENGTH: usize = 64 << 20;
 
+/// The greatest weight, in thousandths.
+const WHOLE: u16 = 1_000;
+
 /// Fields that tell of the bytes as they are sent, and so would be wrong of others (RFC 9530 2, RFC 1864).
 const OF_THE_BYTES: [HeaderName; 3] = [
     HeaderName::from_static("content-digest"),
@@ -49,9 +52,9 @@ impl Coding {
         let (mut zstd, mut identity) = (0, None);
         for (name, weight) in members(request, &ACCEPT_ENCODING) {
             if name.eq_ignore_ascii_case(b"zstd") {
-                zstd = weight;
+                zstd = weight.unwrap_or(0);
             } else if name.eq_ignore_ascii_case(b"identity") {
-                identity = Some(weight);
+                identity = Some(weight.unwrap_or(WHOLE));
             }
         }
         // "no-transform [..] indicates that the client is asking for intermediaries to avoid transforming
@@ -112,19 +115,24 @@ fn forbids(headers: &HeaderMap) -> bool {
     directives.any(|(name, _)| name.eq_ignore_ascii_case(b"no-transform"))
 }
 
-/// The members of a list, each with its weight in thousandths.
-fn members<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = (&'h [u8], u16)> {
+/// The members of a list, each with its weight in thousandths; none where that cannot be read. Who reads
+/// it takes it for what leaves the body as it is.
+fn members<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = (&'h [u8], Option<u16>)> {
     let lines = headers.get_all(name).into_iter();
     lines.flat_map(|line| line.as_bytes().split(|b| *b == b',')).map(|member| {
-        let mut parts = member.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+        let mut parts = member.splitn(2, |b| *b == b';').map(<[u8]>::trim_ascii);
         let name = parts.next().unwrap_or_default();
-        // Of what cannot be read nothing is known but that it is said of what is not unwelcome.
-        let weight = parts.find_map(|part| {
-            let value = part.strip_prefix(b"q=").or_else(|| part.strip_prefix(b"Q="))?;
-            Some(thousandths(value).unwrap_or(0))
-        });
-        (name, weight.unwrap_or(1_000))
+        (name, parts.next().map_or(Some(WHOLE), weight))
     })
+}
+
+/// `weight = OWS ";" OWS "q=" qvalue` RFC 9110 12.4.2. A coding has no other parameter, and there is no
+/// space around the sign: `q =0` is no weight, and least of all one that says that it is welcome.
+fn weight(parameter: &[u8]) -> Option<u16> {
+    thousandths(parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="))?)
 }
 
 /// `qvalue = ( "0" [ "." 0*3DIGIT ] ) / ( "1" [ "." 0*3("0") ] )` RFC 9110 12.4.2
@@ -139,7 +147,7 @@ fn thousandths(value: &[u8]) -> Option<u16> {
     for place in 0..3 {
         weight = weight * 10 + digits.get(place).map_or(Some(0), |b| digit(*b))?;
     }
-    (weight <= 1_000).then_some(weight)
+    (weight <= WHOLE).then_some(weight)
 }
 
 #[cfg(test)]
@@ -174,6 +182,10 @@ mod tests {
         for broken in ["zstd;q=2", "zstd;q=x", "zstd;q=0.1234", "zstd;q=", "zstdx", "x-zstd"] {
             accepts(broken, Coding::Identity);
         }
+        for broken in ["zstd;q =0", "zstd;q= 0", "zstd; q = 1", "zstd;level=1", "zstd;q=1;x"] {
+            accepts(broken, Coding::Identity);
+        }
+        accepts("zstd;q=0.9, identity;q =0", Coding::Identity);
         check(&[("accept-encoding", "gzip"), ("accept-encoding", "zstd")], Coding::Zstd);
         check(&[("accept-encoding", "zstd"), ("cache-control", "No-Transform")], Coding::Identity);
     }

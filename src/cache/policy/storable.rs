@@ -55,7 +55,7 @@ pub fn is_stored(name: &HeaderName) -> bool {
 }
 
 /// "A cache MUST NOT store a response to a request unless" RFC 9111 3, and our own limits.
-pub(super) fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
+pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     let headers = &head.headers;
     // "the response status code is final" RFC 9111 3. Of the final ones only 200 is a job's status.
     //

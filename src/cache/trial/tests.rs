@@ -1,7 +1,7 @@
 //! What an answer says of an entry, whichever pieces it comes in.
 
 use bytes::Bytes;
-use hyper::{Request, Response, header::CONTENT_TYPE};
+use hyper::{HeaderMap, Request, Response, header::CONTENT_TYPE};
 
 use super::*;
 use crate::{
@@ -28,11 +28,28 @@ fn trial() -> Trial {
     Trial::of(Key::new("job_status:", "x"), Arc::new(entry))
 }
 
+fn policy() -> Policy {
+    Policy {
+        ttl: GRACE,
+        stated_only: false,
+        max_body: 1 << 20,
+        vary: Vec::new(),
+        states: None,
+        cookies: vec!["sid".into()],
+    }
+}
+
+fn answer(status: u16, headers: HeaderMap) -> response::Parts {
+    let mut head = Response::new(()).into_parts().0;
+    (head.status, head.headers) = (StatusCode::from_u16(status).unwrap(), headers);
+    head
+}
+
 #[track_caller]
 fn check(status: u16, kind: &str, parts: &[&str], want: Evidence) {
     let mut trial = trial();
     let headers = headers(kind, "Mon, 07 Nov 1994 08:49:37 GMT");
-    let mut matters = trial.head(StatusCode::from_u16(status).unwrap(), &headers);
+    let mut matters = trial.weigh(&answer(status, headers), &policy());
     for part in parts {
         matters = matters && trial.part(part.as_bytes());
     }
@@ -70,8 +87,27 @@ fn an_answer_that_is_none_proves_nothing_and_a_refusal_is_told_apart() {
 #[test]
 fn no_more_is_read_than_tells() {
     let mut trial = trial();
-    assert!(!trial.head(StatusCode::FORBIDDEN, &HeaderMap::new()));
-    assert!(trial.head(StatusCode::OK, &HeaderMap::new()));
+    assert!(!trial.weigh(&answer(403, HeaderMap::new()), &policy()));
+    assert!(trial.weigh(&answer(200, HeaderMap::new()), &policy()));
     assert!(trial.part(BODY.as_bytes()), "there may be more");
     assert!(!trial.part(b" "), "there is more");
+}
+
+/// What makes it so is no part of an entry, and so in no list of headers that differ.
+#[test]
+fn the_same_body_for_one_client_alone_is_not_the_same() {
+    let with = |name: &'static str, value: &'static str| {
+        let mut trial = trial();
+        let mut headers = headers("application/json", "Mon, 07 Nov 1994 08:49:37 GMT");
+        headers.insert(name, value.parse().unwrap());
+        trial.weigh(&answer(200, headers), &policy());
+        trial.part(BODY.as_bytes());
+        (trial.headers.is_empty(), trial.found())
+    };
+    assert_eq!(with("set-cookie", "sid=1"), (true, Evidence::Different));
+    assert_eq!(with("set-cookie", "lb=1"), (true, Evidence::Same), "a cookie that does not count");
+    assert_eq!(with("trailer", "x"), (true, Evidence::Different));
+    for forbids in ["private", "no-store", "no-cache"] {
+        assert_eq!(with("cache-control", forbids), (false, Evidence::Different), "{forbids}");
+    }
 }

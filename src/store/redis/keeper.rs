@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use redis::{AsyncConnectionConfig, Client, RedisError};
+use redis::RedisError;
 use tokio::{
     sync::Notify,
     time::{sleep_until, timeout},
@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     DETACHED_TIMEOUT, SessionHandle,
+    connect::Target,
     info::Info,
     session::{Judgement, Session, classify, clock_ahead_ms},
     tracking::{Tracked, track},
@@ -31,7 +32,7 @@ use crate::{
         CredentialKey, Ended, Key, StoreError, Token,
         pending::{Added, Item, Pending},
     },
-    telemetry::Throttle,
+    throttle::Throttle,
 };
 
 /// Between two looks at the server's role.
@@ -43,13 +44,11 @@ pub(super) const BACKOFF: (Duration, Duration) =
 pub(super) const REPLAY_BATCH: usize = 64;
 /// For all the SCANs of one purge of all.
 const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Commands that wait for their turn on the connection.
-const QUEUE: usize = 1024;
 
 /// What the keeper and those who use the store have in common.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) client: Client,
+    pub(super) target: Target,
     /// Without user and password, for the log.
     pub(super) address: String,
     pub(super) prefix: String,
@@ -136,16 +135,11 @@ impl Shared {
 
     /// Connects, and makes sure that this is a master of a version that we can work with.
     pub(super) async fn connect(&self) -> Result<SessionHandle, StoreError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(None)
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(QUEUE);
         let open = async {
-            let mut connection =
-                self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            let mut connection = self.target.connect().await?;
             let sent = clock::now();
             let (info, time): (String, (i64, i64)) =
-                redis::pipe().cmd("INFO").cmd("TIME").query_async(&mut connection).await?;
+                redis::pipe().cmd("INFO").cmd("TIME").query_async(&mut connection.requests).await?;
             Ok((connection, info, clock_ahead_ms(time, sent)))
         };
         let (connection, info, clock_ahead_ms) = match timeout(DETACHED_TIMEOUT, open).await {

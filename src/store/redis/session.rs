@@ -16,7 +16,7 @@ use redis::{
 use sha1_smol::Sha1;
 use tokio::time::timeout;
 
-use super::{DETACHED_TIMEOUT, Hold, info::Info};
+use super::{DETACHED_TIMEOUT, Hold, connect::Connection, info::Info};
 use crate::{
     clock, mutants,
     store::{
@@ -50,7 +50,7 @@ static END: LazyLock<Script> = LazyLock::new(|| script("end", include_str!("../l
 /// One connection to a master, for as long as it is one.
 #[derive(Debug)]
 pub struct Session {
-    connection: MultiplexedConnection,
+    connection: Connection,
     epoch: Epoch,
     /// The server's clock minus ours, in ms.
     clock_ahead_ms: AtomicI64,
@@ -78,11 +78,7 @@ pub(super) enum Judgement {
 
 impl Session {
     /// Wraps a connection to a server that has been found fit.
-    pub(super) fn new(
-        connection: MultiplexedConnection,
-        epoch: Epoch,
-        clock_ahead_ms: i64,
-    ) -> Self {
+    pub(super) fn new(connection: Connection, epoch: Epoch, clock_ahead_ms: i64) -> Self {
         Self {
             connection,
             epoch,
@@ -256,7 +252,7 @@ impl Session {
     where
         F: Future<Output = RedisResult<T>>,
     {
-        operation(self.connection.clone()).await.map_err(|error| classify(&error))
+        operation(self.connection.requests.clone()).await.map_err(|error| classify(&error))
     }
 
     pub(super) async fn begin(

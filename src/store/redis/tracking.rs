@@ -16,12 +16,9 @@
 use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BytesMut};
-use redis::{
-    Cmd, ConnectionAddr, FromRedisValue, PushKind, Value, ValueCodec, cmd, from_redis_value,
-};
+use redis::{Cmd, FromRedisValue, PushKind, Value, ValueCodec, cmd, from_redis_value};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::{TcpStream, UnixStream},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     runtime::Handle,
     task::yield_now,
     time::{Instant, sleep, timeout},
@@ -40,6 +37,7 @@ use crate::{
     metrics::Metrics,
     mutants::{self, Mutant},
     store::{StoreError, barrier::Rounds, near::Watcher},
+    transport::Stream,
 };
 
 /// Once it has not answered for so long it is given up.
@@ -134,27 +132,8 @@ pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked)
 
 /// Connects, makes sure that it is the server of the session, and switches tracking on.
 async fn connect(shared: &Shared, session: &Session) -> Result<Wire, StoreError> {
-    let target = shared.client.get_connection_info();
-    let stream: Box<dyn Stream> = match target.addr() {
-        ConnectionAddr::Tcp(host, port) => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(lost)?;
-            stream.set_nodelay(true).map_err(lost)?;
-            Box::new(stream)
-        }
-        ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(lost)?),
-        other => {
-            return Err(StoreError::Refused(format!("cannot track a server at {other}")));
-        }
-    };
-    let mut wire = Wire::new(stream);
-    let redis = target.redis_settings();
-    let mut hello = cmd("HELLO");
-    hello.arg(3);
-    if let Some(password) = redis.password() {
-        hello.arg("AUTH").arg(redis.username().unwrap_or("default")).arg(password);
-    }
-    hello.arg("SETNAME").arg("jobcache-tracking");
-    wire.call::<Value>(&hello).await?;
+    let mut wire = Wire::new(shared.target.open().await.map_err(lost)?);
+    wire.call::<Value>(&shared.target.hello("jobcache-tracking")).await?;
     let info: String = wire.call(&cmd("INFO")).await?;
     let info = Info::parse(&info);
     info.check()?;
@@ -168,12 +147,8 @@ async fn connect(shared: &Shared, session: &Session) -> Result<Wire, StoreError>
     Ok(wire)
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
 struct Wire {
-    stream: Box<dyn Stream>,
+    stream: Stream,
     codec: ValueCodec,
     read: BytesMut,
     /// Whether the codec is amid a value.
@@ -193,7 +168,7 @@ struct Flight {
 }
 
 impl Wire {
-    fn new(stream: Box<dyn Stream>) -> Self {
+    fn new(stream: Stream) -> Self {
         let read = BytesMut::with_capacity(BUFFER);
         let alone = Handle::current().metrics().num_workers() == 1;
         Self { stream, codec: ValueCodec::default(), read, amid: false, pings: 1, alone }

@@ -16,6 +16,7 @@ pub(crate) mod raw;
 pub(crate) mod redis;
 pub(crate) mod sidecar;
 pub(crate) mod tls;
+pub(crate) mod two;
 pub(crate) mod upstream;
 
 pub(crate) use client::{Client, Reply};

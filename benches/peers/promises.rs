@@ -1,0 +1,261 @@
+//! What each peer does where a cache of jobs must not be wrong: counted, not claimed.
+//!
+//! Each figure is how often of so many trials, each with a job of its own. The races are forced, not
+//! waited for: a read is held back in the API until the change and its purge have been acknowledged.
+
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    Result,
+    api::Api,
+    http::{Answer, Client},
+    interrupt::Interrupt,
+    purge::Purge,
+    roster::Peer,
+    servers::Redis,
+    table::Table,
+};
+
+/// Trials of each kind.
+const TRIALS: usize = 100;
+/// Reads while the store is away.
+const READS: usize = 40;
+/// Two whose tokens Bloom takes for one, for it knows them by 32 bits (`farmhash::fingerprint32`):
+/// the first pair of `Bearer user-1`, `Bearer user-2`, and so on.
+const NAMESAKES: [&str; 2] = ["Bearer user-35601", "Bearer user-77514"];
+
+/// What was counted of one peer.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Kept {
+    pub(crate) peer: &'static str,
+    /// Second polls that the API was spared, without and with a token.
+    hits: [usize; 2],
+    /// Older bodies after a write through the peer was answered.
+    older_after_write: usize,
+    /// The same after the peer has acknowledged a purge; and where that overtook a read.
+    older_after_purge: Option<[usize; 2]>,
+    /// Bodies that the API made for another token.
+    leaked: usize,
+    /// The same for two tokens with one hash.
+    leaked_to_namesake: bool,
+    /// While its Redis hangs, and once it is dead.
+    without_store: Option<[Outage; 2]>,
+}
+
+/// What clients see meanwhile.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Outage {
+    failed: usize,
+    worst_ms: f64,
+}
+
+/// One peer in front of an API that changes.
+struct Trial<'t> {
+    peer: &'t Peer,
+    api: &'t Api,
+    /// Begins the ids, so that no two kinds of trials have a job in common.
+    name: &'static str,
+}
+
+/// Puts a peer to all trials.
+pub(crate) fn judge(peer: &Peer, api: &Api, interrupt: &Interrupt) -> Result<Kept> {
+    interrupt.check()?;
+    let trial = |name| Trial { peer, api, name };
+    let hits = [
+        trial("anonymous").count(|trial, id| trial.is_spared(id, None))?,
+        trial("token").count(|trial, id| trial.is_spared(id, Some("Bearer alice")))?,
+    ];
+    let older_after_write = trial("write").count(Trial::is_older_after_a_write)?;
+    let purge = peer.purge();
+    let older_after_purge = purge
+        .map(|purge| -> Result<_> {
+            let idle = trial("purge").count(|trial, id| trial.is_older_after(purge, id))?;
+            let racing = trial("race").count(|trial, id| trial.is_older_amid_a_read(purge, id))?;
+            Ok([idle, racing])
+        })
+        .transpose()?;
+    let leaked =
+        trial("users").count(|trial, id| trial.leaks(id, ["Bearer alice", "Bearer bob"]))?;
+    let leaked_to_namesake = trial("namesakes").leaks("namesakes-0", NAMESAKES)?;
+    interrupt.check()?;
+    let without_store = outages(peer)?;
+    let peer = peer.entrant.name;
+    Ok(Kept {
+        peer,
+        hits,
+        older_after_write,
+        older_after_purge,
+        leaked,
+        leaked_to_namesake,
+        without_store,
+    })
+}
+
+impl Trial<'_> {
+    fn count(self, one: impl Fn(&Self, &str) -> Result<bool>) -> Result<usize> {
+        let mut count = 0;
+        for number in 0..TRIALS {
+            let id = format!("{}-{number}", self.name);
+            let yes = one(&self, &id).map_err(|error| format!("{id}: {error}"))?;
+            count += usize::from(yes);
+        }
+        Ok(count)
+    }
+
+    fn is_spared(&self, id: &str, user: Option<&str>) -> Result<bool> {
+        self.get(id, user)?;
+        let reads = self.api.reads(id);
+        self.get(id, user)?;
+        Ok(self.api.reads(id) == reads)
+    }
+
+    fn is_older_after_a_write(&self, id: &str) -> Result<bool> {
+        let before = self.get(id, None)?;
+        let written = self.request("PUT", id, None)?;
+        if written.status != 200 {
+            return Err(format!("{written:?}").into());
+        }
+        Ok(self.get(id, None)? == before)
+    }
+
+    fn is_older_after(&self, purge: Purge, id: &str) -> Result<bool> {
+        let before = self.get(id, None)?;
+        self.api.change(id);
+        purge.purge(id)?;
+        Ok(self.get(id, None)? == before)
+    }
+
+    /// The read has seen the job as it was, and is answered once the purge has been acknowledged.
+    fn is_older_amid_a_read(&self, purge: Purge, id: &str) -> Result<bool> {
+        self.api.hold(id);
+        let reads = self.api.reads(id) + 1;
+        let before = thread::scope(|scope| -> Result<_> {
+            let reader = scope.spawn(|| self.get(id, None));
+            let overtaken = self.api.wait_for_reads(id, reads).and_then(|()| {
+                self.api.change(id);
+                purge.purge(id)
+            });
+            self.api.release(id);
+            let before = reader.join().unwrap_or_else(|_| Err("the reader died".into()))?;
+            overtaken.map(|()| before)
+        })?;
+        Ok(self.get(id, None)? == before)
+    }
+
+    fn leaks(&self, id: &str, [one, other]: [&str; 2]) -> Result<bool> {
+        // Twice: some store what is asked for again.
+        self.get(id, Some(one))?;
+        self.get(id, Some(one))?;
+        Ok(!self.get(id, Some(other))?.contains(other))
+    }
+
+    fn get(&self, id: &str, user: Option<&str>) -> Result<String> {
+        let Answer { status, body } = self.request("GET", id, user)?;
+        if status != 200 {
+            return Err(format!("GET {id}: {status}").into());
+        }
+        Ok(String::from_utf8(body)?)
+    }
+
+    fn request(&self, method: &str, id: &str, user: Option<&str>) -> Result<Answer> {
+        request(self.peer.address, method, id, user)
+    }
+}
+
+fn request(proxy: SocketAddr, method: &str, id: &str, user: Option<&str>) -> Result<Answer> {
+    let fields: Vec<_> = user.iter().map(|user| ("Authorization", *user)).collect();
+    Client::new(proxy)?.request(method, &format!("/jobs/{id}"), &fields)
+}
+
+/// Stops the store, then kills it; every other read is of a job that was in the cache.
+fn outages(peer: &Peer) -> Result<Option<[Outage; 2]>> {
+    let address = peer.address;
+    let Some(redis) = &peer.redis else { return Ok(None) };
+    for number in 0..READS {
+        request(address, "GET", &format!("warm-{number}"), None)?;
+    }
+    signal(redis, Signal::STOP)?;
+    let hung = outage(address, "hung");
+    signal(redis, Signal::KILL)?;
+    let dead = outage(address, "dead");
+    Ok(Some([hung, dead]))
+}
+
+fn signal(redis: &Redis, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(redis.process.pid())?;
+    Ok(kill_process(Pid::from_raw(pid).ok_or("no process")?, signal)?)
+}
+
+fn outage(proxy: SocketAddr, name: &str) -> Outage {
+    let mut outage = Outage { failed: 0, worst_ms: 0.0 };
+    for number in 0..READS {
+        let id =
+            if number % 2 == 0 { format!("warm-{number}") } else { format!("{name}-{number}") };
+        let asked = Instant::now();
+        let answer = request(proxy, "GET", &id, None);
+        outage.failed += usize::from(!answer.is_ok_and(|answer| answer.status == 200));
+        outage.worst_ms = outage.worst_ms.max(milliseconds(asked.elapsed()));
+    }
+    outage
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// The table for `benches/README.md`.
+pub(crate) fn table(all: &[Kept]) -> String {
+    let mut table = Table::new(&[
+        "peer",
+        "API spared",
+        "with a token",
+        "older after a write",
+        "after a purge",
+        "purge amid a read",
+        "other user's job",
+        "tokens of one hash",
+        "Redis hangs: failed, worst ms",
+        "Redis is dead",
+    ]);
+    for kept in all {
+        let purge = |at: usize| {
+            kept.older_after_purge.map_or_else(|| "no purge".to_owned(), |counts| share(counts[at]))
+        };
+        let away = |at: usize| match kept.without_store {
+            None => "-".to_owned(),
+            Some(outages) => {
+                format!("{} of {READS}, {:.0}", outages[at].failed, outages[at].worst_ms)
+            }
+        };
+        table.row(vec![
+            kept.peer.to_owned(),
+            share(kept.hits[0]),
+            share(kept.hits[1]),
+            share(kept.older_after_write),
+            purge(0),
+            purge(1),
+            share(kept.leaked),
+            if kept.leaked_to_namesake { "given" } else { "kept" }.to_owned(),
+            away(0),
+            away(1),
+        ]);
+    }
+    format!("\n### promises\n\n{}", table.render())
+}
+
+/// All figures.
+pub(crate) fn json(all: &[Kept]) -> Result<Value> {
+    Ok(serde_json::to_value(all)?)
+}
+
+fn share(count: usize) -> String {
+    format!("{count} of {TRIALS}")
+}
