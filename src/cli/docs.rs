@@ -55,6 +55,8 @@ fn page(command: Command, settings: Option<&str>) -> io::Result<Vec<u8>> {
 fn render_settings(file: &str) -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["SETTINGS"]);
+    // Long words, such as variables and lists, leave lines that cannot be filled to both edges.
+    roff.control("ad", ["l"]);
     let mut table = String::new();
     for block in file.split("\n\n") {
         let mut text = Vec::new();
