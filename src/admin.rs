@@ -9,9 +9,12 @@ pub mod guard;
 mod live;
 mod log;
 mod origin;
+mod pace;
 pub mod page;
+pub mod proof;
 pub mod purge;
 mod status;
+pub mod wanted;
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,7 +32,7 @@ pub use self::page::Reply;
 use self::{
     explain::{MAX_HEAD, Sidecar},
     front::Front,
-    guard::Caller,
+    guard::{Caller, Guard, Watch},
     log::Log,
     page::{Page, reply, wrong_method},
     purge::Webhook,
@@ -39,7 +42,7 @@ use crate::{
     cache::Cache,
     config::{self, Config},
     limits::Room,
-    metrics::Metrics,
+    metrics::{Metrics, Refused},
     proxy::route::Routes,
     server::Drain,
     spans,
@@ -54,11 +57,19 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// For the head of a request that is to be explained.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What names no job, and is read under any name: probes and scrapes come by names of a cluster.
+const ANYBODYS: [&str; 4] = ["/", "/livez", "/readyz", "/metrics"];
+
+/// For who has asked for none of them.
+const PAGES: &str = "/, /livez, /readyz, /metrics, /status, /history, /events, /log, /explain/<id>, \
+                     and POST /purge and /purge/<id>";
+
 /// Answers on the admin listener.
 #[derive(Debug)]
 pub struct Admin {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
+    guard: Arc<Guard>,
     webhook: Webhook,
     log: Log,
     mode: Mode,
@@ -81,17 +92,19 @@ pub struct Lasting {
     pub metrics: Arc<Metrics>,
     /// Whether the sidecar drains.
     pub leaving: Drain,
+    /// What has been seen of callers.
+    pub watch: Arc<Watch>,
 }
 
 impl Admin {
     /// Puts the parts together.
     pub fn new(cache: Arc<Cache>, routes: Arc<Routes>, config: &Config, lasting: Lasting) -> Self {
-        let Lasting { room, filter, warmer, .. } = lasting.clone();
-        let secret = config.webhook_secret.as_ref();
-        let webhook = Webhook::new(Arc::clone(&cache), Arc::clone(&routes), room, warmer, secret);
-        let (log, mode, front) = (Log::new(filter, secret), Mode::of(config), Front::new());
-        let limits = config.server.clone();
-        Self { cache, routes, webhook, log, mode, limits, lasting, front }
+        let guard = Arc::new(Guard::new(config, &lasting));
+        let jobs = (Arc::clone(&cache), Arc::clone(&routes));
+        let webhook = Webhook::new(jobs, &lasting, Arc::clone(&guard), config.webhook_max_purges);
+        let log = Log::new(lasting.filter.clone(), Arc::clone(&guard));
+        let (mode, front, limits) = (Mode::of(config), Front::new(), config.server.clone());
+        Self { cache, routes, guard, webhook, log, mode, limits, lasting, front }
     }
 
     /// The same under another configuration.
@@ -127,28 +140,28 @@ impl Admin {
         let path = request.uri().path().to_owned();
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
-        if !read && self.webhook.is_open() && origin::is_foreign(request.headers()) {
-            return forged();
+        if let Some(refusal) = self.refuses_page(request.headers(), &path, read, client) {
+            return refusal;
         }
         match path.as_str() {
             "/" if read => self.front.show(),
             "/livez" if read => reply(StatusCode::OK, &json!({ "status": "alive" })),
             "/readyz" if read => self.ready(),
             "/metrics" if read => self.exposition(),
-            "/status" if read => self.guarded(request.headers(), Self::status),
-            "/history" if read => self.guarded(request.headers(), Self::history),
+            "/status" if read => self.guarded(request.headers(), client, Self::status),
+            "/history" if read => self.guarded(request.headers(), client, Self::history),
             "/events" if method == Method::GET => {
                 let headers = request.headers();
-                self.guarded(headers, |admin| admin.events(headers))
+                self.guarded(headers, client, |admin| admin.events(headers))
             }
             "/log" if read => self.log.show(),
-            "/log" if method == Method::PUT => self.log.put(request).await,
+            "/log" if method == Method::PUT => self.log.put(request, client).await,
             "/" | "/livez" | "/readyz" | "/metrics" | "/status" | "/history" => {
                 wrong_method("GET, HEAD")
             }
             "/events" => wrong_method("GET"),
             "/log" => wrong_method("GET, HEAD, PUT"),
-            _ if path.starts_with("/explain/") => self.explain(request, &path).await,
+            _ if path.starts_with("/explain/") => self.explain(request, &path, client).await,
             _ => self.purge(request, &path, client).await,
         }
     }
@@ -165,13 +178,45 @@ impl Admin {
             _ if method.as_str() == "PURGE" => self.webhook.purge_path(request, path, caller).await,
             Some(id) if method == Method::POST => self.webhook.purge_one(request, id, caller).await,
             Some(_) => wrong_method("POST"),
-            None => reply(StatusCode::NOT_FOUND, &json!({ "error": "no such page" })),
+            None => {
+                let error = format!("there is no page {path:?}; there are {PAGES}");
+                reply(StatusCode::NOT_FOUND, &json!({ "error": error }))
+            }
         }
     }
 
+    /// What is answered to a browser that another site's page makes call, where no secret keeps it out.
+    /// Who comes by a unix socket is no browser.
+    fn refuses_page(
+        &self,
+        headers: &HeaderMap,
+        path: &str,
+        read: bool,
+        client: Peer,
+    ) -> Option<Reply> {
+        if !self.guard.is_open() {
+            return None;
+        }
+        let for_anybody = read && ANYBODYS.contains(&path);
+        let refusal = if !read && origin::is_foreign(headers) {
+            forged()
+        } else if client.ip.is_some() && !for_anybody {
+            rebound(&origin::foreign_name(headers)?)
+        } else {
+            return None;
+        };
+        self.lasting.metrics.webhook.refused(Refused::Origin);
+        Some(refusal)
+    }
+
     /// What names jobs is for who knows the secret, where there is one.
-    fn guarded(&self, headers: &HeaderMap, page: impl FnOnce(&Self) -> Reply) -> Reply {
-        self.webhook.refuses(headers, &[]).unwrap_or_else(|| page(self))
+    fn guarded(
+        &self,
+        headers: &HeaderMap,
+        client: Peer,
+        page: impl FnOnce(&Self) -> Reply,
+    ) -> Reply {
+        self.guard.refuses(headers, &[], client).unwrap_or_else(|| page(self))
     }
 
     fn status(&self) -> Reply {
@@ -185,7 +230,7 @@ impl Admin {
     }
 
     /// By the head of the client's request in the body of a POST.
-    async fn explain(&self, request: Request<Incoming>, path: &str) -> Reply {
+    async fn explain(&self, request: Request<Incoming>, path: &str, client: Peer) -> Reply {
         let (head, body) = request.into_parts();
         if head.method != Method::GET && head.method != Method::POST {
             return wrong_method("GET, POST");
@@ -197,7 +242,7 @@ impl Admin {
             ));
         };
         let body = body.to_bytes();
-        if let Some(refusal) = self.webhook.refuses(&head.headers, &body) {
+        if let Some(refusal) = self.guard.refuses(&head.headers, &body, client) {
             return refusal;
         }
         let id = path.strip_prefix("/explain/").unwrap_or_default();
@@ -229,6 +274,15 @@ impl Admin {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
         response
     }
+}
+
+/// The name may be of another site, which leads here to be answered as if it were ours.
+fn rebound(name: &str) -> Reply {
+    let error = format!(
+        "this is asked of {name:?}, which may be the name of another site (DNS rebinding); ask by an \
+         address or localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
+    );
+    reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
 }
 
 fn forged() -> Reply {

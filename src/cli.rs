@@ -1,9 +1,11 @@
 //! The command line: flags are strings here, and `config` judges them with all other sources.
 
 pub(crate) mod check;
+pub(crate) mod docs;
 pub(crate) mod healthcheck;
 
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueHint, error::ErrorKind};
+use clap_complete::Shell;
 use jobcache::{
     config::{Flags, Value, knob},
     demo,
@@ -11,7 +13,7 @@ use jobcache::{
 
 /// Caches job status polls in front of an unchanged backend.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 110, after_help = AFTER, subcommand_help_heading = "Commands")]
+#[command(version, about, max_term_width = 100, after_help = AFTER, subcommand_help_heading = "Commands")]
 pub(crate) struct Cli {
     #[command(flatten)]
     settings: Settings,
@@ -20,42 +22,66 @@ pub(crate) struct Cli {
 }
 
 const AFTER: &str = "\
-A flag wins over the environment, the environment over the file. There are more knobs than flags:
-config/jobcache.toml has them all, with their variables. Secrets have no flag, as others could read
-it: set JOBCACHE_WEBHOOK_SECRET, or JOBCACHE_WEBHOOK_SECRET_FILE and JOBCACHE_REDIS_URL_FILE.";
+Without a command it serves. A flag wins over its variable, that over the file. TIME has a unit: 50ms,
+5s, 5m. There are more settings than flags: `jobcache check` lists them as they are in force, and
+`jobcache man | man -l -` explains them. Secrets have no flag, as others could read it: set
+JOBCACHE_WEBHOOK_SECRET, or JOBCACHE_WEBHOOK_SECRET_FILE and JOBCACHE_REDIS_URL_FILE.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show the cache at work between pollers and a sample API, without any set-up
     Demo(demo::Args),
-    /// Check the configuration, print it, and try Redis and the upstream
-    Check(Settings),
+    /// Check the configuration, print it, and try Redis and the backend
+    Check(Checked),
     /// Ask a running jobcache whether it is alive, by its admin address
     Healthcheck(Settings),
+    /// Print the completions of a shell, such as for ~/.local/share/bash-completion/completions/jobcache
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page, with every setting: jobcache man | man -l -
+    Man {
+        /// Of this command instead
+        #[arg(value_parser = ["demo", "check", "healthcheck", "completions", "man"])]
+        command: Option<String>,
+    },
+}
+
+/// What `check` is given.
+#[derive(Debug, Args)]
+struct Checked {
+    #[command(flatten)]
+    settings: Settings,
+    /// Exit with 1 unless Redis, the backend and what warm.file and warm.list name can be reached
+    #[arg(long)]
+    strict: bool,
 }
 
 /// Flags that set knobs.
 #[derive(Debug, Default, PartialEq, Eq, Args)]
 struct Settings {
-    #[arg(long, value_name = "ADDR", help = help("listen", "Where clients connect"))]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = FILE, help = "Configuration file (TOML) [env: JOBCACHE_CONFIG]")]
+    config: Option<String>,
+    #[arg(long, value_name = "ADDR", help_heading = PLACES, help = help("listen", "Where clients connect"))]
     listen: Option<String>,
-    #[arg(long, value_name = "ADDR", help = help("admin", "Where the webhook and operators connect"))]
-    admin: Option<String>,
-    #[arg(long, value_name = "URL", help = help("upstream.url", "The backend"))]
+    #[arg(long, value_name = "URL", help_heading = PLACES, help = help("upstream.url", "Your backend"))]
     upstream: Option<String>,
-    #[arg(long, value_name = "URL", help = help("store.url", "Redis, or memory://"))]
+    #[arg(long, value_name = "URL", help_heading = PLACES, help = help("store.url", "Redis, or memory:// for one sidecar without it"))]
     redis_url: Option<String>,
-    #[arg(long, value_name = "PATH", help = help("routes", "Job path, may repeat"))]
+    #[arg(long, value_name = "ADDR", help_heading = PLACES, help = help("admin", "Where operators and the purge webhook connect"))]
+    admin: Option<String>,
+    #[arg(long, value_name = "PATH", help_heading = CACHE, help = help("routes", "Path of a job; may repeat"))]
     route: Vec<String>,
-    #[arg(long, value_name = "TIME", help = help("ttl.default", "How long an entry is kept"))]
+    #[arg(long, value_name = "TIME", help_heading = CACHE, help = help("ttl.default", "Longest life of an entry"))]
     ttl: Option<String>,
-    #[arg(long, value_name = "TIME", help = help("settle", "No caching for a job after its write"))]
+    #[arg(long, value_name = "TIME", help_heading = CACHE, help = help("settle", "Nothing of a job is stored for so long after a write"))]
     settle: Option<String>,
-    #[arg(long, value_name = "TIME", help = help("store.budget", "What Redis may cost a request"))]
+    #[arg(long, value_name = "TIME", help_heading = CACHE, help = help("store.budget", "What Redis may cost a request"))]
     store_budget: Option<String>,
-    #[arg(long, value_name = "MODE", help = help("mode", "Whether the cache answers: on, shadow or off"))]
+    #[arg(long, value_name = "MODE", help_heading = CACHE, help = help("mode", "Whether the cache answers: on, shadow (compares only) or off"))]
     mode: Option<String>,
-    #[arg(long, value_name = "MODE", help = help("near", "Layer in this process in front of Redis: strict, bounded or off"))]
+    #[arg(long, value_name = "MODE", help_heading = CACHE, help = help("near", "Entries in this process, in front of Redis: strict, bounded or off"))]
     near: Option<String>,
     #[arg(
         long,
@@ -64,24 +90,39 @@ struct Settings {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
-        help = help("access_log", "Log one line a request"),
+        help_heading = LOGS,
+        help = help("access_log", "One line a request"),
     )]
     access_log: Option<String>,
-    #[arg(long, value_name = "LEVEL", help = help("log", "What to log"))]
+    #[arg(long, value_name = "LEVEL", help_heading = LOGS, help = help("log", "off, error, warn, info, debug or trace"))]
     log: Option<String>,
-    #[arg(long, value_name = "FORMAT", help = help("log_format", "How it looks: human or json"))]
+    #[arg(long, value_name = "FORMAT", help_heading = LOGS, help = help("log_format", "human, or json"))]
     log_format: Option<String>,
-    #[arg(long, value_name = "FILE", help = "Configuration file [env: JOBCACHE_CONFIG]")]
-    config: Option<String>,
 }
+
+const FILE: &str = "Configuration";
+const PLACES: &str = "Where things are";
+const CACHE: &str = "What is cached";
+const LOGS: &str = "Log";
 
 /// What to do.
 #[derive(Debug)]
 pub(crate) enum Task {
     Serve(Flags),
     Demo(demo::Args),
-    Check(Flags),
+    Check(Flags, Verdict),
     Healthcheck(Flags),
+    Completions(Shell),
+    Manual(Option<String>),
+}
+
+/// What the verdict of `check` is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The configuration alone: jobcache starts without Redis and the backend.
+    Configuration,
+    /// Also whether all that it names can be reached.
+    Everything,
 }
 
 /// Parses the command line; ends the process on `--help`, `--version` and wrong usage.
@@ -95,7 +136,12 @@ impl Cli {
         let before = self.settings;
         Ok(match self.command {
             None => Task::Serve(before.flags()),
-            Some(Command::Check(after)) => Task::Check(after.over(before)),
+            Some(Command::Check(Checked { settings, strict })) => {
+                let verdict = if strict { Verdict::Everything } else { Verdict::Configuration };
+                Task::Check(settings.over(before), verdict)
+            }
+            Some(Command::Completions { shell }) => Task::Completions(shell),
+            Some(Command::Man { command }) => Task::Manual(command),
             Some(Command::Healthcheck(after)) => Task::Healthcheck(after.over(before)),
             Some(Command::Demo(demo)) if before == Settings::default() => Task::Demo(demo),
             Some(Command::Demo(_)) => {
@@ -194,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_flag_after_the_command_wins_over_one_before_it() {
-        let Ok(Task::Check(flags)) = task("jobcache --ttl 1s --log warn check --ttl 2s") else {
+        let Ok(Task::Check(flags, _)) = task("jobcache --ttl 1s --log warn check --ttl 2s") else {
             panic!("not a check")
         };
         assert_eq!(flags.values, [one("ttl", "2s"), one("ttl", "1s"), one("log", "warn")]);
@@ -216,8 +262,22 @@ mod tests {
     }
 
     #[test]
+    fn help_fits_a_terminal_of_100_columns() {
+        let mut all = Cli::command();
+        all.build();
+        let commands = all.get_subcommands().cloned().chain([Cli::command()]);
+        for mut command in commands.collect::<Vec<_>>() {
+            let help = command.render_long_help().to_string();
+            let long = help.lines().find(|line| line.chars().count() > 100);
+            assert_eq!(long, None, "{}", command.get_name());
+        }
+    }
+
+    #[test]
     fn help_tells_default_and_variable_of_each_flag() {
         let help = Cli::command().render_help().to_string();
+        // Lines are broken where there is no room.
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
         for text in ["[default: 127.0.0.1:8080] [env: JOBCACHE_LISTEN]", "[env: JOBCACHE_CONFIG]"] {
             assert!(help.contains(text), "{help}");
         }

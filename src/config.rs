@@ -33,7 +33,7 @@ use ipnet::IpNet;
 use standardwebhooks::Webhook;
 
 pub use address::Address;
-pub use changes::Change;
+pub use changes::{Change, Overruled};
 pub use knob::{Applies, Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
 pub use log::filter as log_filter;
@@ -58,8 +58,13 @@ pub struct Config {
     pub tls: KeyPair,
     /// How often the files of `tls` and `upstream.tls` are looked at.
     pub tls_renew_interval: Duration,
-    /// Secret of the purge webhook: Standard Webhooks signature or bearer token.
-    pub webhook_secret: Option<Secret>,
+    /// Secrets of the purge webhook, the newest first, each as good as the others: for Standard Webhooks
+    /// signatures and as bearer tokens. None = anybody may call.
+    pub webhook_secret: Vec<Secret>,
+    /// Purges that the webhook takes in a second.
+    pub webhook_max_purges: usize,
+    /// Calls without a right secret that an address may make in a minute before they are told to wait.
+    pub webhook_max_failures: usize,
     /// What becomes of reads that the cache could answer.
     pub mode: Mode,
     /// How many of the hits are read from the upstream as well, and compared.

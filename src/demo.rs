@@ -57,23 +57,23 @@ const SECRET: &str = "JOBCACHE_WEBHOOK_SECRET";
 /// Shows what jobcache does: a sample API, a sidecar and pollers, without any set-up.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Redis to use; without it the embedded store
+    /// Redis to use; without it the store of this process
     #[arg(long, value_name = "URL", default_value = "memory://", hide_default_value = true)]
     pub redis_url: String,
     /// Simulated frontends (each takes two open files)
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub pollers: u16,
     /// How often each of them polls
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = every)]
     pub every: Duration,
-    /// Ends after this time; without it, on Ctrl-C
+    /// Ends after this time, such as 5m; without it, on Ctrl-C
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
     /// Where clients connect [default: 127.0.0.1:8080, or a free port where that is taken]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
     /// Where operators connect [default: 127.0.0.1:9090, or a free port where that is taken]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
 }
 
@@ -94,6 +94,12 @@ pub enum DemoError {
     /// The sidecar.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The Redis that it was given.
+    #[error(
+        "{0} does not answer, or not to this login: start Redis there, or leave out --redis-url for the \
+         store of this process"
+    )]
+    Store(StoreUrl),
     /// Standard output.
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
@@ -110,7 +116,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     let jobs = Arc::new(Jobs::new(JOBS));
     let figures = Arc::new(Figures::default());
     let stage = stage(&args, &config, &proxy, &admin, &api);
-    let webhook = Webhook::new(stage.admin, config.webhook_secret.clone());
+    let store = config.store.url.clone();
+    let webhook = Webhook::new(stage.admin, config.webhook_secret.first().cloned());
 
     let _backend = start_api(api.listener, &config, Arc::clone(&jobs));
     let (stop, stopped) = oneshot::channel::<()>();
@@ -129,10 +136,13 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
         }
     };
     let watched = async {
-        show.open(StoreState::of(&stage).await)?;
+        if StoreState::of(&stage).await == StoreState::Down {
+            return Err(DemoError::Store(store));
+        }
+        show.open().map_err(DemoError::Output)?;
         pipeline::start(&mut crowd, &jobs, &figures, &webhook).await;
         Poller::start(&mut crowd, &stage, &jobs, &figures);
-        show.follow().await
+        show.follow().await.map_err(DemoError::Output)
     };
     let watched = tokio::select! {
         // First, so that Ctrl-C counts from the first line on.
@@ -145,9 +155,9 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     crowd.shutdown().await;
     let _ = stop.send(());
     sidecar.await?;
-    match watched.and_then(|()| show.close()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(DemoError::Output(error)),
-        _ => Ok(()),
+    match watched.and_then(|()| show.close().map_err(DemoError::Output)) {
+        Err(DemoError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        ended => ended,
     }
 }
 
@@ -172,7 +182,7 @@ fn stage(args: &Args, config: &Config, proxy: &Port, admin: &Port, api: &Port) -
         moved: [proxy, admin].into_iter().filter_map(Port::moved).collect(),
         jobs: JOBS,
         redis: (config.store.url != StoreUrl::Memory).then(|| args.redis_url.clone()),
-        guarded: config.webhook_secret.is_some(),
+        guarded: !config.webhook_secret.is_empty(),
         pollers: args.pollers,
         every: args.every,
     }

@@ -204,7 +204,8 @@ fn first(
     let (ways, jobs) = (Arc::clone(&routes), Arc::clone(&cache));
     let proxy = Proxy::new(ways, jobs, upstream, inspected, config, Arc::clone(metrics));
     let (metrics, leaving) = (Arc::clone(metrics), leaving.clone());
-    let lasting = Lasting { room, filter, warmer, metrics, leaving };
+    let watch = Arc::default();
+    let lasting = Lasting { room, filter, warmer, metrics, leaving, watch };
     let admin = Admin::new(Arc::clone(&cache), Arc::clone(&routes), config, lasting);
     Ok(Snapshot::new(routes, cache, Arc::new(proxy), Arc::new(admin)))
 }

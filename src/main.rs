@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use cli::{Task, check, healthcheck};
+use cli::{Task, Verdict, check, docs, healthcheck};
 use jobcache::{
     Listeners, RunError,
     config::{Address, Config, Flags, Invalid, Loaded, LogFormat},
@@ -36,9 +36,11 @@ const DEMO_LOG: &str = "warn";
 fn main() -> ExitCode {
     let outcome = match cli::parse() {
         Task::Serve(flags) => serve(flags),
-        Task::Check(flags) => check(flags),
+        Task::Check(flags, verdict) => check(flags, verdict),
         Task::Healthcheck(flags) => return healthcheck(flags),
         Task::Demo(args) => demonstrate(args),
+        Task::Completions(shell) => docs::completions(shell).map_err(Failure::from),
+        Task::Manual(command) => docs::manual(command.as_deref()).map_err(Failure::from),
     };
     outcome.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
 }
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
 /// Why the process ends with an error.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("{0}\nconfig/jobcache.toml explains every knob")]
+    #[error("{0}\n`jobcache man` explains every setting")]
     Config(#[from] Invalid),
     #[error("cannot take the sockets of the service manager: {0}")]
     Sockets(#[from] BadSockets),
@@ -56,6 +58,8 @@ enum Failure {
     Start(#[from] io::Error),
     #[error("cannot serve: {0}")]
     Run(#[from] RunError),
+    #[error("{0}")]
+    Unreachable(check::Unreachable),
     #[error(transparent)]
     Demo(#[from] DemoError),
 }
@@ -226,9 +230,9 @@ impl Signals {
     }
 }
 
-fn check(flags: Flags) -> Result<(), Failure> {
+fn check(flags: Flags, verdict: Verdict) -> Result<(), Failure> {
     let loaded = load(flags)?;
-    single_threaded()?.block_on(check::run(&loaded))
+    single_threaded()?.block_on(check::run(&loaded, verdict))
 }
 
 /// Docker knows 0 and 1, so a bad configuration is 1 here as well.

@@ -19,6 +19,7 @@ mod store;
 mod told;
 mod upstream;
 mod warm;
+mod webhook;
 
 use std::{iter, sync::atomic::Ordering, time::Duration};
 
@@ -39,6 +40,7 @@ pub use self::{
     },
     limits::{Limit, Limits},
     store::{Breaker, Op},
+    webhook::Refused,
 };
 use crate::{events::Events, store::StoreError};
 
@@ -94,6 +96,8 @@ pub struct Metrics {
     pub limits: Limits,
     /// Reads ahead of clients.
     pub warm: warm::Warm,
+    /// Calls that ask for the webhook secret, and purges.
+    pub webhook: webhook::Webhook,
     /// Client connections that are open.
     pub connections: Gauge,
     /// Client connections that ended in an error, by its kind.
@@ -150,6 +154,7 @@ impl Metrics {
             trials: Trials::default(),
             limits: Limits::default(),
             warm: warm::Warm::default(),
+            webhook: webhook::Webhook::default(),
             connections: Gauge::default(),
             connection_errors: labels::connection_errors(),
             near: near::Near::default(),
@@ -233,6 +238,7 @@ impl Metrics {
         self.limits.register(r);
         self.trials.register(r);
         self.warm.register(r);
+        self.webhook.register(r);
         self.near.register(r);
         self.register_barrier(r);
         r.register_collector(Box::new(Runtime));

@@ -35,6 +35,14 @@ pub enum BadPointer {
     TooLong,
 }
 
+/// As it is written.
+impl fmt::Display for Pointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = |token: &String| token.replace('~', "~0").replace('/', "~1");
+        self.tokens.iter().try_for_each(|name| write!(f, "/{}", token(name)))
+    }
+}
+
 impl Pointer {
     /// Parses a pointer such as `/status` or `/items/0/state`; the empty one is the whole document.
     pub fn parse(text: &str) -> Result<Self, BadPointer> {

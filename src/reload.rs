@@ -46,7 +46,7 @@ use crate::{
     RunError,
     admin::Admin,
     cache::{Cache, Outcome as WriteOutcome, query::Query},
-    config::{Applies, Change, Config, Invalid, Loaded},
+    config::{Applies, Change, Config, Invalid, Loaded, Overruled},
     interim::Interim,
     metrics::{Metrics, OutcomeLabels},
     proxy::{
@@ -179,10 +179,14 @@ impl Reloads {
         for warning in &new.warnings {
             warn!(warning, "look at the configuration");
         }
+        for Overruled { key, file, by } in new.overruled(running) {
+            warn!(key, %file, %by, "the file says something else now, and a flag or variable wins over it");
+        }
         let changes = running.changes(&new);
         if changes.is_empty() {
             info!("the configuration was read again and has not changed");
             self.filter_as_configured(&new.config);
+            *running = new;
             return Outcome::Unchanged;
         }
         if changes.iter().any(|change| change.applies == Applies::AtStart) {
@@ -193,7 +197,7 @@ impl Reloads {
             return Outcome::Invalid;
         }
         for Change { key, old, new, .. } in &changes {
-            info!(key, old, new, "a setting has changed");
+            info!(key, %old, %new, "a setting has changed");
         }
         // After those: a filter that lets less pass would hide them.
         self.filter_as_configured(&new.config);
@@ -237,10 +241,10 @@ fn refuse(changes: &[Change], running: &Config) -> Outcome {
     for Change { key, old, new, applies } in changes {
         match applies {
             Applies::AtStart => {
-                error!(key, old, new, mend, "a setting cannot change while jobcache runs");
+                error!(key, %old, %new, mend, "a setting cannot change while jobcache runs");
             }
             Applies::OnReload => {
-                warn!(key, old, new, "a setting has not changed, because another one cannot");
+                warn!(key, %old, %new, "a setting has not changed, because another one cannot");
             }
         }
     }

@@ -10,6 +10,7 @@
 //! nothing warm: an entry that expires is read again when somebody asks.
 
 mod ids;
+pub mod probe;
 mod queue;
 
 use std::{sync::Arc, time::Duration};
@@ -51,6 +52,8 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 pub struct Warmer {
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
+    /// Whether nothing is configured that the reads say, as clients do.
+    is_bare: bool,
 }
 
 /// Reads what is handed in, and what the configuration names.
@@ -71,6 +74,14 @@ enum Source {
 }
 
 impl Warmer {
+    /// What is likely to be missing for the reads to be of any use.
+    pub fn missing(&self) -> Option<&'static str> {
+        self.is_bare.then_some(
+            "warm.headers is not set: the jobs are read without Host, Accept and the like, and who sends \
+             any of them is not given what was read",
+        )
+    }
+
     /// Hands in jobs to be read, and returns how many will be.
     pub fn refresh(&self, jobs: &[JobId]) -> usize {
         let taken = jobs.iter().filter(|job| self.queue.add((*job).clone())).count();
@@ -84,7 +95,8 @@ impl Warming {
     /// Reads nothing before it is [run](Warming::run).
     pub fn new(config: &Config, metrics: &Arc<Metrics>) -> Self {
         let queue = Arc::new(Queue::within(config.warm.max));
-        let warmer = Warmer { queue, metrics: Arc::clone(metrics) };
+        let is_bare = config.warm.headers.is_empty();
+        let warmer = Warmer { queue, metrics: Arc::clone(metrics), is_bare };
         let headers = headers(config);
         let rate = u32::try_from(config.warm.rate).unwrap_or(u32::MAX);
         Self { warmer, headers, config: config.warm.clone(), period: Duration::from_secs(1) / rate }
@@ -122,7 +134,12 @@ impl Warming {
         match read {
             Ok(Ok(found)) => self.take(Source::File, &found),
             Ok(Err(error)) => {
-                warn!(path = shown, %error, "cannot read warm.file; nothing of it is warmed");
+                warn!(
+                    path = shown,
+                    %error,
+                    "cannot read warm.file; nothing of it is warmed: name a file of ids, one a line, \
+                     that this user may read, and restart"
+                );
                 self.count_source(Source::File, "failed");
             }
             // Told to stop.
@@ -133,32 +150,25 @@ impl Warming {
     /// The backend may start beside us, so it is asked again.
     async fn take_list(&self, proxy: &impl Fn() -> Arc<Proxy>) {
         let Some(target) = &self.config.list else { return };
-        let mut pauses = Pauses::begin();
+        let (mut pauses, mut told) = (Pauses::begin(), false);
         let error = loop {
             if !proxy().reads_ahead() {
                 info!("mode is off; warm.list is not asked");
                 return;
             }
-            let listed = proxy().list(target, &self.headers, MAX_LIST).await;
-            let error = match listed {
-                Ok(body) => {
-                    let pointer = self.config.pointer.clone();
-                    let read = spawn_blocking(move || ids::in_json(&body, &pointer));
-                    match read.await {
-                        Ok(Ok(found)) => return self.take(Source::List, &found),
-                        Ok(Err(error)) => error.to_string(),
-                        // Told to stop.
-                        Err(_) => return,
-                    }
-                }
-                Err(error) => error.to_string(),
+            let error = match probe::listed(&proxy(), target, &self.headers, &self.config).await {
+                Ok(found) => return self.take(Source::List, &found),
+                Err(error) => error,
             };
-            match pauses.next() {
-                Some(pause) => sleep(pause).await,
-                None => break error,
+            let Some(pause) = pauses.next() else { break error };
+            // It need not be there yet; but what it answers may stay as it is.
+            if !told && error.is_an_answer() {
+                told = true;
+                warn!(list = %target, %error, "cannot read warm.list; it is asked again for two minutes");
             }
+            sleep(pause).await;
         };
-        warn!(error, "cannot read warm.list; nothing of it is warmed");
+        warn!(list = %target, %error, "cannot read warm.list; nothing of it is warmed");
         self.count_source(Source::List, "failed");
     }
 
@@ -167,13 +177,17 @@ impl Warming {
         let (source_name, jobs, unreadable) = (source.as_str(), found.jobs.len(), found.unreadable);
         self.count_source(source, "read");
         if taken < jobs || unreadable > 0 || jobs == 0 {
+            let pointer = matches!(source, Source::List).then(|| self.config.pointer.to_string());
+            let first = found.first_unreadable.as_deref();
             warn!(
                 source = source_name,
                 jobs,
                 taken,
                 unreadable,
-                "not all that was to be warmed will be: look at warm.max, \
-                 warm.pointer and the ids"
+                first,
+                pointer,
+                "not all that was to be warmed will be: mend the ids that are none, let warm.pointer \
+                 lead to them, or raise warm.max"
             );
         } else {
             info!(source = source_name, jobs, "jobs will be read ahead");

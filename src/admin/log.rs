@@ -3,7 +3,7 @@
 //! What is put here holds until a reload, which puts back what the configuration says, or a restart. It
 //! is guarded as the purge webhook is: `debug` shows what jobs there are and costs every request.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
-    guard::{authenticate, unauthorized},
+    guard::Guard,
     page::{Reply, reply},
 };
-use crate::{config, config::Secret, telemetry::Filter};
+use crate::{config, telemetry::Filter, transport::Peer};
 
 /// The longest filter, in bytes.
 const MAX_FILTER: usize = 4 << 10;
@@ -27,12 +27,12 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Log {
     filter: Filter,
-    secret: Option<Secret>,
+    guard: Arc<Guard>,
 }
 
 impl Log {
-    pub(super) fn new(filter: Filter, secret: Option<&Secret>) -> Self {
-        Self { filter, secret: secret.cloned() }
+    pub(super) fn new(filter: Filter, guard: Arc<Guard>) -> Self {
+        Self { filter, guard }
     }
 
     /// `GET /log`.
@@ -44,15 +44,15 @@ impl Log {
     }
 
     /// `PUT /log` with a filter as its body.
-    pub(super) async fn put(&self, request: Request<Incoming>) -> Reply {
+    pub(super) async fn put(&self, request: Request<Incoming>, client: Peer) -> Reply {
         let (head, body) = request.into_parts();
         let body = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_FILTER).collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => return refuse(&format!("no filter of {MAX_FILTER} bytes: {error}")),
             Err(_) => return refuse(&format!("the body did not come within {BODY_TIMEOUT:?}")),
         };
-        if let Err(reason) = authenticate(self.secret.as_ref(), &head.headers, &body) {
-            return unauthorized(&reason);
+        if let Some(refusal) = self.guard.refuses(&head.headers, &body, client) {
+            return refusal;
         }
         match self.set(&body) {
             Ok(Some((log, was))) => reply(StatusCode::OK, &json!({ "log": log, "was": was })),

@@ -5,6 +5,10 @@
 //! that the page cannot read the answer helps nobody once the purge is done. With a webhook secret such
 //! a page is refused for want of it, as no browser adds it by itself. Without one it is told apart here.
 //!
+//! Without a secret a page must not read what is here either. As a page of a name that leads here (DNS
+//! rebinding) it may, so what names jobs is only answered under a name that can be nobody else's: an
+//! address, or `localhost`.
+//!
 //! Who is no browser sends none of these fields, and is none of our concern here.
 
 use std::net::IpAddr;
@@ -17,6 +21,9 @@ use hyper::{
         uri::Authority,
     },
 };
+
+/// Characters of a name that are shown.
+const MAX_SHOWN: usize = 200;
 
 /// Whether these are the headers of a request that another site's page has made.
 ///
@@ -36,10 +43,23 @@ pub(super) fn is_foreign(headers: &HeaderMap) -> bool {
     !host.is_some_and(|host| host.eq_ignore_ascii_case(origin.as_str())) || !is_here(origin)
 }
 
-/// A name that no other site's can be.
+/// The name that a request is for, where that may be another site's. A browser always says one.
+pub(super) fn foreign_name(headers: &HeaderMap) -> Option<String> {
+    let host = headers.get(HOST)?;
+    let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+    if authority.as_ref().is_some_and(is_here) {
+        return None;
+    }
+    let shown = String::from_utf8_lossy(host.as_bytes());
+    Some(shown.chars().take(MAX_SHOWN).collect())
+}
+
+/// A name that no other site's can be: RFC 6761 (6.3) keeps `localhost` and what is below it for
+/// loopback.
 fn is_here(host: &Authority) -> bool {
-    let name = host.host().trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+    let name = host.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    let name = name.strip_suffix('.').unwrap_or(&name);
+    name == "localhost" || name.ends_with(".localhost") || name.parse::<IpAddr>().is_ok()
 }
 
 #[cfg(test)]
@@ -53,6 +73,21 @@ mod tests {
         };
         let headers: HeaderMap = fields.iter().map(field).collect();
         assert_eq!(is_foreign(&headers), foreign, "{fields:?}");
+    }
+
+    #[test]
+    fn a_name_that_may_be_another_sites_is_told_apart() {
+        let check = |host: &str, name: Option<&str>| {
+            let headers = HeaderMap::from_iter([(HOST, host.parse().unwrap())]);
+            assert_eq!(foreign_name(&headers).as_deref(), name, "{host}");
+        };
+        for host in ["127.0.0.1:9090", "10.1.2.3", "[::1]:9090", "LocalHost:1", "a.localhost."] {
+            check(host, None);
+        }
+        for host in ["evil.example:9090", "127.0.0.1.evil.example", "localhost.evil", "", "a b"] {
+            check(host, Some(host));
+        }
+        assert_eq!(foreign_name(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use hyper::{
     body::{Body, Frame, SizeHint},
     http::{
         HeaderValue,
-        header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
+        header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
     },
 };
 use serde::Serialize;
@@ -77,6 +78,17 @@ pub(super) fn typed(status: StatusCode, kind: &'static str, page: Page) -> Reply
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // A browser hangs up on a page of another site, which could else keep the places of listeners.
     headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+    response
+}
+
+/// An answer that is to be asked for again, in whole seconds.
+pub(super) fn later(status: StatusCode, body: &impl Serialize, wait: Duration) -> Reply {
+    let mut response = reply(status, body);
+    let seconds = wait.as_millis().div_ceil(1000).max(1);
+    // Digits always are a value.
+    if let Ok(seconds) = HeaderValue::from_str(&seconds.to_string()) {
+        response.headers_mut().insert(RETRY_AFTER, seconds);
+    }
     response
 }
 

@@ -1,11 +1,12 @@
 //! `jobcache check`: is the configuration right, and is there anybody behind it?
 //!
-//! Whether Redis and the upstream answer is information, not part of the verdict: jobcache starts
-//! without either.
+//! Whether Redis and the upstream answer, and what is to be warmed can be read, is information, and not
+//! part of the verdict unless that is asked for (`--strict`): jobcache starts without any of them.
 
 use std::{
     fmt::{Display, Write as _},
     io::{self, Write as _},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -15,6 +16,7 @@ use jobcache::{
     config::{Config, Loaded, StoreUrl},
     tls,
     upstream::Upstream,
+    warm::probe,
 };
 use percent_encoding::percent_decode_str;
 use tokio::{
@@ -24,56 +26,107 @@ use tokio::{
 };
 use url::Url;
 
+use super::Verdict;
 use crate::Failure;
 
 /// For each of the two; generous, as a person waits.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest answer to a PING that is looked at.
 const MAX_REPLY: usize = 512;
+/// Of what is as it should be.
+const REACHABLE: &str = "reachable";
+
+/// What a strict check has found wrong, in one word each.
+#[derive(Debug, thiserror::Error)]
+#[error("not everything can be reached: {}", .0.join(", "))]
+pub(crate) struct Unreachable(Vec<&'static str>);
 
 /// Prints what was loaded and who can be reached.
-pub(crate) async fn run(loaded: &Loaded) -> Result<(), Failure> {
+pub(crate) async fn run(loaded: &Loaded, verdict: Verdict) -> Result<(), Failure> {
     tls::verify(&loaded.config).map_err(RunError::Tls)?;
-    Ok(print(loaded).await?)
+    let missing = print(loaded).await?;
+    if missing.is_empty() || verdict == Verdict::Configuration {
+        return Ok(());
+    }
+    Err(Failure::Unreachable(Unreachable(missing)))
 }
 
-async fn print(loaded: &Loaded) -> io::Result<()> {
+/// Returns what is not as it should be.
+async fn print(loaded: &Loaded) -> io::Result<Vec<&'static str>> {
     let mut out =
         String::from("# The configuration is valid. Values without a comment are defaults.\n");
     out.push_str(&loaded.to_toml());
     for warning in &loaded.warnings {
         let _ = write!(out, "\nwarning: {warning}");
     }
-    let (store, upstream) = tokio::join!(store(&loaded.config.store.url), upstream(&loaded.config));
-    let _ = writeln!(out, "\n# store    {}: {store}", loaded.config.store.url);
-    let _ = writeln!(out, "# upstream {}: {upstream}", loaded.config.upstream.url);
+    let config = &loaded.config;
+    let (store, upstream, list) =
+        tokio::join!(store(&config.store.url), upstream(config), warm_list(config));
+    let mut missing = Vec::new();
+    let mut tell = |what: &'static str, name: String, (found, is_well): Found| {
+        let _ = write!(out, "\n# {what:<9} {name}: {found}");
+        missing.extend((!is_well).then_some(what));
+    };
+    tell("store", config.store.url.to_string(), store);
+    tell("upstream", config.upstream.url.clone(), upstream);
+    if let Some(path) = &config.warm.file {
+        tell("warm.file", path.display().to_string(), warm_file(path));
+    }
+    if let (Some(target), Some(list)) = (&config.warm.list, list) {
+        tell("warm.list", target.to_string(), list);
+    }
+    out.push('\n');
     // All at once: a reader that stops early (`| head`) is no error of ours.
     match io::stdout().write_all(out.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-        _ => Ok(()),
+        _ => Ok(missing),
+    }
+}
+
+/// What there is to say, and whether that is as it should be.
+type Found = (String, bool);
+
+fn warm_file(path: &Path) -> Found {
+    of(probe::file(path))
+}
+
+/// The list as it is read at the start.
+async fn warm_list(config: &Config) -> Option<Found> {
+    config.warm.list.as_ref()?;
+    let read = timeout(PATIENCE, probe::list(config)).await;
+    Some(read.map_or_else(|elapsed| told::<io::Error>(Err(elapsed)), of))
+}
+
+fn of(read: Result<String, String>) -> Found {
+    match read {
+        Ok(text) => (text, true),
+        Err(why) => (why, false),
     }
 }
 
 /// As the sidecar itself connects, TLS included.
-async fn upstream(config: &Config) -> String {
+async fn upstream(config: &Config) -> Found {
     let upstream = match Upstream::new(config, Arc::default()) {
         Ok(upstream) => upstream,
-        Err(error) => return format!("cannot be used: {error}"),
+        Err(error) => return (format!("cannot be used: {error}"), false),
     };
-    told(timeout(PATIENCE, upstream.probe()).await.map(|made| made.map(|()| "reachable".into())))
+    told(timeout(PATIENCE, upstream.probe()).await.map(|made| made.map(|()| REACHABLE.into())))
 }
 
-async fn store(url: &StoreUrl) -> String {
-    let StoreUrl::Redis(url) = url else { return "in this process".to_owned() };
-    let Ok(url) = Url::parse(url) else { return "not a URL".to_owned() };
+async fn store(url: &StoreUrl) -> Found {
+    let StoreUrl::Redis(url) = url else { return ("in this process".to_owned(), true) };
+    let Ok(url) = Url::parse(url) else { return ("not a URL".to_owned(), false) };
     told(timeout(PATIENCE, ping(&url)).await)
 }
 
-fn told<E: Display>(outcome: Result<Result<String, E>, Elapsed>) -> String {
+fn told<E: Display>(outcome: Result<Result<String, E>, Elapsed>) -> Found {
     match outcome {
-        Ok(Ok(text)) => text,
-        Ok(Err(error)) => format!("not reachable: {error}"),
-        Err(_) => format!("not reachable: no answer within {}s", PATIENCE.as_secs()),
+        Ok(Ok(text)) => {
+            let is_well = text == REACHABLE;
+            (text, is_well)
+        }
+        Ok(Err(error)) => (format!("not reachable: {error}"), false),
+        Err(_) => (format!("not reachable: no answer within {}s", PATIENCE.as_secs()), false),
     }
 }
 
@@ -107,7 +160,7 @@ async fn ask(mut io: impl AsyncRead + AsyncWrite + Unpin, url: &Url) -> io::Resu
     let errors: Vec<_> = last.lines().filter_map(|line| line.strip_prefix('-')).collect();
     Ok(match (errors.first(), last.lines().last()) {
         (Some(error), _) => format!("reachable, but it refuses us: {error}"),
-        (None, Some("+PONG")) => "reachable".to_owned(),
+        (None, Some("+PONG")) => REACHABLE.to_owned(),
         _ => "reachable, but this is not Redis".to_owned(),
     })
 }

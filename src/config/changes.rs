@@ -20,11 +20,34 @@ pub struct Change {
     pub applies: Applies,
 }
 
+/// A key that has another value in the file, which a flag or variable wins over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overruled {
+    /// As in the file, with dots.
+    pub key: &'static str,
+    /// What the file says, as TOML and fit for logs.
+    pub file: String,
+    /// What wins.
+    pub by: String,
+}
+
 const UNSET: &str = "unset";
 /// Of a value that is shown in part or not at all.
 const HIDDEN: &str = " (what is not shown differs)";
 
 impl Loaded {
+    /// What the file says otherwise than it did for `old`, in vain.
+    pub fn overruled(&self, old: &Self) -> Vec<Overruled> {
+        let told = |setting: &Setting| {
+            let knob = setting.knob;
+            let before = old.overruled.iter().find(|old| old.knob.key == knob.key);
+            let is_new = alone(Some(setting)) != alone(before);
+            let by = self.settings.of(knob.key)?.origin.to_string();
+            is_new.then(|| Overruled { key: knob.key, file: knob.show(&setting.value), by })
+        };
+        self.overruled.iter().filter_map(told).collect()
+    }
+
     /// What `new` has otherwise. Values count as they are meant: `60s` is `1m`, and one that says the
     /// default is no other than none.
     pub fn changes(&self, new: &Self) -> Vec<Change> {

@@ -42,7 +42,7 @@ fn listeners_differ(config: &Config, settings: &Settings) -> Option<String> {
 fn admin_is_guarded(config: &Config, settings: &Settings) -> Option<String> {
     // Who may connect to a unix socket, its permissions say.
     let elsewhere = config.admin.tcp().is_some_and(|admin| !parse::is_loopback(admin.ip()));
-    let open = config.webhook_secret.is_none() && elsewhere;
+    let open = config.webhook_secret.is_empty() && elsewhere;
     open.then(|| {
         let admin = settings.describe("admin");
         format!(

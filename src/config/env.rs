@@ -85,7 +85,7 @@ fn is_service_link(name: &str) -> bool {
 
 fn warning(name: &str) -> String {
     let hint = suggest::variable(name).map_or_else(
-        || "config/jobcache.toml lists those that there are".to_owned(),
+        || "`jobcache man` lists those that there are".to_owned(),
         |near| format!("did you mean {near}?"),
     );
     let name = name.escape_debug();

@@ -40,6 +40,8 @@ pub(super) enum Shown {
     Plain,
     /// A URL: all but user, password and query.
     Url,
+    /// The same of one that has neither user nor password.
+    Origin,
     /// Nothing.
     Nothing,
 }
@@ -50,11 +52,14 @@ pub(super) enum Set {
     /// From one value.
     One(fn(&mut Config, &str) -> Result<(), String>),
     /// From a list.
-    Many(fn(&mut Config, &[String]) -> Result<(), String>),
+    Many(SetMany),
+    /// From a list, or from one text in which white space separates its members.
+    Words(SetMany),
     /// From a table whose keys are the user's own.
     Pairs(SetPairs),
 }
 
+type SetMany = fn(&mut Config, &[String]) -> Result<(), String>;
 type SetPairs = fn(&mut Config, &[(String, String)]) -> Result<(), String>;
 
 /// What a source says, not parsed yet.
@@ -72,6 +77,9 @@ pub enum Value {
 pub fn knob(key: &str) -> Option<&'static Knob> {
     KNOBS.iter().find(|knob| knob.key == key)
 }
+
+/// Instead of a secret.
+const HIDDEN: &str = "***";
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -94,13 +102,21 @@ pub(super) const KNOBS: &[Knob] = &[
         .env(&["JOBCACHE_ADMIN"]),
     one("unix_mode", "0660", |c, v| put(&mut c.unix_mode, parse::mode_bits(v)))
         .env(&["JOBCACHE_UNIX_MODE"]),
-    one("webhook_secret", "", |c, v| {
-        put(&mut c.webhook_secret, parse::secret(v).map(Secret::new).map(Some))
+    words("webhook_secret", |c, v| put(&mut c.webhook_secret, parse::secrets(v)))
+        .shown(Shown::Nothing)
+        .by_file()
+        .on_reload()
+        .env(&["JOBCACHE_WEBHOOK_SECRET"]),
+    one("webhook_max_purges", "5000", |c, v| {
+        put(&mut c.webhook_max_purges, parse::number(v, 1..=1_000_000))
     })
-    .shown(Shown::Nothing)
-    .by_file()
     .on_reload()
-    .env(&["JOBCACHE_WEBHOOK_SECRET"]),
+    .env(&["JOBCACHE_WEBHOOK_MAX_PURGES"]),
+    one("webhook_max_failures", "60", |c, v| {
+        put(&mut c.webhook_max_failures, parse::number(v, 1..=1_000_000))
+    })
+    .on_reload()
+    .env(&["JOBCACHE_WEBHOOK_MAX_FAILURES"]),
     one("mode", "on", |c, v| put(&mut c.mode, parse::serving(v)))
         .flag("mode")
         .on_reload()
@@ -169,7 +185,7 @@ pub(super) const KNOBS: &[Knob] = &[
     })
     .env(&["JOBCACHE_DRAIN_TIMEOUT"]),
     one("upstream.url", "http://127.0.0.1:8000", |c, v| put(&mut c.upstream.url, url::upstream(v)))
-        .shown(Shown::Url)
+        .shown(Shown::Origin)
         .flag("upstream")
         .env(&["JOBCACHE_UPSTREAM", "JOBCACHE_UPSTREAM_URL", "UPSTREAM_URL"]),
     one("upstream.tls.ca", "", |c, v| put(&mut c.upstream.tls.ca, parse::path(v)))
@@ -378,12 +394,12 @@ const fn one(
     Knob::new(key, default, Set::One(set))
 }
 
-const fn many(
-    key: &'static str,
-    default: &'static str,
-    set: fn(&mut Config, &[String]) -> Result<(), String>,
-) -> Knob {
+const fn many(key: &'static str, default: &'static str, set: SetMany) -> Knob {
     Knob::new(key, default, Set::Many(set))
+}
+
+const fn words(key: &'static str, set: SetMany) -> Knob {
+    Knob::new(key, "", Set::Words(set))
 }
 
 const fn pairs(key: &'static str, default: &'static str, set: SetPairs) -> Knob {
@@ -421,10 +437,12 @@ impl Knob {
     pub(super) fn apply(&self, config: &mut Config, value: &Value) -> Result<(), String> {
         match (self.set, value) {
             (Set::One(set), Value::One(text)) => set(config, text),
-            (Set::Many(set), Value::Many(items)) => set(config, items),
+            (Set::Many(set) | Set::Words(set), Value::Many(items)) => set(config, items),
+            (Set::Words(set), Value::One(text)) => set(config, &members(text)),
             (Set::Pairs(set), Value::Pairs(pairs)) => set(config, pairs),
             (Set::One(_), _) => Err("must be one value, not a list".to_owned()),
             (Set::Many(_), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
+            (Set::Words(_), _) => Err("must be one value or a list of them".to_owned()),
             (Set::Pairs(_), _) => Err("must be a table, such as { a = \"b\" }".to_owned()),
         }
     }
@@ -434,11 +452,12 @@ impl Knob {
         matches!(self.set, Set::Pairs(_))
     }
 
-    /// Text of one variable as a value: the members of lists and tables are separated by commas.
+    /// Text of one variable as a value: the members of lists and tables are separated by commas, those
+    /// of lists that any character may be in by white space.
     pub(super) fn split(&self, text: &str) -> Value {
         let members = text.split(',').map(str::trim).filter(|member| !member.is_empty());
         match self.set {
-            Set::One(_) => Value::One(text.to_owned()),
+            Set::One(_) | Set::Words(_) => Value::One(text.to_owned()),
             Set::Many(_) => Value::Many(members.map(str::to_owned).collect()),
             Set::Pairs(_) => Value::Pairs(members.map(pair).collect()),
         }
@@ -449,7 +468,22 @@ impl Knob {
         match (self.shown, value) {
             (Shown::Plain, value) => value.to_string(),
             (Shown::Url, Value::One(text)) => quoted(&url::redacted(text)),
-            (Shown::Nothing | Shown::Url, _) => "\"***\"".to_owned(),
+            (Shown::Origin, Value::One(text)) => quoted(&url::shown_origin(text)),
+            (_, value) => self.hidden(value),
+        }
+    }
+
+    /// How many there are may be seen: that tells whether an old secret is still good.
+    fn hidden(&self, value: &Value) -> String {
+        let count = match (self.set, value) {
+            (Set::Words(_), Value::One(text)) => members(text).len(),
+            (Set::Words(_), Value::Many(items)) => items.len(),
+            _ => 1,
+        };
+        if count > 1 {
+            Value::Many(vec![HIDDEN.to_owned(); count]).to_string()
+        } else {
+            quoted(HIDDEN)
         }
     }
 }
@@ -469,6 +503,10 @@ impl fmt::Display for Value {
             }
         }
     }
+}
+
+fn members(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
 }
 
 /// `key=value`; the last `=` counts, and without one the value is missing.

@@ -32,6 +32,8 @@ pub struct Loaded {
     /// Things an operator should look at, one sentence each.
     pub warnings: Vec<String>,
     pub(super) settings: Settings,
+    /// What the file says and something else wins over.
+    pub(super) overruled: Vec<Setting>,
 }
 
 /// Why a configuration was refused: one line for each mistake, without secrets.
@@ -82,13 +84,19 @@ impl Config {
             let value = Value::One(address.to_string());
             Some(Setting { knob: knob(key)?, value, origin: Origin::Socket })
         });
+        let of_file: Vec<_> = file.settings.clone();
         let settings =
             Settings::merge(sockets.chain(flags).chain(env.settings).chain(file.settings));
+        let wins = |setting: &Setting| {
+            let kept = settings.of(setting.knob.key);
+            kept.is_none_or(|kept| matches!(kept.origin, Origin::File(_)))
+        };
+        let overruled = of_file.into_iter().filter(|setting| !wins(setting)).collect();
         let mut config = settings.parse(&mut problems);
         config.invalidate = file.rules;
         config.traces = env.traces;
         if problems.is_empty() {
-            Ok(Loaded { config, warnings: env.warnings, settings })
+            Ok(Loaded { config, warnings: env.warnings, settings, overruled })
         } else {
             Err(Invalid { problems, warnings: env.warnings })
         }
@@ -98,7 +106,8 @@ impl Config {
 /// A configuration that was made, not read: as if every knob had been left alone.
 impl From<Config> for Loaded {
     fn from(config: Config) -> Self {
-        Self { config, warnings: Vec::new(), settings: Settings(Vec::new()) }
+        let (settings, overruled) = (Settings(Vec::new()), Vec::new());
+        Self { config, warnings: Vec::new(), settings, overruled }
     }
 }
 

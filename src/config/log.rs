@@ -23,7 +23,10 @@ pub fn filter(text: &str) -> Result<String, String> {
         return Err(format!("{text:?} has a control character, such as the end of a line"));
     }
     if directives().next().is_none() || telemetry::filter(text).is_err() {
-        return Err("must be a level or a list such as \"info,jobcache=debug\"".to_owned());
+        return Err(format!(
+            "{text:?} is no filter: must be one of {} or a list such as \"info,jobcache=debug\"",
+            LEVELS.join(", ")
+        ));
     }
     Ok(text.to_owned())
 }

@@ -10,6 +10,8 @@ use super::{CredentialMode, LogFormat, Mode, NearMode, Secret, Share};
 use crate::{pointer::Pointer, proxy::route::Routes};
 
 const MIN_SECRET: usize = 16;
+/// Each call is tried against each.
+const MAX_SECRETS: usize = 8;
 const MAX_PREFIX: usize = 64;
 /// Every request is matched against every route.
 const MAX_ROUTES: usize = 64;
@@ -102,12 +104,28 @@ pub(super) fn secret(text: &str) -> Result<String, String> {
     if encoded.is_some() && standardwebhooks::Webhook::new(text).is_err() {
         return Err("starts with whsec_, so the rest must be base64 with its padding".to_owned());
     }
-    if encoded.unwrap_or(text).len() < MIN_SECRET {
+    let (length, prefix) =
+        (encoded.unwrap_or(text).len(), if encoded.is_some() { " after whsec_" } else { "" });
+    if length < MIN_SECRET {
         return Err(format!(
-            "must have at least {MIN_SECRET} characters; make one with `openssl rand -hex 32`"
+            "has {length} characters{prefix}, and must have at least {MIN_SECRET}: make one with \
+             `openssl rand -base64 32`"
         ));
     }
     Ok(text.to_owned())
+}
+
+/// Webhook secrets, the newest first.
+pub(super) fn secrets(items: &[String]) -> Result<Vec<Secret>, String> {
+    count(items, "secret", MAX_SECRETS)?;
+    let secret = |(index, item): (usize, &String)| {
+        let place = |why| match items.len() {
+            1 => why,
+            all => format!("number {} of {all} {why}", index + 1),
+        };
+        secret(item).map(Secret::new).map_err(place)
+    };
+    items.iter().enumerate().map(secret).collect()
 }
 
 /// Path templates with one `{id}` segment each, judged by the router that will use them.

@@ -186,7 +186,7 @@ fn a_secret_may_come_from_a_file_that_ends_in_a_newline() {
     let temp = Temp::new("secret", "0123456789abcdef\n");
     let vars = [("JOBCACHE_WEBHOOK_SECRET_FILE", temp.path()), ("JOBCACHE_ADMIN", "0.0.0.0:9090")];
     let config = Config::load(Flags::default(), env(&vars)).unwrap().config;
-    assert_eq!(config.webhook_secret, Some(Secret::new("0123456789abcdef")));
+    assert_eq!(config.webhook_secret, [Secret::new("0123456789abcdef")]);
     let url = Temp::new("url", "redis://:pw@cache\n");
     store_url(&[("REDIS_URL_FILE", url.path())], "redis://:pw@cache");
 }
@@ -229,7 +229,7 @@ fn a_variable_that_nobody_knows_is_a_warning() {
         [
             ignored("JOBCACHE_LISTE", "did you mean JOBCACHE_LISTEN?"),
             ignored("JOBCACHE_ROUTE", "did you mean JOBCACHE_ROUTES?"),
-            ignored("JOBCACHE_SOMETHING_ELSE", "config/jobcache.toml lists those that there are"),
+            ignored("JOBCACHE_SOMETHING_ELSE", "`jobcache man` lists those that there are"),
             ignored("JOBCACHE_STORE_URL", "did you mean JOBCACHE_REDIS_URL?"),
         ]
     );

@@ -74,8 +74,8 @@ pub(super) fn read(env: &BTreeMap<String, String>, warnings: &mut Vec<String>) -
     let (origin, target) = reader.endpoint(asked)?;
     reader.protocol()?;
     reader.sampler();
-    if reader.of_traces("COMPRESSION").is_some_and(|(_, how)| how != "none") {
-        reader.ignored("OTEL_EXPORTER_OTLP_COMPRESSION", "spans are sent uncompressed");
+    if let Some((name, how)) = reader.of_traces("COMPRESSION").filter(|(_, how)| how != "none") {
+        reader.ignored(name, &format!("{how:?}: spans are sent uncompressed"));
     }
     let queue = reader.number("OTEL_BSP_MAX_QUEUE_SIZE", 2048).clamp(1, MAX_QUEUE);
     let timeout_ms = match reader.of_traces("TIMEOUT") {
@@ -128,13 +128,14 @@ impl Reader<'_> {
             return None;
         }
         let name = "OTEL_TRACES_EXPORTER";
-        let Some(wanted) = self.get(name) else { return Some(false) };
-        let wanted: Vec<_> = wanted.split(',').map(str::trim).collect();
-        if wanted.contains(&"otlp") {
+        let Some(wanted) = self.get(name).map(str::to_owned) else { return Some(false) };
+        let each: Vec<_> = wanted.split(',').map(str::trim).collect();
+        if each.contains(&"otlp") {
             return Some(true);
         }
-        if wanted != ["none"] {
-            self.ignored(name, "only otlp and none are known; no spans are sent");
+        if each != ["none"] {
+            let what = format!("{wanted:?}: only otlp and none are known; no spans are sent");
+            self.ignored(name, &what);
         }
         None
     }
@@ -148,7 +149,8 @@ impl Reader<'_> {
             None if asked => ("OTEL_TRACES_EXPORTER", DEFAULT_ENDPOINT.to_owned(), Some(PATH)),
             None => return None,
         };
-        let split = split(&text).map_err(|why| self.ignored(name, &why));
+        let shown = url::shown_origin(&text);
+        let split = split(&text).map_err(|why| self.ignored(name, &format!("{shown:?}: {why}")));
         let (origin, own) = split.ok()?;
         let target = match target {
             Some(path) => format!("{}{path}", own.trim_end_matches('/')),
@@ -173,21 +175,24 @@ impl Reader<'_> {
         let (name, arg) = ("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG");
         let Some(sampler) = self.get(name).map(str::to_owned) else { return };
         if !SAMPLERS.contains(&sampler.as_str()) {
-            let what = format!("must be one of {}; ignored", SAMPLERS.join(", "));
+            let what = format!("{sampler:?} must be one of {}; ignored", SAMPLERS.join(", "));
             self.ignored(name, &what);
         } else if sampler.ends_with("ratio") {
             let ratio = self.get(arg).and_then(|text| text.parse::<f64>().ok());
             if !ratio.is_some_and(|ratio| (0.0..=1.0).contains(&ratio)) {
-                self.ignored(arg, "must be a number from 0 to 1; every trace is sampled");
+                let given = self.get(arg).unwrap_or_default().to_owned();
+                let what =
+                    format!("{given:?} must be a number from 0 to 1; every trace is sampled");
+                self.ignored(arg, &what);
             }
         }
     }
 
     fn number(&mut self, name: &str, default: usize) -> usize {
-        let Some(text) = self.get(name) else { return default };
+        let Some(text) = self.get(name).map(str::to_owned) else { return default };
         let number = text.parse();
         number.unwrap_or_else(|_| {
-            self.ignored(name, &format!("must be a whole number; {default} holds"));
+            self.ignored(name, &format!("{text:?} must be a whole number; {default} holds"));
             default
         })
     }
@@ -310,10 +315,10 @@ mod tests {
     #[test]
     fn what_cannot_be_used_is_warned_of_and_the_rest_holds() {
         for (name, text, says) in [
-            ("OTEL_TRACES_SAMPLER", "sometimes", "must be one of"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "must be a whole number; 10000 holds"),
-            ("OTEL_BSP_SCHEDULE_DELAY", "-1", "must be a whole number; 5000 holds"),
-            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", "uncompressed"),
+            ("OTEL_TRACES_SAMPLER", "sometimes", "\"sometimes\" must be one of"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "\"10s\" must be a whole number; 10000 holds"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "-1", "\"-1\" must be a whole number; 5000 holds"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", "\"gzip\": spans are sent uncompressed"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2", "one of them is ignored"),
         ] {
             let (traces, warnings) = traces(&[(ALL, "http://c"), (name, text)]);
@@ -323,7 +328,7 @@ mod tests {
         }
         let ratio = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2")];
         let (_, warnings) = traces(&[&[(ALL, "http://c")], &ratio[..]].concat());
-        assert!(warnings.concat().contains("from 0 to 1"), "{warnings:?}");
+        assert!(warnings.concat().contains("\"2\" must be a number from 0 to 1"), "{warnings:?}");
     }
 
     #[test]

@@ -101,6 +101,21 @@ fn unix_fault(url: &Url) -> Option<&'static str> {
     }
 }
 
+/// The same for a URL that has no credentials: a bare `host:port`, whose scheme was forgotten, is shown.
+///
+/// Else nothing could be told of the commonest slip. Whatever else is unclear stays hidden.
+pub(super) fn shown_origin(text: &str) -> String {
+    let (authority, path) = text.split_at(text.find('/').unwrap_or(text.len()));
+    let is_name = |name: &str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+    };
+    let is_place = authority
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| is_name(host) && port.parse::<u16>().is_ok());
+    let is_path = path.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/".contains(&b));
+    if is_place && is_path { text.to_owned() } else { redacted(text) }
+}
+
 /// The URL without user, password, query and fragment; `***` where it is unclear what is what.
 ///
 /// A password with an unescaped `/`, `?`, `#` or `@` shifts the borders that a parser sees, so a

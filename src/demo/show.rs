@@ -105,14 +105,9 @@ impl Show {
     }
 
     /// Says what is going on and what to try; the clock starts.
-    pub(super) fn open(&mut self, store: StoreState) -> io::Result<()> {
+    pub(super) fn open(&mut self) -> io::Result<()> {
         self.started = Instant::now();
         self.out.write_all(self.introduction.as_bytes())?;
-        if store == StoreState::Down {
-            self.out.write_all(
-                b"Redis does not answer, or not to this login: until it does, every poll goes to the API.\n\n",
-            )?;
-        }
         self.out.flush()
     }
 

@@ -38,11 +38,15 @@ pub enum Limit {
     UpstreamConnections,
     /// A request was refused, as many being waiting for one.
     UpstreamWaiting,
+    /// A purge was refused, as many having come within a second.
+    WebhookPurges,
+    /// A call without the webhook secret was told to wait, as many having come from its address.
+    WebhookFailures,
 }
 
 impl Limit {
     /// Every limit, in the order of declaration.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Connections,
         Self::Requests,
         Self::HeaderTimeout,
@@ -57,6 +61,8 @@ impl Limit {
         Self::Inspected,
         Self::UpstreamConnections,
         Self::UpstreamWaiting,
+        Self::WebhookPurges,
+        Self::WebhookFailures,
     ];
 
     /// The key of its setting.
@@ -76,6 +82,8 @@ impl Limit {
             Self::Inspected => "max_inspected",
             Self::UpstreamConnections => "upstream.max_connections",
             Self::UpstreamWaiting => "upstream.max_waiting",
+            Self::WebhookPurges => "webhook_max_purges",
+            Self::WebhookFailures => "webhook_max_failures",
         }
     }
 }

@@ -88,6 +88,7 @@ impl Redis {
         let secret = config.credentials.secret.as_ref();
         let shared = Arc::new(Shared {
             target,
+            address: config.store.url.to_string(),
             prefix: config.store.prefix.clone(),
             lease: config.store.lease,
             session: RwLock::default(),

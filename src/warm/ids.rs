@@ -14,20 +14,27 @@ use crate::{
     proxy::route::rules,
 };
 
+/// Characters of what is no id that are shown.
+const MAX_SHOWN: usize = 80;
+
 /// What was found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) jobs: Vec<JobId>,
     /// How many were no ids.
     pub(super) unreadable: usize,
+    /// Where the first of these is, and what stands there.
+    pub(super) first_unreadable: Option<String>,
 }
 
 impl Found {
     /// Of an id that can be read in several ways the most literal one is read from the upstream.
-    fn take(&mut self, readings: Vec<JobId>) {
-        match readings.into_iter().next() {
-            Some(job) => self.jobs.push(job),
-            None => self.unreadable += 1,
+    fn take(&mut self, readings: Vec<JobId>, place: impl FnOnce() -> String) {
+        if let Some(job) = readings.into_iter().next() {
+            self.jobs.push(job);
+        } else {
+            self.unreadable += 1;
+            self.first_unreadable.get_or_insert_with(place);
         }
     }
 }
@@ -47,8 +54,8 @@ fn in_lines(text: &str) -> Found {
     let mut found = Found::default();
     // `#` is in no id.
     let ids = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    for id in ids.filter(|id| !id.is_empty()) {
-        found.take(key::readings(id));
+    for (line, id) in (1..).zip(ids).filter(|(_, id)| !id.is_empty()) {
+        found.take(key::readings(id), || format!("line {line}: {:?}", shortened(id)));
     }
     found
 }
@@ -58,10 +65,19 @@ pub(super) fn in_json(document: &[u8], pointer: &Pointer) -> serde_json::Result<
     let document: Value = serde_json::from_slice(document)?;
     let mut found = Found::default();
     pointer.find(&document, &mut |value| match value {
-        Value::Array(ids) => ids.iter().for_each(|id| found.take(rules::ids(id))),
-        id => found.take(rules::ids(id)),
+        Value::Array(ids) => ids.iter().for_each(|id| take(&mut found, id)),
+        id => take(&mut found, id),
     });
     Ok(found)
+}
+
+fn take(found: &mut Found, id: &Value) {
+    found.take(rules::ids(id), || shortened(&id.to_string()));
+}
+
+/// For a message.
+fn shortened(text: &str) -> String {
+    text.chars().take(MAX_SHOWN).collect()
 }
 
 #[cfg(test)]
@@ -72,6 +88,14 @@ mod tests {
     fn check(found: &Found, jobs: &[&str], unreadable: usize) {
         assert_eq!(found.jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), jobs);
         assert_eq!(found.unreadable, unreadable);
+    }
+
+    #[test]
+    fn what_is_no_id_is_told_with_its_place() {
+        let found = in_lines("# active\na\nb c\n..\n");
+        assert_eq!(found.first_unreadable.as_deref(), Some("line 3: \"b c\""));
+        let found = in_json(br#"["a", null, "b c"]"#, &Pointer::parse("/*").unwrap()).unwrap();
+        assert_eq!(found.first_unreadable.as_deref(), Some("null"));
     }
 
     #[test]

@@ -203,7 +203,7 @@ async fn the_stream_ends_when_the_sidecar_drains() {
 
 #[tokio::test]
 async fn what_names_jobs_needs_the_secret_and_shows_none() {
-    let secret = |config: &mut Config| config.webhook_secret = Some(Secret::new(SECRET));
+    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
     let setup = Setup::with(secret).await;
     let admin = &setup.sidecar.admin;
     for path in ["/status", "/history", "/events"] {

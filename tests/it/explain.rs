@@ -562,7 +562,7 @@ async fn what_cannot_be_explained_is_refused_with_the_reason() {
 
 #[tokio::test]
 async fn an_explanation_needs_the_secret_and_shows_none() {
-    let secret = |config: &mut Config| config.webhook_secret = Some(Secret::new(SECRET));
+    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
     let setup = Setup::with(secret).await;
     let fields = [("authorization", "Bearer the-clients-own"), ("cookie", "sid=crumb")];
     send(&setup, Method::GET, X, &fields).await;

@@ -237,3 +237,112 @@ async fn the_log_tells_a_fault_of_redis_and_never_a_credential() {
 
     assert!(!process.stderr().contains("hunter2"), "{}", process.stderr());
 }
+
+#[tokio::test]
+async fn a_strict_check_is_an_error_while_anything_cannot_be_reached() {
+    let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let ids = dir.path().join("ids.txt");
+    std::fs::write(&ids, "x\n").expect("a file written");
+    let list = r#"{"items":[{"id":"x"}]}"#;
+    upstream.respond("/list", move |_| Some(crate::support::upstream::json(StatusCode::OK, list)));
+    let (url, redis_url, path) = (upstream.url(), redis.url(), ids.display().to_string());
+    let envs = [("JOBCACHE_WARM_FILE", &*path), ("JOBCACHE_WARM_LIST", "/list")];
+    let check = async |args: Vec<String>, envs: Vec<(String, String)>| {
+        let run = move || {
+            let args: Vec<_> = args.iter().map(String::as_str).collect();
+            let envs: Vec<_> = envs.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            Process::output(&args, &envs)
+        };
+        tokio::task::spawn_blocking(run).await.expect("no panic")
+    };
+    let owned = |envs: &[(&str, &str)]| {
+        envs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>()
+    };
+    let args = |upstream: &str, redis: &str, strict: &[&str]| {
+        let all = [&["check", "--upstream", upstream, "--redis-url", redis], strict].concat();
+        all.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (code, out, _) = check(args(&url, &redis_url, &["--strict"]), owned(&envs)).await;
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("# warm.list /list: has 1 ids") && out.contains("has 1 ids"), "{out}");
+
+    let dead = "redis://127.0.0.1:1";
+    assert_eq!(check(args(&url, dead, &[]), Vec::new()).await.0, 0);
+    let (code, out, err) = check(args(&url, dead, &["--strict"]), Vec::new()).await;
+    assert_eq!((code, err.contains("store")), (1, true), "{out}{err}");
+    std::fs::write(&ids, "x\na b\n").expect("a file written");
+    let pointer = [envs[0], envs[1], ("JOBCACHE_WARM_POINTER", "/jobs")];
+    let (code, out, err) = check(args(&url, &redis_url, &["--strict"]), owned(&pointer)).await;
+    assert_eq!(code, 1, "{out}");
+    assert!(err.contains("warm.file") && err.contains("warm.list"), "{err}");
+    assert!(out.contains(r#"line 2: "a b""#) && out.contains(r#"warm.pointer = "/jobs""#), "{out}");
+}
+
+#[test]
+fn the_demo_ends_soon_where_its_redis_is_dead() {
+    let args = ["demo", "--redis-url", "redis://127.0.0.1:1", "--listen", "127.0.0.1:0"];
+    let args = [&args[..], &["--admin", "127.0.0.1:0", "--duration", "60s"]].concat();
+    let started = std::time::Instant::now();
+    check_exit(&args, &[], 1, "redis://127.0.0.1:1 does not answer");
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+}
+
+/// Of a tool that reads what we print.
+fn fed(program: &str, args: &[&str], input: &str) -> (bool, String) {
+    use std::{
+        io::Write as _,
+        process::{Command, Stdio},
+    };
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let input = input.to_owned();
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().expect("an end");
+    let _ = writer.join();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn bash_completes_flags_and_commands() {
+    let (code, script, stderr) = Process::output(&["completions", "bash"], &[]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(fed("bash", &["-n"], &script), (true, String::new()));
+    let complete = |words: &str, at: usize| {
+        let ask = format!(
+            "{script}\nCOMP_WORDS=({words}); COMP_CWORD={at}; _jobcache jobcache \"${{COMP_WORDS[{at}]}}\" \
+             \"${{COMP_WORDS[{}]}}\"; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            at - 1
+        );
+        let (ok, out) = fed("bash", &["--norc"], &ask);
+        assert!(ok, "{out}");
+        out.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(complete("jobcache --redis", 1), ["--redis-url"]);
+    assert_eq!(complete("jobcache ch", 1), ["check"]);
+    assert_eq!(complete("jobcache check --str", 2), ["--strict"]);
+    assert!(complete("jobcache completions z", 2).contains(&"zsh".to_owned()));
+    for shell in ["zsh", "fish", "elvish", "powershell"] {
+        let (code, script, _) = Process::output(&["completions", shell], &[]);
+        assert!(code == 0 && script.contains("store-budget"), "{shell}");
+    }
+}
+
+#[test]
+fn the_manual_is_read_without_warnings_and_has_every_setting() {
+    for args in [&["man"][..], &["man", "demo"], &["man", "check"]] {
+        let (code, page, stderr) = Process::output(args, &[]);
+        assert_eq!(code, 0, "{stderr}");
+        let (ok, warnings) = fed("groff", &["-man", "-ww", "-z", "-Tutf8"], &page);
+        assert_eq!((ok, warnings.as_str()), (true, ""), "{args:?}");
+    }
+    let (_, page, _) = Process::output(&["man"], &[]);
+    let (_, read) = fed("groff", &["-man", "-Tascii", "-P-c"], &page);
+    let plain = read.split_whitespace().collect::<Vec<_>>().join(" ");
+    for text in ["SETTINGS", "store.budget", "JOBCACHE_WEBHOOK_MAX_PURGES", "webhook_secret"] {
+        assert!(plain.contains(text), "{text}: {read}");
+    }
+}

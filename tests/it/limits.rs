@@ -176,7 +176,7 @@ async fn a_purge_that_there_is_no_room_for_says_that_nothing_was_purged_but_the_
     let secret = "a secret of the webhook";
     let setup = Setup::with(|config| {
         ruled(config);
-        config.webhook_secret = Some(Secret::new(secret));
+        config.webhook_secret = vec![Secret::new(secret)];
     })
     .await;
     let purge = || setup.sidecar.admin.request(Method::POST, "/purge").body(r#"{"job_id":"x"}"#);

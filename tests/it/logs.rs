@@ -79,9 +79,11 @@ async fn an_operator_changes_the_filter_until_the_next_reload() {
 #[tokio::test]
 async fn a_filter_that_is_none_changes_nothing_and_is_told_why() {
     let (process, _upstream) = process(&[], &[]).await;
-    for (filter, says) in
-        [("verbose", "is no level"), ("jobcache=loud", "must be a level"), ("", "must be a level")]
-    {
+    for (filter, says) in [
+        ("verbose", "is no level"),
+        ("jobcache=loud", "jobcache=loud\\\" is no filter"),
+        ("", "must be one of off, error"),
+    ] {
         let reply = put(&process, filter, None).await;
         assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{filter}");
         assert!(reply.text().contains(says), "{filter}: {reply:?}");

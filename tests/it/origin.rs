@@ -60,10 +60,64 @@ async fn a_page_of_another_site_purges_nothing() {
 
 #[tokio::test]
 async fn who_shows_the_secret_may_purge_from_wherever_he_likes() {
-    let secret = |config: &mut Config| config.webhook_secret = Some(Secret::new(SECRET));
+    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
     let setup = Setup::with(secret).await;
     let bearer = format!("Bearer {SECRET}");
     let elsewhere = ("origin", "https://ops.example");
     assert_eq!(purge_by(&setup, &[elsewhere]).await, StatusCode::UNAUTHORIZED);
     assert_eq!(purge_by(&setup, &[elsewhere, ("authorization", &bearer)]).await, StatusCode::OK);
+}
+
+/// What a page of a name reads that has been made to lead here, once no secret keeps it out.
+#[tokio::test]
+async fn under_another_sites_name_nothing_is_read_that_names_a_job() {
+    let setup = Setup::new().await;
+    let admin = &setup.sidecar.admin;
+    let ask =
+        async |path, host: &str| admin.request(Method::GET, path).header("host", host).send().await;
+    setup.hit(X).await;
+    for path in ["/status", "/history", "/events", "/explain/x", "/log", "/no-such-page"] {
+        let refused = ask(path, "evil.example:9090").await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN, "{path}");
+        let told = refused.reason();
+        assert!(
+            told.contains("\"evil.example:9090\"") && told.contains("webhook_secret"),
+            "{told}"
+        );
+    }
+    for (method, path) in
+        [("POST", "/purge/x"), ("PURGE", X), ("PUT", "/log"), ("POST", "/explain/x")]
+    {
+        let request = admin.request(method.parse().expect("a method"), path);
+        let refused = request.header("host", "evil.example:9090").send().await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN, "{method} {path}");
+    }
+    assert!(setup.get(X).await.is_hit());
+    for open in ["/", "/livez", "/readyz", "/metrics"] {
+        assert_eq!(ask(open, "jobcache.cluster.example").await.status, StatusCode::OK, "{open}");
+    }
+    for host in ["localhost:9090", "127.0.0.1", "[::1]:9090"] {
+        assert_eq!(ask("/status", host).await.status, StatusCode::OK, "{host}");
+    }
+    let counted = "jobcache_webhook_refused_total{reason=\"origin\"}";
+    assert_eq!(admin.metric(counted).await, 10);
+}
+
+#[tokio::test]
+async fn with_a_secret_any_name_will_do() {
+    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
+    let setup = Setup::with(secret).await;
+    let request = setup.sidecar.admin.request(Method::GET, "/status").header("host", "ops.example");
+    let reply = request.header("authorization", &format!("Bearer {SECRET}")).send().await;
+    assert_eq!(reply.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn who_asks_for_no_page_is_told_which_there_are() {
+    let setup = Setup::new().await;
+    let reply = setup.sidecar.admin.get("/stats").await;
+    assert_eq!(reply.status, StatusCode::NOT_FOUND);
+    for page in ["\"/stats\"", "/status", "/explain/<id>", "/purge"] {
+        assert!(reply.reason().contains(page), "{reply:?}");
+    }
 }

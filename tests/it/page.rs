@@ -172,7 +172,7 @@ async fn a_browser_shows_no_text_of_clients_as_markup() {
 #[tokio::test]
 async fn a_browser_asks_for_the_secret_and_tells_when_jobcache_is_gone() {
     let Some(mut browser) = Browser::start().await else { return };
-    let secret = |config: &mut Config| config.webhook_secret = Some(Secret::new(SECRET));
+    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
     let mut setup = Setup::with(secret).await;
     browser.open(&url(&setup)).await;
     browser.until("!document.querySelector('#unlock').hidden").await;

@@ -159,7 +159,7 @@ async fn a_malformed_purge_is_refused_with_the_reason_and_purges_nothing() {
 async fn an_oversized_purge_is_refused_unread() {
     let setup = Setup::new().await;
     let size = 20 << 20;
-    let mut request = b"POST /purge HTTP/1.1\r\nhost: a\r\nconnection: close\r\n".to_vec();
+    let mut request = b"POST /purge HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n".to_vec();
     request.extend_from_slice(format!("content-length: {size}\r\n\r\n").as_bytes());
     request.resize(request.len() + size, b' ');
 
@@ -170,7 +170,7 @@ async fn an_oversized_purge_is_refused_unread() {
 }
 
 async fn guarded() -> Setup {
-    let setup = Setup::with(|config| config.webhook_secret = Some(Secret::new(SECRET))).await;
+    let setup = Setup::with(|config| config.webhook_secret = vec![Secret::new(SECRET)]).await;
     fill(&setup, &["x"]).await;
     setup
 }

@@ -57,6 +57,9 @@ async fn the_webhook_of_the_readme_purges_and_a_wrong_secret_raises() {
     assert!(!purged && stderr.contains("HTTP Error 401"), "{stderr}");
     process.client.get("/jobs/x").await.assert(200, &version("x", 0));
 
+    let (purged, stderr) = purge_x("", process.admin.address());
+    assert!(!purged && stderr.contains("RuntimeError: set JOBCACHE_WEBHOOK_SECRET"), "{stderr}");
+
     let (purged, stderr) = purge_x(SECRET, process.admin.address());
     assert!(purged, "{stderr}");
     process.client.get("/jobs/x").await.assert(200, &version("x", 1));

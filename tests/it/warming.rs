@@ -503,3 +503,35 @@ async fn a_file_that_cannot_be_read_is_told_and_changes_nothing() {
     .await;
     sidecar.get(X).await.assert(200, &version("x", 0));
 }
+
+#[tokio::test]
+async fn a_refresh_without_the_headers_of_clients_says_what_is_missing() {
+    let body = r#"{"job_id":"x","refresh":true}"#;
+    let bare = Setup::new().await;
+    let told = bare.sidecar.admin.request(Method::POST, "/purge").body(body).send().await.json();
+    assert!(told["warning"].as_str().is_some_and(|text| text.contains("warm.headers")), "{told}");
+    let setup = Setup::with(as_clients_ask).await;
+    let told = setup.sidecar.admin.request(Method::POST, "/purge").body(body).send().await.json();
+    assert_eq!((&told["refreshing"], &told["warning"]), (&1.into(), &serde_json::Value::Null));
+}
+
+/// The first answer tells it, and not the last of two minutes.
+#[tokio::test]
+async fn a_list_that_is_answered_wrongly_is_told_at_once() {
+    let upstream = Upstream::start().await;
+    upstream.respond("/list", move |_| Some(json(StatusCode::OK, "<html>")));
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let ids = dir.path().join("ids.txt");
+    std::fs::write(&ids, "x\na b\n").expect("a file written");
+    let path = ids.display().to_string();
+    let envs = [("JOBCACHE_WARM_LIST", "/list"), ("JOBCACHE_WARM_FILE", &*path)];
+    let args = ["--upstream", &upstream.url(), "--redis-url", "memory://"];
+    let process = crate::support::Process::start(&args, &envs).await;
+    for says in ["cannot read warm.list; it is asked again", "line 2: \\\"a b\\\""] {
+        eventually(SOON, async || {
+            let log = process.stderr();
+            if log.contains(says) { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+}

@@ -27,7 +27,7 @@ function send(path, { headers = {}, ...options } = {}) {
 async function ask(path, options) {
   const response = await send(path, { signal: AbortSignal.timeout(PATIENCE_MS), ...options });
   const told = await response.json();
-  if (response.status === 401) { lock(told.error); throw new Refused(told.error); }
+  if (response.headers.has('WWW-Authenticate')) { lock(told.error); throw new Refused(told.error); }
   return { ok: response.ok, status: response.status, told };
 }
 

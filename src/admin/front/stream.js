@@ -17,7 +17,7 @@ async function listen() {
     alive();
     const headers = streaming.last ? { 'Last-Event-ID': streaming.last } : {};
     const response = await send('events', { headers, signal: stop.signal });
-    if (response.status === 401) { lock((await response.json()).error); return false; }
+    if (response.headers.has('WWW-Authenticate')) { lock((await response.json()).error); return false; }
     if (!response.ok) { say(at('stream'), `No live events: ${(await response.json()).error}.`); return true; }
     say(at('stream'), '');
     streaming.tries = 0;

@@ -1,6 +1,9 @@
 //! A secret shows in no output and in no message.
 
-use super::{Config, env, flags, load};
+use super::{Config, Secret, env, flags, load};
+
+const NEW: &str = "0123456789abcdef";
+const OLD: &str = "a,secret,with,commas";
 
 const SECRETS: [&str; 2] = ["hunter2hunter2", "swordfish"];
 
@@ -46,7 +49,9 @@ fn secrets_are_in_no_message() {
             hides(&load(&[], &[(name, url)], "").unwrap_err());
         }
     }
-    hides(&load(&[], &[("JOBCACHE_WEBHOOK_SECRET", "hunter2hunter2 ")], "").unwrap_err());
+    for text in ["hunter2hunter2hunter2\u{e9}", "hunter2hunter2hunter2 hunter2hunter2"] {
+        hides(&load(&[], &[("JOBCACHE_WEBHOOK_SECRET", text)], "").unwrap_err());
+    }
     for headers in ["swordfish", "x y: swordfish", "Authorization: swordfish", "a: swordfish\u{e9}"]
     {
         hides(&load(&[], &[("JOBCACHE_WARM_HEADERS", headers)], "").unwrap_err());
@@ -56,6 +61,43 @@ fn secrets_are_in_no_message() {
     hides(&load(&[], &[], "webhook_secret = hunter2hunter2").unwrap_err());
     hides(&load(&[], &[], "store = { url = 'redis://:swordfish@a'").unwrap_err());
     hides(&load(&[], &[], "webhook_secret = ['hunter2hunter2']").unwrap_err());
+    hides(&load(&[], &[], "webhook_secret = { a = 'hunter2hunter2' }").unwrap_err());
+}
+
+#[test]
+fn there_may_be_several_webhook_secrets_and_how_many_is_shown() {
+    let both = [NEW, OLD].map(Secret::new).to_vec();
+    let check = |vars: &[(&str, &str)], file: &str, shown: &str| {
+        let loaded = load(&[], vars, file).unwrap();
+        assert_eq!(loaded.config.webhook_secret, both[..shown.matches("***").count()], "{file}");
+        let line = format!("webhook_secret = {shown} ");
+        assert!(loaded.to_toml().contains(&line), "{}", loaded.to_toml());
+    };
+    check(&[], &format!("webhook_secret = '{NEW}'"), r#""***""#);
+    check(&[], &format!("webhook_secret = ['{NEW}']"), r#""***""#);
+    let two = r#"["***", "***"]"#;
+    check(&[], &format!("webhook_secret = ['{NEW}', '{OLD}']"), two);
+    check(&[], &format!("webhook_secret = '{NEW} {OLD}'"), two);
+    check(&[("JOBCACHE_WEBHOOK_SECRET", &format!("{NEW} {OLD}"))], "", two);
+    let mounted = super::Temp::new("secrets", &format!("{NEW}\n{OLD}\n"));
+    check(&[("JOBCACHE_WEBHOOK_SECRET_FILE", mounted.path())], "", two);
+    let error = load(&[], &[], "webhook_secret = []").unwrap_err();
+    assert!(error.contains("must name 1 to 8 secrets"), "{error}");
+}
+
+/// The commonest slip, in which nothing is secret.
+#[test]
+fn an_api_without_its_scheme_is_shown() {
+    for url in ["localhost:8000", "api.internal:80/", "10.0.0.1:8000/v1"] {
+        let error = load(&[], &[("UPSTREAM_URL", url)], "").unwrap_err();
+        assert!(error.contains(&format!("upstream.url = \"{url}\"")), "{error}");
+        // A password may stand anywhere in that of Redis.
+        let error = load(&[], &[("REDIS_URL", url)], "").unwrap_err();
+        assert!(error.contains("store.url = \"***\""), "{error}");
+    }
+    for url in ["me:swordfish", "localhost:8000?swordfish", "me:swordfish@a:80"] {
+        hides(&load(&[], &[("UPSTREAM_URL", url)], "").unwrap_err());
+    }
 }
 
 /// What is configured does not matter then, and does not excuse.

@@ -206,9 +206,14 @@ fn a_route_is_one_that_the_router_takes() {
 
 #[test]
 fn a_secret_is_long_enough_and_fits_a_header() {
-    let short = "must have at least 16 characters; make one with `openssl rand -hex 32`";
-    bad("webhook_secret", "0123456789abcde", short);
-    bad("webhook_secret", "whsec_MTIzNDU2Nzg=", short);
+    let short = |has: &str| {
+        format!("{has}, and must have at least 16: make one with `openssl rand -base64 32`")
+    };
+    bad("webhook_secret", "0123456789abcde", &short("has 15 characters"));
+    bad("credentials.secret", "0123456789abcde", &short("has 15 characters"));
+    bad("webhook_secret", "whsec_MTIzNDU2Nzg=", &short("has 12 characters after whsec_"));
+    bad("webhook_secret", "0123456789abcdef short", &short("number 2 of 2 has 5 characters"));
+    bad("webhook_secret", " ", "must name 1 to 8 secrets");
     bad(
         "webhook_secret",
         "whsec_not-base64-at-all",
@@ -216,6 +221,11 @@ fn a_secret_is_long_enough_and_fits_a_header() {
     );
     bad(
         "webhook_secret",
+        "correct-horse-battery\u{e9}",
+        "must be visible ASCII characters without spaces",
+    );
+    bad(
+        "credentials.secret",
         "correct horse battery",
         "must be visible ASCII characters without spaces",
     );
@@ -259,9 +269,10 @@ fn what_is_read_ahead_is_a_plain_poll_of_the_upstream() {
 
 #[test]
 fn a_log_filter_that_would_silence_everything_is_refused() {
-    let why = "must be a level or a list such as \"info,jobcache=debug\"";
-    bad("log", "jobcache=loud", why);
-    bad("log", " ", why);
+    let levels = "off, error, warn, info, debug, trace or a list such as \"info,jobcache=debug\"";
+    let why = |text: &str| format!("{text:?} is no filter: must be one of {levels}");
+    bad("log", "jobcache=loud", &why("jobcache=loud"));
+    bad("log", " ", &why(" "));
     for text in ["debug", "WARN", "info,jobcache=debug", "off,jobcache::store=trace"] {
         good("log", text);
     }

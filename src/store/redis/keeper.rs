@@ -49,6 +49,8 @@ const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) target: Target,
+    /// Without user and password, for the log.
+    pub(super) address: String,
     pub(super) prefix: String,
     pub(super) lease: Duration,
     pub(super) session: RwLock<Option<SessionHandle>>,
@@ -88,11 +90,12 @@ pub(super) async fn keep(shared: Arc<Shared>) {
             Ok(session) => {
                 let error = shared.serve(&session, &mut backoff).await;
                 shared.retract(&error);
-                warn!(%error, "store is down; everything passes through");
+                warn!(store = shared.address, %error, "store is down; everything passes through");
             }
             Err(error) => {
                 if let Some(suppressed) = shared.warnings.connect.admit(&error.to_string()) {
-                    warn!(%error, suppressed, "cannot connect to the store; retrying");
+                    let store = &shared.address;
+                    warn!(store, %error, suppressed, "cannot connect to the store; retrying");
                 }
             }
         }

@@ -46,8 +46,7 @@ fn load(
 
 /// The effective configuration, as a file, is the same; but secrets are hidden in it.
 fn check_round(config: &Config, toml: &str) {
-    let secrets = [&config.webhook_secret, &config.credentials.secret];
-    for secret in secrets.into_iter().flatten() {
+    for secret in config.webhook_secret.iter().chain(&config.credentials.secret) {
         assert!(!toml.contains(&format!("\"{}\"", secret.expose())), "a secret is shown");
     }
     if toml.contains("\"***\"") || toml.contains('@') || toml.contains("redacted") {

@@ -5,7 +5,7 @@
 
 #![no_main]
 
-use jobcache::{admin::purge::Wanted, cache::key::JobId};
+use jobcache::{admin::wanted::Wanted, cache::key::JobId};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 

@@ -30,7 +30,7 @@ const TIMES: [(&str, &str); 4] = [
 ];
 
 /// The Host is part of the representation, so all clients send the same.
-pub(super) const HOST: &str = "jobs.test";
+pub(super) const HOST: &str = "jobs.localhost";
 
 /// What a run is made of.
 #[derive(Clone, Copy, Debug)]

@@ -25,6 +25,8 @@ pub(crate) const HOST: &str = "jobs.example";
 /// Speaks HTTP/1.1 to one address over connections that it keeps.
 pub(crate) struct Client {
     address: SocketAddr,
+    /// What it calls who it asks.
+    host: String,
     idle: Mutex<Vec<http1::SendRequest<Body>>>,
 }
 
@@ -39,7 +41,12 @@ pub(crate) struct Reply {
 
 impl Client {
     pub(crate) fn new(address: SocketAddr) -> Self {
-        Self { address, idle: Mutex::default() }
+        Self { address, host: HOST.to_owned(), idle: Mutex::default() }
+    }
+
+    /// Asks by the address, as operators do.
+    pub(crate) fn operator(address: SocketAddr) -> Self {
+        Self { host: address.to_string(), ..Self::new(address) }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -71,7 +78,8 @@ impl Client {
         let mut request = Request::new(full(""));
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().expect("a request target");
-        request.headers_mut().insert(header::HOST, HeaderValue::from_static(HOST));
+        let host = HeaderValue::from_str(&self.host).expect("a header value");
+        request.headers_mut().insert(header::HOST, host);
         RequestBuilder { client: self, request }
     }
 
@@ -87,7 +95,8 @@ impl Client {
     }
 
     async fn begin(&self, method: Method, path: &str, headers: &str, body: &str) -> Started {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {HOST}\r\n{headers}");
+        let host = &self.host;
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\n{headers}");
         head.push_str("connection: close\r\n");
         if !body.is_empty() {
             let _ = write!(head, "content-length: {}\r\n", body.len());
@@ -112,7 +121,8 @@ impl Client {
     /// A request of exactly this target, which need not be a URI; returns the status and the body.
     pub(crate) async fn spelled(&self, method: &str, target: &str) -> (u16, String) {
         let rest = "connection: close\r\ncontent-length: 0\r\n\r\n";
-        let request = format!("{method} {target} HTTP/1.1\r\nhost: {HOST}\r\n{rest}");
+        let host = &self.host;
+        let request = format!("{method} {target} HTTP/1.1\r\nhost: {host}\r\n{rest}");
         split(&self.raw(request.as_bytes()).await)
     }
 

@@ -56,7 +56,7 @@ impl Sidecar {
         loaded.config.listen = listen.into();
         loaded.config.admin = operators.into();
         let listeners = Listeners { proxy: proxy.into(), admin: admin.into() };
-        let (client, admin) = (Client::new(listen), Client::new(operators));
+        let (client, admin) = (Client::new(listen), Client::operator(operators));
         let (shutdown, told) = oneshot::channel();
         let told = async {
             // A dropped sender is a shutdown too.
@@ -213,7 +213,7 @@ impl Process {
             let addresses = ["--listen", &proxy, "--admin", &admin];
             let mut child = command(args, envs).args(addresses).spawn().expect("the binary runs");
             let stderr = collect(&mut child);
-            let (client, admin) = (Client::new(listen), Client::new(admin_address));
+            let (client, admin) = (Client::new(listen), Client::operator(admin_address));
             let mut process = Self { client, admin, child, stderr };
             if process.lives(admin_address).await {
                 return process;
@@ -232,7 +232,7 @@ impl Process {
         let addresses = ["--listen", &proxy, "--admin", &admin];
         let mut child = command(args, envs).args(addresses).spawn().expect("the binary runs");
         let stderr = collect(&mut child);
-        let (client, admin) = (Client::new(listen), Client::new(admin_address));
+        let (client, admin) = (Client::new(listen), Client::operator(admin_address));
         let mut process = Self { client, admin, child, stderr };
         assert!(process.lives(admin_address).await, "{}", process.stderr());
         process
@@ -249,7 +249,7 @@ impl Process {
         })
         .await;
         let mut process =
-            Self { client: Client::new(listen), admin: Client::new(admin), child, stderr };
+            Self { client: Client::new(listen), admin: Client::operator(admin), child, stderr };
         assert!(process.lives(admin).await, "{}", process.stderr());
         process
     }

@@ -562,3 +562,9 @@ impl Drop for Open {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
+
+/// An answer of this status with this field.
+pub(crate) fn with_status(status: StatusCode, name: &str, value: &str) -> Response<Body> {
+    let response = Response::builder().status(status).header(name, value);
+    response.body(full("{}")).expect("a valid head")
+}

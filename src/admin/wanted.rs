@@ -1,0 +1,166 @@
+//! What a purge names: the body of the webhook, read.
+
+use serde::Deserialize;
+
+use crate::cache::key::{self, JobId};
+
+/// Ids in one purge, and jobs that all of their readings name.
+pub(super) const MAX_IDS: usize = 10_000;
+
+/// `{"job_id": "x"}`, `{"job_ids": ["x", "y"]}` or `{"all": true}`; the first two with
+/// `"refresh": true` if the jobs are to be read anew.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Payload {
+    job_id: Option<Id>,
+    job_ids: Option<Vec<Id>>,
+    all: Option<bool>,
+    refresh: Option<bool>,
+}
+
+/// Ids come as strings, and from databases as numbers.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "an id is a string or a whole number")]
+enum Id {
+    Text(String),
+    Number(u64),
+}
+
+/// What is to be purged.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// These jobs, in order, without repeats.
+    Jobs(Vec<JobId>),
+    /// These jobs likewise, which are then to be read anew.
+    Refreshed(Vec<JobId>),
+    /// Every job.
+    All,
+}
+
+impl Wanted {
+    /// Reads the body of a purge; the error says what would be right.
+    pub fn parse(body: &[u8]) -> Result<Self, String> {
+        let payload: Payload = serde_json::from_slice(body).map_err(|error| {
+            format!(
+                "{error}; a purge is {{\"job_id\": \"x\"}}, {{\"job_ids\": [\"x\", \"y\"]}} or \
+                 {{\"all\": true}}"
+            )
+        })?;
+        let refresh = payload.refresh == Some(true);
+        let ids = match payload {
+            Payload { job_id: Some(id), job_ids: None, all: None, .. } => vec![id],
+            Payload { job_id: None, job_ids: Some(ids), all: None, .. } => ids,
+            Payload { all: Some(true), .. } if refresh => {
+                return Err("refresh goes with job_id or job_ids, not with all".into());
+            }
+            Payload { job_id: None, job_ids: None, all: Some(true), .. } => return Ok(Self::All),
+            _ => return Err("give exactly one of job_id, job_ids and \"all\": true".into()),
+        };
+        if ids.is_empty() || ids.len() > MAX_IDS {
+            return Err(format!("job_ids holds {} ids; give 1 to {MAX_IDS}", ids.len()));
+        }
+        let mut jobs = Vec::with_capacity(ids.len());
+        for id in ids {
+            jobs.extend(match id {
+                Id::Text(id) => readings(&id)?,
+                Id::Number(id) => readings(&id.to_string())?,
+            });
+        }
+        jobs.sort_unstable();
+        jobs.dedup();
+        if jobs.len() > MAX_IDS {
+            let count = jobs.len();
+            return Err(format!(
+                "job_ids can be read as {count} jobs, of at most {MAX_IDS}; split the purge"
+            ));
+        }
+        Ok(if refresh { Self::Refreshed(jobs) } else { Self::Jobs(jobs) })
+    }
+}
+
+pub(super) fn readings(id: &str) -> Result<Vec<JobId>, String> {
+    let ids = key::readings(id);
+    if ids.is_empty() {
+        let shown: String = id.chars().take(200).collect();
+        return Err(format!(
+            "{shown:?} is no job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
+        ));
+    }
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn accepts(body: &str, expected: &[&str]) {
+        match Wanted::parse(body.as_bytes()) {
+            Ok(Wanted::Jobs(jobs)) => {
+                assert_eq!(jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), expected, "{body}");
+            }
+            other => panic!("{body}: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn refuses(body: &str, part: &str) {
+        let error = Wanted::parse(body.as_bytes()).unwrap_err();
+        assert!(error.contains(part), "{body}: {error:?} lacks {part:?}");
+    }
+
+    #[test]
+    fn a_purge_takes_one_id_several_or_all() {
+        accepts(r#"{"job_id":"x"}"#, &["x"]);
+        accepts(r#"{"job_id":42}"#, &["42"]);
+        accepts(r#"{"job_ids":["b","a","b"]}"#, &["a", "b"]);
+        accepts(
+            r#"{"job_id":"9F86D081-884C-4D65-9A2F-EAA0C55AD015"}"#,
+            &["9f86d081-884c-4d65-9a2f-eaa0c55ad015"],
+        );
+        assert_eq!(Wanted::parse(br#"{"all":true}"#).unwrap(), Wanted::All);
+        assert_eq!(Wanted::parse(br#"{"all":true,"refresh":false}"#).unwrap(), Wanted::All);
+    }
+
+    #[test]
+    fn jobs_may_be_read_anew_and_all_of_them_may_not() {
+        let x = || vec![JobId::canonical("x").unwrap()];
+        let parse = |body: &str| Wanted::parse(body.as_bytes()).unwrap();
+        assert_eq!(parse(r#"{"job_id":"x","refresh":true}"#), Wanted::Refreshed(x()));
+        assert_eq!(parse(r#"{"job_ids":["x"],"refresh":true}"#), Wanted::Refreshed(x()));
+        assert_eq!(parse(r#"{"job_id":"x","refresh":false}"#), Wanted::Jobs(x()));
+        refuses(r#"{"all":true,"refresh":true}"#, "not with all");
+        refuses(r#"{"job_id":"x","refresh":1}"#, "a purge is");
+        refuses(r#"{"refresh":true}"#, "exactly one");
+    }
+
+    /// Digits may be a number and a UUID. The limit is on what the store is asked to delete.
+    #[test]
+    fn a_purge_of_more_jobs_than_it_has_ids_is_refused_past_the_limit() {
+        let ids = |count: usize| {
+            let ids: Vec<_> =
+                (0..count).map(|id| format!("0{:031}", 10_usize.pow(18) + id)).collect();
+            json!({ "job_ids": ids }).to_string()
+        };
+        assert!(
+            matches!(Wanted::parse(ids(5_000).as_bytes()), Ok(Wanted::Jobs(jobs)) if jobs.len() == MAX_IDS)
+        );
+        refuses(&ids(5_001), "10002 jobs");
+    }
+
+    #[test]
+    fn a_malformed_purge_is_told_what_is_wrong() {
+        refuses("", "a purge is");
+        refuses("[]", "a purge is");
+        refuses(r#"{"job":"x"}"#, "unknown field `job`");
+        refuses(r#"{"job_id":1.5}"#, "an id is a string or a whole number");
+        refuses(r#"{"job_id":"x","all":true}"#, "exactly one");
+        refuses(r#"{"all":false}"#, "exactly one");
+        refuses("{}", "exactly one");
+        refuses(r#"{"job_ids":[]}"#, "0 ids");
+        refuses(r#"{"job_id":"a b"}"#, "\"a b\" is no job id");
+        refuses(r#"{"job_id":".."}"#, "is no job id");
+    }
+}

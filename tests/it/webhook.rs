@@ -1,0 +1,205 @@
+//! Who may call the webhook: several secrets while they are rotated, and what is said to the others.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::UNIX_EPOCH,
+};
+
+use hyper::{Method, StatusCode};
+use jobcache::{
+    clock,
+    config::{Config, Flags, Invalid, Loaded, Secret},
+    reload::Outcome,
+};
+use standardwebhooks::Webhook;
+
+use crate::support::{Client, Process, Reply, SOON, Setup, Upstream, eventually, sidecar::Sidecar};
+
+const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const OLD: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+const STRANGER: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX";
+const BODY: &str = r#"{"job_id":"x"}"#;
+
+async fn guarded(secrets: &[&str]) -> Setup {
+    let secrets = secrets.iter().map(|secret| Secret::new(*secret)).collect();
+    Setup::with(|config| config.webhook_secret = secrets).await
+}
+
+/// Signed by each of these in turn, for this many seconds ago.
+async fn signed(admin: &Client, secrets: &[&str], ago: i64) -> Reply {
+    let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let time = i64::try_from(now).expect("a date") - ago;
+    let sign = |secret: &&str| {
+        let webhook = Webhook::new(secret).expect("a secret");
+        webhook.sign("msg_1", time, BODY.as_bytes()).expect("a signature")
+    };
+    let signatures: Vec<_> = secrets.iter().map(sign).collect();
+    let request = admin.request(Method::POST, "/purge").body(BODY).header("webhook-id", "msg_1");
+    let request = request.header("webhook-timestamp", &time.to_string());
+    request.header("webhook-signature", &signatures.join(" ")).send().await
+}
+
+async fn bearer(admin: &Client, secret: &str) -> Reply {
+    let request = admin.request(Method::POST, "/purge").body(BODY);
+    request.header("authorization", &format!("Bearer {secret}")).send().await
+}
+
+#[tokio::test]
+async fn each_secret_opens_by_token_and_by_signature_and_which_it_was_is_counted() {
+    let setup = guarded(&[NEW, OLD]).await;
+    let admin = &setup.sidecar.admin;
+    for secret in [NEW, OLD] {
+        assert_eq!(bearer(admin, secret).await.status, StatusCode::OK);
+        assert_eq!(signed(admin, &[secret], 0).await.status, StatusCode::OK);
+        let page = admin.request(Method::GET, "/status");
+        let page = page.header("authorization", &format!("Bearer {secret}")).send().await;
+        assert_eq!(page.status, StatusCode::OK);
+    }
+    // A sender that rotates its secrets signs with each.
+    assert_eq!(signed(admin, &[STRANGER, OLD], 0).await.status, StatusCode::OK);
+    assert_eq!(signed(admin, &[STRANGER], 0).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(bearer(admin, STRANGER).await.status, StatusCode::UNAUTHORIZED);
+    for (secret, count) in [("newest", 3), ("older", 4)] {
+        let name = format!("jobcache_webhook_accepted_total{{secret=\"{secret}\"}}");
+        assert_eq!(admin.metric(&name).await, count, "{secret}");
+    }
+}
+
+/// Two files of secrets between a sender and jobcache, and no purge refused on the way.
+#[tokio::test]
+async fn secrets_are_rotated_by_reloads_without_a_purge_refused() {
+    let upstream = Upstream::start().await;
+    let secrets = Arc::new(Mutex::new(OLD.to_owned()));
+    let (url, shared) = (upstream.url(), Arc::clone(&secrets));
+    let read = move || -> Result<Loaded, Invalid> {
+        let secret = shared.lock().expect("no panic under the lock").clone();
+        let vars = [("JOBCACHE_WEBHOOK_SECRET", secret), ("JOBCACHE_UPSTREAM", url.clone())];
+        let vars = vars.into_iter().chain([("REDIS_URL", "memory://".to_owned())]);
+        Config::load(Flags::default(), vars.map(|(name, text)| (name.to_owned(), text)))
+    };
+    let (sidecar, reloader) = Sidecar::reloading(read).await;
+    let opens = async |secret| signed(&sidecar.admin, &[secret], 0).await.status == StatusCode::OK;
+    assert!(opens(OLD).await && !opens(NEW).await);
+
+    for (text, old) in [(format!("{NEW}\n{OLD}"), true), (NEW.to_owned(), false)] {
+        *secrets.lock().expect("no panic under the lock") = text;
+        assert_eq!(reloader.reload().await, Some(Outcome::Applied));
+        assert!(opens(NEW).await);
+        assert_eq!(opens(OLD).await, old);
+    }
+}
+
+#[tokio::test]
+async fn each_refusal_says_why_and_is_counted_under_its_reason() {
+    let setup = guarded(&[NEW]).await;
+    let admin = &setup.sidecar.admin;
+    let purge = || admin.request(Method::POST, "/purge").body(BODY);
+    let incomplete = purge().header("webhook-signature", "v1,x").send().await;
+    let malformed = purge().body("{}").header("authorization", &format!("Bearer {NEW}"));
+    for (reply, reason, says) in [
+        (purge().send().await, "unsigned", "send `Authorization: Bearer"),
+        (bearer(admin, STRANGER).await, "bearer", "bearer token"),
+        (incomplete, "header", "webhook-id is missing"),
+        (signed(admin, &[STRANGER], 0).await, "signature", "webhook-signature"),
+        (signed(admin, &[NEW], 420).await, "timestamp", "NTP"),
+        (malformed.send().await, "malformed", "exactly one"),
+    ] {
+        assert!(reply.status.is_client_error(), "{reason}: {reply:?}");
+        assert!(reply.reason().contains(says), "{reason}: {reply:?}");
+        let name = format!("jobcache_webhook_refused_total{{reason=\"{reason}\"}}");
+        assert_eq!(admin.metric(&name).await, 1, "{reason}");
+    }
+}
+
+/// How many right signatures were off by no more than so many seconds.
+async fn within(admin: &Client, seconds: &str) -> u64 {
+    admin.metric(&format!("jobcache_webhook_skew_seconds_bucket{{le=\"{seconds}\"}}")).await
+}
+
+#[tokio::test]
+async fn a_skew_is_measured_of_right_signatures_only_whether_they_are_taken_or_not() {
+    let setup = guarded(&[NEW]).await;
+    let admin = &setup.sidecar.admin;
+    for (ago, status) in [(0, 200), (-90, 200), (90, 200), (420, 401), (-420, 401)] {
+        assert_eq!(signed(admin, &[NEW], ago).await.status, status, "{ago}");
+    }
+    signed(admin, &[STRANGER], 90).await;
+    let buckets =
+        [within(admin, "5.0").await, within(admin, "60.0").await, within(admin, "120.0").await];
+    assert_eq!(buckets, [1, 1, 3]);
+    assert_eq!(admin.metric("jobcache_webhook_skew_seconds_count").await, 5);
+    let refused = signed(admin, &[NEW], 420).await;
+    let told = ["420 s old", "421 s old"].iter().any(|told| refused.reason().contains(told));
+    assert!(told && refused.reason().contains("may be off by 300 s"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_skew_is_warned_of_before_deliveries_are_refused() {
+    let upstream = Upstream::start().await;
+    let args = ["--upstream", &upstream.url(), "--redis-url", "memory://"];
+    let process = Process::start(&args, &[("JOBCACHE_WEBHOOK_SECRET", NEW)]).await;
+    assert_eq!(signed(&process.admin, &[NEW], 30).await.status, StatusCode::OK);
+    assert_eq!(signed(&process.admin, &[NEW], -90).await.status, StatusCode::OK);
+    let line = eventually(SOON, async || {
+        let log = process.stderr();
+        log.lines().find(|line| line.contains("signed=\"ahead\"")).map(str::to_owned).ok_or(log)
+    })
+    .await;
+    assert!(line.contains("WARN") && line.contains("limit=300"), "{line}");
+    assert!(!process.stderr().contains("signed=\"old\""), "30 s are nothing: {}", process.stderr());
+}
+
+#[tokio::test]
+async fn failures_past_the_limit_are_told_to_wait_and_the_secret_opens_all_the_same() {
+    let setup = Setup::with(|config| {
+        config.webhook_secret = vec![Secret::new(NEW)];
+        config.webhook_max_failures = 3;
+    })
+    .await;
+    let admin = &setup.sidecar.admin;
+    for status in [401, 401, 401, 429, 429] {
+        let reply = bearer(admin, STRANGER).await;
+        assert_eq!(reply.status, status, "{reply:?}");
+        assert_eq!(bearer(admin, NEW).await.status, StatusCode::OK);
+        assert_eq!(signed(admin, &[NEW], 0).await.status, StatusCode::OK);
+    }
+    for page in ["/status", "/history", "/events", "/explain/x"] {
+        let reply = admin.get(page).await;
+        assert_eq!(reply.status, StatusCode::TOO_MANY_REQUESTS, "{page}");
+        let wait: u64 = reply.header("retry-after").parse().expect("seconds");
+        assert!((1..=20).contains(&wait), "a minute has three: {wait}");
+        assert!(reply.reason().contains("taken at any time"), "{reply:?}");
+    }
+    assert_eq!(admin.limit_hits("webhook_max_failures").await, 6);
+    for open in ["/livez", "/readyz", "/metrics", "/"] {
+        assert_eq!(admin.get(open).await.status, StatusCode::OK, "{open}");
+    }
+}
+
+#[tokio::test]
+async fn a_purge_past_the_limit_has_not_been_applied_and_is_when_it_is_sent_again() {
+    let setup = Setup::with(|config| config.webhook_max_purges = 1).await;
+    let admin = &setup.sidecar.admin;
+    let other = async || admin.request(Method::POST, "/purge/other").send().await.status;
+    let purge = async || admin.request(Method::POST, "/purge").body(BODY).send().await;
+    let refused = eventually(SOON, async || {
+        setup.hit("/jobs/x").await;
+        other().await;
+        let reply = purge().await;
+        if reply.status == StatusCode::OK { Err(reply) } else { Ok(reply) }
+    })
+    .await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused:?}");
+    assert_eq!(refused.header("retry-after"), "1");
+    assert!(refused.reason().contains("nothing was purged or queued"), "{refused:?}");
+    assert!(setup.get("/jobs/x").await.is_hit(), "it has not been applied");
+    assert!(admin.limit_hits("webhook_max_purges").await > 0);
+
+    setup.upstream.commit("x");
+    eventually(SOON, async || {
+        let reply = purge().await;
+        if reply.status == StatusCode::OK { Ok(()) } else { Err(reply) }
+    })
+    .await;
+    assert!(!setup.get("/jobs/x").await.is_hit());
+}
