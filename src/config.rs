@@ -251,12 +251,12 @@ pub struct Identity {
     pub key: PathBuf,
 }
 
-/// How the upstream is spoken to where its URL is `https`.
+/// How a server is believed that is spoken to over TLS, and what it is shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UpstreamTls {
+pub struct ClientTls {
     /// PEM, the authorities that are believed; none = those of the system.
     pub ca: Option<PathBuf>,
-    /// What the upstream is shown where it asks.
+    /// What the server is shown where it asks.
     pub identity: KeyPair,
     /// The name that its certificate must have; none = the host of the URL.
     pub server_name: Option<String>,
@@ -268,7 +268,7 @@ pub struct Upstream {
     /// `http://host[:port]`, `https://host[:port]` or `unix:/path`, without a path of requests.
     pub url: String,
     /// Where that is `https`.
-    pub tls: UpstreamTls,
+    pub tls: ClientTls,
     /// TCP connect.
     pub connect_timeout: Duration,
     /// From the last byte of the request sent to the response head.
@@ -289,8 +289,14 @@ pub struct Upstream {
 /// Where entries live.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Store {
-    /// `redis://[user:password@]host[:port][/db]`, `unix:///path` or `memory://`.
+    /// Which store, and where.
     pub url: StoreUrl,
+    /// Who we are there, where the URL does not say.
+    pub login: Login,
+    /// Where the URL's scheme says that TLS is spoken.
+    pub tls: ClientTls,
+    /// Of the sentinels, where the URL names some.
+    pub sentinel: Sentinel,
     /// Before the job id in the key.
     pub prefix: String,
     /// What the store may cost one request, over all its operations.
@@ -305,11 +311,48 @@ pub struct Store {
     pub memory_max: usize,
 }
 
+/// User and password.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Login {
+    /// None = the server's default user.
+    pub username: Option<String>,
+    /// None = the server is told none.
+    pub password: Option<Secret>,
+    /// Where the password stands instead; read for each connection.
+    pub password_file: Option<PathBuf>,
+}
+
+/// How sentinels are spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sentinel {
+    /// Who we are there. What is told to Redis is not told to them.
+    pub login: Login,
+    /// Whether they speak TLS; none = as Redis does.
+    pub tls: Option<bool>,
+}
+
+/// Sentinels that know where the master is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sentinels {
+    /// Those to ask first: host and port of each.
+    pub hosts: Vec<(String, u16)>,
+    /// The name under which they watch it.
+    pub master: String,
+    /// Whether it speaks TLS.
+    pub is_tls: bool,
+    /// Who we are at the master.
+    pub login: Login,
+    /// The database there.
+    pub database: u32,
+}
+
 /// Which store.
 #[derive(Clone, PartialEq, Eq)]
 pub enum StoreUrl {
     /// The URL of a Redis server; may hold a password, which `Debug` and `Display` hide.
     Redis(String),
+    /// A Redis server that sentinels name.
+    Sentinel(Sentinels),
     /// In this process.
     Memory,
 }
@@ -513,7 +556,52 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Redis(url) => f.write_str(&url::redacted(url)),
+            Self::Sentinel(sentinels) => fmt::Display::fmt(sentinels, f),
             Self::Memory => f.write_str("memory://"),
+        }
+    }
+}
+
+/// Without user and password.
+impl fmt::Display for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_tls { "rediss-sentinel://" } else { "redis-sentinel://" })?;
+        if self.login.password.is_some() {
+            f.write_str("***@")?;
+        }
+        for (place, (host, port)) in self.hosts.iter().enumerate() {
+            let comma = if place > 0 { "," } else { "" };
+            if host.contains(':') {
+                write!(f, "{comma}[{host}]:{port}")?;
+            } else {
+                write!(f, "{comma}{host}:{port}")?;
+            }
+        }
+        write!(f, "/{}", self.master)?;
+        if self.database > 0 { write!(f, "/{}", self.database) } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Login {
+    /// Whether it says anything.
+    pub fn is_some(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+impl StoreUrl {
+    /// Whether the store, or who knows where it is, is spoken to over TLS.
+    pub fn is_tls(&self) -> bool {
+        match self {
+            Self::Redis(url) => url.starts_with("rediss:") || url.starts_with("valkeys:"),
+            Self::Sentinel(sentinels) => sentinels.is_tls,
+            Self::Memory => false,
         }
     }
 }

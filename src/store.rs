@@ -35,7 +35,9 @@
 //! - A write that was answered while the server had not confirmed its end (cut off, hung, refusing
 //!   writes): this sidecar bypasses the job until it is confirmed; other sidecars may serve the
 //!   older body until its TTL ends. The purge webhook answers 503 instead of pretending.
-//! - A deposed master that still answers, until this sidecar learns of it (at most 1 s).
+//! - A deposed master that still answers, until this sidecar learns of it (at most 1 s, from the master
+//!   itself or from sentinels). What that master confirmed at last is then repeated at the new one. Who
+//!   reaches none but the losing side of a split network learns nothing.
 //! - An upstream that reads from a lagging replica or commits after it has answered: `settle` covers
 //!   the writes that pass through; nothing can cover a third party's DEL sent before its own commit.
 //! - A server that evicts (`maxmemory-policy` other than `noeviction`) may evict the fence of a write
@@ -93,6 +95,14 @@ use crate::{
     metrics::{Metrics, Op},
 };
 
+/// Whether the store that is configured can be reached now, and is one that will do.
+pub async fn probe(config: &config::Config) -> Result<(), StoreError> {
+    match &config.store.url {
+        config::StoreUrl::Memory => Ok(()),
+        config::StoreUrl::Redis(_) | config::StoreUrl::Sentinel(_) => redis::probe(config).await,
+    }
+}
+
 /// The store: Redis, or this process' memory with the same semantics.
 #[derive(Debug)]
 pub struct Store {
@@ -126,9 +136,9 @@ impl Store {
                 metrics.breaker.close();
                 Engine::Memory(memory::Memory::new(config))
             }
-            config::StoreUrl::Redis(url) => {
+            config::StoreUrl::Redis(_) | config::StoreUrl::Sentinel(_) => {
                 let (metrics, tasks) = (Arc::clone(&metrics), tasks.clone());
-                Engine::Redis(redis::Redis::open(url, config, metrics, tasks, watcher)?)
+                Engine::Redis(redis::Redis::open(config, metrics, tasks, watcher)?)
             }
         };
         Ok(Self { engine, tokens: Tokens::new(), tasks, metrics })

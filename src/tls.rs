@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::{
-    config::{Config, Endpoint, Identity, UpstreamTls},
+    config::{ClientTls, Config, Endpoint, Identity},
     metrics::{Metrics, OutcomeLabels},
     throttle::Throttle,
 };
@@ -57,8 +57,8 @@ pub enum TlsError {
     },
     /// No certificate of an authority was found that can be trusted.
     #[error(
-        "the system has no certificates of authorities: install ca-certificates, or name those of \
-         the upstream in upstream.tls.ca"
+        "the system has no certificates of authorities: install ca-certificates, or name those that \
+         are to be believed in upstream.tls.ca or store.tls.ca"
     )]
     NoRoots,
     /// Certificate and key are not what rustls takes.
@@ -76,6 +76,8 @@ pub fn verify(config: &Config) -> Result<(), TlsError> {
     config.tls.identity().map(|identity| server(&identity)).transpose()?;
     let spoken = matches!(config.upstream.endpoint(), Endpoint::Tls { .. });
     spoken.then(|| client(&config.upstream.tls)).transpose()?;
+    let spoken = config.store.url.is_tls() || config.store.sentinel.tls == Some(true);
+    spoken.then(|| client(&config.store.tls)).transpose()?;
     Ok(())
 }
 
@@ -91,8 +93,16 @@ pub(crate) fn server(identity: &Identity) -> Result<ServerConfig, TlsError> {
     Ok(config)
 }
 
-/// How the upstream is believed, and what it is shown. The protocol is the caller's to set.
-pub(crate) fn client(config: &UpstreamTls) -> Result<ClientConfig, TlsError> {
+/// What is made of these files, and made anew when they change.
+pub(crate) fn renewed_client(config: ClientTls) -> Result<Arc<Renewed<ClientConfig>>, TlsError> {
+    let own = config.identity.identity().into_iter();
+    let own = own.flat_map(|identity| [identity.cert, identity.key]);
+    let files = own.chain(config.ca.clone()).collect();
+    Renewed::new(files, move || client(&config))
+}
+
+/// How a server is believed, and what it is shown. The protocol is the caller's to set.
+fn client(config: &ClientTls) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder().with_root_certificates(roots(config.ca.as_deref())?);
     let Some(identity) = config.identity.identity() else {
         return Ok(builder.with_no_client_auth());

@@ -47,7 +47,7 @@ impl Mode {
             cache: config.mode,
             store: match config.store.url {
                 StoreUrl::Memory => "memory",
-                StoreUrl::Redis(_) => "redis",
+                StoreUrl::Redis(_) | StoreUrl::Sentinel(_) => "redis",
             },
             near: config.near.mode.as_str(),
             credentials: config.credentials.mode.as_str(),

@@ -310,6 +310,6 @@ pub(super) fn reason(error: &StoreError) -> Bypass {
         StoreError::Pending => Bypass::Pending,
         StoreError::Timeout | StoreError::Spent => Bypass::StoreTimeout,
         StoreError::Refused(_) | StoreError::Journal { .. } => Bypass::StoreError,
-        StoreError::Down | StoreError::Lost(_) => Bypass::StoreDown,
+        StoreError::Down | StoreError::Lost(_) | StoreError::Tls(_) => Bypass::StoreDown,
     }
 }

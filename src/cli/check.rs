@@ -14,25 +14,18 @@ use std::{
 use jobcache::{
     RunError,
     config::{Config, Loaded, StoreUrl},
+    store::{self, StoreError},
     tls,
     upstream::Upstream,
     warm::probe,
 };
-use percent_encoding::percent_decode_str;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpStream, UnixStream},
-    time::{error::Elapsed, timeout},
-};
-use url::Url;
+use tokio::time::{error::Elapsed, timeout};
 
 use super::Verdict;
 use crate::Failure;
 
 /// For each of the two; generous, as a person waits.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Longest answer to a PING that is looked at.
-const MAX_REPLY: usize = 512;
 /// Of what is as it should be.
 const REACHABLE: &str = "reachable";
 
@@ -60,8 +53,7 @@ async fn print(loaded: &Loaded) -> io::Result<Vec<&'static str>> {
         let _ = write!(out, "\nwarning: {warning}");
     }
     let config = &loaded.config;
-    let (store, upstream, list) =
-        tokio::join!(store(&config.store.url), upstream(config), warm_list(config));
+    let (store, upstream, list) = tokio::join!(store(config), upstream(config), warm_list(config));
     let mut missing = Vec::new();
     let mut tell = |what: &'static str, name: String, (found, is_well): Found| {
         let _ = write!(out, "\n# {what:<9} {name}: {found}");
@@ -113,10 +105,17 @@ async fn upstream(config: &Config) -> Found {
     told(timeout(PATIENCE, upstream.probe()).await.map(|made| made.map(|()| REACHABLE.into())))
 }
 
-async fn store(url: &StoreUrl) -> Found {
-    let StoreUrl::Redis(url) = url else { return ("in this process".to_owned(), true) };
-    let Ok(url) = Url::parse(url) else { return ("not a URL".to_owned(), false) };
-    told(timeout(PATIENCE, ping(&url)).await)
+/// Likewise, by way of sentinels if need be: who answers must be a master of a version that will do.
+async fn store(config: &Config) -> Found {
+    if config.store.url == StoreUrl::Memory {
+        return ("in this process".to_owned(), true);
+    }
+    match timeout(PATIENCE, store::probe(config)).await {
+        Ok(Err(StoreError::Refused(error))) => {
+            (format!("reachable, but it refuses us: {error}"), false)
+        }
+        probed => told(probed.map(|made| made.map(|()| REACHABLE.into()))),
+    }
 }
 
 fn told<E: Display>(outcome: Result<Result<String, E>, Elapsed>) -> Found {
@@ -127,117 +126,5 @@ fn told<E: Display>(outcome: Result<Result<String, E>, Elapsed>) -> Found {
         }
         Ok(Err(error)) => (format!("not reachable: {error}"), false),
         Err(_) => (format!("not reachable: no answer within {}s", PATIENCE.as_secs()), false),
-    }
-}
-
-async fn ping(url: &Url) -> io::Result<String> {
-    if url.scheme().ends_with("unix") {
-        return ask(UnixStream::connect(url.path()).await?, url).await;
-    }
-    let address = address(url, 6379).ok_or(io::ErrorKind::InvalidInput)?;
-    ask(TcpStream::connect(address).await?, url).await
-}
-
-/// Host and port as `TcpStream::connect` takes them: an IPv6 address keeps its brackets.
-fn address(url: &Url, default_port: u16) -> Option<String> {
-    Some(format!("{}:{}", url.host_str()?, url.port().unwrap_or(default_port)))
-}
-
-async fn ask(mut io: impl AsyncRead + AsyncWrite + Unpin, url: &Url) -> io::Result<String> {
-    let commands = question(url);
-    io.write_all(&commands.concat()).await?;
-    let mut reply = Vec::new();
-    let mut part = [0; MAX_REPLY];
-    // Both AUTH and PING are answered by one line.
-    while reply.len() < MAX_REPLY && reply.split(|b| *b == b'\n').count() <= commands.len() {
-        let read = io.read(&mut part).await?;
-        if read == 0 {
-            break;
-        }
-        reply.extend(part.iter().take(read));
-    }
-    let last = String::from_utf8_lossy(&reply);
-    let errors: Vec<_> = last.lines().filter_map(|line| line.strip_prefix('-')).collect();
-    Ok(match (errors.first(), last.lines().last()) {
-        (Some(error), _) => format!("reachable, but it refuses us: {error}"),
-        (None, Some("+PONG")) => REACHABLE.to_owned(),
-        _ => "reachable, but this is not Redis".to_owned(),
-    })
-}
-
-/// AUTH where the URL has a password, and PING.
-fn question(url: &Url) -> Vec<Vec<u8>> {
-    let auth = match login(url) {
-        (Some(user), Some(password)) => Some(command(&[b"AUTH", &user, &password])),
-        (None, Some(password)) => Some(command(&[b"AUTH", &password])),
-        (_, None) => None,
-    };
-    auth.into_iter().chain([command(&[b"PING"])]).collect()
-}
-
-type Login = (Option<Vec<u8>>, Option<Vec<u8>>);
-
-fn login(url: &Url) -> Login {
-    if url.scheme().ends_with("unix") {
-        let named = |name: &str| {
-            let mut pairs = url.query_pairs();
-            pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned().into_bytes())
-        };
-        return (named("user"), named("pass"));
-    }
-    let decoded = |text: &str| percent_decode_str(text).collect();
-    let user = Some(url.username()).filter(|user| !user.is_empty());
-    (user.map(decoded), url.password().map(decoded))
-}
-
-/// RESP with lengths, which takes any bytes.
-fn command(words: &[&[u8]]) -> Vec<u8> {
-    let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
-    for word in words {
-        bytes.extend(format!("${}\r\n", word.len()).into_bytes());
-        bytes.extend_from_slice(word);
-        bytes.extend_from_slice(b"\r\n");
-    }
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::io::duplex;
-
-    use super::*;
-
-    /// What `check` says about a store of the given URL that replies so.
-    async fn said(url: &str, replies: &[&str]) -> (String, String) {
-        let (ours, mut theirs) = duplex(1024);
-        let url = Url::parse(url).unwrap();
-        let server = async move {
-            let mut question = [0; 256];
-            let read = theirs.read(&mut question).await.unwrap();
-            for reply in replies {
-                theirs.write_all(reply.as_bytes()).await.unwrap();
-                tokio::task::yield_now().await;
-            }
-            String::from_utf8_lossy(question.get(..read).unwrap()).replace("\r\n", " ")
-        };
-        let (said, asked) = tokio::join!(ask(ours, &url), server);
-        (asked, said.unwrap())
-    }
-
-    #[tokio::test]
-    async fn redis_is_asked_with_the_login_of_the_url() {
-        let (asked, said) = said("redis://u:p%40@a", &["+OK\r\n", "+PONG\r\n"]).await;
-        assert_eq!(asked, "*3 $4 AUTH $1 u $2 p@ *1 $4 PING ");
-        assert_eq!(said, "reachable");
-    }
-
-    #[tokio::test]
-    async fn what_answers_otherwise_is_told() {
-        let refused = said("redis://a", &["-NOAUTH Authentication required.\r\n"]).await.1;
-        assert_eq!(refused, "reachable, but it refuses us: NOAUTH Authentication required.");
-        let other = said("redis://a", &["HTTP/1.1 400 Bad Request\r\n"]).await.1;
-        assert_eq!(other, "reachable, but this is not Redis");
-        let socket = said("unix:///a?pass=p", &["+OK\r\n+PONG\r\n"]).await;
-        assert_eq!(socket, ("*2 $4 AUTH $1 p *1 $4 PING ".to_owned(), "reachable".to_owned()));
     }
 }

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use super::{Address, Config, Endpoint, StoreUrl, load::Settings, parse};
+use super::{
+    Address, ClientTls, Config, Endpoint, Login, Sentinel, StoreUrl, load::Settings, parse,
+};
 
 /// Runs every check whose knobs are each right by themselves (`failed` holds the others).
 pub(super) fn all(
@@ -20,7 +22,7 @@ pub(super) fn all(
 
 type Check = fn(&Config, &Settings) -> Option<String>;
 
-const CHECKS: [(&[&str], Check); 8] = [
+const CHECKS: [(&[&str], Check); 12] = [
     (&["listen", "admin"], listeners_differ),
     (&["admin", "webhook_secret"], admin_is_guarded),
     (&["listen", "admin", "upstream.url"], upstream_is_another),
@@ -29,6 +31,10 @@ const CHECKS: [(&[&str], Check); 8] = [
     (&["tls.cert", "tls.key"], key_has_a_certificate),
     (&["upstream.tls.cert", "upstream.tls.key"], upstream_key_has_a_certificate),
     (&["upstream.url", "upstream.tls.ca", "upstream.tls.cert"], tls_is_spoken_to_the_upstream),
+    (&["store.tls.cert", "store.tls.key"], store_key_has_a_certificate),
+    (&["store.url", "store.sentinel.tls"], tls_is_spoken_to_the_store),
+    (&["store.url", "store.username"], the_password_of_the_store_is_given_once),
+    (&["store.url", "store.sentinel.username"], sentinels_are_those_of_the_url),
 ];
 
 fn listeners_differ(config: &Config, settings: &Settings) -> Option<String> {
@@ -99,6 +105,51 @@ fn tls_is_spoken_to_the_upstream(config: &Config, settings: &Settings) -> Option
     (given && !spoken).then(|| {
         let url = settings.describe("upstream.url");
         format!("upstream.tls is set, but {url} is not https: begin it with https://, or drop it")
+    })
+}
+
+fn store_key_has_a_certificate(config: &Config, settings: &Settings) -> Option<String> {
+    let pair = &config.store.tls.identity;
+    (pair.key.is_some() && pair.cert.is_none())
+        .then(|| format!("{} needs store.tls.cert beside it", settings.describe("store.tls.key")))
+}
+
+/// What somebody took care to give must not be ignored in silence: here and below.
+fn tls_is_spoken_to_the_store(config: &Config, settings: &Settings) -> Option<String> {
+    let spoken = config.store.url.is_tls() || config.store.sentinel.tls == Some(true);
+    (config.store.tls != ClientTls::default() && !spoken).then(|| {
+        let url = settings.describe("store.url");
+        format!("store.tls is set, but {url} speaks no TLS: begin it with rediss://, or drop it")
+    })
+}
+
+fn the_password_of_the_store_is_given_once(config: &Config, settings: &Settings) -> Option<String> {
+    let (store, url) = (&config.store, settings.describe("store.url"));
+    let twice = |login: &Login| login.password.is_some() && login.password_file.is_some();
+    if twice(&store.login) {
+        return Some("store.password and store.password_file are both set: keep one".to_owned());
+    }
+    if twice(&store.sentinel.login) {
+        let key = "store.sentinel.password";
+        return Some(format!("{key} and {key}_file are both set: keep one of them"));
+    }
+    let in_url = match &store.url {
+        StoreUrl::Redis(url) => {
+            url.contains('@') || url.contains("?pass=") || url.contains("&pass=")
+        }
+        StoreUrl::Sentinel(sentinels) => sentinels.login.is_some(),
+        StoreUrl::Memory => false,
+    };
+    (in_url && store.login.is_some()).then(|| {
+        format!("{url} says who we are, and so do store.username and store.password: keep one")
+    })
+}
+
+fn sentinels_are_those_of_the_url(config: &Config, settings: &Settings) -> Option<String> {
+    let named = matches!(config.store.url, StoreUrl::Sentinel(_));
+    (config.store.sentinel != Sentinel::default() && !named).then(|| {
+        let url = settings.describe("store.url");
+        format!("store.sentinel is set, but {url} names no sentinels: use redis-sentinel://")
     })
 }
 

@@ -6,8 +6,9 @@ use std::{net::SocketAddr, time::Duration};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    Config, CredentialMode, Credentials, HEADERS_ON_STACK, KeyPair, LogFormat, Mode, Near,
-    NearMode, Pending, Query, Server, Share, States, Store, StoreUrl, Upstream, UpstreamTls, Warm,
+    ClientTls, Config, CredentialMode, Credentials, HEADERS_ON_STACK, KeyPair, LogFormat, Login,
+    Mode, Near, NearMode, Pending, Query, Sentinel, Server, Share, States, Store, StoreUrl,
+    Upstream, Warm,
 };
 use crate::pointer::Pointer;
 
@@ -102,7 +103,7 @@ impl Default for Upstream {
     fn default() -> Self {
         Self {
             url: "http://127.0.0.1:8000".to_owned(),
-            tls: UpstreamTls::default(),
+            tls: ClientTls::default(),
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_mins(1),
             body_timeout: Duration::from_mins(5),
@@ -118,6 +119,9 @@ impl Default for Store {
     fn default() -> Self {
         Self {
             url: StoreUrl::Redis("redis://127.0.0.1:6379".to_owned()),
+            login: Login::default(),
+            tls: ClientTls::default(),
+            sentinel: Sentinel::default(),
             prefix: "job_status:".to_owned(),
             budget: Duration::from_millis(50),
             lease: Duration::from_secs(10),

@@ -231,6 +231,13 @@ pub(super) const KNOBS: &[Knob] = &[
         .by_file()
         .flag("redis-url")
         .env(&["JOBCACHE_REDIS_URL", "REDIS_URL"]),
+    one("store.username", "", |c, v| put(&mut c.store.login.username, parse::username(v)))
+        .env(&["JOBCACHE_STORE_USERNAME"]),
+    one("store.password", "", |c, v| put(&mut c.store.login.password, parse::password(v)))
+        .shown(Shown::Nothing)
+        .env(&["JOBCACHE_STORE_PASSWORD"]),
+    one("store.password_file", "", |c, v| put(&mut c.store.login.password_file, parse::path(v)))
+        .env(&["JOBCACHE_STORE_PASSWORD_FILE"]),
     one("store.budget", "50ms", |c, v| put(&mut c.store.budget, parse::time(v, MS..=TEN_SECONDS)))
         .flag("store-budget")
         .env(&["JOBCACHE_STORE_BUDGET"]),
@@ -253,6 +260,33 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.store.memory_max, parse::size(v, MIB..=64 * GIB))
     })
     .env(&["JOBCACHE_STORE_MEMORY_MAX"]),
+    one("store.tls.ca", "", |c, v| put(&mut c.store.tls.ca, parse::path(v)))
+        .env(&["JOBCACHE_STORE_TLS_CA"]),
+    one("store.tls.cert", "", |c, v| put(&mut c.store.tls.identity.cert, parse::path(v)))
+        .env(&["JOBCACHE_STORE_TLS_CERT"]),
+    one("store.tls.key", "", |c, v| put(&mut c.store.tls.identity.key, parse::path(v)))
+        .env(&["JOBCACHE_STORE_TLS_KEY"]),
+    one("store.tls.server_name", "", |c, v| {
+        put(&mut c.store.tls.server_name, parse::server_name(v))
+    })
+    .env(&["JOBCACHE_STORE_TLS_SERVER_NAME"]),
+    one("store.sentinel.username", "", |c, v| {
+        put(&mut c.store.sentinel.login.username, parse::username(v))
+    })
+    .env(&["JOBCACHE_STORE_SENTINEL_USERNAME"]),
+    one("store.sentinel.password", "", |c, v| {
+        put(&mut c.store.sentinel.login.password, parse::password(v))
+    })
+    .shown(Shown::Nothing)
+    .env(&["JOBCACHE_STORE_SENTINEL_PASSWORD"]),
+    one("store.sentinel.password_file", "", |c, v| {
+        put(&mut c.store.sentinel.login.password_file, parse::path(v))
+    })
+    .env(&["JOBCACHE_STORE_SENTINEL_PASSWORD_FILE"]),
+    one("store.sentinel.tls", "", |c, v| {
+        put(&mut c.store.sentinel.tls, parse::switch(v).map(Some))
+    })
+    .env(&["JOBCACHE_STORE_SENTINEL_TLS"]),
     one("ttl.default", "300s", |c, v| put(&mut c.ttl, parse::time(v, SECOND..=DAY)))
         .flag("ttl")
         .on_reload()

@@ -244,6 +244,19 @@ pub(super) fn server_name(text: &str) -> Result<Option<String>, String> {
     }
 }
 
+/// A user of Redis' ACL.
+pub(super) fn username(text: &str) -> Result<Option<String>, String> {
+    let plain = !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control());
+    let refused = || "must be the name of a user, without white space".to_owned();
+    plain.then(|| Some(text.to_owned())).ok_or_else(refused)
+}
+
+/// A password of Redis: any text.
+#[allow(clippy::unnecessary_wraps, reason = "the shape of every parser in the table")]
+pub(super) fn password(text: &str) -> Result<Option<Secret>, String> {
+    Ok(Some(Secret::new(text)))
+}
+
 /// Names of query parameters, decoded, none at all included.
 ///
 /// What has a meaning in a query is refused, and so is `*`: whoever writes `utm_*` means a pattern.

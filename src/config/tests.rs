@@ -382,6 +382,26 @@ fn addresses_must_not_meet() {
 }
 
 #[test]
+fn what_is_told_of_the_store_must_fit_its_url() {
+    let refuses = |vars: &[(&str, &str)], part: &str| {
+        let error = load(&[], vars, "").unwrap_err();
+        assert!(error.contains(part), "{error}");
+    };
+    let ca = ("JOBCACHE_STORE_TLS_CA", "/ca.pem");
+    refuses(&[ca], "speaks no TLS: begin it with rediss://, or drop it");
+    assert!(load(&[], &[ca, ("REDIS_URL", "rediss://a")], "").is_ok());
+    let mixed = ("JOBCACHE_STORE_SENTINEL_TLS", "true");
+    refuses(&[mixed], "names no sentinels: use redis-sentinel://");
+    assert!(load(&[], &[ca, mixed, ("REDIS_URL", "redis-sentinel://a/m")], "").is_ok());
+    refuses(&[("JOBCACHE_STORE_TLS_KEY", "/k")], "needs store.tls.cert beside it");
+    let password = ("JOBCACHE_STORE_PASSWORD", "p");
+    let file = ("JOBCACHE_STORE_PASSWORD_FILE", "/p");
+    refuses(&[password, file], "are both set: keep one");
+    refuses(&[password, ("REDIS_URL", "redis://:p@a")], "says who we are, and so do");
+    refuses(&[file, ("REDIS_URL", "redis-sentinel://:p@a/m")], "says who we are, and so do");
+}
+
+#[test]
 fn a_body_must_fit_the_memory_store() {
     refuses(
         "max_body = '2MiB'\n[store]\nmemory_max = '1MiB'\nurl = 'memory://'",

@@ -3,13 +3,20 @@
 use std::path::PathBuf;
 
 use hyper::Uri;
+use percent_encoding::percent_decode_str;
 use url::{Host, Url};
 
-use super::{StoreUrl, address::socket_path};
+use super::{Login, Secret, Sentinels, StoreUrl, address::socket_path};
 
 const UPSTREAM: &str = "must be http://host[:port], https://host[:port] or unix:/path/to/socket";
-const STORE: &str = "must be redis://[user:password@]host[:port][/db], unix:///path/to/socket \
-                     or memory://";
+const STORE: &str = "must be redis://[user:password@]host[:port][/db] (rediss:// over TLS), \
+                     redis-sentinel://[user:password@]host[:port],host[:port]/master[/db], \
+                     unix:///path/to/socket or memory://";
+
+/// Where sentinels listen unless told otherwise.
+const SENTINEL_PORT: u16 = 26379;
+/// More seeds than anybody has; each is asked.
+const MAX_HOSTS: usize = 16;
 
 /// Origin of the upstream, without a trailing slash, or its socket as `unix:/path`.
 pub(super) fn upstream(text: &str) -> Result<String, String> {
@@ -48,8 +55,11 @@ pub(super) fn store(text: &str) -> Result<StoreUrl, String> {
     match scheme {
         "memory" if rest.is_empty() => return Ok(StoreUrl::Memory),
         "memory" => return why("nothing follows memory://"),
-        "redis" | "valkey" | "unix" | "redis+unix" | "valkey+unix" => {}
-        "rediss" | "valkeys" => return why("TLS to the store is not supported yet"),
+        "redis" | "valkey" | "rediss" | "valkeys" | "unix" | "redis+unix" | "valkey+unix" => {}
+        "redis-sentinel" | "rediss-sentinel" => {
+            let is_tls = scheme == "rediss-sentinel";
+            return sentinels(rest, is_tls).map_or_else(why, |url| Ok(StoreUrl::Sentinel(url)));
+        }
         _ => return why("no other scheme is supported"),
     }
     let Ok(url) = Url::parse(text) else {
@@ -57,6 +67,50 @@ pub(super) fn store(text: &str) -> Result<StoreUrl, String> {
     };
     let fault = if scheme.ends_with("unix") { unix_fault(&url) } else { tcp_fault(&url) };
     fault.map_or_else(|| Ok(StoreUrl::Redis(text.to_owned())), why)
+}
+
+/// `[user:password@]host[:port],host[:port]/master[/db]`, which no URL parser takes for its ports.
+fn sentinels(rest: &str, is_tls: bool) -> Result<Sentinels, &'static str> {
+    const ENCODE: &str = "percent-encode special characters of the password";
+    let (authority, path) = rest.split_once('/').ok_or("the name of the master is missing")?;
+    let (user, hosts) = authority.rsplit_once('@').map_or((None, authority), |(u, h)| (Some(u), h));
+    let (master, database) = path.split_once('/').unwrap_or((path, ""));
+    if rest.contains(['?', '#']) || master.contains('@') || database.contains('@') {
+        return Err(ENCODE);
+    }
+    if master.is_empty() {
+        return Err("the name of the master is missing");
+    }
+    let database = match database.trim_end_matches('/') {
+        "" => 0,
+        number => number.parse().map_err(|_| "the database must be a number")?,
+    };
+    let hosts = hosts.split(',').map(host).collect::<Result<Vec<_>, _>>()?;
+    if hosts.len() > MAX_HOSTS {
+        return Err("16 sentinels are enough: they tell of the others");
+    }
+    let login = user.map_or_else(|| Ok(Login::default()), login)?;
+    Ok(Sentinels { hosts, master: master.to_owned(), is_tls, login, database })
+}
+
+/// One of the above, as a URL parser reads it.
+fn host(text: &str) -> Result<(String, u16), &'static str> {
+    const INVALID: &str = "each sentinel is host or host:port, an IPv6 address in brackets";
+    if text.is_empty() || text.contains(['/', '?', '#', '@']) {
+        return Err(INVALID);
+    }
+    let url = Url::parse(&format!("redis://{text}")).map_err(|_| INVALID)?;
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or(INVALID)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok((host.to_owned(), url.port().unwrap_or(SENTINEL_PORT)))
+}
+
+fn login(text: &str) -> Result<Login, &'static str> {
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from);
+    let decoded = |text: &str| decoded(text).map_err(|_| "user and password must be UTF-8");
+    let (user, password) = text.split_once(':').ok_or("the user needs a password")?;
+    let username = if user.is_empty() { None } else { Some(decoded(user)?) };
+    Ok(Login { username, password: Some(Secret::new(decoded(password)?)), password_file: None })
 }
 
 fn tcp_fault(url: &Url) -> Option<&'static str> {
@@ -126,6 +180,9 @@ pub(super) fn redacted(text: &str) -> String {
         && !text.contains(['?', '#', '@'])
     {
         return text.to_owned();
+    }
+    if let Ok(StoreUrl::Sentinel(sentinels)) = store(text) {
+        return sentinels.to_string();
     }
     let Ok(url) = Url::parse(text) else { return HIDDEN.to_owned() };
     let Some((scheme, rest)) = text.split_once("://") else { return HIDDEN.to_owned() };

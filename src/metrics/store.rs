@@ -72,6 +72,7 @@ pub(super) struct Operations {
 pub struct Breaker {
     open: Gauge,
     openings: Family<OpeningLabels, Counter>,
+    failures: Family<OpeningLabels, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -127,7 +128,8 @@ impl Default for Breaker {
     /// Open: nothing is known of the store yet.
     fn default() -> Self {
         let openings = zeros(FATAL.map(|error| OpeningLabels { error }));
-        let breaker = Self { open: Gauge::default(), openings };
+        let failures = zeros(FATAL.into_iter().chain(["tls"]).map(|error| OpeningLabels { error }));
+        let breaker = Self { open: Gauge::default(), openings, failures };
         breaker.open.set(1);
         breaker
     }
@@ -145,7 +147,17 @@ impl Breaker {
         self.openings.get_or_create(&OpeningLabels { error: error.as_str() }).inc();
     }
 
+    /// It could not be connected to, or is not what it should be.
+    pub fn fail(&self, error: &StoreError) {
+        self.failures.get_or_create(&OpeningLabels { error: error.as_str() }).inc();
+    }
+
     pub(super) fn register(&self, r: &mut Registry) {
+        r.register(
+            "store_connect_failures",
+            "Connections to the store that failed, by what happened",
+            self.failures.clone(),
+        );
         r.register(
             "breaker_open",
             "1 while requests do not ask the store, it being down",

@@ -4,14 +4,18 @@
 //! what is pending, and only then publishes the session. That is the whole circuit breaker: a
 //! published session is closed, none is open, and the keeper at work is half-open. A session ends
 //! at the first broken connection, after several timeouts in a row, or when the server is no longer the
-//! master it was, and takes its epoch with it.
+//! master it was, by its own word or that of sentinels, and takes its epoch with it. Where the master is
+//! `source` knows, how it is spoken to `connect`.
 //!
 //! It does not retry a request's operation: who asked has a budget and an upstream.
 
 mod connect;
 mod info;
 mod keeper;
+mod recent;
+mod sentinel;
 mod session;
+mod source;
 mod tracking;
 
 use std::{
@@ -34,9 +38,10 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::{
-    connect::Target,
-    keeper::{REPLAY_BATCH, Shared, Warnings, keep},
+    keeper::{REPLAY_BATCH, Shared, Warnings, dial, keep},
+    recent::Recent,
     session::Session,
+    source::Source,
     tracking::Tracked,
 };
 use super::{
@@ -78,21 +83,21 @@ impl Drop for Redis {
 impl Redis {
     /// Checks the URL and starts to connect in the background.
     pub(super) fn open(
-        url: &str,
         config: &config::Config,
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
-        let target = Target::parse(url)?;
+        let source = Source::new(config, &metrics)?;
         let secret = config.credentials.secret.as_ref();
         let shared = Arc::new(Shared {
-            target,
+            source,
             address: config.store.url.to_string(),
             prefix: config.store.prefix.clone(),
             lease: config.store.lease,
             session: RwLock::default(),
             pending: pending(&config.pending)?,
+            recent: Recent::default(),
             credential_key: RwLock::new(secret.map_or_else(CredentialKey::random, |secret| {
                 CredentialKey::derived(secret.expose())
             })),
@@ -355,7 +360,10 @@ impl Redis {
     ) -> Vec<Result<Was, StoreError>> {
         let results = budget.spend_each(keys.iter().map(|key| session.end(key, write, linger)));
         let results = results.await;
-        for result in &results {
+        for (key, result) in keys.iter().zip(&results) {
+            if result.is_ok() {
+                self.shared.recent.note(key, write, Instant::now().into_std());
+            }
             if !matches!(result, Err(StoreError::Timeout)) {
                 self.shared.conclude(session, result);
             }
@@ -405,6 +413,12 @@ impl Redis {
             );
         }
     }
+}
+
+/// Connects as a session does, and hangs up.
+pub(super) async fn probe(config: &config::Config) -> Result<(), StoreError> {
+    let source = Source::new(config, &Arc::default())?;
+    dial(&source).await.map(drop)
 }
 
 /// The claim to a lease, made before the lease is asked for: when it is dropped unspent the lease is

@@ -314,6 +314,9 @@ pub enum StoreError {
     /// The connection broke.
     #[error("the connection to the store broke: {0}")]
     Lost(String),
+    /// It could not be opened for what TLS asks for.
+    #[error("TLS to the store failed: {0}")]
+    Tls(String),
     /// The server answered with an error.
     #[error("the store refused: {0}")]
     Refused(String),
@@ -336,6 +339,7 @@ impl StoreError {
             Self::Pending => "pending",
             Self::Timeout | Self::Spent => "timeout",
             Self::Lost(_) => "lost",
+            Self::Tls(_) => "tls",
             Self::Refused(_) | Self::Journal { .. } => "refused",
         }
     }

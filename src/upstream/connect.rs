@@ -54,13 +54,8 @@ impl Connector {
     /// Reads certificates; connects to nothing yet.
     pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, TlsError> {
         let endpoint = config.upstream.endpoint();
-        let tls = matches!(endpoint, Endpoint::Tls { .. }).then(|| {
-            let tls = config.upstream.tls.clone();
-            let identity = tls.identity.identity();
-            let own = identity.into_iter().flat_map(|identity| [identity.cert, identity.key]);
-            let files = own.chain(tls.ca.clone()).collect();
-            Renewed::new(files, move || tls::client(&tls))
-        });
+        let tls = matches!(endpoint, Endpoint::Tls { .. })
+            .then(|| tls::renewed_client(config.upstream.tls.clone()));
         let tls = tls.transpose()?;
         let renewal =
             tls.as_ref().map(|tls| tls.keep(config.tls_renew_interval, Arc::clone(metrics)));

@@ -167,3 +167,37 @@ async fn over_three_sidecars_no_read_is_older_than_an_acknowledged_write() {
 async fn over_bounded_sidecars_no_read_is_older_than_the_bound() {
     check(from_env("HISTORY_SIDECARS").unwrap_or(2), BOUND_MS).await;
 }
+
+/// Of the runs with sentinels: a failover and what follows it take several seconds.
+const FAILOVERS: Duration = Duration::from_secs(25);
+
+async fn fail_over(kinds: &'static [Fault], staleness_ms: u64) {
+    let seed = from_env("HISTORY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let length = from_env("HISTORY_SECONDS").map_or(FAILOVERS, Duration::from_secs);
+    let faults = Faults { kinds, peace_ms: (300, 1500), hang_ms: 0 };
+    let plan = Plan { faults, ..plan(from_env("HISTORY_SIDECARS").unwrap_or(3), seed, length) };
+    let (history, _) = run(plan).await;
+    // In the run itself the news is as new as it gets: that only the judge allows for what a sidecar
+    // cannot know yet is the very limit that is stated.
+    let verdict = judge(&history, staleness_ms);
+    let counts = &verdict.counts;
+    eprintln!(
+        "history of sentinel failovers, {} sidecars, {length:?}, judged by {staleness_ms} ms, \
+         HISTORY_SEED={seed}\n{counts}violations   {}",
+        plan.sidecars, verdict.total
+    );
+    assert!(verdict.total == 0, "HISTORY_SEED={seed}\n{}", explain(&history, &verdict));
+    let failovers: usize = counts.faults.values().sum();
+    assert!(failovers >= 1 && counts.hits > 500 && counts.puts > 50, "{counts}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sentinel_failover_of_a_dead_or_hung_master_leaves_no_old_body() {
+    fail_over(&Fault::FAILOVERS, 0).await;
+}
+
+/// Limit (b): a deposed master that still answers is believed for a second at most.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sentinel_failover_of_a_master_that_is_well_leaves_no_old_body_for_long() {
+    fail_over(&[Fault::MasterDeposed], 1000).await;
+}

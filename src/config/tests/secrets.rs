@@ -26,12 +26,20 @@ fn secrets_are_in_no_output() {
     hides(&format!("{loaded:?} {:#?}", loaded.config));
     hides(&loaded.to_toml());
     assert_eq!(loaded.config.store.url.to_string(), "redis://***@cache:6379/1");
+    let vars = [
+        ("REDIS_URL", "redis-sentinel://h/m"),
+        ("JOBCACHE_STORE_PASSWORD", "swordfish"),
+        ("JOBCACHE_STORE_SENTINEL_PASSWORD", "swordfish"),
+    ];
+    let loaded = load(&[], &vars, "").unwrap();
+    hides(&format!("{loaded:?} {}", loaded.to_toml()));
 }
 
 #[test]
 fn secrets_are_in_no_message() {
     for url in [
-        "rediss://:swordfish@a",
+        "redis-sentinel://:swordfish@a",
+        "redis-sentinel://u:x/swordfish@a/m",
         "redis://:swordfish@a/x",
         "redis://:x/swordfish@a",
         "redis://:12/swordfish@a",

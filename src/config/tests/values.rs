@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::IntoConnectionInfo;
 
-use super::super::{Address, Config, Endpoint, LogFormat, Mode, StoreUrl, knob};
+use super::super::{Address, Config, Endpoint, LogFormat, Mode, Secret, StoreUrl, knob};
 use crate::pointer::Pointer;
 
 /// Expects the value to be refused; the table holds what stands between origin and default.
@@ -142,12 +142,13 @@ fn the_upstream_is_an_origin_or_a_socket() {
 #[test]
 fn the_store_is_redis_or_memory() {
     let bad = |text: &str, why: &str| {
-        let accepted = "must be redis://[user:password@]host[:port][/db], unix:///path/to/socket or \
-                        memory://";
+        let accepted = "must be redis://[user:password@]host[:port][/db] (rediss:// over TLS), \
+                        redis-sentinel://[user:password@]host[:port],host[:port]/master[/db], \
+                        unix:///path/to/socket or memory://";
         bad("store.url", text, &format!("{accepted}; {why}"));
     };
     bad("localhost:6379", "the scheme is missing");
-    bad("rediss://a", "TLS to the store is not supported yet");
+    bad("rediss://0.0.0.0", "0.0.0.0 and [::] are addresses to listen on, not to connect to");
     bad("http://a", "no other scheme is supported");
     bad("memory://x", "nothing follows memory://");
     bad("redis://", "the host is missing");
@@ -161,6 +162,46 @@ fn the_store_is_redis_or_memory() {
     bad("unix:///a?password=x", "the query may have db, user and pass");
     bad("unix:///a?db=x", "db must be a number");
     assert_eq!(good("store.url", "memory://").store.url, StoreUrl::Memory);
+}
+
+#[test]
+fn sentinels_are_hosts_and_the_name_of_a_master() {
+    let url = |text: &str| match good("store.url", text).store.url {
+        StoreUrl::Sentinel(sentinels) => sentinels,
+        other => panic!("{other:?}"),
+    };
+    let host = |name: &str, port| (name.to_owned(), port);
+    let full = url("rediss-sentinel://u:p%40@h1:1,h2,[::1]:3/mymaster/2");
+    assert_eq!(full.hosts, [host("h1", 1), host("h2", 26379), host("::1", 3)]);
+    assert_eq!((full.master.as_str(), full.database, full.is_tls), ("mymaster", 2, true));
+    assert_eq!(full.login.username.as_deref(), Some("u"));
+    assert_eq!(full.login.password.as_ref().map(Secret::expose), Some("p@"));
+    assert_eq!(full.to_string(), "rediss-sentinel://***@h1:1,h2:26379,[::1]:3/mymaster/2");
+    let short = url("redis-sentinel://h/m");
+    assert_eq!((short.hosts.len(), short.is_tls, short.login.is_some()), (1, false, false));
+    let many = format!("redis-sentinel://{}/m", vec!["h"; 17].join(","));
+    for (text, why) in [
+        ("redis-sentinel://h", "the name of the master is missing"),
+        ("redis-sentinel://h/", "the name of the master is missing"),
+        ("redis-sentinel://h/m/x", "the database must be a number"),
+        ("redis-sentinel://u@h/m", "the user needs a password"),
+        ("redis-sentinel://u:p/x@h/m", "percent-encode special characters of the password"),
+        (
+            "redis-sentinel://h,/m",
+            "each sentinel is host or host:port, an IPv6 address in brackets",
+        ),
+        (
+            "redis-sentinel://h:x/m",
+            "each sentinel is host or host:port, an IPv6 address in brackets",
+        ),
+        (&many, "16 sentinels are enough: they tell of the others"),
+    ] {
+        let error = knob("store.url")
+            .unwrap()
+            .apply(&mut Config::default(), &crate::config::Value::One(text.to_owned()));
+        let error = error.unwrap_err();
+        assert!(error.ends_with(why), "{text}: {error}");
+    }
 }
 
 #[test]

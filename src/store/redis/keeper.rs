@@ -8,19 +8,20 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use redis::RedisError;
 use tokio::{
     sync::Notify,
-    time::{sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::{
     DETACHED_TIMEOUT, SessionHandle,
-    connect::Target,
+    connect::{Connection, Target},
     info::Info,
-    session::{Judgement, Session, classify, clock_ahead_ms},
+    recent::Recent,
+    session::{Judgement, Session, clock_ahead_ms},
+    source::Source,
     tracking::{Tracked, track},
 };
 use crate::{
@@ -48,13 +49,15 @@ const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the keeper and those who use the store have in common.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) target: Target,
+    pub(super) source: Source,
     /// Without user and password, for the log.
     pub(super) address: String,
     pub(super) prefix: String,
     pub(super) lease: Duration,
     pub(super) session: RwLock<Option<SessionHandle>>,
     pub(super) pending: Pending,
+    /// What the session has confirmed lately.
+    pub(super) recent: Recent,
     /// Derived from the configured secret, else what the server that we talk to keeps for all.
     pub(super) credential_key: RwLock<CredentialKey>,
     pub(super) has_secret: bool,
@@ -90,9 +93,11 @@ pub(super) async fn keep(shared: Arc<Shared>) {
             Ok(session) => {
                 let error = shared.serve(&session, &mut backoff).await;
                 shared.retract(&error);
+                shared.doubt().await;
                 warn!(store = shared.address, %error, "store is down; everything passes through");
             }
             Err(error) => {
+                shared.metrics.breaker.fail(&error);
                 if let Some(suppressed) = shared.warnings.connect.admit(&error.to_string()) {
                     let store = &shared.address;
                     warn!(store, %error, suppressed, "cannot connect to the store; retrying");
@@ -102,6 +107,28 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         tokio::time::sleep(backoff.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         backoff = (backoff * 2).min(BACKOFF.1);
     }
+}
+
+/// Connects to the master, and makes sure that it is one, and of a version that we can work with. By how
+/// much its clock is ahead of ours, in ms, comes along.
+pub(super) async fn dial(source: &Source) -> Result<(Connection, Target, Info, i64), StoreError> {
+    let target = source.target().await?;
+    let open = async {
+        let mut connection = target.connect().await?;
+        let sent = clock::now();
+        let first = redis::pipe().cmd("INFO").cmd("TIME").to_owned();
+        let (info, time): (String, (i64, i64)) =
+            match first.query_async(&mut connection.requests).await {
+                Ok(told) => told,
+                Err(error) => return Err(target.first(&error).await),
+            };
+        Ok((connection, info, clock_ahead_ms(time, sent)))
+    };
+    let opened = timeout(DETACHED_TIMEOUT, open).await;
+    let (connection, info, clock_ahead_ms) = opened.unwrap_or(Err(StoreError::Timeout))?;
+    let info = Info::parse(&info);
+    info.check()?;
+    Ok((connection, target, info, clock_ahead_ms))
 }
 
 impl Shared {
@@ -133,25 +160,13 @@ impl Shared {
         }
     }
 
-    /// Connects, and makes sure that this is a master of a version that we can work with.
+    /// Connects to the master.
     pub(super) async fn connect(&self) -> Result<SessionHandle, StoreError> {
-        let open = async {
-            let mut connection = self.target.connect().await?;
-            let sent = clock::now();
-            let (info, time): (String, (i64, i64)) =
-                redis::pipe().cmd("INFO").cmd("TIME").query_async(&mut connection.requests).await?;
-            Ok((connection, info, clock_ahead_ms(time, sent)))
-        };
-        let (connection, info, clock_ahead_ms) = match timeout(DETACHED_TIMEOUT, open).await {
-            Ok(result) => result.map_err(|error: RedisError| classify(&error))?,
-            Err(_) => return Err(StoreError::Timeout),
-        };
-        let info = Info::parse(&info);
-        info.check()?;
+        let (connection, target, info, clock_ahead_ms) = dial(&self.source).await?;
         if let Some(policy) = info.evicts() {
             self.warn_of_eviction(policy);
         }
-        let session = Session::new(connection, info.epoch(), clock_ahead_ms);
+        let session = Session::new(connection, target, info.epoch(), clock_ahead_ms);
         if !self.has_secret {
             self.share_credential_key(&session).await?;
         }
@@ -201,6 +216,10 @@ impl Shared {
         };
         tokio::select! {
             error = self.watch(session) => error,
+            error = self.source.moved(session.target()) => {
+                session.fail();
+                error
+            }
             never = repeat => match never {},
             never = self.track(session) => match never {},
         }
@@ -295,6 +314,18 @@ impl Shared {
         self.due.notify_one();
     }
 
+    /// What a session confirmed just before its end may have been confirmed by a deposed master.
+    async fn doubt(&self) {
+        let late = self.recent.take(Instant::now().into_std());
+        if late.all {
+            self.pending.add_all().await;
+        }
+        if let Some(write) = late.write {
+            let keys: Vec<_> = late.keys.iter().collect();
+            self.remember(&keys, &write, Duration::ZERO).await;
+        }
+    }
+
     pub(super) fn count_pending(&self) {
         self.metrics.pending.set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
     }
@@ -305,6 +336,7 @@ impl Shared {
         self.metrics.events.expect_no_more();
         let error = match purge.unwrap_or(Err(StoreError::Timeout)) {
             Ok(entries) => {
+                self.recent.note_all(Instant::now().into_std());
                 self.pending.confirm_all(addition);
                 return Ended::Confirmed { entries };
             }

@@ -16,7 +16,11 @@ use redis::{
 use sha1_smol::Sha1;
 use tokio::time::timeout;
 
-use super::{DETACHED_TIMEOUT, Hold, connect::Connection, info::Info};
+use super::{
+    DETACHED_TIMEOUT, Hold,
+    connect::{Connection, Target},
+    info::Info,
+};
 use crate::{
     clock, mutants,
     store::{
@@ -51,6 +55,7 @@ static END: LazyLock<Script> = LazyLock::new(|| script("end", include_str!("../l
 #[derive(Debug)]
 pub struct Session {
     connection: Connection,
+    target: Target,
     epoch: Epoch,
     /// The server's clock minus ours, in ms.
     clock_ahead_ms: AtomicI64,
@@ -78,14 +83,25 @@ pub(super) enum Judgement {
 
 impl Session {
     /// Wraps a connection to a server that has been found fit.
-    pub(super) fn new(connection: Connection, epoch: Epoch, clock_ahead_ms: i64) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        target: Target,
+        epoch: Epoch,
+        clock_ahead_ms: i64,
+    ) -> Self {
         Self {
             connection,
+            target,
             epoch,
             clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
             timeouts: AtomicU32::new(0),
             failed: AtomicBool::new(false),
         }
+    }
+
+    /// The server that it is with.
+    pub(super) fn target(&self) -> &Target {
+        &self.target
     }
 
     /// What an entry must have been stored in to be believed on this connection.
@@ -111,7 +127,7 @@ impl Session {
                 0
             }
             Err(StoreError::Timeout) => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1,
-            Err(StoreError::Lost(_)) => TIMEOUTS_IN_A_ROW,
+            Err(StoreError::Lost(_) | StoreError::Tls(_)) => TIMEOUTS_IN_A_ROW,
             Err(
                 StoreError::Down
                 | StoreError::Pending

@@ -132,8 +132,10 @@ pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked)
 
 /// Connects, makes sure that it is the server of the session, and switches tracking on.
 async fn connect(shared: &Shared, session: &Session) -> Result<Wire, StoreError> {
-    let mut wire = Wire::new(shared.target.open().await.map_err(lost)?);
-    wire.call::<Value>(&shared.target.hello("jobcache-tracking")).await?;
+    let target = session.target();
+    let hello = target.hello("jobcache-tracking").await?;
+    let mut wire = Wire::new(target.open().await?);
+    wire.call::<Value>(&hello).await?;
     let info: String = wire.call(&cmd("INFO")).await?;
     let info = Info::parse(&info);
     info.check()?;
@@ -189,7 +191,7 @@ impl Wire {
     }
 
     async fn call<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, StoreError> {
-        self.stream.write_all(&command.get_packed_command()).await.map_err(lost)?;
+        self.send(&command.get_packed_command()).await?;
         loop {
             match self.next()? {
                 Some(Value::Push { .. }) => {}
@@ -203,6 +205,12 @@ impl Wire {
                 None => self.fill().await?,
             }
         }
+    }
+
+    /// TLS may keep the last of it until it is told that there is no more.
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.stream.write_all(bytes).await.map_err(lost)?;
+        self.stream.flush().await.map_err(lost)
     }
 
     /// Reads more.
@@ -344,7 +352,7 @@ impl Wire {
 
     /// Into an empty socket buffer: with one outstanding at a time this does not wait.
     async fn ping(&mut self) -> Result<(), StoreError> {
-        self.stream.write_all(PING).await.map_err(lost)
+        self.send(PING).await
     }
 }
 

@@ -33,6 +33,12 @@ pub(super) enum Fault {
     Held,
     /// A sidecar is killed amid writes and started again.
     SidecarKilled,
+    /// The master is killed, and sentinels promote a replica.
+    MasterKilled,
+    /// The master hangs until sentinels have promoted a replica, and comes back as what it was.
+    MasterHung,
+    /// Sentinels promote a replica though the master is well, and goes on answering.
+    MasterDeposed,
 }
 
 impl Fault {
@@ -47,6 +53,16 @@ impl Fault {
         Self::Held,
         Self::SidecarKilled,
     ];
+}
+
+/// What has sentinels.
+impl Fault {
+    /// Those after which nobody is left who believes the deposed master.
+    pub(super) const FAILOVERS: [Self; 2] = [Self::MasterKilled, Self::MasterHung];
+
+    pub(super) fn needs_sentinels(self) -> bool {
+        matches!(self, Self::MasterKilled | Self::MasterHung | Self::MasterDeposed)
+    }
 }
 
 /// Which faults, and how long the world has peace in between.
@@ -120,6 +136,9 @@ async fn inflict(
             machinery.replication.refuse();
             sleep(ms(20..300)).await;
             machinery.promote().await;
+        }
+        Fault::MasterKilled | Fault::MasterHung | Fault::MasterDeposed => {
+            machinery.fail_over(fault).await;
         }
         Fault::Refused | Fault::Held => {
             let link = &machinery.links[rng.usize(..machinery.links.len())];

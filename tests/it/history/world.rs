@@ -18,7 +18,7 @@ use super::{
     record::{Clock, Process},
     truth::{Manners, Server, Truth},
 };
-use crate::support::{self, RedisServer, SOON, eventually};
+use crate::support::{self, RedisServer, SOON, eventually, sentinel::Deployment};
 
 /// Short times, so that what expires does so within a short run. The upstream's late commits stay
 /// below `linger` and its slow reads around `lease`.
@@ -82,6 +82,8 @@ pub(super) struct Machinery {
     pub(super) replication: Link,
     pub(super) sidecars: Vec<support::Process>,
     upstream: Server,
+    /// Where there are some, they name the master, and `nodes` are not used.
+    pub(super) sentinels: Option<Deployment>,
 }
 
 impl World {
@@ -109,7 +111,13 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
     let args = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "disabled"];
     let (first, second) =
         tokio::join!(RedisServer::start_with(&args), RedisServer::start_with(&args));
-    let target: Target = Arc::new(AtomicU16::new(first.port()));
+    let sentinels = if plan.faults.kinds.iter().any(|fault| fault.needs_sentinels()) {
+        Some(Deployment::start().await)
+    } else {
+        None
+    };
+    let master = sentinels.as_ref().map_or(&first, Deployment::master).port();
+    let target: Target = Arc::new(AtomicU16::new(master));
     let third_party = Link::open(Arc::clone(&target)).await;
     let replication = Link::open(Arc::clone(&target)).await;
     let mut links = Vec::new();
@@ -125,6 +133,7 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
         replication,
         sidecars: Vec::new(),
         upstream,
+        sentinels,
     };
     if plan.faults.kinds.contains(&Fault::Promotion) {
         machinery.follow(1).await;
@@ -158,7 +167,9 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
 
 impl Machinery {
     async fn spawn(&self, plan: &Plan, sidecar: usize) -> support::Process {
-        let (redis, upstream) = (self.links[sidecar].url(), self.upstream.address);
+        let upstream = self.upstream.address;
+        let redis = self.sentinels.as_ref();
+        let redis = redis.map_or_else(|| self.links[sidecar].url(), Deployment::url);
         let upstream = format!("http://{upstream}");
         let args = ["--redis-url", &redis, "--upstream", &upstream, "--settle", "0s"];
         let args = [&args[..], &["--ttl", "5s", "--store-budget", "100ms"]].concat();
@@ -208,6 +219,37 @@ impl Machinery {
         }
         self.replication.heal();
         self.follow(1 - self.master).await;
+    }
+
+    /// Has sentinels promote a replica. Third parties are kept away from the moment before the master
+    /// goes until they are told of the new one, as those of a real failover that know what they do: what
+    /// a deposed master confirms to somebody else no sidecar can learn of.
+    pub(super) async fn fail_over(&mut self, fault: Fault) {
+        let Some(redis) = &mut self.sentinels else { return };
+        let deposed = redis.master;
+        if fault == Fault::MasterDeposed {
+            self.third_party.refuse();
+            redis.depose().await;
+        } else if fault == Fault::MasterHung {
+            redis.nodes[deposed].stop();
+            self.third_party.refuse();
+        } else {
+            redis.nodes[deposed].kill();
+        }
+        redis.failed_over().await;
+        self.target.store(redis.master().port(), Ordering::SeqCst);
+        self.third_party.heal();
+        match fault {
+            Fault::MasterHung => redis.nodes[deposed].cont(),
+            Fault::MasterKilled => redis.nodes[deposed].restart_empty().await,
+            _ => {}
+        }
+        // It goes on for a while as the master that it thinks it is.
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        redis.follow(deposed).await;
+        redis.settle().await;
+        // On a busy machine they may have found the next one down as well.
+        self.target.store(redis.master().port(), Ordering::SeqCst);
     }
 
     /// SIGKILL.

@@ -17,6 +17,7 @@ const PORT_ATTEMPTS: usize = 5;
 pub(crate) struct RedisServer {
     port: u16,
     dir: TempDir,
+    program: String,
     args: Vec<String>,
     child: Option<Child>,
 }
@@ -28,7 +29,13 @@ impl RedisServer {
 
     /// Starts with further arguments of `redis-server`, such as `["--maxmemory", "2mb"]`.
     pub(crate) async fn start_with(args: &[&str]) -> Self {
+        Self::start_as(program(), args).await
+    }
+
+    /// Starts another program than `redis-server` that is called as it is.
+    pub(crate) async fn start_as(program: String, args: &[&str]) -> Self {
         let mut server = Self::absent();
+        server.program = program;
         server.args = args.iter().map(ToString::to_string).collect();
         for _ in 0..PORT_ATTEMPTS {
             server.spawn();
@@ -45,7 +52,7 @@ impl RedisServer {
     /// [`restart_empty`]: Self::restart_empty
     pub(crate) fn absent() -> Self {
         let dir = TempDir::with_prefix("jobcache-redis-").expect("a temporary directory");
-        Self { port: free_port(), dir, args: Vec::new(), child: None }
+        Self { port: free_port(), dir, program: program(), args: Vec::new(), child: None }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -141,7 +148,7 @@ impl RedisServer {
         // The kernel kills the child when the thread that started it ends, however it ends, so
         // that no Redis outlives a test process that was killed.
         let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "redis-server", "--bind", "127.0.0.1"])
+            .args(["--pdeathsig", "KILL", &self.program, "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--logfile", "redis.log"])
             .args(["--port", &self.port.to_string()])
             .arg("--dir")
@@ -185,6 +192,11 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// What is run as Redis: `redis-server`, or whatever is named here, such as a `valkey-server`.
+pub(crate) fn program() -> String {
+    std::env::var("JOBCACHE_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
 /// The key of a job under the default prefix.

@@ -13,7 +13,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use jobcache::config::KeyPair;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair as Key};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair as Key};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_rustls::{
@@ -63,7 +63,9 @@ impl Authority {
     /// A certificate for these names.
     pub(crate) fn sign(&self, names: &[&str]) -> Signed {
         let names: Vec<_> = names.iter().map(ToString::to_string).collect();
-        let params = CertificateParams::new(names).expect("names");
+        let mut params = CertificateParams::new(names).expect("names");
+        // By default it has the authority's, and seems to have signed itself to OpenSSL.
+        params.distinguished_name.push(DnType::CommonName, "signed");
         let key = Key::generate().expect("a key");
         let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
         Signed { cert: cert.pem(), key: key.serialize_pem() }
@@ -76,6 +78,22 @@ impl Authority {
         write(&cert, &signed.cert);
         write(&key, &signed.key);
         KeyPair { cert: Some(cert), key: Some(key) }
+    }
+
+    /// One whose time has passed.
+    pub(crate) fn issue_expired(&self, file: &str, names: &[&str]) -> KeyPair {
+        let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).expect("names");
+        params.distinguished_name.push(DnType::CommonName, "expired");
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        let key = Key::generate().expect("a key");
+        let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let (path, key_path) =
+            (self.path(&format!("{file}.pem")), self.path(&format!("{file}.key")));
+        write(&path, &cert.pem());
+        write(&key_path, &key.serialize_pem());
+        KeyPair { cert: Some(path), key: Some(key_path) }
     }
 
     fn roots(&self) -> RootCertStore {

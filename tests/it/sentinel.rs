@@ -1,0 +1,190 @@
+//! A master that sentinels name: followed when it changes, and soon.
+
+use std::time::Duration;
+
+use jobcache::config::{Config, Flags, StoreUrl, Value};
+use tokio::time::Instant;
+
+use crate::support::{
+    Process, RedisServer, SOON, Upstream, eventually,
+    redis::{RECOVERY, key},
+    sentinel::{Deployment, MASTER},
+    sidecar::{Sidecar, config},
+    tls::Authority,
+    upstream::version,
+};
+
+const X: &str = "/jobs/x";
+
+/// How long a deposed master may be believed (promise 1, limit b).
+const BELIEVED: Duration = Duration::from_secs(1);
+
+/// A sidecar that asks these for its master.
+async fn sidecar(url: &str, upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Sidecar {
+    let mut config = config(&RedisServer::absent(), upstream);
+    config.store.url = sentinels(url);
+    change(&mut config);
+    let sidecar = Sidecar::start(config).await;
+    sidecar.warm().await;
+    sidecar
+}
+
+/// As the command line says it.
+fn sentinels(url: &str) -> StoreUrl {
+    let values = vec![("redis-url", Value::One(url.to_owned()))];
+    let loaded = Config::load(Flags { config: None, values }, []).expect("a configuration");
+    loaded.config.store.url
+}
+
+/// Whether a sidecar's tracking connection is with this server.
+async fn is_tracked(redis: &RedisServer) -> bool {
+    let clients: String = redis.run(redis::cmd("CLIENT").arg("LIST")).await;
+    clients.contains("name=jobcache-tracking")
+}
+
+async fn hit(sidecar: &Sidecar) {
+    eventually(RECOVERY, async || {
+        let reply = sidecar.get(X).await;
+        if reply.is_hit() { Ok(()) } else { Err(reply) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_master_that_sentinels_name_is_used_and_another_one_followed() {
+    let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
+    let sidecar = sidecar(&redis.url(), &upstream, |_| {}).await;
+    hit(&sidecar).await;
+    assert!(redis.master().holds(&key("x")).await);
+
+    for is_frozen in [false, true] {
+        let deposed = redis.master;
+        if is_frozen {
+            redis.master().stop();
+        } else {
+            redis.nodes[deposed].kill();
+        }
+        // Passes, and is never an error.
+        sidecar.put(X).await;
+        let newest = sidecar.get(X).await.text().to_owned();
+        redis.failed_over().await;
+
+        hit(&sidecar).await;
+        sidecar.get(X).await.assert(200, &newest);
+        assert!(redis.master().holds(&key("x")).await, "frozen: {is_frozen}");
+        if is_frozen {
+            redis.nodes[deposed].cont();
+        } else {
+            redis.nodes[deposed].restart_empty().await;
+        }
+        redis.follow(deposed).await;
+        redis.settle().await;
+    }
+}
+
+#[tokio::test]
+async fn a_deposed_master_that_still_answers_is_believed_for_a_second_at_most() {
+    let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
+    let sidecar = sidecar(&redis.url(), &upstream, |_| {}).await;
+    let deposed = redis.master;
+    eventually(SOON, async || is_tracked(redis.master()).await).await;
+
+    redis.depose().await;
+    let old = redis.master().port();
+    eventually(SOON * 3, async || {
+        let mut named = Vec::new();
+        for sentinel in &redis.sentinels {
+            named.push(sentinel.named().await);
+        }
+        if named.iter().flatten().any(|port| *port != old) { Ok(()) } else { Err(named) }
+    })
+    .await;
+    let named_at = Instant::now();
+    let info: String = redis.nodes[deposed].run(redis::cmd("INFO").arg("replication")).await;
+    assert!(info.contains("role:master"), "it still believes in itself: {info}");
+    eventually(SOON, async || !is_tracked(&redis.nodes[deposed]).await).await;
+    let took = named_at.elapsed();
+
+    assert!(took < BELIEVED, "{took:?}");
+    redis.failed_over().await;
+    hit(&sidecar).await;
+    assert!(redis.master().holds(&key("x")).await);
+    sidecar.put(X).await.assert(200, &version("x", 1));
+    sidecar.get(X).await.assert(200, &version("x", 1));
+}
+
+#[tokio::test]
+async fn sentinels_that_are_gone_are_passed_over_and_others_are_learned_of() {
+    let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
+    let nobody = crate::support::free_port();
+    let seed = redis.sentinels[2].port();
+    let url = format!("redis-sentinel://127.0.0.1:{nobody},127.0.0.1:{seed}/{MASTER}");
+    let sidecar = sidecar(&url, &upstream, |_| {}).await;
+    hit(&sidecar).await;
+
+    redis.sentinels[2].kill();
+    let deposed = redis.master;
+    redis.nodes[deposed].kill();
+    redis.failed_over().await;
+
+    hit(&sidecar).await;
+    assert!(redis.master().holds(&key("x")).await);
+}
+
+#[tokio::test]
+async fn without_any_sentinel_the_master_goes_on_being_used() {
+    let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
+    let sidecar = sidecar(&redis.url(), &upstream, |_| {}).await;
+    for sentinel in &mut redis.sentinels {
+        sentinel.kill();
+    }
+    let openings = sidecar.admin.metric("jobcache_breaker_openings_total{error=\"lost\"}").await;
+    sidecar.put(X).await.assert(200, &version("x", 1));
+    hit(&sidecar).await;
+    tokio::time::sleep(BELIEVED).await;
+    assert!(sidecar.get(X).await.is_hit());
+    let after = sidecar.admin.metric("jobcache_breaker_openings_total{error=\"lost\"}").await;
+    assert_eq!(after, openings);
+}
+
+#[tokio::test]
+async fn sentinels_may_speak_tls_where_redis_does_not() {
+    let authority = Authority::new();
+    let pair = authority.issue("sentinel", &["127.0.0.1"]);
+    let (cert, own_key) = (pair.cert.unwrap(), pair.key.unwrap());
+    let lines = format!(
+        "tls-port TLS_PORT\ntls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\n\
+         tls-auth-clients no",
+        cert.display(),
+        own_key.display(),
+        authority.ca().display()
+    );
+    let mut redis = Deployment::start_with(&[], &lines).await;
+    let upstream = Upstream::start().await;
+    let hosts = redis.sentinels.iter().map(|each| format!("127.0.0.1:{}", each.tls_port()));
+    let hosts = hosts.collect::<Vec<_>>().join(",");
+    let sidecar = sidecar(&format!("redis-sentinel://{hosts}/{MASTER}"), &upstream, |config| {
+        config.store.sentinel.tls = Some(true);
+        config.store.tls.ca = Some(authority.ca());
+    })
+    .await;
+    hit(&sidecar).await;
+
+    let deposed = redis.master;
+    redis.nodes[deposed].kill();
+    redis.failed_over().await;
+
+    hit(&sidecar).await;
+    assert!(redis.master().holds(&key("x")).await);
+}
+
+#[tokio::test]
+async fn a_name_that_no_sentinel_knows_is_told() {
+    let redis = Deployment::start().await;
+    let url = redis.url().replace(MASTER, "nomaster");
+    let (code, out, _) = Process::output(&["check", "--redis-url", &url], &[]);
+    assert_eq!(code, 0);
+    assert!(out.contains("No such master with that name"), "{out}");
+    let (_, out, _) = Process::output(&["check", "--redis-url", &redis.url()], &[]);
+    assert!(out.contains(&format!("/{MASTER}: reachable")), "{out}");
+}

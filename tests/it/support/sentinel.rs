@@ -1,0 +1,217 @@
+//! A master, two replicas and three sentinels, all of them real.
+
+use std::{
+    collections::HashMap,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use redis::FromRedisValue;
+use tempfile::TempDir;
+
+use super::{RedisServer, SOON, eventually, free_port};
+
+/// The name under which the sentinels watch the master.
+pub(crate) const MASTER: &str = "mymaster";
+
+/// For a failover from its cause to its end, on two busy cores.
+const FAILOVER: Duration = Duration::from_secs(30);
+
+/// Fields of replicas or sentinels.
+type Told = Vec<HashMap<String, String>>;
+
+pub(crate) struct Deployment {
+    pub(crate) nodes: Vec<RedisServer>,
+    pub(crate) master: usize,
+    pub(crate) sentinels: Vec<Sentinel>,
+}
+
+pub(crate) struct Sentinel {
+    port: u16,
+    /// Where it speaks TLS, if its configuration names `TLS_PORT`.
+    tls_port: u16,
+    dir: TempDir,
+    lines: String,
+    child: Option<Child>,
+}
+
+impl Deployment {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(&[], "").await
+    }
+
+    /// With further arguments for each Redis, and further lines in each sentinel's configuration.
+    pub(crate) async fn start_with(args: &[&str], lines: &str) -> Self {
+        // A replica that syncs at once.
+        let sync = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "disabled"];
+        let args = [&sync[..], args].concat();
+        let mut nodes = Vec::new();
+        for _ in 0..3 {
+            nodes.push(RedisServer::start_with(&args).await);
+        }
+        let mut this = Self { nodes, master: 0, sentinels: Vec::new() };
+        this.follow(1).await;
+        this.follow(2).await;
+        for _ in 0..3 {
+            this.sentinels.push(Sentinel::start(this.nodes[0].port(), lines).await);
+        }
+        this.settle().await;
+        this
+    }
+
+    pub(crate) fn url(&self) -> String {
+        let ports = self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port));
+        format!("redis-sentinel://{}/{MASTER}", ports.collect::<Vec<_>>().join(","))
+    }
+
+    pub(crate) fn master(&self) -> &RedisServer {
+        &self.nodes[self.master]
+    }
+
+    /// Makes a node a replica of the master. Sentinels do so too, but take eight seconds to be sure.
+    pub(crate) async fn follow(&self, node: usize) {
+        let port = self.master().port();
+        let () = self.nodes[node].run(redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port)).await;
+    }
+
+    /// Waits until the replicas are in sync and every sentinel knows of all there is, so that a failover
+    /// can succeed.
+    pub(crate) async fn settle(&mut self) {
+        self.agree(|_| true).await;
+        for (node, redis) in self.nodes.iter().enumerate().filter(|(node, _)| *node != self.master)
+        {
+            eventually(FAILOVER, async || {
+                let info: String = redis.run(redis::cmd("INFO").arg("replication")).await;
+                let up = info.contains("master_link_status:up");
+                if up { Ok(()) } else { Err(format!("{node}: {info}")) }
+            })
+            .await;
+        }
+        for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.child.is_some()) {
+            eventually(FAILOVER, async || sentinel.is_ready().await).await;
+        }
+    }
+
+    /// Waits until every sentinel that runs names another master, and makes that ours.
+    pub(crate) async fn failed_over(&mut self) {
+        let deposed = self.master().port();
+        self.agree(|port| port != deposed).await;
+    }
+
+    /// Waits until every sentinel that runs names the same master, and one that will do.
+    async fn agree(&mut self, will_do: impl Fn(u16) -> bool) {
+        let next = eventually(FAILOVER, async || {
+            let mut named = Vec::new();
+            for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.child.is_some()) {
+                named.push(sentinel.named().await);
+            }
+            let next = named[0].filter(|port| will_do(*port));
+            next.filter(|_| named.iter().all(|port| *port == next)).ok_or(named)
+        })
+        .await;
+        let at = self.nodes.iter().position(|node| node.port() == next);
+        self.master = at.expect("a master of ours");
+    }
+
+    /// Asks one sentinel to depose the master though it is well.
+    pub(crate) async fn depose(&self) {
+        eventually(FAILOVER, async || {
+            let mut failover = redis::cmd("SENTINEL");
+            failover.arg("FAILOVER").arg(MASTER);
+            self.sentinels[0].ask::<()>(&failover).await
+        })
+        .await;
+    }
+}
+
+impl Sentinel {
+    async fn start(master: u16, lines: &str) -> Self {
+        let dir = TempDir::with_prefix("jobcache-sentinel-").expect("a temporary directory");
+        let tls_port = free_port();
+        let lines = format!(
+            "sentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
+             sentinel down-after-milliseconds {MASTER} 1000\n\
+             sentinel failover-timeout {MASTER} 1000\n\
+             sentinel parallel-syncs {MASTER} 2\n{}\n",
+            lines.replace("TLS_PORT", &tls_port.to_string())
+        );
+        let mut sentinel = Self { port: free_port(), tls_port, dir, lines, child: None };
+        sentinel.spawn();
+        let ping = redis::cmd("PING");
+        eventually(SOON, async || sentinel.ask::<String>(&ping).await).await;
+        sentinel
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn tls_port(&self) -> u16 {
+        self.tls_port
+    }
+
+    fn spawn(&mut self) {
+        let path = self.dir.path().join("sentinel.conf");
+        let dir = self.dir.path().display();
+        let text = format!(
+            "port {}\nbind 127.0.0.1\ndir {dir}\nlogfile {dir}/sentinel.log\n{}",
+            self.port, self.lines
+        );
+        std::fs::write(&path, text).expect("a file");
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", &super::redis::program()])
+            .arg(&path)
+            .arg("--sentinel")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("setpriv (util-linux) runs redis-server");
+        self.child = Some(child);
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// The port of the master that it names.
+    pub(crate) async fn named(&self) -> Option<u16> {
+        let mut ask = redis::cmd("SENTINEL");
+        ask.arg("GET-MASTER-ADDR-BY-NAME").arg(MASTER);
+        let named: (String, u16) = self.ask(&ask).await.ok()?;
+        Some(named.1)
+    }
+
+    async fn is_ready(&self) -> Result<(), String> {
+        let ask = |what: &str| {
+            let mut ask = redis::cmd("SENTINEL");
+            ask.arg(what).arg(MASTER);
+            ask
+        };
+        let replicas: Told = self.ask(&ask("REPLICAS")).await.map_err(|e| e.to_string())?;
+        let others: Told = self.ask(&ask("SENTINELS")).await.map_err(|e| e.to_string())?;
+        let well = replicas
+            .iter()
+            .filter(|replica| replica["flags"] == "slave" && replica["master-link-status"] == "ok");
+        let ready = well.count() == 2 && others.len() == 2;
+        if ready { Ok(()) } else { Err(format!("{replicas:?} {others:?}")) }
+    }
+
+    pub(crate) async fn ask<T: FromRedisValue>(
+        &self,
+        command: &redis::Cmd,
+    ) -> redis::RedisResult<T> {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port))?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        command.query_async(&mut connection).await
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
