@@ -7,6 +7,7 @@
 
 mod support;
 
+mod acl;
 mod again;
 mod compression;
 mod contract;
@@ -25,6 +26,7 @@ mod hostile;
 mod inputs;
 mod interface;
 mod invalidation;
+mod key_space;
 mod limits;
 mod logs;
 mod mentions;
@@ -58,6 +60,7 @@ mod systemd;
 mod tls;
 mod traces;
 mod unix_sockets;
+mod valkey;
 mod verify;
 mod warming;
 mod webhook;

@@ -1,0 +1,222 @@
+//! The user that README gives jobcache: it can do everything with those rights, and needs each of them.
+
+use std::{collections::HashMap, future::Future, time::Duration};
+
+use hyper::Method;
+use jobcache::config::{Config, StoreUrl};
+use tokio::time::timeout;
+
+use crate::support::{
+    RedisServer, SOON, Upstream, eventually,
+    redis::key,
+    sentinel::{Deployment, MASTER},
+    sidecar::{Sidecar, config},
+    upstream::version,
+};
+
+const README: &str = include_str!("../../README.md");
+const X: &str = "/jobs/x";
+const PASSWORD: &str = "a-password";
+
+/// For what a right is missing for, and which may never happen.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// Servers at a time.
+const AT_A_TIME: usize = 4;
+
+/// The words of the line behind `ACL`.
+fn documented(user: &str) -> Vec<String> {
+    let start = format!("ACL SETUSER {user} ");
+    let line = README.lines().find(|line| line.starts_with(&start)).expect("a line of README");
+    let words = line.split_whitespace().skip(1);
+    words.map(|word| word.replace("PASSWORD", PASSWORD)).collect()
+}
+
+fn rights(words: &[String]) -> Vec<&String> {
+    words.iter().filter(|word| word.starts_with('+')).collect()
+}
+
+async fn set_user(redis: &RedisServer, words: &[String]) {
+    let mut acl = redis::cmd("ACL");
+    acl.arg(words);
+    let () = redis.run(&acl).await;
+}
+
+/// The commands that were refused.
+async fn refused(redis: &RedisServer) -> Vec<String> {
+    let log: Vec<HashMap<String, redis::Value>> = redis.run(redis::cmd("ACL").arg("LOG")).await;
+    let object = |entry: &HashMap<String, redis::Value>| {
+        let object = redis::from_redis_value(entry["object"].clone());
+        object.expect("the name of a command")
+    };
+    log.iter().map(object).collect()
+}
+
+async fn sidecar_of(redis: &RedisServer, upstream: &Upstream, words: &[String]) -> Sidecar {
+    set_user(redis, words).await;
+    let mut config: Config = config(redis, upstream);
+    config.store.login.username = Some("jobcache".into());
+    config.store.login.password = Some(jobcache::config::Secret::new(PASSWORD));
+    config.settle = Duration::from_millis(1);
+    Sidecar::start(config).await
+}
+
+/// Lets something happen if it will.
+async fn if_it_will(what: impl Future<Output = ()>) -> bool {
+    timeout(PATIENCE, what).await.is_ok()
+}
+
+async fn becomes_a_hit(sidecar: &Sidecar, path: &str) {
+    while !sidecar.get(path).await.is_hit() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn is_tracked(sidecar: &Sidecar) {
+    while sidecar.admin.metric("jobcache_tracking_up").await != 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// All that a sidecar asks Redis for, and whether all of it came about.
+async fn live(sidecar: &Sidecar, upstream: &Upstream) -> bool {
+    let as_user = async |user: &str, cache_control: &str| {
+        let get = sidecar.client.request(Method::GET, X).header("authorization", user);
+        get.header("cache-control", cache_control).send().await
+    };
+    let mut well = if_it_will(becomes_a_hit(sidecar, X)).await;
+    well &= if_it_will(is_tracked(sidecar)).await;
+    // Another credential is let in, and a newer body replaces the old one.
+    for user in ["a", "b"] {
+        let admitted = async {
+            while !as_user(user, "max-age=60").await.is_hit() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        well &= if_it_will(admitted).await;
+    }
+    upstream.commit("x");
+    as_user("a", "no-cache").await;
+    // A lease that is given back.
+    upstream.set("none", 404, "");
+    sidecar.get("/jobs/none").await;
+    let written = sidecar.put(X).await;
+    well &= !written.header("cache-status").contains("pending");
+    well &= if_it_will(becomes_a_hit(sidecar, X)).await;
+    let explained = sidecar.admin.get("/explain/x").await;
+    well &= explained.json()["stored"]["state"] == "entry" || explained.status == 200;
+    for purge in [r#"{"job_id":"x"}"#, r#"{"all":true}"#] {
+        let post = sidecar.admin.request(Method::POST, "/purge");
+        let reply = timeout(PATIENCE * 2, post.body(purge).send()).await;
+        well &= reply.is_ok_and(|reply| reply.status == 200);
+    }
+    well
+}
+
+#[tokio::test]
+async fn the_documented_user_can_do_everything_and_is_refused_nothing() {
+    let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+    let words = documented("jobcache");
+    let sidecar = sidecar_of(&redis, &upstream, &words).await;
+
+    assert!(live(&sidecar, &upstream).await, "{:?}", refused(&redis).await);
+    // Newer servers are asked for their threads, which they may refuse.
+    let mut refused = refused(&redis).await;
+    refused.retain(|command| command != "config|get");
+    assert!(refused.is_empty(), "{refused:?}");
+    assert!(redis.get("{job_status:}:credential-key").await.is_some());
+    // Nor is it allowed what it does not need: others' keys, and commands that do harm.
+    for denied in [&["GET", "other"][..], &["FLUSHALL"], &["KEYS", "*"], &["CONFIG", "GET", "*"]] {
+        let mut dry = redis::cmd("ACL");
+        dry.arg("DRYRUN").arg("jobcache").arg(denied);
+        let said: String = redis.run(&dry).await;
+        assert_ne!(said, "OK", "{denied:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_right_of_the_documented_user_is_needed() {
+    let words = documented("jobcache");
+    let rights = rights(&words);
+    assert!(rights.len() > 10, "{rights:?}");
+    for some in rights.chunks(AT_A_TIME) {
+        futures_util::future::join_all(some.iter().map(|right| lack(right, &words))).await;
+    }
+}
+
+/// A life with all rights but one: Redis refuses what it is for.
+async fn lack(right: &str, words: &[String]) {
+    let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+    let rest: Vec<_> = words.iter().filter(|word| *word != right).cloned().collect();
+    let sidecar = sidecar_of(&redis, &upstream, &rest).await;
+    live(&sidecar, &upstream).await;
+    // Whatever it may not do, clients are served.
+    assert_eq!(sidecar.get(X).await.status, 200, "without {right}");
+    let refused = refused(&redis).await;
+    let is_it = |command: &String| command.eq_ignore_ascii_case(right.trim_start_matches('+'));
+    assert!(refused.iter().any(is_it), "{right} is not needed: {refused:?}");
+}
+
+#[tokio::test]
+async fn without_the_rights_that_may_be_missing_the_rest_works() {
+    let words = documented("jobcache");
+    for (right, tracked, purged) in
+        [("+client|tracking", false, 200), ("+ping", false, 200), ("+scan", true, 503)]
+    {
+        let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+        let rest: Vec<_> = words.iter().filter(|word| *word != right).cloned().collect();
+        let sidecar = sidecar_of(&redis, &upstream, &rest).await;
+        eventually(SOON, async || sidecar.get(X).await.is_hit()).await;
+        sidecar.put(X).await.assert(200, &version("x", 1));
+        eventually(SOON, async || sidecar.get(X).await.is_hit()).await;
+        if tracked {
+            eventually(SOON, async || sidecar.admin.metric("jobcache_tracking_up").await == 1)
+                .await;
+        }
+        let all = sidecar.admin.request(Method::POST, "/purge").body(r#"{"all":true}"#);
+        assert_eq!(all.send().await.status, purged, "without {right}");
+    }
+}
+
+#[tokio::test]
+async fn sentinels_and_redis_may_each_have_a_user_of_their_own() {
+    let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
+    for node in &redis.nodes {
+        set_user(node, &documented("jobcache")).await;
+    }
+    for sentinel in &redis.sentinels {
+        let mut acl = redis::cmd("ACL");
+        acl.arg(documented("jobcache-sentinel"));
+        let () = sentinel.ask(&acl).await.expect("a sentinel of 6.2 or newer");
+    }
+    let mut config = config(&RedisServer::absent(), &upstream);
+    let hosts = redis.sentinels.iter().take(1);
+    config.store.url = StoreUrl::Sentinel(jobcache::config::Sentinels {
+        hosts: hosts.map(|sentinel| ("127.0.0.1".to_owned(), sentinel.port())).collect(),
+        master: MASTER.to_owned(),
+        is_tls: false,
+        login: jobcache::config::Login::default(),
+        database: 0,
+    });
+    let login = |user: &str| jobcache::config::Login {
+        username: Some(user.into()),
+        password: Some(jobcache::config::Secret::new(PASSWORD)),
+        password_file: None,
+    };
+    config.store.login = login("jobcache");
+    config.store.sentinel.login = login("jobcache-sentinel");
+    let sidecar = Sidecar::start(config).await;
+    eventually(SOON, async || sidecar.get(X).await.is_hit()).await;
+
+    let deposed = redis.master;
+    redis.nodes[deposed].kill();
+    redis.failed_over().await;
+    eventually(SOON, async || {
+        sidecar.get(X).await.is_hit() && redis.master().holds(&key("x")).await
+    })
+    .await;
+    for sentinel in &redis.sentinels {
+        let log: Vec<redis::Value> =
+            sentinel.ask(redis::cmd("ACL").arg("LOG")).await.expect("a log");
+        assert!(log.is_empty(), "{log:?}");
+    }
+}

@@ -1,0 +1,147 @@
+//! A Redis that others share and that has little room: what jobcache asks of it, and what it does when it
+//! is full.
+
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use tokio::time::Instant;
+
+use crate::support::{
+    Process, RedisServer, SOON, Setup, Upstream, eventually, redis::key, upstream::version,
+};
+
+const X: &str = "/jobs/x";
+
+/// Keys of somebody else.
+const FOREIGN: usize = 200_000;
+/// What a `PING` of somebody else may take at most while all is purged, on a busy machine: the
+/// median of many may not be worse by a step of `SCAN`.
+const STEP: Duration = Duration::from_millis(20);
+
+async fn calls(redis: &RedisServer, command: &str) -> u64 {
+    let info: String = redis.run(redis::cmd("INFO").arg("commandstats")).await;
+    let prefix = format!("cmdstat_{command}:calls=");
+    let line = info.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap_or("0,");
+    line.split(',').next().and_then(|calls| calls.parse().ok()).unwrap_or(0)
+}
+
+async fn config_set(redis: &RedisServer, name: &str, value: &str) {
+    let () = redis.run(redis::cmd("CONFIG").arg("SET").arg(name).arg(value)).await;
+}
+
+async fn purge_all(setup: &Setup) -> StatusCode {
+    let purge = setup.sidecar.admin.request(Method::POST, "/purge").body(r#"{"all":true}"#);
+    purge.send().await.status
+}
+
+#[tokio::test]
+async fn only_a_purge_of_all_scans_and_nothing_lists_all_keys() {
+    let setup = Setup::with(|config| config.store.prefix = "a*[b]?:".into()).await;
+    setup.redis.set("a-stranger:x", b"1").await;
+    setup.redis.set("ab:x", b"1").await;
+    setup.hit(X).await;
+    setup.sidecar.put(X).await;
+    setup.hit(X).await;
+    setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+    setup.sidecar.admin.get("/explain/x").await;
+    setup.sidecar.admin.get("/status").await;
+    setup.hit(X).await;
+    assert_eq!(calls(&setup.redis, "scan").await, 0);
+
+    assert_eq!(purge_all(&setup).await, StatusCode::OK);
+
+    assert!(calls(&setup.redis, "scan").await > 0);
+    for command in ["keys", "flushall", "flushdb", "randomkey", "dbsize"] {
+        assert_eq!(calls(&setup.redis, command).await, 0, "{command}");
+    }
+    assert!(setup.redis.get("a*[b]?:x").await.is_none());
+    assert!(setup.redis.get("a-stranger:x").await.is_some());
+    assert!(setup.redis.get("ab:x").await.is_some());
+}
+
+#[tokio::test]
+async fn a_purge_of_all_among_many_foreign_keys_keeps_nobody_waiting() {
+    let setup = Setup::new().await;
+    // Each a key of its own, by one script for each thousand.
+    let mut connection = setup.redis.connection().await;
+    let many = "for i = ARGV[1], ARGV[1] + 999 do redis.call('SET', 'foreign:' .. i, 'x') end";
+    for first in (0..FOREIGN).step_by(1000) {
+        let mut eval = redis::cmd("EVAL");
+        let () = eval.arg(many).arg(0).arg(first).query_async(&mut connection).await.unwrap();
+    }
+    setup.hit(X).await;
+    let mut other = setup.redis.connection().await;
+    let mut pings = Vec::new();
+    let mut purge = std::pin::pin!(purge_all(&setup));
+    let status = loop {
+        let sent = Instant::now();
+        let ping = async {
+            let () = redis::cmd("PING").query_async(&mut other).await.expect("a PONG");
+        };
+        tokio::select! {
+            biased;
+            status = &mut purge => break status,
+            () = ping => pings.push(sent.elapsed()),
+        }
+    };
+
+    assert_eq!(status, StatusCode::OK);
+    pings.sort_unstable();
+    let (median, worst) = (pings[pings.len() / 2], pings[pings.len() - 1]);
+    eprintln!("{} PINGs amid {FOREIGN} keys: median {median:?}, worst {worst:?}", pings.len());
+    assert!(median < STEP, "{median:?}");
+    let left: usize = setup.redis.run(&redis::cmd("DBSIZE")).await;
+    assert!(left >= FOREIGN, "{left}");
+    assert!(calls(&setup.redis, "scan").await >= 100);
+}
+
+#[tokio::test]
+async fn entries_that_redis_evicts_are_misses_and_the_policy_is_warned_of() {
+    let redis = RedisServer::start_with(&["--maxmemory", "4mb"]).await;
+    config_set(&redis, "maxmemory-policy", "allkeys-lru").await;
+    let upstream = Upstream::start().await;
+    let body = "x".repeat(20_000);
+    let args = ["--upstream", &upstream.url(), "--redis-url", &redis.url()];
+    let args = [&args[..], &["--settle", "0s", "--store-budget", "2s", "--near", "off"]].concat();
+    let sidecar = Process::start(&args, &[]).await;
+    eventually(SOON, async || sidecar.client.get("/jobs/warm").await.is_hit()).await;
+
+    for id in 0..200 {
+        upstream.set(&id.to_string(), 200, body.clone());
+        sidecar.client.get(&format!("/jobs/{id}")).await.assert(200, &body);
+    }
+    let info: String = redis.run(redis::cmd("INFO").arg("stats")).await;
+    assert!(!info.contains("evicted_keys:0\r\n"), "{info}");
+    for id in 0..200 {
+        sidecar.client.get(&format!("/jobs/{id}")).await.assert(200, &body);
+    }
+    sidecar.client.put("/jobs/w").await.assert(200, &version("w", 1));
+    sidecar.client.get("/jobs/w").await.assert(200, &version("w", 1));
+    assert!(sidecar.stderr().contains("this Redis may evict the fence of a write"));
+}
+
+#[tokio::test]
+async fn a_full_redis_fails_fills_in_silence_and_takes_writes_and_purges() {
+    let setup = Setup::with(|config| config.near.mode = jobcache::config::NearMode::Off).await;
+    setup.hit(X).await;
+    // Full between lease and fill: what is refused is the body.
+    let gate = setup.upstream.hold(Method::GET, "/jobs/y");
+    let reader = setup.sidecar.client.start(Method::GET, "/jobs/y", "").await;
+    gate.arrived(1).await;
+    config_set(&setup.redis, "maxmemory", "1").await;
+    gate.release();
+    assert_eq!(reader.answer().await, (200, version("y", 0)));
+    let failed = "jobcache_fills_total{outcome=\"failed\"}";
+    eventually(SOON, async || setup.sidecar.admin.metric(failed).await > 0).await;
+
+    // DEL comes first in what begins and ends a write.
+    setup.sidecar.put(X).await.assert(200, &version("x", 1));
+    assert!(!setup.redis.holds(&key("x")).await);
+    setup.get(X).await.assert(200, &version("x", 1));
+    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+    assert_eq!(purge.status, StatusCode::OK, "{purge:?}");
+    assert_eq!(purge_all(&setup).await, StatusCode::OK);
+
+    config_set(&setup.redis, "maxmemory", "0").await;
+    setup.hit(X).await.assert(200, &version("x", 1));
+}

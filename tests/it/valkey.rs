@@ -1,0 +1,57 @@
+//! Valkey in the place of Redis, where there is one: `valkey-server` on the PATH, or what
+//! `JOBCACHE_TEST_VALKEY_SERVER` names. The whole suite runs on another server with
+//! `JOBCACHE_TEST_REDIS_SERVER=/path/to/valkey-server`.
+
+use std::{env, path::PathBuf};
+
+use hyper::{Method, StatusCode};
+
+use crate::support::{
+    RedisServer, SOON, Setup, eventually,
+    redis::{RECOVERY, key},
+    upstream::version,
+};
+
+const X: &str = "/jobs/x";
+
+fn valkey() -> Option<String> {
+    let named = env::var_os("JOBCACHE_TEST_VALKEY_SERVER").map(PathBuf::from);
+    let on_path = || {
+        let path = env::var_os("PATH")?;
+        env::split_paths(&path).map(|dir| dir.join("valkey-server")).find(|file| file.is_file())
+    };
+    named.or_else(on_path).map(|path| path.display().to_string())
+}
+
+#[tokio::test]
+async fn valkey_serves_hits_writes_and_purges_and_comes_back_after_a_restart() {
+    let Some(program) = valkey() else {
+        eprintln!("skipped: there is no valkey-server on the PATH");
+        return;
+    };
+    let redis = RedisServer::start_as(program, &[]).await;
+    let info: String = redis.run(redis::cmd("INFO").arg("server")).await;
+    assert!(info.contains("valkey_version"), "{info}");
+    let mut setup = Setup::cold(redis, |_| {}).await;
+    let near = "jobcache_near_lookups_total{outcome=\"hit\"}";
+    eventually(SOON, async || {
+        setup.get(X).await;
+        setup.sidecar.admin.metric(near).await > 0
+    })
+    .await;
+
+    // Somebody else's DEL is known at once.
+    setup.upstream.commit("x");
+    setup.redis.del(&key("x")).await;
+    setup.get(X).await.assert(200, &version("x", 1));
+    setup.sidecar.put(X).await.assert(200, &version("x", 2));
+    setup.hit(X).await.assert(200, &version("x", 2));
+    for purge in [r#"{"job_id":"x"}"#, r#"{"all":true}"#] {
+        let purge = setup.sidecar.admin.request(Method::POST, "/purge").body(purge).send().await;
+        assert_eq!(purge.status, StatusCode::OK, "{purge:?}");
+        setup.hit(X).await.assert(200, &version("x", 2));
+    }
+
+    setup.redis.restart_empty().await;
+    eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+}
