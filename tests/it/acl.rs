@@ -85,6 +85,10 @@ async fn live(sidecar: &Sidecar, upstream: &Upstream) -> bool {
     };
     let mut well = if_it_will(becomes_a_hit(sidecar, X)).await;
     well &= if_it_will(is_tracked(sidecar)).await;
+    // The first hit since then is kept in the process, and the next one asks whether it still holds.
+    for _ in 0..3 {
+        well &= sidecar.get(X).await.is_hit();
+    }
     // Another credential is let in, and a newer body replaces the old one.
     for user in ["a", "b"] {
         let admitted = async {
