@@ -352,7 +352,7 @@ pub enum StoreUrl {
     /// The URL of a Redis server; may hold a password, which `Debug` and `Display` hide.
     Redis(String),
     /// A Redis server that sentinels name.
-    Sentinel(Sentinels),
+    Sentinel(Box<Sentinels>),
     /// In this process.
     Memory,
 }

@@ -58,7 +58,8 @@ pub(super) fn store(text: &str) -> Result<StoreUrl, String> {
         "redis" | "valkey" | "rediss" | "valkeys" | "unix" | "redis+unix" | "valkey+unix" => {}
         "redis-sentinel" | "rediss-sentinel" => {
             let is_tls = scheme == "rediss-sentinel";
-            return sentinels(rest, is_tls).map_or_else(why, |url| Ok(StoreUrl::Sentinel(url)));
+            return sentinels(rest, is_tls)
+                .map_or_else(why, |url| Ok(StoreUrl::Sentinel(Box::new(url))));
         }
         _ => return why("no other scheme is supported"),
     }

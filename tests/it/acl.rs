@@ -194,13 +194,13 @@ async fn sentinels_and_redis_may_each_have_a_user_of_their_own() {
     }
     let mut config = config(&RedisServer::absent(), &upstream);
     let hosts = redis.sentinels.iter().take(1);
-    config.store.url = StoreUrl::Sentinel(jobcache::config::Sentinels {
+    config.store.url = StoreUrl::Sentinel(Box::new(jobcache::config::Sentinels {
         hosts: hosts.map(|sentinel| ("127.0.0.1".to_owned(), sentinel.port())).collect(),
         master: MASTER.to_owned(),
         is_tls: false,
         login: jobcache::config::Login::default(),
         database: 0,
-    });
+    }));
     let login = |user: &str| jobcache::config::Login {
         username: Some(user.into()),
         password: Some(jobcache::config::Secret::new(PASSWORD)),

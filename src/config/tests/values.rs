@@ -167,7 +167,7 @@ fn the_store_is_redis_or_memory() {
 #[test]
 fn sentinels_are_hosts_and_the_name_of_a_master() {
     let url = |text: &str| match good("store.url", text).store.url {
-        StoreUrl::Sentinel(sentinels) => sentinels,
+        StoreUrl::Sentinel(sentinels) => *sentinels,
         other => panic!("{other:?}"),
     };
     let host = |name: &str, port| (name.to_owned(), port);
