@@ -38,6 +38,7 @@ fn page(command: Command, settings: Option<&str>) -> io::Result<Vec<u8>> {
     let man = Man::new(command).source(concat!("jobcache ", env!("CARGO_PKG_VERSION")));
     let mut page = Vec::new();
     man.render_title(&mut page)?;
+    whole_words().to_writer(&mut page)?;
     man.render_name_section(&mut page)?;
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
@@ -50,13 +51,19 @@ fn page(command: Command, settings: Option<&str>) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
+/// Flags and variables are long, and are to be found and copied: no hyphen, and no filling of lines to
+/// both edges, for which such words leave no room.
+fn whole_words() -> Roff {
+    let mut roff = Roff::new();
+    roff.control("nh", []).control("ad", ["l"]);
+    roff
+}
+
 /// Text and values of the configuration file: what belongs together stands between empty lines, with the
 /// values at its end.
 fn render_settings(file: &str) -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["SETTINGS"]);
-    // Long words, such as variables and lists, leave lines that cannot be filled to both edges.
-    roff.control("ad", ["l"]);
     let mut table = String::new();
     for block in file.split("\n\n") {
         let mut text = Vec::new();

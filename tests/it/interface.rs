@@ -340,7 +340,7 @@ fn the_manual_is_read_without_warnings_and_has_every_setting() {
         assert_eq!((ok, warnings.as_str()), (true, ""), "{args:?}");
     }
     let (_, page, _) = Process::output(&["man"], &[]);
-    let (_, read) = fed("groff", &["-man", "-Tascii", "-P-c"], &page);
+    let (_, read) = fed("groff", &["-man", "-Tascii", "-P-cbou"], &page);
     let plain = read.split_whitespace().collect::<Vec<_>>().join(" ");
     for text in ["SETTINGS", "store.budget", "JOBCACHE_WEBHOOK_MAX_PURGES", "webhook_secret"] {
         assert!(plain.contains(text), "{text}: {read}");
