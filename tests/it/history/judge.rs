@@ -23,7 +23,8 @@ use super::{
 
 /// What a sidecar needs to find its store again, beside the backoff: connecting, replaying.
 const RECOVERY_MS: u64 = 300;
-/// The longest backoff. It doubles, so it is no longer than the trouble was.
+/// The longest backoff. It doubles, so it is no longer than the trouble was, with those before it that
+/// nobody had got over.
 const BACKOFF_MS: u64 = 1000;
 /// The store budget of the runs, less what a clock is worth.
 const BUDGET_MS: u64 = 90;
@@ -194,15 +195,23 @@ fn is_fenced(history: &History, write: &Write, commit: &Commit) -> bool {
 
 /// Whether a sidecar may have been without its store.
 fn is_troubled(history: &History, from: Micros, to: Micros) -> bool {
-    history.troubles.iter().any(|trouble| {
-        let (begin, end) = if trouble.fault == Fault::SidecarKilled {
+    recoveries(&history.troubles).any(|(begin, end)| begin <= to && from <= end)
+}
+
+/// From when until when each trouble, in their order, may have kept a sidecar from its store. One that
+/// comes before all have got over the last makes their backoff longer yet.
+fn recoveries(troubles: &[Trouble]) -> impl Iterator<Item = (Micros, Micros)> {
+    troubles.iter().scan(None, |last, trouble| {
+        if trouble.fault == Fault::SidecarKilled {
             // It comes back at the end, and then has to connect.
-            (trouble.end.minus_ms(500), trouble.end.plus_ms(1000))
-        } else {
-            let backoff = BACKOFF_MS.min((trouble.end.0 - trouble.start.0) / 1000);
-            (trouble.start.minus_ms(50), trouble.end.plus_ms(backoff + RECOVERY_MS))
-        };
-        begin <= to && from <= end
+            return Some((trouble.end.minus_ms(500), trouble.end.plus_ms(1000)));
+        }
+        let went_on = last.filter(|(_, until)| trouble.start <= *until);
+        let since = went_on.map_or(trouble.start, |(since, _)| since);
+        let backoff = BACKOFF_MS.min((trouble.end.0 - since.0) / 1000);
+        let until = trouble.end.plus_ms(backoff + RECOVERY_MS);
+        *last = Some((since, until));
+        Some((trouble.start.minus_ms(50), until))
     })
 }
 
@@ -349,5 +358,20 @@ mod tests {
         check(Outcome::HungUp, B, 15, None, false);
         check(Outcome::Unknown, B, 16, Some(Fault::Held), false);
         check(Outcome::Unknown, B, 16, Some(Fault::SidecarKilled), false);
+    }
+
+    #[test]
+    fn trouble_upon_trouble_makes_the_backoff_longer() {
+        let ms = |ms: u64| Micros(ms * 1000);
+        let until = |troubles: &[(u64, u64)]| {
+            let trouble =
+                |(start, end)| Trouble { fault: Fault::Refused, start: ms(start), end: ms(end) };
+            let troubles: Vec<_> = troubles.iter().copied().map(trouble).collect();
+            recoveries(&troubles).last().map(|(_, until)| until)
+        };
+        let (long, short, later) = ((1_000, 1_800), (2_400, 2_430), (3_000, 3_030));
+        assert_eq!(until(&[short]), Some(ms(2_430 + 30 + RECOVERY_MS)));
+        assert_eq!(until(&[long, short]), Some(ms(2_430 + BACKOFF_MS + RECOVERY_MS)));
+        assert_eq!(until(&[long, later]), Some(ms(3_030 + 30 + RECOVERY_MS)));
     }
 }
