@@ -20,13 +20,14 @@ mod load;
 mod log;
 mod parse;
 mod rules;
+mod seeds;
 mod suggest;
 #[cfg(test)]
 mod tests;
 mod traces;
 mod url;
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use hyper::http::{HeaderName, Uri, uri::Authority};
 use ipnet::IpNet;
@@ -38,6 +39,7 @@ pub use knob::{Applies, Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
 pub use log::filter as log_filter;
 pub use rules::Rule;
+pub use seeds::Seeds;
 pub use traces::Traces;
 
 use crate::pointer::Pointer;
@@ -353,6 +355,8 @@ pub enum StoreUrl {
     Redis(String),
     /// A Redis server that sentinels name.
     Sentinel(Box<Sentinels>),
+    /// Nodes of a Redis Cluster.
+    Cluster(Box<Seeds>),
     /// In this process.
     Memory,
 }
@@ -551,12 +555,21 @@ impl fmt::Debug for Secret {
     }
 }
 
+impl FromStr for StoreUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        url::store(text)
+    }
+}
+
 /// The URL without user, password and query: fit for logs.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Redis(url) => f.write_str(&url::redacted(url)),
             Self::Sentinel(sentinels) => fmt::Display::fmt(sentinels, f),
+            Self::Cluster(seeds) => fmt::Display::fmt(seeds, f),
             Self::Memory => f.write_str("memory://"),
         }
     }
@@ -601,6 +614,7 @@ impl StoreUrl {
         match self {
             Self::Redis(url) => url.starts_with("rediss:") || url.starts_with("valkeys:"),
             Self::Sentinel(sentinels) => sentinels.is_tls,
+            Self::Cluster(seeds) => seeds.is_tls,
             Self::Memory => false,
         }
     }

@@ -6,6 +6,7 @@
 //!
 //! README, "Metrics", says of each what to do about it.
 
+mod cluster;
 mod counters;
 mod evidence;
 mod labels;
@@ -77,6 +78,8 @@ pub struct Metrics {
     pub pending_overflows: Counter,
     /// 1 while a trusted connection to the store stands.
     pub store_up: Gauge,
+    /// The masters of a cluster.
+    pub cluster: cluster::Cluster,
     /// Whether requests ask the store.
     pub breaker: Breaker,
     operations: Operations,
@@ -144,6 +147,7 @@ impl Metrics {
             pending: Gauge::default(),
             pending_overflows: Counter::default(),
             store_up: Gauge::default(),
+            cluster: cluster::Cluster::default(),
             breaker: Breaker::default(),
             operations: Operations::default(),
             upstream_requests: outcomes(["answered"]),
@@ -221,6 +225,7 @@ impl Metrics {
         r.register("spans", "Spans for a collector by what became of them", self.spans.clone());
         self.register_invalidations(r);
         r.register("store_up", "1 while the store is trusted", self.store_up.clone());
+        self.cluster.register(r);
         self.breaker.register(r);
         self.operations.register(r);
         self.register_upstream(r);

@@ -43,11 +43,15 @@ pub enum Mutant {
     NearWithoutBarrier,
     /// What this process holds survives the loss of the tracking connection.
     NearWithoutFlush,
+    /// What this process holds of a slot survives that it goes to another master.
+    NearAcrossMoves,
+    /// An invalidation that a node of a cluster did not serve is taken for done.
+    RedirectedIsDone,
 }
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::FillWithoutToken,
         Self::FillWithoutPlaceholder,
         Self::LeaseWithoutFence,
@@ -66,6 +70,8 @@ impl Mutant {
         Self::NearWithoutGeneration,
         Self::NearWithoutBarrier,
         Self::NearWithoutFlush,
+        Self::NearAcrossMoves,
+        Self::RedirectedIsDone,
     ];
 
     /// The value of `JOBCACHE_MUTANT` that switches it on.
@@ -89,6 +95,8 @@ impl Mutant {
             Self::NearWithoutGeneration => "near-without-generation",
             Self::NearWithoutBarrier => "near-without-barrier",
             Self::NearWithoutFlush => "near-without-flush",
+            Self::NearAcrossMoves => "near-across-moves",
+            Self::RedirectedIsDone => "redirected-is-done",
         }
     }
 

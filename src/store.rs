@@ -28,6 +28,9 @@
 //! that was sent after the reader came, on the connection that carries the news of every change, has
 //! been answered. So it is never older than what Redis would have said.
 //!
+//! On a Redis Cluster all this stands for each master and its slots; what follows when slots move or
+//! masters change is told in [`cluster`].
+//!
 //! # The limits
 //!
 //! Each is counted and logged when it happens.
@@ -52,10 +55,14 @@
 //! | Redis restarts, or a replica is promoted | answers from the upstream | every job is read once more |
 //! | error replies (`WRONGTYPE`, `NOPERM`, `OOM`) | answers from the upstream | that job is not cached |
 //! | a sidecar dies amid a write | fresh answers | that job is not cached until the fence runs out |
+//! | a master of a cluster is lost | hits, but for its jobs | those are not cached until its replica has taken over |
+//! | slots move in a cluster | hits, but for their jobs | those are not cached while they are on their way, then read once more |
 //! | the tracking connection is lost | hits | what is near is read from Redis again |
 //! | the pending set overflows | answers from the upstream | no caching here until all is purged |
 
 pub mod barrier;
+pub mod cluster;
+mod debts;
 pub mod journal;
 pub mod memory;
 pub mod near;
@@ -63,6 +70,7 @@ pub mod pending;
 mod receipt;
 pub mod redis;
 mod state;
+mod tally;
 mod types;
 
 use std::{
@@ -79,14 +87,15 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
+pub use self::cluster::Node;
 pub use self::receipt::{Purged, Was, WasEntry};
 pub use self::state::{Leased, State};
 pub use self::types::{
-    Budget, CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Replacement, Seen, StoreError,
-    Stored, Token, Wait, Write,
+    Budget, CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Redirect, Replacement, Seen,
+    StoreError, Stored, Token, Wait, Write,
 };
 use self::{
-    barrier::{Down, Rounds},
+    barrier::Down,
     near::Watcher,
     types::{Begun, Hold},
 };
@@ -100,6 +109,7 @@ pub async fn probe(config: &config::Config) -> Result<(), StoreError> {
     match &config.store.url {
         config::StoreUrl::Memory => Ok(()),
         config::StoreUrl::Redis(_) | config::StoreUrl::Sentinel(_) => redis::probe(config).await,
+        config::StoreUrl::Cluster(seeds) => cluster::probe(seeds, config).await,
     }
 }
 
@@ -116,6 +126,7 @@ pub struct Store {
 #[derive(Debug)]
 enum Engine {
     Redis(redis::Redis),
+    Cluster(cluster::Cluster),
     Memory(memory::Memory),
 }
 
@@ -140,6 +151,10 @@ impl Store {
                 let (metrics, tasks) = (Arc::clone(&metrics), tasks.clone());
                 Engine::Redis(redis::Redis::open(config, metrics, tasks, watcher)?)
             }
+            config::StoreUrl::Cluster(seeds) => {
+                let (metrics, tasks) = (Arc::clone(&metrics), tasks.clone());
+                Engine::Cluster(cluster::Cluster::open(seeds, config, metrics, tasks, watcher)?)
+            }
         };
         Ok(Self { engine, tokens: Tokens::new(), tasks, metrics })
     }
@@ -157,29 +172,33 @@ impl Store {
     pub fn trust(&self, key: &Key) -> Result<i64, StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.trust(key),
+            Engine::Cluster(cluster) => cluster.trust(key),
             Engine::Memory(_) => Ok(unix_ms(clock::now())),
         }
     }
 
-    /// Whether changes are tracked now. To be asked after a key was noted: what is noted while they
+    /// Whether changes to a key are tracked now. To be asked after a key was noted: what is noted while they
     /// are not may not be put in.
-    pub fn is_tracked(&self) -> bool {
+    pub fn is_tracked(&self, key: &Key) -> bool {
         match &self.engine {
-            Engine::Redis(redis) => redis.rounds().is_some_and(Rounds::is_up),
+            Engine::Redis(redis) => redis.is_tracked(),
+            Engine::Cluster(cluster) => cluster.is_tracked(key),
             Engine::Memory(_) => false,
         }
     }
 
-    /// Waits until the watcher knows of every change of which anybody was told before the first poll
+    /// Waits until the watcher knows of every change to a key of which anybody was told before the first poll
     /// with this `wait`, or, with a `staleness`, so long before that.
     pub fn poll_barrier(
         &self,
+        key: &Key,
         staleness: Duration,
         wait: &mut Wait,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Down>> {
         match &self.engine {
             Engine::Redis(redis) => redis.poll_barrier(staleness, wait, cx),
+            Engine::Cluster(cluster) => cluster.poll_barrier(key, staleness, wait, cx),
             Engine::Memory(_) => Poll::Ready(Err(Down)),
         }
     }
@@ -189,6 +208,7 @@ impl Store {
         self.timed(Op::Read, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.read(key, budget).await,
+                Engine::Cluster(cluster) => cluster.read(key, budget).await,
                 Engine::Memory(memory) => Ok(memory.read(key)),
             }
         })
@@ -200,6 +220,7 @@ impl Store {
     pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<State, StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.inspect(key, budget).await,
+            Engine::Cluster(cluster) => cluster.inspect(key, budget).await,
             Engine::Memory(memory) => Ok(memory.inspect(key)),
         }
     }
@@ -220,6 +241,7 @@ impl Store {
         let grant = self.timed(Op::Lease, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.lease(key, token, refused, budget).await,
+                Engine::Cluster(cluster) => cluster.lease(key, token, refused, budget).await,
                 Engine::Memory(memory) => Ok(memory.lease(key, token, refused)),
             }
         });
@@ -243,6 +265,7 @@ impl Store {
         self.timed(Op::Fill, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.fill(lease, body, meta, ttl).await,
+                Engine::Cluster(cluster) => cluster.fill(lease, body, meta, ttl).await,
                 Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
             }
         })
@@ -261,6 +284,7 @@ impl Store {
         self.timed(Op::Admit, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.admit(key, seen, generation, pair).await,
+                Engine::Cluster(cluster) => cluster.admit(key, seen, generation, pair).await,
                 Engine::Memory(memory) => Ok(memory.admit(key, seen, pair)),
             }
         })
@@ -280,6 +304,7 @@ impl Store {
         self.timed(Op::Replace, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.replace(key, seen, generation, new).await,
+                Engine::Cluster(cluster) => cluster.replace(key, seen, generation, new).await,
                 Engine::Memory(memory) => Ok(memory.replace(key, seen, new)),
             }
         })
@@ -295,6 +320,7 @@ impl Store {
     pub fn credential_key(&self) -> CredentialKey {
         match &self.engine {
             Engine::Redis(redis) => redis.credential_key(),
+            Engine::Cluster(cluster) => cluster.credential_key(),
             Engine::Memory(memory) => memory.credential_key(),
         }
     }
@@ -304,6 +330,7 @@ impl Store {
         self.expect([&lease.key]);
         match &self.engine {
             Engine::Redis(redis) => redis.release(lease).await,
+            Engine::Cluster(cluster) => cluster.release(lease).await,
             Engine::Memory(memory) => memory.release(&lease),
         }
     }
@@ -317,6 +344,12 @@ impl Store {
             Engine::Redis(redis) => {
                 let started = Instant::now();
                 let (begun, result) = redis.begin(&keys, &id, fence, budget).await;
+                self.metrics.store_op(Op::Begin, &result, started.elapsed());
+                begun
+            }
+            Engine::Cluster(cluster) => {
+                let started = Instant::now();
+                let (begun, result) = cluster.begin(&keys, &id, fence, budget).await;
                 self.metrics.store_op(Op::Begin, &result, started.elapsed());
                 begun
             }
@@ -337,6 +370,7 @@ impl Store {
     pub async fn renew(&self, write: &Write) {
         match &self.engine {
             Engine::Redis(redis) => redis.renew(write).await,
+            Engine::Cluster(cluster) => cluster.renew(write).await,
             Engine::Memory(memory) => memory.begin(&write.keys, &write.id, write.fence),
         }
     }
@@ -353,6 +387,11 @@ impl Store {
                 self.metrics.store_op(Op::End, &ended, started.elapsed());
                 ended.unwrap_or(Ended::Pending)
             }
+            Engine::Cluster(cluster) => {
+                let ended = cluster.end(write, linger, budget).await;
+                self.metrics.store_op(Op::End, &ended, started.elapsed());
+                ended.unwrap_or(Ended::Pending)
+            }
             Engine::Memory(memory) => memory.end(&write.keys, &write.id, linger).ended,
         }
     }
@@ -364,16 +403,14 @@ impl Store {
         let id = self.tokens.next();
         self.expect(&keys);
         let started = Instant::now();
-        match &self.engine {
-            Engine::Redis(redis) => {
-                let begun = Begun::Confirmed(None);
-                let write = Write { keys, id, fence: Duration::ZERO, begun };
-                let (ended, was) = redis.purge(&write, wait).await;
-                self.metrics.store_op(Op::End, &ended, started.elapsed());
-                Purged { ended: ended.unwrap_or(Ended::Pending), was }
-            }
-            Engine::Memory(memory) => memory.end(&keys, &id, Duration::ZERO),
-        }
+        let write = Write { keys, id, fence: Duration::ZERO, begun: Begun::Confirmed(None) };
+        let (ended, was) = match &self.engine {
+            Engine::Redis(redis) => redis.purge(&write, wait).await,
+            Engine::Cluster(cluster) => cluster.purge(&write, wait).await,
+            Engine::Memory(memory) => return memory.end(&write.keys, &write.id, Duration::ZERO),
+        };
+        self.metrics.store_op(Op::End, &ended, started.elapsed());
+        Purged { ended: ended.unwrap_or(Ended::Pending), was }
     }
 
     /// Invalidates every key under the prefix. Runs under a deadline of its own. As [`Store::end`],
@@ -381,6 +418,7 @@ impl Store {
     pub async fn purge_all(&self) -> Ended {
         match &self.engine {
             Engine::Redis(redis) => redis.purge_all().await,
+            Engine::Cluster(cluster) => cluster.purge_all().await,
             Engine::Memory(memory) => memory.purge_all(),
         }
     }
@@ -389,6 +427,7 @@ impl Store {
     pub fn now_ms(&self) -> i64 {
         match &self.engine {
             Engine::Redis(redis) => redis.now_ms(),
+            Engine::Cluster(cluster) => cluster.now_ms(),
             Engine::Memory(_) => unix_ms(clock::now()),
         }
     }
@@ -397,7 +436,24 @@ impl Store {
     pub fn is_up(&self) -> bool {
         match &self.engine {
             Engine::Redis(redis) => redis.is_up(),
+            Engine::Cluster(cluster) => cluster.is_up(),
             Engine::Memory(_) => true,
+        }
+    }
+
+    /// The masters of a cluster; none where the store is no cluster.
+    pub fn nodes(&self) -> Vec<Node> {
+        match &self.engine {
+            Engine::Cluster(cluster) => cluster.nodes(),
+            Engine::Redis(_) | Engine::Memory(_) => Vec::new(),
+        }
+    }
+
+    /// The slot of a key and the address of its master; none where the store is no cluster.
+    pub fn place(&self, key: &Key) -> Option<(u16, Option<String>)> {
+        match &self.engine {
+            Engine::Cluster(cluster) => Some(cluster.place(key)),
+            Engine::Redis(_) | Engine::Memory(_) => None,
         }
     }
 
@@ -405,6 +461,7 @@ impl Store {
     pub fn pending(&self) -> usize {
         match &self.engine {
             Engine::Redis(redis) => redis.pending(),
+            Engine::Cluster(cluster) => cluster.pending(),
             Engine::Memory(_) => 0,
         }
     }
@@ -414,8 +471,11 @@ impl Store {
         let started = Instant::now();
         self.tasks.close();
         let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
-        if let Engine::Redis(redis) = &self.engine {
-            redis.close(deadline.saturating_sub(started.elapsed())).await;
+        let left = deadline.saturating_sub(started.elapsed());
+        match &self.engine {
+            Engine::Redis(redis) => redis.close(left).await,
+            Engine::Cluster(cluster) => cluster.close(left).await,
+            Engine::Memory(_) => {}
         }
     }
 

@@ -256,6 +256,8 @@ impl<'t> Told<'t> {
                 "answered": state.is_ok(),
                 "error": state.err().map(StoreError::as_str),
                 "pending": explained.pending,
+                "slot": explained.place.as_ref().map(|(slot, _)| slot),
+                "node": explained.place.as_ref().and_then(|(_, node)| node.as_ref()),
             }),
             value: value(explained),
             entry: entry(explained),

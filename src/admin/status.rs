@@ -16,6 +16,7 @@ use crate::{
         Evidence, Limit, Metrics,
         recent::{Look, Times, Totals},
     },
+    store::{Node, Store},
 };
 
 /// The busiest jobs that are told.
@@ -48,6 +49,7 @@ impl Mode {
             store: match config.store.url {
                 StoreUrl::Memory => "memory",
                 StoreUrl::Redis(_) | StoreUrl::Sentinel(_) => "redis",
+                StoreUrl::Cluster(_) => "redis-cluster",
             },
             near: config.near.mode.as_str(),
             credentials: config.credentials.mode.as_str(),
@@ -116,6 +118,7 @@ fn store(cache: &Cache, metrics: &Metrics) -> Value {
         "breaker": if store.is_up() { "closed" } else { "open" },
         "tracking": metrics.tracking_up.get() == 1,
         "pending_invalidations": store.pending(),
+        "nodes": nodes(store),
     })
 }
 
@@ -127,6 +130,19 @@ fn upstream(metrics: &Metrics) -> Value {
         "waiting": upstream.waiting.get(),
         "idle": upstream.idle.get(),
     })
+}
+
+/// The masters of a cluster; none where the store is no cluster.
+fn nodes(store: &Store) -> Value {
+    let node = |node: &Node| {
+        json!({
+            "address": node.address,
+            "slots": node.slots,
+            "up": node.up,
+            "tracked": node.tracked,
+        })
+    };
+    store.nodes().iter().map(node).collect()
 }
 
 /// What was counted in each step of the last ten minutes, and the 99th percentiles at its end.

@@ -83,6 +83,8 @@ pub struct Explained {
     pub near: bool,
     /// Whether an invalidation is unconfirmed.
     pub pending: bool,
+    /// Its slot and the address of that slot's master, where the store is a cluster.
+    pub place: Option<(u16, Option<String>)>,
     /// Whether its answers could not be stored lately.
     pub uncacheable: bool,
     /// How often its entry was replaced within a TTL.
@@ -129,6 +131,7 @@ impl Cache {
             state,
             near: self.near.as_ref().is_some_and(|near| near.holds(&ask.key)),
             pending: matches!(self.store.trust(&ask.key), Err(StoreError::Pending)),
+            place: self.store.place(&ask.key),
             uncacheable,
             replaced: self.replaced.count(&ask.key),
             foreign,

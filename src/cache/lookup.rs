@@ -309,7 +309,9 @@ pub(super) fn reason(error: &StoreError) -> Bypass {
     match error {
         StoreError::Pending => Bypass::Pending,
         StoreError::Timeout | StoreError::Spent => Bypass::StoreTimeout,
-        StoreError::Refused(_) | StoreError::Journal { .. } => Bypass::StoreError,
+        StoreError::Refused(_) | StoreError::Redirected(_) | StoreError::Journal { .. } => {
+            Bypass::StoreError
+        }
         StoreError::Down | StoreError::Lost(_) | StoreError::Tls(_) => Bypass::StoreDown,
     }
 }

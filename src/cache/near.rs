@@ -79,7 +79,7 @@ impl Layer {
     pub(super) fn note(&self, store: &Store, key: &Key) -> Option<Noted> {
         let noted = self.entries.note(key);
         // Only now: had tracking begun between the two, the note would be void.
-        store.is_tracked().then_some(noted)
+        store.is_tracked(key).then_some(noted)
     }
 
     /// Keeps what was read, unless it has changed since.
@@ -148,7 +148,8 @@ impl Cache {
             look.found = Some((entry, noted, now_ms));
         }
         if !mutants::is(Mutant::NearWithoutBarrier)
-            && ready!(self.store.poll_barrier(layer.staleness, &mut look.wait, cx)).is_err()
+            && ready!(self.store.poll_barrier(&ask.key, layer.staleness, &mut look.wait, cx))
+                .is_err()
         {
             return Poll::Ready(Err(Some("untracked")));
         }

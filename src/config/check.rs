@@ -138,6 +138,7 @@ fn the_password_of_the_store_is_given_once(config: &Config, settings: &Settings)
             url.contains('@') || url.contains("?pass=") || url.contains("&pass=")
         }
         StoreUrl::Sentinel(sentinels) => sentinels.login.is_some(),
+        StoreUrl::Cluster(seeds) => seeds.login.is_some(),
         StoreUrl::Memory => false,
     };
     (in_url && store.login.is_some()).then(|| {

@@ -6,15 +6,18 @@ use hyper::Uri;
 use percent_encoding::percent_decode_str;
 use url::{Host, Url};
 
-use super::{Login, Secret, Sentinels, StoreUrl, address::socket_path};
+use super::{Login, Secret, Seeds, Sentinels, StoreUrl, address::socket_path};
 
 const UPSTREAM: &str = "must be http://host[:port], https://host[:port] or unix:/path/to/socket";
 const STORE: &str = "must be redis://[user:password@]host[:port][/db] (rediss:// over TLS), \
                      redis-sentinel://[user:password@]host[:port],host[:port]/master[/db], \
+                     redis-cluster://[user:password@]host[:port],host[:port], \
                      unix:///path/to/socket or memory://";
 
 /// Where sentinels listen unless told otherwise.
 const SENTINEL_PORT: u16 = 26379;
+/// Where nodes of a cluster do.
+const CLUSTER_PORT: u16 = 6379;
 /// More seeds than anybody has; each is asked.
 const MAX_HOSTS: usize = 16;
 
@@ -61,6 +64,11 @@ pub(super) fn store(text: &str) -> Result<StoreUrl, String> {
             return sentinels(rest, is_tls)
                 .map_or_else(why, |url| Ok(StoreUrl::Sentinel(Box::new(url))));
         }
+        "redis-cluster" | "rediss-cluster" => {
+            let is_tls = scheme == "rediss-cluster";
+            return seeds(rest, is_tls)
+                .map_or_else(why, |url| Ok(StoreUrl::Cluster(Box::new(url))));
+        }
         _ => return why("no other scheme is supported"),
     }
     let Ok(url) = Url::parse(text) else {
@@ -86,7 +94,8 @@ fn sentinels(rest: &str, is_tls: bool) -> Result<Sentinels, &'static str> {
         "" => 0,
         number => number.parse().map_err(|_| "the database must be a number")?,
     };
-    let hosts = hosts.split(',').map(host).collect::<Result<Vec<_>, _>>()?;
+    let hosts = hosts.split(',').map(|text| host(text, SENTINEL_PORT));
+    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
     if hosts.len() > MAX_HOSTS {
         return Err("16 sentinels are enough: they tell of the others");
     }
@@ -94,16 +103,32 @@ fn sentinels(rest: &str, is_tls: bool) -> Result<Sentinels, &'static str> {
     Ok(Sentinels { hosts, master: master.to_owned(), is_tls, login, database })
 }
 
+/// `[user:password@]host[:port],host[:port]`.
+fn seeds(rest: &str, is_tls: bool) -> Result<Seeds, &'static str> {
+    let (user, hosts) = rest.rsplit_once('@').map_or((None, rest), |(u, h)| (Some(u), h));
+    let (hosts, database) = hosts.split_once('/').unwrap_or((hosts, ""));
+    if !matches!(database, "" | "0") {
+        return Err("a cluster has database 0 and no other");
+    }
+    let hosts = hosts.split(',').map(|text| host(text, CLUSTER_PORT));
+    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
+    if hosts.len() > MAX_HOSTS {
+        return Err("16 nodes are enough: they tell of the others");
+    }
+    let login = user.map_or_else(|| Ok(Login::default()), login)?;
+    Ok(Seeds { hosts, is_tls, login })
+}
+
 /// One of the above, as a URL parser reads it.
-fn host(text: &str) -> Result<(String, u16), &'static str> {
-    const INVALID: &str = "each sentinel is host or host:port, an IPv6 address in brackets";
+fn host(text: &str, port: u16) -> Result<(String, u16), &'static str> {
+    const INVALID: &str = "each is host or host:port, an IPv6 address in brackets";
     if text.is_empty() || text.contains(['/', '?', '#', '@']) {
         return Err(INVALID);
     }
     let url = Url::parse(&format!("redis://{text}")).map_err(|_| INVALID)?;
     let host = url.host_str().filter(|host| !host.is_empty()).ok_or(INVALID)?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    Ok((host.to_owned(), url.port().unwrap_or(SENTINEL_PORT)))
+    Ok((host.to_owned(), url.port().unwrap_or(port)))
 }
 
 fn login(text: &str) -> Result<Login, &'static str> {
@@ -182,8 +207,8 @@ pub(super) fn redacted(text: &str) -> String {
     {
         return text.to_owned();
     }
-    if let Ok(StoreUrl::Sentinel(sentinels)) = store(text) {
-        return sentinels.to_string();
+    if let Ok(url @ (StoreUrl::Sentinel(_) | StoreUrl::Cluster(_))) = store(text) {
+        return url.to_string();
     }
     let Ok(url) = Url::parse(text) else { return HIDDEN.to_owned() };
     let Some((scheme, rest)) = text.split_once("://") else { return HIDDEN.to_owned() };

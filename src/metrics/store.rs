@@ -17,9 +17,9 @@ const BUCKETS: [f64; 13] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
 /// Words of the failures.
-const ERRORS: [&str; 5] = ["down", "pending", "timeout", "lost", "refused"];
-/// Those of them that open the breaker.
-const FATAL: [&str; 3] = ["timeout", "lost", "refused"];
+const ERRORS: [&str; 6] = ["down", "pending", "timeout", "lost", "refused", "redirected"];
+/// Those of them that open the breaker; `redirected` is what a cluster says that is down.
+const FATAL: [&str; 4] = ["timeout", "lost", "refused", "redirected"];
 
 /// Operations of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -139,6 +139,11 @@ impl Breaker {
     /// The store is trusted from now on.
     pub fn close(&self) {
         self.open.set(0);
+    }
+
+    /// It is not trusted, or a part of it is not.
+    pub fn hold_open(&self) {
+        self.open.set(1);
     }
 
     /// It was, and is not any more.

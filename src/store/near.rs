@@ -49,6 +49,8 @@ pub trait Watcher: fmt::Debug + Send + Sync {
     fn evict(&self, name: &[u8]);
     /// Every value may be, and is not to be used again.
     fn flush(&self);
+    /// The same for the values under the names of which this is true.
+    fn forget(&self, is_gone: &dyn Fn(&[u8]) -> bool);
 }
 
 /// The values.
@@ -230,10 +232,20 @@ impl<V: Clone + Send + Sync> Watcher for Near<V> {
     }
 
     fn flush(&self) {
+        self.drop_some(Cache::clear);
+    }
+
+    fn forget(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
+        self.drop_some(|values| values.retain(|key, _| !is_gone(key.main().as_bytes())));
+    }
+}
+
+impl<V: Clone> Near<V> {
+    fn drop_some(&self, drop: impl FnOnce(&Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>)) {
         // Before: what is put in from now on was read after this began. And after: who was given a
         // value meanwhile is told.
         self.bump_all();
-        self.values.clear();
+        drop(&self.values);
         self.bump_all();
         self.metrics.near.flushes.inc();
         for shard in &self.shards {
@@ -296,6 +308,20 @@ mod tests {
         near.evict(b"job_status:x");
         near.evict(b"\xff");
         assert_eq!(value(&near, &key("x")), None);
+        assert_eq!(value(&near, &key("y")).as_deref(), Some("y"));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_what_was_named_and_nothing_read_before_comes_after() {
+        let near = near(1 << 20);
+        for id in ["x", "y"] {
+            near.insert(&key(id), id.into(), near.note(&key(id)));
+        }
+        let (_, noted) = near.read(&key("y")).unwrap();
+        near.forget(&|name| name == b"job_status:x");
+        assert_eq!(value(&near, &key("x")), None);
+        assert_eq!(value(&near, &key("y")).as_deref(), Some("y"));
+        near.insert(&key("y"), "older".into(), noted);
         assert_eq!(value(&near, &key("y")).as_deref(), Some("y"));
     }
 

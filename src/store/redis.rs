@@ -9,12 +9,14 @@
 //!
 //! It does not retry a request's operation: who asked has a budget and an upstream.
 
-mod connect;
+pub(super) mod connect;
+pub(super) mod errand;
 mod info;
-mod keeper;
+pub(super) mod keeper;
+pub(super) mod part;
 mod recent;
 mod sentinel;
-mod session;
+pub(super) mod session;
 mod source;
 mod tracking;
 
@@ -35,10 +37,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
-use tracing::warn;
 
 use self::{
-    keeper::{REPLAY_BATCH, Shared, Warnings, dial, keep},
+    keeper::{Shared, Warnings, dial, keep},
     recent::Recent,
     session::Session,
     source::Source,
@@ -48,8 +49,9 @@ use super::{
     Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, Lease, Replacement, Seen, State,
     StoreError, Stored, Token, Wait, Was, Write,
     barrier::{Down, Rounds},
+    debts::Debts,
     near::Watcher,
-    pending::Pending,
+    tally::Tally,
     unix_ms,
 };
 use crate::{
@@ -59,10 +61,13 @@ use crate::{
 };
 
 /// For connecting and for what no client waits for: fills, releases, repeated ends.
-const DETACHED_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const DETACHED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// For one purge of listed jobs, all its chunks taken together: its caller is a webhook, not a poll.
-const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Keys whose ends are sent at a time.
+pub(super) const REPLAY_BATCH: usize = 64;
 
 /// A connection that a write holds on to, so that its end follows its begin.
 pub type SessionHandle = Arc<Session>;
@@ -89,33 +94,45 @@ impl Redis {
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
         let source = Source::new(config, &metrics)?;
-        let secret = config.credentials.secret.as_ref();
-        let shared = Arc::new(Shared {
+        let debts = Arc::new(Debts::open(&config.pending, Arc::clone(&metrics))?);
+        let (budget, told) = (config.store.budget, Arc::clone(&metrics));
+        Ok(Self::keep(Shared {
             source,
             address: config.store.url.to_string(),
             prefix: config.store.prefix.clone(),
             lease: config.store.lease,
             session: RwLock::default(),
-            pending: pending(&config.pending)?,
+            debts,
             recent: Recent::default(),
-            credential_key: RwLock::new(secret.map_or_else(CredentialKey::random, |secret| {
-                CredentialKey::derived(secret.expose())
-            })),
-            has_secret: secret.is_some(),
+            credential_key: first_credential_key(config),
+            has_secret: config.credentials.secret.is_some(),
             failed: Notify::new(),
-            due: Notify::new(),
             warnings: Warnings::default(),
-            tracked: watcher
-                .map(|watcher| Tracked::new(watcher, config.store.budget, Arc::clone(&metrics))),
+            tracked: watcher.map(|watcher| Tracked::new(watcher, budget, told, None)),
             tasks,
             metrics,
-        });
+            part: None,
+        }))
+    }
+
+    fn keep(shared: Shared) -> Self {
+        let shared = Arc::new(shared);
         let keeper = tokio::spawn(keep(Arc::clone(&shared)));
-        Ok(Self { shared, keeper })
+        Self { shared, keeper }
+    }
+
+    /// Whether changes are tracked.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.rounds().is_some_and(Rounds::is_up)
+    }
+
+    /// The connection of now.
+    pub(super) fn session(&self) -> Result<SessionHandle, StoreError> {
+        self.shared.session()
     }
 
     pub(super) fn trust(&self, key: &Key) -> Result<i64, StoreError> {
-        if self.shared.pending.contains(key) {
+        if self.shared.debts.pending.contains(key) {
             return Err(StoreError::Pending);
         }
         self.shared.with_session(Session::now_ms)
@@ -153,7 +170,7 @@ impl Redis {
     }
 
     pub(super) fn pending(&self) -> usize {
-        self.shared.pending.len()
+        self.shared.debts.pending.len()
     }
 
     pub(super) async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {
@@ -301,6 +318,7 @@ impl Redis {
             Begun::Confirmed(session) => (session.as_ref(), false),
             // A begin that was sent and not confirmed may still come, and would leave its fence.
             Begun::Unconfirmed(session) => (session.as_ref(), session.is_some()),
+            Begun::Scattered => (None, true),
         };
         let held = held.filter(|session| !session.has_failed()).cloned();
         let mut tally = Tally::default();
@@ -312,7 +330,7 @@ impl Redis {
             Err(error) => tally.miss(&write.keys, error),
         }
         let unsure = if again { write.keys.iter().collect() } else { tally.unsure };
-        self.shared.remember(&unsure, &write.id, linger).await;
+        self.shared.debts.remember(&unsure, &write.id, linger).await;
         tally.ended
     }
 
@@ -344,7 +362,7 @@ impl Redis {
         }
         tally.unsure.extend(chunks.flatten());
         tally.was.resize(write.keys.len(), None);
-        self.shared.remember(&tally.unsure, &write.id, Duration::ZERO).await;
+        self.shared.debts.remember(&tally.unsure, &write.id, Duration::ZERO).await;
         (tally.ended, tally.was)
     }
 
@@ -378,21 +396,21 @@ impl Redis {
 
     pub(super) async fn purge_all(&self) -> Ended {
         // From here on every key is bypassed, until this very purge has been confirmed.
-        let addition = self.shared.pending.add_all().await;
+        let addition = self.shared.debts.pending.add_all().await;
         let ended = match self.shared.session() {
             Ok(session) => self.shared.purge_all(&session, addition).await,
             Err(_) => Ended::Pending,
         };
         if ended == Ended::Pending {
-            self.shared.due.notify_one();
+            self.shared.debts.hasten();
         }
-        self.shared.count_pending();
+        self.shared.debts.count();
         ended
     }
 
     pub(super) async fn close(&self, deadline: Duration) {
         self.keeper.abort();
-        if self.shared.pending.is_empty() {
+        if self.shared.debts.pending.is_empty() {
             return;
         }
         let last_try = async {
@@ -400,18 +418,12 @@ impl Redis {
                 Ok(session) => session,
                 Err(_) => self.shared.connect().await?,
             };
-            self.shared.pending.hurry();
+            self.shared.debts.pending.hurry();
             self.shared.replay(&session).await;
             Ok::<_, StoreError>(())
         };
         let _ = timeout(deadline, last_try).await;
-        let left = self.shared.pending.len();
-        if left > 0 {
-            warn!(
-                pending = left,
-                "stopped with unconfirmed invalidations; they run out with their TTL"
-            );
-        }
+        self.shared.debts.abandon();
     }
 }
 
@@ -457,59 +469,15 @@ impl Drop for Hold {
     }
 }
 
-/// What the ends of several keys came to.
-#[derive(Debug)]
-struct Tally<'k> {
-    /// With the last failure, if there was one.
-    ended: Result<Ended, StoreError>,
-    unsure: Vec<&'k Key>,
-    /// What there was, key by key.
-    was: Vec<Option<Was>>,
-}
-
-impl Default for Tally<'_> {
-    fn default() -> Self {
-        let ended = Ok(Ended::Confirmed { entries: 0 });
-        Self { ended, unsure: Vec::new(), was: Vec::new() }
-    }
-}
-
-impl<'k> Tally<'k> {
-    fn take(&mut self, keys: &'k [Key], results: Vec<Result<Was, StoreError>>) {
-        for (key, result) in keys.iter().zip(results) {
-            match result {
-                Ok(was) => {
-                    if let Ok(Ended::Confirmed { entries }) = &mut self.ended {
-                        *entries += usize::from(was.entry.is_some());
-                    }
-                    self.was.push(Some(was));
-                }
-                Err(error) => self.miss(std::slice::from_ref(key), error),
-            }
-        }
-    }
-
-    fn miss(&mut self, keys: &'k [Key], error: StoreError) {
-        self.unsure.extend(keys);
-        self.was.resize(self.was.len() + keys.len(), None);
-        self.ended = Err(error);
-    }
-
-    /// Whether the next keys would fare no better.
-    fn is_hopeless(&self) -> bool {
-        matches!(&self.ended, Err(error) if !matches!(error, StoreError::Refused(_)))
-    }
+/// What keys the fingerprints until the store has told what all sidecars have.
+pub(super) fn first_credential_key(config: &config::Config) -> Arc<RwLock<CredentialKey>> {
+    let secret = config.credentials.secret.as_ref();
+    Arc::new(RwLock::new(
+        secret.map_or_else(CredentialKey::random, |secret| CredentialKey::derived(secret.expose())),
+    ))
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
 fn refused(error: RedisError) -> StoreError {
     StoreError::Refused(error.to_string())
-}
-
-fn pending(config: &config::Pending) -> Result<Pending, StoreError> {
-    match &config.journal {
-        None => Ok(Pending::new(config.limit)),
-        Some(path) => Pending::with_journal(config.limit, path)
-            .map_err(|source| StoreError::Journal { path: path.clone(), source }),
-    }
 }

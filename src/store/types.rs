@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use super::{barrier, memory, redis};
+use super::{barrier, cluster, memory, redis};
 
 /// The name of a job's entry in the store: prefix and id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +58,8 @@ impl Borrow<str> for Key {
 #[derive(Debug, Default)]
 pub struct Wait {
     pub(super) ticket: barrier::Ticket,
+    /// Whose round it is, where there are several servers.
+    pub(super) shard: Option<u64>,
     began: Option<Instant>,
 }
 
@@ -281,6 +283,8 @@ pub(super) enum Begun {
     Confirmed(Option<redis::SessionHandle>),
     /// Sent on this connection but not confirmed, or not sent at all.
     Unconfirmed(Option<redis::SessionHandle>),
+    /// Sent to several masters, and not confirmed by all of them.
+    Scattered,
 }
 
 impl Write {
@@ -293,6 +297,37 @@ impl Write {
     pub fn widen(&mut self, keys: impl IntoIterator<Item = Key>) {
         let mut known: HashSet<Key> = self.keys.iter().cloned().collect();
         self.keys.extend(keys.into_iter().filter(|key| known.insert(key.clone())));
+    }
+}
+
+/// Where a node of a cluster sends whoever asked for what it does not serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Redirect {
+    /// The slot is another node's: the map is out of date.
+    Moved,
+    /// The slot is on its way to this node, and the key is there already, or nowhere.
+    Ask(Option<cluster::Address>),
+    /// The slot is on its way, and of several keys some are here and some are there.
+    TryAgain,
+    /// The node has lost the majority of the cluster, or nobody serves the slot.
+    Down,
+}
+
+impl Redirect {
+    /// The word for metrics, as the server spells it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Moved => "moved",
+            Self::Ask(_) => "ask",
+            Self::TryAgain => "tryagain",
+            Self::Down => "clusterdown",
+        }
+    }
+}
+
+impl fmt::Display for Redirect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -320,6 +355,9 @@ pub enum StoreError {
     /// The server answered with an error.
     #[error("the store refused: {0}")]
     Refused(String),
+    /// A node of a cluster sends us elsewhere.
+    #[error("the node of the cluster says {0}")]
+    Redirected(Redirect),
     /// The journal of unconfirmed invalidations cannot be opened.
     #[error("cannot open the journal {}: {source}", path.display())]
     Journal {
@@ -341,6 +379,7 @@ impl StoreError {
             Self::Lost(_) => "lost",
             Self::Tls(_) => "tls",
             Self::Refused(_) | Self::Journal { .. } => "refused",
+            Self::Redirected(_) => "redirected",
         }
     }
 }

@@ -14,9 +14,9 @@ use crate::support::{
     upstream::version,
 };
 
-const README: &str = include_str!("../../README.md");
+pub(crate) const README: &str = include_str!("../../README.md");
 const X: &str = "/jobs/x";
-const PASSWORD: &str = "a-password";
+pub(crate) const PASSWORD: &str = "a-password";
 
 /// For what a right is missing for, and which may never happen.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 const AT_A_TIME: usize = 4;
 
 /// The words of the line behind `ACL`.
-fn documented(user: &str) -> Vec<String> {
+pub(crate) fn documented(user: &str) -> Vec<String> {
     let start = format!("ACL SETUSER {user} ");
     let line = README.lines().find(|line| line.starts_with(&start)).expect("a line of README");
     let words = line.split_whitespace().skip(1);
@@ -35,14 +35,14 @@ fn rights(words: &[String]) -> Vec<&String> {
     words.iter().filter(|word| word.starts_with('+')).collect()
 }
 
-async fn set_user(redis: &RedisServer, words: &[String]) {
+pub(crate) async fn set_user(redis: &RedisServer, words: &[String]) {
     let mut acl = redis::cmd("ACL");
     acl.arg(words);
     let () = redis.run(&acl).await;
 }
 
 /// The commands that were refused.
-async fn refused(redis: &RedisServer) -> Vec<String> {
+pub(crate) async fn refused(redis: &RedisServer) -> Vec<String> {
     let log: Vec<HashMap<String, redis::Value>> = redis.run(redis::cmd("ACL").arg("LOG")).await;
     let object = |entry: &HashMap<String, redis::Value>| {
         let object = redis::from_redis_value(entry["object"].clone());

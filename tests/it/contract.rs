@@ -1,4 +1,4 @@
-//! The store contract: every scenario on both stores.
+//! The store contract: every scenario on every store.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use jobcache::{
     store::{Budget, Ended, Fill, Grant, Key, Lease, Replacement, Seen, Store, Stored, Was},
 };
 
-use crate::support::{RedisServer, SOON, eventually};
+use crate::support::{Cluster, RedisServer, SOON, eventually};
 
 const TTL: Duration = Duration::from_mins(5);
 const LINGER: Duration = Duration::from_millis(150);
@@ -17,18 +17,20 @@ const LEASE: Duration = Duration::from_millis(150);
 const FENCE: Duration = Duration::from_millis(150);
 const META: &str = r#"{"v":0"#;
 
-/// Runs a scenario on a Redis of its own and on the embedded store.
-async fn on_both<F: Future<Output = ()>>(scenario: impl Fn(Arc<Store>) -> F) {
-    on_both_leasing(LEASE, scenario).await;
+/// Runs a scenario on a Redis of its own, on a cluster of one master and on the embedded store.
+async fn on_each<F: Future<Output = ()>>(scenario: impl Fn(Arc<Store>) -> F) {
+    on_each_leasing(LEASE, scenario).await;
 }
 
 /// The same with leases that last so long.
-async fn on_both_leasing<F: Future<Output = ()>>(
+async fn on_each_leasing<F: Future<Output = ()>>(
     lease: Duration,
     scenario: impl Fn(Arc<Store>) -> F,
 ) {
-    let redis = RedisServer::start().await;
-    for url in [StoreUrl::Redis(redis.url()), StoreUrl::Memory] {
+    let (redis, cluster) = tokio::join!(RedisServer::start(), Cluster::of_one(&[]));
+    let seed = format!("redis-cluster://127.0.0.1:{}", cluster.port());
+    let seed = seed.parse().expect("a seed");
+    for url in [StoreUrl::Redis(redis.url()), seed, StoreUrl::Memory] {
         scenario(open(url, lease).await).await;
     }
 }
@@ -81,7 +83,7 @@ async fn purge(store: &Store, key: &Key) -> Ended {
 
 #[tokio::test]
 async fn a_fill_is_read_back_with_body_meta_and_an_expiry_that_counts_from_the_lease() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let lease = granted(&store, &key).await;
         let asked_at_ms = lease.granted_at_ms();
@@ -99,7 +101,7 @@ async fn a_fill_is_read_back_with_body_meta_and_an_expiry_that_counts_from_the_l
 
 #[tokio::test]
 async fn one_lease_at_a_time_and_the_others_learn_whose() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let lease = granted(&store, &key).await;
         match ask(&store, &key).await {
@@ -114,7 +116,7 @@ async fn one_lease_at_a_time_and_the_others_learn_whose() {
 
 #[tokio::test]
 async fn who_asks_for_a_lease_when_there_is_an_entry_is_given_the_entry() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         filled(&store, &key, "body").await;
         match ask(&store, &key).await {
@@ -127,7 +129,7 @@ async fn who_asks_for_a_lease_when_there_is_an_entry_is_given_the_entry() {
 
 #[tokio::test]
 async fn a_refused_value_is_deleted_and_leased_but_not_the_one_that_replaced_it() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         filled(&store, &key, "old").await;
         let old = read(&store, &key).await.unwrap();
@@ -145,7 +147,7 @@ async fn a_refused_value_is_deleted_and_leased_but_not_the_one_that_replaced_it(
 
 #[tokio::test]
 async fn a_purge_voids_the_fill_in_flight() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let lease = granted(&store, &key).await;
         assert_eq!(purge(&store, &key).await, Ended::Confirmed { entries: 0 });
@@ -157,7 +159,7 @@ async fn a_purge_voids_the_fill_in_flight() {
 
 #[tokio::test]
 async fn a_purge_drops_the_entry_and_says_so() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         filled(&store, &key, "body").await;
         assert_eq!(purge(&store, &key).await, Ended::Confirmed { entries: 1 });
@@ -169,7 +171,7 @@ async fn a_purge_drops_the_entry_and_says_so() {
 
 #[tokio::test]
 async fn a_purge_tells_of_each_key_what_there_was() {
-    on_both_leasing(SOON, async |store| {
+    on_each_leasing(SOON, async |store| {
         let keys = ["entry", "lease", "nothing"].map(key);
         let lease = granted(&store, &keys[0]).await;
         let stored_at_ms = store.now_ms() - 1_000;
@@ -195,7 +197,7 @@ async fn a_purge_tells_of_each_key_what_there_was() {
 
 #[tokio::test]
 async fn an_inspection_shows_all_that_stands_and_changes_none_of_it() {
-    on_both_leasing(SOON, async |store| {
+    on_each_leasing(SOON, async |store| {
         let [entry, lease, fence, nothing] = ["entry", "lease", "fence", "nothing"].map(key);
         filled(&store, &entry, "body").await;
         let granted = granted(&store, &lease).await;
@@ -223,7 +225,7 @@ async fn an_inspection_shows_all_that_stands_and_changes_none_of_it() {
 
 #[tokio::test]
 async fn an_old_lease_cannot_fill_under_its_successor() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let old = granted(&store, &key).await;
         purge(&store, &key).await;
@@ -237,7 +239,7 @@ async fn an_old_lease_cannot_fill_under_its_successor() {
 
 #[tokio::test]
 async fn a_write_in_flight_voids_the_fill_and_refuses_leases_until_it_ends() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let lease = granted(&store, &key).await;
         let write = store.begin(vec![key.clone()], SOON, &mut budget()).await;
@@ -251,7 +253,7 @@ async fn a_write_in_flight_voids_the_fill_and_refuses_leases_until_it_ends() {
 
 #[tokio::test]
 async fn a_write_drops_the_entry_when_it_begins_and_when_it_ends() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         filled(&store, &key, "body").await;
         let write = store.begin(vec![key.clone()], SOON, &mut budget()).await;
@@ -264,7 +266,7 @@ async fn a_write_drops_the_entry_when_it_begins_and_when_it_ends() {
 
 #[tokio::test]
 async fn the_fence_of_one_write_stands_while_another_ends() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let first = store.begin(vec![key.clone()], SOON, &mut budget()).await;
         let second = store.begin(vec![key.clone()], SOON, &mut budget()).await;
@@ -278,7 +280,7 @@ async fn the_fence_of_one_write_stands_while_another_ends() {
 
 #[tokio::test]
 async fn the_fence_of_a_sidecar_that_died_runs_out() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let _never_ended = store.begin(vec![key.clone()], FENCE, &mut budget()).await;
         assert!(matches!(ask(&store, &key).await, Grant::Fenced));
@@ -289,7 +291,7 @@ async fn the_fence_of_a_sidecar_that_died_runs_out() {
 
 #[tokio::test]
 async fn a_write_of_unknown_outcome_keeps_its_fence_for_a_while() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let write = store.begin(vec![key.clone()], SOON, &mut budget()).await;
         store.end(&write, LINGER, &mut budget()).await;
@@ -304,7 +306,7 @@ async fn a_write_of_unknown_outcome_keeps_its_fence_for_a_while() {
 
 #[tokio::test]
 async fn a_lease_that_is_never_spent_runs_out() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let lost = granted(&store, &key).await;
         eventually(SOON, async || matches!(ask(&store, &key).await, Grant::Lease(_))).await;
@@ -340,7 +342,7 @@ async fn a_lease_whose_asker_is_dropped_while_redis_hangs_is_handed_back() {
 
 #[tokio::test]
 async fn a_ttl_that_the_read_of_the_upstream_has_used_up_stores_nothing() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let lease = granted(&store, &key).await;
         let asked_at_ms = lease.granted_at_ms();
@@ -356,7 +358,7 @@ async fn a_ttl_that_the_read_of_the_upstream_has_used_up_stores_nothing() {
 
 #[tokio::test]
 async fn a_purge_of_all_drops_entries_and_leases_and_leaves_fences() {
-    on_both(async |store| {
+    on_each(async |store| {
         let (entry, leased, fenced) = (key("entry"), key("leased"), key("fenced"));
         filled(&store, &entry, "body").await;
         let lease = granted(&store, &leased).await;
@@ -372,7 +374,7 @@ async fn a_purge_of_all_drops_entries_and_leases_and_leaves_fences() {
 
 #[tokio::test]
 async fn keys_do_not_touch_each_other() {
-    on_both(async |store| {
+    on_each(async |store| {
         let (a, b) = (key("a"), key("b"));
         filled(&store, &a, "a").await;
         filled(&store, &b, "b").await;
@@ -417,7 +419,7 @@ async fn replace(store: &Store, key: &Key, seen: &(Seen, String), body: &'static
 
 #[tokio::test]
 async fn an_admission_widens_the_audience_and_nothing_else() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let seen = entry(&store, &key, "body").await;
         for pair in ["b", "c", "b"] {
@@ -433,7 +435,7 @@ async fn an_admission_widens_the_audience_and_nothing_else() {
 
 #[tokio::test]
 async fn a_pair_that_is_admitted_again_keeps_its_one_place_with_a_new_time() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let first = entry(&store, &key, "body").await;
         for pair in ["b", "c", "ab"] {
@@ -457,7 +459,7 @@ async fn a_pair_that_is_admitted_again_keeps_its_one_place_with_a_new_time() {
 
 #[tokio::test]
 async fn a_replacement_swaps_body_and_meta_under_a_new_generation() {
-    on_both(async |store| {
+    on_each(async |store| {
         let key = key("x");
         let seen = entry(&store, &key, "old").await;
         assert_eq!(replace(&store, &key, &seen, "new").await, Fill::Stored);
@@ -480,7 +482,7 @@ enum Since {
 
 #[tokio::test]
 async fn what_was_seen_before_an_invalidation_neither_admits_nor_replaces() {
-    on_both(async |store| {
+    on_each(async |store| {
         for since in [Since::Purged, Since::FilledAgainWithTheSameBytes, Since::WriteInFlight] {
             let key = key(&format!("{since:?}"));
             let seen = entry(&store, &key, "body").await;

@@ -9,6 +9,7 @@ mod support;
 
 mod acl;
 mod again;
+mod cluster;
 mod compression;
 mod contract;
 mod credentials;

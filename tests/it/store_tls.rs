@@ -14,7 +14,7 @@ use crate::support::{
 const X: &str = "/jobs/x";
 
 /// What Redis is started with to show this certificate, and the port where it does.
-fn tls_args(authority: &Authority, pair: &KeyPair, clients: &str) -> (u16, Vec<String>) {
+pub(crate) fn tls_args(authority: &Authority, pair: &KeyPair, clients: &str) -> (u16, Vec<String>) {
     let port = free_port();
     let path = |path: &Option<std::path::PathBuf>| path.as_ref().unwrap().display().to_string();
     let (port_text, ca) = (port.to_string(), authority.ca().display().to_string());

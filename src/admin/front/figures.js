@@ -57,10 +57,16 @@ function latencies(told) {
     row([dot(kind), name], cell(ms(told[kind].p50)), cell(ms(told[kind].p99)))));
 }
 
+// Of a cluster, how many of its masters are trusted.
+function shards({ up, nodes }) {
+  if (!nodes.length) return up ? 'up' : 'down';
+  return `${nodes.filter((node) => node.up).length} of ${nodes.length} shards up`;
+}
+
 function health(told, store, upstream) {
   const near = told.near;
   const rows = [
-    ['Redis', store.up ? 'good' : 'bad', store.up ? 'up' : 'down'],
+    ['Redis', store.up ? 'good' : 'bad', shards(store)],
     ['breaker', store.breaker === 'closed' ? 'good' : 'bad', store.breaker],
     ['tracking', store.tracking || told.mode.near === 'off' ? 'good' : 'warn', store.tracking ? 'on' : 'off'],
     ['pending', store.pending_invalidations ? 'bad' : 'good', many(store.pending_invalidations, 'invalidation')],

@@ -144,6 +144,7 @@ fn the_store_is_redis_or_memory() {
     let bad = |text: &str, why: &str| {
         let accepted = "must be redis://[user:password@]host[:port][/db] (rediss:// over TLS), \
                         redis-sentinel://[user:password@]host[:port],host[:port]/master[/db], \
+                        redis-cluster://[user:password@]host[:port],host[:port], \
                         unix:///path/to/socket or memory://";
         bad("store.url", text, &format!("{accepted}; {why}"));
     };
@@ -186,20 +187,43 @@ fn sentinels_are_hosts_and_the_name_of_a_master() {
         ("redis-sentinel://h/m/x", "the database must be a number"),
         ("redis-sentinel://u@h/m", "the user needs a password"),
         ("redis-sentinel://u:p/x@h/m", "percent-encode special characters of the password"),
-        (
-            "redis-sentinel://h,/m",
-            "each sentinel is host or host:port, an IPv6 address in brackets",
-        ),
-        (
-            "redis-sentinel://h:x/m",
-            "each sentinel is host or host:port, an IPv6 address in brackets",
-        ),
+        ("redis-sentinel://h,/m", "each is host or host:port, an IPv6 address in brackets"),
+        ("redis-sentinel://h:x/m", "each is host or host:port, an IPv6 address in brackets"),
         (&many, "16 sentinels are enough: they tell of the others"),
     ] {
         let error = knob("store.url")
             .unwrap()
             .apply(&mut Config::default(), &crate::config::Value::One(text.to_owned()));
         let error = error.unwrap_err();
+        assert!(error.ends_with(why), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_cluster_is_found_by_some_of_its_nodes() {
+    let url = |text: &str| match good("store.url", text).store.url {
+        StoreUrl::Cluster(seeds) => *seeds,
+        other => panic!("{other:?}"),
+    };
+    let host = |name: &str, port| (name.to_owned(), port);
+    let full = url("rediss-cluster://u:p%40@h1:1,h2,[::1]:3/0");
+    assert_eq!(full.hosts, [host("h1", 1), host("h2", 6379), host("::1", 3)]);
+    assert!(full.is_tls);
+    assert_eq!(full.login.username.as_deref(), Some("u"));
+    assert_eq!(full.login.password.as_ref().map(Secret::expose), Some("p@"));
+    assert_eq!(full.to_string(), "rediss-cluster://***@h1:1,h2:6379,[::1]:3");
+    let short = url("redis-cluster://h");
+    assert_eq!((short.hosts.len(), short.is_tls, short.login.is_some()), (1, false, false));
+    let many = format!("redis-cluster://{}", vec!["h"; 17].join(","));
+    for (text, why) in [
+        ("redis-cluster://h/1", "a cluster has database 0 and no other"),
+        ("redis-cluster://u@h", "the user needs a password"),
+        ("redis-cluster://", "each is host or host:port, an IPv6 address in brackets"),
+        ("redis-cluster://h,", "each is host or host:port, an IPv6 address in brackets"),
+        (&many, "16 nodes are enough: they tell of the others"),
+    ] {
+        let value = crate::config::Value::One(text.to_owned());
+        let error = knob("store.url").unwrap().apply(&mut Config::default(), &value).unwrap_err();
         assert!(error.ends_with(why), "{text}: {error}");
     }
 }

@@ -45,7 +45,7 @@ const REJECTION_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A server, and who we are there.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
+pub(in crate::store) struct Target {
     place: Place,
     login: Arc<Login>,
     /// None = in the clear.
@@ -115,14 +115,26 @@ impl Target {
         Ok(Self { place, login: Arc::new(login), tls })
     }
 
+    /// A node of a cluster.
+    pub(in crate::store) fn of_seeds(
+        seeds: &config::Seeds,
+        config: &config::Config,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, StoreError> {
+        let (host, port) = seeds.hosts.first().map_or(("", 0), |(host, port)| (&**host, *port));
+        let login = if seeds.login.is_some() { &seeds.login } else { &config.store.login };
+        let tls = seeds.is_tls.then(|| Tls::new(config, metrics)).transpose();
+        let tls = tls.map_err(|error| StoreError::Tls(error.to_string()))?;
+        Ok(Self::new(host, port, Arc::new(Login::new(login, 0)), tls))
+    }
+
     /// A server at an address.
     pub(super) fn new(host: &str, port: u16, login: Arc<Login>, tls: Option<Arc<Tls>>) -> Self {
         Self { place: Place::Tcp(host.to_owned(), port), login, tls }
     }
 
     /// Another server, spoken to in the same way by the same user.
-    #[allow(dead_code, reason = "for deployments of several servers")]
-    pub(super) fn at(&self, host: &str, port: u16) -> Self {
+    pub(in crate::store) fn at(&self, host: &str, port: u16) -> Self {
         Self::new(host, port, Arc::clone(&self.login), self.tls.clone())
     }
 

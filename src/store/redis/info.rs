@@ -1,6 +1,6 @@
 //! Who answers: what `INFO` says of the server.
 
-use crate::store::{Epoch, StoreError};
+use crate::store::{Epoch, Redirect, StoreError, cluster::text_field};
 
 /// `PXAT` and `PEXPIRETIME` came with it.
 const OLDEST_VERSION: (u32, u32) = (7, 0);
@@ -41,6 +41,11 @@ impl Info {
         Epoch(format!("{}-{}", self.run_id, self.replid).into())
     }
 
+    /// Whether it is the server of an epoch, whatever it claims in a cluster.
+    pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
+        epoch.as_str().starts_with(self.epoch().as_str())
+    }
+
     /// Whether this is a master of a version that we can work with.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let mut parts = self.version.split('.').map(|part| part.parse().unwrap_or(0));
@@ -79,6 +84,37 @@ impl Info {
     }
 }
 
+/// What `CLUSTER INFO` says of a master's place in its cluster.
+pub(super) struct Claim {
+    /// In which it claims its slots.
+    pub(super) epoch: u64,
+}
+
+impl Claim {
+    /// Of a master that serves: one without the majority, or whose cluster is not whole and must be,
+    /// does not.
+    pub(super) fn parse(info: &str) -> Result<Self, StoreError> {
+        let field = |name| text_field(info, name);
+        if field("cluster_state") != Some("ok") {
+            return Err(StoreError::Redirected(Redirect::Down));
+        }
+        let epoch = field("cluster_my_epoch").and_then(|epoch| epoch.parse().ok());
+        let epoch =
+            epoch.ok_or_else(|| StoreError::Refused("it tells no cluster_my_epoch".into()))?;
+        Ok(Self { epoch })
+    }
+
+    /// Whether this is the claim that an epoch was taken with.
+    pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
+        Self::held_by(epoch) == Some(self.epoch)
+    }
+
+    /// The config epoch that an epoch was taken with.
+    pub(super) fn held_by(epoch: &Epoch) -> Option<u64> {
+        epoch.as_str().rsplit_once('-')?.1.parse().ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +133,17 @@ mod tests {
         assert!(old.contains("6.2.14") && old.contains("7.0"), "{old}");
         let replica = info("7.0.15", "slave").check().unwrap_err().to_string();
         assert!(replica.contains("slave") && replica.contains("master"), "{replica}");
+    }
+
+    #[test]
+    fn a_master_without_its_cluster_is_none_and_a_new_claim_is_a_new_epoch() {
+        let claim = |state, epoch| {
+            Claim::parse(&format!("cluster_state:{state}\r\ncluster_my_epoch:{epoch}\r\n"))
+        };
+        assert!(matches!(claim("fail", 7), Err(StoreError::Redirected(Redirect::Down))));
+        assert!(claim("ok", 7).unwrap().is_of(&Epoch::named("r-m-7")));
+        assert!(!claim("ok", 8).unwrap().is_of(&Epoch::named("r-m-7")));
+        assert!(!claim("ok", 7).unwrap().is_of(&Epoch::named("r-m-17")));
     }
 
     #[test]

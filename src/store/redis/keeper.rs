@@ -10,29 +10,25 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{
-    DETACHED_TIMEOUT, SessionHandle,
+    DETACHED_TIMEOUT, REPLAY_BATCH, SessionHandle,
     connect::{Connection, Target},
-    info::Info,
+    info::{Claim, Info},
+    part::{self, Part},
     recent::Recent,
-    session::{Judgement, Session, clock_ahead_ms},
+    session::{Judgement, Membership, Session, classify, clock_ahead_ms, credential_key_name},
     source::Source,
     tracking::{Tracked, track},
 };
 use crate::{
     clock,
-    events::What,
     metrics::Metrics,
-    mutants::{self, Mutant},
-    store::{
-        CredentialKey, Ended, Key, StoreError, Token,
-        pending::{Added, Item, Pending},
-    },
+    store::{CredentialKey, Ended, Epoch, Redirect, StoreError, debts::Debts, pending::Item},
     throttle::Throttle,
 };
 
@@ -41,10 +37,8 @@ const PROBE_EVERY: Duration = Duration::from_millis(400);
 /// Between two attempts to connect, doubling.
 pub(super) const BACKOFF: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_secs(1));
-/// Pending invalidations that are repeated at a time.
-pub(super) const REPLAY_BATCH: usize = 64;
 /// For all the SCANs of one purge of all.
-const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
+pub(in crate::store) const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the keeper and those who use the store have in common.
 #[derive(Debug)]
@@ -55,22 +49,22 @@ pub(super) struct Shared {
     pub(super) prefix: String,
     pub(super) lease: Duration,
     pub(super) session: RwLock<Option<SessionHandle>>,
-    pub(super) pending: Pending,
+    pub(super) debts: Arc<Debts>,
     /// What the session has confirmed lately.
     pub(super) recent: Recent,
     /// Derived from the configured secret, else what the server that we talk to keeps for all.
-    pub(super) credential_key: RwLock<CredentialKey>,
+    pub(super) credential_key: Arc<RwLock<CredentialKey>>,
     pub(super) has_secret: bool,
     /// A session failed.
     pub(super) failed: Notify,
-    /// Something became pending.
-    pub(super) due: Notify,
     pub(super) warnings: Warnings,
     /// The layer in this process, if there is one.
     pub(super) tracked: Option<Tracked>,
     /// Releases that nobody waits for.
     pub(super) tasks: TaskTracker,
     pub(super) metrics: Arc<Metrics>,
+    /// Where it is one of several.
+    pub(super) part: Option<Part>,
 }
 
 /// What may happen with every request or round, and is yet to be read in the log.
@@ -80,9 +74,6 @@ pub(super) struct Warnings {
     pub(super) tracking: Throttle,
     key: Throttle,
     eviction: Throttle,
-    unconfirmed: Throttle,
-    purge_all: Throttle,
-    overflow: Throttle,
 }
 
 /// Keeps a session published while there is a master to talk to.
@@ -146,31 +137,62 @@ impl Shared {
     }
 
     fn publish(&self, session: SessionHandle) {
-        self.metrics.store_is_up(true);
-        self.metrics.breaker.close();
         *self.session.write().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        self.tell(true);
+    }
+
+    /// Tells whether the server is trusted; of several the cluster tells.
+    fn tell(&self, up: bool) {
+        if let Some(part) = &self.part {
+            return part.turned.notify_one();
+        }
+        self.metrics.store_is_up(up);
+        if up {
+            self.metrics.breaker.close();
+        }
     }
 
     /// What was published, if anything was, is not trusted any more.
     fn retract(&self, error: &StoreError) {
-        self.metrics.store_is_up(false);
         let published = self.session.write().unwrap_or_else(PoisonError::into_inner).take();
         if published.is_some() {
             self.metrics.breaker.open(error);
         }
+        self.tell(false);
     }
 
     /// Connects to the master.
     pub(super) async fn connect(&self) -> Result<SessionHandle, StoreError> {
-        let (connection, target, info, clock_ahead_ms) = dial(&self.source).await?;
+        let (mut connection, target, info, clock_ahead_ms) = dial(&self.source).await?;
         if let Some(policy) = info.evicts() {
             self.warn_of_eviction(policy);
         }
-        let session = Session::new(connection, target, info.epoch(), clock_ahead_ms);
-        if !self.has_secret {
+        let epoch = self.epoch(&mut connection, &info).await?;
+        let session = Session::new(connection, target, epoch, clock_ahead_ms);
+        if !self.has_secret && self.keeps_credential_key() {
             self.share_credential_key(&session).await?;
         }
         Ok(Arc::new(session))
+    }
+
+    /// The epoch of what this server holds. A master of a cluster is one only if others say so, too.
+    async fn epoch(&self, connection: &mut Connection, info: &Info) -> Result<Epoch, StoreError> {
+        let Some(part) = &self.part else { return Ok(info.epoch()) };
+        let mut ask = redis::cmd("CLUSTER");
+        let claim = ask.arg("INFO").query_async::<String>(&mut connection.requests);
+        let claim = timeout(DETACHED_TIMEOUT, claim).await.map_err(|_| StoreError::Timeout)?;
+        let claim = Claim::parse(&claim.map_err(|error| classify(&error))?)?;
+        part.confirm(&claim).await?;
+        Ok(part::epoch(&info.epoch(), &claim))
+    }
+
+    fn membership(&self) -> Membership {
+        if self.part.is_some() { Membership::Master } else { Membership::None }
+    }
+
+    fn keeps_credential_key(&self) -> bool {
+        let name = credential_key_name(&self.prefix);
+        self.part.as_ref().is_none_or(|part| part.slots.own(name.as_bytes()))
     }
 
     /// Where the server refuses we go on with a key of our own: other sidecars' entries are then not
@@ -182,8 +204,9 @@ impl Shared {
                 *ours = key;
                 Ok(())
             }
-            Err(StoreError::Refused(error)) => {
-                if let Some(suppressed) = self.warnings.key.admit(&error) {
+            // Its slot is on its way, and there is none yet: it is asked for with the next session.
+            Err(error @ (StoreError::Refused(_) | StoreError::Redirected(Redirect::Ask(_)))) => {
+                if let Some(suppressed) = self.warnings.key.admit(&error.to_string()) {
                     warn!(%error, suppressed, "cannot share the key of the fingerprints");
                 }
                 Ok(())
@@ -207,12 +230,17 @@ impl Shared {
     /// deposed master for longer.
     async fn serve(&self, session: &SessionHandle, backoff: &mut Duration) -> StoreError {
         let repeat = async {
-            self.pending.hurry();
-            self.replay(session).await;
+            if self.part.is_none() {
+                self.debts.pending.hurry();
+                self.replay(session).await;
+            }
             info!(epoch = session.epoch().as_str(), "store is up");
             self.publish(Arc::clone(session));
             *backoff = BACKOFF.0;
-            self.keep_replaying(session).await
+            match &self.part {
+                None => self.keep_replaying(session).await,
+                Some(_) => future::pending().await,
+            }
         };
         tokio::select! {
             error = self.watch(session) => error,
@@ -241,7 +269,7 @@ impl Shared {
             if session.has_failed() {
                 return StoreError::Lost("too many operations failed".into());
             }
-            if let Err(error) = session.probe().await {
+            if let Err(error) = session.probe(self.membership()).await {
                 session.fail();
                 return error;
             }
@@ -250,108 +278,54 @@ impl Shared {
 
     async fn keep_replaying(&self, session: &Session) -> Infallible {
         loop {
-            let next = self.pending.next_due();
-            let wait = async {
-                match next {
-                    Some(at) => sleep_until(at.into()).await,
-                    None => future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = wait => {}
-                () = self.due.notified() => {}
-            }
+            self.debts.due().await;
             self.replay(session).await;
         }
     }
 
     /// Repeats what is due. What fails is postponed, so that this comes to an end.
     pub(super) async fn replay(&self, session: &Session) {
-        if let Some(addition) = self.pending.all() {
+        if let Some(addition) = self.debts.pending.all() {
             self.purge_all(session, addition).await;
         }
         loop {
-            let batch = self.pending.batch(REPLAY_BATCH);
+            let batch = self.debts.pending.batch(REPLAY_BATCH);
             if batch.is_empty() {
                 break;
             }
             join_all(batch.iter().map(|item| self.repeat(session, item))).await;
-            self.count_pending();
+            self.debts.count();
         }
-        self.count_pending();
+        self.debts.count();
     }
 
     async fn repeat(&self, session: &Session, item: &Item) {
         self.metrics.events.expect(item.key.main());
         let end = timeout(DETACHED_TIMEOUT, session.end(&item.key, &item.write, item.linger));
-        let Err(error) = end.await.unwrap_or(Err(StoreError::Timeout)) else {
-            self.metrics.events.tell(item.key.main(), What::Confirmed, "");
-            return self.pending.confirm(item);
-        };
-        self.pending.postpone(item);
-        debug!(%error, key = item.key.main(), "an invalidation is still unconfirmed");
-        if let Some(suppressed) = self.warnings.unconfirmed.admit(&error.to_string()) {
-            let pending = self.pending.len();
-            warn!(%error, pending, suppressed, "invalidations are unconfirmed; their jobs are bypassed");
-        }
-    }
-
-    pub(super) async fn remember(&self, keys: &[&Key], write: &Token, linger: Duration) {
-        if keys.is_empty() || mutants::is(Mutant::NoPending) {
-            return;
-        }
-        if self.pending.add(keys, write, linger).await == Added::Overflow {
-            self.metrics.pending_overflows.inc();
-            if let Some(suppressed) = self.warnings.overflow.admit("") {
-                warn!(
-                    pending = self.pending.len(),
-                    suppressed,
-                    "too many unconfirmed invalidations; every job is bypassed until all are purged"
-                );
-            }
-        }
-        self.count_pending();
-        self.due.notify_one();
+        self.debts.settle(item, end.await.unwrap_or(Err(StoreError::Timeout)));
     }
 
     /// What a session confirmed just before its end may have been confirmed by a deposed master.
-    async fn doubt(&self) {
+    pub(super) async fn doubt(&self) {
         let late = self.recent.take(Instant::now().into_std());
         if late.all {
-            self.pending.add_all().await;
+            self.debts.pending.add_all().await;
         }
         if let Some(write) = late.write {
             let keys: Vec<_> = late.keys.iter().collect();
-            self.remember(&keys, &write, Duration::ZERO).await;
+            self.debts.remember(&keys, &write, Duration::ZERO).await;
         }
-    }
-
-    pub(super) fn count_pending(&self) {
-        self.metrics.pending.set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
     }
 
     pub(super) async fn purge_all(&self, session: &Session, addition: u64) -> Ended {
         self.metrics.events.expect_all();
         let purge = timeout(PURGE_ALL_TIMEOUT, session.delete_all(&self.prefix)).await;
         self.metrics.events.expect_no_more();
-        let error = match purge.unwrap_or(Err(StoreError::Timeout)) {
-            Ok(entries) => {
-                self.recent.note_all(Instant::now().into_std());
-                self.pending.confirm_all(addition);
-                return Ended::Confirmed { entries };
-            }
-            Err(error) => error,
-        };
-        self.pending.postpone_all(addition);
-        debug!(%error, "a purge of all failed");
-        if let Some(suppressed) = self.warnings.purge_all.admit(&error.to_string()) {
-            let pending = self.pending.len();
-            warn!(
-                %error, pending, suppressed,
-                "a purge of all failed; every job is bypassed until it is confirmed"
-            );
+        let purged = purge.unwrap_or(Err(StoreError::Timeout));
+        if purged.is_ok() {
+            self.recent.note_all(Instant::now().into_std());
         }
-        Ended::Pending
+        self.debts.settle_all(addition, purged)
     }
 
     /// Draws the conclusion for the session from what an operation came to.
@@ -366,6 +340,9 @@ impl Shared {
 
     /// The same, of a result that belongs to somebody else.
     pub(super) fn conclude<T>(&self, session: &Session, result: &Result<T, StoreError>) {
+        if let (Some(part), Err(StoreError::Redirected(redirect))) = (&self.part, result) {
+            part.heed(redirect);
+        }
         if session.judge(result) == Judgement::GiveUp {
             self.failed.notify_one();
         }

@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use redis::{
-    ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation, ServerErrorKind,
-    Value, aio::MultiplexedConnection,
+    Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation,
+    ServerErrorKind, Value, aio::MultiplexedConnection,
 };
 use sha1_smol::Sha1;
 use tokio::time::timeout;
@@ -19,13 +19,14 @@ use tokio::time::timeout;
 use super::{
     DETACHED_TIMEOUT, Hold,
     connect::{Connection, Target},
-    info::Info,
+    errand::{self, Lesson},
+    info::{Claim, Info},
 };
 use crate::{
     clock, mutants,
     store::{
-        self, CredentialKey, Epoch, Fill, Grant, Key, Lease, Leased, Replacement, Seen, State,
-        StoreError, Stored, Token, Was, WasEntry, millis, unix_ms,
+        self, CredentialKey, Epoch, Fill, Grant, Key, Lease, Leased, Redirect, Replacement, Seen,
+        State, StoreError, Stored, Token, Was, WasEntry, cluster::Address, millis, unix_ms,
     },
 };
 
@@ -33,6 +34,8 @@ use crate::{
 const TIMEOUTS_IN_A_ROW: u32 = 5;
 /// With the pause between two probes below the second that the guarantee names.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// What a script is told that reaches for a key which is not on this node, or not any more.
+const NON_LOCAL: &str = "non local key";
 /// What `PTTL` says of a key that is not there.
 const ABSENT: i64 = -2;
 /// Keys looked at by one SCAN.
@@ -71,6 +74,15 @@ type InspectReply = ([Option<Vec<u8>>; 2], i64, String, Option<Vec<u8>>, i64, i6
 
 /// Of `end.lua`.
 type EndReply = (bool, usize, bool, String, String, String);
+
+/// Whether a server is one of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Membership {
+    /// It stands alone.
+    None,
+    /// It is a master of one.
+    Master,
+}
 
 /// What an operation means for its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,11 +139,14 @@ impl Session {
                 0
             }
             Err(StoreError::Timeout) => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1,
-            Err(StoreError::Lost(_) | StoreError::Tls(_)) => TIMEOUTS_IN_A_ROW,
+            Err(
+                StoreError::Lost(_) | StoreError::Tls(_) | StoreError::Redirected(Redirect::Down),
+            ) => TIMEOUTS_IN_A_ROW,
             Err(
                 StoreError::Down
                 | StoreError::Pending
                 | StoreError::Spent
+                | StoreError::Redirected(_)
                 | StoreError::Journal { .. },
             ) => 0,
         };
@@ -343,7 +358,7 @@ impl Session {
 
     /// The key of the fingerprints, made by whoever comes first.
     pub(super) async fn credential_key(&self, prefix: &str) -> Result<CredentialKey, StoreError> {
-        let name = format!("{{{prefix}}}:credential-key");
+        let name = credential_key_name(prefix);
         let mut get = redis::cmd("GET");
         get.arg(&name);
         let mut set = redis::cmd("SET");
@@ -366,44 +381,70 @@ impl Session {
     }
 
     /// Whether this is still the master that the session was opened with.
-    pub(super) async fn probe(&self) -> Result<(), StoreError> {
+    pub(super) async fn probe(&self, membership: Membership) -> Result<(), StoreError> {
         let sent = clock::now();
-        let call = self.call(|mut connection| async move {
-            let mut pipeline = redis::pipe();
-            pipeline.cmd("INFO").arg("replication").cmd("TIME");
-            pipeline.query_async::<(String, (i64, i64))>(&mut connection).await
-        });
-        let (info, time) = match timeout(PROBE_TIMEOUT, call).await {
+        let looks = async {
+            let reply = self.call(|mut connection| async move {
+                let mut pipeline = redis::pipe();
+                pipeline.cmd("INFO").arg("replication").cmd("TIME");
+                pipeline.query_async::<(String, (i64, i64))>(&mut connection).await
+            });
+            Ok((reply.await?, self.claim(membership).await?))
+        };
+        let ((info, time), claim) = match timeout(PROBE_TIMEOUT, looks).await {
             Ok(reply) => reply?,
             Err(_) => return Err(StoreError::Timeout),
         };
         let info = Info::parse(&info);
         info.check_role()?;
-        if !self.epoch.as_str().ends_with(&info.replid) {
+        if !self.epoch.as_str().contains(&info.replid) {
             return Err(StoreError::Lost(
                 "the server has begun another replication history".into(),
             ));
+        }
+        if claim.is_some_and(|claim| !claim.is_of(&self.epoch)) {
+            return Err(StoreError::Lost("the master has taken slots in".into()));
         }
         self.clock_ahead_ms.store(clock_ahead_ms(time, sent), Ordering::Relaxed);
         Ok(())
     }
 
+    /// What a master of a cluster says of its place in it; none where there is no cluster.
+    async fn claim(&self, membership: Membership) -> Result<Option<Claim>, StoreError> {
+        if membership == Membership::None {
+            return Ok(None);
+        }
+        let info: String = self.query(redis::cmd("CLUSTER").arg("INFO")).await?;
+        Claim::parse(&info).map(Some)
+    }
+
+    /// What the node says of its cluster.
+    pub(super) async fn lesson(&self) -> Result<Lesson, StoreError> {
+        errand::lesson(self.connection.requests.clone()).await
+    }
+
+    /// One command on a key whose slot is on its way to this node.
+    pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        errand::asking(self.connection.requests.clone(), command).await
+    }
+
+    /// One command, whatever it is.
+    pub(in crate::store) async fn query<T: FromRedisValue>(
+        &self,
+        command: &Cmd,
+    ) -> Result<T, StoreError> {
+        self.call(|mut connection| async move { command.query_async(&mut connection).await }).await
+    }
+
     /// Deletes every entry under the prefix, in small steps. Fences stay: the writes they stand for
     /// are still in flight.
     pub(super) async fn delete_all(&self, prefix: &str) -> Result<usize, StoreError> {
-        let pattern = format!("{}*", escape_glob(prefix));
         let mut cursor = 0_u64;
         let mut entries = 0;
         loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_STEP);
             let step = async {
-                let (next, names): (u64, Vec<Vec<u8>>) = self
-                    .call(|mut connection| async move { scan.query_async(&mut connection).await })
-                    .await?;
-                if !names.is_empty() {
-                    self.delete(&names).await?;
-                }
+                let (next, names) = self.scan(prefix, cursor).await?;
+                self.delete(&names).await?;
                 Ok((next, names.len()))
             };
             let (next, deleted) =
@@ -416,18 +457,43 @@ impl Session {
         }
     }
 
+    /// Some of the names under the prefix, and where to go on; 0 at the end.
+    pub(in crate::store) async fn scan(
+        &self,
+        prefix: &str,
+        cursor: u64,
+    ) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
+        let pattern = format!("{}*", escape_glob(prefix));
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_STEP);
+        self.query(&scan).await
+    }
+
     /// Names are bytes: a third party's key under our prefix need not be text.
-    async fn delete(&self, names: &[Vec<u8>]) -> Result<(), StoreError> {
+    pub(in crate::store) async fn delete(&self, names: &[Vec<u8>]) -> Result<(), StoreError> {
+        if names.is_empty() {
+            return Ok(());
+        }
         let mut pipeline = redis::pipe();
         for name in names {
-            let companion = |role: &[u8]| [b"{", &name[..], b"}:", role].concat();
-            pipeline.cmd("DEL").arg(name).arg(companion(b"meta")).arg(companion(b"lease"));
+            let [meta, lease] = ["meta", "lease"].map(|role| companion(name, role));
+            pipeline.cmd("DEL").arg(name).arg(meta).arg(lease);
         }
         self.call(|mut connection| async move {
             pipeline.query_async::<Vec<i64>>(&mut connection).await.map(drop)
         })
         .await
     }
+}
+
+/// The name of a companion of a name that need not be text.
+pub(in crate::store) fn companion(name: &[u8], role: &str) -> Vec<u8> {
+    [b"{", name, b"}:", role.as_bytes()].concat()
+}
+
+/// Where the key of the fingerprints stands.
+pub(super) fn credential_key_name(prefix: &str) -> String {
+    format!("{{{prefix}}}:credential-key")
 }
 
 fn compare_and_set<'s>(
@@ -461,6 +527,17 @@ pub(super) fn classify(error: &RedisError) -> StoreError {
         ErrorKind::Server(
             ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading,
         ) => StoreError::Lost(error.to_string()),
+        ErrorKind::Server(ServerErrorKind::Moved) => StoreError::Redirected(Redirect::Moved),
+        ErrorKind::Server(ServerErrorKind::Ask) => {
+            let to = error.redirect_node().and_then(|(to, _)| Address::parse(to));
+            StoreError::Redirected(Redirect::Ask(to))
+        }
+        ErrorKind::Server(ServerErrorKind::TryAgain) => StoreError::Redirected(Redirect::TryAgain),
+        ErrorKind::Server(ServerErrorKind::ClusterDown) => StoreError::Redirected(Redirect::Down),
+        // A script whose slot is on its way, and that has itself removed a key which it then looks at.
+        ErrorKind::Server(_) if error.to_string().contains(NON_LOCAL) => {
+            StoreError::Redirected(Redirect::TryAgain)
+        }
         // The last two are replies that we cannot decode. Should the stream itself be garbled, the
         // connection ends with it, and the next operation says so.
         ErrorKind::Server(_)

@@ -26,7 +26,9 @@ impl Source {
             StoreUrl::Sentinel(sentinels) => {
                 Watch::new(sentinels, config, metrics).map(Self::Sentinels)
             }
-            StoreUrl::Memory => Err(StoreError::Refused("memory:// is no server".into())),
+            StoreUrl::Memory | StoreUrl::Cluster(_) => {
+                Err(StoreError::Refused("this is not one server".into()))
+            }
         }
     }
 

@@ -13,6 +13,8 @@
 //! A server that refuses it (an ACL without `CLIENT TRACKING`) costs the layer in this process and
 //! nothing else: hits then ask Redis.
 
+mod question;
+
 use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BytesMut};
@@ -20,12 +22,14 @@ use redis::{Cmd, FromRedisValue, PushKind, Value, ValueCodec, cmd, from_redis_va
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     runtime::Handle,
+    sync::Notify,
     task::yield_now,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::codec::Decoder as _;
 use tracing::{info, warn};
 
+use self::question::{Question, no_answer};
 use super::{
     DETACHED_TIMEOUT,
     info::Info,
@@ -45,9 +49,6 @@ const HUNG: Duration = Duration::from_secs(1);
 /// Read at a time.
 const BUFFER: usize = 16 << 10;
 
-const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
-const PONG: &[u8] = b"+PONG\r\n";
-
 /// Who wants the news.
 #[derive(Clone, Debug)]
 pub(super) struct Tracked {
@@ -58,13 +59,20 @@ pub(super) struct Tracked {
     patience: Duration,
     /// Times are measured from here.
     origin: Instant,
+    /// Told when it turns up or down, where it is one of several.
+    turned: Option<Arc<Notify>>,
 }
 
 impl Tracked {
     /// A request waits for the round under way and for its own: `budget` is for both.
-    pub(super) fn new(watcher: Arc<dyn Watcher>, budget: Duration, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        watcher: Arc<dyn Watcher>,
+        budget: Duration,
+        metrics: Arc<Metrics>,
+        turned: Option<Arc<Notify>>,
+    ) -> Self {
         let (patience, origin) = (budget / 2, Instant::now());
-        Self { rounds: Arc::default(), watcher, metrics, patience, origin }
+        Self { rounds: Arc::default(), watcher, metrics, patience, origin, turned }
     }
 
     /// Whether everything that had changed so long ago is known here anyway.
@@ -94,12 +102,20 @@ impl Tracked {
 
     fn raise(&self) {
         self.rounds.raise();
-        self.metrics.tracking_is_up(true);
+        self.tell(true);
     }
 
     fn lower(&self) {
-        self.metrics.tracking_is_up(false);
         self.rounds.lower();
+        self.tell(false);
+    }
+
+    /// Of several the cluster tells.
+    fn tell(&self, up: bool) {
+        match &self.turned {
+            Some(turned) => turned.notify_one(),
+            None => self.metrics.tracking_is_up(up),
+        }
     }
 
     fn flush(&self) {
@@ -122,6 +138,11 @@ pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked)
             }
             Err(error) => error,
         };
+        if let (Some(part), StoreError::Redirected(redirect)) = (&shared.part, &error) {
+            part.heed(redirect);
+            // It may be no master any more: the session is looked at, too.
+            shared.failed.notify_one();
+        }
         if let Some(suppressed) = shared.warnings.tracking.admit(&error.to_string()) {
             warn!(%error, suppressed, "cannot track the store; each hit asks it");
         }
@@ -139,10 +160,14 @@ async fn connect(shared: &Shared, session: &Session) -> Result<Wire, StoreError>
     let info: String = wire.call(&cmd("INFO")).await?;
     let info = Info::parse(&info);
     info.check()?;
-    if info.epoch() != *session.epoch() {
+    if !info.is_of(session.epoch()) {
         return Err(StoreError::Lost("the server is another than the session's".into()));
     }
     wire.pings = wire.pings_of(&info).await;
+    if let Some(part) = &shared.part {
+        wire.question = Question::keyed(&part.slots, &shared.prefix)
+            .ok_or_else(|| StoreError::Lost("the master owns no slot".into()))?;
+    }
     let mut tracking = cmd("CLIENT");
     tracking.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(&shared.prefix);
     wire.call::<Value>(&tracking).await?;
@@ -155,6 +180,7 @@ struct Wire {
     read: BytesMut,
     /// Whether the codec is amid a value.
     amid: bool,
+    question: Question,
     /// `PING`s of a round, one after the other.
     pings: u32,
     /// Whether one thread does all the work.
@@ -173,7 +199,8 @@ impl Wire {
     fn new(stream: Stream) -> Self {
         let read = BytesMut::with_capacity(BUFFER);
         let alone = Handle::current().metrics().num_workers() == 1;
-        Self { stream, codec: ValueCodec::default(), read, amid: false, pings: 1, alone }
+        let (codec, question) = (ValueCodec::default(), Question::ping());
+        Self { stream, codec, read, amid: false, question, pings: 1, alone }
     }
 
     /// How many `PING`s make a round. With threads for its replies a newer server may send an answer
@@ -233,13 +260,14 @@ impl Wire {
         Ok(value)
     }
 
-    /// Whether the next value is a `PONG`; takes it. Most are, and need no parser.
-    fn take_pong(&mut self) -> bool {
-        let pong = !self.amid && self.read.starts_with(PONG);
-        if pong {
-            self.read.advance(PONG.len());
+    /// Whether the next value is an answer; takes it. Most are, and need no parser.
+    fn take_answer(&mut self) -> bool {
+        let answer = self.question.answer;
+        let answered = !self.amid && self.read.starts_with(answer);
+        if answered {
+            self.read.advance(answer.len());
         }
-        pong
+        answered
     }
 
     /// Applies the news and runs rounds until the connection is lost; returns why it was.
@@ -287,7 +315,7 @@ impl Wire {
         flight: &mut Option<Flight>,
     ) -> Result<(), StoreError> {
         loop {
-            if self.take_pong() {
+            if self.take_answer() {
                 self.answered(tracked, flight).await?;
                 continue;
             }
@@ -296,11 +324,11 @@ impl Wire {
                 Some(Value::Push { kind: PushKind::Invalidate, data }) => {
                     evict(tracked, &data);
                 }
-                Some(Value::SimpleString(pong)) if pong == "PONG" => {
+                Some(value) if self.question.is_answered_by(&value) => {
                     self.answered(tracked, flight).await?;
                 }
                 // LOADING, BUSY and the like: no answer.
-                Some(other) => return Err(StoreError::Lost(format!("not a PONG: {other:?}"))),
+                Some(other) => return Err(no_answer(&other)),
             }
         }
     }
@@ -344,6 +372,7 @@ impl Wire {
         }
         if tracked.rounds.launch().is_some() {
             tracked.metrics.barrier_rounds.inc();
+            self.question.keep_apt();
             *flight = Some(Flight { launched_at: Instant::now(), left: self.pings - 1 });
             self.ping().await?;
         }
@@ -352,7 +381,8 @@ impl Wire {
 
     /// Into an empty socket buffer: with one outstanding at a time this does not wait.
     async fn ping(&mut self) -> Result<(), StoreError> {
-        self.send(PING).await
+        self.stream.write_all(&self.question.bytes).await.map_err(lost)?;
+        self.stream.flush().await.map_err(lost)
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 pub(crate) mod browser;
 pub(crate) mod client;
+pub(crate) mod cluster;
 pub(crate) mod collector;
 pub(crate) mod promql;
 pub(crate) mod promtool;
@@ -21,6 +22,7 @@ pub(crate) mod two;
 pub(crate) mod upstream;
 
 pub(crate) use client::{Client, Reply};
+pub(crate) use cluster::Cluster;
 pub(crate) use redis::RedisServer;
 pub(crate) use sidecar::{Process, Setup};
 pub(crate) use upstream::Upstream;

@@ -110,6 +110,19 @@ impl RedisServer {
         command.query_async(&mut self.connection().await).await.expect("redis-server answers")
     }
 
+    /// The same where an error is an answer.
+    pub(crate) async fn try_run<T: FromRedisValue>(
+        &self,
+        command: &redis::Cmd,
+    ) -> redis::RedisResult<T> {
+        command.query_async(&mut self.connect().await?).await
+    }
+
+    /// Whether it has been started and not killed.
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     pub(crate) async fn get(&self, key: &str) -> Option<Vec<u8>> {
         self.run(redis::cmd("GET").arg(key)).await
     }

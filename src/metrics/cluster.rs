@@ -1,0 +1,71 @@
+//! The masters of a cluster, and where its nodes have sent us.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::counters::zeros;
+
+/// Words of the redirections, as the server spells them.
+const KINDS: [&str; 4] = ["moved", "ask", "tryagain", "clusterdown"];
+
+/// What there is to count of a cluster; all zero where the store is none.
+#[derive(Debug)]
+pub struct Cluster {
+    shards: Family<StateLabels, Gauge>,
+    /// Slots that no master owns.
+    unowned: Gauge,
+    redirections: Family<KindLabels, Counter>,
+    /// Times that the owners of the slots were learned.
+    pub refreshes: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        let shards = Family::<StateLabels, Gauge>::default();
+        for state in ["up", "down"] {
+            drop(shards.get_or_create(&StateLabels { state }));
+        }
+        let redirections = zeros(KINDS.map(|kind| KindLabels { kind }));
+        Self { shards, unowned: Gauge::default(), redirections, refreshes: Counter::default() }
+    }
+}
+
+impl Cluster {
+    /// How many masters are trusted, how many are not, and how many slots have none.
+    pub fn shards_are(&self, up: usize, down: usize, unowned: usize) {
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        for (state, count) in [("up", up), ("down", down)] {
+            self.shards.get_or_create(&StateLabels { state }).set(number(count));
+        }
+        self.unowned.set(number(unowned));
+    }
+
+    /// A node has sent us elsewhere, by the word for it.
+    pub fn redirected(&self, kind: &'static str) {
+        self.redirections.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    pub(super) fn register(&self, r: &mut Registry) {
+        let help = "Masters of the Redis Cluster by whether they are trusted";
+        r.register("store_shards", help, self.shards.clone());
+        let help = "Slots of the Redis Cluster that no master owns";
+        r.register("store_slots_unowned", help, self.unowned.clone());
+        let help = "Operations that a node of the Redis Cluster did not serve, by what it said";
+        r.register("store_redirections", help, self.redirections.clone());
+        let help = "Times that the owners of the slots were learned";
+        r.register("store_topology_refreshes", help, self.refreshes.clone());
+    }
+}

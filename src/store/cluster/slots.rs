@@ -1,0 +1,147 @@
+//! Slots: which one a key is in, and which ones a shard owns. Pure.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How many there are in every cluster.
+pub(super) const SLOTS: u16 = 16_384;
+/// The generator of CRC16/XMODEM, by which the cluster specification hashes keys.
+const POLYNOMIAL: u16 = 0x1021;
+/// Names that are tried for one of a slot that a shard owns; with a single slot of 16,384 owned the
+/// chance to find none is below 10^-27.
+const NAMES: u32 = 1 << 20;
+
+/// The remainders of all bytes.
+const TABLE: [u16; 256] = table();
+
+const fn table() -> [u16; 256] {
+    let mut table = [0; 256];
+    let mut byte = 0_usize;
+    while byte < 256 {
+        #[allow(clippy::cast_possible_truncation, reason = "it is less than 256")]
+        let mut crc = (byte as u16) << 8;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ POLYNOMIAL };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+}
+
+/// The slot of a name.
+///
+/// "In order to implement hash tags, the hash slot for a key is computed in a slightly different way in
+/// certain conditions. If the key contains a "{...}" pattern only the substring between { and } is
+/// hashed in order to obtain the hash slot." The first `{`, the first `}` after it, and only if there is
+/// something in between.
+pub(super) fn slot_of(name: &[u8]) -> u16 {
+    crc16(tag(name)) % SLOTS
+}
+
+fn tag(name: &[u8]) -> &[u8] {
+    let inner = memchr::memchr(b'{', name).and_then(|open| {
+        let rest = name.get(open + 1..)?;
+        rest.get(..memchr::memchr(b'}', rest)?)
+    });
+    inner.filter(|tag| !tag.is_empty()).unwrap_or(name)
+}
+
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| {
+        let [high, _] = crc.to_be_bytes();
+        (crc << 8) ^ TABLE[usize::from(high ^ byte)]
+    })
+}
+
+/// The slots of one shard. They change under way, and whoever looks needs no lock.
+#[derive(Debug)]
+pub(in crate::store) struct Slots([AtomicU64; SLOTS as usize / 64]);
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl Slots {
+    /// Whether this one is among them.
+    pub(super) fn contains(&self, slot: u16) -> bool {
+        self.0[usize::from(slot / 64)].load(Ordering::Acquire) >> (slot % 64) & 1 == 1
+    }
+
+    /// Whether it owns none.
+    pub(in crate::store) fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| word.load(Ordering::Acquire) == 0)
+    }
+
+    /// Whether that of a name is.
+    pub(in crate::store) fn own(&self, name: &[u8]) -> bool {
+        self.contains(slot_of(name))
+    }
+
+    /// They are these from now on.
+    pub(in crate::store) fn assign(&self, mut owned: impl FnMut(u16) -> bool) {
+        for (word, first) in self.0.iter().zip((0..SLOTS).step_by(64)) {
+            let bits =
+                (0..64).filter(|bit| owned(first + bit)).fold(0, |bits, bit| bits | 1 << bit);
+            word.store(bits, Ordering::Release);
+        }
+    }
+
+    /// A name under the prefix, in braces, of one of them: the `seed` chooses which. `None` if there
+    /// are none.
+    pub(in crate::store) fn name(&self, prefix: &str, seed: u32) -> Option<String> {
+        if self.is_empty() {
+            return None;
+        }
+        let names = (0..NAMES).map(|n| format!("{{{prefix}{}}}:barrier", seed.wrapping_add(n)));
+        names.into_iter().find(|name| self.own(name.as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slot_of_a_name_is_that_of_the_specification() {
+        // The check value of CRC16/XMODEM, and what `CLUSTER KEYSLOT` of Redis 7.0.15 says.
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        for (name, slot) in [
+            ("", 0),
+            ("foo", 12_182),
+            ("{user1000}.following", 3_443),
+            ("{user1000}.followers", 3_443),
+            ("foo{}{bar}", 8_363),
+            ("foo{{bar}}zap", 4_015),
+            ("foo{bar}{zap}", 5_061),
+            ("{foo", 13_308),
+            ("bar", 5_061),
+        ] {
+            assert_eq!(slot_of(name.as_bytes()), slot, "{name}");
+        }
+    }
+
+    #[test]
+    fn all_keys_of_a_job_are_in_one_slot() {
+        let slot = slot_of(b"job_status:8f14e45f");
+        for role in ["meta", "lease", "fence"] {
+            assert_eq!(slot_of(format!("{{job_status:8f14e45f}}:{role}").as_bytes()), slot);
+        }
+    }
+
+    #[test]
+    fn a_name_is_found_for_whatever_a_shard_owns() {
+        let slots = Slots::default();
+        assert_eq!(slots.name("job_status:", 0), None);
+        for only in [0, 63, 64, 9_999, SLOTS - 1] {
+            slots.assign(|slot| slot == only);
+            assert!(slots.contains(only) && !slots.contains(only ^ 1));
+            let name = slots.name("job_status:", 7).unwrap();
+            assert_eq!(slot_of(name.as_bytes()), only, "{name}");
+            assert!(name.starts_with("{job_status:") && name.ends_with("}:barrier"), "{name}");
+        }
+    }
+}

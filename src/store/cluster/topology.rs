@@ -1,0 +1,289 @@
+//! Who owns which slot: what nodes say of it, and what follows when they differ. Pure.
+//!
+//! `CLUSTER SLOTS` names the owner of each slot by the endpoint at which its node wants to be reached
+//! (address or host name, the port of TLS for who asks over TLS); `CLUSTER NODES` adds in which config
+//! epoch it claims them, and `CLUSTER INFO` how far the node is with its news. The rule is the
+//! cluster's own: of two claims to a slot the one of the higher config epoch counts. It knows nothing
+//! of who can be reached, nor of what is to be done about a slot that has moved.
+
+use std::{collections::HashMap, fmt};
+
+use redis::Value;
+
+use super::slots::SLOTS;
+
+/// Nodes that are remembered to be asked.
+const MAX_NODES: usize = 2_000;
+
+/// Where a node is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    /// A name, or an IP address without brackets.
+    pub host: Box<str>,
+    /// Of the protocol that is spoken to it.
+    pub port: u16,
+}
+
+impl Address {
+    /// From `host:port`, as redirections name it: an IPv6 address has no brackets there.
+    pub(in crate::store) fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        Some(Self { host: host.into(), port: port.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            return write!(f, "[{}]:{}", self.host, self.port);
+        }
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// A master and what it claims.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Master {
+    /// By which the cluster knows it, whatever its address.
+    pub(super) id: Box<str>,
+    pub(super) address: Address,
+    /// In which it claims its slots.
+    pub(super) epoch: u64,
+}
+
+/// What one node says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct View {
+    /// The highest epoch of which it has heard.
+    pub(super) current_epoch: u64,
+    pub(super) masters: Vec<Master>,
+    /// First and last slot, and the place of their owner among the masters.
+    claims: Vec<(u16, u16, usize)>,
+    /// Where replicas are reached: they are asked, too.
+    replicas: Vec<Address>,
+}
+
+impl View {
+    /// From the replies of a node that was asked at this address. `None` for what is no such reply.
+    pub(super) fn parse(asked: &Address, slots: &Value, nodes: &str, info: &str) -> Option<Self> {
+        let epochs = epochs(nodes);
+        let mut view =
+            Self { current_epoch: field(info, "cluster_current_epoch")?, ..Self::default() };
+        for range in array(slots)? {
+            let [Value::Int(first), Value::Int(last), master, replicas @ ..] = array(range)? else {
+                return None;
+            };
+            let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
+            if first > last || last >= SLOTS {
+                return None;
+            }
+            let (id, address) = node(asked, master)?;
+            let place = view.masters.iter().position(|known| known.id == id).unwrap_or_else(|| {
+                let epoch = epochs.get(&*id).copied().unwrap_or(0);
+                view.masters.push(Master { id, address, epoch });
+                view.masters.len() - 1
+            });
+            view.claims.push((first, last, place));
+            let replicas = replicas.iter().filter_map(|replica| Some(node(asked, replica)?.1));
+            view.replicas.extend(replicas.take(MAX_NODES));
+        }
+        Some(view)
+    }
+}
+
+/// What views have come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// The highest epoch of which anybody has heard.
+    pub(super) current_epoch: u64,
+    /// Those that own a slot.
+    pub(super) masters: Vec<Master>,
+    /// Of each slot the place of its owner among the masters.
+    pub(super) owners: Vec<Option<u16>>,
+    /// Everybody who can be asked.
+    pub(super) nodes: Vec<Address>,
+}
+
+impl Plan {
+    /// What these views come to: of two claims to a slot the one of the higher config epoch.
+    pub(super) fn of(views: &[View]) -> Self {
+        let mut claims: Vec<Option<&Master>> = vec![None; usize::from(SLOTS)];
+        let mut nodes = Vec::new();
+        for view in views {
+            for (first, last, place) in &view.claims {
+                let Some(master) = view.masters.get(*place) else { continue };
+                let range = usize::from(*first)..=usize::from(*last);
+                for claim in claims.get_mut(range).into_iter().flatten() {
+                    if claim.is_none_or(|other| other.epoch < master.epoch) {
+                        *claim = Some(master);
+                    }
+                }
+            }
+            nodes.extend(view.masters.iter().map(|master| &master.address).chain(&view.replicas));
+        }
+        let mut masters: Vec<Master> = Vec::new();
+        let mut place = |claim: &Master| {
+            let known =
+                masters.iter().position(|known| known.id == claim.id).unwrap_or_else(|| {
+                    masters.push(claim.clone());
+                    masters.len() - 1
+                });
+            u16::try_from(known).ok()
+        };
+        // Slots of one owner lie together, so that it is looked for once for each range.
+        let mut last: Option<(&Master, Option<u16>)> = None;
+        let owners = claims.into_iter().map(|claim| {
+            let claim = claim?;
+            match last {
+                Some((known, place)) if std::ptr::eq(known, claim) => place,
+                _ => {
+                    let place = place(claim);
+                    last = Some((claim, place));
+                    place
+                }
+            }
+        });
+        let owners = owners.collect();
+        for master in &mut masters {
+            let told = views.iter().flat_map(|view| &view.masters);
+            let newest = told.filter(|told| told.id == master.id).max_by_key(|told| told.epoch);
+            if let Some(newest) = newest {
+                master.clone_from(newest);
+            }
+        }
+        nodes.sort_unstable();
+        nodes.dedup();
+        let nodes = nodes.into_iter().take(MAX_NODES).cloned().collect();
+        let current_epoch = views.iter().map(|view| view.current_epoch).max().unwrap_or(0);
+        Self { current_epoch, masters, owners, nodes }
+    }
+}
+
+/// The number behind a name in the lines of `CLUSTER INFO`.
+fn field(info: &str, name: &str) -> Option<u64> {
+    text_field(info, name)?.parse().ok()
+}
+
+/// What stands behind a name in the lines of `INFO` or `CLUSTER INFO`.
+pub(in crate::store) fn text_field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// The config epoch of every node, by its id.
+fn epochs<'n>(nodes: &'n str) -> HashMap<&'n str, u64> {
+    let epoch =
+        |mut words: std::str::Split<'n, char>| Some((words.next()?, words.nth(5)?.parse().ok()?));
+    nodes.lines().filter_map(|line| epoch(line.split(' '))).collect()
+}
+
+fn array(value: &Value) -> Option<&[Value]> {
+    if let Value::Array(items) = value { Some(items) } else { None }
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// Id and address. A node whose endpoint is not known, or is to be guessed, is where we asked.
+fn node(asked: &Address, value: &Value) -> Option<(Box<str>, Address)> {
+    let [host, Value::Int(port), id, ..] = array(value)? else { return None };
+    let host = match text(host) {
+        None | Some("" | "?") => asked.host.clone(),
+        Some(host) => host.into(),
+    };
+    Some((text(id)?.into(), Address { host, port: u16::try_from(*port).ok()? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        Address::parse(text).unwrap()
+    }
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    fn told(host: Value, port: i64, id: &str) -> Value {
+        Value::Array(vec![host, Value::Int(port), bulk(id), Value::Array(Vec::new())])
+    }
+
+    fn range(first: i64, last: i64, nodes: Vec<Value>) -> Value {
+        Value::Array([vec![Value::Int(first), Value::Int(last)], nodes].concat())
+    }
+
+    /// What a node says that has these masters: id, config epoch, first and last slot.
+    fn view(current_epoch: u64, masters: &[(&str, u64, u16, u16)]) -> View {
+        let slots = masters.iter().map(|(id, _, first, last)| {
+            range((*first).into(), (*last).into(), vec![told(bulk("10.0.0.1"), 6379, id)])
+        });
+        let nodes = masters.iter().map(|(id, epoch, ..)| {
+            format!("{id} 10.0.0.1:6379@16379 master - 0 0 {epoch} connected 0-1\n")
+        });
+        let info = format!("cluster_state:ok\r\ncluster_current_epoch:{current_epoch}\r\n");
+        let slots = Value::Array(slots.collect());
+        View::parse(&address("a:1"), &slots, &nodes.collect::<String>(), &info).unwrap()
+    }
+
+    /// Whose a slot is.
+    fn owner(plan: &Plan, slot: u16) -> Option<&str> {
+        let place = plan.owners[usize::from(slot)]?;
+        Some(&plan.masters[usize::from(place)].id)
+    }
+
+    #[test]
+    fn of_two_claims_the_one_of_the_higher_config_epoch_counts() {
+        let old = view(6, &[("m1", 1, 0, 99), ("m2", 2, 100, 199)]);
+        let new = view(7, &[("r1", 7, 0, 99), ("m2", 2, 100, 199)]);
+        for views in [[old.clone(), new.clone()], [new, old]] {
+            let plan = Plan::of(&views);
+            assert_eq!((owner(&plan, 0), owner(&plan, 99)), (Some("r1"), Some("r1")));
+            assert_eq!((owner(&plan, 100), owner(&plan, 200)), (Some("m2"), None));
+            assert_eq!((plan.current_epoch, plan.masters.len()), (7, 2));
+        }
+    }
+
+    #[test]
+    fn a_node_whose_endpoint_is_unknown_is_where_we_asked() {
+        for host in [Value::Nil, bulk(""), bulk("?")] {
+            let slots = Value::Array(vec![range(0, 5, vec![told(host, 7000, "m")])]);
+            let info = "cluster_current_epoch:1";
+            let view = View::parse(&address("redis.internal:1"), &slots, "", info).unwrap();
+            assert_eq!(view.masters[0].address, address("redis.internal:7000"));
+        }
+        let replica = told(bulk("10.0.0.2"), 7001, "r");
+        let master = told(bulk("host.name"), 7000, "m");
+        let slots = Value::Array(vec![range(0, 5, vec![master, replica])]);
+        let view = View::parse(&address("a:1"), &slots, "", "cluster_current_epoch:1").unwrap();
+        let nodes = Plan::of(&[view]).nodes;
+        assert_eq!(nodes, [address("10.0.0.2:7001"), address("host.name:7000")]);
+    }
+
+    #[test]
+    fn what_is_no_view_is_none() {
+        let parse = |slots: &Value, info| View::parse(&address("a:1"), slots, "", info);
+        let epoch = "cluster_current_epoch:1";
+        assert_eq!(parse(&Value::Okay, epoch), None);
+        assert_eq!(parse(&Value::Array(Vec::new()), "cluster_state:ok"), None);
+        for (first, last) in [(5, 4), (0, 16_384), (-1, 4)] {
+            let slots = Value::Array(vec![range(first, last, vec![told(bulk("a"), 1, "m")])]);
+            assert_eq!(parse(&slots, epoch), None, "{first}-{last}");
+        }
+        assert_eq!(Plan::of(&[]).masters, []);
+    }
+
+    #[test]
+    fn addresses_are_those_of_redirections() {
+        assert_eq!(address("10.0.0.1:7000").to_string(), "10.0.0.1:7000");
+        assert_eq!(&*address("fe80::1:7000").host, "fe80::1");
+        assert_eq!(address("[fe80::1]:7000").to_string(), "[fe80::1]:7000");
+        assert_eq!(Address::parse("nowhere"), None);
+    }
+}

@@ -1,0 +1,58 @@
+//! What a cluster asks of a node, over whatever connection there is to it.
+
+use redis::{Cmd, FromRedisValue, Value, aio::MultiplexedConnection};
+use tokio::time::timeout;
+
+use super::{
+    DETACHED_TIMEOUT,
+    connect::{Connection, Target},
+    session::classify,
+};
+use crate::store::StoreError;
+
+/// What `CLUSTER SLOTS`, `CLUSTER NODES` and `CLUSTER INFO` say.
+pub(in crate::store) type Lesson = (Value, String, String);
+
+/// A connection to a node that is no master that we know.
+pub(in crate::store) struct Guest(Connection);
+
+impl Guest {
+    pub(in crate::store) async fn open(target: &Target) -> Result<Self, StoreError> {
+        match timeout(DETACHED_TIMEOUT, target.connect()).await {
+            Ok(opened) => opened.map(Self),
+            Err(_) => Err(StoreError::Timeout),
+        }
+    }
+
+    pub(in crate::store) async fn lesson(&self) -> Result<Lesson, StoreError> {
+        lesson(self.0.requests.clone()).await
+    }
+
+    pub(in crate::store) async fn asking<T: FromRedisValue>(
+        &self,
+        command: &Cmd,
+    ) -> Result<T, StoreError> {
+        asking(self.0.requests.clone(), command).await
+    }
+}
+
+/// Asks who owns which slot.
+pub(super) async fn lesson(mut requests: MultiplexedConnection) -> Result<Lesson, StoreError> {
+    let mut pipeline = redis::pipe();
+    for topic in ["SLOTS", "NODES", "INFO"] {
+        pipeline.cmd("CLUSTER").arg(topic);
+    }
+    pipeline.query_async(&mut requests).await.map_err(|error| classify(&error))
+}
+
+/// One command on a key of a slot that is on its way to this node. Both go out at once, so that nobody
+/// else's command gets in between and takes the leave that `ASKING` gives.
+pub(super) async fn asking<T: FromRedisValue>(
+    mut requests: MultiplexedConnection,
+    command: &Cmd,
+) -> Result<T, StoreError> {
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("ASKING").ignore().add_command(command.clone());
+    let reply = pipeline.query_async::<(T,)>(&mut requests).await;
+    reply.map(|(reply,)| reply).map_err(|error| classify(&error))
+}

@@ -1,0 +1,367 @@
+//! A Redis Cluster as the store: three masters and three replicas, which the tests start.
+
+use std::time::Duration;
+
+use hyper::Method;
+use jobcache::config::{Config, Login, Secret};
+
+use crate::{
+    acl, store_tls,
+    support::{
+        Cluster, RedisServer, Reply, SOON, Upstream, cluster::FAILOVER, eventually, redis::key,
+        sidecar::Sidecar, tls::Authority,
+    },
+};
+
+/// A cluster, an upstream, and the sidecars of a test.
+struct Setup {
+    cluster: Cluster,
+    upstream: Upstream,
+}
+
+impl Setup {
+    async fn new() -> Self {
+        let (cluster, upstream) = tokio::join!(Cluster::start(), Upstream::start());
+        Self { cluster, upstream }
+    }
+
+    fn config(&self) -> Config {
+        let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+        config.store.budget = Duration::from_secs(2);
+        config.store.url = self.cluster.url().parse().expect("seeds");
+        config.upstream.url = self.upstream.url();
+        config
+    }
+
+    /// A sidecar that serves hits of all masters.
+    async fn sidecar(&self) -> Sidecar {
+        Self::trusted(self.config()).await
+    }
+
+    /// The same as a user with no more rights than it needs.
+    async fn user(&self) -> Sidecar {
+        let mut config = self.config();
+        as_user(&mut config);
+        Self::trusted(config).await
+    }
+
+    async fn trusted(config: Config) -> Sidecar {
+        let sidecar = Sidecar::start(config).await;
+        metric(&sidecar, "jobcache_store_up 1").await;
+        metric(&sidecar, "jobcache_tracking_up 1").await;
+        sidecar
+    }
+}
+
+/// Waits for a line of the metrics.
+async fn metric(sidecar: &Sidecar, line: &str) {
+    eventually(FAILOVER, async || {
+        let metrics = sidecar.admin.get("/metrics").await;
+        let metrics = metrics.text();
+        let is_there = metrics.lines().any(|it| it == line);
+        let store = metrics.lines().filter(|line| line.starts_with("jobcache_store_s"));
+        if is_there { Ok(()) } else { Err(store.collect::<Vec<_>>().join("\n")) }
+    })
+    .await;
+}
+
+fn path(id: &str) -> String {
+    format!("/jobs/{id}")
+}
+
+/// Polls until a job is answered from the cache.
+async fn hit(sidecar: &Sidecar, id: &str) -> Reply {
+    eventually(SOON, async || {
+        let reply = sidecar.get(&path(id)).await;
+        if reply.is_hit() { Ok(reply) } else { Err(reply) }
+    })
+    .await
+}
+
+fn version(reply: &Reply) -> u64 {
+    reply.json()["version"].as_u64().expect("a version")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_of_all_masters_are_cached_and_forgotten() {
+    let setup = Setup::new().await;
+    let (a, b) = (setup.sidecar().await, setup.sidecar().await);
+    for master in 0..3 {
+        let id = setup.cluster.job_of(master, "x").await;
+        assert_eq!(setup.cluster.owner(&id).await, master);
+        hit(&a, &id).await;
+        hit(&b, &id).await;
+        assert_eq!(setup.cluster.get(&id).await, Some(a.get(&path(&id)).await.body.to_vec()));
+        // Near, in both.
+        assert!(a.get(&path(&id)).await.is_hit() && b.get(&path(&id)).await.is_hit());
+        for write in 1..=3 {
+            match write {
+                1 => assert!(a.put(&path(&id)).await.status.is_success()),
+                2 => {
+                    setup.upstream.commit(&id);
+                    let purge = a.admin.request(Method::POST, &format!("/purge/{id}"));
+                    assert_eq!(purge.send().await.status, 200);
+                }
+                _ => {
+                    setup.upstream.commit(&id);
+                    assert_eq!(setup.cluster.del(&id).await, 1);
+                }
+            }
+            assert_eq!(version(&b.get(&path(&id)).await), write);
+            assert_eq!(version(&a.get(&path(&id)).await), write);
+            hit(&b, &id).await;
+            hit(&a, &id).await;
+        }
+    }
+}
+
+/// Jobs of each master, polled until they are hits everywhere.
+async fn one_of_each(setup: &Setup, sidecars: &[&Sidecar]) -> [String; 3] {
+    let mut ids = [String::new(), String::new(), String::new()];
+    for (master, id) in ids.iter_mut().enumerate() {
+        *id = setup.cluster.job_of(master, "x").await;
+        for sidecar in sidecars {
+            hit(sidecar, id).await;
+        }
+    }
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_master_costs_its_own_slots_their_cache_until_a_replica_has_taken_over() {
+    let mut setup = Setup::new().await;
+    let a = setup.sidecar().await;
+    let ids = one_of_each(&setup, &[&a]).await;
+    setup.cluster.nodes[3].kill();
+    setup.cluster.nodes[0].kill();
+    metric(&a, "jobcache_store_shards{state=\"down\"} 1").await;
+    metric(&a, "jobcache_store_shards{state=\"up\"} 2").await;
+    metric(&a, "jobcache_store_up 0").await;
+    let told = a.admin.get("/status").await.json();
+    let nodes = told["store"]["nodes"].as_array().expect("the masters");
+    let up = nodes.iter().filter(|node| node["up"] == true).count();
+    assert_eq!((nodes.len(), up), (3, 2), "{told}");
+    let reply = a.get(&path(&ids[0])).await;
+    assert!(reply.cache_status().contains("detail=store-down"), "{reply:?}");
+    // Its write is answered, and owed; that of another master's job is not.
+    let write = a.put(&path(&ids[0])).await;
+    assert!(write.cache_status().contains("invalidation-pending"), "{write:?}");
+    assert_eq!(version(&a.get(&path(&ids[0])).await), 1);
+    for id in &ids[1..] {
+        assert!(a.get(&path(id)).await.is_hit());
+        assert!(!a.put(&path(id)).await.cache_status().contains("pending"));
+        assert_eq!(version(&a.get(&path(id)).await), 1);
+        hit(&a, id).await;
+    }
+    assert_eq!(a.admin.metric("jobcache_pending_invalidations").await, 1);
+    setup.cluster.nodes[3].restart_from_rdb().await;
+    metric(&a, "jobcache_store_up 1").await;
+    metric(&a, "jobcache_pending_invalidations 0").await;
+    assert_eq!(version(&hit(&a, &ids[0]).await), 1);
+}
+
+/// The replica is promoted with an entry whose `DEL` it has not heard of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_takes_over_is_not_believed_what_it_held_before() {
+    let mut setup = Setup::new().await;
+    let (a, b) = (setup.sidecar().await, setup.sidecar().await);
+    let [id, ..] = one_of_each(&setup, &[&a, &b]).await;
+    setup.cluster.settled().await;
+    let body = setup.cluster.get(&id).await;
+    setup.cluster.nodes[3].stop();
+    let mut cut = redis::cmd("CLIENT");
+    cut.arg("KILL").arg("TYPE").arg("replica");
+    assert_eq!(setup.cluster.nodes[0].run::<i64>(&cut).await, 1);
+    setup.upstream.commit(&id);
+    assert_eq!(setup.cluster.nodes[0].try_run(redis::cmd("DEL").arg(key(&id))).await, Ok(1));
+    setup.cluster.nodes[0].kill();
+    setup.cluster.nodes[3].cont();
+    setup.cluster.is_master(3).await;
+    assert_eq!(setup.cluster.nodes[3].get(&key(&id)).await, body, "it has not heard of the DEL");
+    for sidecar in [&a, &b] {
+        metric(sidecar, "jobcache_store_up 1").await;
+        assert_eq!(version(&sidecar.get(&path(&id)).await), 1);
+    }
+    assert_eq!(version(&hit(&b, &id).await), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_hands_over_to_its_replica_leaves_nothing_stale() {
+    let setup = Setup::new().await;
+    let (a, b) = (setup.sidecar().await, setup.sidecar().await);
+    let [id, ..] = one_of_each(&setup, &[&a, &b]).await;
+    setup.cluster.settled().await;
+    for (expected, taker) in [(1, 3), (2, 0)] {
+        setup.cluster.hand_over(taker).await;
+        eventually(FAILOVER, async || {
+            let reply = a.put(&path(&id)).await;
+            let version = version(&reply);
+            let seen = b.get(&path(&id)).await;
+            assert!(self::version(&seen) >= version || reply.cache_status().contains("pending"));
+            (!reply.cache_status().contains("pending")).then_some(())
+        })
+        .await;
+        assert!(version(&b.get(&path(&id)).await) >= expected);
+        hit(&b, &id).await;
+        hit(&a, &id).await;
+        setup.cluster.settled().await;
+    }
+}
+
+/// The user that README gives jobcache in a cluster, at one of its nodes.
+async fn give_rights(node: &RedisServer) {
+    let mut words = acl::documented("jobcache");
+    let more = acl::README.lines().find_map(|line| line.strip_prefix("needs `+asking"));
+    let more = more.and_then(|more| more.split('`').next()).expect("what a cluster needs more");
+    words.extend(format!("+asking{more}").split_whitespace().map(str::to_owned));
+    acl::set_user(node, &words).await;
+}
+
+fn as_user(config: &mut Config) {
+    let password = Some(Secret::new(acl::PASSWORD));
+    config.store.login = Login { username: Some("jobcache".into()), password, password_file: None };
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_spoken_to_over_tls() {
+    let (authority, upstream) = (Authority::new(), Upstream::start().await);
+    let pair = authority.issue("redis", &["127.0.0.1"]);
+    let (port, args) = store_tls::tls_args(&authority, &pair, "no");
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--tls-cluster", "yes"]).collect();
+    let node = Cluster::of_one(&args).await;
+    let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+    config.store.budget = Duration::from_secs(2);
+    config.store.url = format!("rediss-cluster://127.0.0.1:{port}").parse().expect("a seed");
+    config.store.tls.ca = Some(authority.ca());
+    config.upstream.url = upstream.url();
+    let a = Sidecar::start(config).await;
+    hit(&a, "x").await;
+    upstream.commit("x");
+    node.del(&key("x")).await;
+    assert_eq!(version(&a.get("/jobs/x").await), 1);
+    let told = a.admin.get("/explain/x").await.json();
+    assert_eq!(told["store"]["node"], format!("127.0.0.1:{port}"));
+}
+
+/// Where the keys of a job are while their slot is on its way.
+#[derive(Clone, Copy, Debug)]
+enum Moved {
+    Nothing,
+    Main,
+    Meta,
+    All,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_slot_is_on_its_way_writes_and_purges_are_confirmed_and_nothing_is_stale() {
+    let setup = Setup::new().await;
+    for node in &setup.cluster.nodes {
+        give_rights(node).await;
+    }
+    let (a, b) = (setup.user().await, setup.user().await);
+    for (n, moved) in [Moved::Nothing, Moved::Main, Moved::Meta, Moved::All].into_iter().enumerate()
+    {
+        let id = setup.cluster.job_of(0, &format!("half-{n}")).await;
+        let slot = setup.cluster.slot(&id).await;
+        let mut expected = 0;
+        for change in 0..4 {
+            hit(&a, &id).await;
+            hit(&b, &id).await;
+            setup.cluster.begin_move(slot, 0, 1).await;
+            let (main, meta) = (key(&id), format!("{{{}}}:meta", key(&id)));
+            match moved {
+                Moved::Nothing => {}
+                Moved::Main => setup.cluster.move_names(&[main], 0, 1).await,
+                Moved::Meta => setup.cluster.move_names(&[meta], 0, 1).await,
+                Moved::All => while setup.cluster.move_keys(slot, 0, 1, 9).await > 0 {},
+            }
+            let told = match change {
+                0 => a.put(&path(&id)).await,
+                1 => {
+                    setup.upstream.commit(&id);
+                    a.admin.request(Method::POST, &format!("/purge/{id}")).send().await
+                }
+                2 => {
+                    setup.upstream.commit(&id);
+                    purge_all(&a).await
+                }
+                _ => {
+                    setup.upstream.commit(&id);
+                    setup.cluster.del(&id).await;
+                    a.get("/exchange").await
+                }
+            };
+            expected += 1;
+            assert!(told.status == 200 || change == 3, "{moved:?} {change}: {told:?}");
+            assert!(!told.cache_status().contains("pending"), "{moved:?} {change}: {told:?}");
+            for sidecar in [&b, &a] {
+                let seen = version(&sidecar.get(&path(&id)).await);
+                assert_eq!(seen, expected, "{moved:?} {change}, half-way");
+            }
+            setup.cluster.end_move(slot, 0, 1).await;
+            for sidecar in [&b, &a] {
+                let seen = version(&sidecar.get(&path(&id)).await);
+                assert_eq!(seen, expected, "{moved:?} {change}, arrived");
+                assert_eq!(version(&hit(sidecar, &id).await), expected);
+            }
+            // And back, with its keys.
+            setup.cluster.begin_move(slot, 1, 0).await;
+            setup.cluster.end_move(slot, 1, 0).await;
+            for sidecar in [&a, &b] {
+                assert_eq!(version(&hit(sidecar, &id).await), expected);
+            }
+        }
+    }
+    assert!(a.admin.metric("jobcache_store_redirections_total{kind=\"moved\"}").await > 0);
+    for node in &setup.cluster.nodes {
+        assert_eq!(acl::refused(node).await, <[String; 0]>::default());
+    }
+}
+
+async fn purge_all(sidecar: &Sidecar) -> Reply {
+    sidecar.admin.request(Method::POST, "/purge").body(r#"{"all":true}"#).send().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_of_all_is_confirmed_when_every_master_has() {
+    let mut setup = Setup::new().await;
+    let (a, b) = (setup.sidecar().await, setup.sidecar().await);
+    let ids = one_of_each(&setup, &[&a, &b]).await;
+    for id in &ids {
+        setup.upstream.commit(id);
+    }
+    assert_eq!(purge_all(&a).await.status, 200);
+    for id in &ids {
+        assert_eq!(version(&b.get(&path(id)).await), 1);
+        hit(&b, id).await;
+    }
+    setup.cluster.nodes[5].kill();
+    setup.cluster.nodes[2].kill();
+    metric(&a, "jobcache_store_shards{state=\"down\"} 1").await;
+    for id in &ids {
+        setup.upstream.commit(id);
+    }
+    assert_eq!(purge_all(&a).await.status, 503);
+    for id in &ids {
+        let reply = a.get(&path(id)).await;
+        assert!(reply.cache_status().contains("detail=pending"), "{reply:?}");
+    }
+    setup.cluster.nodes[5].restart_from_rdb().await;
+    metric(&a, "jobcache_pending_invalidations 0").await;
+    for id in &ids {
+        assert_eq!(version(&hit(&b, id).await), 2);
+        assert_eq!(version(&hit(&a, id).await), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_seed_that_answers_is_enough_to_find_all_masters() {
+    let setup = Setup::new().await;
+    let mut config = setup.config();
+    let replica = setup.cluster.nodes[4].port();
+    let seeds = format!("redis-cluster://127.0.0.1:1,127.0.0.1:{replica},127.0.0.1:2");
+    config.store.url = seeds.parse().expect("seeds");
+    let a = Sidecar::start(config).await;
+    metric(&a, "jobcache_store_shards{state=\"up\"} 3").await;
+    one_of_each(&setup, &[&a]).await;
+}

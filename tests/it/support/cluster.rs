@@ -1,0 +1,320 @@
+//! A real Redis Cluster for each test: three masters, three replicas, and what can befall them.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value, cmd};
+
+use super::{RedisServer, SOON, eventually, free_port, redis::key};
+
+/// Slots of every cluster.
+pub(crate) const SLOTS: u16 = 16_384;
+/// Masters; as many replicas follow.
+const MASTERS: usize = 3;
+/// The shortest for which the store's promise is made.
+const NODE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Redirections that a third party follows.
+const HOPS: usize = 5;
+/// For a failover: the timeout, the election, and a busy machine.
+pub(crate) const FAILOVER: Duration = Duration::from_secs(20);
+
+pub(crate) struct Cluster {
+    /// The masters, then the replica of each, as they were at the start.
+    pub(crate) nodes: Vec<RedisServer>,
+    ids: Vec<String>,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let starts = (0..2 * MASTERS).map(|_| async {
+            let (bus, timeout) = (free_port().to_string(), NODE_TIMEOUT.as_millis().to_string());
+            let args = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+            let args = [&args[..], &["--cluster-node-timeout", &timeout]].concat();
+            let args = [&args[..], &["--cluster-require-full-coverage", "no"]].concat();
+            // A replica that is promoted however old its data, as soon as it may.
+            let args = [&args[..], &["--cluster-replica-validity-factor", "0"]].concat();
+            let args = [&args[..], &["--repl-diskless-sync-delay", "0"]].concat();
+            RedisServer::start_with(&args).await
+        });
+        let nodes = join_all(starts).await;
+        let mut me = cmd("CLUSTER");
+        me.arg("MYID");
+        let ids = join_all(nodes.iter().map(|node| node.run(&me))).await;
+        let cluster = Self { nodes, ids };
+        cluster.form().await;
+        cluster
+    }
+
+    /// A cluster of one master, which owns all slots.
+    pub(crate) async fn of_one(args: &[&str]) -> RedisServer {
+        let bus = free_port().to_string();
+        let args = [args, &["--cluster-enabled", "yes", "--cluster-port", &bus]].concat();
+        let node = RedisServer::start_with(&args).await;
+        let mut add = cmd("CLUSTER");
+        add.arg("ADDSLOTSRANGE").arg(0).arg(SLOTS - 1);
+        let () = node.run(&add).await;
+        node
+    }
+
+    async fn form(&self) {
+        let first = &self.nodes[0];
+        for (epoch, node) in self.nodes.iter().enumerate() {
+            let () = node.run(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(epoch + 1)).await;
+            let bus = self.bus(epoch).await;
+            let mut meet = cmd("CLUSTER");
+            meet.arg("MEET").arg("127.0.0.1").arg(node.port()).arg(bus);
+            let () = first.run(&meet).await;
+        }
+        for master in 0..MASTERS {
+            let (first, last) = Self::part(master);
+            let mut add = cmd("CLUSTER");
+            add.arg("ADDSLOTSRANGE").arg(first).arg(last);
+            let () = self.nodes[master].run(&add).await;
+        }
+        for (replica, node) in self.nodes.iter().enumerate().skip(MASTERS) {
+            let master = &self.ids[replica - MASTERS];
+            eventually(SOON, async || {
+                node.try_run::<()>(cmd("CLUSTER").arg("REPLICATE").arg(master)).await
+            })
+            .await;
+        }
+        self.settled().await;
+    }
+
+    async fn bus(&self, node: usize) -> String {
+        let ports: Vec<String> =
+            self.nodes[node].run(cmd("CONFIG").arg("GET").arg("cluster-port")).await;
+        ports[1].clone()
+    }
+
+    /// The slots of a master at the start.
+    pub(crate) fn part(master: usize) -> (u16, u16) {
+        let size = u16::try_from(usize::from(SLOTS) / MASTERS).expect("less than all");
+        let first = size * u16::try_from(master).expect("one of three");
+        (first, if master + 1 == MASTERS { SLOTS - 1 } else { first + size - 1 })
+    }
+
+    /// Waits until every node that answers sees a whole cluster, and every replica is in sync.
+    pub(crate) async fn settled(&self) {
+        eventually(FAILOVER, async || {
+            let mut seen: Option<Vec<Value>> = None;
+            for node in self.nodes.iter().filter(|node| node.is_running()) {
+                let info: String = node.try_run(cmd("CLUSTER").arg("INFO")).await.map_err(said)?;
+                let replication: String =
+                    node.try_run(cmd("INFO").arg("replication")).await.map_err(said)?;
+                let linked = replication.contains("role:master")
+                    || replication.contains("master_link_status:up");
+                if !info.contains("cluster_state:ok") || !linked {
+                    return Err(info + &replication);
+                }
+                let slots: Vec<Value> =
+                    node.try_run(cmd("CLUSTER").arg("SLOTS")).await.map_err(said)?;
+                let owners: Vec<Value> = slots.iter().map(owner_of).collect();
+                if *seen.get_or_insert_with(|| owners.clone()) != owners {
+                    return Err(format!("{owners:?}"));
+                }
+            }
+            Ok(())
+        })
+        .await;
+    }
+
+    /// The first masters as seeds.
+    pub(crate) fn url(&self) -> String {
+        let seeds: Vec<String> =
+            self.nodes[..MASTERS].iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+        format!("redis-cluster://{}", seeds.join(","))
+    }
+
+    /// Where each node listens.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        self.nodes.iter().map(RedisServer::port).collect()
+    }
+
+    /// The slot of a job.
+    pub(crate) async fn slot(&self, id: &str) -> u16 {
+        let node = self.nodes.iter().find(|node| node.is_running()).expect("a node");
+        node.run(cmd("CLUSTER").arg("KEYSLOT").arg(key(id))).await
+    }
+
+    /// A job whose slot is one of those that a master had at the start.
+    pub(crate) async fn job_of(&self, master: usize, name: &str) -> String {
+        let (first, last) = Self::part(master);
+        for n in 0.. {
+            let id = format!("{name}-{n}");
+            if (first..=last).contains(&self.slot(&id).await) {
+                return id;
+            }
+        }
+        unreachable!()
+    }
+
+    /// The node with this role for a job, by what it says itself.
+    pub(crate) async fn owner(&self, id: &str) -> usize {
+        let probe = cmd("EXISTS").arg(key(id)).to_owned();
+        eventually(FAILOVER, async || {
+            for (place, node) in self.nodes.iter().enumerate() {
+                if node.is_running() && node.try_run::<i64>(&probe).await.is_ok() {
+                    return Some(place);
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    /// One command of a third party who follows redirections, as `redis-cli -c` does.
+    pub(crate) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> T {
+        let ports = self.ports();
+        eventually(FAILOVER, async || follow(&ports, command).await.map_err(said)).await
+    }
+
+    /// A third party's plain `DEL`.
+    pub(crate) async fn del(&self, id: &str) -> i64 {
+        self.run(cmd("DEL").arg(key(id))).await
+    }
+
+    /// The value of a job, for a third party.
+    pub(crate) async fn get(&self, id: &str) -> Option<Vec<u8>> {
+        self.run(cmd("GET").arg(key(id))).await
+    }
+
+    /// A slot begins its way.
+    pub(crate) async fn begin_move(&self, slot: u16, from: usize, to: usize) {
+        self.set_slot(to, slot, "IMPORTING", from).await;
+        self.set_slot(from, slot, "MIGRATING", to).await;
+    }
+
+    /// All keys that are left of it go as well, and it has arrived.
+    pub(crate) async fn end_move(&self, slot: u16, from: usize, to: usize) {
+        while self.move_keys(slot, from, to, 10).await > 0 {}
+        for node in [to, from] {
+            self.set_slot(node, slot, "NODE", to).await;
+        }
+        for (node, server) in self.nodes.iter().enumerate() {
+            if server.is_running() && node != from && node != to {
+                let mut set = cmd("CLUSTER");
+                set.arg("SETSLOT").arg(slot).arg("NODE").arg(&self.ids[to]);
+                // A replica is told by its master.
+                let _ = server.try_run::<()>(&set).await;
+            }
+        }
+    }
+
+    /// Moves some keys of a slot; says how many.
+    pub(crate) async fn move_keys(&self, slot: u16, from: usize, to: usize, most: usize) -> usize {
+        let mut list = cmd("CLUSTER");
+        list.arg("GETKEYSINSLOT").arg(slot).arg(most);
+        let names: Vec<String> = self.nodes[from].run(&list).await;
+        if names.is_empty() {
+            return 0;
+        }
+        self.move_names(&names, from, to).await;
+        names.len()
+    }
+
+    /// Moves these keys.
+    pub(crate) async fn move_names(&self, names: &[String], from: usize, to: usize) {
+        let mut migrate = cmd("MIGRATE");
+        migrate.arg("127.0.0.1").arg(self.nodes[to].port()).arg("").arg(0).arg(5000);
+        migrate.arg("KEYS").arg(names);
+        let _: String = self.nodes[from].run(&migrate).await;
+    }
+
+    async fn set_slot(&self, node: usize, slot: u16, state: &str, other: usize) {
+        let mut set = cmd("CLUSTER");
+        set.arg("SETSLOT").arg(slot).arg(state).arg(&self.ids[other]);
+        let () = self.nodes[node].run(&set).await;
+    }
+
+    /// The masters of now, by what they say themselves.
+    pub(crate) async fn masters(&self) -> Vec<usize> {
+        let mut masters = Vec::new();
+        for (place, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.is_running()) {
+            let info: String = node.run(cmd("INFO").arg("replication")).await;
+            if info.contains("role:master") {
+                masters.push(place);
+            }
+        }
+        masters
+    }
+
+    /// The replica of a master.
+    pub(crate) async fn replica_of(&self, master: usize) -> usize {
+        let port = format!("master_port:{}\r\n", self.nodes[master].port());
+        eventually(FAILOVER, async || {
+            for (place, node) in self.nodes.iter().enumerate() {
+                let info = node.try_run::<String>(cmd("INFO").arg("replication")).await;
+                if info.is_ok_and(|info| info.contains(&port)) {
+                    return Some(place);
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    /// A replica takes over from its master, which hands over.
+    pub(crate) async fn hand_over(&self, replica: usize) {
+        let () = self.nodes[replica].run(cmd("CLUSTER").arg("FAILOVER")).await;
+        self.is_master(replica).await;
+    }
+
+    /// Waits until a node is a master.
+    pub(crate) async fn is_master(&self, node: usize) {
+        eventually(FAILOVER, async || {
+            let info: String =
+                self.nodes[node].try_run(cmd("INFO").arg("replication")).await.ok()?;
+            info.contains("role:master").then_some(())
+        })
+        .await;
+    }
+}
+
+/// First slot, last slot and the id of the owner.
+fn owner_of(range: &Value) -> Value {
+    let Value::Array(parts) = range else { panic!("{range:?}") };
+    let Value::Array(master) = &parts[2] else { panic!("{range:?}") };
+    Value::Array(vec![parts[0].clone(), parts[1].clone(), master[2].clone()])
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
+fn said(error: RedisError) -> String {
+    error.to_string()
+}
+
+/// Runs a command at whoever serves it.
+pub(crate) async fn follow<T: FromRedisValue>(ports: &[u16], command: &Cmd) -> RedisResult<T> {
+    let mut last: Option<RedisError> = None;
+    for port in ports {
+        let (mut port, mut asking) = (*port, false);
+        for _ in 0..HOPS {
+            let error = match once(port, asking, command).await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            asking = error.code() == Some("ASK");
+            let next = error.redirect_node().and_then(|(to, _)| {
+                to.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok())
+            });
+            last = Some(error);
+            match next {
+                Some(next) => port = next,
+                None => break,
+            }
+        }
+    }
+    Err(last.expect("a port"))
+}
+
+async fn once<T: FromRedisValue>(port: u16, asking: bool, command: &Cmd) -> RedisResult<T> {
+    let client = redis::Client::open(format!("redis://127.0.0.1:{port}"))?;
+    let config = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(NODE_TIMEOUT))
+        .set_response_timeout(Some(NODE_TIMEOUT));
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    if asking {
+        let () = cmd("ASKING").query_async(&mut connection).await?;
+    }
+    command.query_async(&mut connection).await
+}
