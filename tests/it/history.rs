@@ -22,6 +22,7 @@ mod link;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod record;
+mod shards;
 mod truth;
 mod workload;
 mod world;
@@ -166,6 +167,33 @@ async fn over_three_sidecars_no_read_is_older_than_an_acknowledged_write() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_bounded_sidecars_no_read_is_older_than_the_bound() {
     check(from_env("HISTORY_SIDECARS").unwrap_or(2), BOUND_MS).await;
+}
+
+/// Of the run on a cluster: the same.
+const SHARDS: Duration = Duration::from_secs(40);
+
+/// Slots move under load, masters are killed, hang past the timeout and hand over, sidecars die.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_a_cluster_no_read_is_older_than_an_acknowledged_write() {
+    let seed = from_env("HISTORY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let length = from_env("HISTORY_SECONDS").map_or(SHARDS, Duration::from_secs);
+    let faults = Faults { kinds: &Fault::CLUSTER, peace_ms: (200, 900), hang_ms: 0 };
+    let plan = Plan { faults, ..plan(from_env("HISTORY_SIDECARS").unwrap_or(2), seed, length) };
+    let (history, verdict) = run(plan).await;
+    let counts = &verdict.counts;
+    eprintln!(
+        "history of a cluster, {} sidecars, {length:?}, HISTORY_SEED={seed}\n{counts}\n  \
+         violations {}",
+        plan.sidecars, verdict.total
+    );
+    assert!(verdict.total == 0, "HISTORY_SEED={seed}\n{}", explain(&history, &verdict));
+    let moves = counts.faults.get(&Fault::SlotsMoved).copied().unwrap_or(0);
+    let failovers: usize = [Fault::ShardKilled, Fault::ShardHung, Fault::ShardHandedOver]
+        .iter()
+        .filter_map(|fault| counts.faults.get(fault))
+        .sum();
+    let lively = counts.hits > 1_000 && counts.puts > 100 && counts.purges > 30 && counts.dels > 50;
+    assert!(moves > 0 && failovers > 0 && lively, "{counts}");
 }
 
 /// Of the runs with sentinels: a failover and what follows it take several seconds.

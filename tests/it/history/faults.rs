@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::{
     record::{Trouble, Write},
-    workload,
+    shards, workload,
     world::{Machinery, World},
 };
 use crate::support::{SOON, eventually};
@@ -39,6 +39,14 @@ pub(super) enum Fault {
     MasterHung,
     /// Sentinels promote a replica though the master is well, and goes on answering.
     MasterDeposed,
+    /// A master of a cluster is killed, and its replica promoted; it comes back as a replica.
+    ShardKilled,
+    /// The same of one that hangs, and comes back thinking that it is the master.
+    ShardHung,
+    /// A master of a cluster hands over to its replica.
+    ShardHandedOver,
+    /// Slots go from one master of a cluster to another, key by key and with pauses.
+    SlotsMoved,
 }
 
 impl Fault {
@@ -53,6 +61,27 @@ impl Fault {
         Self::Held,
         Self::SidecarKilled,
     ];
+}
+
+/// What has a cluster.
+impl Fault {
+    /// All that befalls one; slots move as often as everything else together.
+    pub(super) const CLUSTER: [Self; 7] = [
+        Self::ShardKilled,
+        Self::SlotsMoved,
+        Self::ShardHung,
+        Self::SlotsMoved,
+        Self::ShardHandedOver,
+        Self::SlotsMoved,
+        Self::SidecarKilled,
+    ];
+
+    pub(super) fn needs_cluster(self) -> bool {
+        matches!(
+            self,
+            Self::ShardKilled | Self::ShardHung | Self::ShardHandedOver | Self::SlotsMoved
+        )
+    }
 }
 
 /// What has sentinels.
@@ -139,6 +168,11 @@ async fn inflict(
         }
         Fault::MasterKilled | Fault::MasterHung | Fault::MasterDeposed => {
             machinery.fail_over(fault).await;
+        }
+        Fault::ShardKilled | Fault::ShardHung | Fault::ShardHandedOver | Fault::SlotsMoved => {
+            if let Some(cluster) = &mut machinery.cluster {
+                shards::befall(fault, world, cluster, rng).await;
+            }
         }
         Fault::Refused | Fault::Held => {
             let link = &machinery.links[rng.usize(..machinery.links.len())];

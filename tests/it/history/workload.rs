@@ -145,7 +145,11 @@ async fn write(world: Arc<World>, mut rng: fastrand::Rng, kind: Kind) -> Told {
             }
             Kind::Del => {
                 world.truth.commit(job, number, false);
-                let outcome = delete(&mut third_party, &world.master_url, job).await;
+                let outcome = if world.cluster.is_empty() {
+                    delete(&mut third_party, &world.master_url, job).await
+                } else {
+                    delete_in(&world, job).await
+                };
                 (Process { sidecar: 0, life: 0 }, outcome)
             }
         };
@@ -225,6 +229,21 @@ async fn delete(connection: &mut Option<MultiplexedConnection>, url: &str, job: 
     };
     *connection = timeout(PATIENCE, del).await.unwrap_or(None);
     if connection.is_some() { Outcome::Acknowledged } else { Outcome::Unknown }
+}
+
+/// The same in a cluster, as `redis-cli -c` does it.
+async fn delete_in(world: &World, job: u16) -> Outcome {
+    if world.apart.load(Ordering::SeqCst) {
+        return Outcome::Unknown;
+    }
+    let mut ports = world.cluster.clone();
+    fastrand::shuffle(&mut ports);
+    let mut del = redis::cmd("DEL");
+    del.arg(support::redis::key(&format!("j{job}")));
+    match timeout(PATIENCE, support::cluster::follow::<i64>(&ports, &del)).await {
+        Ok(Ok(_)) => Outcome::Acknowledged,
+        _ => Outcome::Unknown,
+    }
 }
 
 /// A kept connection to one life of a sidecar.

@@ -18,7 +18,7 @@ use super::{
     record::{Clock, Process},
     truth::{Manners, Server, Truth},
 };
-use crate::support::{self, RedisServer, SOON, eventually, sentinel::Deployment};
+use crate::support::{self, Cluster, RedisServer, SOON, eventually, sentinel::Deployment};
 
 /// Short times, so that what expires does so within a short run. The upstream's late commits stay
 /// below `linger` and its slow reads around `lease`.
@@ -61,6 +61,10 @@ pub(super) struct World {
     doors: Vec<Mutex<Door>>,
     /// Where third parties reach Redis.
     pub(super) master_url: String,
+    /// The same where it is a cluster.
+    pub(super) cluster: Vec<u16>,
+    /// Third parties keep away: what a deposed master confirms to somebody else no sidecar can learn of.
+    pub(super) apart: AtomicBool,
 }
 
 /// Where a sidecar listens in its present life.
@@ -84,6 +88,8 @@ pub(super) struct Machinery {
     upstream: Server,
     /// Where there are some, they name the master, and `nodes` are not used.
     pub(super) sentinels: Option<Deployment>,
+    /// Likewise.
+    pub(super) cluster: Option<Cluster>,
 }
 
 impl World {
@@ -116,6 +122,11 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
     } else {
         None
     };
+    let cluster = if plan.faults.kinds.iter().any(|fault| fault.needs_cluster()) {
+        Some(Cluster::start().await)
+    } else {
+        None
+    };
     let master = sentinels.as_ref().map_or(&first, Deployment::master).port();
     let target: Target = Arc::new(AtomicU16::new(master));
     let third_party = Link::open(Arc::clone(&target)).await;
@@ -134,6 +145,7 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
         sidecars: Vec::new(),
         upstream,
         sentinels,
+        cluster,
     };
     if plan.faults.kinds.contains(&Fault::Promotion) {
         machinery.follow(1).await;
@@ -161,6 +173,8 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
         writes: AtomicU64::new(1),
         doors,
         master_url: machinery.third_party.url(),
+        cluster: machinery.cluster.as_ref().map(Cluster::ports).unwrap_or_default(),
+        apart: AtomicBool::new(false),
     };
     (Arc::new(world), machinery)
 }
@@ -170,6 +184,7 @@ impl Machinery {
         let upstream = self.upstream.address;
         let redis = self.sentinels.as_ref();
         let redis = redis.map_or_else(|| self.links[sidecar].url(), Deployment::url);
+        let redis = self.cluster.as_ref().map_or(redis, Cluster::url);
         let upstream = format!("http://{upstream}");
         let args = ["--redis-url", &redis, "--upstream", &upstream, "--settle", "0s"];
         let args = [&args[..], &["--ttl", "5s", "--store-budget", "100ms"]].concat();

@@ -1,0 +1,65 @@
+//! What befalls a cluster.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use tokio::time::sleep;
+
+use super::{faults::Fault, world::World};
+use crate::support::{Cluster, cluster::SLOTS};
+
+/// Slots that go at a time, of those that have jobs.
+const MOVED: usize = 8;
+
+pub(super) async fn befall(
+    fault: Fault,
+    world: &World,
+    cluster: &mut Cluster,
+    rng: &mut fastrand::Rng,
+) {
+    let masters = cluster.masters().await;
+    let victim = masters[rng.usize(..masters.len())];
+    match fault {
+        Fault::SlotsMoved => move_slots(world, cluster, rng, &masters).await,
+        Fault::ShardHandedOver => {
+            let replica = cluster.replica_of(victim).await;
+            cluster.hand_over(replica).await;
+        }
+        _ => {
+            let replica = cluster.replica_of(victim).await;
+            if fault == Fault::ShardHung {
+                world.apart.store(true, Ordering::SeqCst);
+                cluster.nodes[victim].stop();
+            } else {
+                cluster.nodes[victim].kill();
+            }
+            cluster.is_master(replica).await;
+            sleep(Duration::from_millis(rng.u64(..300))).await;
+            if fault == Fault::ShardHung {
+                cluster.nodes[victim].cont();
+            } else {
+                cluster.nodes[victim].restart_from_rdb().await;
+            }
+        }
+    }
+    cluster.settled().await;
+    world.apart.store(false, Ordering::SeqCst);
+}
+
+/// Each goes with its jobs' keys one by one, and waits half-way.
+async fn move_slots(world: &World, cluster: &Cluster, rng: &mut fastrand::Rng, masters: &[usize]) {
+    for _ in 0..MOVED {
+        let id = format!("j{}", rng.u16(..world.plan.jobs));
+        let slot = cluster.slot(&id).await;
+        assert!(slot < SLOTS);
+        let from = cluster.owner(&id).await;
+        let others: Vec<usize> = masters.iter().copied().filter(|node| *node != from).collect();
+        let to = others[rng.usize(..others.len())];
+        cluster.begin_move(slot, from, to).await;
+        for _ in 0..rng.u8(..5) {
+            sleep(Duration::from_millis(rng.u64(..60))).await;
+            cluster.move_keys(slot, from, to, 1).await;
+        }
+        sleep(Duration::from_millis(rng.u64(..60))).await;
+        cluster.end_move(slot, from, to).await;
+    }
+}
