@@ -380,7 +380,7 @@ impl Redis {
         let results = results.await;
         for (key, result) in keys.iter().zip(&results) {
             if result.is_ok() {
-                self.shared.recent.note(key, write, Instant::now().into_std());
+                self.shared.recent.note(key, Instant::now().into_std());
             }
             if !matches!(result, Err(StoreError::Timeout)) {
                 self.shared.conclude(session, result);

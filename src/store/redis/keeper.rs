@@ -28,7 +28,9 @@ use super::{
 use crate::{
     clock,
     metrics::Metrics,
-    store::{CredentialKey, Ended, Epoch, Redirect, StoreError, debts::Debts, pending::Item},
+    store::{
+        CredentialKey, Ended, Epoch, Redirect, StoreError, Token, debts::Debts, pending::Item,
+    },
     throttle::Throttle,
 };
 
@@ -310,11 +312,12 @@ impl Shared {
         let late = self.recent.take(Instant::now().into_std());
         if late.all {
             self.debts.pending.add_all().await;
+            self.debts.hasten();
         }
-        if let Some(write) = late.write {
-            let keys: Vec<_> = late.keys.iter().collect();
-            self.debts.remember(&keys, &write, Duration::ZERO).await;
-        }
+        // In the name of no write: its fence may linger, and is not ours to lift.
+        let nobody = Token::named("doubt");
+        let keys: Vec<_> = late.keys.iter().collect();
+        self.debts.remember(&keys, &nobody, Duration::ZERO).await;
     }
 
     pub(super) async fn purge_all(&self, session: &Session, addition: u64) -> Ended {

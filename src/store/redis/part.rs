@@ -186,17 +186,12 @@ impl Redis {
         let session = self.shared.session()?;
         let result = session.end(key, write, linger).await;
         if result.is_ok() {
-            self.confirmed(key, write);
+            self.shared.recent.note(key, Instant::now().into_std());
         }
         self.shared.judge(&session, result)
     }
 
-    /// An invalidation was confirmed here.
-    pub(in crate::store) fn confirmed(&self, key: &Key, write: &Token) {
-        self.shared.recent.note(key, write, Instant::now().into_std());
-    }
-
-    /// A purge of all was.
+    /// A purge of all was confirmed here.
     pub(in crate::store) fn confirmed_all(&self) {
         self.shared.recent.note_all(Instant::now().into_std());
     }

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::store::{Key, Token};
+use crate::store::Key;
 
 /// Longer than a deposed master is believed, with time for the session to end.
 const WINDOW: Duration = Duration::from_secs(3);
@@ -23,7 +23,7 @@ pub(super) struct Recent(Mutex<Confirmed>);
 
 #[derive(Debug, Default)]
 struct Confirmed {
-    ends: VecDeque<(Instant, Key, Token)>,
+    ends: VecDeque<(Instant, Key)>,
     /// A purge of all.
     all: Option<Instant>,
 }
@@ -32,21 +32,19 @@ struct Confirmed {
 #[derive(Debug, Default)]
 pub(super) struct Late {
     pub(super) keys: Vec<Key>,
-    /// By which one of them was invalidated; none = there are none.
-    pub(super) write: Option<Token>,
     /// Whether everything was purged.
     pub(super) all: bool,
 }
 
 impl Recent {
-    pub(super) fn note(&self, key: &Key, write: &Token, now: Instant) {
+    pub(super) fn note(&self, key: &Key, now: Instant) {
         let mut confirmed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while confirmed.ends.front().is_some_and(|(at, ..)| now.duration_since(*at) > WINDOW)
+        while confirmed.ends.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW)
             || confirmed.ends.len() >= LIMIT
         {
             confirmed.ends.pop_front();
         }
-        confirmed.ends.push_back((now, key.clone(), write.clone()));
+        confirmed.ends.push_back((now, key.clone()));
     }
 
     pub(super) fn note_all(&self, now: Instant) {
@@ -58,10 +56,8 @@ impl Recent {
         let confirmed = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let is_late = |at: Instant| now.duration_since(at) <= WINDOW;
         let mut late = Late { all: confirmed.all.is_some_and(is_late), ..Late::default() };
-        for (_, key, write) in confirmed.ends.into_iter().filter(|(at, ..)| is_late(*at)) {
-            late.keys.push(key);
-            late.write = Some(write);
-        }
+        let ends = confirmed.ends.into_iter().filter(|(at, _)| is_late(*at));
+        late.keys.extend(ends.map(|(_, key)| key));
         late
     }
 }
@@ -74,13 +70,13 @@ mod tests {
     fn what_was_confirmed_lately_is_given_once() {
         let (recent, start) = (Recent::default(), Instant::now());
         let key = |id: &str| Key::new("p:", id);
-        recent.note(&key("old"), &Token::named("w1"), start);
-        recent.note(&key("new"), &Token::named("w2"), start + WINDOW);
+        recent.note(&key("old"), start);
+        recent.note(&key("new"), start + WINDOW);
         recent.note_all(start);
 
         let late = recent.take(start + WINDOW + Duration::from_millis(1));
 
-        assert_eq!((late.keys, late.write), (vec![key("new")], Some(Token::named("w2"))));
+        assert_eq!(late.keys, [key("new")]);
         assert!(!late.all);
         assert!(recent.take(start + WINDOW).keys.is_empty());
     }
