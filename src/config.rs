@@ -370,6 +370,17 @@ pub struct Near {
     pub max_staleness: Duration,
     /// Bytes that its entries take at most.
     pub max_bytes: usize,
+    /// Of which changes Redis tells it.
+    pub tracking: NearTracking,
+}
+
+/// Of which changes in Redis this process is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NearTracking {
+    /// Of those of every job.
+    Broadcast,
+    /// Of those of the jobs that it has read since they changed last.
+    Keys,
 }
 
 /// When an entry in this process may be used though Redis was not asked for it.

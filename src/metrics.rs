@@ -116,6 +116,8 @@ pub struct Metrics {
     pub barrier_waits: Counter,
     /// 1 while changes in the store are tracked.
     pub tracking_up: Gauge,
+    /// Names of keys that the store said have changed.
+    pub tracking_news: Counter,
     /// What happened lately, beside how often: it goes wherever the counters go.
     pub events: Events,
     /// The last ten minutes, for the status page.
@@ -166,6 +168,7 @@ impl Metrics {
             barrier_seconds: Histogram::new(ROUND_BUCKETS),
             barrier_waits: Counter::default(),
             tracking_up: Gauge::default(),
+            tracking_news: Counter::default(),
             events: Events::default(),
             recent: Recent::default(),
             spans,
@@ -328,6 +331,11 @@ impl Metrics {
             "tracking_up",
             "1 while changes in the store are tracked",
             self.tracking_up.clone(),
+        );
+        r.register(
+            "tracking_news",
+            "Names of keys that the store said have changed",
+            self.tracking_news.clone(),
         );
     }
 }

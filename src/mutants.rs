@@ -47,11 +47,13 @@ pub enum Mutant {
     NearAcrossMoves,
     /// An invalidation that a node of a cluster did not serve is taken for done.
     RedirectedIsDone,
+    /// With tracking by keys, the server was not asked to tell of the key.
+    NearUnfollowed,
 }
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::FillWithoutToken,
         Self::FillWithoutPlaceholder,
         Self::LeaseWithoutFence,
@@ -72,6 +74,7 @@ impl Mutant {
         Self::NearWithoutFlush,
         Self::NearAcrossMoves,
         Self::RedirectedIsDone,
+        Self::NearUnfollowed,
     ];
 
     /// The value of `JOBCACHE_MUTANT` that switches it on.
@@ -97,6 +100,7 @@ impl Mutant {
             Self::NearWithoutFlush => "near-without-flush",
             Self::NearAcrossMoves => "near-across-moves",
             Self::RedirectedIsDone => "redirected-is-done",
+            Self::NearUnfollowed => "near-unfollowed",
         }
     }
 

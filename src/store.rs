@@ -177,13 +177,15 @@ impl Store {
         }
     }
 
-    /// Whether changes to a key are tracked now. To be asked after a key was noted: what is noted while they
-    /// are not may not be put in.
-    pub fn is_tracked(&self, key: &Key) -> bool {
+    /// Makes sure that the watcher will be told of changes of a key: of every one from now on until the
+    /// first, at least. To be called after the key was noted, and before it is read: what is noted while
+    /// changes are not followed may not be put in. It takes a round trip where the store tells of what was
+    /// read only.
+    pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
         match &self.engine {
-            Engine::Redis(redis) => redis.is_tracked(),
-            Engine::Cluster(cluster) => cluster.is_tracked(key),
-            Engine::Memory(_) => false,
+            Engine::Redis(redis) => redis.follow(key, budget).await,
+            Engine::Cluster(cluster) => cluster.follow(key, budget).await,
+            Engine::Memory(_) => Err(StoreError::Down),
         }
     }
 

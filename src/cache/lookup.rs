@@ -126,7 +126,10 @@ impl Cache {
         budget: &mut Budget,
     ) -> Result<(Option<Result<Arc<Entry>, Reject>>, Seen), StoreError> {
         let near = self.near.as_ref();
-        let noted = near.and_then(|near| near.note(&self.store, key));
+        let noted = match near {
+            Some(near) => near.note(&self.store, key, budget).await,
+            None => None,
+        };
         let seen = self.store.read(key, budget).await?;
         let found = Entry::decode(&seen).map(|decoded| decoded.map(Arc::new));
         if let (Some(Ok(entry)), Some(near), Some(noted)) = (&found, near, noted) {

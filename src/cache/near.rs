@@ -76,10 +76,16 @@ impl Layer {
     }
 
     /// To be called before the store is read. None while changes are not tracked.
-    pub(super) fn note(&self, store: &Store, key: &Key) -> Option<Noted> {
+    pub(super) async fn note(
+        &self,
+        store: &Store,
+        key: &Key,
+        budget: &mut Budget,
+    ) -> Option<Noted> {
         let noted = self.entries.note(key);
         // Only now: had tracking begun between the two, the note would be void.
-        store.is_tracked(key).then_some(noted)
+        store.follow(key, budget).await.ok()?;
+        Some(noted)
     }
 
     /// Keeps what was read, unless it has changed since.

@@ -7,8 +7,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
     ClientTls, Config, CredentialMode, Credentials, HEADERS_ON_STACK, KeyPair, LogFormat, Login,
-    Mode, Near, NearMode, Pending, Query, Sentinel, Server, Share, States, Store, StoreUrl,
-    Upstream, Warm,
+    Mode, Near, NearMode, NearTracking, Pending, Query, Sentinel, Server, Share, States, Store,
+    StoreUrl, Upstream, Warm,
 };
 use crate::pointer::Pointer;
 
@@ -134,7 +134,12 @@ impl Default for Store {
 
 impl Default for Near {
     fn default() -> Self {
-        Self { mode: NearMode::Strict, max_staleness: Duration::from_secs(1), max_bytes: 128 << 20 }
+        Self {
+            mode: NearMode::Strict,
+            max_staleness: Duration::from_secs(1),
+            max_bytes: 128 << 20,
+            tracking: NearTracking::Broadcast,
+        }
     }
 }
 

@@ -165,6 +165,8 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.near.max_bytes, parse::size(v, MIB..=64 * GIB))
     })
     .env(&["JOBCACHE_NEAR_MAX_BYTES"]),
+    one("near_tracking", "broadcast", |c, v| put(&mut c.near.tracking, parse::near_tracking(v)))
+        .env(&["JOBCACHE_NEAR_TRACKING"]),
     one("access_log", "false", |c, v| put(&mut c.access_log, parse::switch(v)))
         .flag("access-log")
         .on_reload()

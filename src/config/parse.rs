@@ -6,7 +6,7 @@ use hyper::{header::HeaderName, http::Uri};
 use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::{CredentialMode, LogFormat, Mode, NearMode, Secret, Share};
+use super::{CredentialMode, LogFormat, Mode, NearMode, NearTracking, Secret, Share};
 use crate::{pointer::Pointer, proxy::route::Routes};
 
 const MIN_SECRET: usize = 16;
@@ -329,6 +329,15 @@ pub(super) fn near(text: &str) -> Result<NearMode, String> {
     let all = [NearMode::Strict, NearMode::Bounded, NearMode::Off];
     let found = all.into_iter().find(|mode| mode.as_str() == text);
     found.ok_or_else(|| "must be strict, bounded or off".to_owned())
+}
+
+/// Of which changes in Redis this process is told.
+pub(super) fn near_tracking(text: &str) -> Result<NearTracking, String> {
+    match text {
+        "broadcast" => Ok(NearTracking::Broadcast),
+        "keys" => Ok(NearTracking::Keys),
+        _ => Err("must be broadcast or keys".to_owned()),
+    }
 }
 
 /// How a line of the log looks.

@@ -6,6 +6,9 @@
 //! Readers share rounds as Raft's `ReadIndex` does: who arrives while one is under way waits for the
 //! next, and that is one `PING` for all of them.
 //!
+//! A round may carry names: who is told only of changes of what he has read ([`Rounds::carry`]) has the
+//! server remember a key by it. Once he passes, news of that key comes like any other.
+//!
 //! This is the meeting point only. It sends nothing and reads no clock: [`Rounds::launch`] and
 //! [`Rounds::answered`] are for who owns the connection, [`Rounds::pass`] and [`Rounds::poll_pass`] for
 //! readers. It is up only while the connection is; a reader who waits when it goes down is told so.
@@ -21,6 +24,8 @@ use std::{
 };
 
 use tokio::sync::Notify;
+
+use super::Key;
 
 /// Rounds of one connection after another.
 #[derive(Debug, Default)]
@@ -47,6 +52,8 @@ struct State {
     aboard: Vec<Waker>,
     /// Who waits for the one after it.
     waiting: Vec<Waker>,
+    /// What that one is to carry.
+    carried: Vec<Key>,
 }
 
 /// The connection is down, or went down while a reader waited.
@@ -59,6 +66,8 @@ pub struct Down;
 pub struct Pass<'r> {
     rounds: &'r Rounds,
     ticket: Ticket,
+    /// What the round is to carry, until it was joined.
+    cargo: Option<Key>,
 }
 
 /// The place of one reader, for who polls and may not borrow. A new one for each reader.
@@ -71,11 +80,25 @@ pub struct Ticket {
 impl Rounds {
     /// Waits for a round that begins after this is first polled.
     pub fn pass(&self) -> Pass<'_> {
-        Pass { rounds: self, ticket: Ticket::default() }
+        Pass { rounds: self, ticket: Ticket::default(), cargo: None }
     }
 
-    /// The same for who holds a ticket.
+    /// The same, by a round that carries the name of this key.
+    pub fn carry(&self, key: &Key) -> Pass<'_> {
+        Pass { cargo: Some(key.clone()), ..self.pass() }
+    }
+
+    /// The same as [`Rounds::pass`] for who holds a ticket.
     pub fn poll_pass(&self, ticket: &mut Ticket, cx: &mut Context<'_>) -> Poll<Result<(), Down>> {
+        self.poll_aboard(ticket, &mut None, cx)
+    }
+
+    fn poll_aboard(
+        &self,
+        ticket: &mut Ticket,
+        cargo: &mut Option<Key>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Down>> {
         // Without the lock: most are polled twice, and the second time there is an answer.
         if let Some(joined) = ticket.joined
             && let Poll::Ready(passed) = self.outcome(joined)
@@ -93,6 +116,8 @@ impl Rounds {
             return Poll::Pending;
         }
         state.waiting.push(cx.waker().clone());
+        // As many at most as there are requests, as with the wakers.
+        state.carried.extend(cargo.take());
         let first = state.waiting.len() == 1 && !state.flying && !state.nudged;
         drop(state);
         if first {
@@ -144,6 +169,7 @@ impl Rounds {
         self.life.fetch_add(1, Ordering::Release);
         self.fresh_at_us.store(0, Ordering::Release);
         state.nudged = false;
+        state.carried.clear();
         let aboard = std::mem::take(&mut state.aboard);
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
@@ -155,11 +181,12 @@ impl Rounds {
         self.wanted.notified().await;
     }
 
-    /// Begins a round if one is wanted, and says for how many; the caller then sends the `PING`. Not
-    /// to be called while one is under way.
-    pub fn launch(&self) -> Option<usize> {
+    /// Begins a round if one is wanted, and says for how many; the caller then has the server remember
+    /// the keys, which take the place of what is in `carried`, and sends the `PING` after them. Not to
+    /// be called while one is under way.
+    pub fn launch(&self, carried: &mut Vec<Key>) -> Option<usize> {
         let mut state = self.lock();
-        let State { launched, flying, nudged, aboard, waiting } = &mut *state;
+        let State { launched, flying, nudged, aboard, waiting, carried: names } = &mut *state;
         if waiting.is_empty() && !*nudged {
             return None;
         }
@@ -168,6 +195,8 @@ impl Rounds {
         *nudged = false;
         // The one that was emptied keeps its room for the round after this.
         std::mem::swap(aboard, waiting);
+        carried.clear();
+        std::mem::swap(carried, names);
         Some(aboard.len())
     }
 
@@ -197,7 +226,7 @@ impl Future for Pass<'_> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        this.rounds.poll_pass(&mut this.ticket, cx)
+        this.rounds.poll_aboard(&mut this.ticket, &mut this.cargo, cx)
     }
 }
 
@@ -239,17 +268,21 @@ mod tests {
         let mut early = pin!(rounds.pass());
         assert!(poll!(&mut early).is_pending());
         rounds.wanted().await;
-        assert_eq!(rounds.launch(), Some(1));
+        assert_eq!(rounds.launch(&mut Vec::new()), Some(1));
         let (mut late, mut later) = (pin!(rounds.pass()), pin!(rounds.pass()));
         assert!(poll!(&mut late).is_pending() && poll!(&mut later).is_pending());
         rounds.answered(1);
         assert_eq!(poll!(&mut early), Poll::Ready(Ok(())));
         assert!(poll!(&mut late).is_pending(), "it came after that round was launched");
-        assert_eq!(rounds.launch(), Some(3), "two readers, one of whom was polled twice");
+        assert_eq!(
+            rounds.launch(&mut Vec::new()),
+            Some(3),
+            "two readers, one of whom was polled twice"
+        );
         rounds.answered(2);
         assert_eq!(poll!(&mut late), Poll::Ready(Ok(())));
         assert_eq!(poll!(&mut later), Poll::Ready(Ok(())));
-        assert_eq!(rounds.launch(), None, "nobody waits");
+        assert_eq!(rounds.launch(&mut Vec::new()), None, "nobody waits");
     }
 
     #[tokio::test]
@@ -259,7 +292,7 @@ mod tests {
         rounds.raise();
         let (mut aboard, mut waiting) = (pin!(rounds.pass()), pin!(rounds.pass()));
         assert!(poll!(&mut aboard).is_pending());
-        assert_eq!(rounds.launch(), Some(1));
+        assert_eq!(rounds.launch(&mut Vec::new()), Some(1));
         assert!(poll!(&mut waiting).is_pending());
         rounds.lower();
         rounds.raise();
@@ -268,9 +301,31 @@ mod tests {
         let mut anew = pin!(rounds.pass());
         assert!(poll!(&mut anew).is_pending());
         rounds.wanted().await;
-        assert_eq!(rounds.launch(), Some(1));
+        assert_eq!(rounds.launch(&mut Vec::new()), Some(1));
         rounds.answered(1);
         assert_eq!(poll!(&mut anew), Poll::Ready(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn a_round_carries_the_names_of_who_boards_it_once() {
+        let rounds = up();
+        let key = |id| Key::new("job_status:", id);
+        let (mut early, mut carried) = (pin!(rounds.carry(&key("x"))), Vec::new());
+        assert!(poll!(&mut early).is_pending() && poll!(&mut early).is_pending());
+        assert_eq!(rounds.launch(&mut carried), Some(2), "one reader, who was polled twice");
+        assert_eq!(carried, [key("x")]);
+        let (mut late, mut other) = (pin!(rounds.carry(&key("y"))), pin!(rounds.pass()));
+        assert!(poll!(&mut late).is_pending() && poll!(&mut other).is_pending());
+        rounds.answered(1);
+        assert_eq!(poll!(&mut early), Poll::Ready(Ok(())));
+        assert!(poll!(&mut late).is_pending(), "its key is not remembered yet");
+        assert_eq!(rounds.launch(&mut carried), Some(3));
+        assert_eq!(carried, [key("y")]);
+        rounds.lower();
+        rounds.raise();
+        rounds.nudge();
+        assert_eq!(rounds.launch(&mut carried), Some(0));
+        assert!(carried.is_empty(), "who gave it is gone");
     }
 
     #[tokio::test]
@@ -280,10 +335,10 @@ mod tests {
         rounds.nudge();
         rounds.nudge();
         rounds.wanted().await;
-        assert_eq!(rounds.launch(), Some(0));
+        assert_eq!(rounds.launch(&mut Vec::new()), Some(0));
         rounds.answered(7);
         assert_eq!(rounds.fresh_at_us(), Some(7));
-        assert_eq!(rounds.launch(), None);
+        assert_eq!(rounds.launch(&mut Vec::new()), None);
         rounds.lower();
         assert_eq!(rounds.fresh_at_us(), None);
     }

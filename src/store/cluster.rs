@@ -89,6 +89,7 @@ struct World {
     /// Any node, and who we are there.
     target: Target,
     config: config::Store,
+    tracking: config::NearTracking,
     credential_key: Arc<RwLock<CredentialKey>>,
     has_secret: bool,
     debts: Arc<Debts>,
@@ -147,6 +148,7 @@ impl Cluster {
                 .collect(),
             target: Target::of_seeds(seeds, config, &metrics)?,
             config: config.store.clone(),
+            tracking: config.near.tracking,
             credential_key: first_credential_key(config),
             has_secret: config.credentials.secret.is_some(),
             debts: Arc::new(Debts::open(&config.pending, Arc::clone(&metrics))?),
@@ -175,10 +177,9 @@ impl Cluster {
         map.owner(slot(key)).ok_or(StoreError::Down)?.redis.trust(key)
     }
 
-    /// Whether changes to a key are tracked.
-    pub(super) fn is_tracked(&self, key: &Key) -> bool {
-        let map = self.world.map.read();
-        map.owner(slot(key)).is_some_and(|shard| shard.redis.is_tracked())
+    /// By the shard that owns the key; should it change hands meanwhile, what is near of its slot goes.
+    pub(super) async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
+        self.world.map.shard(key)?.redis.follow(key, budget).await
     }
 
     /// Of the shard that owns the key; should it change hands meanwhile, nobody passes.
@@ -315,6 +316,7 @@ impl World {
             slots: Arc::clone(&slots),
             claimed: AtomicU64::new(master.epoch),
             lessons: Arc::clone(&self.lessons),
+            tracking: self.tracking,
             turned: Arc::clone(&self.turned),
             metrics: Arc::clone(&self.metrics),
         };

@@ -47,12 +47,8 @@ use self::{
 };
 use super::{
     Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, Lease, Replacement, Seen, State,
-    StoreError, Stored, Token, Wait, Was, Write,
-    barrier::{Down, Rounds},
-    debts::Debts,
-    near::Watcher,
-    tally::Tally,
-    unix_ms,
+    StoreError, Stored, Token, Wait, Was, Write, barrier::Down, debts::Debts, near::Watcher,
+    tally::Tally, unix_ms,
 };
 use crate::{
     clock, config,
@@ -108,7 +104,8 @@ impl Redis {
             has_secret: config.credentials.secret.is_some(),
             failed: Notify::new(),
             warnings: Warnings::default(),
-            tracked: watcher.map(|watcher| Tracked::new(watcher, budget, told, None)),
+            tracked: watcher
+                .map(|watcher| Tracked::new(watcher, budget, config.near.tracking, told, None)),
             tasks,
             metrics,
             part: None,
@@ -123,7 +120,7 @@ impl Redis {
 
     /// Whether changes are tracked.
     pub(super) fn is_tracked(&self) -> bool {
-        self.rounds().is_some_and(Rounds::is_up)
+        self.shared.tracked.as_ref().is_some_and(|tracked| tracked.rounds.is_up())
     }
 
     /// The connection of now.
@@ -136,11 +133,6 @@ impl Redis {
             return Err(StoreError::Pending);
         }
         self.shared.with_session(Session::now_ms)
-    }
-
-    /// The meeting point of the read barrier, if there is a layer in this process.
-    pub(super) fn rounds(&self) -> Option<&Rounds> {
-        self.shared.tracked.as_ref().map(|tracked| &*tracked.rounds)
     }
 
     /// It has a patience of its own, so that no timer is set for it.
@@ -159,6 +151,11 @@ impl Redis {
             tracked.count_wait();
         }
         tracked.rounds.poll_pass(&mut wait.ticket, cx)
+    }
+
+    pub(super) async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
+        let Some(tracked) = &self.shared.tracked else { return Err(StoreError::Down) };
+        budget.spend(async { tracked.follow(key).await.map_err(|Down| StoreError::Down) }).await
     }
 
     pub(super) fn is_up(&self) -> bool {

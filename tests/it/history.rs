@@ -57,6 +57,7 @@ fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
         manners: Manners { slow: 10, very_slow: 1, pieces: 20, commit_in_body: 15, broken: 3 },
         faults: Faults { kinds: &Fault::ALL, peace_ms: (600, 1000), hang_ms: 1400 },
         staleness_ms: 0,
+        tracking: "broadcast",
         mutant: None,
     }
 }
@@ -119,18 +120,18 @@ fn assert_not_vacuous(counts: &Counts, length: Duration) {
     }
 }
 
-async fn check(sidecars: u8, staleness_ms: u64) {
+async fn check(sidecars: u8, staleness_ms: u64, tracking: &'static str) {
     let seed = from_env("HISTORY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
     let length = from_env("HISTORY_SECONDS").map_or(SHORT, Duration::from_secs);
-    let mut plan = Plan { staleness_ms, ..plan(sidecars, seed, length) };
+    let mut plan = Plan { staleness_ms, tracking, ..plan(sidecars, seed, length) };
     if length > SHORT {
         plan = at_length(plan);
     }
     let (history, verdict) = run(plan).await;
     let counts = &verdict.counts;
     eprintln!(
-        "history of {sidecars} sidecars, {length:?}, news at most {staleness_ms} ms old, \
-         HISTORY_SEED={seed}\n{counts}"
+        "history of {sidecars} sidecars, {length:?}, news by {tracking} at most {staleness_ms} ms \
+         old, HISTORY_SEED={seed}\n{counts}"
     );
     assert!(
         verdict.total == 0,
@@ -149,7 +150,7 @@ fn from_env<T: FromStr>(name: &str) -> Option<T> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_two_sidecars_no_read_is_older_than_an_acknowledged_write() {
     if matches!(from_env("HISTORY_SIDECARS"), None | Some(2_u8)) {
-        check(2, 0).await;
+        check(2, 0, "broadcast").await;
     }
 }
 
@@ -158,7 +159,7 @@ async fn over_three_sidecars_no_read_is_older_than_an_acknowledged_write() {
     match from_env("HISTORY_SIDECARS") {
         Some(2) => {}
         Some(few @ ..2) => panic!("HISTORY_SIDECARS={few}: a history needs two or more"),
-        more => check(more.unwrap_or(3), 0).await,
+        more => check(more.unwrap_or(3), 0, "broadcast").await,
     }
 }
 
@@ -166,7 +167,12 @@ async fn over_three_sidecars_no_read_is_older_than_an_acknowledged_write() {
 /// for no more than the bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_bounded_sidecars_no_read_is_older_than_the_bound() {
-    check(from_env("HISTORY_SIDECARS").unwrap_or(2), BOUND_MS).await;
+    check(from_env("HISTORY_SIDECARS").unwrap_or(2), BOUND_MS, "broadcast").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_sidecars_told_by_keys_no_read_is_older_than_an_acknowledged_write() {
+    check(from_env("HISTORY_SIDECARS").unwrap_or(2), 0, "keys").await;
 }
 
 /// Of the run on a cluster: the same.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper::Method;
-use jobcache::config::NearMode;
+use jobcache::config::{NearMode, NearTracking};
 
 use crate::support::{
     RedisServer, SOON, Setup, eventually,
@@ -22,6 +22,15 @@ async fn bounded() -> Setup {
         config.near.max_staleness = STALENESS;
     })
     .await
+}
+
+/// Told of what it has read only.
+async fn by_keys() -> Setup {
+    Setup::with(|config| config.near.tracking = NearTracking::Keys).await
+}
+
+async fn news(setup: &Setup) -> u64 {
+    metric(setup, "jobcache_tracking_news_total").await
 }
 
 /// A number of the metrics.
@@ -154,8 +163,12 @@ async fn a_cut_tracking_connection_costs_nothing_but_the_near_hits_until_it_is_b
 async fn tracking_ids(redis: &RedisServer) -> Vec<u64> {
     let list: String = redis.run(redis::cmd("CLIENT").arg("LIST")).await;
     let tracking = list.lines().filter(|line| line.contains(" name=jobcache-tracking "));
-    let id = |line: &str| line.strip_prefix("id=")?.split(' ').next()?.parse().ok();
-    tracking.filter_map(id).collect()
+    tracking.filter_map(client_id).collect()
+}
+
+/// Of a line of `CLIENT LIST`.
+fn client_id(line: &str) -> Option<u64> {
+    line.strip_prefix("id=")?.split(' ').next()?.parse().ok()
 }
 
 #[tokio::test]
@@ -309,4 +322,108 @@ async fn with_the_layer_off_each_hit_asks_redis() {
     }
     assert!(calls(&setup.redis, "mget").await >= reads + 5);
     assert!(tracking_ids(&setup.redis).await.is_empty());
+}
+
+#[tokio::test]
+async fn by_keys_a_del_by_a_third_party_shows_in_the_very_next_read() {
+    let setup = by_keys().await;
+    let mut redis = setup.redis.connection().await;
+    for v in 0..200 {
+        setup.get(X).await;
+        setup.hit(X).await;
+        setup.get(X).await.assert(200, &version("x", v));
+        setup.upstream.commit("x");
+        let () = redis::cmd("DEL").arg(key("x")).query_async(&mut redis).await.expect("Redis");
+        let reply = setup.get(X).await;
+        reply.assert(200, &version("x", v + 1));
+        assert!(!reply.is_hit(), "{reply:?}");
+    }
+    assert!(near_hits(&setup).await >= 200);
+}
+
+#[tokio::test]
+async fn by_keys_a_write_through_another_sidecar_shows_in_the_very_next_read() {
+    let setup = by_keys().await;
+    let other = setup.second().await;
+    for v in 1..=50 {
+        setup.get(X).await;
+        near_hit(&setup, X).await;
+        other.put(X).await;
+        setup.get(X).await.assert(200, &version("x", v));
+    }
+}
+
+#[tokio::test]
+async fn by_keys_only_what_was_read_here_is_told() {
+    for (tracking, told) in [(NearTracking::Keys, 0), (NearTracking::Broadcast, 100)] {
+        let setup = Setup::with(|config| config.near.tracking = tracking).await;
+        setup.get(X).await;
+        near_hit(&setup, X).await;
+        let before = news(&setup).await;
+        for id in 0..100 {
+            let () = setup.redis.run(redis::cmd("SET").arg(key(&id.to_string())).arg("1")).await;
+        }
+        // Behind all of that on the same connection.
+        near_hit(&setup, X).await;
+        assert_eq!(news(&setup).await - before, told, "{tracking:?}");
+        setup.redis.del(&key("x")).await;
+        eventually(SOON, async || news(&setup).await == before + told + 1).await;
+    }
+}
+
+#[tokio::test]
+async fn by_keys_what_redis_forgets_for_want_of_room_is_not_served_from_the_process() {
+    let setup = by_keys().await;
+    let paths: Vec<_> = (0..50).map(|id| format!("/jobs/{id}")).collect();
+    for path in &paths {
+        setup.get(path).await;
+        near_hit(&setup, path).await;
+    }
+    let limit = ["SET", "tracking-table-max-keys", "10"];
+    let () = setup.redis.run(redis::cmd("CONFIG").arg(&limit)).await;
+    eventually(RECOVERY, async || metric(&setup, "jobcache_near_entries").await <= 10).await;
+    for (id, path) in paths.iter().enumerate() {
+        setup.upstream.commit(&id.to_string());
+        setup.redis.del(&key(&id.to_string())).await;
+        setup.get(path).await.assert(200, &version(&id.to_string(), 1));
+    }
+}
+
+#[tokio::test]
+async fn by_keys_a_cut_tracking_connection_costs_nothing_but_the_near_hits_until_it_is_back() {
+    let setup = by_keys().await;
+    for v in 0..5 {
+        setup.get(X).await;
+        near_hit(&setup, X).await;
+        let id: Vec<u64> = tracking_ids(&setup.redis).await;
+        let () = setup.redis.run(redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id[0])).await;
+        setup.upstream.commit("x");
+        setup.redis.del(&key("x")).await;
+        setup.get(X).await.assert(200, &version("x", v + 1));
+        eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+    }
+}
+
+/// Nothing that is told hangs on it: entries were read over it, but the news comes over the other.
+#[tokio::test]
+async fn by_keys_a_cut_data_connection_hides_no_change() {
+    let setup = by_keys().await;
+    for v in 0..5 {
+        setup.get(X).await;
+        near_hit(&setup, X).await;
+        let list: String = setup.redis.run(redis::cmd("CLIENT").arg("LIST")).await;
+        // Who looks at its own list runs `client`, and the scripts and probes run on the other.
+        let data =
+            list.lines().filter(|line| line.contains(" name= ") && !line.contains("cmd=client"));
+        let ids: Vec<u64> = data.filter_map(client_id).collect();
+        assert!(!ids.is_empty(), "{list}");
+        for id in ids {
+            let kill = ["KILL".to_owned(), "ID".to_owned(), id.to_string()];
+            let _: u64 = setup.redis.run(redis::cmd("CLIENT").arg(&kill)).await;
+        }
+        setup.upstream.commit("x");
+        setup.redis.del(&key("x")).await;
+        setup.get(X).await.assert(200, &version("x", v + 1));
+        eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+    }
 }

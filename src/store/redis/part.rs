@@ -30,7 +30,7 @@ use super::{
     tracking::Tracked,
 };
 use crate::{
-    config,
+    config::{self, NearTracking},
     metrics::Metrics,
     store::{
         CredentialKey, Epoch, Key, Redirect, StoreError, Token, Was,
@@ -47,6 +47,7 @@ pub(in crate::store) struct Part {
     /// Those that it owns, by the map.
     pub(in crate::store) slots: Arc<Slots>,
     pub(in crate::store) lessons: Arc<Lessons>,
+    pub(in crate::store) tracking: NearTracking,
     /// In which it claims them.
     pub(in crate::store) claimed: AtomicU64,
     /// Told when it has become trusted or tracked, or is not any more.
@@ -104,7 +105,7 @@ impl Redis {
         let metrics = Arc::clone(&part.metrics);
         let tracked = watcher.map(|watcher| {
             let turned = Some(Arc::clone(&part.turned));
-            Tracked::new(watcher, config.budget, Arc::clone(&metrics), turned)
+            Tracked::new(watcher, config.budget, part.tracking, Arc::clone(&metrics), turned)
         });
         Self::keep(Shared {
             address: part.address.to_string(),

@@ -6,6 +6,14 @@
 //! command before the reply to who gave it, and takes a `PING` that is sent after that reply in a
 //! later turn of its event loop.)
 //!
+//! With `near_tracking = "keys"` the server tells this connection only of keys that were read on it, each
+//! once: then it is forgotten until it is read again. So whoever is about to read an entry for the layer
+//! in this process first has its name read here, by a round that carries it ([`Rounds::carry`]), and
+//! only then reads it over the data connection. What changes in between is told here, after the note that
+//! the reader has taken before all that, and he does not keep what he reads. That it is this very
+//! connection that the server tells is the point: with `REDIRECT` from the data connection the news would
+//! end with that one, and the answers to `PING`s would not.
+//!
 //! It is written for this one use on bare sockets: a round is one `write` and one `read`, where a
 //! general client wakes three tasks for it, and rounds are what a hit costs. Replies are decoded by
 //! the codec of the `redis` crate.
@@ -37,10 +45,15 @@ use super::{
     session::Session,
 };
 use crate::{
+    config::NearTracking,
     events::What,
     metrics::Metrics,
     mutants::{self, Mutant},
-    store::{StoreError, barrier::Rounds, near::Watcher},
+    store::{
+        Key, StoreError,
+        barrier::{Down, Rounds},
+        near::Watcher,
+    },
     transport::Stream,
 };
 
@@ -55,6 +68,7 @@ pub(super) struct Tracked {
     pub(super) rounds: Arc<Rounds>,
     watcher: Arc<dyn Watcher>,
     metrics: Arc<Metrics>,
+    tracking: NearTracking,
     /// How long an answer to a `PING` may take before whoever waits asks Redis instead.
     patience: Duration,
     /// Times are measured from here.
@@ -68,11 +82,20 @@ impl Tracked {
     pub(super) fn new(
         watcher: Arc<dyn Watcher>,
         budget: Duration,
+        tracking: NearTracking,
         metrics: Arc<Metrics>,
         turned: Option<Arc<Notify>>,
     ) -> Self {
         let (patience, origin) = (budget / 2, Instant::now());
-        Self { rounds: Arc::default(), watcher, metrics, patience, origin, turned }
+        Self { rounds: Arc::default(), watcher, metrics, tracking, patience, origin, turned }
+    }
+
+    /// Makes sure that the news of a key will come: at once where that of all keys does.
+    pub(super) async fn follow(&self, key: &Key) -> Result<(), Down> {
+        if self.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUnfollowed) {
+            return if self.rounds.is_up() { Ok(()) } else { Err(Down) };
+        }
+        self.rounds.carry(key).await
     }
 
     /// Whether everything that had changed so long ago is known here anyway.
@@ -129,7 +152,7 @@ impl Tracked {
 pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked) -> Infallible {
     let mut backoff = BACKOFF.0;
     loop {
-        let connected = timeout(DETACHED_TIMEOUT, connect(shared, session));
+        let connected = timeout(DETACHED_TIMEOUT, connect(shared, session, tracked.tracking));
         let error = match connected.await.unwrap_or(Err(StoreError::Timeout)) {
             Ok(wire) => {
                 backoff = BACKOFF.0;
@@ -152,7 +175,11 @@ pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked)
 }
 
 /// Connects, makes sure that it is the server of the session, and switches tracking on.
-async fn connect(shared: &Shared, session: &Session) -> Result<Wire, StoreError> {
+async fn connect(
+    shared: &Shared,
+    session: &Session,
+    tracking: NearTracking,
+) -> Result<Wire, StoreError> {
     let target = session.target();
     let hello = target.hello("jobcache-tracking").await?;
     let mut wire = Wire::new(target.open().await?);
@@ -168,9 +195,12 @@ async fn connect(shared: &Shared, session: &Session) -> Result<Wire, StoreError>
         wire.question = Question::keyed(&part.slots, &shared.prefix)
             .ok_or_else(|| StoreError::Lost("the master owns no slot".into()))?;
     }
-    let mut tracking = cmd("CLIENT");
-    tracking.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(&shared.prefix);
-    wire.call::<Value>(&tracking).await?;
+    let mut track = cmd("CLIENT");
+    track.arg("TRACKING").arg("ON");
+    if tracking == NearTracking::Broadcast {
+        track.arg("BCAST").arg("PREFIX").arg(&shared.prefix);
+    }
+    wire.call::<Value>(&track).await?;
     Ok(wire)
 }
 
@@ -185,22 +215,34 @@ struct Wire {
     pings: u32,
     /// Whether one thread does all the work.
     alone: bool,
+    /// Keys that the round under way carries, and how they are read.
+    carried: Vec<Key>,
+    reads: Vec<u8>,
 }
 
 /// A round that has been sent.
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     launched_at: Instant,
+    /// Keys that it carries and that were not answered yet.
+    unread: usize,
     /// `PING`s that are still to be sent, once the one before has been answered.
     left: u32,
 }
 
 impl Wire {
     fn new(stream: Stream) -> Self {
-        let read = BytesMut::with_capacity(BUFFER);
-        let alone = Handle::current().metrics().num_workers() == 1;
-        let (codec, question) = (ValueCodec::default(), Question::ping());
-        Self { stream, codec, read, amid: false, question, pings: 1, alone }
+        Self {
+            stream,
+            codec: ValueCodec::default(),
+            read: BytesMut::with_capacity(BUFFER),
+            amid: false,
+            question: Question::ping(),
+            pings: 1,
+            alone: Handle::current().metrics().num_workers() == 1,
+            carried: Vec::new(),
+            reads: Vec::new(),
+        }
     }
 
     /// How many `PING`s make a round. With threads for its replies a newer server may send an answer
@@ -315,7 +357,8 @@ impl Wire {
         flight: &mut Option<Flight>,
     ) -> Result<(), StoreError> {
         loop {
-            if self.take_answer() {
+            let unread = flight.map_or(0, |flight| flight.unread);
+            if unread == 0 && self.take_answer() {
                 self.answered(tracked, flight).await?;
                 continue;
             }
@@ -323,6 +366,9 @@ impl Wire {
                 None => return Ok(()),
                 Some(Value::Push { kind: PushKind::Invalidate, data }) => {
                     evict(tracked, &data);
+                }
+                Some(read) if unread > 0 => {
+                    take_read(tracked, &self.carried, &read, flight);
                 }
                 Some(value) if self.question.is_answered_by(&value) => {
                     self.answered(tracked, flight).await?;
@@ -338,11 +384,11 @@ impl Wire {
         tracked: &Tracked,
         flight: &mut Option<Flight>,
     ) -> Result<(), StoreError> {
-        let Some(Flight { launched_at, left }) = *flight else {
+        let Some(Flight { launched_at, unread: 0, left }) = *flight else {
             return Err(StoreError::Lost("a PONG that was not asked for".into()));
         };
         if left > 0 {
-            *flight = Some(Flight { launched_at, left: left - 1 });
+            *flight = Some(Flight { launched_at, unread: 0, left: left - 1 });
             return self.ping().await;
         }
         *flight = None;
@@ -370,13 +416,32 @@ impl Wire {
             // come is read first. Where others work, too, it would only set them looking for work.
             yield_now().await;
         }
-        if tracked.rounds.launch().is_some() {
+        if tracked.rounds.launch(&mut self.carried).is_some() {
             tracked.metrics.barrier_rounds.inc();
             self.question.keep_apt();
-            *flight = Some(Flight { launched_at: Instant::now(), left: self.pings - 1 });
-            self.ping().await?;
+            let unread = self.pack_reads();
+            *flight = Some(Flight { launched_at: Instant::now(), unread, left: self.pings - 1 });
+            if unread == 0 {
+                return self.ping().await;
+            }
+            self.reads.extend_from_slice(&self.question.bytes);
+            self.stream.write_all(&self.reads).await.map_err(lost)?;
+            self.stream.flush().await.map_err(lost)?;
         }
         Ok(())
+    }
+
+    /// Packs a read of each key that the round carries; how many that are. Any command that reads would
+    /// do: this one is answered in a few bytes, and lookups need it anyway, so that no ACL forbids it. The
+    /// server remembers names, whatever database is chosen.
+    fn pack_reads(&mut self) -> usize {
+        self.reads.clear();
+        self.carried.sort_unstable_by(|one, other| one.main().cmp(other.main()));
+        self.carried.dedup();
+        for key in &self.carried {
+            cmd("PEXPIRETIME").arg(key.main()).write_packed_command(&mut self.reads);
+        }
+        self.carried.len()
     }
 
     /// Into an empty socket buffer: with one outstanding at a time this does not wait.
@@ -384,6 +449,19 @@ impl Wire {
         self.stream.write_all(&self.question.bytes).await.map_err(lost)?;
         self.stream.flush().await.map_err(lost)
     }
+}
+
+/// Takes the answer to the next read that the round under way carries. A server that refuses one, as a
+/// master of a cluster does whose slot is on its way, does not tell of that key: whoever is about to read
+/// it does not keep what he reads.
+fn take_read(tracked: &Tracked, carried: &[Key], read: &Value, flight: &mut Option<Flight>) {
+    let Some(Flight { unread, .. }) = flight else { return };
+    if !matches!(read, Value::Int(_))
+        && let Some(key) = carried.len().checked_sub(*unread).and_then(|at| carried.get(at))
+    {
+        tracked.watcher.evict(key.main().as_bytes());
+    }
+    *unread -= 1;
 }
 
 /// Looks after a round that has not been answered; says when to look again.
@@ -419,6 +497,7 @@ fn evict(tracked: &Tracked, data: &[Value]) {
         return;
     };
     for name in names {
+        tracked.metrics.tracking_news.inc();
         let Value::BulkString(name) = name else {
             watcher.flush();
             continue;

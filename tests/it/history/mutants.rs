@@ -37,6 +37,7 @@ const RACES: Plan = Plan {
     manners: Manners { slow: 35, very_slow: 3, pieces: 20, commit_in_body: 10, broken: 5 },
     faults: Faults { kinds: &[], peace_ms: (100, 200), hang_ms: 1500 },
     staleness_ms: 0,
+    tracking: "broadcast",
     mutant: None,
 };
 
@@ -49,6 +50,9 @@ const BEHIND: Plan = Plan {
     manners: Manners { slow: 0, very_slow: 0, pieces: 0, commit_in_body: 0, broken: 0 },
     ..RACES
 };
+
+/// The same where they are told of what they have read only.
+const BY_KEYS: Plan = Plan { tracking: "keys", ..BEHIND };
 
 /// Writes whose outcome nobody is told.
 const GONE: Plan = Plan {
@@ -276,6 +280,16 @@ async fn a_use_of_what_is_near_without_the_barrier_is_caught() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_kept_though_there_was_news_of_it_is_caught() {
     check(Mutant::NearWithoutGeneration, BEHIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn by_keys_what_is_kept_though_there_was_news_of_it_is_caught() {
+    check(Mutant::NearWithoutGeneration, BY_KEYS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_though_no_news_of_it_would_come_is_caught() {
+    check(Mutant::NearUnfollowed, BY_KEYS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,6 +47,8 @@ pub(super) struct Plan {
     pub(super) faults: Faults,
     /// How old the news may be that the sidecars go by; zero in strict mode.
     pub(super) staleness_ms: u64,
+    /// Of which changes the sidecars are told, as the configuration calls it.
+    pub(super) tracking: &'static str,
     /// The fault that the sidecars are built to have.
     pub(super) mutant: Option<&'static str>,
 }
@@ -196,6 +198,7 @@ impl Machinery {
                 ("JOBCACHE_NEAR_MAX_STALENESS", &staleness),
             ]);
         }
+        envs.push(("JOBCACHE_NEAR_TRACKING", plan.tracking));
         envs.extend(plan.mutant.map(|mutant| ("JOBCACHE_MUTANT", mutant)));
         support::Process::start(&args, &envs).await
     }
