@@ -1,0 +1,152 @@
+//! The API, which counts who has read what.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Request, Response, StatusCode,
+    body::Incoming,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+
+use crate::Result;
+
+/// Jobs that are watched.
+pub(crate) const JOBS: usize = 25;
+/// What a query takes in the database.
+pub(crate) const QUERY: Duration = Duration::from_millis(5);
+/// Bytes of a body, which is padded to it.
+const BODY: usize = 600;
+/// Before the number in an id.
+const ID_PREFIX: &str = "job-";
+
+/// Reads of one version of one job by one credential.
+type Reads = HashMap<(usize, u64, Vec<u8>), u64>;
+
+/// The jobs and what their readers have cost.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    versions: [AtomicU64; JOBS],
+    /// The version of the last purge that was answered 200.
+    acknowledged: [AtomicU64; JOBS],
+    changes: AtomicU64,
+    reads: Mutex<Reads>,
+}
+
+impl Jobs {
+    pub(crate) fn new() -> Self {
+        Self {
+            versions: std::array::from_fn(|_| AtomicU64::new(1)),
+            acknowledged: std::array::from_fn(|_| AtomicU64::new(0)),
+            changes: AtomicU64::new(0),
+            reads: Mutex::default(),
+        }
+    }
+
+    /// The next version of a job.
+    pub(crate) fn advance(&self, job: usize) -> u64 {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        self.versions[job].fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// A purge after this version was answered 200.
+    pub(crate) fn acknowledge(&self, job: usize, version: u64) {
+        self.acknowledged[job].fetch_max(version, Ordering::SeqCst);
+    }
+
+    /// No answer to a poll that starts after this call may be older.
+    pub(crate) fn acknowledged(&self, job: usize) -> u64 {
+        self.acknowledged[job].load(Ordering::SeqCst)
+    }
+
+    /// Begins to count.
+    pub(crate) fn reset(&self) {
+        self.changes.store(0, Ordering::Relaxed);
+        self.lock().clear();
+    }
+
+    /// Changes since.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Since: all reads, those of a version by a credential, versions that were read, and most reads
+    /// of one version by one credential.
+    pub(crate) fn reads(&self) -> (u64, u64, u64, u64) {
+        let reads = self.lock();
+        let mut versions: Vec<_> = reads.keys().map(|(job, version, _)| (job, version)).collect();
+        versions.sort_unstable();
+        versions.dedup();
+        let most = reads.values().copied().max().unwrap_or(0);
+        (reads.values().sum(), reads.len() as u64, versions.len() as u64, most)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reads> {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A query sees the row as it was when it began.
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let Some(job) = number(request.uri().path()).filter(|job| *job < JOBS) else {
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            return response;
+        };
+        let credential = request.headers().get(AUTHORIZATION);
+        let credential = credential.map(|value| value.as_bytes().to_vec()).unwrap_or_default();
+        let version = self.versions[job].load(Ordering::SeqCst);
+        *self.lock().entry((job, version, credential)).or_default() += 1;
+        sleep(QUERY).await;
+        let start = format!("{{\"id\":\"{}\",\"version\":{version},\"log\":\"", id(job));
+        let body = format!("{start}{}\"}}", "x".repeat(BODY.saturating_sub(start.len() + 2)));
+        let mut response = Response::new(Full::from(body));
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        response
+    }
+}
+
+/// Serves the jobs until `tasks` is dropped; where.
+pub(crate) async fn serve(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> Result<SocketAddr> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let address = listener.local_addr()?;
+    let jobs = Arc::clone(jobs);
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let jobs = Arc::clone(&jobs);
+            connections.spawn(async move {
+                let answer = service_fn(|request: Request<Incoming>| {
+                    let jobs = Arc::clone(&jobs);
+                    async move { Ok::<_, Infallible>(jobs.answer(&request).await) }
+                });
+                // Who hangs up does not want an answer.
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// As it stands in paths.
+pub(crate) fn id(job: usize) -> String {
+    format!("{ID_PREFIX}{job}")
+}
+
+fn number(path: &str) -> Option<usize> {
+    path.strip_prefix("/jobs/")?.strip_prefix(ID_PREFIX)?.parse().ok()
+}

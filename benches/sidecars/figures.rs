@@ -1,0 +1,105 @@
+//! What pollers and pipeline have measured.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use crate::stats::{median, quantile};
+
+/// Shared by everybody on the stage.
+#[derive(Debug, Default)]
+pub(crate) struct Figures(Mutex<Counts>);
+
+/// Since the last [`Figures::reset`], but for `stale`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) polls: u64,
+    pub(crate) hits: u64,
+    /// Answered from the API because the store, or another sidecar's fill, was not there in time.
+    pub(crate) late: u64,
+    /// Without a usable answer.
+    pub(crate) failed: u64,
+    /// Answers older than a purge that was acknowledged before the poll was sent; never reset.
+    pub(crate) stale: u64,
+    pub(crate) purges_refused: u64,
+    /// In milliseconds.
+    hit: Vec<f64>,
+    purge: Vec<f64>,
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Cache,
+    Upstream,
+    /// The upstream, because the store or another sidecar's fill was late.
+    Late,
+}
+
+impl Source {
+    /// As `Cache-Status` tells: `jobcache; hit; ttl=213` is a hit.
+    pub(crate) fn of(cache_status: &str) -> Self {
+        let says = |word: &str| cache_status.split(';').any(|part| part.trim().starts_with(word));
+        if says("hit") {
+            Self::Cache
+        } else if says("detail=store-") || says("detail=leased") {
+            Self::Late
+        } else {
+            Self::Upstream
+        }
+    }
+}
+
+impl Figures {
+    /// Forgets what warming up has counted.
+    pub(crate) fn reset(&self) {
+        let mut counts = self.lock();
+        *counts = Counts { stale: counts.stale, ..Counts::default() };
+    }
+
+    pub(crate) fn answered(&self, source: Source, took: Duration, stale: bool) {
+        let mut counts = self.lock();
+        counts.polls += 1;
+        counts.stale += u64::from(stale);
+        counts.late += u64::from(source == Source::Late);
+        if source == Source::Cache {
+            counts.hits += 1;
+            counts.hit.push(took.as_secs_f64() * 1e3);
+        }
+    }
+
+    pub(crate) fn failed(&self) {
+        let mut counts = self.lock();
+        counts.polls += 1;
+        counts.failed += 1;
+    }
+
+    pub(crate) fn purged(&self, took: Duration) {
+        self.lock().purge.push(took.as_secs_f64() * 1e3);
+    }
+
+    pub(crate) fn purge_refused(&self) {
+        self.lock().purges_refused += 1;
+    }
+
+    /// All so far.
+    pub(crate) fn counts(&self) -> Counts {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counts {
+    /// Median and 99th percentile of hits and of purges, in milliseconds; zero of none.
+    pub(crate) fn latencies(&self) -> [f64; 4] {
+        let of = |times: &[f64]| {
+            [median(times).unwrap_or_default(), quantile(times, 0.99).unwrap_or_default()]
+        };
+        let ([hit, hit99], [purge, purge99]) = (of(&self.hit), of(&self.purge));
+        [hit, hit99, purge, purge99]
+    }
+}

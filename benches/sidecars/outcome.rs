@@ -1,0 +1,237 @@
+//! What the stages have shown: tables, and whether jobcache has kept its word.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::{
+    Result,
+    stage::Size,
+    stats::{median, real},
+    table::{Table, number},
+};
+
+/// Reads of the API that a version may cost a credential: one, and a few by chance (a version that is
+/// purged while it is read is read for nothing). Who comes amid another credential's read is let in by
+/// none, so that with two of them there are some more.
+const READS: [f64; 2] = [1.1, 1.25];
+/// The part of the polls that may find Redis late; past it the machine was too busy to tell.
+const LATE: f64 = 0.001;
+
+/// Numbers by their names, of one turn of one size.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample(BTreeMap<&'static str, f64>);
+
+/// Of all of them.
+#[derive(Debug, Default)]
+pub(crate) struct Outcomes(BTreeMap<Size, Vec<Sample>>);
+
+impl Sample {
+    pub(crate) fn new(seconds: f64, polls: f64, changes: f64) -> Self {
+        Self(BTreeMap::from([("seconds", seconds), ("polls", polls), ("changes", changes)]))
+    }
+
+    pub(crate) fn put(&mut self, name: &'static str, value: f64) {
+        self.0.insert(name, value);
+    }
+
+    pub(crate) fn of(&self, name: &str) -> f64 {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+}
+
+/// The samples of one size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Samples<'s>(&'s [Sample]);
+
+impl Samples<'_> {
+    /// The median of a number.
+    pub(crate) fn of(self, name: &str) -> f64 {
+        self.median(|sample| sample.of(name))
+    }
+
+    /// The median of a number for one of another.
+    pub(crate) fn per(self, name: &str, other: &str) -> f64 {
+        self.median(|sample| sample.of(name) / sample.of(other).max(f64::MIN_POSITIVE))
+    }
+
+    fn most(self, name: &str) -> f64 {
+        self.0.iter().map(|sample| sample.of(name)).fold(0.0, f64::max)
+    }
+
+    fn sum(self, name: &str) -> f64 {
+        self.0.iter().map(|sample| sample.of(name)).sum()
+    }
+
+    fn median(self, of: impl Fn(&Sample) -> f64) -> f64 {
+        median(&self.0.iter().map(of).collect::<Vec<_>>()).unwrap_or_default()
+    }
+}
+
+impl Outcomes {
+    pub(crate) fn add(&mut self, size: Size, sample: Sample) {
+        self.0.entry(size).or_default().push(sample);
+    }
+
+    /// Each size with its samples.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Size, Samples<'_>)> {
+        self.0.iter().map(|(size, samples)| (*size, Samples(samples)))
+    }
+
+    /// What clients see, then what it costs.
+    pub(crate) fn tables(&self) -> String {
+        format!(
+            "### many sidecars\n\n{}\n{}\n{}\n",
+            self.served().render(),
+            self.asked().render(),
+            self.spent().render()
+        )
+    }
+
+    fn served(&self) -> Table {
+        let mut table = Table::new(&[
+            "sidecars",
+            "tracking",
+            "credentials",
+            "polls/s",
+            "changes/s",
+            "hits",
+            "reads/version",
+            "and credential",
+            "most",
+            "stale",
+            "failed",
+            "late",
+            "hit p50/p99 ms",
+            "purge p50/p99 ms",
+        ]);
+        for (size, samples) in self.all() {
+            table.row(vec![
+                size.sidecars.to_string(),
+                size.tracking.as_str().to_owned(),
+                size.credentials.to_string(),
+                number(Some(samples.per("polls", "seconds"))),
+                number(Some(samples.per("changes", "seconds"))),
+                format!("{:.1} %", 100.0 * samples.per("hits", "polls")),
+                format!("{:.3}", samples.of("reads_a_version")),
+                format!("{:.3}", samples.of("reads_a_version_and_credential")),
+                format!("{:.0}", samples.most("most_reads")),
+                format!("{:.0}", samples.sum("stale")),
+                format!("{:.0}", samples.sum("failed")),
+                format!("{:.0}", samples.sum("late")),
+                pair(samples.of("hit_ms"), samples.of("hit99_ms")),
+                pair(samples.of("purge_ms"), samples.of("purge99_ms")),
+            ]);
+        }
+        table
+    }
+
+    fn asked(&self) -> Table {
+        let mut table = Table::new(&[
+            "sidecars",
+            "tracking",
+            "credentials",
+            "commands/s",
+            "PINGs/hit",
+            "lookups/change",
+            "leases/change",
+            "scripts/change",
+            "news/change",
+            "sends/change",
+            "bytes/change",
+        ]);
+        for (size, samples) in self.all() {
+            let a_change = |name| number(Some(samples.per(name, "changes")));
+            table.row(vec![
+                size.sidecars.to_string(),
+                size.tracking.as_str().to_owned(),
+                size.credentials.to_string(),
+                number(Some(samples.per("commands", "seconds"))),
+                number(Some(samples.per("rounds", "hits"))),
+                a_change("lookups"),
+                a_change("leases"),
+                a_change("evalsha"),
+                a_change("news"),
+                number(Some(samples.median(|sample| {
+                    (sample.of("tracking_segments") - sample.of("rounds")) / sample.of("changes")
+                }))),
+                a_change("tracking_bytes"),
+            ]);
+        }
+        table
+    }
+
+    fn spent(&self) -> Table {
+        let mut table = Table::new(&[
+            "sidecars",
+            "tracking",
+            "credentials",
+            "Redis CPU-s/1,000 changes",
+            "Redis cores",
+            "sidecars CPU-s/1,000 changes",
+            "CPU-s/100k polls",
+            "Redis MiB",
+            "its clients KiB",
+            "largest tracking client KiB",
+            "tracked",
+            "MiB a sidecar",
+        ]);
+        for (size, samples) in self.all() {
+            let both = samples.median(|sample| {
+                (sample.of("redis_cpu") + sample.of("sidecars_cpu")) / sample.of("polls")
+            });
+            table.row(vec![
+                size.sidecars.to_string(),
+                size.tracking.as_str().to_owned(),
+                size.credentials.to_string(),
+                number(Some(1e3 * samples.per("redis_cpu", "changes"))),
+                format!("{:.3}", samples.per("redis_cpu", "seconds")),
+                number(Some(1e3 * samples.per("sidecars_cpu", "changes"))),
+                number(Some(1e5 * both)),
+                number(Some(samples.of("used_bytes") / 1_048_576.0)),
+                number(Some(samples.of("clients_bytes") / 1024.0)),
+                number(Some(samples.most("tracking_connection_bytes") / 1024.0)),
+                number(Some(samples.of("tracking_items"))),
+                number(Some(samples.of("sidecar_mib"))),
+            ]);
+        }
+        table
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let sizes = self.0.iter().map(|(size, samples)| {
+            let samples: Vec<_> = samples.iter().map(|sample| json!(sample.0)).collect();
+            json!({
+                "sidecars": size.sidecars, "credentials": size.credentials,
+                "tracking": size.tracking.as_str(), "samples": samples,
+            })
+        });
+        sizes.collect()
+    }
+
+    /// An error that names everything that must not be.
+    pub(crate) fn judge(&self) -> Result<()> {
+        let mut faults = Vec::new();
+        for (size, samples) in self.all() {
+            let stale = samples.sum("stale");
+            if stale > 0.0 {
+                faults.push(format!("{size:?}: {stale:.0} stale answers"));
+            }
+            let reads = samples.of("reads_a_version_and_credential");
+            let most = READS[usize::from(size.credentials > 1)];
+            if reads > most && samples.per("late", "polls") <= LATE {
+                faults.push(format!("{size:?}: {reads:.3} reads of a version by a credential"));
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ").into()) }
+    }
+}
+
+fn pair(p50: f64, p99: f64) -> String {
+    format!("{}/{}", number(Some(p50)), number(Some(p99)))
+}
+
+/// Of what a size is made of.
+pub(crate) fn count(number: usize) -> f64 {
+    real(number as u64)
+}

@@ -1,0 +1,110 @@
+//! News that goes to who has read the key: what it costs to remember that, and to tell.
+
+use super::{
+    Measured,
+    bare::{Audience, Bare, key},
+};
+use crate::{Result, interrupt::Interrupt, outcome::count, stats::real};
+
+pub(super) const CLIENTS: [usize; 4] = [1, 10, 100, 1_000];
+/// Pairs of a client and a key that are remembered.
+const ITEMS: usize = 100_000;
+/// Keys of one client, at most.
+const KEYS: usize = 10_000;
+/// Where the table is limited: what it may hold, and what is read.
+pub(super) const LIMIT: usize = 1_000;
+pub(super) const READ: usize = 10_000;
+/// Bytes of the news of one key: `>2 $10 invalidate *1 $47 <name>` with all its line ends.
+const NEWS_BYTES: u64 = 4 + 5 + 12 + 4 + 5 + 49;
+
+/// Under which microseconds for each client told are kept.
+pub(super) fn name(clients: usize) -> String {
+    format!("keys {clients}")
+}
+
+/// Under which bytes for each client and key are kept.
+pub(super) fn bytes(clients: usize) -> String {
+    format!("keys {clients} bytes")
+}
+
+pub(super) async fn measure(measured: &mut Measured, interrupt: &Interrupt) -> Result<()> {
+    for clients in CLIENTS {
+        interrupt.check()?;
+        tell(&mut Bare::start()?, measured, clients).await?;
+    }
+    limit(&mut Bare::start()?, measured).await
+}
+
+/// All clients have read all keys, which then change, one in each turn.
+async fn tell(bare: &mut Bare, measured: &mut Measured, clients: usize) -> Result<()> {
+    let keys = (ITEMS / clients).min(KEYS);
+    let unheard = changes(bare, keys)?;
+    let (untracked, _, audience) = read(bare, clients, keys, "OFF").await?;
+    audience.leave().await;
+    let (tracked, used, audience) = read(bare, clients, keys, "ON").await?;
+    let items = count(clients * keys);
+    measured.add(&bytes(clients), used / items);
+    if clients == 1 {
+        measured.add("remember", (tracked - untracked) / items);
+    }
+    let heard = changes(bare, keys)?;
+    measured.add(&name(clients), (heard - unheard) / items);
+    audience.leave().await;
+    Ok(())
+}
+
+/// What that costs, the memory that it takes, and the readers.
+async fn read(
+    bare: &mut Bare,
+    clients: usize,
+    keys: usize,
+    tracking: &str,
+) -> Result<(f64, f64, Audience)> {
+    let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let track = words(format!("CLIENT TRACKING {tracking}"));
+    // Connections and their buffers are none of the table's memory.
+    let idle = bare.audience(clients, std::slice::from_ref(&track)).await?;
+    let before = bare.info("used_memory")?;
+    idle.leave().await;
+    let mut said = vec![track];
+    said.extend((0..keys).map(|at| words(format!("PEXPIRETIME {}", key(at)))));
+    let spent = bare.cpu_us()?;
+    let audience = bare.audience(clients, &said).await?;
+    let spent = bare.cpu_us()? - spent;
+    Ok((spent, bare.info("used_memory")? - before, audience))
+}
+
+/// Changes the keys, one in each turn.
+fn changes(bare: &mut Bare, keys: usize) -> Result<f64> {
+    bare.cost_us(|control| {
+        for at in 0..keys {
+            let _: () = redis::cmd("SET").arg(key(at)).arg("").query(control)?;
+        }
+        Ok(())
+    })
+}
+
+/// A client that reads more than the table may hold.
+async fn limit(bare: &mut Bare, measured: &mut Measured) -> Result<()> {
+    let (_, _, audience) = read(bare, 1, READ, "ON").await?;
+    audience.leave().await;
+    let (unlimited, _, audience) = read(bare, 1, READ, "ON").await?;
+    let heard_unlimited = audience.heard_bytes();
+    audience.leave().await;
+    let _: () = redis::cmd("CONFIG")
+        .arg(&["SET", "tracking-table-max-keys", &LIMIT.to_string()])
+        .query(&mut bare.control)?;
+    let (limited, _, mut audience) = read(bare, 1, READ, "ON").await?;
+    // What is over the limit goes in small steps.
+    let mut kept = f64::INFINITY;
+    while bare.info("tracking_total_keys")? < kept {
+        kept = bare.info("tracking_total_keys")?;
+        audience.settle().await;
+    }
+    let told = (audience.heard_bytes() - heard_unlimited) / NEWS_BYTES;
+    measured.add("limit kept", kept);
+    measured.add("limit told", real(told));
+    measured.add("limit µs", (limited - unlimited) / count(READ - LIMIT));
+    audience.leave().await;
+    Ok(())
+}
