@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper::Method;
-use jobcache::config::{Config, Login, Secret};
+use jobcache::config::{Config, Login, NearTracking, Secret};
 
 use crate::{
     acl, store_tls,
@@ -38,9 +38,17 @@ impl Setup {
         Self::trusted(self.config()).await
     }
 
-    /// The same as a user with no more rights than it needs.
-    async fn user(&self) -> Sidecar {
+    /// The same, told of changes so.
+    async fn told(&self, tracking: NearTracking) -> Sidecar {
         let mut config = self.config();
+        config.near.tracking = tracking;
+        Self::trusted(config).await
+    }
+
+    /// The same as a user with no more rights than it needs.
+    async fn user(&self, tracking: NearTracking) -> Sidecar {
+        let mut config = self.config();
+        config.near.tracking = tracking;
         as_user(&mut config);
         Self::trusted(config).await
     }
@@ -85,7 +93,7 @@ fn version(reply: &Reply) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_of_all_masters_are_cached_and_forgotten() {
     let setup = Setup::new().await;
-    let (a, b) = (setup.sidecar().await, setup.sidecar().await);
+    let (a, b) = (setup.sidecar().await, setup.told(NearTracking::Keys).await);
     for master in 0..3 {
         let id = setup.cluster.job_of(master, "x").await;
         assert_eq!(setup.cluster.owner(&id).await, master);
@@ -258,7 +266,7 @@ async fn while_a_slot_is_on_its_way_writes_and_purges_are_confirmed_and_nothing_
     for node in &setup.cluster.nodes {
         give_rights(node).await;
     }
-    let (a, b) = (setup.user().await, setup.user().await);
+    let (a, b) = (setup.user(NearTracking::Broadcast).await, setup.user(NearTracking::Keys).await);
     for (n, moved) in [Moved::Nothing, Moved::Main, Moved::Meta, Moved::All].into_iter().enumerate()
     {
         let id = setup.cluster.job_of(0, &format!("half-{n}")).await;
