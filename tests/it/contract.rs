@@ -13,7 +13,7 @@ use crate::support::{Cluster, RedisServer, SOON, eventually};
 
 const TTL: Duration = Duration::from_mins(5);
 const LINGER: Duration = Duration::from_millis(150);
-const LEASE: Duration = Duration::from_millis(150);
+const LEASE: Duration = Duration::from_millis(300);
 const FENCE: Duration = Duration::from_millis(150);
 const META: &str = r#"{"v":0"#;
 

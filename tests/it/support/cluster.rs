@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value, cmd};
+use tokio::time::timeout;
 
 use super::{RedisServer, SOON, eventually, free_port, redis::key};
 
@@ -15,6 +16,8 @@ const MASTERS: usize = 3;
 const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Redirections that a third party follows.
 const HOPS: usize = 5;
+/// For a master to hand over; Redis gives it so long itself.
+const HAND_OVER: Duration = Duration::from_secs(5);
 /// For a failover: the timeout, the election, and a busy machine.
 pub(crate) const FAILOVER: Duration = Duration::from_secs(20);
 
@@ -254,10 +257,14 @@ impl Cluster {
         .await
     }
 
-    /// A replica takes over from its master, which hands over.
+    /// A replica takes over from its master, which hands over. On a busy machine that may come to nothing
+    /// within the five seconds that it has; then it is asked again.
     pub(crate) async fn hand_over(&self, replica: usize) {
-        let () = self.nodes[replica].run(cmd("CLUSTER").arg("FAILOVER")).await;
-        self.is_master(replica).await;
+        eventually(FAILOVER, async || {
+            let _ = self.nodes[replica].try_run::<()>(cmd("CLUSTER").arg("FAILOVER")).await;
+            timeout(HAND_OVER, self.is_master(replica)).await
+        })
+        .await;
     }
 
     /// Waits until a node is a master.
