@@ -140,7 +140,11 @@ impl Admin {
         let path = request.uri().path().to_owned();
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
-        if let Some(refusal) = self.refuses_page(request.headers(), &path, read, client) {
+        if let Some(error) = origin::ambiguity(&request) {
+            self.lasting.metrics.webhook.refused(Refused::Malformed);
+            return reply(StatusCode::BAD_REQUEST, &json!({ "error": error }));
+        }
+        if let Some(refusal) = self.refuses_page(&request, read, client) {
             return refusal;
         }
         match path.as_str() {
@@ -187,21 +191,15 @@ impl Admin {
 
     /// What is answered to a browser that another site's page makes call, where no secret keeps it out.
     /// Who comes by a unix socket is no browser.
-    fn refuses_page(
-        &self,
-        headers: &HeaderMap,
-        path: &str,
-        read: bool,
-        client: Peer,
-    ) -> Option<Reply> {
+    fn refuses_page<B>(&self, request: &Request<B>, read: bool, client: Peer) -> Option<Reply> {
         if !self.guard.is_open() {
             return None;
         }
-        let for_anybody = read && ANYBODYS.contains(&path);
-        let refusal = if !read && origin::is_foreign(headers) {
+        let for_anybody = read && ANYBODYS.contains(&request.uri().path());
+        let refusal = if !read && origin::is_foreign(request) {
             forged()
         } else if client.ip.is_some() && !for_anybody {
-            rebound(&origin::foreign_name(headers)?)
+            rebound(&origin::foreign_name(request)?)
         } else {
             return None;
         };

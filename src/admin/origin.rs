@@ -11,12 +11,15 @@
 //!
 //! Who is no browser sends none of these fields, and is none of our concern here.
 
-use std::net::IpAddr;
+use std::{
+    borrow::Cow,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use hyper::{
-    HeaderMap,
+    Request, Version,
     http::{
-        Uri,
+        HeaderName, Uri,
         header::{HOST, ORIGIN},
         uri::Authority,
     },
@@ -25,69 +28,149 @@ use hyper::{
 /// Characters of a name that are shown.
 const MAX_SHOWN: usize = 200;
 
-/// Whether these are the headers of a request that another site's page has made.
+const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// What makes it open for whom a request is, or whose. Who reads the first of two fields and who reads
+/// the last would judge it differently.
+pub(super) fn ambiguity<B>(request: &Request<B>) -> Option<String> {
+    // RFC 9112 (3.2): "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request
+    // message that lacks a Host header field and to any request message that contains more than one".
+    if request.version() == Version::HTTP_11 && !request.headers().contains_key(HOST) {
+        return Some("the request has no Host".to_owned());
+    }
+    let twice = |name: &HeaderName| request.headers().get_all(name).iter().nth(1).is_some();
+    let name = [HOST, ORIGIN, SITE].into_iter().find(twice)?;
+    Some(format!("the request has more than one {name}"))
+}
+
+/// Whether a request is one that another site's page has made.
 ///
 /// Fetch Metadata says it outright, over TLS and to a loopback address. Older browsers, and all of them
 /// over plain HTTP to a name, send the `Origin` of the page with whatever is not a `GET` (Fetch, 3.2); it
-/// has to be the `Host`. And that an address or `localhost`: the name of another site may lead here
-/// (DNS rebinding), and what its page sends is then of the same origin.
-pub(super) fn is_foreign(headers: &HeaderMap) -> bool {
-    if let Some(site) = headers.get("sec-fetch-site") {
+/// has to be the name asked for. And that an address or `localhost`: the name of another site may lead
+/// here (DNS rebinding), and what its page sends is then of the same origin.
+pub(super) fn is_foreign<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    if let Some(site) = headers.get(SITE) {
         // `none`: the operator himself, by an address bar or an extension.
         return site != "same-origin" && site != "none";
     }
     let Some(origin) = headers.get(ORIGIN) else { return false };
     let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
     let Some(origin) = origin.as_ref().and_then(Uri::authority) else { return true };
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    !host.is_some_and(|host| host.eq_ignore_ascii_case(origin.as_str())) || !is_here(origin)
+    let is_own =
+        names(request).next().is_some_and(|name| name.eq_ignore_ascii_case(origin.as_str()));
+    !is_own || !is_here(origin)
 }
 
 /// The name that a request is for, where that may be another site's. A browser always says one.
-pub(super) fn foreign_name(headers: &HeaderMap) -> Option<String> {
-    let host = headers.get(HOST)?;
-    let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
-    if authority.as_ref().is_some_and(is_here) {
-        return None;
-    }
-    let shown = String::from_utf8_lossy(host.as_bytes());
-    Some(shown.chars().take(MAX_SHOWN).collect())
+pub(super) fn foreign_name<B>(request: &Request<B>) -> Option<String> {
+    let is_foreign = |name: &Cow<str>| !name.parse().is_ok_and(|name| is_here(&name));
+    let name = names(request).find(is_foreign)?;
+    Some(name.chars().take(MAX_SHOWN).collect())
+}
+
+/// The names that a request is for. RFC 9112 (3.2.2): "When an origin server receives a request with an
+/// absolute-form of request-target, the origin server MUST ignore the received Host header field", and
+/// HTTP/2 has `:authority`; a name is not to slip by behind either, so both are looked at.
+fn names<B>(request: &Request<B>) -> impl Iterator<Item = Cow<'_, str>> {
+    let target = request.uri().authority().map(|name| Cow::Borrowed(name.as_str()));
+    let host = request.headers().get(HOST);
+    target.into_iter().chain(host.map(|host| String::from_utf8_lossy(host.as_bytes())))
 }
 
 /// A name that no other site's can be: RFC 6761 (6.3) keeps `localhost` and what is below it for
-/// loopback.
+/// loopback. Only what can be read in one way is one.
 fn is_here(host: &Authority) -> bool {
-    let name = host.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
-    let name = name.strip_suffix('.').unwrap_or(&name);
-    name == "localhost" || name.ends_with(".localhost") || name.parse::<IpAddr>().is_ok()
+    if host.as_str().contains('@') {
+        return false;
+    }
+    let name = host.host();
+    if let Some(ip) = name.strip_prefix('[') {
+        return ip.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
+    }
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let is_below = |below: &str| below.split('.').all(|label| !label.is_empty());
+    name == "localhost"
+        || name.strip_suffix(".localhost").is_some_and(is_below)
+        || name.parse::<Ipv4Addr>().is_ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn request(target: &str, fields: &[(&str, &str)]) -> Request<()> {
+        let request = Request::builder().uri(target);
+        let request =
+            fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.body(()).unwrap()
+    }
+
     #[track_caller]
-    fn check(fields: &[(&'static str, &'static str)], foreign: bool) {
-        let field = |(name, value): &(&'static str, &str)| {
-            (name.parse::<hyper::header::HeaderName>().unwrap(), value.parse().unwrap())
-        };
-        let headers: HeaderMap = fields.iter().map(field).collect();
-        assert_eq!(is_foreign(&headers), foreign, "{fields:?}");
+    fn check(fields: &[(&str, &str)], foreign: bool) {
+        assert_eq!(is_foreign(&request("/", fields)), foreign, "{fields:?}");
     }
 
     #[test]
     fn a_name_that_may_be_another_sites_is_told_apart() {
         let check = |host: &str, name: Option<&str>| {
-            let headers = HeaderMap::from_iter([(HOST, host.parse().unwrap())]);
-            assert_eq!(foreign_name(&headers).as_deref(), name, "{host}");
+            let told = foreign_name(&request("/", &[("host", host)]));
+            assert_eq!(told.as_deref(), name, "{host}");
         };
         for host in ["127.0.0.1:9090", "10.1.2.3", "[::1]:9090", "LocalHost:1", "a.localhost."] {
             check(host, None);
         }
-        for host in ["evil.example:9090", "127.0.0.1.evil.example", "localhost.evil", "", "a b"] {
+        for host in [
+            "evil.example:9090",
+            "127.0.0.1.evil.example",
+            "localhost.evil",
+            "",
+            "a b",
+            "evil.com@localhost",
+            "evil.com:x@127.0.0.1",
+            "[localhost]",
+            "[127.0.0.1]",
+            ".localhost",
+            "a..localhost",
+            "localhost..",
+            "[::1",
+        ] {
             check(host, Some(host));
         }
-        assert_eq!(foreign_name(&HeaderMap::new()), None);
+        assert_eq!(foreign_name(&request("/", &[])), None);
+    }
+
+    #[test]
+    fn the_name_in_the_target_is_looked_at_before_that_in_host() {
+        let name = |target, host| foreign_name(&request(target, &[("host", host)]));
+        assert_eq!(name("http://evil.example/status", "localhost").unwrap(), "evil.example");
+        assert_eq!(name("http://localhost/status", "evil.example").unwrap(), "evil.example");
+        assert_eq!(name("http://localhost:1/status", "localhost:1"), None);
+        assert_eq!(foreign_name(&request("http://evil.example/", &[])).unwrap(), "evil.example");
+        let of = |target, origin| {
+            is_foreign(&request(target, &[("host", "127.0.0.1:9"), ("origin", origin)]))
+        };
+        assert!(!of("http://localhost:9/purge", "http://localhost:9"));
+        assert!(of("http://localhost:9/purge", "http://127.0.0.1:9"));
+    }
+
+    #[test]
+    fn a_request_that_can_be_read_in_two_ways_is_told_apart() {
+        let check = |version, fields: &[_], told: Option<&str>| {
+            let mut request = request("/", fields);
+            *request.version_mut() = version;
+            let found = ambiguity(&request);
+            assert_eq!(found.is_some(), told.is_some(), "{fields:?}: {found:?}");
+            assert!(found.unwrap_or_default().contains(told.unwrap_or_default()), "{fields:?}");
+        };
+        check(Version::HTTP_11, &[], Some("no Host"));
+        check(Version::HTTP_10, &[], None);
+        check(Version::HTTP_2, &[], None);
+        check(Version::HTTP_11, &[("host", "a"), ("origin", "b")], None);
+        for name in ["host", "origin", "sec-fetch-site"] {
+            check(Version::HTTP_11, &[("host", "a"), (name, "b"), (name, "b")], Some(name));
+        }
     }
 
     #[test]

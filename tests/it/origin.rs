@@ -3,7 +3,7 @@
 use hyper::{Method, StatusCode};
 use jobcache::config::{Config, Secret};
 
-use crate::support::Setup;
+use crate::support::{Setup, client::split};
 
 const X: &str = "/jobs/x";
 const SECRET: &str = "a-secret-of-the-test";
@@ -119,5 +119,35 @@ async fn who_asks_for_no_page_is_told_which_there_are() {
     assert_eq!(reply.status, StatusCode::NOT_FOUND);
     for page in ["\"/stats\"", "/status", "/explain/<id>", "/purge"] {
         assert!(reply.reason().contains(page), "{reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_could_be_for_two_names_is_refused_and_the_target_comes_before_host() {
+    let setup = Setup::new().await;
+    let ask = async |line: &str, fields: &str| {
+        let request = format!("{line}\r\n{fields}connection: close\r\n\r\n");
+        split(&setup.sidecar.admin.raw(request.as_bytes()).await).0
+    };
+    let (get, post) = ("GET /status HTTP/1.1", "POST /purge/x HTTP/1.1");
+    assert_eq!(ask(get, "host: localhost\r\n").await, 200);
+    assert_eq!(ask("GET /status HTTP/1.0", "").await, 200);
+    for (line, fields) in [
+        (get, ""),
+        (get, "host: localhost\r\nhost: localhost\r\n"),
+        (post, "host: localhost\r\nsec-fetch-site: none\r\nsec-fetch-site: cross-site\r\n"),
+        (post, "host: localhost\r\norigin: http://localhost\r\norigin: http://evil.example\r\n"),
+    ] {
+        assert_eq!(ask(line, fields).await, 400, "{line}: {fields:?}");
+    }
+    for (line, host) in [
+        ("GET http://evil.example/status HTTP/1.1", "localhost"),
+        ("GET http://localhost/status HTTP/1.1", "evil.example"),
+        (get, "evil.com@localhost"),
+        (get, "[localhost]"),
+        (get, "[127.0.0.1]"),
+        (get, ".localhost"),
+    ] {
+        assert_eq!(ask(line, &format!("host: {host}\r\n")).await, 403, "{line}: {host}");
     }
 }
