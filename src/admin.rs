@@ -14,6 +14,7 @@ pub mod page;
 pub mod proof;
 pub mod purge;
 mod status;
+mod upload;
 pub mod wanted;
 
 use std::{sync::Arc, time::Duration};
@@ -101,7 +102,7 @@ impl Admin {
     pub fn new(cache: Arc<Cache>, routes: Arc<Routes>, config: &Config, lasting: Lasting) -> Self {
         let guard = Arc::new(Guard::new(config, &lasting));
         let jobs = (Arc::clone(&cache), Arc::clone(&routes));
-        let webhook = Webhook::new(jobs, &lasting, Arc::clone(&guard), config.webhook_max_purges);
+        let webhook = Webhook::new(jobs, &lasting, Arc::clone(&guard), config);
         let log = Log::new(lasting.filter.clone(), Arc::clone(&guard));
         let (mode, front, limits) = (Mode::of(config), Front::new(), config.server.clone());
         Self { cache, routes, guard, webhook, log, mode, limits, lasting, front }
@@ -214,7 +215,7 @@ impl Admin {
         client: Peer,
         page: impl FnOnce(&Self) -> Reply,
     ) -> Reply {
-        self.guard.refuses(headers, &[], client).unwrap_or_else(|| page(self))
+        self.guard.refuses(headers, client).unwrap_or_else(|| page(self))
     }
 
     fn status(&self) -> Reply {
@@ -233,6 +234,9 @@ impl Admin {
         if head.method != Method::GET && head.method != Method::POST {
             return wrong_method("GET, POST");
         }
+        if let Some(refusal) = self.guard.refuses(&head.headers, client) {
+            return refusal;
+        }
         let read = timeout(HEAD_TIMEOUT, Limited::new(body, MAX_HEAD).collect());
         let Ok(Ok(body)) = read.await else {
             return explain::bad_request(&format!(
@@ -240,9 +244,6 @@ impl Admin {
             ));
         };
         let body = body.to_bytes();
-        if let Some(refusal) = self.guard.refuses(&head.headers, &body, client) {
-            return refusal;
-        }
         let id = path.strip_prefix("/explain/").unwrap_or_default();
         let (cache, routes, limits) = (&self.cache, &self.routes, &self.limits);
         Sidecar { cache, routes, mode: self.mode.cache(), limits }.explain(id, &body).await

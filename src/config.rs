@@ -29,9 +29,9 @@ mod url;
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::http::{HeaderName, Uri, uri::Authority};
 use ipnet::IpNet;
-use standardwebhooks::Webhook;
 
 pub use address::Address;
 pub use changes::{Change, Overruled};
@@ -489,15 +489,13 @@ impl Secret {
         &self.0
     }
 
-    /// What verifies Standard Webhooks signatures made with it. One that begins with `whsec_` is
-    /// base64, any other is taken as it is.
-    pub fn webhook(&self) -> Result<Webhook, String> {
-        let webhook = if self.0.starts_with("whsec_") {
-            Webhook::new(&self.0)
-        } else {
-            Webhook::from_bytes(self.0.clone().into_bytes())
-        };
-        webhook.map_err(|error| error.to_string())
+    /// The key of Standard Webhooks signatures made with it. One that begins with `whsec_` is base64, any
+    /// other is taken as it is; none, if it is no base64 after all.
+    pub fn key(&self) -> Option<Vec<u8>> {
+        match self.0.strip_prefix("whsec_") {
+            Some(encoded) => STANDARD.decode(encoded).ok(),
+            None => Some(self.0.clone().into_bytes()),
+        }
     }
 }
 

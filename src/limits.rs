@@ -71,7 +71,7 @@ impl Held {
     }
 
     /// Takes more, also past the limit: what is there already is better counted than not.
-    fn grow_past(&self, more: usize) {
+    pub fn grow_past(&self, more: usize) {
         self.room.used.inc_by(signed(more));
         self.amount.fetch_add(more, Ordering::Relaxed);
     }

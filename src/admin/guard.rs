@@ -5,19 +5,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use hyper::{
     HeaderMap, Request, StatusCode,
     http::{HeaderValue, header::WWW_AUTHENTICATE},
 };
 use serde_json::json;
 use standardwebhooks::HEADER_WEBHOOK_ID;
+use tokio::{sync::Mutex, task::spawn_blocking};
 use tracing::warn;
 
 use super::{
     Lasting,
     pace::{Pace, Turns, TurnsByAddress},
     page::{Reply, later, reply},
-    proof::{self, Skew, TOLERANCE, Unproven},
+    proof::{self, LARGE, Proof, Signed, Skew, TOLERANCE, Unproven},
+    upload::Shares,
 };
 use crate::{
     clock,
@@ -33,6 +36,8 @@ const MAX_CALLER: usize = 64;
 /// Seconds past which a skew is warned of: no network and no queue of a healthy sender takes so long,
 /// and it leaves time to mend a clock before its deliveries are refused.
 const SKEW_TO_TELL: u64 = 60;
+/// Seconds of the largest skew that is told apart: a day.
+const MAX_SKEW: u64 = 86_400;
 
 /// Who calls, as events tell: the id of the webhook's delivery and the address that it came from.
 #[derive(Clone, Debug)]
@@ -63,16 +68,31 @@ impl Caller {
 pub struct Watch {
     skews: Throttle,
     failures: TurnsByAddress,
+    /// Who hashes a large body: one at a time.
+    hashing: Arc<Mutex<()>>,
+    /// What each address holds of the room for bodies.
+    pub(super) shares: Arc<Shares>,
     /// Of purges.
     pub(super) purges: Turns,
     /// Warnings of refreshes that nobody may have any use of.
     pub(super) bare_refreshes: Throttle,
 }
 
+/// Whose the head of a call is, as far as it tells.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// There is no secret.
+    Anybody,
+    /// One who shows it.
+    Known,
+    /// One who knows it, if this is a signature of the body.
+    Signed(Signed),
+}
+
 /// Lets in who knows one of the secrets; anybody, where there is none.
 #[derive(Debug)]
 pub(super) struct Guard {
-    secrets: Vec<Secret>,
+    secrets: Arc<[Secret]>,
     /// In a minute, from one address.
     max_failures: usize,
     watch: Arc<Watch>,
@@ -82,8 +102,8 @@ pub(super) struct Guard {
 impl Guard {
     pub(super) fn new(config: &Config, lasting: &Lasting) -> Self {
         let Lasting { watch, metrics, .. } = lasting.clone();
-        let (secrets, max_failures) = (config.webhook_secret.clone(), config.webhook_max_failures);
-        Self { secrets, max_failures, watch, metrics }
+        let (secrets, max_failures) = (&config.webhook_secret[..], config.webhook_max_failures);
+        Self { secrets: secrets.into(), max_failures, watch, metrics }
     }
 
     /// Whether anybody may call.
@@ -91,48 +111,124 @@ impl Guard {
         self.secrets.is_empty()
     }
 
-    /// Whether a call shows a secret itself, so that its body need not be read to tell. Counts nothing.
-    pub(super) fn shows_secret(&self, headers: &HeaderMap) -> bool {
-        proof::bearer(headers).is_some()
-            && proof::check(&self.secrets, headers, &[], clock::now()).is_ok()
-    }
-
-    /// What is answered to who does not know a secret.
+    /// What is answered to who does not show a secret itself. A signature does not open: it does not say
+    /// what page it is for.
     ///
     /// Past so many of them a minute an address is told to wait. Who knows one is never kept out for what
     /// others behind his address do: he is not asked how often he has called.
-    pub(super) fn refuses(&self, headers: &HeaderMap, body: &[u8], client: Peer) -> Option<Reply> {
+    pub(super) fn refuses(&self, headers: &HeaderMap, client: Peer) -> Option<Reply> {
         if self.is_open() {
             return None;
         }
-        let unproven = match proof::check(&self.secrets, headers, body, clock::now()) {
+        let unproven = match proof::token(&self.secrets, headers) {
+            Ok(proof) => {
+                self.metrics.webhook.accepted(proof.secret);
+                return None;
+            }
+            Err(Unproven::Unsigned) if proof::is_signed(headers) => Unproven::Elsewhere,
+            Err(unproven) => unproven,
+        };
+        Some(self.refuse(unproven, "; send `Authorization: Bearer <secret>`", client))
+    }
+
+    /// Judges a call whose body says what is to be done, by its head: what cannot be right is refused
+    /// before the body is read. A right signature is enough beside a wrong token.
+    pub(super) fn claim(&self, headers: &HeaderMap, client: Peer) -> Result<Claim, Box<Reply>> {
+        if self.is_open() {
+            return Ok(Claim::Anybody);
+        }
+        let unproven = match proof::token(&self.secrets, headers) {
+            Ok(proof) => {
+                self.metrics.webhook.accepted(proof.secret);
+                return Ok(Claim::Known);
+            }
+            Err(malformed @ Unproven::Malformed(_)) => malformed,
+            Err(unproven) if !proof::is_signed(headers) => unproven,
+            Err(_) => match Signed::read(headers) {
+                Ok(signed) => return Ok(Claim::Signed(signed)),
+                Err(unproven) => unproven,
+            },
+        };
+        let mend = "; send `Authorization: Bearer <secret>` or a Standard Webhooks signature";
+        Err(Box::new(self.refuse(unproven, mend, client)))
+    }
+
+    /// What is answered if a signature is not one of this body.
+    pub(super) async fn disproves(
+        &self,
+        signed: Signed,
+        body: &Bytes,
+        client: Peer,
+    ) -> Option<Reply> {
+        let judged = if body.len() > LARGE {
+            self.aside(signed, body.clone()).await
+        } else {
+            signed.check(&self.secrets, body, clock::now())
+        };
+        match judged {
             Ok(proof) => {
                 self.metrics.webhook.accepted(proof.secret);
                 if let Some(skew) = proof.skew {
                     self.note(skew);
                 }
-                return None;
+                None
             }
-            Err(unproven) => unproven,
+            Err(unproven) => Some(self.refuse(unproven, "", client)),
+        }
+    }
+
+    /// Hashes off the threads that serve, and not on as many others as there are calls. The turn goes
+    /// with the work, which nobody can call off.
+    async fn aside(&self, signed: Signed, body: Bytes) -> Result<Proof, Unproven> {
+        let turn = Arc::clone(&self.watch.hashing).lock_owned().await;
+        let secrets = Arc::clone(&self.secrets);
+        let hash = move || {
+            let _turn = turn;
+            signed.check(&secrets, &body, clock::now())
         };
+        // It does not panic; if it did, nothing would be proven.
+        spawn_blocking(hash).await.unwrap_or(Err(Unproven::Signature))
+    }
+
+    /// Of a call that is given up before it can be judged: it counts as one that proves nothing.
+    pub(super) fn failed(&self, client: Peer) -> Result<(), Duration> {
+        self.watch.failures.take(client.ip, self.pace(), Instant::now())
+    }
+
+    /// How long a caller has to wait before another failure of his is answered.
+    pub(super) fn waits(&self, client: Peer) -> Option<Duration> {
+        self.watch.failures.wait(client.ip, self.pace(), Instant::now())
+    }
+
+    /// What is answered to who has to wait and sends a large body, which is not read.
+    pub(super) fn puts_off(&self, wait: Duration) -> Reply {
+        self.metrics.limits.hit(Limit::WebhookFailures);
+        self.metrics.webhook.refused(Refused::Rate);
+        too_many("the body is a large one", wait)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::new(self.max_failures, Duration::from_mins(1))
+    }
+
+    /// What was signed long ago can be sent for ever. So its skew is noted as often as it is answered.
+    fn refuse(&self, unproven: Unproven, mend: &str, client: Peer) -> Reply {
+        self.metrics.webhook.refused(counted(unproven));
+        if let Err(wait) = self.failed(client) {
+            self.metrics.limits.hit(Limit::WebhookFailures);
+            return too_many(&unproven.to_string(), wait);
+        }
         if let Unproven::Time(skew) = unproven {
             self.note(skew);
         }
-        self.metrics.webhook.refused(counted(unproven));
-        let pace = Pace::new(self.max_failures, Duration::from_mins(1));
-        match self.watch.failures.take(client.ip, pace, Instant::now()) {
-            Ok(()) => Some(unauthorized(unproven)),
-            Err(wait) => {
-                self.metrics.limits.hit(Limit::WebhookFailures);
-                Some(too_many(unproven, wait))
-            }
-        }
+        unauthorized(unproven, mend)
     }
 
     /// Of a message that was rightly signed, taken or not.
     fn note(&self, skew: Skew) {
         let seconds = skew.seconds();
-        self.metrics.webhook.skew(seconds);
+        // The sum of the metric is not to be made of a few that are years off.
+        self.metrics.webhook.skew(seconds.min(MAX_SKEW));
         if seconds <= SKEW_TO_TELL {
             return;
         }
@@ -155,18 +251,16 @@ impl Guard {
 fn counted(unproven: Unproven) -> Refused {
     match unproven {
         Unproven::Unsigned => Refused::Unsigned,
-        Unproven::Bearer => Refused::Bearer,
+        Unproven::Bearer | Unproven::Several => Refused::Bearer,
         Unproven::Missing(_) | Unproven::Malformed(_) => Refused::Header,
-        Unproven::Signature => Refused::Signature,
-        Unproven::Time(_) => Refused::Timestamp,
+        Unproven::Signature | Unproven::Elsewhere => Refused::Signature,
+        Unproven::Time(_) | Unproven::Stale(_) => Refused::Timestamp,
     }
 }
 
-fn unauthorized(unproven: Unproven) -> Reply {
+fn unauthorized(unproven: Unproven, mend: &str) -> Reply {
     let mend = match unproven {
-        Unproven::Unsigned => {
-            "; send `Authorization: Bearer <secret>` or a Standard Webhooks signature"
-        }
+        Unproven::Unsigned | Unproven::Elsewhere => mend,
         _ => "",
     };
     let error = format!("{unproven}{mend}");
@@ -179,10 +273,10 @@ fn challenging(mut response: Reply) -> Reply {
     response
 }
 
-fn too_many(unproven: Unproven, wait: Duration) -> Reply {
+fn too_many(what: &str, wait: Duration) -> Reply {
     let error = format!(
-        "{unproven}; and too many calls from here were like that of late (webhook_max_failures): wait, \
-         or call as one who knows a webhook secret, which is taken at any time"
+        "{what}; and too many calls from here showed no webhook secret of late (webhook_max_failures): \
+         wait, or show one as a bearer token, or sign a small body, which is taken at any time"
     );
     challenging(later(StatusCode::TOO_MANY_REQUESTS, &json!({ "error": error }), wait))
 }

@@ -1,7 +1,7 @@
 //! The filter of the log, read and changed while jobcache runs.
 //!
 //! What is put here holds until a reload, which puts back what the configuration says, or a restart. It
-//! is guarded as the purge webhook is: `debug` shows what jobs there are and costs every request.
+//! takes the webhook secret as a bearer token, where there is one: `debug` shows what jobs there are and costs every request.
 
 use std::{sync::Arc, time::Duration};
 
@@ -45,15 +45,15 @@ impl Log {
 
     /// `PUT /log` with a filter as its body.
     pub(super) async fn put(&self, request: Request<Incoming>, client: Peer) -> Reply {
-        let (head, body) = request.into_parts();
+        if let Some(refusal) = self.guard.refuses(request.headers(), client) {
+            return refusal;
+        }
+        let body = request.into_body();
         let body = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_FILTER).collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => return refuse(&format!("no filter of {MAX_FILTER} bytes: {error}")),
             Err(_) => return refuse(&format!("the body did not come within {BODY_TIMEOUT:?}")),
         };
-        if let Some(refusal) = self.guard.refuses(&head.headers, &body, client) {
-            return refusal;
-        }
         match self.set(&body) {
             Ok(Some((log, was))) => reply(StatusCode::OK, &json!({ "log": log, "was": was })),
             Ok(None) => none(),

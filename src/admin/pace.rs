@@ -82,10 +82,25 @@ impl TurnsByAddress {
         known.insert(from, made_up);
         Ok(())
     }
+
+    /// How long who comes from here would have to wait for a turn now; he takes none.
+    pub(super) fn wait(&self, from: Option<IpAddr>, pace: Pace, now: Instant) -> Option<Duration> {
+        let from = from.map(neighbourhood);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = known.contains_key(&from);
+        let made_up = known.get(&from).copied();
+        let is_full = known.len() >= ADDRESSES && known.values().all(|made_up| *made_up > now);
+        drop(known);
+        if is_known || !is_full {
+            return pace.turn(made_up, now).err();
+        }
+        let made_up = *self.others.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.turn(made_up, now).err()
+    }
 }
 
 /// A host of IPv6 has a whole /64 to itself.
-fn neighbourhood(ip: IpAddr) -> IpAddr {
+pub(super) fn neighbourhood(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
@@ -129,6 +144,11 @@ mod tests {
         }
         assert!(take("198.51.100.1", now) && !take("198.51.100.2", now), "there is no room");
         assert!(!take("192.0.2.1", now), "who is known stays so");
+        let wait = |ip: &str, now| turns.wait(Some(ip.parse().unwrap()), pace, now);
+        for ip in ["192.0.2.1", "198.51.100.2"] {
+            assert_eq!(wait(ip, now), Some(SECOND));
+            assert_eq!(wait(ip, now + SECOND), None, "and takes none");
+        }
         assert_eq!(turns.known.lock().unwrap().len(), ADDRESSES);
         assert!(take("198.51.100.2", now + 2 * SECOND) && take("198.51.100.3", now + 2 * SECOND));
         assert_eq!(turns.known.lock().unwrap().len(), 2, "what is made up for is forgotten");

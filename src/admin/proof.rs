@@ -1,16 +1,29 @@
 //! Whether a call proves that its sender knows a secret: by a bearer token, or by a Standard Webhooks
-//! signature of the body (of no bytes, where the job is named by the path).
+//! signature of the body.
+//!
+//! A signature covers neither method nor path, so it says what is to be done only where the body does.
+//! Which pages those are is not decided here.
 //!
 //! While secrets are rotated there are several, and any of them is as good as the others. Each is
 //! compared, in constant time and also once one was right, so that neither the text of one nor which of
-//! them it was can be told by how long that took.
+//! them it was can be told by how long that took. Tokens are compared by their digests: else the length of
+//! a secret could be told.
 //!
 //! The signature is judged before its time: only of a message that is known to be from a sender of ours
-//! is it worth anything to know how far its clock is off.
+//! is it worth anything to know how far its clock is off. But a large body of another time is not worth
+//! its hashing.
+
+#[cfg(test)]
+mod tests;
 
 use std::time::SystemTime;
 
-use hyper::{HeaderMap, http::header::AUTHORIZATION};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hmac_sha256::{HMAC, Hash};
+use hyper::{
+    HeaderMap,
+    http::{HeaderValue, header::AUTHORIZATION},
+};
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq};
 
@@ -18,7 +31,11 @@ use crate::config::Secret;
 
 /// How far the time of a signature may be off, in seconds: what Standard Webhooks suggests.
 pub const TOLERANCE: u64 = 5 * 60;
+/// Bytes of a body past which it is dear to hash: with each of 8 secrets this many take about 2 ms.
+pub const LARGE: usize = 64 << 10;
 
+/// Signatures of one message that are looked at: as many as a sender may have secrets, and to spare.
+const MAX_SIGNATURES: usize = 32;
 const SCHEME: &str = "Bearer ";
 const HEADERS: [&str; 3] = [HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, HEADER_WEBHOOK_SIGNATURE];
 
@@ -50,6 +67,15 @@ pub enum Unproven {
     /// What belongs to a signature and cannot be read.
     #[error("{0}")]
     Malformed(&'static str),
+    /// A token of several words, as the variable has that is to be split into secrets.
+    #[error("the bearer token has white space in it, as several secrets have; send one of them")]
+    Several,
+    /// A signature where it could be one of anything.
+    #[error(
+        "a signature says what is to be done only to POST /purge, whose body says so: it covers \
+         neither method nor path"
+    )]
+    Elsewhere,
     /// None of the signatures is one of this message by a secret of ours.
     #[error(
         "no signature in webhook-signature is one of this id, time and body, byte for byte, by a \
@@ -57,11 +83,20 @@ pub enum Unproven {
     )]
     Signature,
     /// A signature that is right, of another time than now.
-    #[error(
-        "webhook-timestamp is {} s {}, and may be off by {TOLERANCE} s: sign each try anew, and set \
-         the clocks of sender and jobcache (NTP)", .0.seconds(), .0.which()
-    )]
+    #[error("{}", of_another_time(*.0))]
     Time(Skew),
+    /// A signature of a large body, right or not, of another time than now.
+    #[error("{}", of_another_time(*.0))]
+    Stale(Skew),
+}
+
+fn of_another_time(skew: Skew) -> String {
+    format!(
+        "webhook-timestamp is {} s {}, and may be off by {TOLERANCE} s: sign each try anew, and set \
+         the clocks of sender and jobcache (NTP)",
+        skew.seconds(),
+        skew.which()
+    )
 }
 
 impl Skew {
@@ -74,49 +109,115 @@ impl Skew {
     }
 }
 
-/// Judges the headers of a call and its body.
-pub fn check(
-    secrets: &[Secret],
-    headers: &HeaderMap,
-    body: &[u8],
-    now: SystemTime,
-) -> Result<Proof, Unproven> {
-    if let Some(token) = bearer(headers) {
-        let secret = find(secrets, |secret| token.ct_eq(secret.expose().as_bytes()));
-        return secret.map(|secret| Proof { secret, skew: None }).ok_or(Unproven::Bearer);
-    }
-    if !HEADERS.iter().any(|name| headers.contains_key(*name)) {
+/// A signature that is to be judged, and what it is one of beside the body.
+#[derive(Debug)]
+pub struct Signed {
+    id: String,
+    /// As it is signed.
+    timestamp: String,
+    time: i64,
+    /// One for each secret that the sender has while it rotates them.
+    signatures: Vec<[u8; 32]>,
+}
+
+/// Judges the bearer token of a call.
+pub fn token(secrets: &[Secret], headers: &HeaderMap) -> Result<Proof, Unproven> {
+    let value = once(headers, AUTHORIZATION.as_str())?.map(HeaderValue::as_bytes);
+    let parts = value.and_then(|value| value.split_at_checked(SCHEME.len()));
+    let Some((scheme, token)) = parts else { return Err(Unproven::Unsigned) };
+    if !scheme.eq_ignore_ascii_case(SCHEME.as_bytes()) {
         return Err(Unproven::Unsigned);
     }
-    let (id, time, signatures) = (text(headers, 0)?, text(headers, 1)?, text(headers, 2)?);
-    let Ok(time) = time.parse::<i64>() else {
-        return Err(Unproven::Malformed("webhook-timestamp is not whole seconds since 1970"));
-    };
-    if std::str::from_utf8(body).is_err() {
-        return Err(Unproven::Malformed("the body is not UTF-8, as what is signed must be"));
+    // RFC 9110 (11.4): `auth-scheme [ 1*SP ( token68 / .. ) ]`.
+    let token = token.trim_ascii_start();
+    if token.iter().any(u8::is_ascii_whitespace) {
+        return Err(Unproven::Several);
     }
-    let signed = |secret: &Secret| match secret.webhook().map(|key| key.sign(id, time, body)) {
-        Ok(Ok(ours)) => among(signatures, &ours),
-        _ => Choice::from(0),
-    };
-    let secret = find(secrets, signed).ok_or(Unproven::Signature)?;
-    let skew = Skew(seconds(now).saturating_sub(time));
-    if skew.seconds() > TOLERANCE {
-        return Err(Unproven::Time(skew));
-    }
-    Ok(Proof { secret, skew: Some(skew) })
+    let theirs = Hash::hash(token);
+    let secret = find(secrets, |secret| Hash::hash(secret.expose().as_bytes()).ct_eq(&theirs));
+    secret.map(|secret| Proof { secret, skew: None }).ok_or(Unproven::Bearer)
 }
 
-/// The token of a call that has one.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let value = headers.get(AUTHORIZATION)?.as_bytes();
-    let (scheme, token) = value.split_at_checked(SCHEME.len())?;
-    scheme.eq_ignore_ascii_case(SCHEME.as_bytes()).then_some(token)
+/// Whether there is anything of a signature.
+pub fn is_signed(headers: &HeaderMap) -> bool {
+    HEADERS.iter().any(|name| headers.contains_key(*name))
 }
 
-fn text(headers: &HeaderMap, which: usize) -> Result<&str, Unproven> {
-    let name = HEADERS[which];
-    let value = headers.get(name).ok_or(Unproven::Missing(name))?;
+impl Signed {
+    /// Reads the headers of a call. What cannot be right is told before its body is read, or hashed.
+    pub fn read(headers: &HeaderMap) -> Result<Self, Unproven> {
+        if !is_signed(headers) {
+            return Err(Unproven::Unsigned);
+        }
+        let (id, timestamp) = (text(headers, HEADERS[0])?, text(headers, HEADERS[1])?);
+        let mut lists = headers.get_all(HEADERS[2]).iter().peekable();
+        lists.peek().ok_or(Unproven::Missing(HEADERS[2]))?;
+        // `id.time.body` is what is signed: with another dot it could be split in another way.
+        if id.is_empty() || id.contains('.') {
+            return Err(Unproven::Malformed("webhook-id is empty or has a dot in it"));
+        }
+        let is_digits = timestamp.bytes().all(|b| b.is_ascii_digit());
+        let Some(time) = timestamp.parse().ok().filter(|_| is_digits) else {
+            return Err(Unproven::Malformed("webhook-timestamp is not whole seconds since 1970"));
+        };
+        let lists = lists.filter_map(|list| list.to_str().ok());
+        let signatures = lists.flat_map(|list| list.split(' ')).filter_map(signature);
+        let signatures: Vec<_> = signatures.take(MAX_SIGNATURES).collect();
+        if signatures.is_empty() {
+            return Err(Unproven::Signature);
+        }
+        Ok(Self { id: id.to_owned(), timestamp: timestamp.to_owned(), time, signatures })
+    }
+
+    /// Judges it to be one of this body. That takes time for each byte and each secret.
+    pub fn check(
+        &self,
+        secrets: &[Secret],
+        body: &[u8],
+        now: SystemTime,
+    ) -> Result<Proof, Unproven> {
+        let skew = Skew(seconds(now).saturating_sub(self.time));
+        let is_late = skew.seconds() > TOLERANCE;
+        if is_late && body.len() > LARGE {
+            return Err(Unproven::Stale(skew));
+        }
+        let is_right = |secret: &Secret| {
+            let ours = secret.key().map(|key| self.sign(&key, body));
+            ours.map_or(Choice::from(0), |ours| among(&self.signatures, &ours))
+        };
+        let secret = find(secrets, is_right).ok_or(Unproven::Signature)?;
+        if is_late { Err(Unproven::Time(skew)) } else { Ok(Proof { secret, skew: Some(skew) }) }
+    }
+
+    fn sign(&self, key: &[u8], body: &[u8]) -> [u8; 32] {
+        let mut mac = HMAC::new(key);
+        for part in [self.id.as_bytes(), b".", self.timestamp.as_bytes(), b".", body] {
+            mac.update(part);
+        }
+        mac.finalize()
+    }
+}
+
+/// One of a list. "Signatures are space delimited", and `v1` is the only version of shared secrets.
+fn signature(item: &str) -> Option<[u8; 32]> {
+    let encoded = item.strip_prefix("v1,").filter(|encoded| encoded.len() == 44)?;
+    STANDARD.decode(encoded).ok()?.try_into().ok()
+}
+
+/// The only field of this name. Of two, others may judge another one than we do.
+fn once<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h HeaderValue>, Unproven> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    match values.next() {
+        None => Ok(first),
+        Some(_) => Err(Unproven::Malformed(
+            "authorization, webhook-id and webhook-timestamp may each be there once",
+        )),
+    }
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, Unproven> {
+    let value = once(headers, name)?.ok_or(Unproven::Missing(name))?;
     value.to_str().map_err(|_| Unproven::Malformed("a webhook header is not visible ASCII"))
 }
 
@@ -131,10 +232,8 @@ fn find(secrets: &[Secret], is_right: impl Fn(&Secret) -> Choice) -> Option<usiz
     bool::from(found).then_some(place as usize)
 }
 
-/// Whether a signature is in the list. "Signatures are space delimited", one for each secret that the
-/// sender has while it rotates them.
-fn among(signatures: &str, ours: &str) -> Choice {
-    let each = signatures.split(' ').map(|theirs| theirs.as_bytes().ct_eq(ours.as_bytes()));
+fn among(signatures: &[[u8; 32]], ours: &[u8; 32]) -> Choice {
+    let each = signatures.iter().map(|theirs| theirs.ct_eq(ours));
     each.fold(Choice::from(0), |found, right| found | right)
 }
 
@@ -142,110 +241,4 @@ fn among(signatures: &str, ours: &str) -> Choice {
 fn seconds(now: SystemTime) -> i64 {
     let since = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     i64::try_from(since).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    const NOW: i64 = 1_700_000_000;
-    const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-    const OLD: &str = "an older secret";
-
-    fn now() -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_millis(NOW.unsigned_abs() * 1000 + 999)
-    }
-
-    fn signature(secret: &str, time: i64, body: &[u8]) -> String {
-        Secret::new(secret).webhook().unwrap().sign("msg_1", time, body).unwrap()
-    }
-
-    #[track_caller]
-    fn check(
-        fields: &[(&str, &str)],
-        body: &[u8],
-        expected: Result<(usize, Option<i64>), Unproven>,
-    ) {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            let name: hyper::header::HeaderName = name.parse().unwrap();
-            headers.append(name, value.parse().unwrap());
-        }
-        let secrets = [NEW, OLD].map(Secret::new);
-        let proof = super::check(&secrets, &headers, body, now());
-        let proof = proof.map(|proof| (proof.secret, proof.skew.map(|skew| skew.0)));
-        assert_eq!(proof, expected, "{fields:?}");
-    }
-
-    #[track_caller]
-    fn check_signed(signatures: &str, time: i64, expected: Result<(usize, Option<i64>), Unproven>) {
-        let time = time.to_string();
-        let fields = [HEADERS[0], HEADERS[1], HEADERS[2]];
-        let fields = fields.into_iter().zip(["msg_1", &time, signatures]).collect::<Vec<_>>();
-        check(&fields, b"{}", expected);
-    }
-
-    #[test]
-    fn any_of_the_secrets_is_good_for_a_bearer_token() {
-        for (secret, place) in [(NEW, 0), (OLD, 1)] {
-            check(&[("authorization", &format!("bearer {secret}"))], b"x", Ok((place, None)));
-        }
-        for token in ["an older", "an older secret2", &format!("{NEW} {OLD}")] {
-            check(&[("authorization", &format!("Bearer {token}"))], b"x", Err(Unproven::Bearer));
-        }
-        check(&[("authorization", "Basic eDp5")], b"x", Err(Unproven::Unsigned));
-    }
-
-    #[test]
-    fn any_of_the_secrets_is_good_for_any_of_the_signatures() {
-        let (new, old) = (signature(NEW, NOW, b"{}"), signature(OLD, NOW, b"{}"));
-        let stranger = signature("a secret of somebody else", NOW, b"{}");
-        check_signed(&new, NOW, Ok((0, Some(0))));
-        check_signed(&old, NOW, Ok((1, Some(0))));
-        check_signed(&format!("{stranger} v1a,x {old}"), NOW, Ok((1, Some(0))));
-        check_signed(&format!("{old} {new}"), NOW, Ok((0, Some(0))));
-        for wrong in [&stranger[..], "", "v1,", "v2,x", new.trim_start_matches("v1,"), &new[..20]] {
-            check_signed(wrong, NOW, Err(Unproven::Signature));
-        }
-        check_signed(&signature(NEW, NOW, b"{} "), NOW, Err(Unproven::Signature));
-        check_signed(&new, NOW + 1, Err(Unproven::Signature));
-    }
-
-    /// Else anybody could have a say in how far off clocks seem to be.
-    #[test]
-    fn the_time_is_judged_of_a_right_signature_only() {
-        for (time, skew) in [(NOW - 300, 300), (NOW + 300, -300)] {
-            check_signed(&signature(NEW, time, b"{}"), time, Ok((0, Some(skew))));
-        }
-        for (time, skew) in [(NOW - 301, 301), (NOW + 301, -301), (i64::MAX, NOW - i64::MAX)] {
-            check_signed(&signature(NEW, time, b"{}"), time, Err(Unproven::Time(Skew(skew))));
-            check_signed("v1,x", time, Err(Unproven::Signature));
-        }
-        let first = signature(NEW, i64::MIN, b"{}");
-        check_signed(&first, i64::MIN, Err(Unproven::Time(Skew(i64::MAX))));
-    }
-
-    #[test]
-    fn a_refusal_names_the_header_and_by_how_much_a_time_is_off() {
-        let says = |refused: Unproven, part: &str| {
-            assert!(refused.to_string().contains(part), "{refused}");
-        };
-        check(&[(HEADERS[1], "1")], b"", Err(Unproven::Missing(HEADERS[0])));
-        check(&[(HEADERS[0], "a"), (HEADERS[1], "1")], b"", Err(Unproven::Missing(HEADERS[2])));
-        says(Unproven::Missing(HEADERS[0]), "webhook-id is missing");
-        says(Unproven::Time(Skew(421)), "is 421 s old, and may be off by 300 s");
-        says(Unproven::Time(Skew(-421)), "is 421 s ahead");
-        let malformed = |time, body| {
-            let fields = [(HEADERS[0], "a"), (HEADERS[1], time), (HEADERS[2], "v1,x")];
-            let headers = fields.map(|(name, value): (_, &str)| {
-                (name.parse::<hyper::header::HeaderName>().unwrap(), value.parse().unwrap())
-            });
-            let headers: HeaderMap = headers.into_iter().collect();
-            super::check(&[Secret::new(NEW)], &headers, body, now()).unwrap_err()
-        };
-        says(malformed("2026-01-01", b"{}"), "webhook-timestamp is not whole seconds");
-        says(malformed("1700000000", b"\xff"), "not UTF-8");
-    }
 }

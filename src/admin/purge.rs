@@ -10,44 +10,41 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use hyper::{HeaderMap, Request, StatusCode, body::Incoming};
 use serde_json::{Value, json};
-use tokio::time::timeout;
 use tracing::{Instrument as _, info, warn};
 
 use super::{
     Lasting,
-    guard::{Caller, Guard, Watch},
+    guard::{Caller, Claim, Guard, Watch},
     pace::Pace,
     page::{Reply, later, reply},
+    upload::{BODY_TIMEOUT, MAX_BODY, Sender, Unread, Uploads},
     wanted::{Wanted, readings},
 };
 use crate::{
     cache::{Cache, Purge, PurgeAll, Receipt, key::JobId},
-    limits::{Kept, Room},
+    config::Config,
     metrics::{Limit, Metrics, Refused},
     proxy::route::Routes,
     spans,
     store::Ended,
+    transport::Peer,
     warm::Warmer,
 };
 
-/// Largest body of a purge, in bytes: room for [`MAX_IDS`](super::wanted::MAX_IDS) of the longest ids.
-const MAX_BODY: usize = 2 << 20;
-/// For all of it to come.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a caller whose purge is queued is told to wait.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const BUSY: &str = "too many purges are being read (max_inspected); nothing was purged or queued";
+const BUSY_HERE: &str = "too many purges are being read from this address, which may take a quarter of \
+                         max_inspected; nothing was purged or queued";
 
 /// The purge webhook.
 #[derive(Debug)]
 pub struct Webhook {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
-    /// What the bodies take that are being read.
-    room: Arc<Room>,
+    uploads: Uploads,
     warmer: Warmer,
     guard: Arc<Guard>,
     watch: Arc<Watch>,
@@ -69,24 +66,25 @@ impl Webhook {
         (cache, routes): (Arc<Cache>, Arc<Routes>),
         lasting: &Lasting,
         guard: Arc<Guard>,
-        max_purges: usize,
+        config: &Config,
     ) -> Self {
         let Lasting { room, warmer, watch, metrics, .. } = lasting.clone();
-        Self { cache, routes, room, warmer, guard, watch, max_purges, metrics }
+        let uploads = Uploads::new(room, config.max_inspected, Arc::clone(&watch.shares));
+        let max_purges = config.webhook_max_purges;
+        Self { cache, routes, uploads, warmer, guard, watch, max_purges, metrics }
     }
 
     /// `POST /purge` with a JSON body.
     pub async fn purge_listed(&self, request: Request<Incoming>, caller: Caller) -> Reply {
         let (head, body) = request.into_parts();
-        let body = match timeout(BODY_TIMEOUT, self.whole(&head.headers, body)).await {
-            Ok(Ok(body)) => body,
-            Ok(Err(refusal)) => return refusal,
-            Err(_) => return self.refuse(Refused::Slow, &slow()),
+        let body = match self.proven(&head.headers, body, caller.client).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal,
         };
-        if let Some(refusal) = self.guard.refuses(&head.headers, &body, caller.client) {
-            return refusal;
-        }
-        match Wanted::parse(&body) {
+        let wanted = Wanted::parse(&body);
+        // Its room is for bodies that come, not for purges that wait for the store.
+        drop(body);
+        match wanted {
             Ok(Wanted::Jobs(ids)) => self.purge(ids, caller, Then::Nothing).await,
             Ok(Wanted::Refreshed(ids)) => self.purge(ids, caller, Then::Refresh).await,
             Ok(Wanted::All) => self.purge_all(caller).await,
@@ -94,29 +92,56 @@ impl Webhook {
         }
     }
 
-    /// A signature needs all of the body. So who may call is known too late for most: strangers are
-    /// given what room there is, and who shows the secret itself is not kept out by them.
-    async fn whole(&self, headers: &HeaderMap, mut body: Incoming) -> Result<Bytes, Reply> {
-        let trusted = self.guard.shows_secret(headers);
-        let mut read = Kept::new(&self.room);
-        let mut left = MAX_BODY;
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| {
-                self.refuse(Refused::Malformed, &format!("the body broke off: {error}"))
-            })?;
-            let size = frame.data_ref().map_or(0, Bytes::len);
-            let fits = left.checked_sub(size);
-            left = fits.ok_or_else(|| self.refuse(Refused::TooLarge, &too_large()))?;
-            if !read.push(frame) && !trusted {
-                return Err(self.refuse(Refused::Busy, BUSY));
+    /// The body of a call that may purge.
+    async fn proven(
+        &self,
+        headers: &HeaderMap,
+        body: Incoming,
+        client: Peer,
+    ) -> Result<Bytes, Reply> {
+        let claim = self.guard.claim(headers, client).map_err(|refusal| *refusal)?;
+        let sender = match &claim {
+            Claim::Known => Sender::Known,
+            Claim::Anybody => Sender::Stranger,
+            Claim::Signed(_) => self.guard.waits(client).map_or(Sender::Stranger, Sender::Waiting),
+        };
+        let read = self.uploads.read(body, client.ip, sender).await;
+        let body = read.map_err(|unread| {
+            let is_ended = matches!(unread, Unread::Slow | Unread::Broken(_));
+            if is_ended && matches!(claim, Claim::Signed(_)) {
+                // Whether there was a turn left makes no difference to the answer.
+                let _ = self.guard.failed(client);
             }
+            self.unread(unread)
+        })?;
+        match claim {
+            Claim::Signed(signed) => match self.guard.disproves(signed, &body, client).await {
+                Some(refusal) => Err(refusal),
+                None => Ok(body),
+            },
+            Claim::Anybody | Claim::Known => Ok(body),
         }
-        Ok(read.join())
+    }
+
+    fn unread(&self, unread: Unread) -> Reply {
+        match unread {
+            Unread::TooLarge => self.refuse(Refused::TooLarge, &too_large()),
+            Unread::Slow => self.refuse(Refused::Slow, &slow()),
+            Unread::Broken(error) => {
+                self.refuse(Refused::Malformed, &format!("the body broke off: {error}"))
+            }
+            Unread::Full => self.refuse(Refused::Busy, BUSY),
+            Unread::Share => {
+                self.metrics.limits.hit(Limit::Inspected);
+                self.refuse(Refused::Busy, BUSY_HERE)
+            }
+            Unread::Waiting(wait) => self.guard.puts_off(wait),
+        }
     }
 
     /// `POST /purge/<id>`.
     pub async fn purge_one(&self, request: Request<Incoming>, id: &str, caller: Caller) -> Reply {
-        if let Some(refusal) = self.guard.refuses(request.headers(), &[], caller.client) {
+        if let Some(refusal) = self.guard.refuses(request.headers(), caller.client) {
             return refusal;
         }
         match readings(id) {
@@ -132,7 +157,7 @@ impl Webhook {
         path: &str,
         caller: Caller,
     ) -> Reply {
-        if let Some(refusal) = self.guard.refuses(request.headers(), &[], caller.client) {
+        if let Some(refusal) = self.guard.refuses(request.headers(), caller.client) {
             return refusal;
         }
         let ids = self.routes.jobs(path);
@@ -255,7 +280,7 @@ fn too_large() -> String {
 }
 
 fn slow() -> String {
-    format!("the body did not come within {BODY_TIMEOUT:?}")
+    format!("the body did not come within {BODY_TIMEOUT:?}, or stood still; send it anew")
 }
 
 /// The status that goes with each reason of ours. Those of the guard have their own answers.

@@ -1,10 +1,13 @@
 //! What happens past each limit, and that its metric tells: who meets one costs nobody else anything,
 //! and where the cache has no room a client still gets the upstream's answer.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::{Method, StatusCode};
-use jobcache::config::{Config, Rule, Secret};
+use jobcache::{
+    clock,
+    config::{Config, Rule, Secret},
+};
 
 use crate::support::{
     Reply, SOON, Setup, eventually,
@@ -173,22 +176,27 @@ async fn a_write_that_there_is_no_room_to_look_into_is_refused_and_not_forwarded
 
 #[tokio::test]
 async fn a_purge_that_there_is_no_room_for_says_that_nothing_was_purged_but_the_secret_opens() {
-    let secret = "a secret of the webhook";
+    let secret = "a-secret-of-the-webhook";
     let setup = Setup::with(|config| {
         ruled(config);
         config.webhook_secret = vec![Secret::new(secret)];
     })
     .await;
-    let purge = || setup.sidecar.admin.request(Method::POST, "/purge").body(r#"{"job_id":"x"}"#);
+    // The first 8 KiB need no room.
+    let body = format!(r#"{{"job_id":"x"}}{}"#, " ".repeat(9000));
+    let purge = || setup.sidecar.admin.request(Method::POST, "/purge").body(body.clone());
+    let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let signature = format!("v1,{}=", "A".repeat(43));
+    let unknown = purge().header("webhook-id", "msg_1").header("webhook-signature", &signature);
 
-    let stranger: Reply = purge().send().await;
+    let stranger: Reply = unknown.header("webhook-timestamp", &now.to_string()).send().await;
     let known = purge().header("authorization", &format!("Bearer {secret}")).send().await;
 
     assert_eq!(stranger.status, StatusCode::SERVICE_UNAVAILABLE, "{stranger:?}");
     assert_eq!(stranger.header("retry-after"), "1");
     assert!(stranger.reason().ends_with("nothing was purged or queued"), "{stranger:?}");
     assert_eq!(known.status, StatusCode::OK, "{known:?}");
-    metric_is(&setup, "jobcache_inspected_bytes", 0).await;
+    metric_is(&setup, "jobcache_purges_bytes", 0).await;
 }
 
 /// Impatient, and with a least rate that no drip comes to.

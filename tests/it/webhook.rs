@@ -12,8 +12,12 @@ use jobcache::{
     reload::Outcome,
 };
 use standardwebhooks::Webhook;
+use tokio::io::AsyncWriteExt as _;
 
-use crate::support::{Client, Process, Reply, SOON, Setup, Upstream, eventually, sidecar::Sidecar};
+use crate::support::{
+    Client, Process, Reply, SOON, Setup, Upstream, client::split, eventually, sidecar::Sidecar,
+    soon,
+};
 
 const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OLD: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
@@ -95,10 +99,12 @@ async fn each_refusal_says_why_and_is_counted_under_its_reason() {
     let admin = &setup.sidecar.admin;
     let purge = || admin.request(Method::POST, "/purge").body(BODY);
     let incomplete = purge().header("webhook-signature", "v1,x").send().await;
+    let several = bearer(admin, &format!("{NEW} {OLD}")).await;
+    assert!(several.reason().contains("send one of them"), "{several:?}");
+    assert_eq!(admin.metric("jobcache_webhook_refused_total{reason=\"bearer\"}").await, 1);
     let malformed = purge().body("{}").header("authorization", &format!("Bearer {NEW}"));
     for (reply, reason, says) in [
         (purge().send().await, "unsigned", "send `Authorization: Bearer"),
-        (bearer(admin, STRANGER).await, "bearer", "bearer token"),
         (incomplete, "header", "webhook-id is missing"),
         (signed(admin, &[STRANGER], 0).await, "signature", "webhook-signature"),
         (signed(admin, &[NEW], 420).await, "timestamp", "NTP"),
@@ -109,6 +115,152 @@ async fn each_refusal_says_why_and_is_counted_under_its_reason() {
         let name = format!("jobcache_webhook_refused_total{{reason=\"{reason}\"}}");
         assert_eq!(admin.metric(&name).await, 1, "{reason}");
     }
+}
+
+/// One captured from an empty purge would open all of these for as long as it is good.
+#[tokio::test]
+async fn a_signature_opens_what_its_body_names_and_nothing_else() {
+    let setup = guarded(&[NEW]).await;
+    let admin = &setup.sidecar.admin;
+    let webhook = Webhook::new(NEW).expect("a secret");
+    let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let time = i64::try_from(now).expect("a date");
+    let ask = async |method: &str, path, body: &'static str, token: &str| {
+        let signature = webhook.sign("msg_1", time, body.as_bytes()).expect("a signature");
+        let request = admin.request(method.parse().expect("a method"), path).body(body);
+        let request = request.header("webhook-id", "msg_1").header("webhook-signature", &signature);
+        let request = request.header("webhook-timestamp", &time.to_string());
+        request.header("authorization", &format!("Bearer {token}")).send().await
+    };
+    for (method, path, body) in [
+        ("POST", "/purge/x", ""),
+        ("PURGE", "/jobs/x", ""),
+        ("GET", "/status", ""),
+        ("GET", "/history", ""),
+        ("GET", "/events", ""),
+        ("GET", "/explain/x", ""),
+        ("POST", "/explain/x", "Accept: text/x"),
+        ("PUT", "/log", "info"),
+    ] {
+        let refused = ask(method, path, body, STRANGER).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{method} {path}");
+        assert!(refused.reason().contains("bearer token"), "{refused:?}");
+        let signature = webhook.sign("msg_1", time, body.as_bytes()).expect("a signature");
+        let signed = admin.request(method.parse().expect("a method"), path).body(body);
+        let signed = signed.header("webhook-id", "msg_1").header("webhook-signature", &signature);
+        let signed = signed.header("webhook-timestamp", &time.to_string()).send().await;
+        assert_eq!(signed.status, StatusCode::UNAUTHORIZED, "{method} {path}");
+        assert!(signed.reason().contains("covers neither method nor path"), "{signed:?}");
+        assert!(signed.reason().contains("send `Authorization: Bearer"), "{signed:?}");
+    }
+    // Beside a wrong token a right signature counts too.
+    assert_eq!(ask("POST", "/purge", BODY, STRANGER).await.status, StatusCode::OK);
+}
+
+/// A purge of 1 MiB and more, signed so that it may be right for all that its head tells.
+fn stalled(size: usize) -> Vec<u8> {
+    let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let signature = Webhook::new(STRANGER).expect("a secret").sign("msg_9", 0, b"");
+    let signature = signature.expect("a signature");
+    let head = format!(
+        "POST /purge HTTP/1.1\r\nhost: localhost\r\nwebhook-id: msg_9\r\nwebhook-timestamp: {now}\r\n\
+         webhook-signature: {signature}\r\ncontent-length: {}\r\n\r\n",
+        2 << 20
+    );
+    let mut request = head.into_bytes();
+    request.resize(request.len() + size, b' ');
+    request
+}
+
+#[tokio::test]
+async fn bodies_that_stand_still_keep_no_signed_purge_out_and_are_given_up() {
+    let setup = Setup::with(|config| {
+        config.webhook_secret = vec![Secret::new(NEW)];
+        config.webhook_max_failures = 4;
+    })
+    .await;
+    let admin = &setup.sidecar.admin;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut connection = admin.connect().await;
+        connection.write_all(&stalled((1 << 20) - 4096)).await.expect("bytes written");
+        open.push(connection);
+    }
+    // A quarter of 16 MiB, less the first 8 KiB of each.
+    eventually(SOON, async || {
+        let held = admin.metric("jobcache_purges_bytes").await;
+        if held > 4_100_000 { Ok(()) } else { Err(held) }
+    })
+    .await;
+    for _ in 0..24 {
+        let mut connection = admin.connect().await;
+        connection.write_all(&stalled(1 << 18)).await.expect("bytes written");
+        open.push(connection);
+    }
+    eventually(SOON, async || {
+        let busy = admin.metric("jobcache_webhook_refused_total{reason=\"busy\"}").await;
+        if busy == 24 { Ok(()) } else { Err(busy) }
+    })
+    .await;
+    assert!(admin.metric("jobcache_purges_bytes").await <= 4 << 20);
+    assert_eq!(signed(admin, &[NEW], 0).await.status, StatusCode::OK);
+
+    // They count as failures once they are given up, and from then on none is read.
+    eventually(SOON, async || {
+        let slow = admin.metric("jobcache_webhook_refused_total{reason=\"slow\"}").await;
+        if slow == 4 { Ok(()) } else { Err(slow) }
+    })
+    .await;
+    assert_eq!(admin.metric("jobcache_purges_bytes").await, 0);
+    let (status, reason) = split(&admin.raw(&stalled(0)).await);
+    assert_eq!(status, 429, "{reason}");
+    assert!(reason.contains("webhook_max_failures"), "{reason}");
+    assert_eq!(signed(admin, &[NEW], 0).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_large_purge_that_is_rightly_signed_is_taken() {
+    let setup = guarded(&[OLD, NEW]).await;
+    let admin = &setup.sidecar.admin;
+    let body = format!("{BODY}{}", " ".repeat(1 << 20));
+    let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    for (secret, ago, status) in [(NEW, 0, 200), (STRANGER, 0, 401), (NEW, 420, 401)] {
+        let time = i64::try_from(now).expect("a date") - ago;
+        let webhook = Webhook::new(secret).expect("a secret");
+        let signature = webhook.sign("msg_1", time, body.as_bytes()).expect("a signature");
+        let request = admin.request(Method::POST, "/purge").body(body.clone());
+        let request = request.header("webhook-id", "msg_1").header("webhook-signature", &signature);
+        let reply = request.header("webhook-timestamp", &time.to_string()).send().await;
+        assert_eq!(reply.status, status, "{reply:?}");
+    }
+    assert_eq!(admin.metric("jobcache_webhook_skew_seconds_count").await, 1, "420 s is unproven");
+}
+
+#[tokio::test]
+async fn a_body_that_says_to_be_too_large_is_not_waited_for() {
+    let setup = guarded(&[NEW]).await;
+    let head = format!(
+        "POST /purge HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {NEW}\r\n\
+         content-length: 2097153\r\n\r\n"
+    );
+    let (status, reason) = split(&setup.sidecar.admin.raw(head.as_bytes()).await);
+    assert_eq!(status, 413, "{reason}");
+}
+
+#[tokio::test]
+async fn a_skew_of_years_is_counted_as_a_day_and_only_while_failures_are_answered() {
+    let setup = Setup::with(|config| {
+        config.webhook_secret = vec![Secret::new(NEW)];
+        config.webhook_max_failures = 1;
+    })
+    .await;
+    let admin = &setup.sidecar.admin;
+    for status in [401, 429, 429] {
+        assert_eq!(signed(admin, &[NEW], 500_000_000).await.status, status);
+    }
+    assert_eq!(admin.metric("jobcache_webhook_skew_seconds_count").await, 1);
+    let metrics = admin.get("/metrics").await;
+    assert!(metrics.text().contains("jobcache_webhook_skew_seconds_sum 86400.0\n"), "{metrics:?}");
 }
 
 /// How many right signatures were off by no more than so many seconds.
