@@ -100,18 +100,30 @@ pub struct Lasting {
 impl Admin {
     /// Puts the parts together.
     pub fn new(cache: Arc<Cache>, routes: Arc<Routes>, config: &Config, lasting: Lasting) -> Self {
-        let guard = Arc::new(Guard::new(config, &lasting));
-        let jobs = (Arc::clone(&cache), Arc::clone(&routes));
-        let webhook = Webhook::new(jobs, &lasting, Arc::clone(&guard), config);
-        let log = Log::new(lasting.filter.clone(), Arc::clone(&guard));
-        let (mode, front, limits) = (Mode::of(config), Front::new(), config.server.clone());
-        Self { cache, routes, guard, webhook, log, mode, limits, lasting, front }
+        let guard = Guard::new(config, &lasting);
+        Self::guarded_by(guard, cache, routes, config, lasting)
     }
 
     /// The same under another configuration.
     #[must_use]
     pub fn revised(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
-        Self::new(cache, routes, config, self.lasting.clone())
+        let guard = self.guard.revised(config, &self.lasting);
+        Self::guarded_by(guard, cache, routes, config, self.lasting.clone())
+    }
+
+    fn guarded_by(
+        guard: Guard,
+        cache: Arc<Cache>,
+        routes: Arc<Routes>,
+        config: &Config,
+        lasting: Lasting,
+    ) -> Self {
+        let guard = Arc::new(guard);
+        let jobs = (Arc::clone(&cache), Arc::clone(&routes));
+        let webhook = Webhook::new(jobs, &lasting, Arc::clone(&guard), config);
+        let log = Log::new(lasting.filter.clone(), Arc::clone(&guard));
+        let (mode, front, limits) = (Mode::of(config), Front::new(), config.server.clone());
+        Self { cache, routes, guard, webhook, log, mode, limits, lasting, front }
     }
 
     /// Answers one request.
@@ -250,7 +262,7 @@ impl Admin {
     }
 
     fn events(&self, headers: &HeaderMap) -> Reply {
-        live::stream(&self.lasting.metrics, headers, &self.lasting.leaving)
+        live::stream(&self.lasting.metrics, headers, &self.lasting.leaving, self.guard.is_over())
     }
 
     /// Ready to serve clients: also without a store, but not once a shutdown has begun.

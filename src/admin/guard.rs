@@ -12,7 +12,10 @@ use hyper::{
 };
 use serde_json::json;
 use standardwebhooks::HEADER_WEBHOOK_ID;
-use tokio::{sync::Mutex, task::spawn_blocking};
+use tokio::{
+    sync::{Mutex, watch},
+    task::spawn_blocking,
+};
 use tracing::warn;
 
 use super::{
@@ -95,6 +98,8 @@ pub(super) struct Guard {
     secrets: Arc<[Secret]>,
     /// In a minute, from one address.
     max_failures: usize,
+    /// Whether other secrets are in force by now.
+    is_over: Arc<watch::Sender<bool>>,
     watch: Arc<Watch>,
     metrics: Arc<Metrics>,
 }
@@ -103,7 +108,24 @@ impl Guard {
     pub(super) fn new(config: &Config, lasting: &Lasting) -> Self {
         let Lasting { watch, metrics, .. } = lasting.clone();
         let (secrets, max_failures) = (&config.webhook_secret[..], config.webhook_max_failures);
-        Self { secrets: secrets.into(), max_failures, watch, metrics }
+        let is_over = Arc::new(watch::Sender::new(false));
+        Self { secrets: secrets.into(), max_failures, is_over, watch, metrics }
+    }
+
+    /// The one that follows this one. What goes on because a secret was shown ends with the secrets.
+    pub(super) fn revised(&self, config: &Config, lasting: &Lasting) -> Self {
+        let mut next = Self::new(config, lasting);
+        if next.secrets == self.secrets {
+            next.is_over = Arc::clone(&self.is_over);
+        } else {
+            self.is_over.send_replace(true);
+        }
+        next
+    }
+
+    /// Turns true once other secrets are in force.
+    pub(super) fn is_over(&self) -> watch::Receiver<bool> {
+        self.is_over.subscribe()
     }
 
     /// Whether anybody may call.

@@ -1,7 +1,8 @@
 //! `GET /events`: what happens, as it happens, as server-sent events.
 //!
 //! Each is a line of JSON. One who reads too slowly loses the oldest and is told how many; the process
-//! never waits for him. The stream ends when a shutdown begins.
+//! never waits for him. The stream ends when a shutdown begins, and when other secrets are in force: who
+//! may still listen asks again with one of them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use hyper::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
-    sync::{broadcast::error::RecvError, mpsc},
+    sync::{broadcast::error::RecvError, mpsc, watch},
     time::{Instant, sleep_until},
 };
 
@@ -31,7 +32,12 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 const RETRY_MS: u32 = 2_000;
 
 /// Answers with the stream. A browser that comes back is not told again what it knows.
-pub(super) fn stream(metrics: &Arc<Metrics>, headers: &HeaderMap, leaving: &Drain) -> Reply {
+pub(super) fn stream(
+    metrics: &Arc<Metrics>,
+    headers: &HeaderMap,
+    leaving: &Drain,
+    mut is_over: watch::Receiver<bool>,
+) -> Reply {
     let last = headers.get("last-event-id").and_then(|last| last.to_str().ok()?.parse().ok());
     let Some(listener) = metrics.events.listen(last.unwrap_or(0)) else {
         let error = format!("{LISTENERS} listen already, which is as many as may");
@@ -47,6 +53,7 @@ pub(super) fn stream(metrics: &Arc<Metrics>, headers: &HeaderMap, leaving: &Drai
         tokio::select! {
             () = tell(listener, &parts) => {}
             () = parts.closed() => {}
+            _ = is_over.wait_for(|is_over| *is_over) => {}
             () = left => {
                 // If there is room for it: who reads nothing sees the end of the stream.
                 let _ = parts.try_send(line(None, &json!({ "what": "drain" })));

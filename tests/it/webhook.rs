@@ -5,6 +5,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
+use http_body_util::BodyExt as _;
 use hyper::{Method, StatusCode};
 use jobcache::{
     clock,
@@ -90,6 +91,47 @@ async fn secrets_are_rotated_by_reloads_without_a_purge_refused() {
         assert_eq!(reloader.reload().await, Some(Outcome::Applied));
         assert!(opens(NEW).await);
         assert_eq!(opens(OLD).await, old);
+    }
+}
+
+/// Who shows no secret that is good any more listens no longer.
+#[tokio::test]
+async fn streams_of_events_end_when_the_secrets_change_and_at_no_other_reload() {
+    let upstream = Upstream::start().await;
+    let settings = Arc::new(Mutex::new((OLD.to_owned(), "60")));
+    let (url, shared) = (upstream.url(), Arc::clone(&settings));
+    let read = move || -> Result<Loaded, Invalid> {
+        let (secret, failures) = shared.lock().expect("no panic under the lock").clone();
+        let vars = [
+            ("JOBCACHE_WEBHOOK_SECRET", secret),
+            ("JOBCACHE_WEBHOOK_MAX_FAILURES", failures.to_owned()),
+            ("JOBCACHE_UPSTREAM", url.clone()),
+            ("REDIS_URL", "memory://".to_owned()),
+        ];
+        Config::load(Flags::default(), vars.map(|(name, text)| (name.to_owned(), text)))
+    };
+    let (sidecar, reloader) = Sidecar::reloading(read).await;
+    let listen = sidecar.admin.request(Method::GET, "/events");
+    let listen = listen.header("authorization", &format!("Bearer {OLD}"));
+    let mut events = listen.open().await.into_body();
+    let change = async |secret: String, failures| {
+        *settings.lock().expect("no panic under the lock") = (secret, failures);
+        assert_eq!(reloader.reload().await, Some(Outcome::Applied));
+    };
+
+    change(OLD.to_owned(), "61").await;
+    let job = sidecar.admin.request(Method::POST, "/purge").body(BODY);
+    let job = job.header("authorization", &format!("Bearer {OLD}")).send().await;
+    assert_eq!(job.status, StatusCode::OK);
+    let mut told = String::new();
+    while !told.contains("\"purge\"") {
+        let frame = soon(events.frame()).await.expect("the stream goes on").expect("a frame");
+        told.push_str(&String::from_utf8_lossy(&frame.into_data().expect("data")));
+    }
+
+    change(format!("{NEW} {OLD}"), "61").await;
+    while let Some(frame) = soon(events.frame()).await {
+        frame.expect("a clean end");
     }
 }
 
