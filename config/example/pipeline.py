@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 
 DATABASE = os.environ.get("DATABASE", "jobs.sqlite")
 PURGE_URL = os.environ.get("PURGE_URL", "http://127.0.0.1:9090/purge")
-SECRET = os.environ["JOBCACHE_WEBHOOK_SECRET"]
+SECRET = os.environ["JOBCACHE_WEBHOOK_SECRET"].split()[0]  # the newest first
 STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "3"))
 
 STAGES = [("PROBING", 10), ("RENDERING", 40), ("ENCODING", 80), ("DONE", 100)]

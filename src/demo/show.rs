@@ -189,7 +189,7 @@ impl Stage {
         let Self { proxy, admin, .. } = self;
         let job = api::id(0);
         let secret = if self.guarded {
-            " -H \"Authorization: Bearer $JOBCACHE_WEBHOOK_SECRET\""
+            " -H \"Authorization: Bearer ${JOBCACHE_WEBHOOK_SECRET%% *}\""
         } else {
             ""
         };
