@@ -118,6 +118,13 @@ impl What {
         }
     }
 
+    /// Whether the last one of it is remembered longer than what came after: without it nobody could
+    /// tell that a job was changed and we were told, or why its answers are not stored.
+    fn is_kept(self) -> bool {
+        use What::{Changed, FillRefused, Purge, Write, WriteEnded};
+        matches!(self, Changed | FillRefused | Purge | Write | WriteEnded)
+    }
+
     /// Whether the store sends news of it, which may come later than we tell of it.
     fn changes_the_key(self) -> bool {
         use What::{Confirmed, Fill, Purge, Replaced, Write, WriteEnded};

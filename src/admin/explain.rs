@@ -14,6 +14,7 @@
 //! and that there is no room for one more.
 
 mod head;
+mod past;
 mod words;
 
 use std::sync::Arc;
@@ -39,8 +40,8 @@ use crate::{
         key::{self, JobId},
         policy::Bypass,
     },
+    clock,
     config::{self, Mode},
-    events::jobs::{Happening, Past},
     proxy::{
         framing::{self, Refusal},
         headers::{CacheStatus, Forward},
@@ -230,6 +231,7 @@ struct Told<'t> {
     marks: Value,
     events: Value,
     all_purged: Option<Value>,
+    now: String,
 }
 
 impl<'t> Told<'t> {
@@ -269,8 +271,9 @@ impl<'t> Told<'t> {
                 "replaced": explained.replaced,
                 "foreign": explained.foreign,
             }),
-            events: past(&explained.past),
-            all_purged: explained.past.all_purged.as_ref().map(happening),
+            events: past::told(&explained.past),
+            all_purged: explained.past.all_purged.as_ref().map(past::happening),
+            now: past::time(clock::now()),
         }
     }
 }
@@ -307,26 +310,4 @@ fn entry(explained: &Explained) -> Option<Value> {
             Standing::Outside => "outside",
         }),
     }))
-}
-
-fn past(past: &Past) -> Value {
-    past.happenings.iter().map(happening).collect()
-}
-
-fn happening(it: &Happening) -> Value {
-    let mut told = json!({
-        "what": it.what.as_str(),
-        "at_ms": it.last_ms,
-        "times": it.times,
-    });
-    if it.times > 1 {
-        told["since_ms"] = it.first_ms.into();
-    }
-    if !it.why.is_empty() {
-        told["why"] = it.why.into();
-    }
-    if let Some(by) = &it.by {
-        told["by"] = by.as_ref().into();
-    }
-    told
 }

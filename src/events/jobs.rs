@@ -1,8 +1,10 @@
 //! The last events of each job, and how often each is asked for. It reads no clock.
 //!
 //! Bounded: [`JOBS`] jobs, of which the one that nothing has happened to for longest is forgotten
-//! first, times [`EVENTS`] events. A name is at most a prefix and 128 bytes, an event about 100 bytes
-//! with whoever caused it (which many share): about 3 MiB if all are full.
+//! first, times [`EVENTS`] events, and the last of each kind in `What::is_kept` that has left those: a
+//! minute of polls that come to this and that by turns would else leave nothing of the purge before it.
+//! A name is at most a prefix and 128 bytes, an event about 100 bytes with whoever caused it (which many
+//! share): about 4 MiB if all are full.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -13,7 +15,7 @@ use super::{By, What};
 
 /// Jobs that are remembered.
 pub const JOBS: usize = 2_048;
-/// Events that are remembered of each.
+/// Events that are remembered of each, whatever they are.
 pub const EVENTS: usize = 12;
 /// Requests are counted by minutes.
 const MINUTE_MS: i64 = 60_000;
@@ -48,7 +50,7 @@ impl Happening {
 /// What is known of a job.
 #[derive(Clone, Debug, Default)]
 pub struct Past {
-    /// Oldest first.
+    /// Oldest first: the last that changed it or kept an answer out, then all of the last.
     pub happenings: Vec<Happening>,
     /// The last time that every job was purged.
     pub all_purged: Option<Happening>,
@@ -79,6 +81,8 @@ pub(super) struct Jobs {
 struct Slot {
     touched: u64,
     happenings: VecDeque<Happening>,
+    /// What was pushed out of those: one of a kind, oldest first.
+    kept: Vec<Happening>,
     ours_until_ms: i64,
     this_minute: Minute,
     last_minute: Minute,
@@ -143,7 +147,9 @@ impl Jobs {
     }
 
     pub(super) fn past(&self, key: &str) -> Past {
-        let happenings = self.slots.get(key).map(|slot| slot.happenings.iter().cloned().collect());
+        let slot = self.slots.get(key);
+        let happenings =
+            slot.map(|slot| slot.kept.iter().chain(&slot.happenings).cloned().collect());
         Past { happenings: happenings.unwrap_or_default(), all_purged: self.all_purged.clone() }
     }
 
@@ -205,8 +211,12 @@ impl Slot {
             last.times += happening.times;
             return;
         }
-        if self.happenings.len() >= EVENTS {
-            self.happenings.pop_front();
+        if self.happenings.len() >= EVENTS
+            && let Some(oldest) = self.happenings.pop_front()
+            && oldest.what.is_kept()
+        {
+            self.kept.retain(|kept| kept.what != oldest.what);
+            self.kept.push(oldest);
         }
         self.happenings.push_back(happening);
     }
@@ -238,11 +248,30 @@ mod tests {
     fn the_events_of_a_job_are_bounded_and_the_oldest_go_first() {
         let mut jobs = Jobs::default();
         for now_ms in 0..100 {
-            let what = if now_ms % 2 == 0 { What::Fill } else { What::Purge };
+            let what = if now_ms % 2 == 0 { What::Fill } else { What::Miss };
             jobs.happened("x", at(what, now_ms));
         }
         let past = jobs.past("x").happenings;
         assert_eq!((past.len(), past[0].first_ms, past[EVENTS - 1].first_ms), (EVENTS, 88, 99));
+    }
+
+    #[test]
+    fn what_changed_a_job_outlasts_its_polls_and_keeps_its_place() {
+        let mut jobs = Jobs::default();
+        let matter = [What::WriteEnded, What::Write, What::Changed, What::FillRefused, What::Purge];
+        for (now_ms, what) in (0..).zip(matter.into_iter().chain(matter)) {
+            jobs.happened("x", at(what, now_ms));
+        }
+        for now_ms in (10..1_000).step_by(2) {
+            jobs.request("x", at(What::Hit, now_ms), 1);
+            jobs.request("x", at(What::Pass, now_ms + 1), 1);
+        }
+        let past = jobs.past("x").happenings;
+        assert_eq!(past.len(), matter.len() + EVENTS);
+        let told: Vec<_> = past.iter().map(|one| (one.what, one.first_ms)).collect();
+        assert_eq!(told[..5], matter.into_iter().zip(5..).collect::<Vec<_>>(), "the last of each");
+        assert_eq!(told[5..8], [(What::Hit, 988), (What::Pass, 989), (What::Hit, 990)]);
+        assert!(past.is_sorted_by_key(|one| one.last_ms));
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! `/explain/<id>`: what it says a request would come to is what the request then comes to.
 
-use std::{collections::BTreeMap, fmt::Write as _, future::Future, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    future::Future,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use hyper::{Method, StatusCode};
 use jobcache::config::{Config, Mode, Secret};
@@ -204,6 +209,32 @@ async fn a_hit_is_told_with_all_that_there_is_to_the_entry_and_its_past() {
     let what: Vec<_> = events.iter().map(|event| event["what"].as_str().expect("text")).collect();
     assert_eq!(what, ["fill", "miss", "hit"], "{told}");
     assert!(events[2]["times"].as_u64() >= Some(2), "{told}");
+    let time = |time: &Value| {
+        let time = humantime::parse_rfc3339(time.as_str().expect("text")).expect("RFC 3339");
+        time.duration_since(UNIX_EPOCH).expect("later").as_millis()
+    };
+    assert_eq!(Some(time(&events[2]["at"])), events[2]["at_ms"].as_u64().map(u128::from));
+    assert!(time(&told["now"]) >= time(&events[2]["at"]), "{told}");
+}
+
+#[tokio::test]
+async fn a_purge_and_a_write_are_still_told_after_many_polls_of_either_kind() {
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    setup.sidecar.put(X).await;
+    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+    assert_eq!(purge.status, StatusCode::OK);
+    for _ in 0..12 {
+        setup.get("/jobs/x?t=1").await;
+        setup.get(X).await;
+    }
+    let told = explain(&setup, "x", String::new()).await;
+    let events = told["events"].as_array().expect("a list");
+    let what: Vec<_> = events.iter().map(|event| event["what"].as_str().expect("text")).collect();
+    let place = |of: &str| what.iter().position(|what| *what == of);
+    assert!(place("write").is_some() && place("write") < place("write-ended"), "{told}");
+    assert!(place("write-ended") < place("purge") && place("purge") < place("pass"), "{told}");
+    assert!(events.is_sorted_by_key(|event| event["at_ms"].as_i64()), "{told}");
 }
 
 #[tokio::test]
