@@ -81,8 +81,8 @@ pub(super) fn in_shadow(why: Bypass) -> Option<&'static str> {
              cached answer (mode is shadow)",
         ),
         Bypass::Leased => Some(
-            "would go to the API: another sidecar is reading it, for which it would wait at most \
-             250 ms in service (mode is shadow)",
+            "would go to the API: somebody else (another caller here, or another sidecar) is reading it \
+             at this moment, for which it would wait at most 250 ms in service (mode is shadow)",
         ),
         _ => None,
     }
@@ -147,7 +147,8 @@ pub(super) fn pass(why: Bypass) -> &'static str {
              (settle)"
         }
         Bypass::Leased => {
-            "would wait at most 250 ms for another sidecar that is reading it, then go to the API"
+            "would wait at most 250 ms for somebody else (another caller here, or another sidecar) who \
+             is reading it at this moment, then go to the API"
         }
         Bypass::Pending => {
             "would go to the API: Redis has not confirmed an invalidation, which is repeated until it \

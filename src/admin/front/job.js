@@ -93,7 +93,7 @@ function facts({ job, request, store, value, entry, lease, fence, near, marks })
   if (store.pending) rows.push(['pending', 'an invalidation of it is not confirmed; bypassed here']);
   if (marks.uncacheable) rows.push(['mark', 'its last answer could not be stored; bypassed for 10 s']);
   if (marks.replaced) rows.push(['replaced', `${count(marks.replaced)} × lately: the API answers callers differently`]);
-  if (marks.foreign) rows.push(['foreign', `${count(marks.foreign)} × lately somebody else wrote its key`]);
+  if (marks.foreign) rows.push(['foreign', `somebody else’s value under its key, seen ${count(marks.foreign)} ${marks.foreign === 1 ? 'time' : 'times'} lately`]);
   return make('dl', 'facts', ...rows.flatMap(([name, text]) => [make('dt', '', name), make('dd', '', text)]));
 }
 

@@ -73,7 +73,7 @@ const REASONS = {
   'only-if-cached': ['the client takes nothing but a cached answer', ''],
   uncacheable: ['the last answer could not be stored; bypassed for 10 s', 'see why the fill was refused'],
   fenced: ['a write is in flight, its outcome is unknown, or it ended within settle', 'wait; if it lasts, look at the writes of this job'],
-  leased: ['another sidecar was reading it', ''],
+  leased: ['somebody else (another caller here, or another sidecar) was reading it at that moment', 'nothing if rare; if common, see the other reasons for which it is read'],
   pending: ['Redis has not confirmed an invalidation', 'look at Redis'],
   'store-down': ['Redis is down', 'look at Redis and the log'],
   'store-timeout': ['Redis did not answer in time', 'look at Redis and the log'],
@@ -98,6 +98,7 @@ const REASONS = {
   unstated: ['the API’s answer states no lifetime, and ttl.stated_only is set', 'state one'],
   empty: ['the API’s answer has no body', ''],
   malformed: ['the API’s answer cannot be read', 'look at the API'],
+  revoked: ['a write, a purge or a newer read came meanwhile', 'nothing if rare'],
   memory: ['no room to hold the answer (max_captured)', 'raise max_captured'],
 };
 const meaning = (why) => (Object.hasOwn(REASONS, why) ? REASONS[why][0] : '');

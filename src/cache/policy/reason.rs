@@ -67,7 +67,7 @@ reasons! {
         Uncacheable = "uncacheable",
         /// A write is in flight, or its outcome is unknown.
         Fenced = "fenced",
-        /// Another sidecar is filling.
+        /// Somebody else is filling: another sidecar, or a caller here who does not share.
         Leased = "leased",
         /// An invalidation of this job is not confirmed.
         Pending = "pending",
