@@ -256,6 +256,11 @@ fn a_route_is_one_that_the_router_takes() {
     bad("jobs/{id}", "is not absolute; begin it with '/'");
     bad("/jobs", "has 0 segments '{id}'; give it exactly one");
     bad("/jobs/{id}/{id}", "has 2 segments '{id}'; give it exactly one");
+    for named in ["{job_id}", ":id", "<id>", "<int:job_id>"] {
+        let meant = "names the job's id in other words; write {id} where the job's id is: ";
+        bad(&format!("/jobs/{named}"), &format!("{meant}'/jobs/{id}'", id = "{id}"));
+        bad(&format!("/v1/jobs/{named}/x"), &format!("{meant}'/v1/jobs/{{id}}/x'"));
+    }
     let segment = |segment: &str| {
         format!(
             "has the segment '{segment}'; use one or more of A-Z a-z 0-9 . _ ~ -, not '.' or '..', \
@@ -263,6 +268,7 @@ fn a_route_is_one_that_the_router_takes() {
         )
     };
     bad("/{tenant}/jobs/{id}", &segment("{tenant}"));
+    bad("/:a/{b}", &segment(":a"));
     bad("/jo bs/{id}", &segment("jo bs"));
     bad("/jobs/{id}/", &segment(""));
     bad("/j%6Fbs/{id}", &segment("j%6Fbs"));

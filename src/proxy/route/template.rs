@@ -26,6 +26,17 @@ pub enum BadTemplate {
         /// The template.
         template: String,
     },
+    /// A segment stands for the id in the words of a framework.
+    #[error(
+        "route '{}' names the job's id in other words; write {{id}} where the job's id is: '{}'",
+        template.escape_debug(), meant.escape_debug()
+    )]
+    Named {
+        /// The template.
+        template: String,
+        /// What was meant.
+        meant: String,
+    },
     /// Not exactly one segment is `{id}`.
     #[error(
         "route '{}' has {count} segments '{{id}}'; give it exactly one",
@@ -67,6 +78,9 @@ impl Template {
             return Err(BadTemplate::Relative { template: template.to_owned() });
         };
         let segments: Vec<&str> = path.split('/').collect();
+        if let Some(meant) = meant(&segments) {
+            return Err(BadTemplate::Named { template: template.to_owned(), meant });
+        }
         if let Some(segment) =
             segments.iter().find(|segment| **segment != ID && !is_literal(segment))
         {
@@ -121,6 +135,25 @@ impl Template {
         let after = segments.get(self.before.len() + 1..).unwrap_or_default();
         self.id_at_or_above(segments).is_some_and(|id| !id.is_empty()) && same(after, &self.after)
     }
+}
+
+/// The template with `{id}` for what frameworks write there, where that is one segment and all else is
+/// as it must be: `{job_id}`, `:id`, `<int:id>`.
+fn meant(segments: &[&str]) -> Option<String> {
+    let is_named = |segment: &&&str| {
+        let inside = [("{", "}"), ("<", ">"), (":", "")].into_iter().find_map(|(open, close)| {
+            segment.strip_prefix(open)?.strip_suffix(close).filter(|name| !name.is_empty())
+        });
+        inside.is_some_and(|name| {
+            name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-:".contains(&byte))
+        })
+    };
+    let mut named = segments.iter().filter(is_named);
+    let (Some(id), None) = (named.next(), named.next()) else { return None };
+    let meant: Vec<_> =
+        segments.iter().map(|segment| if segment == id { ID } else { segment }).collect();
+    let literal = meant.iter().filter(|segment| is_literal(segment)).count();
+    (*id != ID && literal + 1 == meant.len()).then(|| format!("/{}", meant.join("/")))
 }
 
 fn same(segments: &[&str], literals: &[String]) -> bool {
