@@ -93,8 +93,11 @@ impl Leaf<'_> {
     fn setting(self, at: impl Fn(usize) -> String) -> Result<Setting, String> {
         let at = at(self.offset);
         let Some(knob) = knob(&self.key) else {
-            let hint = suggest::key(&self.key).map(|near| format!("; did you mean {near}?"));
-            let hint = hint.unwrap_or_default();
+            let hint = suggest::of_the_top(&self.key).map(|top| {
+                format!("; {top} belongs at the top of the file, before the first [table]")
+            });
+            let near = || suggest::key(&self.key).map(|near| format!("; did you mean {near}?"));
+            let hint = hint.or_else(near).unwrap_or_default();
             // A quoted key may hold anything, and must not forge lines of a log.
             return Err(format!("{at}: {} is not a known key{hint}", self.key.escape_debug()));
         };

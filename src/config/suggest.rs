@@ -8,6 +8,13 @@ pub(super) fn key(unknown: &str) -> Option<&'static str> {
     nearest(unknown, names)
 }
 
+/// The key without a table that `unknown` is but for one: in a file, whatever follows `[table]` is of
+/// that table.
+pub(super) fn of_the_top(unknown: &str) -> Option<&'static str> {
+    let (_, name) = unknown.rsplit_once('.')?;
+    KNOBS.iter().map(|knob| knob.key).find(|key| *key == name)
+}
+
 /// The variable that `unknown` most likely stands for.
 pub(super) fn variable(unknown: &str) -> Option<&'static str> {
     let names = KNOBS.iter().flat_map(|knob| {

@@ -307,6 +307,8 @@ fn an_unknown_key_is_refused_with_what_was_meant() {
         "server.max_conections",
         "; did you mean server.max_connections?",
     );
+    let top = "; verify belongs at the top of the file, before the first [table]";
+    refuses("store.verify = 0.01", "store.verify", top);
     refuses("[listeners]", "listeners", "");
     refuses("listen.port = 1", "listen.port", "");
 }
