@@ -29,7 +29,6 @@ use serde_json::json;
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
-pub use self::page::Reply;
 use self::{
     explain::{MAX_HEAD, Sidecar},
     front::Front,
@@ -39,6 +38,7 @@ use self::{
     purge::Webhook,
     status::Mode,
 };
+pub use self::{page::Reply, status::outcomes};
 use crate::{
     cache::Cache,
     config::{self, Config},

@@ -163,6 +163,7 @@ pub async fn run_reloading(
     let (filter, warmer) = (reloads.filter(), warming.warmer());
     let live = Arc::new(Live::new(first(&config, &metrics, filter, warmer, &leaving)?));
     let serving = Serving::begin(listeners, &config, &live, &metrics)?;
+    metrics.watch(admin::outcomes());
     let _samples = AbortOnDropHandle::new(tokio::spawn(recent::keep(Arc::clone(&metrics))));
     let reading = Arc::clone(&live);
     let warming = tokio::spawn(warming.run(move || reading.proxy(), leaving));

@@ -13,6 +13,7 @@ mod labels;
 mod limits;
 mod near;
 mod process;
+mod reasons;
 pub mod recent;
 mod runtime;
 mod sample;
@@ -31,8 +32,8 @@ use prometheus_client::{
 };
 
 use self::{
-    counters::Counters, labels::outcomes, process::Process, recent::Recent, runtime::Runtime,
-    store::Operations,
+    counters::Counters, labels::outcomes, process::Process, reasons::Reasons, recent::Recent,
+    runtime::Runtime, store::Operations,
 };
 pub use self::{
     evidence::{Evidence, Trials},
@@ -40,6 +41,7 @@ pub use self::{
         InvalidationLabels, KindLabels, MissLabels, OutcomeLabels, RequestLabels, SpanCounts,
     },
     limits::{Limit, Limits},
+    reasons::Reason,
     store::{Breaker, Op},
     webhook::Refused,
 };
@@ -122,6 +124,8 @@ pub struct Metrics {
     pub events: Events,
     /// The last ten minutes, for the status page.
     pub recent: Recent,
+    /// Why requests were no hits, lately.
+    reasons: Reasons,
     /// Spans for a collector by what became of them; whoever sends them counts.
     spans: SpanCounts,
 }
@@ -171,6 +175,7 @@ impl Metrics {
             tracking_news: Counter::default(),
             events: Events::default(),
             recent: Recent::default(),
+            reasons: Reasons::default(),
             spans,
         };
         metrics.register();

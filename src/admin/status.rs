@@ -13,7 +13,7 @@ use crate::{
     },
     config::{self, Config, StoreUrl},
     metrics::{
-        Evidence, Limit, Metrics,
+        Evidence, Limit, Metrics, Reason,
         recent::{Look, Times, Totals},
     },
     store::{Node, Store},
@@ -85,7 +85,8 @@ pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bo
             "credentials": mode.credentials,
         },
         "requests": requests(metrics),
-        "reasons": reasons(metrics),
+        "reasons": reasons(metrics, |reason| reason.life),
+        "reasons_last_minute": reasons(metrics, |reason| reason.last_minute),
         "shadow": evidence(|found| metrics.trials.shadow_count(found)),
         "verify": evidence(|found| metrics.trials.verify_count(found)),
         "latency_ms": latencies(metrics),
@@ -199,16 +200,23 @@ fn evidence(count: impl Fn(Evidence) -> u64) -> Value {
 }
 
 /// Why reads were not hits, by the words of `Cache-Status`; only what there was.
-fn reasons(metrics: &Metrics) -> Value {
-    let words = |outcome: &'static str, words: &mut dyn Iterator<Item = &'static str>| {
-        let counts = words.map(|why| (why.to_owned(), metrics.requests_of(outcome, why)));
-        counts.filter(|(_, count)| *count > 0).map(|(why, count)| (why, count.into())).collect()
+fn reasons(metrics: &Metrics, times: fn(&Reason) -> u64) -> Value {
+    let reasons = metrics.reasons();
+    let of = |outcome: &str| -> Map<String, Value> {
+        let these = reasons.iter().filter(|reason| reason.outcome == outcome && times(reason) > 0);
+        these.map(|reason| (reason.why.to_owned(), times(reason).into())).collect()
     };
+    json!({ "miss": of("miss"), "pass": of("pass") })
+}
+
+/// The outcomes and reasons that there are, for [`Metrics::watch`].
+pub fn outcomes() -> impl Iterator<Item = (&'static str, &'static str)> {
     let bypass = || Bypass::ALL.iter().map(|why| why.as_str());
-    let no_store = || NoStore::ALL.iter().map(|why| why.as_str());
-    let miss: Map<String, Value> = words("miss", &mut bypass().chain(no_store()));
-    let pass: Map<String, Value> = words("pass", &mut bypass());
-    json!({ "miss": miss, "pass": pass })
+    // A word that is both is told once.
+    let no_store = NoStore::ALL.iter().map(|why| why.as_str());
+    let no_store = no_store.filter(move |why| bypass().all(|other| other != *why));
+    let miss = bypass().chain(no_store).map(|why| ("miss", why));
+    miss.chain(bypass().map(|why| ("pass", why)))
 }
 
 /// Of the last one to two minutes, right within an eighth.

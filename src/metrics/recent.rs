@@ -184,6 +184,7 @@ pub async fn keep(metrics: Arc<Metrics>) {
         ticks.tick().await;
         let totals = metrics.totals();
         let second = totals.since(&metrics.recent.look(totals));
+        metrics.look_at_reasons();
         metrics.events.pace(second.hits);
         if look % TIMES_FOR == 0 {
             metrics.recent.forget_times();

@@ -5,15 +5,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Metrics, RequestLabels, recent::Totals};
+use super::{Metrics, recent::Totals};
 use crate::events::What;
 
 impl Metrics {
-    /// The requests with this outcome and reason.
-    pub fn requests_of(&self, outcome: &'static str, reason: &'static str) -> u64 {
-        self.requests.count(&RequestLabels { outcome, reason })
-    }
-
     /// All requests, by what became of them.
     pub fn totals(&self) -> Totals {
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);

@@ -251,6 +251,7 @@ async fn the_status_tells_what_was_asked_and_what_was_spared() {
     assert!(life["hit_ratio"].as_f64().is_some_and(|ratio| ratio > 0.5), "{told}");
     assert_eq!(told["requests"]["last_minute"], *life, "{told}");
     assert_eq!(told["reasons"]["pass"]["query"], 1, "{told}");
+    assert_eq!(told["reasons_last_minute"], told["reasons"], "{told}");
     for kind in ["hit", "miss", "upstream", "store"] {
         let latency = &told["latency_ms"][kind];
         let ms = |name: &str| latency[name].as_f64().expect("a time");

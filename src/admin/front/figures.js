@@ -1,11 +1,8 @@
 
 // The figures of `status`.
 
-const SAMPLES_MS = 60000;
 // This one may be full, and is nothing to look after: what is used least makes room.
 const NEAR = 'near_max_bytes';
-// What was counted at earlier looks of the last minute: [time, reasons].
-let looks = [];
 
 function show(told) {
   const { requests, store, upstream } = told;
@@ -79,16 +76,16 @@ function health(told, store, upstream) {
     make('li', `is-${tone}`, dot(tone), make('b', '', name), make('span', '', text))));
 }
 
-// Each with what it means, and how often it was in the last minute that this page has seen.
-function reasons(told) {
-  const now = performance.now();
-  const all = [...Object.entries(told.reasons.miss), ...Object.entries(told.reasons.pass)];
+function sums({ miss, pass }) {
   const sums = new Map();
-  for (const [why, n] of all) sums.set(why, (sums.get(why) ?? 0) + n);
-  looks = looks.filter(([time]) => now - time <= SAMPLES_MS);
-  const before = looks.length ? looks[0][1] : sums;
-  looks.push([now, sums]);
-  const rows = [...sums].map(([why, n]) => [why, n, n - (before.get(why) ?? 0)]);
+  for (const [why, n] of [...Object.entries(miss), ...Object.entries(pass)]) sums.set(why, (sums.get(why) ?? 0) + n);
+  return sums;
+}
+
+// Each with what it means, and how often it was in the last minute.
+function reasons(told) {
+  const minute = sums(told.reasons_last_minute);
+  const rows = [...sums(told.reasons)].map(([why, n]) => [why, n, minute.get(why) ?? 0]);
   rows.sort((a, b) => b[2] - a[2] || b[1] - a[1]);
   at('reasons').replaceChildren(...rows.slice(0, 12).map(([why, n, lately]) => {
     const what = make('td', '', make('span', 'mono', why));
@@ -98,7 +95,7 @@ function reasons(told) {
   }));
   at('reasons').closest('table').hidden = !rows.length;
   say(at('reasons-none'), rows.length
-    ? 'By the detail of Cache-Status; a plain miss, of a job that is not in the cache yet, has none. Lately: in the last minute, or since this page is open.'
+    ? 'By the detail of Cache-Status; a plain miss, of a job that is not in the cache yet, has none. Lately: in the last minute.'
     : 'No read had a reason (detail of Cache-Status) to go past the cache.');
 }
 
