@@ -8,6 +8,7 @@ use std::{
     net::SocketAddr,
     process::{self, ExitCode},
     thread,
+    time::Duration,
 };
 
 use cli::{Task, Verdict, check, docs, healthcheck};
@@ -23,6 +24,7 @@ use jobcache::{
 use tokio::{
     runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
 };
 use tracing::{info, warn};
 
@@ -30,6 +32,9 @@ use tracing::{info, warn};
 const BAD_CONFIG: u8 = 78;
 /// What a shell reports for a process that SIGINT ended.
 const INTERRUPTED: i32 = 130;
+/// A second SIGINT so soon after the first is the same one: `timeout -s INT` sends it to the process and
+/// to its group.
+const ECHO: Duration = Duration::from_millis(100);
 /// What `jobcache demo` logs.
 const DEMO_LOG: &str = "warn";
 
@@ -211,23 +216,29 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> SignalKind {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
         }
     }
 
     /// Waits for the first signal. From then on a second one ends the process at once.
     async fn shutdown(mut self) {
-        self.next().await;
+        let first = self.next().await;
+        let began = Instant::now();
         info!("shutting down; a second signal ends it at once");
         tokio::spawn(async move {
-            self.next().await;
+            while is_echo(first, self.next().await, began.elapsed()) {}
             warn!("ended by a second signal");
             process::exit(INTERRUPTED);
         });
     }
+}
+
+/// Whether a signal is the first one once more.
+fn is_echo(first: SignalKind, next: SignalKind, after: Duration) -> bool {
+    first == SignalKind::interrupt() && next == first && after < ECHO
 }
 
 fn check(flags: Flags, verdict: Verdict) -> Result<(), Failure> {
@@ -260,4 +271,19 @@ fn serving(workers: usize) -> io::Result<Runtime> {
 
 fn single_threaded() -> io::Result<Runtime> {
     runtime::Builder::new_current_thread().enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_sigint_at_once_is_the_first_one() {
+        let (int, term) = (SignalKind::interrupt(), SignalKind::terminate());
+        let soon = Duration::from_millis(1);
+        assert!(is_echo(int, int, soon));
+        assert!(!is_echo(int, int, ECHO), "somebody has lost patience");
+        assert!(!is_echo(int, term, soon) && !is_echo(term, int, soon));
+        assert!(!is_echo(term, term, soon));
+    }
 }

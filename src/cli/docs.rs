@@ -5,28 +5,79 @@
 
 use std::io::{self, Write as _};
 
-use clap::{Command, CommandFactory as _};
+use clap::{Command, CommandFactory as _, builder::PossibleValuesParser};
 use clap_complete::Shell;
 use clap_mangen::{
     Man,
     roff::{Roff, bold, roman},
 };
 
-use super::Cli;
+use super::{AFTER, Cli};
 
 const NAME: &str = "jobcache";
+/// Values that completions offer, by the flag.
+const VALUES: [(&str, &[&str]); 3] = [
+    ("mode", &["on", "shadow", "off"]),
+    ("near", &["strict", "bounded", "off"]),
+    ("log_format", &["human", "json"]),
+];
+/// Sections of the page after the settings.
+const REST: [(&str, &[(&str, &str)]); 3] = [
+    (
+        "EXIT STATUS",
+        &[
+            ("0", "It was asked to end, and has; or the command has done what it is for."),
+            (
+                "1",
+                "It could not start or serve; or check --strict or healthcheck found something down.",
+            ),
+            ("2", "Wrong usage."),
+            ("78", "The configuration is wrong."),
+            ("130", "A second signal has ended it at once."),
+        ],
+    ),
+    (
+        "SIGNALS",
+        &[
+            ("SIGTERM, SIGINT", "Drain and end; a second one ends it at once."),
+            ("SIGHUP", "Read the configuration and the certificates anew."),
+        ],
+    ),
+    (
+        "FILES",
+        &[(
+            "--config FILE, or JOBCACHE_CONFIG",
+            "The configuration, in TOML. None is read that is not named there. Settings without a table \
+             stand at its top, before the first [table].",
+        )],
+    ),
+];
 const SETTINGS: &str = include_str!("../../config/jobcache.toml");
 
 /// Prints the script that makes a shell complete the command line.
 pub(crate) fn completions(shell: Shell) -> io::Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), NAME, &mut script);
+    clap_complete::generate(shell, &mut offering(Cli::command()), NAME, &mut script);
     print(&script)
+}
+
+/// With the values of flags that take one of a few words. They are judged by `config`, with those of all
+/// other sources; here they are only offered.
+fn offering(command: Command) -> Command {
+    let command = VALUES.into_iter().fold(command, |command, (flag, values)| {
+        if command.get_arguments().all(|arg| arg.get_id() != flag) {
+            return command;
+        }
+        command.mut_arg(flag, |arg| {
+            arg.value_parser(PossibleValuesParser::new(values.iter().copied()))
+        })
+    });
+    command.mut_subcommands(offering)
 }
 
 /// Prints the manual page of the whole, or of one of its commands.
 pub(crate) fn manual(command: Option<&str>) -> io::Result<()> {
-    let mut all = Cli::command();
+    let mut all = Cli::command().subcommand_help_heading("COMMANDS");
     all.build();
     let Some(name) = command else { return print(&page(all, Some(SETTINGS))?) };
     // The command line has been checked: there is one.
@@ -46,9 +97,22 @@ fn page(command: Command, settings: Option<&str>) -> io::Result<Vec<u8>> {
     if let Some(settings) = settings {
         man.render_subcommands_section(&mut page)?;
         render_settings(settings).to_writer(&mut page)?;
-        man.render_extra_section(&mut page)?;
+        render_rest().to_writer(&mut page)?;
     }
     Ok(page)
+}
+
+/// What is looked for under these names.
+fn render_rest() -> Roff {
+    let mut roff = Roff::new();
+    for (section, items) in REST {
+        roff.control("SH", [section]);
+        for (name, text) in items {
+            roff.control("TP", []).text([bold(*name)]).text([roman(*text)]);
+        }
+    }
+    roff.control("SH", ["NOTES"]).text([roman(AFTER.replace('\n', " "))]);
+    roff
 }
 
 /// Flags and variables are long, and are to be found and copied: no hyphen, and no filling of lines to

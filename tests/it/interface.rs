@@ -324,6 +324,9 @@ fn bash_completes_flags_and_commands() {
     assert_eq!(complete("jobcache --redis", 1), ["--redis-url"]);
     assert_eq!(complete("jobcache ch", 1), ["check"]);
     assert_eq!(complete("jobcache check --str", 2), ["--strict"]);
+    assert_eq!(complete("jobcache --mode ''", 2), ["on", "shadow", "off"]);
+    assert_eq!(complete("jobcache check --near b", 3), ["bounded"]);
+    assert_eq!(complete("jobcache --log-format j", 2), ["json"]);
     assert!(complete("jobcache completions z", 2).contains(&"zsh".to_owned()));
     for shell in ["zsh", "fish", "elvish", "powershell"] {
         let (code, script, _) = Process::output(&["completions", shell], &[]);
@@ -345,4 +348,10 @@ fn the_manual_is_read_without_warnings_and_has_every_setting() {
     for text in ["SETTINGS", "store.budget", "JOBCACHE_WEBHOOK_MAX_PURGES", "webhook_secret"] {
         assert!(plain.contains(text), "{text}: {read}");
     }
+    let sections: Vec<_> =
+        read.lines().filter(|line| line.starts_with(char::is_alphabetic)).collect();
+    for section in ["COMMANDS", "EXIT STATUS", "SIGNALS", "FILES"] {
+        assert!(sections.contains(&section), "{section}: {sections:?}");
+    }
+    assert!(!sections.contains(&"EXTRA") && !sections.contains(&"Commands"), "{sections:?}");
 }
