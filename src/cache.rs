@@ -22,8 +22,8 @@ mod trial;
 
 pub use ahead::Ahead;
 pub use fill::{Abandoned, Known, Landed, Lead};
-pub use invalidate::{Died, Outcome, Purge, PurgeAll, Receipt};
-pub use lookup::Lookup;
+pub use invalidate::{Died, OUTCOME_UNKNOWN, Outcome, Purge, PurgeAll, Receipt};
+pub use lookup::{Lookup, REPLACEMENTS};
 pub use near::{Absence, Look};
 pub use trial::Trial;
 

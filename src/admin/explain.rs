@@ -17,7 +17,7 @@ mod head;
 mod past;
 mod words;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use hyper::{
     Request, StatusCode,
@@ -42,6 +42,7 @@ use crate::{
     },
     clock,
     config::{self, Mode},
+    events::jobs::Past,
     proxy::{
         framing::{self, Refusal},
         headers::{CacheStatus, Forward},
@@ -90,10 +91,14 @@ impl Sidecar<'_> {
         let ask = self.cache.ask(&id, method, uri, headers);
         let ask = if self.mode == Mode::Shadow { ask.alone() } else { ask };
         let explained = self.cache.explain(ask, form).await;
-        let verdict = match framing::check(&request, self.limits) {
+        let now = clock::now();
+        let mut verdict = match framing::check(&request, self.limits) {
             Err(why) => Verdict::refused(why),
-            Ok(()) => self.verdict(&request, &route, &explained),
+            Ok(()) => self.verdict(&request, &route, &explained, now),
         };
+        if head.trim_ascii().is_empty() {
+            verdict = verdict.of_nobody(&explained.past);
+        }
         Ok(reply(StatusCode::OK, &Told::of(&id, &request, form, &explained, verdict)))
     }
 
@@ -111,12 +116,18 @@ impl Sidecar<'_> {
         }
     }
 
-    fn verdict(&self, request: &Request<()>, route: &Route, explained: &Explained) -> Verdict {
+    fn verdict(
+        &self,
+        request: &Request<()>,
+        route: &Route,
+        explained: &Explained,
+        now: SystemTime,
+    ) -> Verdict {
         match route {
             Route::Read(_) if self.cache.is_personal(request.headers()) => {
                 Verdict::pass(Bypass::Credentials)
             }
-            Route::Read(_) => Verdict::in_mode(self.mode, explained),
+            Route::Read(_) => Verdict::in_mode(self.mode, explained, now),
             Route::Write(_) => Verdict::write(request.method()),
             Route::Pass(_) if request.method() == Method::CONNECT => {
                 Verdict::error("connect", "would be answered 405: jobcache opens no tunnels")
@@ -149,21 +160,21 @@ pub(super) fn bad_request(error: &str) -> Reply {
 }
 
 impl Verdict {
-    fn in_mode(mode: Mode, explained: &Explained) -> Self {
+    fn in_mode(mode: Mode, explained: &Explained, now: SystemTime) -> Self {
         match (mode, explained.forecast) {
             (Mode::Off, _) => Self::pass(Bypass::Off),
             (Mode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
             (Mode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
             // Nobody is turned away, and nobody waits.
             (Mode::Shadow, Forecast::Pass(why)) => {
-                let text = in_shadow(why).map_or_else(|| left(why, explained), Into::into);
+                let text = in_shadow(why).map_or_else(|| left(why, explained, now), Into::into);
                 Self { why: text, ..Self::forwarded("pass", Some(why), false) }
             }
-            _ => Self::of(explained),
+            _ => Self::of(explained, now),
         }
     }
 
-    fn of(explained: &Explained) -> Self {
+    fn of(explained: &Explained, now: SystemTime) -> Self {
         match explained.forecast {
             Forecast::Hit(ttl) => Self {
                 outcome: "hit",
@@ -173,7 +184,7 @@ impl Verdict {
             },
             Forecast::Miss { why, because: reason } => {
                 let text = match reason {
-                    Because::Unconfirmed(why) => left(why, explained),
+                    Because::Unconfirmed(why) => left(why, explained, now),
                     reason => because(reason).to_owned(),
                 };
                 Self { why: text, ..Self::forwarded("miss", why, false) }
@@ -182,8 +193,18 @@ impl Verdict {
                 why: "would get the answer of a read of the API that is under way here".to_owned(),
                 ..Self::forwarded("miss", None, true)
             },
-            Forecast::Pass(why) => Self { why: left(why, explained), ..Self::pass(why) },
+            Forecast::Pass(why) => Self { why: left(why, explained, now), ..Self::pass(why) },
         }
+    }
+
+    /// What is known of a request without a head is its path; what clients really send may come to
+    /// something else, and the last ones tell.
+    fn of_nobody(self, past: &Past) -> Self {
+        let but = past::most(past)
+            .filter(|most| (most.outcome, most.why) != (self.outcome, self.detail.unwrap_or("")))
+            .map(|most| format!("; but {most}"));
+        let but = but.unwrap_or_default();
+        Self { why: format!("a client that says nothing of itself {}{but}", self.why), ..self }
     }
 
     fn pass(why: Bypass) -> Self {

@@ -65,6 +65,9 @@ pub struct PurgeAll {
     pub near: usize,
 }
 
+/// How the end of a write is told of which nobody knows whether the upstream carried it out.
+pub const OUTCOME_UNKNOWN: &str = "outcome-unknown";
+
 /// A purge died, which is a fault of ours: nothing is known to be confirmed, nor to be queued.
 #[derive(Debug, thiserror::Error)]
 #[error("the purge died")]
@@ -126,7 +129,11 @@ impl Cache {
         let ended = self.store.end(write, self.linger(outcome), &mut self.budget()).await;
         self.detach(write.keys());
         self.count_invalidation(source, ended);
-        self.tell(write.keys(), What::WriteEnded, ended.as_str(), None);
+        let why = match (ended, outcome) {
+            (Ended::Confirmed { .. }, Outcome::Unknown) => OUTCOME_UNKNOWN,
+            _ => ended.as_str(),
+        };
+        self.tell(write.keys(), What::WriteEnded, why, None);
         ended
     }
 

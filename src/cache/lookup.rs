@@ -31,7 +31,7 @@ const FOREIGN_LEASE_STEP: Duration = Duration::from_millis(5);
 /// Values of somebody else's that are replaced for one job in a TTL; past it, it is left alone.
 pub(super) const FOREIGN_VALUES: u32 = 3;
 /// Entries of one job that are replaced in a TTL; past it the bodies are each client's own.
-const REPLACEMENTS: u32 = 3;
+pub const REPLACEMENTS: u32 = 3;
 
 /// How a read is to be answered.
 #[derive(Debug)]

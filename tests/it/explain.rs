@@ -282,7 +282,7 @@ async fn a_fence_is_told_with_what_is_left_of_it() {
         (&told["verdict"]["detail"], &told["verdict"]["outcome"]),
         (&"fenced".into(), &"miss".into())
     );
-    assert!(told["verdict"]["why"].as_str().unwrap().contains("ms left"), "{told}");
+    assert!(why(&told).contains("ms left") && why(&told).contains("(settle)"), "{told}");
     assert!(told["fence"]["left_ms"].as_i64().is_some_and(|ms| ms > 50_000), "{told}");
     let ended = |event: &Value| event["what"] == "write-ended" && event["why"] == "confirmed";
     assert!(told["events"].as_array().expect("a list").iter().any(ended), "{told}");
@@ -506,6 +506,37 @@ async fn what_cannot_be_stored_is_told_with_the_reason_in_its_past() {
     );
     let refused = |event: &Value| event["what"] == "fill-refused" && event["why"] == "private";
     assert!(told["events"].as_array().expect("a list").iter().any(refused), "{told}");
+    assert!(why(&told).ends_with("could not be stored (private)"), "{told}");
+}
+
+#[tokio::test]
+async fn a_client_without_a_head_is_told_what_most_requests_came_to() {
+    let setup = Setup::new().await;
+    setup.hit(X).await;
+    let told = explain(&setup, "x", String::new()).await;
+    assert!(why(&told).starts_with("a client that says nothing of itself would "), "{told}");
+    assert!(!why(&told).contains("its last requests"), "{told}");
+    for _ in 0..20 {
+        setup.get("/jobs/x?t=1").await;
+    }
+    let told = explain(&setup, "x", String::new()).await;
+    assert!(why(&told).contains("; but its last requests passed: query (20 of "), "{told}");
+    let told = explain(&setup, "x", head("GET", X, &[])).await;
+    assert!(why(&told).starts_with("would ") && !why(&told).contains("but its last"), "{told}");
+}
+
+#[tokio::test]
+async fn a_job_that_too_many_clients_poll_is_told_apart() {
+    let setup = Setup::with(|config| config.credentials.audience = 1).await;
+    send(&setup, Method::GET, X, &[("authorization", "Bearer me")]).await;
+    let told = check(&setup, X, &[("authorization", "Bearer you")]).await;
+    assert_eq!(told["verdict"]["detail"], "audience", "{told}");
+    assert!(why(&told).contains("more clients poll this job than"), "{told}");
+}
+
+#[track_caller]
+fn why(told: &Value) -> &str {
+    told["verdict"]["why"].as_str().expect("text")
 }
 
 #[tokio::test]
@@ -547,6 +578,7 @@ async fn clients_that_are_each_answered_differently_are_told() {
         (&told["verdict"]["detail"], &told["marks"]["replaced"]),
         (&"audience".into(), &3.into())
     );
+    assert!(why(&told).contains("it answers each client differently"), "{told}");
 }
 
 #[tokio::test]
@@ -559,6 +591,7 @@ async fn the_embedded_store_is_explained_as_well() {
         gate.arrived(1).await;
         let told = check(&setup, X, &[]).await;
         assert!(told["fence"]["left_ms"].as_i64().is_some_and(|ms| ms > 0), "{told}");
+        assert!(why(&told).contains("a write is in flight, since "), "{told}");
         gate.release();
     };
     tokio::join!(setup.sidecar.put(X), check);

@@ -1,15 +1,18 @@
 //! The sentences of a verdict. Each goes on from "a request like this ...".
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::Method;
 
+use super::past;
 use crate::{
     cache::{
+        OUTCOME_UNKNOWN, REPLACEMENTS,
         entry::Reject,
         explain::{Because, Explained},
         policy::Bypass,
     },
+    events::What,
     proxy::framing::Refusal,
 };
 
@@ -59,17 +62,51 @@ pub(super) fn because(because: Because) -> &'static str {
     }
 }
 
-/// Why it would go past the cache, with how long that lasts.
-pub(super) fn left(why: Bypass, explained: &Explained) -> String {
+/// Why it would go past the cache, which of its causes it is, and how long that lasts.
+pub(super) fn left(why: Bypass, explained: &Explained, now: SystemTime) -> String {
     let state = explained.state.as_ref().ok();
     let left_ms = match why {
         Bypass::Fenced => state.and_then(|state| state.fence_left_ms),
         Bypass::Leased => state.and_then(|state| state.lease.as_ref()).map(|lease| lease.left_ms),
         _ => None,
     };
+    let text = cause(why, explained, now).unwrap_or_else(|| pass(why).to_owned());
     match left_ms.and_then(|left_ms| u64::try_from(left_ms).ok()) {
-        Some(left_ms) => format!("{} (at most {left_ms} ms left)", pass(why)),
-        None => pass(why).to_owned(),
+        Some(left_ms) => format!("{text} (at most {left_ms} ms left)"),
+        None => text,
+    }
+}
+
+/// Which of its causes it is, where the marks or the events tell.
+fn cause(why: Bypass, explained: &Explained, now: SystemTime) -> Option<String> {
+    match why {
+        Bypass::Audience if explained.replaced >= REPLACEMENTS => Some(format!(
+            "would go to the API: it answers each client differently (its answer to one has replaced \
+             another's {} times lately)",
+            explained.replaced
+        )),
+        Bypass::Audience => Some(
+            "would go to the API: more clients poll this job than credentials.audience".to_owned(),
+        ),
+        Bypass::Uncacheable => past::refusal(&explained.past).map(|refusal| {
+            format!("would go to the API: the last answer could not be stored ({refusal})")
+        }),
+        Bypass::Fenced => past::write(&explained.past).map(|last| {
+            let ago = last.ago(now).as_secs();
+            match (last.what, last.why) {
+                (What::Write, _) => {
+                    format!("would go to the API: a write is in flight, since {ago} s")
+                }
+                (_, OUTCOME_UNKNOWN) => format!(
+                    "would go to the API: a write ended {ago} s ago, and its outcome is unknown"
+                ),
+                _ => format!(
+                    "would go to the API: a write ended {ago} s ago, and nothing is stored so soon \
+                     after it (settle)"
+                ),
+            }
+        }),
+        _ => None,
     }
 }
 

@@ -58,7 +58,7 @@ async function explain() {
 
 function explained(box, told) {
   const { verdict } = told;
-  const sentence = make('p', `verdict ${verdict.outcome}`, 'A request like this ', verdict.why, '.', make('br'), make('code', '', verdict.cache_status));
+  const sentence = make('p', `verdict ${verdict.outcome}`, sentence_of(verdict.why), '.', make('br'), make('code', '', verdict.cache_status));
   const parts = [sentence];
   const last = told.events.findLast(({ what }) => what === 'fill' || what === 'fill-refused');
   const refused = !told.entry && last?.what === 'fill-refused' ? last : null;
@@ -73,6 +73,9 @@ function explained(box, told) {
     : make('p', 'sub', 'Nothing that is still known here. Is it polled through this sidecar?'));
   box.replaceChildren(...parts);
 }
+
+// Of a client without a head it says itself whose it is.
+const sentence_of = (why) => (why.startsWith('a client') ? `A${why.slice(1)}` : `A request like this ${why}`);
 
 function facts({ job, request, store, value, entry, lease, fence, near, marks }) {
   const left = (ms_left) => `${(Math.max(0, ms_left) / 1000).toFixed(1)} s left`;
