@@ -374,10 +374,12 @@ impl Redis {
         budget: &mut Budget,
     ) -> Vec<Result<Was, StoreError>> {
         let results = budget.spend_each(keys.iter().map(|key| session.end(key, write, linger)));
-        let results = results.await;
-        for (key, result) in keys.iter().zip(&results) {
-            if result.is_ok() {
-                self.shared.recent.note(key, Instant::now().into_std());
+        let mut results = results.await;
+        for (key, result) in keys.iter().zip(&mut results) {
+            if result.is_ok()
+                && let Err(error) = self.shared.note_confirmed(session, key)
+            {
+                *result = Err(error);
             }
             if !matches!(result, Err(StoreError::Timeout)) {
                 self.shared.conclude(session, result);

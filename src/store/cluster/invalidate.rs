@@ -247,7 +247,7 @@ impl World {
             lift.arg(key.companion("fence")).arg(write.as_str());
             self.single::<i64>(shard, &lift).await?;
         }
-        fenced.map(|()| was)
+        fenced.and_then(|()| shard.redis.confirmed(key)).map(|()| was)
     }
 
     async fn fence(
@@ -288,7 +288,9 @@ impl World {
             other => return other,
         };
         // Without a host it is where the source is.
-        let host = if to.host.is_empty() { &shard.address.host } else { &to.host };
+        // "?" where it prefers a host name and knows none.
+        let is_unknown = matches!(&*to.host, "" | "?");
+        let host = if is_unknown { &shard.address.host } else { &to.host };
         let to = Address { host: host.clone(), ..to };
         let target = self.map.read().at(&to).cloned();
         match target.filter(|target| target.redis.is_up()) {

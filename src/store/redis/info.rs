@@ -4,6 +4,9 @@ use crate::store::{Epoch, Redirect, StoreError, cluster::text_field};
 
 /// `PXAT` and `PEXPIRETIME` came with it.
 const OLDEST_VERSION: (u32, u32) = (7, 0);
+/// From where on slots may be handed over whole.
+const WHOLE_SLOTS: (u32, u32) = (8, 4);
+const WHOLE_SLOTS_OF_VALKEY: (u32, u32) = (9, 0);
 
 /// What `INFO` says of who answers.
 pub(super) struct Info {
@@ -46,11 +49,25 @@ impl Info {
         epoch.as_str().starts_with(self.epoch().as_str())
     }
 
+    /// Whether a slot of a cluster leaves this server key by key, each of them with news. Where slots are
+    /// handed over whole (`CLUSTER MIGRATION`, `CLUSTER MIGRATESLOTS`) the news of their keys comes after
+    /// that, and a round of the barrier, which asks about one slot, says nothing of another.
+    pub(super) fn check_slots_move_by_key(&self) -> Result<(), StoreError> {
+        let redis = self.valkey.is_empty() && version(&self.version) >= WHOLE_SLOTS;
+        let valkey = !self.valkey.is_empty() && version(&self.valkey) >= WHOLE_SLOTS_OF_VALKEY;
+        if redis || valkey {
+            return Err(StoreError::Refused(
+                "a cluster of Redis 8.4 or Valkey 9.0 and newer can hand over slots whole, of which it tells \
+                 too late for entries in this process"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
     /// Whether this is a master of a version that we can work with.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        let mut parts = self.version.split('.').map(|part| part.parse().unwrap_or(0));
-        let version: (u32, u32) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-        if version < OLDEST_VERSION {
+        if version(&self.version) < OLDEST_VERSION {
             return Err(StoreError::Refused(format!(
                 "the server is of version {:?}; jobcache needs Redis 7.0 or newer, or Valkey",
                 self.version
@@ -82,6 +99,12 @@ impl Info {
             self.role
         )))
     }
+}
+
+/// Major and minor.
+fn version(text: &str) -> (u32, u32) {
+    let mut parts = text.split('.').map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 /// What `CLUSTER INFO` says of a master's place in its cluster.
@@ -144,6 +167,15 @@ mod tests {
         assert!(claim("ok", 7).unwrap().is_of(&Epoch::named("r-m-7")));
         assert!(!claim("ok", 8).unwrap().is_of(&Epoch::named("r-m-7")));
         assert!(!claim("ok", 7).unwrap().is_of(&Epoch::named("r-m-17")));
+    }
+
+    #[test]
+    fn entries_near_are_not_kept_of_clusters_that_hand_over_slots_whole() {
+        let check = |text: &str| Info::parse(text).check_slots_move_by_key().is_ok();
+        assert!(check("redis_version:7.0.15") && check("redis_version:8.2.3"));
+        assert!(!check("redis_version:8.4.0") && !check("redis_version:9.0.0"));
+        assert!(check("redis_version:7.2.4\r\nvalkey_version:8.1.3"));
+        assert!(!check("redis_version:7.2.4\r\nvalkey_version:9.0.1"));
     }
 
     #[test]

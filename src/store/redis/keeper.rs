@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     future,
     sync::{Arc, PoisonError, RwLock},
+    thread,
     time::Duration,
 };
 
@@ -29,7 +30,7 @@ use crate::{
     clock,
     metrics::Metrics,
     store::{
-        CredentialKey, Ended, Epoch, Redirect, StoreError, Token, debts::Debts, pending::Item,
+        CredentialKey, Ended, Epoch, Key, Redirect, StoreError, Token, debts::Debts, pending::Item,
     },
     throttle::Throttle,
 };
@@ -80,11 +81,14 @@ pub(super) struct Warnings {
 
 /// Keeps a session published while there is a master to talk to.
 pub(super) async fn keep(shared: Arc<Shared>) {
+    let _unkept = Unkept(Arc::clone(&shared));
     let mut backoff = BACKOFF.0;
     loop {
         match shared.connect().await {
             Ok(session) => {
                 let error = shared.serve(&session, &mut backoff).await;
+                // First of all: what is confirmed from here on nobody doubts any more.
+                session.fail();
                 shared.retract(&error);
                 shared.doubt().await;
                 warn!(store = shared.address, %error, "store is down; everything passes through");
@@ -122,6 +126,17 @@ pub(super) async fn dial(source: &Source) -> Result<(Connection, Target, Info, i
     let info = Info::parse(&info);
     info.check()?;
     Ok((connection, target, info, clock_ahead_ms))
+}
+
+/// Nobody would watch a session whose keeper has panicked.
+struct Unkept(Arc<Shared>);
+
+impl Drop for Unkept {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.retract(&StoreError::Lost("its keeper has panicked".into()));
+        }
+    }
 }
 
 impl Shared {
@@ -304,7 +319,24 @@ impl Shared {
     async fn repeat(&self, session: &Session, item: &Item) {
         self.metrics.events.expect(item.key.main());
         let end = timeout(DETACHED_TIMEOUT, session.end(&item.key, &item.write, item.linger));
-        self.debts.settle(item, end.await.unwrap_or(Err(StoreError::Timeout)));
+        let mut ended = end.await.unwrap_or(Err(StoreError::Timeout));
+        // Where it became pending in a failover, this is most likely still the deposed master.
+        if ended.is_ok()
+            && let Err(error) = self.note_confirmed(session, &item.key)
+        {
+            ended = Err(error);
+        }
+        self.debts.settle(item, ended);
+    }
+
+    /// Notes what a session has just confirmed; not confirmed after all, if it has ended meanwhile: what it
+    /// confirmed may have been doubted already, without this.
+    pub(super) fn note_confirmed(&self, session: &Session, key: &Key) -> Result<(), StoreError> {
+        self.recent.note(key, Instant::now().into_std());
+        if session.has_failed() {
+            return Err(StoreError::Lost("the session ended before its answer came".into()));
+        }
+        Ok(())
     }
 
     /// What a session confirmed just before its end may have been confirmed by a deposed master.

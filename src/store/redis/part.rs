@@ -185,11 +185,18 @@ impl Redis {
         linger: Duration,
     ) -> Result<Was, StoreError> {
         let session = self.shared.session()?;
-        let result = session.end(key, write, linger).await;
-        if result.is_ok() {
-            self.shared.recent.note(key, Instant::now().into_std());
+        let mut result = session.end(key, write, linger).await;
+        if result.is_ok()
+            && let Err(error) = self.shared.note_confirmed(&session, key)
+        {
+            result = Err(error);
         }
         self.shared.judge(&session, result)
+    }
+
+    /// An invalidation was confirmed here, or where we were sent from here.
+    pub(in crate::store) fn confirmed(&self, key: &Key) -> Result<(), StoreError> {
+        self.shared.note_confirmed(&*self.shared.session()?, key)
     }
 
     /// A purge of all was confirmed here.
@@ -199,6 +206,10 @@ impl Redis {
 
     /// What was confirmed here lately is owed once more.
     pub(in crate::store) async fn doubt(&self) {
+        // What is confirmed from here on would be missed.
+        if let Ok(session) = self.shared.session() {
+            session.fail();
+        }
         self.shared.doubt().await;
     }
 

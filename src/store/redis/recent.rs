@@ -15,7 +15,7 @@ use crate::store::Key;
 
 /// Longer than a deposed master is believed, with time for the session to end.
 const WINDOW: Duration = Duration::from_secs(3);
-/// Invalidations that are kept in mind; the oldest go first.
+/// Invalidations that are kept in mind one by one; past it all that there is counts as purged.
 const LIMIT: usize = 20_000;
 
 #[derive(Debug, Default)]
@@ -39,10 +39,13 @@ pub(super) struct Late {
 impl Recent {
     pub(super) fn note(&self, key: &Key, now: Instant) {
         let mut confirmed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while confirmed.ends.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW)
-            || confirmed.ends.len() >= LIMIT
-        {
+        while confirmed.ends.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
             confirmed.ends.pop_front();
+        }
+        if confirmed.ends.len() >= LIMIT
+            && let Some((at, _)) = confirmed.ends.pop_front()
+        {
+            confirmed.all = confirmed.all.max(Some(at));
         }
         confirmed.ends.push_back((now, key.clone()));
     }
@@ -79,5 +82,15 @@ mod tests {
         assert_eq!(late.keys, [key("new")]);
         assert!(!late.all);
         assert!(recent.take(start + WINDOW).keys.is_empty());
+    }
+
+    #[test]
+    fn what_is_too_much_to_be_kept_one_by_one_is_not_lost() {
+        let (recent, now) = (Recent::default(), Instant::now());
+        for id in 0..=LIMIT {
+            recent.note(&Key::new("p:", &id.to_string()), now);
+        }
+        let late = recent.take(now);
+        assert_eq!((late.keys.len(), late.all), (LIMIT, true));
     }
 }

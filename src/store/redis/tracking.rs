@@ -192,6 +192,7 @@ async fn connect(
     }
     wire.pings = wire.pings_of(&info).await;
     if let Some(part) = &shared.part {
+        info.check_slots_move_by_key()?;
         wire.question = Question::keyed(&part.slots, &shared.prefix)
             .ok_or_else(|| StoreError::Lost("the master owns no slot".into()))?;
     }
@@ -367,7 +368,7 @@ impl Wire {
                 Some(Value::Push { kind: PushKind::Invalidate, data }) => {
                     evict(tracked, &data);
                 }
-                Some(read) if unread > 0 => {
+                Some(read) if unread > 0 && !matches!(read, Value::Push { .. }) => {
                     take_read(tracked, &self.carried, &read, flight);
                 }
                 Some(value) if self.question.is_answered_by(&value) => {
