@@ -104,7 +104,7 @@ fn assert_not_vacuous(counts: &Counts, length: Duration) {
         ("collapsed", counts.collapsed, seconds),
         ("stored", counts.stored, 5 * seconds),
         ("PUTs", counts.puts, 4 * seconds),
-        ("PUTs committed in their bodies", counts.puts_in_body, seconds / 7),
+        ("PUTs committed in their bodies", counts.puts_in_body, seconds / 15),
         ("purges", counts.purges, 2 * seconds),
         ("DELs", counts.dels, 4 * seconds),
         // They need a hang-up or a fault amid a write: too rare to be sure of in a short run.

@@ -95,9 +95,13 @@ impl RedisServer {
         assert!(self.answers().await, "redis-server does not come back: {:?}", self.log());
     }
 
-    /// Writes the snapshot that [`restart_from_rdb`](Self::restart_from_rdb) loads.
+    /// Writes the snapshot that [`restart_from_rdb`](Self::restart_from_rdb) loads; after the one that is
+    /// being written for a replica, if there is one.
     pub(crate) async fn save(&self) {
-        let () = self.run(&redis::cmd("SAVE")).await;
+        eventually(SOON, async || {
+            self.try_run::<()>(&redis::cmd("SAVE")).await.map_err(|error| error.to_string())
+        })
+        .await;
     }
 
     /// A connection of the test's own, patient with a busy machine.
