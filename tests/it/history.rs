@@ -217,15 +217,14 @@ async fn fail_over(kinds: &'static [Fault], staleness_ms: u64) {
     let counts = &verdict.counts;
     eprintln!(
         "history of sentinel failovers, {} sidecars, {length:?}, judged by {staleness_ms} ms, \
-         HISTORY_SEED={seed}\n{counts}violations   {}",
+         HISTORY_SEED={seed}\n{counts}\n  violations {}",
         plan.sidecars, verdict.total
     );
     assert!(verdict.total == 0, "HISTORY_SEED={seed}\n{}", explain(&history, &verdict));
     let failovers: usize = counts.faults.values().sum();
-    assert!(failovers >= 1 && counts.hits > 500 && counts.puts > 50, "{counts}");
+    assert!(failovers >= 1 && counts.hits > 200 && counts.puts > 50, "{counts}");
 }
 
-#[ignore = "finds older bodies in some runs, for a reason that is not known yet; HISTORY_SEED=824899"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sentinel_failover_of_a_dead_or_hung_master_leaves_no_old_body() {
     fail_over(&Fault::FAILOVERS, 0).await;

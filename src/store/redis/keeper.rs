@@ -125,6 +125,8 @@ pub(super) async fn dial(source: &Source) -> Result<(Connection, Target, Info, i
     let (connection, info, clock_ahead_ms) = opened.unwrap_or(Err(StoreError::Timeout))?;
     let info = Info::parse(&info);
     info.check()?;
+    // It may have hung for as long, and have been deposed meanwhile.
+    source.confirm(&target).await?;
     Ok((connection, target, info, clock_ahead_ms))
 }
 

@@ -7,6 +7,9 @@
 //! published only when the failover is over, while the one who leads it names the new master as soon as
 //! that has been promoted.
 //!
+//! They are asked again when the master has answered for the first time: one that hung answers late, and
+//! may have been deposed meanwhile without knowing.
+//!
 //! With no sentinel to be reached a session goes on: that the master answers, and is one, is watched
 //! elsewhere. It does not decide whether a server is fit to be a master's.
 
@@ -108,6 +111,12 @@ impl Watch {
         Ok(Target::new(&host, port, Arc::clone(login), tls.clone()))
     }
 
+    /// Fails if they name another master than `target` by now.
+    pub(super) async fn confirm(&self, target: &Target) -> Result<(), StoreError> {
+        let (answer, _) = self.ask_all(Kept::new(), Learn::No).await?;
+        if is_at(target, &answer.master).await { Ok(()) } else { Err(moved(target, &answer)) }
+    }
+
     /// Returns once they name another master than `target`.
     pub(super) async fn moved(&self, target: &Target) -> StoreError {
         let mut polls = interval(POLL_EVERY);
@@ -121,9 +130,7 @@ impl Watch {
             match self.ask_all(std::mem::take(&mut kept), learn).await {
                 Ok((answer, answering)) => {
                     if !is_at(target, &answer.master).await {
-                        let (host, port) = answer.master;
-                        info!(from = %target, to = %format!("{host}:{port}"), "the master is another");
-                        return StoreError::Lost("the sentinels name another master".into());
+                        return moved(target, &answer);
                     }
                     kept = answering;
                 }
@@ -234,6 +241,11 @@ impl Watch {
             *learned = told;
         }
     }
+}
+
+fn moved(from: &Target, Answer { master: (host, port), .. }: &Answer) -> StoreError {
+    info!(%from, to = %format!("{host}:{port}"), "the master is another");
+    StoreError::Lost("the sentinels name another master".into())
 }
 
 fn at(target: &Target, error: StoreError) -> StoreError {

@@ -40,6 +40,14 @@ impl Source {
         }
     }
 
+    /// Fails if the master is another one than `target` by now.
+    pub(super) async fn confirm(&self, target: &Target) -> Result<(), StoreError> {
+        match self {
+            Self::Fixed(_) => Ok(()),
+            Self::Sentinels(watch) => watch.confirm(target).await,
+        }
+    }
+
     /// Returns once the master is another one than `target`.
     pub(super) async fn moved(&self, target: &Target) -> StoreError {
         match self {

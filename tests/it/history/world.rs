@@ -18,7 +18,10 @@ use super::{
     record::{Clock, Process},
     truth::{Manners, Server, Truth},
 };
-use crate::support::{self, Cluster, RedisServer, SOON, eventually, sentinel::Deployment};
+use crate::support::{
+    self, Cluster, RedisServer, SOON, eventually,
+    sentinel::{DOWN_AFTER, Deployment},
+};
 
 /// Short times, so that what expires does so within a short run. The upstream's late commits stay
 /// below `linger` and its slow reads around `lease`.
@@ -28,6 +31,10 @@ const TIMES: [(&str, &str); 4] = [
     ("JOBCACHE_UPSTREAM_RESPONSE_TIMEOUT", "2s"),
     ("JOBCACHE_LOG", "warn"),
 ];
+
+/// The silence after which the sentinels take a master for down that nothing is done to: never. One that
+/// is only slow, on a busy machine, is not to be deposed.
+const PATIENT: Duration = Duration::from_hours(1);
 
 /// The Host is part of the representation, so all clients send the same.
 pub(super) const HOST: &str = "jobs.localhost";
@@ -120,7 +127,9 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
     let (first, second) =
         tokio::join!(RedisServer::start_with(&args), RedisServer::start_with(&args));
     let sentinels = if plan.faults.kinds.iter().any(|fault| fault.needs_sentinels()) {
-        Some(Deployment::start().await)
+        let sentinels = Deployment::start().await;
+        sentinels.set_down_after(PATIENT).await;
+        Some(sentinels)
     } else {
         None
     };
@@ -239,22 +248,29 @@ impl Machinery {
         self.follow(1 - self.master).await;
     }
 
-    /// Has sentinels promote a replica. Third parties are kept away from the moment before the master
-    /// goes until they are told of the new one, as those of a real failover that know what they do: what
-    /// a deposed master confirms to somebody else no sidecar can learn of.
+    /// Has sentinels promote a replica, and no other until the next fault. Third parties are kept away
+    /// from the moment before the master goes until they are told of the new one, as those of a real
+    /// failover that know what they do: what a deposed master confirms to somebody else no sidecar can
+    /// learn of.
     pub(super) async fn fail_over(&mut self, fault: Fault) {
         let Some(redis) = &mut self.sentinels else { return };
         let deposed = redis.master;
         if fault == Fault::MasterDeposed {
             self.third_party.refuse();
             redis.depose().await;
-        } else if fault == Fault::MasterHung {
-            redis.nodes[deposed].stop();
-            self.third_party.refuse();
         } else {
-            redis.nodes[deposed].kill();
+            if fault == Fault::MasterHung {
+                redis.nodes[deposed].stop();
+            } else {
+                redis.nodes[deposed].kill();
+            }
+            self.third_party.refuse();
+            redis.set_down_after(DOWN_AFTER).await;
         }
+        redis.promoted().await;
+        redis.set_down_after(PATIENT).await;
         redis.failed_over().await;
+        let promoted = redis.master;
         self.target.store(redis.master().port(), Ordering::SeqCst);
         self.third_party.heal();
         match fault {
@@ -266,8 +282,10 @@ impl Machinery {
         tokio::time::sleep(Duration::from_millis(700)).await;
         redis.follow(deposed).await;
         redis.settle().await;
-        // On a busy machine they may have found the next one down as well.
-        self.target.store(redis.master().port(), Ordering::SeqCst);
+        assert_eq!(
+            redis.master, promoted,
+            "the sentinels deposed a master that nothing was done to"
+        );
     }
 
     /// SIGKILL.

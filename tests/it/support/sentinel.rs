@@ -17,6 +17,9 @@ pub(crate) const MASTER: &str = "mymaster";
 /// For a failover from its cause to its end, on two busy cores.
 const FAILOVER: Duration = Duration::from_secs(30);
 
+/// The silence after which the sentinels take a server for down.
+pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(1);
+
 /// Fields of replicas or sentinels.
 type Told = Vec<HashMap<String, String>>;
 
@@ -92,6 +95,31 @@ impl Deployment {
         }
     }
 
+    /// Has the sentinels take a server for down after another silence.
+    pub(crate) async fn set_down_after(&self, silence: Duration) {
+        let mut set = redis::cmd("SENTINEL");
+        let ms = u64::try_from(silence.as_millis()).expect("no ages");
+        set.arg("SET").arg(MASTER).arg("down-after-milliseconds").arg(ms);
+        for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.child.is_some()) {
+            let set = sentinel.ask::<()>(&set).await;
+            set.expect("a sentinel that can be configured");
+        }
+    }
+
+    /// Waits until a sentinel names another master: the one who leads the failover.
+    pub(crate) async fn promoted(&self) {
+        let deposed = self.master().port();
+        eventually(FAILOVER, async || {
+            for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.child.is_some()) {
+                if sentinel.named().await.is_some_and(|port| port != deposed) {
+                    return Ok(());
+                }
+            }
+            Err(deposed)
+        })
+        .await;
+    }
+
     /// Waits until every sentinel that runs names another master, and makes that ours.
     pub(crate) async fn failed_over(&mut self) {
         let deposed = self.master().port();
@@ -130,9 +158,10 @@ impl Sentinel {
         let tls_port = free_port();
         let lines = format!(
             "sentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
-             sentinel down-after-milliseconds {MASTER} 1000\n\
+             sentinel down-after-milliseconds {MASTER} {}\n\
              sentinel failover-timeout {MASTER} 1000\n\
              sentinel parallel-syncs {MASTER} 2\n{}\n",
+            DOWN_AFTER.as_millis(),
             lines.replace("TLS_PORT", &tls_port.to_string())
         );
         let mut sentinel = Self { port: free_port(), tls_port, dir, lines, child: None };
