@@ -193,6 +193,33 @@ async fn a_replica_that_takes_over_is_not_believed_what_it_held_before() {
     assert_eq!(version(&hit(&b, &id).await), 1);
 }
 
+/// Both sidecars reach the master that has lost the majority, and its replica as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_is_cut_off_from_the_others_is_left_for_its_replica() {
+    let setup = Setup::new().await;
+    let (a, b) = (setup.sidecar().await, setup.sidecar().await);
+    let [id, other, _] = one_of_each(&setup, &[&a, &b]).await;
+    setup.cluster.settled().await;
+
+    setup.cluster.cut_off(0);
+    setup.cluster.is_master(3).await;
+    setup.upstream.commit(&id);
+    let () = setup.cluster.nodes[3].run(redis::cmd("DEL").arg(key(&id))).await;
+    assert_eq!(version(&b.get(&path(&id)).await), 1);
+    assert!(b.get(&path(&other)).await.is_hit(), "those of other masters stay");
+    for sidecar in [&a, &b] {
+        metric(sidecar, "jobcache_store_up 1").await;
+    }
+    hit(&a, &id).await;
+    assert_eq!(version(&b.put(&path(&id)).await), 2);
+    assert_eq!(version(&a.get(&path(&id)).await), 2);
+
+    setup.cluster.heal();
+    setup.cluster.settled().await;
+    hit(&b, &id).await;
+    assert_eq!(version(&hit(&a, &id).await), 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_hands_over_to_its_replica_leaves_nothing_stale() {
     let setup = Setup::new().await;

@@ -178,7 +178,8 @@ async fn over_sidecars_told_by_keys_no_read_is_older_than_an_acknowledged_write(
 /// Of the run on a cluster: the same.
 const SHARDS: Duration = Duration::from_secs(40);
 
-/// Slots move under load, masters are killed, hang past the timeout and hand over, sidecars die.
+/// Slots move under load, masters are killed, hang past the timeout, are cut off and hand over, sidecars
+/// die.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_a_cluster_no_read_is_older_than_an_acknowledged_write() {
     let seed = from_env("HISTORY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
@@ -194,10 +195,8 @@ async fn over_a_cluster_no_read_is_older_than_an_acknowledged_write() {
     );
     assert!(verdict.total == 0, "HISTORY_SEED={seed}\n{}", explain(&history, &verdict));
     let moves = counts.faults.get(&Fault::SlotsMoved).copied().unwrap_or(0);
-    let failovers: usize = [Fault::ShardKilled, Fault::ShardHung, Fault::ShardHandedOver]
-        .iter()
-        .filter_map(|fault| counts.faults.get(fault))
-        .sum();
+    let ways = [Fault::ShardKilled, Fault::ShardHung, Fault::ShardCutOff, Fault::ShardHandedOver];
+    let failovers: usize = ways.iter().filter_map(|fault| counts.faults.get(fault)).sum();
     let lively = counts.hits > 1_000 && counts.puts > 100 && counts.purges > 30 && counts.dels > 50;
     assert!(moves > 0 && failovers > 0 && lively, "{counts}");
 }

@@ -43,6 +43,9 @@ pub(super) enum Fault {
     ShardKilled,
     /// The same of one that hangs, and comes back thinking that it is the master.
     ShardHung,
+    /// A master of a cluster is cut off from all nodes, but not from its clients, until its replica is
+    /// promoted.
+    ShardCutOff,
     /// A master of a cluster hands over to its replica.
     ShardHandedOver,
     /// Slots go from one master of a cluster to another, key by key and with pauses.
@@ -66,8 +69,10 @@ impl Fault {
 /// What has a cluster.
 impl Fault {
     /// All that befalls one; slots move as often as everything else together.
-    pub(super) const CLUSTER: [Self; 7] = [
+    pub(super) const CLUSTER: [Self; 9] = [
         Self::ShardKilled,
+        Self::SlotsMoved,
+        Self::ShardCutOff,
         Self::SlotsMoved,
         Self::ShardHung,
         Self::SlotsMoved,
@@ -79,7 +84,11 @@ impl Fault {
     pub(super) fn needs_cluster(self) -> bool {
         matches!(
             self,
-            Self::ShardKilled | Self::ShardHung | Self::ShardHandedOver | Self::SlotsMoved
+            Self::ShardKilled
+                | Self::ShardHung
+                | Self::ShardCutOff
+                | Self::ShardHandedOver
+                | Self::SlotsMoved
         )
     }
 }
@@ -169,7 +178,11 @@ async fn inflict(
         Fault::MasterKilled | Fault::MasterHung | Fault::MasterDeposed => {
             machinery.fail_over(fault).await;
         }
-        Fault::ShardKilled | Fault::ShardHung | Fault::ShardHandedOver | Fault::SlotsMoved => {
+        Fault::ShardKilled
+        | Fault::ShardHung
+        | Fault::ShardCutOff
+        | Fault::ShardHandedOver
+        | Fault::SlotsMoved => {
             if let Some(cluster) = &mut machinery.cluster {
                 shards::befall(fault, world, cluster, rng).await;
             }

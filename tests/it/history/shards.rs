@@ -26,18 +26,18 @@ pub(super) async fn befall(
         }
         _ => {
             let replica = cluster.replica_of(victim).await;
-            if fault == Fault::ShardHung {
-                world.apart.store(true, Ordering::SeqCst);
-                cluster.nodes[victim].stop();
-            } else {
-                cluster.nodes[victim].kill();
+            world.apart.store(fault != Fault::ShardKilled, Ordering::SeqCst);
+            match fault {
+                Fault::ShardHung => cluster.nodes[victim].stop(),
+                Fault::ShardCutOff => cluster.cut_off(victim),
+                _ => cluster.nodes[victim].kill(),
             }
             cluster.is_master(replica).await;
             sleep(Duration::from_millis(rng.u64(..300))).await;
-            if fault == Fault::ShardHung {
-                cluster.nodes[victim].cont();
-            } else {
-                cluster.nodes[victim].restart_from_rdb().await;
+            match fault {
+                Fault::ShardHung => cluster.nodes[victim].cont(),
+                Fault::ShardCutOff => cluster.heal(),
+                _ => cluster.nodes[victim].restart_from_rdb().await,
             }
         }
     }

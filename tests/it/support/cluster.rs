@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value, cmd};
 use tokio::time::timeout;
 
-use super::{RedisServer, SOON, eventually, free_port, redis::key};
+use super::{RedisServer, SOON, bus::Bus, eventually, free_port, redis::key};
 
 /// Slots of every cluster.
 pub(crate) const SLOTS: u16 = 16_384;
@@ -25,14 +25,17 @@ pub(crate) struct Cluster {
     /// The masters, then the replica of each, as they were at the start.
     pub(crate) nodes: Vec<RedisServer>,
     ids: Vec<String>,
+    bus: Bus,
 }
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        let starts = (0..2 * MASTERS).map(|_| async {
-            let (bus, timeout) = (free_port().to_string(), NODE_TIMEOUT.as_millis().to_string());
-            let args = ["--cluster-enabled", "yes", "--cluster-port", &bus];
-            let args = [&args[..], &["--cluster-node-timeout", &timeout]].concat();
+        let nodes = u8::try_from(2 * MASTERS).expect("a few");
+        let (bus, timeout) = (Bus::open(nodes), NODE_TIMEOUT.as_millis().to_string());
+        let starts = (0..nodes).map(async |node| {
+            let args = ["--cluster-enabled", "yes", "--cluster-node-timeout", &timeout];
+            let led = bus.args(node);
+            let args = [&args[..], &led.iter().map(String::as_str).collect::<Vec<_>>()].concat();
             let args = [&args[..], &["--cluster-require-full-coverage", "no"]].concat();
             // A replica that is promoted however old its data, as soon as it may.
             let args = [&args[..], &["--cluster-replica-validity-factor", "0"]].concat();
@@ -43,7 +46,7 @@ impl Cluster {
         let mut me = cmd("CLUSTER");
         me.arg("MYID");
         let ids = join_all(nodes.iter().map(|node| node.run(&me))).await;
-        let cluster = Self { nodes, ids };
+        let cluster = Self { nodes, ids, bus };
         cluster.form().await;
         cluster
     }
@@ -63,9 +66,8 @@ impl Cluster {
         let first = &self.nodes[0];
         for (epoch, node) in self.nodes.iter().enumerate() {
             let () = node.run(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(epoch + 1)).await;
-            let bus = self.bus(epoch).await;
             let mut meet = cmd("CLUSTER");
-            meet.arg("MEET").arg("127.0.0.1").arg(node.port()).arg(bus);
+            meet.arg("MEET").arg("127.0.0.1").arg(node.port()).arg(self.bus.port(epoch));
             let () = first.run(&meet).await;
         }
         for master in 0..MASTERS {
@@ -82,12 +84,6 @@ impl Cluster {
             .await;
         }
         self.settled().await;
-    }
-
-    async fn bus(&self, node: usize) -> String {
-        let ports: Vec<String> =
-            self.nodes[node].run(cmd("CONFIG").arg("GET").arg("cluster-port")).await;
-        ports[1].clone()
     }
 
     /// The slots of a master at the start.
@@ -265,6 +261,16 @@ impl Cluster {
             timeout(HAND_OVER, self.is_master(replica)).await
         })
         .await;
+    }
+
+    /// Neither do the other nodes reach this one nor it them; clients reach all.
+    pub(crate) fn cut_off(&self, node: usize) {
+        self.bus.cut_off(node);
+    }
+
+    /// They do again.
+    pub(crate) fn heal(&self) {
+        self.bus.heal();
     }
 
     /// Waits until a node is a master.

@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use tokio::time::Instant;
 
 pub(crate) mod browser;
+pub(crate) mod bus;
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod collector;

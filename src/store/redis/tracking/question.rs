@@ -61,7 +61,7 @@ impl Question {
     pub(super) fn is_answered_by(&self, reply: &Value) -> bool {
         match reply {
             Value::SimpleString(pong) => self.keyed.is_none() && pong == "PONG",
-            Value::Int(_) => self.keyed.is_some(),
+            Value::Int(0 | 1) => self.keyed.is_some(),
             Value::ServerError(error) => self.keyed.is_some() && error.code() == "ASK",
             _ => false,
         }
