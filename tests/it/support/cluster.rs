@@ -118,6 +118,21 @@ impl Cluster {
         .await;
     }
 
+    /// Whether it may hand over slots whole, so that nothing is kept near of it.
+    pub(crate) async fn hands_over_whole(&self) -> bool {
+        let info: String = self.nodes[0].run(cmd("INFO").arg("server")).await;
+        let version = |name: &str| {
+            let said = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            said.and_then(|said| {
+                let mut parts = said.trim().split('.').map(|part| part.parse::<u32>().ok());
+                Some((parts.next()??, parts.next()??))
+            })
+        };
+        let valkey = version("valkey_version");
+        valkey.or_else(|| version("redis_version"))
+            >= Some(if valkey.is_some() { (9, 0) } else { (8, 4) })
+    }
+
     /// The first masters as seeds.
     pub(crate) fn url(&self) -> String {
         let seeds: Vec<String> =
