@@ -6,7 +6,7 @@ use jobcache::config::{Config, Flags, StoreUrl, Value};
 use tokio::time::Instant;
 
 use crate::support::{
-    Process, RedisServer, SOON, Upstream, eventually,
+    Process, RedisServer, Reply, SOON, Upstream, eventually,
     redis::{RECOVERY, key},
     sentinel::{Deployment, MASTER},
     sidecar::{Sidecar, config},
@@ -42,12 +42,12 @@ async fn is_tracked(redis: &RedisServer) -> bool {
     clients.contains("name=jobcache-tracking")
 }
 
-async fn hit(sidecar: &Sidecar) {
+async fn hit(sidecar: &Sidecar) -> Reply {
     eventually(RECOVERY, async || {
         let reply = sidecar.get(X).await;
-        if reply.is_hit() { Ok(()) } else { Err(reply) }
+        if reply.is_hit() { Ok(reply) } else { Err(reply) }
     })
-    .await;
+    .await
 }
 
 #[tokio::test]
@@ -127,6 +127,75 @@ async fn a_master_that_hung_until_it_was_deposed_is_not_taken_for_one_again() {
         hit(sidecar).await;
         assert_eq!(sidecar.admin.metric(LOST).await, *lost, "it was trusted and lost again");
     }
+}
+
+/// The master in between has confirmed what the other one missed, and sentinels take eight seconds to have
+/// a deposed master that is well follow another.
+#[tokio::test]
+async fn a_master_that_is_promoted_again_is_not_believed_what_it_held_before() {
+    let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
+    let sidecar = sidecar(&redis.url(), &upstream, |_| {}).await;
+    hit(&sidecar).await;
+    let first = redis.master;
+
+    redis.depose().await;
+    redis.failed_over().await;
+    eventually(SOON, async || is_tracked(redis.master()).await).await;
+    let reply = sidecar.put(X).await;
+    assert!(!reply.cache_status().contains("pending"), "{reply:?}");
+    hit(&sidecar).await;
+    assert!(redis.nodes[first].holds(&key("x")).await, "it has not heard of the write");
+    // What was confirmed in the last three seconds is repeated anyhow.
+    tokio::time::sleep(Duration::from_millis(3200)).await;
+    let other = (0..3).find(|node| *node != first && *node != redis.master).expect("the third");
+    redis.nodes[other].kill();
+    let info: String = redis.nodes[first].run(redis::cmd("INFO").arg("replication")).await;
+    assert!(info.contains("role:master"), "it has not followed the other: {info}");
+    redis.depose().await;
+    redis.failed_over().await;
+
+    assert_eq!(redis.master, first);
+    eventually(SOON, async || is_tracked(redis.master()).await).await;
+    hit(&sidecar).await.assert(200, &version("x", 1));
+}
+
+/// It names the master that it was configured with, under no epoch; that of the others goes on.
+#[tokio::test]
+async fn a_sentinel_that_has_missed_a_failover_is_not_believed() {
+    let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
+    let sidecar = sidecar(&redis.url(), &upstream, |_| {}).await;
+    hit(&sidecar).await;
+    let first = redis.master;
+
+    redis.sentinels[2].kill();
+    redis.depose().await;
+    redis.failed_over().await;
+    let promoted = redis.master;
+    eventually(SOON, async || is_tracked(redis.master()).await).await;
+    sidecar.put(X).await;
+    hit(&sidecar).await;
+    sidecar.put(X).await;
+    hit(&sidecar).await.assert(200, &version("x", 2));
+    for sentinel in &mut redis.sentinels[..2] {
+        sentinel.kill();
+    }
+    redis.sentinels[2].restart().await;
+    assert_eq!(redis.sentinels[2].named().await, Some(redis.nodes[first].port()));
+    let until = Instant::now() + BELIEVED * 2;
+    while Instant::now() < until {
+        sidecar.get(X).await.assert(200, &version("x", 2));
+    }
+    eventually(SOON, async || is_tracked(&redis.nodes[promoted]).await).await;
+    assert!(!is_tracked(&redis.nodes[first]).await, "it is left for one that was deposed");
+
+    // Once that has been gone for ten seconds, it is the only one there is; what it held is purged.
+    redis.nodes[promoted].kill();
+    let until = Instant::now() + SOON * 3;
+    while !is_tracked(&redis.nodes[first]).await {
+        sidecar.get(X).await.assert(200, &version("x", 2));
+        assert!(Instant::now() < until, "the only master that is named is not used");
+    }
+    hit(&sidecar).await.assert(200, &version("x", 2));
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use super::{
     part::{self, Part},
     recent::Recent,
     session::{Judgement, Membership, Session, classify, clock_ahead_ms, credential_key_name},
-    source::Source,
+    source::{Reign, Source},
     tracking::{Tracked, track},
 };
 use crate::{
@@ -106,9 +106,18 @@ pub(super) async fn keep(shared: Arc<Shared>) {
     }
 }
 
-/// Connects to the master, and makes sure that it is one, and of a version that we can work with. By how
-/// much its clock is ahead of ours, in ms, comes along.
-pub(super) async fn dial(source: &Source) -> Result<(Connection, Target, Info, i64), StoreError> {
+/// A connection to a master that is one, and of a version that we can work with.
+pub(super) struct Dialled {
+    connection: Connection,
+    target: Target,
+    info: Info,
+    /// By how much its clock is ahead of ours.
+    clock_ahead_ms: i64,
+    reign: Option<Reign>,
+}
+
+/// Connects to the master.
+pub(super) async fn dial(source: &Source) -> Result<Dialled, StoreError> {
     let target = source.target().await?;
     let open = async {
         let mut connection = target.connect().await?;
@@ -126,8 +135,8 @@ pub(super) async fn dial(source: &Source) -> Result<(Connection, Target, Info, i
     let info = Info::parse(&info);
     info.check()?;
     // It may have hung for as long, and have been deposed meanwhile.
-    source.confirm(&target).await?;
-    Ok((connection, target, info, clock_ahead_ms))
+    let reign = source.confirm(&target).await?;
+    Ok(Dialled { connection, target, info, clock_ahead_ms, reign })
 }
 
 /// Nobody would watch a session whose keeper has panicked.
@@ -182,12 +191,16 @@ impl Shared {
 
     /// Connects to the master.
     pub(super) async fn connect(&self) -> Result<SessionHandle, StoreError> {
-        let (mut connection, target, info, clock_ahead_ms) = dial(&self.source).await?;
+        let Dialled { mut connection, target, info, clock_ahead_ms, reign } =
+            dial(&self.source).await?;
         if let Some(policy) = info.evicts() {
             self.warn_of_eviction(policy);
         }
-        let epoch = self.epoch(&mut connection, &info).await?;
-        let session = Session::new(connection, target, epoch, clock_ahead_ms);
+        let epoch = self.epoch(&mut connection, &info, reign).await?;
+        if self.source.is_behind() {
+            self.debts.pending.add_all().await;
+        }
+        let session = Session::new(connection, (target, reign), epoch, clock_ahead_ms);
         if !self.has_secret && self.keeps_credential_key() {
             self.share_credential_key(&session).await?;
         }
@@ -195,14 +208,22 @@ impl Shared {
     }
 
     /// The epoch of what this server holds. A master of a cluster is one only if others say so, too.
-    async fn epoch(&self, connection: &mut Connection, info: &Info) -> Result<Epoch, StoreError> {
-        let Some(part) = &self.part else { return Ok(info.epoch()) };
+    async fn epoch(
+        &self,
+        connection: &mut Connection,
+        info: &Info,
+        reign: Option<Reign>,
+    ) -> Result<Epoch, StoreError> {
+        let server = info.epoch();
+        let Some(part) = &self.part else {
+            return Ok(reign.map_or_else(|| server.clone(), |reign| reign.epoch(&server)));
+        };
         let mut ask = redis::cmd("CLUSTER");
         let claim = ask.arg("INFO").query_async::<String>(&mut connection.requests);
         let claim = timeout(DETACHED_TIMEOUT, claim).await.map_err(|_| StoreError::Timeout)?;
         let claim = Claim::parse(&claim.map_err(|error| classify(&error))?)?;
         part.confirm(&claim).await?;
-        Ok(part::epoch(&info.epoch(), &claim))
+        Ok(part::epoch(&server, &claim))
     }
 
     fn membership(&self) -> Membership {
@@ -263,7 +284,7 @@ impl Shared {
         };
         tokio::select! {
             error = self.watch(session) => error,
-            error = self.source.moved(session.target()) => {
+            error = self.source.moved(session.target(), session.reign()) => {
                 session.fail();
                 error
             }

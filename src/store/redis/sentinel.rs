@@ -8,21 +8,30 @@
 //! that has been promoted.
 //!
 //! They are asked again when the master has answered for the first time: one that hung answers late, and
-//! may have been deposed meanwhile without knowing.
+//! may have been deposed meanwhile without knowing. The epoch under which it is named then is part of the
+//! epoch of the store: a master that was deposed and is promoted again, before anybody had it follow the
+//! one in between, is the same server with the same history, and holds what was invalidated there.
+//!
+//! No answer of a lower epoch than one that was heard before counts: it is that of a sentinel which has
+//! missed a failover. Only when the newest master has been lost for [`BEHIND`], and nobody else is
+//! named, are the sentinels taken for new ones; what their master holds is then purged before it is used.
 //!
 //! With no sentinel to be reached a session goes on: that the master answers, and is one, is watched
 //! elsewhere. It does not decide whether a server is fit to be a master's.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use futures_util::future::join_all;
 use tokio::{
     net::lookup_host,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tracing::{debug, info, warn};
 
@@ -43,6 +52,8 @@ const POLL_EVERY: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_millis(400);
 /// Between two looks at which other sentinels there are, in polls.
 const LEARN_EVERY: u32 = 40;
+/// For which nobody may have heard of the newest master before those count who have not either.
+const BEHIND: Duration = Duration::from_secs(10);
 /// Sentinels that are kept in mind; nobody has as many.
 const MAX_KNOWN: usize = 32;
 
@@ -55,6 +66,9 @@ pub(super) struct Watch {
     seeds: Vec<Seed>,
     /// Beside the seeds: those that a sentinel has told of.
     learned: Mutex<Vec<Seed>>,
+    newest: Mutex<Option<Newest>>,
+    /// The master that is named may hold what was invalidated at another.
+    is_behind: AtomicBool,
     at_sentinels: (Arc<Login>, Option<Arc<Tls>>),
     at_master: (Arc<Login>, Option<Arc<Tls>>),
     warnings: Throttle,
@@ -66,6 +80,23 @@ struct Answer {
     /// Of the configuration that it goes by: the highest is the newest.
     epoch: u64,
     master: Seed,
+}
+
+/// The answer of the highest epoch.
+#[derive(Clone, Debug)]
+struct Newest {
+    answer: Answer,
+    /// When it was heard last, or its master was known to be there.
+    at: Instant,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asker {
+    /// Has a session with the master.
+    Connected,
+    /// Has none.
+    Searching,
 }
 
 /// Connections to sentinels that answer.
@@ -94,6 +125,8 @@ impl Watch {
             master: sentinels.master.clone(),
             seeds: sentinels.hosts.clone(),
             learned: Mutex::default(),
+            newest: Mutex::default(),
+            is_behind: AtomicBool::new(false),
             at_sentinels: (
                 Arc::new(Login::new(&at_sentinel.login, 0)),
                 tls.clone().filter(|_| is_tls),
@@ -106,19 +139,50 @@ impl Watch {
     /// Where the sentinels say that the master is. Whether it is one shows when it is connected to.
     pub(super) async fn master(&self) -> Result<Target, StoreError> {
         let (answer, _) = self.ask_all(Kept::new(), Learn::Yes).await?;
-        let (host, port) = answer.master;
+        let (host, port) = self.heed(answer, Asker::Searching, Instant::now()).master;
         let (login, tls) = &self.at_master;
         Ok(Target::new(&host, port, Arc::clone(login), tls.clone()))
     }
 
-    /// Fails if they name another master than `target` by now.
-    pub(super) async fn confirm(&self, target: &Target) -> Result<(), StoreError> {
+    /// The epoch under which they name this master; fails if they name another by now.
+    pub(super) async fn confirm(&self, target: &Target) -> Result<u64, StoreError> {
         let (answer, _) = self.ask_all(Kept::new(), Learn::No).await?;
-        if is_at(target, &answer.master).await { Ok(()) } else { Err(moved(target, &answer)) }
+        let answer = self.heed(answer, Asker::Searching, Instant::now());
+        if is_at(target, &answer.master).await {
+            Ok(answer.epoch)
+        } else {
+            Err(moved(target, &answer))
+        }
     }
 
-    /// Returns once they name another master than `target`.
-    pub(super) async fn moved(&self, target: &Target) -> StoreError {
+    /// Whether the master may hold what was invalidated at another; asked once.
+    pub(super) fn is_behind(&self) -> bool {
+        self.is_behind.swap(false, Ordering::Relaxed)
+    }
+
+    /// What an answer comes to, in the light of those before it.
+    fn heed(&self, answer: Answer, asker: Asker, now: Instant) -> Answer {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = newest.as_mut().filter(|known| answer.epoch < known.answer.epoch) {
+            if asker == Asker::Connected {
+                known.at = now;
+            }
+            if now.duration_since(known.at) <= BEHIND {
+                return known.answer.clone();
+            }
+            let (host, port) = &answer.master;
+            warn!(
+                master = %format!("{host}:{port}"), epoch = answer.epoch, known = known.answer.epoch,
+                "the sentinels know of no later master; all that it holds is purged"
+            );
+            self.is_behind.store(true, Ordering::Relaxed);
+        }
+        *newest = Some(Newest { answer: answer.clone(), at: now });
+        answer
+    }
+
+    /// Returns once they name another master than `target`, or the same under a later epoch.
+    pub(super) async fn moved(&self, target: &Target, epoch: u64) -> StoreError {
         let mut polls = interval(POLL_EVERY);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut kept = Kept::new();
@@ -129,7 +193,8 @@ impl Watch {
             let learn = if round.is_multiple_of(LEARN_EVERY) { Learn::Yes } else { Learn::No };
             match self.ask_all(std::mem::take(&mut kept), learn).await {
                 Ok((answer, answering)) => {
-                    if !is_at(target, &answer.master).await {
+                    let answer = self.heed(answer, Asker::Connected, Instant::now());
+                    if answer.epoch != epoch || !is_at(target, &answer.master).await {
                         return moved(target, &answer);
                     }
                     kept = answering;
@@ -243,8 +308,8 @@ impl Watch {
     }
 }
 
-fn moved(from: &Target, Answer { master: (host, port), .. }: &Answer) -> StoreError {
-    info!(%from, to = %format!("{host}:{port}"), "the master is another");
+fn moved(from: &Target, Answer { master: (host, port), epoch }: &Answer) -> StoreError {
+    info!(%from, to = %format!("{host}:{port}"), epoch, "the master is another, or made one anew");
     StoreError::Lost("the sentinels name another master".into())
 }
 

@@ -21,6 +21,7 @@ use super::{
     connect::{Connection, Target},
     errand::{self, Lesson},
     info::{Claim, Info},
+    source::Reign,
 };
 use crate::{
     clock, mutants,
@@ -59,6 +60,7 @@ static END: LazyLock<Script> = LazyLock::new(|| script("end", include_str!("../l
 pub struct Session {
     connection: Connection,
     target: Target,
+    reign: Option<Reign>,
     epoch: Epoch,
     /// The server's clock minus ours, in ms.
     clock_ahead_ms: AtomicI64,
@@ -97,13 +99,14 @@ impl Session {
     /// Wraps a connection to a server that has been found fit.
     pub(super) fn new(
         connection: Connection,
-        target: Target,
+        (target, reign): (Target, Option<Reign>),
         epoch: Epoch,
         clock_ahead_ms: i64,
     ) -> Self {
         Self {
             connection,
             target,
+            reign,
             epoch,
             clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
             timeouts: AtomicU32::new(0),
@@ -114,6 +117,11 @@ impl Session {
     /// The server that it is with.
     pub(super) fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// In which it is master, where sentinels make it one.
+    pub(super) fn reign(&self) -> Option<Reign> {
+        self.reign
     }
 
     /// What an entry must have been stored in to be believed on this connection.

@@ -6,8 +6,19 @@ use super::{connect::Target, sentinel::Watch};
 use crate::{
     config::{Config, StoreUrl},
     metrics::Metrics,
-    store::StoreError,
+    store::{Epoch, StoreError},
 };
+
+/// The time for which a server is master: the config epoch of the sentinels under which it was made one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reign(u64);
+
+impl Reign {
+    /// The epoch of what a server holds in this reign.
+    pub(super) fn epoch(self, server: &Epoch) -> Epoch {
+        Epoch(format!("{}-{}", server.as_str(), self.0).into())
+    }
+}
 
 /// Who knows where the master is.
 #[derive(Debug)]
@@ -40,19 +51,27 @@ impl Source {
         }
     }
 
-    /// Fails if the master is another one than `target` by now.
-    pub(super) async fn confirm(&self, target: &Target) -> Result<(), StoreError> {
+    /// The reign of a master that has answered; fails if it is another one by now.
+    pub(super) async fn confirm(&self, target: &Target) -> Result<Option<Reign>, StoreError> {
         match self {
-            Self::Fixed(_) => Ok(()),
-            Self::Sentinels(watch) => watch.confirm(target).await,
+            Self::Fixed(_) => Ok(None),
+            Self::Sentinels(watch) => watch.confirm(target).await.map(Reign).map(Some),
         }
     }
 
-    /// Returns once the master is another one than `target`.
-    pub(super) async fn moved(&self, target: &Target) -> StoreError {
+    /// Whether what the master holds is to be purged before it is used; asked once.
+    pub(super) fn is_behind(&self) -> bool {
         match self {
-            Self::Fixed(_) => future::pending().await,
-            Self::Sentinels(watch) => watch.moved(target).await,
+            Self::Fixed(_) => false,
+            Self::Sentinels(watch) => watch.is_behind(),
+        }
+    }
+
+    /// Returns once the master is another one than `target`, or the same in another reign.
+    pub(super) async fn moved(&self, target: &Target, reign: Option<Reign>) -> StoreError {
+        match (self, reign) {
+            (Self::Sentinels(watch), Some(Reign(epoch))) => watch.moved(target, epoch).await,
+            _ => future::pending().await,
         }
     }
 }

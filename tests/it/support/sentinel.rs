@@ -165,10 +165,15 @@ impl Sentinel {
             lines.replace("TLS_PORT", &tls_port.to_string())
         );
         let mut sentinel = Self { port: free_port(), tls_port, dir, lines, child: None };
-        sentinel.spawn();
-        let ping = redis::cmd("PING");
-        eventually(SOON, async || sentinel.ask::<String>(&ping).await).await;
+        sentinel.restart().await;
         sentinel
+    }
+
+    /// Starts it with the configuration that it had at first.
+    pub(crate) async fn restart(&mut self) {
+        self.spawn();
+        let ping = redis::cmd("PING");
+        eventually(SOON, async || self.ask::<String>(&ping).await).await;
     }
 
     pub(crate) fn port(&self) -> u16 {
