@@ -1,6 +1,6 @@
 //! The user that README gives jobcache: it can do everything with those rights, and needs each of them.
 
-use std::{collections::HashMap, future::Future, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use hyper::Method;
 use jobcache::config::{Config, StoreUrl};
@@ -12,6 +12,7 @@ use crate::support::{
     sentinel::{Deployment, MASTER},
     sidecar::{Sidecar, config},
     upstream::version,
+    within,
 };
 
 pub(crate) const README: &str = include_str!("../../README.md");
@@ -60,21 +61,9 @@ async fn sidecar_of(redis: &RedisServer, upstream: &Upstream, words: &[String]) 
     Sidecar::start(config).await
 }
 
-/// Lets something happen if it will.
-async fn if_it_will(what: impl Future<Output = ()>) -> bool {
-    timeout(PATIENCE, what).await.is_ok()
-}
-
-async fn becomes_a_hit(sidecar: &Sidecar, path: &str) {
-    while !sidecar.get(path).await.is_hit() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-async fn is_tracked(sidecar: &Sidecar) {
-    while sidecar.admin.metric("jobcache_tracking_up").await != 1 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+/// Lets something come true if it will.
+async fn if_it_will(look: impl AsyncFnMut() -> bool) -> bool {
+    within(PATIENCE, look).await.is_ok()
 }
 
 /// All that a sidecar asks Redis for, and whether all of it came about.
@@ -83,20 +72,15 @@ async fn live(sidecar: &Sidecar, upstream: &Upstream) -> bool {
         let get = sidecar.client.request(Method::GET, X).header("authorization", user);
         get.header("cache-control", cache_control).send().await
     };
-    let mut well = if_it_will(becomes_a_hit(sidecar, X)).await;
-    well &= if_it_will(is_tracked(sidecar)).await;
+    let mut well = if_it_will(async || sidecar.get(X).await.is_hit()).await;
+    well &= if_it_will(async || sidecar.admin.metric("jobcache_tracking_up").await == 1).await;
     // The first hit since then is kept in the process, and the next one asks whether it still holds.
     for _ in 0..3 {
         well &= sidecar.get(X).await.is_hit();
     }
     // Another credential is let in, and a newer body replaces the old one.
     for user in ["a", "b"] {
-        let admitted = async {
-            while !as_user(user, "max-age=60").await.is_hit() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        well &= if_it_will(admitted).await;
+        well &= if_it_will(async || as_user(user, "max-age=60").await.is_hit()).await;
     }
     upstream.commit("x");
     as_user("a", "no-cache").await;
@@ -105,7 +89,7 @@ async fn live(sidecar: &Sidecar, upstream: &Upstream) -> bool {
     sidecar.get("/jobs/none").await;
     let written = sidecar.put(X).await;
     well &= !written.header("cache-status").contains("pending");
-    well &= if_it_will(becomes_a_hit(sidecar, X)).await;
+    well &= if_it_will(async || sidecar.get(X).await.is_hit()).await;
     let explained = sidecar.admin.get("/explain/x").await;
     well &= explained.json()["stored"]["state"] == "entry" || explained.status == 200;
     for purge in [r#"{"job_id":"x"}"#, r#"{"all":true}"#] {

@@ -262,7 +262,7 @@ async fn whatever_is_not_exactly_the_same_is_answered_as_ever() {
             for part in &parts {
                 poller.end.send(part).await;
                 // So that it is a read of its own.
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                setup.exchange().await;
             }
             let head = poller.end.head().await;
             assert_eq!(repeats(&setup).await, before, "{what}");
@@ -302,7 +302,7 @@ async fn the_end_of_a_head_that_looks_like_one_is_none() {
     let mut poller = Poller::known(&setup).await;
     let before = repeats(&setup).await;
     poller.end.send("GET /reports/x HTTP/1.1\r\nHost: jobs.example\r\nX-Odd: a").await;
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    setup.exchange().await;
     poller.end.send(poller.request(X)).await;
     assert!(poller.end.head().await.starts_with("HTTP/1.1 400 "), "a second Host");
     assert_eq!(repeats(&setup).await, before);
@@ -321,7 +321,7 @@ async fn a_body_that_looks_like_a_repeated_request_is_a_body() {
         );
         let gate = held.then(|| setup.upstream.hold(Method::POST, "/reports/x"));
         poller.end.send(head).await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        setup.exchange().await;
         poller.end.send(&body).await;
         if let Some(gate) = gate {
             gate.arrived(1).await;
@@ -388,7 +388,7 @@ async fn a_client_that_reads_slowly_gets_all_of_it() {
     let before = repeats(&setup).await;
     for _ in 0..5 {
         poller.end.send(poller.request(X)).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        setup.exchange().await;
         // Sent while the answer waits.
         poller.end.send(poller.request(Y)).await;
         assert_eq!(poller.end.answer().await.1, body);
@@ -418,6 +418,7 @@ async fn repeated_requests_keep_a_connection_and_silence_ends_it() {
     let began = Instant::now();
     while began.elapsed() < 4 * limit {
         assert_eq!(poller.body(X).await, version("x", 0));
+        // A poll that comes at once would not show that the next one moves the limit.
         tokio::time::sleep(limit / 4).await;
     }
     assert_eq!(poller.end.rest().await, "");
@@ -429,7 +430,7 @@ async fn a_drain_closes_a_connection_only_between_two_answers() {
     let (mut idle, mut asking) = (Poller::known(&setup).await, Poller::known(&setup).await);
     setup.redis.stop();
     asking.end.send(asking.request(X)).await;
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    setup.exchange().await;
     setup.sidecar.begin_shutdown();
     assert_eq!(idle.end.rest().await, "");
     let (head, body) = asking.end.answer().await;

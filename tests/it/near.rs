@@ -288,6 +288,7 @@ async fn past_its_bound_a_hit_waits_for_the_news() {
         near_hit(&setup, X).await;
         setup.upstream.commit("x");
         setup.redis.del(&key("x")).await;
+        // The bound is what must pass.
         tokio::time::sleep(Duration::from_millis(2)).await;
         setup.get(X).await.assert(200, &version("x", v));
     }

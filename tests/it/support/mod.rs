@@ -87,24 +87,33 @@ impl<T, E: Debug> Look for Result<T, E> {
 #[track_caller]
 pub(crate) fn eventually<L: Look>(
     deadline: Duration,
-    mut look: impl AsyncFnMut() -> L,
+    look: impl AsyncFnMut() -> L,
 ) -> impl Future<Output = L::Found> {
     let caller = Location::caller();
     async move {
-        let end = Instant::now() + deadline;
-        let mut last = String::from("the first look never ended");
-        loop {
-            let Ok(look) = tokio::time::timeout_at(end, look()).await else {
-                panic!("{caller}: not within {deadline:?}; last: {last}");
-            };
-            match look.found() {
-                Ok(found) => return found,
-                Err(why) => last = why,
-            }
-            // A look that waits for nothing is never too late for `timeout_at`.
-            assert!(Instant::now() < end, "{caller}: not within {deadline:?}; last: {last}");
-            tokio::time::sleep(POLL_INTERVAL).await;
+        let found = within(deadline, look).await;
+        found.unwrap_or_else(|last| panic!("{caller}: not within {deadline:?}; last: {last}"))
+    }
+}
+
+/// The same for what may never happen: what the last look found when `deadline` passes first.
+pub(crate) async fn within<L: Look>(
+    deadline: Duration,
+    mut look: impl AsyncFnMut() -> L,
+) -> Result<L::Found, String> {
+    let end = Instant::now() + deadline;
+    let mut last = String::from("the first look never ended");
+    loop {
+        let Ok(look) = tokio::time::timeout_at(end, look()).await else { return Err(last) };
+        match look.found() {
+            Ok(found) => return Ok(found),
+            Err(why) => last = why,
         }
+        // A look that waits for nothing is never too late for `timeout_at`.
+        if Instant::now() >= end {
+            return Err(last);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
