@@ -177,17 +177,5 @@ impl User {
 fn judge(response: &Response<Bytes>) -> Option<(u64, Source)> {
     let seen: Seen = serde_json::from_slice(response.body()).ok()?;
     let status = response.headers().get(CACHE_STATUS).and_then(|status| status.to_str().ok());
-    Some((seen.version, source(status.unwrap_or_default())))
-}
-
-/// As `Cache-Status` tells: `jobcache; hit; ttl=213` is a hit.
-fn source(cache_status: &str) -> Source {
-    let says = |word: &str| cache_status.split(';').any(|part| part.trim().starts_with(word));
-    if says("hit") {
-        Source::Cache
-    } else if says("detail=store-") || says("detail=leased") {
-        Source::Late
-    } else {
-        Source::Upstream
-    }
+    Some((seen.version, Source::of(status.unwrap_or_default())))
 }

@@ -1,7 +1,6 @@
 //! The API: an ordinary backend with a database, which knows nothing of a cache.
 
 use std::{
-    convert::Infallible,
     net::SocketAddr,
     sync::{
         Arc,
@@ -12,19 +11,16 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Request, Response, StatusCode,
-    body::Incoming,
+    Response, StatusCode,
     header::{CONTENT_TYPE, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
 };
-use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     Result,
     scenario::{JOBS, QUERY},
+    staging,
 };
 
 /// Before the number in an id.
@@ -105,24 +101,12 @@ impl Jobs {
 
 /// Serves the jobs until `tasks` is dropped; where.
 pub(crate) async fn serve(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> Result<SocketAddr> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let address = listener.local_addr()?;
     let jobs = Arc::clone(jobs);
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            let jobs = Arc::clone(&jobs);
-            connections.spawn(async move {
-                let answer = service_fn(|request: Request<Incoming>| {
-                    let jobs = Arc::clone(&jobs);
-                    async move { Ok::<_, Infallible>(jobs.answer(request.uri().path()).await) }
-                });
-                // Who hangs up does not want an answer.
-                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
-            });
-        }
-    });
-    Ok(address)
+    staging::serve(tasks, move |request| {
+        let jobs = Arc::clone(&jobs);
+        async move { jobs.answer(request.uri().path()).await }
+    })
+    .await
 }
 
 /// As it stands in paths.

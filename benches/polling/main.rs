@@ -6,10 +6,12 @@
 //! with the users.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+#[path = "../support/client.rs"]
 mod client;
 #[path = "../support/cost.rs"]
 mod cost;
 mod crowd;
+#[path = "../support/figures.rs"]
 mod figures;
 #[path = "../support/interrupt.rs"]
 mod interrupt;
@@ -24,6 +26,8 @@ mod report;
 mod scenario;
 #[path = "../support/servers.rs"]
 mod servers;
+#[path = "../support/staging.rs"]
+mod staging;
 #[path = "../support/stats.rs"]
 mod stats;
 #[path = "../support/table.rs"]
@@ -39,8 +43,7 @@ use std::{
 };
 
 use clap::Parser;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{task::JoinSet, time::sleep};
+use tokio::task::JoinSet;
 
 use crate::{
     cost::{cpu_seconds, memory_mib},
@@ -52,12 +55,11 @@ use crate::{
     report::Report,
     scenario::{Front, PLAYS, POLL_EVERY, Play, TTL},
     servers::{Redis, Sidecar},
+    staging::{raise_file_limit, wait},
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Between two looks at Ctrl-C.
-const STEP: Duration = Duration::from_millis(50);
 /// Open files of this process beside those of the users.
 const FILES: u64 = 1_000;
 
@@ -189,22 +191,4 @@ impl Servers {
         let redis = self.redis.iter().map(|redis| redis.process.pid());
         redis.chain(self.sidecar_pids()).collect()
     }
-}
-
-async fn wait(time: Duration, interrupt: &Interrupt) -> Result<()> {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        interrupt.check()?;
-        sleep(STEP.min(end.saturating_duration_since(Instant::now()))).await;
-    }
-    Ok(())
-}
-
-/// As many open files as the system allows us and the sidecars; how many that are.
-fn raise_file_limit() -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    // Where that fails, the limit that stands decides what is played.
-    let _ = setrlimit(Resource::Nofile, raised);
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

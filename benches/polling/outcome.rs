@@ -102,7 +102,7 @@ impl Outcome {
             "factor": play.factor, "minutes": minutes, "polls": counts.polls, "reads": reads,
             "changes": changes, "reads_a_minute": self.reads_a_minute(),
             "reduction_percent": self.reduction(), "reads_a_change": self.reads_a_change(),
-            "hit": counts.hit.json(), "miss": counts.miss.json(), "purge": counts.purge.json(),
+            "hit": latency(&counts.hit), "miss": latency(&counts.miss), "purge": latency(&counts.purge),
             "purges": counts.purges, "purges_refused": counts.purges_refused,
             "late": counts.late, "stale": counts.stale, "failed": counts.failed, "cpu_seconds": self.cpu_seconds,
             "sidecar_mib": self.sidecar_mib(),
@@ -228,6 +228,13 @@ impl Outcomes {
 fn percent(percent: f64) -> String {
     // Of nothing saved rounding makes -0.0.
     format!("{:.1} %", percent.max(0.0))
+}
+
+fn latency(latencies: &Latencies) -> Value {
+    match latencies.quantiles() {
+        Some((p50, p99)) => json!({ "count": latencies.count(), "p50_ms": p50, "p99_ms": p99 }),
+        None => json!({ "count": 0 }),
+    }
 }
 
 fn pair(latencies: &Latencies) -> String {

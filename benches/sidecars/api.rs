@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -17,13 +16,10 @@ use hyper::{
     Request, Response, StatusCode,
     body::Incoming,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
 };
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio::{task::JoinSet, time::sleep};
 
-use crate::Result;
+use crate::{Result, staging};
 
 /// Jobs that are watched.
 pub(crate) const JOBS: usize = 25;
@@ -122,24 +118,12 @@ impl Jobs {
 
 /// Serves the jobs until `tasks` is dropped; where.
 pub(crate) async fn serve(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> Result<SocketAddr> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let address = listener.local_addr()?;
     let jobs = Arc::clone(jobs);
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            let jobs = Arc::clone(&jobs);
-            connections.spawn(async move {
-                let answer = service_fn(|request: Request<Incoming>| {
-                    let jobs = Arc::clone(&jobs);
-                    async move { Ok::<_, Infallible>(jobs.answer(&request).await) }
-                });
-                // Who hangs up does not want an answer.
-                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
-            });
-        }
-    });
-    Ok(address)
+    staging::serve(tasks, move |request| {
+        let jobs = Arc::clone(&jobs);
+        async move { jobs.answer(&request).await }
+    })
+    .await
 }
 
 /// As it stands in paths.

@@ -9,11 +9,12 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod api;
-#[path = "../polling/client.rs"]
+#[path = "../support/client.rs"]
 mod client;
 #[path = "../support/cost.rs"]
 mod cost;
 mod crowd;
+#[path = "../support/figures.rs"]
 mod figures;
 #[path = "../support/interrupt.rs"]
 mod interrupt;
@@ -30,6 +31,8 @@ mod report;
 #[path = "../support/servers.rs"]
 mod servers;
 mod stage;
+#[path = "../support/staging.rs"]
+mod staging;
 #[path = "../support/stats.rs"]
 mod stats;
 #[path = "../support/table.rs"]
@@ -38,11 +41,11 @@ mod table;
 use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
 use crate::{
     interrupt::Interrupt, model::costs::Costs, outcome::Outcomes, report::Report, stage::Size,
+    staging::raise_file_limit,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -177,12 +180,4 @@ fn run(args: &Args) -> Result<()> {
     });
     Report::new("sidecars", args.save).write(&figures, &tables, "Many sidecars", &[])?;
     outcomes.judge()
-}
-
-/// As many open files as the system allows.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    // Where that fails, the limit that stands decides what can be measured.
-    let _ = setrlimit(Resource::Nofile, raised);
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{task::JoinSet, time::sleep};
+use tokio::task::JoinSet;
 
 use crate::{
     Args, Result, Tracking,
@@ -18,11 +18,10 @@ use crate::{
     observe::{Reading, thread_seconds},
     outcome::Sample,
     servers::{self, Redis, Sidecar},
+    staging::wait,
     stats::real,
 };
 
-/// Between two looks at Ctrl-C.
-const STEP: Duration = Duration::from_millis(50);
 /// Open connections that a sidecar may have.
 const CONNECTIONS: usize = 4_096;
 
@@ -131,7 +130,8 @@ fn sample(size: Size, stage: &Stage, before: &Totals, after: &Totals, seconds: f
 fn served(stage: &Stage, seconds: f64) -> Sample {
     let counts = stage.figures.counts();
     let (reads, by_credential, versions, most) = stage.jobs.reads();
-    let [hit, hit99, purge, purge99] = counts.latencies();
+    let [(hit, hit99), (purge, purge99)] =
+        [&counts.hit, &counts.purge].map(|times| times.quantiles().unwrap_or_default());
     let mut sample = Sample::new(seconds, real(counts.polls), real(stage.jobs.changes()));
     sample.put("reads_a_version", real(reads) / real(versions.max(1)));
     sample.put("reads_a_version_and_credential", real(reads) / real(by_credential.max(1)));
@@ -141,7 +141,7 @@ fn served(stage: &Stage, seconds: f64) -> Sample {
         ("failed", counts.failed),
         ("late", counts.late),
         ("refused", counts.purges_refused),
-        ("hits", counts.hits),
+        ("hits", counts.hit.count() as u64),
     ] {
         sample.put(name, real(count));
     }
@@ -177,13 +177,4 @@ fn asked(sample: &mut Sample, before: &Totals, after: &Totals) {
     sample.put("tracking_connection_bytes", after.redis.of("tracking_connection_bytes"));
     sample.put("clients_bytes", after.redis.of("mem_clients_normal"));
     sample.put("used_bytes", after.redis.of("used_memory"));
-}
-
-async fn wait(time: Duration, interrupt: &Interrupt) -> Result<()> {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        interrupt.check()?;
-        sleep(STEP.min(end.saturating_duration_since(Instant::now()))).await;
-    }
-    Ok(())
 }

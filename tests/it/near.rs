@@ -81,7 +81,10 @@ async fn hits_fetch_nothing_from_redis() {
 
 #[tokio::test]
 async fn a_del_by_a_third_party_shows_in_the_very_next_read() {
-    let setup = Setup::new().await;
+    shows_each_del(&Setup::new().await).await;
+}
+
+async fn shows_each_del(setup: &Setup) {
     let mut redis = setup.redis.connection().await;
     for v in 0..200 {
         setup.get(X).await;
@@ -93,7 +96,7 @@ async fn a_del_by_a_third_party_shows_in_the_very_next_read() {
         reply.assert(200, &version("x", v + 1));
         assert!(!reply.is_hit(), "{reply:?}");
     }
-    assert!(near_hits(&setup).await >= 200);
+    assert!(near_hits(setup).await >= 200);
 }
 
 #[tokio::test]
@@ -146,10 +149,13 @@ async fn readers_share_the_rounds_of_the_barrier() {
 
 #[tokio::test]
 async fn a_cut_tracking_connection_costs_nothing_but_the_near_hits_until_it_is_back() {
-    let setup = Setup::new().await;
+    survives_cuts(&Setup::new().await).await;
+}
+
+async fn survives_cuts(setup: &Setup) {
     for v in 0..5 {
         setup.get(X).await;
-        near_hit(&setup, X).await;
+        near_hit(setup, X).await;
         let id: Vec<u64> = tracking_ids(&setup.redis).await;
         assert_eq!(id.len(), 1);
         let () = setup.redis.run(redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id[0])).await;
@@ -327,19 +333,7 @@ async fn with_the_layer_off_each_hit_asks_redis() {
 
 #[tokio::test]
 async fn by_keys_a_del_by_a_third_party_shows_in_the_very_next_read() {
-    let setup = by_keys().await;
-    let mut redis = setup.redis.connection().await;
-    for v in 0..200 {
-        setup.get(X).await;
-        setup.hit(X).await;
-        setup.get(X).await.assert(200, &version("x", v));
-        setup.upstream.commit("x");
-        let () = redis::cmd("DEL").arg(key("x")).query_async(&mut redis).await.expect("Redis");
-        let reply = setup.get(X).await;
-        reply.assert(200, &version("x", v + 1));
-        assert!(!reply.is_hit(), "{reply:?}");
-    }
-    assert!(near_hits(&setup).await >= 200);
+    shows_each_del(&by_keys().await).await;
 }
 
 #[tokio::test]
@@ -392,17 +386,7 @@ async fn by_keys_what_redis_forgets_for_want_of_room_is_not_served_from_the_proc
 
 #[tokio::test]
 async fn by_keys_a_cut_tracking_connection_costs_nothing_but_the_near_hits_until_it_is_back() {
-    let setup = by_keys().await;
-    for v in 0..5 {
-        setup.get(X).await;
-        near_hit(&setup, X).await;
-        let id: Vec<u64> = tracking_ids(&setup.redis).await;
-        let () = setup.redis.run(redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id[0])).await;
-        setup.upstream.commit("x");
-        setup.redis.del(&key("x")).await;
-        setup.get(X).await.assert(200, &version("x", v + 1));
-        eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
-    }
+    survives_cuts(&by_keys().await).await;
 }
 
 /// Nothing that is told hangs on it: entries were read over it, but the news comes over the other.

@@ -10,8 +10,13 @@ use jobcache::{
 use tempfile::TempDir;
 
 use crate::support::{
-    Process, RedisServer, Reply, SOON, Upstream, eventually, redis::key, sidecar::Sidecar, soon,
-    upstream::version,
+    Process, RedisServer, Reply, SOON, Upstream,
+    client::Started,
+    eventually,
+    redis::key,
+    sidecar::Sidecar,
+    soon,
+    upstream::{Gate, version},
 };
 
 const X: &str = "/jobs/x";
@@ -129,8 +134,8 @@ async fn a_route_that_comes_back_serves_nothing_from_before_it_went() {
     setup.get(X).await.assert(200, &version("x", 1));
 }
 
-#[tokio::test]
-async fn a_write_under_way_when_its_route_appears_is_invalidated_before_it_is_answered() {
+/// A write that began before its path was a route, and is held while the path is one.
+async fn written_before_its_route() -> (Setup, Gate, Started) {
     let setup = Setup::new(ELSEWHERE).await;
     let gate = setup.upstream.hold(Method::PUT, X);
     let write = setup.sidecar.client.start(Method::PUT, X, "{}").await;
@@ -140,6 +145,12 @@ async fn a_write_under_way_when_its_route_appears_is_invalidated_before_it_is_an
     // Past the second drop of the reload, so that it is not what helps.
     setup.dropped(2).await;
     setup.hit(X).await.assert(200, &version("x", 0));
+    (setup, gate, write)
+}
+
+#[tokio::test]
+async fn a_write_under_way_when_its_route_appears_is_invalidated_before_it_is_answered() {
+    let (setup, gate, write) = written_before_its_route().await;
     gate.release();
     let answer = write.answer().await;
 
@@ -149,13 +160,7 @@ async fn a_write_under_way_when_its_route_appears_is_invalidated_before_it_is_an
 
 #[tokio::test]
 async fn a_write_given_up_after_its_route_appeared_is_invalidated_all_the_same() {
-    let setup = Setup::new(ELSEWHERE).await;
-    let gate = setup.upstream.hold(Method::PUT, X);
-    let write = setup.sidecar.client.start(Method::PUT, X, "{}").await;
-    gate.arrived(1).await;
-    setup.applies("settle = '0s'").await;
-    setup.dropped(2).await;
-    setup.hit(X).await.assert(200, &version("x", 0));
+    let (setup, _gate, write) = written_before_its_route().await;
 
     drop(write);
     setup.upstream.commit("x");

@@ -50,6 +50,16 @@ async fn hit(sidecar: &Sidecar) -> Reply {
     .await
 }
 
+/// Kills the master, and waits for hits at the one that comes after it.
+async fn follows_a_failover(sidecar: &Sidecar, redis: &mut Deployment) {
+    let deposed = redis.master;
+    redis.nodes[deposed].kill();
+    redis.failed_over().await;
+
+    hit(sidecar).await;
+    assert!(redis.master().holds(&key("x")).await);
+}
+
 #[tokio::test]
 async fn the_master_that_sentinels_name_is_used_and_another_one_followed() {
     let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
@@ -208,12 +218,7 @@ async fn sentinels_that_are_gone_are_passed_over_and_others_are_learned_of() {
     hit(&sidecar).await;
 
     redis.sentinels[2].kill();
-    let deposed = redis.master;
-    redis.nodes[deposed].kill();
-    redis.failed_over().await;
-
-    hit(&sidecar).await;
-    assert!(redis.master().holds(&key("x")).await);
+    follows_a_failover(&sidecar, &mut redis).await;
 }
 
 #[tokio::test]
@@ -255,12 +260,7 @@ async fn sentinels_may_speak_tls_where_redis_does_not() {
     .await;
     hit(&sidecar).await;
 
-    let deposed = redis.master;
-    redis.nodes[deposed].kill();
-    redis.failed_over().await;
-
-    hit(&sidecar).await;
-    assert!(redis.master().holds(&key("x")).await);
+    follows_a_failover(&sidecar, &mut redis).await;
 }
 
 #[tokio::test]

@@ -32,16 +32,28 @@ async fn guarded(secrets: &[&str]) -> Setup {
 
 /// Signed by each of these in turn, for this many seconds ago.
 async fn signed(admin: &Client, secrets: &[&str], ago: i64) -> Reply {
-    let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-    let time = i64::try_from(now).expect("a date") - ago;
-    let sign = |secret: &&str| {
-        let webhook = Webhook::new(secret).expect("a secret");
-        webhook.sign("msg_1", time, BODY.as_bytes()).expect("a signature")
-    };
+    signed_body(admin, secrets, ago, BODY).await
+}
+
+async fn signed_body(admin: &Client, secrets: &[&str], ago: i64, body: &str) -> Reply {
+    let time = now() - ago;
+    let sign = |secret: &&str| signature(secret, "msg_1", time, body);
     let signatures: Vec<_> = secrets.iter().map(sign).collect();
-    let request = admin.request(Method::POST, "/purge").body(BODY).header("webhook-id", "msg_1");
+    let request = admin.request(Method::POST, "/purge").body(body.to_owned());
+    let request = request.header("webhook-id", "msg_1");
     let request = request.header("webhook-timestamp", &time.to_string());
     request.header("webhook-signature", &signatures.join(" ")).send().await
+}
+
+/// In seconds since 1970.
+fn now() -> i64 {
+    let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    i64::try_from(now).expect("a date")
+}
+
+fn signature(secret: &str, id: &str, time: i64, body: &str) -> String {
+    let webhook = Webhook::new(secret).expect("a secret");
+    webhook.sign(id, time, body.as_bytes()).expect("a signature")
 }
 
 async fn bearer(admin: &Client, secret: &str) -> Reply {
@@ -201,9 +213,7 @@ async fn a_signature_opens_what_its_body_names_and_nothing_else() {
 
 /// A purge of 1 MiB and more, signed so that it may be right for all that its head tells.
 fn stalled(size: usize) -> Vec<u8> {
-    let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-    let signature = Webhook::new(STRANGER).expect("a secret").sign("msg_9", 0, b"");
-    let signature = signature.expect("a signature");
+    let (now, signature) = (now(), signature(STRANGER, "msg_9", 0, ""));
     let head = format!(
         "POST /purge HTTP/1.1\r\nhost: localhost\r\nwebhook-id: msg_9\r\nwebhook-timestamp: {now}\r\n\
          webhook-signature: {signature}\r\ncontent-length: {}\r\n\r\n",
@@ -265,14 +275,8 @@ async fn a_large_purge_that_is_rightly_signed_is_taken() {
     let setup = guarded(&[OLD, NEW]).await;
     let admin = &setup.sidecar.admin;
     let body = format!("{BODY}{}", " ".repeat(1 << 20));
-    let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     for (secret, ago, status) in [(NEW, 0, 200), (STRANGER, 0, 401), (NEW, 420, 401)] {
-        let time = i64::try_from(now).expect("a date") - ago;
-        let webhook = Webhook::new(secret).expect("a secret");
-        let signature = webhook.sign("msg_1", time, body.as_bytes()).expect("a signature");
-        let request = admin.request(Method::POST, "/purge").body(body.clone());
-        let request = request.header("webhook-id", "msg_1").header("webhook-signature", &signature);
-        let reply = request.header("webhook-timestamp", &time.to_string()).send().await;
+        let reply = signed_body(admin, &[secret], ago, &body).await;
         assert_eq!(reply.status, status, "{reply:?}");
     }
     assert_eq!(admin.metric("jobcache_webhook_skew_seconds_count").await, 1, "420 s is unproven");

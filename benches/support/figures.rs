@@ -1,11 +1,9 @@
-//! What users and pipeline have measured.
+//! What a crowd and the pipeline have measured.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-
-use serde_json::{Value, json};
 
 use crate::stats::{median, quantile};
 
@@ -41,6 +39,20 @@ pub(crate) enum Source {
     Upstream,
     /// The upstream, because the store or another sidecar's fill was late.
     Late,
+}
+
+impl Source {
+    /// As `Cache-Status` tells: `jobcache; hit; ttl=213` is a hit.
+    pub(crate) fn of(cache_status: &str) -> Self {
+        let says = |word: &str| cache_status.split(';').any(|part| part.trim().starts_with(word));
+        if says("hit") {
+            Self::Cache
+        } else if says("detail=store-") || says("detail=leased") {
+            Self::Late
+        } else {
+            Self::Upstream
+        }
+    }
 }
 
 impl Figures {
@@ -100,12 +112,5 @@ impl Latencies {
     /// Median and 99th percentile.
     pub(crate) fn quantiles(&self) -> Option<(f64, f64)> {
         Some((median(&self.0)?, quantile(&self.0, 0.99)?))
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        match self.quantiles() {
-            Some((p50, p99)) => json!({ "count": self.count(), "p50_ms": p50, "p99_ms": p99 }),
-            None => json!({ "count": 0 }),
-        }
     }
 }
