@@ -20,14 +20,15 @@ mod load;
 mod log;
 mod parse;
 mod rules;
-mod seeds;
+mod store_url;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod traces;
 mod url;
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::http::{HeaderName, Uri, uri::Authority};
@@ -39,7 +40,8 @@ pub use knob::{Applies, Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
 pub use log::filter as log_filter;
 pub use rules::Rule;
-pub use seeds::Seeds;
+pub use store_url::{Login, Seeds, Sentinels, StoreUrl};
+pub use tls::{ClientTls, Identity, KeyPair};
 pub use traces::Traces;
 
 use crate::pointer::Pointer;
@@ -235,35 +237,6 @@ pub struct Server {
     pub trusted_proxies: Vec<IpNet>,
 }
 
-/// A certificate to show, and its key.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KeyPair {
-    /// PEM, with the chain that leads to an authority.
-    pub cert: Option<PathBuf>,
-    /// PEM; none = it is in the same file.
-    pub key: Option<PathBuf>,
-}
-
-/// Files of a certificate with its chain and of its key, both PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The certificate.
-    pub cert: PathBuf,
-    /// The key.
-    pub key: PathBuf,
-}
-
-/// How a server is believed that is spoken to over TLS, and what it is shown.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ClientTls {
-    /// PEM, the authorities that are believed; none = those of the system.
-    pub ca: Option<PathBuf>,
-    /// What the server is shown where it asks.
-    pub identity: KeyPair,
-    /// The name that its certificate must have; none = the host of the URL.
-    pub server_name: Option<String>,
-}
-
 /// The backend and how patient we are with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
@@ -313,17 +286,6 @@ pub struct Store {
     pub memory_max: usize,
 }
 
-/// User and password.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Login {
-    /// None = the server's default user.
-    pub username: Option<String>,
-    /// None = the server is told none.
-    pub password: Option<Secret>,
-    /// Where the password stands instead; read for each connection.
-    pub password_file: Option<PathBuf>,
-}
-
 /// How sentinels are spoken to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sentinel {
@@ -331,34 +293,6 @@ pub struct Sentinel {
     pub login: Login,
     /// Whether they speak TLS; none = as Redis does.
     pub tls: Option<bool>,
-}
-
-/// Sentinels that know where the master is.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Sentinels {
-    /// Those to ask first: host and port of each.
-    pub hosts: Vec<(String, u16)>,
-    /// The name under which they watch it.
-    pub master: String,
-    /// Whether it speaks TLS.
-    pub is_tls: bool,
-    /// Who we are at the master.
-    pub login: Login,
-    /// The database there.
-    pub database: u32,
-}
-
-/// Which store.
-#[derive(Clone, PartialEq, Eq)]
-pub enum StoreUrl {
-    /// The URL of a Redis server; may hold a password, which `Debug` and `Display` hide.
-    Redis(String),
-    /// A Redis server that sentinels name.
-    Sentinel(Box<Sentinels>),
-    /// Nodes of a Redis Cluster.
-    Cluster(Box<Seeds>),
-    /// In this process.
-    Memory,
 }
 
 /// The layer in this process, in front of Redis.
@@ -549,88 +483,8 @@ impl Upstream {
     }
 }
 
-impl KeyPair {
-    /// The files of both.
-    pub fn identity(&self) -> Option<Identity> {
-        let cert = self.cert.clone()?;
-        let key = self.key.clone().unwrap_or_else(|| cert.clone());
-        Some(Identity { cert, key })
-    }
-}
-
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
-    }
-}
-
-impl FromStr for StoreUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        url::store(text)
-    }
-}
-
-/// The URL without user, password and query: fit for logs.
-impl fmt::Display for StoreUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Redis(url) => f.write_str(&url::redacted(url)),
-            Self::Sentinel(sentinels) => fmt::Display::fmt(sentinels, f),
-            Self::Cluster(seeds) => fmt::Display::fmt(seeds, f),
-            Self::Memory => f.write_str("memory://"),
-        }
-    }
-}
-
-/// Without user and password.
-impl fmt::Display for Sentinels {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.is_tls { "rediss-sentinel://" } else { "redis-sentinel://" })?;
-        if self.login.password.is_some() {
-            f.write_str("***@")?;
-        }
-        for (place, (host, port)) in self.hosts.iter().enumerate() {
-            let comma = if place > 0 { "," } else { "" };
-            if host.contains(':') {
-                write!(f, "{comma}[{host}]:{port}")?;
-            } else {
-                write!(f, "{comma}{host}:{port}")?;
-            }
-        }
-        write!(f, "/{}", self.master)?;
-        if self.database > 0 { write!(f, "/{}", self.database) } else { Ok(()) }
-    }
-}
-
-impl fmt::Debug for Sentinels {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Login {
-    /// Whether it says anything.
-    pub fn is_some(&self) -> bool {
-        *self != Self::default()
-    }
-}
-
-impl StoreUrl {
-    /// Whether the store, or who knows where it is, is spoken to over TLS.
-    pub fn is_tls(&self) -> bool {
-        match self {
-            Self::Redis(url) => url.starts_with("rediss:") || url.starts_with("valkeys:"),
-            Self::Sentinel(sentinels) => sentinels.is_tls,
-            Self::Cluster(seeds) => seeds.is_tls,
-            Self::Memory => false,
-        }
-    }
-}
-
-impl fmt::Debug for StoreUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, time::Duration};
 
-use super::{Config, Secret, defaults::IDENTITY_HEADERS, log, parse, url};
+use super::{Config, Secret, defaults::IDENTITY_HEADERS, log, parse, store_url, url};
 
 /// One setting.
 pub struct Knob {
@@ -228,7 +228,7 @@ pub(super) const KNOBS: &[Knob] = &[
         put(&mut c.upstream.max_waiting, parse::number(v, 0..=1_000_000))
     })
     .env(&["JOBCACHE_UPSTREAM_MAX_WAITING"]),
-    one("store.url", "redis://127.0.0.1:6379", |c, v| put(&mut c.store.url, url::store(v)))
+    one("store.url", "redis://127.0.0.1:6379", |c, v| put(&mut c.store.url, store_url::store(v)))
         .shown(Shown::Url)
         .by_file()
         .flag("redis-url")

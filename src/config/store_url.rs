@@ -1,0 +1,295 @@
+//! Which store, and where: its URL, taken apart.
+//!
+//! Passwords stay in what is returned, and out of what is shown. Nothing is connected to or resolved.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use percent_encoding::percent_decode_str;
+use url::{Host, Url};
+
+use super::{Secret, url::redacted};
+
+const STORE: &str = "must be redis://[user:password@]host[:port][/db] (rediss:// over TLS), \
+                     redis-sentinel://[user:password@]host[:port],host[:port]/master[/db], \
+                     redis-cluster://[user:password@]host[:port],host[:port], \
+                     unix:///path/to/socket or memory://";
+
+/// Where sentinels listen unless told otherwise.
+const SENTINEL_PORT: u16 = 26379;
+/// Where nodes of a cluster do.
+const CLUSTER_PORT: u16 = 6379;
+/// More seeds than anybody has; each is asked.
+const MAX_HOSTS: usize = 16;
+
+/// Which store.
+#[derive(Clone, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// The URL of a Redis server; may hold a password, which `Debug` and `Display` hide.
+    Redis(String),
+    /// A Redis server that sentinels name.
+    Sentinel(Box<Sentinels>),
+    /// Nodes of a Redis Cluster.
+    Cluster(Box<Seeds>),
+    /// In this process.
+    Memory,
+}
+
+/// Sentinels that know where the master is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sentinels {
+    /// Those to ask first: host and port of each.
+    pub hosts: Vec<(String, u16)>,
+    /// The name under which they watch it.
+    pub master: String,
+    /// Whether it speaks TLS.
+    pub is_tls: bool,
+    /// Who we are at the master.
+    pub login: Login,
+    /// The database there.
+    pub database: u32,
+}
+
+/// Nodes of a Redis Cluster, of which one will do to find the others.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Seeds {
+    /// Host and port of each.
+    pub hosts: Vec<(String, u16)>,
+    /// Whether they speak TLS.
+    pub is_tls: bool,
+    /// Who we are there.
+    pub login: Login,
+}
+
+/// User and password.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Login {
+    /// None = the server's default user.
+    pub username: Option<String>,
+    /// None = the server is told none.
+    pub password: Option<Secret>,
+    /// Where the password stands instead; read for each connection.
+    pub password_file: Option<PathBuf>,
+}
+
+impl FromStr for StoreUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        store(text)
+    }
+}
+
+impl StoreUrl {
+    /// Whether the store, or who knows where it is, is spoken to over TLS.
+    pub fn is_tls(&self) -> bool {
+        match self {
+            Self::Redis(url) => url.starts_with("rediss:") || url.starts_with("valkeys:"),
+            Self::Sentinel(sentinels) => sentinels.is_tls,
+            Self::Cluster(seeds) => seeds.is_tls,
+            Self::Memory => false,
+        }
+    }
+}
+
+impl Login {
+    /// Whether it says anything.
+    pub fn is_some(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// Which store. What is accepted here the Redis client accepts too: a test holds the two together.
+pub(super) fn store(text: &str) -> Result<StoreUrl, String> {
+    let why = |why: &str| Err(format!("{STORE}; {why}"));
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return why("the scheme is missing");
+    };
+    match scheme {
+        "memory" if rest.is_empty() => return Ok(StoreUrl::Memory),
+        "memory" => return why("nothing follows memory://"),
+        "redis" | "valkey" | "rediss" | "valkeys" | "unix" | "redis+unix" | "valkey+unix" => {}
+        "redis-sentinel" | "rediss-sentinel" => {
+            let is_tls = scheme == "rediss-sentinel";
+            return sentinels(rest, is_tls)
+                .map_or_else(why, |url| Ok(StoreUrl::Sentinel(Box::new(url))));
+        }
+        "redis-cluster" | "rediss-cluster" => {
+            let is_tls = scheme == "rediss-cluster";
+            return seeds(rest, is_tls)
+                .map_or_else(why, |url| Ok(StoreUrl::Cluster(Box::new(url))));
+        }
+        _ => return why("no other scheme is supported"),
+    }
+    let Ok(url) = Url::parse(text) else {
+        return why("this is not a URL; percent-encode special characters of the password");
+    };
+    let fault = if scheme.ends_with("unix") { unix_fault(&url) } else { tcp_fault(&url) };
+    fault.map_or_else(|| Ok(StoreUrl::Redis(text.to_owned())), why)
+}
+
+/// `[user:password@]host[:port],host[:port]/master[/db]`, which no URL parser takes for its ports.
+fn sentinels(rest: &str, is_tls: bool) -> Result<Sentinels, &'static str> {
+    const ENCODE: &str = "percent-encode special characters of the password";
+    let (authority, path) = rest.split_once('/').ok_or("the name of the master is missing")?;
+    let (user, hosts) = authority.rsplit_once('@').map_or((None, authority), |(u, h)| (Some(u), h));
+    let (master, database) = path.split_once('/').unwrap_or((path, ""));
+    if rest.contains(['?', '#']) || master.contains('@') || database.contains('@') {
+        return Err(ENCODE);
+    }
+    if master.is_empty() {
+        return Err("the name of the master is missing");
+    }
+    let database = match database.trim_end_matches('/') {
+        "" => 0,
+        number => number.parse().map_err(|_| "the database must be a number")?,
+    };
+    let hosts = hosts.split(',').map(|text| host(text, SENTINEL_PORT));
+    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
+    if hosts.len() > MAX_HOSTS {
+        return Err("16 sentinels are enough: they tell of the others");
+    }
+    let login = user.map_or_else(|| Ok(Login::default()), login)?;
+    Ok(Sentinels { hosts, master: master.to_owned(), is_tls, login, database })
+}
+
+/// `[user:password@]host[:port],host[:port]`.
+fn seeds(rest: &str, is_tls: bool) -> Result<Seeds, &'static str> {
+    let (user, hosts) = rest.rsplit_once('@').map_or((None, rest), |(u, h)| (Some(u), h));
+    let (hosts, database) = hosts.split_once('/').unwrap_or((hosts, ""));
+    if !matches!(database, "" | "0") {
+        return Err("a cluster has database 0 and no other");
+    }
+    let hosts = hosts.split(',').map(|text| host(text, CLUSTER_PORT));
+    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
+    if hosts.len() > MAX_HOSTS {
+        return Err("16 nodes are enough: they tell of the others");
+    }
+    let login = user.map_or_else(|| Ok(Login::default()), login)?;
+    Ok(Seeds { hosts, is_tls, login })
+}
+
+/// One of the above, as a URL parser reads it.
+fn host(text: &str, port: u16) -> Result<(String, u16), &'static str> {
+    const INVALID: &str = "each is host or host:port, an IPv6 address in brackets";
+    if text.is_empty() || text.contains(['/', '?', '#', '@']) {
+        return Err(INVALID);
+    }
+    let url = Url::parse(&format!("redis://{text}")).map_err(|_| INVALID)?;
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or(INVALID)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok((host.to_owned(), url.port().unwrap_or(port)))
+}
+
+fn login(text: &str) -> Result<Login, &'static str> {
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from);
+    let decoded = |text: &str| decoded(text).map_err(|_| "user and password must be UTF-8");
+    let (user, password) = text.split_once(':').ok_or("the user needs a password")?;
+    let username = if user.is_empty() { None } else { Some(decoded(user)?) };
+    Ok(Login { username, password: Some(Secret::new(decoded(password)?)), password_file: None })
+}
+
+fn tcp_fault(url: &Url) -> Option<&'static str> {
+    let database = url.path().trim_matches('/');
+    if url.host_str().is_none_or(str::is_empty) {
+        Some("the host is missing")
+    } else if is_wildcard(url) {
+        Some("0.0.0.0 and [::] are addresses to listen on, not to connect to")
+    } else if !database.is_empty() && database.parse::<u32>().is_err() {
+        Some("the database must be a number; percent-encode special characters of the password")
+    } else if url.fragment().is_some() || url.query().is_some() {
+        Some("nothing follows the database; percent-encode special characters of the password")
+    } else {
+        None
+    }
+}
+
+fn is_wildcard(url: &Url) -> bool {
+    // Schemes unknown to the URL standard keep an IPv4 address as a name.
+    match url.host() {
+        Some(Host::Domain(name)) => name == "0.0.0.0",
+        Some(Host::Ipv4(ip)) => ip.is_unspecified(),
+        Some(Host::Ipv6(ip)) => ip.is_unspecified(),
+        None => false,
+    }
+}
+
+fn unix_fault(url: &Url) -> Option<&'static str> {
+    let known = |key: &str| matches!(key, "db" | "user" | "pass");
+    if url.host().is_some() {
+        Some("a socket has three slashes: unix:///path")
+    } else if url.path().len() < 2 {
+        Some("the path is missing")
+    } else if url.query_pairs().any(|(key, _)| !known(&key)) {
+        Some("the query may have db, user and pass")
+    } else if url.query_pairs().any(|(key, value)| key == "db" && value.parse::<u32>().is_err()) {
+        Some("db must be a number")
+    } else if url.fragment().is_some() {
+        Some("nothing follows the query")
+    } else {
+        None
+    }
+}
+
+/// The URL without user, password and query: fit for logs.
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Redis(url) => f.write_str(&redacted(url)),
+            Self::Sentinel(sentinels) => fmt::Display::fmt(sentinels, f),
+            Self::Cluster(seeds) => fmt::Display::fmt(seeds, f),
+            Self::Memory => f.write_str("memory://"),
+        }
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Without user and password.
+impl fmt::Display for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_tls { "rediss-sentinel://" } else { "redis-sentinel://" })?;
+        write_hosts(f, &self.login, &self.hosts)?;
+        write!(f, "/{}", self.master)?;
+        if self.database > 0 { write!(f, "/{}", self.database) } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Without user and password.
+impl fmt::Display for Seeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_tls { "rediss-cluster://" } else { "redis-cluster://" })?;
+        write_hosts(f, &self.login, &self.hosts)
+    }
+}
+
+impl fmt::Debug for Seeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What follows the scheme, without user and password.
+fn write_hosts(f: &mut fmt::Formatter<'_>, login: &Login, hosts: &[(String, u16)]) -> fmt::Result {
+    if login.password.is_some() {
+        f.write_str("***@")?;
+    }
+    for (place, (host, port)) in hosts.iter().enumerate() {
+        let comma = if place > 0 { "," } else { "" };
+        if host.contains(':') {
+            write!(f, "{comma}[{host}]:{port}")?;
+        } else {
+            write!(f, "{comma}{host}:{port}")?;
+        }
+    }
+    Ok(())
+}
