@@ -1,34 +1,28 @@
-//! One connection to a master, and the scripts on it.
+//! One connection to a master: what it is asked, and whether it still is one to be believed.
+
+mod job;
 
 use std::{
-    sync::{
-        LazyLock,
-        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
 use redis::{
-    Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation,
-    ServerErrorKind, Value, aio::MultiplexedConnection,
+    Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind,
+    aio::MultiplexedConnection,
 };
-use sha1_smol::Sha1;
 use tokio::time::timeout;
 
 use super::{
-    DETACHED_TIMEOUT, Hold,
+    DETACHED_TIMEOUT,
     connect::{Connection, Target},
     errand::{self, Lesson},
     info::{Claim, Info},
     source::Reign,
 };
 use crate::{
-    clock, mutants,
-    store::{
-        self, CredentialKey, Epoch, Fill, Grant, Key, Lease, Leased, Redirect, Replacement, Seen,
-        State, StoreError, Stored, Token, Was, WasEntry, cluster::Address, millis, unix_ms,
-    },
+    clock,
+    store::{CredentialKey, Epoch, Redirect, Seen, StoreError, Stored, cluster::Address, unix_ms},
 };
 
 /// Operations in a row that may time out before the session is given up.
@@ -37,23 +31,8 @@ const TIMEOUTS_IN_A_ROW: u32 = 5;
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// What a script is told that reaches for a key which is not on this node, or not any more.
 const NON_LOCAL: &str = "non local key";
-/// What `PTTL` says of a key that is not there.
-const ABSENT: i64 = -2;
 /// Keys looked at by one SCAN.
 const SCAN_STEP: usize = 500;
-
-static LEASE: LazyLock<Script> =
-    LazyLock::new(|| script("lease", include_str!("../lua/lease.lua")));
-static FILL: LazyLock<Script> = LazyLock::new(|| script("fill", include_str!("../lua/fill.lua")));
-static ADMIT: LazyLock<Script> =
-    LazyLock::new(|| script("admit", include_str!("../lua/admit.lua")));
-static REPLACE: LazyLock<Script> =
-    LazyLock::new(|| script("replace", include_str!("../lua/replace.lua")));
-static RELEASE: LazyLock<Script> =
-    LazyLock::new(|| script("release", include_str!("../lua/release.lua")));
-static BEGIN: LazyLock<Script> =
-    LazyLock::new(|| script("begin", include_str!("../lua/begin.lua")));
-static END: LazyLock<Script> = LazyLock::new(|| script("end", include_str!("../lua/end.lua")));
 
 /// One connection to a master, for as long as it is one.
 #[derive(Debug)]
@@ -67,15 +46,6 @@ pub struct Session {
     timeouts: AtomicU32,
     failed: AtomicBool,
 }
-
-/// Of `MGET main meta` and `PEXPIRETIME main`.
-type ReadReply = ([Option<Vec<u8>>; 2], i64);
-
-/// Of the above, with the type of main, the lease, and how long it and the fence stand.
-type InspectReply = ([Option<Vec<u8>>; 2], i64, String, Option<Vec<u8>>, i64, i64);
-
-/// Of `end.lua`.
-type EndReply = (bool, usize, bool, String, String, String);
 
 /// Whether a server is one of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,123 +135,12 @@ impl Session {
         Judgement::GiveUp
     }
 
-    /// The value of a key: one round trip, no script.
-    pub(super) async fn read(&self, key: &Key) -> Result<Seen, StoreError> {
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
-        pipeline.cmd("PEXPIRETIME").arg(key.main());
-        let call = |mut connection| async move {
-            pipeline.query_async::<ReadReply>(&mut connection).await
-        };
-        let reply = self.call(call).await?;
-        Ok(self.seen(stored(reply)))
-    }
-
-    /// All that stands under the keys of a job: one round trip, no script.
-    pub(super) async fn inspect(&self, key: &Key) -> Result<State, StoreError> {
-        let (lease, fence) = (key.companion("lease"), key.companion("fence"));
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
-        pipeline.cmd("PEXPIRETIME").arg(key.main());
-        pipeline.cmd("TYPE").arg(key.main());
-        // As `lease.lua` looks at it: by its being there, whatever it is.
-        pipeline.cmd("GET").arg(&lease).cmd("PTTL").arg(&lease).cmd("PTTL").arg(&fence);
-        let call = |mut connection| async move {
-            pipeline.query_async::<InspectReply>(&mut connection).await
-        };
-        let (read, expires_at_ms, kind, lease, lease_left_ms, fence_left_ms) =
-            self.call(call).await?;
-        let is_placeholder = read[0].as_ref().is_some_and(Vec::is_empty);
-        let lease = lease.map(|token| {
-            let token = Token(String::from_utf8_lossy(&token).into());
-            Leased { token, left_ms: lease_left_ms }
-        });
-        Ok(State {
-            seen: self.seen(stored((read, expires_at_ms))),
-            is_alien: kind != "string" && kind != "none",
-            is_placeholder,
-            lease,
-            fence_left_ms: (fence_left_ms != ABSENT).then_some(fence_left_ms),
-        })
-    }
-
-    /// Asks for the lease that is held.
-    pub(super) async fn lease(
-        &self,
-        hold: Hold,
-        lease: Duration,
-        refused: Option<&Stored>,
-    ) -> Result<Grant, StoreError> {
-        let granted_at_ms = self.now_ms();
-        let (key, token) = (hold.key.clone(), hold.token.clone());
-        let mut invocation = LEASE.key(key.main());
-        for role in ["meta", "lease", "fence"] {
-            invocation.key(key.companion(role));
-        }
-        invocation.arg(token.as_str()).arg(millis(lease));
-        invocation.arg(refused.map(|stored| stored.expires_at_ms.to_string()).unwrap_or_default());
-        let reply: Vec<Value> = self.invoke(invocation).await?;
-        let (epoch, hold) = (self.epoch.clone(), store::Hold::Redis(hold));
-        self.grant(&reply, Lease { key, token, epoch, granted_at_ms, hold })
-    }
-
-    pub(super) async fn fill(
-        &self,
-        lease: &Lease,
-        body: &Bytes,
-        meta: &str,
-        ttl: Duration,
-        lease_time: Duration,
-    ) -> Result<Fill, StoreError> {
-        let key = &lease.key;
-        let mut invocation = FILL.key(key.main());
-        invocation.key(key.companion("meta")).key(key.companion("lease"));
-        invocation.arg(lease.token.as_str()).arg(&body[..]).arg(meta);
-        invocation.arg(millis(ttl)).arg(millis(lease_time));
-        self.invoke(invocation).await.map(filled)
-    }
-
     fn seen(&self, stored: Option<Stored>) -> Seen {
         Seen { stored, epoch: self.epoch.clone(), now_ms: self.now_ms() }
     }
 
     pub(super) fn now_ms(&self) -> i64 {
         unix_ms(clock::now()) + self.clock_ahead_ms.load(Ordering::Relaxed)
-    }
-
-    fn grant(&self, reply: &[Value], lease: Lease) -> Result<Grant, StoreError> {
-        let bytes = |at: usize| match reply.get(at) {
-            Some(Value::BulkString(value)) => Bytes::copy_from_slice(value),
-            _ => Bytes::new(),
-        };
-        if &bytes(0)[..] == b"granted" {
-            return Ok(Grant::Lease(lease));
-        }
-        lease.hold.spend();
-        match &bytes(0)[..] {
-            b"fenced" => Ok(Grant::Fenced),
-            b"leased" => {
-                let token = Token(String::from_utf8_lossy(&bytes(1)).into());
-                Ok(Grant::Leased(token, lease.epoch))
-            }
-            b"stored" => {
-                let Some(Value::Int(expires_at_ms)) = reply.get(3) else {
-                    return Err(StoreError::Refused("lease.lua gave no expiry".into()));
-                };
-                let expires_at_ms = *expires_at_ms;
-                let stored = Stored { body: bytes(1), meta: bytes(2), expires_at_ms };
-                Ok(Grant::Stored(self.seen(Some(stored))))
-            }
-            other => Err(StoreError::Refused(format!("lease.lua answered {other:?}"))),
-        }
-    }
-
-    async fn invoke<T: FromRedisValue>(
-        &self,
-        invocation: ScriptInvocation<'_>,
-    ) -> Result<T, StoreError> {
-        self.call(|mut connection| async move { invocation.invoke_async(&mut connection).await })
-            .await
     }
 
     async fn call<T, F>(
@@ -292,76 +151,6 @@ impl Session {
         F: Future<Output = RedisResult<T>>,
     {
         operation(self.connection.requests.clone()).await.map_err(|error| classify(&error))
-    }
-
-    pub(super) async fn begin(
-        &self,
-        key: &Key,
-        write: &Token,
-        fence: Duration,
-    ) -> Result<(), StoreError> {
-        self.on_all_keys::<i64>(&BEGIN, key, write, fence).await.map(drop)
-    }
-
-    /// Tells what there was.
-    pub(super) async fn end(
-        &self,
-        key: &Key,
-        write: &Token,
-        linger: Duration,
-    ) -> Result<Was, StoreError> {
-        let reply: EndReply = self.on_all_keys(&END, key, write, linger).await?;
-        let (there, size, filling, generation, stored_at_ms, age_ms) = reply;
-        let times = [stored_at_ms, age_ms].map(|time| time.parse().ok());
-        let entry = || WasEntry::new(size, &generation, times, self.now_ms());
-        Ok(Was { entry: there.then(entry), filling })
-    }
-
-    async fn on_all_keys<T: FromRedisValue>(
-        &self,
-        script: &Script,
-        key: &Key,
-        write: &Token,
-        time: Duration,
-    ) -> Result<T, StoreError> {
-        let mut invocation = script.key(key.main());
-        for role in ["meta", "lease", "fence"] {
-            invocation.key(key.companion(role));
-        }
-        invocation.arg(write.as_str()).arg(millis(time));
-        self.invoke(invocation).await
-    }
-
-    pub(super) async fn release(&self, key: &Key, token: &Token) {
-        let mut invocation = RELEASE.key(key.main());
-        invocation.key(key.companion("lease")).arg(token.as_str());
-        // Lost, it runs out by itself.
-        let _ = timeout(DETACHED_TIMEOUT, self.invoke::<i64>(invocation)).await;
-    }
-
-    pub(super) async fn admit(
-        &self,
-        key: &Key,
-        seen: &Stored,
-        generation: &str,
-        pair: &str,
-        served_at_ms: i64,
-    ) -> Result<Fill, StoreError> {
-        let mut invocation = compare_and_set(&ADMIT, key, seen, generation);
-        invocation.arg(pair).arg(served_at_ms);
-        self.invoke(invocation).await.map(filled)
-    }
-
-    pub(super) async fn replace(
-        &self,
-        key: &Key,
-        seen: &Stored,
-        generation: &str,
-        new: Replacement<'_>,
-    ) -> Result<Fill, StoreError> {
-        let mut invocation = compare_and_set(&REPLACE, key, seen, generation);
-        invocation.arg(&new.body[..]).arg(new.meta).arg(new.expires_at_ms);
-        self.invoke(invocation).await.map(filled)
     }
 
     /// The key of the fingerprints, made by whoever comes first.
@@ -504,29 +293,6 @@ pub(super) fn credential_key_name(prefix: &str) -> String {
     format!("{{{prefix}}}:credential-key")
 }
 
-fn compare_and_set<'s>(
-    script: &'s Script,
-    key: &Key,
-    seen: &Stored,
-    generation: &str,
-) -> ScriptInvocation<'s> {
-    let mut invocation = script.key(key.main());
-    invocation.key(key.companion("meta")).key(key.companion("fence"));
-    invocation.arg(Sha1::from(&seen.body).digest().to_string());
-    invocation.arg(seen.expires_at_ms).arg(generation);
-    invocation
-}
-
-/// A placeholder is no value.
-fn stored(([body, meta], expires_at_ms): ReadReply) -> Option<Stored> {
-    let (body, meta) = (body.filter(|body| !body.is_empty())?, meta.unwrap_or_default());
-    Some(Stored { body: body.into(), meta: meta.into(), expires_at_ms })
-}
-
-fn filled(reply: i64) -> Fill {
-    if reply == 1 { Fill::Stored } else { Fill::Revoked }
-}
-
 /// Splits errors by what is done about them: `Lost` ends the session, `Refused` does not.
 pub(super) fn classify(error: &RedisError) -> StoreError {
     match error.kind() {
@@ -559,10 +325,6 @@ pub(super) fn classify(error: &RedisError) -> StoreError {
 /// How far the server's clock is ahead of ours, from its `TIME` and when we asked for it.
 pub(super) fn clock_ahead_ms((seconds, micros): (i64, i64), sent: SystemTime) -> i64 {
     seconds * 1000 + micros / 1000 - unix_ms(sent)
-}
-
-fn script(name: &str, source: &str) -> Script {
-    Script::new(&mutants::script(name, source))
 }
 
 /// Takes the meaning from the characters that are special to `SCAN MATCH`.

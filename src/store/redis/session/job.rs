@@ -1,0 +1,254 @@
+//! What is asked for one job: reads, and the scripts that take the keys of a job at once.
+
+use std::{sync::LazyLock, time::Duration};
+
+use bytes::Bytes;
+use redis::{FromRedisValue, Script, ScriptInvocation, Value};
+use sha1_smol::Sha1;
+use tokio::time::timeout;
+
+use super::Session;
+use crate::{
+    mutants,
+    store::{
+        self, Fill, Grant, Key, Lease, Leased, Replacement, Seen, State, StoreError, Stored, Token,
+        Was, WasEntry, millis,
+        redis::{DETACHED_TIMEOUT, Hold},
+    },
+};
+
+/// What `PTTL` says of a key that is not there.
+const ABSENT: i64 = -2;
+
+static LEASE: LazyLock<Script> =
+    LazyLock::new(|| script("lease", include_str!("../../lua/lease.lua")));
+static FILL: LazyLock<Script> =
+    LazyLock::new(|| script("fill", include_str!("../../lua/fill.lua")));
+static ADMIT: LazyLock<Script> =
+    LazyLock::new(|| script("admit", include_str!("../../lua/admit.lua")));
+static REPLACE: LazyLock<Script> =
+    LazyLock::new(|| script("replace", include_str!("../../lua/replace.lua")));
+static RELEASE: LazyLock<Script> =
+    LazyLock::new(|| script("release", include_str!("../../lua/release.lua")));
+static BEGIN: LazyLock<Script> =
+    LazyLock::new(|| script("begin", include_str!("../../lua/begin.lua")));
+static END: LazyLock<Script> = LazyLock::new(|| script("end", include_str!("../../lua/end.lua")));
+
+/// Of `MGET main meta` and `PEXPIRETIME main`.
+type ReadReply = ([Option<Vec<u8>>; 2], i64);
+
+/// Of the above, with the type of main, the lease, and how long it and the fence stand.
+type InspectReply = ([Option<Vec<u8>>; 2], i64, String, Option<Vec<u8>>, i64, i64);
+
+/// Of `end.lua`.
+type EndReply = (bool, usize, bool, String, String, String);
+
+impl Session {
+    /// The value of a key: one round trip, no script.
+    pub(in crate::store::redis) async fn read(&self, key: &Key) -> Result<Seen, StoreError> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
+        pipeline.cmd("PEXPIRETIME").arg(key.main());
+        let call = |mut connection| async move {
+            pipeline.query_async::<ReadReply>(&mut connection).await
+        };
+        let reply = self.call(call).await?;
+        Ok(self.seen(stored(reply)))
+    }
+
+    /// All that stands under the keys of a job: one round trip, no script.
+    pub(in crate::store::redis) async fn inspect(&self, key: &Key) -> Result<State, StoreError> {
+        let (lease, fence) = (key.companion("lease"), key.companion("fence"));
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
+        pipeline.cmd("PEXPIRETIME").arg(key.main());
+        pipeline.cmd("TYPE").arg(key.main());
+        // As `lease.lua` looks at it: by its being there, whatever it is.
+        pipeline.cmd("GET").arg(&lease).cmd("PTTL").arg(&lease).cmd("PTTL").arg(&fence);
+        let call = |mut connection| async move {
+            pipeline.query_async::<InspectReply>(&mut connection).await
+        };
+        let (read, expires_at_ms, kind, lease, lease_left_ms, fence_left_ms) =
+            self.call(call).await?;
+        let is_placeholder = read[0].as_ref().is_some_and(Vec::is_empty);
+        let lease = lease.map(|token| {
+            let token = Token(String::from_utf8_lossy(&token).into());
+            Leased { token, left_ms: lease_left_ms }
+        });
+        Ok(State {
+            seen: self.seen(stored((read, expires_at_ms))),
+            is_alien: kind != "string" && kind != "none",
+            is_placeholder,
+            lease,
+            fence_left_ms: (fence_left_ms != ABSENT).then_some(fence_left_ms),
+        })
+    }
+
+    /// Asks for the lease that is held.
+    pub(in crate::store::redis) async fn lease(
+        &self,
+        hold: Hold,
+        lease: Duration,
+        refused: Option<&Stored>,
+    ) -> Result<Grant, StoreError> {
+        let granted_at_ms = self.now_ms();
+        let (key, token) = (hold.key.clone(), hold.token.clone());
+        let mut invocation = LEASE.key(key.main());
+        for role in ["meta", "lease", "fence"] {
+            invocation.key(key.companion(role));
+        }
+        invocation.arg(token.as_str()).arg(millis(lease));
+        invocation.arg(refused.map(|stored| stored.expires_at_ms.to_string()).unwrap_or_default());
+        let reply: Vec<Value> = self.invoke(invocation).await?;
+        let (epoch, hold) = (self.epoch.clone(), store::Hold::Redis(hold));
+        self.grant(&reply, Lease { key, token, epoch, granted_at_ms, hold })
+    }
+
+    pub(in crate::store::redis) async fn fill(
+        &self,
+        lease: &Lease,
+        body: &Bytes,
+        meta: &str,
+        ttl: Duration,
+        lease_time: Duration,
+    ) -> Result<Fill, StoreError> {
+        let key = &lease.key;
+        let mut invocation = FILL.key(key.main());
+        invocation.key(key.companion("meta")).key(key.companion("lease"));
+        invocation.arg(lease.token.as_str()).arg(&body[..]).arg(meta);
+        invocation.arg(millis(ttl)).arg(millis(lease_time));
+        self.invoke(invocation).await.map(filled)
+    }
+
+    pub(in crate::store::redis) async fn begin(
+        &self,
+        key: &Key,
+        write: &Token,
+        fence: Duration,
+    ) -> Result<(), StoreError> {
+        self.on_all_keys::<i64>(&BEGIN, key, write, fence).await.map(drop)
+    }
+
+    /// Tells what there was.
+    pub(in crate::store::redis) async fn end(
+        &self,
+        key: &Key,
+        write: &Token,
+        linger: Duration,
+    ) -> Result<Was, StoreError> {
+        let reply: EndReply = self.on_all_keys(&END, key, write, linger).await?;
+        let (there, size, filling, generation, stored_at_ms, age_ms) = reply;
+        let times = [stored_at_ms, age_ms].map(|time| time.parse().ok());
+        let entry = || WasEntry::new(size, &generation, times, self.now_ms());
+        Ok(Was { entry: there.then(entry), filling })
+    }
+
+    async fn on_all_keys<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        key: &Key,
+        write: &Token,
+        time: Duration,
+    ) -> Result<T, StoreError> {
+        let mut invocation = script.key(key.main());
+        for role in ["meta", "lease", "fence"] {
+            invocation.key(key.companion(role));
+        }
+        invocation.arg(write.as_str()).arg(millis(time));
+        self.invoke(invocation).await
+    }
+
+    pub(in crate::store::redis) async fn release(&self, key: &Key, token: &Token) {
+        let mut invocation = RELEASE.key(key.main());
+        invocation.key(key.companion("lease")).arg(token.as_str());
+        // Lost, it runs out by itself.
+        let _ = timeout(DETACHED_TIMEOUT, self.invoke::<i64>(invocation)).await;
+    }
+
+    pub(in crate::store::redis) async fn admit(
+        &self,
+        key: &Key,
+        seen: &Stored,
+        generation: &str,
+        pair: &str,
+        served_at_ms: i64,
+    ) -> Result<Fill, StoreError> {
+        let mut invocation = compare_and_set(&ADMIT, key, seen, generation);
+        invocation.arg(pair).arg(served_at_ms);
+        self.invoke(invocation).await.map(filled)
+    }
+
+    pub(in crate::store::redis) async fn replace(
+        &self,
+        key: &Key,
+        seen: &Stored,
+        generation: &str,
+        new: Replacement<'_>,
+    ) -> Result<Fill, StoreError> {
+        let mut invocation = compare_and_set(&REPLACE, key, seen, generation);
+        invocation.arg(&new.body[..]).arg(new.meta).arg(new.expires_at_ms);
+        self.invoke(invocation).await.map(filled)
+    }
+
+    fn grant(&self, reply: &[Value], lease: Lease) -> Result<Grant, StoreError> {
+        let bytes = |at: usize| match reply.get(at) {
+            Some(Value::BulkString(value)) => Bytes::copy_from_slice(value),
+            _ => Bytes::new(),
+        };
+        if &bytes(0)[..] == b"granted" {
+            return Ok(Grant::Lease(lease));
+        }
+        lease.hold.spend();
+        match &bytes(0)[..] {
+            b"fenced" => Ok(Grant::Fenced),
+            b"leased" => {
+                let token = Token(String::from_utf8_lossy(&bytes(1)).into());
+                Ok(Grant::Leased(token, lease.epoch))
+            }
+            b"stored" => {
+                let Some(Value::Int(expires_at_ms)) = reply.get(3) else {
+                    return Err(StoreError::Refused("lease.lua gave no expiry".into()));
+                };
+                let expires_at_ms = *expires_at_ms;
+                let stored = Stored { body: bytes(1), meta: bytes(2), expires_at_ms };
+                Ok(Grant::Stored(self.seen(Some(stored))))
+            }
+            other => Err(StoreError::Refused(format!("lease.lua answered {other:?}"))),
+        }
+    }
+
+    async fn invoke<T: FromRedisValue>(
+        &self,
+        invocation: ScriptInvocation<'_>,
+    ) -> Result<T, StoreError> {
+        self.call(|mut connection| async move { invocation.invoke_async(&mut connection).await })
+            .await
+    }
+}
+
+fn compare_and_set<'s>(
+    script: &'s Script,
+    key: &Key,
+    seen: &Stored,
+    generation: &str,
+) -> ScriptInvocation<'s> {
+    let mut invocation = script.key(key.main());
+    invocation.key(key.companion("meta")).key(key.companion("fence"));
+    invocation.arg(Sha1::from(&seen.body).digest().to_string());
+    invocation.arg(seen.expires_at_ms).arg(generation);
+    invocation
+}
+
+/// A placeholder is no value.
+fn stored(([body, meta], expires_at_ms): ReadReply) -> Option<Stored> {
+    let (body, meta) = (body.filter(|body| !body.is_empty())?, meta.unwrap_or_default());
+    Some(Stored { body: body.into(), meta: meta.into(), expires_at_ms })
+}
+
+fn filled(reply: i64) -> Fill {
+    if reply == 1 { Fill::Stored } else { Fill::Revoked }
+}
+
+fn script(name: &str, source: &str) -> Script {
+    Script::new(&mutants::script(name, source))
+}
