@@ -38,7 +38,7 @@ pub use address::Address;
 pub use changes::{Change, Overruled};
 pub use knob::{Applies, Knob, Value, knob};
 pub use load::{Flags, Invalid, Loaded};
-pub use log::filter as log_filter;
+pub use log::{filter as log_filter, parsed as parsed_log_filter};
 pub use rules::Rule;
 pub use store_url::{Login, Seeds, Sentinels, StoreUrl};
 pub use tls::{ClientTls, Identity, KeyPair};

@@ -90,7 +90,7 @@ use crate::{
     config::{Config, Loaded},
     limits::Room,
     metrics::{Limit, Metrics, recent},
-    proxy::Proxy,
+    proxy::{Proxy, route::Routes},
     reload::{Live, Reloads, Snapshot},
     server::{Drain, Server, listen::Listener},
     store::StoreError,
@@ -193,7 +193,7 @@ fn first(
     warmer: Warmer,
     leaving: &Drain,
 ) -> Result<Snapshot, RunError> {
-    let routes = reload::routes(config)?;
+    let routes = Arc::new(Routes::configured::<RunError>(config)?);
     let cache = Arc::new(Cache::open(config, Arc::clone(metrics))?);
     let upstream = Upstream::new(config, Arc::clone(metrics))?;
     // Of its own for each, so that no client's writes keep the pipeline's purges out.

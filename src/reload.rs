@@ -45,16 +45,11 @@ use tracing::{error, info, warn};
 use crate::{
     RunError,
     admin::Admin,
-    cache::{Cache, Outcome as WriteOutcome, query::Query},
+    cache::{Cache, Outcome as WriteOutcome},
     config::{Applies, Change, Config, Invalid, Loaded, Overruled},
     interim::Interim,
     metrics::{Metrics, OutcomeLabels},
-    proxy::{
-        Proxy,
-        again::Recall,
-        body::Body,
-        route::{Routes, rules::Rules},
-    },
+    proxy::{Proxy, again::Recall, body::Body, route::Routes},
     service::{Answered, Declined, Service},
     telemetry::{Export, Filter, Telemetry},
     transport::Peer,
@@ -306,7 +301,11 @@ impl Live {
     async fn change(&self, changes: &[Change], config: &Config) -> Result<(), RunError> {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         let judging = changes.iter().any(|change| JUDGING.contains(&change.key));
-        let routes = if judging { routes(config)? } else { Arc::clone(&current.routes) };
+        let routes = if judging {
+            Arc::new(Routes::configured::<RunError>(config)?)
+        } else {
+            Arc::clone(&current.routes)
+        };
         let next = current.revised(routes, config);
         let cache = Arc::clone(&next.cache);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = next;
@@ -345,10 +344,4 @@ impl Service for Arc<Live> {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
         current.proxy.poll_again(recall, path, head, cx)
     }
-}
-
-/// Where the jobs are, as configured.
-pub(crate) fn routes(config: &Config) -> Result<Arc<Routes>, RunError> {
-    let routes = Routes::parse(&config.routes)?.admitting(Query::new(&config.query));
-    Ok(Arc::new(routes.with_rules(Rules::parse(&config.invalidate)?)))
 }

@@ -16,7 +16,10 @@ use hyper::{
 };
 
 use super::headers::is_upgrade;
-use crate::cache::{key::JobId, policy::Bypass, query::Query};
+use crate::{
+    cache::{key::JobId, policy::Bypass, query::Query},
+    config::Config,
+};
 
 mod mention;
 mod readings;
@@ -25,7 +28,7 @@ mod template;
 
 pub use mention::Target;
 use readings::{Named, named};
-use rules::{Rule, Rules};
+use rules::{BadRule, Rule, Rules};
 pub use template::BadTemplate;
 use template::{MAX_TEMPLATES, Template};
 
@@ -69,6 +72,12 @@ pub struct Routes {
 }
 
 impl Routes {
+    /// As configured.
+    pub fn configured<E: From<BadTemplate> + From<BadRule>>(config: &Config) -> Result<Self, E> {
+        let routes = Self::parse(&config.routes)?.admitting(Query::new(&config.query));
+        Ok(routes.with_rules(Rules::parse(&config.invalidate)?))
+    }
+
     /// Parses path templates such as `/jobs/{id}` or `/x/{id}/status`: absolute, one segment
     /// `{id}`, the others literal.
     pub fn parse<S: AsRef<str>>(templates: &[S]) -> Result<Self, BadTemplate> {

@@ -12,8 +12,7 @@ use crate::{
     config::{self, Config, StoreUrl},
     limits::Room,
     metrics::{Limit, Metrics},
-    proxy::{Proxy, Unlisted},
-    reload,
+    proxy::{Proxy, Unlisted, route::Routes},
     upstream::Upstream,
 };
 
@@ -90,8 +89,8 @@ fn proxy(config: &Config) -> Result<Proxy, RunError> {
     let limits = &metrics.limits;
     let met = limits.counter(Limit::Inspected).clone();
     let room = Room::new(config.max_inspected, limits.inspected.clone(), met);
-    let (routes, upstream) =
-        (reload::routes(&config)?, Upstream::new(&config, Arc::clone(&metrics))?);
+    let routes = Arc::new(Routes::configured::<RunError>(&config)?);
+    let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
     let cache = Arc::new(Cache::open(&config, Arc::clone(&metrics))?);
     Ok(Proxy::new(routes, cache, upstream, room, &config, metrics))
 }
