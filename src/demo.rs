@@ -129,12 +129,6 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
 
     let mut crowd = JoinSet::new();
     let mut show = Show::new(&stage, Arc::clone(&figures), Arc::clone(&jobs));
-    let until = async {
-        match args.duration {
-            Some(duration) => tokio::select! { () = shutdown => {}, () = sleep(duration) => {} },
-            None => shutdown.await,
-        }
-    };
     let watched = async {
         if StoreState::of(&stage).await == StoreState::Down {
             return Err(DemoError::Store(store));
@@ -147,7 +141,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     let watched = tokio::select! {
         // First, so that Ctrl-C counts from the first line on.
         biased;
-        () = until => Ok(()),
+        () = until(args.duration, shutdown) => Ok(()),
         ended = &mut sidecar => return Ok(ended?),
         broken = watched => broken.map(|never| match never {}),
     };
@@ -155,7 +149,20 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     crowd.shutdown().await;
     let _ = stop.send(());
     sidecar.await?;
-    match watched.and_then(|()| show.close().map_err(DemoError::Output)) {
+    quietly(watched.and_then(|()| show.close().map_err(DemoError::Output)))
+}
+
+/// Until `shutdown`, or for as long as this.
+async fn until(duration: Option<Duration>, shutdown: impl Future<Output = ()>) {
+    match duration {
+        Some(duration) => tokio::select! { () = shutdown => {}, () = sleep(duration) => {} },
+        None => shutdown.await,
+    }
+}
+
+/// That nobody reads any more is no error.
+fn quietly(ended: Result<(), DemoError>) -> Result<(), DemoError> {
+    match ended {
         Err(DemoError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         ended => ended,
     }

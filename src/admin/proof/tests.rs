@@ -1,3 +1,5 @@
+//! Whose calls of the webhook are taken for proven, and what the others are told.
+
 use std::time::Duration;
 
 use standardwebhooks::Webhook;

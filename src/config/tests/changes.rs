@@ -1,3 +1,5 @@
+//! What a reload would change: how it is told, without secrets, and as README lists it.
+
 use super::*;
 
 const README: &str = include_str!("../../../README.md");
