@@ -8,7 +8,7 @@
 //!
 //! With `near_tracking = "keys"` the server tells this connection only of keys that were read on it, each
 //! once: then it is forgotten until it is read again. So whoever is about to read an entry for the layer
-//! in this process first has its name read here, by a round that carries it ([`Rounds::carry`]), and
+//! in this process first has its name read here, by a round that carries it ([`Tracked::follow`]), and
 //! only then reads it over the data connection. What changes in between is told here, after the note that
 //! the reader has taken before all that, and he does not keep what he reads. That it is this very
 //! connection that the server tells is the point: with `REDIRECT` from the data connection the news would
