@@ -42,9 +42,10 @@ mod told;
 mod topology;
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -93,6 +94,8 @@ struct World {
     credential_key: Arc<RwLock<CredentialKey>>,
     has_secret: bool,
     debts: Arc<Debts>,
+    /// Connections to nodes that are no masters of ours, by which they are asked again.
+    guests: Mutex<HashMap<Address, Guest>>,
     /// Told when a master has become trusted or tracked, or is not any more.
     turned: Arc<Notify>,
     /// Shards that there have been.
@@ -152,6 +155,7 @@ impl Cluster {
             credential_key: first_credential_key(config),
             has_secret: config.credentials.secret.is_some(),
             debts: Arc::new(Debts::open(&config.pending, Arc::clone(&metrics))?),
+            guests: Mutex::default(),
             turned: Arc::default(),
             shards: AtomicU64::new(0),
             watcher,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use jobcache::config::{Config, Login, NearTracking, Secret};
+use tokio::time::Instant;
 
 use crate::{
     acl, store_tls,
@@ -12,6 +13,10 @@ use crate::{
         sidecar::Sidecar, tls::Authority,
     },
 };
+
+/// For a sidecar to hear of another owner from any of a few nodes: a lesson to connect to them, and one to
+/// ask them.
+const TOLD: Duration = Duration::from_secs(5);
 
 /// A cluster, an upstream, and the sidecars of a test.
 struct Setup {
@@ -203,7 +208,7 @@ async fn a_master_that_is_cut_off_from_the_others_is_left_for_its_replica() {
     let [id, other, _] = one_of_each(&setup, &[&a, &b]).await;
     setup.cluster.settled().await;
 
-    setup.cluster.cut_off(0);
+    setup.cluster.cut_off(&[0]);
     setup.cluster.is_master(3).await;
     setup.upstream.commit(&id);
     let () = setup.cluster.nodes[3].run(redis::cmd("DEL").arg(key(&id))).await;
@@ -220,6 +225,43 @@ async fn a_master_that_is_cut_off_from_the_others_is_left_for_its_replica() {
     setup.cluster.settled().await;
     hit(&b, &id).await;
     assert_eq!(version(&hit(&a, &id).await), 2);
+}
+
+/// All masters are well and see each other, and none of them knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_take_over_on_the_other_side_of_a_split_are_found() {
+    let setup = Setup::new().await;
+    let (a, b) = (setup.sidecar().await, setup.sidecar().await);
+    let [id, ..] = one_of_each(&setup, &[&a, &b]).await;
+    setup.cluster.settled().await;
+
+    setup.cluster.cut_off(&[3, 4, 5]);
+    for replica in 3..6 {
+        let mut take_over = redis::cmd("CLUSTER");
+        take_over.arg("FAILOVER").arg("TAKEOVER");
+        let () = setup.cluster.nodes[replica].run(&take_over).await;
+        setup.cluster.is_master(replica).await;
+    }
+    let seen = Instant::now();
+    for sidecar in [&a, &b] {
+        eventually(SOON, async || {
+            let explained = sidecar.admin.get(&format!("/explain/{id}")).await.json();
+            let port = format!(":{}", setup.cluster.nodes[3].port());
+            explained["store"]["node"].as_str().is_some_and(|node| node.ends_with(&port))
+        })
+        .await;
+    }
+    assert!(seen.elapsed() < TOLD, "{:?}", seen.elapsed());
+    assert_eq!(version(&a.put(&path(&id)).await), 1);
+    // Past the time after which nodes are heard that are behind.
+    let until = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < until {
+        assert_eq!(version(&b.get(&path(&id)).await), 1);
+    }
+    assert_eq!(version(&hit(&b, &id).await), 1);
+    setup.cluster.heal();
+    setup.cluster.settled().await;
+    assert_eq!(version(&hit(&a, &id).await), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -35,7 +35,7 @@ use futures_util::future::join_all;
 use redis::{Cmd, FromRedisValue, cmd};
 use tokio::time::{Instant, timeout};
 
-use super::{Address, Cluster, Shard, World, slot};
+use super::{Cluster, Shard, World, slot};
 use crate::{
     mutants::{self, Mutant},
     store::{
@@ -287,11 +287,7 @@ impl World {
             Err(StoreError::Redirected(Redirect::Ask(Some(to)))) => to,
             other => return other,
         };
-        // Without a host it is where the source is.
-        // "?" where it prefers a host name and knows none.
-        let is_unknown = matches!(&*to.host, "" | "?");
-        let host = if is_unknown { &shard.address.host } else { &to.host };
-        let to = Address { host: host.clone(), ..to };
+        let to = self.map.read().known(to, &shard.address);
         let target = self.map.read().at(&to).cloned();
         match target.filter(|target| target.redis.is_up()) {
             Some(target) => target.redis.asking(command).await,

@@ -1,11 +1,19 @@
 //! Learning the map: who is asked, how often, and whom we believe.
 //!
 //! A lesson is due once a second, and at once when a node sent us elsewhere or a master was lost. A few
-//! nodes are asked at a time: the masters that we are connected to, and where something is amiss others,
-//! too. Nodes that have heard of fewer epochs than we are behind, and are not believed unless for long
+//! nodes are asked at a time: masters that we are connected to, and others. All masters of ours may be well
+//! and on one side of a split, and replicas on the other have been told to take over (`CLUSTER FAILOVER
+//! TAKEOVER`, as for another data centre); only the others know then. While nothing is amiss they are asked
+//! over connections that are kept, and which are opened apart, so that nobody waits for one that is gone.
+//! Nodes that have heard of fewer epochs than we are behind, and are not believed unless for long
 //! nobody else answers.
 
-use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -15,7 +23,10 @@ use super::{
     Address, World,
     topology::{Plan, View},
 };
-use crate::store::{StoreError, redis::errand::Lesson};
+use crate::store::{
+    StoreError,
+    redis::errand::{Guest, Lesson},
+};
 
 /// Between two lessons that nobody asks for.
 const EVERY: Duration = Duration::from_secs(1);
@@ -27,8 +38,12 @@ const REST: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long others have once two have answered.
 const GRACE: Duration = Duration::from_millis(50);
-/// Nodes that are asked at a time while all is well, and otherwise.
-const ASKED: (usize, usize) = (3, 8);
+/// Masters of ours that are asked at a time.
+const MASTERS: usize = 3;
+/// Others, while all is well and otherwise.
+const OTHERS: (usize, usize) = (5, 8);
+/// Connections that are kept to others.
+const MAX_GUESTS: usize = 32;
 /// Past this what nodes say that are behind is better than nothing.
 const BEHIND: Duration = Duration::from_secs(5);
 
@@ -41,7 +56,7 @@ pub(super) async fn learn(world: Arc<World>) -> Infallible {
         let is_late = learned_at.elapsed() > BEHIND;
         if let Some((plan, witnesses)) = world.believe(views, is_late) {
             learned_at = Instant::now();
-            let is_alone = plan.nodes.len() <= 1;
+            let is_alone = plan.is_alone;
             world.metrics.cluster.refreshes.inc();
             world.redraw(plan).await;
             world.lessons.end(number, witnesses.into(), is_alone);
@@ -56,7 +71,7 @@ pub(super) async fn learn(world: Arc<World>) -> Infallible {
 
 impl World {
     /// What nodes say who answer in time, and what the last did that says nothing.
-    async fn ask_around(&self) -> (Vec<(Address, View)>, StoreError) {
+    async fn ask_around(self: &Arc<Self>) -> (Vec<(Address, View)>, StoreError) {
         let asked = self.to_be_asked();
         let mut answers: FuturesUnordered<_> = asked.iter().map(|node| self.ask(node)).collect();
         let (mut views, mut last) = (Vec::new(), StoreError::Timeout);
@@ -79,24 +94,52 @@ impl World {
         }
     }
 
-    fn to_be_asked(&self) -> Vec<Address> {
+    fn to_be_asked(self: &Arc<Self>) -> Vec<Address> {
         let is_amiss = self.is_amiss();
-        let map = self.map.read();
-        let mut near: Vec<Address> = map
-            .shards
-            .iter()
-            .filter(|shard| shard.redis.is_up())
-            .map(|shard| shard.address.clone())
-            .collect();
-        let others: BTreeSet<&Address> = map.nodes().iter().chain(&self.seeds).collect();
-        let mut far: Vec<Address> =
-            others.into_iter().filter(|node| !near.contains(node)).cloned().collect();
+        let (mut near, mut far) = self.near_and_far();
         fastrand::shuffle(&mut near);
         fastrand::shuffle(&mut far);
-        near.truncate(ASKED.0);
-        let most = if is_amiss { ASKED.1 } else { ASKED.0 };
-        near.extend(far.into_iter().take(if is_amiss { most } else { 0 }));
+        near.truncate(MASTERS);
+        if is_amiss {
+            near.extend(far.into_iter().take(OTHERS.1));
+            return near;
+        }
+        far.truncate(OTHERS.0);
+        let (ready, apart): (Vec<_>, Vec<_>) = {
+            let guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+            far.into_iter().partition(|node| guests.contains_key(node))
+        };
+        for node in apart {
+            let world = Arc::clone(self);
+            self.tasks.spawn(async move {
+                if let Ok(guest) = world.guest(&node).await {
+                    world.keep(node, guest);
+                }
+            });
+        }
+        near.extend(ready);
         near
+    }
+
+    /// The masters that we are connected to, and all others.
+    fn near_and_far(&self) -> (Vec<Address>, Vec<Address>) {
+        let map = self.map.read();
+        let up = map.shards.iter().filter(|shard| shard.redis.is_up());
+        let near: Vec<Address> = up.map(|shard| shard.address.clone()).collect();
+        let others: BTreeSet<&Address> = map.nodes().iter().chain(&self.seeds).collect();
+        let far = others.into_iter().filter(|node| !near.contains(node)).cloned().collect();
+        (near, far)
+    }
+
+    /// Keeps a connection in the place of another, if there are too many.
+    fn keep(&self, node: Address, guest: Guest) {
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        if guests.len() >= MAX_GUESTS
+            && let Some(other) = guests.keys().next().cloned()
+        {
+            guests.remove(&other);
+        }
+        guests.insert(node, guest);
     }
 
     async fn ask(&self, node: &Address) -> Result<(Address, View), StoreError> {
@@ -113,7 +156,14 @@ impl World {
         if let Some(shard) = shard.filter(|shard| shard.redis.is_up()) {
             return shard.redis.lesson().await;
         }
-        self.guest(node).await?.lesson().await
+        let kept = self.guests.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+        let guest = match kept {
+            Some(guest) => guest,
+            None => self.guest(node).await?,
+        };
+        let lesson = guest.lesson().await?;
+        self.keep(node.clone(), guest);
+        Ok(lesson)
     }
 
     /// Of what was said what we believe, and who said it.

@@ -60,6 +60,17 @@ impl Drawn {
         self.shards.iter().find(|shard| shard.address == *address)
     }
 
+    /// Where a redirection leads to. Without a host that is where its sender is; with "?" the node ought to
+    /// have a host name and has none, so that it is the one that we know with this port, if it is one.
+    pub(super) fn known(&self, to: Address, sender: &Address) -> Address {
+        let mut alike = self.nodes().iter().filter(|node| node.port == to.port);
+        match (&*to.host, alike.next(), alike.next()) {
+            ("?", Some(only), None) => only.clone(),
+            ("?" | "", ..) => Address { host: sender.host.clone(), ..to },
+            _ => to,
+        }
+    }
+
     /// Everybody who can be asked.
     pub(super) fn nodes(&self) -> &[Address] {
         &self.plan.nodes

@@ -6,7 +6,7 @@
 //! cluster's own: of two claims to a slot the one of the higher config epoch counts. It knows nothing
 //! of who can be reached, nor of what is to be done about a slot that has moved.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, net::IpAddr};
 
 use redis::Value;
 
@@ -62,6 +62,8 @@ pub(super) struct View {
     claims: Vec<(u16, u16, usize)>,
     /// Where replicas are reached: they are asked, too.
     replicas: Vec<Address>,
+    /// Likewise those that this node does not reach.
+    listed: Vec<Address>,
 }
 
 impl View {
@@ -88,6 +90,7 @@ impl View {
             let replicas = replicas.iter().filter_map(|replica| Some(node(asked, replica)?.1));
             view.replicas.extend(replicas.take(MAX_NODES));
         }
+        view.listed.extend(nodes.lines().filter_map(|line| listed(asked, line)).take(MAX_NODES));
         Some(view)
     }
 }
@@ -103,6 +106,8 @@ pub(super) struct Plan {
     pub(super) owners: Vec<Option<u16>>,
     /// Everybody who can be asked.
     pub(super) nodes: Vec<Address>,
+    /// Whether there is nobody but one master, as far as nodes reach each other.
+    pub(super) is_alone: bool,
 }
 
 impl Plan {
@@ -154,9 +159,13 @@ impl Plan {
         }
         nodes.sort_unstable();
         nodes.dedup();
+        let is_alone = nodes.len() <= 1;
+        nodes.extend(views.iter().flat_map(|view| &view.listed));
+        nodes.sort_unstable();
+        nodes.dedup();
         let nodes = nodes.into_iter().take(MAX_NODES).cloned().collect();
         let current_epoch = views.iter().map(|view| view.current_epoch).max().unwrap_or(0);
-        Self { current_epoch, masters, owners, nodes }
+        Self { current_epoch, masters, owners, nodes, is_alone }
     }
 }
 
@@ -177,6 +186,23 @@ fn epochs<'n>(nodes: &'n str) -> HashMap<&'n str, u64> {
     nodes.lines().filter_map(|line| epoch(line.split(' '))).collect()
 }
 
+/// Where a node of `CLUSTER NODES` is reached, which unlike `CLUSTER SLOTS` lists those that this one does
+/// not reach: `<id> <ip:port@cport[,hostname]> <flags> ...`. By its host name where we ask by name.
+fn listed(asked: &Address, line: &str) -> Option<Address> {
+    let [_, place, flags] = line.splitn(4, ' ').take(3).collect::<Vec<_>>().try_into().ok()?;
+    if flags.split(',').any(|flag| matches!(flag, "myself" | "noaddr" | "handshake")) {
+        return None;
+    }
+    let (address, more) = place.split_once('@')?;
+    let address = Address::parse(address).filter(|address| !address.host.is_empty())?;
+    let name = more.split(',').nth(1).filter(|name| !name.is_empty());
+    let is_by_name = asked.host.parse::<IpAddr>().is_err();
+    Some(match name.filter(|_| is_by_name) {
+        Some(name) => Address { host: name.into(), ..address },
+        None => address,
+    })
+}
+
 fn array(value: &Value) -> Option<&[Value]> {
     if let Value::Array(items) = value { Some(items) } else { None }
 }
@@ -189,14 +215,22 @@ fn text(value: &Value) -> Option<&str> {
     }
 }
 
-/// Id and address. A node whose endpoint is not known, or is to be guessed, is where we asked.
+/// Id and address. A node whose endpoint is to be guessed is where we asked; one that ought to have a
+/// host name and has none is at its IP address.
 fn node(asked: &Address, value: &Value) -> Option<(Box<str>, Address)> {
-    let [host, Value::Int(port), id, ..] = array(value)? else { return None };
+    let [host, Value::Int(port), id, more @ ..] = array(value)? else { return None };
     let host = match text(host) {
-        None | Some("" | "?") => asked.host.clone(),
+        None | Some("") => asked.host.clone(),
+        Some("?") => ip(more).map_or_else(|| asked.host.clone(), Into::into),
         Some(host) => host.into(),
     };
     Some((text(id)?.into(), Address { host, port: u16::try_from(*port).ok()? }))
+}
+
+/// From the names and values that follow a node's id.
+fn ip(more: &[Value]) -> Option<&str> {
+    let pairs = array(more.first()?)?.chunks_exact(2);
+    pairs.into_iter().find(|pair| text(&pair[0]) == Some("ip")).and_then(|pair| text(&pair[1]))
 }
 
 #[cfg(test)]
@@ -264,6 +298,29 @@ mod tests {
         let view = View::parse(&address("a:1"), &slots, "", "cluster_current_epoch:1").unwrap();
         let nodes = Plan::of(&[view]).nodes;
         assert_eq!(nodes, [address("10.0.0.2:7001"), address("host.name:7000")]);
+    }
+
+    #[test]
+    fn nodes_that_a_node_does_not_reach_are_known_all_the_same() {
+        let nodes = "m 10.0.0.1:6379@16379,one.host myself,master - 0 0 1 connected 0-5\n\
+                     r 10.0.0.2:6379@16379,two.host slave,fail m 0 0 1 disconnected\n\
+                     x :0@0 master,noaddr - 0 0 0 disconnected\n";
+        let master = told(bulk("10.0.0.1"), 6379, "m");
+        let slots = Value::Array(vec![range(0, 5, vec![master])]);
+        for (asked, expected) in [("10.0.0.1:6379", "10.0.0.2:6379"), ("a:1", "two.host:6379")] {
+            let view = View::parse(&address(asked), &slots, nodes, "cluster_current_epoch:1");
+            let nodes = Plan::of(&[view.unwrap()]).nodes;
+            assert_eq!(nodes, [address("10.0.0.1:6379"), address(expected)]);
+        }
+    }
+
+    #[test]
+    fn a_node_without_a_host_name_is_at_its_ip_address() {
+        let more = Value::Array(vec![bulk("hostname"), bulk(""), bulk("ip"), bulk("10.0.0.3")]);
+        let master = Value::Array(vec![bulk("?"), Value::Int(7000), bulk("m"), more]);
+        let slots = Value::Array(vec![range(0, 5, vec![master])]);
+        let view = View::parse(&address("a:1"), &slots, "", "cluster_current_epoch:1").unwrap();
+        assert_eq!(view.masters[0].address, address("10.0.0.3:7000"));
     }
 
     #[test]

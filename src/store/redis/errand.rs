@@ -14,6 +14,7 @@ use crate::store::StoreError;
 pub(in crate::store) type Lesson = (Value, String, String);
 
 /// A connection to a node that is no master that we know.
+#[derive(Debug)]
 pub(in crate::store) struct Guest(Connection);
 
 impl Guest {

@@ -29,7 +29,7 @@ pub(super) async fn befall(
             world.apart.store(fault != Fault::ShardKilled, Ordering::SeqCst);
             match fault {
                 Fault::ShardHung => cluster.nodes[victim].stop(),
-                Fault::ShardCutOff => cluster.cut_off(victim),
+                Fault::ShardCutOff => cluster.cut_off(&[victim]),
                 _ => cluster.nodes[victim].kill(),
             }
             cluster.is_master(replica).await;

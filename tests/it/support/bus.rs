@@ -1,5 +1,5 @@
-//! The bus of a cluster, led through here so that a node can be cut off from the others while clients
-//! go on reaching it. Who calls shows by the loopback address that each node calls from.
+//! The bus of a cluster, led through here so that it can be split while clients go on reaching all
+//! nodes. Who calls shows by the loopback address that each node calls from.
 
 use std::{
     net::{IpAddr, Ipv4Addr, TcpListener as StdListener},
@@ -16,17 +16,20 @@ use tokio::{
 
 use super::free_port;
 
+/// A bit for each node.
+type Sides = u8;
+
 pub(crate) struct Bus {
     /// Where each node is called, and where it listens.
     ports: Vec<(u16, u16)>,
-    /// The node that is cut off. The bus ends with it.
-    cut: watch::Sender<Option<u8>>,
+    /// Of each node whether it is on the other side. The bus ends with it.
+    sides: watch::Sender<Sides>,
 }
 
 impl Bus {
     /// On a thread of its own: no test that is busy is to make nodes take each other for dead.
     pub(crate) fn open(nodes: u8) -> Self {
-        let (cut, seen) = watch::channel(None);
+        let (sides, seen) = watch::channel(0);
         let (mut ports, mut listeners) = (Vec::new(), Vec::new());
         for _ in 0..nodes {
             let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -36,7 +39,7 @@ impl Bus {
         }
         let listens: Vec<u16> = ports.iter().map(|(_, listens)| *listens).collect();
         thread::spawn(move || serve(listeners, &listens, &seen));
-        Self { ports, cut }
+        Self { ports, sides }
     }
 
     /// What `redis-server` is told.
@@ -57,13 +60,13 @@ impl Bus {
         self.ports[node].0
     }
 
-    /// Neither do the others reach it nor it them.
-    pub(crate) fn cut_off(&self, node: usize) {
-        self.cut.send_replace(Some(u8::try_from(node).expect("a node")));
+    /// Neither do the others reach these nor they them.
+    pub(crate) fn cut_off(&self, nodes: &[usize]) {
+        self.sides.send_replace(nodes.iter().fold(0, |sides, node| sides | 1 << node));
     }
 
     pub(crate) fn heal(&self) {
-        self.cut.send_replace(None);
+        self.sides.send_replace(0);
     }
 }
 
@@ -72,14 +75,21 @@ fn address(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 1, 1 + node)
 }
 
-fn serve(listeners: Vec<StdListener>, ports: &[u16], cut: &watch::Receiver<Option<u8>>) {
+/// The node that calls from there, if one does.
+fn caller(address: IpAddr) -> Option<u8> {
+    let IpAddr::V4(address) = address else { return None };
+    let [.., net, last] = address.octets();
+    (net == 1).then(|| last - 1)
+}
+
+fn serve(listeners: Vec<StdListener>, ports: &[u16], sides: &watch::Receiver<Sides>) {
     let runtime = runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
     runtime.block_on(async {
         let accepts = listeners.into_iter().zip(ports).zip(0..).map(|((listener, port), node)| {
             let listener = TcpListener::from_std(listener).expect("a socket");
-            accept(listener, node, *port, cut.clone())
+            accept(listener, node, *port, sides.clone())
         });
-        let mut over = cut.clone();
+        let mut over = sides.clone();
         tokio::select! {
             _ = join_all(accepts) => {}
             _ = over.wait_for(|_| false) => {}
@@ -87,20 +97,19 @@ fn serve(listeners: Vec<StdListener>, ports: &[u16], cut: &watch::Receiver<Optio
     });
 }
 
-async fn accept(listener: TcpListener, node: u8, port: u16, cut: watch::Receiver<Option<u8>>) {
-    while let Ok((mut caller, from)) = listener.accept().await {
-        let is_apart = move |cut: &Option<u8>| {
-            cut.is_some_and(|cut| cut == node || IpAddr::V4(address(cut)) == from.ip())
-        };
-        if is_apart(&cut.borrow()) {
+async fn accept(listener: TcpListener, node: u8, port: u16, sides: watch::Receiver<Sides>) {
+    while let Ok((mut stream, from)) = listener.accept().await {
+        let caller = caller(from.ip()).unwrap_or(node);
+        let is_apart = move |sides: &Sides| (sides >> node ^ sides >> caller) & 1 == 1;
+        if is_apart(&sides.borrow()) {
             continue;
         }
-        let mut cut = cut.clone();
+        let mut sides = sides.clone();
         tokio::spawn(async move {
             let mut called = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?;
             tokio::select! {
-                copied = copy_bidirectional(&mut caller, &mut called) => copied.ok().map(drop),
-                _ = cut.wait_for(is_apart) => None,
+                copied = copy_bidirectional(&mut stream, &mut called) => copied.ok().map(drop),
+                _ = sides.wait_for(is_apart) => None,
             }
         });
     }

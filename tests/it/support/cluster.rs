@@ -278,9 +278,9 @@ impl Cluster {
         .await;
     }
 
-    /// Neither do the other nodes reach this one nor it them; clients reach all.
-    pub(crate) fn cut_off(&self, node: usize) {
-        self.bus.cut_off(node);
+    /// Neither do the other nodes reach these nor they them; clients reach all.
+    pub(crate) fn cut_off(&self, nodes: &[usize]) {
+        self.bus.cut_off(nodes);
     }
 
     /// They do again.
