@@ -343,7 +343,7 @@ impl NearMode {
 /// Invalidations that the store has not confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// Ids at most; past it every read bypasses the cache until a purge of all is confirmed.
+    /// Ids at most; past it reads in the slot of each bypass the cache until a purge of all is confirmed.
     pub limit: usize,
     /// A file that they are kept in, synced, to survive a restart.
     pub journal: Option<PathBuf>,

@@ -76,7 +76,7 @@ pub struct Metrics {
     pub foreign_values: Counter,
     /// Invalidations that the store has not confirmed.
     pub pending: Gauge,
-    /// Times that there were too many of them.
+    /// Times that there were too many of them, and whole slots became pending.
     pub pending_overflows: Counter,
     /// 1 while a trusted connection to the store stands.
     pub store_up: Gauge,

@@ -58,7 +58,7 @@
 //! | a master of a cluster is lost | hits, but for its jobs | those are not cached until its replica has taken over |
 //! | slots move in a cluster | hits, but for their jobs | those are not cached while they are on their way, then read once more |
 //! | the tracking connection is lost | hits | what is near is read from Redis again |
-//! | the pending set overflows | answers from the upstream | no caching here until all is purged |
+//! | the pending set overflows | hits, but in the slots of what found no room | those jobs are not cached here until all is purged |
 
 pub mod barrier;
 pub mod cluster;

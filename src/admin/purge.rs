@@ -302,7 +302,7 @@ fn died() -> Reply {
 
 fn pending(mut body: Value) -> Reply {
     let error = "the store has not confirmed the purge; it is queued, and this sidecar bypasses \
-                 the cache for these jobs until it is confirmed";
+                 the cache for the jobs that are not confirmed until they are";
     body["error"] = error.into();
     later(StatusCode::SERVICE_UNAVAILABLE, &body, RETRY_AFTER)
 }

@@ -56,10 +56,13 @@ use bytes::Bytes;
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-pub(super) use self::{lessons::Lessons, slots::Slots, topology::text_field};
+pub(super) use self::{
+    lessons::Lessons,
+    slots::{SLOTS, SlotSet, Slots, slot_of},
+    topology::text_field,
+};
 use self::{
     map::{Map, Shard},
-    slots::slot_of,
     topology::{Master, View},
 };
 pub use self::{told::Node, topology::Address};

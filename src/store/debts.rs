@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use super::{
     Ended, Key, StoreError, Token,
-    pending::{Added, Item, Pending},
+    pending::{Added, Item, Pending, Sweep},
 };
 use crate::{
     config,
@@ -85,8 +85,9 @@ impl Debts {
             if let Some(suppressed) = self.overflow.admit("") {
                 warn!(
                     pending = self.pending.len(),
+                    slots = self.pending.slots(),
                     suppressed,
-                    "too many unconfirmed invalidations; every job is bypassed until all are purged"
+                    "too many unconfirmed invalidations; every job in their slots is bypassed until all is purged"
                 );
             }
         }
@@ -108,22 +109,23 @@ impl Debts {
         }
     }
 
-    /// What a purge of all has come to: how many entries there were.
-    pub(super) fn settle_all(&self, addition: u64, result: Result<usize, StoreError>) -> Ended {
+    /// What a purge of all has come to: how many entries there were. Where there are several servers,
+    /// what each has confirmed is confirmed already.
+    pub(super) fn settle_all(&self, sweep: &Sweep, result: Result<usize, StoreError>) -> Ended {
         let error = match result {
             Ok(entries) => {
-                self.pending.confirm_all(addition);
+                self.pending.confirm_slots(&sweep.slots, sweep);
                 return Ended::Confirmed { entries };
             }
             Err(error) => error,
         };
-        self.pending.postpone_all(addition);
+        self.pending.postpone_sweep(sweep);
         debug!(%error, "a purge of all failed");
         if let Some(suppressed) = self.purge_all.admit(&error.to_string()) {
-            let pending = self.pending.len();
+            let slots = self.pending.slots();
             warn!(
-                %error, pending, suppressed,
-                "a purge of all failed; every job is bypassed until it is confirmed"
+                %error, slots, suppressed,
+                "a purge of all failed; every job in these slots is bypassed until it is confirmed"
             );
         }
         Ended::Pending

@@ -2,8 +2,9 @@
 //!
 //! One JSON object a line, appended and synced before the write is answered. What has been
 //! confirmed is appended without a sync: forgotten, it costs one more invalidation. The file is
-//! emptied whenever nothing is pending, and written anew when it has grown long. A line that was cut off by a crash was never answered for;
-//! any other that cannot be read makes every job pending, for it may have named any.
+//! emptied whenever nothing is pending, and written anew when it has grown long. A line that was cut off
+//! by a crash was never answered for; any other that cannot be read makes every job pending, for it may
+//! have named any.
 
 use std::{
     fs::{File, OpenOptions},
@@ -80,8 +81,18 @@ pub enum Record {
     },
     /// Every key became pending.
     AllAdded,
-    /// The store has confirmed a purge of all.
+    /// The store has confirmed a purge of all, and no slot is pending any more.
     AllConfirmed,
+    /// Every key of some slots became pending.
+    SlotsAdded {
+        /// The first and the last of those that lie together.
+        ranges: Vec<(u16, u16)>,
+    },
+    /// The store has confirmed a purge of all in some slots.
+    SlotsConfirmed {
+        /// The first and the last of those that lie together.
+        ranges: Vec<(u16, u16)>,
+    },
 }
 
 impl Record {

@@ -1,5 +1,7 @@
 //! Invalidations that the store has not confirmed: bounded, and bypassed until it has.
 
+mod whole;
+
 use std::{
     collections::{BTreeMap, HashMap},
     io,
@@ -11,8 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(super) use self::whole::Sweep;
+use self::whole::Whole;
 use super::{
     Key, Token,
+    cluster::{SlotSet, slot_of},
     journal::{Durability, Journal, Record},
 };
 
@@ -21,12 +26,13 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// The set of keys whose invalidation is unconfirmed.
 ///
-/// Past its limit it stands for every key, until a purge of all has been confirmed.
+/// A key for which there is no room stands for all of its slot, until a purge of all has been confirmed
+/// there. Slots are those of a Redis Cluster; on a server that stands alone they are as good a part.
 #[derive(Debug)]
 pub struct Pending {
     limit: usize,
     journal: Option<Journal>,
-    /// Keys, plus one while every key is pending: lets a reader pass without the lock.
+    /// Keys, plus one while whole slots are pending: lets a reader pass without the lock.
     size: AtomicUsize,
     inner: Mutex<Inner>,
 }
@@ -36,8 +42,8 @@ struct Inner {
     keys: HashMap<Key, Item>,
     /// The same keys in the order in which they are to be repeated: one that fails goes behind.
     due: BTreeMap<(Instant, u64), Key>,
-    /// Set while every key is pending.
-    all: Option<Due>,
+    /// Slots of which every key is pending.
+    whole: Whole,
     /// Counts additions, so that a confirmation only removes what it confirmed.
     additions: u64,
 }
@@ -83,7 +89,7 @@ impl Due {
 pub enum Added {
     /// The keys are remembered.
     Keys,
-    /// The set is full: from now on every key is pending.
+    /// The set is full: from now on every key in the slot of one of them is pending.
     Overflow,
 }
 
@@ -112,10 +118,17 @@ impl Pending {
                 Record::Confirmed { key } => self.update(|inner| {
                     inner.remove(&Key(key.into()));
                 }),
-                Record::AllAdded => {
-                    self.update(Inner::insert_all);
+                Record::AllAdded => self.update(|inner| inner.insert_slots(&SlotSet::ALL)),
+                Record::SlotsAdded { ranges } => {
+                    // What cannot be read may have named any.
+                    let slots = SlotSet::of_ranges(&ranges).unwrap_or(SlotSet::ALL);
+                    self.update(|inner| inner.insert_slots(&slots));
                 }
-                Record::AllConfirmed => self.update(|inner| inner.all = None),
+                Record::AllConfirmed => self.update(|inner| inner.whole = Whole::default()),
+                Record::SlotsConfirmed { ranges } => {
+                    let slots = SlotSet::of_ranges(&ranges).unwrap_or(SlotSet::NONE);
+                    self.update(|inner| inner.whole.confirm(&slots, inner.additions));
+                }
             }
         }
     }
@@ -126,10 +139,10 @@ impl Pending {
             return false;
         }
         let inner = self.lock();
-        inner.all.is_some() || inner.keys.contains_key(key)
+        inner.whole.contains(slot(key)) || inner.keys.contains_key(key)
     }
 
-    /// Keys pending, plus one while every key is.
+    /// Keys pending, plus one while whole slots are.
     pub fn len(&self) -> usize {
         // Acquire pairs with the Release in `update`: who is told that a write was answered sees
         // what was added before.
@@ -145,35 +158,41 @@ impl Pending {
     /// when that is on the disk.
     pub async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) -> Added {
         let (added, noted) = self.update(|inner| {
-            let mut added = Added::Keys;
+            let mut full = SlotSet::NONE;
             for key in keys {
                 if self.insert(inner, key, write, linger) == Added::Overflow {
-                    added = Added::Overflow;
+                    full.insert(slot(key));
                 }
             }
             let records = keys.iter().map(|key| Record::added(key.main(), write.as_str(), linger));
-            let all = (added == Added::Overflow).then_some(Record::AllAdded);
-            (added, self.note(inner, records.chain(all), Durability::Awaited))
+            let whole = (!full.is_empty()).then(|| added_slots(&full));
+            let added = if full.is_empty() { Added::Keys } else { Added::Overflow };
+            (added, self.note(inner, records.chain(whole), Durability::Awaited))
         });
         self.synced(noted).await;
         added
     }
 
-    /// Every key is pending; returns what [`Pending::confirm_all`] is to be called with.
-    pub async fn add_all(&self) -> u64 {
+    /// Every key is pending; returns what a purge of all has to confirm.
+    pub(super) async fn add_all(&self) -> Sweep {
+        self.add_slots(SlotSet::ALL).await
+    }
+
+    /// Every key in these slots is pending.
+    pub(super) async fn add_slots(&self, slots: SlotSet) -> Sweep {
         let (addition, noted) = self.update(|inner| {
-            let addition = inner.insert_all();
-            (addition, self.note(inner, [Record::AllAdded], Durability::Awaited))
+            inner.insert_slots(&slots);
+            (inner.additions, self.note(inner, [added_slots(&slots)], Durability::Awaited))
         });
         self.synced(noted).await;
-        addition
+        Sweep { slots, addition }
     }
 
     fn insert(&self, inner: &mut Inner, key: &Key, write: &Token, linger: Duration) -> Added {
         inner.additions += 1;
         let addition = inner.additions;
         if inner.keys.len() >= self.limit && !inner.keys.contains_key(key) {
-            inner.all = Some(Due::now(addition));
+            inner.whole.overflow(slot(key), addition);
             return Added::Overflow;
         }
         let linger = inner.remove(key).map_or(linger, |item| item.linger.max(linger));
@@ -182,9 +201,11 @@ impl Pending {
         Added::Keys
     }
 
-    /// What a purge of all would confirm, if one is due.
-    pub fn all(&self) -> Option<u64> {
-        self.lock().all.filter(|due| due.at <= Instant::now()).map(|due| due.addition)
+    /// What a purge of all has to confirm, if one is due.
+    pub(super) fn sweep(&self) -> Option<Sweep> {
+        let inner = self.lock();
+        let slots = inner.whole.due(Instant::now())?;
+        Some(Sweep { slots, addition: inner.additions })
     }
 
     /// Up to `limit` items to be repeated now, those that have waited longest first.
@@ -198,7 +219,7 @@ impl Pending {
     pub fn next_due(&self) -> Option<Instant> {
         let inner = self.lock();
         let first = inner.due.first_key_value().map(|((at, _), _)| *at);
-        first.into_iter().chain(inner.all.map(|due| due.at)).min()
+        first.into_iter().chain(inner.whole.next_due()).min()
     }
 
     /// Everything is to be repeated now: the store is another one, or it is the last chance.
@@ -210,7 +231,7 @@ impl Pending {
             item.due = Due::now(item.due.addition);
             inner.put(item);
         }
-        inner.all = inner.all.map(|due| Due::now(due.addition));
+        inner.whole.hurry();
     }
 
     /// This item could not be confirmed: it is repeated later, and the others come first.
@@ -224,11 +245,9 @@ impl Pending {
         }
     }
 
-    /// A purge of all could not be confirmed.
-    pub fn postpone_all(&self, addition: u64) {
-        if let Some(due) = self.lock().all.as_mut().filter(|due| due.addition == addition) {
-            due.postpone();
-        }
+    /// A purge of all could not be confirmed, or not in every slot.
+    pub(super) fn postpone_sweep(&self, sweep: &Sweep) {
+        self.lock().whole.postpone(sweep);
     }
 
     /// The store has confirmed this item. It stays if it was added again meanwhile.
@@ -246,14 +265,25 @@ impl Pending {
         });
     }
 
-    /// The store has confirmed a purge of all.
-    pub fn confirm_all(&self, addition: u64) {
+    /// All that there was in these slots is gone. Those stay that were added again after the sweep began.
+    pub(super) fn confirm_slots(&self, slots: &SlotSet, sweep: &Sweep) {
         self.update(|inner| {
-            if inner.all.is_some_and(|due| due.addition == addition) {
-                inner.all = None;
-                self.note(inner, [Record::AllConfirmed], Durability::Lazy);
+            let confirmed = inner.whole.confirm(slots, sweep.addition);
+            if confirmed.is_empty() {
+                return;
             }
+            let record = if inner.whole.is_empty() {
+                Record::AllConfirmed
+            } else {
+                Record::SlotsConfirmed { ranges: confirmed.ranges() }
+            };
+            self.note(inner, [record], Durability::Lazy);
         });
+    }
+
+    /// How many slots are pending as a whole.
+    pub(super) fn slots(&self) -> usize {
+        self.lock().whole.slots().iter().count()
     }
 
     /// Under the lock, so that the journal has everything in the order in which it happened; it only
@@ -265,7 +295,7 @@ impl Pending {
         sync: Durability,
     ) -> Option<u64> {
         let journal = self.journal.as_ref()?;
-        let is_empty = inner.keys.is_empty() && inner.all.is_none();
+        let is_empty = inner.keys.is_empty() && inner.whole.is_empty();
         Some(if is_empty || journal.is_long(inner.keys.len()) {
             journal.rewrite(inner.records(), sync)
         } else {
@@ -282,7 +312,7 @@ impl Pending {
     fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.lock();
         let result = change(&mut inner);
-        self.size.store(inner.keys.len() + usize::from(inner.all.is_some()), Ordering::Release);
+        self.size.store(inner.keys.len() + usize::from(!inner.whole.is_empty()), Ordering::Release);
         result
     }
 
@@ -293,16 +323,17 @@ impl Pending {
 }
 
 impl Inner {
-    fn insert_all(&mut self) -> u64 {
+    fn insert_slots(&mut self, slots: &SlotSet) {
         self.additions += 1;
-        self.all = Some(Due::now(self.additions));
-        self.additions
+        self.whole.add(slots, self.additions);
     }
 
     /// All that is pending, as a journal has it.
     fn records(&self) -> impl Iterator<Item = Record> {
         let added = |item: &Item| Record::added(item.key.main(), item.write.as_str(), item.linger);
-        self.keys.values().map(added).chain(self.all.map(|_| Record::AllAdded))
+        let slots = self.whole.slots();
+        let whole = (!slots.is_empty()).then(|| added_slots(&slots));
+        self.keys.values().map(added).chain(whole)
     }
 
     fn put(&mut self, item: Item) {
@@ -314,6 +345,18 @@ impl Inner {
         let item = self.keys.remove(key)?;
         self.due.remove(&item.due.slot());
         Some(item)
+    }
+}
+
+fn slot(key: &Key) -> u16 {
+    slot_of(key.main().as_bytes())
+}
+
+fn added_slots(slots: &SlotSet) -> Record {
+    if *slots == SlotSet::ALL {
+        Record::AllAdded
+    } else {
+        Record::SlotsAdded { ranges: slots.ranges() }
     }
 }
 
@@ -341,19 +384,76 @@ mod tests {
         assert!(pending.is_empty());
     }
 
-    #[tokio::test]
-    async fn past_the_limit_every_key_is_pending_until_a_purge_of_all() {
+    /// A set of one key at most that has no room for another.
+    async fn full() -> Pending {
         let pending = Pending::new(1);
         assert_eq!(add(&pending, "a", "w1", Duration::ZERO).await, Added::Keys);
         assert_eq!(add(&pending, "b", "w2", Duration::ZERO).await, Added::Overflow);
-        assert!(pending.contains(&key("unrelated")));
-        let stale = pending.all().unwrap();
-        let newer = pending.add_all().await;
-        pending.confirm_all(stale);
-        assert!(pending.contains(&key("unrelated")), "a newer overflow was not covered");
-        pending.confirm_all(newer);
+        pending
+    }
+
+    #[tokio::test]
+    async fn past_the_limit_a_key_is_pending_with_all_of_its_slot_until_a_purge_of_all() {
+        let pending = full().await;
+        assert_eq!(pending.len(), 2);
+        assert!(pending.contains(&key("b")));
+        assert!(pending.contains(&Key::new("{job_status:b}", "in its slot")));
         assert!(!pending.contains(&key("unrelated")));
+        let sweep = pending.sweep().unwrap();
+        assert_eq!(sweep.slots, SlotSet::of_name(b"job_status:b"));
+        pending.confirm_slots(&sweep.slots, &sweep);
+        assert!(!pending.contains(&key("b")) && pending.sweep().is_none());
         assert!(pending.contains(&key("a")), "its own end is still due");
+    }
+
+    #[tokio::test]
+    async fn a_purge_of_all_confirms_nothing_that_was_added_after_it_began() {
+        let pending = full().await;
+        let stale = pending.sweep().unwrap();
+        let newer = pending.add_all().await;
+        pending.confirm_slots(&SlotSet::ALL, &stale);
+        assert!(pending.contains(&key("unrelated")), "a newer one was not covered");
+        assert_eq!(pending.slots(), 16_384);
+        assert_eq!(add(&pending, "c", "w3", Duration::ZERO).await, Added::Overflow);
+        pending.confirm_slots(&SlotSet::ALL, &newer);
+        assert!(!pending.contains(&key("unrelated")));
+        assert!(pending.contains(&key("c")), "it came after the newer one");
+        let last = pending.sweep().unwrap();
+        pending.confirm_slots(&SlotSet::ALL, &last);
+        assert!(!pending.contains(&key("c")));
+    }
+
+    #[tokio::test]
+    async fn a_purge_of_all_is_confirmed_slot_by_slot() {
+        let pending = Pending::new(10);
+        let sweep = pending.add_all().await;
+        let mine = SlotSet::of_name(b"job_status:dead");
+        pending.confirm_slots(&SlotSet::ALL.without(&mine), &sweep);
+        assert!(pending.contains(&key("dead")) && !pending.contains(&key("unrelated")));
+        assert_eq!((pending.len(), pending.slots()), (1, 1));
+        pending.postpone_sweep(&sweep);
+        assert!(pending.sweep().is_none() && pending.next_due().is_some());
+        pending.hurry();
+        assert_eq!(pending.sweep().map(|sweep| sweep.slots), Some(mine.clone()));
+        pending.confirm_slots(&mine, &sweep);
+        assert!(pending.is_empty() && pending.next_due().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_overflows_meanwhile_does_not_keep_a_purge_from_being_postponed() {
+        let pending = full().await;
+        let sweep = pending.sweep().unwrap();
+        add(&pending, "c", "w3", Duration::ZERO).await;
+        pending.postpone_sweep(&sweep);
+        assert!(pending.sweep().is_none(), "one attempt a second, however many come");
+        let sweep = pending.add_all().await;
+        assert!(pending.sweep().is_some(), "this one is new");
+        for _ in 0..5 {
+            pending.postpone_sweep(&sweep);
+        }
+        add(&pending, "d", "w4", Duration::ZERO).await;
+        let soon = Instant::now() + RETRY.0;
+        assert!(pending.lock().whole.next_due().is_some_and(|due| due <= soon));
     }
 
     #[tokio::test]
@@ -372,10 +472,10 @@ mod tests {
         }
         assert!(pending.batch(10).is_empty() && pending.next_due().is_some());
         let all = pending.add_all().await;
-        pending.postpone_all(all);
-        assert_eq!(pending.all(), None);
+        pending.postpone_sweep(&all);
+        assert_eq!(pending.sweep(), None);
         pending.hurry();
-        assert_eq!((pending.batch(10).len(), pending.all()), (3, Some(all)));
+        assert_eq!((pending.batch(10).len(), pending.sweep()), (3, Some(all)));
     }
 
     #[tokio::test]
@@ -425,6 +525,48 @@ mod tests {
         add(&second, "c", "w3", Duration::ZERO).await;
         second.add_all().await;
         assert!(open().contains(&key("unrelated")));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_journal_brings_back_the_slots_that_were_not_confirmed() {
+        let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
+        let open = || Pending::with_journal(1, &path).unwrap();
+        let first = open();
+        add(&first, "a", "w1", Duration::ZERO).await;
+        add(&first, "b", "w2", Duration::ZERO).await;
+        settled(&first).await;
+        assert_eq!(open().sweep().unwrap().slots, SlotSet::of_name(b"job_status:b"));
+        let sweep = first.add_all().await;
+        let mine = SlotSet::of_name(b"job_status:dead");
+        first.confirm_slots(&SlotSet::ALL.without(&mine), &sweep);
+        settled(&first).await;
+        assert_eq!(open().sweep().unwrap().slots, mine);
+        // Written anew.
+        for _ in 0..1_100 {
+            add(&first, "a", "w", Duration::ZERO).await;
+        }
+        assert_eq!(open().sweep().unwrap().slots, mine);
+        first.confirm_slots(&mine, &sweep);
+        settled(&first).await;
+        assert!(open().sweep().is_none() && open().contains(&key("a")));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_journal_of_an_earlier_version_and_one_that_is_damaged_lose_nothing() {
+        let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
+        let read = |lines: &str| {
+            std::fs::write(&path, lines).unwrap();
+            Pending::with_journal(9, &path).unwrap().slots()
+        };
+        let (added, confirmed) = (r#"{"event":"all_added"}"#, r#"{"event":"all_confirmed"}"#);
+        assert_eq!(read(&format!("{added}\n")), 16_384);
+        assert_eq!(read(&format!("{added}\n{confirmed}\n")), 0);
+        assert_eq!(read("{\"event\":\"slots_added\",\"ranges\":[[0,9],[20,20]]}\n"), 11);
+        assert_eq!(read("{\"event\":\"slots_added\",\"ranges\":[[0,16384]]}\n"), 16_384);
+        let none = r#"{"event":"slots_confirmed","ranges":[[9,1]]}"#;
+        assert_eq!(read(&format!("{added}\n{none}\n")), 16_384);
         std::fs::remove_file(&path).unwrap();
     }
 }

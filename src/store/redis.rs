@@ -395,9 +395,9 @@ impl Redis {
 
     pub(super) async fn purge_all(&self) -> Ended {
         // From here on every key is bypassed, until this very purge has been confirmed.
-        let addition = self.shared.debts.pending.add_all().await;
+        let sweep = self.shared.debts.pending.add_all().await;
         let ended = match self.shared.session() {
-            Ok(session) => self.shared.purge_all(&session, addition).await,
+            Ok(session) => self.shared.purge_all(&session, &sweep).await,
             Err(_) => Ended::Pending,
         };
         if ended == Ended::Pending {

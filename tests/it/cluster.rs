@@ -1,5 +1,7 @@
 //! A Redis Cluster as the store: three masters and three replicas, which the tests start.
 
+mod owed;
+
 use std::time::Duration;
 
 use hyper::Method;
@@ -402,38 +404,6 @@ async fn while_a_slot_is_on_its_way_writes_and_purges_are_confirmed_and_nothing_
 
 async fn purge_all(sidecar: &Sidecar) -> Reply {
     sidecar.admin.request(Method::POST, "/purge").body(r#"{"all":true}"#).send().await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_purge_of_all_is_confirmed_when_every_master_has() {
-    let mut setup = Setup::new().await;
-    let (a, b) = (setup.sidecar().await, setup.sidecar().await);
-    let ids = one_of_each(&setup, &[&a, &b]).await;
-    for id in &ids {
-        setup.upstream.commit(id);
-    }
-    assert_eq!(purge_all(&a).await.status, 200);
-    for id in &ids {
-        assert_eq!(version(&b.get(&path(id)).await), 1);
-        hit(&b, id).await;
-    }
-    setup.cluster.nodes[5].kill();
-    setup.cluster.nodes[2].kill();
-    metric(&a, "jobcache_store_shards{state=\"down\"} 1").await;
-    for id in &ids {
-        setup.upstream.commit(id);
-    }
-    assert_eq!(purge_all(&a).await.status, 503);
-    for id in &ids {
-        let reply = a.get(&path(id)).await;
-        assert!(reply.cache_status().contains("detail=pending"), "{reply:?}");
-    }
-    setup.cluster.nodes[5].restart_from_rdb().await;
-    metric(&a, "jobcache_pending_invalidations 0").await;
-    for id in &ids {
-        assert_eq!(version(&hit(&b, id).await), 2);
-        assert_eq!(version(&hit(&a, id).await), 2);
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

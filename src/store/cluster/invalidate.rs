@@ -116,9 +116,9 @@ impl Cluster {
     }
 
     pub(in crate::store) async fn purge_all(&self) -> Ended {
-        // From here on every key is bypassed, until this very purge has been confirmed.
-        let addition = self.world.debts.pending.add_all().await;
-        let ended = self.world.purge_all(addition).await;
+        // From here on every key is bypassed, until this very purge has been confirmed for its slot.
+        let sweep = self.world.debts.pending.add_all().await;
+        let ended = self.world.purge_all(&sweep).await;
         if ended == Ended::Pending {
             self.world.debts.hasten();
         }

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::{
     Address,
-    slots::{SLOTS, Slots, slot_of},
+    slots::{SLOTS, SlotSet, Slots, slot_of},
     topology::{Master, Plan},
 };
 use crate::{
@@ -86,10 +86,8 @@ impl Drawn {
     }
 
     /// The slots that another shard owns on the next one.
-    fn moved(&self, next: &Self) -> Slots {
-        let moved = Slots::default();
-        moved.assign(|slot| self.number(slot) != next.number(slot));
-        moved
+    fn moved(&self, next: &Self) -> SlotSet {
+        SlotSet::of(|slot| self.number(slot) != next.number(slot))
     }
 
     /// Tells each master in which epoch it claims its slots: before it gets one back it must not believe
@@ -124,9 +122,10 @@ impl Map {
         self.read().owner(slot_of(name)).cloned().ok_or(StoreError::Down)
     }
 
-    /// All of them.
-    pub(super) fn shards(&self) -> Vec<Arc<Shard>> {
-        self.read().shards.clone()
+    /// All shards, and what each of them owned at one time.
+    pub(super) fn shares(&self) -> Vec<(Arc<Shard>, SlotSet)> {
+        let drawn = self.read();
+        drawn.shards.iter().map(|shard| (Arc::clone(shard), shard.slots.now())).collect()
     }
 
     /// Draws it anew; gives the shards that are none any more.

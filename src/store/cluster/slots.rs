@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many there are in every cluster.
-pub(super) const SLOTS: u16 = 16_384;
+pub(in crate::store) const SLOTS: u16 = 16_384;
+/// Words of 64 bits that they fill.
+const WORDS: usize = SLOTS as usize / 64;
 /// The generator of CRC16/XMODEM, by which the cluster specification hashes keys.
 const POLYNOMIAL: u16 = 0x1021;
 /// Names that are tried for one of a slot that a shard owns; with a single slot of 16,384 owned the
@@ -36,7 +38,7 @@ const fn table() -> [u16; 256] {
 /// certain conditions. If the key contains a "{...}" pattern only the substring between { and } is
 /// hashed in order to obtain the hash slot." The first `{`, the first `}` after it, and only if there is
 /// something in between.
-pub(super) fn slot_of(name: &[u8]) -> u16 {
+pub(in crate::store) fn slot_of(name: &[u8]) -> u16 {
     crc16(tag(name)) % SLOTS
 }
 
@@ -55,9 +57,97 @@ fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
+/// Some of the slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) struct SlotSet([u64; WORDS]);
+
+impl SlotSet {
+    pub(in crate::store) const NONE: Self = Self([0; WORDS]);
+    pub(in crate::store) const ALL: Self = Self([u64::MAX; WORDS]);
+
+    pub(in crate::store) fn of(mut is_one: impl FnMut(u16) -> bool) -> Self {
+        let mut first = 0;
+        Self(std::array::from_fn(|_| {
+            let bits =
+                (0..64).filter(|bit| is_one(first + bit)).fold(0, |bits, bit| bits | 1 << bit);
+            first += 64;
+            bits
+        }))
+    }
+
+    /// That of a name.
+    pub(in crate::store) fn of_name(name: &[u8]) -> Self {
+        let mut set = Self::NONE;
+        set.insert(slot_of(name));
+        set
+    }
+
+    pub(in crate::store) fn insert(&mut self, slot: u16) {
+        self.0[usize::from(slot / 64)] |= 1 << (slot % 64);
+    }
+
+    /// From the first to the last of each; `None` if one of them is none.
+    pub(in crate::store) fn of_ranges(ranges: &[(u16, u16)]) -> Option<Self> {
+        let mut set = Self::NONE;
+        for (first, last) in ranges {
+            if first > last || *last >= SLOTS {
+                return None;
+            }
+            (*first..=*last).for_each(|slot| set.insert(slot));
+        }
+        Some(set)
+    }
+
+    /// The first and the last of those that lie together.
+    pub(in crate::store) fn ranges(&self) -> Vec<(u16, u16)> {
+        let mut ranges: Vec<(u16, u16)> = Vec::new();
+        for slot in self.iter() {
+            match ranges.last_mut() {
+                Some((_, last)) if *last + 1 == slot => *last = slot,
+                _ => ranges.push((slot, slot)),
+            }
+        }
+        ranges
+    }
+
+    pub(in crate::store) fn iter(&self) -> impl Iterator<Item = u16> {
+        (0..SLOTS).filter(|slot| self.contains(*slot))
+    }
+
+    pub(in crate::store) fn contains(&self, slot: u16) -> bool {
+        self.0[usize::from(slot / 64)] >> (slot % 64) & 1 == 1
+    }
+
+    /// Whether that of a name is among them.
+    pub(in crate::store) fn own(&self, name: &[u8]) -> bool {
+        self.contains(slot_of(name))
+    }
+
+    pub(in crate::store) fn is_empty(&self) -> bool {
+        *self == Self::NONE
+    }
+
+    /// These as well.
+    pub(in crate::store) fn add(&mut self, others: &Self) {
+        for (word, other) in self.0.iter_mut().zip(others.0) {
+            *word |= other;
+        }
+    }
+
+    /// Those that are among the others, too.
+    pub(in crate::store) fn shared(&self, others: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & others.0[word]))
+    }
+
+    /// Those that are not among the others.
+    pub(in crate::store) fn without(&self, others: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & !others.0[word]))
+    }
+}
+
 /// The slots of one shard. They change under way, and whoever looks needs no lock.
 #[derive(Debug)]
-pub(in crate::store) struct Slots([AtomicU64; SLOTS as usize / 64]);
+pub(in crate::store) struct Slots([AtomicU64; WORDS]);
 
 impl Default for Slots {
     fn default() -> Self {
@@ -71,6 +161,12 @@ impl Slots {
         self.0[usize::from(slot / 64)].load(Ordering::Acquire) >> (slot % 64) & 1 == 1
     }
 
+    /// Those of now. Whoever wants the slots of several shards as they were at one time holds the lock of
+    /// the map meanwhile.
+    pub(super) fn now(&self) -> SlotSet {
+        SlotSet(std::array::from_fn(|word| self.0[word].load(Ordering::Acquire)))
+    }
+
     /// Whether it owns none.
     pub(in crate::store) fn is_empty(&self) -> bool {
         self.0.iter().all(|word| word.load(Ordering::Acquire) == 0)
@@ -82,10 +178,8 @@ impl Slots {
     }
 
     /// They are these from now on.
-    pub(in crate::store) fn assign(&self, mut owned: impl FnMut(u16) -> bool) {
-        for (word, first) in self.0.iter().zip((0..SLOTS).step_by(64)) {
-            let bits =
-                (0..64).filter(|bit| owned(first + bit)).fold(0, |bits, bit| bits | 1 << bit);
+    pub(in crate::store) fn assign(&self, owned: impl FnMut(u16) -> bool) {
+        for (word, bits) in self.0.iter().zip(SlotSet::of(owned).0) {
             word.store(bits, Ordering::Release);
         }
     }
@@ -130,6 +224,34 @@ mod tests {
         for role in ["meta", "lease", "fence"] {
             assert_eq!(slot_of(format!("{{job_status:8f14e45f}}:{role}").as_bytes()), slot);
         }
+    }
+
+    #[test]
+    fn a_set_is_told_as_ranges_and_read_back() {
+        for (expected, set) in [
+            (vec![], SlotSet::NONE),
+            (vec![(0, SLOTS - 1)], SlotSet::ALL),
+            (vec![(0, 0), (63, 64), (SLOTS - 1, SLOTS - 1)], {
+                SlotSet::of(|slot| matches!(slot, 0 | 63 | 64) || slot == SLOTS - 1)
+            }),
+            (vec![(12_182, 12_182)], SlotSet::of_name(b"foo")),
+        ] {
+            assert_eq!(set.ranges(), expected);
+            assert_eq!(SlotSet::of_ranges(&expected), Some(set));
+        }
+        for none in [(1, 0), (0, SLOTS), (SLOTS, u16::MAX)] {
+            assert_eq!(SlotSet::of_ranges(&[(5, 6), none]), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn sets_are_added_and_taken_apart() {
+        let (mut low, odd) = (SlotSet::of(|slot| slot < 100), SlotSet::of(|slot| slot % 2 == 1));
+        assert_eq!(low.shared(&odd).iter().count(), 50);
+        assert_eq!(low.without(&odd).ranges()[..2], [(0, 0), (2, 2)]);
+        low.add(&odd);
+        assert!(low.contains(4) && low.contains(SLOTS - 1) && !low.contains(100));
+        assert!(SlotSet::ALL.without(&SlotSet::ALL).is_empty());
     }
 
     #[test]

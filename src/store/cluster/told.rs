@@ -22,25 +22,26 @@ pub struct Node {
 
 /// Tells whenever a master has become trusted or tracked, or is not any more.
 pub(super) async fn look_out(world: Arc<World>) -> Infallible {
-    let mut before = 0;
+    let (mut before, mut unowned_before) = (0, 0);
     loop {
         world.turned.notified().await;
-        let up = world.tell();
-        if up > before {
-            // What is owed to it can be paid now.
+        let (up, unowned) = world.tell();
+        if up > before || unowned < unowned_before {
+            // What is owed to it, or of slots that have an owner again, can be paid now.
             world.debts.pending.hurry();
             world.debts.hasten();
         }
         if up != before {
             info!(up, masters = world.map.read().shards.len(), "masters of the cluster are up");
         }
-        before = up;
+        (before, unowned_before) = (up, unowned);
     }
 }
 
 impl World {
-    /// Tells how many masters are trusted; the store is up when all are.
-    fn tell(&self) -> usize {
+    /// Tells how many masters are trusted, and how many slots have no owner; the store is up when all are
+    /// and none is.
+    fn tell(&self) -> (usize, usize) {
         let map = self.map.read();
         let shards = map.shards.len();
         let up = map.shards.iter().filter(|shard| shard.redis.is_up()).count();
@@ -56,7 +57,7 @@ impl World {
         } else {
             self.metrics.breaker.hold_open();
         }
-        up
+        (up, unowned)
     }
 }
 

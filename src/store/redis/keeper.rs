@@ -30,7 +30,10 @@ use crate::{
     clock,
     metrics::Metrics,
     store::{
-        CredentialKey, Ended, Epoch, Key, Redirect, StoreError, Token, debts::Debts, pending::Item,
+        CredentialKey, Ended, Epoch, Key, Redirect, StoreError, Token,
+        cluster::SlotSet,
+        debts::Debts,
+        pending::{Item, Sweep},
     },
     throttle::Throttle,
 };
@@ -325,8 +328,8 @@ impl Shared {
 
     /// Repeats what is due. What fails is postponed, so that this comes to an end.
     pub(super) async fn replay(&self, session: &Session) {
-        if let Some(addition) = self.debts.pending.all() {
-            self.purge_all(session, addition).await;
+        if let Some(sweep) = self.debts.pending.sweep() {
+            self.purge_all(session, &sweep).await;
         }
         loop {
             let batch = self.debts.pending.batch(REPLAY_BATCH);
@@ -362,11 +365,20 @@ impl Shared {
         Ok(())
     }
 
+    /// The same of all that there was in some slots.
+    pub(super) fn note_purged(&self, session: &Session, slots: &SlotSet) -> Result<(), StoreError> {
+        self.recent.note_slots(slots, Instant::now().into_std());
+        if session.has_failed() {
+            return Err(StoreError::Lost("the session ended amid a purge of all".into()));
+        }
+        Ok(())
+    }
+
     /// What a session confirmed just before its end may have been confirmed by a deposed master.
     pub(super) async fn doubt(&self) {
         let late = self.recent.take(Instant::now().into_std());
-        if late.all {
-            self.debts.pending.add_all().await;
+        if let Some(slots) = late.slots {
+            self.debts.pending.add_slots(*slots).await;
             self.debts.hasten();
         }
         // In the name of no write: its fence may linger, and is not ours to lift.
@@ -375,15 +387,17 @@ impl Shared {
         self.debts.remember(&keys, &nobody, Duration::ZERO).await;
     }
 
-    pub(super) async fn purge_all(&self, session: &Session, addition: u64) -> Ended {
+    pub(super) async fn purge_all(&self, session: &Session, sweep: &Sweep) -> Ended {
         self.metrics.events.expect_all();
         let purge = timeout(PURGE_ALL_TIMEOUT, session.delete_all(&self.prefix)).await;
         self.metrics.events.expect_no_more();
-        let purged = purge.unwrap_or(Err(StoreError::Timeout));
-        if purged.is_ok() {
-            self.recent.note_all(Instant::now().into_std());
+        let mut purged = purge.unwrap_or(Err(StoreError::Timeout));
+        if purged.is_ok()
+            && let Err(error) = self.note_purged(session, &sweep.slots)
+        {
+            purged = Err(error);
         }
-        self.debts.settle_all(addition, purged)
+        self.debts.settle_all(sweep, purged)
     }
 
     /// Draws the conclusion for the session from what an operation came to.

@@ -13,10 +13,7 @@ use std::{
 };
 
 use redis::{Cmd, FromRedisValue};
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Notify, time::timeout};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -26,6 +23,7 @@ use super::{
     info::Claim,
     keeper::{Shared, Warnings},
     recent::Recent,
+    session::Session,
     source::Source,
     tracking::Tracked,
 };
@@ -34,7 +32,7 @@ use crate::{
     metrics::Metrics,
     store::{
         CredentialKey, Epoch, Key, Redirect, StoreError, Token, Was,
-        cluster::{Address, Lessons, Slots},
+        cluster::{Address, Lessons, SlotSet, Slots},
         debts::Debts,
         near::Watcher,
     },
@@ -199,9 +197,13 @@ impl Redis {
         self.shared.note_confirmed(&*self.shared.session()?, key)
     }
 
-    /// A purge of all was confirmed here.
-    pub(in crate::store) fn confirmed_all(&self) {
-        self.shared.recent.note_all(Instant::now().into_std());
+    /// All that there was in some slots was purged here.
+    pub(in crate::store) fn purged(
+        &self,
+        session: &Session,
+        slots: &SlotSet,
+    ) -> Result<(), StoreError> {
+        self.shared.note_purged(session, slots)
     }
 
     /// What was confirmed here lately is owed once more.

@@ -7,15 +7,16 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use crate::store::Key;
+use crate::store::{Key, cluster::SlotSet};
 
 /// Longer than a deposed master is believed, with time for the session to end.
 const WINDOW: Duration = Duration::from_secs(3);
-/// Invalidations that are kept in mind one by one; past it all that there is counts as purged.
+/// Invalidations that are kept in mind one by one; past it all that there is in the slot of the oldest
+/// counts as purged.
 const LIMIT: usize = 20_000;
 
 #[derive(Debug, Default)]
@@ -24,45 +25,66 @@ pub(super) struct Recent(Mutex<Confirmed>);
 #[derive(Debug, Default)]
 struct Confirmed {
     ends: VecDeque<(Instant, Key)>,
-    /// A purge of all.
-    all: Option<Instant>,
+    /// Slots that were purged as a whole, and when the last of them was. They are what they were then:
+    /// when they are asked for, they may be another master's.
+    slots: Option<(Instant, Box<SlotSet>)>,
 }
 
 /// What a session confirmed just before it ended.
 #[derive(Debug, Default)]
 pub(super) struct Late {
     pub(super) keys: Vec<Key>,
-    /// Whether everything was purged.
-    pub(super) all: bool,
+    /// Those that were purged as a whole.
+    pub(super) slots: Option<Box<SlotSet>>,
 }
 
 impl Recent {
     pub(super) fn note(&self, key: &Key, now: Instant) {
-        let mut confirmed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while confirmed.ends.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
+        let mut confirmed = self.lock();
+        while confirmed.ends.front().is_some_and(|(at, _)| !is_late(*at, now)) {
             confirmed.ends.pop_front();
         }
         if confirmed.ends.len() >= LIMIT
-            && let Some((at, _)) = confirmed.ends.pop_front()
+            && let Some((at, key)) = confirmed.ends.pop_front()
         {
-            confirmed.all = confirmed.all.max(Some(at));
+            confirmed.purged(&SlotSet::of_name(key.main().as_bytes()), at, now);
         }
         confirmed.ends.push_back((now, key.clone()));
     }
 
-    pub(super) fn note_all(&self, now: Instant) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).all = Some(now);
+    /// All that there was in these slots.
+    pub(super) fn note_slots(&self, slots: &SlotSet, now: Instant) {
+        self.lock().purged(slots, now, now);
     }
 
     /// Forgets them.
     pub(super) fn take(&self, now: Instant) -> Late {
-        let confirmed = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let is_late = |at: Instant| now.duration_since(at) <= WINDOW;
-        let mut late = Late { all: confirmed.all.is_some_and(is_late), ..Late::default() };
-        let ends = confirmed.ends.into_iter().filter(|(at, _)| is_late(*at));
-        late.keys.extend(ends.map(|(_, key)| key));
-        late
+        let Confirmed { ends, slots } = std::mem::take(&mut *self.lock());
+        let ends = ends.into_iter().filter(|(at, _)| is_late(*at, now));
+        let slots = slots.filter(|(at, _)| is_late(*at, now));
+        Late { keys: ends.map(|(_, key)| key).collect(), slots: slots.map(|(_, slots)| slots) }
     }
+
+    fn lock(&self) -> MutexGuard<'_, Confirmed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Confirmed {
+    /// Those that are kept already are kept for as long as these: that errs on the safe side.
+    fn purged(&mut self, slots: &SlotSet, at: Instant, now: Instant) {
+        match &mut self.slots {
+            Some((last, before)) if is_late(*last, now) => {
+                before.add(slots);
+                *last = at.max(*last);
+            }
+            kept => *kept = Some((at, Box::new(slots.clone()))),
+        }
+    }
+}
+
+fn is_late(at: Instant, now: Instant) -> bool {
+    now.duration_since(at) <= WINDOW
 }
 
 #[cfg(test)]
@@ -75,22 +97,35 @@ mod tests {
         let key = |id: &str| Key::new("p:", id);
         recent.note(&key("old"), start);
         recent.note(&key("new"), start + WINDOW);
-        recent.note_all(start);
+        recent.note_slots(&SlotSet::ALL, start);
 
         let late = recent.take(start + WINDOW + Duration::from_millis(1));
 
         assert_eq!(late.keys, [key("new")]);
-        assert!(!late.all);
+        assert_eq!(late.slots, None);
         assert!(recent.take(start + WINDOW).keys.is_empty());
     }
 
     #[test]
-    fn what_is_too_much_to_be_kept_one_by_one_is_not_lost() {
+    fn what_is_too_much_to_be_kept_one_by_one_is_kept_as_its_slot() {
         let (recent, now) = (Recent::default(), Instant::now());
         for id in 0..=LIMIT {
             recent.note(&Key::new("p:", &id.to_string()), now);
         }
         let late = recent.take(now);
-        assert_eq!((late.keys.len(), late.all), (LIMIT, true));
+        assert_eq!(late.keys.len(), LIMIT);
+        assert_eq!(late.slots.as_deref(), Some(&SlotSet::of_name(b"p:0")));
+    }
+
+    #[test]
+    fn of_a_purge_of_all_it_keeps_the_slots_that_it_was_of() {
+        let (recent, start) = (Recent::default(), Instant::now());
+        let slots = |first: u16| SlotSet::of(|slot| (first..first + 10).contains(&slot));
+        recent.note_slots(&slots(500), start);
+        let later = start + WINDOW + Duration::from_secs(1);
+        recent.note_slots(&slots(0), later);
+        recent.note_slots(&slots(5), later + WINDOW);
+        let late = recent.take(later + WINDOW + Duration::from_millis(1)).slots;
+        assert_eq!(late.unwrap().ranges(), [(0, 14)], "the first is long ago");
     }
 }

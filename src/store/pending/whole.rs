@@ -1,0 +1,98 @@
+//! Slots of which every key is pending, until a purge of all has been confirmed there. Pure.
+//!
+//! They are confirmed one by one, as a master that is lost keeps only its own from that. When they are to
+//! be repeated is said once for all: a purge asks those who have some, and costs the others nothing.
+
+use std::time::Instant;
+
+use super::{Due, RETRY};
+use crate::store::cluster::{SLOTS, SlotSet};
+
+/// Slots, and by which addition each has become pending last.
+#[derive(Debug, Default)]
+pub(super) struct Whole {
+    /// 0 for those that are not pending. Empty while none is.
+    additions: Vec<u64>,
+    due: Option<Due>,
+}
+
+/// What a purge of all has to confirm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) struct Sweep {
+    pub(in crate::store) slots: SlotSet,
+    /// The last addition before it began. What was added later it does not confirm.
+    pub(super) addition: u64,
+}
+
+impl Whole {
+    pub(super) fn is_empty(&self) -> bool {
+        self.additions.is_empty()
+    }
+
+    pub(super) fn contains(&self, slot: u16) -> bool {
+        self.additions.get(usize::from(slot)).is_some_and(|addition| *addition > 0)
+    }
+
+    pub(super) fn slots(&self) -> SlotSet {
+        SlotSet::of(|slot| self.contains(slot))
+    }
+
+    /// They are to be purged at once.
+    pub(super) fn add(&mut self, slots: &SlotSet, addition: u64) {
+        slots.iter().for_each(|slot| self.insert(slot, addition));
+        if !self.is_empty() {
+            self.due = Some(Due::now(addition));
+        }
+    }
+
+    /// One for a key that found no room. However many come, there is one attempt a second.
+    pub(super) fn overflow(&mut self, slot: u16, addition: u64) {
+        self.insert(slot, addition);
+        let now = Due::now(addition);
+        self.due = Some(self.due.map_or(now, |due| {
+            let at = due.at.min(now.at + RETRY.0);
+            Due { at, failures: 0, ..due }
+        }));
+    }
+
+    fn insert(&mut self, slot: u16, addition: u64) {
+        if self.additions.is_empty() {
+            self.additions = vec![0; usize::from(SLOTS)];
+        }
+        self.additions[usize::from(slot)] = addition;
+    }
+
+    /// All of them, if they are to be purged now.
+    pub(super) fn due(&self, now: Instant) -> Option<SlotSet> {
+        self.due.filter(|due| due.at <= now).map(|_| self.slots())
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.map(|due| due.at)
+    }
+
+    pub(super) fn hurry(&mut self) {
+        self.due = self.due.map(|due| Due::now(due.addition));
+    }
+
+    /// Unless some were added since that are to be purged at once.
+    pub(super) fn postpone(&mut self, sweep: &Sweep) {
+        if let Some(due) = self.due.as_mut().filter(|due| due.addition <= sweep.addition) {
+            due.postpone();
+        }
+    }
+
+    /// Gives those that are not pending any more: what was added later than that stays.
+    pub(super) fn confirm(&mut self, slots: &SlotSet, addition: u64) -> SlotSet {
+        let confirmed = slots.shared(&SlotSet::of(|slot| {
+            self.contains(slot) && self.additions[usize::from(slot)] <= addition
+        }));
+        for slot in confirmed.iter() {
+            self.additions[usize::from(slot)] = 0;
+        }
+        if self.slots().is_empty() {
+            *self = Self::default();
+        }
+        confirmed
+    }
+}
