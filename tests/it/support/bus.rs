@@ -106,9 +106,9 @@ async fn accept(listener: TcpListener, node: u8, port: u16, sides: watch::Receiv
         }
         let mut sides = sides.clone();
         tokio::spawn(async move {
-            let mut called = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?;
+            let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?;
             tokio::select! {
-                copied = copy_bidirectional(&mut stream, &mut called) => copied.ok().map(drop),
+                copied = copy_bidirectional(&mut stream, &mut server) => copied.ok().map(drop),
                 _ = sides.wait_for(is_apart) => None,
             }
         });
