@@ -323,7 +323,7 @@ async fn a_value_that_is_not_ours_is_caught() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_invalidation_that_a_cluster_did_not_serve_is_caught() {
     let faults = Faults { kinds: &[Fault::SlotsMoved], peace_ms: (20, 100), hang_ms: 0 };
-    let plan = Plan { length: Duration::from_secs(6), faults, ..trouble(&[]) };
+    let plan = Plan { length: Duration::from_secs(9), faults, ..trouble(&[]) };
     check(Mutant::RedirectedIsDone, plan).await;
 }
 

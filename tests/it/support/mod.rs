@@ -1,6 +1,15 @@
 //! A real Redis, a real upstream, a sidecar and a client, each with the faults a test asks for.
 
-use std::{fmt::Debug, future::Future, io, net::TcpListener, panic::Location, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt::Debug,
+    future::Future,
+    io,
+    net::TcpListener,
+    panic::Location,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
@@ -134,8 +143,11 @@ pub(crate) fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
 /// Below Linux' ephemeral range (32768 and up), so that no outgoing connection takes it while a
 /// server is being restarted on it. Whoever uses it retries on a clash with another process.
 pub(crate) fn free_port() -> u16 {
+    /// Some are only bound a while after they were found.
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     (0..1_000)
         .map(|_| fastrand::u16(10_000..32_000))
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok() && given.insert(*port))
         .expect("a free port")
 }
