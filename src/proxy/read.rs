@@ -35,10 +35,7 @@ use crate::{
 };
 
 impl Proxy {
-    /// Answers a read of a job.
-    ///
-    /// What is no hit in this process goes on in a box: its future is large, and is moved several times
-    /// before it is first polled. A hit would pay for that.
+    /// Answers a read of a job; one that is not near in a box, as in [`answer`](Proxy::answer).
     pub(super) async fn answer_read(
         self: &Arc<Self>,
         id: &JobId,
