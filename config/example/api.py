@@ -1,7 +1,7 @@
-"""A job API that knows nothing of a cache: each GET of a job is a query of the database.
+"""A job API without any code for a cache: each GET of a job is a database query.
 
-Writes that go through this API need no purge, because they pass through jobcache. What `pipeline.py`
-does to the same database does not, and so it purges.
+Writes that go through this API need no purge, because they pass through jobcache. `pipeline.py` changes
+the same database directly, so it has to purge.
 """
 
 import os
@@ -22,7 +22,7 @@ asked = 0
 
 
 def database() -> sqlite3.Connection:
-    """A connection in autocommit: each statement is a transaction of its own."""
+    """Opens a connection in autocommit mode: each statement is its own transaction."""
     connection = sqlite3.connect(DATABASE, timeout=10, isolation_level=None)
     connection.row_factory = sqlite3.Row
     return connection
@@ -35,7 +35,7 @@ def find(connection: sqlite3.Connection, job_id: str) -> dict:
     return dict(row)
 
 
-# A reader then never waits for the pipeline. The mode stays with the file.
+# With WAL a reader never waits for the pipeline. The database file keeps the mode.
 database().execute("PRAGMA journal_mode = WAL")
 database().execute(SCHEMA)
 
@@ -68,7 +68,7 @@ def cancel(job_id: str) -> dict:
 
 @app.get("/queries")
 def spared() -> dict:
-    """How many reads of jobs have come as far as the database."""
+    """Returns how many reads of jobs have reached the database."""
     return {"queries": asked}
 
 

@@ -1,7 +1,7 @@
-"""What a worker (Celery, say) does: moves jobs through their stages, behind the back of the API.
+"""A worker, such as a Celery task: it moves jobs through their stages, directly in the database.
 
-After each commit it tells jobcache by the signed webhook, and tries again until that is confirmed: what a
-client polls is then what the database holds.
+After each commit it purges the job by the signed webhook, and tries again until jobcache confirms the
+purge. From then on, clients that poll the job get what the database holds.
 """
 
 import json
@@ -23,12 +23,12 @@ STAGES = [("PROBING", 10), ("RENDERING", 40), ("ENCODING", 80), ("DONE", 100)]
 NEXT = dict(zip(["QUEUED"] + [stage for stage, _ in STAGES], STAGES))
 SCHEMA = "CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, status TEXT, progress INTEGER)"
 SELECT = "SELECT id, status FROM jobs WHERE status NOT IN ('DONE', 'CANCELLED')"
-# Not where it was cancelled in the meantime.
+# The old status in the condition keeps a job that was cancelled in the meantime.
 UPDATE = "UPDATE jobs SET status = ?, progress = ? WHERE id = ? AND status = ?"
 
 
 def purge(job_id: str) -> dict:
-    """Returns what jobcache has purged; raises an `OSError` for anything but a confirmation."""
+    """Returns what jobcache has purged. Raises an `OSError` for any answer except a confirmation."""
     body = json.dumps({"job_id": job_id})
     message, now = f"msg_{uuid.uuid4()}", datetime.now(timezone.utc)
     headers = {
@@ -43,7 +43,7 @@ def purge(job_id: str) -> dict:
 
 
 def advance(connection: sqlite3.Connection) -> set:
-    """Moves each job on by one stage, and returns those that have moved."""
+    """Moves each job to its next stage, and returns the jobs that have moved."""
     moved = set()
     for job_id, status in connection.execute(SELECT).fetchall():
         stage, progress = NEXT[status]
@@ -54,13 +54,13 @@ def advance(connection: sqlite3.Connection) -> set:
 
 
 def confirm(unconfirmed: set) -> set:
-    """Purges these, after their commit, and returns those to be tried again."""
+    """Purges these jobs after their commit, and returns those that have to be tried again."""
     failed = set()
     for job_id in unconfirmed:
         try:
             print(f"purge of {job_id}: {purge(job_id)}")
         except OSError as error:
-            # 503: Redis has not confirmed it yet. Refused: jobcache is restarting.
+            # 503: Redis has not confirmed the purge yet. Connection refused: jobcache is restarting.
             print(f"purge of {job_id} is not confirmed: {error}")
             failed.add(job_id)
     return failed

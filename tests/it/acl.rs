@@ -1,4 +1,4 @@
-//! The user that README gives jobcache: it can do everything with those rights, and needs each of them.
+//! The Redis user of `docs/redis.md`: jobcache works with its rights, and needs each of them.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,19 +15,20 @@ use crate::support::{
     within,
 };
 
-pub(crate) const README: &str = include_str!("../../README.md");
+pub(crate) const REDIS_PAGE: &str = include_str!("../../docs/redis.md");
 const X: &str = "/jobs/x";
 pub(crate) const PASSWORD: &str = "a-password";
 
-/// For what a right is missing for, and which may never happen.
+/// Time limit for something that never happens if a right is missing.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// Servers at a time.
+/// Number of servers that run at a time.
 const AT_A_TIME: usize = 4;
 
-/// The words of the line behind `ACL`.
+/// Returns the words after `ACL` in the documented line.
 pub(crate) fn documented(user: &str) -> Vec<String> {
     let start = format!("ACL SETUSER {user} ");
-    let line = README.lines().find(|line| line.starts_with(&start)).expect("a line of README");
+    let line =
+        REDIS_PAGE.lines().find(|line| line.starts_with(&start)).expect("a line of docs/redis.md");
     let words = line.split_whitespace().skip(1);
     words.map(|word| word.replace("PASSWORD", PASSWORD)).collect()
 }
@@ -42,7 +43,7 @@ pub(crate) async fn set_user(redis: &RedisServer, words: &[String]) {
     let () = redis.run(&acl).await;
 }
 
-/// The commands that were refused.
+/// Returns the rejected commands.
 pub(crate) async fn refused(redis: &RedisServer) -> Vec<String> {
     let log: Vec<HashMap<String, redis::Value>> = redis.run(redis::cmd("ACL").arg("LOG")).await;
     let object = |entry: &HashMap<String, redis::Value>| {
@@ -61,12 +62,12 @@ async fn sidecar_of(redis: &RedisServer, upstream: &Upstream, words: &[String]) 
     Sidecar::start(config).await
 }
 
-/// Lets something come true if it will.
+/// Returns whether a condition becomes true in time.
 async fn if_it_will(look: impl AsyncFnMut() -> bool) -> bool {
     within(PATIENCE, look).await.is_ok()
 }
 
-/// All that a sidecar asks Redis for, and whether all of it came about.
+/// Makes a sidecar use everything that it needs from Redis. Returns whether all of it worked.
 async fn live(sidecar: &Sidecar, upstream: &Upstream) -> bool {
     let as_user = async |user: &str, cache_control: &str| {
         let get = sidecar.client.request(Method::GET, X).header("authorization", user);
@@ -74,17 +75,17 @@ async fn live(sidecar: &Sidecar, upstream: &Upstream) -> bool {
     };
     let mut well = if_it_will(async || sidecar.get(X).await.is_hit()).await;
     well &= if_it_will(async || sidecar.admin.metric("jobcache_tracking_up").await == 1).await;
-    // The first hit since then is kept in the process, and the next one asks whether it still holds.
+    // The first hit is kept in the process, and the next one checks whether it is still valid.
     for _ in 0..3 {
         well &= sidecar.get(X).await.is_hit();
     }
-    // Another credential is let in, and a newer body replaces the old one.
+    // Another credential is admitted, and a newer body replaces the old one.
     for user in ["a", "b"] {
         well &= if_it_will(async || as_user(user, "max-age=60").await.is_hit()).await;
     }
     upstream.commit("x");
     as_user("a", "no-cache").await;
-    // A lease that is given back.
+    // A lease that is released.
     upstream.set("none", 404, "");
     sidecar.get("/jobs/none").await;
     let written = sidecar.put(X).await;
@@ -107,12 +108,12 @@ async fn the_documented_user_can_do_everything_and_is_refused_nothing() {
     let sidecar = sidecar_of(&redis, &upstream, &words).await;
 
     assert!(live(&sidecar, &upstream).await, "{:?}", refused(&redis).await);
-    // Newer servers are asked for their threads, which they may refuse.
+    // jobcache asks newer servers for their number of threads, which they may reject.
     let mut refused = refused(&redis).await;
     refused.retain(|command| command != "config|get");
     assert!(refused.is_empty(), "{refused:?}");
     assert!(redis.get("{job_status:}:credential-key").await.is_some());
-    // Nor is it allowed what it does not need: others' keys, and commands that do harm.
+    // The user has no further rights: not to foreign keys, and not to harmful commands.
     for denied in [&["GET", "other"][..], &["FLUSHALL"], &["KEYS", "*"], &["CONFIG", "GET", "*"]] {
         let mut dry = redis::cmd("ACL");
         dry.arg("DRYRUN").arg("jobcache").arg(denied);
@@ -131,13 +132,14 @@ async fn each_right_of_the_documented_user_is_needed() {
     }
 }
 
-/// A life with all rights but one: Redis refuses what it is for.
+/// Runs a sidecar with all rights except one, and asserts that Redis rejects the command of that
+/// right.
 async fn lack(right: &str, words: &[String]) {
     let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
     let rest: Vec<_> = words.iter().filter(|word| *word != right).cloned().collect();
     let sidecar = sidecar_of(&redis, &upstream, &rest).await;
     live(&sidecar, &upstream).await;
-    // Whatever it may not do, clients are served.
+    // Clients are served whatever rights are missing.
     assert_eq!(sidecar.get(X).await.status, 200, "without {right}");
     let refused = refused(&redis).await;
     let is_it = |command: &String| command.eq_ignore_ascii_case(right.trim_start_matches('+'));

@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-/// For a sidecar to hear of another owner from any of a few nodes: a lesson to connect to them, and one to
-/// ask them.
+/// Time limit for a sidecar to learn of a new owner from any of a few nodes: one topology refresh
+/// to connect to them, and one to ask them.
 const TOLD: Duration = Duration::from_secs(5);
 
 /// A cluster, an upstream, and the sidecars of a test.
@@ -40,19 +40,19 @@ impl Setup {
         config
     }
 
-    /// A sidecar that serves hits of all masters.
+    /// Starts a sidecar and waits until it serves hits from all masters.
     async fn sidecar(&self) -> Sidecar {
         self.trusted(self.config()).await
     }
 
-    /// The same, told of changes so.
+    /// Like [`sidecar`](Self::sidecar), with this mode of tracking.
     async fn told(&self, tracking: NearTracking) -> Sidecar {
         let mut config = self.config();
         config.near.tracking = tracking;
         self.trusted(config).await
     }
 
-    /// The same as a user with no more rights than it needs.
+    /// Like [`told`](Self::told), as a user with only the rights that jobcache needs.
     async fn user(&self, tracking: NearTracking) -> Sidecar {
         let mut config = self.config();
         config.near.tracking = tracking;
@@ -70,7 +70,7 @@ impl Setup {
     }
 }
 
-/// Waits for a line of the metrics.
+/// Waits until the metrics contain this line.
 async fn metric(sidecar: &Sidecar, line: &str) {
     eventually(FAILOVER, async || {
         let metrics = sidecar.admin.get("/metrics").await;
@@ -109,7 +109,7 @@ async fn jobs_of_all_masters_are_cached_and_forgotten() {
         hit(&a, &id).await;
         hit(&b, &id).await;
         assert_eq!(setup.cluster.get(&id).await, Some(a.get(&path(&id)).await.body.to_vec()));
-        // Near, in both.
+        // The second hit comes from the near cache of each sidecar.
         assert!(a.get(&path(&id)).await.is_hit() && b.get(&path(&id)).await.is_hit());
         for write in 1..=3 {
             match write {
@@ -132,7 +132,7 @@ async fn jobs_of_all_masters_are_cached_and_forgotten() {
     }
 }
 
-/// Jobs of each master, polled until they are hits everywhere.
+/// Returns a job of each master, polled until it is a hit in all sidecars.
 async fn one_of_each(setup: &Setup, sidecars: &[&Sidecar]) -> [String; 3] {
     let mut ids = [String::new(), String::new(), String::new()];
     for (master, id) in ids.iter_mut().enumerate() {
@@ -160,7 +160,8 @@ async fn a_lost_master_costs_its_own_slots_their_cache_until_a_replica_has_taken
     assert_eq!((nodes.len(), up), (3, 2), "{told}");
     let reply = a.get(&path(&ids[0])).await;
     assert!(reply.cache_status().contains("detail=store-down"), "{reply:?}");
-    // Its write is answered, and owed; that of another master's job is not.
+    // Its write is answered and its invalidation is pending; jobs of other masters are not
+    // affected.
     let write = a.put(&path(&ids[0])).await;
     assert!(write.cache_status().contains("invalidation-pending"), "{write:?}");
     assert_eq!(version(&a.get(&path(&ids[0])).await), 1);
@@ -177,7 +178,7 @@ async fn a_lost_master_costs_its_own_slots_their_cache_until_a_replica_has_taken
     assert_eq!(version(&hit(&a, &ids[0]).await), 1);
 }
 
-/// The replica is promoted with an entry whose `DEL` it has not heard of.
+/// The promoted replica still holds an entry, because it has not received the `DEL`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_takes_over_is_not_believed_what_it_held_before() {
     let mut setup = Setup::new().await;
@@ -194,7 +195,11 @@ async fn a_replica_that_takes_over_is_not_believed_what_it_held_before() {
     setup.cluster.nodes[0].kill();
     setup.cluster.nodes[3].cont();
     setup.cluster.is_master(3).await;
-    assert_eq!(setup.cluster.nodes[3].get(&key(&id)).await, body, "it has not heard of the DEL");
+    assert_eq!(
+        setup.cluster.nodes[3].get(&key(&id)).await,
+        body,
+        "the replica has received the DEL"
+    );
     for sidecar in [&a, &b] {
         metric(sidecar, "jobcache_store_up 1").await;
         assert_eq!(version(&sidecar.get(&path(&id)).await), 1);
@@ -202,7 +207,7 @@ async fn a_replica_that_takes_over_is_not_believed_what_it_held_before() {
     assert_eq!(version(&hit(&b, &id).await), 1);
 }
 
-/// Both sidecars reach the master that has lost the majority, and its replica as well.
+/// Both sidecars can reach the master that has lost the majority, and its replica.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_is_cut_off_from_the_others_is_left_for_its_replica() {
     let setup = Setup::new().await;
@@ -215,7 +220,7 @@ async fn a_master_that_is_cut_off_from_the_others_is_left_for_its_replica() {
     setup.upstream.commit(&id);
     let () = setup.cluster.nodes[3].run(redis::cmd("DEL").arg(key(&id))).await;
     assert_eq!(version(&b.get(&path(&id)).await), 1);
-    assert!(b.get(&path(&other)).await.is_hit(), "those of other masters stay");
+    assert!(b.get(&path(&other)).await.is_hit(), "an entry of another master was lost");
     for sidecar in [&a, &b] {
         metric(sidecar, "jobcache_store_up 1").await;
     }
@@ -229,7 +234,7 @@ async fn a_master_that_is_cut_off_from_the_others_is_left_for_its_replica() {
     assert_eq!(version(&hit(&a, &id).await), 2);
 }
 
-/// All masters are well and see each other, and none of them knows.
+/// All masters are well and see each other, but do not know the new masters.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_take_over_on_the_other_side_of_a_split_are_found() {
     let setup = Setup::new().await;
@@ -255,7 +260,7 @@ async fn replicas_that_take_over_on_the_other_side_of_a_split_are_found() {
     }
     assert!(seen.elapsed() < TOLD, "{:?}", seen.elapsed());
     assert_eq!(version(&a.put(&path(&id)).await), 1);
-    // Past the time after which nodes are heard that are behind.
+    // Longer than the time after which sidecars consult nodes with an old view.
     let until = Instant::now() + Duration::from_secs(6);
     while Instant::now() < until {
         assert_eq!(version(&b.get(&path(&id)).await), 1);
@@ -289,12 +294,12 @@ async fn a_master_that_hands_over_to_its_replica_leaves_nothing_stale() {
     }
 }
 
-/// The user that README gives jobcache in a cluster, at one of its nodes.
+/// Creates the user of `docs/redis.md` for a cluster at one of its nodes.
 async fn give_rights(node: &RedisServer) {
     let mut words = acl::documented("jobcache");
-    let more = acl::README.lines().find_map(|line| line.strip_prefix("needs `+asking"));
-    let more = more.and_then(|more| more.split('`').next()).expect("what a cluster needs more");
-    words.extend(format!("+asking{more}").split_whitespace().map(str::to_owned));
+    let more = acl::REDIS_PAGE.lines().find(|line| line.starts_with("+asking "));
+    let more = more.expect("the further rights in a cluster");
+    words.extend(more.split_whitespace().map(str::to_owned));
     acl::set_user(node, &words).await;
 }
 
@@ -324,7 +329,7 @@ async fn a_cluster_is_spoken_to_over_tls() {
     assert_eq!(told["store"]["node"], format!("127.0.0.1:{port}"));
 }
 
-/// Where the keys of a job are while their slot is on its way.
+/// Keys of a job that have moved while its slot is being migrated.
 #[derive(Clone, Copy, Debug)]
 enum Moved {
     Nothing,
@@ -385,7 +390,7 @@ async fn while_a_slot_is_on_its_way_writes_and_purges_are_confirmed_and_nothing_
                 assert_eq!(seen, expected, "{moved:?} {change}, arrived");
                 assert_eq!(version(&hit(sidecar, &id).await), expected);
             }
-            // And back, with its keys.
+            // Move the slot back with its keys.
             setup.cluster.begin_move(slot, 1, 0).await;
             setup.cluster.end_move(slot, 1, 0).await;
             for sidecar in [&a, &b] {
@@ -396,7 +401,7 @@ async fn while_a_slot_is_on_its_way_writes_and_purges_are_confirmed_and_nothing_
     assert!(a.admin.metric("jobcache_store_redirections_total{kind=\"moved\"}").await > 0);
     for node in &setup.cluster.nodes {
         let mut refused = acl::refused(node).await;
-        // Asked of Redis 8 and Valkey only, and not needed.
+        // Only Redis 8 and Valkey check this right, and jobcache does not need it.
         refused.retain(|command| command != "config|get");
         assert_eq!(refused, <[String; 0]>::default());
     }

@@ -1,5 +1,5 @@
-//! What operators watch: `/metrics`, the dashboard and the alerts under `config/`, and what README says
-//! of each metric, all held to a scrape of a real sidecar.
+//! Tools for operators: `/metrics`, the dashboard and the alerts under `config/`, and what
+//! `docs/metrics.md` says about each metric, all compared with a scrape of a real sidecar.
 
 mod alerts;
 mod dashboard;
@@ -20,7 +20,7 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 
-/// What a sidecar says of itself after a read, a hit, a write, a purge and a pass.
+/// Returns the metrics of a sidecar after a read, a hit, a write, a purge and a pass.
 async fn scrape(setup: &Setup) -> String {
     setup.hit(X).await;
     setup.sidecar.put(X).await;
@@ -39,23 +39,28 @@ fn read(path: &str) -> String {
 
 #[track_caller]
 fn array(value: &Value) -> &[Value] {
-    value.as_array().unwrap_or_else(|| panic!("{value} is no list"))
+    value.as_array().unwrap_or_else(|| panic!("{value} is not a list"))
 }
 
 #[track_caller]
 fn text(value: &Value) -> &str {
-    let text = value.as_str().unwrap_or_else(|| panic!("{value} is no text"));
+    let text = value.as_str().unwrap_or_else(|| panic!("{value} is not a string"));
     assert!(!text.is_empty());
     text
 }
 
-/// The metrics of README's tables under "Metrics", and their labels.
+/// Returns the pages in which label values are documented.
+fn vocabulary() -> String {
+    ["metrics", "operations", "troubleshooting"]
+        .map(|page| read(&format!("docs/{page}.md")))
+        .concat()
+}
+
+/// Returns the metrics that `docs/metrics.md` documents, and their labels.
 fn documented() -> BTreeMap<String, BTreeSet<String>> {
-    let readme = read("README.md");
-    let (_, section) = readme.split_once("\n## Metrics\n").expect("a section");
-    let (section, _) = section.split_once("\n## ").expect("another section");
-    // Between backticks stands every other part.
-    let spans = section.split('`').skip(1).step_by(2);
+    let page = read("docs/metrics.md");
+    // Every second part is between backticks.
+    let spans = page.split('`').skip(1).step_by(2);
     let metrics =
         spans.filter(|span| span.starts_with("jobcache_") || span.starts_with("process_"));
     let metric = |span: &str| {
@@ -67,7 +72,7 @@ fn documented() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[tokio::test]
-async fn readme_tells_every_metric_that_there_is_and_no_other() {
+async fn the_page_of_metrics_names_every_metric_that_there_is_and_no_other() {
     assert_eq!(documented(), exposition().await.families());
 }
 
@@ -87,7 +92,7 @@ async fn what_the_process_takes_is_told_as_every_exporter_does() {
     let now = std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs_f64();
     let age = now - value(&first, "process_start_time_seconds");
     assert!((0.0..60.0).contains(&age), "{age} s old");
-    // What is done takes time.
+    // The counters need some time to rise.
     eventually(SOON, async || {
         let later = scrape(&setup).await;
         value(&later, "process_cpu_seconds_total") > value(&first, "process_cpu_seconds_total")
@@ -99,7 +104,7 @@ async fn what_the_process_takes_is_told_as_every_exporter_does() {
     .await;
 }
 
-/// Whether the store is up, whether the breaker is open, and how often it has opened.
+/// Returns whether the store is up, whether the breaker is open, and how often it has opened.
 async fn breaker(setup: &Setup) -> [u64; 3] {
     let reply = setup.sidecar.admin.get("/metrics").await;
     ["jobcache_store_up", "jobcache_breaker_open ", "jobcache_breaker_openings_total"].map(|name| {

@@ -1,7 +1,8 @@
-//! What users copy and start: the webhook of the README, and the sample of `config/compose.yaml`.
+//! Examples that users copy and start: the webhook client of `docs/purging.md`, and the sample of
+//! `config/compose.yaml`.
 //!
-//! Both run as they stand there, with real processes in place of containers, so that only names and
-//! ports of other services are replaced.
+//! Both run unchanged, with real processes instead of containers, except that names and ports of
+//! other services are replaced.
 
 use std::{
     fs::{self, File},
@@ -25,15 +26,16 @@ const STAGES: [&str; 5] = ["QUEUED", "PROBING", "RENDERING", "ENCODING", "DONE"]
 /// Long enough for several hits in each stage.
 const STEP_SECONDS: &str = "0.5";
 
-/// The block of the README that signs, to the letter.
+/// Returns the Python block of `docs/purging.md` that signs, unchanged.
 fn webhook() -> String {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let blocks = readme.split("```python\n").skip(1).filter_map(|rest| rest.split_once("```"));
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/purging.md")).unwrap();
+    let blocks = page.split("```python\n").skip(1).filter_map(|rest| rest.split_once("```"));
     let mut signing = blocks.map(|(block, _)| block).filter(|block| block.contains(".sign("));
-    signing.next().expect("the README signs a webhook").to_owned()
+    signing.next().expect("docs/purging.md signs a webhook").to_owned()
 }
 
-/// Runs the webhook for the job `x`, with this secret; whether it raised nothing, and what it printed.
+/// Runs the webhook client for the job `x` with this secret. Returns whether it succeeded, and its
+/// output.
 fn purge_x(secret: &str, admin: SocketAddr) -> (bool, String) {
     let script = format!("{}\npurge('x', 'http://{admin}/purge')\n", webhook());
     let mut command = python::command();
@@ -43,7 +45,7 @@ fn purge_x(secret: &str, admin: SocketAddr) -> (bool, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_webhook_of_the_readme_purges_and_a_wrong_secret_raises() {
+async fn the_documented_webhook_client_purges_and_a_wrong_secret_raises() {
     let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
     let (store, url) = (redis.url(), upstream.url());
     let args = ["--upstream", &url, "--redis-url", &store, "--store-budget", "2s"];
@@ -66,7 +68,7 @@ async fn the_webhook_of_the_readme_purges_and_a_wrong_secret_raises() {
 }
 
 #[test]
-fn the_webhook_of_the_readme_is_ten_lines() {
+fn the_documented_webhook_client_is_ten_lines() {
     let lines = webhook().lines().filter(|line| !line.is_empty()).count();
     assert!(lines <= 10, "{lines}");
 }
@@ -109,7 +111,7 @@ impl Compose {
         Self { redis, api: Client::new(api), jobcache, dir, _python: [backend, workers] }
     }
 
-    /// Makes a job and returns its path.
+    /// Creates a job and returns its path.
     async fn create(&self) -> String {
         let created = self.jobcache.client.request(Method::POST, "/jobs").send().await;
         assert_eq!(created.status, 201, "{created:?}");
@@ -117,7 +119,7 @@ impl Compose {
     }
 
     /// Polls a job until it is done and a hit, and returns the number of polls and of hits. Fails
-    /// where a stage comes back that was over.
+    /// if an earlier stage reappears.
     async fn poll(&self, path: &str) -> (u64, u64) {
         let (mut polls, mut hits, mut stage) = (0, 0, 0);
         eventually(SOON, async || {
@@ -139,8 +141,8 @@ impl Compose {
 struct Python(Child);
 
 impl Python {
-    /// Runs the service's command, whose program is `python` or the module `-m ...` of it, in the
-    /// sample's directory. It listens on a free port of this machine.
+    /// Runs the service's command in the sample's directory. Its program is `python` or a module
+    /// that is started with `-m ...`. The service listens on a free port of this machine.
     fn start(
         service: &Value,
         module: &[&str],
@@ -176,12 +178,12 @@ impl Drop for Python {
     }
 }
 
-/// What a process has said.
+/// Returns the log of a process.
 fn log(dir: &TempDir, name: &str) -> String {
     fs::read_to_string(dir.path().join(name)).expect("a log")
 }
 
-/// The command of a service, without its program, which is this.
+/// Returns the arguments of a service's command; its program must be `program`.
 #[track_caller]
 fn words<'s>(service: &'s Value, program: &str) -> Vec<&'s str> {
     let words = service["command"].as_array().expect("a command").iter();
@@ -190,7 +192,7 @@ fn words<'s>(service: &'s Value, program: &str) -> Vec<&'s str> {
     words[1..].to_vec()
 }
 
-/// The environment of a service, where other services are what stands for them here.
+/// Returns the environment of a service, with other services replaced by those of the test.
 fn environment(service: &Value, replaced: &[(&str, &str)]) -> Vec<(String, String)> {
     let environment = service["environment"].as_object().expect("an environment");
     let value = |text: &str| {

@@ -1,8 +1,8 @@
-//! What a reload would change: how it is told, without secrets, and as README lists it.
+//! What a reload would change: how it is reported, without secrets, and as `docs/operations.md` lists it.
 
 use super::*;
 
-const README: &str = include_str!("../../../README.md");
+const OPERATIONS: &str = include_str!("../../../docs/operations.md");
 
 /// What changes from one file to another, each as `key: old -> new`.
 #[track_caller]
@@ -57,8 +57,8 @@ fn a_change_shows_no_secret() {
 }
 
 #[test]
-fn the_readme_names_all_that_a_reload_changes() {
-    let (_, rest) = README.split_once("A reload changes ").unwrap();
+fn the_docs_name_all_settings_that_a_reload_changes() {
+    let (_, rest) = OPERATIONS.split_once("A reload changes ").unwrap();
     let (list, _) = rest.split_once(" and the `[[invalidate]]` rules").unwrap();
     let named: Vec<_> = list.split('`').skip(1).step_by(2).collect();
     let knobs = KNOBS.iter().filter(|knob| knob.applies == Applies::OnReload);

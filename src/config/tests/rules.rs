@@ -96,9 +96,9 @@ fn the_example_of_the_reference_file_can_be_used_and_names_the_defaults() {
 }
 
 #[test]
-fn the_examples_of_the_readme_can_be_used() {
-    let readme = include_str!("../../../README.md");
-    let start = readme.find("```toml\n[[invalidate]]").unwrap() + "```toml\n".len();
-    let (example, _) = readme[start..].split_once("```").unwrap();
+fn the_documented_rules_can_be_used() {
+    let page = include_str!("../../../docs/purging.md");
+    let start = page.find("```toml\n[[invalidate]]").unwrap() + "```toml\n".len();
+    let (example, _) = page[start..].split_once("```").unwrap();
     assert_eq!(load(&[], &[], example).unwrap().config.invalidate.len(), 3);
 }

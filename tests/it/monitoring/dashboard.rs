@@ -1,12 +1,12 @@
-//! The dashboard: that it imports, and that each panel asks for what there is.
+//! The dashboard: it can be imported, and each panel queries existing metrics.
 //!
-//! No Grafana runs here: that it has the shape of what one exports is what is shown.
+//! No Grafana runs here; the tests only show that the file has the shape of a Grafana export.
 
 use std::{collections::HashSet, fs};
 
 use serde_json::{Value, json};
 
-use super::{array, exposition, read, text};
+use super::{array, exposition, read, text, vocabulary};
 use crate::support::promtool::approves;
 
 /// Columns of a dashboard.
@@ -16,7 +16,7 @@ fn dashboard() -> Value {
     serde_json::from_str(&read("config/grafana.json")).expect("JSON")
 }
 
-/// All that the dashboard asks of Prometheus, with the variables that Grafana puts in.
+/// Returns all queries of the dashboard, with Grafana's variables substituted.
 fn expressions(dashboard: &Value) -> Vec<String> {
     let panels = array(&dashboard["panels"]).iter().filter_map(|panel| panel["targets"].as_array());
     let annotations = array(&dashboard["annotations"]["list"]);
@@ -31,9 +31,9 @@ fn expressions(dashboard: &Value) -> Vec<String> {
 fn the_dashboard_imports_into_any_grafana_from_10_on() {
     let dashboard = dashboard();
     assert_eq!(dashboard["uid"], "jobcache");
-    // That of Grafana 10.0; newer ones migrate it.
+    // The schema of Grafana 10.0; newer versions migrate it.
     assert_eq!(dashboard["schemaVersion"], 38);
-    assert!(dashboard["id"].is_null(), "an id is another Grafana's");
+    assert!(dashboard["id"].is_null(), "the export contains the id of a Grafana instance");
     let variables = array(&dashboard["templating"]["list"]);
     let kinds: Vec<_> = variables.iter().map(|v| (text(&v["name"]), text(&v["type"]))).collect();
     let datasource = ("DS_PROMETHEUS", "datasource");
@@ -79,16 +79,18 @@ fn no_panel_covers_another() {
         let (x, y, w, h) = (place("x"), place("y"), place("w"), place("h"));
         assert!(w > 0 && h > 0 && x + w <= COLUMNS, "{}", panel["title"]);
         for cell in (y..y + h).flat_map(|y| (x..x + w).map(move |x| (x, y))) {
-            assert!(cells.insert(cell), "{} covers another", panel["title"]);
+            assert!(cells.insert(cell), "{} overlaps another panel", panel["title"]);
         }
     }
 }
 
 #[tokio::test]
 async fn every_panel_shows_metrics_that_there_are() {
-    let (exposition, dashboard, readme) = (exposition().await, dashboard(), read("README.md"));
+    let exposition = exposition().await;
+    let dashboard = dashboard();
+    let vocabulary = vocabulary();
     let check = |expression: &str| {
-        let result = exposition.check(expression, &readme);
+        let result = exposition.check(expression, &vocabulary);
         result.unwrap_or_else(|error| panic!("{expression}: {error}"));
     };
     let mut queries = 0;
@@ -99,9 +101,10 @@ async fn every_panel_shows_metrics_that_there_are() {
             check(expression);
             assert!(
                 expression.contains("job=~\"$job\", instance=~\"$instance\""),
-                "{expression} shows what was not chosen"
+                "{expression} ignores the selection"
             );
-            // What names a line must be left by the expression: a label of its own, or of a list.
+            // A label in the legend must occur in the expression, as a label or in a list of
+            // labels.
             for label in target["legendFormat"].as_str().unwrap_or_default().split("{{").skip(1) {
                 let (label, _) = label.split_once("}}").expect("a label");
                 assert!(expression.contains(label), "{expression} has no {label}");

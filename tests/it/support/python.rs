@@ -1,4 +1,5 @@
-//! Python with the packages that the sample of `config/example` and the webhook of the README need.
+//! Python with the packages for the sample in `config/example` and the webhook client of
+//! `docs/purging.md`.
 
 use std::{path::Path, process::Command};
 
@@ -9,16 +10,16 @@ const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/bin/pyt
 const YAML_TO_JSON: &str =
     "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
 
-/// The interpreter of the venv that `tests/run.sh` makes, without an environment, and ended with the
-/// thread that starts it.
+/// Returns the interpreter of the venv that `tests/run.sh` creates, with an empty environment. It
+/// is killed when the thread that starts it ends.
 pub(crate) fn command() -> Command {
-    assert!(Path::new(PYTHON).exists(), "{PYTHON} is missing: tests/run.sh makes it");
+    assert!(Path::new(PYTHON).exists(), "{PYTHON} is missing; run tests/run.sh to create it");
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", PYTHON, "-B"]).env_clear().env("PYTHONUNBUFFERED", "1");
     command
 }
 
-/// The documents of a YAML file, whose path is that in the repository.
+/// Returns the documents of a YAML file, given by its path in the repository.
 pub(crate) fn yaml(path: &str) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     let output = command().args(["-c", YAML_TO_JSON]).arg(path).output().expect("python3 runs");
