@@ -1,7 +1,8 @@
-//! The admin listener: purge webhook, health, metrics, the filter of the log, and what happens and why.
+//! The admin listener: purge webhook, health, metrics, log filter, events and explanations.
 //!
-//! Health and metrics are anybody's who can connect. Whatever names a job asks for the webhook secret,
-//! where there is one, as a purge does. The status page at `/` names none; its script asks.
+//! Health, metrics and `GET /log` are open to every client that can connect. Purges, `PUT /log` and
+//! all pages that name jobs need the webhook secret if one is configured. The status page at `/` is
+//! open because it contains no job; its script sends the secret when it fetches the data.
 
 mod explain;
 mod front;
@@ -52,20 +53,21 @@ use crate::{
     warm::Warmer,
 };
 
-/// What `/metrics` is: Prometheus 2.5 and newer ask for it.
+/// Content type of `/metrics`, which Prometheus 2.5 and newer ask for.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// For the head of a request that is to be explained.
+/// Time limit for the body of `/explain`, which is the head of the request to explain.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What names no job, and is read under any name: probes and scrapes come by names of a cluster.
+/// Pages that name no job. They are served under every host name, because probes and scrapes use
+/// names of their cluster.
 const ANYBODYS: [&str; 4] = ["/", "/livez", "/readyz", "/metrics"];
 
-/// For who has asked for none of them.
+/// The list of pages for the 404 answer.
 const PAGES: &str = "/, /livez, /readyz, /metrics, /status, /history, /events, /log, /explain/<id>, \
                      and POST /purge and /purge/<id>";
 
-/// Answers on the admin listener.
+/// The handler of all requests to the admin listener.
 #[derive(Debug)]
 pub struct Admin {
     cache: Arc<Cache>,
@@ -74,37 +76,36 @@ pub struct Admin {
     webhook: Webhook,
     log: Log,
     mode: Mode,
-    /// Of the requests that are to be explained.
+    /// Limits that a request under `/explain` is checked against.
     limits: config::Server,
     lasting: Lasting,
     front: Front,
 }
 
-/// What stays as it is whatever the configuration says.
+/// State that is shared by all configurations and survives a reload.
 #[derive(Clone, Debug)]
 pub struct Lasting {
-    /// For the bodies of purges.
+    /// Memory budget for the bodies of purges.
     pub room: Arc<Room>,
-    /// What passes to the log.
+    /// Filter of the log, which `PUT /log` changes.
     pub filter: Filter,
-    /// Who reads jobs anew after a purge.
+    /// Reads jobs again after a purge with `"refresh": true`.
     pub warmer: Warmer,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// Whether the sidecar drains.
+    pub(crate) metrics: Arc<Metrics>,
+    /// Turns true when a shutdown begins.
     pub leaving: Drain,
-    /// What has been seen of callers.
+    /// Rate limits and budgets of callers.
     pub watch: Arc<Watch>,
 }
 
 impl Admin {
-    /// Puts the parts together.
+    /// Creates the handler for the first configuration.
     pub fn new(cache: Arc<Cache>, routes: Arc<Routes>, config: &Config, lasting: Lasting) -> Self {
         let guard = Guard::new(config, &lasting);
         Self::guarded_by(guard, cache, routes, config, lasting)
     }
 
-    /// The same under another configuration.
+    /// Creates the handler for the next configuration. It shares the state of this one.
     #[must_use]
     pub fn revised(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
         let guard = self.guard.revised(config, &self.lasting);
@@ -122,11 +123,13 @@ impl Admin {
         let jobs = (Arc::clone(&cache), Arc::clone(&routes));
         let webhook = Webhook::new(jobs, &lasting, Arc::clone(&guard), config);
         let log = Log::new(lasting.filter.clone(), Arc::clone(&guard));
-        let (mode, front, limits) = (Mode::of(config), Front::new(), config.server.clone());
+        let mode = Mode::of(config);
+        let front = Front::new();
+        let limits = config.server.clone();
         Self { cache, routes, guard, webhook, log, mode, limits, lasting, front }
     }
 
-    /// Answers one request.
+    /// Answers one request. Only purges get a span.
     pub async fn serve(self: Arc<Self>, request: Request<Incoming>, client: Peer) -> Reply {
         let Some(route) = self.purges(&request) else { return self.answer(request, client).await };
         let span = spans::request(&request, "http", || Some(route));
@@ -138,7 +141,8 @@ impl Admin {
         answer.instrument(span).await
     }
 
-    /// By which route a request purges. What else comes here (probes, scrapes) is worth no span.
+    /// Returns the route template of a purge. Other requests (probes, scrapes) are not worth a
+    /// span.
     fn purges(&self, request: &Request<Incoming>) -> Option<&str> {
         let path = request.uri().path();
         match request.method().as_str() {
@@ -183,7 +187,7 @@ impl Admin {
         }
     }
 
-    /// Purges in any of three ways. What is none of them is no page.
+    /// Handles the three forms of a purge, and answers 404 to all other paths.
     async fn purge(&self, request: Request<Incoming>, path: &str, client: Peer) -> Reply {
         let caller = Caller::of(&request, client);
         let method = request.method();
@@ -196,22 +200,22 @@ impl Admin {
             Some(id) if method == Method::POST => self.webhook.purge_one(request, id, caller).await,
             Some(_) => wrong_method("POST"),
             None => {
-                let error = format!("there is no page {path:?}; there are {PAGES}");
+                let error = format!("page {path:?} does not exist; the pages are {PAGES}");
                 reply(StatusCode::NOT_FOUND, &json!({ "error": error }))
             }
         }
     }
 
-    /// What is answered to a browser that another site's page makes call, where no secret keeps it out.
-    /// Who comes by a unix socket is no browser.
+    /// Refuses cross-site requests of browsers if no secret is configured. A client on a unix
+    /// socket is not a browser.
     fn refuses_page<B>(&self, request: &Request<B>, read: bool, client: Peer) -> Option<Reply> {
         if !self.guard.is_open() {
             return None;
         }
-        let for_anybody = read && ANYBODYS.contains(&request.uri().path());
+        let is_public = read && ANYBODYS.contains(&request.uri().path());
         let refusal = if !read && origin::is_foreign(request) {
             forged()
-        } else if client.ip.is_some() && !for_anybody {
+        } else if client.ip.is_some() && !is_public {
             rebound(&origin::foreign_name(request)?)
         } else {
             return None;
@@ -220,7 +224,7 @@ impl Admin {
         Some(refusal)
     }
 
-    /// What names jobs is for who knows the secret, where there is one.
+    /// Answers with a page that names jobs, which needs the secret if one is configured.
     fn guarded(
         &self,
         headers: &HeaderMap,
@@ -240,7 +244,7 @@ impl Admin {
         reply(StatusCode::OK, &status::history(&self.lasting.metrics))
     }
 
-    /// By the head of the client's request in the body of a POST.
+    /// Explains a job. The body is the head of a client's request, or empty.
     async fn explain(&self, request: Request<Incoming>, path: &str, client: Peer) -> Reply {
         let (head, body) = request.into_parts();
         if head.method != Method::GET && head.method != Method::POST {
@@ -252,7 +256,7 @@ impl Admin {
         let read = timeout(HEAD_TIMEOUT, Limited::new(body, MAX_HEAD).collect());
         let Ok(Ok(body)) = read.await else {
             return explain::bad_request(&format!(
-                "the body is the head of a request, of at most {MAX_HEAD} bytes"
+                "cannot read the body; send the head of a request, at most {MAX_HEAD} bytes"
             ));
         };
         let body = body.to_bytes();
@@ -265,7 +269,8 @@ impl Admin {
         live::stream(&self.lasting.metrics, headers, &self.lasting.leaving, self.guard.is_over())
     }
 
-    /// Ready to serve clients: also without a store, but not once a shutdown has begun.
+    /// Answers `/readyz`. A sidecar without a store is ready, because it still forwards; a sidecar
+    /// that drains is not.
     fn ready(&self) -> Reply {
         let draining = *self.lasting.leaving.borrow();
         let status = if draining { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
@@ -287,17 +292,17 @@ impl Admin {
     }
 }
 
-/// The name may be of another site, which leads here to be answered as if it were ours.
+/// Refuses a request to a host name that another site may have pointed at this listener.
 fn rebound(name: &str) -> Reply {
     let error = format!(
-        "this is asked of {name:?}, which may be the name of another site (DNS rebinding); ask by an \
-         address or localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
+        "the host name {name:?} may belong to another site (DNS rebinding); use an IP address or \
+         localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
     );
     reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
 }
 
 fn forged() -> Reply {
-    let error = "a page of another site has sent this; only the status page of this listener may, or \
-                 who sends the webhook secret, where one is configured";
+    let error = "cross-site request rejected; use the status page of this listener, or configure a \
+                 webhook_secret and send it";
     reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
 }

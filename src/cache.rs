@@ -1,6 +1,7 @@
-//! Read, write and purge: joins policy, flight and store.
+//! Reads, writes and purges of jobs: joins policy, flights and store.
 //!
-//! It never fetches. A reader that has to is handed a [`Lead`] and a lease, and `proxy` fetches.
+//! The cache never contacts the upstream. A reader that must do so gets a [`Lead`], and `proxy`
+//! fetches.
 
 mod ahead;
 pub mod audience;
@@ -51,37 +52,39 @@ use crate::{
     throttle::Throttle,
 };
 
-/// How long a response that could not be stored keeps later readers from queueing behind another.
+/// Duration of a hit-for-miss mark. After a response that could not be stored, readers of the job do
+/// not queue behind each other for this long.
 const UNCACHEABLE_FOR: Duration = Duration::from_secs(10);
-/// Between two warnings about somebody else's values.
+/// Interval between two warnings about foreign values.
 const FOREIGN_WARNING_EVERY: Duration = Duration::from_mins(1);
-/// A fence outlives the write by this much.
+/// Margin that is added to the upstream's response timeout, so that a fence outlives its write.
 const FENCE_MARGIN: Duration = Duration::from_secs(10);
 
-/// The cache.
+/// The cache of job reads.
 ///
-/// One that is [`revised`](Cache::revised) shares with the first all but what its configuration says.
+/// A clone shares all state with the original. A [revised](Cache::revised) cache also shares it,
+/// except for what its configuration determines.
 #[derive(Clone, Debug)]
 pub struct Cache {
     store: Arc<Store>,
     near: Option<Arc<Layer>>,
     flights: Arc<Flights>,
-    /// Jobs and fingerprints whose responses cannot be stored (hit-for-miss).
+    /// Jobs and coalesce keys that recently got a response that could not be stored.
     uncacheable: Arc<Marks<(Key, Pair)>>,
-    /// Jobs whose entry was replaced because the upstream answers each client differently.
+    /// Replacements of a job's entry by a different response that the upstream gave another caller.
     replaced: Arc<Marks<Key>>,
     prints: Prints,
-    /// Jobs whose key somebody else writes.
+    /// Foreign values found under each job's key.
     foreign: Arc<Marks<Key>>,
     foreign_warnings: Arc<Marks<()>>,
     pending_warnings: Arc<Throttle>,
-    /// Other sidecars' leases that were waited for in vain.
+    /// Leases of other sidecars that a reader has waited for without result.
     waited: Arc<Marks<Token>>,
-    /// Entries that were not what the upstream answers.
+    /// Entries that a comparison found to differ from the upstream's response.
     refuted: Arc<Marks<Token>>,
     refuted_warnings: Arc<Throttle>,
     bulk: Arc<Bulk>,
-    /// What responses on their way into the cache take.
+    /// Limits the memory of responses that are being read into the cache.
     captured: Arc<Room>,
     policy: Policy,
     settings: Settings,
@@ -100,29 +103,30 @@ struct Settings {
     compress_above: Option<usize>,
 }
 
-/// What a reader asks for.
+/// A read of a job, as the cache sees it.
 #[derive(Debug)]
 pub struct Ask {
     key: Key,
     pair: Pair,
-    /// Who shares an upstream read with it.
+    /// Requests of one job with the same key may share an upstream read.
     circle: Pair,
     directives: RequestDirectives,
+    /// The response may be stored as far as the method is concerned: the request is a GET.
     fills: bool,
-    /// It waits for nobody's read but its own.
+    /// The request never waits for another request's upstream read.
     alone: bool,
     form: Form,
 }
 
 impl Ask {
-    /// The same of a reader who is to wait for nobody's read but its own: it is never told to take a
-    /// turn, and where it is told to join, it need not.
+    /// Makes the request solo: it never has to wait for another request's upstream read. A lookup does
+    /// not queue it for a turn, and it may ignore a [`Lookup::Join`].
     #[must_use]
     pub fn alone(self) -> Self {
         Self { alone: true, ..self }
     }
 
-    /// Whether it shares no read where no lookup is confirmed.
+    /// Returns whether the request shares no upstream read when its lookup is not confirmed.
     fn is_by_itself(&self) -> bool {
         let RequestDirectives { no_store, only_if_cached, .. } = self.directives;
         self.alone || !self.fills || no_store || only_if_cached
@@ -134,18 +138,23 @@ impl Ask {
 }
 
 impl Cache {
-    /// Opens the store that the configuration names, and joins it with the configured policy.
+    /// Opens the store that the configuration names and creates the cache on top of it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if [`Store::open`] does.
     pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         metrics.events.strip(&config.store.prefix);
         let near = Layer::new(config, &metrics).map(Arc::new);
         let watcher = near.as_ref().map(|near| near.watcher());
         let store = Store::open(config, Arc::clone(&metrics), watcher)?;
         let limits = &metrics.limits;
-        let room =
-            |limit, used: &Gauge, met| Room::new(limit, used.clone(), limits.counter(met).clone());
-        let flights = room(config.max_flights, &limits.flights, Limit::Flights);
-        let captured = room(config.max_captured, &limits.captured, Limit::Captured);
-        let prints = prints(config);
+        let quota = |limit, used: &Gauge, kind| {
+            Room::new(limit, used.clone(), limits.counter(kind).clone())
+        };
+        let flights = quota(config.max_flights, &limits.flights, Limit::Flights);
+        let captured = quota(config.max_captured, &limits.captured, Limit::Captured);
+        let fingerprinter = prints(config);
         Ok(Self {
             store: Arc::new(store),
             near,
@@ -160,24 +169,26 @@ impl Cache {
             refuted_warnings: Arc::default(),
             bulk: Arc::default(),
             captured,
-            policy: policy(config, &prints),
-            prints,
+            policy: policy(config, &fingerprinter),
+            prints: fingerprinter,
             settings: Settings::of(config),
             metrics,
         })
     }
 
-    /// The same cache under another configuration of the same store. What was not worth trying under
-    /// the old one may be now, so those marks go.
+    /// Returns the same cache under another configuration of the same store.
+    ///
+    /// The counts of unstorable responses, replacements and foreign values start from zero: attempts
+    /// that failed under the old configuration may succeed under the new one.
     #[must_use]
     pub fn revised(&self, config: &config::Config) -> Self {
-        let prints = prints(config);
+        let fingerprinter = prints(config);
         Self {
             uncacheable: Arc::new(Marks::new(UNCACHEABLE_FOR)),
             replaced: Arc::new(Marks::new(config.ttl)),
             foreign: Arc::new(Marks::new(config.ttl)),
-            policy: policy(config, &prints),
-            prints,
+            policy: policy(config, &fingerprinter),
+            prints: fingerprinter,
             settings: Settings::of(config),
             ..self.clone()
         }
@@ -188,49 +199,49 @@ impl Cache {
         &self.store
     }
 
-    /// The request headers by which entries are told apart: they must reach the upstream untouched.
+    /// Returns the request headers that fingerprints cover. They must reach the upstream unchanged.
     pub fn fingerprinted(&self) -> &[HeaderName] {
         self.prints.covered()
     }
 
-    /// Whether a request may not be answered from the cache because it is somebody's.
+    /// Returns whether a request must bypass the cache because it carries a credential.
     pub fn is_personal(&self, headers: &HeaderMap) -> bool {
         self.prints.bypasses(headers)
     }
 
-    /// What one request may wait for the store.
+    /// Returns a new budget: the total time that one request may wait for the store.
     pub fn budget(&self) -> Budget {
         Budget::new(self.settings.budget)
     }
 
-    /// What a GET or HEAD of a job asks for.
+    /// Creates the lookup request for a GET or HEAD of a job.
     pub fn ask(&self, id: &JobId, method: &Method, uri: &Uri, headers: &HeaderMap) -> Ask {
-        let (pair, form) = self.prints.take(self.store.credential_key(), uri, headers);
+        let (caller, variant) = self.prints.take(self.store.credential_key(), uri, headers);
         Ask {
             key: self.key(id),
-            pair,
-            circle: self.prints.circle(pair),
+            pair: caller,
+            circle: self.prints.circle(caller),
             directives: self.directives(headers),
             fills: *method == Method::GET,
             alone: false,
-            form,
+            form: variant,
         }
     }
 
-    /// Makes it what a request asks for that differs in the path alone, which is that of this id.
-    /// The method and the headers, all of them, must be the same.
-    pub fn turn(&self, ask: &mut Ask, id: &str, path: &str) {
-        if ask.form.path() == path.as_bytes() {
+    /// Changes a lookup request to the job `id` at `path`. The method and all headers must be the same
+    /// as in the request that it was made from.
+    pub fn turn(&self, request: &mut Ask, id: &str, path: &str) {
+        if request.form.path() == path.as_bytes() {
             return;
         }
-        ask.key.rename(&self.settings.prefix, id);
-        ask.pair = self.prints.turn(ask.pair, &mut ask.form, path);
-        ask.circle = self.prints.circle(ask.pair);
+        request.key.rename(&self.settings.prefix, id);
+        request.pair = self.prints.turn(request.pair, &mut request.form, path);
+        request.circle = self.prints.circle(request.pair);
     }
 
     fn directives(&self, headers: &HeaderMap) -> RequestDirectives {
-        let asked = RequestDirectives::of(headers);
-        if self.settings.ignore_client_cache_control { asked.advisory() } else { asked }
+        let directives = RequestDirectives::of(headers);
+        if self.settings.ignore_client_cache_control { directives.advisory() } else { directives }
     }
 
     fn key(&self, id: &JobId) -> Key {
@@ -257,12 +268,12 @@ fn prints(config: &config::Config) -> Prints {
     Prints::new(&config.credentials).counting(Query::new(&config.query))
 }
 
-fn policy(config: &config::Config, prints: &Prints) -> Policy {
+fn policy(config: &config::Config, fingerprinter: &Prints) -> Policy {
     Policy {
         ttl: config.ttl,
         stated_only: config.ttl_stated_only,
         max_body: config.max_body,
-        vary: prints.covered().to_vec(),
+        vary: fingerprinter.covered().to_vec(),
         states: States::new(&config.states),
         cookies: config.credentials.cookies.clone(),
     }

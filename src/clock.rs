@@ -1,9 +1,9 @@
-//! The one owner of the wall clock, so that everything else takes `now` as an argument.
+//! The only place that reads the wall clock. All other code takes `now` as an argument.
 
 use std::time::SystemTime;
 
-/// Now, by this machine's clock.
-#[allow(clippy::disallowed_methods, reason = "this is the owner that the ban points to")]
+/// Returns the current time of the system clock.
+#[allow(clippy::disallowed_methods, reason = "the lint points to this function")]
 pub fn now() -> SystemTime {
     SystemTime::now()
 }

@@ -1,11 +1,11 @@
-//! `jobcache demo`: what jobcache does, to be watched in one terminal without any set-up.
+//! `jobcache demo`: shows what jobcache does, in one terminal and without any set-up.
 //!
-//! It starts a sample jobs API (`api`) with a pipeline behind it (`pipeline`), a real sidecar in
-//! front of it ([`crate::run`]), and a crowd of pollers (`pollers`) that ask the sidecar. Whatever
-//! it shows (`show`) is measured on the spot (`figures`): what was polled, what the API had to
-//! read all the same, and whether any answer was older than the last acknowledged purge.
+//! The demo starts a sample jobs API (`api`) with a pipeline behind it (`pipeline`), a real sidecar
+//! in front of it ([`crate::run`]), and a crowd of pollers (`pollers`) that poll the sidecar. All
+//! output (`show`) is measured live (`figures`): the polls, the reads that still reached the API,
+//! and whether any answer was older than the last acknowledged purge.
 //!
-//! It is no benchmark: pollers, sidecar and API share one process and its cores.
+//! The demo is not a benchmark: pollers, sidecar and API share one process and its cores.
 
 mod api;
 mod client;
@@ -44,70 +44,71 @@ use crate::{
     server::Server,
 };
 
-/// Jobs of the sample API.
+/// Number of jobs in the sample API.
 const JOBS: usize = 20;
-/// Where clients and operators connect unless told otherwise, as in a real sidecar.
+/// Default addresses for clients and operators, the same as those of a real sidecar.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
-/// Shortest time between two polls of one poller.
+/// Shortest polling interval of one poller.
 const MIN_EVERY: Duration = Duration::from_millis(10);
-/// The variables of the webhook's secret, the only setting that the demo takes from outside.
+/// Prefix of the variables that hold the webhook secret. The demo reads no other setting from the
+/// environment.
 const SECRET: &str = "JOBCACHE_WEBHOOK_SECRET";
 
 /// Shows what jobcache does: a sample API, a sidecar and pollers, without any set-up.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Redis to use; without it the store of this process
+    /// Redis to use instead of the store in this process
     #[arg(long, value_name = "URL", default_value = "memory://", hide_default_value = true)]
     pub redis_url: String,
-    /// Simulated frontends (each takes two open files)
+    /// Simulated frontends (each uses two file descriptors)
     #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub pollers: u16,
-    /// How often each of them polls
+    /// How often each frontend polls
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = every)]
     pub every: Duration,
-    /// Ends after this time, such as 5m; without it, on Ctrl-C
+    /// Time after which the demo ends, such as 5m [default: until Ctrl-C]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
-    /// Where clients connect [default: 127.0.0.1:8080, or a free port where that is taken]
+    /// Address for clients [default: 127.0.0.1:8080, or a free port if that is taken]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
-    /// Where operators connect [default: 127.0.0.1:9090, or a free port where that is taken]
+    /// Address for operators [default: 127.0.0.1:9090, or a free port if that is taken]
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
 }
 
-/// Why the demo could not run.
+/// Reason why the demo could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// A socket.
+    /// An address could not be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The settings.
+    /// The settings are not valid.
     #[error(transparent)]
     Config(#[from] Invalid),
-    /// The sidecar.
+    /// The sidecar failed.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// The Redis that it was given.
+    /// The given Redis is not available.
     #[error(
-        "{0} does not answer, or not to this login: start Redis there, or leave out --redis-url for the \
-         store of this process"
+        "{0} does not answer, or refuses the login: start Redis there, or omit --redis-url to use the \
+         store in this process"
     )]
     Store(StoreUrl),
-    /// Standard output.
+    /// Standard output could not be written.
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
 }
 
-/// Runs the demo until `shutdown`, or for as long as `args` says, and closes with a summary.
+/// Runs the demo until `shutdown`, or for `args.duration`, and prints a summary.
 ///
-/// Ends quietly when nobody reads its output any more.
+/// Returns `Ok` if the reader of standard output goes away.
 pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), DemoError> {
     let proxy = Port::bind(args.listen, LISTEN).await?;
     let admin = Port::bind(args.admin, ADMIN).await?;
@@ -115,44 +116,44 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     let config = configure(&args, &proxy, &admin, &api)?;
     let jobs = Arc::new(Jobs::new(JOBS));
     let figures = Arc::new(Figures::default());
-    let stage = stage(&args, &config, &proxy, &admin, &api);
+    let setup = stage(&args, &config, &proxy, &admin, &api);
     let store = config.store.url.clone();
-    let webhook = Webhook::new(stage.admin, config.webhook_secret.first().cloned());
+    let webhook = Webhook::new(setup.admin, config.webhook_secret.first().cloned());
 
-    let _backend = start_api(api.listener, &config, Arc::clone(&jobs));
+    let _api = start_api(api.listener, &config, Arc::clone(&jobs));
     let (stop, stopped) = oneshot::channel::<()>();
     let listeners = Listeners { proxy: proxy.listener.into(), admin: admin.listener.into() };
     let mut sidecar = pin!(crate::run(config, listeners, async {
-        // Also when the sender is gone.
+        // A dropped sender stops the sidecar as well.
         let _ = stopped.await;
     }));
 
     let mut crowd = JoinSet::new();
-    let mut show = Show::new(&stage, Arc::clone(&figures), Arc::clone(&jobs));
-    let watched = async {
-        if StoreState::of(&stage).await == StoreState::Down {
+    let mut show = Show::new(&setup, Arc::clone(&figures), Arc::clone(&jobs));
+    let shown = async {
+        if StoreState::of(&setup).await == StoreState::Down {
             return Err(DemoError::Store(store));
         }
         show.open().map_err(DemoError::Output)?;
         pipeline::start(&mut crowd, &jobs, &figures, &webhook).await;
-        Poller::start(&mut crowd, &stage, &jobs, &figures);
+        Poller::start(&mut crowd, &setup, &jobs, &figures);
         show.follow().await.map_err(DemoError::Output)
     };
-    let watched = tokio::select! {
-        // First, so that Ctrl-C counts from the first line on.
+    let result = tokio::select! {
+        // First, so that Ctrl-C works from the first line on.
         biased;
         () = until(args.duration, shutdown) => Ok(()),
-        ended = &mut sidecar => return Ok(ended?),
-        broken = watched => broken.map(|never| match never {}),
+        result = &mut sidecar => return Ok(result?),
+        result = shown => result.map(|never| match never {}),
     };
-    // With their connections gone the sidecar has nothing to wait for.
+    // Once the pollers' connections are closed, the sidecar has nothing to drain.
     crowd.shutdown().await;
     let _ = stop.send(());
     sidecar.await?;
-    quietly(watched.and_then(|()| show.close().map_err(DemoError::Output)))
+    quietly(result.and_then(|()| show.close().map_err(DemoError::Output)))
 }
 
-/// Until `shutdown`, or for as long as this.
+/// Returns at `shutdown` or after `duration`, whichever comes first.
 async fn until(duration: Option<Duration>, shutdown: impl Future<Output = ()>) {
     match duration {
         Some(duration) => tokio::select! { () = shutdown => {}, () = sleep(duration) => {} },
@@ -160,25 +161,25 @@ async fn until(duration: Option<Duration>, shutdown: impl Future<Output = ()>) {
     }
 }
 
-/// That nobody reads any more is no error.
-fn quietly(ended: Result<(), DemoError>) -> Result<(), DemoError> {
-    match ended {
+/// Treats a closed standard output as a normal end.
+fn quietly(result: Result<(), DemoError>) -> Result<(), DemoError> {
+    match result {
         Err(DemoError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        ended => ended,
+        result => result,
     }
 }
 
-/// The sample API, served until this is dropped.
+/// Serves the sample API until the returned set is dropped.
 fn start_api(listener: TcpListener, config: &Config, jobs: Arc<Jobs>) -> JoinSet<()> {
     let server = Server::new(listener, &config.server, Arc::default());
-    let mut backend = JoinSet::new();
-    backend.spawn(async move {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
         let (_never, drain) = watch::channel(false);
         server
             .run(drain, Duration::ZERO, move |request, _, _| Arc::clone(&jobs).serve(request))
             .await;
     });
-    backend
+    tasks
 }
 
 fn stage(args: &Args, config: &Config, proxy: &Port, admin: &Port, api: &Port) -> Stage {
@@ -195,7 +196,7 @@ fn stage(args: &Args, config: &Config, proxy: &Port, admin: &Port, api: &Port) -
     }
 }
 
-/// The settings of a real sidecar, through the checks that a real one passes.
+/// Builds the settings of a real sidecar, with the checks that a real sidecar runs.
 fn configure(args: &Args, proxy: &Port, admin: &Port, api: &Port) -> Result<Config, Invalid> {
     let flag = |name, value: String| (name, Value::One(value));
     let values = vec![
@@ -214,17 +215,18 @@ fn configure(args: &Args, proxy: &Port, admin: &Port, api: &Port) -> Result<Conf
 struct Port {
     listener: TcpListener,
     address: SocketAddr,
-    /// What was taken, if it had to move.
+    /// The default address, if it was taken and a free port is used instead.
     taken: Option<SocketAddr>,
 }
 
 impl Port {
-    /// Binds what was asked for. Where nothing was, the usual address, or a free port beside it.
-    async fn bind(asked: Option<SocketAddr>, usual: SocketAddr) -> Result<Self, DemoError> {
-        let address = asked.unwrap_or(usual);
+    /// Binds the requested address. Without one, binds the default address, or a free port if that
+    /// is taken.
+    async fn bind(requested: Option<SocketAddr>, default: SocketAddr) -> Result<Self, DemoError> {
+        let address = requested.unwrap_or(default);
         let (bound, taken) = match TcpListener::bind(address).await {
-            Err(error) if asked.is_none() && error.kind() == io::ErrorKind::AddrInUse => {
-                (TcpListener::bind((usual.ip(), 0)).await, Some(usual))
+            Err(error) if requested.is_none() && error.kind() == io::ErrorKind::AddrInUse => {
+                (TcpListener::bind((default.ip(), 0)).await, Some(default))
             }
             bound => (bound, None),
         };
@@ -234,7 +236,8 @@ impl Port {
         Ok(Self { listener, address, taken })
     }
 
-    /// Where this process reaches it.
+    /// Address at which this process can reach the socket: loopback if it is bound to all
+    /// interfaces.
     fn reachable(&self) -> SocketAddr {
         let ip = match self.address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -251,7 +254,7 @@ impl Port {
 
 fn every(text: &str) -> Result<Duration, String> {
     let every = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if every < MIN_EVERY { Err(format!("give at least {MIN_EVERY:?}")) } else { Ok(every) }
+    if every < MIN_EVERY { Err(format!("must be at least {MIN_EVERY:?}")) } else { Ok(every) }
 }
 
 #[cfg(test)]

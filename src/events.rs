@@ -1,16 +1,18 @@
-//! What happened lately, to each job and to the process as a whole.
+//! Recent events of each job and of the whole process.
 //!
-//! Metrics count and the log tells of faults; neither can say why a job is not cached. So the last
-//! events of each job are kept here for `/explain`, and all are told to whoever listens to `/events`.
+//! Metrics count and the log reports faults; neither can say why a job is not cached. This module
+//! keeps the last events of each job for `/explain`, and publishes all events to the subscribers of
+//! `/events`.
 //!
-//! A hit must cost nothing. So hits are sampled, one in so many that about 1,000 a second are
-//! looked at: what is none costs a random number, and nothing is locked or allocated for it. As many
-//! as there are up to that are all counted. Whatever is no hit has asked Redis or the upstream, beside
-//! which a lock is nothing.
+//! A hit must cost almost nothing. Hits are therefore sampled so that about 1,000 a second are
+//! recorded. A hit that is not sampled costs one random number, without a lock or an allocation.
+//! Below that rate every hit is recorded. Other requests have asked Redis or the upstream, and a
+//! lock is cheap compared with that.
 //!
-//! Nothing here is durable, exact or secret. What is kept is bounded in [`jobs`], what waits for a
-//! listener in [`feed`]. No body, header, query or credential is ever given to it: an event is made of
-//! a job's id, words of ours, and who asked for a purge.
+//! Events are not durable, not exact and not secret. [`jobs`] bounds what is kept, and [`feed`]
+//! bounds what waits for a subscriber. An event consists of a job id, constant words, and the
+//! initiator of a purge. It never contains a body, a header, a query or a credential, except the
+//! `webhook-id` of a purge.
 
 pub mod feed;
 pub mod jobs;
@@ -29,25 +31,27 @@ use self::{
 };
 use crate::clock;
 
-/// Hits that are looked at in a second, about.
+/// Approximate number of hits that are sampled per second.
 const SAMPLES: u64 = 1_000;
-/// Jobs of one purge or write that the feed tells of one by one; of more it tells the number.
+/// Most jobs of one purge or write that the feed publishes one by one. Of more jobs it publishes
+/// only the number.
 const TOLD_EACH: usize = 10;
-/// Jobs of one purge or write that are remembered if they were not known: more would push out the rest.
+/// Most jobs of one purge or write that are added to the history. More would push out all other
+/// jobs, so then only known jobs are recorded.
 const KNOWN_ONLY: usize = jobs::JOBS / 8;
-/// How long news of a change may come after we have asked for it, and still be ours.
+/// Time after a change by this process in which news of the key is attributed to that change.
 const OURS_FOR_MS: i64 = 1_000;
-/// The same for a purge of all, which the store walks through in steps.
+/// The same for a purge of all, which scans the store in steps.
 const ALL_OURS_FOR_MS: i64 = 30_000;
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum What {
     /// A request was answered from the cache.
     Hit,
-    /// A request was answered by a read of the upstream, for everybody who waited.
+    /// A request was answered by a read of the upstream, which other requests may share.
     Miss,
-    /// A request went past the cache.
+    /// A request bypassed the cache.
     Pass,
     /// A request was answered by jobcache itself, with an error.
     Error,
@@ -55,42 +59,43 @@ pub enum What {
     Fill,
     /// An answer was not stored.
     FillRefused,
-    /// Another client was let in to the entry, as the upstream gave it the same.
+    /// A client was added to the audience of an entry, because the upstream gave it the same
+    /// answer.
     Admitted,
-    /// The entry was replaced: the upstream gave a client something else.
+    /// The entry was replaced, because the upstream gave a client another answer.
     Replaced,
     /// A write through this sidecar began.
     Write,
-    /// A write through this sidecar has ended.
+    /// A write through this sidecar ended.
     WriteEnded,
-    /// It was purged on request.
+    /// The job was purged on request.
     Purge,
     /// Every job was purged.
     PurgeAll,
-    /// Another sidecar or a third party has changed it in Redis.
+    /// Another sidecar or a third party changed the job in Redis.
     Changed,
-    /// All keys have left Redis at once.
+    /// All keys left Redis at once.
     Flushed,
-    /// It left this process for want of room.
+    /// The entry was evicted from the memory of this process.
     Evicted,
-    /// An invalidation that was pending is confirmed.
+    /// A pending invalidation was confirmed.
     Confirmed,
-    /// The store is trusted: the breaker is closed.
+    /// The store is up: the breaker closed.
     StoreUp,
-    /// The store is not trusted: the breaker is open.
+    /// The store is down: the breaker opened.
     StoreDown,
-    /// Changes in the store are tracked.
+    /// The tracking connection is up.
     TrackingUp,
-    /// They are not, and each hit asks the store.
+    /// The tracking connection is down, so each hit asks the store.
     TrackingDown,
     /// The upstream answers.
     UpstreamUp,
-    /// It does not.
+    /// The upstream does not answer.
     UpstreamDown,
 }
 
 impl What {
-    /// The word for it.
+    /// Returns the name for `/events`, `/explain` and the status page.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -118,70 +123,70 @@ impl What {
         }
     }
 
-    /// Whether the last one of it is remembered longer than what came after: without it nobody could
-    /// tell that a job was changed and we were told, or why its answers are not stored.
+    /// Whether the last event of this kind outlives the ring of recent events. These events show
+    /// that a job was changed, and why its answers are not stored.
     fn is_kept(self) -> bool {
         use What::{Changed, FillRefused, Purge, Write, WriteEnded};
         matches!(self, Changed | FillRefused | Purge | Write | WriteEnded)
     }
 
-    /// Whether the store sends news of it, which may come later than we tell of it.
+    /// Whether the store reports this change, possibly after the event was recorded.
     fn changes_the_key(self) -> bool {
         use What::{Confirmed, Fill, Purge, Replaced, Write, WriteEnded};
         matches!(self, Confirmed | Fill | Purge | Replaced | Write | WriteEnded)
     }
 }
 
-/// Whoever caused an event, in words of ours.
+/// The initiator of an event as text, such as the sender of a purge.
 pub type By = Option<Arc<str>>;
 
-/// A hit that is looked at.
+/// A request that is recorded if it turns out to be a hit.
 #[derive(Debug)]
 pub struct Sample {
-    /// How many hits it stands for.
+    /// Number of hits that it represents.
     weight: u32,
     started: Instant,
 }
 
 impl Sample {
-    /// How long its request has been here.
+    /// Returns the time since the request arrived.
     pub fn took(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// How many hits it stands for.
+    /// Returns the number of hits that it represents.
     pub fn weight(&self) -> u64 {
         u64::from(self.weight)
     }
 }
 
-/// What was expected of a key, and what had been before.
+/// An announced change of a key by this process, and the previous announcement.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected {
     until_ms: i64,
     before_ms: i64,
 }
 
-/// What happened lately.
+/// The recorder of events.
 #[derive(Debug, Default)]
 pub struct Events {
-    /// What stands before an id in the name of its key.
+    /// Prefix of a key before the id.
     prefix: OnceLock<Box<str>>,
     jobs: Mutex<Jobs>,
     feed: Feed,
-    /// One hit in so many is looked at; 0 counts as 1.
+    /// One hit in this many is sampled; 0 counts as 1.
     one_in: AtomicU32,
-    /// Until when all news is of what we did ourselves.
+    /// Time until which all news from the store is attributed to this process.
     all_ours_until_ms: AtomicI64,
 }
 
 impl Events {
-    /// Says what stands before an id in the name of its key, once.
+    /// Sets the prefix of keys, once. Events show ids without it.
     pub fn strip(&self, prefix: &str) {
         let _ = self.prefix.set(prefix.into());
     }
 
-    /// Decides when a request comes whether it is looked at, should it be a hit.
+    /// Decides, when a request arrives, whether it is recorded if it is a hit.
     pub fn sample(&self) -> Option<Sample> {
         let one_in = self.one_in.load(Ordering::Relaxed);
         if one_in > 1 && fastrand::u32(..one_in) != 0 {
@@ -190,24 +195,24 @@ impl Events {
         Some(Sample { weight: one_in.max(1), started: Instant::now() })
     }
 
-    /// So many hits came in the last second.
+    /// Adapts the sampling to the number of hits in the last second.
     pub(crate) fn pace(&self, hits: u64) {
         let one_in = u32::try_from(hits / SAMPLES).unwrap_or(u32::MAX).max(1);
         self.one_in.store(one_in, Ordering::Relaxed);
     }
 
-    /// A request for a job was answered. Listeners are told how many there were in each second.
+    /// Records `times` answered requests for a job. Subscribers get only the counts of each second.
     pub fn answered(&self, key: &str, what: What, why: &'static str, times: u64) {
         let now_ms = now_ms();
         self.jobs().request(key, Happening::new(what, why, None, now_ms), times);
     }
 
-    /// Something else happened to a job.
+    /// Records and publishes another event of a job.
     pub fn tell(&self, key: &str, what: What, why: &'static str) {
         self.tell_each([key].into_iter(), what, why, None);
     }
 
-    /// The same to some jobs at once.
+    /// Records and publishes the same event for several jobs.
     pub fn tell_each<'k>(
         &self,
         keys: impl ExactSizeIterator<Item = &'k str>,
@@ -234,7 +239,7 @@ impl Events {
         }
     }
 
-    /// Something happened to every job, or to the process.
+    /// Publishes an event of all jobs or of the process.
     pub fn tell_all(&self, what: What, why: &'static str, by: By) {
         let now_ms = now_ms();
         let mut jobs = self.jobs();
@@ -244,20 +249,22 @@ impl Events {
         self.feed.tell(Event::new(what, why, by, now_ms));
     }
 
-    /// Something of ours went up or down, as a gauge tells that had this value before.
+    /// Publishes the event `up` or `down` if a gauge changed from `before` to `now`.
     pub fn turned(&self, before: i64, now: i64, (up, down): (What, What)) {
         if before != now {
             self.tell_all(if now == 1 { up } else { down }, "", None);
         }
     }
 
-    /// We are about to change a key in the store: news of that is no news.
+    /// Announces that this process is about to change a key, so that news of that change is
+    /// ignored.
     pub fn expect(&self, key: &str) -> Expected {
         let until_ms = now_ms() + OURS_FOR_MS;
         Expected { until_ms, before_ms: self.jobs().ours_until(key, until_ms) }
     }
 
-    /// We have not changed it after all. What others here expect of it stands.
+    /// Withdraws an announcement, because the key was not changed. Announcements that others in
+    /// this process have made meanwhile stay in force.
     pub fn unexpect(&self, key: &str, expected: Expected) {
         let mut jobs = self.jobs();
         let now_ms = jobs.ours_until(key, expected.before_ms);
@@ -271,13 +278,14 @@ impl Events {
         self.all_ours_until_ms.store(now_ms() + ALL_OURS_FOR_MS, Ordering::Relaxed);
     }
 
-    /// Every key has been changed.
+    /// Ends [`Events::expect_all`] after all keys are changed. News that is already on its way is
+    /// still ignored.
     pub fn expect_no_more(&self) {
         self.all_ours_until_ms.store(now_ms() + OURS_FOR_MS, Ordering::Relaxed);
     }
 
-    /// The store tells that a key has changed. Only what is known here is told of: others' jobs are
-    /// many, and keys under the prefix that are nobody's job are any text.
+    /// Handles news from the store that a key has changed. Only known jobs are recorded: other
+    /// sidecars may have many jobs, and keys under the prefix can be any text.
     pub fn changed(&self, key: &str) {
         let now_ms = now_ms();
         if now_ms < self.all_ours_until_ms.load(Ordering::Relaxed) {
@@ -291,39 +299,39 @@ impl Events {
         self.feed.tell(Event::new(What::Changed, "", None, now_ms).of(job, 1));
     }
 
-    /// A key left this process for want of room. Where there is none that is what happens most, so it
-    /// is told of known jobs alone, and not to listeners.
+    /// Records that an entry was evicted from the memory of this process. If memory is short this
+    /// is the most frequent event, so it is recorded only for known jobs and is not published.
     pub fn evicted(&self, key: &str) {
         self.jobs().note(key, Happening::new(What::Evicted, "", None, now_ms()));
     }
 
-    /// What happened to the job of a key, oldest first.
+    /// Returns the history of a job, oldest event first.
     pub fn past(&self, key: &str) -> Past {
         self.jobs().past(key)
     }
 
-    /// The jobs that were asked for most in this minute and the one before.
-    pub fn busiest(&self, most: usize) -> Vec<Busy> {
-        let mut busy = self.jobs().busiest(most, now_ms());
+    /// Returns the jobs with the most requests in this minute and the one before.
+    pub fn busiest(&self, limit: usize) -> Vec<Busy> {
+        let mut busy = self.jobs().busiest(limit, now_ms());
         for job in &mut busy {
             job.job = self.id(&job.job).into();
         }
         busy
     }
 
-    /// Listens to what happens from now on, after what happened just before; none where as many listen
-    /// as may.
+    /// Subscribes to the events after the one with number `after`, including recent ones. Returns
+    /// `None` if there are [`feed::LISTENERS`] subscribers.
     pub fn listen(&self, after: u64) -> Option<Listener> {
         let _jobs = self.jobs();
         self.feed.listen(after)
     }
 
-    /// Whether anybody listens.
+    /// Whether there are subscribers.
     pub(crate) fn is_heard(&self) -> bool {
         self.feed.is_heard()
     }
 
-    /// Tells listeners what there was in the last second.
+    /// Publishes the counts of the last second.
     pub(crate) fn second(&self, counts: feed::Counts) {
         self.feed.second(now_ms(), counts);
     }
@@ -334,7 +342,7 @@ impl Events {
     }
 
     fn jobs(&self) -> MutexGuard<'_, Jobs> {
-        // No code that holds the lock panics half-way through a change.
+        // Code that holds the lock does not panic in the middle of a change.
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -351,7 +359,7 @@ mod tests {
     #[test]
     fn hits_are_sampled_so_that_their_number_can_be_told() {
         let events = Events::default();
-        assert_eq!(events.sample().unwrap().weight(), 1, "all, while they are few");
+        assert_eq!(events.sample().unwrap().weight(), 1, "every hit at a low rate");
         events.pace(50_000);
         let samples: Vec<_> = (0..100_000).filter_map(|_| events.sample()).collect();
         assert!((1_500..2_500).contains(&samples.len()), "{}", samples.len());
@@ -369,22 +377,22 @@ mod tests {
         let last = || events.past(x).happenings.last().unwrap().what;
         events.tell(x, What::Fill, "");
         events.changed(x);
-        assert_eq!(last(), What::Fill, "it was us");
+        assert_eq!(last(), What::Fill, "this process changed it");
         events.jobs().ours_until(x, 0);
-        let in_vain = events.expect(x);
+        let withdrawn = events.expect(x);
         events.changed(x);
-        assert_eq!(last(), What::Fill, "it will have been us");
-        events.unexpect(x, in_vain);
+        assert_eq!(last(), What::Fill, "this process has announced a change");
+        events.unexpect(x, withdrawn);
         events.changed(x);
         assert_eq!(last(), What::Changed);
 
         events.tell(x, What::Evicted, "");
-        let in_vain = events.expect(x);
+        let withdrawn = events.expect(x);
         events.tell(x, What::Fill, "");
         events.jobs().ours_until(x, i64::MAX);
-        events.unexpect(x, in_vain);
+        events.unexpect(x, withdrawn);
         events.changed(x);
-        assert_eq!(last(), What::Fill, "what another expects stands");
+        assert_eq!(last(), What::Fill, "the other announcement stays in force");
     }
 
     #[test]
@@ -392,8 +400,8 @@ mod tests {
         let events = Events::default();
         let keys: Vec<String> = (0..=TOLD_EACH).map(|id| id.to_string()).collect();
         events.tell_each(keys.iter().map(String::as_str), What::Purge, "", None);
-        let told = events.listen(0).unwrap().before;
-        assert_eq!(told.iter().map(|event| event.jobs).collect::<Vec<_>>(), [keys.len()]);
+        let published = events.listen(0).unwrap().before;
+        assert_eq!(published.iter().map(|event| event.jobs).collect::<Vec<_>>(), [keys.len()]);
         assert_eq!(events.past("3").happenings.len(), 1);
     }
 }

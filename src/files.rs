@@ -1,13 +1,14 @@
-//! The limit of open files: each connection is one.
+//! The limit of open files. Each connection is an open file.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};
 
-/// For what is no connection of client or upstream: Redis, the admin listener, the log.
+/// Files for other purposes than connections of clients and upstream: Redis, admin listener, log.
 const SPARE: u64 = 256;
 
-/// Raises the soft limit as far as it may be: shells start programs with 1,024, for the sake of those
-/// that use `select`. Warns where even that is less than `wanted` connections take.
+/// Raises the soft limit to what `wanted` connections need, as far as the hard limit allows. Shells
+/// start programs with a soft limit of 1,024 for those that use `select`. Warns if the result is
+/// less than `wanted`.
 pub(crate) fn allow(wanted: u64) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let Some(soft) = current else { return };
@@ -22,8 +23,8 @@ pub(crate) fn allow(wanted: u64) {
         warn!(
             limit,
             wanted,
-            "the limit of open files is less than server.max_connections and \
-             upstream.max_connections; raise it (ulimit -Hn, LimitNOFILE=) or lower those"
+            "the limit of open files is less than server.max_connections plus \
+             upstream.max_connections; raise it (ulimit -Hn, LimitNOFILE=) or lower those settings"
         );
     }
 }

@@ -1,11 +1,12 @@
-//! Interim responses (1xx) on HTTP/1, for which hyper's server has no interface.
+//! Informational (1xx) responses on HTTP/1. hyper's server has no interface for them.
 //!
-//! hyper flushes the stream after each poll of a connection, and by then its own buffer is empty.
-//! While a request is being answered nothing of its response is in there. So what waits in the
-//! lane of a connection is written by that flush, and lands between two messages. An answer
-//! leaves only when its lane is empty, and nothing enters the lane of a request that was answered.
+//! hyper flushes its stream after each poll of a connection, and its own buffer is empty by then.
+//! While a request is being answered, that buffer holds no byte of its response. So this module
+//! writes the queued informational responses of a connection in that flush, and they land between
+//! two messages. An answer leaves only when the queue is empty, and nothing enters the queue for a
+//! request that was already answered.
 //!
-//! HTTP/2 has no such seam: there an [`Interim`] takes nothing.
+//! On HTTP/2 there is no such point: an [`Interim`] ignores what it is given there.
 
 use std::{
     fmt, io,
@@ -21,42 +22,44 @@ use bytes::{Buf as _, BytesMut};
 use hyper::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Interim responses that wait for a client that does not read, in bytes.
+/// Largest size of the queue, in bytes, for a client that does not read. A response that begins
+/// below it is queued as a whole.
 const QUEUE_MAX: usize = 64 * 1024;
 
-/// Takes the interim responses to one request.
+/// Sends the informational responses to one request.
 #[derive(Clone, Debug, Default)]
 pub struct Interim(Option<(Arc<Lane>, u64)>);
 
 impl Interim {
-    /// Sends an interim response, unless the final one has been given or the client takes none.
+    /// Queues an informational response. Drops it if the final response has been given, if the
+    /// client accepts none, or if the queue is full.
     pub fn send(&self, status: StatusCode, headers: &HeaderMap) {
-        if let Some((lane, turn)) = &self.0 {
-            lane.send(*turn, status, headers);
+        if let Some((queue, number)) = &self.0 {
+            queue.send(*number, status, headers);
         }
     }
 
-    /// Whether the client takes interim responses at all.
+    /// Whether the client accepts informational responses.
     pub fn is_taken(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Takes nothing from now on, and resolves when all that was sent is written.
+    /// Closes the queue for this request and waits until everything in it is written.
     pub(crate) async fn close(self) {
-        let Some((lane, turn)) = self.0 else { return };
-        std::future::poll_fn(|_| lane.poll_close(turn)).await;
+        let Some((queue, number)) = self.0 else { return };
+        std::future::poll_fn(|_| queue.poll_close(number)).await;
     }
 }
 
-/// The interim responses of one connection, which answers its requests one after the other. Most
-/// requests have none: for them no lock is taken.
+/// The queue of informational responses of one connection, which answers its requests one after the
+/// other. Most requests have none, and take no lock.
 #[derive(Debug, Default)]
 pub(crate) struct Lane {
-    /// The number of the request that is being answered. Only the connection changes it.
+    /// Number of the request that is being answered. Only the connection changes it.
     turn: AtomicU64,
-    /// The last request that was answered.
+    /// Number of the last request that was answered.
     closed: AtomicU64,
-    /// Whether there may be something in the queue: all that most flushes look at.
+    /// Whether the queue may hold bytes. Most flushes look at nothing else.
     waiting: AtomicBool,
     queue: Mutex<Queue>,
 }
@@ -64,36 +67,36 @@ pub(crate) struct Lane {
 #[derive(Debug, Default)]
 struct Queue {
     bytes: BytesMut,
-    /// The task that flushes.
+    /// The task that flushes the stream.
     connection: Option<Waker>,
 }
 
 impl Lane {
-    /// Opens the lane for the next request.
+    /// Opens the queue for the next request.
     pub(crate) fn open(self: &Arc<Self>) -> Interim {
-        let turn = self.turn.load(Ordering::Relaxed) + 1;
-        self.turn.store(turn, Ordering::Relaxed);
-        Interim(Some((Arc::clone(self), turn)))
+        let number = self.turn.load(Ordering::Relaxed) + 1;
+        self.turn.store(number, Ordering::Relaxed);
+        Interim(Some((Arc::clone(self), number)))
     }
 
-    fn send(&self, turn: u64, status: StatusCode, headers: &HeaderMap) {
-        let mut queue = self.queue();
-        // In this order, and the other way round where the lane is closed: either we see that it is,
-        // or who closes it sees that something waits, and waits for the lock that we hold.
+    fn send(&self, number: u64, status: StatusCode, headers: &HeaderMap) {
+        let mut state = self.queue();
+        // `poll_close` uses the opposite order: either this call sees that the queue is closed, or
+        // the closing side sees that bytes wait and blocks on the lock held here.
         self.waiting.store(true, Ordering::SeqCst);
-        let open = self.closed.load(Ordering::SeqCst) < turn;
-        if open && queue.bytes.len() <= QUEUE_MAX {
-            encode(&mut queue.bytes, status, headers);
+        let open = self.closed.load(Ordering::SeqCst) < number;
+        if open && state.bytes.len() <= QUEUE_MAX {
+            encode(&mut state.bytes, status, headers);
         }
-        self.waiting.store(!queue.bytes.is_empty(), Ordering::SeqCst);
-        if let Some(connection) = &queue.connection {
+        self.waiting.store(!state.bytes.is_empty(), Ordering::SeqCst);
+        if let Some(connection) = &state.connection {
             connection.wake_by_ref();
         }
     }
 
-    /// Polled by the task that flushes, which polls again after it has flushed.
-    fn poll_close(&self, turn: u64) -> Poll<()> {
-        self.closed.store(turn, Ordering::SeqCst);
+    /// The task that flushes polls this, and polls again after each flush.
+    fn poll_close(&self, number: u64) -> Poll<()> {
+        self.closed.store(number, Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) && !self.queue().bytes.is_empty() {
             return Poll::Pending;
         }
@@ -116,19 +119,19 @@ fn encode(bytes: &mut BytesMut, status: StatusCode, headers: &HeaderMap) {
     bytes.extend_from_slice(b"\r\n");
 }
 
-/// A stream whose flush writes what waits in the lane.
+/// A stream that writes the queued informational responses when it is flushed.
 pub(crate) struct Wire<S> {
     stream: S,
     lane: Arc<Lane>,
-    /// A part of the queue is written: nothing else may be before the rest is.
+    /// Part of the queue is written: the rest must follow before anything else.
     begun: bool,
-    /// The task that flushes, as the lane knows it.
+    /// The waker that the queue has for the flushing task.
     task: Waker,
 }
 
 impl<S> Wire<S> {
-    pub(crate) fn new(stream: S, lane: Arc<Lane>) -> Self {
-        Self { stream, lane, begun: false, task: Waker::noop().clone() }
+    pub(crate) fn new(stream: S, queue: Arc<Lane>) -> Self {
+        Self { stream, lane: queue, begun: false, task: Waker::noop().clone() }
     }
 }
 
@@ -137,18 +140,18 @@ impl<S: AsyncWrite + Unpin> Wire<S> {
         if !self.lane.waiting.load(Ordering::Acquire) {
             return Poll::Ready(Ok(()));
         }
-        let mut queue = self.lane.queue();
-        while !queue.bytes.is_empty() {
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &queue.bytes))?;
+        let mut state = self.lane.queue();
+        while !state.bytes.is_empty() {
+            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &state.bytes))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            queue.bytes.advance(count);
+            state.bytes.advance(count);
             self.begun = true;
         }
         self.begun = false;
         self.lane.waiting.store(false, Ordering::SeqCst);
-        // The answer may wait for this.
+        // The answer may be waiting for the empty queue.
         cx.waker().wake_by_ref();
         Poll::Ready(Ok(()))
     }
@@ -183,7 +186,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         let this = self.get_mut();
         if !this.task.will_wake(cx.waker()) {
             this.task.clone_from(cx.waker());
-            // Before the look: what is sent after it wakes us.
+            // Register before looking at the queue: a response that is queued after the look wakes
+            // this task.
             this.lane.queue().connection = Some(cx.waker().clone());
         }
         ready!(this.poll_queue(cx))?;
@@ -211,7 +215,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
 impl<S> fmt::Debug for Wire<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wire").field("lane", &self.lane).finish_non_exhaustive()
+        f.debug_struct("InformationalIo").field("queue", &self.lane).finish_non_exhaustive()
     }
 }
 
@@ -226,24 +230,24 @@ mod tests {
 
     const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
 
-    fn hint(interim: &Interim) {
+    fn hint(informational: &Interim) {
         let mut headers = HeaderMap::new();
         headers.insert("link", HeaderValue::from_static("</a>"));
-        interim.send(StatusCode::EARLY_HINTS, &headers);
+        informational.send(StatusCode::EARLY_HINTS, &headers);
     }
 
     #[tokio::test]
     async fn an_interim_response_goes_out_with_the_next_flush_and_before_the_answer() {
         let (near, mut far) = duplex(1024);
-        let lane = Arc::new(Lane::default());
-        let mut wire = Wire::new(near, Arc::clone(&lane));
-        let interim = lane.open();
-        hint(&interim);
+        let queue = Arc::new(Lane::default());
+        let mut io = Wire::new(near, Arc::clone(&queue));
+        let informational = queue.open();
+        hint(&informational);
 
-        wire.flush().await.unwrap();
-        interim.close().await;
-        wire.write_all(b"answer").await.unwrap();
-        drop(wire);
+        io.flush().await.unwrap();
+        informational.close().await;
+        io.write_all(b"answer").await.unwrap();
+        drop(io);
 
         let mut read = Vec::new();
         far.read_to_end(&mut read).await.unwrap();
@@ -253,13 +257,13 @@ mod tests {
     #[tokio::test]
     async fn what_a_write_finds_half_written_is_ended_first() {
         let (near, mut far) = duplex(10);
-        let lane = Arc::new(Lane::default());
-        let mut wire = Wire::new(near, Arc::clone(&lane));
-        hint(&lane.open());
+        let queue = Arc::new(Lane::default());
+        let mut io = Wire::new(near, Arc::clone(&queue));
+        hint(&queue.open());
 
-        let begun = poll_fn(|cx| std::task::Poll::Ready(Pin::new(&mut wire).poll_flush(cx)));
+        let begun = poll_fn(|cx| std::task::Poll::Ready(Pin::new(&mut io).poll_flush(cx)));
         assert!(begun.await.is_pending());
-        let write = tokio::spawn(async move { wire.write_all(b"continue").await });
+        let write = tokio::spawn(async move { io.write_all(b"continue").await });
         let mut read = vec![0; HINT.len() + b"continue".len()];
         far.read_exact(&mut read).await.unwrap();
 
@@ -269,24 +273,24 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_enters_the_lane_of_a_request_that_was_answered() {
-        let lane = Arc::new(Lane::default());
-        let first = lane.open();
+        let queue = Arc::new(Lane::default());
+        let first = queue.open();
         first.clone().close().await;
         hint(&first);
-        let _second = lane.open();
+        let _second = queue.open();
         hint(&first);
 
-        assert!(lane.queue().bytes.is_empty());
+        assert!(queue.queue().bytes.is_empty());
     }
 
     #[test]
     fn a_client_that_reads_nothing_is_kept_little_for() {
-        let lane = Arc::new(Lane::default());
-        let interim = lane.open();
+        let queue = Arc::new(Lane::default());
+        let informational = queue.open();
         for _ in 0..2 * QUEUE_MAX / HINT.len() {
-            hint(&interim);
+            hint(&informational);
         }
 
-        assert!(lane.queue().bytes.len() <= QUEUE_MAX + HINT.len());
+        assert!(queue.queue().bytes.len() <= QUEUE_MAX + HINT.len());
     }
 }

@@ -1,7 +1,7 @@
 //! jobcache: a transparent caching reverse proxy sidecar for job status polls.
 //!
-//! Frontends poll `GET /jobs/<id>` every few seconds and each poll is a database query. jobcache
-//! stands in front of the unchanged backend, answers the polls from Redis (`job_status:<id>`) and
+//! Frontends poll `GET /jobs/<id>` every few seconds, and each poll is a database query. jobcache
+//! stands in front of the unchanged upstream, answers the polls from Redis (`job_status:<id>`) and
 //! forgets a job the moment it changes.
 //!
 //! # Promises
@@ -14,11 +14,11 @@
 //! 2. **Never leaked.** A credential only ever receives bytes that the upstream itself served to
 //!    that credential since the job last changed, or bytes identical to those. See
 //!    [`cache::audience`].
-//! 3. **Never in the way.** A cache fault never fails, truncates or alters a response and costs at
-//!    most the store budget; with Redis down for long it costs nothing. What is not a cached read
-//!    passes through untouched, streaming.
-//! 4. **Never in the dark.** Every response says what happened to it and why (`Cache-Status`), every
-//!    counter has a metric, and who asks why a job is not cached is told ([`cache::explain`]).
+//! 3. **Never in the way.** A cache fault never fails, truncates or alters a response, and costs at
+//!    most the store budget; while Redis stays down it costs nothing. Anything but a cached read
+//!    passes through untouched, as a stream.
+//! 4. **Never in the dark.** Every response says what happened to it and why (`Cache-Status`),
+//!    every counter has a metric, and [`cache::explain`] answers why a job is not cached.
 //!
 //! # Reading order
 //!
@@ -100,42 +100,42 @@ use crate::{
     warm::{Warmer, Warming},
 };
 
-/// For a last try to confirm what is pending, after the drain.
+/// Time for a last attempt to confirm pending invalidations, after the drain.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// For the last spans to be sent, after everything else.
+/// Time to send the last spans, after everything else.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// For operators, after the drain: their requests are short.
+/// Time for requests to the admin listener to end, after the drain: they are short.
 const ADMIN_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The sockets that a sidecar serves, bound by the caller.
 #[derive(Debug)]
 pub struct Listeners {
-    /// For clients.
+    /// The listener for clients.
     pub proxy: Listener,
-    /// For operators and the purge webhook.
+    /// The listener for operators and the purge webhook.
     pub admin: Listener,
 }
 
 /// Why a sidecar could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A route template.
+    /// A route template is invalid.
     #[error(transparent)]
     Route(#[from] proxy::route::BadTemplate),
-    /// A rule of `[[invalidate]]`.
+    /// A rule of `[[invalidate]]` is invalid.
     #[error(transparent)]
     Rule(#[from] proxy::route::rules::BadRule),
-    /// The store's URL.
+    /// The store's URL cannot be used.
     #[error("cannot open the store: {0}")]
     Store(#[from] StoreError),
-    /// Certificates and keys.
-    #[error("cannot speak TLS: {0}")]
+    /// Certificates or keys cannot be used.
+    #[error("cannot set up TLS: {0}")]
     Tls(#[from] TlsError),
 }
 
-/// Runs a sidecar until `shutdown`, then drains it.
+/// Runs a sidecar until `shutdown` completes, then drains it.
 pub async fn run(
     config: Config,
     listeners: Listeners,
@@ -144,7 +144,7 @@ pub async fn run(
     run_reloading(config.into(), listeners, shutdown, Reloads::never()).await
 }
 
-/// Runs a sidecar that takes another configuration when it is asked to.
+/// Runs a sidecar that accepts new configurations from `reloads`.
 ///
 /// `shutdown` is not polled before clients are served.
 pub async fn run_reloading(
@@ -157,16 +157,17 @@ pub async fn run_reloading(
     let export = reloads.take_export();
     let spans = export.as_ref().map(Export::counts).unwrap_or_default();
     let metrics = Arc::new(Metrics::counting(spans));
-    let exporting = export.map(|export| export.start(&metrics)).transpose()?;
+    let exporter = export.map(|export| export.start(&metrics)).transpose()?;
     let (leave, leaving) = watch::channel(false);
     let warming = Warming::new(&config, &metrics);
-    let (filter, warmer) = (reloads.filter(), warming.warmer());
+    let filter = reloads.filter();
+    let warmer = warming.warmer();
     let live = Arc::new(Live::new(first(&config, &metrics, filter, warmer, &leaving)?));
     let serving = Serving::begin(listeners, &config, &live, &metrics)?;
     metrics.watch(admin::outcomes());
     let _samples = AbortOnDropHandle::new(tokio::spawn(recent::keep(Arc::clone(&metrics))));
-    let reading = Arc::clone(&live);
-    let warming = tokio::spawn(warming.run(move || reading.proxy(), leaving));
+    let current = Arc::clone(&live);
+    let warming = tokio::spawn(warming.run(move || current.proxy(), leaving));
 
     tokio::select! {
         () = shutdown => {}
@@ -174,18 +175,18 @@ pub async fn run_reloading(
     }
     leave.send_replace(true);
     if !config.drain_delay.is_zero() {
-        info!(drain_delay = ?config.drain_delay, "not ready any more; accepting for a while yet");
+        info!(drain_delay = ?config.drain_delay, "no longer ready, but accepting connections");
         sleep(config.drain_delay).await;
     }
     serving.drain(warming, config.drain_timeout, &live).await;
-    if let Some(exporting) = exporting {
-        exporting.finish(FLUSH_TIMEOUT).await;
+    if let Some(exporter) = exporter {
+        exporter.finish(FLUSH_TIMEOUT).await;
     }
     info!("stopped");
     Ok(())
 }
 
-/// Puts together what answers, by the configuration that comes first.
+/// Builds everything that answers requests, from the initial configuration.
 fn first(
     config: &Config,
     metrics: &Arc<Metrics>,
@@ -196,22 +197,30 @@ fn first(
     let routes = Arc::new(Routes::configured::<RunError>(config)?);
     let cache = Arc::new(Cache::open(config, Arc::clone(metrics))?);
     let upstream = Upstream::new(config, Arc::clone(metrics))?;
-    // Of its own for each, so that no client's writes keep the pipeline's purges out.
-    let room = |used: &Gauge| {
-        let met = metrics.limits.counter(Limit::Inspected).clone();
-        Room::new(config.max_inspected, used.clone(), met)
+    // Each has its own quota, so that clients' writes cannot keep out the pipeline's purges.
+    let quota = |used: &Gauge| {
+        let refused = metrics.limits.counter(Limit::Inspected).clone();
+        Room::new(config.max_inspected, used.clone(), refused)
     };
-    let (inspected, room) = (room(&metrics.limits.inspected), room(&metrics.limits.purges));
-    let (ways, jobs) = (Arc::clone(&routes), Arc::clone(&cache));
-    let proxy = Proxy::new(ways, jobs, upstream, inspected, config, Arc::clone(metrics));
-    let (metrics, leaving) = (Arc::clone(metrics), leaving.clone());
+    let inspected = quota(&metrics.limits.inspected);
+    let room = quota(&metrics.limits.purges);
+    let proxy = Proxy::new(
+        Arc::clone(&routes),
+        Arc::clone(&cache),
+        upstream,
+        inspected,
+        config,
+        Arc::clone(metrics),
+    );
+    let metrics = Arc::clone(metrics);
+    let leaving = leaving.clone();
     let watch = Arc::default();
     let lasting = Lasting { room, filter, warmer, metrics, leaving, watch };
     let admin = Admin::new(Arc::clone(&cache), Arc::clone(&routes), config, lasting);
     Ok(Snapshot::new(routes, cache, Arc::new(proxy), Arc::new(admin)))
 }
 
-/// Both listeners, being served.
+/// Both listeners, while they are served.
 struct Serving {
     clients: JoinHandle<()>,
     operators: JoinHandle<()>,
@@ -248,15 +257,16 @@ impl Serving {
         let (start_drain, drain) = watch::channel(false);
         let (end_admin, admin_drain) = watch::channel(false);
         let clients = clients.run(drain, config.drain_timeout, Arc::clone(live));
-        let answering = Arc::clone(live);
-        let answer = move |request, client, _| answering.admin().serve(request, client);
+        let current = Arc::clone(live);
+        let answer = move |request, client, _| current.admin().serve(request, client);
         let operators = operators.run(admin_drain, ADMIN_DRAIN_TIMEOUT, answer);
-        let (clients, operators) = (tokio::spawn(clients), tokio::spawn(operators));
+        let clients = tokio::spawn(clients);
+        let operators = tokio::spawn(operators);
         Ok(Self { clients, operators, start_drain, end_admin, renewal })
     }
 
-    /// Lets clients go and, once all that they have begun is over, operators: they see the drain from
-    /// outside.
+    /// Drains the clients' listener, and then the admin listener, so that operators can watch the
+    /// drain.
     async fn drain(self, warming: JoinHandle<()>, deadline: Duration, live: &Live) {
         info!("draining");
         let deadline_at = Instant::now() + deadline;

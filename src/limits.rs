@@ -1,11 +1,11 @@
-//! Limits on what may be in use at a time, and the count of how often each was met.
+//! Quotas: limits on what may be in use at a time, and counters of how often each was met.
 //!
-//! A [`Room`] is one such limit: flights, requests, bytes of bodies that are held in memory. Who
-//! takes of it gets a [`Held`], which gives it back when it is dropped; so nothing that ends by
-//! panic, abort or hang-up is counted for ever. What is in use is the room's gauge itself: the
-//! metric cannot differ from what is enforced.
+//! A [`Room`] is one quota: flights, requests, or bytes of bodies in memory. Taking part of it
+//! yields a [`Held`], which gives that part back when it is dropped. So nothing that ends by panic,
+//! abort or hang-up stays counted for ever. The gauge of the quota is the counter that it enforces:
+//! the metric cannot differ from the limit in force.
 //!
-//! What happens past a limit is not decided here.
+//! The caller decides what happens at a limit.
 
 use std::{
     collections::VecDeque,
@@ -19,11 +19,11 @@ use bytes::{Bytes, BytesMut};
 use hyper::body::Frame;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
-/// What a frame takes beside its data: the frame itself, its place in a queue, and the count of who
-/// shares its bytes. Bodies in chunks of a byte are mostly that.
+/// Memory of a frame besides its data, in bytes: the frame itself, its slot in a queue, and the
+/// reference count of its bytes. A body in one-byte chunks consists mostly of this.
 const FRAME_OVERHEAD: usize = 128;
 
-/// So much of something may be in use at a time.
+/// A limit on how much of something may be in use at a time.
 #[derive(Debug)]
 pub struct Room {
     limit: usize,
@@ -31,7 +31,7 @@ pub struct Room {
     refused: Counter,
 }
 
-/// A part of a room.
+/// A part of a quota, given back on drop.
 #[derive(Debug)]
 pub struct Held {
     room: Arc<Room>,
@@ -39,25 +39,27 @@ pub struct Held {
 }
 
 impl Room {
-    /// An empty one; `used` tells what is in use, and `refused` how often that was all.
+    /// Creates a quota with nothing in use. The gauge `used` shows how much is in use; the counter
+    /// `refused` counts how often an amount did not fit.
     pub fn new(limit: usize, used: Gauge, refused: Counter) -> Arc<Self> {
         Arc::new(Self { limit, used, refused })
     }
 
-    /// Takes so much, if there is that much.
+    /// Takes `amount`, or returns `None` and counts a refusal if that exceeds the limit.
     pub fn take(self: &Arc<Self>, amount: usize) -> Option<Held> {
         let held = self.nothing();
         held.grow(amount).then_some(held)
     }
 
-    /// Holds nothing yet.
+    /// Returns a permit that holds nothing yet.
     pub fn nothing(self: &Arc<Self>) -> Held {
         Held { room: Arc::clone(self), amount: AtomicUsize::new(0) }
     }
 }
 
 impl Held {
-    /// Takes more, if there is more; else it stays as it is, and that is counted.
+    /// Takes `more` and returns true if it fits. Otherwise the permit stays as it is, and the
+    /// refusal is counted.
     pub fn grow(&self, more: usize) -> bool {
         let fits = self.room.used.inc_by(signed(more)).saturating_add(signed(more))
             <= signed(self.room.limit);
@@ -70,7 +72,7 @@ impl Held {
         fits
     }
 
-    /// Takes more, also past the limit: what is there already is better counted than not.
+    /// Takes `more`, even past the limit: memory that is already in use is better counted than not.
     pub fn grow_past(&self, more: usize) {
         self.room.used.inc_by(signed(more));
         self.amount.fetch_add(more, Ordering::Relaxed);
@@ -88,12 +90,12 @@ impl Drop for Held {
     }
 }
 
-/// One more of what a gauge counts, for as long as it lives.
+/// Raises a gauge by one for as long as it lives.
 #[derive(Debug)]
 pub struct One(Gauge);
 
 impl One {
-    /// Counts it.
+    /// Raises `gauge` until the guard is dropped.
     pub fn more(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
@@ -110,7 +112,7 @@ fn signed(amount: usize) -> i64 {
     i64::try_from(amount).unwrap_or(i64::MAX)
 }
 
-/// Frames of a body that are held in memory, and the room that they take.
+/// Body frames in memory, and the permit for the memory that they take.
 #[derive(Debug)]
 pub struct Kept {
     frames: VecDeque<Frame<Bytes>>,
@@ -118,14 +120,15 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// None yet.
-    pub fn new(room: &Arc<Room>) -> Self {
-        Self { frames: VecDeque::new(), held: room.nothing() }
+    /// Creates an empty buffer that counts its frames against `quota`.
+    pub fn new(quota: &Arc<Room>) -> Self {
+        Self { frames: VecDeque::new(), held: quota.nothing() }
     }
 
-    /// Keeps a frame; false if it has no room. It is kept, and counted, all the same: what has been
-    /// read is not to be lost, and one frame too many is as much as comes of it.
-    #[must_use = "nothing more may be kept where there is no room"]
+    /// Buffers a frame and returns whether it fits the quota. A frame that does not fit is buffered
+    /// and counted all the same: it has been read and must not be lost, and the excess is at most
+    /// one frame.
+    #[must_use = "nothing more may be buffered once the quota is used up"]
     pub fn push(&mut self, frame: Frame<Bytes>) -> bool {
         let more = cost(&frame);
         let fits = self.held.grow(more);
@@ -136,30 +139,31 @@ impl Kept {
         fits
     }
 
-    /// Keeps a frame, whether or not it has room.
+    /// Buffers a frame, even past the limit.
     pub fn push_past(&mut self, frame: Frame<Bytes>) {
         self.held.grow_past(cost(&frame));
         self.frames.push_back(frame);
     }
 
-    /// The next frame, which is the caller's from now on.
+    /// Returns the oldest frame and gives its memory back to the quota.
     pub fn pop(&mut self) -> Option<Frame<Bytes>> {
         let frame = self.frames.pop_front()?;
         self.held.shrink(cost(&frame));
         Some(frame)
     }
 
-    /// Whether there is none.
+    /// Whether no frame is buffered.
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
-    /// The data of each frame.
+    /// Returns the data of each frame.
     pub fn data(&self) -> impl Iterator<Item = &Bytes> + Clone {
         self.frames.iter().filter_map(Frame::data_ref)
     }
 
-    /// The data as one, which takes its room until the last who has it drops it.
+    /// Returns the data as one buffer, which counts against the quota until its last clone is
+    /// dropped.
     pub fn join(self) -> Bytes {
         let whole = join(self.data());
         self.held.shrink_to(whole.len());
@@ -168,21 +172,21 @@ impl Kept {
 }
 
 impl Held {
-    /// Gives back all but so much.
+    /// Gives back everything above `amount`.
     pub fn shrink_to(&self, amount: usize) {
         self.shrink(self.amount.load(Ordering::Relaxed).saturating_sub(amount));
     }
 }
 
-/// What a frame takes in memory.
+/// Returns the memory that a frame takes, in bytes.
 pub fn cost(frame: &Frame<Bytes>) -> usize {
     frame.data_ref().map_or(0, Bytes::len) + FRAME_OVERHEAD
 }
 
-/// Parts as one; a single one is not copied.
+/// Concatenates `parts`. A single non-empty part is not copied.
 pub fn join<'p>(parts: impl Iterator<Item = &'p Bytes> + Clone) -> Bytes {
-    let mut some = parts.clone().filter(|part| !part.is_empty());
-    let (first, second) = (some.next(), some.next());
+    let mut non_empty = parts.clone().filter(|part| !part.is_empty());
+    let (first, second) = (non_empty.next(), non_empty.next());
     if second.is_none() {
         return first.cloned().unwrap_or_default();
     }
@@ -191,7 +195,7 @@ pub fn join<'p>(parts: impl Iterator<Item = &'p Bytes> + Clone) -> Bytes {
     whole.freeze()
 }
 
-/// Bytes that take room until the last who has them drops them.
+/// Returns `bytes` tied to `held`, which is dropped with their last clone.
 pub fn counted<H: Send + 'static>(bytes: Bytes, held: H) -> Bytes {
     struct Counted<H>(Bytes, H);
     impl<H> AsRef<[u8]> for Counted<H> {
@@ -206,7 +210,7 @@ pub fn counted<H: Send + 'static>(bytes: Bytes, held: H) -> Bytes {
 mod tests {
     use super::*;
 
-    fn room(limit: usize) -> Arc<Room> {
+    fn quota(limit: usize) -> Arc<Room> {
         Room::new(limit, Gauge::default(), Counter::default())
     }
 
@@ -216,55 +220,55 @@ mod tests {
 
     #[test]
     fn what_is_taken_is_given_back_and_no_more_than_there_is_can_be_taken() {
-        let room = room(3);
-        let two = room.take(2).unwrap();
-        assert!(room.take(2).is_none());
-        let one = room.take(1).unwrap();
+        let quota = quota(3);
+        let two = quota.take(2).unwrap();
+        assert!(quota.take(2).is_none());
+        let one = quota.take(1).unwrap();
         assert!(!one.grow(1));
         drop(two);
         assert!(one.grow(2));
-        assert_eq!((room.used.get(), room.refused.get()), (3, 2));
+        assert_eq!((quota.used.get(), quota.refused.get()), (3, 2));
         one.shrink_to(1);
-        assert_eq!(room.used.get(), 1);
+        assert_eq!(quota.used.get(), 1);
         drop(one);
-        assert_eq!(room.used.get(), 0);
+        assert_eq!(quota.used.get(), 0);
     }
 
     #[test]
     fn kept_frames_take_room_until_they_are_taken_out() {
-        let room = room(2 * FRAME_OVERHEAD + 5);
-        let mut kept = Kept::new(&room);
-        assert!(kept.push(data("ab")) && kept.push(data("cde")));
-        assert!(!kept.push(data("f")), "one more than there is room for");
-        assert_eq!(room.used.get(), signed(3 * FRAME_OVERHEAD + 6));
-        assert_eq!(kept.pop().unwrap().into_data().unwrap(), "ab");
-        assert_eq!(room.used.get(), signed(2 * FRAME_OVERHEAD + 4));
-        drop(kept);
-        assert_eq!(room.used.get(), 0);
+        let quota = quota(2 * FRAME_OVERHEAD + 5);
+        let mut buffer = Kept::new(&quota);
+        assert!(buffer.push(data("ab")) && buffer.push(data("cde")));
+        assert!(!buffer.push(data("f")), "one more than the quota allows");
+        assert_eq!(quota.used.get(), signed(3 * FRAME_OVERHEAD + 6));
+        assert_eq!(buffer.pop().unwrap().into_data().unwrap(), "ab");
+        assert_eq!(quota.used.get(), signed(2 * FRAME_OVERHEAD + 4));
+        drop(buffer);
+        assert_eq!(quota.used.get(), 0);
     }
 
     #[test]
     fn joined_bytes_take_room_until_the_last_of_them_is_gone() {
         for parts in [&["ab"][..], &["a", "", "b"]] {
-            let room = room(1 << 10);
-            let mut kept = Kept::new(&room);
-            assert!(parts.iter().all(|part| kept.push(data(part))));
-            let whole = kept.join();
+            let quota = quota(1 << 10);
+            let mut buffer = Kept::new(&quota);
+            assert!(parts.iter().all(|part| buffer.push(data(part))));
+            let whole = buffer.join();
             let shared = whole.slice(1..);
-            assert_eq!((&*whole, room.used.get()), (&b"ab"[..], 2));
+            assert_eq!((&*whole, quota.used.get()), (&b"ab"[..], 2));
             drop(whole);
-            assert_eq!(room.used.get(), 2);
+            assert_eq!(quota.used.get(), 2);
             drop(shared);
-            assert_eq!(room.used.get(), 0);
+            assert_eq!(quota.used.get(), 0);
         }
     }
 
     #[test]
     fn nothing_takes_no_room() {
-        let room = room(1 << 10);
-        let mut kept = Kept::new(&room);
-        assert!(kept.push(data("")));
-        let whole = kept.join();
-        assert_eq!((whole.len(), room.used.get()), (0, 0));
+        let quota = quota(1 << 10);
+        let mut buffer = Kept::new(&quota);
+        assert!(buffer.push(data("")));
+        let whole = buffer.join();
+        assert_eq!((whole.len(), quota.used.get()), (0, 0));
     }
 }

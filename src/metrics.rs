@@ -1,10 +1,10 @@
 //! Every metric, in one struct.
 //!
-//! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id. What
-//! is true of every process has the names that it has everywhere (`process_...`). A family begins with
-//! the labels that there are, at zero: what was never seen at zero does not seem to have risen.
+//! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id.
+//! Process metrics have their conventional names (`process_...`). A family starts with its known
+//! labels at zero: a series that first appears above zero does not look like an increase.
 //!
-//! README, "Metrics", says of each what to do about it.
+//! `docs/metrics.md` says for each metric what to do about it.
 
 mod cluster;
 mod counters;
@@ -47,86 +47,87 @@ pub use self::{
 };
 use crate::{events::Events, store::StoreError};
 
-/// Bounds of the times of the upstream in seconds: half a millisecond to a minute.
+/// Bucket bounds of upstream times, in seconds: half a millisecond to a minute.
 const UPSTREAM_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
-/// The same for a round of the read barrier, which is a round trip to Redis and nothing else.
+/// Bucket bounds of rounds of the read barrier, in seconds. A round is a round trip to Redis and
+/// nothing else.
 const ROUND_BUCKETS: [f64; 11] =
     [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.25];
 
-/// What the process counts.
+/// The metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: Counters<RequestLabels>,
-    /// Those that were hits, looked up once: most are.
+    /// The counter of hits, looked up once because most requests are hits.
     hits: Counter,
-    /// Reloads of the configuration by what became of them.
+    /// Reloads of the configuration by outcome.
     pub reloads: Family<OutcomeLabels, Counter>,
-    /// Fills by what became of them.
+    /// Fills by outcome.
     pub fills: Counters<OutcomeLabels>,
     /// Invalidations by source and outcome.
     pub invalidations: Family<InvalidationLabels, Counter>,
-    /// Bodies in which a rule of `[[invalidate]]` did not find what it looked for.
+    /// Bodies in which a rule of `[[invalidate]]` did not find the ids it looked for.
     pub rule_misses: Family<MissLabels, Counter>,
-    /// Requests answered by another request's upstream read.
+    /// Requests answered by the upstream read of another request.
     pub flights_joined: Counter,
-    /// Values found under our keys that somebody else wrote.
+    /// Values under jobcache keys that another program wrote.
     pub foreign_values: Counter,
     /// Invalidations that the store has not confirmed.
     pub pending: Gauge,
-    /// Times that there were too many of them, and whole slots became pending.
+    /// How often there were too many of them, so that whole slots became pending.
     pub pending_overflows: Counter,
-    /// 1 while a trusted connection to the store stands.
+    /// 1 while there is a trusted connection to the store.
     pub store_up: Gauge,
-    /// The masters of a cluster.
+    /// The masters of a Redis Cluster.
     pub cluster: cluster::Cluster,
     /// Whether requests ask the store.
     pub breaker: Breaker,
     operations: Operations,
     /// Upstream exchanges by outcome.
     pub upstream_requests: Counters<OutcomeLabels>,
-    /// From sending a request upstream to its response head.
+    /// Time to the upstream's response head, including the wait for a connection.
     pub upstream_seconds: Histogram,
-    /// Upstream connections opened.
+    /// Connections opened to the upstream.
     pub upstream_connects: Counter,
-    /// Changed certificates by what became of them: `applied` or `failed`.
+    /// Changed certificates by outcome: `applied` or `failed`.
     pub tls_reloads: Family<OutcomeLabels, Counter>,
-    /// How the upstream does, and what is in use of it.
+    /// State of the upstream, and its connections.
     pub upstream: upstream::Upstream,
-    /// What comparisons of entries with the upstream have come to.
+    /// Results of comparisons of entries with the upstream.
     pub trials: Trials,
-    /// What is in use of each limit, and how often one was met.
+    /// How much of each limit is in use, and how often each was reached.
     pub limits: Limits,
-    /// Reads ahead of clients.
+    /// Cache warming.
     pub warm: warm::Warm,
-    /// Calls that ask for the webhook secret, and purges.
+    /// Calls that need the webhook secret, and purges.
     pub webhook: webhook::Webhook,
-    /// Client connections that are open.
+    /// Open client connections.
     pub connections: Gauge,
-    /// Client connections that ended in an error, by its kind.
+    /// Client connections that ended with an error, by kind.
     pub connection_errors: Family<KindLabels, Counter>,
-    /// Entries in this process.
+    /// Near entries.
     pub near: near::Near,
-    /// Rounds of the read barrier that were begun.
+    /// Rounds of the read barrier that began.
     pub barrier_rounds: Counter,
-    /// How long a round took that was answered. A lookup waits for two at most: the one under way and
-    /// its own.
+    /// Time of an answered round of the read barrier. A lookup waits for at most two: the round
+    /// under way and its own.
     pub barrier_seconds: Histogram,
     /// Lookups that waited for a round of the read barrier.
     pub barrier_waits: Counter,
     /// 1 while changes in the store are tracked.
     pub tracking_up: Gauge,
-    /// Names of keys that the store said have changed.
+    /// Names of changed keys that the store reported.
     pub tracking_news: Counter,
-    /// What happened lately, beside how often: it goes wherever the counters go.
+    /// Recent events. They are kept here because every part that counts can reach them here.
     pub events: Events,
-    /// The last ten minutes, for the status page.
+    /// Counts of the last ten minutes, for the status page.
     pub recent: Recent,
-    /// Why requests were no hits, lately.
+    /// Recent reasons why requests were not hits.
     reasons: Reasons,
-    /// Spans for a collector by what became of them; whoever sends them counts.
+    /// Spans for a collector by outcome. The exporter counts them.
     spans: SpanCounts,
 }
 
@@ -137,7 +138,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// With spans that somebody else counts.
+    /// Creates the metrics with a family of span counts that the exporter updates.
     pub fn counting(spans: SpanCounts) -> Self {
         let requests = labels::requests();
         let mut metrics = Self {
@@ -182,7 +183,7 @@ impl Metrics {
         metrics
     }
 
-    /// Counts a request by what became of it and why, as in `Cache-Status`.
+    /// Counts a request by its outcome and reason, in the words of `Cache-Status`.
     pub fn request(&self, outcome: &'static str, reason: &'static str) {
         if outcome == "hit" {
             self.hits.inc();
@@ -199,7 +200,7 @@ impl Metrics {
         total.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts an operation of the store, its time and its failure.
+    /// Counts an operation of the store, its time and its error.
     pub fn store_op<T>(&self, op: Op, result: &Result<T, StoreError>, took: Duration) {
         self.operations.count(op, result, took);
         if !matches!(result, Err(StoreError::Down)) {
@@ -207,7 +208,7 @@ impl Metrics {
         }
     }
 
-    /// The text that Prometheus scrapes (`OpenMetrics` 1.0).
+    /// Returns the text that Prometheus scrapes (`OpenMetrics` 1.0).
     pub fn exposition(&self) -> String {
         let mut text = String::new();
         // Writing to a String does not fail.
@@ -223,29 +224,29 @@ impl Metrics {
     }
 
     fn register_ours(&self, r: &mut Registry) {
-        r.register("build", "What runs", Info::new(build()));
+        r.register("build", "The running build", Info::new(build()));
         self.register_requests(r);
         r.register(
             "config_reloads",
-            "Reloads of the configuration by what became of them",
+            "Reloads of the configuration by outcome",
             self.reloads.clone(),
         );
-        r.register("spans", "Spans for a collector by what became of them", self.spans.clone());
+        r.register("spans", "Spans for a collector by outcome", self.spans.clone());
         self.register_invalidations(r);
-        r.register("store_up", "1 while the store is trusted", self.store_up.clone());
+        r.register(
+            "store_up",
+            "1 while there is a trusted connection to the store",
+            self.store_up.clone(),
+        );
         self.cluster.register(r);
         self.breaker.register(r);
         self.operations.register(r);
         self.register_upstream(r);
-        r.register(
-            "tls_reloads",
-            "Changed certificates by what became of them",
-            self.tls_reloads.clone(),
-        );
-        r.register("connections", "Client connections that are open", self.connections.clone());
+        r.register("tls_reloads", "Changed certificates by outcome", self.tls_reloads.clone());
+        r.register("connections", "Open client connections", self.connections.clone());
         r.register(
             "connection_errors",
-            "Client connections that ended in an error, by its kind",
+            "Client connections that ended with an error, by kind",
             self.connection_errors.clone(),
         );
         self.limits.register(r);
@@ -259,15 +260,15 @@ impl Metrics {
 
     fn register_requests(&self, r: &mut Registry) {
         r.register("requests", "Requests by outcome and reason", self.requests.family());
-        r.register("fills", "Fills by what became of them", self.fills.family());
+        r.register("fills", "Fills by outcome", self.fills.family());
         r.register(
             "flights_joined",
-            "Requests answered by another request's upstream read",
+            "Requests answered by the upstream read of another request",
             self.flights_joined.clone(),
         );
         r.register(
             "foreign_values",
-            "Values found under our keys that somebody else wrote",
+            "Values under jobcache keys that another program wrote",
             self.foreign_values.clone(),
         );
     }
@@ -280,7 +281,7 @@ impl Metrics {
         );
         r.register(
             "rule_misses",
-            "Bodies in which a rule of [[invalidate]] did not find what it looked for",
+            "Bodies in which a rule of [[invalidate]] did not find the ids it looked for",
             self.rule_misses.clone(),
         );
         r.register(
@@ -290,7 +291,7 @@ impl Metrics {
         );
         r.register(
             "pending_overflows",
-            "Times that there were too many unconfirmed invalidations",
+            "Times that whole slots became pending, because too many invalidations were",
             self.pending_overflows.clone(),
         );
     }
@@ -303,7 +304,7 @@ impl Metrics {
         );
         r.register_with_unit(
             "upstream_response",
-            "Time to the upstream's response head",
+            "Time to the upstream's response head, including the wait for a connection",
             Unit::Seconds,
             self.upstream_seconds.clone(),
         );
@@ -318,7 +319,7 @@ impl Metrics {
     fn register_barrier(&self, r: &mut Registry) {
         r.register(
             "barrier_rounds",
-            "Rounds of the read barrier: a PING and its answer",
+            "Rounds of the read barrier, each a PING and its reply",
             self.barrier_rounds.clone(),
         );
         r.register_with_unit(
@@ -339,13 +340,13 @@ impl Metrics {
         );
         r.register(
             "tracking_news",
-            "Names of keys that the store said have changed",
+            "Names of changed keys that the store reported",
             self.tracking_news.clone(),
         );
     }
 }
 
-/// What runs: the version, and the commit where whoever built it said so in `JOBCACHE_COMMIT`.
+/// Labels of the build: the version and, if the build had `JOBCACHE_COMMIT` set, the commit.
 fn build() -> Vec<(&'static str, &'static str)> {
     let commit = option_env!("JOBCACHE_COMMIT").filter(|commit| !commit.is_empty());
     let version = ("version", env!("CARGO_PKG_VERSION"));

@@ -1,15 +1,15 @@
-//! Deliberate faults in the protocol, for the history checker to catch.
+//! Deliberate faults in the protocol, which the history checker has to detect.
 //!
-//! A test that cannot fail proves nothing. Built with the feature `mutants`, and only then, the
-//! variable `JOBCACHE_MUTANT` switches one of these on; a checker that calls the mutant right is
-//! itself wrong. Without the feature [`is`] is `false` at compile time.
+//! A test that cannot fail proves nothing. With the feature `mutants`, and only then, the
+//! environment variable `JOBCACHE_MUTANT` activates one fault. A checker that accepts the mutant is
+//! wrong. Without the feature, [`is`] is `false` at compile time.
 
-/// One fault each.
+/// A fault in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
-    /// A fill does not look whose lease it is.
+    /// A fill does not check that it holds the lease.
     FillWithoutToken,
-    /// A fill does not need the placeholder, so a third party's DEL does not void it.
+    /// A fill does not check the placeholder, so a third party's `DEL` does not void it.
     FillWithoutPlaceholder,
     /// A lease is granted while a write is in flight.
     LeaseWithoutFence,
@@ -17,37 +17,37 @@ pub enum Mutant {
     BeginWithoutDel,
     /// A write does not drop the entry and the lease when it ends.
     EndWithoutDel,
-    /// A reader joins any flight of its job, whatever token the store has shown.
+    /// A reader joins any flight of its job, whatever token the store showed.
     JoinById,
     /// A reader joins a flight before it has looked the job up.
     JoinBeforeLookup,
-    /// A reader joins the flight of a token that a snapshot has brought back.
+    /// A reader joins the flight of a token that a snapshot has restored.
     JoinAcrossEpochs,
-    /// With the store down a reader joins a read that has begun before it came.
+    /// While the store is down, a reader joins a read that began before the reader arrived.
     JoinRunning,
-    /// A write that ends lifts the fences of all others, too.
+    /// A write that ends also lifts the fences of all other writes.
     EndLiftsEveryFence,
-    /// A write does not end again when the body of its answer does.
+    /// A write does not end a second time when the body of its answer ends.
     EndOnce,
-    /// An invalidation that the store did not confirm is forgotten.
+    /// An invalidation that the store did not confirm is not retried.
     NoPending,
-    /// Entries of another life of the server are believed.
+    /// Entries from before a restart of the server are accepted.
     NoEpoch,
-    /// A value that somebody else has SET, of the same bytes as an entry of ours, is taken for it.
+    /// A value that another program has `SET` is accepted if it has the same bytes as our entry.
     NoExpiryCheck,
-    /// An entry is said to be of the epoch of its fill, not of its lease.
+    /// An entry gets the epoch of its fill instead of that of its lease.
     EpochAtFill,
-    /// What was read before the news that it is out of date is put into this process after it.
+    /// A value that was read before its invalidation is stored in this process after it.
     NearWithoutGeneration,
-    /// What this process holds is used without asking whether it is out of date.
+    /// An entry in this process is used without waiting for the barrier.
     NearWithoutBarrier,
-    /// What this process holds survives the loss of the tracking connection.
+    /// Entries in this process survive the loss of the tracking connection.
     NearWithoutFlush,
-    /// What this process holds of a slot survives that it goes to another master.
+    /// Entries in this process survive the move of their slot to another master.
     NearAcrossMoves,
-    /// An invalidation that a node of a cluster did not serve is taken for done.
+    /// An invalidation that a cluster node redirected counts as confirmed.
     RedirectedIsDone,
-    /// With tracking by keys, the server was not asked to tell of the key.
+    /// An entry is kept although tracking by keys does not cover its key.
     NearUnfollowed,
 }
 
@@ -77,7 +77,7 @@ impl Mutant {
         Self::NearUnfollowed,
     ];
 
-    /// The value of `JOBCACHE_MUTANT` that switches it on.
+    /// Returns the value of `JOBCACHE_MUTANT` that activates it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::FillWithoutToken => "fill-without-token",
@@ -104,8 +104,8 @@ impl Mutant {
         }
     }
 
-    /// The line of a script that it takes out or changes: its file, what stands there, and what
-    /// takes its place. `None` for a fault that is not in a script.
+    /// Returns the script that it changes, the line in it, and the replacement. `None` for a fault
+    /// that is not in a script.
     pub fn script(self) -> Option<(&'static str, &'static str, &'static str)> {
         match self {
             Self::FillWithoutToken => {
@@ -136,24 +136,24 @@ impl Mutant {
     }
 }
 
-/// Whether a mutant is switched on.
+/// Whether this mutant is active.
 #[cfg(not(feature = "mutants"))]
 pub const fn is(_mutant: Mutant) -> bool {
     false
 }
 
-/// Whether a mutant is switched on.
+/// Whether this mutant is active.
 #[cfg(feature = "mutants")]
 pub fn is(mutant: Mutant) -> bool {
     static ON: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
     ON.get_or_init(|| std::env::var("JOBCACHE_MUTANT").ok()).as_deref() == Some(mutant.as_str())
 }
 
-/// A script as the mutant that is switched on has it.
+/// Returns a script with the change of the active mutant, if it changes this script.
 pub fn script(name: &str, source: &str) -> String {
-    let on = Mutant::ALL.into_iter().filter(|mutant| is(*mutant)).find_map(Mutant::script);
-    match on {
-        Some((file, line, instead)) if file == name => source.replace(line, instead),
+    let change = Mutant::ALL.into_iter().filter(|mutant| is(*mutant)).find_map(Mutant::script);
+    match change {
+        Some((file, line, replacement)) if file == name => source.replace(line, replacement),
         _ => source.to_owned(),
     }
 }

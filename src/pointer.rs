@@ -1,41 +1,42 @@
-//! JSON pointers (RFC 6901): to one value in the bytes of a document, or to many in a document read.
+//! JSON pointers (RFC 6901): to one value in the bytes of a document, or to many values in a parsed
+//! document.
 //!
-//! [`Pointer::scalar`] reads only what lies on the way; everything beside it is checked and skipped,
-//! nothing is built. A large body costs one pass over its bytes. [`Pointer::find`] is for several
-//! pointers into one document, which is then worth building.
+//! [`Pointer::scalar`] reads only what lies on the path. Everything else is checked and skipped,
+//! and nothing is built, so a large body costs one pass over its bytes. [`Pointer::find`] serves
+//! several pointers into one document, which is then worth parsing once.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// Longest pointer, in bytes. It bounds the steps too.
+/// Longest pointer, in bytes. This also bounds the number of steps.
 const MAX_LEN: usize = 256;
 
-/// The token of all elements and members.
+/// The token for all elements and members.
 const EVERY: &str = "*";
 
-/// Where in a document to look.
+/// A path to a place in a JSON document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointer {
     tokens: Vec<String>,
 }
 
-/// Why a text is no pointer; reads on after the text.
+/// Why a text is not a pointer. The message continues a sentence that begins with the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPointer {
-    /// It does not begin at the document.
+    /// The text does not begin with `/`.
     #[error("is not a JSON pointer (RFC 6901); begin it with '/', as in '/job/id'")]
     Relative,
     /// A `~` is followed by neither 0 nor 1.
     #[error("is not a JSON pointer (RFC 6901); write '~' as '~0' and '/' within a name as '~1'")]
     Escape,
-    /// It has more bytes than are taken.
-    #[error("is longer than a JSON pointer may be here; name a place in at most {MAX_LEN} bytes")]
+    /// The text is longer than 256 bytes (`MAX_LEN`).
+    #[error("is too long for a JSON pointer; use at most {MAX_LEN} bytes")]
     TooLong,
 }
 
-/// As it is written.
+/// Formats the pointer as it is written, with its escapes.
 impl fmt::Display for Pointer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let token = |token: &String| token.replace('~', "~0").replace('/', "~1");
@@ -44,7 +45,8 @@ impl fmt::Display for Pointer {
 }
 
 impl Pointer {
-    /// Parses a pointer such as `/status` or `/items/0/state`; the empty one is the whole document.
+    /// Parses a pointer such as `/status` or `/items/0/state`. The empty pointer is the whole
+    /// document.
     pub fn parse(text: &str) -> Result<Self, BadPointer> {
         // "a sequence of zero or more reference tokens, each prefixed by a '/'" RFC 6901 3
         if text.is_empty() {
@@ -57,19 +59,19 @@ impl Pointer {
         Ok(Self { tokens: tokens.split('/').map(token).collect::<Result<_, _>>()? })
     }
 
-    /// A pointer to a member of the document.
+    /// Returns a pointer to a member of the document.
     pub fn member(name: &str) -> Self {
         Self::members([name])
     }
 
-    /// A pointer through these members, one in the other.
+    /// Returns a pointer through `names`, each a member of the one before.
     pub fn members<const N: usize>(names: [&str; N]) -> Self {
         Self { tokens: names.map(str::to_owned).into() }
     }
 
-    /// The string, boolean or integer there, as text. None where there is nothing, or something
-    /// else, or `json` is not JSON. Of members with one name the last counts, as in JavaScript and
-    /// Python.
+    /// Returns the string, boolean or integer at the pointer as text. Returns `None` if there is no
+    /// value or another kind of value there, or if `json` is not JSON. Of several members with one
+    /// name the last one counts, as in JavaScript and Python.
     pub fn scalar(&self, json: &[u8]) -> Option<String> {
         let mut document = serde_json::Deserializer::from_slice(json);
         let scalar = Step(&self.tokens).deserialize(&mut document).ok()?;
@@ -77,8 +79,8 @@ impl Pointer {
         scalar
     }
 
-    /// Calls `found` with every value that it leads to, where `*` is every element of an array and
-    /// every member of an object. So a member that is called `*` cannot be named alone.
+    /// Calls `found` with every value that the pointer leads to. `*` stands for every element of an
+    /// array and every member of an object, so a member called `*` cannot be named alone.
     pub fn find(&self, document: &Value, found: &mut impl FnMut(&Value)) {
         follow(&self.tokens, document, found);
     }
@@ -103,7 +105,7 @@ fn index(token: &str) -> Option<usize> {
     token.parse().ok().filter(|_| canonical)
 }
 
-/// As deep as the pointer is long, and no deeper than the document.
+/// Recurses at most once per token, and never deeper than the document.
 fn follow(tokens: &[String], value: &Value, found: &mut impl FnMut(&Value)) {
     let Some((token, rest)) = tokens.split_first() else { return found(value) };
     match value {
@@ -131,7 +133,7 @@ fn follow(tokens: &[String], value: &Value, found: &mut impl FnMut(&Value)) {
     }
 }
 
-/// What is left of the way.
+/// The tokens that are still to be followed.
 struct Step<'p>(&'p [String]);
 
 impl Step<'_> {
@@ -159,8 +161,8 @@ impl<'de> Visitor<'de> for Step<'_> {
         Ok(self.end(text))
     }
 
-    fn visit_bool<E: Error>(self, switch: bool) -> Result<Self::Value, E> {
-        Ok(self.end(&switch))
+    fn visit_bool<E: Error>(self, boolean: bool) -> Result<Self::Value, E> {
+        Ok(self.end(&boolean))
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
@@ -183,13 +185,13 @@ impl<'de> Visitor<'de> for Step<'_> {
         let wanted = self.0.split_first().and_then(|(token, rest)| Some((index(token)?, rest)));
         let mut found = None;
         for at in 0.. {
-            let there = match wanted {
+            let element = match wanted {
                 Some((index, rest)) if index == at => {
                     items.next_element_seed(Step(rest))?.map(|scalar| found = scalar)
                 }
                 _ => items.next_element::<IgnoredAny>()?.map(drop),
             };
-            if there.is_none() {
+            if element.is_none() {
                 break;
             }
         }
@@ -212,7 +214,7 @@ impl<'de> Visitor<'de> for Step<'_> {
     }
 }
 
-/// Whether a member has this name.
+/// Compares the name of a member with this one.
 struct Name<'p>(&'p str);
 
 impl<'de> DeserializeSeed<'de> for Name<'_> {

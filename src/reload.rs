@@ -1,33 +1,34 @@
-//! A new configuration for a sidecar that runs.
+//! Reloads: a new configuration for a running sidecar.
 //!
-//! What can change while it runs is one immutable snapshot: routes, rules, policy and secrets,
-//! within the parts that judge by them. A request takes it once and is answered by it throughout,
-//! and so is all that outlives the request: its flight, its write. What holds connections and memory
-//! (store, near entries, flights, upstream) is shared by all snapshots. The current one stands behind
-//! a lock that is held to count a reference, to put another pointer there, or to look into this process
-//! for an entry, and for nothing else.
-//! Lock and reference cost a request 17 to 34 ns, 31 to 54 ns with two threads that do nothing else,
-//! of more than 10 us; `arc-swap` (1.9) cost as much, so no crate is brought in for it.
+//! All that can change at run time is in one immutable generation: routes, rules, policy and
+//! secrets, inside the parts that judge by them. A request takes the generation once and is
+//! answered by it throughout, and so is everything that outlives the request: its flight, its
+//! write. All generations share what holds connections and memory (store, near entries, flights,
+//! upstream). The current generation is behind a lock. The lock is held to count a reference, to
+//! swap the pointer, or to look up a near entry, and for nothing else. Lock and reference cost a
+//! request 17 to 34 ns, or 31 to 54 ns with two threads that do nothing else, of more than 10 us;
+//! `arc-swap` (1.9) cost as much, so it is not worth a dependency.
 //!
-//! A reload is all or nothing. What runs is always one configuration that was checked as a whole:
-//! half of a new one may well be what the whole is not, such as an admin address that stays open to
-//! the network while its secret goes. So one key that needs a restart refuses the rest too, and says
-//! so, and a mistake anywhere leaves everything as it was.
+//! A reload is all or nothing. The running configuration was always checked as a whole, and half of
+//! a new one may be what the whole is not: for example an admin address that stays open to the
+//! network while its secret is removed. So one key that needs a restart refuses all changes, with a
+//! message, and a mistake anywhere leaves everything as it was.
 //!
 //! # Promise 1
 //!
-//! Other routes, query rules or `[[invalidate]]` rules change which writes are seen, and which reads
-//! share an entry. So with them every entry is dropped, once they are in force and again after
-//! `store.linger`; what a write under way counts for is told in `proxy::superseded`. The other
-//! sidecars of the same store judge by the old rules until they reload too; the last one to do so
-//! drops what was kept in the meantime.
+//! Other routes, query rules or `[[invalidate]]` rules change which writes are seen, and which
+//! reads share an entry. So they drop every entry, once they are in force and again after
+//! `store.linger`. The module `proxy::stale_config_guard` says what becomes of a write under way.
+//! The other sidecars of the same store judge by the old rules until they reload too; the last one
+//! to reload drops what was stored meanwhile.
 //!
-//! Another `mode` drops nothing. In each of them writes and purges invalidate alike, and what is stored
-//! is stored under a lease, so what stands is as good as in service. A flight that was begun in shadow
-//! mode may be joined in service: it is joined by what the store has just shown, as any other.
+//! Another `mode` drops nothing. Writes and purges invalidate alike in every mode, and every entry
+//! is stored under a lease, so the entries are as good as in service. A flight that began in shadow
+//! mode may be joined in service: the joining request has just read the store, as for any other
+//! flight.
 //!
-//! An entry keeps the life that it was stored with: a shorter TTL is for what is stored from then on.
-//! A write keeps the `settle` under which it began.
+//! An entry keeps the TTL that it was stored with: a shorter TTL applies to entries stored from
+//! then on. A write keeps the `settle` that it began with.
 
 use std::{
     convert::Infallible,
@@ -55,29 +56,29 @@ use crate::{
     transport::Peer,
 };
 
-/// Reloads that may wait for the one that runs; who asks for more waits to ask.
+/// Reloads that may wait for the running one; further callers wait to queue theirs.
 const QUEUE: usize = 1;
 
-/// The keys that change which writes are seen, and which reads share an entry.
+/// The settings that change which writes are seen, and which reads share an entry.
 const JUDGING: [&str; 4] = ["routes", "query.allow", "query.ignore", "invalidate"];
 
-/// What became of a reload.
+/// The result of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Every change is in force.
     Applied,
-    /// There was none.
+    /// There was no change.
     Unchanged,
     /// Something needs a restart, so nothing has changed.
     Refused,
-    /// It has mistakes, so nothing has changed.
+    /// The new configuration has mistakes, so nothing has changed.
     Invalid,
 }
 
 impl Outcome {
     const ALL: [Self; 4] = [Self::Applied, Self::Unchanged, Self::Refused, Self::Invalid];
 
-    /// The word for logs and metrics.
+    /// The name in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Applied => "applied",
@@ -88,18 +89,18 @@ impl Outcome {
     }
 }
 
-/// Makes a running sidecar read its configuration anew.
+/// Makes a running sidecar reload its configuration.
 #[derive(Clone, Debug)]
 pub struct Reloader(mpsc::Sender<oneshot::Sender<Outcome>>);
 
 impl Reloader {
-    /// Whether there is nothing to reload any more: the sidecar drains.
+    /// Whether the sidecar drains and no longer reloads.
     pub fn is_gone(&self) -> bool {
         self.0.is_closed()
     }
 
-    /// Returns when what was read is in force, or is known not to come into force. None from a
-    /// sidecar that drains.
+    /// Reloads, and returns when the configuration is in force or was rejected. Returns `None` if
+    /// the sidecar drains.
     pub async fn reload(&self) -> Option<Outcome> {
         let (done, outcome) = oneshot::channel();
         self.0.send(done).await.ok()?;
@@ -107,7 +108,7 @@ impl Reloader {
     }
 }
 
-/// The end of a [`Reloader`] that belongs to the sidecar.
+/// The receiving end of a [`Reloader`], for the sidecar.
 pub struct Reloads {
     asked: mpsc::Receiver<oneshot::Sender<Outcome>>,
     read: Read,
@@ -117,35 +118,35 @@ pub struct Reloads {
 
 type Read = Box<dyn Fn() -> Result<Loaded, Invalid> + Send + Sync>;
 
-/// Ties a sidecar to `read`, which gives its configuration as it stands now, and to what becomes of
-/// what it logs and traces.
+/// Creates a connected pair. `read` loads the configuration as it is now, and `telemetry` is the
+/// log filter and the span export that reloads apply to.
 pub fn channel(
     read: impl Fn() -> Result<Loaded, Invalid> + Send + Sync + 'static,
     telemetry: Telemetry,
 ) -> (Reloader, Reloads) {
-    let (ask, asked) = mpsc::channel(QUEUE);
+    let (sender, asked) = mpsc::channel(QUEUE);
     let Telemetry { filter, export } = telemetry;
-    (Reloader(ask), Reloads { asked, read: Box::new(read), filter, export })
+    (Reloader(sender), Reloads { asked, read: Box::new(read), filter, export })
 }
 
 impl Reloads {
-    /// For a sidecar that keeps the configuration it was started with.
+    /// For a sidecar that keeps its first configuration.
     pub fn never() -> Self {
-        let nothing = || Err(Invalid { problems: Vec::new(), warnings: Vec::new() });
-        channel(nothing, Telemetry::default()).1
+        let no_config = || Err(Invalid { problems: Vec::new(), warnings: Vec::new() });
+        channel(no_config, Telemetry::default()).1
     }
 
-    /// The filter of the log, which others may change too.
+    /// The log filter, which others may change too.
     pub(crate) fn filter(&self) -> Filter {
         self.filter.clone()
     }
 
-    /// The spans to be sent, if any; once.
+    /// Takes the exporter of spans, if there is one.
     pub(crate) fn take_export(&mut self) -> Option<Export> {
         self.export.take()
     }
 
-    /// Reloads whenever it is asked to, until it is dropped.
+    /// Reloads on each request, until it is dropped.
     pub(crate) async fn serve(
         mut self,
         mut running: Loaded,
@@ -158,24 +159,25 @@ impl Reloads {
         while let Some(done) = self.asked.recv().await {
             let outcome = self.reload(&mut running, live).await;
             metrics.reloads.get_or_create(&labels(outcome)).inc();
-            // Who asked may not care.
+            // The caller may have stopped waiting.
             let _ = done.send(outcome);
         }
-        // Nobody is left who could ask.
+        // Every `Reloader` is gone.
         future::pending().await
     }
 
     async fn reload(&self, running: &mut Loaded, live: &Live) -> Outcome {
-        // Small files, as at the start, and this task serves nobody.
+        // Blocking reads are fine, as at startup: the files are small, and this task serves no
+        // request.
         let new = match (self.read)() {
             Ok(new) => new,
             Err(invalid) => return refuse_invalid(&invalid),
         };
         for warning in &new.warnings {
-            warn!(warning, "look at the configuration");
+            warn!(warning, "configuration warning");
         }
         for Overruled { key, file, by } in new.overruled(running) {
-            warn!(key, %file, %by, "the file says something else now, and a flag or variable wins over it");
+            warn!(key, %file, %by, "the file has changed, but a flag or variable overrides it");
         }
         let changes = running.changes(&new);
         if changes.is_empty() {
@@ -194,17 +196,17 @@ impl Reloads {
         for Change { key, old, new, .. } in &changes {
             info!(key, %old, %new, "a setting has changed");
         }
-        // After those: a filter that lets less pass would hide them.
+        // Set after these messages, because a stricter filter would hide them.
         self.filter_as_configured(&new.config);
         info!(settings = changes.len(), "the configuration was reloaded");
         *running = new;
         Outcome::Applied
     }
 
-    /// Also where it says the same as before: an operator may have put another in its place.
+    /// Sets the configured filter even if it has not changed: an operator may have replaced it.
     fn filter_as_configured(&self, config: &Config) {
         if let Err(error) = self.filter.set(&config.log) {
-            error!(%error, "the filter of the log cannot be used and has not changed");
+            error!(%error, "the log filter cannot be used and has not changed");
         }
     }
 }
@@ -219,9 +221,10 @@ fn labels(outcome: Outcome) -> OutcomeLabels {
     OutcomeLabels { outcome: outcome.as_str() }
 }
 
-/// All mistakes in one event, on one line.
+/// Logs all mistakes in one event, on one line.
 fn refuse_invalid(invalid: &Invalid) -> Outcome {
-    let (mistakes, problems) = (invalid.problems.len(), invalid.problems.join("; "));
+    let mistakes = invalid.problems.len();
+    let problems = invalid.problems.join("; ");
     let warnings = (!invalid.warnings.is_empty()).then(|| invalid.warnings.join("; "));
     error!(mistakes, problems, warnings, "the new configuration has mistakes; nothing has changed");
     Outcome::Invalid
@@ -229,9 +232,9 @@ fn refuse_invalid(invalid: &Invalid) -> Outcome {
 
 fn refuse(changes: &[Change], running: &Config) -> Outcome {
     let mend = if running.server.reuse_port {
-        "put the old value back, restart, or start another jobcache beside this one and stop this one"
+        "put the old value back, restart, or start a second jobcache and then stop this one"
     } else {
-        "put the old value back, or restart (with server.reuse_port another jobcache could take over)"
+        "put the old value back, or restart (a second one can take over with server.reuse_port)"
     };
     for Change { key, old, new, applies } in changes {
         match applies {
@@ -247,7 +250,7 @@ fn refuse(changes: &[Change], running: &Config) -> Outcome {
     Outcome::Refused
 }
 
-/// What a request takes once and is answered by throughout.
+/// The parts that a request takes once and is answered by throughout.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     routes: Arc<Routes>,
@@ -274,26 +277,26 @@ impl Snapshot {
     }
 }
 
-/// The snapshot in force.
+/// The current generation.
 #[derive(Debug)]
 pub(crate) struct Live(RwLock<Snapshot>);
 
 impl Live {
-    pub(crate) fn new(first: Snapshot) -> Self {
-        Self(RwLock::new(first))
+    pub(crate) fn new(initial: Snapshot) -> Self {
+        Self(RwLock::new(initial))
     }
 
-    /// For a request of a client.
+    /// The proxy, for a request of a client.
     pub(crate) fn proxy(&self) -> Arc<Proxy> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).proxy)
     }
 
-    /// For a request of an operator.
+    /// The admin interface, for a request of an operator.
     pub(crate) fn admin(&self) -> Arc<Admin> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).admin)
     }
 
-    /// Of the snapshot in force; all have the same store.
+    /// The cache. Every generation has the same store.
     pub(crate) fn cache(&self) -> Arc<Cache> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).cache)
     }
@@ -313,7 +316,7 @@ impl Live {
             let dropped = cache.end_all(WriteOutcome::Unknown).await;
             info!(
                 ?dropped,
-                "other routes or rules: everything leaves the cache, now and once more"
+                "routes or rules have changed: all entries are dropped, now and after store.linger"
             );
         }
         Ok(())
@@ -328,20 +331,20 @@ impl Service for Arc<Live> {
         self,
         request: Request<Incoming>,
         client: Peer,
-        interim: Interim,
+        informational: Interim,
     ) -> impl Future<Output = Answered<Body, Recall>> + Send + 'static {
-        self.proxy().serve(request, client, interim)
+        self.proxy().serve(request, client, informational)
     }
 
     fn poll_again(
         &self,
-        recall: &mut Recall,
+        repeat: &mut Recall,
         path: &str,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, Declined>> {
-        // The lock instead of a reference: this waits for nothing.
+        // Holds the lock instead of counting a reference, because this call never waits.
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        current.proxy.poll_again(recall, path, head, cx)
+        current.proxy.poll_again(repeat, path, head, cx)
     }
 }

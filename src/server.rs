@@ -1,6 +1,8 @@
-//! Accepts connections and serves HTTP/1 and HTTP/2 (prior knowledge) on them, until told to drain.
+//! Accepts connections and serves HTTP/1 and HTTP/2 on them until a drain begins. The protocol is
+//! detected from the first bytes.
 //!
-//! It knows nothing of what is served: proxy and admin are services that it is given.
+//! The server knows nothing about what it serves: the proxy and the admin interface are services
+//! that the caller passes in.
 
 mod again;
 mod aside;
@@ -57,18 +59,18 @@ use crate::{
     transport::{Peer, Remote, Socket, prepare},
 };
 
-/// After a failed accept (out of file descriptors, most likely).
+/// Pause after a failed accept. The likely cause is that no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// For the answer to the ping that an HTTP/2 client is sent when it has said nothing for
+/// Time limit for the answer to the ping that an HTTP/2 client gets after it has sent nothing for
 /// `server.header_timeout`.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection that has said nothing yet may take to do so during a drain: its request may
-/// be on its way, and to who has just connected a close without an answer is a failure.
+/// Time that a drain gives a connection that has sent nothing yet. Its request may be on its way,
+/// and a client that has just connected would see the close as an error.
 const FIRST_WORDS: Duration = Duration::from_millis(500);
 
-/// Serves one listener.
+/// A server for one listener.
 pub struct Server {
     listener: Listener,
     protocols: Protocols,
@@ -76,7 +78,7 @@ pub struct Server {
     metrics: Arc<Metrics>,
 }
 
-/// How a connection is served once its protocol is known, and how long it may take to tell.
+/// The settings that every connection of a server is served with.
 #[derive(Clone)]
 struct Protocols {
     http1: http1::Builder,
@@ -84,23 +86,23 @@ struct Protocols {
     limit: Duration,
     write_limit: Duration,
     max_streams: usize,
-    /// Bytes of a head.
+    /// Largest request head, in bytes.
     head_limit: usize,
     tls: Option<Arc<Renewed<ServerConfig>>>,
     proxies: Proxies,
 }
 
-/// Who may tell us who asks, and how.
+/// The peers that are trusted to name the client, and whether they do so by the PROXY protocol.
 #[derive(Clone, Debug)]
 struct Proxies {
     trusted: Arc<[IpNet]>,
-    /// Whether each connection begins with a header of the PROXY protocol.
+    /// Whether each connection begins with a PROXY protocol header.
     protocol: bool,
 }
 
 impl Proxies {
     fn trusts(&self, remote: Remote) -> bool {
-        // To a unix socket connects whom its permissions let.
+        // The permissions of a unix socket decide who can connect to it, so every peer is trusted.
         remote.is_none_or(|remote| {
             let ip = remote.ip().to_canonical();
             self.trusted.iter().any(|network| network.contains(&ip))
@@ -108,21 +110,22 @@ impl Proxies {
     }
 }
 
-/// The bytes of a connection. What a client does not take is seen below TLS, which takes more.
+/// The byte stream of a connection. The write timeout is below TLS, because TLS accepts more bytes
+/// than the client has read.
 type Wire = Either<Taken<Socket>, Box<TlsStream<Taken<Socket>>>>;
 
-/// A connection, and what is known of it.
+/// An accepted connection: its protocol, its stream and its peer.
 struct Opened {
     protocol: Protocol,
     stream: Rewound<Wire>,
     peer: Peer,
 }
 
-/// Tells servers to stop accepting.
+/// Becomes true when servers must stop accepting connections.
 pub type Drain = watch::Receiver<bool>;
 
 impl Server {
-    /// Prepares to serve.
+    /// Creates a server. It accepts no connection before [`run`](Self::run).
     pub fn new(
         listener: impl Into<Listener>,
         config: &config::Server,
@@ -130,13 +133,14 @@ impl Server {
     ) -> Self {
         let limit = config.header_timeout;
         let mut http1 = http1::Builder::new();
-        // Its own limit for heads costs every request; ours is in `head`.
+        // hyper's own header timeout has a cost for every request. `header_timeout` implements one
+        // that has none.
         http1
             .header_read_timeout(None)
             .preserve_header_case(config.preserve_header_case)
             .max_buf_size(config.buffer())
             .max_header_size(config.max_header_bytes);
-        // Said at all, it moves the parser's memory to the heap.
+        // Even a call with the default value moves the parser's memory to the heap.
         if config.max_headers > HEADERS_ON_STACK {
             http1.max_headers(config.max_headers);
         }
@@ -150,7 +154,8 @@ impl Server {
             .max_local_error_reset_streams(config.max_faulty_streams)
             .max_send_buf_size(config.buffer())
             .max_header_list_size(u32::try_from(config.max_header_bytes).unwrap_or(u32::MAX));
-        let (write_limit, max_streams) = (config.write_timeout, config.max_streams);
+        let write_limit = config.write_timeout;
+        let max_streams = config.max_streams;
         let trusted = config.trusted_proxies.iter().copied().collect();
         let proxies = Proxies { trusted, protocol: config.proxy_protocol };
         let head_limit = config.max_header_bytes;
@@ -168,35 +173,35 @@ impl Server {
         Self { listener: listener.into(), protocols, max_connections, metrics }
     }
 
-    /// Speaks TLS, if there is something to speak it with.
+    /// Serves TLS if there is a configuration for it.
     #[must_use]
     pub(crate) fn with_tls(mut self, tls: Option<Arc<Renewed<ServerConfig>>>) -> Self {
         self.protocols.tls = tls;
         self
     }
 
-    /// Takes each connection as it comes, though clients of another listener are told of by the PROXY
-    /// protocol.
+    /// Expects no PROXY protocol header, even if `server.proxy_protocol` is set for the clients'
+    /// listener.
     #[must_use]
     pub(crate) fn without_proxy_protocol(mut self) -> Self {
         self.protocols.proxies.protocol = false;
         self
     }
 
-    /// Serves until `drain` turns, then waits up to `deadline` for the requests in flight.
+    /// Serves until `drain` becomes true, then waits up to `deadline` for the requests in flight.
     pub async fn run(self, mut drain: Drain, deadline: Duration, service: impl Service) {
-        let places = Arc::new(Semaphore::new(self.max_connections));
-        // Dropped at the end, it closes the connections that are left.
+        let permits = Arc::new(Semaphore::new(self.max_connections));
+        // Dropping the set at the end closes the connections that are left.
         let mut connections = JoinSet::new();
         loop {
             let accepted = async {
-                // A place first: what has none waits in the listen backlog.
-                let place = self.place(&places).await;
-                (place, self.listener.accept().await)
+                // Take a permit first: a connection without one waits in the listen backlog.
+                let permit = self.place(&permits).await;
+                (permit, self.listener.accept().await)
             };
-            let (place, (socket, remote)) = tokio::select! {
-                (place, accepted) = accepted => match accepted {
-                    Ok(accepted) => (place, accepted),
+            let (permit, (socket, remote)) = tokio::select! {
+                (permit, accepted) = accepted => match accepted {
+                    Ok(accepted) => (permit, accepted),
                     Err(error) => { pause(&error).await; continue }
                 },
                 Some(_ended) = connections.join_next() => continue,
@@ -206,36 +211,36 @@ impl Server {
             let connection = self.protocols.connection(socket, remote, open, &drain, &service);
             connections.spawn(async move {
                 connection.await;
-                drop(place);
+                drop(permit);
             });
         }
-        let waiting = self.listener.close().unwrap_or_else(|error| {
-            warn!(%error, "cannot take the connections that wait in the listen backlog");
+        let backlog = self.listener.close().unwrap_or_else(|error| {
+            warn!(%error, "cannot accept the connections that wait in the listen backlog");
             Vec::new()
         });
-        for (socket, remote) in waiting {
+        for (socket, remote) in backlog {
             let open = Open::new(&self.metrics);
             connections.spawn(self.protocols.connection(socket, remote, open, &drain, &service));
         }
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout(deadline, ended).await.is_err() {
             let open = connections.len();
-            warn!(connections = open, "drain deadline passed; closing what is left");
+            warn!(connections = open, "drain deadline passed; closing the remaining connections");
             connections.shutdown().await;
         }
     }
 
-    async fn place(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, AcquireError> {
-        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
-            return Ok(place);
+    async fn place(&self, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, AcquireError> {
+        if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
+            return Ok(permit);
         }
         self.metrics.limits.hit(Limit::Connections);
-        Arc::clone(places).acquire_owned().await
+        Arc::clone(permits).acquire_owned().await
     }
 }
 
 impl Protocols {
-    /// What serves one connection to its end.
+    /// Returns a future that serves one connection to its end and counts its error, if any.
     fn connection<S: Service>(
         &self,
         socket: Socket,
@@ -274,10 +279,10 @@ impl Protocols {
         Ok(())
     }
 
-    /// Comes to know who has connected and what it speaks.
+    /// Determines the peer and the protocol of a new connection.
     async fn open(&self, socket: Socket, remote: Remote) -> Result<Opened, Fault> {
         if let Err(error) = prepare(&socket) {
-            debug!(%error, "cannot prepare a connection");
+            debug!(%error, "cannot set the options of a client socket");
         }
         let mut socket = Taken::within(self.write_limit, socket);
         let (ip, is_trusted) = self.source(&mut socket, remote).await?;
@@ -294,8 +299,11 @@ impl Protocols {
         Ok(Opened { protocol, stream, peer })
     }
 
-    /// Who has connected, and whether what it says of others is believed. Whoever passes on bytes alone
-    /// passes on the headers of those who made them, so these are judged by the source that it names.
+    /// Returns the client's address, and whether its forwarding headers are trusted.
+    ///
+    /// A load balancer that forwards bytes also forwards the headers of its clients. So these
+    /// headers are judged by the client address that the PROXY protocol states, not by the address
+    /// of the balancer.
     async fn source(
         &self,
         socket: &mut Taken<Socket>,
@@ -325,32 +333,33 @@ impl Protocols {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         S: Service,
     {
-        let (talk, stream) = Talk::over(stream, peer, service, self.head_limit);
-        let answer = service_fn(|request| talk.answer(request));
+        let (conn, stream) = Talk::over(stream, peer, service, self.head_limit);
+        let answer = service_fn(|request| conn.answer(request));
         let connection = self.http1.serve_connection(TokioIo::new(stream), answer);
         let mut connection = pin!(connection.with_upgrades());
-        let mut overdue = pin!(talk.turns.overdue(self.limit));
+        let mut overdue = pin!(conn.turns.overdue(self.limit));
         let mut overdue = Aside::new(overdue.as_mut());
-        let mut leave = pin!(last_words(&mut drain, &talk.begun));
-        let mut leave = Aside::new(leave.as_mut());
-        let mut leaving = false;
+        let mut may_close = pin!(last_words(&mut drain, &conn.begun));
+        let mut may_close = Aside::new(may_close.as_mut());
+        let mut close_pending = false;
         poll_fn(|cx| {
             if overdue.poll(cx).is_some() {
                 return Poll::Ready(Err(Fault::Silent(self.limit)));
             }
-            if leave.poll(cx).is_some() {
-                talk.desk.leave();
-                leaving = true;
+            if may_close.poll(cx).is_some() {
+                conn.desk.leave();
+                close_pending = true;
             }
             loop {
-                // What is answered beneath hyper is nothing to it, and would be cut off.
-                if leaving && !talk.desk.is_busy() {
-                    // Lets the request in flight end, and takes no further ones.
+                // hyper does not see a request that the fast path is answering, and would cut it
+                // off.
+                if close_pending && !conn.desk.is_busy() {
+                    // Lets the request in flight end, and accepts no further ones.
                     connection.as_mut().graceful_shutdown();
-                    leaving = false;
+                    close_pending = false;
                 }
                 let ended = connection.as_mut().poll(cx).map_err(Fault::from);
-                if ended.is_ready() || !leaving || talk.desk.is_busy() {
+                if ended.is_ready() || !close_pending || conn.desk.is_busy() {
                     return ended;
                 }
             }
@@ -371,11 +380,11 @@ impl Protocols {
         S: Service,
     {
         let begun = Arc::new(SetOnce::new());
-        let first = Arc::clone(&begun);
+        let first_request = Arc::clone(&begun);
         let limit = self.write_limit;
         let streams = Streams::new(self.max_streams, metrics);
         let service = service_fn(move |request| {
-            mark(&first);
+            mark(&first_request);
             let stream = streams.another();
             let answer = service.clone().serve(request, peer, Interim::default());
             async move {
@@ -395,36 +404,37 @@ impl Protocols {
 }
 
 async fn pause(error: &io::Error) {
-    warn!(%error, "cannot accept a connection; is the limit of open files too low?");
+    warn!(%error, "cannot accept a connection; the limit of open files may be too low");
     sleep(ACCEPT_PAUSE).await;
 }
 
-/// Also when the one who would tell us is gone.
+/// Waits for a drain. Also returns when the sender is dropped.
 async fn until_drain(drain: &mut Drain) {
     let _ = drain.wait_for(|drain| *drain).await;
 }
 
-/// Until a drain has gone on for long enough to take a silent connection for an idle one.
+/// Returns when a drain has lasted so long that a connection that has sent nothing counts as idle.
 async fn said_nothing(drain: &mut Drain) {
     until_drain(drain).await;
     sleep(FIRST_WORDS).await;
 }
 
-/// Returns once a drain has begun and the connection has had a request, or has had time for one: hyper
-/// closes one that has had none, also while it reads the first head.
+/// Returns when a drain has begun and the connection has had a request, or enough time for one. An
+/// earlier shutdown would make hyper close a connection that has had no request, even while it
+/// reads the first head.
 async fn last_words(drain: &mut Drain, begun: &SetOnce<()>) {
     until_drain(drain).await;
     let _ = timeout(FIRST_WORDS, begun.wait()).await;
 }
 
-/// Notes that a connection has had a request.
+/// Records that a connection has had a request.
 fn mark(begun: &SetOnce<()>) {
     if !begun.initialized() {
         let _ = begun.set(());
     }
 }
 
-/// Counts a connection while it is open.
+/// Counts a connection as open until it is dropped.
 struct Open(Arc<Metrics>);
 
 impl Open {

@@ -1,9 +1,10 @@
-//! What a server serves: the seam between `server` and those who answer.
+//! The service trait: the boundary between `server` and the code that answers requests.
 //!
-//! A server knows nothing of what it serves, and who answers knows nothing of connections. Beside the
-//! usual call there is a second, for a request that repeats an earlier one but for its path: what was
-//! made of the fields of that one, a recall, is then all that it takes. How the server comes to know
-//! that fields are the same is its own affair; here they are.
+//! A server knows nothing about what it serves, and a service knows nothing about connections.
+//! Besides the ordinary call there is a second one, for a request that repeats the header fields of
+//! an earlier request and differs only in its path. The service then needs only what it kept from
+//! the earlier fields, its `Repeat`. How the server finds out that the fields are the same is the
+//! server's business; here they are the same.
 
 use std::{
     convert::Infallible,
@@ -20,11 +21,11 @@ use hyper::{
 
 use crate::{interim::Interim, transport::Peer};
 
-/// Answers requests. A closure that does is one, and recalls nothing.
+/// A service that answers requests. A closure that answers requests is a service without repeats.
 pub trait Service: Clone + Send + Sync + 'static {
-    /// What is sent.
+    /// The response body.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static;
-    /// What is remembered of the fields of a request.
+    /// The state that the service keeps from the header fields of a request.
     type Recall: Send + 'static;
 
     /// Answers one request.
@@ -32,51 +33,52 @@ pub trait Service: Clone + Send + Sync + 'static {
         self,
         request: Request<Incoming>,
         client: Peer,
-        interim: Interim,
+        informational: Interim,
     ) -> impl Future<Output = Answered<Self::Body, Self::Recall>> + Send + 'static;
 
-    /// Answers a GET over HTTP/1.1 of this path, which has no query, from the peer and with the very
-    /// fields that `recall` is of: writes the head to `head` and returns the body. An error says that
-    /// it is to be served as any other, and then nothing is written.
+    /// Answers a GET over HTTP/1.1 for `path`, which has no query. The request comes from the same
+    /// peer and has exactly the header fields that `repeat` was made from. Writes the response head
+    /// to `head` and returns the body. An error means that the request must be served the ordinary
+    /// way; nothing was written then.
     ///
-    /// Pending, it is polled again for the same path by the same task, or the recall is dropped.
+    /// After `Pending` the same task polls again for the same path, or drops `repeat`.
     fn poll_again(
         &self,
-        recall: &mut Self::Recall,
+        repeat: &mut Self::Recall,
         path: &str,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, Declined>>;
 }
 
-/// An answer, and what to remember of its request.
+/// An answer, and what to keep from its request.
 #[derive(Debug)]
 pub struct Answered<B, R> {
-    /// The answer.
+    /// The response to send.
     pub response: Response<B>,
-    /// Where there is anything to be gained by it.
+    /// Set if a repeat of this request can be answered faster.
     pub recall: Option<R>,
 }
 
-/// What has become of a request that was not answered by what is recalled; also an extension of that
-/// request, when it is served as any other.
+/// The result of a repeat that the fast path did not answer. It is also an extension of the request
+/// when that is then served the ordinary way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Declined {
-    /// How long it has already waited for the store.
+    /// How long the request has already waited for the store.
     pub waited: Duration,
-    /// Whether there is to be more than an answer.
+    /// Whether the request was sampled for a comparison with the upstream.
     pub lot: Lot,
 }
 
-/// Whether the lot has fallen on a request. It is drawn once for each, wherever that is answered.
+/// Whether a request is sampled. The decision is made once per request, wherever that is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lot {
-    /// It is yet to be drawn, if at all.
+    /// Not decided yet; it may never be.
     #[default]
     NotDrawn,
-    /// It has.
+    /// The request is sampled.
     Drawn,
-    /// It has not.
+    /// The request is not sampled.
     Lost,
 }
 
@@ -93,19 +95,19 @@ where
         self,
         request: Request<Incoming>,
         client: Peer,
-        interim: Interim,
+        informational: Interim,
     ) -> impl Future<Output = Answered<B, Infallible>> + Send + 'static {
-        let answer = self(request, client, interim);
+        let answer = self(request, client, informational);
         async move { Answered { response: answer.await, recall: None } }
     }
 
     fn poll_again(
         &self,
-        recall: &mut Infallible,
+        repeat: &mut Infallible,
         _path: &str,
         _head: &mut Vec<u8>,
         _cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, Declined>> {
-        match *recall {}
+        match *repeat {}
     }
 }

@@ -1,16 +1,16 @@
-//! The spans of a request, and trace context in and out.
+//! Spans of requests, and trace context from clients and to the upstream.
 //!
-//! One span a request, and beneath it one for each thing that may take long: `lookup`, `flight` with
-//! the exchange with the upstream and the `fill`, `fence`, `invalidate`. Names and attributes follow the
-//! semantic conventions of OpenTelemetry for HTTP; `jobcache.outcome` and `jobcache.detail` are the
-//! words of the metrics, the access log and `Cache-Status`.
+//! Each request has one span, with a child for each step that may take long: `lookup`, `flight`
+//! with the exchange with the upstream and the `fill`, `fence`, and `invalidate`. Names and
+//! attributes follow the semantic conventions of OpenTelemetry for HTTP. `jobcache.outcome` and
+//! `jobcache.detail` use the words of the metrics, the access log and `Cache-Status`.
 //!
-//! They are `tracing` spans at debug under a target of their own: with `log = "debug"` lines of the
-//! log tell in which they were written, and where the environment names a collector they go there,
-//! whatever the log lets pass. Else a span costs the look at one atomic.
+//! All are `tracing` spans at level debug with their own target. With `log = "debug"`, log lines
+//! show the spans that they belong to. If the environment names a collector, the spans are
+//! exported, whatever the filter of the log says. Otherwise a span costs one atomic load.
 //!
-//! Never in a span: ids (a path is told by its route), query strings, credentials, bodies. A request's
-//! span ends when the head of its answer is sent.
+//! A span never contains ids (a path is given as its route template), query strings, credentials or
+//! bodies. The span of a request ends when the head of the answer is sent.
 
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Version,
@@ -25,24 +25,24 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Level, Metadata, Span, debug_span, field::Empty, level_filters::LevelFilter};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// Of every span.
+/// Target of all spans.
 const TARGET: &str = "jobcache::span";
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// Whether what `tracing` asks about is one of our spans.
+/// Whether this is one of our spans, and not a span of a library or a log event.
 pub(crate) fn is_ours(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && metadata.target() == TARGET
 }
 
-/// Whether there may be any.
+/// Whether spans can be enabled at all. Costs one atomic load.
 fn may_be() -> bool {
     Level::DEBUG <= LevelFilter::current()
 }
 
-/// The span of a request. Its parent is the one that the client names.
-pub fn request<'r, B>(
+/// Creates the span of a request. Its parent is the span in the client's `traceparent`.
+pub(crate) fn request<'r, B>(
     request: &Request<B>,
     scheme: &'static str,
     route: impl FnOnce() -> Option<&'r str>,
@@ -50,7 +50,8 @@ pub fn request<'r, B>(
     if !may_be() {
         return Span::none();
     }
-    let (method, route) = (known(request.method()), route());
+    let method = known(request.method());
+    let route = route();
     let span = debug_span!(
         target: TARGET,
         "request",
@@ -69,14 +70,15 @@ pub fn request<'r, B>(
     if !span.is_disabled()
         && let Some(parent) = parent(request.headers())
     {
-        // It has not begun, and where nothing is exported there is nothing to be the child of.
+        // Fails only if the span has begun, which it has not, or if spans are not exported, where a
+        // parent has no use.
         let _ = span.set_parent(parent);
     }
     span
 }
 
-/// Tells the span of this request what became of it.
-pub fn answered(status: StatusCode, outcome: &str, detail: &str) {
+/// Records the outcome and the status of a request in the current span.
+pub(crate) fn answered(status: StatusCode, outcome: &str, detail: &str) {
     if !may_be() {
         return;
     }
@@ -89,15 +91,15 @@ pub fn answered(status: StatusCode, outcome: &str, detail: &str) {
     conclude(&span, status, cause);
 }
 
-/// The same where there is nothing to say of the cache.
-pub fn replied(status: StatusCode) {
+/// Records only the status, for requests that do not concern the cache.
+pub(crate) fn replied(status: StatusCode) {
     if may_be() {
         conclude(&Span::current(), status, status.as_str());
     }
 }
 
-/// Sets the status of a span by that of a response: "For HTTP status codes in the 5xx range [..] span
-/// status MUST be set to Error" (semantic conventions for HTTP spans).
+/// Derives the status of a span from that of a response: "For HTTP status codes in the 5xx range
+/// [..] span status MUST be set to Error" (semantic conventions for HTTP spans).
 fn conclude(span: &Span, status: StatusCode, cause: &str) {
     span.record("http.response.status_code", status.as_u16());
     if status.is_server_error() {
@@ -110,14 +112,14 @@ fn fail(span: &Span, cause: &str) {
     span.record("error.type", cause);
 }
 
-/// The span of an exchange with the upstream, which is told of it: where it is recorded, it is the
-/// parent of what the upstream does. Else the client's word stays as it came.
-pub fn upstream<B>(request: &mut Request<B>, authority: &str) -> Span {
+/// Creates the span of an exchange with the upstream. If the span is sampled, `traceparent` names
+/// it as the parent for the upstream. Otherwise the client's fields stay unchanged.
+pub(crate) fn upstream<B>(request: &mut Request<B>, authority: &str) -> Span {
     if !may_be() {
         return Span::none();
     }
     let method = known(request.method());
-    // None has a port where it is a unix socket.
+    // A unix socket has no port.
     let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
     let port = port.parse::<u16>().ok();
     let span = debug_span!(
@@ -138,8 +140,8 @@ pub fn upstream<B>(request: &mut Request<B>, authority: &str) -> Span {
     span
 }
 
-/// Tells such a span how it ended: with this status, or for this reason without one.
-pub fn exchanged(span: &Span, ended: Result<StatusCode, &str>) {
+/// Records how an exchange ended: with a status, or with a reason if there was no response.
+pub(crate) fn exchanged(span: &Span, ended: Result<StatusCode, &str>) {
     if span.is_disabled() {
         return;
     }
@@ -155,28 +157,28 @@ pub fn exchanged(span: &Span, ended: Result<StatusCode, &str>) {
     }
 }
 
-/// A look for an entry, in this process (`near`) or in the store.
-pub fn lookup(layer: &'static str) -> Span {
+/// A lookup of an entry, in this process (`near`) or in the store.
+pub(crate) fn lookup(layer: &'static str) -> Span {
     debug_span!(target: TARGET, "lookup", jobcache.layer = layer, jobcache.result = Empty)
 }
 
-/// A read of the upstream that others may share.
-pub fn flight() -> Span {
+/// A read of the upstream that other requests may share.
+pub(crate) fn flight() -> Span {
     debug_span!(target: TARGET, "flight")
 }
 
-/// Storing what it brought.
-pub fn fill() -> Span {
+/// Storing the answer of a flight.
+pub(crate) fn fill() -> Span {
     debug_span!(target: TARGET, "fill", jobcache.result = Empty)
 }
 
 /// Fencing jobs before a write.
-pub fn fence() -> Span {
+pub(crate) fn fence() -> Span {
     debug_span!(target: TARGET, "fence")
 }
 
-/// Forgetting jobs, for this reason, as part of `parent`.
-pub fn invalidate(parent: &Span, source: &'static str) -> Span {
+/// Invalidating jobs because of `source`, as a child of `parent`.
+pub(crate) fn invalidate(parent: &Span, source: &'static str) -> Span {
     debug_span!(
         target: TARGET,
         parent: parent,
@@ -186,25 +188,25 @@ pub fn invalidate(parent: &Span, source: &'static str) -> Span {
     )
 }
 
-/// Tells a span what it came to.
-pub fn result(span: &Span, result: &'static str) {
+/// Records the result of a lookup, a fill or an invalidation.
+pub(crate) fn result(span: &Span, result: &'static str) {
     span.record("jobcache.result", result);
 }
 
-/// The span that is entered; a disabled one where there are none.
-pub fn current() -> Span {
+/// Returns the current span, or a disabled one if spans are off.
+pub(crate) fn current() -> Span {
     if may_be() { Span::current() } else { Span::none() }
 }
 
-/// That this request was answered by what happened in another's.
-pub fn follow(other: &Span) {
+/// Links the current span to a span of another request whose result it shares.
+pub(crate) fn follow(other: &Span) {
     if !other.is_disabled() {
         Span::current().follows_from(other);
     }
 }
 
-/// The trace that is exported of what happens here, if there is one.
-pub fn trace_id() -> Option<String> {
+/// Returns the id of the current trace if it is sampled.
+pub(crate) fn trace_id() -> Option<String> {
     if !may_be() {
         return None;
     }
@@ -214,12 +216,12 @@ pub fn trace_id() -> Option<String> {
 }
 
 fn name(method: &str, route: Option<&str>) -> String {
-    // "{method} MUST be replaced with HTTP" where it is not known.
+    // For unknown methods "{method} MUST be replaced with HTTP".
     let method = if method == OTHER { "HTTP" } else { method };
     route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"))
 }
 
-/// What stands for methods that are not in the standards: there may be any number of them.
+/// Stands for unknown methods, because clients can invent any number of them.
 const OTHER: &str = "_OTHER";
 
 fn known(method: &Method) -> &'static str {
@@ -245,8 +247,9 @@ fn version(version: Version) -> &'static str {
     }
 }
 
-/// What the client names. "If the vendor failed to parse traceparent, it MUST NOT attempt to parse
-/// tracestate" (W3C Trace Context 4.3), and of several lines none is the one.
+/// Returns the trace context of the client. "If the vendor failed to parse traceparent, it MUST NOT
+/// attempt to parse tracestate" (W3C Trace Context 4.3). Several `traceparent` lines count as a
+/// failure.
 fn parent(headers: &HeaderMap) -> Option<Context> {
     let mut lines = headers.get_all(TRACEPARENT).iter();
     let (Some(_), None) = (lines.next(), lines.next()) else { return None };
@@ -255,8 +258,8 @@ fn parent(headers: &HeaderMap) -> Option<Context> {
     context.span().span_context().is_valid().then_some(context)
 }
 
-/// Takes what a client names out of a request that is no part of its trace.
-pub fn forget(headers: &mut HeaderMap) {
+/// Removes the trace context from a request that is not part of the client's trace.
+pub(crate) fn forget(headers: &mut HeaderMap) {
     headers.remove(TRACEPARENT);
     headers.remove(TRACESTATE);
 }
@@ -273,14 +276,14 @@ impl Extractor for Fields<'_> {
     }
 }
 
-/// Names a span to the upstream, if it is exported. `tracestate` belongs to the trace: it stays as it
-/// came if the trace is the client's, and goes with another trace.
+/// Writes `traceparent` for the upstream if the span is sampled. `tracestate` belongs to a trace:
+/// it stays if the span continues the client's trace, and is removed otherwise.
 fn pass_on(span: &SpanContext, headers: &mut HeaderMap) {
     if !span.is_sampled() {
         return;
     }
     let continued = parent(headers)
-        .is_some_and(|theirs| theirs.span().span_context().trace_id() == span.trace_id());
+        .is_some_and(|parent| parent.span().span_context().trace_id() == span.trace_id());
     let text =
         format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags().to_u8());
     if let Ok(value) = HeaderValue::try_from(text) {

@@ -1,4 +1,5 @@
-//! The store protocol: leases, fences and what they guarantee. The only door to Redis.
+//! The store protocol: leases, fences and what they guarantee. All access to Redis goes through
+//! here.
 //!
 //! # The guarantee
 //!
@@ -8,28 +9,30 @@
 //! # How
 //!
 //! Each job has four keys in one cluster slot. `job_status:<id>` holds the body byte for byte, or
-//! `""`, the placeholder of a lease. `{job_status:<id>}:meta` describes the body, `:lease` names who
-//! may fill, `:fence` lists the writes in flight. All times are by the server's own clock.
+//! `""`, the placeholder of a lease. `{job_status:<id>}:meta` describes the body, `:lease` holds
+//! the token of the reader that may fill, `:fence` lists the writes in flight. All times are by the
+//! server's own clock.
 //!
-//! 1. A miss takes a **lease** and leaves the placeholder, reads the upstream and **fills**, which
-//!    succeeds only while placeholder and lease are untouched. Whoever deletes `job_status:<id>`,
-//!    `redis-cli DEL` included, thereby voids the fill in flight.
-//! 2. A write **begins** before it is forwarded: the entry goes, the lease is void, and a fence
-//!    refuses new leases while the outcome is unknown, also when the sidecar dies. It **ends**
-//!    before it is answered: the entry goes again and the fence is lifted. With an unknown outcome
-//!    (timeout, reset) the fence lingers.
-//! 3. An end that the server has not confirmed makes its job **pending** here: bypassed, and
-//!    repeated until confirmed.
+//! 1. A miss takes a **lease** and leaves the placeholder, reads the upstream and **fills**. The
+//!    fill succeeds only while placeholder and lease are untouched, so any deletion of
+//!    `job_status:<id>`, `redis-cli DEL` included, voids the fill in flight.
+//! 2. A write **begins** before it is forwarded: the entry is deleted, the lease is void, and a
+//!    fence refuses new leases while the outcome is unknown, even if the sidecar dies. The write
+//!    **ends** before it is answered: the entry is deleted again and the fence is lifted. If the
+//!    outcome is unknown (timeout, reset), the fence lingers.
+//! 3. An end that the server has not confirmed makes its job **pending** in this sidecar: the job
+//!    is bypassed, and the end is repeated until it is confirmed.
 //! 4. An entry counts only in the **epoch** (`run_id` and `master_replid` of the server) in which
-//!    its lease was taken. So neither a server that restarted from an old snapshot nor a replica
-//!    promoted without the last DEL is believed.
+//!    its lease was taken. So entries are not served that come from an old snapshot after a
+//!    restart, or from a replica that was promoted without the last DEL.
 //!
-//! What this process keeps of all that ([`near`]) is used only behind a barrier ([`barrier`]): a `PING`
-//! that was sent after the reader came, on the connection that carries the news of every change, has
-//! been answered. So it is never older than what Redis would have said.
+//! Values that this process keeps itself ([`near`]) are used only behind a barrier ([`barrier`]): a
+//! `PING`, sent after the reader arrived, on the connection that carries the news of every change,
+//! has been answered. So they are never older than what Redis would have answered. (With
+//! `near = "bounded"` the `PING` may be up to `near_max_staleness` old.)
 //!
-//! On a Redis Cluster all this stands for each master and its slots; what follows when slots move or
-//! masters change is told in [`cluster`].
+//! On a Redis Cluster all this holds for each master and its slots; [`cluster`] explains what
+//! happens when slots move or masters change.
 //!
 //! # The limits
 //!
@@ -37,28 +40,29 @@
 //!
 //! - A write that was answered while the server had not confirmed its end (cut off, hung, refusing
 //!   writes): this sidecar bypasses the job until it is confirmed; other sidecars may serve the
-//!   older body until its TTL ends. The purge webhook answers 503 instead of pretending.
-//! - A deposed master that still answers, until this sidecar learns of it (at most 1 s, from the master
-//!   itself or from sentinels). What that master confirmed at last is then repeated at the new one. Who
-//!   reaches none but the losing side of a split network learns nothing.
-//! - An upstream that reads from a lagging replica or commits after it has answered: `settle` covers
-//!   the writes that pass through; nothing can cover a third party's DEL sent before its own commit.
-//! - A server that evicts (`maxmemory-policy` other than `noeviction`) may evict the fence of a write
-//!   whose sidecar has died, or whose end is not confirmed.
+//!   older body until its TTL ends. The purge webhook answers 503 instead of reporting success.
+//! - A deposed master that still answers, until this sidecar learns of it (at most 1 s, from the
+//!   master itself or from sentinels). What that master confirmed last is then repeated at the new
+//!   one. A sidecar that reaches only the losing side of a split network does not learn of it.
+//! - An upstream that reads from a lagging replica or commits after it has answered: `settle`
+//!   covers the writes that pass through; nothing can cover a third party's DEL sent before its own
+//!   commit.
+//! - A server that evicts (`maxmemory-policy` other than `noeviction`) may evict the fence of a
+//!   write after its sidecar has died, or while its end is not confirmed.
 //!
 //! # What each fault costs
 //!
 //! | fault | what clients see | what it costs |
 //! |---|---|---|
 //! | Redis refuses connections | answers from the upstream | nothing: the breaker is open |
-//! | Redis hangs | answers from the upstream | the budget (50 ms) a read, two a write, until the breaker opens |
+//! | Redis hangs | answers from the upstream | the budget (50 ms) per read, two per write, until the breaker opens |
 //! | Redis restarts, or a replica is promoted | answers from the upstream | every job is read once more |
 //! | error replies (`WRONGTYPE`, `NOPERM`, `OOM`) | answers from the upstream | that job is not cached |
-//! | a sidecar dies amid a write | fresh answers | that job is not cached until the fence runs out |
-//! | a master of a cluster is lost | hits, but for its jobs | those are not cached until its replica has taken over |
-//! | slots move in a cluster | hits, but for their jobs | those are not cached while they are on their way, then read once more |
-//! | the tracking connection is lost | hits | what is near is read from Redis again |
-//! | the pending set overflows | hits, but in the slots of what found no room | those jobs are not cached here until all is purged |
+//! | a sidecar dies during a write | fresh answers | that job is not cached until the fence expires |
+//! | a master of a cluster is lost | hits, except for its jobs | those are not cached until its replica has taken over |
+//! | slots move in a cluster | hits, except for their jobs | those are not cached during the move, then read once more |
+//! | the tracking connection is lost | hits | near entries are read from Redis again |
+//! | the pending set overflows | hits, except in the slots of keys that did not fit | those jobs are not cached here until all is purged |
 
 pub mod barrier;
 pub mod cluster;
@@ -104,7 +108,7 @@ use crate::{
     metrics::{Metrics, Op},
 };
 
-/// Whether the store that is configured can be reached now, and is one that will do.
+/// Checks that the configured store can be reached now and is fit for use.
 pub async fn probe(config: &config::Config) -> Result<(), StoreError> {
     match &config.store.url {
         config::StoreUrl::Memory => Ok(()),
@@ -113,12 +117,12 @@ pub async fn probe(config: &config::Config) -> Result<(), StoreError> {
     }
 }
 
-/// The store: Redis, or this process' memory with the same semantics.
+/// The store: Redis, or the memory of this process with the same semantics.
 #[derive(Debug)]
 pub struct Store {
     engine: Engine,
     tokens: Tokens,
-    /// What outlives whoever asked for it.
+    /// Tasks that finish even if their caller is dropped.
     tasks: TaskTracker,
     metrics: Arc<Metrics>,
 }
@@ -131,10 +135,11 @@ enum Engine {
 }
 
 impl Store {
-    /// Opens the store that the configuration names. Redis is connected to in the background, so
-    /// this succeeds with Redis down; it must be called within a tokio runtime.
+    /// Opens the configured store. The connection to Redis is made in the background, so this
+    /// succeeds while Redis is down. Must be called within a tokio runtime.
     ///
-    /// With a `watcher` changes in Redis are tracked, and [`Store::poll_barrier`] tells when it knows.
+    /// If there is a `watcher`, changes in Redis are tracked, and [`Store::poll_barrier`] waits
+    /// until the watcher knows of them.
     pub fn open(
         config: &config::Config,
         metrics: Arc<Metrics>,
@@ -148,18 +153,21 @@ impl Store {
                 Engine::Memory(memory::Memory::new(config))
             }
             config::StoreUrl::Redis(_) | config::StoreUrl::Sentinel(_) => {
-                let (metrics, tasks) = (Arc::clone(&metrics), tasks.clone());
+                let metrics = Arc::clone(&metrics);
+                let tasks = tasks.clone();
                 Engine::Redis(redis::Redis::open(config, metrics, tasks, watcher)?)
             }
             config::StoreUrl::Cluster(seeds) => {
-                let (metrics, tasks) = (Arc::clone(&metrics), tasks.clone());
+                let metrics = Arc::clone(&metrics);
+                let tasks = tasks.clone();
                 Engine::Cluster(cluster::Cluster::open(seeds, config, metrics, tasks, watcher)?)
             }
         };
         Ok(Self { engine, tokens: Tokens::new(), tasks, metrics })
     }
 
-    /// Starts what must come to its end though nobody waits for it any more; [`Store::close`] waits.
+    /// Spawns a task that must finish even if nobody waits for it any more; [`Store::close`] waits
+    /// for it.
     pub fn spawn<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
@@ -167,8 +175,9 @@ impl Store {
         self.tasks.spawn(task)
     }
 
-    /// Which keys must not be answered from the cache now: those of unconfirmed invalidations, and
-    /// every key while the store is down. Else now by the store's clock, as [`Store::now_ms`].
+    /// Returns the time by the store's clock, as [`Store::now_ms`], if the key may be answered from
+    /// the cache now. Fails for a key with an unconfirmed invalidation, and for every key while the
+    /// store is down.
     pub fn trust(&self, key: &Key) -> Result<i64, StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.trust(key),
@@ -177,10 +186,10 @@ impl Store {
         }
     }
 
-    /// Makes sure that the watcher will be told of changes of a key: of every one from now on until the
-    /// first, at least. To be called after the key was noted, and before it is read: what is noted while
-    /// changes are not followed may not be put in. It takes a round trip where the store tells of what was
-    /// read only.
+    /// Makes sure that the watcher is notified of the next change to a key. Call it after the key
+    /// was noted ([`near::Near::note`]) and before it is read; if it fails, the value must not be
+    /// inserted. Costs a round trip if the store reports only changes to keys that were read, and
+    /// none otherwise.
     pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.follow(key, budget).await,
@@ -189,8 +198,9 @@ impl Store {
         }
     }
 
-    /// Waits until the watcher knows of every change to a key of which anybody was told before the first poll
-    /// with this `wait`, or, with a `staleness`, so long before that.
+    /// Waits until the watcher knows of every change to a key that was acknowledged to anyone
+    /// before the first poll with this `wait`, or, with a `staleness`, that long before the first
+    /// poll.
     pub fn poll_barrier(
         &self,
         key: &Key,
@@ -217,8 +227,8 @@ impl Store {
         .await
     }
 
-    /// Reads all that stands under the keys of a job: one round trip, no script. It is for who wants
-    /// to know: nothing follows from it for the connection, and it is not counted.
+    /// Reads everything under the keys of a job: one round trip, no script. For diagnosis: the
+    /// result does not affect the connection, and the operation is not counted.
     pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<State, StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.inspect(key, budget).await,
@@ -230,8 +240,8 @@ impl Store {
     /// Asks for the right to fill a key. `refused` is a value that the caller has read and found
     /// not to be an entry of ours; it is deleted if it is still there.
     ///
-    /// A lease whose answer did not come in time, or whose asker was dropped while it waited, is
-    /// released behind it, on the same connection.
+    /// If the answer does not arrive in time, or the caller is dropped while it waits, the lease is
+    /// released after the request, on the same connection.
     pub async fn lease(
         &self,
         key: &Key,
@@ -255,7 +265,7 @@ impl Store {
     }
 
     /// Stores an entry under a lease. `meta` is a JSON object without its closing brace; the store
-    /// adds `expires_at_ms`. `ttl` counts from the lease.
+    /// adds `expires_at_ms`. `ttl` counts from the grant of the lease.
     pub async fn fill(
         &self,
         lease: Lease,
@@ -274,27 +284,27 @@ impl Store {
         .await
     }
 
-    /// Lets an audience pair use an entry, if it is still the very one that was seen, and notes in
-    /// meta that the upstream has served it to the pair: no earlier than it was seen.
+    /// Adds a caller to the audience of an entry, if that is still the very entry that was seen.
+    /// Meta records the time at which it was seen; the upstream served it to the caller no earlier.
     pub async fn admit(
         &self,
         key: &Key,
         seen: &Seen,
         generation: &str,
-        pair: &str,
+        caller: &str,
     ) -> Result<Fill, StoreError> {
         self.timed(Op::Admit, async {
             match &self.engine {
-                Engine::Redis(redis) => redis.admit(key, seen, generation, pair).await,
-                Engine::Cluster(cluster) => cluster.admit(key, seen, generation, pair).await,
-                Engine::Memory(memory) => Ok(memory.admit(key, seen, pair)),
+                Engine::Redis(redis) => redis.admit(key, seen, generation, caller).await,
+                Engine::Cluster(cluster) => cluster.admit(key, seen, generation, caller).await,
+                Engine::Memory(memory) => Ok(memory.admit(key, seen, caller)),
             }
         })
         .await
     }
 
-    /// Puts a newer body in the place of an entry, if that is still the very one that was seen.
-    /// `meta` is a JSON object without its closing brace, as for [`Store::fill`].
+    /// Replaces an entry with a newer body, if it is still the very entry that was seen. `meta` is
+    /// a JSON object without its closing brace, as for [`Store::fill`].
     pub async fn replace(
         &self,
         key: &Key,
@@ -313,12 +323,12 @@ impl Store {
         .await
     }
 
-    /// A token that was never used, for the generation of a replacement.
+    /// Returns a token that was never used before, for the generation of a replacement.
     pub fn token(&self) -> Token {
         self.tokens.next()
     }
 
-    /// What keys the fingerprints of credentials now.
+    /// Returns the current key of the credential fingerprints.
     pub fn credential_key(&self) -> CredentialKey {
         match &self.engine {
             Engine::Redis(redis) => redis.credential_key(),
@@ -327,7 +337,7 @@ impl Store {
         }
     }
 
-    /// Hands a lease back: what came cannot be stored.
+    /// Hands a lease back when the answer cannot be stored.
     pub async fn release(&self, lease: Lease) {
         self.expect([&lease.key]);
         match &self.engine {
@@ -337,8 +347,8 @@ impl Store {
         }
     }
 
-    /// Fences keys before a write is forwarded. Never fails: a fence that is not confirmed makes the
-    /// end of the write run twice.
+    /// Fences keys before a write is forwarded. Never fails: if the fence is not confirmed, the end
+    /// of the write runs twice.
     pub async fn begin(&self, keys: Vec<Key>, fence: Duration, budget: &mut Budget) -> Write {
         let id = self.tokens.next();
         self.expect(&keys);
@@ -363,12 +373,12 @@ impl Store {
         Write { keys, id, fence, begun }
     }
 
-    /// A write that fences nothing, to be widened and ended.
+    /// Returns a write that fences nothing, to be widened and ended.
     pub fn unfenced(&self, fence: Duration) -> Write {
         Write { keys: Vec::new(), id: self.tokens.next(), fence, begun: Begun::Confirmed(None) }
     }
 
-    /// Keeps the fence of a long write standing.
+    /// Renews the fence of a long write.
     pub async fn renew(&self, write: &Write) {
         match &self.engine {
             Engine::Redis(redis) => redis.renew(write).await,
@@ -377,9 +387,9 @@ impl Store {
         }
     }
 
-    /// Invalidates the keys of a write and lifts its fence, after `linger`.
+    /// Invalidates the keys of a write and lifts its fence after `linger`.
     ///
-    /// To be called before the write is answered, from a task that nobody cancels.
+    /// Call it before the write is answered, from a task that is never cancelled.
     pub async fn end(&self, write: &Write, linger: Duration, budget: &mut Budget) -> Ended {
         self.expect(&write.keys);
         let started = Instant::now();
@@ -398,9 +408,9 @@ impl Store {
         }
     }
 
-    /// Invalidates keys: the end of a write that went elsewhere. Runs under a deadline of its own,
-    /// and ends as soon as the store has made it wait for `wait`. As [`Store::end`], nobody may
-    /// cancel it.
+    /// Invalidates keys, as the end of a write that did not pass through this sidecar. Runs under
+    /// its own deadline, and a batch of keys waits for the store at most `wait`; keys that are not
+    /// confirmed become pending. Must not be cancelled, like [`Store::end`].
     pub async fn purge(&self, keys: Vec<Key>, wait: Duration) -> Purged {
         let id = self.tokens.next();
         self.expect(&keys);
@@ -415,8 +425,8 @@ impl Store {
         Purged { ended: ended.unwrap_or(Ended::Pending), was }
     }
 
-    /// Invalidates every key under the prefix. Runs under a deadline of its own. As [`Store::end`],
-    /// nobody may cancel it.
+    /// Invalidates every key under the prefix. Runs under its own deadline. Must not be cancelled,
+    /// like [`Store::end`].
     pub async fn purge_all(&self) -> Ended {
         match &self.engine {
             Engine::Redis(redis) => redis.purge_all().await,
@@ -425,7 +435,8 @@ impl Store {
         }
     }
 
-    /// Now by the store's clock, in ms since 1970, or by ours while it is down.
+    /// Returns the current time in ms since 1970, by the store's clock, or by ours while it is
+    /// down.
     pub fn now_ms(&self) -> i64 {
         match &self.engine {
             Engine::Redis(redis) => redis.now_ms(),
@@ -434,7 +445,7 @@ impl Store {
         }
     }
 
-    /// Whether a trusted connection stands.
+    /// Returns whether there is a trusted connection; on a cluster, one to the owner of every slot.
     pub fn is_up(&self) -> bool {
         match &self.engine {
             Engine::Redis(redis) => redis.is_up(),
@@ -443,7 +454,7 @@ impl Store {
         }
     }
 
-    /// The masters of a cluster; none where the store is no cluster.
+    /// Returns the masters of a cluster; empty if the store is not a cluster.
     pub fn nodes(&self) -> Vec<Node> {
         match &self.engine {
             Engine::Cluster(cluster) => cluster.nodes(),
@@ -451,7 +462,8 @@ impl Store {
         }
     }
 
-    /// The slot of a key and the address of its master; none where the store is no cluster.
+    /// Returns the slot of a key and the address of its master; `None` if the store is not a
+    /// cluster.
     pub fn place(&self, key: &Key) -> Option<(u16, Option<String>)> {
         match &self.engine {
             Engine::Cluster(cluster) => Some(cluster.place(key)),
@@ -459,7 +471,8 @@ impl Store {
         }
     }
 
-    /// Invalidations that are not confirmed.
+    /// Returns the number of keys with an unconfirmed invalidation, plus one while whole slots are
+    /// pending.
     pub fn pending(&self) -> usize {
         match &self.engine {
             Engine::Redis(redis) => redis.pending(),
@@ -468,7 +481,8 @@ impl Store {
         }
     }
 
-    /// Stops the background work, after a last try to confirm what is pending.
+    /// Waits for spawned tasks and tries a last time to confirm what is pending, all within
+    /// `deadline`.
     pub async fn close(&self, deadline: Duration) {
         let started = Instant::now();
         self.tasks.close();
@@ -481,7 +495,7 @@ impl Store {
         }
     }
 
-    /// News of these keys is soon to come, and is of what we do ourselves.
+    /// Tells the event log that the next change of these keys is made by this process.
     fn expect<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) {
         for key in keys {
             self.metrics.events.expect(key.main());
@@ -500,7 +514,7 @@ impl Store {
     }
 }
 
-/// Makes tokens: unique among all sidecars, without a round trip.
+/// Makes tokens that are unique among all sidecars, without a round trip.
 #[derive(Debug)]
 struct Tokens {
     process: u64,

@@ -1,8 +1,8 @@
-//! systemd: what it is told of this process, and the sockets that it listens on for us.
+//! Support for systemd: state notifications (`sd_notify(3)`) and inherited sockets
+//! (`sd_listen_fds(3)`).
 //!
-//! Other service managers speak the same two protocols, `sd_notify(3)` and `sd_listen_fds(3)`; without
-//! one nothing here does anything. Not done: a watchdog (`/livez` is for that), and sockets that are
-//! not TCP.
+//! Other service managers use the same two protocols. Without a service manager this module does
+//! nothing. It leaves out the watchdog (use `/livez`) and sockets other than TCP.
 
 use std::{
     env, io,
@@ -13,107 +13,111 @@ use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use tracing::warn;
 
-/// The names of the sockets: `LISTEN_FDNAMES`, or in this order without.
+/// Names of the sockets in `LISTEN_FDNAMES`. Sockets without names come in this order.
 const NAMES: [&str; 2] = ["proxy", "admin"];
 
-/// Clients or operators are served, as `status` says on one line.
+/// Reports that the process is ready. `status` is one line for `systemctl status`.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// The configuration is being read anew; [`ready`] has to follow.
+/// Reports that a reload begins. A call of [`ready`] has to follow.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
-        // Without the time it would count as a reload that failed.
-        Err(error) => warn!(%error, "cannot tell the service manager of the reload"),
+        // Without the time systemd would count the reload as failed.
+        Err(error) => warn!(%error, "cannot report the reload to the service manager"),
     }
 }
 
-/// The process is on its way out.
+/// Reports that the process is shutting down.
 pub fn stopping(status: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        warn!(%error, "cannot tell the service manager, which NOTIFY_SOCKET names");
+        warn!(%error, "cannot notify the service manager; check NOTIFY_SOCKET");
     }
 }
 
-/// Sockets that were passed to this process.
+/// The sockets that the service manager passed to this process.
 #[derive(Debug, Default)]
 pub struct Inherited {
-    /// For clients.
+    /// The socket for clients.
     pub proxy: Option<TcpListener>,
-    /// For operators and the purge webhook.
+    /// The socket of the admin listener.
     pub admin: Option<TcpListener>,
 }
 
-/// Why they cannot be used.
+/// Why the inherited sockets cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BadSockets {
-    /// More than there are uses for.
-    #[error("there are {0}, of at most 2: one for clients and one for the admin listener")]
+    /// There are more than two.
+    #[error(
+        "there are {0} sockets; pass at most 2: one for clients and one for the admin listener"
+    )]
     TooMany(usize),
-    /// Some have names that say what for, and this one does not.
-    #[error("one is named {0:?}; name them proxy and admin (FileDescriptorName=), or neither so")]
+    /// One socket has a known name, and this one has another name.
+    #[error(
+        "one socket is named {0:?}; name them proxy and admin, or name none (FileDescriptorName=)"
+    )]
     Name(String),
-    /// Two for the same.
-    #[error("two are named {0:?}; name one proxy and one admin (FileDescriptorName=)")]
+    /// Two sockets have the same name.
+    #[error("two sockets are named {0:?}; name one proxy and one admin (FileDescriptorName=)")]
     Twice(&'static str),
-    /// `LISTEN_FDNAMES` does not fit.
-    #[error("LISTEN_FDNAMES has {names} names for {count} of them")]
+    /// `LISTEN_FDNAMES` has not one name per socket.
+    #[error("LISTEN_FDNAMES has {names} names for {count} sockets; pass one name per socket")]
     Names {
-        /// How many names.
+        /// The number of names.
         names: usize,
-        /// How many sockets.
+        /// The number of sockets.
         count: usize,
     },
-    /// Not a TCP socket, for one.
-    #[error("the one for {name} cannot be used: {source}; give it a TCP port (ListenStream=)")]
+    /// A socket cannot be used, for example because it is not a TCP socket.
+    #[error("the socket for {name} cannot be used: {source}; give it a TCP port (ListenStream=)")]
     Unusable {
-        /// What it is for.
+        /// The use of the socket: proxy or admin.
         name: &'static str,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
 impl Inherited {
-    /// Takes the sockets that were passed. To be called once, before there are other threads: it takes
-    /// the variables that tell of them out of the environment.
+    /// Takes the inherited sockets. Call it once, before other threads start: it removes the
+    /// `LISTEN_*` variables from the environment.
     pub fn take() -> Result<Self, BadSockets> {
         let names = env::var("LISTEN_FDNAMES").ok();
         let mut passed = ListenFd::from_env();
         let [proxy, admin] = places(passed.len(), names.as_deref())?;
-        let mut take = |place: Option<usize>, name| match place {
+        let mut take = |position: Option<usize>, name| match position {
             None => Ok(None),
-            Some(place) => passed
-                .take_tcp_listener(place)
+            Some(position) => passed
+                .take_tcp_listener(position)
                 .map_err(|source| BadSockets::Unusable { name, source }),
         };
-        let [name_of_proxy, name_of_admin] = NAMES;
-        Ok(Self { proxy: take(proxy, name_of_proxy)?, admin: take(admin, name_of_admin)? })
+        let [proxy_name, admin_name] = NAMES;
+        Ok(Self { proxy: take(proxy, proxy_name)?, admin: take(admin, admin_name)? })
     }
 
-    /// The knobs whose addresses these are, which nothing else may then say.
+    /// Returns the address settings that inherited sockets replace, with their addresses.
     pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
-        let known = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
-        let all = [("listen", known(&self.proxy)), ("admin", known(&self.admin))];
+        let address = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
+        let all = [("listen", address(&self.proxy)), ("admin", address(&self.admin))];
         all.into_iter().filter_map(|(key, address)| Some((key, address?))).collect()
     }
 }
 
-/// Where among `count` sockets those of [`NAMES`] are. Names count where one of them is ours: systemd
-/// calls those without a name after their unit.
+/// Returns the positions of the sockets of [`NAMES`] among `count` sockets. Names count only if at
+/// least one of them is in [`NAMES`], because systemd names a socket after its unit by default.
 fn places(count: usize, names: Option<&str>) -> Result<[Option<usize>; 2], BadSockets> {
     if count > NAMES.len() {
         return Err(BadSockets::TooMany(count));
     }
     let names: Vec<&str> = names.map(|names| names.split(':').collect()).unwrap_or_default();
     if count == 0 || !names.iter().any(|name| NAMES.contains(name)) {
-        return Ok([0, 1].map(|place| (place < count).then_some(place)));
+        return Ok([0, 1].map(|position| (position < count).then_some(position)));
     }
     if names.len() != count {
         return Err(BadSockets::Names { names: names.len(), count });
@@ -121,12 +125,12 @@ fn places(count: usize, names: Option<&str>) -> Result<[Option<usize>; 2], BadSo
     if let Some(name) = names.iter().find(|name| !NAMES.contains(name)) {
         return Err(BadSockets::Name((*name).to_owned()));
     }
-    let twice =
-        NAMES.into_iter().find(|ours| names.iter().filter(|name| *name == ours).count() > 1);
-    if let Some(name) = twice {
+    let repeated =
+        NAMES.into_iter().find(|known| names.iter().filter(|name| *name == known).count() > 1);
+    if let Some(name) = repeated {
         return Err(BadSockets::Twice(name));
     }
-    Ok(NAMES.map(|ours| names.iter().position(|name| *name == ours)))
+    Ok(NAMES.map(|known| names.iter().position(|name| *name == known)))
 }
 
 #[cfg(test)]
@@ -134,11 +138,13 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(count: usize, names: Option<&str>, want: Result<[Option<usize>; 2], &str>) {
+    fn check(count: usize, names: Option<&str>, expected: Result<[Option<usize>; 2], &str>) {
         let got = places(count, names).map_err(|error| error.to_string());
-        match (got, want) {
-            (Err(got), Err(want)) => assert!(got.contains(want), "{got}"),
-            (got, want) => assert_eq!(got, want.map_err(str::to_owned), "{count} {names:?}"),
+        match (got, expected) {
+            (Err(got), Err(expected)) => assert!(got.contains(expected), "{got}"),
+            (got, expected) => {
+                assert_eq!(got, expected.map_err(str::to_owned), "{count} {names:?}");
+            }
         }
     }
 
@@ -164,7 +170,7 @@ mod tests {
     fn what_is_ambiguous_is_refused() {
         check(3, None, Err("there are 3"));
         check(2, Some("proxy:other"), Err("\"other\""));
-        check(2, Some("admin:admin"), Err("two are named \"admin\""));
+        check(2, Some("admin:admin"), Err("two sockets are named \"admin\""));
         check(2, Some("proxy"), Err("1 names for 2"));
     }
 }

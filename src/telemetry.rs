@@ -1,7 +1,7 @@
-//! What goes to the log, and how it looks.
+//! Setup of the log and of tracing.
 //!
-//! Lines on standard error, for people (in colour only on a terminal) or as JSON. Call sites own their
-//! rate: a warning that every request may give goes through a
+//! The log consists of lines on standard error, for people (in colour only on a terminal) or as
+//! JSON. Call sites limit their own rate: a warning that every request may cause goes through a
 //! [`Throttle`](crate::throttle::Throttle).
 
 mod export;
@@ -30,13 +30,13 @@ use crate::{
     spans,
 };
 
-/// What passes to the log, to be changed while it is written. The default is of no log, and changes
-/// nothing.
+/// Handle to the filter of the log, which can be changed at any time. The default belongs to no log
+/// and does nothing.
 #[derive(Clone, Default)]
 pub struct Filter(Option<Arc<Passing>>);
 
 struct Passing {
-    /// As it was given.
+    /// The filter as it was written.
     text: Mutex<String>,
     reload: Box<dyn Fn(EnvFilter) + Send + Sync>,
 }
@@ -47,7 +47,7 @@ impl Filter {
         Self(Some(Arc::new(Passing { text, reload })))
     }
 
-    /// Lets pass what `log` says from now on. Returns what did before, where there is a log.
+    /// Replaces the filter. Returns the previous one, or `None` if there is no log.
     pub fn set(&self, log: &str) -> Result<Option<String>, ParseError> {
         let filter = filter(log)?;
         Ok(self.0.as_ref().map(|passing| {
@@ -57,7 +57,7 @@ impl Filter {
         }))
     }
 
-    /// What passes now; `None` where there is no log.
+    /// Returns the current filter, or `None` if there is no log.
     pub fn text(&self) -> Option<String> {
         let passing = self.0.as_ref()?;
         Some(passing.text.lock().unwrap_or_else(PoisonError::into_inner).clone())
@@ -70,18 +70,18 @@ impl fmt::Debug for Filter {
     }
 }
 
-/// What becomes of what is logged and traced.
+/// The running log, and the spans to export.
 #[derive(Debug, Default)]
 pub struct Telemetry {
-    /// Of the log.
+    /// The filter of the log.
     pub filter: Filter,
-    /// Spans to be sent, where there is a collector.
+    /// The export of spans, if a collector is configured.
     pub export: Option<Export>,
 }
 
-/// Starts logging and, where there is a collector, tracing, for the rest of the process.
+/// Starts logging for the rest of the process, and tracing if a collector is configured.
 ///
-/// Does nothing if logging has already been started, as tests do.
+/// If a logger is already installed, as in tests, the new one has no effect.
 pub fn init(
     log: &str,
     format: LogFormat,
@@ -94,16 +94,17 @@ pub fn init(
         let filter = Filter::new(log, move |filter| drop(handle.reload(filter)));
         return Ok(Telemetry { filter, export: None });
     };
-    let (maker, export) = export::pipeline(traces);
+    let (tracer, export) = export::pipeline(traces);
     let spans = tracing_opentelemetry::layer()
-        .with_tracer(maker)
+        .with_tracer(tracer)
         .with_location(false)
         .with_threads(false)
         .with_level(false)
         .with_target(false)
         .with_tracked_inactivity(false)
         .with_context_activation(false);
-    // Whatever the log lets pass; and nothing of what others trace or we log.
+    // Spans are exported whatever the filter of the log says. Only our own spans are, not those of
+    // libraries and not log events.
     let ours = FilterFn::new(spans::is_ours).with_max_level_hint(LevelFilter::DEBUG);
     let (passes, handle) = reload::Layer::new(passes);
     start(
@@ -114,11 +115,11 @@ pub fn init(
 }
 
 fn start(subscriber: impl Subscriber + Send + Sync) {
-    // The only error is that there is a subscriber already.
+    // The only error is that a subscriber is already installed.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// Writes each event as a line.
+/// The layer that writes each event as one line.
 fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,

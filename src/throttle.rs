@@ -1,17 +1,16 @@
-//! Holding back warnings that every request may give. It knows nothing of logs, and nothing of ours.
+//! A throttle for warnings that every request may cause. It is independent of the logger.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// A warning that says the same is given as often as this.
+/// Shortest interval between two equal warnings.
 const REPEAT_AFTER: Duration = Duration::from_mins(1);
-/// One that says something new, as often as this.
+/// Shortest interval between two different warnings.
 const RENEW_AFTER: Duration = Duration::from_secs(1);
 
-/// Holds back a warning that has been given of late, unless it says something new, and counts how
-/// often it did.
+/// Suppresses repeated warnings and counts them. A warning with a new text is admitted sooner.
 #[derive(Debug, Default)]
 pub struct Throttle(Mutex<Option<Given>>);
 
@@ -23,13 +22,14 @@ struct Given {
 }
 
 impl Throttle {
-    /// Whether to give the warning now: how many were held back since the last.
+    /// Returns `Some` if the warning should be logged now, with the number of warnings that were
+    /// suppressed since the last one.
     pub fn admit(&self, text: &str) -> Option<u64> {
         let mut given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut suppressed = 0;
         if let Some(last) = given.as_mut() {
-            let pause = if last.text == text { REPEAT_AFTER } else { RENEW_AFTER };
-            if last.at.elapsed() < pause {
+            let interval = if last.text == text { REPEAT_AFTER } else { RENEW_AFTER };
+            if last.at.elapsed() < interval {
                 last.suppressed += 1;
                 return None;
             }
@@ -49,15 +49,15 @@ mod tests {
         let throttle = Throttle::default();
         assert_eq!(throttle.admit("refused"), Some(0));
         assert_eq!((throttle.admit("refused"), throttle.admit("no auth")), (None, None));
-        let earlier = |by| {
+        let age = |by| {
             let mut given = throttle.0.lock().unwrap();
             let given = given.as_mut().unwrap();
             given.at = given.at.checked_sub(by).unwrap();
         };
-        earlier(RENEW_AFTER);
+        age(RENEW_AFTER);
         assert_eq!(throttle.admit("refused"), None);
         assert_eq!(throttle.admit("no auth"), Some(3));
-        earlier(REPEAT_AFTER);
+        age(REPEAT_AFTER);
         assert_eq!(throttle.admit("no auth"), Some(0));
     }
 }

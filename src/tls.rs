@@ -1,8 +1,9 @@
-//! TLS on both sides: rustls' configurations, made from PEM files and made anew when these change.
+//! TLS on both sides: rustls configurations, built from PEM files and rebuilt when the files
+//! change.
 //!
-//! Certificates are short-lived and are renewed by others (cert-manager, certbot), who replace the
-//! files. So they are read again from time to time; what does not fit together then (half of it is
-//! written, say) changes nothing and is tried again.
+//! Certificates are short-lived, and other programs (cert-manager, certbot) renew them by replacing
+//! the files. So the files are read again from time to time. Files that do not fit together, for
+//! example because one is half written, change nothing and are tried again.
 
 use std::{
     fmt, fs, io,
@@ -29,59 +30,59 @@ use crate::{
     throttle::Throttle,
 };
 
-/// HTTP/1.1 as the protocol of a connection (RFC 7301 6).
+/// The ALPN name of HTTP/1.1 (RFC 7301 6).
 pub(crate) const HTTP1: &[u8] = b"http/1.1";
-/// HTTP/2 over TLS (RFC 9113 3.2).
+/// The ALPN name of HTTP/2 over TLS (RFC 9113 3.2).
 pub(crate) const HTTP2: &[u8] = b"h2";
 
-/// Why TLS cannot be spoken with what the configuration names.
+/// Why the TLS files of a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A file does not hold what it is named for.
+    /// A file does not hold what its setting says.
     #[error("{} has no {what} in PEM form: {source}", path.display())]
     Pem {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// `certificate` or `private key`.
         what: &'static str,
-        /// What is wrong with it.
+        /// The error of the parser.
         source: pem::Error,
     },
-    /// No certificate of an authority was found that can be trusted.
+    /// There is no CA certificate to trust.
     #[error(
-        "the system has no certificates of authorities: install ca-certificates, or name those that \
-         are to be believed in upstream.tls.ca or store.tls.ca"
+        "the system has no CA certificates: install ca-certificates, or name the file of those to \
+         trust in upstream.tls.ca or store.tls.ca"
     )]
     NoRoots,
-    /// Certificate and key are not what rustls takes.
+    /// rustls does not accept the certificate, or its key.
     #[error("{} cannot be used: {source}", path.display())]
     Unusable {
-        /// The certificate.
+        /// The file of the certificate.
         path: PathBuf,
-        /// Why.
+        /// The error of rustls.
         source: rustls::Error,
     },
 }
 
-/// Whether there are the certificates and keys that a configuration names, and fit together.
+/// Checks that the certificates and keys of a configuration exist and fit together.
 pub fn verify(config: &Config) -> Result<(), TlsError> {
     config.tls.identity().map(|identity| server(&identity)).transpose()?;
-    let spoken = matches!(config.upstream.endpoint(), Endpoint::Tls { .. });
-    spoken.then(|| client(&config.upstream.tls)).transpose()?;
-    let spoken = config.store.url.is_tls() || config.store.sentinel.tls == Some(true);
-    spoken.then(|| client(&config.store.tls)).transpose()?;
+    let uses_tls = matches!(config.upstream.endpoint(), Endpoint::Tls { .. });
+    uses_tls.then(|| client(&config.upstream.tls)).transpose()?;
+    let uses_tls = config.store.url.is_tls() || config.store.sentinel.tls == Some(true);
+    uses_tls.then(|| client(&config.store.tls)).transpose()?;
     Ok(())
 }
 
-/// What clients are shown: HTTP/2 where they offer it, else HTTP/1.1.
+/// Builds the configuration for clients: HTTP/2 if they offer it, else HTTP/1.1.
 pub(crate) fn server(identity: &Identity) -> Result<ServerConfig, TlsError> {
     let (chain, key) = (certificates(&identity.cert)?, private_key(&identity.key)?);
     let unusable = |source| TlsError::Unusable { path: identity.cert.clone(), source };
@@ -93,15 +94,15 @@ pub(crate) fn server(identity: &Identity) -> Result<ServerConfig, TlsError> {
     Ok(config)
 }
 
-/// What is made of these files, and made anew when they change.
+/// Builds the configuration for a server that jobcache connects to, renewed when its files change.
 pub(crate) fn renewed_client(config: ClientTls) -> Result<Arc<Renewed<ClientConfig>>, TlsError> {
-    let own = config.identity.identity().into_iter();
-    let own = own.flat_map(|identity| [identity.cert, identity.key]);
-    let files = own.chain(config.ca.clone()).collect();
+    let identity_files = config.identity.identity().into_iter();
+    let identity_files = identity_files.flat_map(|identity| [identity.cert, identity.key]);
+    let files = identity_files.chain(config.ca.clone()).collect();
     Renewed::new(files, move || client(&config))
 }
 
-/// How a server is believed, and what it is shown. The protocol is the caller's to set.
+/// Builds the configuration for a server that jobcache connects to. The caller sets the protocol.
 fn client(config: &ClientTls) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder().with_root_certificates(roots(config.ca.as_deref())?);
     let Some(identity) = config.identity.identity() else {
@@ -112,7 +113,7 @@ fn client(config: &ClientTls) -> Result<ClientConfig, TlsError> {
     builder.with_client_auth_cert(chain, key).map_err(unusable)
 }
 
-/// Those of the file alone, or else those of the system.
+/// The CA certificates of the file or, without a file, those of the system.
 fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = ca {
@@ -122,39 +123,39 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
         }
         return Ok(roots);
     }
-    // What cannot be read of them is left out: systems ship odd ones.
+    // Certificates that cannot be parsed are left out: systems ship odd ones.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(roots) }
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let text = read(path)?;
-    let bad = |source| TlsError::Pem { path: path.to_owned(), what: "certificate", source };
+    let pem_error = |source| TlsError::Pem { path: path.to_owned(), what: "certificate", source };
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let all = all.map_err(bad)?;
-    if all.is_empty() { Err(bad(pem::Error::NoItemsFound)) } else { Ok(all) }
+    let all = all.map_err(pem_error)?;
+    if all.is_empty() { Err(pem_error(pem::Error::NoItemsFound)) } else { Ok(all) }
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let bad = |source| TlsError::Pem { path: path.to_owned(), what: "private key", source };
-    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(bad)
+    let pem_error = |source| TlsError::Pem { path: path.to_owned(), what: "private key", source };
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(pem_error)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
-/// What is made from files, as they were when they last fitted together.
+/// A value built from files, as of the last time that they fitted together.
 pub(crate) struct Renewed<T> {
     current: RwLock<Arc<T>>,
     files: Vec<PathBuf>,
-    /// Of the files before it was first made: what changes later is seen as a change.
+    /// The digest of the files from before the first build, so that every later change is noticed.
     first: u128,
     make: Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>,
 }
 
 impl<T: Send + Sync + 'static> Renewed<T> {
-    /// Makes it for the first time.
+    /// Builds the value for the first time.
     pub(crate) fn new(
         files: Vec<PathBuf>,
         make: impl Fn() -> Result<T, TlsError> + Send + Sync + 'static,
@@ -164,12 +165,12 @@ impl<T: Send + Sync + 'static> Renewed<T> {
         Ok(Arc::new(Self { current, files, first, make: Box::new(make) }))
     }
 
-    /// As it is now.
+    /// The current value.
     pub(crate) fn current(&self) -> Arc<T> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Keeps it so, for as long as the handle lives; looks every `interval`.
+    /// Rebuilds the value while the handle lives; checks the files every `interval`.
     pub(crate) fn keep(
         self: &Arc<Self>,
         interval: Duration,
@@ -178,7 +179,7 @@ impl<T: Send + Sync + 'static> Renewed<T> {
         AbortOnDropHandle::new(tokio::spawn(Arc::clone(self).renew(interval, metrics)))
     }
 
-    /// Makes it anew whenever a file has changed.
+    /// Rebuilds the value when a file has changed.
     async fn renew(self: Arc<Self>, interval: Duration, metrics: Arc<Metrics>) {
         let warnings = Throttle::default();
         let mut seen = self.first;
@@ -189,22 +190,22 @@ impl<T: Send + Sync + 'static> Renewed<T> {
                 continue;
             }
             let this = Arc::clone(&self);
-            let made = spawn_blocking(move || (this.make)()).await;
-            let outcome = match made {
-                Ok(Ok(made)) => {
-                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(made);
+            let built = spawn_blocking(move || (this.make)()).await;
+            let outcome = match built {
+                Ok(Ok(built)) => {
+                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(built);
                     seen = digest;
-                    info!(files = ?self.files, "read certificates anew");
+                    info!(files = ?self.files, "reloaded the certificates");
                     "applied"
                 }
                 Ok(Err(error)) => {
                     if let Some(suppressed) = warnings.admit(&error.to_string()) {
                         warn!(%error, suppressed, "changed certificates cannot be used; the last \
-                              ones are kept, and these are tried again");
+                              ones stay in use, and the new ones are tried again");
                     }
                     "failed"
                 }
-                // The runtime ends.
+                // The runtime shuts down.
                 Err(_) => return,
             };
             metrics.tls_reloads.get_or_create(&OutcomeLabels { outcome }).inc();
@@ -217,7 +218,7 @@ impl<T: Send + Sync + 'static> Renewed<T> {
     }
 }
 
-/// Of the files' bytes; one that cannot be read has none.
+/// The digest of the bytes of all files. A file that cannot be read counts as empty.
 fn digest(files: &[PathBuf]) -> u128 {
     let mut hash = Xxh3Default::new();
     for path in files {

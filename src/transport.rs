@@ -1,6 +1,6 @@
-//! Byte streams: TCP or a unix socket, plain or within TLS.
+//! Byte streams: TCP or unix sockets, plain or with TLS.
 //!
-//! Both sides use the same ones: `server` accepts them, `upstream` opens them.
+//! Both sides use them: `server` accepts connections and `upstream` opens them.
 
 use std::{
     io,
@@ -12,19 +12,19 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 use tokio_util::either::Either;
 
-/// A connection as the kernel gives it.
+/// A connection as the kernel provides it.
 pub type Socket = Either<TcpStream, UnixStream>;
 
-/// A connection that HTTP is spoken over.
+/// A connection that carries HTTP.
 pub type Stream = Either<Socket, Box<TlsStream<Socket>>>;
 
-/// Bytes that wait to be sent before the system takes no more, and half of which have to go before it
-/// does again. Its own limit grows to megabytes, and a third of them takes a slow reader minutes, in
-/// which it seems to take nothing.
+/// Unsent bytes at which the kernel accepts no more; it accepts more again once half of them are
+/// sent. The default limit grows to megabytes. A slow reader needs minutes for a third of that, and
+/// would seem to read nothing in that time.
 const UNSENT_MAX: u32 = 64 << 10;
 
-/// Sends small messages at once, as an answer must not wait for the acknowledgement of the last one, and
-/// lets us see who takes what he is sent.
+/// Sends small messages at once, because a response must not wait for the acknowledgement of the
+/// previous one. Also limits the unsent bytes, so that the server can see whether a client reads.
 pub(crate) fn prepare(socket: &Socket) -> io::Result<()> {
     match socket {
         Socket::Left(tcp) => {
@@ -35,22 +35,23 @@ pub(crate) fn prepare(socket: &Socket) -> io::Result<()> {
     }
 }
 
-/// The other end, where it has an address: who connects to a unix socket has none.
+/// The address of the other end. A client of a unix socket has none.
 pub(crate) type Remote = Option<SocketAddr>;
 
-/// Who asks, as far as the connection tells.
+/// The client of a connection, as far as the connection tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Who has connected, by the PROXY protocol where it is spoken; nobody by a unix socket.
+    /// The address of the client, from the PROXY protocol if that is used. `None` if there is no IP
+    /// address, as with a unix socket.
     pub ip: Option<IpAddr>,
-    /// Whether over TLS.
+    /// Whether the connection uses TLS.
     pub is_tls: bool,
-    /// Whether what it says of those before it is to be believed.
+    /// Whether the forwarding headers of its requests are trusted.
     pub is_trusted: bool,
 }
 
 impl Peer {
-    /// As in a URL.
+    /// The scheme of URLs: `http` or `https`.
     pub fn scheme(&self) -> &'static str {
         if self.is_tls { "https" } else { "http" }
     }

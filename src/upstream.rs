@@ -1,10 +1,14 @@
-//! The backend: a pool of keep-alive connections, timeouts, and the retry rule.
+//! The client for the upstream: a pool of keep-alive connections, timeouts, and the retry rule.
 //!
-//! A request goes over the connection that was used last. One that the connection handed back
-//! unsent is sent again over a new one, whatever it is; one that was sent and got no whole head of
-//! an answer, nor one that is no HTTP, is repeated once only if its caller allows it, and it is safe and has no body. Either only
-//! over a connection that had been used before: the upstream may have closed it for idleness. A write
-//! that was sent is never repeated.
+//! A request uses the connection that was used last. The upstream may have closed that one for
+//! idleness, so a request that fails on a reused connection is sent again over a new one in two
+//! cases:
+//! - The connection handed the request back unsent. Then any request is sent again.
+//! - The request was sent, but the exchange broke before a whole response head arrived, and nothing
+//!   arrived that is not HTTP. Then it is sent again once, if its caller allows that, its method is
+//!   safe and it has no body.
+//!
+//! A write that was sent is never repeated.
 
 mod activity;
 mod body;
@@ -51,19 +55,20 @@ use crate::{
     tls::TlsError,
 };
 
-/// How soon an upload is looked at again that has nearly used up its time.
+/// Shortest wait before an upload that has nearly used up its time is checked again.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Whether a request may be sent twice. Its method alone does not tell: a header may name another.
+/// Whether a request may be sent twice. Its method alone does not decide this: a header may
+/// override the method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
-    /// Not once it may have arrived.
+    /// Not after it may have arrived.
     Never,
     /// If its method is safe and it has no body.
     IfSafe,
 }
 
-/// The backend.
+/// The client for the upstream.
 #[derive(Debug)]
 pub struct Upstream {
     connector: Connector,
@@ -72,7 +77,7 @@ pub struct Upstream {
     pool: Arc<Pool>,
     http2: hyper::client::conn::http2::Builder<TokioExecutor>,
     places: Arc<Semaphore>,
-    /// For a place: `upstream.max_waiting`.
+    /// Permits to wait for a connection: `upstream.max_waiting`.
     queue: Semaphore,
     health: Health,
     /// `server.min_upload_rate`.
@@ -80,13 +85,13 @@ pub struct Upstream {
     metrics: Arc<Metrics>,
 }
 
-/// One of the `upstream.max_connections`, held for as long as an exchange uses its connection.
+/// One of `upstream.max_connections`, held as long as an exchange uses its connection.
 #[derive(Debug)]
 #[expect(dead_code, reason = "held, not read")]
 pub struct Place(OwnedSemaphorePermit, One);
 
 impl Upstream {
-    /// Prepares a pool; connects to nothing yet.
+    /// Creates an empty pool. Does not connect yet.
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Result<Self, TlsError> {
         let connector = Connector::new(config, &metrics)?;
         let http1 = http1(&config.server);
@@ -111,18 +116,18 @@ impl Upstream {
         })
     }
 
-    /// Where requests go, as `host:port`; `localhost` where it has none, being a unix socket.
+    /// The `host:port` that requests go to; `localhost` for a unix socket.
     pub fn authority(&self) -> &str {
         self.connector.authority()
     }
 
-    /// Whether a connection can be made now.
+    /// Checks that a connection can be made now.
     pub async fn probe(&self) -> Result<(), UpstreamError> {
         self.connector.connect(Protocol::Http1).await.map(drop)
     }
 
-    /// Sends a request in origin form and waits for the response head. It goes over HTTP/2 where its
-    /// version says so.
+    /// Sends a request in origin form and waits for the response head. The version of the request
+    /// selects HTTP/1.1 or HTTP/2.
     pub async fn send(
         &self,
         mut request: Request<RequestBody>,
@@ -148,7 +153,7 @@ impl Upstream {
         };
         self.metrics.upstream_requests.inc(OutcomeLabels { outcome });
         if result.is_ok() {
-            // What had no head says nothing of how long one takes.
+            // A failed exchange says nothing about the time to a response head.
             self.metrics.upstream_took(started.elapsed());
         }
         result
@@ -160,30 +165,30 @@ impl Upstream {
         protocol: Protocol,
         repeat: Repeat,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let place = self.place().await?;
+        let permit = self.place().await?;
         let mut connection = match self.pool.take(protocol) {
             Some(connection) => connection,
             None => self.connect(protocol).await?,
         };
-        // Twice at most: a connection made here is not a reused one.
+        // At most two attempts: a connection made here is not a reused one.
         loop {
             let reused = connection.reused;
             let may_repeat = reused && repeat == Repeat::IfSafe;
-            let spare = may_repeat.then(|| repeatable(&request)).flatten();
+            let copy = may_repeat.then(|| repeatable(&request)).flatten();
             match self.attempt(connection, request).await {
                 Ok(response) => {
-                    return Ok(response.map(|body| body.holding(place)));
+                    return Ok(response.map(|body| body.holding(permit)));
                 }
                 Err(Failed::Unsent(unsent)) if reused => request = *unsent,
                 Err(Failed::Unsent(_)) => {
                     return Err(UpstreamError::Closed { upstream: self.authority().to_owned() });
                 }
-                Err(Failed::Sent(error)) => match spare {
-                    Some(spare) if error.may_be_stale() => request = spare,
+                Err(Failed::Sent(error)) => match copy {
+                    Some(copy) if error.may_be_stale() => request = copy,
                     _ => return Err(error),
                 },
             }
-            debug!("stale upstream connection; repeating the request over a new one");
+            debug!("stale upstream connection; sending the request again over a new one");
             self.metrics.upstream.retries.inc();
             connection = self.connect(protocol).await?;
         }
@@ -191,21 +196,21 @@ impl Upstream {
 
     async fn place(&self) -> Result<Place, UpstreamError> {
         let metrics = &self.metrics.upstream;
-        let place = |permit| Place(permit, One::more(&metrics.in_use));
+        let in_use = |permit| Place(permit, One::more(&metrics.in_use));
         if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
-            return Ok(place(permit));
+            return Ok(in_use(permit));
         }
         let limit = self.config.max_connections;
         self.metrics.limits.hit(Limit::UpstreamConnections);
-        let Ok(_waiting) = self.queue.try_acquire() else {
+        let Ok(_wait_permit) = self.queue.try_acquire() else {
             self.metrics.limits.hit(Limit::UpstreamWaiting);
             return Err(UpstreamError::Busy { limit, waited: Duration::ZERO });
         };
-        let _one = One::more(&metrics.waiting);
+        let _waiting_guard = One::more(&metrics.waiting);
         let waited = self.config.connect_timeout;
         match timeout(waited, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(place(permit)),
-            // The semaphore is never closed.
+            Ok(Ok(permit)) => Ok(in_use(permit)),
+            // The semaphore is never closed, so this is the timeout.
             _ => Err(UpstreamError::Busy { limit, waited }),
         }
     }
@@ -215,14 +220,15 @@ impl Upstream {
         mut connection: Connection,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failed> {
-        let (activity, expectation) = (request.body().activity(), request.body().expectation());
+        let activity = request.body().activity();
+        let expectation = request.body().expectation();
         let response = match &mut connection.sender {
             Sender::Http1(sender) => self.head(sender.try_send_request(request), activity).await?,
             Sender::Http2(sender) => self.head(sender.try_send_request(request), activity).await?,
         };
-        let unasked = expectation.and_then(Expectation::settle);
+        let unrequested = expectation.and_then(Expectation::settle);
         let limit = self.config.body_timeout;
-        let body = |body| ResponseBody::new(body, connection, &self.pool, limit, unasked);
+        let body = |body| ResponseBody::new(body, connection, &self.pool, limit, unrequested);
         Ok(response.map(body))
     }
 
@@ -233,13 +239,13 @@ impl Upstream {
         }
     }
 
-    /// Waits for the head of an answer.
+    /// Waits for the response head.
     async fn head(
         &self,
         sent: impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
         activity: Option<Arc<Activity>>,
     ) -> Result<Response<Incoming>, Failed> {
-        let mut answer = pin!(sent);
+        let mut response = pin!(sent);
         let limit = self.config.response_timeout;
         let mut deadline = Instant::now() + limit;
         loop {
@@ -248,8 +254,8 @@ impl Upstream {
                     .allowance(self.upload_rate, limit, Instant::now())
                     .clamp(LOOK.min(limit), limit)
             });
-            let look = allowance.map_or(deadline, |left| deadline.min(Instant::now() + left));
-            match tokio::time::timeout_at(look, &mut answer).await {
+            let check_at = allowance.map_or(deadline, |left| deadline.min(Instant::now() + left));
+            match tokio::time::timeout_at(check_at, &mut response).await {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(mut error)) => {
                     return Err(match error.take_message() {
@@ -257,15 +263,15 @@ impl Upstream {
                         None => Failed::Sent(broken(error.into_error(), activity.as_deref())),
                     });
                 }
-                Err(_) if look < deadline => {
+                Err(_) if check_at < deadline => {
                     if self.is_too_slow(activity.as_deref()) {
                         let rate = self.upload_rate;
                         return Err(Failed::Sent(UpstreamError::ClientSlow { rate }));
                     }
                 }
-                // While an upload makes progress the upstream has no reason to answer.
+                // While an upload makes progress, the upstream has no reason to answer.
                 Err(_) => match activity.as_ref().map(|activity| activity.last() + limit) {
-                    Some(later) if later > deadline => deadline = later,
+                    Some(extended) if extended > deadline => deadline = extended,
                     _ => return Err(Failed::Sent(late(limit, activity.as_deref()))),
                 },
             }
@@ -273,7 +279,8 @@ impl Upstream {
     }
 
     fn is_too_slow(&self, upload: Option<&Activity>) -> bool {
-        let (rate, patience) = (self.upload_rate, self.config.response_timeout);
+        let rate = self.upload_rate;
+        let patience = self.config.response_timeout;
         upload.is_some_and(|upload| upload.is_too_slow(rate, patience, Instant::now()))
     }
 
@@ -298,22 +305,23 @@ impl Upstream {
     }
 }
 
-/// What goes wrong on a connection reaches the one who uses it.
+/// Drives a connection. Its errors also reach the request that uses it.
 async fn until_it_ends(connection: impl Future<Output = hyper::Result<()>>) {
     if let Err(error) = connection.await {
         debug!(%error, "upstream connection ended");
     }
 }
 
-/// Reads answers within the limits of requests. What is merely odd in one is put right: "A proxy
-/// [..] MUST remove any such whitespace" between a name and its colon (RFC 9112 5.1), and may
-/// "replace each received obs-fold with one or more SP octets" (5.2).
+/// Configures HTTP/1 with the same limits for responses as for requests. Harmless defects of a
+/// response are repaired: "A proxy [..] MUST remove any such whitespace" between a name and its
+/// colon (RFC 9112 5.1), and may "replace each received obs-fold with one or more SP octets" (5.2).
 fn http1(limits: &config::Server) -> http1::Builder {
     let mut http1 = http1::Builder::new();
     http1
         .max_header_size(limits.max_header_bytes)
         .max_buf_size(limits.buffer())
-        // Names go to the client as the upstream spells them; requests carry their own spelling.
+        // Field names reach the client in the upstream's spelling. Requests carry their own
+        // spelling.
         .preserve_header_case(true)
         .allow_spaces_after_header_name_in_responses(true)
         .allow_obsolete_multiline_headers_in_responses(true);
@@ -323,7 +331,7 @@ fn http1(limits: &config::Server) -> http1::Builder {
     http1
 }
 
-/// hyper leaves out the body of a GET or HEAD whose length is unknown, unless a header announces it.
+/// hyper omits the body of a GET or HEAD of unknown length unless a header announces it.
 fn announce_body(request: &mut Request<RequestBody>) {
     if request.body().size_hint().exact().is_none() {
         let chunked = HeaderValue::from_static("chunked");
@@ -332,14 +340,14 @@ fn announce_body(request: &mut Request<RequestBody>) {
 }
 
 enum Failed {
-    /// Handed back: nothing of it left this process.
+    /// The connection handed the request back: no part of it has left this process.
     Unsent(Box<Request<RequestBody>>),
-    /// The upstream may have seen it.
+    /// The upstream may have seen the request.
     Sent(UpstreamError),
 }
 
-/// A copy of a request that is safe by its method: RFC 9110 9.2.2, "A proxy MUST NOT automatically retry
-/// non-idempotent requests"; we repeat safe ones only.
+/// Returns a copy of a request with a safe method and no body. RFC 9110 9.2.2: "A proxy MUST NOT
+/// automatically retry non-idempotent requests"; only safe ones are repeated here.
 fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
     if !safe || !matches!(request.body(), RequestBody::Empty) {
@@ -353,8 +361,8 @@ fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     Some(copy)
 }
 
-/// Gives `sink` the interim responses (1xx) that come before the answer. A 100 to a client that
-/// waits for it lets its upload begin instead, for which hyper sends the client one.
+/// Passes the informational (1xx) responses that precede the response to `sink`. A 100 for a client
+/// that waits for it starts the upload instead; hyper then sends the client a 100.
 pub fn relay_interim(
     request: &mut Request<RequestBody>,
     sink: impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static,
@@ -366,13 +374,13 @@ pub fn relay_interim(
     });
 }
 
-/// What a request upstream needs beside its headers, made from the head the client sent. Its version
-/// is the one to be spoken upstream.
+/// Converts the head of a client's request for the upstream: its target, its `Host`, and the HTTP
+/// version that the upstream is sent.
 ///
 /// The target is in origin form (RFC 9112 3.2.1). RFC 9112 3.2.2: "When a proxy receives a request
-/// with an absolute-form of request-target, the proxy MUST ignore the received Host header field (if
-/// any) and instead replace it with the host information of the request-target"; HTTP/2 says the
-/// same of `:authority`.
+/// with an absolute-form of request-target, the proxy MUST ignore the received Host header field
+/// (if any) and instead replace it with the host information of the request-target"; HTTP/2 says
+/// the same of `:authority`.
 pub fn to_origin_form(head: &mut request::Parts, default_host: &str) {
     use hyper::http::{Uri, header::HOST, uri::PathAndQuery};
     let host = head.uri.authority().map(|authority| {

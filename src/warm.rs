@@ -1,13 +1,14 @@
-//! Reads jobs before clients ask for them: at the start, and after purges that ask for it.
+//! Reads jobs before clients ask for them: at startup, and after purges that request it.
 //!
-//! What is to be read waits in a queue that is bounded (`warm.max`) and holds each job once: one read
-//! that begins after the last of its purges is worth as much as one for each. It is read at `warm.rate`,
-//! `CONCURRENCY` at a time, through `proxy` as a client's GET would be. What stands in the way and
-//! passes (the fence of a write, an upstream or a store that is not there yet) is waited for, for
-//! `PATIENCE`; without the store nothing is read from the upstream, for nothing could be stored.
+//! Jobs wait in a bounded queue (`warm.max`) that holds each job once: one read that begins after
+//! the last of several purges is as good as one read for each. The queue is read at `warm.rate`,
+//! with at most `CONCURRENCY` reads at a time, through `proxy` like the GET of a client. Temporary
+//! obstacles (the fence of a write, an upstream or a store that is not there yet) are retried for
+//! up to `PATIENCE`. Without the store nothing is read from the upstream, because nothing could be
+//! stored.
 //!
-//! It changes nothing about who may be given an entry, delays no client and no readiness, and keeps
-//! nothing warm: an entry that expires is read again when somebody asks.
+//! Warming does not change who may get an entry, delays neither clients nor readiness, and keeps
+//! nothing warm: an expired entry is read again when a client asks for it.
 
 mod ids;
 pub mod probe;
@@ -34,39 +35,39 @@ use crate::{
     server::Drain,
 };
 
-/// Reads at a time.
+/// Maximum number of concurrent reads.
 const CONCURRENCY: usize = 8;
-/// How long a job, or the list, is tried again. Longer than the fence of a write stands by default.
+/// How long a job or the list is retried. Longer than a write is fenced by default.
 const PATIENCE: Duration = Duration::from_mins(2);
-/// Between two tries at first; doubles.
+/// First pause between two attempts; doubles with each attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// Between two tries at most.
+/// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Bytes of a list or a file at most: a document takes many times its size in memory.
+/// Maximum size of a list or file in bytes. A parsed document takes many times its size in memory.
 const MAX_LIST: usize = 4 << 20;
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Where jobs to be read are handed in.
+/// Handle for queueing jobs to be read.
 #[derive(Clone, Debug)]
 pub struct Warmer {
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
-    /// Whether nothing is configured that the reads say, as clients do.
+    /// Whether no headers are configured, so that the reads lack those that clients send.
     is_bare: bool,
 }
 
-/// Reads what is handed in, and what the configuration names.
+/// Reads the queued jobs, and those that the configuration names.
 #[derive(Debug)]
 pub struct Warming {
     warmer: Warmer,
-    /// What the reads say, of who asks and for which form.
+    /// Headers of the reads. They select the credential and the representation.
     headers: HeaderMap,
     config: config::Warm,
     period: Duration,
 }
 
-/// Where jobs are known from; a label of a metric.
+/// Source of job ids; a metric label.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     File,
@@ -74,15 +75,15 @@ enum Source {
 }
 
 impl Warmer {
-    /// What is likely to be missing for the reads to be of any use.
+    /// A warning if clients will probably not get the entries that are read.
     pub fn missing(&self) -> Option<&'static str> {
         self.is_bare.then_some(
-            "warm.headers is not set: the jobs are read without Host, Accept and the like, and who sends \
-             any of them is not given what was read",
+            "warm.headers is not set: jobs are read without Host, Accept and similar headers, so clients \
+             that send any of these do not get the entries",
         )
     }
 
-    /// Hands in jobs to be read, and returns how many will be.
+    /// Queues jobs to be read, and returns how many of them are queued now.
     pub fn refresh(&self, jobs: &[JobId]) -> usize {
         let taken = jobs.iter().filter(|job| self.queue.add((*job).clone())).count();
         self.metrics.warm.count(ReadAhead::Overflow.as_str(), jobs.len() - taken);
@@ -92,7 +93,7 @@ impl Warmer {
 }
 
 impl Warming {
-    /// Reads nothing before it is [run](Warming::run).
+    /// Creates the worker. It reads nothing until [`Warming::run`].
     pub fn new(config: &Config, metrics: &Arc<Metrics>) -> Self {
         let queue = Arc::new(Queue::within(config.warm.max));
         let is_bare = config.warm.headers.is_empty();
@@ -102,58 +103,60 @@ impl Warming {
         Self { warmer, headers, config: config.warm.clone(), period: Duration::from_secs(1) / rate }
     }
 
-    /// Where jobs to be read are handed in.
+    /// Handle for queueing jobs.
     pub fn warmer(&self) -> Warmer {
         self.warmer.clone()
     }
 
-    /// Reads by what `proxy` is at the time of each read, until the drain begins.
-    pub async fn run(self, proxy: impl Fn() -> Arc<Proxy>, mut leaving: Drain) {
+    /// Reads jobs until the drain begins. `proxy` returns the proxy to use for the next read.
+    pub async fn run(self, proxy: impl Fn() -> Arc<Proxy>, mut drain: Drain) {
         let mut reads = JoinSet::new();
         let work = async { tokio::join!(self.begin(&proxy), self.read_all(&proxy, &mut reads)) };
         tokio::select! {
-            // Also when who would tell us is gone.
-            _ = leaving.wait_for(|leaving| *leaving) => {}
+            // Also stops if the sender of the drain is gone.
+            _ = drain.wait_for(|is_draining| *is_draining) => {}
             _ = work => {}
         }
-        // What is under way goes on: a lease that is let go of keeps others waiting. `proxy` waits for
-        // what it reads.
+        // Reads in progress continue, because others wait for the leases that they hold. `proxy`
+        // waits for its reads.
         reads.detach_all();
         self.warmer.queue.close();
     }
 
-    /// Hands in what the configuration names.
+    /// Queues the jobs that the configuration names.
     async fn begin(&self, proxy: &impl Fn() -> Arc<Proxy>) {
         tokio::join!(self.take_file(), self.take_list(proxy));
     }
 
     async fn take_file(&self) {
         let Some(path) = self.config.file.clone() else { return };
-        let shown = path.display().to_string();
+        let path_text = path.display().to_string();
         let read = spawn_blocking(move || ids::in_file(&path, MAX_LIST)).await;
         match read {
             Ok(Ok(found)) => self.take(Source::File, &found),
             Ok(Err(error)) => {
                 warn!(
-                    path = shown,
+                    path = path_text,
                     %error,
-                    "cannot read warm.file; nothing of it is warmed: name a file of ids, one a line, \
-                     that this user may read, and restart"
+                    "cannot read warm.file, so its jobs are not warmed: set it to a file with one id per \
+                     line that this user can read, and restart"
                 );
                 self.count_source(Source::File, "failed");
             }
-            // Told to stop.
+            // The runtime is shutting down.
             Err(_) => {}
         }
     }
 
-    /// The backend may start beside us, so it is asked again.
+    /// Reads the list. The upstream may start at the same time as this process, so failures are
+    /// retried.
     async fn take_list(&self, proxy: &impl Fn() -> Arc<Proxy>) {
         let Some(target) = &self.config.list else { return };
-        let (mut pauses, mut told) = (Pauses::begin(), false);
+        let mut pauses = Pauses::begin();
+        let mut has_warned = false;
         let error = loop {
             if !proxy().reads_ahead() {
-                info!("mode is off; warm.list is not asked");
+                info!("mode is off; warm.list is not read");
                 return;
             }
             let error = match probe::listed(&proxy(), target, &self.headers, &self.config).await {
@@ -161,20 +164,23 @@ impl Warming {
                 Err(error) => error,
             };
             let Some(pause) = pauses.next() else { break error };
-            // It need not be there yet; but what it answers may stay as it is.
-            if !told && error.is_an_answer() {
-                told = true;
-                warn!(list = %target, %error, "cannot read warm.list; it is asked again for two minutes");
+            // At startup the upstream may not be there yet. An unusable answer may stay as it is,
+            // so it is reported at once.
+            if !has_warned && error.is_an_answer() {
+                has_warned = true;
+                warn!(list = %target, %error, "cannot read warm.list; retrying for two minutes");
             }
             sleep(pause).await;
         };
-        warn!(list = %target, %error, "cannot read warm.list; nothing of it is warmed");
+        warn!(list = %target, %error, "cannot read warm.list, so its jobs are not warmed");
         self.count_source(Source::List, "failed");
     }
 
     fn take(&self, source: Source, found: &ids::Found) {
         let taken = self.warmer.refresh(&found.jobs);
-        let (source_name, jobs, unreadable) = (source.as_str(), found.jobs.len(), found.unreadable);
+        let source_name = source.as_str();
+        let jobs = found.jobs.len();
+        let unreadable = found.unreadable;
         self.count_source(source, "read");
         if taken < jobs || unreadable > 0 || jobs == 0 {
             let pointer = matches!(source, Source::List).then(|| self.config.pointer.to_string());
@@ -186,11 +192,11 @@ impl Warming {
                 unreadable,
                 first,
                 pointer,
-                "not all that was to be warmed will be: mend the ids that are none, let warm.pointer \
-                 lead to them, or raise warm.max"
+                "some jobs will not be warmed: correct the invalid ids, set warm.pointer to lead to the \
+                 ids, or raise warm.max"
             );
         } else {
-            info!(source = source_name, jobs, "jobs will be read ahead");
+            info!(source = source_name, jobs, "jobs are queued for warming");
         }
     }
 
@@ -209,7 +215,8 @@ impl Warming {
                 item = next, if reads.len() < CONCURRENCY => {
                     next_at = Instant::now() + self.period;
                     self.warmer.metrics.warm.set_waiting(self.warmer.queue.len());
-                    let (proxy, headers) = (proxy(), self.headers.clone());
+                    let proxy = proxy();
+                    let headers = self.headers.clone();
                     reads.spawn(async move {
                         let outcome = proxy.read_ahead(&item.job, &headers).await;
                         (item, outcome)
@@ -219,7 +226,7 @@ impl Warming {
                     match read {
                         Ok((item, outcome)) => self.conclude(item, outcome),
                         Err(error) => {
-                            error!(%error, "a read ahead died");
+                            error!(%error, "a prefetch task died");
                             self.warmer.metrics.warm.count(ReadAhead::Died.as_str(), 1);
                         }
                     }
@@ -228,7 +235,7 @@ impl Warming {
         }
     }
 
-    /// Counts what a read came to, unless it is to be tried again.
+    /// Counts the outcome of a read, unless the read will be retried.
     fn conclude(&self, mut item: Item, outcome: ReadAhead) {
         let pause = if outcome.passes() { item.pauses.next() } else { None };
         match pause {
@@ -255,14 +262,15 @@ impl Source {
     }
 }
 
-/// What the reads say beside the path. Behind our TLS a client's request says so, and so do these.
+/// Headers of the reads. Behind our TLS the request of a client is forwarded with
+/// `X-Forwarded-Proto: https`, and so are these.
 fn headers(config: &Config) -> HeaderMap {
     let warm = &config.warm;
     let given = warm.headers.iter().map(|(name, value)| (name.clone(), value));
     let credential = warm.authorization.iter().map(|value| (AUTHORIZATION, value));
     let mut headers = HeaderMap::new();
     for (name, value) in given.chain(credential) {
-        // They have been checked.
+        // The configuration has validated the values.
         if let Ok(mut value) = HeaderValue::from_str(value.expose()) {
             value.set_sensitive(true);
             headers.append(name, value);
@@ -274,7 +282,7 @@ fn headers(config: &Config) -> HeaderMap {
     headers
 }
 
-/// The pauses between the tries of one thing, until it is given up.
+/// The pauses between attempts at one read, until `PATIENCE` is used up.
 #[derive(Debug)]
 struct Pauses {
     pause: Duration,

@@ -1,17 +1,18 @@
-//! `/explain/<id>`: what is known of a job, and what a request for it would come to and why.
+//! `/explain/<id>`: the state of a job, and what jobcache would do with a request for it and why.
 //!
-//! `GET` explains a request that says nothing of who asks. `POST` takes the head of a request as its
-//! body, as `curl -v` shows it or a browser copies it: lines of `Name: value`, before them, if the path
-//! is another than that of the first route, `GET /path HTTP/1.1`. So the caller's own headers, and
-//! `Authorization` with the webhook secret among them, are never taken for those of the client, and no
-//! credential stands in a URL. Nothing of a head is kept, logged or answered but its path.
+//! `GET` explains a request without headers. `POST` takes the head of a request as its body, as
+//! `curl -v` shows it or a browser copies it: lines of `Name: value`, after a request line such as
+//! `GET /path HTTP/1.1` if the path differs from that of the first route. The head is in the body so
+//! that the caller's own headers, such as `Authorization` with the webhook secret, are not mistaken
+//! for those of the client, and so that no credential is part of a URL. The answer shows only the
+//! method and the path of a head; nothing else is kept or logged.
 //!
-//! An entry is for clients of one form: host, path, `Accept` and the like. Without a `Host` the form is
-//! taken for the one that the entry was read in; but a head that says `HTTP/1.1` is taken at its word, and
-//! without a `Host` it would be refused.
+//! An entry is for one variant of a request: host, path, `Accept` and the like. Without a `Host`
+//! the variant is assumed to be that of the entry. A head that says `HTTP/1.1` is taken literally,
+//! and is refused without a `Host`.
 //!
-//! Not foreseen: what the server refuses before it has a request (a head that is too large or is no HTTP),
-//! and that there is no room for one more.
+//! Not predicted: requests that the server refuses before it has parsed them (a head that is too
+//! large or is not HTTP), and limits on the number of requests.
 
 mod head;
 mod past;
@@ -53,18 +54,18 @@ use crate::{
 
 pub(super) use self::head::MAX_HEAD;
 
-/// What a request would come to.
+/// The predicted result of a request.
 #[derive(Debug, Serialize)]
 struct Verdict {
     outcome: &'static str,
     detail: Option<&'static str>,
-    /// As it would say; of a hit or a miss what it would begin with.
+    /// The predicted `Cache-Status` field; of a hit or a miss only how it begins.
     cache_status: String,
-    /// For people.
+    /// The reason, for people.
     why: String,
 }
 
-/// What a request would meet.
+/// The parts of this sidecar that decide about a request.
 pub(super) struct Sidecar<'s> {
     pub(super) cache: &'s Arc<Cache>,
     pub(super) routes: &'s Routes,
@@ -73,7 +74,7 @@ pub(super) struct Sidecar<'s> {
 }
 
 impl Sidecar<'_> {
-    /// Explains a job to a client that sends this head.
+    /// Explains what a request with this head would get.
     pub(super) async fn explain(&self, id: &str, head: &[u8]) -> Reply {
         self.explained(id, head).await.unwrap_or_else(|error| bad_request(&error))
     }
@@ -86,14 +87,14 @@ impl Sidecar<'_> {
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         let is_given = headers.contains_key(HOST) || uri.authority().is_some();
         let form = if is_given { Form::Given } else { Form::Assumed };
-        // Of what never comes to a lookup the job is told all the same.
+        // Writes and bypassed requests do no lookup. Their job is shown as a GET would find it.
         let method = if *method == Method::HEAD { method } else { &Method::GET };
         let ask = self.cache.ask(&id, method, uri, headers);
         let ask = if self.mode == Mode::Shadow { ask.alone() } else { ask };
         let explained = self.cache.explain(ask, form).await;
         let now = clock::now();
         let mut verdict = match framing::check(&request, self.limits) {
-            Err(why) => Verdict::refused(why),
+            Err(refusal) => Verdict::refused(refusal),
             Ok(()) => self.verdict(&request, &route, &explained, now),
         };
         if head.trim_ascii().is_empty() {
@@ -102,16 +103,17 @@ impl Sidecar<'_> {
         Ok(reply(StatusCode::OK, &Told::of(&id, &request, form, &explained, verdict)))
     }
 
-    /// A request that names no job at all is explained; one that names another is a mistake.
+    /// Returns an error if the request names other jobs, but not this one. A request that names no
+    /// job is explained.
     fn same_job(&self, id: &JobId, request: &Request<()>, route: &Route) -> Result<(), String> {
         let named = match route {
             Route::Read(job) => vec![job.clone()],
             _ => self.routes.jobs(request.uri().path()),
         };
         match named.first() {
-            Some(other) if !named.contains(id) => Err(format!(
-                "the request is for another path than that of this job; ask /explain/{other}"
-            )),
+            Some(other) if !named.contains(id) => {
+                Err(format!("the request has the path of another job; use /explain/{other}"))
+            }
             _ => Ok(()),
         }
     }
@@ -130,14 +132,14 @@ impl Sidecar<'_> {
             Route::Read(_) => Verdict::in_mode(self.mode, explained, now),
             Route::Write(_) => Verdict::write(request.method()),
             Route::Pass(_) if request.method() == Method::CONNECT => {
-                Verdict::error("connect", "would be answered 405: jobcache opens no tunnels")
+                Verdict::error("connect", "would be answered 405: jobcache does not open tunnels")
             }
             Route::Pass(why) => Verdict::pass(*why),
         }
     }
 }
 
-/// An id as reads are cached under.
+/// Parses an id in the canonical spelling, under which reads are cached.
 fn canonical(id: &str) -> Result<JobId, String> {
     if let Some(id) = JobId::canonical(id) {
         return Ok(id);
@@ -145,12 +147,12 @@ fn canonical(id: &str) -> Result<JobId, String> {
     let shown: String = id.chars().take(200).collect();
     Err(match key::readings(id).first() {
         Some(other) => format!(
-            "reads of {shown:?} are not cached (detail=spelling); ask for its canonical spelling, \
+            "reads of {shown:?} are not cached (detail=spelling); use the canonical spelling \
              {other:?}",
             other = other.as_str()
         ),
         None => format!(
-            "{shown:?} is no job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
+            "{shown:?} is not a job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
         ),
     })
 }
@@ -165,7 +167,7 @@ impl Verdict {
             (Mode::Off, _) => Self::pass(Bypass::Off),
             (Mode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
             (Mode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
-            // Nobody is turned away, and nobody waits.
+            // Shadow mode never refuses a request and never lets one wait.
             (Mode::Shadow, Forecast::Pass(why)) => {
                 let text = in_shadow(why).map_or_else(|| left(why, explained, now), Into::into);
                 Self { why: text, ..Self::forwarded("pass", Some(why), false) }
@@ -190,21 +192,22 @@ impl Verdict {
                 Self { why: text, ..Self::forwarded("miss", why, false) }
             }
             Forecast::Join => Self {
-                why: "would get the answer of a read of the API that is under way here".to_owned(),
+                why: "would share the answer to a read of the API that is in flight here"
+                    .to_owned(),
                 ..Self::forwarded("miss", None, true)
             },
             Forecast::Pass(why) => Self { why: left(why, explained, now), ..Self::pass(why) },
         }
     }
 
-    /// What is known of a request without a head is its path; what clients really send may come to
-    /// something else, and the last ones tell.
+    /// Adapts the verdict to a request without a head. Real clients send headers and may get
+    /// something else, so the text adds what most recent requests got if that differs.
     fn of_nobody(self, past: &Past) -> Self {
-        let but = past::most(past)
+        let contrast = past::most(past)
             .filter(|most| (most.outcome, most.why) != (self.outcome, self.detail.unwrap_or("")))
             .map(|most| format!("; but {most}"));
-        let but = but.unwrap_or_default();
-        Self { why: format!("a client that says nothing of itself {}{but}", self.why), ..self }
+        let contrast = contrast.unwrap_or_default();
+        Self { why: format!("a request without headers {}{contrast}", self.why), ..self }
     }
 
     fn pass(why: Bypass) -> Self {
@@ -237,7 +240,7 @@ impl Verdict {
     }
 }
 
-/// All of it, what matters most first.
+/// The answer of `/explain`, most important fields first.
 #[derive(Debug, Serialize)]
 struct Told<'t> {
     verdict: Verdict,
@@ -264,7 +267,8 @@ impl<'t> Told<'t> {
         verdict: Verdict,
     ) -> Self {
         let state = explained.state.as_ref();
-        let lease_left_ms = state.ok().and_then(|state| state.lease.as_ref()).map(|it| it.left_ms);
+        let lease = state.ok().and_then(|state| state.lease.as_ref());
+        let lease_left_ms = lease.map(|lease| lease.left_ms);
         let fence_left_ms = state.ok().and_then(|state| state.fence_left_ms);
         let left = |left_ms| json!({ "left_ms": left_ms });
         Self {
@@ -299,7 +303,7 @@ impl<'t> Told<'t> {
     }
 }
 
-/// What kind of value there is in the store; none where that is not known.
+/// Returns the kind of value in the store, or `None` if the store did not answer.
 fn value(explained: &Explained) -> Option<&'static str> {
     let state: &State = explained.state.as_ref().ok()?;
     Some(match &explained.value {

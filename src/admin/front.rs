@@ -1,12 +1,12 @@
 //! `GET /`: the status page.
 //!
-//! One answer with everything in it, so that it works where nothing but this listener can be reached.
-//! It holds no figure and no job: its script asks `/status`, `/history` and `/events` for them, with the
-//! webhook secret where there is one, as anybody else does. So the page itself is for anybody.
+//! The page is one response with everything in it, so that it works where only this listener can be
+//! reached. It contains no data: its script fetches `/status`, `/history` and `/events`, with the
+//! webhook secret if one is configured. The page itself can therefore be open to all clients.
 //!
-//! Ids of jobs come from clients. The script shows text only as text, and the policy holds it to that:
-//! nothing runs but the script of these hashes, no string becomes markup (`require-trusted-types-for`),
-//! and nothing is fetched from anywhere else.
+//! Job ids come from clients. The script only ever inserts them as text, and the content security
+//! policy enforces it: only the script with this hash runs, no string becomes markup
+//! (`require-trusted-types-for`), and nothing is fetched from other hosts.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use super::page::{Page, Reply, typed};
 
 const PAGE: &str = include_str!("front/page.html");
 const STYLE: &str = include_str!("front/page.css");
-/// One program, in the order in which its parts need each other.
+/// The files form one script. Each may use what the files before it define.
 const SCRIPT: &str = concat!(
     include_str!("front/words.js"),
     include_str!("front/ask.js"),
@@ -35,7 +35,7 @@ const SCRIPT: &str = concat!(
     include_str!("front/run.js"),
 );
 
-/// The status page, put together.
+/// The complete status page.
 #[derive(Debug)]
 pub(super) struct Front {
     page: Bytes,
@@ -48,7 +48,7 @@ impl Front {
             .replacen("<style></style>", &format!("<style>{STYLE}</style>"), 1)
             .replacen("<script></script>", &format!("<script>{SCRIPT}</script>"), 1);
         let policy = HeaderValue::from_str(&policy())
-            // Never so; a page that does nothing is what is left without hashes.
+            // Cannot fail, because the policy is ASCII. The fallback disables the page.
             .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"));
         Self { page: page.into(), policy }
     }
@@ -63,7 +63,7 @@ impl Front {
     }
 }
 
-/// What a browser lets the page do. Its icon is a `data:` URL, and the one image there is.
+/// The content security policy. The only image is the icon, which is a `data:` URL.
 fn policy() -> String {
     let hash = |text: &str| format!("'sha256-{}'", STANDARD.encode(Hash::hash(text.as_bytes())));
     let (script, style) = (hash(SCRIPT), hash(STYLE));
@@ -83,8 +83,8 @@ mod tests {
     fn the_page_says_what_each_reason_means() {
         let bypasses = Bypass::ALL.iter().map(|why| why.as_str());
         for why in bypasses.chain(NoStore::ALL.iter().map(|why| why.as_str())) {
-            let is_told = [format!("\n  {why}: ["), format!("\n  '{why}': [")];
-            assert!(is_told.iter().any(|entry| SCRIPT.contains(entry)), "{why} has no words");
+            let entries = [format!("\n  {why}: ["), format!("\n  '{why}': [")];
+            assert!(entries.iter().any(|entry| SCRIPT.contains(entry)), "{why} is not explained");
         }
     }
 

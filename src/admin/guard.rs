@@ -1,4 +1,7 @@
-//! Who calls the admin listener, and whether he knows the secret, where there is one.
+//! Authorization of calls to the admin listener by the webhook secret, if one is configured.
+//!
+//! Failed calls are rate limited per address. A call with a valid secret is never rate limited
+//! here, so that other clients behind the same address cannot lock it out.
 
 use std::{
     sync::Arc,
@@ -34,15 +37,15 @@ use crate::{
     transport::Peer,
 };
 
-/// Bytes of a delivery's id that are kept.
+/// Longest `webhook-id`, in bytes, that is kept for events.
 const MAX_CALLER: usize = 64;
-/// Seconds past which a skew is warned of: no network and no queue of a healthy sender takes so long,
-/// and it leaves time to mend a clock before its deliveries are refused.
+/// Clock skew in seconds above which a warning is logged. No network and no queue of a healthy
+/// sender takes so long, and it leaves time to set the clock before deliveries are refused.
 const SKEW_TO_TELL: u64 = 60;
-/// Seconds of the largest skew that is told apart: a day.
+/// Largest skew in seconds that the metric records: one day.
 const MAX_SKEW: u64 = 86_400;
 
-/// Who calls, as events tell: the id of the webhook's delivery and the address that it came from.
+/// The caller as events name it: the `webhook-id` of the delivery and the client's address.
 #[derive(Clone, Debug)]
 pub struct Caller {
     by: Arc<str>,
@@ -50,55 +53,55 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// For the events that it causes.
+    /// Returns the text for the events that this caller causes.
     pub fn by(self) -> By {
         Some(self.by)
     }
 
-    /// Who made a request.
+    /// Reads the caller from a request.
     pub fn of<B>(request: &Request<B>, client: Peer) -> Self {
         let from = client.ip.map_or_else(|| "a unix socket".to_owned(), |ip| ip.to_string());
         let id = request.headers().get(HEADER_WEBHOOK_ID).and_then(|id| id.to_str().ok());
-        // Whoever may purge may say what he likes here, but not more than is kept.
+        // The id is free text of the sender. Ids that are long or not printable are left out.
         let id = id.filter(|id| id.len() <= MAX_CALLER && id.bytes().all(|b| b.is_ascii_graphic()));
         let by = id.map_or_else(|| from.clone(), |id| format!("webhook {id} from {from}"));
         Self { by: by.into(), client }
     }
 }
 
-/// What a guard remembers, and the next one after a reload.
+/// State of the authorization that survives a reload.
 #[derive(Debug, Default)]
 pub struct Watch {
     skews: Throttle,
     failures: TurnsByAddress,
-    /// Who hashes a large body: one at a time.
+    /// Held while a large body is hashed, so that only one is hashed at a time.
     hashing: Arc<Mutex<()>>,
-    /// What each address holds of the room for bodies.
+    /// Memory that the bodies of each address use.
     pub(super) shares: Arc<Shares>,
-    /// Of purges.
+    /// Rate of all purges.
     pub(super) purges: Turns,
-    /// Warnings of refreshes that nobody may have any use of.
+    /// Warnings of refreshes without `warm.headers`, whose entries may match no client.
     pub(super) bare_refreshes: Throttle,
 }
 
-/// Whose the head of a call is, as far as it tells.
+/// Authorization state of a call whose head has been read and whose body has not.
 #[derive(Debug)]
 pub(super) enum Claim {
-    /// There is no secret.
+    /// No secret is configured.
     Anybody,
-    /// One who shows it.
+    /// The bearer token is a valid secret.
     Known,
-    /// One who knows it, if this is a signature of the body.
+    /// There is a signature, which has to be checked against the body.
     Signed(Signed),
 }
 
-/// Lets in who knows one of the secrets; anybody, where there is none.
+/// Admits calls that prove one of the secrets, or all calls if no secret is configured.
 #[derive(Debug)]
 pub(super) struct Guard {
     secrets: Arc<[Secret]>,
-    /// In a minute, from one address.
+    /// Failed calls per minute and address.
     max_failures: usize,
-    /// Whether other secrets are in force by now.
+    /// True once a reload has replaced the secrets.
     is_over: Arc<watch::Sender<bool>>,
     watch: Arc<Watch>,
     metrics: Arc<Metrics>,
@@ -107,12 +110,14 @@ pub(super) struct Guard {
 impl Guard {
     pub(super) fn new(config: &Config, lasting: &Lasting) -> Self {
         let Lasting { watch, metrics, .. } = lasting.clone();
-        let (secrets, max_failures) = (&config.webhook_secret[..], config.webhook_max_failures);
+        let secrets = &config.webhook_secret[..];
+        let max_failures = config.webhook_max_failures;
         let is_over = Arc::new(watch::Sender::new(false));
         Self { secrets: secrets.into(), max_failures, is_over, watch, metrics }
     }
 
-    /// The one that follows this one. What goes on because a secret was shown ends with the secrets.
+    /// Creates the authorizer of the next configuration. If the secrets changed, the event streams
+    /// that were opened with the old ones end.
     pub(super) fn revised(&self, config: &Config, lasting: &Lasting) -> Self {
         let mut next = Self::new(config, lasting);
         if next.secrets == self.secrets {
@@ -123,21 +128,21 @@ impl Guard {
         next
     }
 
-    /// Turns true once other secrets are in force.
+    /// Turns true once a reload has replaced the secrets.
     pub(super) fn is_over(&self) -> watch::Receiver<bool> {
         self.is_over.subscribe()
     }
 
-    /// Whether anybody may call.
+    /// Whether no secret is configured.
     pub(super) fn is_open(&self) -> bool {
         self.secrets.is_empty()
     }
 
-    /// What is answered to who does not show a secret itself. A signature does not open: it does not say
-    /// what page it is for.
+    /// Refuses a call without a valid bearer token. A signature is not enough, because it covers
+    /// neither method nor path.
     ///
-    /// Past so many of them a minute an address is told to wait. Who knows one is never kept out for what
-    /// others behind his address do: he is not asked how often he has called.
+    /// An address with more than `webhook_max_failures` failures a minute gets 429. A valid token
+    /// is accepted even then, because it is checked first.
     pub(super) fn refuses(&self, headers: &HeaderMap, client: Peer) -> Option<Reply> {
         if self.is_open() {
             return None;
@@ -153,8 +158,8 @@ impl Guard {
         Some(self.refuse(unproven, "; send `Authorization: Bearer <secret>`", client))
     }
 
-    /// Judges a call whose body says what is to be done, by its head: what cannot be right is refused
-    /// before the body is read. A right signature is enough beside a wrong token.
+    /// Checks the head of a call whose body says what to do. Calls that cannot be authorized are
+    /// refused before the body is read. A valid signature is enough even next to a wrong token.
     pub(super) fn claim(&self, headers: &HeaderMap, client: Peer) -> Result<Claim, Box<Reply>> {
         if self.is_open() {
             return Ok(Claim::Anybody);
@@ -171,23 +176,23 @@ impl Guard {
                 Err(unproven) => unproven,
             },
         };
-        let mend = "; send `Authorization: Bearer <secret>` or a Standard Webhooks signature";
-        Err(Box::new(self.refuse(unproven, mend, client)))
+        let remedy = "; send `Authorization: Bearer <secret>` or a Standard Webhooks signature";
+        Err(Box::new(self.refuse(unproven, remedy, client)))
     }
 
-    /// What is answered if a signature is not one of this body.
+    /// Checks a signature against the body and refuses the call if it does not match.
     pub(super) async fn disproves(
         &self,
         signed: Signed,
         body: &Bytes,
         client: Peer,
     ) -> Option<Reply> {
-        let judged = if body.len() > LARGE {
+        let checked = if body.len() > LARGE {
             self.aside(signed, body.clone()).await
         } else {
             signed.check(&self.secrets, body, clock::now())
         };
-        match judged {
+        match checked {
             Ok(proof) => {
                 self.metrics.webhook.accepted(proof.secret);
                 if let Some(skew) = proof.skew {
@@ -199,42 +204,45 @@ impl Guard {
         }
     }
 
-    /// Hashes off the threads that serve, and not on as many others as there are calls. The turn goes
-    /// with the work, which nobody can call off.
+    /// Hashes a large body on a blocking thread, one body at a time. The lock moves into the
+    /// closure, because blocking work cannot be cancelled: it has to be held until the hash is
+    /// done.
     async fn aside(&self, signed: Signed, body: Bytes) -> Result<Proof, Unproven> {
-        let turn = Arc::clone(&self.watch.hashing).lock_owned().await;
+        let lock = Arc::clone(&self.watch.hashing).lock_owned().await;
         let secrets = Arc::clone(&self.secrets);
         let hash = move || {
-            let _turn = turn;
+            let _lock = lock;
             signed.check(&secrets, &body, clock::now())
         };
-        // It does not panic; if it did, nothing would be proven.
+        // The closure does not panic. If it did, the call would be refused.
         spawn_blocking(hash).await.unwrap_or(Err(Unproven::Signature))
     }
 
-    /// Of a call that is given up before it can be judged: it counts as one that proves nothing.
+    /// Counts a failure, also for a call whose body broke off before the check. Returns how long to
+    /// wait if the address is over its limit.
     pub(super) fn failed(&self, client: Peer) -> Result<(), Duration> {
         self.watch.failures.take(client.ip, self.pace(), Instant::now())
     }
 
-    /// How long a caller has to wait before another failure of his is answered.
+    /// Returns how long an address has to wait if it is over its limit of failures. Counts nothing.
     pub(super) fn waits(&self, client: Peer) -> Option<Duration> {
         self.watch.failures.wait(client.ip, self.pace(), Instant::now())
     }
 
-    /// What is answered to who has to wait and sends a large body, which is not read.
+    /// Answers 429 to a large body from an address that is over its limit. The body is not read.
     pub(super) fn puts_off(&self, wait: Duration) -> Reply {
         self.metrics.limits.hit(Limit::WebhookFailures);
         self.metrics.webhook.refused(Refused::Rate);
-        too_many("the body is a large one", wait)
+        too_many("the body is large", wait)
     }
 
     fn pace(&self) -> Pace {
         Pace::new(self.max_failures, Duration::from_mins(1))
     }
 
-    /// What was signed long ago can be sent for ever. So its skew is noted as often as it is answered.
-    fn refuse(&self, unproven: Unproven, mend: &str, client: Peer) -> Reply {
+    /// Refuses a call and counts the failure. The skew is recorded only if the failure is within
+    /// the rate limit, because an old signed message can be replayed for ever.
+    fn refuse(&self, unproven: Unproven, remedy: &str, client: Peer) -> Reply {
         self.metrics.webhook.refused(counted(unproven));
         if let Err(wait) = self.failed(client) {
             self.metrics.limits.hit(Limit::WebhookFailures);
@@ -243,13 +251,13 @@ impl Guard {
         if let Unproven::Time(skew) = unproven {
             self.note(skew);
         }
-        unauthorized(unproven, mend)
+        unauthorized(unproven, remedy)
     }
 
-    /// Of a message that was rightly signed, taken or not.
+    /// Records the skew of a message with a valid signature, whether it is accepted or not.
     fn note(&self, skew: Skew) {
         let seconds = skew.seconds();
-        // The sum of the metric is not to be made of a few that are years off.
+        // Capped, so that a few messages that are years old do not dominate the sum.
         self.metrics.webhook.skew(seconds.min(MAX_SKEW));
         if seconds <= SKEW_TO_TELL {
             return;
@@ -261,15 +269,15 @@ impl Guard {
                 seconds,
                 limit = TOLERANCE,
                 suppressed,
-                "the time of a signature is off, and past the limit such calls are refused; if it is \
-                 ahead, the sender's clock is ahead of ours; if it is old, the sender's clock is \
-                 behind, or it has signed long before it has sent"
+                "the timestamp of a signature differs from our clock; above the limit such calls are \
+                 refused. If it is ahead, the sender's clock is ahead; if it is old, the sender's \
+                 clock is behind, or the call was signed long before it was sent"
             );
         }
     }
 }
 
-/// The word for metrics.
+/// Returns the reason under which the refusal is counted.
 fn counted(unproven: Unproven) -> Refused {
     match unproven {
         Unproven::Unsigned => Refused::Unsigned,
@@ -280,25 +288,26 @@ fn counted(unproven: Unproven) -> Refused {
     }
 }
 
-fn unauthorized(unproven: Unproven, mend: &str) -> Reply {
-    let mend = match unproven {
-        Unproven::Unsigned | Unproven::Elsewhere => mend,
+fn unauthorized(unproven: Unproven, remedy: &str) -> Reply {
+    let remedy = match unproven {
+        Unproven::Unsigned | Unproven::Elsewhere => remedy,
         _ => "",
     };
-    let error = format!("{unproven}{mend}");
+    let error = format!("{unproven}{remedy}");
     challenging(reply(StatusCode::UNAUTHORIZED, &json!({ "error": error })))
 }
 
-/// By this field the status page knows that its secret is wrong, whatever the status.
+/// Adds `WWW-Authenticate`, by which the status page knows that its secret is wrong (401 and 429).
 fn challenging(mut response: Reply) -> Reply {
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }
 
-fn too_many(what: &str, wait: Duration) -> Reply {
+fn too_many(reason: &str, wait: Duration) -> Reply {
     let error = format!(
-        "{what}; and too many calls from here showed no webhook secret of late (webhook_max_failures): \
-         wait, or show one as a bearer token, or sign a small body, which is taken at any time"
+        "{reason}; and too many recent calls from this address had no valid webhook secret \
+         (webhook_max_failures): wait, or send the secret as a bearer token, or sign a small body; \
+         both are accepted at any time"
     );
     challenging(later(StatusCode::TOO_MANY_REQUESTS, &json!({ "error": error }), wait))
 }
@@ -309,11 +318,11 @@ mod tests {
 
     #[test]
     fn a_caller_is_told_by_its_delivery_and_its_address() {
-        let check = |id: &str, want: &str| {
+        let check = |id: &str, expected: &str| {
             let request = Request::builder().header(HEADER_WEBHOOK_ID, id).body(()).unwrap();
             let ip = Some([192, 0, 2, 7].into());
             let client = Peer { ip, is_tls: false, is_trusted: false };
-            assert_eq!(Caller::of(&request, client).by().as_deref(), Some(want));
+            assert_eq!(Caller::of(&request, client).by().as_deref(), Some(expected));
         };
         check("msg_1", "webhook msg_1 from 192.0.2.7");
         check("two words", "192.0.2.7");

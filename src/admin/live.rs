@@ -1,8 +1,8 @@
-//! `GET /events`: what happens, as it happens, as server-sent events.
+//! `GET /events`: events as they happen, as server-sent events (SSE).
 //!
-//! Each is a line of JSON. One who reads too slowly loses the oldest and is told how many; the process
-//! never waits for him. The stream ends when a shutdown begins, and when other secrets are in force: who
-//! may still listen asks again with one of them.
+//! Each event is one line of JSON. A subscriber that reads too slowly loses the oldest events and
+//! gets their number; the process never waits for it. The stream ends when a shutdown begins, and
+//! when a reload changes the secrets: a client has to reconnect with a valid one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,14 +24,15 @@ use crate::{
     server::Drain,
 };
 
-/// Parts that wait for the connection to take them; events wait in the feed.
+/// Chunks that wait for the connection. Further events wait in the feed.
 const PARTS: usize = 4;
-/// Between two signs of life while nothing happens.
+/// Interval of comments that keep an idle stream alive.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How long a browser that lost the stream waits before it asks again, in ms.
+/// Delay in ms before a browser reconnects.
 const RETRY_MS: u32 = 2_000;
 
-/// Answers with the stream. A browser that comes back is not told again what it knows.
+/// Answers with the stream. `Last-Event-ID` keeps a browser that reconnects from getting events
+/// twice.
 pub(super) fn stream(
     metrics: &Arc<Metrics>,
     headers: &HeaderMap,
@@ -40,43 +41,44 @@ pub(super) fn stream(
 ) -> Reply {
     let last = headers.get("last-event-id").and_then(|last| last.to_str().ok()?.parse().ok());
     let Some(listener) = metrics.events.listen(last.unwrap_or(0)) else {
-        let error = format!("{LISTENERS} listen already, which is as many as may");
+        let error =
+            format!("{LISTENERS} clients already read events, which is the limit; close one");
         return reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }));
     };
-    let (parts, page) = mpsc::channel(PARTS);
+    let (chunks, body) = mpsc::channel(PARTS);
     let leaving = leaving.clone();
     tokio::spawn(async move {
-        let mut told = leaving.clone();
-        let left = async {
-            let _ = told.wait_for(|leaving| *leaving).await;
+        let mut drain = leaving.clone();
+        let shutdown = async {
+            let _ = drain.wait_for(|leaving| *leaving).await;
         };
         tokio::select! {
-            () = tell(listener, &parts) => {}
-            () = parts.closed() => {}
+            () = tell(listener, &chunks) => {}
+            () = chunks.closed() => {}
             _ = is_over.wait_for(|is_over| *is_over) => {}
-            () = left => {
-                // If there is room for it: who reads nothing sees the end of the stream.
-                let _ = parts.try_send(line(None, &json!({ "what": "drain" })));
+            () = shutdown => {
+                // Dropped if the queue is full: such a client sees the end of the stream instead.
+                let _ = chunks.try_send(line(None, &json!({ "what": "drain" })));
             }
         }
     });
-    typed(StatusCode::OK, "text/event-stream", Page::Live(page))
+    typed(StatusCode::OK, "text/event-stream", Page::Live(body))
 }
 
-/// Sends what a listener is told; returns when nobody reads it any more.
-async fn tell(mut listener: Listener, parts: &mpsc::Sender<Bytes>) {
+/// Forwards events to the connection until it is closed.
+async fn tell(mut listener: Listener, chunks: &mpsc::Sender<Bytes>) {
     let mut first = format!("retry: {RETRY_MS}\n\n").into_bytes();
     for event in listener.before.drain(..) {
         first.extend_from_slice(&shown(&event));
     }
-    let mut part = Bytes::from(first);
+    let mut chunk = Bytes::from(first);
     loop {
-        if parts.send(part).await.is_err() {
+        if chunks.send(chunk).await.is_err() {
             return;
         }
         let heartbeat = Instant::now() + HEARTBEAT;
-        part = tokio::select! {
-            told = listener.told.recv() => match told {
+        chunk = tokio::select! {
+            received = listener.told.recv() => match received {
                 Ok(event) => shown(&event),
                 Err(RecvError::Lagged(lost)) => line(None, &json!({ "what": "lost", "events": lost })),
                 Err(RecvError::Closed) => return,
@@ -87,8 +89,8 @@ async fn tell(mut listener: Listener, parts: &mpsc::Sender<Bytes>) {
 }
 
 fn shown(event: &Event) -> Bytes {
-    let mut told = json!({ "at_ms": event.at_ms });
-    let mut put = |name: &str, value: Value| told[name] = value;
+    let mut object = json!({ "at_ms": event.at_ms });
+    let mut put = |name: &str, value: Value| object[name] = value;
     match (event.what, &event.second) {
         (Some(what), _) => put("what", what.as_str().into()),
         (None, Some(second)) => {
@@ -111,15 +113,16 @@ fn shown(event: &Event) -> Bytes {
     } else if event.jobs > 0 {
         put("jobs", event.jobs.into());
     }
-    line(Some(event.number).filter(|number| *number > 0), &told)
+    line(Some(event.number).filter(|number| *number > 0), &object)
 }
 
-/// A job that is asked for, also for `/status`.
+/// A busy job as JSON, for `/events` and `/status`.
 pub(super) fn busy(job: &Busy) -> Value {
     json!({ "job": job.job, "requests": job.requests, "hits": job.hits })
 }
 
-fn line(number: Option<u64>, told: &Value) -> Bytes {
+/// One server-sent event. Only numbered events have an id.
+fn line(number: Option<u64>, data: &Value) -> Bytes {
     let id = number.map(|number| format!("id: {number}\n")).unwrap_or_default();
-    format!("{id}data: {told}\n\n").into()
+    format!("{id}data: {data}\n\n").into()
 }

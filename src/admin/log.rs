@@ -1,7 +1,8 @@
-//! The filter of the log, read and changed while jobcache runs.
+//! `/log`: reads and changes the filter of the log while jobcache runs.
 //!
-//! What is put here holds until a reload, which puts back what the configuration says, or a restart. It
-//! takes the webhook secret as a bearer token, where there is one: `debug` shows what jobs there are and costs every request.
+//! A change lasts until a reload, which restores the configured filter, or a restart. It needs the
+//! webhook secret as a bearer token if one is configured, because `debug` shows job ids and slows
+//! down every request.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,12 +19,12 @@ use super::{
 };
 use crate::{config, telemetry::Filter, transport::Peer};
 
-/// The longest filter, in bytes.
+/// Longest filter, in bytes.
 const MAX_FILTER: usize = 4 << 10;
-/// For all of it to come.
+/// Time limit for the whole body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The page.
+/// The page `/log`.
 #[derive(Debug)]
 pub(super) struct Log {
     filter: Filter,
@@ -51,8 +52,12 @@ impl Log {
         let body = request.into_body();
         let body = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_FILTER).collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) => return refuse(&format!("no filter of {MAX_FILTER} bytes: {error}")),
-            Err(_) => return refuse(&format!("the body did not come within {BODY_TIMEOUT:?}")),
+            Ok(Err(error)) => {
+                return refuse(&format!(
+                    "cannot read the filter ({MAX_FILTER} bytes at most): {error}"
+                ));
+            }
+            Err(_) => return refuse(&format!("the body did not arrive within {BODY_TIMEOUT:?}")),
         };
         match self.set(&body) {
             Ok(Some((log, was))) => reply(StatusCode::OK, &json!({ "log": log, "was": was })),
@@ -61,12 +66,12 @@ impl Log {
         }
     }
 
-    /// Returns the filter and the one before, where there is a log.
+    /// Sets the filter. Returns the new and the previous one, or `None` if there is no log.
     fn set(&self, body: &Bytes) -> Result<Option<(String, String)>, String> {
         let text = std::str::from_utf8(body).map_err(|error| error.to_string())?;
         let log = config::log_filter(text.trim())?;
-        // Before: a filter that lets less pass would hide it.
-        warn!(log, "the filter of the log is changed over the admin listener");
+        // Logged first: the new filter might suppress it.
+        warn!(log, "log filter changed through the admin listener");
         let was = self.filter.set(&log).map_err(|error| error.to_string())?;
         Ok(was.map(|was| (log, was)))
     }
@@ -76,7 +81,7 @@ fn refuse(reason: &str) -> Reply {
     reply(StatusCode::BAD_REQUEST, &json!({ "error": reason }))
 }
 
-/// Somebody else writes the log of this process, if anybody.
+/// The answer if this process did not install the logger, as in tests.
 fn none() -> Reply {
-    reply(StatusCode::NOT_FOUND, &json!({ "error": "this process has no log of ours" }))
+    reply(StatusCode::NOT_FOUND, &json!({ "error": "jobcache does not own the log here" }))
 }

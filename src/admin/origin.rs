@@ -1,15 +1,15 @@
-//! Whether a page of another site makes a browser send a request.
+//! Detection of requests that a page of another site makes a browser send (CSRF, DNS rebinding).
 //!
-//! A browser that stands on the operator's machine reaches the admin listener as he does, and any page
-//! that he looks at may send it a `POST`: one with an ordinary body asks for nobody's leave (CORS), and
-//! that the page cannot read the answer helps nobody once the purge is done. With a webhook secret such
-//! a page is refused for want of it, as no browser adds it by itself. Without one it is told apart here.
+//! A browser on the operator's machine can reach the admin listener, and every page that it shows
+//! may send a `POST` there. A simple request needs no preflight (CORS). The page cannot read the
+//! answer, but the purge is done. With a webhook secret such a request fails, because no browser
+//! adds the secret by itself. Without a secret this module detects it.
 //!
-//! Without a secret a page must not read what is here either. As a page of a name that leads here (DNS
-//! rebinding) it may, so what names jobs is only answered under a name that can be nobody else's: an
-//! address, or `localhost`.
+//! Without a secret, pages must not read the listener either. A page can do so if its host name
+//! resolves to this listener (DNS rebinding). Pages that name jobs are therefore served only under
+//! a host name that no other site can own: an IP address, or `localhost`.
 //!
-//! Who is no browser sends none of these fields, and is none of our concern here.
+//! Clients other than browsers do not send these fields and are not affected.
 
 use std::{
     borrow::Cow,
@@ -25,34 +25,36 @@ use hyper::{
     },
 };
 
-/// Characters of a name that are shown.
+/// Characters of a host name that an error shows.
 const MAX_SHOWN: usize = 200;
 
 const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What makes it open for whom a request is, or whose. Who reads the first of two fields and who reads
-/// the last would judge it differently.
+/// Returns an error if the host or the origin of a request is ambiguous: of two fields, one reader
+/// takes the first and another the last.
 pub(super) fn ambiguity<B>(request: &Request<B>) -> Option<String> {
-    // RFC 9112 (3.2): "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request
-    // message that lacks a Host header field and to any request message that contains more than one".
+    // RFC 9112 (3.2): "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1
+    // request message that lacks a Host header field and to any request message that contains more
+    // than one".
     if request.version() == Version::HTTP_11 && !request.headers().contains_key(HOST) {
-        return Some("the request has no Host".to_owned());
+        return Some("the request has no Host field; send one".to_owned());
     }
-    let twice = |name: &HeaderName| request.headers().get_all(name).iter().nth(1).is_some();
-    let name = [HOST, ORIGIN, SITE].into_iter().find(twice)?;
-    Some(format!("the request has more than one {name}"))
+    let is_repeated = |name: &HeaderName| request.headers().get_all(name).iter().nth(1).is_some();
+    let name = [HOST, ORIGIN, SITE].into_iter().find(is_repeated)?;
+    Some(format!("the request has more than one {name} field; send one"))
 }
 
-/// Whether a request is one that another site's page has made.
+/// Whether a page of another site made the browser send this request.
 ///
-/// Fetch Metadata says it outright, over TLS and to a loopback address. Older browsers, and all of them
-/// over plain HTTP to a name, send the `Origin` of the page with whatever is not a `GET` (Fetch, 3.2); it
-/// has to be the name asked for. And that an address or `localhost`: the name of another site may lead
-/// here (DNS rebinding), and what its page sends is then of the same origin.
+/// Over TLS and to loopback addresses, browsers say so with Fetch Metadata. Older browsers, and all
+/// browsers over plain HTTP to a host name, send the `Origin` of the page with every method but
+/// `GET` and `HEAD` (Fetch, 3.2). It has to equal the requested host. The host has to be an IP
+/// address or `localhost`, because another site's name may resolve to this listener (DNS
+/// rebinding), and its page then has the same origin.
 pub(super) fn is_foreign<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     if let Some(site) = headers.get(SITE) {
-        // `none`: the operator himself, by an address bar or an extension.
+        // `none`: the user agent itself, from the address bar or an extension.
         return site != "same-origin" && site != "none";
     }
     let Some(origin) = headers.get(ORIGIN) else { return false };
@@ -63,24 +65,25 @@ pub(super) fn is_foreign<B>(request: &Request<B>) -> bool {
     !is_own || !is_here(origin)
 }
 
-/// The name that a request is for, where that may be another site's. A browser always says one.
+/// Returns the requested host name if another site may own it. Browsers always send a host.
 pub(super) fn foreign_name<B>(request: &Request<B>) -> Option<String> {
     let is_foreign = |name: &Cow<str>| !name.parse().is_ok_and(|name| is_here(&name));
     let name = names(request).find(is_foreign)?;
     Some(name.chars().take(MAX_SHOWN).collect())
 }
 
-/// The names that a request is for. RFC 9112 (3.2.2): "When an origin server receives a request with an
-/// absolute-form of request-target, the origin server MUST ignore the received Host header field", and
-/// HTTP/2 has `:authority`; a name is not to slip by behind either, so both are looked at.
+/// The host names of a request: of its target, then of `Host`. RFC 9112 (3.2.2): "When an origin
+/// server receives a request with an absolute-form of request-target, the origin server MUST ignore
+/// the received Host header field", and HTTP/2 has `:authority`. Both are checked, so that neither
+/// can hide the other.
 fn names<B>(request: &Request<B>) -> impl Iterator<Item = Cow<'_, str>> {
     let target = request.uri().authority().map(|name| Cow::Borrowed(name.as_str()));
     let host = request.headers().get(HOST);
     target.into_iter().chain(host.map(|host| String::from_utf8_lossy(host.as_bytes())))
 }
 
-/// A name that no other site's can be: RFC 6761 (6.3) keeps `localhost` and what is below it for
-/// loopback. Only what can be read in one way is one.
+/// Whether no other site can own this host: an IP address, or `localhost` and its subdomains, which
+/// RFC 6761 (6.3) reserves for loopback. Hosts that can be parsed in two ways do not count.
 fn is_here(host: &Authority) -> bool {
     if host.as_str().contains('@') {
         return false;
@@ -90,9 +93,9 @@ fn is_here(host: &Authority) -> bool {
         return ip.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
     }
     let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-    let is_below = |below: &str| below.split('.').all(|label| !label.is_empty());
+    let is_subdomain = |labels: &str| labels.split('.').all(|label| !label.is_empty());
     name == "localhost"
-        || name.strip_suffix(".localhost").is_some_and(is_below)
+        || name.strip_suffix(".localhost").is_some_and(is_subdomain)
         || name.parse::<Ipv4Addr>().is_ok()
 }
 
@@ -115,8 +118,8 @@ mod tests {
     #[test]
     fn a_name_that_may_be_another_sites_is_told_apart() {
         let check = |host: &str, name: Option<&str>| {
-            let told = foreign_name(&request("/", &[("host", host)]));
-            assert_eq!(told.as_deref(), name, "{host}");
+            let found = foreign_name(&request("/", &[("host", host)]));
+            assert_eq!(found.as_deref(), name, "{host}");
         };
         for host in ["127.0.0.1:9090", "10.1.2.3", "[::1]:9090", "LocalHost:1", "a.localhost."] {
             check(host, None);
@@ -148,21 +151,21 @@ mod tests {
         assert_eq!(name("http://localhost/status", "evil.example").unwrap(), "evil.example");
         assert_eq!(name("http://localhost:1/status", "localhost:1"), None);
         assert_eq!(foreign_name(&request("http://evil.example/", &[])).unwrap(), "evil.example");
-        let of = |target, origin| {
+        let is_foreign_origin = |target, origin| {
             is_foreign(&request(target, &[("host", "127.0.0.1:9"), ("origin", origin)]))
         };
-        assert!(!of("http://localhost:9/purge", "http://localhost:9"));
-        assert!(of("http://localhost:9/purge", "http://127.0.0.1:9"));
+        assert!(!is_foreign_origin("http://localhost:9/purge", "http://localhost:9"));
+        assert!(is_foreign_origin("http://localhost:9/purge", "http://127.0.0.1:9"));
     }
 
     #[test]
     fn a_request_that_can_be_read_in_two_ways_is_told_apart() {
-        let check = |version, fields: &[_], told: Option<&str>| {
+        let check = |version, fields: &[_], expected: Option<&str>| {
             let mut request = request("/", fields);
             *request.version_mut() = version;
             let found = ambiguity(&request);
-            assert_eq!(found.is_some(), told.is_some(), "{fields:?}: {found:?}");
-            assert!(found.unwrap_or_default().contains(told.unwrap_or_default()), "{fields:?}");
+            assert_eq!(found.is_some(), expected.is_some(), "{fields:?}: {found:?}");
+            assert!(found.unwrap_or_default().contains(expected.unwrap_or_default()), "{fields:?}");
         };
         check(Version::HTTP_11, &[], Some("no Host"));
         check(Version::HTTP_10, &[], None);

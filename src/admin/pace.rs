@@ -1,8 +1,8 @@
-//! How often something may happen: so many times a period on average, and so many at once.
+//! Rate limits: so many events per period on average, and so many at once.
 //!
-//! What is remembered is one moment, that by which all that has happened is made up for (the generic cell
-//! rate algorithm, ITU-T I.371). Who is told to wait is not counted: however often he tries, his turn
-//! comes.
+//! The state of a limiter is one instant, the theoretical arrival time of the generic cell rate
+//! algorithm (GCRA, ITU-T I.371). Events that are refused do not count, so a caller that keeps
+//! trying is admitted as soon as one that waits.
 
 use std::{
     collections::HashMap,
@@ -11,40 +11,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Addresses that are remembered each for itself; further ones share one memory.
+/// Addresses with a limiter of their own; further addresses share one limiter.
 const ADDRESSES: usize = 1024;
 
-/// So many times a period.
+/// A rate: so many events per period.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    /// What one time costs.
+    /// Time that one event uses up.
     each: Duration,
-    /// How much may be owed by who comes.
+    /// How far the theoretical arrival time may lie ahead: the burst.
     credit: Duration,
 }
 
-/// One thing that happens at a pace. The default has never happened.
+/// A limiter for one kind of event. The default admits a full burst.
 #[derive(Debug, Default)]
 pub(super) struct Turns(Mutex<Option<Instant>>);
 
-/// The same for each address that it comes from, of as many as are remembered.
+/// A limiter for each client address, for up to [`ADDRESSES`] of them.
 #[derive(Debug, Default)]
 pub(super) struct TurnsByAddress {
-    /// Who connects to a unix socket has no address.
+    /// Clients of a unix socket have no address and share the key `None`.
     known: Mutex<HashMap<Option<IpAddr>, Instant>>,
     others: Turns,
 }
 
 impl Pace {
-    /// At least once.
+    /// The rate of `times` events per `period`; 0 counts as 1.
     pub(super) fn new(times: usize, period: Duration) -> Self {
         let each = period / u32::try_from(times).unwrap_or(u32::MAX).max(1);
         Self { each, credit: period.saturating_sub(each) }
     }
 
-    /// Takes a turn: when it is made up for, or how long to wait for one.
-    fn turn(self, made_up: Option<Instant>, now: Instant) -> Result<Instant, Duration> {
-        let from = made_up.map_or(now, |at| at.max(now));
+    /// Returns the arrival time after one more event, or how long to wait for one.
+    fn turn(self, arrival: Option<Instant>, now: Instant) -> Result<Instant, Duration> {
+        let from = arrival.map_or(now, |at| at.max(now));
         match from.duration_since(now).checked_sub(self.credit) {
             Some(wait) if !wait.is_zero() => Err(wait),
             _ => Ok(from + self.each),
@@ -53,16 +53,16 @@ impl Pace {
 }
 
 impl Turns {
-    /// Takes a turn, or says how long to wait for one.
+    /// Counts one event, or returns how long to wait for one.
     pub(super) fn take(&self, pace: Pace, now: Instant) -> Result<(), Duration> {
-        let mut made_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *made_up = Some(pace.turn(*made_up, now)?);
+        let mut arrival = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *arrival = Some(pace.turn(*arrival, now)?);
         Ok(())
     }
 }
 
 impl TurnsByAddress {
-    /// The same for who comes from here.
+    /// Counts one event of this address, or returns how long to wait for one.
     pub(super) fn take(
         &self,
         from: Option<IpAddr>,
@@ -72,34 +72,34 @@ impl TurnsByAddress {
         let from = from.map(neighbourhood);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= ADDRESSES && !known.contains_key(&from) {
-            known.retain(|_, made_up| *made_up > now);
+            known.retain(|_, arrival| *arrival > now);
         }
         if known.len() >= ADDRESSES && !known.contains_key(&from) {
             drop(known);
             return self.others.take(pace, now);
         }
-        let made_up = pace.turn(known.get(&from).copied(), now)?;
-        known.insert(from, made_up);
+        let arrival = pace.turn(known.get(&from).copied(), now)?;
+        known.insert(from, arrival);
         Ok(())
     }
 
-    /// How long who comes from here would have to wait for a turn now; he takes none.
+    /// Returns how long this address would have to wait now. Counts nothing.
     pub(super) fn wait(&self, from: Option<IpAddr>, pace: Pace, now: Instant) -> Option<Duration> {
         let from = from.map(neighbourhood);
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let is_known = known.contains_key(&from);
-        let made_up = known.get(&from).copied();
-        let is_full = known.len() >= ADDRESSES && known.values().all(|made_up| *made_up > now);
+        let arrival = known.get(&from).copied();
+        let is_full = known.len() >= ADDRESSES && known.values().all(|arrival| *arrival > now);
         drop(known);
         if is_known || !is_full {
-            return pace.turn(made_up, now).err();
+            return pace.turn(arrival, now).err();
         }
-        let made_up = *self.others.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pace.turn(made_up, now).err()
+        let arrival = *self.others.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.turn(arrival, now).err()
     }
 }
 
-/// A host of IPv6 has a whole /64 to itself.
+/// The key of a client: its IPv4 address, or its IPv6 /64, because a host usually has a whole /64.
 pub(super) fn neighbourhood(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
@@ -120,7 +120,7 @@ mod tests {
             assert_eq!(turns.take(pace, now), Ok(()));
         }
         for _ in 0..9 {
-            assert_eq!(turns.take(pace, now), Err(SECOND / 4), "who waits is not counted");
+            assert_eq!(turns.take(pace, now), Err(SECOND / 4), "refused events do not count");
         }
         assert_eq!(turns.take(pace, now + SECOND / 4), Ok(()));
         assert_eq!(turns.take(pace, now + SECOND * 3 / 8), Err(SECOND / 8));
@@ -142,15 +142,15 @@ mod tests {
         for n in 0..ADDRESSES - 4 {
             assert!(take(&format!("10.0.{}.{}", n / 256, n % 256), now));
         }
-        assert!(take("198.51.100.1", now) && !take("198.51.100.2", now), "there is no room");
-        assert!(!take("192.0.2.1", now), "who is known stays so");
+        assert!(take("198.51.100.1", now) && !take("198.51.100.2", now), "the table is full");
+        assert!(!take("192.0.2.1", now), "known addresses keep their limiter");
         let wait = |ip: &str, now| turns.wait(Some(ip.parse().unwrap()), pace, now);
         for ip in ["192.0.2.1", "198.51.100.2"] {
             assert_eq!(wait(ip, now), Some(SECOND));
-            assert_eq!(wait(ip, now + SECOND), None, "and takes none");
+            assert_eq!(wait(ip, now + SECOND), None, "waiting counts nothing");
         }
         assert_eq!(turns.known.lock().unwrap().len(), ADDRESSES);
         assert!(take("198.51.100.2", now + 2 * SECOND) && take("198.51.100.3", now + 2 * SECOND));
-        assert_eq!(turns.known.lock().unwrap().len(), 2, "what is made up for is forgotten");
+        assert_eq!(turns.known.lock().unwrap().len(), 2, "idle addresses are removed");
     }
 }

@@ -1,4 +1,4 @@
-//! Answers of the admin listener: whole ones, and the stream of events.
+//! Responses of the admin listener: complete bodies, and the stream of events.
 
 use std::{
     convert::Infallible,
@@ -20,15 +20,15 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-/// What is answered.
+/// A response of the admin listener.
 pub type Reply = Response<Page>;
 
-/// The body of an answer.
+/// The body of a response.
 #[derive(Debug)]
 pub enum Page {
-    /// All of it; nothing once it is sent.
+    /// A complete body; empty once it is sent.
     Whole(Bytes),
-    /// What comes, for as long as it comes.
+    /// A stream that ends when its sender is dropped.
     Live(mpsc::Receiver<Bytes>),
 }
 
@@ -43,7 +43,7 @@ impl Body for Page {
         let bytes = match self.get_mut() {
             Self::Whole(bytes) if bytes.is_empty() => return Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(std::mem::take(bytes))),
-            Self::Live(parts) => parts.poll_recv(cx),
+            Self::Live(chunks) => chunks.poll_recv(cx),
         };
         bytes.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -60,32 +60,34 @@ impl Body for Page {
     }
 }
 
-/// A JSON answer.
+/// A JSON response.
 pub(super) fn reply(status: StatusCode, body: &impl Serialize) -> Reply {
-    // Texts, numbers and lists are what JSON has.
+    // Bodies hold strings, numbers, lists and maps with string keys, which never fail to serialize.
     let mut text = serde_json::to_vec(body).unwrap_or_default();
     text.push(b'\n');
     typed(status, "application/json", Page::Whole(text.into()))
 }
 
-/// An answer that nobody is to keep, nor to take for something else, nor to show in a page of his own.
-pub(super) fn typed(status: StatusCode, kind: &'static str, page: Page) -> Reply {
+/// A response of this content type that must not be cached, sniffed for another type, or embedded
+/// by pages of other origins.
+pub(super) fn typed(status: StatusCode, content_type: &'static str, page: Page) -> Reply {
     let mut response = Response::new(page);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // A browser hangs up on a page of another site, which could else keep the places of listeners.
+    // Browsers then drop the response if a page of another site asked for it, which could otherwise
+    // occupy all places of the event stream.
     headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
     response
 }
 
-/// An answer that is to be asked for again, in whole seconds.
+/// A JSON response with `Retry-After`, in whole seconds, at least 1.
 pub(super) fn later(status: StatusCode, body: &impl Serialize, wait: Duration) -> Reply {
     let mut response = reply(status, body);
     let seconds = wait.as_millis().div_ceil(1000).max(1);
-    // Digits always are a value.
+    // Digits are always a valid header value.
     if let Ok(seconds) = HeaderValue::from_str(&seconds.to_string()) {
         response.headers_mut().insert(RETRY_AFTER, seconds);
     }
@@ -93,7 +95,7 @@ pub(super) fn later(status: StatusCode, body: &impl Serialize, wait: Duration) -
 }
 
 pub(super) fn wrong_method(allowed: &'static str) -> Reply {
-    let error = format!("this page takes {allowed}");
+    let error = format!("method not allowed; this page accepts {allowed}");
     let mut response = reply(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response

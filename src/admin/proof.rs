@@ -1,17 +1,16 @@
-//! Whether a call proves that its sender knows a secret: by a bearer token, or by a Standard Webhooks
-//! signature of the body.
+//! Verification of a bearer token or of a Standard Webhooks signature of the body.
 //!
-//! A signature covers neither method nor path, so it says what is to be done only where the body does.
-//! Which pages those are is not decided here.
+//! A signature covers neither method nor path, so it is only good for calls whose body says what to
+//! do. The caller of this module decides which calls those are.
 //!
-//! While secrets are rotated there are several, and any of them is as good as the others. Each is
-//! compared, in constant time and also once one was right, so that neither the text of one nor which of
-//! them it was can be told by how long that took. Tokens are compared by their digests: else the length of
-//! a secret could be told.
+//! While secrets are rotated several are valid, and all of them are equal. Every secret is
+//! compared, in constant time and even after a match, so that timing reveals neither the text of a
+//! secret nor which one matched. Tokens are compared by their digests, because comparing the texts
+//! would reveal the length of a secret.
 //!
-//! The signature is judged before its time: only of a message that is known to be from a sender of ours
-//! is it worth anything to know how far its clock is off. But a large body of another time is not worth
-//! its hashing.
+//! The signature is verified before its timestamp, because the clock skew is meaningful only for
+//! messages of a known sender. The exception is a large body with a wrong timestamp: hashing it
+//! would cost too much.
 
 #[cfg(test)]
 mod tests;
@@ -29,71 +28,71 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq};
 
 use crate::config::Secret;
 
-/// How far the time of a signature may be off, in seconds: what Standard Webhooks suggests.
+/// Largest clock skew of a signature, in seconds, as Standard Webhooks suggests.
 pub const TOLERANCE: u64 = 5 * 60;
-/// Bytes of a body past which it is dear to hash: with each of 8 secrets this many take about 2 ms.
+/// Size in bytes above which a body is costly to hash: with 8 secrets, this many take about 2 ms.
 pub const LARGE: usize = 64 << 10;
 
-/// Signatures of one message that are looked at: as many as a sender may have secrets, and to spare.
+/// Most signatures of one message that are checked: more than a sender has secrets.
 const MAX_SIGNATURES: usize = 32;
 const SCHEME: &str = "Bearer ";
 const HEADERS: [&str; 3] = [HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, HEADER_WEBHOOK_SIGNATURE];
 
-/// What was proven.
+/// A successful verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof {
-    /// Which of the secrets is known, counted from 0, which is the newest.
+    /// Index of the secret; 0 is the newest.
     pub secret: usize,
-    /// Of a signature.
+    /// Clock skew of a signature; `None` for a bearer token.
     pub skew: Option<Skew>,
 }
 
-/// Seconds from the time that a sender has signed with until now: what is before 0 lies ahead.
+/// Seconds from the timestamp of a signature until now; negative if the timestamp lies ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Skew(pub i64);
 
-/// Why nothing was proven.
+/// Why a call is not authorized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unproven {
     /// There is neither token nor signature.
-    #[error("nothing shows that you know the webhook secret")]
+    #[error("the webhook secret is required")]
     Unsigned,
-    /// A token, and not one of ours.
+    /// The token is none of the secrets.
     #[error("the bearer token is not the webhook secret of this jobcache")]
     Bearer,
-    /// A signature without all that belongs to it.
-    #[error("{0} is missing beside the other headers of a signature")]
+    /// A header of the signature is missing.
+    #[error("{0} is missing; a signature needs all three webhook headers")]
     Missing(&'static str),
-    /// What belongs to a signature and cannot be read.
+    /// A header cannot be read, or is repeated.
     #[error("{0}")]
     Malformed(&'static str),
-    /// A token of several words, as the variable has that is to be split into secrets.
-    #[error("the bearer token has white space in it, as several secrets have; send one of them")]
+    /// The token contains white space, as the setting does that lists several secrets.
+    #[error("the bearer token contains white space, like a list of secrets; send one of them")]
     Several,
-    /// A signature where it could be one of anything.
+    /// There is a signature, but the call is not `POST /purge`.
     #[error(
-        "a signature says what is to be done only to POST /purge, whose body says so: it covers \
-         neither method nor path"
+        "a signature is accepted only for POST /purge, whose body says what to do: it covers neither \
+         method nor path"
     )]
     Elsewhere,
-    /// None of the signatures is one of this message by a secret of ours.
+    /// No signature matches the message with any of the secrets.
     #[error(
-        "no signature in webhook-signature is one of this id, time and body, byte for byte, by a \
+        "no signature in webhook-signature matches this id, timestamp and body, byte for byte, with a \
          webhook secret of this jobcache"
     )]
     Signature,
-    /// A signature that is right, of another time than now.
+    /// The signature is valid, but its timestamp is too far off.
     #[error("{}", of_another_time(*.0))]
     Time(Skew),
-    /// A signature of a large body, right or not, of another time than now.
+    /// The timestamp is too far off and the body is large, so the signature was not checked.
     #[error("{}", of_another_time(*.0))]
     Stale(Skew),
 }
 
 fn of_another_time(skew: Skew) -> String {
     format!(
-        "webhook-timestamp is {} s {}, and may be off by {TOLERANCE} s: sign each try anew, and set \
-         the clocks of sender and jobcache (NTP)",
+        "webhook-timestamp is {} s {}, and may be off by {TOLERANCE} s: sign each attempt again, and \
+         set the clocks of sender and jobcache (NTP)",
         skew.seconds(),
         skew.which()
     )
@@ -109,18 +108,18 @@ impl Skew {
     }
 }
 
-/// A signature that is to be judged, and what it is one of beside the body.
+/// A signature that is not checked yet, with the other signed parts except the body.
 #[derive(Debug)]
 pub struct Signed {
     id: String,
-    /// As it is signed.
+    /// The text of the header, which is signed.
     timestamp: String,
     time: i64,
-    /// One for each secret that the sender has while it rotates them.
+    /// A sender that rotates its secrets signs with each of them.
     signatures: Vec<[u8; 32]>,
 }
 
-/// Judges the bearer token of a call.
+/// Verifies the bearer token of a call.
 pub fn token(secrets: &[Secret], headers: &HeaderMap) -> Result<Proof, Unproven> {
     let value = once(headers, AUTHORIZATION.as_str())?.map(HeaderValue::as_bytes);
     let parts = value.and_then(|value| value.split_at_checked(SCHEME.len()));
@@ -133,28 +132,29 @@ pub fn token(secrets: &[Secret], headers: &HeaderMap) -> Result<Proof, Unproven>
     if token.iter().any(u8::is_ascii_whitespace) {
         return Err(Unproven::Several);
     }
-    let theirs = Hash::hash(token);
-    let secret = find(secrets, |secret| Hash::hash(secret.expose().as_bytes()).ct_eq(&theirs));
+    let digest = Hash::hash(token);
+    let secret = find(secrets, |secret| Hash::hash(secret.expose().as_bytes()).ct_eq(&digest));
     secret.map(|secret| Proof { secret, skew: None }).ok_or(Unproven::Bearer)
 }
 
-/// Whether there is anything of a signature.
+/// Whether a call has any header of a signature.
 pub fn is_signed(headers: &HeaderMap) -> bool {
     HEADERS.iter().any(|name| headers.contains_key(*name))
 }
 
 impl Signed {
-    /// Reads the headers of a call. What cannot be right is told before its body is read, or hashed.
+    /// Parses the headers of a call. Fails early, before the body is read or hashed.
     pub fn read(headers: &HeaderMap) -> Result<Self, Unproven> {
         if !is_signed(headers) {
             return Err(Unproven::Unsigned);
         }
-        let (id, timestamp) = (text(headers, HEADERS[0])?, text(headers, HEADERS[1])?);
+        let id = text(headers, HEADERS[0])?;
+        let timestamp = text(headers, HEADERS[1])?;
         let mut lists = headers.get_all(HEADERS[2]).iter().peekable();
         lists.peek().ok_or(Unproven::Missing(HEADERS[2]))?;
-        // `id.time.body` is what is signed: with another dot it could be split in another way.
+        // The signed text is `id.timestamp.body`: a dot in the id would make it ambiguous.
         if id.is_empty() || id.contains('.') {
-            return Err(Unproven::Malformed("webhook-id is empty or has a dot in it"));
+            return Err(Unproven::Malformed("webhook-id is empty or contains a dot"));
         }
         let is_digits = timestamp.bytes().all(|b| b.is_ascii_digit());
         let Some(time) = timestamp.parse().ok().filter(|_| is_digits) else {
@@ -169,7 +169,8 @@ impl Signed {
         Ok(Self { id: id.to_owned(), timestamp: timestamp.to_owned(), time, signatures })
     }
 
-    /// Judges it to be one of this body. That takes time for each byte and each secret.
+    /// Verifies the signature for this body. The cost grows with the body and the number of
+    /// secrets.
     pub fn check(
         &self,
         secrets: &[Secret],
@@ -181,11 +182,11 @@ impl Signed {
         if is_late && body.len() > LARGE {
             return Err(Unproven::Stale(skew));
         }
-        let is_right = |secret: &Secret| {
-            let ours = secret.key().map(|key| self.sign(&key, body));
-            ours.map_or(Choice::from(0), |ours| among(&self.signatures, &ours))
+        let matches = |secret: &Secret| {
+            let expected = secret.key().map(|key| self.sign(&key, body));
+            expected.map_or(Choice::from(0), |expected| among(&self.signatures, &expected))
         };
-        let secret = find(secrets, is_right).ok_or(Unproven::Signature)?;
+        let secret = find(secrets, matches).ok_or(Unproven::Signature)?;
         if is_late { Err(Unproven::Time(skew)) } else { Ok(Proof { secret, skew: Some(skew) }) }
     }
 
@@ -198,20 +199,22 @@ impl Signed {
     }
 }
 
-/// One of a list. "Signatures are space delimited", and `v1` is the only version of shared secrets.
+/// Decodes one signature of a list. "Signatures are space delimited", and `v1` is the only version
+/// for shared secrets.
 fn signature(item: &str) -> Option<[u8; 32]> {
     let encoded = item.strip_prefix("v1,").filter(|encoded| encoded.len() == 44)?;
     STANDARD.decode(encoded).ok()?.try_into().ok()
 }
 
-/// The only field of this name. Of two, others may judge another one than we do.
+/// Returns the only field of this name. Repeated fields are refused, because readers disagree on
+/// which one counts.
 fn once<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h HeaderValue>, Unproven> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
     match values.next() {
         None => Ok(first),
         Some(_) => Err(Unproven::Malformed(
-            "authorization, webhook-id and webhook-timestamp may each be there once",
+            "authorization, webhook-id and webhook-timestamp may each appear once",
         )),
     }
 }
@@ -221,23 +224,23 @@ fn text<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, Unpro
     value.to_str().map_err(|_| Unproven::Malformed("a webhook header is not visible ASCII"))
 }
 
-/// The first that is right. Each is asked.
-fn find(secrets: &[Secret], is_right: impl Fn(&Secret) -> Choice) -> Option<usize> {
-    let (mut found, mut place) = (Choice::from(0), 0_u32);
-    for (at, secret) in (0_u32..).zip(secrets) {
-        let right = is_right(secret);
-        place.conditional_assign(&at, right & !found);
-        found |= right;
+/// Returns the index of the first secret that matches. Every secret is compared.
+fn find(secrets: &[Secret], matches: impl Fn(&Secret) -> Choice) -> Option<usize> {
+    let (mut found, mut first) = (Choice::from(0), 0_u32);
+    for (index, secret) in (0_u32..).zip(secrets) {
+        let is_match = matches(secret);
+        first.conditional_assign(&index, is_match & !found);
+        found |= is_match;
     }
-    bool::from(found).then_some(place as usize)
+    bool::from(found).then_some(first as usize)
 }
 
-fn among(signatures: &[[u8; 32]], ours: &[u8; 32]) -> Choice {
-    let each = signatures.iter().map(|theirs| theirs.ct_eq(ours));
-    each.fold(Choice::from(0), |found, right| found | right)
+fn among(signatures: &[[u8; 32]], expected: &[u8; 32]) -> Choice {
+    let matches = signatures.iter().map(|signature| signature.ct_eq(expected));
+    matches.fold(Choice::from(0), |found, is_match| found | is_match)
 }
 
-/// Whole seconds, as they are signed.
+/// Whole seconds since 1970, the unit of the signed timestamp.
 fn seconds(now: SystemTime) -> i64 {
     let since = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     i64::try_from(since).unwrap_or(i64::MAX)

@@ -1,8 +1,8 @@
-//! The purge webhook: what it takes, and what it answers.
+//! The purge webhook.
 //!
-//! It answers 200 only when the store has confirmed that the jobs are gone. Otherwise 503 with
-//! Retry-After; the purge is queued all the same, and this sidecar bypasses those jobs meanwhile. Who
-//! asks for a refresh does not wait for it.
+//! The answer is 200 only when the store has confirmed that the jobs are gone. Otherwise it is
+//! 503 with `Retry-After`; the purge is queued, and this sidecar bypasses the cache for those jobs
+//! until it is confirmed. The answer does not wait for a refresh.
 
 use std::{
     sync::Arc,
@@ -33,11 +33,12 @@ use crate::{
     warm::Warmer,
 };
 
-/// What a caller whose purge is queued is told to wait.
+/// `Retry-After` for a purge that is queued or was not read.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-const BUSY: &str = "too many purges are being read (max_inspected); nothing was purged or queued";
-const BUSY_HERE: &str = "too many purges are being read from this address, which may take a quarter of \
-                         max_inspected; nothing was purged or queued";
+const BUSY: &str = "too many purges are being read (max_inspected); nothing was purged or queued, send \
+                    it again";
+const BUSY_HERE: &str = "too many purges are being read from this address, which may use a quarter of \
+                         max_inspected; nothing was purged or queued, send it again";
 
 /// The purge webhook.
 #[derive(Debug)]
@@ -48,12 +49,12 @@ pub struct Webhook {
     warmer: Warmer,
     guard: Arc<Guard>,
     watch: Arc<Watch>,
-    /// Purges a second.
+    /// Purges per second.
     max_purges: usize,
     metrics: Arc<Metrics>,
 }
 
-/// What follows a purge that is confirmed.
+/// The step after a confirmed purge.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Then {
     Nothing,
@@ -61,7 +62,7 @@ enum Then {
 }
 
 impl Webhook {
-    /// Takes the calls that the guard lets in.
+    /// Creates the webhook.
     pub(super) fn new(
         (cache, routes): (Arc<Cache>, Arc<Routes>),
         lasting: &Lasting,
@@ -82,7 +83,7 @@ impl Webhook {
             Err(refusal) => return refusal,
         };
         let wanted = Wanted::parse(&body);
-        // Its room is for bodies that come, not for purges that wait for the store.
+        // Releases the budget for bodies before the wait for the store.
         drop(body);
         match wanted {
             Ok(Wanted::Jobs(ids)) => self.purge(ids, caller, Then::Nothing).await,
@@ -92,7 +93,7 @@ impl Webhook {
         }
     }
 
-    /// The body of a call that may purge.
+    /// Reads the body of a call and checks that the call may purge.
     async fn proven(
         &self,
         headers: &HeaderMap,
@@ -107,9 +108,9 @@ impl Webhook {
         };
         let read = self.uploads.read(body, client.ip, sender).await;
         let body = read.map_err(|unread| {
-            let is_ended = matches!(unread, Unread::Slow | Unread::Broken(_));
-            if is_ended && matches!(claim, Claim::Signed(_)) {
-                // Whether there was a turn left makes no difference to the answer.
+            let is_cut_off = matches!(unread, Unread::Slow | Unread::Broken(_));
+            if is_cut_off && matches!(claim, Claim::Signed(_)) {
+                // The answer is the same whether or not the address is over its limit.
                 let _ = self.guard.failed(client);
             }
             self.unread(unread)
@@ -128,7 +129,7 @@ impl Webhook {
             Unread::TooLarge => self.refuse(Refused::TooLarge, &too_large()),
             Unread::Slow => self.refuse(Refused::Slow, &slow()),
             Unread::Broken(error) => {
-                self.refuse(Refused::Malformed, &format!("the body broke off: {error}"))
+                self.refuse(Refused::Malformed, &format!("cannot read the body: {error}"))
             }
             Unread::Full => self.refuse(Refused::Busy, BUSY),
             Unread::Share => {
@@ -162,19 +163,20 @@ impl Webhook {
         }
         let ids = self.routes.jobs(path);
         if ids.is_empty() {
-            let reason =
-                format!("{path:?} names no job; PURGE takes the path of one, such as /jobs/<id>");
+            let reason = format!(
+                "{path:?} names no job; use PURGE with the path of a job, such as /jobs/<id>"
+            );
             return self.refuse(Refused::Malformed, &reason);
         }
         self.purge(ids, caller, Then::Nothing).await
     }
 
-    /// The route that a path is told by.
+    /// Returns the route template of a path, which names it in spans without the id.
     pub fn route(&self, path: &str) -> Option<&str> {
         self.routes.template(path)
     }
 
-    /// Nothing was purged or queued.
+    /// Refuses a call. Nothing is purged or queued.
     fn refuse(&self, refused: Refused, reason: &str) -> Reply {
         self.metrics.webhook.refused(refused);
         let error = json!({ "error": reason });
@@ -184,22 +186,23 @@ impl Webhook {
         }
     }
 
-    /// What is answered past so many purges a second. It says so before anything is done, for what is
-    /// answered with an error must not seem to have been acknowledged; sent again, it is applied.
+    /// Answers 429 above `webhook_max_purges` per second. The check comes first, so that a purge
+    /// that is answered with an error has not been applied. The sender has to repeat it.
     fn paced(&self) -> Option<Reply> {
         let pace = Pace::new(self.max_purges, Duration::from_secs(1));
         let wait = self.watch.purges.take(pace, Instant::now()).err()?;
         self.metrics.limits.hit(Limit::WebhookPurges);
         self.metrics.webhook.refused(Refused::Rate);
         let error = format!(
-            "there were more than {} purges in a second (webhook_max_purges); nothing was purged or \
-             queued: send it again, or put more ids into one",
+            "more than {} purges in one second (webhook_max_purges); nothing was purged or queued: \
+             send it again, or put more ids into one purge",
             self.max_purges
         );
         Some(later(status(Refused::Rate), &json!({ "error": error }), wait))
     }
 
-    /// What is not confirmed is not read anew: the caller has to ask again in any case.
+    /// Purges these jobs. A refresh follows only a confirmed purge; otherwise the caller has to
+    /// retry anyway.
     async fn purge(&self, ids: Vec<JobId>, caller: Caller, then: Then) -> Reply {
         if let Some(refusal) = self.paced() {
             return refusal;
@@ -220,10 +223,7 @@ impl Webhook {
                     if let Some(missing) = self.warmer.missing() {
                         body["warning"] = missing.into();
                         if let Some(suppressed) = self.watch.bare_refreshes.admit("") {
-                            warn!(
-                                suppressed,
-                                missing, "jobs are read anew as no client may ask for them"
-                            );
+                            warn!(suppressed, missing, "refreshed entries may match no client");
                         }
                     }
                 }
@@ -256,7 +256,7 @@ impl Webhook {
     }
 }
 
-/// What there was of a job and what was voided.
+/// The receipt of a purged job: what was stored, and what was voided.
 fn told(id: &JobId, Receipt { was, flights, near }: &Receipt) -> Value {
     let entry = was.as_ref().and_then(|was| was.entry.as_ref()).map(|entry| {
         json!({
@@ -280,10 +280,10 @@ fn too_large() -> String {
 }
 
 fn slow() -> String {
-    format!("the body did not come within {BODY_TIMEOUT:?}, or stood still; send it anew")
+    format!("the body did not arrive within {BODY_TIMEOUT:?}, or stalled; send it again")
 }
 
-/// The status that goes with each reason of ours. Those of the guard have their own answers.
+/// The status for each reason that is used here. Authorization failures have their own answers.
 fn status(refused: Refused) -> StatusCode {
     match refused {
         Refused::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -295,7 +295,7 @@ fn status(refused: Refused) -> StatusCode {
 }
 
 fn died() -> Reply {
-    let error = "the purge died, which is a fault of jobcache (see its log): nothing is known to be \
+    let error = "the purge task failed, which is a bug in jobcache (see its log): the jobs may not be \
                  purged or queued; purge again";
     reply(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": error }))
 }

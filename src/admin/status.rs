@@ -1,5 +1,5 @@
-//! `GET /status`: how it goes, for people and for the status page; `GET /history`: how the last ten
-//! minutes went, for its plots. Prometheus has `/metrics`.
+//! `GET /status` and `GET /history`: the data of the status page, as JSON. `/history` has the last
+//! ten minutes for its plots. Prometheus uses `/metrics` instead.
 
 use std::time::Duration;
 
@@ -19,24 +19,24 @@ use crate::{
     store::{Node, Store},
 };
 
-/// The busiest jobs that are told.
+/// Number of busiest jobs in `/status`.
 const BUSIEST: usize = 20;
-/// Between two points of the history, in seconds.
+/// Seconds between two points of the history.
 const STEP: usize = 2;
-/// Windows, in seconds.
+/// Time windows and their length in seconds.
 const WINDOWS: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 600)];
 
-/// How much there is of something.
+/// Reads the current use of a limit.
 type Used = fn(&Metrics) -> i64;
 
-/// What the configuration says that is told.
+/// The part of the configuration that `/status` shows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mode {
     cache: config::Mode,
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
-    /// What there may be of each, and how much there is.
+    /// Each limit with its value and its current use.
     limits: [(Limit, usize, Used); 7],
     near_bytes: usize,
 }
@@ -66,13 +66,13 @@ impl Mode {
         }
     }
 
-    /// What the cache answers.
+    /// The mode of the cache.
     pub(super) fn cache(&self) -> config::Mode {
         self.cache
     }
 }
 
-/// All of it.
+/// The body of `/status`.
 pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bool) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -87,8 +87,8 @@ pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bo
         "requests": requests(metrics),
         "reasons": reasons(metrics, |reason| reason.life),
         "reasons_last_minute": reasons(metrics, |reason| reason.last_minute),
-        "shadow": evidence(|found| metrics.trials.shadow_count(found)),
-        "verify": evidence(|found| metrics.trials.verify_count(found)),
+        "shadow": evidence(|result| metrics.trials.shadow_count(result)),
+        "verify": evidence(|result| metrics.trials.verify_count(result)),
         "latency_ms": latencies(metrics),
         "store": store(cache, metrics),
         "upstream": upstream(metrics),
@@ -133,7 +133,7 @@ fn upstream(metrics: &Metrics) -> Value {
     })
 }
 
-/// The masters of a cluster; none where the store is no cluster.
+/// The masters of a cluster; empty if the store is not a cluster.
 fn nodes(store: &Store) -> Value {
     let node = |node: &Node| {
         json!({
@@ -146,11 +146,12 @@ fn nodes(store: &Store) -> Value {
     store.nodes().iter().map(node).collect()
 }
 
-/// What was counted in each step of the last ten minutes, and the 99th percentiles at its end.
+/// The body of `/history`: counts per step of the last ten minutes, and the 99th percentiles at the
+/// end of each step.
 pub(super) fn history(metrics: &Metrics) -> Value {
     let steps = metrics.recent.steps(STEP);
     let counts =
-        |of: fn(&Totals) -> u64| steps.iter().map(|step| of(&step.totals)).collect::<Value>();
+        |count: fn(&Totals) -> u64| steps.iter().map(|step| count(&step.totals)).collect::<Value>();
     let p99 = |kind: usize| {
         let kind = |step: &Look| step.p99.get(kind).copied().flatten().map(ms);
         steps.iter().map(kind).collect::<Value>()
@@ -165,7 +166,7 @@ pub(super) fn history(metrics: &Metrics) -> Value {
     })
 }
 
-/// Since the process began, and lately.
+/// Requests since the start and in each window, by outcome.
 fn requests(metrics: &Metrics) -> Value {
     let now = metrics.totals();
     let mut windows = Map::new();
@@ -192,50 +193,51 @@ fn counted(totals: &Totals) -> Value {
     })
 }
 
-/// Comparisons with the upstream by what they came to.
+/// Comparisons with the upstream by result.
 fn evidence(count: impl Fn(Evidence) -> u64) -> Value {
     let counts =
-        Evidence::ALL.iter().map(|found| (found.as_str().to_owned(), count(*found).into()));
+        Evidence::ALL.iter().map(|result| (result.as_str().to_owned(), count(*result).into()));
     Value::Object(counts.collect())
 }
 
-/// Why reads were not hits, by the words of `Cache-Status`; only what there was.
+/// Reasons why reads were not hits, in the words of `Cache-Status`. Reasons that did not occur are
+/// left out.
 fn reasons(metrics: &Metrics, times: fn(&Reason) -> u64) -> Value {
     let reasons = metrics.reasons();
-    let of = |outcome: &str| -> Map<String, Value> {
+    let reasons_of = |outcome: &str| -> Map<String, Value> {
         let these = reasons.iter().filter(|reason| reason.outcome == outcome && times(reason) > 0);
         these.map(|reason| (reason.why.to_owned(), times(reason).into())).collect()
     };
-    json!({ "miss": of("miss"), "pass": of("pass") })
+    json!({ "miss": reasons_of("miss"), "pass": reasons_of("pass") })
 }
 
-/// The outcomes and reasons that there are, for [`Metrics::watch`].
+/// Returns all pairs of an outcome and a reason, for [`Metrics::watch`].
 pub fn outcomes() -> impl Iterator<Item = (&'static str, &'static str)> {
     let bypass = || Bypass::ALL.iter().map(|why| why.as_str());
-    // A word that is both is told once.
+    // A word that is both a bypass and a no-store reason is listed once.
     let no_store = NoStore::ALL.iter().map(|why| why.as_str());
     let no_store = no_store.filter(move |why| bypass().all(|other| other != *why));
     let miss = bypass().chain(no_store).map(|why| ("miss", why));
     miss.chain(bypass().map(|why| ("pass", why)))
 }
 
-/// Of the last one to two minutes, right within an eighth.
+/// Latencies of the last one to two minutes, with an error of at most one eighth.
 fn latency(times: &Times) -> Value {
     let ms = |part| times.quantile(part).map(ms);
     json!({ "p50": ms(0.5), "p99": ms(0.99), "samples": times.count() })
 }
 
-/// Not by seconds, whose digits would show.
+/// Milliseconds, from whole microseconds so that the number has at most three decimals.
 fn ms(took: Duration) -> f64 {
     f64::from(u32::try_from(took.as_micros()).unwrap_or(u32::MAX)) / 1e3
 }
 
-/// What is in use of each limit, by the name of its setting.
+/// The use of each limit, by the name of its setting.
 fn limits(metrics: &Metrics, mode: &Mode) -> Value {
-    let told = mode.limits.iter().map(|&(limit, most, used)| {
+    let limits = mode.limits.iter().map(|&(limit, max, used)| {
         let met = metrics.limits.counter(limit).get();
-        let told = json!({ "used": used(metrics), "limit": most, "times_met": met });
-        (limit.as_str().to_owned(), told)
+        let usage = json!({ "used": used(metrics), "limit": max, "times_met": met });
+        (limit.as_str().to_owned(), usage)
     });
-    told.collect::<Map<_, _>>().into()
+    limits.collect::<Map<_, _>>().into()
 }

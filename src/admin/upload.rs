@@ -1,11 +1,11 @@
-//! The body of a purge, read of one who may be a stranger.
+//! Reads the body of a purge from a client that may not be authorized yet.
 //!
-//! A signature needs all of the body, so who sends it is known too late. What a body takes in memory is
-//! therefore bounded thrice: by the first bytes that are anybody's (the limit of connections bounds those),
-//! by a room for all the others, and by a share of it for each address. Who shows the secret itself is
-//! kept out by none of them.
+//! A signature covers the whole body, so the body has to be read before its sender is known. Three
+//! limits bound the memory: the first [`FREE`] bytes of each body (bounded by the number of
+//! connections), a budget for all further bytes, and a share of that budget per address. None of
+//! them applies to a sender with a valid bearer token.
 //!
-//! What is answered to a body that is not read is not decided here.
+//! The caller of this module decides how to answer a body that was not read.
 
 use std::{
     collections::HashMap,
@@ -22,50 +22,52 @@ use tokio::time::{Instant, timeout_at};
 use super::pace::neighbourhood;
 use crate::limits::{Held, Room, counted};
 
-/// Largest body of a purge, in bytes: room for [`MAX_IDS`](super::wanted::MAX_IDS) of the longest ids.
+/// Largest body of a purge, in bytes: enough for [`MAX_IDS`](super::wanted::MAX_IDS) ids of the
+/// longest kind.
 pub(super) const MAX_BODY: usize = 2 << 20;
-/// Its first bytes, which take nothing of the room: nearly all purges are smaller.
+/// First bytes of a body, which do not count towards the budget. Nearly all purges are smaller.
 pub(super) const FREE: usize = 8 << 10;
-/// For all of it to come.
+/// Time limit for the whole body.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// What has to come of it, past its first bytes, in each [`STEP_TIMEOUT`]; or else the rest.
+/// Bytes that have to arrive in each [`STEP_TIMEOUT`] after the first [`FREE`] bytes, unless the
+/// body ends.
 const STEP: usize = 64 << 10;
-/// For each [`STEP`].
+/// Time limit for each [`STEP`].
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who sends a body.
+/// The sender of a body.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Sender {
-    /// One who shows the secret.
+    /// A sender with a valid bearer token.
     Known,
-    /// Anybody else.
+    /// A sender that is not authorized yet.
     Stranger,
-    /// One from whose address so much has been refused that it has to wait so long.
+    /// A sender from an address with too many failures, which has to wait this long.
     Waiting(Duration),
 }
 
-/// Why a body is not read, or not to its end.
+/// Why a body was not read completely.
 #[derive(Debug)]
 pub(super) enum Unread {
-    /// It is larger than [`MAX_BODY`].
+    /// The body is larger than [`MAX_BODY`].
     TooLarge,
-    /// It did not come in time.
+    /// The body did not arrive in time.
     Slow,
-    /// It broke off, with this error.
+    /// The connection failed with this error.
     Broken(String),
-    /// Others' bodies take all of the room.
+    /// The budget for all bodies is used up.
     Full,
-    /// Bodies of its address take the share of it.
+    /// The share of its address is used up.
     Share,
-    /// It is larger than [`FREE`], and its sender has to wait so long.
+    /// The body is larger than [`FREE`], and its address has to wait this long.
     Waiting(Duration),
 }
 
-/// What each address holds of a room, of those that hold something.
+/// Bytes that each address uses of the budget. Addresses that use none have no entry.
 #[derive(Debug, Default)]
 pub(super) struct Shares(Mutex<HashMap<Option<IpAddr>, usize>>);
 
-/// What one body holds of its address's share.
+/// Bytes that one body uses of the share of its address.
 #[derive(Debug)]
 struct Share {
     shares: Arc<Shares>,
@@ -73,31 +75,31 @@ struct Share {
     amount: usize,
 }
 
-/// Where bodies are read into.
+/// Reads bodies within the budget.
 #[derive(Debug)]
 pub(super) struct Uploads {
     room: Arc<Room>,
     shares: Arc<Shares>,
-    /// What an address may hold.
+    /// Bytes that one address may use.
     share: usize,
 }
 
-/// A body on its way.
+/// The budget use of one body while it is read.
 struct Upload {
     sender: Sender,
     held: Held,
     share: Share,
-    /// What the share may come to.
+    /// Bytes that the address may use.
     limit: usize,
 }
 
 impl Uploads {
-    /// An address may hold a quarter of a room of this size, or one body where that is more.
+    /// Each address may use a quarter of `size`, and at least one body.
     pub(super) fn new(room: Arc<Room>, size: usize, shares: Arc<Shares>) -> Self {
         Self { room, shares, share: (size / 4).max(MAX_BODY) }
     }
 
-    /// Reads all of a body. It takes its room until the last who has it drops it.
+    /// Reads a whole body. Its share of the budget is released when the last clone is dropped.
     pub(super) async fn read(
         &self,
         mut body: Incoming,
@@ -110,16 +112,18 @@ impl Uploads {
             share: self.shares.of(from),
             limit: self.share,
         };
-        let told = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        upload.may_be(told)?;
+        let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+        upload.may_be(announced)?;
         let last = Instant::now() + BODY_TIMEOUT;
-        let (mut until, mut due) = (last, FREE);
+        let mut until = last;
+        let mut due = FREE;
         let mut whole = BytesMut::new();
         while let Some(frame) = timeout_at(until, body.frame()).await.map_err(|_| Unread::Slow)? {
             let frame = frame.map_err(|error| Unread::Broken(error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
             upload.make_room(whole.len(), whole.len() + data.len())?;
-            // Copied: what comes byte by byte, or as a part of something larger, takes what it says.
+            // Copied, because a chunk can keep a larger buffer alive, and chunks of one byte have a
+            // large overhead. The copy uses exactly the bytes that are counted.
             whole.extend_from_slice(&data);
             if whole.len() > due {
                 due = whole.len() + STEP;
@@ -132,7 +136,7 @@ impl Uploads {
 }
 
 impl Upload {
-    /// Whether a body of this size is read at all.
+    /// Checks that a body of this size may be read.
     fn may_be(&self, size: usize) -> Result<(), Unread> {
         match self.sender {
             _ if size > MAX_BODY => Err(Unread::TooLarge),
@@ -141,9 +145,10 @@ impl Upload {
         }
     }
 
-    fn make_room(&mut self, was: usize, size: usize) -> Result<(), Unread> {
+    /// Reserves memory for a body that grows from `old_size` to `size` bytes.
+    fn make_room(&mut self, old_size: usize, size: usize) -> Result<(), Unread> {
         self.may_be(size)?;
-        let more = size.max(FREE) - was.max(FREE);
+        let more = size.max(FREE) - old_size.max(FREE);
         if more == 0 {
             return Ok(());
         }
@@ -161,14 +166,14 @@ impl Upload {
 }
 
 impl Shares {
-    /// Nothing yet.
+    /// Returns an empty share for an address.
     fn of(self: &Arc<Self>, from: Option<IpAddr>) -> Share {
         Share { shares: Arc::clone(self), from: from.map(neighbourhood), amount: 0 }
     }
 }
 
 impl Share {
-    /// Takes more, if that is not more than an address may hold.
+    /// Takes `more` bytes unless the address would then use more than `limit`.
     fn grow(&mut self, more: usize, limit: usize) -> bool {
         let mut held = self.shares.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all = held.get(&self.from).copied().unwrap_or(0) + more;
@@ -203,14 +208,14 @@ mod tests {
     #[test]
     fn an_address_holds_so_much_at_most_and_is_forgotten_when_it_holds_nothing() {
         let shares = Arc::new(Shares::default());
-        let of = |ip: &str| shares.of(Some(ip.parse().unwrap()));
-        let (mut one, mut two) = (of("2001:db8::1"), of("2001:db8::2"));
+        let share_of = |ip: &str| shares.of(Some(ip.parse().unwrap()));
+        let (mut one, mut two) = (share_of("2001:db8::1"), share_of("2001:db8::2"));
         assert!(one.grow(3, 4) && one.grow(1, 4) && !two.grow(1, 4), "the same host");
-        assert!(of("192.0.2.1").grow(4, 4) && shares.of(None).grow(4, 4), "others");
+        assert!(share_of("192.0.2.1").grow(4, 4) && shares.of(None).grow(4, 4), "others");
         drop(two);
         assert_eq!(shares.0.lock().unwrap().len(), 1);
         drop(one);
         assert!(shares.0.lock().unwrap().is_empty());
-        assert!(of("2001:db8::3").grow(4, 4));
+        assert!(share_of("2001:db8::3").grow(4, 4));
     }
 }

@@ -1,14 +1,14 @@
-//! What a purge names: the body of the webhook, read.
+//! The body of the purge webhook, parsed.
 
 use serde::Deserialize;
 
 use crate::cache::key::{self, JobId};
 
-/// Ids in one purge, and jobs that all of their readings name.
+/// Most ids in one purge, and most jobs that all readings of those ids name together.
 pub(super) const MAX_IDS: usize = 10_000;
 
 /// `{"job_id": "x"}`, `{"job_ids": ["x", "y"]}` or `{"all": true}`; the first two with
-/// `"refresh": true` if the jobs are to be read anew.
+/// `"refresh": true` if the jobs are to be fetched again after the purge.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Payload {
@@ -18,7 +18,7 @@ struct Payload {
     refresh: Option<bool>,
 }
 
-/// Ids come as strings, and from databases as numbers.
+/// An id is a string, or a number as databases have it.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "an id is a string or a whole number")]
 enum Id {
@@ -26,19 +26,19 @@ enum Id {
     Number(u64),
 }
 
-/// What is to be purged.
+/// A parsed purge.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// These jobs, in order, without repeats.
+    /// Purge these jobs. They are sorted, without duplicates.
     Jobs(Vec<JobId>),
-    /// These jobs likewise, which are then to be read anew.
+    /// Purge these jobs and fetch them again. They are sorted, without duplicates.
     Refreshed(Vec<JobId>),
-    /// Every job.
+    /// Purge every job.
     All,
 }
 
 impl Wanted {
-    /// Reads the body of a purge; the error says what would be right.
+    /// Parses the body of a purge. The error says what would be valid.
     pub fn parse(body: &[u8]) -> Result<Self, String> {
         let payload: Payload = serde_json::from_slice(body).map_err(|error| {
             format!(
@@ -51,13 +51,13 @@ impl Wanted {
             Payload { job_id: Some(id), job_ids: None, all: None, .. } => vec![id],
             Payload { job_id: None, job_ids: Some(ids), all: None, .. } => ids,
             Payload { all: Some(true), .. } if refresh => {
-                return Err("refresh goes with job_id or job_ids, not with all".into());
+                return Err("refresh can be combined with job_id or job_ids, not with all".into());
             }
             Payload { job_id: None, job_ids: None, all: Some(true), .. } => return Ok(Self::All),
             _ => return Err("give exactly one of job_id, job_ids and \"all\": true".into()),
         };
         if ids.is_empty() || ids.len() > MAX_IDS {
-            return Err(format!("job_ids holds {} ids; give 1 to {MAX_IDS}", ids.len()));
+            return Err(format!("job_ids contains {} ids; give 1 to {MAX_IDS}", ids.len()));
         }
         let mut jobs = Vec::with_capacity(ids.len());
         for id in ids {
@@ -71,7 +71,7 @@ impl Wanted {
         if jobs.len() > MAX_IDS {
             let count = jobs.len();
             return Err(format!(
-                "job_ids can be read as {count} jobs, of at most {MAX_IDS}; split the purge"
+                "job_ids can be read as {count} jobs; the limit is {MAX_IDS}; split the purge"
             ));
         }
         Ok(if refresh { Self::Refreshed(jobs) } else { Self::Jobs(jobs) })
@@ -83,7 +83,7 @@ pub(super) fn readings(id: &str) -> Result<Vec<JobId>, String> {
     if ids.is_empty() {
         let shown: String = id.chars().take(200).collect();
         return Err(format!(
-            "{shown:?} is no job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
+            "{shown:?} is not a job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
         ));
     }
     Ok(ids)
@@ -136,7 +136,8 @@ mod tests {
         refuses(r#"{"refresh":true}"#, "exactly one");
     }
 
-    /// Digits may be a number and a UUID. The limit is on what the store is asked to delete.
+    /// 32 digits can be read as a number and as a UUID. The limit counts the jobs that the store is
+    /// asked to delete.
     #[test]
     fn a_purge_of_more_jobs_than_it_has_ids_is_refused_past_the_limit() {
         let ids = |count: usize| {
@@ -160,7 +161,7 @@ mod tests {
         refuses(r#"{"all":false}"#, "exactly one");
         refuses("{}", "exactly one");
         refuses(r#"{"job_ids":[]}"#, "0 ids");
-        refuses(r#"{"job_id":"a b"}"#, "\"a b\" is no job id");
-        refuses(r#"{"job_id":".."}"#, "is no job id");
+        refuses(r#"{"job_id":"a b"}"#, "\"a b\" is not a job id");
+        refuses(r#"{"job_id":".."}"#, "is not a job id");
     }
 }

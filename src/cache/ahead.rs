@@ -1,9 +1,9 @@
-//! What a read ahead of the clients asks the cache.
+//! Cache lookups for prefetches, which read jobs before a client asks for them.
 //!
-//! It is told less than a client is: whether there is something to read, never an entry. What is there
-//! for others is left to them: read for one more pair it would cost the upstream a read, and take the
-//! entry from its audience where the upstream answers each client differently. And without a confirmed
-//! lookup there is nothing to read, for it could not be stored.
+//! A prefetch learns only whether there is something to read, and never gets an entry. It leaves an
+//! existing entry alone, even if the entry is for other callers: adding one more caller would cost an
+//! upstream read, and would take the entry from its audience if the upstream answers each client
+//! differently. Without a confirmed lookup nothing is read, because the response could not be stored.
 
 use tracing::debug;
 
@@ -16,44 +16,44 @@ use super::{
 };
 use crate::store::{Budget, Grant, StoreError};
 
-/// How a read ahead is to go on.
+/// How a prefetch goes on.
 #[derive(Debug)]
 pub enum Ahead {
-    /// There is an entry, for whomever.
+    /// There is an entry, for some audience: nothing to do.
     Present,
-    /// By reading the upstream, for everybody who joins.
+    /// Read the upstream, for all readers that join.
     Lead(Box<Lead>),
-    /// Somebody else in this process reads it now.
+    /// Another reader in this process is reading the job now.
     Join(Flight),
-    /// Not now; what stands in the way passes.
+    /// Try again later: the reason is temporary.
     Wait(Bypass),
-    /// Not at all: somebody else insists on the key.
+    /// Give up: another writer keeps storing its own values under the key.
     Never,
 }
 
 impl Cache {
-    /// Looks whether a job is to be read ahead, under the same lease as a client's read would take: so
-    /// that what a purge or a write has overtaken is not stored.
-    pub async fn look_ahead(&self, ask: &Ask, budget: &mut Budget) -> Ahead {
-        self.find_ahead(ask, budget).await.unwrap_or_else(|error| {
+    /// Decides whether to prefetch a job. Takes the same lease as a client's read, so that a response
+    /// that a purge or a write has overtaken is not stored.
+    pub async fn look_ahead(&self, request: &Ask, budget: &mut Budget) -> Ahead {
+        self.find_ahead(request, budget).await.unwrap_or_else(|error| {
             debug!(%error, "lookup failed");
             Ahead::Wait(reason(&error))
         })
     }
 
-    async fn find_ahead(&self, ask: &Ask, budget: &mut Budget) -> Result<Ahead, StoreError> {
-        self.store.trust(&ask.key)?;
-        let (found, seen) = self.look(&ask.key, budget).await?;
+    async fn find_ahead(&self, request: &Ask, budget: &mut Budget) -> Result<Ahead, StoreError> {
+        self.store.trust(&request.key)?;
+        let (found, seen) = self.look(&request.key, budget).await?;
         match found {
             Some(Ok(_)) => return Ok(Ahead::Present),
-            Some(Err(reject)) if self.leaves_alone(&ask.key, reject) => {
+            Some(Err(reject)) if self.leaves_alone(&request.key, reject) => {
                 return Ok(Ahead::Never);
             }
             _ => {}
         }
-        // That its last response could not be stored keeps clients from queueing, and nobody queues here.
-        Ok(match self.store.lease(&ask.key, seen.stored.as_ref(), budget).await? {
-            Grant::Lease(lease) => match self.lead(ask, lease).await {
+        // Hit-for-miss is not checked: it keeps clients from queueing, and prefetches do not queue.
+        Ok(match self.store.lease(&request.key, seen.stored.as_ref(), budget).await? {
+            Grant::Lease(lease) => match self.lead(request, lease).await {
                 Lookup::Lead(lead) => Ahead::Lead(lead),
                 Lookup::Join(flight, _) => Ahead::Join(flight),
                 Lookup::Pass(why) => Ahead::Wait(why),
@@ -61,7 +61,8 @@ impl Cache {
             },
             Grant::Stored(_) => Ahead::Present,
             Grant::Leased(token, epoch) => {
-                let joined = self.flights.join(&ask.key, &Shown { token, epoch }, ask.circle);
+                let joined =
+                    self.flights.join(&request.key, &Shown { token, epoch }, request.circle);
                 joined.map_or(Ahead::Wait(Bypass::Leased), Ahead::Join)
             }
             Grant::Fenced => Ahead::Wait(Bypass::Fenced),

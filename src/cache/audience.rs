@@ -1,12 +1,14 @@
-//! Who may be given an entry.
+//! Audiences: which callers an entry may be served to.
 //!
-//! Two fingerprints make a [`Pair`]. The **credential** is all that tells who asks: `Authorization`,
-//! cookies, API keys and what a gateway writes once it knows the caller. The **representation** is
-//! what a request says about the form of the answer: the path and query it came by, the host names and
-//! the negotiated form. An entry is for the pairs that the upstream itself has served its bytes to, and
-//! for nobody else. Nothing is parsed and nothing is trusted: equal bytes in, equal print out.
+//! A caller ([`Pair`]) is two fingerprints. The **credential** covers everything that identifies the
+//! client: `Authorization`, cookies, API keys and the headers that a gateway adds once it has
+//! authenticated the client. The **variant** covers everything that selects a form of the answer: path
+//! and query, host names and content negotiation. An entry is only for the callers that the upstream
+//! itself has served its bytes to. Headers are neither parsed nor trusted: equal bytes give equal
+//! fingerprints.
 //!
-//! Prints are keyed BLAKE3, so that who can read the store learns no credential by trying.
+//! Fingerprints are keyed BLAKE3 hashes, so that a program that can read the store cannot find
+//! credentials by guessing.
 
 #[cfg(test)]
 mod tests;
@@ -28,78 +30,79 @@ use super::{cookies, query::Query};
 pub use crate::config::CredentialMode as Mode;
 use crate::{config, store::CredentialKey};
 
-/// 128 bits of keyed BLAKE3.
+/// Keyed BLAKE3 hash, cut to 128 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 16]);
 
-/// Who asks, and for what form of the answer.
+/// Fingerprints of a request's credential and of the variant that it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pair {
     credential: Fingerprint,
     representation: Fingerprint,
 }
 
-/// What a representation was told by, from which that of another path is taken: whoever sends the
-/// same headers differs in nothing else.
+/// The text that a variant's fingerprint was made from. It gives the fingerprint of another path with
+/// the same headers, because nothing else differs then.
 #[derive(Clone, Debug)]
 pub struct Form {
     key: CredentialKey,
-    /// The parts, each with its length in front; the first is the path.
+    /// The parts, each preceded by its length. The first is the path.
     text: Vec<u8>,
     path: Range<usize>,
 }
 
-/// The pairs that an entry is for.
+/// The callers that an entry is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audience {
-    /// Those that it was served to.
+    /// Callers that the upstream has served the entry's bytes to.
     pub members: Box<[Member]>,
-    /// The upstream has said that the credential does not matter.
+    /// Whether the upstream has declared that the credential does not matter.
     pub public: bool,
 }
 
-/// A pair, and when the upstream has served the entry to it.
+/// A caller, and when the upstream has served it the entry.
 ///
-/// In the store it is the pair in hexadecimal, as in [`Pair::to_hex`], `@`, and ms since 1970 by the
-/// store's clock. Those of older sidecars have no time, and were served in 1970.
+/// Format in the store: the caller in hexadecimal (see [`Pair::to_hex`]), `@`, and the time in ms since
+/// 1970 by the store's clock. Members written by older sidecars have no time, which counts as 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
     pair: Pair,
     served_at_ms: i64,
 }
 
-/// How a pair stands to an entry.
+/// Whether a caller belongs to an entry's audience.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It may be given the entry.
+    /// The entry may be served to the caller.
     Included,
-    /// The upstream has served the entry to it, too long ago to be believed still.
+    /// The upstream has served the entry to the caller, but too long ago to rely on it.
     Lapsed,
-    /// The upstream has not served the entry to it.
+    /// The upstream has not served the entry to the caller.
     Outside,
 }
 
-/// Takes the prints of requests.
+/// Takes the fingerprints of requests.
 #[derive(Clone, Debug)]
 pub struct Prints {
     mode: Mode,
-    /// What tells callers apart.
+    /// Headers of the credential.
     headers: Vec<HeaderName>,
-    /// Those, and what tells representations apart.
+    /// Headers of the credential and of the variant.
     covered: Vec<HeaderName>,
-    /// The same, to look up what a request has.
+    /// Roles of the covered headers, by name.
     roles: HashMap<HeaderName, Role, BuildHasherDefault<NameHasher>>,
-    /// Cookies that count; all of them where there are none.
+    /// Names of the cookies that count; if empty, all cookies count.
     cookies: Vec<String>,
-    /// How long a pair is believed.
+    /// How long a membership lasts; if unset, it does not lapse.
     recheck: Option<Duration>,
     query: Query,
 }
 
-/// Bytes of what a usual request tells.
+/// Capacity for the text of a usual request, in bytes.
 const USUAL_TEXT: usize = 512;
 
-/// What a header tells. Prints take headers in the order of their places, in whatever order they came.
+/// Role of a header in the fingerprints. Headers are taken in the order of `place`, regardless of
+/// their order in the request.
 #[derive(Clone, Copy, Debug)]
 struct Role {
     place: usize,
@@ -107,8 +110,8 @@ struct Role {
     representation: bool,
 }
 
-/// FNV-1a. Not keyed: what is in the map is from the configuration, so nobody can crowd it, and every
-/// header of every request is looked up.
+/// FNV-1a hash. A fast hash matters, because every header of every request is looked up. No key is
+/// needed: the map holds only names from the configuration, so clients cannot force collisions.
 struct NameHasher(u64);
 
 impl Default for NameHasher {
@@ -129,7 +132,7 @@ impl Hasher for NameHasher {
     }
 }
 
-/// A header that tells something.
+/// A header that is part of a fingerprint.
 struct Told<'h> {
     role: Role,
     name: &'h HeaderName,
@@ -153,13 +156,13 @@ const REPRESENTATION: [HeaderName; 13] = [
 ];
 
 impl Fingerprint {
-    /// Of nobody in particular.
+    /// Credential fingerprint for uses in which the credential does not matter.
     const WAIVED: Self = Self([0; 16]);
-    /// Of who says nothing at all. No hash needs to be taken to know it.
+    /// Fingerprint of a request without any credential. Needs no hash.
     const NOBODY: Self = Self([0xff; 16]);
 
-    /// Of parts, each with its length in front, so that no two lists of parts read the same. `text` is
-    /// for the parts, one after the other.
+    /// Takes the fingerprint of a list of parts. Each part is preceded by its length, so that different
+    /// lists never give the same text. The text is left in `text`.
     fn of<'p>(
         key: &CredentialKey,
         parts: impl Iterator<Item = &'p [u8]>,
@@ -176,9 +179,9 @@ impl Fingerprint {
         if text.is_empty() {
             return Self::NOBODY;
         }
-        let mut print = [0; 16];
-        print.copy_from_slice(&blake3::keyed_hash(key.bytes(), text).as_bytes()[..16]);
-        Self(print)
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&blake3::keyed_hash(key.bytes(), text).as_bytes()[..16]);
+        Self(bytes)
     }
 
     fn from_hex(hex: &[u8; 32]) -> Option<Self> {
@@ -187,14 +190,14 @@ impl Fingerprint {
             b'a'..=b'f' => Some(digit - b'a' + 10),
             _ => None,
         };
-        let mut print = [0; 16];
-        for (byte, digits) in print.iter_mut().zip(hex.chunks_exact(2)) {
+        let mut bytes = [0; 16];
+        for (byte, digits) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
             *byte = digit(digits[0])? << 4 | digit(digits[1])?;
         }
-        Some(Self(print))
+        Some(Self(bytes))
     }
 
-    /// As 32 hexadecimal digits.
+    /// Writes the fingerprint as 32 hexadecimal digits.
     fn write_hex(self, hex: &mut [u8]) {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         for (digits, byte) in hex.chunks_exact_mut(2).zip(self.0) {
@@ -204,7 +207,7 @@ impl Fingerprint {
     }
 }
 
-/// A part with its length in front.
+/// Appends a part, preceded by its length.
 fn push_part(text: &mut Vec<u8>, part: &[u8]) {
     match u8::try_from(part.len()) {
         Ok(len) if len < u8::MAX => text.push(len),
@@ -217,12 +220,12 @@ fn push_part(text: &mut Vec<u8>, part: &[u8]) {
 }
 
 impl Form {
-    /// The path that it is of.
+    /// Returns the path that the text was made for.
     pub fn path(&self) -> &[u8] {
         &self.text[self.path.clone()]
     }
 
-    /// The print of another path with the same headers.
+    /// Changes the path and returns the new fingerprint.
     fn turn(&mut self, path: &[u8]) -> Fingerprint {
         if path.len() == self.path.len() {
             self.text[self.path.clone()].copy_from_slice(path);
@@ -238,7 +241,7 @@ impl Form {
 }
 
 impl Pair {
-    /// As it stands in an entry: 64 hexadecimal digits, the credential first.
+    /// Returns the format of the store: 64 hexadecimal digits, the credential first.
     pub fn to_hex(self) -> String {
         let mut hex = [0; 64];
         self.credential.write_hex(&mut hex[..32]);
@@ -246,14 +249,14 @@ impl Pair {
         hex.iter().copied().map(char::from).collect()
     }
 
-    /// The same form of the answer, whoever asks.
+    /// Returns the same variant for any credential.
     fn waived(self) -> Self {
         Self { credential: Fingerprint::WAIVED, ..self }
     }
 }
 
 impl Member {
-    /// As it stands in an entry; `None` of what nobody could be.
+    /// Parses the format of the store; `None` if `text` is not a valid member.
     pub fn parse(text: &str) -> Option<Self> {
         let (credential, rest) = text.as_bytes().split_first_chunk()?;
         let (representation, time) = rest.split_first_chunk()?;
@@ -272,31 +275,32 @@ impl fmt::Display for Member {
 }
 
 impl Audience {
-    /// Only this pair; everybody who asks for its form where the response is public.
-    pub fn of(pair: Pair, public: bool, served_at_ms: i64) -> Self {
-        Self { members: Box::new([Member { pair, served_at_ms }]), public }
+    /// Creates the audience of a response that was served to one caller. If the response is `public`,
+    /// every credential that asks for the same variant is included.
+    pub fn of(caller: Pair, public: bool, served_at_ms: i64) -> Self {
+        Self { members: Box::new([Member { pair: caller, served_at_ms }]), public }
     }
 
-    /// When the upstream has served the entry to this pair, if it has.
-    fn served_at_ms(&self, pair: Pair) -> Option<i64> {
-        let member = self.members.iter().find(|member| member.pair == pair)?;
+    /// Returns when the upstream has served the entry to this caller, if it has.
+    fn served_at_ms(&self, caller: Pair) -> Option<i64> {
+        let member = self.members.iter().find(|member| member.pair == caller)?;
         Some(member.served_at_ms)
     }
 
-    /// Whether it was served to whoever shows this credential, in whatever form.
-    pub fn has_credential(&self, pair: Pair) -> bool {
-        self.members.iter().any(|member| member.pair.credential == pair.credential)
+    /// Returns whether the upstream has served the entry to the caller's credential, in any variant.
+    pub fn has_credential(&self, caller: Pair) -> bool {
+        self.members.iter().any(|member| member.pair.credential == caller.credential)
     }
 
-    fn has_representation(&self, pair: Pair) -> bool {
-        self.members.iter().any(|member| member.pair.representation == pair.representation)
+    fn has_representation(&self, caller: Pair) -> bool {
+        self.members.iter().any(|member| member.pair.representation == caller.representation)
     }
 }
 
 impl Prints {
-    /// As configured.
+    /// Creates a fingerprinter from the configuration. Queries are covered whole.
     pub fn new(config: &config::Credentials) -> Self {
-        // The configuration has checked the names.
+        // Parsing never fails: the names were checked when the configuration was loaded.
         let headers: Vec<HeaderName> =
             config.headers.iter().filter_map(|name| name.parse().ok()).collect();
         let covered: Vec<HeaderName> = headers.iter().cloned().chain(REPRESENTATION).collect();
@@ -306,51 +310,58 @@ impl Prints {
             (name.clone(), Role { place, credential, representation })
         };
         let roles = covered.iter().enumerate().map(role).collect();
-        let (cookies, recheck) = (config.cookies.clone(), config.recheck);
-        let (mode, query) = (config.mode, Query::default());
-        Self { mode, headers, covered, roles, cookies, recheck, query }
+        Self {
+            mode: config.mode,
+            headers,
+            covered,
+            roles,
+            cookies: config.cookies.clone(),
+            recheck: config.recheck,
+            query: Query::default(),
+        }
     }
 
-    /// The same, where a read may have a query.
+    /// Leaves out the query parameters that `query` ignores.
     #[must_use]
     pub fn counting(self, query: Query) -> Self {
         Self { query, ..self }
     }
 
-    /// The request headers that a pair covers. A response may vary by them, and they must reach the
-    /// upstream as they were when the print was taken.
+    /// Returns the request headers that fingerprints cover. A response may vary by them, and they must
+    /// reach the upstream as they were when the fingerprint was taken.
     pub fn covered(&self) -> &[HeaderName] {
         &self.covered
     }
 
-    /// Whether a request may not be answered from the cache because it is somebody's.
+    /// Returns whether a request must bypass the cache because it carries a credential.
     pub fn bypasses(&self, headers: &HeaderMap) -> bool {
         let names_caller = |name| self.headers.contains(name) || may_read_as_another(name);
         self.mode == Mode::Bypass && headers.keys().any(names_caller)
     }
 
-    /// The pair of a request.
+    /// Returns the caller of a request.
     pub fn pair(&self, key: &CredentialKey, uri: &Uri, headers: &HeaderMap) -> Pair {
         self.take(key.clone(), uri, headers).0
     }
 
-    /// The pair of a request, and what another path with the same headers needs for its own. One pass
-    /// over the headers: it is taken for every read.
+    /// Returns the caller of a request, and the text from which the variant of another path can be
+    /// made. Runs for every read, so it passes over the headers only once.
     pub fn take(&self, key: CredentialKey, uri: &Uri, headers: &HeaderMap) -> (Pair, Form) {
-        let mut told: Vec<Told<'_>> = headers.iter().filter_map(|line| self.told(line)).collect();
-        told.sort_by_key(|told| told.role.place);
+        let mut covered: Vec<Told<'_>> =
+            headers.iter().filter_map(|line| self.told(line)).collect();
+        covered.sort_by_key(|header| header.role.place);
         let mut text = Vec::with_capacity(USUAL_TEXT);
-        let credential = Fingerprint::of(&key, self.credential(&told), &mut text);
-        let representation = Fingerprint::of(&key, self.representation(&told, uri), &mut text);
-        let path = uri.path().len();
-        let start = if path < usize::from(u8::MAX) { 1 } else { 1 + size_of::<u64>() };
-        let form = Form { key, text, path: start..start + path };
-        (Pair { credential, representation }, form)
+        let credential = Fingerprint::of(&key, self.credential(&covered), &mut text);
+        let variant = Fingerprint::of(&key, self.representation(&covered, uri), &mut text);
+        let path_len = uri.path().len();
+        let start = if path_len < usize::from(u8::MAX) { 1 } else { 1 + size_of::<u64>() };
+        let caller = Pair { credential, representation: variant };
+        (caller, Form { key, text, path: start..start + path_len })
     }
 
-    /// The pair of a request with the same headers and another path.
-    pub fn turn(&self, pair: Pair, form: &mut Form, path: &str) -> Pair {
-        Pair { representation: form.turn(path.as_bytes()), ..pair }
+    /// Returns the caller of a request with the same headers and another path.
+    pub fn turn(&self, caller: Pair, variant: &mut Form, path: &str) -> Pair {
+        Pair { representation: variant.turn(path.as_bytes()), ..caller }
     }
 
     fn told<'h>(&self, (name, value): (&'h HeaderName, &'h HeaderValue)) -> Option<Told<'h>> {
@@ -361,20 +372,21 @@ impl Prints {
         Some(Told { role, name, value })
     }
 
-    /// Who shares an upstream read with this pair: those who would be given its entry.
-    pub fn circle(&self, pair: Pair) -> Pair {
-        if self.mode == Mode::Shared { pair.waived() } else { pair }
+    /// Returns the coalesce key of a caller. Callers with the same key share upstream reads, because
+    /// each of them may get the entry of the other.
+    pub fn circle(&self, caller: Pair) -> Pair {
+        if self.mode == Mode::Shared { caller.waived() } else { caller }
     }
 
-    /// How a pair stands to an entry of this audience.
-    pub fn standing(&self, audience: &Audience, pair: Pair, now_ms: i64) -> Standing {
+    /// Decides whether a caller belongs to an audience.
+    pub fn standing(&self, audience: &Audience, caller: Pair, now_ms: i64) -> Standing {
         if self.mode == Mode::Shared || audience.public {
-            // The credential is waived, the representation never; and what does not count cannot
-            // expire.
-            let has = audience.has_representation(pair);
+            // Only the credential is waived, never the variant. A membership that does not depend on
+            // the credential cannot lapse.
+            let has = audience.has_representation(caller);
             return if has { Standing::Included } else { Standing::Outside };
         }
-        let Some(served_at_ms) = audience.served_at_ms(pair) else { return Standing::Outside };
+        let Some(served_at_ms) = audience.served_at_ms(caller) else { return Standing::Outside };
         let age_ms = u128::try_from(now_ms.saturating_sub(served_at_ms)).unwrap_or(0);
         match self.recheck {
             Some(recheck) if age_ms > recheck.as_millis() => Standing::Lapsed,
@@ -382,59 +394,62 @@ impl Prints {
         }
     }
 
-    /// The pair as it is if whoever it is asks for the form that the entry was served to him in, or, if
-    /// it was not, for one that it was served in: for an operator, who does not know the form.
-    pub fn assume(&self, audience: &Audience, pair: Pair) -> Pair {
+    /// Returns the caller with the variant that an operator, who does not know it, most likely means:
+    /// the one in which the entry was last served to this credential, or else that of any member.
+    pub fn assume(&self, audience: &Audience, caller: Pair) -> Pair {
         let of_credential =
-            audience.members.iter().filter(|member| member.pair.credential == pair.credential);
+            audience.members.iter().filter(|member| member.pair.credential == caller.credential);
         let latest = of_credential.max_by_key(|member| member.served_at_ms);
         match latest.or_else(|| audience.members.first()) {
-            Some(member) => Pair { representation: member.pair.representation, ..pair },
-            None => pair,
+            Some(member) => Pair { representation: member.pair.representation, ..caller },
+            None => caller,
         }
     }
 
-    fn credential<'h>(&'h self, told: &'h [Told<'h>]) -> impl Iterator<Item = &'h [u8]> {
-        let told = told.iter().filter(|told| told.role.credential);
-        told.flat_map(|told| {
-            let some = *told.name == COOKIE && !self.cookies.is_empty();
-            let whole = (!some).then(|| told.value.as_bytes());
-            let cookies = some.then(|| self.cookies_that_count(told.value.as_bytes()));
+    fn credential<'h>(&'h self, covered: &'h [Told<'h>]) -> impl Iterator<Item = &'h [u8]> {
+        let headers = covered.iter().filter(|header| header.role.credential);
+        headers.flat_map(|header| {
+            let some = *header.name == COOKIE && !self.cookies.is_empty();
+            let whole = (!some).then(|| header.value.as_bytes());
+            let cookies = some.then(|| self.cookies_that_count(header.value.as_bytes()));
             let values = whole.into_iter().chain(cookies.into_iter().flatten());
-            values.flat_map(|value| [told.name.as_str().as_bytes(), value])
+            values.flat_map(|value| [header.name.as_str().as_bytes(), value])
         })
     }
 
     fn representation<'h>(
         &'h self,
-        told: &'h [Told<'h>],
+        covered: &'h [Told<'h>],
         uri: &'h Uri,
     ) -> impl Iterator<Item = &'h [u8]> {
         let query = uri.query().into_iter().flat_map(|query| self.query.counted(query));
         let query = query.flat_map(|parameter| [b"?".as_slice(), parameter.as_bytes()]);
-        // An absolute-form target or an HTTP/2 `:authority` takes the place of Host.
+        // An absolute-form target or an HTTP/2 `:authority` replaces `Host`.
         let authority = uri.authority();
         let host = authority.into_iter();
-        let host = host.flat_map(|it| [HOST.as_str().as_bytes(), it.as_str().as_bytes()]);
-        let told = told.iter().filter(move |told| {
-            told.role.representation && (authority.is_none() || *told.name != HOST)
+        let host = host.flat_map(|name| [HOST.as_str().as_bytes(), name.as_str().as_bytes()]);
+        let headers = covered.iter().filter(move |header| {
+            header.role.representation && (authority.is_none() || *header.name != HOST)
         });
-        let told = told.flat_map(|told| [told.name.as_str().as_bytes(), told.value.as_bytes()]);
-        std::iter::once(uri.path().as_bytes()).chain(query).chain(host).chain(told)
+        let headers =
+            headers.flat_map(|header| [header.name.as_str().as_bytes(), header.value.as_bytes()]);
+        std::iter::once(uri.path().as_bytes()).chain(query).chain(host).chain(headers)
     }
 
-    /// The cookies that count, as they stand: who has none of them is nobody in particular. RFC 6265
-    /// 4.2.1: pairs are separated by "; ".
+    /// Returns the cookies that count, byte for byte. A request with none of them is anonymous. RFC
+    /// 6265 4.2.1: cookies are separated by "; ".
     fn cookies_that_count<'h>(&'h self, value: &'h [u8]) -> impl Iterator<Item = &'h [u8]> {
         let pairs = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
         pairs.filter(|pair| cookies::pair_counts(&self.cookies, pair))
     }
 }
 
-/// Whether some backends read a header of this name as one of another name. RFC 3875 4.1.18: the
-/// name "is converted to upper case, has all occurrences of "-" replaced with "_" and has "HTTP_"
-/// prepended", and so WSGI and CGI cannot tell `x_user_id` from `x-user-id`; some turn every
-/// character but letters and digits into "_". Such a header tells callers apart, whatever its name.
+/// Returns whether some upstreams read a header with this name as a header with another name.
+///
+/// RFC 3875 4.1.18: the name "is converted to upper case, has all occurrences of "-" replaced with "_"
+/// and has "HTTP_" prepended". So WSGI and CGI cannot distinguish `x_user_id` from `x-user-id`, and
+/// some servers replace every character other than letters and digits by "_". Such a header counts as
+/// part of the credential, whatever its name is.
 pub fn may_read_as_another(name: &HeaderName) -> bool {
     !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }

@@ -1,8 +1,9 @@
-//! The end of a write that changes every job.
+//! Ends a write that changes every job.
 //!
-//! There is no fence over all jobs. Entries and leases go before the write is answered, so what was
-//! read before is neither kept nor stored; they go once more when the time is up for which a single
-//! job's fence would linger, for an upstream that commits late or reads from a replica.
+//! There is no fence over all jobs. Instead, all entries and leases are dropped before the write is
+//! answered, so that nothing read earlier is kept or stored. They are dropped a second time after the
+//! time for which a single job's fence would linger, in case the upstream commits late or reads from a
+//! replica.
 
 use std::{
     sync::{
@@ -20,16 +21,17 @@ use super::{
 };
 use crate::{events::What, store::Ended};
 
-/// How long a write waits until everything is gone. It goes on by itself, and until it is confirmed
-/// this sidecar serves nothing from the cache.
+/// How long a write waits until everything is dropped. After that the purge goes on in the background,
+/// and this sidecar serves nothing from the cache until it is confirmed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Lets many who want everything gone share one purge, so that a burst of bulk writes does not walk
-/// through the store once each.
+/// Lets concurrent writes share one purge of all jobs, so that a burst of them does not walk through
+/// the store once each.
 #[derive(Debug)]
 pub(super) struct Bulk {
+    /// Number of purges requested so far.
     asked: AtomicU64,
-    /// Up to which question the last purge answers, and what it came to. Held while one runs.
+    /// Last request that the latest purge covers, and its result. Locked while a purge runs.
     answered: Mutex<(u64, Ended)>,
 }
 
@@ -40,7 +42,7 @@ impl Default for Bulk {
 }
 
 impl Cache {
-    /// Invalidates every job, as [`Cache::end`] does those of a write.
+    /// Invalidates every job, as [`Cache::end`] does the jobs of a write.
     pub async fn end_all(self: &Arc<Self>, outcome: Outcome) -> Ended {
         let linger = self.linger(outcome);
         if !linger.is_zero() {
@@ -58,15 +60,15 @@ impl Cache {
         }
     }
 
-    /// By a purge that begins after the call.
+    /// Drops everything by a purge that begins after the call, which may be shared.
     async fn drop_all(&self) -> Ended {
-        let question = self.bulk.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let request = self.bulk.asked.fetch_add(1, Ordering::SeqCst) + 1;
         let mut answered = self.bulk.answered.lock().await;
-        if answered.0 < question {
+        if answered.0 < request {
             let covered = self.bulk.asked.load(Ordering::SeqCst);
             let ended = self.store.purge_all().await;
             self.flights.detach_all();
-            // As for the jobs of a write, where the news of it may be late.
+            // As for the jobs of a write, Redis may report the change late.
             if let Some(near) = &self.near {
                 near.flush();
             }

@@ -1,14 +1,15 @@
-//! Which cookies tell callers apart, where not all do.
+//! Which cookies distinguish callers, if not all of them do.
 //!
-//! A session does not always stand under the very name that was configured. What is too long for one
-//! cookie is spread over several (`session.0`, `sessionC1`, `session[a]`), browsers require prefixes of
-//! some (`__Host-session`), and there are frameworks to which case does not matter. One that is missed
-//! makes every caller the same nobody; one too many costs a miss. So whatever begins with a name counts.
+//! A session cookie does not always have exactly the configured name. Values that are too long for one
+//! cookie are split over several (`session.0`, `sessionC1`, `session[a]`), some cookies need a prefix
+//! in browsers (`__Host-session`), and some frameworks ignore case. A cookie that is missed would make
+//! all callers look like the same anonymous one, while a cookie too many costs only a miss. So every
+//! cookie that begins with a configured name counts.
 
-/// What RFC 6265bis 4.1.3 puts before a name.
+/// Cookie name prefixes of RFC 6265bis 4.1.3.
 const PREFIXES: [&str; 4] = ["__Host-", "__Secure-", "__Http-", "__Host-Http-"];
 
-/// Whether a cookie of this name is one of `names`, or a part of one.
+/// Returns whether a cookie with this name is one of `names`, or a part of one.
 pub fn counts(names: &[String], cookie: &[u8]) -> bool {
     let cookie = cookie.trim_ascii();
     names.iter().any(|name| {
@@ -17,15 +18,16 @@ pub fn counts(names: &[String], cookie: &[u8]) -> bool {
     })
 }
 
-/// Whether one of the pairs that some upstream reads in a member of `Cookie` counts. RFC 2965 3.3.4: "A
-/// server SHOULD also accept a comma (,) as the separator between cookie-values", and gateways that join
-/// lines of a field join them by one.
+/// Returns whether a `;`-separated member of `Cookie` holds a cookie that counts.
+///
+/// Some upstreams also split a member at commas. RFC 2965 3.3.4: "A server SHOULD also accept a comma
+/// (,) as the separator between cookie-values", and gateways that join field lines use commas.
 pub fn pair_counts(names: &[String], member: &[u8]) -> bool {
     let name = |pair: &[u8]| pair.iter().position(|&b| b == b'=').unwrap_or(pair.len());
     member.split(|&b| b == b',').any(|pair| counts(names, &pair[..name(pair)]))
 }
 
-/// What follows `start`, in any case.
+/// Strips the prefix `start` without regard to case.
 fn after<'c>(cookie: &'c [u8], start: &str) -> Option<&'c [u8]> {
     let (head, rest) = cookie.split_at_checked(start.len())?;
     head.eq_ignore_ascii_case(start.as_bytes()).then_some(rest)

@@ -1,4 +1,4 @@
-//! An entry: a stored response, how it stands in the store, and how it is served.
+//! Entries: stored responses, with their format in the store and the answers made from them.
 
 pub mod coding;
 mod head;
@@ -32,15 +32,16 @@ use crate::{
     store::{Epoch, Seen, Token},
 };
 
-/// Of the meta format. An entry of another version is not a hit.
+/// Version of the meta format. An entry with another version is not a hit.
 const VERSION: u8 = 1;
-/// Of the meta of what is compressed, so that those who know no compression do not serve its bytes.
+/// Version of the meta of a compressed entry. A sidecar without compression does not know it, so it
+/// does not serve the compressed bytes.
 const CODED_VERSION: u8 = 2;
 
-/// The end of the year 9999, past which there is no `Date`.
+/// The end of the year 9999, the last time that `Date` can express.
 const LAST_DATE_MS: i64 = 253_402_300_799_000;
 
-/// We, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
+/// The `Via` of jobcache, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
 pub const VIA_US: HeaderValue = HeaderValue::from_static("1.1 jobcache");
 
 /// A response that may be served to more than one request.
@@ -48,46 +49,46 @@ pub const VIA_US: HeaderValue = HeaderValue::from_static("1.1 jobcache");
 pub struct Entry {
     head: Head,
     body: Bytes,
-    /// As it stands in the store, where that is compressed.
+    /// The compressed form, if the store holds the entry compressed.
     coded: Option<Box<Coded>>,
-    /// When it was stored and how old it was then.
     stored_at_ms: i64,
+    /// Age at `stored_at_ms`.
     age_ms: i64,
     expires_at_ms: i64,
     audience: Audience,
-    /// What it stands under in the store; empty before it does.
+    /// Token under which the entry was stored; empty until it is.
     generation: Box<str>,
 }
 
-/// The same answer in another coding.
+/// The compressed form of an entry.
 #[derive(Debug)]
 struct Coded {
     head: Head,
     body: Bytes,
 }
 
-/// `{job_status:<id>}:meta`. The store adds `expires_at_ms` when it stores it.
+/// Content of `{job_status:<id>}:meta`. The store adds `expires_at_ms` when it stores the meta.
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
     v: u8,
     status: u16,
-    /// Name and value; each byte of a value stands as the character of that number.
+    /// Names and values. Each byte of a value is written as the character with that number (Latin-1).
     headers: Vec<(String, String)>,
-    /// xxh3-128 of the body as it is stored, in hexadecimal.
+    /// xxh3-128 of the body as stored, in hexadecimal.
     digest: String,
-    /// Where that is Zstandard, the length of what it is made of.
+    /// Length of the uncompressed body, if the stored body is Zstandard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     zstd_of: Option<usize>,
-    /// The token of the lease under which it was filled.
+    /// Token of the lease under which the entry was filled, or a new token if it replaced another one.
     generation: String,
     stored_at_ms: i64,
-    /// How old it was when it was stored.
+    /// Age at `stored_at_ms`.
     age_ms: i64,
     epoch: String,
-    /// The upstream has waived the credential.
+    /// Whether the upstream has waived the credential.
     #[serde(default)]
     public: bool,
-    /// Pairs of credential and representation, in hexadecimal, each with its time.
+    /// Members of the audience: callers in hexadecimal, each with its time.
     audience: Vec<String>,
     #[serde(default, skip_serializing)]
     expires_at_ms: i64,
@@ -96,21 +97,22 @@ struct Meta {
 /// Why a value in the store is not a hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reject {
-    /// Somebody else wrote it: no meta, or a body or an expiry other than what meta tells of.
+    /// Another program wrote it: there is no meta, or body or expiry do not match the meta.
     Foreign,
-    /// Ours, but not readable: another version, or damaged.
+    /// The meta cannot be used: it has another version or is damaged.
     Corrupt,
-    /// Of another life of the server.
+    /// The entry was stored in another epoch of the server.
     Epoch,
 }
 
 impl Entry {
-    /// Makes an entry of a complete response that may be stored.
+    /// Creates an entry from a complete response that may be stored. `now_ms` is the time of the
+    /// request for it, in ms since 1970 by the store's clock.
     pub fn new(
         head: &response::Parts,
         body: Bytes,
         freshness: policy::Freshness,
-        pair: Pair,
+        caller: Pair,
         now_ms: i64,
     ) -> Self {
         let mut headers = stored(&head.headers);
@@ -125,13 +127,15 @@ impl Entry {
             stored_at_ms: now_ms,
             age_ms: millis(freshness.age),
             expires_at_ms: now_ms.saturating_add(millis(freshness.ttl)),
-            audience: Audience::of(pair, freshness.public, now_ms),
+            audience: Audience::of(caller, freshness.public, now_ms),
             generation: Box::default(),
         }
     }
 
-    /// Reads and verifies what the store holds: it counts only if body and expiry are those that
-    /// meta tells of, in the epoch of the connection that read it.
+    /// Decodes and verifies the value that the store holds; `None` if there is none.
+    ///
+    /// An entry is valid only if its body and expiry match the meta, and if it was stored in the epoch
+    /// of the connection that read it.
     pub fn decode(seen: &Seen) -> Option<Result<Self, Reject>> {
         let stored = seen.stored.as_ref()?;
         if stored.meta.is_empty() {
@@ -169,15 +173,15 @@ impl Entry {
         members.extend(meta.audience.iter().filter_map(|text| Member::parse(text)));
         let (head, body, coded) = match meta.zstd_of {
             None => (Head::new(status, headers, body.len(), || meta.digest), body, None),
-            // Once for all who are given it; and what is no body of that length is found out here.
+            // Decompressed once for all clients. This also detects a body with another length.
             Some(length) => {
                 let whole = coding::decompress(&body, length)?;
-                let form = |form, headers, length| {
+                let head = |form, headers, length| {
                     Head::of(form, status, headers, length, || digest(&whole))
                 };
-                let head = form(Form::Identity, headers.clone(), length);
-                let coded = Coded { head: form(Form::Zstd, headers, body.len()), body };
-                (head, whole, Some(Box::new(coded)))
+                let identity = head(Form::Identity, headers.clone(), length);
+                let coded = Coded { head: head(Form::Zstd, headers, body.len()), body };
+                (identity, whole, Some(Box::new(coded)))
             }
         };
         Some(Self {
@@ -192,14 +196,14 @@ impl Entry {
         })
     }
 
-    /// The body as it is to be stored, where it is to be compressed and gets smaller by it.
+    /// Compresses the body for the store; `None` if it may not be compressed or gets no smaller.
     pub fn compressed(&self) -> Option<Bytes> {
         let headers = self.head.fields(|_| true).collect();
         if coding::may_be_coded(&headers) { coding::compress(&self.body) } else { None }
     }
 
-    /// What the store is given beside the body, or beside what it was [compressed](Entry::compressed) to:
-    /// a JSON object without its closing brace.
+    /// Returns the meta for the store: a JSON object without its closing brace. `compressed` is the
+    /// [compressed](Entry::compressed) body, if that is stored.
     pub fn meta(&self, generation: &Token, epoch: &Epoch, compressed: Option<&Bytes>) -> String {
         let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
         let line = |line: Line<'_>| (latin1(line.name), latin1(line.value));
@@ -217,49 +221,51 @@ impl Entry {
             audience: self.audience.members.iter().map(Member::to_string).collect(),
             expires_at_ms: 0,
         };
-        // A struct of strings and numbers always serializes.
+        // Serialization never fails: the struct holds only strings and numbers.
         let mut json = serde_json::to_string(&meta).unwrap_or_default();
         json.pop();
         json
     }
 
-    /// Who may be given it.
+    /// Returns the callers that the entry may be served to.
     pub fn audience(&self) -> &Audience {
         &self.audience
     }
 
-    /// The token under which it was stored.
+    /// Returns the token under which the entry was stored.
     pub fn generation(&self) -> &str {
         &self.generation
     }
 
-    /// Whether another read has brought the same: body and every stored header but `Date`.
+    /// Returns whether another read gave the same response: the same body and stored headers, except
+    /// `Date`.
     pub fn is_same_as(&self, other: &Self) -> bool {
         self.head.is_same_as(&other.head)
             && self.body == other.body
             && self.audience.public == other.audience.public
     }
 
-    /// The names of the headers by which an answer of the upstream differs from it, by the same rule.
+    /// Returns the names of the stored headers in which a response of the upstream differs from the
+    /// entry, except `Date`.
     pub fn differing(&self, headers: &HeaderMap) -> Vec<HeaderName> {
         self.head.differing(&stored(headers))
     }
 
-    /// The status that it is served with.
+    /// Returns the status of the response.
     pub fn status(&self) -> StatusCode {
         self.head.status()
     }
 
-    /// When it expires, in ms since 1970 by the store's clock.
+    /// Returns when the entry expires, in ms since 1970 by the store's clock.
     pub fn expires_at_ms(&self) -> i64 {
         self.expires_at_ms
     }
 
-    /// Bytes that it takes in memory: what is counted in a bounded cache.
+    /// Returns the bytes of memory that the entry takes, for a bounded cache.
     pub fn weight(&self) -> usize {
-        /// Counts who shares an entry.
+        /// The reference counts of the `Arc` around an entry.
         const COUNTS: usize = 2 * size_of::<usize>();
-        /// Counts who shares the bytes of a body or a text: made when the first does.
+        /// The shared state of a `Bytes`, which is allocated at its first clone.
         const SHARED: usize = 3 * size_of::<usize>();
         let members = size_of_val(&self.audience.members[..]);
         let entry = allocated(COUNTS + size_of::<Self>());
@@ -274,22 +280,23 @@ impl Entry {
         entry + coded.sum::<usize>() + shared.into_iter().chain(parts).sum::<usize>()
     }
 
-    /// The body, as the upstream sent it.
+    /// Returns the body as the upstream sent it.
     pub fn body(&self) -> &Bytes {
         &self.body
     }
 
-    /// The upstream's `ETag`, else ours.
+    /// Returns the upstream's `ETag`, or a generated one if there is none.
     pub fn etag(&self) -> HeaderValue {
         self.head.etag()
     }
 
-    /// Whether a client that shows these validators has it already.
+    /// Returns whether a client with these validators already has the entry.
     pub fn is_held_by(&self, request: &HeaderMap) -> bool {
         self.held_form(request).is_some()
     }
 
-    /// Which form of it that client has. It need not be the one that it would be sent: they say the same.
+    /// Returns the head of the form that the client has. It may be another form than the client would
+    /// be sent, because both have the same content.
     fn held_form(&self, request: &HeaderMap) -> Option<&Head> {
         if !request.contains_key(IF_NONE_MATCH) {
             return None;
@@ -300,7 +307,7 @@ impl Entry {
         heads.find(|head| policy::not_modified(request, &head.etag()))
     }
 
-    /// What a client is to be sent, as far as there is a choice.
+    /// Returns the coding that the client wants, if there is a choice.
     fn wanted(&self, request: &HeaderMap) -> Coding {
         if self.coded.is_some() { Coding::wanted(request) } else { Coding::Identity }
     }
@@ -312,18 +319,18 @@ impl Entry {
         }
     }
 
-    /// How long it may still be served.
+    /// Returns how long the entry may still be served.
     pub fn ttl(&self, now_ms: i64) -> Duration {
         duration(self.expires_at_ms.saturating_sub(now_ms))
     }
 
-    /// How old it is.
+    /// Returns the age of the response.
     pub fn age(&self, now_ms: i64) -> Duration {
         duration(self.age_ms.saturating_add(now_ms.saturating_sub(self.stored_at_ms)))
     }
 
-    /// Answers a GET or HEAD, with 304 where the client has it already. Nothing is said of how the
-    /// entry came here.
+    /// Answers a GET or HEAD, with 304 if the client already has the entry. Adds neither `Via` nor
+    /// `Cache-Status`.
     pub fn respond(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
         // "the recipient cache SHOULD evaluate any applicable conditional header field preconditions
         // received in that request with respect to the corresponding validators contained within the
@@ -338,7 +345,7 @@ impl Entry {
         response
     }
 
-    /// The same for a hit, and says that it is one: with `Via` and `Cache-Status`.
+    /// Answers a GET or HEAD with a hit: like [`Entry::respond`], with `Via` and `Cache-Status` added.
     ///
     /// "The first member represents the cache closest to the origin server, and the last member
     /// represents the cache closest to the user" RFC 9211 2
@@ -356,9 +363,9 @@ impl Entry {
         response
     }
 
-    /// Writes the head of [`Entry::hit`] as it answers a GET without conditions over HTTP/1.1, to the
-    /// byte as hyper does, and returns the body, which follows. None where hyper would add to it: then
-    /// nothing is written.
+    /// Writes the head with which [`Entry::hit`] answers a GET without conditions over HTTP/1.1, byte
+    /// for byte as hyper does. Returns the body, which the caller has to send next. Writes nothing and
+    /// returns `None` if hyper would add to the head.
     pub fn spell_hit(&self, to: &mut Vec<u8>, now_ms: i64, coding: Coding) -> Option<&Bytes> {
         let (head, body) = self.form(coding);
         head.write(to, self.seconds(now_ms)).then_some(body)
@@ -382,10 +389,12 @@ fn whole(method: &Method, status: StatusCode, headers: HeaderMap, body: &Bytes) 
     response
 }
 
+/// Creates a 304 response.
+///
 /// RFC 9110 15.4.5: "The server generating a 304 response MUST generate any of the following
 /// header fields that would have been sent in a 200 (OK) response to the same request:
-/// Content-Location, Date, `ETag`, and Vary; Cache-Control and Expires." Of the rest it says that
-/// a sender "SHOULD NOT generate representation metadata".
+/// Content-Location, Date, `ETag`, and Vary; Cache-Control and Expires." About other headers it says
+/// that a sender "SHOULD NOT generate representation metadata".
 fn not_modified(held: &Head) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -403,7 +412,7 @@ fn not_modified(held: &Head) -> Response<Bytes> {
     response
 }
 
-/// What is stored of these, with room for what is added.
+/// Returns the headers that are stored, with capacity for those that answers add.
 fn stored(headers: &HeaderMap) -> HeaderMap {
     let mut stored = HeaderMap::with_capacity(headers.len() + ADDED);
     for (name, value) in headers.iter().filter(|(name, _)| policy::is_stored(name)) {
@@ -412,15 +421,16 @@ fn stored(headers: &HeaderMap) -> HeaderMap {
     stored
 }
 
-/// A time of the store's clock, in the one form that may be sent (RFC 9110 5.6.7).
+/// Formats a time of the store's clock in the only format that may be sent (RFC 9110 5.6.7).
 fn http_date(ms: i64) -> HeaderValue {
     let time = SystemTime::UNIX_EPOCH + duration(ms.min(LAST_DATE_MS));
     let date = httpdate::fmt_http_date(time);
-    // Its letters, digits, spaces, comma and colons are always a valid value.
+    // Conversion never fails: the date has only letters, digits, spaces, a comma and colons.
     HeaderValue::try_from(date).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// What an allocator takes for so many bytes: it deals in steps of 16, and keeps its own 8 beside each.
+/// Returns the memory that an allocator takes for so many bytes: it adds 8 bytes of its own and rounds
+/// up to a multiple of 16.
 pub fn allocated(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16) }
 }

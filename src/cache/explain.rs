@@ -1,11 +1,12 @@
-//! What a request would come to, and why: a lookup that changes nothing.
+//! Forecasts how a read would be answered, and why, without changing anything.
 //!
-//! It asks the store once, by reading only, and takes no lease, joins no flight, counts nothing and
-//! marks nothing. What it says is told by the very code that judges a real lookup wherever that can be
-//! asked without a trace (`judge`, `refusal`); the rest mirrors [`Cache::lookup`] step by step. It
-//! cannot know what the upstream would answer, nor whether there will be room for another flight, and
-//! while Redis does not answer it takes nothing in this process for a hit, which `near = "bounded"` may
-//! do for as long as it allows.
+//! A forecast reads the store once. It takes no lease, joins no flight, counts nothing and marks
+//! nothing. Where the code that judges a real lookup has no side effects, the forecast calls it
+//! (`judge`, `refusal`); the rest mirrors [`Cache::lookup`] step by step.
+//!
+//! A forecast cannot know the upstream's response, nor whether the limit of flights will leave room
+//! for another. While Redis does not answer, it predicts no near hit, although `near = "bounded"` may
+//! serve one for as long as its staleness limit allows.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,106 +23,106 @@ use crate::{
     store::{State, StoreError},
 };
 
-/// Whether a request's form of the answer is known: its host, path, `Accept` and the like.
+/// Where the variant of a request (its host, path, `Accept` and so on) comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// It is the one of this request.
+    /// The request has stated it.
     Given,
-    /// It is taken for the one that the entry was read in.
+    /// The request has not stated it, so the variant of the stored entry is assumed.
     Assumed,
 }
 
-/// What a read would come to.
+/// How a read would be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forecast {
-    /// An answer from the cache, which may be served for so long yet.
+    /// The cache answers. Holds the time for which the entry may still be served.
     Hit(Duration),
-    /// An answer of the upstream, which is stored if it may be; `why` as in `Cache-Status`.
+    /// The request reads the upstream. The response is stored if it may be.
     Miss {
-        /// Why the cache may not answer, where that is the request's doing.
+        /// The reason that `Cache-Status` gives, if it gives one.
         why: Option<Bypass>,
-        /// The same for people.
+        /// The reason in more detail, for people.
         because: Because,
     },
-    /// The answer of a read of the upstream that is under way here.
+    /// The request joins an upstream read that is in flight in this process.
     Join,
-    /// An answer of the upstream, past the cache.
+    /// The request bypasses the cache.
     Pass(Bypass),
 }
 
-/// Why there is no hit where a miss fills.
+/// Why a read is a miss and not a hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Because {
     /// There is no entry.
     Nothing,
-    /// There is one that the upstream has not served to this caller.
+    /// There is an entry, but the upstream has not served it to this caller.
     Outside,
-    /// The same, but it has served it to this caller in another form.
+    /// The upstream has served the entry to this credential, but in another variant.
     OtherForm,
-    /// It has, too long ago.
+    /// The upstream has served the entry to this caller, but too long ago.
     Lapsed,
-    /// It is older than the request wants.
+    /// The entry is older than the request allows.
     Old,
-    /// There is a value that is no entry.
+    /// There is a value that is not a valid entry.
     Rejected(Reject),
-    /// No lookup can be confirmed, or none is wanted, for the reason that `Cache-Status` gives.
+    /// A lookup cannot be confirmed or is not wanted. The reason is the one in `Cache-Status`.
     Unconfirmed(Bypass),
 }
 
-/// What there is to say of a job.
+/// The state of a job and the forecast for a read of it.
 #[derive(Debug)]
 pub struct Explained {
-    /// What the request would come to.
+    /// How the read would be answered.
     pub forecast: Forecast,
-    /// What the store shows, or why it shows nothing.
+    /// State in the store, or the reason why it cannot be read.
     pub state: Result<State, StoreError>,
-    /// The value in the store, read as an entry.
+    /// Value in the store, decoded as an entry.
     pub value: Option<Result<Arc<Entry>, Reject>>,
-    /// How the request stands to the entry.
+    /// Whether the caller belongs to the entry's audience.
     pub standing: Option<Standing>,
-    /// Whether this process holds an entry.
+    /// Whether there is a near entry in this process.
     pub near: bool,
     /// Whether an invalidation is unconfirmed.
     pub pending: bool,
-    /// Its slot and the address of that slot's master, where the store is a cluster.
+    /// Cluster slot of the job and the address of its master, if the store is a Redis Cluster.
     pub place: Option<(u16, Option<String>)>,
-    /// Whether its answers could not be stored lately.
+    /// Whether a recent response could not be stored (hit-for-miss).
     pub uncacheable: bool,
-    /// How often its entry was replaced within a TTL.
+    /// How often the entry was replaced within a TTL.
     pub replaced: u32,
-    /// How often somebody else's value was found within a TTL.
+    /// How often a foreign value was found within a TTL.
     pub foreign: u32,
-    /// What happened to it lately.
+    /// Recent events of the job.
     pub past: Past,
 }
 
 impl Cache {
-    /// Explains what a read would come to.
-    pub async fn explain(&self, mut ask: Ask, form: Form) -> Explained {
-        let state = self.store.inspect(&ask.key, &mut self.budget()).await;
+    /// Forecasts how a read would be answered, and returns all that the forecast is based on.
+    pub async fn explain(&self, mut request: Ask, form: Form) -> Explained {
+        let state = self.store.inspect(&request.key, &mut self.budget()).await;
         let value = state.as_ref().ok().and_then(|state| Entry::decode(&state.seen));
         let value = value.map(|value| value.map(Arc::new));
         if let (Form::Assumed, Some(Ok(entry))) = (form, &value) {
-            ask.pair = self.prints.assume(entry.audience(), ask.pair);
-            ask.circle = self.prints.circle(ask.pair);
+            request.pair = self.prints.assume(entry.audience(), request.pair);
+            request.circle = self.prints.circle(request.pair);
         }
         let standing = match (&value, &state) {
             (Some(Ok(entry)), Ok(state)) => {
-                Some(self.prints.standing(entry.audience(), ask.pair, state.seen.now_ms))
+                Some(self.prints.standing(entry.audience(), request.pair, state.seen.now_ms))
             }
             _ => None,
         };
         let uncacheable = match form {
-            Form::Given => self.is_uncacheable(&ask),
-            Form::Assumed => self.uncacheable.any(|(key, _)| *key == ask.key),
+            Form::Given => self.is_uncacheable(&request),
+            Form::Assumed => self.uncacheable.any(|(key, _)| *key == request.key),
         };
-        let foreign = self.foreign.count(&ask.key);
-        let refusal = Self::refusal(&ask, uncacheable);
-        let forecast = match self.store.trust(&ask.key) {
-            Err(error) => Self::unconfirmed_of(&ask, reason(&error)),
+        let foreign = self.foreign.count(&request.key);
+        let refusal = Self::refusal(&request, uncacheable);
+        let forecast = match self.store.trust(&request.key) {
+            Err(error) => Self::unconfirmed_of(&request, reason(&error)),
             Ok(_) => match &state {
-                Err(error) => Self::unconfirmed_of(&ask, reason(error)),
-                Ok(state) => self.forecast(&ask, state, value.as_ref(), refusal, foreign),
+                Err(error) => Self::unconfirmed_of(&request, reason(error)),
+                Ok(state) => self.forecast(&request, state, value.as_ref(), refusal, foreign),
             },
         };
         Explained {
@@ -129,29 +130,31 @@ impl Cache {
             standing,
             value,
             state,
-            near: self.near.as_ref().is_some_and(|near| near.holds(&ask.key)),
-            pending: matches!(self.store.trust(&ask.key), Err(StoreError::Pending)),
-            place: self.store.place(&ask.key),
+            near: self.near.as_ref().is_some_and(|near| near.holds(&request.key)),
+            pending: matches!(self.store.trust(&request.key), Err(StoreError::Pending)),
+            place: self.store.place(&request.key),
             uncacheable,
-            replaced: self.replaced.count(&ask.key),
+            replaced: self.replaced.count(&request.key),
             foreign,
-            past: self.metrics.events.past(ask.key.main()),
+            past: self.metrics.events.past(request.key.main()),
         }
     }
 
-    /// As [`Cache::find`](Cache::lookup) decides.
+    /// Mirrors [`Cache::find`](Cache::lookup).
     fn forecast(
         &self,
-        ask: &Ask,
+        request: &Ask,
         state: &State,
         value: Option<&Result<Arc<Entry>, Reject>>,
         refusal: Option<Bypass>,
         foreign: u32,
     ) -> Forecast {
         match value {
-            Some(Ok(entry)) => return self.foresee_offer(ask, entry, state.seen.now_ms, refusal),
+            Some(Ok(entry)) => {
+                return self.foresee_offer(request, entry, state.seen.now_ms, refusal);
+            }
             Some(Err(Reject::Foreign)) if foreign >= FOREIGN_VALUES => {
-                return Self::unconfirmed_of(ask, Bypass::Foreign);
+                return Self::unconfirmed_of(request, Bypass::Foreign);
             }
             _ => {}
         }
@@ -159,15 +162,16 @@ impl Cache {
             return Forecast::Pass(why);
         }
         if state.is_alien {
-            return Self::unconfirmed_of(ask, Bypass::StoreError);
+            return Self::unconfirmed_of(request, Bypass::StoreError);
         }
         if state.fence_left_ms.is_some() {
-            return Self::unconfirmed_of(ask, Bypass::Fenced);
+            return Self::unconfirmed_of(request, Bypass::Fenced);
         }
         match (&state.lease, value) {
             (Some(lease), None) if state.is_placeholder => {
-                let (token, epoch) = (lease.token.clone(), state.epoch().clone());
-                self.foresee_leased(ask, &Shown { token, epoch })
+                let token = lease.token.clone();
+                let epoch = state.epoch().clone();
+                self.foresee_leased(request, &Shown { token, epoch })
             }
             (_, Some(Err(reject))) => {
                 Forecast::Miss { why: None, because: Because::Rejected(*reject) }
@@ -176,34 +180,35 @@ impl Cache {
         }
     }
 
-    /// Where somebody else fills.
-    fn foresee_leased(&self, ask: &Ask, shown: &Shown) -> Forecast {
-        if ask.directives.no_cache {
-            Self::unconfirmed_of(ask, Bypass::NoCache)
-        } else if self.flights.join(&ask.key, shown, ask.circle).is_some() {
+    /// Forecasts a read of a job that another reader is filling. Mirrors `Cache::follow`, but does not
+    /// wait.
+    fn foresee_leased(&self, request: &Ask, version: &Shown) -> Forecast {
+        if request.directives.no_cache {
+            Self::unconfirmed_of(request, Bypass::NoCache)
+        } else if self.flights.join(&request.key, version, request.circle).is_some() {
             Forecast::Join
         } else {
-            Forecast::Pass(Self::else_of(ask, Bypass::Leased))
+            Forecast::Pass(Self::else_of(request, Bypass::Leased))
         }
     }
 
     fn foresee_offer(
         &self,
-        ask: &Ask,
+        request: &Ask,
         entry: &Entry,
         now_ms: i64,
         refusal: Option<Bypass>,
     ) -> Forecast {
-        match self.judge(ask, entry, now_ms, || refusal) {
+        match self.judge(request, entry, now_ms, || refusal) {
             Offer::Hit => Forecast::Hit(entry.ttl(now_ms)),
             Offer::Pass(why) => Forecast::Pass(why),
             Offer::Read { young: false } => {
                 Forecast::Miss { why: Some(Bypass::NoCache), because: Because::Old }
             }
             Offer::Read { young: true } => {
-                let because = match self.prints.standing(entry.audience(), ask.pair, now_ms) {
+                let because = match self.prints.standing(entry.audience(), request.pair, now_ms) {
                     Standing::Lapsed => Because::Lapsed,
-                    _ if entry.audience().has_credential(ask.pair) => Because::OtherForm,
+                    _ if entry.audience().has_credential(request.pair) => Because::OtherForm,
                     _ => Because::Outside,
                 };
                 Forecast::Miss { why: None, because }
@@ -211,10 +216,10 @@ impl Cache {
         }
     }
 
-    /// As [`Cache::unconfirmed`] decides, but for the room that there is.
-    fn unconfirmed_of(ask: &Ask, why: Bypass) -> Forecast {
-        if ask.is_by_itself() {
-            return Forecast::Pass(Self::else_of(ask, why));
+    /// Mirrors [`Cache::unconfirmed`], except that it ignores the limit of flights.
+    fn unconfirmed_of(request: &Ask, why: Bypass) -> Forecast {
+        if request.is_by_itself() {
+            return Forecast::Pass(Self::else_of(request, why));
         }
         Forecast::Miss { why: Some(why), because: Because::Unconfirmed(why) }
     }

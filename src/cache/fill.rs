@@ -1,4 +1,4 @@
-//! From an upstream's response to an entry: who reads for others, and where it is stored.
+//! Turns an upstream response into an entry: shares it with the readers that wait, and stores it.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::{
     store::{Fill, Key, Lease, Replacement, Seen, StoreError},
 };
 
-/// The part of a reader who reads the upstream for others.
+/// Held by a reader that reads the upstream for itself and all that join.
 #[derive(Debug)]
 pub struct Lead {
     leader: Leader,
@@ -33,29 +33,29 @@ pub struct Lead {
     circle: Pair,
 }
 
-/// Where what is read may be stored.
+/// Where the response may be stored.
 #[derive(Debug)]
 pub(super) enum Target {
-    /// The lookup was not confirmed.
+    /// Nowhere, because the lookup was not confirmed.
     Nowhere,
-    /// Under a lease.
+    /// Under a key that is leased.
     Lease(Lease),
-    /// On an entry that was there and not for this reader: it is widened if the upstream gives this
-    /// reader the same, else replaced.
+    /// In place of an entry that was no hit for this reader. The audience is widened if the upstream
+    /// gives this reader the same response; otherwise the entry is replaced.
     Entry(Box<Known>),
 }
 
-/// An entry that a reader has seen, and what it stood as in the store.
+/// An entry that a reader has found, with the value that the store had for it.
 #[derive(Debug)]
 pub struct Known {
     pub(super) entry: Arc<Entry>,
     pub(super) seen: Seen,
 }
 
-/// What may still follow an answer.
+/// A response that has been shared with its followers and can now be [stored](Cache::fill).
 #[derive(Debug)]
 pub struct Landed {
-    /// What was read.
+    /// The response as an entry.
     pub entry: Arc<Entry>,
     target: Target,
     freshness: Freshness,
@@ -65,19 +65,19 @@ pub struct Landed {
     refresh: bool,
 }
 
-/// Why a flight brings nothing that can be shared.
+/// Why a flight has no result that can be shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Abandoned {
     /// The response may not be stored.
     Unstorable(NoStore),
-    /// The upstream gave none, or none that was whole.
+    /// The upstream gave no response or an incomplete one.
     Unanswered,
-    /// The upstream was not asked: other routes or rules have come into force.
+    /// The upstream was not asked, because other routes or rules have come into force.
     Superseded,
 }
 
 impl Abandoned {
-    /// The word for events.
+    /// Returns the word for events.
     fn as_str(self) -> &'static str {
         match self {
             Self::Unstorable(why) => why.as_str(),
@@ -88,12 +88,12 @@ impl Abandoned {
 }
 
 impl Lead {
-    pub(super) fn new(ask: &Ask, leader: Leader, target: Target, why: Option<Bypass>) -> Self {
-        let (key, pair, circle) = (ask.key.clone(), ask.pair, ask.circle);
-        Self { leader, target, why, key, pair, circle }
+    pub(super) fn new(request: &Ask, leader: Leader, target: Target, why: Option<Bypass>) -> Self {
+        let key = request.key.clone();
+        Self { leader, target, why, key, pair: request.pair, circle: request.circle }
     }
 
-    /// Why the cache was not asked, if it was not.
+    /// Returns why a confirmed lookup was not possible or not wanted, if so.
     pub fn why(&self) -> Option<Bypass> {
         self.why
     }
@@ -103,34 +103,39 @@ impl Lead {
         self.leader.turn().await;
     }
 
-    /// Names the span of the read to those who join it.
-    pub fn led_by(&self, flight: &Span) {
-        self.leader.led_by(flight);
+    /// Sets the span of the read, for its followers.
+    pub fn led_by(&self, span: &Span) {
+        self.leader.led_by(span);
     }
 
-    /// Nobody else is to wait for this read any longer. It may still be stored.
+    /// Releases the followers of this read, and prevents others from joining. The response may still
+    /// be stored.
     pub fn vacate(&self) {
         self.leader.vacate();
     }
 }
 
 impl Cache {
-    /// Whether a response may be stored and shared, from its head.
+    /// Decides from its head whether a response may be stored and shared.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason if it may not.
     pub fn storable(&self, head: &response::Parts) -> Result<Freshness, NoStore> {
         policy::freshness(head, &self.policy, clock::now())
     }
 
-    /// Largest body that is stored, in bytes.
+    /// Returns the size of the largest body that is stored, in bytes.
     pub fn max_body(&self) -> usize {
         self.policy.max_body
     }
 
-    /// Where the bytes of responses on their way into the cache are counted.
+    /// Returns the quota for the memory of responses that are being read into the cache.
     pub fn captured(&self) -> &Arc<Room> {
         &self.captured
     }
 
-    /// Shares a complete response with everybody who joined.
+    /// Shares a complete response with all followers.
     pub fn land(
         &self,
         lead: Lead,
@@ -138,22 +143,22 @@ impl Cache {
         body: Bytes,
         freshness: Freshness,
     ) -> Landed {
-        let Lead { leader, target, key, pair, why, .. } = lead;
+        let Lead { leader, target, key, pair: caller, why, .. } = lead;
         let freshness = freshness.with_body(&body, &self.policy);
         let asked_at_ms = match &target {
             Target::Nowhere => self.store.now_ms(),
             Target::Lease(lease) => lease.granted_at_ms(),
             Target::Entry(known) => known.seen.now_ms,
         };
-        let entry = Arc::new(Entry::new(head, body, freshness, pair, asked_at_ms));
+        let entry = Arc::new(Entry::new(head, body, freshness, caller, asked_at_ms));
         leader.land(Arc::clone(&entry));
         let refresh = why == Some(Bypass::NoCache);
-        Landed { entry, target, freshness, leader, key, pair, refresh }
+        Landed { entry, target, freshness, leader, key, pair: caller, refresh }
     }
 
-    /// Stores what has landed. A store error is counted, logged and of no consequence.
+    /// Stores a response that was shared. A store error is counted and logged, and has no other effect.
     pub async fn fill(&self, landed: Landed) -> Option<Fill> {
-        let Landed { entry, target, freshness, leader, key, pair, refresh } = landed;
+        let Landed { entry, target, freshness, leader, key, pair: caller, refresh } = landed;
         let stored = match &target {
             Target::Entry(known) if !refresh && known.entry.is_same_as(&entry) => What::Admitted,
             Target::Entry(_) => What::Replaced,
@@ -169,16 +174,16 @@ impl Cache {
             }
             Target::Entry(known) if stored == What::Admitted => {
                 let generation = known.entry.generation();
-                self.store.admit(&key, &known.seen, generation, &pair.to_hex()).await
+                self.store.admit(&key, &known.seen, generation, &caller.to_hex()).await
             }
             Target::Entry(known) => self.replace(&key, &known, &entry, refresh).await,
         };
-        // Until here readers who were shown our token could still join.
+        // Until now, readers that have seen this token in the store could still join.
         drop(leader);
         let outcome = match &filled {
             Ok(Fill::Stored) => "stored",
-            // Our client asked before the write that revoked us was answered, so it may have this
-            // body. No later reader may.
+            // The client of this read asked before the revoking write was answered, so it may have
+            // this body. No later reader may.
             Ok(Fill::Revoked) => "revoked",
             Err(error) => {
                 debug!(%error, "fill failed; the response was served uncached");
@@ -204,28 +209,28 @@ impl Cache {
         }
         let compressed = self.compressed(entry).await;
         let meta = entry.meta(&self.store.token(), &known.seen.epoch, compressed.as_ref());
-        let (body, expires_at_ms) =
-            (compressed.as_ref().unwrap_or(entry.body()), entry.expires_at_ms());
-        let new = Replacement { body, meta: &meta, expires_at_ms };
+        let body = compressed.as_ref().unwrap_or(entry.body());
+        let new = Replacement { body, meta: &meta, expires_at_ms: entry.expires_at_ms() };
         self.store.replace(key, &known.seen, known.entry.generation(), new).await
     }
 
-    /// What a large body is to be stored as. Not on a thread that serves: a megabyte takes milliseconds.
+    /// Compresses a large body for the store, if that makes it smaller. Runs on the blocking pool: a
+    /// megabyte takes milliseconds.
     async fn compressed(&self, entry: &Arc<Entry>) -> Option<Bytes> {
         let above = self.settings.compress_above?;
         if entry.body().len() <= above {
             return None;
         }
         let entry = Arc::clone(entry);
-        // Without it the body is stored as it is.
+        // If the task fails, the body is stored uncompressed.
         spawn_blocking(move || entry.compressed()).await.ok().flatten()
     }
 
-    /// Gives up a flight whose response cannot be shared. Where the reason lies in the response the next
-    /// readers need not queue.
+    /// Gives up a flight without a response that can be shared. If the reason lies in the response, the
+    /// next readers do not queue (hit-for-miss).
     pub async fn abandon(&self, lead: Lead, why: Abandoned) {
         if let Abandoned::Unstorable(why) = why {
-            // For want of room it was not stored now, and may be the next time.
+            // Memory may be free the next time.
             if why != NoStore::Memory {
                 self.uncacheable.add((lead.key.clone(), lead.circle));
             }

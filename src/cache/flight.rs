@@ -1,20 +1,21 @@
-//! Flights: one upstream read, many readers.
+//! Flights: one upstream read, many readers (single-flight).
 //!
-//! There are two kinds, and the difference is what keeps promise 1:
+//! There are two kinds. The difference keeps promise 1, never stale:
 //!
-//! - A **confirmed** flight is joined by what the store has just shown ([`Shown`]): the token of the
-//!   lease it fills, or the generation of the entry it verifies. While the store shows that, no
-//!   invalidation has run since the flight's upstream read began.
+//! - A **confirmed** flight is joined by the version that the store has just shown ([`Shown`]): the
+//!   token of the lease that the flight fills, or the generation of the entry that it verifies. As
+//!   long as the store shows that version, no invalidation has run since the flight's upstream read
+//!   began.
 //! - Without a confirmed lookup (store down, fenced, pending) a reader may join only a read that
-//!   starts after it arrived. So at most one read runs and one is **next**, for each job and
-//!   circle; who arrives while one runs shares the next.
+//!   starts after the reader arrived. So for each job and coalesce key at most one read runs and one
+//!   is **next**. Readers that arrive while one runs share the next.
 //!
-//! A circle is who may be given the same answer ([`Prints::circle`]).
+//! Requests with the same coalesce key may get the same response ([`Prints::circle`]).
 //!
 //! [`Prints::circle`]: super::audience::Prints::circle
 //!
-//! Followers share only what may be stored. A leader that dies, by panic or abort, sends its
-//! followers on their own way.
+//! Followers share only responses that may be stored. If a leader panics or is aborted, each of its
+//! followers reads for itself.
 
 use std::{
     collections::{HashMap, hash_map::Entry as Slot},
@@ -35,23 +36,23 @@ use crate::{
     store::{Epoch, Key, Token},
 };
 
-/// What a flight has brought so far, and its span, for those who join it.
+/// State and span of a flight, as its followers see them.
 #[derive(Debug)]
 struct Flown {
     landing: Landing,
     span: Span,
 }
 
-/// What a flight has brought so far.
+/// State of a flight.
 #[derive(Clone, Debug)]
 enum Landing {
     InTheAir,
-    /// It takes longer than anybody should wait for somebody else's sake.
+    /// The read takes longer than a follower should wait.
     Late,
     Landed(Arc<Entry>),
 }
 
-/// A reader's hold on another reader's flight.
+/// A follower's handle of a flight.
 #[derive(Clone, Debug)]
 pub struct Flight(watch::Receiver<Flown>);
 
@@ -62,12 +63,12 @@ impl Flown {
 }
 
 impl Flight {
-    /// Waits for the flight; `None` if it brought nothing that can be shared.
+    /// Waits for the result of the flight; `None` if there is none that can be shared.
     pub async fn landed(mut self) -> Option<Arc<Entry>> {
-        let in_the_air = |flown: &Flown| matches!(flown.landing, Landing::InTheAir);
-        let flown = self.0.wait_for(|flown| !in_the_air(flown)).await.ok()?;
-        spans::follow(&flown.span);
-        match &flown.landing {
+        let is_pending = |progress: &Flown| matches!(progress.landing, Landing::InTheAir);
+        let progress = self.0.wait_for(|progress| !is_pending(progress)).await.ok()?;
+        spans::follow(&progress.span);
+        match &progress.landing {
             Landing::Landed(entry) => Some(Arc::clone(entry)),
             Landing::InTheAir | Landing::Late => None,
         }
@@ -78,21 +79,22 @@ impl Flight {
 #[derive(Debug)]
 pub struct Flights {
     confirmed: Mutex<HashMap<Key, Vec<Confirmed>>>,
-    /// Tells leaders apart.
+    /// Number of the next leader.
     count: AtomicU64,
     unleased: Mutex<HashMap<(Key, Pair), Queue>>,
-    /// How many there may be.
+    /// Limits the number of flights.
     room: Arc<Room>,
 }
 
-/// What the store shows of a job: the token of a lease or the generation of an entry, in the epoch of
-/// the connection that showed it. In another epoch it may be back from a snapshot that knows nothing
-/// of an invalidation.
+/// Version of a job that the store has shown.
+///
+/// The epoch belongs to the version: in another epoch the same token may have come back from a
+/// snapshot that was taken before an invalidation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
-    /// The token.
+    /// Token of a lease, or generation of an entry.
     pub token: Token,
-    /// The epoch.
+    /// Epoch of the connection that showed the token.
     pub epoch: Epoch,
 }
 
@@ -105,18 +107,18 @@ struct Confirmed {
 }
 
 impl Confirmed {
-    fn serves(&self, shown: &Shown, circle: Pair) -> bool {
-        (self.shown.token == shown.token || mutants::is(Mutant::JoinById))
-            && (self.shown.epoch == shown.epoch || mutants::is(Mutant::JoinAcrossEpochs))
-            && self.circle == circle
+    fn serves(&self, version: &Shown, coalesce_key: Pair) -> bool {
+        (self.shown.token == version.token || mutants::is(Mutant::JoinById))
+            && (self.shown.epoch == version.epoch || mutants::is(Mutant::JoinAcrossEpochs))
+            && self.circle == coalesce_key
     }
 }
 
-/// The reads of one job and circle without a confirmed lookup.
+/// The reads without a confirmed lookup, for one job and coalesce key.
 #[derive(Debug)]
 struct Queue {
     running: u64,
-    /// What the one that runs will bring. Nobody may join it: it began before they came.
+    /// The flight of the running read. No reader may join it: it began before they arrived.
     running_flight: Flight,
     next: Option<Next>,
 }
@@ -128,7 +130,7 @@ struct Next {
     flight: Flight,
 }
 
-/// The one who reads the upstream for a flight.
+/// Held by the reader that reads the upstream for a flight. The flight ends when it is dropped.
 #[derive(Debug)]
 pub struct Leader {
     landing: watch::Sender<Flown>,
@@ -145,79 +147,91 @@ enum Seat {
     Unleased((Key, Pair), u64),
 }
 
-/// How a reader without a confirmed lookup gets its answer.
+/// The part of a reader in a flight.
 #[derive(Debug)]
 pub enum Ticket {
-    /// By reading the upstream, when its turn comes.
+    /// The reader reads the upstream, when its turn comes.
     Lead(Leader),
-    /// With a read that has not begun yet.
+    /// The reader shares another reader's upstream read.
     Join(Flight),
-    /// By itself: there are as many flights as may be.
+    /// The reader reads for itself: the limit of flights is reached.
     Full,
 }
 
 impl Flights {
-    /// None yet, and at most as many as there is room for.
-    pub fn within(room: Arc<Room>) -> Self {
-        let (confirmed, unleased) = (Mutex::default(), Mutex::default());
-        Self { confirmed, count: AtomicU64::default(), unleased, room }
+    /// Creates an empty set of flights. `quota` limits their number.
+    pub fn within(quota: Arc<Room>) -> Self {
+        Self {
+            confirmed: Mutex::default(),
+            count: AtomicU64::default(),
+            unleased: Mutex::default(),
+            room: quota,
+        }
     }
 
-    /// Joins the flight of what the store has just shown, or starts it.
-    pub fn share(self: &Arc<Self>, key: &Key, shown: Shown, circle: Pair) -> Ticket {
+    /// Joins the confirmed flight of a version that the store has just shown, or starts it.
+    pub fn share(self: &Arc<Self>, key: &Key, version: Shown, coalesce_key: Pair) -> Ticket {
         let mut confirmed = lock(&self.confirmed);
         let flights = confirmed.entry(key.clone()).or_default();
-        if let Some(found) = flights.iter().find(|flight| flight.serves(&shown, circle)) {
+        if let Some(found) = flights.iter().find(|flight| flight.serves(&version, coalesce_key)) {
             return Ticket::Join(found.flight.clone());
         }
-        let Some(held) = self.room.take(1) else {
+        let Some(permit) = self.room.take(1) else {
             if flights.is_empty() {
                 confirmed.remove(key);
             }
             return Ticket::Full;
         };
-        let (landing, flight) = watch::channel(Flown::begins());
+        let (progress, flight) = watch::channel(Flown::begins());
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        flights.push(Confirmed { number, shown, circle, flight: Flight(flight) });
-        let seat = Seat::Confirmed(key.clone(), number);
-        Ticket::Lead(Leader { landing, turn: None, seat, flights: Arc::clone(self), held })
+        let flight = Flight(flight);
+        flights.push(Confirmed { number, shown: version, circle: coalesce_key, flight });
+        Ticket::Lead(Leader {
+            landing: progress,
+            turn: None,
+            seat: Seat::Confirmed(key.clone(), number),
+            flights: Arc::clone(self),
+            held: permit,
+        })
     }
 
-    /// The flight of what the store has just shown, if there is one here.
-    pub fn join(&self, key: &Key, shown: &Shown, circle: Pair) -> Option<Flight> {
+    /// Joins the confirmed flight of a version that the store has just shown, if there is one here.
+    pub fn join(&self, key: &Key, version: &Shown, coalesce_key: Pair) -> Option<Flight> {
         let confirmed = lock(&self.confirmed);
-        let found = confirmed.get(key)?.iter().find(|flight| flight.serves(shown, circle))?;
+        let flights = confirmed.get(key)?;
+        let found = flights.iter().find(|flight| flight.serves(version, coalesce_key))?;
         Some(found.flight.clone())
     }
 
-    /// Any flight of a job: what nobody may join by.
+    /// Returns any flight of a job. Joining it is wrong: only a mutant does so.
     pub fn any(&self, key: &Key) -> Option<Flight> {
         Some(lock(&self.confirmed).get(key)?.first()?.flight.clone())
     }
 
-    /// A local write or purge: nobody joins the flights of this job any more. Says how many there were.
+    /// Detaches the confirmed flights of a job after a local write or purge: no reader can join them
+    /// any more. Returns how many there were.
     pub fn detach(&self, key: &Key) -> usize {
         lock(&self.confirmed).remove(key).map_or(0, |flights| flights.len())
     }
 
-    /// A purge of all.
+    /// Detaches all confirmed flights, after a purge of all. Returns how many there were.
     pub fn detach_all(&self) -> usize {
         let flights = std::mem::take(&mut *lock(&self.confirmed));
         flights.values().map(Vec::len).sum()
     }
 
     /// Leads or joins a read that begins after now.
-    pub fn next(self: &Arc<Self>, key: Key, circle: Pair) -> Ticket {
-        let name = (key, circle);
-        let (landing, flight) = watch::channel(Flown::begins());
+    pub fn next(self: &Arc<Self>, key: Key, coalesce_key: Pair) -> Ticket {
+        let name = (key, coalesce_key);
+        let (progress, flight) = watch::channel(Flown::begins());
         let flight = Flight(flight);
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let mut queues = lock(&self.unleased);
-        let held;
+        let permit;
         let turn = match queues.entry(name.clone()) {
             Slot::Vacant(slot) => {
-                let Some(place) = self.room.take(1) else { return Ticket::Full };
-                held = place;
+                let Some(taken) = self.room.take(1) else { return Ticket::Full };
+                permit = taken;
                 slot.insert(Queue { running: number, running_flight: flight, next: None });
                 None
             }
@@ -229,33 +243,38 @@ impl Flights {
                 if let Some(next) = &queue.next {
                     return Ticket::Join(next.flight.clone());
                 }
-                let Some(place) = self.room.take(1) else { return Ticket::Full };
-                held = place;
+                let Some(taken) = self.room.take(1) else { return Ticket::Full };
+                permit = taken;
                 let (go, turn) = oneshot::channel();
                 queue.next = Some(Next { number, go, flight });
                 Some(turn)
             }
         };
-        let seat = Seat::Unleased(name, number);
-        Ticket::Lead(Leader { landing, turn, seat, flights: Arc::clone(self), held })
+        Ticket::Lead(Leader {
+            landing: progress,
+            turn,
+            seat: Seat::Unleased(name, number),
+            flights: Arc::clone(self),
+            held: permit,
+        })
     }
 
-    fn leave(&self, seat: &Seat) {
-        match seat {
+    fn leave(&self, slot: &Seat) {
+        match slot {
             Seat::Confirmed(key, number) => {
                 let mut confirmed = lock(&self.confirmed);
-                if let Slot::Occupied(mut slot) = confirmed.entry(key.clone()) {
-                    slot.get_mut().retain(|flight| flight.number != *number);
-                    if slot.get().is_empty() {
-                        slot.remove();
+                if let Slot::Occupied(mut flights) = confirmed.entry(key.clone()) {
+                    flights.get_mut().retain(|flight| flight.number != *number);
+                    if flights.get().is_empty() {
+                        flights.remove();
                     }
                 }
             }
             Seat::Unleased(name, number) => {
-                if let Slot::Occupied(mut slot) = lock(&self.unleased).entry(name.clone())
-                    && !slot.get_mut().leave(*number)
+                if let Slot::Occupied(mut queue) = lock(&self.unleased).entry(name.clone())
+                    && !queue.get_mut().leave(*number)
                 {
-                    slot.remove();
+                    queue.remove();
                 }
             }
         }
@@ -263,50 +282,50 @@ impl Flights {
 }
 
 impl Queue {
-    /// A leader is done, or dead; says whether anybody is left.
+    /// Removes a leader that is done or was dropped. Returns whether the queue is still in use.
     fn leave(&mut self, number: u64) -> bool {
         if self.running != number {
-            // The next one gave up before its turn.
+            // The next leader gave up before its turn.
             self.next.take_if(|next| next.number == number);
             return true;
         }
         let Some(next) = self.next.take() else { return false };
         (self.running, self.running_flight) = (next.number, next.flight);
-        // If its leader is gone as well, its own `leave` comes after this one.
+        // If the next leader is gone as well, its own `leave` follows this one.
         let _ = next.go.send(());
         true
     }
 }
 
 impl Leader {
-    /// Waits until the read may begin. Who joined before that is covered by it.
+    /// Waits until the read may begin. The read is valid for every reader that joined before that.
     pub async fn turn(&mut self) {
         if let Some(turn) = self.turn.take() {
-            // An error means that the queue is gone, and nobody is ahead.
+            // An error means that the queue is gone, so no read is ahead of this one.
             let _ = turn.await;
         }
     }
 
-    /// Sends everybody who waits on their own way, and lets the next read begin: the body of this one
-    /// streams, and may take for ever.
+    /// Releases the followers, which then read for themselves, and lets the next read begin. Used when
+    /// the body is streamed and may never end.
     pub fn vacate(&self) {
         self.lands(Landing::Late);
         self.flights.leave(&self.seat);
     }
 
-    /// Shares what was read with everybody who joined, and who joins until the leader is dropped.
+    /// Shares the entry with all followers, including those that join before the leader is dropped.
     pub fn land(&self, entry: Arc<Entry>) {
         self.lands(Landing::Landed(entry));
     }
 
-    fn lands(&self, landing: Landing) {
-        self.landing.send_modify(|flown| flown.landing = landing);
+    fn lands(&self, state: Landing) {
+        self.landing.send_modify(|progress| progress.landing = state);
     }
 
-    /// Names the span of the read to those who join.
-    pub fn led_by(&self, flight: &Span) {
-        if !flight.is_disabled() {
-            self.landing.send_modify(|flown| flown.span = flight.clone());
+    /// Sets the span of the read, for its followers.
+    pub fn led_by(&self, span: &Span) {
+        if !span.is_disabled() {
+            self.landing.send_modify(|progress| progress.span = span.clone());
         }
     }
 }
@@ -318,7 +337,7 @@ impl Drop for Leader {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that holds the lock panics half-way through a change.
+    // A poisoned lock is safe to use: no code that holds it can panic in the middle of a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -368,7 +387,6 @@ mod tests {
         }
     }
 
-    /// At most so many.
     fn flights(limit: usize) -> Arc<Flights> {
         Arc::new(Flights::within(Room::new(limit, Gauge::default(), Counter::default())))
     }
@@ -411,7 +429,7 @@ mod tests {
         });
         aborted.abort();
         next.turn().await;
-        // It runs now: who comes later waits for one that begins after them.
+        // The next read runs now: later readers wait for one that begins after they arrived.
         let later = leads(flights.next(key(), circle()));
         drop(next);
         assert!(follower.landed().await.is_none());

@@ -1,6 +1,6 @@
-//! What forgets jobs: writes that pass through, and purges on request.
+//! Invalidates jobs: for writes that pass through, and for purges on request.
 //!
-//! It does not know who asks, nor which jobs a write reaches: `proxy` and `admin` say.
+//! The callers in `proxy` and `admin` decide which jobs a write changes and who may purge.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,13 +17,13 @@ use crate::{
 /// Whether the outcome of a write is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The upstream has answered, whatever it said, or has never seen the write.
+    /// The upstream has answered, with any status, or has never seen the write.
     Known,
-    /// It may commit yet.
+    /// The upstream may still commit the write.
     Unknown,
 }
 
-/// Where an invalidation came from; a label of its metric.
+/// Cause of an invalidation; a label of its metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Write,
@@ -34,47 +34,48 @@ pub(super) enum Source {
     Evidence,
 }
 
-/// What a purge of some jobs came to.
+/// Result of a purge of some jobs.
 #[derive(Clone, Debug)]
 pub struct Purge {
-    /// For all of them taken together.
+    /// Result in the store for all the jobs together.
     pub ended: Ended,
-    /// For each, in their order.
+    /// One receipt for each job, in the order of the request.
     pub receipts: Vec<Receipt>,
 }
 
-/// What a purge found of one job.
+/// State of one job before it was purged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// In the store; none where it has not confirmed the purge.
+    /// State in the store; `None` if the store has not confirmed the purge.
     pub was: Option<Was>,
-    /// Reads of the upstream under way here that nobody may join any more.
+    /// Number of flights in this process. They go on, but no reader can join them any more.
     pub flights: usize,
-    /// Whether there was an entry in this process.
+    /// Whether there was a near entry in this process.
     pub near: bool,
 }
 
-/// What a purge of all came to.
+/// Result of a purge of all jobs.
 #[derive(Clone, Copy, Debug)]
 pub struct PurgeAll {
-    /// In the store.
+    /// Result in the store.
     pub ended: Ended,
-    /// Reads of the upstream under way here that nobody may join any more.
+    /// Number of flights in this process. They go on, but no reader can join them any more.
     pub flights: usize,
-    /// Entries in this process.
+    /// Number of near entries that were in this process.
     pub near: usize,
 }
 
-/// How the end of a write is told of which nobody knows whether the upstream carried it out.
+/// Event reason for the end of a write with an unknown outcome.
 pub const OUTCOME_UNKNOWN: &str = "outcome-unknown";
 
-/// A purge died, which is a fault of ours: nothing is known to be confirmed, nor to be queued.
+/// The task of a purge failed, which is a bug in jobcache: the purge may be neither confirmed nor
+/// queued for a retry.
 #[derive(Debug, thiserror::Error)]
-#[error("the purge died")]
+#[error("the task of the purge failed")]
 pub struct Died;
 
 fn died(error: &JoinError) -> Died {
-    error!(%error, "a purge died; nothing is known to be purged or queued");
+    error!(%error, "the task of a purge failed; the purge may be neither confirmed nor queued");
     Died
 }
 
@@ -90,17 +91,17 @@ impl Cache {
         self.store.begin(keys, self.settings.fence, budget).await
     }
 
-    /// A write of which it is not known yet what it changes.
+    /// Creates a write before its jobs are known. Nothing is fenced for it.
     pub fn unfenced(&self) -> Write {
         self.store.unfenced(self.settings.fence)
     }
 
-    /// Adds jobs that a write turns out to have changed.
+    /// Adds jobs to a write that turns out to have changed them. They are invalidated at its end.
     pub fn widen(&self, write: &mut Write, ids: &[JobId]) {
         write.widen(ids.iter().map(|id| self.key(id)));
     }
 
-    /// Keeps the fence of a long write standing; never returns.
+    /// Renews the fence of a long write again and again; never returns.
     pub async fn keep_fenced(&self, write: &Write) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(self.settings.fence / 2).await;
@@ -110,14 +111,14 @@ impl Cache {
 
     /// Invalidates the jobs of a write, before it is answered.
     ///
-    /// A write has one budget on its way in and one on its way out. What a slow `begin` has spent
-    /// says nothing of the store now, long after, and without time an end cannot be confirmed.
+    /// A write has one budget for its beginning and another for its end. The time that a slow `begin`
+    /// took says nothing about the store now, much later, and an end cannot be confirmed without time.
     pub async fn end(&self, write: &Write, outcome: Outcome) -> Ended {
         self.invalidate(write, outcome, Source::Write).await
     }
 
-    /// Invalidates them once more, when the upstream's answer has come to its end: it may commit
-    /// while it sends.
+    /// Invalidates the jobs of a write again when the body of the response has ended: the upstream may
+    /// commit while it sends.
     pub async fn end_again(&self, write: &Write, outcome: Outcome) -> Ended {
         self.invalidate(write, outcome, Source::WriteBody).await
     }
@@ -144,13 +145,17 @@ impl Cache {
         }
     }
 
-    /// Invalidates jobs on request. Who asked may hang up: it is carried out all the same.
+    /// Purges jobs on request. The purge is carried out even if the returned future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the task of the purge panics or is cancelled.
     pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: By) -> Result<Purge, Died> {
         let keys = ids.iter().map(|id| self.key(id)).collect();
         self.purge_keys(keys, Source::Purge, by).await
     }
 
-    /// The same, for that reason.
+    /// Purges the jobs of these keys for any reason, as [`Cache::purge`] does.
     pub(super) async fn purge_keys(
         self: &Arc<Self>,
         keys: Vec<Key>,
@@ -159,7 +164,8 @@ impl Cache {
     ) -> Result<Purge, Died> {
         let cache = Arc::clone(self);
         let purge = async move {
-            // The news of what the store is about to drop may be here before its answer.
+            // Checked first: Redis may report the change, which evicts the near entry, before it
+            // replies to the purge.
             let near = |key: &Key| cache.near.as_ref().is_some_and(|near| near.holds(key));
             let near: Vec<bool> = keys.iter().map(near).collect();
             let Purged { ended, was } =
@@ -174,7 +180,11 @@ impl Cache {
         self.store.spawn(purge).await.map_err(|error| died(&error))
     }
 
-    /// Invalidates every job, as [`Cache::purge`] does some.
+    /// Purges all jobs on request, as [`Cache::purge`] does some.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the task of the purge panics or is cancelled.
     pub async fn purge_all(self: &Arc<Self>, by: By) -> Result<PurgeAll, Died> {
         let cache = Arc::clone(self);
         let purge = async move {
@@ -191,7 +201,8 @@ impl Cache {
         self.store.spawn(purge).await.map_err(|error| died(&error))
     }
 
-    /// What this process has of these jobs is out of date. Says how many flights there were of each.
+    /// Detaches the flights and evicts the near entries of these jobs. Returns how many flights each
+    /// job had.
     fn detach(&self, keys: &[Key]) -> Vec<usize> {
         let flights = keys.iter().map(|key| self.flights.detach(key)).collect();
         if let Some(near) = &self.near {
@@ -225,7 +236,7 @@ impl Cache {
                 source,
                 pending,
                 suppressed,
-                "an invalidation was not confirmed in time; its jobs are bypassed until it is"
+                "an invalidation was not confirmed in time; its jobs bypass the cache until it is"
             );
         }
     }

@@ -1,64 +1,65 @@
-//! Job ids and the spellings an upstream may read as one.
+//! Job ids and the spellings that an upstream may read as the same id.
 //!
 //! An upstream may know one job under many spellings: `7`, `007`, `%37`, or a UUID in either case.
-//! An entry stored under one spelling would survive a write under another, so reads and writes are
-//! treated unlike:
+//! An entry stored under one spelling would survive a write under another. So reads and writes are
+//! treated differently:
 //!
-//! - A read is cached under the canonical spelling only ([`JobId::canonical`]). An id that some
-//!   common parser takes for another one passes, even where this upstream would not.
-//! - A write invalidates whatever any reading of its spelling gives ([`readings`]).
+//! - A read is cached only under the canonical spelling ([`JobId::canonical`]). An id that some
+//!   common parser reads as another id bypasses the cache, even if this upstream would not read it so.
+//! - A write invalidates every id that any parser may read from its spelling ([`readings`]).
 //!
-//! So a reading that is too generous costs a miss; one that is too narrow costs a stale answer.
+//! So accepting one spelling too many costs a miss, and missing one costs a stale answer.
 //!
-//! What reads ids otherwise than byte by byte, and is covered: UUID parsers (Python, Java, .NET and
-//! the `uuid` crate: case, hyphens, braces, `urn:uuid:`), integer parsers (Python, pydantic, Go,
-//! JavaScript: sign, leading zeros, `_` between digits, a zero fraction, white space), format
-//! suffixes (Rails and Django REST: `7.json`), percent and form encoding, matrix parameters.
-//! What is not: upstreams that compare ids without regard to case, that read a numeric prefix
+//! These ways to read an id are covered: UUID parsers (Python, Java, .NET and the `uuid` crate: case,
+//! hyphens, braces, `urn:uuid:`), integer parsers (Python, pydantic, Go, JavaScript: sign, leading
+//! zeros, `_` between digits, a zero fraction, white space), format suffixes (Rails and Django REST:
+//! `7.json`), percent and form encoding, matrix parameters.
+//!
+//! Not covered: upstreams that compare ids without regard to case, or that read a numeric prefix
 //! (`parseInt("7abc")`), exponents and radix prefixes (`1e3`, `0x7`), or digits outside ASCII.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use percent_encoding::percent_decode_str;
 
-/// Longest id, in bytes. Everything longer passes uncached.
+/// Length of the longest id, in bytes. Reads with a longer one bypass the cache.
 pub const MAX_ID_LEN: usize = 128;
 
-/// How often a spelling is percent-decoded: once by a gateway, once by a framework, and one to
-/// spare. It bounds [`readings`]: a round yields at most four texts, a text at most six ids.
+/// How often a spelling is percent-decoded: once for a gateway, once for a framework, and once to
+/// spare. This bounds [`readings`]: a round yields at most four texts, and a text at most six ids.
 pub const MAX_DECODES: usize = 3;
 
-/// Longest spelling of a UUID that is looked at, in bytes: `urn:uuid:{8-4-4-4-12}` and some slack
-/// for hyphens in odd places.
+/// Longest text that is parsed as a UUID, in bytes: `urn:uuid:{8-4-4-4-12}` and some slack for extra
+/// hyphens.
 const MAX_UUID_LEN: usize = 96;
 
-/// Suffixes that a framework takes off the id and reads as the format of the answer.
+/// Suffixes that frameworks strip from the id and read as the format of the answer.
 const FORMATS: [&str; 12] =
     ["api", "csv", "htm", "html", "js", "json", "jsonp", "md", "txt", "xml", "yaml", "yml"];
 
 /// A job id in its canonical spelling: `[A-Za-z0-9._~-]{1,128}`, not `.` or `..`.
 ///
-/// Cheap to clone. Two ids are the same job exactly if they are the same bytes.
+/// Cheap to clone. Two ids name the same job if and only if their bytes are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(Arc<str>);
 
 impl JobId {
-    /// The id, if `raw` is its canonical spelling.
+    /// Returns the id if `raw` is its canonical spelling.
     ///
-    /// `None` also for what some parser would take for another id: a UUID that is not lower-case
-    /// hyphenated 8-4-4-4-12 (so a bare `uuid4().hex` is not cached), a number with leading zeros,
-    /// a sign it does not need, `_` or `.0` (so `20240101_1200` is not cached), or `7.json`.
+    /// Returns `None` also if some parser would read another id from it: a UUID that is not lower-case
+    /// hyphenated 8-4-4-4-12 (so a bare `uuid4().hex` is not cached), a number with leading zeros, an
+    /// unnecessary sign, `_` or `.0` (so `20240101_1200` is not cached), or `7.json`.
     pub fn canonical(raw: &str) -> Option<Self> {
         Self::is_canonical(raw).then(|| Self(raw.into()))
     }
 
-    /// Whether it is an id's canonical spelling.
+    /// Returns whether `raw` is the canonical spelling of an id.
     pub fn is_canonical(raw: &str) -> bool {
         let same = |reading: Option<String>| reading.is_none_or(|id| id == raw);
         is_usual(raw) || is_id(raw) && same(uuid(raw)) && same(integer(raw)) && stem(raw).is_none()
     }
 
-    /// The canonical spelling.
+    /// Returns the canonical spelling.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -70,12 +71,12 @@ impl fmt::Display for JobId {
     }
 }
 
-/// Every id that some reading of one path segment, or of one id in a purge, gives.
+/// Returns every id that some parser reads from a path segment or from an id in a purge.
 ///
-/// Canonical, without repeats, the most literal reading first, bounded by [`MAX_DECODES`]. Empty
-/// if no reading is an id: then nothing can be cached under it either.
+/// The ids are canonical and distinct, the most literal one comes first, and their number is bounded
+/// by [`MAX_DECODES`]. If there are none, nothing can be cached under the segment either.
 pub fn readings(segment: &str) -> Vec<JobId> {
-    // Canonical means that every reading is the spelling itself.
+    // Every parser reads a canonical spelling as itself.
     if let Some(id) = JobId::canonical(segment) {
         return vec![id];
     }
@@ -92,10 +93,10 @@ pub fn readings(segment: &str) -> Vec<JobId> {
     ids
 }
 
-/// Adds what `text` gives without decoding: whole and without its parameters, with `+` as it is
-/// and as the space of a form.
+/// Adds the ids that `text` gives without decoding: with and without its parameters, with `+` kept
+/// and with `+` read as a space (form encoding).
 fn read_text(text: &str, ids: &mut Vec<JobId>) {
-    // Decoding may bring forth a `?` or `#` that a second parser takes for the end of the path.
+    // Decoding may produce a `?` or `#`, which a second parser reads as the end of the path.
     let bare = text.split([';', '?', '#']).next().unwrap_or_default();
     for spelling in [text, bare] {
         read_spelling(spelling, ids);
@@ -105,7 +106,7 @@ fn read_text(text: &str, ids: &mut Vec<JobId>) {
     }
 }
 
-/// Adds what one spelling gives, with its format suffix and without.
+/// Adds the ids that one spelling gives, with and without its format suffix.
 fn read_spelling(spelling: &str, ids: &mut Vec<JobId>) {
     let trimmed = spelling.trim_matches(|c: char| c.is_whitespace() || c.is_control());
     for text in [Some(trimmed), stem(trimmed)].into_iter().flatten() {
@@ -120,13 +121,13 @@ fn read_spelling(spelling: &str, ids: &mut Vec<JobId>) {
     }
 }
 
-/// Whether `raw` is what nearly every id is, and canonical at a glance: a UUID or a number as their
-/// own parsers write them. It saves the copies that [`uuid`] and [`integer`] make, a tenth of what a
-/// hit cost.
+/// Returns whether `raw` is plainly canonical, as nearly every id is: a UUID or a number in its usual
+/// format. This saves the copies that [`uuid`] and [`integer`] make, which were a tenth of the cost of
+/// a hit.
 fn is_usual(raw: &str) -> bool {
     let is_hex = |bytes: &[u8]| bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     match raw.as_bytes() {
-        // Another parser than that of numbers takes 32 digits for a UUID.
+        // 32 digits are excluded: a UUID parser accepts them.
         [b'1'..=b'9', rest @ ..] if rest.len() < 31 && rest.iter().all(u8::is_ascii_digit) => true,
         id if id.len() == 36 => {
             let hyphens = [8, 13, 18, 23].iter().all(|at| id[*at] == b'-');
@@ -138,21 +139,21 @@ fn is_usual(raw: &str) -> bool {
 }
 
 fn is_id(raw: &str) -> bool {
-    // RFC 3986 2.3, unreserved: the characters that no URI needs to encode.
+    // RFC 3986 2.3, unreserved characters: a URI never needs to encode them.
     let unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-');
     (1..=MAX_ID_LEN).contains(&raw.len())
         && raw.bytes().all(unreserved)
         && !matches!(raw, "." | "..")
 }
 
-/// The canonical UUID, if a UUID parser accepts `text`: 32 hexadecimal digits, with hyphens
-/// anywhere (as Python's), in braces or parentheses, after `urn:uuid:` (RFC 9562 4).
+/// Returns the canonical UUID if a UUID parser accepts `text`: 32 hexadecimal digits, with hyphens
+/// anywhere (Python), in braces or parentheses, after `urn:uuid:` (RFC 9562 4).
 fn uuid(text: &str) -> Option<String> {
     if !(32..=MAX_UUID_LEN).contains(&text.len()) {
         return None;
     }
     let lower = text.to_ascii_lowercase();
-    // Python takes the prefixes out wherever they stand.
+    // Python removes the prefixes at any position.
     let bare = lower.replace("urn:", "").replace("uuid:", "");
     let hex = bare.trim_matches(['{', '}', '(', ')']).replace('-', "");
     if hex.len() != 32 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -162,8 +163,8 @@ fn uuid(text: &str) -> Option<String> {
     Some(groups.join("-"))
 }
 
-/// The canonical number, if an integer parser accepts `text`: no leading zeros, no `+`, no `-0`.
-/// As a string, for ids may exceed every integer type.
+/// Returns the canonical number if an integer parser accepts `text`: no leading zeros, no `+`, no
+/// `-0`. It is a string because ids may exceed every integer type.
 fn integer(text: &str) -> Option<String> {
     let (sign, unsigned) = match text.strip_prefix('-') {
         Some(unsigned) => ("-", unsigned),
@@ -181,8 +182,9 @@ fn integer(text: &str) -> Option<String> {
     }
 }
 
-/// `text` without its format suffix, if it has one. Nothing may be left: `/jobs/.json` is the list of
-/// all jobs to some, which no write to one of them would forget.
+/// Returns `text` without its format suffix, if it has one. The rest may be empty: some frameworks
+/// read `/jobs/.json` as the list of all jobs. It must not be cached as a job, because a write to a
+/// job would not invalidate it.
 fn stem(text: &str) -> Option<&str> {
     let (stem, suffix) = text.rsplit_once('.')?;
     let is_format = FORMATS.iter().any(|format| format.eq_ignore_ascii_case(suffix));
@@ -259,7 +261,7 @@ mod tests {
         check_canonical("0f8fad5b-d9cb-469f-a165-70867728950E", false);
         check_canonical(&UUID.replace('-', ""), false);
         check_canonical("0f8fad5bd9cb-469f-a165-70867728950e", false);
-        // Decimal digits, yet hexadecimal ones as well.
+        // Decimal digits are hexadecimal digits as well.
         check_canonical("12345678901234567890123456789012", false);
         check_canonical(&format!("{UUID}0"), true);
         check_canonical(&format!("job-{UUID}"), true);

@@ -1,10 +1,10 @@
-//! How a read is to be answered: from the store, by reading the upstream, or with what another's read
-//! brings.
+//! Decides how a read is answered: from the store, by reading the upstream, or by joining another
+//! request's upstream read.
 //!
-//! It looks before it joins: joining by id would hand a reader an answer that was read before a write he
-//! knows of. What [`explain`](super::explain) foresees is told by the same judges, or mirrors this step
-//! by step. Not here: entries in this process ([`near`](super::near)), and the reads of nobody
-//! ([`ahead`](super::ahead)).
+//! A lookup reads the store before it joins a flight: joining by job id alone could give a client a
+//! response that was read before a write the client knows of. The forecasts of
+//! [`explain`](super::explain) share these decisions or mirror them step by step. Near entries are in
+//! [`near`](super::near), and the lookups of prefetches in [`ahead`](super::ahead).
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -24,30 +24,33 @@ use crate::{
     store::{Budget, Grant, Key, Lease, Seen, StoreError, Token},
 };
 
-/// How long another sidecar's fill is waited for: the one exception to the budget.
+/// How long a reader waits for another sidecar's fill. No other wait is outside the budget.
 const FOREIGN_LEASE_WAIT: Duration = Duration::from_millis(250);
-/// Between two looks at another sidecar's fill, at first; doubles.
+/// First pause between two reads of the store while waiting for another sidecar's fill. Doubles.
 const FOREIGN_LEASE_STEP: Duration = Duration::from_millis(5);
-/// Values of somebody else's that are replaced for one job in a TTL; past it, it is left alone.
+/// Number of foreign values of one job that are overwritten within a TTL. After that the key is left
+/// to the other writer.
 pub(super) const FOREIGN_VALUES: u32 = 3;
-/// Entries of one job that are replaced in a TTL; past it the bodies are each client's own.
+/// Number of times that the entry of one job is replaced within a TTL. After that the upstream is
+/// assumed to answer each client differently.
 pub const REPLACEMENTS: u32 = 3;
 
-/// How a read is to be answered.
+/// How a read is answered.
 #[derive(Debug)]
 pub enum Lookup {
-    /// From the cache.
+    /// The entry is the answer.
     Hit(Arc<Entry>),
-    /// By reading the upstream, for everybody who joins.
+    /// The reader reads the upstream, for itself and all that join.
     Lead(Box<Lead>),
-    /// With what another reader's upstream read brings.
+    /// The reader shares another reader's upstream read. The reason is the one for `Cache-Status`, if
+    /// there is one.
     Join(Flight, Option<Bypass>),
-    /// From the upstream, for this reader alone.
+    /// The reader reads the upstream for itself only.
     Pass(Bypass),
 }
 
 impl Lookup {
-    /// The word for spans.
+    /// Returns the word for spans.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Hit(_) => "hit",
@@ -58,68 +61,72 @@ impl Lookup {
     }
 }
 
-/// What an entry is to a reader.
+/// How an entry that was found can be used for a read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Offer {
-    /// His answer.
+    /// The entry is the answer.
     Hit,
-    /// Nothing, and it stays as it is.
+    /// The entry is no answer and is left as it is.
     Pass(Bypass),
-    /// Nothing as yet: he asks the upstream, and what that says may change it.
+    /// The entry is no answer yet: the upstream is read, and its response may widen or replace it.
     Read {
-        /// Whether it is young enough for him.
+        /// Whether the entry is young enough for the request.
         young: bool,
     },
 }
 
 impl Cache {
-    /// Looks a job up that is not [near](Cache::near). It looks before it joins: joining by id would
-    /// hand a reader an answer that was read before a write he knows of.
-    pub async fn lookup(&self, ask: &Ask, budget: &mut Budget) -> Lookup {
-        if let Err(error) = self.store.trust(&ask.key) {
-            return self.unconfirmed(ask, reason(&error));
+    /// Looks up a job that has no [near](Cache::near) hit.
+    ///
+    /// Reads the store before it joins a flight: joining by job id alone could give a client a response
+    /// that was read before a write the client knows of.
+    pub async fn lookup(&self, request: &Ask, budget: &mut Budget) -> Lookup {
+        if let Err(error) = self.store.trust(&request.key) {
+            return self.unconfirmed(request, reason(&error));
         }
         if mutants::is(Mutant::JoinBeforeLookup)
-            && let Some(flight) = self.flights.any(&ask.key)
+            && let Some(flight) = self.flights.any(&request.key)
         {
             return Lookup::Join(flight, None);
         }
-        match self.find(ask, budget).await {
+        match self.find(request, budget).await {
             Ok(lookup) => lookup,
             Err(error) => {
                 debug!(%error, "lookup failed");
-                self.unconfirmed(ask, reason(&error))
+                self.unconfirmed(request, reason(&error))
             }
         }
     }
 
-    async fn find(&self, ask: &Ask, budget: &mut Budget) -> Result<Lookup, StoreError> {
-        let (found, seen) = self.look(&ask.key, budget).await?;
+    async fn find(&self, request: &Ask, budget: &mut Budget) -> Result<Lookup, StoreError> {
+        let (found, seen) = self.look(&request.key, budget).await?;
         match found {
-            Some(Ok(entry)) => return Ok(self.offer(ask, entry, seen)),
-            Some(Err(reject)) if self.leaves_alone(&ask.key, reject) => {
-                return Ok(self.unconfirmed(ask, Bypass::Foreign));
+            Some(Ok(entry)) => return Ok(self.offer(request, entry, seen)),
+            Some(Err(reject)) if self.leaves_alone(&request.key, reject) => {
+                return Ok(self.unconfirmed(request, Bypass::Foreign));
             }
             _ => {}
         }
-        if let Some(why) = self.may_not_fill(ask) {
+        if let Some(why) = self.may_not_fill(request) {
             return Ok(Lookup::Pass(why));
         }
-        match self.store.lease(&ask.key, seen.stored.as_ref(), budget).await? {
-            Grant::Lease(lease) => Ok(self.lead(ask, lease).await),
+        match self.store.lease(&request.key, seen.stored.as_ref(), budget).await? {
+            Grant::Lease(lease) => Ok(self.lead(request, lease).await),
             Grant::Stored(seen) => Ok(match Entry::decode(&seen) {
-                Some(Ok(entry)) => self.offer(ask, Arc::new(entry), seen),
-                _ => self.unconfirmed(ask, Bypass::Foreign),
+                Some(Ok(entry)) => self.offer(request, Arc::new(entry), seen),
+                _ => self.unconfirmed(request, Bypass::Foreign),
             }),
-            Grant::Leased(..) if ask.directives.no_cache => {
-                Ok(self.unconfirmed(ask, Bypass::NoCache))
+            Grant::Leased(..) if request.directives.no_cache => {
+                Ok(self.unconfirmed(request, Bypass::NoCache))
             }
-            Grant::Leased(token, epoch) => self.follow(ask, Shown { token, epoch }, budget).await,
-            Grant::Fenced => Ok(self.unconfirmed(ask, Bypass::Fenced)),
+            Grant::Leased(token, epoch) => {
+                self.follow(request, Shown { token, epoch }, budget).await
+            }
+            Grant::Fenced => Ok(self.unconfirmed(request, Bypass::Fenced)),
         }
     }
 
-    /// Reads the store, and keeps an entry that it finds in this process.
+    /// Reads the store, and keeps an entry that it finds as a near entry.
     pub(super) async fn look(
         &self,
         key: &Key,
@@ -138,97 +145,105 @@ impl Cache {
         Ok((found, seen))
     }
 
-    /// An entry is a hit for its audience, unless it is too old for the client's taste.
-    pub(super) fn is_hit(&self, ask: &Ask, entry: &Entry, now_ms: i64) -> bool {
-        let standing = self.prints.standing(entry.audience(), ask.pair, now_ms);
-        standing == Standing::Included && ask.is_young(entry, now_ms)
+    /// Returns whether an entry is a hit: the caller is in its audience, and the request's
+    /// `Cache-Control` admits it.
+    pub(super) fn is_hit(&self, request: &Ask, entry: &Entry, now_ms: i64) -> bool {
+        let standing = self.prints.standing(entry.audience(), request.pair, now_ms);
+        standing == Standing::Included && request.is_young(entry, now_ms)
     }
 
-    /// Who is given no hit asks the upstream, and may thereby join the audience. So does who has
-    /// lapsed: if the upstream refuses him, he alone gets to see that, and is just not renewed.
-    fn offer(&self, ask: &Ask, entry: Arc<Entry>, seen: Seen) -> Lookup {
-        let young = match self.judge(ask, &entry, seen.now_ms, || self.may_not_fill(ask)) {
+    /// Answers a read for which an entry was found.
+    ///
+    /// If the entry is no hit, the reader asks the upstream and may join the audience by that. A lapsed
+    /// caller does the same: if the upstream refuses it, only that caller sees the refusal, and its
+    /// membership is just not renewed.
+    fn offer(&self, request: &Ask, entry: Arc<Entry>, seen: Seen) -> Lookup {
+        let young = match self.judge(request, &entry, seen.now_ms, || self.may_not_fill(request)) {
             Offer::Hit => return Lookup::Hit(entry),
             Offer::Pass(why) => return Lookup::Pass(why),
             Offer::Read { young } => young,
         };
-        let (token, epoch) = (Token::named(entry.generation()), seen.epoch.clone());
+        let token = Token::named(entry.generation());
+        let epoch = seen.epoch.clone();
         let known = Known { entry, seen };
-        // One that takes no turn is joined by what the store has just shown, as any other.
-        let ticket = if young || ask.alone {
-            self.flights.share(&ask.key, Shown { token, epoch }, ask.circle)
+        // A solo request takes no turn. Others may join its flight by the version that it has seen.
+        let ticket = if young || request.alone {
+            self.flights.share(&request.key, Shown { token, epoch }, request.circle)
         } else {
-            self.flights.next(ask.key.clone(), ask.circle)
+            self.flights.next(request.key.clone(), request.circle)
         };
         let why = (!young).then_some(Bypass::NoCache);
         match ticket {
             Ticket::Lead(leader) => {
                 let target = Target::Entry(Box::new(known));
-                Lookup::Lead(Box::new(Lead::new(ask, leader, target, why)))
+                Lookup::Lead(Box::new(Lead::new(request, leader, target, why)))
             }
             Ticket::Join(flight) => Lookup::Join(flight, why),
             Ticket::Full => Lookup::Pass(Bypass::Flights),
         }
     }
 
-    /// `refusal` says why he may not fill, if he may not.
+    /// Judges how an entry can be used for a read. `refusal` returns why the request may not fill, if
+    /// it may not.
     pub(super) fn judge(
         &self,
-        ask: &Ask,
+        request: &Ask,
         entry: &Entry,
         now_ms: i64,
         refusal: impl FnOnce() -> Option<Bypass>,
     ) -> Offer {
-        if self.is_hit(ask, entry, now_ms) {
+        if self.is_hit(request, entry, now_ms) {
             return Offer::Hit;
         }
         if let Some(why) = refusal() {
             return Offer::Pass(why);
         }
-        // A pair that is renewed takes no further place.
+        // Renewing a lapsed caller does not make the audience larger.
         let full = entry.audience().members.len() >= self.settings.audience;
-        let standing = self.prints.standing(entry.audience(), ask.pair, now_ms);
-        if self.replaced.count(&ask.key) >= REPLACEMENTS || full && standing == Standing::Outside {
+        let standing = self.prints.standing(entry.audience(), request.pair, now_ms);
+        if self.replaced.count(&request.key) >= REPLACEMENTS
+            || full && standing == Standing::Outside
+        {
             return Offer::Pass(Bypass::Audience);
         }
-        Offer::Read { young: ask.is_young(entry, now_ms) }
+        Offer::Read { young: request.is_young(entry, now_ms) }
     }
 
-    fn may_not_fill(&self, ask: &Ask) -> Option<Bypass> {
-        Self::refusal(ask, self.is_uncacheable(ask))
+    fn may_not_fill(&self, request: &Ask) -> Option<Bypass> {
+        Self::refusal(request, self.is_uncacheable(request))
     }
 
-    pub(super) fn is_uncacheable(&self, ask: &Ask) -> bool {
-        self.uncacheable.count(&(ask.key.clone(), ask.circle)) > 0
+    pub(super) fn is_uncacheable(&self, request: &Ask) -> bool {
+        self.uncacheable.count(&(request.key.clone(), request.circle)) > 0
     }
 
-    pub(super) fn refusal(ask: &Ask, uncacheable: bool) -> Option<Bypass> {
-        if ask.directives.only_if_cached {
+    pub(super) fn refusal(request: &Ask, uncacheable: bool) -> Option<Bypass> {
+        if request.directives.only_if_cached {
             return Some(Bypass::OnlyIfCached);
         }
-        if ask.directives.no_store {
+        if request.directives.no_store {
             return Some(Bypass::NoStore);
         }
-        if !ask.fills {
+        if !request.fills {
             return Some(Bypass::Method);
         }
         uncacheable.then_some(Bypass::Uncacheable)
     }
 
-    /// To the upstream, unless the client would rather have nothing.
-    fn elsewhere(ask: &Ask, why: Bypass) -> Lookup {
-        Lookup::Pass(Self::else_of(ask, why))
+    /// Passes the request to the upstream, unless it asks for a cached answer only.
+    fn elsewhere(request: &Ask, why: Bypass) -> Lookup {
+        Lookup::Pass(Self::else_of(request, why))
     }
 
-    pub(super) fn else_of(ask: &Ask, why: Bypass) -> Bypass {
-        if ask.directives.only_if_cached { Bypass::OnlyIfCached } else { why }
+    pub(super) fn else_of(request: &Ask, why: Bypass) -> Bypass {
+        if request.directives.only_if_cached { Bypass::OnlyIfCached } else { why }
     }
 
-    pub(super) async fn lead(&self, ask: &Ask, lease: Lease) -> Lookup {
-        let shown = Shown { token: lease.token().clone(), epoch: lease.epoch().clone() };
-        match self.flights.share(&ask.key, shown, ask.circle) {
+    pub(super) async fn lead(&self, request: &Ask, lease: Lease) -> Lookup {
+        let version = Shown { token: lease.token().clone(), epoch: lease.epoch().clone() };
+        match self.flights.share(&request.key, version, request.circle) {
             Ticket::Lead(leader) => {
-                Lookup::Lead(Box::new(Lead::new(ask, leader, Target::Lease(lease), None)))
+                Lookup::Lead(Box::new(Lead::new(request, leader, Target::Lease(lease), None)))
             }
             Ticket::Join(flight) => Lookup::Join(flight, None),
             Ticket::Full => {
@@ -238,36 +253,38 @@ impl Cache {
         }
     }
 
-    /// Somebody else fills: joins if it is this sidecar, else waits a little for the fill.
+    /// Follows a fill by another reader: joins it if it is in this process, and else waits a little for
+    /// its entry.
     async fn follow(
         &self,
-        ask: &Ask,
-        shown: Shown,
+        request: &Ask,
+        version: Shown,
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
-        if let Some(flight) = self.flights.join(&ask.key, &shown, ask.circle) {
+        if let Some(flight) = self.flights.join(&request.key, &version, request.circle) {
             return Ok(Lookup::Join(flight, None));
         }
-        if ask.alone || self.waited.count(&shown.token) > 0 {
-            return Ok(Self::elsewhere(ask, Bypass::Leased));
+        if request.alone || self.waited.count(&version.token) > 0 {
+            return Ok(Self::elsewhere(request, Bypass::Leased));
         }
         let deadline = Instant::now() + FOREIGN_LEASE_WAIT;
         let mut step = FOREIGN_LEASE_STEP;
         while Instant::now() < deadline {
-            self.news(&ask.key, deadline.min(Instant::now() + step)).await;
+            self.news(&request.key, deadline.min(Instant::now() + step)).await;
             step *= 2;
-            let (found, seen) = self.look(&ask.key, budget).await?;
+            let (found, seen) = self.look(&request.key, budget).await?;
             match found {
-                Some(Ok(entry)) => return Ok(self.offer(ask, entry, seen)),
-                Some(Err(_)) => return Ok(self.unconfirmed(ask, Bypass::Foreign)),
+                Some(Ok(entry)) => return Ok(self.offer(request, entry, seen)),
+                Some(Err(_)) => return Ok(self.unconfirmed(request, Bypass::Foreign)),
                 None => {}
             }
         }
-        self.waited.add(shown.token);
-        Ok(Self::elsewhere(ask, Bypass::Leased))
+        self.waited.add(version.token);
+        Ok(Self::elsewhere(request, Bypass::Leased))
     }
 
-    /// Waits for news of a key, but not for long: it may have come before we listened.
+    /// Waits for a report of a change to the key, at most until `until`: the report may have come
+    /// before this began to listen.
     async fn news(&self, key: &Key, until: Instant) {
         let changed = async {
             match &self.near {
@@ -278,21 +295,22 @@ impl Cache {
         let _ = timeout_at(until, changed).await;
     }
 
-    /// Without a confirmed lookup only a read that starts after now will do.
-    fn unconfirmed(&self, ask: &Ask, why: Bypass) -> Lookup {
-        if ask.is_by_itself() {
-            return Self::elsewhere(ask, why);
+    /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
+    fn unconfirmed(&self, request: &Ask, why: Bypass) -> Lookup {
+        if request.is_by_itself() {
+            return Self::elsewhere(request, why);
         }
-        match self.flights.next(ask.key.clone(), ask.circle) {
+        match self.flights.next(request.key.clone(), request.circle) {
             Ticket::Lead(leader) => {
-                Lookup::Lead(Box::new(Lead::new(ask, leader, Target::Nowhere, Some(why))))
+                Lookup::Lead(Box::new(Lead::new(request, leader, Target::Nowhere, Some(why))))
             }
             Ticket::Join(flight) => Lookup::Join(flight, Some(why)),
             Ticket::Full => Lookup::Pass(Bypass::Flights),
         }
     }
 
-    /// Whether a value that is not a hit is somebody else's, who insists on it.
+    /// Returns whether the key of a rejected value is to be left to another program, because that has
+    /// stored foreign values there too often. Counts the value if it is foreign.
     pub(super) fn leaves_alone(&self, key: &Key, reject: Reject) -> bool {
         if reject != Reject::Foreign {
             return false;
@@ -300,8 +318,8 @@ impl Cache {
         self.metrics.foreign_values.inc();
         if self.foreign_warnings.add(()) == 1 {
             warn!(
-                "somebody else writes the keys of this cache; switch off the cache inside the \
-                 application and keep its DELs"
+                "another program stores values under the keys of this cache; switch off the \
+                 application's own cache, but keep its DELs"
             );
         }
         self.foreign.add(key.clone()) > FOREIGN_VALUES

@@ -1,4 +1,4 @@
-//! Short memories of what is not worth trying: bounded, and forgotten by themselves.
+//! Bounded counts that expire by themselves, mostly of attempts that are not worth repeating.
 
 use std::{
     collections::HashMap,
@@ -7,10 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Marks kept at most. Past it all are forgotten at once: each costs one futile attempt.
+/// Greatest number of keys. If there are more, all counts are dropped at once: each costs one futile
+/// attempt.
 const LIMIT: usize = 10_000;
 
-/// How often each name was marked within a window that begins with its first mark.
+/// Counts events for each key within a window that begins with the first event.
 #[derive(Debug)]
 pub struct Marks<K> {
     window: Duration,
@@ -18,21 +19,21 @@ pub struct Marks<K> {
 }
 
 impl<K: Eq + Hash> Marks<K> {
-    /// No marks yet; each lasts for `window`.
+    /// Creates an empty set of counts, each of which lasts for `window`.
     pub fn new(window: Duration) -> Self {
         Self { window, marked: Mutex::default() }
     }
 
-    /// Marks a name; returns how often that was within its window, this time included.
-    pub fn add(&self, name: K) -> u32 {
-        self.with(|marked| {
-            if marked.len() >= LIMIT {
-                marked.retain(|_, (since, _)| since.elapsed() < self.window);
-                if marked.len() >= LIMIT {
-                    marked.clear();
+    /// Counts an event and returns the key's count within its window, including this event.
+    pub fn add(&self, key: K) -> u32 {
+        self.with(|counts| {
+            if counts.len() >= LIMIT {
+                counts.retain(|_, (since, _)| since.elapsed() < self.window);
+                if counts.len() >= LIMIT {
+                    counts.clear();
                 }
             }
-            let (since, count) = marked.entry(name).or_insert((Instant::now(), 0));
+            let (since, count) = counts.entry(key).or_insert((Instant::now(), 0));
             if since.elapsed() >= self.window {
                 (*since, *count) = (Instant::now(), 0);
             }
@@ -41,22 +42,22 @@ impl<K: Eq + Hash> Marks<K> {
         })
     }
 
-    /// How often a name was marked within its window.
-    pub fn count(&self, name: &K) -> u32 {
-        self.with(|marked| match marked.get(name) {
+    /// Returns the key's count within its window.
+    pub fn count(&self, key: &K) -> u32 {
+        self.with(|counts| match counts.get(key) {
             Some((since, count)) if since.elapsed() < self.window => *count,
             Some(_) => {
-                marked.remove(name);
+                counts.remove(key);
                 0
             }
             None => 0,
         })
     }
 
-    /// Whether such a name was marked within its window. It looks at all of them.
-    pub fn any(&self, is: impl Fn(&K) -> bool) -> bool {
-        let lasts = |since: &Instant| since.elapsed() < self.window;
-        self.with(|marked| marked.iter().any(|(name, (since, _))| is(name) && lasts(since)))
+    /// Returns whether any key that `matches` has a count within its window. Scans all keys.
+    pub fn any(&self, matches: impl Fn(&K) -> bool) -> bool {
+        let is_current = |since: &Instant| since.elapsed() < self.window;
+        self.with(|counts| counts.iter().any(|(key, (since, _))| matches(key) && is_current(since)))
     }
 
     fn with<T>(&self, action: impl FnOnce(&mut HashMap<K, (Instant, u32)>) -> T) -> T {
@@ -70,19 +71,22 @@ mod tests {
 
     #[test]
     fn marks_count_within_their_window_and_are_forgotten_after_it() {
-        let marks = Marks::new(Duration::from_mins(1));
-        assert_eq!((marks.count(&1), marks.add(1), marks.add(1), marks.count(&1)), (0, 1, 2, 2));
-        assert!(marks.any(|name| *name == 1) && !marks.any(|name| *name == 2));
+        let counts = Marks::new(Duration::from_mins(1));
+        assert_eq!(
+            (counts.count(&1), counts.add(1), counts.add(1), counts.count(&1)),
+            (0, 1, 2, 2)
+        );
+        assert!(counts.any(|key| *key == 1) && !counts.any(|key| *key == 2));
         let short = Marks::new(Duration::ZERO);
         assert_eq!((short.add(1), short.add(1), short.count(&1)), (1, 1, 0));
     }
 
     #[test]
     fn marks_are_bounded() {
-        let marks = Marks::new(Duration::from_mins(1));
-        for name in 0..3 * LIMIT {
-            marks.add(name);
+        let counts = Marks::new(Duration::from_mins(1));
+        for key in 0..3 * LIMIT {
+            counts.add(key);
         }
-        assert!(marks.marked.lock().unwrap().len() <= LIMIT);
+        assert!(counts.marked.lock().unwrap().len() <= LIMIT);
     }
 }

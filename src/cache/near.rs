@@ -1,8 +1,8 @@
-//! Entries in this process: when one may be served though Redis was not asked for it.
+//! Near entries: when an entry in this process may be served without asking Redis for it.
 //!
-//! In front of everything the same rule stands as for an entry in Redis: it is a hit for its
-//! audience, within its time, and for the client's taste. Whatever is no hit here is no verdict
-//! either: Redis is asked as if this layer were not there.
+//! A near entry has to meet the same conditions as an entry in Redis: the caller is in its audience,
+//! its TTL has not run out, and the request's `Cache-Control` admits it. A near miss decides nothing:
+//! the lookup goes on in Redis as if there were no near entries.
 
 use std::{
     future::poll_fn,
@@ -23,16 +23,16 @@ use crate::{
     },
 };
 
-/// The layer, as configured.
+/// The near entries and how they may be used.
 #[derive(Debug)]
 pub(super) struct Layer {
     entries: Arc<Near<Arc<Entry>>>,
-    /// How old the news of changes may be; zero in strict mode.
+    /// Greatest age of the knowledge about changes in Redis; zero in strict mode.
     staleness: Duration,
 }
 
 impl Layer {
-    /// None where it is switched off, or where the store is in this process itself.
+    /// Returns `None` if near entries are switched off or the store itself is in this process.
     pub(super) fn new(config: &config::Config, metrics: &Arc<Metrics>) -> Option<Self> {
         let staleness = match config.near.mode {
             config::NearMode::Off => return None,
@@ -47,35 +47,36 @@ impl Layer {
         Some(Self { entries: Arc::new(entries), staleness })
     }
 
-    /// Who is to be told of changes in the store.
+    /// Returns the watcher that the store notifies of changes.
     pub(super) fn watcher(&self) -> Arc<dyn Watcher> {
         Arc::clone(&self.entries) as Arc<dyn Watcher>
     }
 
-    /// Drops what is known to be out of date without waiting for the news of it, so that who wrote
-    /// through this process finds his write also where news may be late.
+    /// Drops outdated entries at once, without waiting for Redis to report the change. So a client that
+    /// writes through this process reads its own write even in bounded mode.
     pub(super) fn evict(&self, keys: &[Key]) {
         for key in keys {
             self.entries.evict(key.main().as_bytes());
         }
     }
 
-    /// Whether it holds one, whoever it is for.
+    /// Returns whether there is a near entry, for any audience.
     pub(super) fn holds(&self, key: &Key) -> bool {
         self.entries.holds(key)
     }
 
-    /// How many it holds.
+    /// Returns the number of near entries.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// The same as [`Layer::evict`] for all.
+    /// Drops all near entries at once, like [`Layer::evict`].
     pub(super) fn flush(&self) {
         self.entries.flush();
     }
 
-    /// To be called before the store is read. None while changes are not tracked.
+    /// Notes that a key is about to be read; must be called before the store is read. Returns `None`
+    /// while changes are not tracked.
     pub(super) async fn note(
         &self,
         store: &Store,
@@ -83,51 +84,53 @@ impl Layer {
         budget: &mut Budget,
     ) -> Option<Noted> {
         let noted = self.entries.note(key);
-        // Only now: had tracking begun between the two, the note would be void.
+        // Tracking is requested only after the note: if it began between the two, the note would be
+        // void.
         store.follow(key, budget).await.ok()?;
         Some(noted)
     }
 
-    /// Keeps what was read, unless it has changed since.
+    /// Keeps an entry that was read, unless the key has changed since it was noted.
     pub(super) fn keep(&self, key: &Key, entry: &Arc<Entry>, noted: Noted) {
         self.entries.insert(key, Arc::clone(entry), noted);
     }
 
-    /// Waits for news of a key, or of another.
+    /// Waits until a change of the key is reported. May also return for a change of another key.
     pub(super) async fn changed(&self, key: &Key) {
         self.entries.changed(key).await;
     }
 }
 
-/// A look for an entry that may have to wait for the barrier. A new one for each request.
+/// State of a near lookup, which may have to wait for the barrier. Each request needs a new one.
 #[derive(Debug, Default)]
 pub struct Look {
-    /// What was found and waits, and when that was.
+    /// Entry that was found and waits for the barrier, with the time of the look in ms since 1970 by
+    /// the store's clock.
     found: Option<(Arc<Entry>, Noted, i64)>,
     wait: Wait,
 }
 
-/// Why there is no hit in this process; `None` where it was not asked.
+/// Why there is no near hit; `None` if near entries were not looked at.
 pub type Absence = Option<&'static str>;
 
 impl Look {
-    /// How long it has waited.
+    /// Returns how long the lookup has waited for the barrier.
     pub fn waited(&self) -> Duration {
         self.wait.lasted()
     }
 }
 
 impl Cache {
-    /// An entry in this process that is a hit for this reader, with the time by the store's clock. The
-    /// span that it is called in is told what it came to.
-    pub async fn near(&self, ask: &Ask, budget: &mut Budget) -> Option<(Arc<Entry>, i64)> {
-        let mut look = Look::default();
-        let near = poll_fn(|cx| self.poll_near(ask, &mut look, cx)).await;
+    /// Looks up a near entry that is a hit for this request. Returns it with the current time in ms
+    /// since 1970 by the store's clock, and records the result in the current span.
+    pub async fn near(&self, request: &Ask, budget: &mut Budget) -> Option<(Arc<Entry>, i64)> {
+        let mut lookup = Look::default();
+        let near = poll_fn(|cx| self.poll_near(request, &mut lookup, cx)).await;
         let outcome = match &near {
             Ok(_) => Some("hit"),
             Err(absence) => {
-                // What has brought a hit was not in vain.
-                budget.charge(look.waited());
+                // Only a wait without a hit is charged: after a hit, nothing else needs the budget.
+                budget.charge(lookup.waited());
                 *absence
             }
         };
@@ -138,43 +141,43 @@ impl Cache {
         near.ok()
     }
 
-    /// The same for who polls; neither counted nor charged to a budget.
+    /// Polls a near lookup like [`Cache::near`], but neither counts it nor charges a budget.
     pub fn poll_near(
         &self,
-        ask: &Ask,
-        look: &mut Look,
+        request: &Ask,
+        lookup: &mut Look,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(Arc<Entry>, i64), Absence>> {
         let Some(layer) = &self.near else { return Poll::Ready(Err(None)) };
-        if look.found.is_none() {
-            let Ok(now_ms) = self.store.trust(&ask.key) else { return Poll::Ready(Err(None)) };
-            let Some((entry, noted)) = self.hit_in(layer, ask, now_ms) else {
+        if lookup.found.is_none() {
+            let Ok(now_ms) = self.store.trust(&request.key) else { return Poll::Ready(Err(None)) };
+            let Some((entry, noted)) = self.hit_in(layer, request, now_ms) else {
                 return Poll::Ready(Err(Some("miss")));
             };
-            look.found = Some((entry, noted, now_ms));
+            lookup.found = Some((entry, noted, now_ms));
         }
         if !mutants::is(Mutant::NearWithoutBarrier)
-            && ready!(self.store.poll_barrier(&ask.key, layer.staleness, &mut look.wait, cx))
+            && ready!(self.store.poll_barrier(&request.key, layer.staleness, &mut lookup.wait, cx))
                 .is_err()
         {
             return Poll::Ready(Err(Some("untracked")));
         }
-        let Some((entry, noted, now_ms)) = look.found.take() else {
+        let Some((entry, noted, now_ms)) = lookup.found.take() else {
             return Poll::Ready(Err(None));
         };
-        // It may have gone with the news that was waited for.
+        // A change that was reported during the wait may have evicted the entry.
         let current = layer.entries.is_current(noted);
-        let entry = if current { Some(entry) } else { self.entry_in(layer, ask, now_ms) };
+        let entry = if current { Some(entry) } else { self.entry_in(layer, request, now_ms) };
         Poll::Ready(entry.map(|entry| (entry, now_ms)).ok_or(Some("evicted")))
     }
 
-    fn entry_in(&self, layer: &Layer, ask: &Ask, now_ms: i64) -> Option<Arc<Entry>> {
-        self.hit_in(layer, ask, now_ms).map(|(entry, _)| entry)
+    fn entry_in(&self, layer: &Layer, request: &Ask, now_ms: i64) -> Option<Arc<Entry>> {
+        self.hit_in(layer, request, now_ms).map(|(entry, _)| entry)
     }
 
-    fn hit_in(&self, layer: &Layer, ask: &Ask, now_ms: i64) -> Option<(Arc<Entry>, Noted)> {
-        let (entry, noted) = layer.entries.read(&ask.key)?;
+    fn hit_in(&self, layer: &Layer, request: &Ask, now_ms: i64) -> Option<(Arc<Entry>, Noted)> {
+        let (entry, noted) = layer.entries.read(&request.key)?;
         let live = now_ms < entry.expires_at_ms();
-        (live && self.is_hit(ask, &entry, now_ms)).then_some((entry, noted))
+        (live && self.is_hit(request, &entry, now_ms)).then_some((entry, noted))
     }
 }

@@ -1,9 +1,9 @@
-//! What HTTP allows a shared cache to do: the rules of RFC 9110 and RFC 9111 that a cache of job
-//! status reads needs, each quoted above the branch that implements it.
+//! HTTP caching policy: the rules of RFC 9110 and RFC 9111 that a shared cache of job status reads
+//! needs. Each rule is quoted above the branch that implements it.
 //!
-//! Pure: `now` is an argument, and nothing here knows of stores or upstreams. It deliberately does
-//! less than the RFCs allow: no heuristic freshness beyond the configured TTL, nothing but complete
-//! 200 responses to GET, no serving of stale entries, no `must-understand`.
+//! The policy is pure: `now` is an argument, and there is no store, upstream or clock. It deliberately
+//! does less than the RFCs allow: no heuristic freshness beyond the configured TTL, only complete 200
+//! responses to GET, no stale entries, no `must-understand`.
 
 mod conditional;
 mod directives;

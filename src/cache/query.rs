@@ -1,35 +1,35 @@
-//! Query strings of reads: which are cached, and what of them counts.
+//! Query strings of reads: which ones are cached, and which of their parameters count.
 //!
-//! Frameworks differ in how they read a query: `;` separates for some, the case of a name counts or
-//! not, `_[a]` is `_` to others. So a query is recognised narrowly: a doubt costs a miss.
+//! Frameworks read queries differently: some also split at `;`, some ignore the case of names, and
+//! some read `_[a]` as `_`. So a query is recognised narrowly: any doubt costs only a miss.
 
 use percent_encoding::percent_decode_str;
 
 use crate::config;
 
-/// Names of parameters that a cached read may have.
+/// Parameters that a cached read may have, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
-    /// The upstream does not look at them, as at cache busters.
+    /// Parameters that the upstream ignores, such as cache busters.
     ignore: Vec<String>,
-    /// They change the form of the answer.
+    /// Parameters that change the variant of the answer.
     allow: Vec<String>,
 }
 
 impl Query {
-    /// As configured.
+    /// Creates the filter from the configuration.
     pub fn new(config: &config::Query) -> Self {
         Self { ignore: config.ignore.clone(), allow: config.allow.clone() }
     }
 
-    /// Whether a query consists of nothing but parameters that are ignored or allowed. An empty one
-    /// does not.
+    /// Returns whether a query consists only of ignored and allowed parameters. An empty query does
+    /// not.
     pub fn admits(&self, query: &str) -> bool {
         let known = |parameter| names(&self.ignore, parameter) || names(&self.allow, parameter);
         !query.contains(';') && query.split('&').all(known)
     }
 
-    /// What may change the answer, as it is spelled and in its order.
+    /// Returns the parameters that may change the answer, as spelled and in their order.
     pub fn counted<'q>(&self, query: &'q str) -> impl Iterator<Item = &'q str> {
         query.split('&').filter(|parameter| !names(&self.ignore, parameter))
     }
@@ -87,7 +87,7 @@ mod tests {
         {
             check(query, false);
         }
-        // Names are compared as they stand, whatever the upstream makes of case and spaces.
+        // Case and spaces count, even where the upstream ignores them.
         for query in ["UTM_SOURCE=a", "+_=1", "_+=1", "%20_=1", "_%00=1", "_%"] {
             check(query, false);
         }

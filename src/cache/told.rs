@@ -1,4 +1,4 @@
-//! Telling what became of reads, for `/explain`, `/status` and `/events`.
+//! Records how reads were answered, for `/explain`, `/status` and `/events`.
 
 use super::{Ask, Cache, policy::Bypass};
 use crate::{
@@ -7,11 +7,11 @@ use crate::{
 };
 
 impl Cache {
-    /// A read of a job was answered; `why` is empty where there is nothing to add. Of hits only those
-    /// are noted that are looked at.
-    pub fn answered(&self, ask: &Ask, what: What, why: &'static str, sample: Option<&Sample>) {
+    /// Records the answer to a read of a job. `why` is empty if there is nothing to add. Hits are
+    /// recorded only if they are sampled.
+    pub fn answered(&self, request: &Ask, what: What, why: &'static str, sample: Option<&Sample>) {
         let recent = &self.metrics.recent;
-        let times = match (what, sample) {
+        let count = match (what, sample) {
             (What::Hit, None) => return,
             (What::Hit, Some(sample)) => {
                 recent.hit_times.observe(sample.took(), sample.weight());
@@ -23,10 +23,10 @@ impl Cache {
             }
             _ => 1,
         };
-        self.metrics.events.answered(ask.key.main(), what, why, times);
+        self.metrics.events.answered(request.key.main(), what, why, count);
     }
 
-    /// A read of a job went past the cache, which was not asked.
+    /// Records a read of a job that bypassed the cache without a lookup.
     pub fn passed(&self, id: &str, why: Bypass) {
         let key = Key::new(&self.settings.prefix, id);
         self.metrics.events.answered(key.main(), What::Pass, why.as_str(), 1);

@@ -1,13 +1,13 @@
-//! Whether an entry is what the upstream answers: the evidence that shadow mode and `verify` collect.
+//! Compares entries with the upstream's responses, for shadow mode and `verify`.
 //!
-//! That an answer differs from an entry is no fault of the cache by itself. The job may have changed
-//! between the look at the entry and the answer, and who changed it may be about to say so: a purge
-//! follows the commit that it tells of. So a difference counts only if the very same entry still stands
-//! in the store after the answer, and still does when whoever changed the job has had the time to
-//! say so. No fence needs to be asked for: where one stands the entry is gone.
+//! A response that differs from an entry does not yet prove a fault of the cache. The job may have
+//! changed after the entry was looked up, and its purge may still be on the way, because a purge
+//! follows the commit. So a difference counts only if the same entry is still in the store after the
+//! response, and still there after a grace period for the purge. Fences need no check: while a job is
+//! fenced, it has no entry.
 //!
-//! It compares as it is told, piece by piece, and keeps nothing of an answer but its length and digest.
-//! Who reads the upstream, and where the outcome is counted, is `proxy`'s to know.
+//! A response is compared piece by piece as it arrives. Of its body, only the length and a digest are
+//! kept. `proxy` reads the upstream and counts the results.
 
 #[cfg(test)]
 mod tests;
@@ -30,48 +30,60 @@ use crate::{
     store::{Key, Token},
 };
 
-/// How long it may take from a commit that shows in the upstream to its purge.
+/// Grace period for a purge to follow a commit that is already visible in the upstream.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How long it is remembered which entries were wrong, for those who are about to find the same.
+/// How long an entry that was found wrong is remembered, for concurrent comparisons with it.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(10);
 
-/// Header names in a warning at most.
+/// Greatest number of header names in a warning.
 const NAMED: usize = 8;
 
-/// An entry that was served, or would have been, and what the upstream answers to the same reader.
+/// Comparison of an entry that was, or would have been, served with the upstream's response to the
+/// same request.
 pub struct Trial {
     key: Key,
     entry: Arc<Entry>,
     status: StatusCode,
+    /// Names of the headers that differ.
     headers: Vec<HeaderName>,
-    /// Why the answer is nobody else's, though the entry's was.
+    /// Why the response may not be stored, although the entry was.
     forbidden: Option<NoStore>,
-    /// Of the body, as far as it has come.
+    /// Length of the body received so far.
     length: usize,
+    /// Whether the body received so far equals that of the entry.
     agrees: bool,
     digest: Box<Xxh3>,
 }
 
 impl Trial {
-    /// Nothing is known of the answer yet.
-    pub fn new(ask: &Ask, entry: Arc<Entry>) -> Self {
-        Self::of(ask.key.clone(), entry)
+    /// Begins a comparison, before the response has arrived.
+    pub fn new(request: &Ask, entry: Arc<Entry>) -> Self {
+        Self::of(request.key.clone(), entry)
     }
 
     fn of(key: Key, entry: Arc<Entry>) -> Self {
-        let (status, headers) = (StatusCode::BAD_GATEWAY, Vec::new());
-        let (forbidden, digest) = (None, Box::default());
-        Self { key, entry, status, headers, forbidden, length: 0, agrees: true, digest }
+        Self {
+            key,
+            entry,
+            status: StatusCode::BAD_GATEWAY,
+            headers: Vec::new(),
+            forbidden: None,
+            length: 0,
+            agrees: true,
+            digest: Box::default(),
+        }
     }
 
-    /// The head of the answer to a GET without conditions. Says whether the body matters.
+    /// Compares the head of the response to a GET without conditions. Returns whether the body has to
+    /// be compared.
     pub fn head(&mut self, head: &response::Parts, cache: &Cache) -> bool {
         self.weigh(head, &cache.policy)
     }
 
-    /// Not by its headers alone: what is no part of an entry, as `Set-Cookie`, is not among those that
-    /// are compared, and makes an answer one client's all the same. How fresh it is does not matter.
+    /// Compares the stored headers and checks whether the response may be stored. A header that is not
+    /// part of an entry, such as `Set-Cookie`, is not compared, but may make the response personal to
+    /// one client. Freshness does not matter.
     fn weigh(&mut self, head: &response::Parts, policy: &Policy) -> bool {
         self.status = head.status;
         let comparable = head.status == self.entry.status();
@@ -82,7 +94,7 @@ impl Trial {
         comparable
     }
 
-    /// The next part of its body. Says whether more of it matters.
+    /// Compares the next part of the body. Returns whether more of it has to be compared.
     pub fn part(&mut self, data: &[u8]) -> bool {
         let rest = self.entry.body().get(self.length..).unwrap_or_default();
         self.agrees &= rest.starts_with(data);
@@ -91,13 +103,14 @@ impl Trial {
         self.length <= self.entry.body().len()
     }
 
-    /// What it comes to once the answer has ended, where nothing else needs to be asked.
+    /// Returns the result once the response has ended, if it does not depend on whether the entry is
+    /// still in the store.
     pub fn plain(&self) -> Option<Evidence> {
-        let found = self.found();
-        matches!(found, Evidence::Same | Evidence::Failed).then_some(found)
+        let result = self.found();
+        matches!(result, Evidence::Same | Evidence::Failed).then_some(result)
     }
 
-    /// What it comes to if the entry stands.
+    /// Returns the result for the case that the entry is still in the store.
     fn found(&self) -> Evidence {
         match self.status {
             status if status == self.entry.status() => {
@@ -106,8 +119,8 @@ impl Trial {
                 if same { Evidence::Same } else { Evidence::Different }
             }
             status if status.is_server_error() => Evidence::Failed,
-            // What a gateway in front of the upstream says when it is too much, and what does not
-            // answer a request without conditions.
+            // 408 and 429 come from an overloaded gateway in front of the upstream. 304 is no answer
+            // to a request without conditions.
             StatusCode::REQUEST_TIMEOUT
             | StatusCode::TOO_MANY_REQUESTS
             | StatusCode::NOT_MODIFIED => Evidence::Failed,
@@ -128,59 +141,59 @@ impl fmt::Debug for Trial {
 }
 
 impl Cache {
-    /// What an answer that has ended says of the entry. One that is wrong is dropped, here and
-    /// everywhere, and warned of.
-    pub async fn conclude(self: &Arc<Self>, trial: &Trial) -> Evidence {
-        let found = trial.found();
-        if let Some(plain) = trial.plain() {
+    /// Concludes a comparison after the response has ended. Purges an entry that is wrong everywhere,
+    /// with a warning.
+    pub async fn conclude(self: &Arc<Self>, comparison: &Trial) -> Evidence {
+        let result = comparison.found();
+        if let Some(plain) = comparison.plain() {
             return plain;
         }
         for pause in [Duration::ZERO, GRACE] {
             sleep(pause).await;
-            match self.stands(trial).await {
+            match self.stands(comparison).await {
                 Some(true) => {}
-                // For that very reason.
-                Some(false) if self.refuted.count(&trial.generation()) > 0 => return found,
+                // A concurrent comparison has purged the entry because it was wrong.
+                Some(false) if self.refuted.count(&comparison.generation()) > 0 => return result,
                 Some(false) => return Evidence::Changed,
                 None => return Evidence::Unchecked,
             }
         }
-        if self.refuted.add(trial.generation()) == 1 {
-            self.warn_of(trial, found);
-            let keys = vec![trial.key.clone()];
-            // One that died has said so.
+        if self.refuted.add(comparison.generation()) == 1 {
+            self.warn_of(comparison, result);
+            let keys = vec![comparison.key.clone()];
+            // A failure of the purge's task has been logged.
             let _ = self.purge_keys(keys, Source::Evidence, Some("evidence".into())).await;
         }
-        found
+        result
     }
 
-    /// Whether the store still has the entry; none if it does not say.
-    async fn stands(&self, trial: &Trial) -> Option<bool> {
-        self.store.trust(&trial.key).ok()?;
-        let seen = self.store.read(&trial.key, &mut self.budget()).await.ok()?;
+    /// Returns whether the store still has the entry; `None` if the store cannot tell.
+    async fn stands(&self, comparison: &Trial) -> Option<bool> {
+        self.store.trust(&comparison.key).ok()?;
+        let seen = self.store.read(&comparison.key, &mut self.budget()).await.ok()?;
         let Some(Ok(entry)) = Entry::decode(&seen) else { return Some(false) };
-        Some(entry.generation() == trial.entry.generation())
+        Some(entry.generation() == comparison.entry.generation())
     }
 
-    fn warn_of(&self, trial: &Trial, found: Evidence) {
-        let Some(suppressed) = self.refuted_warnings.admit(trial.key.main()) else { return };
+    fn warn_of(&self, comparison: &Trial, result: Evidence) {
+        let Some(suppressed) = self.refuted_warnings.admit(comparison.key.main()) else { return };
         let prefix = self.settings.prefix.as_str();
-        let Trial { key, entry, status, forbidden, length, digest, .. } = trial;
-        let named: Vec<_> =
-            trial.headers.iter().take(NAMED).map(|name| name.as_str().to_owned()).collect();
+        let Trial { key, entry, status, forbidden, length, digest, .. } = comparison;
+        let names: Vec<_> =
+            comparison.headers.iter().take(NAMED).map(|name| name.as_str().to_owned()).collect();
         warn!(
             job = key.main().strip_prefix(prefix).unwrap_or(key.main()),
-            outcome = found.as_str(),
+            outcome = result.as_str(),
             status = status.as_u16(),
-            headers = named.join(", "),
+            headers = names.join(", "),
             not_storable = forbidden.map_or("", NoStore::as_str),
             bytes = length,
             digest = format!("{:032x}", digest.digest128()),
             stored_bytes = entry.body().len(),
             stored_digest = entry::digest(entry.body()),
             suppressed,
-            "an entry was not what the upstream answers; it was dropped. Something changes jobs and \
-             does not say so, or the upstream does not always answer the same"
+            "a cached entry differed from the API's answer and was dropped; either something changes \
+             jobs without purging them, or the API does not always give the same answer"
         );
     }
 }

@@ -1,7 +1,7 @@
-//! The sample jobs API: an ordinary backend that knows nothing of a cache.
+//! The sample jobs API: an ordinary API that knows nothing about the cache.
 //!
-//! `GET /jobs/<id>` costs a database query, `POST /jobs/<id>/restart` is a client's write. Each
-//! change counts up the job's `version`, by which the pollers tell an old answer from a new one.
+//! `GET /jobs/<id>` costs a database query; `POST /jobs/<id>/restart` is the write of a client.
+//! Each change increments the job's `version`, by which the pollers recognise an outdated answer.
 
 use std::{
     sync::{
@@ -23,9 +23,9 @@ use tokio::time::sleep;
 
 use crate::clock;
 
-/// What a query takes in the database that this API pretends to have.
+/// Duration of a query in the simulated database.
 const QUERY: Duration = Duration::from_millis(5);
-/// The stages of a job, each with its progress in percent.
+/// Stages of a job, each with its progress in percent.
 const STAGES: [(&str, u8); 5] = [
     ("ANALYZING", 10),
     ("EXTRACTING", 35),
@@ -33,10 +33,10 @@ const STAGES: [(&str, u8); 5] = [
     ("VERIFYING", 90),
     ("COMPLETED", 100),
 ];
-/// Job 1 is `demo-1`: in a Redis that others use as well, no key of theirs.
+/// Prefix of job ids: job 1 is `demo-1`. It avoids the keys of other users of the same Redis.
 const ID_PREFIX: &str = "demo-";
 
-/// The table of jobs.
+/// The jobs table.
 pub(super) struct Jobs {
     jobs: Vec<Job>,
     reads: AtomicU64,
@@ -44,7 +44,7 @@ pub(super) struct Jobs {
 
 struct Job {
     row: Mutex<Row>,
-    /// The version of the last change whose purge was acknowledged.
+    /// Version of the last change with an acknowledged purge.
     acknowledged: AtomicU64,
 }
 
@@ -56,7 +56,7 @@ struct Row {
 }
 
 impl Jobs {
-    /// So many jobs, each somewhere on its way.
+    /// Creates `count` jobs in different stages.
     pub(super) fn new(count: usize) -> Self {
         let job = |n: usize| Job {
             row: Mutex::new(Row { stage: n % STAGES.len(), version: 1, updated_at: clock::now() }),
@@ -65,27 +65,27 @@ impl Jobs {
         Self { jobs: (0..count).map(job).collect(), reads: AtomicU64::new(0) }
     }
 
-    /// How many there are.
+    /// Number of jobs.
     pub(super) fn count(&self) -> usize {
         self.jobs.len()
     }
 
-    /// Queries that GETs have cost so far.
+    /// Number of queries that GETs have caused so far.
     pub(super) fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// Moves a job to its next stage, from the last to the first; its new version.
+    /// Moves a job to its next stage, and from the last to the first. Returns the new version.
     pub(super) fn advance(&self, job: usize) -> u64 {
         self.change(job, |stage| (stage + 1) % STAGES.len()).version
     }
 
-    /// Remembers that a purge after this version was answered 200.
+    /// Records that the purge after this version was answered with 200.
     pub(super) fn acknowledge(&self, job: usize, version: u64) {
         self.jobs[job].acknowledged.fetch_max(version, Ordering::SeqCst);
     }
 
-    /// No answer to a GET that starts after this call may be older.
+    /// The lowest version that an answer to a GET may have, if the GET starts after this call.
     pub(super) fn acknowledged(&self, job: usize) -> u64 {
         self.jobs[job].acknowledged.load(Ordering::SeqCst)
     }
@@ -101,8 +101,8 @@ impl Jobs {
         match (request.method(), action) {
             (&Method::GET | &Method::HEAD, "") => {
                 self.reads.fetch_add(1, Ordering::Relaxed);
-                // A query sees the row as it was when it began: an answer on its way may be
-                // overtaken by a change and its purge, which is what a cache must survive.
+                // A query sees the row as it was when it began. A change and its purge may overtake
+                // the answer; a cache must handle that.
                 let row = *self.row(job);
                 sleep(QUERY).await;
                 reply(StatusCode::OK, &row.to_json(job))
@@ -115,7 +115,7 @@ impl Jobs {
         }
     }
 
-    /// The job that a path names, and what follows its id.
+    /// Index of the job that a path names, and the rest of the path.
     fn find<'p>(&self, path: &'p str) -> Option<(usize, &'p str)> {
         let path = path.strip_prefix("/jobs/")?;
         let (id, action) = path.split_once('/').unwrap_or((path, ""));
@@ -150,7 +150,7 @@ impl Row {
     }
 }
 
-/// The id of a job, as it stands in paths.
+/// Id of a job, as used in paths.
 pub(super) fn id(job: usize) -> String {
     format!("{ID_PREFIX}{}", job + 1)
 }

@@ -1,4 +1,4 @@
-//! One keep-alive connection, as a browser or a pipeline has it.
+//! A client with one keep-alive connection, like that of a browser or a pipeline.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::{
     time::{error::Elapsed, timeout},
 };
 
-/// From connecting to the last byte of the answer.
+/// Time limit from connecting to the last byte of the answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client of one server.
@@ -20,12 +20,12 @@ pub(super) struct Client {
     sender: Option<http1::SendRequest<Full<Bytes>>>,
 }
 
-/// Why there was no answer.
+/// Reason why there was no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     #[error("cannot connect: {0}")]
     Connect(#[from] io::Error),
-    #[error("the exchange broke: {0}")]
+    #[error("the exchange failed: {0}")]
     Http(#[from] hyper::Error),
     #[error("no answer within {ANSWER_TIMEOUT:?}")]
     Timeout(#[from] Elapsed),
@@ -36,7 +36,7 @@ impl Client {
         Self { address, sender: None }
     }
 
-    /// Sends a request and reads the whole answer, over a new connection where the last one is
+    /// Sends a request and reads the whole answer. Opens a new connection if the last one is
     /// closed.
     pub(super) async fn send(
         &mut self,
@@ -45,8 +45,8 @@ impl Client {
         timeout(ANSWER_TIMEOUT, self.exchange(request)).await?
     }
 
-    /// The connection is put back only after a complete answer: one that broke or still owes an
-    /// answer is of no more use.
+    /// Keeps the connection only after a complete answer: a broken connection, or one with an
+    /// unread answer, cannot be used again.
     async fn exchange(
         &mut self,
         request: Request<Full<Bytes>>,
@@ -66,7 +66,7 @@ impl Client {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Ends when the sender is dropped; what goes wrong is told to the sender.
+        // Ends when the sender is dropped. The sender reports its errors.
         tokio::spawn(connection);
         Ok(sender)
     }

@@ -1,4 +1,4 @@
-//! What the crowd has measured.
+//! Measurements of the pollers and the pipeline.
 
 use std::{
     collections::VecDeque,
@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-/// Latencies kept of each source: the last ones tell the present.
+/// Number of latencies kept per source, so that they describe the present.
 const LATENCIES_KEPT: usize = 10_000;
 
-/// Counters that pollers and pipeline share.
+/// Counters shared by pollers and pipeline.
 #[derive(Default)]
 pub(super) struct Figures(Mutex<Counts>);
 
@@ -20,7 +20,7 @@ struct Counts {
     from_upstream: Latencies,
 }
 
-/// Counted since the start.
+/// Totals since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     /// Polls, answered or not.
@@ -31,18 +31,18 @@ pub(super) struct Totals {
     pub(super) failed: u64,
     /// Answers older than a purge that was acknowledged before the poll was sent.
     pub(super) stale: u64,
-    /// Purges that were answered 200.
+    /// Purges answered with 200.
     pub(super) purges: u64,
-    /// Purges that were not, and were repeated.
+    /// Purge requests with any other answer, or none.
     pub(super) purges_refused: u64,
 }
 
-/// What became of a poll.
+/// Result of a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Poll {
-    /// With a status of the job.
+    /// A status of the job.
     Answered { source: Source, took: Duration, stale: bool },
-    /// With anything else, or not at all.
+    /// Any other answer, or none.
     Failed,
 }
 
@@ -94,7 +94,7 @@ impl Figures {
         self.lock().totals
     }
 
-    /// Of the last answers from there; none before the first.
+    /// Latency of the most recent answers from a source; `None` before the first.
     pub(super) fn latency(&self, source: Source) -> Option<Quantiles> {
         let counts = self.lock();
         let mut sorted: Vec<Duration> = match source {

@@ -1,5 +1,5 @@
-//! The pipeline that works on the jobs: it changes a job in the database, behind the sidecar's back,
-//! and then calls the purge webhook until that is answered 200.
+//! The pipeline that works on the jobs: it changes a job directly in the database, where the
+//! sidecar does not see it, and then calls the purge webhook until that answers 200.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,18 +25,18 @@ use crate::config::Secret;
 
 /// Shortest and longest time that a job stays in one stage, in seconds.
 const STAGE_SECONDS: (f64, f64) = (10.0, 30.0);
-/// Before a purge that was not acknowledged is sent again: what its `Retry-After` says.
+/// Pause before an unacknowledged purge is sent again; the `Retry-After` of the webhook.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The purge webhook of the sidecar.
+/// Client of the sidecar's purge webhook.
 #[derive(Clone)]
 pub(super) struct Webhook {
     admin: SocketAddr,
     secret: Option<Secret>,
 }
 
-/// Starts the work on every job, in a new database: what an earlier demo may have left in the same
-/// Redis is purged first.
+/// Starts the work on every job. The database is new, so entries that an earlier demo may have left
+/// in the same Redis are purged first.
 pub(super) async fn start(
     crowd: &mut JoinSet<()>,
     jobs: &Arc<Jobs>,
@@ -45,7 +45,7 @@ pub(super) async fn start(
 ) {
     let ids: Vec<String> = (0..jobs.count()).map(api::id).collect();
     if !webhook.purge(&mut Client::new(webhook.admin), &json!({ "job_ids": ids })).await {
-        // Queued all the same, and these jobs are not answered from the cache until it is done.
+        // The purge is queued anyway, and these jobs are bypassed until it is confirmed.
         figures.purge_refused();
     }
     for job in 0..jobs.count() {
@@ -56,19 +56,19 @@ pub(super) async fn start(
 async fn work(job: usize, jobs: Arc<Jobs>, figures: Arc<Figures>, webhook: Webhook) {
     let mut client = Client::new(webhook.admin);
     let (shortest, longest) = STAGE_SECONDS;
-    // The stage that it is in has begun some time ago.
-    let mut stays = fastrand::f64() * longest;
+    // The current stage began some time ago.
+    let mut wait_seconds = fastrand::f64() * longest;
     loop {
-        sleep(Duration::from_secs_f64(stays)).await;
+        sleep(Duration::from_secs_f64(wait_seconds)).await;
         let version = jobs.advance(job);
-        let what = json!({ "job_id": api::id(job) });
-        while !webhook.purge(&mut client, &what).await {
+        let body = json!({ "job_id": api::id(job) });
+        while !webhook.purge(&mut client, &body).await {
             figures.purge_refused();
             sleep(RETRY_AFTER).await;
         }
         jobs.acknowledge(job, version);
         figures.purge_acknowledged();
-        stays = shortest + fastrand::f64() * (longest - shortest);
+        wait_seconds = shortest + fastrand::f64() * (longest - shortest);
     }
 }
 
@@ -77,9 +77,9 @@ impl Webhook {
         Self { admin, secret }
     }
 
-    /// Whether the jobs are known to be gone from the cache.
-    async fn purge(&self, client: &mut Client, what: &Value) -> bool {
-        let Some(request) = self.request(what) else { return false };
+    /// Sends a purge. Returns whether the jobs are confirmed to be gone from the cache.
+    async fn purge(&self, client: &mut Client, body: &Value) -> bool {
+        let Some(request) = self.request(body) else { return false };
         match client.send(request).await {
             Ok(response) => response.status() == StatusCode::OK,
             Err(error) => {
@@ -89,14 +89,14 @@ impl Webhook {
         }
     }
 
-    /// None for a secret that no header can carry.
-    fn request(&self, what: &Value) -> Option<Request<Full<Bytes>>> {
+    /// `None` if a header cannot carry the secret.
+    fn request(&self, body: &Value) -> Option<Request<Full<Bytes>>> {
         let mut request = Request::post("/purge")
             .header(HOST, self.admin.to_string())
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(secret) = &self.secret {
             request = request.header(AUTHORIZATION, format!("Bearer {}", secret.expose()));
         }
-        request.body(Full::from(what.to_string())).ok()
+        request.body(Full::from(body.to_string())).ok()
     }
 }

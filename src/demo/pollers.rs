@@ -1,5 +1,5 @@
-//! The crowd: frontends that poll their job, and check that no answer is older than a purge that
-//! was acknowledged before they asked.
+//! The crowd: frontends that poll their jobs, and check that no answer is older than a purge that
+//! was acknowledged before the poll was sent.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -26,10 +26,10 @@ use super::{
     show::Stage,
 };
 
-/// A poll comes up to this part of its interval early or late.
+/// Largest random change of the polling interval, as a fraction of it.
 const JITTER: f64 = 0.1;
 
-/// One frontend.
+/// One simulated frontend.
 pub(super) struct Poller {
     job: usize,
     proxy: SocketAddr,
@@ -39,7 +39,7 @@ pub(super) struct Poller {
     figures: Arc<Figures>,
 }
 
-/// What a frontend reads of an answer.
+/// The part of an answer that a frontend reads.
 #[derive(Deserialize)]
 struct Seen {
     version: u64,
@@ -49,16 +49,16 @@ impl Poller {
     /// Starts the crowd, spread over the jobs and over the first interval.
     pub(super) fn start(
         crowd: &mut JoinSet<()>,
-        stage: &Stage,
+        setup: &Stage,
         jobs: &Arc<Jobs>,
         figures: &Arc<Figures>,
     ) {
-        for n in 0..usize::from(stage.pollers) {
+        for n in 0..usize::from(setup.pollers) {
             let poller = Self {
                 job: n % jobs.count(),
-                proxy: stage.proxy,
-                every: stage.every,
-                client: Client::new(stage.proxy),
+                proxy: setup.proxy,
+                every: setup.every,
+                client: Client::new(setup.proxy),
                 jobs: Arc::clone(jobs),
                 figures: Arc::clone(figures),
             };
@@ -79,15 +79,15 @@ impl Poller {
 
     async fn poll(&mut self) -> Poll {
         let request = Request::get(format!("/jobs/{}", api::id(self.job)))
-            // Those of curl, so that who tries the same URL is answered from the same entry.
+            // The headers of curl, so that a user who tries the same URL gets the same entry.
             .header(HOST, self.proxy.to_string())
             .header(ACCEPT, "*/*")
             .body(Full::default());
         let Ok(request) = request else { return Poll::Failed };
         let acknowledged = self.jobs.acknowledged(self.job);
-        let asked = Instant::now();
+        let sent_at = Instant::now();
         match self.client.send(request).await {
-            Ok(response) => judge(&response, acknowledged, asked.elapsed()),
+            Ok(response) => judge(&response, acknowledged, sent_at.elapsed()),
             Err(error) => {
                 debug!(%error, "poll failed");
                 Poll::Failed

@@ -1,6 +1,7 @@
-//! What the demo tells whoever watches: what to try, one line of figures, and a summary.
+//! Output of the demo: what to try, one line of figures, and a summary.
 //!
-//! On a terminal the line is rewritten in place every second; elsewhere each is a line of its own.
+//! On a terminal the line is rewritten in place every second. Elsewhere a new line is written every
+//! five seconds.
 
 use std::{
     collections::VecDeque,
@@ -23,32 +24,32 @@ use super::{
     figures::{Figures, Quantiles, Source, Totals},
 };
 
-/// Between two lines on a terminal, where one replaces the other, and elsewhere.
+/// Interval between two updates: on a terminal, where lines are rewritten, and elsewhere.
 const REWRITE_EVERY: Duration = Duration::from_secs(1);
 const APPEND_EVERY: Duration = Duration::from_secs(5);
-/// Rates are of this time back.
+/// Rates are averages over this window.
 const WINDOW: Duration = Duration::from_mins(1);
-/// How long Redis is waited for before the demo starts without it, in looks and time between them.
+/// Number and interval of checks for Redis to come up. After the last one the demo gives up.
 const STORE_LOOKS: u32 = 20;
 const STORE_LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Who plays, and where.
+/// Addresses and sizes of the demo.
 pub(super) struct Stage {
     pub(super) api: SocketAddr,
     pub(super) proxy: SocketAddr,
     pub(super) admin: SocketAddr,
-    /// Usual addresses that were taken, each with the one used instead.
+    /// Default addresses that were taken, each with the one used instead.
     pub(super) moved: Vec<(SocketAddr, SocketAddr)>,
     pub(super) jobs: usize,
-    /// The URL, where the store is Redis.
+    /// URL of the store, if it is Redis.
     pub(super) redis: Option<String>,
-    /// Whether the webhook asks for a secret.
+    /// Whether the webhook requires a secret.
     pub(super) guarded: bool,
     pub(super) pollers: u16,
     pub(super) every: Duration,
 }
 
-/// Whether the store answered before the start.
+/// Whether the store came up before the demo started.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoreState {
     Up,
@@ -63,7 +64,7 @@ pub(super) struct Show {
     figures: Arc<Figures>,
     jobs: Arc<Jobs>,
     started: Instant,
-    /// The last minute, the oldest first.
+    /// Readings of the last minute, oldest first.
     window: VecDeque<Reading>,
 }
 
@@ -76,11 +77,11 @@ struct Reading {
 }
 
 impl StoreState {
-    /// Asks the sidecar, as a probe would.
-    pub(super) async fn of(stage: &Stage) -> Self {
-        let mut client = Client::new(stage.admin);
+    /// Asks the sidecar until the store is up, as a readiness probe would.
+    pub(super) async fn of(setup: &Stage) -> Self {
+        let mut client = Client::new(setup.admin);
         for _ in 0..STORE_LOOKS {
-            let request = Request::get("/readyz").header(HOST, stage.admin.to_string());
+            let request = Request::get("/readyz").header(HOST, setup.admin.to_string());
             let Ok(request) = request.body(Full::<Bytes>::default()) else { break };
             if let Ok(response) = client.send(request).await
                 && let Ok(body) = serde_json::from_slice::<serde_json::Value>(response.body())
@@ -95,23 +96,23 @@ impl StoreState {
 }
 
 impl Show {
-    pub(super) fn new(stage: &Stage, figures: Arc<Figures>, jobs: Arc<Jobs>) -> Self {
+    pub(super) fn new(setup: &Stage, figures: Arc<Figures>, jobs: Arc<Jobs>) -> Self {
         let out = io::stdout();
         let rewrites = out.is_terminal();
         let window =
             VecDeque::from([Reading { at: Duration::ZERO, totals: Totals::default(), reads: 0 }]);
-        let introduction = stage.introduction();
+        let introduction = setup.introduction();
         Self { out, rewrites, introduction, figures, jobs, started: Instant::now(), window }
     }
 
-    /// Says what is going on and what to try; the clock starts.
+    /// Prints the introduction and starts the clock.
     pub(super) fn open(&mut self) -> io::Result<()> {
         self.started = Instant::now();
         self.out.write_all(self.introduction.as_bytes())?;
         self.out.flush()
     }
 
-    /// Shows the figures for as long as they can be written.
+    /// Prints the figures until standard output fails.
     pub(super) async fn follow(&mut self) -> io::Result<Infallible> {
         let every = if self.rewrites { REWRITE_EVERY } else { APPEND_EVERY };
         let mut ticks = interval_at(Instant::now() + every, every);
@@ -122,7 +123,7 @@ impl Show {
         }
     }
 
-    /// The summary.
+    /// Prints the summary.
     pub(super) fn close(&mut self) -> io::Result<()> {
         let now = self.read();
         let latencies = [Source::Cache, Source::Upstream].map(|s| self.figures.latency(s));
@@ -141,7 +142,7 @@ impl Show {
         let line = line(&self.window[0], &now, latencies);
         self.window.push_back(now);
         if self.rewrites {
-            // Without wrapping (`?7l`): half of a wrapped line would stay behind.
+            // Line wrapping is off (`?7l`): half of a wrapped line would stay on the screen.
             write!(self.out, "\r\x1b[?7l{line}\x1b[K\x1b[?7h")?;
         } else {
             writeln!(self.out, "{line}")?;
@@ -161,30 +162,30 @@ impl Stage {
         let every = humantime::format_duration(self.every);
         let store = if self.redis.is_some() { "Redis" } else { "embedded, memory://" };
         let mut text = String::from("\n");
-        // Writing to a String does not fail.
+        // Writing to a `String` cannot fail.
         for (taken, used) in &self.moved {
-            let _ = writeln!(text, "{taken} is taken; {used} is used instead.");
+            let _ = writeln!(text, "{taken} is in use; listening on {used} instead.");
         }
         let _ = writeln!(
             text,
-            "{pollers} pollers ask for {jobs} jobs, each every {every}:\n\n  \
+            "{pollers} pollers read {jobs} jobs, each poller every {every}:\n\n  \
              pollers -> jobcache http://{proxy} -> sample jobs API http://{api}\n  \
              store: {store}\n\n\
-             A job changes every 10 to 30 s; the pipeline then calls the purge webhook. Try \
-             meanwhile:\n",
+             Each job changes every 10 to 30 s; the pipeline then calls the purge webhook. Commands \
+             to try:\n",
         );
         let hints = self.hints();
         let width = hints.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
-        for (command, what) in &hints {
-            let _ = writeln!(text, "  {command:width$}  # {what}");
+        for (command, effect) in &hints {
+            let _ = writeln!(text, "  {command:width$}  # {effect}");
         }
         text.push_str(
-            "\nCtrl-C ends it with a summary. Rates are of the last minute, times are p50/p99.\n\n",
+            "\nCtrl-C ends the demo with a summary. Rates cover the last minute; times are p50/p99.\n\n",
         );
         text
     }
 
-    /// What to try, and what it shows.
+    /// Commands to try, and what each of them shows.
     fn hints(&self) -> Vec<(String, &'static str)> {
         let Self { proxy, admin, .. } = self;
         let job = api::id(0);
@@ -197,7 +198,7 @@ impl Stage {
             (format!("curl -i http://{proxy}/jobs/{job}"), "hit or miss: see Cache-Status and Age"),
             (
                 format!("curl -iX POST http://{proxy}/jobs/{job}/restart"),
-                "a write: next GET is new",
+                "a write; the next GET shows it",
             ),
             (format!("curl -X POST{secret} http://{admin}/purge/{job}"), "the purge webhook"),
             (format!("http://{admin}/"), "the status page, in a browser"),
@@ -205,12 +206,12 @@ impl Stage {
             (format!("curl http://{admin}/metrics"), "metrics"),
         ];
         if let Some(url) = &self.redis {
-            // A password belongs neither on a screen nor into a shell's history.
+            // A password belongs neither on the screen nor in the shell history.
             let url = if url.contains('@') { "\"$REDIS_URL\"" } else { url };
             let redis = |command| format!("redis-cli -u {url} {command} job_status:{job}");
             hints.extend([
-                (redis("GET"), "the body as served; \"\" while it is being read"),
-                (redis("TTL"), "for how long it may still be served"),
+                (redis("GET"), "the stored body; \"\" while it is being read"),
+                (redis("TTL"), "seconds until it expires"),
                 (redis("DEL"), "invalidates like the webhook"),
             ]);
         }
@@ -218,7 +219,7 @@ impl Stage {
     }
 }
 
-/// The figures between two readings in one line of less than 120 columns.
+/// The figures between two readings, in one line of fewer than 120 columns.
 fn line(then: &Reading, now: &Reading, [hit, miss]: [Option<Quantiles>; 2]) -> String {
     let (polls, reads) = (now.totals.polls - then.totals.polls, now.reads - then.reads);
     let time = now.at.saturating_sub(then.at);
@@ -237,9 +238,9 @@ fn line(then: &Reading, now: &Reading, [hit, miss]: [Option<Quantiles>; 2]) -> S
         latency(miss),
     );
     let Totals { failed, purges_refused, .. } = now.totals;
-    for (count, what) in [(failed, "failed"), (purges_refused, "purges refused")] {
+    for (count, label) in [(failed, "failed"), (purges_refused, "purges refused")] {
         if count > 0 {
-            let _ = write!(line, ", {count} {what}");
+            let _ = write!(line, ", {count} {label}");
         }
     }
     line
@@ -264,7 +265,7 @@ fn summary(now: &Reading, [hit, miss]: [Option<Quantiles>; 2]) -> String {
         latency(miss),
     );
     if failed > 0 {
-        let _ = writeln!(text, "  failed polls    {failed:>8}   without an answer of status 200");
+        let _ = writeln!(text, "  failed polls    {failed:>8}   without a usable answer");
     }
     if purges_refused > 0 {
         let _ =
@@ -273,13 +274,13 @@ fn summary(now: &Reading, [hit, miss]: [Option<Quantiles>; 2]) -> String {
     text
 }
 
-/// What part of the polls the API was spared.
+/// Share of the polls that did not cost the API a read.
 fn reduction(polls: u64, reads: u64) -> String {
     if polls == 0 {
         return "-".to_owned();
     }
-    let spared = polls.saturating_sub(reads);
-    format!("{:.1} %", 100.0 * ratio(spared, polls))
+    let saved = polls.saturating_sub(reads);
+    format!("{:.1} %", 100.0 * ratio(saved, polls))
 }
 
 fn a_minute(count: u64, time: Duration) -> f64 {

@@ -1,8 +1,9 @@
-//! Events as they happen, for whoever listens.
+//! The feed of events to subscribers.
 //!
-//! All listeners share one ring of [`WAITING`] events, and each has its place in it: one who is slower
-//! than that loses the oldest and is told how many. Nobody waits for a listener. There are at most
-//! [`LISTENERS`] of them. Who begins is told the last [`BEFORE`] events first.
+//! All subscribers share one ring of [`WAITING`] events, and each has its own position in it. A
+//! subscriber that falls further behind loses the oldest events and gets their number. Publishers
+//! never wait for subscribers. There are at most [`LISTENERS`] subscribers. A new one first gets
+//! the last [`BEFORE`] events.
 
 use std::{
     collections::VecDeque,
@@ -17,38 +18,38 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 
 use super::{By, What, jobs::Busy};
 
-/// Who may listen at a time.
+/// Most subscribers at a time.
 pub const LISTENERS: usize = 16;
-/// Events that wait for the slowest.
+/// Events in the ring, which wait for the slowest subscriber.
 pub const WAITING: usize = 256;
-/// Events from before that a listener is told first.
+/// Recent events that a new subscriber gets first.
 pub const BEFORE: usize = 64;
 
-/// Something that happened.
+/// A published event.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Counts up from 1; 0 for what has no number.
+    /// Sequence number, from 1; 0 for the counts of a second.
     pub number: u64,
-    /// In ms since 1970.
+    /// Time in ms since 1970.
     pub at_ms: i64,
-    /// What it was; none for the counts of a second.
+    /// The kind; `None` for the counts of a second.
     pub what: Option<What>,
-    /// Why, in the words of `Cache-Status`; empty where there is nothing to add.
+    /// The reason, in the words of `Cache-Status`; may be empty.
     pub why: &'static str,
-    /// Who caused it, where that is known.
+    /// The initiator, if known.
     pub by: By,
-    /// The job, if it is one.
+    /// The id of the job, if it is about one job.
     pub job: Option<Box<str>>,
-    /// How many jobs it is about; 0 for all of them, or none.
+    /// Number of jobs; 0 if it is about all jobs or about none.
     pub jobs: usize,
-    /// The requests of the last second.
+    /// The counts of the last second; `None` for all other events.
     pub second: Option<Counts>,
 }
 
 /// The requests of one second.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
-    /// By outcome.
+    /// Requests by outcome.
     pub outcomes: [(&'static str, u64); 5],
     /// The busiest jobs of the last two minutes.
     pub busiest: Vec<Busy>,
@@ -65,7 +66,7 @@ impl Event {
     }
 }
 
-/// The ring.
+/// The publisher of events.
 pub(super) struct Feed {
     last: AtomicU64,
     before: Mutex<VecDeque<Arc<Event>>>,
@@ -73,12 +74,12 @@ pub(super) struct Feed {
     places: Arc<Semaphore>,
 }
 
-/// One who listens.
+/// A subscriber of the feed. It gives its place back when it is dropped.
 #[derive(Debug)]
 pub struct Listener {
-    /// What happened before.
+    /// Recent events from before the subscription.
     pub before: Vec<Arc<Event>>,
-    /// What happens from then on.
+    /// Events after that.
     pub told: broadcast::Receiver<Arc<Event>>,
     #[expect(dead_code, reason = "held, not read")]
     place: OwnedSemaphorePermit,
@@ -93,7 +94,8 @@ impl Default for Feed {
 }
 
 impl Feed {
-    /// Events are told one at a time: the caller holds the lock of the jobs, as in [`Feed::listen`].
+    /// Publishes an event. The caller holds the lock of the jobs here and in [`Feed::listen`], so
+    /// that a new subscriber neither misses an event nor gets one twice.
     pub(super) fn tell(&self, event: Event) {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let event = Arc::new(Event { number, ..event });
@@ -103,11 +105,11 @@ impl Feed {
         }
         before.push_back(Arc::clone(&event));
         drop(before);
-        // The only error is that nobody listens.
+        // The only error is that there are no subscribers.
         let _ = self.told.send(event);
     }
 
-    /// What a second was like is not worth telling later.
+    /// Publishes the counts of a second. They are not kept for new subscribers.
     pub(super) fn second(&self, at_ms: i64, counts: Counts) {
         let second = Some(counts);
         let (what, why, by, job) = (None, "", None, None);
@@ -115,7 +117,8 @@ impl Feed {
         let _ = self.told.send(Arc::new(event));
     }
 
-    /// After the event of this number, of those that are still known.
+    /// Subscribes, and replays the recent events after number `after`. Returns `None` if all places
+    /// are taken.
     pub(super) fn listen(&self, after: u64) -> Option<Listener> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         let before = self.before.lock().unwrap_or_else(PoisonError::into_inner);

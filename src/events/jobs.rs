@@ -1,10 +1,10 @@
-//! The last events of each job, and how often each is asked for. It reads no clock.
+//! The last events of each job and its request counts. This module reads no clock.
 //!
-//! Bounded: [`JOBS`] jobs, of which the one that nothing has happened to for longest is forgotten
-//! first, times [`EVENTS`] events, and the last of each kind in `What::is_kept` that has left those: a
-//! minute of polls that come to this and that by turns would else leave nothing of the purge before it.
-//! A name is at most a prefix and 128 bytes, an event about 100 bytes with whoever caused it (which many
-//! share): about 4 MiB if all are full.
+//! Memory is bounded: at most [`JOBS`] jobs, of which the least recently touched is removed first,
+//! with [`EVENTS`] events each, plus the last event of each kind in `What::is_kept` that was pushed
+//! out. Without those, a minute of polls with alternating outcomes would push out the purge before
+//! it. A name is at most a prefix and 128 bytes, and an event is about 100 bytes including its
+//! initiator, which many events share. That is about 4 MiB if everything is full.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -13,27 +13,27 @@ use std::{
 
 use super::{By, What};
 
-/// Jobs that are remembered.
+/// Most jobs with a history.
 pub const JOBS: usize = 2_048;
-/// Events that are remembered of each, whatever they are.
+/// Recent events per job, of all kinds.
 pub const EVENTS: usize = 12;
-/// Requests are counted by minutes.
+/// Length of the intervals in which requests are counted.
 const MINUTE_MS: i64 = 60_000;
 
-/// Something that happened once, or several times in a row.
+/// An event that happened once, or several times in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Happening {
-    /// What it was.
+    /// The kind of the event.
     pub what: What,
-    /// Why, in the words of `Cache-Status`; empty where there is nothing to add.
+    /// The reason, in the words of `Cache-Status`; may be empty.
     pub why: &'static str,
-    /// Who caused it, where that is known.
+    /// The initiator, if known.
     pub by: By,
-    /// When it happened first, in ms since 1970.
+    /// Time of the first occurrence, in ms since 1970.
     pub first_ms: i64,
-    /// When it happened last.
+    /// Time of the last occurrence, in ms since 1970.
     pub last_ms: i64,
-    /// How often; of hits about how often, where they are many.
+    /// Number of occurrences. Of many hits it is an estimate.
     pub times: u64,
 }
 
@@ -47,31 +47,31 @@ impl Happening {
     }
 }
 
-/// What is known of a job.
+/// The history of a job.
 #[derive(Clone, Debug, Default)]
 pub struct Past {
-    /// Oldest first: the last that changed it or kept an answer out, then all of the last.
+    /// Events, oldest first: the kept ones that were pushed out of the ring, then the ring.
     pub happenings: Vec<Happening>,
     /// The last time that every job was purged.
     pub all_purged: Option<Happening>,
 }
 
-/// A job that is asked for.
+/// A job with recent requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Busy {
     /// Its key, or its id.
     pub job: String,
-    /// Requests in this minute and the one before, about.
+    /// Requests in this minute and the one before, estimated.
     pub requests: u64,
     /// Hits among them.
     pub hits: u64,
 }
 
-/// The jobs.
+/// The histories of all known jobs.
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
     slots: HashMap<Arc<str>, Slot>,
-    /// The jobs by when something happened to them last, in touches.
+    /// The jobs in the order in which they were last touched.
     order: BTreeMap<u64, Arc<str>>,
     touches: u64,
     all_purged: Option<Happening>,
@@ -81,8 +81,9 @@ pub(super) struct Jobs {
 struct Slot {
     touched: u64,
     happenings: VecDeque<Happening>,
-    /// What was pushed out of those: one of a kind, oldest first.
+    /// Events that were pushed out and are kept: the last of each kind, oldest first.
     kept: Vec<Happening>,
+    /// Time until which news of the key is attributed to this process.
     ours_until_ms: i64,
     this_minute: Minute,
     last_minute: Minute,
@@ -96,7 +97,7 @@ struct Minute {
 }
 
 impl Jobs {
-    /// A request was answered, which stands for so many.
+    /// Records `times` answered requests.
     pub(super) fn request(&mut self, key: &str, happening: Happening, times: u64) {
         let number = happening.last_ms / MINUTE_MS;
         let hits = if happening.what == What::Hit { times } else { 0 };
@@ -110,19 +111,20 @@ impl Jobs {
         slot.note(Happening { times, ..happening });
     }
 
-    /// Something else happened.
+    /// Records another event.
     pub(super) fn happened(&mut self, key: &str, happening: Happening) {
         self.touch(key).note(happening);
     }
 
-    /// What is told of a job that is known, and does not make it so.
+    /// Records an event only if the job is known, without touching it.
     pub(super) fn note(&mut self, key: &str, happening: Happening) {
         if let Some(slot) = self.slots.get_mut(key) {
             slot.note(happening);
         }
     }
 
-    /// Somebody has changed it; false if it is not known here, or that was us.
+    /// Records a change of the key by another process. Returns false if the job is not known, or if
+    /// the change is attributed to this process.
     pub(super) fn changed(&mut self, key: &str, happening: Happening) -> bool {
         let slot = self.slots.get_mut(key);
         let Some(slot) = slot.filter(|slot| slot.ours_until_ms < happening.last_ms) else {
@@ -136,7 +138,7 @@ impl Jobs {
         self.slots.contains_key(key)
     }
 
-    /// Until when news of it is of what we do ourselves; says until when it was before.
+    /// Attributes news of the key to this process until `until_ms`. Returns the previous value.
     pub(super) fn ours_until(&mut self, key: &str, until_ms: i64) -> i64 {
         let slot = self.slots.get_mut(key);
         slot.map_or(0, |slot| std::mem::replace(&mut slot.ours_until_ms, until_ms))
@@ -153,7 +155,7 @@ impl Jobs {
         Past { happenings: happenings.unwrap_or_default(), all_purged: self.all_purged.clone() }
     }
 
-    pub(super) fn busiest(&self, most: usize, now_ms: i64) -> Vec<Busy> {
+    pub(super) fn busiest(&self, limit: usize, now_ms: i64) -> Vec<Busy> {
         let number = now_ms / MINUTE_MS;
         let mut busy: Vec<(&Arc<str>, u64, u64)> = self
             .slots
@@ -169,7 +171,7 @@ impl Jobs {
             .filter(|(_, requests, _)| *requests > 0)
             .collect();
         busy.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
-        busy.truncate(most);
+        busy.truncate(limit);
         let named = |(job, requests, hits): (&Arc<str>, u64, u64)| Busy {
             job: job.as_ref().to_owned(),
             requests,
@@ -178,7 +180,7 @@ impl Jobs {
         busy.into_iter().map(named).collect()
     }
 
-    /// The slot of a job, which is the last to be forgotten now.
+    /// Returns the slot of a job and makes it the most recently touched one.
     fn touch(&mut self, key: &str) -> &mut Slot {
         self.touches += 1;
         let touched = self.touches;
@@ -188,9 +190,9 @@ impl Jobs {
         };
         let name = name.unwrap_or_else(|| {
             if self.slots.len() >= JOBS
-                && let Some((_, forgotten)) = self.order.pop_first()
+                && let Some((_, evicted)) = self.order.pop_first()
             {
-                self.slots.remove(&forgotten);
+                self.slots.remove(&evicted);
             }
             key.into()
         });
@@ -202,7 +204,8 @@ impl Jobs {
 }
 
 impl Slot {
-    /// Repeats of what happened last are counted, so that a poller does not push out the rest.
+    /// Adds an event. A repetition of the last event only raises its count, so that a poller does
+    /// not push out all others.
     fn note(&mut self, happening: Happening) {
         if let Some(last) = self.happenings.back_mut()
             && last.is_same_as(&happening)
@@ -239,8 +242,8 @@ mod tests {
         }
         jobs.happened("x", at(What::Purge, 9));
         let past = jobs.past("x").happenings;
-        let told: Vec<_> = past.iter().map(|one| (one.what, one.times, one.first_ms)).collect();
-        assert_eq!(told, [(What::Fill, 1, 1), (What::Hit, 70, 2), (What::Purge, 1, 9)]);
+        let events: Vec<_> = past.iter().map(|one| (one.what, one.times, one.first_ms)).collect();
+        assert_eq!(events, [(What::Fill, 1, 1), (What::Hit, 70, 2), (What::Purge, 1, 9)]);
         assert_eq!(past[1].last_ms, 8);
     }
 
@@ -258,8 +261,8 @@ mod tests {
     #[test]
     fn what_changed_a_job_outlasts_its_polls_and_keeps_its_place() {
         let mut jobs = Jobs::default();
-        let matter = [What::WriteEnded, What::Write, What::Changed, What::FillRefused, What::Purge];
-        for (now_ms, what) in (0..).zip(matter.into_iter().chain(matter)) {
+        let kinds = [What::WriteEnded, What::Write, What::Changed, What::FillRefused, What::Purge];
+        for (now_ms, what) in (0..).zip(kinds.into_iter().chain(kinds)) {
             jobs.happened("x", at(what, now_ms));
         }
         for now_ms in (10..1_000).step_by(2) {
@@ -267,10 +270,10 @@ mod tests {
             jobs.request("x", at(What::Pass, now_ms + 1), 1);
         }
         let past = jobs.past("x").happenings;
-        assert_eq!(past.len(), matter.len() + EVENTS);
-        let told: Vec<_> = past.iter().map(|one| (one.what, one.first_ms)).collect();
-        assert_eq!(told[..5], matter.into_iter().zip(5..).collect::<Vec<_>>(), "the last of each");
-        assert_eq!(told[5..8], [(What::Hit, 988), (What::Pass, 989), (What::Hit, 990)]);
+        assert_eq!(past.len(), kinds.len() + EVENTS);
+        let events: Vec<_> = past.iter().map(|one| (one.what, one.first_ms)).collect();
+        assert_eq!(events[..5], kinds.into_iter().zip(5..).collect::<Vec<_>>(), "the last of each");
+        assert_eq!(events[5..8], [(What::Hit, 988), (What::Pass, 989), (What::Hit, 990)]);
         assert!(past.is_sorted_by_key(|one| one.last_ms));
     }
 

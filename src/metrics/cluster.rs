@@ -1,4 +1,4 @@
-//! The masters of a cluster, and where its nodes have sent us.
+//! Metrics of the masters of a Redis Cluster, and of redirections by its nodes.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -8,17 +8,17 @@ use prometheus_client::{
 
 use super::counters::zeros;
 
-/// Words of the redirections, as the server spells them.
+/// The redirections, as the server spells them.
 const KINDS: [&str; 4] = ["moved", "ask", "tryagain", "clusterdown"];
 
-/// What there is to count of a cluster; all zero where the store is none.
+/// The metrics of a Redis Cluster; all zero for any other store.
 #[derive(Debug)]
 pub struct Cluster {
     shards: Family<StateLabels, Gauge>,
     /// Slots that no master owns.
     unowned: Gauge,
     redirections: Family<KindLabels, Counter>,
-    /// Times that the owners of the slots were learned.
+    /// Times that the slot map was refreshed.
     pub refreshes: Counter,
 }
 
@@ -44,7 +44,7 @@ impl Default for Cluster {
 }
 
 impl Cluster {
-    /// How many masters are trusted, how many are not, and how many slots have none.
+    /// Sets the numbers of trusted masters, of other masters, and of slots without a master.
     pub fn shards_are(&self, up: usize, down: usize, unowned: usize) {
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
         for (state, count) in [("up", up), ("down", down)] {
@@ -53,7 +53,7 @@ impl Cluster {
         self.unowned.set(number(unowned));
     }
 
-    /// A node has sent us elsewhere, by the word for it.
+    /// Counts a redirection by its kind.
     pub fn redirected(&self, kind: &'static str) {
         self.redirections.get_or_create(&KindLabels { kind }).inc();
     }
@@ -63,9 +63,9 @@ impl Cluster {
         r.register("store_shards", help, self.shards.clone());
         let help = "Slots of the Redis Cluster that no master owns";
         r.register("store_slots_unowned", help, self.unowned.clone());
-        let help = "Operations that a node of the Redis Cluster did not serve, by what it said";
+        let help = "Operations that a node of the Redis Cluster redirected, by kind";
         r.register("store_redirections", help, self.redirections.clone());
-        let help = "Times that the owners of the slots were learned";
+        let help = "Times that the slot map of the Redis Cluster was refreshed";
         r.register("store_topology_refreshes", help, self.refreshes.clone());
     }
 }

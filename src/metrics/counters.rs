@@ -1,26 +1,26 @@
-//! A family of counters that is quick to count in.
+//! A family of counters that is cheap to increment.
 //!
-//! A `Family` hashes its labels with a keyed hash under a lock: some 400 instructions, which a request
-//! that passes through would pay three times over. A process meets few of the label sets that there
-//! could be, and these first ones are found here by comparing them. The lock is for the others.
+//! A `Family` hashes its labels with a keyed hash under a lock: some 400 instructions, which a
+//! passed request would pay three times. A process uses few of the possible label sets, and the
+//! first ones are found here by comparison. The others take the lock.
 
 use std::{fmt::Debug, hash::Hash, sync::OnceLock};
 
 use prometheus_client::metrics::{counter::Counter, family::Family};
 
-/// Label sets that are found by comparing. Past that the hash is as quick.
+/// Number of label sets that are found by comparison. With more, the hash is as quick.
 const KNOWN: usize = 16;
 
-/// Counters by their labels.
+/// Counters by labels.
 #[derive(Debug)]
 pub struct Counters<L> {
     family: Family<L, Counter>,
-    /// The first ones, in the order in which they came.
+    /// The first label sets, in the order of their first use.
     known: [OnceLock<(L, Counter)>; KNOWN],
 }
 
 impl<L: Copy + Debug + Eq + Hash> Counters<L> {
-    /// With these at zero.
+    /// Creates counters with these labels at zero.
     pub(super) fn beginning_with(labels: impl IntoIterator<Item = L>) -> Self {
         let counters =
             Self { family: Family::default(), known: std::array::from_fn(|_| OnceLock::new()) };
@@ -30,31 +30,32 @@ impl<L: Copy + Debug + Eq + Hash> Counters<L> {
         counters
     }
 
-    /// Counts one more.
+    /// Increments a counter.
     pub fn inc(&self, labels: L) {
         self.counter(labels, |counter| {
             counter.inc();
         });
     }
 
-    /// The counter itself, for what counts too often to look for it.
+    /// The counter itself, for callers that increment too often to look it up.
     pub(super) fn handle(&self, labels: L) -> Counter {
         self.family.get_or_create_owned(&labels)
     }
 
-    /// What was counted. Asking makes no series of what never was.
+    /// The value of a counter. Reading it creates no series.
     pub(super) fn count(&self, labels: &L) -> u64 {
         self.family.get(labels).map_or(0, |counter| counter.get())
     }
 
-    /// All of them, to be registered.
+    /// The family, to be registered.
     pub(super) fn family(&self) -> Family<L, Counter> {
         self.family.clone()
     }
 
     fn counter(&self, labels: L, then: impl Fn(&Counter)) {
         for slot in &self.known {
-            // Of two that come at once to an empty slot one finds the other's labels in it, and goes on.
+            // If two threads fill an empty slot at once, one finds the labels of the other and goes
+            // on.
             let (known, counter) = slot.get_or_init(|| (labels, self.handle(labels)));
             if *known == labels {
                 return then(counter);
@@ -64,7 +65,7 @@ impl<L: Copy + Debug + Eq + Hash> Counters<L> {
     }
 }
 
-/// A family with these at zero.
+/// A family with these labels at zero.
 pub(super) fn zeros<L>(labels: impl IntoIterator<Item = L>) -> Family<L, Counter>
 where
     L: Clone + Eq + Hash,
@@ -86,7 +87,8 @@ mod tests {
         let label = |n: usize| [("label", n.to_string().leak() as &'static str)];
         for n in 0..2 * KNOWN {
             for _ in 0..=n {
-                // Others of the same text: labels are told apart by that, not by where it lies.
+                // A different string with the same text: labels are compared by text, not by
+                // address.
                 counters.inc(label(n));
             }
         }

@@ -1,4 +1,4 @@
-//! What comparisons of entries with the upstream have come to.
+//! Metrics of comparisons of entries with the upstream.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -7,27 +7,27 @@ use prometheus_client::{
 
 use super::{OutcomeLabels, counters::zeros};
 
-/// What a comparison has come to; a label of its metrics.
+/// The result of a comparison; a label of its metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
-    /// The upstream answers what the entry says.
+    /// The response of the upstream equals the entry.
     Same,
-    /// It answers something else, and nobody has said that the job has changed.
+    /// The response differs, and no purge or write has reported a change of the job.
     Different,
-    /// It turns the reader away, or has no such job, and likewise.
+    /// The upstream refuses the reader or has no such job, and no change was reported.
     Refused,
-    /// It answers something else, and the entry has gone meanwhile.
+    /// The response differs, and the entry has been dropped meanwhile.
     Changed,
-    /// It gave no answer, or an error of its own, which proves nothing.
+    /// The upstream gave no response or a server error, which proves nothing.
     Failed,
-    /// It was not asked for the whole, or not heard out, or the store could not be asked.
+    /// The response was not complete or could not be compared, or the store could not be asked.
     Unchecked,
-    /// As many comparisons were under way as may be.
+    /// Too many comparisons were under way.
     Skipped,
 }
 
 impl Evidence {
-    /// Every one, in the order of declaration.
+    /// Every result, in the order of declaration.
     pub const ALL: [Self; 7] = [
         Self::Same,
         Self::Different,
@@ -38,7 +38,7 @@ impl Evidence {
         Self::Skipped,
     ];
 
-    /// The word for logs and metrics.
+    /// The name in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Same => "same",
@@ -57,35 +57,35 @@ impl Evidence {
 pub struct Trials {
     shadow: Family<OutcomeLabels, Counter>,
     verify: Family<OutcomeLabels, Counter>,
-    /// Comparisons behind the back of a client that are under way.
+    /// Comparisons under way that no client waits for.
     pub under_way: Gauge,
 }
 
 impl Default for Trials {
-    /// Every outcome is there from the beginning: that none was found wrong is to be seen.
+    /// Starts with every result at zero, so that the absence of wrong entries is visible.
     fn default() -> Self {
-        let none = || zeros(Evidence::ALL.map(labels));
-        Self { shadow: none(), verify: none(), under_way: Gauge::default() }
+        let zero = || zeros(Evidence::ALL.map(labels));
+        Self { shadow: zero(), verify: zero(), under_way: Gauge::default() }
     }
 }
 
 impl Trials {
-    /// Counts what a hit would have been.
+    /// Counts a read that would have been a hit.
     pub fn shadow(&self, evidence: Evidence) {
         self.shadow.get_or_create(&labels(evidence)).inc();
     }
 
-    /// Counts what a hit was.
+    /// Counts a hit that was compared.
     pub fn verify(&self, evidence: Evidence) {
         self.verify.get_or_create(&labels(evidence)).inc();
     }
 
-    /// What hits would have been, so far.
+    /// The number of reads that would have been hits, by result.
     pub fn shadow_count(&self, evidence: Evidence) -> u64 {
         self.shadow.get_or_create(&labels(evidence)).get()
     }
 
-    /// What hits were, so far.
+    /// The number of compared hits, by result.
     pub fn verify_count(&self, evidence: Evidence) -> u64 {
         self.verify.get_or_create(&labels(evidence)).get()
     }
@@ -93,17 +93,17 @@ impl Trials {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register(
             "shadow",
-            "Reads that would have been hits, by how the upstream's answer compares",
+            "Reads that would have been hits, by comparison with the upstream's response",
             self.shadow.clone(),
         );
         r.register(
             "verify",
-            "Hits that were drawn, by how the upstream's answer compares",
+            "Sampled hits, by comparison with the upstream's response",
             self.verify.clone(),
         );
         r.register(
             "trials",
-            "Comparisons with the upstream that are under way behind the back of a client",
+            "Comparisons with the upstream under way that no client waits for",
             self.under_way.clone(),
         );
     }

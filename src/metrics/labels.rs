@@ -1,4 +1,4 @@
-//! Labels of the families, and those that there are from the beginning.
+//! Labels of the metric families, and the label sets that exist from the start.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -7,28 +7,28 @@ use prometheus_client::{
 
 use super::counters::{Counters, zeros};
 
-/// Labels of the requests.
+/// Labels of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     /// `hit`, `miss`, `pass`, `write`, `error`.
     pub outcome: &'static str,
-    /// Why it was not a hit; empty where there is nothing to add.
+    /// Why it was not a hit; empty if there is nothing to add.
     pub reason: &'static str,
 }
 
 /// Labels of families with one dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabels {
-    /// What it came to.
+    /// The outcome.
     pub outcome: &'static str,
 }
 
 /// Labels of [`Metrics::invalidations`](super::Metrics::invalidations).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct InvalidationLabels {
-    /// `write`, `write-body` (the second end of a write, when its answer has come to its end),
+    /// `write`, `write-body` (the second invalidation of a write, at the end of its response body),
     /// `write-all` (by a rule, or because routes or rules have changed), `purge`, `purge-all` or
-    /// `evidence` (the entry was not what the upstream answers).
+    /// `evidence` (the entry differed from the response of the upstream).
     pub source: &'static str,
     /// `confirmed` or `pending`.
     pub outcome: &'static str,
@@ -46,15 +46,15 @@ pub struct MissLabels {
 /// Labels of [`Metrics::connection_errors`](super::Metrics::connection_errors).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabels {
-    /// `malformed` and `head-too-large` (which were answered with a bare 400, 414 or 431),
-    /// `timeout`, `unread` (took nothing of its answer for too long), `flood` (HTTP/2 resets,
-    /// continuations and the like), `incomplete` (hung up in the middle), `tls` and `proxy-protocol`
-    /// (not spoken, or not as it must be) or `broken`.
+    /// `malformed` and `head-too-large` (answered with a bare 400, 414 or 431), `timeout`, `unread`
+    /// (the client read nothing of its response for too long), `flood` (HTTP/2 resets,
+    /// continuations and the like), `incomplete` (the client hung up within a message), `tls` and
+    /// `proxy-protocol` (the handshake or the header is missing or malformed) or `broken`.
     pub kind: &'static str,
 }
 
-/// Spans by what became of them: `exported`, `failed` (the collector did not take them) or `dropped`
-/// (the queue was full). Whoever sends them counts, before there are other metrics.
+/// Spans by outcome: `exported`, `failed` (the collector did not accept them) or `dropped` (the
+/// queue was full). The exporter counts them before the other metrics exist.
 pub type SpanCounts = Family<OutcomeLabels, Counter>;
 
 pub(super) fn requests() -> Counters<RequestLabels> {
@@ -62,7 +62,7 @@ pub(super) fn requests() -> Counters<RequestLabels> {
     Counters::beginning_with(["miss", "write", "hit"].map(label))
 }
 
-/// Counters of what comes to one of these, and maybe to others.
+/// Counters of outcomes: these at zero, and others once they occur.
 pub(super) fn outcomes<const N: usize>(outcomes: [&'static str; N]) -> Counters<OutcomeLabels> {
     Counters::beginning_with(outcomes.map(|outcome| OutcomeLabels { outcome }))
 }
@@ -84,7 +84,8 @@ pub(super) fn rule_misses() -> Family<MissLabels, Counter> {
 }
 
 pub(super) fn connection_errors() -> Family<KindLabels, Counter> {
-    let answered = ["malformed", "head-too-large"];
-    let closed = ["timeout", "unread", "flood", "incomplete", "tls", "proxy-protocol", "broken"];
-    zeros(answered.into_iter().chain(closed).map(|kind| KindLabels { kind }))
+    let with_response = ["malformed", "head-too-large"];
+    let without_response =
+        ["timeout", "unread", "flood", "incomplete", "tls", "proxy-protocol", "broken"];
+    zeros(with_response.into_iter().chain(without_response).map(|kind| KindLabels { kind }))
 }

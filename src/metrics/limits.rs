@@ -1,4 +1,4 @@
-//! What is in use of each limit, and how often one was met.
+//! Metrics of limits: how much of each is in use, and how often each was reached.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -6,41 +6,44 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// A limit that was met. Each bears the name of its setting, so that the metric says what to change.
-/// Floods of HTTP/2 are counted in [`connection_errors`](super::Metrics::connection_errors).
+/// A limit that was reached. Each has the name of its setting, so that the metric says what to
+/// change. Floods of HTTP/2 are counted in
+/// [`connection_errors`](super::Metrics::connection_errors).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// All client connections were in use, and the next client has to wait.
+    /// All client connections were in use, so the next client has to wait.
     Connections,
-    /// A request was refused, as many being answered.
+    /// A request was refused because too many were being answered.
     Requests,
-    /// A connection was closed that said nothing, or too little, for too long: idle ones too.
+    /// A connection was closed because no complete request head arrived in time. Idle connections
+    /// count too.
     HeaderTimeout,
-    /// A client took nothing of its answer for too long.
+    /// A client read nothing of its response for too long.
     WriteTimeout,
     /// An upload was too slow.
     UploadRate,
-    /// A head was too long, or, over HTTP/1, had too many fields: the parser does not say which.
+    /// A request head was too long or, over HTTP/1, had too many fields: the parser does not
+    /// distinguish the two.
     HeaderBytes,
-    /// A head had too many fields.
+    /// A request head had too many fields.
     Headers,
-    /// A path and query was too long.
+    /// A path with its query was too long.
     Uri,
-    /// A connection of HTTP/2 had as many streams as it may; further ones are refused.
+    /// An HTTP/2 connection reached its number of streams; further streams are refused.
     Streams,
-    /// A read of a job went to the upstream by itself, as many being shared.
+    /// A read of a job went to the upstream on its own because too many flights were under way.
     Flights,
-    /// An answer was not stored, as much being held in memory.
+    /// A response was not stored because too many bytes of responses were held in memory.
     Captured,
-    /// A write or a purge was refused, as much of them being held in memory.
+    /// A write or a purge was refused because too many bytes of them were held in memory.
     Inspected,
-    /// All connections to the upstream were in use, and a request had to wait.
+    /// All connections to the upstream were in use, so a request had to wait.
     UpstreamConnections,
-    /// A request was refused, as many being waiting for one.
+    /// A request was refused because too many were waiting for a connection.
     UpstreamWaiting,
-    /// A purge was refused, as many having come within a second.
+    /// A purge was refused because too many arrived within a second.
     WebhookPurges,
-    /// A call without the webhook secret was told to wait, as many having come from its address.
+    /// A call without the webhook secret was delayed because too many came from its address.
     WebhookFailures,
 }
 
@@ -88,19 +91,19 @@ impl Limit {
     }
 }
 
-/// The limits' metrics.
+/// The metrics of the limits.
 #[derive(Debug)]
 pub struct Limits {
     family: Family<LimitLabels, Counter>,
-    /// Those of the family, looked up once.
+    /// The counters of the family, looked up once.
     hits: [Counter; Limit::ALL.len()],
     /// Requests that are being answered.
     pub requests: Gauge,
-    /// Reads of the upstream that others may share.
+    /// Upstream reads that other requests may share.
     pub flights: Gauge,
-    /// Bytes of answers that are on their way into the cache.
+    /// Bytes of responses that are held until they are stored.
     pub captured: Gauge,
-    /// Bytes of writes that rules look into.
+    /// Bytes of writes that rules read.
     pub inspected: Gauge,
     /// Bytes of purges.
     pub purges: Gauge,
@@ -116,12 +119,11 @@ impl Default for Limits {
         let family = Family::<LimitLabels, Counter>::default();
         let hits = Limit::ALL
             .map(|limit| family.get_or_create_owned(&LimitLabels { limit: limit.as_str() }));
-        let (requests, flights) = (Gauge::default(), Gauge::default());
         Self {
             family,
             hits,
-            requests,
-            flights,
+            requests: Gauge::default(),
+            flights: Gauge::default(),
             captured: Gauge::default(),
             inspected: Gauge::default(),
             purges: Gauge::default(),
@@ -130,12 +132,12 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Counts that a limit was met.
+    /// Counts that a limit was reached.
     pub fn hit(&self, limit: Limit) {
         self.counter(limit).inc();
     }
 
-    /// What counts it.
+    /// The counter of a limit.
     pub fn counter(&self, limit: Limit) -> &Counter {
         // `ALL` is in the order of declaration.
         &self.hits[limit as usize]
@@ -144,23 +146,28 @@ impl Limits {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register(
             "limits_hit",
-            "Times that a limit was met, by the name of its setting",
+            "Times that a limit was reached, by the name of its setting",
             self.family.clone(),
         );
         r.register("requests_in_flight", "Requests that are being answered", self.requests.clone());
         r.register(
             "flights",
-            "Reads of the upstream that others may share, under way or next",
+            "Upstream reads that other requests may share, under way or next",
             self.flights.clone(),
         );
         let captured = self.captured.clone();
-        let help = "Answers held in memory on their way into the cache";
+        let help = "Responses held in memory until they are stored";
         r.register_with_unit("captured", help, Unit::Bytes, captured);
         let inspected = self.inspected.clone();
-        let help = "Writes that rules look into, held in memory";
+        let help = "Writes held in memory because rules read them";
         r.register_with_unit("inspected", help, Unit::Bytes, inspected);
         let purges = self.purges.clone();
-        r.register_with_unit("purges", "Purges that are read", Unit::Bytes, purges);
+        r.register_with_unit(
+            "purges",
+            "Purges held in memory while they are read",
+            Unit::Bytes,
+            purges,
+        );
     }
 }
 

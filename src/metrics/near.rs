@@ -1,4 +1,4 @@
-//! Entries in this process.
+//! Metrics of the entries in this process.
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -10,21 +10,23 @@ use super::{
     labels::{OutcomeLabels, outcomes},
 };
 
-/// The metrics of the near layer.
+/// The metrics of the near entries.
 #[derive(Debug)]
 pub struct Near {
-    /// Bytes of the entries in this process.
+    /// Size of the entries in this process, in bytes.
     pub bytes: Gauge,
     /// Entries in this process.
     pub entries: Gauge,
-    /// Entries that left this process for want of room.
+    /// Entries that left this process for lack of space.
     pub evictions: Counter,
-    /// Times that all entries left this process: tracking began or was lost, or all keys were dropped.
+    /// Times that all entries left this process: tracking began or was lost, or all keys were
+    /// dropped.
     pub flushes: Counter,
     lookups: Counters<OutcomeLabels>,
-    /// Those that were hits, looked up once: most are.
+    /// The counter of hits, looked up once because most lookups are hits.
     hits: Counter,
-    /// Hits in this process whose fields were not read anew; they are among the others.
+    /// Hits in this process by the repeat fast path, which does not read the header fields again;
+    /// the other hits include them.
     pub repeats: Counter,
 }
 
@@ -44,7 +46,7 @@ impl Default for Near {
 }
 
 impl Near {
-    /// Counts a lookup in this process by what it came to.
+    /// Counts a lookup in this process by outcome.
     pub fn lookup(&self, outcome: &'static str) {
         if outcome == "hit" {
             self.hits.inc();
@@ -54,23 +56,20 @@ impl Near {
     }
 
     pub(super) fn register(&self, r: &mut Registry) {
-        let (bytes, evictions) = (self.bytes.clone(), self.evictions.clone());
-        r.register_with_unit("near", "Entries in this process", Unit::Bytes, bytes);
+        let bytes = self.bytes.clone();
+        let evictions = self.evictions.clone();
+        r.register_with_unit("near", "Size of the entries in this process", Unit::Bytes, bytes);
         r.register("near_entries", "Entries in this process", self.entries.clone());
-        r.register("near_evictions", "Entries that left this process for want of room", evictions);
+        r.register("near_evictions", "Entries that left this process for lack of space", evictions);
         r.register(
             "near_flushes",
             "Times that all entries left this process",
             self.flushes.clone(),
         );
-        r.register(
-            "near_lookups",
-            "Lookups in this process by what they came to",
-            self.lookups.family(),
-        );
+        r.register("near_lookups", "Lookups in this process by outcome", self.lookups.family());
         r.register(
             "repeats",
-            "Hits in this process by the fields of the request before on the same connection",
+            "Hits in this process by the header fields of the previous request on the connection",
             self.repeats.clone(),
         );
     }

@@ -1,8 +1,9 @@
-//! What the process takes of the machine, under the names that every exporter gives it
-//! (<https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>), without our prefix.
+//! Resources of the process, under the conventional names
+//! (<https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>), without the
+//! prefix `jobcache_`.
 //!
-//! Read when it is asked for, from `/proc/self`, which answers from memory. A system without it has
-//! the start time only.
+//! Read at each scrape from `/proc/self`, which the kernel serves from memory. A system without it
+//! has the start time and the limit of open files only.
 
 use std::{
     fmt, fs,
@@ -18,16 +19,16 @@ use rustix::{
 use super::sample::{counter, gauge};
 use crate::clock;
 
-/// Reads the figures of this process.
+/// Reads the metrics of this process.
 #[derive(Debug)]
 pub(super) struct Process {
     started_at: SystemTime,
 }
 
-/// The fields of `/proc/self/stat` that are told (proc(5)).
+/// The fields of `/proc/self/stat` that are exported (proc(5)).
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
-    /// User and system, in ticks.
+    /// User and system time, in ticks.
     cpu_ticks: u64,
     threads: u64,
     virtual_bytes: u64,
@@ -35,7 +36,7 @@ struct Stat {
 }
 
 impl Default for Process {
-    /// Of a process that starts now.
+    /// Takes the current time as the start of the process.
     fn default() -> Self {
         Self { started_at: clock::now() }
     }
@@ -43,10 +44,10 @@ impl Default for Process {
 
 impl Stat {
     fn parse(text: &str) -> Option<Self> {
-        // The name comes second, in parentheses, and may hold any character.
+        // The name is the second field, in parentheses, and may contain any character.
         let (_, fields) = text.rsplit_once(") ")?;
         let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        // By their numbers in proc(5), of which the third is the first here.
+        // Fields have their numbers in proc(5), which start at 3 here.
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         Some(Self {
             cpu_ticks: field(14)? + field(15)?,
@@ -62,36 +63,36 @@ impl Collector for Process {
         let e = &mut encoder;
         let started_at = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         let seconds = Some(&Unit::Seconds);
-        let help = "When this process started, since 1970.";
+        let help = "Start of this process, as a Unix time.";
         gauge(e, "process_start_time", help, seconds, started_at.as_secs_f64())?;
         if let Some(open) = open_files() {
-            gauge(e, "process_open_fds", "Open files, connections among them.", None, open)?;
+            gauge(e, "process_open_fds", "Open files, including connections.", None, open)?;
         }
         if let Some(limit) = getrlimit(Resource::Nofile).current {
-            gauge(e, "process_max_fds", "How many files may be open.", None, limit)?;
+            gauge(e, "process_max_fds", "Limit of open files.", None, limit)?;
         }
         let stat = fs::read_to_string("/proc/self/stat").ok();
         let Some(stat) = stat.as_deref().and_then(Stat::parse) else { return Ok(()) };
         #[allow(clippy::cast_precision_loss, reason = "exact for 2.8 million years of 100 Hz")]
         let cpu_seconds = stat.cpu_ticks as f64 / clock_ticks_per_second() as f64;
-        counter(e, "process_cpu", "Time on a CPU, user and system.", seconds, cpu_seconds)?;
+        counter(e, "process_cpu", "CPU time, user and system.", seconds, cpu_seconds)?;
         gauge(e, "process_threads", "Threads.", None, stat.threads)?;
         let bytes = Some(&Unit::Bytes);
         let resident = stat.resident_pages * page_size() as u64;
-        gauge(e, "process_resident_memory", "Memory that is in RAM.", bytes, resident)?;
-        let help = "Memory that is mapped, in RAM or not.";
+        gauge(e, "process_resident_memory", "Memory in RAM.", bytes, resident)?;
+        let help = "Mapped memory, in RAM or not.";
         gauge(e, "process_virtual_memory", help, bytes, stat.virtual_bytes)
     }
 }
 
 fn open_files() -> Option<u64> {
     const OPEN: &str = "/proc/self/fd";
-    // Linux 6.2 and newer say it without being counted through.
-    let told = fs::metadata(OPEN).ok()?.len();
-    if told > 0 {
-        return Some(told);
+    // Linux 6.2 and newer report the number of open files as the size of the directory.
+    let size = fs::metadata(OPEN).ok()?.len();
+    if size > 0 {
+        return Some(size);
     }
-    // One of them is the directory's own.
+    // The directory itself is one of them.
     Some((fs::read_dir(OPEN).ok()?.count() as u64).saturating_sub(1))
 }
 

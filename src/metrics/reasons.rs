@@ -1,7 +1,7 @@
-//! Why requests were no hits: how often since the process began, and how often in the last minute.
+//! Why requests were not hits: counts since the process started and of the last minute.
 //!
-//! Once a second each count is kept, for a minute, so that what is counted pays nothing for it. Which
-//! reasons there are is not known here: whoever knows says so once.
+//! Once a second every count is sampled, and the samples of a minute are kept, so counting itself
+//! costs nothing more. The reasons are not defined here: the caller registers them once.
 
 use std::{
     collections::VecDeque,
@@ -10,23 +10,23 @@ use std::{
 
 use super::{Metrics, RequestLabels};
 
-/// Looks that are kept: those of a minute.
+/// Samples that are kept: those of one minute.
 const LOOKS: usize = 60;
 
-/// How often something was the reason.
+/// The counts of one reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason {
     /// `miss` or `pass`.
     pub outcome: &'static str,
-    /// In the words of `Cache-Status`.
+    /// The reason, in the words of `Cache-Status`.
     pub why: &'static str,
-    /// Since the process began.
+    /// Requests since the process started.
     pub life: u64,
-    /// In the last minute.
+    /// Requests in the last minute.
     pub last_minute: u64,
 }
 
-/// What is looked at, and what stood at each second of the last minute.
+/// The registered reasons, and their counts at each second of the last minute.
 #[derive(Debug, Default)]
 pub(super) struct Reasons {
     labels: OnceLock<Vec<RequestLabels>>,
@@ -34,36 +34,37 @@ pub(super) struct Reasons {
 }
 
 impl Metrics {
-    /// Says which outcomes and reasons there are, once.
+    /// Registers the outcomes and reasons, once.
     pub fn watch(&self, reasons: impl Iterator<Item = (&'static str, &'static str)>) {
         let labels = reasons.map(|(outcome, reason)| RequestLabels { outcome, reason }).collect();
         let _ = self.reasons.labels.set(labels);
     }
 
-    /// Those that there were, in the order in which they were said.
+    /// Returns the reasons that have occurred, in the order of registration.
     pub fn reasons(&self) -> Vec<Reason> {
-        let looks = self.reasons.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Younger than a minute: all of it was in the last one.
-        let before = looks.front().filter(|_| looks.len() >= LOOKS).cloned().unwrap_or_default();
-        drop(looks);
+        let samples = self.reasons.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        // A process younger than a minute: all counts are of the last minute.
+        let before =
+            samples.front().filter(|_| samples.len() >= LOOKS).cloned().unwrap_or_default();
+        drop(samples);
         let labels = self.reasons.labels.get().into_iter().flatten();
-        let reasons = labels.enumerate().map(|(at, labels)| {
+        let reasons = labels.enumerate().map(|(index, labels)| {
             let life = self.requests.count(labels);
-            let last_minute = life.saturating_sub(before.get(at).copied().unwrap_or_default());
+            let last_minute = life.saturating_sub(before.get(index).copied().unwrap_or_default());
             Reason { outcome: labels.outcome, why: labels.reason, life, last_minute }
         });
         reasons.filter(|reason| reason.life > 0).collect()
     }
 
-    /// To be called once a second.
+    /// Samples the counts; called once a second.
     pub(super) fn look_at_reasons(&self) {
         let labels = self.reasons.labels.get().into_iter().flatten();
         let counts = labels.map(|labels| self.requests.count(labels)).collect();
-        let mut looks = self.reasons.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        if looks.len() >= LOOKS {
-            looks.pop_front();
+        let mut samples = self.reasons.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        if samples.len() >= LOOKS {
+            samples.pop_front();
         }
-        looks.push_back(counts);
+        samples.push_back(counts);
     }
 }
 
@@ -75,21 +76,21 @@ mod tests {
     fn what_was_before_the_last_minute_is_told_in_all_alone() {
         let metrics = Metrics::default();
         metrics.watch([("miss", "fenced"), ("pass", "query"), ("pass", "range")].into_iter());
-        let told = || -> Vec<_> {
+        let counts = || -> Vec<_> {
             metrics.reasons().iter().map(|it| (it.why, it.life, it.last_minute)).collect()
         };
         metrics.request("pass", "query");
         metrics.request("miss", "fenced");
-        assert_eq!(told(), [("fenced", 1, 1), ("query", 1, 1)]);
+        assert_eq!(counts(), [("fenced", 1, 1), ("query", 1, 1)]);
         metrics.look_at_reasons();
         metrics.request("pass", "query");
         for _ in 1..LOOKS {
-            assert_eq!(told(), [("fenced", 1, 1), ("query", 2, 2)], "of less than a minute");
+            assert_eq!(counts(), [("fenced", 1, 1), ("query", 2, 2)], "of less than a minute");
             metrics.look_at_reasons();
         }
-        assert_eq!(told(), [("fenced", 1, 0), ("query", 2, 1)]);
+        assert_eq!(counts(), [("fenced", 1, 0), ("query", 2, 1)]);
         metrics.look_at_reasons();
-        assert_eq!(told(), [("fenced", 1, 0), ("query", 2, 0)]);
+        assert_eq!(counts(), [("fenced", 1, 0), ("query", 2, 0)]);
         assert_eq!(metrics.reasons.looks.lock().unwrap().len(), LOOKS);
     }
 }

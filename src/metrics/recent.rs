@@ -1,6 +1,6 @@
-//! The last ten minutes, for the status page; Prometheus has the rest.
+//! Counts of the last ten minutes, for the status page; Prometheus has the longer history.
 //!
-//! Once a second the counters are read ([`keep`]), so that what is counted pays nothing for it.
+//! The counters are sampled once a second ([`keep`]), so counting itself costs nothing more.
 
 use std::{
     collections::VecDeque,
@@ -16,38 +16,38 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::Metrics;
 use crate::events::feed::Counts;
 
-/// Between two looks at the counters.
+/// Time between two samples.
 const SECOND: Duration = Duration::from_secs(1);
-/// Looks that are kept: ten minutes and the one before.
+/// Samples that are kept: ten minutes, and the one before.
 const LOOKS: usize = 601;
-/// Times are forgotten after one to two of these, in looks.
+/// Times are forgotten after one to two of these periods, in samples.
 const TIMES_FOR: u64 = 60;
-/// The busiest jobs that listeners are told of each second.
+/// How many of the busiest jobs subscribers get each second.
 const BUSIEST: usize = 5;
-/// Of times: four for each power of two, in us.
+/// Number of buckets of times: four for each power of two, in us.
 const BUCKETS: usize = 128;
 
-/// Requests since the process began.
+/// Requests since the process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Answered from the cache.
+    /// Requests answered from the cache.
     pub hits: u64,
-    /// Answered by an upstream read for everybody who waited.
+    /// Requests answered by an upstream read that is shared by all waiting requests.
     pub misses: u64,
-    /// Of the misses, those that another request's read answered.
+    /// The misses that were answered by the read of another request.
     pub joined: u64,
-    /// Reads of a job that went past the cache.
+    /// Reads of a job that bypassed the cache.
     pub passes: u64,
-    /// Other requests that went past it.
+    /// Other requests that bypassed the cache.
     pub others: u64,
     /// Writes.
     pub writes: u64,
-    /// Answered with an error of ours.
+    /// Requests answered with an error by jobcache itself.
     pub errors: u64,
 }
 
 impl Totals {
-    /// What was counted since `before`.
+    /// The requests since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         Self {
@@ -66,12 +66,12 @@ impl Totals {
         self.hits + self.misses + self.passes
     }
 
-    /// Reads of jobs that the upstream was spared.
+    /// Reads of jobs that did not need an upstream read of their own.
     pub fn saved(&self) -> u64 {
         self.hits + self.joined
     }
 
-    /// Hits among the reads of jobs; none where there were no reads.
+    /// The share of hits in the reads of jobs. `None` without reads.
     pub fn hit_ratio(&self) -> Option<f64> {
         #[allow(clippy::cast_precision_loss, reason = "a ratio is shown with a few digits")]
         let ratio = |part: u64, whole: u64| part as f64 / whole as f64;
@@ -79,16 +79,17 @@ impl Totals {
     }
 }
 
-/// What stood at one time.
+/// The counters at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Look {
-    /// Requests since the process began.
+    /// Requests since the process started, or within the step for [`Recent::steps`].
     pub totals: Totals,
-    /// The 99th percentiles of hits, misses, the upstream and the store, of the minute or two before.
+    /// The 99th percentiles of the times of hits, misses, the upstream and the store, over the last
+    /// one to two minutes.
     pub p99: [Option<Duration>; 4],
 }
 
-/// What is known of the last ten minutes.
+/// The counts and times of the last ten minutes.
 #[derive(Debug)]
 pub struct Recent {
     began: Instant,
@@ -98,13 +99,13 @@ pub struct Recent {
     pub(super) others: AtomicU64,
     pub(super) writes: AtomicU64,
     pub(super) errors: AtomicU64,
-    /// From a request to the head of its answer, of sampled hits.
+    /// Time from a request to its response head, for sampled hits.
     pub hit_times: Times,
-    /// The same of misses.
+    /// The same for misses.
     pub miss_times: Times,
-    /// To the heads of the upstream's answers.
+    /// Time to the upstream's response head.
     pub upstream_times: Times,
-    /// Of operations of the store.
+    /// Time of store operations.
     pub store_times: Times,
 }
 
@@ -128,40 +129,40 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// Since the process began.
+    /// Time since the process started.
     pub fn uptime(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// What stood so many seconds ago, or as long ago as is known; nothing, if that is when it began.
+    /// The totals of so many seconds ago. Zero if no sample is that old, as in a young process.
     pub fn before(&self, seconds: usize) -> Totals {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        match looks.len().checked_sub(seconds) {
-            Some(at) => looks.get(at).map_or_else(Totals::default, |look| look.totals),
+        let samples = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        match samples.len().checked_sub(seconds) {
+            Some(index) => samples.get(index).map_or_else(Totals::default, |sample| sample.totals),
             None => Totals::default(),
         }
     }
 
-    /// The last ten minutes in steps of so many seconds, oldest first: what was counted in each, and
-    /// how long things took at its end.
+    /// The last ten minutes in steps of so many seconds, oldest first: the requests in each step,
+    /// and the times at its end.
     pub fn steps(&self, seconds: usize) -> Vec<Look> {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut ends: Vec<Look> = looks.iter().rev().step_by(seconds.max(1)).copied().collect();
-        drop(looks);
+        let samples = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ends: Vec<Look> = samples.iter().rev().step_by(seconds.max(1)).copied().collect();
+        drop(samples);
         ends.reverse();
         let steps = ends.iter().zip(ends.iter().skip(1));
         steps.map(|(from, to)| Look { totals: to.totals.since(&from.totals), ..*to }).collect()
     }
 
-    /// Keeps a look; returns what stood at the one before.
+    /// Keeps a sample. Returns the totals of the previous one.
     fn look(&self, totals: Totals) -> Totals {
-        let look = Look { totals, p99: self.times().map(|times| times.quantile(0.99)) };
-        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = looks.back().copied().unwrap_or_default();
-        if looks.len() >= LOOKS {
-            looks.pop_front();
+        let sample = Look { totals, p99: self.times().map(|times| times.quantile(0.99)) };
+        let mut samples = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = samples.back().copied().unwrap_or_default();
+        if samples.len() >= LOOKS {
+            samples.pop_front();
         }
-        looks.push_back(look);
+        samples.push_back(sample);
         before.totals
     }
 
@@ -176,17 +177,17 @@ impl Recent {
     }
 }
 
-/// Looks at the counters every second; never returns.
+/// Samples the counters every second; never returns.
 pub async fn keep(metrics: Arc<Metrics>) {
     let mut ticks = interval(SECOND);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    for look in 1_u64.. {
+    for tick in 1_u64.. {
         ticks.tick().await;
         let totals = metrics.totals();
         let second = totals.since(&metrics.recent.look(totals));
         metrics.look_at_reasons();
         metrics.events.pace(second.hits);
-        if look % TIMES_FOR == 0 {
+        if tick % TIMES_FOR == 0 {
             metrics.recent.forget_times();
         }
         if metrics.events.is_heard() {
@@ -203,7 +204,8 @@ pub async fn keep(metrics: Arc<Metrics>) {
     }
 }
 
-/// Times of the last one to two minutes, by magnitude: what is told of them is right within an eighth.
+/// A histogram of the times of the last one to two minutes. Its quantiles are accurate to within an
+/// eighth.
 #[derive(Debug)]
 pub struct Times {
     now: Box<[AtomicU64]>,
@@ -212,36 +214,37 @@ pub struct Times {
 
 impl Default for Times {
     fn default() -> Self {
-        let none = || (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
-        Self { now: none(), before: none() }
+        let zeros = || (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
+        Self { now: zeros(), before: zeros() }
     }
 }
 
 impl Times {
-    /// Counts a time that stands for so many.
+    /// Counts a time that stands for `times` operations.
     pub fn observe(&self, took: Duration, times: u64) {
         self.now[bucket(took)].fetch_add(times, Ordering::Relaxed);
     }
 
-    /// How many there are.
+    /// The number of counted times.
     pub fn count(&self) -> u64 {
         self.counts().sum()
     }
 
-    /// The time that so much of them, of 1.0, did not exceed, about; none where there are none.
-    pub fn quantile(&self, part: f64) -> Option<Duration> {
+    /// The time that this fraction of the times, from 0.0 to 1.0, did not exceed, approximately.
+    /// `None` without times.
+    pub fn quantile(&self, fraction: f64) -> Option<Duration> {
         #[allow(
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "it is a rank among samples"
         )]
-        let rank = (self.count() as f64 * part).ceil() as u64;
+        let rank = (self.count() as f64 * fraction).ceil() as u64;
         let mut seen = 0;
-        for (at, count) in self.counts().enumerate() {
+        for (index, count) in self.counts().enumerate() {
             seen += count;
             if count > 0 && seen >= rank.max(1) {
-                return Some(middle(at));
+                return Some(middle(index));
             }
         }
         None
@@ -265,8 +268,8 @@ fn bucket(took: Duration) -> usize {
         return usize::try_from(us).unwrap_or_default();
     };
     let quarter = (us >> (power - 2)) & 3;
-    let at = (u64::from(power) - 1) * 4 + quarter;
-    usize::try_from(at).unwrap_or(BUCKETS).min(BUCKETS - 1)
+    let index = (u64::from(power) - 1) * 4 + quarter;
+    usize::try_from(index).unwrap_or(BUCKETS).min(BUCKETS - 1)
 }
 
 fn middle(bucket: usize) -> Duration {
@@ -291,8 +294,8 @@ mod tests {
             times.observe(Duration::from_micros(us), 1);
         }
         for (part, us) in [(0.5, 5_000.0), (0.99, 9_900.0), (0.0001, 1.0)] {
-            let told = times.quantile(part).unwrap().as_secs_f64() * 1e6;
-            assert!((told - us).abs() <= us / 8.0, "{part}: {told}");
+            let quantile = times.quantile(part).unwrap().as_secs_f64() * 1e6;
+            assert!((quantile - us).abs() <= us / 8.0, "{part}: {quantile}");
         }
         times.observe(Duration::from_secs(1 << 40), 1);
     }
@@ -334,7 +337,7 @@ mod tests {
         assert_eq!(
             steps.last().map(|step| step.p99[3]),
             Some(None),
-            "nothing was asked of a store"
+            "there was no store operation"
         );
     }
 

@@ -1,4 +1,4 @@
-//! One sample of a figure that is read when it is asked for.
+//! Metrics that are read when Prometheus scrapes them.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-/// A figure that rises and falls. `help` is a sentence, with its full stop.
+/// Encodes a gauge. `help` is a sentence with its full stop.
 pub(super) fn gauge(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -20,7 +20,7 @@ pub(super) fn gauge(
     ConstGauge::new(value).encode(encoder)
 }
 
-/// A figure that only rises.
+/// Encodes a counter. `help` is a sentence with its full stop.
 pub(super) fn counter(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,

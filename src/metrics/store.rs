@@ -1,4 +1,4 @@
-//! Operations of the store, and the breaker that spares requests a store that is down.
+//! Metrics of store operations, and of the breaker that keeps requests from a store that is down.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use prometheus_client::{
 use super::counters::zeros;
 use crate::store::StoreError;
 
-/// Bounds of the times in seconds: from a round trip on this machine, by way of the budget of a request
-/// (50 ms), to what nobody waits for.
+/// Bucket bounds in seconds: from a round trip on one machine, over the budget of a request (50
+/// ms), to times that no request waits for.
 const BUCKETS: [f64; 13] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-/// Words of the failures.
+/// The names of the errors.
 const ERRORS: [&str; 6] = ["down", "pending", "timeout", "lost", "refused", "redirected"];
-/// Those of them that open the breaker; `redirected` is what a cluster says that is down.
+/// The errors that open the breaker; `redirected` comes from a cluster that is down.
 const FATAL: [&str; 4] = ["timeout", "lost", "refused", "redirected"];
 
 /// Operations of the store.
@@ -26,15 +26,15 @@ const FATAL: [&str; 4] = ["timeout", "lost", "refused", "redirected"];
 pub enum Op {
     /// Reads a key.
     Read,
-    /// Asks for the right to fill.
+    /// Asks for a lease.
     Lease,
     /// Stores an entry.
     Fill,
-    /// Lets another pair use an entry.
+    /// Lets another caller use an entry.
     Admit,
-    /// Puts a newer body in the place of an entry.
+    /// Replaces the body of an entry with a newer one.
     Replace,
-    /// Fences before a write.
+    /// Fences a job before a write.
     Begin,
     /// Invalidates.
     End,
@@ -58,11 +58,11 @@ impl Op {
     }
 }
 
-/// What the store does and how long it takes.
+/// Times and errors of store operations.
 #[derive(Debug)]
 pub(super) struct Operations {
     seconds: Family<OpLabels, Histogram, fn() -> Histogram>,
-    /// Those of the family, looked up once.
+    /// The histograms of the family, looked up once.
     histograms: [Histogram; Op::ALL.len()],
     errors: Family<ErrorLabels, Counter>,
 }
@@ -107,7 +107,7 @@ impl Default for Operations {
 }
 
 impl Operations {
-    /// Counts an operation, its time and its failure.
+    /// Counts an operation, its time and its error.
     pub(super) fn count<T>(&self, op: Op, result: &Result<T, StoreError>, took: Duration) {
         // `ALL` is in the order of declaration.
         self.histograms[op as usize].observe(took.as_secs_f64());
@@ -118,14 +118,14 @@ impl Operations {
     }
 
     pub(super) fn register(&self, r: &mut Registry) {
-        let (seconds, help) = (self.seconds.clone(), "Time of store operations");
-        r.register_with_unit("store_operation", help, Unit::Seconds, seconds);
-        r.register("store_errors", "Failed store operations", self.errors.clone());
+        let seconds = self.seconds.clone();
+        r.register_with_unit("store_operation", "Time of store operations", Unit::Seconds, seconds);
+        r.register("store_errors", "Failed store operations, by error", self.errors.clone());
     }
 }
 
 impl Default for Breaker {
-    /// Open: nothing is known of the store yet.
+    /// Open, because nothing is known about the store yet.
     fn default() -> Self {
         let openings = zeros(FATAL.map(|error| OpeningLabels { error }));
         let failures = zeros(FATAL.into_iter().chain(["tls"]).map(|error| OpeningLabels { error }));
@@ -136,23 +136,23 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// The store is trusted from now on.
+    /// Records that the store is trusted.
     pub fn close(&self) {
         self.open.set(0);
     }
 
-    /// It is not trusted, or a part of it is not.
+    /// Records that the store, or a part of it, is not trusted.
     pub fn hold_open(&self) {
         self.open.set(1);
     }
 
-    /// It was, and is not any more.
+    /// Records that the store was trusted and was lost.
     pub fn open(&self, error: &StoreError) {
         self.open.set(1);
         self.openings.get_or_create(&OpeningLabels { error: error.as_str() }).inc();
     }
 
-    /// It could not be connected to, or is not what it should be.
+    /// Records that a connection could not be made, or that the store is not what it should be.
     pub fn fail(&self, error: &StoreError) {
         self.failures.get_or_create(&OpeningLabels { error: error.as_str() }).inc();
     }
@@ -160,17 +160,17 @@ impl Breaker {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register(
             "store_connect_failures",
-            "Connections to the store that failed, by what happened",
+            "Failed connections to the store, by error",
             self.failures.clone(),
         );
         r.register(
             "breaker_open",
-            "1 while requests do not ask the store, it being down",
+            "1 while requests do not ask the store, because it is down",
             self.open.clone(),
         );
         r.register(
             "breaker_openings",
-            "Times that the store was trusted and then lost, by what happened",
+            "Times that the store was trusted and then lost, by error",
             self.openings.clone(),
         );
     }

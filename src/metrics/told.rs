@@ -1,4 +1,4 @@
-//! What is told from the counters, and what is told when one is set.
+//! Totals of the counters, and the gauges that also produce an event when they change.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -9,39 +9,39 @@ use super::{Metrics, recent::Totals};
 use crate::events::What;
 
 impl Metrics {
-    /// All requests, by what became of them.
+    /// All requests, by outcome.
     pub fn totals(&self) -> Totals {
-        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Totals {
             hits: self.hits.get(),
-            misses: count(&self.recent.misses),
+            misses: load(&self.recent.misses),
             joined: self.flights_joined.get(),
-            passes: count(&self.recent.passes),
-            others: count(&self.recent.others),
-            writes: count(&self.recent.writes),
-            errors: count(&self.recent.errors),
+            passes: load(&self.recent.passes),
+            others: load(&self.recent.others),
+            writes: load(&self.recent.writes),
+            errors: load(&self.recent.errors),
         }
     }
 
-    /// The store is trusted, or not.
+    /// Sets whether the store is trusted.
     pub fn store_is_up(&self, up: bool) {
         let before = self.store_up.set(up.into());
         self.events.turned(before, up.into(), (What::StoreUp, What::StoreDown));
     }
 
-    /// Changes in the store are tracked, or not.
+    /// Sets whether changes in the store are tracked.
     pub fn tracking_is_up(&self, up: bool) {
         let before = self.tracking_up.set(up.into());
         self.events.turned(before, up.into(), (What::TrackingUp, What::TrackingDown));
     }
 
-    /// The upstream answers, or not.
+    /// Sets whether the upstream answers.
     pub fn upstream_is_up(&self, up: bool) {
         let before = self.upstream.up.set(up.into());
         self.events.turned(before, up.into(), (What::UpstreamUp, What::UpstreamDown));
     }
 
-    /// Counts the time to the head of an answer of the upstream.
+    /// Records the time to the response head of the upstream.
     pub fn upstream_took(&self, took: Duration) {
         self.upstream_seconds.observe(took.as_secs_f64());
         self.recent.upstream_times.observe(took, 1);

@@ -1,20 +1,20 @@
-//! How the upstream does, and what is in use of it.
+//! Metrics of the state of the upstream, and of its connections.
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
 
-/// The upstream's gauges; its exchanges are counted in [`Metrics`](super::Metrics).
+/// Gauges of the upstream; its exchanges are counted in [`Metrics`](super::Metrics).
 #[derive(Debug)]
 pub struct Upstream {
-    /// 1 unless the last exchanges all failed.
+    /// 0 while the last three exchanges or more got no response, else 1.
     pub up: Gauge,
-    /// Connections in use, those of upgrades included.
+    /// Connections in use, including those of upgrades.
     pub in_use: Gauge,
-    /// Requests that wait for one.
+    /// Requests that wait for a connection.
     pub waiting: Gauge,
-    /// Unused connections that are kept.
+    /// Idle connections.
     pub idle: Gauge,
     /// Requests that were sent again over a new connection.
     pub retries: Counter,
@@ -23,10 +23,15 @@ pub struct Upstream {
 impl Default for Upstream {
     fn default() -> Self {
         let up = Gauge::default();
-        // Until it is known to be otherwise.
+        // The upstream counts as up until it fails.
         up.set(1);
-        let (in_use, waiting, idle) = (Gauge::default(), Gauge::default(), Gauge::default());
-        Self { up, in_use, waiting, idle, retries: Counter::default() }
+        Self {
+            up,
+            in_use: Gauge::default(),
+            waiting: Gauge::default(),
+            idle: Gauge::default(),
+            retries: Counter::default(),
+        }
     }
 }
 
@@ -34,12 +39,12 @@ impl Upstream {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register(
             "upstream_up",
-            "0 while the last exchanges, three or more, all got no answer from the upstream",
+            "0 while the last three or more exchanges got no response from the upstream",
             self.up.clone(),
         );
         r.register(
             "upstream_connections_in_use",
-            "Connections to the upstream in use, upgrades included",
+            "Connections to the upstream in use, including those of upgrades",
             self.in_use.clone(),
         );
         r.register(
@@ -49,12 +54,12 @@ impl Upstream {
         );
         r.register(
             "upstream_connections_idle",
-            "Unused connections to the upstream that are kept",
+            "Idle connections to the upstream",
             self.idle.clone(),
         );
         r.register(
             "upstream_retries",
-            "Requests sent again over a new connection, the kept one having been closed",
+            "Requests sent again over a new connection, because the kept one was closed",
             self.retries.clone(),
         );
     }

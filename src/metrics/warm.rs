@@ -1,4 +1,4 @@
-//! What became of the reads ahead of clients.
+//! Metrics of cache warming.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -26,10 +26,10 @@ struct SourceLabels {
     outcome: &'static str,
 }
 
-/// What a read may come to in the end.
+/// The final outcomes of a read.
 const LAST: [&str; 8] =
     ["stored", "present", "joined", "status", "unstorable", "passed", "overflow", "died"];
-/// What may stand in its way, for a while or to the end.
+/// The outcomes that postpone a read, or end it when it has been postponed too long.
 const IN_THE_WAY: [&str; 6] = ["fenced", "leased", "revoked", "store", "upstream", "busy"];
 
 impl Default for Warm {
@@ -48,42 +48,38 @@ impl Default for Warm {
 }
 
 impl Warm {
-    /// Counts jobs by what their reads came to in the end.
+    /// Counts jobs by the final outcome of their reads.
     pub fn count(&self, outcome: &'static str, jobs: usize) {
         if jobs > 0 {
             self.outcomes.get_or_create(&OutcomeLabels { outcome }).inc_by(jobs as u64);
         }
     }
 
-    /// Counts a try that was in vain, and is to be repeated.
+    /// Counts an attempt that failed and is to be repeated.
     pub fn postpone(&self, outcome: &'static str) {
         self.postponed.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
-    /// Counts a file or list of jobs that was read, or could not be.
+    /// Counts a file or list of jobs as read or failed.
     pub fn count_source(&self, source: &'static str, outcome: &'static str) {
         self.sources.get_or_create(&SourceLabels { source, outcome }).inc();
     }
 
-    /// Tells how many jobs wait to be read.
+    /// Sets how many jobs wait to be read.
     pub fn set_waiting(&self, jobs: usize) {
         self.waiting.set(i64::try_from(jobs).unwrap_or(i64::MAX));
     }
 
     pub(super) fn register(&self, r: &mut Registry) {
-        r.register(
-            "warm",
-            "Jobs that were to be read ahead, by what it came to",
-            self.outcomes.clone(),
-        );
+        r.register("warm", "Jobs to be read ahead, by outcome", self.outcomes.clone());
         r.register(
             "warm_postponed",
-            "Tries to read a job ahead that are to be repeated, by what stood in the way",
+            "Attempts to read a job ahead that are to be repeated, by cause",
             self.postponed.clone(),
         );
         r.register(
             "warm_sources",
-            "Files and lists of jobs to be read ahead, by whether they could be read",
+            "Files and lists of jobs to be read ahead, by outcome",
             self.sources.clone(),
         );
         r.register("warm_waiting", "Jobs that wait to be read ahead", self.waiting.clone());

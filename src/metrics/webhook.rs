@@ -1,4 +1,4 @@
-//! Calls of the admin listener that ask for the webhook secret, and purges.
+//! Metrics of calls to the admin listener that need the webhook secret, and of purges.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -8,32 +8,33 @@ use prometheus_client::{
 
 use super::counters::zeros;
 
-/// Bounds of skews in seconds. Of clocks that are right it is 0 or 1; past the last but one a call is
-/// refused, and past 60 it is warned of.
+/// Bucket bounds of clock skews in seconds. Correct clocks give 0 or 1. A call is refused past 300,
+/// and a warning is logged past 60.
 const SKEW_BUCKETS: [f64; 9] = [1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 3600.0];
 
-/// Why a call was refused. Who sends purges and is refused leaves old jobs in the cache.
+/// Why a call was refused. When a purge is refused, its jobs stay in the cache with their old
+/// state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It had neither token nor signature.
+    /// The call had neither a token nor a signature.
     Unsigned,
-    /// It had another bearer token.
+    /// The bearer token was wrong.
     Bearer,
-    /// A header of its signature was missing, or could not be read.
+    /// A header of the signature was missing or malformed.
     Header,
-    /// It had no signature of its body by a secret of ours.
+    /// No secret of the configuration gives the signature of the body.
     Signature,
-    /// Its signature was right, and of a time too long ago or too far ahead.
+    /// The signature was valid, but its time was too far in the past or the future.
     Timestamp,
-    /// There is no secret, and a browser sent it for a page of another site.
+    /// There is no secret, and a browser sent the call for a page of another site.
     Origin,
-    /// It was no purge as a purge is written.
+    /// The body was not a valid purge.
     Malformed,
-    /// Its body was too large.
+    /// The body was too large.
     TooLarge,
-    /// Its body did not come in time.
+    /// The body did not arrive in time.
     Slow,
-    /// There was no room for its body.
+    /// There was no memory left for the body.
     Busy,
     /// There were too many purges in a second.
     Rate,
@@ -54,7 +55,7 @@ impl Refused {
         Self::Rate,
     ];
 
-    /// The word for metrics.
+    /// The `reason` label in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unsigned => "unsigned",
@@ -76,7 +77,7 @@ impl Refused {
 #[derive(Debug)]
 pub struct Webhook {
     refused: Family<ReasonLabels, Counter>,
-    /// Of those that know a secret.
+    /// Calls with a valid secret, by secret.
     accepted: Family<SecretLabels, Counter>,
     skew: Histogram,
 }
@@ -86,7 +87,7 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
-/// Which of the configured secrets.
+/// Which of the configured secrets was used.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SecretLabels {
     /// `newest` or `older`.
@@ -113,14 +114,14 @@ impl Webhook {
         self.refused.get_or_create(&ReasonLabels { reason: refused.as_str() }).inc();
     }
 
-    /// Counts one by who knows a secret: the one in this place, counted from 0, which is the newest.
+    /// Counts a call with a valid secret. `place` is the position of that secret; 0 is the newest.
     pub fn accepted(&self, place: usize) {
         self.accepted.get_or_create(if place == 0 { &NEWEST } else { &OLDER }).inc();
     }
 
-    /// Takes how far the time of a right signature was off, in either direction.
+    /// Records the clock skew of a valid signature, in either direction.
     pub fn skew(&self, seconds: u64) {
-        // Past 2^53 it does not matter.
+        // Above 2^53 the precision does not matter.
         #[allow(clippy::cast_precision_loss, reason = "as above")]
         self.skew.observe(seconds as f64);
     }
@@ -128,17 +129,17 @@ impl Webhook {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register(
             "webhook_refused",
-            "Calls of the webhook and of pages that ask for its secret which were refused, by why",
+            "Refused calls of the webhook and of the pages that need its secret, by reason",
             self.refused.clone(),
         );
         r.register(
             "webhook_accepted",
-            "Calls that a webhook secret has opened, by which of them",
+            "Calls with a valid webhook secret, by secret",
             self.accepted.clone(),
         );
         r.register_with_unit(
             "webhook_skew",
-            "How far the times of right signatures are off, in either direction",
+            "Clock skew of valid signatures, in either direction",
             Unit::Seconds,
             self.skew.clone(),
         );

@@ -1,16 +1,20 @@
-//! Hits for who sends the same fields again.
+//! Hits for a client that repeats its header fields.
 //!
-//! A poller repeats its request every few seconds over one connection, and only the path differs, if
-//! at all. All that is made of the fields of a request that was answered from this process (that it may
-//! be read from the cache, who asks, what it asks for) holds for every later one with the same fields,
-//! and is kept as a [`Recall`]. What depends on the path is done anew: the route, the spelling of the
-//! id, the print of the representation. What depends on time is done anew by the very code that
-//! answers other hits: the look into this process, its audience, and the barrier, which is passed
-//! after this request came. So neither of the first two promises rests on anything that is remembered.
+//! A poller repeats its request every few seconds over one connection, and at most the path
+//! differs. Everything that was derived from the fields of a request answered from this process
+//! (that the cache may serve it, who is asking, and for what) holds for every later request with
+//! the same fields. It is kept as a [`Recall`].
 //!
-//! It answers nothing else: whatever is no hit here is served from the beginning, as if it had not been
-//! asked. Neither is what would need more than the path of a request: conditions, a query, a host in
-//! the target, a line in the access log, a span, a comparison with the upstream (`verify`).
+//! Everything that depends on the path is computed again: the route, the spelling of the id, the
+//! fingerprint of the representation. Everything that depends on time is done again by the same
+//! code that answers other hits: the lookup in this process, the audience check, and the barrier,
+//! which is passed after this request arrived. So neither of the first two promises depends on kept
+//! state.
+//!
+//! The fast path answers only such hits. Every other request is served from the beginning, as if
+//! the fast path had not been tried. The same goes for requests that need more than their path:
+//! conditions, a query, a host in the target, a line in the access log, a span, a comparison with
+//! the upstream (`verify`).
 
 use std::{
     sync::Arc,
@@ -34,26 +38,28 @@ use crate::{
     service::{Declined, Lot},
 };
 
-/// What the fields of a request have come to.
+/// State derived from the header fields of a request that was a hit in this process.
 #[derive(Debug)]
 pub struct Recall {
     ask: Ask,
-    /// Of what is compressed.
+    /// The content coding in which a hit is sent.
     coding: Coding,
-    /// Of the request that is being answered.
+    /// The lookup of the request that is being answered, if one is.
     look: Option<Look>,
-    /// Of the same.
+    /// Whether that request is compared with the upstream.
     lot: Lot,
-    /// Of the same, if it is looked at.
+    /// The event sample of that request, if it is sampled.
     sample: Option<Sample>,
-    /// Whose configuration it was made under; it is void under another.
+    /// The cache of the configuration that this was made under. It is void under any other.
     cache: Arc<Cache>,
 }
 
 impl Proxy {
-    /// What to remember of a request that was a hit in this process.
-    pub(super) fn recall(&self, request: &Request<Incoming>, ask: Ask) -> Option<Recall> {
-        let (uri, headers) = (request.uri(), request.headers());
+    /// Returns what to keep from a request that was a hit in this process, unless a repeat of it
+    /// needs more than its path.
+    pub(super) fn recall(&self, request: &Request<Incoming>, lookup: Ask) -> Option<Recall> {
+        let uri = request.uri();
+        let headers = request.headers();
         let repeatable = !self.access_log
             && !self.traced
             && *request.method() == Method::GET
@@ -64,53 +70,54 @@ impl Proxy {
             && !headers.contains_key(IF_MODIFIED_SINCE);
         repeatable.then(|| {
             let coding = Coding::wanted(headers);
-            let (lot, cache) = (Lot::NotDrawn, Arc::clone(&self.cache));
-            Recall { ask, coding, look: None, lot, sample: None, cache }
+            let lot = Lot::NotDrawn;
+            let cache = Arc::clone(&self.cache);
+            Recall { ask: lookup, coding, look: None, lot, sample: None, cache }
         })
     }
 
-    /// Makes a recall one of this path, if there may be a hit.
-    fn aim(&self, recall: &mut Recall, path: &str) -> bool {
-        if !Arc::ptr_eq(&recall.cache, &self.cache) || path.len() > self.limits.max_uri {
+    /// Points a repeat at this path. Returns false if the path cannot be a hit.
+    fn aim(&self, repeat: &mut Recall, path: &str) -> bool {
+        if !Arc::ptr_eq(&repeat.cache, &self.cache) || path.len() > self.limits.max_uri {
             return false;
         }
         let Some(id) = self.routes.job_at(path) else { return false };
-        self.cache.turn(&mut recall.ask, id, path);
-        recall.look = Some(Look::default());
-        recall.sample = self.metrics.events.sample();
+        self.cache.turn(&mut repeat.ask, id, path);
+        repeat.look = Some(Look::default());
+        repeat.sample = self.metrics.events.sample();
         true
     }
 
-    /// [`Service::poll_again`](crate::service::Service::poll_again).
+    /// Implements [`Service::poll_again`](crate::service::Service::poll_again).
     pub fn poll_again(
         &self,
-        recall: &mut Recall,
+        repeat: &mut Recall,
         path: &str,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, Declined>> {
-        if recall.look.is_none() {
-            recall.lot = self.draw();
-            // To be compared with the upstream, which takes the fields of the request.
-            if recall.lot == Lot::Drawn || !self.aim(recall, path) {
-                return Poll::Ready(Err(Declined { lot: recall.lot, ..Declined::default() }));
+        if repeat.look.is_none() {
+            repeat.lot = self.draw();
+            // A sampled hit is compared with the upstream, which needs the fields of the request.
+            if repeat.lot == Lot::Drawn || !self.aim(repeat, path) {
+                return Poll::Ready(Err(Declined { lot: repeat.lot, ..Declined::default() }));
             }
         }
-        let look = recall.look.get_or_insert_default();
-        let near = ready!(self.cache.poll_near(&recall.ask, look, cx));
+        let near_lookup = repeat.look.get_or_insert_default();
+        let near = ready!(self.cache.poll_near(&repeat.ask, near_lookup, cx));
         let hit = near
             .ok()
-            .and_then(|(entry, now_ms)| entry.spell_hit(head, now_ms, recall.coding).cloned());
+            .and_then(|(entry, now_ms)| entry.spell_hit(head, now_ms, repeat.coding).cloned());
         let Some(body) = hit else {
-            let declined = Declined { waited: look.waited(), lot: recall.lot };
-            recall.look = None;
-            return Poll::Ready(Err(declined));
+            let miss = Declined { waited: near_lookup.waited(), lot: repeat.lot };
+            repeat.look = None;
+            return Poll::Ready(Err(miss));
         };
-        recall.look = None;
+        repeat.look = None;
         self.metrics.near.lookup("hit");
         self.metrics.request("hit", "");
         self.metrics.near.repeats.inc();
-        self.cache.answered(&recall.ask, What::Hit, "", recall.sample.as_ref());
+        self.cache.answered(&repeat.ask, What::Hit, "", repeat.sample.as_ref());
         Poll::Ready(Ok(body))
     }
 }

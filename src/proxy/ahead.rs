@@ -1,9 +1,9 @@
-//! Reads for no client: a job, so that it is in the cache when one asks, and the list of those to read.
+//! Prefetch: reads a job into the cache before a client asks for it, and reads the list of jobs to
+//! prefetch.
 //!
-//! A job is read as for a client, by the same lease and the same flight, so all that holds for those
-//! reads holds for these: nothing is stored that a write or a purge has overtaken, who asks meanwhile
-//! joins, and the entry is for the credential and representation that it was read with, for nobody
-//! else.
+//! A prefetch takes the same lease and the same flight as a client's read, so the same guarantees
+//! hold: nothing is stored that a write or a purge has overtaken, clients that ask meanwhile join
+//! the flight, and the entry is only for the credential and representation that it was read with.
 
 use std::sync::Arc;
 
@@ -31,44 +31,45 @@ use crate::{
     upstream::{BodyError, Repeat, UpstreamError},
 };
 
-/// Who asks. What it says of the host and the scheme is configured, and believed.
+/// The peer of a prefetch. Its host and scheme come from the configuration, so they are trusted.
 const OURSELVES: Peer = Peer { ip: None, is_tls: false, is_trusted: true };
 
-/// What a read ahead came to.
+/// The result of a prefetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was read and stored.
+    /// The job was read and stored.
     Stored,
-    /// There was an entry already.
+    /// There was already an entry.
     Present,
-    /// A client's read was under way.
+    /// Another read of the job was under way and brought a response.
     Joined,
-    /// The upstream did not answer 200.
+    /// The upstream answered with another status than 200, below 500.
     Status,
     /// The response may not be stored.
     Unstorable,
-    /// It is no read that is cached.
+    /// The cache does not serve this read.
     Passed,
     /// A write is in flight, or was just answered.
     Fenced,
-    /// Another sidecar reads it.
+    /// Another sidecar, or a caller here that does not share, is reading the job.
     Leased,
-    /// The job changed while it was read.
+    /// The job changed during the read.
     Revoked,
-    /// The store cannot be asked, or did not take it.
+    /// The store was not available, or did not take the response.
     Store,
-    /// The upstream gave no answer, or said that it cannot now.
+    /// The upstream gave no whole response, or answered 5xx.
     Upstream,
-    /// As many reads are shared as may be, or what was shared could not be.
+    /// A limit on shared reads or captured bytes was met, or the read that was joined brought
+    /// nothing to share.
     Busy,
-    /// There was no room for it among those that wait, or nobody reads any more, as in a drain.
+    /// The queue was full, or nothing reads it any more, as in a drain.
     Overflow,
-    /// It died, which is a fault of ours.
+    /// The task failed, which is a bug in jobcache.
     Died,
 }
 
 impl Outcome {
-    /// The word for metrics.
+    /// Returns the outcome for metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stored => "stored",
@@ -88,7 +89,7 @@ impl Outcome {
         }
     }
 
-    /// Whether it may be another one in a while.
+    /// Whether a later attempt may have another outcome.
     pub fn passes(self) -> bool {
         matches!(
             self,
@@ -97,43 +98,44 @@ impl Outcome {
     }
 }
 
-/// Why there is no list.
+/// Why the list of jobs could not be read. The message continues a sentence about the upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum Unlisted {
-    /// The upstream gave no answer.
+    /// The upstream gave no response.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
-    /// It broke off within one.
-    #[error("its answer broke off: {0}")]
+    /// The response was cut off.
+    #[error("its answer was cut off: {0}")]
     Broken(#[from] BodyError),
-    /// It did not answer 200; a redirect is not followed.
-    #[error("it answered {0}; a 200 is needed, look at warm.list and warm.authorization")]
+    /// The status is not 200. Redirects are not followed.
+    #[error("it answered {0} instead of 200; check warm.list and warm.authorization")]
     Status(StatusCode),
-    /// The answer is compressed though that was not asked for.
-    #[error("its answer is compressed, which was not asked for")]
+    /// The response is compressed, although that was not requested.
+    #[error("its answer is compressed, although no compression was requested")]
     Encoded,
-    /// The answer is larger than is read.
-    #[error("its answer is larger than {0} bytes; let warm.list ask for less")]
+    /// The response is larger than this many bytes.
+    #[error("its answer is larger than {0} bytes; make warm.list ask for less")]
     TooLarge(usize),
 }
 
 impl Proxy {
-    /// Whether anything is to be read ahead.
+    /// Whether the mode allows prefetches.
     pub fn reads_ahead(&self) -> bool {
         self.mode != Mode::Off
     }
 
-    /// Reads a job into the cache with these headers, unless it is there.
+    /// Reads a job into the cache with these headers, unless it is already there.
     pub async fn read_ahead(self: &Arc<Self>, id: &JobId, headers: &HeaderMap) -> Outcome {
         if !self.reads_ahead() {
             return Outcome::Passed;
         }
-        // Already the look may take a lease, for which others would wait if it ended there.
-        let _waited_for = self.tasks.token();
+        // The lookup may already take a lease, and readers would wait for it if the process ended
+        // here. The token makes a drain wait.
+        let _task = self.tasks.token();
         let Some((head, id)) = self.head_ahead(id, headers) else { return Outcome::Passed };
-        let ask = self.cache.ask(&id, &head.method, &head.uri, &head.headers);
+        let lookup = self.cache.ask(&id, &head.method, &head.uri, &head.headers);
         let mut budget = self.cache.budget();
-        match self.cache.look_ahead(&ask, &mut budget).await {
+        match self.cache.look_ahead(&lookup, &mut budget).await {
             Ahead::Present => Outcome::Present,
             Ahead::Lead(lead) => self.lead_ahead(*lead, head, budget).await,
             Ahead::Join(flight) => match flight.landed().await {
@@ -145,7 +147,8 @@ impl Proxy {
         }
     }
 
-    /// A client's head for this job, by the first route, if that is a read that is cached.
+    /// Returns the request head of a client that reads this job by the first route, if that read is
+    /// cacheable.
     fn head_ahead(&self, id: &JobId, headers: &HeaderMap) -> Option<(Parts, JobId)> {
         let uri: Uri = self.routes.path_of(id).parse().ok()?;
         let mut request = Request::new(());
@@ -158,16 +161,16 @@ impl Proxy {
 
     async fn lead_ahead(self: &Arc<Self>, lead: Lead, head: Parts, budget: Budget) -> Outcome {
         if self.superseded.is_told() {
-            // As a client's: it would be read by rules that no longer hold.
+            // As for a client: the read would use rules that no longer hold.
             self.cache.abandon(lead, Abandoned::Superseded).await;
             return Outcome::Revoked;
         }
         let request = self.for_fill(&head, OURSELVES);
-        // Nobody waits for the answer, as for that of a client that has hung up.
+        // The answer is dropped, as for a client that has hung up.
         let flight = spans::flight();
         lead.led_by(&flight);
         let (task, _) = LeadTask::new(self, lead, head, budget);
-        // It ends though we are told to stop: who has joined waits for it.
+        // The read runs to its end even during a drain, because clients may have joined it.
         match self.tasks.spawn(task.run(request).instrument(flight)).await {
             Ok(Became::Stored) => Outcome::Stored,
             Ok(Became::Revoked) => Outcome::Revoked,
@@ -177,15 +180,15 @@ impl Proxy {
             Ok(Became::Unstorable(NoStore::Memory, _)) => Outcome::Busy,
             Ok(Became::Unstorable(..)) => Outcome::Unstorable,
             Ok(Became::Failed) => Outcome::Upstream,
-            // It has stored nothing.
+            // A task that panicked has stored nothing.
             Err(error) => {
-                error!(%error, "a read ahead died");
+                error!(%error, "a prefetch task died");
                 Outcome::Died
             }
         }
     }
 
-    /// Reads the list of jobs at this path and query, at most `max` bytes of it.
+    /// Returns the list of jobs at this path and query, at most `max` bytes.
     pub async fn list(
         &self,
         target: &Uri,

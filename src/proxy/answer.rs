@@ -1,5 +1,5 @@
 //! Answers, and the one place that says what happened to a request: `Cache-Status`, the metrics and
-//! the access log all come from the same [`Verdict`].
+//! the access log all derive from the same [`Verdict`].
 
 use std::time::Instant;
 
@@ -26,48 +26,53 @@ use crate::{
     upstream::UpstreamError,
 };
 
-/// An answer, and what there is to say about it.
+/// A response and its verdict.
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
     pub(super) verdict: Verdict,
 }
 
-/// What happened to a request.
+/// The outcome of a request.
 pub(super) enum Verdict {
-    /// Answered from the cache; the response tells so itself.
+    /// Answered from the cache. The response already carries its `Cache-Status`.
     Hit,
-    /// Answered from the upstream, for everybody who waited. `why` says why the cache was not asked.
+    /// Answered from an upstream read that all waiting clients share. `why` says why the cache was
+    /// not asked, if it was not.
     Miss { stored: Stored, collapsed: bool, why: Option<Bypass> },
     /// Answered from the upstream, past the cache.
     Pass(Bypass),
-    /// Forwarded because it may change a job; pending while its invalidation is unconfirmed.
+    /// Forwarded because it may change a job. Pending while its invalidation is unconfirmed.
     Write { pending: bool },
-    /// Answered by us: the upstream gave nothing.
+    /// Answered by jobcache because the upstream gave no response.
     Failed(&'static str),
-    /// Answered by us: the upstream was not asked.
+    /// Answered by jobcache without asking the upstream.
     Refused(&'static str),
 }
 
-/// What became of a miss's response in the store.
+/// Whether the response of a miss was stored.
 #[derive(Clone, Copy)]
 pub(super) enum Stored {
     Yes,
-    /// Not, or not known when the head was answered.
+    /// Not stored, or not yet known when the head was sent.
     Unsaid,
     No(NoStore),
 }
 
 impl Answer {
-    /// Completes the response, counts it and logs it.
-    pub(super) fn report(mut self, metrics: &Metrics, line: Option<AccessLine>) -> Response<Body> {
+    /// Completes the response, and counts and logs it.
+    pub(super) fn report(
+        mut self,
+        metrics: &Metrics,
+        access_line: Option<AccessLine>,
+    ) -> Response<Body> {
         let (outcome, reason) = self.verdict.labels();
         metrics.request(outcome, reason);
         let status = self.response.status();
-        if let Some(told) = self.verdict.cache_status(status) {
-            headers::cache_status(self.response.headers_mut(), told);
+        if let Some(cache_status) = self.verdict.cache_status(status) {
+            headers::cache_status(self.response.headers_mut(), cache_status);
         }
-        if let Some(line) = line {
-            line.log(status, outcome, reason);
+        if let Some(access_line) = access_line {
+            access_line.log(status, outcome, reason);
         }
         spans::answered(status, outcome, reason);
         self.response
@@ -75,16 +80,16 @@ impl Answer {
 }
 
 impl Verdict {
-    /// What happened, and why, for the events of a job.
+    /// Returns what happened, and why, for the events of a job.
     pub(super) fn event(&self) -> (What, &'static str) {
-        let what = match self {
+        let kind = match self {
             Self::Hit => What::Hit,
             Self::Miss { .. } => What::Miss,
             Self::Pass(_) => What::Pass,
             Self::Write { .. } => What::Write,
             Self::Failed(_) | Self::Refused(_) => What::Error,
         };
-        (what, self.labels().1)
+        (kind, self.labels().1)
     }
 
     fn labels(&self) -> (&'static str, &'static str) {
@@ -95,7 +100,7 @@ impl Verdict {
             Self::Pass(why) => ("pass", why.as_str()),
             Self::Write { pending: false } => ("write", ""),
             Self::Write { pending: true } => ("write", "invalidation-pending"),
-            Self::Failed(what) | Self::Refused(what) => ("error", what),
+            Self::Failed(reason) | Self::Refused(reason) => ("error", reason),
         }
     }
 
@@ -124,15 +129,16 @@ impl Verdict {
         })
     }
 
-    /// Whether the reason depends on what others have read: who is refused a job, or sent
-    /// to a login page, must not learn from it whether there is an entry. Metrics and log keep the reason.
+    /// Whether the reason depends on what other clients have read. A client that is refused a job,
+    /// or sent to a login page, must not learn from the reason whether there is an entry. Metrics
+    /// and log keep the reason.
     fn tells_of_others(&self) -> bool {
         use Bypass::{Audience, Shadow, ShadowHit, Uncacheable};
         matches!(self, Self::Pass(Audience | Uncacheable | Shadow | ShadowHit))
     }
 }
 
-/// The one place that turns errors of the upstream into responses.
+/// Turns an upstream error into an answer. This is the only place that does.
 pub(super) fn refuse(error: &UpstreamError) -> Answer {
     let status = match error {
         UpstreamError::ClientStalled { .. } | UpstreamError::ClientSlow { .. } => {
@@ -154,7 +160,7 @@ pub(super) fn refuse(error: &UpstreamError) -> Answer {
     answer
 }
 
-/// An answer to what there is no room for now.
+/// Returns a 503 for a request that there is no capacity for now, with `Retry-After`.
 pub(super) fn refuse_for_now(reason: &'static str) -> Answer {
     let mut answer = refuse_with(StatusCode::SERVICE_UNAVAILABLE, reason);
     retry_later(&mut answer);
@@ -165,7 +171,7 @@ fn retry_later(answer: &mut Answer) {
     answer.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
 }
 
-/// An answer of our own. It names no address: that is in the log.
+/// Returns an answer of jobcache itself. It contains no address; the log does.
 pub(super) fn refuse_with(status: StatusCode, reason: &'static str) -> Answer {
     let phrase = status.canonical_reason().unwrap_or("Error");
     let body =
@@ -178,8 +184,8 @@ pub(super) fn refuse_with(status: StatusCode, reason: &'static str) -> Answer {
     Answer { response, verdict: Verdict::Refused(reason) }
 }
 
-/// An answer after which the connection ends: what follows on it is not to be trusted, or is not
-/// HTTP.
+/// Returns an answer after which the connection ends, because what follows on it cannot be trusted
+/// or is not HTTP.
 pub(super) fn refuse_last(status: StatusCode, reason: &'static str, version: Version) -> Answer {
     let mut answer = refuse_with(status, reason);
     let headers = answer.response.headers_mut();
@@ -188,13 +194,13 @@ pub(super) fn refuse_last(status: StatusCode, reason: &'static str, version: Ver
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         // "The origin server MUST generate an Allow header field in a 405 response" RFC 9110 15.5.6
-        let others = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
-        headers.insert(ALLOW, HeaderValue::from_static(others));
+        let allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
+        headers.insert(ALLOW, HeaderValue::from_static(allowed));
     }
     answer
 }
 
-/// One line of the access log. It never holds a query string.
+/// A line of the access log. It never contains a query string.
 pub(super) struct AccessLine {
     started: Instant,
     method: String,
@@ -202,7 +208,7 @@ pub(super) struct AccessLine {
 }
 
 impl AccessLine {
-    /// Remembers what is to be logged of a request.
+    /// Takes from a request what its access log line needs.
     pub(super) fn of(request: &Request<Incoming>) -> Self {
         Self {
             started: Instant::now(),

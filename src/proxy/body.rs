@@ -1,4 +1,8 @@
-//! Response bodies: what is stored, what streams through, and what holds its end back.
+//! Response bodies: captured for the store, streamed to the client, or both.
+//!
+//! [`Body`] is what a client is sent. [`capture`] and [`capture_beside`] read an upstream body for
+//! the store, the latter while the client already receives it through a [`Tee`]. [`Ending`] is the
+//! body of a write: it holds its end back until the jobs are invalidated once more.
 
 use std::{
     fmt,
@@ -26,34 +30,34 @@ use crate::{
     upstream::{BodyError, ResponseBody},
 };
 
-/// What is still read of a write's answer when its client has hung up.
+/// Most bytes that are still read from the response to a write after its client has hung up.
 const DRAIN_BYTES: usize = 1 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a client is sent.
+/// A response body on its way to a client.
 #[derive(Debug)]
 pub enum Body {
-    /// Bytes at hand, sent at once.
+    /// Bytes in memory, sent as one frame.
     Full(Bytes),
-    /// As it comes from the upstream.
+    /// The upstream body, streamed.
     Upstream(ResponseBody),
-    /// What has come of a body, then the rest as it comes.
+    /// The frames that were already read, then the rest, streamed.
     Resumed(Kept, ResponseBody),
-    /// Sent on while it is captured.
+    /// Streamed while it is captured for the store.
     Tee(Tee),
-    /// The answer to a write, whose last part waits for the invalidation.
+    /// The response to a write. Its last frame waits for the invalidation.
     Ending(Box<Ending>),
-    /// As it comes from the upstream, and compared with an entry on its way.
+    /// The upstream body, streamed and compared with an entry on the way.
     Tried(Box<Tried>),
 }
 
 impl Body {
-    /// No bytes.
+    /// Returns a body without bytes.
     pub fn empty() -> Self {
         Self::Full(Bytes::new())
     }
 
-    /// Whether it is an answer to an upload that the upstream has not asked for.
+    /// Whether the upstream answered before it asked for the upload.
     pub fn leaves_upload(&self) -> bool {
         match self {
             Self::Upstream(body) | Self::Resumed(_, body) => body.leaves_upload(),
@@ -112,23 +116,24 @@ impl HttpBody for Body {
     }
 }
 
-/// What became of reading a body in full.
+/// The result of capturing a body.
 #[derive(Debug)]
 pub enum Captured {
-    /// All of it.
+    /// The whole body.
     Whole(Bytes),
-    /// It cannot be stored; this is the body from its beginning.
+    /// The body cannot be stored. It is returned from its beginning.
     Unstorable(Body, NoStore),
-    /// It was cut off.
+    /// The body was cut off.
     Broken(BodyError),
 }
 
-/// Reads a body in full, up to `max` bytes and as far as there is room for it.
+/// Reads a whole body of at most `max` bytes, as far as `quota` allows.
 ///
 /// "a cache MAY store a response that is not complete [..] provided that the stored response is
-/// recorded as being incomplete" RFC 9111 3.3. None is: who polls a job wants all of it.
-pub async fn capture(mut body: ResponseBody, max: usize, room: &Arc<Room>) -> Captured {
-    let mut frames = Kept::new(room);
+/// recorded as being incomplete" RFC 9111 3.3. jobcache stores none: a client that polls a job
+/// wants all of it.
+pub async fn capture(mut body: ResponseBody, max: usize, quota: &Arc<Room>) -> Captured {
+    let mut frames = Kept::new(quota);
     let mut size = 0;
     while let Some(frame) = body.frame().await {
         let frame = match frame {
@@ -145,7 +150,7 @@ pub async fn capture(mut body: ResponseBody, max: usize, room: &Arc<Room>) -> Ca
     Captured::Whole(frames.join())
 }
 
-/// Why a body that has come so far cannot be stored.
+/// Returns why a body that has been read up to here cannot be stored.
 fn hinders(data: Option<usize>, too_large: bool, fits: bool) -> Option<NoStore> {
     match data {
         None => Some(NoStore::Trailers),
@@ -154,21 +159,21 @@ fn hinders(data: Option<usize>, too_large: bool, fits: bool) -> Option<NoStore> 
     }
 }
 
-/// What became of reading a body in full beside its client.
+/// The result of capturing a body while its client receives it.
 #[derive(Debug)]
 pub enum Beside {
-    /// All of it. The client sees the end only with [`TeeEnd::finish`].
+    /// The whole body. The client sees the end only with [`TeeEnd::finish`].
     Whole(Bytes),
-    /// It cannot be stored; the client gets the rest by itself.
+    /// The body cannot be stored. The client reads the rest by itself.
     Unstorable(NoStore),
-    /// It was cut off, for the client as well.
+    /// The body was cut off, for the client too.
     Broken,
 }
 
-/// Reads a body of unknown length in full, while the client gets each part as it comes.
+/// Reads a whole body of unknown length while the client receives each part as it comes.
 ///
-/// What is captured and what waits for the client are the same bytes: they take their room once, until
-/// both have done with them.
+/// The captured bytes and the bytes that wait for the client are the same memory. They count once,
+/// until both sides are done with them.
 pub async fn capture_beside(mut body: ResponseBody, max: usize, tee: &TeeEnd) -> Beside {
     let mut parts = Vec::new();
     let mut size = 0;
@@ -176,7 +181,7 @@ pub async fn capture_beside(mut body: ResponseBody, max: usize, tee: &TeeEnd) ->
         let frame = match frame {
             Ok(frame) => frame,
             Err(error) => {
-                debug!(%error, "the upstream's body broke off");
+                debug!(%error, "the upstream's response body was cut off");
                 tee.send(Piece::Broken(error));
                 return Beside::Broken;
             }
@@ -194,19 +199,19 @@ pub async fn capture_beside(mut body: ResponseBody, max: usize, tee: &TeeEnd) ->
     Beside::Whole(counted(join(parts.iter()), Arc::clone(&tee.held)))
 }
 
-/// A body that is sent to a client while it is captured.
+/// The client's end of a body that is captured while it streams.
 ///
-/// What waits between the two is at most what may be stored and what there is room for: past that the
-/// client reads by itself.
+/// The bytes that wait between the two ends are limited by the largest body that may be stored and
+/// by the quota. Past either limit the client reads the upstream itself.
 #[derive(Debug)]
 pub struct Tee {
     pieces: UnboundedReceiver<Piece>,
     rest: Option<ResponseBody>,
-    /// Until all that waits here has been taken.
+    /// The permit for the waiting bytes, until the client has taken them all.
     held: Option<Arc<Held>>,
 }
 
-/// The other end of a [`Tee`].
+/// The capturing end of a [`Tee`].
 #[derive(Debug)]
 pub struct TeeEnd {
     pieces: UnboundedSender<Piece>,
@@ -222,10 +227,10 @@ enum Piece {
 }
 
 impl Tee {
-    /// Both ends.
-    pub fn new(room: &Arc<Room>) -> (TeeEnd, Self) {
+    /// Returns both ends of a tee. The waiting bytes count against `quota`.
+    pub fn new(quota: &Arc<Room>) -> (TeeEnd, Self) {
         let (sender, pieces) = unbounded_channel();
-        let held = Arc::new(room.nothing());
+        let held = Arc::new(quota.nothing());
         let tee = Self { pieces, rest: None, held: Some(Arc::clone(&held)) };
         (TeeEnd { pieces: sender, held }, tee)
     }
@@ -246,44 +251,45 @@ impl Tee {
             Some(Piece::Rest(rest)) => Pin::new(self.rest.insert(rest)).poll_frame(cx),
             Some(Piece::Broken(error)) => Poll::Ready(Some(Err(error))),
             Some(Piece::End) => Poll::Ready(None),
-            // Who captured died: a body cut short must not look complete.
+            // The capturing task died: a truncated body must not look complete.
             None => Poll::Ready(Some(Err(BodyError::Abandoned))),
         }
     }
 }
 
 impl TeeEnd {
-    /// The client may see the end.
+    /// Lets the client see the end of the body.
     pub fn finish(self) {
         self.send(Piece::End);
     }
 
     fn send(&self, piece: Piece) {
-        // A client that has hung up does not keep the rest from being captured.
+        // If the client has hung up, the capture still goes on.
         let _ = self.pieces.send(piece);
     }
 }
 
-/// Runs the invalidation that a write's answer waits for, once it is known how the body ended.
+/// Starts the invalidation that the end of a write's response waits for. The argument resolves once
+/// it is known how the body ended.
 pub type End = Box<dyn FnOnce(Finishing) -> JoinHandle<()> + Send + Sync>;
-/// Becomes known when the body has ended.
+/// Resolves when the body has ended.
 pub type Finishing = Pin<Box<dyn Future<Output = Finish> + Send>>;
 
-/// How the body of a write's answer ended.
+/// How the body of a write's response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The upstream has sent all of it.
+    /// The upstream sent the whole body.
     Whole,
-    /// It was cut off.
+    /// The body was cut off.
     Cut,
 }
 
-/// The body of a write's answer. An upstream may commit while it sends; so the invalidation runs
-/// again when it has ended, and the client sees the end after that.
+/// The body of a write's response. An upstream may commit while it sends the body, so the jobs are
+/// invalidated again when the body has ended, and the client sees the end after that.
 pub struct Ending {
     state: State,
-    /// Held back until the invalidation has run: with a Content-Length the client takes the last
-    /// byte for the end.
+    /// The last frame, held back until the invalidation has run. With a `Content-Length` the client
+    /// takes the last byte for the end.
     held: Option<Result<Frame<Bytes>, BodyError>>,
 }
 
@@ -294,7 +300,8 @@ enum State {
 }
 
 impl Ending {
-    /// Calls `end` when `body` has ended, also when nobody reads it to its end.
+    /// Wraps `body`, and calls `end` when it has ended, even if the client does not read it to the
+    /// end.
     pub fn new(body: Body, end: End) -> Self {
         Self { state: State::Open(body, end), held: None }
     }
@@ -318,7 +325,7 @@ impl Ending {
                     }
                 }
                 State::Running(task) => {
-                    // A panic in there was logged, and leaves nothing to wait for.
+                    // A panic in the task was logged and leaves nothing to wait for.
                     let _ = ready!(Pin::new(task).poll(cx));
                     self.state = State::Done;
                 }
@@ -340,10 +347,10 @@ impl Ending {
 }
 
 impl Drop for Ending {
-    /// The client has hung up. What is left is read, so that the outcome is known.
+    /// The client has hung up. The rest is read so that the outcome of the write is known.
     fn drop(&mut self) {
         if let State::Open(body, end) = std::mem::replace(&mut self.state, State::Done) {
-            // Nobody waits for it; it is among the proxy's tasks.
+            // Not awaited here: the task is tracked by the proxy.
             drop(end(Box::pin(drain(body))));
         }
     }
@@ -366,6 +373,6 @@ async fn drain(mut body: Body) -> Finish {
 
 impl fmt::Debug for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ending").field("held", &self.held).finish_non_exhaustive()
+        f.debug_struct("InvalidatingBody").field("held", &self.held).finish_non_exhaustive()
     }
 }

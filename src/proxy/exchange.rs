@@ -1,7 +1,7 @@
-//! The exchange with the upstream: a client's request made ours on its way there, and the answer on its
-//! way back.
+//! One exchange with the upstream: turns a client's request into ours, and the upstream's response
+//! into ours.
 //!
-//! Which fields come and go is known in `headers`, connections and timeouts in `upstream`.
+//! `headers` knows which fields are removed and added. `upstream` owns connections and timeouts.
 
 use hyper::{
     Request, Response, StatusCode, Version,
@@ -23,35 +23,36 @@ use crate::{
 };
 
 impl Proxy {
-    /// Sends a request upstream, and tells the upstream and the trace of it.
+    /// Sends a request upstream in a span of its own, passes the trace context along, and records
+    /// the result.
     pub(super) async fn send(
         &self,
         mut request: Request<RequestBody>,
-        repeat: Repeat,
+        retry: Repeat,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let span = spans::upstream(&mut request, self.upstream.authority());
-        let result = self.upstream.send(request, repeat).instrument(span.clone()).await;
-        let ended = result.as_ref().map(Response::status).map_err(UpstreamError::as_str);
-        spans::exchanged(&span, ended);
+        let result = self.upstream.send(request, retry).instrument(span.clone()).await;
+        let outcome = result.as_ref().map(Response::status).map_err(UpstreamError::as_str);
+        spans::exchanged(&span, outcome);
         result
     }
 
-    /// A client's request as it goes upstream.
+    /// Returns a client's request as it goes upstream.
     pub(super) fn forwarded(
         &self,
         request: Request<Incoming>,
         client: Peer,
-        interim: &Interim,
+        informational: &Interim,
     ) -> Request<RequestBody> {
         let (mut head, body) = request.into_parts();
         let expects = headers::expects_continue(&mut head.headers, head.version);
         self.prepare_request(&mut head, client);
         let mut request = Request::from_parts(head, RequestBody::of(body, expects));
-        relay(&mut request, interim);
+        relay(&mut request, informational);
         request
     }
 
-    /// Makes a client's request head ours.
+    /// Turns a client's request head into the head that goes upstream.
     pub(super) fn prepare_request(&self, head: &mut Parts, client: Peer) {
         let version = head.version;
         to_origin_form(head, self.upstream.authority());
@@ -60,7 +61,7 @@ impl Proxy {
         headers::forward(&mut head.headers, client, version);
     }
 
-    /// A request that reads a job for whoever asks for this representation of it.
+    /// Returns the request that reads a job for every client that wants this representation.
     pub(super) fn for_fill(&self, head: &Parts, client: Peer) -> Request<RequestBody> {
         let mut head = head.clone();
         self.prepare_request(&mut head, client);
@@ -69,43 +70,45 @@ impl Proxy {
     }
 }
 
-/// Passes the upstream's interim responses on to the client that asked. None is ever stored, and
-/// who joins a flight sees none.
-pub(super) fn relay(request: &mut Request<RequestBody>, interim: &Interim) {
-    if matches!(request.body(), RequestBody::Held(_)) || interim.is_taken() {
-        let interim = interim.clone();
+/// Passes the upstream's informational responses on to the client of this request. They are never
+/// stored, and clients that join a flight get none.
+pub(super) fn relay(request: &mut Request<RequestBody>, informational: &Interim) {
+    if matches!(request.body(), RequestBody::Held(_)) || informational.is_taken() {
+        let informational = informational.clone();
         relay_interim(request, move |status, headers| {
             let mut headers = headers.clone();
             headers::strip_hop_by_hop(&mut headers, &[]);
-            interim.send(status, &headers);
+            informational.send(status, &headers);
         });
     }
 }
 
-/// A client whose upload nobody asked for may send it or not, so nothing can follow.
-pub(super) fn end_after_unasked(response: &mut Response<Body>, interim: &Interim) {
-    // HTTP/2 knows no such field, and ends the stream alone.
-    if response.body().leaves_upload() && interim.is_taken() {
+/// Closes the connection after a response that came before the upload was asked for. The client may
+/// or may not send that upload, so no request can follow it.
+pub(super) fn end_after_unasked(response: &mut Response<Body>, informational: &Interim) {
+    // HTTP/2 has no such field and ends only the stream.
+    if response.body().leaves_upload() && informational.is_taken() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
-/// Whether the upstream was asked to switch protocols.
+/// Whether the client asked the upstream to switch protocols.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Switch {
     Asked,
     Unasked,
 }
 
-/// Makes the upstream's response head ours.
+/// Turns the upstream's response head into ours.
 ///
-/// "A server MUST NOT switch to a protocol that was not indicated by the client in the corresponding
-/// request's Upgrade header field." RFC 9110 7.8: one that does is no answer.
+/// "A server MUST NOT switch to a protocol that was not indicated by the client in the
+/// corresponding request's Upgrade header field." RFC 9110 7.8. A response that does so is an
+/// error.
 pub(super) fn prepare_response<B>(
     mut response: Response<B>,
-    asked: Switch,
+    requested: Switch,
 ) -> Result<Response<B>, UpstreamError> {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked == Switch::Unasked {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && requested == Switch::Unasked {
         return Err(UpstreamError::UnaskedUpgrade);
     }
     if framing::stays_coded(response.headers()) {
@@ -113,8 +116,8 @@ pub(super) fn prepare_response<B>(
     }
     let version = response.version();
     // "Transfer-Encoding overrides the Content-Length. [..] An intermediary that chooses to forward
-    // the message MUST first remove the received Content-Length field" RFC 9112 6.3. Also of an
-    // answer to HEAD: that length is not the one that a GET would see.
+    // the message MUST first remove the received Content-Length field" RFC 9112 6.3. This holds for
+    // a response to HEAD too: a GET would not see that length.
     if response.headers().contains_key(TRANSFER_ENCODING) {
         response.headers_mut().remove(CONTENT_LENGTH);
     }

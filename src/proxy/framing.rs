@@ -1,8 +1,9 @@
-//! Messages that two readers could take in two ways, by where they go or where they end, and those
-//! past a limit. They are refused: what the upstream makes of one must not be left to chance.
+//! Message framing: refuses requests that two readers could understand differently, by their target
+//! or by where they end, and requests past a limit. What the upstream makes of such a message must
+//! not be left to chance.
 //!
-//! hyper has refused most of them by then: lengths that conflict or are no numbers, folded lines,
-//! space before a colon, control characters, coding `chunked` that is not the last.
+//! hyper has refused most of these before: conflicting or non-numeric lengths, folded lines, space
+//! before a colon, control characters, and a transfer coding after `chunked`.
 
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Version,
@@ -12,24 +13,25 @@ use hyper::{
 
 use crate::{config, metrics::Limit};
 
-/// Why a request is refused before anything is made of it.
+/// Why a request is refused before it is routed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// No `Host`, more than one, or one that is no host.
+pub(crate) enum Refusal {
+    /// The `Host` field is missing, repeated or invalid.
     Host,
-    /// A request target in a form that is not for its method.
+    /// The form of the request target does not fit the method.
     Target,
-    /// A transfer coding other than `chunked`.
+    /// The transfer coding is not a single `chunked`.
     TransferCoding,
-    /// More than `server.max_uri`.
+    /// The target is longer than `server.max_uri`.
     UriTooLong,
-    /// More than `server.max_headers`: of HTTP/2, or fewer than hyper takes.
+    /// There are more fields than `server.max_headers`. hyper enforces this limit itself only on
+    /// HTTP/1 and only above its default.
     TooManyHeaders,
 }
 
 impl Refusal {
-    /// The word for logs, metrics and headers.
-    pub fn as_str(self) -> &'static str {
+    /// Returns the reason for logs, metrics and headers.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Host => "host",
             Self::Target => "target",
@@ -39,8 +41,8 @@ impl Refusal {
         }
     }
 
-    /// The limit that was met, if it was one.
-    pub fn limit(self) -> Option<Limit> {
+    /// Returns the limit that the request exceeds, if it exceeds one.
+    pub(crate) fn limit(self) -> Option<Limit> {
         match self {
             Self::UriTooLong => Some(Limit::Uri),
             Self::TooManyHeaders => Some(Limit::Headers),
@@ -48,8 +50,8 @@ impl Refusal {
         }
     }
 
-    /// How it is answered.
-    pub fn status(self) -> StatusCode {
+    /// Returns the status of the answer.
+    pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::Host | Self::Target => StatusCode::BAD_REQUEST,
             // "A server that receives a request message with a transfer coding it does not
@@ -62,7 +64,7 @@ impl Refusal {
 }
 
 /// Checks a request head as the client sent it.
-pub fn check<B>(request: &Request<B>, limits: &config::Server) -> Result<(), Refusal> {
+pub(crate) fn check<B>(request: &Request<B>, limits: &config::Server) -> Result<(), Refusal> {
     let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
     if target.len() > limits.max_uri {
         return Err(Refusal::UriTooLong);
@@ -94,15 +96,16 @@ fn has_one_host(headers: &HeaderMap, version: Version) -> bool {
     }
 }
 
-/// The characters of a host and its port (RFC 3986 3.2.2): no user, no path, no space.
+/// Whether a byte may stand in a host with a port (RFC 3986 3.2.2): no user, no path, no space.
 fn is_of_host(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']' | b'%')
         || matches!(byte, b'!' | b'$' | b'&'..=b',' | b';' | b'=')
 }
 
-/// `*` is for OPTIONS and `host:port` for CONNECT (RFC 9112 3.2.3, 3.2.4), which we refuse anyway.
-/// Others would be sent upstream as `/`: not what was asked for.
+/// Whether the target has the form for its method. `*` is for OPTIONS, and `host:port` is for
+/// CONNECT (RFC 9112 3.2.3, 3.2.4), which we refuse anyway. Other methods with these forms would go
+/// upstream as `/`, which is not what the client asked for.
 fn has_target_of_its_method<B>(request: &Request<B>) -> bool {
     let uri = request.uri();
     match *request.method() {
@@ -112,13 +115,13 @@ fn has_target_of_its_method<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// The registered transfer codings beside `chunked`, with their old names.
+/// The registered transfer codings other than `chunked`, with their old names.
 const CODINGS: [&[u8]; 5] = [b"compress", b"x-compress", b"deflate", b"gzip", b"x-gzip"];
 
-/// Whether an answer's body stays coded after hyper has undone `chunked` and the name is removed: it
-/// names one of the other codings that are registered (RFC 9112 7.2), or `chunked` twice. A word that
-/// names none says nothing of the body, and is left out as other proxies do.
-pub fn stays_coded(headers: &HeaderMap) -> bool {
+/// Whether the body of a response is still coded after hyper has decoded `chunked` and the field is
+/// removed. This is so if the field names another registered coding (RFC 9112 7.2), or `chunked`
+/// twice. An unregistered word says nothing about the body and is ignored, as other proxies do.
+pub(crate) fn stays_coded(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(TRANSFER_ENCODING).into_iter();
     let codings = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
     let mut chunked = 0;
@@ -128,8 +131,8 @@ pub fn stays_coded(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Whether a request has no transfer coding, or `chunked` once. hyper undoes that one; any other
-/// would be left on the body after its name is removed.
+/// Whether a request has no transfer coding, or `chunked` once. hyper decodes that one. Any other
+/// coding would stay on the body after the field is removed.
 fn is_chunked_at_most(headers: &HeaderMap) -> bool {
     let mut lines = headers.get_all(TRANSFER_ENCODING).into_iter();
     match (lines.next(), lines.next()) {
@@ -139,12 +142,12 @@ fn is_chunked_at_most(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Leaves one `Content-Length` of those that a response repeats.
+/// Reduces repeated values of `Content-Length` in a response to one.
 ///
 /// "if all the values are valid and the same, the recipient may replace the duplicated values with
-/// a single valid Content-Length" RFC 9112 6.3; hyper has refused those that differ, but of an
-/// answer to HEAD, which has no body: there they go.
-pub fn unify_length(headers: &mut HeaderMap) {
+/// a single valid Content-Length" RFC 9112 6.3. hyper has refused values that differ, except in a
+/// response to HEAD, which has no body: there the field is removed.
+pub(crate) fn unify_length(headers: &mut HeaderMap) {
     let mut lines = headers.get_all(CONTENT_LENGTH).into_iter();
     let Some(first) = lines.next() else { return };
     if lines.next().is_none() && !first.as_bytes().contains(&b',') {
@@ -171,7 +174,7 @@ mod tests {
     use super::{Refusal, TRANSFER_ENCODING, check, stays_coded, unify_length};
     use crate::config::Server;
 
-    /// `head`: method and target, then one header a line.
+    /// `head` is the method and target, then one header per line.
     #[track_caller]
     fn check_head(version: Version, head: &str, want: Result<(), Refusal>) {
         let mut lines = head.split('\n');
@@ -187,16 +190,16 @@ mod tests {
 
     #[test]
     fn a_request_has_one_host_that_is_one() {
-        let of = |head: &str, want| check_head(Version::HTTP_11, head, want);
+        let expect = |head: &str, want| check_head(Version::HTTP_11, head, want);
         for host in ["a", "a:80", "[::1]:80", "10.0.0.1", "a_b.example", ""] {
-            of(&format!("GET /\nhost: {host}"), Ok(()));
+            expect(&format!("GET /\nhost: {host}"), Ok(()));
         }
         for host in ["a b", "a/b", "u@a", "a\"", "a?b", "a\\b"] {
-            of(&format!("GET /\nhost: {host}"), Err(Refusal::Host));
+            expect(&format!("GET /\nhost: {host}"), Err(Refusal::Host));
         }
-        of("GET /", Err(Refusal::Host));
-        of("GET http://a/", Err(Refusal::Host));
-        of("GET /\nhost: a\nhost: a", Err(Refusal::Host));
+        expect("GET /", Err(Refusal::Host));
+        expect("GET http://a/", Err(Refusal::Host));
+        expect("GET /\nhost: a\nhost: a", Err(Refusal::Host));
         check_head(Version::HTTP_10, "GET /", Ok(()));
         check_head(Version::HTTP_10, "GET /\nhost: a\nhost: b", Err(Refusal::Host));
         check_head(Version::HTTP_2, "GET http://a/", Ok(()));
@@ -207,31 +210,31 @@ mod tests {
 
     #[test]
     fn a_target_has_the_form_that_its_method_takes() {
-        let of = |head: &str, want| {
+        let expect = |head: &str, want| {
             check_head(Version::HTTP_11, &format!("{head}\nhost: a"), want);
         };
         for head in ["GET /", "GET http://a/b", "OPTIONS *", "OPTIONS /", "CONNECT a:1", "FOO /?*"]
         {
-            of(head, Ok(()));
+            expect(head, Ok(()));
         }
         for head in ["GET *", "GET a", "GET a:80", "PUT *", "OPTIONS a:80"] {
-            of(head, Err(Refusal::Target));
+            expect(head, Err(Refusal::Target));
         }
     }
 
     #[test]
     fn chunked_is_the_one_transfer_coding() {
-        let of = |codings: &str, want| {
+        let expect = |codings: &str, want| {
             check_head(Version::HTTP_11, &format!("POST /\nhost: a{codings}"), want);
         };
-        of("\ntransfer-encoding: chunked", Ok(()));
-        of("\ntransfer-encoding: Chunked", Ok(()));
+        expect("\ntransfer-encoding: chunked", Ok(()));
+        expect("\ntransfer-encoding: Chunked", Ok(()));
         for coding in ["gzip, chunked", "chunked, chunked", "identity", "", "xchunked"] {
             let line = format!("\ntransfer-encoding: {coding}");
-            of(&line, Err(Refusal::TransferCoding));
+            expect(&line, Err(Refusal::TransferCoding));
         }
         let twice = "\ntransfer-encoding: identity\ntransfer-encoding: chunked";
-        of(twice, Err(Refusal::TransferCoding));
+        expect(twice, Err(Refusal::TransferCoding));
     }
 
     #[test]
@@ -251,12 +254,12 @@ mod tests {
 
     #[test]
     fn a_head_past_a_limit_is_refused() {
-        let of = |head: &str, want| check_head(Version::HTTP_2, head, want);
+        let expect = |head: &str, want| check_head(Version::HTTP_2, head, want);
         let path = |len: usize| format!("GET /{}", "a".repeat(len - 1));
-        of(&path(8 << 10), Ok(()));
-        of(&path((8 << 10) + 1), Err(Refusal::UriTooLong));
-        of(&format!("GET /{}", "\nx: 1".repeat(100)), Ok(()));
-        of(&format!("GET /{}", "\nx: 1".repeat(101)), Err(Refusal::TooManyHeaders));
+        expect(&path(8 << 10), Ok(()));
+        expect(&path((8 << 10) + 1), Err(Refusal::UriTooLong));
+        expect(&format!("GET /{}", "\nx: 1".repeat(100)), Ok(()));
+        expect(&format!("GET /{}", "\nx: 1".repeat(101)), Err(Refusal::TooManyHeaders));
     }
 
     #[track_caller]

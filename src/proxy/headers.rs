@@ -1,7 +1,8 @@
-//! Request and response headers on their way through: what ends here, what is added.
+//! Header fields of forwarded requests and responses: which ones end here, and which ones are
+//! added.
 //!
-//! Pure, and careful with what it removes: a client that lists `X-Forwarded-User` in `Connection`
-//! must not be able to take off what a gateway in front of us put on.
+//! Pure. Removal is careful: a client that lists `X-Forwarded-User` in `Connection` must not be
+//! able to remove what a gateway in front of us added.
 
 use hyper::{
     HeaderMap, Method, Version,
@@ -23,16 +24,16 @@ use crate::{
     transport::Peer,
 };
 
-pub use cache_status::{CacheStatus, Forward, cache_status};
+pub(crate) use cache_status::{CacheStatus, Forward, cache_status};
 
 /// "Furthermore, intermediaries SHOULD remove or replace fields that are known to require removal
-/// before forwarding, whether or not they appear as a connection-option" RFC 9110 7.6.1; the two of
-/// proxy authentication by RFC 9110 11.7, `HTTP2-Settings` by RFC 7540 3.2.1.
+/// before forwarding, whether or not they appear as a connection-option" RFC 9110 7.6.1. The two
+/// proxy authentication fields are hop-by-hop by RFC 9110 11.7, `HTTP2-Settings` by RFC 7540 3.2.1.
 ///
-/// `Trailer` is not among them: it announces what we forward, and hyper sends no HTTP/1 trailers
-/// without it.
+/// `Trailer` is not in the list: it announces trailers that we forward, and hyper sends no HTTP/1
+/// trailers without it.
 ///
-/// Names, not text: that would be parsed for each message.
+/// The entries are names because text would be parsed again for each message.
 static HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("http2-settings"),
@@ -45,7 +46,7 @@ static HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// Fields for the last recipient that no `Connection` may remove: identity, framing, routing and
+/// End-to-end fields, which no `Connection` option may remove: identity, framing, routing and
 /// caching.
 ///
 /// "A sender MUST NOT send a connection option corresponding to a field that is intended for all
@@ -71,30 +72,32 @@ const END_TO_END: [&str; 18] = [
     "x-tenant-id",
 ];
 
-/// What a gateway adds, by the beginning of its name.
+/// Prefixes of the fields that gateways add.
 const END_TO_END_PREFIXES: [&str; 8] =
     ["cf-", "x-amzn-", "x-auth-", "x-client-", "x-forwarded-", "x-goog-", "x-ms-", "x-user-"];
 
-/// Fields by other names than `X-Forwarded-*` that say who asks.
+/// Fields with other names than `X-Forwarded-*` that say where a request comes from.
 const FORWARDED: [&str; 4] = ["forwarded", "true-client-ip", "x-client-ip", "x-real-ip"];
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Removes the fields of this hop and those that `Connection` lists, but for end-to-end ones.
+/// Removes the hop-by-hop fields and the fields that `Connection` lists, except end-to-end fields.
 ///
 /// "Intermediaries MUST parse a received Connection header field before a message is forwarded and,
 /// for each connection-option in this field, remove any header or trailer field(s) from the message
 /// with the same name as the connection-option" RFC 9110 7.6.1
 ///
-/// `keep` names further ones: what tells callers apart must reach the upstream as it reached us.
+/// `keep` names more end-to-end fields: a field that tells callers apart must reach the upstream as
+/// it reached us.
 ///
-/// `TE: trailers` stays: gRPC insists on it, and without it no trailers come back. "A sender of TE
-/// MUST also send a "TE" connection option within the Connection header field" RFC 9110 10.1.4.
+/// `TE: trailers` stays: gRPC requires it, and without it the upstream sends no trailers. "A sender
+/// of TE MUST also send a "TE" connection option within the Connection header field" RFC 9110
+/// 10.1.4.
 ///
-/// What cannot be parsed as a field name is skipped. What stays keeps its order.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
+/// A list member that is not a field name is skipped. The remaining fields keep their order.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
     let trailers = lists(headers, &TE, b"trailers");
     let mut listed = connection_options(headers);
     listed.retain(|name| !keep.contains(name));
@@ -105,50 +108,51 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
     }
 }
 
-/// Removes fields so that the others stay in their order: `HeaderMap::remove` puts the last one in the
-/// place of the one that goes.
-fn remove_all(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
-    if !headers.keys().any(&goes) {
+/// Removes the fields that `removed` selects and keeps the order of the others. `HeaderMap::remove`
+/// would move the last field into the gap.
+fn remove_all(headers: &mut HeaderMap, removed: impl Fn(&HeaderName) -> bool) {
+    if !headers.keys().any(&removed) {
         return;
     }
-    let all = std::mem::take(headers);
-    headers.reserve(all.keys_len());
-    // A name stands with the first of its lines alone.
-    let mut last = None;
-    for (name, value) in all {
+    let fields = std::mem::take(headers);
+    headers.reserve(fields.keys_len());
+    // The iterator yields a name only with the first of its lines.
+    let mut current = None;
+    for (name, value) in fields {
         if let Some(name) = name {
-            last = (!goes(&name)).then_some(name);
+            current = (!removed(&name)).then_some(name);
         }
-        if let Some(name) = &last {
+        if let Some(name) = &current {
             headers.append(name, value);
         }
     }
 }
 
-/// What a peer that is not trusted says of others is nobody's word: `X-Forwarded-*` (also what names
-/// a user), `Forwarded` (RFC 7239) and what some proxies write in their place.
-pub fn strip_forwarded(headers: &mut HeaderMap) {
-    let told = |name: &HeaderName| {
-        // Some upstreams read other characters than letters and digits all alike, as CGI does.
+/// Removes what an untrusted peer says about others: `X-Forwarded-*` (some of these name a user),
+/// `Forwarded` (RFC 7239), and what some proxies send instead.
+pub(crate) fn strip_forwarded(headers: &mut HeaderMap) {
+    let is_forwarding = |name: &HeaderName| {
+        // Some upstreams, such as CGI, map every character that is not a letter or digit to the
+        // same one.
         let name = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         name.starts_with("x-forwarded-") || FORWARDED.contains(&name.as_str())
     };
-    remove_all(headers, told);
+    remove_all(headers, is_forwarding);
 }
 
-/// Over TLS the upstream must know of it, and what it answers may depend on it: so a request says it
-/// from its beginning.
-pub fn tell_scheme(headers: &mut HeaderMap, client: Peer) {
+/// Sets `X-Forwarded-Proto` where it is absent. A request over TLS carries it from the beginning:
+/// the upstream has to know the scheme, and its answer may depend on it.
+pub(crate) fn tell_scheme(headers: &mut HeaderMap, client: Peer) {
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme()));
     }
 }
 
-/// Tells the upstream who asks: appends to `X-Forwarded-For` and `Via`, sets `X-Forwarded-Proto`
-/// and `X-Forwarded-Host` where they are absent.
+/// Tells the upstream where the request comes from: appends to `X-Forwarded-For` and `Via`, and
+/// sets `X-Forwarded-Proto` and `X-Forwarded-Host` where they are absent.
 ///
-/// `headers` must hold `Host`: for HTTP/2 the caller puts `:authority` there first.
-pub fn forward(headers: &mut HeaderMap, client: Peer, version: Version) {
+/// `headers` must hold `Host`: for HTTP/2 the caller copies `:authority` there first.
+pub(crate) fn forward(headers: &mut HeaderMap, client: Peer, version: Version) {
     if let Some(ip) = client.ip {
         append_to_list(headers, &FORWARDED_FOR, &ip.to_canonical().to_string());
     }
@@ -169,19 +173,19 @@ fn join_cookies(headers: &mut HeaderMap) {
     if lines.len() < 2 {
         return;
     }
-    // Valid values joined by visible characters are a valid value.
+    // Valid values joined by visible characters form a valid value.
     if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
         headers.insert(COOKIE, joined);
     }
 }
 
-/// Appends us to `Via`.
+/// Appends `jobcache` to `Via`.
 ///
 /// "An HTTP-to-HTTP gateway MUST send an appropriate Via header field in each inbound request
 /// message and MAY send a Via header field in forwarded response messages." RFC 9110 7.6.3
 ///
-/// `version` is that of the message received.
-pub fn via(headers: &mut HeaderMap, version: Version) {
+/// `version` is the version of the received message.
+pub(crate) fn via(headers: &mut HeaderMap, version: Version) {
     let value = match version {
         Version::HTTP_10 => HeaderValue::from_static("1.0 jobcache"),
         Version::HTTP_2 => HeaderValue::from_static("2.0 jobcache"),
@@ -191,29 +195,30 @@ pub fn via(headers: &mut HeaderMap, version: Version) {
     headers.append(VIA, value);
 }
 
-/// For a read that may be stored: what could make the answer less than the whole representation
-/// does not go upstream.
-pub fn for_fill(headers: &mut HeaderMap) {
-    let parts = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE, ACCEPT_ENCODING, EXPECT];
-    remove_all(headers, |name| parts.contains(name));
+/// Removes the fields that could make the response to a fill less than the whole representation.
+pub(crate) fn for_fill(headers: &mut HeaderMap) {
+    let conditional = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE, ACCEPT_ENCODING, EXPECT];
+    remove_all(headers, |name| conditional.contains(name));
 }
 
-/// Makes entity tags of compressed hits those that the upstream knows: it would answer a write 412 that
-/// has one in `If-Match`, though nothing has changed. In `If-None-Match` they match nothing, and the answer
-/// is whole: a 304 would be for another coding than the client has.
+/// Turns the entity tags of compressed hits in `If-Match` into the tags that the upstream knows.
+/// Otherwise the upstream would answer 412 to a write that carries such a tag, although nothing has
+/// changed. `If-None-Match` keeps them: they match nothing there, and the client gets a whole
+/// answer. A 304 would confirm another coding than the client has.
 ///
-/// "If a client has a partial copy of a representation [..], it could use the Range header field with a
-/// conditional GET (using either or both of If-Unmodified-Since and If-Match.)" RFC 9110 13.1.5. What it
-/// has a part of is compressed, and what the upstream would send is not, so there the tag stays as it is
-/// and the answer is 412. With another method "a server MUST ignore a Range header field" (14.2).
-pub fn plain_tags(headers: &mut HeaderMap, method: &Method) {
+/// "If a client has a partial copy of a representation [..], it could use the Range header field
+/// with a conditional GET (using either or both of If-Unmodified-Since and If-Match.)" RFC 9110
+/// 13.1.5. The client's part is compressed and the upstream's response would not be, so the tag of
+/// such a GET stays as it is and the answer is 412. With another method "a server MUST ignore a
+/// Range header field" (14.2).
+pub(crate) fn plain_tags(headers: &mut HeaderMap, method: &Method) {
     if *method == Method::GET && headers.contains_key(RANGE) {
         return;
     }
     let Entry::Occupied(mut lines) = headers.entry(IF_MATCH) else { return };
     for line in lines.iter_mut() {
         let plain = line.to_str().map(|value| value.replace(TAG_SUFFIX, ""));
-        // What is left of a valid value is one.
+        // A valid value stays valid when a suffix is removed.
         if let Some(plain) = plain.ok().and_then(|plain| HeaderValue::try_from(plain).ok()) {
             *line = plain;
         }
@@ -223,8 +228,8 @@ pub fn plain_tags(headers: &mut HeaderMap, method: &Method) {
 /// Whether the client waits for a 100 before it sends its body.
 ///
 /// "A server that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore that
-/// expectation." RFC 9110 10.1.1: that client is not told, so the upstream is not asked.
-pub fn expects_continue(headers: &mut HeaderMap, version: Version) -> bool {
+/// expectation." RFC 9110 10.1.1. Such a client gets no 100, so the upstream is not asked for one.
+pub(crate) fn expects_continue(headers: &mut HeaderMap, version: Version) -> bool {
     let expects = lists(headers, &EXPECT, b"100-continue");
     if expects && version == Version::HTTP_10 {
         headers.remove(EXPECT);
@@ -233,19 +238,19 @@ pub fn expects_continue(headers: &mut HeaderMap, version: Version) -> bool {
     expects
 }
 
-/// Whether the client asks for another protocol: `Connection` lists `upgrade`, and `Upgrade` names
+/// Whether the client asks to switch protocols: `Connection` lists `upgrade`, and `Upgrade` names
 /// something other than h2c.
 ///
 /// "A server MAY ignore a received Upgrade header field" RFC 9110 7.8. Offers of h2c are ignored:
 /// RFC 9113 has withdrawn them, and curl sends one with any request.
-pub fn is_upgrade(headers: &HeaderMap) -> bool {
+pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
     let offers = |offer: &[u8]| !offer.is_empty() && !offer.eq_ignore_ascii_case(b"h2c");
     headers.contains_key(UPGRADE)
         && lists(headers, &CONNECTION, b"upgrade")
         && members(headers, &UPGRADE).any(offers)
 }
 
-/// The fields that `Connection` lists and that may be removed.
+/// Returns the fields that `Connection` lists and that may be removed.
 fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
     let end_to_end = |name: &HeaderName| {
         may_read_as_another(name)
@@ -256,20 +261,20 @@ fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
     names.filter(|name| !end_to_end(name)).collect()
 }
 
-/// Whether a list field has `token` among its members, in any case.
+/// Whether a list field has `token` among its members, ignoring case.
 fn lists(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
     members(headers, name).any(|member| member.eq_ignore_ascii_case(token))
 }
 
-/// The members of every line of a list field, trimmed and without their parameters.
+/// Returns the members of every line of a list field, trimmed and without parameters.
 fn members<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h [u8]> {
     let lines = headers.get_all(name).into_iter();
     let members = lines.flat_map(|line| line.as_bytes().split(|&b| b == b','));
     members.map(|member| member.split(|&b| b == b';').next().unwrap_or_default().trim_ascii())
 }
 
-/// Appends a member to a list field and folds its lines into one: frameworks that keep headers in a
-/// map see only the first line or only the last.
+/// Appends a member to a list field and joins its lines into one. Frameworks that keep headers in a
+/// map see only the first or only the last line.
 fn append_to_list(headers: &mut HeaderMap, name: &HeaderName, member: &str) {
     let mut list = Vec::new();
     for line in headers.get_all(name) {
@@ -277,7 +282,7 @@ fn append_to_list(headers: &mut HeaderMap, name: &HeaderName, member: &str) {
         list.extend_from_slice(b", ");
     }
     list.extend_from_slice(member.as_bytes());
-    // Made of valid values and an address, so it is one.
+    // Valid values joined with an address form a valid value.
     if let Ok(value) = HeaderValue::from_bytes(&list) {
         headers.insert(name, value);
     }
@@ -310,7 +315,7 @@ mod tests {
     fn check(change: impl Fn(&mut HeaderMap), before: Lines<'_>, after: Lines<'_>) {
         let mut got = headers(before);
         change(&mut got);
-        // As lists: a map compares equal in any order.
+        // Compare as lists: maps compare equal in any order.
         let list = |headers: &HeaderMap| -> Vec<_> {
             headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
         };
@@ -403,7 +408,7 @@ mod tests {
 
     #[test]
     fn what_a_stranger_says_of_others_goes() {
-        let told = [
+        let forwarding = [
             ("x-forwarded-for", "1.1.1.1"),
             ("X-Forwarded-User", "alice"),
             ("forwarded", "for=1.1.1.1"),
@@ -412,7 +417,7 @@ mod tests {
             ("x-real.ip", "1.1.1.1"),
         ];
         let own = [("authorization", "x"), ("x-forwarded", "1"), ("x-user-id", "7")];
-        check(strip_forwarded, &[&own[..], &told].concat(), &own);
+        check(strip_forwarded, &[&own[..], &forwarding].concat(), &own);
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! The read of the upstream that many readers wait for.
+//! The upstream read that all waiting clients of a job share.
 //!
-//! It is a task of its own, so that the client that began it may hang up. Every way out of it either
-//! lands the flight or abandons it; a panic drops the [`Lead`], which does the latter.
+//! The read is a task of its own, so the client that began it may hang up. Every way out of the
+//! task lands the flight or abandons it. A panic drops the [`Lead`], which sends the waiting
+//! clients to the upstream on their own.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -34,37 +35,37 @@ use crate::{
     upstream::{Repeat, RequestBody, ResponseBody},
 };
 
-/// How long others wait for a body that streams.
+/// How long the clients that joined wait for a streaming body.
 const STREAM_PATIENCE: Duration = Duration::from_millis(250);
 
-/// What became of such a read.
+/// The result of a shared read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Became {
-    /// It is in the store.
+    /// The response is in the store.
     Stored,
-    /// The job changed meanwhile.
+    /// The job changed during the read.
     Revoked,
     /// The store did not take it.
     Unstored,
-    /// It may not be stored; with the status of the response.
+    /// The response, with this status, may not be stored.
     Unstorable(NoStore, StatusCode),
-    /// The upstream gave no answer, or none that was whole.
+    /// The upstream gave no response, or an incomplete one.
     Failed,
 }
 
-/// One such read.
+/// One shared read.
 pub(super) struct LeadTask {
     proxy: Arc<Proxy>,
     lead: Lead,
     why: Option<Bypass>,
-    /// The request of the client that began it.
+    /// The request head of the client that began the read.
     asked: request::Parts,
     budget: Budget,
     answer: oneshot::Sender<Answer>,
 }
 
 impl LeadTask {
-    /// The task, and where its client gets the answer.
+    /// Returns the task, and the receiver on which its client gets the answer.
     pub(super) fn new(
         proxy: &Arc<Proxy>,
         lead: Lead,
@@ -76,7 +77,8 @@ impl LeadTask {
         (Self { proxy: Arc::clone(proxy), lead, why, asked, budget, answer }, answered)
     }
 
-    /// Reads the upstream, answers the client and everybody who joined, and stores what may be.
+    /// Reads the upstream, answers the clients that wait, and stores the response if it may be
+    /// stored.
     pub(super) async fn run(mut self, request: Request<RequestBody>) -> Became {
         self.lead.turn().await;
         let sent = self.proxy.send(request, Repeat::IfSafe).await;
@@ -101,7 +103,8 @@ impl LeadTask {
         }
     }
 
-    /// A body of known length is there soon after its head: the client gets it once it is stored.
+    /// A body of known length arrives soon after its head. The client gets its answer once the
+    /// response is stored or the store budget is spent.
     async fn take_whole(
         self,
         head: response::Parts,
@@ -131,7 +134,7 @@ impl LeadTask {
         }
     }
 
-    /// A body of unknown length may take long: the client gets each part as it comes.
+    /// A body of unknown length may take long. The client gets each part as it comes.
     async fn take_streaming(
         self,
         head: response::Parts,
@@ -189,19 +192,21 @@ impl LeadTask {
     }
 }
 
-/// The upstream's answer for the client that it was read for: with every header, also those that
-/// an entry does not keep. An `ETag` is added where there was none, for the client to show again.
+/// Returns the upstream's response for the client that the read was made for, with every header,
+/// including those that an entry does not keep. An `ETag` is added if there was none, so that the
+/// client can revalidate with it.
 fn as_it_came(mut head: response::Parts, entry: &Entry) -> Response<Body> {
     head.headers.entry(ETAG).or_insert_with(|| entry.etag());
     Response::from_parts(head, Body::from(entry.body().clone()))
 }
 
-/// Whether the end of the body is told from the end of the connection.
+/// Whether the response states where its body ends. Without that, the end of the connection looks
+/// like the end of the body.
 fn is_framed(response: &Response<ResponseBody>) -> bool {
     [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name))
 }
 
-/// Stores what has landed, and tells the span of it.
+/// Stores a landed response and records the result in its span.
 async fn filled(proxy: &Proxy, landed: Landed, span: Span) -> Option<Fill> {
     let filled = proxy.cache.fill(landed).await;
     spans::result(
@@ -215,7 +220,7 @@ async fn filled(proxy: &Proxy, landed: Landed, span: Span) -> Option<Fill> {
     filled
 }
 
-/// Stores what has landed, and calls `then` when that is done or the budget is spent.
+/// Stores a landed response, and calls `then` when that is done or the budget is spent.
 async fn store_then(
     proxy: &Proxy,
     landed: Landed,

@@ -1,10 +1,12 @@
-//! Which jobs a write reaches, beside those that its path names: by the rules of `[[invalidate]]`,
-//! and by `Location` and `Content-Location` of its answer.
+//! Body rules: the jobs that the bodies of a write name, by the rules of `[[invalidate]]`.
 //!
-//! A rule looks at the beginning of a body, which is then sent on byte for byte. What a request
-//! names is known before it is forwarded, and so is fenced as the jobs of the path are. What an
-//! answer names is invalidated before its head is sent on; its body is held back for that long.
-//! Nothing here fails a write: a body that cannot be looked into is counted, and warned of.
+//! A rule looks at the beginning of a body, which is then sent on byte for byte. Jobs that a
+//! request body names are known before the request is forwarded, so they are fenced like the jobs
+//! of the path. Jobs that a response body names are invalidated before the response head is sent
+//! on; the body is held back until then. Nothing here fails a write, except that a request body
+//! without room in memory is refused. A body that a rule cannot read is counted and logged.
+//!
+//! `Location` and `Content-Location` of the response are not handled here but in `route`.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -37,52 +39,52 @@ use crate::{
     upstream::{RequestBody, ResponseBody, UpstreamError},
 };
 
-/// How long a body that is looked into may take to come; past it it streams on.
+/// Longest time to wait for an inspected body. Past it the body streams on without inspection.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Looks into the bodies of writes.
+/// Inspects the bodies of writes.
 #[derive(Debug)]
 pub(super) struct Inspector {
     warnings: Throttle,
-    /// What the bodies take that are being looked into.
+    /// Limits the memory of the bodies that are being inspected.
     room: Arc<Room>,
     metrics: Arc<Metrics>,
 }
 
-/// Why a rule found no job in a body.
+/// Why a rule did not find every job that a body names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Miss {
-    /// It is larger than the rule looks at.
+    /// The body is larger than the rule allows.
     TooLarge,
-    /// It is compressed.
+    /// The body is compressed.
     Encoded,
-    /// It did not come to its end in time.
+    /// The body did not end in time.
     Slow,
-    /// As many bytes of others as may be are held in memory.
+    /// The quota for inspected bodies is used up.
     Memory,
-    /// It is no JSON, or nested too deep.
+    /// The body is not JSON, or is nested too deeply.
     NotJson,
     /// No pointer leads to an id.
     NotFound,
-    /// It names more than may be invalidated at once; the first ones were.
+    /// The body names more jobs than may be invalidated at once. Only the first ones were.
     TooMany,
 }
 
-/// What becomes of a body that there is no room for.
+/// How a body without room in the quota is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Full {
-    /// It is not read on.
+    /// The body is not read on.
     Refuses,
-    /// It is read all the same, and counted.
+    /// The body is read and counted all the same.
     Exceeds,
 }
 
-/// Why a request could not be looked into, and is not forwarded.
+/// Why a request could not be inspected and is not forwarded.
 #[derive(Debug)]
 pub(super) enum Unread {
-    /// Its body broke off.
+    /// The client broke off the body.
     Broken(UpstreamError),
-    /// There is no room for it.
+    /// The quota has no room for the body.
     NoRoom,
 }
 
@@ -92,11 +94,11 @@ impl From<UpstreamError> for Unread {
     }
 }
 
-/// An answer that was looked into.
+/// A response that was inspected.
 #[derive(Debug)]
 pub(super) struct Inspected {
     pub(super) response: Response<Body>,
-    /// The jobs that its body names.
+    /// The jobs that the response body names.
     pub(super) jobs: Vec<JobId>,
 }
 
@@ -105,11 +107,12 @@ impl Inspector {
         Self { warnings: Throttle::default(), room, metrics }
     }
 
-    /// Adds the jobs that a request's body names to what it may change. Returns the body from its
-    /// beginning; the error is that the client has broken it off, or that there is no room for it.
+    /// Adds the jobs that a request body names to what the write may change. Returns the body from
+    /// its beginning. An error means that the client broke it off, or that there is no room for it.
     ///
-    /// One that there is no room for is refused, and not sent on unread: what it changes would be
-    /// served for the whole TTL, to whoever others' bodies are meant to harm.
+    /// A body without room is refused rather than sent on without inspection: the jobs that it
+    /// changes would stay cached for the whole TTL, and a client could cause that for others by
+    /// sending bodies that use up the quota.
     pub(super) async fn request(
         &self,
         scope: &mut Scope,
@@ -120,8 +123,8 @@ impl Inspector {
             head.headers.remove(ACCEPT_ENCODING);
         }
         let Some(max) = most(&scope.rules, Side::Request) else { return Ok(body) };
-        // What the upstream would say to the expectation cannot be waited for: it is sent nothing
-        // before the body has been looked into.
+        // The upstream cannot answer the expectation here: nothing is sent to it before the body
+        // has been inspected.
         if readable(&head.headers, &body, max).is_ok() && body.begin() {
             head.headers.remove(EXPECT);
         }
@@ -138,7 +141,7 @@ impl Inspector {
         Ok(body.after(read))
     }
 
-    /// Finds the jobs that an answer's body names.
+    /// Finds the jobs that a response body names.
     pub(super) async fn response(
         &self,
         rules: &[Arc<Rule>],
@@ -151,11 +154,12 @@ impl Inspector {
             return Ok(Inspected { response, jobs: Vec::new() });
         };
         let mut read = Kept::new(&self.room);
-        // It is read while it has its place upstream, so that those bound it too.
+        // The body is read while it holds its upstream connection permit, so the limit on those
+        // bounds the memory too.
         let document = document(&head.headers, &mut body, max, Full::Exceeds, &mut read).await?;
         let is_error = head.status.is_client_error() || head.status.is_server_error();
         let jobs = match &document {
-            // An error that names no job is what errors are.
+            // Most error responses name no job: that is not a fault of the rule.
             Err(_) if is_error => Vec::new(),
             Ok(value) if is_error => named_by(rules, Side::Response, value),
             document => self.named(rules, Side::Response, document),
@@ -164,7 +168,7 @@ impl Inspector {
         Ok(Inspected { response: Response::from_parts(head, body), jobs })
     }
 
-    /// The jobs that a document names; what is amiss is counted.
+    /// Returns the jobs that a document names, and counts the misses.
     fn named(&self, rules: &[Arc<Rule>], side: Side, document: &Result<Value, Miss>) -> Vec<JobId> {
         let mut named = Vec::new();
         for rule in rules.iter().filter(|rule| rule.max_body(side).is_some()) {
@@ -192,8 +196,8 @@ impl Inspector {
                 body,
                 reason,
                 suppressed,
-                "a rule of [[invalidate]] did not learn all that a write changes; what it does not \
-                 know of may be served until its TTL ends"
+                "an [[invalidate]] rule did not find every job that a write changes; a job that it \
+                 missed may be served until its TTL ends"
             );
         }
     }
@@ -213,7 +217,7 @@ impl Miss {
     }
 }
 
-/// How much of this body some rule looks at, if one does.
+/// Returns the largest size that a rule reads of this body, if any rule reads it.
 fn most(rules: &[Arc<Rule>], side: Side) -> Option<usize> {
     rules.iter().filter_map(|rule| rule.max_body(side)).max()
 }
@@ -222,10 +226,10 @@ fn named_by(rules: &[Arc<Rule>], side: Side, document: &Value) -> Vec<JobId> {
     rules.iter().flat_map(|rule| rule.jobs(side, document)).take(MAX_NAMED).collect()
 }
 
-/// Whether a body is made to be sent for as long as there is something to say.
+/// Whether a body is an event stream, which ends only when there is nothing more to say.
 fn is_event_stream(headers: &HeaderMap) -> bool {
-    let is = |value: &[u8]| value.to_ascii_lowercase().starts_with(b"text/event-stream");
-    headers.get(CONTENT_TYPE).is_some_and(|value| is(value.as_bytes()))
+    let is_sse = |value: &[u8]| value.to_ascii_lowercase().starts_with(b"text/event-stream");
+    headers.get(CONTENT_TYPE).is_some_and(|value| is_sse(value.as_bytes()))
 }
 
 fn is_encoded(headers: &HeaderMap) -> bool {
@@ -233,7 +237,7 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
-/// Whether a body is worth reading, for all that its head tells.
+/// Whether a body can be inspected, as far as its head says.
 fn readable<B: HttpBody>(headers: &HeaderMap, body: &B, max: usize) -> Result<(), Miss> {
     if is_encoded(headers) {
         return Err(Miss::Encoded);
@@ -244,7 +248,8 @@ fn readable<B: HttpBody>(headers: &HeaderMap, body: &B, max: usize) -> Result<()
     Ok(())
 }
 
-/// Parses a body of at most `max` bytes. What was read of it is in `read`.
+/// Parses a body of at most `max` bytes. `read` holds the frames that were read, also if this fails
+/// or is dropped.
 async fn document<B: HttpBody<Data = Bytes> + Unpin>(
     headers: &HeaderMap,
     body: &mut B,
@@ -262,14 +267,15 @@ async fn document<B: HttpBody<Data = Bytes> + Unpin>(
         return Ok(Err(why));
     }
     let text = join(read.data());
-    // "implementations that parse JSON texts MAY ignore the presence of a byte order mark rather than
-    // treating it as an error" RFC 8259 8.1: what some upstream reads is to be read here.
+    // "implementations that parse JSON texts MAY ignore the presence of a byte order mark rather
+    // than treating it as an error" RFC 8259 8.1. Some upstreams ignore it, so it is ignored here
+    // too.
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
     Ok(serde_json::from_slice(text).map_err(|_| Miss::NotJson))
 }
 
-/// Reads a body that ends within `max` bytes and has room. It may be dropped while it waits: what has come is in
-/// `read`.
+/// Reads a body that ends within `max` bytes and fits the quota. Cancel-safe: `read` holds the
+/// frames that have come.
 async fn read_whole<B: HttpBody<Data = Bytes> + Unpin>(
     body: &mut B,
     max: usize,
@@ -281,7 +287,7 @@ async fn read_whole<B: HttpBody<Data = Bytes> + Unpin>(
         let frame = frame?;
         let size = frame.data_ref().map_or(0, Bytes::len);
         if size > 0 || !frame.is_data() {
-            // An empty one says nothing, and any number of them would count as nothing.
+            // An empty frame carries nothing, and any number of them would count as zero bytes.
             match full {
                 Full::Exceeds => read.push_past(frame),
                 Full::Refuses if !read.push(frame) => return Ok(Err(Miss::Memory)),
@@ -310,8 +316,8 @@ mod tests {
         pairs.into_iter().filter(|_| !coding.is_empty()).collect()
     }
 
-    fn kept(room: usize) -> Kept {
-        Kept::new(&Room::new(room, Gauge::default(), Counter::default()))
+    fn kept(limit: usize) -> Kept {
+        Kept::new(&Room::new(limit, Gauge::default(), Counter::default()))
     }
 
     #[track_caller]

@@ -1,12 +1,12 @@
-//! What a request is to the cache, decided from its head alone.
+//! Routing: decides from a request's head alone what the request is to the cache.
 //!
-//! Reads are recognised narrowly, writes widely. A read must be spelled in the one way that every
-//! upstream reads alike, or it passes; a write counts for every job that some reading of its path
-//! names, for the upstream's reading is not known here. So a doubt costs a miss, never a stale
-//! answer.
+//! Reads are recognised narrowly and writes widely. A read must be spelled in the one way that
+//! every upstream understands alike; otherwise it passes. A write counts for every job that some
+//! reading of its path names, because the upstream's reading is not known here. So a doubt costs a
+//! miss, never a stale answer.
 //!
-//! Not decided here: credentials and `Cache-Control` (policy), the body of an HTTP/2 request without
-//! `Content-Length` (its caller asks the body whether it has ended).
+//! Not decided here: credentials and `Cache-Control` (`cache`), and whether an HTTP/2 request
+//! without `Content-Length` has a body (the caller asks the body).
 
 use std::sync::Arc;
 
@@ -43,27 +43,29 @@ const METHOD_OVERRIDES: [HeaderName; 3] = [
 const URL_OVERRIDES: [HeaderName; 2] =
     [HeaderName::from_static("x-original-url"), HeaderName::from_static("x-rewrite-url")];
 
-/// What the proxy does with a request.
+/// How the proxy handles a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// May be answered from the cache; a miss may fill it.
+    /// A read of a job. It may be answered from the cache, and a miss may fill it.
     Read(JobId),
-    /// May change jobs: fenced, forwarded, then invalidated.
+    /// A write that may change jobs. It is fenced and forwarded, and the jobs are invalidated.
     Write(Scope),
-    /// Forwarded untouched, for the reason given.
+    /// Forwarded past the cache, for this reason.
     Pass(Bypass),
 }
 
-/// What a write may change, as far as its head tells: at least one job, or by at least one rule.
+/// The jobs and rules of a write, as far as its head tells. At least one of the two lists is not
+/// empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
-    /// The jobs that its path names.
+    /// The jobs that the path names.
     pub jobs: Vec<JobId>,
-    /// The rules that its path matches.
+    /// The rules that match the path and the method.
     pub rules: Vec<Arc<Rule>>,
 }
 
-/// Where the jobs are.
+/// The routes of the jobs, the `[[invalidate]]` rules, and the query parameters that a cached read
+/// may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routes {
     templates: Vec<Template>,
@@ -72,14 +74,14 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// As configured.
+    /// Builds the routes from the configuration.
     pub fn configured<E: From<BadTemplate> + From<BadRule>>(config: &Config) -> Result<Self, E> {
         let routes = Self::parse(&config.routes)?.admitting(Query::new(&config.query));
         Ok(routes.with_rules(Rules::parse(&config.invalidate)?))
     }
 
-    /// Parses path templates such as `/jobs/{id}` or `/x/{id}/status`: absolute, one segment
-    /// `{id}`, the others literal.
+    /// Parses path templates such as `/jobs/{id}` or `/x/{id}/status`. A template is absolute and
+    /// has exactly one segment `{id}`; its other segments are literal.
     pub fn parse<S: AsRef<str>>(templates: &[S]) -> Result<Self, BadTemplate> {
         match templates.len() {
             0 => return Err(BadTemplate::Missing),
@@ -91,47 +93,48 @@ impl Routes {
         Ok(Self { templates, rules: Rules::default(), query: Query::default() })
     }
 
-    /// The same with rules for writes whose path does not name what they change.
+    /// Sets the rules for writes with a path that does not name the jobs they change.
     #[must_use]
     pub fn with_rules(self, rules: Rules) -> Self {
         Self { rules, ..self }
     }
 
-    /// The same, with parameters that the query of a cached read may have.
+    /// Sets the parameters that the query of a cached read may have.
     #[must_use]
     pub fn admitting(self, query: Query) -> Self {
         Self { query, ..self }
     }
 
-    /// Classifies a request. Never fails: what we do not understand, we pass.
+    /// Classifies a request. Never fails: a request that is not understood passes.
     pub fn classify<B>(&self, request: &Request<B>) -> Route {
         if *request.method() == Method::CONNECT {
-            // Names no resource of ours; refused by the proxy.
+            // CONNECT names none of our resources. The proxy refuses it.
             Route::Pass(Bypass::Method)
         } else if is_unsafe(request) {
-            // "A cache MUST invalidate the target URI [..] when it receives a non-error status code in
-            // response to an unsafe request method (including methods whose safety is unknown)."
-            // RFC 9111 4.4. Here whatever the status: an error may come after the commit.
+            // "A cache MUST invalidate the target URI [..] when it receives a non-error status code
+            // in response to an unsafe request method (including methods whose safety is unknown)."
+            // RFC 9111 4.4. jobcache does so for every status, because an error may come after the
+            // commit.
             self.write(request)
         } else {
             self.read(request)
         }
     }
 
-    /// The id of the job at a path that has no query; `None` where [`Routes::classify`] finds no read
-    /// there, whatever the headers.
+    /// Returns the id of the job at a path without a query, or `None` where [`Routes::classify`]
+    /// finds no read, whatever the headers.
     pub fn job_at<'p>(&self, path: &'p str) -> Option<&'p str> {
         let id = self.templates.iter().find_map(|template| template.id(path))?;
         JobId::is_canonical(id).then_some(id)
     }
 
-    /// The path of a job, by the first route.
+    /// Returns the path of a job by the first route.
     pub fn path_of(&self, id: &JobId) -> String {
         self.templates.first().map_or_else(String::new, |template| template.path(id.as_str()))
     }
 
-    /// The route by which a path is told in what must not name jobs: the template that it is, or lies
-    /// below.
+    /// Returns the template that stands for a path in places that must not contain job ids: the
+    /// template that the path matches, or lies below.
     pub fn template(&self, path: &str) -> Option<&str> {
         let whole = self.templates.iter().find(|template| template.id(path).is_some());
         let above = || {
@@ -141,21 +144,22 @@ impl Routes {
         whole.or_else(above).map(Template::text)
     }
 
-    /// Every job that some reading of `path` names or lies below, at most 32 (`MAX_JOBS`).
+    /// Returns every job that some reading of `path` names or lies below, at most 32 (`MAX_JOBS`).
     ///
-    /// `path` may also be an absolute URL, as in `Location`; its query does not matter.
+    /// `path` may also be an absolute URL, as in `Location`. Its query is ignored.
     pub fn jobs(&self, path: &str) -> Vec<JobId> {
         named(&self.templates, &[], path).jobs
     }
 
-    /// The jobs that `Location` and `Content-Location` of the answer to a write name.
+    /// Returns the jobs that `Location` and `Content-Location` of the response to a write name.
     pub fn mentioned<B>(&self, target: &Target, answer: &Response<B>) -> Vec<JobId> {
         let paths = target.named_by(answer.status(), answer.headers());
         paths.iter().flat_map(|path| self.jobs(path)).collect()
     }
 
     fn read<B>(&self, request: &Request<B>) -> Route {
-        let (headers, path) = (request.headers(), request.uri().path());
+        let headers = request.headers();
+        let path = request.uri().path();
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Route::Pass(Bypass::Method);
         }
@@ -192,21 +196,22 @@ impl Routes {
     }
 }
 
-/// Why a path that yields no id passes: is it a job's, in a spelling that we do not cache, or not?
+/// Returns why a path without an id passes: it is a job path in a spelling that is not cached, or
+/// no job path at all.
 fn not_a_job(named: &Named) -> Bypass {
     if named.is_job_path { Bypass::Spelling } else { Bypass::Path }
 }
 
-/// What a read may not carry. Of several reasons the first header's counts.
+/// Returns why the headers of a read make it pass, if they do. The first such header counts.
 fn bypass(headers: &HeaderMap) -> Option<Bypass> {
     headers.iter().find_map(|(name, value)| match name.as_str() {
-        // "Although request message framing is independent of the method used, content received in a
-        // GET request has no generally defined semantics" RFC 9110 9.3.1: to some upstreams it is a
-        // query.
+        // "Although request message framing is independent of the method used, content received in
+        // a GET request has no generally defined semantics" RFC 9110 9.3.1. Some upstreams treat it
+        // as a query.
         "content-length" if value.as_bytes() != b"0" => Some(Bypass::RequestBody),
         "transfer-encoding" => Some(Bypass::RequestBody),
-        // "A server MAY ignore the Range header field." RFC 9110 14.2. Ours does not know whether the
-        // upstream does.
+        // "A server MAY ignore the Range header field." RFC 9110 14.2. Whether the upstream ignores
+        // it is not known here.
         "range" => Some(Bypass::Range),
         // "A cache MUST NOT evaluate conditional header fields that only apply to an origin server, [..]
         // such preconditions are likely intended for some other (inbound) server." RFC 9111 4.3.2
@@ -217,18 +222,20 @@ fn bypass(headers: &HeaderMap) -> Option<Bypass> {
     })
 }
 
-/// Whether a request may change something, by its method or by one that a header names instead.
+/// Whether a request may change something, by its method or by a method that a header names
+/// instead.
 pub fn is_unsafe<B>(request: &Request<B>) -> bool {
     let safe = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE];
     !safe.contains(request.method()) || overrides_to_unsafe(request.headers())
 }
 
-/// Whether a header names another method, whatever it is: the request's own then says nothing.
+/// Whether a header names another method, whatever that is. The method of the request then says
+/// nothing.
 pub fn overrides_method(headers: &HeaderMap) -> bool {
     METHOD_OVERRIDES.iter().any(|name| headers.contains_key(name))
 }
 
-/// Whether a header names a method that is unsafe, or that we do not know.
+/// Whether a header names a method that is unsafe or unknown.
 fn overrides_to_unsafe(headers: &HeaderMap) -> bool {
     let is_safe = |value: &HeaderValue| {
         let method = value.as_bytes().trim_ascii();
@@ -236,7 +243,7 @@ fn overrides_to_unsafe(headers: &HeaderMap) -> bool {
             .iter()
             .any(|safe| safe.as_bytes().eq_ignore_ascii_case(method))
     };
-    // One pass is less than three look-ups: those hash each of the names anew.
+    // One pass costs less than three lookups, which hash each name again.
     headers.iter().any(|(name, value)| METHOD_OVERRIDES.contains(name) && !is_safe(value))
 }
 
@@ -260,7 +267,7 @@ mod tests {
         jobs.iter().map(JobId::as_str).collect::<Vec<_>>().join(" ")
     }
 
-    /// `request`: method and target, then one header a line.
+    /// `request` is the method and target, then one header per line.
     #[track_caller]
     fn check(request: &str, want: &str) {
         check_with(&routes(), request, want);
@@ -459,7 +466,10 @@ mod tests {
             assert_eq!(Routes::parse(&[template]), Err(segment(template, bad)), "{template}");
         }
         let count = MAX_TEMPLATES + 1;
-        check_refused(&vec!["/{id}"; count], "65 routes given, of at most 64; leave some out");
+        check_refused(
+            &vec!["/{id}"; count],
+            "65 routes given, at most 64 are allowed; remove some",
+        );
         assert!(Routes::parse(&vec!["/{id}"; MAX_TEMPLATES]).is_ok());
     }
 }

@@ -1,9 +1,10 @@
-//! The story of a read in shadow mode: the cache does all that it does in service, but answers nothing.
+//! Reads in shadow mode: the cache does everything that it does in service, but answers nothing.
 //!
-//! It is looked into, filled and invalidated, so that what it would have served can be compared with
-//! what the upstream answers to the very reader. Each reader has a read of its own: nobody waits for
-//! another's, and no answer is made here. What is compared or stored is asked for whole and uncompressed,
-//! as in service; whatever else comes from the upstream comes as if there were no cache.
+//! The cache is looked up, filled and invalidated, so that the response it would have served can be
+//! compared with the upstream's response to the same client. Each client has an upstream read of
+//! its own: none waits for another's, and jobcache makes no response. A read that is compared or
+//! stored is requested whole and uncompressed, as in service. Every other read passes through as if
+//! there were no cache.
 
 use std::{
     fmt,
@@ -37,54 +38,56 @@ use crate::{
 };
 
 impl Proxy {
-    /// Answers a cacheable read from the upstream. `ask` is of a reader who waits for nobody.
+    /// Answers a cacheable read from the upstream. `lookup` is solo: it never waits for another
+    /// read.
     pub(super) async fn shadow(
         self: &Arc<Self>,
-        ask: &Ask,
+        lookup: &Ask,
         head: Parts,
-        (client, interim): (Peer, Interim),
+        (client, informational): (Peer, Interim),
         mut budget: Budget,
     ) -> Answer {
-        let near = self.cache.near(ask, &mut budget).instrument(spans::lookup("near"));
+        let near = self.cache.near(lookup, &mut budget).instrument(spans::lookup("near"));
         let found = if let Some((entry, _)) = near.await {
             Lookup::Hit(entry)
         } else {
-            self.cache.lookup(ask, &mut budget).instrument(spans::lookup("store")).await
+            self.cache.lookup(lookup, &mut budget).instrument(spans::lookup("store")).await
         };
         match found {
             Lookup::Hit(_) if head.method != Method::GET => {
-                // Many answer a HEAD otherwise than a GET, and there is no body to compare.
+                // Many upstreams answer HEAD and GET differently, and a HEAD has no body to
+                // compare.
                 self.metrics.trials.shadow(Evidence::Unchecked);
-                self.pass_read(head, client, interim, Bypass::ShadowHit).await
+                self.pass_read(head, client, informational, Bypass::ShadowHit).await
             }
             Lookup::Hit(entry) => {
-                self.compare(Trial::new(ask, entry), &head, (client, interim)).await
+                self.compare(Trial::new(lookup, entry), &head, (client, informational)).await
             }
-            Lookup::Lead(lead) => self.lead(*lead, head, (client, interim), budget).await,
-            Lookup::Join(..) => self.pass_read(head, client, interim, Bypass::Shadow).await,
-            Lookup::Pass(why) => self.pass_read(head, client, interim, why).await,
+            Lookup::Lead(lead) => self.lead(*lead, head, (client, informational), budget).await,
+            Lookup::Join(..) => self.pass_read(head, client, informational, Bypass::Shadow).await,
+            Lookup::Pass(why) => self.pass_read(head, client, informational, why).await,
         }
     }
 
-    /// Answers what would have been a hit, and compares it on its way.
+    /// Answers a read that would have been a hit, and compares the response on its way.
     async fn compare(
         self: &Arc<Self>,
-        mut trial: Trial,
+        mut comparison: Trial,
         head: &Parts,
-        (client, interim): (Peer, Interim),
+        (client, informational): (Peer, Interim),
     ) -> Answer {
         let mut request = self.for_fill(head, client);
-        relay(&mut request, &interim);
+        relay(&mut request, &informational);
         let sent = self.send(request, Repeat::IfSafe).await;
         match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
                 let (head, body) = response.into_parts();
-                let matters = trial.head(&head, &self.cache);
+                let matters = comparison.head(&head, &self.cache);
                 let body = if matters && !body.is_end_stream() {
-                    let (proxy, trial) = (Arc::clone(self), Some(trial));
-                    Body::Tried(Box::new(Tried { body, trial, proxy }))
+                    let proxy = Arc::clone(self);
+                    Body::Tried(Box::new(Tried { body, trial: Some(comparison), proxy }))
                 } else {
-                    self.conclude_shadow(trial);
+                    self.conclude_shadow(comparison);
                     Body::Upstream(body)
                 };
                 let response = Response::from_parts(head, body);
@@ -97,33 +100,34 @@ impl Proxy {
         }
     }
 
-    /// The answer has ended. What is no plain matter is judged while the client goes on.
-    fn conclude_shadow(self: &Arc<Self>, trial: Trial) {
-        if let Some(plain) = trial.plain() {
-            return self.metrics.trials.shadow(plain);
+    /// Concludes a comparison when the response has ended. A result that needs the store is found
+    /// in the background while the client goes on.
+    fn conclude_shadow(self: &Arc<Self>, comparison: Trial) {
+        if let Some(outcome) = comparison.plain() {
+            return self.metrics.trials.shadow(outcome);
         }
-        let Some(place) = self.trials.take(1) else {
+        let Some(permit) = self.trials.take(1) else {
             return self.metrics.trials.shadow(Evidence::Skipped);
         };
         let proxy = Arc::clone(self);
         self.aside(async move {
-            let evidence = proxy.cache.conclude(&trial).await;
-            proxy.metrics.trials.shadow(evidence);
-            drop(place);
+            let outcome = proxy.cache.conclude(&comparison).await;
+            proxy.metrics.trials.shadow(outcome);
+            drop(permit);
         });
     }
 }
 
-/// A body that is compared with an entry while it is sent on.
+/// An upstream body that is compared with an entry while it streams.
 pub struct Tried {
     body: ResponseBody,
-    /// Until it has ended.
+    /// The comparison, until the body has ended.
     trial: Option<Trial>,
     proxy: Arc<Proxy>,
 }
 
 impl Tried {
-    /// What is still to come.
+    /// Returns the upstream body, of which the rest is still to come.
     pub(super) fn rest(&self) -> &ResponseBody {
         &self.body
     }
@@ -135,10 +139,10 @@ impl Tried {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
-                if let (Some(trial), Some(data)) = (&mut self.trial, frame.data_ref()) {
-                    trial.part(data);
+                if let (Some(comparison), Some(data)) = (&mut self.trial, frame.data_ref()) {
+                    comparison.part(data);
                 }
-                // Who sends it may not ask for more.
+                // hyper may not poll again after the last frame.
                 if self.body.is_end_stream() {
                     self.conclude();
                 }
@@ -150,20 +154,20 @@ impl Tried {
     }
 
     fn conclude(&mut self) {
-        if let Some(trial) = self.trial.take() {
-            self.proxy.conclude_shadow(trial);
+        if let Some(comparison) = self.trial.take() {
+            self.proxy.conclude_shadow(comparison);
         }
     }
 
-    fn give_up(&mut self, evidence: Evidence) {
+    fn give_up(&mut self, outcome: Evidence) {
         if self.trial.take().is_some() {
-            self.proxy.metrics.trials.shadow(evidence);
+            self.proxy.metrics.trials.shadow(outcome);
         }
     }
 }
 
 impl Drop for Tried {
-    /// The client has hung up.
+    /// Dropped before its end, because the client has hung up: the comparison is incomplete.
     fn drop(&mut self) {
         self.give_up(Evidence::Unchecked);
     }
@@ -171,6 +175,6 @@ impl Drop for Tried {
 
 impl fmt::Debug for Tried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tried").field("trial", &self.trial).finish_non_exhaustive()
+        f.debug_struct("ComparedBody").field("comparison", &self.trial).finish_non_exhaustive()
     }
 }

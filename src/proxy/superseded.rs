@@ -1,14 +1,14 @@
-//! Writes that outlast the routes and rules by which they were judged.
+//! The guard for writes that outlive the routes and rules they were classified by.
 //!
-//! A reload may bring a route or a rule that a write under way falls under. Nothing was fenced for
-//! it, and what its path or body names is not known any more; but reads by the new routes fill the
-//! cache meanwhile, with what the write is about to change. So from then on such a write counts as
-//! one that changes every job, as one by a rule with `all = true` does: all is dropped before it is
-//! answered. The reload itself drops all as well, now and after `store.linger`, for what was answered
-//! or given up just before.
+//! A reload may add a route or a rule that covers a write already under way. Nothing was fenced for
+//! that write, and the jobs that its path or body names are no longer known. Meanwhile reads by the
+//! new routes fill the cache with what the write is about to change. So from the reload on, such a
+//! write counts as one that changes every job, as under a rule with `all = true`: every entry is
+//! dropped before the write is answered. The reload itself also drops every entry, at once and
+//! again after `store.linger`, for writes that were answered or given up just before.
 //!
-//! Not covered: a write that was passed on, had its head answered before the reload, and commits with
-//! the end of its answer, later than that.
+//! Not covered: a write that was passed on, had its response head sent before the reload, and
+//! commits only at the end of its body, after the reload.
 
 use std::sync::{
     Arc,
@@ -18,8 +18,8 @@ use std::sync::{
 use super::Proxy;
 use crate::cache::Outcome;
 
-/// Whether other routes or rules have come into force. It is told before they do, so that a write
-/// that has not been told was answered before any read by them.
+/// Whether other routes or rules are in force. It is set before they come into force: a write that
+/// finds it unset was answered before any read by the new rules.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Superseded(Arc<AtomicBool>);
 
@@ -33,8 +33,8 @@ impl Superseded {
     }
 }
 
-/// A write under way that no route and no rule knows of. Given up, by its client or for want of an
-/// answer, its outcome is unknown.
+/// A write under way that no route and no rule covers. If the client or the upstream gives up
+/// before there is an answer, the outcome is unknown.
 #[derive(Debug)]
 pub(super) struct Unclaimed {
     proxy: Arc<Proxy>,
@@ -46,7 +46,8 @@ impl Unclaimed {
         Self { proxy: Arc::clone(proxy), answered: false }
     }
 
-    /// It has an answer: whether it counts as one that has changed every job.
+    /// Notes that the write has an answer. Returns whether the write counts as one that changes
+    /// every job.
     pub(super) fn answered(mut self) -> bool {
         self.answered = true;
         self.proxy.superseded.is_told()

@@ -1,4 +1,4 @@
-//! Upgrades: after the upstream's 101 two byte streams are tied together.
+//! Protocol upgrades: joins two byte streams after the upstream's 101.
 
 use hyper::{
     Request, Response, StatusCode, Version,
@@ -17,16 +17,16 @@ use tracing::debug;
 use super::headers;
 use crate::upstream::Place;
 
-/// A client's wish to switch protocols.
+/// A client's request to switch protocols.
 #[derive(Debug)]
-pub struct Upgrade {
+pub(super) struct Upgrade {
     client: OnUpgrade,
     protocol: HeaderValue,
 }
 
 impl Upgrade {
-    /// The upgrade that a request asks for, if it asks for one that we pass on.
-    pub fn of(request: &mut Request<Incoming>) -> Option<Self> {
+    /// Returns the upgrade that a request asks for, if it is one that we pass on.
+    pub(super) fn of(request: &mut Request<Incoming>) -> Option<Self> {
         // "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
         // RFC 9110 7.8
         if request.version() != Version::HTTP_11 || !headers::is_upgrade(request.headers()) {
@@ -36,17 +36,22 @@ impl Upgrade {
         Some(Self { client: hyper::upgrade::on(request), protocol })
     }
 
-    /// Asks the upstream the same; the hop-by-hop headers have been stripped.
-    pub fn ask(&self, headers: &mut HeaderMap) {
+    /// Adds the upgrade to a request for the upstream, after its hop-by-hop fields were stripped.
+    pub(super) fn ask(&self, headers: &mut HeaderMap) {
         offer(headers, self.protocol.clone());
     }
 
-    /// Ties the two ends together once both have switched. The upstream connection keeps its place
-    /// until they part.
-    pub fn tie<B>(self, response: &mut Response<B>, place: Option<Place>, tasks: &TaskTracker) {
+    /// Copies bytes between the two ends once both have switched. The upstream connection keeps its
+    /// permit until the end of the copy.
+    pub(super) fn tie<B>(
+        self,
+        response: &mut Response<B>,
+        permit: Option<Place>,
+        tasks: &TaskTracker,
+    ) {
         let upstream = hyper::upgrade::on(response);
         tasks.spawn(async move {
-            let _place = place;
+            let _permit = permit;
             let (client, upstream) = match tokio::try_join!(self.client, upstream) {
                 Ok(ends) => ends,
                 Err(error) => return debug!(%error, "an upgrade failed"),
@@ -59,15 +64,15 @@ impl Upgrade {
     }
 }
 
-/// What of a response's switch the client has to see.
-pub fn keep_switch<B>(response: &Response<B>) -> Option<HeaderValue> {
+/// Returns the protocol that a 101 switches to, which the client has to see.
+pub(super) fn keep_switch<B>(response: &Response<B>) -> Option<HeaderValue> {
     (response.status() == StatusCode::SWITCHING_PROTOCOLS)
         .then(|| response.headers().get(UPGRADE).cloned())
         .flatten()
 }
 
-/// Writes the headers of an upgrade.
-pub fn offer(headers: &mut HeaderMap, protocol: HeaderValue) {
+/// Sets the header fields of an upgrade.
+pub(super) fn offer(headers: &mut HeaderMap, protocol: HeaderValue) {
     let connection = if headers.contains_key(TE) { "upgrade, te" } else { "upgrade" };
     headers.insert(CONNECTION, HeaderValue::from_static(connection));
     headers.insert(UPGRADE, protocol);

@@ -1,8 +1,9 @@
-//! Hits that are read from the upstream as well, behind the back of the client that was given one.
+//! Verification of hits: some hits are also read from the upstream, in the background.
 //!
-//! Which ones is drawn by lot, each for itself. The client has its answer by then. The read is made of
-//! the same request as a fill would be, with the same credentials, but fills nothing and is shared with
-//! nobody: what it brings is compared and forgotten. It is bounded in number, and in time.
+//! Each hit is sampled on its own. The client already has its answer by then. The read is made from
+//! the same request as a fill would be, with the same credentials, but it fills nothing and nobody
+//! shares it: the response is compared with the entry and forgotten. The number and the duration of
+//! these reads are limited.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -29,77 +30,80 @@ use crate::{
     upstream::{Repeat, RequestBody},
 };
 
-/// Comparisons behind the back of a client at a time. Past it they are skipped, so that no share of the
-/// hits, however large, is more of a load to the upstream than this many readers are.
+/// Most comparisons in the background at a time. Past this number they are skipped, so that
+/// `verify`, however large, loads the upstream no more than this many readers do.
 const TRIALS: usize = 32;
 
-/// For the upstream's answer, to its end.
+/// Longest time to read the upstream's response to its end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// For that many. What is skipped has a count of its own.
+/// Returns the quota for [`TRIALS`] comparisons. Skipped comparisons are counted by outcome, so the
+/// counter of the quota is not registered.
 pub(super) fn room(metrics: &Metrics) -> Arc<Room> {
     Room::new(TRIALS, metrics.trials.under_way.clone(), Counter::default())
 }
 
 impl Proxy {
-    /// Draws a lot for a hit, if any are to be compared.
+    /// Decides whether a hit is compared, if any are.
     pub(super) fn draw(&self) -> Lot {
         match self.verify.millionths() {
             0 => Lot::NotDrawn,
-            share if fastrand::u32(..Share::WHOLE) < share => Lot::Drawn,
+            rate if fastrand::u32(..Share::WHOLE) < rate => Lot::Drawn,
             _ => Lot::Lost,
         }
     }
 
-    /// Whether this hit is to be compared. The lot may have been drawn before it came here.
+    /// Whether this hit is compared. The repeat fast path may have decided that before.
     pub(super) fn is_drawn(&self, method: &Method, extensions: &Extensions) -> bool {
         if self.verify == Share::default() || *method != Method::GET {
             return false;
         }
-        let lot = match extensions.get() {
+        let decision = match extensions.get() {
             None | Some(Declined { lot: Lot::NotDrawn, .. }) => self.draw(),
-            Some(Declined { lot, .. }) => *lot,
+            Some(Declined { lot: decision, .. }) => *decision,
         };
-        lot == Lot::Drawn
+        decision == Lot::Drawn
     }
 
-    /// Has a hit compared with what the upstream answers to this request.
-    pub(super) fn verify(self: &Arc<Self>, trial: Trial, head: &request::Parts, client: Peer) {
-        let Some(place) = self.trials.take(1) else {
+    /// Starts to compare a hit with what the upstream answers to this request.
+    pub(super) fn verify(self: &Arc<Self>, comparison: Trial, head: &request::Parts, client: Peer) {
+        let Some(permit) = self.trials.take(1) else {
             return self.metrics.trials.verify(Evidence::Skipped);
         };
-        let (proxy, mut request) = (Arc::clone(self), self.for_fill(head, client));
-        // The client's trace ends with its answer, of which this is no part.
+        let proxy = Arc::clone(self);
+        let mut request = self.for_fill(head, client);
+        // The client's trace ends with its answer; this read is not part of it.
         spans::forget(request.headers_mut());
         self.aside(async move {
-            let evidence = match timeout(PATIENCE, proxy.try_hit(trial, request)).await {
-                Ok(Some(trial)) => proxy.cache.conclude(&trial).await,
+            let outcome = match timeout(PATIENCE, proxy.try_hit(comparison, request)).await {
+                Ok(Some(comparison)) => proxy.cache.conclude(&comparison).await,
                 Ok(None) | Err(_) => Evidence::Failed,
             };
-            proxy.metrics.trials.verify(evidence);
-            drop(place);
+            proxy.metrics.trials.verify(outcome);
+            drop(permit);
         });
     }
 
-    /// Hears the upstream; none if it gives no whole answer.
-    async fn try_hit(&self, mut trial: Trial, request: Request<RequestBody>) -> Option<Trial> {
+    /// Feeds the comparison with the response of the upstream. Returns `None` if the upstream gives
+    /// no whole response.
+    async fn try_hit(&self, mut comparison: Trial, request: Request<RequestBody>) -> Option<Trial> {
         let sent = self.send(request, Repeat::IfSafe).await;
         let response = prepare_response(sent.ok()?, Switch::Unasked).ok()?;
         let (head, mut body) = response.into_parts();
-        let mut matters = trial.head(&head, &self.cache);
+        let mut matters = comparison.head(&head, &self.cache);
         while matters && let Some(frame) = body.frame().await {
-            matters = frame.ok()?.data_ref().is_none_or(|data| trial.part(data));
+            matters = frame.ok()?.data_ref().is_none_or(|data| comparison.part(data));
         }
-        Some(trial)
+        Some(comparison)
     }
 
-    /// Starts what proves nothing that a drain would have to wait for.
+    /// Spawns a background task that a drain cancels instead of waiting for it.
     pub(super) fn aside(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let leaving = self.leaving.clone();
+        let draining = self.leaving.clone();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = task => {}
-                () = leaving.cancelled() => {}
+                () = draining.cancelled() => {}
             }
         });
     }

@@ -1,5 +1,5 @@
-//! The story of a write: what it may change is fenced before it is forwarded, and invalidated
-//! before it is answered and once more when its answer has ended.
+//! Writes: the jobs that a write may change are fenced before it is forwarded, and invalidated
+//! before it is answered and again when its response body has ended.
 
 use std::{future::Future, sync::Arc};
 
@@ -28,16 +28,16 @@ use crate::{
 };
 
 impl Proxy {
-    /// Forwards a write. It is a task of its own: a client that hangs up cancels neither the write
-    /// nor the invalidation that has to follow it.
+    /// Forwards a write in a task of its own: a client that hangs up cancels neither the write nor
+    /// the invalidation that must follow it.
     pub(super) async fn write(
         self: &Arc<Self>,
         scope: Scope,
         request: Request<Incoming>,
         client: Peer,
-        interim: Interim,
+        informational: Interim,
     ) -> Answer {
-        self.detached(Arc::clone(self).carry_out(scope, request, client, interim)).await
+        self.detached(Arc::clone(self).carry_out(scope, request, client, informational)).await
     }
 
     pub(super) async fn detached(
@@ -47,7 +47,7 @@ impl Proxy {
         match self.tasks.spawn(write.instrument(spans::current())).await {
             Ok(answer) => answer,
             Err(error) => {
-                error!(%error, "a write died");
+                error!(%error, "a write task died");
                 refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
             }
         }
@@ -58,9 +58,9 @@ impl Proxy {
         mut scope: Scope,
         request: Request<Incoming>,
         client: Peer,
-        interim: Interim,
+        informational: Interim,
     ) -> Answer {
-        let request = self.forwarded(request, client, &interim);
+        let request = self.forwarded(request, client, &informational);
         let target = Target::of(&request, self.upstream.authority());
         let (mut head, body) = request.into_parts();
         let body = match self.inspector.request(&mut scope, &mut head, body).await {
@@ -69,7 +69,7 @@ impl Proxy {
             Err(Unread::NoRoom) => return refuse_for_now("memory"),
         };
         let (write, result) = self.forward_fenced(&scope, Request::from_parts(head, body)).await;
-        // An answer that we refuse is an answer to the write all the same.
+        // A response that we reject still answers the write.
         let outcome = match &result {
             Err(error) if error.may_have_arrived() => Outcome::Unknown,
             _ => Outcome::Known,
@@ -77,7 +77,8 @@ impl Proxy {
         let all = scope.rules.iter().any(|rule| rule.is_all()) || self.superseded.is_told();
         let mut change = Change { write, all };
         if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
-            // Else asking in vain, while the upstream is down, would empty the cache.
+            // The upstream never saw the write. Otherwise attempts while the upstream is down would
+            // empty the cache.
             change.all = false;
         }
         let result = result.map(|Inspected { response, mut jobs }| {
@@ -88,12 +89,12 @@ impl Proxy {
         });
         let mut result = result.and_then(|response| prepare_response(response, Switch::Unasked));
         if let Ok(response) = &mut result {
-            end_after_unasked(response, &interim);
+            end_after_unasked(response, &informational);
         }
         self.conclude(change, outcome, result).await
     }
 
-    /// Fences what a write may change, and forwards it.
+    /// Fences the jobs that a write may change, and forwards the write.
     async fn forward_fenced(
         &self,
         scope: &Scope,
@@ -113,7 +114,8 @@ impl Proxy {
         (write, result)
     }
 
-    /// Invalidates what a write has changed, then answers it. To be run where nobody cancels it.
+    /// Invalidates what a write has changed, then answers it. Must run in a task that nothing
+    /// cancels.
     pub(super) async fn conclude(
         self: Arc<Self>,
         change: Change,
@@ -133,12 +135,13 @@ impl Proxy {
         }
     }
 
-    /// Invalidates once more when the upstream's body has ended.
+    /// Invalidates again when the upstream's body has ended.
     fn end_again(self: &Arc<Self>, body: Body, change: Change) -> Body {
         if body.is_end_stream() || mutants::is(Mutant::EndOnce) {
             return body;
         }
-        let (proxy, parent) = (Arc::clone(self), spans::current());
+        let proxy = Arc::clone(self);
+        let parent = spans::current();
         let end = move |finishing: Finishing| {
             let tasks = proxy.tasks.clone();
             let mut change = change;
@@ -157,29 +160,29 @@ impl Proxy {
     }
 }
 
-/// What a write under way changes.
+/// The invalidation that a write under way owes.
 #[derive(Debug)]
 pub(super) struct Change {
     pub(super) write: Write,
-    /// Every job.
+    /// Whether the write changes every job.
     pub(super) all: bool,
 }
 
 impl Change {
-    /// Invalidates it, before the write is answered.
+    /// Invalidates before the write is answered.
     async fn end(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
         let ended = cache.end(&self.write, outcome).await;
         self.end_all(cache, outcome, ended).await
     }
 
-    /// Invalidates it once more, when the answer has come to its end.
+    /// Invalidates again, when the response body has ended.
     async fn end_again(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
         let ended = cache.end_again(&self.write, outcome).await;
         self.end_all(cache, outcome, ended).await
     }
 
-    /// An answer of this status says that nothing was done: whoever may not purge everything must
-    /// not be able to by asking in vain.
+    /// Spares the other jobs if the status says that nothing was done. A client that may not purge
+    /// everything must not be able to do so with writes that are refused.
     pub(super) fn was_refused(&mut self, status: StatusCode) {
         let refusals = [
             StatusCode::UNAUTHORIZED,

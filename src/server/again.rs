@@ -1,22 +1,25 @@
-//! Requests that repeat an earlier one on their connection, answered beneath hyper.
+//! Answers requests that repeat an earlier request of their connection, below hyper.
 //!
-//! A poller sends the same fields again and again, and parsing them, making a map of them and writing
-//! another is most of what an answer from this process costs. Here the bytes of a head that hyper has
-//! parsed are kept, with what the service recalls of it. A head that has the same bytes after its
-//! request line, to the last, has the same fields; so only that line is read, and the service is asked
-//! for an answer to its path. Whatever is not exactly that, or is not answered, goes to hyper as it
-//! came.
+//! A poller sends the same header fields again and again. Most of the cost of an answer from this
+//! process's memory is to parse them, to build a map of them and to write another one. So this
+//! module keeps the bytes of a head that hyper has parsed, and the state that the service made from
+//! it (its `Repeat`). If all bytes of a later head after its request line are the same, its fields
+//! are the same. Then only the request line is read, and the service is asked for an answer to its
+//! path. Every other request, and every one that the service does not answer, goes to hyper
+//! unchanged.
 //!
-//! A match needs that hyper waits for a head and holds no byte of one, or what is a head here would be
-//! the middle of something there. It does after it has taken a request without a body from a read that
-//! ended in its only empty line, and has sent the answer; nothing else is believed to leave it so. A
-//! request for another protocol ends it until the next such request: if the protocol is switched there
-//! is none.
+//! A match requires that hyper waits for a head and holds no byte of one. Otherwise the bytes that
+//! look like a head here could be the middle of something else there. hyper is in that state after
+//! it has taken a request without a body from a read that ended in its only empty line, and has
+//! sent the response. No other situation is trusted to lead to that state. A request that may
+//! switch protocols ends it until the next ordinary request; if the protocol is switched, there is
+//! no such request.
 //!
-//! A connection is one client but not one user: gateways send those of many over one. That is why the
-//! fields are compared by all their bytes and nothing of them is skipped. It deliberately keeps one
-//! head only, and none that is large; it does not answer what is pipelined, split over reads, or
-//! followed by anything, nor while the connection is to be closed.
+//! A connection belongs to one client but not to one user: gateways send the requests of many users
+//! over one connection. That is why all bytes of the fields are compared and none is skipped. The
+//! module deliberately keeps a single head, and no large one. It does not answer a request that is
+//! pipelined, split over several reads or followed by other bytes, nor any request while the
+//! connection is to be closed.
 
 mod read;
 
@@ -38,27 +41,28 @@ use self::read::{REQUEST_LINE, is_one_get, path_of};
 use super::head::Turns;
 use crate::service::{Declined, Service};
 
-/// The largest head that is kept, in bytes.
+/// Largest head that is kept, in bytes.
 const HEAD_MAX: usize = 4 << 10;
 
-/// What the stream and the service of a connection tell each other. All of it is in one task.
+/// The state that the stream and the service of a connection share. Only the task of the connection
+/// uses it.
 #[derive(Debug)]
 pub(super) struct Desk<R> {
     turns: Arc<Turns>,
-    /// Whether nothing but a head can follow the last request that hyper has taken.
+    /// Whether only a head can follow the last request that hyper has taken.
     plain: AtomicBool,
-    /// What may be recalled, and of which request.
+    /// The state that the service kept, with the number of its request.
     recall: Mutex<Option<(u64, R)>>,
-    /// Whether there is anything in there.
+    /// Whether there is such a state: most reads then take no lock.
     recalled: AtomicBool,
-    /// Whether a request is being answered that hyper does not know of.
+    /// Whether a request is being answered that hyper does not see.
     busy: AtomicBool,
     /// Whether the connection is to be closed.
     leaving: AtomicBool,
-    /// Whether the service has declined the request that is handed to hyper, and there is more to say
-    /// of it.
+    /// Whether the next request that hyper takes is one that the service declined with something to
+    /// report.
     declined: AtomicBool,
-    /// That.
+    /// The report.
     told: Mutex<Declined>,
 }
 
@@ -76,8 +80,8 @@ impl<R> Desk<R> {
         }
     }
 
-    /// hyper has taken a request, after which the protocol may be another or not. Returns what has
-    /// become of it here.
+    /// Records that hyper has taken a request. `may_switch` says whether the protocol may change
+    /// after it. Returns what the fast path reports about the request.
     pub(super) fn take(&self, may_switch: bool) -> Option<Declined> {
         self.plain.store(!may_switch, Ordering::Relaxed);
         if !self.declined.load(Ordering::Relaxed) {
@@ -87,27 +91,27 @@ impl<R> Desk<R> {
         Some(*self.told())
     }
 
-    /// The next request that hyper takes is one that the service has declined.
-    fn decline(&self, declined: Declined) {
-        let says_more = declined != Declined::default();
-        if says_more {
-            *self.told() = declined;
+    /// Records that the service declined the request that hyper takes next.
+    fn decline(&self, miss: Declined) {
+        let has_report = miss != Declined::default();
+        if has_report {
+            *self.told() = miss;
         }
-        self.declined.store(says_more, Ordering::Relaxed);
+        self.declined.store(has_report, Ordering::Relaxed);
     }
 
-    /// Keeps what may be recalled of the request of this number.
-    pub(super) fn keep(&self, turn: u64, recall: R) {
-        *self.recall() = Some((turn, recall));
+    /// Keeps the state that the service made from the request with this number.
+    pub(super) fn keep(&self, number: u64, repeat: R) {
+        *self.recall() = Some((number, repeat));
         self.recalled.store(true, Ordering::Release);
     }
 
-    /// Lets hyper take what comes from now on.
+    /// Ends the fast path: hyper takes all further requests.
     pub(super) fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a request is being answered that hyper does not know of.
+    /// Whether a request is being answered that hyper does not see.
     pub(super) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed)
     }
@@ -121,53 +125,54 @@ impl<R> Desk<R> {
     }
 }
 
-/// A stream that answers what it has seen before.
+/// A stream that answers repeated requests itself.
 pub(super) struct Again<I, S: Service> {
     stream: I,
     service: S,
     desk: Arc<Desk<S::Recall>>,
-    /// How long a head may be.
+    /// Largest head that is answered or kept, in bytes.
     limit: usize,
     memo: Option<Memo<S::Recall>>,
-    /// A head that hyper was given, and the number of its request.
+    /// The number of a request, or 0 for none, and its head as hyper got it.
     noted: (u64, Vec<u8>),
-    /// How many requests hyper has taken when it holds no byte of another.
+    /// If hyper has taken exactly this many requests, it holds no byte of another one. `None` if it
+    /// may hold one.
     empty_at: Option<u64>,
     phase: Phase,
-    /// Of the request that is being answered.
+    /// Path of the request that is being answered.
     path: String,
-    /// What hyper is to have after all.
+    /// The declined request that hyper gets after all.
     returned: Vec<u8>,
-    /// The answer, as far as it has not gone.
+    /// The response: its head, how much of the head is written, and the rest of the body.
     head: Vec<u8>,
     head_gone: usize,
     body: Bytes,
 }
 
-/// Nothing in it is pinned.
+/// No field is pinned.
 impl<I: Unpin, S: Service> Unpin for Again<I, S> {}
 
 struct Memo<R> {
     head: Vec<u8>,
-    /// Where in it the fields begin.
+    /// Offset of the header fields in the head.
     fields_at: usize,
     recall: R,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// For what comes.
+    /// Waiting for bytes.
     Listening,
-    /// The service is asked.
+    /// The service is asked for a response.
     Asking,
-    /// The answer goes.
+    /// The response is being written.
     Answering,
-    /// hyper gets what came; so much of it is gone.
+    /// hyper gets the request. Holds how many bytes of it hyper already has.
     Returning(usize),
 }
 
 impl<I, S: Service> Again<I, S> {
-    /// A stream of which nothing was given to hyper yet, which takes heads of `limit` bytes.
+    /// Wraps a stream that hyper has read nothing from. Heads may have up to `limit` bytes.
     pub(super) fn new(stream: I, service: S, desk: Arc<Desk<S::Recall>>, limit: usize) -> Self {
         Self {
             stream,
@@ -186,40 +191,41 @@ impl<I, S: Service> Again<I, S> {
         }
     }
 
-    /// Whether hyper waits for a head and has no byte of it.
+    /// Whether hyper waits for a head and holds no byte of one.
     fn is_at_head(&self) -> bool {
         self.empty_at == Some(self.desk.turns.begun())
             && self.desk.turns.is_between()
             && self.desk.plain.load(Ordering::Relaxed)
     }
 
-    /// Takes what the service recalls, if it is of the head that was noted.
+    /// Takes over the state that the service kept, if it belongs to the noted head.
     fn learn(&mut self) {
         if !self.desk.recalled.load(Ordering::Acquire) {
             return;
         }
         self.desk.recalled.store(false, Ordering::Relaxed);
-        let Some((turn, recall)) = self.desk.recall().take() else { return };
+        let Some((number, repeat)) = self.desk.recall().take() else { return };
         let (noted, head) = &mut self.noted;
-        let line_end = head.iter().position(|byte| *byte == b'\n').filter(|_| *noted == turn);
+        let line_end = head.iter().position(|byte| *byte == b'\n').filter(|_| *noted == number);
         if let Some(line_end) = line_end {
-            let room = self.memo.take().map(|memo| memo.head).unwrap_or_default();
-            let head = mem::replace(head, room);
-            self.memo = Some(Memo { head, fields_at: line_end + 1, recall });
+            let buffer = self.memo.take().map(|memo| memo.head).unwrap_or_default();
+            let head = mem::replace(head, buffer);
+            self.memo = Some(Memo { head, fields_at: line_end + 1, recall: repeat });
         }
         self.noted.0 = 0;
     }
 
-    /// Begins to answer what came, if it is what is remembered but for its path.
-    fn begin(&mut self, came: &[u8]) -> bool {
+    /// Begins to answer the request that was read, if it is the remembered head with another path.
+    /// Returns whether it is.
+    fn begin(&mut self, bytes: &[u8]) -> bool {
         let Some(memo) = &self.memo else { return false };
-        if came.len() > self.limit
+        if bytes.len() > self.limit
             || self.desk.leaving.load(Ordering::Relaxed)
             || !self.is_at_head()
         {
             return false;
         }
-        let Some(line) = came.strip_suffix(&memo.head[memo.fields_at..]) else { return false };
+        let Some(line) = bytes.strip_suffix(&memo.head[memo.fields_at..]) else { return false };
         let Some(path) = path_of(line) else { return false };
         self.path.clear();
         self.path.push_str(path);
@@ -229,31 +235,32 @@ impl<I, S: Service> Again<I, S> {
         true
     }
 
-    /// Asks the service for the answer.
+    /// Asks the service for the response.
     fn poll_ask(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.desk.leaving.load(Ordering::Relaxed) {
-            // hyper tells the client that the connection ends. The recall is in the midst of it.
+            // hyper has to tell the client that the connection closes. The poll of `repeat` may be
+            // unfinished, so it is dropped.
             self.give_back(Declined::default());
             self.memo = None;
             return Poll::Ready(());
         }
-        // There is one: it was begun with it.
+        // Always present: `begin` enters this phase only with a memo.
         let Some(memo) = &mut self.memo else { return Poll::Pending };
         self.head.clear();
-        let (recall, path) = (&mut memo.recall, &self.path);
-        match ready!(self.service.poll_again(recall, path, &mut self.head, cx)) {
+        let (repeat, path) = (&mut memo.recall, &self.path);
+        match ready!(self.service.poll_again(repeat, path, &mut self.head, cx)) {
             Ok(body) => {
                 (self.head_gone, self.body) = (0, body);
                 self.phase = Phase::Answering;
             }
-            Err(declined) => self.give_back(declined),
+            Err(miss) => self.give_back(miss),
         }
         Poll::Ready(())
     }
 
-    /// Leaves what came to hyper.
-    fn give_back(&mut self, declined: Declined) {
-        self.desk.decline(declined);
+    /// Leaves the request to hyper.
+    fn give_back(&mut self, miss: Declined) {
+        self.desk.decline(miss);
         self.returned.clear();
         for part in [REQUEST_LINE.0, self.path.as_bytes(), REQUEST_LINE.1] {
             self.returned.extend_from_slice(part);
@@ -271,19 +278,19 @@ impl<I, S: Service> Again<I, S> {
         self.phase = next;
     }
 
-    /// Gives hyper what came, as far as there is room.
-    fn put_back(&mut self, gone: usize, buf: &mut ReadBuf<'_>) {
+    /// Gives hyper the declined request, as far as the buffer has space.
+    fn put_back(&mut self, given: usize, buf: &mut ReadBuf<'_>) {
         let returned = mem::take(&mut self.returned);
-        let left = &returned[gone..];
-        let count = left.len().min(buf.remaining());
-        self.note(&left[..count]);
-        buf.put_slice(&left[..count]);
-        let all = count == left.len();
-        self.phase = if all { Phase::Listening } else { Phase::Returning(gone + count) };
+        let rest = &returned[given..];
+        let count = rest.len().min(buf.remaining());
+        self.note(&rest[..count]);
+        buf.put_slice(&rest[..count]);
+        let all = count == rest.len();
+        self.phase = if all { Phase::Listening } else { Phase::Returning(given + count) };
         self.returned = returned;
     }
 
-    /// Notes what hyper is given.
+    /// Notes bytes that hyper gets: the head, and whether hyper can hold a part of another one.
     fn note(&mut self, given: &[u8]) {
         let was_at_head = self.is_at_head();
         let next = self.desk.turns.begun() + 1;
@@ -300,7 +307,7 @@ impl<I, S: Service> Again<I, S> {
 }
 
 impl<I: AsyncWrite + Unpin, S: Service> Again<I, S> {
-    /// Writes what is left of an answer.
+    /// Writes the rest of the response.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.phase != Phase::Answering {
             return Poll::Ready(Ok(()));
@@ -308,13 +315,13 @@ impl<I: AsyncWrite + Unpin, S: Service> Again<I, S> {
         loop {
             let head = &self.head[self.head_gone..];
             let parts = [IoSlice::new(head), IoSlice::new(&self.body)];
-            let gone = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &parts))?;
-            if gone == 0 {
+            let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &parts))?;
+            if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            let of_head = gone.min(head.len());
+            let of_head = written.min(head.len());
             self.head_gone += of_head;
-            self.body.advance(gone - of_head);
+            self.body.advance(written - of_head);
             if self.head_gone == self.head.len() && self.body.is_empty() {
                 break;
             }
@@ -337,17 +344,17 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncRead for Again<I, S> {
             match this.phase {
                 Phase::Asking => ready!(this.poll_ask(cx)),
                 Phase::Answering => ready!(this.poll_rest(cx))?,
-                Phase::Returning(gone) => {
-                    this.put_back(gone, buf);
+                Phase::Returning(given) => {
+                    this.put_back(given, buf);
                     return Poll::Ready(Ok(()));
                 }
                 Phase::Listening => {
                     this.learn();
                     let start = buf.filled().len();
                     ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-                    let came = &buf.filled()[start..];
-                    if !this.begin(came) {
-                        this.note(came);
+                    let bytes = &buf.filled()[start..];
+                    if !this.begin(bytes) {
+                        this.note(bytes);
                         return Poll::Ready(Ok(()));
                     }
                     buf.set_filled(start);

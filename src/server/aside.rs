@@ -1,8 +1,8 @@
-//! A future beside a busier one in the same task.
+//! A rarely woken future that shares a task with a busy one.
 //!
-//! `select!` polls all its branches whenever one of them was woken, and so what hardly ever happens
-//! to a connection (a drain, a deadline) is paid for with each of its requests. Here the rare one has
-//! a waker of its own, and is looked at only when that was woken.
+//! `select!` polls all its branches whenever one of them is woken. So each request of a connection
+//! would pay for events that hardly ever happen (a drain, a deadline). Here the rare future has its
+//! own waker and is polled only after that was woken.
 
 use std::{
     future::Future,
@@ -14,13 +14,13 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-/// Polled by a task that is woken for other reasons most of the time.
+/// A future in a task that is woken for other reasons most of the time.
 pub(super) struct Aside<'f, F> {
-    /// Until it has come to its end.
+    /// `None` once it has completed.
     future: Option<Pin<&'f mut F>>,
     bell: Arc<Bell>,
     waker: Waker,
-    /// The task that polls us, as the bell knows it.
+    /// The task that polls this future, as `bell` knows it.
     task: Waker,
 }
 
@@ -54,11 +54,11 @@ impl<'f, F: Future> Aside<'f, F> {
         Self { future: Some(future), bell, waker, task }
     }
 
-    /// What it came to, once.
+    /// Returns the output of the future, once.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Option<F::Output> {
         if !self.task.will_wake(cx.waker()) {
             self.task.clone_from(cx.waker());
-            // Before the look: what rings after it wakes us.
+            // Set before the check: a wake after it reaches the task.
             self.bell.task().clone_from(cx.waker());
         }
         // The load is for the usual case: a swap takes the cache line from the other cores.
@@ -91,54 +91,57 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_polled_when_it_was_woken_and_not_when_its_task_was() {
-        let (polls, news) = (AtomicUsize::new(0), Notify::new());
+        let polls = AtomicUsize::new(0);
+        let notify = Notify::new();
         let rare = async {
-            let mut told = pin!(news.notified());
+            let mut notified = pin!(notify.notified());
             poll_fn(|cx| {
                 polls.fetch_add(1, Ordering::Relaxed);
-                told.as_mut().poll(cx)
+                notified.as_mut().poll(cx)
             })
             .await;
         };
         let mut rare = pin!(rare);
         let mut aside = Aside::new(rare.as_mut());
-        let mut look = async || poll_fn(|cx| Poll::Ready(aside.poll(cx))).await;
+        let mut poll_side = async || poll_fn(|cx| Poll::Ready(aside.poll(cx))).await;
         for _ in 0..3 {
-            assert_eq!(look().await, None);
+            assert_eq!(poll_side().await, None);
         }
         assert_eq!(polls.load(Ordering::Relaxed), 1);
-        news.notify_one();
-        assert_eq!(look().await, Some(()));
+        notify.notify_one();
+        assert_eq!(poll_side().await, Some(()));
         assert_eq!(polls.load(Ordering::Relaxed), 2);
-        assert_eq!(look().await, None, "it has ended");
+        assert_eq!(poll_side().await, None, "it has ended");
     }
 
     #[tokio::test]
     async fn what_wakes_it_wakes_its_task() {
-        let news = Arc::new(Notify::new());
-        let heard = tokio::spawn({
-            let news = Arc::clone(&news);
+        let notify = Arc::new(Notify::new());
+        let task = tokio::spawn({
+            let notify = Arc::clone(&notify);
             async move {
-                let mut rare = pin!(news.notified());
+                let mut rare = pin!(notify.notified());
                 let mut aside = Aside::new(rare.as_mut());
                 poll_fn(|cx| aside.poll(cx).map_or(Poll::Pending, Poll::Ready)).await;
             }
         });
         tokio::task::yield_now().await;
-        news.notify_one();
-        heard.await.unwrap();
+        notify.notify_one();
+        task.await.unwrap();
     }
 
     #[tokio::test]
     async fn it_wakes_the_task_that_polls_it_last() {
-        let (news, mut never) = (Notify::new(), pin!(pending::<()>()));
-        let mut rare = pin!(news.notified());
+        let notify = Notify::new();
+        let mut never = pin!(pending::<()>());
+        let mut rare = pin!(notify.notified());
         let mut aside = Aside::new(rare.as_mut());
-        // A waker of its own, as a join would give it.
+        // Another waker, as a join would pass.
         let mut other = Context::from_waker(Waker::noop());
         assert_eq!(aside.poll(&mut other), None);
         assert!(poll!(&mut never).is_pending());
-        let told = async { poll_fn(|cx| aside.poll(cx).map_or(Poll::Pending, Poll::Ready)).await };
-        let ((), ()) = tokio::join!(told, async { news.notify_one() });
+        let notified =
+            async { poll_fn(|cx| aside.poll(cx).map_or(Poll::Pending, Poll::Ready)).await };
+        let ((), ()) = tokio::join!(notified, async { notify.notify_one() });
     }
 }

@@ -1,4 +1,4 @@
-//! How a client connection went wrong, and which limit it met if it was one.
+//! How a client connection failed, and which limit it reached.
 
 use std::{error::Error, io, time::Duration};
 
@@ -7,19 +7,19 @@ use h2::Reason;
 use super::proxy_protocol::HeaderError;
 use crate::metrics::Limit;
 
-/// How a client connection went wrong. hyper has answered it by then where it can be answered, with
-/// a bare 400, 414 or 431 that no service sees.
+/// How a client connection failed. hyper has already answered it where that is possible, with a
+/// bare 400, 414 or 431 that no service sees.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// Nothing came that tells the protocol, or no whole head.
-    #[error("the client said too little for {0:?}")]
+    /// No complete handshake or request head arrived in time.
+    #[error("no complete handshake or request head arrived within {0:?}")]
     Silent(Duration),
-    /// It came past the balancer that tells who asks.
-    #[error("the PROXY protocol is taken from server.trusted_proxies alone")]
+    /// The connection does not come from a load balancer that is trusted to name the client.
+    #[error("PROXY protocol header refused: the peer is not in server.trusted_proxies")]
     Untrusted,
     #[error(transparent)]
     Header(#[from] HeaderError),
-    #[error("no TLS: {0}")]
+    #[error("the TLS handshake failed: {0}")]
     Tls(#[source] io::Error),
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -28,7 +28,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    /// The word for metrics.
+    /// The `kind` label in metrics.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Silent(_) => "timeout",
@@ -44,7 +44,7 @@ impl Fault {
         }
     }
 
-    /// The limit that was met, if it was one that has a setting.
+    /// The limit that was reached, if it has a setting.
     pub(super) fn limit(&self) -> Option<Limit> {
         match self.as_str() {
             "timeout" => Some(Limit::HeaderTimeout),
@@ -55,20 +55,21 @@ impl Fault {
     }
 }
 
-/// What an error comes from.
+/// The chain of causes of an error.
 fn sources<'e>(error: &'e hyper::Error) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
     std::iter::successors(error.source(), |&error| error.source())
 }
 
-/// Whether the client took nothing for too long: the stream then says so.
+/// Whether the client read nothing for too long. The stream then fails with `TimedOut`.
 fn is_unread(error: &hyper::Error) -> bool {
     let source = sources(error).find_map(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
 }
 
 /// "The endpoint detected that its peer is exhibiting a behavior that might be generating excessive
-/// load." RFC 9113 7: resets past `server.max_pending_resets` or `server.max_faulty_streams`, a head in
-/// endless parts, data in endless small ones. Of which it was, h2 tells the client alone.
+/// load." RFC 9113 7: resets past `server.max_pending_resets` or `server.max_faulty_streams`, a
+/// head in endless parts, or data in endless small frames. h2 tells only the client which of these
+/// it was.
 fn is_flood(error: &hyper::Error) -> bool {
     let source = sources(error).find_map(|source| source.downcast_ref::<h2::Error>());
     source.is_some_and(|source| {

@@ -1,9 +1,10 @@
-//! The limit of a head, and of the silence before it, at no cost to a request.
+//! The time limit of a request head and of the silence before it, without a cost per request.
 //!
-//! hyper's own limit (`header_read_timeout`) makes a timer for every head, and polls the connection
-//! once more after every answer to set it: a tenth of what a hit cost. Here requests are counted, and
-//! the one timer of a connection looks, a few times in a limit, whether it still waits for the same
-//! head. So a head is late after a limit, or up to a quarter of it later.
+//! hyper's own limit (`header_read_timeout`) creates a timer for every head, and polls the
+//! connection once more after every response to set it: a tenth of the cost of a hit. Here requests
+//! are counted. A connection has one timer, which checks a few times per limit whether the
+//! connection still waits for the same head. So a head times out after the limit, or up to a
+//! quarter of it later.
 
 use std::{
     io,
@@ -23,84 +24,85 @@ use tokio::{
     time::sleep,
 };
 
-/// Looks in a limit.
+/// Checks per limit.
 const LOOKS: u32 = 4;
 
-/// Where the exchange of a connection stands. All that changes it, and all that looks at it, is the
-/// task of that connection.
+/// The progress of the requests on a connection. Only the task of the connection reads or changes
+/// it.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// Requests whose head has come.
+    /// Requests with a head that has arrived.
     begun: AtomicU64,
-    /// Requests whose answer has gone.
+    /// Requests with a response that is complete.
     ended: AtomicU64,
-    /// Of the last request, whose body may come for longer than its answer goes.
+    /// 1 if the last request has a body, which may arrive for longer than its response takes.
     uploads: AtomicU64,
-    /// Bytes that came.
+    /// Bytes received.
     bytes: AtomicU64,
-    /// More than a head can have, in bytes.
+    /// One byte more than the largest head.
     past_head: u64,
-    /// What was to be written last waits for the client: an answer whose body hyper has dropped may
-    /// still be on its way.
+    /// Whether the last write waits for the client. A response may still be on its way after hyper
+    /// has dropped its body.
     unsent: AtomicBool,
 }
 
-/// What a connection waits for: equal while it is the same.
+/// The request that a connection waits for; equal while that is the same.
 type Awaited = (u64, u64);
 
 impl Turns {
-    /// Of a connection with heads of `head_limit` bytes at most.
+    /// For a connection with heads of up to `head_limit` bytes.
     pub(super) fn within(head_limit: usize) -> Self {
         Self { past_head: head_limit as u64 + 1, ..Self::default() }
     }
 
-    /// A head has come, of a request with or without a body.
+    /// Records that a head has arrived, for a request with or without a body.
     pub(super) fn begin(self: &Arc<Self>, has_body: bool) -> Turn {
         bump(&self.begun);
         self.uploads.store(has_body.into(), Ordering::Relaxed);
         Turn(Arc::clone(self))
     }
 
-    /// How many heads have come.
+    /// The number of heads that have arrived.
     pub(super) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// A head has come of a request that hyper does not see.
+    /// Records the head of a request that hyper does not see.
     pub(super) fn begin_beneath(&self) {
         bump(&self.begun);
     }
 
-    /// Its answer has gone, or it is left to hyper after all.
+    /// Records that such a request is answered, or is left to hyper after all.
     pub(super) fn end_beneath(&self) {
         bump(&self.ended);
     }
 
-    /// Whether the last request has come whole and its answer has gone.
+    /// Whether the last request has arrived as a whole and its response is complete.
     pub(super) fn is_between(&self) -> bool {
         let [begun, ended, uploads] =
             [&self.begun, &self.ended, &self.uploads].map(|count| count.load(Ordering::Relaxed));
         begun == ended && uploads == 0 && !self.unsent.load(Ordering::Relaxed)
     }
 
-    /// Returns when a head has not come for `limit`.
+    /// Returns when a head has not arrived for `limit`.
     pub(super) async fn overdue(&self, limit: Duration) {
         let mut awaited = None;
-        let mut looks = 0;
+        let mut checks = 0;
         loop {
             sleep(limit / LOOKS).await;
             let now = self.awaited();
-            looks = if now.is_some() && now == awaited { looks + 1 } else { 0 };
+            checks = if now.is_some() && now == awaited { checks + 1 } else { 0 };
             awaited = now;
-            if looks >= LOOKS {
+            if checks >= LOOKS {
                 return;
             }
         }
     }
 
-    /// None while a request is answered, to the last byte. Where it may not have come whole, what comes
-    /// may be its rest, and is a sign of life: more than a head at a time, or a head would last for ever
-    /// by a byte now and then.
+    /// Returns `None` while a request is being answered, up to the last byte. After a request with
+    /// a body, received bytes may be the rest of that body, so they count as progress. They count
+    /// in units of more than a head: otherwise a byte now and then would keep a head alive for
+    /// ever.
     fn awaited(&self) -> Option<Awaited> {
         let [begun, ended, uploads, bytes] = [&self.begun, &self.ended, &self.uploads, &self.bytes]
             .map(|count| count.load(Ordering::Relaxed));
@@ -120,26 +122,26 @@ fn bump(count: &AtomicU64) {
 /// Bytes that count as one more operation of a task.
 const OPERATION: usize = 4 << 10;
 
-/// Takes what was read off the budget of the task (`tokio::task::coop`), which counts a read as one
-/// whatever it brings. hyper reads on for as long as there is something, and what it makes of it may be
-/// nothing: the digits of a chunk's size have no end. A few clients that send them kept all others
-/// waiting for most of a second.
+/// Charges received bytes to the budget of the task (`tokio::task::coop`), which counts a read as
+/// one operation whatever its size. hyper reads on as long as there are bytes, and they may lead to
+/// nothing: the digits of a chunk's size have no end. A few clients that sent such digits delayed
+/// all others by most of a second.
 fn pay(bytes: usize, cx: &mut Context<'_>) {
     for _ in 0..bytes / OPERATION {
         match coop::poll_proceed(cx) {
             Poll::Ready(operation) => operation.made_progress(),
-            // It is spent, so the next read ends the turn of this task.
+            // The budget is spent, so the next read ends this turn of the task.
             Poll::Pending => return,
         }
     }
 }
 
-/// One writer, so nothing is lost.
+/// A load and a store suffice, because there is only one writer.
 fn add(count: &AtomicU64, more: u64) {
     count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
 }
 
-/// The answering of one request.
+/// Records the end of one response when it is dropped.
 pub(super) struct Turn(Arc<Turns>);
 
 impl Drop for Turn {
@@ -148,7 +150,7 @@ impl Drop for Turn {
     }
 }
 
-/// A stream of which it is noted when something comes, and when something has to wait.
+/// A stream that records when bytes arrive and when a write has to wait.
 pub(super) struct Heard<S> {
     stream: S,
     turns: Arc<Turns>,
@@ -168,9 +170,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
     ) -> Poll<io::Result<()>> {
         let filled = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let came = buf.filled().len() - filled;
-        add(&self.turns.bytes, came as u64);
-        pay(came, cx);
+        let received = buf.filled().len() - filled;
+        add(&self.turns.bytes, received as u64);
+        pay(received, cx);
         read
     }
 }
@@ -201,7 +203,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // TLS takes what it is given, and has sent it only when it is flushed.
+        // TLS accepts all bytes at once, and has sent them only after a flush.
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         self.turns.note_write(&flushed);
         flushed
@@ -212,7 +214,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
     }
 }
 
-/// The body of an answer. hyper drops it when it has written its end.
+/// The body of a response. hyper drops it after writing its end.
 pub(super) struct Answering<B> {
     body: B,
     _turn: Turn,
@@ -275,41 +277,41 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_is_not_taken_yet_is_no_silence() {
         let turns = Arc::new(Turns::default());
-        let (near, mut far) = duplex(16);
-        let mut near = Heard::new(near, Arc::clone(&turns));
+        let (server, mut client) = duplex(16);
+        let mut server = Heard::new(server, Arc::clone(&turns));
         drop(turns.begin(false));
-        let answer = async { near.write_all(&[0; 17]).await };
-        let answer = async {
-            answer.await.unwrap();
+        let send = async { server.write_all(&[0; 17]).await };
+        let send = async {
+            send.await.unwrap();
             pending::<()>().await;
         };
-        let taken = async {
+        let read = async {
             sleep(2 * LIMIT).await;
-            far.read_exact(&mut [0; 17]).await.unwrap();
+            client.read_exact(&mut [0; 17]).await.unwrap();
             sleep(LIMIT / 2).await;
         };
         tokio::select! {
-            () = turns.overdue(LIMIT) => panic!("it was not sent whole before"),
-            () = answer => unreachable!(),
-            () = taken => {}
+            () = turns.overdue(LIMIT) => panic!("the response is not sent yet"),
+            () = send => unreachable!(),
+            () = read => {}
         }
-        assert!(is_overdue(&turns).await, "there was silence after it");
+        assert!(is_overdue(&turns).await, "after the response the client is silent");
     }
 
     #[tokio::test]
     async fn requests_keep_a_connection_and_the_bytes_of_a_head_do_not() {
-        let busy = async |talk: fn(&Arc<Turns>), has_body| {
+        let busy = async |act: fn(&Arc<Turns>), has_body| {
             let turns = Arc::new(Turns::within(99));
             drop(turns.begin(has_body));
-            let talk = async {
+            let act = async {
                 loop {
                     sleep(LIMIT / 3).await;
-                    talk(&turns);
+                    act(&turns);
                 }
             };
             tokio::select! {
                 overdue = is_overdue(&turns) => !overdue,
-                () = talk => unreachable!(),
+                () = act => unreachable!(),
             }
         };
         assert!(busy(|turns| drop(turns.begin(false)), false).await);

@@ -1,9 +1,10 @@
-//! The sockets that a server listens on: how they are bound, and how one is left.
+//! Listening sockets: how they are bound, and how they are closed.
 //!
-//! With `SO_REUSEPORT` a new process binds the address of one that still serves. From then on the
-//! kernel gives each connection to one of the two, and when the old one closes, all to the new one.
-//! A unix socket has no such option: there the new one takes the path over, and who has connected
-//! before waits in the backlog of the old one, which serves it.
+//! A new process can bind the address of a process that still serves, because of `SO_REUSEPORT`.
+//! While both listen, the kernel gives each connection to one of the two; once the old process
+//! closes its socket, all of them go to the new one. A unix socket has no such option: there the
+//! new process takes over the path, and earlier connections wait in the backlog of the old process,
+//! which serves them.
 
 use std::{
     fs::{self, Permissions},
@@ -22,33 +23,34 @@ use crate::{
     transport::{Remote, Socket},
 };
 
-/// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+/// Connections that may wait to be accepted; the kernel caps the number at `net.core.somaxconn`.
 const BACKLOG: u32 = 1024;
 
 /// Whether other processes of this user may bind the same address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reuse {
-    /// The address is ours alone.
+    /// No other process may.
     Never,
-    /// Those that set `SO_REUSEPORT` as well.
+    /// Processes that also set `SO_REUSEPORT` may.
     Port,
 }
 
-/// A socket that is listened on.
+/// A listening socket.
 #[derive(Debug)]
 pub enum Listener {
-    /// TCP.
+    /// A TCP socket.
     Tcp(TcpListener),
-    /// A unix socket.
+    /// A unix socket and its path.
     Unix(UnixListener, Place),
 }
 
-/// The path of a unix socket, removed when it is left: who connects then is told at once that
-/// nobody listens. Not where a new process has put its own socket there.
+/// The path of a unix socket, with the inode of the socket. Dropping it removes the path, so that
+/// clients see at once that no process listens. It stays if a new process has put its own socket
+/// there.
 #[derive(Debug, Default)]
 pub struct Place(Option<(PathBuf, u64)>);
 
-/// Binds an address and listens on it; `mode` are the permissions of a unix socket.
+/// Binds an address and listens on it. A unix socket gets the permissions `mode`.
 pub fn bind(address: &Address, reuse: Reuse, mode: u32) -> io::Result<Listener> {
     match address {
         Address::Tcp(address) => bind_tcp(*address, reuse).map(Listener::Tcp),
@@ -58,7 +60,7 @@ pub fn bind(address: &Address, reuse: Reuse, mode: u32) -> io::Result<Listener> 
 
 fn bind_tcp(address: SocketAddr, reuse: Reuse) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A restart finds connections of the last process in TIME_WAIT.
+    // After a restart, connections of the last process may still be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     if reuse == Reuse::Port {
         socket.set_reuseport(true)?;
@@ -67,40 +69,41 @@ fn bind_tcp(address: SocketAddr, reuse: Reuse) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// The socket is made under another name and then moved to its own, so that the path always leads
-/// to one that is listened on, and never to one with other permissions.
+/// Creates the socket under a temporary name and then moves it to `path`. So the path always leads
+/// to a socket that is listened on, and never to one with other permissions.
 fn bind_unix(path: &Path, reuse: Reuse, mode: u32) -> io::Result<Listener> {
     if reuse == Reuse::Never && is_listened_at(path)? {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    // What is there and is no socket is not ours to replace.
-    if fs::symlink_metadata(path).is_ok_and(|found| !is_socket(&found)) {
+    // Do not replace a file that is not a socket.
+    if fs::symlink_metadata(path).is_ok_and(|metadata| !is_socket(&metadata)) {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(format!(".{}", process::id()));
-    // Left by a process of our number that was killed amid this.
-    let _ = fs::remove_file(&draft);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", process::id()));
+    // Left behind if a process with this id was killed in the middle of this function.
+    let _ = fs::remove_file(&temporary);
     let socket = UnixSocket::new_stream()?;
-    socket.bind(&draft)?;
-    // Before it listens: who connects stays connected, whatever the permissions are then.
-    let placed = fs::set_permissions(&draft, Permissions::from_mode(mode))
+    socket.bind(&temporary)?;
+    // Set before the socket listens: a client that has connected stays connected, whatever the
+    // permissions are later.
+    let bound = fs::set_permissions(&temporary, Permissions::from_mode(mode))
         .and_then(|()| socket.listen(BACKLOG))
-        .and_then(|listener| Ok((listener, fs::symlink_metadata(&draft)?.ino())))
-        .and_then(|placed| fs::rename(&draft, path).map(|()| placed));
-    match placed {
+        .and_then(|listener| Ok((listener, fs::symlink_metadata(&temporary)?.ino())))
+        .and_then(|bound| fs::rename(&temporary, path).map(|()| bound));
+    match bound {
         Ok((listener, inode)) => {
             Ok(Listener::Unix(listener, Place(Some((path.to_owned(), inode)))))
         }
         Err(error) => {
-            let _ = fs::remove_file(&draft);
+            let _ = fs::remove_file(&temporary);
             Err(error)
         }
     }
 }
 
-/// Whether there is a socket that somebody listens at, busy as he may be: a connection is not waited
-/// for.
+/// Whether a process listens on the socket at `path`. Does not wait for the connection: a process
+/// with a full backlog listens too.
 fn is_listened_at(path: &Path) -> io::Result<bool> {
     let socket = Socket2::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     match socket.connect(&SockAddr::unix(path)?) {
@@ -109,14 +112,14 @@ fn is_listened_at(path: &Path) -> io::Result<bool> {
     }
 }
 
-fn is_socket(found: &fs::Metadata) -> bool {
-    found.file_type().is_socket()
+fn is_socket(metadata: &fs::Metadata) -> bool {
+    metadata.file_type().is_socket()
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some((path, inode)) = self.0.take()
-            && fs::symlink_metadata(&path).is_ok_and(|found| found.ino() == inode)
+            && fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.ino() == inode)
         {
             let _ = fs::remove_file(path);
         }
@@ -129,7 +132,7 @@ impl From<TcpListener> for Listener {
     }
 }
 
-/// One whose path is somebody else's to remove, as with socket activation.
+/// For a listener with a path that another process removes, as with socket activation.
 impl From<UnixListener> for Listener {
     fn from(listener: UnixListener) -> Self {
         Self::Unix(listener, Place::default())
@@ -137,7 +140,7 @@ impl From<UnixListener> for Listener {
 }
 
 impl Listener {
-    /// Where it listens, which the system has chosen for port 0.
+    /// Returns the address. It contains the port that the system chose for port 0.
     pub fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
@@ -160,9 +163,10 @@ impl Listener {
         }
     }
 
-    /// Closes it, and returns the connections that waited to be accepted: the kernel would reset them.
+    /// Closes the socket and returns the connections that wait to be accepted: the kernel would
+    /// reset them.
     ///
-    /// The socket itself is asked, not tokio's memory of its readiness, which may be behind.
+    /// Asks the socket itself, because tokio's record of its readiness may be outdated.
     pub(super) fn close(self) -> io::Result<Vec<(Socket, Remote)>> {
         match self {
             Self::Tcp(listener) => {
@@ -174,7 +178,7 @@ impl Listener {
                 }))
             }
             Self::Unix(listener, place) => {
-                // First, so that nobody comes any more.
+                // Remove the path first, so that no further client connects.
                 drop(place);
                 let listener = listener.into_std()?;
                 Ok(waiting(|| {
@@ -189,11 +193,11 @@ impl Listener {
 
 fn waiting(mut accept: impl FnMut() -> io::Result<(Socket, Remote)>) -> Vec<(Socket, Remote)> {
     let mut waiting = Vec::new();
-    // More than the backlog can only be those who come meanwhile, to the last of several listeners.
+    // The backlog of the last of several listeners may fill up again meanwhile, hence the limit.
     while waiting.len() < 2 * BACKLOG as usize {
         match accept() {
             Ok(accepted) => waiting.push(accepted),
-            // The client has gone in the meantime, or a signal came.
+            // The client has gone already, or a signal arrived.
             Err(error) if is_passing(&error) => {}
             Err(_) => break,
         }

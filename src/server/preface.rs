@@ -1,7 +1,7 @@
-//! Which protocol a connection speaks, told from its first bytes.
+//! Detects the protocol of a connection from its first bytes.
 //!
-//! We read them ourselves and not by hyper-util's `auto`: that waits for the 24 bytes of a preface
-//! without any limit, before hyper's own limit of a head begins.
+//! hyper-util's `auto` is not used: it waits for the 24 bytes of an HTTP/2 preface without any time
+//! limit, before hyper's own header timeout begins.
 
 use std::{
     io,
@@ -14,16 +14,16 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 /// "The client connection preface starts with a sequence of 24 octets" RFC 9113 3.4
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What a connection speaks.
+/// The protocol of a client connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Http1,
     Http2,
 }
 
-/// Reads until the protocol is known. What was read is read again from the stream that returns.
-/// It has no limit of time: that is the caller's. A connection that ends first is HTTP/1, whose
-/// server ends it in silence.
+/// Reads until the protocol is known. The returned stream yields the bytes that were read once
+/// more. The caller limits the time. A connection that ends early counts as HTTP/1: hyper then ends
+/// it without a response.
 pub(super) async fn sniff<S>(mut stream: S) -> io::Result<(Protocol, Rewound<S>)>
 where
     S: AsyncRead + Unpin,
@@ -42,7 +42,7 @@ where
     Ok((protocol, Rewound { read, next: 0, filled, stream }))
 }
 
-/// The protocol that begins with these bytes, once it is certain.
+/// Returns the protocol that begins with these bytes, once that is certain.
 fn told(read: &[u8]) -> Option<Protocol> {
     if !PREFACE.starts_with(read) {
         return Some(Protocol::Http1);
@@ -50,7 +50,7 @@ fn told(read: &[u8]) -> Option<Protocol> {
     (read.len() == PREFACE.len()).then_some(Protocol::Http2)
 }
 
-/// A stream whose first bytes, already taken, come again.
+/// A stream that yields bytes once more that were already read from it.
 #[derive(Debug)]
 pub(super) struct Rewound<S> {
     read: [u8; PREFACE.len()],
@@ -69,12 +69,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
         if this.next == this.filled {
             return Pin::new(&mut this.stream).poll_read(cx, buf);
         }
-        let left = &this.read[this.next..this.filled];
-        let count = left.len().min(buf.remaining());
-        buf.put_slice(&left[..count]);
+        let rest = &this.read[this.next..this.filled];
+        let count = rest.len().min(buf.remaining());
+        buf.put_slice(&rest[..count]);
         this.next += count;
-        // A head that came whole comes whole, and is not parsed for its beginning first. Whatever is
-        // wrong with the stream shows once more when it is read for what follows.
+        // Also read the bytes that follow: a head that arrived whole then reaches hyper whole, and
+        // is not first parsed in part. An error of the stream shows again at the next read.
         let _ = Pin::new(&mut this.stream).poll_read(cx, buf);
         Poll::Ready(Ok(()))
     }

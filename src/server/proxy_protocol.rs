@@ -1,10 +1,10 @@
-//! The header of the PROXY protocol, versions 1 and 2, by which a load balancer that passes on bytes
-//! tells who has connected to it.
+//! Reads the header of the PROXY protocol, versions 1 and 2. A load balancer that forwards bytes
+//! names its client in it.
 //!
 //! Source: <https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt>. "The receiver MUST be
-//! configured to only receive the protocol described in this specification and MUST not try to guess
-//! whether the protocol header is present or not" (section 2): with `server.proxy_protocol` each
-//! connection has it.
+//! configured to only receive the protocol described in this specification and MUST not try to
+//! guess whether the protocol header is present or not" (section 2): with `server.proxy_protocol`
+//! every connection must have the header.
 
 use std::{io, net::SocketAddr};
 
@@ -13,35 +13,36 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// "The maximum line lengths the receiver must support including the CRLF" (2.1).
 const MAX_V1: usize = 107;
-/// Signature, version, family and length (2.2).
+/// Length of the signature, the version, the family and the length field (2.2).
 const V2_PREFIX: usize = 16;
-/// "receivers [..] may choose to [..] reject" what is longer (2.2): addresses of unix sockets are 216
-/// bytes, and what follows them, such as the names of TLS, takes few more.
+/// Upper limit of the length field: "receivers [..] may choose to [..] reject" larger headers
+/// (2.2). The addresses of unix sockets take 216 bytes, and the fields after them, such as the
+/// names of TLS, take a few more.
 const MAX_V2: usize = 4096;
 
-/// Who has connected, as the balancer says.
+/// The source of a connection, as the balancer states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The balancer itself, to see whether we live.
+    /// The balancer itself, for a health check.
     Connection,
-    /// A client of it.
+    /// A client of the balancer.
     Client(SocketAddr),
-    /// A client of it that cannot be named: it came by something else than TCP.
+    /// A client of the balancer without an IP address: it did not connect by TCP.
     Unknown,
 }
 
-/// Why a connection is not served.
+/// Why the header of a connection could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HeaderError {
-    /// It has no such header, or a broken one.
-    #[error("no header of the PROXY protocol: {0}")]
+    /// The header is missing or malformed.
+    #[error("invalid PROXY protocol header: {0}")]
     Malformed(String),
-    /// It ended or broke within it.
+    /// The connection ended or broke within the header.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Reads the header and not a byte more. It has no limit of time: that is the caller's.
+/// Reads the header and not a byte more. The caller limits the time.
 pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Source, HeaderError> {
     let mut header = vec![0; v2::PROTOCOL_PREFIX.len()];
     stream.read_exact(&mut header).await?;
@@ -59,23 +60,28 @@ async fn read_v2<S: AsyncRead + Unpin>(
     extend(stream, &mut header, V2_PREFIX).await?;
     let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
     if length > MAX_V2 {
-        return Err(HeaderError::Malformed(format!("{length} bytes are more than {MAX_V2}")));
+        return Err(HeaderError::Malformed(format!(
+            "its length of {length} bytes is more than {MAX_V2}"
+        )));
     }
     extend(stream, &mut header, V2_PREFIX + length).await?;
     parse(&header)
 }
 
-/// Byte by byte: its length is told by its end, and what follows is somebody else's to read.
+/// Reads byte by byte: only the line end shows where the header ends, and the bytes after it are
+/// not for this parser.
 async fn read_v1<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut header: Vec<u8>,
 ) -> Result<Source, HeaderError> {
     while !header.ends_with(b"\n") {
         if !v1::PROTOCOL_PREFIX.as_bytes().iter().zip(&header).all(|(want, got)| want == got) {
-            return Err(HeaderError::Malformed("it begins with something else".to_owned()));
+            return Err(HeaderError::Malformed(
+                "it begins with the signature of neither version".to_owned(),
+            ));
         }
         if header.len() == MAX_V1 {
-            return Err(HeaderError::Malformed(format!("no line of at most {MAX_V1} bytes")));
+            return Err(HeaderError::Malformed(format!("no line end within {MAX_V1} bytes")));
         }
         header.push(stream.read_u8().await?);
     }
@@ -106,8 +112,8 @@ fn parse(header: &[u8]) -> Result<Source, HeaderError> {
     }
 }
 
-/// "UNKNOWN" is for other protocols than TCP, and "the receiver must ignore anything presented before
-/// the CRLF" (2.1).
+/// `UNKNOWN` stands for protocols other than TCP, and "the receiver must ignore anything presented
+/// before the CRLF" (2.1).
 fn v1_source(addresses: v1::Addresses) -> Source {
     match addresses {
         v1::Addresses::Tcp4(ip) => {
@@ -141,7 +147,7 @@ mod tests {
 
     const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-    /// What is read of a header that is followed by a request, which is to be left as it is.
+    /// Reads a header with a request after it, and checks that the request is left unread.
     #[track_caller]
     fn read_of(header: &[u8]) -> Result<Source, String> {
         let bytes = [header, b"GET / HTTP/1.1\r\n"].concat();

@@ -1,5 +1,6 @@
-//! Clients that stop reading: on HTTP/1 the connection tells, on HTTP/2 each stream has a window of
-//! its own. Either way what they keep from others is taken from them after `server.write_timeout`.
+//! Clients that stop reading. On HTTP/1 the connection shows it; on HTTP/2 each stream has a window
+//! of its own. Either way the resources that such a client holds are released after
+//! `server.write_timeout`.
 
 use std::{
     io,
@@ -21,11 +22,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::metrics::{Limit, Metrics};
 
-/// A stream that fails when nothing of what it has to write is taken for too long.
+/// A stream that fails when the client accepts nothing of a write for too long.
 pub(super) struct Taken<S> {
     stream: S,
     limit: Duration,
-    /// Made when a write first has to wait; most never do.
+    /// Created when a write first has to wait; most never do.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -91,35 +92,36 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Taken<S> {
     }
 }
 
-/// Why a body ended before its end.
+/// Why the body of an HTTP/2 stream ended early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StreamError<E> {
-    /// The client's window stayed shut.
-    #[error("the client took nothing of the stream for {0:?}")]
+    /// The client's window stayed closed.
+    #[error("the client read nothing of the stream for {0:?}")]
     Unread(Duration),
     /// The body's own error.
     #[error(transparent)]
     Body(E),
 }
 
-/// The body of an HTTP/2 stream. hyper polls it only when the client's window is open, so it cannot
-/// see by itself that nobody reads; a task of its own drops what it holds then.
+/// The body of an HTTP/2 stream. hyper polls it only while the client's window is open, so the body
+/// itself cannot notice that the client does not read. A separate task then drops what the body
+/// holds.
 pub(super) struct Read<B> {
     shared: Arc<Mutex<Shared<B>>>,
     limit: Duration,
-    /// From the second frame on: most bodies have one.
+    /// Started by the first frame that is not the last one; most bodies have one frame.
     watch: Option<AbortOnDropHandle<()>>,
     stream: Stream,
 }
 
-/// The streams of one connection that are open.
+/// Counts the open streams of one connection.
 pub(super) struct Streams {
     limit: usize,
     open: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
 }
 
-/// One of them, until its answer has ended.
+/// One open stream, counted until its response has ended.
 pub(super) struct Stream {
     open: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
@@ -130,8 +132,8 @@ impl Streams {
         Self { limit, open: Arc::default(), metrics: Arc::clone(metrics) }
     }
 
-    /// Opens one more. h2 refuses those past the limit, and tells nobody; so what is counted is that a
-    /// client has come to it.
+    /// Counts one more stream. h2 refuses streams past the limit without reporting it, so the
+    /// metric counts how often a client reaches the limit.
     pub(super) fn another(&self) -> Stream {
         if self.open.fetch_add(1, Ordering::Relaxed) + 1 == self.limit {
             self.metrics.limits.hit(Limit::Streams);
@@ -147,9 +149,9 @@ impl Drop for Stream {
 }
 
 struct Shared<B> {
-    /// Until nobody has read it for too long.
+    /// `None` after the client has not read it for too long.
     body: Option<B>,
-    /// Since when the client has what came last; `None` while we wait for the body.
+    /// When the client was given the last frame. `None` while the server waits for the body.
     unread_since: Option<Instant>,
 }
 
@@ -194,7 +196,7 @@ impl<B: Body + Send + Unpin + 'static> Body for Read<B> {
     }
 }
 
-/// Drops the body once nobody has read it for `limit`. Ends with its [`Read`], else.
+/// Drops the body when the client has not read for `limit`. Aborted when its [`Read`] is dropped.
 async fn drop_unread<B>(shared: Arc<Mutex<Shared<B>>>, limit: Duration, metrics: Arc<Metrics>) {
     let mut deadline = Instant::now() + limit;
     loop {

@@ -1,17 +1,19 @@
-//! The read barrier: when a value in this process may be used though the store was not asked for it.
+//! The read barrier: when a value in this process may be used without asking the store.
 //!
-//! The tracking connection carries news of every change. What the server has sent before its answer
-//! to a `PING` is applied before that answer is seen, so a reader whose `PING` was sent after he
-//! arrived, and has been answered, knows of every change that anybody was told of before he came.
-//! Readers share rounds as Raft's `ReadIndex` does: who arrives while one is under way waits for the
-//! next, and that is one `PING` for all of them.
+//! The tracking connection carries news of every change. News that the server sends before its
+//! answer to a `PING` is applied before that answer is seen. So once a `PING` that was sent after a
+//! reader arrived has been answered, the reader knows of every change that was acknowledged to
+//! anyone before it arrived. Readers share rounds as in Raft's `ReadIndex`: a reader that arrives
+//! while a round is under way waits for the next one, which is a single `PING` for all of them.
 //!
-//! A round may carry names: who is told only of changes of what he has read ([`Rounds::carry`]) has the
-//! server remember a key by it. Once he passes, news of that key comes like any other.
+//! A round may carry keys. Where the server reports only changes to keys that were read on the
+//! connection, such a round ([`Rounds::carry`]) makes it remember a key. Once the reader passes,
+//! news about that key arrives like any other.
 //!
-//! This is the meeting point only. It sends nothing and reads no clock: [`Rounds::launch`] and
-//! [`Rounds::answered`] are for who owns the connection, [`Rounds::pass`] and [`Rounds::poll_pass`] for
-//! readers. It is up only while the connection is; a reader who waits when it goes down is told so.
+//! The barrier only coordinates: it sends nothing and reads no clock. [`Rounds::launch`] and
+//! [`Rounds::answered`] are for the owner of the connection, [`Rounds::pass`] and
+//! [`Rounds::poll_pass`] for readers. The barrier is up only while the connection is; a reader that
+//! waits when it goes down gets an error.
 
 use std::{
     future::Future,
@@ -27,7 +29,7 @@ use tokio::sync::Notify;
 
 use super::Key;
 
-/// Rounds of one connection after another.
+/// The rounds of one connection after another.
 #[derive(Debug, Default)]
 pub struct Rounds {
     state: Mutex<State>,
@@ -35,9 +37,9 @@ pub struct Rounds {
     answered: AtomicU64,
     /// The life of the connection; odd while it is up.
     life: AtomicU64,
-    /// When the last round that was answered was launched; 0 while the connection is down.
+    /// When the last answered round was launched, in us; 0 while the connection is down.
     fresh_at_us: AtomicU64,
-    /// Told when a round is wanted and none is under way.
+    /// Notified when a round is wanted and none is under way.
     wanted: Notify,
 }
 
@@ -46,13 +48,13 @@ struct State {
     /// The last round that was launched.
     launched: u64,
     flying: bool,
-    /// A round is wanted though nobody waits for it.
+    /// A round is wanted although no reader waits for it.
     nudged: bool,
-    /// Who waits for the round under way.
+    /// Readers that wait for the round under way.
     aboard: Vec<Waker>,
-    /// Who waits for the one after it.
+    /// Readers that wait for the next round.
     waiting: Vec<Waker>,
-    /// What that one is to carry.
+    /// Keys that the next round is to carry.
     carried: Vec<Key>,
 }
 
@@ -61,34 +63,34 @@ struct State {
 pub struct Down;
 
 /// Waits for a round that is launched after the first poll.
-#[must_use = "it is passed only when it has been awaited"]
+#[must_use = "the barrier is passed only when this has been awaited"]
 #[derive(Debug)]
 pub struct Pass<'r> {
     rounds: &'r Rounds,
     ticket: Ticket,
-    /// What the round is to carry, until it was joined.
+    /// The key that the round is to carry, until the round was joined.
     cargo: Option<Key>,
 }
 
-/// The place of one reader, for who polls and may not borrow. A new one for each reader.
+/// The place of one reader, for callers that poll and cannot borrow. Each reader needs a new one.
 #[derive(Debug, Default)]
 pub struct Ticket {
-    /// The round that lets it pass, and the life in which it was joined.
+    /// The round that lets the reader pass, and the life in which it was joined.
     joined: Option<(u64, u64)>,
 }
 
 impl Rounds {
-    /// Waits for a round that begins after this is first polled.
+    /// Waits for a round that begins after the first poll.
     pub fn pass(&self) -> Pass<'_> {
         Pass { rounds: self, ticket: Ticket::default(), cargo: None }
     }
 
-    /// The same, by a round that carries the name of this key.
+    /// As [`Rounds::pass`], with a round that carries this key.
     pub fn carry(&self, key: &Key) -> Pass<'_> {
         Pass { cargo: Some(key.clone()), ..self.pass() }
     }
 
-    /// The same as [`Rounds::pass`] for who holds a ticket.
+    /// As [`Rounds::pass`], for a caller that holds a ticket.
     pub fn poll_pass(&self, ticket: &mut Ticket, cx: &mut Context<'_>) -> Poll<Result<(), Down>> {
         self.poll_aboard(ticket, &mut None, cx)
     }
@@ -96,10 +98,11 @@ impl Rounds {
     fn poll_aboard(
         &self,
         ticket: &mut Ticket,
-        cargo: &mut Option<Key>,
+        key: &mut Option<Key>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Down>> {
-        // Without the lock: most are polled twice, and the second time there is an answer.
+        // Checked without the lock: most readers are polled twice, and the second time there is an
+        // answer.
         if let Some(joined) = ticket.joined
             && let Poll::Ready(passed) = self.outcome(joined)
         {
@@ -116,8 +119,8 @@ impl Rounds {
             return Poll::Pending;
         }
         state.waiting.push(cx.waker().clone());
-        // As many at most as there are requests, as with the wakers.
-        state.carried.extend(cargo.take());
+        // Bounded by the number of requests, like the wakers.
+        state.carried.extend(key.take());
         let first = state.waiting.len() == 1 && !state.flying && !state.nudged;
         drop(state);
         if first {
@@ -126,8 +129,9 @@ impl Rounds {
         Poll::Pending
     }
 
-    /// When the last round that was answered was launched, in us by the clock of
-    /// [`Rounds::answered`]: every change before that is known. `None` while the connection is down.
+    /// Returns when the last answered round was launched, in us by the clock of
+    /// [`Rounds::answered`]: every change before that is known. `None` while the connection is
+    /// down.
     pub fn fresh_at_us(&self) -> Option<u64> {
         match self.fresh_at_us.load(Ordering::Acquire) {
             0 => None,
@@ -135,7 +139,7 @@ impl Rounds {
         }
     }
 
-    /// Asks for a round that nobody waits for.
+    /// Asks for a round without waiting for it.
     pub fn nudge(&self) {
         let mut state = self.lock();
         let first = !state.flying && !state.nudged && state.waiting.is_empty();
@@ -146,12 +150,13 @@ impl Rounds {
         }
     }
 
-    /// Whether there is a connection.
+    /// Returns whether there is a connection.
     pub fn is_up(&self) -> bool {
         is_up(self.life.load(Ordering::Acquire))
     }
 
-    /// The connection stands. What was noted before must be void: the caller has flushed.
+    /// Marks the connection as up. A new connection is flushed first, so that earlier notes are
+    /// void; after a connection that only hung they are still good.
     pub fn raise(&self) {
         let mut state = self.lock();
         if !is_up(self.life.load(Ordering::Relaxed)) {
@@ -160,7 +165,7 @@ impl Rounds {
         }
     }
 
-    /// The connection is gone, or does not answer: whoever waits is told, and nobody passes.
+    /// Marks the connection as gone or hung: waiting readers get an error, and no reader passes.
     pub fn lower(&self) {
         let mut state = self.lock();
         if !is_up(self.life.load(Ordering::Relaxed)) {
@@ -170,10 +175,10 @@ impl Rounds {
         self.fresh_at_us.store(0, Ordering::Release);
         state.nudged = false;
         state.carried.clear();
-        let aboard = std::mem::take(&mut state.aboard);
-        let waiting = std::mem::take(&mut state.waiting);
+        let current = std::mem::take(&mut state.aboard);
+        let next = std::mem::take(&mut state.waiting);
         drop(state);
-        aboard.into_iter().chain(waiting).for_each(Waker::wake);
+        current.into_iter().chain(next).for_each(Waker::wake);
     }
 
     /// Waits until a round is wanted and none is under way.
@@ -181,38 +186,39 @@ impl Rounds {
         self.wanted.notified().await;
     }
 
-    /// Begins a round if one is wanted, and says for how many; the caller then has the server remember
-    /// the keys, which take the place of what is in `carried`, and sends the `PING` after them. Not to
-    /// be called while one is under way.
+    /// Begins a round if one is wanted, and returns how many readers wait for it. The keys to carry
+    /// replace the contents of `carried`. The caller has the server remember them, and sends the
+    /// `PING` after that. Must not be called while a round is under way.
     pub fn launch(&self, carried: &mut Vec<Key>) -> Option<usize> {
         let mut state = self.lock();
-        let State { launched, flying, nudged, aboard, waiting, carried: names } = &mut *state;
-        if waiting.is_empty() && !*nudged {
+        let State { launched, flying, nudged, aboard: current, waiting: next, carried: keys } =
+            &mut *state;
+        if next.is_empty() && !*nudged {
             return None;
         }
         *launched += 1;
         *flying = true;
         *nudged = false;
-        // The one that was emptied keeps its room for the round after this.
-        std::mem::swap(aboard, waiting);
+        // The emptied vector keeps its capacity for the next round.
+        std::mem::swap(current, next);
         carried.clear();
-        std::mem::swap(carried, names);
-        Some(aboard.len())
+        std::mem::swap(carried, keys);
+        Some(current.len())
     }
 
-    /// The round under way, launched at this time, has been answered, and the news before the answer
-    /// has been applied.
+    /// Ends the round under way, which was launched at this time: it has been answered, and the
+    /// news before the answer has been applied.
     pub fn answered(&self, launched_at_us: u64) {
         let mut state = self.lock();
         state.flying = false;
         self.answered.store(state.launched, Ordering::Release);
         self.fresh_at_us.store(launched_at_us.max(1), Ordering::Release);
-        let mut aboard = std::mem::take(&mut state.aboard);
+        let mut wakers = std::mem::take(&mut state.aboard);
         drop(state);
-        aboard.drain(..).for_each(Waker::wake);
+        wakers.drain(..).for_each(Waker::wake);
         let mut state = self.lock();
         if state.aboard.capacity() == 0 {
-            state.aboard = aboard;
+            state.aboard = wakers;
         }
     }
 
@@ -231,8 +237,8 @@ impl Future for Pass<'_> {
 }
 
 impl Rounds {
-    /// Whether who joined this round in this life passes. The life is looked at first: once it is over
-    /// nothing is answered in its name.
+    /// Returns whether a reader that joined this round in this life passes. The life is checked
+    /// first: once it is over, nothing is answered in its name.
     fn outcome(&self, (round, life): (u64, u64)) -> Poll<Result<(), Down>> {
         if !is_up(life) || self.life.load(Ordering::Acquire) != life {
             return Poll::Ready(Err(Down));
@@ -274,11 +280,7 @@ mod tests {
         rounds.answered(1);
         assert_eq!(poll!(&mut early), Poll::Ready(Ok(())));
         assert!(poll!(&mut late).is_pending(), "it came after that round was launched");
-        assert_eq!(
-            rounds.launch(&mut Vec::new()),
-            Some(3),
-            "two readers, one of whom was polled twice"
-        );
+        assert_eq!(rounds.launch(&mut Vec::new()), Some(3), "two readers, one polled twice");
         rounds.answered(2);
         assert_eq!(poll!(&mut late), Poll::Ready(Ok(())));
         assert_eq!(poll!(&mut later), Poll::Ready(Ok(())));
@@ -290,20 +292,20 @@ mod tests {
         let rounds = Rounds::default();
         assert_eq!(rounds.pass().await, Err(Down));
         rounds.raise();
-        let (mut aboard, mut waiting) = (pin!(rounds.pass()), pin!(rounds.pass()));
-        assert!(poll!(&mut aboard).is_pending());
+        let (mut current, mut next) = (pin!(rounds.pass()), pin!(rounds.pass()));
+        assert!(poll!(&mut current).is_pending());
         assert_eq!(rounds.launch(&mut Vec::new()), Some(1));
-        assert!(poll!(&mut waiting).is_pending());
+        assert!(poll!(&mut next).is_pending());
         rounds.lower();
         rounds.raise();
-        assert_eq!(poll!(&mut aboard), Poll::Ready(Err(Down)), "its round was lost");
-        assert_eq!(poll!(&mut waiting), Poll::Ready(Err(Down)));
-        let mut anew = pin!(rounds.pass());
-        assert!(poll!(&mut anew).is_pending());
+        assert_eq!(poll!(&mut current), Poll::Ready(Err(Down)), "its round was lost");
+        assert_eq!(poll!(&mut next), Poll::Ready(Err(Down)));
+        let mut again = pin!(rounds.pass());
+        assert!(poll!(&mut again).is_pending());
         rounds.wanted().await;
         assert_eq!(rounds.launch(&mut Vec::new()), Some(1));
         rounds.answered(1);
-        assert_eq!(poll!(&mut anew), Poll::Ready(Ok(())));
+        assert_eq!(poll!(&mut again), Poll::Ready(Ok(())));
     }
 
     #[tokio::test]
@@ -312,7 +314,7 @@ mod tests {
         let key = |id| Key::new("job_status:", id);
         let (mut early, mut carried) = (pin!(rounds.carry(&key("x"))), Vec::new());
         assert!(poll!(&mut early).is_pending() && poll!(&mut early).is_pending());
-        assert_eq!(rounds.launch(&mut carried), Some(2), "one reader, who was polled twice");
+        assert_eq!(rounds.launch(&mut carried), Some(2), "one reader, polled twice");
         assert_eq!(carried, [key("x")]);
         let (mut late, mut other) = (pin!(rounds.carry(&key("y"))), pin!(rounds.pass()));
         assert!(poll!(&mut late).is_pending() && poll!(&mut other).is_pending());
@@ -325,7 +327,7 @@ mod tests {
         rounds.raise();
         rounds.nudge();
         assert_eq!(rounds.launch(&mut carried), Some(0));
-        assert!(carried.is_empty(), "who gave it is gone");
+        assert!(carried.is_empty(), "its reader is gone");
     }
 
     #[tokio::test]

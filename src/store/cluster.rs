@@ -1,36 +1,41 @@
-//! The store on a Redis Cluster: one master for each part of the slots, and the map of whose they are.
+//! The store on a Redis Cluster: one shard for each master, and the map of which shard owns a slot.
 //!
-//! Each master is served by the engine for a single Redis: a keeper, a session, an epoch, a tracking
-//! connection and its rounds. A master that is lost costs its own slots their cache and nothing else.
-//! What is of the process and not of a master is here: the map (`map.rs`) and how it is learned
-//! (`learn.rs`), the invalidations (`invalidate.rs`) and those that are owed (`owed.rs`), and the key of
-//! the fingerprints.
+//! Each master is served by the engine for a single Redis: a supervisor, a session, an epoch, a
+//! tracking connection and its rounds. A lost master costs its own slots their cache and nothing
+//! else. This module holds what belongs to the process and not to one master: the slot map
+//! (`slot_map.rs`) and its refresh (`topology_refresh.rs`), the invalidations
+//! (`shard_invalidate.rs`), the retries of those that are not confirmed (`retry_worker.rs`), and
+//! the key of the credential fingerprints.
 //!
-//! # Why nothing is stale though slots move
+//! # Why nothing is stale although slots move
 //!
-//! The guarantee rests on four things: a deleted `job_status:<id>` is a hit nowhere and voids a fill in
-//! flight; what this process holds is used only behind the barrier; an entry counts only in its epoch;
-//! and an end that is not confirmed is owed. Of each, when the owner of a slot changes:
+//! The guarantee rests on four things: a deleted `job_status:<id>` is a hit nowhere and voids a
+//! fill in flight; near entries are used only behind the barrier; an entry counts only in its
+//! epoch; and an end that is not confirmed is pending and repeated. Each of them holds when the
+//! owner of a slot changes:
 //!
-//! - **Key by key** (`MIGRATE`): a key is on one node at a time, and whoever deletes it is sent to that
-//!   node. Leaving, it is deleted at the source, which is news on the source's tracking connection: what
-//!   is near goes. Scripts are refused while their keys are apart, so that nothing is leased or filled;
-//!   invalidations go key by key (`invalidate.rs`).
-//! - **The owner of a slot changes** in our map: what is near of the slot goes before the new map is
-//!   used (`map.rs`). Until we know, the old owner holds no key of it any more, and answers `MOVED`.
-//! - **What came along** from another master was stored in another epoch, and is not believed. A fill
-//!   under a lease that came along is refused here, for the same reason. A slot that comes back may
-//!   have lost a `DEL` over there with a failover; but to take it back its master must raise its config
-//!   epoch above that of the master that had it, and the config epoch is part of ours.
-//! - **A replica is promoted** (failed over or by hand): another `run_id`, and so another epoch. What it
-//!   did not hear of before is not believed.
-//! - **A master that is none any more** and does not know it: cut off from the majority it refuses keyed
-//!   commands (`CLUSTERDOWN`) after `cluster-node-timeout`, before its replica is promoted; a round of
-//!   the barrier is such a command. One that hung does not answer our probes, and its session is over
-//!   within a second, before its replica can have been promoted (with a `cluster-node-timeout` of 1 s or
-//!   more); when it is back, it is trusted only once another node has borne witness after it answered.
-//!   What remains is the time in which it hands over by hand, a few milliseconds, and is the limit that
-//!   [`store`](super) states of a deposed master.
+//! - **Key by key** (`MIGRATE`): a key is on one node at a time, and a client that deletes it is
+//!   redirected to that node. A key that leaves is deleted at the source, which is news on the
+//!   source's tracking connection, so its near entry is evicted. Scripts are refused while their
+//!   keys are apart, so nothing is leased or filled; invalidations go key by key
+//!   (`shard_invalidate.rs`).
+//! - **The owner of a slot changes** in our map: the near entries of the slot are evicted before
+//!   the new map is used (`slot_map.rs`). Until we know of the change, the old owner no longer
+//!   holds a key of the slot, and answers `MOVED`.
+//! - **Entries that moved along** from another master were stored in another epoch, and are not
+//!   used. A fill under a lease that moved along is refused by this sidecar for the same reason. A
+//!   slot that comes back may have lost a `DEL` to a failover at the other master. But to take the
+//!   slot back, its master must raise its config epoch above that of the other, and the config
+//!   epoch is part of ours.
+//! - **A replica is promoted** (by failover or by hand): it has another `run_id`, and so another
+//!   epoch. Entries that it received before are not used.
+//! - **A deposed master** that does not know it: if it is cut off from the majority, it refuses
+//!   keyed commands (`CLUSTERDOWN`) after `cluster-node-timeout`, before its replica is promoted,
+//!   and a round of the barrier is such a command. If it hung, it does not answer our probes, and
+//!   its session is over within a second, before its replica can have been promoted (with a
+//!   `cluster-node-timeout` of 1 s or more); when it is back, it is trusted only after another node
+//!   has answered as well. The few milliseconds of a manual failover remain; they are the limit
+//!   that [`store`](super) states for a deposed master.
 
 mod invalidate;
 mod learn;
@@ -84,24 +89,24 @@ pub struct Cluster {
     _tasks: [AbortOnDropHandle<()>; 3],
 }
 
-/// What those who use the store and those who keep it have in common.
+/// State shared by the users of the store and its background tasks.
 #[derive(Debug)]
 struct World {
     map: Map,
     lessons: Arc<Lessons>,
     seeds: Vec<Address>,
-    /// Any node, and who we are there.
+    /// How to connect to any node, and with which credentials.
     target: Target,
     config: config::Store,
     tracking: config::NearTracking,
     credential_key: Arc<RwLock<CredentialKey>>,
     has_secret: bool,
     debts: Arc<Debts>,
-    /// Connections to nodes that are no masters of ours, by which they are asked again.
+    /// Connections to nodes that are not our masters, kept for the next topology refresh.
     guests: Mutex<HashMap<Address, Guest>>,
-    /// Told when a master has become trusted or tracked, or is not any more.
+    /// Notified when a master becomes trusted or tracked, or stops being so.
     turned: Arc<Notify>,
-    /// Shards that there have been.
+    /// Number of shards that were ever made.
     shards: AtomicU64,
     watcher: Option<Arc<dyn Watcher>>,
     tasks: TaskTracker,
@@ -114,7 +119,7 @@ struct Warnings {
     learn: Throttle,
 }
 
-/// What a shard has the watcher drop: its own slots, where a server that stands alone drops all.
+/// Limits a flush to the slots of one shard; on a single server a flush drops everything.
 #[derive(Debug)]
 struct Share {
     watcher: Arc<dyn Watcher>,
@@ -136,7 +141,7 @@ impl Watcher for Share {
 }
 
 impl Cluster {
-    /// Starts to look for the masters in the background.
+    /// Starts looking for the masters in the background.
     pub(super) fn open(
         seeds: &config::Seeds,
         config: &config::Config,
@@ -184,12 +189,14 @@ impl Cluster {
         map.owner(slot(key)).ok_or(StoreError::Down)?.redis.trust(key)
     }
 
-    /// By the shard that owns the key; should it change hands meanwhile, what is near of its slot goes.
+    /// Asks the shard that owns the key. If the slot changes hands meanwhile, its near entries are
+    /// evicted.
     pub(super) async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
         self.world.map.shard(key)?.redis.follow(key, budget).await
     }
 
-    /// Of the shard that owns the key; should it change hands meanwhile, nobody passes.
+    /// Waits for the shard that owns the key. If the slot changes hands meanwhile, the reader does
+    /// not pass.
     pub(super) fn poll_barrier(
         &self,
         key: &Key,
@@ -227,8 +234,8 @@ impl Cluster {
         self.world.map.shard(key)?.redis.lease(key, token, refused, budget).await
     }
 
-    /// To whoever owns the slot now. If that is another master than granted the lease, or the same
-    /// after it took the slot back, its epoch is another, and the fill is refused.
+    /// Sent to the current owner of the slot. If that is not the master that granted the lease, or
+    /// that master has lost the slot and taken it back, the epoch differs and the fill is refused.
     pub(super) async fn fill(
         &self,
         lease: Lease,
@@ -244,9 +251,9 @@ impl Cluster {
         key: &Key,
         seen: &Seen,
         generation: &str,
-        pair: &str,
+        caller: &str,
     ) -> Result<Fill, StoreError> {
-        self.world.map.shard(key)?.redis.admit(key, seen, generation, pair).await
+        self.world.map.shard(key)?.redis.admit(key, seen, generation, caller).await
     }
 
     pub(super) async fn replace(
@@ -260,7 +267,7 @@ impl Cluster {
     }
 
     pub(super) async fn release(&self, lease: Lease) {
-        // Without an owner it runs out by itself.
+        // Without an owner the lease expires by itself.
         if let Ok(shard) = self.world.map.shard(&lease.key) {
             shard.redis.release(lease).await;
         }
@@ -270,7 +277,8 @@ impl Cluster {
         self.world.credential_key.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// By the clock of any master. They are as far apart as the clocks of their machines.
+    /// Uses the clock of any master that is up; they differ as much as the clocks of their
+    /// machines.
     pub(super) fn now_ms(&self) -> i64 {
         let map = self.world.map.read();
         let up = map.shards.iter().find(|shard| shard.redis.is_up());
@@ -281,7 +289,7 @@ impl Cluster {
         self.world.debts.pending.len()
     }
 
-    /// Stops after a last try to pay what is owed.
+    /// Tries a last time to confirm what is pending, within `deadline`.
     pub(super) async fn close(&self, deadline: Duration) {
         let debts = &self.world.debts;
         if debts.pending.is_empty() {
@@ -293,29 +301,32 @@ impl Cluster {
     }
 }
 
-/// Asks the seeds, one after the other, for the masters. Whether those answer is not looked at.
+/// Asks the seeds for the masters, one after the other. Does not check whether the masters answer.
 pub(super) async fn probe(
     seeds: &config::Seeds,
     config: &config::Config,
 ) -> Result<(), StoreError> {
     let target = Target::of_seeds(seeds, config, &Arc::default())?;
-    let mut last = StoreError::Down;
+    let mut last_error = StoreError::Down;
     for (host, port) in &seeds.hosts {
-        let asked = async { Guest::open(&target.at(host, *port)).await?.lesson().await };
+        let replies = async { Guest::open(&target.at(host, *port)).await?.lesson().await };
         let address = Address { host: (&**host).into(), port: *port };
-        match asked.await {
+        match replies.await {
             Ok((slots, nodes, info)) => match View::parse(&address, &slots, &nodes, &info) {
                 Some(_) => return Ok(()),
-                None => last = StoreError::Refused("it tells of no cluster".into()),
+                None => {
+                    last_error =
+                        StoreError::Refused("its replies do not describe a cluster".into());
+                }
             },
-            Err(error) => last = error,
+            Err(error) => last_error = error,
         }
     }
-    Err(last)
+    Err(last_error)
 }
 
 impl World {
-    /// Another master to be served.
+    /// Makes the shard of a master that was not served before.
     fn shard(&self, master: &Master) -> Shard {
         let slots = Arc::<Slots>::default();
         let part = Part {
@@ -328,23 +339,25 @@ impl World {
             metrics: Arc::clone(&self.metrics),
         };
         let watcher = self.watcher.as_ref().map(|watcher| {
-            let (watcher, slots) = (Arc::clone(watcher), Arc::clone(&slots));
+            let watcher = Arc::clone(watcher);
+            let slots = Arc::clone(&slots);
             Arc::new(Share { watcher, slots }) as Arc<dyn Watcher>
         });
         let target = self.target.at(&master.address.host, master.address.port);
         let key = (Arc::clone(&self.credential_key), self.has_secret);
-        let (debts, tasks) = (Arc::clone(&self.debts), self.tasks.clone());
+        let debts = Arc::clone(&self.debts);
+        let tasks = self.tasks.clone();
         let redis = Redis::member(target, &self.config, part, debts, key, tasks, watcher);
         Shard::new(self.shards.fetch_add(1, Ordering::Relaxed), master, slots, redis)
     }
 
-    /// A connection to a node that is no master of ours.
+    /// Opens a connection to a node that is not one of our masters.
     async fn guest(&self, node: &Address) -> Result<Guest, StoreError> {
         Guest::open(&self.target.at(&node.host, node.port)).await
     }
 }
 
-/// For what ends with its task and not before.
+/// Runs a task that ends only when it is aborted.
 async fn never(task: impl Future<Output = Infallible>) {
     match task.await {}
 }

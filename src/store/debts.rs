@@ -1,7 +1,8 @@
-//! What this process still owes the store: the invalidations that are not confirmed, and what is told of
-//! them.
+//! The retry queue: invalidations that the store has not confirmed, with their warnings and
+//! metrics.
 //!
-//! It keeps the books. Who repeats an invalidation, and over which connection, is for the engine.
+//! The queue only keeps track of what is due. The engines ([`redis`](super::redis),
+//! [`cluster`](super::cluster)) repeat the invalidations over their own connections.
 
 use tokio::{sync::Notify, time::sleep_until};
 use tracing::{debug, warn};
@@ -19,11 +20,11 @@ use crate::{
 };
 use std::{future, sync::Arc, time::Duration};
 
-/// The books.
+/// The unconfirmed invalidations, and the signal to repeat them.
 #[derive(Debug)]
 pub(super) struct Debts {
     pub(super) pending: Pending,
-    /// Something became pending.
+    /// Notified when something is to be repeated.
     due: Notify,
     metrics: Arc<Metrics>,
     unconfirmed: Throttle,
@@ -32,7 +33,7 @@ pub(super) struct Debts {
 }
 
 impl Debts {
-    /// With what the journal holds, if there is one.
+    /// Opens the queue with the contents of the journal, if one is configured.
     pub(super) fn open(
         config: &config::Pending,
         metrics: Arc<Metrics>,
@@ -71,7 +72,7 @@ impl Debts {
         }
     }
 
-    /// Something is to be repeated now.
+    /// Wakes the task that repeats what is due.
     pub(super) fn hasten(&self) {
         self.due.notify_one();
     }
@@ -87,7 +88,7 @@ impl Debts {
                     pending = self.pending.len(),
                     slots = self.pending.slots(),
                     suppressed,
-                    "too many unconfirmed invalidations; every job in their slots is bypassed until all is purged"
+                    "more unconfirmed invalidations than pending.limit; every job in their slots is bypassed until a purge of all is confirmed"
                 );
             }
         }
@@ -95,7 +96,7 @@ impl Debts {
         self.due.notify_one();
     }
 
-    /// What the repetition of an invalidation has come to.
+    /// Records the result of a repeated invalidation.
     pub(super) fn settle<T>(&self, item: &Item, result: Result<T, StoreError>) {
         let Err(error) = result else {
             self.metrics.events.tell(item.key.main(), What::Confirmed, "");
@@ -109,8 +110,8 @@ impl Debts {
         }
     }
 
-    /// What a purge of all has come to: how many entries there were. Where there are several servers,
-    /// what each has confirmed is confirmed already.
+    /// Records the result of a purge of all: the number of entries that were removed. On a cluster,
+    /// the slots of the masters that confirmed are settled already.
     pub(super) fn settle_all(&self, sweep: &Sweep, result: Result<usize, StoreError>) -> Ended {
         let error = match result {
             Ok(entries) => {
@@ -135,13 +136,13 @@ impl Debts {
         self.metrics.pending.set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
     }
 
-    /// Says what is left when the process stops.
+    /// Logs what is left when the process stops.
     pub(super) fn abandon(&self) {
         let left = self.pending.len();
         if left > 0 {
             warn!(
                 pending = left,
-                "stopped with unconfirmed invalidations; they run out with their TTL"
+                "stopped with unconfirmed invalidations; their entries may be served until their TTL ends"
             );
         }
     }

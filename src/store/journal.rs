@@ -1,10 +1,10 @@
 //! The journal of unconfirmed invalidations, so that they survive a restart of the sidecar.
 //!
-//! One JSON object a line, appended and synced before the write is answered. What has been
-//! confirmed is appended without a sync: forgotten, it costs one more invalidation. The file is
-//! emptied whenever nothing is pending, and written anew when it has grown long. A line that was cut off
-//! by a crash was never answered for; any other that cannot be read makes every job pending, for it may
-//! have named any.
+//! One JSON object per line, appended and synced before the write is answered. Confirmations are
+//! appended without a sync: a lost one costs one more invalidation. The file is emptied whenever
+//! nothing is pending, and rewritten when it has grown long. A last line that was cut off by a
+//! crash is ignored, because its write was never answered; any other unreadable line makes every
+//! job pending, because it may have named any job.
 
 use std::{
     fs::{File, OpenOptions},
@@ -22,17 +22,17 @@ use crate::throttle::Throttle;
 
 /// How long an answer waits for the disk.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(1);
-/// Lines for each pending key past which the file is written anew, and how many it may have anyway.
+/// Lines per pending key past which the file is rewritten, and the lines that it may always have.
 const LONG: (usize, usize) = (4, 1024);
 
 /// An open journal.
 ///
-/// Records are queued in the order in which they are given and written by a blocking task, one at a
-/// time: no caller waits for the disk unless it asks to.
+/// Records are queued in the order in which they are given and written by one blocking task at a
+/// time. A caller waits for the disk only if it asks to.
 #[derive(Debug)]
 pub struct Journal {
     shared: Arc<Shared>,
-    /// The last queued record that is known to be on the disk, or given up.
+    /// Number of the last queued batch that is on the disk or given up.
     done: watch::Receiver<u64>,
     warnings: Throttle,
 }
@@ -49,19 +49,19 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     records: Vec<Record>,
-    /// The records are all there is: the file is written anew.
+    /// The records are the whole state: the file is rewritten.
     anew: bool,
-    /// Whether anybody waits for these to be on the disk.
+    /// Whether a caller waits for these records to be on the disk.
     sync: bool,
-    /// Lines of the file once all this is written.
+    /// Lines of the file once all of this is written.
     lines: usize,
-    /// Counts what was queued.
+    /// Number of batches that were queued.
     count: u64,
-    /// Whether a task writes.
+    /// Whether a task is writing.
     writing: bool,
 }
 
-/// What happened to the pending set.
+/// A change of the pending set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event", deny_unknown_fields)]
 pub enum Record {
@@ -69,9 +69,9 @@ pub enum Record {
     Added {
         /// The main key.
         key: String,
-        /// The write whose fence is to be lifted.
+        /// The write that set the fence to lift.
         write: String,
-        /// How long its fence lingers.
+        /// How long the fence lingers.
         linger_ms: u64,
     },
     /// The store has confirmed a key.
@@ -85,18 +85,18 @@ pub enum Record {
     AllConfirmed,
     /// Every key of some slots became pending.
     SlotsAdded {
-        /// The first and the last of those that lie together.
+        /// First and last slot of each contiguous range.
         ranges: Vec<(u16, u16)>,
     },
     /// The store has confirmed a purge of all in some slots.
     SlotsConfirmed {
-        /// The first and the last of those that lie together.
+        /// First and last slot of each contiguous range.
         ranges: Vec<(u16, u16)>,
     },
 }
 
 impl Record {
-    /// A key became pending.
+    /// Returns the record of a key that became pending.
     pub fn added(key: &str, write: &str, linger: Duration) -> Self {
         let linger_ms = u64::try_from(linger.as_millis()).unwrap_or(u64::MAX);
         Self::Added { key: key.into(), write: write.into(), linger_ms }
@@ -104,13 +104,13 @@ impl Record {
 }
 
 impl Journal {
-    /// Opens a journal, made if there is none, and reads what it holds. A last line that was cut off
-    /// is cut off altogether, so that the next record does not join it.
+    /// Opens a journal, creating the file if there is none, and reads its records. A partial last
+    /// line is truncated, so that the next record does not join it.
     pub fn open(path: &Path) -> io::Result<(Self, Vec<Record>)> {
         let file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-        let (records, whole) = read(BufReader::new(&file))?;
-        if file.metadata()?.len() > whole {
-            file.set_len(whole)?;
+        let (records, complete) = read(BufReader::new(&file))?;
+        if file.metadata()?.len() > complete {
+            file.set_len(complete)?;
         }
         let (sender, done) = watch::channel(0);
         let queue = Queue { lines: records.len(), ..Queue::default() };
@@ -125,17 +125,18 @@ impl Journal {
         Ok((journal, records))
     }
 
-    /// Queues records. [`Journal::synced`] with what it returns waits until they are on the disk.
+    /// Queues records. [`Journal::synced`] with the returned number waits until they are on the
+    /// disk.
     pub fn append(&self, records: impl IntoIterator<Item = Record>, sync: Durability) -> u64 {
         self.enqueue(records, sync, false)
     }
 
-    /// Queues the writing anew of the file, which then holds just these.
+    /// Queues a rewrite of the file, which then holds only these records.
     pub fn rewrite(&self, records: impl IntoIterator<Item = Record>, sync: Durability) -> u64 {
         self.enqueue(records, sync, true)
     }
 
-    /// Whether the file is much longer than so many pending keys need.
+    /// Returns whether the file is much longer than this many pending keys need.
     pub fn is_long(&self, keys: usize) -> bool {
         self.shared.queue().lines > LONG.1 + LONG.0 * keys
     }
@@ -144,11 +145,12 @@ impl Journal {
         &self,
         records: impl IntoIterator<Item = Record>,
         sync: Durability,
-        anew: bool,
+        rewrite: bool,
     ) -> u64 {
         let mut queue = self.shared.queue();
-        if anew {
-            (queue.anew, queue.lines) = (true, 0);
+        if rewrite {
+            queue.anew = true;
+            queue.lines = 0;
             queue.records.clear();
         }
         let before = queue.records.len();
@@ -163,14 +165,18 @@ impl Journal {
         queue.count
     }
 
-    /// Waits until this is on the disk. A disk that fails or takes its time is logged: the
+    /// Waits until this batch is on the disk. A disk that fails or is slow is logged: the
     /// invalidation is then pending in memory only, and the answer goes out.
     pub async fn synced(&self, count: u64) {
         let mut done = self.done.clone();
         if timeout(SYNC_TIMEOUT, done.wait_for(|done| *done >= count)).await.is_err()
             && let Some(suppressed) = self.warnings.admit("")
         {
-            warn!(path = %self.shared.path.display(), suppressed, "the journal is slow; not waited for");
+            warn!(
+                path = %self.shared.path.display(),
+                suppressed,
+                "the journal did not reach the disk in time; answering without it"
+            );
         }
     }
 }
@@ -180,7 +186,7 @@ impl Shared {
     fn write_all(&self) {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let (records, anew, sync, count) = {
+            let (records, rewrite, sync, count) = {
                 let mut queue = self.queue();
                 if queue.records.is_empty() && !queue.anew {
                     queue.writing = false;
@@ -188,12 +194,12 @@ impl Shared {
                     return;
                 }
                 let records = std::mem::take(&mut queue.records);
-                let (anew, sync) = (queue.anew, queue.sync);
-                (queue.anew, queue.sync) = (false, false);
-                (records, anew, sync, queue.count)
+                let rewrite = std::mem::take(&mut queue.anew);
+                let sync = std::mem::take(&mut queue.sync);
+                (records, rewrite, sync, queue.count)
             };
-            if let Err(error) = self.write_some(&mut file, &records, anew, sync) {
-                // What is lost of it comes back when the file is written anew, which is due now.
+            if let Err(error) = self.write_some(&mut file, &records, rewrite, sync) {
+                // Lost records come back with the next rewrite, which is due now.
                 self.queue().lines = usize::MAX / 2;
                 if let Some(suppressed) = self.warnings.admit(&error.to_string()) {
                     warn!(%error, path = %self.path.display(), suppressed, "cannot write the journal");
@@ -207,34 +213,35 @@ impl Shared {
         &self,
         file: &mut File,
         records: &[Record],
-        anew: bool,
+        rewrite: bool,
         sync: bool,
     ) -> io::Result<()> {
-        if anew && records.is_empty() {
+        if rewrite && records.is_empty() {
             return file.set_len(0);
         }
-        if anew {
-            if let Ok(next) = self.write_anew(records) {
-                *file = next;
+        if rewrite {
+            if let Ok(new_file) = self.write_anew(records) {
+                *file = new_file;
                 return Ok(());
             }
-            // The folder may be closed to us, or the file be a mount of its own.
+            // The folder may not be writable, or the file may be a mount of its own.
             file.set_len(0)?;
         }
         write(file, records)?;
-        if sync || anew { file.sync_data() } else { Ok(()) }
+        if sync || rewrite { file.sync_data() } else { Ok(()) }
     }
 
-    /// Renamed when it is whole, so that a crash leaves the old file or the new one.
+    /// Writes a new file and renames it once it is complete, so that a crash leaves the old file or
+    /// the new one.
     fn write_anew(&self, records: &[Record]) -> io::Result<File> {
-        let new = self.path.with_extension("new");
-        let _ = std::fs::remove_file(&new);
-        let mut file = OpenOptions::new().append(true).create_new(true).open(&new)?;
+        let new_path = self.path.with_extension("new");
+        let _ = std::fs::remove_file(&new_path);
+        let mut file = OpenOptions::new().append(true).create_new(true).open(&new_path)?;
         write(&mut file, records)?;
         file.sync_data()?;
-        std::fs::rename(&new, &self.path)?;
+        std::fs::rename(&new_path, &self.path)?;
         if let Some(folder) = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            // The new file is in place whatever this says.
+            // The new file is in place even if this fails.
             let _ = File::open(folder).and_then(|folder| folder.sync_all());
         }
         Ok(file)
@@ -246,12 +253,12 @@ impl Shared {
     }
 }
 
-/// Whether anybody waits for the disk.
+/// Whether a caller waits for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// Somebody does.
+    /// A caller waits.
     Awaited,
-    /// What is lost costs one more invalidation.
+    /// No caller waits: a lost record costs one more invalidation.
     Lazy,
 }
 
@@ -265,9 +272,9 @@ fn write(file: &mut File, records: &[Record]) -> io::Result<()> {
     file.write_all(&lines)
 }
 
-/// The records, and the bytes up to the end of the last whole line.
+/// Returns the records, and the number of bytes up to the end of the last complete line.
 fn read(mut file: impl BufRead) -> io::Result<(Vec<Record>, u64)> {
-    let mut whole = 0;
+    let mut complete = 0;
     let mut records = Vec::new();
     let mut line = Vec::new();
     while file.read_until(b'\n', &mut line)? > 0 {
@@ -275,14 +282,17 @@ fn read(mut file: impl BufRead) -> io::Result<(Vec<Record>, u64)> {
             _ if !line.ends_with(b"\n") => break,
             Ok(record) => records.push(record),
             Err(error) => {
-                warn!(%error, "a line of the journal cannot be read; every job is bypassed until all are purged");
+                warn!(
+                    %error,
+                    "a line of the journal cannot be read; every job is bypassed until a purge of all"
+                );
                 records.push(Record::AllAdded);
             }
         }
-        whole += line.len() as u64;
+        complete += line.len() as u64;
         line.clear();
     }
-    Ok((records, whole))
+    Ok((records, complete))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! The store in this process' memory, with the semantics of the scripts in `lua/`.
+//! The store in the memory of this process, with the semantics of the scripts in `lua/`.
 //!
-//! For the demo, for trying things out, and for a single sidecar without a Redis. Nobody else sees
-//! it, so there is no third party's `DEL` and nothing is ever pending. Bounded in bytes: past the
-//! limit entries go in turn, whatever their age.
+//! For the demo, for trials, and for a single sidecar without Redis. No other process sees it, so
+//! there is no third party's `DEL` and nothing is ever pending. Its size is bounded in bytes: past
+//! the limit entries are evicted in turn, regardless of their age.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,9 +18,9 @@ use super::{
 };
 use crate::{clock, config};
 
-/// What an entry costs besides its body and meta, about.
+/// Approximate bytes that an entry costs in addition to its body and meta.
 const ENTRY_OVERHEAD: usize = 512;
-/// Slots looked at for every operation that adds one, so that what expired goes away in time.
+/// Slots examined by every operation that adds one, so that expired ones are removed in time.
 const SWEEP: usize = 4;
 
 /// The embedded store.
@@ -50,13 +50,13 @@ impl Drop for Hold {
 #[derive(Debug, Default)]
 struct Slots {
     by_key: HashMap<Key, Slot>,
-    /// Keys in the order in which their slots are looked at next, by sweep and eviction; each slot is
-    /// in it once, and a new one last.
+    /// Keys in the order in which sweep and eviction examine their slots. Each slot is listed once,
+    /// and a new one last.
     order: VecDeque<Key>,
     bytes: usize,
 }
 
-/// What Redis keeps under the four keys of a job.
+/// The counterpart of the four Redis keys of a job.
 #[derive(Debug, Default)]
 struct Slot {
     entry: Option<Stored>,
@@ -73,7 +73,7 @@ struct Held {
 }
 
 impl Memory {
-    /// An empty store.
+    /// Makes an empty store.
     pub(super) fn new(config: &config::Config) -> Self {
         Self {
             lease: config.store.lease,
@@ -126,7 +126,8 @@ impl Memory {
         let expires_ms = now + millis(self.lease);
         slot.lease = Some(Held { token: token.clone(), granted_ms: now, expires_ms });
         let epoch = self.epoch.clone();
-        let (key, slots) = (key.clone(), Arc::clone(&self.slots));
+        let slots = Arc::clone(&self.slots);
+        let key = key.clone();
         let hold = Hold { slots, key: key.clone(), token: token.clone() };
         let hold = super::Hold::Memory(hold);
         Grant::Lease(Lease { key, token, epoch, granted_at_ms: now, hold })
@@ -152,11 +153,11 @@ impl Memory {
         Fill::Stored
     }
 
-    pub(super) fn admit(&self, key: &Key, seen: &Seen, pair: &str) -> Fill {
+    pub(super) fn admit(&self, key: &Key, seen: &Seen, caller: &str) -> Fill {
         let now = now_ms();
         let mut slots = self.slots();
         let Some(entry) = slots.unchanged(key, seen, now) else { return Fill::Revoked };
-        let meta = admitted(&String::from_utf8_lossy(&entry.meta), pair, seen.now_ms);
+        let meta = admitted(&String::from_utf8_lossy(&entry.meta), caller, seen.now_ms);
         let before = size(entry);
         entry.meta = meta.into();
         let after = size(entry);
@@ -242,7 +243,7 @@ fn lock(slots: &Mutex<Slots>) -> MutexGuard<'_, Slots> {
 }
 
 impl Slots {
-    /// The slot of a key with everything that has expired taken out.
+    /// Returns the slot of a key after removing everything that has expired from it.
     fn live(&mut self, key: &Key, now: i64) -> Option<&mut Slot> {
         let slot = self.by_key.get_mut(key)?;
         if let Some(entry) = slot.entry.take_if(|entry| entry.expires_at_ms <= now) {
@@ -253,8 +254,8 @@ impl Slots {
         Some(slot)
     }
 
-    /// The entry of a key if it is the one that was seen, but for pairs admitted since, and no write
-    /// is in flight.
+    /// Returns the entry of a key if it is the one that was seen, apart from callers admitted
+    /// since, and no write is in flight.
     fn unchanged(&mut self, key: &Key, seen: &Seen, now: i64) -> Option<&mut Stored> {
         let seen = seen.stored.as_ref()?;
         let slot = self.live(key, now)?;
@@ -268,7 +269,7 @@ impl Slots {
         }
     }
 
-    /// The slot of a key, made if there is none.
+    /// Returns the slot of a key, creating it if there is none.
     fn slot(&mut self, key: &Key) -> &mut Slot {
         self.by_key.entry(key.clone()).or_insert_with(|| {
             self.order.push_back(key.clone());
@@ -276,7 +277,7 @@ impl Slots {
         })
     }
 
-    /// Drops entry and lease, as `DEL` does; says whether there was an entry.
+    /// Drops entry and lease, as `DEL` does; returns whether there was an entry.
     fn drop_entry(&mut self, key: &Key) -> bool {
         let Some(slot) = self.by_key.get_mut(key) else { return false };
         slot.lease = None;
@@ -285,7 +286,7 @@ impl Slots {
         true
     }
 
-    /// Looks at the next few slots: removes the empty ones and moves the others behind.
+    /// Examines the next few slots: removes the empty ones and moves the others to the back.
     fn sweep(&mut self, now: i64) {
         for _ in 0..SWEEP.min(self.order.len()) {
             let Some(key) = self.order.pop_front() else { return };
@@ -316,7 +317,7 @@ impl Slot {
         self.fence.push((write.clone(), deadline));
     }
 
-    /// What there is, for the receipt of its end.
+    /// Describes the contents, for the receipt of an end.
     fn was(&self, now_ms: i64) -> Was {
         let entry = self.entry.as_ref().map(|entry| {
             let meta = serde_json::from_slice::<serde_json::Value>(&entry.meta).unwrap_or_default();
@@ -332,15 +333,15 @@ impl Slot {
     }
 }
 
-/// Meta with this pair in its audience: renewed in its place, else in front.
-fn admitted(meta: &str, pair: &str, served_at_ms: i64) -> String {
-    let noted = format!("\"{pair}@{served_at_ms}\"");
-    let renewed = meta.find(&format!("\"{pair}@")).and_then(|from| {
+/// Returns meta with this caller in its audience: renewed in its place, else added in front.
+fn admitted(meta: &str, caller: &str, served_at_ms: i64) -> String {
+    let member = format!("\"{caller}@{served_at_ms}\"");
+    let renewed = meta.find(&format!("\"{caller}@")).and_then(|from| {
         let length = 2 + meta.get(from + 1..)?.find('"')?;
-        Some(format!("{}{noted}{}", &meta[..from], &meta[from + length..]))
+        Some(format!("{}{member}{}", &meta[..from], &meta[from + length..]))
     });
     let start = "\"audience\":[";
-    renewed.unwrap_or_else(|| meta.replacen(start, &format!("{start}{noted},"), 1))
+    renewed.unwrap_or_else(|| meta.replacen(start, &format!("{start}{member},"), 1))
 }
 
 fn credential_key(config: &config::Credentials) -> CredentialKey {
@@ -348,8 +349,8 @@ fn credential_key(config: &config::Credentials) -> CredentialKey {
     secret.map_or_else(CredentialKey::random, |secret| CredentialKey::derived(secret.expose()))
 }
 
-/// A copy: the bytes may be a part of a much larger buffer, and are counted elsewhere for as long as
-/// they live.
+/// Copies a body: the bytes may be part of a much larger buffer, which is counted elsewhere for as
+/// long as they live.
 fn own(body: &Bytes) -> Bytes {
     Bytes::copy_from_slice(body)
 }

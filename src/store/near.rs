@@ -1,13 +1,14 @@
 //! Values in this process, in front of the store.
 //!
-//! It holds what was read from the store, and knows nothing of time or trust: whether a value may be
-//! used is for the [barrier](super::barrier) and its caller to say. What it does promise is that a
-//! value is never put in after the news that it is out of date: a reader notes the generation of its
-//! key before it reads the store, and every piece of news bumps it. By the same note a reader who was
-//! given a value tells later, without another look, that there was no news of it since.
+//! The layer holds what was read from the store, and knows nothing of time or trust: the
+//! [barrier](super::barrier) and its caller decide whether a value may be used. Its own promise is
+//! that a value is never inserted after the news that it is out of date. A reader notes the
+//! generation of its key before it reads the store, and every piece of news bumps the generation.
+//! The same note lets a reader that was given a value check later, without another lookup, that
+//! there was no news about the value since.
 //!
-//! Values come from reads of the store only, never from a fill: what a fill was answered says nothing
-//! of what came after it.
+//! Values come from reads of the store only, never from a fill: the answer to a fill says nothing
+//! about what came after it.
 
 use std::{
     fmt,
@@ -32,35 +33,37 @@ use crate::{
     mutants::{self, Mutant},
 };
 
-/// Keys that share a generation. News of one refuses what is being read of the others, so that there
-/// are many; a reader that is refused has lost nothing but the next hit.
+/// Number of shards; the keys of one shard share a generation. News about one key also refuses what
+/// is being read of the others, so there are many shards. A refused reader loses only the next hit.
 const SHARDS: usize = 256;
-/// Bytes that a value costs beside its own and those of its key: a slot of 40 in the slab, its place in
-/// the table of hashes, the room that both keep to grow, and what an allocator adds to the key.
+/// Bytes that a value costs in addition to its own and those of its key: 40 for a slot in the slab,
+/// its place in the hash table, the spare capacity of both, and the allocator's overhead for the
+/// key.
 const OVERHEAD: usize = 80;
-/// Bytes of a usual value, by which the cache sizes its tables.
+/// Bytes of a typical value, by which the cache sizes its tables.
 const USUAL_SIZE: usize = 1 << 10;
-/// Locks that readers spread over: few enough for the largest body to fit into the part of each.
+/// The most locks that readers spread over, and the least bytes per lock: few enough locks for the
+/// largest body to fit into the part of each.
 const LOCKS: (usize, usize) = (16, 4 << 20);
 
-/// Who is told what has changed in the store.
+/// Receives the news of changes in the store.
 pub trait Watcher: fmt::Debug + Send + Sync {
     /// The value under this name is out of date.
     fn evict(&self, name: &[u8]);
-    /// Every value may be, and is not to be used again.
+    /// Every value may be out of date and must not be used again.
     fn flush(&self);
-    /// The same for the values under the names of which this is true.
+    /// As [`Watcher::flush`], for the values with a name that satisfies `is_gone`.
     fn forget(&self, is_gone: &dyn Fn(&[u8]) -> bool);
 }
 
-/// The values.
+/// The values that this process holds.
 pub struct Near<V> {
     values: Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>,
     shards: Box<[Shard]>,
     metrics: Arc<Metrics>,
 }
 
-/// Where a key stood when its reader set out.
+/// The generation of a key when its reader set out.
 #[derive(Clone, Copy, Debug)]
 pub struct Noted {
     shard: usize,
@@ -69,10 +72,10 @@ pub struct Noted {
 
 #[derive(Debug, Default)]
 struct Shard {
-    /// Counts the news, each once what it is about has gone: who notes the new count finds no old
-    /// value any more.
+    /// Counts the news. Bumped only after the value in question is gone, so a reader that notes the
+    /// new count finds no old value.
     generation: AtomicU64,
-    /// Held while a value is put in or taken out, so that none slips in behind the news.
+    /// Held while a value is inserted or removed, so that none slips in behind the news.
     changing: Mutex<()>,
     changed: Notify,
 }
@@ -86,7 +89,7 @@ impl Shard {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// To be called under the lock.
+    /// Must be called under the lock.
     fn bump(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
@@ -106,7 +109,7 @@ impl<V> Weighter<Key, V> for Weigh<V> {
     }
 }
 
-/// Counts what had to go for want of room.
+/// Counts the values that were evicted for lack of space.
 struct Evictions<V> {
     metrics: Arc<Metrics>,
     stash: DefaultLifecycle<Key, V>,
@@ -119,7 +122,7 @@ impl<V> Clone for Evictions<V> {
 }
 
 impl<V> Lifecycle<Key, V> for Evictions<V> {
-    /// So that values are dropped after the lock.
+    /// Values are dropped after the lock is released.
     type RequestState = <DefaultLifecycle<Key, V> as Lifecycle<Key, V>>::RequestState;
 
     fn on_evict(&self, state: &mut Self::RequestState, key: Key, value: V) {
@@ -130,11 +133,11 @@ impl<V> Lifecycle<Key, V> for Evictions<V> {
 }
 
 impl<V: Clone> Near<V> {
-    /// Room for `max_bytes`, by what `weigh` says of a value.
+    /// Makes a layer of at most `max_bytes`, counting `weigh` for a value.
     ///
     /// # Panics
     ///
-    /// Never: the options are refused only for want of one of the two capacities.
+    /// Never: building the options fails only without one of the two capacities.
     pub fn new(max_bytes: usize, weigh: fn(&V) -> usize, metrics: Arc<Metrics>) -> Self {
         let locks = (max_bytes / LOCKS.1).clamp(1, LOCKS.0);
         let mut options = OptionsBuilder::new();
@@ -144,54 +147,55 @@ impl<V: Clone> Near<V> {
             .estimated_items_capacity((max_bytes / USUAL_SIZE).max(1));
         let stash = DefaultLifecycle::default();
         let evictions = Evictions { metrics: Arc::clone(&metrics), stash };
-        #[allow(clippy::expect_used, reason = "it fails only for want of the two capacities")]
+        #[allow(clippy::expect_used, reason = "it fails only without the two capacities")]
         let options = options.build().expect("both capacities are given");
         Self {
-            // Keys are chosen by clients: the hash is the keyed one of the standard library.
+            // Clients choose the keys, so the hash is the keyed one of the standard library.
             values: Cache::with_options(options, Weigh(weigh), RandomState::new(), evictions),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             metrics,
         }
     }
 
-    /// What it holds under a key now, and a note by which to tell whether that still stands.
+    /// Returns the value under a key, and a note by which to check whether it is still current.
     pub fn read(&self, key: &Key) -> Option<(V, Noted)> {
-        // The note first: news after it is news of the value.
+        // The note comes first: any news after it is news about the value.
         let noted = self.note(key);
         Some((self.values.get(key)?, noted))
     }
 
-    /// Whether it holds a value under a key; asking does not count as a use of it.
+    /// Returns whether there is a value under a key; this does not count as a use of it.
     pub fn holds(&self, key: &Key) -> bool {
         self.values.contains_key(key)
     }
 
-    /// How many values it holds.
+    /// Returns the number of values.
     pub fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// Whether it holds none.
+    /// Returns whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether there was no news since. A value that was read with the note then stands as it did.
+    /// Returns whether there was no news since the note. A value that was read with the note is
+    /// then still current.
     pub fn is_current(&self, noted: Noted) -> bool {
         self.shards[noted.shard].generation() == noted.generation
     }
 
-    /// To be called before the store is read for [`Near::insert`].
+    /// Notes the generation of a key. Call it before the store is read for [`Near::insert`].
     pub fn note(&self, key: &Key) -> Noted {
         let shard = shard_of(key.main());
         Noted { shard, generation: self.shards[shard].generation() }
     }
 
-    /// Puts a value in, unless there was news since its reader noted where the key stood.
+    /// Inserts a value, unless there was news since its reader noted the generation.
     pub fn insert(&self, key: &Key, value: V, noted: Noted) {
         let changing = self.shards[noted.shard].lock();
         if self.is_current(noted) || mutants::is(Mutant::NearWithoutGeneration) {
-            // Put over the old one it would count as an eviction of that.
+            // Overwriting the old value would count as its eviction.
             self.values.remove(key);
             self.values.insert(key.clone(), value);
         }
@@ -199,7 +203,8 @@ impl<V: Clone> Near<V> {
         self.count();
     }
 
-    /// Waits for news of a key, from the moment it is called. News of another may end it, too.
+    /// Waits for news about a key, from the moment of the call. News about another key may end it,
+    /// too.
     pub fn changed(&self, key: &Key) -> impl Future<Output = ()> + use<'_, V> {
         self.shards[shard_of(key.main())].changed.notified()
     }
@@ -220,7 +225,7 @@ impl<V: Clone> Near<V> {
 
 impl<V: Clone + Send + Sync> Watcher for Near<V> {
     fn evict(&self, name: &[u8]) {
-        // Keys are text; whatever else is under the prefix is none of ours.
+        // Keys are text; anything else under the prefix is not ours.
         let Ok(name) = std::str::from_utf8(name) else { return };
         let shard = &self.shards[shard_of(name)];
         let changing = shard.lock();
@@ -241,11 +246,11 @@ impl<V: Clone + Send + Sync> Watcher for Near<V> {
 }
 
 impl<V: Clone> Near<V> {
-    fn drop_some(&self, drop: impl FnOnce(&Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>)) {
-        // Before: what is put in from now on was read after this began. And after: who was given a
-        // value meanwhile is told.
+    fn drop_some(&self, remove: impl FnOnce(&Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>)) {
+        // The first bump refuses values that were read before this began. The second tells readers
+        // that were given a value in the meantime.
         self.bump_all();
-        drop(&self.values);
+        remove(&self.values);
         self.bump_all();
         self.metrics.near.flushes.inc();
         for shard in &self.shards {
@@ -261,7 +266,7 @@ impl<V> fmt::Debug for Near<V> {
     }
 }
 
-/// Need not be keyed: who crowds one shard costs its readers a hit.
+/// Need not be keyed: a client that crowds one shard costs its readers only a hit.
 fn shard_of(name: &str) -> usize {
     usize::try_from(xxh3_64(name.as_bytes()) % SHARDS as u64).unwrap_or_default()
 }
@@ -285,7 +290,8 @@ mod tests {
     #[test]
     fn a_value_read_before_the_news_is_not_put_in_after_it() {
         let near = near(1 << 20);
-        let (x, old): (_, Arc<str>) = (key("x"), "old".into());
+        let x = key("x");
+        let old: Arc<str> = "old".into();
         let noted = near.note(&x);
         near.evict(b"job_status:x");
         near.insert(&x, Arc::clone(&old), noted);

@@ -1,4 +1,4 @@
-//! Invalidations that the store has not confirmed: bounded, and bypassed until it has.
+//! Invalidations that the store has not confirmed: a bounded set of keys, bypassed until it has.
 
 mod whole;
 
@@ -21,18 +21,19 @@ use super::{
     journal::{Durability, Journal, Record},
 };
 
-/// Until an invalidation that failed is repeated, doubling.
+/// First and longest pause before a failed invalidation is repeated; the pause doubles in between.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// The set of keys whose invalidation is unconfirmed.
+/// The set of keys with an unconfirmed invalidation.
 ///
-/// A key for which there is no room stands for all of its slot, until a purge of all has been confirmed
-/// there. Slots are those of a Redis Cluster; on a server that stands alone they are as good a part.
+/// A key for which there is no room makes its whole slot pending, until a purge of all has been
+/// confirmed there. Slots are those of a Redis Cluster; without a cluster they divide the keys just
+/// as well.
 #[derive(Debug)]
 pub struct Pending {
     limit: usize,
     journal: Option<Journal>,
-    /// Keys, plus one while whole slots are pending: lets a reader pass without the lock.
+    /// Number of keys, plus one while whole slots are pending; lets a reader pass without the lock.
     size: AtomicUsize,
     inner: Mutex<Inner>,
 }
@@ -40,7 +41,8 @@ pub struct Pending {
 #[derive(Debug, Default)]
 struct Inner {
     keys: HashMap<Key, Item>,
-    /// The same keys in the order in which they are to be repeated: one that fails goes behind.
+    /// The same keys in the order in which they are to be repeated: one that fails goes to the
+    /// back.
     due: BTreeMap<(Instant, u64), Key>,
     /// Slots of which every key is pending.
     whole: Whole,
@@ -53,9 +55,9 @@ struct Inner {
 pub struct Item {
     /// The key to invalidate.
     pub key: Key,
-    /// The write whose fence is to be lifted.
+    /// The write that set the fence to lift.
     pub write: Token,
-    /// How long its fence lingers.
+    /// How long the fence lingers.
     pub linger: Duration,
     due: Due,
 }
@@ -84,22 +86,22 @@ impl Due {
     }
 }
 
-/// What an addition came to.
+/// The outcome of an addition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
     /// The keys are remembered.
     Keys,
-    /// The set is full: from now on every key in the slot of one of them is pending.
+    /// The set is full: every key in the slots of those that did not fit is pending now.
     Overflow,
 }
 
 impl Pending {
-    /// A set of at most `limit` keys, in memory only.
+    /// Makes a set of at most `limit` keys, in memory only.
     pub fn new(limit: usize) -> Self {
         Self { limit, journal: None, size: AtomicUsize::new(0), inner: Mutex::default() }
     }
 
-    /// A set of at most `limit` keys that begins with what the journal holds.
+    /// Makes a set of at most `limit` keys that begins with the contents of the journal.
     pub fn with_journal(limit: usize, path: &Path) -> io::Result<Self> {
         let (journal, records) = Journal::open(path)?;
         let pending = Self { journal: Some(journal), ..Self::new(limit) };
@@ -111,7 +113,8 @@ impl Pending {
         for record in records {
             match record {
                 Record::Added { key, write, linger_ms } => {
-                    let (key, write) = (Key(key.into()), Token(write.into()));
+                    let key = Key(key.into());
+                    let write = Token(write.into());
                     let linger = Duration::from_millis(linger_ms);
                     self.update(|inner| self.insert(inner, &key, &write, linger));
                 }
@@ -120,7 +123,7 @@ impl Pending {
                 }),
                 Record::AllAdded => self.update(|inner| inner.insert_slots(&SlotSet::ALL)),
                 Record::SlotsAdded { ranges } => {
-                    // What cannot be read may have named any.
+                    // Unreadable ranges may have named any slot.
                     let slots = SlotSet::of_ranges(&ranges).unwrap_or(SlotSet::ALL);
                     self.update(|inner| inner.insert_slots(&slots));
                 }
@@ -133,7 +136,7 @@ impl Pending {
         }
     }
 
-    /// Whether this key must be bypassed.
+    /// Returns whether this key must be bypassed.
     pub fn contains(&self, key: &Key) -> bool {
         if self.is_empty() {
             return false;
@@ -142,49 +145,49 @@ impl Pending {
         inner.whole.contains(slot(key)) || inner.keys.contains_key(key)
     }
 
-    /// Keys pending, plus one while whole slots are.
+    /// Returns the number of pending keys, plus one while whole slots are pending.
     pub fn len(&self) -> usize {
-        // Acquire pairs with the Release in `update`: who is told that a write was answered sees
-        // what was added before.
+        // Acquire pairs with the Release in `update`: a reader that knows of an answer to a write
+        // sees what was added before the answer.
         self.size.load(Ordering::Acquire)
     }
 
-    /// Whether nothing is pending.
+    /// Returns whether nothing is pending.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Remembers the unconfirmed invalidation of some keys by one write; with a journal it returns
-    /// when that is on the disk.
+    /// Remembers the unconfirmed invalidation of some keys by one write. With a journal it returns
+    /// when the records are on the disk, or the disk has failed or takes too long.
     pub async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) -> Added {
-        let (added, noted) = self.update(|inner| {
-            let mut full = SlotSet::NONE;
+        let (added, queued) = self.update(|inner| {
+            let mut overflowed = SlotSet::NONE;
             for key in keys {
                 if self.insert(inner, key, write, linger) == Added::Overflow {
-                    full.insert(slot(key));
+                    overflowed.insert(slot(key));
                 }
             }
             let records = keys.iter().map(|key| Record::added(key.main(), write.as_str(), linger));
-            let whole = (!full.is_empty()).then(|| added_slots(&full));
-            let added = if full.is_empty() { Added::Keys } else { Added::Overflow };
-            (added, self.note(inner, records.chain(whole), Durability::Awaited))
+            let slots = (!overflowed.is_empty()).then(|| added_slots(&overflowed));
+            let added = if overflowed.is_empty() { Added::Keys } else { Added::Overflow };
+            (added, self.note(inner, records.chain(slots), Durability::Awaited))
         });
-        self.synced(noted).await;
+        self.synced(queued).await;
         added
     }
 
-    /// Every key is pending; returns what a purge of all has to confirm.
+    /// Makes every key pending; returns what a purge of all has to confirm.
     pub(super) async fn add_all(&self) -> Sweep {
         self.add_slots(SlotSet::ALL).await
     }
 
-    /// Every key in these slots is pending.
+    /// Makes every key in these slots pending.
     pub(super) async fn add_slots(&self, slots: SlotSet) -> Sweep {
-        let (addition, noted) = self.update(|inner| {
+        let (addition, queued) = self.update(|inner| {
             inner.insert_slots(&slots);
             (inner.additions, self.note(inner, [added_slots(&slots)], Durability::Awaited))
         });
-        self.synced(noted).await;
+        self.synced(queued).await;
         Sweep { slots, addition }
     }
 
@@ -196,33 +199,33 @@ impl Pending {
             return Added::Overflow;
         }
         let linger = inner.remove(key).map_or(linger, |item| item.linger.max(linger));
-        let (write, due) = (write.clone(), Due::now(addition));
-        inner.put(Item { key: key.clone(), write, linger, due });
+        let due = Due::now(addition);
+        inner.put(Item { key: key.clone(), write: write.clone(), linger, due });
         Added::Keys
     }
 
-    /// What a purge of all has to confirm, if one is due.
+    /// Returns what a purge of all has to confirm, if one is due.
     pub(super) fn sweep(&self) -> Option<Sweep> {
         let inner = self.lock();
         let slots = inner.whole.due(Instant::now())?;
         Some(Sweep { slots, addition: inner.additions })
     }
 
-    /// Up to `limit` items to be repeated now, those that have waited longest first.
+    /// Returns up to `limit` items that are due, those that have waited longest first.
     pub fn batch(&self, limit: usize) -> Vec<Item> {
         let inner = self.lock();
         let due = inner.due.range(..=(Instant::now(), u64::MAX)).take(limit);
         due.filter_map(|(_, key)| inner.keys.get(key).cloned()).collect()
     }
 
-    /// When something is to be repeated next.
+    /// Returns when something is to be repeated next.
     pub fn next_due(&self) -> Option<Instant> {
         let inner = self.lock();
         let first = inner.due.first_key_value().map(|((at, _), _)| *at);
         first.into_iter().chain(inner.whole.next_due()).min()
     }
 
-    /// Everything is to be repeated now: the store is another one, or it is the last chance.
+    /// Makes everything due now: there is a new connection, or the process is about to stop.
     pub fn hurry(&self) {
         let mut inner = self.lock();
         let keys = std::mem::take(&mut inner.keys);
@@ -234,10 +237,10 @@ impl Pending {
         inner.whole.hurry();
     }
 
-    /// This item could not be confirmed: it is repeated later, and the others come first.
+    /// Repeats this item later, behind the others: it could not be confirmed.
     pub fn postpone(&self, item: &Item) {
         let mut inner = self.lock();
-        if inner.keys.get(&item.key).is_some_and(|now| now.due == item.due) {
+        if inner.keys.get(&item.key).is_some_and(|current| current.due == item.due) {
             let mut item = item.clone();
             inner.remove(&item.key);
             item.due.postpone();
@@ -245,16 +248,17 @@ impl Pending {
         }
     }
 
-    /// A purge of all could not be confirmed, or not in every slot.
+    /// Repeats a purge of all later: it could not be confirmed, or not in every slot.
     pub(super) fn postpone_sweep(&self, sweep: &Sweep) {
         self.lock().whole.postpone(sweep);
     }
 
-    /// The store has confirmed this item. It stays if it was added again meanwhile.
+    /// Removes this item, which the store has confirmed. It stays if it was added again in the
+    /// meantime.
     pub fn confirm(&self, item: &Item) {
         self.update(|inner| {
-            let now = inner.keys.get(&item.key);
-            if now.is_some_and(|now| now.due.addition == item.due.addition) {
+            let current = inner.keys.get(&item.key);
+            if current.is_some_and(|current| current.due.addition == item.due.addition) {
                 inner.remove(&item.key);
                 self.note(
                     inner,
@@ -265,7 +269,8 @@ impl Pending {
         });
     }
 
-    /// All that there was in these slots is gone. Those stay that were added again after the sweep began.
+    /// Removes these slots, in which a purge of all has been confirmed. Slots that were added again
+    /// after it began stay.
     pub(super) fn confirm_slots(&self, slots: &SlotSet, sweep: &Sweep) {
         self.update(|inner| {
             let confirmed = inner.whole.confirm(slots, sweep.addition);
@@ -281,13 +286,13 @@ impl Pending {
         });
     }
 
-    /// How many slots are pending as a whole.
+    /// Returns the number of slots that are pending as a whole.
     pub(super) fn slots(&self) -> usize {
         self.lock().whole.slots().iter().count()
     }
 
-    /// Under the lock, so that the journal has everything in the order in which it happened; it only
-    /// queues. Returns what to wait for.
+    /// Queues records for the journal, and returns the number of the batch to wait for. Called
+    /// under the lock, so that the journal has everything in the order in which it happened.
     fn note(
         &self,
         inner: &Inner,
@@ -303,9 +308,9 @@ impl Pending {
         })
     }
 
-    async fn synced(&self, noted: Option<u64>) {
-        if let (Some(journal), Some(noted)) = (&self.journal, noted) {
-            journal.synced(noted).await;
+    async fn synced(&self, queued: Option<u64>) {
+        if let (Some(journal), Some(queued)) = (&self.journal, queued) {
+            journal.synced(queued).await;
         }
     }
 
@@ -328,12 +333,12 @@ impl Inner {
         self.whole.add(slots, self.additions);
     }
 
-    /// All that is pending, as a journal has it.
+    /// Everything that is pending, as journal records.
     fn records(&self) -> impl Iterator<Item = Record> {
         let added = |item: &Item| Record::added(item.key.main(), item.write.as_str(), item.linger);
         let slots = self.whole.slots();
-        let whole = (!slots.is_empty()).then(|| added_slots(&slots));
-        self.keys.values().map(added).chain(whole)
+        let all_slots = (!slots.is_empty()).then(|| added_slots(&slots));
+        self.keys.values().map(added).chain(all_slots)
     }
 
     fn put(&mut self, item: Item) {
@@ -384,7 +389,7 @@ mod tests {
         assert!(pending.is_empty());
     }
 
-    /// A set of one key at most that has no room for another.
+    /// A full set with room for one key.
     async fn full() -> Pending {
         let pending = Pending::new(1);
         assert_eq!(add(&pending, "a", "w1", Duration::ZERO).await, Added::Keys);
@@ -486,7 +491,7 @@ mod tests {
         assert_eq!(pending.batch(1)[0].linger, Duration::from_secs(9));
     }
 
-    /// Everything noted so far is on the disk.
+    /// Waits until everything noted so far is on the disk.
     async fn settled(pending: &Pending) {
         pending
             .synced(pending.journal.as_ref().map(|journal| journal.append([], Durability::Lazy)))
@@ -542,7 +547,7 @@ mod tests {
         first.confirm_slots(&SlotSet::ALL.without(&mine), &sweep);
         settled(&first).await;
         assert_eq!(open().sweep().unwrap().slots, mine);
-        // Written anew.
+        // Enough records to have the journal rewritten.
         for _ in 0..1_100 {
             add(&first, "a", "w", Duration::ZERO).await;
         }

@@ -1,41 +1,41 @@
-//! What an invalidation has found.
+//! The receipt of an invalidation: what it found and removed.
 
 use super::Ended;
 
-/// What a purge came to.
+/// The outcome of a purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Purged {
-    /// For all keys taken together.
+    /// The outcome for all keys together.
     pub ended: Ended,
-    /// What there was under each key, in their order; none where the store has not confirmed it.
+    /// The receipt of each key, in the order of the keys; `None` if the store has not confirmed it.
     pub was: Vec<Option<Was>>,
 }
 
-/// What there was under a key.
+/// The contents of a key that an invalidation removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Was {
-    /// A value that was, or might have been taken for, an entry.
+    /// A value that was an entry, or could have been taken for one.
     pub entry: Option<WasEntry>,
-    /// Somebody was reading the upstream to fill it, which was voided.
+    /// A reader held a lease to fill the key; the lease was voided.
     pub filling: bool,
 }
 
-/// An entry that is gone.
+/// An entry that was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WasEntry {
-    /// Bytes of its body.
+    /// Size of its body in bytes.
     pub size: usize,
-    /// The token under which it was stored; none for a value that is not ours.
+    /// The token under which it was stored; `None` if the value is not ours.
     pub generation: Option<String>,
-    /// How old it was, in ms; none for a value that is not ours.
+    /// Its age in ms; `None` if the value is not ours.
     pub age_ms: Option<i64>,
 }
 
 impl WasEntry {
-    /// By what meta tells of it.
+    /// Builds it from the fields of meta; `times` are `stored_at_ms` and `age_ms`.
     pub(super) fn new(size: usize, generation: &str, times: [Option<i64>; 2], now_ms: i64) -> Self {
         let [stored_at_ms, age_ms] = times;
-        // Somebody else may have written what meta tells.
+        // Saturates, because a third party may have written these fields.
         let age = |stored_at_ms: i64| {
             age_ms.unwrap_or(0).saturating_add(now_ms.saturating_sub(stored_at_ms).max(0))
         };

@@ -1,13 +1,15 @@
-//! The store on a Redis server.
+//! The store on one Redis server.
 //!
-//! One task, the keeper, owns the connection: it connects, makes sure of version and role, repeats
-//! what is pending, and only then publishes the session. That is the whole circuit breaker: a
-//! published session is closed, none is open, and the keeper at work is half-open. A session ends
-//! at the first broken connection, after several timeouts in a row, or when the server is no longer the
-//! master it was, by its own word or that of sentinels, and takes its epoch with it. Where the master is
-//! `source` knows, how it is spoken to `connect`.
+//! One task, the supervisor, owns the connection. It connects, checks version and role, repeats the
+//! pending invalidations, and only then publishes the session. This is the whole circuit breaker:
+//! closed while a session is published, open while there is none, and half-open while the
+//! supervisor connects. A session ends at the first broken connection, after several timeouts in a
+//! row, or when the server is no longer the master it was, as reported by itself or by sentinels.
+//! The next session has the same epoch only if it is with the same server process, replication
+//! history and term. `master_source` finds the master, and `dial` connects to it.
 //!
-//! It does not retry a request's operation: who asked has a budget and an upstream.
+//! This engine does not retry the operation of a request: the request has a budget, and an upstream
+//! to fall back to.
 
 pub(super) mod connect;
 pub(super) mod errand;
@@ -56,19 +58,21 @@ use crate::{
     mutants::{self, Mutant},
 };
 
-/// For connecting and for what no client waits for: fills, releases, repeated ends.
+/// Timeout for connecting, and for operations that no client waits for: fills, releases, repeated
+/// ends.
 pub(super) const DETACHED_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// For one purge of listed jobs, all its chunks taken together: its caller is a webhook, not a poll.
+/// Total time for one purge of listed jobs, over all its chunks. Its caller is a webhook, not a
+/// poll.
 pub(super) const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Keys whose ends are sent at a time.
+/// Maximum number of keys that are ended at the same time.
 pub(super) const REPLAY_BATCH: usize = 64;
 
-/// A connection that a write holds on to, so that its end follows its begin.
+/// A session that a write keeps, so that its end follows its begin on the same connection.
 pub type SessionHandle = Arc<Session>;
 
-/// The store on a Redis server.
+/// The store on one Redis server.
 #[derive(Debug)]
 pub struct Redis {
     shared: Arc<Shared>,
@@ -91,7 +95,8 @@ impl Redis {
     ) -> Result<Self, StoreError> {
         let source = Source::new(config, &metrics)?;
         let debts = Arc::new(Debts::open(&config.pending, Arc::clone(&metrics))?);
-        let (budget, told) = (config.store.budget, Arc::clone(&metrics));
+        let budget = config.store.budget;
+        let tracking_metrics = Arc::clone(&metrics);
         Ok(Self::keep(Shared {
             source,
             address: config.store.url.to_string(),
@@ -104,8 +109,9 @@ impl Redis {
             has_secret: config.credentials.secret.is_some(),
             failed: Notify::new(),
             warnings: Warnings::default(),
-            tracked: watcher
-                .map(|watcher| Tracked::new(watcher, budget, config.near.tracking, told, None)),
+            tracked: watcher.map(|watcher| {
+                Tracked::new(watcher, budget, config.near.tracking, tracking_metrics, None)
+            }),
             tasks,
             metrics,
             part: None,
@@ -118,12 +124,12 @@ impl Redis {
         Self { shared, keeper }
     }
 
-    /// Whether changes are tracked.
+    /// Whether the tracking connection is up.
     pub(super) fn is_tracked(&self) -> bool {
         self.shared.tracked.as_ref().is_some_and(|tracked| tracked.rounds.is_up())
     }
 
-    /// The connection of now.
+    /// The current session.
     pub(super) fn session(&self) -> Result<SessionHandle, StoreError> {
         self.shared.session()
     }
@@ -135,7 +141,8 @@ impl Redis {
         self.shared.with_session(Session::now_ms)
     }
 
-    /// It has a patience of its own, so that no timer is set for it.
+    /// Polls the read barrier. The tracking connection limits the wait, so the caller sets no
+    /// timer.
     pub(super) fn poll_barrier(
         &self,
         staleness: Duration,
@@ -253,7 +260,8 @@ impl Redis {
         self.shared.judge(&session, result)
     }
 
-    /// What was seen in another life of the server is not there any more, whatever it looks like.
+    /// Returns the session and the seen value if the session has the epoch in which the value was
+    /// seen. A value of another epoch counts as gone, even if the server still holds an equal one.
     fn same_epoch<'s>(
         &self,
         seen: &'s Seen,
@@ -268,7 +276,7 @@ impl Redis {
     }
 
     pub(super) async fn release(&self, lease: Lease) {
-        // With the session gone the lease runs out by itself.
+        // Without a session the lease expires on its own.
         if let Ok(session) = self.shared.session() {
             session.release(&lease.key, &lease.token).await;
         }
@@ -304,43 +312,43 @@ impl Redis {
         }
     }
 
-    /// Confirmed for every key, or remembered as pending for those that were not.
+    /// Ends a write. Keys that are not confirmed become pending.
     pub(super) async fn end(
         &self,
         write: &Write,
         linger: Duration,
         budget: &mut Budget,
     ) -> Result<Ended, StoreError> {
-        let (held, again) = match &write.begun {
+        let (held, end_again) = match &write.begun {
             Begun::Confirmed(session) => (session.as_ref(), false),
-            // A begin that was sent and not confirmed may still come, and would leave its fence.
+            // An unconfirmed begin may still be executed later and leave its fence.
             Begun::Unconfirmed(session) => (session.as_ref(), session.is_some()),
             Begun::Scattered => (None, true),
         };
         let held = held.filter(|session| !session.has_failed()).cloned();
-        let mut tally = Tally::default();
+        let mut outcome = Tally::default();
         match held.map_or_else(|| self.shared.session(), Ok) {
             Ok(session) => {
                 let results = self.end_each(&session, &write.keys, &write.id, linger, budget).await;
-                tally.take(&write.keys, results);
+                outcome.take(&write.keys, results);
             }
-            Err(error) => tally.miss(&write.keys, error),
+            Err(error) => outcome.miss(&write.keys, error),
         }
-        let unsure = if again { write.keys.iter().collect() } else { tally.unsure };
+        let unsure = if end_again { write.keys.iter().collect() } else { outcome.unsure };
         self.shared.debts.remember(&unsure, &write.id, linger).await;
-        tally.ended
+        outcome.ended
     }
 
-    /// Ends keys in chunks, so that their number does not eat the time that an answer may take. A
-    /// chunk waits for `wait` at most, and the first that waits in vain ends it: all that is not
-    /// confirmed is then pending.
+    /// Ends the keys of a purge in chunks, so that many keys do not use up the time for the answer.
+    /// Each chunk waits for at most `wait`. A chunk that fails for a reason other than a single key
+    /// stops the purge; all keys that are not confirmed by then become pending.
     pub(super) async fn purge(
         &self,
         write: &Write,
         wait: Duration,
     ) -> (Result<Ended, StoreError>, Vec<Option<Was>>) {
         let deadline = Instant::now() + PURGE_TIMEOUT;
-        let mut tally = Tally::default();
+        let mut outcome = Tally::default();
         let mut chunks = write.keys.chunks(REPLAY_BATCH);
         for chunk in chunks.by_ref() {
             match self.shared.session() {
@@ -349,22 +357,22 @@ impl Redis {
                     let mut budget = Budget::new(wait.min(left));
                     let end =
                         self.end_each(&session, chunk, &write.id, Duration::ZERO, &mut budget);
-                    tally.take(chunk, end.await);
+                    outcome.take(chunk, end.await);
                 }
-                Err(error) => tally.miss(chunk, error),
+                Err(error) => outcome.miss(chunk, error),
             }
-            if tally.is_hopeless() {
+            if outcome.is_hopeless() {
                 break;
             }
         }
-        tally.unsure.extend(chunks.flatten());
-        tally.was.resize(write.keys.len(), None);
-        self.shared.debts.remember(&tally.unsure, &write.id, Duration::ZERO).await;
-        (tally.ended, tally.was)
+        outcome.unsure.extend(chunks.flatten());
+        outcome.was.resize(write.keys.len(), None);
+        self.shared.debts.remember(&outcome.unsure, &write.id, Duration::ZERO).await;
+        (outcome.ended, outcome.was)
     }
 
-    /// Ends keys at the same time; each result is its own, so that those that were confirmed count
-    /// when others were not. For the session they are one operation.
+    /// Ends keys concurrently. Each key has its own result, so that confirmed keys count even if
+    /// others fail. For the health of the session all timeouts together count as one.
     async fn end_each(
         &self,
         session: &Session,
@@ -394,7 +402,7 @@ impl Redis {
     }
 
     pub(super) async fn purge_all(&self) -> Ended {
-        // From here on every key is bypassed, until this very purge has been confirmed.
+        // Every key is bypassed from here on, until this same purge has been confirmed.
         let sweep = self.shared.debts.pending.add_all().await;
         let ended = match self.shared.session() {
             Ok(session) => self.shared.purge_all(&session, &sweep).await,
@@ -426,15 +434,15 @@ impl Redis {
     }
 }
 
-/// Connects as a session does, and hangs up.
+/// Connects as a session would, and disconnects.
 pub(super) async fn probe(config: &config::Config) -> Result<(), StoreError> {
     let source = Source::new(config, &Arc::default())?;
     dial(&source).await.map(drop)
 }
 
-/// The claim to a lease, made before the lease is asked for: when it is dropped unspent the lease is
-/// released. So one whose asker waited in vain, or was dropped because its client hung up, does not
-/// keep everybody from filling for as long as a lease lasts.
+/// Releases a lease if it is dropped before it is spent. It is created before the lease is
+/// requested: a request that times out, or is dropped because its client hung up, must not block
+/// all fills of the job until the lease expires.
 #[derive(Debug)]
 pub struct Hold {
     shared: Arc<Shared>,
@@ -445,7 +453,7 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// The lease was not granted, or is gone.
+    /// Disarms the release: the lease was not granted, or has ended.
     pub(super) fn spend(mut self) {
         self.spent = true;
     }
@@ -453,12 +461,12 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        // Without a runtime the process is about to end, and the lease runs out by itself.
+        // Without a runtime the process is about to end, and the lease expires on its own.
         let Ok(runtime) = Handle::try_current() else { return };
         if self.spent {
             return;
         }
-        // Behind the call that it follows, on the same connection, if that still stands.
+        // Prefers the connection of the lease request, so that the release is executed after it.
         let session = Some(Arc::clone(&self.session)).filter(|session| !session.has_failed());
         let Some(session) = session.or_else(|| self.shared.session().ok()) else { return };
         let (key, token) = (self.key.clone(), self.token.clone());
@@ -468,7 +476,7 @@ impl Drop for Hold {
     }
 }
 
-/// What keys the fingerprints until the store has told what all sidecars have.
+/// The fingerprint key until the store provides the one that all sidecars share.
 pub(super) fn first_credential_key(config: &config::Config) -> Arc<RwLock<CredentialKey>> {
     let secret = config.credentials.secret.as_ref();
     Arc::new(RwLock::new(
@@ -476,7 +484,7 @@ pub(super) fn first_credential_key(config: &config::Config) -> Arc<RwLock<Creden
     ))
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
+#[allow(clippy::needless_pass_by_value, reason = "it is passed to `map_err`")]
 fn refused(error: RedisError) -> StoreError {
     StoreError::Refused(error.to_string())
 }

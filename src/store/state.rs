@@ -1,34 +1,33 @@
-//! What the store shows of a job to who asks for nothing.
+//! The state of a job in the store, for diagnosis.
 
 use super::{Epoch, Seen, Token};
 
-/// All that stands under the keys of a job.
+/// Everything that stands under the keys of a job.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// As a reader sees it.
+    /// The entry, as a reader sees it.
     pub seen: Seen,
-    /// Under the main key stands something that is no string, which only somebody else can have put
-    /// there.
+    /// The main key holds a value that is not a string, so it was written by a third party.
     pub is_alien: bool,
-    /// Under it stands the placeholder of a lease.
+    /// The main key holds the placeholder of a lease.
     pub is_placeholder: bool,
-    /// Who may fill.
+    /// The lease under which the key may be filled.
     pub lease: Option<Leased>,
-    /// For how long no fill is granted, in ms; -1 for ever.
+    /// Time until the fence expires, in ms; -1 if it never does. `None` without a fence.
     pub fence_left_ms: Option<i64>,
 }
 
-/// A lease that stands.
+/// A lease that is held at present.
 #[derive(Clone, Debug)]
 pub struct Leased {
-    /// Whose it is.
+    /// The token of its holder.
     pub token: Token,
-    /// For how long it stands, in ms; -1 for ever.
+    /// Time until it expires, in ms; -1 if it never does.
     pub left_ms: i64,
 }
 
 impl State {
-    /// The epoch of the connection that showed it.
+    /// Returns the epoch of the connection that read the state.
     pub fn epoch(&self) -> &Epoch {
         &self.seen.epoch
     }

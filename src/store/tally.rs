@@ -1,14 +1,14 @@
-//! What the ends of several keys have come to, taken together.
+//! The combined outcome of the ends of several keys.
 
 use super::{Ended, Key, StoreError, Was};
 
-/// The tally.
+/// The combined outcome of several ends.
 #[derive(Debug)]
 pub(super) struct Tally<'k> {
-    /// With the last failure, if there was one.
+    /// The result for all keys together: the last failure, if there was one.
     pub(super) ended: Result<Ended, StoreError>,
     pub(super) unsure: Vec<&'k Key>,
-    /// What there was, key by key.
+    /// The receipt of each key, in the order of the keys.
     pub(super) was: Vec<Option<Was>>,
 }
 
@@ -40,7 +40,7 @@ impl<'k> Tally<'k> {
         self.ended = Err(error);
     }
 
-    /// Whether the next keys would fare no better.
+    /// Whether the next keys would fail as well: the last failure was not about a single key.
     pub(super) fn is_hopeless(&self) -> bool {
         matches!(&self.ended, Err(error) if !matches!(error, StoreError::Refused(_)))
     }

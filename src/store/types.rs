@@ -1,4 +1,4 @@
-//! What the store is asked and what it answers.
+//! Requests to the store and its answers.
 
 use std::{
     borrow::Borrow,
@@ -19,17 +19,17 @@ use super::{barrier, cluster, memory, redis};
 pub struct Key(pub(super) Box<str>);
 
 impl Key {
-    /// Joins a prefix and a canonical id. Neither holds a brace, so that its companions
-    /// are keys of the same cluster slot.
+    /// Joins a prefix and a canonical id. Neither contains a brace, so that the companion keys are
+    /// in the same cluster slot.
     pub fn new(prefix: &str, id: &str) -> Self {
-        // One allocation: it is made for every read.
+        // One allocation, because a key is made for every read.
         let mut name = String::with_capacity(prefix.len() + id.len());
         name.push_str(prefix);
         name.push_str(id);
         Self(name.into_boxed_str())
     }
 
-    /// Makes it that of another id, in the room of this one where that is of the same length.
+    /// Changes it to the key of another id; reuses the allocation if the length is the same.
     pub fn rename(&mut self, prefix: &str, id: &str) {
         let mut name = std::mem::take(&mut self.0).into_string();
         name.clear();
@@ -38,7 +38,7 @@ impl Key {
         self.0 = name.into_boxed_str();
     }
 
-    /// The key of the body.
+    /// Returns the main key, which holds the body.
     pub fn main(&self) -> &str {
         &self.0
     }
@@ -54,11 +54,11 @@ impl Borrow<str> for Key {
     }
 }
 
-/// The waiting of one read for the barrier.
+/// The progress of one read through the barrier.
 #[derive(Debug, Default)]
 pub struct Wait {
     pub(super) ticket: barrier::Ticket,
-    /// Whose round it is, where there are several servers.
+    /// The number of the shard that is waited for, on a cluster.
     pub(super) shard: Option<u64>,
     began: Option<Instant>,
 }
@@ -72,65 +72,66 @@ impl Wait {
         self.began = Some(Instant::now());
     }
 
-    /// How long it has lasted.
+    /// Returns how long the wait has lasted; zero if there was none.
     pub fn lasted(&self) -> Duration {
         self.began.map_or(Duration::ZERO, |began| began.elapsed())
     }
 }
 
-/// Names one lease, and as the generation of an entry the fill that made it. Never used twice.
+/// Names one lease and, as the generation of an entry, the fill that made it. Never used twice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Token(pub(super) Arc<str>);
 
 impl Token {
-    /// The token that an entry names as its generation.
+    /// Returns the token that an entry names as its generation.
     pub fn named(name: &str) -> Self {
         Self(name.into())
     }
 
-    /// The token as it stands in the store.
+    /// Returns the token as it is written in the store.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// One life of the server's data: `run_id` and `master_replid`.
+/// One life of the server's data: `run_id` and `master_replid`, followed by the term of the master
+/// with Sentinel, or by its config epoch on a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Epoch(pub(super) Arc<str>);
 
 impl Epoch {
-    /// The epoch that an entry names.
+    /// Returns the epoch that an entry names.
     pub fn named(name: &str) -> Self {
         Self(name.into())
     }
 
-    /// The epoch as it stands in an entry.
+    /// Returns the epoch as it is written in an entry.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Keys the fingerprints of credentials. All sidecars of one store have the same.
+/// The key of the credential fingerprints. All sidecars of one store share it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CredentialKey([u8; 32]);
 
 impl CredentialKey {
-    /// A key of these bytes.
+    /// Makes a key of these bytes.
     pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// A key of its own.
+    /// Makes a random key.
     pub(super) fn random() -> Self {
         Self(std::array::from_fn(|_| fastrand::u8(..)))
     }
 
-    /// The key that a configured secret gives.
+    /// Derives the key from a configured secret.
     pub(super) fn derived(secret: &str) -> Self {
         Self(blake3::derive_key("jobcache credential fingerprints v1", secret.as_bytes()))
     }
 
-    /// For the hash.
+    /// Returns the bytes of the key, for the hash.
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -142,37 +143,37 @@ impl fmt::Debug for CredentialKey {
     }
 }
 
-/// What the store holds under a key, unverified.
+/// The values under a key in the store, unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
     /// The value of the main key.
     pub body: Bytes,
-    /// The value of the meta key; empty where there is none.
+    /// The value of the meta key; empty if there is none.
     pub meta: Bytes,
-    /// When the main key expires, in ms since 1970 by the store's clock; -1 for never.
+    /// When the main key expires, in ms since 1970 by the store's clock; -1 if never.
     pub expires_at_ms: i64,
 }
 
 /// An answer of [`Store::read`](super::Store::read), with the epoch of the connection that gave it.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// The value, if there is one; a placeholder is none.
+    /// The value, if there is one; a placeholder does not count.
     pub stored: Option<Stored>,
-    /// What an entry must have been stored in to be believed.
+    /// The current epoch. An entry that was stored in another epoch must not be used.
     pub epoch: Epoch,
-    /// Now by the store's clock, in ms since 1970.
+    /// The current time by the store's clock, in ms since 1970.
     pub now_ms: i64,
 }
 
 /// An answer of [`Store::lease`](super::Store::lease).
 #[derive(Debug)]
 pub enum Grant {
-    /// Ours to fill.
+    /// The lease was granted.
     Lease(Lease),
-    /// Somebody filled meanwhile.
+    /// The key has been filled in the meantime.
     Stored(Seen),
-    /// Somebody else is filling, under this token, as a connection of this epoch has shown. A
-    /// snapshot or a promotion may have brought the token back from another epoch.
+    /// Another reader is filling, under this token. The epoch is that of the connection that showed
+    /// the token: a snapshot or a promotion may have brought it back from another epoch.
     Leased(Token, Epoch),
     /// A write is in flight, or its outcome is unknown.
     Fenced,
@@ -181,8 +182,8 @@ pub enum Grant {
 /// Permission to fill one key, granted by the store to one reader at a time.
 ///
 /// A purge or a write revokes it, so a response fetched before a write can never be stored after
-/// it. One that is dropped unspent is handed back, and one whose sidecar dies expires in the store.
-#[must_use = "spend a lease with `fill`; dropped, it is handed back"]
+/// it. If it is dropped unspent it is handed back; if its sidecar dies it expires in the store.
+#[must_use = "spend a lease with `fill`; if it is dropped, it is handed back"]
 #[derive(Debug)]
 pub struct Lease {
     pub(super) key: Key,
@@ -192,15 +193,15 @@ pub struct Lease {
     pub(super) hold: Hold,
 }
 
-/// What hands a lease back when it is dropped.
+/// Hands a lease back when it is dropped.
 #[derive(Debug)]
 pub(super) enum Hold {
     Redis(redis::Hold),
-    Memory(#[allow(dead_code, reason = "it is there for its drop")] memory::Hold),
+    Memory(#[allow(dead_code, reason = "held for its `Drop`")] memory::Hold),
 }
 
 impl Hold {
-    /// There is nothing to hand back any more.
+    /// Cancels the hand-back: the lease has been used up.
     pub(super) fn spend(self) {
         if let Self::Redis(hold) = self {
             hold.spend();
@@ -209,23 +210,23 @@ impl Hold {
 }
 
 impl Lease {
-    /// When it was asked for, by the store's clock, in ms since 1970.
+    /// Returns when the lease was asked for, in ms since 1970 by the store's clock.
     pub fn granted_at_ms(&self) -> i64 {
         self.granted_at_ms
     }
 
-    /// Becomes the generation of the entry.
+    /// Returns its token, which becomes the generation of the entry.
     pub fn token(&self) -> &Token {
         &self.token
     }
 
-    /// The epoch the entry will belong to.
+    /// Returns the epoch to which the entry will belong.
     pub fn epoch(&self) -> &Epoch {
         &self.epoch
     }
 }
 
-/// What [`Store::replace`](super::Store::replace) puts in the place of an entry.
+/// The newer body with which [`Store::replace`](super::Store::replace) replaces an entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Replacement<'r> {
     /// The newer body.
@@ -236,21 +237,22 @@ pub struct Replacement<'r> {
     pub expires_at_ms: i64,
 }
 
-/// What became of a fill, an admission or a replacement.
+/// The outcome of a fill, an admission or a replacement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
-    /// The entry is there.
+    /// The entry is stored.
     Stored,
-    /// The lease no longer stood: purged, written to, or expired. Nothing was stored.
+    /// The lease or the entry was no longer there: purged, written to, or expired. Nothing was
+    /// stored.
     Revoked,
 }
 
-/// What became of an invalidation.
+/// The outcome of an invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// The store has confirmed it; says how many entries there were.
+    /// The store has confirmed it.
     Confirmed {
-        /// Entries that were dropped.
+        /// Number of entries that were removed.
         entries: usize,
     },
     /// The store has not confirmed it. The jobs are bypassed here until it has.
@@ -258,7 +260,7 @@ pub enum Ended {
 }
 
 impl Ended {
-    /// The word for metrics and spans.
+    /// Returns the label for metrics and spans.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Confirmed { .. } => "confirmed",
@@ -276,10 +278,10 @@ pub struct Write {
     pub(super) begun: Begun,
 }
 
-/// Whether the fence of a write is known to stand, and over which connection it went.
+/// Whether the fence of a write is confirmed, and the connection on which it was set.
 #[derive(Debug)]
 pub(super) enum Begun {
-    /// On this connection; for the embedded store there is none.
+    /// Confirmed on this connection; `None` if the end may use any connection.
     Confirmed(Option<redis::SessionHandle>),
     /// Sent on this connection but not confirmed, or not sent at all.
     Unconfirmed(Option<redis::SessionHandle>),
@@ -288,33 +290,33 @@ pub(super) enum Begun {
 }
 
 impl Write {
-    /// The keys it invalidates.
+    /// Returns the keys that it invalidates.
     pub fn keys(&self) -> &[Key] {
         &self.keys
     }
 
-    /// Adds keys that it turns out to have changed, for its end; they were not fenced.
+    /// Adds keys for its end that the write turns out to have changed; they were not fenced.
     pub fn widen(&mut self, keys: impl IntoIterator<Item = Key>) {
         let mut known: HashSet<Key> = self.keys.iter().cloned().collect();
         self.keys.extend(keys.into_iter().filter(|key| known.insert(key.clone())));
     }
 }
 
-/// Where a node of a cluster sends whoever asked for what it does not serve.
+/// A cluster node's refusal of a command for a slot that it does not serve alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Redirect {
-    /// The slot is another node's: the map is out of date.
+    /// The slot belongs to another node: the slot map is out of date.
     Moved,
-    /// The slot is on its way to this node, and the key is there already, or nowhere.
+    /// The slot is moving to this node, and the key is there already or does not exist.
     Ask(Option<cluster::Address>),
-    /// The slot is on its way, and of several keys some are here and some are there.
+    /// The slot is moving, and of several keys some are on each node.
     TryAgain,
-    /// The node has lost the majority of the cluster, or nobody serves the slot.
+    /// The node has lost the majority of the cluster, or the slot has no owner.
     Down,
 }
 
 impl Redirect {
-    /// The word for metrics, as the server spells it.
+    /// Returns the label for metrics: the server's error code in lower case.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Moved => "moved",
@@ -343,34 +345,34 @@ pub enum StoreError {
     /// The budget ran out.
     #[error("the store did not answer within its budget")]
     Timeout,
-    /// The budget ran out, and most of it had been spent before this operation.
+    /// The budget ran out, and more than half of it had been spent before this operation.
     #[error("the budget was spent before the store could answer")]
     Spent,
     /// The connection broke.
     #[error("the connection to the store broke: {0}")]
     Lost(String),
-    /// It could not be opened for what TLS asks for.
+    /// TLS could not be set up.
     #[error("TLS to the store failed: {0}")]
     Tls(String),
     /// The server answered with an error.
     #[error("the store refused: {0}")]
     Refused(String),
-    /// A node of a cluster sends us elsewhere.
-    #[error("the node of the cluster says {0}")]
+    /// A cluster node does not serve the slot of the key.
+    #[error("the cluster node answered {0}")]
     Redirected(Redirect),
     /// The journal of unconfirmed invalidations cannot be opened.
     #[error("cannot open the journal {}: {source}", path.display())]
     Journal {
-        /// `pending.journal`.
+        /// The path in `pending.journal`.
         path: std::path::PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }
 
 impl StoreError {
-    /// The word for metrics and operators. What the server says may name its address, which is for the
-    /// log.
+    /// Returns the label for metrics and operators. The server's own words may contain its address,
+    /// which only the log may show.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Down => "down",
@@ -384,7 +386,7 @@ impl StoreError {
     }
 }
 
-/// What the store may still cost one request, over all its operations.
+/// The time that one request may still spend on the store, over all its operations.
 #[derive(Debug)]
 pub struct Budget {
     whole: Duration,
@@ -392,44 +394,46 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of this much waiting.
+    /// Makes a budget of this much waiting.
     pub fn new(left: Duration) -> Self {
         Self { whole: left, left }
     }
 
-    /// What is left of it.
+    /// Returns the time that is left.
     pub fn left(&self) -> Duration {
         self.left
     }
 
-    /// Takes what something else has cost.
+    /// Deducts time that was spent elsewhere.
     pub fn charge(&mut self, spent: Duration) {
         self.left = self.left.saturating_sub(spent);
     }
 
-    /// Waits for `operation` while the budget lasts, and takes the time it took from it.
+    /// Waits for `operation` while the budget lasts, and deducts the time it took.
     pub(super) async fn spend<T>(
         &mut self,
         operation: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let (started, given) = (Instant::now(), self.left);
+        let started = Instant::now();
+        let given = self.left;
         let result = tokio::time::timeout(given, operation).await;
         self.left = self.left.saturating_sub(started.elapsed());
         result.unwrap_or_else(|_| Err(self.late(given)))
     }
 
-    /// Why an operation that was given this much did not come to its end. With less than half of
-    /// the budget it says little of the store.
+    /// Returns the error of an operation that did not finish within `given`. If that was less than
+    /// half of the budget, the timeout says little about the store.
     pub(super) fn late(&self, given: Duration) -> StoreError {
         if given * 2 < self.whole { StoreError::Spent } else { StoreError::Timeout }
     }
 
-    /// The same for several operations at once, each with a result of its own.
+    /// As [`Budget::spend`], for several operations at once; each has its own result.
     pub(super) async fn spend_each<T>(
         &mut self,
         operations: impl Iterator<Item = impl Future<Output = Result<T, StoreError>>>,
     ) -> Vec<Result<T, StoreError>> {
-        let (started, given) = (Instant::now(), self.left);
+        let started = Instant::now();
+        let given = self.left;
         let results = operations.map(|operation| tokio::time::timeout(given, operation));
         let results = join_all(results).await;
         self.left = self.left.saturating_sub(started.elapsed());

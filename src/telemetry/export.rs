@@ -1,10 +1,9 @@
-//! Spans on their way out: from the end of a span to the collector that takes it, over OTLP/HTTP with
-//! protobuf.
+//! Export of finished spans to a collector, over OTLP/HTTP with protobuf.
 //!
-//! A span that ends is put into a bounded queue, or dropped and counted; nothing a request does ever
-//! waits for the collector. One task takes them out in batches. A collector that is down, hangs or
-//! answers 5xx costs that task its timeout, and the queue fills meanwhile. Nothing is kept on disk, and
-//! a batch that was not taken in time is lost.
+//! A finished span goes into a bounded queue, or is dropped and counted if the queue is full.
+//! Requests never wait for the collector. One task sends the spans in batches. If the collector is
+//! down, hangs or answers 5xx, that task waits for its timeout while the queue fills. Nothing is
+//! stored on disk: a batch that is not accepted in time is lost.
 
 use std::{sync::Arc, time::Duration};
 
@@ -40,10 +39,10 @@ use crate::{
     upstream::collector::{Answer, Collector, Unanswered},
 };
 
-/// Before a message is sent a second time; doubles with each.
+/// Delay before the first retry; it doubles with each further retry.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Where spans end, and what makes them.
+/// Creates the tracer, and the export of its spans.
 pub(super) fn pipeline(traces: &Traces) -> (SdkTracer, Export) {
     let (sender, spans) = mpsc::channel(traces.queue);
     let counts = SpanCounts::default();
@@ -59,20 +58,21 @@ pub(super) fn pipeline(traces: &Traces) -> (SdkTracer, Export) {
     (provider.tracer("jobcache"), Export { spans, attributes, traces, counts, tallies })
 }
 
-/// Who we are: what the environment says, else `jobcache`.
+/// The resource attributes from the environment. The default of `service.name` is `jobcache`.
 fn resource() -> Resource {
-    let known = || {
+    let builder = || {
         let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
         Resource::builder().with_attribute(version)
     };
-    let resource = known().build();
+    let resource = builder().build();
     let unnamed = resource.iter().any(|(key, value)| {
         key.as_str() == "service.name" && value.as_str().starts_with("unknown_service")
     });
-    if unnamed { known().with_service_name("jobcache").build() } else { resource }
+    if unnamed { builder().with_service_name("jobcache").build() } else { resource }
 }
 
-/// Takes spans that have ended, in the midst of what ended them.
+/// Puts finished spans into the queue. It runs on the thread that ended the span and must not
+/// block.
 #[derive(Debug)]
 struct Queue {
     sender: mpsc::Sender<SpanData>,
@@ -104,7 +104,7 @@ struct Tallies {
     dropped: Counter,
 }
 
-/// What is to be sent, before there is anything to send it.
+/// The export of spans before it is started.
 #[derive(Debug)]
 pub struct Export {
     spans: mpsc::Receiver<SpanData>,
@@ -114,7 +114,7 @@ pub struct Export {
     tallies: Tallies,
 }
 
-/// The task that sends.
+/// The running export task.
 #[derive(Debug)]
 pub(crate) struct Exporting {
     stop: oneshot::Sender<()>,
@@ -122,12 +122,12 @@ pub(crate) struct Exporting {
 }
 
 impl Export {
-    /// To be shown among the metrics.
+    /// Returns the counters for the metrics.
     pub(crate) fn counts(&self) -> SpanCounts {
         self.counts.clone()
     }
 
-    /// Sends what ends from now on, and what has ended before.
+    /// Starts the task. It also sends the spans that are already queued.
     pub(crate) fn start(self, metrics: &Arc<Metrics>) -> Result<Exporting, TlsError> {
         let collector = Collector::new(&self.traces, metrics)?;
         info!(to = ?self.traces, "sending spans");
@@ -147,12 +147,12 @@ impl Export {
 }
 
 impl Exporting {
-    /// Sends what is left, for so long at most.
+    /// Sends the remaining spans within `limit`.
     pub(crate) async fn finish(mut self, limit: Duration) {
         let _ = self.stop.send(());
         if timeout(limit, &mut self.task).await.is_err() {
             self.task.abort();
-            warn!(?limit, "the collector did not take the last spans in time; they are lost");
+            warn!(?limit, "the collector did not accept the last spans in time; they are lost");
         }
     }
 }
@@ -162,7 +162,7 @@ struct Outlet {
     attributes: ResourceAttributesWithSchema,
     traces: Traces,
     tallies: Tallies,
-    /// Those that were warned of.
+    /// Number of dropped spans that a warning has reported.
     dropped: u64,
     failures: Throttle,
     drops: Throttle,
@@ -176,13 +176,13 @@ impl Outlet {
             let room = self.traces.batch - batch.len();
             let was_empty = batch.is_empty();
             tokio::select! {
-                came = spans.recv_many(&mut batch, room) => match came {
+                received = spans.recv_many(&mut batch, room) => match received {
                     0 => break,
                     _ if was_empty => due = Instant::now() + self.traces.delay,
                     _ => {}
                 },
                 () = sleep_until(due), if !was_empty => {}
-                // Dropped without a word it is a stop as well.
+                // A dropped sender is a stop, too.
                 _ = &mut stop => break,
             }
             if batch.len() >= self.traces.batch || Instant::now() >= due {
@@ -214,7 +214,7 @@ impl Outlet {
                         error,
                         suppressed,
                         spans = count,
-                        "the collector takes no spans; they are lost"
+                        "the collector does not accept spans; they are lost"
                     );
                 }
                 count
@@ -225,7 +225,7 @@ impl Outlet {
         self.tell_dropped();
     }
 
-    /// The queue cannot tell: it is called in the midst of the work of others.
+    /// Warns of dropped spans. The queue does not warn itself, because it runs while a span ends.
     fn tell_dropped(&mut self) {
         let dropped = self.tallies.dropped.get();
         if dropped > self.dropped
@@ -233,17 +233,17 @@ impl Outlet {
         {
             let spans = dropped - self.dropped;
             self.dropped = dropped;
-            warn!(spans, suppressed, "spans were dropped: more ended than the collector takes");
+            warn!(spans, suppressed, "spans were dropped, because the collector is too slow");
         }
     }
 
-    /// Sends a message until it is taken, cannot be, or its time is over.
+    /// Sends a message. Retries until it is accepted, fails for good, or times out.
     async fn send(&self, message: Bytes) -> Result<Answer, String> {
         let end = Instant::now() + self.traces.timeout;
         let mut pause = FIRST_PAUSE;
         loop {
-            let tried = timeout_at(end, self.collector.post(message.clone())).await;
-            let wait = match &tried {
+            let attempt = timeout_at(end, self.collector.post(message.clone())).await;
+            let wait = match &attempt {
                 Ok(Ok(answer)) if answer.status.is_success() => None,
                 Ok(Ok(answer)) if may_pass(answer.status) => {
                     Some(answer.retry_after.unwrap_or(pause).max(pause))
@@ -253,22 +253,22 @@ impl Outlet {
             };
             match wait {
                 Some(wait) if Instant::now() + wait < end => {
-                    debug!(?wait, "the collector is asked again");
+                    debug!(?wait, "retrying the export of spans");
                     sleep(wait).await;
                     pause *= 2;
                 }
-                _ => return self.outcome(tried),
+                _ => return self.outcome(attempt),
             }
         }
     }
 
     fn outcome(
         &self,
-        tried: Result<Result<Answer, Unanswered>, tokio::time::error::Elapsed>,
+        attempt: Result<Result<Answer, Unanswered>, tokio::time::error::Elapsed>,
     ) -> Result<Answer, String> {
-        match tried {
+        match attempt {
             Ok(Ok(answer)) if answer.status.is_success() => Ok(answer),
-            Ok(Ok(answer)) => Err(format!("it answers {}", answer.status)),
+            Ok(Ok(answer)) => Err(format!("the answer is {}", answer.status)),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("no answer within {:?}", self.traces.timeout)),
         }
@@ -281,9 +281,9 @@ fn may_pass(status: StatusCode) -> bool {
     matches!(status.as_u16(), 429 | 502 | 503 | 504)
 }
 
-/// How many spans of a message that was taken were not.
+/// Returns how many spans of an accepted message the collector rejected.
 fn rejected(body: &[u8]) -> u64 {
     let answer = ExportTraceServiceResponse::decode(body).unwrap_or_default();
-    let partly = answer.partial_success.unwrap_or_default();
-    u64::try_from(partly.rejected_spans).unwrap_or(0)
+    let partial = answer.partial_success.unwrap_or_default();
+    u64::try_from(partial.rejected_spans).unwrap_or(0)
 }

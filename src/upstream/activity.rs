@@ -1,10 +1,12 @@
-//! How an upload stands: whose turn it is, when it last moved, and whether its client is too slow.
+//! The state of an upload: which side it waits for, when it last progressed, and whether the client
+//! is too slow.
 //!
-//! Silence alone does not tell a client that holds a connection on purpose: one that sends a byte now
-//! and then is never silent for long. So an upload has an allowance of waiting, which grows with
-//! what it brings, as that of Apache's `mod_reqtimeout` (`body=20,MinRate=500`) and of Kestrel
-//! (`MinRequestBodyDataRate`: 240 bytes a second after 5 s). Only the time in which we wait for the
-//! client is taken off it; an upstream that does not take what has come is not the client's fault.
+//! A limit of silence alone does not catch a client that holds a connection on purpose: one that
+//! sends a byte now and then is never silent for long. So an upload has an allowance of waiting
+//! time, which grows with the bytes received, as in Apache's `mod_reqtimeout`
+//! (`body=20,MinRate=500`) and in Kestrel (`MinRequestBodyDataRate`: 240 bytes a second after 5 s).
+//! Only time spent waiting for the client is charged. An upstream that does not read what has
+//! arrived is not the client's fault.
 
 use std::{
     sync::atomic::{AtomicU8, AtomicU64, Ordering},
@@ -13,34 +15,34 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How an upload stands, and when it last moved. Times are in milliseconds from its start. One task
-/// writes it, and another one may read.
+/// The state of an upload. Times are in milliseconds from its start. One task writes it, and
+/// another one may read it.
 #[derive(Debug)]
 pub struct Activity {
     start: Instant,
-    /// When it last moved.
+    /// When the upload last progressed.
     last_ms: AtomicU64,
     state: AtomicU8,
-    /// Since when the client is waited for, while it is.
+    /// When the current wait for the client began.
     since_ms: AtomicU64,
-    /// How long it was waited for before that.
+    /// The total time of the earlier waits for the client.
     awaited_ms: AtomicU64,
     bytes: AtomicU64,
 }
 
-/// How an upload stands.
+/// Which side an upload waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Upload {
-    /// What the client has sent waits for the upstream; or all of it was sent.
+    /// The client has sent bytes that wait for the upstream, or has sent everything.
     Sent,
-    /// The client is to send more.
+    /// The client has to send more.
     Awaited,
     /// The client broke it off.
     Broken,
 }
 
 impl Activity {
-    /// One whose first move is expected within `head_start`.
+    /// Starts an upload that may take `head_start` before its first progress is due.
     pub(super) fn from_then(head_start: Duration) -> Self {
         Self {
             start: Instant::now(),
@@ -52,16 +54,16 @@ impl Activity {
         }
     }
 
-    /// A part of it came.
+    /// Records that `bytes` arrived.
     pub(super) fn came(&self, bytes: usize, now: Instant) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.turn(Upload::Sent, now);
     }
 
-    /// It stands so from now on.
+    /// Enters `state`.
     pub(super) fn turn(&self, state: Upload, now: Instant) {
-        let was = self.state();
-        if was == Upload::Awaited && state == Upload::Awaited {
+        let before = self.state();
+        if before == Upload::Awaited && state == Upload::Awaited {
             return;
         }
         let now_ms = millis(now - self.start);
@@ -69,12 +71,12 @@ impl Activity {
             self.since_ms.store(now_ms, Ordering::Relaxed);
         } else {
             self.last_ms.store(now_ms, Ordering::Relaxed);
-            if was == Upload::Awaited {
+            if before == Upload::Awaited {
                 let waited_ms = now_ms.saturating_sub(self.since_ms.load(Ordering::Relaxed));
                 self.awaited_ms.fetch_add(waited_ms, Ordering::Relaxed);
             }
         }
-        // Last: who sees that it is awaited sees since when.
+        // Stored last: a reader that sees `Awaited` also sees when the wait began.
         self.state.store(state as u8, Ordering::Release);
     }
 
@@ -88,13 +90,14 @@ impl Activity {
         known.into_iter().find(|known| *known as u8 == state).unwrap_or(Upload::Sent)
     }
 
-    /// Whether the client is waited for and has used up its allowance.
+    /// Whether the upload waits for the client and the client has used up its allowance.
     pub(super) fn is_too_slow(&self, rate: usize, patience: Duration, now: Instant) -> bool {
         self.state() == Upload::Awaited && self.allowance(rate, patience, now).is_zero()
     }
 
-    /// How much longer the client may be waited for, all in all: `patience`, and what it has earned
-    /// by what it has brought at `rate` bytes a second. It shrinks no faster than time passes.
+    /// How much longer the upload may wait for the client in total: `patience` plus the time earned
+    /// by the bytes received, at `rate` bytes a second, less the time waited. It shrinks no faster
+    /// than time passes.
     pub(super) fn allowance(&self, rate: usize, patience: Duration, now: Instant) -> Duration {
         let Some(earned_ms) = (self.bytes.load(Ordering::Relaxed) * 1000).checked_div(rate as u64)
         else {
@@ -134,7 +137,7 @@ mod tests {
         for _ in 0..3 {
             activity.turn(Upload::Awaited, now);
             now += Duration::from_secs(10);
-            // Polled again in between, which changes nothing.
+            // Polled again in between; that changes nothing.
             activity.turn(Upload::Awaited, now);
             activity.came(1, now);
         }

@@ -1,4 +1,4 @@
-//! Bodies on their way to the upstream and back.
+//! Bodies of requests to the upstream and of its responses.
 
 use std::{
     fmt,
@@ -20,32 +20,32 @@ use super::{
 };
 use crate::limits::Kept;
 
-/// What is sent to the upstream.
+/// The body of a request to the upstream.
 #[derive(Debug)]
 pub enum RequestBody {
-    /// Nothing.
+    /// No body.
     Empty,
-    /// What the client sends, as it comes.
+    /// The body from the client, as it arrives.
     Client(Incoming, Arc<Activity>),
-    /// What the client sends once it is asked to.
+    /// The body that the client sends only once it is asked to.
     Held(Box<Held>),
-    /// What has been read of a body, then the rest as it comes.
+    /// The frames of a body that were already read, then the rest as it arrives.
     Resumed(Kept, Box<RequestBody>),
 }
 
-/// Why an upload ended before its end.
+/// Why an upload ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
     /// The client broke it off.
     #[error(transparent)]
     Client(#[from] hyper::Error),
-    /// It never began.
+    /// The upload never began.
     #[error("the upstream answered without asking for the upload")]
     Unasked,
 }
 
 impl RequestBody {
-    /// Passes a client's body on; `expects` where the client waits to be asked for it.
+    /// Passes a client's body on. `expects` is true if the client waits to be asked for it.
     pub fn of(body: Incoming, expects: bool) -> Self {
         if body.is_end_stream() {
             return Self::Empty;
@@ -56,7 +56,7 @@ impl RequestBody {
         Self::Client(body, Arc::new(Activity::from_then(Duration::ZERO)))
     }
 
-    /// The body from its beginning, of which these frames have been read.
+    /// Puts frames that were already read in front of the rest of the body.
     #[must_use]
     pub fn after(self, read: Kept) -> Self {
         if read.is_empty() { self } else { Self::Resumed(read, Box::new(self)) }
@@ -79,8 +79,8 @@ impl RequestBody {
         }
     }
 
-    /// Begins an upload that is held back, and tells whether it was. The client is asked for it
-    /// when it is polled next.
+    /// Begins an upload that is held back. Returns whether it was. The next poll asks the client
+    /// for it.
     pub fn begin(&mut self) -> bool {
         match std::mem::replace(self, Self::Empty) {
             Self::Held(held) => {
@@ -142,7 +142,7 @@ impl Body for RequestBody {
         }
     }
 
-    /// One of known length keeps it, and one that came in chunks goes on in chunks.
+    /// A body of known length keeps it, and a chunked one stays chunked.
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
@@ -162,31 +162,31 @@ impl Body for RequestBody {
     }
 }
 
-/// Why a body ended before its end.
+/// Why the body of a response ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The connection broke.
     #[error("the upstream's response was cut off: {0}")]
     Broken(#[from] hyper::Error),
-    /// Nothing came for too long.
-    #[error("nothing came from the upstream for {0:?}")]
+    /// Nothing arrived for too long.
+    #[error("the upstream sent nothing for {0:?}")]
     Idle(Duration),
-    /// The reader of the upstream died.
-    #[error("the read of the upstream was given up")]
+    /// The task that read the upstream died.
+    #[error("the read of the upstream was abandoned")]
     Abandoned,
 }
 
-/// What the upstream sends. Returns its connection to the pool when it has ended.
+/// The body of a response. Returns its connection to the pool at its end.
 pub struct ResponseBody {
     incoming: Incoming,
     connection: Option<(Sender, Arc<Pool>)>,
-    /// Given back with the connection.
+    /// Released together with the connection.
     place: Option<Place>,
-    /// The upload that the upstream has not asked for, until the connection is given up for it.
+    /// The upload that the upstream has not asked for, until the connection is dropped for it.
     unasked: Option<Unasked>,
     leaves_upload: bool,
     limit: Duration,
-    /// Made when the body first has to be waited for; most never are.
+    /// Created when the body first has to wait; most bodies never do.
     idle: Option<Pin<Box<Sleep>>>,
 }
 
@@ -197,20 +197,21 @@ impl fmt::Debug for ResponseBody {
 }
 
 impl ResponseBody {
-    /// What comes over a connection, which goes back to the pool; silence for `limit` ends it.
+    /// Creates a body that returns its connection to the pool. It fails if nothing arrives for
+    /// `limit`.
     pub(super) fn new(
         incoming: Incoming,
         connection: Connection,
         pool: &Arc<Pool>,
         limit: Duration,
-        unasked: Option<Unasked>,
+        unrequested: Option<Unasked>,
     ) -> Self {
         let mut body = Self {
             incoming,
             connection: Some((connection.sender, Arc::clone(pool))),
             place: None,
-            leaves_upload: unasked.is_some(),
-            unasked,
+            leaves_upload: unrequested.is_some(),
+            unasked: unrequested,
             limit,
             idle: None,
         };
@@ -220,14 +221,14 @@ impl ResponseBody {
         body
     }
 
-    /// Also a body that is empty from the start keeps its place until it is dropped: that of an
-    /// upgrade is empty.
-    pub(super) fn holding(mut self, place: Place) -> Self {
-        self.place = Some(place);
+    /// Keeps the permit until the end of the body. A body that is empty from the start keeps it
+    /// until it is dropped, because the body of an upgrade is empty.
+    pub(super) fn holding(mut self, permit: Place) -> Self {
+        self.place = Some(permit);
         self
     }
 
-    /// For what goes on over the connection when the response has ended: an upgrade.
+    /// Takes the permit for an upgrade, which uses the connection after the response has ended.
     pub fn take_place(&mut self) -> Option<Place> {
         self.place.take()
     }

@@ -1,9 +1,10 @@
 //! Sends spans to their collector.
 //!
-//! It opens connections as those to the upstream are opened, and is apart from them in all else: what
-//! a collector does is no news of the upstream, and takes none of its places. A connection is made for
-//! each message and closed after it. Messages are seconds apart, and a collector is often a service
-//! whose pods come and go: a kept connection would stay with one of them.
+//! Connections are opened as for the upstream, and nothing else is shared: a failing collector says
+//! nothing about the upstream, and its connections do not count in `upstream.max_connections`. Each
+//! message has its own connection, which is closed afterwards. Messages are seconds apart, and a
+//! collector is often a service with pods that come and go: a kept connection would stay with one
+//! of them.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -30,10 +31,10 @@ use crate::{
     tls::TlsError,
 };
 
-/// The longest answer that is read, in bytes; what is to be said fits.
+/// Largest response body that is read, in bytes. Any useful one fits.
 const MAX_ANSWER: usize = 64 << 10;
 
-/// Who takes spans.
+/// The collector that spans are sent to.
 #[derive(Debug)]
 pub(crate) struct Collector {
     connector: Connector,
@@ -41,27 +42,27 @@ pub(crate) struct Collector {
     headers: HeaderMap,
 }
 
-/// What it answers.
+/// The response of the collector.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    /// How long it wants to be left alone.
+    /// The time that the collector asks the sender to wait.
     pub(crate) retry_after: Option<Duration>,
     pub(crate) body: Bytes,
 }
 
-/// Why it does not.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unanswered {
     #[error("cannot connect: {0}")]
     Connect(io::Error),
     #[error("the exchange with the collector broke off: {0}")]
     Broken(#[from] hyper::Error),
-    #[error("the collector's answer cannot be read: {0}")]
+    #[error("cannot read the collector's answer: {0}")]
     Answer(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Without a word of the upstream, which it is not about.
+/// Leaves out the text about the upstream, because the error is about the collector.
 impl From<UpstreamError> for Unanswered {
     fn from(error: UpstreamError) -> Self {
         match error {
@@ -74,7 +75,7 @@ impl From<UpstreamError> for Unanswered {
 }
 
 impl Collector {
-    /// Reads certificates; connects to nothing yet.
+    /// Reads the certificates. Does not connect yet.
     pub(crate) fn new(traces: &Traces, metrics: &Arc<Metrics>) -> Result<Self, TlsError> {
         let mut config = Config::default();
         config.upstream.url.clone_from(&traces.origin);
@@ -90,14 +91,14 @@ impl Collector {
         Ok(Self { connector, target: traces.target.clone(), headers })
     }
 
-    /// Posts one message. The caller bounds how long it takes.
+    /// Posts one message. The caller limits the time.
     pub(crate) async fn post(&self, message: Bytes) -> Result<Answer, Unanswered> {
         let io = TokioIo::new(self.connector.connect(Protocol::Http1).await?);
         let (mut sender, connection) = http1::handshake(io).await?;
-        let _ends_with_this = AbortOnDropHandle::new(tokio::spawn(connection));
+        let _connection_task = AbortOnDropHandle::new(tokio::spawn(connection));
         let mut request = Request::new(Full::new(message));
         *request.method_mut() = Method::POST;
-        // It was a part of a URL.
+        // Always parses, because it was part of a URL.
         *request.uri_mut() = self.target.parse().unwrap_or_default();
         *request.headers_mut() = self.headers.clone();
         let (head, body) = sender.send_request(request).await?.into_parts();

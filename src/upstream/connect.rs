@@ -1,4 +1,4 @@
-//! Connections to the upstream: over TCP, within TLS or by a unix socket.
+//! Connections to the upstream: over TCP, with TLS, or by a unix socket.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     transport::{Socket, Stream, prepare},
 };
 
-/// What is to be spoken over a connection.
+/// The protocol of a connection to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Http1,
@@ -39,11 +39,11 @@ impl Protocol {
     }
 }
 
-/// Opens connections.
+/// Opens connections to one endpoint.
 #[derive(Debug)]
 pub(super) struct Connector {
     endpoint: Endpoint,
-    /// Where the endpoint speaks it.
+    /// Set if the endpoint uses TLS.
     tls: Option<Arc<Renewed<ClientConfig>>>,
     limit: Duration,
     #[expect(dead_code, reason = "held, not read")]
@@ -51,7 +51,7 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// Reads certificates; connects to nothing yet.
+    /// Reads the certificates. Does not connect yet.
     pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, TlsError> {
         let endpoint = config.upstream.endpoint();
         let tls = matches!(endpoint, Endpoint::Tls { .. })
@@ -62,7 +62,7 @@ impl Connector {
         Ok(Self { endpoint, tls, limit: config.upstream.connect_timeout, renewal })
     }
 
-    /// The host of requests that name none, and of URLs that lead here.
+    /// The `Host` of requests that have none, and the authority of URLs that lead here.
     pub(super) fn authority(&self) -> &str {
         match &self.endpoint {
             Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => authority,
@@ -70,7 +70,7 @@ impl Connector {
         }
     }
 
-    /// For messages.
+    /// The name of the endpoint in messages.
     fn name(&self) -> String {
         match &self.endpoint {
             Endpoint::Tcp(authority) => authority.clone(),
@@ -79,7 +79,7 @@ impl Connector {
         }
     }
 
-    /// Opens one within `upstream.connect_timeout`, TLS included.
+    /// Opens a connection within `upstream.connect_timeout`, including the TLS handshake.
     pub(super) async fn connect(&self, protocol: Protocol) -> Result<Stream, UpstreamError> {
         let limit = self.limit;
         let connected = timeout(limit, self.open(protocol)).await;
@@ -88,31 +88,30 @@ impl Connector {
     }
 
     async fn open(&self, protocol: Protocol) -> Result<Stream, UpstreamError> {
-        let refused = |source| UpstreamError::Connect { upstream: self.name(), source };
+        let connect_error = |source| UpstreamError::Connect { upstream: self.name(), source };
         let socket = match &self.endpoint {
             Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => {
-                Socket::Left(TcpStream::connect(authority).await.map_err(refused)?)
+                Socket::Left(TcpStream::connect(authority).await.map_err(connect_error)?)
             }
             Endpoint::Unix(path) => {
-                Socket::Right(UnixStream::connect(path).await.map_err(refused)?)
+                Socket::Right(UnixStream::connect(path).await.map_err(connect_error)?)
             }
         };
-        prepare(&socket).map_err(refused)?;
+        prepare(&socket).map_err(connect_error)?;
         let (Some(tls), Endpoint::Tls { name, .. }) = (&self.tls, &self.endpoint) else {
             return Ok(Stream::Left(socket));
         };
-        let distrusted = |source| UpstreamError::Tls { upstream: self.name(), source };
+        let tls_error = |source| UpstreamError::Tls { upstream: self.name(), source };
         let name = ServerName::try_from(name.clone());
-        let name =
-            name.map_err(|error: InvalidDnsNameError| distrusted(io::Error::other(error)))?;
+        let name = name.map_err(|error: InvalidDnsNameError| tls_error(io::Error::other(error)))?;
         let connector = TlsConnector::from(tls.current());
         let connector = connector.with_alpn(vec![protocol.alpn().to_vec()]);
-        let stream = connector.connect(name, socket).await.map_err(distrusted)?;
-        // "If [..] no overlap, the server SHALL respond with a fatal alert" (RFC 7301 3.2); those that
-        // know nothing of it say nothing, and speak HTTP/1.1.
+        let stream = connector.connect(name, socket).await.map_err(tls_error)?;
+        // "If [..] no overlap, the server SHALL respond with a fatal alert" (RFC 7301 3.2). Servers
+        // without ALPN select nothing, and speak HTTP/1.1.
         let chosen = stream.get_ref().1.alpn_protocol();
         if protocol == Protocol::Http2 && chosen != Some(HTTP2) {
-            return Err(distrusted(io::Error::other("it does not speak HTTP/2")));
+            return Err(tls_error(io::Error::other("it does not speak HTTP/2")));
         }
         Ok(Stream::Right(Box::new(TlsStream::Client(stream))))
     }

@@ -1,4 +1,4 @@
-//! Why the upstream gave no answer, and whose fault that is.
+//! Why the upstream gave no response, and whether that is the fault of the client.
 
 use std::time::Duration;
 
@@ -7,31 +7,31 @@ use super::{
     body::{BodyError, UploadError},
 };
 
-/// Why the upstream gave no answer. Each becomes a status in one place, `proxy::answer`.
+/// Why the upstream gave no response. `proxy::answer` maps each error to a status.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// No connection.
+    /// The connection failed.
     #[error("cannot connect to the upstream {upstream}: {source}")]
     Connect {
-        /// Where to.
+        /// The address of the upstream.
         upstream: String,
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// No connection in time.
     #[error("the upstream {upstream} did not accept a connection within {limit:?}")]
     ConnectTimeout {
-        /// Where to.
+        /// The address of the upstream.
         upstream: String,
         /// `upstream.connect_timeout`.
         limit: Duration,
     },
-    /// No TLS: the other end is not who it should be, or does not want us.
+    /// The TLS handshake failed: one side does not accept the other.
     #[error("cannot speak TLS with the upstream {upstream}: {source}")]
     Tls {
-        /// Where to.
+        /// The address of the upstream.
         upstream: String,
-        /// What is wrong.
+        /// The error of the handshake.
         source: std::io::Error,
     },
     /// No response head in time.
@@ -40,51 +40,51 @@ pub enum UpstreamError {
         /// `upstream.response_timeout`.
         limit: Duration,
     },
-    /// As many exchanges as may be are under way.
+    /// All connections were in use.
     #[error("all {limit} upstream connections were in use for {waited:?}")]
     Busy {
         /// `upstream.max_connections`.
         limit: usize,
-        /// `upstream.connect_timeout`, or nothing where `upstream.max_waiting` waited already.
+        /// `upstream.connect_timeout`, or zero if `upstream.max_waiting` requests waited already.
         waited: Duration,
     },
     /// A new connection was closed before it took the request.
     #[error("the upstream {upstream} closed a new connection at once")]
     Closed {
-        /// Where to.
+        /// The address of the upstream.
         upstream: String,
     },
-    /// The connection broke, or what came was not HTTP.
+    /// The connection broke, or the response was not HTTP.
     #[error("the exchange with the upstream broke: {0}")]
     Broken(#[source] hyper::Error),
-    /// A change of protocol that was not asked for.
-    #[error("the upstream switched protocols unasked")]
+    /// The upstream switched protocols although the request did not ask for it.
+    #[error("the upstream switched protocols without being asked")]
     UnaskedUpgrade,
-    /// Another transfer coding than `chunked`, though we asked for none.
+    /// The response has a transfer coding other than `chunked`, although none was asked for.
     #[error("the upstream's answer has a transfer coding other than chunked")]
     TransferCoding,
-    /// The response's body did not come.
+    /// The body of the response did not arrive.
     #[error(transparent)]
     Body(#[from] BodyError),
-    /// The client's upload stood still, so that the upstream could not answer.
+    /// The client's upload stalled, so the upstream could not answer.
     #[error("the client sent nothing of its upload for {limit:?}")]
     ClientStalled {
         /// `upstream.response_timeout`.
         limit: Duration,
     },
     /// The client's upload was too slow.
-    #[error("the client's upload brought less than {rate} bytes a second")]
+    #[error("the client's upload was slower than {rate} bytes a second")]
     ClientSlow {
         /// `server.min_upload_rate`.
         rate: usize,
     },
-    /// The client's upload broke off: it has hung up, or sent what is not HTTP.
+    /// The client's upload broke off: the client hung up, or sent bytes that are not HTTP.
     #[error("the client's upload broke off: {0}")]
     ClientGone(#[source] UploadError),
 }
 
 impl UpstreamError {
-    /// Whether it was a matter of time.
+    /// Whether a time limit was exceeded.
     pub fn is_timeout(&self) -> bool {
         matches!(
             self,
@@ -94,12 +94,12 @@ impl UpstreamError {
         )
     }
 
-    /// Whether the connection may have been closed by the upstream before the request came to it.
+    /// Whether the upstream may have closed the connection before the request reached it.
     pub(super) fn may_be_stale(&self) -> bool {
         matches!(self, Self::Broken(error) if !error.is_parse())
     }
 
-    /// Whether the fault is the client's.
+    /// Whether the client is at fault.
     pub fn is_clients(&self) -> bool {
         matches!(self, Self::ClientStalled { .. } | Self::ClientSlow { .. } | Self::ClientGone(_))
     }
@@ -116,7 +116,7 @@ impl UpstreamError {
         )
     }
 
-    /// The word for logs, metrics and headers.
+    /// The name in logs, metrics and headers.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Connect { .. } => "upstream-connect",
@@ -139,7 +139,8 @@ impl UpstreamError {
     }
 }
 
-/// Whose fault a broken exchange is: hyper ends it when the upload that it sends breaks off.
+/// Decides who is at fault for a broken exchange: hyper also ends one when the upload that it sends
+/// breaks off.
 pub(super) fn broken(error: hyper::Error, upload: Option<&Activity>) -> UpstreamError {
     match upload.map(Activity::state) {
         Some(Upload::Broken) => UpstreamError::ClientGone(error.into()),
@@ -147,8 +148,8 @@ pub(super) fn broken(error: hyper::Error, upload: Option<&Activity>) -> Upstream
     }
 }
 
-/// Whose fault silence is. An upload that the upstream does not take waits for it, not for the
-/// client.
+/// Decides who is at fault for a missing response. An upload that the upstream does not read waits
+/// for the upstream, not for the client.
 pub(super) fn late(limit: Duration, upload: Option<&Activity>) -> UpstreamError {
     match upload.map(Activity::state) {
         Some(Upload::Awaited) => UpstreamError::ClientStalled { limit },

@@ -1,5 +1,5 @@
-//! `Expect: 100-continue`: an upload that is held back until the upstream asks for it, and never
-//! asked for if the upstream answers first.
+//! `Expect: 100-continue`: an upload is held back until the upstream asks for it. It never begins
+//! if the upstream answers first.
 
 use std::{
     pin::Pin,
@@ -17,12 +17,12 @@ use tokio::time::{Sleep, sleep};
 
 use super::activity::Activity;
 
-/// For an upstream that does not know the expectation: "a client that will wait for a 100 (Continue)
-/// response before sending the request content [..] SHOULD NOT wait for an indefinite period before
-/// sending the content" RFC 9110 10.1.1. It is what curl waits.
+/// How long an upload is held back for an upstream that does not know the expectation: "a client
+/// that will wait for a 100 (Continue) response before sending the request content [..] SHOULD NOT
+/// wait for an indefinite period before sending the content" RFC 9110 10.1.1. curl waits as long.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What becomes of one such expectation.
+/// The state of one expectation.
 #[derive(Debug)]
 pub(super) struct Expectation {
     state: AtomicU8,
@@ -34,9 +34,9 @@ enum State {
     Waiting,
     /// The upload may begin.
     Met,
-    /// The upstream has answered; its answer is still being read.
+    /// The upstream has answered; its response is still being read.
     Answered,
-    /// That is done: nothing keeps the connection.
+    /// The response has been read: nothing needs the connection any more.
     Over,
 }
 
@@ -46,21 +46,21 @@ impl Expectation {
         self.turn(State::Waiting, State::Met);
     }
 
-    /// The upstream has answered. `Some` if it has not asked for the upload, which then never
-    /// begins.
+    /// Records that the upstream has answered. Returns `Some` if it has not asked for the upload,
+    /// which then never begins.
     pub(super) fn settle(self: Arc<Self>) -> Option<Unasked> {
         self.turn(State::Waiting, State::Answered).then(|| Unasked(self))
     }
 
     fn turn(&self, from: State, to: State) -> bool {
-        let turned = self
+        let changed = self
             .state
             .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
             .is_ok();
-        if turned {
+        if changed {
             self.upload.wake();
         }
-        turned
+        changed
     }
 
     fn is(&self, state: State) -> bool {
@@ -68,8 +68,8 @@ impl Expectation {
     }
 }
 
-/// An upload that nobody asked for. Dropped when the answer to it has been read, it breaks off the
-/// request, which the upstream waits for in vain.
+/// An upload that the upstream has not asked for. Dropping it, once the response has been read,
+/// breaks off the request: the upstream still waits for a body that never arrives.
 #[derive(Debug)]
 pub(super) struct Unasked(Arc<Expectation>);
 
@@ -79,7 +79,7 @@ impl Drop for Unasked {
     }
 }
 
-/// An upload that is held back. hyper asks the client for it when it is first polled.
+/// An upload that is held back. hyper asks the client for it at the first poll of the body.
 #[derive(Debug)]
 pub struct Held {
     pub(super) incoming: Incoming,
@@ -100,7 +100,7 @@ impl Held {
         }
     }
 
-    /// Ready when it is known whether the upload may begin.
+    /// Ready once it is known whether the upload may begin.
     pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let Self { expectation, patience, .. } = self;
         expectation.upload.register(cx.waker());

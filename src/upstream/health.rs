@@ -1,4 +1,4 @@
-//! Whether the upstream answers, as told by the exchanges that there are: nothing is sent to find out.
+//! Whether the upstream answers, judged by the exchanges of clients: no probes are sent.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -10,20 +10,20 @@ use tracing::{info, warn};
 use super::UpstreamError;
 use crate::{metrics::Metrics, throttle::Throttle};
 
-/// So many exchanges in a row that got no answer, and the upstream counts as down: a single slow
-/// endpoint among others that answer does not make it so.
+/// Failures in a row after which the upstream counts as down. One slow endpoint among others that
+/// answer does not reach this number.
 const FAILURES: u32 = 3;
 
-/// Tells the log and the metrics when the upstream begins to fail and when it answers again; each
-/// request's own error is logged at debug, where it is answered.
+/// Reports to the log and the metrics when the upstream begins to fail and when it answers again.
+/// The error of each request is logged at debug level where the request is answered.
 #[derive(Debug)]
 pub(super) struct Health {
-    /// A warning stands that no answer has followed.
+    /// A warning was logged and no answer has followed it yet.
     failing: AtomicBool,
     warnings: Throttle,
-    /// Exchanges since the last answer that got none.
+    /// Failures since the last answer.
     failures: AtomicU32,
-    /// Held while the gauge is set: it must not be left behind by who is overtaken.
+    /// Held while the gauge is set, so that a delayed update cannot overwrite a newer one.
     gauge: Mutex<()>,
     metrics: Arc<Metrics>,
 }
@@ -39,8 +39,9 @@ impl Health {
         }
     }
 
-    /// Takes note of how an exchange ended. What is the client's fault, and what was not sent because
-    /// too much was under way, says nothing of the upstream.
+    /// Records how an exchange ended. Errors of the client say nothing about the upstream. Nor does
+    /// a request that was not sent because too many were under way: it causes a warning, but does
+    /// not count as a failure.
     pub(super) fn tell(&self, error: Option<&UpstreamError>) {
         match error {
             None => self.answered(),
@@ -50,7 +51,7 @@ impl Health {
     }
 
     fn answered(&self) {
-        // Read before they are written: answers are many, and nearly always there is nothing to tell.
+        // Read before writing: answers are frequent, and there is nearly always nothing to report.
         if self.failures.load(Ordering::Relaxed) > 0 {
             self.count(|_| 0);
         }
@@ -65,7 +66,7 @@ impl Health {
         }
         if let Some(suppressed) = self.warnings.admit(error.as_str()) {
             self.failing.store(true, Ordering::Relaxed);
-            warn!(%error, suppressed, "the upstream fails");
+            warn!(%error, suppressed, "requests to the upstream fail");
         }
     }
 
@@ -93,7 +94,7 @@ mod tests {
             UpstreamError::ClientStalled { limit },
             UpstreamError::Busy { limit: 1, waited: limit },
         ];
-        for (told, up) in [
+        for (error, up) in [
             (None, 1),
             (Some(&late), 1),
             (Some(&late), 1),
@@ -106,8 +107,8 @@ mod tests {
             (Some(&late), 0),
             (None, 1),
         ] {
-            health.tell(told);
-            assert_eq!(metrics.upstream.up.get(), up, "{told:?}");
+            health.tell(error);
+            assert_eq!(metrics.upstream.up.get(), up, "{error:?}");
         }
     }
 }

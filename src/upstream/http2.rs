@@ -1,5 +1,5 @@
-//! HTTP/2 to the upstream, for gRPC: nothing else needs it, and HTTP/1.1 passes more (upgrades, interim
-//! responses) and costs less.
+//! HTTP/2 to the upstream, for gRPC only. Nothing else needs it, and HTTP/1.1 passes more on
+//! (upgrades, informational responses) and costs less.
 
 use hyper::{
     Method, Request, Uri, Version,
@@ -15,15 +15,16 @@ use hyper_util::rt::TokioExecutor;
 use super::RequestBody;
 use crate::config;
 
-/// Reads answers within the limits of requests.
+/// Configures HTTP/2 with the same limits for responses as for requests.
 pub(super) fn builder(limits: &config::Server) -> Builder<TokioExecutor> {
     let mut http2 = Builder::new(TokioExecutor::new());
     http2.max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
     http2
 }
 
-/// Whether a request needs HTTP/2 upstream: gRPC is defined over it alone, and its trailers say how a
-/// call has ended. A call is a POST. gRPC-Web (`application/grpc-web`) is not: it was made for HTTP/1.1.
+/// Whether a request needs HTTP/2 to the upstream: gRPC is only defined over HTTP/2, and the
+/// trailers say how a call has ended. A call is a POST. gRPC-Web (`application/grpc-web`) does not
+/// need it: it was made for HTTP/1.1.
 pub(super) fn is_needed(head: &request::Parts) -> bool {
     let is_grpc = |value: &[u8]| match value.strip_prefix(b"application/grpc") {
         Some(rest) => matches!(rest.first(), None | Some(b'+' | b';')),
@@ -34,10 +35,11 @@ pub(super) fn is_needed(head: &request::Parts) -> bool {
         && head.headers.get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()))
 }
 
-/// Makes a request in origin form one of HTTP/2, whose target names scheme and authority.
+/// Converts a request in origin form to HTTP/2, where the target includes scheme and authority.
 ///
-/// "An intermediary that converts a request from another HTTP version [..] MUST" make the authority of
-/// `Host`, and both together say one thing twice (RFC 9113 8.3.1): `Host` goes.
+/// "An intermediary that converts a request from another HTTP version [..] MUST" build the
+/// authority from `Host`, and sending both would state the same twice (RFC 9113 8.3.1): `Host` is
+/// removed.
 pub(super) fn to_absolute_form(
     request: &mut Request<RequestBody>,
     scheme: Scheme,
@@ -52,7 +54,7 @@ pub(super) fn to_absolute_form(
     parts.scheme = Some(scheme);
     parts.authority = authority;
     parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
-    // Complete, so that it is valid.
+    // Always valid, because it is complete.
     *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
 }
 

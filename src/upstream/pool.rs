@@ -13,13 +13,13 @@ use tokio::time::Instant;
 use super::{RequestBody, connect::Protocol};
 use crate::{config, metrics::Metrics};
 
-/// Connections that nobody uses now, the one used last at the end.
+/// Idle connections, with the one that was used last at the end.
 #[derive(Debug)]
 pub(super) struct Pool {
     idle: Mutex<Vec<Idle>>,
     max_idle: usize,
     idle_timeout: Duration,
-    /// How many there are.
+    /// The number of idle connections.
     count: Gauge,
 }
 
@@ -28,17 +28,18 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection in use; tells whether it has been used before.
+/// A connection in use, and whether it was used before.
 pub(super) struct Connection {
     pub(super) sender: Sender,
     pub(super) reused: bool,
 }
 
-/// The end of a connection that takes requests.
+/// The half of a connection that accepts requests.
 pub(super) enum Sender {
     Http1(http1::SendRequest<RequestBody>),
-    /// For one request at a time as well. Shared, it would let one client hold up or end the calls
-    /// of all: by what it does not read, by its number of streams, by frames that count as a flood.
+    /// Also used for one request at a time. On a shared connection one client could delay or end
+    /// the requests of all: by what it does not read, by its number of streams, or by frames that
+    /// count as a flood.
     Http2(http2::SendRequest<RequestBody>),
 }
 
@@ -68,18 +69,19 @@ impl Sender {
 impl Pool {
     /// An empty pool.
     pub(super) fn new(config: &config::Upstream, metrics: &Metrics) -> Self {
-        let (max_idle, idle_timeout) = (config.max_idle, config.idle_timeout);
+        let max_idle = config.max_idle;
+        let idle_timeout = config.idle_timeout;
         let count = metrics.upstream.idle.clone();
         Self { idle: Mutex::default(), max_idle, idle_timeout, count }
     }
 
-    /// The connection of this protocol that was used last, if it is still there.
+    /// Takes the connection of this protocol that was used last, if there is one.
     pub(super) fn take(&self, protocol: Protocol) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let mut busy = Vec::new();
         let mut found = None;
         while let Some(Idle { sender, since }) = idle.pop() {
-            // The rest is older.
+            // All others are older.
             if since.elapsed() > self.idle_timeout {
                 idle.clear();
                 break;
@@ -88,7 +90,8 @@ impl Pool {
                 found = Some(Connection { sender, reused: true });
                 break;
             }
-            // Of the other protocol, or still sending a request body that the upstream did not wait for.
+            // The connection is of the other protocol, or it still sends a request body that the
+            // upstream did not wait for.
             if !sender.is_closed() {
                 busy.push(Idle { sender, since });
             }
@@ -110,7 +113,8 @@ impl Pool {
         self.tell(&idle);
     }
 
-    /// While the lock is held, so that nobody who is overtaken leaves an older number.
+    /// Updates the gauge. The caller holds the lock, so that a delayed update cannot overwrite a
+    /// newer one.
     fn tell(&self, idle: &[Idle]) {
         self.count.set(i64::try_from(idle.len()).unwrap_or(i64::MAX));
     }

@@ -1,4 +1,4 @@
-//! The jobs that a file or a list names.
+//! Reads the job ids in a file or a list.
 
 use std::{
     fs::File,
@@ -14,21 +14,21 @@ use crate::{
     proxy::route::rules,
 };
 
-/// Characters of what is no id that are shown.
+/// Characters of an invalid id that are shown in a message.
 const MAX_SHOWN: usize = 80;
 
-/// What was found.
+/// The ids that were found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) jobs: Vec<JobId>,
-    /// How many were no ids.
+    /// Number of values that are not ids.
     pub(super) unreadable: usize,
-    /// Where the first of these is, and what stands there.
+    /// The first of these values, with its line in a file.
     pub(super) first_unreadable: Option<String>,
 }
 
 impl Found {
-    /// Of an id that can be read in several ways the most literal one is read from the upstream.
+    /// Adds the most literal reading of an id, because that one is read from the upstream.
     fn take(&mut self, readings: Vec<JobId>, place: impl FnOnce() -> String) {
         if let Some(job) = readings.into_iter().next() {
             self.jobs.push(job);
@@ -39,12 +39,12 @@ impl Found {
     }
 }
 
-/// Reads a file of at most `max` bytes: an id a line, comments from `#` on.
+/// Reads a file of at most `max` bytes: one id per line, and comments that start with `#`.
 pub(super) fn in_file(path: &Path, max: usize) -> io::Result<Found> {
     let mut text = String::new();
     File::open(path)?.take(max as u64 + 1).read_to_string(&mut text)?;
     if text.len() > max {
-        let error = format!("it is larger than {max} bytes");
+        let error = format!("the file is larger than {max} bytes");
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
     }
     Ok(in_lines(&text))
@@ -52,7 +52,7 @@ pub(super) fn in_file(path: &Path, max: usize) -> io::Result<Found> {
 
 fn in_lines(text: &str) -> Found {
     let mut found = Found::default();
-    // `#` is in no id.
+    // An id does not contain `#`.
     let ids = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     for (line, id) in (1..).zip(ids).filter(|(_, id)| !id.is_empty()) {
         found.take(key::readings(id), || format!("line {line}: {:?}", shortened(id)));
@@ -60,7 +60,7 @@ fn in_lines(text: &str) -> Found {
     found
 }
 
-/// Reads a document in which `pointer` leads to the ids: strings and whole numbers, or lists of them.
+/// Reads a document in which `pointer` leads to the ids: strings, whole numbers, or arrays of them.
 pub(super) fn in_json(document: &[u8], pointer: &Pointer) -> serde_json::Result<Found> {
     let document: Value = serde_json::from_slice(document)?;
     let mut found = Found::default();
@@ -75,7 +75,7 @@ fn take(found: &mut Found, id: &Value) {
     found.take(rules::ids(id), || shortened(&id.to_string()));
 }
 
-/// For a message.
+/// Shortens a value for a message.
 fn shortened(text: &str) -> String {
     text.chars().take(MAX_SHOWN).collect()
 }

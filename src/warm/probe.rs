@@ -1,4 +1,5 @@
-//! Whether what is to be warmed can be read: at the start, and by `jobcache check`, which warms nothing.
+//! Checks that the sources of warming can be read: at startup, and for `jobcache check`, which
+//! warms nothing.
 
 use std::{path::Path, sync::Arc};
 
@@ -16,22 +17,22 @@ use crate::{
     upstream::Upstream,
 };
 
-/// Why there are no jobs of a list.
+/// Reason why the list gave no jobs.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unread {
-    /// There is no list.
+    /// The list could not be fetched.
     #[error(transparent)]
     Unlisted(#[from] Unlisted),
-    /// It is no JSON.
-    #[error("its answer is not JSON: {0}; look at warm.list and at Accept in warm.headers")]
+    /// The answer is not JSON.
+    #[error("the answer is not JSON: {0}; check warm.list and Accept in warm.headers")]
     NotJson(#[from] serde_json::Error),
-    /// We are told to stop.
-    #[error("there was no time to read it")]
+    /// The process is stopping.
+    #[error("the process is stopping")]
     Stopped,
 }
 
 impl Unread {
-    /// Whether there is somebody who answers.
+    /// Whether the upstream gave an answer, other than a server error.
     pub(super) fn is_an_answer(&self) -> bool {
         match self {
             Self::Unlisted(Unlisted::Status(status)) => !status.is_server_error(),
@@ -41,7 +42,7 @@ impl Unread {
     }
 }
 
-/// Reads the list once.
+/// Fetches and parses the list once.
 pub(super) async fn listed(
     proxy: &Proxy,
     target: &Uri,
@@ -54,41 +55,41 @@ pub(super) async fn listed(
     Ok(read.map_err(|_| Unread::Stopped)??)
 }
 
-/// What a file of ids holds, in words; the error says what is wrong with it.
+/// Describes the ids in a file. The error says what is wrong with it.
 pub fn file(path: &Path) -> Result<String, String> {
     let found = ids::in_file(path, MAX_LIST).map_err(|error| format!("cannot be read: {error}"))?;
-    told(&found, "name a file of ids, one a line")
+    told(&found, "use a file with one id per line")
 }
 
-/// The same of the list, asked of the upstream as at the start.
+/// Describes the ids in the list, which is fetched from the upstream as at startup.
 pub async fn list(config: &Config) -> Result<String, String> {
     let Some(target) = &config.warm.list else { return Ok("is not set".to_owned()) };
     let proxy = proxy(config).map_err(|error| error.to_string())?;
     let found = listed(&proxy, target, &headers(config), &config.warm).await;
-    let mend = format!("let warm.pointer = \"{}\" lead to ids", config.warm.pointer);
-    told(&found.map_err(|error| error.to_string())?, &mend)
+    let remedy = format!("warm.pointer = \"{}\" must lead to ids", config.warm.pointer);
+    told(&found.map_err(|error| error.to_string())?, &remedy)
 }
 
-fn told(found: &ids::Found, mend: &str) -> Result<String, String> {
+fn told(found: &ids::Found, remedy: &str) -> Result<String, String> {
     let jobs = found.jobs.len();
     match &found.first_unreadable {
         Some(first) => {
             let count = found.unreadable;
-            Err(format!("has {jobs} ids, and {count} that are none ({first}); {mend}"))
+            Err(format!("has {jobs} ids and {count} invalid ones ({first}); {remedy}"))
         }
-        None if jobs == 0 => Err(format!("has no ids; {mend}")),
+        None if jobs == 0 => Err(format!("has no ids; {remedy}")),
         None => Ok(format!("has {jobs} ids")),
     }
 }
 
-/// One that asks the upstream and stores nothing.
+/// Builds a proxy that asks the upstream and stores nothing.
 fn proxy(config: &Config) -> Result<Proxy, RunError> {
     let mut config = config.clone();
     config.store.url = StoreUrl::Memory;
     let metrics = Arc::new(Metrics::default());
     let limits = &metrics.limits;
-    let met = limits.counter(Limit::Inspected).clone();
-    let room = Room::new(config.max_inspected, limits.inspected.clone(), met);
+    let limit_hits = limits.counter(Limit::Inspected).clone();
+    let room = Room::new(config.max_inspected, limits.inspected.clone(), limit_hits);
     let routes = Arc::new(Routes::configured::<RunError>(&config)?);
     let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
     let cache = Arc::new(Cache::open(&config, Arc::clone(&metrics))?);

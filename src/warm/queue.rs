@@ -1,4 +1,4 @@
-//! The jobs that wait to be read, each once.
+//! The jobs that wait to be read, each of them once.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -13,51 +13,53 @@ use tokio::{
 use super::Pauses;
 use crate::cache::key::JobId;
 
-/// Jobs in the order in which they are to be read.
+/// The waiting jobs, in reading order.
 #[derive(Debug)]
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
-    /// That there is another one.
+    /// Notified when a job is added.
     news: Notify,
     max: usize,
 }
 
-/// One that waits.
+/// A waiting job.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) job: JobId,
-    /// Before it is tried again.
+    /// Pauses before its next attempts.
     pub(super) pauses: Pauses,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     ready: VecDeque<Item>,
-    /// Those that were tried in vain, by when they are tried again; numbered, for two may share a time.
+    /// Jobs that wait for another attempt, by its time. The number tells jobs with equal times
+    /// apart.
     later: BTreeMap<(Instant, u64), Item>,
     count: u64,
-    /// All of these.
+    /// All jobs in `ready` and `later`.
     known: HashSet<JobId>,
     closed: bool,
 }
 
 impl Queue {
-    /// None yet, and at most `max`.
+    /// An empty queue for at most `max` jobs.
     pub(super) fn within(max: usize) -> Self {
         Self { waiting: Mutex::default(), news: Notify::new(), max }
     }
 
-    /// How many wait.
+    /// Number of waiting jobs.
     pub(super) fn len(&self) -> usize {
         self.lock().known.len()
     }
 
-    /// Takes no more: nobody will read them.
+    /// Accepts no more jobs, because nothing will read them.
     pub(super) fn close(&self) {
         self.lock().closed = true;
     }
 
-    /// Whether this job waits now. One that waits already does so once: its read is yet to begin.
+    /// Adds a job, and returns whether it waits now. A job that waits already is not added again,
+    /// because its read has not begun.
     pub(super) fn add(&self, job: JobId) -> bool {
         let mut waiting = self.lock();
         if waiting.known.contains(&job) {
@@ -73,19 +75,19 @@ impl Queue {
         true
     }
 
-    /// Puts one back that was tried in vain, unless it has been handed in again since.
+    /// Puts back a job for another attempt at `until`, unless it has been added again meanwhile.
     pub(super) fn postpone(&self, item: Item, until: Instant) {
         let mut waiting = self.lock();
         if waiting.known.insert(item.job.clone()) {
             waiting.count += 1;
-            let place = (until, waiting.count);
-            waiting.later.insert(place, item);
+            let retry_key = (until, waiting.count);
+            waiting.later.insert(retry_key, item);
             drop(waiting);
             self.news.notify_one();
         }
     }
 
-    /// The next one, once there is one that may be read. Nothing is lost when it is dropped.
+    /// Waits for the next job that may be read. No job is lost if the future is dropped.
     pub(super) async fn next(&self) -> Item {
         loop {
             let at = match self.take(Instant::now()) {
@@ -93,14 +95,14 @@ impl Queue {
                 Err(at) => at,
             };
             match at {
-                // Late or told: it is looked at again either way.
+                // On a timeout and on a notification alike, the queue is checked again.
                 Some(at) => drop(timeout_at(at, self.news.notified()).await),
                 None => self.news.notified().await,
             }
         }
     }
 
-    /// The next one at `now`, or when there will be one.
+    /// The next job at `now`, or the time when there will be one.
     fn take(&self, now: Instant) -> Result<Item, Option<Instant>> {
         let mut waiting = self.lock();
         let due = waiting.later.first_key_value().map(|((at, _), _)| *at);
@@ -115,7 +117,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing under the lock leaves it half done.
+        // A panic under the lock does not leave the queue inconsistent.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -136,7 +138,8 @@ mod tests {
 
     #[test]
     fn a_job_waits_once_and_no_more_than_there_is_room_for() {
-        let (queue, now) = (Queue::within(2), Instant::now());
+        let queue = Queue::within(2);
+        let now = Instant::now();
         assert!(queue.add(job("a")) && queue.add(job("b")) && queue.add(job("a")));
         assert!(!queue.add(job("c")), "there are two");
         assert_eq!(queue.len(), 2);
@@ -151,7 +154,8 @@ mod tests {
 
     #[test]
     fn one_that_is_postponed_lets_the_others_go_first() {
-        let (queue, now) = (Queue::within(2), Instant::now());
+        let queue = Queue::within(2);
+        let now = Instant::now();
         assert!(queue.add(job("a")) && queue.add(job("b")));
         let first = queue.take(now).unwrap();
         let until = now + Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! Requests that repeat the fields of an earlier one on their connection: answered without reading
-//! them anew, and in nothing else unlike others.
+//! Requests with the fields of an earlier one on their connection: the repeat fast path answers
+//! them without parsing, and otherwise treats them like all others.
 
 use std::time::Duration;
 
@@ -38,14 +38,14 @@ impl Poller {
         Self { end: End::new(setup.sidecar.client.connect().await), fields }
     }
 
-    /// One whose next request is answered by what is remembered of the last.
+    /// Returns a client that takes the fast path with its next request.
     async fn known(setup: &Setup) -> Self {
         let mut poller = Self::new(setup).await;
         poller.known_for(setup, X).await;
         poller
     }
 
-    /// Polls until that is so.
+    /// Polls until a request takes the fast path.
     async fn known_for(&mut self, setup: &Setup, path: &str) {
         eventually(RECOVERY, async || {
             let before = repeats(setup).await;
@@ -69,7 +69,7 @@ impl Poller {
     }
 }
 
-/// With all its labels.
+/// Returns the sum of a metric over all its labels.
 async fn metric(setup: &Setup, name: &str) -> u64 {
     let text = setup.sidecar.admin.get("/metrics").await;
     let lines = text.text().lines().filter(|line| line.starts_with(name));
@@ -109,7 +109,7 @@ async fn a_repeated_request_is_answered_to_the_byte_as_one_that_is_not() {
                 assert_eq!(repeats(&setup).await, before);
                 let again = poller.poll(path).await;
                 assert_eq!(repeats(&setup).await, before + 1);
-                // A second may have passed between the two.
+                // A new second may have begun between the two.
                 if first == again { Ok(()) } else { Err((first, again)) }
             })
             .await;
@@ -174,7 +174,7 @@ async fn another_credential_on_the_same_connection_gets_what_is_its_own() {
         a.end.send(&of_b).await;
         assert_eq!(a.end.answer().await.1, "{\"of\":\"b\"}");
     }
-    assert!(repeats(&setup).await <= before + 20, "of one of them at most");
+    assert!(repeats(&setup).await <= before + 20, "more repeats than one client can have");
 }
 
 #[tokio::test]
@@ -223,7 +223,7 @@ async fn while_redis_hangs_a_repeated_request_is_answered_by_the_upstream_within
     poller.known_for(&setup, X).await;
 }
 
-/// What is sent, and how many answers come.
+/// Returns names and parts of requests that must not take the fast path.
 #[track_caller]
 fn others() -> Vec<(&'static str, Vec<String>)> {
     let rest = "Host: jobs.example\r\nAccept: */*\r\n\r\n";
@@ -261,7 +261,7 @@ async fn whatever_is_not_exactly_the_same_is_answered_as_ever() {
             let before = repeats(&setup).await;
             for part in &parts {
                 poller.end.send(part).await;
-                // So that it is a read of its own.
+                // Makes the part arrive as a separate read.
                 setup.exchange().await;
             }
             let head = poller.end.head().await;
@@ -269,7 +269,7 @@ async fn whatever_is_not_exactly_the_same_is_answered_as_ever() {
             let status = head.lines().next().unwrap_or_default().to_owned();
             heads.push((status, cache_status(&head).to_owned()));
         }
-        // The first may have filled it.
+        // The first request may have filled the entry.
         let filled = heads[0].1.contains("fwd=miss") && heads[1].1.ends_with("hit");
         assert!(heads[0] == heads[1] || filled, "{what}: {heads:?}");
     }
@@ -287,7 +287,7 @@ async fn pipelined_requests_are_answered_in_turn() {
         for id in ["x", "y", "x"] {
             assert_eq!(poller.end.answer().await.1, version(id, 0));
         }
-        // The end of a head that hyper has the beginning of, and a whole one after it.
+        // The end of a head that hyper has begun to read, followed by a whole head.
         poller.end.send(format!("{rest}{x}")).await;
         for id in ["y", "x"] {
             assert_eq!(poller.end.answer().await.1, version(id, 0));
@@ -333,7 +333,7 @@ async fn a_body_that_looks_like_a_repeated_request_is_a_body() {
     }
 }
 
-/// An upstream that switches protocols when it is asked to and then sends back what comes.
+/// Starts an upstream that switches protocols on request and then echoes what it receives.
 async fn switching() -> String {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -389,7 +389,7 @@ async fn a_client_that_reads_slowly_gets_all_of_it() {
     for _ in 0..5 {
         poller.end.send(poller.request(X)).await;
         setup.exchange().await;
-        // Sent while the answer waits.
+        // Sent while the answer is still waiting.
         poller.end.send(poller.request(Y)).await;
         assert_eq!(poller.end.answer().await.1, body);
         assert_eq!(poller.end.answer().await.1, version("y", 0));
@@ -418,7 +418,7 @@ async fn repeated_requests_keep_a_connection_and_silence_ends_it() {
     let began = Instant::now();
     while began.elapsed() < 4 * limit {
         assert_eq!(poller.body(X).await, version("x", 0));
-        // A poll that comes at once would not show that the next one moves the limit.
+        // An immediate poll would not show that the next one moves the limit.
         tokio::time::sleep(limit / 4).await;
     }
     assert_eq!(poller.end.rest().await, "");

@@ -1,4 +1,5 @@
-//! Large entries that are stored compressed: who is sent which form, and what counts as a hit.
+//! Large entries that are stored compressed: which client gets which form, and what counts as a
+//! hit.
 
 use hyper::{Method, StatusCode};
 use jobcache::config::{Config, NearMode};
@@ -11,7 +12,7 @@ use crate::support::{
 };
 
 const X: &str = "/jobs/x";
-/// How a Zstandard frame begins (RFC 8878 3.1.1).
+/// The magic number of a Zstandard frame (RFC 8878 3.1.1).
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const SUFFIX: &str = "-jobcache-zstd\"";
 
@@ -24,7 +25,7 @@ fn compressing(config: &mut Config) {
     config.store.compress_above = Some(1024);
 }
 
-/// A job with a large body, in the cache.
+/// Returns a setup with a large job in the cache.
 async fn filled(change: impl FnOnce(&mut Config)) -> Setup {
     let setup = Setup::with(|config| {
         compressing(config);
@@ -83,7 +84,7 @@ async fn each_client_gets_the_form_that_it_accepts() {
 
         let stored = setup.redis.get(&key("x")).await.expect("an entry");
         assert_eq!(stored[..4], MAGIC, "{near:?}");
-        assert_eq!(accepting(client, "zstd").await.body, stored, "sent as it is stored");
+        assert_eq!(accepting(client, "zstd").await.body, stored, "not sent in the stored form");
     }
 }
 
@@ -104,7 +105,7 @@ async fn a_head_request_is_told_of_the_form_that_a_get_would_see() {
 #[tokio::test]
 async fn whoever_repeats_its_request_gets_its_own_form_each_time() {
     let setup = filled(|_| {}).await;
-    // Connections of their own, so that each repeats what it has sent.
+    // Two connections, so that each repeats its own request.
     let address = setup.sidecar.client.address();
     let (plain, zstd) = (Client::new(address), Client::new(address));
     for _ in 0..4 {
@@ -112,7 +113,7 @@ async fn whoever_repeats_its_request_gets_its_own_form_each_time() {
         assert_identity(&plain.get(X).await);
     }
     assert!(setup.sidecar.admin.metric("jobcache_repeats_total").await >= 4);
-    // And one that changes its mind.
+    // One connection may also change its choice.
     assert_identity(&zstd.get(X).await);
     assert_compressed(&accepting(&zstd, "zstd").await);
 }
@@ -162,7 +163,7 @@ async fn the_upstreams_own_tag_and_vary_are_kept() {
     assert_eq!(zstd.header("etag"), "\"v7-jobcache-zstd\"");
     assert_eq!(vary(&zstd), ["Accept", "accept-encoding"]);
 
-    // A write under that tag is judged by the one that the upstream knows.
+    // The tag in a conditional write is translated to the upstream's tag.
     let write = setup.sidecar.client.request(Method::PUT, X).body("{}");
     write.header("if-match", zstd.header("etag")).send().await;
     let writes: Vec<_> =
@@ -170,7 +171,8 @@ async fn the_upstreams_own_tag_and_vary_are_kept() {
     assert_eq!(writes[0].headers["if-match"], "\"v7\"");
 }
 
-/// Who has a part of the compressed body would take a part of another for its rest.
+/// A client with a part of the compressed body would otherwise combine it with a part of another
+/// form.
 #[tokio::test]
 async fn a_part_is_asked_for_under_the_tag_that_the_client_has() {
     let setup = filled(|_| {}).await;
@@ -232,7 +234,7 @@ async fn a_sidecar_that_compresses_nothing_serves_what_another_has_compressed() 
     config.near.mode = NearMode::Off;
     let other = crate::support::sidecar::Sidecar::start(config).await;
 
-    // Before it is connected it passes.
+    // Requests pass through until it is connected.
     eventually(SOON, async || other.get(X).await.is_hit()).await;
     setup.upstream.forget_requests();
 
@@ -241,7 +243,7 @@ async fn a_sidecar_that_compresses_nothing_serves_what_another_has_compressed() 
     assert_eq!(setup.upstream.reads(X), 0);
 }
 
-/// Sidecars that know no compression take only version 1 for a hit.
+/// Sidecars without compression accept only version 1 as a hit.
 #[tokio::test]
 async fn what_is_compressed_is_of_a_version_that_older_sidecars_do_not_serve() {
     let setup = filled(|_| {}).await;
@@ -270,7 +272,7 @@ async fn a_credential_that_is_given_the_same_shares_the_compressed_entry() {
     assert_eq!(setup.upstream.reads(X), 2);
 }
 
-/// Puts another body under the same expiry, with meta that tells of it.
+/// Replaces the body under the same expiry, with matching metadata.
 async fn forge(setup: &Setup, stored: &[u8], zstd_of: usize) {
     let (main, meta_key) = (key("x"), format!("{{{}}}:meta", key("x")));
     let meta = setup.redis.get(&meta_key).await.expect("meta");

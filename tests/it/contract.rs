@@ -1,4 +1,4 @@
-//! The store contract: every scenario on every store.
+//! The store contract: every scenario runs on every store.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -17,12 +17,12 @@ const LEASE: Duration = Duration::from_millis(300);
 const FENCE: Duration = Duration::from_millis(150);
 const META: &str = r#"{"v":0"#;
 
-/// Runs a scenario on a Redis of its own, on a cluster of one master and on the embedded store.
+/// Runs a scenario on a Redis, on a cluster of one master and on the embedded store.
 async fn on_each<F: Future<Output = ()>>(scenario: impl Fn(Arc<Store>) -> F) {
     on_each_leasing(LEASE, scenario).await;
 }
 
-/// The same with leases that last so long.
+/// Like [`on_each`], with this lease time.
 async fn on_each_leasing<F: Future<Output = ()>>(
     lease: Duration,
     scenario: impl Fn(Arc<Store>) -> F,
@@ -87,7 +87,7 @@ async fn a_fill_is_read_back_with_body_meta_and_an_expiry_that_counts_from_the_l
         let key = key("x");
         let lease = granted(&store, &key).await;
         let asked_at_ms = lease.granted_at_ms();
-        assert_eq!(read(&store, &key).await, None, "a placeholder is no entry");
+        assert_eq!(read(&store, &key).await, None, "a placeholder is not an entry");
         assert_eq!(fill(&store, lease, "body").await, Fill::Stored);
         let stored = read(&store, &key).await.unwrap();
         assert_eq!(&stored.body[..], b"body");
@@ -136,7 +136,7 @@ async fn a_refused_value_is_deleted_and_leased_but_not_the_one_that_replaced_it(
         let grant = store.lease(&key, Some(&old), &mut budget()).await.unwrap();
         let Grant::Lease(lease) = grant else { panic!("{grant:?}") };
         assert_eq!(read(&store, &key).await, None);
-        // Some time, so that the new entry has another expiry.
+        // Wait so that the new entry has another expiry.
         eventually(SOON, async || store.now_ms() > lease.granted_at_ms()).await;
         assert_eq!(fill(&store, lease, "new").await, Fill::Stored);
         let grant = store.lease(&key, Some(&old), &mut budget()).await.unwrap();
@@ -202,7 +202,7 @@ async fn an_inspection_shows_all_that_stands_and_changes_none_of_it() {
         filled(&store, &entry, "body").await;
         let granted = granted(&store, &lease).await;
         let _write = store.begin(vec![fence.clone()], SOON, &mut budget()).await;
-        // Twice: the first has changed nothing.
+        // Twice, because the first inspection must not change anything.
         for _ in 0..2 {
             let inspect = async |key| store.inspect(key, &mut budget()).await.unwrap();
             let shown = inspect(&entry).await;
@@ -296,7 +296,7 @@ async fn a_write_of_unknown_outcome_keeps_its_fence_for_a_while() {
         let write = store.begin(vec![key.clone()], SOON, &mut budget()).await;
         store.end(&write, LINGER, &mut budget()).await;
         assert!(matches!(ask(&store, &key).await, Grant::Fenced));
-        // For the linger, not for as long as it was raised for.
+        // The fence lasts for the linger instead of the time for which it was raised.
         let ended = std::time::Instant::now();
         eventually(SOON, async || matches!(ask(&store, &key).await, Grant::Lease(_))).await;
         assert!(ended.elapsed() < SOON / 2);
@@ -385,7 +385,7 @@ async fn keys_do_not_touch_each_other() {
     .await;
 }
 
-/// Fills with a meta that names its generation, as entries do, and returns what is then seen.
+/// Fills an entry with metadata that names its generation, as the cache does, and reads it.
 async fn entry(store: &Store, key: &Key, body: &'static str) -> (Seen, String) {
     let lease = granted(store, key).await;
     let generation = lease.token().as_str().to_owned();
@@ -399,7 +399,7 @@ fn audience(stored: &Stored) -> serde_json::Value {
     serde_json::from_slice::<serde_json::Value>(&stored.meta).unwrap()["audience"].clone()
 }
 
-/// A pair of an audience, with its time.
+/// Returns a member of an audience with its time.
 fn at(pair: &str, seen: &(Seen, String)) -> String {
     format!("{pair}@{}", seen.0.now_ms)
 }
@@ -472,7 +472,7 @@ async fn a_replacement_swaps_body_and_meta_under_a_new_generation() {
     .await;
 }
 
-/// What happened to an entry after it was seen.
+/// An event after the entry was read.
 #[derive(Clone, Copy, Debug)]
 enum Since {
     Purged,
@@ -511,7 +511,11 @@ async fn after_a_third_partys_del_and_set_of_the_same_bytes_nobody_is_admitted()
     let key = key("x");
     let seen = entry(&store, &key, "body").await;
     redis.del(key.main()).await;
-    assert_eq!(admit(&store, &key, &seen, "late").await, Fill::Revoked, "meta is left behind");
+    assert_eq!(
+        admit(&store, &key, &seen, "late").await,
+        Fill::Revoked,
+        "admitted by the metadata that the DEL has left"
+    );
     redis.set(key.main(), b"body").await;
     assert_eq!(admit(&store, &key, &seen, "late").await, Fill::Revoked);
     assert_eq!(replace(&store, &key, &seen, "late").await, Fill::Revoked);

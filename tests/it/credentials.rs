@@ -18,7 +18,7 @@ async fn get(setup: &Setup, who: &str) -> Reply {
     setup.sidecar.client.request(Method::GET, X).header("authorization", who).send().await
 }
 
-/// Reads until the answer is a hit; each read before it was the upstream's own answer.
+/// Reads until the answer is a hit; each earlier answer came from the upstream.
 async fn warm(setup: &Setup, who: &str) {
     eventually(SOON, async || get(setup, who).await.is_hit()).await;
 }
@@ -27,7 +27,7 @@ fn who(headers: &HeaderMap) -> &str {
     headers.get("authorization").map_or("nobody", |value| value.to_str().unwrap())
 }
 
-/// An API that knows Alice and Bob, and answers everybody else 401.
+/// An API that knows Alice and Bob, and answers 401 to everyone else.
 fn members_only(headers: &HeaderMap) -> Response<Body> {
     match who(headers) {
         ALICE | BOB => json(StatusCode::OK, version("x", 0)),
@@ -35,7 +35,7 @@ fn members_only(headers: &HeaderMap) -> Response<Body> {
     }
 }
 
-/// An API that answers each client with its own view of the job.
+/// An API that gives each client its own view of the job.
 fn personal(headers: &HeaderMap) -> Response<Body> {
     json(StatusCode::OK, format!(r#"{{"id":"x","for":"{}"}}"#, who(headers)))
 }
@@ -54,7 +54,7 @@ async fn each_credential_asks_the_upstream_once_and_then_hits() {
     for who in [ALICE, BOB, EVE] {
         get(&setup, who).await.assert(200, &version("x", 1));
     }
-    assert_eq!(setup.upstream.reads(X), 6, "one for each version and credential");
+    assert_eq!(setup.upstream.reads(X), 6, "not one read per version and credential");
 }
 
 #[tokio::test]
@@ -68,8 +68,8 @@ async fn a_stranger_is_refused_by_the_upstream_before_and_after_the_cache_is_war
         assert_eq!(reply.status, 401);
         assert!(!reply.cache_status().contains("hit"), "{reply:?}");
     }
-    assert_eq!(setup.get(X).await.status, 401, "nobody in particular is a stranger, too");
-    assert!(get(&setup, ALICE).await.is_hit(), "a refusal must not cost the others their entry");
+    assert_eq!(setup.get(X).await.status, 401, "an anonymous client was served");
+    assert!(get(&setup, ALICE).await.is_hit(), "a refusal has dropped the entry of the others");
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn two_users_see_their_own_bodies_always() {
     let reply = get(&setup, BOB).await;
     let replies = [reply, get(&setup, ALICE).await];
     let passes = replies.iter().any(|reply| reply.cache_status().contains("detail=audience"));
-    assert!(passes, "bodies that are each client's own are left alone: {replies:?}");
+    assert!(passes, "bodies specific to each client do not bypass the cache: {replies:?}");
 }
 
 #[tokio::test]
@@ -103,8 +103,8 @@ async fn a_credential_revoked_by_a_write_is_not_served_after_it() {
     assert_eq!(get(&setup, BOB).await.status, 403);
 }
 
-/// Bob's read was answered by the upstream before `invalidate`, and comes back after it and after
-/// Alice has filled the same bytes again: he must not be let in by it.
+/// Holds Bob's read, which the upstream has answered, during `invalidate` and until Alice has
+/// filled the same bytes again. The late read must not admit Bob.
 async fn check_late_admission(invalidate: impl AsyncFn(&Setup)) {
     let setup = Setup::new().await;
     warm(&setup, ALICE).await;
@@ -117,7 +117,7 @@ async fn check_late_admission(invalidate: impl AsyncFn(&Setup)) {
     });
     invalidate(&setup).await;
     gate.release();
-    assert_eq!(late.answer().await.0, 200, "he asked before it");
+    assert_eq!(late.answer().await.0, 200, "Bob's read began before the invalidation");
     warm(&setup, ALICE).await;
     assert_eq!(get(&setup, BOB).await.status, 403);
 }
@@ -163,7 +163,7 @@ async fn a_leaders_refusal_and_cookie_reach_nobody_else_in_its_flight() {
             setup.exchange().await;
             gate.release();
         });
-        assert_eq!(setup.upstream.reads(X), 2, "each asks for itself");
+        assert_eq!(setup.upstream.reads(X), 2, "not one read each");
         if status == StatusCode::OK {
             assert_eq!((first.header("set-cookie"), second.header("set-cookie")), ("1", "2"));
         }
@@ -208,7 +208,7 @@ async fn what_the_upstream_calls_public_is_for_all_who_ask_for_its_form() {
         warm(&setup, ALICE).await;
         assert!(get(&setup, BOB).await.is_hit(), "{directive}");
         let french = setup.sidecar.client.request(Method::GET, X).header("accept-language", "fr");
-        assert!(!french.send().await.is_hit(), "{directive} waives no representation");
+        assert!(!french.send().await.is_hit(), "{directive} does not waive content negotiation");
     }
 }
 
@@ -309,7 +309,7 @@ async fn polls_of_one_credential_share_the_read_that_lets_it_in() {
         gate.release();
     });
     assert!(replies.iter().all(|reply| reply.status == 200));
-    assert_eq!(setup.upstream.reads(X), 2, "one of Alice's, one of Bob's");
+    assert_eq!(setup.upstream.reads(X), 2, "not one read by Alice and one by Bob");
 }
 
 #[tokio::test]
@@ -339,7 +339,8 @@ async fn cookies_of_several_lines_reach_the_upstream_in_one() {
     assert_eq!(lines, ["a=1; b=2"]);
 }
 
-/// "public" says that anybody may be given it, `Vary: Authorization` that each is given another.
+/// "public" allows anyone to get the answer, but `Vary: Authorization` says that each client gets
+/// another one.
 #[tokio::test]
 async fn what_varies_by_who_asks_is_public_to_nobody() {
     for vary in ["authorization", "Accept, Cookie", "X-User-Id"] {
@@ -357,7 +358,7 @@ async fn what_varies_by_who_asks_is_public_to_nobody() {
     }
 }
 
-/// WSGI and CGI hand `x_user_id` to an application as they do `x-user-id`.
+/// WSGI and CGI pass `x_user_id` to an application in the same form as `x-user-id`.
 #[tokio::test]
 async fn a_header_that_gateways_read_as_a_credential_is_one() {
     let setup = Setup::new().await;
@@ -367,7 +368,7 @@ async fn a_header_that_gateways_read_as_a_credential_is_one() {
         json(StatusCode::OK, format!(r#"{{"for":"{name}"}}"#))
     });
     for header in ["x_user_id", "api_key", "x.api.key"] {
-        // What `Connection` lists is for this hop; who asks is for the upstream.
+        // Fields listed in `Connection` are for this hop, but credentials are for the upstream.
         let get = |who: &'static str| {
             let request = setup.sidecar.client.request(Method::GET, X);
             request.header("connection", header).header(header, who).send()
@@ -379,7 +380,8 @@ async fn a_header_that_gateways_read_as_a_credential_is_one() {
     }
 }
 
-/// That an entry is there, and that it is each client's own, is no business of who may not see it.
+/// A client without access must not learn that there is an entry, or that it is specific to each
+/// client.
 #[tokio::test]
 async fn a_refusal_does_not_tell_whether_there_is_an_entry() {
     check_refusal(StatusCode::FORBIDDEN).await;

@@ -1,4 +1,4 @@
-//! `jobcache demo`, as whoever tries it first runs it.
+//! `jobcache demo`, as a new user runs it.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{SOON, eventually};
 
-/// A demo of 8 seconds, two busy cores and all.
+/// Time limit for a demo of 8 seconds on two busy cores.
 const DEMO: Duration = Duration::from_mins(1);
 
 fn start(duration: &str) -> Child {
@@ -24,9 +24,9 @@ fn start(duration: &str) -> Child {
         .expect("the binary starts")
 }
 
-/// What it writes fits into its pipes, so they can be read afterwards.
+/// Waits for the end. The output fits into the pipes and can be read afterwards.
 async fn end(child: &mut Child, deadline: Duration) -> ExitStatus {
-    eventually(deadline, async || child.try_wait().expect("our child")).await
+    eventually(deadline, async || child.try_wait().expect("the child process")).await
 }
 
 fn stderr(child: &mut Child) -> String {
@@ -35,7 +35,7 @@ fn stderr(child: &mut Child) -> String {
     text
 }
 
-/// The number that stands after `name` in the closing summary.
+/// Returns the number after `name` in the closing summary.
 #[track_caller]
 fn figure(output: &str, name: &str) -> f64 {
     let line = output.lines().filter_map(|line| line.trim().strip_prefix(name)).next_back();
@@ -55,17 +55,18 @@ async fn the_demo_spares_the_api_most_reads_and_shows_nothing_stale() {
     assert!(figure(&output, "purges") > 0.0, "{output}");
     assert!(figure(&output, "stale answers") < 1.0, "{output}");
     assert!(!output.contains("failed") && !output.contains("refused"), "{output}");
-    assert!(!output.contains('\x1b'), "no terminal, no escape sequences:\n{output}");
+    assert!(!output.contains('\x1b'), "escape sequences without a terminal:\n{output}");
 }
 
 #[tokio::test]
 async fn ctrl_c_ends_the_demo_with_its_summary() {
     let mut child = start("1h");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let invited = lines.by_ref().any(|line| line.expect("UTF-8").starts_with("Ctrl-C ends it"));
+    let invited =
+        lines.by_ref().any(|line| line.expect("UTF-8").starts_with("Ctrl-C ends the demo"));
     assert!(invited, "{}", stderr(&mut child));
     let pid = Pid::from_child(&child);
-    kill_process(pid, Signal::INT).expect("our child");
+    kill_process(pid, Signal::INT).expect("the child process");
     let status = end(&mut child, SOON).await;
     assert!(status.success(), "{status}: {}", stderr(&mut child));
     let rest: Vec<String> = lines.map(|line| line.expect("UTF-8")).collect();

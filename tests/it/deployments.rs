@@ -1,6 +1,7 @@
-//! The files under `config/` that deploy jobcache, held to what jobcache takes, offers and needs.
+//! The files under `config/` that deploy jobcache, compared with what jobcache accepts, offers and
+//! needs.
 //!
-//! That the files are valid to Docker, Kubernetes and systemd is not shown here.
+//! These tests do not show that Docker, Kubernetes and systemd accept the files.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -13,12 +14,12 @@ use crate::support::{Process, Setup, python::yaml};
 const SECRET: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 const UNIT: &str = "config/jobcache.service";
 
-/// What a deployment gives to jobcache.
+/// Arguments and environment that a deployment gives to jobcache.
 struct Deployment {
     name: &'static str,
     args: Vec<String>,
     env: BTreeMap<String, String>,
-    /// What a `_FILE` variable names is in here.
+    /// Directory for the files that `_FILE` variables name.
     secrets: TempDir,
 }
 
@@ -45,10 +46,10 @@ impl Deployment {
         Self::new("kubernetes.yaml", &[], env)
     }
 
-    /// With the file that its comments install at the place that `ExecStart` names.
+    /// Returns the systemd deployment, with our configuration file at the path in `ExecStart`.
     fn systemd() -> Self {
         let start = directive("ExecStart");
-        let args = start.strip_prefix("/usr/local/bin/jobcache ").expect("jobcache is started");
+        let args = start.strip_prefix("/usr/local/bin/jobcache ").expect("the path of jobcache");
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/jobcache.toml");
         let args = args.replace("/etc/jobcache/jobcache.toml", file);
         Self::new("jobcache.service", &args.split(' ').collect::<Vec<_>>(), [])
@@ -64,7 +65,8 @@ impl Deployment {
         [Self::compose(), Self::kubernetes(), Self::systemd(), Self::image()]
     }
 
-    /// What `jobcache check` prints, on a machine with the secrets and nobody to talk to.
+    /// Returns the output of `jobcache check` on a machine that has the secrets and reaches no
+    /// other service.
     fn check(&self) -> String {
         let env = self.env.iter().map(|(name, value)| (name.as_str(), self.here(name, value)));
         let env: Vec<_> = env.collect();
@@ -72,12 +74,13 @@ impl Deployment {
         let args: Vec<_> = self.args.iter().map(String::as_str).chain(["check"]).collect();
         let (_, stdout, stderr) = Process::output(&args, &env);
         assert!(stdout.starts_with("# The configuration is valid."), "{}: {stderr}", self.name);
-        // Of variables that are no knobs, and the like.
+        // Warnings about unknown variables and the like.
         assert!(!stdout.contains("warning:"), "{}: {stdout}", self.name);
         stdout
     }
 
-    /// The value as it would be on this machine: other services are nowhere, secrets are files of ours.
+    /// Returns a value as it would be on this machine: other services are unreachable, and secrets
+    /// are files of the test.
     fn here(&self, name: &str, value: &str) -> String {
         if value.starts_with("${") {
             return SECRET.to_owned();
@@ -92,7 +95,7 @@ impl Deployment {
         value.replace("//api:8000", "//127.0.0.1:1").replace("//redis:6379", "//127.0.0.1:1")
     }
 
-    /// From the signal until jobcache has ended, at the latest.
+    /// Returns the longest time from the signal to the end of jobcache.
     fn drain(&self) -> Duration {
         let time = |name: &str, default| {
             self.env.get(name).map_or(default, |text| humantime::parse_duration(text).unwrap())
@@ -109,26 +112,26 @@ fn read(path: &str) -> String {
 
 #[track_caller]
 fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned()
+    value.as_str().unwrap_or_else(|| panic!("{value} is not a string")).to_owned()
 }
 
 #[track_caller]
 fn array(value: &Value) -> Vec<Value> {
-    value.as_array().unwrap_or_else(|| panic!("{value} is no list")).clone()
+    value.as_array().unwrap_or_else(|| panic!("{value} is not a list")).clone()
 }
 
 #[track_caller]
 fn object(value: &Value) -> BTreeMap<String, String> {
-    let value = value.as_object().unwrap_or_else(|| panic!("{value} is no object"));
+    let value = value.as_object().unwrap_or_else(|| panic!("{value} is not an object"));
     value.iter().map(|(name, value)| (name.clone(), text(value))).collect()
 }
 
 #[track_caller]
 fn seconds(value: &Value) -> Duration {
-    Duration::from_secs(value.as_u64().unwrap_or_else(|| panic!("{value} is no number")))
+    Duration::from_secs(value.as_u64().unwrap_or_else(|| panic!("{value} is not a number")))
 }
 
-/// What a line of the unit says.
+/// Returns the value of a directive in the unit.
 #[track_caller]
 fn directive(name: &str) -> String {
     let prefix = format!("{name}=");
@@ -136,7 +139,7 @@ fn directive(name: &str) -> String {
     unit.lines().find_map(|line| line.strip_prefix(&prefix)).expect("a directive").to_owned()
 }
 
-/// The documents of this kind in `kubernetes.yaml`.
+/// Returns the documents of this kind in `kubernetes.yaml`.
 fn kubernetes(kind: &str) -> Vec<Value> {
     yaml("config/kubernetes.yaml").into_iter().filter(|each| each["kind"] == kind).collect()
 }
@@ -150,7 +153,7 @@ fn container(pod: &Value, name: &str) -> Value {
     array(&pod["containers"]).into_iter().find(|each| each["name"] == name).expect("a container")
 }
 
-/// The number of a port that jobcache's container names.
+/// Returns the number of a named port of jobcache's container.
 #[track_caller]
 fn port(name: &Value) -> u64 {
     let ports = array(&container(&pod(), "jobcache")["ports"]);
@@ -234,7 +237,7 @@ fn what_a_pod_mounts_is_where_its_variables_look() {
         assert!(mounted, "{name}={path}");
         let (_, key) = path.rsplit_once('/').expect("a path");
         let made = read("config/kubernetes.yaml").contains(&format!("--from-literal={key}="));
-        assert!(made, "the comments make no secret with {key}");
+        assert!(made, "the comments do not create a secret with {key}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What clients ask of caches, and a sidecar that is told not to listen.
+//! Cache directives of clients, and a sidecar that is configured to ignore them.
 
 use hyper::{Method, StatusCode};
 use jobcache::config::Config;

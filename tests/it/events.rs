@@ -1,4 +1,4 @@
-//! What operators are told while it happens (`/events`) and at a glance (`/status`).
+//! Events as they happen (`/events`), and the current status (`/status`).
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const X: &str = "/jobs/x";
 const SECRET: &str = "a-secret-of-the-test";
 const TOKEN: &str = "Bearer the-clients-own-token";
 
-/// The stream of events, read as a browser does.
+/// The stream of events, read as a browser reads it.
 struct Stream {
     body: Incoming,
     text: String,
@@ -32,7 +32,7 @@ impl Stream {
         Self { body: response.into_body(), text: String::new() }
     }
 
-    /// The next event; none at the end.
+    /// Returns the next event, or `None` at the end.
     async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
@@ -50,7 +50,7 @@ impl Stream {
         }
     }
 
-    /// The next event of this kind, but for those of the warming up.
+    /// Returns the next event of this kind, except those about the warm-up job.
     async fn what(&mut self, what: &str) -> Value {
         loop {
             let event = self.next().await.unwrap_or_else(|| panic!("no {what} in the stream"));
@@ -134,7 +134,7 @@ async fn a_third_partys_del_is_told_and_what_the_sidecar_does_itself_is_not() {
     purge(&setup, r#"{"job_id":"x"}"#).await;
     setup.hit(X).await;
     let mut stream = Stream::open(&setup.sidecar.admin).await;
-    // What was done here may be told of within a second.
+    // Changes made through this sidecar may be reported up to a second later.
     eventually(SOON, async || {
         setup.redis.del("job_status:x").await;
         setup.get(X).await;
@@ -162,14 +162,14 @@ async fn a_slow_reader_is_told_how_much_it_lost() {
     let mut slow = Stream::open(&setup.sidecar.admin).await;
     let ids: Vec<String> = (0..10).map(|id| format!("{id}-{}", "x".repeat(100))).collect();
     let body = serde_json::json!({ "job_ids": ids }).to_string();
-    // More than sockets and queues take, read by nobody meanwhile.
+    // More events than sockets and queues can hold, while the stream is not read.
     for _ in 0..20 * WAITING {
         let request = setup.sidecar.admin.request(Method::POST, "/purge");
         assert_eq!(request.body(body.clone()).send().await.status, StatusCode::OK);
     }
     let lost = slow.what("lost").await;
     assert!(lost["events"].as_u64().is_some_and(|lost| lost > 0), "{lost}");
-    // It goes on from there.
+    // The stream continues after the gap.
     slow.what("purge").await;
 }
 
@@ -271,7 +271,7 @@ async fn the_history_tells_the_last_minutes_in_steps() {
     setup.hit(X).await;
     setup.get(&format!("{X}?fresh")).await;
 
-    // Steps have ends; what was asked for is in one of the next.
+    // A history step appears once it is complete.
     let sum = |told: &serde_json::Value, kind: &str| {
         let counts = told[kind].as_array().expect("a list");
         counts.iter().map(|n| n.as_u64().expect("a count")).sum::<u64>()

@@ -1,4 +1,4 @@
-//! `/explain/<id>`: what it says a request would come to is what the request then comes to.
+//! `/explain/<id>`: the prediction for a request is what the request then gets.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ const SECRET: &str = "a-secret-of-the-test";
 
 type Fields<'f> = &'f [(&'static str, &'f str)];
 
-/// The head of a request as an operator would copy it.
+/// Returns the head of a request as an operator would copy it.
 fn head(method: &str, path: &str, fields: Fields<'_>) -> String {
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {HOST}\r\n");
     for (name, value) in fields {
@@ -43,7 +43,7 @@ async fn explain(setup: &Setup, id: &str, head: String) -> Value {
     reply.json()
 }
 
-/// Everything in Redis: values and when they expire.
+/// Returns the keys in Redis with their values and expiries.
 async fn dump(setup: &Setup) -> BTreeMap<String, (Vec<u8>, i64)> {
     let mut all = BTreeMap::new();
     for name in setup.redis.keys("*").await {
@@ -54,7 +54,7 @@ async fn dump(setup: &Setup) -> BTreeMap<String, (Vec<u8>, i64)> {
     all
 }
 
-/// Both of the below, once what was sent before has come to its end.
+/// Returns [`dump`] and [`counters`] once earlier requests have had their effects.
 async fn rest(setup: &Setup) -> (BTreeMap<String, (Vec<u8>, i64)>, Vec<String>) {
     let mut last = (dump(setup).await, counters(setup).await);
     eventually(SOON, async || {
@@ -65,7 +65,7 @@ async fn rest(setup: &Setup) -> (BTreeMap<String, (Vec<u8>, i64)>, Vec<String>) 
     .await
 }
 
-/// What a request would move.
+/// Returns the counters that a request increases.
 async fn counters(setup: &Setup) -> Vec<String> {
     let metrics = setup.sidecar.admin.get("/metrics").await;
     let counted = ["requests_total", "fills", "near_lookups", "store_operation_seconds_count"];
@@ -73,7 +73,7 @@ async fn counters(setup: &Setup) -> Vec<String> {
     metrics.text().lines().filter(counts).map(ToOwned::to_owned).collect()
 }
 
-/// Requests by what became of them.
+/// Returns the number of requests by outcome.
 async fn outcomes(setup: &Setup) -> BTreeMap<String, u64> {
     let metrics = setup.sidecar.admin.get("/metrics").await;
     let mut all = BTreeMap::new();
@@ -86,8 +86,8 @@ async fn outcomes(setup: &Setup) -> BTreeMap<String, u64> {
     all
 }
 
-/// That what was told is what a request, the only one meanwhile, comes to: by its own word and by the
-/// metric.
+/// Asserts that the prediction matches the request, by its `Cache-Status` and by the metric. It
+/// must be the only request in the meantime.
 async fn same(setup: &Setup, told: &Value, request: impl Future<Output = Reply>) {
     let before = outcomes(setup).await;
     let real = request.await;
@@ -117,7 +117,8 @@ fn assert_same(told: &Value, is: &str) {
     assert!(verdict["why"].as_str().is_some_and(|why| why.starts_with("would ")), "{told}");
 }
 
-/// Explains a request while Redis answers, which changes nothing, and then sends it.
+/// Explains a request while Redis answers, asserts that this changes nothing, and then sends the
+/// request.
 async fn check(setup: &Setup, path: &str, fields: Fields<'_>) -> Value {
     check_as(setup, Method::GET, path, fields).await
 }
@@ -125,7 +126,11 @@ async fn check(setup: &Setup, path: &str, fields: Fields<'_>) -> Value {
 async fn check_as(setup: &Setup, method: Method, path: &str, fields: Fields<'_>) -> Value {
     let before = rest(setup).await;
     let told = explain(setup, "x", head(method.as_str(), path, fields)).await;
-    assert_eq!((dump(setup).await, counters(setup).await), before, "a dry run: {told}");
+    assert_eq!(
+        (dump(setup).await, counters(setup).await),
+        before,
+        "explaining had side effects: {told}"
+    );
     same(setup, &told, send(setup, method, path, fields)).await;
     told
 }
@@ -137,7 +142,7 @@ async fn check_served(setup: &Setup, method: Method, fields: Fields<'_>) -> Valu
     told
 }
 
-/// The same for the second read of the upstream that is under way, which is let go then.
+/// Like [`check_served`] for the second upstream read in progress, which is then released.
 async fn check_held(setup: &Setup, gate: &Gate, fields: Fields<'_>) -> Value {
     let told = explain(setup, "x", head("GET", X, fields)).await;
     let release = async {
@@ -148,7 +153,7 @@ async fn check_held(setup: &Setup, gate: &Gate, fields: Fields<'_>) -> Value {
     told
 }
 
-/// The same for a request as it is written.
+/// Like [`check_served`] for a raw request.
 async fn check_raw(setup: &Setup, head: &str) -> Value {
     let told = explain(setup, "x", head.to_owned()).await;
     let before = outcomes(setup).await;
@@ -246,7 +251,7 @@ async fn another_credential_would_ask_the_api_and_is_told_so() {
     let told = check(&setup, X, &[("authorization", "Bearer another")]).await;
     assert_eq!(told["entry"]["standing"], "outside");
     assert!(told["verdict"]["why"].as_str().unwrap().contains("not in the audience"), "{told}");
-    // It has joined.
+    // The other credential is admitted now.
     check(&setup, X, &[("authorization", "Bearer another")]).await;
     let told = check(&setup, X, &[("authorization", "Bearer me"), ("accept", "text/x")]).await;
     assert!(told["verdict"]["why"].as_str().unwrap().contains("in another form"), "{told}");
@@ -262,7 +267,7 @@ async fn without_a_host_the_form_is_taken_for_that_of_the_entry() {
     assert_eq!(told["request"]["form_assumed"], true);
     let told = explain(&setup, "x", "Authorization: Bearer another".into()).await;
     assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
-    // A GET says nothing of who asks, whatever its own headers say.
+    // A GET explains an anonymous request, whatever headers it has itself.
     let request = setup.sidecar.admin.request(Method::GET, "/explain/x");
     let told = request.header("authorization", "Bearer me").send().await.json();
     assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
@@ -319,7 +324,7 @@ async fn who_wants_no_cache_waits_for_no_other_sidecar() {
     tokio::join!(second.get(X), check);
 }
 
-/// Nobody is turned away, waits, or shares.
+/// In shadow mode no request is rejected, waits or joins.
 #[tokio::test]
 async fn what_shadow_mode_does_otherwise_is_told() {
     let redis = RedisServer::start().await;
@@ -333,7 +338,7 @@ async fn what_shadow_mode_does_otherwise_is_told() {
     let only = [("cache-control", "only-if-cached")];
     let told = check_served(&setup, Method::GET, &only).await;
     assert_eq!(told["verdict"]["detail"], "only-if-cached");
-    assert!(told["verdict"]["why"].as_str().unwrap().contains("in service"), "{told}");
+    assert!(told["verdict"]["why"].as_str().unwrap().contains("with mode on"), "{told}");
     let second = Sidecar::start(config(&setup.redis, &setup.upstream)).await;
     eventually(SOON, async || second.get("/jobs/y").await.is_hit()).await;
     let gate = setup.upstream.hold(Method::GET, X);
@@ -448,7 +453,7 @@ async fn a_pending_invalidation_is_told_while_redis_hangs() {
     );
     assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
     same(&setup, &told, setup.get(X)).await;
-    // Another job is no pending one.
+    // Another job is not pending.
     let told = explain(&setup, "y", head("GET", "/jobs/y", &[])).await;
     assert_eq!(told["store"]["pending"], false, "{told}");
     setup.redis.cont();
@@ -514,13 +519,16 @@ async fn a_client_without_a_head_is_told_what_most_requests_came_to() {
     let setup = Setup::new().await;
     setup.hit(X).await;
     let told = explain(&setup, "x", String::new()).await;
-    assert!(why(&told).starts_with("a client that says nothing of itself would "), "{told}");
+    assert!(why(&told).starts_with("a request without headers would "), "{told}");
     assert!(!why(&told).contains("its last requests"), "{told}");
     for _ in 0..20 {
         setup.get("/jobs/x?t=1").await;
     }
     let told = explain(&setup, "x", String::new()).await;
-    assert!(why(&told).contains("; but its last requests passed: query (20 of "), "{told}");
+    assert!(
+        why(&told).contains("; but its last requests bypassed the cache: query (20 of "),
+        "{told}"
+    );
     let told = explain(&setup, "x", head("GET", X, &[])).await;
     assert!(why(&told).starts_with("would ") && !why(&told).contains("but its last"), "{told}");
 }
@@ -591,7 +599,7 @@ async fn the_embedded_store_is_explained_as_well() {
         gate.arrived(1).await;
         let told = check(&setup, X, &[]).await;
         assert!(told["fence"]["left_ms"].as_i64().is_some_and(|ms| ms > 0), "{told}");
-        assert!(why(&told).contains("a write is in flight, since "), "{told}");
+        assert!(why(&told).contains("a write has been in flight for "), "{told}");
         gate.release();
     };
     tokio::join!(setup.sidecar.put(X), check);
@@ -602,19 +610,19 @@ async fn what_cannot_be_explained_is_refused_with_the_reason() {
     let setup = Setup::new().await;
     let admin = &setup.sidecar.admin;
     for (path, says) in [
-        ("/explain/", "is no job id"),
-        ("/explain/a%20b", "is no job id"),
+        ("/explain/", "is not a job id"),
+        ("/explain/a%20b", "is not a job id"),
         ("/explain/007", "\"7\""),
-        ("/explain/..", "is no job id"),
+        ("/explain/..", "is not a job id"),
     ] {
         let reply = admin.get(path).await;
         assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{path}");
         assert!(reply.reason().contains(says), "{path}: {}", reply.reason());
     }
     for (body, says) in [
-        ("GET /jobs/y HTTP/1.1".to_owned(), "another path"),
+        ("GET /jobs/y HTTP/1.1".to_owned(), "path of another job"),
         ("Cookie".to_owned(), "line 1"),
-        ("Host: a\nCookie".to_owned(), "give one field a line"),
+        ("Host: a\nCookie".to_owned(), "write one field per line"),
         ("a: b\n".repeat(20_000), "at most"),
     ] {
         let reply = admin.request(Method::POST, "/explain/x").body(body).send().await;

@@ -1,7 +1,7 @@
-//! Promise 2 with a backend that is nobody's mock: a FastAPI application that checks tokens, knows
-//! owners and shares, and has never heard of a cache (`fastapi/app.py`).
+//! Promise 2 with a real application: a FastAPI service that checks tokens, knows owners and
+//! shares, and does not know about a cache (`fastapi/app.py`).
 
-#![allow(clippy::print_stdout, reason = "the transcript is there to be read")]
+#![allow(clippy::print_stdout, reason = "the test prints its transcript")]
 
 use std::{
     fmt::Write as _,
@@ -23,14 +23,14 @@ const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fastapi/app.py"
 /// `{"alg":"none","typ":"JWT"}`
 const UNSIGNED: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
 
-/// The application, as a process of its own.
+/// The application in its own process.
 struct App {
     client: Client,
     child: Child,
 }
 
 impl App {
-    /// Debian's interpreter has Debian's packages; another one may come first in PATH.
+    /// Debian's interpreter has Debian's packages; another interpreter may come first in PATH.
     fn start() -> Self {
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "/usr/bin/python3", "-B", APP])
@@ -42,7 +42,8 @@ impl App {
         let mut line = String::new();
         let stdout = child.stdout.take().expect("a piped stdout");
         BufReader::new(stdout).read_line(&mut line).expect("a line");
-        let port = line.trim().parse().expect("a port; are python3-fastapi, -uvicorn, -jwt there?");
+        let port =
+            line.trim().parse().expect("a port; are python3-fastapi, -uvicorn, -jwt installed?");
         Self { client: Client::new(SocketAddr::from(([127, 0, 0, 1], port))), child }
     }
 
@@ -50,7 +51,7 @@ impl App {
         format!("http://{}", self.client.address())
     }
 
-    /// How often the application itself has answered each user's read of this job.
+    /// Returns how often the application itself has answered each user's read of this job.
     async fn reads(&self, id: &str) -> Value {
         self.client.get(&format!("/reads/{id}")).await.json()
     }
@@ -62,7 +63,7 @@ impl App {
         User { name, token: text("token"), session: text("session") }
     }
 
-    /// Moves the clock by which the application judges `exp`.
+    /// Moves the clock with which the application compares `exp`.
     async fn set_ahead(&self, seconds: u32) {
         let clock = self.client.request(Method::PUT, "/clock");
         let clock = clock.header("content-type", "application/json");
@@ -82,7 +83,7 @@ async fn post(client: &Client, path: &str, body: &Value) -> Reply {
     request.body(body.to_string()).send().await
 }
 
-/// Who has logged in.
+/// A logged-in user.
 #[derive(Clone)]
 struct User {
     name: String,
@@ -161,7 +162,7 @@ impl Office {
         self.write(&self.alice, Method::PUT, &path, &json!({ "status": "done" })).await;
     }
 
-    /// A read that the application answers and one that it does not.
+    /// Asserts that the application answers the first read and the cache answers the second.
     async fn miss_then_hit(&self, who: &User, id: &str) {
         let first = self.get(who, id).await;
         assert!(first.status == 200 && first.is_uncached() || first.is_stored(), "{first:?}");
@@ -177,7 +178,7 @@ impl Office {
         }
     }
 
-    /// What the application has never answered with 200.
+    /// Returns credentials that the application never answers with 200.
     async fn bad_tokens(&self) -> Vec<String> {
         let [head, claims, signature] =
             self.alice.token.split('.').collect::<Vec<_>>().try_into().expect("a JWT");
@@ -227,7 +228,10 @@ async fn each_user_hits_his_own_job_and_is_refused_the_others_before_and_after_i
     office.miss_then_hit(&office.bob, "bobs").await;
     office.check_refused(&office.bob.bearer(), "alices", 403).await;
     office.check_refused(&office.alice.bearer(), "bobs", 403).await;
-    assert!(office.get(&office.alice, "alices").await.is_hit(), "a refusal costs her nothing");
+    assert!(
+        office.get(&office.alice, "alices").await.is_hit(),
+        "Bob's refusal has dropped Alice's entry"
+    );
     assert_eq!(office.app.reads("alices").await, json!({ "alice": 1 }));
 }
 
@@ -254,7 +258,8 @@ async fn no_forged_expired_or_missing_token_is_answered_before_or_after_the_cach
 async fn who_is_revoked_is_refused_from_the_moment_it_is_acknowledged() {
     let office = Office::open().await;
     for _ in 0..5 {
-        // A token that was refused lately is not cached for; a fresh one is.
+        // After a refusal, reads of this job with that credential bypass the cache for a while
+        // (hit-for-miss), so use a fresh token.
         let bob = office.app.login(json!({ "user": "bob" })).await;
         for who in [&office.alice, &bob] {
             office.miss_then_hit(who, "shared").await;
@@ -275,11 +280,12 @@ async fn who_is_granted_a_job_sees_it_at_once_though_he_was_refused_before() {
     office.share("alices").await;
     assert_eq!(office.get(&office.bob, "alices").await.status, 200);
     office.get(&office.alice, "alices").await;
-    // What was refused lately is not queued for; that passes.
+    // After the refusal Bob's reads of this job bypass the cache for a while (hit-for-miss) instead
+    // of queueing.
     assert_eq!(office.get(&office.bob, "alices").await.status, 200);
 }
 
-/// Polls as both users at a time, in many interleavings, while the job changes.
+/// Polls as both users at the same time, in many interleavings, while the job changes.
 async fn poll_mixed(office: &Office, id: &str, check: impl Fn(&User, &Reply)) {
     for round in 0..20 {
         let polls = (0..16).map(|poll| async move {
@@ -336,10 +342,10 @@ async fn no_rate_limit_of_one_answer_is_replayed_in_another() {
         }
     }
     let own = |name: &str| (name.to_owned(), "9999".to_owned());
-    assert_eq!(seen, [own("alice"), own("bob")], "each from the application itself");
+    assert_eq!(seen, [own("alice"), own("bob")], "not one body each from the application");
 }
 
-/// The stated limit: an entry outlives a token, for its TTL at most and until the job changes.
+/// The documented limit: an entry outlives a token, for its TTL at most and until the job changes.
 #[tokio::test]
 async fn an_expired_token_keeps_what_it_was_served_until_the_job_changes_and_no_longer() {
     let office = Office::open().await;
@@ -388,7 +394,7 @@ async fn sessions_in_cookies_are_told_apart_as_tokens_are() {
         for forged in ["session=", "session", "Session=1", "session=0; session=1", "a=b"] {
             assert_eq!(get(forged.into(), "/jobs/alices").await.status, 401, "{forged}");
         }
-        // Starlette reads the last of two: who shows both is Bob.
+        // Starlette reads the last of two cookies, so a client with both sessions is the last user.
         let both = get(format!("{alice}; {bob}"), "/jobs/alices").await;
         assert_eq!(both.status, 403);
         let both = get(format!("{bob}; {alice}"), "/jobs/alices").await;
@@ -402,7 +408,7 @@ async fn sessions_in_cookies_are_told_apart_as_tokens_are() {
     }
 }
 
-/// Each spelling gets what the application says to just that spelling, warm cache or not.
+/// The application's answer to each spelling is served, whether or not the cache is warm.
 #[tokio::test]
 async fn an_odd_spelling_of_a_credential_is_answered_as_the_application_answers_it() {
     let office = Office::open().await;
@@ -498,7 +504,7 @@ async fn no_token_or_session_stands_in_redis_metrics_logs_or_errors() {
         let value = [name.clone().into_bytes(), dump, value.unwrap_or_default()].concat();
         places.push(("redis", String::from_utf8_lossy(&value).into_owned()));
     }
-    // The line of the last request is there when that request is answered, or soon after.
+    // The log line of the last request may be written shortly after its answer.
     let log = eventually(SOON, async || {
         let log = sidecar.stderr();
         log.contains("status=502").then_some(log)
@@ -515,13 +521,13 @@ async fn no_token_or_session_stands_in_redis_metrics_logs_or_errors() {
     }
 }
 
-/// What was asked and answered, as it stands in `tests/README.md`.
+/// The requests and answers, as `tests/README.md` lists them.
 #[derive(Default)]
 struct Transcript(String);
 
 impl Transcript {
     fn note(&mut self, who: &str, what: &str, reply: &Reply) {
-        // The one figure that depends on the clock.
+        // The only number that depends on the clock.
         let said = match reply.cache_status().split_once("ttl=") {
             Some((before, _)) => format!("{before}ttl=..."),
             None => reply.cache_status().to_owned(),
@@ -559,7 +565,7 @@ async fn two_users_see_what_the_transcript_in_the_readme_says() {
         transcript.get(&office, who, "personal").await;
     }
     let transcript = transcript.0;
-    // For whoever runs this with --nocapture; the README holds the same.
+    // For runs with --nocapture; tests/README.md contains the same.
     print!("{transcript}");
     assert!(include_str!("../README.md").contains(&transcript), "not in the README:\n{transcript}");
 }

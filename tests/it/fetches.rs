@@ -1,6 +1,7 @@
-//! What jobcache asks for by itself: jobs and a list of its upstream, and never what anybody names.
+//! The requests that jobcache makes on its own: jobs and a list at its upstream, and never a URL
+//! from outside.
 //!
-//! A trap stands where each URL of these tests leads. Whatever connects to it has fetched one.
+//! A trap listens at each URL in these tests. Any connection to it shows that the URL was fetched.
 
 use std::io::ErrorKind;
 
@@ -15,7 +16,7 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 
-/// A listener that nobody has any business with.
+/// A listener to which nothing should connect.
 struct Trap {
     listener: std::net::TcpListener,
     url: String,
@@ -24,7 +25,7 @@ struct Trap {
 impl Trap {
     fn set() -> Self {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        listener.set_nonblocking(true).expect("a socket that does not wait");
+        listener.set_nonblocking(true).expect("a non-blocking socket");
         let url = format!("http://{}/jobs/x", listener.local_addr().expect("a bound listener"));
         Self { listener, url }
     }
@@ -36,7 +37,7 @@ impl Trap {
     }
 }
 
-/// Waits until so many jobs that were to be read ahead have come to this.
+/// Waits until this many prefetched jobs have this outcome.
 async fn warmed(sidecar: &Sidecar, outcome: &str, jobs: u64) {
     let name = format!("jobcache_warm_total{{outcome=\"{outcome}\"}}");
     eventually(SOON, async || sidecar.admin.metric(&name).await == jobs).await;
@@ -62,11 +63,11 @@ async fn no_url_of_a_purge_is_fetched() {
         let reply = admin.request(Method::POST, "/purge").body(body.to_string()).send().await;
         assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{body}: {reply:?}");
     }
-    assert!(setup.get(X).await.is_hit(), "none of them was a purge, in part neither");
+    assert!(setup.get(X).await.is_hit(), "one of them has purged the job");
     let (status, _) = admin.spelled("POST", "/purge/http:%2f%2f127.0.0.1%2fx").await;
     assert_eq!(status, 400);
 
-    // What is one is read again at the upstream, whatever stands in its headers.
+    // Only the named job is read at the upstream, whatever the headers contain.
     let purge = admin.request(Method::POST, "/purge").body(r#"{"job_id":"x","refresh":true}"#);
     let purge = ["location", "content-location", "origin-agent-callback", "x-original-url", "link"]
         .into_iter()
@@ -88,7 +89,7 @@ async fn no_redirect_is_followed_for_a_job_that_is_read_anew() {
         let body = r#"{"job_id":"x","refresh":true}"#;
         setup.sidecar.admin.request(Method::POST, "/purge").body(body).send().await;
         warmed(&setup.sidecar, "status", jobs).await;
-        // A client is shown it, and may follow.
+        // The client gets the redirect and may follow it.
         assert_eq!(setup.get(X).await.status, status);
     }
     trap.assert_untouched();

@@ -1,5 +1,5 @@
-//! Where a message goes and where it ends is one thing to the client, to us and to the upstream; what
-//! could be read in two ways, or is past a limit, is refused.
+//! The client, jobcache and the upstream agree on where a message goes and where it ends. Messages
+//! that could be read in two ways, or that exceed a limit, are rejected.
 
 use crate::support::{
     SOON, eventually,
@@ -8,11 +8,10 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 
-/// What the upstream sees of bytes that could be read in two ways: nothing, or one request that
-/// cannot.
+/// The upstream's view of ambiguous bytes: nothing, or one unambiguous request.
 enum Seen {
     Nothing,
-    /// Its body, in the framing that we chose.
+    /// The body, in the framing that jobcache chose.
     Body(&'static str),
 }
 
@@ -68,7 +67,7 @@ async fn no_framing_means_one_thing_to_us_and_another_to_the_upstream() {
     let between = Between::start().await;
     for (rest, seen) in table {
         let sent = format!("POST /p HTTP/1.1\r\nHost: jobs.example\r\n{rest}");
-        // Were the end of it misread, this would be a second request to somebody.
+        // If the end were misread, this would be a second request.
         let mut client = between.client(sent.clone() + &request("GET", "/smuggled", "")).await;
         match seen {
             Seen::Nothing => {
@@ -129,7 +128,10 @@ async fn chunks_that_are_none_end_the_exchange_on_both_sides() {
         assert!(answer.starts_with("HTTP/1.1 400 "), "{broken:?}: {answer:?}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{broken:?}: {answer:?}");
         let seen = upstream.rest().await;
-        assert!(!seen.contains("0\r\n\r\n"), "{broken:?}: no end that was never sent: {seen:?}");
+        assert!(
+            !seen.contains("0\r\n\r\n"),
+            "{broken:?}: the upstream got an end that was never sent: {seen:?}"
+        );
     }
 }
 
@@ -226,7 +228,7 @@ async fn a_client_of_http_1_0_gets_no_chunks_and_may_keep_its_connection() {
 
     let answer = client.rest().await;
     assert!(!answer.contains("transfer-encoding"), "{answer}");
-    assert!(answer.ends_with("\r\n\r\nabc"), "the end of the connection ends it: {answer}");
+    assert!(answer.ends_with("\r\n\r\nabc"), "the body does not end with the connection: {answer}");
 }
 
 #[tokio::test]
@@ -284,7 +286,7 @@ async fn a_transfer_coding_that_there_is_not_says_nothing_of_an_answer() {
     assert!(answer.contains("\r\nok\r\n") && !answer.contains("a=b"), "{answer:?}");
 }
 
-/// How many connections ended in an error of this kind.
+/// Returns how many connections ended in an error of this kind.
 async fn errors(between: &Between, kind: &str) -> u64 {
     let metrics = between.sidecar.admin.get("/metrics").await;
     let name = format!("jobcache_connection_errors_total{{kind=\"{kind}\"}} ");

@@ -1,4 +1,5 @@
-//! gRPC, which is HTTP/2 on both sides: streams both ways, and trailers that say how a call ended.
+//! gRPC, which uses HTTP/2 on both sides: streams in both directions, and trailers with the status
+//! of the call.
 
 use std::{
     convert::Infallible,
@@ -29,7 +30,7 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use crate::support::{Body, SOON, eventually, full, sidecar::Sidecar, soon, tls::Authority};
 
-/// A server of gRPC: sends each message back as it comes, and then how the call ended.
+/// A gRPC server that echoes each message and then sends the status of the call.
 struct Grpc {
     address: std::net::SocketAddr,
     state: Arc<State>,
@@ -112,7 +113,7 @@ fn call(request: Request<Incoming>, state: &State) -> Response<Body> {
     let mut response = Response::new(full(""));
     response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
     if failing {
-        // Trailers alone: the call ends with its head.
+        // Trailers-only: the call ends with its head.
         response.headers_mut().insert("grpc-status", "5".parse().unwrap());
         return response;
     }
@@ -196,7 +197,7 @@ async fn both_sides_stream_at_once() {
 
     let mut response = say(&mut client, "/jobs.Jobs/Watch", body).await;
 
-    // Each is only sent once the answer to the one before has come.
+    // Each message is sent after the answer to the previous one.
     for message in ["one", "two", "three"] {
         sender.send(Ok(Frame::data(Bytes::from(message)))).await.unwrap();
         let frame = soon(response.frame()).await.unwrap().unwrap();
@@ -217,7 +218,7 @@ async fn a_connection_is_used_again_and_a_new_one_is_made_when_it_has_ended() {
     }
     assert_eq!(grpc.connections(), 1);
 
-    // The upstream restarts, at the same address.
+    // The upstream restarts at the same address.
     let (address, state) = (grpc.address, Arc::clone(&grpc.state));
     grpc.accept.abort();
     let listener = eventually(SOON, async || TcpListener::bind(address).await).await;
@@ -241,7 +242,7 @@ async fn a_call_that_is_not_read_holds_up_no_other() {
     let grpc = Grpc::start(Speaks::Http2).await;
     let sidecar = grpc.behind_sidecar().await;
     let (mut hog, mut other) = (sidecar.client.http2().await, sidecar.client.http2().await);
-    // More than all windows on the way hold, and many small messages.
+    // More than all windows on the path hold, and many small messages.
     let mut unread = Vec::new();
     for _ in 0..4 {
         unread.push(say(&mut hog, "/jobs.Jobs/Get", crate::support::zeros(16 << 20)).await);

@@ -1,20 +1,21 @@
-//! The history checker: promise 1 over everything that happens at once.
+//! The history checker: promise 1 under many simultaneous operations and faults.
 //!
-//! Pollers, writers, pipelines that purge and third parties that `DEL` work on a few jobs through
-//! two or three sidecars (real processes, a real Redis with a replica), while Redis hangs, dies,
-//! comes back with old data or fails over, links are cut, and sidecars are killed. Every operation
-//! is recorded by one clock, and the [`judge`] then looks at every GET.
+//! Pollers, writers, purging pipelines and other clients of Redis that `DEL` work on a few jobs
+//! through two or three sidecars (real processes, a real Redis with a replica). Meanwhile Redis
+//! hangs, dies, comes back with old data or fails over, links are cut, and sidecars are killed.
+//! Every operation is recorded with one clock, and the [`judge`] then checks every GET.
 //!
-//! A short run is part of the suite. A long one:
+//! A short run is part of the suite. A long run:
 //!
 //! ```text
 //! HISTORY_SECONDS=600 HISTORY_SIDECARS=3 \
 //!     cargo test --release --all-features --test it history::over -- --nocapture
 //! ```
 //!
-//! `HISTORY_SEED` repeats the choices of a run (not the scheduling of its processes), and
-//! `HISTORY_SIDECARS` chooses how many there are: 2 in the first test, more in the other. The
-//! `mutants` module checks the checker: each deliberate fault of the protocol must be caught.
+//! `HISTORY_SEED` repeats the choices of a run, but not the scheduling of its processes.
+//! `HISTORY_SIDECARS` sets the number of sidecars: 2 by default in the first test, more in the
+//! other. The `mutants` module checks the checker: each deliberate fault of the protocol must be
+//! caught.
 
 mod faults;
 mod judge;
@@ -38,13 +39,13 @@ use self::{
     world::Plan,
 };
 
-/// Of the short run, with each number of sidecars.
+/// Length of a short run, for each number of sidecars.
 const SHORT: Duration = Duration::from_secs(15);
 
-/// Of the run in bounded mode: long against what the machine may be late by.
+/// Bound in bounded mode; long compared with the delays of a busy machine.
 const BOUND_MS: u64 = 200;
 
-/// Everything at once.
+/// Returns the plan with all kinds of load and faults.
 fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
     Plan {
         seed,
@@ -62,7 +63,8 @@ fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
     }
 }
 
-/// As fast as the machine will, with peace enough for entries to grow old, and longer hangs.
+/// Removes pauses between polls, leaves time between faults for entries to age, and lengthens
+/// hangs.
 fn at_length(plan: Plan) -> Plan {
     let faults = Faults { peace_ms: (300, 4000), hang_ms: 3000, ..plan.faults };
     Plan { jobs: 64, pollers: 128, pause: Duration::ZERO, faults, ..plan }
@@ -95,9 +97,10 @@ fn explain(history: &History, verdict: &Verdict) -> String {
     slices.collect::<Vec<_>>().join("\n\n")
 }
 
-/// That the run was worth judging, on a busy machine as well: a quiet one does five times as much.
+/// Asserts that the run did enough to be worth judging, even on a busy machine; an idle one does
+/// five times as much.
 fn assert_not_vacuous(counts: &Counts, length: Duration) {
-    let seconds = usize::try_from(length.as_secs()).expect("not that long");
+    let seconds = usize::try_from(length.as_secs()).expect("a shorter run");
     for (what, count, least) in [
         ("reads", counts.reads, 30 * seconds),
         ("hits", counts.hits, 6 * seconds),
@@ -107,8 +110,9 @@ fn assert_not_vacuous(counts: &Counts, length: Duration) {
         ("PUTs committed in their bodies", counts.puts_in_body, seconds / 30),
         ("purges", counts.purges, seconds / 2),
         ("DELs", counts.dels, seconds),
-        // They need a hang-up or a fault amid a write: too rare to be sure of in a short run.
-        ("writes that nobody was told of", counts.gone, seconds / 30),
+        // These need a hang-up or a fault during a write, and are too rare to be certain in a short
+        // run.
+        ("writes without an answer", counts.gone, seconds / 30),
         ("hang-ups", counts.dropped_reads, seconds / 2),
     ] {
         assert!(count >= least, "only {count} {what}, expected {least}:\n{counts}");
@@ -130,7 +134,7 @@ async fn check(sidecars: u8, staleness_ms: u64, tracking: &'static str) {
     let (history, verdict) = run(plan).await;
     let counts = &verdict.counts;
     eprintln!(
-        "history of {sidecars} sidecars, {length:?}, news by {tracking} at most {staleness_ms} ms \
+        "history of {sidecars} sidecars, {length:?}, by {tracking}, at most {staleness_ms} ms \
          old, HISTORY_SEED={seed}\n{counts}"
     );
     assert!(
@@ -144,7 +148,7 @@ async fn check(sidecars: u8, staleness_ms: u64, tracking: &'static str) {
 
 fn from_env<T: FromStr>(name: &str) -> Option<T> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is no number")))
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is not a number")))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -158,13 +162,13 @@ async fn over_two_sidecars_no_read_is_older_than_an_acknowledged_write() {
 async fn over_three_sidecars_no_read_is_older_than_an_acknowledged_write() {
     match from_env("HISTORY_SIDECARS") {
         Some(2) => {}
-        Some(few @ ..2) => panic!("HISTORY_SIDECARS={few}: a history needs two or more"),
+        Some(few @ ..2) => panic!("HISTORY_SIDECARS={few}: must be at least 2"),
         more => check(more.unwrap_or(3), 0, "broadcast").await,
     }
 }
 
-/// Whoever writes through a sidecar sees his write there at once in this mode, too, but the judge asks
-/// for no more than the bound.
+/// A client that writes through a sidecar sees its write there at once in this mode as well, but
+/// the judge only demands the bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_bounded_sidecars_no_read_is_older_than_the_bound() {
     check(from_env("HISTORY_SIDECARS").unwrap_or(2), BOUND_MS, "broadcast").await;
@@ -175,11 +179,11 @@ async fn over_sidecars_told_by_keys_no_read_is_older_than_an_acknowledged_write(
     check(from_env("HISTORY_SIDECARS").unwrap_or(2), 0, "keys").await;
 }
 
-/// Of the run on a cluster: the same.
+/// Length of the run on a cluster.
 const SHARDS: Duration = Duration::from_secs(40);
 
-/// Slots move under load, masters are killed, hang past the timeout, are cut off and hand over, sidecars
-/// die.
+/// Slots move under load; masters are killed, hang past the timeout, are cut off and hand over;
+/// sidecars die.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_a_cluster_no_read_is_older_than_an_acknowledged_write() {
     let seed = from_env("HISTORY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
@@ -201,7 +205,7 @@ async fn over_a_cluster_no_read_is_older_than_an_acknowledged_write() {
     assert!(moves > 0 && failovers > 0 && lively, "{counts}");
 }
 
-/// Of the runs with sentinels: a failover and what follows it take several seconds.
+/// Length of the runs with sentinels; a failover and its aftermath take several seconds.
 const FAILOVERS: Duration = Duration::from_secs(25);
 
 async fn fail_over(kinds: &'static [Fault], staleness_ms: u64) {
@@ -210,8 +214,8 @@ async fn fail_over(kinds: &'static [Fault], staleness_ms: u64) {
     let faults = Faults { kinds, peace_ms: (300, 1500), hang_ms: 0 };
     let plan = Plan { faults, ..plan(from_env("HISTORY_SIDECARS").unwrap_or(3), seed, length) };
     let (history, _) = run(plan).await;
-    // In the run itself the news is as new as it gets: that only the judge allows for what a sidecar
-    // cannot know yet is the very limit that is stated.
+    // The run itself uses strict mode. The judge allows `staleness_ms` for what a sidecar cannot
+    // know yet, which is exactly the documented limit.
     let verdict = judge(&history, staleness_ms);
     let counts = &verdict.counts;
     eprintln!(
@@ -229,7 +233,7 @@ async fn a_sentinel_failover_of_a_dead_or_hung_master_leaves_no_old_body() {
     fail_over(&Fault::FAILOVERS, 0).await;
 }
 
-/// Limit (b): a deposed master that still answers is believed for a second at most.
+/// Limit (b): a deposed master that still answers is believed for at most a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sentinel_failover_of_a_master_that_is_well_leaves_no_old_body_for_long() {
     fail_over(&[Fault::MasterDeposed], 1000).await;

@@ -1,10 +1,10 @@
-//! What an attacker sends to wear a sidecar out or to lead it astray: each costs him his own
-//! connection or stream, and nobody else anything.
+//! Attacks that try to exhaust a sidecar or to mislead it: each costs the attacker its own
+//! connection or stream, and does not affect other clients.
 //!
-//! Messages that can be read in two ways are in `framing.rs`, odd spellings of a write's path in
-//! `invalidation.rs`, forged webhooks in `purge.rs`.
+//! Ambiguous messages are in `framing.rs`, odd spellings of a write's path in `invalidation.rs`,
+//! forged webhooks in `purge.rs`.
 
-#![allow(clippy::print_stdout, reason = "the list and the figures are there to be read")]
+#![allow(clippy::print_stdout, reason = "the test prints its figures")]
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// RFC 9113 7.
+/// Error codes (RFC 9113 7).
 const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -44,7 +44,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A header block: `GET path` of `http://a`, from the static table and literals (RFC 7541).
+/// Returns a header block: `GET path` of `http://a`, from the static table and literals (RFC 7541).
 fn get_block(path: &str) -> Vec<u8> {
     let len = u8::try_from(path.len()).expect("a short path");
     [&[0x82, 0x86, 0x01, 1, b'a', 0x04, len], path.as_bytes()].concat()
@@ -54,7 +54,7 @@ fn get_frame(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &get_block(path))
 }
 
-/// An HTTP/2 connection whose frames the test makes itself.
+/// An HTTP/2 connection with frames that the test builds.
 struct Frames(TcpStream);
 
 impl Frames {
@@ -69,7 +69,7 @@ impl Frames {
         soon(self.0.write_all(bytes)).await.is_ok()
     }
 
-    /// The next frame: type, stream and payload; `None` at the end of the connection.
+    /// Returns the type, stream and payload of the next frame; `None` at the end of the connection.
     async fn next(&mut self) -> Option<(u8, u32, Vec<u8>)> {
         let mut head = [0; 9];
         soon(self.0.read_exact(&mut head)).await.ok()?;
@@ -80,7 +80,7 @@ impl Frames {
         Some((head[3], stream, payload))
     }
 
-    /// The next frame of this type.
+    /// Returns the next frame of this type.
     async fn next_of(&mut self, kind: u8) -> Option<(u32, Vec<u8>)> {
         while let Some((found, stream, payload)) = self.next().await {
             if found == kind {
@@ -121,7 +121,7 @@ async fn a_client_that_opens_more_streams_than_it_may_is_refused_those() {
     assert_eq!(setup.sidecar.admin.limit_hits("server.max_streams").await, 1);
 }
 
-/// Waits until the connection is counted as ended by a flood; hits go on.
+/// Waits until the connection is counted as ended by a flood, and then for a hit.
 async fn flooded(setup: &Setup) {
     let flood = "jobcache_connection_errors_total{kind=\"flood\"}";
     eventually(SOON, async || setup.sidecar.admin.metric(flood).await == 1).await;
@@ -140,10 +140,10 @@ async fn streams_that_are_opened_and_reset_at_once_end_their_connection() {
         flood.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
     }
 
-    // It may be ended before all of it is written.
+    // The connection may end before everything is written.
     client.send(&flood).await;
 
-    let (_, why) = client.next_of(GOAWAY).await.expect("a connection that is ended with a reason");
+    let (_, why) = client.next_of(GOAWAY).await.expect("a connection that ends with a reason");
     assert_eq!(number_at(&why, 4), ENHANCE_YOUR_CALM);
     flooded(&setup).await;
 }
@@ -160,7 +160,7 @@ async fn streams_that_are_faulty_again_and_again_end_their_connection() {
         client.send(&frame(HEADERS, flags, 2 * number + 1, &block)).await;
     }
 
-    let (_, why) = client.next_of(GOAWAY).await.expect("a connection that is ended with a reason");
+    let (_, why) = client.next_of(GOAWAY).await.expect("a connection that ends with a reason");
     assert_eq!(number_at(&why, 4), ENHANCE_YOUR_CALM);
     flooded(&setup).await;
 }
@@ -170,7 +170,7 @@ async fn a_head_in_endless_continuations_ends_its_connection() {
     let setup = Setup::new().await;
     let mut client = Frames::open(&setup).await;
     client.send(&frame(HEADERS, END_STREAM, 1, &get_block("/jobs/x"))).await;
-    // A literal field of 16 bytes that is not indexed, some hundred a frame.
+    // A literal field of 16 bytes without indexing, some hundreds per frame.
     let field = [&[0x00, 1, b'x', 16][..], &[b'a'; 16]].concat();
     let part = frame(CONTINUATION, 0, 1, &field.repeat(400));
 
@@ -179,7 +179,7 @@ async fn a_head_in_endless_continuations_ends_its_connection() {
         sent += part.len();
     }
 
-    assert!(sent < 16 << 20, "{sent} bytes of one head were taken");
+    assert!(sent < 16 << 20, "{sent} bytes of one head were accepted");
     assert_eq!(setup.upstream.reads("/jobs/x"), 0);
     flooded(&setup).await;
 }
@@ -196,14 +196,14 @@ async fn pings_whose_answers_nobody_reads_end_their_connection() {
     setup.hit("/jobs/x").await;
 }
 
-/// A body that no buffer between the upstream and a client takes.
+/// Larger than all buffers between the upstream and a client.
 const HUGE: u64 = 64 << 20;
 
 fn serve_huge(setup: &Setup, path: &str) {
     setup.upstream.respond(path, |_| Some(hyper::Response::new(crate::support::zeros(HUGE))));
 }
 
-/// One place upstream, and little patience with who does not read.
+/// Returns a setup with one upstream connection and a short write timeout.
 async fn impatient() -> Setup {
     let setup = Setup::with(|config| {
         config.server.write_timeout = SHORT;
@@ -235,7 +235,7 @@ async fn a_client_that_stops_reading_does_not_keep_its_place_upstream() {
 
     let mut rest = Vec::new();
     let _ = soon(client.read_to_end(&mut rest)).await;
-    assert!((rest.len() as u64) < HUGE, "cut off, and not complete: {}", rest.len());
+    assert!((rest.len() as u64) < HUGE, "not cut off: {}", rest.len());
     assert_eq!(setup.sidecar.admin.limit_hits("server.write_timeout").await, 1);
 }
 
@@ -248,7 +248,7 @@ async fn a_stream_that_nobody_reads_does_not_keep_its_place_upstream() {
 
     place_is_free(&setup).await;
 
-    // The connection serves on; that stream alone is reset.
+    // The connection continues to serve; only that stream is reset.
     let other = soon(sender.send_request(get("/other"))).await.expect("an answer");
     assert_eq!(other.status(), StatusCode::NOT_FOUND);
     soon(unread.into_body().collect()).await.expect_err("a body that is cut off");
@@ -266,11 +266,11 @@ async fn a_stream_whose_upstream_is_slow_is_not_its_readers_fault() {
         feed.data("tick").await;
         let frame = soon(events.frame()).await.expect("a frame").expect("no error");
         assert_eq!(frame.into_data().expect("data"), "tick");
-        // The silence is what is tested: longer than the limit.
+        // The test is about silence that is longer than the limit.
         tokio::time::sleep(3 * SHORT).await;
     }
     feed.end();
-    soon(events.collect()).await.expect("a body that is whole");
+    soon(events.collect()).await.expect("a complete body");
 }
 
 #[tokio::test]
@@ -286,7 +286,7 @@ async fn past_so_many_that_wait_for_the_upstream_further_ones_are_answered_at_on
     gate.arrived(1).await;
     let client = &setup.sidecar.client;
 
-    // Of these one waits, and the others do not.
+    // One of these waits, and the others are rejected.
     let [a, b, c] = ["/jobs/a", "/jobs/b", "/c"].map(|path| client.start(Method::GET, path, ""));
     let mut answers: tokio::task::JoinSet<_> = [a.await, b.await, c.await]
         .into_iter()
@@ -347,7 +347,7 @@ async fn what_redis_or_http_would_read_into_an_id_is_never_an_id() {
         let below = setup.sidecar.admin.request(Method::POST, &below).send().await;
         for reply in [named, below] {
             if reply.status == StatusCode::OK {
-                // Who cuts off a query or white space reads a job's id; no more than that is done.
+                // Cutting off a query or white space leaves a job's id; no other change happens.
                 let purged = &reply.json()["purged"];
                 assert!(["a", "abc"].iter().any(|id| *purged == serde_json::json!([id])), "{id:?}");
             } else {
@@ -364,11 +364,11 @@ async fn what_redis_or_http_would_read_into_an_id_is_never_an_id() {
     setup.hit("/jobs/abc").await;
 }
 
-/// Jobs that are asked for at once, over connections with as many streams as they may have.
+/// Jobs that are requested at once, over connections with as many streams as allowed.
 const IDS: usize = 20_000;
 const STREAMS: usize = 200;
 
-/// What a debug build may take to hold them all, in KiB: some 25 KiB each.
+/// Memory limit of a debug build for all of them, in KiB: about 25 KiB each.
 const PEAK_KIB: u64 = 512 << 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -399,11 +399,11 @@ async fn twenty_thousand_ids_at_once_on_a_slow_upstream_are_answered_in_bounded_
     }
     drop(told);
 
-    // As many as may be are upstream, and as many as may wait; all others have been answered.
+    // The allowed numbers are at the upstream and waiting; all others have been answered.
     let mut refused = 0;
     while refused < IDS - places - waiting {
         let answer = soon(answers.recv()).await.expect("an answer").expect("no error");
-        assert_eq!(answer, 503, "while the upstream is held nothing else comes");
+        assert_eq!(answer, 503, "an answer although the upstream is held");
         refused += 1;
     }
     let admin = &process.admin;
@@ -411,7 +411,8 @@ async fn twenty_thousand_ids_at_once_on_a_slow_upstream_are_answered_in_bounded_
         ("jobcache_upstream_connections_in_use", places),
         ("jobcache_upstream_waiting", waiting),
         ("jobcache_requests_in_flight", places + waiting),
-        // As many as may be; the others that are upstream or wait read for themselves.
+        // The limit of flights; other requests that wait or are at the upstream read for
+        // themselves.
         ("jobcache_flights", 10_000),
     ] {
         let name = metric;
@@ -445,7 +446,8 @@ async fn who_reads_slowly_and_without_a_pause_is_not_cut_off() {
     let mut client = setup.sidecar.client.connect().await;
     client.write_all(b"GET /large HTTP/1.0\r\n\r\n").await.expect("a request written");
 
-    // A megabyte a second: of a buffer of some megabytes a third takes longer than the limit.
+    // At a megabyte per second, a third of a buffer of several megabytes takes longer than the
+    // limit.
     let (mut read, mut part) = (0, vec![0; 64 << 10]);
     loop {
         match soon(client.read(&mut part)).await.expect("no reset") {

@@ -1,8 +1,8 @@
-//! The list of inputs in `tests/README.md`: what each gets, what the upstream sees of it, and what
-//! becomes of a cached job. Each is played against a sidecar, and the list is compared with what
-//! came; of those that take longer to tell, each names a test that there is.
+//! The list of inputs in `tests/README.md`: what each input gets, what the upstream sees of it, and
+//! what happens to a cached job. Each input is sent to a sidecar, and the list is compared with the
+//! results. Inputs with longer explanations name a test, which must exist.
 
-#![allow(clippy::print_stdout, reason = "the list and the figures are there to be read")]
+#![allow(clippy::print_stdout, reason = "the test prints its list")]
 
 use std::fmt::Write as _;
 
@@ -12,12 +12,12 @@ use crate::support::{Setup, client::split};
 
 const README: &str = include_str!("../README.md");
 
-/// Follows each input on the same connection: were the end of the input misread, the upstream would
-/// see something else, or see it never.
+/// Follows each input on the same connection. If the end of the input were misread, the upstream
+/// would see something else, or never see this.
 const NEXT: &str = "GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
-/// Inputs to the listener for clients: a request line without its version, what follows the line
-/// `Host: a`.
+/// Inputs to the client listener: a request line without its version, and the lines after `Host:
+/// a`.
 const CLIENT: &[(&str, &[(&str, &str)])] = &[
     (
         "Where a message ends",
@@ -136,7 +136,7 @@ const PURGES: &[&str] = &[
     "job_id=abc",
 ];
 
-/// What the upstream saw before the request that follows each input.
+/// Returns what the upstream saw before the request that follows each input.
 fn seen(setup: &Setup) -> String {
     let requests = setup.upstream.requests();
     let mut seen = Vec::new();
@@ -162,7 +162,7 @@ fn shown(line: &str, rest: &str) -> String {
     format!("{} {}", line.escape_debug(), rest.escape_debug()).trim_end().to_owned()
 }
 
-/// Plays one input, and says what came of it.
+/// Sends an input and returns the result.
 async fn play(setup: &Setup, line: &str, rest: &str) -> String {
     setup.hit("/jobs/abc").await;
     setup.upstream.forget_requests();
@@ -213,13 +213,13 @@ async fn each_input_gets_what_the_list_in_the_readme_says() {
         let _ = writeln!(list, "POST /purge {body}");
         let _ = writeln!(list, "    {}", purge(&setup, body).await);
     }
-    // For whoever runs this with --nocapture; the README holds the same.
+    // For runs with --nocapture; tests/README.md contains the same.
     println!("{list}");
     for (at, line) in list.lines().enumerate() {
         let near: Vec<_> = list.lines().skip(at.saturating_sub(1)).take(2).collect();
-        assert!(README.lines().any(|there| there == line), "not in the README: {near:#?}");
+        assert!(README.lines().any(|there| there == line), "not in tests/README.md: {near:#?}");
     }
-    assert!(README.contains(&list), "in another order in the README:\n{list}");
+    assert!(README.contains(&list), "in another order in tests/README.md:\n{list}");
 }
 
 /// The sources of the tests that the second list names.

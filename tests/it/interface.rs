@@ -1,4 +1,4 @@
-//! The command, its exit codes and the admin pages.
+//! The command line, its exit codes and the admin pages.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::support::{Process, RedisServer, SOON, Setup, Upstream, eventually, up
 
 const X: &str = "/jobs/x";
 
-/// `EX_USAGE` of clap's habit, and `EX_CONFIG` of sysexits.h.
+/// clap's exit code for wrong usage, and `EX_CONFIG` of sysexits.h.
 const BAD_USAGE: i32 = 2;
 const BAD_CONFIG: i32 = 78;
 
-/// Exits with this code and says this on stderr.
+/// Asserts that the process exits with this code and prints this on stderr.
 #[track_caller]
 fn check_exit(args: &[&str], envs: &[(&str, &str)], code: i32, says: &str) {
     let (actual, _, stderr) = Process::output(args, envs);
@@ -177,7 +177,7 @@ async fn the_proxy_listener_serves_no_admin_page() {
     let setup = Setup::new().await;
     for path in ["/livez", "/metrics", "/purge/x"] {
         setup.get(path).await;
-        assert_eq!(setup.upstream.reads(path), 1, "{path} belongs to the upstream");
+        assert_eq!(setup.upstream.reads(path), 1, "{path} did not reach the upstream");
     }
 }
 
@@ -195,7 +195,7 @@ async fn metrics_count_requests_by_what_became_of_them() {
     assert!((hits(&setup).await - before - 3.0).abs() < f64::EPSILON);
 }
 
-/// The requests that `/metrics` counts as hits.
+/// Returns the requests that `/metrics` counts as hits.
 async fn hits(setup: &Setup) -> f64 {
     let reply = setup.sidecar.admin.get("/metrics").await;
     assert_eq!(reply.status, StatusCode::OK);
@@ -288,7 +288,7 @@ fn the_demo_ends_soon_where_its_redis_is_dead() {
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
 }
 
-/// Of a tool that reads what we print.
+/// Runs a tool with our output as its input; returns its success and its output.
 fn fed(program: &str, args: &[&str], input: &str) -> (bool, String) {
     use std::{
         io::Write as _,

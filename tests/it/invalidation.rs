@@ -1,4 +1,4 @@
-//! Writes: after one was answered nobody sees what was there before, whatever the race.
+//! Writes: after an answer no reader sees the earlier state, whatever races there are.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 
-/// A setup whose entry for `x` holds version 0.
+/// Returns a setup with version 0 of `x` in the cache.
 async fn filled() -> Setup {
     filled_with(|_| {}).await
 }
@@ -109,7 +109,7 @@ async fn a_write_that_times_out_drops_the_entry_and_keeps_the_fence() {
 
     assert_eq!(write.status, StatusCode::GATEWAY_TIMEOUT);
     assert!(!setup.redis.holds(&key("x")).await);
-    // The backend may still commit, and then it does: nothing from before may be stored till then.
+    // The upstream may still commit, and here it does: no earlier state may be stored until then.
     setup.get(X).await.assert(200, &version("x", 0));
     assert!(!setup.redis.holds(&key("x")).await);
     gate.release();
@@ -149,7 +149,8 @@ async fn a_client_that_hangs_up_cancels_neither_the_write_nor_its_end() {
     drop(write);
     gate.release();
 
-    // Only `end` lifts the fence within this time: its own life is that of the write timeout.
+    // Only `end` lifts the fence within this time, because the fence lasts as long as the write
+    // timeout.
     setup.hit(X).await.assert(200, &version("x", 1));
 }
 
@@ -203,7 +204,7 @@ async fn a_second_write_keeps_the_fence_of_the_first_standing() {
     setup.hit(X).await.assert(200, &version("x", 2));
 }
 
-/// What makes a body old while a fill of it is under way.
+/// The event that makes a body old during its fill.
 #[derive(Clone, Copy, Debug)]
 enum Invalidation {
     Write,
@@ -212,8 +213,8 @@ enum Invalidation {
     PlainDel,
 }
 
-/// Holds a read that has already seen version 0, commits version 1 and invalidates, and lets the
-/// read go on: version 0 may reach the reader who waited, and nobody later.
+/// Holds a read that has already seen version 0, commits version 1 and invalidates, and then
+/// releases the read. Version 0 may reach the reader that waited, and no later one.
 async fn check_race(invalidation: Invalidation) {
     let setup = Setup::new().await;
     let second = setup.second().await;
@@ -333,14 +334,15 @@ async fn a_sidecar_killed_in_mid_write_leaves_no_old_body_behind() {
     writer.kill();
 
     reader.client.get(X).await.assert(200, &version("x", 0));
-    assert!(!redis.holds(&key("x")).await, "a fence stands while the outcome is unknown");
+    assert!(!redis.holds(&key("x")).await, "stored although the outcome is unknown");
     gate.release();
     eventually(SOON, async || reader.client.get(X).await.text() == version("x", 1)).await;
 }
 
 const UUID: &str = "0b54a0de-2b2b-4f86-9d58-3f7c33bf3a2e";
 
-/// An odd spelling of a path that a lenient upstream takes for the canonical one.
+/// Asserts that an odd spelling of a path, which a lenient upstream reads as the canonical one, is
+/// not cached and invalidates.
 async fn check_spelling(setup: &Setup, id: &str, odd: &str) {
     let path = format!("/jobs/{id}");
     setup.get(&path).await;
@@ -349,7 +351,7 @@ async fn check_spelling(setup: &Setup, id: &str, odd: &str) {
 
     for turn in 1..=2 {
         setup.sidecar.client.spelled("GET", odd).await;
-        assert_eq!(setup.upstream.requests().len() - arrived, turn, "{odd} must pass uncached");
+        assert_eq!(setup.upstream.requests().len() - arrived, turn, "{odd} must not be cached");
     }
     let (status, body) = setup.sidecar.client.spelled("PUT", odd).await;
 
@@ -405,13 +407,14 @@ async fn nothing_is_stored_while_a_write_settles() {
     setup.sidecar.put(X).await;
     let answered = Instant::now();
 
-    // Seen no earlier than it was stored: a slow machine can only hide an early fill.
+    // The entry is observed no earlier than it is stored, so a slow machine can only hide an early
+    // fill.
     let seen_stored = eventually(SOON, async || {
         setup.get(X).await.assert(200, &version("x", 1));
         setup.redis.holds(&key("x")).await.then(|| answered.elapsed())
     })
     .await;
-    // The settling began before the answer came, and by Redis' clock.
+    // The settle time began before the answer arrived, and is measured by Redis's clock.
     assert!(seen_stored >= settle.mul_f64(0.8), "stored {seen_stored:?} after the write");
     setup.hit(X).await.assert(200, &version("x", 1));
 }
@@ -424,7 +427,7 @@ async fn a_write_whose_response_streams_is_ended_again_when_the_body_is() {
     let head = setup.sidecar.client.request(Method::POST, "/jobs/x/run").open().await;
     setup.get(X).await.assert(200, &version("x", 0));
 
-    // The backend commits while it streams, and only then ends its response.
+    // The upstream commits while it streams, and only then ends its response.
     setup.upstream.commit("x");
     feed.end();
     let run = crate::support::Reply::read(head).await.expect("a whole body");

@@ -1,5 +1,5 @@
-//! A Redis that others share and that has little room: what jobcache asks of it, and what it does when it
-//! is full.
+//! A Redis that is shared with other applications and short of memory: what jobcache asks of it,
+//! and what happens when it is full.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 
-/// Keys of somebody else.
+/// Number of foreign keys.
 const FOREIGN: usize = 200_000;
-/// What a `PING` of somebody else may take at most while all is purged, on a busy machine: the
-/// median of many may not be worse by a step of `SCAN`.
+/// Longest median time of another client's `PING` during a purge of everything on a busy machine:
+/// no step of `SCAN` may block others for long.
 const STEP: Duration = Duration::from_millis(20);
 
 async fn calls(redis: &RedisServer, command: &str) -> u64 {
@@ -62,7 +62,7 @@ async fn only_a_purge_of_all_scans_and_nothing_lists_all_keys() {
 #[tokio::test]
 async fn a_purge_of_all_among_many_foreign_keys_keeps_nobody_waiting() {
     let setup = Setup::new().await;
-    // Each a key of its own, by one script for each thousand.
+    // Creates the keys with one script per thousand.
     let mut connection = setup.redis.connection().await;
     let many = "for i = ARGV[1], ARGV[1] + 999 do redis.call('SET', 'foreign:' .. i, 'x') end";
     for first in (0..FOREIGN).step_by(1000) {
@@ -88,7 +88,10 @@ async fn a_purge_of_all_among_many_foreign_keys_keeps_nobody_waiting() {
     assert_eq!(status, StatusCode::OK);
     pings.sort_unstable();
     let (median, worst) = (pings[pings.len() / 2], pings[pings.len() - 1]);
-    eprintln!("{} PINGs amid {FOREIGN} keys: median {median:?}, worst {worst:?}", pings.len());
+    eprintln!(
+        "{} PINGs with {FOREIGN} foreign keys: median {median:?}, worst {worst:?}",
+        pings.len()
+    );
     assert!(median < STEP, "{median:?}");
     let left: usize = setup.redis.run(&redis::cmd("DBSIZE")).await;
     assert!(left >= FOREIGN, "{left}");
@@ -124,7 +127,7 @@ async fn entries_that_redis_evicts_are_misses_and_the_policy_is_warned_of() {
 async fn a_full_redis_fails_fills_in_silence_and_takes_writes_and_purges() {
     let setup = Setup::with(|config| config.near.mode = jobcache::config::NearMode::Off).await;
     setup.hit(X).await;
-    // Full between lease and fill: what is refused is the body.
+    // Redis is full between lease and fill, so it rejects the body.
     let gate = setup.upstream.hold(Method::GET, "/jobs/y");
     let reader = setup.sidecar.client.start(Method::GET, "/jobs/y", "").await;
     gate.arrived(1).await;
@@ -134,7 +137,7 @@ async fn a_full_redis_fails_fills_in_silence_and_takes_writes_and_purges() {
     let failed = "jobcache_fills_total{outcome=\"failed\"}";
     eventually(SOON, async || setup.sidecar.admin.metric(failed).await > 0).await;
 
-    // DEL comes first in what begins and ends a write.
+    // DEL comes first in the begin and the end of a write.
     setup.sidecar.put(X).await.assert(200, &version("x", 1));
     assert!(!setup.redis.holds(&key("x")).await);
     setup.get(X).await.assert(200, &version("x", 1));

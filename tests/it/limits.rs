@@ -1,5 +1,5 @@
-//! What happens past each limit, and that its metric tells: who meets one costs nobody else anything,
-//! and where the cache has no room a client still gets the upstream's answer.
+//! The effects of each limit and its metric: a client that reaches a limit does not affect others,
+//! and if the cache lacks room clients still get the upstream's answer.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -72,7 +72,7 @@ async fn past_so_many_flights_a_reader_reads_for_itself_and_others_still_join() 
     assert_eq!(leader.answer().await, follower.answer().await);
     assert_eq!(setup.upstream.reads("/jobs/a"), 1);
     metric_is(&setup, "jobcache_flights", 0).await;
-    assert!(setup.get(X).await.is_stored(), "nor is the lease left behind");
+    assert!(setup.get(X).await.is_stored(), "the lease was not released");
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn without_redis_too_a_reader_past_so_many_flights_reads_for_itself() {
     assert_eq!(leader.answer().await.0, 200);
 }
 
-/// A body that is no larger than may be stored, and larger than there is room for.
+/// A body that is small enough to be stored, but larger than the available room.
 const LARGE: &str = include_str!("limits.rs");
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn an_answer_that_there_is_no_room_for_streams_through_and_is_not_stored()
     setup.upstream.respond(X, move |_| Some(with_headers(LARGE, &[("content-length", &length)])));
 
     for met in 1..=2 {
-        // The lease of the one before may still be on its way back.
+        // The lease of the previous read may not have been released yet.
         eventually(SOON, async || {
             let reply = setup.get(X).await;
             reply.assert(200, LARGE);
@@ -169,7 +169,7 @@ async fn a_write_that_there_is_no_room_to_look_into_is_refused_and_not_forwarded
     assert_eq!(setup.upstream.count(&Method::POST, "/batch"), 0);
     assert_eq!(hits(&setup, "max_inspected").await, 1);
     metric_is(&setup, "jobcache_inspected_bytes", 0).await;
-    // What nobody looks into needs no room.
+    // A body that no rule inspects needs no room.
     let other = setup.sidecar.client.request(Method::POST, "/other").body(LARGE).send().await;
     assert_eq!(other.status, StatusCode::NOT_FOUND);
 }
@@ -199,7 +199,8 @@ async fn a_purge_that_there_is_no_room_for_says_that_nothing_was_purged_but_the_
     metric_is(&setup, "jobcache_purges_bytes", 0).await;
 }
 
-/// Impatient, and with a least rate that no drip comes to.
+/// Starts with a short response timeout and this minimum upload rate, which a slow drip does not
+/// reach.
 async fn dripped(rate: usize) -> Between {
     Between::with(|config| {
         config.upstream.response_timeout = SHORT;
@@ -218,16 +219,16 @@ async fn an_upload_that_drips_is_a_408_and_gives_its_upstream_connection_back() 
         let drip = if framing.starts_with('C') { "x" } else { "1\r\nx\r\n" };
 
         let answer = {
-            // Each byte comes long before the silence would be too long.
+            // Each byte comes long before the timeout for silence.
             let drips = async {
                 loop {
                     tokio::time::sleep(SHORT / 10).await;
-                    // The other side may no longer read.
+                    // The sidecar may have stopped reading.
                     client.try_send(drip).await;
                 }
             };
             tokio::select! {
-                () = drips => unreachable!("they never end"),
+                () = drips => unreachable!("the drips never end"),
                 seen = upstream.rest() => seen,
             }
         };
@@ -249,7 +250,7 @@ async fn an_upload_that_keeps_the_least_rate_may_take_its_time() {
     let head = request("POST", "/p", "Content-Length: 20\r\n");
     let (mut client, mut upstream, _) = between.pass(head).await;
     for _ in 0..20 {
-        // Some 25 bytes a second; all of it takes four times as long as an answer may.
+        // About 25 bytes per second; the whole takes four times as long as an answer may.
         tokio::time::sleep(SHORT / 5).await;
         client.send("x").await;
     }

@@ -1,4 +1,4 @@
-//! What is logged, how it looks, and who may change it while jobcache runs.
+//! The log: its contents, its format, and who may change it at run time.
 
 use hyper::{Method, StatusCode};
 use serde_json::Value;
@@ -15,7 +15,7 @@ async fn process(args: &[&str], envs: &[(&str, &str)]) -> (Process, Upstream) {
     (Process::start(&args, envs).await, upstream)
 }
 
-/// The fields of the first line of the access log.
+/// Returns the fields of the first line of the access log.
 async fn first_access(process: &Process) -> Value {
     eventually(SOON, async || {
         let log = process.stderr();

@@ -1,7 +1,7 @@
-//! The behaviour of a whole sidecar between a real Redis and a real upstream.
+//! Tests of a whole sidecar between a real Redis and a real upstream.
 //!
-//! Each test names one sentence of behaviour and serves one of the four promises. Nothing sleeps:
-//! a test waits for a gate, or polls with a deadline.
+//! Each test name is a sentence of behaviour that serves one of the four promises. Tests do not
+//! sleep for readiness: they wait for a gate, or poll with a deadline.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 

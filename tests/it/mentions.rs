@@ -9,7 +9,7 @@ use crate::support::{Body, Reply, SOON, Setup, eventually, full, redis::key, ups
 /// A job that no path of the writes here names.
 const JOB: &str = "/jobs/17";
 
-/// Makes the path one of the cache.
+/// Reads the path until it is a hit.
 async fn fill(setup: &Setup, path: &str) {
     eventually(SOON, async || setup.get(path).await.is_hit()).await;
 }
@@ -19,7 +19,7 @@ fn created(status: u16, name: &'static str, value: &str) -> Response<Body> {
     response.body(full(r#"{"ok":true}"#)).expect("a valid head")
 }
 
-/// Whether an answer to `POST <path>` that has this header drops the entry of job 17.
+/// Asserts whether an answer to `POST <path>` with this header drops the entry of job 17.
 async fn check_answer(
     setup: &Setup,
     path: &str,

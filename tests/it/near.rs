@@ -1,4 +1,5 @@
-//! Entries in the process, in front of Redis: served without asking it for them, and never older.
+//! Entries in the process, in front of Redis: served without reading them from Redis, and never
+//! older than there.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 
-/// Long enough for a test to be within it, and to see that it is.
+/// Long enough for a test to stay within it, and to check that it does.
 const STALENESS: Duration = Duration::from_secs(20);
 
 async fn bounded() -> Setup {
@@ -24,7 +25,7 @@ async fn bounded() -> Setup {
     .await
 }
 
-/// Told of what it has read only.
+/// Returns a setup with tracking by keys.
 async fn by_keys() -> Setup {
     Setup::with(|config| config.near.tracking = NearTracking::Keys).await
 }
@@ -33,7 +34,7 @@ async fn news(setup: &Setup) -> u64 {
     metric(setup, "jobcache_tracking_news_total").await
 }
 
-/// A number of the metrics.
+/// Returns the value of a metric.
 async fn metric(setup: &Setup, name: &str) -> u64 {
     let text = setup.sidecar.admin.get("/metrics").await;
     let line = text.text().lines().find(|line| line.starts_with(name)).unwrap_or_default();
@@ -53,7 +54,7 @@ async fn near_hit(setup: &Setup, path: &str) {
     .await;
 }
 
-/// How often Redis was given a command.
+/// Returns how often Redis has run a command.
 async fn calls(redis: &RedisServer, command: &str) -> u64 {
     let info: String = redis.run(redis::cmd("INFO").arg("commandstats")).await;
     let prefix = format!("cmdstat_{command}:calls=");
@@ -172,7 +173,7 @@ async fn tracking_ids(redis: &RedisServer) -> Vec<u64> {
     tracking.filter_map(client_id).collect()
 }
 
-/// Of a line of `CLIENT LIST`.
+/// Returns the id in a line of `CLIENT LIST`.
 fn client_id(line: &str) -> Option<u64> {
     line.strip_prefix("id=")?.split(' ').next()?.parse().ok()
 }
@@ -230,7 +231,7 @@ async fn a_caller_whom_the_upstream_has_let_in_is_served_from_the_process_too() 
         })
         .await;
     }
-    assert_eq!(setup.upstream.reads(X), 2, "one for each");
+    assert_eq!(setup.upstream.reads(X), 2, "not one read each");
 }
 
 #[tokio::test]
@@ -294,7 +295,7 @@ async fn past_its_bound_a_hit_waits_for_the_news() {
         near_hit(&setup, X).await;
         setup.upstream.commit("x");
         setup.redis.del(&key("x")).await;
-        // The bound is what must pass.
+        // The bound must pass.
         tokio::time::sleep(Duration::from_millis(2)).await;
         setup.get(X).await.assert(200, &version("x", v));
     }
@@ -358,7 +359,7 @@ async fn by_keys_only_what_was_read_here_is_told() {
         for id in 0..100 {
             let () = setup.redis.run(redis::cmd("SET").arg(key(&id.to_string())).arg("1")).await;
         }
-        // Behind all of that on the same connection.
+        // This uses the same connection, after all of those.
         near_hit(&setup, X).await;
         assert_eq!(news(&setup).await - before, told, "{tracking:?}");
         setup.redis.del(&key("x")).await;
@@ -389,7 +390,8 @@ async fn by_keys_a_cut_tracking_connection_costs_nothing_but_the_near_hits_until
     survives_cuts(&by_keys().await).await;
 }
 
-/// Nothing that is told hangs on it: entries were read over it, but the news comes over the other.
+/// Notifications do not depend on the data connection: entries are read over it, but notifications
+/// arrive over the other one.
 #[tokio::test]
 async fn by_keys_a_cut_data_connection_hides_no_change() {
     let setup = by_keys().await;
@@ -397,7 +399,8 @@ async fn by_keys_a_cut_data_connection_hides_no_change() {
         setup.get(X).await;
         near_hit(&setup, X).await;
         let list: String = setup.redis.run(redis::cmd("CLIENT").arg("LIST")).await;
-        // Who looks at its own list runs `client`, and the scripts and probes run on the other.
+        // The connection that lists clients runs `client`, and the scripts and probes use another
+        // connection.
         let data =
             list.lines().filter(|line| line.contains(" name= ") && !line.contains("cmd=client"));
         let ids: Vec<u64> = data.filter_map(client_id).collect();

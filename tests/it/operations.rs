@@ -1,4 +1,4 @@
-//! What operators do to a running sidecar: replace it and drain it.
+//! Operations on a running sidecar: replacing and draining it.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::support::{Process, SOON, Setup, Upstream, eventually, soon};
 
 const REUSE: [(&str, &str); 1] = [("JOBCACHE_SERVER_REUSE_PORT", "true")];
 
-/// Connections over a takeover, each of its own and with one request.
+/// Connections during a takeover, each with one request.
 const CONNECTIONS: u32 = 2_000;
 const LOAD: Duration = Duration::from_secs(3);
 
@@ -50,7 +50,7 @@ async fn a_takeover_refuses_and_resets_no_connection() {
     let metrics = new.admin.get("/metrics").await;
     assert!(
         metrics.text().contains(r#"jobcache_requests_total{outcome="hit""#),
-        "the new one served"
+        "the new process has served nothing"
     );
 }
 
@@ -84,7 +84,7 @@ async fn a_drain_closes_idle_connections_and_tells_the_others_to() {
     setup.sidecar.begin_shutdown();
 
     eventually(SOON, async || setup.sidecar.refuses().await).await;
-    assert_eq!(soon(silent.read(&mut [0])).await.expect("an end, no reset"), 0);
+    assert_eq!(soon(silent.read(&mut [0])).await.expect("an end without a reset"), 0);
     assert!(!in_flight.is_finished());
     gate.release();
     let answer = soon(in_flight).await.expect("an answer");
@@ -117,7 +117,7 @@ async fn during_the_drain_delay_it_is_not_ready_and_serves_all_the_same() {
     let fresh = crate::support::Client::new(setup.sidecar.client.address());
     let answer = fresh.get("/jobs/x").await;
     assert_eq!((answer.status.as_u16(), answer.header(CONNECTION.as_str())), (200, ""));
-    // Nobody is told to go: the connection of before is as good as a new one.
+    // No client is asked to leave: the earlier connection is as good as a new one.
     silent.write_all(b"GET /jobs/x HTTP/1.0\r\nhost: a\r\n\r\n").await.expect("a request written");
     let mut answer = String::new();
     soon(silent.read_to_string(&mut answer)).await.expect("an answer");

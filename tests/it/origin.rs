@@ -8,7 +8,7 @@ use crate::support::{Setup, client::split};
 const X: &str = "/jobs/x";
 const SECRET: &str = "a-secret-of-the-test";
 
-/// A purge as a browser sends it for a page, with these fields.
+/// Sends a purge as a browser sends it for a page, with these fields.
 async fn purge_by(setup: &Setup, fields: &[(&'static str, &str)]) -> StatusCode {
     let mut request = setup.sidecar.admin.request(Method::POST, "/purge/x");
     for (name, value) in fields {
@@ -30,7 +30,7 @@ async fn a_page_of_another_site_purges_nothing() {
         &[("host", own), ("origin", "null")],
         &[("host", own), ("origin", origin), ("sec-fetch-site", "cross-site")],
         &[("host", own), ("origin", origin), ("sec-fetch-site", "same-site")],
-        // A name of theirs that leads here.
+        // A foreign name that resolves to this listener.
         &[("host", "evil.example:9090"), ("origin", "http://evil.example:9090")],
     ];
     for fields in forged {
@@ -44,7 +44,7 @@ async fn a_page_of_another_site_purges_nothing() {
     for request in [evil(purge, X), evil(Method::POST, "/purge").body(r#"{"all":true}"#)] {
         let refused = request.send().await;
         assert_eq!(refused.status, StatusCode::FORBIDDEN);
-        assert!(refused.reason().contains("another site"), "{refused:?}");
+        assert!(refused.reason().contains("cross-site request rejected"), "{refused:?}");
         assert_eq!(refused.headers.get("access-control-allow-origin"), None);
     }
     assert!(setup.get(X).await.is_hit());
@@ -68,7 +68,8 @@ async fn who_shows_the_secret_may_purge_from_wherever_he_likes() {
     assert_eq!(purge_by(&setup, &[elsewhere, ("authorization", &bearer)]).await, StatusCode::OK);
 }
 
-/// What a page of a name reads that has been made to lead here, once no secret keeps it out.
+/// Checks what a page can read under a foreign name that resolves to this listener, without a
+/// secret.
 #[tokio::test]
 async fn under_another_sites_name_nothing_is_read_that_names_a_job() {
     let setup = Setup::new().await;

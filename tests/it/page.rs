@@ -1,4 +1,4 @@
-//! The status page: what it is allowed to do, and what a browser makes of it.
+//! The status page: its policy, and its behaviour in a browser.
 
 use std::{
     io::Write as _,
@@ -14,7 +14,7 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 const SECRET: &str = "a-secret-of-the-test";
-/// Of the page, in bytes: it is looked at over slow links, when things are bad.
+/// Size limit of the page in bytes, because it is read over slow links during incidents.
 const MOST: usize = 64 << 10;
 
 async fn front(setup: &Setup) -> Reply {
@@ -27,7 +27,7 @@ fn url(setup: &Setup) -> String {
     format!("http://{}/", setup.sidecar.admin.address())
 }
 
-/// What stands between two marks, once.
+/// Returns the text between two marks, which must occur once.
 fn between<'t>(text: &'t str, from: &str, to: &str) -> &'t str {
     let mut parts = text.split(from).skip(1);
     let part = parts.next().unwrap_or_else(|| panic!("no {from}"));
@@ -35,7 +35,7 @@ fn between<'t>(text: &'t str, from: &str, to: &str) -> &'t str {
     part.split_once(to).unwrap_or_else(|| panic!("no {to}")).0
 }
 
-/// By another implementation than ours.
+/// Computes the hash with another implementation than jobcache's.
 fn sha256_base64(text: &str) -> String {
     let script = "import base64, hashlib, sys; print(base64.b64encode(hashlib.sha256(sys.stdin.buffer.read()).digest()).decode(), end='')";
     let mut python = Command::new("/usr/bin/python3")
@@ -44,8 +44,8 @@ fn sha256_base64(text: &str) -> String {
         .stdout(Stdio::piped())
         .spawn()
         .expect("python3 runs");
-    python.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
-    String::from_utf8(python.wait_with_output().expect("it ends").stdout).expect("base64")
+    python.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("a child that reads");
+    String::from_utf8(python.wait_with_output().expect("a child that ends").stdout).expect("base64")
 }
 
 #[tokio::test]
@@ -118,7 +118,7 @@ async fn a_browser_shows_figures_events_and_why_a_job_is_not_cached() {
     setup.hit(X).await;
     browser.fill("#id", "x").await;
     browser.click("#purge").await;
-    assert!(setup.get(X).await.is_hit(), "it asks first");
+    assert!(setup.get(X).await.is_hit(), "purged without a confirmation");
     browser.click("#purge").await;
     browser.until("/Purged.*entry of/.test(document.querySelector('#receipt').innerText)").await;
     assert!(!setup.get(X).await.is_hit());
@@ -162,9 +162,9 @@ async fn a_browser_shows_no_text_of_clients_as_markup() {
     browser.until("document.querySelector('#link').innerText === 'live'").await;
     browser.fill("#id", "<img src=x onerror=alert(1)>").await;
     browser.click("#ask button.main").await;
-    browser.until("/is no job id/.test(document.querySelector('#answer').innerText)").await;
+    browser.until("/is not a job id/.test(document.querySelector('#answer').innerText)").await;
     assert_eq!(browser.eval("document.images.length").await, 0);
-    // The policy would not have it either.
+    // The page's policy would reject it as well.
     let markup = "(() => { try { document.body.innerHTML = '<b>'; return 'done' } catch { return 'refused' } })()";
     assert_eq!(browser.eval(markup).await, "refused");
 }
@@ -184,7 +184,7 @@ async fn a_browser_asks_for_the_secret_and_tells_when_jobcache_is_gone() {
     browser.fill("#secret", SECRET).await;
     browser.click("#unlock button").await;
     browser.until("document.querySelector('#link').innerText === 'live'").await;
-    browser.until("/a second/.test(document.querySelector('#second').innerText)").await;
+    browser.until("/per second/.test(document.querySelector('#second').innerText)").await;
     assert_eq!(browser.eval("localStorage.length + document.cookie.length").await, 0);
 
     setup.sidecar.shutdown().await.expect("a clean end");
@@ -200,7 +200,7 @@ async fn a_browser_purges_nothing_for_a_page_of_another_origin() {
     let setup = Setup::new().await;
     setup.hit(X).await;
     browser.open(&format!("{}/", setup.upstream.url())).await;
-    // As forms do: no leave is asked for, and the answer cannot be read.
+    // As forms do: without a preflight, and the answer cannot be read.
     let forged = format!(
         "Promise.all(['purge/x', 'purge'].map((path) => fetch('{}' + path, {{ method: 'POST', mode: \
          'no-cors', body: '{{\"all\":true}}' }}).catch(() => 0))).then(() => true)",

@@ -1,4 +1,4 @@
-//! Clients and upstreams that misbehave: silent, stalled, cut off, or against the protocol.
+//! Clients and upstreams that misbehave: silent, stalled, cut off, or violating the protocol.
 
 use std::{
     sync::{
@@ -107,7 +107,7 @@ async fn a_write_behind_a_safe_method_is_never_sent_twice() {
         let reply = request.header("x-http-method-override", "DELETE").send().await;
 
         assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{path}");
-        assert_eq!(setup.upstream.connections(), connections, "{path}: over a kept connection");
+        assert_eq!(setup.upstream.connections(), connections, "{path}: not over a kept connection");
         assert_eq!(setup.upstream.reads(path), 1, "{path}");
     }
 }
@@ -136,8 +136,11 @@ async fn a_miss_has_every_header_of_the_upstream() {
     let via: Vec<_> = reply.headers.get_all("via").iter().collect();
     assert_eq!(via, ["1.1 inner", "1.1 jobcache"], "{reply:?}");
     let hit = setup.hit(X).await;
-    assert!(!hit.headers.contains_key("x-request-id"), "another's: {hit:?}");
-    assert_eq!(hit.header("etag"), reply.header("etag"), "a miss can be revalidated");
+    assert!(
+        !hit.headers.contains_key("x-request-id"),
+        "the request id of another request: {hit:?}"
+    );
+    assert_eq!(hit.header("etag"), reply.header("etag"), "the miss had another ETag");
 
     setup.redis.del("job_status:x").await;
     let request = setup.sidecar.client.request(Method::GET, X);
@@ -145,7 +148,7 @@ async fn a_miss_has_every_header_of_the_upstream() {
     assert_eq!(reply.status, StatusCode::NOT_MODIFIED, "{reply:?}");
 }
 
-/// An upstream that treats every connection as told, and counts them.
+/// An upstream that handles every connection in the given way, and counts them.
 struct Raw {
     url: String,
     accepted: Arc<AtomicUsize>,
@@ -183,7 +186,7 @@ impl Raw {
         Self { url, accepted }
     }
 
-    /// A sidecar in front of it.
+    /// Starts a sidecar in front of this upstream.
     async fn setup(&self) -> Setup {
         let redis = RedisServer::start().await;
         Setup::cold(redis, |config| config.upstream.url.clone_from(&self.url)).await
@@ -299,7 +302,7 @@ async fn a_body_that_breaks_off_does_not_make_its_job_uncacheable() {
 
         setup.upstream.respond(X, |_| Some(with_headers("{}", &[("content-length", "2")])));
         setup.upstream.forget_requests();
-        // Sooner than an uncacheable job is forgotten; the lease may still be on its way back.
+        // Before the hit-for-miss mark of a job expires; the lease may not have been released yet.
         eventually(SOON / 2, async || {
             let reply = setup.get(X).await;
             if reply.is_hit() { Ok(()) } else { Err((headers, reply)) }
@@ -392,7 +395,7 @@ async fn no_more_than_so_many_upstream_connections_are_in_use() {
     for gate in &gates {
         gate.arrived(1).await;
     }
-    // The write goes on without its client.
+    // The write continues without its client.
     drop(second);
 
     for path in ["/other", X] {
@@ -439,7 +442,7 @@ async fn an_upstream_that_is_down_is_one_warning_not_one_a_request() {
         assert_eq!(process.client.get("/other").await.status, StatusCode::BAD_GATEWAY);
     }
 
-    // Each a line with its time as a number.
+    // Each request has a line with its duration as a number.
     let time = |line: &str| line.split("took_ms=").nth(1)?.split(' ').next()?.parse::<f64>().ok();
     eventually(SOON, async || {
         let log = process.stderr();

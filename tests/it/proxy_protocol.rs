@@ -1,4 +1,5 @@
-//! Who asks: by the PROXY protocol, and by whom `X-Forwarded-*` is believed.
+//! The client's address from the PROXY protocol, and the peers that are trusted to send
+//! `X-Forwarded-*`.
 
 use crate::support::{SOON, Setup, client::split, eventually};
 
@@ -18,7 +19,7 @@ async fn balanced(trusted: &[&str]) -> Setup {
     .await
 }
 
-/// The status of an answer to a request that follows these bytes; 0 where there is none.
+/// Returns the status of the answer to a request after these bytes, or 0 without an answer.
 async fn asked(setup: &Setup, header: &[u8]) -> u16 {
     split(&setup.sidecar.client.raw(&[header, REQUEST].concat()).await).0
 }
@@ -94,7 +95,7 @@ async fn a_stranger_gets_no_hit_in_the_name_of_another() {
         request.header("x-forwarded-user", "alice").send().await
     };
 
-    // Both are nobody: what the upstream has answered to nobody is what they share.
+    // Both are anonymous and share what the upstream has answered to anonymous requests.
     assert!(as_alice().await.is_stored());
     let hit = setup.get("/jobs/1").await;
     assert!(hit.is_hit(), "{hit:?}");

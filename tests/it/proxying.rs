@@ -1,4 +1,4 @@
-//! What is not a cached read passes through untouched, streaming, both ways.
+//! Requests that are not cached reads pass through unchanged and streaming, in both directions.
 
 use std::time::Duration;
 
@@ -27,13 +27,13 @@ const X: &str = "/jobs/x";
 
 const MIB: u64 = 1 << 20;
 
-/// A download and an upload that would show in the memory of whoever buffers them.
+/// Size of a download and an upload that would be visible in the memory of a buffering process.
 const HUGE: u64 = 50 * MIB;
 
-/// What the process may grow by while it streams [`HUGE`] bytes each way.
+/// Largest growth of the process while it streams [`HUGE`] bytes each way.
 const GROWTH_KIB: u64 = 40 * 1024;
 
-/// Most that sockets and buffers between a client and a stalled upstream swallow on Linux.
+/// Most bytes that sockets and buffers between a client and a stalled upstream hold on Linux.
 const SWALLOWED: u64 = 32 * MIB;
 
 async fn process(upstream: &Upstream, redis: &RedisServer) -> Process {
@@ -60,7 +60,7 @@ async fn huge_bodies_stream_both_ways_in_little_memory() {
     }
 
     let grown = process.peak_memory_kib() - before;
-    assert!(grown < GROWTH_KIB, "grew by {grown} KiB");
+    assert!(grown < GROWTH_KIB, "memory grew by {grown} KiB");
 }
 
 /// Reads a body without keeping it; returns its length.
@@ -96,13 +96,13 @@ async fn an_upload_goes_no_faster_than_the_upstream_reads() {
 
     let swallowed = write_until_stalled(&mut stream, total).await;
 
-    assert!(swallowed < SWALLOWED, "{swallowed} bytes taken while the upstream reads nothing");
+    assert!(swallowed < SWALLOWED, "{swallowed} bytes accepted while the upstream reads nothing");
     gate.release();
     let rest = write_until_stalled(&mut stream, total - swallowed).await;
-    assert_eq!(swallowed + rest, total, "the upload goes on once the upstream reads");
+    assert_eq!(swallowed + rest, total, "the upload is incomplete after the upstream has read");
 }
 
-/// Writes up to `limit` bytes; ends when the other side has taken none for a while.
+/// Writes up to `limit` bytes; ends when the other side has accepted none for a while.
 async fn write_until_stalled(stream: &mut TcpStream, limit: u64) -> u64 {
     const STALL: Duration = Duration::from_secs(1);
     let chunk = vec![0; 64 * 1024];
@@ -336,7 +336,7 @@ async fn an_upstream_that_stalls_in_mid_body_is_a_broken_response() {
 
     let response = setup.sidecar.client.request(Method::GET, "/other").open().await;
 
-    assert!(Reply::read(response).await.is_err(), "a half must not look whole");
+    assert!(Reply::read(response).await.is_err(), "a truncated body looks complete");
 }
 
 #[tokio::test]
@@ -471,6 +471,6 @@ async fn a_shutdown_gives_up_on_a_request_at_its_deadline() {
     let _in_flight = setup.sidecar.client.start(Method::GET, "/other", "").await;
     gate.arrived(1).await;
 
-    // Ends at all: `shutdown` has a deadline of its own.
+    // This must end: `shutdown` has its own deadline.
     let _ = setup.sidecar.shutdown().await;
 }

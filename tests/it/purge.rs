@@ -1,4 +1,4 @@
-//! The purge webhook: what it takes, from whom, and what it says.
+//! The purge webhook: its requests, its callers and its answers.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 
-/// A Standard Webhooks secret: base64 behind its prefix.
+/// A Standard Webhooks secret: base64 after its prefix.
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// Older than the five minutes that the specification suggests as tolerance.
@@ -30,7 +30,7 @@ async fn purge(setup: &Setup, body: impl Into<bytes::Bytes>) -> Reply {
     setup.sidecar.admin.request(Method::POST, "/purge").body(body).send().await
 }
 
-/// Fills, purges with this request, and asserts that exactly these are told and gone.
+/// Fills, purges with this request, and asserts that exactly these jobs are reported and gone.
 async fn check_purges(setup: &Setup, method: &str, path: &str, body: &'static str, ids: &[&str]) {
     fill(setup, &["x", "y", "z"]).await;
     let method: Method = method.parse().expect("a method");
@@ -218,7 +218,7 @@ async fn the_bearer_secret_opens_every_form() {
     }
 }
 
-/// A purge of `x`, signed as Standard Webhooks prescribes.
+/// Sends a purge of `x`, signed as Standard Webhooks prescribes.
 async fn signed(setup: &Setup, id: &str, at: SystemTime, sent: &'static str) -> Reply {
     const SIGNED: &str = r#"{"job_id":"x"}"#;
     let seconds = at.duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
@@ -312,8 +312,8 @@ async fn a_purge_reaches_an_entry_that_a_snapshot_brings_back() {
     setup.hit(X).await.assert(200, &version("x", 1));
 }
 
-/// The snapshot brings back a lease whose flight is still in the air here. Its fill is refused for
-/// its epoch; so must be whoever would join it.
+/// The snapshot restores a lease while its flight is still pending in this process. Its fill is
+/// rejected because of its epoch, so no other read may join it.
 #[tokio::test]
 async fn a_lease_that_a_snapshot_brings_back_is_nobodys_to_join() {
     let mut setup = Setup::new().await;
@@ -329,7 +329,7 @@ async fn a_lease_that_a_snapshot_brings_back_is_nobodys_to_join() {
 
         let after = sidecar.get(X);
         let release = async {
-            // With the flaw nobody else comes to the gate.
+            // If the flaw is present, no other read arrives at the gate.
             tokio::select! {
                 () = gate.arrived(2) => {}
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}
@@ -341,13 +341,13 @@ async fn a_lease_that_a_snapshot_brings_back_is_nobodys_to_join() {
     tokio::join!(sidecar.get(X), check);
 }
 
-/// A purge of so many jobs.
+/// Returns a purge of this many jobs.
 fn of_many(jobs: usize) -> String {
     let ids: Vec<_> = (0..jobs).map(|id| format!("job-{id}")).collect();
     serde_json::json!({ "job_ids": ids }).to_string()
 }
 
-/// Keeps Redis from everybody else for 25 ms at a time; never returns.
+/// Blocks Redis for 25 ms at a time; never returns.
 async fn keep_busy(mut redis: redis::aio::MultiplexedConnection) {
     let script = "local function now() local t = redis.call('TIME') return t[1] * 1e6 + t[2] end \
                   local begun = now() while now() < begun + 25e3 do end";
@@ -357,19 +357,19 @@ async fn keep_busy(mut redis: redis::aio::MultiplexedConnection) {
     }
 }
 
-/// The budget is for each chunk of it, else none that is large would ever be confirmed.
+/// The budget applies to each chunk; otherwise a large purge would never be confirmed.
 #[tokio::test]
 async fn a_large_purge_is_confirmed_though_it_takes_longer_than_the_budget() {
     let budget = Duration::from_millis(400);
     let setup = Setup::with(|config| config.store.budget = budget).await;
-    // On a busy machine a chunk may be late; one budget for all of them is always too little.
+    // On a busy machine a chunk may be late; a single budget for all of them is always too short.
     eventually(SOON, async || {
         fill(&setup, &["job-0", "job-1535"]).await;
         let (request, redis) = (of_many(1536), setup.redis.connection().await);
         let start = std::time::Instant::now();
         let reply = tokio::select! {
             reply = purge(&setup, request) => reply,
-            () = keep_busy(redis) => unreachable!("it never ends"),
+            () = keep_busy(redis) => unreachable!("the load never ends"),
         };
         assert!(start.elapsed() > budget, "{:?}", start.elapsed());
         if reply.status != StatusCode::OK {
@@ -382,16 +382,17 @@ async fn a_large_purge_is_confirmed_though_it_takes_longer_than_the_budget() {
     .await;
 }
 
-/// As many ids as one purge takes are queued, and confirmed once Redis is back.
+/// A purge with the largest number of ids is queued, and confirmed once Redis is back.
 #[tokio::test]
 async fn the_largest_purge_is_queued_at_once_when_redis_hangs() {
-    // So many are confirmed within a second or two, and on a busy machine within some more.
+    // This many are confirmed within a second or two, and on a busy machine somewhat later.
     let patience = 6 * SOON;
     let setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
     let late = "jobcache_store_errors_total{op=\"end\",error=\"timeout\"}";
 
-    // It waits for one of its chunks and gives up the rest. One that waits for each does so until
-    // the store counts as down, which is then what ends it; on a busy machine that may come first.
+    // The purge waits for one of its chunks and gives up the rest. If it waited for each, it would
+    // do so until the store counts as down, which then ends it; on a busy machine that may come
+    // first.
     eventually(patience, async || {
         fill(&setup, &["job-0", "job-9999"]).await;
         let before = setup.sidecar.admin.metric(late).await;
@@ -411,7 +412,7 @@ async fn the_largest_purge_is_queued_at_once_when_redis_hangs() {
     .await;
 }
 
-/// Invalidations that the sidecar is waiting for.
+/// Returns the number of pending invalidations.
 async fn pending(setup: &Setup) -> serde_json::Value {
     setup.sidecar.admin.get("/readyz").await.json()["pending_invalidations"].clone()
 }
@@ -423,7 +424,7 @@ async fn a_purge_whose_caller_hangs_up_while_redis_hangs_is_queued_all_the_same(
     setup.redis.stop();
 
     let caller = setup.sidecar.admin.start(Method::POST, "/purge/x", "").await;
-    assert_eq!(pending(&setup).await, 0, "it has been received and is not given up yet");
+    assert_eq!(pending(&setup).await, 0, "the invalidation is already pending");
     drop(caller);
 
     eventually(SOON, async || pending(&setup).await == 1).await;

@@ -1,4 +1,4 @@
-//! Reads with a query, and the parameters that are said not to change the answer.
+//! Reads with a query, and parameters that are configured as irrelevant.
 
 use hyper::Method;
 

@@ -1,4 +1,4 @@
-//! Reads: what is stored, what is served again, to whom, and what passes.
+//! Reads: storing, serving again, audiences, and passing through.
 
 use std::time::Duration;
 
@@ -55,7 +55,10 @@ async fn a_hit_does_not_reach_the_upstream_and_tells_its_age_and_ttl() {
     let ttl = hit.cache_status().strip_prefix("jobcache; hit; ttl=").expect("a hit with its TTL");
     assert!((295..=300).contains(&ttl.parse::<u64>().expect("seconds")), "{ttl}");
     let etag = hit.header("etag");
-    assert!(etag.len() > 2 && etag.starts_with('"') && etag.ends_with('"'), "not strong: {etag}");
+    assert!(
+        etag.len() > 2 && etag.starts_with('"') && etag.ends_with('"'),
+        "not a strong ETag: {etag}"
+    );
 }
 
 #[tokio::test]
@@ -241,7 +244,7 @@ async fn what_is_not_a_plain_read_of_a_job_passes_every_time() {
     check_passes(&setup, Method::OPTIONS, X, &[]).await;
     check_passes(&setup, Method::GET, X, &[("range", "bytes=0-3")]).await;
     check_passes(&setup, Method::GET, X, &[("if-match", "\"v\"")]).await;
-    assert!(setup.get(X).await.is_hit(), "a pass must not disturb the entry");
+    assert!(setup.get(X).await.is_hit(), "a pass has dropped the entry");
 }
 
 #[tokio::test]
@@ -257,7 +260,7 @@ async fn a_read_with_a_body_passes_with_it() {
     assert_eq!(seen.iter().map(|seen| seen.body_len).collect::<Vec<_>>(), [6, 6]);
 }
 
-/// Asserts that what the upstream answers arrives unchanged, twice, and is not stored.
+/// Asserts that the upstream's answer arrives unchanged, twice, and is not stored.
 #[track_caller]
 fn check_never_stored<'s>(
     setup: &'s Setup,
@@ -397,9 +400,14 @@ async fn check_truncated(setup: &Setup, feed: Feed) {
     let client = &setup.sidecar.client;
     let (reply, ()) = tokio::join!(client.request(Method::GET, X).try_send(), feed.break_off());
 
-    // The break may come before our head was written: then it is a 502, else a broken body.
+    // If it breaks before the head was written to the client, the answer is a 502, otherwise a
+    // broken body.
     if let Ok(reply) = reply {
-        assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "a half that looks whole: {reply:?}");
+        assert_eq!(
+            reply.status,
+            StatusCode::BAD_GATEWAY,
+            "a truncated body looks complete: {reply:?}"
+        );
     }
     assert!(!setup.redis.holds(&key("x")).await);
 }
@@ -516,7 +524,7 @@ async fn a_value_set_over_an_entry_is_never_served_even_with_its_bytes() {
 
 #[tokio::test]
 async fn a_lost_or_corrupted_meta_is_no_hit_and_heals_itself() {
-    // An entry in the process was verified when it was read.
+    // Entries in the process were verified when they were read.
     let setup = Setup::with(|config| config.near.mode = NearMode::Off).await;
     let meta = format!("{{{}}}:meta", key("x"));
     for damage in [None, Some("not json"), Some("{}")] {
@@ -636,7 +644,8 @@ async fn nobody_waits_for_a_body_that_streams_on_for_somebody_else() {
     }
 }
 
-/// An upstream that ends its body by closing the connection, as HTTP/1.0 does and a killed worker.
+/// Starts an upstream that ends its body by closing the connection, like HTTP/1.0 and a killed
+/// worker.
 async fn closing_upstream() -> String {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

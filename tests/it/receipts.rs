@@ -1,4 +1,4 @@
-//! What a purge says it has found and voided.
+//! The receipts of purges: what was found and voided.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ async fn purge(setup: &Setup, body: Value) -> Reply {
     request.body(body.to_string()).send().await
 }
 
-/// The receipt of a purge of one job that was confirmed.
+/// Returns the receipt of a confirmed purge of one job.
 async fn receipt(setup: &Setup) -> Value {
     let reply = purge(setup, json!({ "job_id": "x" })).await;
     assert_eq!(reply.status, StatusCode::OK, "{reply:?}");

@@ -1,4 +1,4 @@
-//! Credentials that are asked about again: one that expires without a write.
+//! Credentials are checked with the upstream again: one of them expires without a write.
 
 use std::{
     sync::{
@@ -47,7 +47,7 @@ async fn lapsed(setup: &Setup, path: &str, who: &str) -> Reply {
     .await
 }
 
-/// Makes the API refuse Bob once the switch is set.
+/// Makes the API reject Bob once the switch is set.
 fn revocable(setup: &Setup) -> Arc<AtomicBool> {
     let revoked = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&revoked);
@@ -60,17 +60,17 @@ fn revocable(setup: &Setup) -> Arc<AtomicBool> {
     revoked
 }
 
-/// What Redis keeps beside the body.
+/// Returns the metadata of the entry in Redis.
 async fn meta(setup: &Setup) -> serde_json::Value {
     let meta = setup.redis.get(&format!("{{{}}}:meta", key("x"))).await.expect("an entry");
     serde_json::from_slice(&meta).expect("JSON")
 }
 
-/// When the upstream has served the one pair of the audience.
+/// Returns when the upstream served the only member of the audience.
 async fn served_at_ms(setup: &Setup) -> u64 {
     let meta = meta(setup).await;
     let [member] = &meta["audience"].as_array().expect("a list")[..] else {
-        panic!("not one pair: {meta}")
+        panic!("not one member: {meta}")
     };
     let (pair, ms) = member.as_str().and_then(|text| text.split_once('@')).expect("a time");
     assert_eq!(pair.len(), 64);
@@ -100,7 +100,7 @@ async fn check_revoked(change: impl FnOnce(&mut Config)) {
         assert_eq!(ask(&setup, Method::HEAD, X, BOB).await.status, 401);
     }
     warm(&setup, X, ALICE).await;
-    assert_eq!(get(&setup, BOB).await.status, 401, "what Alice may have is not for Bob");
+    assert_eq!(get(&setup, BOB).await.status, 401, "Bob got Alice's entry");
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn what_is_public_needs_no_recheck() {
     setup.upstream.respond(X, move |_| Some(with_headers("{}", &headers)));
     warm(&setup, X, ALICE).await;
     warm(&setup, Y, ALICE).await;
-    // What was served to her later lapses first.
+    // The entry that was served to Alice later lapses first.
     lapsed(&setup, Y, ALICE).await;
     assert!(get(&setup, ALICE).await.is_hit());
     assert!(get(&setup, BOB).await.is_hit());
@@ -191,7 +191,7 @@ async fn polls_of_one_lapsed_credential_share_the_read_that_renews_it() {
     setup.upstream.forget_requests();
     let gate = setup.upstream.hold(Method::GET, X);
     eventually(SOON, async || {
-        // A hit answers; the first read that lapsed waits at the gate.
+        // Hits are answered; the first lapsed read waits at the gate.
         let waits = setup.sidecar.client.start_as(Method::GET, X, ALICE).await;
         tokio::spawn(waits.answer());
         setup.exchange().await;

@@ -16,10 +16,10 @@ const X: &str = "/jobs/x";
 /// The default of the product, which these tests are about.
 const BUDGET: Duration = Duration::from_millis(50);
 
-/// What a request may take with Redis hanging: the budget, the upstream, and two busy cores.
+/// Time limit for a request while Redis hangs: the budget, the upstream, and two busy cores.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// What a read may not cost once the breaker is open: far below the budget.
+/// Time limit for a read once the breaker is open: far below the budget.
 const NOTHING: Duration = Duration::from_millis(25);
 
 /// Requests that a breaker may need to open.
@@ -32,7 +32,7 @@ async fn filled() -> Setup {
     setup
 }
 
-/// A GET and how long it took.
+/// Sends a GET and returns its duration.
 async fn timed(setup: &Setup, path: &str) -> (Reply, Duration) {
     let start = Instant::now();
     let reply = setup.get(path).await;
@@ -55,7 +55,8 @@ async fn a_sidecar_starts_without_redis_and_comes_to_life_with_it() {
     setup.get(X).await.assert(200, &version("x", 1));
 }
 
-/// Polls while Redis suffers, and after: no error, no old body, no long wait; then hits again.
+/// Polls while Redis is in trouble and afterwards: no error, no old body, no long wait; then hits
+/// again.
 async fn poll_through(setup: &Setup, looks: usize) {
     for _ in 0..looks {
         let (reply, took) = timed(setup, X).await;
@@ -115,7 +116,7 @@ async fn a_restart_under_a_polling_client_goes_unnoticed() {
     eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
 
     stop.notify_one();
-    assert!(poller.await.expect("no error under the restarts") > 0);
+    assert!(poller.await.expect("no error during the restarts") > 0);
 }
 
 #[tokio::test]
@@ -129,7 +130,7 @@ async fn an_open_breaker_costs_nothing() {
         took.push(timed(&setup, X).await.1);
     }
 
-    // The median: a probe that looks whether Redis is back may cost one of them the budget.
+    // The median, because a probe for the return of Redis may cost one of them the budget.
     took.sort_unstable();
     assert!(took[PROBES / 2] < NOTHING, "{took:?}");
 }
@@ -161,7 +162,7 @@ async fn a_write_acknowledged_while_redis_is_frozen_is_never_followed_by_an_old_
     for _ in 0..PROBES {
         setup.get(X).await.assert(200, &version("x", 1));
     }
-    // Redis wakes with the old entry in it: it must be gone before a hit is possible.
+    // Redis resumes with the old entry: it must be gone before a hit is possible.
     setup.redis.cont();
     eventually(RECOVERY, async || {
         let reply = setup.get(X).await;
@@ -183,7 +184,8 @@ async fn a_write_acknowledged_while_redis_is_dead_reaches_the_entry_of_a_snapsho
     brings_back_nothing_old(&mut setup).await;
 }
 
-/// Restarts Redis from its snapshot: hits come back, and are of the newest version from the first.
+/// Restarts Redis from its snapshot: hits come back, and have the newest version from the first one
+/// on.
 async fn brings_back_nothing_old(setup: &mut Setup) {
     setup.redis.restart_from_rdb().await;
     eventually(RECOVERY, async || {
@@ -255,7 +257,7 @@ async fn a_herd_without_redis_costs_two_upstream_reads_at_a_time() {
         assert_eq!(reader.answer().await, (200, version("x", 0)));
     }
     let peak = setup.upstream.peak_reads(X);
-    assert!(peak <= 2, "{peak} reads at a time");
+    assert!(peak <= 2, "{peak} simultaneous reads");
 }
 
 #[tokio::test]
@@ -264,7 +266,7 @@ async fn a_reader_without_redis_never_joins_a_read_that_began_before_him() {
     let gate = setup.upstream.hold_after_read(Method::GET, X);
     let early = setup.sidecar.client.start(Method::GET, X, "").await;
     gate.arrived(1).await;
-    // Through another sidecar, so that nothing here detaches the read under way.
+    // Through another sidecar, so that this sidecar does not detach the read in progress.
     setup.upstream.commit("x");
 
     let late = setup.sidecar.client.start(Method::GET, X, "").await;
@@ -308,7 +310,7 @@ async fn a_write_that_began_in_vain_is_confirmed_when_redis_is_back_before_it_en
     let recover = async {
         gate.arrived(1).await;
         setup.redis.cont();
-        // A round trip: it is well again.
+        // The round trip shows that Redis is well again.
         setup.redis.get("any").await;
         gate.release();
     };
@@ -339,11 +341,14 @@ async fn past_the_limit_of_what_is_pending_a_job_is_bypassed_until_all_is_purged
     let reply = setup.get("/jobs/c").await;
     assert!(reply.header("cache-status").contains("pending"), "{reply:?}");
     let reply = setup.get(X).await;
-    assert!(!reply.header("cache-status").contains("pending"), "of another slot: {reply:?}");
+    assert!(
+        !reply.header("cache-status").contains("pending"),
+        "a job of another slot is pending: {reply:?}"
+    );
     let metrics = setup.sidecar.admin.get("/metrics").await;
     assert!(!metrics.text().contains("jobcache_pending_overflows_total 0"));
 
-    // That their old entries are gone shows in what is read anew.
+    // The reads after the purge show that the old entries are gone.
     setup.redis.cont();
     for id in ["a", "b", "c"] {
         setup.hit(&format!("/jobs/{id}")).await.assert(200, &version(id, 1));
@@ -364,7 +369,7 @@ async fn a_redis_that_refuses_every_script_is_told_of_in_a_few_lines() {
     }
 
     let log = sidecar.stderr();
-    // What the proxy says of each write is its own affair.
+    // The proxy's messages about each write are not counted.
     let lines: Vec<_> = log.lines().filter(|line| !line.contains("a write was answered")).collect();
     assert!(log.contains("unconfirmed") && lines.len() < 20, "{} lines: {lines:#?}", lines.len());
 }
@@ -417,7 +422,7 @@ async fn a_full_redis_is_connected_to_and_its_key_of_fingerprints_is_kept() {
         command
     };
     let () = setup.redis.run(&full("1")).await;
-    // A sidecar that comes now can store nothing, and reads what is there all the same.
+    // A sidecar that starts now cannot store anything, but still reads existing entries.
     let second = setup.second_cold().await;
     eventually(SOON, async || second.get(X).await.is_hit()).await;
     let () = setup.redis.run(&full("0")).await;

@@ -1,4 +1,4 @@
-//! A sidecar that is given another configuration while it runs.
+//! Changes of the configuration of a running sidecar.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 const X: &str = "/jobs/x";
-/// No path of a job, until a test makes it one.
+/// A configuration without a route for jobs.
 const ELSEWHERE: &str = "routes = ['/elsewhere/{id}']\nsettle = '0s'\n";
 
 /// A sidecar with a file that a test edits.
@@ -37,8 +37,8 @@ impl Setup {
         Self::with(file, &[]).await
     }
 
-    /// With these variables beside those that every test needs, and `secret`, where there is one, in
-    /// a file of its own.
+    /// Starts with these variables in addition to the required ones; a `secret` goes into its own
+    /// file.
     async fn with(file: &str, vars: &[(&str, &str)]) -> Self {
         let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -91,7 +91,7 @@ impl Setup {
         purge.header("authorization", &format!("Bearer {token}")).send().await.status.as_u16()
     }
 
-    /// The sample of this name and these labels.
+    /// Returns the value of a sample by name and labels.
     async fn metric(&self, sample: &str) -> Option<u64> {
         let reply = self.sidecar.admin.get("/metrics").await;
         let line = reply.text().lines().find_map(|line| line.strip_prefix(sample)).map(str::trim);
@@ -103,7 +103,7 @@ impl Setup {
         self.metric(&sample).await.expect("every outcome has a sample")
     }
 
-    /// Until everything was dropped so often, at reloads and by writes.
+    /// Waits until everything was dropped this often, by reloads and by writes.
     async fn dropped(&self, times: u64) {
         let sample = r#"jobcache_invalidations_total{source="write-all",outcome="confirmed"}"#;
         eventually(SOON, async || self.metric(sample).await.is_some_and(|now| now >= times)).await;
@@ -134,7 +134,7 @@ async fn a_route_that_comes_back_serves_nothing_from_before_it_went() {
     setup.get(X).await.assert(200, &version("x", 1));
 }
 
-/// A write that began before its path was a route, and is held while the path is one.
+/// Starts a write before its path is a route, and holds it while the path is one.
 async fn written_before_its_route() -> (Setup, Gate, Started) {
     let setup = Setup::new(ELSEWHERE).await;
     let gate = setup.upstream.hold(Method::PUT, X);
@@ -142,7 +142,7 @@ async fn written_before_its_route() -> (Setup, Gate, Started) {
     gate.arrived(1).await;
 
     setup.applies("settle = '0s'").await;
-    // Past the second drop of the reload, so that it is not what helps.
+    // Wait for the second drop of the reload, so that it cannot be the cause of a later result.
     setup.dropped(2).await;
     setup.hit(X).await.assert(200, &version("x", 0));
     (setup, gate, write)
@@ -222,7 +222,7 @@ async fn what_was_too_large_to_store_is_stored_once_it_may_be() {
 
     setup.applies("").await;
 
-    // The lease of the first read may be given back only now.
+    // The lease of the first read may not have been released earlier.
     setup.hit(X).await;
 }
 
@@ -296,7 +296,7 @@ async fn a_file_with_a_mistake_keeps_everything_as_it_was() {
     setup.applies(ELSEWHERE).await;
 }
 
-/// A child process with a file, and what it logs.
+/// A child process with a configuration file, and its log.
 struct Reloaded {
     process: Process,
     file: std::path::PathBuf,
@@ -316,7 +316,7 @@ impl Reloaded {
         Self { process, file: path, _dir: dir, _upstream: upstream }
     }
 
-    /// Sends SIGHUP, and returns the first line from then on that says this.
+    /// Sends SIGHUP, and returns the first later log line that contains this text.
     async fn says(&self, file: &str, what: &str) -> String {
         let before = self.process.stderr().len();
         fs::write(&self.file, file).expect("a file written");
@@ -366,7 +366,7 @@ async fn sighup_changes_the_level_of_the_log_and_the_access_log() {
     assert!(line.contains(r#"key="log""#), "{line}");
     let answered = || reloaded.process.stderr().matches("outcome=").count();
     let before = answered();
-    // The filter follows that line.
+    // The log filter changes after that line.
     eventually(SOON, async || {
         let seen = answered();
         reloaded.process.client.get(X).await;

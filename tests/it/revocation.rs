@@ -1,6 +1,8 @@
-//! Promise 2 inside promise 1: who was turned away by a write is not let in by a read from before it.
+//! Promise 2 within promise 1: a client that a write has excluded is not admitted by a read from
+//! before it.
 //!
-//! Alice polls by another path than Bob, so that a gate can hold his read while hers fill.
+//! Alice polls under another path than Bob, so that a gate can hold Bob's read while Alice's reads
+//! fill.
 
 use hyper::{HeaderMap, Method, Response, StatusCode};
 
@@ -28,7 +30,7 @@ fn who(headers: &HeaderMap) -> &str {
     headers.get("authorization").map_or("nobody", |value| value.to_str().unwrap())
 }
 
-/// The bytes stay as they are: only Bob is turned away.
+/// The bytes stay the same: only Bob is rejected.
 fn not_to_bob(headers: &HeaderMap) -> Response<Body> {
     match who(headers) {
         BOB => json(StatusCode::FORBIDDEN, "{}"),
@@ -40,7 +42,7 @@ fn for_each(headers: &HeaderMap) -> Response<Body> {
     json(StatusCode::OK, format!(r#"{{"for":"{}"}}"#, who(headers)))
 }
 
-/// Waits until the store has refused what was read.
+/// Waits until the store has rejected a fill.
 async fn refused(sidecar: &Sidecar) {
     eventually(SOON, async || {
         let metrics = sidecar.admin.get("/metrics").await;
@@ -49,8 +51,8 @@ async fn refused(sidecar: &Sidecar) {
     .await;
 }
 
-/// Bob's read is answered by the upstream before `invalidate`, and ends after Alice's has filled the
-/// same bytes again.
+/// Holds Bob's read, which the upstream has answered, during `invalidate` and until Alice's read
+/// has filled the same bytes again.
 async fn check_late(
     setup: &Setup,
     through: &Sidecar,
@@ -147,7 +149,7 @@ async fn who_is_let_in_again_is_served_again() {
     get(&setup.sidecar, X, BOB).await.assert(200, &version("x", 0));
 }
 
-/// Two polls of Bob's that share one read for as long as nobody knows what it brings.
+/// Starts two polls of Bob's that share one read until its result is known.
 async fn two_at_once(setup: &Setup) -> [Reply; 2] {
     let gate = setup.upstream.hold(Method::GET, X);
     let ask = || get(&setup.sidecar, X, BOB);
@@ -182,7 +184,7 @@ async fn a_refusal_or_a_cookie_for_who_asks_to_be_let_in_reaches_nobody_else() {
     }
 }
 
-/// An API that counts down each user's limit, and marks each user's answers with a header.
+/// An API with rate limits per user, which marks each user's answers with a header.
 fn marked(name: &'static str) -> impl Fn(&HeaderMap) -> Response<Body> + Send + Sync {
     move |headers| {
         let mut response = json(StatusCode::OK, version("x", 0));

@@ -1,4 +1,4 @@
-//! The rules of `[[invalidate]]`: what a write changes beside the job of its own path.
+//! The rules of `[[invalidate]]`: jobs that a write changes in addition to the job of its own path.
 
 use bytes::Bytes;
 use hyper::{Method, Response, StatusCode};
@@ -28,12 +28,12 @@ fn all(path: &str) -> Rule {
     Rule { path: path.to_owned(), all: true, ..Rule::default() }
 }
 
-/// A setup with these rules.
+/// Returns a setup with these rules.
 async fn ruled(rules: Vec<Rule>) -> Setup {
     Setup::with(|config| config.invalidate = rules).await
 }
 
-/// Makes the path one of the cache.
+/// Reads the path until it is a hit.
 async fn fill(setup: &Setup, path: &str) {
     eventually(SOON, async || setup.get(path).await.is_hit()).await;
 }
@@ -45,7 +45,7 @@ async fn misses(setup: &Setup, body: &str, reason: &str) -> usize {
     line.map_or(0, |count| count.parse().expect("a count"))
 }
 
-/// Sends a write and expects that it drops these of the jobs 17 and 18, and no other.
+/// Sends a write and asserts that it drops exactly these of the jobs 17 and 18.
 async fn check_rule(
     setup: &Setup,
     path: &str,
@@ -303,7 +303,7 @@ async fn events_are_sent_on_as_they_come_whatever_the_rules() {
     let setup = ruled(vec![rule("/batch", &[], &["/id"])]).await;
     let feed = setup.upstream.feed("/batch", &[("content-type", "text/event-stream")]);
 
-    // Its head comes while the body is still open.
+    // The head arrives while the body is still open.
     let head = setup.sidecar.client.request(Method::POST, "/batch").open().await;
 
     assert_eq!(head.status(), StatusCode::OK);
@@ -358,6 +358,6 @@ async fn the_rules_of_the_file_are_in_force() {
     assert!(!redis.holds(&key("17")).await);
     eventually(SOON, async || sidecar.client.get(JOB).await.is_hit()).await;
     sidecar.client.request(Method::POST, "/batch").body("no").send().await;
-    let warned = || sidecar.stderr().contains("did not learn all that a write changes");
+    let warned = || sidecar.stderr().contains("did not find every job that a write changes");
     eventually(SOON, async || warned()).await;
 }

@@ -1,48 +1,50 @@
-//! The store protocol under adversarial schedules, with the project's own scripts on a real Redis.
+//! The store protocol under adversarial schedules, with the real scripts on a real Redis.
 //!
 //! # What is modelled
 //!
 //! Readers, writers, purges, two sidecars with their flights and pending invalidations, their
-//! connections, third parties and the upstream are actors; each takes steps, and in a step does one
-//! atomic thing: one command or script, one read or one commit of the upstream. A scheduler picks
-//! who is next, by a seed: uniformly, or by random priorities with change points. Redis is real and
-//! so are `src/store/lua/*.lua` and the check of an entry (`cache::entry`); what a sidecar does in
-//! between (`cache`, `cache::flight`, `store::redis`) is written down once more, in [`reader`],
-//! [`fill`], [`writer`], [`sidecar`] and [`link`], and must be changed along with it.
+//! connections, other clients of Redis and the upstream are actors. Each takes steps, and a step is
+//! one atomic action: one command or script, or one read or commit at the upstream. A scheduler
+//! picks the next actor from a seed: uniformly, or by random priorities with change points. Redis
+//! is real, and so are `src/store/lua/*.lua` and the check of an entry (`cache::entry`). The code
+//! in between (`cache`, `cache::flight`, `store::redis`) is modelled in [`reader`], [`fill`],
+//! [`writer`], [`sidecar`] and [`link`], which must be changed along with it.
 //!
-//! In some scenarios several credentials ask: a write then changes the bytes, or who is let in and
-//! not the bytes, and one credential may be served bytes of its own. In half of their schedules all
-//! entries expire in the same ms, so that only a generation tells two of the same bytes apart.
+//! In some scenarios several credentials read. A write then changes either the bytes or who may
+//! read them, and one credential may get its own bytes. In half of their schedules all entries
+//! expire in the same ms, so that only a generation distinguishes two entries with the same bytes.
 //!
-//! A slow command waits behind those before it on its connection, outlives who sent it, or is lost
-//! when the connection breaks; then it may still come after what was sent on the next one. Nothing
-//! expires by the clock, since a schedule is over within a few ms: an actor deletes what has run
-//! out or is evicted, each key by itself. A fail-over puts a snapshot back, in another epoch, and
-//! breaks every connection. The model leaves out what it has no step for: the purge of all keys, how
-//! a server tells that it is another (that is in [`directed`] and [`admission`]), the memory store.
+//! A slow command waits behind earlier ones on its connection, outlives its sender, or is lost when
+//! the connection breaks; it may then still arrive after commands on the next connection. Nothing
+//! expires by the clock, because a schedule takes only a few ms: an actor deletes expired or
+//! evicted keys one by one. A failover restores a snapshot in another epoch and breaks every
+//! connection. The model leaves out anything that has no step in it: the purge of all keys, how a
+//! restarted server is recognised (covered by [`directed`] and [`admission`]), and the memory
+//! store.
 //!
 //! # What is checked
 //!
-//! An answer counts from the newest state of the upstream in which it has served that very answer to
-//! that very credential.
+//! An answer counts from the newest state of the upstream in which it has given this answer to this
+//! credential.
 //!
-//! - **S**: a reader who came after a write, a purge or a third party's DEL was acknowledged got an
-//!   older version than was committed by then. There must be none.
+//! - **S**: a reader that came after a write, a purge or another client's DEL was acknowledged got
+//!   an older version than was committed by then. There must be none.
 //! - **L**: such a reader got bytes that are not old, but that the upstream has not served to its
-//!   credential since, or any while all states since then turn it away. There must be none.
-//! - **U**: a write that nobody acknowledged (its sidecar died, or the upstream timed out and
-//!   committed later) left a fence, and a reader who came after the commit got an older version.
+//!   credential since, or got any bytes although all states since then reject it. There must be
+//!   none.
+//! - **U**: a write that was not acknowledged (its sidecar died, or the upstream timed out and
+//!   committed later) left a fence, and a reader that came after the commit got an older version.
 //!   There must be none while the fence is known to stand.
-//! - **limit**: readers whom a stated limit of [`jobcache::store`] handed an older version. They
-//!   are counted and not judged: those of the *other* sidecar after an answer that was given while
-//!   the end was not confirmed and no fence stood for it (the begin was lost, or an earlier end of
-//!   a streamed write had lifted it, or it is a purge, which is answered 503), until the end is;
-//!   and those after a write whose begin was lost and whose sidecar then died. An evicted fence is
-//!   a lost one, so the scenario that evicts fences has no sidecar that dies and no end that is
-//!   lost: nothing protects those then.
+//! - **limit**: readers that got an older version within a documented limit of [`jobcache::store`].
+//!   They are counted and not judged. There are two kinds. First, readers of the *other* sidecar
+//!   after an answer that was given while the end was not confirmed and no fence stood for it,
+//!   until the end is confirmed: the begin was lost, or an earlier end of a streamed write had
+//!   lifted the fence, or it is a purge, which is answered 503. Second, readers after a write that
+//!   lost its begin and then its sidecar. An evicted fence is a lost one, so the scenario that
+//!   evicts fences has no sidecar that dies and no end that is lost: nothing protects those then.
 //!
-//! [`flaws`] shows that the schedules find what they look for: each fault that is put into a script
-//! or into the model must be caught.
+//! [`flaws`] shows that the schedules find violations: each fault that is put into a script or into
+//! the model must be caught.
 //!
 //! # How to run long
 //!
@@ -50,20 +52,20 @@
 //! SCHEDULES=100000 cargo test --release --all-features --test it schedules -- --nocapture
 //! ```
 //!
-//! runs so many schedules, shared out among the scenarios, and prints a table.
-//! `SCHEDULES_SEED=7` runs others.
+//! runs this many schedules, divided among the scenarios, and prints a table. `SCHEDULES_SEED=7`
+//! runs others.
 //!
 //! # How to read a violation
 //!
-//! It is printed as one line a step, with the scenario and the seed. `r5` is a reader, `w3` a
-//! write, `p4` a purge, `r5-lease` a token; `<--` marks the reader who got too little. Read upwards
-//! from there: where it had the version from (a hit, a flight, a fill), then who filled it under
-//! which lease, and which invalidation should have voided that lease.
-//! `SCHEDULE='late commands/123'` with the same command runs and prints that one schedule again. It
-//! repeats step by step but for one thing: two entries have the same expiry if they were leased
-//! within the same ms by the server's clock, and who then refuses the one deletes the other.
+//! A violation is printed as one line per step, with the scenario and the seed. `r5` is a reader,
+//! `w3` a write, `p4` a purge, `r5-lease` a token; `<--` marks the reader with the wrong answer.
+//! Read upwards from there: where its version came from (a hit, a flight, a fill), then who filled
+//! it under which lease, and which invalidation should have voided that lease. `SCHEDULE='late
+//! commands/123'` with the same command runs and prints that one schedule again. It repeats step by
+//! step with one exception: two entries have the same expiry if they were leased within the same ms
+//! of the server's clock, and then a rejection of one deletes the other.
 
-#![allow(clippy::print_stdout, reason = "the table and the violations are what is read of it")]
+#![allow(clippy::print_stdout, reason = "the tests print a table and the violations")]
 
 mod admission;
 mod directed;
@@ -92,43 +94,43 @@ use self::{
     server::Server,
 };
 
-/// Of a run that no variable makes longer.
+/// Number of schedules of a run without variables.
 const SCHEDULES: u64 = 1_680;
-/// Violations that are printed of one scenario.
+/// Number of violations printed per scenario.
 const PRINTED: usize = 2;
 
-/// What is wrong with the protocol that is run.
+/// The flaw in the protocol under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flaw {
     Nothing,
     Of(Mutant),
-    /// There is no protocol: GET, else read and SET; DEL after a write.
+    /// No protocol: a reader GETs, or reads and SETs; a writer DELs.
     CacheAside,
-    /// Whatever stands under the key is a hit.
+    /// Any value under the key is a hit.
     AnyValue,
-    /// A value is a hit by its digest alone.
+    /// A value is a hit if its digest matches, whatever its expiry is.
     AnyExpiry,
-    /// An entry is a hit for everybody.
+    /// An entry is a hit for every credential.
     AnyAudience,
-    /// A flight is joined by everybody.
+    /// Every credential joins a flight.
     AnyCircle,
-    /// Who was read for is let in, whatever was read.
+    /// The reading credential is admitted, whatever bytes were read.
     AdmitWhateverIsRead,
-    /// A script does not look at the generation.
+    /// The script does not check the generation.
     AdmitWithoutGeneration,
     ReplaceWithoutGeneration,
-    /// A script looks at the generation, and not at the value.
+    /// The script checks the generation and not the value.
     ReplaceWithoutValue,
-    /// A replacement is for whom the entry before it was for, too.
+    /// A replacement keeps the audience of the entry before it.
     ReplaceKeepsAudience,
-    /// What is compared with is what stands there when the read has ended, not when it began.
+    /// The comparison uses the entry at the end of the read instead of the one at its start.
     AdmitOnWhatIsThere,
     ReplaceOnWhatIsThere,
-    /// A replacement goes out over any connection, and is of its epoch.
+    /// A replacement is sent over any connection, with the epoch of that connection.
     ReplaceAcrossEpochs,
 }
 
-/// What came of all schedules of one scenario.
+/// The results of all schedules of one scenario.
 #[derive(Default)]
 struct Row {
     schedules: u64,
@@ -207,7 +209,7 @@ impl Outcome {
     }
 }
 
-/// One schedule, as it is printed.
+/// Formats the log of a schedule.
 fn story(name: &str, seed: u64, outcome: &Outcome) -> String {
     format!("--- SCHEDULE='{name}/{seed}'\n    {}", outcome.log.join("\n    "))
 }

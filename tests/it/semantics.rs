@@ -1,4 +1,4 @@
-//! Rows of the HTTP table that show only on the wire.
+//! Rows of the HTTP table that are visible only on the wire.
 
 use hyper::Method;
 

@@ -1,4 +1,4 @@
-//! A master that sentinels name: followed when it changes, and soon.
+//! A master named by sentinels: sidecars follow when it changes, and soon.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const X: &str = "/jobs/x";
 /// How long a deposed master may be believed (promise 1, limit b).
 const BELIEVED: Duration = Duration::from_secs(1);
 
-/// A sidecar that asks these for its master.
+/// Starts a sidecar that asks these sentinels for its master.
 async fn sidecar(url: &str, upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Sidecar {
     let mut config = config(&RedisServer::absent(), upstream);
     config.store.url = sentinels(url);
@@ -29,14 +29,14 @@ async fn sidecar(url: &str, upstream: &Upstream, change: impl FnOnce(&mut Config
     sidecar
 }
 
-/// As the command line says it.
+/// Parses the URL as the command line does.
 fn sentinels(url: &str) -> StoreUrl {
     let values = vec![("redis-url", Value::One(url.to_owned()))];
     let loaded = Config::load(Flags { config: None, values }, []).expect("a configuration");
     loaded.config.store.url
 }
 
-/// Whether a sidecar's tracking connection is with this server.
+/// Returns whether a sidecar's tracking connection is at this server.
 async fn is_tracked(redis: &RedisServer) -> bool {
     let clients: String = redis.run(redis::cmd("CLIENT").arg("LIST")).await;
     clients.contains("name=jobcache-tracking")
@@ -50,7 +50,7 @@ async fn hit(sidecar: &Sidecar) -> Reply {
     .await
 }
 
-/// Kills the master, and waits for hits at the one that comes after it.
+/// Kills the master, and waits for hits at its successor.
 async fn follows_a_failover(sidecar: &Sidecar, redis: &mut Deployment) {
     let deposed = redis.master;
     redis.nodes[deposed].kill();
@@ -74,7 +74,7 @@ async fn the_master_that_sentinels_name_is_used_and_another_one_followed() {
         } else {
             redis.nodes[deposed].kill();
         }
-        // Passes, and is never an error.
+        // The write passes through, and is never an error.
         sidecar.put(X).await;
         let newest = sidecar.get(X).await.text().to_owned();
         redis.failed_over().await;
@@ -103,7 +103,7 @@ async fn a_deposed_master_that_still_answers_is_believed_for_a_second_at_most() 
     redis.promoted().await;
     let named_at = Instant::now();
     let info: String = redis.nodes[deposed].run(redis::cmd("INFO").arg("replication")).await;
-    assert!(info.contains("role:master"), "it still believes in itself: {info}");
+    assert!(info.contains("role:master"), "the deposed master is not a master any more: {info}");
     eventually(SOON, async || !is_tracked(&redis.nodes[deposed]).await).await;
     let took = named_at.elapsed();
 
@@ -115,7 +115,7 @@ async fn a_deposed_master_that_still_answers_is_believed_for_a_second_at_most() 
     sidecar.get(X).await.assert(200, &version("x", 1));
 }
 
-/// A connection that was begun while it hung is answered when it goes on.
+/// A connection that was opened while the master hung is answered when it resumes.
 #[tokio::test]
 async fn a_master_that_hung_until_it_was_deposed_is_not_taken_for_one_again() {
     const LOST: &str = "jobcache_breaker_openings_total{error=\"lost\"}";
@@ -135,12 +135,16 @@ async fn a_master_that_hung_until_it_was_deposed_is_not_taken_for_one_again() {
 
     for (sidecar, lost) in &sidecars {
         hit(sidecar).await;
-        assert_eq!(sidecar.admin.metric(LOST).await, *lost, "it was trusted and lost again");
+        assert_eq!(
+            sidecar.admin.metric(LOST).await,
+            *lost,
+            "the deposed master was trusted and lost again"
+        );
     }
 }
 
-/// The master in between has confirmed what the other one missed, and sentinels take eight seconds to have
-/// a deposed master that is well follow another.
+/// The master in between has confirmed writes that the other one missed. Sentinels take eight
+/// seconds to make a healthy deposed master follow another.
 #[tokio::test]
 async fn a_master_that_is_promoted_again_is_not_believed_what_it_held_before() {
     let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
@@ -154,13 +158,14 @@ async fn a_master_that_is_promoted_again_is_not_believed_what_it_held_before() {
     let reply = sidecar.put(X).await;
     assert!(!reply.cache_status().contains("pending"), "{reply:?}");
     hit(&sidecar).await;
-    assert!(redis.nodes[first].holds(&key("x")).await, "it has not heard of the write");
-    // What was confirmed in the last three seconds is repeated anyhow.
+    assert!(redis.nodes[first].holds(&key("x")).await, "the node has received the write");
+    // Confirmations of the last three seconds are repeated anyway.
     tokio::time::sleep(Duration::from_millis(3200)).await;
-    let other = (0..3).find(|node| *node != first && *node != redis.master).expect("the third");
+    let other =
+        (0..3).find(|node| *node != first && *node != redis.master).expect("the third node");
     redis.nodes[other].kill();
     let info: String = redis.nodes[first].run(redis::cmd("INFO").arg("replication")).await;
-    assert!(info.contains("role:master"), "it has not followed the other: {info}");
+    assert!(info.contains("role:master"), "the node follows the other one: {info}");
     redis.depose().await;
     redis.failed_over().await;
 
@@ -169,7 +174,7 @@ async fn a_master_that_is_promoted_again_is_not_believed_what_it_held_before() {
     hit(&sidecar).await.assert(200, &version("x", 1));
 }
 
-/// It names the master that it was configured with, under no epoch; that of the others goes on.
+/// The sentinel names its configured master, without an epoch, while the others have moved on.
 #[tokio::test]
 async fn a_sentinel_that_has_missed_a_failover_is_not_believed() {
     let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
@@ -196,14 +201,15 @@ async fn a_sentinel_that_has_missed_a_failover_is_not_believed() {
         sidecar.get(X).await.assert(200, &version("x", 2));
     }
     eventually(SOON, async || is_tracked(&redis.nodes[promoted]).await).await;
-    assert!(!is_tracked(&redis.nodes[first]).await, "it is left for one that was deposed");
+    assert!(!is_tracked(&redis.nodes[first]).await, "the sidecar went back to a deposed master");
 
-    // Once that has been gone for ten seconds, it is the only one there is; what it held is purged.
+    // Once that master has been gone for ten seconds, this one is the only one; its earlier
+    // contents are purged.
     redis.nodes[promoted].kill();
     let until = Instant::now() + SOON * 3;
     while !is_tracked(&redis.nodes[first]).await {
         sidecar.get(X).await.assert(200, &version("x", 2));
-        assert!(Instant::now() < until, "the only master that is named is not used");
+        assert!(Instant::now() < until, "the only named master is not used");
     }
     hit(&sidecar).await.assert(200, &version("x", 2));
 }

@@ -1,5 +1,5 @@
-//! Shadow mode: nothing is served from the cache, and what would have been is compared with what the
-//! upstream answers. And the cache switched off.
+//! Shadow mode: nothing is served from the cache, and would-be hits are compared with the
+//! upstream's answers. Also the cache switched off.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 
-/// A sidecar in shadow mode whose cache works.
+/// Starts a sidecar in shadow mode and waits until its cache works.
 async fn shadow() -> Setup {
     shadow_with(|_| {}).await
 }
@@ -317,7 +317,7 @@ async fn switched_off_it_passes_reads_and_still_invalidates() {
     setup.get(X).await.assert(200, &version("x", 1));
 }
 
-/// What an operator does: the binary, a file, SIGHUP.
+/// The operator's steps: the binary, a file, SIGHUP.
 #[tokio::test]
 async fn a_hang_up_turns_shadow_into_service_and_back_and_a_difference_is_warned_of() {
     let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
@@ -334,7 +334,7 @@ async fn a_hang_up_turns_shadow_into_service_and_back_and_a_difference_is_warned
     process.client.get(X).await;
     let warning = eventually(SOON, async || {
         let log = process.stderr();
-        log.lines().find(|line| line.contains("not what the upstream answers")).map(str::to_owned)
+        log.lines().find(|line| line.contains("differed from the API's answer")).map(str::to_owned)
     })
     .await;
     for part in ["WARN", "job=\"x\"", "outcome=\"different\"", "status=200", "bytes=26"] {

@@ -1,4 +1,4 @@
-//! What HTTP asks of a shared cache, beyond what polls of jobs need (RFC 9110 and 9111).
+//! Requirements of HTTP for a shared cache beyond what polls of jobs need (RFC 9110 and 9111).
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -62,7 +62,7 @@ async fn a_200_is_whole_whatever_content_range_it_carries() {
 
 #[tokio::test]
 async fn what_states_no_lifetime_is_stored_unless_the_operator_says_otherwise() {
-    // Not `Setup::with`: what it warms up states no lifetime.
+    // Not `Setup::with`, because its warm-up job states no lifetime.
     let setup = Setup::cold(RedisServer::start().await, |c| c.ttl_stated_only = true).await;
     let stated = [("cache-control", "max-age=60")];
     setup.upstream.respond_to("/jobs/stated", move |_| with_headers("{}", &stated));
@@ -85,7 +85,7 @@ async fn a_response_that_sets_a_cookie_that_does_not_count_is_stored_without_it(
     assert!(hit.is_hit() && !hit.headers.contains_key("set-cookie"), "{hit:?}");
     let client = &setup.sidecar.client;
     let balanced = client.request(Method::GET, X).header("cookie", "lb=1").send().await;
-    assert!(balanced.is_hit(), "who has no cookie that counts is nobody in particular");
+    assert!(balanced.is_hit(), "a client without a counted cookie is not anonymous");
     let known = client.request(Method::GET, X).header("cookie", "lb=1; session=1").send().await;
     assert!(!known.is_hit(), "{known:?}");
 }

@@ -40,7 +40,7 @@ async fn another_sidecars_read_that_takes_too_long_is_not_waited_for() {
     let slow = setup.sidecar.client.start(Method::GET, "/jobs/x", "").await;
     gate.arrived(1).await;
 
-    // The gate holds the second sidecar's own read, too: that it arrives shows that it was made.
+    // The gate holds the second sidecar's own read as well; its arrival shows that it was made.
     let impatient = second.client.start(Method::GET, "/jobs/x", "").await;
     gate.arrived(2).await;
     assert!(!setup.redis.holds(&key("x")).await);

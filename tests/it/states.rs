@@ -1,4 +1,4 @@
-//! How long a job is kept by the state that its body tells.
+//! The TTL of a job by the state in its body.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn says(setup: &Setup, body: &'static str) {
     setup.upstream.set("x", 200, body);
 }
 
-/// Fills the key anew, and returns its TTL in Redis and that of a hit, in seconds.
+/// Fills the key again, and returns its TTL in Redis and that of a hit, in seconds.
 async fn ttls(setup: &Setup) -> (i64, i64) {
     setup.redis.del(&key("x")).await;
     assert!(setup.get(X).await.is_stored());
@@ -34,7 +34,7 @@ fn ttl(hit: &Reply) -> i64 {
     ttl.parse().expect("seconds")
 }
 
-/// Expects a TTL of at most so many seconds, and not much less.
+/// Asserts that both TTLs are at most this many seconds, and not much less.
 #[track_caller]
 fn about(ttls: (i64, i64), seconds: i64, body: &str) {
     let expected = seconds - 6..=seconds;

@@ -1,5 +1,5 @@
-//! Redis over TLS, and who we are there: a real `redis-server` with a port of TLS beside its plain one,
-//! by which the test itself looks.
+//! Redis over TLS, and jobcache's identity there: a real `redis-server` with a TLS port and a plain
+//! port, which the test itself uses.
 
 use hyper::StatusCode;
 use jobcache::config::{Config, KeyPair, StoreUrl};
@@ -13,7 +13,7 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 
-/// What Redis is started with to show this certificate, and the port where it does.
+/// Returns the TLS port and the arguments with which Redis shows this certificate.
 pub(crate) fn tls_args(authority: &Authority, pair: &KeyPair, clients: &str) -> (u16, Vec<String>) {
     let port = free_port();
     let path = |path: &Option<std::path::PathBuf>| path.as_ref().unwrap().display().to_string();
@@ -65,7 +65,7 @@ async fn redis_over_tls_serves_hits_writes_and_purges_and_comes_back_after_a_res
     near(&setup).await;
     assert!(setup.redis.holds(&key("x")).await);
 
-    // What somebody else deletes in the clear is known at once by what comes over TLS.
+    // A deletion over the plain port is noticed at once over TLS.
     setup.upstream.commit("x");
     setup.redis.del(&key("x")).await;
     setup.get(X).await.assert(200, &version("x", 1));
@@ -120,7 +120,7 @@ async fn a_redis_that_is_not_believed_is_passed_by_and_counted() {
     assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
 }
 
-/// What `jobcache check` says of the store.
+/// Returns what `jobcache check` prints about the store.
 fn said(url: &str, envs: &[(&str, &str)]) -> String {
     let (code, out, error) = Process::output(&["check", "--redis-url", url], envs);
     assert_eq!(code, 0, "{error}");
@@ -164,15 +164,15 @@ async fn what_is_wrong_with_tls_is_said_with_its_mend() {
     check(&old, &[trust], &["expired"]);
     check(&strict, &[trust], &["CertificateRequired", "store.tls.cert"]);
     assert_eq!(said(&strict, &[trust, shown[0], shown[1]]), "reachable");
-    // The other kind of server behind each kind of URL.
+    // Each kind of URL with the other kind of server.
     let plain = redis.url().replace("redis://", "rediss://");
     check(
         &plain,
         &[trust],
-        &["TLS to the store failed", "a server without TLS has a redis:// URL"],
+        &["TLS to the store failed", "use a redis:// URL for a server without TLS"],
     );
     let clear = url.replace("rediss://", "redis://");
-    check(&clear, &[], &["a server of TLS has a rediss:// URL"]);
+    check(&clear, &[], &["use a rediss:// URL for a server with TLS"]);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! jobcache as a service: what it tells the service manager, and the sockets that it is passed.
+//! jobcache as a service: its messages to the service manager, and the sockets that it inherits.
 
 use std::{fs, path::Path};
 
@@ -11,7 +11,7 @@ use crate::support::{Process, Upstream, soon, upstream::version};
 const X: &str = "/jobs/x";
 const BAD_CONFIG: i32 = 78;
 
-/// The end of `NOTIFY_SOCKET` that belongs to the service manager.
+/// The service manager's end of `NOTIFY_SOCKET`.
 struct Manager {
     socket: UnixDatagram,
     dir: TempDir,
@@ -24,7 +24,7 @@ impl Manager {
         Self { socket, dir }
     }
 
-    /// A process that tells this manager of itself, with a file that can be edited.
+    /// Starts a process that notifies this manager, with an editable configuration file.
     async fn start(&self, upstream: &Upstream) -> Process {
         let (notify, config) = (self.dir.path().join("notify"), self.config());
         fs::write(&config, "").expect("a file written");
@@ -38,7 +38,7 @@ impl Manager {
         self.dir.path().join("jobcache.toml")
     }
 
-    /// The lines of the next message.
+    /// Returns the lines of the next message.
     async fn told(&self) -> Vec<String> {
         let mut message = [0; 4096];
         let size = soon(self.socket.recv(&mut message)).await.expect("a message");
@@ -93,7 +93,8 @@ async fn it_serves_when_it_says_so() {
     process.client.request(Method::GET, X).send().await.assert(200, &version("x", 0));
 }
 
-/// Starts with these sockets. `listen` and `admin` of the flags cannot be bound: what is passed wins.
+/// Starts with these sockets. The addresses in the flags cannot be bound, so inherited sockets must
+/// win.
 async fn activated(sockets: usize, names: Option<&str>, flags: &[&str]) -> (Process, Upstream) {
     let upstream = Upstream::start().await;
     let url = upstream.url();

@@ -1,4 +1,4 @@
-//! TLS on both sides: who is believed, what is shown, and what happens when it changes.
+//! TLS on both sides: trusted certificates, presented certificates, and changes of both.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::support::{
     upstream::version,
 };
 
-/// A sidecar whose clients speak TLS.
+/// Starts a sidecar with a TLS listener for clients.
 async fn behind_tls(authority: &Authority) -> Setup {
     let pair = authority.issue("listener", &[HOST]);
     let setup = Setup::cold(RedisServer::start().await, |config| {
@@ -31,7 +31,7 @@ async fn behind_tls(authority: &Authority) -> Setup {
     setup
 }
 
-/// A sidecar in front of this upstream, which may be one that it does not believe.
+/// Starts a sidecar in front of this upstream, which it may not trust.
 async fn in_front_of(upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Sidecar {
     let mut config = Config { settle: Duration::ZERO, ..Config::default() };
     config.store.url = jobcache::config::StoreUrl::Memory;
@@ -93,7 +93,7 @@ async fn what_was_read_over_tls_is_another_representation() {
 async fn repeated_requests_are_answered_whole_over_tls() {
     let authority = Authority::new();
     let setup = behind_tls(&authority).await;
-    // More than a socket and the buffers of TLS take at once.
+    // More than a socket and the TLS buffers take at once.
     let body = "x".repeat(900 << 10);
     setup.upstream.set("1", 200, body.clone());
     let address = setup.sidecar.client.address();
@@ -165,7 +165,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
     };
     let (first, next) = (shown().await, authority.sign(&[HOST]));
 
-    // Half of the pair: they do not belong together, and the old one stays.
+    // Only half of the pair has changed: it does not match, and the old pair stays in use.
     write(&authority.path("listener.pem"), &next.cert);
     eventually(SOON, async || counted("failed").await).await;
     assert_eq!(shown().await, first);

@@ -1,4 +1,4 @@
-//! Spans on their way to a collector, and trace context on its way through.
+//! Spans on their way to a collector, and trace context passed through.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ impl Setup {
         Self::with(&[], envs).await
     }
 
-    /// A sidecar that sends spans soon after they end.
+    /// Starts a sidecar that sends spans soon after they end.
     async fn with(args: &[&str], envs: &[(&str, &str)]) -> Self {
         let collector = Collector::start().await;
         let fixed =
@@ -68,7 +68,7 @@ async fn sidecar(
     let fixed =
         ["--upstream", &up, "--redis-url", &store, "--settle", "0s", "--store-budget", "2s"];
     let process = Process::start(&[&fixed[..], args].concat(), envs).await;
-    // Until the near layer is served from.
+    // Wait until the near cache serves.
     eventually(SOON, async || process.client.get("/jobs/warm-up").await.is_hit()).await;
     upstream.forget_requests();
     process
@@ -207,7 +207,7 @@ async fn who_joins_a_flight_is_linked_to_it() {
         async {
             gate.arrived(1).await;
             let joined = async || {
-                // The second is told of the first one's lease, and joins it at once.
+                // The second request learns of the first one's lease, and joins it at once.
                 let leases = setup.process.admin.metric(leases).await;
                 (leases == before + 2).then_some(()).ok_or(leases)
             };
@@ -272,7 +272,7 @@ async fn a_trace_that_is_not_sampled_passes_untouched() {
     assert_eq!(header(&seen, "traceparent"), UNSAMPLED);
     assert_eq!(header(&seen, "tracestate"), TRACESTATE);
 
-    // Spans that do arrive come after those that did not.
+    // Dropped spans would have arrived before this one.
     setup.get("/jobs/b", &[]).await;
     eventually(SOON, async || setup.collector.spans().iter().any(|span| span.name == "fill")).await;
     assert!(setup.collector.spans().iter().all(|span| span.trace != TRACE));
@@ -363,7 +363,7 @@ async fn a_collector_that_hangs_or_fails_delays_no_request() {
         for _ in 0..100 {
             setup.get("/other", &[]).await;
         }
-        // A hundred times its patience would be a minute.
+        // A hundred times the export timeout would be a minute.
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 
         eventually(SOON, async || {
@@ -373,8 +373,10 @@ async fn a_collector_that_hangs_or_fails_delays_no_request() {
         })
         .await;
         let warned = |what: &str| setup.process.stderr().matches(what).count();
-        eventually(SOON, async || warned("takes no spans") == 1 && warned("were dropped") == 1)
-            .await;
+        eventually(SOON, async || {
+            warned("does not accept spans") == 1 && warned("were dropped") == 1
+        })
+        .await;
 
         setup.collector.mood(Mood::Takes);
         eventually(SOON, async || {

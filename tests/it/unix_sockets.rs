@@ -23,13 +23,13 @@ use tokio::{
 
 use crate::support::{Process, SOON, Upstream, client::split, eventually, soon, upstream::version};
 
-/// Connections over a takeover, each of its own and with one request.
+/// Connections during a takeover, each with one request.
 const CONNECTIONS: u32 = 1_000;
 const LOAD: Duration = Duration::from_secs(2);
 
-/// A request by a connection of its own.
+/// Sends a request over its own connection.
 async fn get(socket: &Path, path: &str) -> (u16, String) {
-    let mut stream = UnixStream::connect(socket).await.expect("somebody listens");
+    let mut stream = UnixStream::connect(socket).await.expect("a listener");
     let head = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).await.expect("a request written");
     let mut bytes = Vec::new();
@@ -62,7 +62,7 @@ impl Running {
 
     async fn end(mut self) {
         self.end.take();
-        soon(self.run).await.expect("run does not panic").expect("it drains");
+        soon(self.run).await.expect("run does not panic").expect("a complete drain");
     }
 }
 
@@ -76,18 +76,18 @@ async fn clients_operators_and_the_upstream_may_all_be_at_paths() {
 
     assert_eq!(get(&listen, "/jobs/1").await, (200, version("1", 0)));
     assert_eq!(get(&listen, "/jobs/1").await, (200, version("1", 0)));
-    assert_eq!(upstream.requests().len(), 1, "the second was a hit");
+    assert_eq!(upstream.requests().len(), 1, "the second request was not a hit");
     assert_eq!(
         upstream.requests()[0].headers.get("x-forwarded-for"),
         None,
-        "nobody has an address"
+        "an address on a Unix socket"
     );
     assert_eq!(get(&admin, "/readyz").await.0, 200);
     let mode = std::fs::metadata(&listen).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
 
     running.end().await;
-    assert!(!listen.exists() && !admin.exists(), "nobody is led to where nobody listens");
+    assert!(!listen.exists() && !admin.exists(), "a socket file is left without a listener");
 }
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn a_socket_that_nobody_listens_at_is_replaced_and_any_other_is_not() {
     let files = tempdir().unwrap();
     let path = files.path().join("a.sock");
     let at = Address::Unix(path.clone());
-    // As a process that was killed leaves it.
+    // A killed process leaves its socket file behind like this.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
 
     let first = bind(&at, Reuse::Never, 0o600).unwrap();
@@ -135,7 +135,7 @@ async fn a_takeover_of_a_socket_refuses_no_connection() {
 
     let answers = soon(load).await.expect("every connection is answered");
     assert_eq!(answers.iter().filter(|status| **status == 200).count(), answers.len());
-    assert!(listen.exists(), "the old one has left the path of the new one alone");
+    assert!(listen.exists(), "the old process has removed the socket of the new one");
     new.end().await;
 }
 

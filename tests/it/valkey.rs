@@ -1,6 +1,6 @@
-//! Valkey in the place of Redis: what `JOBCACHE_TEST_VALKEY_SERVER` names, `valkey-server` on the PATH, or the
-//! one that `tests/run.sh` has installed where `PyPI` has one for the machine. The whole suite runs on
-//! another server with `JOBCACHE_TEST_REDIS_SERVER=/path/to/valkey-server`.
+//! Valkey instead of Redis: the program in `JOBCACHE_TEST_VALKEY_SERVER`, `valkey-server` on the
+//! PATH, or the one that `tests/run.sh` has installed if `PyPI` has one for the machine. The whole
+//! suite runs on another server with `JOBCACHE_TEST_REDIS_SERVER=/path/to/valkey-server`.
 
 use std::{env, path::PathBuf};
 
@@ -23,7 +23,8 @@ fn valkey() -> Option<String> {
     named.or_else(on_path).or_else(of_pypi).map(|path| path.display().to_string())
 }
 
-/// One directory for each version of Python, and one for the machine.
+/// Returns the server from `PyPI`, below a directory for the Python version and one for the
+/// machine.
 fn of_pypi() -> Option<PathBuf> {
     let only = |dir: PathBuf| Some(dir.read_dir().ok()?.next()?.ok()?.path());
     let version = only(concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/lib").into())?;
@@ -34,7 +35,7 @@ fn of_pypi() -> Option<PathBuf> {
 #[tokio::test]
 async fn valkey_serves_hits_writes_and_purges_and_comes_back_after_a_restart() {
     let Some(program) = valkey() else {
-        eprintln!("skipped: there is no valkey-server");
+        eprintln!("skipped: valkey-server is not installed");
         return;
     };
     let redis = RedisServer::start_as(program, &[]).await;
@@ -48,7 +49,7 @@ async fn valkey_serves_hits_writes_and_purges_and_comes_back_after_a_restart() {
     })
     .await;
 
-    // Somebody else's DEL is known at once.
+    // Another client's DEL is noticed at once.
     setup.upstream.commit("x");
     setup.redis.del(&key("x")).await;
     setup.get(X).await.assert(200, &version("x", 1));

@@ -1,4 +1,4 @@
-//! Hits that are compared with the upstream behind the back of the client.
+//! Hits that are compared with the upstream in the background.
 
 use hyper::{Method, StatusCode};
 use jobcache::config::{Config, Share};
@@ -13,14 +13,14 @@ use crate::support::{
 
 const X: &str = "/jobs/x";
 
-/// Comparisons at a time.
+/// Limit of simultaneous comparisons.
 const TRIALS: u64 = 32;
 
 fn all() -> Share {
     Share::of_millionths(Share::WHOLE)
 }
 
-/// A sidecar that verifies every hit. What its start has left is over.
+/// Starts a sidecar that verifies every hit, and waits for the comparisons of its start.
 async fn verifying() -> Setup {
     verifying_with(|_| {}).await
 }
@@ -73,14 +73,14 @@ async fn a_silent_change_is_found_and_the_entry_goes_everywhere() {
     assert!(reply.is_hit(), "{reply:?}");
     reply.assert(200, &version("x", 0));
     counted(&setup, "different", 1).await;
-    assert!(!setup.redis.holds(&key("x")).await, "nor did the comparison fill it");
+    assert!(!setup.redis.holds(&key("x")).await, "the comparison has filled the entry");
     let reply = second.get(X).await;
     assert!(reply.is_stored(), "{reply:?}");
     reply.assert(200, &version("x", 1));
     setup.get(X).await.assert(200, &version("x", 1));
 }
 
-/// An entry keeps no cookie, so what was stored shows no difference.
+/// An entry keeps no cookie, so the stored response does not show the difference.
 #[tokio::test]
 async fn an_answer_that_has_come_to_set_a_cookie_is_found() {
     let setup = verifying().await;
@@ -124,7 +124,7 @@ async fn the_upstream_sees_the_request_as_a_fill_would_make_it() {
     over(&setup).await;
     let seen = setup.upstream.requests();
     let [fill, verified] = &seen[..] else { panic!("{seen:?}") };
-    // It is no part of the client's trace, which has ended with the answer.
+    // The comparison is not part of the client's trace, which ended with the answer.
     assert!(!verified.headers.contains_key("traceparent"));
     let mut filled = fill.headers.clone();
     assert_eq!(
@@ -162,10 +162,10 @@ async fn a_credential_that_was_revoked_is_found() {
     eventually(SOON, async || get(&setup, BOB).await.is_hit()).await;
     over(&setup).await;
     setup.upstream.respond_to(X, not_to_bob);
-    assert_eq!(get(&setup, BOB).await.status, 200, "it is not known yet");
+    assert_eq!(get(&setup, BOB).await.status, 200, "the difference is already known");
     counted(&setup, "refused", 1).await;
     assert_eq!(get(&setup, BOB).await.status, 403);
-    // The lease of a refused read is given back behind its answer.
+    // The lease of a rejected read is released after its answer.
     eventually(SOON, async || {
         let reply = get(&setup, ALICE).await;
         if reply.is_stored() { Ok(()) } else { Err(reply) }
@@ -190,7 +190,7 @@ async fn an_upstream_that_fails_proves_nothing() {
     assert!(setup.get(X).await.is_hit());
     over(&setup).await;
     assert_eq!(count(&setup, "failed").await, 4);
-    assert_eq!(timed().await, before, "what has no head took no time to it");
+    assert_eq!(timed().await, before, "a request without a head was timed");
     assert!(setup.get(X).await.is_hit());
 }
 
@@ -250,7 +250,7 @@ async fn of_repeated_requests_a_share_is_verified_and_the_others_stay_cheap() {
     assert!(verified + repeats <= 400, "{verified} and {repeats}");
 }
 
-/// What is no hit in this process comes to another place, and is drawn for once all the same.
+/// A request that is not a hit in this process takes another path, and is sampled once as well.
 #[tokio::test]
 async fn of_repeated_requests_that_redis_answers_no_more_are_verified() {
     let setup = verifying_with(|config| config.verify = Share::of_millionths(500_000)).await;
@@ -266,7 +266,7 @@ async fn of_repeated_requests_that_redis_answers_no_more_are_verified() {
         ask(&mut filling, &format!("/jobs/{job}")).await;
     }
     let mut end = End::new(setup.sidecar.client.connect().await);
-    // What the next ones repeat.
+    // The request that the next ones repeat.
     poll(&mut end).await;
     over(&setup).await;
     let same = count(&setup, "same").await;
@@ -276,7 +276,7 @@ async fn of_repeated_requests_that_redis_answers_no_more_are_verified() {
         over(&setup).await;
     }
     let verified = count(&setup, "same").await - same;
-    // Five standard deviations of 10 each. Drawn for twice it would be 300.
+    // Five standard deviations of 10 each. Two samples per request would give 300.
     assert!((150..=250).contains(&verified), "{verified} of 400");
 }
 

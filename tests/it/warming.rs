@@ -1,4 +1,4 @@
-//! Reads ahead of clients: at the start, and after purges that ask for it.
+//! Prefetches: at the start, and after purges that request them.
 
 use std::{
     io::Write as _,
@@ -27,7 +27,7 @@ const ALICE: &str = "Bearer alice-0123456789";
 
 const BODY: &str = r#"{"id":"x"}"#;
 
-/// What comes before the first request of a test.
+/// The servers and the configuration of a test.
 struct World {
     redis: RedisServer,
     upstream: Upstream,
@@ -57,7 +57,7 @@ impl World {
     }
 }
 
-/// The reads are for the representation that the clients of the tests ask for, and not slow.
+/// Makes prefetches request the same representation as the clients of the tests, and fast.
 fn as_clients_ask(config: &mut Config) {
     config.warm.headers = vec![(header::HOST, Secret::new(HOST))];
     config.warm.rate = 1_000;
@@ -70,7 +70,7 @@ fn ids_file(ids: &str) -> (NamedTempFile, PathBuf) {
     (file, path)
 }
 
-/// Waits until so many jobs have come to this.
+/// Waits until this many jobs have this outcome.
 async fn warmed(sidecar: &Sidecar, outcome: &str, jobs: u64) {
     let name = format!("jobcache_warm_total{{outcome=\"{outcome}\"}}");
     eventually(SOON, async || {
@@ -80,7 +80,7 @@ async fn warmed(sidecar: &Sidecar, outcome: &str, jobs: u64) {
     .await;
 }
 
-/// Waits until so many tries at least were in vain for this.
+/// Waits until at least this many attempts were postponed for this reason.
 async fn postponed(sidecar: &Sidecar, outcome: &str, tries: u64) {
     let name = format!("jobcache_warm_postponed_total{{outcome=\"{outcome}\"}}");
     eventually(SOON, async || sidecar.admin.metric(&name).await >= tries).await;
@@ -151,7 +151,8 @@ async fn a_list_that_is_not_there_yet_is_asked_for_again() {
     assert_eq!(sidecar.admin.metric(read).await, 1);
 }
 
-/// With which credential, or none, the first client of a warmed job asks, and how many reads there are then.
+/// Asserts how many upstream reads the first client of a prefetched job causes, with this
+/// credential mode.
 async fn check_first_client(mode: CredentialMode, cache_control: Option<&str>, reads: usize) {
     let mut world = World::new().await;
     let _file = world.file("x");
@@ -170,7 +171,7 @@ async fn check_first_client(mode: CredentialMode, cache_control: Option<&str>, r
 
     alice.assert(200, BODY);
     assert_eq!(world.upstream.reads(X), reads, "{mode:?} {cache_control:?}: {alice:?}");
-    // Whoever was served is let in, as ever.
+    // The credential that was served is admitted, as usual.
     eventually(SOON, async || {
         let again = sidecar.client.request(Method::GET, X).header("authorization", ALICE);
         again.send().await.is_hit()
@@ -269,7 +270,7 @@ async fn a_cache_that_is_switched_off_reads_nothing_ahead() {
     assert_eq!(setup.upstream.reads("/jobs/x"), 0);
 }
 
-/// The upstream would be asked for nothing.
+/// There would be nothing to read.
 #[tokio::test]
 async fn a_cache_that_is_switched_off_asks_for_no_list() {
     let mut world = World::new().await;
@@ -277,7 +278,7 @@ async fn a_cache_that_is_switched_off_asks_for_no_list() {
     world.config.mode = Mode::Off;
     let file = world.file("x\n");
     let sidecar = world.sidecar().await;
-    // What the file names is read at the same time, and comes to its end.
+    // The jobs of the file are processed at the same time, which shows that prefetching ran.
     warmed(&sidecar, "passed", 1).await;
     sidecar.get(X).await.assert(200, &version("x", 0));
     assert_eq!(world.upstream.reads("/active"), 0);
@@ -315,7 +316,8 @@ async fn a_purge_without_refresh_and_one_of_all_read_nothing() {
         assert_eq!(purge.send().await.status.as_u16(), status, "{body}");
     }
 
-    // Were one of them read, it would have been before this one, which was handed in later.
+    // If one of the other jobs were read, this would happen before this one, which was queued
+    // later.
     refresh(&setup, "y").await;
     warmed(&setup.sidecar, "stored", 1).await;
     assert_eq!(setup.upstream.reads(X), 1);
@@ -331,7 +333,7 @@ async fn a_refresh_waits_for_the_end_of_a_write() {
 
     refresh(&setup, "x").await;
     postponed(&setup.sidecar, "fenced", 2).await;
-    assert_eq!(setup.upstream.reads(X), 0, "what was read now could not be stored");
+    assert_eq!(setup.upstream.reads(X), 0, "a read that cannot be stored");
 
     write.release();
     assert_eq!(writer.answer().await.0, 200);
@@ -372,7 +374,7 @@ async fn what_a_third_party_deletes_while_it_is_read_ahead_is_not_stored() {
     setup.redis.del(&key("x")).await;
     gate.release();
 
-    // It is read once more, for it has changed.
+    // The job is read once more, because it has changed.
     warmed(&setup.sidecar, "stored", 1).await;
     assert_eq!(
         setup.sidecar.admin.metric("jobcache_warm_postponed_total{outcome=\"revoked\"}").await,
@@ -391,7 +393,7 @@ async fn a_client_shares_the_read_that_is_ahead_of_it() {
     gate.arrived(1).await;
 
     let client = setup.sidecar.client.start(Method::GET, X, "").await;
-    // It has joined once its lookup is over.
+    // The client has joined once its lookup is complete.
     eventually(SOON, async || {
         let name = "jobcache_store_operation_seconds_count{op=\"lease\"}";
         setup.sidecar.admin.metric(name).await >= 3
@@ -453,7 +455,7 @@ async fn warming_is_bounded_in_what_waits_at_a_time_and_a_second() {
     warmed(&sidecar, "overflow", 10).await;
     gate.arrived(8).await;
 
-    // Nothing of it is in the way of clients or of readiness.
+    // Prefetching affects neither clients nor readiness.
     assert_eq!(sidecar.admin.get("/readyz").await.status, StatusCode::OK);
     assert_eq!(sidecar.put("/jobs/other").await.status, StatusCode::OK);
     assert_eq!(gate.arrivals(), 8);
@@ -481,7 +483,7 @@ async fn a_drain_ends_the_warming_and_waits_for_what_is_under_way() {
 
     sidecar.shutdown().await.expect("a drain");
     assert_eq!(gate.arrivals(), reads);
-    // Whichever came first: one that Redis was late for is postponed.
+    // Either may come first, because a job is postponed if Redis is late.
     let seen = world.upstream.requests();
     assert!(seen.len() >= 2, "{seen:?}");
     for request in &seen {
@@ -515,7 +517,7 @@ async fn a_refresh_without_the_headers_of_clients_says_what_is_missing() {
     assert_eq!((&told["refreshing"], &told["warning"]), (&1.into(), &serde_json::Value::Null));
 }
 
-/// The first answer tells it, and not the last of two minutes.
+/// The first answer is reported, instead of the last one after two minutes.
 #[tokio::test]
 async fn a_list_that_is_answered_wrongly_is_told_at_once() {
     let upstream = Upstream::start().await;
@@ -527,7 +529,7 @@ async fn a_list_that_is_answered_wrongly_is_told_at_once() {
     let envs = [("JOBCACHE_WARM_LIST", "/list"), ("JOBCACHE_WARM_FILE", &*path)];
     let args = ["--upstream", &upstream.url(), "--redis-url", "memory://"];
     let process = crate::support::Process::start(&args, &envs).await;
-    for says in ["cannot read warm.list; it is asked again", "line 2: \\\"a b\\\""] {
+    for says in ["cannot read warm.list; retrying", "line 2: \\\"a b\\\""] {
         eventually(SOON, async || {
             let log = process.stderr();
             if log.contains(says) { Ok(()) } else { Err(log) }

@@ -1,4 +1,4 @@
-//! Who may call the webhook: several secrets while they are rotated, and what is said to the others.
+//! Access to the webhook: several secrets during a rotation, and the answers to other callers.
 
 use std::{
     sync::{Arc, Mutex},
@@ -30,7 +30,7 @@ async fn guarded(secrets: &[&str]) -> Setup {
     Setup::with(|config| config.webhook_secret = secrets).await
 }
 
-/// Signed by each of these in turn, for this many seconds ago.
+/// Sends a purge signed with each of these secrets, with a timestamp this many seconds ago.
 async fn signed(admin: &Client, secrets: &[&str], ago: i64) -> Reply {
     signed_body(admin, secrets, ago, BODY).await
 }
@@ -45,7 +45,7 @@ async fn signed_body(admin: &Client, secrets: &[&str], ago: i64, body: &str) -> 
     request.header("webhook-signature", &signatures.join(" ")).send().await
 }
 
-/// In seconds since 1970.
+/// Returns the seconds since 1970.
 fn now() -> i64 {
     let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     i64::try_from(now).expect("a date")
@@ -82,7 +82,7 @@ async fn each_secret_opens_by_token_and_by_signature_and_which_it_was_is_counted
     }
 }
 
-/// Two files of secrets between a sender and jobcache, and no purge refused on the way.
+/// A sender and jobcache switch secrets independently, and no purge is rejected in between.
 #[tokio::test]
 async fn secrets_are_rotated_by_reloads_without_a_purge_refused() {
     let upstream = Upstream::start().await;
@@ -106,7 +106,7 @@ async fn secrets_are_rotated_by_reloads_without_a_purge_refused() {
     }
 }
 
-/// Who shows no secret that is good any more listens no longer.
+/// A stream ends once its secret is no longer valid.
 #[tokio::test]
 async fn streams_of_events_end_when_the_secrets_change_and_at_no_other_reload() {
     let upstream = Upstream::start().await;
@@ -137,7 +137,7 @@ async fn streams_of_events_end_when_the_secrets_change_and_at_no_other_reload() 
     assert_eq!(job.status, StatusCode::OK);
     let mut told = String::new();
     while !told.contains("\"purge\"") {
-        let frame = soon(events.frame()).await.expect("the stream goes on").expect("a frame");
+        let frame = soon(events.frame()).await.expect("a stream that continues").expect("a frame");
         told.push_str(&String::from_utf8_lossy(&frame.into_data().expect("data")));
     }
 
@@ -171,7 +171,7 @@ async fn each_refusal_says_why_and_is_counted_under_its_reason() {
     }
 }
 
-/// One captured from an empty purge would open all of these for as long as it is good.
+/// A signature captured from an empty purge would otherwise open all of these while it is valid.
 #[tokio::test]
 async fn a_signature_opens_what_its_body_names_and_nothing_else() {
     let setup = guarded(&[NEW]).await;
@@ -207,11 +207,11 @@ async fn a_signature_opens_what_its_body_names_and_nothing_else() {
         assert!(signed.reason().contains("covers neither method nor path"), "{signed:?}");
         assert!(signed.reason().contains("send `Authorization: Bearer"), "{signed:?}");
     }
-    // Beside a wrong token a right signature counts too.
+    // A valid signature is accepted even with a wrong token.
     assert_eq!(ask("POST", "/purge", BODY, STRANGER).await.status, StatusCode::OK);
 }
 
-/// A purge of 1 MiB and more, signed so that it may be right for all that its head tells.
+/// Returns a purge of 1 MiB and more, signed so that its head could belong to a valid one.
 fn stalled(size: usize) -> Vec<u8> {
     let (now, signature) = (now(), signature(STRANGER, "msg_9", 0, ""));
     let head = format!(
@@ -257,7 +257,7 @@ async fn bodies_that_stand_still_keep_no_signed_purge_out_and_are_given_up() {
     assert!(admin.metric("jobcache_purges_bytes").await <= 4 << 20);
     assert_eq!(signed(admin, &[NEW], 0).await.status, StatusCode::OK);
 
-    // They count as failures once they are given up, and from then on none is read.
+    // Stalled purges count as failures once they are given up; after that none is read.
     eventually(SOON, async || {
         let slow = admin.metric("jobcache_webhook_refused_total{reason=\"slow\"}").await;
         if slow == 4 { Ok(()) } else { Err(slow) }
@@ -279,7 +279,11 @@ async fn a_large_purge_that_is_rightly_signed_is_taken() {
         let reply = signed_body(admin, &[secret], ago, &body).await;
         assert_eq!(reply.status, status, "{reply:?}");
     }
-    assert_eq!(admin.metric("jobcache_webhook_skew_seconds_count").await, 1, "420 s is unproven");
+    assert_eq!(
+        admin.metric("jobcache_webhook_skew_seconds_count").await,
+        1,
+        "an unverified skew of 420 s was counted"
+    );
 }
 
 #[tokio::test]
@@ -309,7 +313,7 @@ async fn a_skew_of_years_is_counted_as_a_day_and_only_while_failures_are_answere
     assert!(metrics.text().contains("jobcache_webhook_skew_seconds_sum 86400.0\n"), "{metrics:?}");
 }
 
-/// How many right signatures were off by no more than so many seconds.
+/// Returns how many valid signatures were off by at most this many seconds.
 async fn within(admin: &Client, seconds: &str) -> u64 {
     admin.metric(&format!("jobcache_webhook_skew_seconds_bucket{{le=\"{seconds}\"}}")).await
 }
@@ -344,7 +348,11 @@ async fn a_skew_is_warned_of_before_deliveries_are_refused() {
     })
     .await;
     assert!(line.contains("WARN") && line.contains("limit=300"), "{line}");
-    assert!(!process.stderr().contains("signed=\"old\""), "30 s are nothing: {}", process.stderr());
+    assert!(
+        !process.stderr().contains("signed=\"old\""),
+        "a skew of 30 s was warned of: {}",
+        process.stderr()
+    );
 }
 
 #[tokio::test]
@@ -365,8 +373,8 @@ async fn failures_past_the_limit_are_told_to_wait_and_the_secret_opens_all_the_s
         let reply = admin.get(page).await;
         assert_eq!(reply.status, StatusCode::TOO_MANY_REQUESTS, "{page}");
         let wait: u64 = reply.header("retry-after").parse().expect("seconds");
-        assert!((1..=20).contains(&wait), "a minute has three: {wait}");
-        assert!(reply.reason().contains("taken at any time"), "{reply:?}");
+        assert!((1..=20).contains(&wait), "not three attempts per minute: {wait}");
+        assert!(reply.reason().contains("accepted at any time"), "{reply:?}");
     }
     assert_eq!(admin.limit_hits("webhook_max_failures").await, 6);
     for open in ["/livez", "/readyz", "/metrics", "/"] {
@@ -390,7 +398,7 @@ async fn a_purge_past_the_limit_has_not_been_applied_and_is_when_it_is_sent_agai
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused:?}");
     assert_eq!(refused.header("retry-after"), "1");
     assert!(refused.reason().contains("nothing was purged or queued"), "{refused:?}");
-    assert!(setup.get("/jobs/x").await.is_hit(), "it has not been applied");
+    assert!(setup.get("/jobs/x").await.is_hit(), "a rejected purge was applied");
     assert!(admin.limit_hits("webhook_max_purges").await > 0);
 
     setup.upstream.commit("x");

@@ -1,5 +1,5 @@
-//! What passes through comes out as if nobody stood between: checked byte by byte, with a client
-//! and an upstream that speak raw HTTP/1.
+//! Passed messages arrive as if there were no proxy: checked byte by byte, with a client and an
+//! upstream that use raw HTTP/1.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,10 @@ async fn an_interim_response_that_comes_along_with_the_answer_is_not_lost() {
     ok(&mut client).await;
     client.send(request("GET", X, "")).await;
     let hit = ok(&mut client).await;
-    assert!(hit.contains("cache-status: jobcache; hit"), "nothing interim is stored: {hit}");
+    assert!(
+        hit.contains("cache-status: jobcache; hit"),
+        "an informational response was stored: {hit}"
+    );
 }
 
 #[tokio::test]
@@ -89,7 +92,7 @@ async fn a_client_is_asked_for_its_upload_when_the_upstream_asks_for_it() {
         let (mut client, mut upstream, head) = between.pass(request(method, path, EXPECT)).await;
         assert!(head.contains("\r\nexpect: 100-continue\r\n"), "{head}");
 
-        // The first that the client hears shows that nobody else has asked it.
+        // The client's first response shows that jobcache has not sent a 100 of its own.
         upstream.send(HINT).await;
         assert_eq!(client.head().await, HINT);
         upstream.send("HTTP/1.1 100 Continue\r\n\r\n").await;
@@ -115,14 +118,14 @@ async fn an_upload_that_the_upstream_declines_is_never_asked_for() {
             assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
             assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
             assert!(answer.ends_with(refusal.rsplit('\n').next().unwrap_or("")), "{answer}");
-            assert_eq!(upstream.rest().await, "", "{method}: the connection is given up");
+            assert_eq!(upstream.rest().await, "", "{method}: the connection was not closed");
         }
     }
 }
 
 const RULED: &str = "/batch";
 
-/// A rule for what goes to [`RULED`].
+/// Returns a rule for the path [`RULED`].
 fn rule(request: &[&str], response: &[&str]) -> Rule {
     let list = |items: &[&str]| items.iter().map(ToString::to_string).collect();
     let (request, response) = (list(request), list(response));
@@ -339,7 +342,7 @@ async fn trailers_of_an_answer_reach_a_client_that_takes_them() {
     }
 }
 
-/// hyper settles with the head which trailers a chunked answer may end with.
+/// hyper decides with the head which trailers a chunked answer may have.
 #[tokio::test]
 async fn unannounced_trailers_are_left_out_for_a_client_of_http_1_and_its_answer_is_whole() {
     let between = Between::start().await;

@@ -1,17 +1,17 @@
-//! The head of a client's request, as an operator gives it.
+//! Parser for the head of a client's request, as an operator pastes it.
 
 use hyper::{
     Request, Version,
     http::{HeaderName, HeaderValue, Method, Uri},
 };
 
-/// Bytes of a head, and so more fields than any request may have.
+/// Longest head, in bytes. It has room for more fields than any limit allows.
 pub(in crate::admin) const MAX_HEAD: usize = 32 << 10;
 
-/// Reads it; `path` is where it goes that does not say. An error says what is wrong with which line and
-/// how to mend it, and nothing of what stands there.
+/// Parses a head; `path` is the path if the head has no request line. An error names the line and
+/// the remedy, but never quotes the line, because it may contain a credential.
 ///
-/// The version of one that does not say is 1.0, which is asked for no `Host`.
+/// Without a version the request is HTTP/1.0, which needs no `Host`.
 pub(super) fn parse(head: &[u8], path: impl FnOnce() -> String) -> Result<Request<()>, String> {
     let text = std::str::from_utf8(head).map_err(|error| not_text(head, error.valid_up_to()))?;
     let mut lines = sent(text).peekable();
@@ -25,8 +25,8 @@ pub(super) fn parse(head: &[u8], path: impl FnOnce() -> String) -> Result<Reques
     for (at, line) in lines.take_while(|(_, line)| !line.is_empty()) {
         let (name, value) = field(line).ok_or_else(|| {
             format!(
-                "line {at} of the head is not `Name: value`; give one field a line, such as `Host: \
-                 api.example`, and the first line, if at all, as `GET /jobs/x HTTP/1.1`"
+                "line {at} of the head is not `Name: value`; write one field per line, such as `Host: \
+                 api.example`; the first line may be a request line, such as `GET /jobs/x HTTP/1.1`"
             )
         })?;
         request.headers_mut().append(name, value);
@@ -34,13 +34,13 @@ pub(super) fn parse(head: &[u8], path: impl FnOnce() -> String) -> Result<Reques
     Ok(request)
 }
 
-/// The lines with their numbers. What `curl -v` shows has a mark before what was sent; the rest of it,
-/// what came back and what it says of the connection, is none of the head.
+/// Returns the lines of the head with their numbers. `curl -v` marks sent lines with `>`; its other
+/// lines, about the response and the connection, are skipped.
 fn sent(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let is_of_curl = text.lines().any(|line| line.starts_with('>'));
+    let is_from_curl = text.lines().any(|line| line.starts_with('>'));
     let lines = text.lines().enumerate().map(|(at, line)| (at + 1, line));
     lines.filter_map(move |(at, line)| {
-        if !is_of_curl {
+        if !is_from_curl {
             return Some((at, line));
         }
         let line = line.strip_prefix('>')?;
@@ -48,21 +48,22 @@ fn sent(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// `GET /path HTTP/1.1`, where the version may be missing. A field has no space before its colon. A
-/// method in lower case is one, of another name.
+/// Whether a line is a request line such as `GET /path HTTP/1.1`, with or without the version. A
+/// field is not one, because it has no space before its colon. A lower-case method counts if a
+/// target follows: it is a valid method with another name.
 fn is_request_line(line: &str) -> bool {
     let Some((method, rest)) = line.split_once(' ') else { return false };
     let is_method = |byte: u8| byte.is_ascii_alphabetic() || byte == b'-';
     let is_upper = !method.bytes().any(|byte| byte.is_ascii_lowercase());
-    let goes = ["/", "*", "http://", "https://"].iter().any(|start| rest.starts_with(start));
-    !method.is_empty() && method.bytes().all(is_method) && (is_upper || goes)
+    let has_target = ["/", "*", "http://", "https://"].iter().any(|start| rest.starts_with(start));
+    !method.is_empty() && method.bytes().all(is_method) && (is_upper || has_target)
 }
 
 fn target(at: usize, line: &str, request: &mut Request<()>) -> Result<(), String> {
     let mut words = line.split(' ');
     let method = words.next().unwrap_or_default();
     let method: Method = method.parse().map_err(|_| {
-        format!("line {at} of the head names no method; begin it with one, such as GET")
+        format!("line {at} of the head has no valid method; begin it with one, such as GET")
     })?;
     let uri: Uri = words.next().unwrap_or_default().parse().map_err(|_| no_path(at))?;
     let version = match words.next() {
@@ -71,7 +72,7 @@ fn target(at: usize, line: &str, request: &mut Request<()>) -> Result<(), String
         Some("HTTP/2" | "HTTP/2.0") => Version::HTTP_2,
         Some(_) => {
             return Err(format!(
-                "line {at} of the head ends in no version that is spoken here; write HTTP/1.1, or \
+                "line {at} of the head ends in a version that is not supported; write HTTP/1.1, or \
                  nothing after the path"
             ));
         }
@@ -81,7 +82,7 @@ fn target(at: usize, line: &str, request: &mut Request<()>) -> Result<(), String
 }
 
 fn no_path(at: usize) -> String {
-    format!("line {at} of the head names no path; write it as `GET /jobs/x HTTP/1.1`")
+    format!("line {at} of the head has no valid path; write it as `GET /jobs/x HTTP/1.1`")
 }
 
 fn not_text(head: &[u8], valid: usize) -> String {
@@ -99,9 +100,9 @@ fn field(line: &str) -> Option<(HeaderName, HeaderValue)> {
 mod tests {
     use super::*;
 
-    /// `want` is the request, or how the error begins.
+    /// `expected` is the request, or how the error begins.
     #[track_caller]
-    fn check(head: &str, want: Result<&str, &str>) {
+    fn check(head: &str, expected: Result<&str, &str>) {
         let got = parse(head.as_bytes(), || "/jobs/x".into()).map(|request| {
             let fields = request
                 .headers()
@@ -109,13 +110,13 @@ mod tests {
                 .map(|(name, value)| format!(" {name}={}", value.to_str().unwrap()));
             format!("{} {}{}", request.method(), request.uri(), fields.collect::<String>())
         });
-        match (got, want) {
-            (Ok(got), Ok(want)) => assert_eq!(got, want, "{head:?}"),
-            (Err(got), Err(want)) => {
-                assert!(got.starts_with(want) && !got.contains("secret"), "{head:?}: {got}");
-                assert!(got.contains("; "), "{got} names no mend");
+        match (got, expected) {
+            (Ok(got), Ok(expected)) => assert_eq!(got, expected, "{head:?}"),
+            (Err(got), Err(expected)) => {
+                assert!(got.starts_with(expected) && !got.contains("secret"), "{head:?}: {got}");
+                assert!(got.contains("; "), "{got} names no remedy");
             }
-            (got, want) => panic!("{head:?}: {got:?} and not {want:?}"),
+            (got, expected) => panic!("{head:?}: {got:?} instead of {expected:?}"),
         }
     }
 
@@ -156,8 +157,11 @@ mod tests {
     fn what_is_wrong_with_a_head_is_told_without_what_stands_there() {
         check("Host: a\nsecret", Err("line 2 of the head is not `Name: value`"));
         check("a secret: b", Err("line 1 of the head is not `Name: value`"));
-        check("GET  secret", Err("line 1 of the head names no path"));
-        check("GET /jobs/x secret", Err("line 1 of the head ends in no version"));
+        check("GET  secret", Err("line 1 of the head has no valid path"));
+        check(
+            "GET /jobs/x secret",
+            Err("line 1 of the head ends in a version that is not supported"),
+        );
         let error = parse(b"a: b\nc: \xff", || "/jobs/x".into()).unwrap_err();
         assert!(error.starts_with("line 2 of the head is not UTF-8"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! What happened to a job, as it is told.
+//! The history of a job, as `/explain` shows it.
 
 use std::{
     fmt,
@@ -15,32 +15,32 @@ use crate::{
     },
 };
 
-/// All of it, oldest first.
+/// The events of a job as JSON, oldest first.
 pub(super) fn told(past: &Past) -> Value {
     past.happenings.iter().map(happening).collect()
 }
 
-/// With the time of the last of them for programs and for people.
-pub(super) fn happening(it: &Happening) -> Value {
-    let mut told = json!({
-        "what": it.what.as_str(),
-        "at": time(at(it.last_ms)),
-        "at_ms": it.last_ms,
-        "times": it.times,
+/// One event as JSON, with the time of its last occurrence for programs and for people.
+pub(super) fn happening(event: &Happening) -> Value {
+    let mut object = json!({
+        "what": event.what.as_str(),
+        "at": time(at(event.last_ms)),
+        "at_ms": event.last_ms,
+        "times": event.times,
     });
-    if it.times > 1 {
-        told["since_ms"] = it.first_ms.into();
+    if event.times > 1 {
+        object["since_ms"] = event.first_ms.into();
     }
-    if !it.why.is_empty() {
-        told["why"] = it.why.into();
+    if !event.why.is_empty() {
+        object["why"] = event.why.into();
     }
-    if let Some(by) = &it.by {
-        told["by"] = by.as_ref().into();
+    if let Some(by) = &event.by {
+        object["by"] = by.as_ref().into();
     }
-    told
+    object
 }
 
-/// What most of the last requests came to.
+/// The outcome of most recent requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Most {
     pub(super) outcome: &'static str,
@@ -53,34 +53,37 @@ impl fmt::Display for Most {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { why, times, of, .. } = self;
         match self.outcome {
-            "pass" => write!(f, "its last requests passed: {why}")?,
+            "pass" => write!(f, "its last requests bypassed the cache: {why}")?,
             _ => write!(f, "its last requests were misses: {why}")?,
         }
         write!(f, " ({times} of {of})")
     }
 }
 
-/// What most of the last requests came to, where that has a reason; none where they were hits, or
-/// misses of a job that was not there.
+/// Returns the outcome of more than half of the recent requests if it has a reason. There is none
+/// for hits, and for misses of a job without an entry.
 pub(super) fn most(past: &Past) -> Option<Most> {
-    let asked =
-        |it: &&Happening| matches!(it.what, What::Hit | What::Miss | What::Pass | What::Error);
-    let requests = || past.happenings.iter().filter(asked);
-    let of = requests().map(|it| it.times).sum();
-    let same = |of: &Happening| -> u64 {
-        requests().filter(|it| (it.what, it.why) == (of.what, of.why)).map(|it| it.times).sum()
+    let is_request = |event: &&Happening| {
+        matches!(event.what, What::Hit | What::Miss | What::Pass | What::Error)
     };
-    let most = requests().find(|it| same(it) > of / 2)?;
-    let is_told = matches!(most.what, What::Miss | What::Pass) && !most.why.is_empty();
+    let requests = || past.happenings.iter().filter(is_request);
+    let of = requests().map(|event| event.times).sum();
+    let same = |as_this: &Happening| -> u64 {
+        let same =
+            requests().filter(|event| (event.what, event.why) == (as_this.what, as_this.why));
+        same.map(|event| event.times).sum()
+    };
+    let most = requests().find(|event| same(event) > of / 2)?;
+    let has_reason = matches!(most.what, What::Miss | What::Pass) && !most.why.is_empty();
     let (outcome, why, times) = (most.what.as_str(), most.why, same(most));
-    is_told.then_some(Most { outcome, why, times, of })
+    has_reason.then_some(Most { outcome, why, times, of })
 }
 
-/// Why its last answer could not be stored, as the answer itself would have it.
+/// Returns why the last answer could not be stored, if the reason lies in the answer itself.
 pub(super) fn refusal(past: &Past) -> Option<&'static str> {
-    let refused = past.happenings.iter().rev().filter(|it| it.what == What::FillRefused);
+    let refused = past.happenings.iter().rev().filter(|event| event.what == What::FillRefused);
     refused
-        .map(|it| it.why)
+        .map(|event| event.why)
         .find(|why| NoStore::ALL.iter().any(|no_store| no_store.as_str() == *why))
 }
 
@@ -94,21 +97,22 @@ pub(super) struct Written {
 }
 
 impl Written {
-    /// Since when one is in flight, or has ended.
+    /// Returns how long ago it began, if it is in flight, or ended.
     pub(super) fn ago(&self, now: SystemTime) -> Duration {
         let ms = if self.what == What::Write { self.first_ms } else { self.last_ms };
         now.duration_since(at(ms)).unwrap_or_default()
     }
 }
 
-/// The beginning or the end of the last one.
+/// Returns the begin or the end of the last write.
 pub(super) fn write(past: &Past) -> Option<Written> {
-    let is_write = |it: &&Happening| matches!(it.what, What::Write | What::WriteEnded);
-    let it = past.happenings.iter().rev().find(is_write)?;
-    Some(Written { what: it.what, why: it.why, last_ms: it.last_ms, first_ms: it.first_ms })
+    let is_write = |event: &&Happening| matches!(event.what, What::Write | What::WriteEnded);
+    let event = past.happenings.iter().rev().find(is_write)?;
+    let &Happening { what, why, first_ms, last_ms, .. } = event;
+    Some(Written { what, why, last_ms, first_ms })
 }
 
-/// A time as RFC 3339 writes it, in UTC.
+/// Formats a time as RFC 3339, in UTC.
 pub(super) fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }
@@ -135,15 +139,18 @@ mod tests {
 
     #[test]
     fn what_most_of_the_last_requests_came_to_is_told_where_it_has_a_reason() {
-        let said = |happenings: &[_]| most(&past(happenings)).map(|most| most.to_string());
+        let text = |happenings: &[_]| most(&past(happenings)).map(|most| most.to_string());
         let (query, hit) = ((What::Pass, "query", 8), (What::Hit, "", 5));
         let all = [query, (What::Purge, "confirmed", 50), hit, query];
-        assert_eq!(said(&all).as_deref(), Some("its last requests passed: query (16 of 21)"));
+        assert_eq!(
+            text(&all).as_deref(),
+            Some("its last requests bypassed the cache: query (16 of 21)")
+        );
         let old = [(What::Miss, "no-cache", 3), (What::Hit, "", 1)];
-        assert_eq!(said(&old).as_deref(), Some("its last requests were misses: no-cache (3 of 4)"));
-        assert_eq!(said(&[query, hit, (What::Miss, "", 4)]), None, "not most");
-        assert_eq!(said(&[hit, (What::Miss, "", 1)]), None);
-        assert_eq!(said(&[]), None);
+        assert_eq!(text(&old).as_deref(), Some("its last requests were misses: no-cache (3 of 4)"));
+        assert_eq!(text(&[query, hit, (What::Miss, "", 4)]), None, "not a majority");
+        assert_eq!(text(&[hit, (What::Miss, "", 1)]), None);
+        assert_eq!(text(&[]), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The sentences of a verdict. Each goes on from "a request like this ...".
+//! The sentences of a verdict. Each continues "a request like this ...".
 
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +16,7 @@ use crate::{
     proxy::framing::Refusal,
 };
 
-/// Why it would be a hit.
+/// The sentence for a hit.
 pub(super) fn hit(explained: &Explained, ttl: Duration) -> String {
     let from = if explained.near { "this process" } else { "Redis" };
     let left = ttl.as_secs();
@@ -25,44 +25,44 @@ pub(super) fn hit(explained: &Explained, ttl: Duration) -> String {
     )
 }
 
-/// Why it would be read from the API, and stored if that is allowed.
+/// The sentence for a miss, whose answer is stored if that is allowed.
 pub(super) fn because(because: Because) -> &'static str {
     match because {
         Because::Nothing => {
-            "would go to the API: there is no entry; its answer is stored if it may be"
+            "would go to the API: there is no entry; the answer is stored if that is allowed"
         }
         Because::Outside => {
-            "would go to the API: this credential is not in the audience of the entry; it joins if \
-             the API gives it the same, and replaces the entry if not"
+            "would go to the API: this credential is not in the audience of the entry; it is added if \
+             the API gives it the same answer; otherwise its answer replaces the entry"
         }
         Because::OtherForm => {
-            "would go to the API: the entry is for this credential, but in another form (host, path, \
-             Accept or another header that the API may answer by)"
+            "would go to the API: the entry is for this credential, but for another variant (host, \
+             path, Accept or another header on which the answer may depend)"
         }
         Because::Lapsed => {
-            "would go to the API: it has served this to the same caller too long ago \
+            "would go to the API: the API last served this to the same caller too long ago \
              (credentials.recheck)"
         }
         Because::Old => {
-            "would go to the API: the request wants nothing as old as the entry (its Cache-Control); \
-             the answer replaces the entry"
+            "would go to the API: the entry is older than the request accepts (its Cache-Control); the \
+             answer replaces the entry"
         }
         Because::Unconfirmed(why) => pass(why),
         Because::Rejected(Reject::Foreign) => {
-            "would go to the API: the value in Redis is not what jobcache has stored, so it is \
-             dropped and filled anew"
+            "would go to the API: the value in Redis was not stored by jobcache, so it is dropped and \
+             the answer is stored"
         }
         Because::Rejected(Reject::Corrupt) => {
-            "would go to the API: the entry in Redis cannot be read by this version, and is filled anew"
+            "would go to the API: this version cannot read the entry in Redis; the answer replaces it"
         }
         Because::Rejected(Reject::Epoch) => {
-            "would go to the API: the entry is from before Redis restarted or failed over, and is \
-             filled anew"
+            "would go to the API: the entry is from before Redis restarted or failed over; the answer \
+             replaces it"
         }
     }
 }
 
-/// Why it would go past the cache, which of its causes it is, and how long that lasts.
+/// The sentence for a bypass, with its cause and how long it lasts if they are known.
 pub(super) fn left(why: Bypass, explained: &Explained, now: SystemTime) -> String {
     let state = explained.state.as_ref().ok();
     let left_ms = match why {
@@ -77,12 +77,12 @@ pub(super) fn left(why: Bypass, explained: &Explained, now: SystemTime) -> Strin
     }
 }
 
-/// Which of its causes it is, where the marks or the events tell.
+/// Returns a more precise sentence if the marks or the events show the cause.
 fn cause(why: Bypass, explained: &Explained, now: SystemTime) -> Option<String> {
     match why {
         Bypass::Audience if explained.replaced >= REPLACEMENTS => Some(format!(
-            "would go to the API: it answers each client differently (its answer to one has replaced \
-             another's {} times lately)",
+            "would go to the API: it answers each client differently (one client's answer replaced \
+             another's {} times recently)",
             explained.replaced
         )),
         Bypass::Audience => Some(
@@ -95,14 +95,14 @@ fn cause(why: Bypass, explained: &Explained, now: SystemTime) -> Option<String> 
             let ago = last.ago(now).as_secs();
             match (last.what, last.why) {
                 (What::Write, _) => {
-                    format!("would go to the API: a write is in flight, since {ago} s")
+                    format!("would go to the API: a write has been in flight for {ago} s")
                 }
                 (_, OUTCOME_UNKNOWN) => format!(
                     "would go to the API: a write ended {ago} s ago, and its outcome is unknown"
                 ),
                 _ => format!(
-                    "would go to the API: a write ended {ago} s ago, and nothing is stored so soon \
-                     after it (settle)"
+                    "would go to the API: a write ended {ago} s ago, and nothing is stored until the \
+                     settle time is over (settle)"
                 ),
             }
         }),
@@ -110,71 +110,71 @@ fn cause(why: Bypass, explained: &Explained, now: SystemTime) -> Option<String> 
     }
 }
 
-/// Why it would go past the cache in shadow mode, where that is for another reason than in service.
+/// The sentence for a bypass in shadow mode, if it differs from that of mode `on`.
 pub(super) fn in_shadow(why: Bypass) -> Option<&'static str> {
     match why {
         Bypass::OnlyIfCached => Some(
-            "would go to the API: in service it would be answered 504, for it wants nothing but a \
-             cached answer (mode is shadow)",
+            "would go to the API (mode is shadow): with mode on it would be answered 504, because it \
+             accepts only a cached answer",
         ),
         Bypass::Leased => Some(
-            "would go to the API: somebody else (another caller here, or another sidecar) is reading it \
-             at this moment, for which it would wait at most 250 ms in service (mode is shadow)",
+            "would go to the API (mode is shadow): another caller or sidecar is reading the job, and \
+             with mode on it would wait for that at most 250 ms",
         ),
         _ => None,
     }
 }
 
-/// Why it would be refused.
+/// The sentence for a request that is refused before routing.
 pub(super) fn refused(why: Refusal) -> &'static str {
     match why {
         Refusal::Host => {
-            "a request over HTTP/1.1 has one Host, and that is a host; if it was left out here, add it \
+            "a request over HTTP/1.1 needs exactly one valid Host; if it was left out only here, add it \
              or leave out HTTP/1.1"
         }
-        Refusal::Target => "its target is in a form that is not for its method",
-        Refusal::TransferCoding => "its Transfer-Encoding is another than chunked",
+        Refusal::Target => "its target has a form that its method does not allow",
+        Refusal::TransferCoding => "its Transfer-Encoding is not chunked",
         Refusal::UriTooLong => "its path and query are longer than server.max_uri",
         Refusal::TooManyHeaders => "it has more fields than server.max_headers",
     }
 }
 
-/// What becomes of a write.
+/// The sentence for a write.
 pub(super) fn write(method: &Method) -> &'static str {
     let upper = method.as_str().to_ascii_uppercase();
     if upper != method.as_str() && ["GET", "HEAD", "OPTIONS", "TRACE"].contains(&&*upper) {
-        return "would be forwarded as a write, and the entry dropped before it is answered: the names \
-                of methods are in upper case, and one in lower case may do anything";
+        return "would be forwarded as a write, and the entry is dropped before the answer is sent: \
+                method names are case-sensitive, and a lower-case method may do anything";
     }
-    "would be forwarded as a write, and the entry dropped before it is answered"
+    "would be forwarded as a write, and the entry is dropped before the answer is sent"
 }
 
-/// Why it would go past the cache.
+/// The sentence for a bypass, by its reason alone.
 pub(super) fn pass(why: Bypass) -> &'static str {
     match why {
-        Bypass::Path => "would go to the API: its path is no job's (routes)",
+        Bypass::Path => "would go to the API: its path is not the path of a job (routes)",
         Bypass::Method => {
-            "would go to the API: its method fills nothing, and there is no entry for it"
+            "would go to the API: its method does not fill an entry, and there is no entry for it"
         }
         Bypass::Query => {
-            "would go to the API: it has a query string (query.ignore and query.allow let some in)"
+            "would go to the API: it has a query string (query.ignore and query.allow admit parameters)"
         }
         Bypass::Spelling => {
-            "would go to the API: its path is not the canonical spelling of a job's"
+            "would go to the API: its path is not the canonical spelling of a job's path"
         }
         Bypass::RequestBody => "would go to the API: it is a read with a body",
-        Bypass::Upgrade => "would go to the API: it asks for another protocol",
-        Bypass::Range => "would go to the API: it asks for a part",
-        Bypass::Precondition => "would go to the API: only the API can judge its precondition",
+        Bypass::Upgrade => "would go to the API: it asks for a protocol upgrade",
+        Bypass::Range => "would go to the API: it asks for a range",
+        Bypass::Precondition => "would go to the API: only the API can evaluate its precondition",
         Bypass::MethodOverride => "would go to the API: a header names another method",
         Bypass::UrlOverride => "would go to the API: a header names another URL",
         Bypass::Credentials => {
             "would go to the API: it carries a credential, and credentials.mode is bypass"
         }
-        Bypass::NoStore => "would go to the API: the request says no-store, and is no hit",
-        Bypass::NoCache => "would go to the API: the request wants nothing from a cache",
+        Bypass::NoStore => "would go to the API: the request says no-store, and there is no hit",
+        Bypass::NoCache => "would go to the API: the request does not accept a cached answer",
         Bypass::OnlyIfCached => {
-            "would be answered 504: it wants nothing but a cached answer, and there is none for it"
+            "would be answered 504: it accepts only a cached answer, and there is none for it"
         }
         Bypass::Uncacheable => {
             "would go to the API: the last answer could not be stored; see fill-refused in the events"
@@ -184,12 +184,12 @@ pub(super) fn pass(why: Bypass) -> &'static str {
              (settle)"
         }
         Bypass::Leased => {
-            "would wait at most 250 ms for somebody else (another caller here, or another sidecar) who \
-             is reading it at this moment, then go to the API"
+            "would wait at most 250 ms for another caller or sidecar that is reading the job, then go to \
+             the API"
         }
         Bypass::Pending => {
-            "would go to the API: Redis has not confirmed an invalidation, which is repeated until it \
-             has"
+            "would go to the API: Redis has not confirmed an invalidation, which is retried until it is \
+             confirmed"
         }
         Bypass::StoreDown => "would go to the API: Redis is down",
         Bypass::StoreTimeout => "would go to the API: Redis does not answer in time",
@@ -197,16 +197,20 @@ pub(super) fn pass(why: Bypass) -> &'static str {
             "would go to the API: Redis answers with an error, such as for a key of another type"
         }
         Bypass::Foreign => {
-            "would go to the API: somebody else, most likely the application, keeps writing this key"
+            "would go to the API: another program, most likely the application, keeps writing this key"
         }
         Bypass::Audience => {
             "would go to the API: it answers each client differently, or more clients poll this job \
              than credentials.audience"
         }
-        Bypass::Flights => "would go to the API: as many reads are shared as may be (max_flights)",
-        Bypass::Alone => "would go to the API: what it waited for could not be shared",
-        Bypass::ShadowHit => "would go to the API, and be compared with what the cache has (mode)",
-        Bypass::Shadow => "would go to the API by itself, and share nothing (mode is shadow)",
+        Bypass::Flights => {
+            "would go to the API: the limit of shared reads is reached (max_flights)"
+        }
+        Bypass::Alone => "would go to the API: the answer that it waited for could not be shared",
+        Bypass::ShadowHit => {
+            "would go to the API, and its answer would be compared with the entry (mode is shadow)"
+        }
+        Bypass::Shadow => "would go to the API by itself without sharing a read (mode is shadow)",
         Bypass::Off => "would go to the API: mode is off",
     }
 }

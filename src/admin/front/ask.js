@@ -1,57 +1,57 @@
 
-// Asking the listener. The secret goes as a bearer token, which no page of another site can send; a
-// browser adds nothing of it by itself.
+// Requests to the listener. The secret is sent as a bearer token. Pages of other sites cannot send it,
+// because a browser does not add it by itself.
 
-const KEPT = 'jobcache-secret';
-const PATIENCE_MS = 6000;
+const SECRET_KEY = 'jobcache-secret';
+const TIMEOUT_MS = 6000;
 let secret = '';
-try { secret = sessionStorage.getItem(KEPT) ?? ''; } catch { /* kept in this variable only */ }
+try { secret = sessionStorage.getItem(SECRET_KEY) ?? ''; } catch { /* storage is disabled: the variable is enough */ }
 
-class Refused extends Error {}
+class Unauthorized extends Error {}
 
-function keep(value) {
+function storeSecret(value) {
   secret = value;
   try {
-    if (value) sessionStorage.setItem(KEPT, value); else sessionStorage.removeItem(KEPT);
+    if (value) sessionStorage.setItem(SECRET_KEY, value); else sessionStorage.removeItem(SECRET_KEY);
   } catch { /* as above */ }
-  at('forget').hidden = !value;
+  byId('forget').hidden = !value;
 }
 
 function send(path, { headers = {}, ...options } = {}) {
   if (secret) headers.Authorization = `Bearer ${secret}`;
-  // Relative, so that the page also works below a path of a gateway.
+  // Relative, so that the page also works below the path of a gateway.
   return fetch(path, { cache: 'no-store', redirect: 'error', headers, ...options });
 }
 
-// Answers are JSON, also those that refuse.
-async function ask(path, options) {
-  const response = await send(path, { signal: AbortSignal.timeout(PATIENCE_MS), ...options });
-  const told = await response.json();
-  if (response.headers.has('WWW-Authenticate')) { lock(told.error); throw new Refused(told.error); }
-  return { ok: response.ok, status: response.status, told };
+// All responses are JSON, errors too.
+async function fetchJson(path, options) {
+  const response = await send(path, { signal: AbortSignal.timeout(TIMEOUT_MS), ...options });
+  const data = await response.json();
+  if (response.headers.has('WWW-Authenticate')) { lock(data.error); throw new Unauthorized(data.error); }
+  return { ok: response.ok, status: response.status, data };
 }
 
 function lock(error) {
   const tried = secret !== '';
-  keep('');
-  const wasOpen = at('unlock').hidden;
-  at('unlock').hidden = false;
-  at('page').classList.add('locked');
-  if (tried) say(at('refused'), String(error));
-  if (wasOpen) at('secret').focus();
+  storeSecret('');
+  const wasOpen = byId('unlock').hidden;
+  byId('unlock').hidden = false;
+  byId('page').classList.add('locked');
+  if (tried) setText(byId('refused'), String(error));
+  if (wasOpen) byId('secret').focus();
 }
 
-at('unlock').addEventListener('submit', (event) => {
+byId('unlock').addEventListener('submit', (event) => {
   event.preventDefault();
-  const given = at('secret').value.trim();
-  if (!/^[\x21-\x7e]+$/.test(given)) {
-    say(at('refused'), 'A secret is of visible ASCII characters, without spaces.');
+  const input = byId('secret').value.trim();
+  if (!/^[\x21-\x7e]+$/.test(input)) {
+    setText(byId('refused'), 'A secret consists of visible ASCII characters without spaces.');
     return;
   }
-  at('secret').value = '';
-  say(at('refused'), '');
-  keep(given);
-  again();
+  byId('secret').value = '';
+  setText(byId('refused'), '');
+  storeSecret(input);
+  restart();
 });
-at('forget').addEventListener('click', () => { keep(''); location.reload(); });
-at('forget').hidden = !secret;
+byId('forget').addEventListener('click', () => { storeSecret(''); location.reload(); });
+byId('forget').hidden = !secret;

@@ -1,73 +1,73 @@
 
-// Plots of the last ten minutes, drawn as paths. All are of the same steps; the newest is at the right.
+// Plots of the last ten minutes, drawn as SVG paths. All share the same steps, the newest on the right.
 
 const POINTS = 300;
 const WIDTH = 300;
 const HEIGHT = 100;
-const past = { step_s: 2, hit: [], miss: [], pass: [], saved: [], p99: { hit: [], miss: [], upstream: [], store: [] } };
+const series = { step_s: 2, hit: [], miss: [], pass: [], saved: [], p99: { hit: [], miss: [], upstream: [], store: [] } };
 
 const PLOTS = {
   reads: {
-    lines: { hit: 'hits', miss: 'misses', pass: 'passes' }, stacked: true, shown: (n) => `${rate(n)}/s`,
-    values: (kind) => past[kind].map((n) => n / past.step_s),
+    lines: { hit: 'hits', miss: 'misses', pass: 'passes' }, stacked: true, format: (n) => `${rate(n)}/s`,
+    values: (kind) => series[kind].map((n) => n / series.step_s),
   },
   saved: {
-    lines: { saved: 'saved' }, shown: (n) => `${count(n)}/min`,
-    values: () => smooth(past.saved.map((n) => n * 60 / past.step_s)),
+    lines: { saved: 'saved' }, format: (n) => `${count(n)}/min`,
+    values: () => smooth(series.saved.map((n) => n * 60 / series.step_s)),
   },
   p99: {
-    lines: { hit: 'hits', miss: 'misses', upstream: 'API', store: 'Redis' }, logarithmic: true, shown: ms,
-    values: (kind) => past.p99[kind],
+    lines: { hit: 'hits', miss: 'misses', upstream: 'API', store: 'Redis' }, logarithmic: true, format: ms,
+    values: (kind) => series.p99[kind],
   },
 };
 
-// A minute's figure from two seconds leaps; from ten it can be read.
+// A rate per minute from two seconds is too noisy, so average over ten.
 const smooth = (all) => all.map((_, i) => {
-  const some = all.slice(Math.max(0, i - 4), i + 1);
-  return some.reduce((sum, n) => sum + n, 0) / some.length;
+  const recent = all.slice(Math.max(0, i - 4), i + 1);
+  return recent.reduce((sum, n) => sum + n, 0) / recent.length;
 });
 
-function remember(told) {
-  past.step_s = told.step_s;
-  for (const kind of ['hit', 'miss', 'pass', 'saved']) past[kind] = told[kind].slice(-POINTS);
-  for (const kind of Object.keys(past.p99)) past.p99[kind] = told.p99_ms[kind].slice(-POINTS);
+function setHistory(data) {
+  series.step_s = data.step_s;
+  for (const kind of ['hit', 'miss', 'pass', 'saved']) series[kind] = data[kind].slice(-POINTS);
+  for (const kind of Object.keys(series.p99)) series.p99[kind] = data.p99_ms[kind].slice(-POINTS);
 }
 
-function append(point) {
+function addPoint(point) {
   const add = (all, n) => { all.push(n); if (all.length > POINTS) all.shift(); };
-  for (const kind of ['hit', 'miss', 'pass', 'saved']) add(past[kind], point[kind]);
-  for (const kind of Object.keys(past.p99)) add(past.p99[kind], point.p99[kind]);
+  for (const kind of ['hit', 'miss', 'pass', 'saved']) add(series[kind], point[kind]);
+  for (const kind of Object.keys(series.p99)) add(series.p99[kind], point.p99[kind]);
 }
 
-// The next round number that is not below.
+// The smallest round number that is not less.
 function ceiling(n) {
   const power = 10 ** Math.floor(Math.log10(n));
   return [1, 1.5, 2, 3, 4, 6, 8, 10].map((step) => step * power).find((step) => step >= n) ?? n;
 }
 
 const xOf = (i, length) => WIDTH - (length - 1 - i) * WIDTH / (POINTS - 1);
-const pair = (x, y) => `${x.toFixed(1)} ${y.toFixed(1)}`;
+const xy = (x, y) => `${x.toFixed(1)} ${y.toFixed(1)}`;
 
-// A line with gaps where nothing is known.
+// A line with gaps at unknown values.
 function line(all, yOf) {
   let path = '';
   let pen = 'M';
   all.forEach((n, i) => {
     if (n === null) { pen = 'M'; return; }
-    path += pen + pair(xOf(i, all.length), yOf(n));
+    path += pen + xy(xOf(i, all.length), yOf(n));
     pen = 'L';
   });
   return path;
 }
 
-// What is between two lines.
+// The area between two lines.
 function area(low, high, yOf) {
   if (high.length < 2) return '';
-  const edge = (all) => all.map((n, i) => pair(xOf(i, all.length), yOf(n)));
+  const edge = (all) => all.map((n, i) => xy(xOf(i, all.length), yOf(n)));
   return `M${edge(high).join('L')}L${edge(low).reverse().join('L')}Z`;
 }
 
-// Where values go, and the lines that are labelled.
+// The y position of values, and the values of the labelled lines.
 function scale(plot, tallest, all) {
   if (!plot.logarithmic) {
     const top = ceiling(Math.max(tallest, 2));
@@ -101,7 +101,7 @@ function draw(figure) {
   });
   drawMarks(figure, plot, marks, yOf);
   figure.values = { plot, kinds, all };
-  tell(figure);
+  showValues(figure);
 }
 
 function drawMarks(figure, plot, marks, yOf) {
@@ -117,26 +117,26 @@ function drawMarks(figure, plot, marks, yOf) {
     return path;
   }));
   figure.querySelector('.scale').replaceChildren(...marks.map((n) => {
-    const it = make('span', '', label(n));
-    it.style.top = `${yOf(n) / HEIGHT * 100}%`;
-    // Else it would hang below the plot.
-    if (yOf(n) > HEIGHT * 0.85) it.className = 'low';
-    return it;
+    const node = make('span', '', label(n));
+    node.style.top = `${yOf(n) / HEIGHT * 100}%`;
+    // Otherwise the label would extend below the plot.
+    if (yOf(n) > HEIGHT * 0.85) node.className = 'low';
+    return node;
   }));
 }
 
-// The values of now, or of where somebody points; for all who do not see, as the name of the plot.
-function tell(figure) {
+// Shows the values of now or of the pointer, also as the label for screen readers.
+function showValues(figure) {
   const { plot, kinds, all } = figure.values;
   const length = all[0].length;
   const back = Math.min(figure.back ?? 0, Math.max(0, length - 1));
   const i = length - 1 - back;
-  const parts = kinds.map((kind, k) => [kind, plot.lines[kind], plot.shown(all[k][i] ?? (plot.logarithmic ? null : 0))]);
-  const when = figure.back ? `${span(back * past.step_s)} ago` : '';
+  const parts = kinds.map((kind, k) => [kind, plot.lines[kind], plot.format(all[k][i] ?? (plot.logarithmic ? null : 0))]);
+  const when = figure.back ? `${span(back * series.step_s)} ago` : '';
   figure.querySelector('.legend').replaceChildren(
     ...parts.map(([kind, name, value]) => make('span', '', dot(kind), `${name} `, make('b', '', value))),
   );
-  say(figure.querySelector('.sub'), when);
+  setText(figure.querySelector('.sub'), when);
   const title = figure.querySelector('h2').textContent;
   figure.querySelector('svg').setAttribute('aria-label',
     `${title}, ${when || 'now'}: ${parts.map(([, name, value]) => `${name} ${value}`).join(', ')}`);
@@ -151,7 +151,7 @@ for (const figure of figures) {
   const svg = figure.querySelector('svg');
   const point = (back) => {
     figure.back = back === null ? null : Math.max(0, Math.min(POINTS - 1, back));
-    if (figure.values) tell(figure);
+    if (figure.values) showValues(figure);
   };
   svg.addEventListener('pointermove', (event) => {
     const box = svg.getBoundingClientRect();

@@ -1,76 +1,76 @@
 
-// The page's own clock: every two seconds a look, and what becomes of the page when there is no answer.
+// Refreshes the page every two seconds, and shows when there is no answer.
 
-const LOOK_MS = 2000;
-// Of looks that came this late the history knows more; and it is asked now and then, as ours drifts.
+const REFRESH_MS = 2000;
+// After a gap this long, and every HISTORY_EVERY times because steps drift, the history is loaded again.
 const LATE_MS = 5000;
-const REFRESH = 60;
-const page = { before: null, since: 0, looked: 0, timer: 0, lost_ms: 0 };
+const HISTORY_EVERY = 60;
+const page = { before: null, since: 0, refreshes: 0, timer: 0, lost_ms: 0 };
 
-async function look() {
+async function refresh() {
   clearTimeout(page.timer);
   try {
-    const { ok, told } = await ask('status');
+    const { ok, data } = await fetchJson('status');
     if (!ok) throw new Error('no status');
     const now = performance.now();
-    const restarted = page.before !== null && told.uptime_s < page.before.uptime_s;
+    const restarted = page.before !== null && data.uptime_s < page.before.uptime_s;
     if (restarted) { streaming.last = ''; looks = []; }
-    if (page.before === null || restarted || now - page.since > LATE_MS || page.looked % REFRESH === 0) {
-      remember((await ask('history')).told);
+    if (page.before === null || restarted || now - page.since > LATE_MS || page.refreshes % HISTORY_EVERY === 0) {
+      setHistory((await fetchJson('history')).data);
     } else {
-      append(step(page.before, told, now - page.since));
+      addPoint(step(page.before, data, now - page.since));
     }
-    page.looked += 1;
+    page.refreshes += 1;
     page.since = now;
-    page.before = told;
-    show(told);
+    page.before = data;
+    showStatus(data);
     drawAll();
-    found();
+    showConnected();
   } catch (error) {
-    if (error instanceof Refused) { say(at('link'), 'locked'); at('link').className = ''; return; }
-    lost();
+    if (error instanceof Unauthorized) { setText(byId('link'), 'locked'); byId('link').className = ''; return; }
+    showLost();
   }
-  // Two looks may be under way; one goes on.
+  // Two calls may overlap; only one continues.
   clearTimeout(page.timer);
-  page.timer = setTimeout(look, LOOK_MS);
+  page.timer = setTimeout(refresh, REFRESH_MS);
 }
 
-// What was counted between two looks, as of one step.
+// Counts between two refreshes, scaled to one step.
 function step(before, now, took_ms) {
   const [from, to] = [before.requests.life, now.requests.life];
-  const share = past.step_s * 1000 / took_ms;
+  const share = series.step_s * 1000 / took_ms;
   const part = (kind) => Math.max(0, to[kind] - from[kind]) * share;
   const p99 = Object.fromEntries(Object.entries(now.latency_ms).map(([kind, { p99: n }]) => [kind, n]));
   return { hit: part('hit'), miss: part('miss'), pass: part('pass'), saved: part('saved'), p99 };
 }
 
-function found() {
+function showConnected() {
   page.lost_ms = 0;
-  at('unlock').hidden = true;
-  at('page').classList.remove('locked', 'old');
-  at('link').className = 'live';
-  say(at('link'), 'live');
-  if (!streaming.following) { streaming.following = true; follow(); }
+  byId('unlock').hidden = true;
+  byId('page').classList.remove('locked', 'old');
+  byId('link').className = 'live';
+  setText(byId('link'), 'live');
+  if (!streaming.following) { streaming.following = true; followEvents(); }
 }
 
-function lost() {
+function showLost() {
   page.lost_ms ||= Date.now();
-  at('page').classList.add('old');
-  at('link').className = 'lost';
-  say(at('link'), 'connection lost');
+  byId('page').classList.add('old');
+  byId('link').className = 'lost';
+  setText(byId('link'), 'connection lost');
   document.title = 'connection lost · jobcache';
-  const from = page.before ? 'What is shown is from before.' : '';
-  alarm([['worse', `No connection to jobcache since ${clock(page.lost_ms)}.`, `${from} Asking again every two seconds.`]]);
+  const from = page.before ? 'The data shown is old.' : '';
+  setAlarms([['worse', `No connection to jobcache since ${clock(page.lost_ms)}.`, `${from} Retrying every two seconds.`]]);
 }
 
-// From the start, as when a secret was given.
-function again() {
+// Starts over, for example with a new secret.
+function restart() {
   page.before = null;
-  look();
+  refresh();
 }
 
-window.addEventListener('online', again);
-document.addEventListener('visibilitychange', () => { if (!document.hidden) look(); });
-const asked = new URLSearchParams(location.hash.slice(1)).get('job');
-if (asked) at('id').value = asked;
-look().then(() => { if (asked && page.before) explain(); });
+window.addEventListener('online', restart);
+document.addEventListener('visibilitychange', () => { if (!document.hidden) refresh(); });
+const linkedJob = new URLSearchParams(location.hash.slice(1)).get('job');
+if (linkedJob) byId('id').value = linkedJob;
+refresh().then(() => { if (linkedJob && page.before) explain(); });

@@ -1,4 +1,4 @@
-//! Whose calls of the webhook are taken for proven, and what the others are told.
+//! Tests of which calls are authorized, and of the errors of the others.
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ fn signature(secret: &str, time: i64, body: &[u8]) -> String {
     webhook.unwrap().sign("msg_1", time, body).unwrap()
 }
 
-fn judged(secrets: &[Secret], headers: &HeaderMap, body: &[u8]) -> Result<Proof, Unproven> {
+fn verify(secrets: &[Secret], headers: &HeaderMap, body: &[u8]) -> Result<Proof, Unproven> {
     match token(secrets, headers) {
         Err(Unproven::Unsigned) => Signed::read(headers)?.check(secrets, body, now()),
-        judged => judged,
+        result => result,
     }
 }
 
@@ -38,7 +38,7 @@ fn check(fields: &[(&str, &str)], body: &[u8], expected: Result<(usize, Option<i
         headers.append(name, value.parse().unwrap());
     }
     let secrets = [NEW, OLD].map(Secret::new);
-    let proof = judged(&secrets, &headers, body);
+    let proof = verify(&secrets, &headers, body);
     let proof = proof.map(|proof| (proof.secret, proof.skew.map(|skew| skew.0)));
     assert_eq!(proof, expected, "{fields:?}");
 }
@@ -53,8 +53,8 @@ fn check_signed(signatures: &str, time: i64, expected: Result<(usize, Option<i64
 
 #[test]
 fn any_of_the_secrets_is_good_for_a_bearer_token() {
-    for (secret, place) in [(NEW, 0), (OLD, 1)] {
-        check(&[("authorization", &format!("bearer {secret}"))], b"x", Ok((place, None)));
+    for (secret, index) in [(NEW, 0), (OLD, 1)] {
+        check(&[("authorization", &format!("bearer {secret}"))], b"x", Ok((index, None)));
     }
     check(&[("authorization", &format!("Bearer   {OLD}"))], b"x", Ok((1, None)));
     for token in ["an-older", "an-older-secret2", &format!("{NEW},{OLD}")] {
@@ -82,7 +82,7 @@ fn any_of_the_secrets_is_good_for_any_of_the_signatures() {
     check_signed(&new, NOW + 1, Err(Unproven::Signature));
 }
 
-/// Else anybody could have a say in how far off clocks seem to be.
+/// Otherwise strangers could influence the recorded clock skew.
 #[test]
 fn the_time_is_judged_of_a_right_signature_only() {
     for (time, skew) in [(NOW - 300, 300), (NOW + 300, -300)] {
@@ -125,8 +125,8 @@ fn what_could_be_read_in_two_ways_is_malformed() {
             headers.append(name, value);
             headers
         });
-        let judged = judged(&[Secret::new(NEW)], &headers, b"{}");
-        assert!(matches!(judged, Err(Unproven::Malformed(_))), "{fields:?}: {judged:?}");
+        let result = verify(&[Secret::new(NEW)], &headers, b"{}");
+        assert!(matches!(result, Err(Unproven::Malformed(_))), "{fields:?}: {result:?}");
     };
     for twice in [fields[0], fields[1], ("authorization", "Basic eDp5")] {
         malformed(&[&fields[..], &[twice, ("authorization", "Basic eDp5")]].concat());
@@ -139,7 +139,7 @@ fn what_could_be_read_in_two_ways_is_malformed() {
     }
 }
 
-/// RFC 9110 (5.3) lets a recipient join them.
+/// RFC 9110 (5.3) lets a recipient join field lines of the same name.
 #[test]
 fn signatures_on_several_lines_are_read_together() {
     let time = NOW.to_string();

@@ -1,4 +1,4 @@
-//! Who is told apart from whom, and who shares what.
+//! Which requests get different fingerprints, and which share entries.
 
 use hyper::{Request, http::request};
 
@@ -26,8 +26,8 @@ fn pair(path: &str, headers: &[(&str, &str)]) -> Pair {
     of(&prints(Mode::Partition, &[]), &KEY, &head(path, headers))
 }
 
-fn of(prints: &Prints, key: &CredentialKey, head: &request::Parts) -> Pair {
-    prints.pair(key, &head.uri, &head.headers)
+fn of(fingerprinter: &Prints, key: &CredentialKey, head: &request::Parts) -> Pair {
+    fingerprinter.pair(key, &head.uri, &head.headers)
 }
 
 #[test]
@@ -87,16 +87,16 @@ fn the_order_of_headers_does_not_count_but_that_of_their_lines_does() {
 #[test]
 fn only_the_named_cookies_count() {
     let some = prints(Mode::Partition, &["session"]);
-    let pair = |cookie| of(&some, &KEY, &head("/jobs/x", &[("cookie", cookie)]));
-    let plain = pair("session=1");
+    let caller = |cookie| of(&some, &KEY, &head("/jobs/x", &[("cookie", cookie)]));
+    let plain = caller("session=1");
     for same in ["session=1; theme=dark", "theme=dark;  session=1", " session=1 ;_ga=2"] {
-        assert_eq!(plain, pair(same), "{same}");
+        assert_eq!(plain, caller(same), "{same}");
     }
     for other in ["session=2", "theme=dark", "Session=1", "session=1; session=2", "xsession=1"] {
-        assert_ne!(plain, pair(other), "{other}");
+        assert_ne!(plain, caller(other), "{other}");
     }
     let nobody = of(&some, &KEY, &head("/jobs/x", &[]));
-    assert_eq!(nobody, pair("theme=dark; _ga=2"));
+    assert_eq!(nobody, caller("theme=dark; _ga=2"));
     for name in ["session.0", "sessionC1", "__Host-session", "Session", "_ga=2,session"] {
         let [a, b] = ["a", "b"].map(|value| {
             let cookie = format!("{name}={value}");
@@ -104,15 +104,15 @@ fn only_the_named_cookies_count() {
         });
         assert!(a != nobody && b != nobody && a != b, "{name}");
     }
-    assert_ne!(nobody, pair("session="));
+    assert_ne!(nobody, caller("session="));
 }
 
 #[test]
 fn another_key_gives_other_prints() {
     let request = head("/jobs/x", &[("authorization", "Bearer a")]);
-    let prints = prints(Mode::Partition, &[]);
+    let fingerprinter = prints(Mode::Partition, &[]);
     let other = CredentialKey::new([8; 32]);
-    assert_ne!(of(&prints, &KEY, &request), of(&prints, &other, &request));
+    assert_ne!(of(&fingerprinter, &KEY, &request), of(&fingerprinter, &other, &request));
 }
 
 #[test]
@@ -120,8 +120,8 @@ fn an_entry_is_for_its_pairs_and_modes_waive_only_the_credential() {
     let a = pair("/jobs/x", &[("authorization", "a")]);
     let b = pair("/jobs/x", &[("authorization", "b")]);
     let german = pair("/jobs/x", &[("authorization", "a"), ("accept-language", "de")]);
-    let check = |mode, public, pair| {
-        let standing = prints(mode, &[]).standing(&Audience::of(a, public, 0), pair, NOW_MS);
+    let check = |mode, public, caller| {
+        let standing = prints(mode, &[]).standing(&Audience::of(a, public, 0), caller, NOW_MS);
         standing == Standing::Included
     };
     assert!(check(Mode::Partition, false, a));
@@ -138,17 +138,17 @@ fn an_entry_is_for_its_pairs_and_modes_waive_only_the_credential() {
 
 #[test]
 fn a_pair_lapses_when_it_was_served_too_long_ago() {
-    let pair = pair("/jobs/x", &[("authorization", "a")]);
+    let caller = pair("/jobs/x", &[("authorization", "a")]);
     let recheck = Some(Duration::from_secs(30));
-    let prints = |mode| Prints { recheck, ..prints(mode, &[]) };
+    let fingerprinter = |mode| Prints { recheck, ..prints(mode, &[]) };
     let check = |mode, public, ago, want| {
-        let audience = Audience::of(pair, public, NOW_MS - ago);
-        assert_eq!(prints(mode).standing(&audience, pair, NOW_MS), want, "{mode:?} {ago}");
+        let audience = Audience::of(caller, public, NOW_MS - ago);
+        assert_eq!(fingerprinter(mode).standing(&audience, caller, NOW_MS), want, "{mode:?} {ago}");
     };
     check(Mode::Partition, false, 0, Standing::Included);
     check(Mode::Partition, false, 30_000, Standing::Included);
     check(Mode::Partition, false, 30_001, Standing::Lapsed);
-    // Clocks differ a little.
+    // Clocks differ slightly.
     check(Mode::Partition, false, -5, Standing::Included);
     check(Mode::Partition, true, 30_001, Standing::Included);
     check(Mode::Shared, false, 30_001, Standing::Included);
@@ -156,19 +156,19 @@ fn a_pair_lapses_when_it_was_served_too_long_ago() {
 
 #[test]
 fn a_pair_without_a_time_is_believed_only_where_none_lapses() {
-    let pair = pair("/jobs/x", &[("authorization", "a")]);
-    let member = Member::parse(&pair.to_hex()).unwrap();
+    let caller = pair("/jobs/x", &[("authorization", "a")]);
+    let member = Member::parse(&caller.to_hex()).unwrap();
     let audience = Audience { members: Box::new([member]), public: false };
-    let mut prints = prints(Mode::Partition, &[]);
-    assert_eq!(prints.standing(&audience, pair, NOW_MS), Standing::Included);
-    prints.recheck = Some(Duration::from_secs(30));
-    assert_eq!(prints.standing(&audience, pair, NOW_MS), Standing::Lapsed);
+    let mut fingerprinter = prints(Mode::Partition, &[]);
+    assert_eq!(fingerprinter.standing(&audience, caller, NOW_MS), Standing::Included);
+    fingerprinter.recheck = Some(Duration::from_secs(30));
+    assert_eq!(fingerprinter.standing(&audience, caller, NOW_MS), Standing::Lapsed);
 }
 
 #[test]
 fn a_member_reads_as_it_is_written_and_what_is_none_is_nobody() {
-    let pair = pair("/jobs/x", &[("authorization", "a")]);
-    let member = Member { pair, served_at_ms: NOW_MS };
+    let caller = pair("/jobs/x", &[("authorization", "a")]);
+    let member = Member { pair: caller, served_at_ms: NOW_MS };
     let text = member.to_string();
     assert_eq!(Member::parse(&text), Some(member));
     for other in ["", "@1", &text[1..], &text.to_uppercase(), &text.replace('@', "é")] {

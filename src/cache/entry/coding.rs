@@ -1,8 +1,8 @@
-//! Zstandard (RFC 8878), the one coding that a body may have in the store beside none.
+//! Zstandard (RFC 8878), the only compression of bodies in the store.
 //!
-//! By the reference implementation, a C library within this binary, at its cheapest common level: of the
-//! sample of benches/README.md the next levels make nothing smaller, and `ruzstd`, which is Rust alone,
-//! takes a multiple of the time.
+//! Uses the reference implementation, a C library that is linked into the binary, at level 1. The next
+//! levels do not compress the sample of benches/README.md any better, and `ruzstd`, which is pure Rust,
+//! takes several times as long.
 
 use bytes::Bytes;
 use hyper::{
@@ -10,44 +10,47 @@ use hyper::{
     header::{ACCEPT_ENCODING, CACHE_CONTROL, HeaderName, HeaderValue},
 };
 
-/// The name of the coding.
+/// Name of the coding.
 pub(super) const NAME: HeaderValue = HeaderValue::from_static("zstd");
 
-/// What a strong `ETag` of a body in this coding ends in, within its quotes. No upstream's does, so that
-/// it can be taken off again.
+/// Suffix that is added to a strong `ETag` when the body is compressed, inside the quotes. No upstream
+/// uses it, so it can be stripped again.
 pub const TAG_SUFFIX: &str = "-jobcache-zstd";
 
 /// Compression level.
 const LEVEL: i32 = 1;
 
-/// Largest body there is: `max_body` at most. No more is ever made of what the store holds.
+/// Greatest decompressed length: the upper limit of the setting `max_body`. A value in the store is
+/// never decompressed to more.
 const MAX_LENGTH: usize = 64 << 20;
 
-/// The greatest weight, in thousandths.
+/// Greatest weight (a qvalue of 1), in thousandths.
 const WHOLE: u16 = 1_000;
 
-/// Fields that tell of the bytes as they are sent, and so would be wrong of others (RFC 9530 2, RFC 1864).
+/// Headers that describe the exact bytes of the content, and would be wrong for compressed ones (RFC
+/// 9530 2, RFC 1864).
 const OF_THE_BYTES: [HeaderName; 3] = [
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("content-md5"),
     HeaderName::from_static("digest"),
 ];
 
-/// In which form a client takes a body.
+/// Coding in which a client is sent a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Coding {
     /// As the upstream sent it.
     #[default]
     Identity,
-    /// Compressed, where it is so in the store.
+    /// Compressed, if the store holds the body compressed.
     Zstd,
 }
 
 impl Coding {
-    /// The form that a request asks for: the coding if it is named, and not less welcome than none.
+    /// Returns the coding that a request asks for: Zstandard if it is named, with no lower weight than
+    /// identity.
     ///
-    /// `*` names it not: who writes that seldom knows what may come of it, and "a server MAY" send what
-    /// has no coding (RFC 9110 12.5.3).
+    /// `*` does not count as naming it: clients that send `*` rarely support every coding, and a server
+    /// may always send a body without one (RFC 9110 12.5.3).
     pub fn wanted(request: &HeaderMap) -> Self {
         let (mut zstd, mut identity) = (0, None);
         for (name, weight) in members(request, &ACCEPT_ENCODING) {
@@ -64,7 +67,7 @@ impl Coding {
     }
 }
 
-/// Whether a body with these headers may be sent in another coding.
+/// Returns whether a body with these headers may be compressed.
 ///
 /// "The no-transform response directive indicates that an intermediary (regardless of whether it
 /// implements a cache) MUST NOT transform the content" RFC 9111 5.2.2.6
@@ -72,31 +75,31 @@ pub(super) fn may_be_coded(response: &HeaderMap) -> bool {
     !forbids(response) && !OF_THE_BYTES.iter().any(|name| response.contains_key(name))
 }
 
-/// The body in this coding, unless that is no smaller.
+/// Compresses a body; `None` if that makes it no smaller.
 pub(super) fn compress(body: &[u8]) -> Option<Bytes> {
-    // What would not fit is not wanted.
+    // The capacity makes compression fail if the result is no smaller than the body.
     let mut coded = Vec::with_capacity(body.len().checked_sub(1)?);
     zstd_safe::compress(&mut coded, body, LEVEL).ok()?;
     coded.shrink_to_fit();
     Some(coded.into())
 }
 
-/// The body again, if it is of just this length.
+/// Decompresses a body; `None` if it does not have exactly this length.
 pub(super) fn decompress(coded: &[u8], length: usize) -> Option<Bytes> {
     if length > MAX_LENGTH {
         return None;
     }
-    // Into a buffer of that capacity and no further: what would be larger is an error.
+    // The capacity makes decompression fail if the result is longer.
     let mut body = Vec::with_capacity(length);
     zstd_safe::decompress(&mut body, coded).ok()?;
     (body.len() == length).then(|| body.into())
 }
 
-/// The `ETag` of the body in this coding.
+/// Returns the `ETag` of the compressed body.
 ///
 /// "content codings are a property of the representation data, so a strong entity tag for a
 /// content-encoded representation has to be distinct from the entity tag of an unencoded
-/// representation" RFC 9110 8.8.3.3. A weak one need not.
+/// representation" RFC 9110 8.8.3.3. A weak tag may stay the same.
 pub(super) fn tag(identity: &HeaderValue) -> HeaderValue {
     let tag = identity.as_bytes();
     if tag.starts_with(b"W/") {
@@ -106,7 +109,7 @@ pub(super) fn tag(identity: &HeaderValue) -> HeaderValue {
         Some(open) => [open, TAG_SUFFIX.as_bytes(), b"\""].concat(),
         None => [tag, TAG_SUFFIX.as_bytes()].concat(),
     };
-    // A valid value with visible characters added to it is one.
+    // Conversion never fails: only visible characters are added to a valid value.
     HeaderValue::from_bytes(&coded).unwrap_or_else(|_| identity.clone())
 }
 
@@ -115,8 +118,8 @@ fn forbids(headers: &HeaderMap) -> bool {
     directives.any(|(name, _)| name.eq_ignore_ascii_case(b"no-transform"))
 }
 
-/// The members of a list, each with its weight in thousandths; none where that cannot be read. Who reads
-/// it takes it for what leaves the body as it is.
+/// Returns the members of a list field, each with its weight in thousandths, or `None` for a weight
+/// that cannot be parsed. The caller treats such a weight so that the body stays uncompressed.
 fn members<'h>(
     headers: &'h HeaderMap,
     name: &HeaderName,
@@ -129,13 +132,14 @@ fn members<'h>(
     })
 }
 
-/// `weight = OWS ";" OWS "q=" qvalue` RFC 9110 12.4.2. A coding has no other parameter, and there is no
-/// space around the sign: `q =0` is no weight, and least of all one that says that it is welcome.
+/// Parses `weight = OWS ";" OWS "q=" qvalue` of RFC 9110 12.4.2. A coding has no other parameter, and
+/// no space is allowed around the `=`. So `q =0` is not a weight, and must not count as acceptance.
 fn weight(parameter: &[u8]) -> Option<u16> {
     thousandths(parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="))?)
 }
 
-/// `qvalue = ( "0" [ "." 0*3DIGIT ] ) / ( "1" [ "." 0*3("0") ] )` RFC 9110 12.4.2
+/// Parses `qvalue = ( "0" [ "." 0*3DIGIT ] ) / ( "1" [ "." 0*3("0") ] )` of RFC 9110 12.4.2, in
+/// thousandths.
 fn thousandths(value: &[u8]) -> Option<u16> {
     let (whole, digits) = match value {
         [whole, b'.', digits @ ..] if digits.len() <= 3 => (whole, digits),

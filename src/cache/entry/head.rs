@@ -1,13 +1,14 @@
-//! The head of an entry: one text, of which every answer is made.
+//! The head of an entry: one text, from which the head of every answer is made.
 //!
-//! It is the head of a hit as hyper's server sends it over HTTP/1.1, to the byte, but for two numbers
-//! that change with time. Who writes past hyper puts them in and writes it as it is. Where a map is
-//! wanted it is made anew, with values that are parts of the text: a map that was kept would be several
-//! times as large as all that it says. Nothing is kept twice; which lines are ours and which are stored
-//! is told from the lines themselves.
+//! The text is the head of a hit exactly as hyper's server sends it over HTTP/1.1, except for two
+//! numbers that change with time: `Age`, and the TTL in `Cache-Status`. The repeat fast path, which
+//! bypasses hyper, inserts the numbers and writes the text as it is. For an answer through hyper, a
+//! `HeaderMap` is built, with values that share the text: keeping a map would take several times the
+//! memory of the text. Nothing is kept twice: the lines themselves show which of them jobcache has
+//! added and which are stored.
 //!
-//! Headers that hyper does more with than to write them are not written past it, nor what has no
-//! `Date`, which it would add: such an entry is left to it.
+//! The text is not written directly if it has a header that hyper does more with than writing it, or
+//! if it lacks `Date`, which hyper would add. Such entries are left to hyper.
 
 #[cfg(test)]
 mod tests;
@@ -26,47 +27,51 @@ use memchr::memchr;
 
 use super::{VIA_US, coding};
 
-/// Headers that an answer may have beside those that are stored: `Content-Length`, `ETag`, `Age`, `Via`,
-/// `Cache-Status`, and of what is compressed `Content-Encoding` and `Vary`.
+/// Greatest number of headers that an answer may have in addition to the stored ones:
+/// `Content-Length`, `ETag`, `Age`, `Via`, `Cache-Status`, and for a compressed entry
+/// `Content-Encoding` and `Vary`.
 pub(super) const ADDED: usize = 7;
 
-/// What `Cache-Status` says of a hit (RFC 9211 2), but for the seconds.
+/// `Cache-Status` of a hit (RFC 9211 2), without the seconds at its end.
 pub(super) const HIT: &str = "jobcache; hit; ttl=";
 
-/// Stands in every text, and is sent only where it is true.
+/// Part of every text. It is written only if the status is 200.
 const STATUS_LINE: &[u8] = b"HTTP/1.1 200 OK\r\n";
 const BY_CODING: HeaderValue = HeaderValue::from_static("accept-encoding");
 const COLON: &[u8] = b": ";
 const LINE_END: &[u8] = b"\r\n";
 
-/// A head, but for two numbers.
+/// The head of an entry, without the two numbers that change with time.
 #[derive(Debug)]
 pub(super) struct Head {
     text: Bytes,
-    /// Where the numbers go.
+    /// Position of the number of `Age` in the text.
     age_at: usize,
+    /// Position of the TTL of `Cache-Status` in the text.
     ttl_at: usize,
     status: StatusCode,
-    /// How many lines there are, for a map that need not grow.
+    /// Number of lines, so that a map need not grow.
     lines: u16,
+    /// Whether `ETag` was added by jobcache.
     etag_is_ours: bool,
+    /// Whether the last `Vary` was added by jobcache.
     vary_is_ours: bool,
-    /// Whether hyper would send the text as it is.
+    /// Whether hyper would send exactly this text.
     is_plain: bool,
 }
 
-/// Which of the forms of an entry a head is for.
+/// The form of an entry that a head is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// The only one.
+    /// The body is as the upstream sent it, and there is no other form.
     Alone,
-    /// As the upstream sent it, beside another.
+    /// The body is as the upstream sent it, and there is also a compressed form.
     Identity,
-    /// Compressed.
+    /// The body is compressed.
     Zstd,
 }
 
-/// The numbers of one answer, in seconds.
+/// The two numbers of an answer, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seconds {
     pub(super) age: u64,
@@ -78,14 +83,14 @@ pub(super) struct Seconds {
 pub(super) struct Line<'t> {
     pub(super) name: &'t [u8],
     pub(super) value: &'t [u8],
-    /// Where the value stands in the text.
+    /// Position of the value in the text.
     at: Range<usize>,
 }
 
 impl Line<'_> {
-    /// `None` never comes: a text is made of valid names only.
+    /// Parses the name. Never returns `None`, because a text is made of valid names.
     fn field_name(&self) -> Option<HeaderName> {
-        // Those of nearly every answer first: to parse a name takes ten times as long.
+        // The headers of nearly every answer come first: parsing a name takes ten times as long.
         Some(match self.name {
             b"age" => AGE,
             b"cache-control" => CACHE_CONTROL,
@@ -103,8 +108,8 @@ impl Line<'_> {
 }
 
 impl Head {
-    /// Of what is stored and the length of the body. The `ETag` is the upstream's, else a strong one from
-    /// the digest of the body as the upstream sent it.
+    /// Creates the head of an entry that has only one form. `ETag` is the upstream's, or else a strong
+    /// one made from the digest of the body as the upstream sent it.
     pub(super) fn new(
         status: StatusCode,
         headers: HeaderMap,
@@ -114,7 +119,7 @@ impl Head {
         Self::of(Form::Alone, status, headers, length, digest)
     }
 
-    /// The same for one of the forms.
+    /// Creates the head of one of the forms of an entry. `length` is that of the body in this form.
     pub(super) fn of(
         form: Form,
         status: StatusCode,
@@ -122,10 +127,10 @@ impl Head {
         length: usize,
         digest: impl FnOnce() -> String,
     ) -> Self {
-        let theirs = headers.get(ETAG).cloned();
-        let etag_is_ours = theirs.is_none();
-        let etag = theirs.unwrap_or_else(|| {
-            // Hexadecimal digits in quotes are always a valid value.
+        let stored = headers.get(ETAG).cloned();
+        let etag_is_ours = stored.is_none();
+        let etag = stored.unwrap_or_else(|| {
+            // Conversion never fails: the value is hexadecimal digits in quotes.
             HeaderValue::try_from(format!("\"{}\"", digest()))
                 .unwrap_or(HeaderValue::from_static("\"\""))
         });
@@ -136,8 +141,8 @@ impl Head {
             headers.insert(CONTENT_ENCODING, coding::NAME);
         }
         // "An origin server SHOULD generate a Vary header field on a cacheable response when it wishes
-        // that response to be selectively reused for subsequent requests" RFC 9110 12.5.5: whoever
-        // chooses between forms is in its place.
+        // that response to be selectively reused for subsequent requests" RFC 9110 12.5.5. The same
+        // goes for a cache that chooses between two forms.
         let vary_is_ours = form != Form::Alone && !varies_by_coding(&headers);
         if vary_is_ours {
             headers.append(VARY, BY_CODING);
@@ -151,7 +156,7 @@ impl Head {
             && length > 0
             && headers.contains_key(DATE)
             && !special.iter().any(|name| headers.contains_key(name));
-        // No map holds more than 2^15.
+        // A map holds at most 2^15 headers.
         let lines = u16::try_from(headers.len()).unwrap_or(0);
         Self { text, age_at, ttl_at, status, lines, etag_is_ours, vary_is_ours, is_plain }
     }
@@ -160,12 +165,12 @@ impl Head {
         self.status
     }
 
-    /// Bytes of the text.
+    /// Returns the length of the text, in bytes.
     pub(super) fn len(&self) -> usize {
         self.text.len()
     }
 
-    /// The headers of a hit.
+    /// Returns the headers of a hit.
     pub(super) fn hit(&self, seconds: Seconds) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(self.lines.into());
         for line in self.lines() {
@@ -174,12 +179,12 @@ impl Head {
         headers
     }
 
-    /// The headers of an answer that does not say how the entry came here.
+    /// Returns the headers of an answer without the `Via` and `Cache-Status` of jobcache.
     pub(super) fn full(&self, seconds: Seconds) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(self.lines.into());
         for line in self.lines() {
-            let told = self.is_ours(&line) && matches!(line.name, b"via" | b"cache-status");
-            if !told {
+            let left_out = self.is_ours(&line) && matches!(line.name, b"via" | b"cache-status");
+            if !left_out {
                 self.put(&mut headers, &line, seconds);
             }
         }
@@ -198,12 +203,13 @@ impl Head {
         headers.append(name, value);
     }
 
-    /// Writes the head of a hit. False where hyper would do more than that: then nothing is written.
+    /// Writes the head of a hit. Returns false and writes nothing if hyper would do more than that.
     pub(super) fn write(&self, to: &mut Vec<u8>, seconds: Seconds) -> bool {
         if !self.is_plain {
             return false;
         }
-        let (age, ttl) = ((self.age_at, seconds.age), (self.ttl_at, seconds.ttl));
+        let age = (self.age_at, seconds.age);
+        let ttl = (self.ttl_at, seconds.ttl);
         let places = if age < ttl { [age, ttl] } else { [ttl, age] };
         to.reserve(self.text.len() + 2 * DIGITS);
         let mut from = 0;
@@ -218,26 +224,26 @@ impl Head {
         true
     }
 
-    /// The value of a line, without its number.
+    /// Returns the value of a line, without its number.
     pub(super) fn value(&self, line: &Line<'_>) -> HeaderValue {
-        // A text is made of valid values only.
+        // Conversion never fails: a text is made of valid values.
         HeaderValue::from_maybe_shared(self.text.slice(line.at.clone()))
             .unwrap_or(HeaderValue::from_static(""))
     }
 
-    /// The upstream's `ETag`, else ours.
+    /// Returns the upstream's `ETag`, or a generated one if there is none.
     pub(super) fn etag(&self) -> HeaderValue {
         let line = self.lines().find(|line| line.name == b"etag");
-        // There is one in every text.
+        // Every text has one.
         line.map_or(HeaderValue::from_static(""), |line| self.value(&line))
     }
 
-    /// The `Vary` that is not the upstream's.
+    /// Returns the `Vary` that jobcache has added, if it has.
     pub(super) fn added_vary(&self) -> Option<HeaderValue> {
         self.vary_is_ours.then_some(BY_CODING)
     }
 
-    /// The stored headers whose names are wanted.
+    /// Returns the stored headers with a `wanted` name.
     pub(super) fn fields(
         &self,
         wanted: impl Fn(&[u8]) -> bool,
@@ -246,13 +252,13 @@ impl Head {
         lines.filter_map(|line| Some((line.field_name()?, self.value(&line))))
     }
 
-    /// The lines that are stored.
+    /// Returns the lines of the stored headers.
     pub(super) fn stored(&self) -> impl Iterator<Item = Line<'_>> {
         self.lines().filter(|line| !self.is_ours(line))
     }
 
-    /// Whether a line is one of those that [`Head::new`] adds. Lines of one name are next to each other,
-    /// and ours is the last of its name.
+    /// Returns whether a line was added by [`Head::of`]. Lines with the same name are next to each
+    /// other, and the added one is the last of them.
     fn is_ours(&self, line: &Line<'_>) -> bool {
         match line.name {
             b"age" | b"content-length" => true,
@@ -266,7 +272,8 @@ impl Head {
         }
     }
 
-    /// No name holds a colon and no value a line end; after the empty line there is no colon any more.
+    /// Iterates over the lines. No name contains a colon, no value contains a line end, and there is no
+    /// colon after the last line.
     fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         let mut from = STATUS_LINE.len();
         std::iter::from_fn(move || {
@@ -281,40 +288,40 @@ impl Head {
         })
     }
 
-    /// Whether two say the same.
+    /// Returns whether two heads have the same status, `ETag` and stored headers, except `Date`.
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
         self.status == other.status
             && self.etag() == other.etag()
             && self.differing(&other.fields(|_| true).collect()).is_empty()
     }
 
-    /// The names by which these differ from what is stored. `Date` says when a response was made, not
-    /// what it says: two reads of an unchanged job differ in it.
-    pub(super) fn differing(&self, theirs: &HeaderMap) -> Vec<HeaderName> {
-        let ours: HeaderMap = self.fields(|_| true).collect();
-        let only_theirs = theirs.keys().filter(|name| !ours.contains_key(*name));
-        let names = ours.keys().chain(only_theirs).filter(|name| **name != DATE);
+    /// Returns the names of the headers in which `other` differs from the stored ones. `Date` is
+    /// ignored, because it differs between two reads of an unchanged job.
+    pub(super) fn differing(&self, other: &HeaderMap) -> Vec<HeaderName> {
+        let stored: HeaderMap = self.fields(|_| true).collect();
+        let only_other = other.keys().filter(|name| !stored.contains_key(*name));
+        let names = stored.keys().chain(only_other).filter(|name| **name != DATE);
         let differs =
-            |name: &&HeaderName| !ours.get_all(*name).iter().eq(theirs.get_all(*name).iter());
+            |name: &&HeaderName| !stored.get_all(*name).iter().eq(other.get_all(*name).iter());
         names.filter(differs).cloned().collect()
     }
 }
 
-/// Whether the upstream has said that the answer depends on `Accept-Encoding`.
+/// Returns whether `Vary` of the upstream lists `Accept-Encoding`.
 fn varies_by_coding(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(VARY).into_iter();
     let mut names = lines.flat_map(|line| line.as_bytes().split(|b| *b == b','));
     names.any(|name| name.trim_ascii().eq_ignore_ascii_case(BY_CODING.as_bytes()))
 }
 
-/// The text of the headers of a hit, and where the numbers of `Age` and of our member of `Cache-Status`,
-/// the last, are to be put in.
+/// Returns the text of the headers of a hit, and the positions of the numbers of `Age` and of the last
+/// member of `Cache-Status`, which is jobcache's.
 fn spell(headers: &HeaderMap) -> (Bytes, usize, usize) {
     let line_length = |(name, value): (&HeaderName, &HeaderValue)| {
         name.as_str().len() + COLON.len() + value.len() + LINE_END.len()
     };
     let lines: usize = headers.iter().map(line_length).sum();
-    // No byte more: it is kept.
+    // The exact capacity, because the text is kept.
     let mut text = Vec::with_capacity(STATUS_LINE.len() + lines + LINE_END.len());
     text.extend_from_slice(STATUS_LINE);
     let (mut age_at, mut ttl_at) = (0, 0);
@@ -333,15 +340,15 @@ fn spell(headers: &HeaderMap) -> (Bytes, usize, usize) {
     (text.into(), age_at, ttl_at)
 }
 
-/// Digits of the greatest number.
+/// Digits of the greatest `u64`.
 const DIGITS: usize = 20;
 
-/// Writes a number at the end of a buffer that is long enough, and says where it begins.
+/// Writes a number at the end of a buffer, which must be long enough. Returns where the number begins.
 fn write_number(buffer: &mut [u8], mut number: u64) -> usize {
     let mut start = buffer.len();
     loop {
         start -= 1;
-        // Below ten, so nothing is lost.
+        // The remainder is below ten, so the cast loses nothing.
         buffer[start] = b'0' + (number % 10) as u8;
         number /= 10;
         if number == 0 {
@@ -350,11 +357,11 @@ fn write_number(buffer: &mut [u8], mut number: u64) -> usize {
     }
 }
 
-/// A text with a number at its end.
+/// Returns a value made of a text and a number at its end.
 pub(super) fn numbered(text: &'static str, number: u64) -> HeaderValue {
     let mut value = [0; HIT.len() + DIGITS];
     let start = write_number(&mut value, number) - text.len();
     value[start..][..text.len()].copy_from_slice(text.as_bytes());
-    // Text of ours and digits are always a valid value.
+    // Conversion never fails: the value is a constant text and digits.
     HeaderValue::from_bytes(&value[start..]).unwrap_or(HeaderValue::from_static(""))
 }

@@ -1,4 +1,4 @@
-//! What is stored is served as it was, and nothing else.
+//! Entries are served exactly as they were stored.
 
 use hyper::{Request, header};
 
@@ -14,10 +14,10 @@ fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {
     let (head, ()) = response.body(()).unwrap().into_parts();
     let ttl = Duration::from_secs(1);
     let freshness = policy::Freshness { ttl, age: Duration::ZERO, public: false };
-    let asked = Request::new(()).into_parts().0;
-    let prints = Prints::new(&config::Credentials::default());
-    let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
-    let entry = Entry::new(&head, Bytes::from("{}"), freshness, pair, now_ms);
+    let request = Request::new(()).into_parts().0;
+    let fingerprinter = Prints::new(&config::Credentials::default());
+    let caller = fingerprinter.pair(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
+    let entry = Entry::new(&head, Bytes::from("{}"), freshness, caller, now_ms);
     let served = entry.respond(&Method::GET, &HeaderMap::new(), now_ms);
     let dates: Vec<_> = served.headers().get_all(DATE).iter().collect();
     assert_eq!(dates, want, "{now_ms} {lines:?}");
@@ -31,7 +31,7 @@ fn map(lines: &[(HeaderName, &str)]) -> HeaderMap {
     headers
 }
 
-/// Of `{}`, a second old when it was stored.
+/// An entry with the body `{}` that was one second old when it was stored.
 fn entry(lines: &[(HeaderName, &str)]) -> Entry {
     let head = Head::new(StatusCode::OK, map(lines), 2, || digest(b"{}"));
     let audience = Audience { members: Box::default(), public: false };
@@ -41,15 +41,15 @@ fn entry(lines: &[(HeaderName, &str)]) -> Entry {
 }
 
 #[track_caller]
-fn check_hit(lines: &[(HeaderName, &str)], asked: &[(HeaderName, &str)], want: &[&str]) {
+fn check_hit(lines: &[(HeaderName, &str)], request: &[(HeaderName, &str)], want: &[&str]) {
     let entry = entry(lines);
-    let asked = map(asked);
-    let hit = entry.hit(&Method::GET, &asked, 86_001);
-    let told = [AGE, VIA, CACHE_STATUS].into_iter().flat_map(|name| {
+    let request = map(request);
+    let hit = entry.hit(&Method::GET, &request, 86_001);
+    let added = [AGE, VIA, CACHE_STATUS].into_iter().flat_map(|name| {
         hit.headers().get_all(&name).iter().map(|value| value.to_str().unwrap().to_owned())
     });
-    assert_eq!(told.collect::<Vec<_>>(), want, "{lines:?} {asked:?}");
-    let plain = entry.respond(&Method::GET, &asked, 86_001);
+    assert_eq!(added.collect::<Vec<_>>(), want, "{lines:?} {request:?}");
+    let plain = entry.respond(&Method::GET, &request, 86_001);
     let [hit, plain] = [hit, plain].map(|response| {
         let mut headers = response.headers().clone();
         for name in [CACHE_STATUS, VIA] {
@@ -70,7 +70,7 @@ fn a_hit_says_that_it_is_one_after_what_was_said_upstream() {
     check_hit(&theirs, &[], &all);
 }
 
-/// Anybody who can write to the store can write a meta.
+/// Any program that can write to the store can write a meta.
 #[test]
 fn times_that_cannot_be_are_served_without_harm() {
     let audience = Audience { members: Box::default(), public: false };
@@ -106,7 +106,7 @@ fn a_304_has_what_tells_of_the_response_and_the_same_told_of_a_hit() {
     ];
     let lines = lines.map(|(name, value)| (HeaderName::from_static(name), value));
     let entry = entry(&lines);
-    let asked = [(IF_NONE_MATCH, HeaderValue::from_static("*"))].into_iter().collect();
+    let request = [(IF_NONE_MATCH, HeaderValue::from_static("*"))].into_iter().collect();
     let list = |response: Response<Bytes>| -> Vec<String> {
         assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
         assert!(response.body().is_empty());
@@ -124,15 +124,15 @@ fn a_304_has_what_tells_of_the_response_and_the_same_told_of_a_hit() {
         "cache-control: max-age=9",
         &etag,
     ];
-    let told = ["via: 1.1 jobcache", "age: 87", "cache-status: jobcache; hit; ttl=213"];
+    let added = ["via: 1.1 jobcache", "age: 87", "cache-status: jobcache; hit; ttl=213"];
     assert_eq!(
-        list(entry.respond(&Method::GET, &asked, 86_001)),
-        [&kept[..], &told[1..2]].concat()
+        list(entry.respond(&Method::GET, &request, 86_001)),
+        [&kept[..], &added[1..2]].concat()
     );
-    assert_eq!(list(entry.hit(&Method::GET, &asked, 86_001)), [&kept[..], &told[..]].concat());
+    assert_eq!(list(entry.hit(&Method::GET, &request, 86_001)), [&kept[..], &added[..]].concat());
 }
 
-/// What is counted of an entry is what it takes: its own bytes and little more.
+/// The weight is the size of the parts and little more.
 #[test]
 fn an_entry_weighs_what_its_parts_take() {
     let entry = entry(&[(DATE, "Sun, 06 Nov 1994 08:49:37 GMT")]);
@@ -142,7 +142,7 @@ fn an_entry_weighs_what_its_parts_take() {
     assert!(size_of::<Entry>() <= 160, "{}", size_of::<Entry>());
 }
 
-/// Anybody who can write to the store can write a meta.
+/// Any program that can write to the store can write a meta.
 #[test]
 fn more_headers_than_a_map_holds_are_refused() {
     let headers = vec![("x".to_owned(), String::new()); 1 << 15];

@@ -1,4 +1,4 @@
-//! Conditional reads: whether a client that shows validators already has what it asks for.
+//! Conditional reads: whether a client with validators already has the current representation.
 
 use std::time::SystemTime;
 
@@ -7,38 +7,38 @@ use hyper::{
     header::{HeaderValue, IF_NONE_MATCH},
 };
 
-/// Whether a GET or HEAD with these headers is answered 304 by a representation with this entity tag
-/// (RFC 9110 13.2.2, step 3).
+/// Returns whether a GET or HEAD with these headers is answered with 304 if the representation has
+/// this entity tag (RFC 9110 13.2.2, step 3).
 ///
-/// `If-Modified-Since` is not read: such a request gets the body. "A Last-Modified time, when used
-/// as a validator in a request, is implicitly weak unless it is possible to deduce that it is
-/// strong" RFC 9110 8.8.2.2: what changes twice within a second keeps its date, and jobs do. Every
-/// entry has an entity tag to ask by. `If-Match` and `If-Unmodified-Since` are not read either: such
-/// requests pass.
+/// `If-Modified-Since` is ignored: such a request gets the body. "A Last-Modified time, when used as a
+/// validator in a request, is implicitly weak unless it is possible to deduce that it is strong" RFC
+/// 9110 8.8.2.2: a job that changes twice within a second keeps its date, and jobs do so. Clients can
+/// use the entity tag instead, which every entry has. `If-Match` and `If-Unmodified-Since` are not
+/// evaluated either: such requests bypass the cache.
 pub fn not_modified(request: &HeaderMap, etag: &HeaderValue) -> bool {
     request.get_all(IF_NONE_MATCH).into_iter().any(|line| lists(line.as_bytes(), etag))
 }
 
-/// The date of a field, in any of the three forms of RFC 9110 5.6.7.
+/// Parses the date of a field, in any of the three formats of RFC 9110 5.6.7.
 pub(super) fn http_date(value: &HeaderValue) -> Option<SystemTime> {
     httpdate::parse_http_date(value.to_str().ok()?).ok()
 }
 
-/// Whether a line of `If-None-Match` lists `etag`.
+/// Returns whether a line of `If-None-Match` lists `etag`.
 fn lists(line: &[u8], etag: &HeaderValue) -> bool {
     // "If the field value is '*', the condition is false if the origin server has a current
     // representation for the target resource." RFC 9110 13.1.2
     line.trim_ascii() == b"*" || EntityTags(line).any(|tag| tag == opaque(etag.as_bytes()))
 }
 
-/// "A recipient MUST use the weak comparison function when comparing entity tags for If-None-Match"
-/// RFC 9110 13.1.2
+/// Strips the weakness prefix. "A recipient MUST use the weak comparison function when comparing
+/// entity tags for If-None-Match" RFC 9110 13.1.2
 fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// The opaque tags of a list, with their quotes. A tag without quotes, which some upstreams send,
-/// ends at the next comma.
+/// Iterates over the opaque tags of a list, with their quotes. A tag without quotes, which some
+/// upstreams send, ends at the next comma.
 struct EntityTags<'v>(&'v [u8]);
 
 impl<'v> Iterator for EntityTags<'v> {
@@ -48,7 +48,7 @@ impl<'v> Iterator for EntityTags<'v> {
         let start = self.0.iter().position(|&b| !matches!(b, b',' | b' ' | b'\t'))?;
         let rest = opaque(&self.0[start..]);
         let quoted = rest.strip_prefix(b"\"");
-        // RFC 9110 8.8.3: an opaque tag may hold commas and knows no escapes.
+        // RFC 9110 8.8.3: an opaque tag may contain commas, and it has no escapes.
         let end = match quoted.and_then(|tag| tag.iter().position(|&b| b == b'"')) {
             Some(end) => end + 2,
             None => rest.iter().position(|&b| b == b',').unwrap_or(rest.len()),

@@ -1,4 +1,5 @@
-//! `Cache-Control` (RFC 9111 5.2), read with distrust: what cannot be read restricts.
+//! `Cache-Control` (RFC 9111 5.2), parsed strictly: a field or argument that cannot be parsed
+//! restricts caching.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use hyper::{
 /// RFC 9111 1.2.2
 const MAX_DELTA_SECONDS: u64 = 1 << 31;
 
-/// One cache directive: its name in the sender's case, its argument without the quotes.
+/// One cache directive, with its name in the sender's case and its argument without quotes.
 pub(super) struct Directive<'h> {
     name: &'h str,
     argument: Option<&'h str>,
@@ -30,14 +31,14 @@ impl Directive<'_> {
         self.name.eq_ignore_ascii_case(name)
     }
 
-    /// The argument as delta-seconds, "a non-negative integer, representing time in seconds".
+    /// Parses the argument as delta-seconds, "a non-negative integer, representing time in seconds".
     /// RFC 9111 1.2.2
     pub(super) fn seconds(&self) -> Result<Duration, Malformed> {
         self.argument.and_then(delta_seconds).ok_or(Malformed)
     }
 }
 
-/// Every directive of `Cache-Control`, over all of its lines.
+/// Parses the directives of all `Cache-Control` lines.
 pub(super) fn directives(headers: &HeaderMap) -> Result<Vec<Directive<'_>>, Malformed> {
     let mut directives = Vec::new();
     for line in headers.get_all(CACHE_CONTROL) {
@@ -49,7 +50,7 @@ pub(super) fn directives(headers: &HeaderMap) -> Result<Vec<Directive<'_>>, Malf
     Ok(directives)
 }
 
-/// A number of seconds, or none if `text` is not one.
+/// Parses a number of seconds.
 pub(super) fn delta_seconds(text: &str) -> Option<Duration> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -58,7 +59,7 @@ pub(super) fn delta_seconds(text: &str) -> Option<Duration> {
     Some(Duration::from_secs(seconds.min(MAX_DELTA_SECONDS)))
 }
 
-/// The members of every line of a list field whose members hold no quoted strings, trimmed.
+/// Returns the trimmed members of all lines of a list field. The field must not use quoted strings.
 pub(super) fn tokens<'h>(
     headers: &'h HeaderMap,
     name: &HeaderName,
@@ -70,7 +71,7 @@ pub(super) fn tokens<'h>(
         .filter(|member| *member != Ok(""))
 }
 
-/// Splits a line at the commas that stand outside quoted strings (RFC 9110 5.6.1, 5.6.4).
+/// Splits a line at the commas outside quoted strings (RFC 9110 5.6.1, 5.6.4).
 fn members(line: &str) -> Result<Vec<&str>, Malformed> {
     let (mut members, mut start) = (Vec::new(), 0);
     let (mut quoted, mut escaped) = (false, false);
@@ -108,37 +109,37 @@ fn directive(member: &str) -> Result<Directive<'_>, Malformed> {
 /// "For the directives defined below that define arguments, recipients ought to accept both forms,
 /// even if a specific form is required for generation." RFC 9111 5.2
 ///
-/// Escapes are left as they are: no argument that we read holds one.
+/// Escapes are kept: no argument that is used here needs them.
 fn unquote(argument: &str) -> &str {
     argument.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(argument)
 }
 
-/// RFC 9110 5.6.2, tchar.
+/// `tchar` of RFC 9110 5.6.2.
 fn is_token_char(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
 }
 
-/// What a client asks of caches (RFC 9111 5.2.1).
+/// Cache directives of a request (RFC 9111 5.2.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestDirectives {
-    /// Nothing but a fresh read of the upstream will do. Also `max-age=0`, a request whose
-    /// `Cache-Control` cannot be read, and `Pragma: no-cache` where there is no `Cache-Control`.
+    /// Only a new read of the upstream is accepted. Set also by `max-age=0`, by a `Cache-Control` that
+    /// cannot be parsed, and by `Pragma: no-cache` without a `Cache-Control`.
     pub no_cache: bool,
-    /// Nothing of this request or its response may be stored.
+    /// No part of this request or its response may be stored.
     pub no_store: bool,
-    /// No answer but a stored one is wanted.
+    /// Only a stored answer is wanted.
     pub only_if_cached: bool,
     /// Greatest age of the answer.
     pub max_age: Option<Duration>,
-    /// How long the answer must stay fresh.
+    /// Time for which the answer must stay fresh.
     pub min_fresh: Option<Duration>,
-    // "The max-stale request directive indicates that the client will accept a response that has
-    // exceeded its freshness lifetime." RFC 9111 5.2.1.2. A permission, and there is never such a
-    // response here: what has expired is gone.
+    // There is no `max_stale`. "The max-stale request directive indicates that the client will accept a
+    // response that has exceeded its freshness lifetime." RFC 9111 5.2.1.2. That is a permission, and
+    // there is never such a response here: an expired entry is gone.
 }
 
 impl RequestDirectives {
-    /// Reads `Cache-Control` and `Pragma`. Of repeated directives the strictest counts.
+    /// Parses `Cache-Control` and `Pragma`. If a directive is repeated, the strictest one counts.
     pub fn of(headers: &HeaderMap) -> Self {
         if !headers.contains_key(CACHE_CONTROL) {
             // "When the Cache-Control header field is not present in a request, caches MUST
@@ -152,17 +153,18 @@ impl RequestDirectives {
         Self::parse(headers).unwrap_or(Self { no_cache: true, no_store: true, ..Self::default() })
     }
 
-    /// What is left of them where clients are not to say what the cache does.
+    /// Drops the directives that need not be followed, for a cache that ignores its clients'
+    /// `Cache-Control`.
     ///
-    /// "They are advisory; caches MAY implement them, but are not required to." RFC 9111 5.2.1. The
-    /// one that stays is only-if-cached: no browser sends it by itself, it costs the upstream nothing,
-    /// and who asks for it would rather have nothing than an answer that does.
+    /// "They are advisory; caches MAY implement them, but are not required to." RFC 9111 5.2.1. Only
+    /// only-if-cached is kept: no browser sends it by itself, it costs the upstream nothing, and a
+    /// client that sends it prefers no answer to one that costs the upstream a read.
     #[must_use]
     pub fn advisory(self) -> Self {
         Self { only_if_cached: self.only_if_cached, ..Self::default() }
     }
 
-    /// Whether an entry of this age, fresh for another `remaining`, is what the client asks for.
+    /// Returns whether the client accepts an entry of this age that stays fresh for `remaining`.
     pub fn admit(&self, age: Duration, remaining: Duration) -> bool {
         // "The max-age request directive indicates that the client prefers a response whose age is
         // less than or equal to the specified number of seconds." RFC 9111 5.2.1.1
@@ -184,8 +186,8 @@ impl RequestDirectives {
                 this.no_cache = true;
             } else if directive.is("no-store") {
                 // "The no-store request directive indicates that a cache MUST NOT store any part of
-                // either this request or any response to it." RFC 9111 5.2.1.5. What is stored
-                // already may still answer it.
+                // either this request or any response to it." RFC 9111 5.2.1.5. An entry that is
+                // already stored may still be the answer.
                 this.no_store = true;
             } else if directive.is("only-if-cached") {
                 // "The only-if-cached request directive indicates that the client only wishes to
@@ -195,7 +197,7 @@ impl RequestDirectives {
                 // RFC 9111 5.2.1.7
                 this.only_if_cached = true;
             } else if directive.is("max-age") {
-                // Unreadable: the client wants something young.
+                // Even if the number cannot be parsed, the client wants a young answer.
                 let max_age = directive.seconds().unwrap_or(Duration::ZERO);
                 this.max_age = Some(this.max_age.map_or(max_age, |other| other.min(max_age)));
             } else if directive.is("min-fresh") {

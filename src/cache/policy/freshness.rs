@@ -15,37 +15,37 @@ use super::{
     storable::{storable, varies_by_caller},
 };
 
-/// The limits of what is stored.
+/// Configured limits for storing responses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Greatest age of an answer from the cache, and its lifetime where the upstream states none.
+    /// Greatest age of an answer from the cache, and the lifetime of a response that states none.
     pub ttl: Duration,
-    /// What states no lifetime is not stored.
+    /// Whether only responses that state a lifetime are stored.
     pub stated_only: bool,
-    /// Largest body, in bytes.
+    /// Size of the largest body, in bytes.
     pub max_body: usize,
-    /// Request headers beyond those of the representation that a response may vary by: the
-    /// credential's.
+    /// Request headers that fingerprints cover. A response may vary by them, and by those of the
+    /// policy's own list.
     pub vary: Vec<HeaderName>,
-    /// Further limits, by what the body says.
+    /// TTL limits by the state that the body shows.
     pub states: Option<States>,
-    /// Names of the cookies that count; all of them where there are none.
+    /// Names of the cookies that count; if empty, all cookies count.
     pub cookies: Vec<String>,
 }
 
-/// How long a response may be served.
+/// How long a response may be served, and whether to every credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freshness {
-    /// Counted from when the response was requested, its age on arrival taken off. Never zero.
+    /// Time from the request for the response until it expires, less its age on arrival. Never zero.
     pub ttl: Duration,
-    /// How old the response was on arrival (RFC 9111 4.2.3).
+    /// Age of the response on arrival (RFC 9111 4.2.3).
     pub age: Duration,
-    /// The response may be given to whoever asks.
+    /// Whether the response may be served to every credential.
     pub public: bool,
 }
 
 impl Freshness {
-    /// The same for a response with this body, whose job may be in a state that is not kept as long.
+    /// Shortens the TTL to the limit for the state of the job that the body shows.
     #[must_use]
     pub fn with_body(self, body: &[u8], policy: &Policy) -> Self {
         let limit = policy.states.as_ref().map_or(self.ttl, |states| states.ttl(body));
@@ -53,16 +53,21 @@ impl Freshness {
     }
 }
 
-/// Whether and how long a response to a GET may be stored, from its head alone.
+/// Decides from its head whether and how long a response to a GET may be stored.
 ///
-/// The caller still has to see to the method, to a body that is neither empty, nor too large, nor
-/// broken off, and to trailers that were not announced.
+/// The caller still has to check the method, that the body is neither empty nor too large nor
+/// truncated, and that there are no unannounced trailers.
+///
+/// # Errors
+///
+/// Returns the reason if the response may not be stored.
 pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Freshness, NoStore> {
     storable(head, policy)?;
     let stated = lifetime(&head.headers, now)?;
     // "A cache MUST NOT store a response to a request unless [...] the response contains at least one
-    // of the following: [...] a status code that is defined as heuristically cacheable" RFC 9111 3,
-    // as 200 is: a lifetime of our own is allowed, and what a backend needs that is not to change.
+    // of the following: [...] a status code that is defined as heuristically cacheable" RFC 9111 3.
+    // 200 is such a status. So a configured lifetime is allowed, and it is needed for upstreams that
+    // state none and are not to be changed.
     if stated.is_none() && policy.stated_only {
         return Err(NoStore::Unstated);
     }
@@ -70,16 +75,16 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
     // "apparent_age = max(0, response_time - date_value)"; "corrected_initial_age =
     // max(apparent_age, corrected_age_value)" RFC 9111 4.2.3
     //
-    // Only against a lifetime that the upstream stated: ours counts from the request, and a clock
-    // that runs behind must not switch the cache off.
+    // The apparent age counts only against a lifetime that the upstream has stated: the configured one
+    // counts from the request, and an upstream clock that runs behind must not disable the cache.
     let age = if stated.is_some() { age.max(apparent_age(&head.headers, now)) } else { age };
-    // "corrected_age_value = age_value + response_delay" RFC 9111 4.2.3: the delay is in it already,
-    // since the TTL counts from the request.
+    // "corrected_age_value = age_value + response_delay" RFC 9111 4.2.3: the delay is included already,
+    // because the TTL counts from the request.
     //
     // "response_is_fresh = (freshness_lifetime > current_age)" RFC 9111 4.2. "A cache MUST NOT generate
     // a stale response unless it is disconnected or doing so is explicitly permitted by the client or
-    // origin server" 4.2.4: never here, so must-revalidate and proxy-revalidate (5.2.2.2, 5.2.2.8),
-    // which forbid it, have nothing to add.
+    // origin server" 4.2.4: this cache never does, so must-revalidate and proxy-revalidate (5.2.2.2,
+    // 5.2.2.8), which forbid it, change nothing.
     let lifetime = stated.unwrap_or(policy.ttl).min(policy.ttl);
     let ttl = lifetime.saturating_sub(age);
     if ttl.is_zero() {
@@ -89,19 +94,23 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
     }
 }
 
+/// Returns whether a response may be served to every credential.
+///
 /// "A shared cache MUST NOT use a cached response to a request with an Authorization header field
 /// [..] to satisfy any subsequent request unless the response contains a Cache-Control field with a
 /// response directive [..] that allows it to be stored by a shared cache [..]. In this specification,
 /// the following response directives have such an effect: must-revalidate [..], public [..], and
 /// s-maxage" RFC 9111 3.5
 ///
-/// Without one the response is for the credentials that the upstream has served it to. So it is with
-/// must-revalidate: many send it to mean "always fresh", and not "for everybody".
+/// Without such a directive the response is only for the credentials that the upstream has served it
+/// to. must-revalidate is not accepted as one: many upstreams send it to mean "always fresh" and not
+/// "for everybody".
 ///
 /// "When a cache receives a request that can be satisfied by a stored response and that stored
 /// response contains a Vary header field (Section 12.5.5 of [HTTP]), the cache MUST NOT use that
 /// stored response without revalidation unless all the presented request header fields nominated by
-/// that Vary field value match" RFC 9111 4.1: also a public one, where it varies by who asks.
+/// that Vary field value match" RFC 9111 4.1. So a response that varies by the caller is not public
+/// either.
 fn public(headers: &HeaderMap) -> bool {
     !varies_by_caller(headers)
         && directives(headers).is_ok_and(|directives| {
@@ -109,10 +118,10 @@ fn public(headers: &HeaderMap) -> bool {
         })
 }
 
-/// The freshness lifetime that the response states, if it does (RFC 9111 4.2.1, in its order).
+/// Returns the freshness lifetime that the response states, if any, in the order of RFC 9111 4.2.1.
 fn lifetime(headers: &HeaderMap, now: SystemTime) -> Result<Option<Duration>, NoStore> {
     let directives = directives(headers).map_err(|_| NoStore::Malformed)?;
-    // Both are read even where one decides, so that an unreadable one is never passed over.
+    // Both are parsed although one of them decides, so that an invalid one is never ignored.
     let s_maxage = one_duration(&directives, "s-maxage")?;
     let max_age = one_duration(&directives, "max-age")?;
     // "If the cache is shared and the s-maxage response directive (Section 5.2.2.10) is present, use
@@ -124,10 +133,10 @@ fn lifetime(headers: &HeaderMap, now: SystemTime) -> Result<Option<Duration>, No
     // value of the Date response header field (using the time the message was received if it is not
     // present, as per Section 6.6.1 of [HTTP])"
     let mut lines = headers.get_all(EXPIRES).into_iter();
-    let (first, second) = (lines.next(), lines.next());
-    let Some(first) = first else {
+    let Some(first) = lines.next() else {
         return Ok(None);
     };
+    let second = lines.next();
     // "A cache recipient MUST interpret invalid date formats, especially the value '0', as
     // representing a time in the past (i.e., 'already expired')." RFC 9111 5.3
     let expires = http_date(first).filter(|_| second.is_none()).ok_or(NoStore::Stale)?;
@@ -135,12 +144,14 @@ fn lifetime(headers: &HeaderMap, now: SystemTime) -> Result<Option<Duration>, No
     Ok(Some(expires.duration_since(date).unwrap_or_default()))
 }
 
+/// Returns the seconds of a directive, if it is present.
+///
 /// "When there is more than one value present for a given directive [..] either the first
 /// occurrence should be used or the response should be considered stale. [..] Caches are encouraged
 /// to consider responses that have invalid freshness information (e.g., a max-age directive with
 /// non-integer content) to be stale." RFC 9111 4.2.1
 ///
-/// A repetition of the same value is no second value.
+/// The same value repeated does not count as a second value.
 fn one_duration(directives: &[Directive<'_>], name: &str) -> Result<Option<Duration>, NoStore> {
     let mut value = None;
     for directive in directives.iter().filter(|directive| directive.is(name)) {
@@ -152,6 +163,8 @@ fn one_duration(directives: &[Directive<'_>], name: &str) -> Result<Option<Durat
     Ok(value)
 }
 
+/// Returns the value of `Age`, or zero.
+///
 /// "a cache encountering a message with a list-based Age field value SHOULD use the first member of
 /// the field value, discarding subsequent ones. If the field value (after discarding additional
 /// members, as per above) is invalid (e.g., it contains something other than a non-negative
@@ -161,7 +174,7 @@ fn age(headers: &HeaderMap) -> Duration {
     first.and_then(delta_seconds).unwrap_or_default()
 }
 
-/// In whole seconds, which is all that `Date` can say.
+/// Returns the time since `Date` in whole seconds, because `Date` is no more precise.
 fn apparent_age(headers: &HeaderMap, now: SystemTime) -> Duration {
     let date = headers.get(DATE).and_then(http_date);
     let age = date.and_then(|date| now.duration_since(date).ok()).unwrap_or_default();
@@ -200,11 +213,12 @@ mod tests {
         httpdate::parse_http_date(date).unwrap()
     }
 
-    /// `want`: the TTL and the age in seconds.
+    /// `want` is the TTL and the age, in seconds.
     #[track_caller]
     fn check(lines: &[(&str, &str)], want: (u64, u64)) {
-        let (ttl, age) = (Duration::from_secs(want.0), Duration::from_secs(want.1));
-        // Part of a second on the clock must not count: `Date` cannot say it.
+        let ttl = Duration::from_secs(want.0);
+        let age = Duration::from_secs(want.1);
+        // A fraction of a second must not count, because `Date` has none.
         let now = at(NOW) + Duration::from_millis(900);
         let got = freshness(&head(lines), &POLICY, now).map(|fresh| (fresh.ttl, fresh.age));
         assert_eq!(got, Ok((ttl, age)), "{lines:?}");
@@ -221,7 +235,7 @@ mod tests {
         check(&[("cache-control", "public, must-revalidate, x=y")], (300, 0));
         check(&[("age", "100")], (200, 100));
         check_refused(&[("age", "300")], NoStore::Stale);
-        // A clock that runs behind does not switch the cache off.
+        // An upstream clock that runs behind does not disable the cache.
         check(&[("date", MINUTE_AGO)], (300, 0));
     }
 

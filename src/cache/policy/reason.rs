@@ -1,9 +1,10 @@
-//! Why a request goes past the cache and why a response is not stored, in the words that logs,
-//! metrics and headers share.
+//! Reasons why a request bypasses the cache and why a response is not stored, with the words that
+//! logs, metrics and headers share.
 
 use std::fmt;
 
-/// Declares a reason enum with its words, so that no variant can lack one or be missing in `ALL`.
+/// Declares a reason enum with the word of each variant, so that every variant has one and is in
+/// `ALL`.
 macro_rules! reasons {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$meta])*
@@ -13,10 +14,10 @@ macro_rules! reasons {
         }
 
         impl $name {
-            /// Every reason, in the order of declaration: the label values of its metric.
+            /// All reasons in the order of declaration: the label values of the metric.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// The reason in kebab-case, also a valid token of a structured field.
+            /// Returns the reason in kebab-case, which is also a valid token of a structured field.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)+
@@ -33,41 +34,41 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Why a request goes to the upstream past the cache.
+    /// Why a request bypasses the cache.
     Bypass {
-        /// Not a job path.
+        /// The path is not a job path.
         Path = "path",
-        /// A method that neither reads a job nor changes one.
+        /// The method neither reads nor changes a job.
         Method = "method",
-        /// A query string: it may change what the path means.
+        /// The query string may change the meaning of the path.
         Query = "query",
-        /// A job path in another than the canonical spelling.
+        /// The job path is not in its canonical spelling.
         Spelling = "spelling",
-        /// A read with a body.
+        /// The read has a body.
         RequestBody = "request-body",
-        /// A change of protocol.
+        /// The request asks for another protocol.
         Upgrade = "upgrade",
-        /// A part of the body is asked for.
+        /// The request asks for a part of the body.
         Range = "range",
-        /// `If-Match` or `If-Unmodified-Since`, which only the upstream can judge.
+        /// The request has `If-Match` or `If-Unmodified-Since`, which only the upstream can evaluate.
         Precondition = "precondition",
-        /// A header that names another method, a safe one.
+        /// A header names another, safe method.
         MethodOverride = "method-override",
-        /// A header that names another URL.
+        /// A header names another URL.
         UrlOverride = "url-override",
         /// The request carries a credential that may not be answered from the cache.
         Credentials = "credentials",
-        /// The client asked that nothing be stored.
+        /// The client allows nothing to be stored.
         NoStore = "no-store",
-        /// The client wants nothing older than now (`no-cache`, `max-age`).
+        /// The client does not accept what the cache has (`no-cache`, `max-age`, `min-fresh`).
         NoCache = "no-cache",
-        /// The client wants nothing but what the cache has, and it has nothing.
+        /// The client wants only a cached answer, and there is none.
         OnlyIfCached = "only-if-cached",
-        /// This job's answers could not be stored lately (hit-for-miss).
+        /// A recent response for this job could not be stored (hit-for-miss).
         Uncacheable = "uncacheable",
         /// A write is in flight, or its outcome is unknown.
         Fenced = "fenced",
-        /// Somebody else is filling: another sidecar, or a caller here who does not share.
+        /// Another reader is filling: in another sidecar, or in this one with another coalesce key.
         Leased = "leased",
         /// An invalidation of this job is not confirmed.
         Pending = "pending",
@@ -77,18 +78,18 @@ reasons! {
         StoreTimeout = "store-timeout",
         /// The store answered with an error.
         StoreError = "store-error",
-        /// The key holds a value that the application itself wrote.
+        /// The key holds a value that another program wrote, usually the application itself.
         Foreign = "foreign",
-        /// The entry is for others, and this client cannot be added: there are too many, or the
-        /// upstream answers each differently.
+        /// The entry is for other callers, and this one cannot be added: there are too many, or the
+        /// upstream answers each client differently.
         Audience = "audience",
-        /// As many reads are shared as may be at a time.
+        /// The limit of flights is reached.
         Flights = "flights",
-        /// What the flight brought could not be shared.
+        /// The joined flight had no result that could be shared.
         Alone = "alone",
-        /// In shadow mode, where else there would have been a hit.
+        /// Shadow mode is on; otherwise this would have been a hit.
         ShadowHit = "shadow-hit",
-        /// In shadow mode, where else another's read would have been shared.
+        /// Shadow mode is on; otherwise an upstream read would have been shared.
         Shadow = "shadow",
         /// The cache is switched off.
         Off = "off",
@@ -98,40 +99,40 @@ reasons! {
 reasons! {
     /// Why a response is not stored.
     NoStore {
-        /// Not the answer to a GET.
+        /// The request is not a GET.
         Method = "method",
-        /// Another status than 200.
+        /// The status is not 200.
         Status = "status",
-        /// `Cache-Control: no-store`, of the response or of the request.
+        /// The response or the request has `Cache-Control: no-store`.
         NoStore = "no-store",
-        /// `Cache-Control: private`.
+        /// The response has `Cache-Control: private`.
         Private = "private",
-        /// `Cache-Control: no-cache`.
+        /// The response has `Cache-Control: no-cache`.
         NoCache = "no-cache",
-        /// A `Cache-Control` that cannot be read.
+        /// The response has a `Cache-Control` that cannot be parsed.
         Malformed = "malformed",
-        /// `Set-Cookie`.
+        /// The response sets a cookie that counts.
         SetCookie = "set-cookie",
-        /// `Vary` over a header that entries are not told apart by.
+        /// `Vary` lists a header that fingerprints do not cover.
         Vary = "vary",
-        /// A content coding other than identity.
+        /// The content coding is not identity.
         Encoding = "encoding",
-        /// A stream of events or parts, which has no end to wait for.
+        /// The body is an endless stream of events or parts.
         EventStream = "event-stream",
-        /// No body.
+        /// There is no body.
         Empty = "empty",
-        /// A body larger than the limit.
+        /// The body is larger than the limit.
         TooLarge = "too-large",
-        /// As many bytes as may be are held in memory on their way into the cache.
+        /// The memory for responses that are being read into the cache is used up.
         Memory = "memory",
-        /// Trailers, which an entry cannot hold.
+        /// The response has trailers, which an entry cannot hold.
         Trailers = "trailers",
-        /// Neither a length nor chunks: the end of the connection may be the end of the body, or of
-        /// the upstream.
+        /// There is neither a length nor chunked framing: a closed connection may mean the end of the
+        /// body or a failure of the upstream.
         Unframed = "unframed",
-        /// It states no lifetime, and only what does is stored.
+        /// The response states no lifetime, and the configuration requires one.
         Unstated = "unstated",
-        /// Expired on arrival, or its lifetime cannot be read.
+        /// The response has expired on arrival, or its lifetime cannot be parsed.
         Stale = "stale",
     }
 }

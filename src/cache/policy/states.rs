@@ -1,31 +1,31 @@
-//! How long a job may be kept in the state that its body tells.
+//! TTL limits by the state of a job, which is read from the body.
 //!
-//! A purge that gets lost leaves a screen as it was until the TTL ends. That matters while a job runs
-//! and not once it is over, so each state may have a life of its own.
+//! After a lost purge, clients see the old state until the TTL ends. That matters while a job runs,
+//! but not once it has finished. So each state may have its own limit.
 
 use std::{collections::HashMap, time::Duration};
 
 use crate::{config, pointer::Pointer};
 
-/// The longest life of an entry by the state of its job.
+/// Greatest TTL of an entry, by the state of its job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct States {
     pointer: Pointer,
     ttls: HashMap<String, Duration>,
-    /// Of what is not known, which may be a state in which much changes.
+    /// Limit for unknown states, in which a job may change often.
     shortest: Duration,
 }
 
 impl States {
-    /// As configured; none where no state has a life of its own.
+    /// Creates the limits from the configuration; `None` if no state has one.
     pub fn new(config: &config::States) -> Option<Self> {
         let shortest = config.map.iter().map(|(_, ttl)| *ttl).min()?;
         let ttls = config.map.iter().cloned().collect();
         Some(Self { pointer: config.pointer.clone(), ttls, shortest })
     }
 
-    /// How long a job with this body may be kept. The shortest time where its state is not in the
-    /// map, or cannot be found, or the body is not JSON.
+    /// Returns the limit for a job with this body. Returns the shortest limit if the state is not in
+    /// the map or cannot be found, or if the body is not JSON.
     pub fn ttl(&self, body: &[u8]) -> Duration {
         let state = self.pointer.scalar(body);
         state.and_then(|state| self.ttls.get(&state).copied()).unwrap_or(self.shortest)

@@ -1,4 +1,4 @@
-//! Which responses may be stored at all, and which of their headers.
+//! Which responses may be stored, and which of their headers.
 
 use hyper::{
     HeaderMap, StatusCode,
@@ -15,8 +15,8 @@ use super::{
     directives::{directives, tokens},
 };
 
-/// Request headers that a response may vary by: those that the cache tells entries apart by, and
-/// `Accept-Encoding`, which is not sent on fills.
+/// Request headers that a response may vary by in every configuration: headers that fingerprints
+/// cover, and `Accept-Encoding`, which fills do not send.
 const VARY_BY: [&str; 10] = [
     "accept",
     "accept-encoding",
@@ -30,49 +30,57 @@ const VARY_BY: [&str; 10] = [
     "x-forwarded-proto",
 ];
 
-/// Whether a response header is part of an entry. The others are neither stored nor compared: they
-/// belong to the connection, tell of one exchange only, or are written anew. `Date` is stored, for
-/// it tells with `Age` how old an answer is, and not compared.
+/// Returns whether a response header is part of an entry.
+///
+/// The other headers are neither stored nor compared: they belong to the connection, describe a single
+/// exchange, or are generated for every answer. `Date` is stored, because `Date` and `Age` show how old
+/// an answer is, but it is not compared.
 pub fn is_stored(name: &HeaderName) -> bool {
     let name = name.as_str();
     let per_exchange = ["ratelimit-", "x-ratelimit-", "x-rate-limit-", "x-b3-"];
     !per_exchange.iter().any(|prefix| name.starts_with(prefix))
         && !matches!(
             name,
-            // RFC 9110 7.6.1 and RFC 9111 3.1: meant for the next hop alone.
+            // RFC 9110 7.6.1 and RFC 9111 3.1: for the next hop only.
             "connection" | "keep-alive" | "proxy-authenticate" | "proxy-authentication-info"
                 | "proxy-authorization" | "proxy-connection" | "te" | "trailer"
                 | "transfer-encoding" | "upgrade"
-            // One client's.
+            // For one client only.
                 | "set-cookie"
-            // Written anew on every answer. The body says its length.
+            // Generated for every answer. The length is that of the body.
                 | "age" | "cache-status" | "content-length" | "via"
-            // One exchange's: two reads of an unchanged job differ in them.
+            // For one exchange only: they differ between two reads of an unchanged job.
                 | "ratelimit" | "request-id" | "server-timing" | "traceparent" | "traceresponse" | "tracestate"
                 | "x-amzn-requestid" | "x-amzn-trace-id" | "x-correlation-id" | "x-process-time"
                 | "x-request-id" | "x-response-time" | "x-runtime" | "x-trace-id"
         )
 }
 
-/// "A cache MUST NOT store a response to a request unless" RFC 9111 3, and our own limits.
+/// Checks whether a response may be stored: by "A cache MUST NOT store a response to a request unless"
+/// of RFC 9111 3, and by the configured limits.
+///
+/// # Errors
+///
+/// Returns the reason if it may not.
 pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     let headers = &head.headers;
-    // "the response status code is final" RFC 9111 3. Of the final ones only 200 is a job's status.
+    // "the response status code is final" RFC 9111 3. Among the final codes, only 200 carries the
+    // status of a job.
     //
-    // No fill asks for a range, so a 200 is whole whatever it carries: "The Content-Range header
-    // field has no meaning for status codes that do not explicitly describe its semantic." RFC 9110
-    // 14.4
+    // Fills never ask for a range, so a 200 is complete even if it has `Content-Range`: "The
+    // Content-Range header field has no meaning for status codes that do not explicitly describe its
+    // semantic." RFC 9110 14.4
     if head.status != StatusCode::OK {
         return Err(NoStore::Status);
     }
-    // RFC 9111 7.3 leaves it to the server to forbid caching of cookies. Many do not, and a cookie
-    // shared between clients is a session shared between users. One that does not count, such as a
-    // load balancer's, is left out of the entry.
+    // RFC 9111 7.3 leaves it to the server to forbid caching of cookies. Many servers do not, and a
+    // cookie shared between clients is a session shared between users. A cookie that does not count,
+    // such as a load balancer's, is left out of the entry.
     if headers.get_all(SET_COOKIE).into_iter().any(|value| counts(value, &policy.cookies)) {
         return Err(NoStore::SetCookie);
     }
     // "A cache MAY either store trailer fields separate from header fields or discard them." RFC 9111 3.1.
-    // Discarded, a checksum would be missing from hits; an entry has no place for them.
+    // An entry cannot hold trailers, and without them a checksum would be missing from hits.
     if headers.contains_key(TRAILER) {
         return Err(NoStore::Trailers);
     }
@@ -82,15 +90,15 @@ pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     content_length(headers, policy)
 }
 
-/// Whether a `Set-Cookie` sets one of these cookies; any, where there are none. RFC 6265 5.2: the
-/// name ends at the first '='; what has none is not understood, and counts.
+/// Returns whether a `Set-Cookie` sets one of these cookies, or any cookie if `names` is empty. RFC
+/// 6265 5.2: the name ends at the first '='. A value without '=' is not understood, and counts.
 fn counts(value: &HeaderValue, names: &[String]) -> bool {
     let value = value.as_bytes();
     let name = value.iter().position(|&b| b == b'=').map(|end| value[..end].trim_ascii());
     names.is_empty() || name.is_none_or(|name| cookies::counts(names, name))
 }
 
-/// The directives that forbid storing, or answering without asking.
+/// Checks for directives that forbid storing a response or serving it without validation.
 fn permitted(headers: &HeaderMap) -> Result<(), NoStore> {
     for directive in directives(headers).map_err(|_| NoStore::Malformed)? {
         // "The no-store response directive indicates that a cache MUST NOT store any part of either
@@ -100,7 +108,7 @@ fn permitted(headers: &HeaderMap) -> Result<(), NoStore> {
         }
         // "The unqualified private response directive indicates that a shared cache MUST NOT store
         // the response (i.e., the response is intended for a single user)." RFC 9111 5.2.2.7, which
-        // also says that many caches treat the qualified form as this one. So do we.
+        // also says that many caches treat the qualified form as this one. This cache does so too.
         if directive.is("private") {
             return Err(NoStore::Private);
         }
@@ -114,8 +122,9 @@ fn permitted(headers: &HeaderMap) -> Result<(), NoStore> {
     Ok(())
 }
 
-/// "A stored response with a Vary header field value containing a member '*' always fails to match."
-/// RFC 9111 4.1. So would one that varies by a header we do not look at.
+/// Checks that every header in `Vary` is known. "A stored response with a Vary header field value
+/// containing a member '*' always fails to match." RFC 9111 4.1. So would a response that varies by a
+/// header that fingerprints do not cover.
 fn vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
     let known = |name: &str| {
         VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name))
@@ -125,15 +134,16 @@ fn vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
     if all { Ok(()) } else { Err(NoStore::Vary) }
 }
 
-/// Whether a response varies by more than the form that a request asks for.
+/// Returns whether a response varies by a header outside `VARY_BY`, such as one of the credential.
 pub(super) fn varies_by_caller(headers: &HeaderMap) -> bool {
-    let form = |name: &str| VARY_BY.iter().any(|form| form.eq_ignore_ascii_case(name));
-    !tokens(headers, &VARY).all(|name| name.is_ok_and(form))
+    let known = |name: &str| VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name));
+    !tokens(headers, &VARY).all(|name| name.is_ok_and(known))
 }
 
-/// Coded bodies and endless ones are not stored. Fills ask for no coding, and a recipient that did not
-/// ask for one need not know it: "the representation has no content coding unless" it says so
-/// (RFC 9110 8.4), so an entry without `Content-Encoding` suits everybody.
+/// Checks that the body is neither coded nor endless.
+///
+/// Fills do not ask for a content coding, and a client that did not ask for one may not understand it.
+/// A response without `Content-Encoding` has none (RFC 9110 8.4), so it suits every client.
 fn representation(headers: &HeaderMap) -> Result<(), NoStore> {
     let plain = |coding: &str| coding.eq_ignore_ascii_case("identity");
     if !tokens(headers, &CONTENT_ENCODING).all(|coding| coding.is_ok_and(plain)) {
@@ -155,7 +165,7 @@ fn content_length(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
     let Some(length) = headers.get(CONTENT_LENGTH) else {
         return Ok(());
     };
-    // A length that is no number is for the HTTP parser to refuse; here it counts as too large.
+    // The HTTP parser refuses a length that is not a number; here it counts as too large.
     match length.to_str().ok().and_then(|length| length.parse::<usize>().ok()) {
         Some(0) => Err(NoStore::Empty),
         Some(length) if length <= policy.max_body => Ok(()),

@@ -1,4 +1,4 @@
-//! What an answer says of an entry, whichever pieces it comes in.
+//! Results of comparisons, for every way in which the response can arrive in pieces.
 
 use bytes::Bytes;
 use hyper::{HeaderMap, Request, Response, header::CONTENT_TYPE};
@@ -21,10 +21,10 @@ fn trial() -> Trial {
     let mut head = Response::new(()).into_parts().0;
     head.headers = headers("application/json", "Sun, 06 Nov 1994 08:49:37 GMT");
     let freshness = Freshness { ttl: GRACE, age: Duration::ZERO, public: false };
-    let asked = Request::new(()).into_parts().0;
-    let prints = Prints::new(&config::Credentials::default());
-    let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
-    let entry = Entry::new(&head, Bytes::from(BODY), freshness, pair, 0);
+    let request = Request::new(()).into_parts().0;
+    let fingerprinter = Prints::new(&config::Credentials::default());
+    let caller = fingerprinter.pair(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
+    let entry = Entry::new(&head, Bytes::from(BODY), freshness, caller, 0);
     Trial::of(Key::new("job_status:", "x"), Arc::new(entry))
 }
 
@@ -47,15 +47,15 @@ fn answer(status: u16, headers: HeaderMap) -> response::Parts {
 
 #[track_caller]
 fn check(status: u16, kind: &str, parts: &[&str], want: Evidence) {
-    let mut trial = trial();
+    let mut comparison = trial();
     let headers = headers(kind, "Mon, 07 Nov 1994 08:49:37 GMT");
-    let mut matters = trial.weigh(&answer(status, headers), &policy());
+    let mut matters = comparison.weigh(&answer(status, headers), &policy());
     for part in parts {
-        matters = matters && trial.part(part.as_bytes());
+        matters = matters && comparison.part(part.as_bytes());
     }
-    assert_eq!(trial.found(), want, "{status} {kind} {parts:?}");
+    assert_eq!(comparison.found(), want, "{status} {kind} {parts:?}");
     let is_plain = matches!(want, Evidence::Same | Evidence::Failed);
-    assert_eq!(trial.plain(), is_plain.then_some(want));
+    assert_eq!(comparison.plain(), is_plain.then_some(want));
 }
 
 #[test]
@@ -86,23 +86,24 @@ fn an_answer_that_is_none_proves_nothing_and_a_refusal_is_told_apart() {
 
 #[test]
 fn no_more_is_read_than_tells() {
-    let mut trial = trial();
-    assert!(!trial.weigh(&answer(403, HeaderMap::new()), &policy()));
-    assert!(trial.weigh(&answer(200, HeaderMap::new()), &policy()));
-    assert!(trial.part(BODY.as_bytes()), "there may be more");
-    assert!(!trial.part(b" "), "there is more");
+    let mut comparison = trial();
+    assert!(!comparison.weigh(&answer(403, HeaderMap::new()), &policy()));
+    assert!(comparison.weigh(&answer(200, HeaderMap::new()), &policy()));
+    assert!(comparison.part(BODY.as_bytes()), "there may be more");
+    assert!(!comparison.part(b" "), "there is more");
 }
 
-/// What makes it so is no part of an entry, and so in no list of headers that differ.
+/// The headers that make a response personal are not part of an entry, so they are not listed among
+/// the headers that differ.
 #[test]
 fn the_same_body_for_one_client_alone_is_not_the_same() {
     let with = |name: &'static str, value: &'static str| {
-        let mut trial = trial();
+        let mut comparison = trial();
         let mut headers = headers("application/json", "Mon, 07 Nov 1994 08:49:37 GMT");
         headers.insert(name, value.parse().unwrap());
-        trial.weigh(&answer(200, headers), &policy());
-        trial.part(BODY.as_bytes());
-        (trial.headers.is_empty(), trial.found())
+        comparison.weigh(&answer(200, headers), &policy());
+        comparison.part(BODY.as_bytes());
+        (comparison.headers.is_empty(), comparison.found())
     };
     assert_eq!(with("set-cookie", "sid=1"), (true, Evidence::Different));
     assert_eq!(with("set-cookie", "lb=1"), (true, Evidence::Same), "a cookie that does not count");

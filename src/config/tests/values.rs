@@ -257,7 +257,7 @@ fn a_route_is_one_that_the_router_takes() {
     bad("/jobs", "has 0 segments '{id}'; give it exactly one");
     bad("/jobs/{id}/{id}", "has 2 segments '{id}'; give it exactly one");
     for named in ["{job_id}", ":id", "<id>", "<int:job_id>"] {
-        let meant = "names the job's id in other words; write {id} where the job's id is: ";
+        let meant = "has another placeholder for the job's id; write {id} instead: ";
         bad(&format!("/jobs/{named}"), &format!("{meant}'/jobs/{id}'", id = "{id}"));
         bad(&format!("/v1/jobs/{named}/x"), &format!("{meant}'/v1/jobs/{{id}}/x'"));
     }
@@ -356,7 +356,7 @@ fn the_state_is_told_at_a_json_pointer() {
     bad("ttl.states.pointer", "status", why);
     let why = "is not a JSON pointer (RFC 6901); write '~' as '~0' and '/' within a name as '~1'";
     bad("ttl.states.pointer", "/a~b", why);
-    let why = "is longer than a JSON pointer may be here; name a place in at most 256 bytes";
+    let why = "is too long for a JSON pointer; use at most 256 bytes";
     bad("ttl.states.pointer", &"/".repeat(257), why);
 }
 

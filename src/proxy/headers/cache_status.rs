@@ -1,4 +1,4 @@
-//! `Cache-Status` (RFC 9211): what happened to a request, and why.
+//! The `Cache-Status` field (RFC 9211): what happened to a request, and why.
 
 use std::fmt;
 
@@ -9,32 +9,33 @@ use hyper::{
 
 use crate::cache::policy::Bypass;
 
-/// What the cache did with a request, for `Cache-Status` (RFC 9211 2). Of hits [`Entry::hit`] tells.
+/// The handling of a request other than a hit (RFC 9211 2). [`Entry::hit`] writes the
+/// `Cache-Status` of hits.
 ///
 /// [`Entry::hit`]: crate::cache::entry::Entry::hit
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheStatus {
-    /// Answered by us, without the upstream.
+pub(crate) enum CacheStatus {
+    /// Answered by jobcache without the upstream.
     Refused {
-        /// Why, in our own words.
+        /// Why, as a kebab-case reason of jobcache.
         detail: &'static str,
     },
     /// Sent to the upstream.
     Forwarded {
-        /// Why, in a registered word.
+        /// Why, as a registered value of `fwd`.
         why: Forward,
         /// Whether one upstream read answered several requests.
         collapsed: bool,
         /// Whether the response was stored.
         stored: bool,
-        /// Why, in our own words: a kebab-case reason.
+        /// Why, as a kebab-case reason of jobcache.
         detail: Option<&'static str>,
     },
 }
 
 /// The registered values of `fwd` (RFC 9211 2.2) that jobcache uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forward {
+pub(crate) enum Forward {
     /// "The cache was configured to not handle this request."
     Bypass,
     /// "The request method's semantics require the request to be forwarded."
@@ -47,8 +48,7 @@ pub enum Forward {
 }
 
 impl Forward {
-    /// The registered word.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Bypass => "bypass",
             Self::Method => "method",
@@ -68,13 +68,14 @@ impl From<Bypass> for Forward {
     }
 }
 
-/// Appends our member to `Cache-Status`, also to what we answer by ourselves. RFC 9211 2 says that a
-/// cache "SHOULD NOT" do the latter; but whoever wonders why there is no job looks here first.
+/// Appends the member of jobcache to `Cache-Status`, also in answers that jobcache makes itself.
+/// RFC 9211 2 says that a cache "SHOULD NOT" do the latter, but this is where an operator looks
+/// first when a job is missing.
 ///
 /// "The first member represents the cache closest to the origin server, and the last member
 /// represents the cache closest to the user" RFC 9211 2
-pub fn cache_status(headers: &mut HeaderMap, status: CacheStatus) {
-    // Cannot fail for words of our own; a header less would be no reason to fail a response.
+pub(crate) fn cache_status(headers: &mut HeaderMap, status: CacheStatus) {
+    // Cannot fail for our own words, and a missing header is no reason to fail a response.
     if let Ok(value) = HeaderValue::try_from(status.to_string()) {
         headers.append(CACHE_STATUS, value);
     }
@@ -121,7 +122,8 @@ mod tests {
         check_registered(&headers);
     }
 
-    /// Expects a list of two members, and in ours nothing but what RFC 9211 registers, in its types.
+    /// Expects a list of two members, and in ours only what RFC 9211 registers, in the registered
+    /// types.
     #[track_caller]
     fn check_registered(headers: &HeaderMap) {
         let lines: Vec<_> =

@@ -1,10 +1,10 @@
-//! Which URL of ours the answer to a write names.
+//! Location targets: the paths of our own origin that the response to a write names.
 //!
 //! RFC 9111 4.4: "A cache MUST invalidate the target URI [..] when it receives a non-error status
 //! code in response to an unsafe request method", and "A cache MAY invalidate other URIs [..]. In
 //! particular, the URI(s) in the Location and Content-Location response header fields (if present)
-//! are candidates for invalidation". The target is invalidated whatever the status, elsewhere; this
-//! is about the other two.
+//! are candidates for invalidation". The target URI is invalidated elsewhere, whatever the status.
+//! This module finds the other two.
 
 use hyper::{
     HeaderMap, Request, StatusCode,
@@ -12,29 +12,31 @@ use hyper::{
 };
 use url::{ParseError, Url};
 
-/// What a gateway in front of us was called.
+/// The host name that a gateway in front of us was called by.
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// The port that it was called at.
+/// The port that the gateway was called at.
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-/// What it took off the path, and frameworks put back into the URLs that they make.
+/// The prefix that the gateway took off the path. Frameworks put it back into the URLs that they
+/// make.
 const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
-/// What a request asked for, to compare and to resolve URLs with. Taken from the head that goes
-/// upstream: its Host is that of an absolute target, where there was one.
+/// The target of a request, to resolve and compare URLs with. It is taken from the head that goes
+/// upstream: if the request target was absolute, `Host` already names its host.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Path and query.
     path: String,
-    /// What we are called: by the client, by gateways, and the upstream by us.
+    /// The names of our origin: those that the client, gateways, and we ourselves towards the
+    /// upstream use.
     authorities: Vec<String>,
-    /// At which ports gateways were called.
+    /// The ports that gateways were called at.
     ports: Vec<u16>,
-    /// What gateways took off the path.
+    /// The prefixes that gateways took off the path.
     prefixes: Vec<String>,
 }
 
 impl Target {
-    /// The target of a request that is forwarded to `upstream`, a `host:port`.
+    /// Returns the target of a request that is forwarded to `upstream`, a `host:port`.
     pub fn of<B>(request: &Request<B>, upstream: &str) -> Self {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
         let headers = request.headers();
@@ -47,12 +49,13 @@ impl Target {
         Self { path, authorities, ports, prefixes: prefixes(headers) }
     }
 
-    /// The paths of this origin that an answer names.
+    /// Returns the paths of this origin that a response names.
     ///
-    /// Only where it reports no error, and never those of other origins: "a cache MUST NOT trigger
-    /// an invalidation under these conditions if the origin (Section 4.3.1 of \[HTTP\]) of the URI to
-    /// be invalidated differs from that of the target URI [..]. This helps prevent denial-of-service
-    /// attacks." RFC 9111 4.4. The scheme does not count: who ends TLS in front of us is not known.
+    /// A response that reports an error names none, and paths of other origins never count: "a
+    /// cache MUST NOT trigger an invalidation under these conditions if the origin (Section 4.3.1
+    /// of \[HTTP\]) of the URI to be invalidated differs from that of the target URI [..]. This
+    /// helps prevent denial-of-service attacks." RFC 9111 4.4. The scheme is ignored, because TLS
+    /// may end in front of us.
     pub fn named_by(&self, status: StatusCode, headers: &HeaderMap) -> Vec<String> {
         if !(status.is_success() || status.is_redirection()) {
             return Vec::new();
@@ -74,12 +77,13 @@ impl Target {
     }
 
     fn is_same(&self, own: &Url, url: &Url) -> bool {
-        let ((own_host, own_port), (host, port)) = (host_and_port(own), host_and_port(url));
+        let (own_host, own_port) = host_and_port(own);
+        let (host, port) = host_and_port(url);
         let forwarded = || port.is_some_and(|port| self.ports.contains(&port));
         own_host == host && (own_port == port || forwarded())
     }
 
-    /// A path as it stands, and without each prefix that it may have from a gateway.
+    /// Returns a path as it is, and also without each prefix that a gateway may have taken off.
     fn below(&self, path: String) -> Vec<String> {
         let rests = self.prefixes.iter().filter_map(|prefix| path.strip_prefix(prefix.as_str()));
         let rests: Vec<_> = rests.filter(|rest| rest.starts_with('/')).map(str::to_owned).collect();
@@ -88,25 +92,26 @@ impl Target {
 
     fn base(&self) -> Option<Url> {
         let origin = self.authorities.iter().find_map(|authority| origin(authority))?;
-        // Not by `join`: a path that begins with `//` is none of another host.
+        // Not by `join`: a path that begins with `//` would name another host there.
         Url::parse(&format!("{}{}", origin.as_str().trim_end_matches('/'), self.path)).ok()
     }
 }
 
-/// The members of every line of a list field, trimmed.
+/// Returns the members of every line of a list field, trimmed.
 fn members(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
-/// The `host` of one hop (RFC 7239 5.3).
+/// Returns the `host` of one hop (RFC 7239 5.3).
 fn forwarded_host(hop: &str) -> Option<&str> {
     let mut pairs = hop.split(';').filter_map(|pair| pair.split_once('='));
     let (_, host) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("host"))?;
     Some(host.trim().trim_matches('"'))
 }
 
-/// Each gateway's prefix, and all of them one after the other: who strips first names its own first.
+/// Returns each gateway's prefix, and all of them joined: the gateway that strips first names its
+/// own first.
 fn prefixes(headers: &HeaderMap) -> Vec<String> {
     let each = members(headers, FORWARDED_PREFIX).map(|prefix| prefix.trim_end_matches('/'));
     let each: Vec<_> = each.filter(|prefix| !prefix.is_empty()).collect();
@@ -119,7 +124,8 @@ fn origin(authority: &str) -> Option<Url> {
     is_authority.then(|| Url::parse(&format!("http://{authority}")).ok()).flatten()
 }
 
-/// The default port of either scheme is none: `Host: a` may stand for both.
+/// Returns the host, and the port unless it is the default of a scheme: `Host: a` may stand for
+/// both.
 fn host_and_port(url: &Url) -> (Option<&str>, Option<u16>) {
     (url.host_str(), url.port().filter(|port| !matches!(port, 80 | 443)))
 }
@@ -130,7 +136,7 @@ mod tests {
 
     use super::Target;
 
-    /// The path that `value` names in the answer to `POST <path>` with these headers.
+    /// Checks the path that `value` names in the response to `POST <path>` with these headers.
     #[track_caller]
     fn check_at(path: &str, host: &str, forwarded: &str, value: &str, want: Option<&str>) {
         let mut request = Request::post(path);

@@ -1,10 +1,11 @@
-//! Every way in which an upstream may read a path.
+//! Path variants: every way in which an upstream may read a path.
 //!
 //! Gateways and frameworks decode, resolve dot segments, merge slashes, take `\` for `/` and cut
-//! off `;parameters`, each in its own order. Instead of guessing the order, every path is walked
-//! by the letter of RFC 3986 and with every choice of these liberties, and so is what each walk
-//! leaves, decoded and as it is, again and again. A job counts if a walk ends at or below it, and also if it merely
-//! passes it (`/jobs/7/../8`): a reader that resolves less would have stopped there.
+//! off `;parameters`, each in its own order. That order is not guessed. Every path is walked by the
+//! letter of RFC 3986 and with every combination of these liberties. The results of each walk are
+//! walked again, decoded and undecoded. A job counts if a walk ends at or below it. It also counts
+//! if a walk merely passes it (`/jobs/7/../8`): a reader that resolves less would have stopped
+//! there.
 
 use std::sync::Arc;
 
@@ -13,36 +14,37 @@ use percent_encoding::percent_decode_str;
 use super::{rules::Rule, template::Template};
 use crate::cache::key::{JobId, readings};
 
-/// How often a path is read by others before it is read last: by a gateway and by a framework.
+/// Number of readers in front of the last one: a gateway and a framework.
 const MAX_READERS: usize = 2;
 
-/// Texts that one round of readers leaves at most, the most literal first; 8 walks each, all linear.
-/// A path that takes every liberty to mean something else has more and was made for the purpose;
-/// others have one or two.
+/// Largest number of texts that one round of readers leaves, the most literal first. Each costs at
+/// most 8 walks, all linear. Only a path made for the purpose has more; other paths have one or
+/// two.
 const MAX_TEXTS: usize = 36;
 
-/// Jobs of one path at most, those that a walk ends at first. An upstream acts on one job for a
-/// path; an honest path gives one or two readings, and only one made for the purpose
-/// (`/jobs/1/../2/../3/..`) more than these. It could outdate nothing but its sender's own write.
+/// Largest number of jobs of one path; those that a walk ends at come first. An upstream acts on
+/// one job per path. An honest path has one or two readings, and only a path made for the purpose
+/// (`/jobs/1/../2/../3/..`) has more than these. It could outdate nothing but the write of its own
+/// sender.
 pub(super) const MAX_JOBS: usize = 32;
 
-/// Ids at most that are looked at because a walk passed them, so that a path full of what is no id
-/// costs little.
+/// Largest number of ids that are examined because a walk passed them, so that a path full of
+/// invalid ids costs little.
 const MAX_PASSED: usize = 256;
 
-/// What the readings of a path name.
+/// The jobs and rules that the readings of a path name.
 #[derive(Debug, Default)]
 pub(super) struct Named {
-    /// The jobs, the most literal reading's first, without repeats, at most [`MAX_JOBS`].
+    /// The jobs without repeats, from the most literal reading first, at most [`MAX_JOBS`].
     pub(super) jobs: Vec<JobId>,
-    /// Some reading is a whole template, though perhaps not with an id that can be one.
+    /// Whether some reading matches a whole template, even if its id is invalid.
     pub(super) is_job_path: bool,
-    /// The rules that some reading matches, without repeats; their `{id}` is among the jobs.
+    /// The rules that match some reading, without repeats. Their `{id}` is among the jobs.
     pub(super) rules: Vec<Arc<Rule>>,
 }
 
 impl Named {
-    /// Adds what another path names.
+    /// Adds the jobs and rules of another path.
     pub(super) fn merge(&mut self, other: Self) {
         other.jobs.into_iter().for_each(|job| add(&mut self.jobs, job));
         let new = |rule: &Arc<Rule>| !self.rules.contains(rule);
@@ -53,7 +55,8 @@ impl Named {
 
 /// Reads a path, or an absolute URL, in every way.
 pub(super) fn named(templates: &[Template], rules: &[&Arc<Rule>], path: &str) -> Named {
-    let (named, passed) = (Named::default(), Vec::new());
+    let named = Named::default();
+    let passed = Vec::new();
     let mut search = Search { templates, rules, named, passed, passes_left: MAX_PASSED };
     if is_literal(path) {
         search.end(&path.split('/').skip(1).collect::<Vec<_>>());
@@ -61,11 +64,11 @@ pub(super) fn named(templates: &[Template], rules: &[&Arc<Rule>], path: &str) ->
     }
     let mut texts = origin_forms(path);
     for _ in 0..=MAX_READERS {
-        let mut left = Vec::new();
+        let mut next_texts = Vec::new();
         for text in &texts {
-            search.read(text, &mut left);
+            search.read(text, &mut next_texts);
         }
-        texts = left;
+        texts = next_texts;
     }
     let Search { mut named, passed, .. } = search;
     for job in passed {
@@ -74,8 +77,8 @@ pub(super) fn named(templates: &[Template], rules: &[&Arc<Rule>], path: &str) ->
     named
 }
 
-/// Whether all readers read a path alike, as nearly all are: nothing in it can be decoded, resolved,
-/// merged, turned or cut off.
+/// Whether all readers read a path alike, as is so for nearly every path: nothing in it can be
+/// decoded, resolved, merged, replaced or cut off.
 fn is_literal(path: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
     path.starts_with('/')
@@ -85,7 +88,8 @@ fn is_literal(path: &str) -> bool {
         && !path.contains("/.")
 }
 
-/// The paths that `target` may stand for: itself, and what follows an authority.
+/// Returns the paths that `target` may stand for: the target itself, and what follows its
+/// authority.
 fn origin_forms(target: &str) -> Vec<String> {
     let target = target.trim().split(['?', '#']).next().unwrap_or_default();
     let is_scheme = |scheme: &str| !scheme.is_empty() && !scheme.contains('/');
@@ -98,22 +102,25 @@ fn origin_forms(target: &str) -> Vec<String> {
     [Some(target), after_authority].into_iter().flatten().map(str::to_owned).collect()
 }
 
-/// The liberties that a walk takes with its text. Servers take any of them without the others.
+/// The liberties that a walk takes with its text. Servers take each of them with or without the
+/// others.
 #[derive(Clone, Copy)]
 struct Liberties {
-    /// Slashes are merged; RFC 3986 5.2.4 keeps empty segments.
+    /// Merges slashes. RFC 3986 5.2.4 keeps empty segments.
     merged: bool,
-    /// Parameters are cut off.
+    /// Cuts off parameters.
     cut: bool,
-    /// `\` stands for `/`.
+    /// Reads `\` as `/`.
     turned: bool,
 }
 
 impl Liberties {
-    /// Those that may make a difference to a text, none of them first.
+    /// Returns the combinations that may make a difference to a text, the one without any liberty
+    /// first.
     fn of(text: &str) -> impl Iterator<Item = Self> {
         let choices = |matters: bool| if matters { &[false, true][..] } else { &[false] };
-        let (cuts, turns) = (choices(text.contains(';')), choices(text.contains('\\')));
+        let cuts = choices(text.contains(';'));
+        let turns = choices(text.contains('\\'));
         let both = [false, true].into_iter();
         both.flat_map(move |merged| {
             cuts.iter()
@@ -122,46 +129,48 @@ impl Liberties {
     }
 }
 
-/// What was found so far.
+/// A search through the readings of a path, and what it has found.
 struct Search<'t> {
     templates: &'t [Template],
     rules: &'t [&'t Arc<Rule>],
     named: Named,
-    /// Jobs that a walk passed without ending at or below them.
+    /// The jobs that a walk passed without ending at or below them.
     passed: Vec<JobId>,
-    /// How many more ids may be looked at because a walk passes them.
+    /// The number of passed ids that may still be examined.
     passes_left: usize,
 }
 
 impl Search<'_> {
-    /// Walks a text and adds what is left to read: what it decodes to, raw and after each walk, and
-    /// what each walk leaves that changes it.
-    fn read(&mut self, text: &str, left: &mut Vec<String>) {
-        let walks: Vec<_> = Liberties::of(text).map(|taken| self.walk(text, taken)).collect();
+    /// Walks a text in every way. Adds the texts for the next round: the decoded text, the result
+    /// of each walk decoded, and the result of each walk where it differs from the text.
+    fn read(&mut self, text: &str, next_texts: &mut Vec<String>) {
+        let walks: Vec<_> =
+            Liberties::of(text).map(|liberties| self.walk(text, liberties)).collect();
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let encoded = text.contains('%').then_some(text);
-        let after = walks.iter().map(|walk| decoded(walk));
-        let texts = encoded.map(decoded).into_iter().chain(after).chain(walks.iter().cloned());
+        let walked = walks.iter().map(|walk| decoded(walk));
+        let texts = encoded.map(decoded).into_iter().chain(walked).chain(walks.iter().cloned());
         for next in texts {
-            if left.len() >= MAX_TEXTS {
+            if next_texts.len() >= MAX_TEXTS {
                 return;
             }
-            if next != text && !left.contains(&next) {
-                left.push(next);
+            if next != text && !next_texts.contains(&next) {
+                next_texts.push(next);
             }
         }
     }
 
-    /// Resolves the dot segments of a text, noting the jobs on the way. Returns what is left.
-    fn walk(&mut self, text: &str, taken: Liberties) -> String {
-        let separators: &[char] = if taken.turned { &['/', '\\'] } else { &['/'] };
+    /// Resolves the dot segments of a text and records the jobs on the way. Returns the resulting
+    /// path.
+    fn walk(&mut self, text: &str, liberties: Liberties) -> String {
+        let separators: &[char] = if liberties.turned { &['/', '\\'] } else { &['/'] };
         let mut stack: Vec<&str> = Vec::new();
         for segment in text.strip_prefix(separators).unwrap_or(text).split(separators) {
             let bare = segment.split(';').next().unwrap_or_default();
-            let segment = if taken.cut { bare } else { segment };
+            let segment = if liberties.cut { bare } else { segment };
             match segment {
                 "." => {}
-                "" if taken.merged => {}
+                "" if liberties.merged => {}
                 ".." => {
                     self.pass(&stack);
                     stack.pop();
@@ -173,7 +182,7 @@ impl Search<'_> {
         format!("/{}", stack.join("/"))
     }
 
-    /// Notes the jobs that a walk is about to leave.
+    /// Records the jobs that a walk is about to leave.
     fn pass(&mut self, stack: &[&str]) {
         for template in self.templates.iter().filter(|t| t.id_position() + 1 == stack.len()) {
             let Some(id) = template.id_at_or_above(stack).filter(|_| self.passes_left > 0) else {
@@ -186,7 +195,7 @@ impl Search<'_> {
         }
     }
 
-    /// Notes the jobs that a walk ended at or below.
+    /// Records the jobs that a walk ended at or below, and the rules that match.
     fn end(&mut self, stack: &[&str]) {
         for template in self.templates {
             for job in template.id_at_or_above(stack).into_iter().flat_map(readings) {
@@ -213,7 +222,7 @@ fn add(jobs: &mut Vec<JobId>, job: JobId) {
 
 #[cfg(test)]
 mod tests {
-    /// The short way must find what the long one does.
+    /// The shortcut must find what the full search does.
     #[test]
     fn a_literal_path_has_one_reading() {
         for literal in ["/jobs/7", "/a/b-c/d.e/~f", "/jobs/7/cancel"] {
@@ -300,17 +309,18 @@ mod tests {
         {
             check(path, &["7"]);
         }
-        // By the letter the empty segment is what `..` removes, merged it would be `jobs`.
+        // RFC 3986 makes `..` remove the empty segment; with merged slashes it removes `jobs`.
         check("/jobs//../7", &["7"]);
-        // Resolved first these are /jobs/7, decoded first /7.
+        // Resolved before decoding these are /jobs/7, decoded first /7.
         check("/jobs/%2e/../7", &["7"]);
         check("/%6aobs/%2e/../7", &["7"]);
         check("/%6aobs/%2e;x/..;x/7", &["7"]);
-        // Parameters cut off and empty segments kept; and the other way round.
+        // Parameters are cut off and empty segments kept, and the other way round.
         check("/jobs//..;x/7", &["7"]);
         check("/jobs/..;x/..//7", &["7"]);
         check("/jobs//..\\7", &["7"]);
-        // One that resolves before one that merges, or that takes `\` for `/`; neither decodes.
+        // A reader that resolves is followed by one that merges slashes or takes `\` for `/`.
+        // Neither decodes.
         check("/x//..//7/8", &["7"]);
         check("/jobs/a/..\\7", &["a", "7"]);
         check("/x//./;//..;x/7//..;x///\\ju", &["7", "ju"]);
@@ -345,7 +355,8 @@ mod tests {
         }
     }
 
-    /// Spells `/jobs/7/cancel` as an upstream that decodes, then normalises would still understand.
+    /// Spells `/jobs/7/cancel` in a way that an upstream that decodes, then normalises, still
+    /// understands.
     fn disguised(rng: &mut fastrand::Rng) -> String {
         let mut path = String::new();
         for segment in ["jobs", "7", "cancel"] {
@@ -365,7 +376,7 @@ mod tests {
 
     fn encoded(path: &str, rng: &mut fastrand::Rng) -> String {
         let encode = |(at, c): (usize, char)| match rng.u8(..4) {
-            // The request target itself begins with a slash.
+            // The request target begins with a literal slash.
             0 if at > 0 => format!("%{:02x}", u32::from(c)),
             1 if at > 0 => format!("%{:02X}", u32::from(c)),
             _ => c.to_string(),

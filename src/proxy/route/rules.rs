@@ -1,7 +1,7 @@
 //! The rules of `[[invalidate]]`: which further jobs a write changes.
 //!
-//! A rule matches the path of a write in whatever way an upstream may read it, as routes do, but
-//! only as a whole: what holds for `DELETE /jobs` does not hold for `DELETE /jobs/7`.
+//! A rule matches the path of a write in every way that an upstream may read it, as routes do, but
+//! only as a whole: a rule for `DELETE /jobs` does not apply to `DELETE /jobs/7`.
 
 use std::sync::Arc;
 
@@ -19,22 +19,22 @@ use crate::{
     pointer::{BadPointer, Pointer},
 };
 
-/// Rules at most: each is compared with the path of every write.
+/// Largest number of rules. Each is compared with the path of every write.
 const MAX_RULES: usize = 64;
-/// Pointers of one side of a rule at most.
+/// Largest number of pointers into one body of a rule.
 const MAX_POINTERS: usize = 32;
-/// Jobs that the bodies of one write may name at most; a fence and an end each.
+/// Largest number of jobs that one body may name. Each costs a fence and an invalidation.
 pub const MAX_NAMED: usize = 1_000;
 
-/// The rules, in the order of the file.
+/// The rules in the order of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules(Vec<Arc<Rule>>);
 
-/// One rule, ready to be matched.
+/// A parsed rule.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rule {
     number: usize,
-    /// Every unsafe one, if there are none.
+    /// Empty for every unsafe method.
     methods: Vec<Method>,
     path: Vec<Segment>,
     request: Vec<Pointer>,
@@ -45,84 +45,84 @@ pub struct Rule {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Segment {
-    /// In any case: some frameworks compare so.
+    /// Compared without case, as some frameworks do.
     Literal(String),
-    /// `{id}`: the job's.
+    /// `{id}`: the id of the job.
     Id,
     /// `{name}`: anything.
     Any,
 }
 
-/// The body that is looked into.
+/// The body that a rule reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// What the client sends.
+    /// The request body.
     Request,
-    /// What the upstream answers.
+    /// The response body.
     Response,
 }
 
-/// A rule that cannot be used.
+/// A rule that cannot be used. The message names the rule.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("[[invalidate]] rule {number}: {why}")]
 pub struct BadRule {
-    /// Which one, from 1.
+    /// The number of the rule, from 1.
     pub number: usize,
-    /// What is wrong with it.
+    /// Why it cannot be used.
     pub why: Fault,
 }
 
-/// What is wrong with a rule.
+/// Why a rule cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Fault {
-    /// It says for which writes it is nowhere.
+    /// The rule has no path.
     #[error("it has no path; give it one such as path = \"/uploads/{{id}}/finish\"")]
     NoPath,
     /// The path does not begin with a slash.
     #[error("path = {0:?} is not absolute; begin it with '/'")]
     Relative(String),
-    /// A segment that no path could match.
+    /// The path has a segment that no request could match.
     #[error(
         "path = {path:?} has the segment {segment:?}; use {{id}}, {{any_name}}, or one or more of \
          A-Z a-z 0-9 . _ ~ -, not '.' or '..', and no slash at the end"
     )]
     Segment {
-        /// The template.
+        /// The path of the rule.
         path: String,
-        /// The segment.
+        /// The invalid segment.
         segment: String,
     },
-    /// `{id}` stands more than once.
+    /// The path has `{id}` more than once.
     #[error("path = {0:?} has more than one segment {{id}}; give the others another name")]
     Ids(String),
-    /// Not a method.
+    /// A method is not a valid method name.
     #[error("{0:?} is not a method; give names such as \"POST\"")]
     Method(String),
-    /// Not one that changes anything.
+    /// A method is safe, so it changes nothing.
     #[error("{0} changes nothing; leave it out: GET, HEAD, OPTIONS and TRACE are never matched")]
     SafeMethod(String),
-    /// Not a pointer.
+    /// A JSON pointer is invalid.
     #[error("{pointer:?} {why}")]
     Pointer {
-        /// What was given.
+        /// The pointer as given.
         pointer: String,
-        /// What is wrong with it, and what to do.
+        /// Why it is invalid, and what to do.
         why: BadPointer,
     },
-    /// More than are followed.
-    #[error("it has {0} pointers into one body, of at most {MAX_POINTERS}; leave some out")]
+    /// One body has too many pointers.
+    #[error("it has {0} pointers into one body, at most {MAX_POINTERS} are allowed; remove some")]
     Pointers(usize),
-    /// It would never invalidate anything.
+    /// The rule would never invalidate anything.
     #[error(
         "it names no job; give it {{id}} in its path, request or response with JSON pointers, or \
          all = true"
     )]
     NoSource,
-    /// It invalidates everything and something else.
-    #[error("all = true drops every job already; leave request and response out")]
+    /// The rule drops every job and names some as well.
+    #[error("all = true already drops every job; remove request and response")]
     AllAndMore,
-    /// More rules than are compared with every write.
-    #[error("it is one too many, of at most {MAX_RULES}; leave some out")]
+    /// There are more rules than are compared with every write.
+    #[error("there are too many rules, at most {MAX_RULES} are allowed; remove some")]
     TooMany,
 }
 
@@ -134,14 +134,15 @@ impl Rules {
         Ok(Self(rules.collect::<Result<_, _>>()?))
     }
 
-    /// Those that are for a write of this method, or of one that a header names instead.
+    /// Returns the rules for a write with this method, or with a method that a header names
+    /// instead.
     pub(super) fn of(&self, method: &Method, headers: &HeaderMap) -> Vec<&Arc<Rule>> {
         self.0.iter().filter(|rule| rule.is_for(method, headers)).collect()
     }
 }
 
 impl Rule {
-    /// Parses one, the `number`th from 1.
+    /// Parses the `number`th rule, counted from 1.
     pub fn parse(number: usize, rule: &config::Rule) -> Result<Self, BadRule> {
         Self::checked(number, rule).map_err(|why| BadRule { number, why })
     }
@@ -152,35 +153,37 @@ impl Rule {
         }
         let path = segments(&rule.path)?;
         let methods = rule.methods.iter().map(|name| method(name)).collect::<Result<_, _>>()?;
-        let (request, response) = (pointers(&rule.request)?, pointers(&rule.response)?);
-        let points = !request.is_empty() || !response.is_empty();
-        if rule.all && points {
+        let request = pointers(&rule.request)?;
+        let response = pointers(&rule.response)?;
+        let has_pointers = !request.is_empty() || !response.is_empty();
+        if rule.all && has_pointers {
             return Err(Fault::AllAndMore);
         }
-        if !rule.all && !points && !path.contains(&Segment::Id) {
+        if !rule.all && !has_pointers && !path.contains(&Segment::Id) {
             return Err(Fault::NoSource);
         }
-        let (all, max_body) = (rule.all, rule.max_body);
+        let all = rule.all;
+        let max_body = rule.max_body;
         Ok(Self { number, methods, path, request, response, all, max_body })
     }
 
-    /// Which one it is, from 1.
+    /// Returns the number of the rule in the configuration file, from 1.
     pub fn number(&self) -> usize {
         self.number
     }
 
-    /// Whether the writes that it matches change every job.
+    /// Whether every write that matches changes every job.
     pub fn is_all(&self) -> bool {
         self.all
     }
 
-    /// How much of this body it looks at, if it does at all.
+    /// Returns how many bytes of this body the rule reads, or `None` if it does not read it.
     pub fn max_body(&self, side: Side) -> Option<usize> {
         (!self.pointers(side).is_empty()).then_some(self.max_body)
     }
 
-    /// The jobs that a body names: every reading of every string and whole number that a pointer
-    /// leads to, at most one more than [`MAX_NAMED`].
+    /// Returns the jobs that a body names: every reading of every string and whole number that a
+    /// pointer leads to, at most one more than [`MAX_NAMED`].
     pub fn jobs(&self, side: Side, body: &Value) -> Vec<JobId> {
         let mut jobs = Vec::new();
         for pointer in self.pointers(side) {
@@ -194,7 +197,7 @@ impl Rule {
         jobs
     }
 
-    /// Whether it matches a path of these segments.
+    /// Whether the rule matches a path with these segments.
     pub(super) fn matches(&self, segments: &[&str]) -> bool {
         let same = |(segment, pattern): (&&str, &Segment)| match pattern {
             Segment::Literal(literal) => literal.eq_ignore_ascii_case(segment),
@@ -203,20 +206,20 @@ impl Rule {
         segments.len() == self.path.len() && segments.iter().zip(&self.path).all(same)
     }
 
-    /// The segment of a path that it matches where its `{id}` is.
+    /// Returns the segment at the `{id}` of the rule, in a path that the rule matches.
     pub(super) fn id<'p>(&self, segments: &[&'p str]) -> Option<&'p str> {
         let position = self.path.iter().position(|segment| *segment == Segment::Id)?;
         segments.get(position).copied()
     }
 
     fn is_for(&self, method: &Method, headers: &HeaderMap) -> bool {
-        let is_ours = |name: &[u8]| {
-            self.methods.iter().any(|ours| ours.as_str().as_bytes().eq_ignore_ascii_case(name))
+        let is_listed = |name: &[u8]| {
+            self.methods.iter().any(|listed| listed.as_str().as_bytes().eq_ignore_ascii_case(name))
         };
         let mut overrides = METHOD_OVERRIDES.into_iter().flat_map(|name| headers.get_all(name));
         self.methods.is_empty()
-            || is_ours(method.as_str().as_bytes())
-            || overrides.any(|value| is_ours(value.as_bytes().trim_ascii()))
+            || is_listed(method.as_str().as_bytes())
+            || overrides.any(|value| is_listed(value.as_bytes().trim_ascii()))
     }
 
     fn pointers(&self, side: Side) -> &[Pointer] {
@@ -228,7 +231,7 @@ impl Rule {
 }
 
 impl Side {
-    /// The word for logs and metrics.
+    /// Returns the word for logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Request => "request",
@@ -237,11 +240,11 @@ impl Side {
     }
 }
 
-/// What a value reads as: ids come as strings, and from databases as whole numbers.
+/// Returns the ids that a value reads as. Ids are strings, or whole numbers from databases.
 pub(crate) fn ids(value: &Value) -> Vec<JobId> {
     match value {
         Value::String(text) => readings(text),
-        // RFC 8259 6 knows one kind of number: to many backends 7.0 is 7.
+        // RFC 8259 6 has one kind of number: many upstreams read 7.0 as 7.
         Value::Number(number) if number.as_f64().is_some_and(|number| number.fract() == 0.0) => {
             readings(&number.to_string())
         }

@@ -1,43 +1,43 @@
-//! One path template: `/jobs/{id}`.
+//! A path template: `/jobs/{id}`.
 
 use thiserror::Error;
 
-/// Templates at most: each is compared with every path.
+/// Largest number of templates. Each is compared with every path.
 pub(super) const MAX_TEMPLATES: usize = 64;
 
-/// The segment that stands for the id.
+/// The segment that stands for the id of the job.
 pub(super) const ID: &str = "{id}";
 
-/// A template that cannot be used.
+/// Why a template cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BadTemplate {
-    /// There is none.
+    /// No template is given.
     #[error("no route given; give at least one such as '/jobs/{{id}}'")]
     Missing,
-    /// More than can be compared with every request.
-    #[error("{count} routes given, of at most {MAX_TEMPLATES}; leave some out")]
+    /// There are more templates than can be compared with every request.
+    #[error("{count} routes given, at most {MAX_TEMPLATES} are allowed; remove some")]
     TooMany {
-        /// How many.
+        /// The number of templates given.
         count: usize,
     },
-    /// It does not begin with a slash.
+    /// The template does not begin with a slash.
     #[error("route '{}' is not absolute; begin it with '/'", template.escape_debug())]
     Relative {
         /// The template.
         template: String,
     },
-    /// A segment stands for the id in the words of a framework.
+    /// The id is written in the syntax of a framework.
     #[error(
-        "route '{}' names the job's id in other words; write {{id}} where the job's id is: '{}'",
+        "route '{}' has another placeholder for the job's id; write {{id}} instead: '{}'",
         template.escape_debug(), meant.escape_debug()
     )]
     Named {
         /// The template.
         template: String,
-        /// What was meant.
+        /// The same template with `{id}`.
         meant: String,
     },
-    /// Not exactly one segment is `{id}`.
+    /// The template does not have exactly one segment `{id}`.
     #[error(
         "route '{}' has {count} segments '{{id}}'; give it exactly one",
         template.escape_debug()
@@ -45,10 +45,10 @@ pub enum BadTemplate {
     Id {
         /// The template.
         template: String,
-        /// How many it has.
+        /// The number of segments `{id}`.
         count: usize,
     },
-    /// A segment that no request could match literally.
+    /// A segment is not literal, so no request could match it.
     #[error(
         "route '{}' has the segment '{}'; use one or more of A-Z a-z 0-9 . _ ~ -, \
          not '.' or '..', and no slash at the end",
@@ -57,17 +57,17 @@ pub enum BadTemplate {
     Segment {
         /// The template.
         template: String,
-        /// The segment.
+        /// The segment that is not literal.
         segment: String,
     },
 }
 
-/// Literal segments around one id.
+/// The literal segments of a template, before and after its `{id}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Template {
     before: Vec<String>,
     after: Vec<String>,
-    /// What a path begins with, to the slash before its id, and what follows that.
+    /// The text of a path before the id, with the slash, and the text after it.
     ends: (String, String),
     text: String,
 }
@@ -78,13 +78,14 @@ impl Template {
             return Err(BadTemplate::Relative { template: template.to_owned() });
         };
         let segments: Vec<&str> = path.split('/').collect();
-        if let Some(meant) = meant(&segments) {
-            return Err(BadTemplate::Named { template: template.to_owned(), meant });
+        if let Some(suggested) = meant(&segments) {
+            return Err(BadTemplate::Named { template: template.to_owned(), meant: suggested });
         }
         if let Some(segment) =
             segments.iter().find(|segment| **segment != ID && !is_literal(segment))
         {
-            let (template, segment) = (template.to_owned(), (*segment).to_owned());
+            let template = template.to_owned();
+            let segment = (*segment).to_owned();
             return Err(BadTemplate::Segment { template, segment });
         }
         let mut parts = segments.split(|segment| *segment == ID);
@@ -99,46 +100,46 @@ impl Template {
         Ok(Self { before, after, ends: (start + "/", end), text })
     }
 
-    /// The path with this id.
+    /// Returns the path of this id.
     pub(super) fn path(&self, id: &str) -> String {
         let (start, end) = &self.ends;
         [start, id, end].concat()
     }
 
-    /// The id segment of a path that is this template, byte for byte.
+    /// Returns the id segment of a path that matches this template byte for byte.
     pub(super) fn id<'p>(&self, path: &'p str) -> Option<&'p str> {
         let (start, end) = &self.ends;
         let id = path.strip_prefix(start.as_str())?.strip_suffix(end.as_str())?;
         (!id.is_empty() && !id.as_bytes().contains(&b'/')).then_some(id)
     }
 
-    /// The id segment of a path that is this template or goes on from its id, in any case: some
-    /// frameworks compare literals so.
+    /// Returns the id segment of a path that matches this template up to its id. Ignores case, as
+    /// some frameworks do.
     pub(super) fn id_at_or_above<'p>(&self, segments: &[&'p str]) -> Option<&'p str> {
         let (before, rest) = segments.split_at_checked(self.before.len())?;
         let id = rest.first()?;
         same(before, &self.before).then_some(id)
     }
 
-    /// As it was given.
+    /// Returns the template as it was given.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Where in a path the id stands.
+    /// Returns the index of the id among the segments of a path.
     pub(super) fn id_position(&self) -> usize {
         self.before.len()
     }
 
-    /// Whether a path is this template, in any case and with anything for an id.
+    /// Whether a path matches this whole template, in any case and with any non-empty id.
     pub(super) fn is_whole(&self, segments: &[&str]) -> bool {
         let after = segments.get(self.before.len() + 1..).unwrap_or_default();
         self.id_at_or_above(segments).is_some_and(|id| !id.is_empty()) && same(after, &self.after)
     }
 }
 
-/// The template with `{id}` for what frameworks write there, where that is one segment and all else is
-/// as it must be: `{job_id}`, `:id`, `<int:id>`.
+/// Returns the template with `{id}` in place of the placeholder of a framework (`{job_id}`, `:id`,
+/// `<int:id>`), if there is exactly one and every other segment is valid.
 fn meant(segments: &[&str]) -> Option<String> {
     let is_named = |segment: &&&str| {
         let inside = [("{", "}"), ("<", ">"), (":", "")].into_iter().find_map(|(open, close)| {
@@ -150,10 +151,10 @@ fn meant(segments: &[&str]) -> Option<String> {
     };
     let mut named = segments.iter().filter(is_named);
     let (Some(id), None) = (named.next(), named.next()) else { return None };
-    let meant: Vec<_> =
+    let suggested: Vec<_> =
         segments.iter().map(|segment| if segment == id { ID } else { segment }).collect();
-    let literal = meant.iter().filter(|segment| is_literal(segment)).count();
-    (*id != ID && literal + 1 == meant.len()).then(|| format!("/{}", meant.join("/")))
+    let literal = suggested.iter().filter(|segment| is_literal(segment)).count();
+    (*id != ID && literal + 1 == suggested.len()).then(|| format!("/{}", suggested.join("/")))
 }
 
 fn same(segments: &[&str], literals: &[String]) -> bool {
@@ -164,7 +165,8 @@ fn same(segments: &[&str], literals: &[String]) -> bool {
             .all(|(segment, literal)| segment.eq_ignore_ascii_case(literal))
 }
 
-/// RFC 3986 2.3, unreserved: what a client has no reason to encode.
+/// Whether a segment has only unreserved characters (RFC 3986 2.3), which a client has no reason to
+/// encode.
 pub(super) fn is_literal(segment: &str) -> bool {
     let unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-');
     !segment.is_empty() && segment.bytes().all(unreserved) && !matches!(segment, "." | "..")

@@ -1,33 +1,36 @@
-//! What bytes are, read narrowly: what could be taken in two ways is nothing here.
+//! Recognises a plain GET in raw bytes. Bytes that could be read in two ways are not recognised.
 //!
-//! It reads request lines and finds where heads end, and no fields: those are for hyper.
+//! This module reads request lines and finds the ends of heads. It reads no header fields; hyper
+//! does.
 
-/// What stands before and after the path.
+/// The parts of a request line before and after the path.
 pub(super) const REQUEST_LINE: (&[u8], &[u8]) = (b"GET ", b" HTTP/1.1\r\n");
 
-/// The path of a request line that any two readers take for the same: no query, no encoding.
+/// Returns the path of a request line if every parser reads it the same way: it has no query and no
+/// percent-encoding.
 pub(super) fn path_of(line: &[u8]) -> Option<&str> {
     let path = line.strip_prefix(REQUEST_LINE.0)?.strip_suffix(REQUEST_LINE.1)?;
-    let plain =
+    let is_plain =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'/' | b'-');
-    // Without a way out, so that several bytes are looked at at a time.
-    let others = path.iter().fold(0, |others, byte| others | u8::from(!plain(*byte)));
-    let path = path.starts_with(b"/").then_some(path).filter(|_| others == 0)?;
+    // No early exit, so that several bytes are checked at a time.
+    let invalid = path.iter().fold(0, |invalid, byte| invalid | u8::from(!is_plain(*byte)));
+    let path = path.starts_with(b"/").then_some(path).filter(|_| invalid == 0)?;
     std::str::from_utf8(path).ok()
 }
 
-/// Whether it begins as a GET and ends in the only empty line in it, by anybody's reading of one.
+/// Whether the bytes begin as a GET and end in the only empty line among them, whatever a parser
+/// accepts as a line end.
 pub(super) fn is_one_get(bytes: &[u8]) -> bool {
     let Some(rest) = bytes.strip_suffix(b"\r\n\r\n").filter(|rest| rest.starts_with(b"GET "))
     else {
         return false;
     };
-    let is = |byte: &u8, other: u8| u8::from(*byte == other);
+    let equals = |byte: &u8, other: u8| u8::from(*byte == other);
     let next = rest.iter().skip(1).zip(rest.iter().skip(2));
-    // Of a line end and the two bytes after it; without a way out, as above.
+    // Looks at each line feed and the two bytes after it. No early exit, as above.
     let empty = rest.iter().zip(next).fold(0, |empty, (end, (first, second))| {
-        let line = is(first, b'\n') | is(first, b'\r') & is(second, b'\n');
-        empty | is(end, b'\n') & line
+        let line = equals(first, b'\n') | equals(first, b'\r') & equals(second, b'\n');
+        empty | equals(end, b'\n') & line
     });
     empty == 0 && !rest.ends_with(b"\n")
 }

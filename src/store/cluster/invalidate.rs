@@ -1,33 +1,35 @@
-//! Invalidations: at whoever owns a key, and key by key where its slot is on its way.
+//! Invalidations: sent to the owner of a key, and key by key while its slot is moving.
 //!
-//! # While a slot is on its way
+//! # While a slot is moving
 //!
-//! Its keys are on two nodes, each on one of them at a time, and a script over the four keys of a job is
-//! refused: with `TRYAGAIN` where some are here and some are not, with `ASK` where none is here, and at
-//! the other node with `TRYAGAIN` unless all are there, the fence included. Reads may pass; a write or a
-//! purge that was not confirmed would leave the entry to other sidecars. So it is taken apart into
-//! commands of one key each, which are always served: at the source if the key is there, else it says
-//! `ASK`, and the target serves whoever says `ASKING`. A key that the source does not have is not made
-//! there any more (it says `ASK` to that, too), so between its answer and ours to the target the key
-//! cannot slip back.
+//! The keys of the slot are on two nodes, each key on one node at a time, and a script over the
+//! four keys of a job is refused: by the source with `TRYAGAIN` if only some of the keys are there,
+//! with `ASK` if none is; by the target with `TRYAGAIN` unless all of them are there, the fence
+//! included. Reads may pass, but a write or a purge that was not confirmed would leave the entry to
+//! other sidecars. So the script is split into commands of one key each, which are always served:
+//! by the source if it has the key; otherwise the source answers `ASK`, and the target serves a
+//! client that sends `ASKING`. The source does not create a key that it no longer has (it answers
+//! `ASK` to that, too), so the key cannot slip back between the answer of the source and our
+//! command to the target.
 //!
-//! Apart they are not atomic. This is why their order is enough:
+//! The commands are not atomic together. Their order is enough:
 //!
-//! - **Begin** sets the fence, then deletes main, meta and lease. A lease that was granted before main
-//!   was deleted has lost its placeholder, and its fill is refused. One that is asked for after that
-//!   finds the fence. (No lease is granted while the slot is on its way; but it may arrive in between.)
-//! - **End** deletes main, meta and lease, then lifts the fence; with a linger the fence is set first,
-//!   as above. Once main is deleted nobody has a hit, and who fills has lost his placeholder. Whoever
-//!   leases after that reads the upstream after the write.
-//! - **A fill** is a script over main, meta and lease, of which meta is not there while a lease stands:
-//!   it is refused while the slot is on its way. After that main has lost its placeholder, or another
-//!   master is asked, whose epoch is not that of the lease. So it is with `admit` and `replace`, which
-//!   name the fence and so are refused as well.
-//! - **A script that was begun** at the source with all four keys there, and which removes one and then
-//!   looks at it, is stopped half-way. What it did is a part of what is done again here.
+//! - **Begin** sets the fence, then deletes main, meta and lease. A lease that was granted before
+//!   main was deleted has lost its placeholder, and its fill is refused. A lease that is requested
+//!   later finds the fence. (No lease is granted while the slot is moving; but the move may end in
+//!   between.)
+//! - **End** deletes main, meta and lease, then lifts the fence; with a linger the fence is set
+//!   first, as above. Once main is deleted there are no hits, and a fill in flight has lost its
+//!   placeholder. A reader that takes a lease after that reads the upstream after the write.
+//! - **A fill** is a script over main, meta and lease, and meta does not exist while a lease
+//!   stands, so the fill is refused while the slot is moving. After the move either main has lost
+//!   its placeholder, or another master is asked, and its epoch is not that of the lease. `admit`
+//!   and `replace` name the fence, and so are refused as well.
+//! - **A script that was begun** at the source while all four keys were there, and that removes a
+//!   key and then looks at it, is stopped half-way. What it did is part of what is done again here.
 //!
-//! `MOVED` says that the map is out of date: it is learned anew and the key tried once more, within the
-//! time that the caller has.
+//! `MOVED` means that the slot map is out of date: the map is refreshed and the key tried once
+//! more, within the time that the caller has.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -48,12 +50,12 @@ use crate::{
 static FENCE: LazyLock<String> =
     LazyLock::new(|| mutants::script("fence", include_str!("../lua/fence.lua")));
 
-/// What is to be done at whoever owns a key.
+/// One operation on a key, for the owner of the key.
 #[derive(Clone, Copy, Debug)]
 enum Errand<'e> {
     Begin(&'e Key, &'e Token, Duration),
     End(&'e Key, &'e Token, Duration),
-    /// Of an entry under this name.
+    /// Deletes the entry under this name.
     Void(&'e [u8]),
 }
 
@@ -69,7 +71,7 @@ impl Cluster {
         let results = budget.spend_each(begins).await;
         self.world.blame(keys, &results);
         let result = results.into_iter().collect::<Result<(), _>>();
-        // Connections are not held on to: the end goes to whoever owns the key then.
+        // No connection is remembered: the end goes to the owner of the key at that time.
         let begun = if result.is_ok() { Begun::Confirmed(None) } else { Begun::Scattered };
         (begun, result)
     }
@@ -79,44 +81,44 @@ impl Cluster {
         let _ = timeout(DETACHED_TIMEOUT, join_all(begins)).await;
     }
 
-    /// Confirmed for every key, or remembered as pending for those that were not.
+    /// Returns the confirmation for all keys; those that were not confirmed are pending.
     pub(in crate::store) async fn end(
         &self,
         write: &Write,
         linger: Duration,
         budget: &mut Budget,
     ) -> Result<Ended, StoreError> {
-        let mut tally = Tally::default();
+        let mut outcome = Tally::default();
         let results = self.world.end_each(&write.keys, &write.id, linger, budget).await;
-        tally.take(&write.keys, results);
-        // A begin that was sent and not confirmed may still come, and would leave its fence.
-        let again = matches!(write.begun, Begun::Scattered);
-        let unsure = if again { write.keys.iter().collect() } else { tally.unsure };
+        outcome.take(&write.keys, results);
+        // A begin that was sent and not confirmed may still arrive, and would leave its fence.
+        let may_arrive_late = matches!(write.begun, Begun::Scattered);
+        let unsure = if may_arrive_late { write.keys.iter().collect() } else { outcome.unsure };
         self.world.debts.remember(&unsure, &write.id, linger).await;
-        tally.ended
+        outcome.ended
     }
 
-    /// Ends keys in chunks. A chunk waits for `wait` at most; a master that is lost keeps nobody from
-    /// asking the others.
+    /// Ends keys in chunks. A chunk waits for `wait` at most; a lost master does not keep the keys
+    /// of the others from being ended.
     pub(in crate::store) async fn purge(
         &self,
         write: &Write,
         wait: Duration,
     ) -> (Result<Ended, StoreError>, Vec<Option<Was>>) {
         let deadline = Instant::now() + PURGE_TIMEOUT;
-        let mut tally = Tally::default();
+        let mut outcome = Tally::default();
         for chunk in write.keys.chunks(REPLAY_BATCH) {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut budget = Budget::new(wait.min(left));
             let ends = self.world.end_each(chunk, &write.id, Duration::ZERO, &mut budget);
-            tally.take(chunk, ends.await);
+            outcome.take(chunk, ends.await);
         }
-        self.world.debts.remember(&tally.unsure, &write.id, Duration::ZERO).await;
-        (tally.ended, tally.was)
+        self.world.debts.remember(&outcome.unsure, &write.id, Duration::ZERO).await;
+        (outcome.ended, outcome.was)
     }
 
     pub(in crate::store) async fn purge_all(&self) -> Ended {
-        // From here on every key is bypassed, until this very purge has been confirmed for its slot.
+        // Every key is bypassed from here on, until this purge has been confirmed for its slot.
         let sweep = self.world.debts.pending.add_all().await;
         let ended = self.world.purge_all(&sweep).await;
         if ended == Ended::Pending {
@@ -128,7 +130,7 @@ impl Cluster {
 }
 
 impl World {
-    /// Ends keys at the same time; each result is its own.
+    /// Ends keys at the same time; each has its own result.
     async fn end_each(
         &self,
         keys: &[Key],
@@ -142,7 +144,8 @@ impl World {
         results
     }
 
-    /// Tells the masters that were late: for each it is one operation.
+    /// Reports timeouts to the masters concerned: one operation for each, however many keys were
+    /// late.
     fn blame<T>(&self, keys: &[Key], results: &[Result<T, StoreError>]) {
         let mut late: Vec<u16> = keys
             .iter()
@@ -166,7 +169,7 @@ impl World {
         self.at_owner(key.main().as_bytes(), Errand::Begin(key, write, fence)).await.map(drop)
     }
 
-    /// Tells what there was.
+    /// Returns what was found under the key.
     pub(super) async fn end_key(
         &self,
         key: &Key,
@@ -176,36 +179,36 @@ impl World {
         self.at_owner(key.main().as_bytes(), Errand::End(key, write, linger)).await
     }
 
-    /// Deletes an entry, whatever its name.
+    /// Deletes an entry; the name need not be a valid key.
     pub(super) async fn void(&self, name: &[u8]) -> Result<(), StoreError> {
         self.at_owner(name, Errand::Void(name)).await.map(drop)
     }
 
-    /// At whoever owns a name; once more, if the map was out of date.
-    async fn at_owner(&self, name: &[u8], errand: Errand<'_>) -> Result<Was, StoreError> {
+    /// Runs an operation at the owner of a name, and once more if the slot map was out of date.
+    async fn at_owner(&self, name: &[u8], op: Errand<'_>) -> Result<Was, StoreError> {
         let shard = self.map.shard_of(name)?;
-        match self.run(&shard, errand).await {
+        match self.run(&shard, op).await {
             Err(StoreError::Redirected(_)) if mutants::is(Mutant::RedirectedIsDone) => {
                 Ok(Was::default())
             }
             Err(StoreError::Redirected(Redirect::Moved)) => {
                 self.lessons.next().await;
                 let shard = self.map.shard_of(name)?;
-                self.run(&shard, errand).await
+                self.run(&shard, op).await
             }
             other => other,
         }
     }
 
-    async fn run(&self, shard: &Shard, errand: Errand<'_>) -> Result<Was, StoreError> {
-        let done = match errand {
+    async fn run(&self, shard: &Shard, op: Errand<'_>) -> Result<Was, StoreError> {
+        let done = match op {
             Errand::Begin(key, write, fence) => {
                 shard.redis.begin_key(key, write, fence).await.map(|()| Was::default())
             }
             Errand::End(key, write, linger) => shard.redis.end_key(key, write, linger).await,
             Errand::Void(name) => return self.void_at(shard, name).await,
         };
-        match (done, errand) {
+        match (done, op) {
             (Err(error), _) if !is_apart(&error) || mutants::is(Mutant::RedirectedIsDone) => {
                 Err(error)
             }
@@ -227,7 +230,7 @@ impl World {
         fence: Duration,
     ) -> Result<(), StoreError> {
         let fenced = self.fence(shard, key, write, fence).await;
-        // Also where there is no room for a fence.
+        // Also if there is no memory for a fence.
         self.void_at(shard, key.main().as_bytes()).await?;
         fenced
     }
@@ -241,13 +244,13 @@ impl World {
     ) -> Result<Was, StoreError> {
         let fenced =
             if linger.is_zero() { Ok(()) } else { self.fence(shard, key, write, linger).await };
-        let was = self.void_at(shard, key.main().as_bytes()).await?;
+        let receipt = self.void_at(shard, key.main().as_bytes()).await?;
         if linger.is_zero() {
             let mut lift = cmd("ZREM");
             lift.arg(key.companion("fence")).arg(write.as_str());
             self.single::<i64>(shard, &lift).await?;
         }
-        fenced.and_then(|()| shard.redis.confirmed(key)).map(|()| was)
+        fenced.and_then(|()| shard.redis.confirmed(key)).map(|()| receipt)
     }
 
     async fn fence(
@@ -263,21 +266,21 @@ impl World {
         self.single::<i64>(shard, &set).await.map(drop)
     }
 
-    /// Deletes main, and then meta and lease, one by one; tells of main only.
+    /// Deletes main, then meta and lease, one by one. The result describes main and the lease only.
     async fn void_at(&self, shard: &Shard, name: &[u8]) -> Result<Was, StoreError> {
-        // Whatever is not a string is somebody else's, and goes as well.
+        // A value that is not a string was written by a third party, and is deleted as well.
         let size: usize = self.single(shard, cmd("STRLEN").arg(name)).await.unwrap_or(0);
-        let there: usize = self.single(shard, cmd("DEL").arg(name)).await?;
+        let deleted: usize = self.single(shard, cmd("DEL").arg(name)).await?;
         let mut filling = 0;
         for role in ["meta", "lease"] {
             filling = self.single(shard, cmd("DEL").arg(companion(name, role))).await?;
         }
-        let is_entry = there > 0 && size > 0;
+        let is_entry = deleted > 0 && size > 0;
         let entry = is_entry.then_some(WasEntry { size, generation: None, age_ms: None });
         Ok(Was { entry, filling: filling > 0 })
     }
 
-    /// A command of one key, at the source or, if it is there no more, at the target.
+    /// Sends a command of one key to the source or, if the key is no longer there, to the target.
     async fn single<T: FromRedisValue>(
         &self,
         shard: &Shard,
@@ -291,7 +294,7 @@ impl World {
         let target = self.map.read().at(&to).cloned();
         match target.filter(|target| target.redis.is_up()) {
             Some(target) => target.redis.asking(command).await,
-            // One that has no slot yet is no master of ours.
+            // A target without slots is not one of our masters yet.
             None => self.guest(&to).await?.asking(command).await,
         }
     }

@@ -1,12 +1,13 @@
-//! Learning the map: who is asked, how often, and whom we believe.
+//! Topology refresh: which nodes are asked, how often, and which answers are used.
 //!
-//! A lesson is due once a second, and at once when a node sent us elsewhere or a master was lost. A few
-//! nodes are asked at a time: masters that we are connected to, and others. All masters of ours may be well
-//! and on one side of a split, and replicas on the other have been told to take over (`CLUSTER FAILOVER
-//! TAKEOVER`, as for another data centre); only the others know then. While nothing is amiss they are asked
-//! over connections that are kept, and which are opened apart, so that nobody waits for one that is gone.
-//! Nodes that have heard of fewer epochs than we are behind, and are not believed unless for long
-//! nobody else answers.
+//! A refresh is due once a second, and at once when a node redirected us or a master was lost. A
+//! few nodes are asked at a time: masters that we are connected to, and others. All our masters may
+//! be healthy but on one side of a split while replicas on the other side have been told to take
+//! over (`CLUSTER FAILOVER TAKEOVER`, as for another data centre); then only the others know. While
+//! all is well, the others are asked over connections that are kept. New ones are opened in the
+//! background, so that no refresh waits for a node that is gone. Nodes that have heard of fewer
+//! epochs than we have are behind, and are not believed unless there has been no other answer for a
+//! long time.
 
 use std::{
     collections::BTreeSet,
@@ -28,26 +29,26 @@ use crate::store::{
     redis::errand::{Guest, Lesson},
 };
 
-/// Between two lessons that nobody asks for.
+/// Between two refreshes without a request.
 const EVERY: Duration = Duration::from_secs(1);
-/// The same while a master is not trusted, or a slot has no owner.
+/// The same, while a master is not trusted or a slot has no owner.
 const EVERY_AMISS: Duration = Duration::from_millis(250);
-/// Between two lessons, however many ask: a storm of redirections is one lesson.
+/// Between two refreshes, however many requests there are: a storm of redirections is one refresh.
 const REST: Duration = Duration::from_millis(20);
 /// How long a node has to answer.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long others have once two have answered.
+/// How long the others have once two have answered.
 const GRACE: Duration = Duration::from_millis(50);
-/// Masters of ours that are asked at a time.
+/// Masters of ours asked at a time.
 const MASTERS: usize = 3;
-/// Others, while all is well and otherwise.
+/// Other nodes asked at a time, while all is well and otherwise.
 const OTHERS: (usize, usize) = (5, 8);
-/// Connections that are kept to others.
+/// Connections to other nodes that are kept.
 const MAX_GUESTS: usize = 32;
-/// Past this what nodes say that are behind is better than nothing.
+/// After this time without a refresh, answers of nodes that are behind are better than none.
 const BEHIND: Duration = Duration::from_secs(5);
 
-/// Learns for ever.
+/// Refreshes the slot map for ever.
 pub(super) async fn learn(world: Arc<World>) -> Infallible {
     let mut learned_at = Instant::now();
     loop {
@@ -61,7 +62,7 @@ pub(super) async fn learn(world: Arc<World>) -> Infallible {
             world.redraw(plan).await;
             world.lessons.end(number, witnesses.into(), is_alone);
         } else if let Some(suppressed) = world.warnings.learn.admit(&error.to_string()) {
-            warn!(%error, suppressed, "no node of the cluster tells who owns what; retrying");
+            warn!(%error, suppressed, "no cluster node reports the slot owners; retrying");
         }
         sleep(REST).await;
         let every = if world.is_amiss() { EVERY_AMISS } else { EVERY };
@@ -70,11 +71,12 @@ pub(super) async fn learn(world: Arc<World>) -> Infallible {
 }
 
 impl World {
-    /// What nodes say who answer in time, and what the last did that says nothing.
+    /// Returns the views of the nodes that answer in time, and the last error.
     async fn ask_around(self: &Arc<Self>) -> (Vec<(Address, View)>, StoreError) {
         let asked = self.to_be_asked();
         let mut answers: FuturesUnordered<_> = asked.iter().map(|node| self.ask(node)).collect();
-        let (mut views, mut last) = (Vec::new(), StoreError::Timeout);
+        let mut views = Vec::new();
+        let mut last_error = StoreError::Timeout;
         let mut deadline = Instant::now() + PATIENCE;
         loop {
             let answer = tokio::select! {
@@ -82,8 +84,8 @@ impl World {
                 () = sleep_until(deadline) => None,
             };
             match answer {
-                None => return (views, last),
-                Some(Err(error)) => last = error,
+                None => return (views, last_error),
+                Some(Err(error)) => last_error = error,
                 Some(Ok(view)) => {
                     views.push(view);
                     if views.len() == 2 {
@@ -96,77 +98,78 @@ impl World {
 
     fn to_be_asked(self: &Arc<Self>) -> Vec<Address> {
         let is_amiss = self.is_amiss();
-        let (mut near, mut far) = self.near_and_far();
-        fastrand::shuffle(&mut near);
-        fastrand::shuffle(&mut far);
-        near.truncate(MASTERS);
+        let (mut masters, mut others) = self.near_and_far();
+        fastrand::shuffle(&mut masters);
+        fastrand::shuffle(&mut others);
+        masters.truncate(MASTERS);
         if is_amiss {
-            near.extend(far.into_iter().take(OTHERS.1));
-            return near;
+            masters.extend(others.into_iter().take(OTHERS.1));
+            return masters;
         }
-        far.truncate(OTHERS.0);
-        let (ready, apart): (Vec<_>, Vec<_>) = {
-            let guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
-            far.into_iter().partition(|node| guests.contains_key(node))
+        others.truncate(OTHERS.0);
+        let (connected, unconnected): (Vec<_>, Vec<_>) = {
+            let kept = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+            others.into_iter().partition(|node| kept.contains_key(node))
         };
-        for node in apart {
+        for node in unconnected {
             let world = Arc::clone(self);
             self.tasks.spawn(async move {
-                if let Ok(guest) = world.guest(&node).await {
-                    world.keep(node, guest);
+                if let Ok(connection) = world.guest(&node).await {
+                    world.keep(node, connection);
                 }
             });
         }
-        near.extend(ready);
-        near
+        masters.extend(connected);
+        masters
     }
 
-    /// The masters that we are connected to, and all others.
+    /// Returns the masters that we are connected to, and all other nodes.
     fn near_and_far(&self) -> (Vec<Address>, Vec<Address>) {
         let map = self.map.read();
         let up = map.shards.iter().filter(|shard| shard.redis.is_up());
-        let near: Vec<Address> = up.map(|shard| shard.address.clone()).collect();
-        let others: BTreeSet<&Address> = map.nodes().iter().chain(&self.seeds).collect();
-        let far = others.into_iter().filter(|node| !near.contains(node)).cloned().collect();
-        (near, far)
+        let masters: Vec<Address> = up.map(|shard| shard.address.clone()).collect();
+        let nodes: BTreeSet<&Address> = map.nodes().iter().chain(&self.seeds).collect();
+        let others = nodes.into_iter().filter(|node| !masters.contains(node)).cloned().collect();
+        (masters, others)
     }
 
-    /// Keeps a connection in the place of another, if there are too many.
-    fn keep(&self, node: Address, guest: Guest) {
-        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        if guests.len() >= MAX_GUESTS
-            && let Some(other) = guests.keys().next().cloned()
+    /// Keeps a connection, in the place of another if there are too many.
+    fn keep(&self, node: Address, connection: Guest) {
+        let mut kept = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MAX_GUESTS
+            && let Some(other) = kept.keys().next().cloned()
         {
-            guests.remove(&other);
+            kept.remove(&other);
         }
-        guests.insert(node, guest);
+        kept.insert(node, connection);
     }
 
     async fn ask(&self, node: &Address) -> Result<(Address, View), StoreError> {
-        let told = timeout(PATIENCE, self.lesson_of(node)).await;
-        let (slots, nodes, info) = told.unwrap_or(Err(StoreError::Timeout))?;
+        let replies = timeout(PATIENCE, self.lesson_of(node)).await;
+        let (slots, nodes, info) = replies.unwrap_or(Err(StoreError::Timeout))?;
         let view = View::parse(node, &slots, &nodes, &info);
-        let view = view.ok_or_else(|| StoreError::Refused("it tells of no cluster".into()))?;
+        let view = view
+            .ok_or_else(|| StoreError::Refused("its replies do not describe a cluster".into()))?;
         Ok((node.clone(), view))
     }
 
-    /// Over the connection that there is, else over one of its own.
+    /// Uses the connection that there is, else a temporary one.
     async fn lesson_of(&self, node: &Address) -> Result<Lesson, StoreError> {
         let shard = self.map.read().at(node).cloned();
         if let Some(shard) = shard.filter(|shard| shard.redis.is_up()) {
             return shard.redis.lesson().await;
         }
         let kept = self.guests.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
-        let guest = match kept {
-            Some(guest) => guest,
+        let connection = match kept {
+            Some(connection) => connection,
             None => self.guest(node).await?,
         };
-        let lesson = guest.lesson().await?;
-        self.keep(node.clone(), guest);
-        Ok(lesson)
+        let replies = connection.lesson().await?;
+        self.keep(node.clone(), connection);
+        Ok(replies)
     }
 
-    /// Of what was said what we believe, and who said it.
+    /// Returns the plan that follows from the views that we believe, and the nodes they came from.
     fn believe(
         &self,
         mut views: Vec<(Address, View)>,
@@ -182,16 +185,17 @@ impl World {
     }
 
     async fn redraw(&self, plan: Plan) {
-        let (masters, before) = (plan.masters.len(), self.map.read().shards.len());
+        let masters = plan.masters.len();
+        let masters_before = self.map.read().shards.len();
         let gone = self.map.draw(plan, self.watcher.as_ref(), |master| {
             info!(node = %master.address, "found a master of the cluster");
             self.shard(master)
         });
-        if masters != before {
-            info!(masters, "the cluster has another number of masters");
+        if masters != masters_before {
+            info!(masters, "the number of masters of the cluster has changed");
         }
         for shard in gone {
-            info!(node = %shard.address, "a master of the cluster is none any more");
+            info!(node = %shard.address, "a node is no longer a master of the cluster");
             shard.redis.doubt().await;
         }
         self.turned.notify_one();

@@ -1,7 +1,7 @@
-//! When the map is learned, and who waits for that.
+//! When the topology is refreshed, and who waits for it.
 //!
-//! Lessons are shared as rounds of the read barrier are: who wants one while one is under way waits for
-//! the next, so that what it brings was asked for after he came.
+//! Refreshes are shared as rounds of the read barrier are: a caller that wants one while one is
+//! under way waits for the next, so that its result was requested after the caller arrived.
 
 use std::sync::{
     Arc,
@@ -12,22 +12,22 @@ use tokio::sync::{Notify, watch};
 
 use super::Address;
 
-/// Lessons, one after the other.
+/// Topology refreshes, one after the other.
 #[derive(Debug)]
 pub(in crate::store) struct Lessons {
     wanted: Notify,
-    /// How many have begun.
+    /// Number of refreshes that have begun.
     begun: AtomicU64,
     learned: watch::Sender<Lesson>,
 }
 
-/// What was learned, but for the map itself.
+/// The result of a refresh, apart from the map itself.
 #[derive(Clone, Debug, Default)]
 pub(in crate::store) struct Lesson {
     number: u64,
-    /// Who answered.
+    /// The nodes that answered.
     witnesses: Arc<[Address]>,
-    /// Whether there is anybody else who could have.
+    /// Whether there is no other node that could have answered.
     is_alone: bool,
 }
 
@@ -39,41 +39,41 @@ impl Default for Lessons {
 }
 
 impl Lessons {
-    /// Asks for one, and does not wait.
+    /// Asks for a refresh and does not wait for it.
     pub(in crate::store) fn want(&self) {
         self.wanted.notify_one();
     }
 
-    /// Waits for one that begins after now. By then the map is as it says.
+    /// Waits for a refresh that begins after now. By then the map is up to date.
     pub(in crate::store) async fn next(&self) -> Lesson {
         let mut learned = self.learned.subscribe();
         let next = self.begun.load(Ordering::SeqCst) + 1;
         self.want();
-        let lesson = learned.wait_for(|lesson| lesson.number >= next).await;
-        // The sender is ours, so that it is there.
-        lesson.map(|lesson| lesson.clone()).unwrap_or_default()
+        let refresh = learned.wait_for(|refresh| refresh.number >= next).await;
+        // Cannot fail: `self` holds the sender.
+        refresh.map(|refresh| refresh.clone()).unwrap_or_default()
     }
 
-    /// Waits until one is wanted.
+    /// Waits until a refresh is wanted.
     pub(super) async fn wanted(&self) {
         self.wanted.notified().await;
     }
 
-    /// One begins.
+    /// Begins a refresh and returns its number.
     pub(super) fn begin(&self) -> u64 {
         self.begun.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// It has come to its end, and the map is drawn. One that nobody answered is none.
+    /// Ends a refresh, after the map was updated. A refresh that no node answered does not end.
     pub(super) fn end(&self, number: u64, witnesses: Arc<[Address]>, is_alone: bool) {
         self.learned.send_replace(Lesson { number, witnesses, is_alone });
     }
 }
 
 impl Lesson {
-    /// Whether somebody else than this node has answered, if there is somebody else.
-    pub(in crate::store) fn bears_witness(&self, of: &Address) -> bool {
-        self.witnesses.iter().any(|witness| witness != of)
-            || self.is_alone && self.witnesses.contains(of)
+    /// Whether a node other than this one has answered, or this node if there is no other.
+    pub(in crate::store) fn bears_witness(&self, node: &Address) -> bool {
+        self.witnesses.iter().any(|witness| witness != node)
+            || self.is_alone && self.witnesses.contains(node)
     }
 }

@@ -1,4 +1,4 @@
-//! The map: which shard a slot belongs to, by what was learned last.
+//! The slot map: which shard owns a slot, as of the last topology refresh.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -12,10 +12,10 @@ use crate::{
     store::{Key, StoreError, near::Watcher, redis::Redis},
 };
 
-/// One master, and the slots that it owns.
+/// One master and the slots that it owns.
 #[derive(Debug)]
 pub(super) struct Shard {
-    /// Never used twice: another life of the same node is another shard.
+    /// Never used twice: a node that comes back is another shard.
     pub(super) number: u64,
     id: Box<str>,
     pub(super) address: Address,
@@ -25,7 +25,8 @@ pub(super) struct Shard {
 
 impl Shard {
     pub(super) fn new(number: u64, master: &Master, slots: Arc<Slots>, redis: Redis) -> Self {
-        let (id, address) = (master.id.clone(), master.address.clone());
+        let id = master.id.clone();
+        let address = master.address.clone();
         Self { number, id, address, slots, redis }
     }
 
@@ -34,25 +35,25 @@ impl Shard {
     }
 }
 
-/// The map of now.
+/// The current slot map.
 #[derive(Debug, Default)]
 pub(super) struct Map {
     drawn: RwLock<Drawn>,
 }
 
-/// A map as it was drawn.
+/// One version of the map.
 #[derive(Debug, Default)]
 pub(super) struct Drawn {
     plan: Plan,
-    /// In the order of the plan's masters.
+    /// In the order of `plan.masters`.
     pub(super) shards: Vec<Arc<Shard>>,
 }
 
 impl Drawn {
     /// The shard that owns a slot.
     pub(super) fn owner(&self, slot: u16) -> Option<&Arc<Shard>> {
-        let place = (*self.plan.owners.get(usize::from(slot))?)?;
-        self.shards.get(usize::from(place))
+        let index = (*self.plan.owners.get(usize::from(slot))?)?;
+        self.shards.get(usize::from(index))
     }
 
     /// The shard at an address.
@@ -60,23 +61,24 @@ impl Drawn {
         self.shards.iter().find(|shard| shard.address == *address)
     }
 
-    /// Where a redirection leads to. Without a host that is where its sender is; with "?" the node ought to
-    /// have a host name and has none, so that it is the one that we know with this port, if it is one.
+    /// Returns the target of a redirection. Without a host it is at the address of its sender. With
+    /// "?" the node should have a host name and has none: it is the only known node with this port,
+    /// if there is just one.
     pub(super) fn known(&self, to: Address, sender: &Address) -> Address {
-        let mut alike = self.nodes().iter().filter(|node| node.port == to.port);
-        match (&*to.host, alike.next(), alike.next()) {
+        let mut same_port = self.nodes().iter().filter(|node| node.port == to.port);
+        match (&*to.host, same_port.next(), same_port.next()) {
             ("?", Some(only), None) => only.clone(),
             ("?" | "", ..) => Address { host: sender.host.clone(), ..to },
             _ => to,
         }
     }
 
-    /// Everybody who can be asked.
+    /// All nodes that can be asked.
     pub(super) fn nodes(&self) -> &[Address] {
         &self.plan.nodes
     }
 
-    /// The highest epoch of which anybody has told.
+    /// The highest epoch that any node has reported.
     pub(super) fn epoch(&self) -> u64 {
         self.plan.current_epoch
     }
@@ -85,13 +87,13 @@ impl Drawn {
         self.owner(slot).map(|shard| shard.number)
     }
 
-    /// The slots that another shard owns on the next one.
+    /// The slots that have another owner in the next version.
     fn moved(&self, next: &Self) -> SlotSet {
         SlotSet::of(|slot| self.number(slot) != next.number(slot))
     }
 
-    /// Tells each master in which epoch it claims its slots: before it gets one back it must not believe
-    /// what it held of it then.
+    /// Tells each master the epoch in which it claims its slots. It must know before it gets a slot
+    /// back, so that it does not believe what it held of the slot in the past.
     fn heed_claims(&self, plan: &Plan) {
         for shard in &self.shards {
             if let Some(master) = plan.masters.iter().find(|master| shard.is(master)) {
@@ -100,14 +102,14 @@ impl Drawn {
         }
     }
 
-    /// Slots that nobody owns.
+    /// Number of slots without an owner.
     pub(super) fn unowned(&self) -> usize {
         usize::from(SLOTS) - self.plan.owners.iter().flatten().count()
     }
 }
 
 impl Map {
-    /// A look at it. Not to be kept: who draws waits for it.
+    /// Returns the current version. Do not keep the guard: an update waits for it.
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Drawn> {
         self.drawn.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,23 +124,24 @@ impl Map {
         self.read().owner(slot_of(name)).cloned().ok_or(StoreError::Down)
     }
 
-    /// All shards, and what each of them owned at one time.
+    /// Returns all shards, each with the slots that it owned at one point in time.
     pub(super) fn shares(&self) -> Vec<(Arc<Shard>, SlotSet)> {
         let drawn = self.read();
         drawn.shards.iter().map(|shard| (Arc::clone(shard), shard.slots.now())).collect()
     }
 
-    /// Draws it anew; gives the shards that are none any more.
+    /// Updates the map; returns the shards that are no longer in it.
     ///
-    /// What this process holds of a slot that changes hands goes under the lock: its news has come over
-    /// the connection of the old owner, and may be on its way there still when the first reader passes
-    /// the barrier of the new one. A reader who set out for the old owner before does not put in what he
-    /// brings, as he noted where the key stood before he looked at the map.
+    /// Near entries of a slot that changes hands are evicted under the lock. News about them has
+    /// come over the connection of the old owner, and may still be on its way there when the first
+    /// reader passes the barrier of the new owner. A reader that set out for the old owner earlier
+    /// does not insert what it reads, because it noted the generation of its key before it looked
+    /// at the map.
     pub(super) fn draw(
         &self,
         plan: Plan,
         watcher: Option<&Arc<dyn Watcher>>,
-        mut found: impl FnMut(&Master) -> Shard,
+        mut new_shard: impl FnMut(&Master) -> Shard,
     ) -> Vec<Arc<Shard>> {
         let mut drawn = self.drawn.write().unwrap_or_else(PoisonError::into_inner);
         drawn.heed_claims(&plan);
@@ -148,7 +151,7 @@ impl Map {
         }
         let shard = |master: &Master| {
             let known = drawn.shards.iter().find(|shard| shard.is(master));
-            known.cloned().unwrap_or_else(|| Arc::new(found(master)))
+            known.cloned().unwrap_or_else(|| Arc::new(new_shard(master)))
         };
         let shards = plan.masters.iter().map(shard).collect();
         let next = Drawn { plan, shards };
@@ -164,7 +167,7 @@ impl Map {
         }
         let before = std::mem::replace(&mut *drawn, next).shards;
         let is_gone =
-            |shard: &Arc<Shard>| !drawn.shards.iter().any(|now| now.number == shard.number);
+            |shard: &Arc<Shard>| !drawn.shards.iter().any(|kept| kept.number == shard.number);
         before.into_iter().filter(is_gone).collect()
     }
 }

@@ -1,9 +1,8 @@
-//! Paying what is owed: invalidations that were not confirmed, and purges of all.
+//! The retry worker: repeats invalidations that were not confirmed, and purges of all.
 //!
-//! There is one set for the process. What is in it goes to whoever owns the key when it is repeated. A purge
-//! of all goes to every master that owns slots for which it is owed, and is confirmed by each for its own:
-//! one that is lost, or a slot without an owner, keeps the others' jobs from their cache no longer than
-//! their own masters take.
+//! The process has one retry queue. An item goes to the current owner of its key each time it is
+//! repeated. A purge of all goes to every master that owns pending slots, and each confirms its
+//! own: a lost master, or a slot without an owner, does not delay the jobs of the others.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -18,10 +17,11 @@ use crate::store::{
     redis::{DETACHED_TIMEOUT, REPLAY_BATCH, keeper::PURGE_ALL_TIMEOUT, session::Session},
 };
 
-/// For a lesson that begins after now: one may be under way, and nodes that hang hold each up.
+/// Time for a topology refresh that begins after now. One may be under way, and nodes that hang
+/// slow down each of them.
 const LESSON: Duration = Duration::from_secs(3);
 
-/// Pays for ever.
+/// Runs for ever.
 pub(super) async fn pay(world: Arc<World>) -> Infallible {
     loop {
         world.pay_all().await;
@@ -30,7 +30,7 @@ pub(super) async fn pay(world: Arc<World>) -> Infallible {
 }
 
 impl World {
-    /// Repeats what is due. What fails is postponed, so that this comes to an end.
+    /// Repeats what is due. Failures are postponed, so that this comes to an end.
     pub(super) async fn pay_all(&self) {
         if let Some(sweep) = self.debts.pending.sweep() {
             self.purge_all(&sweep).await;
@@ -51,46 +51,47 @@ impl World {
         self.debts.settle(item, end.await.unwrap_or(Err(StoreError::Timeout)));
     }
 
-    /// Each master confirms for the slots that it owns, whatever becomes of the others; the whole is
-    /// confirmed when no slot is left.
+    /// Purges the pending slots. Each master confirms those that it owns, whatever becomes of the
+    /// others; the purge is confirmed as a whole when no slot is left.
     pub(super) async fn purge_all(&self, sweep: &Sweep) -> Ended {
         let purged = self.sweep(sweep).await;
         self.debts.settle_all(sweep, purged)
     }
 
-    /// Whose the slots are is looked at once, in a map that was learned after they became pending: `SCAN`
-    /// names no key, so that a master from which a slot had gone before would look through it in vain and
-    /// not say so. A slot that moves later is missed where it arrives, and what came along is no entry
-    /// there: it was stored in another epoch. What is stored there anew was read from the upstream later.
+    /// Reads the owners of the slots once, from a map that was refreshed after the slots became
+    /// pending: `SCAN` names no key, so a master that a slot has left would find nothing of it and
+    /// report success. A slot that moves later is missed where it arrives, but what moved along is
+    /// no entry there, because it was stored in another epoch. A new entry there was read from the
+    /// upstream later.
     async fn sweep(&self, sweep: &Sweep) -> Result<usize, StoreError> {
-        let is_owing = |(shard, own): &(Arc<Shard>, SlotSet)| {
-            shard.redis.is_up() && !own.shared(&sweep.slots).is_empty()
+        let owns_pending = |(shard, owned): &(Arc<Shard>, SlotSet)| {
+            shard.redis.is_up() && !owned.shared(&sweep.slots).is_empty()
         };
-        if !self.map.shares().iter().any(is_owing) {
+        if !self.map.shares().iter().any(owns_pending) {
             return Err(StoreError::Down);
         }
         timeout(LESSON, self.lessons.next()).await.map_err(|_| StoreError::Timeout)?;
         let shares = self.map.shares();
         self.metrics.events.expect_all();
-        let purges = shares.iter().map(|(shard, own)| self.purge_shard(shard, own, sweep));
+        let purges = shares.iter().map(|(shard, owned)| self.purge_shard(shard, owned, sweep));
         let purges = join_all(purges).await;
         self.metrics.events.expect_no_more();
-        let mut owned = SlotSet::NONE;
-        for (_, own) in &shares {
-            owned.add(own);
+        let mut all_owned = SlotSet::NONE;
+        for (_, owned) in &shares {
+            all_owned.add(owned);
         }
         let entries = purges.into_iter().sum::<Result<usize, _>>()?;
-        // Nobody has confirmed for those without an owner.
-        if sweep.slots.without(&owned).is_empty() { Ok(entries) } else { Err(StoreError::Down) }
+        // Slots without an owner are not confirmed.
+        if sweep.slots.without(&all_owned).is_empty() { Ok(entries) } else { Err(StoreError::Down) }
     }
 
     async fn purge_shard(
         &self,
         shard: &Shard,
-        own: &SlotSet,
+        owned: &SlotSet,
         sweep: &Sweep,
     ) -> Result<usize, StoreError> {
-        let slots = own.shared(&sweep.slots);
+        let slots = owned.shared(&sweep.slots);
         if slots.is_empty() {
             return Ok(0);
         }
@@ -103,12 +104,13 @@ impl World {
     }
 
     async fn look_through(&self, session: &Session, slots: &SlotSet) -> Result<usize, StoreError> {
-        let (mut cursor, mut entries) = (0, 0);
+        let mut cursor = 0;
+        let mut entries = 0;
         loop {
             let step = async {
                 let (next, names) = session.scan(&self.config.prefix, cursor).await?;
                 match session.delete(&names).await {
-                    // Of a slot that is on its way, or that is none of this master's.
+                    // The slot is moving, or is no longer this master's.
                     Err(StoreError::Redirected(_)) => self.void_each(&names, slots).await?,
                     other => other?,
                 }
@@ -124,8 +126,9 @@ impl World {
         }
     }
 
-    /// Key by key. What lies here of other slots is their owners' to confirm, and with none, or one that is
-    /// lost, must not keep these from it.
+    /// Deletes names one by one. Names that lie here but belong to other slots are for the owners
+    /// of those to confirm; if such a slot has no owner, or a lost one, it must not delay these
+    /// slots.
     async fn void_each(&self, names: &[Vec<u8>], slots: &SlotSet) -> Result<(), StoreError> {
         let voids = names.iter().map(async |name| match self.void(name).await {
             Err(error) if slots.own(name) => Err(error),

@@ -1,18 +1,18 @@
-//! Slots: which one a key is in, and which ones a shard owns. Pure.
+//! Slots: the slot of a key, and the slots of a shard. Pure.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many there are in every cluster.
+/// Number of slots in every cluster.
 pub(in crate::store) const SLOTS: u16 = 16_384;
-/// Words of 64 bits that they fill.
+/// Words of 64 bits that hold one bit for each slot.
 const WORDS: usize = SLOTS as usize / 64;
 /// The generator of CRC16/XMODEM, by which the cluster specification hashes keys.
 const POLYNOMIAL: u16 = 0x1021;
-/// Names that are tried for one of a slot that a shard owns; with a single slot of 16,384 owned the
+/// Names that are tried to find one in a slot of the shard. With a single slot of 16,384 owned, the
 /// chance to find none is below 10^-27.
 const NAMES: u32 = 1 << 20;
 
-/// The remainders of all bytes.
+/// The CRC of every byte.
 const TABLE: [u16; 256] = table();
 
 const fn table() -> [u16; 256] {
@@ -32,12 +32,12 @@ const fn table() -> [u16; 256] {
     table
 }
 
-/// The slot of a name.
+/// Returns the slot of a name.
 ///
-/// "In order to implement hash tags, the hash slot for a key is computed in a slightly different way in
-/// certain conditions. If the key contains a "{...}" pattern only the substring between { and } is
-/// hashed in order to obtain the hash slot." The first `{`, the first `}` after it, and only if there is
-/// something in between.
+/// "In order to implement hash tags, the hash slot for a key is computed in a slightly different
+/// way in certain conditions. If the key contains a "{...}" pattern only the substring between {
+/// and } is hashed in order to obtain the hash slot." The first `{`, the first `}` after it, and
+/// only if there is something in between.
 pub(in crate::store) fn slot_of(name: &[u8]) -> u16 {
     crc16(tag(name)) % SLOTS
 }
@@ -57,7 +57,7 @@ fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
-/// Some of the slots.
+/// A set of slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) struct SlotSet([u64; WORDS]);
 
@@ -65,17 +65,17 @@ impl SlotSet {
     pub(in crate::store) const NONE: Self = Self([0; WORDS]);
     pub(in crate::store) const ALL: Self = Self([u64::MAX; WORDS]);
 
-    pub(in crate::store) fn of(mut is_one: impl FnMut(u16) -> bool) -> Self {
+    pub(in crate::store) fn of(mut contains: impl FnMut(u16) -> bool) -> Self {
         let mut first = 0;
         Self(std::array::from_fn(|_| {
             let bits =
-                (0..64).filter(|bit| is_one(first + bit)).fold(0, |bits, bit| bits | 1 << bit);
+                (0..64).filter(|bit| contains(first + bit)).fold(0, |bits, bit| bits | 1 << bit);
             first += 64;
             bits
         }))
     }
 
-    /// That of a name.
+    /// The set of one slot, that of a name.
     pub(in crate::store) fn of_name(name: &[u8]) -> Self {
         let mut set = Self::NONE;
         set.insert(slot_of(name));
@@ -86,7 +86,7 @@ impl SlotSet {
         self.0[usize::from(slot / 64)] |= 1 << (slot % 64);
     }
 
-    /// From the first to the last of each; `None` if one of them is none.
+    /// The slots from the first to the last of each range; `None` if a range is invalid.
     pub(in crate::store) fn of_ranges(ranges: &[(u16, u16)]) -> Option<Self> {
         let mut set = Self::NONE;
         for (first, last) in ranges {
@@ -98,7 +98,7 @@ impl SlotSet {
         Some(set)
     }
 
-    /// The first and the last of those that lie together.
+    /// First and last slot of each contiguous range.
     pub(in crate::store) fn ranges(&self) -> Vec<(u16, u16)> {
         let mut ranges: Vec<(u16, u16)> = Vec::new();
         for slot in self.iter() {
@@ -118,7 +118,7 @@ impl SlotSet {
         self.0[usize::from(slot / 64)] >> (slot % 64) & 1 == 1
     }
 
-    /// Whether that of a name is among them.
+    /// Whether the slot of a name is in the set.
     pub(in crate::store) fn own(&self, name: &[u8]) -> bool {
         self.contains(slot_of(name))
     }
@@ -127,25 +127,25 @@ impl SlotSet {
         *self == Self::NONE
     }
 
-    /// These as well.
+    /// Adds the others.
     pub(in crate::store) fn add(&mut self, others: &Self) {
         for (word, other) in self.0.iter_mut().zip(others.0) {
             *word |= other;
         }
     }
 
-    /// Those that are among the others, too.
+    /// The slots that are in both sets.
     pub(in crate::store) fn shared(&self, others: &Self) -> Self {
         Self(std::array::from_fn(|word| self.0[word] & others.0[word]))
     }
 
-    /// Those that are not among the others.
+    /// The slots that are not in the other set.
     pub(in crate::store) fn without(&self, others: &Self) -> Self {
         Self(std::array::from_fn(|word| self.0[word] & !others.0[word]))
     }
 }
 
-/// The slots of one shard. They change under way, and whoever looks needs no lock.
+/// The slots of one shard. They change at run time, and readers need no lock.
 #[derive(Debug)]
 pub(in crate::store) struct Slots([AtomicU64; WORDS]);
 
@@ -156,36 +156,36 @@ impl Default for Slots {
 }
 
 impl Slots {
-    /// Whether this one is among them.
+    /// Whether the shard owns this slot.
     pub(super) fn contains(&self, slot: u16) -> bool {
         self.0[usize::from(slot / 64)].load(Ordering::Acquire) >> (slot % 64) & 1 == 1
     }
 
-    /// Those of now. Whoever wants the slots of several shards as they were at one time holds the lock of
-    /// the map meanwhile.
+    /// Returns the current slots. For the slots of several shards at one point in time, hold the
+    /// lock of the slot map.
     pub(super) fn now(&self) -> SlotSet {
         SlotSet(std::array::from_fn(|word| self.0[word].load(Ordering::Acquire)))
     }
 
-    /// Whether it owns none.
+    /// Whether the shard owns none.
     pub(in crate::store) fn is_empty(&self) -> bool {
         self.0.iter().all(|word| word.load(Ordering::Acquire) == 0)
     }
 
-    /// Whether that of a name is.
+    /// Whether the shard owns the slot of a name.
     pub(in crate::store) fn own(&self, name: &[u8]) -> bool {
         self.contains(slot_of(name))
     }
 
-    /// They are these from now on.
+    /// Replaces the slots.
     pub(in crate::store) fn assign(&self, owned: impl FnMut(u16) -> bool) {
         for (word, bits) in self.0.iter().zip(SlotSet::of(owned).0) {
             word.store(bits, Ordering::Release);
         }
     }
 
-    /// A name under the prefix, in braces, of one of them: the `seed` chooses which. `None` if there
-    /// are none.
+    /// Returns a name under the prefix, in braces, in one of the slots: `seed` chooses which.
+    /// `None` if there are none.
     pub(in crate::store) fn name(&self, prefix: &str, seed: u32) -> Option<String> {
         if self.is_empty() {
             return None;
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn the_slot_of_a_name_is_that_of_the_specification() {
-        // The check value of CRC16/XMODEM, and what `CLUSTER KEYSLOT` of Redis 7.0.15 says.
+        // The check value of CRC16/XMODEM, and the answers of `CLUSTER KEYSLOT` of Redis 7.0.15.
         assert_eq!(crc16(b"123456789"), 0x31c3);
         for (name, slot) in [
             ("", 0),

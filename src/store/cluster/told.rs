@@ -1,4 +1,4 @@
-//! What is told of the masters: to metrics, to the log of events and to operators.
+//! The status of the masters: for metrics, for the log of events and for operators.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -10,37 +10,43 @@ use crate::store::Key;
 /// A master, for operators.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Where it is reached.
+    /// The address at which it is reached.
     pub address: String,
-    /// How many slots it owns.
+    /// Number of slots that it owns.
     pub slots: usize,
     /// Whether it is trusted.
     pub up: bool,
-    /// Whether its changes are tracked.
+    /// Whether changes on it are tracked.
     pub tracked: bool,
 }
 
-/// Tells whenever a master has become trusted or tracked, or is not any more.
+/// Publishes the status whenever a master becomes trusted or tracked, or stops being so.
 pub(super) async fn look_out(world: Arc<World>) -> Infallible {
-    let (mut before, mut unowned_before) = (0, 0);
+    let mut up_before = 0;
+    let mut unowned_before = 0;
     loop {
         world.turned.notified().await;
         let (up, unowned) = world.tell();
-        if up > before || unowned < unowned_before {
-            // What is owed to it, or of slots that have an owner again, can be paid now.
+        if up > up_before || unowned < unowned_before {
+            // Retries for that master, or in slots that have an owner again, can succeed now.
             world.debts.pending.hurry();
             world.debts.hasten();
         }
-        if up != before {
-            info!(up, masters = world.map.read().shards.len(), "masters of the cluster are up");
+        if up != up_before {
+            info!(
+                up,
+                masters = world.map.read().shards.len(),
+                "the number of trusted masters has changed"
+            );
         }
-        (before, unowned_before) = (up, unowned);
+        up_before = up;
+        unowned_before = unowned;
     }
 }
 
 impl World {
-    /// Tells how many masters are trusted, and how many slots have no owner; the store is up when all are
-    /// and none is.
+    /// Publishes how many masters are trusted and how many slots have no owner, and returns both.
+    /// The store is up when all masters are trusted and all slots have an owner.
     fn tell(&self) -> (usize, usize) {
         let map = self.map.read();
         let shards = map.shards.len();
@@ -62,7 +68,7 @@ impl World {
 }
 
 impl Cluster {
-    /// Whether every slot has an owner that is trusted.
+    /// Whether every slot has an owner, and every master is trusted.
     pub(in crate::store) fn is_up(&self) -> bool {
         !self.world.is_amiss()
     }
@@ -78,7 +84,7 @@ impl Cluster {
         map.shards.iter().map(node).collect()
     }
 
-    /// The slot of a key, and who owns it.
+    /// The slot of a key, and the address of its owner.
     pub(in crate::store) fn place(&self, key: &Key) -> (u16, Option<String>) {
         let slot = slot(key);
         let map = self.world.map.read();

@@ -1,10 +1,12 @@
-//! Who owns which slot: what nodes say of it, and what follows when they differ. Pure.
+//! The topology: which node owns a slot according to the nodes, and how conflicts are resolved.
+//! Pure.
 //!
-//! `CLUSTER SLOTS` names the owner of each slot by the endpoint at which its node wants to be reached
-//! (address or host name, the port of TLS for who asks over TLS); `CLUSTER NODES` adds in which config
-//! epoch it claims them, and `CLUSTER INFO` how far the node is with its news. The rule is the
-//! cluster's own: of two claims to a slot the one of the higher config epoch counts. It knows nothing
-//! of who can be reached, nor of what is to be done about a slot that has moved.
+//! `CLUSTER SLOTS` names the owner of each slot by the endpoint at which its node wants to be
+//! reached (address or host name, the TLS port for a client on TLS); `CLUSTER NODES` adds the
+//! config epoch in which it claims them, and `CLUSTER INFO` the current epoch, which shows whether
+//! the node is behind. The rule is the cluster's own: of two claims to a slot the one of the higher
+//! config epoch wins. This module does not know which nodes can be reached, nor what to do about a
+//! slot that has moved.
 
 use std::{collections::HashMap, fmt, net::IpAddr};
 
@@ -12,20 +14,20 @@ use redis::Value;
 
 use super::slots::SLOTS;
 
-/// Nodes that are remembered to be asked.
+/// Maximum number of nodes that are remembered, to be asked.
 const MAX_NODES: usize = 2_000;
 
-/// Where a node is reached.
+/// The address at which a node is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
-    /// A name, or an IP address without brackets.
+    /// A host name, or an IP address without brackets.
     pub host: Box<str>,
-    /// Of the protocol that is spoken to it.
+    /// The port of the protocol that we speak, plain or TLS.
     pub port: u16,
 }
 
 impl Address {
-    /// From `host:port`, as redirections name it: an IPv6 address has no brackets there.
+    /// Parses `host:port` as in a redirection, where an IPv6 address has no brackets.
     pub(in crate::store) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -42,32 +44,32 @@ impl fmt::Display for Address {
     }
 }
 
-/// A master and what it claims.
+/// A master, and the epoch of its claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Master {
-    /// By which the cluster knows it, whatever its address.
+    /// The node id, which does not depend on its address.
     pub(super) id: Box<str>,
     pub(super) address: Address,
-    /// In which it claims its slots.
+    /// The config epoch in which it claims its slots.
     pub(super) epoch: u64,
 }
 
-/// What one node says.
+/// The cluster as one node sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct View {
-    /// The highest epoch of which it has heard.
+    /// The highest epoch that the node has heard of.
     pub(super) current_epoch: u64,
     pub(super) masters: Vec<Master>,
-    /// First and last slot, and the place of their owner among the masters.
+    /// First and last slot, and the index of their owner in `masters`.
     claims: Vec<(u16, u16, usize)>,
-    /// Where replicas are reached: they are asked, too.
+    /// The addresses of replicas, which are asked, too.
     replicas: Vec<Address>,
-    /// Likewise those that this node does not reach.
+    /// The addresses from `CLUSTER NODES`, which include nodes that this one does not reach.
     listed: Vec<Address>,
 }
 
 impl View {
-    /// From the replies of a node that was asked at this address. `None` for what is no such reply.
+    /// Parses the replies of a node that was asked at this address. `None` if they are malformed.
     pub(super) fn parse(asked: &Address, slots: &Value, nodes: &str, info: &str) -> Option<Self> {
         let epochs = epochs(nodes);
         let mut view =
@@ -81,12 +83,12 @@ impl View {
                 return None;
             }
             let (id, address) = node(asked, master)?;
-            let place = view.masters.iter().position(|known| known.id == id).unwrap_or_else(|| {
+            let index = view.masters.iter().position(|known| known.id == id).unwrap_or_else(|| {
                 let epoch = epochs.get(&*id).copied().unwrap_or(0);
                 view.masters.push(Master { id, address, epoch });
                 view.masters.len() - 1
             });
-            view.claims.push((first, last, place));
+            view.claims.push((first, last, index));
             let replicas = replicas.iter().filter_map(|replica| Some(node(asked, replica)?.1));
             view.replicas.extend(replicas.take(MAX_NODES));
         }
@@ -95,29 +97,29 @@ impl View {
     }
 }
 
-/// What views have come to.
+/// The conclusion from several views.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// The highest epoch of which anybody has heard.
+    /// The highest epoch that any node has heard of.
     pub(super) current_epoch: u64,
-    /// Those that own a slot.
+    /// The masters that own a slot.
     pub(super) masters: Vec<Master>,
-    /// Of each slot the place of its owner among the masters.
+    /// For each slot, the index of its owner in `masters`.
     pub(super) owners: Vec<Option<u16>>,
-    /// Everybody who can be asked.
+    /// All nodes that can be asked.
     pub(super) nodes: Vec<Address>,
-    /// Whether there is nobody but one master, as far as nodes reach each other.
+    /// Whether there is only one node, as far as nodes reach each other.
     pub(super) is_alone: bool,
 }
 
 impl Plan {
-    /// What these views come to: of two claims to a slot the one of the higher config epoch.
+    /// Combines views: of two claims to a slot the one of the higher config epoch wins.
     pub(super) fn of(views: &[View]) -> Self {
         let mut claims: Vec<Option<&Master>> = vec![None; usize::from(SLOTS)];
         let mut nodes = Vec::new();
         for view in views {
-            for (first, last, place) in &view.claims {
-                let Some(master) = view.masters.get(*place) else { continue };
+            for (first, last, index) in &view.claims {
+                let Some(master) = view.masters.get(*index) else { continue };
                 let range = usize::from(*first)..=usize::from(*last);
                 for claim in claims.get_mut(range).into_iter().flatten() {
                     if claim.is_none_or(|other| other.epoch < master.epoch) {
@@ -128,31 +130,32 @@ impl Plan {
             nodes.extend(view.masters.iter().map(|master| &master.address).chain(&view.replicas));
         }
         let mut masters: Vec<Master> = Vec::new();
-        let mut place = |claim: &Master| {
-            let known =
+        let mut index_of = |claim: &Master| {
+            let index =
                 masters.iter().position(|known| known.id == claim.id).unwrap_or_else(|| {
                     masters.push(claim.clone());
                     masters.len() - 1
                 });
-            u16::try_from(known).ok()
+            u16::try_from(index).ok()
         };
-        // Slots of one owner lie together, so that it is looked for once for each range.
+        // Slots of one owner are adjacent, so the owner is looked up once per range.
         let mut last: Option<(&Master, Option<u16>)> = None;
         let owners = claims.into_iter().map(|claim| {
             let claim = claim?;
             match last {
-                Some((known, place)) if std::ptr::eq(known, claim) => place,
+                Some((known, index)) if std::ptr::eq(known, claim) => index,
                 _ => {
-                    let place = place(claim);
-                    last = Some((claim, place));
-                    place
+                    let index = index_of(claim);
+                    last = Some((claim, index));
+                    index
                 }
             }
         });
         let owners = owners.collect();
         for master in &mut masters {
-            let told = views.iter().flat_map(|view| &view.masters);
-            let newest = told.filter(|told| told.id == master.id).max_by_key(|told| told.epoch);
+            let claims = views.iter().flat_map(|view| &view.masters);
+            let newest =
+                claims.filter(|claim| claim.id == master.id).max_by_key(|claim| claim.epoch);
             if let Some(newest) = newest {
                 master.clone_from(newest);
             }
@@ -169,12 +172,12 @@ impl Plan {
     }
 }
 
-/// The number behind a name in the lines of `CLUSTER INFO`.
+/// The number after a name in the lines of `CLUSTER INFO`.
 fn field(info: &str, name: &str) -> Option<u64> {
     text_field(info, name)?.parse().ok()
 }
 
-/// What stands behind a name in the lines of `INFO` or `CLUSTER INFO`.
+/// The value after a name in the lines of `INFO` or `CLUSTER INFO`.
 pub(in crate::store) fn text_field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
@@ -186,14 +189,15 @@ fn epochs<'n>(nodes: &'n str) -> HashMap<&'n str, u64> {
     nodes.lines().filter_map(|line| epoch(line.split(' '))).collect()
 }
 
-/// Where a node of `CLUSTER NODES` is reached, which unlike `CLUSTER SLOTS` lists those that this one does
-/// not reach: `<id> <ip:port@cport[,hostname]> <flags> ...`. By its host name where we ask by name.
+/// The address of a node in a line of `CLUSTER NODES`, which unlike `CLUSTER SLOTS` lists nodes
+/// that the answering one does not reach: `<id> <ip:port@cport[,hostname]> <flags> ...`. Uses the
+/// host name if we ask by name.
 fn listed(asked: &Address, line: &str) -> Option<Address> {
-    let [_, place, flags] = line.splitn(4, ' ').take(3).collect::<Vec<_>>().try_into().ok()?;
+    let [_, endpoint, flags] = line.splitn(4, ' ').take(3).collect::<Vec<_>>().try_into().ok()?;
     if flags.split(',').any(|flag| matches!(flag, "myself" | "noaddr" | "handshake")) {
         return None;
     }
-    let (address, more) = place.split_once('@')?;
+    let (address, more) = endpoint.split_once('@')?;
     let address = Address::parse(address).filter(|address| !address.host.is_empty())?;
     let name = more.split(',').nth(1).filter(|name| !name.is_empty());
     let is_by_name = asked.host.parse::<IpAddr>().is_err();
@@ -215,8 +219,8 @@ fn text(value: &Value) -> Option<&str> {
     }
 }
 
-/// Id and address. A node whose endpoint is to be guessed is where we asked; one that ought to have a
-/// host name and has none is at its IP address.
+/// Returns id and address. A node with an unknown endpoint is at the address that we asked; a node
+/// that should have a host name and has none is at its IP address.
 fn node(asked: &Address, value: &Value) -> Option<(Box<str>, Address)> {
     let [host, Value::Int(port), id, more @ ..] = array(value)? else { return None };
     let host = match text(host) {
@@ -227,7 +231,7 @@ fn node(asked: &Address, value: &Value) -> Option<(Box<str>, Address)> {
     Some((text(id)?.into(), Address { host, port: u16::try_from(*port).ok()? }))
 }
 
-/// From the names and values that follow a node's id.
+/// Finds the IP address in the names and values that follow the id of a node.
 fn ip(more: &[Value]) -> Option<&str> {
     let pairs = array(more.first()?)?.chunks_exact(2);
     pairs.into_iter().find(|pair| text(&pair[0]) == Some("ip")).and_then(|pair| text(&pair[1]))
@@ -253,7 +257,7 @@ mod tests {
         Value::Array([vec![Value::Int(first), Value::Int(last)], nodes].concat())
     }
 
-    /// What a node says that has these masters: id, config epoch, first and last slot.
+    /// The view of a node that reports these masters: id, config epoch, first and last slot.
     fn view(current_epoch: u64, masters: &[(&str, u64, u16, u16)]) -> View {
         let slots = masters.iter().map(|(id, _, first, last)| {
             range((*first).into(), (*last).into(), vec![told(bulk("10.0.0.1"), 6379, id)])
@@ -266,10 +270,10 @@ mod tests {
         View::parse(&address("a:1"), &slots, &nodes.collect::<String>(), &info).unwrap()
     }
 
-    /// Whose a slot is.
+    /// The id of the master that owns a slot.
     fn owner(plan: &Plan, slot: u16) -> Option<&str> {
-        let place = plan.owners[usize::from(slot)]?;
-        Some(&plan.masters[usize::from(place)].id)
+        let index = plan.owners[usize::from(slot)]?;
+        Some(&plan.masters[usize::from(index)].id)
     }
 
     #[test]

@@ -1,9 +1,9 @@
--- Before a write is forwarded: drops the entry, voids the lease, fences the key.
+-- Before a write is forwarded: deletes the entry, voids the lease, fences the key.
 -- KEYS: main, meta, lease, fence   ARGV: write id, fence_ms
 -- The fence is a set of writes in flight, each with its deadline by this server's clock, so that it
 -- outlives a sidecar that dies. DEL comes first: under `noeviction` at the limit it still succeeds.
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
--- Whatever else somebody has put there is no fence.
+-- A value of another type was written by a third party, and is no fence.
 local kind = redis.call('TYPE', KEYS[4]).ok
 if kind ~= 'zset' and kind ~= 'none' then redis.call('DEL', KEYS[4]) end
 local t = redis.call('TIME')

@@ -1,6 +1,6 @@
 -- Stores an entry under a lease that still stands.
 -- KEYS: main, meta, lease   ARGV: token, body, meta without its closing brace, ttl_ms, lease_ms
--- Reply: 1 stored, 0 revoked (purged, written to, SET by somebody, expired or leased again)
+-- Reply: 1 stored, 0 revoked (purged, written to, SET by a third party, expired or leased again)
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('STRLEN', KEYS[1]) ~= 0 then return 0 end
 if redis.call('GET', KEYS[3]) ~= ARGV[1] then return 0 end
 -- The TTL counts from the grant: the upstream's answer is no younger than that.

@@ -1,11 +1,11 @@
--- Grants the right to fill, unless something stands in the way.
+-- Grants the right to fill, unless something prevents it.
 -- KEYS: main, meta, lease, fence   ARGV: token, lease_ms, refused_expiry_ms ('' for none)
--- Reply: {'stored', body, meta, expiry_ms}  somebody filled meanwhile
+-- Reply: {'stored', body, meta, expiry_ms}  the key has been filled in the meantime
 --        {'fenced'}                         a write is in flight, or its outcome is unknown
---        {'leased', token}                  somebody else is filling
+--        {'leased', token}                  another reader is filling
 --        {'granted'}
 -- A value that the caller has seen and refused (not ours, corrupt, of another epoch) is named by its
--- expiry and deleted: dropping the wrong value costs one read of the upstream, never a stale one.
+-- expiry and deleted: deleting the wrong value costs one read of the upstream, never a stale one.
 local body = redis.call('GET', KEYS[1])
 if body and body ~= '' then
   local expiry = redis.call('PEXPIRETIME', KEYS[1])
@@ -20,7 +20,8 @@ if body then
   local holder = redis.call('GET', KEYS[3])
   if holder then return {'leased', holder} end
 end
--- The placeholder: a third party's DEL of an absent key would go unseen, a DEL of this one voids us.
+-- The placeholder: a third party's DEL of an absent key would leave no trace, but a DEL of the
+-- placeholder voids the lease.
 -- SET comes first, so that a server at its memory limit refuses before anything has changed.
 redis.call('SET', KEYS[1], '', 'PX', ARGV[2])
 redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])

@@ -1,6 +1,6 @@
--- Hands a lease back: nothing to store.
+-- Hands a lease back when there is nothing to store.
 -- KEYS: main, lease   ARGV: token
--- Reply: 1 released, 0 it was not ours any more
+-- Reply: 1 released, 0 the lease was no longer ours
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2])
 if redis.call('STRLEN', KEYS[1]) == 0 then redis.call('DEL', KEYS[1]) end

@@ -1,4 +1,4 @@
--- Puts a newer body in the place of an entry that its reader could not use.
+-- Replaces an entry that its reader could not use with a newer body.
 -- KEYS: main, meta, fence
 -- ARGV: sha1 of the body seen, expiry_ms seen, generation, body, meta without its closing brace,
 --       expiry_ms, which counts from the start of the upstream's read

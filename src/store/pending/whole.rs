@@ -1,26 +1,27 @@
 //! Slots of which every key is pending, until a purge of all has been confirmed there. Pure.
 //!
-//! They are confirmed one by one, as a master that is lost keeps only its own from that. When they are to
-//! be repeated is said once for all: a purge asks those who have some, and costs the others nothing.
+//! Slots are confirmed one by one, because a lost master withholds only the confirmation of its
+//! own. They share one due time: a purge goes to the masters that own some of them, and costs the
+//! others nothing.
 
 use std::time::Instant;
 
 use super::{Due, RETRY};
 use crate::store::cluster::{SLOTS, SlotSet};
 
-/// Slots, and by which addition each has become pending last.
+/// Pending slots, each with the last addition that made it pending.
 #[derive(Debug, Default)]
 pub(super) struct Whole {
-    /// 0 for those that are not pending. Empty while none is.
+    /// Indexed by slot; 0 for a slot that is not pending. Empty while none is.
     additions: Vec<u64>,
     due: Option<Due>,
 }
 
-/// What a purge of all has to confirm.
+/// The slots that one purge of all has to confirm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Sweep {
     pub(in crate::store) slots: SlotSet,
-    /// The last addition before it began. What was added later it does not confirm.
+    /// The last addition before the purge began. It does not confirm later additions.
     pub(super) addition: u64,
 }
 
@@ -37,7 +38,7 @@ impl Whole {
         SlotSet::of(|slot| self.contains(slot))
     }
 
-    /// They are to be purged at once.
+    /// Makes slots pending, to be purged at once.
     pub(super) fn add(&mut self, slots: &SlotSet, addition: u64) {
         slots.iter().for_each(|slot| self.insert(slot, addition));
         if !self.is_empty() {
@@ -45,7 +46,8 @@ impl Whole {
         }
     }
 
-    /// One for a key that found no room. However many come, there is one attempt a second.
+    /// Makes the slot of a key pending that found no room. However many there are, there is one
+    /// attempt a second.
     pub(super) fn overflow(&mut self, slot: u16, addition: u64) {
         self.insert(slot, addition);
         let now = Due::now(addition);
@@ -62,7 +64,7 @@ impl Whole {
         self.additions[usize::from(slot)] = addition;
     }
 
-    /// All of them, if they are to be purged now.
+    /// Returns all pending slots, if they are to be purged now.
     pub(super) fn due(&self, now: Instant) -> Option<SlotSet> {
         self.due.filter(|due| due.at <= now).map(|_| self.slots())
     }
@@ -75,14 +77,14 @@ impl Whole {
         self.due = self.due.map(|due| Due::now(due.addition));
     }
 
-    /// Unless some were added since that are to be purged at once.
+    /// Postpones the next attempt, unless slots were added since that are to be purged at once.
     pub(super) fn postpone(&mut self, sweep: &Sweep) {
         if let Some(due) = self.due.as_mut().filter(|due| due.addition <= sweep.addition) {
             due.postpone();
         }
     }
 
-    /// Gives those that are not pending any more: what was added later than that stays.
+    /// Removes the slots that are confirmed, and returns them; slots with a later addition stay.
     pub(super) fn confirm(&mut self, slots: &SlotSet, addition: u64) -> SlotSet {
         let confirmed = slots.shared(&SlotSet::of(|slot| {
             self.contains(slot) && self.additions[usize::from(slot)] <= addition

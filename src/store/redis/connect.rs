@@ -1,8 +1,8 @@
-//! How a connection to a server is opened: where it is, how it is spoken to and as whom.
+//! Connections to a server: its address, the transport, and the login.
 //!
-//! The data and the tracking connection are both opened here, so that whatever is true of one is true
-//! of the other. It knows nothing of roles, versions and what is asked over a connection, and retries
-//! nothing: who connects has a budget and knows what to do without.
+//! Data and tracking connections are both opened here, so that the same settings hold for both.
+//! This module knows nothing about roles, versions or commands other than the login. It retries
+//! nothing: its callers have a budget and know how to go on without a connection.
 
 mod login;
 
@@ -34,44 +34,44 @@ use crate::{
     transport::{Socket, Stream},
 };
 
-/// Commands that wait for their turn on a connection.
+/// Commands that may wait for their turn on a connection.
 const QUEUE: usize = 1024;
-/// For the handshake of TLS: a server that speaks none may wait for more of it in silence, and is to be
-/// told from one that hangs.
+/// Timeout of the TLS handshake. A server without TLS may silently wait for more bytes; this
+/// timeout tells it apart from a server that hangs.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// For a server to say why it does not believe us.
+/// Time for a server to report that it rejects our certificate.
 const REJECTION_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// A server, and who we are there.
+/// A server, and how to log in there.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Target {
     place: Place,
     login: Arc<Login>,
-    /// None = in the clear.
+    /// `None` for plain text.
     tls: Option<Arc<Tls>>,
 }
 
-/// Where a server listens.
+/// Address at which a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// A host by its name or address, and a port.
+    /// A host name or IP address, and a port.
     Tcp(String, u16),
-    /// A socket of this machine.
+    /// A Unix socket.
     Unix(PathBuf),
 }
 
-/// How TLS is spoken, whoever the server is.
+/// TLS settings for all servers of the store.
 #[derive(Debug)]
 pub(super) struct Tls {
     client: Arc<Renewed<ClientConfig>>,
-    /// In every server's certificate; none = the host that is connected to.
+    /// Name that every server certificate must carry; `None` for the host that is connected to.
     server_name: Option<String>,
     _renewal: AbortOnDropHandle<()>,
 }
 
 impl Tls {
-    /// Reads certificates, and keeps them as the files are.
+    /// Reads the certificates, and reads them again when the files change.
     pub(super) fn new(
         config: &config::Config,
         metrics: &Arc<Metrics>,
@@ -83,7 +83,8 @@ impl Tls {
     }
 }
 
-/// A connection on which many ask at a time. It ends with this value, whoever holds a clone of it.
+/// A multiplexed connection for concurrent commands. It closes when this value is dropped, even if
+/// clones of `requests` remain.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) requests: MultiplexedConnection,
@@ -91,7 +92,7 @@ pub(super) struct Connection {
 }
 
 impl Target {
-    /// The server that a URL names. Who we are there the URL says, or else the configuration.
+    /// The server that a URL names. The login comes from the URL, or else from the configuration.
     pub(super) fn parse(
         url: &str,
         config: &config::Config,
@@ -102,12 +103,13 @@ impl Target {
             "rediss" | "valkeys" => ("redis", true),
             scheme => (scheme, false),
         };
-        // In the clear, as the crate reads URLs of TLS only where it speaks it.
+        // Without TLS in the scheme: the `redis` crate parses TLS URLs only if its own TLS is
+        // compiled in.
         let info = format!("{scheme}://{rest}").into_connection_info().map_err(refused)?;
         let place = match info.addr() {
             ConnectionAddr::Tcp(host, port) => Place::Tcp(host.clone(), *port),
             ConnectionAddr::Unix(path) => Place::Unix(path.clone()),
-            other => return Err(StoreError::Refused(format!("cannot speak to {other}"))),
+            other => return Err(StoreError::Refused(format!("unsupported address {other}"))),
         };
         let login = Login::of_url(info.redis_settings(), &config.store.login);
         let tls = is_tls.then(|| Tls::new(config, metrics)).transpose();
@@ -115,7 +117,7 @@ impl Target {
         Ok(Self { place, login: Arc::new(login), tls })
     }
 
-    /// A node of a cluster.
+    /// A node of a cluster: the first of the seeds.
     pub(in crate::store) fn of_seeds(
         seeds: &config::Seeds,
         config: &config::Config,
@@ -128,12 +130,12 @@ impl Target {
         Ok(Self::new(host, port, Arc::new(Login::new(login, 0)), tls))
     }
 
-    /// A server at an address.
+    /// A server at a host and port.
     pub(super) fn new(host: &str, port: u16, login: Arc<Login>, tls: Option<Arc<Tls>>) -> Self {
         Self { place: Place::Tcp(host.to_owned(), port), login, tls }
     }
 
-    /// Another server, spoken to in the same way by the same user.
+    /// Another server with the same login and TLS settings.
     pub(in crate::store) fn at(&self, host: &str, port: u16) -> Self {
         Self::new(host, port, Arc::clone(&self.login), self.tls.clone())
     }
@@ -142,7 +144,7 @@ impl Target {
         &self.place
     }
 
-    /// Connects; nothing has been said yet.
+    /// Opens the socket and completes the TLS handshake. Sends no command yet.
     pub(super) async fn open(&self) -> Result<Stream, StoreError> {
         let lost = |error: io::Error| StoreError::Lost(format!("{self}: {error}"));
         let (socket, host) = match &self.place {
@@ -155,22 +157,22 @@ impl Target {
         let Some(tls) = &self.tls else { return Ok(Stream::Left(socket)) };
         let name = tls.server_name.as_ref().unwrap_or(host);
         let name = ServerName::try_from(name.clone())
-            .map_err(|_| StoreError::Tls(format!("{name:?} is no name of a host")))?;
+            .map_err(|_| StoreError::Tls(format!("{name:?} is not a valid host name")))?;
         let connector = TlsConnector::from(tls.client.current());
         match timeout(HANDSHAKE_TIMEOUT, connector.connect(name, socket)).await {
             Ok(Ok(stream)) => Ok(Stream::Right(Box::new(TlsStream::Client(stream)))),
             Ok(Err(error)) => Err(self.distrusted(&error)),
             Err(_) => Err(StoreError::Tls(format!(
-                "{self} does not answer the handshake; a server without TLS has a redis:// URL"
+                "{self} does not answer the handshake; use a redis:// URL for a server without TLS"
             ))),
         }
     }
 
-    /// Connects and logs in, for whoever asks many things at a time.
+    /// Connects and logs in. The connection carries concurrent commands.
     pub(super) async fn connect(&self) -> Result<Connection, StoreError> {
         let login = self.login.settings().await?;
         let stream = self.open().await?;
-        // Every caller has a limit of its own for how long it waits.
+        // Every caller sets its own time limit.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)
@@ -183,7 +185,7 @@ impl Target {
         Ok(Connection { requests, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
     }
 
-    /// The first command of a connection that is given a name and speaks RESP3: it logs in.
+    /// The first command of a RESP3 connection with a client name. It also logs in.
     pub(super) async fn hello(&self, name: &str) -> Result<Cmd, StoreError> {
         let login = self.login.settings().await?;
         let mut hello = cmd("HELLO");
@@ -195,59 +197,62 @@ impl Target {
         Ok(hello)
     }
 
-    /// What the failure of the first exchange on a connection means.
+    /// Explains an error in the first exchange on a connection.
     pub(super) async fn first(&self, error: &RedisError) -> StoreError {
-        let is_cut = error.is_io_error() || error.is_connection_dropped();
-        if self.tls.is_some() && is_cut {
+        let is_closed = error.is_io_error() || error.is_connection_dropped();
+        if self.tls.is_some() && is_closed {
             return self.rejected().await.unwrap_or_else(|| classify(error));
         }
-        // A server of TLS answers with an alert or hangs up.
-        if self.tls.is_none() && (is_cut || error.kind() == redis::ErrorKind::Parse) {
+        // A TLS server answers a plain-text command with an alert, or closes the connection.
+        if self.tls.is_none() && (is_closed || error.kind() == redis::ErrorKind::Parse) {
             return StoreError::Lost(format!(
-                "{self} ends the connection at the first command ({error}); a server of TLS has a \
-                 rediss:// URL"
+                "{self} does not accept the first command ({error}); use a rediss:// URL for a server \
+                 with TLS"
             ));
         }
         classify(error)
     }
 
-    /// With TLS 1.3 a server says only after the handshake that it does not believe us, and whoever
-    /// writes then may find the connection gone before that is read. So this one only reads.
+    /// A TLS 1.3 server rejects our certificate only after the handshake. A client that writes at
+    /// that moment may find the connection closed before it has read the alert, so this second
+    /// connection only reads.
     async fn rejected(&self) -> Option<StoreError> {
         let mut stream = self.open().await.ok()?;
         let read = timeout(REJECTION_TIMEOUT, stream.read(&mut [0])).await.ok()?;
         read.err().map(|error| self.distrusted(&error))
     }
 
-    /// What came of the handshake, and how it is mended.
+    /// The store error for a failed handshake, with a remedy.
     fn distrusted(&self, error: &io::Error) -> StoreError {
         let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        let mend = match reason {
-            // A signature is bad where another authority has the same name.
+        let remedy = match reason {
+            // The signature check also fails if another authority has the same name.
             Some(rustls::Error::InvalidCertificate(
                 CertificateError::UnknownIssuer | CertificateError::BadSignature,
-            )) => "; name the authority that signed it in store.tls.ca",
+            )) => "; set store.tls.ca to the authority that signed it",
             Some(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => "; name the one that it is for in store.tls.server_name",
+            )) => "; set store.tls.server_name to a name in the certificate",
             Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)) => {
-                "; it asks for a certificate of ours: store.tls.cert"
+                "; the server requires a client certificate: set store.tls.cert"
             }
-            Some(rustls::Error::InvalidMessage(_)) => "; a server without TLS has a redis:// URL",
+            Some(rustls::Error::InvalidMessage(_)) => {
+                "; use a redis:// URL for a server without TLS"
+            }
             None if error.kind() == io::ErrorKind::UnexpectedEof => {
-                "; a server without TLS has a redis:// URL"
+                "; use a redis:// URL for a server without TLS"
             }
             _ => "",
         };
-        StoreError::Tls(format!("{self}: {error}{mend}"))
+        StoreError::Tls(format!("{self}: {error}{remedy}"))
     }
 }
 
-/// To all addresses of a name at a time, as one that nobody answers at would eat the budget of the
-/// others.
+/// Connects to all addresses of a host at the same time: an address that does not answer must not
+/// use up the time for the others.
 async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     let dials: Vec<_> =
-        lookup_host((host, port)).await?.map(|at| Box::pin(TcpStream::connect(at))).collect();
+        lookup_host((host, port)).await?.map(|addr| Box::pin(TcpStream::connect(addr))).collect();
     if dials.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
     }

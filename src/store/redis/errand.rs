@@ -1,4 +1,4 @@
-//! What a cluster asks of a node, over whatever connection there is to it.
+//! Cluster commands that work over any connection to a node: that of a session, or a temporary one.
 
 use redis::{Cmd, FromRedisValue, Value, aio::MultiplexedConnection};
 use tokio::time::timeout;
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::store::StoreError;
 
-/// What `CLUSTER SLOTS`, `CLUSTER NODES` and `CLUSTER INFO` say.
+/// Replies to `CLUSTER SLOTS`, `CLUSTER NODES` and `CLUSTER INFO`.
 pub(in crate::store) type Lesson = (Value, String, String);
 
-/// A connection to a node that is no master that we know.
+/// A temporary connection to a node that is not one of our masters.
 #[derive(Debug)]
 pub(in crate::store) struct Guest(Connection);
 
@@ -37,7 +37,7 @@ impl Guest {
     }
 }
 
-/// Asks who owns which slot.
+/// Asks a node which node owns which slot.
 pub(super) async fn lesson(mut requests: MultiplexedConnection) -> Result<Lesson, StoreError> {
     let mut pipeline = redis::pipe();
     for topic in ["SLOTS", "NODES", "INFO"] {
@@ -46,8 +46,8 @@ pub(super) async fn lesson(mut requests: MultiplexedConnection) -> Result<Lesson
     pipeline.query_async(&mut requests).await.map_err(|error| classify(&error))
 }
 
-/// One command on a key of a slot that is on its way to this node. Both go out at once, so that nobody
-/// else's command gets in between and takes the leave that `ASKING` gives.
+/// Runs one command on a key in a slot that is migrating to this node. `ASKING` and the command are
+/// sent together, so that no other caller's command gets in between and uses up the permission.
 pub(super) async fn asking<T: FromRedisValue>(
     mut requests: MultiplexedConnection,
     command: &Cmd,

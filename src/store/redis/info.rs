@@ -1,14 +1,14 @@
-//! Who answers: what `INFO` says of the server.
+//! Version, role, epoch and limits of a server, from `INFO` and `CLUSTER INFO`.
 
 use crate::store::{Epoch, Redirect, StoreError, cluster::text_field};
 
-/// `PXAT` and `PEXPIRETIME` came with it.
+/// First version with `PEXPIRETIME`.
 const OLDEST_VERSION: (u32, u32) = (7, 0);
-/// From where on slots may be handed over whole.
+/// First versions that can migrate whole slots.
 const WHOLE_SLOTS: (u32, u32) = (8, 4);
 const WHOLE_SLOTS_OF_VALKEY: (u32, u32) = (9, 0);
 
-/// What `INFO` says of who answers.
+/// The fields of `INFO` that jobcache uses.
 pub(super) struct Info {
     version: String,
     /// Valkey's own version; empty for Redis.
@@ -44,47 +44,48 @@ impl Info {
         Epoch(format!("{}-{}", self.run_id, self.replid).into())
     }
 
-    /// Whether it is the server of an epoch, whatever it claims in a cluster.
+    /// Whether this is the server of `epoch`, in whatever term or config epoch.
     pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
         epoch.as_str().starts_with(self.epoch().as_str())
     }
 
-    /// Whether a slot of a cluster leaves this server key by key, each of them with news. Where slots are
-    /// handed over whole (`CLUSTER MIGRATION`, `CLUSTER MIGRATESLOTS`) the news of their keys comes after
-    /// that, and a round of the barrier, which asks about one slot, says nothing of another.
+    /// Checks that this server migrates slots key by key, with an invalidation message for each
+    /// key. If whole slots are migrated (`CLUSTER MIGRATION`, `CLUSTER MIGRATESLOTS`), the messages
+    /// about their keys come only afterwards, and a barrier round, which asks about one slot,
+    /// proves nothing about another.
     pub(super) fn check_slots_move_by_key(&self) -> Result<(), StoreError> {
         let redis = self.valkey.is_empty() && version(&self.version) >= WHOLE_SLOTS;
         let valkey = !self.valkey.is_empty() && version(&self.valkey) >= WHOLE_SLOTS_OF_VALKEY;
         if redis || valkey {
             return Err(StoreError::Refused(
-                "a cluster of Redis 8.4 or Valkey 9.0 and newer can hand over slots whole, of which it tells \
-                 too late for entries in this process"
+                "Redis 8.4, Valkey 9.0 and newer can migrate whole slots of a cluster, and report the changed \
+                 keys too late for entries in this process"
                     .into(),
             ));
         }
         Ok(())
     }
 
-    /// Whether this is a master of a version that we can work with.
+    /// Checks that this is a master of a supported version.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         if version(&self.version) < OLDEST_VERSION {
             return Err(StoreError::Refused(format!(
-                "the server is of version {:?}; jobcache needs Redis 7.0 or newer, or Valkey",
+                "the server has version {:?}; jobcache needs Redis 7.0 or newer, or Valkey",
                 self.version
             )));
         }
         self.check_role()
     }
 
-    /// Whether this server can be set up to send a reply before news that it should follow: threads
-    /// that write on their own came with version 8.
+    /// Whether this server can be configured to send a reply before the invalidation messages that
+    /// should precede it: I/O threads that write on their own came with version 8.
     pub(super) fn may_reorder(&self) -> bool {
         let major = |version: &str| version.split('.').next().and_then(|part| part.parse().ok());
         let version = if self.valkey.is_empty() { &self.version } else { &self.valkey };
         major(version).is_none_or(|major: u32| major >= 8)
     }
 
-    /// The policy by which this server may evict a fence, if it may.
+    /// The eviction policy, if it allows the server to evict a fence.
     pub(super) fn evicts(&self) -> Option<&str> {
         let bounded = !matches!(self.maxmemory.as_str(), "" | "0");
         (bounded && self.policy != "noeviction").then_some(&self.policy)
@@ -101,38 +102,38 @@ impl Info {
     }
 }
 
-/// Major and minor.
+/// Major and minor version.
 fn version(text: &str) -> (u32, u32) {
     let mut parts = text.split('.').map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
-/// What `CLUSTER INFO` says of a master's place in its cluster.
+/// The claim of a master to its slots, from `CLUSTER INFO`.
 pub(super) struct Claim {
-    /// In which it claims its slots.
+    /// Config epoch of the claim.
     pub(super) epoch: u64,
 }
 
 impl Claim {
-    /// Of a master that serves: one without the majority, or whose cluster is not whole and must be,
-    /// does not.
+    /// Parses the claim of a working master. A master does not work without the majority, or while
+    /// a cluster that requires full coverage lacks it.
     pub(super) fn parse(info: &str) -> Result<Self, StoreError> {
         let field = |name| text_field(info, name);
         if field("cluster_state") != Some("ok") {
             return Err(StoreError::Redirected(Redirect::Down));
         }
         let epoch = field("cluster_my_epoch").and_then(|epoch| epoch.parse().ok());
-        let epoch =
-            epoch.ok_or_else(|| StoreError::Refused("it tells no cluster_my_epoch".into()))?;
+        let epoch = epoch
+            .ok_or_else(|| StoreError::Refused("CLUSTER INFO has no cluster_my_epoch".into()))?;
         Ok(Self { epoch })
     }
 
-    /// Whether this is the claim that an epoch was taken with.
+    /// Whether `epoch` was taken with this claim.
     pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
         Self::held_by(epoch) == Some(self.epoch)
     }
 
-    /// The config epoch that an epoch was taken with.
+    /// The config epoch that `epoch` was taken with.
     pub(super) fn held_by(epoch: &Epoch) -> Option<u64> {
         epoch.as_str().rsplit_once('-')?.1.parse().ok()
     }

@@ -1,4 +1,5 @@
-//! The keeper: connects, repeats what is pending, and publishes a session while there is one.
+//! The supervisor: connects, repeats pending invalidations, and publishes a session while a master
+//! is available.
 
 use std::{
     convert::Infallible,
@@ -38,42 +39,42 @@ use crate::{
     throttle::Throttle,
 };
 
-/// Between two looks at the server's role.
+/// Interval between two probes of the server's role.
 const PROBE_EVERY: Duration = Duration::from_millis(400);
-/// Between two attempts to connect, doubling.
+/// First and longest pause between two attempts to connect; doubles each time.
 pub(super) const BACKOFF: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_secs(1));
-/// For all the SCANs of one purge of all.
+/// Time limit for all SCANs of one purge of all.
 pub(in crate::store) const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the keeper and those who use the store have in common.
+/// State shared by the supervisor and the users of the store.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) source: Source,
-    /// Without user and password, for the log.
+    /// For the log, without user and password.
     pub(super) address: String,
     pub(super) prefix: String,
     pub(super) lease: Duration,
     pub(super) session: RwLock<Option<SessionHandle>>,
     pub(super) debts: Arc<Debts>,
-    /// What the session has confirmed lately.
+    /// Invalidations that the session has recently confirmed.
     pub(super) recent: Recent,
-    /// Derived from the configured secret, else what the server that we talk to keeps for all.
+    /// Derived from the configured secret, or else the key that the server stores for all sidecars.
     pub(super) credential_key: Arc<RwLock<CredentialKey>>,
     pub(super) has_secret: bool,
-    /// A session failed.
+    /// Notified when a session fails.
     pub(super) failed: Notify,
     pub(super) warnings: Warnings,
-    /// The layer in this process, if there is one.
+    /// Tracking for the entries in this process, if they are enabled.
     pub(super) tracked: Option<Tracked>,
-    /// Releases that nobody waits for.
+    /// Lease releases that nothing waits for.
     pub(super) tasks: TaskTracker,
     pub(super) metrics: Arc<Metrics>,
-    /// Where it is one of several.
+    /// Set if the server is one master of a cluster.
     pub(super) part: Option<Part>,
 }
 
-/// What may happen with every request or round, and is yet to be read in the log.
+/// Throttles for warnings that could otherwise come with every request or round.
 #[derive(Debug, Default)]
 pub(super) struct Warnings {
     connect: Throttle,
@@ -82,19 +83,20 @@ pub(super) struct Warnings {
     eviction: Throttle,
 }
 
-/// Keeps a session published while there is a master to talk to.
+/// Keeps a session published while a master is available.
 pub(super) async fn keep(shared: Arc<Shared>) {
-    let _unkept = Unkept(Arc::clone(&shared));
+    let _guard = Unkept(Arc::clone(&shared));
     let mut backoff = BACKOFF.0;
     loop {
         match shared.connect().await {
             Ok(session) => {
                 let error = shared.serve(&session, &mut backoff).await;
-                // First of all: what is confirmed from here on nobody doubts any more.
+                // Before `requeue_recent`: from here on no invalidation counts as confirmed, so it
+                // misses none.
                 session.fail();
                 shared.retract(&error);
                 shared.doubt().await;
-                warn!(store = shared.address, %error, "store is down; everything passes through");
+                warn!(store = shared.address, %error, "store is down; all requests go to the upstream");
             }
             Err(error) => {
                 shared.metrics.breaker.fail(&error);
@@ -109,26 +111,26 @@ pub(super) async fn keep(shared: Arc<Shared>) {
     }
 }
 
-/// A connection to a master that is one, and of a version that we can work with.
+/// A connection to a server that is a master and has a supported version.
 pub(super) struct Dialled {
     connection: Connection,
     target: Target,
     info: Info,
-    /// By how much its clock is ahead of ours.
+    /// The server's clock minus ours, in ms.
     clock_ahead_ms: i64,
     reign: Option<Reign>,
 }
 
-/// Connects to the master.
+/// Connects to the master and checks it.
 pub(super) async fn dial(source: &Source) -> Result<Dialled, StoreError> {
     let target = source.target().await?;
     let open = async {
         let mut connection = target.connect().await?;
         let sent = clock::now();
-        let first = redis::pipe().cmd("INFO").cmd("TIME").to_owned();
+        let commands = redis::pipe().cmd("INFO").cmd("TIME").to_owned();
         let (info, time): (String, (i64, i64)) =
-            match first.query_async(&mut connection.requests).await {
-                Ok(told) => told,
+            match commands.query_async(&mut connection.requests).await {
+                Ok(reply) => reply,
                 Err(error) => return Err(target.first(&error).await),
             };
         Ok((connection, info, clock_ahead_ms(time, sent)))
@@ -137,18 +139,18 @@ pub(super) async fn dial(source: &Source) -> Result<Dialled, StoreError> {
     let (connection, info, clock_ahead_ms) = opened.unwrap_or(Err(StoreError::Timeout))?;
     let info = Info::parse(&info);
     info.check()?;
-    // It may have hung for as long, and have been deposed meanwhile.
+    // The server may have hung until now, and may have been deposed meanwhile.
     let reign = source.confirm(&target).await?;
     Ok(Dialled { connection, target, info, clock_ahead_ms, reign })
 }
 
-/// Nobody would watch a session whose keeper has panicked.
+/// Withdraws the session if the supervisor panics, because nothing would watch it any more.
 struct Unkept(Arc<Shared>);
 
 impl Drop for Unkept {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.retract(&StoreError::Lost("its keeper has panicked".into()));
+            self.0.retract(&StoreError::Lost("the store supervisor has panicked".into()));
         }
     }
 }
@@ -160,7 +162,8 @@ impl Shared {
         session.filter(|session| !session.has_failed()).ok_or(StoreError::Down)
     }
 
-    /// A look at the published session. Hits take no handle: its count would go from core to core.
+    /// Applies `look` to the published session. Hits do not clone the handle: its reference count
+    /// would move from core to core.
     pub(super) fn with_session<T>(&self, look: impl Fn(&Session) -> T) -> Result<T, StoreError> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
         let session = session.as_ref().filter(|session| !session.has_failed());
@@ -172,10 +175,10 @@ impl Shared {
         self.tell(true);
     }
 
-    /// Tells whether the server is trusted; of several the cluster tells.
+    /// Reports whether the server is trusted. In a cluster, `Cluster` reports it.
     fn tell(&self, up: bool) {
-        if let Some(part) = &self.part {
-            return part.turned.notify_one();
+        if let Some(shard) = &self.part {
+            return shard.turned.notify_one();
         }
         self.metrics.store_is_up(up);
         if up {
@@ -183,7 +186,7 @@ impl Shared {
         }
     }
 
-    /// What was published, if anything was, is not trusted any more.
+    /// Withdraws the published session, if there is one.
     fn retract(&self, error: &StoreError) {
         let published = self.session.write().unwrap_or_else(PoisonError::into_inner).take();
         if published.is_some() {
@@ -192,7 +195,7 @@ impl Shared {
         self.tell(false);
     }
 
-    /// Connects to the master.
+    /// Connects to the master and opens a session.
     pub(super) async fn connect(&self) -> Result<SessionHandle, StoreError> {
         let Dialled { mut connection, target, info, clock_ahead_ms, reign } =
             dial(&self.source).await?;
@@ -210,7 +213,8 @@ impl Shared {
         Ok(Arc::new(session))
     }
 
-    /// The epoch of what this server holds. A master of a cluster is one only if others say so, too.
+    /// The epoch of the data on this server. A master of a cluster counts only if another node
+    /// confirms it.
     async fn epoch(
         &self,
         connection: &mut Connection,
@@ -218,14 +222,14 @@ impl Shared {
         reign: Option<Reign>,
     ) -> Result<Epoch, StoreError> {
         let server = info.epoch();
-        let Some(part) = &self.part else {
+        let Some(shard) = &self.part else {
             return Ok(reign.map_or_else(|| server.clone(), |reign| reign.epoch(&server)));
         };
-        let mut ask = redis::cmd("CLUSTER");
-        let claim = ask.arg("INFO").query_async::<String>(&mut connection.requests);
+        let mut command = redis::cmd("CLUSTER");
+        let claim = command.arg("INFO").query_async::<String>(&mut connection.requests);
         let claim = timeout(DETACHED_TIMEOUT, claim).await.map_err(|_| StoreError::Timeout)?;
         let claim = Claim::parse(&claim.map_err(|error| classify(&error))?)?;
-        part.confirm(&claim).await?;
+        shard.confirm(&claim).await?;
         Ok(part::epoch(&server, &claim))
     }
 
@@ -235,11 +239,12 @@ impl Shared {
 
     fn keeps_credential_key(&self) -> bool {
         let name = credential_key_name(&self.prefix);
-        self.part.as_ref().is_none_or(|part| part.slots.own(name.as_bytes()))
+        self.part.as_ref().is_none_or(|shard| shard.slots.own(name.as_bytes()))
     }
 
-    /// Where the server refuses we go on with a key of our own: other sidecars' entries are then not
-    /// for our callers until the upstream has let them in.
+    /// Fetches the fingerprint key that all sidecars share. If the server refuses, this sidecar
+    /// keeps its own key: its callers then get entries of other sidecars only after the upstream
+    /// has accepted them.
     async fn share_credential_key(&self, session: &Session) -> Result<(), StoreError> {
         match session.credential_key(&self.prefix).await {
             Ok(key) => {
@@ -247,10 +252,11 @@ impl Shared {
                 *ours = key;
                 Ok(())
             }
-            // Its slot is on its way, and there is none yet: it is asked for with the next session.
+            // `ASK` means that the slot is migrating and lacks the key; the next session tries
+            // again.
             Err(error @ (StoreError::Refused(_) | StoreError::Redirected(Redirect::Ask(_)))) => {
                 if let Some(suppressed) = self.warnings.key.admit(&error.to_string()) {
-                    warn!(%error, suppressed, "cannot share the key of the fingerprints");
+                    warn!(%error, suppressed, "cannot share the fingerprint key");
                 }
                 Ok(())
             }
@@ -268,11 +274,11 @@ impl Shared {
         }
     }
 
-    /// Repeats what is pending, then publishes the session; returns when it can no longer be trusted,
-    /// with the reason. All the while the role is probed: a long replay is no reason to believe a
-    /// deposed master for longer.
+    /// Repeats pending invalidations, then publishes the session. Returns the reason when the
+    /// session can no longer be trusted. The role is probed all the time: a long replay must not
+    /// extend the trust in a deposed master.
     async fn serve(&self, session: &SessionHandle, backoff: &mut Duration) -> StoreError {
-        let repeat = async {
+        let replay = async {
             if self.part.is_none() {
                 self.debts.pending.hurry();
                 self.replay(session).await;
@@ -291,13 +297,13 @@ impl Shared {
                 session.fail();
                 error
             }
-            never = repeat => match never {},
+            never = replay => match never {},
             never = self.track(session) => match never {},
         }
     }
 
-    /// The tracking connection lives and dies with the session: in another epoch its news is not that
-    /// of our entries.
+    /// Runs the tracking connection for as long as the session lasts: in another epoch its messages
+    /// are not about our entries.
     async fn track(&self, session: &Session) -> Infallible {
         match &self.tracked {
             Some(tracked) => track(self, session, tracked).await,
@@ -305,7 +311,7 @@ impl Shared {
         }
     }
 
-    /// Returns when the session can no longer be trusted, with the reason.
+    /// Returns the reason when the session can no longer be trusted.
     async fn watch(&self, session: &Session) -> StoreError {
         loop {
             let _ = timeout(PROBE_EVERY, self.failed.notified()).await;
@@ -326,7 +332,7 @@ impl Shared {
         }
     }
 
-    /// Repeats what is due. What fails is postponed, so that this comes to an end.
+    /// Repeats the invalidations that are due. Failed ones are postponed, so the loop ends.
     pub(super) async fn replay(&self, session: &Session) {
         if let Some(sweep) = self.debts.pending.sweep() {
             self.purge_all(session, &sweep).await;
@@ -346,7 +352,8 @@ impl Shared {
         self.metrics.events.expect(item.key.main());
         let end = timeout(DETACHED_TIMEOUT, session.end(&item.key, &item.write, item.linger));
         let mut ended = end.await.unwrap_or(Err(StoreError::Timeout));
-        // Where it became pending in a failover, this is most likely still the deposed master.
+        // After a failover this may still be the deposed master, so the session must have outlived
+        // the call.
         if ended.is_ok()
             && let Err(error) = self.note_confirmed(session, &item.key)
         {
@@ -355,36 +362,37 @@ impl Shared {
         self.debts.settle(item, ended);
     }
 
-    /// Notes what a session has just confirmed; not confirmed after all, if it has ended meanwhile: what it
-    /// confirmed may have been doubted already, without this.
+    /// Records an invalidation that the session has just confirmed. Fails if the session has ended
+    /// meanwhile: `requeue_recent` may have run already, without this invalidation.
     pub(super) fn note_confirmed(&self, session: &Session, key: &Key) -> Result<(), StoreError> {
         self.recent.note(key, Instant::now().into_std());
         if session.has_failed() {
-            return Err(StoreError::Lost("the session ended before its answer came".into()));
+            return Err(StoreError::Lost("the session ended before the answer came".into()));
         }
         Ok(())
     }
 
-    /// The same of all that there was in some slots.
+    /// Records that all entries of some slots were purged. Fails like `note_confirmed`.
     pub(super) fn note_purged(&self, session: &Session, slots: &SlotSet) -> Result<(), StoreError> {
         self.recent.note_slots(slots, Instant::now().into_std());
         if session.has_failed() {
-            return Err(StoreError::Lost("the session ended amid a purge of all".into()));
+            return Err(StoreError::Lost("the session ended during a purge of all".into()));
         }
         Ok(())
     }
 
-    /// What a session confirmed just before its end may have been confirmed by a deposed master.
+    /// Makes recently confirmed invalidations pending again: a deposed master may have confirmed
+    /// them just before the session ended.
     pub(super) async fn doubt(&self) {
-        let late = self.recent.take(Instant::now().into_std());
-        if let Some(slots) = late.slots {
+        let recent = self.recent.take(Instant::now().into_std());
+        if let Some(slots) = recent.slots {
             self.debts.pending.add_slots(*slots).await;
             self.debts.hasten();
         }
-        // In the name of no write: its fence may linger, and is not ours to lift.
-        let nobody = Token::named("doubt");
-        let keys: Vec<_> = late.keys.iter().collect();
-        self.debts.remember(&keys, &nobody, Duration::ZERO).await;
+        // The token of no write: the fence of a write may linger, and must not be lifted here.
+        let no_write = Token::named("doubt");
+        let keys: Vec<_> = recent.keys.iter().collect();
+        self.debts.remember(&keys, &no_write, Duration::ZERO).await;
     }
 
     pub(super) async fn purge_all(&self, session: &Session, sweep: &Sweep) -> Ended {
@@ -400,7 +408,7 @@ impl Shared {
         self.debts.settle_all(sweep, purged)
     }
 
-    /// Draws the conclusion for the session from what an operation came to.
+    /// Updates the health of the session from the result of an operation.
     pub(super) fn judge<T>(
         &self,
         session: &Session,
@@ -410,10 +418,10 @@ impl Shared {
         result
     }
 
-    /// The same, of a result that belongs to somebody else.
+    /// Updates the health of the session from a borrowed result.
     pub(super) fn conclude<T>(&self, session: &Session, result: &Result<T, StoreError>) {
-        if let (Some(part), Err(StoreError::Redirected(redirect))) = (&self.part, result) {
-            part.heed(redirect);
+        if let (Some(shard), Err(StoreError::Redirected(redirect))) = (&self.part, result) {
+            shard.heed(redirect);
         }
         if session.judge(result) == Judgement::GiveUp {
             self.failed.notify_one();

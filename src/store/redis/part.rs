@@ -1,8 +1,8 @@
-//! What a server has to heed that is one master of a cluster and not the whole store.
+//! State of a server that is one master of a cluster instead of the whole store.
 //!
-//! The rest of this engine is the same for both: one keeper, one session, one tracking connection and
-//! one epoch for each server. What is pending is not replayed here: whose it is changes, and the
-//! cluster knows.
+//! The rest of this engine is the same for both: each server has one supervisor, one session, one
+//! tracking connection and one epoch. Pending invalidations are not replayed here: a slot may
+//! change its owner, and only `Cluster` knows the current one.
 
 use std::{
     sync::{
@@ -38,24 +38,24 @@ use crate::{
     },
 };
 
-/// The part of a master in its cluster.
+/// A master in its cluster.
 #[derive(Debug)]
 pub(in crate::store) struct Part {
     pub(in crate::store) address: Address,
-    /// Those that it owns, by the map.
+    /// The slots that it owns in the slot map.
     pub(in crate::store) slots: Arc<Slots>,
     pub(in crate::store) lessons: Arc<Lessons>,
     pub(in crate::store) tracking: NearTracking,
-    /// In which it claims them.
+    /// The highest config epoch in which other nodes say that it claims its slots.
     pub(in crate::store) claimed: AtomicU64,
-    /// Told when it has become trusted or tracked, or is not any more.
+    /// Notified when the master becomes trusted or tracked, and when it stops being so.
     pub(in crate::store) turned: Arc<Notify>,
     pub(in crate::store) metrics: Arc<Metrics>,
 }
 
 impl Part {
-    /// Whether another node bears witness, after we have been answered, that this one is a master: one
-    /// that hung while its replica took over does not know it itself when it comes back.
+    /// Checks with another node, after this server has answered us, that it is still a master. A
+    /// server that hung while its replica took over does not know that when it comes back.
     pub(super) async fn confirm(&self, claim: &Claim) -> Result<(), StoreError> {
         let lesson = timeout(DETACHED_TIMEOUT, self.lessons.next());
         let lesson = lesson.await.map_err(|_| StoreError::Timeout)?;
@@ -63,15 +63,15 @@ impl Part {
             return Err(StoreError::Lost("no other node of the cluster answers".into()));
         }
         if self.slots.is_empty() {
-            return Err(StoreError::Lost("its slots are another node's".into()));
+            return Err(StoreError::Lost("its slots belong to another node".into()));
         }
         if self.claimed.load(Ordering::Acquire) > claim.epoch {
-            return Err(StoreError::Lost("the master has taken slots in".into()));
+            return Err(StoreError::Lost("the master has taken over slots".into()));
         }
         Ok(())
     }
 
-    /// Counts where we were sent, and has the map learned anew if it may be out of date.
+    /// Counts a redirect, and requests a topology refresh if the slot map may be out of date.
     pub(super) fn heed(&self, redirect: &Redirect) {
         self.metrics.cluster.redirected(redirect.as_str());
         if matches!(redirect, Redirect::Moved | Redirect::Down) {
@@ -80,33 +80,34 @@ impl Part {
     }
 }
 
-/// The epoch of a master in a cluster is of its claims, too. A slot that went away and came back may
-/// have lost an invalidation with a failover over there; whoever takes a slot in raises its config
-/// epoch, so that what it held before is not believed.
+/// The epoch of a master in a cluster includes its config epoch. A slot that moved away and came
+/// back may have lost an invalidation in a failover at the other node. A master that takes over a
+/// slot raises its config epoch, so entries from before are not trusted.
 pub(super) fn epoch(server: &Epoch, claim: &Claim) -> Epoch {
     Epoch(format!("{}-{}", server.as_str(), claim.epoch).into())
 }
 
-/// What is asked of a server as a part of a cluster. Where keys are concerned it is of one at a time: what
-/// follows from an answer differs from key to key.
+/// Operations on a master of a cluster. Those on keys take one key each, because the next step
+/// depends on the reply for that key.
 impl Redis {
-    /// One master of a cluster. What is pending, and the key of the fingerprints, is the cluster's.
+    /// Starts the engine for one master of a cluster. Pending invalidations and the fingerprint key
+    /// belong to the cluster.
     pub(in crate::store) fn member(
         target: Target,
         config: &config::Store,
-        part: Part,
+        shard: Part,
         debts: Arc<Debts>,
         (credential_key, has_secret): (Arc<RwLock<CredentialKey>>, bool),
         tasks: TaskTracker,
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Self {
-        let metrics = Arc::clone(&part.metrics);
+        let metrics = Arc::clone(&shard.metrics);
         let tracked = watcher.map(|watcher| {
-            let turned = Some(Arc::clone(&part.turned));
-            Tracked::new(watcher, config.budget, part.tracking, Arc::clone(&metrics), turned)
+            let turned = Some(Arc::clone(&shard.turned));
+            Tracked::new(watcher, config.budget, shard.tracking, Arc::clone(&metrics), turned)
         });
         Self::keep(Shared {
-            address: part.address.to_string(),
+            address: shard.address.to_string(),
             source: Source::Fixed(target),
             prefix: config.prefix.clone(),
             lease: config.lease,
@@ -120,16 +121,16 @@ impl Redis {
             tracked,
             tasks,
             metrics,
-            part: Some(part),
+            part: Some(shard),
         })
     }
 
-    /// In which epoch the master claims its slots, as others have it. A session that was opened under a
-    /// lower one is over.
+    /// Records the config epoch in which other nodes say that the master claims its slots. A
+    /// session that was opened under a lower epoch ends.
     pub(in crate::store) fn claims(&self, epoch: u64) {
-        let Some(part) = &self.shared.part else { return };
-        part.claimed.fetch_max(epoch, Ordering::AcqRel);
-        // What is lower than what the master itself said is only late.
+        let Some(shard) = &self.shared.part else { return };
+        shard.claimed.fetch_max(epoch, Ordering::AcqRel);
+        // A lower epoch than the master's own is only outdated.
         if let Ok(session) = self.shared.session()
             && Claim::held_by(session.epoch()).is_some_and(|held| held < epoch)
         {
@@ -138,12 +139,12 @@ impl Redis {
         }
     }
 
-    /// What the master says of the cluster.
+    /// The master's view of the cluster.
     pub(in crate::store) async fn lesson(&self) -> Result<errand::Lesson, StoreError> {
         self.shared.session()?.lesson().await
     }
 
-    /// One command, whatever it is.
+    /// Runs one command.
     pub(in crate::store) async fn query<T: FromRedisValue>(
         &self,
         command: &Cmd,
@@ -153,7 +154,7 @@ impl Redis {
         self.shared.judge(&session, result)
     }
 
-    /// The same, of a key whose slot is on its way to this master.
+    /// Runs one command on a key in a slot that is migrating to this master.
     pub(in crate::store) async fn asking<T: FromRedisValue>(
         &self,
         command: &Cmd,
@@ -192,12 +193,13 @@ impl Redis {
         self.shared.judge(&session, result)
     }
 
-    /// An invalidation was confirmed here, or where we were sent from here.
+    /// Records an invalidation that was confirmed here, or at a node to which this master
+    /// redirected us.
     pub(in crate::store) fn confirmed(&self, key: &Key) -> Result<(), StoreError> {
         self.shared.note_confirmed(&*self.shared.session()?, key)
     }
 
-    /// All that there was in some slots was purged here.
+    /// Records that all entries of some slots were purged here.
     pub(in crate::store) fn purged(
         &self,
         session: &Session,
@@ -206,16 +208,16 @@ impl Redis {
         self.shared.note_purged(session, slots)
     }
 
-    /// What was confirmed here lately is owed once more.
+    /// Ends the session, and makes its recently confirmed invalidations pending again.
     pub(in crate::store) async fn doubt(&self) {
-        // What is confirmed from here on would be missed.
+        // First: a confirmation after `requeue_recent` would be missed.
         if let Ok(session) = self.shared.session() {
             session.fail();
         }
         self.shared.doubt().await;
     }
 
-    /// What follows from an operation that did not come to its end in time.
+    /// Counts an operation that did not finish in time against the session.
     pub(in crate::store) fn was_late(&self) {
         if let Ok(session) = self.shared.session() {
             self.shared.conclude::<()>(&session, &Err(StoreError::Timeout));

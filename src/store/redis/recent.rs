@@ -1,9 +1,10 @@
 //! Invalidations that were confirmed a moment ago.
 //!
-//! A master that was deposed goes on confirming until its sidecar learns of it: in vain, as the new one
-//! may have an entry that was filled before the write, or be filling it. So when a session ends, what it
-//! confirmed within [`WINDOW`] is pending once more, and is repeated on the next one. Where the master is
-//! the same after all, that costs those jobs one more read.
+//! A deposed master keeps confirming until the sidecar learns of the failover. Those confirmations
+//! are worth nothing: the new master may have an entry that was filled before the write, or may be
+//! filling one. So when a session ends, the invalidations that it confirmed within [`WINDOW`]
+//! become pending again and are repeated in the next session. If the master is still the same, this
+//! costs each of those jobs one more read.
 
 use std::{
     collections::VecDeque,
@@ -13,10 +14,10 @@ use std::{
 
 use crate::store::{Key, cluster::SlotSet};
 
-/// Longer than a deposed master is believed, with time for the session to end.
+/// Longer than a deposed master is trusted, plus time for the session to end.
 const WINDOW: Duration = Duration::from_secs(3);
-/// Invalidations that are kept in mind one by one; past it all that there is in the slot of the oldest
-/// counts as purged.
+/// Number of invalidations that are kept one by one. Above it, the slot of the oldest one counts as
+/// purged as a whole.
 const LIMIT: usize = 20_000;
 
 #[derive(Debug, Default)]
@@ -25,16 +26,16 @@ pub(super) struct Recent(Mutex<Confirmed>);
 #[derive(Debug, Default)]
 struct Confirmed {
     ends: VecDeque<(Instant, Key)>,
-    /// Slots that were purged as a whole, and when the last of them was. They are what they were then:
-    /// when they are asked for, they may be another master's.
+    /// Slots that were purged as a whole, and the time of the last of these purges. They are
+    /// copied, because they may belong to another master by the time they are used.
     slots: Option<(Instant, Box<SlotSet>)>,
 }
 
-/// What a session confirmed just before it ended.
+/// Invalidations that a session confirmed just before it ended.
 #[derive(Debug, Default)]
 pub(super) struct Late {
     pub(super) keys: Vec<Key>,
-    /// Those that were purged as a whole.
+    /// Slots that were purged as a whole.
     pub(super) slots: Option<Box<SlotSet>>,
 }
 
@@ -52,12 +53,12 @@ impl Recent {
         confirmed.ends.push_back((now, key.clone()));
     }
 
-    /// All that there was in these slots.
+    /// Records that all entries of these slots were purged.
     pub(super) fn note_slots(&self, slots: &SlotSet, now: Instant) {
         self.lock().purged(slots, now, now);
     }
 
-    /// Forgets them.
+    /// Returns what was confirmed within [`WINDOW`], and forgets everything.
     pub(super) fn take(&self, now: Instant) -> Late {
         let Confirmed { ends, slots } = std::mem::take(&mut *self.lock());
         let ends = ends.into_iter().filter(|(at, _)| is_late(*at, now));
@@ -71,7 +72,7 @@ impl Recent {
 }
 
 impl Confirmed {
-    /// Those that are kept already are kept for as long as these: that errs on the safe side.
+    /// Earlier slots are kept for as long as these, which errs on the safe side.
     fn purged(&mut self, slots: &SlotSet, at: Instant, now: Instant) {
         match &mut self.slots {
             Some((last, before)) if is_late(*last, now) => {
@@ -93,7 +94,8 @@ mod tests {
 
     #[test]
     fn what_was_confirmed_lately_is_given_once() {
-        let (recent, start) = (Recent::default(), Instant::now());
+        let recent = Recent::default();
+        let start = Instant::now();
         let key = |id: &str| Key::new("p:", id);
         recent.note(&key("old"), start);
         recent.note(&key("new"), start + WINDOW);
@@ -108,7 +110,8 @@ mod tests {
 
     #[test]
     fn what_is_too_much_to_be_kept_one_by_one_is_kept_as_its_slot() {
-        let (recent, now) = (Recent::default(), Instant::now());
+        let recent = Recent::default();
+        let now = Instant::now();
         for id in 0..=LIMIT {
             recent.note(&Key::new("p:", &id.to_string()), now);
         }
@@ -119,7 +122,8 @@ mod tests {
 
     #[test]
     fn of_a_purge_of_all_it_keeps_the_slots_that_it_was_of() {
-        let (recent, start) = (Recent::default(), Instant::now());
+        let recent = Recent::default();
+        let start = Instant::now();
         let slots = |first: u16| SlotSet::of(|slot| (first..first + 10).contains(&slot));
         recent.note_slots(&slots(500), start);
         let later = start + WINDOW + Duration::from_secs(1);

@@ -1,23 +1,25 @@
-//! Sentinels: who is asked where the master is, and who tells that it is another one.
+//! Finds the master through sentinels, and notices when the master changes.
 //!
-//! All that are known are asked at a time, and the answer of the highest epoch counts: after a failover
-//! the sentinel that led it knows first, the others up to two seconds later, and one that was cut off
-//! goes on naming the deposed master until it hears of the new one. A connection to each is kept while a
-//! session lasts, and each is asked every [`POLL_EVERY`]: an event such as `+switch-master` is
-//! published only when the failover is over, while the one who leads it names the new master as soon as
-//! that has been promoted.
+//! All known sentinels are asked at the same time, and the answer with the highest epoch counts.
+//! After a failover the sentinel that led it knows first, and the others up to two seconds later; a
+//! sentinel that was cut off names the deposed master until it hears of the new one. While a
+//! session lasts, a connection to each sentinel is kept, and each is polled every [`POLL_EVERY`].
+//! Events such as `+switch-master` come too late: they are published when the failover is over,
+//! while the sentinel that leads it names the new master as soon as that is promoted.
 //!
-//! They are asked again when the master has answered for the first time: one that hung answers late, and
-//! may have been deposed meanwhile without knowing. The epoch under which it is named then is part of the
-//! epoch of the store: a master that was deposed and is promoted again, before anybody had it follow the
-//! one in between, is the same server with the same history, and holds what was invalidated there.
+//! The sentinels are asked again when the master has answered for the first time: a master that
+//! hung answers late, and may have been deposed meanwhile without knowing. The epoch under which it
+//! is named then is part of the epoch of the store. A master that is deposed and promoted again,
+//! before it has been made to follow the master in between, is the same server with the same
+//! history, and still holds entries that were invalidated at the other master.
 //!
-//! No answer of a lower epoch than one that was heard before counts: it is that of a sentinel which has
-//! missed a failover. Only when the newest master has been lost for [`BEHIND`], and nobody else is
-//! named, are the sentinels taken for new ones; what their master holds is then purged before it is used.
+//! An answer with a lower epoch than an earlier answer does not count: it comes from a sentinel
+//! that has missed a failover. Only when the newest master has been lost for [`BEHIND`], and no
+//! sentinel names it, are the sentinels taken for new ones; the entries of the master that they
+//! name are then purged before use.
 //!
-//! With no sentinel to be reached a session goes on: that the master answers, and is one, is watched
-//! elsewhere. It does not decide whether a server is fit to be a master's.
+//! If no sentinel can be reached, a session continues: other parts check that the master answers
+//! and is a master. This module does not decide whether a server is fit to be the master.
 
 use std::{
     collections::HashMap,
@@ -46,63 +48,64 @@ use crate::{
     throttle::Throttle,
 };
 
-/// Between two looks while a session lasts. With [`PATIENCE`] below the second that the guarantee names.
+/// Polling interval during a session. Together with [`PATIENCE`] it stays below the second that the
+/// guarantee names.
 const POLL_EVERY: Duration = Duration::from_millis(250);
-/// For one sentinel to be connected to and to answer.
+/// Time limit for one sentinel to be connected to and to answer.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// Between two looks at which other sentinels there are, in polls.
+/// Number of polls between two discoveries of other sentinels.
 const LEARN_EVERY: u32 = 40;
-/// For which nobody may have heard of the newest master before those count who have not either.
+/// How long the newest master must be lost before sentinels with a lower epoch are trusted.
 const BEHIND: Duration = Duration::from_secs(10);
-/// Sentinels that are kept in mind; nobody has as many.
+/// Maximum number of known sentinels, far more than any deployment has.
 const MAX_KNOWN: usize = 32;
 
 type Seed = (String, u16);
 
-/// What is known of the sentinels, and how to speak to them and to the master.
+/// The known sentinels, and the logins there and at the master.
 #[derive(Debug)]
 pub(super) struct Watch {
     master: String,
     seeds: Vec<Seed>,
-    /// Beside the seeds: those that a sentinel has told of.
+    /// Sentinels that are not seeds, as reported by other sentinels.
     learned: Mutex<Vec<Seed>>,
     newest: Mutex<Option<Newest>>,
-    /// The master that is named may hold what was invalidated at another.
+    /// Set if the named master may hold entries that were invalidated at another master.
     is_behind: AtomicBool,
     at_sentinels: (Arc<Login>, Option<Arc<Tls>>),
     at_master: (Arc<Login>, Option<Arc<Tls>>),
     warnings: Throttle,
 }
 
-/// What a sentinel says.
+/// The reply of a sentinel.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Answer {
-    /// Of the configuration that it goes by: the highest is the newest.
+    /// Config epoch of the reply; the highest is the newest.
     epoch: u64,
     master: Seed,
 }
 
-/// The answer of the highest epoch.
+/// The reply with the highest epoch.
 #[derive(Clone, Debug)]
 struct Newest {
     answer: Answer,
-    /// When it was heard last, or its master was known to be there.
+    /// When it was last heard, or its master last known to be available.
     at: Instant,
 }
 
-/// Who asks.
+/// State of the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asker {
     /// Has a session with the master.
     Connected,
-    /// Has none.
+    /// Has no session.
     Searching,
 }
 
 /// Connections to sentinels that answer.
 type Kept = HashMap<Seed, Connection>;
 
-/// Whether the other sentinels are asked for as well.
+/// Whether a sentinel is also asked for the other sentinels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Learn {
     Yes,
@@ -136,7 +139,7 @@ impl Watch {
         })
     }
 
-    /// Where the sentinels say that the master is. Whether it is one shows when it is connected to.
+    /// The master that the sentinels name. Its role is checked only after connecting to it.
     pub(super) async fn master(&self) -> Result<Target, StoreError> {
         let (answer, _) = self.ask_all(Kept::new(), Learn::Yes).await?;
         let (host, port) = self.heed(answer, Asker::Searching, Instant::now()).master;
@@ -144,7 +147,8 @@ impl Watch {
         Ok(Target::new(&host, port, Arc::clone(login), tls.clone()))
     }
 
-    /// The epoch under which they name this master; fails if they name another by now.
+    /// The epoch under which the sentinels name this master. Fails if they name another master by
+    /// now.
     pub(super) async fn confirm(&self, target: &Target) -> Result<u64, StoreError> {
         let (answer, _) = self.ask_all(Kept::new(), Learn::No).await?;
         let answer = self.heed(answer, Asker::Searching, Instant::now());
@@ -155,12 +159,13 @@ impl Watch {
         }
     }
 
-    /// Whether the master may hold what was invalidated at another; asked once.
+    /// Whether the master may hold entries that were invalidated at another master. Resets the
+    /// flag.
     pub(super) fn is_behind(&self) -> bool {
         self.is_behind.swap(false, Ordering::Relaxed)
     }
 
-    /// What an answer comes to, in the light of those before it.
+    /// Compares an answer with earlier ones and returns the one that counts.
     fn heed(&self, answer: Answer, asker: Asker, now: Instant) -> Answer {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = newest.as_mut().filter(|known| answer.epoch < known.answer.epoch) {
@@ -173,7 +178,7 @@ impl Watch {
             let (host, port) = &answer.master;
             warn!(
                 master = %format!("{host}:{port}"), epoch = answer.epoch, known = known.answer.epoch,
-                "the sentinels know of no later master; all that it holds is purged"
+                "no sentinel names the newest master; an older one is used, and its entries are purged first"
             );
             self.is_behind.store(true, Ordering::Relaxed);
         }
@@ -181,23 +186,24 @@ impl Watch {
         answer
     }
 
-    /// Returns once they name another master than `target`, or the same under a later epoch.
+    /// Returns once the sentinels name another master than `target`, or the same one under another
+    /// epoch.
     pub(super) async fn moved(&self, target: &Target, epoch: u64) -> StoreError {
         let mut polls = interval(POLL_EVERY);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut kept = Kept::new();
+        let mut connections = Kept::new();
         let mut round = 0_u32;
         loop {
             polls.tick().await;
             round = round.wrapping_add(1);
             let learn = if round.is_multiple_of(LEARN_EVERY) { Learn::Yes } else { Learn::No };
-            match self.ask_all(std::mem::take(&mut kept), learn).await {
+            match self.ask_all(std::mem::take(&mut connections), learn).await {
                 Ok((answer, answering)) => {
                     let answer = self.heed(answer, Asker::Connected, Instant::now());
                     if answer.epoch != epoch || !is_at(target, &answer.master).await {
                         return moved(target, &answer);
                     }
-                    kept = answering;
+                    connections = answering;
                 }
                 Err(error) => {
                     if let Some(suppressed) = self.warnings.admit(&error.to_string()) {
@@ -208,10 +214,15 @@ impl Watch {
         }
     }
 
-    /// Asks all that are known, and gives the newest answer and the connections that can be used again.
-    async fn ask_all(&self, mut kept: Kept, learn: Learn) -> Result<(Answer, Kept), StoreError> {
+    /// Asks all known sentinels. Returns the newest reply, and the connections that can be used
+    /// again.
+    async fn ask_all(
+        &self,
+        mut connections: Kept,
+        learn: Learn,
+    ) -> Result<(Answer, Kept), StoreError> {
         let asked = join_all(self.known().into_iter().map(|seed| {
-            let connection = kept.remove(&seed);
+            let connection = connections.remove(&seed);
             async move {
                 let asked = timeout(PATIENCE, self.ask(&seed, connection, learn)).await;
                 (seed, asked.unwrap_or(Err(StoreError::Timeout)))
@@ -219,12 +230,13 @@ impl Watch {
         }));
         let mut newest: Option<Answer> = None;
         let mut last = StoreError::Lost("no sentinel is known".into());
-        let (mut answering, mut told) = (Kept::new(), Vec::new());
+        let mut answering = Kept::new();
+        let mut reported = Vec::new();
         for (seed, asked) in asked.await {
             match asked {
                 Ok((connection, answer, others)) => {
                     newest = newest.max(Some(answer));
-                    told.extend(others);
+                    reported.extend(others);
                     answering.insert(seed, connection);
                 }
                 Err(error) => {
@@ -235,7 +247,7 @@ impl Watch {
         }
         let Some(newest) = newest else { return Err(last) };
         if learn == Learn::Yes {
-            self.learn(told);
+            self.learn(reported);
         }
         Ok((newest, answering))
     }
@@ -253,32 +265,36 @@ impl Watch {
             None => target.connect().await?,
         };
         let mut pipeline = redis::pipe();
-        // The epoch first: should a failover end in between, the new master counts for the old epoch.
+        // The epoch first: if a failover ends between the commands, the new master is paired with
+        // the old epoch, and the next poll notices.
         pipeline.cmd("SENTINEL").arg("MASTER").arg(&self.master);
         pipeline.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
         let (state, master): (HashMap<String, String>, Option<Seed>) =
             match pipeline.query_async(&mut connection.requests).await {
-                Ok(told) => told,
+                Ok(reply) => reply,
                 Err(error) => return Err(at(&target, target.first(&error).await)),
             };
         let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
         let master = master.ok_or_else(|| {
-            StoreError::Refused(format!("the sentinel {target} knows no master {:?}", self.master))
+            StoreError::Refused(format!(
+                "the sentinel {target} does not know the master {:?}",
+                self.master
+            ))
         })?;
         let others =
             if learn == Learn::Yes { self.others(&mut connection).await? } else { Vec::new() };
         Ok((connection, Answer { epoch, master }, others))
     }
 
-    /// Which sentinels this one knows of. One that may not tell has no others.
+    /// The other sentinels that this one knows of; none if it refuses to list them.
     async fn others(&self, connection: &mut Connection) -> Result<Vec<Seed>, StoreError> {
         let mut others = redis::cmd("SENTINEL");
         others.arg("SENTINELS").arg(&self.master);
-        let told = others.query_async(&mut connection.requests).await;
-        let told: Vec<HashMap<String, String>> = match told.map_err(|error| classify(&error)) {
-            Ok(told) => told,
+        let reply = others.query_async(&mut connection.requests).await;
+        let reply: Vec<HashMap<String, String>> = match reply.map_err(|error| classify(&error)) {
+            Ok(reply) => reply,
             Err(StoreError::Refused(error)) => {
-                debug!(error, "a sentinel does not tell of the others");
+                debug!(error, "a sentinel refuses to list the others");
                 Vec::new()
             }
             Err(error) => return Err(error),
@@ -286,7 +302,7 @@ impl Watch {
         let seed = |other: &HashMap<String, String>| {
             Some((other.get("ip")?.clone(), other.get("port")?.parse().ok()?))
         };
-        Ok(told.iter().filter_map(seed).collect())
+        Ok(reply.iter().filter_map(seed).collect())
     }
 
     fn known(&self) -> Vec<Seed> {
@@ -294,35 +310,37 @@ impl Watch {
         self.seeds.iter().chain(learned.iter()).cloned().collect()
     }
 
-    /// Those that nobody tells of any more are forgotten, so that it may go on for years.
-    fn learn(&self, mut told: Vec<Seed>) {
-        told.sort_unstable();
-        told.dedup();
-        told.retain(|seed| !self.seeds.contains(seed));
-        told.truncate(MAX_KNOWN.saturating_sub(self.seeds.len()));
+    /// Replaces the learned sentinels. Those that are no longer reported are dropped, so that the
+    /// list stays short over years.
+    fn learn(&self, mut reported: Vec<Seed>) {
+        reported.sort_unstable();
+        reported.dedup();
+        reported.retain(|seed| !self.seeds.contains(seed));
+        reported.truncate(MAX_KNOWN.saturating_sub(self.seeds.len()));
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        if *learned != told {
-            debug!(?told, "sentinels beside those that were configured");
-            *learned = told;
+        if *learned != reported {
+            debug!(told = ?reported, "sentinels that are not in the configuration");
+            *learned = reported;
         }
     }
 }
 
 fn moved(from: &Target, Answer { master: (host, port), epoch }: &Answer) -> StoreError {
-    info!(%from, to = %format!("{host}:{port}"), epoch, "the master is another, or made one anew");
-    StoreError::Lost("the sentinels name another master".into())
+    info!(%from, to = %format!("{host}:{port}"), epoch, "the master has changed, or was promoted again");
+    StoreError::Lost("the sentinels name another master or epoch".into())
 }
 
 fn at(target: &Target, error: StoreError) -> StoreError {
     match error {
-        StoreError::Refused(why) => {
-            StoreError::Refused(format!("the sentinel {target} says: {why}"))
+        StoreError::Refused(reason) => {
+            StoreError::Refused(format!("the sentinel {target} says: {reason}"))
         }
         error => error,
     }
 }
 
-/// Whether the two are one address. One sentinel may announce a name and another an address.
+/// Whether two addresses are the same. One sentinel may announce a host name and another an IP
+/// address.
 async fn is_at(target: &Target, (host, port): &Seed) -> bool {
     let Place::Tcp(ours, our_port) = target.place() else { return false };
     if our_port != port {

@@ -1,4 +1,4 @@
-//! One connection to a master: what it is asked, and whether it still is one to be believed.
+//! One connection to a master: its commands, and the checks that the master can still be trusted.
 
 mod job;
 
@@ -25,16 +25,16 @@ use crate::{
     store::{CredentialKey, Epoch, Redirect, Seen, StoreError, Stored, cluster::Address, unix_ms},
 };
 
-/// Operations in a row that may time out before the session is given up.
+/// Number of consecutive timeouts after which the session is given up.
 const TIMEOUTS_IN_A_ROW: u32 = 5;
-/// With the pause between two probes below the second that the guarantee names.
+/// Together with the pause between two probes it stays below the second that the guarantee names.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
-/// What a script is told that reaches for a key which is not on this node, or not any more.
+/// Error of a script that accesses a key which is not on this node, or no longer there.
 const NON_LOCAL: &str = "non local key";
-/// Keys looked at by one SCAN.
+/// `COUNT` of each SCAN.
 const SCAN_STEP: usize = 500;
 
-/// One connection to a master, for as long as it is one.
+/// A connection to a master, for as long as it is a master.
 #[derive(Debug)]
 pub struct Session {
     connection: Connection,
@@ -47,26 +47,26 @@ pub struct Session {
     failed: AtomicBool,
 }
 
-/// Whether a server is one of a cluster.
+/// Whether a server belongs to a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Membership {
-    /// It stands alone.
+    /// A standalone server.
     None,
-    /// It is a master of one.
+    /// A master of a cluster.
     Master,
 }
 
-/// What an operation means for its session.
+/// Effect of an operation on its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Judgement {
-    /// Nothing.
+    /// The session continues.
     GoOn,
-    /// It is over.
+    /// The session ends.
     GiveUp,
 }
 
 impl Session {
-    /// Wraps a connection to a server that has been found fit.
+    /// Wraps a connection to a server that has passed the checks.
     pub(super) fn new(
         connection: Connection,
         (target, reign): (Target, Option<Reign>),
@@ -84,32 +84,32 @@ impl Session {
         }
     }
 
-    /// The server that it is with.
+    /// The server of this session.
     pub(super) fn target(&self) -> &Target {
         &self.target
     }
 
-    /// In which it is master, where sentinels make it one.
+    /// The term of the master, if sentinels name it.
     pub(super) fn reign(&self) -> Option<Reign> {
         self.reign
     }
 
-    /// What an entry must have been stored in to be believed on this connection.
+    /// The epoch in which an entry must have been stored to be trusted on this connection.
     pub(super) fn epoch(&self) -> &Epoch {
         &self.epoch
     }
 
-    /// Whether it has been given up.
+    /// Whether the session has been given up.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Gives it up.
+    /// Gives up the session.
     pub(super) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }
 
-    /// Draws the conclusion from what an operation came to; says whether it ends the session.
+    /// Updates the session from the result of an operation. Returns whether this ends the session.
     pub(super) fn judge<T>(&self, result: &Result<T, StoreError>) -> Judgement {
         let timeouts = match result {
             Ok(_) | Err(StoreError::Refused(_)) => {
@@ -153,7 +153,7 @@ impl Session {
         operation(self.connection.requests.clone()).await.map_err(|error| classify(&error))
     }
 
-    /// The key of the fingerprints, made by whoever comes first.
+    /// The fingerprint key that all sidecars share. The first sidecar creates it.
     pub(super) async fn credential_key(&self, prefix: &str) -> Result<CredentialKey, StoreError> {
         let name = credential_key_name(prefix);
         let mut get = redis::cmd("GET");
@@ -161,8 +161,8 @@ impl Session {
         let mut set = redis::cmd("SET");
         set.arg(&name).arg(CredentialKey::random().bytes()).arg("NX");
         let call = self.call(|mut connection| async move {
-            let there: Option<Vec<u8>> = get.query_async(&mut connection).await?;
-            if let Some(key) = there {
+            let present: Option<Vec<u8>> = get.query_async(&mut connection).await?;
+            if let Some(key) = present {
                 return Ok(key);
             }
             let _: redis::Value = set.query_async(&mut connection).await?;
@@ -171,16 +171,16 @@ impl Session {
         let bytes = timeout(DETACHED_TIMEOUT, call).await.unwrap_or(Err(StoreError::Timeout))?;
         let bytes = bytes.try_into().map_err(|_| {
             StoreError::Refused(format!(
-                "{name} does not hold 32 bytes; delete it to have it made anew"
+                "{name} does not hold 32 bytes; delete it, and a new one is created"
             ))
         })?;
         Ok(CredentialKey::new(bytes))
     }
 
-    /// Whether this is still the master that the session was opened with.
+    /// Checks that the server is still the master with which the session was opened.
     pub(super) async fn probe(&self, membership: Membership) -> Result<(), StoreError> {
         let sent = clock::now();
-        let looks = async {
+        let calls = async {
             let reply = self.call(|mut connection| async move {
                 let mut pipeline = redis::pipe();
                 pipeline.cmd("INFO").arg("replication").cmd("TIME");
@@ -188,7 +188,7 @@ impl Session {
             });
             Ok((reply.await?, self.claim(membership).await?))
         };
-        let ((info, time), claim) = match timeout(PROBE_TIMEOUT, looks).await {
+        let ((info, time), claim) = match timeout(PROBE_TIMEOUT, calls).await {
             Ok(reply) => reply?,
             Err(_) => return Err(StoreError::Timeout),
         };
@@ -196,17 +196,17 @@ impl Session {
         info.check_role()?;
         if !self.epoch.as_str().contains(&info.replid) {
             return Err(StoreError::Lost(
-                "the server has begun another replication history".into(),
+                "the server has started a new replication history".into(),
             ));
         }
         if claim.is_some_and(|claim| !claim.is_of(&self.epoch)) {
-            return Err(StoreError::Lost("the master has taken slots in".into()));
+            return Err(StoreError::Lost("the master has taken over slots".into()));
         }
         self.clock_ahead_ms.store(clock_ahead_ms(time, sent), Ordering::Relaxed);
         Ok(())
     }
 
-    /// What a master of a cluster says of its place in it; none where there is no cluster.
+    /// The claim of a master in its cluster; `None` for a standalone server.
     async fn claim(&self, membership: Membership) -> Result<Option<Claim>, StoreError> {
         if membership == Membership::None {
             return Ok(None);
@@ -215,17 +215,17 @@ impl Session {
         Claim::parse(&info).map(Some)
     }
 
-    /// What the node says of its cluster.
+    /// The node's view of the cluster.
     pub(super) async fn lesson(&self) -> Result<Lesson, StoreError> {
         errand::lesson(self.connection.requests.clone()).await
     }
 
-    /// One command on a key whose slot is on its way to this node.
+    /// Runs one command on a key in a slot that is migrating to this node.
     pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
         errand::asking(self.connection.requests.clone(), command).await
     }
 
-    /// One command, whatever it is.
+    /// Runs one command.
     pub(in crate::store) async fn query<T: FromRedisValue>(
         &self,
         command: &Cmd,
@@ -233,8 +233,8 @@ impl Session {
         self.call(|mut connection| async move { command.query_async(&mut connection).await }).await
     }
 
-    /// Deletes every entry under the prefix, in small steps. Fences stay: the writes they stand for
-    /// are still in flight.
+    /// Deletes every entry under the prefix, in small steps. Fences stay, because their writes are
+    /// still in flight.
     pub(super) async fn delete_all(&self, prefix: &str) -> Result<usize, StoreError> {
         let mut cursor = 0_u64;
         let mut entries = 0;
@@ -254,7 +254,7 @@ impl Session {
         }
     }
 
-    /// Some of the names under the prefix, and where to go on; 0 at the end.
+    /// Returns the next cursor, 0 at the end, and some of the names under the prefix.
     pub(in crate::store) async fn scan(
         &self,
         prefix: &str,
@@ -266,7 +266,8 @@ impl Session {
         self.query(&scan).await
     }
 
-    /// Names are bytes: a third party's key under our prefix need not be text.
+    /// Deletes entries with their companions. Names are bytes: a foreign key under our prefix need
+    /// not be UTF-8.
     pub(in crate::store) async fn delete(&self, names: &[Vec<u8>]) -> Result<(), StoreError> {
         if names.is_empty() {
             return Ok(());
@@ -283,20 +284,21 @@ impl Session {
     }
 }
 
-/// The name of a companion of a name that need not be text.
+/// Name of a companion of a name that need not be UTF-8.
 pub(in crate::store) fn companion(name: &[u8], role: &str) -> Vec<u8> {
     [b"{", name, b"}:", role.as_bytes()].concat()
 }
 
-/// Where the key of the fingerprints stands.
+/// Name of the key that holds the fingerprint key.
 pub(super) fn credential_key_name(prefix: &str) -> String {
     format!("{{{prefix}}}:credential-key")
 }
 
-/// Splits errors by what is done about them: `Lost` ends the session, `Refused` does not.
+/// Classifies errors by how they are handled: `Lost` ends the session, `Refused` does not.
 pub(super) fn classify(error: &RedisError) -> StoreError {
     match error.kind() {
-        // BUSY comes without a kind of its own: a script runs for too long, and nobody is served.
+        // The `redis` crate has no kind for BUSY: a script has been running for too long, and the
+        // server answers no commands.
         _ if error.code() == Some("BUSY") => StoreError::Timeout,
         ErrorKind::Server(
             ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading,
@@ -308,12 +310,12 @@ pub(super) fn classify(error: &RedisError) -> StoreError {
         }
         ErrorKind::Server(ServerErrorKind::TryAgain) => StoreError::Redirected(Redirect::TryAgain),
         ErrorKind::Server(ServerErrorKind::ClusterDown) => StoreError::Redirected(Redirect::Down),
-        // A script whose slot is on its way, and that has itself removed a key which it then looks at.
+        // A script in a migrating slot has deleted a key and then accesses it.
         ErrorKind::Server(_) if error.to_string().contains(NON_LOCAL) => {
             StoreError::Redirected(Redirect::TryAgain)
         }
-        // The last two are replies that we cannot decode. Should the stream itself be garbled, the
-        // connection ends with it, and the next operation says so.
+        // The last two are replies that cannot be decoded. If the stream itself is corrupt, the
+        // connection ends with it, and the next operation reports that.
         ErrorKind::Server(_)
         | ErrorKind::Extension
         | ErrorKind::UnexpectedReturnType
@@ -322,12 +324,12 @@ pub(super) fn classify(error: &RedisError) -> StoreError {
     }
 }
 
-/// How far the server's clock is ahead of ours, from its `TIME` and when we asked for it.
+/// The server's clock minus ours in ms, from its reply to `TIME` and the time of the request.
 pub(super) fn clock_ahead_ms((seconds, micros): (i64, i64), sent: SystemTime) -> i64 {
     seconds * 1000 + micros / 1000 - unix_ms(sent)
 }
 
-/// Takes the meaning from the characters that are special to `SCAN MATCH`.
+/// Escapes the characters that are special in `SCAN MATCH`.
 fn escape_glob(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! Where the master is: at one address for good, or wherever sentinels say.
+//! Address of the master: fixed, or reported by sentinels.
 
 use std::{future, sync::Arc};
 
@@ -9,18 +9,19 @@ use crate::{
     store::{Epoch, StoreError},
 };
 
-/// The time for which a server is master: the config epoch of the sentinels under which it was made one.
+/// The time for which a server is master: the config epoch of the sentinels in which it was
+/// promoted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reign(u64);
 
 impl Reign {
-    /// The epoch of what a server holds in this reign.
+    /// The epoch of the data on a server in this term.
     pub(super) fn epoch(self, server: &Epoch) -> Epoch {
         Epoch(format!("{}-{}", server.as_str(), self.0).into())
     }
 }
 
-/// Who knows where the master is.
+/// Where the address of the master comes from.
 #[derive(Debug)]
 pub(super) enum Source {
     /// The URL.
@@ -30,7 +31,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Checks the URL; asks nobody yet.
+    /// Checks the URL; connects to nothing yet.
     pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, StoreError> {
         match &config.store.url {
             StoreUrl::Redis(url) => Target::parse(url, config, metrics).map(Self::Fixed),
@@ -38,12 +39,12 @@ impl Source {
                 Watch::new(sentinels, config, metrics).map(Self::Sentinels)
             }
             StoreUrl::Memory | StoreUrl::Cluster(_) => {
-                Err(StoreError::Refused("this is not one server".into()))
+                Err(StoreError::Refused("the URL does not name a single server".into()))
             }
         }
     }
 
-    /// The master, as far as is known.
+    /// The master, as far as it is known.
     pub(super) async fn target(&self) -> Result<Target, StoreError> {
         match self {
             Self::Fixed(target) => Ok(target.clone()),
@@ -51,7 +52,7 @@ impl Source {
         }
     }
 
-    /// The reign of a master that has answered; fails if it is another one by now.
+    /// The term of a master that has answered. Fails if another server is the master by now.
     pub(super) async fn confirm(&self, target: &Target) -> Result<Option<Reign>, StoreError> {
         match self {
             Self::Fixed(_) => Ok(None),
@@ -59,7 +60,7 @@ impl Source {
         }
     }
 
-    /// Whether what the master holds is to be purged before it is used; asked once.
+    /// Whether the entries of the master must be purged before use. Resets the flag.
     pub(super) fn is_behind(&self) -> bool {
         match self {
             Self::Fixed(_) => false,
@@ -67,7 +68,7 @@ impl Source {
         }
     }
 
-    /// Returns once the master is another one than `target`, or the same in another reign.
+    /// Returns once the master is another server than `target`, or the same one in another term.
     pub(super) async fn moved(&self, target: &Target, reign: Option<Reign>) -> StoreError {
         match (self, reign) {
             (Self::Sentinels(watch), Some(Reign(epoch))) => watch.moved(target, epoch).await,

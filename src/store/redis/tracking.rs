@@ -1,25 +1,27 @@
-//! The tracking connection: news of every change, and the rounds of the read barrier.
+//! The tracking connection: invalidation messages for every change, and the rounds of the read
+//! barrier.
 //!
-//! A connection of its own, RESP3 with `CLIENT TRACKING ON BCAST`, on which nothing travels but news
-//! and `PING`. Both are applied in the order in which they come, by the one task that reads them, so
-//! an answer to a `PING` proves that every change before it is known. (The server sends the news of a
-//! command before the reply to who gave it, and takes a `PING` that is sent after that reply in a
-//! later turn of its event loop.)
+//! This is a separate RESP3 connection with `CLIENT TRACKING ON BCAST`, which carries only
+//! invalidation messages and the commands of barrier rounds, usually one `PING`. One task reads
+//! both and applies them in order, so an answer to a `PING` proves that every earlier change is
+//! known. (The server sends the invalidation message of a command before it replies to the client
+//! that sent the command, and takes a `PING` that is sent after that reply in a later turn of its
+//! event loop.)
 //!
-//! With `near_tracking = "keys"` the server tells this connection only of keys that were read on it, each
-//! once: then it is forgotten until it is read again. So whoever is about to read an entry for the layer
-//! in this process first has its name read here, by a round that carries it ([`Tracked::follow`]), and
-//! only then reads it over the data connection. What changes in between is told here, after the note that
-//! the reader has taken before all that, and he does not keep what he reads. That it is this very
-//! connection that the server tells is the point: with `REDIRECT` from the data connection the news would
-//! end with that one, and the answers to `PING`s would not.
+//! If `near_tracking = "keys"`, the server reports only keys that were read on this connection, and
+//! each of them once; then it forgets the key until it is read again. So before an entry is read
+//! for the near layer, its name is read here, by a round that carries it ([`Tracked::follow`]), and
+//! only then is the entry read over the data connection. A change in between is reported here. The
+//! reader took its note before all that, sees the change, and does not keep what it read. The name
+//! must be read on this very connection: with `REDIRECT` from the data connection the messages
+//! would stop when that connection ends, and the answers to `PING`s would not.
 //!
-//! It is written for this one use on bare sockets: a round is one `write` and one `read`, where a
-//! general client wakes three tasks for it, and rounds are what a hit costs. Replies are decoded by
-//! the codec of the `redis` crate.
+//! The client is written for this one use, on bare sockets: a round is one `write` and one `read`,
+//! where a general client wakes three tasks, and rounds are the cost of a hit. Replies are decoded
+//! by the codec of the `redis` crate.
 //!
-//! A server that refuses it (an ACL without `CLIENT TRACKING`) costs the layer in this process and
-//! nothing else: hits then ask Redis.
+//! If a server refuses tracking (an ACL without `CLIENT TRACKING`), only the near layer is lost:
+//! hits then ask Redis.
 
 mod question;
 mod tracked;
@@ -54,27 +56,27 @@ use crate::{
     transport::Stream,
 };
 
-/// Once it has not answered for so long it is given up.
+/// Time without an answer after which the connection is given up.
 const HUNG: Duration = Duration::from_secs(1);
-/// Read at a time.
+/// Capacity of the read buffer, in bytes.
 const BUFFER: usize = 16 << 10;
 
-/// Tracks for as long as a session is served; never returns.
+/// Runs the tracking connection for as long as a session is served; never returns.
 pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked) -> Infallible {
     let mut backoff = BACKOFF.0;
     loop {
         let connected = timeout(DETACHED_TIMEOUT, connect(shared, session, tracked.tracking));
         let error = match connected.await.unwrap_or(Err(StoreError::Timeout)) {
-            Ok(wire) => {
+            Ok(connection) => {
                 backoff = BACKOFF.0;
-                info!("tracking the store; hits need not ask it");
-                wire.follow(tracked).await
+                info!("tracking the store; hits do not ask it");
+                connection.follow(tracked).await
             }
             Err(error) => error,
         };
-        if let (Some(part), StoreError::Redirected(redirect)) = (&shared.part, &error) {
-            part.heed(redirect);
-            // It may be no master any more: the session is looked at, too.
+        if let (Some(shard), StoreError::Redirected(redirect)) = (&shared.part, &error) {
+            shard.heed(redirect);
+            // The server may no longer be a master, so the session is probed too.
             shared.failed.notify_one();
         }
         if let Some(suppressed) = shared.warnings.tracking.admit(&error.to_string()) {
@@ -85,7 +87,7 @@ pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked)
     }
 }
 
-/// Connects, makes sure that it is the server of the session, and switches tracking on.
+/// Connects, checks that this is the server of the session, and enables tracking.
 async fn connect(
     shared: &Shared,
     session: &Session,
@@ -93,18 +95,18 @@ async fn connect(
 ) -> Result<Wire, StoreError> {
     let target = session.target();
     let hello = target.hello("jobcache-tracking").await?;
-    let mut wire = Wire::new(target.open().await?);
-    wire.call::<Value>(&hello).await?;
-    let info: String = wire.call(&cmd("INFO")).await?;
+    let mut connection = Wire::new(target.open().await?);
+    connection.call::<Value>(&hello).await?;
+    let info: String = connection.call(&cmd("INFO")).await?;
     let info = Info::parse(&info);
     info.check()?;
     if !info.is_of(session.epoch()) {
-        return Err(StoreError::Lost("the server is another than the session's".into()));
+        return Err(StoreError::Lost("this is not the server of the session".into()));
     }
-    wire.pings = wire.pings_of(&info).await;
-    if let Some(part) = &shared.part {
+    connection.pings = connection.pings_of(&info).await;
+    if let Some(shard) = &shared.part {
         info.check_slots_move_by_key()?;
-        wire.question = Question::keyed(&part.slots, &shared.prefix)
+        connection.question = Question::keyed(&shard.slots, &shared.prefix)
             .ok_or_else(|| StoreError::Lost("the master owns no slot".into()))?;
     }
     let mut track = cmd("CLIENT");
@@ -112,22 +114,22 @@ async fn connect(
     if tracking == NearTracking::Broadcast {
         track.arg("BCAST").arg("PREFIX").arg(&shared.prefix);
     }
-    wire.call::<Value>(&track).await?;
-    Ok(wire)
+    connection.call::<Value>(&track).await?;
+    Ok(connection)
 }
 
 struct Wire {
     stream: Stream,
     codec: ValueCodec,
     read: BytesMut,
-    /// Whether the codec is amid a value.
+    /// Whether the codec has read a part of a value.
     amid: bool,
     question: Question,
-    /// `PING`s of a round, one after the other.
+    /// `PING`s of a round, sent one after the other.
     pings: u32,
-    /// Whether one thread does all the work.
+    /// Whether the runtime has one worker thread.
     alone: bool,
-    /// Keys that the round under way carries, and how they are read.
+    /// Keys that the current round carries, and the packed commands that read them.
     carried: Vec<Key>,
     reads: Vec<u8>,
 }
@@ -136,9 +138,9 @@ struct Wire {
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     launched_at: Instant,
-    /// Keys that it carries and that were not answered yet.
+    /// Carried keys with unanswered reads.
     unread: usize,
-    /// `PING`s that are still to be sent, once the one before has been answered.
+    /// `PING`s still to be sent, each after the previous one has been answered.
     left: u32,
 }
 
@@ -157,9 +159,9 @@ impl Wire {
         }
     }
 
-    /// How many `PING`s make a round. With threads for its replies a newer server may send an answer
-    /// one turn of its event loop before the news that it should follow; the answer to a second
-    /// `PING`, sent after that, cannot overtake it.
+    /// The number of `PING`s in a round. A newer server with I/O threads may send an answer one
+    /// turn of its event loop before the invalidation messages that should precede it. The answer
+    /// to a second `PING`, sent after that, cannot overtake them.
     async fn pings_of(&mut self, info: &Info) -> u32 {
         if !info.may_reorder() {
             return 1;
@@ -188,22 +190,22 @@ impl Wire {
         }
     }
 
-    /// TLS may keep the last of it until it is told that there is no more.
+    /// Flushes as well, because TLS may hold back the last bytes until then.
     async fn send(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.stream.write_all(bytes).await.map_err(lost)?;
         self.stream.flush().await.map_err(lost)
     }
 
-    /// Reads more.
+    /// Reads more bytes from the socket.
     async fn fill(&mut self) -> Result<(), StoreError> {
         match self.stream.read_buf(&mut self.read).await {
-            Ok(0) => Err(StoreError::Lost("the server has closed the tracking connection".into())),
+            Ok(0) => Err(StoreError::Lost("the server closed the tracking connection".into())),
             Ok(_) => Ok(()),
             Err(error) => Err(lost(error)),
         }
     }
 
-    /// The next value that has been read whole.
+    /// The next value that has been read completely.
     fn next(&mut self) -> Result<Option<Value>, StoreError> {
         if self.read.is_empty() {
             return Ok(None);
@@ -214,7 +216,7 @@ impl Wire {
         Ok(value)
     }
 
-    /// Whether the next value is an answer; takes it. Most are, and need no parser.
+    /// Takes the answer to the round if it comes next. Most answers need no parser.
     fn take_answer(&mut self) -> bool {
         let answer = self.question.answer;
         let answered = !self.amid && self.read.starts_with(answer);
@@ -224,24 +226,25 @@ impl Wire {
         answered
     }
 
-    /// Applies the news and runs rounds until the connection is lost; returns why it was.
+    /// Applies invalidation messages and runs rounds until the connection is lost. Returns the
+    /// reason.
     async fn follow(mut self, tracked: &Tracked) -> StoreError {
-        // What was noted before tracking began is void.
+        // Notes taken before tracking began are void.
         tracked.flush();
         tracked.raise();
-        let _lost = Lost(tracked);
+        let _guard = Lost(tracked);
         let mut flight = None;
         let mut watchdog = pin!(sleep(tracked.patience));
         loop {
-            let flying = flight.is_some();
+            let is_in_flight = flight.is_some();
             let result = tokio::select! {
                 biased;
                 filled = self.fill() => match filled {
                     Ok(()) => self.turn(tracked, &mut flight).await,
                     Err(error) => Err(error),
                 },
-                () = tracked.rounds.wanted(), if !flying => self.launch(tracked, &mut flight).await,
-                () = &mut watchdog, if flying => {
+                () = tracked.rounds.wanted(), if !is_in_flight => self.launch(tracked, &mut flight).await,
+                () = &mut watchdog, if is_in_flight => {
                     let next = look_after(tracked, flight.as_ref());
                     next.map(|at| watchdog.as_mut().reset(at))
                 }
@@ -252,7 +255,7 @@ impl Wire {
         }
     }
 
-    /// Applies what has been read, and goes on to the next round.
+    /// Applies what has been read, and starts the next round.
     async fn turn(
         &mut self,
         tracked: &Tracked,
@@ -262,7 +265,7 @@ impl Wire {
         self.launch(tracked, flight).await
     }
 
-    /// Applies all that has been read.
+    /// Applies everything that has been read.
     async fn apply(
         &mut self,
         tracked: &Tracked,
@@ -285,7 +288,7 @@ impl Wire {
                 Some(value) if self.question.is_answered_by(&value) => {
                     self.answered(tracked, flight).await?;
                 }
-                // LOADING, BUSY and the like: no answer.
+                // LOADING, BUSY and the like are not answers.
                 Some(other) => return Err(no_answer(&other)),
             }
         }
@@ -297,7 +300,7 @@ impl Wire {
         flight: &mut Option<Flight>,
     ) -> Result<(), StoreError> {
         let Some(Flight { launched_at, unread: 0, left }) = *flight else {
-            return Err(StoreError::Lost("a PONG that was not asked for".into()));
+            return Err(StoreError::Lost("an answer came without a barrier round".into()));
         };
         if left > 0 {
             *flight = Some(Flight { launched_at, unread: 0, left: left - 1 });
@@ -308,13 +311,14 @@ impl Wire {
         if tracked.rounds.is_up() {
             tracked.rounds.answered(tracked.since_origin_us(launched_at));
         } else {
-            // It hung and is back. The news has come in its order all the while: what is kept is good.
+            // The server hung and is back. Its messages came in order all the time, so the near
+            // entries are valid.
             tracked.raise();
         }
         Ok(())
     }
 
-    /// Begins a round if one is wanted and none is under way.
+    /// Starts a round if one is wanted and none is in flight.
     async fn launch(
         &mut self,
         tracked: &Tracked,
@@ -324,8 +328,9 @@ impl Wire {
             return Ok(());
         }
         if self.alone {
-            // All that is ready now gets aboard: whoever has been answered leaves, and whoever has
-            // come is read first. Where others work, too, it would only set them looking for work.
+            // Let all ready tasks run first, so that this round serves more readers: those already
+            // answered leave, and new requests are read. With several threads this would only make
+            // the others look for work.
             yield_now().await;
         }
         if tracked.rounds.launch(&mut self.carried).is_some() {
@@ -343,12 +348,12 @@ impl Wire {
         Ok(())
     }
 
-    /// Packs a read of each key that the round carries; how many that are. Any command that reads would
-    /// do: this one is answered in a few bytes, and lookups need it anyway, so that no ACL forbids it. The
-    /// server remembers names, whatever database is chosen.
+    /// Packs a read of each key that the round carries, and returns their number. Any reading
+    /// command would do; this one has a short reply, and lookups need it anyway, so that every ACL
+    /// allows it. The server remembers key names regardless of the selected database.
     fn pack_reads(&mut self) -> usize {
         self.reads.clear();
-        self.carried.sort_unstable_by(|one, other| one.main().cmp(other.main()));
+        self.carried.sort_unstable_by(|a, b| a.main().cmp(b.main()));
         self.carried.dedup();
         for key in &self.carried {
             cmd("PEXPIRETIME").arg(key.main()).write_packed_command(&mut self.reads);
@@ -356,16 +361,17 @@ impl Wire {
         self.carried.len()
     }
 
-    /// Into an empty socket buffer: with one outstanding at a time this does not wait.
+    /// The socket buffer is empty, because one `PING` is outstanding at a time, so this does not
+    /// block.
     async fn ping(&mut self) -> Result<(), StoreError> {
         self.stream.write_all(&self.question.bytes).await.map_err(lost)?;
         self.stream.flush().await.map_err(lost)
     }
 }
 
-/// Takes the answer to the next read that the round under way carries. A server that refuses one, as a
-/// master of a cluster does whose slot is on its way, does not tell of that key: whoever is about to read
-/// it does not keep what he reads.
+/// Takes the answer to the next read that the round carries. A server that refuses the read, such
+/// as a master of a cluster while the slot migrates, does not track that key. The key is evicted,
+/// so that its reader does not keep what it reads.
 fn take_read(tracked: &Tracked, carried: &[Key], read: &Value, flight: &mut Option<Flight>) {
     let Some(Flight { unread, .. }) = flight else { return };
     if !matches!(read, Value::Int(_))
@@ -376,7 +382,7 @@ fn take_read(tracked: &Tracked, carried: &[Key], read: &Value, flight: &mut Opti
     *unread -= 1;
 }
 
-/// Looks after a round that has not been answered; says when to look again.
+/// Checks a round that has not been answered. Returns when to check again.
 fn look_after(tracked: &Tracked, flight: Option<&Flight>) -> Result<Instant, StoreError> {
     let Some(flight) = flight else { return Ok(Instant::now() + tracked.patience) };
     let waited = flight.launched_at.elapsed();
@@ -390,7 +396,7 @@ fn look_after(tracked: &Tracked, flight: Option<&Flight>) -> Result<Instant, Sto
     Ok(flight.launched_at + HUNG)
 }
 
-/// Empties the layer in this process when the connection goes, however it goes.
+/// Takes the barrier down and empties the near layer when the connection ends, for whatever reason.
 struct Lost<'t>(&'t Tracked);
 
 impl Drop for Lost<'_> {
@@ -400,7 +406,7 @@ impl Drop for Lost<'_> {
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
+#[allow(clippy::needless_pass_by_value, reason = "it is passed to `map_err`")]
 fn lost(error: io::Error) -> StoreError {
     StoreError::Lost(error.to_string())
 }

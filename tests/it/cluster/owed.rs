@@ -1,16 +1,17 @@
-//! What a master that is lost, or a slot without an owner, keeps pending: its own jobs, and no others.
+//! Pending invalidations of a lost master, or of a slot without an owner: they affect only its own
+//! jobs.
 
 use redis::cmd;
 
 use super::{Setup, hit, metric, one_of_each, path, purge_all, version};
 use crate::support::{Reply, SOON, eventually, sidecar::Sidecar};
 
-/// Jobs that have changed, as third parties change them who purge all.
+/// Commits changes of jobs, as a client does that then purges everything.
 fn commit<'i>(setup: &Setup, ids: impl IntoIterator<Item = &'i String>) {
     ids.into_iter().for_each(|id| setup.upstream.commit(id));
 }
 
-/// A job is read anew, and is a hit again: it is not pending.
+/// Asserts that a job is read from the upstream and then is a hit again, so it is not pending.
 async fn cached_again(sidecar: &Sidecar, id: &str, expected: u64) {
     let reply = sidecar.get(&path(id)).await;
     assert!(!reply.cache_status().contains("pending"), "{reply:?}");
@@ -55,7 +56,7 @@ async fn a_purge_of_all_is_confirmed_by_each_master_for_its_own_jobs() {
     }
 }
 
-/// What it had confirmed is doubted; the others are not.
+/// Its confirmations are in doubt; those of the others are not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_dies_right_after_a_purge_of_all_costs_only_its_own_jobs_their_cache() {
     let mut setup = Setup::new().await;
@@ -75,7 +76,7 @@ async fn a_master_that_dies_right_after_a_purge_of_all_costs_only_its_own_jobs_t
     cached_again(&a, &ids[0], 1).await;
 }
 
-/// Its owner of before holds the entry still, and gets the slot back in the same epoch.
+/// The former owner still holds the entry, and gets the slot back in the same epoch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_without_an_owner_keeps_nobody_elses_jobs_pending() {
     let setup = Setup::new().await;
@@ -86,7 +87,7 @@ async fn a_slot_without_an_owner_keeps_nobody_elses_jobs_pending() {
     let slot = setup.cluster.slot(&lost).await;
     for node in [2, 0, 1, 3, 4, 5] {
         let node = &setup.cluster.nodes[node];
-        // A replica may have heard of it.
+        // A replica may already know it.
         let _ = node.try_run::<()>(cmd("CLUSTER").arg("DELSLOTS").arg(slot)).await;
     }
     metric(&a, "jobcache_store_slots_unowned 1").await;
@@ -133,7 +134,7 @@ async fn writes_to_a_lost_master_past_the_limit_take_no_room_in_the_cache_of_oth
     for id in &ids[1..] {
         assert!(a.get(&path(id)).await.is_hit());
     }
-    // The others are not looked through for it.
+    // The jobs of the other masters are not checked for it.
     eventually(SOON, async || {
         (a.admin.metric("jobcache_pending_invalidations").await == 3).then_some(())
     })

@@ -1,6 +1,6 @@
 """A job API as teams write it with FastAPI: tokens or a session cookie, owners and shares.
 
-It knows nothing of a cache. Prints its port when it takes connections, and keeps count of reads.
+It has no code for a cache. It prints its port once it accepts connections, and counts reads.
 """
 
 import secrets
@@ -22,7 +22,7 @@ RATE_LIMIT = 10_000
 
 @dataclass
 class Job:
-    """`owner` None: open to everybody. `view`: plain, personal (body), tagged (ETag)."""
+    """A job. Without an `owner`, all users may read it. `view` is plain, personal (body) or tagged (ETag)."""
 
     owner: Optional[str]
     view: str = "plain"
@@ -70,7 +70,7 @@ def viewer(
 ) -> Optional[str]:
     if token is not None:
         try:
-            # A leeway below zero moves the clock that `exp` is judged by.
+            # A negative leeway moves the clock with which `exp` is compared.
             claims = jwt.decode(
                 token.credentials,
                 SECRET,
@@ -141,8 +141,8 @@ async def revoke(job_id: str, other: str, user: Optional[str] = Depends(viewer))
 
 @app.post("/login")
 async def login(who: Login, response: Response) -> dict:
-    """No password: that part is not under test."""
-    # `jti` makes two tokens of one user differ.
+    """Logs a user in, without a password, because passwords are not under test."""
+    # With `jti`, two tokens of one user differ.
     claims = {
         "sub": who.user,
         "aud": who.audience,

@@ -14,7 +14,7 @@ use crate::support::{SOON, eventually};
 /// Writes in flight through a sidecar that is killed. Their jobs stay fenced for long.
 const WRITES_AMID: u16 = 3;
 
-/// One kind of fault.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Fault {
     /// Redis hangs for 20 to 200 ms.
@@ -23,37 +23,37 @@ pub(super) enum Fault {
     LongStop,
     /// Redis is killed and comes back empty.
     RestartEmpty,
-    /// Redis is killed and comes back as it was a moment ago, live leases included.
+    /// Redis is killed and comes back with slightly older data, live leases included.
     RestartOld,
     /// The replica takes over, without the last commands.
     Promotion,
     /// A sidecar's connections to Redis are cut and refused.
     Refused,
-    /// A sidecar's bytes to and from Redis are held, and arrive late.
+    /// A sidecar's bytes to and from Redis are held back, and arrive late.
     Held,
-    /// A sidecar is killed amid writes and started again.
+    /// A sidecar is killed during writes and started again.
     SidecarKilled,
     /// The master is killed, and sentinels promote a replica.
     MasterKilled,
-    /// The master hangs until sentinels have promoted a replica, and comes back as what it was.
+    /// The master hangs until sentinels have promoted a replica, and comes back as a master.
     MasterHung,
-    /// Sentinels promote a replica though the master is well, and goes on answering.
+    /// Sentinels promote a replica although the master is well and still answers.
     MasterDeposed,
-    /// A master of a cluster is killed, and its replica promoted; it comes back as a replica.
+    /// A master of a cluster is killed, and its replica is promoted; it comes back as a replica.
     ShardKilled,
-    /// The same of one that hangs, and comes back thinking that it is the master.
+    /// A master of a cluster hangs, and comes back believing that it is still the master.
     ShardHung,
-    /// A master of a cluster is cut off from all nodes, but not from its clients, until its replica is
-    /// promoted.
+    /// A master of a cluster is cut off from all nodes, but not from its clients, until its replica
+    /// is promoted.
     ShardCutOff,
     /// A master of a cluster hands over to its replica.
     ShardHandedOver,
-    /// Slots go from one master of a cluster to another, key by key and with pauses.
+    /// Slots move from one master of a cluster to another, key by key and with pauses.
     SlotsMoved,
 }
 
 impl Fault {
-    /// Every kind.
+    /// Every kind without sentinels or a cluster.
     pub(super) const ALL: [Self; 8] = [
         Self::ShortStop,
         Self::LongStop,
@@ -66,9 +66,9 @@ impl Fault {
     ];
 }
 
-/// What has a cluster.
+/// Faults of a cluster.
 impl Fault {
-    /// All that befalls one; slots move as often as everything else together.
+    /// All faults of a cluster; slots move as often as everything else together.
     pub(super) const CLUSTER: [Self; 9] = [
         Self::ShardKilled,
         Self::SlotsMoved,
@@ -93,9 +93,9 @@ impl Fault {
     }
 }
 
-/// What has sentinels.
+/// Faults with sentinels.
 impl Fault {
-    /// Those after which nobody is left who believes the deposed master.
+    /// Faults after which no client believes the deposed master.
     pub(super) const FAILOVERS: [Self; 2] = [Self::MasterKilled, Self::MasterHung];
 
     pub(super) fn needs_sentinels(self) -> bool {
@@ -103,16 +103,16 @@ impl Fault {
     }
 }
 
-/// Which faults, and how long the world has peace in between.
+/// The kinds of faults, and the pauses between them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Faults {
     pub(super) kinds: &'static [Fault],
     pub(super) peace_ms: (u64, u64),
-    /// The longest that Redis hangs.
+    /// Longest time that Redis hangs.
     pub(super) hang_ms: u64,
 }
 
-/// Lets them happen, each once in every round and in another order, until the run is over.
+/// Inflicts the faults, each once per round and in random order, until the run is over.
 pub(super) async fn befall(
     world: &Arc<World>,
     machinery: &mut Machinery,
@@ -141,7 +141,7 @@ pub(super) async fn befall(
     (troubles, writes)
 }
 
-/// A master that has been restarted is only just being copied.
+/// A restarted master is only just being copied.
 async fn await_replica(machinery: &Machinery) {
     let replica = 1 - machinery.master;
     eventually(SOON, async || machinery.is_in_sync(replica).await).await;
@@ -205,7 +205,7 @@ async fn inflict(
                 .collect();
             sleep(Duration::from_millis(120)).await;
             machinery.kill(victim);
-            // The others go on while it is gone.
+            // The others continue in the meantime.
             sleep(Duration::from_millis(rng.u64(700..1500))).await;
             machinery.restart(world, victim).await;
             for write in amid {

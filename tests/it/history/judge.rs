@@ -1,15 +1,15 @@
-//! The judge: for each GET with 200, the version is at least the newest one whose write was
-//! acknowledged before the GET began.
+//! The judge: each GET with 200 must return at least the newest version that was acknowledged
+//! before the GET began.
 //!
-//! Each change that counts gives a [`Floor`]. The stated limits are honoured here and nowhere else:
+//! Each such change gives a [`Floor`]. The documented limits are applied only here:
 //!
-//! - A write whose answer said `invalidation-pending`, or a purge answered 503, is a floor for the
-//!   sidecar that said so, while it lives.
-//! - An answer to a write that commits while its body streams cannot say so in its head. It counts
-//!   like the above if Redis was in trouble, or if its end was held back for the whole budget.
-//! - A write that nobody was told of (hang-up, sidecar killed, connection broken) is no write that
-//!   was acknowledged. But it was fenced: from its commit on nobody reads what was before. So it is a
-//!   floor from its commit, unless Redis was in trouble and may not have had the fence.
+//! - A write with `invalidation-pending` in its answer, or a purge answered 503, is a floor for the
+//!   sidecar that gave the answer, while that process lives.
+//! - A write that commits while its body streams cannot say so in its head. It counts like the
+//!   above if Redis was in trouble, or if its end was held back for the whole budget.
+//! - A write without an answer (hang-up, sidecar killed, connection broken) was not acknowledged.
+//!   But it was fenced: from its commit on no reader gets the state before. So it is a floor from
+//!   its commit, unless Redis was in trouble and may not have had the fence.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,15 +21,16 @@ use super::{
     record::{Commit, History, How, Kind, Micros, Outcome, Process, Read, Trouble, Write},
 };
 
-/// What a sidecar needs to find its store again, beside the backoff: connecting, replaying.
+/// Time that a sidecar needs to find its store again, in addition to the backoff: to connect and to
+/// replay.
 const RECOVERY_MS: u64 = 300;
-/// The longest backoff. It doubles, so it is no longer than the trouble was, with those before it that
-/// nobody had got over.
+/// The longest backoff. It doubles, so it is no longer than the trouble, including earlier ones
+/// from which sidecars had not recovered.
 const BACKOFF_MS: u64 = 1000;
-/// The store budget of the runs, less what a clock is worth.
+/// The store budget of the runs, less the inaccuracy of a clock.
 const BUDGET_MS: u64 = 90;
 
-/// From when on, and for whom, a version is the oldest that may be read.
+/// The oldest version that may be read, from this time on.
 #[derive(Clone, Copy, Debug)]
 struct Floor {
     from: Micros,
@@ -45,7 +46,7 @@ pub(super) struct Violation {
     floor: Floor,
 }
 
-/// What there was to judge, to show that it was not nothing.
+/// Counts of what was judged, to show that a run was not vacuous.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) reads: usize,
@@ -58,12 +59,12 @@ pub(super) struct Counts {
     pub(super) puts_in_body: usize,
     pub(super) purges: usize,
     pub(super) dels: usize,
-    /// Writes that nobody was told of, yet a floor.
+    /// Writes without an answer that are floors nevertheless.
     pub(super) gone: usize,
     /// Exempt: floors for their own sidecar only.
     pub(super) unconfirmed: usize,
     pub(super) unsure_in_body: usize,
-    /// Exempt: no floors at all.
+    /// Exempt: not floors.
     pub(super) gone_in_trouble: usize,
     pub(super) never_committed: usize,
     pub(super) faults: BTreeMap<Fault, usize>,
@@ -76,7 +77,8 @@ pub(super) struct Verdict {
     pub(super) total: usize,
 }
 
-/// The floors of one job: for everybody, and for one process each; sorted, each the highest so far.
+/// The floors of one job, for everyone and for single processes; each list is sorted, with rising
+/// versions.
 #[derive(Default)]
 struct Floors {
     all: Vec<Floor>,
@@ -96,7 +98,7 @@ impl Floors {
         }
     }
 
-    /// The highest that stood before a read began, or so long before that.
+    /// Returns the highest floor that stood `staleness_ms` before a read began.
     fn under(&self, read: &Read, staleness_ms: u64) -> Option<&Floor> {
         let start = read.start.minus_ms(staleness_ms);
         let last = |floors: &'_ Vec<Floor>| {
@@ -181,29 +183,29 @@ fn floors(history: &History, counts: &mut Counts) -> HashMap<u16, Floors> {
     floors
 }
 
-/// Whether the second end of a write may be unconfirmed, which its head could not say.
+/// Returns whether the second end of a write may be unconfirmed, which its head could not say.
 fn is_unsure(history: &History, write: &Write, commit: &Commit) -> bool {
     let held_back = commit.sent.is_none_or(|sent| write.end >= sent.plus_ms(BUDGET_MS));
     commit.in_body && (held_back || is_troubled(history, write.start, write.end))
 }
 
-/// Whether a write that nobody was told of had its fence when it was committed, and still has.
+/// Returns whether a write without an answer was fenced when it committed, and still is.
 fn is_fenced(history: &History, write: &Write, commit: &Commit) -> bool {
-    // What commits in its answer's body does so after the fence was lifted.
+    // A commit during the body comes after the fence was lifted.
     write.kind == Kind::Put && !commit.in_body && !is_troubled(history, write.start, commit.at)
 }
 
-/// Whether a sidecar may have been without its store.
+/// Returns whether a sidecar may have been without its store.
 fn is_troubled(history: &History, from: Micros, to: Micros) -> bool {
     recoveries(&history.troubles).any(|(begin, end)| begin <= to && from <= end)
 }
 
-/// From when until when each trouble, in their order, may have kept a sidecar from its store. One that
-/// comes before all have got over the last makes their backoff longer yet.
+/// For each trouble in order, returns the period in which a sidecar may have been without its
+/// store. A trouble before all have recovered from the last one makes the backoff longer still.
 fn recoveries(troubles: &[Trouble]) -> impl Iterator<Item = (Micros, Micros)> {
     troubles.iter().scan(None, |last, trouble| {
         if trouble.fault == Fault::SidecarKilled {
-            // It comes back at the end, and then has to connect.
+            // The sidecar comes back at the end, and must then connect.
             return Some((trouble.end.minus_ms(500), trouble.end.plus_ms(1000)));
         }
         let went_on = last.filter(|(_, until)| trouble.start <= *until);
@@ -216,8 +218,8 @@ fn recoveries(troubles: &[Trouble]) -> impl Iterator<Item = (Micros, Micros)> {
 }
 
 impl Violation {
-    /// The part of the history that shows it: what happened to this job from shortly before the
-    /// commit until the GET was answered.
+    /// Returns the part of the history that shows the violation: the events of this job from
+    /// shortly before the commit until the GET was answered.
     pub(super) fn explain(&self, history: &History) -> String {
         let (job, stale, floor) = (self.read.job, &self.read, &self.floor);
         let from = floor.commit.at.minus_ms(400);
@@ -251,7 +253,7 @@ impl Violation {
             .filter(|read| read.start <= stale.start && overlaps(read.start, read.end()))
             .collect();
         reads.sort_by_key(|read| read.start);
-        // The last ones before it, and the stale one itself: more may have begun while it lasted.
+        // The last reads before it and the stale one itself; more may have begun while it lasted.
         for read in &reads[reads.len().saturating_sub(40)..] {
             let Read { start, process, version, how, .. } = read;
             let mark = if read.start == stale.start { "  <== STALE" } else { "" };
@@ -292,13 +294,13 @@ impl fmt::Display for Counts {
         )?;
         writeln!(
             f,
-            "  acknowledged: PUT {}, PUT committed in its body {}, purge {}, DEL {}; gone but fenced {}",
+            "  acknowledged: PUT {}, PUT in body {}, purge {}, DEL {}; unanswered but fenced {}",
             self.puts, self.puts_in_body, self.purges, self.dels, self.gone
         )?;
         writeln!(
             f,
-            "  exempt: invalidation-pending or 503 {}, unsure in body {}, gone in trouble {}; never \
-             committed {}",
+            "  exempt: invalidation-pending or 503 {}, unsure in body {}, \
+             unanswered in trouble {}; never committed {}",
             self.unconfirmed, self.unsure_in_body, self.gone_in_trouble, self.never_committed
         )?;
         write!(f, "  faults: {:?}", self.faults)
@@ -312,7 +314,8 @@ mod tests {
     const A: Process = Process { sidecar: 0, life: 0 };
     const B: Process = Process { sidecar: 1, life: 0 };
 
-    /// One write from 10 to 20 ms that committed version 7 at 15, and one GET of version 6.
+    /// Checks one write from 10 to 20 ms that committed version 7 at 15 ms, and one GET of version
+    /// 6.
     #[track_caller]
     fn check(outcome: Outcome, process: Process, start_ms: u64, fault: Option<Fault>, bad: bool) {
         let ms = |ms: u64| Micros(ms * 1000);

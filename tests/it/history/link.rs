@@ -1,5 +1,5 @@
-//! A TCP proxy in front of Redis: the one address of "the master", which a failover points
-//! elsewhere and a fault cuts.
+//! A TCP proxy in front of Redis: a fixed address for the master, which a failover points to
+//! another server and a fault cuts.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// The port of the master of now, shared by all links.
+/// The port of the current master, shared by all links.
 pub(super) type Target = Arc<AtomicU16>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ enum Mode {
     Open,
     /// Connections are closed as soon as they are accepted.
     Refusing,
-    /// Bytes are taken and go nowhere until the link opens again; then they arrive late.
+    /// Bytes are accepted and held until the link opens again; then they arrive late.
     Holding,
 }
 
@@ -38,7 +38,7 @@ struct State {
     generation: u64,
 }
 
-/// One such proxy.
+/// A TCP proxy.
 pub(super) struct Link {
     address: SocketAddr,
     state: watch::Sender<State>,
@@ -67,12 +67,12 @@ impl Link {
         self.change(Mode::Refusing, true);
     }
 
-    /// Holds every byte back, until [`heal`](Self::heal).
+    /// Holds back every byte, until [`heal`](Self::heal).
     pub(super) fn hold(&self) {
         self.change(Mode::Holding, false);
     }
 
-    /// Lets bytes through, those that were held back first.
+    /// Lets bytes through, beginning with those that were held back.
     pub(super) fn heal(&self) {
         self.change(Mode::Open, false);
     }
@@ -106,7 +106,7 @@ async fn join(client: TcpStream, port: u16, state: watch::Receiver<State>) -> Op
     server.set_nodelay(true).ok()?;
     let ((from_client, to_client), (from_server, to_server)) =
         (client.into_split(), server.into_split());
-    // What a client sent before it gave up still reaches the server: a late command.
+    // Bytes that a client sent before it gave up still reach the server: a late command.
     tokio::spawn(pump(from_client, to_server, state.clone(), generation));
     pump(from_server, to_client, state, generation).await;
     Some(())

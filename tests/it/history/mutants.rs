@@ -1,4 +1,4 @@
-//! The checker is checked: with each deliberate fault of the protocol it must find a violation, and
+//! Checks the checker: with each deliberate fault of the protocol it must find a violation, and
 //! with the same schedule and no fault none.
 
 use std::{
@@ -22,10 +22,10 @@ use crate::support::{
     Cluster, Process, RedisServer, SOON, Upstream, eventually, redis::key, upstream::version,
 };
 
-/// Schedules that are tried in turn; nearly always the first one will do.
+/// Seeds that are tried in turn; nearly always the first one is enough.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=6;
 
-/// A few jobs, many writes, and an upstream that takes its time: races, and nothing else.
+/// A few jobs, many writes, and a slow upstream: races only.
 const RACES: Plan = Plan {
     seed: 0,
     length: Duration::from_millis(2500),
@@ -41,7 +41,7 @@ const RACES: Plan = Plan {
     mutant: None,
 };
 
-/// What changes behind the sidecars' backs, of which they are told and not asked.
+/// Changes that bypass the sidecars, which learn of them by tracking.
 const BEHIND: Plan = Plan {
     length: Duration::from_secs(4),
     jobs: 4,
@@ -51,10 +51,10 @@ const BEHIND: Plan = Plan {
     ..RACES
 };
 
-/// The same where they are told of what they have read only.
+/// The same with tracking by keys.
 const BY_KEYS: Plan = Plan { tracking: "keys", ..BEHIND };
 
-/// Writes whose outcome nobody is told.
+/// Writes without an answer.
 const GONE: Plan = Plan {
     jobs: 8,
     load: Load { putters: 4, purgers: 0, deleters: 0, pause_ms: 60, hang_ups: 60 },
@@ -62,7 +62,7 @@ const GONE: Plan = Plan {
     ..RACES
 };
 
-/// Many writes of the same jobs at a time, all acknowledged.
+/// Many simultaneous writes to the same jobs, all acknowledged.
 const CROWD: Plan = Plan {
     jobs: 2,
     load: Load { putters: 8, purgers: 0, deleters: 0, pause_ms: 30, hang_ups: 0 },
@@ -70,7 +70,8 @@ const CROWD: Plan = Plan {
     ..RACES
 };
 
-/// Writes that commit while their answers stream, and nothing else that would clean up after them.
+/// Writes that commit while their answers stream, and nothing else that would invalidate after
+/// them.
 const STREAMS: Plan = Plan {
     jobs: 6,
     load: Load { putters: 5, purgers: 0, deleters: 0, pause_ms: 60, hang_ups: 0 },
@@ -78,7 +79,7 @@ const STREAMS: Plan = Plan {
     ..RACES
 };
 
-/// Quiet enough that entries are there to go wrong, while Redis does.
+/// Few writes, so that entries exist that can go wrong while Redis is in trouble.
 const fn trouble(kinds: &'static [Fault]) -> Plan {
     Plan {
         length: Duration::from_secs(4),
@@ -96,7 +97,7 @@ async fn check(mutant: Mutant, plan: Plan) {
         let faulty = Plan { mutant: Some(mutant.as_str()), ..plan };
         let (history, verdict) = run(faulty).await;
         let Some(first) = verdict.violations.first() else {
-            eprintln!("{mutant:?}: not with seed {seed}\n{}", verdict.counts);
+            eprintln!("{mutant:?}: not caught with seed {seed}\n{}", verdict.counts);
             continue;
         };
         eprintln!("{mutant:?}: seed {seed}, {} stale reads; {first}", verdict.total);
@@ -180,7 +181,7 @@ async fn a_belief_in_old_epochs_is_caught() {
 
 const X: &str = "/jobs/x";
 
-/// A Redis, an upstream and a sidecar with or without a fault, for a race that is forced.
+/// A Redis, an upstream and a sidecar with or without a fault, for a forced race.
 struct Forced {
     redis: RedisServer,
     upstream: Upstream,
@@ -193,7 +194,7 @@ impl Forced {
         let (redis_url, upstream_url) = (redis.url(), upstream.url());
         let args = ["--redis-url", &redis_url, "--upstream", &upstream_url];
         let args = [&args[..], &["--settle", "0s", "--store-budget", "2s"]].concat();
-        // Who asks is the same also after Redis has lost everything.
+        // Clients keep their identity after Redis has lost everything.
         let mut envs = vec![("JOBCACHE_CREDENTIALS_SECRET", "the-same-over-all-restarts")];
         envs.extend(mutant.map(|mutant| ("JOBCACHE_MUTANT", mutant.as_str())));
         let sidecar = Process::start(&args, &envs).await;
@@ -220,14 +221,14 @@ impl Forced {
         .await;
     }
 
-    /// What a GET sees, as a version.
+    /// Returns the version that a GET returns.
     async fn sees(&self) -> u64 {
         let reply = self.sidecar.client.get(X).await;
         reply.json()["version"].as_u64().expect("a version")
     }
 }
 
-/// Runs a race with the mutant, which must show version 0, and without, which must show 1.
+/// Runs a race with the mutant, which must return version 0, and without, which must return 1.
 async fn check_forced(mutant: Mutant, race: impl AsyncFn(Forced) -> u64) {
     assert_eq!(race(Forced::new(Some(mutant)).await).await, 0, "{mutant:?} was not caught");
     assert_eq!(race(Forced::new(None).await).await, 1, "without {mutant:?}");
@@ -263,7 +264,8 @@ async fn a_join_across_epochs_is_caught() {
         forced.redis.restart_from_rdb().await;
         forced.hit("/jobs/warm-up-again").await;
         let release = async {
-            // Who joins does not come to the gate; then nothing tells that he has.
+            // A reader that joins does not arrive at the gate, and nothing else shows that it has
+            // joined.
             let _ = tokio::time::timeout(Duration::from_millis(500), gate.arrived(2)).await;
             gate.release();
         };
@@ -296,7 +298,7 @@ async fn what_is_kept_though_no_news_of_it_would_come_is_caught() {
 async fn what_is_near_and_outlives_its_connection_is_caught() {
     check_forced(Mutant::NearWithoutFlush, async |mut forced| {
         forced.tracks().await;
-        // Into Redis, and from there into the process.
+        // The first read fills Redis; hits then come from the process.
         forced.hit(X).await;
         forced.redis.kill();
         forced.upstream.commit("x");
@@ -307,7 +309,8 @@ async fn what_is_near_and_outlives_its_connection_is_caught() {
     .await;
 }
 
-/// An in-app cache that read before the commit and SETs after the DEL: no value of ours.
+/// An in-application cache that read before the commit and SETs after the DEL; its value must not
+/// be a hit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_value_that_is_not_ours_is_caught() {
     check_forced(Mutant::NoExpiryCheck, async |forced| {
@@ -327,14 +330,15 @@ async fn an_invalidation_that_a_cluster_did_not_serve_is_caught() {
     check(Mutant::RedirectedIsDone, plan).await;
 }
 
-/// Tries of the race below. The first may not count: the new owner takes its first slot in and begins anew.
+/// Attempts of the race below. The first may not count, because the new owner takes its first slot
+/// and starts over.
 const TRIES: usize = 4;
-/// How often the map has been learned.
+/// The metric of slot map refreshes.
 const LESSONS: &str = "jobcache_store_topology_refreshes_total";
 
-/// The news of a key that is deleted is held back, its slot goes, and the new owner, which has nothing to
-/// tell of it, answers the barrier.
-/// Says which versions of jobs that stand at 1 are seen.
+/// The notification of a deleted key is held back, its slot moves, and the new owner, which has
+/// nothing to announce, answers the barrier. Returns the versions that reads return for jobs at
+/// version 1.
 async fn across_a_move(mutant: Option<Mutant>, name: &str) -> Vec<u64> {
     let (cluster, upstream) = tokio::join!(Cluster::start(), Upstream::start());
     let link = Link::open(Arc::new(AtomicU16::new(cluster.nodes[0].port()))).await;
@@ -366,8 +370,8 @@ async fn across_a_move(mutant: Option<Mutant>, name: &str) -> Vec<u64> {
         for _ in 0..2 {
             eventually(SOON, async || sidecar.client.get(&path).await.is_hit()).await;
         }
-        // A job that nobody has asked for, of another slot that goes to the same master: who asks for it
-        // where it was is told to learn the map anew.
+        // A job without readers, in another slot that moves to the same master. A read of it at its
+        // old owner makes the sidecar refresh its slot map.
         let other = cluster.job_of(2, &format!("{name}-other-{n}")).await;
         let others = cluster.slot(&other).await;
         link.hold();

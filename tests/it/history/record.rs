@@ -1,9 +1,9 @@
-//! What happened, as the one test process saw it: every operation with its start and its end by one
-//! monotonic clock.
+//! The record of a run, as the one test process saw it: every operation with its start and end by
+//! one monotonic clock.
 
 use std::{fmt, time::Instant};
 
-/// Since the run began.
+/// Microseconds since the run began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Micros(pub(super) u64);
 
@@ -17,7 +17,7 @@ impl Clock {
     }
 
     pub(super) fn now(self) -> Micros {
-        Micros(u64::try_from(self.0.elapsed().as_micros()).expect("a run of less than an age"))
+        Micros(u64::try_from(self.0.elapsed().as_micros()).expect("a short run"))
     }
 }
 
@@ -37,7 +37,7 @@ impl fmt::Display for Micros {
     }
 }
 
-/// A sidecar, and which of its lives: it is killed and started again.
+/// A sidecar and the number of its restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Process {
     pub(super) sidecar: u8,
@@ -84,24 +84,24 @@ pub(super) enum Kind {
     Put,
     /// A commit at the upstream, then the purge webhook.
     Purge,
-    /// A commit at the upstream, then a third party's plain DEL.
+    /// A commit at the upstream, then another client's plain DEL.
     Del,
 }
 
-/// What the writer was told.
+/// The answer to a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Done.
+    /// Success.
     Acknowledged,
-    /// Done, but `invalidation-pending` or 503.
+    /// Success with `invalidation-pending`, or 503.
     Unconfirmed,
-    /// Nothing, or an error.
+    /// No answer, or an error.
     Unknown,
-    /// Nothing, for the writer hung up.
+    /// No answer, because the writer hung up.
     HungUp,
 }
 
-/// One change of a job.
+/// A change of a job.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Write {
     pub(super) number: u64,
@@ -113,10 +113,10 @@ pub(super) struct Write {
     pub(super) outcome: Outcome,
 }
 
-/// The moment from which the upstream's reads show a version.
+/// The moment from which reads at the upstream show a version.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Commit {
-    /// The write it belongs to.
+    /// The number of its write.
     pub(super) number: u64,
     pub(super) job: u16,
     pub(super) version: u32,
@@ -127,7 +127,7 @@ pub(super) struct Commit {
     pub(super) sent: Option<Micros>,
 }
 
-/// What befell the world, and for how long.
+/// A fault, and how long it lasted.
 #[derive(Clone, Debug)]
 pub(super) struct Trouble {
     pub(super) fault: super::faults::Fault,
@@ -144,6 +144,6 @@ pub(super) struct History {
     pub(super) troubles: Vec<Trouble>,
     /// GETs that were not answered with 200.
     pub(super) failed_reads: usize,
-    /// GETs whose client hung up.
+    /// GETs that ended in a hang-up by the client.
     pub(super) dropped_reads: usize,
 }

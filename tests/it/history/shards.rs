@@ -1,4 +1,4 @@
-//! What befalls a cluster.
+//! Faults of a cluster.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::{faults::Fault, world::World};
 use crate::support::{Cluster, cluster::SLOTS};
 
-/// Slots that go at a time, of those that have jobs.
+/// Slots with jobs that move at a time.
 const MOVED: usize = 8;
 
 pub(super) async fn befall(
@@ -45,7 +45,7 @@ pub(super) async fn befall(
     world.apart.store(false, Ordering::SeqCst);
 }
 
-/// Each goes with its jobs' keys one by one, and waits half-way.
+/// Each slot moves with the keys of its jobs one by one, and pauses half-way.
 async fn move_slots(world: &World, cluster: &Cluster, rng: &mut fastrand::Rng, masters: &[usize]) {
     for _ in 0..MOVED {
         let id = format!("j{}", rng.u16(..world.plan.jobs));

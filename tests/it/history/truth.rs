@@ -1,4 +1,4 @@
-//! The upstream of the histories: it holds the truth, and takes its time at every step.
+//! The upstream of the histories: it holds the true versions, and may be slow at every step.
 
 use std::{
     convert::Infallible,
@@ -27,19 +27,19 @@ use crate::support::{
     upstream::{json, version},
 };
 
-/// Names the write a PUT belongs to.
+/// Names the write of a PUT.
 pub(super) const WRITE: &str = "x-write";
-/// Asks for this many ms before the commit.
+/// Requests a delay of this many ms before the commit.
 pub(super) const SLOW: &str = "x-slow";
 
-/// How the upstream behaves, in percent of its exchanges.
+/// Behaviour of the upstream, in percent of its exchanges.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Manners {
-    /// A step that takes 5 to 60 ms; others take up to 3.
+    /// A step that takes 5 to 60 ms; others take up to 3 ms.
     pub(super) slow: u32,
     /// A step that takes 200 to 900 ms.
     pub(super) very_slow: u32,
-    /// A body that comes in pieces.
+    /// A body that is sent in pieces.
     pub(super) pieces: u32,
     /// A write that commits while its answer streams.
     pub(super) commit_in_body: u32,
@@ -93,7 +93,7 @@ impl Truth {
         Server { address, accept }
     }
 
-    /// Makes a new version; who reads after this has returned sees it.
+    /// Makes a new version; reads after the return see it.
     pub(super) fn commit(&self, job: u16, number: u64, in_body: bool) -> u32 {
         let mut commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
         let version = self.versions[usize::from(job)].fetch_add(1, Ordering::SeqCst) + 1;
@@ -118,7 +118,7 @@ impl Truth {
         };
         let (write, slow) = (number(WRITE).unwrap_or(0), number(SLOW));
         let method = request.method().clone();
-        // A write that breaks off is none.
+        // A write with an incomplete body does not count.
         request.into_body().collect().await.ok()?;
         self.step(&mut rng).await;
         if method == Method::GET {
@@ -140,7 +140,7 @@ impl Truth {
         Some(self.respond(&mut rng, body(job, version)))
     }
 
-    /// The head at once, the commit while the body streams.
+    /// Sends the head at once, and commits while the body streams.
     fn commit_in_body(
         self: Arc<Self>,
         mut rng: fastrand::Rng,
@@ -199,8 +199,8 @@ impl Truth {
     }
 }
 
-/// Runs the exchange apart from its connection: a backend commits what it was told, whether or not
-/// somebody still waits for the answer.
+/// Runs the exchange independently of its connection: an upstream commits a write whether or not
+/// the client still waits for the answer.
 async fn answer(truth: Arc<Truth>, request: Request<Incoming>) -> io::Result<Response<Body>> {
     let exchange = tokio::spawn(truth.exchange(request));
     exchange.await.map_err(io::Error::other)?.ok_or_else(|| io::ErrorKind::ConnectionReset.into())

@@ -1,4 +1,4 @@
-//! The clients of a history: pollers, writers, pipelines that purge, and those who hang up.
+//! The clients of a history: pollers, writers, purging pipelines, and clients that hang up.
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -25,26 +25,26 @@ use super::{
 };
 use crate::support;
 
-/// Jobs that get half of all traffic.
+/// Number of jobs that get half of all traffic.
 pub(super) const HOT: u16 = 4;
-/// Past this a client gives up: well past every timeout of a sidecar.
+/// Timeout of a client, longer than every timeout of a sidecar.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// Before a client tries again to connect to a sidecar that is gone.
+/// Pause before a client tries again to connect to a sidecar that is gone.
 const RECONNECT: Duration = Duration::from_millis(10);
 
-/// How many of each, and how eager.
+/// The numbers of clients, and their rates.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
     pub(super) putters: usize,
     pub(super) purgers: usize,
     pub(super) deleters: usize,
-    /// Between two writes of one of them, at most.
+    /// Longest pause between two writes of a client.
     pub(super) pause_ms: u64,
-    /// Of a hundred GETs and PUTs, how many hang up.
+    /// Percentage of GETs and PUTs that end in a hang-up by the client.
     pub(super) hang_ups: u32,
 }
 
-/// What the clients have to tell.
+/// The observations of the clients.
 #[derive(Default)]
 pub(super) struct Told {
     pub(super) reads: Vec<Read>,
@@ -53,7 +53,7 @@ pub(super) struct Told {
     pub(super) dropped_reads: usize,
 }
 
-/// Lets them all go until the run is over.
+/// Runs all clients until the run is over.
 pub(super) async fn run(world: &Arc<World>) -> Told {
     let (plan, load) = (world.plan, world.plan.load);
     let mut clients = JoinSet::new();
@@ -159,7 +159,7 @@ async fn write(world: Arc<World>, mut rng: fastrand::Rng, kind: Kind) -> Told {
     told
 }
 
-/// One PUT that takes its time, through a sidecar that will not live to see its end.
+/// Sends a slow PUT through a sidecar that is killed before the PUT ends.
 pub(super) async fn put_once(
     world: Arc<World>,
     sidecar: usize,
@@ -197,7 +197,7 @@ async fn put(
     }
 }
 
-/// Over a connection of its own, as webhooks come.
+/// Purges over a new connection, as webhooks do.
 async fn purge(door: &Door, job: u16) -> (Process, Outcome) {
     let exchange = async {
         let mut line = Line::open(door.process, door.admin).await?;
@@ -213,7 +213,7 @@ async fn purge(door: &Door, job: u16) -> (Process, Outcome) {
     (door.process, outcome)
 }
 
-/// `DEL job_status:<id>` by somebody who knows nothing of jobcache.
+/// Sends `DEL job_status:<id>` as a client that does not know jobcache.
 async fn delete(connection: &mut Option<MultiplexedConnection>, url: &str, job: u16) -> Outcome {
     let del = async {
         let mut redis = if let Some(redis) = connection.take() {
@@ -231,7 +231,7 @@ async fn delete(connection: &mut Option<MultiplexedConnection>, url: &str, job: 
     if connection.is_some() { Outcome::Acknowledged } else { Outcome::Unknown }
 }
 
-/// The same in a cluster, as `redis-cli -c` does it.
+/// Does the same in a cluster, like `redis-cli -c`.
 async fn delete_in(world: &World, job: u16) -> Outcome {
     if world.apart.load(Ordering::SeqCst) {
         return Outcome::Unknown;
@@ -246,7 +246,7 @@ async fn delete_in(world: &World, job: u16) -> Outcome {
     }
 }
 
-/// A kept connection to one life of a sidecar.
+/// A kept connection to one process of a sidecar.
 struct Line {
     process: Process,
     sender: http1::SendRequest<Full<Bytes>>,
@@ -262,13 +262,14 @@ struct Answer {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        // Who hangs up closes the connection at once.
+        // A client that hangs up closes the connection at once.
         self.connection.abort();
     }
 }
 
 impl Line {
-    /// The line that is there if it still stands, else a new one; `None` while the sidecar is gone.
+    /// Returns the existing connection if it still works, or a new one; `None` while the sidecar is
+    /// gone.
     async fn ready(line: Option<Self>, world: &World, sidecar: usize) -> Option<Self> {
         if let Some(mut line) = line
             && line.sender.ready().await.is_ok()
@@ -326,7 +327,7 @@ impl Answer {
     }
 }
 
-/// Half of the traffic goes to the first few jobs.
+/// Returns a job; half of the traffic goes to the first few.
 fn pick(rng: &mut fastrand::Rng, jobs: u16) -> u16 {
     if rng.bool() { rng.u16(..HOT.min(jobs)) } else { rng.u16(..jobs) }
 }
@@ -335,7 +336,7 @@ fn target(job: u16) -> Uri {
     format!("/jobs/j{job}").parse().expect("a path")
 }
 
-/// The number behind `"version":`, which is all that the judge wants of a body.
+/// Returns the number after `"version":`, which is all that the judge needs of a body.
 fn version_in(body: &[u8]) -> Option<u32> {
     const NAME: &[u8] = br#""version":"#;
     let at = body.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();

@@ -1,5 +1,5 @@
-//! The world of a history: two Redis nodes behind one address, sidecars that are real processes, and
-//! an upstream that holds the truth.
+//! The world of a history: two Redis nodes behind one address, sidecars that are real processes,
+//! and an upstream that holds the truth.
 
 use std::{
     net::SocketAddr,
@@ -23,8 +23,8 @@ use crate::support::{
     sentinel::{DOWN_AFTER, Deployment},
 };
 
-/// Short times, so that what expires does so within a short run. The upstream's late commits stay
-/// below `linger` and its slow reads around `lease`.
+/// Short times, so that expiries happen within a short run. The upstream's late commits stay below
+/// `linger` and its slow reads around `lease`.
 const TIMES: [(&str, &str); 4] = [
     ("JOBCACHE_STORE_LEASE", "1s"),
     ("JOBCACHE_STORE_LINGER", "3s"),
@@ -32,14 +32,14 @@ const TIMES: [(&str, &str); 4] = [
     ("JOBCACHE_LOG", "warn"),
 ];
 
-/// The silence after which the sentinels take a master for down that nothing is done to: never. One that
-/// is only slow, on a busy machine, is not to be deposed.
+/// Silence after which the sentinels consider a master down, when no fault is active: practically
+/// never, because a master that is only slow on a busy machine must not be deposed.
 const PATIENT: Duration = Duration::from_hours(1);
 
-/// The Host is part of the representation, so all clients send the same.
+/// The Host is part of the key, so all clients send the same.
 pub(super) const HOST: &str = "jobs.localhost";
 
-/// What a run is made of.
+/// The parameters of a run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) seed: u64,
@@ -47,20 +47,20 @@ pub(super) struct Plan {
     pub(super) sidecars: u8,
     pub(super) jobs: u16,
     pub(super) pollers: usize,
-    /// Between two GETs of one poller, at most.
+    /// Longest pause between two GETs of one poller.
     pub(super) pause: Duration,
     pub(super) load: super::workload::Load,
     pub(super) manners: Manners,
     pub(super) faults: Faults,
-    /// How old the news may be that the sidecars go by; zero in strict mode.
+    /// Largest age of the sidecars' notifications; zero in strict mode.
     pub(super) staleness_ms: u64,
-    /// Of which changes the sidecars are told, as the configuration calls it.
+    /// The value of the tracking setting.
     pub(super) tracking: &'static str,
-    /// The fault that the sidecars are built to have.
+    /// The deliberate fault of the sidecars.
     pub(super) mutant: Option<&'static str>,
 }
 
-/// What the clients see of the world.
+/// The part of the world that clients use.
 pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) clock: Clock,
@@ -68,15 +68,16 @@ pub(super) struct World {
     pub(super) over: AtomicBool,
     pub(super) writes: AtomicU64,
     doors: Vec<Mutex<Door>>,
-    /// Where third parties reach Redis.
+    /// Redis URL for other clients.
     pub(super) master_url: String,
-    /// The same where it is a cluster.
+    /// Ports of the nodes for other clients, in a cluster.
     pub(super) cluster: Vec<u16>,
-    /// Third parties keep away: what a deposed master confirms to somebody else no sidecar can learn of.
+    /// Whether other clients of Redis must pause, because no sidecar can learn what a deposed
+    /// master confirms to somebody else.
     pub(super) apart: AtomicBool,
 }
 
-/// Where a sidecar listens in its present life.
+/// The addresses of a sidecar's current process.
 #[derive(Clone, Copy)]
 pub(super) struct Door {
     pub(super) process: Process,
@@ -84,7 +85,7 @@ pub(super) struct Door {
     pub(super) admin: SocketAddr,
 }
 
-/// What the faults act on.
+/// The parts that faults act on.
 pub(super) struct Machinery {
     pub(super) nodes: [RedisServer; 2],
     pub(super) master: usize,
@@ -95,9 +96,9 @@ pub(super) struct Machinery {
     pub(super) replication: Link,
     pub(super) sidecars: Vec<support::Process>,
     upstream: Server,
-    /// Where there are some, they name the master, and `nodes` are not used.
+    /// If set, the sentinels name the master, and `nodes` are not used.
     pub(super) sentinels: Option<Deployment>,
-    /// Likewise.
+    /// If set, the cluster is the store, and `nodes` are not used.
     pub(super) cluster: Option<Cluster>,
 }
 
@@ -117,12 +118,12 @@ impl World {
     }
 }
 
-/// Starts it all and waits until every sidecar serves hits.
+/// Starts everything and waits until every sidecar serves hits.
 pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
     let clock = Clock::start();
     let truth = Arc::new(Truth::new(clock, plan.seed, plan.jobs, plan.manners));
     let upstream = truth.serve().await;
-    // A replica that syncs at once.
+    // Makes replicas sync at once.
     let args = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "disabled"];
     let (first, second) =
         tokio::join!(RedisServer::start_with(&args), RedisServer::start_with(&args));
@@ -216,12 +217,12 @@ impl Machinery {
         &mut self.nodes[self.master]
     }
 
-    /// Every way to Redis but the replica's.
+    /// Returns every link to Redis except the replica's.
     pub(super) fn ways(&self) -> impl Iterator<Item = &Link> {
         self.links.iter().chain([&self.third_party])
     }
 
-    /// Makes a node the replica of whoever is master.
+    /// Makes a node the replica of the current master.
     pub(super) async fn follow(&self, node: usize) {
         let port = self.replication.port();
         let () = self.nodes[node].run(redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port)).await;
@@ -232,8 +233,8 @@ impl Machinery {
         info.contains("master_link_status:up")
     }
 
-    /// Promotes the replica and points every link at it. Nobody is left on the deposed master, as
-    /// after a real failover; what it had not replicated is lost.
+    /// Promotes the replica and points every link to it. No client stays on the deposed master, as
+    /// after a real failover; commands that it had not replicated are lost.
     pub(super) async fn promote(&mut self) {
         for way in self.ways() {
             way.refuse();
@@ -248,10 +249,10 @@ impl Machinery {
         self.follow(1 - self.master).await;
     }
 
-    /// Has sentinels promote a replica, and no other until the next fault. Third parties are kept away
-    /// from the moment before the master goes until they are told of the new one, as those of a real
-    /// failover that know what they do: what a deposed master confirms to somebody else no sidecar can
-    /// learn of.
+    /// Makes the sentinels promote a replica, and no other until the next fault. Other clients of
+    /// Redis pause from before the master goes until they know the new one, as careful clients do
+    /// in a real failover, because no sidecar can learn what a deposed master confirms to somebody
+    /// else.
     pub(super) async fn fail_over(&mut self, fault: Fault) {
         let Some(redis) = &mut self.sentinels else { return };
         let deposed = redis.master;
@@ -278,22 +279,19 @@ impl Machinery {
             Fault::MasterKilled => redis.nodes[deposed].restart_empty().await,
             _ => {}
         }
-        // It goes on for a while as the master that it thinks it is.
+        // The deposed master continues for a while, because it does not know yet.
         tokio::time::sleep(Duration::from_millis(700)).await;
         redis.follow(deposed).await;
         redis.settle().await;
-        assert_eq!(
-            redis.master, promoted,
-            "the sentinels deposed a master that nothing was done to"
-        );
+        assert_eq!(redis.master, promoted, "the sentinels deposed a healthy master");
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(super) fn kill(&mut self, sidecar: usize) {
         self.sidecars[sidecar].kill();
     }
 
-    /// Another life.
+    /// Starts a new process of the sidecar.
     pub(super) async fn restart(&mut self, world: &World, sidecar: usize) {
         self.sidecars[sidecar] = self.spawn(&world.plan, sidecar).await;
         world.reopen(sidecar, &self.sidecars[sidecar]);

@@ -1,9 +1,9 @@
-//! What `admit` and `replace` refuse, one history and one line of a script at a time.
+//! Rejections by `admit` and `replace`, for one history and one line of a script at a time.
 //!
-//! No schedule shows that an admission looks at the value, at the fence and at the epoch. What it
-//! widens is the meta of a value that is no hit then: meta outlives a DEL, but not the lease, the
-//! begin or the end that comes before the next entry, and another expiry or epoch is no hit. Those
-//! lines are there so that nothing hangs on that argument alone.
+//! No schedule shows that an admission checks the value, the fence and the epoch. Without these
+//! checks it would extend the metadata of a value that is not a hit: metadata outlives a DEL, but
+//! not the lease, the begin or the end that precedes the next entry, and another expiry or epoch is
+//! not a hit. The checks exist so that correctness does not depend on that argument alone.
 
 use jobcache::store::{Fill, Key, Replacement, Seen, Store, Stored};
 use redis::cmd;
@@ -18,7 +18,7 @@ use crate::support::{RedisServer, SOON, eventually};
 const NEW: &str = "new";
 const PAIR: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// An entry that somebody has seen.
+/// An entry that has been read.
 struct Before {
     redis: RedisServer,
     store: Store,
@@ -38,7 +38,7 @@ impl Before {
         self.seen.stored.as_ref().unwrap()
     }
 
-    /// What the store makes of an admission and of a replacement.
+    /// Returns the results of an admission and of a replacement.
     async fn both(&self, store: &Store, key: &Key) -> [Fill; 2] {
         let body = NEW.into();
         let meta = r#"{"v":1,"audience":[]"#;
@@ -50,7 +50,7 @@ impl Before {
         ]
     }
 
-    /// Nobody is let in and nothing is replaced.
+    /// Asserts that both are rejected and change nothing.
     async fn assert_refused(&self, why: &str) {
         let before = state(&self.redis).await;
         assert_eq!(self.both(&self.store, &key()).await, [Fill::Revoked; 2], "{why}");
@@ -62,7 +62,7 @@ impl Before {
     }
 }
 
-/// Fills an entry, and looks at it.
+/// Fills an entry and reads it.
 async fn entry(store: &Store) -> (Seen, String) {
     let lease = granted(store).await;
     let generation = lease.token().as_str().to_owned();
@@ -81,18 +81,18 @@ async fn what_was_seen_and_is_there_still_is_admitted_to_and_replaced() {
 async fn after_a_plain_del_nobody_is_let_in_whatever_is_set_then() {
     let before = Before::new().await;
     before.redis.del(MAIN).await;
-    assert!(before.redis.holds(META).await, "the DEL leaves it behind");
-    before.assert_refused("there is nothing").await;
+    assert!(before.redis.holds(META).await, "the DEL has deleted the metadata");
+    before.assert_refused("there is no value").await;
     for life in [&[][..], &["EX", "299"], &["EX", "300"], &["KEEPTTL"]] {
         before.redis.del(MAIN).await;
         before.set(life).await;
-        before.assert_refused("the bytes are the same, the value is not").await;
+        before.assert_refused("the value has the same bytes and another expiry").await;
     }
     before.redis.del(MAIN).await;
     let lease = granted(&before.store).await;
-    before.assert_refused("somebody fills").await;
+    before.assert_refused("a fill is in progress").await;
     assert_eq!(fill(&before.store, lease).await.unwrap(), Fill::Stored);
-    before.assert_refused("the entry is another").await;
+    before.assert_refused("there is another entry").await;
     assert_eq!(believed(&before.store).await, Some(Ok(())));
 }
 
@@ -105,7 +105,7 @@ async fn an_entry_of_the_same_bytes_and_expiry_is_another_by_its_generation() {
     for name in [MAIN, META] {
         let () = before.redis.run(cmd("PEXPIREAT").arg(name).arg(at)).await;
     }
-    before.assert_refused("the generation is another").await;
+    before.assert_refused("the generation differs").await;
 }
 
 #[tokio::test]
@@ -114,16 +114,17 @@ async fn while_a_fence_stands_nobody_is_let_in() {
     let () = before.redis.run(cmd("ZADD").arg(FENCE).arg(1).arg("w")).await;
     before.assert_refused("a write is in flight").await;
     let write = before.store.begin(vec![key()], TTL, &mut budget()).await;
-    before.assert_refused("it has dropped the entry, too").await;
+    before.assert_refused("the write has dropped the entry").await;
     before.set(&["PXAT", &before.stored().expires_at_ms.to_string()]).await;
-    before.assert_refused("and what is set meanwhile is no entry").await;
+    before.assert_refused("a foreign value was set in the meantime").await;
     before.store.end(&write, SOON, &mut budget()).await;
-    before.assert_refused("it lingers").await;
+    before.assert_refused("the fence lingers").await;
 }
 
-/// Who can SET the very bytes under the very ms of the expiry has the very value, and nothing in
-/// Redis tells it from the one that was deleted: a stated limit. RENAME, RESTORE with ABSTTL or a
-/// script that deletes and sets within one ms can; a SET with a TTL hits that ms by chance only.
+/// A client that SETs the same bytes with the same expiry in ms creates the same value, and nothing
+/// in Redis distinguishes it from the deleted one: a documented limit. RENAME, RESTORE with ABSTTL
+/// or a script that deletes and sets within one ms can do this; a SET with a TTL hits that ms only
+/// by chance.
 #[tokio::test]
 async fn the_very_value_put_back_under_its_very_expiry_is_the_entry_again() {
     let before = Before::new().await;
@@ -132,10 +133,11 @@ async fn the_very_value_put_back_under_its_very_expiry_is_the_entry_again() {
     before.set(&["PXAT", &at]).await;
     assert_eq!(believed(&before.store).await, Some(Ok(())));
 
-    // Not so after a write or a purge, or once a lease was asked for: they drop meta.
+    // This does not hold after a write, a purge or a lease request, because they delete the
+    // metadata.
     before.store.purge(vec![key()], SOON).await;
     before.set(&["PXAT", &at]).await;
-    before.assert_refused("there is no meta").await;
+    before.assert_refused("there is no metadata").await;
     assert!(believed(&before.store).await.is_some_and(|believed| believed.is_err()));
 }
 
@@ -147,11 +149,15 @@ async fn what_was_seen_before_a_restart_is_neither_admitted_to_nor_replaced() {
 
     before.redis.restart_from_rdb().await;
 
-    assert_eq!(before.redis.get(MAIN).await.as_deref(), Some(OLD.as_bytes()), "it is back");
+    assert_eq!(
+        before.redis.get(MAIN).await.as_deref(),
+        Some(OLD.as_bytes()),
+        "the entry was not restored"
+    );
     let epoch = before.seen.epoch.clone();
     let read = async || before.store.read(&key(), &mut budget()).await;
     eventually(SOON, async || read().await.is_ok_and(|seen| seen.epoch != epoch)).await;
-    before.assert_refused("it was seen in another life of the server").await;
+    before.assert_refused("the entry was read in another epoch").await;
     assert_eq!(
         compare_and_set(&script("admit", Flaw::Nothing), before.stored(), &before.generation)
             .arg(PAIR)
@@ -159,7 +165,7 @@ async fn what_was_seen_before_a_restart_is_neither_admitted_to_nor_replaced() {
             .invoke_async::<bool>(&mut before.redis.connection().await)
             .await,
         Ok(true),
-        "the script knows nothing of epochs"
+        "the script checks epochs"
     );
     assert!(believed(&before.store).await.is_some_and(|believed| believed.is_err()));
 }

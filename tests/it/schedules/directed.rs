@@ -19,9 +19,9 @@ use super::{
 use crate::support::{RedisServer, SOON, eventually};
 
 pub(super) const TTL: Duration = Duration::from_mins(5);
-/// Longer than a restart takes.
+/// Longer than a restart.
 const LEASE_TIME: Duration = Duration::from_mins(1);
-/// Less than a frozen server takes.
+/// Shorter than a freeze of the server.
 const SHORT: Duration = Duration::from_millis(20);
 const FENCE_MS: i64 = 150;
 pub(super) const OLD: &str = "old";
@@ -54,7 +54,7 @@ pub(super) async fn granted(store: &Store) -> Lease {
     }
 }
 
-/// The meta of the entry that this lease fills.
+/// Returns the metadata of the entry that this lease fills.
 pub(super) fn meta(lease: &Lease) -> String {
     let (head, ()) = Request::new(()).into_parts();
     entry(OLD, pair(&head)).meta(lease.token(), lease.epoch(), None)
@@ -71,13 +71,13 @@ pub(super) async fn filled(store: &Store) {
     assert_eq!(believed(store).await, Some(Ok(())));
 }
 
-/// Whether there is a value, and whether it is a hit.
+/// Returns whether there is a value, and whether it is a hit.
 pub(super) async fn believed(store: &Store) -> Option<Result<(), Reject>> {
     let seen = store.read(&key(), &mut budget()).await.unwrap();
     Entry::decode(&seen).map(|decoded| decoded.map(drop))
 }
 
-/// Everything that stands under the four keys.
+/// Returns the contents and expiries of the four keys.
 pub(super) async fn state(redis: &RedisServer) -> Vec<(Option<Vec<u8>>, i64)> {
     let mut pipeline = redis::pipe();
     let mut connection = redis.connection().await;
@@ -100,8 +100,8 @@ pub(super) async fn info(redis: &RedisServer, field: &str) -> String {
     value.unwrap_or_default().trim().to_owned()
 }
 
-/// A lease that was live when the snapshot was taken. A third party's DEL has voided it since, and
-/// the restart has undone that. The upstream was read before the DEL.
+/// Returns a lease that was live when the snapshot was taken. Another client's DEL has voided it
+/// since, and the restart has undone the DEL. The upstream was read before the DEL.
 async fn restarted_with_a_live_lease() -> (RedisServer, Store, Lease) {
     let mut redis = RedisServer::start().await;
     let store = open(&redis).await;
@@ -111,7 +111,11 @@ async fn restarted_with_a_live_lease() -> (RedisServer, Store, Lease) {
 
     redis.restart_from_rdb().await;
 
-    assert_eq!(redis.get(MAIN).await.as_deref(), Some(&b""[..]), "the placeholder is back");
+    assert_eq!(
+        redis.get(MAIN).await.as_deref(),
+        Some(&b""[..]),
+        "the placeholder was not restored"
+    );
     assert_eq!(redis.get(LEASE).await.as_deref(), Some(lease.token().as_str().as_bytes()));
     let read = async || store.read(&key(), &mut budget()).await;
     let is_new = |seen: Seen| seen.epoch != *lease.epoch();
@@ -138,7 +142,7 @@ async fn what_a_lease_from_an_old_snapshot_does_fill_is_not_believed() {
 
     let stored: bool = call.invoke_async(&mut redis.connection().await).await.unwrap();
 
-    assert!(stored, "the script knows nothing of epochs");
+    assert!(stored, "the script checks epochs");
     assert_eq!(believed(&store).await, Some(Err(Reject::Epoch)));
 }
 
@@ -164,7 +168,7 @@ async fn a_master_that_was_promoted_again_without_a_restart_is_not_believed() {
     promote(&first).await;
     replicate(&second, &first).await;
 
-    // The second misses the DEL, and becomes the master again.
+    // The second server misses the DEL and becomes the master again.
     second.stop();
     let _: i64 = first.run(cmd("CLIENT").arg("KILL").arg("TYPE").arg("replica")).await;
     first.del(MAIN).await;
@@ -173,12 +177,12 @@ async fn a_master_that_was_promoted_again_without_a_restart_is_not_believed() {
     promote(&second).await;
 
     assert_eq!(second.get(MAIN).await.as_deref(), Some(OLD.as_bytes()));
-    assert_eq!(info(&second, "run_id").await, before.0, "the run alone would be believed");
+    assert_eq!(info(&second, "run_id").await, before.0, "the run id has changed");
     assert_ne!(info(&second, "master_replid").await, before.1);
     assert_eq!(believed(&open(&second).await).await, Some(Err(Reject::Epoch)));
 }
 
-/// A server at its memory limit that evicts nothing.
+/// Puts the server at its memory limit without eviction.
 pub(super) async fn fill_memory(redis: &RedisServer) {
     configure(redis, "maxmemory-policy", "noeviction").await;
     configure(redis, "maxmemory", "1").await;
@@ -247,21 +251,21 @@ async fn at_the_memory_limit_a_fill_is_refused_and_changes_nothing() {
 
     assert!(refused.is_err_and(|error| error.to_string().contains("OOM")));
     assert_eq!(state(&redis).await, before);
-    // The store then hands the lease back behind it, so that nobody waits for it.
+    // The store then releases the lease, so that no reader waits for it.
     let refused = fill(&store, lease).await;
     assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("OOM")));
     eventually(SOON, async || (redis.get(MAIN).await, redis.get(LEASE).await) == (None, None))
         .await;
 }
 
-/// While the server refuses to write an end is pending; afterwards it is carried out.
+/// Asserts that an end is pending while the server rejects writes, and is executed afterwards.
 async fn assert_an_end_is_unconfirmed(redis: &RedisServer, store: &Store, mend: (&str, &str)) {
     let write = store.begin(vec![key()], SOON, &mut budget()).await;
 
     let ended = store.end(&write, Duration::ZERO, &mut budget()).await;
 
     assert_eq!(ended, Ended::Pending);
-    assert!(redis.holds(MAIN).await, "nothing was executed");
+    assert!(redis.holds(MAIN).await, "the end was executed");
     assert!(matches!(store.trust(&key()), Err(StoreError::Pending)));
     configure(redis, mend.0, mend.1).await;
     eventually(SOON, async || store.trust(&key())).await;
@@ -300,7 +304,7 @@ async fn a_begin_that_comes_after_its_end_leaves_a_fence_that_runs_out() {
         let script = script(name, Flaw::Nothing);
         let mut call = script.key(MAIN);
         call.key(META).key(LEASE).key(FENCE).arg("w").arg(time_ms);
-        // Each on a connection of its own, as when the first of them broke.
+        // On a new connection each, as after the first one broke.
         call.invoke_async::<()>(&mut redis.connection().await).await.unwrap();
     };
 
@@ -337,7 +341,7 @@ async fn a_lease_that_comes_too_late_is_released_behind_it() {
 
     assert!(matches!(late, Err(StoreError::Timeout)), "{late:?}");
     redis.cont();
-    // It goes over the same connection, so the lease was taken when this is answered.
+    // The read uses the same connection, so the lease has been granted when this is answered.
     assert_eq!(believed(&store).await, None);
     eventually(SOON, async || redis.get(LEASE).await.is_none()).await;
     assert_eq!(redis.get(MAIN).await, None);
@@ -369,7 +373,7 @@ async fn the_same_bytes_set_by_somebody_else_are_not_our_entry() {
     redis.set(MAIN, OLD.as_bytes()).await;
     assert_eq!(believed(&store).await, Some(Err(Reject::Foreign)));
 
-    // The DEL leaves meta behind, and the next lease would drop it.
+    // The DEL leaves the metadata behind, and the next lease would delete it.
     redis.del(MAIN).await;
     let () = redis.run(cmd("SET").arg(MAIN).arg(OLD).arg("EX").arg(299)).await;
     assert_eq!(believed(&store).await, Some(Err(Reject::Foreign)));

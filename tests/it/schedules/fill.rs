@@ -1,4 +1,5 @@
-//! What follows a read of the upstream, as `src/cache/fill.rs` and `src/store/redis.rs` have it.
+//! The steps after a read of the upstream, modelled on `src/cache/fill.rs` and
+//! `src/store/redis.rs`.
 
 use std::rc::Rc;
 
@@ -11,7 +12,7 @@ use super::{
     world::World,
 };
 
-/// The part of a reader who reads the upstream for others.
+/// A reader that reads the upstream for others.
 pub(super) struct Lead {
     pub(super) reader: String,
     pub(super) who: usize,
@@ -20,7 +21,7 @@ pub(super) struct Lead {
     pub(super) target: Target,
 }
 
-/// Where what is read may be stored.
+/// Where a response may be stored.
 pub(super) enum Target {
     Nowhere,
     Lease { token: String, epoch: u64 },
@@ -35,7 +36,7 @@ pub(super) struct Known {
     pub(super) epoch: u64,
 }
 
-/// Goes its own way: the client has been answered.
+/// Runs as its own actor, because the client has already been answered.
 pub(super) async fn store(world: Rc<World>, at: usize, lead: Lead, body: String) {
     let Lead { reader, who, seat, target, .. } = lead;
     match target {
@@ -85,13 +86,13 @@ async fn admit(world: &Rc<World>, at: usize, reader: String, who: usize, known: 
         let admitted = world.server.admit(&stored, &generation, who);
         world.say(format!("{reader}: admit {who} to {generation} -> {admitted}"));
     });
-    // Unanswered, it is of no consequence.
+    // A missing answer changes nothing.
     let _ = call.await;
 }
 
 async fn replace(world: &Rc<World>, at: usize, known: Known, mut new: New) {
     let call = world.call(at, move |world| {
-        // The reads of two sidecars may give the very same.
+        // The reads of two sidecars may get the same expiry.
         let expires_at_ms = world.expires_at_ms.unwrap_or(known.stored.expires_at_ms);
         let compared = if world.flaw == Flaw::ReplaceAcrossEpochs {
             new.epoch = world.epoch();
@@ -106,7 +107,8 @@ async fn replace(world: &Rc<World>, at: usize, known: Known, mut new: New) {
     let _ = call.await;
 }
 
-/// What a script is to compare with: what was seen, over a connection of the same epoch.
+/// Returns the entry that a script compares: the one that was seen, on a connection of the same
+/// epoch.
 fn compared(world: &World, known: Known, on_what_is_there: Flaw) -> Option<(Stored, String)> {
     if world.flaw == on_what_is_there {
         return Some(world.server.now());
@@ -119,6 +121,6 @@ pub(super) async fn release(world: Rc<World>, at: usize, token: String) {
         let released = world.server.release(&token);
         world.say(format!("release {token} -> {released}"));
     });
-    // Lost, the lease runs out by itself.
+    // If the release is lost, the lease expires.
     let _ = call.await;
 }

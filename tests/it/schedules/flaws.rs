@@ -1,4 +1,4 @@
-//! Faults that the schedules must find: a checker that finds nothing proves nothing.
+//! Faults that the schedules must find; otherwise a clean run would prove nothing.
 
 use std::rc::Rc;
 
@@ -11,13 +11,13 @@ use super::{
     story,
 };
 
-/// Many times what the best hidden of them has taken.
+/// Many times the number of schedules that the hardest of them needs.
 const WITHIN: u64 = 20_000;
 
 const GENERATION: &str = r#"if not meta or not string.find(meta, '"generation":"' .. ARGV[3] .. '"', 1, true) then return 0 end"#;
 
 impl Flaw {
-    /// What it changes in scripts: the file, a line, and what stands there instead.
+    /// Returns the changes in scripts: the file, a line, and its replacement.
     pub(super) fn script(self) -> Vec<(&'static str, &'static str, &'static str)> {
         match self {
             Self::Of(mutant) => mutant.script().into_iter().collect(),
@@ -43,13 +43,13 @@ impl Flaw {
     }
 }
 
-/// Runs the scenarios in turn until a reader gets too little.
+/// Runs the scenarios in turn until a reader gets a wrong answer.
 #[track_caller]
 fn caught(flaw: Flaw) {
     caught_where(flaw, |_| true);
 }
 
-/// Those scenarios in turn in which it can show.
+/// Runs in turn the scenarios in which the flaw can show.
 #[track_caller]
 fn caught_where(flaw: Flaw, shows: fn(&Scenario) -> bool) {
     let server = Rc::new(Server::start(flaw));
@@ -58,7 +58,7 @@ fn caught_where(flaw: Flaw, shows: fn(&Scenario) -> bool) {
     let scenarios = chosen.len() as u64;
     for number in 0..WITHIN {
         let (seed, at) = (number / scenarios, number % scenarios);
-        let scenario = chosen[usize::try_from(at).expect("one of the scenarios")];
+        let scenario = chosen[usize::try_from(at).expect("the index of a scenario")];
         let outcome = run(&server, scenario, flaw, seed);
         if outcome.is_violation() {
             let story = story(scenario.name, seed, &outcome);

@@ -1,4 +1,4 @@
-//! The connection of a sidecar to Redis, and what can befall a command on it.
+//! The connection of a sidecar to Redis, and the fates of a command on it.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,34 +11,34 @@ use super::{
     world::World,
 };
 
-/// How often a slow connection breaks instead of delivering.
+/// Probability that a slow connection breaks instead of delivering.
 const BREAKS: f64 = 0.15;
-/// How often a broken connection had a command on the wire, which Redis executes all the same.
+/// Probability that a broken connection had a command in transit, which Redis still executes.
 const ON_THE_WIRE: f64 = 0.5;
-/// Steps that a command may wait for its answer, or be underway.
+/// Steps that a command may wait for its answer or be in transit.
 const PATIENCE: usize = 6;
 
 type Command = Box<dyn FnOnce(&World)>;
 
-/// One connection. Its commands are executed in the order in which they were sent.
+/// A connection. Its commands are executed in the order in which they were sent.
 #[derive(Default)]
 pub(super) struct Link {
-    /// Sent and not executed yet.
+    /// Commands that were sent and not executed yet.
     underway: RefCell<VecDeque<Command>>,
     delivering: Cell<bool>,
     broken: Cell<bool>,
 }
 
-/// Why there is no answer.
+/// The reason for a missing answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unanswered {
     /// There is no connection.
     NotSent,
-    /// It may have been executed, may be yet, or never.
+    /// The command may have been executed, may be executed later, or never.
     Sent,
 }
 
-/// A command that was sent, and its answer when there is one.
+/// A command that was sent, and its answer once there is one.
 struct Sent<T> {
     reply: Rc<RefCell<Option<T>>>,
     link: Rc<Link>,
@@ -51,8 +51,8 @@ impl<T> Sent<T> {
 }
 
 impl World {
-    /// Sends one command over the connection of a sidecar and waits for the answer as long as a
-    /// budget lasts. `command` is executed at most once, in one step.
+    /// Sends a command over the connection of a sidecar and waits for the answer within the budget.
+    /// `command` is executed at most once, in one step.
     pub(super) async fn call<T: 'static>(
         self: &Rc<Self>,
         at: usize,
@@ -68,7 +68,7 @@ impl World {
         self.answer(at, &sent)
     }
 
-    /// As [`World::call`], but waits until the connection breaks.
+    /// Like [`World::call`], but waits until the connection breaks.
     pub(super) async fn call_patiently<T: 'static>(
         self: &Rc<Self>,
         at: usize,
@@ -109,7 +109,7 @@ impl World {
         })
     }
 
-    /// Breaks a connection; the sidecar opens another at once.
+    /// Breaks a connection; the sidecar opens another one at once.
     pub(super) fn break_link(&self, at: usize, link: &Rc<Link>) {
         self.say(format!("sidecar {at}: a connection breaks"));
         link.broken.set(true);
@@ -119,7 +119,7 @@ impl World {
         }
     }
 
-    /// The server is another now: no connection is left, and nothing that was underway arrives.
+    /// Breaks all connections after a change of server; commands in transit are lost.
     pub(super) fn break_all_links(&self) {
         for at in 0..self.sidecars.len() {
             let link = self.link(at);
@@ -129,7 +129,7 @@ impl World {
     }
 }
 
-/// Executes what was sent, late.
+/// Executes commands in transit with a delay.
 async fn deliver(world: Rc<World>, at: usize, link: Rc<Link>) {
     loop {
         world.some_steps(PATIENCE).await;
@@ -139,7 +139,7 @@ async fn deliver(world: Rc<World>, at: usize, link: Rc<Link>) {
             world.break_link(at, &link);
         }
         if link.broken.get() && !world.chance(ON_THE_WIRE) {
-            world.say(format!("sidecar {at}: what was underway is lost"));
+            world.say(format!("sidecar {at}: commands in transit are lost"));
             link.underway.borrow_mut().clear();
             break;
         }

@@ -1,4 +1,4 @@
-//! Everybody who is not a sidecar, and what befalls the server.
+//! The actors other than sidecars, and the events of the server.
 
 use std::rc::Rc;
 
@@ -8,25 +8,25 @@ use super::{
     world::{Reach, World},
 };
 
-/// Steps before a partition begins, and while it lasts.
+/// Steps before a partition begins, and (times four) steps while it lasts.
 const PARTITION: usize = 16;
-/// Steps that a third party takes with what it has read.
+/// Steps that another client of Redis may take between its read and its use.
 const READ_AHEAD: usize = 24;
-/// Values that a third party writes, keys that are evicted.
+/// Most values that another client writes, and most evictions.
 const TIMES: usize = 3;
 
-/// Commits elsewhere and says so by a plain DEL.
+/// Commits elsewhere and announces it with a plain DEL.
 pub(super) async fn third_party(world: Rc<World>) {
     step().await;
-    let state = world.commit("third party");
+    let state = world.commit("other client");
     step().await;
     world.server.del(&[MAIN]);
-    world.say("third party: DEL".to_owned());
+    world.say("other client: DEL".to_owned());
     step().await;
-    world.acknowledge("third party", 0, state, Reach::Everywhere);
+    world.acknowledge("other client", 0, state, Reach::Everywhere);
 }
 
-/// As [`third_party`], but then it SETs the very bytes again that it has deleted.
+/// Like [`third_party`], but then SETs the bytes that it has deleted.
 pub(super) async fn restorer(world: Rc<World>) {
     world.some_steps(READ_AHEAD).await;
     step().await;
@@ -49,8 +49,8 @@ pub(super) async fn restorer(world: Rc<World>) {
     world.acknowledge("restorer", 0, state, Reach::Everywhere);
 }
 
-/// The cache inside the application, which nobody has switched off: writes the same bytes that the
-/// sidecars do, most often those of the version before, read ahead of the last write.
+/// An in-application cache that was left on. It writes the same bytes as the sidecars, usually
+/// those of the version before, which it read before the last write.
 pub(super) async fn foreign_writer(world: Rc<World>) {
     for _ in 0..=world.below(TIMES) {
         world.some_steps(READ_AHEAD).await;
@@ -60,12 +60,12 @@ pub(super) async fn foreign_writer(world: Rc<World>) {
         let version = if world.chance(0.75) { before } else { 1 + world.below(newest) };
         let life = [Life::Forever, Life::Seconds299, Life::Kept][world.below(3)];
         world.server.set(&world.body(version as u64, 0), life);
-        world.say(format!("third party: SET {version}, {life:?}"));
+        world.say(format!("other client: SET {version}, {life:?}"));
     }
 }
 
-/// The server dies, and what takes its place knows nothing of the last commands: a restart from a
-/// snapshot, or the promotion of a replica that lagged.
+/// The server dies, and its successor lacks the last commands: a restart from a snapshot, or the
+/// promotion of a lagging replica.
 pub(super) async fn failover(world: Rc<World>) {
     world.some_steps(READ_AHEAD).await;
     step().await;
@@ -76,10 +76,10 @@ pub(super) async fn failover(world: Rc<World>) {
     world.server.restore(&snapshot);
     world.end_epoch();
     world.break_all_links();
-    world.say(format!("the snapshot is back, in epoch {}", world.epoch()));
+    world.say(format!("the snapshot is restored, in epoch {}", world.epoch()));
 }
 
-/// Placeholders, leases and entries that expire or are evicted, each key by itself.
+/// Expires or evicts placeholders, leases and entries, each key separately.
 pub(super) async fn eviction(world: Rc<World>) {
     let keys = [MAIN, META, LEASE, FENCE];
     let evictable = if world.scenario.fences_are_evicted { 4 } else { 3 };
@@ -93,7 +93,7 @@ pub(super) async fn eviction(world: Rc<World>) {
     }
 }
 
-/// Sidecar 0 cannot reach Redis for a while.
+/// Cuts sidecar 0 off from Redis for a while.
 pub(super) async fn partition(world: Rc<World>) {
     if world.chance(0.5) {
         world.some_steps(PARTITION).await;

@@ -1,4 +1,4 @@
-//! A GET through a sidecar, as `src/cache.rs` and `src/proxy.rs` have it.
+//! A GET through a sidecar, modelled on `src/cache.rs` and `src/proxy.rs`.
 
 use std::rc::Rc;
 
@@ -14,20 +14,21 @@ use super::{
     world::{Answer, Claim, World},
 };
 
-/// A response that cannot be stored, a read of which Redis executes the parts apart.
+/// Probability of a response that cannot be stored, and of a read in two separate steps at Redis.
 const SELDOM: f64 = 0.15;
-/// A value of somebody else's is left alone after a few times; here now and then.
+/// Probability that a reader leaves another program's value alone; the product does so after a few
+/// attempts.
 const LEFT_ALONE: f64 = 0.25;
-/// Looks at another sidecar's fill before it is waited for in vain.
+/// Looks at another sidecar's fill before the reader gives up waiting.
 const LOOKS: usize = 4;
-/// Entries that are replaced; past it the bodies are each client's own.
+/// Number of replacements after which the bodies count as specific to each client.
 const REPLACEMENTS: u32 = 3;
 
-/// What a reader asks for.
+/// A reader's lookup request.
 struct Ask {
     reader: String,
     who: usize,
-    /// Of the lease, if it comes to that.
+    /// The token of the lease, if there will be one.
     token: String,
     no_cache: bool,
 }
@@ -49,7 +50,7 @@ pub(super) async fn get(world: Rc<World>, at: usize) {
     world.judge(&claim, &answer);
 }
 
-/// What an application does without a protocol.
+/// The behaviour of an application without a protocol.
 async fn cache_aside(world: &World, claim: &Claim) -> Answer {
     step().await;
     if let Some(body) = world.server.get() {
@@ -79,7 +80,7 @@ async fn answer(world: &Rc<World>, at: usize, claim: &Claim) -> Answer {
     }
 }
 
-/// Reads the upstream for everybody who joins, and stores what may be stored.
+/// Reads the upstream for all that join, and stores what may be stored.
 async fn read_for_all(world: &Rc<World>, at: usize, lead: Lead) -> Answer {
     let flights = &world.sidecars[at].flights;
     flights.turn(&lead.seat).await;
@@ -101,7 +102,7 @@ async fn read_for_all(world: &Rc<World>, at: usize, lead: Lead) -> Answer {
 }
 
 async fn lookup(world: &Rc<World>, at: usize, ask: &Ask) -> Lookup {
-    // Whether the key is to be trusted is looked at when the reader comes, and only then.
+    // Whether the key can be trusted is checked only when the reader arrives.
     if world.sidecars[at].is_cut_off.get() || world.sidecars[at].pending.borrow().is_some() {
         return unconfirmed(world, at, ask);
     }
@@ -137,7 +138,7 @@ async fn find(world: &Rc<World>, at: usize, ask: &Ask) -> Result<Lookup, Unanswe
     }
 }
 
-/// A value that came meanwhile.
+/// Handles a value that has appeared in the meantime.
 fn met(world: &World, at: usize, ask: &Ask, stored: Stored, epoch: u64) -> Lookup {
     match world.server.decode(&stored, epoch) {
         Some(found) => offer(world, at, ask, (found, stored, epoch)),
@@ -145,7 +146,8 @@ fn met(world: &World, at: usize, ask: &Ask, stored: Stored, epoch: u64) -> Looku
     }
 }
 
-/// An entry is a hit for its audience; everybody else asks the upstream, and may join it thereby.
+/// An entry is a hit for its audience. Everyone else reads the upstream, and may be admitted to the
+/// entry by that read.
 fn offer(world: &World, at: usize, ask: &Ask, seen: (Found, Stored, u64)) -> Lookup {
     let (found, stored, epoch) = seen;
     if world.server.includes(&found, ask.who) && !ask.no_cache {
@@ -199,7 +201,7 @@ async fn follow(
     Ok(Lookup::Pass)
 }
 
-/// Without a confirmed lookup only a read that starts after now will do.
+/// Without a confirmed lookup only a read that starts after this point is good enough.
 fn unconfirmed(world: &World, at: usize, ask: &Ask) -> Lookup {
     let flights = &world.sidecars[at].flights;
     if world.flaw == Flaw::Of(Mutant::JoinRunning)
@@ -210,7 +212,7 @@ fn unconfirmed(world: &World, at: usize, ask: &Ask) -> Lookup {
     led(ask, flights.next(ask.who), Target::Nowhere)
 }
 
-/// With the epoch of the connection that gave the answer.
+/// Reads an entry. Returns it with the epoch of the connection.
 async fn read(world: &Rc<World>, at: usize) -> Result<(Option<Stored>, u64), Unanswered> {
     let values = |world: &World| (world.server.body_and_meta(), world.epoch());
     let (([body, meta], epoch), expires_at_ms) = if world.chance(SELDOM) {
@@ -247,7 +249,7 @@ async fn lease(
     });
     let leasing = call.await;
     if leasing.is_err() {
-        // It may be granted yet.
+        // The lease may still be granted.
         world.spawn(release(Rc::clone(world), at, ask.token.clone()));
     }
     leasing

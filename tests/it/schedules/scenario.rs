@@ -1,4 +1,5 @@
-//! What may happen in one schedule, and one schedule from its seed to its verdict.
+//! The events that may happen in a schedule, and the run of one schedule from its seed to its
+//! verdict.
 
 use std::rc::Rc;
 
@@ -11,9 +12,9 @@ use super::{
     writer::{Fate, purge, write},
 };
 
-/// More than any schedule takes; past it the model is in a loop.
+/// More steps than any schedule takes; beyond this the model is in a loop.
 const MOST_STEPS: u64 = 100_000;
-/// Readers come as long as the schedule is younger than this.
+/// Readers arrive while a schedule has taken fewer steps than this.
 const LAST_READER: u64 = 120;
 const READER_COMES: f64 = 0.06;
 
@@ -24,30 +25,30 @@ pub(super) enum Begins {
     MayBeLost,
 }
 
-/// Who writes.
+/// The sidecars that write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Writers {
     Any,
-    /// Not the one that is cut off, so that every acknowledgement binds everywhere.
+    /// Not the sidecar that is cut off, so that every acknowledgement binds both.
     SidecarOne,
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "each stands for one actor")]
 pub(super) struct Scenario {
     pub(super) name: &'static str,
-    /// How often a command is late or lost.
+    /// Probability that a command is late or lost.
     pub(super) slow: f64,
     pub(super) begins: Begins,
-    /// How often a client sends `Cache-Control: no-cache`.
+    /// Probability that a client sends `Cache-Control: no-cache`.
     pub(super) no_cache: f64,
-    /// Redis may evict a fence, under a policy that reaches it. Then nothing protects a write whose
-    /// end is not confirmed, or whose sidecar died: not together with either.
+    /// Whether Redis may evict a fence, under a policy that reaches it. Nothing then protects a
+    /// write if its end is not confirmed or its sidecar dies, so this excludes both.
     pub(super) fences_are_evicted: bool,
-    /// Whether several credentials ask, and writes change who is let in.
+    /// Whether several credentials read, and writes change which of them may.
     pub(super) is_shared: bool,
-    /// Whether one of them is served bytes of its own.
+    /// Whether one of the credentials gets its own bytes.
     pub(super) personal: bool,
-    /// How many an entry may be for.
+    /// Largest audience of an entry.
     pub(super) audience: usize,
     writers: Writers,
     purge: bool,
@@ -181,7 +182,7 @@ pub(super) static SCENARIOS: [Scenario; 24] = [
     },
 ];
 
-/// What came of one schedule.
+/// The result of a schedule.
 pub(super) struct Outcome {
     pub(super) stale: Stale,
     pub(super) steps: u64,
@@ -202,13 +203,13 @@ pub(super) fn run(
     let mut scheduler = Scheduler::new(&world.rng);
     populate(&world);
     let mut steps = drain(&world, &mut scheduler, 0);
-    // After the storm: the state that is left must be fresh as well.
+    // Finally, the state that is left must be fresh as well.
     for at in 0..world.sidecars.len() {
         world.spawn(get(Rc::clone(&world), at));
         steps += drain(&world, &mut scheduler, LAST_READER);
     }
     for sidecar in &world.sidecars {
-        assert!(sidecar.pending.borrow().is_none(), "everything is confirmed in the end");
+        assert!(sidecar.pending.borrow().is_none(), "an invalidation is still pending at the end");
     }
     let (stale, log) = world.finish();
     Outcome { stale, steps, log }
@@ -219,7 +220,7 @@ fn fill_before(world: &World) {
     world.server.lease("before", None);
     let new = New { body, generation: "before".to_owned(), epoch: world.epoch(), who: 0 };
     world.server.fill(&new, world.expires_at_ms);
-    world.say("an entry is there".to_owned());
+    world.say("an entry exists".to_owned());
 }
 
 fn populate(world: &Rc<World>) {
@@ -262,7 +263,7 @@ fn populate(world: &Rc<World>) {
     }
 }
 
-/// Lets everybody go on until nobody is left; readers come on the way. Returns the steps it took.
+/// Runs all actors to their end, while further readers arrive. Returns the number of steps.
 fn drain(world: &Rc<World>, scheduler: &mut Scheduler, age: u64) -> u64 {
     let mut steps = 0;
     loop {
@@ -276,7 +277,12 @@ fn drain(world: &Rc<World>, scheduler: &mut Scheduler, age: u64) -> u64 {
             continue;
         }
         steps += 1;
-        assert!(steps < MOST_STEPS, "nobody gets anywhere: {}/{}", world.scenario.name, world.seed);
+        assert!(
+            steps < MOST_STEPS,
+            "the actors are in a loop: {}/{}",
+            world.scenario.name,
+            world.seed
+        );
         if age + steps < LAST_READER && world.chance(READER_COMES) {
             world.spawn(get(Rc::clone(world), world.below(world.sidecars.len())));
         }

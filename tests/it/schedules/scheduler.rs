@@ -14,13 +14,14 @@ use std::{
 
 use fastrand::Rng;
 
-/// How often the actor of the highest priority loses it.
+/// Probability that the actor with the highest priority loses it.
 const CHANGE_POINT: f64 = 0.15;
 
-/// Whatever takes steps.
+/// A task that takes steps.
 pub(super) type Actor = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Ends a step: anybody may be next. Between two of these an actor does one atomic thing.
+/// Ends a step, after which any actor may be next. Between two of these an actor does one atomic
+/// action.
 pub(super) async fn step() {
     let mut waited = false;
     poll_fn(|context| {
@@ -33,30 +34,31 @@ pub(super) async fn step() {
     .await;
 }
 
-/// Blocks until `condition` holds. Others must make it hold; it takes no steps meanwhile.
+/// Blocks until `condition` holds. Other actors must make it hold; the blocked one takes no steps.
 pub(super) async fn until(condition: impl Fn() -> bool) {
     poll_fn(|_| if condition() { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
-/// Who is chosen for the next step.
+/// How the actor for the next step is chosen.
 enum Order {
-    /// Anybody.
+    /// Any actor.
     Uniform,
-    /// Always the one of the highest random priority, which it loses now and then: runs some actors
-    /// for long and starves others (probabilistic concurrency testing, Burckhardt et al. 2010).
+    /// Always the actor with the highest random priority, which it loses sometimes. Runs some
+    /// actors for long and starves others (probabilistic concurrency testing, Burckhardt et al.
+    /// 2010).
     Priorities,
 }
 
 struct Entry {
     actor: Actor,
     priority: f64,
-    /// It is in [`until`].
+    /// Whether the actor is in [`until`].
     waits: bool,
-    /// It was looked at since anybody took a step, and its condition did not hold.
+    /// Whether its condition has been checked since the last step of any actor, and did not hold.
     blocked: bool,
 }
 
-/// Woken by an actor that wants to go on; one that is blocked does not.
+/// Woken by an actor that wants to continue; a blocked one does not wake it.
 #[derive(Default)]
 struct Runnable(AtomicBool);
 
@@ -90,15 +92,15 @@ impl Scheduler {
         self.actors.is_empty()
     }
 
-    /// Lets one actor take one step; says whether it did, or is blocked. The actor may use `rng` as
-    /// well.
+    /// Lets one actor take one step. Returns whether it did, rather than being blocked. The actor
+    /// may use `rng` as well.
     pub(super) fn turn(&mut self, rng: &RefCell<Rng>) -> bool {
         let chosen = self.choose(&mut rng.borrow_mut());
         self.runnable.0.store(false, Ordering::Relaxed);
         let entry = &mut self.actors[chosen];
         let is_done = entry.actor.as_mut().poll(&mut Context::from_waker(&self.waker)).is_ready();
         let waits = !is_done && !self.runnable.0.load(Ordering::Relaxed);
-        // What comes before a wait is a step as well.
+        // The actions before a wait are a step as well.
         let took_step = !(waits && entry.waits);
         entry.waits = waits;
         if is_done {

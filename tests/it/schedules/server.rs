@@ -1,4 +1,4 @@
-//! A Redis of its own with the project's scripts, one blocking round trip a call.
+//! A Redis with the real scripts; every call is one blocking round trip.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -26,11 +26,11 @@ pub(super) const META: &str = "{job_status:x}:meta";
 pub(super) const LEASE: &str = "{job_status:x}:lease";
 pub(super) const FENCE: &str = "{job_status:x}:fence";
 
-/// Long enough that within a schedule nothing expires but by an actor.
+/// So long that nothing expires by itself within a schedule.
 const TTL: Duration = Duration::from_mins(5);
 const LEASE_MS: i64 = 100_000;
 const FENCE_MS: i64 = 400_000;
-/// When the upstream has served what is admitted: nobody is asked again within a schedule.
+/// Time at which the upstream served an admitted entry; no one is rechecked within a schedule.
 const SERVED_MS: i64 = 0;
 
 /// The name and the text of each script.
@@ -44,18 +44,18 @@ const SCRIPTS: [(&str, &str); 7] = [
     ("replace", include_str!("../../../src/store/lua/replace.lua")),
 ];
 
-/// A script, with the lines changed that a flaw changes.
+/// Returns a script with the lines replaced that a flaw changes.
 pub(super) fn script(name: &str, flaw: Flaw) -> Script {
     let (_, text) = SCRIPTS.iter().find(|(script, _)| *script == name).expect("a script");
     let mut text = (*text).to_owned();
     for (_, line, instead) in flaw.script().into_iter().filter(|(file, ..)| *file == name) {
-        assert_eq!(text.matches(line).count(), 1, "{name}.lua has the line once: {line}");
+        assert_eq!(text.matches(line).count(), 1, "{name}.lua must contain the line once: {line}");
         text = text.replace(line, instead);
     }
     Script::new(&text)
 }
 
-/// What `lease.lua` answers.
+/// The answer of `lease.lua`.
 #[derive(Debug)]
 pub(super) enum Leasing {
     Granted,
@@ -64,14 +64,14 @@ pub(super) enum Leasing {
     Stored(Stored),
 }
 
-/// With which life a third party SETs the key.
+/// The life with which another client SETs the key.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Life {
     Forever,
-    /// A second less than ours: a schedule is over within a few ms, so that the same TTL would
-    /// often give the very millisecond that meta tells of, which takes a coincidence in earnest.
+    /// A second less than jobcache's TTL. A schedule takes only a few ms, so the same TTL would
+    /// often give the exact ms that the metadata states, which is a rare coincidence in reality.
     Seconds299,
-    /// That of the value it replaces.
+    /// The life of the replaced value.
     Kept,
 }
 
@@ -79,21 +79,21 @@ pub(super) enum Life {
 #[derive(Clone, Debug)]
 pub(super) struct New {
     pub(super) body: String,
-    /// The token of its lease, or one of its own.
+    /// The token of its lease, or a fresh one.
     pub(super) generation: String,
     pub(super) epoch: u64,
     pub(super) who: usize,
 }
 
-/// A value that is a hit for some.
+/// A value that is a hit for some credentials.
 pub(super) struct Found {
     pub(super) body: String,
     pub(super) generation: String,
-    /// `None` where everybody is given it.
+    /// `None` if it is for everyone.
     audience: Option<Audience>,
 }
 
-/// What stands under a key: its name, its value and when it expires. For a snapshot.
+/// A key for a snapshot: its name, its value and its expiry.
 pub(super) type Dumped = (&'static str, Option<Vec<u8>>, i64);
 
 pub(super) struct Server {
@@ -106,7 +106,7 @@ pub(super) struct Server {
     admit: Script,
     replace: Script,
     prints: Prints,
-    /// By credential.
+    /// Callers by credential.
     pairs: [Pair; CREDENTIALS],
     flaw: Flaw,
     _process: RedisServer,
@@ -118,7 +118,8 @@ impl Server {
         let dir = TempDir::with_prefix("jobcache-socket-").expect("a temporary directory");
         let socket = dir.path().join("s").to_str().expect("a path in UTF-8").to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        // The rest is synchronous: it must not run within a task, whose budget it would exhaust.
+        // The rest is synchronous and must not run within a task, because it would exhaust the
+        // task's budget.
         let process = runtime
             .expect("a runtime")
             .block_on(RedisServer::start_with(&["--unixsocket", &socket]));
@@ -140,7 +141,7 @@ impl Server {
         }
     }
 
-    /// The first half of a read; the store pipelines it with [`Server::expires_at_ms`], which is no
+    /// The first part of a read; the store pipelines it with [`Server::expires_at_ms`], without a
     /// transaction.
     pub(super) fn body_and_meta(&self) -> [Option<Vec<u8>>; 2] {
         self.run(cmd("MGET").arg(MAIN).arg(META))
@@ -169,7 +170,8 @@ impl Server {
         }
     }
 
-    /// Whether it was stored. With `expires_at_ms` the upstream has said when the entry expires.
+    /// Fills an entry and returns whether it was stored. `expires_at_ms` is an expiry stated by the
+    /// upstream.
     pub(super) fn fill(&self, new: &New, expires_at_ms: Option<i64>) -> bool {
         let mut ttl_ms = i64::try_from(TTL.as_millis()).expect("a TTL");
         if let Some(at) = expires_at_ms {
@@ -182,14 +184,14 @@ impl Server {
         self.invoke(&call)
     }
 
-    /// Whether a credential was let in to an entry that was seen.
+    /// Admits a credential to an entry that was seen. Returns whether it was admitted.
     pub(super) fn admit(&self, seen: &Stored, generation: &str, who: usize) -> bool {
         let mut call = compare_and_set(&self.admit, seen, generation);
         call.arg(self.pairs[who].to_hex()).arg(SERVED_MS);
         self.invoke(&call)
     }
 
-    /// Whether `new` stands now in the place of an entry that was seen.
+    /// Replaces an entry that was seen with `new`. Returns whether it was replaced.
     pub(super) fn replace(
         &self,
         seen: &Stored,
@@ -209,7 +211,7 @@ impl Server {
         self.invoke(&call)
     }
 
-    /// What stands under the main key now, and the generation that meta names.
+    /// Returns the current value and the generation that its metadata names.
     pub(super) fn now(&self) -> (Stored, String) {
         let [body, meta] = self.body_and_meta().map(Option::unwrap_or_default);
         let json = serde_json::from_slice::<serde_json::Value>(&meta).unwrap_or_default();
@@ -230,7 +232,7 @@ impl Server {
         self.invoke::<()>(&call);
     }
 
-    /// Whether there was an entry.
+    /// Ends a write and returns whether there was an entry.
     pub(super) fn end(&self, write: &str, linger_ms: i64) -> bool {
         let mut call = self.end.key(MAIN);
         call.key(META).key(LEASE).key(FENCE).arg(write).arg(linger_ms);
@@ -238,7 +240,7 @@ impl Server {
         bool::from_redis_value_ref(&reply[0]).expect("whether there was an entry")
     }
 
-    /// The linger of a write has run out.
+    /// Ends the linger of a write.
     pub(super) fn run_out(&self, write: &str) {
         self.run::<()>(cmd("ZREM").arg(FENCE).arg(write));
     }
@@ -262,19 +264,19 @@ impl Server {
         self.run::<()>(&set);
     }
 
-    /// The server's clock.
+    /// Returns the time of the server's clock.
     pub(super) fn now_ms(&self) -> i64 {
         let (seconds, micros): (i64, i64) = self.run(&cmd("TIME"));
         seconds * 1000 + micros / 1000
     }
 
-    /// Everything there is.
+    /// Returns the contents of all keys.
     pub(super) fn dump(&self) -> [Dumped; 4] {
         [MAIN, META, LEASE, FENCE]
             .map(|key| (key, self.run(cmd("DUMP").arg(key)), self.run(cmd("PEXPIRETIME").arg(key))))
     }
 
-    /// Puts it back, and nothing else.
+    /// Restores these keys and deletes the others.
     pub(super) fn restore(&self, dumped: &[Dumped]) {
         self.del(&[MAIN, META, LEASE, FENCE]);
         for (key, value, expires_at_ms) in dumped {
@@ -285,7 +287,7 @@ impl Server {
         }
     }
 
-    /// A stored value, if it is a hit for anybody who looks in this epoch.
+    /// Decodes a stored value, if it is a hit for any credential in this epoch.
     pub(super) fn decode(&self, stored: &Stored, epoch: u64) -> Option<Found> {
         let mut stored = stored.clone();
         if self.flaw == Flaw::AnyValue {
@@ -309,7 +311,7 @@ impl Server {
                 audience: Some(entry.audience().clone()).filter(|_| self.flaw != Flaw::AnyAudience),
             }),
             Err(Reject::Foreign | Reject::Epoch) => None,
-            Err(reject @ Reject::Corrupt) => panic!("nobody writes such a meta: {reject:?}"),
+            Err(reject @ Reject::Corrupt) => panic!("no actor writes such metadata: {reject:?}"),
         }
     }
 
@@ -332,7 +334,7 @@ impl Server {
     }
 }
 
-/// The audience pair of a request.
+/// Returns the caller of a request.
 pub(super) fn pair(head: &request::Parts) -> Pair {
     Prints::new(&Credentials::default()).pair(
         &CredentialKey::new([0; 32]),
@@ -341,7 +343,7 @@ pub(super) fn pair(head: &request::Parts) -> Pair {
     )
 }
 
-/// An entry with this body, as a fill makes it.
+/// Returns an entry with this body, as a fill makes it.
 pub(super) fn entry(body: &str, pair: Pair) -> Entry {
     let (head, ()) = Response::new(()).into_parts();
     let freshness = Freshness { ttl: TTL, age: Duration::ZERO, public: false };
@@ -349,13 +351,13 @@ pub(super) fn entry(body: &str, pair: Pair) -> Entry {
 }
 
 impl Found {
-    /// How many are in its audience.
+    /// Returns the size of its audience.
     pub(super) fn audience(&self) -> usize {
         self.audience.as_ref().map_or(0, |audience| audience.members.len())
     }
 }
 
-/// A call of one of the scripts that compare and set, as `store::redis::session` makes it.
+/// Prepares a call of a script that compares and sets, like `store::redis::session`.
 pub(super) fn compare_and_set<'s>(
     script: &'s Script,
     seen: &Stored,

@@ -1,4 +1,4 @@
-//! What a sidecar keeps in its memory: flights, and the invalidations that are not confirmed.
+//! The memory of a sidecar: flights, and invalidations that are not confirmed.
 
 use std::{
     cell::{Cell, RefCell},
@@ -10,18 +10,18 @@ use super::{link::Link, scheduler::until, world::CREDENTIALS};
 #[derive(Default)]
 pub(super) struct Sidecar {
     pub(super) link: RefCell<Rc<Link>>,
-    /// Redis cannot be reached.
+    /// Whether Redis is unreachable.
     pub(super) is_cut_off: Cell<bool>,
     pub(super) flights: Flights,
     pub(super) pending: RefCell<Option<Pending>>,
     pub(super) is_repeating: Cell<bool>,
     /// The newest state that was acknowledged while its end was not confirmed.
     pub(super) unconfirmed: Cell<u64>,
-    /// Entries that were replaced because the upstream answers each client differently.
+    /// Number of entries replaced because the upstream answers each client differently.
     pub(super) replaced: Cell<u32>,
 }
 
-/// An invalidation that is to be repeated until it is confirmed.
+/// An invalidation that is repeated until it is confirmed.
 #[derive(Clone)]
 pub(super) struct Pending {
     pub(super) write: String,
@@ -37,7 +37,7 @@ enum Landing {
     Abandoned,
 }
 
-/// One upstream read that several readers wait for.
+/// An upstream read that several readers wait for.
 #[derive(Clone)]
 pub(super) struct Flight(Rc<RefCell<Landing>>);
 
@@ -54,7 +54,7 @@ impl Flight {
         self.0.replace(Landing::Abandoned);
     }
 
-    /// `None` if it brought nothing that can be shared.
+    /// Waits for the read. Returns `None` if its result cannot be shared.
     pub(super) async fn landed(&self) -> Option<String> {
         until(|| !matches!(*self.0.borrow(), Landing::InTheAir)).await;
         match &*self.0.borrow() {
@@ -64,7 +64,7 @@ impl Flight {
     }
 }
 
-/// What the store shows of a job, in which epoch, and the credential that asks.
+/// The version of a job that the store showed, its epoch, and the reading credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shown {
     pub(super) token: String,
@@ -72,7 +72,7 @@ pub(super) struct Shown {
     pub(super) who: usize,
 }
 
-/// As in `src/cache/flight.rs`.
+/// Modelled on `src/cache/flight.rs`.
 #[derive(Default)]
 pub(super) struct Flights {
     confirmed: RefCell<Vec<(u64, Shown, Flight)>>,
@@ -87,13 +87,13 @@ struct Queue {
     next: Option<(u64, Flight)>,
 }
 
-/// Where a leader stands among the flights.
+/// The place of a leader among the flights.
 pub(super) enum Seat {
     Confirmed(u64),
     Unleased(usize, u64),
 }
 
-/// How a reader who is not hit gets its answer.
+/// How a reader without a hit gets its answer.
 pub(super) enum Ticket {
     Lead(Seat, Flight),
     Join(Flight),
@@ -105,7 +105,7 @@ impl Flights {
         self.count.get()
     }
 
-    /// Joins the flight of what the store has just shown, or starts it.
+    /// Joins or starts the flight for the version that the store has just shown.
     pub(super) fn share(&self, shown: Shown) -> Ticket {
         if let Some(flight) = self.find(|of| *of == shown) {
             return Ticket::Join(flight);
@@ -115,18 +115,18 @@ impl Flights {
         Ticket::Lead(Seat::Confirmed(number), flight)
     }
 
-    /// The first flight that `serves`.
+    /// Returns the first flight that `serves`.
     pub(super) fn find(&self, serves: impl Fn(&Shown) -> bool) -> Option<Flight> {
         let confirmed = self.confirmed.borrow();
         confirmed.iter().find(|(_, of, _)| serves(of)).map(|(.., flight)| flight.clone())
     }
 
-    /// A local write or purge.
+    /// Detaches all flights after a local write or purge.
     pub(super) fn detach(&self) {
         self.confirmed.borrow_mut().clear();
     }
 
-    /// Leads or joins a read that begins after now.
+    /// Leads or joins a read that begins after this call.
     pub(super) fn next(&self, who: usize) -> Ticket {
         let queue = &mut self.unleased.borrow_mut()[who];
         if let Some(Queue { next: Some((_, flight)), .. }) = queue {
@@ -142,7 +142,7 @@ impl Flights {
         Ticket::Lead(Seat::Unleased(who, number), flight)
     }
 
-    /// The read that runs without a lease: what nobody may join.
+    /// Returns the read that runs without a lease, which must not be joined.
     pub(super) fn running(&self, who: usize) -> Option<Flight> {
         self.unleased.borrow()[who].as_ref().map(|queue| queue.running_flight.clone())
     }
@@ -155,7 +155,7 @@ impl Flights {
         until(|| is_ours(&self.unleased.borrow()[who])).await;
     }
 
-    /// The leader is done.
+    /// Removes a finished leader.
     pub(super) fn leave(&self, seat: &Seat) {
         match *seat {
             Seat::Confirmed(number) => {

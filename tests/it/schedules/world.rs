@@ -1,4 +1,4 @@
-//! What the actors of one schedule share, and what is held against them.
+//! The shared state of the actors of one schedule, and the judgement of their answers.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,34 +17,34 @@ use super::{
     sidecar::Sidecar,
 };
 
-/// How far the acknowledgement of a write binds.
+/// The sidecars that the acknowledgement of a write binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
     /// Every sidecar.
     Everywhere,
-    /// The sidecar that gave it: it was given while Redis had not confirmed the end, and nothing
-    /// else protects the others. A stated limit.
+    /// Only the sidecar that gave it, because Redis had not confirmed the end and nothing else
+    /// protects the others. A documented limit.
     Here,
 }
 
-/// Who may ask. In most scenarios only the first does.
+/// Number of credentials. In most scenarios only the first one reads.
 pub(super) const CREDENTIALS: usize = 3;
-/// The one whose body is its own, where bodies are personal.
+/// The credential with its own bodies, in scenarios with personal bodies.
 const PERSONAL: usize = CREDENTIALS - 1;
 
-/// What the upstream would answer, after as many commits as its place tells.
+/// A state of the upstream; its index is the number of commits before it.
 #[derive(Clone, Copy, Debug)]
 struct State {
     version: u64,
     admits: [bool; CREDENTIALS],
 }
 
-/// How often a write changes who is let in, and not the bytes.
+/// Probability that a write changes who may read instead of the bytes.
 const ACCESS_CHANGES: f64 = 0.7;
-/// Less than the TTL, by more than a schedule takes.
+/// Less than the TTL, by more than the length of a schedule.
 const COINCIDENCE_MS: i64 = 200_000;
 
-/// What somebody is answered.
+/// An answer to a reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Body(String),
@@ -52,21 +52,21 @@ pub(super) enum Answer {
     Refused,
 }
 
-/// Readers who were answered with less than they may expect.
+/// Readers with wrong answers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stale {
-    /// S: less than was acknowledged before they came. There must be none.
+    /// S: older than a version acknowledged before the reader came. There must be none.
     pub(super) acknowledged: u32,
-    /// L: what the upstream has not served to their credential since, or never. There must be none.
+    /// L: not served to the credential by the upstream since then, or ever. There must be none.
     pub(super) leaked: u32,
-    /// U: less than was committed before they came, by a write that nobody acknowledged but whose
-    /// fence stands. There must be none either.
+    /// U: older than a version committed before the reader came, by a write that was not
+    /// acknowledged but still has its fence. There must be none.
     pub(super) fenced: u32,
-    /// The stated limits.
+    /// Within the documented limits.
     pub(super) limits: u32,
 }
 
-/// What a reader may expect, fixed when it comes.
+/// The versions that a reader may expect, determined when it arrives.
 pub(super) struct Claim {
     pub(super) reader: String,
     pub(super) who: usize,
@@ -83,16 +83,17 @@ pub(super) struct World {
     pub(super) rng: RefCell<Rng>,
     pub(super) sidecars: [Sidecar; 2],
     spawned: RefCell<Vec<Actor>>,
-    /// By number; the first is 1.
+    /// States by number; the first is 1.
     states: RefCell<Vec<State>>,
     /// The newest state in which the upstream gave a credential an answer.
     served: RefCell<Vec<(usize, Answer, u64)>>,
-    /// Which life of the server it is.
+    /// The current epoch of the server.
     epoch: Cell<u64>,
-    /// When all entries expire: the coincidence that leaves only their generation to tell them apart.
+    /// Common expiry of all entries, if there is one: a coincidence after which only their
+    /// generations distinguish them.
     pub(super) expires_at_ms: Option<i64>,
     names: Cell<u64>,
-    /// By sidecar.
+    /// Newest acknowledged version for each sidecar.
     acknowledged: [Cell<u64>; 2],
     fenced: Cell<u64>,
     limits: Cell<u64>,
@@ -120,7 +121,7 @@ impl World {
             expires_at_ms,
             sidecars: Default::default(),
             spawned: RefCell::default(),
-            // So that a place is a number.
+            // State numbers start at 1, so the first place is filled as well.
             states: RefCell::new(vec![first, first]),
             served: RefCell::default(),
             epoch: Cell::new(1),
@@ -141,20 +142,20 @@ impl World {
         self.rng.borrow_mut().usize(..limit)
     }
 
-    /// Fewer than `limit` steps.
+    /// Takes fewer than `limit` steps.
     pub(super) async fn some_steps(&self, limit: usize) {
         for _ in 0..self.below(limit) {
             step().await;
         }
     }
 
-    /// A token or a write's name that was never used before.
+    /// Returns a new name for a token or a write.
     pub(super) fn name(&self, kind: &str) -> String {
         self.names.set(self.names.get() + 1);
         format!("{kind}{}", self.names.get())
     }
 
-    /// Adds a line to what is printed of a violation.
+    /// Adds a line to the log, which is printed for a violation.
     pub(super) fn say(&self, line: String) {
         self.log.borrow_mut().push(line);
     }
@@ -171,7 +172,7 @@ impl World {
         Rc::clone(&self.sidecars[at].link.borrow())
     }
 
-    /// The version that the upstream has now.
+    /// Returns the current version of the upstream.
     pub(super) fn version(&self) -> u64 {
         self.now().1.version
     }
@@ -185,12 +186,12 @@ impl World {
         self.epoch.get()
     }
 
-    /// The server starts another life.
+    /// Starts a new epoch of the server.
     pub(super) fn end_epoch(&self) {
         self.epoch.set(self.epoch.get() + 1);
     }
 
-    /// The bytes of a version for a credential.
+    /// Returns the bytes of a version for a credential.
     pub(super) fn body(&self, version: u64, who: usize) -> String {
         if self.scenario.personal && who == PERSONAL {
             format!("{version} of {who}")
@@ -199,7 +200,7 @@ impl World {
         }
     }
 
-    /// What the upstream answers now.
+    /// Returns the current answer of the upstream.
     pub(super) fn serve(&self, who: usize) -> Answer {
         let (number, state) = self.now();
         let answer = if state.admits[who] {
@@ -220,8 +221,8 @@ impl World {
         answer
     }
 
-    /// Commits at the upstream: the next version or, where credentials are told apart, most often
-    /// who is let in. Returns the number of the state.
+    /// Commits at the upstream: the next version or, with several credentials, usually a change of
+    /// who may read. Returns the number of the state.
     pub(super) fn commit(&self, who: &str) -> u64 {
         let (number, mut state) = self.now();
         if self.scenario.is_shared && self.chance(ACCESS_CHANGES) {
@@ -235,7 +236,7 @@ impl World {
         number + 1
     }
 
-    /// From now on no reader may get less than this version.
+    /// Records an acknowledgement: no reader within reach may get an older version from now on.
     pub(super) fn acknowledge(&self, who: &str, at: usize, version: u64, reach: Reach) {
         self.say(format!("{who}: ACK {version} {reach:?}"));
         match reach {
@@ -248,13 +249,13 @@ impl World {
         }
     }
 
-    /// The end of what a sidecar acknowledged for itself alone is confirmed now.
+    /// Confirms the end of a version that a sidecar acknowledged for itself alone.
     pub(super) fn confirm(&self, version: u64) {
         self.say(format!("CONFIRMED {version}"));
         self.acknowledged.iter().for_each(|cell| raise(cell, version));
     }
 
-    /// A write committed and nobody was told.
+    /// Records a write that committed and was not acknowledged.
     pub(super) fn leave_unacknowledged(&self, version: u64, fence_stands: bool) {
         raise(if fence_stands { &self.fenced } else { &self.limits }, version);
     }
@@ -280,16 +281,16 @@ impl World {
         let mut stale = self.stale.get();
         let verdict = if proof < claim.acknowledged && self.is_leak(claim, answer) {
             stale.leaked += 1;
-            "  <-- L: the upstream has not served it that since what was acknowledged"
+            "  <-- L: not served to this credential by the upstream since the acknowledged state"
         } else if proof < claim.acknowledged {
             stale.acknowledged += 1;
-            "  <-- S: a newer one was acknowledged before it came"
+            "  <-- S: a newer version was acknowledged before the reader came"
         } else if proof < claim.fenced {
             stale.fenced += 1;
-            "  <-- U: a newer one was committed, and fenced, before it came"
+            "  <-- U: a newer version was committed and fenced before the reader came"
         } else if proof < claim.limits {
             stale.limits += 1;
-            "  (a stated limit)"
+            "  (a documented limit)"
         } else {
             ""
         };
@@ -297,8 +298,8 @@ impl World {
         self.say(format!("{}: answered {answer:?}{verdict}", claim.reader));
     }
 
-    /// Whether what is wrong with an answer is who got it: a credential that was let in by nobody
-    /// since, or that got what is not an older body of its own.
+    /// Returns whether the answer is wrong for this credential rather than old: no state since
+    /// admits the credential, or the bytes are not an older body of its own.
     fn is_leak(&self, claim: &Claim, answer: &Answer) -> bool {
         let floor = usize::try_from(claim.acknowledged).expect("few states");
         let states = &self.states.borrow()[floor..];
@@ -307,7 +308,7 @@ impl World {
         states.iter().all(|state| !state.admits[claim.who]) || !old.any(|old| old == *answer)
     }
 
-    /// Who was answered with too little, and all that happened.
+    /// Returns the readers with wrong answers, and the log.
     pub(super) fn finish(&self) -> (Stale, Vec<String>) {
         (self.stale.get(), self.log.take())
     }

@@ -1,4 +1,4 @@
-//! A write or a purge through a sidecar, as `src/cache.rs` and `src/store/redis.rs` have it.
+//! A write or a purge through a sidecar, modelled on `src/cache.rs` and `src/store/redis.rs`.
 
 use std::rc::Rc;
 
@@ -14,14 +14,14 @@ use super::{
     world::{Reach, World},
 };
 
-/// With it the fence outlives the schedule, unless an actor lets it run out.
+/// Longer than a schedule; an actor ends it.
 const LINGER_MS: i64 = 60_000;
-/// A long write that renews its fence.
+/// Probability that a long write renews its fence.
 const RENEWS: f64 = 0.1;
-/// Steps before something is repeated, or has run out.
+/// Steps before something is repeated, or has expired.
 const LATER: usize = 8;
 
-/// What becomes of a write.
+/// The fate of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// The upstream answers after it has committed.
@@ -34,7 +34,7 @@ pub(super) enum Fate {
     Unknown,
 }
 
-/// What is known of a fence; `Unconfirmed` where the begin was sent.
+/// The known state of a fence; `Unconfirmed` if the begin was sent without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begun {
     Confirmed,
@@ -51,7 +51,7 @@ pub(super) async fn write(world: Rc<World>, at: usize, fate: Fate) {
     let flights = &world.sidecars[at].flights;
     flights.detach();
     let (begun, epoch) = begin(&world, at, &write).await;
-    world.say(format!("{write}: forwarded by sidecar {at}, its begin {begun:?}, to be {fate:?}"));
+    world.say(format!("{write}: forwarded by sidecar {at}, begin {begun:?}, fate {fate:?}"));
     if begun == Begun::Confirmed && world.chance(RENEWS) {
         let _ = world.call(at, begins(&write)).await;
     }
@@ -66,12 +66,12 @@ pub(super) async fn write(world: Rc<World>, at: usize, fate: Fate) {
     }
     let linger_ms = if world.chance(0.5) { 0 } else { LINGER_MS };
     if fate == Fate::Streamed {
-        // The end that comes before the head is answered lifts the fence.
+        // The end before the head is answered lifts the fence.
         end(&world, at, &write, begun, 0).await;
     }
     let version = world.commit(&write);
     step().await;
-    // A server that took the other's place may know nothing of the fence.
+    // A server that took over may not have the fence.
     let stands = begun == Begun::Confirmed && epoch == world.epoch();
     let fenced = stands && fate != Fate::Streamed;
     if fate == Fate::Crashed {
@@ -80,7 +80,7 @@ pub(super) async fn write(world: Rc<World>, at: usize, fate: Fate) {
         return;
     }
     let ended = end(&world, at, &write, begun, linger_ms).await;
-    // While its fence stands nobody is given an older body, whatever became of the end.
+    // While its fence stands no older body is served, whether or not the end is confirmed.
     let fenced = fenced && epoch == world.epoch();
     let reach = if ended || fenced { Reach::Everywhere } else { Reach::Here };
     step().await;
@@ -108,7 +108,7 @@ async fn write_aside(world: &World, write: &str, fate: Fate) {
     world.acknowledge(write, 0, version, Reach::Everywhere);
 }
 
-/// The webhook, for a write that went elsewhere.
+/// The webhook, for a write that bypassed the sidecars.
 pub(super) async fn purge(world: Rc<World>, at: usize) {
     let purge = world.name("p");
     step().await;
@@ -119,12 +119,13 @@ pub(super) async fn purge(world: Rc<World>, at: usize) {
     step().await;
     let confirmed = end(&world, at, &purge, Begun::Confirmed, 0).await;
     step().await;
-    // Unconfirmed it is answered 503 and binds nobody, but it is bypassed here all the same.
+    // An unconfirmed purge is answered 503 and binds no other sidecar, but this one still bypasses
+    // the entry.
     let reach = if confirmed { Reach::Everywhere } else { Reach::Here };
     world.acknowledge(&purge, at, version, reach);
 }
 
-/// With the epoch of the connection that it went over.
+/// Begins a write. Returns the epoch of the connection as well.
 async fn begin(world: &Rc<World>, at: usize, write: &str) -> (Begun, u64) {
     loop {
         let sent = if world.scenario.begins == Begins::MayBeLost {
@@ -152,7 +153,8 @@ fn begins(write: &str) -> impl FnOnce(&World) -> u64 + 'static {
     }
 }
 
-/// Whether it is confirmed. If not, and also if the begin was sent and may come yet, it is pending.
+/// Ends a write and returns whether the end is confirmed. It is pending if not, or if the begin was
+/// sent and may still arrive.
 async fn end(world: &Rc<World>, at: usize, write: &str, begun: Begun, linger_ms: i64) -> bool {
     let confirmed = world.call(at, ends(write, linger_ms)).await.is_ok();
     if !confirmed || begun == Begun::Unconfirmed {
@@ -188,14 +190,14 @@ fn remember(world: &Rc<World>, at: usize, write: &str, linger_ms: i64) {
     }
 }
 
-/// Repeats what is pending until it is confirmed.
+/// Repeats the pending invalidation until it is confirmed.
 async fn repeat(world: Rc<World>, at: usize) {
     let sidecar = &world.sidecars[at];
     let pending = || sidecar.pending.borrow().clone();
     while let Some(item) = pending() {
         until(|| !sidecar.is_cut_off.get()).await;
         world.some_steps(LATER).await;
-        // What was acknowledged before this end is sent is covered by it.
+        // This end covers everything acknowledged before it is sent.
         let covered = sidecar.unconfirmed.get();
         if world.call_patiently(at, ends(&item.write, item.linger_ms)).await.is_err() {
             continue;

@@ -1,6 +1,7 @@
-//! A headless Chromium, driven over its debugging protocol.
+//! A headless Chromium, controlled over its debugging protocol.
 //!
-//! The protocol is JSON over two pipes that Chromium expects at 3 and 4; a shell opens them there.
+//! The protocol is JSON over two pipes, which Chromium expects as file descriptors 3 and 4; a shell
+//! opens them.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,29 +17,30 @@ use tokio::{
 
 use super::{SOON, eventually, soon};
 
-/// The names under which distributions install it.
+/// Names of the program in various distributions.
 const NAMES: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
-/// Opens the pipes and becomes the browser.
+/// Opens the pipes and executes the browser.
 const START: &str = r#"exec "$1" --headless=new --no-sandbox --disable-gpu --no-first-run \
     --disable-dev-shm-usage --disable-background-networking --disable-component-update \
     --remote-debugging-pipe "--user-data-dir=$2" about:blank 3<"$2/to" 4>"$2/from""#;
 
-/// One tab.
+/// A browser tab.
 pub(crate) struct Browser {
     to: Sender,
     from: BufReader<Receiver>,
     session: Option<String>,
     calls: u64,
-    /// What the tab told by itself.
+    /// Events of the tab.
     told: Vec<Value>,
     child: Child,
-    // Removed once the browser has ended.
+    // Declared last, so that the directory is removed after the browser has ended.
     _dir: TempDir,
 }
 
 impl Browser {
-    /// Starts one; says so and gives none where none is installed.
+    /// Starts a browser. Without an installed browser, prints that the test is skipped and returns
+    /// `None`.
     pub(crate) async fn start() -> Option<Self> {
         let Some(program) = installed() else {
             eprintln!("skipped: needs a browser; install Debian's `chromium`");
@@ -48,7 +50,7 @@ impl Browser {
         let [to, from] = ["to", "from"].map(|name| dir.path().join(name));
         let made = Command::new("mkfifo").args([&to, &from]).status().expect("mkfifo runs");
         assert!(made.success(), "mkfifo fails");
-        // Open for both directions, as that does not wait for the other side.
+        // Opened for both directions, because that does not wait for the other side.
         let both = || OpenOptions::new().read_write(true).to_owned();
         let sender = both().open_sender(&to).expect("a pipe to the browser");
         let receiver = both().open_receiver(&from).expect("a pipe from the browser");
@@ -70,7 +72,7 @@ impl Browser {
         }
     }
 
-    /// Opens a page, as by the address bar, and waits until it is there.
+    /// Opens a page, as the address bar does, and waits until it has loaded.
     pub(crate) async fn open(&mut self, url: &str) {
         let navigated = self.call("Page.navigate", json!({ "url": url })).await;
         assert!(navigated["errorText"].is_null(), "{url}: {navigated}");
@@ -78,7 +80,7 @@ impl Browser {
             .await;
     }
 
-    /// What an expression comes to in the page, awaited.
+    /// Returns the awaited value of an expression in the page.
     pub(crate) async fn eval(&mut self, script: &str) -> Value {
         self.try_eval(script).await.unwrap_or_else(|error| panic!("{script}: {error}"))
     }
@@ -96,7 +98,7 @@ impl Browser {
     pub(crate) async fn until(&mut self, script: &str) {
         eventually(SOON, async || match self.try_eval(script).await {
             Ok(Value::Bool(true)) => Ok(()),
-            // The page may not be there yet, or be another one by now.
+            // The page may not have loaded, or may have been replaced.
             other => {
                 Err((script.to_owned(), other, self.try_eval("document.body.innerText").await))
             }
@@ -104,13 +106,13 @@ impl Browser {
         .await;
     }
 
-    /// The text of an element, as it is seen.
+    /// Returns the visible text of an element.
     pub(crate) async fn text(&mut self, selector: &str) -> String {
         let script = format!("document.querySelector({selector:?})?.innerText ?? ''");
         self.eval(&script).await.as_str().unwrap_or_default().to_owned()
     }
 
-    /// Writes into an input as a person does, and returns the focus to nobody.
+    /// Types text into an input as a person does, and then removes the focus.
     pub(crate) async fn fill(&mut self, selector: &str, text: &str) {
         let script = format!(
             "(() => {{ const it = document.querySelector({selector:?}); it.focus(); it.value = ''; }})()"
@@ -123,7 +125,8 @@ impl Browser {
         self.eval(&format!("document.querySelector({selector:?}).click()")).await;
     }
 
-    /// What the browser complained of: exceptions, errors on the console, what a policy forbade.
+    /// Returns the errors that the browser has reported: exceptions, errors on the console, and
+    /// policy violations.
     pub(crate) fn complaints(&self) -> Vec<&Value> {
         let is_one = |told: &&Value| match told["method"].as_str() {
             Some("Runtime.exceptionThrown") => true,
@@ -134,7 +137,7 @@ impl Browser {
         self.told.iter().filter(is_one).collect()
     }
 
-    /// The URLs that the page asked for.
+    /// Returns the URLs that the page has requested.
     pub(crate) fn asked(&self) -> Vec<&str> {
         let sent = self.told.iter().filter(|told| told["method"] == "Network.requestWillBeSent");
         sent.filter_map(|told| told["params"]["request"]["url"].as_str()).collect()
@@ -181,7 +184,7 @@ fn installed() -> Option<PathBuf> {
 }
 
 fn spawn(program: &Path, dir: &Path) -> Child {
-    // As for Redis: the child dies with the thread that started it.
+    // Like Redis, the child is killed when the thread that started it ends.
     Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "sh", "-c", START, "sh"])
         .args([program, dir])

@@ -1,5 +1,6 @@
-//! The bus of a cluster, led through here so that it can be split while clients go on reaching all
-//! nodes. Who calls shows by the loopback address that each node calls from.
+//! The bus of a cluster, relayed through the test process so that it can be partitioned while
+//! clients can still reach all nodes. Each node connects from its own loopback address, by which
+//! the relay recognises it.
 
 use std::{
     net::{IpAddr, Ipv4Addr, TcpListener as StdListener},
@@ -20,14 +21,15 @@ use super::free_port;
 type Sides = u8;
 
 pub(crate) struct Bus {
-    /// Where each node is called, and where it listens.
+    /// For each node, the port that the others call and the port on which it listens.
     ports: Vec<(u16, u16)>,
-    /// Of each node whether it is on the other side. The bus ends with it.
+    /// For each node, whether it is on the other side of the partition. The relay ends when this is
+    /// dropped.
     sides: watch::Sender<Sides>,
 }
 
 impl Bus {
-    /// On a thread of its own: no test that is busy is to make nodes take each other for dead.
+    /// Starts the relay on its own thread, so that a busy test does not make nodes fail.
     pub(crate) fn open(nodes: u8) -> Self {
         let (sides, seen) = watch::channel(0);
         let (mut ports, mut listeners) = (Vec::new(), Vec::new());
@@ -42,12 +44,12 @@ impl Bus {
         Self { ports, sides }
     }
 
-    /// What `redis-server` is told.
+    /// Returns the arguments for `redis-server`.
     pub(crate) fn args(&self, node: u8) -> Vec<String> {
         let (called, listens) = self.ports[usize::from(node)];
         let args = [
             ("--bind-source-addr", address(node).to_string()),
-            // Of which Redis does not know that it is local.
+            // Redis does not recognise this bind address as local.
             ("--protected-mode", "no".to_owned()),
             ("--cluster-port", listens.to_string()),
             ("--cluster-announce-bus-port", called.to_string()),
@@ -55,12 +57,12 @@ impl Bus {
         args.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
     }
 
-    /// Where the others are to call it.
+    /// Returns the bus port that the other nodes call.
     pub(crate) fn port(&self, node: usize) -> u16 {
         self.ports[node].0
     }
 
-    /// Neither do the others reach these nor they them.
+    /// Partitions the bus: these nodes and the others cannot reach each other.
     pub(crate) fn cut_off(&self, nodes: &[usize]) {
         self.sides.send_replace(nodes.iter().fold(0, |sides, node| sides | 1 << node));
     }
@@ -70,12 +72,12 @@ impl Bus {
     }
 }
 
-/// Where a node calls from.
+/// Returns the address from which a node connects.
 fn address(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 1, 1 + node)
 }
 
-/// The node that calls from there, if one does.
+/// Returns the node that connects from this address, if there is one.
 fn caller(address: IpAddr) -> Option<u8> {
     let IpAddr::V4(address) = address else { return None };
     let [.., net, last] = address.octets();

@@ -1,4 +1,4 @@
-//! A client that shows everything of an answer, and one that speaks raw bytes.
+//! A client that shows all parts of an answer, and one that sends raw bytes.
 
 use std::{fmt::Write as _, net::SocketAddr, sync::Mutex};
 
@@ -18,19 +18,19 @@ use tokio::{
 
 use super::{Body, full, soon};
 
-/// The name by which every client knows the service: sidecars of one backend serve one name, and an
-/// entry belongs to the name it was read under.
+/// Host name of the service for all clients. Sidecars of one upstream serve one name, and an entry
+/// belongs to the name under which it was read.
 pub(crate) const HOST: &str = "jobs.example";
 
-/// Speaks HTTP/1.1 to one address over connections that it keeps.
+/// An HTTP/1.1 client of one address that keeps connections open.
 pub(crate) struct Client {
     address: SocketAddr,
-    /// What it calls who it asks.
+    /// Value of its `Host` header.
     host: String,
     idle: Mutex<Vec<http1::SendRequest<Body>>>,
 }
 
-/// An answer, read to its end.
+/// A complete answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
@@ -44,7 +44,7 @@ impl Client {
         Self { address, host: HOST.to_owned(), idle: Mutex::default() }
     }
 
-    /// Asks by the address, as operators do.
+    /// Creates a client that uses the address as host name, as operators do.
     pub(crate) fn operator(address: SocketAddr) -> Self {
         Self { host: address.to_string(), ..Self::new(address) }
     }
@@ -57,7 +57,7 @@ impl Client {
         self.request(Method::GET, path).send().await
     }
 
-    /// The value of a metric, asked of an admin listener; 0 where the line is not there yet.
+    /// Returns the value of a metric from an admin listener, or 0 if it has no such line yet.
     pub(crate) async fn metric(&self, name: &str) -> u64 {
         let metrics = self.get("/metrics").await;
         let value =
@@ -65,7 +65,7 @@ impl Client {
         value.map_or(0, |value| value.parse().expect("a whole number"))
     }
 
-    /// How often the limit with this setting was met.
+    /// Returns how often the limit with this setting was reached.
     pub(crate) async fn limit_hits(&self, setting: &str) -> u64 {
         self.metric(&format!("jobcache_limits_hit_total{{limit=\"{setting}\"}}")).await
     }
@@ -83,8 +83,8 @@ impl Client {
         RequestBuilder { client: self, request }
     }
 
-    /// Writes a request of its own connection and does not wait: the answer can be read, or the
-    /// stream dropped before it comes.
+    /// Sends a request on its own connection without waiting for the answer. The answer can be read
+    /// later, or the connection can be dropped.
     pub(crate) async fn start(&self, method: Method, path: &str, body: &str) -> Started {
         self.begin(method, path, "", body).await
     }
@@ -106,19 +106,20 @@ impl Client {
         Started { stream }
     }
 
-    /// Sends these bytes and returns all that comes until the other side closes. It may answer and
-    /// close before it has read everything.
+    /// Sends these bytes and returns everything received until the server closes. The server may
+    /// answer and close before it has read everything.
     pub(crate) async fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let (reader, mut writer) = self.connect().await.into_split();
         let write = async move {
             let _ = writer.write_all(bytes).await;
-            // Half a close would be a hang-up to some servers.
+            // Some servers treat a half-closed connection as a hang-up.
             writer.forget();
         };
         tokio::join!(write, read_all(reader)).1
     }
 
-    /// A request of exactly this target, which need not be a URI; returns the status and the body.
+    /// Sends a request with exactly this target, which need not be a URI. Returns the status and
+    /// the body.
     pub(crate) async fn spelled(&self, method: &str, target: &str) -> (u16, String) {
         let rest = "connection: close\r\ncontent-length: 0\r\n\r\n";
         let host = &self.host;
@@ -130,7 +131,7 @@ impl Client {
         soon(TcpStream::connect(self.address)).await.expect("a connection")
     }
 
-    /// A connection that speaks HTTP/2 from its first byte.
+    /// Opens a connection with HTTP/2 prior knowledge.
     pub(crate) async fn http2(&self) -> http2::SendRequest<Body> {
         let io = TokioIo::new(self.connect().await);
         let (sender, connection) =
@@ -160,7 +161,7 @@ pub(crate) struct RequestBuilder<'c> {
 }
 
 impl RequestBuilder<'_> {
-    /// Adds a header; `host` replaces the one that is there.
+    /// Adds a header; `host` replaces the existing one.
     pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
         let (name, value) = (HeaderName::from_static(name), HeaderValue::from_str(value));
         let headers = self.request.headers_mut();
@@ -180,13 +181,13 @@ impl RequestBuilder<'_> {
         self
     }
 
-    /// The whole answer, at the end of a deadline at the latest.
+    /// Sends the request and returns the whole answer; panics after a deadline.
     pub(crate) async fn send(self) -> Reply {
         let what = format!("{} {}", self.request.method(), self.request.uri());
         self.try_send().await.unwrap_or_else(|error| panic!("{what}: {error:?}"))
     }
 
-    /// The whole answer, or how the connection broke.
+    /// Sends the request and returns the whole answer or the connection error.
     pub(crate) async fn try_send(self) -> Result<Reply, hyper::Error> {
         let client = self.client;
         let (response, sender) = soon(self.exchange()).await?;
@@ -195,7 +196,7 @@ impl RequestBuilder<'_> {
         Ok(reply)
     }
 
-    /// The head of the answer; the body is still to come.
+    /// Sends the request and returns the head of the answer with an unread body.
     pub(crate) async fn open(self) -> Response<Incoming> {
         soon(self.exchange()).await.expect("an answer").0
     }
@@ -217,7 +218,7 @@ impl Reply {
         Ok(Self { status: head.status, headers: head.headers, body: body.to_bytes(), trailers })
     }
 
-    /// What jobcache says of the answer: its own member of `Cache-Status`, the last one.
+    /// Returns jobcache's member of `Cache-Status`, which is the last one.
     pub(crate) fn cache_status(&self) -> &str {
         let status = self.headers.get_all("cache-status").iter().next_back();
         status.map_or("", |status| status.to_str().expect("a readable Cache-Status"))
@@ -227,12 +228,12 @@ impl Reply {
         self.cache_status().starts_with("jobcache; hit")
     }
 
-    /// Fetched for this request and stored.
+    /// Returns whether the answer was fetched for this request and stored.
     pub(crate) fn is_stored(&self) -> bool {
         self.cache_status() == "jobcache; fwd=miss; stored"
     }
 
-    /// Not answered from the cache, nor stored in it.
+    /// Returns whether the answer was neither served from the cache nor stored.
     pub(crate) fn is_uncached(&self) -> bool {
         let status = self.cache_status();
         status.starts_with("jobcache; fwd=") && !status.contains("; stored")
@@ -251,7 +252,7 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
     }
 
-    /// The reason in an answer that jobcache itself made: `{"error": "..."}`.
+    /// Returns the reason in an answer generated by jobcache: `{"error": "..."}`.
     pub(crate) fn reason(&self) -> String {
         assert_eq!(self.header("content-type"), "application/json", "{self:?}");
         let json = self.json();
@@ -266,26 +267,26 @@ impl Reply {
     }
 }
 
-/// A request that was written and not yet answered.
+/// A request that was sent and not yet answered.
 pub(crate) struct Started {
     stream: TcpStream,
 }
 
 impl Started {
-    /// The status and the body.
+    /// Returns the status and the body.
     pub(crate) async fn answer(self) -> (u16, String) {
         split(&read_all(self.stream).await)
     }
 }
 
-/// Reads until the other side closes; a reset is an end as well.
+/// Reads until the server closes or resets the connection.
 async fn read_all(mut stream: impl AsyncRead + Unpin) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _ = soon(stream.read_to_end(&mut bytes)).await;
     bytes
 }
 
-/// The status and the body of raw bytes; status 0 for what is no answer.
+/// Splits raw bytes into status and body; the status is 0 if the bytes are not an answer.
 pub(crate) fn split(bytes: &[u8]) -> (u16, String) {
     let text = String::from_utf8_lossy(bytes);
     let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);

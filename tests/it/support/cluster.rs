@@ -1,4 +1,4 @@
-//! A real Redis Cluster for each test: three masters, three replicas, and what can befall them.
+//! A real Redis Cluster for each test, with three masters and three replicas, and faults for it.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use tokio::time::timeout;
 
 use super::{RedisServer, SOON, bus::Bus, eventually, free_port, redis::key};
 
-/// Slots of every cluster.
+/// Number of slots in every cluster.
 pub(crate) const SLOTS: u16 = 16_384;
-/// Masters; as many replicas follow.
+/// Number of masters; there are as many replicas.
 const MASTERS: usize = 3;
-/// The shortest for which the store's promise is made.
+/// The shortest timeout for which the store gives its guarantee.
 const NODE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Redirections that a third party follows.
+/// Maximum number of redirections that another client of Redis follows.
 const HOPS: usize = 5;
-/// For a master to hand over; Redis gives it so long itself.
+/// Time limit for a manual failover; Redis has the same limit.
 const HAND_OVER: Duration = Duration::from_secs(5);
-/// For a failover: the timeout, the election, and a busy machine.
+/// Time limit for a failover: the node timeout, the election, and a busy machine.
 pub(crate) const FAILOVER: Duration = Duration::from_secs(20);
 
 pub(crate) struct Cluster {
-    /// The masters, then the replica of each, as they were at the start.
+    /// The masters, then their replicas in the same order, by their roles at the start.
     pub(crate) nodes: Vec<RedisServer>,
     ids: Vec<String>,
     bus: Bus,
@@ -37,7 +37,7 @@ impl Cluster {
             let led = bus.args(node);
             let args = [&args[..], &led.iter().map(String::as_str).collect::<Vec<_>>()].concat();
             let args = [&args[..], &["--cluster-require-full-coverage", "no"]].concat();
-            // A replica that is promoted however old its data, as soon as it may.
+            // Promote a replica as soon as possible, however old its data is.
             let args = [&args[..], &["--cluster-replica-validity-factor", "0"]].concat();
             let args = [&args[..], &["--repl-diskless-sync-delay", "0"]].concat();
             RedisServer::start_with(&args).await
@@ -51,7 +51,7 @@ impl Cluster {
         cluster
     }
 
-    /// A cluster of one master, which owns all slots.
+    /// Starts a cluster with one master that owns all slots.
     pub(crate) async fn of_one(args: &[&str]) -> RedisServer {
         let bus = free_port().to_string();
         let args = [args, &["--cluster-enabled", "yes", "--cluster-port", &bus]].concat();
@@ -86,14 +86,14 @@ impl Cluster {
         self.settled().await;
     }
 
-    /// The slots of a master at the start.
+    /// Returns the first and last slot of a master at the start.
     pub(crate) fn part(master: usize) -> (u16, u16) {
-        let size = u16::try_from(usize::from(SLOTS) / MASTERS).expect("less than all");
+        let size = u16::try_from(usize::from(SLOTS) / MASTERS).expect("fewer than all slots");
         let first = size * u16::try_from(master).expect("one of three");
         (first, if master + 1 == MASTERS { SLOTS - 1 } else { first + size - 1 })
     }
 
-    /// Waits until every node that answers sees a whole cluster, and every replica is in sync.
+    /// Waits until all responding nodes agree on a complete cluster, and every replica is in sync.
     pub(crate) async fn settled(&self) {
         eventually(FAILOVER, async || {
             let mut seen: Option<Vec<Value>> = None;
@@ -118,7 +118,8 @@ impl Cluster {
         .await;
     }
 
-    /// Whether it may hand over slots whole, so that nothing is kept near of it.
+    /// Returns whether this Redis can migrate whole slots atomically, in which case jobcache keeps
+    /// no near entries.
     pub(crate) async fn hands_over_whole(&self) -> bool {
         let info: String = self.nodes[0].run(cmd("INFO").arg("server")).await;
         let version = |name: &str| {
@@ -133,25 +134,25 @@ impl Cluster {
             >= Some(if valkey.is_some() { (9, 0) } else { (8, 4) })
     }
 
-    /// The first masters as seeds.
+    /// Returns a URL with the first masters as seeds.
     pub(crate) fn url(&self) -> String {
         let seeds: Vec<String> =
             self.nodes[..MASTERS].iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
         format!("redis-cluster://{}", seeds.join(","))
     }
 
-    /// Where each node listens.
+    /// Returns the ports of the nodes.
     pub(crate) fn ports(&self) -> Vec<u16> {
         self.nodes.iter().map(RedisServer::port).collect()
     }
 
-    /// The slot of a job.
+    /// Returns the slot of a job.
     pub(crate) async fn slot(&self, id: &str) -> u16 {
         let node = self.nodes.iter().find(|node| node.is_running()).expect("a node");
         node.run(cmd("CLUSTER").arg("KEYSLOT").arg(key(id))).await
     }
 
-    /// A job whose slot is one of those that a master had at the start.
+    /// Returns a job in a slot that belonged to this master at the start.
     pub(crate) async fn job_of(&self, master: usize, name: &str) -> String {
         let (first, last) = Self::part(master);
         for n in 0.. {
@@ -163,7 +164,7 @@ impl Cluster {
         unreachable!()
     }
 
-    /// The node with this role for a job, by what it says itself.
+    /// Returns the node that serves a job, as the nodes themselves report.
     pub(crate) async fn owner(&self, id: &str) -> usize {
         let probe = cmd("EXISTS").arg(key(id)).to_owned();
         eventually(FAILOVER, async || {
@@ -177,29 +178,29 @@ impl Cluster {
         .await
     }
 
-    /// One command of a third party who follows redirections, as `redis-cli -c` does.
+    /// Runs a command as another client of Redis that follows redirections, like `redis-cli -c`.
     pub(crate) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> T {
         let ports = self.ports();
         eventually(FAILOVER, async || follow(&ports, command).await.map_err(said)).await
     }
 
-    /// A third party's plain `DEL`.
+    /// Deletes a job's key as another client of Redis.
     pub(crate) async fn del(&self, id: &str) -> i64 {
         self.run(cmd("DEL").arg(key(id))).await
     }
 
-    /// The value of a job, for a third party.
+    /// Returns the value of a job's key as another client of Redis sees it.
     pub(crate) async fn get(&self, id: &str) -> Option<Vec<u8>> {
         self.run(cmd("GET").arg(key(id))).await
     }
 
-    /// A slot begins its way.
+    /// Begins the migration of a slot.
     pub(crate) async fn begin_move(&self, slot: u16, from: usize, to: usize) {
         self.set_slot(to, slot, "IMPORTING", from).await;
         self.set_slot(from, slot, "MIGRATING", to).await;
     }
 
-    /// All keys that are left of it go as well, and it has arrived.
+    /// Moves the remaining keys of a slot and completes its migration.
     pub(crate) async fn end_move(&self, slot: u16, from: usize, to: usize) {
         while self.move_keys(slot, from, to, 10).await > 0 {}
         for node in [to, from] {
@@ -209,13 +210,13 @@ impl Cluster {
             if server.is_running() && node != from && node != to {
                 let mut set = cmd("CLUSTER");
                 set.arg("SETSLOT").arg(slot).arg("NODE").arg(&self.ids[to]);
-                // A replica is told by its master.
+                // A replica learns this from its master.
                 let _ = server.try_run::<()>(&set).await;
             }
         }
     }
 
-    /// Moves some keys of a slot; says how many.
+    /// Moves at most `most` keys of a slot, and returns their number.
     pub(crate) async fn move_keys(&self, slot: u16, from: usize, to: usize, most: usize) -> usize {
         let mut list = cmd("CLUSTER");
         list.arg("GETKEYSINSLOT").arg(slot).arg(most);
@@ -241,7 +242,7 @@ impl Cluster {
         let () = self.nodes[node].run(&set).await;
     }
 
-    /// The masters of now, by what they say themselves.
+    /// Returns the current masters, as the nodes themselves report.
     pub(crate) async fn masters(&self) -> Vec<usize> {
         let mut masters = Vec::new();
         for (place, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.is_running()) {
@@ -253,7 +254,7 @@ impl Cluster {
         masters
     }
 
-    /// The replica of a master.
+    /// Returns the replica of a master.
     pub(crate) async fn replica_of(&self, master: usize) -> usize {
         let port = format!("master_port:{}\r\n", self.nodes[master].port());
         eventually(FAILOVER, async || {
@@ -268,8 +269,8 @@ impl Cluster {
         .await
     }
 
-    /// A replica takes over from its master, which hands over. On a busy machine that may come to nothing
-    /// within the five seconds that it has; then it is asked again.
+    /// Makes a replica take over from its master in a manual failover. On a busy machine Redis may
+    /// give up after its limit of five seconds; the failover is then requested again.
     pub(crate) async fn hand_over(&self, replica: usize) {
         eventually(FAILOVER, async || {
             let _ = self.nodes[replica].try_run::<()>(cmd("CLUSTER").arg("FAILOVER")).await;
@@ -278,12 +279,13 @@ impl Cluster {
         .await;
     }
 
-    /// Neither do the other nodes reach these nor they them; clients reach all.
+    /// Partitions the bus: these nodes and the others cannot reach each other, and clients can
+    /// reach all.
     pub(crate) fn cut_off(&self, nodes: &[usize]) {
         self.bus.cut_off(nodes);
     }
 
-    /// They do again.
+    /// Ends the partition.
     pub(crate) fn heal(&self) {
         self.bus.heal();
     }
@@ -299,19 +301,19 @@ impl Cluster {
     }
 }
 
-/// First slot, last slot and the id of the owner.
+/// Returns the first slot, the last slot and the id of the owner.
 fn owner_of(range: &Value) -> Value {
     let Value::Array(parts) = range else { panic!("{range:?}") };
     let Value::Array(master) = &parts[2] else { panic!("{range:?}") };
     Value::Array(vec![parts[0].clone(), parts[1].clone(), master[2].clone()])
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
+#[allow(clippy::needless_pass_by_value, reason = "a signature for `map_err`")]
 fn said(error: RedisError) -> String {
     error.to_string()
 }
 
-/// Runs a command at whoever serves it.
+/// Runs a command at the node that serves its key.
 pub(crate) async fn follow<T: FromRedisValue>(ports: &[u16], command: &Cmd) -> RedisResult<T> {
     let mut last: Option<RedisError> = None;
     for port in ports {

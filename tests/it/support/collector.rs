@@ -1,5 +1,4 @@
-//! A collector that takes OTLP over HTTP with protobuf, as a real one does, and has the faults that a
-//! test asks for.
+//! A collector for OTLP over HTTP with protobuf, with the faults that a test requests.
 
 use std::{
     collections::HashMap,
@@ -24,12 +23,12 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use super::{SOON, eventually};
 
-/// What it does with a message.
+/// The collector's reaction to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
     Takes,
     Answers(StatusCode),
-    /// Reads the message, and says nothing for as long as it is in this mood.
+    /// Reads the message and does not answer while in this mode.
     Hangs,
 }
 
@@ -45,7 +44,7 @@ struct State {
     heads: Mutex<Vec<(Method, String, HeaderMap)>>,
 }
 
-/// A span as it arrived.
+/// A received span.
 #[derive(Clone, Debug)]
 pub(crate) struct Span {
     pub(crate) trace: String,
@@ -55,9 +54,9 @@ pub(crate) struct Span {
     pub(crate) kind: i32,
     pub(crate) failed: bool,
     pub(crate) fields: HashMap<String, String>,
-    /// The ids of the spans that it is linked to.
+    /// The ids of linked spans.
     pub(crate) links: Vec<String>,
-    /// Of who sent it.
+    /// Resource attributes of the sender.
     pub(crate) resource: HashMap<String, String>,
     pub(crate) nanos: u64,
 }
@@ -94,12 +93,12 @@ impl Collector {
         self.state.spans.lock().expect("no panic under the lock").clone()
     }
 
-    /// Method, path and headers of each message.
+    /// Returns method, path and headers of each message.
     pub(crate) fn messages(&self) -> Vec<(Method, String, HeaderMap)> {
         self.state.heads.lock().expect("no panic under the lock").clone()
     }
 
-    /// The spans of a trace once those of these names are there.
+    /// Waits until a trace has spans with these names, and returns its spans.
     pub(crate) async fn trace(&self, trace: &str, names: &[&str]) -> Vec<Span> {
         eventually(SOON, async || {
             let all = self.spans();

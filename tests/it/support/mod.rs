@@ -1,4 +1,4 @@
-//! A real Redis, a real upstream, a sidecar and a client, each with the faults a test asks for.
+//! A real Redis, a real upstream, a sidecar and a client, with the faults that a test requests.
 
 use std::{
     collections::BTreeSet,
@@ -37,20 +37,20 @@ pub(crate) use redis::RedisServer;
 pub(crate) use sidecar::{Process, Setup};
 pub(crate) use upstream::Upstream;
 
-/// How long anything that must happen may take: long enough for two busy cores.
+/// Time limit for anything that must happen; generous enough for two busy cores.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-/// Between two looks of [`eventually`].
+/// Interval between two looks of [`eventually`].
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A body of either side, streamed or whole.
+/// A request or response body, streamed or whole.
 pub(crate) type Body = BoxBody<Bytes, io::Error>;
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed()
 }
 
-/// A body of `size` zero bytes that is never held in memory as a whole.
+/// Returns a body of `size` zero bytes that is never held in memory as a whole.
 pub(crate) fn zeros(size: u64) -> Body {
     static CHUNK: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut left = size;
@@ -64,7 +64,7 @@ pub(crate) fn zeros(size: u64) -> Body {
     BodyExt::boxed(http_body_util::StreamBody::new(chunks))
 }
 
-/// What one look of [`eventually`] found: an answer, or why there is none yet.
+/// Result of one look of [`eventually`]: the value, or the reason why there is none yet.
 pub(crate) trait Look {
     type Found;
     fn found(self) -> Result<Self::Found, String>;
@@ -91,8 +91,8 @@ impl<T, E: Debug> Look for Result<T, E> {
     }
 }
 
-/// Looks again and again until something is found; panics at the caller's line when `deadline`
-/// passes first. Beside the gates this is the only way in which a test waits.
+/// Looks repeatedly until something is found; panics at the caller's line after `deadline`. Apart
+/// from gates, tests wait only through this function.
 #[track_caller]
 pub(crate) fn eventually<L: Look>(
     deadline: Duration,
@@ -105,20 +105,21 @@ pub(crate) fn eventually<L: Look>(
     }
 }
 
-/// The same for what may never happen: what the last look found when `deadline` passes first.
+/// Like [`eventually`] for conditions that may never hold: returns the last result after
+/// `deadline`.
 pub(crate) async fn within<L: Look>(
     deadline: Duration,
     mut look: impl AsyncFnMut() -> L,
 ) -> Result<L::Found, String> {
     let end = Instant::now() + deadline;
-    let mut last = String::from("the first look never ended");
+    let mut last = String::from("the first look did not end");
     loop {
         let Ok(look) = tokio::time::timeout_at(end, look()).await else { return Err(last) };
         match look.found() {
             Ok(found) => return Ok(found),
             Err(why) => last = why,
         }
-        // A look that waits for nothing is never too late for `timeout_at`.
+        // `timeout_at` never fires for a look that is ready at once.
         if Instant::now() >= end {
             return Err(last);
         }
@@ -126,7 +127,7 @@ pub(crate) async fn within<L: Look>(
     }
 }
 
-/// Awaits something that must end [`SOON`]; panics at the caller's line when it does not.
+/// Awaits a future that must end [`SOON`]; panics at the caller's line otherwise.
 #[track_caller]
 pub(crate) fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let caller = Location::caller();
@@ -138,12 +139,12 @@ pub(crate) fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
     }
 }
 
-/// A port that was free a moment ago, for children that bind it themselves.
+/// Returns a port that was free a moment ago, for children that bind it themselves.
 ///
-/// Below Linux' ephemeral range (32768 and up), so that no outgoing connection takes it while a
-/// server is being restarted on it. Whoever uses it retries on a clash with another process.
+/// The port is below Linux's ephemeral range (32768 and up), so that no outgoing connection takes
+/// it while a server is being restarted on it. Callers must retry on a clash with another process.
 pub(crate) fn free_port() -> u16 {
-    /// Some are only bound a while after they were found.
+    /// Ports already returned, because some are bound only a while later.
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     (0..1_000)

@@ -1,7 +1,7 @@
-//! What a scrape of `/metrics` offers, and whether a `PromQL` expression asks for something else.
+//! The metrics in a scrape of `/metrics`, and the check that a `PromQL` expression uses no others.
 //!
-//! Expressions are taken apart into words, no more: whether they are `PromQL` at all is for promtool to
-//! say. What is shown here is that each metric, each label and each value that they name is there.
+//! Expressions are only split into words; promtool checks their syntax. This check shows that every
+//! metric, label and label value in them exists.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,10 +9,10 @@ use std::{
     str::Chars,
 };
 
-/// Labels that Prometheus adds to all that it scrapes.
+/// Labels that Prometheus adds to all scraped series.
 const TARGET: [&str; 2] = ["job", "instance"];
 
-/// Written by Prometheus itself.
+/// Metrics that Prometheus itself writes.
 const OWN: [&str; 1] = ["up"];
 
 /// Words before a list of labels.
@@ -21,11 +21,11 @@ const LISTS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "grou
 /// Words that are neither metrics nor functions.
 const OPERATORS: [&str; 6] = ["and", "or", "unless", "bool", "offset", "atan2"];
 
-/// The samples of a scrape by their names: values by labels.
+/// The samples of a scrape by name: label values by label.
 #[derive(Debug)]
 pub(crate) struct Exposition {
     samples: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
-    /// Kinds of the families by their names.
+    /// Types of the metric families by name.
     kinds: BTreeMap<String, String>,
 }
 
@@ -37,7 +37,7 @@ enum Token {
 }
 
 impl Exposition {
-    /// Reads `OpenMetrics` 1.0.
+    /// Parses `OpenMetrics` 1.0.
     pub(crate) fn parse(text: &str) -> Self {
         let mut exposition = Self { samples: BTreeMap::new(), kinds: BTreeMap::new() };
         for line in text.lines() {
@@ -62,8 +62,8 @@ impl Exposition {
         }
     }
 
-    /// The families under the name by which they are asked for (of a histogram, that of all its
-    /// samples), with their labels.
+    /// Returns the families with their labels, under the names used in queries; for a histogram,
+    /// the common prefix of its samples.
     pub(crate) fn families(&self) -> BTreeMap<String, BTreeSet<String>> {
         let family = |(name, kind): (&String, &String)| {
             let (queried, sample) = match kind.as_str() {
@@ -78,8 +78,9 @@ impl Exposition {
         self.kinds.iter().map(family).collect()
     }
 
-    /// The error says what an expression names that is not there. Label values may also be in
-    /// `vocabulary`: of a label with many, most have not been seen when nothing has happened yet.
+    /// Returns an error for anything in an expression that does not exist. Label values may also
+    /// occur in `vocabulary`, because most values of some labels have not been used yet at the
+    /// start.
     pub(crate) fn check(&self, expression: &str, vocabulary: &str) -> Result<(), String> {
         let mut tokens = tokens(expression).into_iter().peekable();
         let (mut named, mut listed) = (BTreeSet::new(), BTreeSet::new());
@@ -138,7 +139,7 @@ impl Exposition {
     }
 }
 
-/// The same scrape in the text format of before `OpenMetrics`, which `promtool check metrics` reads.
+/// Converts a scrape to the older text format that `promtool check metrics` reads.
 pub(crate) fn classic(openmetrics: &str) -> String {
     let kinds = Exposition::parse(openmetrics).kinds;
     let line = |line: &str| {
@@ -166,7 +167,7 @@ fn follows_list(tokens: &mut Peekable<impl Iterator<Item = Token>>) -> bool {
     matches!(tokens.peek(), Some(Token::Word(word)) if LISTS.contains(&&**word))
 }
 
-/// The labels in parentheses; there may be none after `group_left`.
+/// Returns the labels in parentheses; there may be none after `group_left`.
 fn list(tokens: &mut Peekable<impl Iterator<Item = Token>>) -> Vec<String> {
     let mut labels = Vec::new();
     if tokens.next_if_eq(&Token::Sign('(')).is_some() {
@@ -179,7 +180,7 @@ fn list(tokens: &mut Peekable<impl Iterator<Item = Token>>) -> Vec<String> {
     labels
 }
 
-/// Labels and values up to the closing brace, and whether the value is a pattern.
+/// Returns labels and values up to the closing brace, and whether each value is a pattern.
 fn matchers(tokens: &mut impl Iterator<Item = Token>) -> Vec<(String, bool, String)> {
     let (mut found, mut label, mut is_pattern) = (Vec::new(), String::new(), false);
     for token in tokens.take_while(|token| *token != Token::Sign('}')) {
@@ -247,10 +248,11 @@ build_info{version=\"1\"} 1
 # EOF
 ";
 
-    /// The expression names all that is there, or this is what it says of what is not.
+    /// Checks an expression: with an empty `says` it must pass, otherwise the error must contain
+    /// `says`.
     #[track_caller]
     fn check(expression: &str, says: &str) {
-        let result = Exposition::parse(SCRAPE).check(expression, "as said elsewhere: `pass`");
+        let result = Exposition::parse(SCRAPE).check(expression, "documented elsewhere: `pass`");
         match result {
             Ok(()) => assert_eq!(says, "", "{expression}"),
             Err(error) => assert!(!says.is_empty() && error.contains(says), "{error}"),

@@ -1,5 +1,5 @@
-//! promtool of Prometheus, which judges rules and names where it is found: in `PATH`, or where
-//! `tests/run.sh` puts it. Where it is not, what asks it says so and shows nothing.
+//! Prometheus's promtool, which checks rules and metric names. It is found in `PATH`, or where
+//! `tests/run.sh` puts it. Without it the tests print a message and check nothing.
 
 use std::{
     io::Write as _,
@@ -9,19 +9,19 @@ use std::{
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Where promtool is.
+/// Returns the path of promtool.
 fn promtool() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let installed = std::env::split_paths(&path).map(|dir| dir.join("promtool"));
     let ours = PathBuf::from(format!("{ROOT}/target/promtool"));
     let found = installed.chain([ours]).find(|path| path.is_file());
     if found.is_none() {
-        eprintln!("promtool is not found (Debian's package prometheus has it): not checked by it");
+        eprintln!("skipped: promtool is not installed (it is in Debian's package prometheus)");
     }
     found
 }
 
-/// What it says of a file of ours or, where the last argument is none, of `input`.
+/// Asserts that promtool accepts a file of this repository or, if the arguments name none, `input`.
 #[track_caller]
 pub(crate) fn approves(args: &[&str], input: &str) {
     let Some(promtool) = promtool() else { return };
@@ -34,7 +34,7 @@ pub(crate) fn approves(args: &[&str], input: &str) {
         .spawn()
         .expect("promtool runs");
     let mut stdin = child.stdin.take().expect("a piped stdin");
-    stdin.write_all(input.as_bytes()).expect("what it is to judge");
+    stdin.write_all(input.as_bytes()).expect("a child that reads");
     drop(stdin);
     let output = child.wait_with_output().expect("an end");
     let said = [output.stdout, output.stderr].concat();

@@ -1,4 +1,4 @@
-//! A client and an upstream that speak raw HTTP/1, with a sidecar between them.
+//! A client and an upstream that use raw HTTP/1, with a sidecar between them.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{sidecar::Sidecar, soon};
 
-/// A sidecar with its own store, before an upstream that a test plays itself.
+/// A sidecar with its own store, in front of an upstream that the test plays.
 pub(crate) struct Between {
     pub(crate) sidecar: Sidecar,
     upstream: TcpListener,
@@ -33,19 +33,19 @@ impl Between {
         Self { sidecar: Sidecar::start(config).await, upstream }
     }
 
-    /// A client's connection, with this written to it.
+    /// Opens a client connection and writes these bytes.
     pub(crate) async fn client(&self, bytes: impl AsRef<[u8]>) -> End {
         let mut client = End(self.sidecar.client.connect().await);
         client.send(bytes).await;
         client
     }
 
-    /// The next connection that the sidecar makes.
+    /// Accepts the next connection from the sidecar.
     pub(crate) async fn accept(&self) -> End {
         End(soon(self.upstream.accept()).await.expect("a connection").0)
     }
 
-    /// A client that has written this, and the upstream's end once its head is there.
+    /// Sends a client request. Returns both ends and the head that the upstream receives.
     pub(crate) async fn pass(&self, bytes: impl AsRef<[u8]>) -> (End, End, String) {
         let client = self.client(bytes).await;
         let mut upstream = self.accept().await;
@@ -55,7 +55,7 @@ impl Between {
 }
 
 impl End {
-    /// Writes to who may have closed; says whether all of it was taken.
+    /// Writes to a peer that may have closed; returns whether everything was accepted.
     pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         soon(self.0.write_all(bytes.as_ref())).await.is_ok()
     }
@@ -64,7 +64,7 @@ impl End {
         Self(stream)
     }
 
-    /// The next answer: its head, and a body of the length that it tells.
+    /// Reads the next answer: its head, and a body of the stated length.
     pub(crate) async fn answer(&mut self) -> (String, String) {
         let head = self.head().await;
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
@@ -76,7 +76,7 @@ impl End {
         soon(self.0.write_all(bytes.as_ref())).await.expect("bytes written");
     }
 
-    /// The next head, with its empty line.
+    /// Reads the next head, including its empty line.
     pub(crate) async fn head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -88,11 +88,11 @@ impl End {
 
     pub(crate) async fn exactly(&mut self, len: usize) -> String {
         let mut bytes = vec![0; len];
-        soon(self.0.read_exact(&mut bytes)).await.expect("so many bytes");
+        soon(self.0.read_exact(&mut bytes)).await.expect("the requested bytes");
         String::from_utf8(bytes).expect("readable bytes")
     }
 
-    /// What still comes until the other side closes.
+    /// Reads until the other side closes.
     pub(crate) async fn rest(&mut self) -> String {
         let mut bytes = Vec::new();
         let _ = soon(self.0.read_to_end(&mut bytes)).await;
@@ -104,7 +104,7 @@ pub(crate) fn request(method: &str, path: &str, more: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: jobs.example\r\n{more}\r\n")
 }
 
-/// Closes the upstream connection, so that the next exchange has its own.
+/// An answer that closes the upstream connection, so that the next exchange uses another one.
 pub(crate) const LAST_OK: &str =
     "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
 pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";

@@ -1,4 +1,4 @@
-//! A `redis-server` of its own for each test, and what can befall it.
+//! A `redis-server` for each test, and faults for it.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -27,12 +27,12 @@ impl RedisServer {
         Self::start_with(&[]).await
     }
 
-    /// Starts with further arguments of `redis-server`, such as `["--maxmemory", "2mb"]`.
+    /// Starts `redis-server` with further arguments, such as `["--maxmemory", "2mb"]`.
     pub(crate) async fn start_with(args: &[&str]) -> Self {
         Self::start_as(program(), args).await
     }
 
-    /// Starts another program than `redis-server` that is called as it is.
+    /// Starts a program that takes the arguments of `redis-server`.
     pub(crate) async fn start_as(program: String, args: &[&str]) -> Self {
         let mut server = Self::absent();
         server.program = program;
@@ -47,7 +47,7 @@ impl RedisServer {
         panic!("redis-server does not start; is it installed? {:?}", server.log());
     }
 
-    /// A server whose address is known, but which is not running until [`restart_empty`].
+    /// Returns a server with an address that does not run until [`restart_empty`].
     ///
     /// [`restart_empty`]: Self::restart_empty
     pub(crate) fn absent() -> Self {
@@ -63,40 +63,41 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// SIGKILL: the connections are reset, the data is gone unless [`save`](Self::save) ran.
+    /// Sends SIGKILL: connections are reset, and data since the last [`save`](Self::save) is lost.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // A child that is already gone is as dead as we want it.
+            // The child may already have ended.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    /// SIGSTOP: connections stay open and nothing answers.
+    /// Sends SIGSTOP: connections stay open and nothing answers.
     pub(crate) fn stop(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// SIGCONT: what was sent meanwhile is executed now.
+    /// Sends SIGCONT: commands sent in the meantime are executed now.
     pub(crate) fn cont(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Kills and starts on the same port, with no data.
+    /// Kills the server and restarts it on the same port without data.
     pub(crate) async fn restart_empty(&mut self) {
         let _ = std::fs::remove_file(self.dir.path().join("dump.rdb"));
         self.restart_from_rdb().await;
     }
 
-    /// Kills and starts on the same port, with the data of the last [`save`](Self::save).
+    /// Kills the server and restarts it on the same port with the data of the last
+    /// [`save`](Self::save).
     pub(crate) async fn restart_from_rdb(&mut self) {
         self.kill();
         self.spawn();
-        assert!(self.answers().await, "redis-server does not come back: {:?}", self.log());
+        assert!(self.answers().await, "redis-server does not restart: {:?}", self.log());
     }
 
-    /// Writes the snapshot that [`restart_from_rdb`](Self::restart_from_rdb) loads; after the one that is
-    /// being written for a replica, if there is one.
+    /// Writes the snapshot that [`restart_from_rdb`](Self::restart_from_rdb) loads. Waits first for
+    /// a snapshot that is being written for a replica.
     pub(crate) async fn save(&self) {
         eventually(SOON, async || {
             self.try_run::<()>(&redis::cmd("SAVE")).await.map_err(|error| error.to_string())
@@ -104,17 +105,17 @@ impl RedisServer {
         .await;
     }
 
-    /// A connection of the test's own, patient with a busy machine.
+    /// Opens a connection for the test, with a timeout for busy machines.
     pub(crate) async fn connection(&self) -> MultiplexedConnection {
         self.connect().await.expect("redis-server accepts a connection")
     }
 
-    /// Runs one command on a connection of its own.
+    /// Runs a command on its own connection.
     pub(crate) async fn run<T: FromRedisValue>(&self, command: &redis::Cmd) -> T {
         command.query_async(&mut self.connection().await).await.expect("redis-server answers")
     }
 
-    /// The same where an error is an answer.
+    /// Like [`run`](Self::run), but returns errors.
     pub(crate) async fn try_run<T: FromRedisValue>(
         &self,
         command: &redis::Cmd,
@@ -122,7 +123,7 @@ impl RedisServer {
         command.query_async(&mut self.connect().await?).await
     }
 
-    /// Whether it has been started and not killed.
+    /// Returns whether the server has been started and not killed.
     pub(crate) fn is_running(&self) -> bool {
         self.child.is_some()
     }
@@ -139,7 +140,7 @@ impl RedisServer {
         let () = self.run(redis::cmd("DEL").arg(key)).await;
     }
 
-    /// Milliseconds to live; -1 without an expiry, -2 without the key.
+    /// Returns the remaining life in milliseconds; -1 without an expiry, -2 without the key.
     pub(crate) async fn ttl_ms(&self, key: &str) -> i64 {
         self.run(redis::cmd("PTTL").arg(key)).await
     }
@@ -148,7 +149,8 @@ impl RedisServer {
         self.run(redis::cmd("KEYS").arg(pattern)).await
     }
 
-    /// Whether `key` holds a body: neither absent nor the empty placeholder of a lease.
+    /// Returns whether `key` holds a body: it is neither absent nor the empty placeholder of a
+    /// lease.
     pub(crate) async fn holds(&self, key: &str) -> bool {
         self.get(key).await.is_some_and(|value| !value.is_empty())
     }
@@ -162,8 +164,8 @@ impl RedisServer {
     }
 
     fn spawn(&mut self) {
-        // The kernel kills the child when the thread that started it ends, however it ends, so
-        // that no Redis outlives a test process that was killed.
+        // The kernel kills the child when the thread that started it ends for any reason, so that
+        // no Redis outlives a killed test process.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", &self.program, "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--logfile", "redis.log"])
@@ -178,7 +180,7 @@ impl RedisServer {
         self.child = Some(child);
     }
 
-    /// Whether the child answers PING before the deadline; false at once when it has exited.
+    /// Returns whether the child answers PING before the deadline; false at once if it has exited.
     async fn answers(&mut self) -> bool {
         eventually(SOON, async || {
             if self.child.as_mut().is_none_or(|child| child.try_wait().expect("a child").is_some())
@@ -186,7 +188,7 @@ impl RedisServer {
                 return Some(false);
             }
             let mut connection = self.connect().await.ok()?;
-            // The process behind the port must be ours and not one that won it in a clash.
+            // After a clash, the port may belong to another process.
             let info: String =
                 redis::cmd("INFO").arg("server").query_async(&mut connection).await.ok()?;
             let pid = self.child.as_ref()?.id();
@@ -211,18 +213,19 @@ impl Drop for RedisServer {
     }
 }
 
-/// What is run as Redis: `redis-server`, or whatever is named here, such as a `valkey-server`.
+/// Returns the program to run as Redis: `redis-server`, or the value of the variable, such as
+/// `valkey-server`.
 pub(crate) fn program() -> String {
     std::env::var("JOBCACHE_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
-/// The key of a job under the default prefix.
+/// Returns the key of a job with the default prefix.
 pub(crate) fn key(id: &str) -> String {
     format!("job_status:{id}")
 }
 
-/// What Redis says of a key's life right after a fill with the default TTL of 300 s.
+/// Remaining life of a key in Redis right after a fill with the default TTL of 300 s.
 pub(crate) const FRESH_TTL_MS: std::ops::RangeInclusive<i64> = 295_000..=300_000;
 
-/// How long hits may take to come back after Redis has.
+/// Time limit for the return of hits after Redis is back.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(5);

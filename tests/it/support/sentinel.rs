@@ -1,4 +1,4 @@
-//! A master, two replicas and three sentinels, all of them real.
+//! A real master, two replicas and three sentinels.
 
 use std::{
     collections::HashMap,
@@ -11,13 +11,13 @@ use tempfile::TempDir;
 
 use super::{RedisServer, SOON, eventually, free_port};
 
-/// The name under which the sentinels watch the master.
+/// Name of the master in the sentinels' configuration.
 pub(crate) const MASTER: &str = "mymaster";
 
-/// For a failover from its cause to its end, on two busy cores.
+/// Time limit for a complete failover on two busy cores.
 const FAILOVER: Duration = Duration::from_secs(30);
 
-/// The silence after which the sentinels take a server for down.
+/// Silence after which the sentinels consider a server down.
 pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// Fields of replicas or sentinels.
@@ -31,7 +31,7 @@ pub(crate) struct Deployment {
 
 pub(crate) struct Sentinel {
     port: u16,
-    /// Where it speaks TLS, if its configuration names `TLS_PORT`.
+    /// TLS port, used if the configuration contains `TLS_PORT`.
     tls_port: u16,
     dir: TempDir,
     lines: String,
@@ -43,9 +43,10 @@ impl Deployment {
         Self::start_with(&[], "").await
     }
 
-    /// With further arguments for each Redis, and further lines in each sentinel's configuration.
+    /// Starts with further arguments for each Redis and further lines in each sentinel's
+    /// configuration.
     pub(crate) async fn start_with(args: &[&str], lines: &str) -> Self {
-        // A replica that syncs at once.
+        // Makes replicas sync at once.
         let sync = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "disabled"];
         let args = [&sync[..], args].concat();
         let mut nodes = Vec::new();
@@ -71,13 +72,13 @@ impl Deployment {
         &self.nodes[self.master]
     }
 
-    /// Makes a node a replica of the master. Sentinels do so too, but take eight seconds to be sure.
+    /// Makes a node a replica of the master. Sentinels do this too, but only after eight seconds.
     pub(crate) async fn follow(&self, node: usize) {
         let port = self.master().port();
         let () = self.nodes[node].run(redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port)).await;
     }
 
-    /// Waits until the replicas are in sync and every sentinel knows of all there is, so that a failover
+    /// Waits until the replicas are in sync and every sentinel knows all nodes, so that a failover
     /// can succeed.
     pub(crate) async fn settle(&mut self) {
         self.agree(|_| true).await;
@@ -95,18 +96,18 @@ impl Deployment {
         }
     }
 
-    /// Has the sentinels take a server for down after another silence.
+    /// Sets the silence after which the sentinels consider a server down.
     pub(crate) async fn set_down_after(&self, silence: Duration) {
         let mut set = redis::cmd("SENTINEL");
-        let ms = u64::try_from(silence.as_millis()).expect("no ages");
+        let ms = u64::try_from(silence.as_millis()).expect("a short silence");
         set.arg("SET").arg(MASTER).arg("down-after-milliseconds").arg(ms);
         for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.child.is_some()) {
             let set = sentinel.ask::<()>(&set).await;
-            set.expect("a sentinel that can be configured");
+            set.expect("a sentinel that accepts the setting");
         }
     }
 
-    /// Waits until a sentinel names another master: the one who leads the failover.
+    /// Waits until a sentinel names another master; this is the leader of the failover.
     pub(crate) async fn promoted(&self) {
         let deposed = self.master().port();
         eventually(FAILOVER, async || {
@@ -120,13 +121,13 @@ impl Deployment {
         .await;
     }
 
-    /// Waits until every sentinel that runs names another master, and makes that ours.
+    /// Waits until every running sentinel names another master, and records it.
     pub(crate) async fn failed_over(&mut self) {
         let deposed = self.master().port();
         self.agree(|port| port != deposed).await;
     }
 
-    /// Waits until every sentinel that runs names the same master, and one that will do.
+    /// Waits until all running sentinels name the same acceptable master.
     async fn agree(&mut self, will_do: impl Fn(u16) -> bool) {
         let next = eventually(FAILOVER, async || {
             let mut named = Vec::new();
@@ -138,10 +139,10 @@ impl Deployment {
         })
         .await;
         let at = self.nodes.iter().position(|node| node.port() == next);
-        self.master = at.expect("a master of ours");
+        self.master = at.expect("a known master");
     }
 
-    /// Asks one sentinel to depose the master though it is well.
+    /// Asks one sentinel for a failover from a healthy master.
     pub(crate) async fn depose(&self) {
         eventually(FAILOVER, async || {
             let mut failover = redis::cmd("SENTINEL");
@@ -169,7 +170,7 @@ impl Sentinel {
         sentinel
     }
 
-    /// Starts it with the configuration that it had at first.
+    /// Restarts the sentinel with its original configuration.
     pub(crate) async fn restart(&mut self) {
         self.spawn();
         let ping = redis::cmd("PING");
@@ -203,7 +204,7 @@ impl Sentinel {
         self.child = Some(child);
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -211,7 +212,7 @@ impl Sentinel {
         }
     }
 
-    /// The port of the master that it names.
+    /// Returns the port of the master that this sentinel names.
     pub(crate) async fn named(&self) -> Option<u16> {
         let mut ask = redis::cmd("SENTINEL");
         ask.arg("GET-MASTER-ADDR-BY-NAME").arg(MASTER);

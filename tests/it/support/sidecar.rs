@@ -39,8 +39,7 @@ impl Sidecar {
         Self::serve(config.into(), Reloads::never()).await
     }
 
-    /// Starts with the configuration that `read` gives now, and takes what it gives later when it is
-    /// told to reload.
+    /// Starts with the current result of `read`. A reload calls `read` again.
     pub(crate) async fn reloading(
         read: impl Fn() -> Result<Loaded, Invalid> + Send + Sync + 'static,
     ) -> (Self, Reloader) {
@@ -83,18 +82,18 @@ impl Sidecar {
         .await;
     }
 
-    /// Tells the sidecar to drain, without waiting for it.
+    /// Starts draining the sidecar and does not wait.
     pub(crate) fn begin_shutdown(&mut self) {
         self.shutdown.take();
     }
 
-    /// Drains and returns how `run` ended.
+    /// Drains the sidecar and returns the result of `run`.
     pub(crate) async fn shutdown(&mut self) -> Result<(), RunError> {
         self.begin_shutdown();
         soon(&mut self.run).await.expect("run does not panic")
     }
 
-    /// Whether a new connection is turned away.
+    /// Returns whether a new connection is refused.
     pub(crate) async fn refuses(&self) -> bool {
         TcpStream::connect(self.client.address()).await.is_err()
     }
@@ -110,7 +109,7 @@ async fn bind() -> TcpListener {
     TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port")
 }
 
-/// The common case: one Redis, one upstream, one sidecar between them.
+/// The common setup: one Redis, one upstream, and one sidecar between them.
 pub(crate) struct Setup {
     pub(crate) redis: RedisServer,
     pub(crate) upstream: Upstream,
@@ -123,10 +122,10 @@ impl Setup {
         Self::with(|_| {}).await
     }
 
-    /// Starts with the configuration changed, and waits until hits are served.
+    /// Starts with a changed configuration, and waits until hits are served.
     ///
-    /// `settle` is zero, so that a read after a write fills, and the budget is generous, so that a
-    /// busy machine does not turn a hit into a pass; tests of either say otherwise.
+    /// `settle` is zero, so that a read after a write fills. The budget is generous, so that a busy
+    /// machine does not turn a hit into a pass. Tests of these settings override them.
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let redis = RedisServer::start().await;
         let setup = Self::cold(redis, change).await;
@@ -136,7 +135,7 @@ impl Setup {
         setup
     }
 
-    /// Starts with this Redis, running or not, and does not wait.
+    /// Starts with this Redis, running or not, and does not wait for hits.
     pub(crate) async fn cold(redis: RedisServer, change: impl FnOnce(&mut Config)) -> Self {
         let upstream = Upstream::start().await;
         let mut config = config(&redis, &upstream);
@@ -145,17 +144,17 @@ impl Setup {
         Self { redis, upstream, sidecar, config }
     }
 
-    /// What the first sidecar was started with.
+    /// Returns the configuration of the first sidecar.
     pub(crate) fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Another sidecar like the first, without waiting for its hits.
+    /// Starts another sidecar like the first, without waiting for its hits.
     pub(crate) async fn second_cold(&self) -> Sidecar {
         Sidecar::start(self.config.clone()).await
     }
 
-    /// Another sidecar like the first, on the same Redis and upstream.
+    /// Starts another sidecar like the first, on the same Redis and upstream.
     pub(crate) async fn second(&self) -> Sidecar {
         let second = self.second_cold().await;
         second.warm().await;
@@ -167,7 +166,7 @@ impl Setup {
         self.sidecar.get(path).await
     }
 
-    /// A whole exchange: what was written to the sidecar before is being worked on after it.
+    /// Completes an exchange, after which the sidecar has begun to process earlier input.
     pub(crate) async fn exchange(&self) {
         self.get("/exchange").await;
     }
@@ -182,7 +181,7 @@ impl Setup {
     }
 }
 
-/// The defaults, pointed at these two.
+/// Returns the default configuration for this Redis and this upstream.
 pub(crate) fn config(redis: &RedisServer, upstream: &Upstream) -> Config {
     let mut config = Config { settle: Duration::ZERO, ..Config::default() };
     config.store.budget = Duration::from_secs(2);
@@ -200,12 +199,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts with `--listen` and `--admin` on ports of its own, and waits until it is live.
+    /// Starts with `--listen` and `--admin` on its own ports, and waits until it is live.
     pub(crate) async fn start(args: &[&str], envs: &[(&str, &str)]) -> Self {
         for _ in 0..PORT_ATTEMPTS {
             let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
             let admin_address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-            // Both were free, and may be the same.
+            // Both ports are free, but may be the same.
             if listen == admin_address {
                 continue;
             }
@@ -224,8 +223,8 @@ impl Process {
         panic!("no free ports in {PORT_ATTEMPTS} attempts");
     }
 
-    /// Starts beside another process on this address for clients; whether that is allowed, its
-    /// configuration says. Waits until it is live.
+    /// Starts a process on the client address of another one, which the configuration may allow.
+    /// Waits until it is live.
     pub(crate) async fn beside(listen: SocketAddr, args: &[&str], envs: &[(&str, &str)]) -> Self {
         let admin_address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let (proxy, admin) = (listen.to_string(), admin_address.to_string());
@@ -238,8 +237,8 @@ impl Process {
         process
     }
 
-    /// Starts as a service manager does that listens for it: with this many sockets, on ports of their
-    /// own, under these names.
+    /// Starts like a service manager with socket activation: with this many listening sockets on
+    /// their own ports, under these names.
     pub(crate) async fn activated(sockets: usize, names: Option<&str>, args: &[&str]) -> Self {
         let mut child = activated(sockets, names, args).spawn().expect("python3 runs");
         let stderr = collect(&mut child);
@@ -254,7 +253,8 @@ impl Process {
         process
     }
 
-    /// The same for what does not start: exit code and stderr.
+    /// Like [`activated`](Self::activated) for a start that fails; returns the exit code and
+    /// stderr.
     pub(crate) fn activated_in_vain(
         sockets: usize,
         names: Option<&str>,
@@ -264,14 +264,14 @@ impl Process {
         (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
-    /// Runs to its end with these arguments, and returns exit code, stdout and stderr.
+    /// Runs to completion with these arguments, and returns exit code, stdout and stderr.
     pub(crate) fn output(args: &[&str], envs: &[(&str, &str)]) -> (i32, String, String) {
         let output = command(args, envs).stdout(Stdio::piped()).output().expect("the binary runs");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
     }
 
-    /// Starts without ports of its own, and waits for nothing.
+    /// Starts without addresses, and waits for nothing.
     pub(crate) fn spawn(args: &[&str], envs: &[(&str, &str)]) -> Self {
         let mut child = command(args, envs).spawn().expect("the binary runs");
         let stderr = collect(&mut child);
@@ -279,17 +279,17 @@ impl Process {
         Self { client: Client::new(nowhere), admin: Client::new(nowhere), child, stderr }
     }
 
-    /// SIGTERM.
+    /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
     }
 
-    /// SIGHUP.
+    /// Sends SIGHUP.
     pub(crate) fn hang_up(&self) {
         let _ = kill_process(Pid::from_child(&self.child), Signal::HUP);
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -303,10 +303,10 @@ impl Process {
         self.stderr.lock().expect("no panic under the lock").clone()
     }
 
-    /// The most resident memory it ever had, in KiB.
+    /// Returns the peak resident memory in KiB.
     pub(crate) fn peak_memory_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
-        let status = status.expect("Linux tells the state of a child");
+        let status = status.expect("the status of a child");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = line.and_then(|line| line.trim().strip_suffix("kB")).expect("VmHWM in kB");
         kib.trim().parse().expect("a number")
@@ -332,7 +332,7 @@ impl Drop for Process {
 }
 
 fn command(args: &[&str], envs: &[(&str, &str)]) -> Command {
-    // As for Redis: the child dies with the thread that started it.
+    // Like Redis, the child is killed when the thread that started it ends.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_jobcache")])
@@ -346,7 +346,7 @@ fn command(args: &[&str], envs: &[(&str, &str)]) -> Command {
     command
 }
 
-/// Binds sockets, puts them where `sd_listen_fds(3)` says, and becomes jobcache.
+/// Binds sockets, places them as `sd_listen_fds(3)` expects, and executes jobcache.
 const SERVICE_MANAGER: &str = "
 import fcntl, os, socket, sys
 count, names, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
@@ -375,13 +375,13 @@ fn activated(sockets: usize, names: Option<&str>, args: &[&str]) -> Command {
     command
 }
 
-/// The address that the log names so.
+/// Returns the address in this field of the log.
 fn logged(log: &str, field: &str) -> Option<SocketAddr> {
     let (_, rest) = log.split_once(&format!(" {field}=\""))?;
     rest.split_once('"')?.0.parse().ok()
 }
 
-/// Reads the child's stderr as it comes, so that a full pipe never stops it.
+/// Reads the child's stderr continuously, so that a full pipe never blocks it.
 fn collect(child: &mut Child) -> Arc<Mutex<String>> {
     let stderr = child.stderr.take().expect("a piped stderr");
     let log = Arc::new(Mutex::new(String::new()));

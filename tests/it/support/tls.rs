@@ -1,4 +1,4 @@
-//! An authority that signs certificates, and both ends of connections that believe it.
+//! A certificate authority, and both ends of connections that trust it.
 
 use std::{
     net::SocketAddr,
@@ -28,7 +28,7 @@ use tokio_rustls::{
 
 use super::{Reply, client::HOST as NAME, full, soon};
 
-/// Signs, and keeps what it has signed in files that last as long as it does.
+/// Signs certificates and keeps them in files that live as long as the authority.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, Key>,
     files: TempDir,
@@ -51,7 +51,7 @@ impl Authority {
         Self { issuer, files }
     }
 
-    /// What believes it needs.
+    /// Returns the path of the authority's certificate, for clients and servers that trust it.
     pub(crate) fn ca(&self) -> PathBuf {
         self.path("ca.pem")
     }
@@ -60,18 +60,19 @@ impl Authority {
         self.files.path().join(name)
     }
 
-    /// A certificate for these names.
+    /// Signs a certificate for these names.
     pub(crate) fn sign(&self, names: &[&str]) -> Signed {
         let names: Vec<_> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).expect("names");
-        // By default it has the authority's, and seems to have signed itself to OpenSSL.
+        // The default name is that of the authority, so that OpenSSL would consider the certificate
+        // self-signed.
         params.distinguished_name.push(DnType::CommonName, "signed");
         let key = Key::generate().expect("a key");
         let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
         Signed { cert: cert.pem(), key: key.serialize_pem() }
     }
 
-    /// One for these names, in files of its own.
+    /// Signs a certificate for these names and writes it to files.
     pub(crate) fn issue(&self, file: &str, names: &[&str]) -> KeyPair {
         let signed = self.sign(names);
         let (cert, key) = (self.path(&format!("{file}.pem")), self.path(&format!("{file}.key")));
@@ -80,7 +81,7 @@ impl Authority {
         KeyPair { cert: Some(cert), key: Some(key) }
     }
 
-    /// One whose time has passed.
+    /// Signs an expired certificate.
     pub(crate) fn issue_expired(&self, file: &str, names: &[&str]) -> KeyPair {
         let names: Vec<_> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).expect("names");
@@ -102,12 +103,12 @@ impl Authority {
         roots
     }
 
-    /// A server with a certificate for these names.
+    /// Returns a server configuration with a certificate for these names.
     pub(crate) fn server(&self, names: &[&str]) -> ServerConfig {
         self.signed_server(names, ServerConfig::builder().with_no_client_auth())
     }
 
-    /// One that lets in only who shows a certificate of this authority.
+    /// Returns a server configuration that requires a client certificate of this authority.
     pub(crate) fn server_for_known_clients(&self, names: &[&str]) -> ServerConfig {
         let verifier = WebPkiClientVerifier::builder(Arc::new(self.roots())).build();
         let builder = ServerConfig::builder();
@@ -128,7 +129,7 @@ impl Authority {
         builder.with_single_cert(vec![cert], key).expect("a pair")
     }
 
-    /// A connection over TLS that offers these protocols.
+    /// Opens a TLS connection that offers these protocols.
     pub(crate) async fn connect(
         &self,
         address: SocketAddr,
@@ -144,7 +145,7 @@ impl Authority {
         soon(connector.connect(name, stream)).await.expect("a handshake")
     }
 
-    /// A request over a connection of its own, by HTTP/1.1.
+    /// Sends a request over its own HTTP/1.1 connection.
     pub(crate) async fn get(&self, address: SocketAddr, path: &str) -> Reply {
         self.request(address, Method::GET, path).await
     }
@@ -159,7 +160,7 @@ impl Authority {
         Reply::read(soon(sent).await.expect("an answer")).await.expect("a whole answer")
     }
 
-    /// By HTTP/2.
+    /// Sends a request over HTTP/2.
     pub(crate) async fn get_http2(&self, address: SocketAddr, path: &str) -> Reply {
         let stream = self.connect(address, &["h2", "http/1.1"]).await;
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));

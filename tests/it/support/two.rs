@@ -1,4 +1,4 @@
-//! Two clients with a credential each, one of whom the upstream may come to turn away.
+//! Two clients with different credentials; the upstream can reject one of them.
 
 use hyper::{HeaderMap, Method, Response, StatusCode};
 
@@ -10,12 +10,12 @@ use super::{
 pub(crate) const ALICE: &str = "Bearer alice-0123456789";
 pub(crate) const BOB: &str = "Bearer bob-9876543210";
 
-/// Asks for the job `x` as one of them.
+/// Reads the job `x` with a credential.
 pub(crate) async fn get(setup: &Setup, who: &str) -> Reply {
     setup.sidecar.client.request(Method::GET, "/jobs/x").header("authorization", who).send().await
 }
 
-/// The same bytes for all, and Bob is turned away.
+/// Answers everyone with the same bytes, except Bob, who is rejected.
 pub(crate) fn not_to_bob(headers: &HeaderMap) -> Response<Body> {
     match headers.get("authorization") {
         Some(who) if who == BOB => json(StatusCode::FORBIDDEN, "{}"),

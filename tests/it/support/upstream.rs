@@ -1,5 +1,5 @@
-//! A jobs API on a real HTTP/1.1 server, which keeps versions, remembers every request and can be
-//! held at the moment that a race needs.
+//! A jobs API on a real HTTP/1.1 server. It keeps versions, records every request, and can be
+//! paused at the moment that a race needs.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,13 +30,13 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use super::{Body, SOON, eventually, full, soon};
 
-/// Past this, an upload is counted and not kept.
+/// Longest stored part of an upload; the rest is only counted.
 const KEPT_BODY: usize = 64 * 1024;
 
-/// The path of a gate that stops all of them.
+/// Path of a gate that stops all requests.
 const ANY: &str = "*";
 
-/// Frames that wait in a [`Feed`] before its sender does.
+/// Number of frames that a [`Feed`] buffers.
 const FEED_DEPTH: usize = 8;
 
 pub(crate) struct Upstream {
@@ -45,7 +45,7 @@ pub(crate) struct Upstream {
     accept: JoinHandle<()>,
 }
 
-/// One request as it arrived, with what the body came to.
+/// A request as it arrived, and the length of its body.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) method: Method,
@@ -55,7 +55,7 @@ pub(crate) struct Seen {
     pub(crate) body_len: u64,
 }
 
-/// Makes an answer of the body of a request.
+/// Makes an answer from the headers and the body of a request.
 type Script = Arc<dyn Fn(&HeaderMap, Bytes) -> Option<Response<Body>> + Send + Sync>;
 
 #[derive(Default)]
@@ -67,9 +67,9 @@ struct State {
     seen: Mutex<Vec<Seen>>,
     accepted: AtomicUsize,
     closed: AtomicUsize,
-    /// Reads open now and the most that ever were, by path.
+    /// Reads in progress and their peak, by path.
     open: Mutex<HashMap<String, Peak>>,
-    /// Ends every open connection once it is idle.
+    /// Closes every open connection once it is idle.
     hang_up: Notify,
 }
 
@@ -90,7 +90,7 @@ impl Upstream {
         Self::start_with(None).await
     }
 
-    /// Speaks TLS.
+    /// Starts a server with TLS.
     pub(crate) async fn start_tls(config: ServerConfig) -> Self {
         Self::start_with(Some(TlsAcceptor::from(Arc::new(config)))).await
     }
@@ -104,7 +104,7 @@ impl Upstream {
         Self { url: format!("{scheme}://{address}"), state, accept }
     }
 
-    /// Listens at a path.
+    /// Starts a server on a Unix socket.
     pub(crate) fn start_unix(path: &Path) -> Self {
         let listener = UnixListener::bind(path).expect("a free path");
         let state = Arc::new(State::default());
@@ -122,17 +122,17 @@ impl Upstream {
         lock(&self.state.jobs).entry(id.into()).or_default().scripted = Some((status, body.into()));
     }
 
-    /// What a write through somebody else does: the next read sees a new version.
+    /// Acts like a write that bypasses the sidecars: the next read sees a new version.
     pub(crate) fn commit(&self, id: &str) {
         lock(&self.state.jobs).entry(id.into()).or_default().version += 1;
     }
 
-    /// Answers 404 for every job but these.
+    /// Answers 404 for all other jobs.
     pub(crate) fn only_known(&self, ids: &[&str]) {
         *lock(&self.state.known) = Some(ids.iter().map(ToString::to_string).collect());
     }
 
-    /// Answers this exact path with what the script makes of the request's body; `None` closes the
+    /// Answers this exact path with the script's result for the request's body; `None` closes the
     /// connection without an answer.
     pub(crate) fn respond(
         &self,
@@ -142,7 +142,7 @@ impl Upstream {
         lock(&self.state.scripts).insert(path.into(), Arc::new(move |_, body| script(body)));
     }
 
-    /// Answers this exact path with what the script makes of the request's headers.
+    /// Answers this exact path with the script's result for the request's headers.
     pub(crate) fn respond_to(
         &self,
         path: &str,
@@ -152,7 +152,7 @@ impl Upstream {
         lock(&self.state.scripts).insert(path.into(), script);
     }
 
-    /// Answers the next request of this path with a head and a body that the test feeds.
+    /// Answers the next request of this path with these headers and a body that the test feeds.
     pub(crate) fn feed(&self, path: &str, headers: &[(&str, &str)]) -> Feed {
         let (frames, receiver) = mpsc::channel(FEED_DEPTH);
         let receiver = Mutex::new(Some(receiver));
@@ -169,22 +169,22 @@ impl Upstream {
         Feed { frames }
     }
 
-    /// Stops matching requests before the version is read or bumped.
+    /// Pauses matching requests before the version is read or incremented.
     pub(crate) fn hold(&self, method: Method, path: &str) -> Gate {
         self.gate(method, path, Moment::Before)
     }
 
-    /// Stops every GET before it is answered.
+    /// Pauses every GET before it is answered.
     pub(crate) fn hold_all(&self) -> Gate {
         self.gate(Method::GET, ANY, Moment::Before)
     }
 
-    /// Stops matching requests after the version was read or bumped, before it is answered.
+    /// Pauses matching requests after the version was read or incremented and before the answer.
     pub(crate) fn hold_after_read(&self, method: Method, path: &str) -> Gate {
         self.gate(method, path, Moment::After)
     }
 
-    /// Stops matching requests before the first byte of their body is read.
+    /// Pauses matching requests before the first byte of their body is read.
     pub(crate) fn hold_upload(&self, method: Method, path: &str) -> Gate {
         self.gate(method, path, Moment::Upload)
     }
@@ -199,7 +199,7 @@ impl Upstream {
         lock(&self.state.open).clear();
     }
 
-    /// How many GETs of this very path arrived, whatever their query.
+    /// Returns the number of GETs of this exact path, with any query.
     pub(crate) fn reads(&self, path: &str) -> usize {
         self.count(&Method::GET, path)
     }
@@ -210,17 +210,17 @@ impl Upstream {
         lock(&self.state.seen).iter().filter(is_it).count()
     }
 
-    /// The most GETs of this path that were open at one time.
+    /// Returns the largest number of GETs of this path that were open at the same time.
     pub(crate) fn peak_reads(&self, path: &str) -> usize {
         lock(&self.state.open).get(path).map_or(0, |peak| peak.most)
     }
 
-    /// Connections accepted so far.
+    /// Returns the number of accepted connections.
     pub(crate) fn connections(&self) -> usize {
         self.state.accepted.load(Ordering::SeqCst)
     }
 
-    /// Closes every connection, all being idle, as a server does whose keep-alive timeout passed.
+    /// Closes every connection; all must be idle. Acts like a server after its keep-alive timeout.
     pub(crate) async fn close_idle(&self) {
         self.state.hang_up.notify_waiters();
         eventually(SOON, async || self.connections() == self.state.closed.load(Ordering::SeqCst))
@@ -246,7 +246,7 @@ impl Drop for Upstream {
     }
 }
 
-/// The far end of a response body.
+/// The sending end of a response body.
 pub(crate) struct Feed {
     frames: mpsc::Sender<io::Result<Frame<Bytes>>>,
 }
@@ -271,17 +271,17 @@ impl Feed {
         drop(self.frames);
     }
 
-    /// Resolves once nobody reads the body any more.
+    /// Resolves when the body is no longer read.
     pub(crate) async fn abandoned(&self) {
         soon(self.frames.closed()).await;
     }
 
     async fn send(&self, frame: io::Result<Frame<Bytes>>) {
-        soon(self.frames.send(frame)).await.expect("somebody reads the body");
+        soon(self.frames.send(frame)).await.expect("a reader of the body");
     }
 }
 
-/// Holds requests at one moment of their life. Dropping it releases them.
+/// Pauses requests at one moment of their life. Dropping the gate releases them.
 pub(crate) struct Gate {
     state: Arc<GateState>,
 }
@@ -302,13 +302,13 @@ struct GateState {
 }
 
 impl Gate {
-    /// Waits until `count` requests have come to the gate.
+    /// Waits until `count` requests have arrived at the gate.
     pub(crate) async fn arrived(&self, count: usize) {
         let mut arrived = self.state.arrived.subscribe();
         let enough = arrived.wait_for(|now| *now >= count);
         if tokio::time::timeout(SOON, enough).await.is_err() {
             let (method, path) = (&self.state.method, &self.state.path);
-            panic!("{} of {count} came to the gate at {method} {path}", self.arrivals());
+            panic!("{} of {count} arrived at the gate at {method} {path}", self.arrivals());
         }
     }
 
@@ -321,7 +321,7 @@ impl Gate {
         self.state.passes.add_permits(1);
     }
 
-    /// Lets everybody through, now and later.
+    /// Lets all current and later requests through.
     pub(crate) fn release(&self) {
         self.state.passes.close();
     }
@@ -341,7 +341,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Arc<Stat
         connections.spawn(async move {
             match tls {
                 None => serve(stream, state).await,
-                // Who is not let in has to live with it.
+                // A failed handshake is the client's problem.
                 Some(tls) => match tls.accept(stream).await {
                     Ok(stream) => serve(stream, state).await,
                     Err(_) => drop(state.closed.fetch_add(1, Ordering::SeqCst)),
@@ -368,7 +368,7 @@ where
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    // A connection that breaks is what some tests ask for; there is nobody to tell.
+    // Some tests break connections on purpose, so an error is ignored.
     tokio::select! {
         _ = connection.as_mut() => {}
         () = state.hang_up.notified() => {
@@ -379,8 +379,8 @@ where
     state.closed.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Runs the exchange apart from its connection: a backend commits what it was told, whether or not
-/// somebody still waits for the answer.
+/// Runs the exchange independently of its connection: an upstream commits a write whether or not
+/// the client still waits for the answer.
 async fn answer(request: Request<Incoming>, state: Arc<State>) -> io::Result<Response<Body>> {
     let exchange = tokio::spawn(exchange(request, state));
     let response = exchange.await.map_err(io::Error::other)?;
@@ -421,7 +421,7 @@ async fn exchange(mut request: Request<Incoming>, state: Arc<State>) -> Option<R
 }
 
 impl State {
-    /// Waits at every gate of this moment.
+    /// Waits at every matching gate of this moment.
     async fn pass(&self, method: &Method, path: &str, moment: Moment) {
         let is_here = |gate: &&Arc<GateState>| {
             gate.method == *method
@@ -457,7 +457,7 @@ impl State {
     }
 }
 
-/// The body that the jobs API answers for a version, 0 before the first write.
+/// Returns the body of the jobs API for a version; it is 0 before the first write.
 pub(crate) fn version(id: &str, version: u64) -> String {
     format!(r#"{{"id":"{id}","version":{version},"status":"running"}}"#)
 }
@@ -470,7 +470,7 @@ pub(crate) fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body>
     response
 }
 
-/// An answer of 200 with these headers, in this order.
+/// Returns a 200 with these headers, in this order.
 pub(crate) fn with_headers(body: &'static str, headers: &[(&str, &str)]) -> Response<Body> {
     let mut response = Response::builder();
     for (name, value) in headers {
@@ -483,7 +483,8 @@ fn status(status: StatusCode) -> Response<Body> {
     json(status, r#"{"detail":"Not Found"}"#)
 }
 
-/// The job that a lenient backend finds behind a path, and whether the path goes on below it.
+/// Returns the job that a lenient upstream finds in a path, and whether the path continues below
+/// it.
 fn job_of(path: &str) -> Option<(String, bool)> {
     let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
     let mut segments = Vec::new();
@@ -499,7 +500,8 @@ fn job_of(path: &str) -> Option<(String, bool)> {
     Some((id.to_ascii_lowercase(), !below.is_empty()))
 }
 
-/// Reads a body to its end, telling its length as it grows; `None` when the client breaks off.
+/// Reads a body to its end and reports its growing length; returns `None` if the client
+/// disconnects.
 async fn read(mut body: Incoming, mut grown: impl FnMut(u64)) -> Option<Bytes> {
     let (mut kept, mut len) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
@@ -533,7 +535,7 @@ fn echo(request: &mut Request<Incoming>) -> Response<Body> {
     response
 }
 
-/// Counts a read for as long as it is open.
+/// Counts a read while it is open.
 struct Open {
     state: Arc<State>,
     path: String,
@@ -563,7 +565,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// An answer of this status with this field.
+/// Returns an answer with this status and header field.
 pub(crate) fn with_status(status: StatusCode, name: &str, value: &str) -> Response<Body> {
     let response = Response::builder().status(status).header(name, value);
     response.body(full("{}")).expect("a valid head")

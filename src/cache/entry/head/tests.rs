@@ -1,10 +1,10 @@
-//! Every answer is what a map of the same headers would give, line for line.
+//! Every answer has exactly the lines that a map of the same headers would give.
 
 use super::*;
 
 const NOW: Seconds = Seconds { age: 87, ttl: 213 };
 
-/// One header a line, in Latin-1.
+/// Parses headers, one per line, in Latin-1.
 fn map(lines: &str) -> HeaderMap {
     let lines = lines.lines().filter_map(|line| line.split_once(": "));
     let line = |(name, value): (&str, &str)| {
@@ -22,12 +22,12 @@ fn head(status: u16, lines: &str) -> Head {
     Head::new(StatusCode::from_u16(status).unwrap(), map(lines), 600, || "d1".into())
 }
 
-/// In the order in which they are sent.
+/// Lists headers in the order in which they are sent.
 fn list(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
     headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// A head as it is written, with line ends that can be read.
+/// Returns a head as it is written, with readable line ends.
 fn written(head: &Head, seconds: Seconds) -> Option<String> {
     let mut text = b"before".to_vec();
     let written = head.write(&mut text, seconds);
@@ -37,7 +37,7 @@ fn written(head: &Head, seconds: Seconds) -> Option<String> {
     written.then_some(text)
 }
 
-/// What a map that was kept would give for the same: `full`, then `hit`.
+/// Returns the expected headers of `full` and of `hit`, made from a map.
 fn maps(lines: &str) -> [HeaderMap; 2] {
     let mut full = map(lines);
     let etag = full.get(ETAG).cloned().unwrap_or(HeaderValue::from_static("\"d1\""));
@@ -103,7 +103,7 @@ fn lines_together(lines: &str) -> String {
     together.into_iter().flat_map(|(_, lines)| lines).collect::<Vec<_>>().join("\n")
 }
 
-/// Such lines are not stored, but anybody who can write to the store can write a meta.
+/// Such lines are not stored, but any program that can write to the store can write a meta.
 #[test]
 fn ours_are_told_from_theirs_of_the_same_name() {
     check("date: d\nvia: 1.0 a\nvia: 1.1 jobcache", "date: d\nvia: 1.0 a\nvia: 1.1 jobcache");

@@ -1,4 +1,4 @@
-//! Rules as tables.
+//! Table tests of the rules.
 
 use hyper::Request;
 use serde_json::json;
@@ -75,7 +75,7 @@ fn strings_and_whole_numbers_are_ids_in_every_reading() {
     check_ids(&["/whole", "/vast"], &body, &["7"]);
     check_ids(&["/neg", "/max"], &body, &["-7", "18446744073709551615"]);
     check_ids(&["/list/*"], &body, &["a"]);
-    // RFC 8259 knows one kind of number, and many backends take 7.0 for 7.
+    // RFC 8259 has one kind of number, and many upstreams read 7.0 as 7.
     check_ids(&["/0", "/1", "/2"], &json!([7.0, 1e3, -7.0]), &["7", "1000", "-7"]);
     check_ids(&["/list", "/none", ""], &body, &[]);
     check_ids(
@@ -133,7 +133,7 @@ fn a_rule_that_cannot_work_is_refused_with_the_mend() {
     );
     check_refused(
         |rule| rule.response = list(&["/id"]),
-        "all = true drops every job already; leave request and response out",
+        "all = true already drops every job; remove request and response",
     );
     for segment in ["", "..", "a b", "{}", "{a b}", "x{id}", "{id"] {
         let path = format!("/jobs/{segment}");
@@ -150,16 +150,16 @@ fn rules_and_pointers_are_bounded() {
     let many = vec!["/a".to_owned(); MAX_POINTERS + 1];
     check_refused(
         |rule| (rule.all, rule.request) = (false, many),
-        "it has 33 pointers into one body, of at most 32; leave some out",
+        "it has 33 pointers into one body, at most 32 are allowed; remove some",
     );
 }
 
-/// `request`: method and target, then perhaps one header.
+/// `request` is the method and target, then optionally one header.
 #[track_caller]
 fn check_route(routes: &Routes, request: &str, want: &str) {
     let (line, header) = request.split_once('\n').unwrap_or((request, "x-none: "));
-    let ((method, target), (name, value)) =
-        (line.split_once(' ').unwrap(), header.split_once(": ").unwrap());
+    let (method, target) = line.split_once(' ').unwrap();
+    let (name, value) = header.split_once(": ").unwrap();
     let built = Request::builder().method(method).uri(target).header(name, value).body(()).unwrap();
     let got = match routes.classify(&built) {
         Route::Read(id) => format!("read: {id}"),

@@ -1,4 +1,4 @@
-//! Who we are at a server.
+//! The login at a server.
 
 use std::{fs::File, io::Read as _, path::PathBuf};
 
@@ -10,10 +10,10 @@ use crate::{
     store::StoreError,
 };
 
-/// Bytes of a password's file that are read.
+/// Maximum size of a password file, in bytes.
 const MAX_PASSWORD: u64 = 64 << 10;
 
-/// User, password and database.
+/// User name, password and database.
 #[derive(Clone, Debug)]
 pub(in crate::store::redis) struct Login {
     username: Option<String>,
@@ -25,7 +25,7 @@ pub(in crate::store::redis) struct Login {
 enum Password {
     None,
     Given(Secret),
-    /// Read for each connection, as whoever rotates it puts another one there.
+    /// Read for each connection, so that a rotated password is used.
     File(PathBuf),
 }
 
@@ -39,7 +39,7 @@ impl Login {
         Self { username: login.username.clone(), password, database }
     }
 
-    /// As the URL says, or else as configured.
+    /// The login in the URL, or else the configured one.
     pub(super) fn of_url(url: &RedisConnectionInfo, configured: &config::Login) -> Self {
         if url.username().is_none() && url.password().is_none() {
             return Self::new(configured, url.db());
@@ -52,8 +52,8 @@ impl Login {
         Self::new(&login, url.db())
     }
 
-    /// As the client takes it. Who we are by library and version is nobody's business: each command
-    /// less is one less that an ACL must allow.
+    /// The login as the `redis` crate takes it. Library name and version are not sent: an ACL then
+    /// needs to allow one command less.
     pub(super) async fn settings(&self) -> Result<RedisConnectionInfo, StoreError> {
         let mut info = RedisConnectionInfo::default().set_db(self.database).set_skip_set_lib_name();
         if let Some(username) = &self.username {
@@ -67,7 +67,7 @@ impl Login {
     }
 }
 
-/// The content of a password's file, without the newline that most editors leave.
+/// Reads a password file, without the trailing newline that most editors add.
 async fn read(path: PathBuf) -> Result<String, StoreError> {
     let name = path.display().to_string();
     let read = spawn_blocking(move || {
@@ -77,7 +77,7 @@ async fn read(path: PathBuf) -> Result<String, StoreError> {
     match read.await {
         Ok(Ok(text)) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
         Ok(Err(error)) => Err(StoreError::Refused(format!("cannot read {name}: {error}"))),
-        // The runtime ends.
+        // The runtime is shutting down.
         Err(_) => Err(StoreError::Down),
     }
 }

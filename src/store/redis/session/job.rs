@@ -1,4 +1,4 @@
-//! What is asked for one job: reads, and the scripts that take the keys of a job at once.
+//! Operations on one job: plain reads, and scripts that use all keys of a job at once.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// What `PTTL` says of a key that is not there.
+/// Reply of `PTTL` for a missing key.
 const ABSENT: i64 = -2;
 
 static LEASE: LazyLock<Script> =
@@ -34,17 +34,18 @@ static BEGIN: LazyLock<Script> =
     LazyLock::new(|| script("begin", include_str!("../../lua/begin.lua")));
 static END: LazyLock<Script> = LazyLock::new(|| script("end", include_str!("../../lua/end.lua")));
 
-/// Of `MGET main meta` and `PEXPIRETIME main`.
+/// Replies to `MGET main meta` and `PEXPIRETIME main`.
 type ReadReply = ([Option<Vec<u8>>; 2], i64);
 
-/// Of the above, with the type of main, the lease, and how long it and the fence stand.
+/// The same, with the type of the main key, the lease, and the remaining times of lease and fence
+/// in ms.
 type InspectReply = ([Option<Vec<u8>>; 2], i64, String, Option<Vec<u8>>, i64, i64);
 
-/// Of `end.lua`.
+/// Reply of `end.lua`.
 type EndReply = (bool, usize, bool, String, String, String);
 
 impl Session {
-    /// The value of a key: one round trip, no script.
+    /// Reads the value of a key: one round trip, no script.
     pub(in crate::store::redis) async fn read(&self, key: &Key) -> Result<Seen, StoreError> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
@@ -56,14 +57,14 @@ impl Session {
         Ok(self.seen(stored(reply)))
     }
 
-    /// All that stands under the keys of a job: one round trip, no script.
+    /// Reads all keys of a job: one round trip, no script.
     pub(in crate::store::redis) async fn inspect(&self, key: &Key) -> Result<State, StoreError> {
         let (lease, fence) = (key.companion("lease"), key.companion("fence"));
         let mut pipeline = redis::pipe();
         pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
         pipeline.cmd("PEXPIRETIME").arg(key.main());
         pipeline.cmd("TYPE").arg(key.main());
-        // As `lease.lua` looks at it: by its being there, whatever it is.
+        // Only the existence of the fence counts, whatever its type, as in `lease.lua`.
         pipeline.cmd("GET").arg(&lease).cmd("PTTL").arg(&lease).cmd("PTTL").arg(&fence);
         let call = |mut connection| async move {
             pipeline.query_async::<InspectReply>(&mut connection).await
@@ -84,7 +85,7 @@ impl Session {
         })
     }
 
-    /// Asks for the lease that is held.
+    /// Requests the lease for which `hold` was created.
     pub(in crate::store::redis) async fn lease(
         &self,
         hold: Hold,
@@ -129,7 +130,7 @@ impl Session {
         self.on_all_keys::<i64>(&BEGIN, key, write, fence).await.map(drop)
     }
 
-    /// Tells what there was.
+    /// Ends a write on a key, and returns what was stored there.
     pub(in crate::store::redis) async fn end(
         &self,
         key: &Key,
@@ -137,10 +138,10 @@ impl Session {
         linger: Duration,
     ) -> Result<Was, StoreError> {
         let reply: EndReply = self.on_all_keys(&END, key, write, linger).await?;
-        let (there, size, filling, generation, stored_at_ms, age_ms) = reply;
+        let (exists, size, filling, generation, stored_at_ms, age_ms) = reply;
         let times = [stored_at_ms, age_ms].map(|time| time.parse().ok());
         let entry = || WasEntry::new(size, &generation, times, self.now_ms());
-        Ok(Was { entry: there.then(entry), filling })
+        Ok(Was { entry: exists.then(entry), filling })
     }
 
     async fn on_all_keys<T: FromRedisValue>(
@@ -161,7 +162,7 @@ impl Session {
     pub(in crate::store::redis) async fn release(&self, key: &Key, token: &Token) {
         let mut invocation = RELEASE.key(key.main());
         invocation.key(key.companion("lease")).arg(token.as_str());
-        // Lost, it runs out by itself.
+        // If the release is lost, the lease expires on its own.
         let _ = timeout(DETACHED_TIMEOUT, self.invoke::<i64>(invocation)).await;
     }
 
@@ -207,7 +208,7 @@ impl Session {
             }
             b"stored" => {
                 let Some(Value::Int(expires_at_ms)) = reply.get(3) else {
-                    return Err(StoreError::Refused("lease.lua gave no expiry".into()));
+                    return Err(StoreError::Refused("lease.lua returned no expiry".into()));
                 };
                 let expires_at_ms = *expires_at_ms;
                 let stored = Stored { body: bytes(1), meta: bytes(2), expires_at_ms };
@@ -239,7 +240,7 @@ fn compare_and_set<'s>(
     invocation
 }
 
-/// A placeholder is no value.
+/// A placeholder is not a value.
 fn stored(([body, meta], expires_at_ms): ReadReply) -> Option<Stored> {
     let (body, meta) = (body.filter(|body| !body.is_empty())?, meta.unwrap_or_default());
     Some(Stored { body: body.into(), meta: meta.into(), expires_at_ms })

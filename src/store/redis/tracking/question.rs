@@ -1,4 +1,4 @@
-//! What a round of the read barrier asks, and what is an answer to it.
+//! The command of a barrier round, and the replies that answer it.
 
 use std::sync::Arc;
 
@@ -8,16 +8,17 @@ use crate::store::{Redirect, StoreError, cluster::Slots};
 
 const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 const PONG: &[u8] = b"+PONG\r\n";
-/// What `DEL` says of a name that is not there.
+/// Reply of `DEL` for a missing name.
 const NOTHING: &[u8] = b":0\r\n";
 
-/// What is asked in a round, and what the answer begins with.
+/// The command of a round, and the first bytes of its usual answer.
 ///
-/// A master of a cluster is asked to delete a name that is not there, of a slot that it owns by our map.
-/// One that has lost the majority says `CLUSTERDOWN` to that, and one whose slots another has taken over
-/// `MOVED`: neither is an answer. It is a write and not a read, so that one that lets reads through
-/// while it is down (`cluster-allow-reads-when-down`) does not answer either, and one that is about to
-/// hand over to its replica (`CLUSTER FAILOVER`) not before that has come to its end.
+/// A master of a cluster is asked to delete a missing name in a slot that it owns in our slot map.
+/// A master that has lost the majority replies `CLUSTERDOWN`, and a master that has lost its slots
+/// to another replies `MOVED`; neither is an answer. The command is a write for two reasons: a
+/// master that serves reads while the cluster is down (`cluster-allow-reads-when-down`) does not
+/// answer it either, and a master that is about to hand over to its replica (`CLUSTER FAILOVER`)
+/// answers only after the handover has ended.
 #[derive(Debug)]
 pub(super) struct Question {
     pub(super) bytes: Vec<u8>,
@@ -25,7 +26,7 @@ pub(super) struct Question {
     keyed: Option<Keyed>,
 }
 
-/// The name that is asked for, and how it is found.
+/// The name that is asked for, and how to choose it.
 #[derive(Debug)]
 struct Keyed {
     name: String,
@@ -38,7 +39,7 @@ impl Question {
         Self { bytes: PING.to_vec(), answer: PONG, keyed: None }
     }
 
-    /// For a master of a cluster; `None` if it owns nothing.
+    /// The question for a master of a cluster; `None` if it owns no slot.
     pub(super) fn keyed(slots: &Arc<Slots>, prefix: &str) -> Option<Self> {
         let name = slots.name(prefix, fastrand::u32(..))?;
         let bytes = cmd("DEL").arg(&name).get_packed_command();
@@ -46,18 +47,18 @@ impl Question {
         Some(Self { bytes, answer: NOTHING, keyed: Some(keyed) })
     }
 
-    /// Asks for another name where the slot of this one has gone by our map.
+    /// Chooses another name if the slot of this one has moved away in our slot map.
     pub(super) fn keep_apt(&mut self) {
         if let Some(Keyed { name, prefix, slots }) = &self.keyed
             && !slots.own(name.as_bytes())
-            && let Some(apt) = Self::keyed(slots, prefix)
+            && let Some(other) = Self::keyed(slots, prefix)
         {
-            *self = apt;
+            *self = other;
         }
     }
 
-    /// Whether a reply is an answer that did not come as most do. A master that sends us after the name,
-    /// which is nowhere, to where its slot is on its way is still the owner.
+    /// Whether a reply is an unusual answer. A master that replies `ASK`, because the missing name
+    /// may be where its slot is migrating to, is still the owner.
     pub(super) fn is_answered_by(&self, reply: &Value) -> bool {
         match reply {
             Value::SimpleString(pong) => self.keyed.is_none() && pong == "PONG",
@@ -68,7 +69,7 @@ impl Question {
     }
 }
 
-/// Why a reply is no answer.
+/// Error for a reply that is not an answer.
 pub(super) fn no_answer(reply: &Value) -> StoreError {
     match reply {
         Value::ServerError(error) if error.code() == "MOVED" => {
@@ -77,7 +78,7 @@ pub(super) fn no_answer(reply: &Value) -> StoreError {
         Value::ServerError(error) if error.code() == "CLUSTERDOWN" => {
             StoreError::Redirected(Redirect::Down)
         }
-        other => StoreError::Lost(format!("no answer: {other:?}")),
+        other => StoreError::Lost(format!("not an answer: {other:?}")),
     }
 }
 
@@ -90,23 +91,23 @@ mod tests {
         let slots = Arc::<Slots>::default();
         assert!(Question::keyed(&slots, "p:").is_none(), "it owns nothing");
         slots.assign(|slot| slot < 5_000);
-        let asked = Question::keyed(&slots, "p:").unwrap();
+        let question = Question::keyed(&slots, "p:").unwrap();
         let error = |line: &str| {
             let mut parser = redis::Parser::new();
             parser.parse_value(format!("-{line}\r\n").as_bytes()).unwrap()
         };
         for answer in [Value::Int(0), Value::Int(1), error("ASK 1 127.0.0.1:2")] {
-            assert!(asked.is_answered_by(&answer), "{answer:?}");
+            assert!(question.is_answered_by(&answer), "{answer:?}");
             assert!(!Question::ping().is_answered_by(&answer), "{answer:?}");
         }
         for (line, redirect) in
             [("MOVED 1 127.0.0.1:2", Redirect::Moved), ("CLUSTERDOWN x", Redirect::Down)]
         {
-            assert!(!asked.is_answered_by(&error(line)));
-            let why = no_answer(&error(line));
-            assert!(matches!(why, StoreError::Redirected(is) if is == redirect), "{line}");
+            assert!(!question.is_answered_by(&error(line)));
+            let reason = no_answer(&error(line));
+            assert!(matches!(reason, StoreError::Redirected(is) if is == redirect), "{line}");
         }
-        assert!(!asked.is_answered_by(&error("LOADING")));
+        assert!(!question.is_answered_by(&error("LOADING")));
         assert!(matches!(no_answer(&error("LOADING")), StoreError::Lost(_)));
     }
 
@@ -114,12 +115,12 @@ mod tests {
     fn it_asks_for_what_the_master_still_owns() {
         let slots = Arc::<Slots>::default();
         slots.assign(|slot| slot < 5_000);
-        let mut asked = Question::keyed(&slots, "p:").unwrap();
-        let before = asked.bytes.clone();
-        asked.keep_apt();
-        assert_eq!(asked.bytes, before);
+        let mut question = Question::keyed(&slots, "p:").unwrap();
+        let before = question.bytes.clone();
+        question.keep_apt();
+        assert_eq!(question.bytes, before);
         slots.assign(|slot| slot >= 5_000);
-        asked.keep_apt();
-        assert_ne!(asked.bytes, before);
+        question.keep_apt();
+        assert_ne!(question.bytes, before);
     }
 }

@@ -1,4 +1,4 @@
-//! Who wants the news of the tracking connection, and what they are told.
+//! State that the tracking connection updates: the read barrier and the entries in this process.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,23 +17,24 @@ use crate::{
     },
 };
 
-/// Who wants the news.
+/// The read barrier, the watcher of changes, and the tracking settings.
 #[derive(Clone, Debug)]
 pub(in crate::store::redis) struct Tracked {
     pub(in crate::store::redis) rounds: Arc<Rounds>,
     pub(super) watcher: Arc<dyn Watcher>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) tracking: NearTracking,
-    /// How long an answer to a `PING` may take before whoever waits asks Redis instead.
+    /// How long an answer to a `PING` may take before waiting requests ask Redis instead.
     pub(super) patience: Duration,
-    /// Times are measured from here.
+    /// Origin of the times given to the barrier.
     origin: Instant,
-    /// Told when it turns up or down, where it is one of several.
+    /// Notified when tracking goes up or down, if the server is one of several.
     turned: Option<Arc<Notify>>,
 }
 
 impl Tracked {
-    /// A request waits for the round under way and for its own: `budget` is for both.
+    /// `budget` covers two rounds, because a request may wait for the round in flight and for its
+    /// own.
     pub(in crate::store::redis) fn new(
         watcher: Arc<dyn Watcher>,
         budget: Duration,
@@ -41,11 +42,13 @@ impl Tracked {
         metrics: Arc<Metrics>,
         turned: Option<Arc<Notify>>,
     ) -> Self {
-        let (patience, origin) = (budget / 2, Instant::now());
+        let patience = budget / 2;
+        let origin = Instant::now();
         Self { rounds: Arc::default(), watcher, metrics, tracking, patience, origin, turned }
     }
 
-    /// Makes sure that the news of a key will come: at once where that of all keys does.
+    /// Makes sure that changes of a key will be reported. With broadcast tracking, changes of all
+    /// keys are.
     pub(in crate::store::redis) async fn follow(&self, key: &Key) -> Result<(), Down> {
         if self.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUnfollowed) {
             return if self.rounds.is_up() { Ok(()) } else { Err(Down) };
@@ -53,7 +56,7 @@ impl Tracked {
         self.rounds.carry(key).await
     }
 
-    /// Whether everything that had changed so long ago is known here anyway.
+    /// Whether every change older than `staleness` is known here already.
     pub(in crate::store::redis) fn is_fresh(&self, staleness: Duration) -> bool {
         if staleness.is_zero() {
             return false;
@@ -62,18 +65,18 @@ impl Tracked {
         let age_us = self.since_origin_us(Instant::now()).saturating_sub(fresh_at_us);
         let age = Duration::from_micros(age_us);
         if age > staleness / 2 {
-            // In time for those who come later.
+            // Early enough for later requests.
             self.rounds.nudge();
         }
         age < staleness
     }
 
-    /// Counts who is about to wait until everything that had changed before now is known here.
+    /// Counts a request that is about to wait for the barrier.
     pub(in crate::store::redis) fn count_wait(&self) {
         self.metrics.barrier_waits.inc();
     }
 
-    /// A time as [`Rounds::answered`] takes it.
+    /// A time in the form that [`Rounds::answered`] takes.
     pub(super) fn since_origin_us(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.origin).as_micros()).unwrap_or(u64::MAX)
     }
@@ -88,7 +91,7 @@ impl Tracked {
         self.tell(false);
     }
 
-    /// Of several the cluster tells.
+    /// Reports whether tracking is up. In a cluster, `Cluster` reports it.
     fn tell(&self, up: bool) {
         match &self.turned {
             Some(turned) => turned.notify_one(),
@@ -103,7 +106,8 @@ impl Tracked {
     }
 }
 
-/// One list of names, or nil for all of them (FLUSHALL, FLUSHDB).
+/// Evicts the names of one invalidation message: a list of names, or nil for all (FLUSHALL,
+/// FLUSHDB).
 pub(super) fn evict(tracked: &Tracked, data: &[Value]) {
     let (watcher, events) = (&tracked.watcher, &tracked.metrics.events);
     let [Value::Array(names)] = data else {
@@ -118,7 +122,7 @@ pub(super) fn evict(tracked: &Tracked, data: &[Value]) {
             continue;
         };
         watcher.evict(name);
-        // Keys are text; whatever else is under the prefix is none of ours.
+        // Our keys are text, so any other name under the prefix is not ours.
         if let Ok(name) = std::str::from_utf8(name) {
             events.changed(name);
         }
