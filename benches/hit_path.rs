@@ -1,10 +1,10 @@
-//! The pieces of a hit, each by itself and then all of them against the embedded store.
+//! The parts of a cache hit, each measured alone, then a whole hit against the embedded store.
 //!
-//! What is missing here is what the kernel and hyper take: reading a request, writing an answer,
-//! and the round trip to Redis. The benchmark `peers` measures all of it.
+//! Not measured here: the kernel and hyper (reading the request, writing the answer) and the round
+//! trip to Redis. The benchmark `peers` measures everything together.
 #![allow(missing_docs, reason = "criterion's macros write public functions")]
 #![allow(clippy::expect_used, reason = "criterion's functions cannot fail otherwise")]
-#![allow(clippy::print_stdout, reason = "what is measured is to be seen")]
+#![allow(clippy::print_stdout, reason = "the benchmark prints sizes of compressed bodies")]
 
 use std::{
     hint::black_box,
@@ -28,9 +28,9 @@ use jobcache::{
 };
 use tokio::runtime::Runtime;
 
-/// Of the bodies: a plain status, and one with a log in it.
+/// Body sizes: a plain status, and a status with a log.
 const SIZES: [usize; 2] = [600, 16 * 1024];
-/// Of bodies that are compressed.
+/// Sizes of bodies that are compressed.
 const LARGE: [usize; 2] = [16 * 1024, 64 * 1024];
 const ID: &str = "00000000-0000-4000-8000-000000000001";
 
@@ -41,7 +41,7 @@ criterion_group! {
 }
 criterion_main!(hit_path);
 
-/// What does not depend on the body.
+/// Benchmarks the parts that do not depend on the body.
 fn head(criterion: &mut Criterion) {
     let (config, routes, request) = (config(), routes(), poll());
     criterion.bench_function("classify route", |bench| {
@@ -54,7 +54,7 @@ fn head(criterion: &mut Criterion) {
     });
 }
 
-/// What does.
+/// Benchmarks the parts that depend on the body.
 fn entry(criterion: &mut Criterion) {
     let runtime = runtime();
     let (head, ()) = poll().into_parts();
@@ -64,7 +64,7 @@ fn entry(criterion: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("decode", size), &seen, |bench, seen| {
             bench.iter(|| Entry::decode(black_box(seen)));
         });
-        let entry = Entry::decode(&seen).and_then(Result::ok).expect("it was stored as an entry");
+        let entry = Entry::decode(&seen).and_then(Result::ok).expect("a valid stored entry");
         group.bench_with_input(BenchmarkId::new("respond", size), &entry, |bench, entry| {
             bench.iter(|| entry.hit(&head.method, black_box(&head.headers), seen.now_ms));
         });
@@ -72,15 +72,16 @@ fn entry(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What `store.compress_above` costs: each miss once, each read of Redis once.
+/// Benchmarks the cost of `store.compress_above`: a miss compresses once, and each read from Redis
+/// decompresses once.
 fn compression(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("compression");
     for size in LARGE {
         let body = job_with_steps(size);
         let plain = runtime.block_on(Stage::of(&config(), body.clone())).seen;
-        let entry = Entry::decode(&plain).and_then(Result::ok).expect("it was stored as an entry");
-        let small = entry.compressed().expect("JSON gets smaller");
+        let entry = Entry::decode(&plain).and_then(Result::ok).expect("a valid stored entry");
+        let small = entry.compressed().expect("JSON compresses well");
         println!("{} bytes are stored as {}", body.len(), small.len());
         group.bench_with_input(BenchmarkId::new("compress", size), &entry, |bench, entry| {
             bench.iter(|| black_box(entry).compressed());
@@ -97,7 +98,7 @@ fn compression(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A job with a log of its steps, whose times and checksums are as good as random.
+/// Returns a job with a log of its steps. The times and checksums in it are practically random.
 fn job_with_steps(size: usize) -> Bytes {
     const NAMES: [&str; 4] = ["extract", "transform", "validate", "upload"];
     let mut json = format!("{{\"id\":\"{ID}\",\"status\":\"running\",\"steps\":[");
@@ -120,7 +121,7 @@ fn job_with_steps(size: usize) -> Bytes {
     Bytes::from(json + "]}")
 }
 
-/// From the head of a request to the head of its answer, with the embedded store.
+/// Benchmarks a whole hit with the embedded store, from request head to answer head.
 fn whole(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("whole hit, embedded store");
@@ -147,7 +148,7 @@ struct Stage {
     cache: Cache,
     request: Request<()>,
     head: Parts,
-    /// What the store gives for that job.
+    /// The stored form of that job.
     seen: Seen,
 }
 
@@ -158,11 +159,12 @@ impl Stage {
 
     async fn of(config: &Config, body: Bytes) -> Self {
         let metrics = Arc::new(Metrics::default());
-        let cache = Cache::open(config, metrics).expect("the embedded store opens");
+        let cache = Cache::open(config, metrics).expect("an embedded store");
         let (head, ()) = poll().into_parts();
         fill(&cache, &head, body).await;
         let key = Key::new(&config.store.prefix, ID);
-        let seen = cache.store().read(&key, &mut cache.budget()).await.expect("memory answers");
+        let seen =
+            cache.store().read(&key, &mut cache.budget()).await.expect("an answer from memory");
         Self { routes: routes(), cache, request: poll(), head, seen }
     }
 
@@ -173,19 +175,19 @@ impl Stage {
         let Parts { method, uri, headers, .. } = &self.head;
         let ask = self.cache.ask(&id, method, uri, headers);
         let Lookup::Hit(entry) = self.cache.lookup(&ask, &mut self.cache.budget()).await else {
-            unreachable!("the job is stored for as long as criterion may take")
+            unreachable!("the TTL outlasts the benchmark")
         };
         let now_ms = self.cache.store().now_ms();
         entry.hit(method, headers, now_ms)
     }
 }
 
-/// Stores a response to this request, as a miss does.
+/// Stores a response to the polling request, as a miss does.
 async fn fill(cache: &Cache, head: &Parts, body: Bytes) {
     let Route::Read(id) = routes().classify(&poll()) else { unreachable!("a poll is a read") };
     let ask = cache.ask(&id, &head.method, &head.uri, &head.headers);
     let Lookup::Lead(lead) = cache.lookup(&ask, &mut cache.budget()).await else {
-        unreachable!("nobody else asks")
+        unreachable!("there is no other client")
     };
     let response = Response::builder().header(CONTENT_TYPE, "application/json").body(());
     let (response, ()) = response.expect("a valid response").into_parts();
@@ -194,7 +196,7 @@ async fn fill(cache: &Cache, head: &Parts, body: Bytes) {
     assert_eq!(cache.fill(landed).await, Some(Fill::Stored));
 }
 
-/// As a browser polls, with a token.
+/// Returns a poll as a browser sends it, with a token.
 fn poll() -> Request<()> {
     Request::get(format!("/jobs/{ID}"))
         .header(HOST, "api.internal")
@@ -212,7 +214,7 @@ fn routes() -> Routes {
     Routes::parse(&config().routes).expect("the defaults are templates")
 }
 
-/// The defaults, with the embedded store, and a TTL that outlasts the benchmark.
+/// Returns the default configuration with the embedded store and a TTL that outlasts the benchmark.
 fn config() -> Config {
     let mut config = Config { ttl: Duration::from_hours(24), ..Config::default() };
     config.store.url = StoreUrl::Memory;

@@ -1,7 +1,7 @@
-//! An API whose jobs change, for the promises: each answer says which version it is and for whom.
+//! An API with changing jobs, for the promises. Each answer names its version and its user.
 //!
-//! A read takes what the job is when it arrives, as a query does, and may then be held back, so that
-//! a change can be made to overtake it.
+//! A read sees the job as it is on arrival, as a database query does. Its answer can be held back,
+//! so that a change overtakes it.
 
 use std::{
     collections::HashMap,
@@ -26,10 +26,10 @@ use tokio::{net::TcpListener, sync::Notify};
 
 use crate::Result;
 
-/// How long a read may take to arrive.
+/// Time limit for the arrival of a read.
 const ARRIVAL: Duration = Duration::from_secs(5);
 
-/// The API, served by threads of its own until the process ends.
+/// The API, served by its own threads until the process ends.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
     pub(crate) address: SocketAddr,
@@ -41,7 +41,7 @@ pub(crate) struct Api {
 struct Job {
     version: u64,
     reads: u64,
-    /// Reads that have seen this version wait.
+    /// Reads that have seen this version are held back.
     held: Option<u64>,
 }
 
@@ -57,30 +57,30 @@ impl Api {
         Ok(api)
     }
 
-    /// Reads of a job that have arrived so far.
+    /// Returns the number of reads of a job that have arrived.
     pub(crate) fn reads(&self, id: &str) -> u64 {
         self.lock().get(id).copied().unwrap_or_default().reads
     }
 
-    /// Changes a job past every cache.
+    /// Changes a job without telling any cache.
     pub(crate) fn change(&self, id: &str) {
         self.lock().entry(id.to_owned()).or_default().version += 1;
     }
 
-    /// Holds back the answers to reads of a job as it is now.
+    /// Holds back the answers to reads of the job's current version.
     pub(crate) fn hold(&self, id: &str) {
         let mut jobs = self.lock();
         let job = jobs.entry(id.to_owned()).or_default();
         job.held = Some(job.version);
     }
 
-    /// Lets them go.
+    /// Releases the answers that are held back.
     pub(crate) fn release(&self, id: &str) {
         self.lock().entry(id.to_owned()).or_default().held = None;
         self.released.notify_waiters();
     }
 
-    /// Waits until a job has been read so often.
+    /// Waits until this many reads of a job have arrived.
     pub(crate) fn wait_for_reads(&self, id: &str, reads: u64) -> Result<()> {
         let deadline = Instant::now() + ARRIVAL;
         while self.reads(id) < reads {
@@ -101,7 +101,7 @@ impl Api {
                     let api = api.clone();
                     async move { Ok::<_, Infallible>(api.answer(&request).await) }
                 });
-                // A client that goes away is not this server's concern.
+                // A client that disconnects is not an error here.
                 let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
             });
         }
@@ -126,7 +126,7 @@ impl Api {
         let mut response = Response::new(Full::from(body));
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(CONTENT_TYPE, json);
-        // What Bloom is told to forget by; to the others it says nothing.
+        // Bloom purges by this header; the other peers ignore it.
         if let Ok(bucket) = HeaderValue::from_str(&id) {
             response.headers_mut().insert("bloom-response-buckets", bucket);
         }

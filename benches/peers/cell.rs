@@ -1,21 +1,21 @@
-//! What is measured: kinds of work, sizes of bodies, numbers of connections.
+//! The measured loads: kinds of work, body sizes, numbers of connections.
 
 use std::fmt;
 
-/// What a request costs the one who answers it.
+/// The work that a request causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Work {
     /// Answered from the cache.
     Hit,
-    /// A job that nobody has asked for yet: read from the upstream and stored.
+    /// A job without earlier requests: read from the upstream and stored.
     Miss,
     /// A path that is not cached.
     Pass,
-    /// A POST below a job; jobcache invalidates the job, the others only forward.
+    /// A POST below a job: jobcache invalidates the job, the other peers only forward.
     Write,
 }
 
-/// Of a response's body.
+/// Size of a response body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
     Small,
@@ -30,7 +30,7 @@ pub(crate) struct Cell {
     pub(crate) connections: u32,
 }
 
-/// Those with few connections show latency, the others cost.
+/// The measured loads: few connections show latency, many show cost.
 pub(crate) const CELLS: [Cell; 10] = [
     Cell { work: Work::Hit, size: Size::Small, connections: 64 },
     Cell { work: Work::Hit, size: Size::Large, connections: 64 },
@@ -45,7 +45,7 @@ pub(crate) const CELLS: [Cell; 10] = [
 ];
 
 impl Work {
-    /// As `requests.lua` calls it.
+    /// Returns the name in `requests.lua`.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -64,7 +64,7 @@ impl Size {
         }
     }
 
-    /// Of the ids whose jobs have this size.
+    /// Returns the prefix of the ids of jobs with this size.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
             Self::Small => "00",

@@ -1,8 +1,9 @@
-//! Bare proxies of hyper parts: what forwarding costs at least with each way to keep connections.
+//! Minimal proxies made of hyper parts: the least cost of forwarding, for each way to pool upstream
+//! connections.
 //!
-//! They pass a request on as it came and its answer as it came. No field is added or removed, nothing
-//! is counted, no time is limited, and an upstream that goes away is the client's trouble. What a
-//! proxy that does all of that costs beyond these is its own; what these cost beyond nginx is hyper's.
+//! Requests and answers pass unchanged. The proxies add and remove no header field, count nothing,
+//! have no timeouts, and do not handle upstream failures. The cost of a complete proxy beyond these
+//! is its own; the cost of these beyond nginx is hyper's.
 
 use std::{
     future::poll_fn,
@@ -28,14 +29,14 @@ use tower_service::Service;
 
 use crate::Result;
 
-/// How connections to the upstream are kept.
+/// How upstream connections are pooled.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Client {
-    /// In a list, the one used last first.
+    /// In a list, with the most recently used first
     Own,
-    /// By `hyper_util::client::legacy`.
+    /// In `hyper_util::client::legacy`
     Legacy,
-    /// By `hyper_util::client::pool::cache`.
+    /// In `hyper_util::client::pool::cache`
     Pool,
 }
 
@@ -49,12 +50,12 @@ impl Client {
     }
 }
 
-/// An answer on its way, with what keeps its connection from others until it is through.
+/// An answer with a body that holds its connection until the end.
 type Answer<G> = Pin<Box<dyn Future<Output = Result<Response<Held<G>>>> + Send>>;
 
 /// Forwards until the process is ended.
 pub(crate) fn serve(listen: SocketAddr, upstream: SocketAddr, client: Client) -> Result<()> {
-    // As many threads as jobcache has on two CPUs.
+    // jobcache has as many threads on two CPUs.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(1).enable_all().build()?.block_on(async {
         let listener = TcpListener::bind(listen).await?;
@@ -77,7 +78,7 @@ where
         let send = service_fn(send.clone());
         tokio::spawn(async move {
             let stream = TokioIo::new(stream);
-            // A client that goes away is not this proxy's concern.
+            // A client that disconnects is not an error here.
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(stream, send).await;
         });
     }
@@ -93,7 +94,7 @@ async fn connect(upstream: SocketAddr) -> Result<SendRequest<Incoming>> {
 
 type Idle = Arc<Mutex<Vec<SendRequest<Incoming>>>>;
 
-/// A connection in use, kept for the next request when it is done with this one.
+/// A connection in use, which returns to the pool at the end of the exchange.
 struct InUse {
     sender: Option<SendRequest<Incoming>>,
     idle: Idle,
@@ -136,7 +137,7 @@ fn legacy(upstream: SocketAddr) -> impl Fn(Request<Incoming>) -> Answer<()> + Cl
     }
 }
 
-/// A connection as the parts of `tower` want it.
+/// A connection as a `tower` service.
 struct Connection(SendRequest<Incoming>);
 
 impl Service<Request<Incoming>> for Connection {
@@ -180,7 +181,7 @@ fn pool(upstream: SocketAddr) -> impl Fn(Request<Incoming>) -> Answer<Box<dyn Se
             let mut connection = cache.call(()).await?;
             poll_fn(|cx| connection.poll_ready(cx)).await?;
             let response = connection.call(request).await?;
-            // Its type has no name.
+            // The type cannot be named.
             let held: Box<dyn Send> = Box::new(connection);
             Ok(response.map(|body| Held { body, _held: held }))
         })

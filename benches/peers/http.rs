@@ -1,4 +1,4 @@
-//! A plain, blocking HTTP client: it warms caches and checks what they serve, and is never timed.
+//! A blocking HTTP client that warms caches and checks their answers. It is never timed.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -9,25 +9,24 @@ use std::{
 
 use crate::{Result, cell::Size, server::COUNT};
 
-/// Connections that warm a cache.
+/// Number of connections that warm a cache.
 const WARMERS: usize = 8;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: Vec<u8>,
 }
 
-/// One keep-alive connection.
+/// A keep-alive connection.
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: BufReader<TcpStream>,
 }
 
 impl Client {
-    /// Connects.
     pub(crate) fn new(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
@@ -35,20 +34,20 @@ impl Client {
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// The body of a 200; anything else is an error.
+    /// Returns the body of a 200; any other status is an error.
     pub(crate) fn get(&mut self, path: &str) -> Result<Vec<u8>> {
         let Answer { status, body } = self.request("GET", path, &[])?;
         if status == 200 { Ok(body) } else { Err(format!("GET {path}: {status}").into()) }
     }
 
-    /// Asks for a path with an empty body, and waits for the whole answer.
+    /// Sends a request with an empty body and reads the whole answer.
     pub(crate) fn request(
         &mut self,
         method: &str,
         path: &str,
         fields: &[(&str, &str)],
     ) -> Result<Answer> {
-        // The Host of wrk, by which some caches tell their entries apart.
+        // The same Host as wrk sends; some caches use it in their keys.
         let host = self.stream.get_ref().peer_addr()?;
         let fields: Vec<_> =
             fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
@@ -63,7 +62,7 @@ impl Client {
         while line != "\r\n" {
             line.clear();
             if self.stream.read_line(&mut line)? == 0 {
-                return Err(format!("{method} {path}: cut off").into());
+                return Err(format!("{method} {path}: the connection closed early").into());
             }
             if let Some((name, value)) = line.split_once(':')
                 && name.eq_ignore_ascii_case("content-length")
@@ -77,7 +76,7 @@ impl Client {
     }
 }
 
-/// Reads jobs `0..count` of this size once each, and checks the bodies.
+/// Reads jobs `0..count` of this size once each, and checks the lengths of the bodies.
 pub(crate) fn read_all(address: SocketAddr, size: Size, count: usize) -> Result<()> {
     thread::scope(|scope| {
         let warm = |first: usize| {
@@ -93,17 +92,17 @@ pub(crate) fn read_all(address: SocketAddr, size: Size, count: usize) -> Result<
         let warmers: Vec<_> =
             (0..WARMERS).map(|first| scope.spawn(move || -> Result<()> { warm(first) })).collect();
         warmers.into_iter().try_for_each(|warmer| {
-            warmer.join().unwrap_or_else(|_| Err("a warming thread died".into()))
+            warmer.join().unwrap_or_else(|_| Err("a warming thread panicked".into()))
         })
     })
 }
 
-/// As `requests.lua` asks for it.
+/// Returns the path of a job as `requests.lua` requests it.
 fn path(size: Size, number: usize) -> String {
     format!("/jobs/{}{:06x}-0000-4000-8000-{number:012x}", size.prefix(), number % 0x0100_0000)
 }
 
-/// Requests that the upstream has answered so far.
+/// Returns the number of requests that the upstream has answered.
 pub(crate) fn upstream_count(upstream: SocketAddr) -> Result<u64> {
     let body = Client::new(upstream)?.get(COUNT)?;
     Ok(String::from_utf8_lossy(&body).parse()?)

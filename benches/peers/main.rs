@@ -1,8 +1,8 @@
-//! jobcache beside nginx, HAProxy, Varnish, Bloom and a bare hyper server, all in one run.
+//! Compares jobcache with nginx, HAProxy, Varnish, Bloom and a bare hyper server in one run.
 //!
-//! Every peer runs throughout. In each round each of them has its turn under each kind of load, so
-//! that whatever else the machine does weighs on all of them alike; what counts are the ratios
-//! within a round. The method and how to read the tables are told in `benches/README.md`.
+//! All peers run all the time. In each round every peer is measured once under each load, so other
+//! activity on the machine affects all peers alike, and the results are ratios within a round.
+//! `benches/README.md` describes the method and the tables.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod api;
@@ -51,44 +51,44 @@ use crate::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Compares jobcache with its peers; flags go after `--`.
+/// Compares jobcache with its peers; flags go after `--`
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench peers --")]
 struct Args {
-    /// Rounds: the tables show their medians
+    /// Number of rounds; the tables show their medians
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Seconds of load for each peer, cell and round
+    /// Seconds of load for each peer, load and round
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// Peers whose names begin so, such as `jobcache,haproxy`; all by default
+    /// Prefixes of peer names, such as `jobcache,haproxy`; all peers by default
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Kinds of work; all by default
     #[arg(long, value_delimiter = ',')]
     work: Vec<Work>,
-    /// Jobs that memory is measured with; 0 leaves that out
+    /// Number of jobs for the memory measurement; 0 skips it
     #[arg(long, default_value_t = 100_000)]
     jobs: usize,
-    /// Binary to measure in place of this build's
+    /// Binary to measure instead of this build's
     #[arg(long)]
     jobcache: Option<PathBuf>,
-    /// Count what each peer does where a cache must not be wrong, in place of measuring its cost
+    /// Count wrong answers of each peer instead of measuring costs
     #[arg(long)]
     promises: bool,
-    /// Keep the figures in benches/figures, too
+    /// Save the figures in benches/figures as well
     #[arg(long)]
     save: bool,
-    /// What cargo adds
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
-    /// Be the bare server
+    /// Run the bare server
     #[arg(long, hide = true)]
     serve: Option<SocketAddr>,
-    /// Be a bare proxy that keeps connections so
+    /// Run a bare proxy with this kind of connection pool
     #[arg(long, hide = true, requires = "addresses")]
     forward: Option<Client>,
-    /// Where it listens, and its upstream
+    /// Listen address and upstream of the bare proxy
     #[arg(hide = true, num_args = 2)]
     addresses: Vec<SocketAddr>,
 }
@@ -130,9 +130,9 @@ fn run(args: &Args) -> Result<()> {
     for round in 0..usize::try_from(args.rounds)? {
         for cell in &cells {
             println!("round {} of {}: {cell}", round + 1, args.rounds);
-            // Each goes first once, so that nobody always follows the same one.
-            let does = |peer: &&Peer| peer.entrant.does(cell.work);
-            let mut order: Vec<&Peer> = peers.iter().filter(does).collect();
+            // Rotate the order, so that no peer always runs after the same one.
+            let takes_part = |peer: &&Peer| peer.entrant.does(cell.work);
+            let mut order: Vec<&Peer> = peers.iter().filter(takes_part).collect();
             let first = round % order.len().max(1);
             order.rotate_left(first);
             for peer in order {
@@ -147,7 +147,7 @@ fn run(args: &Args) -> Result<()> {
     publish(args, &summary, &machine, &peers)
 }
 
-/// Each peer by itself, in front of an API that changes.
+/// Tests each peer alone, in front of an API with changing jobs.
 fn judge(args: &Args) -> Result<()> {
     let (interrupt, api) = (Interrupt::listen()?, Api::start()?);
     let stage = Stage { jobcache: servers::binary(args.jobcache.as_ref()), upstream: api.address };
@@ -170,15 +170,15 @@ fn judge(args: &Args) -> Result<()> {
     Report::new("promises", args.save).write(&figures, &table, "Promises", &[])
 }
 
-/// Those that were asked for.
+/// Returns the selected peers.
 fn entrants(args: &Args) -> Result<Vec<Entrant>> {
-    let asked = |entrant: &Entrant| {
+    let is_selected = |entrant: &Entrant| {
         args.only.is_empty() || args.only.iter().any(|name| entrant.name.starts_with(name.as_str()))
     };
-    let entrants: Vec<Entrant> = ROSTER.into_iter().filter(asked).collect();
+    let entrants: Vec<Entrant> = ROSTER.into_iter().filter(is_selected).collect();
     if entrants.is_empty() {
         let names: Vec<&str> = ROSTER.iter().map(|entrant| entrant.name).collect();
-        return Err(format!("--only names no peer; there are {}", names.join(", ")).into());
+        return Err(format!("--only matches no peer; the peers are {}", names.join(", ")).into());
     }
     Ok(entrants)
 }
@@ -209,7 +209,7 @@ fn start_all(entrants: &[Entrant], stage: &Stage) -> Result<Vec<Peer>> {
             Started::Skipped(why) => println!("skipped {}: {why}", entrant.name),
         }
     }
-    if peers.is_empty() { Err("there is no peer to measure".into()) } else { Ok(peers) }
+    if peers.is_empty() { Err("no peer can be started".into()) } else { Ok(peers) }
 }
 
 fn publish(args: &Args, summary: &Summary, machine: &Value, peers: &[Peer]) -> Result<()> {

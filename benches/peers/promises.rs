@@ -1,7 +1,7 @@
-//! What each peer does where a cache of jobs must not be wrong: counted, not claimed.
+//! Counts how often each peer gives an answer that a cache of jobs must not give.
 //!
-//! Each figure is how often of so many trials, each with a job of its own. The races are forced, not
-//! waited for: a read is held back in the API until the change and its purge have been acknowledged.
+//! Each figure is a count of trials, each with its own job. Races are forced: the API holds a read
+//! back until the change and its purge have been acknowledged.
 
 use std::{
     net::SocketAddr,
@@ -26,46 +26,46 @@ use crate::{
 
 /// Trials of each kind.
 const TRIALS: usize = 100;
-/// Reads while the store is away.
+/// Reads while the store is unavailable.
 const READS: usize = 40;
-/// Two whose tokens Bloom takes for one, for it knows them by 32 bits (`farmhash::fingerprint32`):
-/// the first pair of `Bearer user-1`, `Bearer user-2`, and so on.
+/// Two tokens with the same 32-bit hash (`farmhash::fingerprint32`), by which Bloom distinguishes
+/// them: the first such pair in `Bearer user-1`, `Bearer user-2`, and so on.
 const NAMESAKES: [&str; 2] = ["Bearer user-35601", "Bearer user-77514"];
 
-/// What was counted of one peer.
+/// The counts of one peer.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Kept {
     pub(crate) peer: &'static str,
-    /// Second polls that the API was spared, without and with a token.
+    /// Second polls answered without the API, without and with a token.
     hits: [usize; 2],
-    /// Older bodies after a write through the peer was answered.
+    /// Older bodies after an acknowledged write through the peer.
     older_after_write: usize,
-    /// The same after the peer has acknowledged a purge; and where that overtook a read.
+    /// Older bodies after an acknowledged purge, without and during a read.
     older_after_purge: Option<[usize; 2]>,
-    /// Bodies that the API made for another token.
+    /// Bodies made for another token.
     leaked: usize,
-    /// The same for two tokens with one hash.
+    /// Whether a body was made for another token with the same hash.
     leaked_to_namesake: bool,
-    /// While its Redis hangs, and once it is dead.
+    /// Failures while Redis hangs, and after it is killed.
     without_store: Option<[Outage; 2]>,
 }
 
-/// What clients see meanwhile.
+/// Failures and delays that clients see during an outage.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Outage {
     failed: usize,
     worst_ms: f64,
 }
 
-/// One peer in front of an API that changes.
+/// One peer in front of an API with changing jobs.
 struct Trial<'t> {
     peer: &'t Peer,
     api: &'t Api,
-    /// Begins the ids, so that no two kinds of trials have a job in common.
+    /// Prefix of the job ids, so that no two kinds of trials share a job.
     name: &'static str,
 }
 
-/// Puts a peer to all trials.
+/// Puts a peer through all trials.
 pub(crate) fn judge(peer: &Peer, api: &Api, interrupt: &Interrupt) -> Result<Kept> {
     interrupt.check()?;
     let trial = |name| Trial { peer, api, name };
@@ -133,7 +133,7 @@ impl Trial<'_> {
         Ok(self.get(id, None)? == before)
     }
 
-    /// The read has seen the job as it was, and is answered once the purge has been acknowledged.
+    /// The read sees the old version, and is answered after the purge has been acknowledged.
     fn is_older_amid_a_read(&self, purge: Purge, id: &str) -> Result<bool> {
         self.api.hold(id);
         let reads = self.api.reads(id) + 1;
@@ -144,14 +144,14 @@ impl Trial<'_> {
                 purge.purge(id)
             });
             self.api.release(id);
-            let before = reader.join().unwrap_or_else(|_| Err("the reader died".into()))?;
+            let before = reader.join().unwrap_or_else(|_| Err("the reader panicked".into()))?;
             overtaken.map(|()| before)
         })?;
         Ok(self.get(id, None)? == before)
     }
 
     fn leaks(&self, id: &str, [one, other]: [&str; 2]) -> Result<bool> {
-        // Twice: some store what is asked for again.
+        // Read twice, because some caches store only on the second request.
         self.get(id, Some(one))?;
         self.get(id, Some(one))?;
         Ok(!self.get(id, Some(other))?.contains(other))
@@ -199,10 +199,10 @@ fn outage(proxy: SocketAddr, name: &str) -> Outage {
     for number in 0..READS {
         let id =
             if number % 2 == 0 { format!("warm-{number}") } else { format!("{name}-{number}") };
-        let asked = Instant::now();
+        let started = Instant::now();
         let answer = request(proxy, "GET", &id, None);
         outage.failed += usize::from(!answer.is_ok_and(|answer| answer.status == 200));
-        outage.worst_ms = outage.worst_ms.max(milliseconds(asked.elapsed()));
+        outage.worst_ms = outage.worst_ms.max(milliseconds(started.elapsed()));
     }
     outage
 }
@@ -219,9 +219,9 @@ pub(crate) fn table(all: &[Kept]) -> String {
         "with a token",
         "older after a write",
         "after a purge",
-        "purge amid a read",
+        "purge during a read",
         "other user's job",
-        "tokens of one hash",
+        "tokens with one hash",
         "Redis hangs: failed, worst ms",
         "Redis is dead",
     ]);
@@ -251,7 +251,7 @@ pub(crate) fn table(all: &[Kept]) -> String {
     format!("\n### promises\n\n{}", table.render())
 }
 
-/// All figures.
+/// Returns all figures.
 pub(crate) fn json(all: &[Kept]) -> Result<Value> {
     Ok(serde_json::to_value(all)?)
 }

@@ -1,4 +1,4 @@
-//! How each peer is told that a job has changed.
+//! How each peer learns that a job has changed.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -10,12 +10,12 @@ use crate::{Result, http::Client};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The door for it; it has been opened when [`Purge::purge`] is called.
+/// The purge interface of a peer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Purge {
-    /// The webhook of jobcache.
+    /// jobcache's webhook.
     Webhook(SocketAddr),
-    /// The method, of Varnish.
+    /// Varnish's PURGE method.
     Method(SocketAddr),
     /// A GET that nginx does not answer from its cache.
     Refresh(SocketAddr),
@@ -24,7 +24,7 @@ pub(crate) enum Purge {
 }
 
 impl Purge {
-    /// Returns once the peer has acknowledged it.
+    /// Purges a job. Returns once the peer has acknowledged it.
     pub(crate) fn purge(self, id: &str) -> Result<()> {
         let job = format!("/jobs/{id}");
         let answer = match self {
@@ -41,24 +41,26 @@ impl Purge {
     }
 }
 
-/// Bloom asks whoever connects for a hash, and names buckets by theirs.
+/// Purges a bucket through Bloom's control channel. Bloom asks every new connection for a hash, and
+/// names buckets by their hashes.
 fn flush_bucket(control: SocketAddr, bucket: &str) -> Result<()> {
     let hash = |text: &str| format!("{:x}", farmhash::fingerprint32(text.as_bytes()));
     let stream = TcpStream::connect(control)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     let mut stream = BufReader::new(stream);
-    let mut next = |said: &str| -> Result<String> {
-        if !said.is_empty() {
-            stream.get_mut().write_all(format!("{said}\r\n").as_bytes())?;
+    let mut next = |reply: &str| -> Result<String> {
+        if !reply.is_empty() {
+            stream.get_mut().write_all(format!("{reply}\r\n").as_bytes())?;
         }
         let mut line = String::new();
         stream.read_line(&mut line)?;
         Ok(line.trim().to_owned())
     };
     next("")?;
-    let asked = next("")?;
-    let value = asked.strip_prefix("HASHREQ ").ok_or(format!("bloom said {asked}"))?;
+    let request = next("")?;
+    let value =
+        request.strip_prefix("HASHREQ ").ok_or(format!("unexpected line from bloom: {request}"))?;
     next(&format!("HASHRES {}", hash(value)))?;
-    let said = next(&format!("FLUSHB {}", hash(bucket)))?;
-    if said == "OK" { Ok(()) } else { Err(format!("bloom said {said}").into()) }
+    let result = next(&format!("FLUSHB {}", hash(bucket)))?;
+    if result == "OK" { Ok(()) } else { Err(format!("bloom rejects the purge: {result}").into()) }
 }

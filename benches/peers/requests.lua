@@ -1,9 +1,9 @@
--- What wrk sends, as the environment says:
+-- The requests of wrk. The environment selects them:
 --   WORK   hit, miss, pass or write
---   SIZE   first two digits of the ids, by which the upstream chooses the size of the body
---   IDS    how many ids are asked for in turn
+--   SIZE   first two digits of the ids, which select the size of the upstream's body
+--   IDS    number of ids, requested in turn
 --   RUN    distinguishes this run's ids from all earlier ones (miss)
--- and, at the end, what came of it: one line of JSON, in microseconds.
+-- At the end it prints the result as one line of JSON; times are in microseconds.
 local work, size = os.getenv("WORK"), os.getenv("SIZE")
 local ids, run = tonumber(os.getenv("IDS")), tonumber(os.getenv("RUN"))
 local requests, i = {}, 0

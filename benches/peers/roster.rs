@@ -1,4 +1,4 @@
-//! Who is measured, and how each of them is started.
+//! The measured peers, and how each is started.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::{
     servers::{Redis, Sidecar},
 };
 
-/// A peer, as the table calls it.
+/// A peer, by its name in the tables.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entrant {
     pub(crate) name: &'static str,
@@ -29,7 +29,7 @@ pub(crate) struct Entrant {
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// With these flags, and with a Redis of its own or with the embedded store.
+    /// jobcache with these flags, and with its own Redis or the embedded store.
     Jobcache {
         flags: &'static [&'static str],
         store: Store,
@@ -51,11 +51,11 @@ enum Store {
     Memory,
 }
 
-/// What nothing that serves HTTP can undercut.
+/// The lower bound of cost and latency for any HTTP server.
 pub(crate) const LIMIT: &str = "hyper";
 
-/// Everybody. Variants of jobcache that the binary refuses are skipped, as are peers that are not
-/// installed.
+/// All peers. Variants of jobcache that the binary rejects and peers that are not installed are
+/// skipped.
 pub(crate) const ROSTER: [Entrant; 13] = [
     jobcache("jobcache-strict", &["--near=strict"], Store::Redis),
     jobcache("jobcache-bounded", &["--near=bounded"], Store::Redis),
@@ -76,7 +76,7 @@ const fn jobcache(name: &'static str, flags: &'static [&'static str], store: Sto
     Entrant { name, kind: Kind::Jobcache { flags, store } }
 }
 
-/// What all peers share.
+/// State shared by all peers.
 #[derive(Debug)]
 pub(crate) struct Stage {
     /// The binary under test.
@@ -88,11 +88,11 @@ pub(crate) struct Stage {
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) entrant: Entrant,
-    /// Where clients connect.
+    /// The address for clients.
     pub(crate) address: SocketAddr,
     process: Running,
     pub(crate) redis: Option<Redis>,
-    /// Where it is told of changes, if it can be.
+    /// The purge interface, if there is one.
     purge: Option<Purge>,
     _dir: Option<TempDir>,
 }
@@ -103,52 +103,52 @@ enum Running {
     Jobcache(Sidecar),
 }
 
-/// Whether a peer takes part.
+/// The result of starting a peer.
 #[derive(Debug)]
 pub(crate) enum Started {
     Running(Box<Peer>),
-    /// It does not, for this reason.
+    /// The peer does not take part, for this reason.
     Skipped(String),
 }
 
 impl Entrant {
-    /// Whether it is one of ours.
+    /// Returns whether the peer is jobcache.
     pub(crate) fn is_jobcache(self) -> bool {
         matches!(self.kind, Kind::Jobcache { .. })
     }
 
-    /// Whether it forwards what it does not have: all but the bare server do.
+    /// Returns whether the peer forwards what it does not have; only the bare server does not.
     pub(crate) fn forwards(self) -> bool {
         !matches!(self.kind, Kind::Hyper)
     }
 
-    /// Whether it is a cache.
+    /// Returns whether the peer is a cache.
     pub(crate) fn caches(self) -> bool {
         !matches!(self.kind, Kind::Hyper | Kind::Forward(_))
     }
 
-    /// Whether it is measured under this kind of load: bare proxies only forward.
+    /// Returns whether the peer is measured under this work; bare proxies only forward.
     pub(crate) fn does(self, work: Work) -> bool {
         !matches!(self.kind, Kind::Forward(_)) || work == Work::Pass
     }
 
-    /// Which build takes part.
+    /// Returns the version of the peer.
     pub(crate) fn version(self) -> Value {
-        let say = |program: &str, flag: &str| match process::find(program) {
+        let version = |program: &str, flag: &str| match process::find(program) {
             Some(path) => json!(first_line(Command::new(path).arg(flag))),
             None => Value::Null,
         };
         match self.kind {
             Kind::Jobcache { flags, .. } => json!(flags.join(" ")),
-            Kind::Nginx { .. } => say("nginx", "-v"),
-            Kind::Haproxy => say("haproxy", "-v"),
-            Kind::Varnish => say("varnishd", "-V"),
-            Kind::Bloom => say("bloom", "--version"),
+            Kind::Nginx { .. } => version("nginx", "-v"),
+            Kind::Haproxy => version("haproxy", "-v"),
+            Kind::Varnish => version("varnishd", "-V"),
+            Kind::Bloom => version("bloom", "--version"),
             Kind::Hyper | Kind::Forward(_) => json!("hyper 1"),
         }
     }
 
-    /// Starts it on a free port, in front of the upstream.
+    /// Starts the peer on a free port in front of the upstream.
     pub(crate) fn start(self, stage: &Stage) -> Result<Started> {
         let started = match self.kind {
             Kind::Jobcache { flags, store } => self.start_jobcache(stage, flags, store),
@@ -189,7 +189,7 @@ impl Entrant {
         let mut args = words("-e stderr -c");
         args.push(config);
         if rustix::process::geteuid().is_root() {
-            // Its workers would change to a user who may not write here.
+            // nginx workers would switch to a user that cannot write here.
             args.extend(["-g".to_owned(), "user root;".to_owned()]);
         }
         let peer = self.start_other(&program, &args, place)?;
@@ -263,7 +263,7 @@ impl Started {
 }
 
 impl Peer {
-    /// The first process of the peer itself.
+    /// Returns the id of the peer's first process.
     pub(crate) fn pid(&self) -> u32 {
         match &self.process {
             Running::Other(process) => process.pid(),
@@ -271,18 +271,18 @@ impl Peer {
         }
     }
 
-    /// How it is told of changes; HAProxy and a bare proxy cannot be.
+    /// Returns the purge interface; HAProxy and bare proxies have none.
     pub(crate) fn purge(&self) -> Option<Purge> {
         self.purge
     }
 
-    /// That of its Redis.
+    /// Returns the process id of the peer's Redis.
     pub(crate) fn redis_pid(&self) -> Option<u32> {
         self.redis.as_ref().map(|redis| redis.process.pid())
     }
 }
 
-/// The bare server, this program started anew.
+/// Starts the bare server: this program in a new process.
 pub(crate) fn start_hyper() -> Result<(Process, SocketAddr)> {
     let address = process::free_address()?;
     let args = [format!("--serve={address}")];
@@ -291,18 +291,18 @@ pub(crate) fn start_hyper() -> Result<(Process, SocketAddr)> {
     Ok((process, address))
 }
 
-/// Why jobcache does not take these flags, in its own words; nothing if it does.
+/// Returns jobcache's reason for rejecting these flags, or `None` if it accepts them.
 fn refusal(binary: &Path, flags: &[&str]) -> Result<Option<String>> {
     let mut check = Command::new(binary);
     check.arg("check").args(flags).env_clear().stdin(Stdio::null());
     let output = check.output().map_err(|error| format!("{}: {error}", binary.display()))?;
-    // Wrong usage, bad configuration. Whether anybody can be reached is another matter.
+    // Wrong usage or a bad configuration. Unreachable servers do not matter here.
     if !matches!(output.status.code(), Some(2 | 78)) {
         return Ok(None);
     }
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let line = said.lines().find(|line| line.contains("near")).unwrap_or("refused").trim();
-    Ok(Some(format!("this jobcache does not take {}: {line}", flags.join(" "))))
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line = stderr.lines().find(|line| line.contains("near")).unwrap_or("refused").trim();
+    Ok(Some(format!("this jobcache rejects {}: {line}", flags.join(" "))))
 }
 
 fn missing(package: &str) -> Started {
@@ -313,7 +313,7 @@ fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Where a peer keeps its files, and what its configuration is to say.
+/// Files of a peer, and the values for its configuration.
 struct Place {
     dir: TempDir,
     listen: SocketAddr,
@@ -329,7 +329,7 @@ impl Place {
         Ok(Self { dir, listen: process::free_address()?, upstream: stage.upstream })
     }
 
-    /// Fills in a configuration; its path.
+    /// Writes a configuration with the placeholders replaced, and returns its path.
     fn write(&self, name: &str, config: &str) -> Result<String> {
         let config = config
             .replace("@LISTEN@", &self.listen.to_string())
@@ -343,8 +343,8 @@ impl Place {
     }
 }
 
-/// A file system in memory that has room for what nginx caches (1 GiB) and from which Varnish may
-/// load what it compiles; containers have neither.
+/// Returns an in-memory file system that has room for nginx's cache (1 GiB) and from which Varnish
+/// may load compiled code. Containers often lack one.
 fn memory_dir() -> Option<&'static str> {
     let dir = "/dev/shm";
     let mounts = fs::read_to_string("/proc/mounts").ok()?;

@@ -1,4 +1,4 @@
-//! One measurement: a peer under one kind of load, checked before, after and meanwhile.
+//! One measurement: a peer under one load, checked before, during and after.
 
 use std::{
     io::{Read as _, Write as _},
@@ -17,14 +17,14 @@ use crate::{
     wrk::{IDS, Load, Wrk},
 };
 
-/// Rounds of warming that a cache may need until it forwards nothing any more.
+/// Warming rounds after which a cache must forward nothing.
 const WARMINGS: usize = 4;
-/// The part of the requests that may end otherwise than the cell says.
+/// Accepted share of requests with another result than the load's.
 const TOLERANCE: f64 = 0.01;
-/// Measurements that may be thrown away because a busy machine made Redis late, upon which
-/// jobcache forwards by design.
+/// Attempts per measurement: on a busy machine Redis can be late, and jobcache then forwards by
+/// design.
 const ATTEMPTS: usize = 5;
-/// The part of the requests that may fail.
+/// Accepted share of failed requests.
 const FAILURES: f64 = 0.001;
 
 /// The figures of one measurement.
@@ -33,15 +33,15 @@ pub(crate) struct Sample {
     pub(crate) requests_per_second: f64,
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
-    /// Seconds a 100,000 requests, of the peer and its Redis.
+    /// CPU seconds per 100,000 requests, of the peer and its Redis.
     pub(crate) cpu: f64,
-    /// The part of it that was Redis'.
+    /// The part of `cpu` that Redis used.
     pub(crate) cpu_redis: f64,
-    /// Of the peer and its Redis, afterwards.
+    /// Memory of the peer and its Redis after the load.
     pub(crate) memory_mib: f64,
 }
 
-/// MiB before and after a cache has been given many jobs.
+/// Memory in MiB before and after a cache is filled with many jobs.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Memory {
     pub(crate) idle: f64,
@@ -52,22 +52,22 @@ pub(crate) struct Memory {
 
 /// Measures a peer once.
 ///
-/// Fails when the peer does not do what the cell is about: a cache that forwards hits, or answers
-/// misses itself, is misconfigured, and its figures would say nothing.
+/// Fails if the peer does not do what the load is about: a cache that forwards hits, or answers
+/// misses itself, is misconfigured, and its figures would be meaningless.
 pub(crate) fn measure(peer: &Peer, cell: Cell, stage: &Stage, wrk: &mut Wrk) -> Result<Sample> {
     let mut attempt = 1;
     loop {
         match attempt_once(peer, cell, stage, wrk) {
             Ok(Ok(sample)) => return Ok(sample),
             Ok(Err(why)) if attempt == ATTEMPTS => return Err(why.into()),
-            Ok(Err(why)) => println!("once more: {}: {why}", peer.entrant.name),
+            Ok(Err(why)) => println!("repeating {}: {why}", peer.entrant.name),
             Err(error) => return Err(error),
         }
         attempt += 1;
     }
 }
 
-/// A sample, or why it does not count.
+/// Returns a sample, or the reason why it does not count.
 fn attempt_once(
     peer: &Peer,
     cell: Cell,
@@ -98,7 +98,8 @@ fn attempt_once(
     }))
 }
 
-/// What a peer weighs without and with this many jobs of 600 B, each of which was read twice.
+/// Measures the memory of a peer without jobs and with this many jobs of 600 B, each of which was
+/// read twice.
 pub(crate) fn weigh(entrant: Entrant, jobs: usize, stage: &Stage) -> Result<Option<Memory>> {
     if !entrant.does(Work::Hit) {
         return Ok(None);
@@ -116,14 +117,14 @@ pub(crate) fn weigh(entrant: Entrant, jobs: usize, stage: &Stage) -> Result<Opti
     Ok(Some(Memory { idle, full, redis_idle, redis_full }))
 }
 
-/// Reads all ids until none of them reaches the upstream any more.
+/// Reads all ids until none of the reads reaches the upstream.
 fn warm(peer: &Peer, size: Size, stage: &Stage) -> Result<()> {
     let mut forwarded = 0;
     for round in 0..=WARMINGS {
         let before = upstream_count(stage.upstream)?;
         read_all(peer.address, size, IDS)?;
         forwarded = upstream_count(stage.upstream)? - before;
-        // The first round may find everything there, and then proves nothing of the second.
+        // The first round may find everything cached, which proves nothing about the second.
         if round > 0 && forwarded == 0 {
             return Ok(());
         }
@@ -137,7 +138,7 @@ fn judge(peer: &Peer, cell: Cell, load: Load, forwarded: u64) -> std::result::Re
         return Err(format!("{} of {requests} requests failed", load.errors));
     }
     let expected = if cell.work == Work::Hit || !peer.entrant.forwards() { 0.0 } else { requests };
-    // Requests under way when wrk ends are answered and not counted.
+    // Requests in progress when wrk ends are answered but not counted.
     let slack = requests * TOLERANCE + f64::from(2 * cell.connections);
     if (real(forwarded) - expected).abs() > slack {
         return Err(format!("forwarded {forwarded} of {requests} requests"));
@@ -149,7 +150,7 @@ fn pids(peer: &Peer) -> Vec<u32> {
     [Some(peer.pid()), peer.redis_pid()].into_iter().flatten().collect()
 }
 
-/// CPU seconds so far.
+/// CPU seconds used.
 struct Cpu {
     own: f64,
     redis: f64,
@@ -162,7 +163,7 @@ impl Cpu {
     }
 }
 
-/// Empties a peer's Redis of what misses have left there: no other cache here grows without bound.
+/// Empties a peer's Redis of the entries that misses have left; the other caches are bounded.
 fn forget(peer: &Peer) -> Result<()> {
     peer.redis.as_ref().map_or(Ok(()), |redis| flush(redis.address))
 }
@@ -172,5 +173,5 @@ fn flush(redis: SocketAddr) -> Result<()> {
     stream.write_all(b"FLUSHALL\r\n")?;
     let mut reply = [0; 5];
     stream.read_exact(&mut reply)?;
-    if reply == *b"+OK\r\n" { Ok(()) } else { Err("Redis refuses FLUSHALL".into()) }
+    if reply == *b"+OK\r\n" { Ok(()) } else { Err("Redis rejects FLUSHALL".into()) }
 }

@@ -1,8 +1,8 @@
-//! A bare hyper server that answers from memory: what every hit is measured against, and the
-//! upstream of all peers.
+//! A bare hyper server that answers from memory: the baseline for hits, and the upstream of all
+//! peers.
 //!
-//! It is this program started anew, as a process of its own, so that its CPU time is not counted to
-//! anybody else.
+//! The server is this program in a process of its own, so that its CPU time is not attributed to a
+//! peer.
 
 use std::{
     convert::Infallible,
@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 
 use crate::{Result, cell::Size};
 
-/// Where it tells how many other requests it has answered.
+/// Path that returns the number of other requests answered.
 pub(crate) const COUNT: &str = "/count";
 
 /// Serves until the process is ended.
@@ -48,7 +48,7 @@ async fn accept(address: SocketAddr) -> Result<()> {
                 let response = server.answer(&request);
                 async { Ok::<_, Infallible>(response) }
             });
-            // A client that goes away is not this server's concern.
+            // A client that disconnects is not an error here.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
         });
     }
@@ -65,7 +65,7 @@ impl Server {
         Self { small: body(Size::Small), large: body(Size::Large), answered: AtomicU64::new(0) }
     }
 
-    /// The size of the body is told by the first digits of the id.
+    /// The first digits of the id select the size of the body.
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         if path == COUNT {
@@ -81,7 +81,7 @@ impl Server {
     }
 }
 
-/// A job as JSON, filled up to the byte.
+/// Returns a job as JSON, padded to the exact size.
 fn body(size: Size) -> Bytes {
     let head = r#"{"id":"job","status":"converting","progress":42,"log":""#;
     let filler = "x".repeat(size.bytes() - head.len() - 2);

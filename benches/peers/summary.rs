@@ -11,10 +11,10 @@ use crate::{
     table::{Table, number},
 };
 
-/// Whom others are compared with, round by round.
+/// Peers with which the others are compared, round by round.
 const RIVALS: [&str; 4] = ["haproxy", "nginx", "nginx-sendfile", LIMIT];
 
-/// A sample, and where it belongs.
+/// A sample with its round, load and peer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taken {
     pub(crate) round: usize,
@@ -24,17 +24,17 @@ pub(crate) struct Taken {
     pub(crate) sample: Sample,
 }
 
-/// All that was measured.
+/// All measurements.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     pub(crate) taken: Vec<Taken>,
     pub(crate) memory: Vec<(&'static str, Memory)>,
-    /// Jobs for which memory was measured.
+    /// Number of jobs in the memory measurement.
     pub(crate) jobs: usize,
 }
 
 impl Summary {
-    /// One table a cell, then what a miss and a write add, then memory.
+    /// Renders one table per load, then the latency added by a miss and a write, then memory.
     pub(crate) fn tables(&self) -> String {
         let mut sections: Vec<(String, Table)> =
             self.cells().map(|cell| (cell.to_string(), self.table(cell))).collect();
@@ -58,7 +58,7 @@ impl Summary {
             "p50 ms",
             "p99 ms",
             "CPU-s/100k",
-            "of it Redis",
+            "CPU of Redis",
             "CPU / haproxy",
             "/ nginx",
             "/ nginx-sendfile",
@@ -86,7 +86,8 @@ impl Summary {
         table
     }
 
-    /// Medians of what each round's p50 lies above that of the upstream alone in the same round.
+    /// Returns the medians of the difference between each round's p50 and the upstream's p50 in the
+    /// same round.
     fn added(&self, work: Work) -> Option<Table> {
         let cell = self.cells().find(|cell| cell.work == work && cell.connections == 8)?;
         let mut table = Table::new(&["peer", "p50 ms", "added ms"]);
@@ -113,7 +114,7 @@ impl Summary {
         table
     }
 
-    /// Every sample, and the medians and ratios of the tables with their spread.
+    /// Returns every sample, and the medians and ratios of the tables with their spread.
     pub(crate) fn json(&self) -> Value {
         let cells: Map<String, Value> = self
             .cells()
@@ -147,7 +148,7 @@ impl Summary {
         json!({ "rounds": samples, "ratio_to": ratios })
     }
 
-    /// Cost at the left, latency at the right.
+    /// Returns the bars: cost on the left, latency on the right.
     pub(crate) fn panels(&self) -> Vec<Panel> {
         self.cells()
             .flat_map(|cell| {
@@ -173,7 +174,7 @@ impl Summary {
         CELLS.into_iter().filter(|cell| self.taken.iter().any(|taken| taken.cell == *cell))
     }
 
-    /// In the order of the roster, which is that of the first round.
+    /// Returns the peers in the order of the roster, which is the order of the first round.
     fn peers(&self, cell: Cell) -> Vec<&'static str> {
         self.taken
             .iter()
@@ -190,7 +191,7 @@ impl Summary {
         self.of(cell, peer).map(|taken| of(&taken.sample)).collect()
     }
 
-    /// What a round says of one by another: a load on the machine weighs on both alike.
+    /// Returns the ratios of two peers, round by round: other load on the machine affects both.
     fn ratios(&self, cell: Cell, peer: &str, rival: &str, of: fn(&Sample) -> f64) -> Vec<f64> {
         let pairs = self.pairs(cell, peer, rival);
         pairs.iter().map(|(own, other)| of(own) / of(other)).collect()

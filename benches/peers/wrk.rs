@@ -1,4 +1,4 @@
-//! The load: `wrk`, one thread, with the script `requests.lua`.
+//! The load generator: `wrk` with one thread and the script `requests.lua`.
 
 use std::{
     io::Read as _,
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::{Result, cell::Cell, interrupt::Interrupt, process};
 
-/// Jobs that are asked for in turn.
+/// Jobs that are requested in turn.
 pub(crate) const IDS: usize = 1_000;
 const SCRIPT: &str = include_str!("requests.lua");
 
@@ -24,12 +24,12 @@ pub(crate) struct Wrk {
     program: PathBuf,
     dir: TempDir,
     seconds: u32,
-    /// Numbers the runs, so that no two of them miss the same ids.
+    /// Number of the run, so that no two runs miss the same ids.
     runs: u16,
     interrupt: Interrupt,
 }
 
-/// What its script says at the end.
+/// The result that the script prints.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(crate) struct Load {
     pub(crate) requests: u64,
@@ -41,7 +41,7 @@ pub(crate) struct Load {
 }
 
 impl Wrk {
-    /// Finds it. Each of its runs takes `seconds`.
+    /// Finds `wrk`. Each of its runs takes `seconds`.
     pub(crate) fn new(seconds: u32, interrupt: Interrupt) -> Result<Self> {
         let program = process::find("wrk").ok_or("wrk is missing: apt-get install wrk")?;
         let dir = TempDir::with_prefix("jobcache-bench-wrk-")?;
@@ -49,7 +49,7 @@ impl Wrk {
         Ok(Self { program, dir, seconds, runs: 0, interrupt })
     }
 
-    /// Sends the requests of a cell.
+    /// Sends the requests of a load.
     pub(crate) fn run(&mut self, address: SocketAddr, cell: Cell) -> Result<Load> {
         self.runs += 1;
         let child = Command::new(&self.program)
@@ -65,7 +65,9 @@ impl Wrk {
             .spawn()?;
         let output = self.wait(Running(child))?;
         let line = output.lines().find(|line| line.starts_with('{'));
-        Ok(serde_json::from_str(line.ok_or_else(|| format!("wrk says {output}"))?)?)
+        Ok(serde_json::from_str(
+            line.ok_or_else(|| format!("unexpected output of wrk: {output}"))?,
+        )?)
     }
 
     fn wait(&self, mut wrk: Running) -> Result<String> {
@@ -73,16 +75,16 @@ impl Wrk {
             self.interrupt.check()?;
             sleep(Duration::from_millis(20));
         }
-        // Also when wrk was interrupted together with us, and has ended early.
+        // An interrupt also reaches wrk, which then ends early.
         self.interrupt.check()?;
         let mut output = String::new();
-        // It says less than a pipe holds.
+        // The output is smaller than a pipe buffer.
         wrk.0.stdout.take().ok_or("no pipe from wrk")?.read_to_string(&mut output)?;
         Ok(output)
     }
 }
 
-/// Ended when it is no longer waited for.
+/// A child process that is killed on drop.
 struct Running(Child);
 
 impl Drop for Running {

@@ -27,25 +27,25 @@ use crate::{
     scenario::{Callers, JOBS, POLL_EVERY, Play, STAGE_SECONDS},
 };
 
-/// A poll comes up to this part of its interval early or late.
+/// Largest deviation of a poll from its time, as a part of the interval.
 const JITTER: f64 = 0.1;
-/// Before a purge that was refused is sent again.
+/// Pause before a refused purge is sent again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// How long a sidecar may take to serve its first hit, and the time between two looks.
+/// Time limit for the first hit of a sidecar, and the interval between two attempts.
 const WARM: Duration = Duration::from_secs(20);
 const WARM_STEP: Duration = Duration::from_millis(20);
-/// The name that frontends know the API by, whichever sidecar they reach.
+/// Host name under which frontends address the API, on every sidecar.
 const API: &str = "api.internal";
 
-/// What everybody on the stage knows.
+/// State shared by all users and pipelines.
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) play: Play,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) figures: Figures,
-    /// Where users connect: sidecars, or the API.
+    /// Addresses for users: sidecars, or the API.
     pub(crate) fronts: Vec<SocketAddr>,
-    /// Purge webhooks; none without a sidecar.
+    /// Purge webhooks; empty without a sidecar.
     pub(crate) webhooks: Vec<SocketAddr>,
 }
 
@@ -76,12 +76,12 @@ impl Stage {
         Ok(())
     }
 
-    /// Changes a job in the database, behind the sidecars' backs, and purges it by the webhook of
-    /// any of them until one confirms.
+    /// Changes a job directly in the database, unseen by the sidecars, and purges it through random
+    /// webhooks until one confirms.
     async fn work(self: Arc<Self>, job: usize) {
         let (shortest, longest) = STAGE_SECONDS;
         let factor = f64::from(self.play.factor);
-        // The stage that it is in has begun some time ago.
+        // The current stage has already begun some time ago.
         let mut stays = fastrand::f64() * longest;
         loop {
             sleep(Duration::from_secs_f64(stays / factor)).await;
@@ -101,11 +101,11 @@ impl Stage {
             .header(HOST, webhook.to_string())
             .body(Full::from(json!({ "job_id": id(job) }).to_string()));
         let Ok(request) = request else { return false };
-        let asked = Instant::now();
+        let started = Instant::now();
         let answer = Client::new(*webhook).send(request).await;
         let confirmed = answer.is_ok_and(|response| response.status() == StatusCode::OK);
         if confirmed {
-            self.figures.purged(asked.elapsed());
+            self.figures.purged(started.elapsed());
         }
         confirmed
     }
@@ -119,7 +119,7 @@ struct User {
     client: Client,
 }
 
-/// What a frontend reads of an answer.
+/// The part of an answer that a frontend reads.
 #[derive(Deserialize)]
 struct Seen {
     version: u64,
@@ -145,15 +145,15 @@ impl User {
         }
     }
 
-    /// Where the answer came from; nothing where there was none.
+    /// Polls once and returns the source of the answer, or `None` if there is no usable answer.
     async fn poll(&mut self) -> Option<Source> {
         let acknowledged = self.stage.jobs.acknowledged(self.job);
         let request = self.request()?;
-        let asked = Instant::now();
+        let started = Instant::now();
         let answer = self.client.send(request).await;
-        let took = asked.elapsed();
-        let seen = answer.ok().and_then(|response| judge(&response));
-        let Some((version, source)) = seen else {
+        let took = started.elapsed();
+        let result = answer.ok().and_then(|response| judge(&response));
+        let Some((version, source)) = result else {
             self.stage.figures.failed();
             return None;
         };
@@ -173,7 +173,7 @@ impl User {
     }
 }
 
-/// The version that an answer shows, and where it came from.
+/// Returns the version in an answer and the source of the answer.
 fn judge(response: &Response<Bytes>) -> Option<(u64, Source)> {
     let seen: Seen = serde_json::from_slice(response.body()).ok()?;
     let status = response.headers().get(CACHE_STATUS).and_then(|status| status.to_str().ok());

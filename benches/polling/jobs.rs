@@ -1,4 +1,4 @@
-//! The API: an ordinary backend with a database, which knows nothing of a cache.
+//! The API: an ordinary application with a database, which does not know about a cache.
 
 use std::{
     net::SocketAddr,
@@ -23,24 +23,24 @@ use crate::{
     staging,
 };
 
-/// Before the number in an id.
+/// Text before the number in a job id.
 const ID_PREFIX: &str = "job-";
-/// Queued, converting from 10 to 90 percent, completed.
+/// Number of stages: queued, converting from 10 to 90 percent, completed.
 const STAGES: u64 = 11;
 
-/// The jobs and what their readers have cost.
+/// The jobs, and the number of reads and changes.
 #[derive(Debug)]
 pub(crate) struct Jobs {
-    /// Counted up by each change; tells the stage as well.
+    /// Number of changes of each job, which also determines its stage.
     versions: [AtomicU64; JOBS],
-    /// The version of the last purge that was answered 200.
+    /// For each job, the newest version with a purge that was answered 200.
     acknowledged: [AtomicU64; JOBS],
     reads: AtomicU64,
     changes: AtomicU64,
 }
 
 impl Jobs {
-    /// All of them somewhere on their way.
+    /// Creates the jobs in random stages.
     pub(crate) fn new() -> Self {
         Self {
             versions: std::array::from_fn(|_| AtomicU64::new(1 + fastrand::u64(..STAGES))),
@@ -50,34 +50,34 @@ impl Jobs {
         }
     }
 
-    /// Queries so far.
+    /// Returns the number of queries.
     pub(crate) fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// Changes so far.
+    /// Returns the number of changes.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
     }
 
-    /// Moves a job to its next stage, and from the last one to the first; its new version.
+    /// Moves a job to its next stage, or from the last to the first, and returns its new version.
     pub(crate) fn advance(&self, job: usize) -> u64 {
         self.changes.fetch_add(1, Ordering::Relaxed);
         self.versions[job].fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// Remembers that a purge after this version was answered 200.
+    /// Records that a purge of this version was answered 200.
     pub(crate) fn acknowledge(&self, job: usize, version: u64) {
         self.acknowledged[job].fetch_max(version, Ordering::SeqCst);
     }
 
-    /// No answer to a poll that starts after this call may be older.
+    /// Returns the oldest version that a poll started after this call may show.
     pub(crate) fn acknowledged(&self, job: usize) -> u64 {
         self.acknowledged[job].load(Ordering::SeqCst)
     }
 
-    /// A query sees the row as it was when it began, so that an answer on its way may be overtaken
-    /// by a change and its purge.
+    /// Answers a read with the version at the start of the query, so that a change and its purge
+    /// can overtake the answer.
     async fn answer(&self, path: &str) -> Response<Full<Bytes>> {
         let Some(job) = number(path).filter(|job| *job < JOBS) else {
             let mut response = Response::new(Full::default());
@@ -99,7 +99,7 @@ impl Jobs {
     }
 }
 
-/// Serves the jobs until `tasks` is dropped; where.
+/// Serves the jobs until `tasks` is dropped, and returns the address.
 pub(crate) async fn serve(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> Result<SocketAddr> {
     let jobs = Arc::clone(jobs);
     staging::serve(tasks, move |request| {
@@ -109,7 +109,7 @@ pub(crate) async fn serve(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> Result<S
     .await
 }
 
-/// As it stands in paths.
+/// Returns the id of a job as it appears in paths.
 pub(crate) fn id(job: usize) -> String {
     format!("{ID_PREFIX}{}", job + 1)
 }

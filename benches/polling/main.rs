@@ -1,9 +1,9 @@
-//! The scenario that jobcache is for: 100 users who poll `GET /jobs/<id>` every 5 seconds, a
-//! pipeline that moves the jobs through their stages and purges them, and what the API is spared.
+//! The main use case of jobcache: 100 users poll `GET /jobs/<id>` every 5 seconds, and a pipeline
+//! moves the jobs through their stages and purges them. Measures the reads that the API is spared.
 //!
-//! It is played faster than life, without jobcache and behind one to four sidecars, and with a
-//! hundred times as many users. It fails when an answer is stale, or when the reads of the API grow
-//! with the users.
+//! The scenario runs faster than real time, without jobcache, behind one to four sidecars, and with
+//! up to a hundred times as many users. The benchmark fails if an answer is stale, or if the reads
+//! of the API grow with the number of users.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 #[path = "../support/client.rs"]
@@ -60,26 +60,26 @@ use crate::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Open files of this process beside those of the users.
+/// Open files of this process other than those of the users.
 const FILES: u64 = 1_000;
 
-/// Plays the polling scenario; flags go after `--`.
+/// Plays the polling scenario; flags go after `--`
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench polling --")]
 struct Args {
-    /// Minutes of the scenario that each size of it is measured for
+    /// Minutes of the scenario for each size
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=600))]
     minutes: u32,
-    /// Leaves out sizes with more users
+    /// Skip sizes with more users
     #[arg(long, default_value_t = 10_000)]
     max_users: u32,
-    /// Binary to measure in place of this build's
+    /// Binary to measure instead of this build's
     #[arg(long)]
     jobcache: Option<PathBuf>,
-    /// Keep the figures in benches/figures, too
+    /// Save the figures in benches/figures as well
     #[arg(long)]
     save: bool,
-    /// What cargo adds
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -104,7 +104,7 @@ fn run(args: &Args) -> Result<()> {
         let (users, callers) = (play.users, play.callers.as_str());
         let title = format!("{users} users ({callers}), sidecars: {}", play.front());
         if u64::from(play.users) + FILES > files {
-            println!("skipped {title}: allow more open files (ulimit -n)");
+            println!("skipped {title}: raise the limit of open files (ulimit -n)");
             continue;
         }
         println!("{title}: {} min at {} times the speed", args.minutes, play.factor);
@@ -115,13 +115,13 @@ fn run(args: &Args) -> Result<()> {
     Report::new("polling", args.save).write(
         &outcomes.json(&machine),
         &tables,
-        "Reads of the API in a minute",
+        "API reads per minute",
         &outcomes.panels(),
     )?;
     outcomes.judge()
 }
 
-/// Plays one size of the scenario. Runs on the main thread, to which its servers are tied.
+/// Plays one size of the scenario. Must run on the main thread, because the servers end with it.
 async fn perform(args: &Args, play: Play, interrupt: &Interrupt) -> Result<Outcome> {
     let (mut api, mut crowd) = (JoinSet::new(), JoinSet::new());
     let jobs = Arc::new(Jobs::new());
@@ -132,7 +132,7 @@ async fn perform(args: &Args, play: Play, interrupt: &Interrupt) -> Result<Outco
     let stage = Arc::new(Stage { play, jobs: Arc::clone(&jobs), figures, fronts, webhooks });
     stage.warm().await?;
     stage.start(&mut crowd);
-    // Until every user has connected and has polled once at its own pace.
+    // Afterwards every user has connected and polled once at its own pace.
     wait(play.compressed(2 * POLL_EVERY), interrupt).await?;
     stage.figures.reset();
     let (reads, changes, started) = (jobs.reads(), jobs.changes(), Instant::now());
@@ -175,7 +175,7 @@ impl Servers {
         Ok(Self { sidecars: sidecars.collect::<Result<_>>()?, redis: Some(redis) })
     }
 
-    /// Where users connect, and the purge webhooks.
+    /// Returns the addresses for users, and the purge webhooks.
     fn addresses(&self, upstream: SocketAddr) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
         if self.sidecars.is_empty() {
             return (vec![upstream], Vec::new());

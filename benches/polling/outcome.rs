@@ -1,4 +1,4 @@
-//! What the plays have shown: table, bars, and whether jobcache has kept its word.
+//! Results of the plays: table, bars, and the check of jobcache's promises.
 
 use serde_json::{Value, json};
 
@@ -11,32 +11,33 @@ use crate::{
     table::{Table, number},
 };
 
-/// Reads that a change of a job may cost where users share them: one, and a few by chance.
+/// Reads allowed per change of a job if users share them: one, plus a few by chance.
 const READS_A_CHANGE: f64 = 1.5;
-/// The part of the polls that may find the store late; past it the machine was too busy to tell.
+/// Largest accepted share of polls that find the store late; above it the machine was too busy for
+/// a result.
 const LATE: f64 = 0.001;
 
-/// Of one play.
+/// The result of one play.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) play: Play,
-    /// Of the scenario, not of the clock.
+    /// Minutes of the scenario, not of the clock.
     pub(crate) minutes: f64,
     /// Queries of the API.
     pub(crate) reads: u64,
     /// Changes of jobs.
     pub(crate) changes: u64,
-    /// Of all sidecars and their Redis.
+    /// CPU seconds of all sidecars and their Redis.
     pub(crate) cpu_seconds: f64,
-    /// Of all sidecars at the end.
+    /// Memory of all sidecars at the end.
     pub(crate) memory_mib: f64,
     pub(crate) counts: Counts,
 }
 
-/// Of all of them.
+/// The results of all plays.
 #[derive(Debug)]
 pub(crate) struct Outcomes {
-    /// That were asked for.
+    /// The requested minutes of each play.
     pub(crate) minutes: u32,
     pub(crate) all: Vec<Outcome>,
 }
@@ -50,7 +51,7 @@ impl Outcome {
         real(self.counts.polls) / self.minutes
     }
 
-    /// Percent of the polls that cost no read.
+    /// Returns the percentage of polls that cost no read.
     fn reduction(&self) -> f64 {
         100.0 * (1.0 - real(self.reads) / real(self.counts.polls.max(1)))
     }
@@ -59,13 +60,13 @@ impl Outcome {
         real(self.reads) / real(self.changes.max(1))
     }
 
-    /// None without a sidecar.
+    /// Returns the CPU seconds per 100,000 polls, or `None` without a sidecar.
     fn cpu_per_100k(&self) -> Option<f64> {
         let spent = (self.play.front != Front::Nothing).then_some(self.cpu_seconds)?;
         Some(spent * 1e5 / real(self.counts.polls.max(1)))
     }
 
-    /// Memory of one sidecar; none without one.
+    /// Returns the memory of one sidecar, or `None` without a sidecar.
     fn sidecar_mib(&self) -> Option<f64> {
         match self.play.front {
             Front::Nothing => None,
@@ -109,7 +110,7 @@ impl Outcome {
         })
     }
 
-    /// Within the plays of 100 users.
+    /// Returns the label among the plays of 100 users.
     fn callers(&self) -> String {
         match (self.play.front, self.play.callers) {
             (Front::Nothing, _) => "no cache".to_owned(),
@@ -122,26 +123,26 @@ impl Outcome {
         format!("{} users, sidecars: {}", number(Some(self.play.users.into())), self.play.front())
     }
 
-    /// What it has failed in.
+    /// Returns the promises that this play has broken.
     fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.counts.stale > 0 {
             faults.push(format!("{} stale answers", self.counts.stale));
         }
         if self.play.shares() && !self.is_late() && self.reads_a_change() > READS_A_CHANGE {
-            faults.push(format!("{} reads a change", number(Some(self.reads_a_change()))));
+            faults.push(format!("{} reads per change", number(Some(self.reads_a_change()))));
         }
         faults
     }
 
-    /// Whether the machine was too busy for it: then every late poll may cost a read, by design.
+    /// Returns whether the machine was too busy: every late poll may then cost a read, by design.
     fn is_late(&self) -> bool {
         real(self.counts.late) > LATE * real(self.counts.polls)
     }
 }
 
 impl Outcomes {
-    /// One row a play, and the line to beat.
+    /// Renders one row per play, and the published figures for comparison.
     pub(crate) fn tables(&self) -> String {
         let mut table = Table::new(&[
             "users",
@@ -166,20 +167,20 @@ impl Outcomes {
         }
         let (reads, reduction) = (number(Some(PUBLISHED_READS)), percent(PUBLISHED_REDUCTION));
         let busy = if self.all.iter().any(Outcome::is_late) {
-            "\nIn some of them Redis was often late (`late`): the machine was too busy to tell how \
-             many reads these sizes cost.\n"
+            "\nIn some plays Redis was often late (`late`): the machine was too busy to measure \
+             the reads of these sizes.\n"
         } else {
             ""
         };
         format!(
-            "{JOBS} jobs, {} min each; the cache inside the application, as published for 100 \
+            "{JOBS} jobs, {} min each; the in-application cache, as published for 100 \
              users: about {reads} reads/min, {reduction} fewer\n\n{}{busy}",
             self.minutes,
             table.render()
         )
     }
 
-    /// All figures.
+    /// Returns all figures.
     pub(crate) fn json(&self, machine: &Value) -> Value {
         let plays: Vec<Value> = self.all.iter().map(Outcome::json).collect();
         let published = json!({
@@ -188,7 +189,7 @@ impl Outcomes {
         json!({ "machine": machine, "published_in_app_cache": published, "plays": plays })
     }
 
-    /// The scenario itself, then how it grows.
+    /// Returns the bars: the scenario itself, then larger sizes.
     pub(crate) fn panels(&self) -> Vec<Panel> {
         let bar = |outcome: &Outcome, label: String| Bar {
             label,
@@ -207,11 +208,11 @@ impl Outcomes {
         let growth = growth.map(|outcome| bar(outcome, outcome.size())).collect();
         vec![
             Panel { title: "100 users, 1,200 polls a minute".to_owned(), bars: scenario },
-            Panel { title: "With more users and sidecars".to_owned(), bars: growth },
+            Panel { title: "More users and sidecars".to_owned(), bars: growth },
         ]
     }
 
-    /// An error that names everything that must not be.
+    /// Returns an error that lists every broken promise.
     pub(crate) fn judge(&self) -> Result<()> {
         let faults: Vec<String> = self
             .all
@@ -226,7 +227,7 @@ impl Outcomes {
 }
 
 fn percent(percent: f64) -> String {
-    // Of nothing saved rounding makes -0.0.
+    // If nothing is saved, rounding makes -0.0.
     format!("{:.1} %", percent.max(0.0))
 }
 

@@ -2,54 +2,53 @@
 
 use std::time::Duration;
 
-/// How often a frontend polls its job.
+/// Interval between two polls of a frontend.
 pub(crate) const POLL_EVERY: Duration = Duration::from_secs(5);
-/// Jobs that are watched. Their number and not that of the users bounds what can be saved: each
-/// change has to be read once.
+/// Number of watched jobs. It, rather than the number of users, bounds the savings, because each
+/// change must be read once.
 pub(crate) const JOBS: usize = 20;
 /// Shortest and longest time that a job stays in one stage, in seconds.
 pub(crate) const STAGE_SECONDS: (f64, f64) = (10.0, 30.0);
-/// The life of an entry.
+/// Lifetime of an entry.
 pub(crate) const TTL: Duration = Duration::from_mins(5);
-/// What a query takes in the database of the API; not compressed.
+/// Duration of a query in the API's database; not compressed.
 pub(crate) const QUERY: Duration = Duration::from_millis(5);
 
-/// What is published of the cache inside the application that jobcache replaces: about so many
-/// reads a minute with 100 users, and so much less than without.
+/// Published figures of the in-application cache that jobcache replaces: reads per minute with 100
+/// users, and the percentage saved.
 pub(crate) const PUBLISHED_READS: f64 = 100.0;
 pub(crate) const PUBLISHED_REDUCTION: f64 = 83.0;
 
-/// Who stands between users and API.
+/// The part between the users and the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Front {
-    /// Nobody.
     Nothing,
-    /// So many sidecars with one Redis.
+    /// This many sidecars with one Redis.
     Sidecars(u8),
 }
 
-/// What the users' requests say of them.
+/// The credentials in the users' requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Callers {
-    /// Nothing.
+    /// No credentials.
     Anonymous,
-    /// Each sends a token of its own, and is given only what the API has served to it.
+    /// Each user sends its own token, and gets only what the API has served to that token.
     Partitioned,
-    /// Each sends a token of its own, which a gateway has judged: all are given the same.
+    /// Each user sends its own token, which a gateway has checked: all users share entries.
     Shared,
 }
 
-/// One size of it.
+/// One size of the scenario.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Play {
     pub(crate) users: u32,
     pub(crate) callers: Callers,
     pub(crate) front: Front,
-    /// So much faster than life: what takes a minute takes a `factor`th of it.
+    /// Speed-up over real time.
     pub(crate) factor: u32,
 }
 
-/// From the 100 users of the scenario to a hundred times as many.
+/// The sizes, from the 100 users of the scenario to a hundred times as many.
 pub(crate) const PLAYS: [Play; 9] = [
     Play { users: 100, callers: Callers::Anonymous, front: Front::Nothing, factor: 10 },
     Play { users: 100, callers: Callers::Anonymous, front: Front::Sidecars(1), factor: 10 },
@@ -58,18 +57,18 @@ pub(crate) const PLAYS: [Play; 9] = [
     Play { users: 1_000, callers: Callers::Anonymous, front: Front::Sidecars(1), factor: 10 },
     Play { users: 1_000, callers: Callers::Anonymous, front: Front::Sidecars(2), factor: 10 },
     Play { users: 1_000, callers: Callers::Anonymous, front: Front::Sidecars(4), factor: 10 },
-    // Faster than life they would be more than a small machine can play.
+    // At a higher speed these would exceed a small machine.
     Play { users: 10_000, callers: Callers::Anonymous, front: Front::Sidecars(1), factor: 1 },
     Play { users: 10_000, callers: Callers::Anonymous, front: Front::Sidecars(4), factor: 1 },
 ];
 
 impl Play {
-    /// What a time of the scenario takes here.
+    /// Returns the duration of a time of the scenario in this play.
     pub(crate) fn compressed(&self, time: Duration) -> Duration {
         time / self.factor
     }
 
-    /// Sidecars, as tables call them.
+    /// Returns the number of sidecars as tables show it.
     pub(crate) fn front(&self) -> String {
         match self.front {
             Front::Nothing => "none".to_owned(),
@@ -77,14 +76,14 @@ impl Play {
         }
     }
 
-    /// Whether the reads that it costs may not depend on the number of users.
+    /// Returns whether the number of reads must not depend on the number of users.
     pub(crate) fn shares(&self) -> bool {
         self.front != Front::Nothing && self.callers != Callers::Partitioned
     }
 }
 
 impl Callers {
-    /// As tables call them.
+    /// Returns the label in tables.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Anonymous => "anonymous",
@@ -93,7 +92,7 @@ impl Callers {
         }
     }
 
-    /// The value of `credentials.mode`.
+    /// Returns the value of `credentials.mode`.
     pub(crate) fn mode(self) -> &'static str {
         if self == Self::Shared { "shared" } else { "partition" }
     }

@@ -1,4 +1,4 @@
-//! The API, which counts who has read what.
+//! The API of the benchmark. It counts the reads of each version by each credential.
 
 use std::{
     collections::HashMap,
@@ -21,23 +21,23 @@ use tokio::{task::JoinSet, time::sleep};
 
 use crate::{Result, staging};
 
-/// Jobs that are watched.
+/// Number of watched jobs.
 pub(crate) const JOBS: usize = 25;
-/// What a query takes in the database.
+/// Duration of a database query.
 pub(crate) const QUERY: Duration = Duration::from_millis(5);
-/// Bytes of a body, which is padded to it.
+/// Length of a body in bytes; bodies are padded to it.
 const BODY: usize = 600;
-/// Before the number in an id.
+/// Text before the number in a job id.
 const ID_PREFIX: &str = "job-";
 
-/// Reads of one version of one job by one credential.
+/// Reads by job, version and credential.
 type Reads = HashMap<(usize, u64, Vec<u8>), u64>;
 
-/// The jobs and what their readers have cost.
+/// The jobs, and the reads of them.
 #[derive(Debug)]
 pub(crate) struct Jobs {
     versions: [AtomicU64; JOBS],
-    /// The version of the last purge that was answered 200.
+    /// For each job, the newest version with a purge that was answered 200.
     acknowledged: [AtomicU64; JOBS],
     changes: AtomicU64,
     reads: Mutex<Reads>,
@@ -53,35 +53,35 @@ impl Jobs {
         }
     }
 
-    /// The next version of a job.
+    /// Moves a job to its next version and returns it.
     pub(crate) fn advance(&self, job: usize) -> u64 {
         self.changes.fetch_add(1, Ordering::Relaxed);
         self.versions[job].fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// A purge after this version was answered 200.
+    /// Records that a purge of this version was answered 200.
     pub(crate) fn acknowledge(&self, job: usize, version: u64) {
         self.acknowledged[job].fetch_max(version, Ordering::SeqCst);
     }
 
-    /// No answer to a poll that starts after this call may be older.
+    /// Returns the oldest version that a poll started after this call may show.
     pub(crate) fn acknowledged(&self, job: usize) -> u64 {
         self.acknowledged[job].load(Ordering::SeqCst)
     }
 
-    /// Begins to count.
+    /// Resets the counters.
     pub(crate) fn reset(&self) {
         self.changes.store(0, Ordering::Relaxed);
         self.lock().clear();
     }
 
-    /// Changes since.
+    /// Returns the number of changes since the last reset.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
     }
 
-    /// Since: all reads, those of a version by a credential, versions that were read, and most reads
-    /// of one version by one credential.
+    /// Returns four counts since the last reset: all reads, distinct reads of a version by a
+    /// credential, versions that were read, and the most reads of one version by one credential.
     pub(crate) fn reads(&self) -> (u64, u64, u64, u64) {
         let reads = self.lock();
         let mut versions: Vec<_> = reads.keys().map(|(job, version, _)| (job, version)).collect();
@@ -95,7 +95,7 @@ impl Jobs {
         self.reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A query sees the row as it was when it began.
+    /// Answers a read with the version at the start of the query.
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let Some(job) = number(request.uri().path()).filter(|job| *job < JOBS) else {
             let mut response = Response::new(Full::default());
@@ -116,7 +116,7 @@ impl Jobs {
     }
 }
 
-/// Serves the jobs until `tasks` is dropped; where.
+/// Serves the jobs until `tasks` is dropped, and returns the address.
 pub(crate) async fn serve(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> Result<SocketAddr> {
     let jobs = Arc::clone(jobs);
     staging::serve(tasks, move |request| {
@@ -126,7 +126,7 @@ pub(crate) async fn serve(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> Result<S
     .await
 }
 
-/// As it stands in paths.
+/// Returns the id of a job as it appears in paths.
 pub(crate) fn id(job: usize) -> String {
     format!("{ID_PREFIX}{job}")
 }

@@ -1,4 +1,5 @@
-//! The pollers, whom a load balancer spreads over all sidecars, and the pipeline that changes jobs.
+//! The pollers, which a load balancer spreads over all sidecars, and the pipeline that changes
+//! jobs.
 
 use std::{
     net::SocketAddr,
@@ -26,25 +27,25 @@ use crate::{
     figures::{Figures, Source},
 };
 
-/// Who watch one job.
+/// Number of pollers that watch one job.
 pub(crate) const WATCHERS: usize = 20;
-/// Faster than life, by which every time below is divided.
+/// Speed-up over real time; every time below is divided by it.
 pub(crate) const SPEED: f64 = 10.0;
 /// Seconds between two polls of a watcher.
 pub(crate) const POLL_EVERY: f64 = 5.0;
-/// A poll comes up to this part of its interval early or late.
+/// Largest deviation of a poll from its time, as a part of the interval.
 const JITTER: f64 = 0.1;
-/// Seconds between two changes of a job.
+/// Shortest and longest time between two changes of a job, in seconds.
 pub(crate) const STAGE: (f64, f64) = (10.0, 30.0);
-/// Before a purge that was refused is sent again.
+/// Pause before a refused purge is sent again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// How long a sidecar may take to serve its first hit, and the time between two looks.
+/// Time limit for the first hit of a sidecar, and the interval between two attempts.
 const WARM: Duration = Duration::from_secs(20);
 const WARM_STEP: Duration = Duration::from_millis(20);
-/// The name that frontends know the API by, whichever sidecar they reach.
+/// Host name under which frontends address the API, on every sidecar.
 const API: &str = "api.internal";
 
-/// What everybody on the stage knows.
+/// State shared by all pollers and pipelines.
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) jobs: Arc<Jobs>,
@@ -53,7 +54,7 @@ pub(crate) struct Stage {
     fronts: Vec<Front>,
 }
 
-/// A sidecar, with the connections that a load balancer keeps to it.
+/// A sidecar, and the connections that the load balancer keeps open to it.
 #[derive(Debug)]
 struct Front {
     listen: SocketAddr,
@@ -61,7 +62,7 @@ struct Front {
     idle: Mutex<Vec<Client>>,
 }
 
-/// What a frontend reads of an answer.
+/// The part of an answer that a frontend reads.
 #[derive(Deserialize)]
 struct Seen {
     version: u64,
@@ -78,7 +79,7 @@ impl Stage {
         Self { jobs: Arc::clone(jobs), figures: Figures::default(), credentials, fronts }
     }
 
-    /// Starts pollers and pipeline; they stop when `crowd` is dropped.
+    /// Starts pollers and pipelines; they stop when `crowd` is dropped.
     pub(crate) fn start(self: &Arc<Self>, crowd: &mut JoinSet<()>) {
         for job in 0..JOBS {
             crowd.spawn(Arc::clone(self).work(job));
@@ -115,7 +116,7 @@ impl Stage {
         }
     }
 
-    /// Where the answer came from; nothing where there was none.
+    /// Polls once and returns the source of the answer, or `None` if there is no usable answer.
     async fn poll(&self, front: &Front, job: usize, credential: usize) -> Option<Source> {
         let acknowledged = self.jobs.acknowledged(job);
         let mut request = Request::get(format!("/jobs/{}", id(job)))
@@ -126,9 +127,9 @@ impl Stage {
         }
         let request = request.body(Full::default()).ok()?;
         let mut client = front.take();
-        let asked = Instant::now();
+        let started = Instant::now();
         let answer = client.send(request).await;
-        let took = asked.elapsed();
+        let took = started.elapsed();
         front.give_back(client);
         let Some((version, source)) = answer.ok().and_then(|response| judge(&response)) else {
             self.figures.failed();
@@ -138,11 +139,11 @@ impl Stage {
         Some(source)
     }
 
-    /// Changes a job in the database, behind the sidecars' backs, and purges it by the webhook of
-    /// any of them until one confirms.
+    /// Changes a job directly in the database, unseen by the sidecars, and purges it through random
+    /// webhooks until one confirms.
     async fn work(self: Arc<Self>, job: usize) {
         let (shortest, longest) = STAGE;
-        // The stage that it is in has begun some time ago.
+        // The current stage has already begun some time ago.
         let mut stays = fastrand::f64() * longest;
         loop {
             sleep(Duration::from_secs_f64(stays / SPEED)).await;
@@ -162,11 +163,11 @@ impl Stage {
             .header(HOST, front.admin.to_string())
             .body(Full::from(json!({ "job_id": id(job) }).to_string()));
         let Ok(request) = request else { return false };
-        let asked = Instant::now();
+        let started = Instant::now();
         let answer = Client::new(front.admin).send(request).await;
         let confirmed = answer.is_ok_and(|response| response.status() == StatusCode::OK);
         if confirmed {
-            self.figures.purged(asked.elapsed());
+            self.figures.purged(started.elapsed());
         }
         confirmed
     }
@@ -183,7 +184,7 @@ impl Front {
     }
 }
 
-/// The version that an answer shows, and where it came from.
+/// Returns the version in an answer and the source of the answer.
 fn judge(response: &Response<Bytes>) -> Option<(u64, Source)> {
     let seen: Seen = serde_json::from_slice(response.body()).ok()?;
     let status = response.headers().get(CACHE_STATUS).and_then(|status| status.to_str().ok());

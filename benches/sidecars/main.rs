@@ -1,11 +1,14 @@
-//! Many sidecars on one Redis: what it costs, measured with up to sixteen, and modelled to a thousand.
+//! Costs of many sidecars on one Redis, measured with up to sixteen sidecars and modelled for up to
+//! a thousand.
 //!
-//! Three parts. **Stages**: processes of jobcache on one Redis, pollers who are sent to a random one of
-//! them as by a load balancer, and a pipeline that purges through any. **Primitives**: what a bare
-//! Redis spends on each thing that sidecars ask of it. **Model**: a closed form and a simulation of
-//! both, held against the stages, and then taken to sizes that no small machine can play.
+//! There are three parts. **Stages** run jobcache processes on one Redis, with pollers that a load
+//! balancer sends to random sidecars and a pipeline that purges through any of them. **Primitives**
+//! measure the cost of each sidecar operation on a bare Redis. **Model** is a closed form and a
+//! simulation; both are compared with the stages and then applied to sizes that no small machine
+//! can run.
 //!
-//! It fails when an answer is stale, or when reads of the API grow with the sidecars.
+//! The benchmark fails if an answer is stale, or if the reads of the API grow with the number of
+//! sidecars.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod api;
@@ -50,56 +53,56 @@ use crate::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Sidecars of a stage, and callers with a credential of their own.
+/// Sidecars of a stage, and callers with different credentials.
 const SIZES: [(usize, usize); 6] = [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (16, 2)];
 
-/// Measures many sidecars; flags go after `--`.
+/// Measures many sidecars on one Redis; flags go after `--`
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench sidecars --")]
 struct Args {
-    /// Times that each size has its turn
+    /// Measurements of each size
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
-    /// Seconds of each turn
+    /// Duration of each measurement, in seconds
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Leaves out sizes with more sidecars
+    /// Skip sizes with more sidecars
     #[arg(long, default_value_t = 16)]
     max_sidecars: usize,
-    /// Which parts to run; all of them if none is named
+    /// Parts to run; all by default
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// How the sidecars are told of changes; each in its turn if none is named
+    /// How sidecars learn of changes; all modes by default
     #[arg(long, value_enum, value_delimiter = ',')]
     tracking: Vec<Tracking>,
-    /// Binary to measure in place of this build's
+    /// Binary to measure instead of this build's
     #[arg(long)]
     jobcache: Option<PathBuf>,
-    /// Keep the figures in benches/figures, too
+    /// Save the figures in benches/figures as well
     #[arg(long)]
     save: bool,
-    /// What cargo adds
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// A part of it.
+/// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Real sidecars
     Stages,
-    /// What a bare Redis spends
+    /// Costs of a bare Redis
     Primitives,
-    /// Larger than life
+    /// Sizes beyond this machine
     Model,
 }
 
-/// How sidecars are told of changes.
+/// How sidecars learn of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 enum Tracking {
-    /// Each of every change
+    /// Every sidecar hears of every change
     Broadcast,
-    /// Each of what it has read
+    /// Each sidecar hears of the keys it has read
     Keys,
 }
 

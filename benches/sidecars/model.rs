@@ -1,9 +1,10 @@
-//! Larger than life: what any number of sidecars and pollers asks of Redis.
+//! A model of the load that any number of sidecars and pollers puts on Redis.
 //!
-//! A version of a job is what everything is counted by ([`load::Version`]): how often it is looked up,
-//! leased, filled and purged, who is told of it, and how many polls are answered from a process. That is
-//! worked out twice, by expectation ([`closed`]) and by playing it ([`simulation`]). From there on a load is
-//! arithmetic ([`load`]) with the costs that the primitives have ([`costs`]).
+//! The unit is one version of a job ([`load::Version`]): how often it is looked up, leased, filled
+//! and purged, how many sidecars are notified, and how many polls are answered from process memory.
+//! These counts are computed twice, by expectation ([`closed`]) and by simulation ([`simulation`]).
+//! The load follows from them by arithmetic ([`load`]) and the measured costs of the primitives
+//! ([`costs`]).
 
 mod closed;
 pub(crate) mod costs;
@@ -26,7 +27,7 @@ use crate::{
     table::{Table, number},
 };
 
-/// Sidecars and pollers of the large table.
+/// Sidecars and pollers of the rows of the growth table.
 const SIZES: [(u32, u32); 12] = [
     (10, 10_000),
     (100, 10_000),
@@ -41,12 +42,12 @@ const SIZES: [(u32, u32); 12] = [
     (300, 1_000_000),
     (1_000, 1_000_000),
 ];
-/// Sidecars of the table of what tracking by keys saves.
+/// Sidecars of the columns of the table of what tracking by keys saves.
 const FEW: [u32; 8] = [1, 2, 4, 8, 16, 32, 64, 100];
-/// Pollers there.
+/// Pollers in that table.
 const CROWD: u32 = 100_000;
 
-/// The model against what was measured, and beyond.
+/// Renders the comparison of model and measurements, and the predictions.
 pub(crate) fn tables(costs: &Costs, outcomes: &Outcomes) -> String {
     let measured = outcomes.all().next().is_some();
     let agreement = if measured { agreement(costs, outcomes) + "\n" } else { String::new() };
@@ -74,7 +75,7 @@ pub(crate) fn json(costs: &Costs) -> Value {
     SIZES.map(row).into_iter().collect()
 }
 
-/// What was measured, what the simulation and the closed form say of it, and by how much they are off.
+/// Renders the measured and simulated values, with the largest deviations of the simulation.
 fn agreement(costs: &Costs, outcomes: &Outcomes) -> String {
     let mut table = Table::new(&[
         "sidecars",
@@ -84,7 +85,7 @@ fn agreement(costs: &Costs, outcomes: &Outcomes) -> String {
         "closed form",
         "leases/change",
         "simulated",
-        "news/change",
+        "notifications/change",
         "simulated",
         "PINGs/hit",
         "computed",
@@ -96,20 +97,20 @@ fn agreement(costs: &Costs, outcomes: &Outcomes) -> String {
         let scenario = played(size);
         let (simulated, closed) = (simulation::version(&scenario), closed::version(&scenario));
         let pairs = compared(&scenario, samples, &simulated, costs);
-        for (worst, (measured, said)) in worst.iter_mut().zip(pairs) {
-            *worst = worst.max((said / measured - 1.0).abs());
+        for (worst, (measured, predicted)) in worst.iter_mut().zip(pairs) {
+            *worst = worst.max((predicted / measured - 1.0).abs());
         }
         table.row(agreement_row(size, samples, &simulated, &closed, pairs));
     }
     let [lookups, news, pings, cpu] = worst.map(|part| format!("{:.0} %", 100.0 * part));
     format!(
-        "{}\nThe simulation is off by at most {lookups} (lookups), {news} (news), {pings} (PINGs) and \
+        "{}\nThe simulation is off by at most {lookups} (lookups), {news} (notifications), {pings} (PINGs) and \
          {cpu} (CPU of Redis).\n",
         table.render()
     )
 }
 
-/// Lookups, news, `PING`s and CPU of Redis: measured, and as they should be.
+/// Returns measured and predicted values: lookups, notifications, `PING`s and CPU of Redis.
 fn compared(
     scenario: &Scenario,
     samples: Samples<'_>,
@@ -157,7 +158,7 @@ fn agreement_row(
     ]
 }
 
-/// A stage, as the model sees it.
+/// Describes a measured stage as a scenario of the model.
 fn played(size: Size) -> Scenario {
     let pollers = crate::api::JOBS * crate::crowd::WATCHERS;
     Scenario {
@@ -169,7 +170,7 @@ fn played(size: Size) -> Scenario {
     }
 }
 
-/// More and more of both.
+/// Tabulates the load for growing numbers of sidecars and pollers.
 fn growth(costs: &Costs) -> Table {
     let mut table = Table::new(&[
         "sidecars",
@@ -181,14 +182,14 @@ fn growth(costs: &Costs) -> Table {
         "scripts/s",
         "PINGs/s",
         "sends/s",
-        "news MB/s",
+        "notifications MB/s",
         "Redis cores",
         "turn ms",
         "Redis MiB",
         "tracked",
         "near MiB",
-        "news/s a sidecar",
-        "breaks first",
+        "notifications/s per sidecar",
+        "first bottleneck",
     ]);
     for (sidecars, pollers) in SIZES {
         for tracking in [Tracking::Broadcast, Tracking::Keys] {
@@ -223,12 +224,12 @@ fn growth_row(scenario: &Scenario, load: &Load) -> Vec<String> {
     ]
 }
 
-/// Of a turn of the event loop; nothing where it never ends.
+/// Formats the length of an event loop turn, or a dash if it is infinite.
 fn milliseconds(seconds: f64) -> String {
     number(seconds.is_finite().then_some(seconds * 1e3))
 }
 
-/// How many pollers one Redis carries.
+/// Tabulates the number of pollers that one Redis can serve.
 fn capacity(costs: &Costs) -> Table {
     let mut header = vec!["sidecars".to_owned()];
     let near = [Near::Strict, Near::Bounded];
@@ -237,7 +238,7 @@ fn capacity(costs: &Costs) -> Table {
             header.push(format!("{near:?}, {}", tracking.as_str()).to_lowercase());
         }
     }
-    header.push("a change holds it up, ms".to_owned());
+    header.push("delay by a change, ms".to_owned());
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut table = Table::new(&header);
     for sidecars in [10, 30, 100, 300, 1_000] {
@@ -248,14 +249,15 @@ fn capacity(costs: &Costs) -> Table {
                 row.push(number(Some(largest(&size, costs))));
             }
         }
-        // A broadcast, once; with tracking by keys the readers at most.
+        // A broadcast reaches each sidecar once; tracking by keys reaches at most the readers.
         row.push(milliseconds(f64::from(sidecars) * costs.send / 1e6));
         table.row(row);
     }
     table
 }
 
-/// The most pollers that leave a tenth of the thread of Redis, without bunching the news.
+/// Returns the largest number of pollers that leaves a tenth of the Redis thread idle without
+/// batching notifications.
 fn largest(size: &Scenario, costs: &Costs) -> f64 {
     let load = |pollers| {
         let scenario = Scenario { pollers, ..*size };
@@ -270,9 +272,9 @@ fn largest(size: &Scenario, costs: &Costs) -> f64 {
     fits
 }
 
-/// CPU of Redis with tracking by keys, by that with broadcasts.
+/// Tabulates the CPU of Redis with tracking by keys, relative to broadcasts.
 fn savings(costs: &Costs) -> Table {
-    let mut header = vec!["watchers a job, near".to_owned()];
+    let mut header = vec!["watchers per job, near".to_owned()];
     header.extend(FEW.map(|sidecars| format!("{sidecars} sidecars")));
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut table = Table::new(&header);
@@ -294,7 +296,7 @@ fn savings(costs: &Costs) -> Table {
     table
 }
 
-/// What helps at the largest size.
+/// Tabulates the measures that help at the largest size.
 fn mends(costs: &Costs) -> Table {
     let mut table = Table::new(&[
         "1,000 sidecars, 1,000,000 pollers",
@@ -304,7 +306,7 @@ fn mends(costs: &Costs) -> Table {
         "probes",
         "news",
         "Redis cores",
-        "masters that it takes",
+        "masters needed",
     ]);
     let plain = Scenario::new(1_000, 1_000_000);
     let keys = Scenario { tracking: Tracking::Keys, ..plain };
@@ -327,7 +329,7 @@ fn mends(costs: &Costs) -> Table {
         let mut row = vec![name.to_owned()];
         row.extend(load.parts.map(|(_, cores)| format!("{cores:.2}")));
         row.push(format!("{:.2}", load.cores()));
-        // Half of a thread is left for what comes at once.
+        // Each master keeps half of its thread free for bursts.
         row.push(format!("{:.0}", (load.cores() / 0.5).ceil().max(1.0)));
         table.row(row);
     }

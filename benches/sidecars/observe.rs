@@ -1,4 +1,4 @@
-//! What Redis and the sidecars say of themselves.
+//! Counters of Redis and of the sidecars.
 
 use std::{collections::BTreeMap, fs, net::SocketAddr, process::Command};
 
@@ -8,16 +8,16 @@ use hyper::{Request, header::HOST};
 
 use crate::{Result, client::Client, stats::real};
 
-/// The name of the connections that carry the news.
+/// Name of the connections that carry the notifications.
 const TRACKING: &str = " name=jobcache-tracking ";
 
-/// Numbers by their names, at one moment.
+/// Named numbers at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reading(BTreeMap<String, f64>);
 
 impl Reading {
-    /// All of Redis: `INFO`, `INFO commandstats` as `calls_<command>`, and what has gone out over the
-    /// connections that carry the news, by the kernel's count.
+    /// Reads the counters of Redis: `INFO`, `INFO commandstats` as `calls_<command>`, and the bytes
+    /// and segments sent over the tracking connections, as the kernel counts them.
     pub(crate) fn of_redis(connection: &mut redis::Connection, port: u16) -> Result<Self> {
         let mut reading = Self::default();
         for section in ["everything", "commandstats"] {
@@ -36,7 +36,7 @@ impl Reading {
         Ok(reading)
     }
 
-    /// The counters of one sidecar, without its histograms.
+    /// Reads the counters of one sidecar, without its histograms.
     pub(crate) async fn of_sidecar(admin: SocketAddr) -> Result<Self> {
         let request = Request::get("/metrics").header(HOST, admin.to_string());
         let response = Client::new(admin).send(request.body(Full::<Bytes>::default())?).await?;
@@ -52,23 +52,23 @@ impl Reading {
         Ok(reading)
     }
 
-    /// A number; zero where there is none.
+    /// Returns a number, or zero if it is missing.
     pub(crate) fn of(&self, name: &str) -> f64 {
         self.0.get(name).copied().unwrap_or_default()
     }
 
-    /// What a counter has risen by since.
+    /// Returns the increase of a counter since `before`.
     pub(crate) fn since(&self, before: &Self, name: &str) -> f64 {
         self.of(name) - before.of(name)
     }
 
-    /// What all counters whose names begin so have risen by since.
+    /// Returns the sum of the increases of all counters with this prefix.
     pub(crate) fn all_since(&self, before: &Self, prefix: &str) -> f64 {
         let named = self.0.keys().filter(|name| name.starts_with(prefix));
         named.map(|name| self.since(before, name)).sum()
     }
 
-    /// A line of `INFO`.
+    /// Reads a line of `INFO`.
     fn take(&mut self, line: &str) {
         let Some((name, value)) = line.split_once(':') else { return };
         if let Some(command) = name.strip_prefix("cmdstat_") {
@@ -85,7 +85,7 @@ impl Reading {
     }
 }
 
-/// CPU seconds of the main thread of a process, which the kernel counts in nanoseconds.
+/// Returns the CPU time of a process's main thread in seconds; the kernel counts nanoseconds.
 pub(crate) fn thread_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/task/{pid}/schedstat"))?;
     let ns: u64 = stat.split(' ').next().unwrap_or_default().parse()?;
@@ -101,7 +101,7 @@ fn field(line: &str, name: &str) -> Option<f64> {
     word(line, name)?.parse().ok()
 }
 
-/// Bytes and segments that have gone out from a port to these peers; zero without iproute2.
+/// Returns bytes and segments sent from a port to these peers, or zero without iproute2.
 fn sent(port: u16, peers: &[&str]) -> (f64, f64) {
     let output = Command::new("ss").args(["-tinHO", &format!("sport = :{port}")]).output();
     let Ok(output) = output else { return (0.0, 0.0) };

@@ -1,4 +1,4 @@
-//! What the stages have shown: tables, and whether jobcache has kept its word.
+//! Results of the stages: tables, and the check of jobcache's promises.
 
 use std::collections::BTreeMap;
 
@@ -11,18 +11,19 @@ use crate::{
     table::{Table, number},
 };
 
-/// Reads of the API that a version may cost a credential: one, and a few by chance (a version that is
-/// purged while it is read is read for nothing). Who comes amid another credential's read is let in by
-/// none, so that with two of them there are some more.
+/// Reads of the API allowed per version and credential: one, plus a few by chance, because a
+/// version that is purged while it is read costs a further read. A lookup during another
+/// credential's read cannot join it, so two credentials cause some more reads.
 const READS: [f64; 2] = [1.1, 1.25];
-/// The part of the polls that may find Redis late; past it the machine was too busy to tell.
+/// Largest accepted share of polls that find Redis late; above it the machine was too busy for a
+/// result.
 const LATE: f64 = 0.001;
 
-/// Numbers by their names, of one turn of one size.
+/// Named numbers of one measurement of one size.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample(BTreeMap<&'static str, f64>);
 
-/// Of all of them.
+/// The samples of all sizes.
 #[derive(Debug, Default)]
 pub(crate) struct Outcomes(BTreeMap<Size, Vec<Sample>>);
 
@@ -45,12 +46,12 @@ impl Sample {
 pub(crate) struct Samples<'s>(&'s [Sample]);
 
 impl Samples<'_> {
-    /// The median of a number.
+    /// Returns the median of a number.
     pub(crate) fn of(self, name: &str) -> f64 {
         self.median(|sample| sample.of(name))
     }
 
-    /// The median of a number for one of another.
+    /// Returns the median of the ratio of two numbers.
     pub(crate) fn per(self, name: &str, other: &str) -> f64 {
         self.median(|sample| sample.of(name) / sample.of(other).max(f64::MIN_POSITIVE))
     }
@@ -73,12 +74,12 @@ impl Outcomes {
         self.0.entry(size).or_default().push(sample);
     }
 
-    /// Each size with its samples.
+    /// Iterates over the sizes and their samples.
     pub(crate) fn all(&self) -> impl Iterator<Item = (Size, Samples<'_>)> {
         self.0.iter().map(|(size, samples)| (*size, Samples(samples)))
     }
 
-    /// What clients see, then what it costs.
+    /// Renders the tables: what clients see, then the costs.
     pub(crate) fn tables(&self) -> String {
         format!(
             "### many sidecars\n\n{}\n{}\n{}\n",
@@ -136,7 +137,7 @@ impl Outcomes {
             "lookups/change",
             "leases/change",
             "scripts/change",
-            "news/change",
+            "notifications/change",
             "sends/change",
             "bytes/change",
         ]);
@@ -171,10 +172,10 @@ impl Outcomes {
             "sidecars CPU-s/1,000 changes",
             "CPU-s/100k polls",
             "Redis MiB",
-            "its clients KiB",
+            "Redis clients KiB",
             "largest tracking client KiB",
             "tracked",
-            "MiB a sidecar",
+            "MiB per sidecar",
         ]);
         for (size, samples) in self.all() {
             let both = samples.median(|sample| {
@@ -209,7 +210,7 @@ impl Outcomes {
         sizes.collect()
     }
 
-    /// An error that names everything that must not be.
+    /// Returns an error that lists every broken promise.
     pub(crate) fn judge(&self) -> Result<()> {
         let mut faults = Vec::new();
         for (size, samples) in self.all() {
@@ -231,7 +232,7 @@ fn pair(p50: f64, p99: f64) -> String {
     format!("{}/{}", number(Some(p50)), number(Some(p99)))
 }
 
-/// Of what a size is made of.
+/// Converts a count to a real number.
 pub(crate) fn count(number: usize) -> f64 {
     real(number as u64)
 }

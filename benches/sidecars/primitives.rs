@@ -1,5 +1,5 @@
-//! What a bare Redis spends on each thing that sidecars ask of it, by the kernel's count of its main
-//! thread in nanoseconds (`/proc/<pid>/task/<pid>/schedstat`).
+//! Costs of each sidecar operation on a bare Redis, as CPU time of its main thread in nanoseconds
+//! (`/proc/<pid>/task/<pid>/schedstat`).
 
 mod bare;
 mod broadcast;
@@ -18,11 +18,11 @@ use crate::{
 
 use self::bare::Bare;
 
-/// Microseconds, or bytes, by what they are for; a sample a round.
+/// Microseconds or bytes by operation, with one sample per round.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Measured(BTreeMap<String, Vec<f64>>);
 
-/// All primitives, in turns.
+/// Measures all primitives, `rounds` times in turn.
 pub(crate) async fn measure(rounds: u32, interrupt: &Interrupt) -> Result<Measured> {
     let mut measured = Measured::default();
     for round in 1..=rounds {
@@ -44,7 +44,8 @@ impl Measured {
         self.0.get(name).and_then(|samples| median(samples)).unwrap_or_default()
     }
 
-    /// What the model takes from it, fan-outs as those to a hundred.
+    /// Returns the costs for the model; fan-outs are taken from the measurement with a hundred
+    /// clients.
     pub(crate) fn costs(&self) -> Costs {
         let plain = |name: &str| Op {
             alone: self.of(&format!("{name} alone")),
@@ -70,7 +71,10 @@ impl Measured {
         }
     }
 
-    /// One for each kind.
+    /// The body of a purge.
+    ///
+    /// Input: the body; or `*`, two bytes and an id, for a purge of many ids that consist of that
+    /// id and a number.
     pub(crate) fn tables(&self) -> String {
         format!(
             "### primitives\n\n{}\n{}\n{}\n{}\n",
@@ -92,7 +96,8 @@ impl Measured {
 
     fn broadcast(&self) -> Table {
         let mut header = vec!["clients".to_owned()];
-        header.extend(broadcast::NAMES.map(|names| format!("{names} a turn, µs/client and name")));
+        header
+            .extend(broadcast::NAMES.map(|names| format!("{names} per turn, µs/client and name")));
         let header: Vec<&str> = header.iter().map(String::as_str).collect();
         let mut table = Table::new(&header);
         for clients in broadcast::CLIENTS {
@@ -105,8 +110,11 @@ impl Measured {
     }
 
     fn keys(&self) -> Table {
-        let mut table =
-            Table::new(&["clients that have read a key", "µs/client told", "bytes/client and key"]);
+        let mut table = Table::new(&[
+            "clients that have read a key",
+            "µs/notified client",
+            "bytes/client and key",
+        ]);
         for clients in keys::CLIENTS {
             table.row(vec![
                 clients.to_string(),
@@ -119,9 +127,9 @@ impl Measured {
 
     fn limit(&self) -> String {
         format!(
-            "Remembering a key that is read: {:.2} µs. A client that reads {} keys where the table \
-             may hold {}: {:.0} are kept, {:.0} times it was told that one is to be forgotten, and \
-             the surplus costs {:.2} µs a key. An entry with a body of 600 bytes takes {:.0} bytes, \
+            "Remembering a key that is read: {:.2} µs. If a client reads {} keys and the table may \
+             hold {}, {:.0} are kept, the client is notified of {:.0} evictions, and the surplus \
+             costs {:.2} µs per key. An entry with a body of 600 bytes takes {:.0} bytes, \
              and a connection {:.0}.\n",
             self.of("remember"),
             keys::READ,

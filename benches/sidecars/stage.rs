@@ -1,4 +1,4 @@
-//! One size: a Redis, its sidecars, and everybody who polls them.
+//! One size of the benchmark: a Redis, its sidecars, and their pollers.
 
 use std::{
     fmt,
@@ -22,10 +22,10 @@ use crate::{
     stats::real,
 };
 
-/// Open connections that a sidecar may have.
+/// Limit of open connections per sidecar.
 const CONNECTIONS: usize = 4_096;
 
-/// How many of them.
+/// The dimensions of a size.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Size {
     pub(crate) sidecars: usize,
@@ -41,7 +41,7 @@ impl fmt::Debug for Size {
     }
 }
 
-/// Plays one size once. Runs on the main thread, to which its servers are tied.
+/// Measures one size once. Must run on the main thread, because the servers end with it.
 pub(crate) async fn perform(args: &Args, size: Size, interrupt: &Interrupt) -> Result<Sample> {
     let (mut api, mut crowd) = (JoinSet::new(), JoinSet::new());
     let jobs = Arc::new(Jobs::new());
@@ -52,7 +52,7 @@ pub(crate) async fn perform(args: &Args, size: Size, interrupt: &Interrupt) -> R
     let stage = Arc::new(Stage::new(&jobs, size.credentials, doors));
     stage.warm().await?;
     stage.start(&mut crowd);
-    // Until everybody has polled, and each job has been changed, at its own pace.
+    // Afterwards everyone has polled, and each job changes at its own pace.
     wait(Duration::from_secs_f64(4.0 * POLL_EVERY / SPEED), interrupt).await?;
     stage.figures.reset();
     jobs.reset();
@@ -69,7 +69,7 @@ struct Servers {
     sidecars: Vec<Sidecar>,
 }
 
-/// What all of them have come to at one moment.
+/// Totals of all servers at one moment.
 struct Totals {
     redis: Reading,
     sidecars: Vec<Reading>,
@@ -84,7 +84,7 @@ impl Servers {
         let flags = [format!("--upstream={upstream}"), format!("--redis-url={}", redis.url())];
         let server = format!("[server]\nmax_connections = {CONNECTIONS}\n");
         let settings = match size.tracking {
-            // Its default, so that older builds can be measured.
+            // No setting: broadcast is the default, and older builds do not know the setting.
             Tracking::Broadcast => server,
             Tracking::Keys => format!("near_tracking = \"keys\"\n{server}"),
         };
@@ -126,7 +126,7 @@ fn sample(size: Size, stage: &Stage, before: &Totals, after: &Totals, seconds: f
     sample
 }
 
-/// What clients and the API saw.
+/// Collects what clients and the API saw.
 fn served(stage: &Stage, seconds: f64) -> Sample {
     let counts = stage.figures.counts();
     let (reads, by_credential, versions, most) = stage.jobs.reads();
@@ -153,7 +153,7 @@ fn served(stage: &Stage, seconds: f64) -> Sample {
     sample
 }
 
-/// What Redis was asked, and what it told.
+/// Collects the requests that Redis received, and its notifications.
 fn asked(sample: &mut Sample, before: &Totals, after: &Totals) {
     let redis = |name: &str| after.redis.since(&before.redis, name);
     sample.put("commands", after.redis.all_since(&before.redis, "calls_"));

@@ -1,4 +1,4 @@
-//! One keep-alive connection, as a browser or a pipeline has it.
+//! A keep-alive connection, as a browser or a pipeline uses it.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::Result;
 
-/// From connecting to the last byte of the answer.
+/// Time limit from connecting to the last byte of the answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client of one server.
@@ -30,7 +30,7 @@ impl Client {
         timeout(ANSWER_TIMEOUT, self.exchange(request)).await?
     }
 
-    /// The connection is put back only after a whole answer.
+    /// Sends a request. The connection is kept only after a complete answer.
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>> {
         let mut sender = match self.sender.take() {
             Some(sender) if !sender.is_closed() => sender,
@@ -47,7 +47,7 @@ impl Client {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Ends when the sender is dropped.
+        // The task ends when the sender is dropped.
         tokio::spawn(connection);
         Ok(sender)
     }

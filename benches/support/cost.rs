@@ -1,17 +1,17 @@
-//! What processes cost, from `/proc`.
+//! Resource usage of processes, from `/proc`.
 
 use std::fs;
 
 use crate::stats::real;
 
-/// CPU seconds, in user and in kernel mode, of these processes and all their descendants.
+/// Returns the CPU seconds, in user and kernel mode, of these processes and all their descendants.
 pub(crate) fn cpu_seconds(roots: &[u32]) -> f64 {
     let ticks: u64 = tree(roots).into_iter().filter_map(|pid| Some(Stat::of(pid)?.ticks)).sum();
     real(ticks) / real(rustix::param::clock_ticks_per_second())
 }
 
-/// MiB of memory: the proportional set size, which counts a page that several processes share
-/// once.
+/// Returns the memory in MiB as the proportional set size, which counts a page shared by several
+/// processes once.
 pub(crate) fn memory_mib(roots: &[u32]) -> f64 {
     let kib: u64 = tree(roots).into_iter().filter_map(pss_kib).sum();
     real(kib) / 1024.0
@@ -23,7 +23,7 @@ fn pss_kib(pid: u32) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
-/// These processes and their descendants.
+/// Returns these processes and their descendants.
 fn tree(roots: &[u32]) -> Vec<u32> {
     let all: Vec<(u32, u32)> = fs::read_dir("/proc")
         .into_iter()
@@ -40,17 +40,17 @@ fn tree(roots: &[u32]) -> Vec<u32> {
     found
 }
 
-/// Of `/proc/<pid>/stat`, proc(5).
+/// Fields of `/proc/<pid>/stat`, see proc(5).
 struct Stat {
     parent: u32,
-    /// utime + stime, all threads together.
+    /// utime + stime of all threads.
     ticks: u64,
 }
 
 impl Stat {
     fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The second field is the name in brackets, which may hold anything.
+        // The second field is the name in brackets, which may contain anything.
         let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
         let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
         Some(Self { parent: fields.get(1)?.parse().ok()?, ticks })

@@ -1,4 +1,4 @@
-//! What a crowd and the pipeline have measured.
+//! Measurements of the pollers and the pipeline.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -7,17 +7,17 @@ use std::{
 
 use crate::stats::{median, quantile};
 
-/// Shared by everybody on the stage.
+/// The measurements, shared by all tasks.
 #[derive(Debug, Default)]
 pub(crate) struct Figures(Mutex<Counts>);
 
-/// Since the last [`Figures::reset`], but for `stale`.
+/// Counts since the last [`Figures::reset`], except `stale`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) polls: u64,
-    /// Answered from the API because the store, or another sidecar's fill, was not there in time.
+    /// Polls answered from the API because the store or another sidecar's fill was late.
     pub(crate) late: u64,
-    /// Without a usable answer.
+    /// Polls without a usable answer.
     pub(crate) failed: u64,
     /// Answers older than a purge that was acknowledged before the poll was sent; never reset.
     pub(crate) stale: u64,
@@ -28,11 +28,11 @@ pub(crate) struct Counts {
     pub(crate) purge: Latencies,
 }
 
-/// In milliseconds.
+/// Latencies in milliseconds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Latencies(Vec<f64>);
 
-/// Where an answer came from.
+/// The source of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Cache,
@@ -42,12 +42,13 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// As `Cache-Status` tells: `jobcache; hit; ttl=213` is a hit.
+    /// Reads the source from `Cache-Status`: `jobcache; hit; ttl=213` is a hit.
     pub(crate) fn of(cache_status: &str) -> Self {
-        let says = |word: &str| cache_status.split(';').any(|part| part.trim().starts_with(word));
-        if says("hit") {
+        let contains =
+            |word: &str| cache_status.split(';').any(|part| part.trim().starts_with(word));
+        if contains("hit") {
             Self::Cache
-        } else if says("detail=store-") || says("detail=leased") {
+        } else if contains("detail=store-") || contains("detail=leased") {
             Self::Late
         } else {
             Self::Upstream
@@ -56,7 +57,7 @@ impl Source {
 }
 
 impl Figures {
-    /// Forgets what warming up has counted.
+    /// Resets the counts after warming up.
     pub(crate) fn reset(&self) {
         let mut counts = self.lock();
         let stale = counts.stale;
@@ -90,7 +91,7 @@ impl Figures {
         self.lock().purges_refused += 1;
     }
 
-    /// All so far.
+    /// Returns the current counts.
     pub(crate) fn counts(&self) -> Counts {
         self.lock().clone()
     }
@@ -109,7 +110,7 @@ impl Latencies {
         self.0.len()
     }
 
-    /// Median and 99th percentile.
+    /// Returns the median and the 99th percentile.
     pub(crate) fn quantiles(&self) -> Option<(f64, f64)> {
         Some((median(&self.0)?, quantile(&self.0, 0.99)?))
     }

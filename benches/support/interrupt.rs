@@ -1,5 +1,5 @@
 //! Ctrl-C and SIGTERM end a benchmark between two steps, so that its servers are ended and its
-//! temporary files are removed.
+//! temporary files removed.
 
 use std::{
     process::exit,
@@ -14,20 +14,20 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Result;
 
-/// Whether there was a signal.
+/// Whether a signal has arrived.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Listens from now on. A second signal ends the process at once.
+    /// Starts listening for signals. A second signal ends the process at once.
     pub(crate) fn listen() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let interrupt = Self::default();
-        let told = interrupt.clone();
+        let flag = interrupt.clone();
         thread::spawn(move || {
             runtime.block_on(async {
                 next().await;
-                told.0.store(true, Ordering::Relaxed);
+                flag.0.store(true, Ordering::Relaxed);
                 next().await;
                 exit(130);
             });
@@ -35,7 +35,7 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// An error once there was a signal.
+    /// Returns an error if a signal has arrived.
     pub(crate) fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) { Err("interrupted".into()) } else { Ok(()) }
     }
@@ -44,7 +44,7 @@ impl Interrupt {
 async fn next() {
     let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
     let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
-        // Then the signals do what they do by default.
+        // The signals keep their default action.
         return std::future::pending().await;
     };
     tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }

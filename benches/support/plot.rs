@@ -1,4 +1,4 @@
-//! Bars as SVG: panels under a title, in each one bar a line, with its label and its value.
+//! Bar charts as SVG: panels under a title, with one labelled bar per line.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use plotters::{
 
 use crate::{Result, table::number};
 
-/// Panels beside each other.
+/// Panels per row.
 const COLUMNS: usize = 2;
 const WIDTH: u32 = 500;
 const LINE: u32 = 22;
@@ -22,19 +22,19 @@ const OURS: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const OTHERS: RGBColor = RGBColor(0xb0, 0xb7, 0xbf);
 const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
 
-/// Bars that share a scale.
+/// Bars with a common scale.
 #[derive(Debug)]
 pub(crate) struct Panel {
     pub(crate) title: String,
     pub(crate) bars: Vec<Bar>,
 }
 
-/// One of them.
+/// A bar.
 #[derive(Debug)]
 pub(crate) struct Bar {
     pub(crate) label: String,
     pub(crate) value: f64,
-    /// Whether it stands out.
+    /// Whether the bar is highlighted.
     pub(crate) ours: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Servers as child processes, on loopback ports of their own, that never outlive the benchmark.
+//! Servers as child processes on their own loopback ports, which never outlive the benchmark.
 
 use std::{
     fs::{self, File},
@@ -14,13 +14,13 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::Result;
 
-/// How long a server may take to accept connections: Varnish compiles its configuration first.
+/// Time limit for a server to accept connections; Varnish compiles its configuration first.
 const START: Duration = Duration::from_secs(20);
-/// How long it may take to end when asked to; then it is killed.
+/// Time limit for a server to end after SIGTERM, before it is killed.
 const END: Duration = Duration::from_secs(2);
-/// Between two looks.
+/// Polling interval.
 const STEP: Duration = Duration::from_millis(20);
-/// What a failure shows of a log.
+/// Log lines shown in an error.
 const LOG_LINES: usize = 5;
 
 /// A running server.
@@ -31,10 +31,11 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a program that logs into `dir`. The kernel ends it when this process dies, however it
-    /// dies; with SIGTERM, upon which servers of many processes end all of them.
+    /// Starts a program that logs into `dir`. The kernel sends it SIGTERM when this process dies in
+    /// any way; servers with several processes end all of them on SIGTERM.
     ///
-    /// To be called from the main thread: the kernel goes by the thread that started the child.
+    /// Must be called from the main thread, because the kernel ends the child when the thread that
+    /// started it ends.
     pub(crate) fn spawn(program: impl AsRef<Path>, args: &[String], dir: &Path) -> Result<Self> {
         let program = program.as_ref();
         let name = program.file_name().unwrap_or_default().to_string_lossy();
@@ -49,19 +50,19 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
-            // Ctrl-C is for the benchmark alone, which then ends its children in order.
+            // Only the benchmark handles Ctrl-C; it ends its children in order.
             .process_group(0)
             .spawn()
             .map_err(|error| format!("cannot run setpriv (util-linux): {error}"))?;
         Ok(Self { child, log })
     }
 
-    /// Of the server, or of the master of its processes.
+    /// Returns the id of the server, or of its master process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits until it accepts connections; fails when it has ended instead.
+    /// Waits until the server accepts connections; fails if it has ended instead.
     pub(crate) fn wait_for(&mut self, address: SocketAddr) -> Result<()> {
         let deadline = Instant::now() + START;
         while Instant::now() < deadline {
@@ -76,7 +77,7 @@ impl Process {
         Err(format!("does not listen on {address} after {START:?}: {}", self.log()).into())
     }
 
-    /// The last lines that it logged.
+    /// Returns the last lines of the log.
     fn log(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log).trim().to_owned();
@@ -88,7 +89,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let pid = Pid::from_child(&self.child);
-        // One that is gone already has ended as asked.
+        // The process may already have ended.
         let _ = kill_process(pid, Signal::TERM);
         let deadline = Instant::now() + END;
         while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
@@ -99,7 +100,8 @@ impl Drop for Process {
     }
 }
 
-/// Where a program is installed. Debian keeps servers in `sbin`, which is not in everybody's `PATH`.
+/// Returns the path of an installed program. Debian installs servers in `sbin`, which is not in
+/// every user's `PATH`.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     search_path().split(':').map(|dir| Path::new(dir).join(program)).find(|path| path.is_file())
 }
@@ -109,7 +111,7 @@ fn search_path() -> String {
     format!("{path}:/usr/local/sbin:/usr/sbin:/sbin")
 }
 
-/// A loopback address that was free a moment ago, below the range of outgoing connections.
+/// Returns a loopback address that was free a moment ago, below the range of outgoing connections.
 pub(crate) fn free_address() -> Result<SocketAddr> {
     (0..1_000)
         .map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(10_000..32_000))))

@@ -1,4 +1,4 @@
-//! Where figures go, and what they were taken on.
+//! Output files for figures, and the description of the machine.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::{
     plot::{self, Panel},
 };
 
-/// Where the figures of one benchmark go.
+/// Output directories of a benchmark's figures.
 #[derive(Debug)]
 pub(crate) struct Report {
     name: &'static str,
@@ -21,7 +21,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Below the build, and into the repository where they are to be kept.
+    /// Writes below the build directory, and into the repository if `keep` is set.
     pub(crate) fn new(name: &'static str, keep: bool) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut dirs = vec![build_dir().join("bench")];
@@ -31,7 +31,7 @@ impl Report {
         Self { name, dirs }
     }
 
-    /// Writes the figures as JSON, the tables as Markdown and the bars, where there are any, as SVG.
+    /// Writes the figures as JSON, the tables as Markdown and the bars, if any, as SVG.
     pub(crate) fn write(
         &self,
         figures: &Value,
@@ -53,13 +53,13 @@ impl Report {
     }
 }
 
-/// The target directory that this benchmark was built in: `target/release/deps/peers-1234`.
+/// Returns the target directory of this benchmark, `target` for `target/release/deps/peers-1234`.
 fn build_dir() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     own.ancestors().nth(3).map_or_else(|| PathBuf::from("target"), Path::to_path_buf)
 }
 
-/// Hardware, system and load: without them no figure means anything.
+/// Returns hardware, system and load, without which figures mean nothing.
 pub(crate) fn machine() -> Value {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -74,14 +74,14 @@ pub(crate) fn machine() -> Value {
     })
 }
 
-/// Cores that this process may use.
+/// Returns the number of cores that this process may use.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// What a program says first, on either channel.
+/// Returns the first line that a program prints, on stdout or stderr.
 pub(crate) fn first_line(command: &mut Command) -> String {
     let Ok(output) = command.output() else { return "not installed".to_owned() };
-    let said = [output.stdout, output.stderr].concat();
-    String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned()
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned()
 }

@@ -21,7 +21,7 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// Starts one of its own.
+    /// Starts a Redis.
     pub(crate) fn start() -> Result<Self> {
         let program = process::find("redis-server")
             .ok_or("redis-server is missing: apt-get install redis-server")?;
@@ -35,7 +35,7 @@ impl Redis {
         Ok(Self { process, address, _dir: dir })
     }
 
-    /// What jobcache calls it.
+    /// Returns the URL for jobcache's configuration.
     pub(crate) fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
@@ -51,8 +51,8 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts one on ports of its own. What is not in `flags` and `settings` (`key = value` lines of
-    /// the configuration file) stands at its default.
+    /// Starts a sidecar on its own ports. Settings that are in neither `flags` nor `settings` (`key
+    /// = value` lines of the configuration file) keep their defaults.
     pub(crate) fn start(binary: &Path, flags: &[String], settings: &str) -> Result<Self> {
         let dir = TempDir::with_prefix("jobcache-bench-")?;
         let (listen, admin) = (process::free_address()?, process::free_address()?);
@@ -73,7 +73,7 @@ impl Sidecar {
     }
 }
 
-/// The build under test, unless another is named.
+/// Returns the build under test, unless another is named.
 pub(crate) fn binary(named: Option<&PathBuf>) -> PathBuf {
     named.cloned().unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_jobcache")))
 }

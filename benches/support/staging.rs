@@ -1,4 +1,4 @@
-//! What every play needs around its crowd: an API to ask, open files enough, and time that ends with
+//! Shared parts of the plays: an API server, the limit of open files, and waiting that ends with
 //! Ctrl-C.
 
 use std::{
@@ -16,10 +16,10 @@ use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 
 use crate::{Result, interrupt::Interrupt};
 
-/// Between two looks at Ctrl-C.
+/// Interval between two checks for an interrupt.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Serves these answers over HTTP/1.1 until `tasks` is dropped; where.
+/// Serves these answers over HTTP/1.1 until `tasks` is dropped, and returns the address.
 pub(crate) async fn serve<F>(
     tasks: &mut JoinSet<()>,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
@@ -38,7 +38,7 @@ where
                     let answer = answer(request);
                     async move { Ok::<_, Infallible>(answer.await) }
                 });
-                // Who hangs up does not want an answer.
+                // A client that disconnects does not want an answer.
                 let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
             });
         }
@@ -46,7 +46,7 @@ where
     Ok(address)
 }
 
-/// Lets the play go on for so long.
+/// Lets the play run for this long.
 pub(crate) async fn wait(time: Duration, interrupt: &Interrupt) -> Result<()> {
     let end = Instant::now() + time;
     while Instant::now() < end {
@@ -56,11 +56,12 @@ pub(crate) async fn wait(time: Duration, interrupt: &Interrupt) -> Result<()> {
     Ok(())
 }
 
-/// As many open files as the system allows us and the sidecars; how many that are.
+/// Raises the limit of open files of this process and the sidecars as far as allowed, and returns
+/// it.
 pub(crate) fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    // Where that fails, the limit that stands decides what can be played.
+    // If this fails, the current limit decides which sizes can be played.
     let _ = setrlimit(Resource::Nofile, raised);
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

@@ -1,12 +1,12 @@
-//! Medians, quantiles and means of few numbers.
+//! Quantiles and medians of few numbers.
 
-/// As a real number: counters stay far below 2^53.
+/// Converts a count to a real number; counters stay far below 2^53.
 #[allow(clippy::cast_precision_loss, reason = "no counter here comes near 2^53")]
 pub(crate) fn real(count: u64) -> f64 {
     count as f64
 }
 
-/// The value below which the part `q` of them lies; none of none.
+/// Returns the `q`-quantile, or `None` without values.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -22,7 +22,7 @@ pub(crate) fn quantile(values: &[f64], q: f64) -> Option<f64> {
     Some(below + (above - below) * place.fract())
 }
 
-/// The middle one; none of none.
+/// Returns the median, or `None` without values.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
     quantile(values, 0.5)
 }

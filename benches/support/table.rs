@@ -1,23 +1,23 @@
-//! Tables for a terminal that are Markdown as well, to be pasted into benches/README.md.
+//! Tables for the terminal that are also Markdown, to paste into benches/README.md.
 
-/// Rows of text under a header; the first column is flush left, the others are flush right.
+/// Rows of text under a header; the first column is aligned left, the others right.
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// A table of these columns.
+    /// Creates a table with these columns.
     pub(crate) fn new(header: &[&str]) -> Self {
         Self { rows: vec![header.iter().map(ToString::to_string).collect()] }
     }
 
-    /// Adds a row of as many cells as there are columns.
+    /// Adds a row, which must have one cell per column.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
 
-    /// The lines.
+    /// Renders the table as lines of text.
     pub(crate) fn render(&self) -> String {
         let columns = self.rows[0].len();
         let width = |column: usize| {
@@ -45,7 +45,7 @@ fn rule(widths: &[usize]) -> String {
     format!("|{}|", cells.collect::<Vec<_>>().join("|"))
 }
 
-/// A number with as many digits as it has meaning: three, and none of a large one's fraction.
+/// Formats a number with three significant digits, and without a fraction from a hundred on.
 pub(crate) fn number(value: Option<f64>) -> String {
     match value {
         None => "-".to_owned(),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes each target, or those that are named, for some seconds each. README.md says what they check.
+# Fuzzes all targets, or the named ones, for SECONDS each. README.md describes the checks.
 # Needs Rust (any toolchain of rust-version or newer) and a C++ compiler; installs cargo-fuzz if missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -11,8 +11,8 @@ TARGETS=("$@")
 [ $# -gt 0 ] || TARGETS=(route purge webhook entry policy rules location query config)
 
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
-# Coverage takes unstable flags of the compiler, which a stable one has too. No sanitizer: the crate
-# forbids unsafe code, and what is sought is a broken property.
+# Coverage needs unstable compiler flags, which RUSTC_BOOTSTRAP enables in a stable compiler. No sanitizer: the
+# crate forbids unsafe code, and the targets look for broken properties.
 export RUSTC_BOOTSTRAP=1
 cargo fuzz build --fuzz-dir . --sanitizer none
 for target in "${TARGETS[@]}"; do

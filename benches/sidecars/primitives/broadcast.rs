@@ -1,5 +1,5 @@
-//! News that goes to everybody: what one more client costs, and one more name in the same turn of the
-//! event loop, which sends all names of a turn to a client at once.
+//! Broadcast notifications: the cost of one more client, and of one more name in the same event
+//! loop turn, because Redis sends a client all names of a turn at once.
 
 use super::{
     Measured,
@@ -8,13 +8,13 @@ use super::{
 use crate::{Result, interrupt::Interrupt, outcome::count};
 
 pub(super) const CLIENTS: [usize; 4] = [1, 10, 100, 1_000];
-/// Names in a turn.
+/// Names per turn.
 pub(super) const NAMES: [usize; 3] = [1, 10, 100];
-/// Messages to send in all, but not in more turns than that.
+/// Messages to send in total, and the bounds of the number of turns.
 const MESSAGES: usize = 200_000;
 const TURNS: (usize, usize) = (200, 2_000);
 
-/// Under which microseconds for each client and name are kept.
+/// Returns the name under which the microseconds per client and name are stored.
 pub(super) fn name(clients: usize, names: usize) -> String {
     format!("broadcast {clients} {names}")
 }
@@ -24,15 +24,15 @@ pub(super) async fn measure(
     measured: &mut Measured,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let said = ["CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "job_status:"];
-    let said = [said.map(str::to_owned).to_vec()];
+    let command = ["CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "job_status:"];
+    let commands = [command.map(str::to_owned).to_vec()];
     for clients in CLIENTS {
         for names in NAMES {
             interrupt.check()?;
             let turns = (MESSAGES / clients).clamp(TURNS.0, TURNS.1);
             let unheard = changes(bare, names, turns)?;
             let used = bare.info("used_memory")?;
-            let audience = bare.audience(clients, &said).await?;
+            let audience = bare.audience(clients, &commands).await?;
             measured.add("client bytes", (bare.info("used_memory")? - used) / count(clients));
             let heard = changes(bare, names, turns)?;
             audience.leave().await;
@@ -42,7 +42,7 @@ pub(super) async fn measure(
     Ok(())
 }
 
-/// Changes so many keys in each turn.
+/// Changes `names` keys in each of the turns.
 fn changes(bare: &mut Bare, names: usize, turns: usize) -> Result<f64> {
     bare.cost_us(|control| {
         for _ in 0..turns {

@@ -1,4 +1,4 @@
-//! News that goes to who has read the key: what it costs to remember that, and to tell.
+//! Notifications to the readers of a key: the cost of remembering a read, and of notifying.
 
 use super::{
     Measured,
@@ -7,22 +7,22 @@ use super::{
 use crate::{Result, interrupt::Interrupt, outcome::count, stats::real};
 
 pub(super) const CLIENTS: [usize; 4] = [1, 10, 100, 1_000];
-/// Pairs of a client and a key that are remembered.
+/// Client and key pairs to remember.
 const ITEMS: usize = 100_000;
-/// Keys of one client, at most.
+/// Largest number of keys per client.
 const KEYS: usize = 10_000;
-/// Where the table is limited: what it may hold, and what is read.
+/// Limit of the tracking table, and number of keys read, in the measurement with a limit.
 pub(super) const LIMIT: usize = 1_000;
 pub(super) const READ: usize = 10_000;
-/// Bytes of the news of one key: `>2 $10 invalidate *1 $47 <name>` with all its line ends.
+/// Bytes of the message about one key: `>2 $10 invalidate *1 $47 <name>` with all its line ends.
 const NEWS_BYTES: u64 = 4 + 5 + 12 + 4 + 5 + 49;
 
-/// Under which microseconds for each client told are kept.
+/// Returns the name under which the microseconds per notified client are stored.
 pub(super) fn name(clients: usize) -> String {
     format!("keys {clients}")
 }
 
-/// Under which bytes for each client and key are kept.
+/// Returns the name under which the bytes per client and key are stored.
 pub(super) fn bytes(clients: usize) -> String {
     format!("keys {clients} bytes")
 }
@@ -35,7 +35,8 @@ pub(super) async fn measure(measured: &mut Measured, interrupt: &Interrupt) -> R
     limit(&mut Bare::start()?, measured).await
 }
 
-/// All clients have read all keys, which then change, one in each turn.
+/// Measures reading and changing keys that all clients have read; each key changes in a turn of its
+/// own.
 async fn tell(bare: &mut Bare, measured: &mut Measured, clients: usize) -> Result<()> {
     let keys = (ITEMS / clients).min(KEYS);
     let unheard = changes(bare, keys)?;
@@ -53,7 +54,7 @@ async fn tell(bare: &mut Bare, measured: &mut Measured, clients: usize) -> Resul
     Ok(())
 }
 
-/// What that costs, the memory that it takes, and the readers.
+/// Reads the keys, and returns the CPU time, the memory used, and the readers.
 async fn read(
     bare: &mut Bare,
     clients: usize,
@@ -62,19 +63,19 @@ async fn read(
 ) -> Result<(f64, f64, Audience)> {
     let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let track = words(format!("CLIENT TRACKING {tracking}"));
-    // Connections and their buffers are none of the table's memory.
+    // The memory of connections and their buffers does not belong to the table.
     let idle = bare.audience(clients, std::slice::from_ref(&track)).await?;
     let before = bare.info("used_memory")?;
     idle.leave().await;
-    let mut said = vec![track];
-    said.extend((0..keys).map(|at| words(format!("PEXPIRETIME {}", key(at)))));
+    let mut commands = vec![track];
+    commands.extend((0..keys).map(|at| words(format!("PEXPIRETIME {}", key(at)))));
     let spent = bare.cpu_us()?;
-    let audience = bare.audience(clients, &said).await?;
+    let audience = bare.audience(clients, &commands).await?;
     let spent = bare.cpu_us()? - spent;
     Ok((spent, bare.info("used_memory")? - before, audience))
 }
 
-/// Changes the keys, one in each turn.
+/// Changes the keys, each in a turn of its own.
 fn changes(bare: &mut Bare, keys: usize) -> Result<f64> {
     bare.cost_us(|control| {
         for at in 0..keys {
@@ -84,7 +85,7 @@ fn changes(bare: &mut Bare, keys: usize) -> Result<f64> {
     })
 }
 
-/// A client that reads more than the table may hold.
+/// Measures a client that reads more keys than the table may hold.
 async fn limit(bare: &mut Bare, measured: &mut Measured) -> Result<()> {
     let (_, _, audience) = read(bare, 1, READ, "ON").await?;
     audience.leave().await;
@@ -95,15 +96,15 @@ async fn limit(bare: &mut Bare, measured: &mut Measured) -> Result<()> {
         .arg(&["SET", "tracking-table-max-keys", &LIMIT.to_string()])
         .query(&mut bare.control)?;
     let (limited, _, mut audience) = read(bare, 1, READ, "ON").await?;
-    // What is over the limit goes in small steps.
+    // Redis evicts the surplus in small steps.
     let mut kept = f64::INFINITY;
     while bare.info("tracking_total_keys")? < kept {
         kept = bare.info("tracking_total_keys")?;
         audience.settle().await;
     }
-    let told = (audience.heard_bytes() - heard_unlimited) / NEWS_BYTES;
+    let evictions = (audience.heard_bytes() - heard_unlimited) / NEWS_BYTES;
     measured.add("limit kept", kept);
-    measured.add("limit told", real(told));
+    measured.add("limit told", real(evictions));
     measured.add("limit µs", (limited - unlimited) / count(READ - LIMIT));
     audience.leave().await;
     Ok(())

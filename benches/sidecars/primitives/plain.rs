@@ -1,4 +1,4 @@
-//! Commands and scripts of ours, one at a time and from many connections at a time.
+//! Commands and scripts of jobcache, one at a time and from many connections at once.
 
 use std::time::Duration;
 
@@ -10,28 +10,28 @@ use super::{
 };
 use crate::{Result, outcome::count};
 
-/// A round of the barrier that carries a key.
+/// A round of the barrier that also reads a key.
 const CARRIES: &str = "ping with a key";
-/// As the table has them.
+/// The measured operations, in the order of the table.
 pub(super) const ALL: [&str; 8] =
     ["ping", CARRIES, "lookup", "lease", "fill", "end", "del", "probe"];
-/// How they come.
+/// How the operations arrive.
 #[derive(Clone, Copy)]
 struct Manner {
     name: &'static str,
     connections: usize,
     times: usize,
-    /// After each, or after one of each connection.
+    /// Pause after each operation, or after one operation of each connection.
     pause: Duration,
 }
 
-/// Far apart, so that Redis sleeps in between, as at a thousand in a second.
+/// Spaced so that Redis sleeps between operations, at about a thousand per second.
 const ALONE: Manner =
     Manner { name: "alone", connections: 1, times: 1_000, pause: Duration::from_micros(700) };
 const TOGETHER: Manner =
     Manner { name: "together", connections: 32, times: 4_000, pause: Duration::ZERO };
 const BODY: usize = 600;
-/// As long as that of an entry with a few headers.
+/// Length of the metadata of an entry with a few headers.
 const META: usize = 500;
 const TOKEN: &str = "0123456789abcdef-1";
 
@@ -57,7 +57,7 @@ pub(super) fn measure(bare: &mut Bare, measured: &mut Measured) -> Result<()> {
             measure(bare, name)?;
         }
         let used = bare.info("used_memory")? - empty;
-        // The last finds entries, as a purge does.
+        // `del` runs last and finds entries, as a purge does.
         for name in ["lookup", CARRIES, "end", "lease", "fill", "del"] {
             measure(bare, name)?;
         }
@@ -66,7 +66,7 @@ pub(super) fn measure(bare: &mut Bare, measured: &mut Measured) -> Result<()> {
     Ok(())
 }
 
-/// Microseconds for each.
+/// Returns the microseconds per operation.
 fn run(bare: &mut Bare, connections: &mut [Connection], name: &str, manner: Manner) -> Result<f64> {
     let mut track = |switch| {
         for connection in &mut *connections {

@@ -1,11 +1,11 @@
-//! What the targets share.
+//! Shared parts of the fuzz targets.
 
-/// The first line of an input, and what follows it.
+/// Splits an input into its first line and the rest.
 pub fn line(text: &str) -> (&str, &str) {
     text.split_once('\n').unwrap_or((text, ""))
 }
 
-/// The header lines (`name: value`) of a text, as far as they are some.
+/// Parses header lines (`name: value`) and skips lines that are not valid headers.
 pub fn headers(text: &str) -> hyper::HeaderMap {
     let pair = |line: &str| {
         let (name, value) = line.split_once(": ")?;

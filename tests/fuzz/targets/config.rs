@@ -1,7 +1,7 @@
-//! The configuration file and the environment: what is wrong is told, in one line and without secrets,
-//! and what is right comes out as it went in.
+//! The configuration file and the environment: every mistake is reported in one line and without
+//! secrets, and a valid configuration survives a round trip.
 //!
-//! Input: lines `NAME: value` of the environment, an empty line, the file.
+//! Input: environment lines `NAME: value`, an empty line, the file.
 
 #![no_main]
 
@@ -14,7 +14,7 @@ fuzz_target!(|text: &str| {
     let (environment, file) = text.split_once("\n\n").unwrap_or(("", text));
     let pair = |line: &str| {
         let (name, value) = line.split_once(": ")?;
-        // Those that name files would be read.
+        // Variables that name a file would make the target read it.
         let named = name == "JOBCACHE_CONFIG" || name.ends_with("_FILE");
         (!named).then(|| (name.to_owned(), value.to_owned()))
     };
@@ -39,7 +39,7 @@ fn load(
     let path = PATH.get_or_init(|| {
         std::env::temp_dir().join(format!("jobcache-fuzz-{}.toml", std::process::id()))
     });
-    fs::write(path, file).expect("the temporary directory can be written to");
+    fs::write(path, file).expect("a writable temporary directory");
     let config = Some(path.to_string_lossy().into_owned());
     Config::load(Flags { config, values: Vec::new() }, environment)
 }
@@ -47,7 +47,7 @@ fn load(
 /// The effective configuration, as a file, is the same; but secrets are hidden in it.
 fn check_round(config: &Config, toml: &str) {
     for secret in config.webhook_secret.iter().chain(&config.credentials.secret) {
-        assert!(!toml.contains(&format!("\"{}\"", secret.expose())), "a secret is shown");
+        assert!(!toml.contains(&format!("\"{}\"", secret.expose())), "a secret is printed");
     }
     if toml.contains("\"***\"") || toml.contains('@') || toml.contains("redacted") {
         return;

@@ -1,7 +1,8 @@
-//! What the store holds beside a body.
+//! Entries in the store.
 //!
-//! Input: three numbers in a line (time of the read, expiry, age), header lines, an empty line, and
-//! the body. The same is also read as a meta that somebody has tampered with.
+//! Input: a line of three numbers (time of the read, expiry, age), header lines, an empty line, and
+//! the body. The rest of the input is also decoded as metadata, and stands for metadata changed by
+//! somebody else.
 
 #![no_main]
 
@@ -37,7 +38,7 @@ fuzz_target!(|data: &[u8]| {
     check_round(&entry, &meta, expires_at_ms, now_ms);
     check_change(&meta, body, expires_at_ms);
     check_tampered(&meta, lines, body, now_ms);
-    // Whatever it is, it is told.
+    // Arbitrary metadata must not cause a panic.
     let _ = Entry::decode(&seen(Bytes::from(rest.to_owned()), body, expires_at_ms, "e"));
 });
 
@@ -57,13 +58,13 @@ fn seen(meta: Bytes, body: &str, expires_at_ms: i64, epoch: &str) -> Seen {
 
 fn decoded(meta: &str, body: &str, expires_at_ms: i64, epoch: &str) -> Result<Entry, Reject> {
     let meta = Bytes::from(meta.to_owned());
-    Entry::decode(&seen(meta, body, expires_at_ms, epoch)).expect("something is stored")
+    Entry::decode(&seen(meta, body, expires_at_ms, epoch)).expect("a storable response")
 }
 
-/// What was stored is served as it was.
+/// A stored response is served unchanged.
 fn check_round(entry: &Entry, meta: &str, expires_at_ms: i64, now_ms: i64) {
-    let body = std::str::from_utf8(entry.body()).expect("it was made of a text");
-    let again = decoded(meta, body, expires_at_ms, "e").expect("its own meta is read");
+    let body = std::str::from_utf8(entry.body()).expect("a body of text");
+    let again = decoded(meta, body, expires_at_ms, "e").expect("valid metadata");
     assert!(again.is_same_as(entry));
     assert_eq!(again.audience(), entry.audience());
     assert_eq!(again.generation(), "g");
@@ -80,7 +81,7 @@ fn check_round(entry: &Entry, meta: &str, expires_at_ms: i64, now_ms: i64) {
     }
 }
 
-/// What was changed, extended, or is of another life is no hit.
+/// A changed or extended entry, or one of another epoch or expiry, is not a hit.
 fn check_change(meta: &str, body: &str, expires_at_ms: i64) {
     let reject = |body: &str, at, epoch| decoded(meta, body, at, epoch).expect_err("no hit");
     assert_eq!(reject(&format!("{body} "), expires_at_ms, "e"), Reject::Foreign);
@@ -94,9 +95,11 @@ fn check_change(meta: &str, body: &str, expires_at_ms: i64) {
     assert_eq!(reject(body, expires_at_ms, "f"), Reject::Epoch);
 }
 
-/// A meta with other members is read, or refused, and served without harm.
+/// Metadata with other members is decoded or rejected, and served without harm.
 fn check_tampered(meta: &str, lines: &str, body: &str, now_ms: i64) {
-    let Ok(mut value) = serde_json::from_str::<Value>(meta) else { panic!("meta is no JSON") };
+    let Ok(mut value) = serde_json::from_str::<Value>(meta) else {
+        panic!("the metadata is not JSON")
+    };
     for line in lines.split('\n') {
         if let Some((key, new)) = line.split_once(": ")
             && let Ok(new) = serde_json::from_str::<Value>(new)

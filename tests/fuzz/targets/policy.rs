@@ -1,7 +1,7 @@
-//! Whether and how long a response may be stored.
+//! Whether and for how long a response may be stored.
 //!
-//! Input: three bytes (seconds of the policy's TTL, switches, how much later it is asked again),
-//! header lines of the response, an empty line, header lines of a request.
+//! Input: three bytes (seconds of the policy's TTL, switches, delay of a later check), header lines
+//! of the response, an empty line, header lines of a request.
 
 #![no_main]
 
@@ -46,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
 fn check_limits(headers: &HeaderMap, policy: &Policy, fresh: Result<Freshness, NoStore>) {
     let Ok(Freshness { ttl, age, public }) = fresh else { return };
     assert!(!ttl.is_zero() && ttl <= policy.ttl);
-    assert!(ttl + age.min(policy.ttl) <= policy.ttl, "its age is taken off");
+    assert!(ttl + age.min(policy.ttl) <= policy.ttl, "the age is not subtracted");
     let control = joined(headers);
     let Some(directives) = directives(&control) else { return };
     for (name, seconds) in &directives {
@@ -66,7 +66,7 @@ fn check_limits(headers: &HeaderMap, policy: &Policy, fresh: Result<Freshness, N
     assert!(!public || directives.iter().any(|(name, _)| waives(name)));
     assert!(!headers.contains_key("set-cookie") || !policy.cookies.is_empty());
     for line in headers.get_all("vary") {
-        let line = line.to_str().expect("one that is not understood is not stored").to_lowercase();
+        let line = line.to_str().expect("a readable Cache-Control").to_lowercase();
         assert!(
             !["*", "cookie", "authorization"]
                 .iter()
@@ -77,7 +77,7 @@ fn check_limits(headers: &HeaderMap, policy: &Policy, fresh: Result<Freshness, N
     assert!(!policy.stated_only || stated || headers.contains_key("expires"));
 }
 
-/// What is asked for later is not kept for longer.
+/// A later response is not kept for longer.
 fn check_later(
     head: &Parts,
     policy: &Policy,
@@ -86,7 +86,7 @@ fn check_later(
 ) {
     match (fresh, freshness(head, policy, later)) {
         (Ok(first), Ok(second)) => assert!(second.ttl <= first.ttl),
-        (Err(first), Ok(_)) => panic!("{first:?}, and later it is stored"),
+        (Err(first), Ok(_)) => panic!("{first:?}, but stored later"),
         _ => {}
     }
 }
@@ -107,7 +107,7 @@ fn check_lines(head: &Parts, policy: &Policy, fresh: Result<Freshness, NoStore>,
     }
 }
 
-/// What forbids storing does so beside whatever else is said.
+/// Directives that forbid storing win over all others.
 fn check_forbidden(mut head: Parts, policy: &Policy, now: SystemTime) {
     for directive in ["no-store", "Private", "no-cache=\"x\""] {
         let mut forbidden = head.clone();
@@ -123,14 +123,14 @@ fn check_request(headers: &HeaderMap, seconds: u8) {
     let (age, remaining) = (Duration::from_secs(seconds.into()), Duration::from_secs(10));
     let admitted = directives.admit(age, remaining);
     assert!(!admitted || !directives.no_cache && directives.max_age.is_none_or(|most| age <= most));
-    // A younger one that lasts longer suits whoever is suited by an older.
+    // A younger entry with a longer remaining life is accepted wherever an older one is.
     assert!(!admitted || directives.admit(Duration::ZERO, remaining * 2));
     if let Some(parsed) = self::directives(&joined(headers)) {
         let has = |name: &str| parsed.iter().any(|(n, _)| n == name);
         assert!(!has("no-cache") || directives.no_cache);
         assert!(!has("no-store") || directives.no_store);
     }
-    // A tag that is listed is held; one that occurs nowhere is not.
+    // A listed tag matches; a tag that occurs nowhere does not.
     if let Some(etag) = headers.get(ETAG) {
         let listed =
             headers.get_all(IF_NONE_MATCH).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
@@ -150,7 +150,7 @@ fn joined(headers: &HeaderMap) -> String {
     lines.collect::<Vec<_>>().join(",").to_lowercase()
 }
 
-/// Names and arguments, where no quoted string makes commas doubtful.
+/// Returns names and arguments, or `None` if a quoted string makes commas ambiguous.
 fn directives(control: &str) -> Option<Vec<(String, String)>> {
     let pair = |member: &str| {
         let (name, argument) = member.split_once('=').unwrap_or((member, ""));

@@ -1,7 +1,7 @@
 //! The body of a purge.
 //!
-//! Input: the body; or, where it begins with `*` and two bytes, many times the id which follows, each
-//! with a number behind it.
+//! Input: the body; or `*`, two bytes and an id, for a purge of many ids that consist of that id
+//! and a number.
 
 #![no_main]
 
@@ -14,7 +14,7 @@ const MAX_IDS: usize = 10_000;
 fuzz_target!(|data: &[u8]| match data {
     [b'*', high, low, id @ ..] => {
         let low = usize::from(*low);
-        // Around the limit, but of short ids alone: it costs a thousand times as much.
+        // Reach the limit with short ids only: such inputs cost a thousand times as much.
         let many = *high == 0 && id.len() < 3;
         let times = if many { MAX_IDS - 10 + low % 20 } else { low % 16 };
         let Ok(id) = std::str::from_utf8(id) else { return };
@@ -29,16 +29,16 @@ fn check(body: &[u8]) {
         Ok(wanted) => wanted,
         Err(why) => return assert!(why.len() < 4_096 + body.len(), "{why}"),
     };
-    // Of what is accepted serde_json has an opinion too: an object with one of the three keys,
-    // and perhaps `refresh`.
+    // Accepted bodies are checked with serde_json: an object with one of the three keys, and
+    // possibly `refresh`.
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
     let refresh = value.get("refresh").and_then(Value::as_bool).unwrap_or_default();
     let keys = value.as_object().into_iter().flatten();
     let given: Vec<_> = keys.filter(|(k, v)| *k != "refresh" && !v.is_null()).collect();
-    // Who is read anew is purged like any other.
+    // Refreshed jobs are purged like any others.
     let wanted = match (wanted, refresh) {
         (Wanted::Refreshed(jobs), true) => Wanted::Jobs(jobs),
-        (wanted @ Wanted::Jobs(_), true) => panic!("{wanted:?} is not read anew"),
+        (wanted @ Wanted::Jobs(_), true) => panic!("{wanted:?} ignores `refresh`"),
         (wanted, _) => wanted,
     };
     match (wanted, &given[..]) {
@@ -51,18 +51,18 @@ fn check(body: &[u8]) {
             assert_eq!(*key, "job_id");
             check_jobs(&jobs, std::slice::from_ref(id));
         }
-        (wanted, given) => panic!("{given:?} is taken for {wanted:?}"),
+        (wanted, given) => panic!("{given:?} is parsed as {wanted:?}"),
     }
 }
 
 fn check_jobs(jobs: &[JobId], ids: &[Value]) {
     assert!((1..=MAX_IDS).contains(&ids.len()));
     assert!((1..=MAX_IDS).contains(&jobs.len()), "{} jobs", jobs.len());
-    assert!(jobs.is_sorted_by(|a, b| a < b), "sorted, without repeats");
+    assert!(jobs.is_sorted_by(|a, b| a < b), "not sorted, or with duplicates");
     for job in jobs {
         assert_eq!(JobId::canonical(job.as_str()).as_ref(), Some(job));
     }
-    // What a read is cached under is purged under the same spelling.
+    // A purge finds the job under which a read with the same spelling is cached.
     for id in ids {
         let spelling = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
         if let Some(job) = JobId::canonical(&spelling) {

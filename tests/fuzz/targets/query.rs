@@ -1,4 +1,4 @@
-//! Which queries a cached read may have, compared with how `url` reads them.
+//! The queries that a cached read may have, compared with how `url` parses them.
 //!
 //! Input: the query.
 
@@ -23,13 +23,13 @@ fuzz_target!(|text: &str| {
             assert!(!counted.is_empty(), "{name:?} of {text:?} does not count");
         }
     }
-    // What counts says the same without what does not.
+    // The counted parameters stay the same without the ignored ones.
     let rest = counted.join("&");
     assert_eq!(
         query.counted(&rest).collect::<Vec<_>>(),
         if rest.is_empty() { vec![""] } else { counted }
     );
-    // One that nobody has named is not admitted beside whatever else.
+    // A parameter that is not configured is never admitted.
     assert!(
         !query.admits(&format!("{text}&fields=a")) && !query.admits(&format!("fields=a&{text}"))
     );

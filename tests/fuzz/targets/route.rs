@@ -1,8 +1,8 @@
-//! Which job a request names, against models of upstreams: each reads paths in two stages (a gateway
-//! and a framework) that decode, resolve dot segments, merge slashes, take `\` for `/` and cut off
-//! parameters or leave it, in either order.
+//! The job that a request names, compared with models of upstreams. A model reads paths in two
+//! stages (a gateway and a framework), each of which may decode, resolve dot segments, merge
+//! slashes, take `\` for `/` and cut off parameters, in either order.
 //!
-//! Input: three bytes that choose the model, method and target, header lines.
+//! Input: three bytes that select the model, the method and the target, then header lines.
 
 #![no_main]
 
@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((&[first, second, reader], text)) = data.split_first_chunk() else { return };
     let Ok(text) = std::str::from_utf8(text) else { return };
     let (target, lines) = jobcache_fuzz::line(text);
-    let routes = Routes::parse(&["/jobs/{id}", "/x/{id}/status"]).expect("both are templates");
+    let routes = Routes::parse(&["/jobs/{id}", "/x/{id}/status"]).expect("valid templates");
     let model = Model { stages: [Stage(first), Stage(second)], reader };
 
     check_segment(target.rsplit('/').next().unwrap_or_default());
@@ -33,8 +33,8 @@ fuzz_target!(|data: &[u8]| {
     check_requests(&routes, &model, target, lines);
 });
 
-/// A write of whatever the upstream may take the path for; a read of nothing that it may take for
-/// another job.
+/// A write covers every job that an upstream may read in the path; a cached read has a path that no
+/// upstream may read as another job.
 fn check_requests(routes: &Routes, model: &Model, target: &str, lines: &str) {
     let request = |method: &Method| {
         let mut request = Request::builder().method(method).uri(target).body(()).ok()?;
@@ -57,7 +57,7 @@ fn check_requests(routes: &Routes, model: &Model, target: &str, lines: &str) {
     match routes.classify(&get) {
         Route::Read(id) => {
             assert_eq!(JobId::canonical(id.as_str()), Some(id.clone()));
-            assert_eq!(written, [id.clone()], "a read's path has one reading: {path}");
+            assert_eq!(written, [id.clone()], "the path of a read has several readings: {path}");
             if let Some(read) = model.job(&path) {
                 assert_eq!(read, id.as_str(), "{path} by {model:?}");
             }
@@ -65,7 +65,7 @@ fn check_requests(routes: &Routes, model: &Model, target: &str, lines: &str) {
             let overridden = |name| get.headers().contains_key(name);
             assert!(!overridden("x-http-method-override") && !overridden("x-original-url"));
         }
-        // By a header that names another method.
+        // A method override header makes the read a write.
         Route::Write(scope) => assert_eq!(scope.jobs, written),
         Route::Pass(_) => {}
     }
@@ -79,12 +79,15 @@ fn check_jobs(jobs: &[JobId]) {
     }
 }
 
-/// What may be cached of what the model reads is among the jobs. A path of as many as are noticed
-/// was made for the purpose.
+/// The job that the model reads is among the jobs of the write. A path with as many jobs as the
+/// limit was made for the purpose and is not checked.
 fn check_write(jobs: &[JobId], model: &Model, path: &str) {
     let read = model.job(path).and_then(|id| JobId::canonical(&id));
     if let Some(read) = read.filter(|_| jobs.len() < MAX_JOBS) {
-        assert!(jobs.contains(&read), "{path:?} is {read} to {model:?}, not {jobs:?}");
+        assert!(
+            jobs.contains(&read),
+            "{model:?} reads {path:?} as {read}, which is not in {jobs:?}"
+        );
     }
 }
 
@@ -92,7 +95,7 @@ fn check_write(jobs: &[JobId], model: &Model, path: &str) {
 fn check_segment(segment: &str) {
     let ids = readings(segment);
     for id in &ids {
-        assert_eq!(readings(id.as_str()), [id.clone()], "a reading is canonical");
+        assert_eq!(readings(id.as_str()), [id.clone()], "a reading is not canonical");
     }
     if let Some(id) =
         integer(segment).or_else(|| uuid(segment)).and_then(|id| JobId::canonical(&id))
@@ -101,11 +104,11 @@ fn check_segment(segment: &str) {
     }
 }
 
-/// An upstream.
+/// A model of an upstream.
 #[derive(Debug)]
 struct Model {
     stages: [Stage; 2],
-    /// How it reads the id.
+    /// Selects the parser of the id.
     reader: u8,
 }
 
@@ -125,7 +128,7 @@ impl Model {
     }
 }
 
-/// What a gateway or a framework does to a path, a bit for each step.
+/// The steps that a gateway or a framework applies to a path, with a bit for each step.
 #[derive(Clone, Copy, Debug)]
 struct Stage(u8);
 
@@ -164,7 +167,7 @@ fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
-/// As `int` of Python.
+/// Parses an integer as Python's `int` does.
 fn integer(text: &str) -> Option<String> {
     let text = text.trim();
     let (sign, digits) = match text.as_bytes().first()? {
@@ -178,7 +181,7 @@ fn integer(text: &str) -> Option<String> {
     Some(if number.is_empty() { "0".to_owned() } else { format!("{sign}{number}") })
 }
 
-/// As `UUID` of Python.
+/// Parses a UUID as Python's `UUID` does.
 fn uuid(text: &str) -> Option<String> {
     let hex = text.replace("urn:", "").replace("uuid:", "");
     let hex = hex.trim_matches(['{', '}']).replace('-', "").to_ascii_lowercase();

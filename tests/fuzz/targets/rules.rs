@@ -1,7 +1,7 @@
-//! Which jobs a body names: `[[invalidate]]` rules and JSON pointers, compared with those of
+//! The jobs that a body names: `[[invalidate]]` rules and JSON pointers, compared with those of
 //! `serde_json`.
 //!
-//! Input: the pointer in a line, the body.
+//! Input: a line with the pointer, then the body.
 
 #![no_main]
 
@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(JobId::canonical(job.as_str()).as_ref(), Some(job));
     }
     if let Some(job) = there.and_then(job_of).filter(|_| jobs.len() < MAX_NAMED) {
-        assert!(jobs.contains(&job), "{job} is at {pointer:?}, not {jobs:?}");
+        assert!(jobs.contains(&job), "{job} is at {pointer:?}, but not in {jobs:?}");
     }
 });
 
@@ -49,7 +49,7 @@ fn scalar_of(value: &Value) -> Option<String> {
     }
 }
 
-/// What a backend reads as an id: to JSON, 7.0 is as whole a number as 7.
+/// Returns the id that an upstream reads; JSON does not distinguish 7.0 from 7.
 fn job_of(value: &Value) -> Option<JobId> {
     match value {
         Value::String(text) => JobId::canonical(text),

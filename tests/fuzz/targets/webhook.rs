@@ -1,4 +1,4 @@
-//! Who may purge: a caller that knows the secret.
+//! Only a caller that knows the secret may purge.
 //!
 //! Input: header lines, an empty line, the body.
 
@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
         let secret = Secret::new(text);
         let mut headers = headers.clone();
         let accepted = check(&[secret.clone()], &headers, body.as_bytes(), now).is_ok();
-        // A signature cannot be guessed, so it was the token.
+        // A signature cannot be guessed, so an accepted request carries the token.
         let token = headers.get("authorization").and_then(|value| value.to_str().ok());
         let shown = token
             .and_then(|token| token.split_once(' '))
@@ -29,6 +29,6 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(accepted, shown, "{headers:?}");
         headers.remove("authorization");
         let error = check(&[secret], &headers, body.as_bytes(), now).expect_err("no token");
-        assert!(!error.to_string().contains(text), "the secret is told");
+        assert!(!error.to_string().contains(text), "the error contains the secret");
     }
 });
