@@ -14,7 +14,7 @@ async function refresh() {
     if (!ok) throw new Error('no status');
     const now = performance.now();
     const restarted = page.before !== null && data.uptime_s < page.before.uptime_s;
-    if (restarted) { streaming.last = ''; looks = []; }
+    if (restarted) { streaming.last = ''; }
     if (page.before === null || restarted || now - page.since > LATE_MS || page.refreshes % HISTORY_EVERY === 0) {
       setHistory((await fetchJson('history')).data);
     } else {
