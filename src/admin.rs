@@ -17,7 +17,7 @@ mod status;
 mod upload;
 pub mod wanted;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{
@@ -66,7 +66,6 @@ const PAGES: &str = "/, /livez, /readyz, /metrics, /status, /history, /events, /
                      and POST /purge and /purge/<id>";
 
 /// Answers on the admin listener.
-#[derive(Debug)]
 pub struct Admin {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
@@ -80,8 +79,17 @@ pub struct Admin {
     front: Front,
 }
 
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin")
+            .field("mode", &self.mode)
+            .field("cache", &self.cache)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What stays as it is whatever the configuration says.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Lasting {
     /// For the bodies of purges.
     pub room: Arc<Room>,

@@ -163,7 +163,7 @@ pub struct Expected {
 }
 
 /// What happened lately.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Events {
     /// What stands before an id in the name of its key.
     prefix: OnceLock<Box<str>>,

@@ -23,7 +23,7 @@ mod upstream;
 mod warm;
 mod webhook;
 
-use std::{iter, sync::atomic::Ordering, time::Duration};
+use std::{fmt, iter, sync::atomic::Ordering, time::Duration};
 
 use prometheus_client::{
     encoding::text::encode,
@@ -56,7 +56,6 @@ const ROUND_BUCKETS: [f64; 11] =
     [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.25];
 
 /// What the process counts.
-#[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: Counters<RequestLabels>,
@@ -128,6 +127,15 @@ pub struct Metrics {
     reasons: Reasons,
     /// Spans for a collector by what became of them; whoever sends them counts.
     spans: SpanCounts,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics")
+            .field("store_up", &self.store_up.get())
+            .field("pending", &self.pending.get())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Metrics {

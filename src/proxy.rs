@@ -19,7 +19,7 @@ mod write;
 
 pub use ahead::{Outcome as ReadAhead, Unlisted};
 
-use std::{future::Future, sync::Arc};
+use std::{fmt, future::Future, sync::Arc};
 
 use hyper::{
     Request, StatusCode,
@@ -58,7 +58,7 @@ use crate::{
 ///
 /// A request is answered by one of these from its receipt to its end. One that is
 /// [`revised`](Proxy::revised) shares with the first all but what its configuration says.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Proxy {
     routes: Arc<Routes>,
     /// Whether others have come into force since.
@@ -82,6 +82,16 @@ pub struct Proxy {
     requests: Arc<Room>,
     limits: config::Server,
     metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy")
+            .field("mode", &self.mode)
+            .field("cache", &self.cache)
+            .field("upstream", &self.upstream)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Proxy {

@@ -248,7 +248,7 @@ fn refuse(changes: &[Change], running: &Config) -> Outcome {
 }
 
 /// What a request takes once and is answered by throughout.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Snapshot {
     routes: Arc<Routes>,
     cache: Arc<Cache>,
@@ -275,7 +275,6 @@ impl Snapshot {
 }
 
 /// The snapshot in force.
-#[derive(Debug)]
 pub(crate) struct Live(RwLock<Snapshot>);
 
 impl Live {

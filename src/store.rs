@@ -74,6 +74,7 @@ mod tally;
 mod types;
 
 use std::{
+    fmt,
     future::Future,
     sync::{
         Arc,
@@ -114,13 +115,21 @@ pub async fn probe(config: &config::Config) -> Result<(), StoreError> {
 }
 
 /// The store: Redis, or this process' memory with the same semantics.
-#[derive(Debug)]
 pub struct Store {
     engine: Engine,
     tokens: Tokens,
     /// What outlives whoever asked for it.
     tasks: TaskTracker,
     metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("engine", &self.engine)
+            .field("pending", &self.pending())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]

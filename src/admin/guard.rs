@@ -1,6 +1,7 @@
 //! Who calls the admin listener, and whether he knows the secret, where there is one.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -67,7 +68,7 @@ impl Caller {
 }
 
 /// What a guard remembers, and the next one after a reload.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Watch {
     skews: Throttle,
     failures: TurnsByAddress,
@@ -93,7 +94,6 @@ pub(super) enum Claim {
 }
 
 /// Lets in who knows one of the secrets; anybody, where there is none.
-#[derive(Debug)]
 pub(super) struct Guard {
     secrets: Arc<[Secret]>,
     /// In a minute, from one address.
@@ -102,6 +102,15 @@ pub(super) struct Guard {
     is_over: Arc<watch::Sender<bool>>,
     watch: Arc<Watch>,
     metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("secrets", &self.secrets.len())
+            .field("max_failures", &self.max_failures)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Guard {

@@ -28,7 +28,7 @@ pub(super) struct Pace {
 pub(super) struct Turns(Mutex<Option<Instant>>);
 
 /// The same for each address that it comes from, of as many as are remembered.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct TurnsByAddress {
     /// Who connects to a unix socket has no address.
     known: Mutex<HashMap<Option<IpAddr>, Instant>>,

@@ -40,7 +40,6 @@ const BUSY_HERE: &str = "too many purges are being read from this address, which
                          max_inspected; nothing was purged or queued";
 
 /// The purge webhook.
-#[derive(Debug)]
 pub struct Webhook {
     cache: Arc<Cache>,
     routes: Arc<Routes>,

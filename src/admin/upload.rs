@@ -62,11 +62,10 @@ pub(super) enum Unread {
 }
 
 /// What each address holds of a room, of those that hold something.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Shares(Mutex<HashMap<Option<IpAddr>, usize>>);
 
 /// What one body holds of its address's share.
-#[derive(Debug)]
 struct Share {
     shares: Arc<Shares>,
     from: Option<IpAddr>,
@@ -74,7 +73,6 @@ struct Share {
 }
 
 /// Where bodies are read into.
-#[derive(Debug)]
 pub(super) struct Uploads {
     room: Arc<Room>,
     shares: Arc<Shares>,

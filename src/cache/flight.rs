@@ -18,6 +18,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry as Slot},
+    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -75,7 +76,6 @@ impl Flight {
 }
 
 /// The flights of this process.
-#[derive(Debug)]
 pub struct Flights {
     confirmed: Mutex<HashMap<Key, Vec<Confirmed>>>,
     /// Tells leaders apart.
@@ -83,6 +83,15 @@ pub struct Flights {
     unleased: Mutex<HashMap<(Key, Pair), Queue>>,
     /// How many there may be.
     room: Arc<Room>,
+}
+
+impl fmt::Debug for Flights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flights")
+            .field("begun", &self.count.load(Ordering::Relaxed))
+            .field("room", &self.room)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What the store shows of a job: the token of a lease or the generation of an entry, in the epoch of
@@ -129,7 +138,6 @@ struct Next {
 }
 
 /// The one who reads the upstream for a flight.
-#[derive(Debug)]
 pub struct Leader {
     landing: watch::Sender<Flown>,
     turn: Option<oneshot::Receiver<()>>,
@@ -137,6 +145,12 @@ pub struct Leader {
     flights: Arc<Flights>,
     #[expect(dead_code, reason = "held, not read")]
     held: Held,
+}
+
+impl fmt::Debug for Leader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leader").field("seat", &self.seat).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]

@@ -74,7 +74,6 @@ pub(super) struct Feed {
 }
 
 /// One who listens.
-#[derive(Debug)]
 pub struct Listener {
     /// What happened before.
     pub before: Vec<Arc<Event>>,

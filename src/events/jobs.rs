@@ -68,7 +68,7 @@ pub struct Busy {
 }
 
 /// The jobs.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Jobs {
     slots: HashMap<Arc<str>, Slot>,
     /// The jobs by when something happened to them last, in touches.

@@ -12,7 +12,6 @@ use super::counters::zeros;
 const KINDS: [&str; 4] = ["moved", "ask", "tryagain", "clusterdown"];
 
 /// What there is to count of a cluster; all zero where the store is none.
-#[derive(Debug)]
 pub struct Cluster {
     shards: Family<StateLabels, Gauge>,
     /// Slots that no master owns.

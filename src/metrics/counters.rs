@@ -12,7 +12,6 @@ use prometheus_client::metrics::{counter::Counter, family::Family};
 const KNOWN: usize = 16;
 
 /// Counters by their labels.
-#[derive(Debug)]
 pub struct Counters<L> {
     family: Family<L, Counter>,
     /// The first ones, in the order in which they came.

@@ -89,7 +89,6 @@ impl Limit {
 }
 
 /// The limits' metrics.
-#[derive(Debug)]
 pub struct Limits {
     family: Family<LimitLabels, Counter>,
     /// Those of the family, looked up once.

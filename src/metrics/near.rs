@@ -11,7 +11,6 @@ use super::{
 };
 
 /// The metrics of the near layer.
-#[derive(Debug)]
 pub struct Near {
     /// Bytes of the entries in this process.
     pub bytes: Gauge,

@@ -89,7 +89,6 @@ pub struct Look {
 }
 
 /// What is known of the last ten minutes.
-#[derive(Debug)]
 pub struct Recent {
     began: Instant,
     looks: Mutex<VecDeque<Look>>,
@@ -204,7 +203,6 @@ pub async fn keep(metrics: Arc<Metrics>) {
 }
 
 /// Times of the last one to two minutes, by magnitude: what is told of them is right within an eighth.
-#[derive(Debug)]
 pub struct Times {
     now: Box<[AtomicU64]>,
     before: Box<[AtomicU64]>,

@@ -6,7 +6,6 @@ use prometheus_client::{
 };
 
 /// The upstream's gauges; its exchanges are counted in [`Metrics`](super::Metrics).
-#[derive(Debug)]
 pub struct Upstream {
     /// 1 unless the last exchanges all failed.
     pub up: Gauge,

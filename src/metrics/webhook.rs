@@ -73,7 +73,6 @@ impl Refused {
 }
 
 /// The metrics of these calls.
-#[derive(Debug)]
 pub struct Webhook {
     refused: Family<ReasonLabels, Counter>,
     /// Of those that know a secret.

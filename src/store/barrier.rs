@@ -14,6 +14,7 @@
 //! readers. It is up only while the connection is; a reader who waits when it goes down is told so.
 
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
     sync::{
@@ -28,7 +29,7 @@ use tokio::sync::Notify;
 use super::Key;
 
 /// Rounds of one connection after another.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Rounds {
     state: Mutex<State>,
     /// The last round that was answered, over all connections.
@@ -41,7 +42,16 @@ pub struct Rounds {
     wanted: Notify,
 }
 
-#[derive(Debug, Default)]
+impl fmt::Debug for Rounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rounds")
+            .field("answered", &self.answered)
+            .field("life", &self.life)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
 struct State {
     /// The last round that was launched.
     launched: u64,

@@ -44,6 +44,7 @@ mod topology;
 use std::{
     collections::HashMap,
     convert::Infallible,
+    fmt,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -78,14 +79,21 @@ use super::{
 use crate::{clock, config, metrics::Metrics, throttle::Throttle};
 
 /// The store on a Redis Cluster.
-#[derive(Debug)]
 pub struct Cluster {
     world: Arc<World>,
     _tasks: [AbortOnDropHandle<()>; 3],
 }
 
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("seeds", &self.world.seeds)
+            .field("shards", &self.world.map.read().shards.len())
+            .finish_non_exhaustive()
+    }
+}
+
 /// What those who use the store and those who keep it have in common.
-#[derive(Debug)]
 struct World {
     map: Map,
     lessons: Arc<Lessons>,

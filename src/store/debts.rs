@@ -20,7 +20,6 @@ use crate::{
 use std::{future, sync::Arc, time::Duration};
 
 /// The books.
-#[derive(Debug)]
 pub(super) struct Debts {
     pub(super) pending: Pending,
     /// Something became pending.

@@ -29,7 +29,6 @@ const LONG: (usize, usize) = (4, 1024);
 ///
 /// Records are queued in the order in which they are given and written by a blocking task, one at a
 /// time: no caller waits for the disk unless it asks to.
-#[derive(Debug)]
 pub struct Journal {
     shared: Arc<Shared>,
     /// The last queued record that is known to be on the disk, or given up.
@@ -37,7 +36,6 @@ pub struct Journal {
     warnings: Throttle,
 }
 
-#[derive(Debug)]
 struct Shared {
     path: PathBuf,
     file: Mutex<File>,

@@ -4,7 +4,7 @@ mod whole;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io,
+    fmt, io,
     path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -28,13 +28,21 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 ///
 /// A key for which there is no room stands for all of its slot, until a purge of all has been confirmed
 /// there. Slots are those of a Redis Cluster; on a server that stands alone they are as good a part.
-#[derive(Debug)]
 pub struct Pending {
     limit: usize,
     journal: Option<Journal>,
     /// Keys, plus one while whole slots are pending: lets a reader pass without the lock.
     size: AtomicUsize,
     inner: Mutex<Inner>,
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("limit", &self.limit)
+            .field("size", &self.len())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]

@@ -22,6 +22,7 @@ mod tracking;
 
 use std::{
     borrow::Cow,
+    fmt,
     sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
     time::Duration,
@@ -69,10 +70,18 @@ pub(super) const REPLAY_BATCH: usize = 64;
 pub type SessionHandle = Arc<Session>;
 
 /// The store on a Redis server.
-#[derive(Debug)]
 pub struct Redis {
     shared: Arc<Shared>,
     keeper: JoinHandle<()>,
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("address", &self.shared.address)
+            .field("up", &self.is_up())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Drop for Redis {
@@ -435,13 +444,22 @@ pub(super) async fn probe(config: &config::Config) -> Result<(), StoreError> {
 /// The claim to a lease, made before the lease is asked for: when it is dropped unspent the lease is
 /// released. So one whose asker waited in vain, or was dropped because its client hung up, does not
 /// keep everybody from filling for as long as a lease lasts.
-#[derive(Debug)]
 pub struct Hold {
     shared: Arc<Shared>,
     session: SessionHandle,
     key: Key,
     token: Token,
     spent: bool,
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold")
+            .field("key", &self.key)
+            .field("token", &self.token)
+            .field("spent", &self.spent)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Hold {

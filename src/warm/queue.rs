@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
+    fmt,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,12 +15,20 @@ use super::Pauses;
 use crate::cache::key::JobId;
 
 /// Jobs in the order in which they are to be read.
-#[derive(Debug)]
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     /// That there is another one.
     news: Notify,
     max: usize,
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("max", &self.max)
+            .field("waiting", &self.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// One that waits.
@@ -30,7 +39,7 @@ pub(super) struct Item {
     pub(super) pauses: Pauses,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Waiting {
     ready: VecDeque<Item>,
     /// Those that were tried in vain, by when they are tried again; numbered, for two may share a time.

@@ -13,7 +13,6 @@ use crate::{
 };
 
 /// One master, and the slots that it owns.
-#[derive(Debug)]
 pub(super) struct Shard {
     /// Never used twice: another life of the same node is another shard.
     pub(super) number: u64,
@@ -35,13 +34,13 @@ impl Shard {
 }
 
 /// The map of now.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Map {
     drawn: RwLock<Drawn>,
 }
 
 /// A map as it was drawn.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Drawn {
     plan: Plan,
     /// In the order of the plan's masters.

@@ -47,7 +47,6 @@ pub(super) const BACKOFF: (Duration, Duration) =
 pub(in crate::store) const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the keeper and those who use the store have in common.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) source: Source,
     /// Without user and password, for the log.

@@ -19,7 +19,7 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// counts as purged.
 const LIMIT: usize = 20_000;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Recent(Mutex<Confirmed>);
 
 #[derive(Debug, Default)]
