@@ -12,7 +12,6 @@ use hyper::{
     http::{HeaderValue, header::WWW_AUTHENTICATE},
 };
 use serde_json::json;
-use standardwebhooks::HEADER_WEBHOOK_ID;
 use tokio::{
     sync::{Mutex, watch},
     task::spawn_blocking,
@@ -23,7 +22,7 @@ use super::{
     Lasting,
     pace::{Pace, Turns, TurnsByAddress},
     page::{Reply, later, reply},
-    proof::{self, LARGE, Proof, Signed, Skew, TOLERANCE, Unproven},
+    proof::{self, LARGE, Proof, Signed, Skew, TOLERANCE, Unproven, WEBHOOK_ID},
     upload::Shares,
 };
 use crate::{
@@ -59,7 +58,7 @@ impl Caller {
     /// Who made a request.
     pub fn of<B>(request: &Request<B>, client: Peer) -> Self {
         let from = client.ip.map_or_else(|| "a unix socket".to_owned(), |ip| ip.to_string());
-        let id = request.headers().get(HEADER_WEBHOOK_ID).and_then(|id| id.to_str().ok());
+        let id = request.headers().get(WEBHOOK_ID).and_then(|id| id.to_str().ok());
         // Whoever may purge may say what he likes here, but not more than is kept.
         let id = id.filter(|id| id.len() <= MAX_CALLER && id.bytes().all(|b| b.is_ascii_graphic()));
         let by = id.map_or_else(|| from.clone(), |id| format!("webhook {id} from {from}"));
@@ -319,7 +318,7 @@ mod tests {
     #[test]
     fn a_caller_is_told_by_its_delivery_and_its_address() {
         let check = |id: &str, want: &str| {
-            let request = Request::builder().header(HEADER_WEBHOOK_ID, id).body(()).unwrap();
+            let request = Request::builder().header(WEBHOOK_ID, id).body(()).unwrap();
             let ip = Some([192, 0, 2, 7].into());
             let client = Peer { ip, is_tls: false, is_trusted: false };
             assert_eq!(Caller::of(&request, client).by().as_deref(), Some(want));
