@@ -30,9 +30,12 @@ RUN touch src/main.rs src/lib.rs \
     && JOBCACHE_COMMIT="$COMMIT" cargo build --release --locked --bin jobcache
 
 # What the final image holds. The libraries are those that the loader names, of Debian's libc6 and
-# libgcc-s1, with their licences; nsswitch.conf makes it look into /etc/hosts and ask the DNS;
-# upstreams with https:// are believed by ca-certificates.crt.
+# libgcc-s1, with their licences; THIRD-PARTY-NOTICES has the licences of the crates in the binary;
+# nsswitch.conf makes it look into /etc/hosts and ask the DNS; upstreams with https:// are believed by
+# ca-certificates.crt.
 COPY LICENSE /image/usr/local/share/doc/jobcache/LICENSE
+COPY config/notices.sh config/notices.sh
+RUN sh config/notices.sh > /image/usr/local/share/doc/jobcache/THIRD-PARTY-NOTICES
 RUN install -D target/release/jobcache /image/usr/local/bin/jobcache \
     && for library in $(ldd target/release/jobcache | grep -o '/lib[^ ]*'); do \
         install -D "$library" "/image$library" || exit 1; \
