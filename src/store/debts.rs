@@ -60,7 +60,7 @@ impl Debts {
         let next = self.pending.next_due();
         let wait = async {
             match next {
-                Some(at) => sleep_until(at.into()).await,
+                Some(at) => sleep_until(at).await,
                 None => future::pending().await,
             }
         };

@@ -1,10 +1,11 @@
 //! What passes through comes out as if nobody stood between: checked byte by byte, with a client
 //! and an upstream that speak raw HTTP/1.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::Request;
 use jobcache::config::Rule;
+use tokio::time::Instant;
 
 use crate::support::{
     Reply,

@@ -3,7 +3,7 @@
 //! They are confirmed one by one, as a master that is lost keeps only its own from that. When they are to
 //! be repeated is said once for all: a purge asks those who have some, and costs the others nothing.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::{Due, RETRY};
 use crate::store::cluster::{SLOTS, SlotSet};

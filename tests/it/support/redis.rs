@@ -1,15 +1,12 @@
 //! A `redis-server` of its own for each test, and what can befall it.
 
-use std::{
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::process::{Child, Command, Stdio};
 
 use redis::{AsyncConnectionConfig, FromRedisValue, aio::MultiplexedConnection};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{SOON, eventually, free_port};
+use super::{SOON, eventually, free_port, steady_clock};
 
 /// Attempts to find a port that stays free until Redis has bound it.
 const PORT_ATTEMPTS: usize = 5;
@@ -34,6 +31,7 @@ impl RedisServer {
 
     /// Starts another program than `redis-server` that is called as it is.
     pub(crate) async fn start_as(program: String, args: &[&str]) -> Self {
+        steady_clock();
         let mut server = Self::absent();
         server.program = program;
         server.args = args.iter().map(ToString::to_string).collect();
@@ -223,6 +221,3 @@ pub(crate) fn key(id: &str) -> String {
 
 /// What Redis says of a key's life right after a fill with the default TTL of 300 s.
 pub(crate) const FRESH_TTL_MS: std::ops::RangeInclusive<i64> = 295_000..=300_000;
-
-/// How long hits may take to come back after Redis has.
-pub(crate) const RECOVERY: Duration = Duration::from_secs(5);

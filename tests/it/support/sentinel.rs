@@ -17,8 +17,11 @@ pub(crate) const MASTER: &str = "mymaster";
 /// For a failover from its cause to its end, on two busy cores.
 const FAILOVER: Duration = Duration::from_secs(30);
 
-/// The silence after which the sentinels take a server for down.
-pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(1);
+/// The silence after which the sentinels take a server for down to which something was done.
+const DOWN_AFTER: Duration = Duration::from_secs(1);
+
+/// The silence after which they do so otherwise: never. One that is only slow, on a busy machine, is not deposed.
+const PATIENT: Duration = Duration::from_hours(1);
 
 /// Fields of replicas or sentinels.
 type Told = Vec<HashMap<String, String>>;
@@ -95,8 +98,12 @@ impl Deployment {
         }
     }
 
-    /// Has the sentinels take a server for down after another silence.
-    pub(crate) async fn set_down_after(&self, silence: Duration) {
+    /// Has the sentinels find out that the master is gone or hangs, which it does by now. They elect another.
+    pub(crate) async fn find_it_down(&self) {
+        self.set_down_after(DOWN_AFTER).await;
+    }
+
+    async fn set_down_after(&self, silence: Duration) {
         let mut set = redis::cmd("SENTINEL");
         let ms = u64::try_from(silence.as_millis()).expect("no ages");
         set.arg("SET").arg(MASTER).arg("down-after-milliseconds").arg(ms);
@@ -106,7 +113,18 @@ impl Deployment {
         }
     }
 
-    /// Waits until a sentinel names another master: the one who leads the failover.
+    /// Has a deposed master that is well go on as the master it thinks it is. Else the sentinels have it follow the new
+    /// one after four of the periods in which they publish what they know, which are two seconds each.
+    pub(crate) async fn leave_deposed_masters_alone(&self) {
+        let mut set = redis::cmd("SENTINEL");
+        set.arg("DEBUG").arg("PUBLISH-PERIOD").arg(600_000);
+        for sentinel in &self.sentinels {
+            sentinel.ask::<()>(&set).await.expect("a sentinel of 7.0 or newer");
+        }
+    }
+
+    /// Waits until a sentinel names another master: the one who leads the failover. From then on none is deposed for
+    /// its silence.
     pub(crate) async fn promoted(&self) {
         let deposed = self.master().port();
         eventually(FAILOVER, async || {
@@ -118,11 +136,13 @@ impl Deployment {
             Err(deposed)
         })
         .await;
+        self.set_down_after(PATIENT).await;
     }
 
     /// Waits until every sentinel that runs names another master, and makes that ours.
     pub(crate) async fn failed_over(&mut self) {
         let deposed = self.master().port();
+        self.promoted().await;
         self.agree(|port| port != deposed).await;
     }
 
@@ -161,7 +181,7 @@ impl Sentinel {
              sentinel down-after-milliseconds {MASTER} {}\n\
              sentinel failover-timeout {MASTER} 1000\n\
              sentinel parallel-syncs {MASTER} 2\n{}\n",
-            DOWN_AFTER.as_millis(),
+            PATIENT.as_millis(),
             lines.replace("TLS_PORT", &tls_port.to_string())
         );
         let mut sentinel = Self { port: free_port(), tls_port, dir, lines, child: None };
