@@ -129,7 +129,7 @@ check_dependencies() {
   fi
   step cargo deny --locked check bans licenses sources
   if cargo deny --locked fetch db >/dev/null 2>&1; then
-    step cargo deny --locked check --disable-fetch advisories
+    step cargo deny --locked --offline check advisories
   else
     echo "== the advisory database cannot be downloaded; advisories are not checked"
   fi
