@@ -30,9 +30,12 @@ RUN touch src/main.rs src/lib.rs \
     && JOBCACHE_COMMIT="$COMMIT" cargo build --release --locked --bin jobcache
 
 # Collects the files of the final image. The libraries are those that the loader lists, from Debian's
-# libc6 and libgcc-s1, with their licences. With nsswitch.conf, names are looked up in /etc/hosts and by
-# DNS. An https:// API is verified by ca-certificates.crt.
+# libc6 and libgcc-s1, with their licences. THIRD-PARTY-NOTICES has the licences of the crates in the
+# binary. With nsswitch.conf, names are looked up in /etc/hosts and by DNS. An https:// API is verified
+# by ca-certificates.crt.
 COPY LICENSE /image/usr/local/share/doc/jobcache/LICENSE
+COPY config/notices.sh config/notices.sh
+RUN sh config/notices.sh > /image/usr/local/share/doc/jobcache/THIRD-PARTY-NOTICES
 RUN install -D target/release/jobcache /image/usr/local/bin/jobcache \
     && for library in $(ldd target/release/jobcache | grep -o '/lib[^ ]*'); do \
         install -D "$library" "/image$library" || exit 1; \

@@ -18,7 +18,7 @@ mod status;
 mod upload;
 pub mod wanted;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{
@@ -68,7 +68,6 @@ const PAGES: &str = "/, /livez, /readyz, /metrics, /status, /history, /events, /
                      and POST /purge and /purge/<id>";
 
 /// The handler of all requests to the admin listener.
-#[derive(Debug)]
 pub struct Admin {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
@@ -82,8 +81,17 @@ pub struct Admin {
     front: Front,
 }
 
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin")
+            .field("mode", &self.mode)
+            .field("cache", &self.cache)
+            .finish_non_exhaustive()
+    }
+}
+
 /// State that is shared by all configurations and survives a reload.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Lasting {
     /// Memory budget for the bodies of purges.
     pub room: Arc<Room>,

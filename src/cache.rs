@@ -28,7 +28,7 @@ pub use lookup::{Lookup, REPLACEMENTS};
 pub use near::{Absence, Look};
 pub use trial::Trial;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use hyper::http::{HeaderMap, HeaderName, Method, Uri};
 use prometheus_client::metrics::gauge::Gauge;
@@ -64,7 +64,7 @@ const FENCE_MARGIN: Duration = Duration::from_secs(10);
 ///
 /// A clone shares all state with the original. A [revised](Cache::revised) cache also shares it,
 /// except for what its configuration determines.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Cache {
     store: Arc<Store>,
     near: Option<Arc<Layer>>,
@@ -89,6 +89,16 @@ pub struct Cache {
     policy: Policy,
     settings: Settings,
     metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("store", &self.store)
+            .field("near", &self.near.is_some())
+            .field("flights", &self.flights)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -168,7 +168,7 @@ pub struct Expected {
 }
 
 /// The recorder of events.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Events {
     /// Prefix of a key before the id.
     prefix: OnceLock<Box<str>>,

@@ -9,6 +9,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -24,11 +25,19 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 const FRAME_OVERHEAD: usize = 128;
 
 /// A limit on how much of something may be in use at a time.
-#[derive(Debug)]
 pub struct Room {
     limit: usize,
     used: Gauge,
     refused: Counter,
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Room")
+            .field("limit", &self.limit)
+            .field("used", &self.used.get())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A part of a quota, given back on drop.

@@ -23,7 +23,7 @@ mod upstream;
 mod warm;
 mod webhook;
 
-use std::{iter, sync::atomic::Ordering, time::Duration};
+use std::{fmt, iter, sync::atomic::Ordering, time::Duration};
 
 use prometheus_client::{
     encoding::text::encode,
@@ -57,7 +57,6 @@ const ROUND_BUCKETS: [f64; 11] =
     [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.25];
 
 /// The metrics of the process.
-#[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: Counters<RequestLabels>,
@@ -129,6 +128,15 @@ pub struct Metrics {
     reasons: Reasons,
     /// Spans for a collector by outcome. The exporter counts them.
     spans: SpanCounts,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics")
+            .field("store_up", &self.store_up.get())
+            .field("pending", &self.pending.get())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Metrics {

@@ -42,7 +42,7 @@ mod write;
 
 pub use ahead::{Outcome as ReadAhead, Unlisted};
 
-use std::{future::Future, sync::Arc};
+use std::{fmt, future::Future, sync::Arc};
 
 use hyper::{
     Request, StatusCode,
@@ -82,7 +82,7 @@ use crate::{
 /// A request keeps its `Proxy` until it ends, so a reload never changes the rules in the middle of
 /// a request. A [`revised`](Proxy::revised) proxy shares everything with the old one except what
 /// its configuration sets.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Proxy {
     routes: Arc<Routes>,
     /// Set when a reload puts other routes or rules into force.
@@ -106,6 +106,16 @@ pub struct Proxy {
     requests: Arc<Room>,
     limits: config::Server,
     metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy")
+            .field("mode", &self.mode)
+            .field("cache", &self.cache)
+            .field("upstream", &self.upstream)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Proxy {

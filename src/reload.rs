@@ -251,7 +251,7 @@ fn refuse(changes: &[Change], running: &Config) -> Outcome {
 }
 
 /// The parts that a request takes once and is answered by throughout.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Snapshot {
     routes: Arc<Routes>,
     cache: Arc<Cache>,
@@ -278,7 +278,6 @@ impl Snapshot {
 }
 
 /// The current generation.
-#[derive(Debug)]
 pub(crate) struct Live(RwLock<Snapshot>);
 
 impl Live {

@@ -78,6 +78,7 @@ mod tally;
 mod types;
 
 use std::{
+    fmt,
     future::Future,
     sync::{
         Arc,
@@ -118,13 +119,21 @@ pub async fn probe(config: &config::Config) -> Result<(), StoreError> {
 }
 
 /// The store: Redis, or the memory of this process with the same semantics.
-#[derive(Debug)]
 pub struct Store {
     engine: Engine,
     tokens: Tokens,
     /// Tasks that finish even if their caller is dropped.
     tasks: TaskTracker,
     metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("engine", &self.engine)
+            .field("pending", &self.pending())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]

@@ -20,7 +20,7 @@ mod health;
 mod http2;
 mod pool;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode, Version,
@@ -69,7 +69,6 @@ pub enum Repeat {
 }
 
 /// The client for the upstream.
-#[derive(Debug)]
 pub struct Upstream {
     connector: Connector,
     config: config::Upstream,
@@ -83,6 +82,15 @@ pub struct Upstream {
     /// `server.min_upload_rate`.
     upload_rate: usize,
     metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("connector", &self.connector)
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One of `upstream.max_connections`, held as long as an exchange uses its connection.

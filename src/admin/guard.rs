@@ -4,6 +4,7 @@
 //! here, so that other clients behind the same address cannot lock it out.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,7 +15,6 @@ use hyper::{
     http::{HeaderValue, header::WWW_AUTHENTICATE},
 };
 use serde_json::json;
-use standardwebhooks::HEADER_WEBHOOK_ID;
 use tokio::{
     sync::{Mutex, watch},
     task::spawn_blocking,
@@ -25,7 +25,7 @@ use super::{
     Lasting,
     pace::{Pace, Turns, TurnsByAddress},
     page::{Reply, later, reply},
-    proof::{self, LARGE, Proof, Signed, Skew, TOLERANCE, Unproven},
+    proof::{self, LARGE, Proof, Signed, Skew, TOLERANCE, Unproven, WEBHOOK_ID},
     upload::Shares,
 };
 use crate::{
@@ -61,7 +61,7 @@ impl Caller {
     /// Reads the caller from a request.
     pub fn of<B>(request: &Request<B>, client: Peer) -> Self {
         let from = client.ip.map_or_else(|| "a unix socket".to_owned(), |ip| ip.to_string());
-        let id = request.headers().get(HEADER_WEBHOOK_ID).and_then(|id| id.to_str().ok());
+        let id = request.headers().get(WEBHOOK_ID).and_then(|id| id.to_str().ok());
         // The id is free text of the sender. Ids that are long or not printable are left out.
         let id = id.filter(|id| id.len() <= MAX_CALLER && id.bytes().all(|b| b.is_ascii_graphic()));
         let by = id.map_or_else(|| from.clone(), |id| format!("webhook {id} from {from}"));
@@ -70,7 +70,7 @@ impl Caller {
 }
 
 /// State of the authorization that survives a reload.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Watch {
     skews: Throttle,
     failures: TurnsByAddress,
@@ -96,7 +96,6 @@ pub(super) enum Claim {
 }
 
 /// Admits calls that prove one of the secrets, or all calls if no secret is configured.
-#[derive(Debug)]
 pub(super) struct Guard {
     secrets: Arc<[Secret]>,
     /// Failed calls per minute and address.
@@ -105,6 +104,15 @@ pub(super) struct Guard {
     is_over: Arc<watch::Sender<bool>>,
     watch: Arc<Watch>,
     metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("secrets", &self.secrets.len())
+            .field("max_failures", &self.max_failures)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Guard {
@@ -319,7 +327,7 @@ mod tests {
     #[test]
     fn a_caller_is_told_by_its_delivery_and_its_address() {
         let check = |id: &str, expected: &str| {
-            let request = Request::builder().header(HEADER_WEBHOOK_ID, id).body(()).unwrap();
+            let request = Request::builder().header(WEBHOOK_ID, id).body(()).unwrap();
             let ip = Some([192, 0, 2, 7].into());
             let client = Peer { ip, is_tls: false, is_trusted: false };
             assert_eq!(Caller::of(&request, client).by().as_deref(), Some(expected));

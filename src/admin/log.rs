@@ -25,7 +25,6 @@ const MAX_FILTER: usize = 4 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The page `/log`.
-#[derive(Debug)]
 pub(super) struct Log {
     filter: Filter,
     guard: Arc<Guard>,

@@ -28,7 +28,7 @@ pub(super) struct Pace {
 pub(super) struct Turns(Mutex<Option<Instant>>);
 
 /// A limiter for each client address, for up to [`ADDRESSES`] of them.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct TurnsByAddress {
     /// Clients of a unix socket have no address and share the key `None`.
     known: Mutex<HashMap<Option<IpAddr>, Instant>>,

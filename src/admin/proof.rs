@@ -23,7 +23,6 @@ use hyper::{
     HeaderMap,
     http::{HeaderValue, header::AUTHORIZATION},
 };
-use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq};
 
 use crate::config::Secret;
@@ -36,7 +35,12 @@ pub const LARGE: usize = 64 << 10;
 /// Most signatures of one message that are checked: more than a sender has secrets.
 const MAX_SIGNATURES: usize = 32;
 const SCHEME: &str = "Bearer ";
-const HEADERS: [&str; 3] = [HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, HEADER_WEBHOOK_SIGNATURE];
+
+/// The header names of the Standard Webhooks specification, "Webhook headers".
+pub(super) const WEBHOOK_ID: &str = "webhook-id";
+const WEBHOOK_TIMESTAMP: &str = "webhook-timestamp";
+const WEBHOOK_SIGNATURE: &str = "webhook-signature";
+const HEADERS: [&str; 3] = [WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE];
 
 /// A successful verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -41,7 +41,6 @@ const BUSY_HERE: &str = "too many purges are being read from this address, which
                          max_inspected; nothing was purged or queued, send it again";
 
 /// The purge webhook.
-#[derive(Debug)]
 pub struct Webhook {
     cache: Arc<Cache>,
     routes: Arc<Routes>,

@@ -64,11 +64,10 @@ pub(super) enum Unread {
 }
 
 /// Bytes that each address uses of the budget. Addresses that use none have no entry.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Shares(Mutex<HashMap<Option<IpAddr>, usize>>);
 
 /// Bytes that one body uses of the share of its address.
-#[derive(Debug)]
 struct Share {
     shares: Arc<Shares>,
     from: Option<IpAddr>,
@@ -76,7 +75,6 @@ struct Share {
 }
 
 /// Reads bodies within the budget.
-#[derive(Debug)]
 pub(super) struct Uploads {
     room: Arc<Room>,
     shares: Arc<Shares>,

@@ -19,6 +19,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry as Slot},
+    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -76,7 +77,6 @@ impl Flight {
 }
 
 /// The flights of this process.
-#[derive(Debug)]
 pub struct Flights {
     confirmed: Mutex<HashMap<Key, Vec<Confirmed>>>,
     /// Number of the next leader.
@@ -84,6 +84,15 @@ pub struct Flights {
     unleased: Mutex<HashMap<(Key, Pair), Queue>>,
     /// Limits the number of flights.
     room: Arc<Room>,
+}
+
+impl fmt::Debug for Flights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flights")
+            .field("begun", &self.count.load(Ordering::Relaxed))
+            .field("room", &self.room)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Version of a job that the store has shown.
@@ -131,7 +140,6 @@ struct Next {
 }
 
 /// Held by the reader that reads the upstream for a flight. The flight ends when it is dropped.
-#[derive(Debug)]
 pub struct Leader {
     landing: watch::Sender<Flown>,
     turn: Option<oneshot::Receiver<()>>,
@@ -139,6 +147,12 @@ pub struct Leader {
     flights: Arc<Flights>,
     #[expect(dead_code, reason = "held, not read")]
     held: Held,
+}
+
+impl fmt::Debug for Leader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leader").field("seat", &self.seat).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]

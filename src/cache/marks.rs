@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     hash::Hash,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -12,10 +13,18 @@ use std::{
 const LIMIT: usize = 10_000;
 
 /// Counts events for each key within a window that begins with the first event.
-#[derive(Debug)]
 pub struct Marks<K> {
     window: Duration,
     marked: Mutex<HashMap<K, (Instant, u32)>>,
+}
+
+impl<K> fmt::Debug for Marks<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Marks")
+            .field("window", &self.window)
+            .field("marked", &self.marked.lock().unwrap_or_else(PoisonError::into_inner).len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<K: Eq + Hash> Marks<K> {

@@ -47,6 +47,7 @@ mod tests {
     fn a_field_in_a_filter_is_no_pattern() {
         let started = Instant::now();
         assert!(parsed(&format!("info,[request{{x=.*a{}}}]=info", ".".repeat(100))).is_ok());
-        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        // Compiling the field as a pattern would take minutes.
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
     }
 }

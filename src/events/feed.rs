@@ -75,7 +75,6 @@ pub(super) struct Feed {
 }
 
 /// A subscriber of the feed. It gives its place back when it is dropped.
-#[derive(Debug)]
 pub struct Listener {
     /// Recent events from before the subscription.
     pub before: Vec<Arc<Event>>,

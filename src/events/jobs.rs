@@ -68,7 +68,7 @@ pub struct Busy {
 }
 
 /// The histories of all known jobs.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Jobs {
     slots: HashMap<Arc<str>, Slot>,
     /// The jobs in the order in which they were last touched.

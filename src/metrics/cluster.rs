@@ -12,7 +12,6 @@ use super::counters::zeros;
 const KINDS: [&str; 4] = ["moved", "ask", "tryagain", "clusterdown"];
 
 /// The metrics of a Redis Cluster; all zero for any other store.
-#[derive(Debug)]
 pub struct Cluster {
     shards: Family<StateLabels, Gauge>,
     /// Slots that no master owns.

@@ -12,7 +12,6 @@ use prometheus_client::metrics::{counter::Counter, family::Family};
 const KNOWN: usize = 16;
 
 /// Counters by labels.
-#[derive(Debug)]
 pub struct Counters<L> {
     family: Family<L, Counter>,
     /// The first label sets, in the order of their first use.

@@ -53,7 +53,6 @@ impl Evidence {
 }
 
 /// The metrics of shadow mode and of `verify`.
-#[derive(Debug)]
 pub struct Trials {
     shadow: Family<OutcomeLabels, Counter>,
     verify: Family<OutcomeLabels, Counter>,

@@ -92,7 +92,6 @@ impl Limit {
 }
 
 /// The metrics of the limits.
-#[derive(Debug)]
 pub struct Limits {
     family: Family<LimitLabels, Counter>,
     /// The counters of the family, looked up once.

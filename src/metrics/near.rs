@@ -11,7 +11,6 @@ use super::{
 };
 
 /// The metrics of the near entries.
-#[derive(Debug)]
 pub struct Near {
     /// Size of the entries in this process, in bytes.
     pub bytes: Gauge,

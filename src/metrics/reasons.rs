@@ -27,7 +27,7 @@ pub struct Reason {
 }
 
 /// The registered reasons, and their counts at each second of the last minute.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Reasons {
     labels: OnceLock<Vec<RequestLabels>>,
     looks: Mutex<VecDeque<Vec<u64>>>,

@@ -90,7 +90,6 @@ pub struct Look {
 }
 
 /// The counts and times of the last ten minutes.
-#[derive(Debug)]
 pub struct Recent {
     began: Instant,
     looks: Mutex<VecDeque<Look>>,
@@ -206,7 +205,6 @@ pub async fn keep(metrics: Arc<Metrics>) {
 
 /// A histogram of the times of the last one to two minutes. Its quantiles are accurate to within an
 /// eighth.
-#[derive(Debug)]
 pub struct Times {
     now: Box<[AtomicU64]>,
     before: Box<[AtomicU64]>,

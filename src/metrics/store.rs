@@ -59,7 +59,6 @@ impl Op {
 }
 
 /// Times and errors of store operations.
-#[derive(Debug)]
 pub(super) struct Operations {
     seconds: Family<OpLabels, Histogram, fn() -> Histogram>,
     /// The histograms of the family, looked up once.
@@ -68,7 +67,6 @@ pub(super) struct Operations {
 }
 
 /// Whether requests ask the store.
-#[derive(Debug)]
 pub struct Breaker {
     open: Gauge,
     openings: Family<OpeningLabels, Counter>,

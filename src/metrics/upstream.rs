@@ -6,7 +6,6 @@ use prometheus_client::{
 };
 
 /// Gauges of the upstream; its exchanges are counted in [`Metrics`](super::Metrics).
-#[derive(Debug)]
 pub struct Upstream {
     /// 0 while the last three exchanges or more got no response, else 1.
     pub up: Gauge,

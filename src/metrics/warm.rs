@@ -9,7 +9,6 @@ use prometheus_client::{
 use super::{OutcomeLabels, counters::zeros};
 
 /// The metrics of cache warming.
-#[derive(Debug)]
 pub struct Warm {
     outcomes: Family<OutcomeLabels, Counter>,
     postponed: Family<OutcomeLabels, Counter>,

@@ -74,7 +74,6 @@ impl Refused {
 }
 
 /// The metrics of these calls.
-#[derive(Debug)]
 pub struct Webhook {
     refused: Family<ReasonLabels, Counter>,
     /// Calls with a valid secret, by secret.

@@ -263,7 +263,7 @@ mod tests {
         timeout(3 * LIMIT, turns.overdue(LIMIT)).await.is_ok()
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_head_is_late_only_while_one_is_waited_for() {
         let turns = Arc::new(Turns::default());
         assert!(is_overdue(&turns).await, "the first");
@@ -274,7 +274,7 @@ mod tests {
         assert!(is_overdue(&turns).await, "the second");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_answer_that_is_not_taken_yet_is_no_silence() {
         let turns = Arc::new(Turns::default());
         let (server, mut client) = duplex(16);
@@ -298,7 +298,7 @@ mod tests {
         assert!(is_overdue(&turns).await, "after the response the client is silent");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn requests_keep_a_connection_and_the_bytes_of_a_head_do_not() {
         let busy = async |act: fn(&Arc<Turns>), has_body| {
             let turns = Arc::new(Turns::within(99));

@@ -16,6 +16,7 @@
 //! waits when it goes down gets an error.
 
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
     sync::{
@@ -30,7 +31,7 @@ use tokio::sync::Notify;
 use super::Key;
 
 /// The rounds of one connection after another.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Rounds {
     state: Mutex<State>,
     /// The last round that was answered, over all connections.
@@ -43,7 +44,16 @@ pub struct Rounds {
     wanted: Notify,
 }
 
-#[derive(Debug, Default)]
+impl fmt::Debug for Rounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rounds")
+            .field("answered", &self.answered)
+            .field("life", &self.life)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
 struct State {
     /// The last round that was launched.
     launched: u64,

@@ -49,6 +49,7 @@ mod topology;
 use std::{
     collections::HashMap,
     convert::Infallible,
+    fmt,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -83,14 +84,21 @@ use super::{
 use crate::{clock, config, metrics::Metrics, throttle::Throttle};
 
 /// The store on a Redis Cluster.
-#[derive(Debug)]
 pub struct Cluster {
     world: Arc<World>,
     _tasks: [AbortOnDropHandle<()>; 3],
 }
 
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("seeds", &self.world.seeds)
+            .field("shards", &self.world.map.read().shards.len())
+            .finish_non_exhaustive()
+    }
+}
+
 /// State shared by the users of the store and its background tasks.
-#[derive(Debug)]
 struct World {
     map: Map,
     lessons: Arc<Lessons>,

@@ -21,7 +21,6 @@ use crate::{
 use std::{future, sync::Arc, time::Duration};
 
 /// The unconfirmed invalidations, and the signal to repeat them.
-#[derive(Debug)]
 pub(super) struct Debts {
     pub(super) pending: Pending,
     /// Notified when something is to be repeated.
@@ -62,7 +61,7 @@ impl Debts {
         let next = self.pending.next_due();
         let wait = async {
             match next {
-                Some(at) => sleep_until(at.into()).await,
+                Some(at) => sleep_until(at).await,
                 None => future::pending().await,
             }
         };

@@ -29,7 +29,6 @@ const LONG: (usize, usize) = (4, 1024);
 ///
 /// Records are queued in the order in which they are given and written by one blocking task at a
 /// time. A caller waits for the disk only if it asks to.
-#[derive(Debug)]
 pub struct Journal {
     shared: Arc<Shared>,
     /// Number of the last queued batch that is on the disk or given up.
@@ -37,7 +36,6 @@ pub struct Journal {
     warnings: Throttle,
 }
 
-#[derive(Debug)]
 struct Shared {
     path: PathBuf,
     file: Mutex<File>,

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,7 +25,6 @@ const ENTRY_OVERHEAD: usize = 512;
 const SWEEP: usize = 4;
 
 /// The embedded store.
-#[derive(Debug)]
 pub struct Memory {
     lease: Duration,
     max_bytes: usize,
@@ -33,12 +33,30 @@ pub struct Memory {
     slots: Arc<Mutex<Slots>>,
 }
 
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slots = self.slots();
+        f.debug_struct("Memory")
+            .field("keys", &slots.by_key.len())
+            .field("bytes", &slots.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Hands a lease back when it is dropped.
-#[derive(Debug)]
 pub struct Hold {
     slots: Arc<Mutex<Slots>>,
     key: Key,
     token: Token,
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold")
+            .field("key", &self.key)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Drop for Hold {
@@ -47,7 +65,7 @@ impl Drop for Hold {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Slots {
     by_key: HashMap<Key, Slot>,
     /// Keys in the order in which sweep and eviction examine their slots. Each slot is listed once,
@@ -57,7 +75,7 @@ struct Slots {
 }
 
 /// The counterpart of the four Redis keys of a job.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Slot {
     entry: Option<Stored>,
     lease: Option<Held>,
@@ -65,7 +83,6 @@ struct Slot {
     fence: Vec<(Token, i64)>,
 }
 
-#[derive(Debug)]
 struct Held {
     token: Token,
     granted_ms: i64,

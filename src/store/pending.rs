@@ -4,14 +4,16 @@ mod whole;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io,
+    fmt, io,
     path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 pub(super) use self::whole::Sweep;
 use self::whole::Whole;
@@ -29,13 +31,21 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// A key for which there is no room makes its whole slot pending, until a purge of all has been
 /// confirmed there. Slots are those of a Redis Cluster; without a cluster they divide the keys just
 /// as well.
-#[derive(Debug)]
 pub struct Pending {
     limit: usize,
     journal: Option<Journal>,
     /// Number of keys, plus one while whole slots are pending; lets a reader pass without the lock.
     size: AtomicUsize,
     inner: Mutex<Inner>,
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("limit", &self.limit)
+            .field("size", &self.len())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]

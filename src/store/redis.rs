@@ -24,6 +24,7 @@ mod tracking;
 
 use std::{
     borrow::Cow,
+    fmt,
     sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
     time::Duration,
@@ -73,10 +74,18 @@ pub(super) const REPLAY_BATCH: usize = 64;
 pub type SessionHandle = Arc<Session>;
 
 /// The store on one Redis server.
-#[derive(Debug)]
 pub struct Redis {
     shared: Arc<Shared>,
     keeper: JoinHandle<()>,
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("address", &self.shared.address)
+            .field("up", &self.is_up())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Drop for Redis {
@@ -443,13 +452,22 @@ pub(super) async fn probe(config: &config::Config) -> Result<(), StoreError> {
 /// Releases a lease if it is dropped before it is spent. It is created before the lease is
 /// requested: a request that times out, or is dropped because its client hung up, must not block
 /// all fills of the job until the lease expires.
-#[derive(Debug)]
 pub struct Hold {
     shared: Arc<Shared>,
     session: SessionHandle,
     key: Key,
     token: Token,
     spent: bool,
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold")
+            .field("key", &self.key)
+            .field("token", &self.token)
+            .field("spent", &self.spent)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Hold {

@@ -1,16 +1,10 @@
 //! Requests to the store and its answers.
 
-use std::{
-    borrow::Borrow,
-    collections::HashSet,
-    fmt,
-    future::Future,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{borrow::Borrow, collections::HashSet, fmt, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use super::{barrier, cluster, memory, redis};
 
@@ -452,7 +446,7 @@ impl fmt::Display for Key {
 mod tests {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_timeout_counts_against_the_store_only_if_it_had_most_of_the_budget() {
         let mut budget = Budget::new(Duration::from_millis(20));
         let never = || std::future::pending::<Result<(), StoreError>>();

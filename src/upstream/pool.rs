@@ -14,13 +14,21 @@ use super::{RequestBody, connect::Protocol};
 use crate::{config, metrics::Metrics};
 
 /// Idle connections, with the one that was used last at the end.
-#[derive(Debug)]
 pub(super) struct Pool {
     idle: Mutex<Vec<Idle>>,
     max_idle: usize,
     idle_timeout: Duration,
     /// The number of idle connections.
     count: Gauge,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("max_idle", &self.max_idle)
+            .field("idle", &self.count.get())
+            .finish_non_exhaustive()
+    }
 }
 
 struct Idle {

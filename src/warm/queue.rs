@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
+    fmt,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,12 +15,20 @@ use super::Pauses;
 use crate::cache::key::JobId;
 
 /// The waiting jobs, in reading order.
-#[derive(Debug)]
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     /// Notified when a job is added.
     news: Notify,
     max: usize,
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("max", &self.max)
+            .field("waiting", &self.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A waiting job.
@@ -30,7 +39,7 @@ pub(super) struct Item {
     pub(super) pauses: Pauses,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Waiting {
     ready: VecDeque<Item>,
     /// Jobs that wait for another attempt, by its time. The number tells jobs with equal times

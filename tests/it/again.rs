@@ -14,7 +14,7 @@ use tokio::{
 use crate::support::{
     SOON, Setup, eventually,
     raw::{End, LAST_OK},
-    redis::{RECOVERY, key},
+    redis::key,
     soon,
     upstream::{version, with_headers},
 };
@@ -47,7 +47,7 @@ impl Poller {
 
     /// Polls until a request takes the fast path.
     async fn known_for(&mut self, setup: &Setup, path: &str) {
-        eventually(RECOVERY, async || {
+        eventually(SOON, async || {
             let before = repeats(setup).await;
             self.poll(path).await;
             repeats(setup).await > before

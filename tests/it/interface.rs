@@ -1,7 +1,5 @@
 //! The command line, its exit codes and the admin pages.
 
-use std::time::Duration;
-
 use hyper::{Method, StatusCode};
 use jobcache::config::StoreUrl;
 
@@ -229,7 +227,7 @@ async fn the_log_tells_a_fault_of_redis_and_never_a_credential() {
     let request = process.client.request(Method::GET, "/jobs/x?token=hunter2");
     request.header("authorization", "Bearer hunter2").send().await;
 
-    eventually(Duration::from_secs(5), async || {
+    eventually(SOON, async || {
         process.client.get(X).await;
         process.stderr().contains("WARN").then_some(()).ok_or_else(|| process.stderr())
     })

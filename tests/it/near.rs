@@ -8,7 +8,7 @@ use jobcache::config::{NearMode, NearTracking};
 
 use crate::support::{
     RedisServer, SOON, Setup, eventually,
-    redis::{RECOVERY, key},
+    redis::key,
     upstream::{version, with_headers},
 };
 
@@ -47,7 +47,7 @@ async fn near_hits(setup: &Setup) -> u64 {
 
 /// Waits until a GET is answered from this process.
 async fn near_hit(setup: &Setup, path: &str) {
-    eventually(RECOVERY, async || {
+    eventually(SOON, async || {
         let before = near_hits(setup).await;
         setup.get(path).await.is_hit() && near_hits(setup).await > before
     })
@@ -163,7 +163,7 @@ async fn survives_cuts(setup: &Setup) {
         setup.upstream.commit("x");
         setup.redis.del(&key("x")).await;
         setup.get(X).await.assert(200, &version("x", v + 1));
-        eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+        eventually(SOON, async || setup.get(X).await.is_hit()).await;
     }
 }
 
@@ -377,7 +377,7 @@ async fn by_keys_what_redis_forgets_for_want_of_room_is_not_served_from_the_proc
     }
     let limit = ["SET", "tracking-table-max-keys", "10"];
     let () = setup.redis.run(redis::cmd("CONFIG").arg(&limit)).await;
-    eventually(RECOVERY, async || metric(&setup, "jobcache_near_entries").await <= 10).await;
+    eventually(SOON, async || metric(&setup, "jobcache_near_entries").await <= 10).await;
     for (id, path) in paths.iter().enumerate() {
         setup.upstream.commit(&id.to_string());
         setup.redis.del(&key(&id.to_string())).await;
@@ -412,6 +412,6 @@ async fn by_keys_a_cut_data_connection_hides_no_change() {
         setup.upstream.commit("x");
         setup.redis.del(&key("x")).await;
         setup.get(X).await.assert(200, &version("x", v + 1));
-        eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+        eventually(SOON, async || setup.get(X).await.is_hit()).await;
     }
 }

@@ -2,20 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use hyper::{Method, header::CONNECTION};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    time::sleep_until,
-};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::support::{Process, SOON, Setup, Upstream, eventually, soon};
+use crate::support::{Load, Process, SOON, Setup, Upstream, eventually, soon};
 
 const REUSE: [(&str, &str); 1] = [("JOBCACHE_SERVER_REUSE_PORT", "true")];
-
-/// Connections during a takeover, each with one request.
-const CONNECTIONS: u32 = 2_000;
-const LOAD: Duration = Duration::from_secs(3);
 
 #[tokio::test]
 async fn a_takeover_refuses_and_resets_no_connection() {
@@ -25,28 +17,21 @@ async fn a_takeover_refuses_and_resets_no_connection() {
     let mut old = Process::start(&args, &REUSE).await;
     old.client.get("/jobs/x").await;
     let address = old.client.address();
-    let load = tokio::spawn(async move {
-        let started = Instant::now();
-        join_all((0..CONNECTIONS).map(|n| async move {
-            sleep_until((started + LOAD * n / CONNECTIONS).into()).await;
-            let client = crate::support::Client::new(address);
-            client
-                .request(Method::GET, "/jobs/x")
-                .header("connection", "close")
-                .open()
-                .await
-                .status()
-        }))
-        .await
+    let load = Load::start(move || async move {
+        let client = crate::support::Client::new(address);
+        let get = client.request(Method::GET, "/jobs/x").header("connection", "close");
+        get.open().await.status().as_u16()
     });
+    load.goes_on().await;
 
     let new = Process::beside(address, &args, &REUSE).await;
+    load.goes_on().await;
     old.terminate();
     assert_eq!(old.wait().await.code(), Some(0), "{}", old.stderr());
-    assert!(!load.is_finished(), "the takeover took longer than the load");
+    load.goes_on().await;
 
-    let answers = soon(load).await.expect("every connection is answered");
-    assert_eq!(answers.iter().filter(|status| **status == 200).count(), answers.len());
+    let answers = load.end().await;
+    assert!(answers.iter().all(|status| *status == 200), "{answers:?}");
     let metrics = new.admin.get("/metrics").await;
     assert!(
         metrics.text().contains(r#"jobcache_requests_total{outcome="hit""#),

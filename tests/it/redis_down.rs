@@ -6,9 +6,7 @@ use hyper::{Method, StatusCode};
 use tokio::time::Instant;
 
 use crate::support::{
-    Process, RedisServer, Reply, SOON, Setup, Upstream, eventually,
-    redis::{RECOVERY, key},
-    upstream::version,
+    Process, RedisServer, Reply, SOON, Setup, Upstream, eventually, redis::key, upstream::version,
 };
 
 const X: &str = "/jobs/x";
@@ -16,8 +14,12 @@ const X: &str = "/jobs/x";
 /// The default of the product, which these tests are about.
 const BUDGET: Duration = Duration::from_millis(50);
 
-/// Time limit for a request while Redis hangs: the budget, the upstream, and two busy cores.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// Time limit for a read while Redis hangs, by the `steady_clock`: the budget and the exchange with
+/// the upstream. A write may take twice as long, because it waits at its beginning and at its end.
+const PATIENCE: Duration = Duration::from_millis(150);
+
+/// Time limit for the return of hits after Redis is back.
+const RECOVERY: Duration = Duration::from_secs(5);
 
 /// Time limit for a read once the breaker is open: far below the budget.
 const NOTHING: Duration = Duration::from_millis(25);
@@ -147,7 +149,7 @@ async fn writes_pass_while_redis_is_gone() {
         let start = Instant::now();
         let write = setup.sidecar.put(X).await;
         assert_eq!(write.status, StatusCode::OK, "{fault}");
-        assert!(start.elapsed() < PATIENCE, "{fault}: {:?}", start.elapsed());
+        assert!(start.elapsed() < 2 * PATIENCE, "{fault}: {:?}", start.elapsed());
         assert_eq!(setup.get(X).await.text(), write.text(), "{fault}");
     }
 }
@@ -282,7 +284,7 @@ async fn a_reader_without_redis_never_joins_a_read_that_began_before_him() {
 #[tokio::test]
 async fn a_client_that_hangs_up_while_its_lease_is_asked_for_leaves_none() {
     let setup = Setup::new().await;
-    let () = setup.redis.run(redis::cmd("CLIENT").arg("PAUSE").arg(5_000).arg("WRITE")).await;
+    let () = setup.redis.run(redis::cmd("CLIENT").arg("PAUSE").arg(600_000).arg("WRITE")).await;
     let reader = setup.sidecar.client.start(Method::GET, X, "").await;
     eventually(RECOVERY, async || {
         let clients: String = setup.redis.run(redis::cmd("CLIENT").arg("LIST")).await;

@@ -8,7 +8,6 @@ use std::{
     fs::{self, File},
     net::SocketAddr,
     process::{Child, Stdio},
-    time::Duration,
 };
 
 use hyper::Method;
@@ -16,8 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    Client, Process, RedisServer, SOON, Upstream, eventually, python, redis::RECOVERY,
-    upstream::version,
+    Client, Process, RedisServer, SOON, Upstream, eventually, python, upstream::version,
 };
 
 const SECRET: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
@@ -235,7 +233,7 @@ async fn the_sample_of_compose_goes_on_without_redis_and_caches_again_with_it() 
     .await;
 
     compose.redis.restart_empty().await;
-    let back = eventually(RECOVERY + Duration::from_secs(2), async || {
+    let back = eventually(SOON, async || {
         let reply = compose.jobcache.client.get(&path).await;
         if reply.is_hit() { Ok(reply) } else { Err(reply) }
     })

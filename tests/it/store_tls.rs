@@ -6,7 +6,7 @@ use jobcache::config::{Config, KeyPair, StoreUrl};
 
 use crate::support::{
     Process, RedisServer, SOON, Setup, Upstream, eventually, free_port,
-    redis::{RECOVERY, key},
+    redis::key,
     tls::{Authority, write},
     upstream::version,
 };
@@ -77,9 +77,9 @@ async fn redis_over_tls_serves_hits_writes_and_purges_and_comes_back_after_a_res
     setup.hit(X).await.assert(200, &version("x", 3));
 
     setup.redis.restart_empty().await;
-    eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+    eventually(SOON, async || setup.get(X).await.is_hit()).await;
     let tracking = async || setup.sidecar.admin.metric("jobcache_tracking_up").await == 1;
-    eventually(RECOVERY, tracking).await;
+    eventually(SOON, tracking).await;
 }
 
 #[tokio::test]
@@ -200,7 +200,7 @@ async fn a_changed_password_is_used_at_the_next_connection() {
     let mut kill = redis::cmd("CLIENT");
     let () = redis.run(kill.arg("KILL").arg("USER").arg("app").arg("SKIPME").arg("yes")).await;
 
-    eventually(RECOVERY, async || sidecar.get("/jobs/y").await.is_hit()).await;
+    eventually(SOON, async || sidecar.get("/jobs/y").await.is_hit()).await;
     let tracking = async || sidecar.admin.metric("jobcache_tracking_up").await == 1;
-    eventually(RECOVERY, tracking).await;
+    eventually(SOON, tracking).await;
 }

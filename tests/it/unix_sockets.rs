@@ -1,12 +1,7 @@
 //! Unix sockets on either side.
 
-use std::{
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
-use futures_util::future::join_all;
 use jobcache::{
     Listeners,
     config::{Address, Config, StoreUrl},
@@ -18,14 +13,11 @@ use tokio::{
     net::UnixStream,
     sync::oneshot,
     task::JoinHandle,
-    time::sleep_until,
 };
 
-use crate::support::{Process, SOON, Upstream, client::split, eventually, soon, upstream::version};
-
-/// Connections during a takeover, each with one request.
-const CONNECTIONS: u32 = 1_000;
-const LOAD: Duration = Duration::from_secs(2);
+use crate::support::{
+    Load, Process, SOON, Upstream, client::split, eventually, soon, upstream::version,
+};
 
 /// Sends a request over its own connection.
 async fn get(socket: &Path, path: &str) -> (u16, String) {
@@ -117,24 +109,19 @@ async fn a_takeover_of_a_socket_refuses_no_connection() {
     let (listen, url) = (at("proxy.sock"), upstream.url());
     let old = Running::start(&listen, &at("old.sock"), &url, Reuse::Port).unwrap();
     let path = listen.clone();
-    let load = tokio::spawn(async move {
-        let started = Instant::now();
-        join_all((0..CONNECTIONS).map(|n| {
-            let path = path.clone();
-            async move {
-                sleep_until((started + LOAD * n / CONNECTIONS).into()).await;
-                get(&path, "/jobs/x").await.0
-            }
-        }))
-        .await
+    let load = Load::start(move || {
+        let path = path.clone();
+        async move { get(&path, "/jobs/x").await.0 }
     });
+    load.goes_on().await;
 
     let new = Running::start(&listen, &at("new.sock"), &url, Reuse::Port).unwrap();
+    load.goes_on().await;
     old.end().await;
-    assert!(!load.is_finished(), "the takeover took longer than the load");
+    load.goes_on().await;
 
-    let answers = soon(load).await.expect("every connection is answered");
-    assert_eq!(answers.iter().filter(|status| **status == 200).count(), answers.len());
+    let answers = load.end().await;
+    assert!(answers.iter().all(|status| *status == 200), "{answers:?}");
     assert!(listen.exists(), "the old process has removed the socket of the new one");
     new.end().await;
 }

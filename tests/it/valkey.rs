@@ -6,11 +6,7 @@ use std::{env, path::PathBuf};
 
 use hyper::{Method, StatusCode};
 
-use crate::support::{
-    RedisServer, SOON, Setup, eventually,
-    redis::{RECOVERY, key},
-    upstream::version,
-};
+use crate::support::{RedisServer, SOON, Setup, eventually, redis::key, upstream::version};
 
 const X: &str = "/jobs/x";
 
@@ -62,5 +58,5 @@ async fn valkey_serves_hits_writes_and_purges_and_comes_back_after_a_restart() {
     }
 
     setup.redis.restart_empty().await;
-    eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
+    eventually(SOON, async || setup.get(X).await.is_hit()).await;
 }

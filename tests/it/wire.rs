@@ -1,10 +1,11 @@
 //! Passed messages arrive as if there were no proxy: checked byte by byte, with a client and an
 //! upstream that use raw HTTP/1.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::Request;
 use jobcache::config::Rule;
+use tokio::time::Instant;
 
 use crate::support::{
     Reply,

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use standardwebhooks::Webhook;
+use standardwebhooks::{
+    HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook,
+};
 
 use super::*;
 
@@ -49,6 +51,11 @@ fn check_signed(signatures: &str, time: i64, expected: Result<(usize, Option<i64
     let fields = [HEADERS[0], HEADERS[1], HEADERS[2]];
     let fields = fields.into_iter().zip(["msg_1", &time, signatures]).collect::<Vec<_>>();
     check(&fields, b"{}", expected);
+}
+
+#[test]
+fn the_names_of_the_headers_are_those_of_the_reference_library() {
+    assert_eq!(HEADERS, [HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, HEADER_WEBHOOK_SIGNATURE]);
 }
 
 #[test]

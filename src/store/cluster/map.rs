@@ -13,7 +13,6 @@ use crate::{
 };
 
 /// One master and the slots that it owns.
-#[derive(Debug)]
 pub(super) struct Shard {
     /// Never used twice: a node that comes back is another shard.
     pub(super) number: u64,
@@ -36,13 +35,13 @@ impl Shard {
 }
 
 /// The current slot map.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Map {
     drawn: RwLock<Drawn>,
 }
 
 /// One version of the map.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Drawn {
     plan: Plan,
     /// In the order of `plan.masters`.

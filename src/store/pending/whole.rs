@@ -4,7 +4,7 @@
 //! own. They share one due time: a purge goes to the masters that own some of them, and costs the
 //! others nothing.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::{Due, RETRY};
 use crate::store::cluster::{SLOTS, SlotSet};

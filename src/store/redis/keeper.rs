@@ -48,7 +48,6 @@ pub(super) const BACKOFF: (Duration, Duration) =
 pub(in crate::store) const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// State shared by the supervisor and the users of the store.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) source: Source,
     /// For the log, without user and password.

@@ -20,7 +20,7 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// purged as a whole.
 const LIMIT: usize = 20_000;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Recent(Mutex<Confirmed>);
 
 #[derive(Debug, Default)]

@@ -3,6 +3,7 @@
 mod job;
 
 use std::{
+    fmt,
     sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     time::{Duration, SystemTime},
 };
@@ -35,7 +36,6 @@ const NON_LOCAL: &str = "non local key";
 const SCAN_STEP: usize = 500;
 
 /// A connection to a master, for as long as it is a master.
-#[derive(Debug)]
 pub struct Session {
     connection: Connection,
     target: Target,
@@ -45,6 +45,16 @@ pub struct Session {
     clock_ahead_ms: AtomicI64,
     timeouts: AtomicU32,
     failed: AtomicBool,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("target", &self.target)
+            .field("epoch", &self.epoch)
+            .field("failed", &self.failed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Whether a server belongs to a cluster.

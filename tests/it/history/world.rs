@@ -18,10 +18,7 @@ use super::{
     record::{Clock, Process},
     truth::{Manners, Server, Truth},
 };
-use crate::support::{
-    self, Cluster, RedisServer, SOON, eventually,
-    sentinel::{DOWN_AFTER, Deployment},
-};
+use crate::support::{self, Cluster, RedisServer, SOON, eventually, sentinel::Deployment};
 
 /// Short times, so that expiries happen within a short run. The upstream's late commits stay below
 /// `linger` and its slow reads around `lease`.
@@ -31,10 +28,6 @@ const TIMES: [(&str, &str); 4] = [
     ("JOBCACHE_UPSTREAM_RESPONSE_TIMEOUT", "2s"),
     ("JOBCACHE_LOG", "warn"),
 ];
-
-/// Silence after which the sentinels consider a master down, when no fault is active: practically
-/// never, because a master that is only slow on a busy machine must not be deposed.
-const PATIENT: Duration = Duration::from_hours(1);
 
 /// The Host is part of the key, so all clients send the same.
 pub(super) const HOST: &str = "jobs.localhost";
@@ -128,9 +121,7 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
     let (first, second) =
         tokio::join!(RedisServer::start_with(&args), RedisServer::start_with(&args));
     let sentinels = if plan.faults.kinds.iter().any(|fault| fault.needs_sentinels()) {
-        let sentinels = Deployment::start().await;
-        sentinels.set_down_after(PATIENT).await;
-        Some(sentinels)
+        Some(Deployment::start().await)
     } else {
         None
     };
@@ -266,10 +257,8 @@ impl Machinery {
                 redis.nodes[deposed].kill();
             }
             self.third_party.refuse();
-            redis.set_down_after(DOWN_AFTER).await;
+            redis.find_it_down().await;
         }
-        redis.promoted().await;
-        redis.set_down_after(PATIENT).await;
         redis.failed_over().await;
         let promoted = redis.master;
         self.target.store(redis.master().port(), Ordering::SeqCst);

@@ -13,13 +13,18 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
-use tokio::time::Instant;
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    time::Instant,
+};
 
 pub(crate) mod browser;
 pub(crate) mod bus;
 pub(crate) mod client;
+pub(crate) mod clock;
 pub(crate) mod cluster;
 pub(crate) mod collector;
+pub(crate) mod load;
 pub(crate) mod promql;
 pub(crate) mod promtool;
 pub(crate) mod python;
@@ -32,13 +37,19 @@ pub(crate) mod two;
 pub(crate) mod upstream;
 
 pub(crate) use client::{Client, Reply};
+pub(crate) use clock::steady_clock;
 pub(crate) use cluster::Cluster;
+pub(crate) use load::Load;
 pub(crate) use redis::RedisServer;
 pub(crate) use sidecar::{Process, Setup};
 pub(crate) use upstream::Upstream;
 
-/// Time limit for anything that must happen; generous enough for two busy cores.
+/// Time limit for anything that must happen, by the [`steady_clock`]. It is no longer than the default
+/// lease, linger and drain times, so that nothing passes that happens only when one of them expires.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// Factor for time limits on a runtime of several threads, which uses the machine's clock.
+const UNSTEADY: u32 = 3;
 
 /// Interval between two looks of [`eventually`].
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -111,7 +122,7 @@ pub(crate) async fn within<L: Look>(
     deadline: Duration,
     mut look: impl AsyncFnMut() -> L,
 ) -> Result<L::Found, String> {
-    let end = Instant::now() + deadline;
+    let end = Instant::now() + patience(deadline);
     let mut last = String::from("the first look did not end");
     loop {
         let Ok(look) = tokio::time::timeout_at(end, look()).await else { return Err(last) };
@@ -127,12 +138,20 @@ pub(crate) async fn within<L: Look>(
     }
 }
 
+/// Returns a deadline adapted to this runtime.
+fn patience(deadline: Duration) -> Duration {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => deadline,
+        _ => deadline * UNSTEADY,
+    }
+}
+
 /// Awaits a future that must end [`SOON`]; panics at the caller's line otherwise.
 #[track_caller]
 pub(crate) fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let caller = Location::caller();
     async move {
-        let Ok(output) = tokio::time::timeout(SOON, future).await else {
+        let Ok(output) = tokio::time::timeout(patience(SOON), future).await else {
             panic!("{caller}: did not end within {SOON:?}");
         };
         output

@@ -1,15 +1,12 @@
 //! A `redis-server` for each test, and faults for it.
 
-use std::{
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::process::{Child, Command, Stdio};
 
 use redis::{AsyncConnectionConfig, FromRedisValue, aio::MultiplexedConnection};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{SOON, eventually, free_port};
+use super::{SOON, eventually, free_port, steady_clock};
 
 /// Attempts to find a port that stays free until Redis has bound it.
 const PORT_ATTEMPTS: usize = 5;
@@ -34,6 +31,7 @@ impl RedisServer {
 
     /// Starts a program that takes the arguments of `redis-server`.
     pub(crate) async fn start_as(program: String, args: &[&str]) -> Self {
+        steady_clock();
         let mut server = Self::absent();
         server.program = program;
         server.args = args.iter().map(ToString::to_string).collect();
@@ -226,6 +224,3 @@ pub(crate) fn key(id: &str) -> String {
 
 /// Remaining life of a key in Redis right after a fill with the default TTL of 300 s.
 pub(crate) const FRESH_TTL_MS: std::ops::RangeInclusive<i64> = 295_000..=300_000;
-
-/// Time limit for the return of hits after Redis is back.
-pub(crate) const RECOVERY: Duration = Duration::from_secs(5);

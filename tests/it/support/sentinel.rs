@@ -17,8 +17,12 @@ pub(crate) const MASTER: &str = "mymaster";
 /// Time limit for a complete failover on two busy cores.
 const FAILOVER: Duration = Duration::from_secs(30);
 
-/// Silence after which the sentinels consider a server down.
-pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(1);
+/// Silence after which the sentinels consider a server down that a test has stopped or cut off.
+const DOWN_AFTER: Duration = Duration::from_secs(1);
+
+/// The same silence when no fault is active: practically never, because a master that is only slow
+/// on a busy machine must not be deposed.
+const PATIENT: Duration = Duration::from_hours(1);
 
 /// Fields of replicas or sentinels.
 type Told = Vec<HashMap<String, String>>;
@@ -96,8 +100,13 @@ impl Deployment {
         }
     }
 
-    /// Sets the silence after which the sentinels consider a server down.
-    pub(crate) async fn set_down_after(&self, silence: Duration) {
+    /// Makes the sentinels notice that the master is gone or hangs, so that they elect another. The
+    /// fault must be active already.
+    pub(crate) async fn find_it_down(&self) {
+        self.set_down_after(DOWN_AFTER).await;
+    }
+
+    async fn set_down_after(&self, silence: Duration) {
         let mut set = redis::cmd("SENTINEL");
         let ms = u64::try_from(silence.as_millis()).expect("a short silence");
         set.arg("SET").arg(MASTER).arg("down-after-milliseconds").arg(ms);
@@ -107,7 +116,18 @@ impl Deployment {
         }
     }
 
-    /// Waits until a sentinel names another master; this is the leader of the failover.
+    /// Keeps the sentinels from making a healthy deposed master follow the new one. By default they
+    /// do so after four publish periods of two seconds each.
+    pub(crate) async fn leave_deposed_masters_alone(&self) {
+        let mut set = redis::cmd("SENTINEL");
+        set.arg("DEBUG").arg("PUBLISH-PERIOD").arg(600_000);
+        for sentinel in &self.sentinels {
+            sentinel.ask::<()>(&set).await.expect("a sentinel of 7.0 or newer");
+        }
+    }
+
+    /// Waits until a sentinel names another master; this is the leader of the failover. From then on
+    /// no server is deposed for its silence.
     pub(crate) async fn promoted(&self) {
         let deposed = self.master().port();
         eventually(FAILOVER, async || {
@@ -119,11 +139,13 @@ impl Deployment {
             Err(deposed)
         })
         .await;
+        self.set_down_after(PATIENT).await;
     }
 
     /// Waits until every running sentinel names another master, and records it.
     pub(crate) async fn failed_over(&mut self) {
         let deposed = self.master().port();
+        self.promoted().await;
         self.agree(|port| port != deposed).await;
     }
 
@@ -162,7 +184,7 @@ impl Sentinel {
              sentinel down-after-milliseconds {MASTER} {}\n\
              sentinel failover-timeout {MASTER} 1000\n\
              sentinel parallel-syncs {MASTER} 2\n{}\n",
-            DOWN_AFTER.as_millis(),
+            PATIENT.as_millis(),
             lines.replace("TLS_PORT", &tls_port.to_string())
         );
         let mut sentinel = Self { port: free_port(), tls_port, dir, lines, child: None };

@@ -21,12 +21,14 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Client, RedisServer, SOON, Upstream, client::Reply, eventually, free_port, soon};
+use super::{
+    Client, RedisServer, SOON, Upstream, client::Reply, eventually, free_port, soon, steady_clock,
+};
 
 /// Attempts to find two ports that stay free until the child has bound them.
 const PORT_ATTEMPTS: usize = 5;
 
-/// jobcache in this process.
+/// jobcache in this process, with a [`steady_clock`].
 pub(crate) struct Sidecar {
     pub(crate) client: Client,
     pub(crate) admin: Client,
@@ -49,6 +51,7 @@ impl Sidecar {
     }
 
     async fn serve(mut loaded: Loaded, reloads: Reloads) -> Self {
+        steady_clock();
         let (proxy, admin) = (bind().await, bind().await);
         let address = |listener: &TcpListener| listener.local_addr().expect("a bound listener");
         let (listen, operators) = (address(&proxy), address(&admin));
@@ -201,6 +204,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts with `--listen` and `--admin` on its own ports, and waits until it is live.
     pub(crate) async fn start(args: &[&str], envs: &[(&str, &str)]) -> Self {
+        steady_clock();
         for _ in 0..PORT_ATTEMPTS {
             let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
             let admin_address = SocketAddr::from(([127, 0, 0, 1], free_port()));

@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
-use super::{Body, SOON, eventually, full, soon};
+use super::{Body, SOON, eventually, full, patience, soon};
 
 /// Longest stored part of an upload; the rest is only counted.
 const KEPT_BODY: usize = 64 * 1024;
@@ -306,7 +306,7 @@ impl Gate {
     pub(crate) async fn arrived(&self, count: usize) {
         let mut arrived = self.state.arrived.subscribe();
         let enough = arrived.wait_for(|now| *now >= count);
-        if tokio::time::timeout(SOON, enough).await.is_err() {
+        if tokio::time::timeout(patience(SOON), enough).await.is_err() {
             let (method, path) = (&self.state.method, &self.state.path);
             panic!("{} of {count} arrived at the gate at {method} {path}", self.arrivals());
         }
