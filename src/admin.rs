@@ -4,19 +4,19 @@
 //! all pages that name jobs need the webhook secret if one is configured. The status page at `/` is
 //! open because it contains no job; its script sends the secret when it fetches the data.
 
+pub mod authorize;
+mod body_limit;
+mod csrf;
 mod explain;
-mod front;
-pub mod guard;
-mod live;
-mod log;
-mod origin;
-mod pace;
-pub mod page;
-pub mod proof;
+mod log_filter;
 pub mod purge;
+pub mod purge_request;
+mod rate_limit;
+pub mod reply;
+pub mod signature;
+mod sse;
 mod status;
-mod upload;
-pub mod wanted;
+mod status_page;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -31,15 +31,15 @@ use tokio::time::timeout;
 use tracing::Instrument as _;
 
 use self::{
-    explain::{MAX_HEAD, Sidecar},
-    front::Front,
-    guard::{Caller, Guard, Watch},
-    log::Log,
-    page::{Page, reply, wrong_method},
-    purge::Webhook,
-    status::Mode,
+    authorize::{AdminCaller, Authorizer, CallerLimits},
+    explain::{Explainer, MAX_HEAD},
+    log_filter::LogFilterPage,
+    purge::PurgeWebhook,
+    reply::{ReplyBody, json_reply, method_not_allowed},
+    status::StatusConfig,
+    status_page::StatusPage,
 };
-pub use self::{page::Reply, status::outcomes};
+pub use self::{reply::Reply, status::outcome_reasons};
 use crate::{
     cache::Cache,
     config::{self, Config},
@@ -48,20 +48,20 @@ use crate::{
     proxy::route::Routes,
     server::Drain,
     spans,
-    telemetry::Filter,
+    telemetry::LogFilter,
     transport::Peer,
     warm::Warmer,
 };
 
 /// Content type of `/metrics`, which Prometheus 2.5 and newer ask for.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Time limit for the body of `/explain`, which is the head of the request to explain.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const EXPLAIN_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pages that name no job. They are served under every host name, because probes and scrapes use
 /// names of their cluster.
-const ANYBODYS: [&str; 4] = ["/", "/livez", "/readyz", "/metrics"];
+const PUBLIC_PAGES: [&str; 4] = ["/", "/livez", "/readyz", "/metrics"];
 
 /// The list of pages for the 404 answer.
 const PAGES: &str = "/, /livez, /readyz, /metrics, /status, /history, /events, /log, /explain/<id>, \
@@ -71,14 +71,14 @@ const PAGES: &str = "/, /livez, /readyz, /metrics, /status, /history, /events, /
 pub struct Admin {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
-    guard: Arc<Guard>,
-    webhook: Webhook,
-    log: Log,
-    mode: Mode,
+    authorizer: Arc<Authorizer>,
+    webhook: PurgeWebhook,
+    log_filter: LogFilterPage,
+    status_config: StatusConfig,
     /// Limits that a request under `/explain` is checked against.
     limits: config::Server,
-    lasting: Lasting,
-    front: Front,
+    state: AdminState,
+    status_page: StatusPage,
 }
 
 impl fmt::Debug for Admin {
@@ -92,58 +92,75 @@ impl fmt::Debug for Admin {
 
 /// State that is shared by all configurations and survives a reload.
 #[derive(Clone)]
-pub struct Lasting {
+pub struct AdminState {
     /// Memory budget for the bodies of purges.
-    pub room: Arc<Room>,
+    pub body_quota: Arc<Room>,
     /// Filter of the log, which `PUT /log` changes.
-    pub filter: Filter,
+    pub filter: LogFilter,
     /// Reads jobs again after a purge with `"refresh": true`.
     pub warmer: Warmer,
     pub(crate) metrics: Arc<Metrics>,
     /// Turns true when a shutdown begins.
-    pub leaving: Drain,
+    pub drain: Drain,
     /// Rate limits and budgets of callers.
-    pub watch: Arc<Watch>,
+    pub caller_limits: Arc<CallerLimits>,
 }
 
 impl Admin {
     /// Creates the handler for the first configuration.
-    pub fn new(cache: Arc<Cache>, routes: Arc<Routes>, config: &Config, lasting: Lasting) -> Self {
-        let guard = Guard::new(config, &lasting);
-        Self::guarded_by(guard, cache, routes, config, lasting)
+    pub fn new(
+        cache: Arc<Cache>,
+        routes: Arc<Routes>,
+        config: &Config,
+        lasting: AdminState,
+    ) -> Self {
+        let guard = Authorizer::new(config, &lasting);
+        Self::with_authorizer(guard, cache, routes, config, lasting)
     }
 
     /// Creates the handler for the next configuration. It shares the state of this one.
     #[must_use]
-    pub fn revised(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
-        let guard = self.guard.revised(config, &self.lasting);
-        Self::guarded_by(guard, cache, routes, config, self.lasting.clone())
+    pub fn reconfigured(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
+        let guard = self.authorizer.reconfigured(config, &self.state);
+        Self::with_authorizer(guard, cache, routes, config, self.state.clone())
     }
 
-    fn guarded_by(
-        guard: Guard,
+    fn with_authorizer(
+        guard: Authorizer,
         cache: Arc<Cache>,
         routes: Arc<Routes>,
         config: &Config,
-        lasting: Lasting,
+        state: AdminState,
     ) -> Self {
-        let guard = Arc::new(guard);
+        let authorizer = Arc::new(guard);
         let jobs = (Arc::clone(&cache), Arc::clone(&routes));
-        let webhook = Webhook::new(jobs, &lasting, Arc::clone(&guard), config);
-        let log = Log::new(lasting.filter.clone(), Arc::clone(&guard));
-        let mode = Mode::of(config);
-        let front = Front::new();
+        let webhook = PurgeWebhook::new(jobs, &state, Arc::clone(&authorizer), config);
+        let log_filter = LogFilterPage::new(state.filter.clone(), Arc::clone(&authorizer));
+        let status_config = StatusConfig::of(config);
+        let status_page = StatusPage::new();
         let limits = config.server.clone();
-        Self { cache, routes, guard, webhook, log, mode, limits, lasting, front }
+        Self {
+            cache,
+            routes,
+            authorizer,
+            webhook,
+            log_filter,
+            status_config,
+            limits,
+            state,
+            status_page,
+        }
     }
 
     /// Answers one request. Only purges get a span.
     pub async fn serve(self: Arc<Self>, request: Request<Incoming>, client: Peer) -> Reply {
-        let Some(route) = self.purges(&request) else { return self.answer(request, client).await };
+        let Some(route) = self.purge_route(&request) else {
+            return self.answer(request, client).await;
+        };
         let span = spans::request(&request, "http", || Some(route));
         let answer = async {
             let reply = self.answer(request, client).await;
-            spans::replied(reply.status());
+            spans::record_status(reply.status());
             reply
         };
         answer.instrument(span).await
@@ -151,12 +168,12 @@ impl Admin {
 
     /// Returns the route template of a purge. Other requests (probes, scrapes) are not worth a
     /// span.
-    fn purges(&self, request: &Request<Incoming>) -> Option<&str> {
+    fn purge_route(&self, request: &Request<Incoming>) -> Option<&str> {
         let path = request.uri().path();
         match request.method().as_str() {
             "POST" if path == "/purge" => Some("/purge"),
             "POST" if path.starts_with("/purge/") => Some("/purge/{id}"),
-            "PURGE" => self.webhook.route(path),
+            "PURGE" => self.webhook.route_template(path),
             _ => None,
         }
     }
@@ -165,31 +182,31 @@ impl Admin {
         let path = request.uri().path().to_owned();
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
-        if let Some(error) = origin::ambiguity(&request) {
-            self.lasting.metrics.webhook.refused(Refused::Malformed);
-            return reply(StatusCode::BAD_REQUEST, &json!({ "error": error }));
+        if let Some(error) = csrf::ambiguous_field(&request) {
+            self.state.metrics.webhook.refused(Refused::Malformed);
+            return json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error }));
         }
-        if let Some(refusal) = self.refuses_page(&request, read, client) {
+        if let Some(refusal) = self.reject_cross_site(&request, read, client) {
             return refusal;
         }
         match path.as_str() {
-            "/" if read => self.front.show(),
-            "/livez" if read => reply(StatusCode::OK, &json!({ "status": "alive" })),
+            "/" if read => self.status_page.reply(),
+            "/livez" if read => json_reply(StatusCode::OK, &json!({ "status": "alive" })),
             "/readyz" if read => self.ready(),
-            "/metrics" if read => self.exposition(),
-            "/status" if read => self.guarded(request.headers(), client, Self::status),
-            "/history" if read => self.guarded(request.headers(), client, Self::history),
+            "/metrics" if read => self.metrics_page(),
+            "/status" if read => self.authorized(request.headers(), client, Self::status),
+            "/history" if read => self.authorized(request.headers(), client, Self::history),
             "/events" if method == Method::GET => {
                 let headers = request.headers();
-                self.guarded(headers, client, |admin| admin.events(headers))
+                self.authorized(headers, client, |admin| admin.events(headers))
             }
-            "/log" if read => self.log.show(),
-            "/log" if method == Method::PUT => self.log.put(request, client).await,
+            "/log" if read => self.log_filter.show(),
+            "/log" if method == Method::PUT => self.log_filter.put(request, client).await,
             "/" | "/livez" | "/readyz" | "/metrics" | "/status" | "/history" => {
-                wrong_method("GET, HEAD")
+                method_not_allowed("GET, HEAD")
             }
-            "/events" => wrong_method("GET"),
-            "/log" => wrong_method("GET, HEAD, PUT"),
+            "/events" => method_not_allowed("GET"),
+            "/log" => method_not_allowed("GET, HEAD, PUT"),
             _ if path.starts_with("/explain/") => self.explain(request, &path, client).await,
             _ => self.purge(request, &path, client).await,
         }
@@ -197,71 +214,76 @@ impl Admin {
 
     /// Handles the three forms of a purge, and answers 404 to all other paths.
     async fn purge(&self, request: Request<Incoming>, path: &str, client: Peer) -> Reply {
-        let caller = Caller::of(&request, client);
+        let caller = AdminCaller::of(&request, client);
         let method = request.method();
         match path.strip_prefix("/purge/") {
             None if path == "/purge" && method == Method::POST => {
                 self.webhook.purge_listed(request, caller).await
             }
-            None if path == "/purge" => wrong_method("POST"),
+            None if path == "/purge" => method_not_allowed("POST"),
             _ if method.as_str() == "PURGE" => self.webhook.purge_path(request, path, caller).await,
             Some(id) if method == Method::POST => self.webhook.purge_one(request, id, caller).await,
-            Some(_) => wrong_method("POST"),
+            Some(_) => method_not_allowed("POST"),
             None => {
                 let error = format!("page {path:?} does not exist; the pages are {PAGES}");
-                reply(StatusCode::NOT_FOUND, &json!({ "error": error }))
+                json_reply(StatusCode::NOT_FOUND, &json!({ "error": error }))
             }
         }
     }
 
     /// Refuses cross-site requests of browsers if no secret is configured. A client on a unix
     /// socket is not a browser.
-    fn refuses_page<B>(&self, request: &Request<B>, read: bool, client: Peer) -> Option<Reply> {
-        if !self.guard.is_open() {
+    fn reject_cross_site<B>(
+        &self,
+        request: &Request<B>,
+        read: bool,
+        client: Peer,
+    ) -> Option<Reply> {
+        if !self.authorizer.is_open() {
             return None;
         }
-        let is_public = read && ANYBODYS.contains(&request.uri().path());
-        let refusal = if !read && origin::is_foreign(request) {
-            forged()
+        let is_public = read && PUBLIC_PAGES.contains(&request.uri().path());
+        let refusal = if !read && csrf::is_cross_site(request) {
+            cross_site_rejected()
         } else if client.ip.is_some() && !is_public {
-            rebound(&origin::foreign_name(request)?)
+            rebinding_rejected(&csrf::untrusted_host(request)?)
         } else {
             return None;
         };
-        self.lasting.metrics.webhook.refused(Refused::Origin);
+        self.state.metrics.webhook.refused(Refused::Origin);
         Some(refusal)
     }
 
     /// Answers with a page that names jobs, which needs the secret if one is configured.
-    fn guarded(
+    fn authorized(
         &self,
         headers: &HeaderMap,
         client: Peer,
         page: impl FnOnce(&Self) -> Reply,
     ) -> Reply {
-        self.guard.refuses(headers, client).unwrap_or_else(|| page(self))
+        self.authorizer.reject_without_token(headers, client).unwrap_or_else(|| page(self))
     }
 
     fn status(&self) -> Reply {
-        let draining = *self.lasting.leaving.borrow();
-        let body = status::status(&self.cache, &self.lasting.metrics, &self.mode, draining);
-        reply(StatusCode::OK, &body)
+        let draining = *self.state.drain.borrow();
+        let body = status::status(&self.cache, &self.state.metrics, &self.status_config, draining);
+        json_reply(StatusCode::OK, &body)
     }
 
     fn history(&self) -> Reply {
-        reply(StatusCode::OK, &status::history(&self.lasting.metrics))
+        json_reply(StatusCode::OK, &status::history(&self.state.metrics))
     }
 
     /// Explains a job. The body is the head of a client's request, or empty.
     async fn explain(&self, request: Request<Incoming>, path: &str, client: Peer) -> Reply {
         let (head, body) = request.into_parts();
         if head.method != Method::GET && head.method != Method::POST {
-            return wrong_method("GET, POST");
+            return method_not_allowed("GET, POST");
         }
-        if let Some(refusal) = self.guard.refuses(&head.headers, client) {
+        if let Some(refusal) = self.authorizer.reject_without_token(&head.headers, client) {
             return refusal;
         }
-        let read = timeout(HEAD_TIMEOUT, Limited::new(body, MAX_HEAD).collect());
+        let read = timeout(EXPLAIN_BODY_TIMEOUT, Limited::new(body, MAX_HEAD).collect());
         let Ok(Ok(body)) = read.await else {
             return explain::bad_request(&format!(
                 "cannot read the body; send the head of a request, at most {MAX_HEAD} bytes"
@@ -270,20 +292,27 @@ impl Admin {
         let body = body.to_bytes();
         let id = path.strip_prefix("/explain/").unwrap_or_default();
         let (cache, routes, limits) = (&self.cache, &self.routes, &self.limits);
-        Sidecar { cache, routes, mode: self.mode.cache(), limits }.explain(id, &body).await
+        Explainer { cache, routes, mode: self.status_config.cache_mode(), limits }
+            .explain(id, &body)
+            .await
     }
 
     fn events(&self, headers: &HeaderMap) -> Reply {
-        live::stream(&self.lasting.metrics, headers, &self.lasting.leaving, self.guard.is_over())
+        sse::event_stream(
+            &self.state.metrics,
+            headers,
+            &self.state.drain,
+            self.authorizer.secrets_replaced(),
+        )
     }
 
     /// Answers `/readyz`. A sidecar without a store is ready, because it still forwards; a sidecar
     /// that drains is not.
     fn ready(&self) -> Reply {
-        let draining = *self.lasting.leaving.borrow();
+        let draining = *self.state.drain.borrow();
         let status = if draining { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
         let store = self.cache.store();
-        reply(
+        json_reply(
             status,
             &json!({
                 "status": if draining { "draining" } else { "ready" },
@@ -293,24 +322,25 @@ impl Admin {
         )
     }
 
-    fn exposition(&self) -> Reply {
-        let mut response = Response::new(Page::Whole(self.lasting.metrics.exposition().into()));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
+    fn metrics_page(&self) -> Reply {
+        let mut response =
+            Response::new(ReplyBody::Complete(self.state.metrics.exposition().into()));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS_TYPE));
         response
     }
 }
 
 /// Refuses a request to a host name that another site may have pointed at this listener.
-fn rebound(name: &str) -> Reply {
+fn rebinding_rejected(name: &str) -> Reply {
     let error = format!(
         "the host name {name:?} may belong to another site (DNS rebinding); use an IP address or \
          localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
     );
-    reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
+    json_reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
 }
 
-fn forged() -> Reply {
+fn cross_site_rejected() -> Reply {
     let error = "cross-site request rejected; use the status page of this listener, or configure a \
                  webhook_secret and send it";
-    reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
+    json_reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
 }

@@ -154,7 +154,7 @@ impl Cache {
     ///
     /// Fails if [`Store::open`] does.
     pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        metrics.events.strip(&config.store.prefix);
+        metrics.events.set_key_prefix(&config.store.prefix);
         let near = Layer::new(config, &metrics).map(Arc::new);
         let watcher = near.as_ref().map(|near| near.watcher());
         let store = Store::open(config, Arc::clone(&metrics), watcher)?;

@@ -26,27 +26,27 @@ use std::{
 };
 
 use self::{
-    feed::{Event, Feed, Listener},
-    jobs::{Busy, Happening, Jobs, Past},
+    feed::{Event, EventFeed, Subscription},
+    jobs::{BusyJob, JobEvent, JobHistories, JobHistory},
 };
 use crate::clock;
 
 /// Approximate number of hits that are sampled per second.
-const SAMPLES: u64 = 1_000;
+const SAMPLED_HITS_PER_S: u64 = 1_000;
 /// Most jobs of one purge or write that the feed publishes one by one. Of more jobs it publishes
 /// only the number.
-const TOLD_EACH: usize = 10;
+const MAX_SINGLE_EVENTS: usize = 10;
 /// Most jobs of one purge or write that are added to the history. More would push out all other
 /// jobs, so then only known jobs are recorded.
-const KNOWN_ONLY: usize = jobs::JOBS / 8;
+const MAX_NEW_JOBS: usize = jobs::MAX_JOBS / 8;
 /// Time after a change by this process in which news of the key is attributed to that change.
-const OURS_FOR_MS: i64 = 1_000;
+const OWN_CHANGE_MS: i64 = 1_000;
 /// The same for a purge of all, which scans the store in steps.
-const ALL_OURS_FOR_MS: i64 = 30_000;
+const OWN_PURGE_ALL_MS: i64 = 30_000;
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum What {
+pub enum EventKind {
     /// A request was answered from the cache.
     Hit,
     /// A request was answered by a read of the upstream, which other requests may share.
@@ -94,7 +94,7 @@ pub enum What {
     UpstreamDown,
 }
 
-impl What {
+impl EventKind {
     /// Returns the name for `/events`, `/explain` and the status page.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -125,32 +125,32 @@ impl What {
 
     /// Whether the last event of this kind outlives the ring of recent events. These events show
     /// that a job was changed, and why its answers are not stored.
-    fn is_kept(self) -> bool {
-        use What::{Changed, FillRefused, Purge, Write, WriteEnded};
+    fn outlives_ring(self) -> bool {
+        use EventKind::{Changed, FillRefused, Purge, Write, WriteEnded};
         matches!(self, Changed | FillRefused | Purge | Write | WriteEnded)
     }
 
     /// Whether the store reports this change, possibly after the event was recorded.
     fn changes_the_key(self) -> bool {
-        use What::{Confirmed, Fill, Purge, Replaced, Write, WriteEnded};
+        use EventKind::{Confirmed, Fill, Purge, Replaced, Write, WriteEnded};
         matches!(self, Confirmed | Fill | Purge | Replaced | Write | WriteEnded)
     }
 }
 
 /// The initiator of an event as text, such as the sender of a purge.
-pub type By = Option<Arc<str>>;
+pub type Initiator = Option<Arc<str>>;
 
 /// A request that is recorded if it turns out to be a hit.
 #[derive(Debug)]
-pub struct Sample {
+pub struct HitSample {
     /// Number of hits that it represents.
     weight: u32,
     started: Instant,
 }
 
-impl Sample {
+impl HitSample {
     /// Returns the time since the request arrived.
-    pub fn took(&self) -> Duration {
+    pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 
@@ -162,9 +162,9 @@ impl Sample {
 
 /// An announced change of a key by this process, and the previous announcement.
 #[derive(Clone, Copy, Debug)]
-pub struct Expected {
+pub struct ExpectedChange {
     until_ms: i64,
-    before_ms: i64,
+    previous_ms: i64,
 }
 
 /// The recorder of events.
@@ -172,147 +172,148 @@ pub struct Expected {
 pub struct Events {
     /// Prefix of a key before the id.
     prefix: OnceLock<Box<str>>,
-    jobs: Mutex<Jobs>,
-    feed: Feed,
+    histories: Mutex<JobHistories>,
+    feed: EventFeed,
     /// One hit in this many is sampled; 0 counts as 1.
     one_in: AtomicU32,
     /// Time until which all news from the store is attributed to this process.
-    all_ours_until_ms: AtomicI64,
+    all_own_until_ms: AtomicI64,
 }
 
 impl Events {
     /// Sets the prefix of keys, once. Events show ids without it.
-    pub fn strip(&self, prefix: &str) {
+    pub fn set_key_prefix(&self, prefix: &str) {
         let _ = self.prefix.set(prefix.into());
     }
 
     /// Decides, when a request arrives, whether it is recorded if it is a hit.
-    pub fn sample(&self) -> Option<Sample> {
+    pub fn sample(&self) -> Option<HitSample> {
         let one_in = self.one_in.load(Ordering::Relaxed);
         if one_in > 1 && fastrand::u32(..one_in) != 0 {
             return None;
         }
-        Some(Sample { weight: one_in.max(1), started: Instant::now() })
+        Some(HitSample { weight: one_in.max(1), started: Instant::now() })
     }
 
     /// Adapts the sampling to the number of hits in the last second.
-    pub(crate) fn pace(&self, hits: u64) {
-        let one_in = u32::try_from(hits / SAMPLES).unwrap_or(u32::MAX).max(1);
+    pub(crate) fn set_hit_rate(&self, hits: u64) {
+        let one_in = u32::try_from(hits / SAMPLED_HITS_PER_S).unwrap_or(u32::MAX).max(1);
         self.one_in.store(one_in, Ordering::Relaxed);
     }
 
     /// Records `times` answered requests for a job. Subscribers get only the counts of each second.
-    pub fn answered(&self, key: &str, what: What, why: &'static str, times: u64) {
+    pub fn record_request(&self, key: &str, what: EventKind, why: &'static str, times: u64) {
         let now_ms = now_ms();
-        self.jobs().request(key, Happening::new(what, why, None, now_ms), times);
+        self.lock_histories().record_request(key, JobEvent::new(what, why, None, now_ms), times);
     }
 
     /// Records and publishes another event of a job.
-    pub fn tell(&self, key: &str, what: What, why: &'static str) {
-        self.tell_each([key].into_iter(), what, why, None);
+    pub fn record(&self, key: &str, what: EventKind, why: &'static str) {
+        self.record_each([key].into_iter(), what, why, None);
     }
 
     /// Records and publishes the same event for several jobs.
-    pub fn tell_each<'k>(
+    pub fn record_each<'k>(
         &self,
         keys: impl ExactSizeIterator<Item = &'k str>,
-        what: What,
+        what: EventKind,
         why: &'static str,
-        by: By,
+        by: Initiator,
     ) {
         let (now_ms, count) = (now_ms(), keys.len());
-        let mut jobs = self.jobs();
+        let mut jobs = self.lock_histories();
         for key in keys {
-            if count <= KNOWN_ONLY || jobs.knows(key) {
-                jobs.happened(key, Happening::new(what, why, by.clone(), now_ms));
+            if count <= MAX_NEW_JOBS || jobs.knows(key) {
+                jobs.record(key, JobEvent::new(what, why, by.clone(), now_ms));
             }
             if what.changes_the_key() {
-                jobs.ours_until(key, now_ms + OURS_FOR_MS);
+                jobs.set_own_until(key, now_ms + OWN_CHANGE_MS);
             }
-            if count <= TOLD_EACH {
+            if count <= MAX_SINGLE_EVENTS {
                 let job = Some(self.id(key).into());
-                self.feed.tell(Event::new(what, why, by.clone(), now_ms).of(job, 1));
+                self.feed.publish(Event::new(what, why, by.clone(), now_ms).about(job, 1));
             }
         }
-        if count > TOLD_EACH {
-            self.feed.tell(Event::new(what, why, by, now_ms).of(None, count));
+        if count > MAX_SINGLE_EVENTS {
+            self.feed.publish(Event::new(what, why, by, now_ms).about(None, count));
         }
     }
 
     /// Publishes an event of all jobs or of the process.
-    pub fn tell_all(&self, what: What, why: &'static str, by: By) {
+    pub fn publish_global(&self, what: EventKind, why: &'static str, by: Initiator) {
         let now_ms = now_ms();
-        let mut jobs = self.jobs();
-        if what == What::PurgeAll {
-            jobs.all_purged(Happening::new(what, why, by.clone(), now_ms));
+        let mut jobs = self.lock_histories();
+        if what == EventKind::PurgeAll {
+            jobs.set_all_purged(JobEvent::new(what, why, by.clone(), now_ms));
         }
-        self.feed.tell(Event::new(what, why, by, now_ms));
+        self.feed.publish(Event::new(what, why, by, now_ms));
     }
 
     /// Publishes the event `up` or `down` if a gauge changed from `before` to `now`.
-    pub fn turned(&self, before: i64, now: i64, (up, down): (What, What)) {
+    pub fn publish_transition(&self, before: i64, now: i64, (up, down): (EventKind, EventKind)) {
         if before != now {
-            self.tell_all(if now == 1 { up } else { down }, "", None);
+            self.publish_global(if now == 1 { up } else { down }, "", None);
         }
     }
 
     /// Announces that this process is about to change a key, so that news of that change is
     /// ignored.
-    pub fn expect(&self, key: &str) -> Expected {
-        let until_ms = now_ms() + OURS_FOR_MS;
-        Expected { until_ms, before_ms: self.jobs().ours_until(key, until_ms) }
+    pub fn expect_own_change(&self, key: &str) -> ExpectedChange {
+        let until_ms = now_ms() + OWN_CHANGE_MS;
+        ExpectedChange { until_ms, previous_ms: self.lock_histories().set_own_until(key, until_ms) }
     }
 
     /// Withdraws an announcement, because the key was not changed. Announcements that others in
     /// this process have made meanwhile stay in force.
-    pub fn unexpect(&self, key: &str, expected: Expected) {
-        let mut jobs = self.jobs();
-        let now_ms = jobs.ours_until(key, expected.before_ms);
+    pub fn withdraw_expected(&self, key: &str, expected: ExpectedChange) {
+        let mut jobs = self.lock_histories();
+        let now_ms = jobs.set_own_until(key, expected.previous_ms);
         if now_ms != expected.until_ms {
-            jobs.ours_until(key, now_ms);
+            jobs.set_own_until(key, now_ms);
         }
     }
 
     /// The same as [`Events::expect`] for every key.
-    pub fn expect_all(&self) {
-        self.all_ours_until_ms.store(now_ms() + ALL_OURS_FOR_MS, Ordering::Relaxed);
+    pub fn expect_own_purge_all(&self) {
+        self.all_own_until_ms.store(now_ms() + OWN_PURGE_ALL_MS, Ordering::Relaxed);
     }
 
     /// Ends [`Events::expect_all`] after all keys are changed. News that is already on its way is
     /// still ignored.
-    pub fn expect_no_more(&self) {
-        self.all_ours_until_ms.store(now_ms() + OURS_FOR_MS, Ordering::Relaxed);
+    pub fn end_own_purge_all(&self) {
+        self.all_own_until_ms.store(now_ms() + OWN_CHANGE_MS, Ordering::Relaxed);
     }
 
     /// Handles news from the store that a key has changed. Only known jobs are recorded: other
     /// sidecars may have many jobs, and keys under the prefix can be any text.
-    pub fn changed(&self, key: &str) {
+    pub fn record_change(&self, key: &str) {
         let now_ms = now_ms();
-        if now_ms < self.all_ours_until_ms.load(Ordering::Relaxed) {
+        if now_ms < self.all_own_until_ms.load(Ordering::Relaxed) {
             return;
         }
-        let mut jobs = self.jobs();
-        if !jobs.changed(key, Happening::new(What::Changed, "", None, now_ms)) {
+        let mut jobs = self.lock_histories();
+        if !jobs.record_change(key, JobEvent::new(EventKind::Changed, "", None, now_ms)) {
             return;
         }
         let job = Some(self.id(key).into());
-        self.feed.tell(Event::new(What::Changed, "", None, now_ms).of(job, 1));
+        self.feed.publish(Event::new(EventKind::Changed, "", None, now_ms).about(job, 1));
     }
 
     /// Records that an entry was evicted from the memory of this process. If memory is short this
     /// is the most frequent event, so it is recorded only for known jobs and is not published.
-    pub fn evicted(&self, key: &str) {
-        self.jobs().note(key, Happening::new(What::Evicted, "", None, now_ms()));
+    pub fn record_eviction(&self, key: &str) {
+        self.lock_histories()
+            .record_if_known(key, JobEvent::new(EventKind::Evicted, "", None, now_ms()));
     }
 
     /// Returns the history of a job, oldest event first.
-    pub fn past(&self, key: &str) -> Past {
-        self.jobs().past(key)
+    pub fn history(&self, key: &str) -> JobHistory {
+        self.lock_histories().history(key)
     }
 
     /// Returns the jobs with the most requests in this minute and the one before.
-    pub fn busiest(&self, limit: usize) -> Vec<Busy> {
-        let mut busy = self.jobs().busiest(limit, now_ms());
+    pub fn busiest(&self, limit: usize) -> Vec<BusyJob> {
+        let mut busy = self.lock_histories().busiest(limit, now_ms());
         for job in &mut busy {
             job.job = self.id(&job.job).into();
         }
@@ -321,19 +322,19 @@ impl Events {
 
     /// Subscribes to the events after the one with number `after`, including recent ones. Returns
     /// `None` if there are [`feed::LISTENERS`] subscribers.
-    pub fn listen(&self, after: u64) -> Option<Listener> {
-        let _jobs = self.jobs();
-        self.feed.listen(after)
+    pub fn subscribe(&self, after: u64) -> Option<Subscription> {
+        let _jobs = self.lock_histories();
+        self.feed.subscribe(after)
     }
 
     /// Whether there are subscribers.
-    pub(crate) fn is_heard(&self) -> bool {
-        self.feed.is_heard()
+    pub(crate) fn has_subscribers(&self) -> bool {
+        self.feed.has_subscribers()
     }
 
     /// Publishes the counts of the last second.
-    pub(crate) fn second(&self, counts: feed::Counts) {
-        self.feed.second(now_ms(), counts);
+    pub(crate) fn publish_second(&self, counts: feed::SecondCounts) {
+        self.feed.publish_second(now_ms(), counts);
     }
 
     fn id<'k>(&self, key: &'k str) -> &'k str {
@@ -341,9 +342,9 @@ impl Events {
         key.strip_prefix(prefix).unwrap_or(key)
     }
 
-    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+    fn lock_histories(&self) -> MutexGuard<'_, JobHistories> {
         // Code that holds the lock does not panic in the middle of a change.
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.histories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -360,7 +361,7 @@ mod tests {
     fn hits_are_sampled_so_that_their_number_can_be_told() {
         let events = Events::default();
         assert_eq!(events.sample().unwrap().weight(), 1, "every hit at a low rate");
-        events.pace(50_000);
+        events.set_hit_rate(50_000);
         let samples: Vec<_> = (0..100_000).filter_map(|_| events.sample()).collect();
         assert!((1_500..2_500).contains(&samples.len()), "{}", samples.len());
         assert!(samples.iter().all(|sample| sample.weight() == 50));
@@ -369,39 +370,39 @@ mod tests {
     #[test]
     fn news_is_told_of_jobs_that_are_known_and_of_what_others_did() {
         let events = Events::default();
-        events.strip("job_status:");
-        events.changed("job_status:unknown");
-        assert!(events.past("job_status:unknown").happenings.is_empty());
+        events.set_key_prefix("job_status:");
+        events.record_change("job_status:unknown");
+        assert!(events.history("job_status:unknown").events.is_empty());
 
         let x = "job_status:x";
-        let last = || events.past(x).happenings.last().unwrap().what;
-        events.tell(x, What::Fill, "");
-        events.changed(x);
-        assert_eq!(last(), What::Fill, "this process changed it");
-        events.jobs().ours_until(x, 0);
-        let withdrawn = events.expect(x);
-        events.changed(x);
-        assert_eq!(last(), What::Fill, "this process has announced a change");
-        events.unexpect(x, withdrawn);
-        events.changed(x);
-        assert_eq!(last(), What::Changed);
+        let last = || events.history(x).events.last().unwrap().what;
+        events.record(x, EventKind::Fill, "");
+        events.record_change(x);
+        assert_eq!(last(), EventKind::Fill, "this process changed it");
+        events.lock_histories().set_own_until(x, 0);
+        let withdrawn = events.expect_own_change(x);
+        events.record_change(x);
+        assert_eq!(last(), EventKind::Fill, "this process has announced a change");
+        events.withdraw_expected(x, withdrawn);
+        events.record_change(x);
+        assert_eq!(last(), EventKind::Changed);
 
-        events.tell(x, What::Evicted, "");
-        let withdrawn = events.expect(x);
-        events.tell(x, What::Fill, "");
-        events.jobs().ours_until(x, i64::MAX);
-        events.unexpect(x, withdrawn);
-        events.changed(x);
-        assert_eq!(last(), What::Fill, "the other announcement stays in force");
+        events.record(x, EventKind::Evicted, "");
+        let withdrawn = events.expect_own_change(x);
+        events.record(x, EventKind::Fill, "");
+        events.lock_histories().set_own_until(x, i64::MAX);
+        events.withdraw_expected(x, withdrawn);
+        events.record_change(x);
+        assert_eq!(last(), EventKind::Fill, "the other announcement stays in force");
     }
 
     #[test]
     fn many_jobs_of_one_purge_are_one_event() {
         let events = Events::default();
-        let keys: Vec<String> = (0..=TOLD_EACH).map(|id| id.to_string()).collect();
-        events.tell_each(keys.iter().map(String::as_str), What::Purge, "", None);
-        let published = events.listen(0).unwrap().before;
+        let keys: Vec<String> = (0..=MAX_SINGLE_EVENTS).map(|id| id.to_string()).collect();
+        events.record_each(keys.iter().map(String::as_str), EventKind::Purge, "", None);
+        let published = events.subscribe(0).unwrap().recent;
         assert_eq!(published.iter().map(|event| event.jobs).collect::<Vec<_>>(), [keys.len()]);
-        assert_eq!(events.past("3").happenings.len(), 1);
+        assert_eq!(events.history("3").events.len(), 1);
     }
 }

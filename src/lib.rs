@@ -85,7 +85,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::{
-    admin::{Admin, Lasting},
+    admin::{Admin, AdminState},
     cache::Cache,
     config::{Config, Loaded},
     limits::Room,
@@ -94,7 +94,7 @@ use crate::{
     reload::{Live, Reloads, Snapshot},
     server::{Drain, Server, listen::Listener},
     store::StoreError,
-    telemetry::{Export, Filter},
+    telemetry::{LogFilter, SpanExport},
     tls::{Renewed, TlsError},
     upstream::Upstream,
     warm::{Warmer, Warming},
@@ -155,7 +155,7 @@ pub async fn run_reloading(
 ) -> Result<(), RunError> {
     let config = loaded.config.clone();
     let export = reloads.take_export();
-    let spans = export.as_ref().map(Export::counts).unwrap_or_default();
+    let spans = export.as_ref().map(SpanExport::counts).unwrap_or_default();
     let metrics = Arc::new(Metrics::counting(spans));
     let exporter = export.map(|export| export.start(&metrics)).transpose()?;
     let (leave, leaving) = watch::channel(false);
@@ -164,7 +164,7 @@ pub async fn run_reloading(
     let warmer = warming.warmer();
     let live = Arc::new(Live::new(first(&config, &metrics, filter, warmer, &leaving)?));
     let serving = Serving::begin(listeners, &config, &live, &metrics)?;
-    metrics.watch(admin::outcomes());
+    metrics.watch(admin::outcome_reasons());
     let _samples = AbortOnDropHandle::new(tokio::spawn(recent::keep(Arc::clone(&metrics))));
     let current = Arc::clone(&live);
     let warming = tokio::spawn(warming.run(move || current.proxy(), leaving));
@@ -190,7 +190,7 @@ pub async fn run_reloading(
 fn first(
     config: &Config,
     metrics: &Arc<Metrics>,
-    filter: Filter,
+    filter: LogFilter,
     warmer: Warmer,
     leaving: &Drain,
 ) -> Result<Snapshot, RunError> {
@@ -215,7 +215,14 @@ fn first(
     let metrics = Arc::clone(metrics);
     let leaving = leaving.clone();
     let watch = Arc::default();
-    let lasting = Lasting { room, filter, warmer, metrics, leaving, watch };
+    let lasting = AdminState {
+        body_quota: room,
+        filter,
+        warmer,
+        metrics,
+        drain: leaving,
+        caller_limits: watch,
+    };
     let admin = Admin::new(Arc::clone(&cache), Arc::clone(&routes), config, lasting);
     Ok(Snapshot::new(routes, cache, Arc::new(proxy), Arc::new(admin)))
 }

@@ -1,7 +1,7 @@
 //! The `jobcache` command: parse, load, telemetry, runtime, bind, run, exit code.
 
 mod cli;
-mod files;
+mod open_files;
 
 use std::{
     env, io,
@@ -18,7 +18,7 @@ use jobcache::{
     demo::{self, DemoError},
     reload::{self, Outcome, Reloader},
     server::listen::{self, Listener, Reuse},
-    systemd::{self, BadSockets, Inherited},
+    systemd::{self, InheritedSockets, InheritedSocketsError},
     telemetry,
 };
 use tokio::{
@@ -56,7 +56,7 @@ enum Failure {
     #[error("{0}\n`jobcache man` explains every setting")]
     Config(#[from] Invalid),
     #[error("cannot take the sockets of the service manager: {0}")]
-    Sockets(#[from] BadSockets),
+    Sockets(#[from] InheritedSocketsError),
     #[error("cannot listen on {address}: {source}\n{}", mend(source, address, flag))]
     Bind { address: Address, flag: &'static str, source: io::Error },
     #[error("cannot start: {0}")]
@@ -125,7 +125,7 @@ fn load_over(sockets: &[(&'static str, SocketAddr)], flags: Flags) -> Result<Loa
 }
 
 fn serve(flags: Flags) -> Result<(), Failure> {
-    let inherited = Inherited::take()?;
+    let inherited = InheritedSockets::take()?;
     let sockets = inherited.addresses();
     let loaded = load_over(&sockets, flags.clone())?;
     let Config { log, log_format, traces, .. } = &loaded.config;
@@ -134,7 +134,7 @@ fn serve(flags: Flags) -> Result<(), Failure> {
         warn!(warning, "look at the configuration");
     }
     let wanted = loaded.config.server.max_connections + loaded.config.upstream.max_connections;
-    files::allow(wanted as u64);
+    open_files::raise_limit(wanted as u64);
     serving(loaded.config.server.workers)?.block_on(async {
         let signals = Signals::new()?;
         let hangup = signal(SignalKind::hangup())?;

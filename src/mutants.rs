@@ -48,7 +48,7 @@ pub enum Mutant {
     /// An invalidation that a cluster node redirected counts as confirmed.
     RedirectedIsDone,
     /// An entry is kept although tracking by keys does not cover its key.
-    NearUnfollowed,
+    NearUntracked,
 }
 
 impl Mutant {
@@ -74,7 +74,7 @@ impl Mutant {
         Self::NearWithoutFlush,
         Self::NearAcrossMoves,
         Self::RedirectedIsDone,
-        Self::NearUnfollowed,
+        Self::NearUntracked,
     ];
 
     /// Returns the value of `JOBCACHE_MUTANT` that activates it.
@@ -100,7 +100,7 @@ impl Mutant {
             Self::NearWithoutFlush => "near-without-flush",
             Self::NearAcrossMoves => "near-across-moves",
             Self::RedirectedIsDone => "redirected-is-done",
-            Self::NearUnfollowed => "near-unfollowed",
+            Self::NearUntracked => "near-unfollowed",
         }
     }
 
@@ -150,7 +150,7 @@ pub fn is(mutant: Mutant) -> bool {
 }
 
 /// Returns a script with the change of the active mutant, if it changes this script.
-pub fn script(name: &str, source: &str) -> String {
+pub fn mutated_script(name: &str, source: &str) -> String {
     let change = Mutant::ALL.into_iter().filter(|mutant| is(*mutant)).find_map(Mutant::script);
     match change {
         Some((file, line, replacement)) if file == name => source.replace(line, replacement),

@@ -67,7 +67,7 @@ use self::{
 use crate::{
     cache::{Cache, Outcome, policy::Bypass},
     config::{self, Config, Mode, Share},
-    events::Sample,
+    events::HitSample,
     interim::Interim,
     limits::Room,
     metrics::{Limit, Metrics},
@@ -237,7 +237,7 @@ impl Proxy {
         request: Request<Incoming>,
         client: Peer,
         informational: Interim,
-        sample: Option<&Sample>,
+        sample: Option<&HitSample>,
         repeat_hit: &mut Option<Recall>,
     ) -> Answer {
         match self.routes.classify(&request) {

@@ -52,7 +52,7 @@ use crate::{
     metrics::{Metrics, OutcomeLabels},
     proxy::{Proxy, again::Recall, body::Body, route::Routes},
     service::{Answered, Declined, Service},
-    telemetry::{Export, Filter, Telemetry},
+    telemetry::{LogFilter, SpanExport, Telemetry},
     transport::Peer,
 };
 
@@ -112,8 +112,8 @@ impl Reloader {
 pub struct Reloads {
     asked: mpsc::Receiver<oneshot::Sender<Outcome>>,
     read: Read,
-    filter: Filter,
-    export: Option<Export>,
+    filter: LogFilter,
+    export: Option<SpanExport>,
 }
 
 type Read = Box<dyn Fn() -> Result<Loaded, Invalid> + Send + Sync>;
@@ -137,12 +137,12 @@ impl Reloads {
     }
 
     /// The log filter, which others may change too.
-    pub(crate) fn filter(&self) -> Filter {
+    pub(crate) fn filter(&self) -> LogFilter {
         self.filter.clone()
     }
 
     /// Takes the exporter of spans, if there is one.
-    pub(crate) fn take_export(&mut self) -> Option<Export> {
+    pub(crate) fn take_export(&mut self) -> Option<SpanExport> {
         self.export.take()
     }
 
@@ -272,7 +272,7 @@ impl Snapshot {
     fn revised(&self, routes: Arc<Routes>, config: &Config) -> Self {
         let cache = Arc::new(self.cache.revised(config));
         let proxy = self.proxy.revised(Arc::clone(&routes), Arc::clone(&cache), config);
-        let admin = self.admin.revised(Arc::clone(&cache), Arc::clone(&routes), config);
+        let admin = self.admin.reconfigured(Arc::clone(&cache), Arc::clone(&routes), config);
         Self::new(routes, cache, Arc::new(proxy), Arc::new(admin))
     }
 }

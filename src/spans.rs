@@ -37,7 +37,7 @@ pub(crate) fn is_ours(metadata: &Metadata<'_>) -> bool {
 }
 
 /// Whether spans can be enabled at all. Costs one atomic load.
-fn may_be() -> bool {
+fn is_enabled() -> bool {
     Level::DEBUG <= LevelFilter::current()
 }
 
@@ -47,28 +47,28 @@ pub(crate) fn request<'r, B>(
     scheme: &'static str,
     route: impl FnOnce() -> Option<&'r str>,
 ) -> Span {
-    if !may_be() {
+    if !is_enabled() {
         return Span::none();
     }
-    let method = known(request.method());
+    let method = known_method(request.method());
     let route = route();
     let span = debug_span!(
         target: TARGET,
         "request",
-        otel.name = name(method, route),
+        otel.name = span_name(method, route),
         otel.kind = "server",
         otel.status_code = Empty,
         http.request.method = method,
         http.route = route,
         http.response.status_code = Empty,
         url.scheme = scheme,
-        network.protocol.version = version(request.version()),
+        network.protocol.version = protocol_version(request.version()),
         jobcache.outcome = Empty,
         jobcache.detail = Empty,
         "error.type" = Empty,
     );
     if !span.is_disabled()
-        && let Some(parent) = parent(request.headers())
+        && let Some(parent) = extract_parent(request.headers())
     {
         // Fails only if the span has begun, which it has not, or if spans are not exported, where a
         // parent has no use.
@@ -78,8 +78,8 @@ pub(crate) fn request<'r, B>(
 }
 
 /// Records the outcome and the status of a request in the current span.
-pub(crate) fn answered(status: StatusCode, outcome: &str, detail: &str) {
-    if !may_be() {
+pub(crate) fn record_outcome(status: StatusCode, outcome: &str, detail: &str) {
+    if !is_enabled() {
         return;
     }
     let span = Span::current();
@@ -88,19 +88,19 @@ pub(crate) fn answered(status: StatusCode, outcome: &str, detail: &str) {
         span.record("jobcache.detail", detail);
     }
     let cause = if outcome == "error" { detail } else { status.as_str() };
-    conclude(&span, status, cause);
+    set_status(&span, status, cause);
 }
 
 /// Records only the status, for requests that do not concern the cache.
-pub(crate) fn replied(status: StatusCode) {
-    if may_be() {
-        conclude(&Span::current(), status, status.as_str());
+pub(crate) fn record_status(status: StatusCode) {
+    if is_enabled() {
+        set_status(&Span::current(), status, status.as_str());
     }
 }
 
 /// Derives the status of a span from that of a response: "For HTTP status codes in the 5xx range
 /// [..] span status MUST be set to Error" (semantic conventions for HTTP spans).
-fn conclude(span: &Span, status: StatusCode, cause: &str) {
+fn set_status(span: &Span, status: StatusCode, cause: &str) {
     span.record("http.response.status_code", status.as_u16());
     if status.is_server_error() {
         fail(span, cause);
@@ -115,10 +115,10 @@ fn fail(span: &Span, cause: &str) {
 /// Creates the span of an exchange with the upstream. If the span is sampled, `traceparent` names
 /// it as the parent for the upstream. Otherwise the client's fields stay unchanged.
 pub(crate) fn upstream<B>(request: &mut Request<B>, authority: &str) -> Span {
-    if !may_be() {
+    if !is_enabled() {
         return Span::none();
     }
-    let method = known(request.method());
+    let method = known_method(request.method());
     // A unix socket has no port.
     let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
     let port = port.parse::<u16>().ok();
@@ -135,13 +135,13 @@ pub(crate) fn upstream<B>(request: &mut Request<B>, authority: &str) -> Span {
         "error.type" = Empty,
     );
     if !span.is_disabled() {
-        pass_on(&span.context().span().span_context().clone(), request.headers_mut());
+        inject(&span.context().span().span_context().clone(), request.headers_mut());
     }
     span
 }
 
 /// Records how an exchange ended: with a status, or with a reason if there was no response.
-pub(crate) fn exchanged(span: &Span, ended: Result<StatusCode, &str>) {
+pub(crate) fn record_exchange(span: &Span, ended: Result<StatusCode, &str>) {
     if span.is_disabled() {
         return;
     }
@@ -189,17 +189,17 @@ pub(crate) fn invalidate(parent: &Span, source: &'static str) -> Span {
 }
 
 /// Records the result of a lookup, a fill or an invalidation.
-pub(crate) fn result(span: &Span, result: &'static str) {
+pub(crate) fn record_result(span: &Span, result: &'static str) {
     span.record("jobcache.result", result);
 }
 
 /// Returns the current span, or a disabled one if spans are off.
 pub(crate) fn current() -> Span {
-    if may_be() { Span::current() } else { Span::none() }
+    if is_enabled() { Span::current() } else { Span::none() }
 }
 
 /// Links the current span to a span of another request whose result it shares.
-pub(crate) fn follow(other: &Span) {
+pub(crate) fn follows_from(other: &Span) {
     if !other.is_disabled() {
         Span::current().follows_from(other);
     }
@@ -207,7 +207,7 @@ pub(crate) fn follow(other: &Span) {
 
 /// Returns the id of the current trace if it is sampled.
 pub(crate) fn trace_id() -> Option<String> {
-    if !may_be() {
+    if !is_enabled() {
         return None;
     }
     let context = Span::current().context();
@@ -215,16 +215,16 @@ pub(crate) fn trace_id() -> Option<String> {
     span.is_sampled().then(|| span.trace_id().to_string())
 }
 
-fn name(method: &str, route: Option<&str>) -> String {
+fn span_name(method: &str, route: Option<&str>) -> String {
     // For unknown methods "{method} MUST be replaced with HTTP".
-    let method = if method == OTHER { "HTTP" } else { method };
+    let method = if method == OTHER_METHOD { "HTTP" } else { method };
     route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"))
 }
 
 /// Stands for unknown methods, because clients can invent any number of them.
-const OTHER: &str = "_OTHER";
+const OTHER_METHOD: &str = "_OTHER";
 
-fn known(method: &Method) -> &'static str {
+fn known_method(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
         "HEAD" => "HEAD",
@@ -235,11 +235,11 @@ fn known(method: &Method) -> &'static str {
         "OPTIONS" => "OPTIONS",
         "TRACE" => "TRACE",
         "CONNECT" => "CONNECT",
-        _ => OTHER,
+        _ => OTHER_METHOD,
     }
 }
 
-fn version(version: Version) -> &'static str {
+fn protocol_version(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "1.0",
         Version::HTTP_2 => "2",
@@ -250,23 +250,23 @@ fn version(version: Version) -> &'static str {
 /// Returns the trace context of the client. "If the vendor failed to parse traceparent, it MUST NOT
 /// attempt to parse tracestate" (W3C Trace Context 4.3). Several `traceparent` lines count as a
 /// failure.
-fn parent(headers: &HeaderMap) -> Option<Context> {
+fn extract_parent(headers: &HeaderMap) -> Option<Context> {
     let mut lines = headers.get_all(TRACEPARENT).iter();
     let (Some(_), None) = (lines.next(), lines.next()) else { return None };
-    let context =
-        TraceContextPropagator::new().extract_with_context(&Context::new(), &Fields(headers));
+    let context = TraceContextPropagator::new()
+        .extract_with_context(&Context::new(), &HeaderExtractor(headers));
     context.span().span_context().is_valid().then_some(context)
 }
 
 /// Removes the trace context from a request that is not part of the client's trace.
-pub(crate) fn forget(headers: &mut HeaderMap) {
+pub(crate) fn remove_trace_context(headers: &mut HeaderMap) {
     headers.remove(TRACEPARENT);
     headers.remove(TRACESTATE);
 }
 
-struct Fields<'h>(&'h HeaderMap);
+struct HeaderExtractor<'h>(&'h HeaderMap);
 
-impl Extractor for Fields<'_> {
+impl Extractor for HeaderExtractor<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.to_str().ok()
     }
@@ -278,11 +278,11 @@ impl Extractor for Fields<'_> {
 
 /// Writes `traceparent` for the upstream if the span is sampled. `tracestate` belongs to a trace:
 /// it stays if the span continues the client's trace, and is removed otherwise.
-fn pass_on(span: &SpanContext, headers: &mut HeaderMap) {
+fn inject(span: &SpanContext, headers: &mut HeaderMap) {
     if !span.is_sampled() {
         return;
     }
-    let continued = parent(headers)
+    let continued = extract_parent(headers)
         .is_some_and(|parent| parent.span().span_context().trace_id() == span.trace_id());
     let text =
         format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags().to_u8());

@@ -258,7 +258,7 @@ impl Store {
         budget: &mut Budget,
     ) -> Result<Grant, StoreError> {
         let token = self.tokens.next();
-        let expected = self.metrics.events.expect(key.main());
+        let expected = self.metrics.events.expect_own_change(key.main());
         let grant = self.timed(Op::Lease, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.lease(key, token, refused, budget).await,
@@ -268,7 +268,7 @@ impl Store {
         });
         let grant = grant.await;
         if !matches!(grant, Ok(Grant::Lease(_))) {
-            self.metrics.events.unexpect(key.main(), expected);
+            self.metrics.events.withdraw_expected(key.main(), expected);
         }
         grant
     }
@@ -507,7 +507,7 @@ impl Store {
     /// Tells the event log that the next change of these keys is made by this process.
     fn expect<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) {
         for key in keys {
-            self.metrics.events.expect(key.main());
+            self.metrics.events.expect_own_change(key.main());
         }
     }
 

@@ -14,17 +14,17 @@ use sd_notify::NotifyState;
 use tracing::warn;
 
 /// Names of the sockets in `LISTEN_FDNAMES`. Sockets without names come in this order.
-const NAMES: [&str; 2] = ["proxy", "admin"];
+const SOCKET_NAMES: [&str; 2] = ["proxy", "admin"];
 
 /// Reports that the process is ready. `status` is one line for `systemctl status`.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// Reports that a reload begins. A call of [`ready`] has to follow.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
         // Without the time systemd would count the reload as failed.
         Err(error) => warn!(%error, "cannot report the reload to the service manager"),
     }
@@ -32,10 +32,10 @@ pub fn reloading() {
 
 /// Reports that the process is shutting down.
 pub fn stopping(status: &str) {
-    tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         warn!(%error, "cannot notify the service manager; check NOTIFY_SOCKET");
     }
@@ -43,7 +43,7 @@ fn tell(state: &[NotifyState<'_>]) {
 
 /// The sockets that the service manager passed to this process.
 #[derive(Debug, Default)]
-pub struct Inherited {
+pub struct InheritedSockets {
     /// The socket for clients.
     pub proxy: Option<TcpListener>,
     /// The socket of the admin listener.
@@ -52,7 +52,7 @@ pub struct Inherited {
 
 /// Why the inherited sockets cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum BadSockets {
+pub enum InheritedSocketsError {
     /// There are more than two.
     #[error(
         "there are {0} sockets; pass at most 2: one for clients and one for the admin listener"
@@ -62,13 +62,13 @@ pub enum BadSockets {
     #[error(
         "one socket is named {0:?}; name them proxy and admin, or name none (FileDescriptorName=)"
     )]
-    Name(String),
+    UnknownName(String),
     /// Two sockets have the same name.
     #[error("two sockets are named {0:?}; name one proxy and one admin (FileDescriptorName=)")]
-    Twice(&'static str),
+    DuplicateName(&'static str),
     /// `LISTEN_FDNAMES` has not one name per socket.
     #[error("LISTEN_FDNAMES has {names} names for {count} sockets; pass one name per socket")]
-    Names {
+    NameCount {
         /// The number of names.
         names: usize,
         /// The number of sockets.
@@ -84,20 +84,20 @@ pub enum BadSockets {
     },
 }
 
-impl Inherited {
+impl InheritedSockets {
     /// Takes the inherited sockets. Call it once, before other threads start: it removes the
     /// `LISTEN_*` variables from the environment.
-    pub fn take() -> Result<Self, BadSockets> {
+    pub fn take() -> Result<Self, InheritedSocketsError> {
         let names = env::var("LISTEN_FDNAMES").ok();
         let mut passed = ListenFd::from_env();
-        let [proxy, admin] = places(passed.len(), names.as_deref())?;
+        let [proxy, admin] = socket_positions(passed.len(), names.as_deref())?;
         let mut take = |position: Option<usize>, name| match position {
             None => Ok(None),
             Some(position) => passed
                 .take_tcp_listener(position)
-                .map_err(|source| BadSockets::Unusable { name, source }),
+                .map_err(|source| InheritedSocketsError::Unusable { name, source }),
         };
-        let [proxy_name, admin_name] = NAMES;
+        let [proxy_name, admin_name] = SOCKET_NAMES;
         Ok(Self { proxy: take(proxy, proxy_name)?, admin: take(admin, admin_name)? })
     }
 
@@ -111,26 +111,30 @@ impl Inherited {
 
 /// Returns the positions of the sockets of [`NAMES`] among `count` sockets. Names count only if at
 /// least one of them is in [`NAMES`], because systemd names a socket after its unit by default.
-fn places(count: usize, names: Option<&str>) -> Result<[Option<usize>; 2], BadSockets> {
-    if count > NAMES.len() {
-        return Err(BadSockets::TooMany(count));
+fn socket_positions(
+    count: usize,
+    names: Option<&str>,
+) -> Result<[Option<usize>; 2], InheritedSocketsError> {
+    if count > SOCKET_NAMES.len() {
+        return Err(InheritedSocketsError::TooMany(count));
     }
     let names: Vec<&str> = names.map(|names| names.split(':').collect()).unwrap_or_default();
-    if count == 0 || !names.iter().any(|name| NAMES.contains(name)) {
+    if count == 0 || !names.iter().any(|name| SOCKET_NAMES.contains(name)) {
         return Ok([0, 1].map(|position| (position < count).then_some(position)));
     }
     if names.len() != count {
-        return Err(BadSockets::Names { names: names.len(), count });
+        return Err(InheritedSocketsError::NameCount { names: names.len(), count });
     }
-    if let Some(name) = names.iter().find(|name| !NAMES.contains(name)) {
-        return Err(BadSockets::Name((*name).to_owned()));
+    if let Some(name) = names.iter().find(|name| !SOCKET_NAMES.contains(name)) {
+        return Err(InheritedSocketsError::UnknownName((*name).to_owned()));
     }
-    let repeated =
-        NAMES.into_iter().find(|known| names.iter().filter(|name| *name == known).count() > 1);
+    let repeated = SOCKET_NAMES
+        .into_iter()
+        .find(|known| names.iter().filter(|name| *name == known).count() > 1);
     if let Some(name) = repeated {
-        return Err(BadSockets::Twice(name));
+        return Err(InheritedSocketsError::DuplicateName(name));
     }
-    Ok(NAMES.map(|known| names.iter().position(|name| *name == known)))
+    Ok(SOCKET_NAMES.map(|known| names.iter().position(|name| *name == known)))
 }
 
 #[cfg(test)]
@@ -139,7 +143,7 @@ mod tests {
 
     #[track_caller]
     fn check(count: usize, names: Option<&str>, expected: Result<[Option<usize>; 2], &str>) {
-        let got = places(count, names).map_err(|error| error.to_string());
+        let got = socket_positions(count, names).map_err(|error| error.to_string());
         match (got, expected) {
             (Err(got), Err(expected)) => assert!(got.contains(expected), "{got}"),
             (got, expected) => {

@@ -23,7 +23,7 @@ use tracing_subscriber::{
     reload,
 };
 
-pub use self::export::Export;
+pub use self::export::SpanExport;
 pub use crate::config::parsed_log_filter as filter;
 use crate::{
     config::{LogFormat, Traces},
@@ -33,18 +33,18 @@ use crate::{
 /// Handle to the filter of the log, which can be changed at any time. The default belongs to no log
 /// and does nothing.
 #[derive(Clone, Default)]
-pub struct Filter(Option<Arc<Passing>>);
+pub struct LogFilter(Option<Arc<LogFilterState>>);
 
-struct Passing {
+struct LogFilterState {
     /// The filter as it was written.
     text: Mutex<String>,
     reload: Box<dyn Fn(EnvFilter) + Send + Sync>,
 }
 
-impl Filter {
+impl LogFilter {
     fn new(text: &str, reload: impl Fn(EnvFilter) + Send + Sync + 'static) -> Self {
         let (text, reload) = (Mutex::new(text.to_owned()), Box::new(reload));
-        Self(Some(Arc::new(Passing { text, reload })))
+        Self(Some(Arc::new(LogFilterState { text, reload })))
     }
 
     /// Replaces the filter. Returns the previous one, or `None` if there is no log.
@@ -64,7 +64,7 @@ impl Filter {
     }
 }
 
-impl fmt::Debug for Filter {
+impl fmt::Debug for LogFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Filter").field(&self.text()).finish()
     }
@@ -74,9 +74,9 @@ impl fmt::Debug for Filter {
 #[derive(Debug, Default)]
 pub struct Telemetry {
     /// The filter of the log.
-    pub filter: Filter,
+    pub filter: LogFilter,
     /// The export of spans, if a collector is configured.
-    pub export: Option<Export>,
+    pub export: Option<SpanExport>,
 }
 
 /// Starts logging for the rest of the process, and tracing if a collector is configured.
@@ -90,8 +90,8 @@ pub fn init(
     let passes = filter(log)?;
     let Some(traces) = traces else {
         let (passes, handle) = reload::Layer::new(passes);
-        start(Registry::default().with(lines(format)).with(passes));
-        let filter = Filter::new(log, move |filter| drop(handle.reload(filter)));
+        install(Registry::default().with(line_layer(format)).with(passes));
+        let filter = LogFilter::new(log, move |filter| drop(handle.reload(filter)));
         return Ok(Telemetry { filter, export: None });
     };
     let (tracer, export) = export::pipeline(traces);
@@ -107,20 +107,22 @@ pub fn init(
     // libraries and not log events.
     let ours = FilterFn::new(spans::is_ours).with_max_level_hint(LevelFilter::DEBUG);
     let (passes, handle) = reload::Layer::new(passes);
-    start(
-        Registry::default().with(spans.with_filter(ours)).with(lines(format).with_filter(passes)),
+    install(
+        Registry::default()
+            .with(spans.with_filter(ours))
+            .with(line_layer(format).with_filter(passes)),
     );
-    let filter = Filter::new(log, move |filter| drop(handle.reload(filter)));
+    let filter = LogFilter::new(log, move |filter| drop(handle.reload(filter)));
     Ok(Telemetry { filter, export: Some(export) })
 }
 
-fn start(subscriber: impl Subscriber + Send + Sync) {
+fn install(subscriber: impl Subscriber + Send + Sync) {
     // The only error is that a subscriber is already installed.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
 /// The layer that writes each event as one line.
-fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+fn line_layer<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {

@@ -6,16 +6,16 @@ use std::{
 };
 
 /// Shortest interval between two equal warnings.
-const REPEAT_AFTER: Duration = Duration::from_mins(1);
+const SAME_TEXT_INTERVAL: Duration = Duration::from_mins(1);
 /// Shortest interval between two different warnings.
-const RENEW_AFTER: Duration = Duration::from_secs(1);
+const NEW_TEXT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Suppresses repeated warnings and counts them. A warning with a new text is admitted sooner.
 #[derive(Debug, Default)]
-pub struct Throttle(Mutex<Option<Given>>);
+pub struct Throttle(Mutex<Option<LastWarning>>);
 
 #[derive(Debug)]
-struct Given {
+struct LastWarning {
     text: String,
     at: Instant,
     suppressed: u64,
@@ -28,14 +28,14 @@ impl Throttle {
         let mut given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut suppressed = 0;
         if let Some(last) = given.as_mut() {
-            let interval = if last.text == text { REPEAT_AFTER } else { RENEW_AFTER };
+            let interval = if last.text == text { SAME_TEXT_INTERVAL } else { NEW_TEXT_INTERVAL };
             if last.at.elapsed() < interval {
                 last.suppressed += 1;
                 return None;
             }
             suppressed = last.suppressed;
         }
-        *given = Some(Given { text: text.to_owned(), at: Instant::now(), suppressed: 0 });
+        *given = Some(LastWarning { text: text.to_owned(), at: Instant::now(), suppressed: 0 });
         Some(suppressed)
     }
 }
@@ -54,10 +54,10 @@ mod tests {
             let given = given.as_mut().unwrap();
             given.at = given.at.checked_sub(by).unwrap();
         };
-        age(RENEW_AFTER);
+        age(NEW_TEXT_INTERVAL);
         assert_eq!(throttle.admit("refused"), None);
         assert_eq!(throttle.admit("no auth"), Some(3));
-        age(REPEAT_AFTER);
+        age(SAME_TEXT_INTERVAL);
         assert_eq!(throttle.admit("no auth"), Some(0));
     }
 }

@@ -14,9 +14,9 @@
 //! Not predicted: requests that the server refuses before it has parsed them (a head that is too
 //! large or is not HTTP), and limits on the number of requests.
 
-mod head;
-mod past;
-mod words;
+mod job_history;
+mod request_head;
+mod wording;
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -28,10 +28,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::{
-    head::parse,
-    words::{because, hit, in_shadow, left, pass, refused, write},
+    request_head::parse,
+    wording::{
+        bypass_reason_text, bypass_text, hit_text, miss_text, refused_text, shadow_text, write_text,
+    },
 };
-use super::page::{Reply, reply};
+use super::reply::{Reply, json_reply};
 use crate::{
     cache::{
         Cache,
@@ -43,7 +45,7 @@ use crate::{
     },
     clock,
     config::{self, Mode},
-    events::jobs::Past,
+    events::jobs::JobHistory,
     proxy::{
         framing::{self, Refusal},
         headers::{CacheStatus, Forward},
@@ -52,11 +54,11 @@ use crate::{
     store::{State, StoreError},
 };
 
-pub(super) use self::head::MAX_HEAD;
+pub(super) use self::request_head::MAX_HEAD;
 
 /// The predicted result of a request.
 #[derive(Debug, Serialize)]
-struct Verdict {
+struct ExplainVerdict {
     outcome: &'static str,
     detail: Option<&'static str>,
     /// The predicted `Cache-Status` field; of a hit or a miss only how it begins.
@@ -66,24 +68,24 @@ struct Verdict {
 }
 
 /// The parts of this sidecar that decide about a request.
-pub(super) struct Sidecar<'s> {
+pub(super) struct Explainer<'s> {
     pub(super) cache: &'s Arc<Cache>,
     pub(super) routes: &'s Routes,
     pub(super) mode: Mode,
     pub(super) limits: &'s config::Server,
 }
 
-impl Sidecar<'_> {
+impl Explainer<'_> {
     /// Explains what a request with this head would get.
     pub(super) async fn explain(&self, id: &str, head: &[u8]) -> Reply {
-        self.explained(id, head).await.unwrap_or_else(|error| bad_request(&error))
+        self.try_explain(id, head).await.unwrap_or_else(|error| bad_request(&error))
     }
 
-    async fn explained(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
-        let id = canonical(id)?;
+    async fn try_explain(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
+        let id = canonical_id(id)?;
         let request = parse(head, || self.routes.path_of(&id))?;
         let route = self.routes.classify(&request);
-        self.same_job(&id, &request, &route)?;
+        self.check_same_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         let is_given = headers.contains_key(HOST) || uri.authority().is_some();
         let form = if is_given { Form::Given } else { Form::Assumed };
@@ -94,18 +96,23 @@ impl Sidecar<'_> {
         let explained = self.cache.explain(ask, form).await;
         let now = clock::now();
         let mut verdict = match framing::check(&request, self.limits) {
-            Err(refusal) => Verdict::refused(refusal),
+            Err(refusal) => ExplainVerdict::refused(refusal),
             Ok(()) => self.verdict(&request, &route, &explained, now),
         };
         if head.trim_ascii().is_empty() {
-            verdict = verdict.of_nobody(&explained.past);
+            verdict = verdict.without_headers(&explained.past);
         }
-        Ok(reply(StatusCode::OK, &Told::of(&id, &request, form, &explained, verdict)))
+        Ok(json_reply(StatusCode::OK, &Explanation::of(&id, &request, form, &explained, verdict)))
     }
 
     /// Returns an error if the request names other jobs, but not this one. A request that names no
     /// job is explained.
-    fn same_job(&self, id: &JobId, request: &Request<()>, route: &Route) -> Result<(), String> {
+    fn check_same_job(
+        &self,
+        id: &JobId,
+        request: &Request<()>,
+        route: &Route,
+    ) -> Result<(), String> {
         let named = match route {
             Route::Read(job) => vec![job.clone()],
             _ => self.routes.jobs(request.uri().path()),
@@ -124,23 +131,26 @@ impl Sidecar<'_> {
         route: &Route,
         explained: &Explained,
         now: SystemTime,
-    ) -> Verdict {
+    ) -> ExplainVerdict {
         match route {
             Route::Read(_) if self.cache.is_personal(request.headers()) => {
-                Verdict::pass(Bypass::Credentials)
+                ExplainVerdict::pass(Bypass::Credentials)
             }
-            Route::Read(_) => Verdict::in_mode(self.mode, explained, now),
-            Route::Write(_) => Verdict::write(request.method()),
+            Route::Read(_) => ExplainVerdict::in_mode(self.mode, explained, now),
+            Route::Write(_) => ExplainVerdict::write(request.method()),
             Route::Pass(_) if request.method() == Method::CONNECT => {
-                Verdict::error("connect", "would be answered 405: jobcache does not open tunnels")
+                ExplainVerdict::answered_with_error(
+                    "connect",
+                    "would be answered 405: jobcache does not open tunnels",
+                )
             }
-            Route::Pass(why) => Verdict::pass(*why),
+            Route::Pass(why) => ExplainVerdict::pass(*why),
         }
     }
 }
 
 /// Parses an id in the canonical spelling, under which reads are cached.
-fn canonical(id: &str) -> Result<JobId, String> {
+fn canonical_id(id: &str) -> Result<JobId, String> {
     if let Some(id) = JobId::canonical(id) {
         return Ok(id);
     }
@@ -158,10 +168,10 @@ fn canonical(id: &str) -> Result<JobId, String> {
 }
 
 pub(super) fn bad_request(error: &str) -> Reply {
-    reply(StatusCode::BAD_REQUEST, &json!({ "error": error }))
+    json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error }))
 }
 
-impl Verdict {
+impl ExplainVerdict {
     fn in_mode(mode: Mode, explained: &Explained, now: SystemTime) -> Self {
         match (mode, explained.forecast) {
             (Mode::Off, _) => Self::pass(Bypass::Off),
@@ -169,25 +179,26 @@ impl Verdict {
             (Mode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
             // Shadow mode never refuses a request and never lets one wait.
             (Mode::Shadow, Forecast::Pass(why)) => {
-                let text = in_shadow(why).map_or_else(|| left(why, explained, now), Into::into);
+                let text =
+                    shadow_text(why).map_or_else(|| bypass_text(why, explained, now), Into::into);
                 Self { why: text, ..Self::forwarded("pass", Some(why), false) }
             }
-            _ => Self::of(explained, now),
+            _ => Self::in_service(explained, now),
         }
     }
 
-    fn of(explained: &Explained, now: SystemTime) -> Self {
+    fn in_service(explained: &Explained, now: SystemTime) -> Self {
         match explained.forecast {
             Forecast::Hit(ttl) => Self {
                 outcome: "hit",
                 detail: None,
                 cache_status: format!("jobcache; hit; ttl={}", ttl.as_secs()),
-                why: hit(explained, ttl),
+                why: hit_text(explained, ttl),
             },
             Forecast::Miss { why, because: reason } => {
                 let text = match reason {
-                    Because::Unconfirmed(why) => left(why, explained, now),
-                    reason => because(reason).to_owned(),
+                    Because::Unconfirmed(why) => bypass_text(why, explained, now),
+                    reason => miss_text(reason).to_owned(),
                 };
                 Self { why: text, ..Self::forwarded("miss", why, false) }
             }
@@ -196,14 +207,16 @@ impl Verdict {
                     .to_owned(),
                 ..Self::forwarded("miss", None, true)
             },
-            Forecast::Pass(why) => Self { why: left(why, explained, now), ..Self::pass(why) },
+            Forecast::Pass(why) => {
+                Self { why: bypass_text(why, explained, now), ..Self::pass(why) }
+            }
         }
     }
 
     /// Adapts the verdict to a request without a head. Real clients send headers and may get
     /// something else, so the text adds what most recent requests got if that differs.
-    fn of_nobody(self, past: &Past) -> Self {
-        let contrast = past::most(past)
+    fn without_headers(self, past: &JobHistory) -> Self {
+        let contrast = job_history::usual_outcome(past)
             .filter(|most| (most.outcome, most.why) != (self.outcome, self.detail.unwrap_or("")))
             .map(|most| format!("; but {most}"));
         let contrast = contrast.unwrap_or_default();
@@ -212,23 +225,30 @@ impl Verdict {
 
     fn pass(why: Bypass) -> Self {
         if why == Bypass::OnlyIfCached {
-            return Self::error(why.as_str(), pass(why));
+            return Self::answered_with_error(why.as_str(), bypass_reason_text(why));
         }
-        Self { why: pass(why).to_owned(), ..Self::forwarded("pass", Some(why), false) }
+        Self {
+            why: bypass_reason_text(why).to_owned(),
+            ..Self::forwarded("pass", Some(why), false)
+        }
     }
 
     fn refused(why: Refusal) -> Self {
         let status = why.status().as_u16();
-        Self::error(why.as_str(), &format!("would be answered {status}: {}", refused(why)))
+        Self::answered_with_error(
+            why.as_str(),
+            &format!("would be answered {status}: {}", refused_text(why)),
+        )
     }
 
-    fn error(detail: &'static str, why: &str) -> Self {
+    fn answered_with_error(detail: &'static str, why: &str) -> Self {
         let cache_status = CacheStatus::Refused { detail }.to_string();
         Self { outcome: "error", detail: Some(detail), cache_status, why: why.to_owned() }
     }
 
     fn write(method: &Method) -> Self {
-        let (cache_status, why) = ("jobcache; fwd=method".to_owned(), write(method).to_owned());
+        let (cache_status, why) =
+            ("jobcache; fwd=method".to_owned(), write_text(method).to_owned());
         Self { outcome: "write", detail: None, cache_status, why }
     }
 
@@ -242,8 +262,8 @@ impl Verdict {
 
 /// The answer of `/explain`, most important fields first.
 #[derive(Debug, Serialize)]
-struct Told<'t> {
-    verdict: Verdict,
+struct Explanation<'t> {
+    verdict: ExplainVerdict,
     job: &'t str,
     request: Value,
     store: Value,
@@ -258,13 +278,13 @@ struct Told<'t> {
     now: String,
 }
 
-impl<'t> Told<'t> {
+impl<'t> Explanation<'t> {
     fn of(
         id: &'t JobId,
         request: &Request<()>,
         form: Form,
         explained: &Explained,
-        verdict: Verdict,
+        verdict: ExplainVerdict,
     ) -> Self {
         let state = explained.state.as_ref();
         let lease = state.ok().and_then(|state| state.lease.as_ref());
@@ -286,8 +306,8 @@ impl<'t> Told<'t> {
                 "slot": explained.place.as_ref().map(|(slot, _)| slot),
                 "node": explained.place.as_ref().and_then(|(_, node)| node.as_ref()),
             }),
-            value: value(explained),
-            entry: entry(explained),
+            value: value_kind(explained),
+            entry: entry_json(explained),
             lease: lease_left_ms.map(left),
             fence: fence_left_ms.map(left),
             near: explained.near,
@@ -296,15 +316,15 @@ impl<'t> Told<'t> {
                 "replaced": explained.replaced,
                 "foreign": explained.foreign,
             }),
-            events: past::told(&explained.past),
-            all_purged: explained.past.all_purged.as_ref().map(past::happening),
-            now: past::time(clock::now()),
+            events: job_history::events_json(&explained.past),
+            all_purged: explained.past.all_purged.as_ref().map(job_history::event_json),
+            now: job_history::rfc3339(clock::now()),
         }
     }
 }
 
 /// Returns the kind of value in the store, or `None` if the store did not answer.
-fn value(explained: &Explained) -> Option<&'static str> {
+fn value_kind(explained: &Explained) -> Option<&'static str> {
     let state: &State = explained.state.as_ref().ok()?;
     Some(match &explained.value {
         _ if state.is_alien => "foreign",
@@ -317,7 +337,7 @@ fn value(explained: &Explained) -> Option<&'static str> {
     })
 }
 
-fn entry(explained: &Explained) -> Option<Value> {
+fn entry_json(explained: &Explained) -> Option<Value> {
     let (Ok(state), Some(Ok(entry))) = (&explained.state, &explained.value) else { return None };
     let entry: &Entry = entry;
     let now_ms = state.seen.now_ms;

@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 use tracing::{Instrument as _, info, warn};
 
 use super::{
-    Lasting,
-    guard::{Caller, Claim, Guard, Watch},
-    pace::Pace,
-    page::{Reply, later, reply},
-    upload::{BODY_TIMEOUT, MAX_BODY, Sender, Unread, Uploads},
-    wanted::{Wanted, readings},
+    AdminState,
+    authorize::{AdminCaller, AuthState, Authorizer, CallerLimits},
+    body_limit::{BODY_TIMEOUT, BodyReader, BodySender, MAX_BODY, PurgeBodyError},
+    purge_request::{PurgeRequest, job_ids},
+    rate_limit::EventRate,
+    reply::{Reply, json_reply, retry_later},
 };
 use crate::{
     cache::{Cache, Purge, PurgeAll, Receipt, key::JobId},
@@ -35,19 +35,19 @@ use crate::{
 
 /// `Retry-After` for a purge that is queued or was not read.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-const BUSY: &str = "too many purges are being read (max_inspected); nothing was purged or queued, send \
+const BUSY_TEXT: &str = "too many purges are being read (max_inspected); nothing was purged or queued, send \
                     it again";
-const BUSY_HERE: &str = "too many purges are being read from this address, which may use a quarter of \
+const ADDRESS_BUSY_TEXT: &str = "too many purges are being read from this address, which may use a quarter of \
                          max_inspected; nothing was purged or queued, send it again";
 
 /// The purge webhook.
-pub struct Webhook {
+pub struct PurgeWebhook {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
-    uploads: Uploads,
+    body_reader: BodyReader,
     warmer: Warmer,
-    guard: Arc<Guard>,
-    watch: Arc<Watch>,
+    authorizer: Arc<Authorizer>,
+    caller_limits: Arc<CallerLimits>,
     /// Purges per second.
     max_purges: usize,
     metrics: Arc<Metrics>,
@@ -55,98 +55,112 @@ pub struct Webhook {
 
 /// The step after a confirmed purge.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Then {
+enum AfterPurge {
     Nothing,
     Refresh,
 }
 
-impl Webhook {
+impl PurgeWebhook {
     /// Creates the webhook.
     pub(super) fn new(
         (cache, routes): (Arc<Cache>, Arc<Routes>),
-        lasting: &Lasting,
-        guard: Arc<Guard>,
+        lasting: &AdminState,
+        authorizer: Arc<Authorizer>,
         config: &Config,
     ) -> Self {
-        let Lasting { room, warmer, watch, metrics, .. } = lasting.clone();
-        let uploads = Uploads::new(room, config.max_inspected, Arc::clone(&watch.shares));
+        let AdminState { body_quota: room, warmer, caller_limits, metrics, .. } = lasting.clone();
+        let body_reader =
+            BodyReader::new(room, config.max_inspected, Arc::clone(&caller_limits.body_shares));
         let max_purges = config.webhook_max_purges;
-        Self { cache, routes, uploads, warmer, guard, watch, max_purges, metrics }
+        Self { cache, routes, body_reader, warmer, authorizer, caller_limits, max_purges, metrics }
     }
 
     /// `POST /purge` with a JSON body.
-    pub async fn purge_listed(&self, request: Request<Incoming>, caller: Caller) -> Reply {
+    pub async fn purge_listed(&self, request: Request<Incoming>, caller: AdminCaller) -> Reply {
         let (head, body) = request.into_parts();
-        let body = match self.proven(&head.headers, body, caller.client).await {
+        let body = match self.authorized_body(&head.headers, body, caller.peer).await {
             Ok(body) => body,
             Err(refusal) => return refusal,
         };
-        let wanted = Wanted::parse(&body);
+        let wanted = PurgeRequest::parse(&body);
         // Releases the budget for bodies before the wait for the store.
         drop(body);
         match wanted {
-            Ok(Wanted::Jobs(ids)) => self.purge(ids, caller, Then::Nothing).await,
-            Ok(Wanted::Refreshed(ids)) => self.purge(ids, caller, Then::Refresh).await,
-            Ok(Wanted::All) => self.purge_all(caller).await,
-            Err(reason) => self.refuse(Refused::Malformed, &reason),
+            Ok(PurgeRequest::Jobs(ids)) => self.purge_jobs(ids, caller, AfterPurge::Nothing).await,
+            Ok(PurgeRequest::JobsWithRefresh(ids)) => {
+                self.purge_jobs(ids, caller, AfterPurge::Refresh).await
+            }
+            Ok(PurgeRequest::All) => self.purge_all(caller).await,
+            Err(reason) => self.reject(Refused::Malformed, &reason),
         }
     }
 
     /// Reads the body of a call and checks that the call may purge.
-    async fn proven(
+    async fn authorized_body(
         &self,
         headers: &HeaderMap,
         body: Incoming,
         client: Peer,
     ) -> Result<Bytes, Reply> {
-        let claim = self.guard.claim(headers, client).map_err(|refusal| *refusal)?;
+        let claim = self.authorizer.check_head(headers, client).map_err(|refusal| *refusal)?;
         let sender = match &claim {
-            Claim::Known => Sender::Known,
-            Claim::Anybody => Sender::Stranger,
-            Claim::Signed(_) => self.guard.waits(client).map_or(Sender::Stranger, Sender::Waiting),
+            AuthState::ValidToken => BodySender::ValidToken,
+            AuthState::Open => BodySender::NotAuthorized,
+            AuthState::Signed(_) => self
+                .authorizer
+                .failure_wait(client)
+                .map_or(BodySender::NotAuthorized, BodySender::RateLimited),
         };
-        let read = self.uploads.read(body, client.ip, sender).await;
+        let read = self.body_reader.read(body, client.ip, sender).await;
         let body = read.map_err(|unread| {
-            let is_cut_off = matches!(unread, Unread::Slow | Unread::Broken(_));
-            if is_cut_off && matches!(claim, Claim::Signed(_)) {
+            let is_cut_off = matches!(unread, PurgeBodyError::TimedOut | PurgeBodyError::Broken(_));
+            if is_cut_off && matches!(claim, AuthState::Signed(_)) {
                 // The answer is the same whether or not the address is over its limit.
-                let _ = self.guard.failed(client);
+                let _ = self.authorizer.count_failure(client);
             }
-            self.unread(unread)
+            self.body_rejected(unread)
         })?;
         match claim {
-            Claim::Signed(signed) => match self.guard.disproves(signed, &body, client).await {
-                Some(refusal) => Err(refusal),
-                None => Ok(body),
-            },
-            Claim::Anybody | Claim::Known => Ok(body),
+            AuthState::Signed(signed) => {
+                match self.authorizer.reject_bad_signature(signed, &body, client).await {
+                    Some(refusal) => Err(refusal),
+                    None => Ok(body),
+                }
+            }
+            AuthState::Open | AuthState::ValidToken => Ok(body),
         }
     }
 
-    fn unread(&self, unread: Unread) -> Reply {
+    fn body_rejected(&self, unread: PurgeBodyError) -> Reply {
         match unread {
-            Unread::TooLarge => self.refuse(Refused::TooLarge, &too_large()),
-            Unread::Slow => self.refuse(Refused::Slow, &slow()),
-            Unread::Broken(error) => {
-                self.refuse(Refused::Malformed, &format!("cannot read the body: {error}"))
+            PurgeBodyError::TooLarge => self.reject(Refused::TooLarge, &too_large_text()),
+            PurgeBodyError::TimedOut => self.reject(Refused::Slow, &slow_text()),
+            PurgeBodyError::Broken(error) => {
+                self.reject(Refused::Malformed, &format!("cannot read the body: {error}"))
             }
-            Unread::Full => self.refuse(Refused::Busy, BUSY),
-            Unread::Share => {
+            PurgeBodyError::QuotaFull => self.reject(Refused::Busy, BUSY_TEXT),
+            PurgeBodyError::ShareFull => {
                 self.metrics.limits.hit(Limit::Inspected);
-                self.refuse(Refused::Busy, BUSY_HERE)
+                self.reject(Refused::Busy, ADDRESS_BUSY_TEXT)
             }
-            Unread::Waiting(wait) => self.guard.puts_off(wait),
+            PurgeBodyError::RateLimited(wait) => self.authorizer.reject_large_body(wait),
         }
     }
 
     /// `POST /purge/<id>`.
-    pub async fn purge_one(&self, request: Request<Incoming>, id: &str, caller: Caller) -> Reply {
-        if let Some(refusal) = self.guard.refuses(request.headers(), caller.client) {
+    pub async fn purge_one(
+        &self,
+        request: Request<Incoming>,
+        id: &str,
+        caller: AdminCaller,
+    ) -> Reply {
+        if let Some(refusal) = self.authorizer.reject_without_token(request.headers(), caller.peer)
+        {
             return refusal;
         }
-        match readings(id) {
-            Ok(ids) => self.purge(ids, caller, Then::Nothing).await,
-            Err(reason) => self.refuse(Refused::Malformed, &reason),
+        match job_ids(id) {
+            Ok(ids) => self.purge_jobs(ids, caller, AfterPurge::Nothing).await,
+            Err(reason) => self.reject(Refused::Malformed, &reason),
         }
     }
 
@@ -155,9 +169,10 @@ impl Webhook {
         &self,
         request: Request<Incoming>,
         path: &str,
-        caller: Caller,
+        caller: AdminCaller,
     ) -> Reply {
-        if let Some(refusal) = self.guard.refuses(request.headers(), caller.client) {
+        if let Some(refusal) = self.authorizer.reject_without_token(request.headers(), caller.peer)
+        {
             return refusal;
         }
         let ids = self.routes.jobs(path);
@@ -165,31 +180,31 @@ impl Webhook {
             let reason = format!(
                 "{path:?} names no job; use PURGE with the path of a job, such as /jobs/<id>"
             );
-            return self.refuse(Refused::Malformed, &reason);
+            return self.reject(Refused::Malformed, &reason);
         }
-        self.purge(ids, caller, Then::Nothing).await
+        self.purge_jobs(ids, caller, AfterPurge::Nothing).await
     }
 
     /// Returns the route template of a path, which names it in spans without the id.
-    pub fn route(&self, path: &str) -> Option<&str> {
+    pub fn route_template(&self, path: &str) -> Option<&str> {
         self.routes.template(path)
     }
 
     /// Refuses a call. Nothing is purged or queued.
-    fn refuse(&self, refused: Refused, reason: &str) -> Reply {
+    fn reject(&self, refused: Refused, reason: &str) -> Reply {
         self.metrics.webhook.refused(refused);
         let error = json!({ "error": reason });
         match refused {
-            Refused::Busy => later(status(refused), &error, RETRY_AFTER),
-            _ => reply(status(refused), &error),
+            Refused::Busy => retry_later(refused_status(refused), &error, RETRY_AFTER),
+            _ => json_reply(refused_status(refused), &error),
         }
     }
 
     /// Answers 429 above `webhook_max_purges` per second. The check comes first, so that a purge
     /// that is answered with an error has not been applied. The sender has to repeat it.
-    fn paced(&self) -> Option<Reply> {
-        let pace = Pace::new(self.max_purges, Duration::from_secs(1));
-        let wait = self.watch.purges.take(pace, Instant::now()).err()?;
+    fn reject_over_rate(&self) -> Option<Reply> {
+        let pace = EventRate::new(self.max_purges, Duration::from_secs(1));
+        let wait = self.caller_limits.purges.try_acquire(pace, Instant::now()).err()?;
         self.metrics.limits.hit(Limit::WebhookPurges);
         self.metrics.webhook.refused(Refused::Rate);
         let error = format!(
@@ -197,49 +212,49 @@ impl Webhook {
              send it again, or put more ids into one purge",
             self.max_purges
         );
-        Some(later(status(Refused::Rate), &json!({ "error": error }), wait))
+        Some(retry_later(refused_status(Refused::Rate), &json!({ "error": error }), wait))
     }
 
     /// Purges these jobs. A refresh follows only a confirmed purge; otherwise the caller has to
     /// retry anyway.
-    async fn purge(&self, ids: Vec<JobId>, caller: Caller, then: Then) -> Reply {
-        if let Some(refusal) = self.paced() {
+    async fn purge_jobs(&self, ids: Vec<JobId>, caller: AdminCaller, then: AfterPurge) -> Reply {
+        if let Some(refusal) = self.reject_over_rate() {
             return refusal;
         }
         let span = spans::invalidate(&spans::current(), "purge");
         let purge = self.cache.purge(&ids, caller.by()).instrument(span.clone());
-        let Ok(Purge { ended, receipts }) = purge.await else { return died() };
-        spans::result(&span, ended.as_str());
+        let Ok(Purge { ended, receipts }) = purge.await else { return purge_failed() };
+        spans::record_result(&span, ended.as_str());
         let names: Value = ids.iter().map(JobId::as_str).collect();
         let receipts: Value =
-            ids.iter().zip(&receipts).map(|(id, receipt)| told(id, receipt)).collect();
+            ids.iter().zip(&receipts).map(|(id, receipt)| receipt_json(id, receipt)).collect();
         match ended {
             Ended::Confirmed { entries } => {
                 info!(ids = ids.len(), entries, "purged");
                 let mut body = json!({ "purged": names, "entries": entries, "receipts": receipts });
-                if then == Then::Refresh {
+                if then == AfterPurge::Refresh {
                     body["refreshing"] = self.warmer.refresh(&ids).into();
                     if let Some(missing) = self.warmer.missing() {
                         body["warning"] = missing.into();
-                        if let Some(suppressed) = self.watch.bare_refreshes.admit("") {
+                        if let Some(suppressed) = self.caller_limits.refresh_warnings.admit("") {
                             warn!(suppressed, missing, "refreshed entries may match no client");
                         }
                     }
                 }
-                reply(StatusCode::OK, &body)
+                json_reply(StatusCode::OK, &body)
             }
-            Ended::Pending => pending(json!({ "pending": names, "receipts": receipts })),
+            Ended::Pending => purge_pending(json!({ "pending": names, "receipts": receipts })),
         }
     }
 
-    async fn purge_all(&self, caller: Caller) -> Reply {
-        if let Some(refusal) = self.paced() {
+    async fn purge_all(&self, caller: AdminCaller) -> Reply {
+        if let Some(refusal) = self.reject_over_rate() {
             return refusal;
         }
         let span = spans::invalidate(&spans::current(), "purge-all");
         let purge = self.cache.purge_all(caller.by()).instrument(span.clone());
-        let Ok(PurgeAll { ended, flights, near }) = purge.await else { return died() };
-        spans::result(&span, ended.as_str());
+        let Ok(PurgeAll { ended, flights, near }) = purge.await else { return purge_failed() };
+        spans::record_result(&span, ended.as_str());
         let local = |mut body: Value| {
             body["flights_detached"] = flights.into();
             body["near_dropped"] = near.into();
@@ -248,15 +263,15 @@ impl Webhook {
         match ended {
             Ended::Confirmed { entries } => {
                 info!(entries, "purged all");
-                reply(StatusCode::OK, &local(json!({ "purged": "all", "entries": entries })))
+                json_reply(StatusCode::OK, &local(json!({ "purged": "all", "entries": entries })))
             }
-            Ended::Pending => pending(local(json!({ "pending": "all" }))),
+            Ended::Pending => purge_pending(local(json!({ "pending": "all" }))),
         }
     }
 }
 
 /// The receipt of a purged job: what was stored, and what was voided.
-fn told(id: &JobId, Receipt { was, flights, near }: &Receipt) -> Value {
+fn receipt_json(id: &JobId, Receipt { was, flights, near }: &Receipt) -> Value {
     let entry = was.as_ref().and_then(|was| was.entry.as_ref()).map(|entry| {
         json!({
             "stored_size": entry.size,
@@ -274,16 +289,16 @@ fn told(id: &JobId, Receipt { was, flights, near }: &Receipt) -> Value {
     })
 }
 
-fn too_large() -> String {
+fn too_large_text() -> String {
     format!("the body is larger than {MAX_BODY} bytes; split the purge")
 }
 
-fn slow() -> String {
+fn slow_text() -> String {
     format!("the body did not arrive within {BODY_TIMEOUT:?}, or stalled; send it again")
 }
 
 /// The status for each reason that is used here. Authorization failures have their own answers.
-fn status(refused: Refused) -> StatusCode {
+fn refused_status(refused: Refused) -> StatusCode {
     match refused {
         Refused::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Refused::Slow => StatusCode::REQUEST_TIMEOUT,
@@ -293,15 +308,15 @@ fn status(refused: Refused) -> StatusCode {
     }
 }
 
-fn died() -> Reply {
+fn purge_failed() -> Reply {
     let error = "the purge task failed, which is a bug in jobcache (see its log): the jobs may not be \
                  purged or queued; purge again";
-    reply(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": error }))
+    json_reply(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": error }))
 }
 
-fn pending(mut body: Value) -> Reply {
+fn purge_pending(mut body: Value) -> Reply {
     let error = "the store has not confirmed the purge; it is queued, and this sidecar bypasses \
                  the cache for the jobs that are not confirmed until they are";
     body["error"] = error.into();
-    later(StatusCode::SERVICE_UNAVAILABLE, &body, RETRY_AFTER)
+    retry_later(StatusCode::SERVICE_UNAVAILABLE, &body, RETRY_AFTER)
 }

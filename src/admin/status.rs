@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::live::busy;
+use super::sse::busy_job_json;
 use crate::{
     cache::{
         Cache,
@@ -20,28 +20,28 @@ use crate::{
 };
 
 /// Number of busiest jobs in `/status`.
-const BUSIEST: usize = 20;
+const BUSIEST_JOBS: usize = 20;
 /// Seconds between two points of the history.
-const STEP: usize = 2;
+const STEP_S: usize = 2;
 /// Time windows and their length in seconds.
-const WINDOWS: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 600)];
+const WINDOWS_S: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 600)];
 
 /// Reads the current use of a limit.
-type Used = fn(&Metrics) -> i64;
+type ReadUse = fn(&Metrics) -> i64;
 
 /// The part of the configuration that `/status` shows.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Mode {
+pub(super) struct StatusConfig {
     cache: config::Mode,
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
     /// Each limit with its value and its current use.
-    limits: [(Limit, usize, Used); 7],
+    limits: [(Limit, usize, ReadUse); 7],
     near_bytes: usize,
 }
 
-impl Mode {
+impl StatusConfig {
     pub(super) fn of(config: &Config) -> Self {
         let (server, upstream) = (&config.server, &config.upstream);
         Self {
@@ -67,13 +67,18 @@ impl Mode {
     }
 
     /// The mode of the cache.
-    pub(super) fn cache(&self) -> config::Mode {
+    pub(super) fn cache_mode(&self) -> config::Mode {
         self.cache
     }
 }
 
 /// The body of `/status`.
-pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bool) -> Value {
+pub(super) fn status(
+    cache: &Cache,
+    metrics: &Metrics,
+    mode: &StatusConfig,
+    draining: bool,
+) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": metrics.recent.uptime().as_secs(),
@@ -87,8 +92,8 @@ pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bo
         "requests": requests(metrics),
         "reasons": reasons(metrics, |reason| reason.life),
         "reasons_last_minute": reasons(metrics, |reason| reason.last_minute),
-        "shadow": evidence(|result| metrics.trials.shadow_count(result)),
-        "verify": evidence(|result| metrics.trials.verify_count(result)),
+        "shadow": comparison_counts(|result| metrics.trials.shadow_count(result)),
+        "verify": comparison_counts(|result| metrics.trials.verify_count(result)),
         "latency_ms": latencies(metrics),
         "store": store(cache, metrics),
         "upstream": upstream(metrics),
@@ -97,7 +102,7 @@ pub(super) fn status(cache: &Cache, metrics: &Metrics, mode: &Mode, draining: bo
             "bytes": metrics.near.bytes.get(),
             "max_bytes": mode.near_bytes,
         },
-        "busiest": metrics.events.busiest(BUSIEST).iter().map(busy).collect::<Value>(),
+        "busiest": metrics.events.busiest(BUSIEST_JOBS).iter().map(busy_job_json).collect::<Value>(),
         "limits": limits(metrics, mode),
     })
 }
@@ -149,15 +154,15 @@ fn nodes(store: &Store) -> Value {
 /// The body of `/history`: counts per step of the last ten minutes, and the 99th percentiles at the
 /// end of each step.
 pub(super) fn history(metrics: &Metrics) -> Value {
-    let steps = metrics.recent.steps(STEP);
+    let steps = metrics.recent.steps(STEP_S);
     let counts =
         |count: fn(&Totals) -> u64| steps.iter().map(|step| count(&step.totals)).collect::<Value>();
     let p99 = |kind: usize| {
-        let kind = |step: &Look| step.p99.get(kind).copied().flatten().map(ms);
+        let kind = |step: &Look| step.p99.get(kind).copied().flatten().map(millis);
         steps.iter().map(kind).collect::<Value>()
     };
     json!({
-        "step_s": STEP,
+        "step_s": STEP_S,
         "hit": counts(|totals| totals.hits),
         "miss": counts(|totals| totals.misses),
         "pass": counts(|totals| totals.passes),
@@ -170,14 +175,14 @@ pub(super) fn history(metrics: &Metrics) -> Value {
 fn requests(metrics: &Metrics) -> Value {
     let now = metrics.totals();
     let mut windows = Map::new();
-    windows.insert("life".into(), counted(&now));
-    for (name, seconds) in WINDOWS {
-        windows.insert(name.into(), counted(&now.since(&metrics.recent.before(seconds))));
+    windows.insert("life".into(), request_counts(&now));
+    for (name, seconds) in WINDOWS_S {
+        windows.insert(name.into(), request_counts(&now.since(&metrics.recent.before(seconds))));
     }
     windows.into()
 }
 
-fn counted(totals: &Totals) -> Value {
+fn request_counts(totals: &Totals) -> Value {
     let Totals { hits, misses, joined, passes, others, writes, errors } = *totals;
     json!({
         "hit": hits,
@@ -194,7 +199,7 @@ fn counted(totals: &Totals) -> Value {
 }
 
 /// Comparisons with the upstream by result.
-fn evidence(count: impl Fn(Evidence) -> u64) -> Value {
+fn comparison_counts(count: impl Fn(Evidence) -> u64) -> Value {
     let counts =
         Evidence::ALL.iter().map(|result| (result.as_str().to_owned(), count(*result).into()));
     Value::Object(counts.collect())
@@ -212,7 +217,7 @@ fn reasons(metrics: &Metrics, times: fn(&Reason) -> u64) -> Value {
 }
 
 /// Returns all pairs of an outcome and a reason, for [`Metrics::watch`].
-pub fn outcomes() -> impl Iterator<Item = (&'static str, &'static str)> {
+pub fn outcome_reasons() -> impl Iterator<Item = (&'static str, &'static str)> {
     let bypass = || Bypass::ALL.iter().map(|why| why.as_str());
     // A word that is both a bypass and a no-store reason is listed once.
     let no_store = NoStore::ALL.iter().map(|why| why.as_str());
@@ -223,17 +228,17 @@ pub fn outcomes() -> impl Iterator<Item = (&'static str, &'static str)> {
 
 /// Latencies of the last one to two minutes, with an error of at most one eighth.
 fn latency(times: &Times) -> Value {
-    let ms = |part| times.quantile(part).map(ms);
+    let ms = |part| times.quantile(part).map(millis);
     json!({ "p50": ms(0.5), "p99": ms(0.99), "samples": times.count() })
 }
 
 /// Milliseconds, from whole microseconds so that the number has at most three decimals.
-fn ms(took: Duration) -> f64 {
+fn millis(took: Duration) -> f64 {
     f64::from(u32::try_from(took.as_micros()).unwrap_or(u32::MAX)) / 1e3
 }
 
 /// The use of each limit, by the name of its setting.
-fn limits(metrics: &Metrics, mode: &Mode) -> Value {
+fn limits(metrics: &Metrics, mode: &StatusConfig) -> Value {
     let limits = mode.limits.iter().map(|&(limit, max, used)| {
         let met = metrics.limits.counter(limit).get();
         let usage = json!({ "used": used(metrics), "limit": max, "times_met": met });

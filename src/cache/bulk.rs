@@ -19,7 +19,7 @@ use super::{
     Cache,
     invalidate::{Outcome, Source},
 };
-use crate::{events::What, store::Ended};
+use crate::{events::EventKind, store::Ended};
 
 /// How long a write waits until everything is dropped. After that the purge goes on in the background,
 /// and this sidecar serves nothing from the cache until it is confirmed.
@@ -74,7 +74,7 @@ impl Cache {
             }
             self.count_invalidation(Source::WriteAll, ended);
             let by = Some("a write or reload that changes every job".into());
-            self.metrics.events.tell_all(What::PurgeAll, ended.as_str(), by);
+            self.metrics.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
             *answered = (covered, ended);
         }
         answered.1

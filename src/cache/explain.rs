@@ -19,7 +19,7 @@ use super::{
     policy::Bypass,
 };
 use crate::{
-    events::jobs::Past,
+    events::jobs::JobHistory,
     store::{State, StoreError},
 };
 
@@ -93,7 +93,7 @@ pub struct Explained {
     /// How often a foreign value was found within a TTL.
     pub foreign: u32,
     /// Recent events of the job.
-    pub past: Past,
+    pub past: JobHistory,
 }
 
 impl Cache {
@@ -136,7 +136,7 @@ impl Cache {
             uncacheable,
             replaced: self.replaced.count(&request.key),
             foreign,
-            past: self.metrics.events.past(request.key.main()),
+            past: self.metrics.events.history(request.key.main()),
         }
     }
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock,
-    events::What,
+    events::EventKind,
     limits::Room,
     metrics::OutcomeLabels,
     store::{Fill, Key, Lease, Replacement, Seen, StoreError},
@@ -160,9 +160,11 @@ impl Cache {
     pub async fn fill(&self, landed: Landed) -> Option<Fill> {
         let Landed { entry, target, freshness, leader, key, pair: caller, refresh } = landed;
         let stored = match &target {
-            Target::Entry(known) if !refresh && known.entry.is_same_as(&entry) => What::Admitted,
-            Target::Entry(_) => What::Replaced,
-            _ => What::Fill,
+            Target::Entry(known) if !refresh && known.entry.is_same_as(&entry) => {
+                EventKind::Admitted
+            }
+            Target::Entry(_) => EventKind::Replaced,
+            _ => EventKind::Fill,
         };
         let filled = match target {
             Target::Nowhere => return None,
@@ -172,7 +174,7 @@ impl Cache {
                 let body = compressed.as_ref().unwrap_or(entry.body());
                 self.store.fill(lease, body, &meta, freshness.ttl).await
             }
-            Target::Entry(known) if stored == What::Admitted => {
+            Target::Entry(known) if stored == EventKind::Admitted => {
                 let generation = known.entry.generation();
                 self.store.admit(&key, &known.seen, generation, &caller.to_hex()).await
             }
@@ -192,8 +194,8 @@ impl Cache {
         };
         self.count_fill(outcome);
         let (what, why) =
-            if outcome == "stored" { (stored, "") } else { (What::FillRefused, outcome) };
-        self.metrics.events.tell(key.main(), what, why);
+            if outcome == "stored" { (stored, "") } else { (EventKind::FillRefused, outcome) };
+        self.metrics.events.record(key.main(), what, why);
         filled.ok()
     }
 
@@ -236,7 +238,7 @@ impl Cache {
             }
             self.count_fill(why.as_str());
         }
-        self.metrics.events.tell(lead.key.main(), What::FillRefused, why.as_str());
+        self.metrics.events.record(lead.key.main(), EventKind::FillRefused, why.as_str());
         drop(lead.leader);
         if let Target::Lease(lease) = lead.target {
             self.store.release(lease).await;

@@ -68,7 +68,7 @@ impl Flight {
     pub async fn landed(mut self) -> Option<Arc<Entry>> {
         let is_pending = |progress: &Flown| matches!(progress.landing, Landing::InTheAir);
         let progress = self.0.wait_for(|progress| !is_pending(progress)).await.ok()?;
-        spans::follow(&progress.span);
+        spans::follows_from(&progress.span);
         match &progress.landing {
             Landing::Landed(entry) => Some(Arc::clone(entry)),
             Landing::InTheAir | Landing::Late => None,

@@ -9,7 +9,7 @@ use tracing::{debug, error, warn};
 
 use super::{Cache, key::JobId};
 use crate::{
-    events::{By, What},
+    events::{EventKind, Initiator},
     metrics::InvalidationLabels,
     store::{Budget, Ended, Key, Purged, Was, Write},
 };
@@ -86,7 +86,7 @@ impl Cache {
         if keys.is_empty() {
             return self.unfenced();
         }
-        self.tell(&keys, What::Write, "", None);
+        self.tell(&keys, EventKind::Write, "", None);
         self.detach(&keys);
         self.store.begin(keys, self.settings.fence, budget).await
     }
@@ -134,7 +134,7 @@ impl Cache {
             (Ended::Confirmed { .. }, Outcome::Unknown) => OUTCOME_UNKNOWN,
             _ => ended.as_str(),
         };
-        self.tell(write.keys(), What::WriteEnded, why, None);
+        self.tell(write.keys(), EventKind::WriteEnded, why, None);
         ended
     }
 
@@ -150,7 +150,7 @@ impl Cache {
     /// # Errors
     ///
     /// Fails if the task of the purge panics or is cancelled.
-    pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: By) -> Result<Purge, Died> {
+    pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: Initiator) -> Result<Purge, Died> {
         let keys = ids.iter().map(|id| self.key(id)).collect();
         self.purge_keys(keys, Source::Purge, by).await
     }
@@ -160,7 +160,7 @@ impl Cache {
         self: &Arc<Self>,
         keys: Vec<Key>,
         source: Source,
-        by: By,
+        by: Initiator,
     ) -> Result<Purge, Died> {
         let cache = Arc::clone(self);
         let purge = async move {
@@ -172,7 +172,7 @@ impl Cache {
                 cache.store.purge(keys.clone(), cache.settings.budget).await;
             let flights = cache.detach(&keys);
             cache.count_invalidation(source, ended);
-            cache.tell(&keys, What::Purge, ended.as_str(), by);
+            cache.tell(&keys, EventKind::Purge, ended.as_str(), by);
             let found = was.into_iter().zip(flights).zip(near);
             let receipt = |((was, flights), near)| Receipt { was, flights, near };
             Purge { ended, receipts: found.map(receipt).collect() }
@@ -185,7 +185,7 @@ impl Cache {
     /// # Errors
     ///
     /// Fails if the task of the purge panics or is cancelled.
-    pub async fn purge_all(self: &Arc<Self>, by: By) -> Result<PurgeAll, Died> {
+    pub async fn purge_all(self: &Arc<Self>, by: Initiator) -> Result<PurgeAll, Died> {
         let cache = Arc::clone(self);
         let purge = async move {
             let near = cache.near.as_ref().map_or(0, |near| near.len());
@@ -195,7 +195,7 @@ impl Cache {
                 near.flush();
             }
             cache.count_invalidation(Source::PurgeAll, ended);
-            cache.metrics.events.tell_all(What::PurgeAll, ended.as_str(), by);
+            cache.metrics.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
             PurgeAll { ended, flights, near }
         };
         self.store.spawn(purge).await.map_err(|error| died(&error))
@@ -211,8 +211,8 @@ impl Cache {
         flights
     }
 
-    fn tell(&self, keys: &[Key], what: What, why: &'static str, by: By) {
-        self.metrics.events.tell_each(keys.iter().map(Key::main), what, why, by);
+    fn tell(&self, keys: &[Key], what: EventKind, why: &'static str, by: Initiator) {
+        self.metrics.events.record_each(keys.iter().map(Key::main), what, why, by);
     }
 
     pub(super) fn count_invalidation(&self, source: Source, ended: Ended) {

@@ -137,7 +137,7 @@ impl Cache {
         if let Some(outcome) = outcome {
             self.metrics.near.lookup(outcome);
         }
-        spans::result(&spans::current(), outcome.unwrap_or("unasked"));
+        spans::record_result(&spans::current(), outcome.unwrap_or("unasked"));
         near.ok()
     }
 

@@ -2,33 +2,39 @@
 
 use super::{Ask, Cache, policy::Bypass};
 use crate::{
-    events::{Sample, What},
+    events::{EventKind, HitSample},
     store::Key,
 };
 
 impl Cache {
     /// Records the answer to a read of a job. `why` is empty if there is nothing to add. Hits are
     /// recorded only if they are sampled.
-    pub fn answered(&self, request: &Ask, what: What, why: &'static str, sample: Option<&Sample>) {
+    pub fn answered(
+        &self,
+        request: &Ask,
+        what: EventKind,
+        why: &'static str,
+        sample: Option<&HitSample>,
+    ) {
         let recent = &self.metrics.recent;
         let count = match (what, sample) {
-            (What::Hit, None) => return,
-            (What::Hit, Some(sample)) => {
-                recent.hit_times.observe(sample.took(), sample.weight());
+            (EventKind::Hit, None) => return,
+            (EventKind::Hit, Some(sample)) => {
+                recent.hit_times.observe(sample.elapsed(), sample.weight());
                 sample.weight()
             }
-            (What::Miss, Some(sample)) => {
-                recent.miss_times.observe(sample.took(), 1);
+            (EventKind::Miss, Some(sample)) => {
+                recent.miss_times.observe(sample.elapsed(), 1);
                 1
             }
             _ => 1,
         };
-        self.metrics.events.answered(request.key.main(), what, why, count);
+        self.metrics.events.record_request(request.key.main(), what, why, count);
     }
 
     /// Records a read of a job that bypassed the cache without a lookup.
     pub fn passed(&self, id: &str, why: Bypass) {
         let key = Key::new(&self.settings.prefix, id);
-        self.metrics.events.answered(key.main(), What::Pass, why.as_str(), 1);
+        self.metrics.events.record_request(key.main(), EventKind::Pass, why.as_str(), 1);
     }
 }

@@ -16,14 +16,14 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 
-use super::{By, What, jobs::Busy};
+use super::{EventKind, Initiator, jobs::BusyJob};
 
 /// Most subscribers at a time.
-pub const LISTENERS: usize = 16;
+pub const MAX_SUBSCRIBERS: usize = 16;
 /// Events in the ring, which wait for the slowest subscriber.
-pub const WAITING: usize = 256;
+pub const RING_EVENTS: usize = 256;
 /// Recent events that a new subscriber gets first.
-pub const BEFORE: usize = 64;
+pub const REPLAYED_EVENTS: usize = 64;
 
 /// A published event.
 #[derive(Clone, Debug)]
@@ -33,104 +33,109 @@ pub struct Event {
     /// Time in ms since 1970.
     pub at_ms: i64,
     /// The kind; `None` for the counts of a second.
-    pub what: Option<What>,
+    pub what: Option<EventKind>,
     /// The reason, in the words of `Cache-Status`; may be empty.
     pub why: &'static str,
     /// The initiator, if known.
-    pub by: By,
+    pub by: Initiator,
     /// The id of the job, if it is about one job.
     pub job: Option<Box<str>>,
     /// Number of jobs; 0 if it is about all jobs or about none.
     pub jobs: usize,
     /// The counts of the last second; `None` for all other events.
-    pub second: Option<Counts>,
+    pub second: Option<SecondCounts>,
 }
 
 /// The requests of one second.
 #[derive(Clone, Debug, Default)]
-pub struct Counts {
+pub struct SecondCounts {
     /// Requests by outcome.
     pub outcomes: [(&'static str, u64); 5],
     /// The busiest jobs of the last two minutes.
-    pub busiest: Vec<Busy>,
+    pub busiest: Vec<BusyJob>,
 }
 
 impl Event {
-    pub(super) fn new(what: What, why: &'static str, by: By, at_ms: i64) -> Self {
+    pub(super) fn new(what: EventKind, why: &'static str, by: Initiator, at_ms: i64) -> Self {
         let what = Some(what);
         Self { number: 0, at_ms, what, why, by, job: None, jobs: 0, second: None }
     }
 
-    pub(super) fn of(self, job: Option<Box<str>>, jobs: usize) -> Self {
+    pub(super) fn about(self, job: Option<Box<str>>, jobs: usize) -> Self {
         Self { job, jobs, ..self }
     }
 }
 
 /// The publisher of events.
-pub(super) struct Feed {
-    last: AtomicU64,
-    before: Mutex<VecDeque<Arc<Event>>>,
-    told: broadcast::Sender<Arc<Event>>,
+pub(super) struct EventFeed {
+    last_number: AtomicU64,
+    recent: Mutex<VecDeque<Arc<Event>>>,
+    sender: broadcast::Sender<Arc<Event>>,
     places: Arc<Semaphore>,
 }
 
 /// A subscriber of the feed. It gives its place back when it is dropped.
-pub struct Listener {
+pub struct Subscription {
     /// Recent events from before the subscription.
-    pub before: Vec<Arc<Event>>,
+    pub recent: Vec<Arc<Event>>,
     /// Events after that.
-    pub told: broadcast::Receiver<Arc<Event>>,
+    pub receiver: broadcast::Receiver<Arc<Event>>,
     #[expect(dead_code, reason = "held, not read")]
     place: OwnedSemaphorePermit,
 }
 
-impl Default for Feed {
+impl Default for EventFeed {
     fn default() -> Self {
-        let places = Arc::new(Semaphore::new(LISTENERS));
+        let places = Arc::new(Semaphore::new(MAX_SUBSCRIBERS));
         let before = Mutex::default();
-        Self { last: AtomicU64::new(0), before, told: broadcast::Sender::new(WAITING), places }
+        Self {
+            last_number: AtomicU64::new(0),
+            recent: before,
+            sender: broadcast::Sender::new(RING_EVENTS),
+            places,
+        }
     }
 }
 
-impl Feed {
+impl EventFeed {
     /// Publishes an event. The caller holds the lock of the jobs here and in [`Feed::listen`], so
     /// that a new subscriber neither misses an event nor gets one twice.
-    pub(super) fn tell(&self, event: Event) {
-        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+    pub(super) fn publish(&self, event: Event) {
+        let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
         let event = Arc::new(Event { number, ..event });
-        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
-        if before.len() >= BEFORE {
+        let mut before = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if before.len() >= REPLAYED_EVENTS {
             before.pop_front();
         }
         before.push_back(Arc::clone(&event));
         drop(before);
         // The only error is that there are no subscribers.
-        let _ = self.told.send(event);
+        let _ = self.sender.send(event);
     }
 
     /// Publishes the counts of a second. They are not kept for new subscribers.
-    pub(super) fn second(&self, at_ms: i64, counts: Counts) {
+    pub(super) fn publish_second(&self, at_ms: i64, counts: SecondCounts) {
         let second = Some(counts);
         let (what, why, by, job) = (None, "", None, None);
         let event = Event { number: 0, at_ms, what, why, by, job, jobs: 0, second };
-        let _ = self.told.send(Arc::new(event));
+        let _ = self.sender.send(Arc::new(event));
     }
 
     /// Subscribes, and replays the recent events after number `after`. Returns `None` if all places
     /// are taken.
-    pub(super) fn listen(&self, after: u64) -> Option<Listener> {
+    pub(super) fn subscribe(&self, after: u64) -> Option<Subscription> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let before = before.iter().filter(|event| event.number > after).cloned().collect();
-        Some(Listener { before, told: self.told.subscribe(), place })
+        Some(Subscription { recent: before, receiver: self.sender.subscribe(), place })
     }
 
-    pub(super) fn is_heard(&self) -> bool {
-        self.told.receiver_count() > 0
+    pub(super) fn has_subscribers(&self) -> bool {
+        self.sender.receiver_count() > 0
     }
 }
 
-impl fmt::Debug for Feed {
+impl fmt::Debug for EventFeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Feed").finish_non_exhaustive()
     }
@@ -143,43 +148,46 @@ mod tests {
     use super::*;
 
     fn event() -> Event {
-        Event::new(What::Purge, "", None, 1)
+        Event::new(EventKind::Purge, "", None, 1)
     }
 
     #[test]
     fn who_begins_is_told_what_was_before_and_nothing_twice() {
-        let feed = Feed::default();
-        for _ in 0..BEFORE + 2 {
-            feed.tell(event());
+        let feed = EventFeed::default();
+        for _ in 0..REPLAYED_EVENTS + 2 {
+            feed.publish(event());
         }
-        let mut listener = feed.listen(0).unwrap();
-        let numbers = |listener: &Listener| {
-            listener.before.iter().map(|event| event.number).collect::<Vec<_>>()
+        let mut listener = feed.subscribe(0).unwrap();
+        let numbers = |listener: &Subscription| {
+            listener.recent.iter().map(|event| event.number).collect::<Vec<_>>()
         };
-        assert_eq!(numbers(&listener), (3..=BEFORE as u64 + 2).collect::<Vec<_>>());
-        assert_eq!(numbers(&feed.listen(BEFORE as u64 + 1).unwrap()), [BEFORE as u64 + 2]);
-        feed.tell(event());
-        assert_eq!(listener.told.try_recv().unwrap().number, BEFORE as u64 + 3);
-        assert!(matches!(listener.told.try_recv(), Err(TryRecvError::Empty)));
+        assert_eq!(numbers(&listener), (3..=REPLAYED_EVENTS as u64 + 2).collect::<Vec<_>>());
+        assert_eq!(
+            numbers(&feed.subscribe(REPLAYED_EVENTS as u64 + 1).unwrap()),
+            [REPLAYED_EVENTS as u64 + 2]
+        );
+        feed.publish(event());
+        assert_eq!(listener.receiver.try_recv().unwrap().number, REPLAYED_EVENTS as u64 + 3);
+        assert!(matches!(listener.receiver.try_recv(), Err(TryRecvError::Empty)));
     }
 
     #[test]
     fn a_slow_listener_is_told_how_much_it_lost() {
-        let feed = Feed::default();
-        let mut slow = feed.listen(0).unwrap();
-        for _ in 0..WAITING + 7 {
-            feed.tell(event());
+        let feed = EventFeed::default();
+        let mut slow = feed.subscribe(0).unwrap();
+        for _ in 0..RING_EVENTS + 7 {
+            feed.publish(event());
         }
-        assert!(matches!(slow.told.try_recv(), Err(TryRecvError::Lagged(7))));
-        assert_eq!(slow.told.try_recv().unwrap().number, 8);
+        assert!(matches!(slow.receiver.try_recv(), Err(TryRecvError::Lagged(7))));
+        assert_eq!(slow.receiver.try_recv().unwrap().number, 8);
     }
 
     #[test]
     fn listeners_are_bounded_and_a_place_is_given_back() {
-        let feed = Feed::default();
-        let mut all: Vec<_> = (0..LISTENERS).map(|_| feed.listen(0).unwrap()).collect();
-        assert!(feed.listen(0).is_none());
+        let feed = EventFeed::default();
+        let mut all: Vec<_> = (0..MAX_SUBSCRIBERS).map(|_| feed.subscribe(0).unwrap()).collect();
+        assert!(feed.subscribe(0).is_none());
         all.pop();
-        assert!(feed.listen(0).is_some());
+        assert!(feed.subscribe(0).is_some());
     }
 }

@@ -11,24 +11,24 @@ use std::{
     sync::Arc,
 };
 
-use super::{By, What};
+use super::{EventKind, Initiator};
 
 /// Most jobs with a history.
-pub const JOBS: usize = 2_048;
+pub const MAX_JOBS: usize = 2_048;
 /// Recent events per job, of all kinds.
-pub const EVENTS: usize = 12;
+pub const MAX_EVENTS: usize = 12;
 /// Length of the intervals in which requests are counted.
 const MINUTE_MS: i64 = 60_000;
 
 /// An event that happened once, or several times in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Happening {
+pub struct JobEvent {
     /// The kind of the event.
-    pub what: What,
+    pub what: EventKind,
     /// The reason, in the words of `Cache-Status`; may be empty.
     pub why: &'static str,
     /// The initiator, if known.
-    pub by: By,
+    pub by: Initiator,
     /// Time of the first occurrence, in ms since 1970.
     pub first_ms: i64,
     /// Time of the last occurrence, in ms since 1970.
@@ -37,8 +37,8 @@ pub struct Happening {
     pub times: u64,
 }
 
-impl Happening {
-    pub(super) fn new(what: What, why: &'static str, by: By, now_ms: i64) -> Self {
+impl JobEvent {
+    pub(super) fn new(what: EventKind, why: &'static str, by: Initiator, now_ms: i64) -> Self {
         Self { what, why, by, first_ms: now_ms, last_ms: now_ms, times: 1 }
     }
 
@@ -49,16 +49,16 @@ impl Happening {
 
 /// The history of a job.
 #[derive(Clone, Debug, Default)]
-pub struct Past {
+pub struct JobHistory {
     /// Events, oldest first: the kept ones that were pushed out of the ring, then the ring.
-    pub happenings: Vec<Happening>,
+    pub events: Vec<JobEvent>,
     /// The last time that every job was purged.
-    pub all_purged: Option<Happening>,
+    pub all_purged: Option<JobEvent>,
 }
 
 /// A job with recent requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Busy {
+pub struct BusyJob {
     /// Its key, or its id.
     pub job: String,
     /// Requests in this minute and the one before, estimated.
@@ -69,68 +69,68 @@ pub struct Busy {
 
 /// The histories of all known jobs.
 #[derive(Default)]
-pub(super) struct Jobs {
-    slots: HashMap<Arc<str>, Slot>,
+pub(super) struct JobHistories {
+    slots: HashMap<Arc<str>, JobSlot>,
     /// The jobs in the order in which they were last touched.
     order: BTreeMap<u64, Arc<str>>,
     touches: u64,
-    all_purged: Option<Happening>,
+    all_purged: Option<JobEvent>,
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct JobSlot {
     touched: u64,
-    happenings: VecDeque<Happening>,
+    recent: VecDeque<JobEvent>,
     /// Events that were pushed out and are kept: the last of each kind, oldest first.
-    kept: Vec<Happening>,
+    kept: Vec<JobEvent>,
     /// Time until which news of the key is attributed to this process.
-    ours_until_ms: i64,
-    this_minute: Minute,
-    last_minute: Minute,
+    own_until_ms: i64,
+    this_minute: MinuteCounts,
+    last_minute: MinuteCounts,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Minute {
+struct MinuteCounts {
     number: i64,
     requests: u64,
     hits: u64,
 }
 
-impl Jobs {
+impl JobHistories {
     /// Records `times` answered requests.
-    pub(super) fn request(&mut self, key: &str, happening: Happening, times: u64) {
+    pub(super) fn record_request(&mut self, key: &str, happening: JobEvent, times: u64) {
         let number = happening.last_ms / MINUTE_MS;
-        let hits = if happening.what == What::Hit { times } else { 0 };
+        let hits = if happening.what == EventKind::Hit { times } else { 0 };
         let slot = self.touch(key);
         if slot.this_minute.number != number {
             slot.last_minute = slot.this_minute;
-            slot.this_minute = Minute { number, ..Minute::default() };
+            slot.this_minute = MinuteCounts { number, ..MinuteCounts::default() };
         }
         slot.this_minute.requests += times;
         slot.this_minute.hits += hits;
-        slot.note(Happening { times, ..happening });
+        slot.record(JobEvent { times, ..happening });
     }
 
     /// Records another event.
-    pub(super) fn happened(&mut self, key: &str, happening: Happening) {
-        self.touch(key).note(happening);
+    pub(super) fn record(&mut self, key: &str, happening: JobEvent) {
+        self.touch(key).record(happening);
     }
 
     /// Records an event only if the job is known, without touching it.
-    pub(super) fn note(&mut self, key: &str, happening: Happening) {
+    pub(super) fn record_if_known(&mut self, key: &str, happening: JobEvent) {
         if let Some(slot) = self.slots.get_mut(key) {
-            slot.note(happening);
+            slot.record(happening);
         }
     }
 
     /// Records a change of the key by another process. Returns false if the job is not known, or if
     /// the change is attributed to this process.
-    pub(super) fn changed(&mut self, key: &str, happening: Happening) -> bool {
+    pub(super) fn record_change(&mut self, key: &str, happening: JobEvent) -> bool {
         let slot = self.slots.get_mut(key);
-        let Some(slot) = slot.filter(|slot| slot.ours_until_ms < happening.last_ms) else {
+        let Some(slot) = slot.filter(|slot| slot.own_until_ms < happening.last_ms) else {
             return false;
         };
-        slot.note(happening);
+        slot.record(happening);
         true
     }
 
@@ -139,23 +139,22 @@ impl Jobs {
     }
 
     /// Attributes news of the key to this process until `until_ms`. Returns the previous value.
-    pub(super) fn ours_until(&mut self, key: &str, until_ms: i64) -> i64 {
+    pub(super) fn set_own_until(&mut self, key: &str, until_ms: i64) -> i64 {
         let slot = self.slots.get_mut(key);
-        slot.map_or(0, |slot| std::mem::replace(&mut slot.ours_until_ms, until_ms))
+        slot.map_or(0, |slot| std::mem::replace(&mut slot.own_until_ms, until_ms))
     }
 
-    pub(super) fn all_purged(&mut self, happening: Happening) {
+    pub(super) fn set_all_purged(&mut self, happening: JobEvent) {
         self.all_purged = Some(happening);
     }
 
-    pub(super) fn past(&self, key: &str) -> Past {
+    pub(super) fn history(&self, key: &str) -> JobHistory {
         let slot = self.slots.get(key);
-        let happenings =
-            slot.map(|slot| slot.kept.iter().chain(&slot.happenings).cloned().collect());
-        Past { happenings: happenings.unwrap_or_default(), all_purged: self.all_purged.clone() }
+        let happenings = slot.map(|slot| slot.kept.iter().chain(&slot.recent).cloned().collect());
+        JobHistory { events: happenings.unwrap_or_default(), all_purged: self.all_purged.clone() }
     }
 
-    pub(super) fn busiest(&self, limit: usize, now_ms: i64) -> Vec<Busy> {
+    pub(super) fn busiest(&self, limit: usize, now_ms: i64) -> Vec<BusyJob> {
         let number = now_ms / MINUTE_MS;
         let mut busy: Vec<(&Arc<str>, u64, u64)> = self
             .slots
@@ -172,7 +171,7 @@ impl Jobs {
             .collect();
         busy.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
         busy.truncate(limit);
-        let named = |(job, requests, hits): (&Arc<str>, u64, u64)| Busy {
+        let named = |(job, requests, hits): (&Arc<str>, u64, u64)| BusyJob {
             job: job.as_ref().to_owned(),
             requests,
             hits,
@@ -181,7 +180,7 @@ impl Jobs {
     }
 
     /// Returns the slot of a job and makes it the most recently touched one.
-    fn touch(&mut self, key: &str) -> &mut Slot {
+    fn touch(&mut self, key: &str) -> &mut JobSlot {
         self.touches += 1;
         let touched = self.touches;
         let name = match self.slots.get(key) {
@@ -189,7 +188,7 @@ impl Jobs {
             None => None,
         };
         let name = name.unwrap_or_else(|| {
-            if self.slots.len() >= JOBS
+            if self.slots.len() >= MAX_JOBS
                 && let Some((_, evicted)) = self.order.pop_first()
             {
                 self.slots.remove(&evicted);
@@ -203,25 +202,25 @@ impl Jobs {
     }
 }
 
-impl Slot {
+impl JobSlot {
     /// Adds an event. A repetition of the last event only raises its count, so that a poller does
     /// not push out all others.
-    fn note(&mut self, happening: Happening) {
-        if let Some(last) = self.happenings.back_mut()
+    fn record(&mut self, happening: JobEvent) {
+        if let Some(last) = self.recent.back_mut()
             && last.is_same_as(&happening)
         {
             last.last_ms = happening.last_ms;
             last.times += happening.times;
             return;
         }
-        if self.happenings.len() >= EVENTS
-            && let Some(oldest) = self.happenings.pop_front()
-            && oldest.what.is_kept()
+        if self.recent.len() >= MAX_EVENTS
+            && let Some(oldest) = self.recent.pop_front()
+            && oldest.what.outlives_ring()
         {
             self.kept.retain(|kept| kept.what != oldest.what);
             self.kept.push(oldest);
         }
-        self.happenings.push_back(happening);
+        self.recent.push_back(happening);
     }
 }
 
@@ -229,76 +228,91 @@ impl Slot {
 mod tests {
     use super::*;
 
-    fn at(what: What, now_ms: i64) -> Happening {
-        Happening::new(what, "", None, now_ms)
+    fn at(what: EventKind, now_ms: i64) -> JobEvent {
+        JobEvent::new(what, "", None, now_ms)
     }
 
     #[test]
     fn what_repeats_is_one_event_with_a_count() {
-        let mut jobs = Jobs::default();
-        jobs.happened("x", at(What::Fill, 1));
+        let mut jobs = JobHistories::default();
+        jobs.record("x", at(EventKind::Fill, 1));
         for now_ms in 2..9 {
-            jobs.request("x", at(What::Hit, now_ms), 10);
+            jobs.record_request("x", at(EventKind::Hit, now_ms), 10);
         }
-        jobs.happened("x", at(What::Purge, 9));
-        let past = jobs.past("x").happenings;
+        jobs.record("x", at(EventKind::Purge, 9));
+        let past = jobs.history("x").events;
         let events: Vec<_> = past.iter().map(|one| (one.what, one.times, one.first_ms)).collect();
-        assert_eq!(events, [(What::Fill, 1, 1), (What::Hit, 70, 2), (What::Purge, 1, 9)]);
+        assert_eq!(
+            events,
+            [(EventKind::Fill, 1, 1), (EventKind::Hit, 70, 2), (EventKind::Purge, 1, 9)]
+        );
         assert_eq!(past[1].last_ms, 8);
     }
 
     #[test]
     fn the_events_of_a_job_are_bounded_and_the_oldest_go_first() {
-        let mut jobs = Jobs::default();
+        let mut jobs = JobHistories::default();
         for now_ms in 0..100 {
-            let what = if now_ms % 2 == 0 { What::Fill } else { What::Miss };
-            jobs.happened("x", at(what, now_ms));
+            let what = if now_ms % 2 == 0 { EventKind::Fill } else { EventKind::Miss };
+            jobs.record("x", at(what, now_ms));
         }
-        let past = jobs.past("x").happenings;
-        assert_eq!((past.len(), past[0].first_ms, past[EVENTS - 1].first_ms), (EVENTS, 88, 99));
+        let past = jobs.history("x").events;
+        assert_eq!(
+            (past.len(), past[0].first_ms, past[MAX_EVENTS - 1].first_ms),
+            (MAX_EVENTS, 88, 99)
+        );
     }
 
     #[test]
     fn what_changed_a_job_outlasts_its_polls_and_keeps_its_place() {
-        let mut jobs = Jobs::default();
-        let kinds = [What::WriteEnded, What::Write, What::Changed, What::FillRefused, What::Purge];
+        let mut jobs = JobHistories::default();
+        let kinds = [
+            EventKind::WriteEnded,
+            EventKind::Write,
+            EventKind::Changed,
+            EventKind::FillRefused,
+            EventKind::Purge,
+        ];
         for (now_ms, what) in (0..).zip(kinds.into_iter().chain(kinds)) {
-            jobs.happened("x", at(what, now_ms));
+            jobs.record("x", at(what, now_ms));
         }
         for now_ms in (10..1_000).step_by(2) {
-            jobs.request("x", at(What::Hit, now_ms), 1);
-            jobs.request("x", at(What::Pass, now_ms + 1), 1);
+            jobs.record_request("x", at(EventKind::Hit, now_ms), 1);
+            jobs.record_request("x", at(EventKind::Pass, now_ms + 1), 1);
         }
-        let past = jobs.past("x").happenings;
-        assert_eq!(past.len(), kinds.len() + EVENTS);
+        let past = jobs.history("x").events;
+        assert_eq!(past.len(), kinds.len() + MAX_EVENTS);
         let events: Vec<_> = past.iter().map(|one| (one.what, one.first_ms)).collect();
         assert_eq!(events[..5], kinds.into_iter().zip(5..).collect::<Vec<_>>(), "the last of each");
-        assert_eq!(events[5..8], [(What::Hit, 988), (What::Pass, 989), (What::Hit, 990)]);
+        assert_eq!(
+            events[5..8],
+            [(EventKind::Hit, 988), (EventKind::Pass, 989), (EventKind::Hit, 990)]
+        );
         assert!(past.is_sorted_by_key(|one| one.last_ms));
     }
 
     #[test]
     fn jobs_are_bounded_and_the_least_recently_touched_is_forgotten() {
-        let mut jobs = Jobs::default();
-        for id in 0..JOBS {
-            jobs.happened(&id.to_string(), at(What::Fill, 1));
+        let mut jobs = JobHistories::default();
+        for id in 0..MAX_JOBS {
+            jobs.record(&id.to_string(), at(EventKind::Fill, 1));
         }
-        jobs.request("0", at(What::Hit, 2), 1);
-        jobs.happened("one more", at(What::Fill, 3));
-        assert!(jobs.past("1").happenings.is_empty());
-        assert_eq!(jobs.past("0").happenings.len(), 2);
-        assert_eq!((jobs.slots.len(), jobs.order.len()), (JOBS, JOBS));
+        jobs.record_request("0", at(EventKind::Hit, 2), 1);
+        jobs.record("one more", at(EventKind::Fill, 3));
+        assert!(jobs.history("1").events.is_empty());
+        assert_eq!(jobs.history("0").events.len(), 2);
+        assert_eq!((jobs.slots.len(), jobs.order.len()), (MAX_JOBS, MAX_JOBS));
     }
 
     #[test]
     fn the_busiest_are_told_by_the_last_two_minutes() {
-        let mut jobs = Jobs::default();
-        jobs.request("old", at(What::Hit, 0), 1_000);
-        jobs.request("x", at(What::Hit, MINUTE_MS), 5);
-        jobs.request("x", at(What::Miss, 2 * MINUTE_MS), 1);
-        jobs.request("y", at(What::Hit, 2 * MINUTE_MS), 2);
-        jobs.happened("quiet", at(What::Purge, 2 * MINUTE_MS));
-        let busy = |job: &str, requests, hits| Busy { job: job.into(), requests, hits };
+        let mut jobs = JobHistories::default();
+        jobs.record_request("old", at(EventKind::Hit, 0), 1_000);
+        jobs.record_request("x", at(EventKind::Hit, MINUTE_MS), 5);
+        jobs.record_request("x", at(EventKind::Miss, 2 * MINUTE_MS), 1);
+        jobs.record_request("y", at(EventKind::Hit, 2 * MINUTE_MS), 2);
+        jobs.record("quiet", at(EventKind::Purge, 2 * MINUTE_MS));
+        let busy = |job: &str, requests, hits| BusyJob { job: job.into(), requests, hits };
         assert_eq!(jobs.busiest(9, 2 * MINUTE_MS), [busy("x", 6, 5), busy("y", 2, 2)]);
         assert_eq!(jobs.busiest(1, 2 * MINUTE_MS), [busy("x", 6, 5)]);
     }

@@ -14,7 +14,7 @@ use std::{
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Metrics;
-use crate::events::feed::Counts;
+use crate::events::feed::SecondCounts;
 
 /// Time between two samples.
 const SECOND: Duration = Duration::from_secs(1);
@@ -185,11 +185,11 @@ pub async fn keep(metrics: Arc<Metrics>) {
         let totals = metrics.totals();
         let second = totals.since(&metrics.recent.look(totals));
         metrics.look_at_reasons();
-        metrics.events.pace(second.hits);
+        metrics.events.set_hit_rate(second.hits);
         if tick % TIMES_FOR == 0 {
             metrics.recent.forget_times();
         }
-        if metrics.events.is_heard() {
+        if metrics.events.has_subscribers() {
             let outcomes = [
                 ("hit", second.hits),
                 ("miss", second.misses),
@@ -198,7 +198,7 @@ pub async fn keep(metrics: Arc<Metrics>) {
                 ("error", second.errors),
             ];
             let busiest = metrics.events.busiest(BUSIEST);
-            metrics.events.second(Counts { outcomes, busiest });
+            metrics.events.publish_second(SecondCounts { outcomes, busiest });
         }
     }
 }

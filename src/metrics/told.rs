@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Metrics, recent::Totals};
-use crate::events::What;
+use crate::events::EventKind;
 
 impl Metrics {
     /// All requests, by outcome.
@@ -26,19 +26,31 @@ impl Metrics {
     /// Sets whether the store is trusted.
     pub fn store_is_up(&self, up: bool) {
         let before = self.store_up.set(up.into());
-        self.events.turned(before, up.into(), (What::StoreUp, What::StoreDown));
+        self.events.publish_transition(
+            before,
+            up.into(),
+            (EventKind::StoreUp, EventKind::StoreDown),
+        );
     }
 
     /// Sets whether changes in the store are tracked.
     pub fn tracking_is_up(&self, up: bool) {
         let before = self.tracking_up.set(up.into());
-        self.events.turned(before, up.into(), (What::TrackingUp, What::TrackingDown));
+        self.events.publish_transition(
+            before,
+            up.into(),
+            (EventKind::TrackingUp, EventKind::TrackingDown),
+        );
     }
 
     /// Sets whether the upstream answers.
     pub fn upstream_is_up(&self, up: bool) {
         let before = self.upstream.up.set(up.into());
-        self.events.turned(before, up.into(), (What::UpstreamUp, What::UpstreamDown));
+        self.events.publish_transition(
+            before,
+            up.into(),
+            (EventKind::UpstreamUp, EventKind::UpstreamDown),
+        );
     }
 
     /// Records the time to the response head of the upstream.

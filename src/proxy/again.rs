@@ -34,7 +34,7 @@ use hyper::{
 use super::Proxy;
 use crate::{
     cache::{Ask, Cache, Look, entry::coding::Coding},
-    events::{Sample, What},
+    events::{EventKind, HitSample},
     service::{Declined, Lot},
 };
 
@@ -49,7 +49,7 @@ pub struct Recall {
     /// Whether that request is compared with the upstream.
     lot: Lot,
     /// The event sample of that request, if it is sampled.
-    sample: Option<Sample>,
+    sample: Option<HitSample>,
     /// The cache of the configuration that this was made under. It is void under any other.
     cache: Arc<Cache>,
 }
@@ -117,7 +117,7 @@ impl Proxy {
         self.metrics.near.lookup("hit");
         self.metrics.request("hit", "");
         self.metrics.near.repeats.inc();
-        self.cache.answered(&repeat.ask, What::Hit, "", repeat.sample.as_ref());
+        self.cache.answered(&repeat.ask, EventKind::Hit, "", repeat.sample.as_ref());
         Poll::Ready(Ok(body))
     }
 }

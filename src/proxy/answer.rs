@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     cache::policy::{Bypass, NoStore},
-    events::What,
+    events::EventKind,
     metrics::Metrics,
     spans,
     upstream::UpstreamError,
@@ -74,20 +74,20 @@ impl Answer {
         if let Some(access_line) = access_line {
             access_line.log(status, outcome, reason);
         }
-        spans::answered(status, outcome, reason);
+        spans::record_outcome(status, outcome, reason);
         self.response
     }
 }
 
 impl Verdict {
     /// Returns what happened, and why, for the events of a job.
-    pub(super) fn event(&self) -> (What, &'static str) {
+    pub(super) fn event(&self) -> (EventKind, &'static str) {
         let kind = match self {
-            Self::Hit => What::Hit,
-            Self::Miss { .. } => What::Miss,
-            Self::Pass(_) => What::Pass,
-            Self::Write { .. } => What::Write,
-            Self::Failed(_) | Self::Refused(_) => What::Error,
+            Self::Hit => EventKind::Hit,
+            Self::Miss { .. } => EventKind::Miss,
+            Self::Pass(_) => EventKind::Pass,
+            Self::Write { .. } => EventKind::Write,
+            Self::Failed(_) | Self::Refused(_) => EventKind::Error,
         };
         (kind, self.labels().1)
     }

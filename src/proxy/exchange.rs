@@ -33,7 +33,7 @@ impl Proxy {
         let span = spans::upstream(&mut request, self.upstream.authority());
         let result = self.upstream.send(request, retry).instrument(span.clone()).await;
         let outcome = result.as_ref().map(Response::status).map_err(UpstreamError::as_str);
-        spans::exchanged(&span, outcome);
+        spans::record_exchange(&span, outcome);
         result
     }
 

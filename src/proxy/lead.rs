@@ -209,7 +209,7 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
 /// Stores a landed response and records the result in its span.
 async fn filled(proxy: &Proxy, landed: Landed, span: Span) -> Option<Fill> {
     let filled = proxy.cache.fill(landed).await;
-    spans::result(
+    spans::record_result(
         &span,
         match filled {
             Some(Fill::Stored) => "stored",

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     cache::{Abandoned, Ask, Lead, Lookup, Trial, entry::Entry, key::JobId, policy::Bypass},
     config::Mode,
-    events::{Sample, What},
+    events::{EventKind, HitSample},
     interim::Interim,
     service::Declined,
     spans,
@@ -42,7 +42,7 @@ impl Proxy {
         id: &JobId,
         request: Request<Incoming>,
         requester: (Peer, Interim),
-        sample: Option<&Sample>,
+        sample: Option<&HitSample>,
         repeat_hit: &mut Option<Recall>,
     ) -> Answer {
         let (lookup, mut budget) = self.ask(id, &request);
@@ -54,7 +54,7 @@ impl Proxy {
         }
         let near = self.cache.near(&lookup, &mut budget);
         if let Some(found) = near.instrument(spans::lookup("near")).await {
-            self.cache.answered(&lookup, What::Hit, "", sample);
+            self.cache.answered(&lookup, EventKind::Hit, "", sample);
             return self.near_hit(found, lookup, request, requester.0, repeat_hit);
         }
         let head = request.into_parts().0;
@@ -63,7 +63,7 @@ impl Proxy {
     }
 
     /// Records an answer in the events of the job.
-    fn told(&self, lookup: &Ask, answer: Answer, sample: Option<&Sample>) -> Answer {
+    fn told(&self, lookup: &Ask, answer: Answer, sample: Option<&HitSample>) -> Answer {
         let (kind, why) = answer.verdict.event();
         self.cache.answered(lookup, kind, why, sample);
         answer
@@ -112,7 +112,7 @@ impl Proxy {
     ) -> Answer {
         let span = spans::lookup("store");
         let found = self.cache.lookup(lookup, &mut budget).instrument(span.clone()).await;
-        spans::result(&span, found.as_str());
+        spans::record_result(&span, found.as_str());
         drop(span);
         match found {
             Lookup::Hit(entry) => {

@@ -73,7 +73,7 @@ impl Proxy {
         let proxy = Arc::clone(self);
         let mut request = self.for_fill(head, client);
         // The client's trace ends with its answer; this read is not part of it.
-        spans::forget(request.headers_mut());
+        spans::remove_trace_context(request.headers_mut());
         self.aside(async move {
             let outcome = match timeout(PATIENCE, proxy.try_hit(comparison, request)).await {
                 Ok(Some(comparison)) => proxy.cache.conclude(&comparison).await,

@@ -124,7 +124,7 @@ impl Proxy {
     ) -> Answer {
         let span = spans::invalidate(&spans::current(), "write");
         let ended = change.end(&self.cache, outcome).instrument(span.clone()).await;
-        spans::result(&span, ended.as_str());
+        spans::record_result(&span, ended.as_str());
         let pending = ended == Ended::Pending;
         match result {
             Ok(response) => {
@@ -153,7 +153,7 @@ impl Proxy {
                 change.all |= proxy.superseded.is_told();
                 let span = spans::invalidate(&parent, "write-body");
                 let ended = change.end_again(&proxy.cache, outcome).instrument(span.clone()).await;
-                spans::result(&span, ended.as_str());
+                spans::record_result(&span, ended.as_str());
             })
         };
         Body::Ending(Box::new(Ending::new(body, Box::new(end))))

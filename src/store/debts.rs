@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config,
-    events::What,
+    events::EventKind,
     metrics::Metrics,
     mutants::{self, Mutant},
     throttle::Throttle,
@@ -98,7 +98,7 @@ impl Debts {
     /// Records the result of a repeated invalidation.
     pub(super) fn settle<T>(&self, item: &Item, result: Result<T, StoreError>) {
         let Err(error) = result else {
-            self.metrics.events.tell(item.key.main(), What::Confirmed, "");
+            self.metrics.events.record(item.key.main(), EventKind::Confirmed, "");
             return self.pending.confirm(item);
         };
         self.pending.postpone(item);

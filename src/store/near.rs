@@ -127,7 +127,7 @@ impl<V> Lifecycle<Key, V> for Evictions<V> {
 
     fn on_evict(&self, state: &mut Self::RequestState, key: Key, value: V) {
         self.metrics.near.evictions.inc();
-        self.metrics.events.evicted(key.main());
+        self.metrics.events.record_eviction(key.main());
         self.stash.on_evict(state, key, value);
     }
 }
@@ -340,7 +340,7 @@ mod tests {
         }
         assert_eq!(value(&near, &key("x")).as_deref(), Some("new"));
         assert_eq!((metrics.near.evictions.get(), metrics.near.entries.get()), (0, 1));
-        assert!(metrics.events.past("job_status:x").happenings.is_empty());
+        assert!(metrics.events.history("job_status:x").events.is_empty());
     }
 
     #[test]

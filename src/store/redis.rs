@@ -488,7 +488,7 @@ impl Drop for Hold {
         let session = Some(Arc::clone(&self.session)).filter(|session| !session.has_failed());
         let Some(session) = session.or_else(|| self.shared.session().ok()) else { return };
         let (key, token) = (self.key.clone(), self.token.clone());
-        self.shared.metrics.events.expect(key.main());
+        self.shared.metrics.events.expect_own_change(key.main());
         let release = async move { session.release(&key, &token).await };
         self.shared.tasks.spawn_on(release, &runtime);
     }

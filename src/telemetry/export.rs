@@ -40,22 +40,22 @@ use crate::{
 };
 
 /// Delay before the first retry; it doubles with each further retry.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Creates the tracer, and the export of its spans.
-pub(super) fn pipeline(traces: &Traces) -> (SdkTracer, Export) {
+pub(super) fn pipeline(traces: &Traces) -> (SdkTracer, SpanExport) {
     let (sender, spans) = mpsc::channel(traces.queue);
     let counts = SpanCounts::default();
     let [exported, failed, dropped] = ["exported", "failed", "dropped"]
         .map(|outcome| counts.get_or_create_owned(&OutcomeLabels { outcome }));
-    let queue = Queue { sender, dropped: dropped.clone() };
+    let queue = SpanQueue { sender, dropped: dropped.clone() };
     let resource = resource();
     let attributes = ResourceAttributesWithSchema::from(&resource);
     let provider =
         SdkTracerProvider::builder().with_resource(resource).with_span_processor(queue).build();
-    let tallies = Tallies { exported, failed, dropped };
+    let tallies = SpanTotals { exported, failed, dropped };
     let traces = traces.clone();
-    (provider.tracer("jobcache"), Export { spans, attributes, traces, counts, tallies })
+    (provider.tracer("jobcache"), SpanExport { spans, attributes, traces, counts, tallies })
 }
 
 /// The resource attributes from the environment. The default of `service.name` is `jobcache`.
@@ -74,12 +74,12 @@ fn resource() -> Resource {
 /// Puts finished spans into the queue. It runs on the thread that ended the span and must not
 /// block.
 #[derive(Debug)]
-struct Queue {
+struct SpanQueue {
     sender: mpsc::Sender<SpanData>,
     dropped: Counter,
 }
 
-impl SpanProcessor for Queue {
+impl SpanProcessor for SpanQueue {
     fn on_start(&self, _span: &mut Span, _context: &Context) {}
 
     fn on_end(&self, span: SpanData) {
@@ -98,7 +98,7 @@ impl SpanProcessor for Queue {
 }
 
 #[derive(Debug)]
-struct Tallies {
+struct SpanTotals {
     exported: Counter,
     failed: Counter,
     dropped: Counter,
@@ -106,47 +106,47 @@ struct Tallies {
 
 /// The export of spans before it is started.
 #[derive(Debug)]
-pub struct Export {
+pub struct SpanExport {
     spans: mpsc::Receiver<SpanData>,
     attributes: ResourceAttributesWithSchema,
     traces: Traces,
     counts: SpanCounts,
-    tallies: Tallies,
+    tallies: SpanTotals,
 }
 
 /// The running export task.
 #[derive(Debug)]
-pub(crate) struct Exporting {
+pub(crate) struct SpanExportTask {
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
-impl Export {
+impl SpanExport {
     /// Returns the counters for the metrics.
     pub(crate) fn counts(&self) -> SpanCounts {
         self.counts.clone()
     }
 
     /// Starts the task. It also sends the spans that are already queued.
-    pub(crate) fn start(self, metrics: &Arc<Metrics>) -> Result<Exporting, TlsError> {
+    pub(crate) fn start(self, metrics: &Arc<Metrics>) -> Result<SpanExportTask, TlsError> {
         let collector = Collector::new(&self.traces, metrics)?;
         info!(to = ?self.traces, "sending spans");
         let (stop, stopped) = oneshot::channel();
         let Self { spans, attributes, traces, tallies, .. } = self;
-        let outlet = Outlet {
+        let outlet = SpanSender {
             collector,
             attributes,
             traces,
             tallies,
-            dropped: 0,
-            failures: Throttle::default(),
-            drops: Throttle::default(),
+            reported_drops: 0,
+            failure_warnings: Throttle::default(),
+            drop_warnings: Throttle::default(),
         };
-        Ok(Exporting { stop, task: tokio::spawn(outlet.run(spans, stopped)) })
+        Ok(SpanExportTask { stop, task: tokio::spawn(outlet.run(spans, stopped)) })
     }
 }
 
-impl Exporting {
+impl SpanExportTask {
     /// Sends the remaining spans within `limit`.
     pub(crate) async fn finish(mut self, limit: Duration) {
         let _ = self.stop.send(());
@@ -157,18 +157,18 @@ impl Exporting {
     }
 }
 
-struct Outlet {
+struct SpanSender {
     collector: Collector,
     attributes: ResourceAttributesWithSchema,
     traces: Traces,
-    tallies: Tallies,
+    tallies: SpanTotals,
     /// Number of dropped spans that a warning has reported.
-    dropped: u64,
-    failures: Throttle,
-    drops: Throttle,
+    reported_drops: u64,
+    failure_warnings: Throttle,
+    drop_warnings: Throttle,
 }
 
-impl Outlet {
+impl SpanSender {
     async fn run(mut self, mut spans: mpsc::Receiver<SpanData>, mut stop: oneshot::Receiver<()>) {
         let mut batch = Vec::new();
         let mut due = Instant::now();
@@ -207,9 +207,9 @@ impl Outlet {
         let resource_spans = group_spans_by_resource_and_scope(batch, &self.attributes);
         let message = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
         let rejected = match self.send(message.into()).await {
-            Ok(answer) => rejected(&answer.body).min(count),
+            Ok(answer) => rejected_spans(&answer.body).min(count),
             Err(error) => {
-                if let Some(suppressed) = self.failures.admit("failed") {
+                if let Some(suppressed) = self.failure_warnings.admit("failed") {
                     warn!(
                         error,
                         suppressed,
@@ -222,17 +222,17 @@ impl Outlet {
         };
         self.tallies.exported.inc_by(count - rejected);
         self.tallies.failed.inc_by(rejected);
-        self.tell_dropped();
+        self.warn_of_dropped();
     }
 
     /// Warns of dropped spans. The queue does not warn itself, because it runs while a span ends.
-    fn tell_dropped(&mut self) {
+    fn warn_of_dropped(&mut self) {
         let dropped = self.tallies.dropped.get();
-        if dropped > self.dropped
-            && let Some(suppressed) = self.drops.admit("dropped")
+        if dropped > self.reported_drops
+            && let Some(suppressed) = self.drop_warnings.admit("dropped")
         {
-            let spans = dropped - self.dropped;
-            self.dropped = dropped;
+            let spans = dropped - self.reported_drops;
+            self.reported_drops = dropped;
             warn!(spans, suppressed, "spans were dropped, because the collector is too slow");
         }
     }
@@ -240,12 +240,12 @@ impl Outlet {
     /// Sends a message. Retries until it is accepted, fails for good, or times out.
     async fn send(&self, message: Bytes) -> Result<Answer, String> {
         let end = Instant::now() + self.traces.timeout;
-        let mut pause = FIRST_PAUSE;
+        let mut pause = FIRST_RETRY_DELAY;
         loop {
             let attempt = timeout_at(end, self.collector.post(message.clone())).await;
             let wait = match &attempt {
                 Ok(Ok(answer)) if answer.status.is_success() => None,
-                Ok(Ok(answer)) if may_pass(answer.status) => {
+                Ok(Ok(answer)) if is_retryable(answer.status) => {
                     Some(answer.retry_after.unwrap_or(pause).max(pause))
                 }
                 Ok(Err(_)) => Some(pause),
@@ -277,12 +277,12 @@ impl Outlet {
 
 /// "The requests that receive a response status code listed in following table SHOULD be retried"
 /// (OTLP specification, retryable response codes).
-fn may_pass(status: StatusCode) -> bool {
+fn is_retryable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 429 | 502 | 503 | 504)
 }
 
 /// Returns how many spans of an accepted message the collector rejected.
-fn rejected(body: &[u8]) -> u64 {
+fn rejected_spans(body: &[u8]) -> u64 {
     let answer = ExportTraceServiceResponse::decode(body).unwrap_or_default();
     let partial = answer.partial_success.unwrap_or_default();
     u64::try_from(partial.rejected_spans).unwrap_or(0)

@@ -48,7 +48,7 @@ use crate::{
 };
 
 static FENCE: LazyLock<String> =
-    LazyLock::new(|| mutants::script("fence", include_str!("../lua/fence.lua")));
+    LazyLock::new(|| mutants::mutated_script("fence", include_str!("../lua/fence.lua")));
 
 /// One operation on a key, for the owner of the key.
 #[derive(Clone, Copy, Debug)]

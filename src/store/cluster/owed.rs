@@ -46,7 +46,7 @@ impl World {
     }
 
     async fn repeat(&self, item: &Item) {
-        self.metrics.events.expect(item.key.main());
+        self.metrics.events.expect_own_change(item.key.main());
         let end = timeout(DETACHED_TIMEOUT, self.end_key(&item.key, &item.write, item.linger));
         self.debts.settle(item, end.await.unwrap_or(Err(StoreError::Timeout)));
     }
@@ -72,10 +72,10 @@ impl World {
         }
         timeout(LESSON, self.lessons.next()).await.map_err(|_| StoreError::Timeout)?;
         let shares = self.map.shares();
-        self.metrics.events.expect_all();
+        self.metrics.events.expect_own_purge_all();
         let purges = shares.iter().map(|(shard, owned)| self.purge_shard(shard, owned, sweep));
         let purges = join_all(purges).await;
-        self.metrics.events.expect_no_more();
+        self.metrics.events.end_own_purge_all();
         let mut all_owned = SlotSet::NONE;
         for (_, owned) in &shares {
             all_owned.add(owned);

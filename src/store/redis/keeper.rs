@@ -348,7 +348,7 @@ impl Shared {
     }
 
     async fn repeat(&self, session: &Session, item: &Item) {
-        self.metrics.events.expect(item.key.main());
+        self.metrics.events.expect_own_change(item.key.main());
         let end = timeout(DETACHED_TIMEOUT, session.end(&item.key, &item.write, item.linger));
         let mut ended = end.await.unwrap_or(Err(StoreError::Timeout));
         // After a failover this may still be the deposed master, so the session must have outlived
@@ -395,9 +395,9 @@ impl Shared {
     }
 
     pub(super) async fn purge_all(&self, session: &Session, sweep: &Sweep) -> Ended {
-        self.metrics.events.expect_all();
+        self.metrics.events.expect_own_purge_all();
         let purge = timeout(PURGE_ALL_TIMEOUT, session.delete_all(&self.prefix)).await;
-        self.metrics.events.expect_no_more();
+        self.metrics.events.end_own_purge_all();
         let mut purged = purge.unwrap_or(Err(StoreError::Timeout));
         if purged.is_ok()
             && let Err(error) = self.note_purged(session, &sweep.slots)

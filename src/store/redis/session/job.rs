@@ -251,5 +251,5 @@ fn filled(reply: i64) -> Fill {
 }
 
 fn script(name: &str, source: &str) -> Script {
-    Script::new(&mutants::script(name, source))
+    Script::new(&mutants::mutated_script(name, source))
 }

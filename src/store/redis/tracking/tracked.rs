@@ -7,7 +7,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     config::NearTracking,
-    events::What,
+    events::EventKind,
     metrics::Metrics,
     mutants::{self, Mutant},
     store::{
@@ -50,7 +50,7 @@ impl Tracked {
     /// Makes sure that changes of a key will be reported. With broadcast tracking, changes of all
     /// keys are.
     pub(in crate::store::redis) async fn follow(&self, key: &Key) -> Result<(), Down> {
-        if self.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUnfollowed) {
+        if self.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUntracked) {
             return if self.rounds.is_up() { Ok(()) } else { Err(Down) };
         }
         self.rounds.carry(key).await
@@ -112,7 +112,7 @@ pub(super) fn evict(tracked: &Tracked, data: &[Value]) {
     let (watcher, events) = (&tracked.watcher, &tracked.metrics.events);
     let [Value::Array(names)] = data else {
         watcher.flush();
-        events.tell_all(What::Flushed, "", None);
+        events.publish_global(EventKind::Flushed, "", None);
         return;
     };
     for name in names {
@@ -124,7 +124,7 @@ pub(super) fn evict(tracked: &Tracked, data: &[Value]) {
         watcher.evict(name);
         // Our keys are text, so any other name under the prefix is not ours.
         if let Ok(name) = std::str::from_utf8(name) {
-            events.changed(name);
+            events.record_change(name);
         }
     }
 }

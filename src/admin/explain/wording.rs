@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use hyper::Method;
 
-use super::past;
+use super::job_history;
 use crate::{
     cache::{
         OUTCOME_UNKNOWN, REPLACEMENTS,
@@ -12,12 +12,12 @@ use crate::{
         explain::{Because, Explained},
         policy::Bypass,
     },
-    events::What,
+    events::EventKind,
     proxy::framing::Refusal,
 };
 
 /// The sentence for a hit.
-pub(super) fn hit(explained: &Explained, ttl: Duration) -> String {
+pub(super) fn hit_text(explained: &Explained, ttl: Duration) -> String {
     let from = if explained.near { "this process" } else { "Redis" };
     let left = ttl.as_secs();
     format!(
@@ -26,7 +26,7 @@ pub(super) fn hit(explained: &Explained, ttl: Duration) -> String {
 }
 
 /// The sentence for a miss, whose answer is stored if that is allowed.
-pub(super) fn because(because: Because) -> &'static str {
+pub(super) fn miss_text(because: Because) -> &'static str {
     match because {
         Because::Nothing => {
             "would go to the API: there is no entry; the answer is stored if that is allowed"
@@ -47,7 +47,7 @@ pub(super) fn because(because: Because) -> &'static str {
             "would go to the API: the entry is older than the request accepts (its Cache-Control); the \
              answer replaces the entry"
         }
-        Because::Unconfirmed(why) => pass(why),
+        Because::Unconfirmed(why) => bypass_reason_text(why),
         Because::Rejected(Reject::Foreign) => {
             "would go to the API: the value in Redis was not stored by jobcache, so it is dropped and \
              the answer is stored"
@@ -63,14 +63,15 @@ pub(super) fn because(because: Because) -> &'static str {
 }
 
 /// The sentence for a bypass, with its cause and how long it lasts if they are known.
-pub(super) fn left(why: Bypass, explained: &Explained, now: SystemTime) -> String {
+pub(super) fn bypass_text(why: Bypass, explained: &Explained, now: SystemTime) -> String {
     let state = explained.state.as_ref().ok();
     let left_ms = match why {
         Bypass::Fenced => state.and_then(|state| state.fence_left_ms),
         Bypass::Leased => state.and_then(|state| state.lease.as_ref()).map(|lease| lease.left_ms),
         _ => None,
     };
-    let text = cause(why, explained, now).unwrap_or_else(|| pass(why).to_owned());
+    let text =
+        bypass_cause(why, explained, now).unwrap_or_else(|| bypass_reason_text(why).to_owned());
     match left_ms.and_then(|left_ms| u64::try_from(left_ms).ok()) {
         Some(left_ms) => format!("{text} (at most {left_ms} ms left)"),
         None => text,
@@ -78,7 +79,7 @@ pub(super) fn left(why: Bypass, explained: &Explained, now: SystemTime) -> Strin
 }
 
 /// Returns a more precise sentence if the marks or the events show the cause.
-fn cause(why: Bypass, explained: &Explained, now: SystemTime) -> Option<String> {
+fn bypass_cause(why: Bypass, explained: &Explained, now: SystemTime) -> Option<String> {
     match why {
         Bypass::Audience if explained.replaced >= REPLACEMENTS => Some(format!(
             "would go to the API: it answers each client differently (one client's answer replaced \
@@ -88,13 +89,13 @@ fn cause(why: Bypass, explained: &Explained, now: SystemTime) -> Option<String> 
         Bypass::Audience => Some(
             "would go to the API: more clients poll this job than credentials.audience".to_owned(),
         ),
-        Bypass::Uncacheable => past::refusal(&explained.past).map(|refusal| {
+        Bypass::Uncacheable => job_history::last_refusal(&explained.past).map(|refusal| {
             format!("would go to the API: the last answer could not be stored ({refusal})")
         }),
-        Bypass::Fenced => past::write(&explained.past).map(|last| {
+        Bypass::Fenced => job_history::last_write(&explained.past).map(|last| {
             let ago = last.ago(now).as_secs();
             match (last.what, last.why) {
-                (What::Write, _) => {
+                (EventKind::Write, _) => {
                     format!("would go to the API: a write has been in flight for {ago} s")
                 }
                 (_, OUTCOME_UNKNOWN) => format!(
@@ -111,7 +112,7 @@ fn cause(why: Bypass, explained: &Explained, now: SystemTime) -> Option<String> 
 }
 
 /// The sentence for a bypass in shadow mode, if it differs from that of mode `on`.
-pub(super) fn in_shadow(why: Bypass) -> Option<&'static str> {
+pub(super) fn shadow_text(why: Bypass) -> Option<&'static str> {
     match why {
         Bypass::OnlyIfCached => Some(
             "would go to the API (mode is shadow): with mode on it would be answered 504, because it \
@@ -126,7 +127,7 @@ pub(super) fn in_shadow(why: Bypass) -> Option<&'static str> {
 }
 
 /// The sentence for a request that is refused before routing.
-pub(super) fn refused(why: Refusal) -> &'static str {
+pub(super) fn refused_text(why: Refusal) -> &'static str {
     match why {
         Refusal::Host => {
             "a request over HTTP/1.1 needs exactly one valid Host; if it was left out only here, add it \
@@ -140,7 +141,7 @@ pub(super) fn refused(why: Refusal) -> &'static str {
 }
 
 /// The sentence for a write.
-pub(super) fn write(method: &Method) -> &'static str {
+pub(super) fn write_text(method: &Method) -> &'static str {
     let upper = method.as_str().to_ascii_uppercase();
     if upper != method.as_str() && ["GET", "HEAD", "OPTIONS", "TRACE"].contains(&&*upper) {
         return "would be forwarded as a write, and the entry is dropped before the answer is sent: \
@@ -150,7 +151,7 @@ pub(super) fn write(method: &Method) -> &'static str {
 }
 
 /// The sentence for a bypass, by its reason alone.
-pub(super) fn pass(why: Bypass) -> &'static str {
+pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
     match why {
         Bypass::Path => "would go to the API: its path is not the path of a job (routes)",
         Bypass::Method => {

@@ -14,18 +14,18 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::page::{Page, Reply, reply, typed};
+use super::reply::{Reply, ReplyBody, json_reply, typed_reply};
 use crate::{
     events::{
-        feed::{Event, LISTENERS, Listener},
-        jobs::Busy,
+        feed::{Event, MAX_SUBSCRIBERS, Subscription},
+        jobs::BusyJob,
     },
     metrics::Metrics,
     server::Drain,
 };
 
 /// Chunks that wait for the connection. Further events wait in the feed.
-const PARTS: usize = 4;
+const QUEUED_CHUNKS: usize = 4;
 /// Interval of comments that keep an idle stream alive.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Delay in ms before a browser reconnects.
@@ -33,19 +33,19 @@ const RETRY_MS: u32 = 2_000;
 
 /// Answers with the stream. `Last-Event-ID` keeps a browser that reconnects from getting events
 /// twice.
-pub(super) fn stream(
+pub(super) fn event_stream(
     metrics: &Arc<Metrics>,
     headers: &HeaderMap,
     leaving: &Drain,
     mut is_over: watch::Receiver<bool>,
 ) -> Reply {
     let last = headers.get("last-event-id").and_then(|last| last.to_str().ok()?.parse().ok());
-    let Some(listener) = metrics.events.listen(last.unwrap_or(0)) else {
+    let Some(listener) = metrics.events.subscribe(last.unwrap_or(0)) else {
         let error =
-            format!("{LISTENERS} clients already read events, which is the limit; close one");
-        return reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }));
+            format!("{MAX_SUBSCRIBERS} clients already read events, which is the limit; close one");
+        return json_reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }));
     };
-    let (chunks, body) = mpsc::channel(PARTS);
+    let (chunks, body) = mpsc::channel(QUEUED_CHUNKS);
     let leaving = leaving.clone();
     tokio::spawn(async move {
         let mut drain = leaving.clone();
@@ -53,23 +53,23 @@ pub(super) fn stream(
             let _ = drain.wait_for(|leaving| *leaving).await;
         };
         tokio::select! {
-            () = tell(listener, &chunks) => {}
+            () = forward_events(listener, &chunks) => {}
             () = chunks.closed() => {}
             _ = is_over.wait_for(|is_over| *is_over) => {}
             () = shutdown => {
                 // Dropped if the queue is full: such a client sees the end of the stream instead.
-                let _ = chunks.try_send(line(None, &json!({ "what": "drain" })));
+                let _ = chunks.try_send(sse_message(None, &json!({ "what": "drain" })));
             }
         }
     });
-    typed(StatusCode::OK, "text/event-stream", Page::Live(body))
+    typed_reply(StatusCode::OK, "text/event-stream", ReplyBody::Stream(body))
 }
 
 /// Forwards events to the connection until it is closed.
-async fn tell(mut listener: Listener, chunks: &mpsc::Sender<Bytes>) {
+async fn forward_events(mut listener: Subscription, chunks: &mpsc::Sender<Bytes>) {
     let mut first = format!("retry: {RETRY_MS}\n\n").into_bytes();
-    for event in listener.before.drain(..) {
-        first.extend_from_slice(&shown(&event));
+    for event in listener.recent.drain(..) {
+        first.extend_from_slice(&encode_event(&event));
     }
     let mut chunk = Bytes::from(first);
     loop {
@@ -78,9 +78,9 @@ async fn tell(mut listener: Listener, chunks: &mpsc::Sender<Bytes>) {
         }
         let heartbeat = Instant::now() + HEARTBEAT;
         chunk = tokio::select! {
-            received = listener.told.recv() => match received {
-                Ok(event) => shown(&event),
-                Err(RecvError::Lagged(lost)) => line(None, &json!({ "what": "lost", "events": lost })),
+            received = listener.receiver.recv() => match received {
+                Ok(event) => encode_event(&event),
+                Err(RecvError::Lagged(lost)) => sse_message(None, &json!({ "what": "lost", "events": lost })),
                 Err(RecvError::Closed) => return,
             },
             () = sleep_until(heartbeat) => Bytes::from_static(b": alive\n\n"),
@@ -88,7 +88,7 @@ async fn tell(mut listener: Listener, chunks: &mpsc::Sender<Bytes>) {
     }
 }
 
-fn shown(event: &Event) -> Bytes {
+fn encode_event(event: &Event) -> Bytes {
     let mut object = json!({ "at_ms": event.at_ms });
     let mut put = |name: &str, value: Value| object[name] = value;
     match (event.what, &event.second) {
@@ -98,7 +98,7 @@ fn shown(event: &Event) -> Bytes {
             for (outcome, count) in second.outcomes {
                 put(outcome, count.into());
             }
-            put("busiest", second.busiest.iter().map(busy).collect());
+            put("busiest", second.busiest.iter().map(busy_job_json).collect());
         }
         (None, None) => {}
     }
@@ -113,16 +113,16 @@ fn shown(event: &Event) -> Bytes {
     } else if event.jobs > 0 {
         put("jobs", event.jobs.into());
     }
-    line(Some(event.number).filter(|number| *number > 0), &object)
+    sse_message(Some(event.number).filter(|number| *number > 0), &object)
 }
 
 /// A busy job as JSON, for `/events` and `/status`.
-pub(super) fn busy(job: &Busy) -> Value {
+pub(super) fn busy_job_json(job: &BusyJob) -> Value {
     json!({ "job": job.job, "requests": job.requests, "hits": job.hits })
 }
 
 /// One server-sent event. Only numbered events have an id.
-fn line(number: Option<u64>, data: &Value) -> Bytes {
+fn sse_message(number: Option<u64>, data: &Value) -> Bytes {
     let id = number.map(|number| format!("id: {number}\n")).unwrap_or_default();
     format!("{id}data: {data}\n\n").into()
 }

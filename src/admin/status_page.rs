@@ -19,9 +19,9 @@ use hyper::{
     },
 };
 
-use super::page::{Page, Reply, typed};
+use super::reply::{Reply, ReplyBody, typed_reply};
 
-const PAGE: &str = include_str!("front/page.html");
+const HTML: &str = include_str!("front/page.html");
 const STYLE: &str = include_str!("front/page.css");
 /// The files form one script. Each may use what the files before it define.
 const SCRIPT: &str = concat!(
@@ -37,25 +37,25 @@ const SCRIPT: &str = concat!(
 
 /// The complete status page.
 #[derive(Debug)]
-pub(super) struct Front {
+pub(super) struct StatusPage {
     page: Bytes,
     policy: HeaderValue,
 }
 
-impl Front {
+impl StatusPage {
     pub(super) fn new() -> Self {
-        let page = PAGE
+        let page = HTML
             .replacen("<style></style>", &format!("<style>{STYLE}</style>"), 1)
             .replacen("<script></script>", &format!("<script>{SCRIPT}</script>"), 1);
-        let policy = HeaderValue::from_str(&policy())
+        let policy = HeaderValue::from_str(&content_security_policy())
             // Cannot fail, because the policy is ASCII. The fallback disables the page.
             .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"));
         Self { page: page.into(), policy }
     }
 
-    pub(super) fn show(&self) -> Reply {
-        let page = Page::Whole(self.page.clone());
-        let mut response = typed(StatusCode::OK, "text/html; charset=utf-8", page);
+    pub(super) fn reply(&self) -> Reply {
+        let page = ReplyBody::Complete(self.page.clone());
+        let mut response = typed_reply(StatusCode::OK, "text/html; charset=utf-8", page);
         let headers = response.headers_mut();
         headers.insert(CONTENT_SECURITY_POLICY, self.policy.clone());
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
@@ -64,7 +64,7 @@ impl Front {
 }
 
 /// The content security policy. The only image is the icon, which is a `data:` URL.
-fn policy() -> String {
+fn content_security_policy() -> String {
     let hash = |text: &str| format!("'sha256-{}'", STANDARD.encode(Hash::hash(text.as_bytes())));
     let (script, style) = (hash(SCRIPT), hash(STYLE));
     format!(
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn every_part_has_its_place_in_the_page() {
-        let page = String::from_utf8(Front::new().page.into()).unwrap();
+        let page = String::from_utf8(StatusPage::new().page.into()).unwrap();
         for part in [STYLE, SCRIPT] {
             assert_eq!(page.matches(part).count(), 1);
         }

@@ -11,9 +11,9 @@ pub(super) const MAX_IDS: usize = 10_000;
 /// `"refresh": true` if the jobs are to be fetched again after the purge.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Payload {
-    job_id: Option<Id>,
-    job_ids: Option<Vec<Id>>,
+struct PurgePayload {
+    job_id: Option<PurgeId>,
+    job_ids: Option<Vec<PurgeId>>,
     all: Option<bool>,
     refresh: Option<bool>,
 }
@@ -21,26 +21,26 @@ struct Payload {
 /// An id is a string, or a number as databases have it.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "an id is a string or a whole number")]
-enum Id {
+enum PurgeId {
     Text(String),
     Number(u64),
 }
 
 /// A parsed purge.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum PurgeRequest {
     /// Purge these jobs. They are sorted, without duplicates.
     Jobs(Vec<JobId>),
     /// Purge these jobs and fetch them again. They are sorted, without duplicates.
-    Refreshed(Vec<JobId>),
+    JobsWithRefresh(Vec<JobId>),
     /// Purge every job.
     All,
 }
 
-impl Wanted {
+impl PurgeRequest {
     /// Parses the body of a purge. The error says what would be valid.
     pub fn parse(body: &[u8]) -> Result<Self, String> {
-        let payload: Payload = serde_json::from_slice(body).map_err(|error| {
+        let payload: PurgePayload = serde_json::from_slice(body).map_err(|error| {
             format!(
                 "{error}; a purge is {{\"job_id\": \"x\"}}, {{\"job_ids\": [\"x\", \"y\"]}} or \
                  {{\"all\": true}}"
@@ -48,12 +48,14 @@ impl Wanted {
         })?;
         let refresh = payload.refresh == Some(true);
         let ids = match payload {
-            Payload { job_id: Some(id), job_ids: None, all: None, .. } => vec![id],
-            Payload { job_id: None, job_ids: Some(ids), all: None, .. } => ids,
-            Payload { all: Some(true), .. } if refresh => {
+            PurgePayload { job_id: Some(id), job_ids: None, all: None, .. } => vec![id],
+            PurgePayload { job_id: None, job_ids: Some(ids), all: None, .. } => ids,
+            PurgePayload { all: Some(true), .. } if refresh => {
                 return Err("refresh can be combined with job_id or job_ids, not with all".into());
             }
-            Payload { job_id: None, job_ids: None, all: Some(true), .. } => return Ok(Self::All),
+            PurgePayload { job_id: None, job_ids: None, all: Some(true), .. } => {
+                return Ok(Self::All);
+            }
             _ => return Err("give exactly one of job_id, job_ids and \"all\": true".into()),
         };
         if ids.is_empty() || ids.len() > MAX_IDS {
@@ -62,8 +64,8 @@ impl Wanted {
         let mut jobs = Vec::with_capacity(ids.len());
         for id in ids {
             jobs.extend(match id {
-                Id::Text(id) => readings(&id)?,
-                Id::Number(id) => readings(&id.to_string())?,
+                PurgeId::Text(id) => job_ids(&id)?,
+                PurgeId::Number(id) => job_ids(&id.to_string())?,
             });
         }
         jobs.sort_unstable();
@@ -74,11 +76,11 @@ impl Wanted {
                 "job_ids can be read as {count} jobs; the limit is {MAX_IDS}; split the purge"
             ));
         }
-        Ok(if refresh { Self::Refreshed(jobs) } else { Self::Jobs(jobs) })
+        Ok(if refresh { Self::JobsWithRefresh(jobs) } else { Self::Jobs(jobs) })
     }
 }
 
-pub(super) fn readings(id: &str) -> Result<Vec<JobId>, String> {
+pub(super) fn job_ids(id: &str) -> Result<Vec<JobId>, String> {
     let ids = key::readings(id);
     if ids.is_empty() {
         let shown: String = id.chars().take(200).collect();
@@ -97,8 +99,8 @@ mod tests {
 
     #[track_caller]
     fn accepts(body: &str, expected: &[&str]) {
-        match Wanted::parse(body.as_bytes()) {
-            Ok(Wanted::Jobs(jobs)) => {
+        match PurgeRequest::parse(body.as_bytes()) {
+            Ok(PurgeRequest::Jobs(jobs)) => {
                 assert_eq!(jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), expected, "{body}");
             }
             other => panic!("{body}: {other:?}"),
@@ -107,7 +109,7 @@ mod tests {
 
     #[track_caller]
     fn refuses(body: &str, part: &str) {
-        let error = Wanted::parse(body.as_bytes()).unwrap_err();
+        let error = PurgeRequest::parse(body.as_bytes()).unwrap_err();
         assert!(error.contains(part), "{body}: {error:?} lacks {part:?}");
     }
 
@@ -120,17 +122,23 @@ mod tests {
             r#"{"job_id":"9F86D081-884C-4D65-9A2F-EAA0C55AD015"}"#,
             &["9f86d081-884c-4d65-9a2f-eaa0c55ad015"],
         );
-        assert_eq!(Wanted::parse(br#"{"all":true}"#).unwrap(), Wanted::All);
-        assert_eq!(Wanted::parse(br#"{"all":true,"refresh":false}"#).unwrap(), Wanted::All);
+        assert_eq!(PurgeRequest::parse(br#"{"all":true}"#).unwrap(), PurgeRequest::All);
+        assert_eq!(
+            PurgeRequest::parse(br#"{"all":true,"refresh":false}"#).unwrap(),
+            PurgeRequest::All
+        );
     }
 
     #[test]
     fn jobs_may_be_read_anew_and_all_of_them_may_not() {
         let x = || vec![JobId::canonical("x").unwrap()];
-        let parse = |body: &str| Wanted::parse(body.as_bytes()).unwrap();
-        assert_eq!(parse(r#"{"job_id":"x","refresh":true}"#), Wanted::Refreshed(x()));
-        assert_eq!(parse(r#"{"job_ids":["x"],"refresh":true}"#), Wanted::Refreshed(x()));
-        assert_eq!(parse(r#"{"job_id":"x","refresh":false}"#), Wanted::Jobs(x()));
+        let parse = |body: &str| PurgeRequest::parse(body.as_bytes()).unwrap();
+        assert_eq!(parse(r#"{"job_id":"x","refresh":true}"#), PurgeRequest::JobsWithRefresh(x()));
+        assert_eq!(
+            parse(r#"{"job_ids":["x"],"refresh":true}"#),
+            PurgeRequest::JobsWithRefresh(x())
+        );
+        assert_eq!(parse(r#"{"job_id":"x","refresh":false}"#), PurgeRequest::Jobs(x()));
         refuses(r#"{"all":true,"refresh":true}"#, "not with all");
         refuses(r#"{"job_id":"x","refresh":1}"#, "a purge is");
         refuses(r#"{"refresh":true}"#, "exactly one");
@@ -146,7 +154,7 @@ mod tests {
             json!({ "job_ids": ids }).to_string()
         };
         assert!(
-            matches!(Wanted::parse(ids(5_000).as_bytes()), Ok(Wanted::Jobs(jobs)) if jobs.len() == MAX_IDS)
+            matches!(PurgeRequest::parse(ids(5_000).as_bytes()), Ok(PurgeRequest::Jobs(jobs)) if jobs.len() == MAX_IDS)
         );
         refuses(&ids(5_001), "10002 jobs");
     }

@@ -25,15 +25,21 @@ fn signature(secret: &str, time: i64, body: &[u8]) -> String {
     webhook.unwrap().sign("msg_1", time, body).unwrap()
 }
 
-fn verify(secrets: &[Secret], headers: &HeaderMap, body: &[u8]) -> Result<Proof, Unproven> {
-    match token(secrets, headers) {
-        Err(Unproven::Unsigned) => Signed::read(headers)?.check(secrets, body, now()),
+fn verify(
+    secrets: &[Secret],
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<VerifiedSecret, AuthError> {
+    match verify_token(secrets, headers) {
+        Err(AuthError::NoCredentials) => {
+            SignedRequest::parse(headers)?.verify(secrets, body, now())
+        }
         result => result,
     }
 }
 
 #[track_caller]
-fn check(fields: &[(&str, &str)], body: &[u8], expected: Result<(usize, Option<i64>), Unproven>) {
+fn check(fields: &[(&str, &str)], body: &[u8], expected: Result<(usize, Option<i64>), AuthError>) {
     let mut headers = HeaderMap::new();
     for (name, value) in fields {
         let name: hyper::header::HeaderName = name.parse().unwrap();
@@ -46,9 +52,9 @@ fn check(fields: &[(&str, &str)], body: &[u8], expected: Result<(usize, Option<i
 }
 
 #[track_caller]
-fn check_signed(signatures: &str, time: i64, expected: Result<(usize, Option<i64>), Unproven>) {
+fn check_signed(signatures: &str, time: i64, expected: Result<(usize, Option<i64>), AuthError>) {
     let time = time.to_string();
-    let fields = [HEADERS[0], HEADERS[1], HEADERS[2]];
+    let fields = [SIGNATURE_HEADERS[0], SIGNATURE_HEADERS[1], SIGNATURE_HEADERS[2]];
     let fields = fields.into_iter().zip(["msg_1", &time, signatures]).collect::<Vec<_>>();
     check(&fields, b"{}", expected);
 }
@@ -65,13 +71,13 @@ fn any_of_the_secrets_is_good_for_a_bearer_token() {
     }
     check(&[("authorization", &format!("Bearer   {OLD}"))], b"x", Ok((1, None)));
     for token in ["an-older", "an-older-secret2", &format!("{NEW},{OLD}")] {
-        check(&[("authorization", &format!("Bearer {token}"))], b"x", Err(Unproven::Bearer));
+        check(&[("authorization", &format!("Bearer {token}"))], b"x", Err(AuthError::WrongToken));
     }
     for several in [format!("{NEW} {OLD}"), format!("{OLD}\t{NEW}")] {
         let several = format!("Bearer {several}");
-        check(&[("authorization", &several)], b"x", Err(Unproven::Several));
+        check(&[("authorization", &several)], b"x", Err(AuthError::SeveralTokens));
     }
-    check(&[("authorization", "Basic eDp5")], b"x", Err(Unproven::Unsigned));
+    check(&[("authorization", "Basic eDp5")], b"x", Err(AuthError::NoCredentials));
 }
 
 #[test]
@@ -83,10 +89,10 @@ fn any_of_the_secrets_is_good_for_any_of_the_signatures() {
     check_signed(&format!("{stranger} v1a,x {old}"), NOW, Ok((1, Some(0))));
     check_signed(&format!("{old} {new}"), NOW, Ok((0, Some(0))));
     for wrong in [&stranger[..], "", "v1,", "v2,x", new.trim_start_matches("v1,"), &new[..20]] {
-        check_signed(wrong, NOW, Err(Unproven::Signature));
+        check_signed(wrong, NOW, Err(AuthError::WrongSignature));
     }
-    check_signed(&signature(NEW, NOW, b"{} "), NOW, Err(Unproven::Signature));
-    check_signed(&new, NOW + 1, Err(Unproven::Signature));
+    check_signed(&signature(NEW, NOW, b"{} "), NOW, Err(AuthError::WrongSignature));
+    check_signed(&new, NOW + 1, Err(AuthError::WrongSignature));
 }
 
 /// Otherwise strangers could influence the recorded clock skew.
@@ -97,24 +103,28 @@ fn the_time_is_judged_of_a_right_signature_only() {
     }
     for (time, skew) in [(NOW - 301, 301), (NOW + 301, -301), (i64::MAX, NOW - i64::MAX), (0, NOW)]
     {
-        check_signed(&signature(NEW, time, b"{}"), time, Err(Unproven::Time(Skew(skew))));
-        check_signed("v1,x", time, Err(Unproven::Signature));
+        check_signed(
+            &signature(NEW, time, b"{}"),
+            time,
+            Err(AuthError::WrongTimestamp(Skew(skew))),
+        );
+        check_signed("v1,x", time, Err(AuthError::WrongSignature));
     }
 }
 
 #[test]
 fn a_large_body_of_another_time_is_not_hashed() {
-    let large = vec![b' '; LARGE + 1];
+    let large = vec![b' '; LARGE_BODY + 1];
     let check = |secret, time: i64, expected| {
         let signature = signature(secret, time, &large);
         let time = time.to_string();
         let values = ["msg_1", &time, &signature];
-        check(&[0, 1, 2].map(|n| (HEADERS[n], values[n])), &large, expected);
+        check(&[0, 1, 2].map(|n| (SIGNATURE_HEADERS[n], values[n])), &large, expected);
     };
     check(NEW, NOW - 300, Ok((0, Some(300))));
     for secret in [NEW, "a secret of somebody else"] {
-        check(secret, NOW - 301, Err(Unproven::Stale(Skew(301))));
-        check(secret, NOW + 301, Err(Unproven::Stale(Skew(-301))));
+        check(secret, NOW - 301, Err(AuthError::UncheckedTimestamp(Skew(301))));
+        check(secret, NOW + 301, Err(AuthError::UncheckedTimestamp(Skew(-301))));
     }
 }
 
@@ -122,7 +132,11 @@ fn a_large_body_of_another_time_is_not_hashed() {
 fn what_could_be_read_in_two_ways_is_malformed() {
     let time = NOW.to_string();
     let right = signature(NEW, NOW, b"{}");
-    let fields = [(HEADERS[0], "msg_1"), (HEADERS[1], &time), (HEADERS[2], &right)];
+    let fields = [
+        (SIGNATURE_HEADERS[0], "msg_1"),
+        (SIGNATURE_HEADERS[1], &time),
+        (SIGNATURE_HEADERS[2], &right),
+    ];
     check(&fields, b"{}", Ok((0, Some(0))));
     let malformed = |fields: &[(&str, &str)]| {
         let headers = fields.iter().map(|(name, value)| {
@@ -133,16 +147,16 @@ fn what_could_be_read_in_two_ways_is_malformed() {
             headers
         });
         let result = verify(&[Secret::new(NEW)], &headers, b"{}");
-        assert!(matches!(result, Err(Unproven::Malformed(_))), "{fields:?}: {result:?}");
+        assert!(matches!(result, Err(AuthError::MalformedHeader(_))), "{fields:?}: {result:?}");
     };
     for twice in [fields[0], fields[1], ("authorization", "Basic eDp5")] {
         malformed(&[&fields[..], &[twice, ("authorization", "Basic eDp5")]].concat());
     }
     for id in ["", ".", "msg_1.1700000000", "msg."] {
-        malformed(&[(HEADERS[0], id), fields[1], fields[2]]);
+        malformed(&[(SIGNATURE_HEADERS[0], id), fields[1], fields[2]]);
     }
     for time in ["", "+1700000000", "-1", "1700000000.0", " 1", "99999999999999999999"] {
-        malformed(&[fields[0], (HEADERS[1], time), fields[2]]);
+        malformed(&[fields[0], (SIGNATURE_HEADERS[1], time), fields[2]]);
     }
 }
 
@@ -151,24 +165,28 @@ fn what_could_be_read_in_two_ways_is_malformed() {
 fn signatures_on_several_lines_are_read_together() {
     let time = NOW.to_string();
     let (stranger, right) = (signature("somebody else", NOW, b"{}"), signature(OLD, NOW, b"{}"));
-    let fields = [(HEADERS[0], "msg_1"), (HEADERS[1], &time)];
+    let fields = [(SIGNATURE_HEADERS[0], "msg_1"), (SIGNATURE_HEADERS[1], &time)];
     for lists in [[&stranger, &right], [&right, &stranger]] {
-        let lists = lists.map(|list| (HEADERS[2], list.as_str()));
+        let lists = lists.map(|list| (SIGNATURE_HEADERS[2], list.as_str()));
         check(&[fields, lists].concat(), b"{}", Ok((1, Some(0))));
     }
 }
 
 #[test]
 fn a_refusal_names_the_header_and_by_how_much_a_time_is_off() {
-    let says = |refused: Unproven, part: &str| {
+    let says = |refused: AuthError, part: &str| {
         assert!(refused.to_string().contains(part), "{refused}");
     };
-    check(&[(HEADERS[1], "1")], b"", Err(Unproven::Missing(HEADERS[0])));
-    check(&[(HEADERS[0], "a"), (HEADERS[1], "1")], b"", Err(Unproven::Missing(HEADERS[2])));
-    says(Unproven::Missing(HEADERS[0]), "webhook-id is missing");
-    says(Unproven::Time(Skew(421)), "is 421 s old, and may be off by 300 s");
-    says(Unproven::Time(Skew(-421)), "is 421 s ahead");
-    says(Unproven::Stale(Skew(421)), "is 421 s old");
-    says(Unproven::Elsewhere, "POST /purge");
-    says(Unproven::Several, "send one of them");
+    check(&[(SIGNATURE_HEADERS[1], "1")], b"", Err(AuthError::MissingHeader(SIGNATURE_HEADERS[0])));
+    check(
+        &[(SIGNATURE_HEADERS[0], "a"), (SIGNATURE_HEADERS[1], "1")],
+        b"",
+        Err(AuthError::MissingHeader(SIGNATURE_HEADERS[2])),
+    );
+    says(AuthError::MissingHeader(SIGNATURE_HEADERS[0]), "webhook-id is missing");
+    says(AuthError::WrongTimestamp(Skew(421)), "is 421 s old, and may be off by 300 s");
+    says(AuthError::WrongTimestamp(Skew(-421)), "is 421 s ahead");
+    says(AuthError::UncheckedTimestamp(Skew(421)), "is 421 s old");
+    says(AuthError::SignatureNotAccepted, "POST /purge");
+    says(AuthError::SeveralTokens, "send one of them");
 }

@@ -13,17 +13,18 @@ pub(in crate::admin) const MAX_HEAD: usize = 32 << 10;
 ///
 /// Without a version the request is HTTP/1.0, which needs no `Host`.
 pub(super) fn parse(head: &[u8], path: impl FnOnce() -> String) -> Result<Request<()>, String> {
-    let text = std::str::from_utf8(head).map_err(|error| not_text(head, error.valid_up_to()))?;
-    let mut lines = sent(text).peekable();
+    let text =
+        std::str::from_utf8(head).map_err(|error| not_text_error(head, error.valid_up_to()))?;
+    let mut lines = sent_lines(text).peekable();
     let first = lines.next_if(|(_, line)| is_request_line(line));
     let mut request = Request::new(());
     *request.version_mut() = Version::HTTP_10;
     match first {
-        Some((at, line)) => target(at, line, &mut request)?,
-        None => *request.uri_mut() = path().parse().map_err(|_| no_path(1))?,
+        Some((at, line)) => parse_request_line(at, line, &mut request)?,
+        None => *request.uri_mut() = path().parse().map_err(|_| no_path_error(1))?,
     }
     for (at, line) in lines.take_while(|(_, line)| !line.is_empty()) {
-        let (name, value) = field(line).ok_or_else(|| {
+        let (name, value) = parse_field(line).ok_or_else(|| {
             format!(
                 "line {at} of the head is not `Name: value`; write one field per line, such as `Host: \
                  api.example`; the first line may be a request line, such as `GET /jobs/x HTTP/1.1`"
@@ -36,7 +37,7 @@ pub(super) fn parse(head: &[u8], path: impl FnOnce() -> String) -> Result<Reques
 
 /// Returns the lines of the head with their numbers. `curl -v` marks sent lines with `>`; its other
 /// lines, about the response and the connection, are skipped.
-fn sent(text: &str) -> impl Iterator<Item = (usize, &str)> {
+fn sent_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let is_from_curl = text.lines().any(|line| line.starts_with('>'));
     let lines = text.lines().enumerate().map(|(at, line)| (at + 1, line));
     lines.filter_map(move |(at, line)| {
@@ -59,13 +60,13 @@ fn is_request_line(line: &str) -> bool {
     !method.is_empty() && method.bytes().all(is_method) && (is_upper || has_target)
 }
 
-fn target(at: usize, line: &str, request: &mut Request<()>) -> Result<(), String> {
+fn parse_request_line(at: usize, line: &str, request: &mut Request<()>) -> Result<(), String> {
     let mut words = line.split(' ');
     let method = words.next().unwrap_or_default();
     let method: Method = method.parse().map_err(|_| {
         format!("line {at} of the head has no valid method; begin it with one, such as GET")
     })?;
-    let uri: Uri = words.next().unwrap_or_default().parse().map_err(|_| no_path(at))?;
+    let uri: Uri = words.next().unwrap_or_default().parse().map_err(|_| no_path_error(at))?;
     let version = match words.next() {
         None | Some("HTTP/1.0") => Version::HTTP_10,
         Some("HTTP/1.1") => Version::HTTP_11,
@@ -81,16 +82,16 @@ fn target(at: usize, line: &str, request: &mut Request<()>) -> Result<(), String
     Ok(())
 }
 
-fn no_path(at: usize) -> String {
+fn no_path_error(at: usize) -> String {
     format!("line {at} of the head has no valid path; write it as `GET /jobs/x HTTP/1.1`")
 }
 
-fn not_text(head: &[u8], valid: usize) -> String {
+fn not_text_error(head: &[u8], valid: usize) -> String {
     let at = head[..valid].split(|byte| *byte == b'\n').count();
     format!("line {at} of the head is not UTF-8; send the head as text, or without that field")
 }
 
-fn field(line: &str) -> Option<(HeaderName, HeaderValue)> {
+fn parse_field(line: &str) -> Option<(HeaderName, HeaderValue)> {
     let (name, value) = line.split_once(':')?;
     let value = HeaderValue::from_bytes(value.trim().as_bytes()).ok()?;
     Some((name.parse().ok()?, value))

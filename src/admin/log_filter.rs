@@ -14,10 +14,10 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
-    guard::Guard,
-    page::{Reply, reply},
+    authorize::Authorizer,
+    reply::{Reply, json_reply},
 };
-use crate::{config, telemetry::Filter, transport::Peer};
+use crate::{config, telemetry::LogFilter, transport::Peer};
 
 /// Longest filter, in bytes.
 const MAX_FILTER: usize = 4 << 10;
@@ -25,43 +25,45 @@ const MAX_FILTER: usize = 4 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The page `/log`.
-pub(super) struct Log {
-    filter: Filter,
-    guard: Arc<Guard>,
+pub(super) struct LogFilterPage {
+    filter: LogFilter,
+    guard: Arc<Authorizer>,
 }
 
-impl Log {
-    pub(super) fn new(filter: Filter, guard: Arc<Guard>) -> Self {
+impl LogFilterPage {
+    pub(super) fn new(filter: LogFilter, guard: Arc<Authorizer>) -> Self {
         Self { filter, guard }
     }
 
     /// `GET /log`.
     pub(super) fn show(&self) -> Reply {
         match self.filter.text() {
-            Some(log) => reply(StatusCode::OK, &json!({ "log": log })),
-            None => none(),
+            Some(log) => json_reply(StatusCode::OK, &json!({ "log": log })),
+            None => no_log(),
         }
     }
 
     /// `PUT /log` with a filter as its body.
     pub(super) async fn put(&self, request: Request<Incoming>, client: Peer) -> Reply {
-        if let Some(refusal) = self.guard.refuses(request.headers(), client) {
+        if let Some(refusal) = self.guard.reject_without_token(request.headers(), client) {
             return refusal;
         }
         let body = request.into_body();
         let body = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_FILTER).collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => {
-                return refuse(&format!(
+                return bad_filter(&format!(
                     "cannot read the filter ({MAX_FILTER} bytes at most): {error}"
                 ));
             }
-            Err(_) => return refuse(&format!("the body did not arrive within {BODY_TIMEOUT:?}")),
+            Err(_) => {
+                return bad_filter(&format!("the body did not arrive within {BODY_TIMEOUT:?}"));
+            }
         };
         match self.set(&body) {
-            Ok(Some((log, was))) => reply(StatusCode::OK, &json!({ "log": log, "was": was })),
-            Ok(None) => none(),
-            Err(reason) => refuse(&reason),
+            Ok(Some((log, was))) => json_reply(StatusCode::OK, &json!({ "log": log, "was": was })),
+            Ok(None) => no_log(),
+            Err(reason) => bad_filter(&reason),
         }
     }
 
@@ -76,11 +78,11 @@ impl Log {
     }
 }
 
-fn refuse(reason: &str) -> Reply {
-    reply(StatusCode::BAD_REQUEST, &json!({ "error": reason }))
+fn bad_filter(reason: &str) -> Reply {
+    json_reply(StatusCode::BAD_REQUEST, &json!({ "error": reason }))
 }
 
 /// The answer if this process did not install the logger, as in tests.
-fn none() -> Reply {
-    reply(StatusCode::NOT_FOUND, &json!({ "error": "jobcache does not own the log here" }))
+fn no_log() -> Reply {
+    json_reply(StatusCode::NOT_FOUND, &json!({ "error": "jobcache does not own the log here" }))
 }

@@ -26,13 +26,13 @@ use hyper::{
 };
 
 /// Characters of a host name that an error shows.
-const MAX_SHOWN: usize = 200;
+const MAX_SHOWN_CHARS: usize = 200;
 
-const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Returns an error if the host or the origin of a request is ambiguous: of two fields, one reader
 /// takes the first and another the last.
-pub(super) fn ambiguity<B>(request: &Request<B>) -> Option<String> {
+pub(super) fn ambiguous_field<B>(request: &Request<B>) -> Option<String> {
     // RFC 9112 (3.2): "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1
     // request message that lacks a Host header field and to any request message that contains more
     // than one".
@@ -40,7 +40,7 @@ pub(super) fn ambiguity<B>(request: &Request<B>) -> Option<String> {
         return Some("the request has no Host field; send one".to_owned());
     }
     let is_repeated = |name: &HeaderName| request.headers().get_all(name).iter().nth(1).is_some();
-    let name = [HOST, ORIGIN, SITE].into_iter().find(is_repeated)?;
+    let name = [HOST, ORIGIN, SEC_FETCH_SITE].into_iter().find(is_repeated)?;
     Some(format!("the request has more than one {name} field; send one"))
 }
 
@@ -51,32 +51,33 @@ pub(super) fn ambiguity<B>(request: &Request<B>) -> Option<String> {
 /// `GET` and `HEAD` (Fetch, 3.2). It has to equal the requested host. The host has to be an IP
 /// address or `localhost`, because another site's name may resolve to this listener (DNS
 /// rebinding), and its page then has the same origin.
-pub(super) fn is_foreign<B>(request: &Request<B>) -> bool {
+pub(super) fn is_cross_site<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
-    if let Some(site) = headers.get(SITE) {
+    if let Some(site) = headers.get(SEC_FETCH_SITE) {
         // `none`: the user agent itself, from the address bar or an extension.
         return site != "same-origin" && site != "none";
     }
     let Some(origin) = headers.get(ORIGIN) else { return false };
     let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
     let Some(origin) = origin.as_ref().and_then(Uri::authority) else { return true };
-    let is_own =
-        names(request).next().is_some_and(|name| name.eq_ignore_ascii_case(origin.as_str()));
-    !is_own || !is_here(origin)
+    let is_own = requested_hosts(request)
+        .next()
+        .is_some_and(|name| name.eq_ignore_ascii_case(origin.as_str()));
+    !is_own || !is_local_host(origin)
 }
 
 /// Returns the requested host name if another site may own it. Browsers always send a host.
-pub(super) fn foreign_name<B>(request: &Request<B>) -> Option<String> {
-    let is_foreign = |name: &Cow<str>| !name.parse().is_ok_and(|name| is_here(&name));
-    let name = names(request).find(is_foreign)?;
-    Some(name.chars().take(MAX_SHOWN).collect())
+pub(super) fn untrusted_host<B>(request: &Request<B>) -> Option<String> {
+    let is_foreign = |name: &Cow<str>| !name.parse().is_ok_and(|name| is_local_host(&name));
+    let name = requested_hosts(request).find(is_foreign)?;
+    Some(name.chars().take(MAX_SHOWN_CHARS).collect())
 }
 
 /// The host names of a request: of its target, then of `Host`. RFC 9112 (3.2.2): "When an origin
 /// server receives a request with an absolute-form of request-target, the origin server MUST ignore
 /// the received Host header field", and HTTP/2 has `:authority`. Both are checked, so that neither
 /// can hide the other.
-fn names<B>(request: &Request<B>) -> impl Iterator<Item = Cow<'_, str>> {
+fn requested_hosts<B>(request: &Request<B>) -> impl Iterator<Item = Cow<'_, str>> {
     let target = request.uri().authority().map(|name| Cow::Borrowed(name.as_str()));
     let host = request.headers().get(HOST);
     target.into_iter().chain(host.map(|host| String::from_utf8_lossy(host.as_bytes())))
@@ -84,7 +85,7 @@ fn names<B>(request: &Request<B>) -> impl Iterator<Item = Cow<'_, str>> {
 
 /// Whether no other site can own this host: an IP address, or `localhost` and its subdomains, which
 /// RFC 6761 (6.3) reserves for loopback. Hosts that can be parsed in two ways do not count.
-fn is_here(host: &Authority) -> bool {
+fn is_local_host(host: &Authority) -> bool {
     if host.as_str().contains('@') {
         return false;
     }
@@ -112,13 +113,13 @@ mod tests {
 
     #[track_caller]
     fn check(fields: &[(&str, &str)], foreign: bool) {
-        assert_eq!(is_foreign(&request("/", fields)), foreign, "{fields:?}");
+        assert_eq!(is_cross_site(&request("/", fields)), foreign, "{fields:?}");
     }
 
     #[test]
     fn a_name_that_may_be_another_sites_is_told_apart() {
         let check = |host: &str, name: Option<&str>| {
-            let found = foreign_name(&request("/", &[("host", host)]));
+            let found = untrusted_host(&request("/", &[("host", host)]));
             assert_eq!(found.as_deref(), name, "{host}");
         };
         for host in ["127.0.0.1:9090", "10.1.2.3", "[::1]:9090", "LocalHost:1", "a.localhost."] {
@@ -141,18 +142,18 @@ mod tests {
         ] {
             check(host, Some(host));
         }
-        assert_eq!(foreign_name(&request("/", &[])), None);
+        assert_eq!(untrusted_host(&request("/", &[])), None);
     }
 
     #[test]
     fn the_name_in_the_target_is_looked_at_before_that_in_host() {
-        let name = |target, host| foreign_name(&request(target, &[("host", host)]));
+        let name = |target, host| untrusted_host(&request(target, &[("host", host)]));
         assert_eq!(name("http://evil.example/status", "localhost").unwrap(), "evil.example");
         assert_eq!(name("http://localhost/status", "evil.example").unwrap(), "evil.example");
         assert_eq!(name("http://localhost:1/status", "localhost:1"), None);
-        assert_eq!(foreign_name(&request("http://evil.example/", &[])).unwrap(), "evil.example");
+        assert_eq!(untrusted_host(&request("http://evil.example/", &[])).unwrap(), "evil.example");
         let is_foreign_origin = |target, origin| {
-            is_foreign(&request(target, &[("host", "127.0.0.1:9"), ("origin", origin)]))
+            is_cross_site(&request(target, &[("host", "127.0.0.1:9"), ("origin", origin)]))
         };
         assert!(!is_foreign_origin("http://localhost:9/purge", "http://localhost:9"));
         assert!(is_foreign_origin("http://localhost:9/purge", "http://127.0.0.1:9"));
@@ -163,7 +164,7 @@ mod tests {
         let check = |version, fields: &[_], expected: Option<&str>| {
             let mut request = request("/", fields);
             *request.version_mut() = version;
-            let found = ambiguity(&request);
+            let found = ambiguous_field(&request);
             assert_eq!(found.is_some(), expected.is_some(), "{fields:?}: {found:?}");
             assert!(found.unwrap_or_default().contains(expected.unwrap_or_default()), "{fields:?}");
         };

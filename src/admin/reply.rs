@@ -21,18 +21,18 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 /// A response of the admin listener.
-pub type Reply = Response<Page>;
+pub type Reply = Response<ReplyBody>;
 
 /// The body of a response.
 #[derive(Debug)]
-pub enum Page {
+pub enum ReplyBody {
     /// A complete body; empty once it is sent.
-    Whole(Bytes),
+    Complete(Bytes),
     /// A stream that ends when its sender is dropped.
-    Live(mpsc::Receiver<Bytes>),
+    Stream(mpsc::Receiver<Bytes>),
 }
 
-impl Body for Page {
+impl Body for ReplyBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -41,36 +41,40 @@ impl Body for Page {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let bytes = match self.get_mut() {
-            Self::Whole(bytes) if bytes.is_empty() => return Poll::Ready(None),
-            Self::Whole(bytes) => Poll::Ready(Some(std::mem::take(bytes))),
-            Self::Live(chunks) => chunks.poll_recv(cx),
+            Self::Complete(bytes) if bytes.is_empty() => return Poll::Ready(None),
+            Self::Complete(bytes) => Poll::Ready(Some(std::mem::take(bytes))),
+            Self::Stream(chunks) => chunks.poll_recv(cx),
         };
         bytes.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(bytes) if bytes.is_empty())
+        matches!(self, Self::Complete(bytes) if bytes.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Live(_) => SizeHint::default(),
+            Self::Complete(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream(_) => SizeHint::default(),
         }
     }
 }
 
 /// A JSON response.
-pub(super) fn reply(status: StatusCode, body: &impl Serialize) -> Reply {
+pub(super) fn json_reply(status: StatusCode, body: &impl Serialize) -> Reply {
     // Bodies hold strings, numbers, lists and maps with string keys, which never fail to serialize.
     let mut text = serde_json::to_vec(body).unwrap_or_default();
     text.push(b'\n');
-    typed(status, "application/json", Page::Whole(text.into()))
+    typed_reply(status, "application/json", ReplyBody::Complete(text.into()))
 }
 
 /// A response of this content type that must not be cached, sniffed for another type, or embedded
 /// by pages of other origins.
-pub(super) fn typed(status: StatusCode, content_type: &'static str, page: Page) -> Reply {
+pub(super) fn typed_reply(
+    status: StatusCode,
+    content_type: &'static str,
+    page: ReplyBody,
+) -> Reply {
     let mut response = Response::new(page);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -84,8 +88,8 @@ pub(super) fn typed(status: StatusCode, content_type: &'static str, page: Page) 
 }
 
 /// A JSON response with `Retry-After`, in whole seconds, at least 1.
-pub(super) fn later(status: StatusCode, body: &impl Serialize, wait: Duration) -> Reply {
-    let mut response = reply(status, body);
+pub(super) fn retry_later(status: StatusCode, body: &impl Serialize, wait: Duration) -> Reply {
+    let mut response = json_reply(status, body);
     let seconds = wait.as_millis().div_ceil(1000).max(1);
     // Digits are always a valid header value.
     if let Ok(seconds) = HeaderValue::from_str(&seconds.to_string()) {
@@ -94,9 +98,9 @@ pub(super) fn later(status: StatusCode, body: &impl Serialize, wait: Duration) -
     response
 }
 
-pub(super) fn wrong_method(allowed: &'static str) -> Reply {
+pub(super) fn method_not_allowed(allowed: &'static str) -> Reply {
     let error = format!("method not allowed; this page accepts {allowed}");
-    let mut response = reply(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }));
+    let mut response = json_reply(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
