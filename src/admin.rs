@@ -44,7 +44,7 @@ use crate::{
     cache::Cache,
     config::{self, Config},
     limits::Room,
-    metrics::{Metrics, Refused},
+    metrics::{Metrics, WebhookRefusal},
     proxy::route::Routes,
     server::Drain,
     spans,
@@ -183,7 +183,7 @@ impl Admin {
         let method = request.method().clone();
         let read = method == Method::GET || method == Method::HEAD;
         if let Some(error) = csrf::ambiguous_field(&request) {
-            self.state.metrics.webhook.refused(Refused::Malformed);
+            self.state.metrics.webhook.count_refused(WebhookRefusal::Malformed);
             return json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error }));
         }
         if let Some(refusal) = self.reject_cross_site(&request, read, client) {
@@ -250,7 +250,7 @@ impl Admin {
         } else {
             return None;
         };
-        self.state.metrics.webhook.refused(Refused::Origin);
+        self.state.metrics.webhook.count_refused(WebhookRefusal::Origin);
         Some(refusal)
     }
 

@@ -91,7 +91,7 @@ use crate::{
     limits::Room,
     metrics::{Limit, Metrics, recent},
     proxy::{Proxy, route::Routes},
-    reload::{Live, Reloads, Snapshot},
+    reload::{ConfigGeneration, Current, Reloads},
     server::{Drain, Server, listen::Listener},
     store::StoreError,
     telemetry::{LogFilter, SpanExport},
@@ -156,16 +156,17 @@ pub async fn run_reloading(
     let config = loaded.config.clone();
     let export = reloads.take_export();
     let spans = export.as_ref().map(SpanExport::counts).unwrap_or_default();
-    let metrics = Arc::new(Metrics::counting(spans));
+    let metrics = Arc::new(Metrics::with_span_counts(spans));
     let exporter = export.map(|export| export.start(&metrics)).transpose()?;
     let (leave, leaving) = watch::channel(false);
     let warming = Warming::new(&config, &metrics);
     let filter = reloads.filter();
     let warmer = warming.warmer();
-    let live = Arc::new(Live::new(first(&config, &metrics, filter, warmer, &leaving)?));
+    let live = Arc::new(Current::new(build(&config, &metrics, filter, warmer, &leaving)?));
     let serving = Serving::begin(listeners, &config, &live, &metrics)?;
-    metrics.watch(admin::outcome_reasons());
-    let _samples = AbortOnDropHandle::new(tokio::spawn(recent::keep(Arc::clone(&metrics))));
+    metrics.register_reasons(admin::outcome_reasons());
+    let _samples =
+        AbortOnDropHandle::new(tokio::spawn(recent::sample_every_second(Arc::clone(&metrics))));
     let current = Arc::clone(&live);
     let warming = tokio::spawn(warming.run(move || current.proxy(), leaving));
 
@@ -187,13 +188,13 @@ pub async fn run_reloading(
 }
 
 /// Builds everything that answers requests, from the initial configuration.
-fn first(
+fn build(
     config: &Config,
     metrics: &Arc<Metrics>,
     filter: LogFilter,
     warmer: Warmer,
     leaving: &Drain,
-) -> Result<Snapshot, RunError> {
+) -> Result<ConfigGeneration, RunError> {
     let routes = Arc::new(Routes::configured::<RunError>(config)?);
     let cache = Arc::new(Cache::open(config, Arc::clone(metrics))?);
     let upstream = Upstream::new(config, Arc::clone(metrics))?;
@@ -224,7 +225,7 @@ fn first(
         caller_limits: watch,
     };
     let admin = Admin::new(Arc::clone(&cache), Arc::clone(&routes), config, lasting);
-    Ok(Snapshot::new(routes, cache, Arc::new(proxy), Arc::new(admin)))
+    Ok(ConfigGeneration::new(routes, cache, Arc::new(proxy), Arc::new(admin)))
 }
 
 /// Both listeners, while they are served.
@@ -241,12 +242,12 @@ impl Serving {
     fn begin(
         listeners: Listeners,
         config: &Config,
-        live: &Arc<Live>,
+        live: &Arc<Current>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, TlsError> {
         let tls = config.tls.identity().map(|identity| {
             let files = vec![identity.cert.clone(), identity.key.clone()];
-            Renewed::new(files, move || tls::server(&identity))
+            Renewed::new(files, move || tls::server_config(&identity))
         });
         let tls = tls.transpose()?;
         info!(
@@ -257,7 +258,7 @@ impl Serving {
             "listening"
         );
         let interval = config.tls_renew_interval;
-        let renewal = tls.as_ref().map(|tls| tls.keep(interval, Arc::clone(metrics)));
+        let renewal = tls.as_ref().map(|tls| tls.spawn_renewal(interval, Arc::clone(metrics)));
         let server = |listener| Server::new(listener, &config.server, Arc::clone(metrics));
         let clients = server(listeners.proxy).with_tls(tls);
         let operators = server(listeners.admin).without_proxy_protocol();
@@ -274,7 +275,7 @@ impl Serving {
 
     /// Drains the clients' listener, and then the admin listener, so that operators can watch the
     /// drain.
-    async fn drain(self, warming: JoinHandle<()>, deadline: Duration, live: &Live) {
+    async fn drain(self, warming: JoinHandle<()>, deadline: Duration, live: &Current) {
         info!("draining");
         let deadline_at = Instant::now() + deadline;
         self.start_drain.send_replace(true);

@@ -16,7 +16,7 @@ use jobcache::{
     Listeners, RunError,
     config::{Address, Config, Flags, Invalid, Loaded, LogFormat},
     demo::{self, DemoError},
-    reload::{self, Outcome, Reloader},
+    reload::{self, ReloadOutcome, Reloader},
     server::listen::{self, Listener, Reuse},
     systemd::{self, InheritedSockets, InheritedSocketsError},
     telemetry,
@@ -169,10 +169,12 @@ async fn reload_on(mut hangup: Signal, reloader: Reloader) {
         systemd::reloading();
         let Some(outcome) = reloader.reload().await else { return };
         systemd::ready(match outcome {
-            Outcome::Applied => "serving by the configuration as it was reloaded",
-            Outcome::Unchanged => "serving; the configuration has not changed",
-            Outcome::Refused => "serving by the old configuration; the new one needs a restart",
-            Outcome::Invalid => "serving by the old configuration; the new one has mistakes",
+            ReloadOutcome::Applied => "serving by the configuration as it was reloaded",
+            ReloadOutcome::Unchanged => "serving; the configuration has not changed",
+            ReloadOutcome::Refused => {
+                "serving by the old configuration; the new one needs a restart"
+            }
+            ReloadOutcome::Invalid => "serving by the old configuration; the new one has mistakes",
         });
     }
 }

@@ -6,22 +6,22 @@
 //!
 //! `docs/metrics.md` says for each metric what to do about it.
 
-mod cluster;
+mod cluster_metrics;
+mod comparison_metrics;
 mod counters;
-mod evidence;
 mod labels;
-mod limits;
-mod near;
+mod limit_metrics;
+mod near_metrics;
 mod process;
 mod reasons;
 pub mod recent;
 mod runtime;
 mod sample;
-mod store;
-mod told;
-mod upstream;
-mod warm;
-mod webhook;
+mod snapshot;
+mod store_metrics;
+mod upstream_metrics;
+mod warm_metrics;
+mod webhook_metrics;
 
 use std::{fmt, iter, sync::atomic::Ordering, time::Duration};
 
@@ -31,19 +31,19 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use self::{
-    counters::Counters, labels::outcomes, process::Process, reasons::Reasons, recent::Recent,
-    runtime::Runtime, store::Operations,
-};
 pub use self::{
-    evidence::{Evidence, Trials},
+    comparison_metrics::{ComparisonMetrics, ComparisonResult},
     labels::{
         InvalidationLabels, KindLabels, MissLabels, OutcomeLabels, RequestLabels, SpanCounts,
     },
-    limits::{Limit, Limits},
-    reasons::Reason,
-    store::{Breaker, Op},
-    webhook::Refused,
+    limit_metrics::{Limit, LimitMetrics},
+    reasons::ReasonCount,
+    store_metrics::{BreakerMetrics, StoreOp},
+    webhook_metrics::WebhookRefusal,
+};
+use self::{
+    counters::Counters, labels::outcomes, process::ProcessCollector, reasons::ReasonHistory,
+    recent::Recent, runtime::RuntimeCollector, store_metrics::StoreOperations,
 };
 use crate::{events::Events, store::StoreError};
 
@@ -75,45 +75,45 @@ pub struct Metrics {
     /// Values under jobcache keys that another program wrote.
     pub foreign_values: Counter,
     /// Invalidations that the store has not confirmed.
-    pub pending: Gauge,
+    pub pending_invalidations: Gauge,
     /// How often there were too many of them, so that whole slots became pending.
     pub pending_overflows: Counter,
     /// 1 while there is a trusted connection to the store.
     pub store_up: Gauge,
     /// The masters of a Redis Cluster.
-    pub cluster: cluster::Cluster,
+    pub cluster: cluster_metrics::ClusterMetrics,
     /// Whether requests ask the store.
-    pub breaker: Breaker,
-    operations: Operations,
+    pub breaker: BreakerMetrics,
+    operations: StoreOperations,
     /// Upstream exchanges by outcome.
     pub upstream_requests: Counters<OutcomeLabels>,
     /// Time to the upstream's response head, including the wait for a connection.
-    pub upstream_seconds: Histogram,
+    pub upstream_response_seconds: Histogram,
     /// Connections opened to the upstream.
     pub upstream_connects: Counter,
     /// Changed certificates by outcome: `applied` or `failed`.
     pub tls_reloads: Family<OutcomeLabels, Counter>,
     /// State of the upstream, and its connections.
-    pub upstream: upstream::Upstream,
+    pub upstream: upstream_metrics::UpstreamMetrics,
     /// Results of comparisons of entries with the upstream.
-    pub trials: Trials,
+    pub comparisons: ComparisonMetrics,
     /// How much of each limit is in use, and how often each was reached.
-    pub limits: Limits,
+    pub limits: LimitMetrics,
     /// Cache warming.
-    pub warm: warm::Warm,
+    pub warm: warm_metrics::WarmMetrics,
     /// Calls that need the webhook secret, and purges.
-    pub webhook: webhook::Webhook,
+    pub webhook: webhook_metrics::WebhookMetrics,
     /// Open client connections.
     pub connections: Gauge,
     /// Client connections that ended with an error, by kind.
     pub connection_errors: Family<KindLabels, Counter>,
     /// Near entries.
-    pub near: near::Near,
+    pub near: near_metrics::NearMetrics,
     /// Rounds of the read barrier that began.
     pub barrier_rounds: Counter,
     /// Time of an answered round of the read barrier. A lookup waits for at most two: the round
     /// under way and its own.
-    pub barrier_seconds: Histogram,
+    pub barrier_round_seconds: Histogram,
     /// Lookups that waited for a round of the read barrier.
     pub barrier_waits: Counter,
     /// 1 while changes in the store are tracked.
@@ -125,7 +125,7 @@ pub struct Metrics {
     /// Counts of the last ten minutes, for the status page.
     pub recent: Recent,
     /// Recent reasons why requests were not hits.
-    reasons: Reasons,
+    reasons: ReasonHistory,
     /// Spans for a collector by outcome. The exporter counts them.
     spans: SpanCounts,
 }
@@ -141,13 +141,13 @@ impl fmt::Debug for Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::counting(SpanCounts::default())
+        Self::with_span_counts(SpanCounts::default())
     }
 }
 
 impl Metrics {
     /// Creates the metrics with a family of span counts that the exporter updates.
-    pub fn counting(spans: SpanCounts) -> Self {
+    pub fn with_span_counts(spans: SpanCounts) -> Self {
         let requests = labels::requests();
         let mut metrics = Self {
             registry: Registry::default(),
@@ -159,32 +159,32 @@ impl Metrics {
             rule_misses: labels::rule_misses(),
             flights_joined: Counter::default(),
             foreign_values: Counter::default(),
-            pending: Gauge::default(),
+            pending_invalidations: Gauge::default(),
             pending_overflows: Counter::default(),
             store_up: Gauge::default(),
-            cluster: cluster::Cluster::default(),
-            breaker: Breaker::default(),
-            operations: Operations::default(),
+            cluster: cluster_metrics::ClusterMetrics::default(),
+            breaker: BreakerMetrics::default(),
+            operations: StoreOperations::default(),
             upstream_requests: outcomes(["answered"]),
-            upstream_seconds: Histogram::new(UPSTREAM_BUCKETS),
+            upstream_response_seconds: Histogram::new(UPSTREAM_BUCKETS),
             upstream_connects: Counter::default(),
             tls_reloads: outcomes(["applied", "failed"]).family(),
-            upstream: upstream::Upstream::default(),
-            trials: Trials::default(),
-            limits: Limits::default(),
-            warm: warm::Warm::default(),
-            webhook: webhook::Webhook::default(),
+            upstream: upstream_metrics::UpstreamMetrics::default(),
+            comparisons: ComparisonMetrics::default(),
+            limits: LimitMetrics::default(),
+            warm: warm_metrics::WarmMetrics::default(),
+            webhook: webhook_metrics::WebhookMetrics::default(),
             connections: Gauge::default(),
             connection_errors: labels::connection_errors(),
-            near: near::Near::default(),
+            near: near_metrics::NearMetrics::default(),
             barrier_rounds: Counter::default(),
-            barrier_seconds: Histogram::new(ROUND_BUCKETS),
+            barrier_round_seconds: Histogram::new(ROUND_BUCKETS),
             barrier_waits: Counter::default(),
             tracking_up: Gauge::default(),
             tracking_news: Counter::default(),
             events: Events::default(),
             recent: Recent::default(),
-            reasons: Reasons::default(),
+            reasons: ReasonHistory::default(),
             spans,
         };
         metrics.register();
@@ -192,7 +192,7 @@ impl Metrics {
     }
 
     /// Counts a request by its outcome and reason, in the words of `Cache-Status`.
-    pub fn request(&self, outcome: &'static str, reason: &'static str) {
+    pub fn count_request(&self, outcome: &'static str, reason: &'static str) {
         if outcome == "hit" {
             self.hits.inc();
             return;
@@ -209,7 +209,7 @@ impl Metrics {
     }
 
     /// Counts an operation of the store, its time and its error.
-    pub fn store_op<T>(&self, op: Op, result: &Result<T, StoreError>, took: Duration) {
+    pub fn record_store_op<T>(&self, op: StoreOp, result: &Result<T, StoreError>, took: Duration) {
         self.operations.count(op, result, took);
         if !matches!(result, Err(StoreError::Down)) {
             self.recent.store_times.observe(took, 1);
@@ -226,13 +226,13 @@ impl Metrics {
 
     fn register(&mut self) {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Process::default()));
+        registry.register_collector(Box::new(ProcessCollector::default()));
         self.register_ours(registry.sub_registry_with_prefix("jobcache"));
         self.registry = registry;
     }
 
     fn register_ours(&self, r: &mut Registry) {
-        r.register("build", "The running build", Info::new(build()));
+        r.register("build", "The running build", Info::new(build_labels()));
         self.register_requests(r);
         r.register(
             "config_reloads",
@@ -258,12 +258,12 @@ impl Metrics {
             self.connection_errors.clone(),
         );
         self.limits.register(r);
-        self.trials.register(r);
+        self.comparisons.register(r);
         self.warm.register(r);
         self.webhook.register(r);
         self.near.register(r);
         self.register_barrier(r);
-        r.register_collector(Box::new(Runtime));
+        r.register_collector(Box::new(RuntimeCollector));
     }
 
     fn register_requests(&self, r: &mut Registry) {
@@ -295,7 +295,7 @@ impl Metrics {
         r.register(
             "pending_invalidations",
             "Invalidations that the store has not confirmed",
-            self.pending.clone(),
+            self.pending_invalidations.clone(),
         );
         r.register(
             "pending_overflows",
@@ -314,7 +314,7 @@ impl Metrics {
             "upstream_response",
             "Time to the upstream's response head, including the wait for a connection",
             Unit::Seconds,
-            self.upstream_seconds.clone(),
+            self.upstream_response_seconds.clone(),
         );
         r.register(
             "upstream_connects",
@@ -334,7 +334,7 @@ impl Metrics {
             "barrier_round",
             "Time of a round of the read barrier",
             Unit::Seconds,
-            self.barrier_seconds.clone(),
+            self.barrier_round_seconds.clone(),
         );
         r.register(
             "barrier_waits",
@@ -355,7 +355,7 @@ impl Metrics {
 }
 
 /// Labels of the build: the version and, if the build had `JOBCACHE_COMMIT` set, the commit.
-fn build() -> Vec<(&'static str, &'static str)> {
+fn build_labels() -> Vec<(&'static str, &'static str)> {
     let commit = option_env!("JOBCACHE_COMMIT").filter(|commit| !commit.is_empty());
     let version = ("version", env!("CARGO_PKG_VERSION"));
     iter::once(version).chain(commit.map(|commit| ("commit", commit))).collect()
@@ -368,8 +368,12 @@ mod tests {
     #[test]
     fn what_was_counted_stands_in_the_exposition() {
         let metrics = Metrics::default();
-        metrics.request("hit", "");
-        metrics.store_op::<()>(Op::Read, &Err(StoreError::Timeout), Duration::from_millis(50));
+        metrics.count_request("hit", "");
+        metrics.record_store_op::<()>(
+            StoreOp::Read,
+            &Err(StoreError::Timeout),
+            Duration::from_millis(50),
+        );
         let text = metrics.exposition();
         for line in [
             "jobcache_requests_total{outcome=\"hit\",reason=\"\"} 1",

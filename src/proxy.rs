@@ -74,7 +74,7 @@ use crate::{
     service::Answered,
     spans,
     transport::Peer,
-    upstream::{Repeat, Upstream},
+    upstream::{RetryPolicy, Upstream},
 };
 
 /// Answers the requests of clients under one configuration.
@@ -215,7 +215,7 @@ impl Proxy {
         let sample = self.metrics.events.sample();
         let answer = match (framing::check(&request, &self.limits), self.requests.take(1)) {
             (Err(refusal), _) => {
-                refusal.limit().inspect(|&limit| self.metrics.limits.hit(limit));
+                refusal.limit().inspect(|&limit| self.metrics.limits.count_hit(limit));
                 refuse_last(refusal.status(), refusal.as_str(), request.version())
             }
             (Ok(()), None) => refuse_for_now("overloaded"),
@@ -294,7 +294,7 @@ impl Proxy {
         }
         let target = may_change.then(|| Target::of(&request, self.upstream.authority()));
         let stale_guard = may_change.then(|| Unclaimed::new(self));
-        let retry = if overridden { Repeat::Never } else { Repeat::IfSafe };
+        let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
         let switch = if upgrade.is_some() { Switch::Asked } else { Switch::Unasked };
         let sent = self.send(request, retry).await;
         let mut response = match sent.and_then(|response| prepare_response(response, switch)) {
@@ -304,7 +304,7 @@ impl Proxy {
         if let Some(upgrade) = upgrade
             && response.status() == StatusCode::SWITCHING_PROTOCOLS
         {
-            let permit = response.body_mut().take_place();
+            let permit = response.body_mut().take_permit();
             upgrade.tie(&mut response, permit, &self.tasks);
         }
         let mut response = response.map(Body::Upstream);

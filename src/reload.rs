@@ -57,14 +57,14 @@ use crate::{
 };
 
 /// Reloads that may wait for the running one; further callers wait to queue theirs.
-const QUEUE: usize = 1;
+const MAX_WAITING_RELOADS: usize = 1;
 
 /// The settings that change which writes are seen, and which reads share an entry.
-const JUDGING: [&str; 4] = ["routes", "query.allow", "query.ignore", "invalidate"];
+const INVALIDATING_SETTINGS: [&str; 4] = ["routes", "query.allow", "query.ignore", "invalidate"];
 
 /// The result of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ReloadOutcome {
     /// Every change is in force.
     Applied,
     /// There was no change.
@@ -75,7 +75,7 @@ pub enum Outcome {
     Invalid,
 }
 
-impl Outcome {
+impl ReloadOutcome {
     const ALL: [Self; 4] = [Self::Applied, Self::Unchanged, Self::Refused, Self::Invalid];
 
     /// The name in logs and metrics.
@@ -91,7 +91,7 @@ impl Outcome {
 
 /// Makes a running sidecar reload its configuration.
 #[derive(Clone, Debug)]
-pub struct Reloader(mpsc::Sender<oneshot::Sender<Outcome>>);
+pub struct Reloader(mpsc::Sender<oneshot::Sender<ReloadOutcome>>);
 
 impl Reloader {
     /// Whether the sidecar drains and no longer reloads.
@@ -101,7 +101,7 @@ impl Reloader {
 
     /// Reloads, and returns when the configuration is in force or was rejected. Returns `None` if
     /// the sidecar drains.
-    pub async fn reload(&self) -> Option<Outcome> {
+    pub async fn reload(&self) -> Option<ReloadOutcome> {
         let (done, outcome) = oneshot::channel();
         self.0.send(done).await.ok()?;
         outcome.await.ok()
@@ -110,13 +110,13 @@ impl Reloader {
 
 /// The receiving end of a [`Reloader`], for the sidecar.
 pub struct Reloads {
-    asked: mpsc::Receiver<oneshot::Sender<Outcome>>,
-    read: Read,
+    requests: mpsc::Receiver<oneshot::Sender<ReloadOutcome>>,
+    read: ReadConfig,
     filter: LogFilter,
     export: Option<SpanExport>,
 }
 
-type Read = Box<dyn Fn() -> Result<Loaded, Invalid> + Send + Sync>;
+type ReadConfig = Box<dyn Fn() -> Result<Loaded, Invalid> + Send + Sync>;
 
 /// Creates a connected pair. `read` loads the configuration as it is now, and `telemetry` is the
 /// log filter and the span export that reloads apply to.
@@ -124,9 +124,9 @@ pub fn channel(
     read: impl Fn() -> Result<Loaded, Invalid> + Send + Sync + 'static,
     telemetry: Telemetry,
 ) -> (Reloader, Reloads) {
-    let (sender, asked) = mpsc::channel(QUEUE);
+    let (sender, asked) = mpsc::channel(MAX_WAITING_RELOADS);
     let Telemetry { filter, export } = telemetry;
-    (Reloader(sender), Reloads { asked, read: Box::new(read), filter, export })
+    (Reloader(sender), Reloads { requests: asked, read: Box::new(read), filter, export })
 }
 
 impl Reloads {
@@ -150,13 +150,13 @@ impl Reloads {
     pub(crate) async fn serve(
         mut self,
         mut running: Loaded,
-        live: &Live,
+        live: &Current,
         metrics: &Metrics,
     ) -> Infallible {
-        for outcome in Outcome::ALL {
+        for outcome in ReloadOutcome::ALL {
             metrics.reloads.get_or_create(&labels(outcome)).inc_by(0);
         }
-        while let Some(done) = self.asked.recv().await {
+        while let Some(done) = self.requests.recv().await {
             let outcome = self.reload(&mut running, live).await;
             metrics.reloads.get_or_create(&labels(outcome)).inc();
             // The caller may have stopped waiting.
@@ -166,7 +166,7 @@ impl Reloads {
         future::pending().await
     }
 
-    async fn reload(&self, running: &mut Loaded, live: &Live) -> Outcome {
+    async fn reload(&self, running: &mut Loaded, live: &Current) -> ReloadOutcome {
         // Blocking reads are fine, as at startup: the files are small, and this task serves no
         // request.
         let new = match (self.read)() {
@@ -182,29 +182,29 @@ impl Reloads {
         let changes = running.changes(&new);
         if changes.is_empty() {
             info!("the configuration was read again and has not changed");
-            self.filter_as_configured(&new.config);
+            self.apply_log_filter(&new.config);
             *running = new;
-            return Outcome::Unchanged;
+            return ReloadOutcome::Unchanged;
         }
         if changes.iter().any(|change| change.applies == Applies::AtStart) {
-            return refuse(&changes, &running.config);
+            return refuse_restart(&changes, &running.config);
         }
-        if let Err(error) = live.change(&changes, &new.config).await {
+        if let Err(error) = live.apply(&changes, &new.config).await {
             error!(%error, "the new configuration cannot be used; nothing has changed");
-            return Outcome::Invalid;
+            return ReloadOutcome::Invalid;
         }
         for Change { key, old, new, .. } in &changes {
             info!(key, %old, %new, "a setting has changed");
         }
         // Set after these messages, because a stricter filter would hide them.
-        self.filter_as_configured(&new.config);
+        self.apply_log_filter(&new.config);
         info!(settings = changes.len(), "the configuration was reloaded");
         *running = new;
-        Outcome::Applied
+        ReloadOutcome::Applied
     }
 
     /// Sets the configured filter even if it has not changed: an operator may have replaced it.
-    fn filter_as_configured(&self, config: &Config) {
+    fn apply_log_filter(&self, config: &Config) {
         if let Err(error) = self.filter.set(&config.log) {
             error!(%error, "the log filter cannot be used and has not changed");
         }
@@ -217,20 +217,20 @@ impl fmt::Debug for Reloads {
     }
 }
 
-fn labels(outcome: Outcome) -> OutcomeLabels {
+fn labels(outcome: ReloadOutcome) -> OutcomeLabels {
     OutcomeLabels { outcome: outcome.as_str() }
 }
 
 /// Logs all mistakes in one event, on one line.
-fn refuse_invalid(invalid: &Invalid) -> Outcome {
+fn refuse_invalid(invalid: &Invalid) -> ReloadOutcome {
     let mistakes = invalid.problems.len();
     let problems = invalid.problems.join("; ");
     let warnings = (!invalid.warnings.is_empty()).then(|| invalid.warnings.join("; "));
     error!(mistakes, problems, warnings, "the new configuration has mistakes; nothing has changed");
-    Outcome::Invalid
+    ReloadOutcome::Invalid
 }
 
-fn refuse(changes: &[Change], running: &Config) -> Outcome {
+fn refuse_restart(changes: &[Change], running: &Config) -> ReloadOutcome {
     let mend = if running.server.reuse_port {
         "put the old value back, restart, or start a second jobcache and then stop this one"
     } else {
@@ -247,19 +247,19 @@ fn refuse(changes: &[Change], running: &Config) -> Outcome {
         }
     }
     error!("the new configuration needs a restart; nothing has changed");
-    Outcome::Refused
+    ReloadOutcome::Refused
 }
 
 /// The parts that a request takes once and is answered by throughout.
 #[derive(Clone)]
-pub(crate) struct Snapshot {
+pub(crate) struct ConfigGeneration {
     routes: Arc<Routes>,
     cache: Arc<Cache>,
     proxy: Arc<Proxy>,
     admin: Arc<Admin>,
 }
 
-impl Snapshot {
+impl ConfigGeneration {
     pub(crate) fn new(
         routes: Arc<Routes>,
         cache: Arc<Cache>,
@@ -278,10 +278,10 @@ impl Snapshot {
 }
 
 /// The current generation.
-pub(crate) struct Live(RwLock<Snapshot>);
+pub(crate) struct Current(RwLock<ConfigGeneration>);
 
-impl Live {
-    pub(crate) fn new(initial: Snapshot) -> Self {
+impl Current {
+    pub(crate) fn new(initial: ConfigGeneration) -> Self {
         Self(RwLock::new(initial))
     }
 
@@ -300,9 +300,9 @@ impl Live {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).cache)
     }
 
-    async fn change(&self, changes: &[Change], config: &Config) -> Result<(), RunError> {
+    async fn apply(&self, changes: &[Change], config: &Config) -> Result<(), RunError> {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let judging = changes.iter().any(|change| JUDGING.contains(&change.key));
+        let judging = changes.iter().any(|change| INVALIDATING_SETTINGS.contains(&change.key));
         let routes = if judging {
             Arc::new(Routes::configured::<RunError>(config)?)
         } else {
@@ -322,7 +322,7 @@ impl Live {
     }
 }
 
-impl Service for Arc<Live> {
+impl Service for Arc<Current> {
     type Body = Body;
     type Recall = Recall;
 

@@ -4,15 +4,15 @@
 //! The server knows nothing about what it serves: the proxy and the admin interface are services
 //! that the caller passes in.
 
-mod again;
-mod aside;
-mod fault;
-mod head;
+mod connection_error;
+mod detect;
+mod header_timeout;
+mod http1_conn;
 pub mod listen;
-mod preface;
 mod proxy_protocol;
-mod stall;
-mod talk;
+mod repeat_fast_path;
+mod side_task;
+mod write_timeout;
 
 use std::{
     convert::Infallible,
@@ -42,13 +42,13 @@ use tokio_util::either::Either;
 use tracing::{debug, warn};
 
 use self::{
-    aside::Aside,
-    fault::Fault,
+    connection_error::ConnectionError,
+    detect::{ClientProtocol, RewoundStream, detect},
+    http1_conn::Http1Conn,
     listen::Listener,
-    preface::{Protocol, Rewound, sniff},
-    proxy_protocol::Source,
-    stall::{Read, Streams, Taken},
-    talk::Talk,
+    proxy_protocol::ProxySource,
+    side_task::SideTask,
+    write_timeout::{StreamCounter, WriteTimeoutBody, WriteTimeoutStream},
 };
 use crate::{
     config::{self, HEADERS_ON_STACK},
@@ -56,7 +56,7 @@ use crate::{
     metrics::{KindLabels, Limit, Metrics},
     service::Service,
     tls::Renewed,
-    transport::{Peer, Remote, Socket, prepare},
+    transport::{Peer, RemoteAddress, Socket, prepare},
 };
 
 /// Pause after a failed accept. The likely cause is that no file descriptor is left.
@@ -68,56 +68,56 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time that a drain gives a connection that has sent nothing yet. Its request may be on its way,
 /// and a client that has just connected would see the close as an error.
-const FIRST_WORDS: Duration = Duration::from_millis(500);
+const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
 
 /// A server for one listener.
 pub struct Server {
     listener: Listener,
-    protocols: Protocols,
+    connection_server: ConnectionServer,
     max_connections: usize,
     metrics: Arc<Metrics>,
 }
 
 /// The settings that every connection of a server is served with.
 #[derive(Clone)]
-struct Protocols {
+struct ConnectionServer {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
-    limit: Duration,
-    write_limit: Duration,
+    header_timeout: Duration,
+    write_timeout: Duration,
     max_streams: usize,
     /// Largest request head, in bytes.
-    head_limit: usize,
+    max_header_bytes: usize,
     tls: Option<Arc<Renewed<ServerConfig>>>,
-    proxies: Proxies,
+    proxies: TrustedProxies,
 }
 
 /// The peers that are trusted to name the client, and whether they do so by the PROXY protocol.
 #[derive(Clone, Debug)]
-struct Proxies {
-    trusted: Arc<[IpNet]>,
+struct TrustedProxies {
+    networks: Arc<[IpNet]>,
     /// Whether each connection begins with a PROXY protocol header.
-    protocol: bool,
+    use_proxy_protocol: bool,
 }
 
-impl Proxies {
-    fn trusts(&self, remote: Remote) -> bool {
+impl TrustedProxies {
+    fn trusts(&self, remote: RemoteAddress) -> bool {
         // The permissions of a unix socket decide who can connect to it, so every peer is trusted.
         remote.is_none_or(|remote| {
             let ip = remote.ip().to_canonical();
-            self.trusted.iter().any(|network| network.contains(&ip))
+            self.networks.iter().any(|network| network.contains(&ip))
         })
     }
 }
 
 /// The byte stream of a connection. The write timeout is below TLS, because TLS accepts more bytes
 /// than the client has read.
-type Wire = Either<Taken<Socket>, Box<TlsStream<Taken<Socket>>>>;
+type ServerIo = Either<WriteTimeoutStream<Socket>, Box<TlsStream<WriteTimeoutStream<Socket>>>>;
 
 /// An accepted connection: its protocol, its stream and its peer.
-struct Opened {
-    protocol: Protocol,
-    stream: Rewound<Wire>,
+struct AcceptedConnection {
+    protocol: ClientProtocol,
+    stream: RewoundStream<ServerIo>,
     peer: Peer,
 }
 
@@ -157,26 +157,27 @@ impl Server {
         let write_limit = config.write_timeout;
         let max_streams = config.max_streams;
         let trusted = config.trusted_proxies.iter().copied().collect();
-        let proxies = Proxies { trusted, protocol: config.proxy_protocol };
+        let proxies =
+            TrustedProxies { networks: trusted, use_proxy_protocol: config.proxy_protocol };
         let head_limit = config.max_header_bytes;
-        let protocols = Protocols {
+        let connection_server = ConnectionServer {
             http1,
             http2,
-            limit,
-            write_limit,
+            header_timeout: limit,
+            write_timeout: write_limit,
             max_streams,
-            head_limit,
+            max_header_bytes: head_limit,
             tls: None,
             proxies,
         };
         let max_connections = config.max_connections;
-        Self { listener: listener.into(), protocols, max_connections, metrics }
+        Self { listener: listener.into(), connection_server, max_connections, metrics }
     }
 
     /// Serves TLS if there is a configuration for it.
     #[must_use]
     pub(crate) fn with_tls(mut self, tls: Option<Arc<Renewed<ServerConfig>>>) -> Self {
-        self.protocols.tls = tls;
+        self.connection_server.tls = tls;
         self
     }
 
@@ -184,7 +185,7 @@ impl Server {
     /// listener.
     #[must_use]
     pub(crate) fn without_proxy_protocol(mut self) -> Self {
-        self.protocols.proxies.protocol = false;
+        self.connection_server.proxies.use_proxy_protocol = false;
         self
     }
 
@@ -196,19 +197,20 @@ impl Server {
         loop {
             let accepted = async {
                 // Take a permit first: a connection without one waits in the listen backlog.
-                let permit = self.place(&permits).await;
+                let permit = self.acquire_permit(&permits).await;
                 (permit, self.listener.accept().await)
             };
             let (permit, (socket, remote)) = tokio::select! {
                 (permit, accepted) = accepted => match accepted {
                     Ok(accepted) => (permit, accepted),
-                    Err(error) => { pause(&error).await; continue }
+                    Err(error) => { pause_after_accept_error(&error).await; continue }
                 },
                 Some(_ended) = connections.join_next() => continue,
                 () = until_drain(&mut drain) => break,
             };
-            let open = Open::new(&self.metrics);
-            let connection = self.protocols.connection(socket, remote, open, &drain, &service);
+            let open = ConnectionGuard::new(&self.metrics);
+            let connection =
+                self.connection_server.connection(socket, remote, open, &drain, &service);
             connections.spawn(async move {
                 connection.await;
                 drop(permit);
@@ -219,8 +221,9 @@ impl Server {
             Vec::new()
         });
         for (socket, remote) in backlog {
-            let open = Open::new(&self.metrics);
-            connections.spawn(self.protocols.connection(socket, remote, open, &drain, &service));
+            let open = ConnectionGuard::new(&self.metrics);
+            connections
+                .spawn(self.connection_server.connection(socket, remote, open, &drain, &service));
         }
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout(deadline, ended).await.is_err() {
@@ -230,22 +233,25 @@ impl Server {
         }
     }
 
-    async fn place(&self, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, AcquireError> {
+    async fn acquire_permit(
+        &self,
+        permits: &Arc<Semaphore>,
+    ) -> Result<OwnedSemaphorePermit, AcquireError> {
         if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
             return Ok(permit);
         }
-        self.metrics.limits.hit(Limit::Connections);
+        self.metrics.limits.count_hit(Limit::Connections);
         Arc::clone(permits).acquire_owned().await
     }
 }
 
-impl Protocols {
+impl ConnectionServer {
     /// Returns a future that serves one connection to its end and counts its error, if any.
     fn connection<S: Service>(
         &self,
         socket: Socket,
-        remote: Remote,
-        open: Open,
+        remote: RemoteAddress,
+        open: ConnectionGuard,
         drain: &Drain,
         service: &S,
     ) -> impl Future<Output = ()> + Send + use<S> {
@@ -253,7 +259,7 @@ impl Protocols {
         async move {
             if let Err(error) = protocols.serve(socket, remote, drain, service, &open.0).await {
                 debug!(%error, "client connection ended");
-                open.fault(&error);
+                open.record_error(&error);
             }
         }
     }
@@ -262,41 +268,48 @@ impl Protocols {
     async fn serve(
         self,
         socket: Socket,
-        remote: Remote,
+        remote: RemoteAddress,
         mut drain: Drain,
         service: impl Service,
         metrics: &Arc<Metrics>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ConnectionError> {
         let opened = tokio::select! {
-            opened = timeout(self.limit, self.open(socket, remote)) => opened,
-            () = said_nothing(&mut drain) => return Ok(()),
+            opened = timeout(self.header_timeout, self.accept(socket, remote)) => opened,
+            () = silent_during_drain(&mut drain) => return Ok(()),
         };
-        let Opened { protocol, stream, peer } = opened.map_err(|_| Fault::Silent(self.limit))??;
+        let AcceptedConnection { protocol, stream, peer } =
+            opened.map_err(|_| ConnectionError::Timeout(self.header_timeout))??;
         match protocol {
-            Protocol::Http1 => self.serve_http1(stream, drain, peer, service).await?,
-            Protocol::Http2 => self.serve_http2(stream, drain, peer, service, metrics).await?,
+            ClientProtocol::Http1 => self.serve_http1(stream, drain, peer, service).await?,
+            ClientProtocol::Http2 => {
+                self.serve_http2(stream, drain, peer, service, metrics).await?
+            }
         }
         Ok(())
     }
 
     /// Determines the peer and the protocol of a new connection.
-    async fn open(&self, socket: Socket, remote: Remote) -> Result<Opened, Fault> {
+    async fn accept(
+        &self,
+        socket: Socket,
+        remote: RemoteAddress,
+    ) -> Result<AcceptedConnection, ConnectionError> {
         if let Err(error) = prepare(&socket) {
             debug!(%error, "cannot set the options of a client socket");
         }
-        let mut socket = Taken::within(self.write_limit, socket);
-        let (ip, is_trusted) = self.source(&mut socket, remote).await?;
+        let mut socket = WriteTimeoutStream::new(self.write_timeout, socket);
+        let (ip, is_trusted) = self.client_address(&mut socket, remote).await?;
         let peer = Peer { ip, is_tls: self.tls.is_some(), is_trusted };
         let stream = match &self.tls {
-            None => Wire::Left(socket),
+            None => ServerIo::Left(socket),
             Some(tls) => {
                 let acceptor = TlsAcceptor::from(tls.current());
-                let stream = acceptor.accept(socket).await.map_err(Fault::Tls)?;
-                Wire::Right(Box::new(stream))
+                let stream = acceptor.accept(socket).await.map_err(ConnectionError::Tls)?;
+                ServerIo::Right(Box::new(stream))
             }
         };
-        let (protocol, stream) = sniff(stream).await?;
-        Ok(Opened { protocol, stream, peer })
+        let (protocol, stream) = detect(stream).await?;
+        Ok(AcceptedConnection { protocol, stream, peer })
     }
 
     /// Returns the client's address, and whether its forwarding headers are trusted.
@@ -304,21 +317,21 @@ impl Protocols {
     /// A load balancer that forwards bytes also forwards the headers of its clients. So these
     /// headers are judged by the client address that the PROXY protocol states, not by the address
     /// of the balancer.
-    async fn source(
+    async fn client_address(
         &self,
-        socket: &mut Taken<Socket>,
-        remote: Remote,
-    ) -> Result<(Option<IpAddr>, bool), Fault> {
+        socket: &mut WriteTimeoutStream<Socket>,
+        remote: RemoteAddress,
+    ) -> Result<(Option<IpAddr>, bool), ConnectionError> {
         let trusted = self.proxies.trusts(remote);
-        let source = match self.proxies.protocol {
-            false => Source::Connection,
-            true if !trusted => return Err(Fault::Untrusted),
+        let source = match self.proxies.use_proxy_protocol {
+            false => ProxySource::Connection,
+            true if !trusted => return Err(ConnectionError::UntrustedPeer),
             true => proxy_protocol::read(socket).await?,
         };
         Ok(match source {
-            Source::Connection => (remote.map(|remote| remote.ip()), trusted),
-            Source::Client(client) => (Some(client.ip()), self.proxies.trusts(Some(client))),
-            Source::Unknown => (None, false),
+            ProxySource::Connection => (remote.map(|remote| remote.ip()), trusted),
+            ProxySource::Client(client) => (Some(client.ip()), self.proxies.trusts(Some(client))),
+            ProxySource::Unknown => (None, false),
         })
     }
 
@@ -328,38 +341,38 @@ impl Protocols {
         mut drain: Drain,
         peer: Peer,
         service: S,
-    ) -> Result<(), Fault>
+    ) -> Result<(), ConnectionError>
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         S: Service,
     {
-        let (conn, stream) = Talk::over(stream, peer, service, self.head_limit);
+        let (conn, stream) = Http1Conn::new(stream, peer, service, self.max_header_bytes);
         let answer = service_fn(|request| conn.answer(request));
         let connection = self.http1.serve_connection(TokioIo::new(stream), answer);
         let mut connection = pin!(connection.with_upgrades());
-        let mut overdue = pin!(conn.turns.overdue(self.limit));
-        let mut overdue = Aside::new(overdue.as_mut());
-        let mut may_close = pin!(last_words(&mut drain, &conn.begun));
-        let mut may_close = Aside::new(may_close.as_mut());
+        let mut overdue = pin!(conn.progress.header_overdue(self.header_timeout));
+        let mut overdue = SideTask::new(overdue.as_mut());
+        let mut may_close = pin!(ready_to_close(&mut drain, &conn.begun));
+        let mut may_close = SideTask::new(may_close.as_mut());
         let mut close_pending = false;
         poll_fn(|cx| {
             if overdue.poll(cx).is_some() {
-                return Poll::Ready(Err(Fault::Silent(self.limit)));
+                return Poll::Ready(Err(ConnectionError::Timeout(self.header_timeout)));
             }
             if may_close.poll(cx).is_some() {
-                conn.desk.leave();
+                conn.fast_path.close();
                 close_pending = true;
             }
             loop {
                 // hyper does not see a request that the fast path is answering, and would cut it
                 // off.
-                if close_pending && !conn.desk.is_busy() {
+                if close_pending && !conn.fast_path.is_busy() {
                     // Lets the request in flight end, and accepts no further ones.
                     connection.as_mut().graceful_shutdown();
                     close_pending = false;
                 }
-                let ended = connection.as_mut().poll(cx).map_err(Fault::from);
-                if ended.is_ready() || !close_pending || conn.desk.is_busy() {
+                let ended = connection.as_mut().poll(cx).map_err(ConnectionError::from);
+                if ended.is_ready() || !close_pending || conn.fast_path.is_busy() {
                     return ended;
                 }
             }
@@ -381,21 +394,21 @@ impl Protocols {
     {
         let begun = Arc::new(SetOnce::new());
         let first_request = Arc::clone(&begun);
-        let limit = self.write_limit;
-        let streams = Streams::new(self.max_streams, metrics);
+        let limit = self.write_timeout;
+        let streams = StreamCounter::new(self.max_streams, metrics);
         let service = service_fn(move |request| {
-            mark(&first_request);
-            let stream = streams.another();
+            mark_begun(&first_request);
+            let stream = streams.open();
             let answer = service.clone().serve(request, peer, Interim::default());
             async move {
                 let response = answer.await.response;
-                Ok::<_, Infallible>(response.map(|body| Read::within(limit, body, stream)))
+                Ok::<_, Infallible>(response.map(|body| WriteTimeoutBody::new(limit, body, stream)))
             }
         });
         let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             ended = connection.as_mut() => ended,
-            () = last_words(&mut drain, &begun) => {
+            () = ready_to_close(&mut drain, &begun) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -403,7 +416,7 @@ impl Protocols {
     }
 }
 
-async fn pause(error: &io::Error) {
+async fn pause_after_accept_error(error: &io::Error) {
     warn!(%error, "cannot accept a connection; the limit of open files may be too low");
     sleep(ACCEPT_PAUSE).await;
 }
@@ -414,43 +427,43 @@ async fn until_drain(drain: &mut Drain) {
 }
 
 /// Returns when a drain has lasted so long that a connection that has sent nothing counts as idle.
-async fn said_nothing(drain: &mut Drain) {
+async fn silent_during_drain(drain: &mut Drain) {
     until_drain(drain).await;
-    sleep(FIRST_WORDS).await;
+    sleep(FIRST_REQUEST_GRACE).await;
 }
 
 /// Returns when a drain has begun and the connection has had a request, or enough time for one. An
 /// earlier shutdown would make hyper close a connection that has had no request, even while it
 /// reads the first head.
-async fn last_words(drain: &mut Drain, begun: &SetOnce<()>) {
+async fn ready_to_close(drain: &mut Drain, begun: &SetOnce<()>) {
     until_drain(drain).await;
-    let _ = timeout(FIRST_WORDS, begun.wait()).await;
+    let _ = timeout(FIRST_REQUEST_GRACE, begun.wait()).await;
 }
 
 /// Records that a connection has had a request.
-fn mark(begun: &SetOnce<()>) {
+fn mark_begun(begun: &SetOnce<()>) {
     if !begun.initialized() {
         let _ = begun.set(());
     }
 }
 
 /// Counts a connection as open until it is dropped.
-struct Open(Arc<Metrics>);
+struct ConnectionGuard(Arc<Metrics>);
 
-impl Open {
+impl ConnectionGuard {
     fn new(metrics: &Arc<Metrics>) -> Self {
         metrics.connections.inc();
         Self(Arc::clone(metrics))
     }
 
-    fn fault(&self, fault: &Fault) {
+    fn record_error(&self, fault: &ConnectionError) {
         let kind = fault.as_str();
         self.0.connection_errors.get_or_create(&KindLabels { kind }).inc();
-        fault.limit().inspect(|&limit| self.0.limits.hit(limit));
+        fault.limit().inspect(|&limit| self.0.limits.count_hit(limit));
     }
 }
 
-impl Drop for Open {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.connections.dec();
     }

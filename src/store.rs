@@ -106,7 +106,7 @@ use self::{
 };
 use crate::{
     clock, config,
-    metrics::{Metrics, Op},
+    metrics::{Metrics, StoreOp},
 };
 
 /// Checks that the configured store can be reached now and is fit for use.
@@ -157,7 +157,7 @@ impl Store {
         let tasks = TaskTracker::new();
         let engine = match &config.store.url {
             config::StoreUrl::Memory => {
-                metrics.store_is_up(true);
+                metrics.set_store_up(true);
                 metrics.breaker.close();
                 Engine::Memory(memory::Memory::new(config))
             }
@@ -226,7 +226,7 @@ impl Store {
 
     /// Reads a key: one round trip, no script.
     pub async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {
-        self.timed(Op::Read, async {
+        self.timed(StoreOp::Read, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.read(key, budget).await,
                 Engine::Cluster(cluster) => cluster.read(key, budget).await,
@@ -259,7 +259,7 @@ impl Store {
     ) -> Result<Grant, StoreError> {
         let token = self.tokens.next();
         let expected = self.metrics.events.expect_own_change(key.main());
-        let grant = self.timed(Op::Lease, async {
+        let grant = self.timed(StoreOp::Lease, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.lease(key, token, refused, budget).await,
                 Engine::Cluster(cluster) => cluster.lease(key, token, refused, budget).await,
@@ -283,7 +283,7 @@ impl Store {
         ttl: Duration,
     ) -> Result<Fill, StoreError> {
         self.expect([&lease.key]);
-        self.timed(Op::Fill, async {
+        self.timed(StoreOp::Fill, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.fill(lease, body, meta, ttl).await,
                 Engine::Cluster(cluster) => cluster.fill(lease, body, meta, ttl).await,
@@ -302,7 +302,7 @@ impl Store {
         generation: &str,
         caller: &str,
     ) -> Result<Fill, StoreError> {
-        self.timed(Op::Admit, async {
+        self.timed(StoreOp::Admit, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.admit(key, seen, generation, caller).await,
                 Engine::Cluster(cluster) => cluster.admit(key, seen, generation, caller).await,
@@ -322,7 +322,7 @@ impl Store {
         new: Replacement<'_>,
     ) -> Result<Fill, StoreError> {
         self.expect([key]);
-        self.timed(Op::Replace, async {
+        self.timed(StoreOp::Replace, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.replace(key, seen, generation, new).await,
                 Engine::Cluster(cluster) => cluster.replace(key, seen, generation, new).await,
@@ -365,13 +365,13 @@ impl Store {
             Engine::Redis(redis) => {
                 let started = Instant::now();
                 let (begun, result) = redis.begin(&keys, &id, fence, budget).await;
-                self.metrics.store_op(Op::Begin, &result, started.elapsed());
+                self.metrics.record_store_op(StoreOp::Begin, &result, started.elapsed());
                 begun
             }
             Engine::Cluster(cluster) => {
                 let started = Instant::now();
                 let (begun, result) = cluster.begin(&keys, &id, fence, budget).await;
-                self.metrics.store_op(Op::Begin, &result, started.elapsed());
+                self.metrics.record_store_op(StoreOp::Begin, &result, started.elapsed());
                 begun
             }
             Engine::Memory(memory) => {
@@ -405,12 +405,12 @@ impl Store {
         match &self.engine {
             Engine::Redis(redis) => {
                 let ended = redis.end(write, linger, budget).await;
-                self.metrics.store_op(Op::End, &ended, started.elapsed());
+                self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
                 ended.unwrap_or(Ended::Pending)
             }
             Engine::Cluster(cluster) => {
                 let ended = cluster.end(write, linger, budget).await;
-                self.metrics.store_op(Op::End, &ended, started.elapsed());
+                self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
                 ended.unwrap_or(Ended::Pending)
             }
             Engine::Memory(memory) => memory.end(&write.keys, &write.id, linger).ended,
@@ -430,7 +430,7 @@ impl Store {
             Engine::Cluster(cluster) => cluster.purge(&write, wait).await,
             Engine::Memory(memory) => return memory.end(&write.keys, &write.id, Duration::ZERO),
         };
-        self.metrics.store_op(Op::End, &ended, started.elapsed());
+        self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
         Purged { ended: ended.unwrap_or(Ended::Pending), was }
     }
 
@@ -513,12 +513,12 @@ impl Store {
 
     async fn timed<T>(
         &self,
-        op: Op,
+        op: StoreOp,
         operation: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let started = Instant::now();
         let result = operation.await;
-        self.metrics.store_op(op, &result, started.elapsed());
+        self.metrics.record_store_op(op, &result, started.elapsed());
         result
     }
 }

@@ -74,16 +74,16 @@ pub enum TlsError {
 
 /// Checks that the certificates and keys of a configuration exist and fit together.
 pub fn verify(config: &Config) -> Result<(), TlsError> {
-    config.tls.identity().map(|identity| server(&identity)).transpose()?;
+    config.tls.identity().map(|identity| server_config(&identity)).transpose()?;
     let uses_tls = matches!(config.upstream.endpoint(), Endpoint::Tls { .. });
-    uses_tls.then(|| client(&config.upstream.tls)).transpose()?;
+    uses_tls.then(|| client_config(&config.upstream.tls)).transpose()?;
     let uses_tls = config.store.url.is_tls() || config.store.sentinel.tls == Some(true);
-    uses_tls.then(|| client(&config.store.tls)).transpose()?;
+    uses_tls.then(|| client_config(&config.store.tls)).transpose()?;
     Ok(())
 }
 
 /// Builds the configuration for clients: HTTP/2 if they offer it, else HTTP/1.1.
-pub(crate) fn server(identity: &Identity) -> Result<ServerConfig, TlsError> {
+pub(crate) fn server_config(identity: &Identity) -> Result<ServerConfig, TlsError> {
     let (chain, key) = (certificates(&identity.cert)?, private_key(&identity.key)?);
     let unusable = |source| TlsError::Unusable { path: identity.cert.clone(), source };
     let mut config = ServerConfig::builder()
@@ -99,11 +99,11 @@ pub(crate) fn renewed_client(config: ClientTls) -> Result<Arc<Renewed<ClientConf
     let identity_files = config.identity.identity().into_iter();
     let identity_files = identity_files.flat_map(|identity| [identity.cert, identity.key]);
     let files = identity_files.chain(config.ca.clone()).collect();
-    Renewed::new(files, move || client(&config))
+    Renewed::new(files, move || client_config(&config))
 }
 
 /// Builds the configuration for a server that jobcache connects to. The caller sets the protocol.
-fn client(config: &ClientTls) -> Result<ClientConfig, TlsError> {
+fn client_config(config: &ClientTls) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder().with_root_certificates(roots(config.ca.as_deref())?);
     let Some(identity) = config.identity.identity() else {
         return Ok(builder.with_no_client_auth());
@@ -150,8 +150,8 @@ pub(crate) struct Renewed<T> {
     current: RwLock<Arc<T>>,
     files: Vec<PathBuf>,
     /// The digest of the files from before the first build, so that every later change is noticed.
-    first: u128,
-    make: Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>,
+    initial_digest: u128,
+    build: Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>,
 }
 
 impl<T: Send + Sync + 'static> Renewed<T> {
@@ -162,7 +162,7 @@ impl<T: Send + Sync + 'static> Renewed<T> {
     ) -> Result<Arc<Self>, TlsError> {
         let first = digest(&files);
         let current = RwLock::new(Arc::new(make()?));
-        Ok(Arc::new(Self { current, files, first, make: Box::new(make) }))
+        Ok(Arc::new(Self { current, files, initial_digest: first, build: Box::new(make) }))
     }
 
     /// The current value.
@@ -171,7 +171,7 @@ impl<T: Send + Sync + 'static> Renewed<T> {
     }
 
     /// Rebuilds the value while the handle lives; checks the files every `interval`.
-    pub(crate) fn keep(
+    pub(crate) fn spawn_renewal(
         self: &Arc<Self>,
         interval: Duration,
         metrics: Arc<Metrics>,
@@ -182,7 +182,7 @@ impl<T: Send + Sync + 'static> Renewed<T> {
     /// Rebuilds the value when a file has changed.
     async fn renew(self: Arc<Self>, interval: Duration, metrics: Arc<Metrics>) {
         let warnings = Throttle::default();
-        let mut seen = self.first;
+        let mut seen = self.initial_digest;
         loop {
             sleep(interval).await;
             let digest = self.digest().await;
@@ -190,7 +190,7 @@ impl<T: Send + Sync + 'static> Renewed<T> {
                 continue;
             }
             let this = Arc::clone(&self);
-            let built = spawn_blocking(move || (this.make)()).await;
+            let built = spawn_blocking(move || (this.build)()).await;
             let outcome = match built {
                 Ok(Ok(built)) => {
                     *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(built);

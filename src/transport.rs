@@ -16,12 +16,12 @@ use tokio_util::either::Either;
 pub type Socket = Either<TcpStream, UnixStream>;
 
 /// A connection that carries HTTP.
-pub type Stream = Either<Socket, Box<TlsStream<Socket>>>;
+pub type ClientStream = Either<Socket, Box<TlsStream<Socket>>>;
 
 /// Unsent bytes at which the kernel accepts no more; it accepts more again once half of them are
 /// sent. The default limit grows to megabytes. A slow reader needs minutes for a third of that, and
 /// would seem to read nothing in that time.
-const UNSENT_MAX: u32 = 64 << 10;
+const MAX_UNSENT_BYTES: u32 = 64 << 10;
 
 /// Sends small messages at once, because a response must not wait for the acknowledgement of the
 /// previous one. Also limits the unsent bytes, so that the server can see whether a client reads.
@@ -29,14 +29,14 @@ pub(crate) fn prepare(socket: &Socket) -> io::Result<()> {
     match socket {
         Socket::Left(tcp) => {
             tcp.set_nodelay(true)?;
-            SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT_MAX)
+            SockRef::from(tcp).set_tcp_notsent_lowat(MAX_UNSENT_BYTES)
         }
         Socket::Right(_) => Ok(()),
     }
 }
 
 /// The address of the other end. A client of a unix socket has none.
-pub(crate) type Remote = Option<SocketAddr>;
+pub(crate) type RemoteAddress = Option<SocketAddr>;
 
 /// The client of a connection, as far as the connection tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,13 +11,13 @@
 //! A write that was sent is never repeated.
 
 mod activity;
-mod body;
 pub(crate) mod collector;
 mod connect;
 mod error;
 mod expect;
 mod health;
 mod http2;
+mod message_body;
 mod pool;
 
 use std::{fmt, pin::pin, sync::Arc, time::Duration};
@@ -37,16 +37,16 @@ use tokio::{
 use tracing::debug;
 
 use self::{
-    activity::Activity,
-    connect::{Connector, Protocol},
-    error::{broken, late},
+    activity::UploadActivity,
+    connect::{Connector, UpstreamProtocol},
+    error::{broken_error, timeout_error},
     expect::Expectation,
     health::Health,
-    pool::{Connection, Pool, Sender},
+    pool::{Pool, PooledConnection, RequestSender},
 };
 pub use self::{
-    body::{BodyError, RequestBody, ResponseBody, UploadError},
     error::UpstreamError,
+    message_body::{BodyError, RequestBody, ResponseBody, UploadError},
 };
 use crate::{
     config::{self, Config, Endpoint, HEADERS_ON_STACK},
@@ -56,16 +56,16 @@ use crate::{
 };
 
 /// Shortest wait before an upload that has nearly used up its time is checked again.
-const LOOK: Duration = Duration::from_millis(50);
+const MIN_UPLOAD_CHECK: Duration = Duration::from_millis(50);
 
 /// Whether a request may be sent twice. Its method alone does not decide this: a header may
 /// override the method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repeat {
+pub enum RetryPolicy {
     /// Not after it may have arrived.
     Never,
     /// If its method is safe and it has no body.
-    IfSafe,
+    OnceIfSafe,
 }
 
 /// The client for the upstream.
@@ -75,12 +75,12 @@ pub struct Upstream {
     http1: http1::Builder,
     pool: Arc<Pool>,
     http2: hyper::client::conn::http2::Builder<TokioExecutor>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     /// Permits to wait for a connection: `upstream.max_waiting`.
-    queue: Semaphore,
+    wait_permits: Semaphore,
     health: Health,
     /// `server.min_upload_rate`.
-    upload_rate: usize,
+    min_upload_rate: usize,
     metrics: Arc<Metrics>,
 }
 
@@ -96,13 +96,13 @@ impl fmt::Debug for Upstream {
 /// One of `upstream.max_connections`, held as long as an exchange uses its connection.
 #[derive(Debug)]
 #[expect(dead_code, reason = "held, not read")]
-pub struct Place(OwnedSemaphorePermit, One);
+pub struct ConnectionPermit(OwnedSemaphorePermit, One);
 
 impl Upstream {
     /// Creates an empty pool. Does not connect yet.
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Result<Self, TlsError> {
         let connector = Connector::new(config, &metrics)?;
-        let http1 = http1(&config.server);
+        let http1 = http1_builder(&config.server);
         let http2 = http2::builder(&config.server);
         let upload_rate = config.server.min_upload_rate;
         let config = config.upstream.clone();
@@ -116,10 +116,10 @@ impl Upstream {
             http1,
             pool,
             http2,
-            places,
-            queue,
+            permits: places,
+            wait_permits: queue,
             health,
-            upload_rate,
+            min_upload_rate: upload_rate,
             metrics,
         })
     }
@@ -131,7 +131,7 @@ impl Upstream {
 
     /// Checks that a connection can be made now.
     pub async fn probe(&self) -> Result<(), UpstreamError> {
-        self.connector.connect(Protocol::Http1).await.map(drop)
+        self.connector.connect(UpstreamProtocol::Http1).await.map(drop)
     }
 
     /// Sends a request in origin form and waits for the response head. The version of the request
@@ -139,21 +139,21 @@ impl Upstream {
     pub async fn send(
         &self,
         mut request: Request<RequestBody>,
-        repeat: Repeat,
+        repeat: RetryPolicy,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         announce_body(&mut request);
         let started = Instant::now();
         let protocol = match request.version() {
-            Version::HTTP_2 => Protocol::Http2,
-            _ => Protocol::Http1,
+            Version::HTTP_2 => UpstreamProtocol::Http2,
+            _ => UpstreamProtocol::Http1,
         };
-        if protocol == Protocol::Http2 {
+        if protocol == UpstreamProtocol::Http2 {
             http2::to_absolute_form(&mut request, self.scheme(), self.authority());
         }
         let result = self.exchange(request, protocol, repeat).await;
-        self.health.tell(result.as_ref().err());
+        self.health.record(result.as_ref().err());
         if matches!(result, Err(UpstreamError::ClientSlow { .. })) {
-            self.metrics.limits.hit(Limit::UploadRate);
+            self.metrics.limits.count_hit(Limit::UploadRate);
         }
         let outcome = match &result {
             Ok(_) => "answered",
@@ -162,7 +162,7 @@ impl Upstream {
         self.metrics.upstream_requests.inc(OutcomeLabels { outcome });
         if result.is_ok() {
             // A failed exchange says nothing about the time to a response head.
-            self.metrics.upstream_took(started.elapsed());
+            self.metrics.record_upstream_time(started.elapsed());
         }
         result
     }
@@ -170,10 +170,10 @@ impl Upstream {
     async fn exchange(
         &self,
         mut request: Request<RequestBody>,
-        protocol: Protocol,
-        repeat: Repeat,
+        protocol: UpstreamProtocol,
+        repeat: RetryPolicy,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let permit = self.place().await?;
+        let permit = self.acquire_permit().await?;
         let mut connection = match self.pool.take(protocol) {
             Some(connection) => connection,
             None => self.connect(protocol).await?,
@@ -181,17 +181,17 @@ impl Upstream {
         // At most two attempts: a connection made here is not a reused one.
         loop {
             let reused = connection.reused;
-            let may_repeat = reused && repeat == Repeat::IfSafe;
-            let copy = may_repeat.then(|| repeatable(&request)).flatten();
+            let may_repeat = reused && repeat == RetryPolicy::OnceIfSafe;
+            let copy = may_repeat.then(|| retry_copy(&request)).flatten();
             match self.attempt(connection, request).await {
                 Ok(response) => {
-                    return Ok(response.map(|body| body.holding(permit)));
+                    return Ok(response.map(|body| body.with_permit(permit)));
                 }
-                Err(Failed::Unsent(unsent)) if reused => request = *unsent,
-                Err(Failed::Unsent(_)) => {
+                Err(AttemptError::Unsent(unsent)) if reused => request = *unsent,
+                Err(AttemptError::Unsent(_)) => {
                     return Err(UpstreamError::Closed { upstream: self.authority().to_owned() });
                 }
-                Err(Failed::Sent(error)) => match copy {
+                Err(AttemptError::Sent(error)) => match copy {
                     Some(copy) if error.may_be_stale() => request = copy,
                     _ => return Err(error),
                 },
@@ -202,21 +202,21 @@ impl Upstream {
         }
     }
 
-    async fn place(&self) -> Result<Place, UpstreamError> {
+    async fn acquire_permit(&self) -> Result<ConnectionPermit, UpstreamError> {
         let metrics = &self.metrics.upstream;
-        let in_use = |permit| Place(permit, One::more(&metrics.in_use));
-        if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
+        let in_use = |permit| ConnectionPermit(permit, One::more(&metrics.in_use));
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(in_use(permit));
         }
         let limit = self.config.max_connections;
-        self.metrics.limits.hit(Limit::UpstreamConnections);
-        let Ok(_wait_permit) = self.queue.try_acquire() else {
-            self.metrics.limits.hit(Limit::UpstreamWaiting);
+        self.metrics.limits.count_hit(Limit::UpstreamConnections);
+        let Ok(_wait_permit) = self.wait_permits.try_acquire() else {
+            self.metrics.limits.count_hit(Limit::UpstreamWaiting);
             return Err(UpstreamError::Busy { limit, waited: Duration::ZERO });
         };
         let _waiting_guard = One::more(&metrics.waiting);
         let waited = self.config.connect_timeout;
-        match timeout(waited, Arc::clone(&self.places).acquire_owned()).await {
+        match timeout(waited, Arc::clone(&self.permits).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(in_use(permit)),
             // The semaphore is never closed, so this is the timeout.
             _ => Err(UpstreamError::Busy { limit, waited }),
@@ -225,16 +225,20 @@ impl Upstream {
 
     async fn attempt(
         &self,
-        mut connection: Connection,
+        mut connection: PooledConnection,
         request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody>, Failed> {
+    ) -> Result<Response<ResponseBody>, AttemptError> {
         let activity = request.body().activity();
         let expectation = request.body().expectation();
         let response = match &mut connection.sender {
-            Sender::Http1(sender) => self.head(sender.try_send_request(request), activity).await?,
-            Sender::Http2(sender) => self.head(sender.try_send_request(request), activity).await?,
+            RequestSender::Http1(sender) => {
+                self.response_head(sender.try_send_request(request), activity).await?
+            }
+            RequestSender::Http2(sender) => {
+                self.response_head(sender.try_send_request(request), activity).await?
+            }
         };
-        let unrequested = expectation.and_then(Expectation::settle);
+        let unrequested = expectation.and_then(Expectation::response_started);
         let limit = self.config.body_timeout;
         let body = |body| ResponseBody::new(body, connection, &self.pool, limit, unrequested);
         Ok(response.map(body))
@@ -248,73 +252,83 @@ impl Upstream {
     }
 
     /// Waits for the response head.
-    async fn head(
+    async fn response_head(
         &self,
         sent: impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
-        activity: Option<Arc<Activity>>,
-    ) -> Result<Response<Incoming>, Failed> {
+        activity: Option<Arc<UploadActivity>>,
+    ) -> Result<Response<Incoming>, AttemptError> {
         let mut response = pin!(sent);
         let limit = self.config.response_timeout;
         let mut deadline = Instant::now() + limit;
         loop {
             let allowance = activity.as_ref().map(|activity| {
                 activity
-                    .allowance(self.upload_rate, limit, Instant::now())
-                    .clamp(LOOK.min(limit), limit)
+                    .allowance(self.min_upload_rate, limit, Instant::now())
+                    .clamp(MIN_UPLOAD_CHECK.min(limit), limit)
             });
             let check_at = allowance.map_or(deadline, |left| deadline.min(Instant::now() + left));
             match tokio::time::timeout_at(check_at, &mut response).await {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(mut error)) => {
                     return Err(match error.take_message() {
-                        Some(unsent) => Failed::Unsent(Box::new(unsent)),
-                        None => Failed::Sent(broken(error.into_error(), activity.as_deref())),
+                        Some(unsent) => AttemptError::Unsent(Box::new(unsent)),
+                        None => AttemptError::Sent(broken_error(
+                            error.into_error(),
+                            activity.as_deref(),
+                        )),
                     });
                 }
                 Err(_) if check_at < deadline => {
                     if self.is_too_slow(activity.as_deref()) {
-                        let rate = self.upload_rate;
-                        return Err(Failed::Sent(UpstreamError::ClientSlow { rate }));
+                        let rate = self.min_upload_rate;
+                        return Err(AttemptError::Sent(UpstreamError::ClientSlow { rate }));
                     }
                 }
                 // While an upload makes progress, the upstream has no reason to answer.
-                Err(_) => match activity.as_ref().map(|activity| activity.last() + limit) {
-                    Some(extended) if extended > deadline => deadline = extended,
-                    _ => return Err(Failed::Sent(late(limit, activity.as_deref()))),
-                },
+                Err(_) => {
+                    match activity.as_ref().map(|activity| activity.last_progress() + limit) {
+                        Some(extended) if extended > deadline => deadline = extended,
+                        _ => {
+                            return Err(AttemptError::Sent(timeout_error(
+                                limit,
+                                activity.as_deref(),
+                            )));
+                        }
+                    }
+                }
             }
         }
     }
 
-    fn is_too_slow(&self, upload: Option<&Activity>) -> bool {
-        let rate = self.upload_rate;
+    fn is_too_slow(&self, upload: Option<&UploadActivity>) -> bool {
+        let rate = self.min_upload_rate;
         let patience = self.config.response_timeout;
         upload.is_some_and(|upload| upload.is_too_slow(rate, patience, Instant::now()))
     }
 
-    async fn connect(&self, protocol: Protocol) -> Result<Connection, UpstreamError> {
+    async fn connect(&self, protocol: UpstreamProtocol) -> Result<PooledConnection, UpstreamError> {
         let io = TokioIo::new(self.connector.connect(protocol).await?);
         let sender = match protocol {
-            Protocol::Http1 => {
+            UpstreamProtocol::Http1 => {
                 let (sender, connection) =
                     self.http1.handshake(io).await.map_err(UpstreamError::Broken)?;
-                tokio::spawn(until_it_ends(connection.with_upgrades()));
-                Sender::Http1(sender)
+                tokio::spawn(drive(connection.with_upgrades()));
+                RequestSender::Http1(sender)
             }
-            Protocol::Http2 => {
+            UpstreamProtocol::Http2 => {
                 let (sender, connection) =
                     self.http2.handshake(io).await.map_err(UpstreamError::Broken)?;
-                tokio::spawn(until_it_ends(connection));
-                Sender::Http2(sender)
+                tokio::spawn(drive(connection));
+                RequestSender::Http2(sender)
             }
         };
         self.metrics.upstream_connects.inc();
-        Ok(Connection { sender, reused: false })
+        Ok(PooledConnection { sender, reused: false })
     }
 }
 
 /// Drives a connection. Its errors also reach the request that uses it.
-async fn until_it_ends(connection: impl Future<Output = hyper::Result<()>>) {
+async fn drive(connection: impl Future<Output = hyper::Result<()>>) {
     if let Err(error) = connection.await {
         debug!(%error, "upstream connection ended");
     }
@@ -323,7 +337,7 @@ async fn until_it_ends(connection: impl Future<Output = hyper::Result<()>>) {
 /// Configures HTTP/1 with the same limits for responses as for requests. Harmless defects of a
 /// response are repaired: "A proxy [..] MUST remove any such whitespace" between a name and its
 /// colon (RFC 9112 5.1), and may "replace each received obs-fold with one or more SP octets" (5.2).
-fn http1(limits: &config::Server) -> http1::Builder {
+fn http1_builder(limits: &config::Server) -> http1::Builder {
     let mut http1 = http1::Builder::new();
     http1
         .max_header_size(limits.max_header_bytes)
@@ -347,7 +361,7 @@ fn announce_body(request: &mut Request<RequestBody>) {
     }
 }
 
-enum Failed {
+enum AttemptError {
     /// The connection handed the request back: no part of it has left this process.
     Unsent(Box<Request<RequestBody>>),
     /// The upstream may have seen the request.
@@ -356,7 +370,7 @@ enum Failed {
 
 /// Returns a copy of a request with a safe method and no body. RFC 9110 9.2.2: "A proxy MUST NOT
 /// automatically retry non-idempotent requests"; only safe ones are repeated here.
-fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+fn retry_copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
     if !safe || !matches!(request.body(), RequestBody::Empty) {
         return None;
@@ -371,13 +385,15 @@ fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
 
 /// Passes the informational (1xx) responses that precede the response to `sink`. A 100 for a client
 /// that waits for it starts the upload instead; hyper then sends the client a 100.
-pub fn relay_interim(
+pub fn relay_informational(
     request: &mut Request<RequestBody>,
     sink: impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static,
 ) {
     let expectation = request.body().expectation();
     hyper::ext::on_informational(request, move |response| match &expectation {
-        Some(expectation) if response.status() == StatusCode::CONTINUE => expectation.meet(),
+        Some(expectation) if response.status() == StatusCode::CONTINUE => {
+            expectation.allow_upload()
+        }
         _ => sink(response.status(), response.headers()),
     });
 }

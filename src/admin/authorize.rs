@@ -34,7 +34,7 @@ use crate::{
     clock,
     config::{Config, Secret},
     events::Initiator,
-    metrics::{Limit, Metrics, Refused},
+    metrics::{Limit, Metrics, WebhookRefusal},
     throttle::Throttle,
     transport::Peer,
 };
@@ -151,7 +151,7 @@ impl Authorizer {
         }
         let unproven = match signature::verify_token(&self.secrets, headers) {
             Ok(proof) => {
-                self.metrics.webhook.accepted(proof.secret);
+                self.metrics.webhook.count_accepted(proof.secret);
                 return None;
             }
             Err(AuthError::NoCredentials) if signature::has_signature_header(headers) => {
@@ -174,7 +174,7 @@ impl Authorizer {
         }
         let unproven = match signature::verify_token(&self.secrets, headers) {
             Ok(proof) => {
-                self.metrics.webhook.accepted(proof.secret);
+                self.metrics.webhook.count_accepted(proof.secret);
                 return Ok(AuthState::ValidToken);
             }
             Err(malformed @ AuthError::MalformedHeader(_)) => malformed,
@@ -202,7 +202,7 @@ impl Authorizer {
         };
         match checked {
             Ok(proof) => {
-                self.metrics.webhook.accepted(proof.secret);
+                self.metrics.webhook.count_accepted(proof.secret);
                 if let Some(skew) = proof.skew {
                     self.record_skew(skew);
                 }
@@ -243,8 +243,8 @@ impl Authorizer {
 
     /// Answers 429 to a large body from an address that is over its limit. The body is not read.
     pub(super) fn reject_large_body(&self, wait: Duration) -> Reply {
-        self.metrics.limits.hit(Limit::WebhookFailures);
-        self.metrics.webhook.refused(Refused::Rate);
+        self.metrics.limits.count_hit(Limit::WebhookFailures);
+        self.metrics.webhook.count_refused(WebhookRefusal::Rate);
         too_many_failures("the body is large", wait)
     }
 
@@ -255,9 +255,9 @@ impl Authorizer {
     /// Refuses a call and counts the failure. The skew is recorded only if the failure is within
     /// the rate limit, because an old signed message can be replayed for ever.
     fn reject(&self, unproven: AuthError, remedy: &str, client: Peer) -> Reply {
-        self.metrics.webhook.refused(refused_reason(unproven));
+        self.metrics.webhook.count_refused(refused_reason(unproven));
         if let Err(wait) = self.count_failure(client) {
-            self.metrics.limits.hit(Limit::WebhookFailures);
+            self.metrics.limits.count_hit(Limit::WebhookFailures);
             return too_many_failures(&unproven.to_string(), wait);
         }
         if let AuthError::WrongTimestamp(skew) = unproven {
@@ -270,7 +270,7 @@ impl Authorizer {
     fn record_skew(&self, skew: Skew) {
         let seconds = skew.seconds();
         // Capped, so that a few messages that are years old do not dominate the sum.
-        self.metrics.webhook.skew(seconds.min(MAX_SKEW_S));
+        self.metrics.webhook.record_skew(seconds.min(MAX_SKEW_S));
         if seconds <= WARN_SKEW_S {
             return;
         }
@@ -290,13 +290,15 @@ impl Authorizer {
 }
 
 /// Returns the reason under which the refusal is counted.
-fn refused_reason(unproven: AuthError) -> Refused {
+fn refused_reason(unproven: AuthError) -> WebhookRefusal {
     match unproven {
-        AuthError::NoCredentials => Refused::Unsigned,
-        AuthError::WrongToken | AuthError::SeveralTokens => Refused::Bearer,
-        AuthError::MissingHeader(_) | AuthError::MalformedHeader(_) => Refused::Header,
-        AuthError::WrongSignature | AuthError::SignatureNotAccepted => Refused::Signature,
-        AuthError::WrongTimestamp(_) | AuthError::UncheckedTimestamp(_) => Refused::Timestamp,
+        AuthError::NoCredentials => WebhookRefusal::Unsigned,
+        AuthError::WrongToken | AuthError::SeveralTokens => WebhookRefusal::Bearer,
+        AuthError::MissingHeader(_) | AuthError::MalformedHeader(_) => WebhookRefusal::Header,
+        AuthError::WrongSignature | AuthError::SignatureNotAccepted => WebhookRefusal::Signature,
+        AuthError::WrongTimestamp(_) | AuthError::UncheckedTimestamp(_) => {
+            WebhookRefusal::Timestamp
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     cache::{Cache, Purge, PurgeAll, Receipt, key::JobId},
     config::Config,
-    metrics::{Limit, Metrics, Refused},
+    metrics::{Limit, Metrics, WebhookRefusal},
     proxy::route::Routes,
     spans,
     store::Ended,
@@ -91,7 +91,7 @@ impl PurgeWebhook {
                 self.purge_jobs(ids, caller, AfterPurge::Refresh).await
             }
             Ok(PurgeRequest::All) => self.purge_all(caller).await,
-            Err(reason) => self.reject(Refused::Malformed, &reason),
+            Err(reason) => self.reject(WebhookRefusal::Malformed, &reason),
         }
     }
 
@@ -133,15 +133,15 @@ impl PurgeWebhook {
 
     fn body_rejected(&self, unread: PurgeBodyError) -> Reply {
         match unread {
-            PurgeBodyError::TooLarge => self.reject(Refused::TooLarge, &too_large_text()),
-            PurgeBodyError::TimedOut => self.reject(Refused::Slow, &slow_text()),
+            PurgeBodyError::TooLarge => self.reject(WebhookRefusal::TooLarge, &too_large_text()),
+            PurgeBodyError::TimedOut => self.reject(WebhookRefusal::Slow, &slow_text()),
             PurgeBodyError::Broken(error) => {
-                self.reject(Refused::Malformed, &format!("cannot read the body: {error}"))
+                self.reject(WebhookRefusal::Malformed, &format!("cannot read the body: {error}"))
             }
-            PurgeBodyError::QuotaFull => self.reject(Refused::Busy, BUSY_TEXT),
+            PurgeBodyError::QuotaFull => self.reject(WebhookRefusal::Busy, BUSY_TEXT),
             PurgeBodyError::ShareFull => {
-                self.metrics.limits.hit(Limit::Inspected);
-                self.reject(Refused::Busy, ADDRESS_BUSY_TEXT)
+                self.metrics.limits.count_hit(Limit::Inspected);
+                self.reject(WebhookRefusal::Busy, ADDRESS_BUSY_TEXT)
             }
             PurgeBodyError::RateLimited(wait) => self.authorizer.reject_large_body(wait),
         }
@@ -160,7 +160,7 @@ impl PurgeWebhook {
         }
         match job_ids(id) {
             Ok(ids) => self.purge_jobs(ids, caller, AfterPurge::Nothing).await,
-            Err(reason) => self.reject(Refused::Malformed, &reason),
+            Err(reason) => self.reject(WebhookRefusal::Malformed, &reason),
         }
     }
 
@@ -180,7 +180,7 @@ impl PurgeWebhook {
             let reason = format!(
                 "{path:?} names no job; use PURGE with the path of a job, such as /jobs/<id>"
             );
-            return self.reject(Refused::Malformed, &reason);
+            return self.reject(WebhookRefusal::Malformed, &reason);
         }
         self.purge_jobs(ids, caller, AfterPurge::Nothing).await
     }
@@ -191,11 +191,11 @@ impl PurgeWebhook {
     }
 
     /// Refuses a call. Nothing is purged or queued.
-    fn reject(&self, refused: Refused, reason: &str) -> Reply {
-        self.metrics.webhook.refused(refused);
+    fn reject(&self, refused: WebhookRefusal, reason: &str) -> Reply {
+        self.metrics.webhook.count_refused(refused);
         let error = json!({ "error": reason });
         match refused {
-            Refused::Busy => retry_later(refused_status(refused), &error, RETRY_AFTER),
+            WebhookRefusal::Busy => retry_later(refused_status(refused), &error, RETRY_AFTER),
             _ => json_reply(refused_status(refused), &error),
         }
     }
@@ -205,14 +205,14 @@ impl PurgeWebhook {
     fn reject_over_rate(&self) -> Option<Reply> {
         let pace = EventRate::new(self.max_purges, Duration::from_secs(1));
         let wait = self.caller_limits.purges.try_acquire(pace, Instant::now()).err()?;
-        self.metrics.limits.hit(Limit::WebhookPurges);
-        self.metrics.webhook.refused(Refused::Rate);
+        self.metrics.limits.count_hit(Limit::WebhookPurges);
+        self.metrics.webhook.count_refused(WebhookRefusal::Rate);
         let error = format!(
             "more than {} purges in one second (webhook_max_purges); nothing was purged or queued: \
              send it again, or put more ids into one purge",
             self.max_purges
         );
-        Some(retry_later(refused_status(Refused::Rate), &json!({ "error": error }), wait))
+        Some(retry_later(refused_status(WebhookRefusal::Rate), &json!({ "error": error }), wait))
     }
 
     /// Purges these jobs. A refresh follows only a confirmed purge; otherwise the caller has to
@@ -298,12 +298,12 @@ fn slow_text() -> String {
 }
 
 /// The status for each reason that is used here. Authorization failures have their own answers.
-fn refused_status(refused: Refused) -> StatusCode {
+fn refused_status(refused: WebhookRefusal) -> StatusCode {
     match refused {
-        Refused::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Refused::Slow => StatusCode::REQUEST_TIMEOUT,
-        Refused::Busy => StatusCode::SERVICE_UNAVAILABLE,
-        Refused::Rate => StatusCode::TOO_MANY_REQUESTS,
+        WebhookRefusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        WebhookRefusal::Slow => StatusCode::REQUEST_TIMEOUT,
+        WebhookRefusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        WebhookRefusal::Rate => StatusCode::TOO_MANY_REQUESTS,
         _ => StatusCode::BAD_REQUEST,
     }
 }

@@ -13,8 +13,8 @@ use crate::{
     },
     config::{self, Config, StoreUrl},
     metrics::{
-        Evidence, Limit, Metrics, Reason,
-        recent::{Look, Times, Totals},
+        ComparisonResult, Limit, Metrics, ReasonCount,
+        recent::{CounterSnapshot, RecentTimes, RequestTotals},
     },
     store::{Node, Store},
 };
@@ -90,10 +90,10 @@ pub(super) fn status(
             "credentials": mode.credentials,
         },
         "requests": requests(metrics),
-        "reasons": reasons(metrics, |reason| reason.life),
+        "reasons": reasons(metrics, |reason| reason.total),
         "reasons_last_minute": reasons(metrics, |reason| reason.last_minute),
-        "shadow": comparison_counts(|result| metrics.trials.shadow_count(result)),
-        "verify": comparison_counts(|result| metrics.trials.verify_count(result)),
+        "shadow": comparison_counts(|result| metrics.comparisons.shadow_total(result)),
+        "verify": comparison_counts(|result| metrics.comparisons.verify_total(result)),
         "latency_ms": latencies(metrics),
         "store": store(cache, metrics),
         "upstream": upstream(metrics),
@@ -155,10 +155,11 @@ fn nodes(store: &Store) -> Value {
 /// end of each step.
 pub(super) fn history(metrics: &Metrics) -> Value {
     let steps = metrics.recent.steps(STEP_S);
-    let counts =
-        |count: fn(&Totals) -> u64| steps.iter().map(|step| count(&step.totals)).collect::<Value>();
+    let counts = |count: fn(&RequestTotals) -> u64| {
+        steps.iter().map(|step| count(&step.totals)).collect::<Value>()
+    };
     let p99 = |kind: usize| {
-        let kind = |step: &Look| step.p99.get(kind).copied().flatten().map(millis);
+        let kind = |step: &CounterSnapshot| step.p99.get(kind).copied().flatten().map(millis);
         steps.iter().map(kind).collect::<Value>()
     };
     json!({
@@ -166,7 +167,7 @@ pub(super) fn history(metrics: &Metrics) -> Value {
         "hit": counts(|totals| totals.hits),
         "miss": counts(|totals| totals.misses),
         "pass": counts(|totals| totals.passes),
-        "saved": counts(Totals::saved),
+        "saved": counts(RequestTotals::saved),
         "p99_ms": { "hit": p99(0), "miss": p99(1), "upstream": p99(2), "store": p99(3) },
     })
 }
@@ -177,13 +178,16 @@ fn requests(metrics: &Metrics) -> Value {
     let mut windows = Map::new();
     windows.insert("life".into(), request_counts(&now));
     for (name, seconds) in WINDOWS_S {
-        windows.insert(name.into(), request_counts(&now.since(&metrics.recent.before(seconds))));
+        windows.insert(
+            name.into(),
+            request_counts(&now.since(&metrics.recent.totals_before(seconds))),
+        );
     }
     windows.into()
 }
 
-fn request_counts(totals: &Totals) -> Value {
-    let Totals { hits, misses, joined, passes, others, writes, errors } = *totals;
+fn request_counts(totals: &RequestTotals) -> Value {
+    let RequestTotals { hits, misses, joined, passes, others, writes, errors } = *totals;
     json!({
         "hit": hits,
         "miss": misses,
@@ -199,19 +203,20 @@ fn request_counts(totals: &Totals) -> Value {
 }
 
 /// Comparisons with the upstream by result.
-fn comparison_counts(count: impl Fn(Evidence) -> u64) -> Value {
-    let counts =
-        Evidence::ALL.iter().map(|result| (result.as_str().to_owned(), count(*result).into()));
+fn comparison_counts(count: impl Fn(ComparisonResult) -> u64) -> Value {
+    let counts = ComparisonResult::ALL
+        .iter()
+        .map(|result| (result.as_str().to_owned(), count(*result).into()));
     Value::Object(counts.collect())
 }
 
 /// Reasons why reads were not hits, in the words of `Cache-Status`. Reasons that did not occur are
 /// left out.
-fn reasons(metrics: &Metrics, times: fn(&Reason) -> u64) -> Value {
+fn reasons(metrics: &Metrics, times: fn(&ReasonCount) -> u64) -> Value {
     let reasons = metrics.reasons();
     let reasons_of = |outcome: &str| -> Map<String, Value> {
         let these = reasons.iter().filter(|reason| reason.outcome == outcome && times(reason) > 0);
-        these.map(|reason| (reason.why.to_owned(), times(reason).into())).collect()
+        these.map(|reason| (reason.reason.to_owned(), times(reason).into())).collect()
     };
     json!({ "miss": reasons_of("miss"), "pass": reasons_of("pass") })
 }
@@ -227,7 +232,7 @@ pub fn outcome_reasons() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 /// Latencies of the last one to two minutes, with an error of at most one eighth.
-fn latency(times: &Times) -> Value {
+fn latency(times: &RecentTimes) -> Value {
     let ms = |part| times.quantile(part).map(millis);
     json!({ "p50": ms(0.5), "p99": ms(0.99), "samples": times.count() })
 }

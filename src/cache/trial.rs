@@ -26,7 +26,7 @@ use super::{
     policy::{self, NoStore, Policy},
 };
 use crate::{
-    metrics::Evidence,
+    metrics::ComparisonResult,
     store::{Key, Token},
 };
 
@@ -105,27 +105,27 @@ impl Trial {
 
     /// Returns the result once the response has ended, if it does not depend on whether the entry is
     /// still in the store.
-    pub fn plain(&self) -> Option<Evidence> {
+    pub fn plain(&self) -> Option<ComparisonResult> {
         let result = self.found();
-        matches!(result, Evidence::Same | Evidence::Failed).then_some(result)
+        matches!(result, ComparisonResult::Same | ComparisonResult::Failed).then_some(result)
     }
 
     /// Returns the result for the case that the entry is still in the store.
-    fn found(&self) -> Evidence {
+    fn found(&self) -> ComparisonResult {
         match self.status {
             status if status == self.entry.status() => {
                 let whole = self.agrees && self.length == self.entry.body().len();
                 let same = whole && self.headers.is_empty() && self.forbidden.is_none();
-                if same { Evidence::Same } else { Evidence::Different }
+                if same { ComparisonResult::Same } else { ComparisonResult::Different }
             }
-            status if status.is_server_error() => Evidence::Failed,
+            status if status.is_server_error() => ComparisonResult::Failed,
             // 408 and 429 come from an overloaded gateway in front of the upstream. 304 is no answer
             // to a request without conditions.
             StatusCode::REQUEST_TIMEOUT
             | StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::NOT_MODIFIED => Evidence::Failed,
-            status if status.is_success() => Evidence::Different,
-            _ => Evidence::Refused,
+            | StatusCode::NOT_MODIFIED => ComparisonResult::Failed,
+            status if status.is_success() => ComparisonResult::Different,
+            _ => ComparisonResult::Refused,
         }
     }
 
@@ -143,7 +143,7 @@ impl fmt::Debug for Trial {
 impl Cache {
     /// Concludes a comparison after the response has ended. Purges an entry that is wrong everywhere,
     /// with a warning.
-    pub async fn conclude(self: &Arc<Self>, comparison: &Trial) -> Evidence {
+    pub async fn conclude(self: &Arc<Self>, comparison: &Trial) -> ComparisonResult {
         let result = comparison.found();
         if let Some(plain) = comparison.plain() {
             return plain;
@@ -154,8 +154,8 @@ impl Cache {
                 Some(true) => {}
                 // A concurrent comparison has purged the entry because it was wrong.
                 Some(false) if self.refuted.count(&comparison.generation()) > 0 => return result,
-                Some(false) => return Evidence::Changed,
-                None => return Evidence::Unchecked,
+                Some(false) => return ComparisonResult::Changed,
+                None => return ComparisonResult::Unchecked,
             }
         }
         if self.refuted.add(comparison.generation()) == 1 {
@@ -175,7 +175,7 @@ impl Cache {
         Some(entry.generation() == comparison.entry.generation())
     }
 
-    fn warn_of(&self, comparison: &Trial, result: Evidence) {
+    fn warn_of(&self, comparison: &Trial, result: ComparisonResult) {
         let Some(suppressed) = self.refuted_warnings.admit(comparison.key.main()) else { return };
         let prefix = self.settings.prefix.as_str();
         let Trial { key, entry, status, forbidden, length, digest, .. } = comparison;

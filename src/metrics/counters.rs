@@ -20,7 +20,7 @@ pub struct Counters<L> {
 
 impl<L: Copy + Debug + Eq + Hash> Counters<L> {
     /// Creates counters with these labels at zero.
-    pub(super) fn beginning_with(labels: impl IntoIterator<Item = L>) -> Self {
+    pub(super) fn with_zeros(labels: impl IntoIterator<Item = L>) -> Self {
         let counters =
             Self { family: Family::default(), known: std::array::from_fn(|_| OnceLock::new()) };
         for labels in labels {
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_count_goes_to_its_own_labels_wherever_they_are_found() {
-        let counters = Counters::beginning_with([]);
+        let counters = Counters::with_zeros([]);
         let label = |n: usize| [("label", n.to_string().leak() as &'static str)];
         for n in 0..2 * KNOWN {
             for _ in 0..=n {

@@ -59,12 +59,12 @@ pub type SpanCounts = Family<OutcomeLabels, Counter>;
 
 pub(super) fn requests() -> Counters<RequestLabels> {
     let label = |outcome| RequestLabels { outcome, reason: "" };
-    Counters::beginning_with(["miss", "write", "hit"].map(label))
+    Counters::with_zeros(["miss", "write", "hit"].map(label))
 }
 
 /// Counters of outcomes: these at zero, and others once they occur.
 pub(super) fn outcomes<const N: usize>(outcomes: [&'static str; N]) -> Counters<OutcomeLabels> {
-    Counters::beginning_with(outcomes.map(|outcome| OutcomeLabels { outcome }))
+    Counters::with_zeros(outcomes.map(|outcome| OutcomeLabels { outcome }))
 }
 
 pub(super) fn invalidations() -> Family<InvalidationLabels, Counter> {

@@ -21,13 +21,13 @@ use crate::clock;
 
 /// Reads the metrics of this process.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(super) struct ProcessCollector {
     started_at: SystemTime,
 }
 
 /// The fields of `/proc/self/stat` that are exported (proc(5)).
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
+struct ProcStat {
     /// User and system time, in ticks.
     cpu_ticks: u64,
     threads: u64,
@@ -35,14 +35,14 @@ struct Stat {
     resident_pages: u64,
 }
 
-impl Default for Process {
+impl Default for ProcessCollector {
     /// Takes the current time as the start of the process.
     fn default() -> Self {
         Self { started_at: clock::now() }
     }
 }
 
-impl Stat {
+impl ProcStat {
     fn parse(text: &str) -> Option<Self> {
         // The name is the second field, in parentheses, and may contain any character.
         let (_, fields) = text.rsplit_once(") ")?;
@@ -58,7 +58,7 @@ impl Stat {
     }
 }
 
-impl Collector for Process {
+impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let e = &mut encoder;
         let started_at = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -72,7 +72,7 @@ impl Collector for Process {
             gauge(e, "process_max_fds", "Limit of open files.", None, limit)?;
         }
         let stat = fs::read_to_string("/proc/self/stat").ok();
-        let Some(stat) = stat.as_deref().and_then(Stat::parse) else { return Ok(()) };
+        let Some(stat) = stat.as_deref().and_then(ProcStat::parse) else { return Ok(()) };
         #[allow(clippy::cast_precision_loss, reason = "exact for 2.8 million years of 100 Hz")]
         let cpu_seconds = stat.cpu_ticks as f64 / clock_ticks_per_second() as f64;
         counter(e, "process_cpu", "CPU time, user and system.", seconds, cpu_seconds)?;
@@ -98,15 +98,15 @@ fn open_files() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::Stat;
+    use super::ProcStat;
 
     #[test]
     fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
         let fields = "S 1 2 3 4 5 6 7 8 9 10 120 30 0 0 20 0 5 0 4711 1048576 256 184467440737";
         let stat =
-            Stat { cpu_ticks: 150, threads: 5, virtual_bytes: 1_048_576, resident_pages: 256 };
-        assert_eq!(Stat::parse(&format!("42 (job) cache (x)) {fields}")), Some(stat));
-        assert_eq!(Stat::parse("42 (jobcache) S 1 2"), None);
-        assert_eq!(Stat::parse(""), None);
+            ProcStat { cpu_ticks: 150, threads: 5, virtual_bytes: 1_048_576, resident_pages: 256 };
+        assert_eq!(ProcStat::parse(&format!("42 (job) cache (x)) {fields}")), Some(stat));
+        assert_eq!(ProcStat::parse("42 (jobcache) S 1 2"), None);
+        assert_eq!(ProcStat::parse(""), None);
     }
 }

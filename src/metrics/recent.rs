@@ -19,9 +19,9 @@ use crate::events::feed::SecondCounts;
 /// Time between two samples.
 const SECOND: Duration = Duration::from_secs(1);
 /// Samples that are kept: ten minutes, and the one before.
-const LOOKS: usize = 601;
+const MAX_SNAPSHOTS: usize = 601;
 /// Times are forgotten after one to two of these periods, in samples.
-const TIMES_FOR: u64 = 60;
+const ROTATE_AFTER: u64 = 60;
 /// How many of the busiest jobs subscribers get each second.
 const BUSIEST: usize = 5;
 /// Number of buckets of times: four for each power of two, in us.
@@ -29,7 +29,7 @@ const BUCKETS: usize = 128;
 
 /// Requests since the process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub struct RequestTotals {
     /// Requests answered from the cache.
     pub hits: u64,
     /// Requests answered by an upstream read that is shared by all waiting requests.
@@ -46,7 +46,7 @@ pub struct Totals {
     pub errors: u64,
 }
 
-impl Totals {
+impl RequestTotals {
     /// The requests since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
@@ -81,9 +81,9 @@ impl Totals {
 
 /// The counters at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Look {
+pub struct CounterSnapshot {
     /// Requests since the process started, or within the step for [`Recent::steps`].
-    pub totals: Totals,
+    pub totals: RequestTotals,
     /// The 99th percentiles of the times of hits, misses, the upstream and the store, over the last
     /// one to two minutes.
     pub p99: [Option<Duration>; 4],
@@ -92,20 +92,20 @@ pub struct Look {
 /// The counts and times of the last ten minutes.
 pub struct Recent {
     began: Instant,
-    looks: Mutex<VecDeque<Look>>,
+    snapshots: Mutex<VecDeque<CounterSnapshot>>,
     pub(super) misses: AtomicU64,
     pub(super) passes: AtomicU64,
     pub(super) others: AtomicU64,
     pub(super) writes: AtomicU64,
     pub(super) errors: AtomicU64,
     /// Time from a request to its response head, for sampled hits.
-    pub hit_times: Times,
+    pub hit_times: RecentTimes,
     /// The same for misses.
-    pub miss_times: Times,
+    pub miss_times: RecentTimes,
     /// Time to the upstream's response head.
-    pub upstream_times: Times,
+    pub upstream_times: RecentTimes,
     /// Time of store operations.
-    pub store_times: Times,
+    pub store_times: RecentTimes,
 }
 
 impl Default for Recent {
@@ -113,16 +113,16 @@ impl Default for Recent {
         let count = AtomicU64::default;
         Self {
             began: Instant::now(),
-            looks: Mutex::default(),
+            snapshots: Mutex::default(),
             misses: count(),
             passes: count(),
             others: count(),
             writes: count(),
             errors: count(),
-            hit_times: Times::default(),
-            miss_times: Times::default(),
-            upstream_times: Times::default(),
-            store_times: Times::default(),
+            hit_times: RecentTimes::default(),
+            miss_times: RecentTimes::default(),
+            upstream_times: RecentTimes::default(),
+            store_times: RecentTimes::default(),
         }
     }
 }
@@ -134,31 +134,37 @@ impl Recent {
     }
 
     /// The totals of so many seconds ago. Zero if no sample is that old, as in a young process.
-    pub fn before(&self, seconds: usize) -> Totals {
-        let samples = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn totals_before(&self, seconds: usize) -> RequestTotals {
+        let samples = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
         match samples.len().checked_sub(seconds) {
-            Some(index) => samples.get(index).map_or_else(Totals::default, |sample| sample.totals),
-            None => Totals::default(),
+            Some(index) => {
+                samples.get(index).map_or_else(RequestTotals::default, |sample| sample.totals)
+            }
+            None => RequestTotals::default(),
         }
     }
 
     /// The last ten minutes in steps of so many seconds, oldest first: the requests in each step,
     /// and the times at its end.
-    pub fn steps(&self, seconds: usize) -> Vec<Look> {
-        let samples = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut ends: Vec<Look> = samples.iter().rev().step_by(seconds.max(1)).copied().collect();
+    pub fn steps(&self, seconds: usize) -> Vec<CounterSnapshot> {
+        let samples = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ends: Vec<CounterSnapshot> =
+            samples.iter().rev().step_by(seconds.max(1)).copied().collect();
         drop(samples);
         ends.reverse();
         let steps = ends.iter().zip(ends.iter().skip(1));
-        steps.map(|(from, to)| Look { totals: to.totals.since(&from.totals), ..*to }).collect()
+        steps
+            .map(|(from, to)| CounterSnapshot { totals: to.totals.since(&from.totals), ..*to })
+            .collect()
     }
 
     /// Keeps a sample. Returns the totals of the previous one.
-    fn look(&self, totals: Totals) -> Totals {
-        let sample = Look { totals, p99: self.times().map(|times| times.quantile(0.99)) };
-        let mut samples = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+    fn keep_snapshot(&self, totals: RequestTotals) -> RequestTotals {
+        let sample =
+            CounterSnapshot { totals, p99: self.times().map(|times| times.quantile(0.99)) };
+        let mut samples = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
         let before = samples.back().copied().unwrap_or_default();
-        if samples.len() >= LOOKS {
+        if samples.len() >= MAX_SNAPSHOTS {
             samples.pop_front();
         }
         samples.push_back(sample);
@@ -171,22 +177,22 @@ impl Recent {
         }
     }
 
-    fn times(&self) -> [&Times; 4] {
+    fn times(&self) -> [&RecentTimes; 4] {
         [&self.hit_times, &self.miss_times, &self.upstream_times, &self.store_times]
     }
 }
 
 /// Samples the counters every second; never returns.
-pub async fn keep(metrics: Arc<Metrics>) {
+pub async fn sample_every_second(metrics: Arc<Metrics>) {
     let mut ticks = interval(SECOND);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for tick in 1_u64.. {
         ticks.tick().await;
         let totals = metrics.totals();
-        let second = totals.since(&metrics.recent.look(totals));
-        metrics.look_at_reasons();
+        let second = totals.since(&metrics.recent.keep_snapshot(totals));
+        metrics.sample_reasons();
         metrics.events.set_hit_rate(second.hits);
-        if tick % TIMES_FOR == 0 {
+        if tick % ROTATE_AFTER == 0 {
             metrics.recent.forget_times();
         }
         if metrics.events.has_subscribers() {
@@ -205,19 +211,19 @@ pub async fn keep(metrics: Arc<Metrics>) {
 
 /// A histogram of the times of the last one to two minutes. Its quantiles are accurate to within an
 /// eighth.
-pub struct Times {
+pub struct RecentTimes {
     now: Box<[AtomicU64]>,
     before: Box<[AtomicU64]>,
 }
 
-impl Default for Times {
+impl Default for RecentTimes {
     fn default() -> Self {
         let zeros = || (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
         Self { now: zeros(), before: zeros() }
     }
 }
 
-impl Times {
+impl RecentTimes {
     /// Counts a time that stands for `times` operations.
     pub fn observe(&self, took: Duration, times: u64) {
         self.now[bucket(took)].fetch_add(times, Ordering::Relaxed);
@@ -286,7 +292,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_right_within_an_eighth() {
-        let times = Times::default();
+        let times = RecentTimes::default();
         assert_eq!(times.quantile(0.5), None);
         for us in 1..=10_000 {
             times.observe(Duration::from_micros(us), 1);
@@ -300,7 +306,7 @@ mod tests {
 
     #[test]
     fn times_are_forgotten_after_two_turns() {
-        let times = Times::default();
+        let times = RecentTimes::default();
         times.observe(Duration::from_millis(1), 3);
         times.rotate();
         assert_eq!(times.count(), 3);
@@ -312,13 +318,13 @@ mod tests {
     fn what_stood_before_is_told_from_bounded_looks() {
         let recent = Recent::default();
         for hits in 1..=700 {
-            recent.look(Totals { hits, ..Totals::default() });
+            recent.keep_snapshot(RequestTotals { hits, ..RequestTotals::default() });
         }
-        assert_eq!(recent.looks.lock().unwrap().len(), LOOKS);
-        assert_eq!(recent.before(1).hits, 700);
-        assert_eq!(recent.before(60).hits, 641);
-        assert_eq!(recent.before(600).hits, 101);
-        assert_eq!(recent.before(1_000), Totals::default());
+        assert_eq!(recent.snapshots.lock().unwrap().len(), MAX_SNAPSHOTS);
+        assert_eq!(recent.totals_before(1).hits, 700);
+        assert_eq!(recent.totals_before(60).hits, 641);
+        assert_eq!(recent.totals_before(600).hits, 101);
+        assert_eq!(recent.totals_before(1_000), RequestTotals::default());
     }
 
     #[test]
@@ -327,7 +333,7 @@ mod tests {
         assert_eq!(recent.steps(2), []);
         for hits in 1..=6 {
             recent.hit_times.observe(Duration::from_millis(hits), 1);
-            recent.look(Totals { hits: hits * hits, ..Totals::default() });
+            recent.keep_snapshot(RequestTotals { hits: hits * hits, ..RequestTotals::default() });
         }
         let steps = recent.steps(2);
         assert_eq!(steps.iter().map(|step| step.totals.hits).collect::<Vec<_>>(), [12, 20]);
@@ -341,8 +347,9 @@ mod tests {
 
     #[test]
     fn hits_and_shared_reads_are_what_the_upstream_is_spared() {
-        let totals = Totals { hits: 6, misses: 3, joined: 1, passes: 1, ..Totals::default() };
+        let totals =
+            RequestTotals { hits: 6, misses: 3, joined: 1, passes: 1, ..RequestTotals::default() };
         assert_eq!((totals.reads(), totals.saved(), totals.hit_ratio()), (10, 7, Some(0.6)));
-        assert_eq!(Totals::default().hit_ratio(), None);
+        assert_eq!(RequestTotals::default().hit_ratio(), None);
     }
 }

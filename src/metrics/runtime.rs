@@ -12,9 +12,9 @@ use super::sample::{counter, gauge};
 
 /// Reads the metrics of the runtime that runs the scrape. Outside a runtime there are none.
 #[derive(Debug)]
-pub(super) struct Runtime;
+pub(super) struct RuntimeCollector;
 
-impl Collector for Runtime {
+impl Collector for RuntimeCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Ok(handle) = Handle::try_current() else { return Ok(()) };
         let e = &mut encoder;

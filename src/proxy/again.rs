@@ -115,7 +115,7 @@ impl Proxy {
         };
         repeat.look = None;
         self.metrics.near.lookup("hit");
-        self.metrics.request("hit", "");
+        self.metrics.count_request("hit", "");
         self.metrics.near.repeats.inc();
         self.cache.answered(&repeat.ask, EventKind::Hit, "", repeat.sample.as_ref());
         Poll::Ready(Ok(body))

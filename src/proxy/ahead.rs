@@ -28,7 +28,7 @@ use crate::{
     spans,
     store::Budget,
     transport::Peer,
-    upstream::{BodyError, Repeat, UpstreamError},
+    upstream::{BodyError, RetryPolicy, UpstreamError},
 };
 
 /// The peer of a prefetch. Its host and scheme come from the configuration, so they are trusted.
@@ -199,7 +199,7 @@ impl Proxy {
         *request.uri_mut() = target.clone();
         request.headers_mut().clone_from(headers);
         let request = self.for_fill(&request.into_parts().0, OURSELVES);
-        let response = self.send(request, Repeat::IfSafe).await?;
+        let response = self.send(request, RetryPolicy::OnceIfSafe).await?;
         let (head, mut body) = prepare_response(response, Switch::Unasked)?.into_parts();
         if head.status != StatusCode::OK {
             return Err(Unlisted::Status(head.status));

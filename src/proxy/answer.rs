@@ -66,7 +66,7 @@ impl Answer {
         access_line: Option<AccessLine>,
     ) -> Response<Body> {
         let (outcome, reason) = self.verdict.labels();
-        metrics.request(outcome, reason);
+        metrics.count_request(outcome, reason);
         let status = self.response.status();
         if let Some(cache_status) = self.verdict.cache_status(status) {
             headers::cache_status(self.response.headers_mut(), cache_status);

@@ -60,7 +60,7 @@ impl Body {
     /// Whether the upstream answered before it asked for the upload.
     pub fn leaves_upload(&self) -> bool {
         match self {
-            Self::Upstream(body) | Self::Resumed(_, body) => body.leaves_upload(),
+            Self::Upstream(body) | Self::Resumed(_, body) => body.upload_unrequested(),
             Self::Full(_) | Self::Tee(_) | Self::Ending(_) | Self::Tried(_) => false,
         }
     }

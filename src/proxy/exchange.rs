@@ -19,7 +19,9 @@ use crate::{
     interim::Interim,
     spans,
     transport::Peer,
-    upstream::{Repeat, RequestBody, ResponseBody, UpstreamError, relay_interim, to_origin_form},
+    upstream::{
+        RequestBody, ResponseBody, RetryPolicy, UpstreamError, relay_informational, to_origin_form,
+    },
 };
 
 impl Proxy {
@@ -28,7 +30,7 @@ impl Proxy {
     pub(super) async fn send(
         &self,
         mut request: Request<RequestBody>,
-        retry: Repeat,
+        retry: RetryPolicy,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let span = spans::upstream(&mut request, self.upstream.authority());
         let result = self.upstream.send(request, retry).instrument(span.clone()).await;
@@ -47,7 +49,7 @@ impl Proxy {
         let (mut head, body) = request.into_parts();
         let expects = headers::expects_continue(&mut head.headers, head.version);
         self.prepare_request(&mut head, client);
-        let mut request = Request::from_parts(head, RequestBody::of(body, expects));
+        let mut request = Request::from_parts(head, RequestBody::from_client(body, expects));
         relay(&mut request, informational);
         request
     }
@@ -75,7 +77,7 @@ impl Proxy {
 pub(super) fn relay(request: &mut Request<RequestBody>, informational: &Interim) {
     if matches!(request.body(), RequestBody::Held(_)) || informational.is_taken() {
         let informational = informational.clone();
-        relay_interim(request, move |status, headers| {
+        relay_informational(request, move |status, headers| {
             let mut headers = headers.clone();
             headers::strip_hop_by_hop(&mut headers, &[]);
             informational.send(status, &headers);
@@ -109,7 +111,7 @@ pub(super) fn prepare_response<B>(
     requested: Switch,
 ) -> Result<Response<B>, UpstreamError> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && requested == Switch::Unasked {
-        return Err(UpstreamError::UnaskedUpgrade);
+        return Err(UpstreamError::UnrequestedUpgrade);
     }
     if framing::stays_coded(response.headers()) {
         return Err(UpstreamError::TransferCoding);

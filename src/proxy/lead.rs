@@ -32,7 +32,7 @@ use crate::{
     config::Mode,
     spans,
     store::{Budget, Fill},
-    upstream::{Repeat, RequestBody, ResponseBody},
+    upstream::{RequestBody, ResponseBody, RetryPolicy},
 };
 
 /// How long the clients that joined wait for a streaming body.
@@ -81,7 +81,7 @@ impl LeadTask {
     /// stored.
     pub(super) async fn run(mut self, request: Request<RequestBody>) -> Became {
         self.lead.turn().await;
-        let sent = self.proxy.send(request, Repeat::IfSafe).await;
+        let sent = self.proxy.send(request, RetryPolicy::OnceIfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => response,

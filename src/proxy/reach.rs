@@ -138,7 +138,7 @@ impl Inspector {
         let named = self.named(&scope.rules, Side::Request, &document);
         let mut known: HashSet<JobId> = scope.jobs.iter().cloned().collect();
         scope.jobs.extend(named.into_iter().filter(|job| known.insert(job.clone())));
-        Ok(body.after(read))
+        Ok(body.resumed(read))
     }
 
     /// Finds the jobs that a response body names.

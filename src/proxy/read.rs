@@ -31,7 +31,7 @@ use crate::{
     spans,
     store::Budget,
     transport::Peer,
-    upstream::{Repeat, RequestBody},
+    upstream::{RequestBody, RetryPolicy},
 };
 
 impl Proxy {
@@ -183,7 +183,7 @@ impl Proxy {
         self.prepare_request(&mut head, client);
         let mut request = Request::from_parts(head, RequestBody::Empty);
         relay(&mut request, &informational);
-        let sent = self.send(request, Repeat::IfSafe).await;
+        let sent = self.send(request, RetryPolicy::OnceIfSafe).await;
         match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
                 Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }

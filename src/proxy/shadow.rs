@@ -30,11 +30,11 @@ use super::{
 use crate::{
     cache::{Ask, Lookup, Trial, policy::Bypass},
     interim::Interim,
-    metrics::Evidence,
+    metrics::ComparisonResult,
     spans,
     store::Budget,
     transport::Peer,
-    upstream::{BodyError, Repeat, ResponseBody},
+    upstream::{BodyError, ResponseBody, RetryPolicy},
 };
 
 impl Proxy {
@@ -57,7 +57,7 @@ impl Proxy {
             Lookup::Hit(_) if head.method != Method::GET => {
                 // Many upstreams answer HEAD and GET differently, and a HEAD has no body to
                 // compare.
-                self.metrics.trials.shadow(Evidence::Unchecked);
+                self.metrics.comparisons.count_shadow(ComparisonResult::Unchecked);
                 self.pass_read(head, client, informational, Bypass::ShadowHit).await
             }
             Lookup::Hit(entry) => {
@@ -78,7 +78,7 @@ impl Proxy {
     ) -> Answer {
         let mut request = self.for_fill(head, client);
         relay(&mut request, &informational);
-        let sent = self.send(request, Repeat::IfSafe).await;
+        let sent = self.send(request, RetryPolicy::OnceIfSafe).await;
         match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
             Ok(response) => {
                 let (head, body) = response.into_parts();
@@ -94,7 +94,7 @@ impl Proxy {
                 Answer { response, verdict: Verdict::Pass(Bypass::ShadowHit) }
             }
             Err(error) => {
-                self.metrics.trials.shadow(Evidence::Failed);
+                self.metrics.comparisons.count_shadow(ComparisonResult::Failed);
                 refuse(&error)
             }
         }
@@ -104,15 +104,15 @@ impl Proxy {
     /// in the background while the client goes on.
     fn conclude_shadow(self: &Arc<Self>, comparison: Trial) {
         if let Some(outcome) = comparison.plain() {
-            return self.metrics.trials.shadow(outcome);
+            return self.metrics.comparisons.count_shadow(outcome);
         }
         let Some(permit) = self.trials.take(1) else {
-            return self.metrics.trials.shadow(Evidence::Skipped);
+            return self.metrics.comparisons.count_shadow(ComparisonResult::Skipped);
         };
         let proxy = Arc::clone(self);
         self.aside(async move {
             let outcome = proxy.cache.conclude(&comparison).await;
-            proxy.metrics.trials.shadow(outcome);
+            proxy.metrics.comparisons.count_shadow(outcome);
             drop(permit);
         });
     }
@@ -148,7 +148,7 @@ impl Tried {
                 }
             }
             None => self.conclude(),
-            Some(Err(_)) => self.give_up(Evidence::Failed),
+            Some(Err(_)) => self.give_up(ComparisonResult::Failed),
         }
         Poll::Ready(frame)
     }
@@ -159,9 +159,9 @@ impl Tried {
         }
     }
 
-    fn give_up(&mut self, outcome: Evidence) {
+    fn give_up(&mut self, outcome: ComparisonResult) {
         if self.trial.take().is_some() {
-            self.proxy.metrics.trials.shadow(outcome);
+            self.proxy.metrics.comparisons.count_shadow(outcome);
         }
     }
 }
@@ -169,7 +169,7 @@ impl Tried {
 impl Drop for Tried {
     /// Dropped before its end, because the client has hung up: the comparison is incomplete.
     fn drop(&mut self) {
-        self.give_up(Evidence::Unchecked);
+        self.give_up(ComparisonResult::Unchecked);
     }
 }
 

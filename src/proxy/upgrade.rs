@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::headers;
-use crate::upstream::Place;
+use crate::upstream::ConnectionPermit;
 
 /// A client's request to switch protocols.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Upgrade {
     pub(super) fn tie<B>(
         self,
         response: &mut Response<B>,
-        permit: Option<Place>,
+        permit: Option<ConnectionPermit>,
         tasks: &TaskTracker,
     ) {
         let upstream = hyper::upgrade::on(response);

@@ -23,11 +23,11 @@ use crate::{
     cache::Trial,
     config::Share,
     limits::Room,
-    metrics::{Evidence, Metrics},
+    metrics::{ComparisonResult, Metrics},
     service::{Declined, Lot},
     spans,
     transport::Peer,
-    upstream::{Repeat, RequestBody},
+    upstream::{RequestBody, RetryPolicy},
 };
 
 /// Most comparisons in the background at a time. Past this number they are skipped, so that
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Returns the quota for [`TRIALS`] comparisons. Skipped comparisons are counted by outcome, so the
 /// counter of the quota is not registered.
 pub(super) fn room(metrics: &Metrics) -> Arc<Room> {
-    Room::new(TRIALS, metrics.trials.under_way.clone(), Counter::default())
+    Room::new(TRIALS, metrics.comparisons.under_way.clone(), Counter::default())
 }
 
 impl Proxy {
@@ -68,7 +68,7 @@ impl Proxy {
     /// Starts to compare a hit with what the upstream answers to this request.
     pub(super) fn verify(self: &Arc<Self>, comparison: Trial, head: &request::Parts, client: Peer) {
         let Some(permit) = self.trials.take(1) else {
-            return self.metrics.trials.verify(Evidence::Skipped);
+            return self.metrics.comparisons.count_verify(ComparisonResult::Skipped);
         };
         let proxy = Arc::clone(self);
         let mut request = self.for_fill(head, client);
@@ -77,9 +77,9 @@ impl Proxy {
         self.aside(async move {
             let outcome = match timeout(PATIENCE, proxy.try_hit(comparison, request)).await {
                 Ok(Some(comparison)) => proxy.cache.conclude(&comparison).await,
-                Ok(None) | Err(_) => Evidence::Failed,
+                Ok(None) | Err(_) => ComparisonResult::Failed,
             };
-            proxy.metrics.trials.verify(outcome);
+            proxy.metrics.comparisons.count_verify(outcome);
             drop(permit);
         });
     }
@@ -87,7 +87,7 @@ impl Proxy {
     /// Feeds the comparison with the response of the upstream. Returns `None` if the upstream gives
     /// no whole response.
     async fn try_hit(&self, mut comparison: Trial, request: Request<RequestBody>) -> Option<Trial> {
-        let sent = self.send(request, Repeat::IfSafe).await;
+        let sent = self.send(request, RetryPolicy::OnceIfSafe).await;
         let response = prepare_response(sent.ok()?, Switch::Unasked).ok()?;
         let (head, mut body) = response.into_parts();
         let mut matters = comparison.head(&head, &self.cache);

@@ -24,7 +24,7 @@ use crate::{
     spans,
     store::{Ended, Write},
     transport::Peer,
-    upstream::{Repeat, RequestBody, UpstreamError},
+    upstream::{RequestBody, RetryPolicy, UpstreamError},
 };
 
 impl Proxy {
@@ -104,7 +104,7 @@ impl Proxy {
         let fence = self.cache.begin(&scope.jobs, &mut budget).instrument(spans::fence());
         let write = fence.await;
         let exchange = async {
-            let response = self.send(request, Repeat::Never).await?;
+            let response = self.send(request, RetryPolicy::Never).await?;
             self.inspector.response(&scope.rules, response).await
         };
         let result = tokio::select! {

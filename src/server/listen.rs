@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, Un
 
 use crate::{
     config::Address,
-    transport::{Remote, Socket},
+    transport::{RemoteAddress, Socket},
 };
 
 /// Connections that may wait to be accepted; the kernel caps the number at `net.core.somaxconn`.
@@ -41,14 +41,14 @@ pub enum Listener {
     /// A TCP socket.
     Tcp(TcpListener),
     /// A unix socket and its path.
-    Unix(UnixListener, Place),
+    Unix(UnixListener, ListenPlace),
 }
 
 /// The path of a unix socket, with the inode of the socket. Dropping it removes the path, so that
 /// clients see at once that no process listens. It stays if a new process has put its own socket
 /// there.
 #[derive(Debug, Default)]
-pub struct Place(Option<(PathBuf, u64)>);
+pub struct ListenPlace(Option<(PathBuf, u64)>);
 
 /// Binds an address and listens on it. A unix socket gets the permissions `mode`.
 pub fn bind(address: &Address, reuse: Reuse, mode: u32) -> io::Result<Listener> {
@@ -93,7 +93,7 @@ fn bind_unix(path: &Path, reuse: Reuse, mode: u32) -> io::Result<Listener> {
         .and_then(|bound| fs::rename(&temporary, path).map(|()| bound));
     match bound {
         Ok((listener, inode)) => {
-            Ok(Listener::Unix(listener, Place(Some((path.to_owned(), inode)))))
+            Ok(Listener::Unix(listener, ListenPlace(Some((path.to_owned(), inode)))))
         }
         Err(error) => {
             let _ = fs::remove_file(&temporary);
@@ -116,7 +116,7 @@ fn is_socket(metadata: &fs::Metadata) -> bool {
     metadata.file_type().is_socket()
 }
 
-impl Drop for Place {
+impl Drop for ListenPlace {
     fn drop(&mut self) {
         if let Some((path, inode)) = self.0.take()
             && fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.ino() == inode)
@@ -135,7 +135,7 @@ impl From<TcpListener> for Listener {
 /// For a listener with a path that another process removes, as with socket activation.
 impl From<UnixListener> for Listener {
     fn from(listener: UnixListener) -> Self {
-        Self::Unix(listener, Place::default())
+        Self::Unix(listener, ListenPlace::default())
     }
 }
 
@@ -144,8 +144,8 @@ impl Listener {
     pub fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            Self::Unix(_, Place(Some((path, _)))) => Ok(Address::Unix(path.clone())),
-            Self::Unix(listener, Place(None)) => {
+            Self::Unix(_, ListenPlace(Some((path, _)))) => Ok(Address::Unix(path.clone())),
+            Self::Unix(listener, ListenPlace(None)) => {
                 let address = listener.local_addr()?;
                 Ok(Address::Unix(address.as_pathname().unwrap_or(Path::new("")).to_owned()))
             }
@@ -153,7 +153,7 @@ impl Listener {
     }
 
     /// Waits for the next connection.
-    pub(super) async fn accept(&self) -> io::Result<(Socket, Remote)> {
+    pub(super) async fn accept(&self) -> io::Result<(Socket, RemoteAddress)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, remote) = listener.accept().await?;
@@ -167,11 +167,11 @@ impl Listener {
     /// reset them.
     ///
     /// Asks the socket itself, because tokio's record of its readiness may be outdated.
-    pub(super) fn close(self) -> io::Result<Vec<(Socket, Remote)>> {
+    pub(super) fn close(self) -> io::Result<Vec<(Socket, RemoteAddress)>> {
         match self {
             Self::Tcp(listener) => {
                 let listener = listener.into_std()?;
-                Ok(waiting(|| {
+                Ok(accept_waiting(|| {
                     let (stream, remote) = listener.accept()?;
                     stream.set_nonblocking(true)?;
                     Ok((Socket::Left(TcpStream::from_std(stream)?), Some(remote)))
@@ -181,7 +181,7 @@ impl Listener {
                 // Remove the path first, so that no further client connects.
                 drop(place);
                 let listener = listener.into_std()?;
-                Ok(waiting(|| {
+                Ok(accept_waiting(|| {
                     let (stream, _) = listener.accept()?;
                     stream.set_nonblocking(true)?;
                     Ok((Socket::Right(UnixStream::from_std(stream)?), None))
@@ -191,20 +191,22 @@ impl Listener {
     }
 }
 
-fn waiting(mut accept: impl FnMut() -> io::Result<(Socket, Remote)>) -> Vec<(Socket, Remote)> {
+fn accept_waiting(
+    mut accept: impl FnMut() -> io::Result<(Socket, RemoteAddress)>,
+) -> Vec<(Socket, RemoteAddress)> {
     let mut waiting = Vec::new();
     // The backlog of the last of several listeners may fill up again meanwhile, hence the limit.
     while waiting.len() < 2 * BACKLOG as usize {
         match accept() {
             Ok(accepted) => waiting.push(accepted),
             // The client has gone already, or a signal arrived.
-            Err(error) if is_passing(&error) => {}
+            Err(error) if is_transient(&error) => {}
             Err(_) => break,
         }
     }
     waiting
 }
 
-fn is_passing(error: &io::Error) -> bool {
+fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
 }

@@ -12,17 +12,17 @@ use ppp::{HeaderResult, PartialResult as _, v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// "The maximum line lengths the receiver must support including the CRLF" (2.1).
-const MAX_V1: usize = 107;
+const MAX_V1_BYTES: usize = 107;
 /// Length of the signature, the version, the family and the length field (2.2).
 const V2_PREFIX: usize = 16;
 /// Upper limit of the length field: "receivers [..] may choose to [..] reject" larger headers
 /// (2.2). The addresses of unix sockets take 216 bytes, and the fields after them, such as the
 /// names of TLS, take a few more.
-const MAX_V2: usize = 4096;
+const MAX_V2_BYTES: usize = 4096;
 
 /// The source of a connection, as the balancer states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum ProxySource {
     /// The balancer itself, for a health check.
     Connection,
     /// A client of the balancer.
@@ -33,7 +33,7 @@ pub(super) enum Source {
 
 /// Why the header of a connection could not be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HeaderError {
+pub(super) enum ProxyHeaderError {
     /// The header is missing or malformed.
     #[error("invalid PROXY protocol header: {0}")]
     Malformed(String),
@@ -43,7 +43,9 @@ pub(super) enum HeaderError {
 }
 
 /// Reads the header and not a byte more. The caller limits the time.
-pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Source, HeaderError> {
+pub(super) async fn read<S: AsyncRead + Unpin>(
+    stream: &mut S,
+) -> Result<ProxySource, ProxyHeaderError> {
     let mut header = vec![0; v2::PROTOCOL_PREFIX.len()];
     stream.read_exact(&mut header).await?;
     if header == v2::PROTOCOL_PREFIX {
@@ -56,12 +58,12 @@ pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Source,
 async fn read_v2<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut header: Vec<u8>,
-) -> Result<Source, HeaderError> {
+) -> Result<ProxySource, ProxyHeaderError> {
     extend(stream, &mut header, V2_PREFIX).await?;
     let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
-    if length > MAX_V2 {
-        return Err(HeaderError::Malformed(format!(
-            "its length of {length} bytes is more than {MAX_V2}"
+    if length > MAX_V2_BYTES {
+        return Err(ProxyHeaderError::Malformed(format!(
+            "its length of {length} bytes is more than {MAX_V2_BYTES}"
         )));
     }
     extend(stream, &mut header, V2_PREFIX + length).await?;
@@ -73,15 +75,17 @@ async fn read_v2<S: AsyncRead + Unpin>(
 async fn read_v1<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut header: Vec<u8>,
-) -> Result<Source, HeaderError> {
+) -> Result<ProxySource, ProxyHeaderError> {
     while !header.ends_with(b"\n") {
         if !v1::PROTOCOL_PREFIX.as_bytes().iter().zip(&header).all(|(want, got)| want == got) {
-            return Err(HeaderError::Malformed(
+            return Err(ProxyHeaderError::Malformed(
                 "it begins with the signature of neither version".to_owned(),
             ));
         }
-        if header.len() == MAX_V1 {
-            return Err(HeaderError::Malformed(format!("no line end within {MAX_V1} bytes")));
+        if header.len() == MAX_V1_BYTES {
+            return Err(ProxyHeaderError::Malformed(format!(
+                "no line end within {MAX_V1_BYTES} bytes"
+            )));
         }
         header.push(stream.read_u8().await?);
     }
@@ -99,57 +103,57 @@ async fn extend<S: AsyncRead + Unpin>(
     Ok(())
 }
 
-fn parse(header: &[u8]) -> Result<Source, HeaderError> {
+fn parse(header: &[u8]) -> Result<ProxySource, ProxyHeaderError> {
     let parsed = HeaderResult::parse(header);
     if parsed.is_incomplete() {
-        return Err(HeaderError::Malformed("it is too short".to_owned()));
+        return Err(ProxyHeaderError::Malformed("it is too short".to_owned()));
     }
     match parsed {
         HeaderResult::V1(Ok(header)) => Ok(v1_source(header.addresses)),
         HeaderResult::V2(Ok(header)) => Ok(v2_source(&header)),
-        HeaderResult::V1(Err(error)) => Err(HeaderError::Malformed(error.to_string())),
-        HeaderResult::V2(Err(error)) => Err(HeaderError::Malformed(error.to_string())),
+        HeaderResult::V1(Err(error)) => Err(ProxyHeaderError::Malformed(error.to_string())),
+        HeaderResult::V2(Err(error)) => Err(ProxyHeaderError::Malformed(error.to_string())),
     }
 }
 
 /// `UNKNOWN` stands for protocols other than TCP, and "the receiver must ignore anything presented
 /// before the CRLF" (2.1).
-fn v1_source(addresses: v1::Addresses) -> Source {
+fn v1_source(addresses: v1::Addresses) -> ProxySource {
     match addresses {
         v1::Addresses::Tcp4(ip) => {
-            Source::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
+            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
         }
         v1::Addresses::Tcp6(ip) => {
-            Source::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
+            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
         }
-        v1::Addresses::Unknown => Source::Unknown,
+        v1::Addresses::Unknown => ProxySource::Unknown,
     }
 }
 
 /// "LOCAL: [..] The receiver must accept this connection as valid and must use the real connection
 /// endpoints and discard the protocol block including the family" (2.2).
-fn v2_source(header: &v2::Header<'_>) -> Source {
+fn v2_source(header: &v2::Header<'_>) -> ProxySource {
     match (header.command, &header.addresses) {
-        (v2::Command::Local, _) => Source::Connection,
+        (v2::Command::Local, _) => ProxySource::Connection,
         (v2::Command::Proxy, v2::Addresses::IPv4(ip)) => {
-            Source::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
+            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
         }
         (v2::Command::Proxy, v2::Addresses::IPv6(ip)) => {
-            Source::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
+            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
         }
-        (v2::Command::Proxy, _) => Source::Unknown,
+        (v2::Command::Proxy, _) => ProxySource::Unknown,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{HeaderError, MAX_V1, Source, read};
+    use super::{MAX_V1_BYTES, ProxyHeaderError, ProxySource, read};
 
     const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
     /// Reads a header with a request after it, and checks that the request is left unread.
     #[track_caller]
-    fn read_of(header: &[u8]) -> Result<Source, String> {
+    fn read_of(header: &[u8]) -> Result<ProxySource, String> {
         let bytes = [header, b"GET / HTTP/1.1\r\n"].concat();
         let mut rest = bytes.as_slice();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -165,16 +169,16 @@ mod tests {
         [V2, &[command, family], &length, addresses].concat()
     }
 
-    fn from(address: &str) -> Source {
-        Source::Client(address.parse().unwrap())
+    fn from(address: &str) -> ProxySource {
+        ProxySource::Client(address.parse().unwrap())
     }
 
     #[test]
     fn a_header_of_version_1_names_the_source() {
         assert_eq!(read_of(b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n"), Ok(from("1.2.3.4:9")));
         assert_eq!(read_of(b"PROXY TCP6 fe80::1 ::1 9 10\r\n"), Ok(from("[fe80::1]:9")));
-        assert_eq!(read_of(b"PROXY UNKNOWN\r\n"), Ok(Source::Unknown));
-        assert_eq!(read_of(b"PROXY UNKNOWN ::1 ::1 9 10\r\n"), Ok(Source::Unknown));
+        assert_eq!(read_of(b"PROXY UNKNOWN\r\n"), Ok(ProxySource::Unknown));
+        assert_eq!(read_of(b"PROXY UNKNOWN ::1 ::1 9 10\r\n"), Ok(ProxySource::Unknown));
     }
 
     #[test]
@@ -190,16 +194,20 @@ mod tests {
         );
         assert_eq!(
             read_of(&v2(0x20, 0x11, &four)),
-            Ok(Source::Connection),
+            Ok(ProxySource::Connection),
             "a check of the balancer itself"
         );
-        assert_eq!(read_of(&v2(0x20, 0x00, &[])), Ok(Source::Connection));
-        assert_eq!(read_of(&v2(0x21, 0x31, &[b'a'; 216])), Ok(Source::Unknown), "unix sockets");
+        assert_eq!(read_of(&v2(0x20, 0x00, &[])), Ok(ProxySource::Connection));
+        assert_eq!(
+            read_of(&v2(0x21, 0x31, &[b'a'; 216])),
+            Ok(ProxySource::Unknown),
+            "unix sockets"
+        );
     }
 
     #[test]
     fn what_is_no_header_is_refused() {
-        let long = [b"PROXY TCP4 ", &b"1".repeat(MAX_V1)[..]].concat();
+        let long = [b"PROXY TCP4 ", &b"1".repeat(MAX_V1_BYTES)[..]].concat();
         for header in [
             &b""[..],
             b"POST / HTTP/1.1\r\n",
@@ -222,7 +230,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for header in [&b"PROXY"[..], b"PROXY TCP4 1.2.3.4", V2, &v2(0x21, 0x11, &[0; 4])[..18]] {
             let got = runtime.block_on(read(&mut &header[..]));
-            assert!(matches!(got, Err(HeaderError::Io(_))), "{header:?}");
+            assert!(matches!(got, Err(ProxyHeaderError::Io(_))), "{header:?}");
         }
     }
 }

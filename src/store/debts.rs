@@ -132,7 +132,9 @@ impl Debts {
     }
 
     pub(super) fn count(&self) {
-        self.metrics.pending.set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
+        self.metrics
+            .pending_invalidations
+            .set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
     }
 
     /// Logs what is left when the process stops.

@@ -36,7 +36,7 @@ use crate::{
     metrics::{Metrics, OutcomeLabels, SpanCounts},
     throttle::Throttle,
     tls::TlsError,
-    upstream::collector::{Answer, Collector, Unanswered},
+    upstream::collector::{Collector, CollectorError, CollectorReply},
 };
 
 /// Delay before the first retry; it doubles with each further retry.
@@ -238,7 +238,7 @@ impl SpanSender {
     }
 
     /// Sends a message. Retries until it is accepted, fails for good, or times out.
-    async fn send(&self, message: Bytes) -> Result<Answer, String> {
+    async fn send(&self, message: Bytes) -> Result<CollectorReply, String> {
         let end = Instant::now() + self.traces.timeout;
         let mut pause = FIRST_RETRY_DELAY;
         loop {
@@ -264,8 +264,8 @@ impl SpanSender {
 
     fn outcome(
         &self,
-        attempt: Result<Result<Answer, Unanswered>, tokio::time::error::Elapsed>,
-    ) -> Result<Answer, String> {
+        attempt: Result<Result<CollectorReply, CollectorError>, tokio::time::error::Elapsed>,
+    ) -> Result<CollectorReply, String> {
         match attempt {
             Ok(Ok(answer)) if answer.status.is_success() => Ok(answer),
             Ok(Ok(answer)) => Err(format!("the answer is {}", answer.status)),

@@ -18,81 +18,85 @@ use tokio::time::Instant;
 /// The state of an upload. Times are in milliseconds from its start. One task writes it, and
 /// another one may read it.
 #[derive(Debug)]
-pub struct Activity {
+pub struct UploadActivity {
     start: Instant,
     /// When the upload last progressed.
     last_ms: AtomicU64,
     state: AtomicU8,
     /// When the current wait for the client began.
-    since_ms: AtomicU64,
+    wait_start_ms: AtomicU64,
     /// The total time of the earlier waits for the client.
-    awaited_ms: AtomicU64,
+    waited_ms: AtomicU64,
     bytes: AtomicU64,
 }
 
 /// Which side an upload waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Upload {
+pub(super) enum UploadState {
     /// The client has sent bytes that wait for the upstream, or has sent everything.
-    Sent,
+    WaitsForUpstream,
     /// The client has to send more.
-    Awaited,
+    WaitsForClient,
     /// The client broke it off.
     Broken,
 }
 
-impl Activity {
+impl UploadActivity {
     /// Starts an upload that may take `head_start` before its first progress is due.
-    pub(super) fn from_then(head_start: Duration) -> Self {
+    pub(super) fn with_head_start(head_start: Duration) -> Self {
         Self {
             start: Instant::now(),
             last_ms: AtomicU64::new(millis(head_start)),
-            state: AtomicU8::new(Upload::Sent as u8),
-            since_ms: AtomicU64::new(0),
-            awaited_ms: AtomicU64::new(0),
+            state: AtomicU8::new(UploadState::WaitsForUpstream as u8),
+            wait_start_ms: AtomicU64::new(0),
+            waited_ms: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
         }
     }
 
     /// Records that `bytes` arrived.
-    pub(super) fn came(&self, bytes: usize, now: Instant) {
+    pub(super) fn received(&self, bytes: usize, now: Instant) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.turn(Upload::Sent, now);
+        self.enter(UploadState::WaitsForUpstream, now);
     }
 
     /// Enters `state`.
-    pub(super) fn turn(&self, state: Upload, now: Instant) {
+    pub(super) fn enter(&self, state: UploadState, now: Instant) {
         let before = self.state();
-        if before == Upload::Awaited && state == Upload::Awaited {
+        if before == UploadState::WaitsForClient && state == UploadState::WaitsForClient {
             return;
         }
         let now_ms = millis(now - self.start);
-        if state == Upload::Awaited {
-            self.since_ms.store(now_ms, Ordering::Relaxed);
+        if state == UploadState::WaitsForClient {
+            self.wait_start_ms.store(now_ms, Ordering::Relaxed);
         } else {
             self.last_ms.store(now_ms, Ordering::Relaxed);
-            if before == Upload::Awaited {
-                let waited_ms = now_ms.saturating_sub(self.since_ms.load(Ordering::Relaxed));
-                self.awaited_ms.fetch_add(waited_ms, Ordering::Relaxed);
+            if before == UploadState::WaitsForClient {
+                let waited_ms = now_ms.saturating_sub(self.wait_start_ms.load(Ordering::Relaxed));
+                self.waited_ms.fetch_add(waited_ms, Ordering::Relaxed);
             }
         }
         // Stored last: a reader that sees `Awaited` also sees when the wait began.
         self.state.store(state as u8, Ordering::Release);
     }
 
-    pub(super) fn last(&self) -> Instant {
+    pub(super) fn last_progress(&self) -> Instant {
         self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
     }
 
-    pub(super) fn state(&self) -> Upload {
+    pub(super) fn state(&self) -> UploadState {
         let state = self.state.load(Ordering::Acquire);
-        let known = [Upload::Sent, Upload::Awaited, Upload::Broken];
-        known.into_iter().find(|known| *known as u8 == state).unwrap_or(Upload::Sent)
+        let known =
+            [UploadState::WaitsForUpstream, UploadState::WaitsForClient, UploadState::Broken];
+        known
+            .into_iter()
+            .find(|known| *known as u8 == state)
+            .unwrap_or(UploadState::WaitsForUpstream)
     }
 
     /// Whether the upload waits for the client and the client has used up its allowance.
     pub(super) fn is_too_slow(&self, rate: usize, patience: Duration, now: Instant) -> bool {
-        self.state() == Upload::Awaited && self.allowance(rate, patience, now).is_zero()
+        self.state() == UploadState::WaitsForClient && self.allowance(rate, patience, now).is_zero()
     }
 
     /// How much longer the upload may wait for the client in total: `patience` plus the time earned
@@ -103,9 +107,9 @@ impl Activity {
         else {
             return Duration::MAX;
         };
-        let mut spent_ms = self.awaited_ms.load(Ordering::Relaxed);
-        if self.state() == Upload::Awaited {
-            let since_ms = self.since_ms.load(Ordering::Relaxed);
+        let mut spent_ms = self.waited_ms.load(Ordering::Relaxed);
+        if self.state() == UploadState::WaitsForClient {
+            let since_ms = self.wait_start_ms.load(Ordering::Relaxed);
             spent_ms += millis(now - self.start).saturating_sub(since_ms);
         }
         (patience + Duration::from_millis(earned_ms))
@@ -125,47 +129,47 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(30);
 
     #[track_caller]
-    fn check_left(activity: &Activity, now: Instant, seconds: u64) {
+    fn check_left(activity: &UploadActivity, now: Instant, seconds: u64) {
         assert_eq!(activity.allowance(RATE, PATIENCE, now).as_secs(), seconds);
     }
 
     #[test]
     fn a_client_that_is_waited_for_uses_up_its_allowance_and_earns_more_by_what_it_brings() {
-        let activity = Activity::from_then(Duration::ZERO);
+        let activity = UploadActivity::with_head_start(Duration::ZERO);
         let mut now = activity.start;
         check_left(&activity, now, 30);
         for _ in 0..3 {
-            activity.turn(Upload::Awaited, now);
+            activity.enter(UploadState::WaitsForClient, now);
             now += Duration::from_secs(10);
             // Polled again in between; that changes nothing.
-            activity.turn(Upload::Awaited, now);
-            activity.came(1, now);
+            activity.enter(UploadState::WaitsForClient, now);
+            activity.received(1, now);
         }
         assert_eq!(activity.allowance(RATE, PATIENCE, now), Duration::from_millis(30));
-        activity.turn(Upload::Awaited, now);
+        activity.enter(UploadState::WaitsForClient, now);
         assert!(!activity.is_too_slow(RATE, PATIENCE, now));
         now += Duration::from_secs(1);
         assert!(activity.is_too_slow(RATE, PATIENCE, now));
-        activity.came(1_000, now);
+        activity.received(1_000, now);
         check_left(&activity, now, 9);
     }
 
     #[test]
     fn an_upstream_that_takes_nothing_costs_the_client_nothing() {
-        let activity = Activity::from_then(Duration::ZERO);
+        let activity = UploadActivity::with_head_start(Duration::ZERO);
         let mut now = activity.start;
-        activity.came(1, now);
+        activity.received(1, now);
         now += Duration::from_hours(1);
         check_left(&activity, now, 30);
-        activity.turn(Upload::Awaited, now);
+        activity.enter(UploadState::WaitsForClient, now);
         now += Duration::from_secs(5);
         check_left(&activity, now, 25);
     }
 
     #[test]
     fn no_rate_is_no_limit() {
-        let activity = Activity::from_then(Duration::ZERO);
-        activity.turn(Upload::Awaited, activity.start);
+        let activity = UploadActivity::with_head_start(Duration::ZERO);
+        activity.enter(UploadState::WaitsForClient, activity.start);
         let later = activity.start + Duration::from_hours(24);
         assert!(!activity.is_too_slow(0, PATIENCE, later));
     }

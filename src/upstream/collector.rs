@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     UpstreamError,
-    connect::{Connector, Protocol},
+    connect::{Connector, UpstreamProtocol},
 };
 use crate::{
     config::{Config, Traces},
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Largest response body that is read, in bytes. Any useful one fits.
-const MAX_ANSWER: usize = 64 << 10;
+const MAX_REPLY_BYTES: usize = 64 << 10;
 
 /// The collector that spans are sent to.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub(crate) struct Collector {
 
 /// The response of the collector.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct CollectorReply {
     pub(crate) status: StatusCode,
     /// The time that the collector asks the sender to wait.
     pub(crate) retry_after: Option<Duration>,
@@ -53,17 +53,17 @@ pub(crate) struct Answer {
 
 /// Why there is no response.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unanswered {
+pub(crate) enum CollectorError {
     #[error("cannot connect: {0}")]
     Connect(io::Error),
     #[error("the exchange with the collector broke off: {0}")]
     Broken(#[from] hyper::Error),
     #[error("cannot read the collector's answer: {0}")]
-    Answer(Box<dyn std::error::Error + Send + Sync>),
+    UnreadableReply(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Leaves out the text about the upstream, because the error is about the collector.
-impl From<UpstreamError> for Unanswered {
+impl From<UpstreamError> for CollectorError {
     fn from(error: UpstreamError) -> Self {
         match error {
             UpstreamError::Connect { source, .. } | UpstreamError::Tls { source, .. } => {
@@ -92,8 +92,8 @@ impl Collector {
     }
 
     /// Posts one message. The caller limits the time.
-    pub(crate) async fn post(&self, message: Bytes) -> Result<Answer, Unanswered> {
-        let io = TokioIo::new(self.connector.connect(Protocol::Http1).await?);
+    pub(crate) async fn post(&self, message: Bytes) -> Result<CollectorReply, CollectorError> {
+        let io = TokioIo::new(self.connector.connect(UpstreamProtocol::Http1).await?);
         let (mut sender, connection) = http1::handshake(io).await?;
         let _connection_task = AbortOnDropHandle::new(tokio::spawn(connection));
         let mut request = Request::new(Full::new(message));
@@ -102,9 +102,12 @@ impl Collector {
         *request.uri_mut() = self.target.parse().unwrap_or_default();
         *request.headers_mut() = self.headers.clone();
         let (head, body) = sender.send_request(request).await?.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(Unanswered::Answer)?;
+        let body = Limited::new(body, MAX_REPLY_BYTES)
+            .collect()
+            .await
+            .map_err(CollectorError::UnreadableReply)?;
         let seconds = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after = seconds.and_then(|text| text.parse().ok()).map(Duration::from_secs);
-        Ok(Answer { status: head.status, retry_after, body: body.to_bytes() })
+        Ok(CollectorReply { status: head.status, retry_after, body: body.to_bytes() })
     }
 }

@@ -20,17 +20,17 @@ use crate::{
     config::{Config, Endpoint},
     metrics::Metrics,
     tls::{self, HTTP1, HTTP2, Renewed, TlsError},
-    transport::{Socket, Stream, prepare},
+    transport::{ClientStream, Socket, prepare},
 };
 
 /// The protocol of a connection to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
+pub(super) enum UpstreamProtocol {
     Http1,
     Http2,
 }
 
-impl Protocol {
+impl UpstreamProtocol {
     fn alpn(self) -> &'static [u8] {
         match self {
             Self::Http1 => HTTP1,
@@ -57,8 +57,9 @@ impl Connector {
         let tls = matches!(endpoint, Endpoint::Tls { .. })
             .then(|| tls::renewed_client(config.upstream.tls.clone()));
         let tls = tls.transpose()?;
-        let renewal =
-            tls.as_ref().map(|tls| tls.keep(config.tls_renew_interval, Arc::clone(metrics)));
+        let renewal = tls
+            .as_ref()
+            .map(|tls| tls.spawn_renewal(config.tls_renew_interval, Arc::clone(metrics)));
         Ok(Self { endpoint, tls, limit: config.upstream.connect_timeout, renewal })
     }
 
@@ -80,14 +81,17 @@ impl Connector {
     }
 
     /// Opens a connection within `upstream.connect_timeout`, including the TLS handshake.
-    pub(super) async fn connect(&self, protocol: Protocol) -> Result<Stream, UpstreamError> {
+    pub(super) async fn connect(
+        &self,
+        protocol: UpstreamProtocol,
+    ) -> Result<ClientStream, UpstreamError> {
         let limit = self.limit;
         let connected = timeout(limit, self.open(protocol)).await;
         connected
             .unwrap_or_else(|_| Err(UpstreamError::ConnectTimeout { upstream: self.name(), limit }))
     }
 
-    async fn open(&self, protocol: Protocol) -> Result<Stream, UpstreamError> {
+    async fn open(&self, protocol: UpstreamProtocol) -> Result<ClientStream, UpstreamError> {
         let connect_error = |source| UpstreamError::Connect { upstream: self.name(), source };
         let socket = match &self.endpoint {
             Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => {
@@ -99,7 +103,7 @@ impl Connector {
         };
         prepare(&socket).map_err(connect_error)?;
         let (Some(tls), Endpoint::Tls { name, .. }) = (&self.tls, &self.endpoint) else {
-            return Ok(Stream::Left(socket));
+            return Ok(ClientStream::Left(socket));
         };
         let tls_error = |source| UpstreamError::Tls { upstream: self.name(), source };
         let name = ServerName::try_from(name.clone());
@@ -110,9 +114,9 @@ impl Connector {
         // "If [..] no overlap, the server SHALL respond with a fatal alert" (RFC 7301 3.2). Servers
         // without ALPN select nothing, and speak HTTP/1.1.
         let chosen = stream.get_ref().1.alpn_protocol();
-        if protocol == Protocol::Http2 && chosen != Some(HTTP2) {
+        if protocol == UpstreamProtocol::Http2 && chosen != Some(HTTP2) {
             return Err(tls_error(io::Error::other("it does not speak HTTP/2")));
         }
-        Ok(Stream::Right(Box::new(TlsStream::Client(stream))))
+        Ok(ClientStream::Right(Box::new(TlsStream::Client(stream))))
     }
 }

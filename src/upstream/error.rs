@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    activity::{Activity, Upload},
-    body::{BodyError, UploadError},
+    activity::{UploadActivity, UploadState},
+    message_body::{BodyError, UploadError},
 };
 
 /// Why the upstream gave no response. `proxy::answer` maps each error to a status.
@@ -59,7 +59,7 @@ pub enum UpstreamError {
     Broken(#[source] hyper::Error),
     /// The upstream switched protocols although the request did not ask for it.
     #[error("the upstream switched protocols without being asked")]
-    UnaskedUpgrade,
+    UnrequestedUpgrade,
     /// The response has a transfer coding other than `chunked`, although none was asked for.
     #[error("the upstream's answer has a transfer coding other than chunked")]
     TransferCoding,
@@ -100,7 +100,7 @@ impl UpstreamError {
     }
 
     /// Whether the client is at fault.
-    pub fn is_clients(&self) -> bool {
+    pub fn is_client_error(&self) -> bool {
         matches!(self, Self::ClientStalled { .. } | Self::ClientSlow { .. } | Self::ClientGone(_))
     }
 
@@ -128,7 +128,7 @@ impl UpstreamError {
             Self::Broken(error) if error.is_parse_too_large() => "upstream-head-too-large",
             Self::Broken(error) if error.is_parse() => "upstream-malformed",
             Self::Broken(_) => "upstream-broken",
-            Self::UnaskedUpgrade => "unasked-upgrade",
+            Self::UnrequestedUpgrade => "unasked-upgrade",
             Self::TransferCoding => "upstream-transfer-coding",
             Self::Body(BodyError::Idle(_)) => "upstream-body-timeout",
             Self::Body(_) => "upstream-body",
@@ -141,18 +141,18 @@ impl UpstreamError {
 
 /// Decides who is at fault for a broken exchange: hyper also ends one when the upload that it sends
 /// breaks off.
-pub(super) fn broken(error: hyper::Error, upload: Option<&Activity>) -> UpstreamError {
-    match upload.map(Activity::state) {
-        Some(Upload::Broken) => UpstreamError::ClientGone(error.into()),
+pub(super) fn broken_error(error: hyper::Error, upload: Option<&UploadActivity>) -> UpstreamError {
+    match upload.map(UploadActivity::state) {
+        Some(UploadState::Broken) => UpstreamError::ClientGone(error.into()),
         _ => UpstreamError::Broken(error),
     }
 }
 
 /// Decides who is at fault for a missing response. An upload that the upstream does not read waits
 /// for the upstream, not for the client.
-pub(super) fn late(limit: Duration, upload: Option<&Activity>) -> UpstreamError {
-    match upload.map(Activity::state) {
-        Some(Upload::Awaited) => UpstreamError::ClientStalled { limit },
+pub(super) fn timeout_error(limit: Duration, upload: Option<&UploadActivity>) -> UpstreamError {
+    match upload.map(UploadActivity::state) {
+        Some(UploadState::WaitsForClient) => UpstreamError::ClientStalled { limit },
         _ => UpstreamError::ResponseTimeout { limit },
     }
 }

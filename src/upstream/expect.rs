@@ -15,12 +15,12 @@ use futures_util::task::AtomicWaker;
 use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep};
 
-use super::activity::Activity;
+use super::activity::UploadActivity;
 
 /// How long an upload is held back for an upstream that does not know the expectation: "a client
 /// that will wait for a 100 (Continue) response before sending the request content [..] SHOULD NOT
 /// wait for an indefinite period before sending the content" RFC 9110 10.1.1. curl waits as long.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The state of one expectation.
 #[derive(Debug)]
@@ -30,29 +30,30 @@ pub(super) struct Expectation {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ExpectationState {
     Waiting,
     /// The upload may begin.
-    Met,
+    Allowed,
     /// The upstream has answered; its response is still being read.
     Answered,
     /// The response has been read: nothing needs the connection any more.
-    Over,
+    Done,
 }
 
 impl Expectation {
     /// Lets the upload begin.
-    pub(super) fn meet(&self) {
-        self.turn(State::Waiting, State::Met);
+    pub(super) fn allow_upload(&self) {
+        self.transition(ExpectationState::Waiting, ExpectationState::Allowed);
     }
 
     /// Records that the upstream has answered. Returns `Some` if it has not asked for the upload,
     /// which then never begins.
-    pub(super) fn settle(self: Arc<Self>) -> Option<Unasked> {
-        self.turn(State::Waiting, State::Answered).then(|| Unasked(self))
+    pub(super) fn response_started(self: Arc<Self>) -> Option<UnrequestedUpload> {
+        self.transition(ExpectationState::Waiting, ExpectationState::Answered)
+            .then(|| UnrequestedUpload(self))
     }
 
-    fn turn(&self, from: State, to: State) -> bool {
+    fn transition(&self, from: ExpectationState, to: ExpectationState) -> bool {
         let changed = self
             .state
             .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
@@ -63,7 +64,7 @@ impl Expectation {
         changed
     }
 
-    fn is(&self, state: State) -> bool {
+    fn is(&self, state: ExpectationState) -> bool {
         self.state.load(Ordering::Acquire) == state as u8
     }
 }
@@ -71,32 +72,34 @@ impl Expectation {
 /// An upload that the upstream has not asked for. Dropping it, once the response has been read,
 /// breaks off the request: the upstream still waits for a body that never arrives.
 #[derive(Debug)]
-pub(super) struct Unasked(Arc<Expectation>);
+pub(super) struct UnrequestedUpload(Arc<Expectation>);
 
-impl Drop for Unasked {
+impl Drop for UnrequestedUpload {
     fn drop(&mut self) {
-        self.0.turn(State::Answered, State::Over);
+        self.0.transition(ExpectationState::Answered, ExpectationState::Done);
     }
 }
 
 /// An upload that is held back. hyper asks the client for it at the first poll of the body.
 #[derive(Debug)]
-pub struct Held {
+pub struct HeldUpload {
     pub(super) incoming: Incoming,
-    pub(super) activity: Arc<Activity>,
+    pub(super) activity: Arc<UploadActivity>,
     pub(super) expectation: Arc<Expectation>,
     patience: Pin<Box<Sleep>>,
 }
 
-impl Held {
+impl HeldUpload {
     pub(super) fn new(incoming: Incoming) -> Self {
-        let expectation =
-            Expectation { state: AtomicU8::new(State::Waiting as u8), upload: AtomicWaker::new() };
+        let expectation = Expectation {
+            state: AtomicU8::new(ExpectationState::Waiting as u8),
+            upload: AtomicWaker::new(),
+        };
         Self {
             incoming,
-            activity: Arc::new(Activity::from_then(PATIENCE)),
+            activity: Arc::new(UploadActivity::with_head_start(CONTINUE_TIMEOUT)),
             expectation: Arc::new(expectation),
-            patience: Box::pin(sleep(PATIENCE)),
+            patience: Box::pin(sleep(CONTINUE_TIMEOUT)),
         }
     }
 
@@ -104,12 +107,12 @@ impl Held {
     pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let Self { expectation, patience, .. } = self;
         expectation.upload.register(cx.waker());
-        if expectation.is(State::Waiting) && patience.as_mut().poll(cx).is_ready() {
-            expectation.meet();
+        if expectation.is(ExpectationState::Waiting) && patience.as_mut().poll(cx).is_ready() {
+            expectation.allow_upload();
         }
-        if expectation.is(State::Met) {
+        if expectation.is(ExpectationState::Allowed) {
             return Poll::Ready(true);
         }
-        if expectation.is(State::Over) { Poll::Ready(false) } else { Poll::Pending }
+        if expectation.is(ExpectationState::Done) { Poll::Ready(false) } else { Poll::Pending }
     }
 }

@@ -12,7 +12,7 @@ use crate::{metrics::Metrics, throttle::Throttle};
 
 /// Failures in a row after which the upstream counts as down. One slow endpoint among others that
 /// answer does not reach this number.
-const FAILURES: u32 = 3;
+const FAILURES_UNTIL_DOWN: u32 = 3;
 
 /// Reports to the log and the metrics when the upstream begins to fail and when it answers again.
 /// The error of each request is logged at debug level where the request is answered.
@@ -42,10 +42,10 @@ impl Health {
     /// Records how an exchange ended. Errors of the client say nothing about the upstream. Nor does
     /// a request that was not sent because too many were under way: it causes a warning, but does
     /// not count as a failure.
-    pub(super) fn tell(&self, error: Option<&UpstreamError>) {
+    pub(super) fn record(&self, error: Option<&UpstreamError>) {
         match error {
             None => self.answered(),
-            Some(error) if error.is_clients() => {}
+            Some(error) if error.is_client_error() => {}
             Some(error) => self.failed(error),
         }
     }
@@ -74,7 +74,7 @@ impl Health {
         let _gauge = self.gauge.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = next(self.failures.load(Ordering::Relaxed));
         self.failures.store(failures, Ordering::Relaxed);
-        self.metrics.upstream_is_up(failures < FAILURES);
+        self.metrics.set_upstream_up(failures < FAILURES_UNTIL_DOWN);
     }
 }
 
@@ -107,7 +107,7 @@ mod tests {
             (Some(&late), 0),
             (None, 1),
         ] {
-            health.tell(error);
+            health.record(error);
             assert_eq!(metrics.upstream.up.get(), up, "{error:?}");
         }
     }

@@ -10,12 +10,12 @@ use hyper::client::conn::{http1, http2};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
-use super::{RequestBody, connect::Protocol};
+use super::{RequestBody, connect::UpstreamProtocol};
 use crate::{config, metrics::Metrics};
 
 /// Idle connections, with the one that was used last at the end.
 pub(super) struct Pool {
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<Vec<IdleConnection>>,
     max_idle: usize,
     idle_timeout: Duration,
     /// The number of idle connections.
@@ -31,19 +31,19 @@ impl fmt::Debug for Pool {
     }
 }
 
-struct Idle {
-    sender: Sender,
+struct IdleConnection {
+    sender: RequestSender,
     since: Instant,
 }
 
 /// A connection in use, and whether it was used before.
-pub(super) struct Connection {
-    pub(super) sender: Sender,
+pub(super) struct PooledConnection {
+    pub(super) sender: RequestSender,
     pub(super) reused: bool,
 }
 
 /// The half of a connection that accepts requests.
-pub(super) enum Sender {
+pub(super) enum RequestSender {
     Http1(http1::SendRequest<RequestBody>),
     /// Also used for one request at a time. On a shared connection one client could delay or end
     /// the requests of all: by what it does not read, by its number of streams, or by frames that
@@ -51,11 +51,11 @@ pub(super) enum Sender {
     Http2(http2::SendRequest<RequestBody>),
 }
 
-impl Sender {
-    fn protocol(&self) -> Protocol {
+impl RequestSender {
+    fn protocol(&self) -> UpstreamProtocol {
         match self {
-            Self::Http1(_) => Protocol::Http1,
-            Self::Http2(_) => Protocol::Http2,
+            Self::Http1(_) => UpstreamProtocol::Http1,
+            Self::Http2(_) => UpstreamProtocol::Http2,
         }
     }
 
@@ -84,51 +84,51 @@ impl Pool {
     }
 
     /// Takes the connection of this protocol that was used last, if there is one.
-    pub(super) fn take(&self, protocol: Protocol) -> Option<Connection> {
+    pub(super) fn take(&self, protocol: UpstreamProtocol) -> Option<PooledConnection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let mut busy = Vec::new();
         let mut found = None;
-        while let Some(Idle { sender, since }) = idle.pop() {
+        while let Some(IdleConnection { sender, since }) = idle.pop() {
             // All others are older.
             if since.elapsed() > self.idle_timeout {
                 idle.clear();
                 break;
             }
             if sender.protocol() == protocol && sender.is_ready() {
-                found = Some(Connection { sender, reused: true });
+                found = Some(PooledConnection { sender, reused: true });
                 break;
             }
             // The connection is of the other protocol, or it still sends a request body that the
             // upstream did not wait for.
             if !sender.is_closed() {
-                busy.push(Idle { sender, since });
+                busy.push(IdleConnection { sender, since });
             }
         }
         idle.extend(busy.into_iter().rev());
-        self.tell(&idle);
+        self.update_gauge(&idle);
         found
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(&self, sender: Sender) {
+    pub(super) fn put(&self, sender: RequestSender) {
         if sender.is_closed() {
             return;
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < self.max_idle {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(IdleConnection { sender, since: Instant::now() });
         }
-        self.tell(&idle);
+        self.update_gauge(&idle);
     }
 
     /// Updates the gauge. The caller holds the lock, so that a delayed update cannot overwrite a
     /// newer one.
-    fn tell(&self, idle: &[Idle]) {
+    fn update_gauge(&self, idle: &[IdleConnection]) {
         self.count.set(i64::try_from(idle.len()).unwrap_or(i64::MAX));
     }
 }
 
-impl fmt::Debug for Idle {
+impl fmt::Debug for IdleConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Idle").field("since", &self.since).finish_non_exhaustive()
     }

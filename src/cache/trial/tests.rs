@@ -46,7 +46,7 @@ fn answer(status: u16, headers: HeaderMap) -> response::Parts {
 }
 
 #[track_caller]
-fn check(status: u16, kind: &str, parts: &[&str], want: Evidence) {
+fn check(status: u16, kind: &str, parts: &[&str], want: ComparisonResult) {
     let mut comparison = trial();
     let headers = headers(kind, "Mon, 07 Nov 1994 08:49:37 GMT");
     let mut matters = comparison.weigh(&answer(status, headers), &policy());
@@ -54,33 +54,33 @@ fn check(status: u16, kind: &str, parts: &[&str], want: Evidence) {
         matters = matters && comparison.part(part.as_bytes());
     }
     assert_eq!(comparison.found(), want, "{status} {kind} {parts:?}");
-    let is_plain = matches!(want, Evidence::Same | Evidence::Failed);
+    let is_plain = matches!(want, ComparisonResult::Same | ComparisonResult::Failed);
     assert_eq!(comparison.plain(), is_plain.then_some(want));
 }
 
 #[test]
 fn an_answer_is_compared_in_its_headers_and_every_byte() {
     const JSON: &str = "application/json";
-    check(200, JSON, &[BODY], Evidence::Same);
-    check(200, JSON, &[&BODY[..5], "", &BODY[5..]], Evidence::Same);
-    check(200, "text/plain", &[BODY], Evidence::Different);
-    check(200, JSON, &[], Evidence::Different);
-    check(200, JSON, &[&BODY[..5]], Evidence::Different);
-    check(200, JSON, &[BODY, " "], Evidence::Different);
-    check(200, JSON, &["{\"status\":\"RUNNING\"}"], Evidence::Different);
-    check(200, JSON, &[&BODY[1..], "{"], Evidence::Different);
+    check(200, JSON, &[BODY], ComparisonResult::Same);
+    check(200, JSON, &[&BODY[..5], "", &BODY[5..]], ComparisonResult::Same);
+    check(200, "text/plain", &[BODY], ComparisonResult::Different);
+    check(200, JSON, &[], ComparisonResult::Different);
+    check(200, JSON, &[&BODY[..5]], ComparisonResult::Different);
+    check(200, JSON, &[BODY, " "], ComparisonResult::Different);
+    check(200, JSON, &["{\"status\":\"RUNNING\"}"], ComparisonResult::Different);
+    check(200, JSON, &[&BODY[1..], "{"], ComparisonResult::Different);
 }
 
 #[test]
 fn an_answer_that_is_none_proves_nothing_and_a_refusal_is_told_apart() {
     for status in [500, 502, 503, 504, 408, 429, 304] {
-        check(status, "text/plain", &[], Evidence::Failed);
+        check(status, "text/plain", &[], ComparisonResult::Failed);
     }
     for status in [301, 302, 401, 403, 404, 410] {
-        check(status, "text/plain", &[], Evidence::Refused);
+        check(status, "text/plain", &[], ComparisonResult::Refused);
     }
     for status in [202, 204] {
-        check(status, "text/plain", &[], Evidence::Different);
+        check(status, "text/plain", &[], ComparisonResult::Different);
     }
 }
 
@@ -105,10 +105,18 @@ fn the_same_body_for_one_client_alone_is_not_the_same() {
         comparison.part(BODY.as_bytes());
         (comparison.headers.is_empty(), comparison.found())
     };
-    assert_eq!(with("set-cookie", "sid=1"), (true, Evidence::Different));
-    assert_eq!(with("set-cookie", "lb=1"), (true, Evidence::Same), "a cookie that does not count");
-    assert_eq!(with("trailer", "x"), (true, Evidence::Different));
+    assert_eq!(with("set-cookie", "sid=1"), (true, ComparisonResult::Different));
+    assert_eq!(
+        with("set-cookie", "lb=1"),
+        (true, ComparisonResult::Same),
+        "a cookie that does not count"
+    );
+    assert_eq!(with("trailer", "x"), (true, ComparisonResult::Different));
     for forbids in ["private", "no-store", "no-cache"] {
-        assert_eq!(with("cache-control", forbids), (false, Evidence::Different), "{forbids}");
+        assert_eq!(
+            with("cache-control", forbids),
+            (false, ComparisonResult::Different),
+            "{forbids}"
+        );
     }
 }

@@ -55,9 +55,9 @@ impl World {
         let unowned = map.unowned();
         drop(map);
         let is_whole = shards > 0 && unowned == 0;
-        self.metrics.cluster.shards_are(up, shards - up, unowned);
-        self.metrics.store_is_up(is_whole && up == shards);
-        self.metrics.tracking_is_up(is_whole && tracked == shards);
+        self.metrics.cluster.set_shards(up, shards - up, unowned);
+        self.metrics.set_store_up(is_whole && up == shards);
+        self.metrics.set_tracking_up(is_whole && tracked == shards);
         if is_whole && up == shards {
             self.metrics.breaker.close();
         } else {

@@ -31,7 +31,7 @@ use crate::{
     metrics::Metrics,
     store::StoreError,
     tls::{self, Renewed, TlsError},
-    transport::{Socket, Stream},
+    transport::{ClientStream, Socket},
 };
 
 /// Commands that may wait for their turn on a connection.
@@ -77,7 +77,7 @@ impl Tls {
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, TlsError> {
         let client = tls::renewed_client(config.store.tls.clone())?;
-        let renewal = client.keep(config.tls_renew_interval, Arc::clone(metrics));
+        let renewal = client.spawn_renewal(config.tls_renew_interval, Arc::clone(metrics));
         let server_name = config.store.tls.server_name.clone();
         Ok(Arc::new(Self { client, server_name, _renewal: renewal }))
     }
@@ -145,22 +145,22 @@ impl Target {
     }
 
     /// Opens the socket and completes the TLS handshake. Sends no command yet.
-    pub(super) async fn open(&self) -> Result<Stream, StoreError> {
+    pub(super) async fn open(&self) -> Result<ClientStream, StoreError> {
         let lost = |error: io::Error| StoreError::Lost(format!("{self}: {error}"));
         let (socket, host) = match &self.place {
             Place::Tcp(host, port) => (Socket::Left(dial(host, *port).await.map_err(lost)?), host),
             Place::Unix(path) => {
                 let socket = UnixStream::connect(path).await.map_err(lost)?;
-                return Ok(Stream::Left(Socket::Right(socket)));
+                return Ok(ClientStream::Left(Socket::Right(socket)));
             }
         };
-        let Some(tls) = &self.tls else { return Ok(Stream::Left(socket)) };
+        let Some(tls) = &self.tls else { return Ok(ClientStream::Left(socket)) };
         let name = tls.server_name.as_ref().unwrap_or(host);
         let name = ServerName::try_from(name.clone())
             .map_err(|_| StoreError::Tls(format!("{name:?} is not a valid host name")))?;
         let connector = TlsConnector::from(tls.client.current());
         match timeout(HANDSHAKE_TIMEOUT, connector.connect(name, socket)).await {
-            Ok(Ok(stream)) => Ok(Stream::Right(Box::new(TlsStream::Client(stream)))),
+            Ok(Ok(stream)) => Ok(ClientStream::Right(Box::new(TlsStream::Client(stream)))),
             Ok(Err(error)) => Err(self.distrusted(&error)),
             Err(_) => Err(StoreError::Tls(format!(
                 "{self} does not answer the handshake; use a redis:// URL for a server without TLS"

@@ -179,7 +179,7 @@ impl Shared {
         if let Some(shard) = &self.part {
             return shard.turned.notify_one();
         }
-        self.metrics.store_is_up(up);
+        self.metrics.set_store_up(up);
         if up {
             self.metrics.breaker.close();
         }

@@ -73,7 +73,7 @@ impl Part {
 
     /// Counts a redirect, and requests a topology refresh if the slot map may be out of date.
     pub(super) fn heed(&self, redirect: &Redirect) {
-        self.metrics.cluster.redirected(redirect.as_str());
+        self.metrics.cluster.count_redirection(redirect.as_str());
         if matches!(redirect, Redirect::Moved | Redirect::Down) {
             self.lessons.want();
         }

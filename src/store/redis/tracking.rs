@@ -53,7 +53,7 @@ use super::{
 use crate::{
     config::NearTracking,
     store::{Key, StoreError},
-    transport::Stream,
+    transport::ClientStream,
 };
 
 /// Time without an answer after which the connection is given up.
@@ -119,7 +119,7 @@ async fn connect(
 }
 
 struct Wire {
-    stream: Stream,
+    stream: ClientStream,
     codec: ValueCodec,
     read: BytesMut,
     /// Whether the codec has read a part of a value.
@@ -145,7 +145,7 @@ struct Flight {
 }
 
 impl Wire {
-    fn new(stream: Stream) -> Self {
+    fn new(stream: ClientStream) -> Self {
         Self {
             stream,
             codec: ValueCodec::default(),
@@ -307,7 +307,7 @@ impl Wire {
             return self.ping().await;
         }
         *flight = None;
-        tracked.metrics.barrier_seconds.observe(launched_at.elapsed().as_secs_f64());
+        tracked.metrics.barrier_round_seconds.observe(launched_at.elapsed().as_secs_f64());
         if tracked.rounds.is_up() {
             tracked.rounds.answered(tracked.since_origin_us(launched_at));
         } else {

@@ -95,7 +95,7 @@ impl Tracked {
     fn tell(&self, up: bool) {
         match &self.turned {
             Some(turned) => turned.notify_one(),
-            None => self.metrics.tracking_is_up(up),
+            None => self.metrics.set_tracking_up(up),
         }
     }
 

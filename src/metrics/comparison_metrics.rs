@@ -9,7 +9,7 @@ use super::{OutcomeLabels, counters::zeros};
 
 /// The result of a comparison; a label of its metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Evidence {
+pub enum ComparisonResult {
     /// The response of the upstream equals the entry.
     Same,
     /// The response differs, and no purge or write has reported a change of the job.
@@ -26,7 +26,7 @@ pub enum Evidence {
     Skipped,
 }
 
-impl Evidence {
+impl ComparisonResult {
     /// Every result, in the order of declaration.
     pub const ALL: [Self; 7] = [
         Self::Same,
@@ -53,39 +53,39 @@ impl Evidence {
 }
 
 /// The metrics of shadow mode and of `verify`.
-pub struct Trials {
+pub struct ComparisonMetrics {
     shadow: Family<OutcomeLabels, Counter>,
     verify: Family<OutcomeLabels, Counter>,
     /// Comparisons under way that no client waits for.
     pub under_way: Gauge,
 }
 
-impl Default for Trials {
+impl Default for ComparisonMetrics {
     /// Starts with every result at zero, so that the absence of wrong entries is visible.
     fn default() -> Self {
-        let zero = || zeros(Evidence::ALL.map(labels));
+        let zero = || zeros(ComparisonResult::ALL.map(labels));
         Self { shadow: zero(), verify: zero(), under_way: Gauge::default() }
     }
 }
 
-impl Trials {
+impl ComparisonMetrics {
     /// Counts a read that would have been a hit.
-    pub fn shadow(&self, evidence: Evidence) {
+    pub fn count_shadow(&self, evidence: ComparisonResult) {
         self.shadow.get_or_create(&labels(evidence)).inc();
     }
 
     /// Counts a hit that was compared.
-    pub fn verify(&self, evidence: Evidence) {
+    pub fn count_verify(&self, evidence: ComparisonResult) {
         self.verify.get_or_create(&labels(evidence)).inc();
     }
 
     /// The number of reads that would have been hits, by result.
-    pub fn shadow_count(&self, evidence: Evidence) -> u64 {
+    pub fn shadow_total(&self, evidence: ComparisonResult) -> u64 {
         self.shadow.get_or_create(&labels(evidence)).get()
     }
 
     /// The number of compared hits, by result.
-    pub fn verify_count(&self, evidence: Evidence) -> u64 {
+    pub fn verify_total(&self, evidence: ComparisonResult) -> u64 {
         self.verify.get_or_create(&labels(evidence)).get()
     }
 
@@ -108,6 +108,6 @@ impl Trials {
     }
 }
 
-fn labels(evidence: Evidence) -> OutcomeLabels {
+fn labels(evidence: ComparisonResult) -> OutcomeLabels {
     OutcomeLabels { outcome: evidence.as_str() }
 }

@@ -15,7 +15,7 @@ const SKEW_BUCKETS: [f64; 9] = [1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 3
 /// Why a call was refused. When a purge is refused, its jobs stay in the cache with their old
 /// state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum WebhookRefusal {
     /// The call had neither a token nor a signature.
     Unsigned,
     /// The bearer token was wrong.
@@ -40,7 +40,7 @@ pub enum Refused {
     Rate,
 }
 
-impl Refused {
+impl WebhookRefusal {
     const ALL: [Self; 11] = [
         Self::Unsigned,
         Self::Bearer,
@@ -74,7 +74,7 @@ impl Refused {
 }
 
 /// The metrics of these calls.
-pub struct Webhook {
+pub struct WebhookMetrics {
     refused: Family<ReasonLabels, Counter>,
     /// Calls with a valid secret, by secret.
     accepted: Family<SecretLabels, Counter>,
@@ -96,9 +96,9 @@ struct SecretLabels {
 const NEWEST: SecretLabels = SecretLabels { secret: "newest" };
 const OLDER: SecretLabels = SecretLabels { secret: "older" };
 
-impl Default for Webhook {
+impl Default for WebhookMetrics {
     fn default() -> Self {
-        let reasons = Refused::ALL.map(|refused| ReasonLabels { reason: refused.as_str() });
+        let reasons = WebhookRefusal::ALL.map(|refused| ReasonLabels { reason: refused.as_str() });
         Self {
             refused: zeros(reasons),
             accepted: zeros([NEWEST, OLDER]),
@@ -107,19 +107,19 @@ impl Default for Webhook {
     }
 }
 
-impl Webhook {
+impl WebhookMetrics {
     /// Counts a call that was refused.
-    pub fn refused(&self, refused: Refused) {
+    pub fn count_refused(&self, refused: WebhookRefusal) {
         self.refused.get_or_create(&ReasonLabels { reason: refused.as_str() }).inc();
     }
 
     /// Counts a call with a valid secret. `place` is the position of that secret; 0 is the newest.
-    pub fn accepted(&self, place: usize) {
+    pub fn count_accepted(&self, place: usize) {
         self.accepted.get_or_create(if place == 0 { &NEWEST } else { &OLDER }).inc();
     }
 
     /// Records the clock skew of a valid signature, in either direction.
-    pub fn skew(&self, seconds: u64) {
+    pub fn record_skew(&self, seconds: u64) {
         // Above 2^53 the precision does not matter.
         #[allow(clippy::cast_precision_loss, reason = "as above")]
         self.skew.observe(seconds as f64);

@@ -8,7 +8,7 @@ pub(super) const REQUEST_LINE: (&[u8], &[u8]) = (b"GET ", b" HTTP/1.1\r\n");
 
 /// Returns the path of a request line if every parser reads it the same way: it has no query and no
 /// percent-encoding.
-pub(super) fn path_of(line: &[u8]) -> Option<&str> {
+pub(super) fn plain_get_path(line: &[u8]) -> Option<&str> {
     let path = line.strip_prefix(REQUEST_LINE.0)?.strip_suffix(REQUEST_LINE.1)?;
     let is_plain =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'/' | b'-');
@@ -20,7 +20,7 @@ pub(super) fn path_of(line: &[u8]) -> Option<&str> {
 
 /// Whether the bytes begin as a GET and end in the only empty line among them, whatever a parser
 /// accepts as a line end.
-pub(super) fn is_one_get(bytes: &[u8]) -> bool {
+pub(super) fn is_single_get(bytes: &[u8]) -> bool {
     let Some(rest) = bytes.strip_suffix(b"\r\n\r\n").filter(|rest| rest.starts_with(b"GET "))
     else {
         return false;
@@ -37,7 +37,7 @@ pub(super) fn is_one_get(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_one_get, path_of};
+    use super::{is_single_get, plain_get_path};
 
     #[test]
     fn a_path_is_read_from_one_form_of_a_request_line() {
@@ -60,7 +60,7 @@ mod tests {
             ("GET  HTTP/1.1\r\n", None),
             ("GET /\u{e9} HTTP/1.1\r\n", None),
         ] {
-            assert_eq!(path_of(line.as_bytes()), want, "{line:?}");
+            assert_eq!(plain_get_path(line.as_bytes()), want, "{line:?}");
         }
     }
 
@@ -81,7 +81,7 @@ mod tests {
             ("", false),
             ("\r\n\r\n", false),
         ] {
-            assert_eq!(is_one_get(bytes.as_bytes()), want, "{bytes:?}");
+            assert_eq!(is_single_get(bytes.as_bytes()), want, "{bytes:?}");
         }
     }
 }

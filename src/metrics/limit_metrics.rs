@@ -92,7 +92,7 @@ impl Limit {
 }
 
 /// The metrics of the limits.
-pub struct Limits {
+pub struct LimitMetrics {
     family: Family<LimitLabels, Counter>,
     /// The counters of the family, looked up once.
     hits: [Counter; Limit::ALL.len()],
@@ -113,7 +113,7 @@ struct LimitLabels {
     limit: &'static str,
 }
 
-impl Default for Limits {
+impl Default for LimitMetrics {
     fn default() -> Self {
         let family = Family::<LimitLabels, Counter>::default();
         let hits = Limit::ALL
@@ -130,9 +130,9 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl LimitMetrics {
     /// Counts that a limit was reached.
-    pub fn hit(&self, limit: Limit) {
+    pub fn count_hit(&self, limit: Limit) {
         self.counter(limit).inc();
     }
 
@@ -172,15 +172,15 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
-    use super::{Limit, Limits};
+    use super::{Limit, LimitMetrics};
     use crate::config::knob;
 
     #[test]
     fn a_limit_is_counted_under_the_name_of_a_setting_that_there_is() {
-        let limits = Limits::default();
+        let limits = LimitMetrics::default();
         for limit in Limit::ALL {
             assert!(knob(limit.as_str()).is_some(), "{limit:?}");
-            limits.hit(limit);
+            limits.count_hit(limit);
             assert_eq!(limits.counter(limit).get(), 1, "{limit:?} has a counter of its own");
         }
     }

@@ -9,7 +9,7 @@ use prometheus_client::{
 use super::{OutcomeLabels, counters::zeros};
 
 /// The metrics of cache warming.
-pub struct Warm {
+pub struct WarmMetrics {
     outcomes: Family<OutcomeLabels, Counter>,
     postponed: Family<OutcomeLabels, Counter>,
     sources: Family<SourceLabels, Counter>,
@@ -26,27 +26,27 @@ struct SourceLabels {
 }
 
 /// The final outcomes of a read.
-const LAST: [&str; 8] =
+const FINAL_OUTCOMES: [&str; 8] =
     ["stored", "present", "joined", "status", "unstorable", "passed", "overflow", "died"];
 /// The outcomes that postpone a read, or end it when it has been postponed too long.
-const IN_THE_WAY: [&str; 6] = ["fenced", "leased", "revoked", "store", "upstream", "busy"];
+const POSTPONING_OUTCOMES: [&str; 6] = ["fenced", "leased", "revoked", "store", "upstream", "busy"];
 
-impl Default for Warm {
+impl Default for WarmMetrics {
     fn default() -> Self {
         let label = |outcome| OutcomeLabels { outcome };
         let sources = ["file", "list"]
             .into_iter()
             .flat_map(|source| ["read", "failed"].map(|outcome| SourceLabels { source, outcome }));
         Self {
-            outcomes: zeros(LAST.into_iter().chain(IN_THE_WAY).map(label)),
-            postponed: zeros(IN_THE_WAY.map(label)),
+            outcomes: zeros(FINAL_OUTCOMES.into_iter().chain(POSTPONING_OUTCOMES).map(label)),
+            postponed: zeros(POSTPONING_OUTCOMES.map(label)),
             sources: zeros(sources),
             waiting: Gauge::default(),
         }
     }
 }
 
-impl Warm {
+impl WarmMetrics {
     /// Counts jobs by the final outcome of their reads.
     pub fn count(&self, outcome: &'static str, jobs: usize) {
         if jobs > 0 {

@@ -4,21 +4,21 @@ use std::{error::Error, io, time::Duration};
 
 use h2::Reason;
 
-use super::proxy_protocol::HeaderError;
+use super::proxy_protocol::ProxyHeaderError;
 use crate::metrics::Limit;
 
 /// How a client connection failed. hyper has already answered it where that is possible, with a
 /// bare 400, 414 or 431 that no service sees.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum ConnectionError {
     /// No complete handshake or request head arrived in time.
     #[error("no complete handshake or request head arrived within {0:?}")]
-    Silent(Duration),
+    Timeout(Duration),
     /// The connection does not come from a load balancer that is trusted to name the client.
     #[error("PROXY protocol header refused: the peer is not in server.trusted_proxies")]
-    Untrusted,
+    UntrustedPeer,
     #[error(transparent)]
-    Header(#[from] HeaderError),
+    ProxyHeader(#[from] ProxyHeaderError),
     #[error("the TLS handshake failed: {0}")]
     Tls(#[source] io::Error),
     #[error(transparent)]
@@ -27,12 +27,14 @@ pub(super) enum Fault {
     Http(#[from] hyper::Error),
 }
 
-impl Fault {
+impl ConnectionError {
     /// The `kind` label in metrics.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
-            Self::Silent(_) => "timeout",
-            Self::Untrusted | Self::Header(HeaderError::Malformed(_)) => "proxy-protocol",
+            Self::Timeout(_) => "timeout",
+            Self::UntrustedPeer | Self::ProxyHeader(ProxyHeaderError::Malformed(_)) => {
+                "proxy-protocol"
+            }
             Self::Tls(_) => "tls",
             Self::Http(error) if error.is_timeout() => "timeout",
             Self::Http(error) if error.is_parse_too_large() => "head-too-large",
@@ -40,7 +42,7 @@ impl Fault {
             Self::Http(error) if error.is_incomplete_message() => "incomplete",
             Self::Http(error) if is_unread(error) => "unread",
             Self::Http(error) if is_flood(error) => "flood",
-            Self::Http(_) | Self::Io(_) | Self::Header(HeaderError::Io(_)) => "broken",
+            Self::Http(_) | Self::Io(_) | Self::ProxyHeader(ProxyHeaderError::Io(_)) => "broken",
         }
     }
 
@@ -56,13 +58,13 @@ impl Fault {
 }
 
 /// The chain of causes of an error.
-fn sources<'e>(error: &'e hyper::Error) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+fn causes<'e>(error: &'e hyper::Error) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
     std::iter::successors(error.source(), |&error| error.source())
 }
 
 /// Whether the client read nothing for too long. The stream then fails with `TimedOut`.
 fn is_unread(error: &hyper::Error) -> bool {
-    let source = sources(error).find_map(|source| source.downcast_ref::<io::Error>());
+    let source = causes(error).find_map(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
 }
 
@@ -71,7 +73,7 @@ fn is_unread(error: &hyper::Error) -> bool {
 /// head in endless parts, or data in endless small frames. h2 tells only the client which of these
 /// it was.
 fn is_flood(error: &hyper::Error) -> bool {
-    let source = sources(error).find_map(|source| source.downcast_ref::<h2::Error>());
+    let source = causes(error).find_map(|source| source.downcast_ref::<h2::Error>());
     source.is_some_and(|source| {
         source.is_library() && source.reason() == Some(Reason::ENHANCE_YOUR_CALM)
     })

@@ -15,43 +15,44 @@ use std::{
 };
 
 /// A future in a task that is woken for other reasons most of the time.
-pub(super) struct Aside<'f, F> {
+pub(super) struct SideTask<'f, F> {
     /// `None` once it has completed.
     future: Option<Pin<&'f mut F>>,
-    bell: Arc<Bell>,
+    side_waker: Arc<SideWaker>,
     waker: Waker,
     /// The task that polls this future, as `bell` knows it.
     task: Waker,
 }
 
-struct Bell {
-    rung: AtomicBool,
+struct SideWaker {
+    woken: AtomicBool,
     task: Mutex<Waker>,
 }
 
-impl Bell {
+impl SideWaker {
     fn task(&self) -> MutexGuard<'_, Waker> {
         self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Wake for Bell {
+impl Wake for SideWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.rung.store(true, Ordering::Release);
+        self.woken.store(true, Ordering::Release);
         self.task().wake_by_ref();
     }
 }
 
-impl<'f, F: Future> Aside<'f, F> {
+impl<'f, F: Future> SideTask<'f, F> {
     pub(super) fn new(future: Pin<&'f mut F>) -> Self {
         let task = Waker::noop().clone();
-        let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(task.clone()) });
-        let waker = Waker::from(Arc::clone(&bell));
-        Self { future: Some(future), bell, waker, task }
+        let side_waker =
+            Arc::new(SideWaker { woken: AtomicBool::new(true), task: Mutex::new(task.clone()) });
+        let waker = Waker::from(Arc::clone(&side_waker));
+        Self { future: Some(future), side_waker, waker, task }
     }
 
     /// Returns the output of the future, once.
@@ -59,10 +60,11 @@ impl<'f, F: Future> Aside<'f, F> {
         if !self.task.will_wake(cx.waker()) {
             self.task.clone_from(cx.waker());
             // Set before the check: a wake after it reaches the task.
-            self.bell.task().clone_from(cx.waker());
+            self.side_waker.task().clone_from(cx.waker());
         }
         // The load is for the usual case: a swap takes the cache line from the other cores.
-        if !self.bell.rung.load(Ordering::Acquire) || !self.bell.rung.swap(false, Ordering::AcqRel)
+        if !self.side_waker.woken.load(Ordering::Acquire)
+            || !self.side_waker.woken.swap(false, Ordering::AcqRel)
         {
             return None;
         }
@@ -102,7 +104,7 @@ mod tests {
             .await;
         };
         let mut rare = pin!(rare);
-        let mut aside = Aside::new(rare.as_mut());
+        let mut aside = SideTask::new(rare.as_mut());
         let mut poll_side = async || poll_fn(|cx| Poll::Ready(aside.poll(cx))).await;
         for _ in 0..3 {
             assert_eq!(poll_side().await, None);
@@ -121,7 +123,7 @@ mod tests {
             let notify = Arc::clone(&notify);
             async move {
                 let mut rare = pin!(notify.notified());
-                let mut aside = Aside::new(rare.as_mut());
+                let mut aside = SideTask::new(rare.as_mut());
                 poll_fn(|cx| aside.poll(cx).map_or(Poll::Pending, Poll::Ready)).await;
             }
         });
@@ -135,7 +137,7 @@ mod tests {
         let notify = Notify::new();
         let mut never = pin!(pending::<()>());
         let mut rare = pin!(notify.notified());
-        let mut aside = Aside::new(rare.as_mut());
+        let mut aside = SideTask::new(rare.as_mut());
         // Another waker, as a join would pass.
         let mut other = Context::from_waker(Waker::noop());
         assert_eq!(aside.poll(&mut other), None);

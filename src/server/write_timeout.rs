@@ -23,15 +23,15 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::metrics::{Limit, Metrics};
 
 /// A stream that fails when the client accepts nothing of a write for too long.
-pub(super) struct Taken<S> {
+pub(super) struct WriteTimeoutStream<S> {
     stream: S,
     limit: Duration,
     /// Created when a write first has to wait; most never do.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Taken<S> {
-    pub(super) fn within(limit: Duration, stream: S) -> Self {
+impl<S> WriteTimeoutStream<S> {
+    pub(super) fn new(limit: Duration, stream: S) -> Self {
         Self { stream, limit, deadline: None }
     }
 
@@ -50,7 +50,7 @@ impl<S> Taken<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeoutStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -60,7 +60,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Taken<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeoutStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -106,63 +106,63 @@ pub(super) enum StreamError<E> {
 /// The body of an HTTP/2 stream. hyper polls it only while the client's window is open, so the body
 /// itself cannot notice that the client does not read. A separate task then drops what the body
 /// holds.
-pub(super) struct Read<B> {
-    shared: Arc<Mutex<Shared<B>>>,
+pub(super) struct WriteTimeoutBody<B> {
+    shared: Arc<Mutex<WatchedBody<B>>>,
     limit: Duration,
     /// Started by the first frame that is not the last one; most bodies have one frame.
-    watch: Option<AbortOnDropHandle<()>>,
-    stream: Stream,
+    watchdog: Option<AbortOnDropHandle<()>>,
+    stream: StreamGuard,
 }
 
 /// Counts the open streams of one connection.
-pub(super) struct Streams {
+pub(super) struct StreamCounter {
     limit: usize,
     open: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
 }
 
 /// One open stream, counted until its response has ended.
-pub(super) struct Stream {
+pub(super) struct StreamGuard {
     open: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
 }
 
-impl Streams {
+impl StreamCounter {
     pub(super) fn new(limit: usize, metrics: &Arc<Metrics>) -> Self {
         Self { limit, open: Arc::default(), metrics: Arc::clone(metrics) }
     }
 
     /// Counts one more stream. h2 refuses streams past the limit without reporting it, so the
     /// metric counts how often a client reaches the limit.
-    pub(super) fn another(&self) -> Stream {
+    pub(super) fn open(&self) -> StreamGuard {
         if self.open.fetch_add(1, Ordering::Relaxed) + 1 == self.limit {
-            self.metrics.limits.hit(Limit::Streams);
+            self.metrics.limits.count_hit(Limit::Streams);
         }
-        Stream { open: Arc::clone(&self.open), metrics: Arc::clone(&self.metrics) }
+        StreamGuard { open: Arc::clone(&self.open), metrics: Arc::clone(&self.metrics) }
     }
 }
 
-impl Drop for Stream {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-struct Shared<B> {
+struct WatchedBody<B> {
     /// `None` after the client has not read it for too long.
     body: Option<B>,
     /// When the client was given the last frame. `None` while the server waits for the body.
     unread_since: Option<Instant>,
 }
 
-impl<B: Body + Send + Unpin + 'static> Read<B> {
-    pub(super) fn within(limit: Duration, body: B, stream: Stream) -> Self {
-        let shared = Shared { body: Some(body), unread_since: None };
-        Self { shared: Arc::new(Mutex::new(shared)), limit, watch: None, stream }
+impl<B: Body + Send + Unpin + 'static> WriteTimeoutBody<B> {
+    pub(super) fn new(limit: Duration, body: B, stream: StreamGuard) -> Self {
+        let shared = WatchedBody { body: Some(body), unread_since: None };
+        Self { shared: Arc::new(Mutex::new(shared)), limit, watchdog: None, stream }
     }
 }
 
-impl<B: Body + Send + Unpin + 'static> Body for Read<B> {
+impl<B: Body + Send + Unpin + 'static> Body for WriteTimeoutBody<B> {
     type Data = B::Data;
     type Error = StreamError<B::Error>;
 
@@ -179,10 +179,10 @@ impl<B: Body + Send + Unpin + 'static> Body for Read<B> {
         let more = matches!(frame, Poll::Ready(Some(Ok(_)))) && !body.is_end_stream();
         shared.unread_since = more.then(Instant::now);
         drop(shared);
-        if more && this.watch.is_none() {
+        if more && this.watchdog.is_none() {
             let metrics = Arc::clone(&this.stream.metrics);
             let watch = drop_unread(Arc::clone(&this.shared), this.limit, metrics);
-            this.watch = Some(AbortOnDropHandle::new(tokio::spawn(watch)));
+            this.watchdog = Some(AbortOnDropHandle::new(tokio::spawn(watch)));
         }
         frame.map(|frame| frame.map(|frame| frame.map_err(StreamError::Body)))
     }
@@ -197,7 +197,11 @@ impl<B: Body + Send + Unpin + 'static> Body for Read<B> {
 }
 
 /// Drops the body when the client has not read for `limit`. Aborted when its [`Read`] is dropped.
-async fn drop_unread<B>(shared: Arc<Mutex<Shared<B>>>, limit: Duration, metrics: Arc<Metrics>) {
+async fn drop_unread<B>(
+    shared: Arc<Mutex<WatchedBody<B>>>,
+    limit: Duration,
+    metrics: Arc<Metrics>,
+) {
     let mut deadline = Instant::now() + limit;
     loop {
         sleep_until(deadline).await;
@@ -208,12 +212,12 @@ async fn drop_unread<B>(shared: Arc<Mutex<Shared<B>>>, limit: Duration, metrics:
             let unread = shared.body.take();
             drop(shared);
             drop(unread);
-            metrics.limits.hit(Limit::WriteTimeout);
+            metrics.limits.count_hit(Limit::WriteTimeout);
             return;
         }
     }
 }
 
-fn lock<B>(shared: &Mutex<Shared<B>>) -> MutexGuard<'_, Shared<B>> {
+fn lock<B>(shared: &Mutex<WatchedBody<B>>) -> MutexGuard<'_, WatchedBody<B>> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

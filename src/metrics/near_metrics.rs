@@ -11,7 +11,7 @@ use super::{
 };
 
 /// The metrics of the near entries.
-pub struct Near {
+pub struct NearMetrics {
     /// Size of the entries in this process, in bytes.
     pub bytes: Gauge,
     /// Entries in this process.
@@ -29,7 +29,7 @@ pub struct Near {
     pub repeats: Counter,
 }
 
-impl Default for Near {
+impl Default for NearMetrics {
     fn default() -> Self {
         let lookups = outcomes(["miss", "evicted", "untracked", "hit"]);
         Self {
@@ -44,7 +44,7 @@ impl Default for Near {
     }
 }
 
-impl Near {
+impl NearMetrics {
     /// Counts a lookup in this process by outcome.
     pub fn lookup(&self, outcome: &'static str) {
         if outcome == "hit" {

@@ -13,10 +13,10 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    Place,
-    activity::{Activity, Upload},
-    expect::{Expectation, Held, Unasked},
-    pool::{Connection, Pool, Sender},
+    ConnectionPermit,
+    activity::{UploadActivity, UploadState},
+    expect::{Expectation, HeldUpload, UnrequestedUpload},
+    pool::{Pool, PooledConnection, RequestSender},
 };
 use crate::limits::Kept;
 
@@ -26,9 +26,9 @@ pub enum RequestBody {
     /// No body.
     Empty,
     /// The body from the client, as it arrives.
-    Client(Incoming, Arc<Activity>),
+    Client(Incoming, Arc<UploadActivity>),
     /// The body that the client sends only once it is asked to.
-    Held(Box<Held>),
+    Held(Box<HeldUpload>),
     /// The frames of a body that were already read, then the rest as it arrives.
     Resumed(Kept, Box<RequestBody>),
 }
@@ -41,28 +41,28 @@ pub enum UploadError {
     Client(#[from] hyper::Error),
     /// The upload never began.
     #[error("the upstream answered without asking for the upload")]
-    Unasked,
+    Unrequested,
 }
 
 impl RequestBody {
     /// Passes a client's body on. `expects` is true if the client waits to be asked for it.
-    pub fn of(body: Incoming, expects: bool) -> Self {
+    pub fn from_client(body: Incoming, expects: bool) -> Self {
         if body.is_end_stream() {
             return Self::Empty;
         }
         if expects {
-            return Self::Held(Box::new(Held::new(body)));
+            return Self::Held(Box::new(HeldUpload::new(body)));
         }
-        Self::Client(body, Arc::new(Activity::from_then(Duration::ZERO)))
+        Self::Client(body, Arc::new(UploadActivity::with_head_start(Duration::ZERO)))
     }
 
     /// Puts frames that were already read in front of the rest of the body.
     #[must_use]
-    pub fn after(self, read: Kept) -> Self {
+    pub fn resumed(self, read: Kept) -> Self {
         if read.is_empty() { self } else { Self::Resumed(read, Box::new(self)) }
     }
 
-    pub(super) fn activity(&self) -> Option<Arc<Activity>> {
+    pub(super) fn activity(&self) -> Option<Arc<UploadActivity>> {
         match self {
             Self::Empty => None,
             Self::Client(_, activity) => Some(Arc::clone(activity)),
@@ -84,7 +84,7 @@ impl RequestBody {
     pub fn begin(&mut self) -> bool {
         match std::mem::replace(self, Self::Empty) {
             Self::Held(held) => {
-                held.activity.turn(Upload::Sent, Instant::now());
+                held.activity.enter(UploadState::WaitsForUpstream, Instant::now());
                 *self = Self::Client(held.incoming, held.activity);
                 true
             }
@@ -107,7 +107,7 @@ impl Body for RequestBody {
         let this = self.get_mut();
         if let Self::Held(held) = this {
             if !ready!(held.poll_begin(cx)) {
-                return Poll::Ready(Some(Err(UploadError::Unasked)));
+                return Poll::Ready(Some(Err(UploadError::Unrequested)));
             }
             this.begin();
         }
@@ -117,11 +117,11 @@ impl Body for RequestBody {
                 let frame = Pin::new(body).poll_frame(cx);
                 let now = Instant::now();
                 match &frame {
-                    Poll::Pending => activity.turn(Upload::Awaited, now),
-                    Poll::Ready(Some(Err(_))) => activity.turn(Upload::Broken, now),
-                    Poll::Ready(None) => activity.turn(Upload::Sent, now),
+                    Poll::Pending => activity.enter(UploadState::WaitsForClient, now),
+                    Poll::Ready(Some(Err(_))) => activity.enter(UploadState::Broken, now),
+                    Poll::Ready(None) => activity.enter(UploadState::WaitsForUpstream, now),
                     Poll::Ready(Some(Ok(frame))) => {
-                        activity.came(frame.data_ref().map_or(0, Bytes::len), now);
+                        activity.received(frame.data_ref().map_or(0, Bytes::len), now);
                     }
                 }
                 frame.map_err(UploadError::Client)
@@ -179,12 +179,12 @@ pub enum BodyError {
 /// The body of a response. Returns its connection to the pool at its end.
 pub struct ResponseBody {
     incoming: Incoming,
-    connection: Option<(Sender, Arc<Pool>)>,
+    connection: Option<(RequestSender, Arc<Pool>)>,
     /// Released together with the connection.
-    place: Option<Place>,
+    permit: Option<ConnectionPermit>,
     /// The upload that the upstream has not asked for, until the connection is dropped for it.
-    unasked: Option<Unasked>,
-    leaves_upload: bool,
+    unrequested: Option<UnrequestedUpload>,
+    upload_unrequested: bool,
     limit: Duration,
     /// Created when the body first has to wait; most bodies never do.
     idle: Option<Pin<Box<Sleep>>>,
@@ -201,57 +201,57 @@ impl ResponseBody {
     /// `limit`.
     pub(super) fn new(
         incoming: Incoming,
-        connection: Connection,
+        connection: PooledConnection,
         pool: &Arc<Pool>,
         limit: Duration,
-        unrequested: Option<Unasked>,
+        unrequested: Option<UnrequestedUpload>,
     ) -> Self {
         let mut body = Self {
             incoming,
             connection: Some((connection.sender, Arc::clone(pool))),
-            place: None,
-            leaves_upload: unrequested.is_some(),
-            unasked: unrequested,
+            permit: None,
+            upload_unrequested: unrequested.is_some(),
+            unrequested,
             limit,
             idle: None,
         };
         if body.incoming.is_end_stream() {
-            body.give_back();
+            body.release();
         }
         body
     }
 
     /// Keeps the permit until the end of the body. A body that is empty from the start keeps it
     /// until it is dropped, because the body of an upgrade is empty.
-    pub(super) fn holding(mut self, permit: Place) -> Self {
-        self.place = Some(permit);
+    pub(super) fn with_permit(mut self, permit: ConnectionPermit) -> Self {
+        self.permit = Some(permit);
         self
     }
 
     /// Takes the permit for an upgrade, which uses the connection after the response has ended.
-    pub fn take_place(&mut self) -> Option<Place> {
-        self.place.take()
+    pub fn take_permit(&mut self) -> Option<ConnectionPermit> {
+        self.permit.take()
     }
 
     /// Whether the upstream answered without asking for the upload that the client announced.
-    pub fn leaves_upload(&self) -> bool {
-        self.leaves_upload
+    pub fn upload_unrequested(&self) -> bool {
+        self.upload_unrequested
     }
 
-    fn give_back(&mut self) {
-        if self.unasked.is_some() {
-            return self.break_off();
+    fn release(&mut self) {
+        if self.unrequested.is_some() {
+            return self.drop_connection();
         }
         if let Some((sender, pool)) = self.connection.take() {
             pool.put(sender);
         }
-        self.place = None;
+        self.permit = None;
     }
 
-    fn break_off(&mut self) {
-        self.unasked = None;
+    fn drop_connection(&mut self) {
+        self.unrequested = None;
         self.connection = None;
-        self.place = None;
+        self.permit = None;
     }
 }
 
@@ -269,14 +269,14 @@ impl Body for ResponseBody {
             let idle =
                 this.idle.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
             ready!(idle.as_mut().poll(cx));
-            this.break_off();
+            this.drop_connection();
             return Poll::Ready(Some(Err(BodyError::Idle(limit))));
         };
         this.idle = None;
         match &frame {
             Some(Ok(_)) if !this.incoming.is_end_stream() => {}
-            Some(Ok(_)) | None => this.give_back(),
-            Some(Err(_)) => this.break_off(),
+            Some(Ok(_)) | None => this.release(),
+            Some(Err(_)) => this.drop_connection(),
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
     }

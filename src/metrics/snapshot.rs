@@ -5,14 +5,14 @@ use std::{
     time::Duration,
 };
 
-use super::{Metrics, recent::Totals};
+use super::{Metrics, recent::RequestTotals};
 use crate::events::EventKind;
 
 impl Metrics {
     /// All requests, by outcome.
-    pub fn totals(&self) -> Totals {
+    pub fn totals(&self) -> RequestTotals {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Totals {
+        RequestTotals {
             hits: self.hits.get(),
             misses: load(&self.recent.misses),
             joined: self.flights_joined.get(),
@@ -24,7 +24,7 @@ impl Metrics {
     }
 
     /// Sets whether the store is trusted.
-    pub fn store_is_up(&self, up: bool) {
+    pub fn set_store_up(&self, up: bool) {
         let before = self.store_up.set(up.into());
         self.events.publish_transition(
             before,
@@ -34,7 +34,7 @@ impl Metrics {
     }
 
     /// Sets whether changes in the store are tracked.
-    pub fn tracking_is_up(&self, up: bool) {
+    pub fn set_tracking_up(&self, up: bool) {
         let before = self.tracking_up.set(up.into());
         self.events.publish_transition(
             before,
@@ -44,7 +44,7 @@ impl Metrics {
     }
 
     /// Sets whether the upstream answers.
-    pub fn upstream_is_up(&self, up: bool) {
+    pub fn set_upstream_up(&self, up: bool) {
         let before = self.upstream.up.set(up.into());
         self.events.publish_transition(
             before,
@@ -54,8 +54,8 @@ impl Metrics {
     }
 
     /// Records the time to the response head of the upstream.
-    pub fn upstream_took(&self, took: Duration) {
-        self.upstream_seconds.observe(took.as_secs_f64());
+    pub fn record_upstream_time(&self, took: Duration) {
+        self.upstream_response_seconds.observe(took.as_secs_f64());
         self.recent.upstream_times.observe(took, 1);
     }
 }

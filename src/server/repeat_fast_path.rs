@@ -21,7 +21,7 @@
 //! pipelined, split over several reads or followed by other bytes, nor any request while the
 //! connection is to be closed.
 
-mod read;
+mod request_bytes;
 
 use std::{
     io::{self, IoSlice},
@@ -37,8 +37,8 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use self::read::{REQUEST_LINE, is_one_get, path_of};
-use super::head::Turns;
+use self::request_bytes::{REQUEST_LINE, is_single_get, plain_get_path};
+use super::header_timeout::RequestProgress;
 use crate::service::{Declined, Service};
 
 /// Largest head that is kept, in bytes.
@@ -47,68 +47,68 @@ const HEAD_MAX: usize = 4 << 10;
 /// The state that the stream and the service of a connection share. Only the task of the connection
 /// uses it.
 #[derive(Debug)]
-pub(super) struct Desk<R> {
-    turns: Arc<Turns>,
+pub(super) struct RepeatFastPath<R> {
+    progress: Arc<RequestProgress>,
     /// Whether only a head can follow the last request that hyper has taken.
-    plain: AtomicBool,
+    only_head_follows: AtomicBool,
     /// The state that the service kept, with the number of its request.
-    recall: Mutex<Option<(u64, R)>>,
+    repeat: Mutex<Option<(u64, R)>>,
     /// Whether there is such a state: most reads then take no lock.
-    recalled: AtomicBool,
+    has_repeat: AtomicBool,
     /// Whether a request is being answered that hyper does not see.
     busy: AtomicBool,
     /// Whether the connection is to be closed.
-    leaving: AtomicBool,
+    closing: AtomicBool,
     /// Whether the next request that hyper takes is one that the service declined with something to
     /// report.
-    declined: AtomicBool,
+    has_miss: AtomicBool,
     /// The report.
-    told: Mutex<Declined>,
+    miss: Mutex<Declined>,
 }
 
-impl<R> Desk<R> {
-    pub(super) fn new(turns: Arc<Turns>) -> Self {
+impl<R> RepeatFastPath<R> {
+    pub(super) fn new(progress: Arc<RequestProgress>) -> Self {
         Self {
-            turns,
-            plain: AtomicBool::new(true),
-            recall: Mutex::new(None),
-            recalled: AtomicBool::new(false),
+            progress,
+            only_head_follows: AtomicBool::new(true),
+            repeat: Mutex::new(None),
+            has_repeat: AtomicBool::new(false),
             busy: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            declined: AtomicBool::new(false),
-            told: Mutex::default(),
+            closing: AtomicBool::new(false),
+            has_miss: AtomicBool::new(false),
+            miss: Mutex::default(),
         }
     }
 
     /// Records that hyper has taken a request. `may_switch` says whether the protocol may change
     /// after it. Returns what the fast path reports about the request.
-    pub(super) fn take(&self, may_switch: bool) -> Option<Declined> {
-        self.plain.store(!may_switch, Ordering::Relaxed);
-        if !self.declined.load(Ordering::Relaxed) {
+    pub(super) fn request_taken(&self, may_switch: bool) -> Option<Declined> {
+        self.only_head_follows.store(!may_switch, Ordering::Relaxed);
+        if !self.has_miss.load(Ordering::Relaxed) {
             return None;
         }
-        self.declined.store(false, Ordering::Relaxed);
-        Some(*self.told())
+        self.has_miss.store(false, Ordering::Relaxed);
+        Some(*self.lock_miss())
     }
 
     /// Records that the service declined the request that hyper takes next.
-    fn decline(&self, miss: Declined) {
+    fn record_miss(&self, miss: Declined) {
         let has_report = miss != Declined::default();
         if has_report {
-            *self.told() = miss;
+            *self.lock_miss() = miss;
         }
-        self.declined.store(has_report, Ordering::Relaxed);
+        self.has_miss.store(has_report, Ordering::Relaxed);
     }
 
     /// Keeps the state that the service made from the request with this number.
     pub(super) fn keep(&self, number: u64, repeat: R) {
-        *self.recall() = Some((number, repeat));
-        self.recalled.store(true, Ordering::Release);
+        *self.lock_repeat() = Some((number, repeat));
+        self.has_repeat.store(true, Ordering::Release);
     }
 
     /// Ends the fast path: hyper takes all further requests.
-    pub(super) fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
     }
 
     /// Whether a request is being answered that hyper does not see.
@@ -116,187 +116,192 @@ impl<R> Desk<R> {
         self.busy.load(Ordering::Relaxed)
     }
 
-    fn told(&self) -> MutexGuard<'_, Declined> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_miss(&self) -> MutexGuard<'_, Declined> {
+        self.miss.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn recall(&self) -> MutexGuard<'_, Option<(u64, R)>> {
-        self.recall.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_repeat(&self) -> MutexGuard<'_, Option<(u64, R)>> {
+        self.repeat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A stream that answers repeated requests itself.
-pub(super) struct Again<I, S: Service> {
+pub(super) struct RepeatStream<I, S: Service> {
     stream: I,
     service: S,
-    desk: Arc<Desk<S::Recall>>,
+    shared: Arc<RepeatFastPath<S::Recall>>,
     /// Largest head that is answered or kept, in bytes.
-    limit: usize,
-    memo: Option<Memo<S::Recall>>,
+    max_head_bytes: usize,
+    remembered: Option<RememberedHead<S::Recall>>,
     /// The number of a request, or 0 for none, and its head as hyper got it.
     noted: (u64, Vec<u8>),
     /// If hyper has taken exactly this many requests, it holds no byte of another one. `None` if it
     /// may hold one.
-    empty_at: Option<u64>,
-    phase: Phase,
+    empty_after: Option<u64>,
+    phase: RepeatPhase,
     /// Path of the request that is being answered.
     path: String,
     /// The declined request that hyper gets after all.
     returned: Vec<u8>,
     /// The response: its head, how much of the head is written, and the rest of the body.
     head: Vec<u8>,
-    head_gone: usize,
+    head_written: usize,
     body: Bytes,
 }
 
 /// No field is pinned.
-impl<I: Unpin, S: Service> Unpin for Again<I, S> {}
+impl<I: Unpin, S: Service> Unpin for RepeatStream<I, S> {}
 
-struct Memo<R> {
+struct RememberedHead<R> {
     head: Vec<u8>,
     /// Offset of the header fields in the head.
-    fields_at: usize,
-    recall: R,
+    fields_start: usize,
+    repeat: R,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum RepeatPhase {
     /// Waiting for bytes.
-    Listening,
+    Reading,
     /// The service is asked for a response.
-    Asking,
+    Polling,
     /// The response is being written.
-    Answering,
+    Writing,
     /// hyper gets the request. Holds how many bytes of it hyper already has.
     Returning(usize),
 }
 
-impl<I, S: Service> Again<I, S> {
+impl<I, S: Service> RepeatStream<I, S> {
     /// Wraps a stream that hyper has read nothing from. Heads may have up to `limit` bytes.
-    pub(super) fn new(stream: I, service: S, desk: Arc<Desk<S::Recall>>, limit: usize) -> Self {
+    pub(super) fn new(
+        stream: I,
+        service: S,
+        shared: Arc<RepeatFastPath<S::Recall>>,
+        limit: usize,
+    ) -> Self {
         Self {
             stream,
             service,
-            desk,
-            limit: limit.min(HEAD_MAX),
-            memo: None,
+            shared,
+            max_head_bytes: limit.min(HEAD_MAX),
+            remembered: None,
             noted: (0, Vec::new()),
-            empty_at: Some(0),
-            phase: Phase::Listening,
+            empty_after: Some(0),
+            phase: RepeatPhase::Reading,
             path: String::new(),
             returned: Vec::new(),
             head: Vec::new(),
-            head_gone: 0,
+            head_written: 0,
             body: Bytes::new(),
         }
     }
 
     /// Whether hyper waits for a head and holds no byte of one.
     fn is_at_head(&self) -> bool {
-        self.empty_at == Some(self.desk.turns.begun())
-            && self.desk.turns.is_between()
-            && self.desk.plain.load(Ordering::Relaxed)
+        self.empty_after == Some(self.shared.progress.begun())
+            && self.shared.progress.is_between_requests()
+            && self.shared.only_head_follows.load(Ordering::Relaxed)
     }
 
     /// Takes over the state that the service kept, if it belongs to the noted head.
-    fn learn(&mut self) {
-        if !self.desk.recalled.load(Ordering::Acquire) {
+    fn remember(&mut self) {
+        if !self.shared.has_repeat.load(Ordering::Acquire) {
             return;
         }
-        self.desk.recalled.store(false, Ordering::Relaxed);
-        let Some((number, repeat)) = self.desk.recall().take() else { return };
+        self.shared.has_repeat.store(false, Ordering::Relaxed);
+        let Some((number, repeat)) = self.shared.lock_repeat().take() else { return };
         let (noted, head) = &mut self.noted;
         let line_end = head.iter().position(|byte| *byte == b'\n').filter(|_| *noted == number);
         if let Some(line_end) = line_end {
-            let buffer = self.memo.take().map(|memo| memo.head).unwrap_or_default();
+            let buffer = self.remembered.take().map(|memo| memo.head).unwrap_or_default();
             let head = mem::replace(head, buffer);
-            self.memo = Some(Memo { head, fields_at: line_end + 1, recall: repeat });
+            self.remembered = Some(RememberedHead { head, fields_start: line_end + 1, repeat });
         }
         self.noted.0 = 0;
     }
 
     /// Begins to answer the request that was read, if it is the remembered head with another path.
     /// Returns whether it is.
-    fn begin(&mut self, bytes: &[u8]) -> bool {
-        let Some(memo) = &self.memo else { return false };
-        if bytes.len() > self.limit
-            || self.desk.leaving.load(Ordering::Relaxed)
+    fn try_begin(&mut self, bytes: &[u8]) -> bool {
+        let Some(memo) = &self.remembered else { return false };
+        if bytes.len() > self.max_head_bytes
+            || self.shared.closing.load(Ordering::Relaxed)
             || !self.is_at_head()
         {
             return false;
         }
-        let Some(line) = bytes.strip_suffix(&memo.head[memo.fields_at..]) else { return false };
-        let Some(path) = path_of(line) else { return false };
+        let Some(line) = bytes.strip_suffix(&memo.head[memo.fields_start..]) else { return false };
+        let Some(path) = plain_get_path(line) else { return false };
         self.path.clear();
         self.path.push_str(path);
-        self.desk.turns.begin_beneath();
-        self.desk.busy.store(true, Ordering::Relaxed);
-        self.phase = Phase::Asking;
+        self.shared.progress.begin_fast_path();
+        self.shared.busy.store(true, Ordering::Relaxed);
+        self.phase = RepeatPhase::Polling;
         true
     }
 
     /// Asks the service for the response.
-    fn poll_ask(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.desk.leaving.load(Ordering::Relaxed) {
+    fn poll_service(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.shared.closing.load(Ordering::Relaxed) {
             // hyper has to tell the client that the connection closes. The poll of `repeat` may be
             // unfinished, so it is dropped.
-            self.give_back(Declined::default());
-            self.memo = None;
+            self.return_request(Declined::default());
+            self.remembered = None;
             return Poll::Ready(());
         }
         // Always present: `begin` enters this phase only with a memo.
-        let Some(memo) = &mut self.memo else { return Poll::Pending };
+        let Some(memo) = &mut self.remembered else { return Poll::Pending };
         self.head.clear();
-        let (repeat, path) = (&mut memo.recall, &self.path);
+        let (repeat, path) = (&mut memo.repeat, &self.path);
         match ready!(self.service.poll_again(repeat, path, &mut self.head, cx)) {
             Ok(body) => {
-                (self.head_gone, self.body) = (0, body);
-                self.phase = Phase::Answering;
+                (self.head_written, self.body) = (0, body);
+                self.phase = RepeatPhase::Writing;
             }
-            Err(miss) => self.give_back(miss),
+            Err(miss) => self.return_request(miss),
         }
         Poll::Ready(())
     }
 
     /// Leaves the request to hyper.
-    fn give_back(&mut self, miss: Declined) {
-        self.desk.decline(miss);
+    fn return_request(&mut self, miss: Declined) {
+        self.shared.record_miss(miss);
         self.returned.clear();
         for part in [REQUEST_LINE.0, self.path.as_bytes(), REQUEST_LINE.1] {
             self.returned.extend_from_slice(part);
         }
-        if let Some(memo) = &self.memo {
-            self.returned.extend_from_slice(&memo.head[memo.fields_at..]);
+        if let Some(memo) = &self.remembered {
+            self.returned.extend_from_slice(&memo.head[memo.fields_start..]);
         }
-        self.empty_at = Some(self.desk.turns.begun());
-        self.end(Phase::Returning(0));
+        self.empty_after = Some(self.shared.progress.begun());
+        self.end(RepeatPhase::Returning(0));
     }
 
-    fn end(&mut self, next: Phase) {
-        self.desk.turns.end_beneath();
-        self.desk.busy.store(false, Ordering::Relaxed);
+    fn end(&mut self, next: RepeatPhase) {
+        self.shared.progress.end_fast_path();
+        self.shared.busy.store(false, Ordering::Relaxed);
         self.phase = next;
     }
 
     /// Gives hyper the declined request, as far as the buffer has space.
-    fn put_back(&mut self, given: usize, buf: &mut ReadBuf<'_>) {
+    fn copy_returned(&mut self, given: usize, buf: &mut ReadBuf<'_>) {
         let returned = mem::take(&mut self.returned);
         let rest = &returned[given..];
         let count = rest.len().min(buf.remaining());
-        self.note(&rest[..count]);
+        self.note_given(&rest[..count]);
         buf.put_slice(&rest[..count]);
         let all = count == rest.len();
-        self.phase = if all { Phase::Listening } else { Phase::Returning(given + count) };
+        self.phase = if all { RepeatPhase::Reading } else { RepeatPhase::Returning(given + count) };
         self.returned = returned;
     }
 
     /// Notes bytes that hyper gets: the head, and whether hyper can hold a part of another one.
-    fn note(&mut self, given: &[u8]) {
+    fn note_given(&mut self, given: &[u8]) {
         let was_at_head = self.is_at_head();
-        let next = self.desk.turns.begun() + 1;
-        let alone = is_one_get(given);
-        self.empty_at = alone.then_some(next);
-        if was_at_head && alone && given.len() <= self.limit {
+        let next = self.shared.progress.begun() + 1;
+        let alone = is_single_get(given);
+        self.empty_after = alone.then_some(next);
+        if was_at_head && alone && given.len() <= self.max_head_bytes {
             self.noted.0 = next;
             self.noted.1.clear();
             self.noted.1.extend_from_slice(given);
@@ -306,34 +311,34 @@ impl<I, S: Service> Again<I, S> {
     }
 }
 
-impl<I: AsyncWrite + Unpin, S: Service> Again<I, S> {
+impl<I: AsyncWrite + Unpin, S: Service> RepeatStream<I, S> {
     /// Writes the rest of the response.
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.phase != Phase::Answering {
+    fn poll_write_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.phase != RepeatPhase::Writing {
             return Poll::Ready(Ok(()));
         }
         loop {
-            let head = &self.head[self.head_gone..];
+            let head = &self.head[self.head_written..];
             let parts = [IoSlice::new(head), IoSlice::new(&self.body)];
             let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &parts))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             let of_head = written.min(head.len());
-            self.head_gone += of_head;
+            self.head_written += of_head;
             self.body.advance(written - of_head);
-            if self.head_gone == self.head.len() && self.body.is_empty() {
+            if self.head_written == self.head.len() && self.body.is_empty() {
                 break;
             }
         }
         self.body = Bytes::new();
-        self.empty_at = Some(self.desk.turns.begun());
-        self.end(Phase::Listening);
+        self.empty_after = Some(self.shared.progress.begun());
+        self.end(RepeatPhase::Reading);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncRead for Again<I, S> {
+impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncRead for RepeatStream<I, S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -342,19 +347,19 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncRead for Again<I, S> {
         let this = self.get_mut();
         loop {
             match this.phase {
-                Phase::Asking => ready!(this.poll_ask(cx)),
-                Phase::Answering => ready!(this.poll_rest(cx))?,
-                Phase::Returning(given) => {
-                    this.put_back(given, buf);
+                RepeatPhase::Polling => ready!(this.poll_service(cx)),
+                RepeatPhase::Writing => ready!(this.poll_write_response(cx))?,
+                RepeatPhase::Returning(given) => {
+                    this.copy_returned(given, buf);
                     return Poll::Ready(Ok(()));
                 }
-                Phase::Listening => {
-                    this.learn();
+                RepeatPhase::Reading => {
+                    this.remember();
                     let start = buf.filled().len();
                     ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
                     let bytes = &buf.filled()[start..];
-                    if !this.begin(bytes) {
-                        this.note(bytes);
+                    if !this.try_begin(bytes) {
+                        this.note_given(bytes);
                         return Poll::Ready(Ok(()));
                     }
                     buf.set_filled(start);
@@ -364,14 +369,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncRead for Again<I, S> {
     }
 }
 
-impl<I: AsyncWrite + Unpin, S: Service> AsyncWrite for Again<I, S> {
+impl<I: AsyncWrite + Unpin, S: Service> AsyncWrite for RepeatStream<I, S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_rest(cx))?;
+        ready!(this.poll_write_response(cx))?;
         Pin::new(&mut this.stream).poll_write(cx, bytes)
     }
 
@@ -381,7 +386,7 @@ impl<I: AsyncWrite + Unpin, S: Service> AsyncWrite for Again<I, S> {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_rest(cx))?;
+        ready!(this.poll_write_response(cx))?;
         Pin::new(&mut this.stream).poll_write_vectored(cx, parts)
     }
 
@@ -395,7 +400,7 @@ impl<I: AsyncWrite + Unpin, S: Service> AsyncWrite for Again<I, S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_rest(cx))?;
+        ready!(this.poll_write_response(cx))?;
         Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }

@@ -12,49 +12,49 @@ use super::counters::zeros;
 const KINDS: [&str; 4] = ["moved", "ask", "tryagain", "clusterdown"];
 
 /// The metrics of a Redis Cluster; all zero for any other store.
-pub struct Cluster {
-    shards: Family<StateLabels, Gauge>,
+pub struct ClusterMetrics {
+    shards: Family<ShardLabels, Gauge>,
     /// Slots that no master owns.
     unowned: Gauge,
-    redirections: Family<KindLabels, Counter>,
+    redirections: Family<RedirectionLabels, Counter>,
     /// Times that the slot map was refreshed.
     pub refreshes: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabels {
+struct ShardLabels {
     state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KindLabels {
+struct RedirectionLabels {
     kind: &'static str,
 }
 
-impl Default for Cluster {
+impl Default for ClusterMetrics {
     fn default() -> Self {
-        let shards = Family::<StateLabels, Gauge>::default();
+        let shards = Family::<ShardLabels, Gauge>::default();
         for state in ["up", "down"] {
-            drop(shards.get_or_create(&StateLabels { state }));
+            drop(shards.get_or_create(&ShardLabels { state }));
         }
-        let redirections = zeros(KINDS.map(|kind| KindLabels { kind }));
+        let redirections = zeros(KINDS.map(|kind| RedirectionLabels { kind }));
         Self { shards, unowned: Gauge::default(), redirections, refreshes: Counter::default() }
     }
 }
 
-impl Cluster {
+impl ClusterMetrics {
     /// Sets the numbers of trusted masters, of other masters, and of slots without a master.
-    pub fn shards_are(&self, up: usize, down: usize, unowned: usize) {
+    pub fn set_shards(&self, up: usize, down: usize, unowned: usize) {
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
         for (state, count) in [("up", up), ("down", down)] {
-            self.shards.get_or_create(&StateLabels { state }).set(number(count));
+            self.shards.get_or_create(&ShardLabels { state }).set(number(count));
         }
         self.unowned.set(number(unowned));
     }
 
     /// Counts a redirection by its kind.
-    pub fn redirected(&self, kind: &'static str) {
-        self.redirections.get_or_create(&KindLabels { kind }).inc();
+    pub fn count_redirection(&self, kind: &'static str) {
+        self.redirections.get_or_create(&RedirectionLabels { kind }).inc();
     }
 
     pub(super) fn register(&self, r: &mut Registry) {

@@ -25,41 +25,41 @@ use tokio::{
 };
 
 /// Checks per limit.
-const LOOKS: u32 = 4;
+const CHECKS_PER_LIMIT: u32 = 4;
 
 /// The progress of the requests on a connection. Only the task of the connection reads or changes
 /// it.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct RequestProgress {
     /// Requests with a head that has arrived.
     begun: AtomicU64,
     /// Requests with a response that is complete.
     ended: AtomicU64,
     /// 1 if the last request has a body, which may arrive for longer than its response takes.
-    uploads: AtomicU64,
+    has_upload: AtomicU64,
     /// Bytes received.
-    bytes: AtomicU64,
+    received_bytes: AtomicU64,
     /// One byte more than the largest head.
-    past_head: u64,
+    over_max_head: u64,
     /// Whether the last write waits for the client. A response may still be on its way after hyper
     /// has dropped its body.
     unsent: AtomicBool,
 }
 
 /// The request that a connection waits for; equal while that is the same.
-type Awaited = (u64, u64);
+type AwaitedHead = (u64, u64);
 
-impl Turns {
+impl RequestProgress {
     /// For a connection with heads of up to `head_limit` bytes.
-    pub(super) fn within(head_limit: usize) -> Self {
-        Self { past_head: head_limit as u64 + 1, ..Self::default() }
+    pub(super) fn new(head_limit: usize) -> Self {
+        Self { over_max_head: head_limit as u64 + 1, ..Self::default() }
     }
 
     /// Records that a head has arrived, for a request with or without a body.
-    pub(super) fn begin(self: &Arc<Self>, has_body: bool) -> Turn {
+    pub(super) fn begin(self: &Arc<Self>, has_body: bool) -> RequestGuard {
         bump(&self.begun);
-        self.uploads.store(has_body.into(), Ordering::Relaxed);
-        Turn(Arc::clone(self))
+        self.has_upload.store(has_body.into(), Ordering::Relaxed);
+        RequestGuard(Arc::clone(self))
     }
 
     /// The number of heads that have arrived.
@@ -68,32 +68,32 @@ impl Turns {
     }
 
     /// Records the head of a request that hyper does not see.
-    pub(super) fn begin_beneath(&self) {
+    pub(super) fn begin_fast_path(&self) {
         bump(&self.begun);
     }
 
     /// Records that such a request is answered, or is left to hyper after all.
-    pub(super) fn end_beneath(&self) {
+    pub(super) fn end_fast_path(&self) {
         bump(&self.ended);
     }
 
     /// Whether the last request has arrived as a whole and its response is complete.
-    pub(super) fn is_between(&self) -> bool {
+    pub(super) fn is_between_requests(&self) -> bool {
         let [begun, ended, uploads] =
-            [&self.begun, &self.ended, &self.uploads].map(|count| count.load(Ordering::Relaxed));
+            [&self.begun, &self.ended, &self.has_upload].map(|count| count.load(Ordering::Relaxed));
         begun == ended && uploads == 0 && !self.unsent.load(Ordering::Relaxed)
     }
 
     /// Returns when a head has not arrived for `limit`.
-    pub(super) async fn overdue(&self, limit: Duration) {
+    pub(super) async fn header_overdue(&self, limit: Duration) {
         let mut awaited = None;
         let mut checks = 0;
         loop {
-            sleep(limit / LOOKS).await;
+            sleep(limit / CHECKS_PER_LIMIT).await;
             let now = self.awaited();
             checks = if now.is_some() && now == awaited { checks + 1 } else { 0 };
             awaited = now;
-            if checks >= LOOKS {
+            if checks >= CHECKS_PER_LIMIT {
                 return;
             }
         }
@@ -103,14 +103,15 @@ impl Turns {
     /// a body, received bytes may be the rest of that body, so they count as progress. They count
     /// in units of more than a head: otherwise a byte now and then would keep a head alive for
     /// ever.
-    fn awaited(&self) -> Option<Awaited> {
-        let [begun, ended, uploads, bytes] = [&self.begun, &self.ended, &self.uploads, &self.bytes]
-            .map(|count| count.load(Ordering::Relaxed));
+    fn awaited(&self) -> Option<AwaitedHead> {
+        let [begun, ended, uploads, bytes] =
+            [&self.begun, &self.ended, &self.has_upload, &self.received_bytes]
+                .map(|count| count.load(Ordering::Relaxed));
         let answered = begun == ended && !self.unsent.load(Ordering::Relaxed);
-        answered.then_some((begun, uploads * (bytes / self.past_head.max(1))))
+        answered.then_some((begun, uploads * (bytes / self.over_max_head.max(1))))
     }
 
-    fn note_write<T>(&self, written: &Poll<T>) {
+    fn record_write<T>(&self, written: &Poll<T>) {
         self.unsent.store(written.is_pending(), Ordering::Relaxed);
     }
 }
@@ -120,14 +121,14 @@ fn bump(count: &AtomicU64) {
 }
 
 /// Bytes that count as one more operation of a task.
-const OPERATION: usize = 4 << 10;
+const BYTES_PER_OPERATION: usize = 4 << 10;
 
 /// Charges received bytes to the budget of the task (`tokio::task::coop`), which counts a read as
 /// one operation whatever its size. hyper reads on as long as there are bytes, and they may lead to
 /// nothing: the digits of a chunk's size have no end. A few clients that sent such digits delayed
 /// all others by most of a second.
-fn pay(bytes: usize, cx: &mut Context<'_>) {
-    for _ in 0..bytes / OPERATION {
+fn charge_budget(bytes: usize, cx: &mut Context<'_>) {
+    for _ in 0..bytes / BYTES_PER_OPERATION {
         match coop::poll_proceed(cx) {
             Poll::Ready(operation) => operation.made_progress(),
             // The budget is spent, so the next read ends this turn of the task.
@@ -142,27 +143,27 @@ fn add(count: &AtomicU64, more: u64) {
 }
 
 /// Records the end of one response when it is dropped.
-pub(super) struct Turn(Arc<Turns>);
+pub(super) struct RequestGuard(Arc<RequestProgress>);
 
-impl Drop for Turn {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         bump(&self.0.ended);
     }
 }
 
 /// A stream that records when bytes arrive and when a write has to wait.
-pub(super) struct Heard<S> {
+pub(super) struct ProgressStream<S> {
     stream: S,
-    turns: Arc<Turns>,
+    progress: Arc<RequestProgress>,
 }
 
-impl<S> Heard<S> {
-    pub(super) fn new(stream: S, turns: Arc<Turns>) -> Self {
-        Self { stream, turns }
+impl<S> ProgressStream<S> {
+    pub(super) fn new(stream: S, progress: Arc<RequestProgress>) -> Self {
+        Self { stream, progress }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ProgressStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -171,20 +172,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
         let filled = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let received = buf.filled().len() - filled;
-        add(&self.turns.bytes, received as u64);
-        pay(received, cx);
+        add(&self.progress.received_bytes, received as u64);
+        charge_budget(received, cx);
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ProgressStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.turns.note_write(&written);
+        self.progress.record_write(&written);
         written
     }
 
@@ -194,7 +195,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        self.turns.note_write(&written);
+        self.progress.record_write(&written);
         written
     }
 
@@ -205,7 +206,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // TLS accepts all bytes at once, and has sent them only after a flush.
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.turns.note_write(&flushed);
+        self.progress.record_write(&flushed);
         flushed
     }
 
@@ -215,18 +216,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
 }
 
 /// The body of a response. hyper drops it after writing its end.
-pub(super) struct Answering<B> {
+pub(super) struct ProgressBody<B> {
     body: B,
-    _turn: Turn,
+    _guard: RequestGuard,
 }
 
-impl<B> Answering<B> {
-    pub(super) fn new(body: B, turn: Turn) -> Self {
-        Self { body, _turn: turn }
+impl<B> ProgressBody<B> {
+    pub(super) fn new(body: B, turn: RequestGuard) -> Self {
+        Self { body, _guard: turn }
     }
 }
 
-impl<B: Body + Unpin> Body for Answering<B> {
+impl<B: Body + Unpin> Body for ProgressBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -259,26 +260,26 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(80);
 
-    async fn is_overdue(turns: &Turns) -> bool {
-        timeout(3 * LIMIT, turns.overdue(LIMIT)).await.is_ok()
+    async fn is_overdue(turns: &RequestProgress) -> bool {
+        timeout(3 * LIMIT, turns.header_overdue(LIMIT)).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_head_is_late_only_while_one_is_waited_for() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(RequestProgress::default());
         assert!(is_overdue(&turns).await, "the first");
         let turn = turns.begin(false);
         assert!(!is_overdue(&turns).await);
         drop(turn);
-        add(&turns.bytes, 1);
+        add(&turns.received_bytes, 1);
         assert!(is_overdue(&turns).await, "the second");
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_is_not_taken_yet_is_no_silence() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(RequestProgress::default());
         let (server, mut client) = duplex(16);
-        let mut server = Heard::new(server, Arc::clone(&turns));
+        let mut server = ProgressStream::new(server, Arc::clone(&turns));
         drop(turns.begin(false));
         let send = async { server.write_all(&[0; 17]).await };
         let send = async {
@@ -291,7 +292,7 @@ mod tests {
             sleep(LIMIT / 2).await;
         };
         tokio::select! {
-            () = turns.overdue(LIMIT) => panic!("the response is not sent yet"),
+            () = turns.header_overdue(LIMIT) => panic!("the response is not sent yet"),
             () = send => unreachable!(),
             () = read => {}
         }
@@ -300,8 +301,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_keep_a_connection_and_the_bytes_of_a_head_do_not() {
-        let busy = async |act: fn(&Arc<Turns>), has_body| {
-            let turns = Arc::new(Turns::within(99));
+        let busy = async |act: fn(&Arc<RequestProgress>), has_body| {
+            let turns = Arc::new(RequestProgress::new(99));
             drop(turns.begin(has_body));
             let act = async {
                 loop {
@@ -315,15 +316,18 @@ mod tests {
             }
         };
         assert!(busy(|turns| drop(turns.begin(false)), false).await);
-        assert!(!busy(|turns| add(&turns.bytes, 100), false).await);
-        assert!(busy(|turns| add(&turns.bytes, 100), true).await, "it may be an upload");
-        assert!(!busy(|turns| add(&turns.bytes, 1), true).await, "it may be a head as well");
+        assert!(!busy(|turns| add(&turns.received_bytes, 100), false).await);
+        assert!(busy(|turns| add(&turns.received_bytes, 100), true).await, "it may be an upload");
+        assert!(
+            !busy(|turns| add(&turns.received_bytes, 1), true).await,
+            "it may be a head as well"
+        );
     }
 
     #[tokio::test]
     async fn who_sends_without_end_lets_others_have_their_turn() {
         let endless = tokio::io::repeat(b'0');
-        let mut stream = Heard::new(endless, Arc::new(Turns::default()));
+        let mut stream = ProgressStream::new(endless, Arc::new(RequestProgress::default()));
         let mut part = vec![0; 64 << 10];
         let read_in_a_turn = tokio::spawn(async move {
             std::future::poll_fn(|cx| {

@@ -16,7 +16,7 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The protocol of a client connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
+pub(super) enum ClientProtocol {
     Http1,
     Http2,
 }
@@ -24,7 +24,7 @@ pub(super) enum Protocol {
 /// Reads until the protocol is known. The returned stream yields the bytes that were read once
 /// more. The caller limits the time. A connection that ends early counts as HTTP/1: hyper then ends
 /// it without a response.
-pub(super) async fn sniff<S>(mut stream: S) -> io::Result<(Protocol, Rewound<S>)>
+pub(super) async fn detect<S>(mut stream: S) -> io::Result<(ClientProtocol, RewoundStream<S>)>
 where
     S: AsyncRead + Unpin,
 {
@@ -33,33 +33,33 @@ where
     let protocol = loop {
         let count = stream.read(&mut read[filled..]).await?;
         filled += count;
-        match told(&read[..filled]) {
+        match protocol_of(&read[..filled]) {
             Some(protocol) => break protocol,
-            None if count == 0 => break Protocol::Http1,
+            None if count == 0 => break ClientProtocol::Http1,
             None => {}
         }
     };
-    Ok((protocol, Rewound { read, next: 0, filled, stream }))
+    Ok((protocol, RewoundStream { prefix: read, next: 0, filled, stream }))
 }
 
 /// Returns the protocol that begins with these bytes, once that is certain.
-fn told(read: &[u8]) -> Option<Protocol> {
+fn protocol_of(read: &[u8]) -> Option<ClientProtocol> {
     if !PREFACE.starts_with(read) {
-        return Some(Protocol::Http1);
+        return Some(ClientProtocol::Http1);
     }
-    (read.len() == PREFACE.len()).then_some(Protocol::Http2)
+    (read.len() == PREFACE.len()).then_some(ClientProtocol::Http2)
 }
 
 /// A stream that yields bytes once more that were already read from it.
 #[derive(Debug)]
-pub(super) struct Rewound<S> {
-    read: [u8; PREFACE.len()],
+pub(super) struct RewoundStream<S> {
+    prefix: [u8; PREFACE.len()],
     next: usize,
     filled: usize,
     stream: S,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for RewoundStream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -69,7 +69,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
         if this.next == this.filled {
             return Pin::new(&mut this.stream).poll_read(cx, buf);
         }
-        let rest = &this.read[this.next..this.filled];
+        let rest = &this.prefix[this.next..this.filled];
         let count = rest.len().min(buf.remaining());
         buf.put_slice(&rest[..count]);
         this.next += count;
@@ -80,7 +80,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for RewoundStream<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -112,16 +112,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
 
 #[cfg(test)]
 mod tests {
-    use super::{PREFACE, Protocol, told};
+    use super::{ClientProtocol, PREFACE, protocol_of};
 
     #[test]
     fn a_protocol_is_told_from_as_few_bytes_as_tell_it() {
         for length in 0..PREFACE.len() {
-            assert_eq!(told(&PREFACE[..length]), None, "{length}");
+            assert_eq!(protocol_of(&PREFACE[..length]), None, "{length}");
         }
-        assert_eq!(told(PREFACE), Some(Protocol::Http2));
+        assert_eq!(protocol_of(PREFACE), Some(ClientProtocol::Http2));
         for other in [&b"G"[..], b"PU", b"PRI /", b"PRI * HTTP/1.1", b"\x16\x03"] {
-            assert_eq!(told(other), Some(Protocol::Http1), "{other:?}");
+            assert_eq!(protocol_of(other), Some(ClientProtocol::Http1), "{other:?}");
         }
     }
 }

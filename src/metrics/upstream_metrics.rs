@@ -6,7 +6,7 @@ use prometheus_client::{
 };
 
 /// Gauges of the upstream; its exchanges are counted in [`Metrics`](super::Metrics).
-pub struct Upstream {
+pub struct UpstreamMetrics {
     /// 0 while the last three exchanges or more got no response, else 1.
     pub up: Gauge,
     /// Connections in use, including those of upgrades.
@@ -19,7 +19,7 @@ pub struct Upstream {
     pub retries: Counter,
 }
 
-impl Default for Upstream {
+impl Default for UpstreamMetrics {
     fn default() -> Self {
         let up = Gauge::default();
         // The upstream counts as up until it fails.
@@ -34,7 +34,7 @@ impl Default for Upstream {
     }
 }
 
-impl Upstream {
+impl UpstreamMetrics {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register(
             "upstream_up",

@@ -11,9 +11,9 @@ use hyper::{
 use tokio::sync::SetOnce;
 
 use super::{
-    again::{Again, Desk},
-    head::{Answering, Heard, Turns},
-    mark,
+    header_timeout::{ProgressBody, ProgressStream, RequestProgress},
+    mark_begun,
+    repeat_fast_path::{RepeatFastPath, RepeatStream},
 };
 use crate::{
     interim::{Interim, Lane, Wire},
@@ -22,51 +22,62 @@ use crate::{
 };
 
 /// The state of one HTTP/1 connection.
-pub(super) struct Talk<S: Service> {
+pub(super) struct Http1Conn<S: Service> {
     peer: Peer,
     service: S,
-    lane: Arc<Lane>,
-    pub(super) turns: Arc<Turns>,
-    pub(super) desk: Arc<Desk<S::Recall>>,
+    informational: Arc<Lane>,
+    pub(super) progress: Arc<RequestProgress>,
+    pub(super) fast_path: Arc<RepeatFastPath<S::Recall>>,
     /// Set by the first request.
     pub(super) begun: SetOnce<()>,
 }
 
 /// The stream that hyper reads and writes.
-pub(super) type Layers<I, S> = Again<Wire<Heard<I>>, S>;
+pub(super) type Http1Io<I, S> = RepeatStream<Wire<ProgressStream<I>>, S>;
 
-impl<S: Service> Talk<S> {
+impl<S: Service> Http1Conn<S> {
     /// Wraps a new stream. Request heads may have up to `head_limit` bytes.
-    pub(super) fn over<I>(
+    pub(super) fn new<I>(
         stream: I,
         peer: Peer,
         service: S,
         head_limit: usize,
-    ) -> (Self, Layers<I, S>) {
+    ) -> (Self, Http1Io<I, S>) {
         let lane = Arc::new(Lane::default());
-        let turns = Arc::new(Turns::within(head_limit));
-        let desk = Arc::new(Desk::new(Arc::clone(&turns)));
-        let stream = Wire::new(Heard::new(stream, Arc::clone(&turns)), Arc::clone(&lane));
-        let stream = Again::new(stream, service.clone(), Arc::clone(&desk), head_limit);
-        (Self { peer, service, lane, turns, desk, begun: SetOnce::new() }, stream)
+        let turns = Arc::new(RequestProgress::new(head_limit));
+        let desk = Arc::new(RepeatFastPath::new(Arc::clone(&turns)));
+        let stream = Wire::new(ProgressStream::new(stream, Arc::clone(&turns)), Arc::clone(&lane));
+        let stream = RepeatStream::new(stream, service.clone(), Arc::clone(&desk), head_limit);
+        (
+            Self {
+                peer,
+                service,
+                informational: lane,
+                progress: turns,
+                fast_path: desk,
+                begun: SetOnce::new(),
+            },
+            stream,
+        )
     }
 
     /// Passes a request to the service and returns its response.
     pub(super) fn answer(
         &self,
         mut request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response<Answering<S::Body>>, Infallible>> + use<S> {
-        mark(&self.begun);
-        let turn = self.turns.begin(!request.body().is_end_stream());
-        let number = self.turns.begun();
-        let desk = Arc::clone(&self.desk);
+    ) -> impl Future<Output = Result<Response<ProgressBody<S::Body>>, Infallible>> + use<S> {
+        mark_begun(&self.begun);
+        let turn = self.progress.begin(!request.body().is_end_stream());
+        let number = self.progress.begun();
+        let desk = Arc::clone(&self.fast_path);
         let may_switch = request.extensions().get::<OnUpgrade>().is_some();
-        if let Some(miss) = desk.take(may_switch) {
+        if let Some(miss) = desk.request_taken(may_switch) {
             request.extensions_mut().insert(miss);
         }
         // "a server MUST NOT send a 1xx response to an HTTP/1.0 client" RFC 9110 15.2
         let takes_informational = request.version() == Version::HTTP_11;
-        let informational = if takes_informational { self.lane.open() } else { Interim::default() };
+        let informational =
+            if takes_informational { self.informational.open() } else { Interim::default() };
         let answer = self.service.clone().serve(request, self.peer, informational.clone());
         async move {
             let Answered { response, recall: repeat } = answer.await;
@@ -74,7 +85,7 @@ impl<S: Service> Talk<S> {
             if let Some(repeat) = repeat {
                 desk.keep(number, repeat);
             }
-            Ok(response.map(|body| Answering::new(body, turn)))
+            Ok(response.map(|body| ProgressBody::new(body, turn)))
         }
     }
 }

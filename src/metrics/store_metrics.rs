@@ -23,7 +23,7 @@ const FATAL: [&str; 4] = ["timeout", "lost", "refused", "redirected"];
 
 /// Operations of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Op {
+pub enum StoreOp {
     /// Reads a key.
     Read,
     /// Asks for a lease.
@@ -40,7 +40,7 @@ pub enum Op {
     End,
 }
 
-impl Op {
+impl StoreOp {
     /// Every operation, in the order of declaration.
     const ALL: [Self; 7] =
         [Self::Read, Self::Lease, Self::Fill, Self::Admit, Self::Replace, Self::Begin, Self::End];
@@ -59,15 +59,15 @@ impl Op {
 }
 
 /// Times and errors of store operations.
-pub(super) struct Operations {
+pub(super) struct StoreOperations {
     seconds: Family<OpLabels, Histogram, fn() -> Histogram>,
     /// The histograms of the family, looked up once.
-    histograms: [Histogram; Op::ALL.len()],
+    histograms: [Histogram; StoreOp::ALL.len()],
     errors: Family<ErrorLabels, Counter>,
 }
 
 /// Whether requests ask the store.
-pub struct Breaker {
+pub struct BreakerMetrics {
     open: Gauge,
     openings: Family<OpeningLabels, Counter>,
     failures: Family<OpeningLabels, Counter>,
@@ -89,14 +89,14 @@ struct OpeningLabels {
     error: &'static str,
 }
 
-impl Default for Operations {
+impl Default for StoreOperations {
     fn default() -> Self {
         let new: fn() -> Histogram = || Histogram::new(BUCKETS);
         let seconds = Family::new_with_constructor(new);
-        let labels = |op: Op| OpLabels { op: op.as_str() };
-        let histograms = Op::ALL.map(|op| seconds.get_or_create_owned(&labels(op)));
+        let labels = |op: StoreOp| OpLabels { op: op.as_str() };
+        let histograms = StoreOp::ALL.map(|op| seconds.get_or_create_owned(&labels(op)));
         let errors = zeros(
-            Op::ALL
+            StoreOp::ALL
                 .into_iter()
                 .flat_map(|op| ERRORS.map(|error| ErrorLabels { op: op.as_str(), error })),
         );
@@ -104,9 +104,9 @@ impl Default for Operations {
     }
 }
 
-impl Operations {
+impl StoreOperations {
     /// Counts an operation, its time and its error.
-    pub(super) fn count<T>(&self, op: Op, result: &Result<T, StoreError>, took: Duration) {
+    pub(super) fn count<T>(&self, op: StoreOp, result: &Result<T, StoreError>, took: Duration) {
         // `ALL` is in the order of declaration.
         self.histograms[op as usize].observe(took.as_secs_f64());
         if let Err(error) = result {
@@ -122,7 +122,7 @@ impl Operations {
     }
 }
 
-impl Default for Breaker {
+impl Default for BreakerMetrics {
     /// Open, because nothing is known about the store yet.
     fn default() -> Self {
         let openings = zeros(FATAL.map(|error| OpeningLabels { error }));
@@ -133,7 +133,7 @@ impl Default for Breaker {
     }
 }
 
-impl Breaker {
+impl BreakerMetrics {
     /// Records that the store is trusted.
     pub fn close(&self) {
         self.open.set(0);
@@ -180,8 +180,8 @@ mod tests {
 
     #[test]
     fn an_operation_is_timed_under_its_own_name() {
-        let operations = Operations::default();
-        for op in Op::ALL {
+        let operations = StoreOperations::default();
+        for op in StoreOp::ALL {
             operations.count::<()>(op, &Err(StoreError::Timeout), Duration::ZERO);
             let labels = ErrorLabels { op: op.as_str(), error: "timeout" };
             assert_eq!(operations.errors.get_or_create(&labels).get(), 1, "{op:?}");
