@@ -43,7 +43,7 @@ pub use self::{reply::Reply, status::outcome_reasons};
 use crate::{
     cache::Cache,
     config::{self, Config},
-    limits::Room,
+    limits::Quota,
     metrics::{Metrics, WebhookRefusal},
     proxy::route::Routes,
     server::Drain,
@@ -94,7 +94,7 @@ impl fmt::Debug for Admin {
 #[derive(Clone)]
 pub struct AdminState {
     /// Memory budget for the bodies of purges.
-    pub body_quota: Arc<Room>,
+    pub body_quota: Arc<Quota>,
     /// Filter of the log, which `PUT /log` changes.
     pub filter: LogFilter,
     /// Reads jobs again after a purge with `"refresh": true`.

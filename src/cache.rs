@@ -46,7 +46,7 @@ use self::{
 };
 use crate::{
     config,
-    limits::Room,
+    limits::Quota,
     metrics::{Limit, Metrics},
     store::{Budget, Key, Store, StoreError, Token},
     throttle::Throttle,
@@ -85,7 +85,7 @@ pub struct Cache {
     refuted_warnings: Arc<Throttle>,
     bulk: Arc<Bulk>,
     /// Limits the memory of responses that are being read into the cache.
-    captured: Arc<Room>,
+    captured: Arc<Quota>,
     policy: Policy,
     settings: Settings,
     metrics: Arc<Metrics>,
@@ -160,7 +160,7 @@ impl Cache {
         let store = Store::open(config, Arc::clone(&metrics), watcher)?;
         let limits = &metrics.limits;
         let quota = |limit, used: &Gauge, kind| {
-            Room::new(limit, used.clone(), limits.counter(kind).clone())
+            Quota::new(limit, used.clone(), limits.counter(kind).clone())
         };
         let flights = quota(config.max_flights, &limits.flights, Limit::Flights);
         let captured = quota(config.max_captured, &limits.captured, Limit::Captured);

@@ -44,7 +44,7 @@ pub use store_url::{Login, Seeds, Sentinels, StoreUrl};
 pub use tls::{ClientTls, Identity, KeyPair};
 pub use traces::Traces;
 
-use crate::pointer::Pointer;
+use crate::json_pointer::JsonPointer;
 
 /// Header fields that hyper parses without an allocation, and takes at most unless told otherwise.
 pub const HEADERS_ON_STACK: usize = 100;
@@ -190,7 +190,7 @@ pub struct Query {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct States {
     /// Where the body tells it.
-    pub pointer: Pointer,
+    pub pointer: JsonPointer,
     /// Each state, as text, and its time; none = states do not matter.
     pub map: Vec<(String, Duration)>,
 }
@@ -397,7 +397,7 @@ pub struct Warm {
     /// Path and query of a list of jobs at the upstream, whose jobs are read at the start.
     pub list: Option<Uri>,
     /// Where in that list the ids are.
-    pub pointer: Pointer,
+    pub pointer: JsonPointer,
     /// What the reads say beside their path; values may be secret.
     pub headers: Vec<(HeaderName, Secret)>,
     /// Their `Authorization`.

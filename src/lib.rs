@@ -35,7 +35,7 @@ pub mod service;
 
 pub mod tls;
 
-pub mod interim;
+pub mod informational;
 
 pub mod proxy;
 
@@ -61,7 +61,7 @@ pub mod limits;
 
 pub mod clock;
 
-pub mod pointer;
+pub mod json_pointer;
 
 pub mod mutants;
 
@@ -88,7 +88,7 @@ use crate::{
     admin::{Admin, AdminState},
     cache::Cache,
     config::{Config, Loaded},
-    limits::Room,
+    limits::Quota,
     metrics::{Limit, Metrics, recent},
     proxy::{Proxy, route::Routes},
     reload::{ConfigGeneration, Current, Reloads},
@@ -123,10 +123,10 @@ pub struct Listeners {
 pub enum RunError {
     /// A route template is invalid.
     #[error(transparent)]
-    Route(#[from] proxy::route::BadTemplate),
+    Route(#[from] proxy::route::InvalidTemplate),
     /// A rule of `[[invalidate]]` is invalid.
     #[error(transparent)]
-    Rule(#[from] proxy::route::rules::BadRule),
+    Rule(#[from] proxy::route::invalidation_rules::InvalidRule),
     /// The store's URL cannot be used.
     #[error("cannot open the store: {0}")]
     Store(#[from] StoreError),
@@ -195,13 +195,13 @@ fn build(
     warmer: Warmer,
     leaving: &Drain,
 ) -> Result<ConfigGeneration, RunError> {
-    let routes = Arc::new(Routes::configured::<RunError>(config)?);
+    let routes = Arc::new(Routes::from_config::<RunError>(config)?);
     let cache = Arc::new(Cache::open(config, Arc::clone(metrics))?);
     let upstream = Upstream::new(config, Arc::clone(metrics))?;
     // Each has its own quota, so that clients' writes cannot keep out the pipeline's purges.
     let quota = |used: &Gauge| {
         let refused = metrics.limits.counter(Limit::Inspected).clone();
-        Room::new(config.max_inspected, used.clone(), refused)
+        Quota::new(config.max_inspected, used.clone(), refused)
     };
     let inspected = quota(&metrics.limits.inspected);
     let room = quota(&metrics.limits.purges);

@@ -25,7 +25,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 const FRAME_OVERHEAD: usize = 128;
 
 /// A limit on how much of something may be in use at a time.
-pub struct Room {
+pub struct Quota {
     limit: usize,
     used: Gauge,
     refused: Counter,
@@ -42,12 +42,12 @@ impl fmt::Debug for Room {
 
 /// A part of a quota, given back on drop.
 #[derive(Debug)]
-pub struct Held {
-    room: Arc<Room>,
+pub struct Permit {
+    quota: Arc<Quota>,
     amount: AtomicUsize,
 }
 
-impl Room {
+impl Quota {
     /// Creates a quota with nothing in use. The gauge `used` shows how much is in use; the counter
     /// `refused` counts how often an amount did not fit.
     pub fn new(limit: usize, used: Gauge, refused: Counter) -> Arc<Self> {
@@ -55,63 +55,63 @@ impl Room {
     }
 
     /// Takes `amount`, or returns `None` and counts a refusal if that exceeds the limit.
-    pub fn take(self: &Arc<Self>, amount: usize) -> Option<Held> {
-        let held = self.nothing();
+    pub fn take(self: &Arc<Self>, amount: usize) -> Option<Permit> {
+        let held = self.empty_permit();
         held.grow(amount).then_some(held)
     }
 
     /// Returns a permit that holds nothing yet.
-    pub fn nothing(self: &Arc<Self>) -> Held {
-        Held { room: Arc::clone(self), amount: AtomicUsize::new(0) }
+    pub fn empty_permit(self: &Arc<Self>) -> Permit {
+        Permit { quota: Arc::clone(self), amount: AtomicUsize::new(0) }
     }
 }
 
-impl Held {
+impl Permit {
     /// Takes `more` and returns true if it fits. Otherwise the permit stays as it is, and the
     /// refusal is counted.
     pub fn grow(&self, more: usize) -> bool {
-        let fits = self.room.used.inc_by(signed(more)).saturating_add(signed(more))
-            <= signed(self.room.limit);
+        let fits = self.quota.used.inc_by(signed(more)).saturating_add(signed(more))
+            <= signed(self.quota.limit);
         if fits {
             self.amount.fetch_add(more, Ordering::Relaxed);
         } else {
-            self.room.used.dec_by(signed(more));
-            self.room.refused.inc();
+            self.quota.used.dec_by(signed(more));
+            self.quota.refused.inc();
         }
         fits
     }
 
     /// Takes `more`, even past the limit: memory that is already in use is better counted than not.
-    pub fn grow_past(&self, more: usize) {
-        self.room.used.inc_by(signed(more));
+    pub fn force_grow(&self, more: usize) {
+        self.quota.used.inc_by(signed(more));
         self.amount.fetch_add(more, Ordering::Relaxed);
     }
 
     fn shrink(&self, less: usize) {
-        self.room.used.dec_by(signed(less));
+        self.quota.used.dec_by(signed(less));
         self.amount.fetch_sub(less, Ordering::Relaxed);
     }
 }
 
-impl Drop for Held {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.room.used.dec_by(signed(*self.amount.get_mut()));
+        self.quota.used.dec_by(signed(*self.amount.get_mut()));
     }
 }
 
 /// Raises a gauge by one for as long as it lives.
 #[derive(Debug)]
-pub struct One(Gauge);
+pub struct GaugeGuard(Gauge);
 
-impl One {
+impl GaugeGuard {
     /// Raises `gauge` until the guard is dropped.
-    pub fn more(gauge: &Gauge) -> Self {
+    pub fn increment(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for One {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -123,15 +123,15 @@ fn signed(amount: usize) -> i64 {
 
 /// Body frames in memory, and the permit for the memory that they take.
 #[derive(Debug)]
-pub struct Kept {
+pub struct BufferedFrames {
     frames: VecDeque<Frame<Bytes>>,
-    held: Held,
+    held: Permit,
 }
 
-impl Kept {
+impl BufferedFrames {
     /// Creates an empty buffer that counts its frames against `quota`.
-    pub fn new(quota: &Arc<Room>) -> Self {
-        Self { frames: VecDeque::new(), held: quota.nothing() }
+    pub fn new(quota: &Arc<Quota>) -> Self {
+        Self { frames: VecDeque::new(), held: quota.empty_permit() }
     }
 
     /// Buffers a frame and returns whether it fits the quota. A frame that does not fit is buffered
@@ -139,25 +139,25 @@ impl Kept {
     /// one frame.
     #[must_use = "nothing more may be buffered once the quota is used up"]
     pub fn push(&mut self, frame: Frame<Bytes>) -> bool {
-        let more = cost(&frame);
+        let more = frame_cost(&frame);
         let fits = self.held.grow(more);
         if !fits {
-            self.held.grow_past(more);
+            self.held.force_grow(more);
         }
         self.frames.push_back(frame);
         fits
     }
 
     /// Buffers a frame, even past the limit.
-    pub fn push_past(&mut self, frame: Frame<Bytes>) {
-        self.held.grow_past(cost(&frame));
+    pub fn force_push(&mut self, frame: Frame<Bytes>) {
+        self.held.force_grow(frame_cost(&frame));
         self.frames.push_back(frame);
     }
 
     /// Returns the oldest frame and gives its memory back to the quota.
     pub fn pop(&mut self) -> Option<Frame<Bytes>> {
         let frame = self.frames.pop_front()?;
-        self.held.shrink(cost(&frame));
+        self.held.shrink(frame_cost(&frame));
         Some(frame)
     }
 
@@ -176,11 +176,11 @@ impl Kept {
     pub fn join(self) -> Bytes {
         let whole = join(self.data());
         self.held.shrink_to(whole.len());
-        counted(whole, self.held)
+        with_permit(whole, self.held)
     }
 }
 
-impl Held {
+impl Permit {
     /// Gives back everything above `amount`.
     pub fn shrink_to(&self, amount: usize) {
         self.shrink(self.amount.load(Ordering::Relaxed).saturating_sub(amount));
@@ -188,7 +188,7 @@ impl Held {
 }
 
 /// Returns the memory that a frame takes, in bytes.
-pub fn cost(frame: &Frame<Bytes>) -> usize {
+pub fn frame_cost(frame: &Frame<Bytes>) -> usize {
     frame.data_ref().map_or(0, Bytes::len) + FRAME_OVERHEAD
 }
 
@@ -205,7 +205,7 @@ pub fn join<'p>(parts: impl Iterator<Item = &'p Bytes> + Clone) -> Bytes {
 }
 
 /// Returns `bytes` tied to `held`, which is dropped with their last clone.
-pub fn counted<H: Send + 'static>(bytes: Bytes, held: H) -> Bytes {
+pub fn with_permit<H: Send + 'static>(bytes: Bytes, held: H) -> Bytes {
     struct Counted<H>(Bytes, H);
     impl<H> AsRef<[u8]> for Counted<H> {
         fn as_ref(&self) -> &[u8] {
@@ -219,8 +219,8 @@ pub fn counted<H: Send + 'static>(bytes: Bytes, held: H) -> Bytes {
 mod tests {
     use super::*;
 
-    fn quota(limit: usize) -> Arc<Room> {
-        Room::new(limit, Gauge::default(), Counter::default())
+    fn quota(limit: usize) -> Arc<Quota> {
+        Quota::new(limit, Gauge::default(), Counter::default())
     }
 
     fn data(bytes: &'static str) -> Frame<Bytes> {
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn kept_frames_take_room_until_they_are_taken_out() {
         let quota = quota(2 * FRAME_OVERHEAD + 5);
-        let mut buffer = Kept::new(&quota);
+        let mut buffer = BufferedFrames::new(&quota);
         assert!(buffer.push(data("ab")) && buffer.push(data("cde")));
         assert!(!buffer.push(data("f")), "one more than the quota allows");
         assert_eq!(quota.used.get(), signed(3 * FRAME_OVERHEAD + 6));
@@ -260,7 +260,7 @@ mod tests {
     fn joined_bytes_take_room_until_the_last_of_them_is_gone() {
         for parts in [&["ab"][..], &["a", "", "b"]] {
             let quota = quota(1 << 10);
-            let mut buffer = Kept::new(&quota);
+            let mut buffer = BufferedFrames::new(&quota);
             assert!(parts.iter().all(|part| buffer.push(data(part))));
             let whole = buffer.join();
             let shared = whole.slice(1..);
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn nothing_takes_no_room() {
         let quota = quota(1 << 10);
-        let mut buffer = Kept::new(&quota);
+        let mut buffer = BufferedFrames::new(&quota);
         assert!(buffer.push(data("")));
         let whole = buffer.join();
         assert_eq!((whole.len(), quota.used.get()), (0, 0));

@@ -23,24 +23,24 @@
 //! Decided elsewhere: what may be stored and who may receive it (`cache`), connections, timeouts
 //! and retries (`upstream`), sockets and HTTP parsing (`server`).
 
-pub mod again;
-mod ahead;
 mod answer;
 pub mod body;
+mod body_rules;
 mod exchange;
 pub(crate) mod framing;
 pub(crate) mod headers;
 mod lead;
-mod reach;
+mod prefetch;
 mod read;
+pub mod repeat_hit;
 pub mod route;
 pub mod shadow;
-mod superseded;
+mod stale_config_guard;
 mod upgrade;
 mod verify;
 mod write;
 
-pub use ahead::{Outcome as ReadAhead, Unlisted};
+pub use prefetch::{JobListError, PrefetchOutcome as ReadAhead};
 
 use std::{fmt, future::Future, sync::Arc};
 
@@ -54,22 +54,22 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, warn};
 
 use self::{
-    again::Recall,
-    answer::{AccessLine, Answer, Verdict, refuse, refuse_for_now, refuse_last},
+    answer::{AccessLine, Answer, Verdict, refuse_and_close, refuse_retryable, upstream_failure},
     body::Body,
-    exchange::{Switch, end_after_unasked, prepare_response},
-    reach::Inspector,
-    route::{Route, Routes, Target, is_unsafe, overrides_method},
-    superseded::{Superseded, Unclaimed},
+    body_rules::BodyInspector,
+    exchange::{ProtocolSwitch, close_after_unread_upload, prepare_response},
+    repeat_hit::RepeatHit,
+    route::{Route, Routes, WriteTarget, is_unsafe, overrides_method},
+    stale_config_guard::{StaleConfig, StaleConfigGuard},
     upgrade::Upgrade,
-    write::Change,
+    write::WriteInvalidation,
 };
 use crate::{
     cache::{Cache, Outcome, policy::Bypass},
     config::{self, Config, Mode, Share},
     events::HitSample,
-    interim::Interim,
-    limits::Room,
+    informational::Informational,
+    limits::Quota,
     metrics::{Limit, Metrics},
     service::Answered,
     spans,
@@ -86,24 +86,24 @@ use crate::{
 pub struct Proxy {
     routes: Arc<Routes>,
     /// Set when a reload puts other routes or rules into force.
-    superseded: Superseded,
+    stale_config: StaleConfig,
     cache: Arc<Cache>,
     upstream: Arc<Upstream>,
     /// Writes and flights, which outlive the client that began them, and upgraded connections.
     tasks: TaskTracker,
-    inspector: Arc<Inspector>,
+    inspector: Arc<BodyInspector>,
     mode: Mode,
     /// The share of hits that is compared with the upstream.
     verify: Share,
     /// Limits the comparisons that run in the background, those of shadow mode included.
-    trials: Arc<Room>,
+    comparisons: Arc<Quota>,
     /// Cancelled when the drain begins: a drain does not wait for comparisons.
-    leaving: CancellationToken,
+    draining: CancellationToken,
     access_log: bool,
     /// Whether spans are exported.
     traced: bool,
     /// Limits the requests that are being answered.
-    requests: Arc<Room>,
+    requests: Arc<Quota>,
     limits: config::Server,
     metrics: Arc<Metrics>,
 }
@@ -125,27 +125,27 @@ impl Proxy {
         routes: Arc<Routes>,
         cache: Arc<Cache>,
         upstream: Upstream,
-        inspected: Arc<Room>,
+        inspected: Arc<Quota>,
         config: &Config,
         metrics: Arc<Metrics>,
     ) -> Self {
         let tasks = TaskTracker::new();
-        let inspector = Arc::new(Inspector::new(inspected, Arc::clone(&metrics)));
+        let inspector = Arc::new(BodyInspector::new(inspected, Arc::clone(&metrics)));
         let limits = config.server.clone();
         let in_use = metrics.limits.requests.clone();
         let refused = metrics.limits.counter(Limit::Requests).clone();
-        let requests = Room::new(limits.max_requests, in_use, refused);
+        let requests = Quota::new(limits.max_requests, in_use, refused);
         Self {
             routes,
-            superseded: Superseded::default(),
+            stale_config: StaleConfig::default(),
             cache,
             upstream: Arc::new(upstream),
             tasks,
             inspector,
             mode: config.mode,
             verify: config.verify,
-            trials: verify::room(&metrics),
-            leaving: CancellationToken::new(),
+            comparisons: verify::comparison_quota(&metrics),
+            draining: CancellationToken::new(),
             access_log: config.access_log,
             traced: config.traces.is_some(),
             requests,
@@ -160,20 +160,20 @@ impl Proxy {
     #[must_use]
     pub fn revised(&self, routes: Arc<Routes>, cache: Arc<Cache>, config: &Config) -> Self {
         let superseded = if Arc::ptr_eq(&routes, &self.routes) {
-            self.superseded.clone()
+            self.stale_config.clone()
         } else {
-            self.superseded.tell();
-            Superseded::default()
+            self.stale_config.mark();
+            StaleConfig::default()
         };
         let Config { mode, verify, access_log, .. } = *config;
-        Self { routes, superseded, cache, mode, verify, access_log, ..self.clone() }
+        Self { routes, stale_config: superseded, cache, mode, verify, access_log, ..self.clone() }
     }
 
     /// Waits until `deadline` for writes and flights that have outlived their clients, and for
     /// upgraded connections.
     pub async fn finish(&self, deadline: Instant) {
         self.tasks.close();
-        self.leaving.cancel();
+        self.draining.cancel();
         if timeout_at(deadline, self.tasks.wait()).await.is_err() {
             let tasks = self.tasks.len();
             warn!(
@@ -188,10 +188,10 @@ impl Proxy {
         self: Arc<Self>,
         request: Request<Incoming>,
         client: Peer,
-        informational: Interim,
-    ) -> impl Future<Output = Answered<Body, Recall>> + Send + 'static {
+        informational: Informational,
+    ) -> impl Future<Output = Answered<Body, RepeatHit>> + Send + 'static {
         let span = spans::request(&request, client.scheme(), || {
-            self.routes.template(request.uri().path())
+            self.routes.route_of(request.uri().path())
         });
         self.serve_within(request, client, informational).instrument(span)
     }
@@ -200,15 +200,15 @@ impl Proxy {
         self: Arc<Self>,
         mut request: Request<Incoming>,
         client: Peer,
-        informational: Interim,
-    ) -> Answered<Body, Recall> {
+        informational: Informational,
+    ) -> Answered<Body, RepeatHit> {
         // Before anything reads the headers: jobcache must distinguish callers by the same fields
         // that the upstream will see.
         if !client.is_trusted {
             headers::strip_forwarded(request.headers_mut());
         }
         if client.is_tls {
-            headers::tell_scheme(request.headers_mut(), client);
+            headers::set_forwarded_proto(request.headers_mut(), client);
         }
         let access_line = self.access_log.then(|| AccessLine::of(&request));
         let mut repeat_hit = None;
@@ -216,14 +216,14 @@ impl Proxy {
         let answer = match (framing::check(&request, &self.limits), self.requests.take(1)) {
             (Err(refusal), _) => {
                 refusal.limit().inspect(|&limit| self.metrics.limits.count_hit(limit));
-                refuse_last(refusal.status(), refusal.as_str(), request.version())
+                refuse_and_close(refusal.status(), refusal.as_str(), request.version())
             }
-            (Ok(()), None) => refuse_for_now("overloaded"),
+            (Ok(()), None) => refuse_retryable("overloaded"),
             (Ok(()), Some(_permit)) => {
                 self.answer(request, client, informational, sample.as_ref(), &mut repeat_hit).await
             }
         };
-        Answered { response: answer.report(&self.metrics, access_line), recall: repeat_hit }
+        Answered { response: answer.report(&self.metrics, access_line), repeat: repeat_hit }
     }
 
     /// Answers a request according to its route. Everything except a hit in this process is boxed:
@@ -236,9 +236,9 @@ impl Proxy {
         self: &Arc<Self>,
         request: Request<Incoming>,
         client: Peer,
-        informational: Interim,
+        informational: Informational,
         sample: Option<&HitSample>,
-        repeat_hit: &mut Option<Recall>,
+        repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
         match self.routes.classify(&request) {
             // An HTTP/2 request can have a body without a header that announces it.
@@ -261,7 +261,7 @@ impl Proxy {
                 Box::pin(self.write(scope, request, client, informational)).await
             }
             Route::Pass(_) if request.method() == Method::CONNECT => {
-                refuse_last(StatusCode::METHOD_NOT_ALLOWED, "connect", request.version())
+                refuse_and_close(StatusCode::METHOD_NOT_ALLOWED, "connect", request.version())
             }
             Route::Pass(why) => {
                 // An event belongs to a job. Other paths have none, and a method such as OPTIONS
@@ -282,39 +282,43 @@ impl Proxy {
         self: &Arc<Self>,
         mut request: Request<Incoming>,
         client: Peer,
-        informational: Interim,
+        informational: Informational,
         why: Bypass,
     ) -> Answer {
         let upgrade = Upgrade::of(&mut request);
         let may_change = is_unsafe(&request);
         let overridden = overrides_method(request.headers());
-        let mut request = self.forwarded(request, client, &informational);
+        let mut request = self.forward_request(request, client, &informational);
         if let Some(upgrade) = &upgrade {
-            upgrade.ask(request.headers_mut());
+            upgrade.add_to(request.headers_mut());
         }
-        let target = may_change.then(|| Target::of(&request, self.upstream.authority()));
-        let stale_guard = may_change.then(|| Unclaimed::new(self));
+        let target = may_change.then(|| WriteTarget::of(&request, self.upstream.authority()));
+        let stale_guard = may_change.then(|| StaleConfigGuard::new(self));
         let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
-        let switch = if upgrade.is_some() { Switch::Asked } else { Switch::Unasked };
+        let switch = if upgrade.is_some() {
+            ProtocolSwitch::Requested
+        } else {
+            ProtocolSwitch::NotRequested
+        };
         let sent = self.send(request, retry).await;
         let mut response = match sent.and_then(|response| prepare_response(response, switch)) {
             Ok(response) => response,
-            Err(error) => return refuse(&error),
+            Err(error) => return upstream_failure(&error),
         };
         if let Some(upgrade) = upgrade
             && response.status() == StatusCode::SWITCHING_PROTOCOLS
         {
             let permit = response.body_mut().take_permit();
-            upgrade.tie(&mut response, permit, &self.tasks);
+            upgrade.spawn_copy(&mut response, permit, &self.tasks);
         }
         let mut response = response.map(Body::Upstream);
-        end_after_unasked(&mut response, &informational);
-        let named = target.map(|target| self.routes.mentioned(&target, &response));
+        close_after_unread_upload(&mut response, &informational);
+        let named = target.map(|target| self.routes.location_targets(&target, &response));
         let jobs = named.unwrap_or_default();
-        let all = stale_guard.is_some_and(Unclaimed::answered);
+        let all = stale_guard.is_some_and(StaleConfigGuard::answered);
         if all || !jobs.is_empty() {
-            let mut change = Change { write: self.cache.unfenced(), all };
-            change.was_refused(response.status());
+            let mut change = WriteInvalidation { write: self.cache.unfenced(), all };
+            change.spare_if_refused(response.status());
             self.cache.widen(&mut change.write, &jobs);
             let conclude = Arc::clone(self).conclude(change, Outcome::Known, Ok(response));
             return self.detached(conclude).await;

@@ -48,10 +48,10 @@ use crate::{
     admin::Admin,
     cache::{Cache, Outcome as WriteOutcome},
     config::{Applies, Change, Config, Invalid, Loaded, Overruled},
-    interim::Interim,
+    informational::Informational,
     metrics::{Metrics, OutcomeLabels},
-    proxy::{Proxy, again::Recall, body::Body, route::Routes},
-    service::{Answered, Declined, Service},
+    proxy::{Proxy, body::Body, repeat_hit::RepeatHit, route::Routes},
+    service::{Answered, FastPathMiss, Service},
     telemetry::{LogFilter, SpanExport, Telemetry},
     transport::Peer,
 };
@@ -304,7 +304,7 @@ impl Current {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         let judging = changes.iter().any(|change| INVALIDATING_SETTINGS.contains(&change.key));
         let routes = if judging {
-            Arc::new(Routes::configured::<RunError>(config)?)
+            Arc::new(Routes::from_config::<RunError>(config)?)
         } else {
             Arc::clone(&current.routes)
         };
@@ -324,26 +324,26 @@ impl Current {
 
 impl Service for Arc<Current> {
     type Body = Body;
-    type Recall = Recall;
+    type Repeat = RepeatHit;
 
     fn serve(
         self,
         request: Request<Incoming>,
         client: Peer,
-        informational: Interim,
-    ) -> impl Future<Output = Answered<Body, Recall>> + Send + 'static {
+        informational: Informational,
+    ) -> impl Future<Output = Answered<Body, RepeatHit>> + Send + 'static {
         self.proxy().serve(request, client, informational)
     }
 
-    fn poll_again(
+    fn poll_repeat(
         &self,
-        repeat: &mut Recall,
+        repeat: &mut RepeatHit,
         path: &str,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Bytes, Declined>> {
+    ) -> Poll<Result<Bytes, FastPathMiss>> {
         // Holds the lock instead of counting a reference, because this call never waits.
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        current.proxy.poll_again(repeat, path, head, cx)
+        current.proxy.poll_repeat(repeat, path, head, cx)
     }
 }

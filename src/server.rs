@@ -52,7 +52,7 @@ use self::{
 };
 use crate::{
     config::{self, HEADERS_ON_STACK},
-    interim::Interim,
+    informational::Informational,
     metrics::{KindLabels, Limit, Metrics},
     service::Service,
     tls::Renewed,
@@ -399,7 +399,7 @@ impl ConnectionServer {
         let service = service_fn(move |request| {
             mark_begun(&first_request);
             let stream = streams.open();
-            let answer = service.clone().serve(request, peer, Interim::default());
+            let answer = service.clone().serve(request, peer, Informational::default());
             async move {
                 let response = answer.await.response;
                 Ok::<_, Infallible>(response.map(|body| WriteTimeoutBody::new(limit, body, stream)))

@@ -19,22 +19,22 @@ use hyper::{
     body::{Body, Incoming},
 };
 
-use crate::{interim::Interim, transport::Peer};
+use crate::{informational::Informational, transport::Peer};
 
 /// A service that answers requests. A closure that answers requests is a service without repeats.
 pub trait Service: Clone + Send + Sync + 'static {
     /// The response body.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static;
     /// The state that the service keeps from the header fields of a request.
-    type Recall: Send + 'static;
+    type Repeat: Send + 'static;
 
     /// Answers one request.
     fn serve(
         self,
         request: Request<Incoming>,
         client: Peer,
-        informational: Interim,
-    ) -> impl Future<Output = Answered<Self::Body, Self::Recall>> + Send + 'static;
+        informational: Informational,
+    ) -> impl Future<Output = Answered<Self::Body, Self::Repeat>> + Send + 'static;
 
     /// Answers a GET over HTTP/1.1 for `path`, which has no query. The request comes from the same
     /// peer and has exactly the header fields that `repeat` was made from. Writes the response head
@@ -42,13 +42,13 @@ pub trait Service: Clone + Send + Sync + 'static {
     /// way; nothing was written then.
     ///
     /// After `Pending` the same task polls again for the same path, or drops `repeat`.
-    fn poll_again(
+    fn poll_repeat(
         &self,
-        repeat: &mut Self::Recall,
+        repeat: &mut Self::Repeat,
         path: &str,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Bytes, Declined>>;
+    ) -> Poll<Result<Bytes, FastPathMiss>>;
 }
 
 /// An answer, and what to keep from its request.
@@ -57,57 +57,57 @@ pub struct Answered<B, R> {
     /// The response to send.
     pub response: Response<B>,
     /// Set if a repeat of this request can be answered faster.
-    pub recall: Option<R>,
+    pub repeat: Option<R>,
 }
 
 /// The result of a repeat that the fast path did not answer. It is also an extension of the request
 /// when that is then served the ordinary way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Declined {
+pub struct FastPathMiss {
     /// How long the request has already waited for the store.
     pub waited: Duration,
     /// Whether the request was sampled for a comparison with the upstream.
-    pub lot: Lot,
+    pub decision: SampleDecision,
 }
 
 /// Whether a request is sampled. The decision is made once per request, wherever that is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Lot {
+pub enum SampleDecision {
     /// Not decided yet; it may never be.
     #[default]
-    NotDrawn,
+    Undecided,
     /// The request is sampled.
-    Drawn,
+    Sampled,
     /// The request is not sampled.
-    Lost,
+    NotSampled,
 }
 
 impl<F, A, B> Service for F
 where
-    F: Fn(Request<Incoming>, Peer, Interim) -> A + Clone + Send + Sync + 'static,
+    F: Fn(Request<Incoming>, Peer, Informational) -> A + Clone + Send + Sync + 'static,
     A: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
 {
     type Body = B;
-    type Recall = Infallible;
+    type Repeat = Infallible;
 
     fn serve(
         self,
         request: Request<Incoming>,
         client: Peer,
-        informational: Interim,
+        informational: Informational,
     ) -> impl Future<Output = Answered<B, Infallible>> + Send + 'static {
         let answer = self(request, client, informational);
-        async move { Answered { response: answer.await, recall: None } }
+        async move { Answered { response: answer.await, repeat: None } }
     }
 
-    fn poll_again(
+    fn poll_repeat(
         &self,
         repeat: &mut Infallible,
         _path: &str,
         _head: &mut Vec<u8>,
         _cx: &mut Context<'_>,
-    ) -> Poll<Result<Bytes, Declined>> {
+    ) -> Poll<Result<Bytes, FastPathMiss>> {
         match *repeat {}
     }
 }

@@ -50,7 +50,7 @@ pub use self::{
 };
 use crate::{
     config::{self, Config, Endpoint, HEADERS_ON_STACK},
-    limits::One,
+    limits::GaugeGuard,
     metrics::{Limit, Metrics, OutcomeLabels},
     tls::TlsError,
 };
@@ -96,7 +96,7 @@ impl fmt::Debug for Upstream {
 /// One of `upstream.max_connections`, held as long as an exchange uses its connection.
 #[derive(Debug)]
 #[expect(dead_code, reason = "held, not read")]
-pub struct ConnectionPermit(OwnedSemaphorePermit, One);
+pub struct ConnectionPermit(OwnedSemaphorePermit, GaugeGuard);
 
 impl Upstream {
     /// Creates an empty pool. Does not connect yet.
@@ -204,7 +204,7 @@ impl Upstream {
 
     async fn acquire_permit(&self) -> Result<ConnectionPermit, UpstreamError> {
         let metrics = &self.metrics.upstream;
-        let in_use = |permit| ConnectionPermit(permit, One::more(&metrics.in_use));
+        let in_use = |permit| ConnectionPermit(permit, GaugeGuard::increment(&metrics.in_use));
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(in_use(permit));
         }
@@ -214,7 +214,7 @@ impl Upstream {
             self.metrics.limits.count_hit(Limit::UpstreamWaiting);
             return Err(UpstreamError::Busy { limit, waited: Duration::ZERO });
         };
-        let _waiting_guard = One::more(&metrics.waiting);
+        let _waiting_guard = GaugeGuard::increment(&metrics.waiting);
         let waited = self.config.connect_timeout;
         match timeout(waited, Arc::clone(&self.permits).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(in_use(permit)),

@@ -155,7 +155,7 @@ impl Warming {
         let mut pauses = Pauses::begin();
         let mut has_warned = false;
         let error = loop {
-            if !proxy().reads_ahead() {
+            if !proxy().allows_prefetch() {
                 info!("mode is off; warm.list is not read");
                 return;
             }
@@ -218,7 +218,7 @@ impl Warming {
                     let proxy = proxy();
                     let headers = self.headers.clone();
                     reads.spawn(async move {
-                        let outcome = proxy.read_ahead(&item.job, &headers).await;
+                        let outcome = proxy.prefetch(&item.job, &headers).await;
                         (item, outcome)
                     });
                 }
@@ -237,7 +237,7 @@ impl Warming {
 
     /// Counts the outcome of a read, unless the read will be retried.
     fn conclude(&self, mut item: Item, outcome: ReadAhead) {
-        let pause = if outcome.passes() { item.pauses.next() } else { None };
+        let pause = if outcome.is_transient() { item.pauses.next() } else { None };
         match pause {
             Some(pause) => {
                 self.warmer.metrics.warm.postpone(outcome.as_str());

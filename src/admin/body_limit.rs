@@ -20,7 +20,7 @@ use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
 
 use super::rate_limit::address_key;
-use crate::limits::{Held, Room, counted};
+use crate::limits::{Permit, Quota, with_permit};
 
 /// Largest body of a purge, in bytes: enough for [`MAX_IDS`](super::wanted::MAX_IDS) ids of the
 /// longest kind.
@@ -76,7 +76,7 @@ struct AddressShare {
 
 /// Reads bodies within the budget.
 pub(super) struct BodyReader {
-    quota: Arc<Room>,
+    quota: Arc<Quota>,
     shares: Arc<AddressShares>,
     /// Bytes that one address may use.
     share_limit: usize,
@@ -85,7 +85,7 @@ pub(super) struct BodyReader {
 /// The budget use of one body while it is read.
 struct BodyQuota {
     sender: BodySender,
-    permit: Held,
+    permit: Permit,
     share: AddressShare,
     /// Bytes that the address may use.
     limit: usize,
@@ -93,7 +93,7 @@ struct BodyQuota {
 
 impl BodyReader {
     /// Each address may use a quarter of `size`, and at least one body.
-    pub(super) fn new(quota: Arc<Room>, size: usize, shares: Arc<AddressShares>) -> Self {
+    pub(super) fn new(quota: Arc<Quota>, size: usize, shares: Arc<AddressShares>) -> Self {
         Self { quota, shares, share_limit: (size / 4).max(MAX_BODY) }
     }
 
@@ -106,7 +106,7 @@ impl BodyReader {
     ) -> Result<Bytes, PurgeBodyError> {
         let mut upload = BodyQuota {
             sender,
-            permit: self.quota.nothing(),
+            permit: self.quota.empty_permit(),
             share: self.shares.share_of(from),
             limit: self.share_limit,
         };
@@ -131,7 +131,7 @@ impl BodyReader {
             }
         }
         let BodyQuota { permit: held, share, .. } = upload;
-        Ok(counted(whole.freeze(), (held, share)))
+        Ok(with_permit(whole.freeze(), (held, share)))
     }
 }
 
@@ -156,7 +156,7 @@ impl BodyQuota {
         }
         if matches!(self.sender, BodySender::ValidToken) {
             if !self.permit.grow(more) {
-                self.permit.grow_past(more);
+                self.permit.force_grow(more);
             }
             return Ok(());
         }

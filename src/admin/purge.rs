@@ -187,7 +187,7 @@ impl PurgeWebhook {
 
     /// Returns the route template of a path, which names it in spans without the id.
     pub fn route_template(&self, path: &str) -> Option<&str> {
-        self.routes.template(path)
+        self.routes.route_of(path)
     }
 
     /// Refuses a call. Nothing is purged or queued.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     clock,
     events::EventKind,
-    limits::Room,
+    limits::Quota,
     metrics::OutcomeLabels,
     store::{Fill, Key, Lease, Replacement, Seen, StoreError},
 };
@@ -131,7 +131,7 @@ impl Cache {
     }
 
     /// Returns the quota for the memory of responses that are being read into the cache.
-    pub fn captured(&self) -> &Arc<Room> {
+    pub fn captured(&self) -> &Arc<Quota> {
         &self.captured
     }
 

@@ -31,7 +31,7 @@ use tracing::Span;
 
 use super::{audience::Pair, entry::Entry};
 use crate::{
-    limits::{Held, Room},
+    limits::{Permit, Quota},
     mutants::{self, Mutant},
     spans,
     store::{Epoch, Key, Token},
@@ -83,7 +83,7 @@ pub struct Flights {
     count: AtomicU64,
     unleased: Mutex<HashMap<(Key, Pair), Queue>>,
     /// Limits the number of flights.
-    room: Arc<Room>,
+    room: Arc<Quota>,
 }
 
 impl fmt::Debug for Flights {
@@ -146,7 +146,7 @@ pub struct Leader {
     seat: Seat,
     flights: Arc<Flights>,
     #[expect(dead_code, reason = "held, not read")]
-    held: Held,
+    held: Permit,
 }
 
 impl fmt::Debug for Leader {
@@ -174,7 +174,7 @@ pub enum Ticket {
 
 impl Flights {
     /// Creates an empty set of flights. `quota` limits their number.
-    pub fn within(quota: Arc<Room>) -> Self {
+    pub fn within(quota: Arc<Quota>) -> Self {
         Self {
             confirmed: Mutex::default(),
             count: AtomicU64::default(),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     fn flights(limit: usize) -> Arc<Flights> {
-        Arc::new(Flights::within(Room::new(limit, Gauge::default(), Counter::default())))
+        Arc::new(Flights::within(Quota::new(limit, Gauge::default(), Counter::default())))
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     Mode, Near, NearMode, NearTracking, Pending, Query, Sentinel, Server, Share, States, Store,
     StoreUrl, Upstream, Warm,
 };
-use crate::pointer::Pointer;
+use crate::json_pointer::JsonPointer;
 
 /// Headers that mark a request as somebody's unless configured otherwise: what clients send
 /// (`Authorization`, `Cookie`, API keys), and what gateways write once they know the caller
@@ -72,7 +72,7 @@ impl Default for Config {
 
 impl Default for States {
     fn default() -> Self {
-        Self { pointer: Pointer::member("status"), map: Vec::new() }
+        Self { pointer: JsonPointer::member("status"), map: Vec::new() }
     }
 }
 
@@ -168,7 +168,7 @@ impl Default for Warm {
         Self {
             file: None,
             list: None,
-            pointer: Pointer::members(["items", "*", "id"]),
+            pointer: JsonPointer::members(["items", "*", "id"]),
             headers: Vec::new(),
             authorization: None,
             rate: 20,

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{CredentialMode, LogFormat, Mode, NearMode, NearTracking, Secret, Share};
-use crate::{pointer::Pointer, proxy::route::Routes};
+use crate::{json_pointer::JsonPointer, proxy::route::Routes};
 
 const MIN_SECRET: usize = 16;
 /// Each call is tried against each.
@@ -278,8 +278,8 @@ pub(super) fn parameters(items: &[String]) -> Result<Vec<String>, String> {
 }
 
 /// Where a body tells the state of its job.
-pub(super) fn pointer(text: &str) -> Result<Pointer, String> {
-    Pointer::parse(text).map_err(|why| why.to_string())
+pub(super) fn pointer(text: &str) -> Result<JsonPointer, String> {
+    JsonPointer::parse(text).map_err(|why| why.to_string())
 }
 
 /// States and the time of each, within `limits`.

@@ -7,7 +7,7 @@ use super::{
     knob::{Value, quoted},
     parse, suggest,
 };
-use crate::proxy::route::rules;
+use crate::proxy::route::invalidation_rules;
 
 /// The key of the tables.
 pub(super) const KEY: &str = "invalidate";
@@ -68,7 +68,9 @@ pub(super) fn read(
         // Of a table that cannot be read it is not known what else is wrong.
         if faults.is_empty() {
             faults.extend(
-                rules::Rule::parse(number, &rule).err().map(|bad| (offset, bad.to_string())),
+                invalidation_rules::InvalidationRule::parse(number, &rule)
+                    .err()
+                    .map(|bad| (offset, bad.to_string())),
             );
         }
         problems

@@ -38,7 +38,7 @@ pub(super) enum Verdict {
     Hit,
     /// Answered from an upstream read that all waiting clients share. `why` says why the cache was
     /// not asked, if it was not.
-    Miss { stored: Stored, collapsed: bool, why: Option<Bypass> },
+    Miss { stored: FillStatus, collapsed: bool, why: Option<Bypass> },
     /// Answered from the upstream, past the cache.
     Pass(Bypass),
     /// Forwarded because it may change a job. Pending while its invalidation is unconfirmed.
@@ -51,11 +51,11 @@ pub(super) enum Verdict {
 
 /// Whether the response of a miss was stored.
 #[derive(Clone, Copy)]
-pub(super) enum Stored {
-    Yes,
+pub(super) enum FillStatus {
+    Stored,
     /// Not stored, or not yet known when the head was sent.
-    Unsaid,
-    No(NoStore),
+    Unknown,
+    NotStored(NoStore),
 }
 
 impl Answer {
@@ -95,7 +95,7 @@ impl Verdict {
     fn labels(&self) -> (&'static str, &'static str) {
         match self {
             Self::Hit => ("hit", ""),
-            Self::Miss { stored: Stored::No(why), .. } => ("miss", why.as_str()),
+            Self::Miss { stored: FillStatus::NotStored(why), .. } => ("miss", why.as_str()),
             Self::Miss { why, .. } => ("miss", why.map_or("", Bypass::as_str)),
             Self::Pass(why) => ("pass", why.as_str()),
             Self::Write { pending: false } => ("write", ""),
@@ -105,7 +105,7 @@ impl Verdict {
     }
 
     fn cache_status(&self, status: StatusCode) -> Option<CacheStatus> {
-        if !status.is_success() && self.tells_of_others() {
+        if !status.is_success() && self.reveals_others() {
             let detail = Some(NoStore::Status.as_str());
             let why = Forward::Miss;
             return Some(CacheStatus::Forwarded { why, collapsed: false, stored: false, detail });
@@ -117,7 +117,7 @@ impl Verdict {
         Some(match self {
             Self::Hit => return None,
             Self::Miss { stored, collapsed, why: None } => {
-                forwarded(Forward::Miss, matches!(stored, Stored::Yes), *collapsed)
+                forwarded(Forward::Miss, matches!(stored, FillStatus::Stored), *collapsed)
             }
             Self::Miss { collapsed, why: Some(why), .. } => {
                 forwarded(Forward::from(*why), false, *collapsed)
@@ -132,14 +132,14 @@ impl Verdict {
     /// Whether the reason depends on what other clients have read. A client that is refused a job,
     /// or sent to a login page, must not learn from the reason whether there is an entry. Metrics
     /// and log keep the reason.
-    fn tells_of_others(&self) -> bool {
+    fn reveals_others(&self) -> bool {
         use Bypass::{Audience, Shadow, ShadowHit, Uncacheable};
         matches!(self, Self::Pass(Audience | Uncacheable | Shadow | ShadowHit))
     }
 }
 
 /// Turns an upstream error into an answer. This is the only place that does.
-pub(super) fn refuse(error: &UpstreamError) -> Answer {
+pub(super) fn upstream_failure(error: &UpstreamError) -> Answer {
     let status = match error {
         UpstreamError::ClientStalled { .. } | UpstreamError::ClientSlow { .. } => {
             StatusCode::REQUEST_TIMEOUT
@@ -161,7 +161,7 @@ pub(super) fn refuse(error: &UpstreamError) -> Answer {
 }
 
 /// Returns a 503 for a request that there is no capacity for now, with `Retry-After`.
-pub(super) fn refuse_for_now(reason: &'static str) -> Answer {
+pub(super) fn refuse_retryable(reason: &'static str) -> Answer {
     let mut answer = refuse_with(StatusCode::SERVICE_UNAVAILABLE, reason);
     retry_later(&mut answer);
     answer
@@ -186,7 +186,11 @@ pub(super) fn refuse_with(status: StatusCode, reason: &'static str) -> Answer {
 
 /// Returns an answer after which the connection ends, because what follows on it cannot be trusted
 /// or is not HTTP.
-pub(super) fn refuse_last(status: StatusCode, reason: &'static str, version: Version) -> Answer {
+pub(super) fn refuse_and_close(
+    status: StatusCode,
+    reason: &'static str,
+    version: Version,
+) -> Answer {
     let mut answer = refuse_with(status, reason);
     let headers = answer.response.headers_mut();
     if version < Version::HTTP_2 {

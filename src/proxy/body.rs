@@ -23,10 +23,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::shadow::Tried;
+use super::shadow::ComparedBody;
 use crate::{
     cache::policy::NoStore,
-    limits::{Held, Kept, Room, cost, counted, join},
+    limits::{BufferedFrames, Permit, Quota, frame_cost, join, with_permit},
     upstream::{BodyError, ResponseBody},
 };
 
@@ -42,13 +42,13 @@ pub enum Body {
     /// The upstream body, streamed.
     Upstream(ResponseBody),
     /// The frames that were already read, then the rest, streamed.
-    Resumed(Kept, ResponseBody),
+    Resumed(BufferedFrames, ResponseBody),
     /// Streamed while it is captured for the store.
     Tee(Tee),
     /// The response to a write. Its last frame waits for the invalidation.
-    Ending(Box<Ending>),
+    Invalidating(Box<InvalidatingBody>),
     /// The upstream body, streamed and compared with an entry on the way.
-    Tried(Box<Tried>),
+    Compared(Box<ComparedBody>),
 }
 
 impl Body {
@@ -61,7 +61,7 @@ impl Body {
     pub fn leaves_upload(&self) -> bool {
         match self {
             Self::Upstream(body) | Self::Resumed(_, body) => body.upload_unrequested(),
-            Self::Full(_) | Self::Tee(_) | Self::Ending(_) | Self::Tried(_) => false,
+            Self::Full(_) | Self::Tee(_) | Self::Invalidating(_) | Self::Compared(_) => false,
         }
     }
 }
@@ -89,8 +89,8 @@ impl HttpBody for Body {
                 None => Pin::new(rest).poll_frame(cx),
             },
             Self::Tee(tee) => tee.poll_frame(cx),
-            Self::Ending(ending) => ending.poll_frame(cx),
-            Self::Tried(tried) => tried.poll_frame(cx),
+            Self::Invalidating(ending) => ending.poll_frame(cx),
+            Self::Compared(tried) => tried.poll_frame(cx),
         }
     }
 
@@ -100,8 +100,8 @@ impl HttpBody for Body {
             Self::Upstream(body) => body.is_end_stream(),
             Self::Resumed(frames, rest) => frames.is_empty() && rest.is_end_stream(),
             Self::Tee(_) => false,
-            Self::Ending(ending) => ending.is_end_stream(),
-            Self::Tried(tried) => tried.rest().is_end_stream(),
+            Self::Invalidating(ending) => ending.is_end_stream(),
+            Self::Compared(tried) => tried.inner().is_end_stream(),
         }
     }
 
@@ -110,8 +110,8 @@ impl HttpBody for Body {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Upstream(body) => body.size_hint(),
             Self::Resumed(..) | Self::Tee(_) => SizeHint::default(),
-            Self::Ending(ending) => ending.size_hint(),
-            Self::Tried(tried) => tried.rest().size_hint(),
+            Self::Invalidating(ending) => ending.size_hint(),
+            Self::Compared(tried) => tried.inner().size_hint(),
         }
     }
 }
@@ -132,8 +132,8 @@ pub enum Captured {
 /// "a cache MAY store a response that is not complete [..] provided that the stored response is
 /// recorded as being incomplete" RFC 9111 3.3. jobcache stores none: a client that polls a job
 /// wants all of it.
-pub async fn capture(mut body: ResponseBody, max: usize, quota: &Arc<Room>) -> Captured {
-    let mut frames = Kept::new(quota);
+pub async fn capture(mut body: ResponseBody, max: usize, quota: &Arc<Quota>) -> Captured {
+    let mut frames = BufferedFrames::new(quota);
     let mut size = 0;
     while let Some(frame) = body.frame().await {
         let frame = match frame {
@@ -143,7 +143,7 @@ pub async fn capture(mut body: ResponseBody, max: usize, quota: &Arc<Room>) -> C
         let data = frame.data_ref().map(Bytes::len);
         size += data.unwrap_or(0);
         let fits = frames.push(frame);
-        if let Some(why) = hinders(data, size > max, fits) {
+        if let Some(why) = no_store_reason(data, size > max, fits) {
             return Captured::Unstorable(Body::Resumed(frames, body), why);
         }
     }
@@ -151,7 +151,7 @@ pub async fn capture(mut body: ResponseBody, max: usize, quota: &Arc<Room>) -> C
 }
 
 /// Returns why a body that has been read up to here cannot be stored.
-fn hinders(data: Option<usize>, too_large: bool, fits: bool) -> Option<NoStore> {
+fn no_store_reason(data: Option<usize>, too_large: bool, fits: bool) -> Option<NoStore> {
     match data {
         None => Some(NoStore::Trailers),
         Some(_) if too_large => Some(NoStore::TooLarge),
@@ -161,7 +161,7 @@ fn hinders(data: Option<usize>, too_large: bool, fits: bool) -> Option<NoStore> 
 
 /// The result of capturing a body while its client receives it.
 #[derive(Debug)]
-pub enum Beside {
+pub enum TeeCapture {
     /// The whole body. The client sees the end only with [`TeeEnd::finish`].
     Whole(Bytes),
     /// The body cannot be stored. The client reads the rest by itself.
@@ -174,7 +174,7 @@ pub enum Beside {
 ///
 /// The captured bytes and the bytes that wait for the client are the same memory. They count once,
 /// until both sides are done with them.
-pub async fn capture_beside(mut body: ResponseBody, max: usize, tee: &TeeEnd) -> Beside {
+pub async fn capture_tee(mut body: ResponseBody, max: usize, tee: &TeeEnd) -> TeeCapture {
     let mut parts = Vec::new();
     let mut size = 0;
     while let Some(frame) = body.frame().await {
@@ -182,21 +182,21 @@ pub async fn capture_beside(mut body: ResponseBody, max: usize, tee: &TeeEnd) ->
             Ok(frame) => frame,
             Err(error) => {
                 debug!(%error, "the upstream's response body was cut off");
-                tee.send(Piece::Broken(error));
-                return Beside::Broken;
+                tee.send(TeePiece::Broken(error));
+                return TeeCapture::Broken;
             }
         };
         let data = frame.data_ref().cloned();
-        let fits = tee.held.grow(cost(&frame));
-        tee.send(Piece::Frame(frame));
+        let fits = tee.held.grow(frame_cost(&frame));
+        tee.send(TeePiece::Frame(frame));
         size += data.as_ref().map_or(0, Bytes::len);
-        if let Some(why) = hinders(data.as_ref().map(Bytes::len), size > max, fits) {
-            tee.send(Piece::Rest(body));
-            return Beside::Unstorable(why);
+        if let Some(why) = no_store_reason(data.as_ref().map(Bytes::len), size > max, fits) {
+            tee.send(TeePiece::Rest(body));
+            return TeeCapture::Unstorable(why);
         }
         parts.extend(data);
     }
-    Beside::Whole(counted(join(parts.iter()), Arc::clone(&tee.held)))
+    TeeCapture::Whole(with_permit(join(parts.iter()), Arc::clone(&tee.held)))
 }
 
 /// The client's end of a body that is captured while it streams.
@@ -205,21 +205,21 @@ pub async fn capture_beside(mut body: ResponseBody, max: usize, tee: &TeeEnd) ->
 /// by the quota. Past either limit the client reads the upstream itself.
 #[derive(Debug)]
 pub struct Tee {
-    pieces: UnboundedReceiver<Piece>,
+    pieces: UnboundedReceiver<TeePiece>,
     rest: Option<ResponseBody>,
     /// The permit for the waiting bytes, until the client has taken them all.
-    held: Option<Arc<Held>>,
+    held: Option<Arc<Permit>>,
 }
 
 /// The capturing end of a [`Tee`].
 #[derive(Debug)]
 pub struct TeeEnd {
-    pieces: UnboundedSender<Piece>,
-    held: Arc<Held>,
+    pieces: UnboundedSender<TeePiece>,
+    held: Arc<Permit>,
 }
 
 #[derive(Debug)]
-enum Piece {
+enum TeePiece {
     Frame(Frame<Bytes>),
     Rest(ResponseBody),
     Broken(BodyError),
@@ -228,9 +228,9 @@ enum Piece {
 
 impl Tee {
     /// Returns both ends of a tee. The waiting bytes count against `quota`.
-    pub fn new(quota: &Arc<Room>) -> (TeeEnd, Self) {
+    pub fn new(quota: &Arc<Quota>) -> (TeeEnd, Self) {
         let (sender, pieces) = unbounded_channel();
-        let held = Arc::new(quota.nothing());
+        let held = Arc::new(quota.empty_permit());
         let tee = Self { pieces, rest: None, held: Some(Arc::clone(&held)) };
         (TeeEnd { pieces: sender, held }, tee)
     }
@@ -243,14 +243,14 @@ impl Tee {
             return Pin::new(rest).poll_frame(cx);
         }
         let piece = ready!(self.pieces.poll_recv(cx));
-        if !matches!(piece, Some(Piece::Frame(_))) {
+        if !matches!(piece, Some(TeePiece::Frame(_))) {
             self.held = None;
         }
         match piece {
-            Some(Piece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
-            Some(Piece::Rest(rest)) => Pin::new(self.rest.insert(rest)).poll_frame(cx),
-            Some(Piece::Broken(error)) => Poll::Ready(Some(Err(error))),
-            Some(Piece::End) => Poll::Ready(None),
+            Some(TeePiece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
+            Some(TeePiece::Rest(rest)) => Pin::new(self.rest.insert(rest)).poll_frame(cx),
+            Some(TeePiece::Broken(error)) => Poll::Ready(Some(Err(error))),
+            Some(TeePiece::End) => Poll::Ready(None),
             // The capturing task died: a truncated body must not look complete.
             None => Poll::Ready(Some(Err(BodyError::Abandoned))),
         }
@@ -260,10 +260,10 @@ impl Tee {
 impl TeeEnd {
     /// Lets the client see the end of the body.
     pub fn finish(self) {
-        self.send(Piece::End);
+        self.send(TeePiece::End);
     }
 
-    fn send(&self, piece: Piece) {
+    fn send(&self, piece: TeePiece) {
         // If the client has hung up, the capture still goes on.
         let _ = self.pieces.send(piece);
     }
@@ -271,39 +271,39 @@ impl TeeEnd {
 
 /// Starts the invalidation that the end of a write's response waits for. The argument resolves once
 /// it is known how the body ended.
-pub type End = Box<dyn FnOnce(Finishing) -> JoinHandle<()> + Send + Sync>;
+pub type OnBodyEnd = Box<dyn FnOnce(BodyEndFuture) -> JoinHandle<()> + Send + Sync>;
 /// Resolves when the body has ended.
-pub type Finishing = Pin<Box<dyn Future<Output = Finish> + Send>>;
+pub type BodyEndFuture = Pin<Box<dyn Future<Output = BodyEnd> + Send>>;
 
 /// How the body of a write's response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
+pub enum BodyEnd {
     /// The upstream sent the whole body.
-    Whole,
+    Complete,
     /// The body was cut off.
-    Cut,
+    Truncated,
 }
 
 /// The body of a write's response. An upstream may commit while it sends the body, so the jobs are
 /// invalidated again when the body has ended, and the client sees the end after that.
-pub struct Ending {
-    state: State,
+pub struct InvalidatingBody {
+    state: InvalidatingState,
     /// The last frame, held back until the invalidation has run. With a `Content-Length` the client
     /// takes the last byte for the end.
     held: Option<Result<Frame<Bytes>, BodyError>>,
 }
 
-enum State {
-    Open(Body, End),
+enum InvalidatingState {
+    Open(Body, OnBodyEnd),
     Running(JoinHandle<()>),
     Done,
 }
 
-impl Ending {
+impl InvalidatingBody {
     /// Wraps `body`, and calls `end` when it has ended, even if the client does not read it to the
     /// end.
-    pub fn new(body: Body, end: End) -> Self {
-        Self { state: State::Open(body, end), held: None }
+    pub fn new(body: Body, end: OnBodyEnd) -> Self {
+        Self { state: InvalidatingState::Open(body, end), held: None }
     }
 
     fn poll_frame(
@@ -312,51 +312,56 @@ impl Ending {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             match &mut self.state {
-                State::Open(body, _) => {
+                InvalidatingState::Open(body, _) => {
                     let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
                     let finish = match &frame {
                         Some(Ok(_)) if !body.is_end_stream() => return Poll::Ready(frame),
-                        Some(Ok(_)) | None => Finish::Whole,
-                        Some(Err(_)) => Finish::Cut,
+                        Some(Ok(_)) | None => BodyEnd::Complete,
+                        Some(Err(_)) => BodyEnd::Truncated,
                     };
                     self.held = frame;
-                    if let State::Open(_, end) = std::mem::replace(&mut self.state, State::Done) {
-                        self.state = State::Running(end(Box::pin(std::future::ready(finish))));
+                    if let InvalidatingState::Open(_, end) =
+                        std::mem::replace(&mut self.state, InvalidatingState::Done)
+                    {
+                        self.state =
+                            InvalidatingState::Running(end(Box::pin(std::future::ready(finish))));
                     }
                 }
-                State::Running(task) => {
+                InvalidatingState::Running(task) => {
                     // A panic in the task was logged and leaves nothing to wait for.
                     let _ = ready!(Pin::new(task).poll(cx));
-                    self.state = State::Done;
+                    self.state = InvalidatingState::Done;
                 }
-                State::Done => return Poll::Ready(self.held.take()),
+                InvalidatingState::Done => return Poll::Ready(self.held.take()),
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.state, State::Done) && self.held.is_none()
+        matches!(self.state, InvalidatingState::Done) && self.held.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.state {
-            State::Open(body, _) => body.size_hint(),
-            State::Running(_) | State::Done => SizeHint::default(),
+            InvalidatingState::Open(body, _) => body.size_hint(),
+            InvalidatingState::Running(_) | InvalidatingState::Done => SizeHint::default(),
         }
     }
 }
 
-impl Drop for Ending {
+impl Drop for InvalidatingBody {
     /// The client has hung up. The rest is read so that the outcome of the write is known.
     fn drop(&mut self) {
-        if let State::Open(body, end) = std::mem::replace(&mut self.state, State::Done) {
+        if let InvalidatingState::Open(body, end) =
+            std::mem::replace(&mut self.state, InvalidatingState::Done)
+        {
             // Not awaited here: the task is tracked by the proxy.
             drop(end(Box::pin(drain(body))));
         }
     }
 }
 
-async fn drain(mut body: Body) -> Finish {
+async fn drain(mut body: Body) -> BodyEnd {
     let read = async {
         let mut left = DRAIN_BYTES;
         while let Some(frame) = body.frame().await {
@@ -366,12 +371,12 @@ async fn drain(mut body: Body) -> Finish {
         Some(())
     };
     match timeout(DRAIN_TIMEOUT, read).await {
-        Ok(Some(())) => Finish::Whole,
-        _ => Finish::Cut,
+        Ok(Some(())) => BodyEnd::Complete,
+        _ => BodyEnd::Truncated,
     }
 }
 
-impl fmt::Debug for Ending {
+impl fmt::Debug for InvalidatingBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InvalidatingBody").field("held", &self.held).finish_non_exhaustive()
     }

@@ -16,7 +16,7 @@ use tracing::Instrument as _;
 
 use super::{Proxy, body::Body, framing, headers, upgrade};
 use crate::{
-    interim::Interim,
+    informational::Informational,
     spans,
     transport::Peer,
     upstream::{
@@ -40,17 +40,17 @@ impl Proxy {
     }
 
     /// Returns a client's request as it goes upstream.
-    pub(super) fn forwarded(
+    pub(super) fn forward_request(
         &self,
         request: Request<Incoming>,
         client: Peer,
-        informational: &Interim,
+        informational: &Informational,
     ) -> Request<RequestBody> {
         let (mut head, body) = request.into_parts();
         let expects = headers::expects_continue(&mut head.headers, head.version);
         self.prepare_request(&mut head, client);
         let mut request = Request::from_parts(head, RequestBody::from_client(body, expects));
-        relay(&mut request, informational);
+        relay_informational(&mut request, informational);
         request
     }
 
@@ -59,23 +59,26 @@ impl Proxy {
         let version = head.version;
         to_origin_form(head, self.upstream.authority());
         headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinted());
-        headers::plain_tags(&mut head.headers, &head.method);
+        headers::restore_entity_tags(&mut head.headers, &head.method);
         headers::forward(&mut head.headers, client, version);
     }
 
     /// Returns the request that reads a job for every client that wants this representation.
-    pub(super) fn for_fill(&self, head: &Parts, client: Peer) -> Request<RequestBody> {
+    pub(super) fn fill_request(&self, head: &Parts, client: Peer) -> Request<RequestBody> {
         let mut head = head.clone();
         self.prepare_request(&mut head, client);
-        headers::for_fill(&mut head.headers);
+        headers::strip_for_fill(&mut head.headers);
         Request::from_parts(head, RequestBody::Empty)
     }
 }
 
 /// Passes the upstream's informational responses on to the client of this request. They are never
 /// stored, and clients that join a flight get none.
-pub(super) fn relay(request: &mut Request<RequestBody>, informational: &Interim) {
-    if matches!(request.body(), RequestBody::Held(_)) || informational.is_taken() {
+pub(super) fn relay_informational(
+    request: &mut Request<RequestBody>,
+    informational: &Informational,
+) {
+    if matches!(request.body(), RequestBody::Held(_)) || informational.is_accepted() {
         let informational = informational.clone();
         relay_informational(request, move |status, headers| {
             let mut headers = headers.clone();
@@ -87,18 +90,21 @@ pub(super) fn relay(request: &mut Request<RequestBody>, informational: &Interim)
 
 /// Closes the connection after a response that came before the upload was asked for. The client may
 /// or may not send that upload, so no request can follow it.
-pub(super) fn end_after_unasked(response: &mut Response<Body>, informational: &Interim) {
+pub(super) fn close_after_unread_upload(
+    response: &mut Response<Body>,
+    informational: &Informational,
+) {
     // HTTP/2 has no such field and ends only the stream.
-    if response.body().leaves_upload() && informational.is_taken() {
+    if response.body().leaves_upload() && informational.is_accepted() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
 /// Whether the client asked the upstream to switch protocols.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Switch {
-    Asked,
-    Unasked,
+pub(super) enum ProtocolSwitch {
+    Requested,
+    NotRequested,
 }
 
 /// Turns the upstream's response head into ours.
@@ -108,9 +114,11 @@ pub(super) enum Switch {
 /// error.
 pub(super) fn prepare_response<B>(
     mut response: Response<B>,
-    requested: Switch,
+    requested: ProtocolSwitch,
 ) -> Result<Response<B>, UpstreamError> {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && requested == Switch::Unasked {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && requested == ProtocolSwitch::NotRequested
+    {
         return Err(UpstreamError::UnrequestedUpgrade);
     }
     if framing::stays_coded(response.headers()) {
@@ -124,10 +132,10 @@ pub(super) fn prepare_response<B>(
         response.headers_mut().remove(CONTENT_LENGTH);
     }
     framing::unify_length(response.headers_mut());
-    let switch = upgrade::keep_switch(&response);
+    let switch = upgrade::switched_protocol(&response);
     headers::strip_hop_by_hop(response.headers_mut(), &[]);
     if let Some(protocol) = switch {
-        upgrade::offer(response.headers_mut(), protocol);
+        upgrade::set_upgrade(response.headers_mut(), protocol);
     }
     headers::via(response.headers_mut(), version);
     *response.version_mut() = Version::HTTP_11;

@@ -98,7 +98,7 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 ///
 /// A list member that is not a field name is skipped. The remaining fields keep their order.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
-    let trailers = lists(headers, &TE, b"trailers");
+    let trailers = list_contains(headers, &TE, b"trailers");
     let mut listed = connection_options(headers);
     listed.retain(|name| !keep.contains(name));
     remove_all(headers, |name| HOP_BY_HOP.contains(name) || listed.contains(name));
@@ -142,7 +142,7 @@ pub(crate) fn strip_forwarded(headers: &mut HeaderMap) {
 
 /// Sets `X-Forwarded-Proto` where it is absent. A request over TLS carries it from the beginning:
 /// the upstream has to know the scheme, and its answer may depend on it.
-pub(crate) fn tell_scheme(headers: &mut HeaderMap, client: Peer) {
+pub(crate) fn set_forwarded_proto(headers: &mut HeaderMap, client: Peer) {
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme()));
     }
@@ -156,7 +156,7 @@ pub(crate) fn forward(headers: &mut HeaderMap, client: Peer, version: Version) {
     if let Some(ip) = client.ip {
         append_to_list(headers, &FORWARDED_FOR, &ip.to_canonical().to_string());
     }
-    tell_scheme(headers, client);
+    set_forwarded_proto(headers, client);
     if let (false, Some(host)) = (headers.contains_key(FORWARDED_HOST), headers.get(HOST)) {
         let host = host.clone();
         headers.insert(FORWARDED_HOST, host);
@@ -196,7 +196,7 @@ pub(crate) fn via(headers: &mut HeaderMap, version: Version) {
 }
 
 /// Removes the fields that could make the response to a fill less than the whole representation.
-pub(crate) fn for_fill(headers: &mut HeaderMap) {
+pub(crate) fn strip_for_fill(headers: &mut HeaderMap) {
     let conditional = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE, ACCEPT_ENCODING, EXPECT];
     remove_all(headers, |name| conditional.contains(name));
 }
@@ -211,7 +211,7 @@ pub(crate) fn for_fill(headers: &mut HeaderMap) {
 /// 13.1.5. The client's part is compressed and the upstream's response would not be, so the tag of
 /// such a GET stays as it is and the answer is 412. With another method "a server MUST ignore a
 /// Range header field" (14.2).
-pub(crate) fn plain_tags(headers: &mut HeaderMap, method: &Method) {
+pub(crate) fn restore_entity_tags(headers: &mut HeaderMap, method: &Method) {
     if *method == Method::GET && headers.contains_key(RANGE) {
         return;
     }
@@ -230,7 +230,7 @@ pub(crate) fn plain_tags(headers: &mut HeaderMap, method: &Method) {
 /// "A server that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore that
 /// expectation." RFC 9110 10.1.1. Such a client gets no 100, so the upstream is not asked for one.
 pub(crate) fn expects_continue(headers: &mut HeaderMap, version: Version) -> bool {
-    let expects = lists(headers, &EXPECT, b"100-continue");
+    let expects = list_contains(headers, &EXPECT, b"100-continue");
     if expects && version == Version::HTTP_10 {
         headers.remove(EXPECT);
         return false;
@@ -246,7 +246,7 @@ pub(crate) fn expects_continue(headers: &mut HeaderMap, version: Version) -> boo
 pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
     let offers = |offer: &[u8]| !offer.is_empty() && !offer.eq_ignore_ascii_case(b"h2c");
     headers.contains_key(UPGRADE)
-        && lists(headers, &CONNECTION, b"upgrade")
+        && list_contains(headers, &CONNECTION, b"upgrade")
         && members(headers, &UPGRADE).any(offers)
 }
 
@@ -262,7 +262,7 @@ fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 /// Whether a list field has `token` among its members, ignoring case.
-fn lists(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
+fn list_contains(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
     members(headers, name).any(|member| member.eq_ignore_ascii_case(token))
 }
 
@@ -295,7 +295,9 @@ mod tests {
         header::{HeaderName, HeaderValue},
     };
 
-    use super::{Peer, for_fill, forward, is_upgrade, strip_forwarded, strip_hop_by_hop, via};
+    use super::{
+        Peer, forward, is_upgrade, strip_for_fill, strip_forwarded, strip_hop_by_hop, via,
+    };
 
     type Lines<'a> = &'a [(&'a str, &'a str)];
 
@@ -441,7 +443,7 @@ mod tests {
             ("if-range", "x"),
             ("accept", "*/*"),
         ];
-        check(for_fill, &before, &[("accept", "*/*")]);
+        check(strip_for_fill, &before, &[("accept", "*/*")]);
     }
 
     #[track_caller]

@@ -18,9 +18,9 @@ use tracing::{Instrument as _, Span};
 
 use super::{
     Proxy,
-    answer::{Answer, Stored, Verdict, refuse},
-    body::{Beside, Body, Captured, Tee, capture, capture_beside},
-    exchange::{Switch, prepare_response},
+    answer::{Answer, FillStatus, Verdict, upstream_failure},
+    body::{Body, Captured, Tee, TeeCapture, capture, capture_tee},
+    exchange::{ProtocolSwitch, prepare_response},
     read::entry_response,
 };
 use crate::{
@@ -36,11 +36,11 @@ use crate::{
 };
 
 /// How long the clients that joined wait for a streaming body.
-const STREAM_PATIENCE: Duration = Duration::from_millis(250);
+const STREAM_WAIT: Duration = Duration::from_millis(250);
 
 /// The result of a shared read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Became {
+pub(super) enum FillOutcome {
     /// The response is in the store.
     Stored,
     /// The job changed during the read.
@@ -59,7 +59,7 @@ pub(super) struct LeadTask {
     lead: Lead,
     why: Option<Bypass>,
     /// The request head of the client that began the read.
-    asked: request::Parts,
+    client_head: request::Parts,
     budget: Budget,
     answer: oneshot::Sender<Answer>,
 }
@@ -74,18 +74,20 @@ impl LeadTask {
     ) -> (Self, oneshot::Receiver<Answer>) {
         let (answer, answered) = oneshot::channel();
         let why = lead.why();
-        (Self { proxy: Arc::clone(proxy), lead, why, asked, budget, answer }, answered)
+        (Self { proxy: Arc::clone(proxy), lead, why, client_head: asked, budget, answer }, answered)
     }
 
     /// Reads the upstream, answers the clients that wait, and stores the response if it may be
     /// stored.
-    pub(super) async fn run(mut self, request: Request<RequestBody>) -> Became {
+    pub(super) async fn run(mut self, request: Request<RequestBody>) -> FillOutcome {
         self.lead.turn().await;
         let sent = self.proxy.send(request, RetryPolicy::OnceIfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
-        let response = match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
+        let response = match sent
+            .and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested))
+        {
             Ok(response) => response,
-            Err(error) => return self.fail(refuse(&error)).await,
+            Err(error) => return self.fail(upstream_failure(&error)).await,
         };
         let (head, body) = response.into_parts();
         match self.proxy.cache.storable(&head) {
@@ -110,10 +112,10 @@ impl LeadTask {
         head: response::Parts,
         body: ResponseBody,
         freshness: Freshness,
-    ) -> Became {
+    ) -> FillOutcome {
         match capture(body, self.proxy.cache.max_body(), self.proxy.cache.captured()).await {
             Captured::Whole(body) => {
-                let Self { proxy, lead, why, asked, budget, answer } = self;
+                let Self { proxy, lead, why, client_head: asked, budget, answer } = self;
                 let landed = proxy.cache.land(lead, &head, body, freshness);
                 let entry = Arc::clone(&landed.entry);
                 store_then(&proxy, landed, budget, |stored| {
@@ -122,7 +124,7 @@ impl LeadTask {
                     } else if entry.is_held_by(&asked.headers) {
                         entry_response(&entry, &asked, proxy.cache.store().now_ms())
                     } else {
-                        as_it_came(head, &entry)
+                        upstream_response(head, &entry)
                     };
                     let verdict = Verdict::Miss { stored, collapsed: false, why };
                     let _ = answer.send(Answer { response, verdict });
@@ -130,7 +132,7 @@ impl LeadTask {
                 .await
             }
             Captured::Unstorable(body, why) => self.share_nothing(head, body, why).await,
-            Captured::Broken(error) => self.fail(refuse(&error.into())).await,
+            Captured::Broken(error) => self.fail(upstream_failure(&error.into())).await,
         }
     }
 
@@ -140,15 +142,15 @@ impl LeadTask {
         head: response::Parts,
         body: ResponseBody,
         freshness: Freshness,
-    ) -> Became {
+    ) -> FillOutcome {
         let Self { proxy, lead, why, answer, .. } = self;
         let (tee, client_end) = Tee::new(proxy.cache.captured());
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
-        let verdict = Verdict::Miss { stored: Stored::Unsaid, collapsed: false, why };
+        let verdict = Verdict::Miss { stored: FillStatus::Unknown, collapsed: false, why };
         let _ = answer.send(Answer { response, verdict });
         let captured = {
-            let mut capture = pin!(capture_beside(body, proxy.cache.max_body(), &tee));
-            if let Ok(captured) = timeout(STREAM_PATIENCE, &mut capture).await {
+            let mut capture = pin!(capture_tee(body, proxy.cache.max_body(), &tee));
+            if let Ok(captured) = timeout(STREAM_WAIT, &mut capture).await {
                 captured
             } else {
                 lead.vacate();
@@ -156,46 +158,47 @@ impl LeadTask {
             }
         };
         match captured {
-            Beside::Whole(body) if !body.is_empty() => {
+            TeeCapture::Whole(body) if !body.is_empty() => {
                 let landed = proxy.cache.land(lead, &head, body, freshness);
                 store_then(&proxy, landed, proxy.cache.budget(), |_| tee.finish()).await
             }
-            Beside::Whole(_) => {
+            TeeCapture::Whole(_) => {
                 tee.finish();
                 proxy.cache.abandon(lead, Abandoned::Unstorable(NoStore::Empty)).await;
-                Became::Unstorable(NoStore::Empty, head.status)
+                FillOutcome::Unstorable(NoStore::Empty, head.status)
             }
-            Beside::Unstorable(why) => {
+            TeeCapture::Unstorable(why) => {
                 proxy.cache.abandon(lead, Abandoned::Unstorable(why)).await;
-                Became::Unstorable(why, head.status)
+                FillOutcome::Unstorable(why, head.status)
             }
-            Beside::Broken => {
+            TeeCapture::Broken => {
                 proxy.cache.abandon(lead, Abandoned::Unanswered).await;
-                Became::Failed
+                FillOutcome::Failed
             }
         }
     }
 
-    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> Became {
+    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillOutcome {
         let status = head.status;
         let response = Response::from_parts(head, body);
-        let verdict = Verdict::Miss { stored: Stored::No(why), collapsed: false, why: self.why };
+        let verdict =
+            Verdict::Miss { stored: FillStatus::NotStored(why), collapsed: false, why: self.why };
         let _ = self.answer.send(Answer { response, verdict });
         self.proxy.cache.abandon(self.lead, Abandoned::Unstorable(why)).await;
-        Became::Unstorable(why, status)
+        FillOutcome::Unstorable(why, status)
     }
 
-    async fn fail(self, answer: Answer) -> Became {
+    async fn fail(self, answer: Answer) -> FillOutcome {
         let _ = self.answer.send(answer);
         self.proxy.cache.abandon(self.lead, Abandoned::Unanswered).await;
-        Became::Failed
+        FillOutcome::Failed
     }
 }
 
 /// Returns the upstream's response for the client that the read was made for, with every header,
 /// including those that an entry does not keep. An `ETag` is added if there was none, so that the
 /// client can revalidate with it.
-fn as_it_came(mut head: response::Parts, entry: &Entry) -> Response<Body> {
+fn upstream_response(mut head: response::Parts, entry: &Entry) -> Response<Body> {
     head.headers.entry(ETAG).or_insert_with(|| entry.etag());
     Response::from_parts(head, Body::from(entry.body().clone()))
 }
@@ -207,7 +210,7 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
 }
 
 /// Stores a landed response and records the result in its span.
-async fn filled(proxy: &Proxy, landed: Landed, span: Span) -> Option<Fill> {
+async fn fill_in_span(proxy: &Proxy, landed: Landed, span: Span) -> Option<Fill> {
     let filled = proxy.cache.fill(landed).await;
     spans::record_result(
         &span,
@@ -225,20 +228,20 @@ async fn store_then(
     proxy: &Proxy,
     landed: Landed,
     budget: Budget,
-    then: impl FnOnce(Stored),
-) -> Became {
+    then: impl FnOnce(FillStatus),
+) -> FillOutcome {
     let span = spans::fill();
-    let mut fill = Box::pin(filled(proxy, landed, span.clone()).instrument(span));
+    let mut fill = Box::pin(fill_in_span(proxy, landed, span.clone()).instrument(span));
     let filled = if let Ok(filled) = timeout(budget.left(), &mut fill).await {
-        then(if filled == Some(Fill::Stored) { Stored::Yes } else { Stored::Unsaid });
+        then(if filled == Some(Fill::Stored) { FillStatus::Stored } else { FillStatus::Unknown });
         filled
     } else {
-        then(Stored::Unsaid);
+        then(FillStatus::Unknown);
         fill.await
     };
     match filled {
-        Some(Fill::Stored) => Became::Stored,
-        Some(Fill::Revoked) => Became::Revoked,
-        None => Became::Unstored,
+        Some(Fill::Stored) => FillOutcome::Stored,
+        Some(Fill::Revoked) => FillOutcome::Revoked,
+        None => FillOutcome::Unstored,
     }
 }

@@ -15,19 +15,19 @@ use tracing::Instrument as _;
 
 use super::{
     Proxy,
-    again::Recall,
-    answer::{Answer, Stored, Verdict, refuse, refuse_with},
+    answer::{Answer, FillStatus, Verdict, refuse_with, upstream_failure},
     body::Body,
-    exchange::{Switch, prepare_response, relay},
+    exchange::{ProtocolSwitch, prepare_response, relay_informational},
     headers,
     lead::LeadTask,
+    repeat_hit::RepeatHit,
 };
 use crate::{
     cache::{Abandoned, Ask, Lead, Lookup, Trial, entry::Entry, key::JobId, policy::Bypass},
     config::Mode,
     events::{EventKind, HitSample},
-    interim::Interim,
-    service::Declined,
+    informational::Informational,
+    service::FastPathMiss,
     spans,
     store::Budget,
     transport::Peer,
@@ -41,16 +41,16 @@ impl Proxy {
         self: &Arc<Self>,
         id: &JobId,
         request: Request<Incoming>,
-        requester: (Peer, Interim),
+        requester: (Peer, Informational),
         sample: Option<&HitSample>,
-        repeat_hit: &mut Option<Recall>,
+        repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
-        let (lookup, mut budget) = self.ask(id, &request);
+        let (lookup, mut budget) = self.lookup_request(id, &request);
         if self.mode == Mode::Shadow {
             let lookup = lookup.alone();
             let head = request.into_parts().0;
             let answer = Box::pin(self.shadow(&lookup, head, requester, budget)).await;
-            return self.told(&lookup, answer, sample);
+            return self.record_answer(&lookup, answer, sample);
         }
         let near = self.cache.near(&lookup, &mut budget);
         if let Some(found) = near.instrument(spans::lookup("near")).await {
@@ -59,22 +59,22 @@ impl Proxy {
         }
         let head = request.into_parts().0;
         let answer = Box::pin(self.read(&lookup, head, requester, budget)).await;
-        self.told(&lookup, answer, sample)
+        self.record_answer(&lookup, answer, sample)
     }
 
     /// Records an answer in the events of the job.
-    fn told(&self, lookup: &Ask, answer: Answer, sample: Option<&HitSample>) -> Answer {
+    fn record_answer(&self, lookup: &Ask, answer: Answer, sample: Option<&HitSample>) -> Answer {
         let (kind, why) = answer.verdict.event();
         self.cache.answered(lookup, kind, why, sample);
         answer
     }
 
     /// Returns what a read looks up, and how long it may wait for the store.
-    fn ask(&self, id: &JobId, request: &Request<Incoming>) -> (Ask, Budget) {
+    fn lookup_request(&self, id: &JobId, request: &Request<Incoming>) -> (Ask, Budget) {
         let lookup = self.cache.ask(id, request.method(), request.uri(), request.headers());
         let mut budget = self.cache.budget();
         // Time that the request already spent in the repeat fast path, which did not answer it.
-        if let Some(Declined { waited, .. }) = request.extensions().get() {
+        if let Some(FastPathMiss { waited, .. }) = request.extensions().get() {
             budget.charge(*waited);
         }
         (lookup, budget)
@@ -87,12 +87,12 @@ impl Proxy {
         lookup: Ask,
         request: Request<Incoming>,
         client: Peer,
-        repeat_hit: &mut Option<Recall>,
+        repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
         let answer = hit(&entry, request.method(), request.headers(), now_ms);
-        let sampled = self.is_drawn(request.method(), request.extensions());
+        let sampled = self.is_sampled(request.method(), request.extensions());
         let comparison = sampled.then(|| Trial::new(&lookup, entry));
-        *repeat_hit = self.recall(&request, lookup);
+        *repeat_hit = self.repeat_hit(&request, lookup);
         if let Some(comparison) = comparison {
             self.verify(comparison, &request.into_parts().0, client);
         }
@@ -107,7 +107,7 @@ impl Proxy {
         self: &Arc<Self>,
         lookup: &Ask,
         head: Parts,
-        (client, informational): (Peer, Interim),
+        (client, informational): (Peer, Informational),
         mut budget: Budget,
     ) -> Answer {
         let span = spans::lookup("store");
@@ -118,7 +118,7 @@ impl Proxy {
             Lookup::Hit(entry) => {
                 let now_ms = self.cache.store().now_ms();
                 let answer = hit(&entry, &head.method, &head.headers, now_ms);
-                if self.is_drawn(&head.method, &head.extensions) {
+                if self.is_sampled(&head.method, &head.extensions) {
                     self.verify(Trial::new(lookup, entry), &head, client);
                 }
                 answer
@@ -126,7 +126,8 @@ impl Proxy {
             Lookup::Lead(lead) => self.lead(*lead, head, (client, informational), budget).await,
             Lookup::Join(flight, why) => match flight.landed().await {
                 Some(entry) => {
-                    let verdict = Verdict::Miss { stored: Stored::Unsaid, collapsed: true, why };
+                    let verdict =
+                        Verdict::Miss { stored: FillStatus::Unknown, collapsed: true, why };
                     self.metrics.flights_joined.inc();
                     let now_ms = self.cache.store().now_ms();
                     Answer { response: entry_response(&entry, &head, now_ms), verdict }
@@ -146,19 +147,19 @@ impl Proxy {
         self: &Arc<Self>,
         lead: Lead,
         head: Parts,
-        (client, informational): (Peer, Interim),
+        (client, informational): (Peer, Informational),
         budget: Budget,
     ) -> Answer {
         let why = lead.why();
-        if self.superseded.is_told() {
+        if self.stale_config.is_stale() {
             // The read would be shared under rules that no longer hold. If the rules change after
             // this check, the lease of the read is older than the purge that comes with the new
             // rules, so nothing is stored.
             self.cache.abandon(lead, Abandoned::Superseded).await;
             return self.pass_read(head, client, informational, why.unwrap_or(Bypass::Alone)).await;
         }
-        let mut request = self.for_fill(&head, client);
-        relay(&mut request, &informational);
+        let mut request = self.fill_request(&head, client);
+        relay_informational(&mut request, &informational);
         let flight = spans::flight();
         lead.led_by(&flight);
         let (task, answered) = LeadTask::new(self, lead, head.clone(), budget);
@@ -177,18 +178,18 @@ impl Proxy {
         &self,
         mut head: Parts,
         client: Peer,
-        informational: Interim,
+        informational: Informational,
         why: Bypass,
     ) -> Answer {
         self.prepare_request(&mut head, client);
         let mut request = Request::from_parts(head, RequestBody::Empty);
-        relay(&mut request, &informational);
+        relay_informational(&mut request, &informational);
         let sent = self.send(request, RetryPolicy::OnceIfSafe).await;
-        match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
+        match sent.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested)) {
             Ok(response) => {
                 Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }
             }
-            Err(error) => refuse(&error),
+            Err(error) => upstream_failure(&error),
         }
     }
 }

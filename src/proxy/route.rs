@@ -21,15 +21,15 @@ use crate::{
     config::Config,
 };
 
-mod mention;
-mod readings;
-pub mod rules;
+pub mod invalidation_rules;
+mod location_targets;
+mod path_variants;
 mod template;
 
-pub use mention::Target;
-use readings::{Named, named};
-use rules::{BadRule, Rule, Rules};
-pub use template::BadTemplate;
+use invalidation_rules::{InvalidRule, InvalidationRule, InvalidationRules};
+pub use location_targets::WriteTarget;
+use path_variants::{NamedJobs, jobs_named};
+pub use template::InvalidTemplate;
 use template::{MAX_TEMPLATES, Template};
 
 /// Headers by which frameworks let a client name another method (Symfony, Rack, Microsoft).
@@ -49,7 +49,7 @@ pub enum Route {
     /// A read of a job. It may be answered from the cache, and a miss may fill it.
     Read(JobId),
     /// A write that may change jobs. It is fenced and forwarded, and the jobs are invalidated.
-    Write(Scope),
+    Write(WriteScope),
     /// Forwarded past the cache, for this reason.
     Pass(Bypass),
 }
@@ -57,11 +57,11 @@ pub enum Route {
 /// The jobs and rules of a write, as far as its head tells. At least one of the two lists is not
 /// empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scope {
+pub struct WriteScope {
     /// The jobs that the path names.
     pub jobs: Vec<JobId>,
     /// The rules that match the path and the method.
-    pub rules: Vec<Arc<Rule>>,
+    pub rules: Vec<Arc<InvalidationRule>>,
 }
 
 /// The routes of the jobs, the `[[invalidate]]` rules, and the query parameters that a cached read
@@ -69,39 +69,41 @@ pub struct Scope {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routes {
     templates: Vec<Template>,
-    rules: Rules,
+    rules: InvalidationRules,
     query: Query,
 }
 
 impl Routes {
     /// Builds the routes from the configuration.
-    pub fn configured<E: From<BadTemplate> + From<BadRule>>(config: &Config) -> Result<Self, E> {
-        let routes = Self::parse(&config.routes)?.admitting(Query::new(&config.query));
-        Ok(routes.with_rules(Rules::parse(&config.invalidate)?))
+    pub fn from_config<E: From<InvalidTemplate> + From<InvalidRule>>(
+        config: &Config,
+    ) -> Result<Self, E> {
+        let routes = Self::parse(&config.routes)?.with_query(Query::new(&config.query));
+        Ok(routes.with_rules(InvalidationRules::parse(&config.invalidate)?))
     }
 
     /// Parses path templates such as `/jobs/{id}` or `/x/{id}/status`. A template is absolute and
     /// has exactly one segment `{id}`; its other segments are literal.
-    pub fn parse<S: AsRef<str>>(templates: &[S]) -> Result<Self, BadTemplate> {
+    pub fn parse<S: AsRef<str>>(templates: &[S]) -> Result<Self, InvalidTemplate> {
         match templates.len() {
-            0 => return Err(BadTemplate::Missing),
+            0 => return Err(InvalidTemplate::Missing),
             1..=MAX_TEMPLATES => {}
-            count => return Err(BadTemplate::TooMany { count }),
+            count => return Err(InvalidTemplate::TooMany { count }),
         }
         let templates = templates.iter().map(|template| Template::parse(template.as_ref()));
         let templates = templates.collect::<Result<_, _>>()?;
-        Ok(Self { templates, rules: Rules::default(), query: Query::default() })
+        Ok(Self { templates, rules: InvalidationRules::default(), query: Query::default() })
     }
 
     /// Sets the rules for writes with a path that does not name the jobs they change.
     #[must_use]
-    pub fn with_rules(self, rules: Rules) -> Self {
+    pub fn with_rules(self, rules: InvalidationRules) -> Self {
         Self { rules, ..self }
     }
 
     /// Sets the parameters that the query of a cached read may have.
     #[must_use]
-    pub fn admitting(self, query: Query) -> Self {
+    pub fn with_query(self, query: Query) -> Self {
         Self { query, ..self }
     }
 
@@ -135,7 +137,7 @@ impl Routes {
 
     /// Returns the template that stands for a path in places that must not contain job ids: the
     /// template that the path matches, or lies below.
-    pub fn template(&self, path: &str) -> Option<&str> {
+    pub fn route_of(&self, path: &str) -> Option<&str> {
         let whole = self.templates.iter().find(|template| template.id(path).is_some());
         let above = || {
             let segments: Vec<&str> = path.split('/').skip(1).collect();
@@ -148,11 +150,11 @@ impl Routes {
     ///
     /// `path` may also be an absolute URL, as in `Location`. Its query is ignored.
     pub fn jobs(&self, path: &str) -> Vec<JobId> {
-        named(&self.templates, &[], path).jobs
+        jobs_named(&self.templates, &[], path).jobs
     }
 
     /// Returns the jobs that `Location` and `Content-Location` of the response to a write name.
-    pub fn mentioned<B>(&self, target: &Target, answer: &Response<B>) -> Vec<JobId> {
+    pub fn location_targets<B>(&self, target: &WriteTarget, answer: &Response<B>) -> Vec<JobId> {
         let paths = target.named_by(answer.status(), answer.headers());
         paths.iter().flat_map(|path| self.jobs(path)).collect()
     }
@@ -167,7 +169,7 @@ impl Routes {
             return Route::Pass(Bypass::Upgrade);
         }
         let Some(id) = self.templates.iter().find_map(|template| template.id(path)) else {
-            return Route::Pass(not_a_job(&named(&self.templates, &[], path)));
+            return Route::Pass(not_a_job(&jobs_named(&self.templates, &[], path)));
         };
         let Some(id) = JobId::canonical(id) else {
             return Route::Pass(Bypass::Spelling);
@@ -183,22 +185,22 @@ impl Routes {
 
     fn write<B>(&self, request: &Request<B>) -> Route {
         let headers = request.headers();
-        let rules = self.rules.of(request.method(), headers);
-        let mut found = named(&self.templates, &rules, request.uri().path());
+        let rules = self.rules.matching(request.method(), headers);
+        let mut found = jobs_named(&self.templates, &rules, request.uri().path());
         for value in URL_OVERRIDES.iter().flat_map(|name| headers.get_all(name)) {
             let path = String::from_utf8_lossy(value.as_bytes());
-            found.merge(named(&self.templates, &rules, &path));
+            found.merge(jobs_named(&self.templates, &rules, &path));
         }
         if found.jobs.is_empty() && found.rules.is_empty() {
             return Route::Pass(not_a_job(&found));
         }
-        Route::Write(Scope { jobs: found.jobs, rules: found.rules })
+        Route::Write(WriteScope { jobs: found.jobs, rules: found.rules })
     }
 }
 
 /// Returns why a path without an id passes: it is a job path in a spelling that is not cached, or
 /// no job path at all.
-fn not_a_job(named: &Named) -> Bypass {
+fn not_a_job(named: &NamedJobs) -> Bypass {
     if named.is_job_path { Bypass::Spelling } else { Bypass::Path }
 }
 
@@ -251,7 +253,7 @@ fn overrides_to_unsafe(headers: &HeaderMap) -> bool {
 mod tests {
     use hyper::{Request, http::request::Builder};
 
-    use super::{BadTemplate, MAX_TEMPLATES, Route, Routes};
+    use super::{InvalidTemplate, MAX_TEMPLATES, Route, Routes};
     use crate::{
         cache::{key::JobId, query::Query},
         config,
@@ -340,7 +342,7 @@ mod tests {
     fn a_query_that_the_upstream_ignores_is_none() {
         let ignore = vec!["_".to_owned()];
         let query = config::Query { ignore, ..config::Query::default() };
-        let routes = routes().admitting(Query::new(&query));
+        let routes = routes().with_query(Query::new(&query));
         check_with(&routes, "GET /jobs/7?_=1", "read: 7");
         check_with(&routes, "HEAD /jobs/7?_=1&_=2", "read: 7");
         check_with(&routes, "GET /jobs/7?_=1&fields=a", "pass: query");
@@ -443,7 +445,7 @@ mod tests {
 
     #[test]
     fn a_bad_template_is_refused_with_the_mend() {
-        let segment = |template: &str, segment: &str| BadTemplate::Segment {
+        let segment = |template: &str, segment: &str| InvalidTemplate::Segment {
             template: template.to_owned(),
             segment: segment.to_owned(),
         };

@@ -23,13 +23,13 @@ use tracing::Instrument as _;
 
 use super::{
     Proxy,
-    answer::{Answer, Verdict, refuse},
+    answer::{Answer, Verdict, upstream_failure},
     body::Body,
-    exchange::{Switch, prepare_response, relay},
+    exchange::{ProtocolSwitch, prepare_response, relay_informational},
 };
 use crate::{
     cache::{Ask, Lookup, Trial, policy::Bypass},
-    interim::Interim,
+    informational::Informational,
     metrics::ComparisonResult,
     spans,
     store::Budget,
@@ -44,7 +44,7 @@ impl Proxy {
         self: &Arc<Self>,
         lookup: &Ask,
         head: Parts,
-        (client, informational): (Peer, Interim),
+        (client, informational): (Peer, Informational),
         mut budget: Budget,
     ) -> Answer {
         let near = self.cache.near(lookup, &mut budget).instrument(spans::lookup("near"));
@@ -74,18 +74,22 @@ impl Proxy {
         self: &Arc<Self>,
         mut comparison: Trial,
         head: &Parts,
-        (client, informational): (Peer, Interim),
+        (client, informational): (Peer, Informational),
     ) -> Answer {
-        let mut request = self.for_fill(head, client);
-        relay(&mut request, &informational);
+        let mut request = self.fill_request(head, client);
+        relay_informational(&mut request, &informational);
         let sent = self.send(request, RetryPolicy::OnceIfSafe).await;
-        match sent.and_then(|response| prepare_response(response, Switch::Unasked)) {
+        match sent.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested)) {
             Ok(response) => {
                 let (head, body) = response.into_parts();
                 let matters = comparison.head(&head, &self.cache);
                 let body = if matters && !body.is_end_stream() {
                     let proxy = Arc::clone(self);
-                    Body::Tried(Box::new(Tried { body, trial: Some(comparison), proxy }))
+                    Body::Compared(Box::new(ComparedBody {
+                        body,
+                        comparison: Some(comparison),
+                        proxy,
+                    }))
                 } else {
                     self.conclude_shadow(comparison);
                     Body::Upstream(body)
@@ -95,7 +99,7 @@ impl Proxy {
             }
             Err(error) => {
                 self.metrics.comparisons.count_shadow(ComparisonResult::Failed);
-                refuse(&error)
+                upstream_failure(&error)
             }
         }
     }
@@ -106,11 +110,11 @@ impl Proxy {
         if let Some(outcome) = comparison.plain() {
             return self.metrics.comparisons.count_shadow(outcome);
         }
-        let Some(permit) = self.trials.take(1) else {
+        let Some(permit) = self.comparisons.take(1) else {
             return self.metrics.comparisons.count_shadow(ComparisonResult::Skipped);
         };
         let proxy = Arc::clone(self);
-        self.aside(async move {
+        self.spawn_until_drain(async move {
             let outcome = proxy.cache.conclude(&comparison).await;
             proxy.metrics.comparisons.count_shadow(outcome);
             drop(permit);
@@ -119,16 +123,16 @@ impl Proxy {
 }
 
 /// An upstream body that is compared with an entry while it streams.
-pub struct Tried {
+pub struct ComparedBody {
     body: ResponseBody,
     /// The comparison, until the body has ended.
-    trial: Option<Trial>,
+    comparison: Option<Trial>,
     proxy: Arc<Proxy>,
 }
 
-impl Tried {
+impl ComparedBody {
     /// Returns the upstream body, of which the rest is still to come.
-    pub(super) fn rest(&self) -> &ResponseBody {
+    pub(super) fn inner(&self) -> &ResponseBody {
         &self.body
     }
 
@@ -139,7 +143,7 @@ impl Tried {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
-                if let (Some(comparison), Some(data)) = (&mut self.trial, frame.data_ref()) {
+                if let (Some(comparison), Some(data)) = (&mut self.comparison, frame.data_ref()) {
                     comparison.part(data);
                 }
                 // hyper may not poll again after the last frame.
@@ -154,27 +158,27 @@ impl Tried {
     }
 
     fn conclude(&mut self) {
-        if let Some(comparison) = self.trial.take() {
+        if let Some(comparison) = self.comparison.take() {
             self.proxy.conclude_shadow(comparison);
         }
     }
 
     fn give_up(&mut self, outcome: ComparisonResult) {
-        if self.trial.take().is_some() {
+        if self.comparison.take().is_some() {
             self.proxy.metrics.comparisons.count_shadow(outcome);
         }
     }
 }
 
-impl Drop for Tried {
+impl Drop for ComparedBody {
     /// Dropped before its end, because the client has hung up: the comparison is incomplete.
     fn drop(&mut self) {
         self.give_up(ComparisonResult::Unchecked);
     }
 }
 
-impl fmt::Debug for Tried {
+impl fmt::Debug for ComparedBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ComparedBody").field("comparison", &self.trial).finish_non_exhaustive()
+        f.debug_struct("ComparedBody").field("comparison", &self.comparison).finish_non_exhaustive()
     }
 }

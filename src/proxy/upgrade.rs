@@ -37,13 +37,13 @@ impl Upgrade {
     }
 
     /// Adds the upgrade to a request for the upstream, after its hop-by-hop fields were stripped.
-    pub(super) fn ask(&self, headers: &mut HeaderMap) {
-        offer(headers, self.protocol.clone());
+    pub(super) fn add_to(&self, headers: &mut HeaderMap) {
+        set_upgrade(headers, self.protocol.clone());
     }
 
     /// Copies bytes between the two ends once both have switched. The upstream connection keeps its
     /// permit until the end of the copy.
-    pub(super) fn tie<B>(
+    pub(super) fn spawn_copy<B>(
         self,
         response: &mut Response<B>,
         permit: Option<ConnectionPermit>,
@@ -65,14 +65,14 @@ impl Upgrade {
 }
 
 /// Returns the protocol that a 101 switches to, which the client has to see.
-pub(super) fn keep_switch<B>(response: &Response<B>) -> Option<HeaderValue> {
+pub(super) fn switched_protocol<B>(response: &Response<B>) -> Option<HeaderValue> {
     (response.status() == StatusCode::SWITCHING_PROTOCOLS)
         .then(|| response.headers().get(UPGRADE).cloned())
         .flatten()
 }
 
 /// Sets the header fields of an upgrade.
-pub(super) fn offer(headers: &mut HeaderMap, protocol: HeaderValue) {
+pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     let connection = if headers.contains_key(TE) { "upgrade, te" } else { "upgrade" };
     headers.insert(CONNECTION, HeaderValue::from_static(connection));
     headers.insert(UPGRADE, protocol);

@@ -11,15 +11,15 @@ use tracing::{Instrument as _, error};
 
 use super::{
     Proxy,
-    answer::{Answer, Verdict, refuse, refuse_for_now, refuse_with},
-    body::{Body, Ending, Finish, Finishing},
-    exchange::{Switch, end_after_unasked, prepare_response},
-    reach::{Inspected, Unread},
-    route::{Scope, Target},
+    answer::{Answer, Verdict, refuse_retryable, refuse_with, upstream_failure},
+    body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
+    body_rules::{InspectError, InspectedResponse},
+    exchange::{ProtocolSwitch, close_after_unread_upload, prepare_response},
+    route::{WriteScope, WriteTarget},
 };
 use crate::{
     cache::{Cache, Outcome},
-    interim::Interim,
+    informational::Informational,
     mutants::{self, Mutant},
     spans,
     store::{Ended, Write},
@@ -32,12 +32,12 @@ impl Proxy {
     /// the invalidation that must follow it.
     pub(super) async fn write(
         self: &Arc<Self>,
-        scope: Scope,
+        scope: WriteScope,
         request: Request<Incoming>,
         client: Peer,
-        informational: Interim,
+        informational: Informational,
     ) -> Answer {
-        self.detached(Arc::clone(self).carry_out(scope, request, client, informational)).await
+        self.detached(Arc::clone(self).forward_write(scope, request, client, informational)).await
     }
 
     pub(super) async fn detached(
@@ -53,20 +53,20 @@ impl Proxy {
         }
     }
 
-    async fn carry_out(
+    async fn forward_write(
         self: Arc<Self>,
-        mut scope: Scope,
+        mut scope: WriteScope,
         request: Request<Incoming>,
         client: Peer,
-        informational: Interim,
+        informational: Informational,
     ) -> Answer {
-        let request = self.forwarded(request, client, &informational);
-        let target = Target::of(&request, self.upstream.authority());
+        let request = self.forward_request(request, client, &informational);
+        let target = WriteTarget::of(&request, self.upstream.authority());
         let (mut head, body) = request.into_parts();
         let body = match self.inspector.request(&mut scope, &mut head, body).await {
             Ok(body) => body,
-            Err(Unread::Broken(error)) => return refuse(&error),
-            Err(Unread::NoRoom) => return refuse_for_now("memory"),
+            Err(InspectError::Broken(error)) => return upstream_failure(&error),
+            Err(InspectError::NoRoom) => return refuse_retryable("memory"),
         };
         let (write, result) = self.forward_fenced(&scope, Request::from_parts(head, body)).await;
         // A response that we reject still answers the write.
@@ -74,22 +74,23 @@ impl Proxy {
             Err(error) if error.may_have_arrived() => Outcome::Unknown,
             _ => Outcome::Known,
         };
-        let all = scope.rules.iter().any(|rule| rule.is_all()) || self.superseded.is_told();
-        let mut change = Change { write, all };
+        let all = scope.rules.iter().any(|rule| rule.is_all()) || self.stale_config.is_stale();
+        let mut change = WriteInvalidation { write, all };
         if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
             // The upstream never saw the write. Otherwise attempts while the upstream is down would
             // empty the cache.
             change.all = false;
         }
-        let result = result.map(|Inspected { response, mut jobs }| {
-            jobs.extend(self.routes.mentioned(&target, &response));
+        let result = result.map(|InspectedResponse { response, mut jobs }| {
+            jobs.extend(self.routes.location_targets(&target, &response));
             self.cache.widen(&mut change.write, &jobs);
-            change.was_refused(response.status());
+            change.spare_if_refused(response.status());
             response
         });
-        let mut result = result.and_then(|response| prepare_response(response, Switch::Unasked));
+        let mut result =
+            result.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested));
         if let Ok(response) = &mut result {
-            end_after_unasked(response, &informational);
+            close_after_unread_upload(response, &informational);
         }
         self.conclude(change, outcome, result).await
     }
@@ -97,9 +98,9 @@ impl Proxy {
     /// Fences the jobs that a write may change, and forwards the write.
     async fn forward_fenced(
         &self,
-        scope: &Scope,
+        scope: &WriteScope,
         request: Request<RequestBody>,
-    ) -> (Write, Result<Inspected, UpstreamError>) {
+    ) -> (Write, Result<InspectedResponse, UpstreamError>) {
         let mut budget = self.cache.budget();
         let fence = self.cache.begin(&scope.jobs, &mut budget).instrument(spans::fence());
         let write = fence.await;
@@ -118,72 +119,72 @@ impl Proxy {
     /// cancels.
     pub(super) async fn conclude(
         self: Arc<Self>,
-        change: Change,
+        change: WriteInvalidation,
         outcome: Outcome,
         result: Result<Response<Body>, UpstreamError>,
     ) -> Answer {
         let span = spans::invalidate(&spans::current(), "write");
-        let ended = change.end(&self.cache, outcome).instrument(span.clone()).await;
+        let ended = change.run(&self.cache, outcome).instrument(span.clone()).await;
         spans::record_result(&span, ended.as_str());
         let pending = ended == Ended::Pending;
         match result {
             Ok(response) => {
-                let response = response.map(|body| self.end_again(body, change));
+                let response = response.map(|body| self.invalidate_at_body_end(body, change));
                 Answer { response, verdict: Verdict::Write { pending } }
             }
-            Err(error) => refuse(&error),
+            Err(error) => upstream_failure(&error),
         }
     }
 
     /// Invalidates again when the upstream's body has ended.
-    fn end_again(self: &Arc<Self>, body: Body, change: Change) -> Body {
+    fn invalidate_at_body_end(self: &Arc<Self>, body: Body, change: WriteInvalidation) -> Body {
         if body.is_end_stream() || mutants::is(Mutant::EndOnce) {
             return body;
         }
         let proxy = Arc::clone(self);
         let parent = spans::current();
-        let end = move |finishing: Finishing| {
+        let end = move |finishing: BodyEndFuture| {
             let tasks = proxy.tasks.clone();
             let mut change = change;
             tasks.spawn(async move {
                 let outcome = match finishing.await {
-                    Finish::Whole => Outcome::Known,
-                    Finish::Cut => Outcome::Unknown,
+                    BodyEnd::Complete => Outcome::Known,
+                    BodyEnd::Truncated => Outcome::Unknown,
                 };
-                change.all |= proxy.superseded.is_told();
+                change.all |= proxy.stale_config.is_stale();
                 let span = spans::invalidate(&parent, "write-body");
-                let ended = change.end_again(&proxy.cache, outcome).instrument(span.clone()).await;
+                let ended = change.run_again(&proxy.cache, outcome).instrument(span.clone()).await;
                 spans::record_result(&span, ended.as_str());
             })
         };
-        Body::Ending(Box::new(Ending::new(body, Box::new(end))))
+        Body::Invalidating(Box::new(InvalidatingBody::new(body, Box::new(end))))
     }
 }
 
 /// The invalidation that a write under way owes.
 #[derive(Debug)]
-pub(super) struct Change {
+pub(super) struct WriteInvalidation {
     pub(super) write: Write,
     /// Whether the write changes every job.
     pub(super) all: bool,
 }
 
-impl Change {
+impl WriteInvalidation {
     /// Invalidates before the write is answered.
-    async fn end(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
+    async fn run(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
         let ended = cache.end(&self.write, outcome).await;
-        self.end_all(cache, outcome, ended).await
+        self.run_all(cache, outcome, ended).await
     }
 
     /// Invalidates again, when the response body has ended.
-    async fn end_again(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
+    async fn run_again(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
         let ended = cache.end_again(&self.write, outcome).await;
-        self.end_all(cache, outcome, ended).await
+        self.run_all(cache, outcome, ended).await
     }
 
     /// Spares the other jobs if the status says that nothing was done. A client that may not purge
     /// everything must not be able to do so with writes that are refused.
-    pub(super) fn was_refused(&mut self, status: StatusCode) {
+    pub(super) fn spare_if_refused(&mut self, status: StatusCode) {
         let refusals = [
             StatusCode::UNAUTHORIZED,
             StatusCode::FORBIDDEN,
@@ -193,7 +194,7 @@ impl Change {
         self.all &= !refusals.contains(&status);
     }
 
-    async fn end_all(&self, cache: &Arc<Cache>, outcome: Outcome, ended: Ended) -> Ended {
+    async fn run_all(&self, cache: &Arc<Cache>, outcome: Outcome, ended: Ended) -> Ended {
         if !self.all {
             return ended;
         }

@@ -16,7 +16,7 @@ use super::{
     repeat_fast_path::{RepeatFastPath, RepeatStream},
 };
 use crate::{
-    interim::{Interim, Lane, Wire},
+    informational::{Informational, InformationalIo, InformationalQueue},
     service::{Answered, Service},
     transport::Peer,
 };
@@ -25,15 +25,15 @@ use crate::{
 pub(super) struct Http1Conn<S: Service> {
     peer: Peer,
     service: S,
-    informational: Arc<Lane>,
+    informational: Arc<InformationalQueue>,
     pub(super) progress: Arc<RequestProgress>,
-    pub(super) fast_path: Arc<RepeatFastPath<S::Recall>>,
+    pub(super) fast_path: Arc<RepeatFastPath<S::Repeat>>,
     /// Set by the first request.
     pub(super) begun: SetOnce<()>,
 }
 
 /// The stream that hyper reads and writes.
-pub(super) type Http1Io<I, S> = RepeatStream<Wire<ProgressStream<I>>, S>;
+pub(super) type Http1Io<I, S> = RepeatStream<InformationalIo<ProgressStream<I>>, S>;
 
 impl<S: Service> Http1Conn<S> {
     /// Wraps a new stream. Request heads may have up to `head_limit` bytes.
@@ -43,10 +43,13 @@ impl<S: Service> Http1Conn<S> {
         service: S,
         head_limit: usize,
     ) -> (Self, Http1Io<I, S>) {
-        let lane = Arc::new(Lane::default());
+        let lane = Arc::new(InformationalQueue::default());
         let turns = Arc::new(RequestProgress::new(head_limit));
         let desk = Arc::new(RepeatFastPath::new(Arc::clone(&turns)));
-        let stream = Wire::new(ProgressStream::new(stream, Arc::clone(&turns)), Arc::clone(&lane));
+        let stream = InformationalIo::new(
+            ProgressStream::new(stream, Arc::clone(&turns)),
+            Arc::clone(&lane),
+        );
         let stream = RepeatStream::new(stream, service.clone(), Arc::clone(&desk), head_limit);
         (
             Self {
@@ -77,10 +80,10 @@ impl<S: Service> Http1Conn<S> {
         // "a server MUST NOT send a 1xx response to an HTTP/1.0 client" RFC 9110 15.2
         let takes_informational = request.version() == Version::HTTP_11;
         let informational =
-            if takes_informational { self.informational.open() } else { Interim::default() };
+            if takes_informational { self.informational.open() } else { Informational::default() };
         let answer = self.service.clone().serve(request, self.peer, informational.clone());
         async move {
-            let Answered { response, recall: repeat } = answer.await;
+            let Answered { response, repeat } = answer.await;
             informational.close().await;
             if let Some(repeat) = repeat {
                 desk.keep(number, repeat);

@@ -39,7 +39,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::request_bytes::{REQUEST_LINE, is_single_get, plain_get_path};
 use super::header_timeout::RequestProgress;
-use crate::service::{Declined, Service};
+use crate::service::{FastPathMiss, Service};
 
 /// Largest head that is kept, in bytes.
 const HEAD_MAX: usize = 4 << 10;
@@ -63,7 +63,7 @@ pub(super) struct RepeatFastPath<R> {
     /// report.
     has_miss: AtomicBool,
     /// The report.
-    miss: Mutex<Declined>,
+    miss: Mutex<FastPathMiss>,
 }
 
 impl<R> RepeatFastPath<R> {
@@ -82,7 +82,7 @@ impl<R> RepeatFastPath<R> {
 
     /// Records that hyper has taken a request. `may_switch` says whether the protocol may change
     /// after it. Returns what the fast path reports about the request.
-    pub(super) fn request_taken(&self, may_switch: bool) -> Option<Declined> {
+    pub(super) fn request_taken(&self, may_switch: bool) -> Option<FastPathMiss> {
         self.only_head_follows.store(!may_switch, Ordering::Relaxed);
         if !self.has_miss.load(Ordering::Relaxed) {
             return None;
@@ -92,8 +92,8 @@ impl<R> RepeatFastPath<R> {
     }
 
     /// Records that the service declined the request that hyper takes next.
-    fn record_miss(&self, miss: Declined) {
-        let has_report = miss != Declined::default();
+    fn record_miss(&self, miss: FastPathMiss) {
+        let has_report = miss != FastPathMiss::default();
         if has_report {
             *self.lock_miss() = miss;
         }
@@ -116,7 +116,7 @@ impl<R> RepeatFastPath<R> {
         self.busy.load(Ordering::Relaxed)
     }
 
-    fn lock_miss(&self) -> MutexGuard<'_, Declined> {
+    fn lock_miss(&self) -> MutexGuard<'_, FastPathMiss> {
         self.miss.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -129,10 +129,10 @@ impl<R> RepeatFastPath<R> {
 pub(super) struct RepeatStream<I, S: Service> {
     stream: I,
     service: S,
-    shared: Arc<RepeatFastPath<S::Recall>>,
+    shared: Arc<RepeatFastPath<S::Repeat>>,
     /// Largest head that is answered or kept, in bytes.
     max_head_bytes: usize,
-    remembered: Option<RememberedHead<S::Recall>>,
+    remembered: Option<RememberedHead<S::Repeat>>,
     /// The number of a request, or 0 for none, and its head as hyper got it.
     noted: (u64, Vec<u8>),
     /// If hyper has taken exactly this many requests, it holds no byte of another one. `None` if it
@@ -176,7 +176,7 @@ impl<I, S: Service> RepeatStream<I, S> {
     pub(super) fn new(
         stream: I,
         service: S,
-        shared: Arc<RepeatFastPath<S::Recall>>,
+        shared: Arc<RepeatFastPath<S::Repeat>>,
         limit: usize,
     ) -> Self {
         Self {
@@ -245,7 +245,7 @@ impl<I, S: Service> RepeatStream<I, S> {
         if self.shared.closing.load(Ordering::Relaxed) {
             // hyper has to tell the client that the connection closes. The poll of `repeat` may be
             // unfinished, so it is dropped.
-            self.return_request(Declined::default());
+            self.return_request(FastPathMiss::default());
             self.remembered = None;
             return Poll::Ready(());
         }
@@ -253,7 +253,7 @@ impl<I, S: Service> RepeatStream<I, S> {
         let Some(memo) = &mut self.remembered else { return Poll::Pending };
         self.head.clear();
         let (repeat, path) = (&mut memo.repeat, &self.path);
-        match ready!(self.service.poll_again(repeat, path, &mut self.head, cx)) {
+        match ready!(self.service.poll_repeat(repeat, path, &mut self.head, cx)) {
             Ok(body) => {
                 (self.head_written, self.body) = (0, body);
                 self.phase = RepeatPhase::Writing;
@@ -264,7 +264,7 @@ impl<I, S: Service> RepeatStream<I, S> {
     }
 
     /// Leaves the request to hyper.
-    fn return_request(&mut self, miss: Declined) {
+    fn return_request(&mut self, miss: FastPathMiss) {
         self.shared.record_miss(miss);
         self.returned.clear();
         for part in [REQUEST_LINE.0, self.path.as_bytes(), REQUEST_LINE.1] {

@@ -18,7 +18,7 @@ use super::{
     expect::{Expectation, HeldUpload, UnrequestedUpload},
     pool::{Pool, PooledConnection, RequestSender},
 };
-use crate::limits::Kept;
+use crate::limits::BufferedFrames;
 
 /// The body of a request to the upstream.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub enum RequestBody {
     /// The body that the client sends only once it is asked to.
     Held(Box<HeldUpload>),
     /// The frames of a body that were already read, then the rest as it arrives.
-    Resumed(Kept, Box<RequestBody>),
+    Resumed(BufferedFrames, Box<RequestBody>),
 }
 
 /// Why an upload ended early.
@@ -58,7 +58,7 @@ impl RequestBody {
 
     /// Puts frames that were already read in front of the rest of the body.
     #[must_use]
-    pub fn resumed(self, read: Kept) -> Self {
+    pub fn resumed(self, read: BufferedFrames) -> Self {
         if read.is_empty() { self } else { Self::Resumed(read, Box::new(self)) }
     }
 

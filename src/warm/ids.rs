@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::{
     cache::key::{self, JobId},
-    pointer::Pointer,
-    proxy::route::rules,
+    json_pointer::JsonPointer,
+    proxy::route::invalidation_rules,
 };
 
 /// Characters of an invalid id that are shown in a message.
@@ -61,7 +61,7 @@ fn in_lines(text: &str) -> Found {
 }
 
 /// Reads a document in which `pointer` leads to the ids: strings, whole numbers, or arrays of them.
-pub(super) fn in_json(document: &[u8], pointer: &Pointer) -> serde_json::Result<Found> {
+pub(super) fn in_json(document: &[u8], pointer: &JsonPointer) -> serde_json::Result<Found> {
     let document: Value = serde_json::from_slice(document)?;
     let mut found = Found::default();
     pointer.find(&document, &mut |value| match value {
@@ -72,7 +72,7 @@ pub(super) fn in_json(document: &[u8], pointer: &Pointer) -> serde_json::Result<
 }
 
 fn take(found: &mut Found, id: &Value) {
-    found.take(rules::ids(id), || shortened(&id.to_string()));
+    found.take(invalidation_rules::ids(id), || shortened(&id.to_string()));
 }
 
 /// Shortens a value for a message.
@@ -94,7 +94,7 @@ mod tests {
     fn what_is_no_id_is_told_with_its_place() {
         let found = in_lines("# active\na\nb c\n..\n");
         assert_eq!(found.first_unreadable.as_deref(), Some("line 3: \"b c\""));
-        let found = in_json(br#"["a", null, "b c"]"#, &Pointer::parse("/*").unwrap()).unwrap();
+        let found = in_json(br#"["a", null, "b c"]"#, &JsonPointer::parse("/*").unwrap()).unwrap();
         assert_eq!(found.first_unreadable.as_deref(), Some("null"));
     }
 
@@ -107,11 +107,11 @@ mod tests {
     #[test]
     fn a_list_has_ids_where_the_pointer_leads() {
         let json = br#"{"items":[{"id":"a"},{"id":7},{"id":null},{"name":"x"}],"ids":["b",8]}"#;
-        let found = |pointer| in_json(json, &Pointer::parse(pointer).unwrap()).unwrap();
+        let found = |pointer| in_json(json, &JsonPointer::parse(pointer).unwrap()).unwrap();
         check(&found("/items/*/id"), &["a", "7"], 1);
         check(&found("/ids"), &["b", "8"], 0);
         check(&found("/ids/*"), &["b", "8"], 0);
         check(&found("/nowhere"), &[], 0);
-        assert!(in_json(b"<html>", &Pointer::parse("").unwrap()).is_err());
+        assert!(in_json(b"<html>", &JsonPointer::parse("").unwrap()).is_err());
     }
 }

@@ -11,9 +11,9 @@ use crate::{
     RunError,
     cache::Cache,
     config::{self, Config, StoreUrl},
-    limits::Room,
+    limits::Quota,
     metrics::{Limit, Metrics},
-    proxy::{Proxy, Unlisted, route::Routes},
+    proxy::{JobListError, Proxy, route::Routes},
     upstream::Upstream,
 };
 
@@ -22,7 +22,7 @@ use crate::{
 pub(super) enum Unread {
     /// The list could not be fetched.
     #[error(transparent)]
-    Unlisted(#[from] Unlisted),
+    Unlisted(#[from] JobListError),
     /// The answer is not JSON.
     #[error("the answer is not JSON: {0}; check warm.list and Accept in warm.headers")]
     NotJson(#[from] serde_json::Error),
@@ -35,9 +35,12 @@ impl Unread {
     /// Whether the upstream gave an answer, other than a server error.
     pub(super) fn is_an_answer(&self) -> bool {
         match self {
-            Self::Unlisted(Unlisted::Status(status)) => !status.is_server_error(),
-            Self::Unlisted(Unlisted::Upstream(_) | Unlisted::Broken(_)) | Self::Stopped => false,
-            Self::Unlisted(Unlisted::Encoded | Unlisted::TooLarge(_)) | Self::NotJson(_) => true,
+            Self::Unlisted(JobListError::Status(status)) => !status.is_server_error(),
+            Self::Unlisted(JobListError::Upstream(_) | JobListError::Broken(_)) | Self::Stopped => {
+                false
+            }
+            Self::Unlisted(JobListError::Encoded | JobListError::TooLarge(_))
+            | Self::NotJson(_) => true,
         }
     }
 }
@@ -49,7 +52,7 @@ pub(super) async fn listed(
     headers: &HeaderMap,
     config: &config::Warm,
 ) -> Result<ids::Found, Unread> {
-    let body = proxy.list(target, headers, MAX_LIST).await?;
+    let body = proxy.prefetch_list(target, headers, MAX_LIST).await?;
     let pointer = config.pointer.clone();
     let read = spawn_blocking(move || ids::in_json(&body, &pointer)).await;
     Ok(read.map_err(|_| Unread::Stopped)??)
@@ -89,8 +92,8 @@ fn proxy(config: &Config) -> Result<Proxy, RunError> {
     let metrics = Arc::new(Metrics::default());
     let limits = &metrics.limits;
     let limit_hits = limits.counter(Limit::Inspected).clone();
-    let room = Room::new(config.max_inspected, limits.inspected.clone(), limit_hits);
-    let routes = Arc::new(Routes::configured::<RunError>(&config)?);
+    let room = Quota::new(config.max_inspected, limits.inspected.clone(), limit_hits);
+    let routes = Arc::new(Routes::from_config::<RunError>(&config)?);
     let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
     let cache = Arc::new(Cache::open(&config, Arc::clone(&metrics))?);
     Ok(Proxy::new(routes, cache, upstream, room, &config, metrics))

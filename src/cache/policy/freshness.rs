@@ -188,7 +188,7 @@ mod tests {
     use hyper::{Response, http::response::Parts};
 
     use super::{NoStore, Policy, States, freshness};
-    use crate::{config, pointer::Pointer};
+    use crate::{config, json_pointer::JsonPointer};
 
     const POLICY: Policy = Policy {
         ttl: Duration::from_mins(5),
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn the_state_of_the_job_only_shortens_its_life() {
         let map = vec![("running".to_owned(), Duration::from_secs(10))];
-        let pointer = Pointer::member("status");
+        let pointer = JsonPointer::member("status");
         let policy = Policy { states: States::new(&config::States { pointer, map }), ..POLICY };
         let check = |stated: &str, body: &[u8], want| {
             let head = head(&[("cache-control", stated)]);

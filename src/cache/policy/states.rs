@@ -5,12 +5,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use crate::{config, pointer::Pointer};
+use crate::{config, json_pointer::JsonPointer};
 
 /// Greatest TTL of an entry, by the state of its job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct States {
-    pointer: Pointer,
+    pointer: JsonPointer,
     ttls: HashMap<String, Duration>,
     /// Limit for unknown states, in which a job may change often.
     shortest: Duration,
@@ -37,10 +37,10 @@ mod tests {
     use std::time::Duration;
 
     use super::States;
-    use crate::{config, pointer::Pointer};
+    use crate::{config, json_pointer::JsonPointer};
 
     fn config(map: &[(&str, u64)]) -> config::States {
-        let pointer = Pointer::parse("/job/status").unwrap();
+        let pointer = JsonPointer::parse("/job/status").unwrap();
         let ttl =
             |&(state, seconds): &(&str, u64)| (state.to_owned(), Duration::from_secs(seconds));
         config::States { pointer, map: map.iter().map(ttl).collect() }

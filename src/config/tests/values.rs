@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::IntoConnectionInfo;
 
 use super::super::{Address, Config, Endpoint, LogFormat, Mode, Secret, StoreUrl, knob};
-use crate::pointer::Pointer;
+use crate::json_pointer::JsonPointer;
 
 /// Expects the value to be refused; the table holds what stands between origin and default.
 #[track_caller]
@@ -351,7 +351,7 @@ fn a_log_filter_that_would_silence_everything_is_refused() {
 
 #[test]
 fn the_state_is_told_at_a_json_pointer() {
-    assert_eq!(good("ttl.states.pointer", "").states.pointer, Pointer::parse("").unwrap());
+    assert_eq!(good("ttl.states.pointer", "").states.pointer, JsonPointer::parse("").unwrap());
     let why = "is not a JSON pointer (RFC 6901); begin it with '/', as in '/job/id'";
     bad("ttl.states.pointer", "status", why);
     let why = "is not a JSON pointer (RFC 6901); write '~' as '~0' and '/' within a name as '~1'";

@@ -10,7 +10,7 @@ pub(super) const ID: &str = "{id}";
 
 /// Why a template cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum BadTemplate {
+pub enum InvalidTemplate {
     /// No template is given.
     #[error("no route given; give at least one such as '/jobs/{{id}}'")]
     Missing,
@@ -29,20 +29,20 @@ pub enum BadTemplate {
     /// The id is written in the syntax of a framework.
     #[error(
         "route '{}' has another placeholder for the job's id; write {{id}} instead: '{}'",
-        template.escape_debug(), meant.escape_debug()
+        template.escape_debug(), suggestion.escape_debug()
     )]
-    Named {
+    OtherPlaceholder {
         /// The template.
         template: String,
         /// The same template with `{id}`.
-        meant: String,
+        suggestion: String,
     },
     /// The template does not have exactly one segment `{id}`.
     #[error(
         "route '{}' has {count} segments '{{id}}'; give it exactly one",
         template.escape_debug()
     )]
-    Id {
+    IdCount {
         /// The template.
         template: String,
         /// The number of segments `{id}`.
@@ -68,47 +68,50 @@ pub(super) struct Template {
     before: Vec<String>,
     after: Vec<String>,
     /// The text of a path before the id, with the slash, and the text after it.
-    ends: (String, String),
+    affixes: (String, String),
     text: String,
 }
 
 impl Template {
-    pub(super) fn parse(template: &str) -> Result<Self, BadTemplate> {
+    pub(super) fn parse(template: &str) -> Result<Self, InvalidTemplate> {
         let Some(path) = template.strip_prefix('/') else {
-            return Err(BadTemplate::Relative { template: template.to_owned() });
+            return Err(InvalidTemplate::Relative { template: template.to_owned() });
         };
         let segments: Vec<&str> = path.split('/').collect();
-        if let Some(suggested) = meant(&segments) {
-            return Err(BadTemplate::Named { template: template.to_owned(), meant: suggested });
+        if let Some(suggested) = suggestion(&segments) {
+            return Err(InvalidTemplate::OtherPlaceholder {
+                template: template.to_owned(),
+                suggestion: suggested,
+            });
         }
         if let Some(segment) =
             segments.iter().find(|segment| **segment != ID && !is_literal(segment))
         {
             let template = template.to_owned();
             let segment = (*segment).to_owned();
-            return Err(BadTemplate::Segment { template, segment });
+            return Err(InvalidTemplate::Segment { template, segment });
         }
         let mut parts = segments.split(|segment| *segment == ID);
         let (Some(before), Some(after), None) = (parts.next(), parts.next(), parts.next()) else {
             let count = segments.iter().filter(|segment| **segment == ID).count();
-            return Err(BadTemplate::Id { template: template.to_owned(), count });
+            return Err(InvalidTemplate::IdCount { template: template.to_owned(), count });
         };
         let owned = |part: &[&str]| part.iter().map(|&segment| segment.to_owned()).collect();
         let start: String = before.iter().flat_map(|segment| ["/", segment]).collect();
         let end = after.iter().flat_map(|segment| ["/", segment]).collect();
         let (before, after, text) = (owned(before), owned(after), template.to_owned());
-        Ok(Self { before, after, ends: (start + "/", end), text })
+        Ok(Self { before, after, affixes: (start + "/", end), text })
     }
 
     /// Returns the path of this id.
     pub(super) fn path(&self, id: &str) -> String {
-        let (start, end) = &self.ends;
+        let (start, end) = &self.affixes;
         [start, id, end].concat()
     }
 
     /// Returns the id segment of a path that matches this template byte for byte.
     pub(super) fn id<'p>(&self, path: &'p str) -> Option<&'p str> {
-        let (start, end) = &self.ends;
+        let (start, end) = &self.affixes;
         let id = path.strip_prefix(start.as_str())?.strip_suffix(end.as_str())?;
         (!id.is_empty() && !id.as_bytes().contains(&b'/')).then_some(id)
     }
@@ -140,7 +143,7 @@ impl Template {
 
 /// Returns the template with `{id}` in place of the placeholder of a framework (`{job_id}`, `:id`,
 /// `<int:id>`), if there is exactly one and every other segment is valid.
-fn meant(segments: &[&str]) -> Option<String> {
+fn suggestion(segments: &[&str]) -> Option<String> {
     let is_named = |segment: &&&str| {
         let inside = [("{", "}"), ("<", ">"), (":", "")].into_iter().find_map(|(open, close)| {
             segment.strip_prefix(open)?.strip_suffix(close).filter(|name| !name.is_empty())

@@ -27,33 +27,33 @@ use tracing::warn;
 use super::{
     body::Body,
     route::{
-        Scope,
-        rules::{MAX_NAMED, Rule, Side},
+        WriteScope,
+        invalidation_rules::{BodySide, InvalidationRule, MAX_NAMED},
     },
 };
 use crate::{
     cache::key::JobId,
-    limits::{Kept, Room, join},
+    limits::{BufferedFrames, Quota, join},
     metrics::{Metrics, MissLabels},
     throttle::Throttle,
     upstream::{RequestBody, ResponseBody, UpstreamError},
 };
 
 /// Longest time to wait for an inspected body. Past it the body streams on without inspection.
-const PATIENCE: Duration = Duration::from_secs(10);
+const INSPECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Inspects the bodies of writes.
 #[derive(Debug)]
-pub(super) struct Inspector {
+pub(super) struct BodyInspector {
     warnings: Throttle,
     /// Limits the memory of the bodies that are being inspected.
-    room: Arc<Room>,
+    room: Arc<Quota>,
     metrics: Arc<Metrics>,
 }
 
 /// Why a rule did not find every job that a body names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Miss {
+enum RuleMiss {
     /// The body is larger than the rule allows.
     TooLarge,
     /// The body is compressed.
@@ -72,23 +72,23 @@ enum Miss {
 
 /// How a body without room in the quota is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Full {
+enum WhenFull {
     /// The body is not read on.
-    Refuses,
+    Refuse,
     /// The body is read and counted all the same.
-    Exceeds,
+    Exceed,
 }
 
 /// Why a request could not be inspected and is not forwarded.
 #[derive(Debug)]
-pub(super) enum Unread {
+pub(super) enum InspectError {
     /// The client broke off the body.
     Broken(UpstreamError),
     /// The quota has no room for the body.
     NoRoom,
 }
 
-impl From<UpstreamError> for Unread {
+impl From<UpstreamError> for InspectError {
     fn from(error: UpstreamError) -> Self {
         Self::Broken(error)
     }
@@ -96,14 +96,14 @@ impl From<UpstreamError> for Unread {
 
 /// A response that was inspected.
 #[derive(Debug)]
-pub(super) struct Inspected {
+pub(super) struct InspectedResponse {
     pub(super) response: Response<Body>,
     /// The jobs that the response body names.
     pub(super) jobs: Vec<JobId>,
 }
 
-impl Inspector {
-    pub(super) fn new(room: Arc<Room>, metrics: Arc<Metrics>) -> Self {
+impl BodyInspector {
+    pub(super) fn new(room: Arc<Quota>, metrics: Arc<Metrics>) -> Self {
         Self { warnings: Throttle::default(), room, metrics }
     }
 
@@ -115,27 +115,27 @@ impl Inspector {
     /// sending bodies that use up the quota.
     pub(super) async fn request(
         &self,
-        scope: &mut Scope,
+        scope: &mut WriteScope,
         head: &mut request::Parts,
         mut body: RequestBody,
-    ) -> Result<RequestBody, Unread> {
-        if most(&scope.rules, Side::Response).is_some() {
+    ) -> Result<RequestBody, InspectError> {
+        if max_inspected(&scope.rules, BodySide::Response).is_some() {
             head.headers.remove(ACCEPT_ENCODING);
         }
-        let Some(max) = most(&scope.rules, Side::Request) else { return Ok(body) };
+        let Some(max) = max_inspected(&scope.rules, BodySide::Request) else { return Ok(body) };
         // The upstream cannot answer the expectation here: nothing is sent to it before the body
         // has been inspected.
-        if readable(&head.headers, &body, max).is_ok() && body.begin() {
+        if inspectable(&head.headers, &body, max).is_ok() && body.begin() {
             head.headers.remove(EXPECT);
         }
-        let mut read = Kept::new(&self.room);
-        let full = Full::Refuses;
-        let document = document(&head.headers, &mut body, max, full, &mut read).await;
+        let mut read = BufferedFrames::new(&self.room);
+        let full = WhenFull::Refuse;
+        let document = read_document(&head.headers, &mut body, max, full, &mut read).await;
         let document = document.map_err(UpstreamError::ClientGone)?;
-        if document == Err(Miss::Memory) {
-            return Err(Unread::NoRoom);
+        if document == Err(RuleMiss::Memory) {
+            return Err(InspectError::NoRoom);
         }
-        let named = self.named(&scope.rules, Side::Request, &document);
+        let named = self.named(&scope.rules, BodySide::Request, &document);
         let mut known: HashSet<JobId> = scope.jobs.iter().cloned().collect();
         scope.jobs.extend(named.into_iter().filter(|job| known.insert(job.clone())));
         Ok(body.resumed(read))
@@ -144,41 +144,48 @@ impl Inspector {
     /// Finds the jobs that a response body names.
     pub(super) async fn response(
         &self,
-        rules: &[Arc<Rule>],
+        rules: &[Arc<InvalidationRule>],
         response: Response<ResponseBody>,
-    ) -> Result<Inspected, UpstreamError> {
+    ) -> Result<InspectedResponse, UpstreamError> {
         let (head, mut body) = response.into_parts();
-        let max = most(rules, Side::Response).filter(|_| !is_event_stream(&head.headers));
+        let max =
+            max_inspected(rules, BodySide::Response).filter(|_| !is_event_stream(&head.headers));
         let Some(max) = max else {
             let response = Response::from_parts(head, Body::Upstream(body));
-            return Ok(Inspected { response, jobs: Vec::new() });
+            return Ok(InspectedResponse { response, jobs: Vec::new() });
         };
-        let mut read = Kept::new(&self.room);
+        let mut read = BufferedFrames::new(&self.room);
         // The body is read while it holds its upstream connection permit, so the limit on those
         // bounds the memory too.
-        let document = document(&head.headers, &mut body, max, Full::Exceeds, &mut read).await?;
+        let document =
+            read_document(&head.headers, &mut body, max, WhenFull::Exceed, &mut read).await?;
         let is_error = head.status.is_client_error() || head.status.is_server_error();
         let jobs = match &document {
             // Most error responses name no job: that is not a fault of the rule.
             Err(_) if is_error => Vec::new(),
-            Ok(value) if is_error => named_by(rules, Side::Response, value),
-            document => self.named(rules, Side::Response, document),
+            Ok(value) if is_error => named_by(rules, BodySide::Response, value),
+            document => self.named(rules, BodySide::Response, document),
         };
         let body = if read.is_empty() { Body::Upstream(body) } else { Body::Resumed(read, body) };
-        Ok(Inspected { response: Response::from_parts(head, body), jobs })
+        Ok(InspectedResponse { response: Response::from_parts(head, body), jobs })
     }
 
     /// Returns the jobs that a document names, and counts the misses.
-    fn named(&self, rules: &[Arc<Rule>], side: Side, document: &Result<Value, Miss>) -> Vec<JobId> {
+    fn named(
+        &self,
+        rules: &[Arc<InvalidationRule>],
+        side: BodySide,
+        document: &Result<Value, RuleMiss>,
+    ) -> Vec<JobId> {
         let mut named = Vec::new();
         for rule in rules.iter().filter(|rule| rule.max_body(side).is_some()) {
             match document.as_ref().map(|document| rule.jobs(side, document)) {
-                Err(why) => self.missed(rule, side, *why),
-                Ok(jobs) if jobs.is_empty() => self.missed(rule, side, Miss::NotFound),
+                Err(why) => self.report_miss(rule, side, *why),
+                Ok(jobs) if jobs.is_empty() => self.report_miss(rule, side, RuleMiss::NotFound),
                 Ok(jobs) => {
                     named.extend(jobs);
                     if named.len() > MAX_NAMED {
-                        self.missed(rule, side, Miss::TooMany);
+                        self.report_miss(rule, side, RuleMiss::TooMany);
                     }
                 }
             }
@@ -187,7 +194,7 @@ impl Inspector {
         named
     }
 
-    fn missed(&self, rule: &Rule, side: Side, why: Miss) {
+    fn report_miss(&self, rule: &InvalidationRule, side: BodySide, why: RuleMiss) {
         let (rule, body, reason) = (rule.number(), side.as_str(), why.as_str());
         self.metrics.rule_misses.get_or_create(&MissLabels { body, reason }).inc();
         if let Some(suppressed) = self.warnings.admit(&format!("{rule} {body} {reason}")) {
@@ -203,7 +210,7 @@ impl Inspector {
     }
 }
 
-impl Miss {
+impl RuleMiss {
     fn as_str(self) -> &'static str {
         match self {
             Self::TooLarge => "too-large",
@@ -218,11 +225,11 @@ impl Miss {
 }
 
 /// Returns the largest size that a rule reads of this body, if any rule reads it.
-fn most(rules: &[Arc<Rule>], side: Side) -> Option<usize> {
+fn max_inspected(rules: &[Arc<InvalidationRule>], side: BodySide) -> Option<usize> {
     rules.iter().filter_map(|rule| rule.max_body(side)).max()
 }
 
-fn named_by(rules: &[Arc<Rule>], side: Side, document: &Value) -> Vec<JobId> {
+fn named_by(rules: &[Arc<InvalidationRule>], side: BodySide, document: &Value) -> Vec<JobId> {
     rules.iter().flat_map(|rule| rule.jobs(side, document)).take(MAX_NAMED).collect()
 }
 
@@ -238,30 +245,30 @@ fn is_encoded(headers: &HeaderMap) -> bool {
 }
 
 /// Whether a body can be inspected, as far as its head says.
-fn readable<B: HttpBody>(headers: &HeaderMap, body: &B, max: usize) -> Result<(), Miss> {
+fn inspectable<B: HttpBody>(headers: &HeaderMap, body: &B, max: usize) -> Result<(), RuleMiss> {
     if is_encoded(headers) {
-        return Err(Miss::Encoded);
+        return Err(RuleMiss::Encoded);
     }
     if body.size_hint().lower() > max as u64 {
-        return Err(Miss::TooLarge);
+        return Err(RuleMiss::TooLarge);
     }
     Ok(())
 }
 
 /// Parses a body of at most `max` bytes. `read` holds the frames that were read, also if this fails
 /// or is dropped.
-async fn document<B: HttpBody<Data = Bytes> + Unpin>(
+async fn read_document<B: HttpBody<Data = Bytes> + Unpin>(
     headers: &HeaderMap,
     body: &mut B,
     max: usize,
-    full: Full,
-    read: &mut Kept,
-) -> Result<Result<Value, Miss>, B::Error> {
-    if let Err(why) = readable(headers, body, max) {
+    full: WhenFull,
+    read: &mut BufferedFrames,
+) -> Result<Result<Value, RuleMiss>, B::Error> {
+    if let Err(why) = inspectable(headers, body, max) {
         return Ok(Err(why));
     }
-    let Ok(whole) = timeout(PATIENCE, read_whole(body, max, full, read)).await else {
-        return Ok(Err(Miss::Slow));
+    let Ok(whole) = timeout(INSPECT_TIMEOUT, read_whole(body, max, full, read)).await else {
+        return Ok(Err(RuleMiss::Slow));
     };
     if let Err(why) = whole? {
         return Ok(Err(why));
@@ -271,7 +278,7 @@ async fn document<B: HttpBody<Data = Bytes> + Unpin>(
     // than treating it as an error" RFC 8259 8.1. Some upstreams ignore it, so it is ignored here
     // too.
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
-    Ok(serde_json::from_slice(text).map_err(|_| Miss::NotJson))
+    Ok(serde_json::from_slice(text).map_err(|_| RuleMiss::NotJson))
 }
 
 /// Reads a body that ends within `max` bytes and fits the quota. Cancel-safe: `read` holds the
@@ -279,9 +286,9 @@ async fn document<B: HttpBody<Data = Bytes> + Unpin>(
 async fn read_whole<B: HttpBody<Data = Bytes> + Unpin>(
     body: &mut B,
     max: usize,
-    full: Full,
-    read: &mut Kept,
-) -> Result<Result<(), Miss>, B::Error> {
+    full: WhenFull,
+    read: &mut BufferedFrames,
+) -> Result<Result<(), RuleMiss>, B::Error> {
     let mut left = max;
     while let Some(frame) = body.frame().await {
         let frame = frame?;
@@ -289,14 +296,14 @@ async fn read_whole<B: HttpBody<Data = Bytes> + Unpin>(
         if size > 0 || !frame.is_data() {
             // An empty frame carries nothing, and any number of them would count as zero bytes.
             match full {
-                Full::Exceeds => read.push_past(frame),
-                Full::Refuses if !read.push(frame) => return Ok(Err(Miss::Memory)),
-                Full::Refuses => {}
+                WhenFull::Exceed => read.force_push(frame),
+                WhenFull::Refuse if !read.push(frame) => return Ok(Err(RuleMiss::Memory)),
+                WhenFull::Refuse => {}
             }
         }
         match left.checked_sub(size) {
             Some(rest) => left = rest,
-            None => return Ok(Err(Miss::TooLarge)),
+            None => return Ok(Err(RuleMiss::TooLarge)),
         }
     }
     Ok(Ok(()))
@@ -316,17 +323,18 @@ mod tests {
         pairs.into_iter().filter(|_| !coding.is_empty()).collect()
     }
 
-    fn kept(limit: usize) -> Kept {
-        Kept::new(&Room::new(limit, Gauge::default(), Counter::default()))
+    fn kept(limit: usize) -> BufferedFrames {
+        BufferedFrames::new(&Quota::new(limit, Gauge::default(), Counter::default()))
     }
 
     #[track_caller]
-    fn check(coding: &'static str, body: &'static str, want: Result<&str, Miss>) {
+    fn check(coding: &'static str, body: &'static str, want: Result<&str, RuleMiss>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let mut read = kept(1 << 10);
         let mut whole = Whole::new(Bytes::from_static(body.as_bytes()));
-        let (headers, full) = (coded(coding), Full::Refuses);
-        let got = runtime.block_on(document(&headers, &mut whole, 8, full, &mut read)).unwrap();
+        let (headers, full) = (coded(coding), WhenFull::Refuse);
+        let got =
+            runtime.block_on(read_document(&headers, &mut whole, 8, full, &mut read)).unwrap();
         assert_eq!(got.map(|value| value.to_string()).as_deref(), want.as_deref(), "{body}");
     }
 
@@ -336,10 +344,10 @@ mod tests {
         check("Identity", "[1]", Ok("[1]"));
         check("", "\u{feff}[1]", Ok("[1]"));
         check("", "[1,2,3] ", Ok("[1,2,3]"));
-        check("", "[1,2,3]  ", Err(Miss::TooLarge));
-        check("gzip", "[1]", Err(Miss::Encoded));
+        check("", "[1,2,3]  ", Err(RuleMiss::TooLarge));
+        check("gzip", "[1]", Err(RuleMiss::Encoded));
         for no_json in ["", "{", "a=1", "[[[[[[[["] {
-            check("", no_json, Err(Miss::NotJson));
+            check("", no_json, Err(RuleMiss::NotJson));
         }
     }
 
@@ -350,9 +358,10 @@ mod tests {
         let mut body = StreamBody::new(futures_util::stream::iter(frames));
         let (headers, mut read) = (HeaderMap::new(), kept(1 << 10));
 
-        let document = document(&headers, &mut body, 8, Full::Refuses, &mut read).await.unwrap();
+        let document =
+            read_document(&headers, &mut body, 8, WhenFull::Refuse, &mut read).await.unwrap();
 
-        assert_eq!(document, Err(Miss::TooLarge));
+        assert_eq!(document, Err(RuleMiss::TooLarge));
         assert_eq!(read.data().collect::<Vec<_>>(), ["[1,2,3", ",4,5,6"]);
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), ",7]");
     }
@@ -364,7 +373,7 @@ mod tests {
         let stream = futures_util::StreamExt::chain(first, futures_util::stream::pending());
         let (mut body, mut read) = (StreamBody::new(stream), kept(1 << 10));
 
-        let reading = read_whole(&mut body, 8, Full::Refuses, &mut read);
+        let reading = read_whole(&mut body, 8, WhenFull::Refuse, &mut read);
         let late = timeout(Duration::from_millis(1), reading).await;
 
         assert!(late.is_err());
@@ -373,7 +382,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_in_many_small_parts_takes_more_room_than_its_bytes() {
-        for (full, want) in [(Full::Refuses, Err(Miss::Memory)), (Full::Exceeds, Ok(()))] {
+        for (full, want) in [(WhenFull::Refuse, Err(RuleMiss::Memory)), (WhenFull::Exceed, Ok(()))]
+        {
             let parts = std::iter::repeat_n(Bytes::from_static(b"1"), 100).map(Frame::data);
             let parts = parts.map(Ok::<_, std::io::Error>);
             let mut body = StreamBody::new(futures_util::stream::iter(parts));

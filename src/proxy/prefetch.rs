@@ -18,8 +18,8 @@ use tracing::{Instrument as _, error};
 
 use super::{
     Proxy,
-    exchange::{Switch, prepare_response},
-    lead::{Became, LeadTask},
+    exchange::{ProtocolSwitch, prepare_response},
+    lead::{FillOutcome, LeadTask},
     route::Route,
 };
 use crate::{
@@ -32,11 +32,11 @@ use crate::{
 };
 
 /// The peer of a prefetch. Its host and scheme come from the configuration, so they are trusted.
-const OURSELVES: Peer = Peer { ip: None, is_tls: false, is_trusted: true };
+const PREFETCH_PEER: Peer = Peer { ip: None, is_tls: false, is_trusted: true };
 
 /// The result of a prefetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum PrefetchOutcome {
     /// The job was read and stored.
     Stored,
     /// There was already an entry.
@@ -68,7 +68,7 @@ pub enum Outcome {
     Died,
 }
 
-impl Outcome {
+impl PrefetchOutcome {
     /// Returns the outcome for metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -90,7 +90,7 @@ impl Outcome {
     }
 
     /// Whether a later attempt may have another outcome.
-    pub fn passes(self) -> bool {
+    pub fn is_transient(self) -> bool {
         matches!(
             self,
             Self::Fenced | Self::Leased | Self::Revoked | Self::Store | Self::Upstream | Self::Busy
@@ -100,7 +100,7 @@ impl Outcome {
 
 /// Why the list of jobs could not be read. The message continues a sentence about the upstream.
 #[derive(Debug, thiserror::Error)]
-pub enum Unlisted {
+pub enum JobListError {
     /// The upstream gave no response.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
@@ -120,36 +120,38 @@ pub enum Unlisted {
 
 impl Proxy {
     /// Whether the mode allows prefetches.
-    pub fn reads_ahead(&self) -> bool {
+    pub fn allows_prefetch(&self) -> bool {
         self.mode != Mode::Off
     }
 
     /// Reads a job into the cache with these headers, unless it is already there.
-    pub async fn read_ahead(self: &Arc<Self>, id: &JobId, headers: &HeaderMap) -> Outcome {
-        if !self.reads_ahead() {
-            return Outcome::Passed;
+    pub async fn prefetch(self: &Arc<Self>, id: &JobId, headers: &HeaderMap) -> PrefetchOutcome {
+        if !self.allows_prefetch() {
+            return PrefetchOutcome::Passed;
         }
         // The lookup may already take a lease, and readers would wait for it if the process ended
         // here. The token makes a drain wait.
         let _task = self.tasks.token();
-        let Some((head, id)) = self.head_ahead(id, headers) else { return Outcome::Passed };
+        let Some((head, id)) = self.prefetch_head(id, headers) else {
+            return PrefetchOutcome::Passed;
+        };
         let lookup = self.cache.ask(&id, &head.method, &head.uri, &head.headers);
         let mut budget = self.cache.budget();
         match self.cache.look_ahead(&lookup, &mut budget).await {
-            Ahead::Present => Outcome::Present,
-            Ahead::Lead(lead) => self.lead_ahead(*lead, head, budget).await,
+            Ahead::Present => PrefetchOutcome::Present,
+            Ahead::Lead(lead) => self.lead_prefetch(*lead, head, budget).await,
             Ahead::Join(flight) => match flight.landed().await {
-                Some(_) => Outcome::Joined,
-                None => Outcome::Busy,
+                Some(_) => PrefetchOutcome::Joined,
+                None => PrefetchOutcome::Busy,
             },
             Ahead::Wait(why) => delayed_by(why),
-            Ahead::Never => Outcome::Passed,
+            Ahead::Never => PrefetchOutcome::Passed,
         }
     }
 
     /// Returns the request head of a client that reads this job by the first route, if that read is
     /// cacheable.
-    fn head_ahead(&self, id: &JobId, headers: &HeaderMap) -> Option<(Parts, JobId)> {
+    fn prefetch_head(&self, id: &JobId, headers: &HeaderMap) -> Option<(Parts, JobId)> {
         let uri: Uri = self.routes.path_of(id).parse().ok()?;
         let mut request = Request::new(());
         *request.method_mut() = Method::GET;
@@ -159,60 +161,68 @@ impl Proxy {
         (!self.cache.is_personal(headers)).then(|| (request.into_parts().0, id))
     }
 
-    async fn lead_ahead(self: &Arc<Self>, lead: Lead, head: Parts, budget: Budget) -> Outcome {
-        if self.superseded.is_told() {
+    async fn lead_prefetch(
+        self: &Arc<Self>,
+        lead: Lead,
+        head: Parts,
+        budget: Budget,
+    ) -> PrefetchOutcome {
+        if self.stale_config.is_stale() {
             // As for a client: the read would use rules that no longer hold.
             self.cache.abandon(lead, Abandoned::Superseded).await;
-            return Outcome::Revoked;
+            return PrefetchOutcome::Revoked;
         }
-        let request = self.for_fill(&head, OURSELVES);
+        let request = self.fill_request(&head, PREFETCH_PEER);
         // The answer is dropped, as for a client that has hung up.
         let flight = spans::flight();
         lead.led_by(&flight);
         let (task, _) = LeadTask::new(self, lead, head, budget);
         // The read runs to its end even during a drain, because clients may have joined it.
         match self.tasks.spawn(task.run(request).instrument(flight)).await {
-            Ok(Became::Stored) => Outcome::Stored,
-            Ok(Became::Revoked) => Outcome::Revoked,
-            Ok(Became::Unstored) => Outcome::Store,
-            Ok(Became::Unstorable(_, status)) if status.is_server_error() => Outcome::Upstream,
-            Ok(Became::Unstorable(NoStore::Status, _)) => Outcome::Status,
-            Ok(Became::Unstorable(NoStore::Memory, _)) => Outcome::Busy,
-            Ok(Became::Unstorable(..)) => Outcome::Unstorable,
-            Ok(Became::Failed) => Outcome::Upstream,
+            Ok(FillOutcome::Stored) => PrefetchOutcome::Stored,
+            Ok(FillOutcome::Revoked) => PrefetchOutcome::Revoked,
+            Ok(FillOutcome::Unstored) => PrefetchOutcome::Store,
+            Ok(FillOutcome::Unstorable(_, status)) if status.is_server_error() => {
+                PrefetchOutcome::Upstream
+            }
+            Ok(FillOutcome::Unstorable(NoStore::Status, _)) => PrefetchOutcome::Status,
+            Ok(FillOutcome::Unstorable(NoStore::Memory, _)) => PrefetchOutcome::Busy,
+            Ok(FillOutcome::Unstorable(..)) => PrefetchOutcome::Unstorable,
+            Ok(FillOutcome::Failed) => PrefetchOutcome::Upstream,
             // A task that panicked has stored nothing.
             Err(error) => {
                 error!(%error, "a prefetch task died");
-                Outcome::Died
+                PrefetchOutcome::Died
             }
         }
     }
 
     /// Returns the list of jobs at this path and query, at most `max` bytes.
-    pub async fn list(
+    pub async fn prefetch_list(
         &self,
         target: &Uri,
         headers: &HeaderMap,
         max: usize,
-    ) -> Result<Bytes, Unlisted> {
+    ) -> Result<Bytes, JobListError> {
         let mut request = Request::new(());
         *request.uri_mut() = target.clone();
         request.headers_mut().clone_from(headers);
-        let request = self.for_fill(&request.into_parts().0, OURSELVES);
+        let request = self.fill_request(&request.into_parts().0, PREFETCH_PEER);
         let response = self.send(request, RetryPolicy::OnceIfSafe).await?;
-        let (head, mut body) = prepare_response(response, Switch::Unasked)?.into_parts();
+        let (head, mut body) =
+            prepare_response(response, ProtocolSwitch::NotRequested)?.into_parts();
         if head.status != StatusCode::OK {
-            return Err(Unlisted::Status(head.status));
+            return Err(JobListError::Status(head.status));
         }
         if head.headers.contains_key(CONTENT_ENCODING) {
-            return Err(Unlisted::Encoded);
+            return Err(JobListError::Encoded);
         }
         let mut read = BytesMut::new();
         while !body.is_end_stream() {
             let Some(frame) = body.frame().await else { break };
             let data = frame?.into_data().unwrap_or_default();
             if read.len() + data.len() > max {
-                return Err(Unlisted::TooLarge(max));
+                return Err(JobListError::TooLarge(max));
             }
             read.extend_from_slice(&data);
         }
@@ -220,11 +230,11 @@ impl Proxy {
     }
 }
 
-fn delayed_by(why: Bypass) -> Outcome {
+fn delayed_by(why: Bypass) -> PrefetchOutcome {
     match why {
-        Bypass::Fenced => Outcome::Fenced,
-        Bypass::Leased => Outcome::Leased,
-        Bypass::Flights => Outcome::Busy,
-        _ => Outcome::Store,
+        Bypass::Fenced => PrefetchOutcome::Fenced,
+        Bypass::Leased => PrefetchOutcome::Leased,
+        Bypass::Flights => PrefetchOutcome::Busy,
+        _ => PrefetchOutcome::Store,
     }
 }

@@ -21,14 +21,14 @@ use crate::cache::Outcome;
 /// Whether other routes or rules are in force. It is set before they come into force: a write that
 /// finds it unset was answered before any read by the new rules.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Superseded(Arc<AtomicBool>);
+pub(super) struct StaleConfig(Arc<AtomicBool>);
 
-impl Superseded {
-    pub(super) fn tell(&self) {
+impl StaleConfig {
+    pub(super) fn mark(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    pub(super) fn is_told(&self) -> bool {
+    pub(super) fn is_stale(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 }
@@ -36,12 +36,12 @@ impl Superseded {
 /// A write under way that no route and no rule covers. If the client or the upstream gives up
 /// before there is an answer, the outcome is unknown.
 #[derive(Debug)]
-pub(super) struct Unclaimed {
+pub(super) struct StaleConfigGuard {
     proxy: Arc<Proxy>,
     answered: bool,
 }
 
-impl Unclaimed {
+impl StaleConfigGuard {
     pub(super) fn new(proxy: &Arc<Proxy>) -> Self {
         Self { proxy: Arc::clone(proxy), answered: false }
     }
@@ -50,13 +50,13 @@ impl Unclaimed {
     /// every job.
     pub(super) fn answered(mut self) -> bool {
         self.answered = true;
-        self.proxy.superseded.is_told()
+        self.proxy.stale_config.is_stale()
     }
 }
 
-impl Drop for Unclaimed {
+impl Drop for StaleConfigGuard {
     fn drop(&mut self) {
-        if !self.answered && self.proxy.superseded.is_told() {
+        if !self.answered && self.proxy.stale_config.is_stale() {
             let cache = Arc::clone(&self.proxy.cache);
             self.proxy.tasks.spawn(async move { cache.end_all(Outcome::Unknown).await });
         }

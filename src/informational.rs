@@ -24,13 +24,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Largest size of the queue, in bytes, for a client that does not read. A response that begins
 /// below it is queued as a whole.
-const QUEUE_MAX: usize = 64 * 1024;
+const MAX_QUEUED_BYTES: usize = 64 * 1024;
 
 /// Sends the informational responses to one request.
 #[derive(Clone, Debug, Default)]
-pub struct Interim(Option<(Arc<Lane>, u64)>);
+pub struct Informational(Option<(Arc<InformationalQueue>, u64)>);
 
-impl Interim {
+impl Informational {
     /// Queues an informational response. Drops it if the final response has been given, if the
     /// client accepts none, or if the queue is full.
     pub fn send(&self, status: StatusCode, headers: &HeaderMap) {
@@ -40,7 +40,7 @@ impl Interim {
     }
 
     /// Whether the client accepts informational responses.
-    pub fn is_taken(&self) -> bool {
+    pub fn is_accepted(&self) -> bool {
         self.0.is_some()
     }
 
@@ -54,57 +54,57 @@ impl Interim {
 /// The queue of informational responses of one connection, which answers its requests one after the
 /// other. Most requests have none, and take no lock.
 #[derive(Debug, Default)]
-pub(crate) struct Lane {
+pub(crate) struct InformationalQueue {
     /// Number of the request that is being answered. Only the connection changes it.
-    turn: AtomicU64,
+    current: AtomicU64,
     /// Number of the last request that was answered.
-    closed: AtomicU64,
+    last_answered: AtomicU64,
     /// Whether the queue may hold bytes. Most flushes look at nothing else.
-    waiting: AtomicBool,
-    queue: Mutex<Queue>,
+    has_bytes: AtomicBool,
+    state: Mutex<QueueState>,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct QueueState {
     bytes: BytesMut,
     /// The task that flushes the stream.
-    connection: Option<Waker>,
+    waker: Option<Waker>,
 }
 
-impl Lane {
+impl InformationalQueue {
     /// Opens the queue for the next request.
-    pub(crate) fn open(self: &Arc<Self>) -> Interim {
-        let number = self.turn.load(Ordering::Relaxed) + 1;
-        self.turn.store(number, Ordering::Relaxed);
-        Interim(Some((Arc::clone(self), number)))
+    pub(crate) fn open(self: &Arc<Self>) -> Informational {
+        let number = self.current.load(Ordering::Relaxed) + 1;
+        self.current.store(number, Ordering::Relaxed);
+        Informational(Some((Arc::clone(self), number)))
     }
 
     fn send(&self, number: u64, status: StatusCode, headers: &HeaderMap) {
-        let mut state = self.queue();
+        let mut state = self.lock();
         // `poll_close` uses the opposite order: either this call sees that the queue is closed, or
         // the closing side sees that bytes wait and blocks on the lock held here.
-        self.waiting.store(true, Ordering::SeqCst);
-        let open = self.closed.load(Ordering::SeqCst) < number;
-        if open && state.bytes.len() <= QUEUE_MAX {
+        self.has_bytes.store(true, Ordering::SeqCst);
+        let open = self.last_answered.load(Ordering::SeqCst) < number;
+        if open && state.bytes.len() <= MAX_QUEUED_BYTES {
             encode(&mut state.bytes, status, headers);
         }
-        self.waiting.store(!state.bytes.is_empty(), Ordering::SeqCst);
-        if let Some(connection) = &state.connection {
+        self.has_bytes.store(!state.bytes.is_empty(), Ordering::SeqCst);
+        if let Some(connection) = &state.waker {
             connection.wake_by_ref();
         }
     }
 
     /// The task that flushes polls this, and polls again after each flush.
     fn poll_close(&self, number: u64) -> Poll<()> {
-        self.closed.store(number, Ordering::SeqCst);
-        if self.waiting.load(Ordering::SeqCst) && !self.queue().bytes.is_empty() {
+        self.last_answered.store(number, Ordering::SeqCst);
+        if self.has_bytes.load(Ordering::SeqCst) && !self.lock().bytes.is_empty() {
             return Poll::Pending;
         }
         Poll::Ready(())
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -120,48 +120,48 @@ fn encode(bytes: &mut BytesMut, status: StatusCode, headers: &HeaderMap) {
 }
 
 /// A stream that writes the queued informational responses when it is flushed.
-pub(crate) struct Wire<S> {
+pub(crate) struct InformationalIo<S> {
     stream: S,
-    lane: Arc<Lane>,
+    queue: Arc<InformationalQueue>,
     /// Part of the queue is written: the rest must follow before anything else.
-    begun: bool,
+    partly_written: bool,
     /// The waker that the queue has for the flushing task.
-    task: Waker,
+    waker: Waker,
 }
 
-impl<S> Wire<S> {
-    pub(crate) fn new(stream: S, queue: Arc<Lane>) -> Self {
-        Self { stream, lane: queue, begun: false, task: Waker::noop().clone() }
+impl<S> InformationalIo<S> {
+    pub(crate) fn new(stream: S, queue: Arc<InformationalQueue>) -> Self {
+        Self { stream, queue, partly_written: false, waker: Waker::noop().clone() }
     }
 }
 
-impl<S: AsyncWrite + Unpin> Wire<S> {
-    fn poll_queue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.lane.waiting.load(Ordering::Acquire) {
+impl<S: AsyncWrite + Unpin> InformationalIo<S> {
+    fn poll_write_queue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.queue.has_bytes.load(Ordering::Acquire) {
             return Poll::Ready(Ok(()));
         }
-        let mut state = self.lane.queue();
+        let mut state = self.queue.lock();
         while !state.bytes.is_empty() {
             let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &state.bytes))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             state.bytes.advance(count);
-            self.begun = true;
+            self.partly_written = true;
         }
-        self.begun = false;
-        self.lane.waiting.store(false, Ordering::SeqCst);
+        self.partly_written = false;
+        self.queue.has_bytes.store(false, Ordering::SeqCst);
         // The answer may be waiting for the empty queue.
         cx.waker().wake_by_ref();
         Poll::Ready(Ok(()))
     }
 
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.begun { self.poll_queue(cx) } else { Poll::Ready(Ok(())) }
+    fn poll_write_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.partly_written { self.poll_write_queue(cx) } else { Poll::Ready(Ok(())) }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for InformationalIo<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -171,26 +171,26 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for InformationalIo<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_rest(cx))?;
+        ready!(this.poll_write_rest(cx))?;
         Pin::new(&mut this.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.task.will_wake(cx.waker()) {
-            this.task.clone_from(cx.waker());
+        if !this.waker.will_wake(cx.waker()) {
+            this.waker.clone_from(cx.waker());
             // Register before looking at the queue: a response that is queued after the look wakes
             // this task.
-            this.lane.queue().connection = Some(cx.waker().clone());
+            this.queue.lock().waker = Some(cx.waker().clone());
         }
-        ready!(this.poll_queue(cx))?;
+        ready!(this.poll_write_queue(cx))?;
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 
@@ -204,7 +204,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_rest(cx))?;
+        ready!(this.poll_write_rest(cx))?;
         Pin::new(&mut this.stream).poll_write_vectored(cx, parts)
     }
 
@@ -213,9 +213,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 }
 
-impl<S> fmt::Debug for Wire<S> {
+impl<S> fmt::Debug for InformationalIo<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InformationalIo").field("queue", &self.lane).finish_non_exhaustive()
+        f.debug_struct("InformationalIo").field("queue", &self.queue).finish_non_exhaustive()
     }
 }
 
@@ -226,11 +226,11 @@ mod tests {
     use hyper::{HeaderMap, StatusCode, header::HeaderValue};
     use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, duplex};
 
-    use super::{Interim, Lane, QUEUE_MAX, Wire};
+    use super::{Informational, InformationalIo, InformationalQueue, MAX_QUEUED_BYTES};
 
     const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
 
-    fn hint(informational: &Interim) {
+    fn hint(informational: &Informational) {
         let mut headers = HeaderMap::new();
         headers.insert("link", HeaderValue::from_static("</a>"));
         informational.send(StatusCode::EARLY_HINTS, &headers);
@@ -239,8 +239,8 @@ mod tests {
     #[tokio::test]
     async fn an_interim_response_goes_out_with_the_next_flush_and_before_the_answer() {
         let (near, mut far) = duplex(1024);
-        let queue = Arc::new(Lane::default());
-        let mut io = Wire::new(near, Arc::clone(&queue));
+        let queue = Arc::new(InformationalQueue::default());
+        let mut io = InformationalIo::new(near, Arc::clone(&queue));
         let informational = queue.open();
         hint(&informational);
 
@@ -257,8 +257,8 @@ mod tests {
     #[tokio::test]
     async fn what_a_write_finds_half_written_is_ended_first() {
         let (near, mut far) = duplex(10);
-        let queue = Arc::new(Lane::default());
-        let mut io = Wire::new(near, Arc::clone(&queue));
+        let queue = Arc::new(InformationalQueue::default());
+        let mut io = InformationalIo::new(near, Arc::clone(&queue));
         hint(&queue.open());
 
         let begun = poll_fn(|cx| std::task::Poll::Ready(Pin::new(&mut io).poll_flush(cx)));
@@ -273,24 +273,24 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_enters_the_lane_of_a_request_that_was_answered() {
-        let queue = Arc::new(Lane::default());
+        let queue = Arc::new(InformationalQueue::default());
         let first = queue.open();
         first.clone().close().await;
         hint(&first);
         let _second = queue.open();
         hint(&first);
 
-        assert!(queue.queue().bytes.is_empty());
+        assert!(queue.lock().bytes.is_empty());
     }
 
     #[test]
     fn a_client_that_reads_nothing_is_kept_little_for() {
-        let queue = Arc::new(Lane::default());
+        let queue = Arc::new(InformationalQueue::default());
         let informational = queue.open();
-        for _ in 0..2 * QUEUE_MAX / HINT.len() {
+        for _ in 0..2 * MAX_QUEUED_BYTES / HINT.len() {
             hint(&informational);
         }
 
-        assert!(queue.queue().bytes.len() <= QUEUE_MAX + HINT.len());
+        assert!(queue.lock().bytes.len() <= MAX_QUEUED_BYTES + HINT.len());
     }
 }

@@ -4,7 +4,7 @@ use hyper::Request;
 use serde_json::json;
 
 use super::*;
-use crate::proxy::route::{Route, Routes, Scope};
+use crate::proxy::route::{Route, Routes, WriteScope};
 
 fn configured(path: &str) -> config::Rule {
     config::Rule { path: path.to_owned(), all: !path.contains(ID), ..config::Rule::default() }
@@ -16,7 +16,7 @@ fn list(items: &[&str]) -> Vec<String> {
 
 #[track_caller]
 fn check_path(path: &str, segments: &[&str], want: Option<&str>) {
-    let rule = Rule::parse(1, &configured(path)).unwrap();
+    let rule = InvalidationRule::parse(1, &configured(path)).unwrap();
     let got = rule.matches(segments).then(|| rule.id(segments).unwrap_or("matches"));
     assert_eq!(got, want, "{path} {segments:?}");
 }
@@ -38,12 +38,12 @@ fn a_rule_matches_a_whole_path() {
 #[track_caller]
 fn check_method(methods: &[&str], method: &str, header: Option<&str>, want: bool) {
     let rule = config::Rule { methods: list(methods), ..configured("/jobs") };
-    let rules = Rules::parse(&[rule]).unwrap();
+    let rules = InvalidationRules::parse(&[rule]).unwrap();
     let mut headers = HeaderMap::new();
     if let Some(header) = header {
         headers.insert("x-http-method-override", header.parse().unwrap());
     }
-    let matched = rules.of(&method.parse().unwrap(), &headers).len() == 1;
+    let matched = rules.matching(&method.parse().unwrap(), &headers).len() == 1;
     assert_eq!(matched, want, "{methods:?} {method} {header:?}");
 }
 
@@ -60,11 +60,14 @@ fn a_rule_is_for_its_methods_also_for_those_that_a_header_names() {
 #[track_caller]
 fn check_ids(pointers: &[&str], body: &Value, want: &[&str]) {
     let rule = config::Rule { request: list(pointers), all: false, ..configured("/jobs") };
-    let rule = Rule::parse(1, &rule).unwrap();
-    let jobs = rule.jobs(Side::Request, body);
+    let rule = InvalidationRule::parse(1, &rule).unwrap();
+    let jobs = rule.jobs(BodySide::Request, body);
     assert_eq!(jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), want, "{pointers:?} {body}");
-    assert_eq!(rule.jobs(Side::Response, body), []);
-    assert_eq!((rule.max_body(Side::Response), rule.max_body(Side::Request)), (None, Some(65_536)));
+    assert_eq!(rule.jobs(BodySide::Response, body), []);
+    assert_eq!(
+        (rule.max_body(BodySide::Response), rule.max_body(BodySide::Request)),
+        (None, Some(65_536))
+    );
 }
 
 #[test]
@@ -89,14 +92,17 @@ fn strings_and_whole_numbers_are_ids_in_every_reading() {
 fn a_body_names_a_bounded_number_of_jobs() {
     let rule = config::Rule { request: list(&["/*"]), all: false, ..configured("/jobs") };
     let body: Value = (0..5_000).collect();
-    assert_eq!(Rule::parse(1, &rule).unwrap().jobs(Side::Request, &body).len(), MAX_NAMED + 1);
+    assert_eq!(
+        InvalidationRule::parse(1, &rule).unwrap().jobs(BodySide::Request, &body).len(),
+        MAX_NAMED + 1
+    );
 }
 
 #[track_caller]
 fn check_refused(change: impl FnOnce(&mut config::Rule), want: &str) {
     let mut rule = configured("/jobs");
     change(&mut rule);
-    let error = Rule::parse(3, &rule).unwrap_err().to_string();
+    let error = InvalidationRule::parse(3, &rule).unwrap_err().to_string();
     assert_eq!(error, format!("[[invalidate]] rule 3: {want}"));
 }
 
@@ -137,16 +143,17 @@ fn a_rule_that_cannot_work_is_refused_with_the_mend() {
     );
     for segment in ["", "..", "a b", "{}", "{a b}", "x{id}", "{id"] {
         let path = format!("/jobs/{segment}");
-        let error = Rule::parse(1, &config::Rule { all: true, ..configured(&path) }).unwrap_err();
-        assert_eq!(error.why, Fault::Segment { path, segment: segment.into() });
+        let error = InvalidationRule::parse(1, &config::Rule { all: true, ..configured(&path) })
+            .unwrap_err();
+        assert_eq!(error.why, RuleProblem::Segment { path, segment: segment.into() });
     }
 }
 
 #[test]
 fn rules_and_pointers_are_bounded() {
     let rules = vec![configured("/jobs"); MAX_RULES + 1];
-    assert_eq!(Rules::parse(&rules).unwrap_err().why, Fault::TooMany);
-    assert!(Rules::parse(&rules[1..]).is_ok());
+    assert_eq!(InvalidationRules::parse(&rules).unwrap_err().why, RuleProblem::TooMany);
+    assert!(InvalidationRules::parse(&rules[1..]).is_ok());
     let many = vec!["/a".to_owned(); MAX_POINTERS + 1];
     check_refused(
         |rule| (rule.all, rule.request) = (false, many),
@@ -163,7 +170,7 @@ fn check_route(routes: &Routes, request: &str, want: &str) {
     let built = Request::builder().method(method).uri(target).header(name, value).body(()).unwrap();
     let got = match routes.classify(&built) {
         Route::Read(id) => format!("read: {id}"),
-        Route::Write(Scope { jobs, rules }) => {
+        Route::Write(WriteScope { jobs, rules }) => {
             let by = (!rules.is_empty()).then(|| "by".to_owned());
             let rules = rules.iter().map(|rule| rule.number().to_string());
             let words = jobs.iter().map(JobId::to_string).chain(by).chain(rules);
@@ -187,7 +194,9 @@ fn a_rule_makes_a_write_of_a_path_that_names_no_job() {
         rule(&[], "/uploads/{upload}/finish"),
         rule(&["POST"], "/jobs/{id}/copy"),
     ];
-    let routes = Routes::parse(&["/jobs/{id}"]).unwrap().with_rules(Rules::parse(&rules).unwrap());
+    let routes = Routes::parse(&["/jobs/{id}"])
+        .unwrap()
+        .with_rules(InvalidationRules::parse(&rules).unwrap());
     let check = |request: &str, want| check_route(&routes, request, want);
     check("DELETE /jobs", "write: by 1");
     check("DELETE /jobs/?all=1", "write: by 1");

@@ -23,7 +23,7 @@ const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix
 /// The target of a request, to resolve and compare URLs with. It is taken from the head that goes
 /// upstream: if the request target was absolute, `Host` already names its host.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct WriteTarget {
     /// Path and query.
     path: String,
     /// The names of our origin: those that the client, gateways, and we ourselves towards the
@@ -35,7 +35,7 @@ pub struct Target {
     prefixes: Vec<String>,
 }
 
-impl Target {
+impl WriteTarget {
     /// Returns the target of a request that is forwarded to `upstream`, a `host:port`.
     pub fn of<B>(request: &Request<B>, upstream: &str) -> Self {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
@@ -61,7 +61,10 @@ impl Target {
             return Vec::new();
         }
         let lines = [LOCATION, CONTENT_LOCATION].into_iter().flat_map(|name| headers.get_all(name));
-        lines.filter_map(|line| self.resolve(line)).flat_map(|path| self.below(path)).collect()
+        lines
+            .filter_map(|line| self.resolve(line))
+            .flat_map(|path| self.with_and_without_prefix(path))
+            .collect()
     }
 
     fn resolve(&self, value: &HeaderValue) -> Option<String> {
@@ -84,7 +87,7 @@ impl Target {
     }
 
     /// Returns a path as it is, and also without each prefix that a gateway may have taken off.
-    fn below(&self, path: String) -> Vec<String> {
+    fn with_and_without_prefix(&self, path: String) -> Vec<String> {
         let rests = self.prefixes.iter().filter_map(|prefix| path.strip_prefix(prefix.as_str()));
         let rests: Vec<_> = rests.filter(|rest| rest.starts_with('/')).map(str::to_owned).collect();
         [path].into_iter().chain(rests).collect()
@@ -134,7 +137,7 @@ fn host_and_port(url: &Url) -> (Option<&str>, Option<u16>) {
 mod tests {
     use hyper::{Request, Response};
 
-    use super::Target;
+    use super::WriteTarget;
 
     /// Checks the path that `value` names in the response to `POST <path>` with these headers.
     #[track_caller]
@@ -145,7 +148,7 @@ mod tests {
                 request = request.header(name, value);
             }
         }
-        let target = Target::of(&request.body(()).unwrap(), "127.0.0.1:8000");
+        let target = WriteTarget::of(&request.body(()).unwrap(), "127.0.0.1:8000");
         for name in ["location", "content-location"] {
             let answer = Response::builder().status(201).header(name, value).body(()).unwrap();
             let named = target.named_by(answer.status(), answer.headers());
@@ -206,7 +209,7 @@ mod tests {
     #[track_caller]
     fn check_behind(gateway: (&str, &str), value: &str, want: &[&str]) {
         let request = Request::post("/jobs").header("host", "a").header(gateway.0, gateway.1);
-        let target = Target::of(&request.body(()).unwrap(), "127.0.0.1:8000");
+        let target = WriteTarget::of(&request.body(()).unwrap(), "127.0.0.1:8000");
         let answer = Response::builder().status(201).header("location", value).body(()).unwrap();
         assert_eq!(target.named_by(answer.status(), answer.headers()), want, "{gateway:?} {value}");
     }
@@ -234,7 +237,7 @@ mod tests {
 
     #[test]
     fn an_error_names_nothing() {
-        let target = Target::of(&Request::post("/jobs").body(()).unwrap(), "a");
+        let target = WriteTarget::of(&Request::post("/jobs").body(()).unwrap(), "a");
         for (status, want) in [(200, 1), (201, 1), (303, 1), (400, 0), (409, 0), (500, 0)] {
             let answer =
                 Response::builder().status(status).header("location", "/jobs/17").body(()).unwrap();

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     cache::key::{JobId, readings},
     config,
-    pointer::{BadPointer, Pointer},
+    json_pointer::{InvalidPointer, JsonPointer},
 };
 
 /// Largest number of rules. Each is compared with the path of every write.
@@ -28,17 +28,17 @@ pub const MAX_NAMED: usize = 1_000;
 
 /// The rules in the order of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules(Vec<Arc<Rule>>);
+pub struct InvalidationRules(Vec<Arc<InvalidationRule>>);
 
 /// A parsed rule.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Rule {
+pub struct InvalidationRule {
     number: usize,
     /// Empty for every unsafe method.
     methods: Vec<Method>,
     path: Vec<Segment>,
-    request: Vec<Pointer>,
-    response: Vec<Pointer>,
+    request: Vec<JsonPointer>,
+    response: Vec<JsonPointer>,
     all: bool,
     max_body: usize,
 }
@@ -55,7 +55,7 @@ enum Segment {
 
 /// The body that a rule reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum BodySide {
     /// The request body.
     Request,
     /// The response body.
@@ -65,16 +65,16 @@ pub enum Side {
 /// A rule that cannot be used. The message names the rule.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("[[invalidate]] rule {number}: {why}")]
-pub struct BadRule {
+pub struct InvalidRule {
     /// The number of the rule, from 1.
     pub number: usize,
     /// Why it cannot be used.
-    pub why: Fault,
+    pub why: RuleProblem,
 }
 
 /// Why a rule cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Fault {
+pub enum RuleProblem {
     /// The rule has no path.
     #[error("it has no path; give it one such as path = \"/uploads/{{id}}/finish\"")]
     NoPath,
@@ -107,7 +107,7 @@ pub enum Fault {
         /// The pointer as given.
         pointer: String,
         /// Why it is invalid, and what to do.
-        why: BadPointer,
+        why: InvalidPointer,
     },
     /// One body has too many pointers.
     #[error("it has {0} pointers into one body, at most {MAX_POINTERS} are allowed; remove some")]
@@ -126,30 +126,36 @@ pub enum Fault {
     TooMany,
 }
 
-impl Rules {
+impl InvalidationRules {
     /// Parses the configured rules.
-    pub fn parse(rules: &[config::Rule]) -> Result<Self, BadRule> {
-        let rules =
-            rules.iter().enumerate().map(|(at, rule)| Rule::parse(at + 1, rule).map(Arc::new));
+    pub fn parse(rules: &[config::Rule]) -> Result<Self, InvalidRule> {
+        let rules = rules
+            .iter()
+            .enumerate()
+            .map(|(at, rule)| InvalidationRule::parse(at + 1, rule).map(Arc::new));
         Ok(Self(rules.collect::<Result<_, _>>()?))
     }
 
     /// Returns the rules for a write with this method, or with a method that a header names
     /// instead.
-    pub(super) fn of(&self, method: &Method, headers: &HeaderMap) -> Vec<&Arc<Rule>> {
+    pub(super) fn matching(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+    ) -> Vec<&Arc<InvalidationRule>> {
         self.0.iter().filter(|rule| rule.is_for(method, headers)).collect()
     }
 }
 
-impl Rule {
+impl InvalidationRule {
     /// Parses the `number`th rule, counted from 1.
-    pub fn parse(number: usize, rule: &config::Rule) -> Result<Self, BadRule> {
-        Self::checked(number, rule).map_err(|why| BadRule { number, why })
+    pub fn parse(number: usize, rule: &config::Rule) -> Result<Self, InvalidRule> {
+        Self::checked(number, rule).map_err(|why| InvalidRule { number, why })
     }
 
-    fn checked(number: usize, rule: &config::Rule) -> Result<Self, Fault> {
+    fn checked(number: usize, rule: &config::Rule) -> Result<Self, RuleProblem> {
         if number > MAX_RULES {
-            return Err(Fault::TooMany);
+            return Err(RuleProblem::TooMany);
         }
         let path = segments(&rule.path)?;
         let methods = rule.methods.iter().map(|name| method(name)).collect::<Result<_, _>>()?;
@@ -157,10 +163,10 @@ impl Rule {
         let response = pointers(&rule.response)?;
         let has_pointers = !request.is_empty() || !response.is_empty();
         if rule.all && has_pointers {
-            return Err(Fault::AllAndMore);
+            return Err(RuleProblem::AllAndMore);
         }
         if !rule.all && !has_pointers && !path.contains(&Segment::Id) {
-            return Err(Fault::NoSource);
+            return Err(RuleProblem::NoSource);
         }
         let all = rule.all;
         let max_body = rule.max_body;
@@ -178,13 +184,13 @@ impl Rule {
     }
 
     /// Returns how many bytes of this body the rule reads, or `None` if it does not read it.
-    pub fn max_body(&self, side: Side) -> Option<usize> {
+    pub fn max_body(&self, side: BodySide) -> Option<usize> {
         (!self.pointers(side).is_empty()).then_some(self.max_body)
     }
 
     /// Returns the jobs that a body names: every reading of every string and whole number that a
     /// pointer leads to, at most one more than [`MAX_NAMED`].
-    pub fn jobs(&self, side: Side, body: &Value) -> Vec<JobId> {
+    pub fn jobs(&self, side: BodySide, body: &Value) -> Vec<JobId> {
         let mut jobs = Vec::new();
         for pointer in self.pointers(side) {
             pointer.find(body, &mut |value| {
@@ -222,15 +228,15 @@ impl Rule {
             || overrides.any(|value| is_listed(value.as_bytes().trim_ascii()))
     }
 
-    fn pointers(&self, side: Side) -> &[Pointer] {
+    fn pointers(&self, side: BodySide) -> &[JsonPointer] {
         match side {
-            Side::Request => &self.request,
-            Side::Response => &self.response,
+            BodySide::Request => &self.request,
+            BodySide::Response => &self.response,
         }
     }
 }
 
-impl Side {
+impl BodySide {
     /// Returns the word for logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -252,19 +258,20 @@ pub(crate) fn ids(value: &Value) -> Vec<JobId> {
     }
 }
 
-fn segments(path: &str) -> Result<Vec<Segment>, Fault> {
+fn segments(path: &str) -> Result<Vec<Segment>, RuleProblem> {
     if path.is_empty() {
-        return Err(Fault::NoPath);
+        return Err(RuleProblem::NoPath);
     }
-    let rest = path.strip_prefix('/').ok_or_else(|| Fault::Relative(path.to_owned()))?;
+    let rest = path.strip_prefix('/').ok_or_else(|| RuleProblem::Relative(path.to_owned()))?;
     let segments: Vec<Segment> = rest
         .split('/')
         .map(|text| {
-            segment(text).ok_or_else(|| Fault::Segment { path: path.into(), segment: text.into() })
+            segment(text)
+                .ok_or_else(|| RuleProblem::Segment { path: path.into(), segment: text.into() })
         })
         .collect::<Result<_, _>>()?;
     if segments.iter().filter(|segment| **segment == Segment::Id).count() > 1 {
-        return Err(Fault::Ids(path.to_owned()));
+        return Err(RuleProblem::Ids(path.to_owned()));
     }
     Ok(segments)
 }
@@ -282,21 +289,22 @@ fn segment(text: &str) -> Option<Segment> {
     }
 }
 
-fn method(name: &str) -> Result<Method, Fault> {
-    let method = Method::from_bytes(name.as_bytes()).map_err(|_| Fault::Method(name.to_owned()))?;
+fn method(name: &str) -> Result<Method, RuleProblem> {
+    let method =
+        Method::from_bytes(name.as_bytes()).map_err(|_| RuleProblem::Method(name.to_owned()))?;
     let safe = ["GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"];
     if safe.iter().any(|safe| safe.eq_ignore_ascii_case(name)) {
-        return Err(Fault::SafeMethod(name.to_owned()));
+        return Err(RuleProblem::SafeMethod(name.to_owned()));
     }
     Ok(method)
 }
 
-fn pointers(texts: &[String]) -> Result<Vec<Pointer>, Fault> {
+fn pointers(texts: &[String]) -> Result<Vec<JsonPointer>, RuleProblem> {
     if texts.len() > MAX_POINTERS {
-        return Err(Fault::Pointers(texts.len()));
+        return Err(RuleProblem::Pointers(texts.len()));
     }
     let pointer = |text: &String| {
-        Pointer::parse(text).map_err(|why| Fault::Pointer { pointer: text.clone(), why })
+        JsonPointer::parse(text).map_err(|why| RuleProblem::Pointer { pointer: text.clone(), why })
     };
     texts.iter().map(pointer).collect()
 }

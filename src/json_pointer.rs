@@ -18,13 +18,13 @@ const EVERY: &str = "*";
 
 /// A path to a place in a JSON document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pointer {
+pub struct JsonPointer {
     tokens: Vec<String>,
 }
 
 /// Why a text is not a pointer. The message continues a sentence that begins with the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadPointer {
+pub enum InvalidPointer {
     /// The text does not begin with `/`.
     #[error("is not a JSON pointer (RFC 6901); begin it with '/', as in '/job/id'")]
     Relative,
@@ -37,24 +37,24 @@ pub enum BadPointer {
 }
 
 /// Formats the pointer as it is written, with its escapes.
-impl fmt::Display for Pointer {
+impl fmt::Display for JsonPointer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let token = |token: &String| token.replace('~', "~0").replace('/', "~1");
         self.tokens.iter().try_for_each(|name| write!(f, "/{}", token(name)))
     }
 }
 
-impl Pointer {
+impl JsonPointer {
     /// Parses a pointer such as `/status` or `/items/0/state`. The empty pointer is the whole
     /// document.
-    pub fn parse(text: &str) -> Result<Self, BadPointer> {
+    pub fn parse(text: &str) -> Result<Self, InvalidPointer> {
         // "a sequence of zero or more reference tokens, each prefixed by a '/'" RFC 6901 3
         if text.is_empty() {
             return Ok(Self { tokens: Vec::new() });
         }
-        let tokens = text.strip_prefix('/').ok_or(BadPointer::Relative)?;
+        let tokens = text.strip_prefix('/').ok_or(InvalidPointer::Relative)?;
         if text.len() > MAX_LEN {
-            return Err(BadPointer::TooLong);
+            return Err(InvalidPointer::TooLong);
         }
         Ok(Self { tokens: tokens.split('/').map(token).collect::<Result<_, _>>()? })
     }
@@ -86,12 +86,12 @@ impl Pointer {
     }
 }
 
-fn token(text: &str) -> Result<String, BadPointer> {
+fn token(text: &str) -> Result<String, InvalidPointer> {
     // "Because the characters '~' (%x7E) and '/' (%x2F) have special meanings in JSON Pointer,
     // '~' needs to be encoded as '~0' and '/' needs to be encoded as '~1'" RFC 6901 3
     let mut escapes = text.split('~').skip(1);
     if escapes.any(|rest| !rest.starts_with(['0', '1'])) {
-        return Err(BadPointer::Escape);
+        return Err(InvalidPointer::Escape);
     }
     // "by first transforming any occurrence of the sequence '~1' to '/', and then transforming
     // any occurrence of the sequence '~0' to '~'" RFC 6901 4
@@ -241,11 +241,11 @@ impl Visitor<'_> for Name<'_> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{BadPointer, MAX_LEN, Pointer};
+    use super::{InvalidPointer, JsonPointer, MAX_LEN};
 
     #[track_caller]
     fn check(pointer: &str, json: &str, want: Option<&str>) {
-        let got = Pointer::parse(pointer).unwrap().scalar(json.as_bytes());
+        let got = JsonPointer::parse(pointer).unwrap().scalar(json.as_bytes());
         assert_eq!(got.as_deref(), want, "{pointer:?} in {json}");
     }
 
@@ -301,21 +301,21 @@ mod tests {
         }
         check("/status", r#"{"status":"x","rest":[1,}"#, None);
         check("/a", &"[".repeat(100_000), None);
-        let invalid = Pointer::member("status").scalar(b"{\"status\":\"\xff\"}");
+        let invalid = JsonPointer::member("status").scalar(b"{\"status\":\"\xff\"}");
         assert_eq!(invalid, None);
     }
 
     #[test]
     fn a_pointer_begins_with_a_slash_and_knows_two_escapes() {
         for text in ["status", "a/b", "#/status", "$.id"] {
-            assert_eq!(Pointer::parse(text), Err(BadPointer::Relative), "{text:?}");
+            assert_eq!(JsonPointer::parse(text), Err(InvalidPointer::Relative), "{text:?}");
         }
         for text in ["/~", "/a~", "/a~2", "/~x", "/~x/b", "/~é"] {
-            assert_eq!(Pointer::parse(text), Err(BadPointer::Escape), "{text:?}");
+            assert_eq!(JsonPointer::parse(text), Err(InvalidPointer::Escape), "{text:?}");
         }
-        assert!(Pointer::parse(&"/".repeat(MAX_LEN)).is_ok());
-        assert_eq!(Pointer::parse(&"/".repeat(MAX_LEN + 1)), Err(BadPointer::TooLong));
-        assert_eq!(Pointer::parse("/status"), Ok(Pointer::member("status")));
+        assert!(JsonPointer::parse(&"/".repeat(MAX_LEN)).is_ok());
+        assert_eq!(JsonPointer::parse(&"/".repeat(MAX_LEN + 1)), Err(InvalidPointer::TooLong));
+        assert_eq!(JsonPointer::parse("/status"), Ok(JsonPointer::member("status")));
     }
 
     #[track_caller]
@@ -325,7 +325,7 @@ mod tests {
             "jobs": [{ "id": 1 }, { "id": "two" }, {}, 3], "deep": { "x": { "id": 5 } },
         });
         let mut got = Vec::new();
-        Pointer::parse(pointer).unwrap().find(&document, &mut |value| got.push(value.clone()));
+        JsonPointer::parse(pointer).unwrap().find(&document, &mut |value| got.push(value.clone()));
         let want: Vec<Value> = if pointer.is_empty() { vec![document] } else { want.to_vec() };
         assert_eq!(got, want, "{pointer}");
     }

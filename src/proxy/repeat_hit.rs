@@ -35,19 +35,19 @@ use super::Proxy;
 use crate::{
     cache::{Ask, Cache, Look, entry::coding::Coding},
     events::{EventKind, HitSample},
-    service::{Declined, Lot},
+    service::{FastPathMiss, SampleDecision},
 };
 
 /// State derived from the header fields of a request that was a hit in this process.
 #[derive(Debug)]
-pub struct Recall {
-    ask: Ask,
+pub struct RepeatHit {
+    lookup: Ask,
     /// The content coding in which a hit is sent.
     coding: Coding,
     /// The lookup of the request that is being answered, if one is.
-    look: Option<Look>,
+    near_lookup: Option<Look>,
     /// Whether that request is compared with the upstream.
-    lot: Lot,
+    decision: SampleDecision,
     /// The event sample of that request, if it is sampled.
     sample: Option<HitSample>,
     /// The cache of the configuration that this was made under. It is void under any other.
@@ -57,7 +57,7 @@ pub struct Recall {
 impl Proxy {
     /// Returns what to keep from a request that was a hit in this process, unless a repeat of it
     /// needs more than its path.
-    pub(super) fn recall(&self, request: &Request<Incoming>, lookup: Ask) -> Option<Recall> {
+    pub(super) fn repeat_hit(&self, request: &Request<Incoming>, lookup: Ask) -> Option<RepeatHit> {
         let uri = request.uri();
         let headers = request.headers();
         let repeatable = !self.access_log
@@ -70,54 +70,57 @@ impl Proxy {
             && !headers.contains_key(IF_MODIFIED_SINCE);
         repeatable.then(|| {
             let coding = Coding::wanted(headers);
-            let lot = Lot::NotDrawn;
+            let lot = SampleDecision::Undecided;
             let cache = Arc::clone(&self.cache);
-            Recall { ask: lookup, coding, look: None, lot, sample: None, cache }
+            RepeatHit { lookup, coding, near_lookup: None, decision: lot, sample: None, cache }
         })
     }
 
     /// Points a repeat at this path. Returns false if the path cannot be a hit.
-    fn aim(&self, repeat: &mut Recall, path: &str) -> bool {
+    fn retarget(&self, repeat: &mut RepeatHit, path: &str) -> bool {
         if !Arc::ptr_eq(&repeat.cache, &self.cache) || path.len() > self.limits.max_uri {
             return false;
         }
         let Some(id) = self.routes.job_at(path) else { return false };
-        self.cache.turn(&mut repeat.ask, id, path);
-        repeat.look = Some(Look::default());
+        self.cache.turn(&mut repeat.lookup, id, path);
+        repeat.near_lookup = Some(Look::default());
         repeat.sample = self.metrics.events.sample();
         true
     }
 
     /// Implements [`Service::poll_again`](crate::service::Service::poll_again).
-    pub fn poll_again(
+    pub fn poll_repeat(
         &self,
-        repeat: &mut Recall,
+        repeat: &mut RepeatHit,
         path: &str,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Bytes, Declined>> {
-        if repeat.look.is_none() {
-            repeat.lot = self.draw();
+    ) -> Poll<Result<Bytes, FastPathMiss>> {
+        if repeat.near_lookup.is_none() {
+            repeat.decision = self.decide_sample();
             // A sampled hit is compared with the upstream, which needs the fields of the request.
-            if repeat.lot == Lot::Drawn || !self.aim(repeat, path) {
-                return Poll::Ready(Err(Declined { lot: repeat.lot, ..Declined::default() }));
+            if repeat.decision == SampleDecision::Sampled || !self.retarget(repeat, path) {
+                return Poll::Ready(Err(FastPathMiss {
+                    decision: repeat.decision,
+                    ..FastPathMiss::default()
+                }));
             }
         }
-        let near_lookup = repeat.look.get_or_insert_default();
-        let near = ready!(self.cache.poll_near(&repeat.ask, near_lookup, cx));
+        let near_lookup = repeat.near_lookup.get_or_insert_default();
+        let near = ready!(self.cache.poll_near(&repeat.lookup, near_lookup, cx));
         let hit = near
             .ok()
             .and_then(|(entry, now_ms)| entry.spell_hit(head, now_ms, repeat.coding).cloned());
         let Some(body) = hit else {
-            let miss = Declined { waited: near_lookup.waited(), lot: repeat.lot };
-            repeat.look = None;
+            let miss = FastPathMiss { waited: near_lookup.waited(), decision: repeat.decision };
+            repeat.near_lookup = None;
             return Poll::Ready(Err(miss));
         };
-        repeat.look = None;
+        repeat.near_lookup = None;
         self.metrics.near.lookup("hit");
         self.metrics.count_request("hit", "");
         self.metrics.near.repeats.inc();
-        self.cache.answered(&repeat.ask, EventKind::Hit, "", repeat.sample.as_ref());
+        self.cache.answered(&repeat.lookup, EventKind::Hit, "", repeat.sample.as_ref());
         Poll::Ready(Ok(body))
     }
 }

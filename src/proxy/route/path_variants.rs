@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
 
-use super::{rules::Rule, template::Template};
+use super::{invalidation_rules::InvalidationRule, template::Template};
 use crate::cache::key::{JobId, readings};
 
 /// Number of readers in front of the last one: a gateway and a framework.
@@ -34,32 +34,36 @@ const MAX_PASSED: usize = 256;
 
 /// The jobs and rules that the readings of a path name.
 #[derive(Debug, Default)]
-pub(super) struct Named {
+pub(super) struct NamedJobs {
     /// The jobs without repeats, from the most literal reading first, at most [`MAX_JOBS`].
     pub(super) jobs: Vec<JobId>,
     /// Whether some reading matches a whole template, even if its id is invalid.
     pub(super) is_job_path: bool,
     /// The rules that match some reading, without repeats. Their `{id}` is among the jobs.
-    pub(super) rules: Vec<Arc<Rule>>,
+    pub(super) rules: Vec<Arc<InvalidationRule>>,
 }
 
-impl Named {
+impl NamedJobs {
     /// Adds the jobs and rules of another path.
     pub(super) fn merge(&mut self, other: Self) {
         other.jobs.into_iter().for_each(|job| add(&mut self.jobs, job));
-        let new = |rule: &Arc<Rule>| !self.rules.contains(rule);
+        let new = |rule: &Arc<InvalidationRule>| !self.rules.contains(rule);
         let rules: Vec<_> = other.rules.into_iter().filter(new).collect();
         self.rules.extend(rules);
     }
 }
 
 /// Reads a path, or an absolute URL, in every way.
-pub(super) fn named(templates: &[Template], rules: &[&Arc<Rule>], path: &str) -> Named {
-    let named = Named::default();
+pub(super) fn jobs_named(
+    templates: &[Template],
+    rules: &[&Arc<InvalidationRule>],
+    path: &str,
+) -> NamedJobs {
+    let named = NamedJobs::default();
     let passed = Vec::new();
     let mut search = Search { templates, rules, named, passed, passes_left: MAX_PASSED };
     if is_literal(path) {
-        search.end(&path.split('/').skip(1).collect::<Vec<_>>());
+        search.record_end(&path.split('/').skip(1).collect::<Vec<_>>());
         return search.named;
     }
     let mut texts = origin_forms(path);
@@ -132,8 +136,8 @@ impl Liberties {
 /// A search through the readings of a path, and what it has found.
 struct Search<'t> {
     templates: &'t [Template],
-    rules: &'t [&'t Arc<Rule>],
-    named: Named,
+    rules: &'t [&'t Arc<InvalidationRule>],
+    named: NamedJobs,
     /// The jobs that a walk passed without ending at or below them.
     passed: Vec<JobId>,
     /// The number of passed ids that may still be examined.
@@ -172,18 +176,18 @@ impl Search<'_> {
                 "." => {}
                 "" if liberties.merged => {}
                 ".." => {
-                    self.pass(&stack);
+                    self.record_passed(&stack);
                     stack.pop();
                 }
                 _ => stack.push(segment),
             }
         }
-        self.end(&stack);
+        self.record_end(&stack);
         format!("/{}", stack.join("/"))
     }
 
     /// Records the jobs that a walk is about to leave.
-    fn pass(&mut self, stack: &[&str]) {
+    fn record_passed(&mut self, stack: &[&str]) {
         for template in self.templates.iter().filter(|t| t.id_position() + 1 == stack.len()) {
             let Some(id) = template.id_at_or_above(stack).filter(|_| self.passes_left > 0) else {
                 continue;
@@ -196,7 +200,7 @@ impl Search<'_> {
     }
 
     /// Records the jobs that a walk ended at or below, and the rules that match.
-    fn end(&mut self, stack: &[&str]) {
+    fn record_end(&mut self, stack: &[&str]) {
         for template in self.templates {
             for job in template.id_at_or_above(stack).into_iter().flat_map(readings) {
                 add(&mut self.named.jobs, job);
@@ -226,7 +230,7 @@ mod tests {
     #[test]
     fn a_literal_path_has_one_reading() {
         for literal in ["/jobs/7", "/a/b-c/d.e/~f", "/jobs/7/cancel"] {
-            assert!(super::is_literal(literal), "{literal}");
+            assert!(path_variants::is_literal(literal), "{literal}");
         }
         for other in [
             "",
@@ -246,17 +250,17 @@ mod tests {
             "/jobs/7?a",
             "/jöbs/7",
         ] {
-            assert!(!super::is_literal(other), "{other}");
+            assert!(!path_variants::is_literal(other), "{other}");
         }
     }
 
-    use super::{MAX_JOBS, Template, named};
+    use super::{MAX_JOBS, Template, jobs_named};
     use crate::cache::key::JobId;
 
     fn jobs(path: &str) -> Vec<String> {
         let templates = ["/jobs/{id}", "/api/v1/jobs/{id}", "/x/{id}/status"];
         let templates = templates.map(|template| Template::parse(template).unwrap());
-        named(&templates, &[], path).jobs.iter().map(JobId::to_string).collect()
+        jobs_named(&templates, &[], path).jobs.iter().map(JobId::to_string).collect()
     }
 
     #[track_caller]
