@@ -65,16 +65,16 @@
 //! | the pending set overflows | hits, except in the slots of keys that did not fit | those jobs are not cached here until all is purged |
 
 pub mod barrier;
+mod batch_outcome;
 pub mod cluster;
-mod debts;
 pub mod journal;
+mod key_state;
 pub mod memory;
 pub mod near;
 pub mod pending;
 mod receipt;
 pub mod redis;
-mod state;
-mod tally;
+mod retry_queue;
 mod types;
 
 use std::{
@@ -92,17 +92,17 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-pub use self::cluster::Node;
-pub use self::receipt::{Purged, Was, WasEntry};
-pub use self::state::{Leased, State};
+pub use self::cluster::NodeStatus;
+pub use self::key_state::{KeyState, LeaseState};
+pub use self::receipt::{KeyReceipt, Purged, RemovedEntry};
 pub use self::types::{
-    Budget, CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Redirect, Replacement, Seen,
-    StoreError, Stored, Token, Wait, Write,
+    BarrierWait, Budget, CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Redirect,
+    Replacement, Seen, StoreError, StoredValue, Token, Write,
 };
 use self::{
-    barrier::Down,
+    barrier::BarrierDown,
     near::Watcher,
-    types::{Begun, Hold},
+    types::{Begun, LeaseGuard},
 };
 use crate::{
     clock, config,
@@ -214,13 +214,13 @@ impl Store {
         &self,
         key: &Key,
         staleness: Duration,
-        wait: &mut Wait,
+        wait: &mut BarrierWait,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Down>> {
+    ) -> Poll<Result<(), BarrierDown>> {
         match &self.engine {
             Engine::Redis(redis) => redis.poll_barrier(staleness, wait, cx),
             Engine::Cluster(cluster) => cluster.poll_barrier(key, staleness, wait, cx),
-            Engine::Memory(_) => Poll::Ready(Err(Down)),
+            Engine::Memory(_) => Poll::Ready(Err(BarrierDown)),
         }
     }
 
@@ -238,7 +238,7 @@ impl Store {
 
     /// Reads everything under the keys of a job: one round trip, no script. For diagnosis: the
     /// result does not affect the connection, and the operation is not counted.
-    pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<State, StoreError> {
+    pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState, StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.inspect(key, budget).await,
             Engine::Cluster(cluster) => cluster.inspect(key, budget).await,
@@ -254,7 +254,7 @@ impl Store {
     pub async fn lease(
         &self,
         key: &Key,
-        refused: Option<&Stored>,
+        refused: Option<&StoredValue>,
         budget: &mut Budget,
     ) -> Result<Grant, StoreError> {
         let token = self.tokens.next();
@@ -431,7 +431,7 @@ impl Store {
             Engine::Memory(memory) => return memory.end(&write.keys, &write.id, Duration::ZERO),
         };
         self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
-        Purged { ended: ended.unwrap_or(Ended::Pending), was }
+        Purged { ended: ended.unwrap_or(Ended::Pending), receipts: was }
     }
 
     /// Invalidates every key under the prefix. Runs under its own deadline. Must not be cancelled,
@@ -464,7 +464,7 @@ impl Store {
     }
 
     /// Returns the masters of a cluster; empty if the store is not a cluster.
-    pub fn nodes(&self) -> Vec<Node> {
+    pub fn nodes(&self) -> Vec<NodeStatus> {
         match &self.engine {
             Engine::Cluster(cluster) => cluster.nodes(),
             Engine::Redis(_) | Engine::Memory(_) => Vec::new(),

@@ -51,7 +51,7 @@ use crate::{
         headers::{CacheStatus, Forward},
         route::{Route, Routes},
     },
-    store::{State, StoreError},
+    store::{KeyState, StoreError},
 };
 
 pub(super) use self::request_head::MAX_HEAD;
@@ -325,7 +325,7 @@ impl<'t> Explanation<'t> {
 
 /// Returns the kind of value in the store, or `None` if the store did not answer.
 fn value_kind(explained: &Explained) -> Option<&'static str> {
-    let state: &State = explained.state.as_ref().ok()?;
+    let state: &KeyState = explained.state.as_ref().ok()?;
     Some(match &explained.value {
         _ if state.is_alien => "foreign",
         Some(Ok(_)) => "entry",

@@ -16,7 +16,7 @@ use crate::{
         ComparisonResult, Limit, Metrics, ReasonCount,
         recent::{CounterSnapshot, RecentTimes, RequestTotals},
     },
-    store::{Node, Store},
+    store::{NodeStatus, Store},
 };
 
 /// Number of busiest jobs in `/status`.
@@ -140,7 +140,7 @@ fn upstream(metrics: &Metrics) -> Value {
 
 /// The masters of a cluster; empty if the store is not a cluster.
 fn nodes(store: &Store) -> Value {
-    let node = |node: &Node| {
+    let node = |node: &NodeStatus| {
         json!({
             "address": node.address,
             "slots": node.slots,

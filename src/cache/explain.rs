@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     events::jobs::JobHistory,
-    store::{State, StoreError},
+    store::{KeyState, StoreError},
 };
 
 /// Where the variant of a request (its host, path, `Accept` and so on) comes from.
@@ -75,7 +75,7 @@ pub struct Explained {
     /// How the read would be answered.
     pub forecast: Forecast,
     /// State in the store, or the reason why it cannot be read.
-    pub state: Result<State, StoreError>,
+    pub state: Result<KeyState, StoreError>,
     /// Value in the store, decoded as an entry.
     pub value: Option<Result<Arc<Entry>, Reject>>,
     /// Whether the caller belongs to the entry's audience.
@@ -144,7 +144,7 @@ impl Cache {
     fn forecast(
         &self,
         request: &Ask,
-        state: &State,
+        state: &KeyState,
         value: Option<&Result<Arc<Entry>, Reject>>,
         refusal: Option<Bypass>,
         foreign: u32,

@@ -11,7 +11,7 @@ use super::{Cache, key::JobId};
 use crate::{
     events::{EventKind, Initiator},
     metrics::InvalidationLabels,
-    store::{Budget, Ended, Key, Purged, Was, Write},
+    store::{Budget, Ended, Key, KeyReceipt, Purged, Write},
 };
 
 /// Whether the outcome of a write is known.
@@ -47,7 +47,7 @@ pub struct Purge {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
     /// State in the store; `None` if the store has not confirmed the purge.
-    pub was: Option<Was>,
+    pub was: Option<KeyReceipt>,
     /// Number of flights in this process. They go on, but no reader can join them any more.
     pub flights: usize,
     /// Whether there was a near entry in this process.
@@ -168,7 +168,7 @@ impl Cache {
             // replies to the purge.
             let near = |key: &Key| cache.near.as_ref().is_some_and(|near| near.holds(key));
             let near: Vec<bool> = keys.iter().map(near).collect();
-            let Purged { ended, was } =
+            let Purged { ended, receipts: was } =
                 cache.store.purge(keys.clone(), cache.settings.budget).await;
             let flights = cache.detach(&keys);
             cache.count_invalidation(source, ended);

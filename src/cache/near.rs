@@ -18,15 +18,15 @@ use crate::{
     mutants::{self, Mutant},
     spans,
     store::{
-        Budget, Key, Store, Wait,
-        near::{Near, Noted, Watcher},
+        BarrierWait, Budget, Key, Store,
+        near::{NearEntries, Noted, Watcher},
     },
 };
 
 /// The near entries and how they may be used.
 #[derive(Debug)]
 pub(super) struct Layer {
-    entries: Arc<Near<Arc<Entry>>>,
+    entries: Arc<NearEntries<Arc<Entry>>>,
     /// Greatest age of the knowledge about changes in Redis; zero in strict mode.
     staleness: Duration,
 }
@@ -43,7 +43,7 @@ impl Layer {
             return None;
         }
         let weigh = |entry: &Arc<Entry>| entry.weight();
-        let entries = Near::new(config.near.max_bytes, weigh, Arc::clone(metrics));
+        let entries = NearEntries::new(config.near.max_bytes, weigh, Arc::clone(metrics));
         Some(Self { entries: Arc::new(entries), staleness })
     }
 
@@ -107,7 +107,7 @@ pub struct Look {
     /// Entry that was found and waits for the barrier, with the time of the look in ms since 1970 by
     /// the store's clock.
     found: Option<(Arc<Entry>, Noted, i64)>,
-    wait: Wait,
+    wait: BarrierWait,
 }
 
 /// Why there is no near hit; `None` if near entries were not looked at.

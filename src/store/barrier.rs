@@ -32,8 +32,8 @@ use super::Key;
 
 /// The rounds of one connection after another.
 #[derive(Default)]
-pub struct Rounds {
-    state: Mutex<State>,
+pub struct Barrier {
+    state: Mutex<BarrierState>,
     /// The last round that was answered, over all connections.
     answered: AtomicU64,
     /// The life of the connection; odd while it is up.
@@ -54,63 +54,67 @@ impl fmt::Debug for Rounds {
 }
 
 #[derive(Default)]
-struct State {
+struct BarrierState {
     /// The last round that was launched.
     launched: u64,
-    flying: bool,
+    in_flight: bool,
     /// A round is wanted although no reader waits for it.
     nudged: bool,
     /// Readers that wait for the round under way.
-    aboard: Vec<Waker>,
+    current_waiters: Vec<Waker>,
     /// Readers that wait for the next round.
-    waiting: Vec<Waker>,
+    next_waiters: Vec<Waker>,
     /// Keys that the next round is to carry.
-    carried: Vec<Key>,
+    next_keys: Vec<Key>,
 }
 
 /// The connection is down, or went down while a reader waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Down;
+pub struct BarrierDown;
 
 /// Waits for a round that is launched after the first poll.
 #[must_use = "the barrier is passed only when this has been awaited"]
 #[derive(Debug)]
-pub struct Pass<'r> {
-    rounds: &'r Rounds,
-    ticket: Ticket,
+pub struct BarrierPass<'r> {
+    barrier: &'r Barrier,
+    ticket: BarrierTicket,
     /// The key that the round is to carry, until the round was joined.
-    cargo: Option<Key>,
+    key: Option<Key>,
 }
 
 /// The place of one reader, for callers that poll and cannot borrow. Each reader needs a new one.
 #[derive(Debug, Default)]
-pub struct Ticket {
+pub struct BarrierTicket {
     /// The round that lets the reader pass, and the life in which it was joined.
     joined: Option<(u64, u64)>,
 }
 
-impl Rounds {
+impl Barrier {
     /// Waits for a round that begins after the first poll.
-    pub fn pass(&self) -> Pass<'_> {
-        Pass { rounds: self, ticket: Ticket::default(), cargo: None }
+    pub fn pass(&self) -> BarrierPass<'_> {
+        BarrierPass { barrier: self, ticket: BarrierTicket::default(), key: None }
     }
 
     /// As [`Rounds::pass`], with a round that carries this key.
-    pub fn carry(&self, key: &Key) -> Pass<'_> {
-        Pass { cargo: Some(key.clone()), ..self.pass() }
+    pub fn carry(&self, key: &Key) -> BarrierPass<'_> {
+        BarrierPass { key: Some(key.clone()), ..self.pass() }
     }
 
     /// As [`Rounds::pass`], for a caller that holds a ticket.
-    pub fn poll_pass(&self, ticket: &mut Ticket, cx: &mut Context<'_>) -> Poll<Result<(), Down>> {
-        self.poll_aboard(ticket, &mut None, cx)
+    pub fn poll_pass(
+        &self,
+        ticket: &mut BarrierTicket,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), BarrierDown>> {
+        self.poll_joined(ticket, &mut None, cx)
     }
 
-    fn poll_aboard(
+    fn poll_joined(
         &self,
-        ticket: &mut Ticket,
+        ticket: &mut BarrierTicket,
         key: &mut Option<Key>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Down>> {
+    ) -> Poll<Result<(), BarrierDown>> {
         // Checked without the lock: most readers are polled twice, and the second time there is an
         // answer.
         if let Some(joined) = ticket.joined
@@ -125,13 +129,13 @@ impl Rounds {
             return Poll::Ready(passed);
         }
         if joined.0 <= state.launched {
-            state.aboard.push(cx.waker().clone());
+            state.current_waiters.push(cx.waker().clone());
             return Poll::Pending;
         }
-        state.waiting.push(cx.waker().clone());
+        state.next_waiters.push(cx.waker().clone());
         // Bounded by the number of requests, like the wakers.
-        state.carried.extend(key.take());
-        let first = state.waiting.len() == 1 && !state.flying && !state.nudged;
+        state.next_keys.extend(key.take());
+        let first = state.next_waiters.len() == 1 && !state.in_flight && !state.nudged;
         drop(state);
         if first {
             self.wanted.notify_one();
@@ -152,7 +156,7 @@ impl Rounds {
     /// Asks for a round without waiting for it.
     pub fn nudge(&self) {
         let mut state = self.lock();
-        let first = !state.flying && !state.nudged && state.waiting.is_empty();
+        let first = !state.in_flight && !state.nudged && state.next_waiters.is_empty();
         state.nudged = true;
         drop(state);
         if first {
@@ -167,16 +171,16 @@ impl Rounds {
 
     /// Marks the connection as up. A new connection is flushed first, so that earlier notes are
     /// void; after a connection that only hung they are still good.
-    pub fn raise(&self) {
+    pub fn mark_up(&self) {
         let mut state = self.lock();
         if !is_up(self.life.load(Ordering::Relaxed)) {
-            state.flying = false;
+            state.in_flight = false;
             self.life.fetch_add(1, Ordering::Release);
         }
     }
 
     /// Marks the connection as gone or hung: waiting readers get an error, and no reader passes.
-    pub fn lower(&self) {
+    pub fn mark_down(&self) {
         let mut state = self.lock();
         if !is_up(self.life.load(Ordering::Relaxed)) {
             return;
@@ -184,9 +188,9 @@ impl Rounds {
         self.life.fetch_add(1, Ordering::Release);
         self.fresh_at_us.store(0, Ordering::Release);
         state.nudged = false;
-        state.carried.clear();
-        let current = std::mem::take(&mut state.aboard);
-        let next = std::mem::take(&mut state.waiting);
+        state.next_keys.clear();
+        let current = std::mem::take(&mut state.current_waiters);
+        let next = std::mem::take(&mut state.next_waiters);
         drop(state);
         current.into_iter().chain(next).for_each(Waker::wake);
     }
@@ -201,8 +205,14 @@ impl Rounds {
     /// `PING` after that. Must not be called while a round is under way.
     pub fn launch(&self, carried: &mut Vec<Key>) -> Option<usize> {
         let mut state = self.lock();
-        let State { launched, flying, nudged, aboard: current, waiting: next, carried: keys } =
-            &mut *state;
+        let BarrierState {
+            launched,
+            in_flight: flying,
+            nudged,
+            current_waiters: current,
+            next_waiters: next,
+            next_keys: keys,
+        } = &mut *state;
         if next.is_empty() && !*nudged {
             return None;
         }
@@ -220,38 +230,38 @@ impl Rounds {
     /// news before the answer has been applied.
     pub fn answered(&self, launched_at_us: u64) {
         let mut state = self.lock();
-        state.flying = false;
+        state.in_flight = false;
         self.answered.store(state.launched, Ordering::Release);
         self.fresh_at_us.store(launched_at_us.max(1), Ordering::Release);
-        let mut wakers = std::mem::take(&mut state.aboard);
+        let mut wakers = std::mem::take(&mut state.current_waiters);
         drop(state);
         wakers.drain(..).for_each(Waker::wake);
         let mut state = self.lock();
-        if state.aboard.capacity() == 0 {
-            state.aboard = wakers;
+        if state.current_waiters.capacity() == 0 {
+            state.current_waiters = wakers;
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, BarrierState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Future for Pass<'_> {
-    type Output = Result<(), Down>;
+impl Future for BarrierPass<'_> {
+    type Output = Result<(), BarrierDown>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        this.rounds.poll_aboard(&mut this.ticket, &mut this.cargo, cx)
+        this.barrier.poll_joined(&mut this.ticket, &mut this.key, cx)
     }
 }
 
-impl Rounds {
+impl Barrier {
     /// Returns whether a reader that joined this round in this life passes. The life is checked
     /// first: once it is over, nothing is answered in its name.
-    fn outcome(&self, (round, life): (u64, u64)) -> Poll<Result<(), Down>> {
+    fn outcome(&self, (round, life): (u64, u64)) -> Poll<Result<(), BarrierDown>> {
         if !is_up(life) || self.life.load(Ordering::Acquire) != life {
-            return Poll::Ready(Err(Down));
+            return Poll::Ready(Err(BarrierDown));
         }
         if self.answered.load(Ordering::Acquire) >= round {
             return Poll::Ready(Ok(()));
@@ -272,9 +282,9 @@ mod tests {
 
     use super::*;
 
-    fn up() -> Rounds {
-        let rounds = Rounds::default();
-        rounds.raise();
+    fn up() -> Barrier {
+        let rounds = Barrier::default();
+        rounds.mark_up();
         rounds
     }
 
@@ -299,17 +309,17 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_passes_a_connection_that_is_down_or_went_down() {
-        let rounds = Rounds::default();
-        assert_eq!(rounds.pass().await, Err(Down));
-        rounds.raise();
+        let rounds = Barrier::default();
+        assert_eq!(rounds.pass().await, Err(BarrierDown));
+        rounds.mark_up();
         let (mut current, mut next) = (pin!(rounds.pass()), pin!(rounds.pass()));
         assert!(poll!(&mut current).is_pending());
         assert_eq!(rounds.launch(&mut Vec::new()), Some(1));
         assert!(poll!(&mut next).is_pending());
-        rounds.lower();
-        rounds.raise();
-        assert_eq!(poll!(&mut current), Poll::Ready(Err(Down)), "its round was lost");
-        assert_eq!(poll!(&mut next), Poll::Ready(Err(Down)));
+        rounds.mark_down();
+        rounds.mark_up();
+        assert_eq!(poll!(&mut current), Poll::Ready(Err(BarrierDown)), "its round was lost");
+        assert_eq!(poll!(&mut next), Poll::Ready(Err(BarrierDown)));
         let mut again = pin!(rounds.pass());
         assert!(poll!(&mut again).is_pending());
         rounds.wanted().await;
@@ -333,8 +343,8 @@ mod tests {
         assert!(poll!(&mut late).is_pending(), "its key is not remembered yet");
         assert_eq!(rounds.launch(&mut carried), Some(3));
         assert_eq!(carried, [key("y")]);
-        rounds.lower();
-        rounds.raise();
+        rounds.mark_down();
+        rounds.mark_up();
         rounds.nudge();
         assert_eq!(rounds.launch(&mut carried), Some(0));
         assert!(carried.is_empty(), "its reader is gone");
@@ -351,7 +361,7 @@ mod tests {
         rounds.answered(7);
         assert_eq!(rounds.fresh_at_us(), Some(7));
         assert_eq!(rounds.launch(&mut Vec::new()), None);
-        rounds.lower();
+        rounds.mark_down();
         assert_eq!(rounds.fresh_at_us(), None);
     }
 }

@@ -37,14 +37,14 @@
 //!   has answered as well. The few milliseconds of a manual failover remain; they are the limit
 //!   that [`store`](super) states for a deposed master.
 
-mod invalidate;
-mod learn;
-mod lessons;
-mod map;
-mod owed;
+mod node_status;
+mod refresh_rounds;
+mod retry_worker;
+mod shard_invalidate;
+mod slot_map;
 mod slots;
-mod told;
 mod topology;
+mod topology_refresh;
 
 use std::{
     collections::HashMap,
@@ -62,30 +62,30 @@ use bytes::Bytes;
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+pub use self::{node_status::NodeStatus, topology::NodeAddress};
 pub(super) use self::{
-    lessons::Lessons,
-    slots::{SLOTS, SlotSet, Slots, slot_of},
+    refresh_rounds::RefreshRounds,
+    slots::{OwnedSlots, SLOTS, SlotSet, slot_of},
     topology::text_field,
 };
 use self::{
-    map::{Map, Shard},
-    topology::{Master, View},
+    slot_map::{Shard, SlotMap},
+    topology::{Master, NodeView},
 };
-pub use self::{told::Node, topology::Address};
 use super::{
-    Budget, CredentialKey, Fill, Grant, Key, Lease, Replacement, Seen, State, StoreError, Stored,
-    Token, Wait,
-    barrier::Down,
-    debts::Debts,
+    BarrierWait, Budget, CredentialKey, Fill, Grant, Key, KeyState, Lease, Replacement, Seen,
+    StoreError, StoredValue, Token,
+    barrier::BarrierDown,
     near::Watcher,
     redis::{Redis, connect::Target, errand::Guest, first_credential_key, part::Part},
+    retry_queue::RetryQueue,
     unix_ms,
 };
 use crate::{clock, config, metrics::Metrics, throttle::Throttle};
 
 /// The store on a Redis Cluster.
 pub struct Cluster {
-    world: Arc<World>,
+    state: Arc<ClusterState>,
     _tasks: [AbortOnDropHandle<()>; 3],
 }
 
@@ -99,52 +99,52 @@ impl fmt::Debug for Cluster {
 }
 
 /// State shared by the users of the store and its background tasks.
-struct World {
-    map: Map,
-    lessons: Arc<Lessons>,
-    seeds: Vec<Address>,
+struct ClusterState {
+    slot_map: SlotMap,
+    refreshes: Arc<RefreshRounds>,
+    seeds: Vec<NodeAddress>,
     /// How to connect to any node, and with which credentials.
     target: Target,
     config: config::Store,
     tracking: config::NearTracking,
     credential_key: Arc<RwLock<CredentialKey>>,
     has_secret: bool,
-    debts: Arc<Debts>,
+    retry_queue: Arc<RetryQueue>,
     /// Connections to nodes that are not our masters, kept for the next topology refresh.
-    guests: Mutex<HashMap<Address, Guest>>,
+    temp_connections: Mutex<HashMap<NodeAddress, Guest>>,
     /// Notified when a master becomes trusted or tracked, or stops being so.
-    turned: Arc<Notify>,
+    status_changed: Arc<Notify>,
     /// Number of shards that were ever made.
-    shards: AtomicU64,
+    next_shard: AtomicU64,
     watcher: Option<Arc<dyn Watcher>>,
     tasks: TaskTracker,
-    warnings: Warnings,
+    warnings: ClusterWarnings,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
-struct Warnings {
-    learn: Throttle,
+struct ClusterWarnings {
+    refresh: Throttle,
 }
 
 /// Limits a flush to the slots of one shard; on a single server a flush drops everything.
 #[derive(Debug)]
-struct Share {
+struct ShardWatcher {
     watcher: Arc<dyn Watcher>,
-    slots: Arc<Slots>,
+    slots: Arc<OwnedSlots>,
 }
 
-impl Watcher for Share {
+impl Watcher for ShardWatcher {
     fn evict(&self, name: &[u8]) {
         self.watcher.evict(name);
     }
 
     fn flush(&self) {
-        self.watcher.forget(&|name| self.slots.own(name));
+        self.watcher.evict_matching(&|name| self.slots.contains_name(name));
     }
 
-    fn forget(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
-        self.watcher.forget(is_gone);
+    fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
+        self.watcher.evict_matching(is_gone);
     }
 }
 
@@ -157,50 +157,50 @@ impl Cluster {
         tasks: TaskTracker,
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
-        let world = Arc::new(World {
-            map: Map::default(),
-            lessons: Arc::default(),
+        let world = Arc::new(ClusterState {
+            slot_map: SlotMap::default(),
+            refreshes: Arc::default(),
             seeds: seeds
                 .hosts
                 .iter()
-                .map(|(host, port)| Address { host: (&**host).into(), port: *port })
+                .map(|(host, port)| NodeAddress { host: (&**host).into(), port: *port })
                 .collect(),
             target: Target::of_seeds(seeds, config, &metrics)?,
             config: config.store.clone(),
             tracking: config.near.tracking,
             credential_key: first_credential_key(config),
             has_secret: config.credentials.secret.is_some(),
-            debts: Arc::new(Debts::open(&config.pending, Arc::clone(&metrics))?),
-            guests: Mutex::default(),
-            turned: Arc::default(),
-            shards: AtomicU64::new(0),
+            retry_queue: Arc::new(RetryQueue::open(&config.pending, Arc::clone(&metrics))?),
+            temp_connections: Mutex::default(),
+            status_changed: Arc::default(),
+            next_shard: AtomicU64::new(0),
             watcher,
             tasks,
-            warnings: Warnings::default(),
+            warnings: ClusterWarnings::default(),
             metrics,
         });
         let own = || Arc::clone(&world);
         let tasks = [
-            tokio::spawn(never(learn::learn(own()))),
-            tokio::spawn(never(told::look_out(own()))),
-            tokio::spawn(never(owed::pay(own()))),
+            tokio::spawn(never(topology_refresh::refresh_topology(own()))),
+            tokio::spawn(never(node_status::publish_changes(own()))),
+            tokio::spawn(never(retry_worker::retry_forever(own()))),
         ];
         let tasks = tasks.map(AbortOnDropHandle::new);
-        Ok(Self { world, _tasks: tasks })
+        Ok(Self { state: world, _tasks: tasks })
     }
 
     pub(super) fn trust(&self, key: &Key) -> Result<i64, StoreError> {
-        if self.world.debts.pending.contains(key) {
+        if self.state.retry_queue.pending.contains(key) {
             return Err(StoreError::Pending);
         }
-        let map = self.world.map.read();
+        let map = self.state.slot_map.read();
         map.owner(slot(key)).ok_or(StoreError::Down)?.redis.trust(key)
     }
 
     /// Asks the shard that owns the key. If the slot changes hands meanwhile, its near entries are
     /// evicted.
     pub(super) async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
-        self.world.map.shard(key)?.redis.follow(key, budget).await
+        self.state.slot_map.shard(key)?.redis.follow(key, budget).await
     }
 
     /// Waits for the shard that owns the key. If the slot changes hands meanwhile, the reader does
@@ -209,37 +209,37 @@ impl Cluster {
         &self,
         key: &Key,
         staleness: Duration,
-        wait: &mut Wait,
+        wait: &mut BarrierWait,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Down>> {
-        let map = self.world.map.read();
-        let Some(shard) = map.owner(slot(key)) else { return Poll::Ready(Err(Down)) };
+    ) -> Poll<Result<(), BarrierDown>> {
+        let map = self.state.slot_map.read();
+        let Some(shard) = map.owner(slot(key)) else { return Poll::Ready(Err(BarrierDown)) };
         if *wait.shard.get_or_insert(shard.number) != shard.number {
-            return Poll::Ready(Err(Down));
+            return Poll::Ready(Err(BarrierDown));
         }
         shard.redis.poll_barrier(staleness, wait, cx)
     }
 
     pub(super) async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {
-        self.world.map.shard(key)?.redis.read(key, budget).await
+        self.state.slot_map.shard(key)?.redis.read(key, budget).await
     }
 
     pub(super) async fn inspect(
         &self,
         key: &Key,
         budget: &mut Budget,
-    ) -> Result<State, StoreError> {
-        self.world.map.shard(key)?.redis.inspect(key, budget).await
+    ) -> Result<KeyState, StoreError> {
+        self.state.slot_map.shard(key)?.redis.inspect(key, budget).await
     }
 
     pub(super) async fn lease(
         &self,
         key: &Key,
         token: Token,
-        refused: Option<&Stored>,
+        refused: Option<&StoredValue>,
         budget: &mut Budget,
     ) -> Result<Grant, StoreError> {
-        self.world.map.shard(key)?.redis.lease(key, token, refused, budget).await
+        self.state.slot_map.shard(key)?.redis.lease(key, token, refused, budget).await
     }
 
     /// Sent to the current owner of the slot. If that is not the master that granted the lease, or
@@ -251,7 +251,7 @@ impl Cluster {
         meta: &str,
         ttl: Duration,
     ) -> Result<Fill, StoreError> {
-        self.world.map.shard(&lease.key)?.redis.fill(lease, body, meta, ttl).await
+        self.state.slot_map.shard(&lease.key)?.redis.fill(lease, body, meta, ttl).await
     }
 
     pub(super) async fn admit(
@@ -261,7 +261,7 @@ impl Cluster {
         generation: &str,
         caller: &str,
     ) -> Result<Fill, StoreError> {
-        self.world.map.shard(key)?.redis.admit(key, seen, generation, caller).await
+        self.state.slot_map.shard(key)?.redis.admit(key, seen, generation, caller).await
     }
 
     pub(super) async fn replace(
@@ -271,41 +271,41 @@ impl Cluster {
         generation: &str,
         new: Replacement<'_>,
     ) -> Result<Fill, StoreError> {
-        self.world.map.shard(key)?.redis.replace(key, seen, generation, new).await
+        self.state.slot_map.shard(key)?.redis.replace(key, seen, generation, new).await
     }
 
     pub(super) async fn release(&self, lease: Lease) {
         // Without an owner the lease expires by itself.
-        if let Ok(shard) = self.world.map.shard(&lease.key) {
+        if let Ok(shard) = self.state.slot_map.shard(&lease.key) {
             shard.redis.release(lease).await;
         }
     }
 
     pub(super) fn credential_key(&self) -> CredentialKey {
-        self.world.credential_key.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.credential_key.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Uses the clock of any master that is up; they differ as much as the clocks of their
     /// machines.
     pub(super) fn now_ms(&self) -> i64 {
-        let map = self.world.map.read();
+        let map = self.state.slot_map.read();
         let up = map.shards.iter().find(|shard| shard.redis.is_up());
         up.map_or_else(|| unix_ms(clock::now()), |shard| shard.redis.now_ms())
     }
 
     pub(super) fn pending(&self) -> usize {
-        self.world.debts.pending.len()
+        self.state.retry_queue.pending.len()
     }
 
     /// Tries a last time to confirm what is pending, within `deadline`.
     pub(super) async fn close(&self, deadline: Duration) {
-        let debts = &self.world.debts;
+        let debts = &self.state.retry_queue;
         if debts.pending.is_empty() {
             return;
         }
-        debts.pending.hurry();
-        let _ = timeout(deadline, self.world.pay_all()).await;
-        debts.abandon();
+        debts.pending.make_all_due();
+        let _ = timeout(deadline, self.state.retry_due()).await;
+        debts.log_remaining();
     }
 }
 
@@ -318,9 +318,9 @@ pub(super) async fn probe(
     let mut last_error = StoreError::Down;
     for (host, port) in &seeds.hosts {
         let replies = async { Guest::open(&target.at(host, *port)).await?.lesson().await };
-        let address = Address { host: (&**host).into(), port: *port };
+        let address = NodeAddress { host: (&**host).into(), port: *port };
         match replies.await {
-            Ok((slots, nodes, info)) => match View::parse(&address, &slots, &nodes, &info) {
+            Ok((slots, nodes, info)) => match NodeView::parse(&address, &slots, &nodes, &info) {
                 Some(_) => return Ok(()),
                 None => {
                     last_error =
@@ -333,34 +333,34 @@ pub(super) async fn probe(
     Err(last_error)
 }
 
-impl World {
+impl ClusterState {
     /// Makes the shard of a master that was not served before.
-    fn shard(&self, master: &Master) -> Shard {
-        let slots = Arc::<Slots>::default();
+    fn new_shard(&self, master: &Master) -> Shard {
+        let slots = Arc::<OwnedSlots>::default();
         let part = Part {
             address: master.address.clone(),
             slots: Arc::clone(&slots),
             claimed: AtomicU64::new(master.epoch),
-            lessons: Arc::clone(&self.lessons),
+            lessons: Arc::clone(&self.refreshes),
             tracking: self.tracking,
-            turned: Arc::clone(&self.turned),
+            turned: Arc::clone(&self.status_changed),
             metrics: Arc::clone(&self.metrics),
         };
         let watcher = self.watcher.as_ref().map(|watcher| {
             let watcher = Arc::clone(watcher);
             let slots = Arc::clone(&slots);
-            Arc::new(Share { watcher, slots }) as Arc<dyn Watcher>
+            Arc::new(ShardWatcher { watcher, slots }) as Arc<dyn Watcher>
         });
         let target = self.target.at(&master.address.host, master.address.port);
         let key = (Arc::clone(&self.credential_key), self.has_secret);
-        let debts = Arc::clone(&self.debts);
+        let debts = Arc::clone(&self.retry_queue);
         let tasks = self.tasks.clone();
         let redis = Redis::member(target, &self.config, part, debts, key, tasks, watcher);
-        Shard::new(self.shards.fetch_add(1, Ordering::Relaxed), master, slots, redis)
+        Shard::new(self.next_shard.fetch_add(1, Ordering::Relaxed), master, slots, redis)
     }
 
     /// Opens a connection to a node that is not one of our masters.
-    async fn guest(&self, node: &Address) -> Result<Guest, StoreError> {
+    async fn temp_connection(&self, node: &NodeAddress) -> Result<Guest, StoreError> {
         Guest::open(&self.target.at(&node.host, node.port)).await
     }
 }

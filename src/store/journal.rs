@@ -23,32 +23,32 @@ use crate::throttle::Throttle;
 /// How long an answer waits for the disk.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(1);
 /// Lines per pending key past which the file is rewritten, and the lines that it may always have.
-const LONG: (usize, usize) = (4, 1024);
+const REWRITE_LINES: (usize, usize) = (4, 1024);
 
 /// An open journal.
 ///
 /// Records are queued in the order in which they are given and written by one blocking task at a
 /// time. A caller waits for the disk only if it asks to.
 pub struct Journal {
-    shared: Arc<Shared>,
+    shared: Arc<JournalShared>,
     /// Number of the last queued batch that is on the disk or given up.
     done: watch::Receiver<u64>,
     warnings: Throttle,
 }
 
-struct Shared {
+struct JournalShared {
     path: PathBuf,
     file: Mutex<File>,
-    queue: Mutex<Queue>,
+    queue: Mutex<JournalQueue>,
     done: watch::Sender<u64>,
     warnings: Throttle,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct JournalQueue {
     records: Vec<Record>,
     /// The records are the whole state: the file is rewritten.
-    anew: bool,
+    rewrite: bool,
     /// Whether a caller waits for these records to be on the disk.
     sync: bool,
     /// Lines of the file once all of this is written.
@@ -111,8 +111,8 @@ impl Journal {
             file.set_len(complete)?;
         }
         let (sender, done) = watch::channel(0);
-        let queue = Queue { lines: records.len(), ..Queue::default() };
-        let shared = Shared {
+        let queue = JournalQueue { lines: records.len(), ..JournalQueue::default() };
+        let shared = JournalShared {
             path: path.to_owned(),
             file: Mutex::new(file),
             queue: Mutex::new(queue),
@@ -136,7 +136,7 @@ impl Journal {
 
     /// Returns whether the file is much longer than this many pending keys need.
     pub fn is_long(&self, keys: usize) -> bool {
-        self.shared.queue().lines > LONG.1 + LONG.0 * keys
+        self.shared.queue().lines > REWRITE_LINES.1 + REWRITE_LINES.0 * keys
     }
 
     fn enqueue(
@@ -147,7 +147,7 @@ impl Journal {
     ) -> u64 {
         let mut queue = self.shared.queue();
         if rewrite {
-            queue.anew = true;
+            queue.rewrite = true;
             queue.lines = 0;
             queue.records.clear();
         }
@@ -179,20 +179,20 @@ impl Journal {
     }
 }
 
-impl Shared {
+impl JournalShared {
     /// Writes until nothing is queued.
     fn write_all(&self) {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let (records, rewrite, sync, count) = {
                 let mut queue = self.queue();
-                if queue.records.is_empty() && !queue.anew {
+                if queue.records.is_empty() && !queue.rewrite {
                     queue.writing = false;
                     self.done.send_replace(queue.count);
                     return;
                 }
                 let records = std::mem::take(&mut queue.records);
-                let rewrite = std::mem::take(&mut queue.anew);
+                let rewrite = std::mem::take(&mut queue.rewrite);
                 let sync = std::mem::take(&mut queue.sync);
                 (records, rewrite, sync, queue.count)
             };
@@ -218,7 +218,7 @@ impl Shared {
             return file.set_len(0);
         }
         if rewrite {
-            if let Ok(new_file) = self.write_anew(records) {
+            if let Ok(new_file) = self.write_new_file(records) {
                 *file = new_file;
                 return Ok(());
             }
@@ -231,7 +231,7 @@ impl Shared {
 
     /// Writes a new file and renames it once it is complete, so that a crash leaves the old file or
     /// the new one.
-    fn write_anew(&self, records: &[Record]) -> io::Result<File> {
+    fn write_new_file(&self, records: &[Record]) -> io::Result<File> {
         let new_path = self.path.with_extension("new");
         let _ = std::fs::remove_file(&new_path);
         let mut file = OpenOptions::new().append(true).create_new(true).open(&new_path)?;
@@ -245,7 +245,7 @@ impl Shared {
         Ok(file)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, JournalQueue> {
         // No code that holds the lock panics half-way through a change.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,8 +14,8 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Leased, Purged, Replacement, Seen, State,
-    Stored, Token, Was, WasEntry, millis,
+    CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, Purged,
+    RemovedEntry, Replacement, Seen, StoredValue, Token, millis,
 };
 use crate::{clock, config};
 
@@ -30,7 +30,7 @@ pub struct Memory {
     max_bytes: usize,
     epoch: Epoch,
     credential_key: CredentialKey,
-    slots: Arc<Mutex<Slots>>,
+    slots: Arc<Mutex<MemorySlots>>,
 }
 
 impl fmt::Debug for Memory {
@@ -44,8 +44,8 @@ impl fmt::Debug for Memory {
 }
 
 /// Hands a lease back when it is dropped.
-pub struct Hold {
-    slots: Arc<Mutex<Slots>>,
+pub struct MemoryLeaseGuard {
+    slots: Arc<Mutex<MemorySlots>>,
     key: Key,
     token: Token,
 }
@@ -59,15 +59,15 @@ impl fmt::Debug for Hold {
     }
 }
 
-impl Drop for Hold {
+impl Drop for MemoryLeaseGuard {
     fn drop(&mut self) {
         lock(&self.slots).release(&self.key, &self.token);
     }
 }
 
 #[derive(Default)]
-struct Slots {
-    by_key: HashMap<Key, Slot>,
+struct MemorySlots {
+    by_key: HashMap<Key, MemorySlot>,
     /// Keys in the order in which sweep and eviction examine their slots. Each slot is listed once,
     /// and a new one last.
     order: VecDeque<Key>,
@@ -76,14 +76,14 @@ struct Slots {
 
 /// The counterpart of the four Redis keys of a job.
 #[derive(Default)]
-struct Slot {
-    entry: Option<Stored>,
-    lease: Option<Held>,
+struct MemorySlot {
+    entry: Option<StoredValue>,
+    lease: Option<MemoryLease>,
     /// Writes in flight, each with its deadline.
     fence: Vec<(Token, i64)>,
 }
 
-struct Held {
+struct MemoryLease {
     token: Token,
     granted_ms: i64,
     expires_ms: i64,
@@ -106,24 +106,26 @@ impl Memory {
         self.seen(self.slots().live(key, now).and_then(|slot| slot.entry.clone()), now)
     }
 
-    pub(super) fn inspect(&self, key: &Key) -> State {
+    pub(super) fn inspect(&self, key: &Key) -> KeyState {
         let now = now_ms();
         let mut slots = self.slots();
         let slot = slots.live(key, now);
         let slot = slot.as_deref();
         let held = slot.and_then(|slot| slot.lease.as_ref());
         let fence = slot.and_then(|slot| slot.fence.iter().map(|(_, deadline)| *deadline).max());
-        State {
+        KeyState {
             seen: self.seen(slot.and_then(|slot| slot.entry.clone()), now),
             is_alien: false,
             is_placeholder: held.is_some(),
-            lease: held
-                .map(|held| Leased { token: held.token.clone(), left_ms: held.expires_ms - now }),
+            lease: held.map(|held| LeaseState {
+                token: held.token.clone(),
+                left_ms: held.expires_ms - now,
+            }),
             fence_left_ms: fence.map(|deadline| deadline - now),
         }
     }
 
-    pub(super) fn lease(&self, key: &Key, token: Token, refused: Option<&Stored>) -> Grant {
+    pub(super) fn lease(&self, key: &Key, token: Token, refused: Option<&StoredValue>) -> Grant {
         let now = now_ms();
         let mut slots = self.slots();
         slots.sweep(now);
@@ -141,12 +143,12 @@ impl Memory {
             return Grant::Leased(held.token.clone(), self.epoch.clone());
         }
         let expires_ms = now + millis(self.lease);
-        slot.lease = Some(Held { token: token.clone(), granted_ms: now, expires_ms });
+        slot.lease = Some(MemoryLease { token: token.clone(), granted_ms: now, expires_ms });
         let epoch = self.epoch.clone();
         let slots = Arc::clone(&self.slots);
         let key = key.clone();
-        let hold = Hold { slots, key: key.clone(), token: token.clone() };
-        let hold = super::Hold::Memory(hold);
+        let hold = MemoryLeaseGuard { slots, key: key.clone(), token: token.clone() };
+        let hold = super::LeaseGuard::Memory(hold);
         Grant::Lease(Lease { key, token, epoch, granted_at_ms: now, hold })
     }
 
@@ -162,7 +164,7 @@ impl Memory {
             return Fill::Revoked;
         }
         let meta = format!("{meta},\"expires_at_ms\":{expires_at_ms}}}").into();
-        let entry = Stored { body: own(body), meta, expires_at_ms };
+        let entry = StoredValue { body: copied(body), meta, expires_at_ms };
         let bytes = size(&entry);
         slot.entry = Some(entry);
         slots.bytes += bytes;
@@ -190,7 +192,8 @@ impl Memory {
             return Fill::Revoked;
         };
         let meta = format!("{},\"expires_at_ms\":{expires_at_ms}}}", new.meta).into();
-        let old = std::mem::replace(entry, Stored { body: own(new.body), meta, expires_at_ms });
+        let old =
+            std::mem::replace(entry, StoredValue { body: copied(new.body), meta, expires_at_ms });
         let grown = size(entry);
         slots.bytes = slots.bytes + grown - size(&old);
         slots.evict(self.max_bytes);
@@ -211,7 +214,7 @@ impl Memory {
         for key in keys {
             slots.sweep(now);
             slots.drop_entry(key);
-            slots.slot(key).raise(write, now + millis(fence));
+            slots.slot(key).add_fence(write, now + millis(fence));
         }
     }
 
@@ -221,16 +224,16 @@ impl Memory {
         let mut was = Vec::with_capacity(keys.len());
         for key in keys {
             slots.sweep(now);
-            was.push(Some(slots.live(key, now).map(|slot| slot.was(now)).unwrap_or_default()));
+            was.push(Some(slots.live(key, now).map(|slot| slot.receipt(now)).unwrap_or_default()));
             slots.drop_entry(key);
             if linger > Duration::ZERO {
-                slots.slot(key).raise(write, now + millis(linger));
+                slots.slot(key).add_fence(write, now + millis(linger));
             } else if let Some(slot) = slots.by_key.get_mut(key) {
                 slot.fence.retain(|(other, _)| other != write);
             }
         }
         let entries = was.iter().flatten().filter(|was| was.entry.is_some()).count();
-        Purged { ended: Ended::Confirmed { entries }, was }
+        Purged { ended: Ended::Confirmed { entries }, receipts: was }
     }
 
     pub(super) fn purge_all(&self) -> Ended {
@@ -245,23 +248,23 @@ impl Memory {
         Ended::Confirmed { entries }
     }
 
-    fn seen(&self, stored: Option<Stored>, now_ms: i64) -> Seen {
+    fn seen(&self, stored: Option<StoredValue>, now_ms: i64) -> Seen {
         Seen { stored, epoch: self.epoch.clone(), now_ms }
     }
 
-    fn slots(&self) -> MutexGuard<'_, Slots> {
+    fn slots(&self) -> MutexGuard<'_, MemorySlots> {
         lock(&self.slots)
     }
 }
 
-fn lock(slots: &Mutex<Slots>) -> MutexGuard<'_, Slots> {
+fn lock(slots: &Mutex<MemorySlots>) -> MutexGuard<'_, MemorySlots> {
     // No code that holds the lock panics half-way through a change.
     slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Slots {
+impl MemorySlots {
     /// Returns the slot of a key after removing everything that has expired from it.
-    fn live(&mut self, key: &Key, now: i64) -> Option<&mut Slot> {
+    fn live(&mut self, key: &Key, now: i64) -> Option<&mut MemorySlot> {
         let slot = self.by_key.get_mut(key)?;
         if let Some(entry) = slot.entry.take_if(|entry| entry.expires_at_ms <= now) {
             self.bytes -= size(&entry);
@@ -273,7 +276,7 @@ impl Slots {
 
     /// Returns the entry of a key if it is the one that was seen, apart from callers admitted
     /// since, and no write is in flight.
-    fn unchanged(&mut self, key: &Key, seen: &Seen, now: i64) -> Option<&mut Stored> {
+    fn unchanged(&mut self, key: &Key, seen: &Seen, now: i64) -> Option<&mut StoredValue> {
         let seen = seen.stored.as_ref()?;
         let slot = self.live(key, now)?;
         let entry = slot.entry.as_mut().filter(|_| slot.fence.is_empty())?;
@@ -287,10 +290,10 @@ impl Slots {
     }
 
     /// Returns the slot of a key, creating it if there is none.
-    fn slot(&mut self, key: &Key) -> &mut Slot {
+    fn slot(&mut self, key: &Key) -> &mut MemorySlot {
         self.by_key.entry(key.clone()).or_insert_with(|| {
             self.order.push_back(key.clone());
-            Slot::default()
+            MemorySlot::default()
         })
     }
 
@@ -328,21 +331,21 @@ impl Slots {
     }
 }
 
-impl Slot {
-    fn raise(&mut self, write: &Token, deadline: i64) {
+impl MemorySlot {
+    fn add_fence(&mut self, write: &Token, deadline: i64) {
         self.fence.retain(|(other, _)| other != write);
         self.fence.push((write.clone(), deadline));
     }
 
     /// Describes the contents, for the receipt of an end.
-    fn was(&self, now_ms: i64) -> Was {
+    fn receipt(&self, now_ms: i64) -> KeyReceipt {
         let entry = self.entry.as_ref().map(|entry| {
             let meta = serde_json::from_slice::<serde_json::Value>(&entry.meta).unwrap_or_default();
             let times = ["stored_at_ms", "age_ms"].map(|name| meta[name].as_i64());
             let generation = meta["generation"].as_str().unwrap_or_default();
-            WasEntry::new(entry.body.len(), generation, times, now_ms)
+            RemovedEntry::new(entry.body.len(), generation, times, now_ms)
         });
-        Was { entry, filling: self.lease.is_some() }
+        KeyReceipt { entry, filling: self.lease.is_some() }
     }
 
     fn is_empty(&self) -> bool {
@@ -368,11 +371,11 @@ fn credential_key(config: &config::Credentials) -> CredentialKey {
 
 /// Copies a body: the bytes may be part of a much larger buffer, which is counted elsewhere for as
 /// long as they live.
-fn own(body: &Bytes) -> Bytes {
+fn copied(body: &Bytes) -> Bytes {
     Bytes::copy_from_slice(body)
 }
 
-fn size(entry: &Stored) -> usize {
+fn size(entry: &StoredValue) -> usize {
     entry.body.len() + entry.meta.len() + ENTRY_OVERHEAD
 }
 

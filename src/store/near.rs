@@ -41,7 +41,7 @@ const SHARDS: usize = 256;
 /// key.
 const OVERHEAD: usize = 80;
 /// Bytes of a typical value, by which the cache sizes its tables.
-const USUAL_SIZE: usize = 1 << 10;
+const TYPICAL_SIZE: usize = 1 << 10;
 /// The most locks that readers spread over, and the least bytes per lock: few enough locks for the
 /// largest body to fit into the part of each.
 const LOCKS: (usize, usize) = (16, 4 << 20);
@@ -53,13 +53,13 @@ pub trait Watcher: fmt::Debug + Send + Sync {
     /// Every value may be out of date and must not be used again.
     fn flush(&self);
     /// As [`Watcher::flush`], for the values with a name that satisfies `is_gone`.
-    fn forget(&self, is_gone: &dyn Fn(&[u8]) -> bool);
+    fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool);
 }
 
 /// The values that this process holds.
-pub struct Near<V> {
+pub struct NearEntries<V> {
     values: Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>,
-    shards: Box<[Shard]>,
+    shards: Box<[NearShard]>,
     metrics: Arc<Metrics>,
 }
 
@@ -71,7 +71,7 @@ pub struct Noted {
 }
 
 #[derive(Debug, Default)]
-struct Shard {
+struct NearShard {
     /// Counts the news. Bumped only after the value in question is gone, so a reader that notes the
     /// new count finds no old value.
     generation: AtomicU64,
@@ -80,7 +80,7 @@ struct Shard {
     changed: Notify,
 }
 
-impl Shard {
+impl NearShard {
     fn lock(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -132,7 +132,7 @@ impl<V> Lifecycle<Key, V> for Evictions<V> {
     }
 }
 
-impl<V: Clone> Near<V> {
+impl<V: Clone> NearEntries<V> {
     /// Makes a layer of at most `max_bytes`, counting `weigh` for a value.
     ///
     /// # Panics
@@ -144,7 +144,7 @@ impl<V: Clone> Near<V> {
         options
             .shards(locks)
             .weight_capacity(max_bytes as u64)
-            .estimated_items_capacity((max_bytes / USUAL_SIZE).max(1));
+            .estimated_items_capacity((max_bytes / TYPICAL_SIZE).max(1));
         let stash = DefaultLifecycle::default();
         let evictions = Evictions { metrics: Arc::clone(&metrics), stash };
         #[allow(clippy::expect_used, reason = "it fails only without the two capacities")]
@@ -152,7 +152,7 @@ impl<V: Clone> Near<V> {
         Self {
             // Clients choose the keys, so the hash is the keyed one of the standard library.
             values: Cache::with_options(options, Weigh(weigh), RandomState::new(), evictions),
-            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            shards: (0..SHARDS).map(|_| NearShard::default()).collect(),
             metrics,
         }
     }
@@ -223,7 +223,7 @@ impl<V: Clone> Near<V> {
     }
 }
 
-impl<V: Clone + Send + Sync> Watcher for Near<V> {
+impl<V: Clone + Send + Sync> Watcher for NearEntries<V> {
     fn evict(&self, name: &[u8]) {
         // Keys are text; anything else under the prefix is not ours.
         let Ok(name) = std::str::from_utf8(name) else { return };
@@ -237,16 +237,19 @@ impl<V: Clone + Send + Sync> Watcher for Near<V> {
     }
 
     fn flush(&self) {
-        self.drop_some(Cache::clear);
+        self.remove_some(Cache::clear);
     }
 
-    fn forget(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
-        self.drop_some(|values| values.retain(|key, _| !is_gone(key.main().as_bytes())));
+    fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
+        self.remove_some(|values| values.retain(|key, _| !is_gone(key.main().as_bytes())));
     }
 }
 
-impl<V: Clone> Near<V> {
-    fn drop_some(&self, remove: impl FnOnce(&Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>)) {
+impl<V: Clone> NearEntries<V> {
+    fn remove_some(
+        &self,
+        remove: impl FnOnce(&Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>),
+    ) {
         // The first bump refuses values that were read before this began. The second tells readers
         // that were given a value in the meantime.
         self.bump_all();
@@ -260,7 +263,7 @@ impl<V: Clone> Near<V> {
     }
 }
 
-impl<V> fmt::Debug for Near<V> {
+impl<V> fmt::Debug for NearEntries<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Near").finish_non_exhaustive()
     }
@@ -275,15 +278,15 @@ fn shard_of(name: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn near(max_bytes: usize) -> Near<Arc<str>> {
-        Near::new(max_bytes, |value| value.len(), Arc::default())
+    fn near(max_bytes: usize) -> NearEntries<Arc<str>> {
+        NearEntries::new(max_bytes, |value| value.len(), Arc::default())
     }
 
     fn key(id: &str) -> Key {
         Key::new("job_status:", id)
     }
 
-    fn value<V: Clone>(near: &Near<V>, key: &Key) -> Option<V> {
+    fn value<V: Clone>(near: &NearEntries<V>, key: &Key) -> Option<V> {
         near.read(key).map(|(value, _)| value)
     }
 
@@ -324,7 +327,7 @@ mod tests {
             near.insert(&key(id), id.into(), near.note(&key(id)));
         }
         let (_, noted) = near.read(&key("y")).unwrap();
-        near.forget(&|name| name == b"job_status:x");
+        near.evict_matching(&|name| name == b"job_status:x");
         assert_eq!(value(&near, &key("x")), None);
         assert_eq!(value(&near, &key("y")).as_deref(), Some("y"));
         near.insert(&key("y"), "older".into(), noted);
@@ -334,7 +337,8 @@ mod tests {
     #[test]
     fn a_newer_value_in_the_place_of_an_older_is_no_eviction() {
         let metrics = Arc::new(Metrics::default());
-        let near: Near<Arc<str>> = Near::new(1 << 20, |value| value.len(), Arc::clone(&metrics));
+        let near: NearEntries<Arc<str>> =
+            NearEntries::new(1 << 20, |value| value.len(), Arc::clone(&metrics));
         for value in ["old", "new"] {
             near.insert(&key("x"), value.into(), near.note(&key("x")));
         }
@@ -347,7 +351,9 @@ mod tests {
     fn a_value_is_current_until_there_is_news_of_it() {
         let near = near(1 << 20);
         let x = key("x");
-        for news in [(|near| near.evict(b"job_status:x")) as fn(&Near<Arc<str>>), Near::flush] {
+        for news in
+            [(|near| near.evict(b"job_status:x")) as fn(&NearEntries<Arc<str>>), NearEntries::flush]
+        {
             near.insert(&x, "old".into(), near.note(&x));
             let (_, noted) = near.read(&x).unwrap();
             near.insert(&x, "the same".into(), near.note(&x));
@@ -360,7 +366,8 @@ mod tests {
     #[test]
     fn its_bytes_are_bounded_and_counted() {
         let metrics = Arc::new(Metrics::default());
-        let near: Near<Arc<str>> = Near::new(64 << 10, |value| value.len(), Arc::clone(&metrics));
+        let near: NearEntries<Arc<str>> =
+            NearEntries::new(64 << 10, |value| value.len(), Arc::clone(&metrics));
         let body: Arc<str> = "x".repeat(600).into();
         for id in 0..1000 {
             let key = key(&id.to_string());

@@ -1,6 +1,6 @@
 //! Invalidations that the store has not confirmed: a bounded set of keys, bypassed until it has.
 
-mod whole;
+mod pending_slots;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,8 +15,8 @@ use std::{
 
 use tokio::time::Instant;
 
-pub(super) use self::whole::Sweep;
-use self::whole::Whole;
+use self::pending_slots::PendingSlots;
+pub(super) use self::pending_slots::PurgeAllTask;
 use super::{
     Key, Token,
     cluster::{SlotSet, slot_of},
@@ -31,7 +31,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// A key for which there is no room makes its whole slot pending, until a purge of all has been
 /// confirmed there. Slots are those of a Redis Cluster; without a cluster they divide the keys just
 /// as well.
-pub struct Pending {
+pub struct PendingSet {
     limit: usize,
     journal: Option<Journal>,
     /// Number of keys, plus one while whole slots are pending; lets a reader pass without the lock.
@@ -50,19 +50,19 @@ impl fmt::Debug for Pending {
 
 #[derive(Debug, Default)]
 struct Inner {
-    keys: HashMap<Key, Item>,
+    keys: HashMap<Key, PendingItem>,
     /// The same keys in the order in which they are to be repeated: one that fails goes to the
     /// back.
     due: BTreeMap<(Instant, u64), Key>,
     /// Slots of which every key is pending.
-    whole: Whole,
+    slots: PendingSlots,
     /// Counts additions, so that a confirmation only removes what it confirmed.
     additions: u64,
 }
 
 /// One unconfirmed invalidation.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub struct PendingItem {
     /// The key to invalidate.
     pub key: Key,
     /// The write that set the fence to lift.
@@ -91,7 +91,7 @@ impl Due {
         self.failures += 1;
     }
 
-    fn slot(self) -> (Instant, u64) {
+    fn order(self) -> (Instant, u64) {
         (self.at, self.addition)
     }
 }
@@ -105,7 +105,7 @@ pub enum Added {
     Overflow,
 }
 
-impl Pending {
+impl PendingSet {
     /// Makes a set of at most `limit` keys, in memory only.
     pub fn new(limit: usize) -> Self {
         Self { limit, journal: None, size: AtomicUsize::new(0), inner: Mutex::default() }
@@ -134,13 +134,13 @@ impl Pending {
                 Record::AllAdded => self.update(|inner| inner.insert_slots(&SlotSet::ALL)),
                 Record::SlotsAdded { ranges } => {
                     // Unreadable ranges may have named any slot.
-                    let slots = SlotSet::of_ranges(&ranges).unwrap_or(SlotSet::ALL);
+                    let slots = SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::ALL);
                     self.update(|inner| inner.insert_slots(&slots));
                 }
-                Record::AllConfirmed => self.update(|inner| inner.whole = Whole::default()),
+                Record::AllConfirmed => self.update(|inner| inner.slots = PendingSlots::default()),
                 Record::SlotsConfirmed { ranges } => {
-                    let slots = SlotSet::of_ranges(&ranges).unwrap_or(SlotSet::NONE);
-                    self.update(|inner| inner.whole.confirm(&slots, inner.additions));
+                    let slots = SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::NONE);
+                    self.update(|inner| inner.slots.confirm(&slots, inner.additions));
                 }
             }
         }
@@ -152,7 +152,7 @@ impl Pending {
             return false;
         }
         let inner = self.lock();
-        inner.whole.contains(slot(key)) || inner.keys.contains_key(key)
+        inner.slots.contains(slot(key)) || inner.keys.contains_key(key)
     }
 
     /// Returns the number of pending keys, plus one while whole slots are pending.
@@ -180,49 +180,49 @@ impl Pending {
             let records = keys.iter().map(|key| Record::added(key.main(), write.as_str(), linger));
             let slots = (!overflowed.is_empty()).then(|| added_slots(&overflowed));
             let added = if overflowed.is_empty() { Added::Keys } else { Added::Overflow };
-            (added, self.note(inner, records.chain(slots), Durability::Awaited))
+            (added, self.write_journal(inner, records.chain(slots), Durability::Awaited))
         });
         self.synced(queued).await;
         added
     }
 
     /// Makes every key pending; returns what a purge of all has to confirm.
-    pub(super) async fn add_all(&self) -> Sweep {
+    pub(super) async fn add_all(&self) -> PurgeAllTask {
         self.add_slots(SlotSet::ALL).await
     }
 
     /// Makes every key in these slots pending.
-    pub(super) async fn add_slots(&self, slots: SlotSet) -> Sweep {
+    pub(super) async fn add_slots(&self, slots: SlotSet) -> PurgeAllTask {
         let (addition, queued) = self.update(|inner| {
             inner.insert_slots(&slots);
-            (inner.additions, self.note(inner, [added_slots(&slots)], Durability::Awaited))
+            (inner.additions, self.write_journal(inner, [added_slots(&slots)], Durability::Awaited))
         });
         self.synced(queued).await;
-        Sweep { slots, addition }
+        PurgeAllTask { slots, addition }
     }
 
     fn insert(&self, inner: &mut Inner, key: &Key, write: &Token, linger: Duration) -> Added {
         inner.additions += 1;
         let addition = inner.additions;
         if inner.keys.len() >= self.limit && !inner.keys.contains_key(key) {
-            inner.whole.overflow(slot(key), addition);
+            inner.slots.overflow(slot(key), addition);
             return Added::Overflow;
         }
         let linger = inner.remove(key).map_or(linger, |item| item.linger.max(linger));
         let due = Due::now(addition);
-        inner.put(Item { key: key.clone(), write: write.clone(), linger, due });
+        inner.put(PendingItem { key: key.clone(), write: write.clone(), linger, due });
         Added::Keys
     }
 
     /// Returns what a purge of all has to confirm, if one is due.
-    pub(super) fn sweep(&self) -> Option<Sweep> {
+    pub(super) fn due_purge_all(&self) -> Option<PurgeAllTask> {
         let inner = self.lock();
-        let slots = inner.whole.due(Instant::now())?;
-        Some(Sweep { slots, addition: inner.additions })
+        let slots = inner.slots.due(Instant::now())?;
+        Some(PurgeAllTask { slots, addition: inner.additions })
     }
 
     /// Returns up to `limit` items that are due, those that have waited longest first.
-    pub fn batch(&self, limit: usize) -> Vec<Item> {
+    pub fn batch(&self, limit: usize) -> Vec<PendingItem> {
         let inner = self.lock();
         let due = inner.due.range(..=(Instant::now(), u64::MAX)).take(limit);
         due.filter_map(|(_, key)| inner.keys.get(key).cloned()).collect()
@@ -232,11 +232,11 @@ impl Pending {
     pub fn next_due(&self) -> Option<Instant> {
         let inner = self.lock();
         let first = inner.due.first_key_value().map(|((at, _), _)| *at);
-        first.into_iter().chain(inner.whole.next_due()).min()
+        first.into_iter().chain(inner.slots.next_due()).min()
     }
 
     /// Makes everything due now: there is a new connection, or the process is about to stop.
-    pub fn hurry(&self) {
+    pub fn make_all_due(&self) {
         let mut inner = self.lock();
         let keys = std::mem::take(&mut inner.keys);
         inner.due.clear();
@@ -244,11 +244,11 @@ impl Pending {
             item.due = Due::now(item.due.addition);
             inner.put(item);
         }
-        inner.whole.hurry();
+        inner.slots.make_due();
     }
 
     /// Repeats this item later, behind the others: it could not be confirmed.
-    pub fn postpone(&self, item: &Item) {
+    pub fn postpone(&self, item: &PendingItem) {
         let mut inner = self.lock();
         if inner.keys.get(&item.key).is_some_and(|current| current.due == item.due) {
             let mut item = item.clone();
@@ -259,18 +259,18 @@ impl Pending {
     }
 
     /// Repeats a purge of all later: it could not be confirmed, or not in every slot.
-    pub(super) fn postpone_sweep(&self, sweep: &Sweep) {
-        self.lock().whole.postpone(sweep);
+    pub(super) fn postpone_purge_all(&self, sweep: &PurgeAllTask) {
+        self.lock().slots.postpone(sweep);
     }
 
     /// Removes this item, which the store has confirmed. It stays if it was added again in the
     /// meantime.
-    pub fn confirm(&self, item: &Item) {
+    pub fn confirm(&self, item: &PendingItem) {
         self.update(|inner| {
             let current = inner.keys.get(&item.key);
             if current.is_some_and(|current| current.due.addition == item.due.addition) {
                 inner.remove(&item.key);
-                self.note(
+                self.write_journal(
                     inner,
                     [Record::Confirmed { key: item.key.main().into() }],
                     Durability::Lazy,
@@ -281,36 +281,36 @@ impl Pending {
 
     /// Removes these slots, in which a purge of all has been confirmed. Slots that were added again
     /// after it began stay.
-    pub(super) fn confirm_slots(&self, slots: &SlotSet, sweep: &Sweep) {
+    pub(super) fn confirm_slots(&self, slots: &SlotSet, sweep: &PurgeAllTask) {
         self.update(|inner| {
-            let confirmed = inner.whole.confirm(slots, sweep.addition);
+            let confirmed = inner.slots.confirm(slots, sweep.addition);
             if confirmed.is_empty() {
                 return;
             }
-            let record = if inner.whole.is_empty() {
+            let record = if inner.slots.is_empty() {
                 Record::AllConfirmed
             } else {
                 Record::SlotsConfirmed { ranges: confirmed.ranges() }
             };
-            self.note(inner, [record], Durability::Lazy);
+            self.write_journal(inner, [record], Durability::Lazy);
         });
     }
 
     /// Returns the number of slots that are pending as a whole.
     pub(super) fn slots(&self) -> usize {
-        self.lock().whole.slots().iter().count()
+        self.lock().slots.slots().iter().count()
     }
 
     /// Queues records for the journal, and returns the number of the batch to wait for. Called
     /// under the lock, so that the journal has everything in the order in which it happened.
-    fn note(
+    fn write_journal(
         &self,
         inner: &Inner,
         records: impl IntoIterator<Item = Record>,
         sync: Durability,
     ) -> Option<u64> {
         let journal = self.journal.as_ref()?;
-        let is_empty = inner.keys.is_empty() && inner.whole.is_empty();
+        let is_empty = inner.keys.is_empty() && inner.slots.is_empty();
         Some(if is_empty || journal.is_long(inner.keys.len()) {
             journal.rewrite(inner.records(), sync)
         } else {
@@ -327,7 +327,7 @@ impl Pending {
     fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.lock();
         let result = change(&mut inner);
-        self.size.store(inner.keys.len() + usize::from(!inner.whole.is_empty()), Ordering::Release);
+        self.size.store(inner.keys.len() + usize::from(!inner.slots.is_empty()), Ordering::Release);
         result
     }
 
@@ -340,25 +340,26 @@ impl Pending {
 impl Inner {
     fn insert_slots(&mut self, slots: &SlotSet) {
         self.additions += 1;
-        self.whole.add(slots, self.additions);
+        self.slots.add(slots, self.additions);
     }
 
     /// Everything that is pending, as journal records.
     fn records(&self) -> impl Iterator<Item = Record> {
-        let added = |item: &Item| Record::added(item.key.main(), item.write.as_str(), item.linger);
-        let slots = self.whole.slots();
+        let added =
+            |item: &PendingItem| Record::added(item.key.main(), item.write.as_str(), item.linger);
+        let slots = self.slots.slots();
         let all_slots = (!slots.is_empty()).then(|| added_slots(&slots));
         self.keys.values().map(added).chain(all_slots)
     }
 
-    fn put(&mut self, item: Item) {
-        self.due.insert(item.due.slot(), item.key.clone());
+    fn put(&mut self, item: PendingItem) {
+        self.due.insert(item.due.order(), item.key.clone());
         self.keys.insert(item.key.clone(), item);
     }
 
-    fn remove(&mut self, key: &Key) -> Option<Item> {
+    fn remove(&mut self, key: &Key) -> Option<PendingItem> {
         let item = self.keys.remove(key)?;
-        self.due.remove(&item.due.slot());
+        self.due.remove(&item.due.order());
         Some(item)
     }
 }
@@ -383,13 +384,13 @@ mod tests {
         Key::new("job_status:", id)
     }
 
-    async fn add(pending: &Pending, id: &str, write: &str, linger: Duration) -> Added {
+    async fn add(pending: &PendingSet, id: &str, write: &str, linger: Duration) -> Added {
         pending.add(&[&key(id)], &Token(write.into()), linger).await
     }
 
     #[tokio::test]
     async fn an_item_added_again_while_it_was_repeated_stays() {
-        let pending = Pending::new(10);
+        let pending = PendingSet::new(10);
         add(&pending, "a", "w1", Duration::ZERO).await;
         let first = pending.batch(10).remove(0);
         add(&pending, "a", "w2", Duration::ZERO).await;
@@ -400,8 +401,8 @@ mod tests {
     }
 
     /// A full set with room for one key.
-    async fn full() -> Pending {
-        let pending = Pending::new(1);
+    async fn full() -> PendingSet {
+        let pending = PendingSet::new(1);
         assert_eq!(add(&pending, "a", "w1", Duration::ZERO).await, Added::Keys);
         assert_eq!(add(&pending, "b", "w2", Duration::ZERO).await, Added::Overflow);
         pending
@@ -414,17 +415,17 @@ mod tests {
         assert!(pending.contains(&key("b")));
         assert!(pending.contains(&Key::new("{job_status:b}", "in its slot")));
         assert!(!pending.contains(&key("unrelated")));
-        let sweep = pending.sweep().unwrap();
+        let sweep = pending.due_purge_all().unwrap();
         assert_eq!(sweep.slots, SlotSet::of_name(b"job_status:b"));
         pending.confirm_slots(&sweep.slots, &sweep);
-        assert!(!pending.contains(&key("b")) && pending.sweep().is_none());
+        assert!(!pending.contains(&key("b")) && pending.due_purge_all().is_none());
         assert!(pending.contains(&key("a")), "its own end is still due");
     }
 
     #[tokio::test]
     async fn a_purge_of_all_confirms_nothing_that_was_added_after_it_began() {
         let pending = full().await;
-        let stale = pending.sweep().unwrap();
+        let stale = pending.due_purge_all().unwrap();
         let newer = pending.add_all().await;
         pending.confirm_slots(&SlotSet::ALL, &stale);
         assert!(pending.contains(&key("unrelated")), "a newer one was not covered");
@@ -433,23 +434,23 @@ mod tests {
         pending.confirm_slots(&SlotSet::ALL, &newer);
         assert!(!pending.contains(&key("unrelated")));
         assert!(pending.contains(&key("c")), "it came after the newer one");
-        let last = pending.sweep().unwrap();
+        let last = pending.due_purge_all().unwrap();
         pending.confirm_slots(&SlotSet::ALL, &last);
         assert!(!pending.contains(&key("c")));
     }
 
     #[tokio::test]
     async fn a_purge_of_all_is_confirmed_slot_by_slot() {
-        let pending = Pending::new(10);
+        let pending = PendingSet::new(10);
         let sweep = pending.add_all().await;
         let mine = SlotSet::of_name(b"job_status:dead");
-        pending.confirm_slots(&SlotSet::ALL.without(&mine), &sweep);
+        pending.confirm_slots(&SlotSet::ALL.difference(&mine), &sweep);
         assert!(pending.contains(&key("dead")) && !pending.contains(&key("unrelated")));
         assert_eq!((pending.len(), pending.slots()), (1, 1));
-        pending.postpone_sweep(&sweep);
-        assert!(pending.sweep().is_none() && pending.next_due().is_some());
-        pending.hurry();
-        assert_eq!(pending.sweep().map(|sweep| sweep.slots), Some(mine.clone()));
+        pending.postpone_purge_all(&sweep);
+        assert!(pending.due_purge_all().is_none() && pending.next_due().is_some());
+        pending.make_all_due();
+        assert_eq!(pending.due_purge_all().map(|sweep| sweep.slots), Some(mine.clone()));
         pending.confirm_slots(&mine, &sweep);
         assert!(pending.is_empty() && pending.next_due().is_none());
     }
@@ -457,27 +458,27 @@ mod tests {
     #[tokio::test]
     async fn what_overflows_meanwhile_does_not_keep_a_purge_from_being_postponed() {
         let pending = full().await;
-        let sweep = pending.sweep().unwrap();
+        let sweep = pending.due_purge_all().unwrap();
         add(&pending, "c", "w3", Duration::ZERO).await;
-        pending.postpone_sweep(&sweep);
-        assert!(pending.sweep().is_none(), "one attempt a second, however many come");
+        pending.postpone_purge_all(&sweep);
+        assert!(pending.due_purge_all().is_none(), "one attempt a second, however many come");
         let sweep = pending.add_all().await;
-        assert!(pending.sweep().is_some(), "this one is new");
+        assert!(pending.due_purge_all().is_some(), "this one is new");
         for _ in 0..5 {
-            pending.postpone_sweep(&sweep);
+            pending.postpone_purge_all(&sweep);
         }
         add(&pending, "d", "w4", Duration::ZERO).await;
         let soon = Instant::now() + RETRY.0;
-        assert!(pending.lock().whole.next_due().is_some_and(|due| due <= soon));
+        assert!(pending.lock().slots.next_due().is_some_and(|due| due <= soon));
     }
 
     #[tokio::test]
     async fn what_fails_goes_behind_the_others_and_is_not_repeated_at_once() {
-        let pending = Pending::new(10);
+        let pending = PendingSet::new(10);
         for id in ["a", "b", "c"] {
             add(&pending, id, "w", Duration::ZERO).await;
         }
-        let ids = |batch: Vec<Item>| -> Vec<String> {
+        let ids = |batch: Vec<PendingItem>| -> Vec<String> {
             batch.iter().map(|item| item.key.main().to_owned()).collect()
         };
         for expected in ["job_status:a", "job_status:b", "job_status:c"] {
@@ -487,22 +488,22 @@ mod tests {
         }
         assert!(pending.batch(10).is_empty() && pending.next_due().is_some());
         let all = pending.add_all().await;
-        pending.postpone_sweep(&all);
-        assert_eq!(pending.sweep(), None);
-        pending.hurry();
-        assert_eq!((pending.batch(10).len(), pending.sweep()), (3, Some(all)));
+        pending.postpone_purge_all(&all);
+        assert_eq!(pending.due_purge_all(), None);
+        pending.make_all_due();
+        assert_eq!((pending.batch(10).len(), pending.due_purge_all()), (3, Some(all)));
     }
 
     #[tokio::test]
     async fn the_longest_linger_of_a_key_is_kept() {
-        let pending = Pending::new(1);
+        let pending = PendingSet::new(1);
         add(&pending, "a", "w1", Duration::from_secs(9)).await;
         add(&pending, "a", "w2", Duration::ZERO).await;
         assert_eq!(pending.batch(1)[0].linger, Duration::from_secs(9));
     }
 
     /// Waits until everything noted so far is on the disk.
-    async fn settled(pending: &Pending) {
+    async fn settled(pending: &PendingSet) {
         pending
             .synced(pending.journal.as_ref().map(|journal| journal.append([], Durability::Lazy)))
             .await;
@@ -511,20 +512,20 @@ mod tests {
     #[tokio::test]
     async fn a_journal_of_the_same_keys_does_not_grow_without_end() {
         let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
-        let pending = Pending::with_journal(10, &path).unwrap();
+        let pending = PendingSet::with_journal(10, &path).unwrap();
         for _ in 0..1_100 {
             add(&pending, "a", "w", Duration::ZERO).await;
         }
         let lines = std::fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines < 200, "{lines}");
-        assert!(Pending::with_journal(10, &path).unwrap().contains(&key("a")));
+        assert!(PendingSet::with_journal(10, &path).unwrap().contains(&key("a")));
         std::fs::remove_file(&path).unwrap();
     }
 
     #[tokio::test]
     async fn a_journal_brings_back_what_was_not_confirmed() {
         let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
-        let open = || Pending::with_journal(2, &path).unwrap();
+        let open = || PendingSet::with_journal(2, &path).unwrap();
         let first = open();
         add(&first, "a", "w1", Duration::ZERO).await;
         add(&first, "b", "w2", Duration::from_secs(9)).await;
@@ -546,25 +547,25 @@ mod tests {
     #[tokio::test]
     async fn a_journal_brings_back_the_slots_that_were_not_confirmed() {
         let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
-        let open = || Pending::with_journal(1, &path).unwrap();
+        let open = || PendingSet::with_journal(1, &path).unwrap();
         let first = open();
         add(&first, "a", "w1", Duration::ZERO).await;
         add(&first, "b", "w2", Duration::ZERO).await;
         settled(&first).await;
-        assert_eq!(open().sweep().unwrap().slots, SlotSet::of_name(b"job_status:b"));
+        assert_eq!(open().due_purge_all().unwrap().slots, SlotSet::of_name(b"job_status:b"));
         let sweep = first.add_all().await;
         let mine = SlotSet::of_name(b"job_status:dead");
-        first.confirm_slots(&SlotSet::ALL.without(&mine), &sweep);
+        first.confirm_slots(&SlotSet::ALL.difference(&mine), &sweep);
         settled(&first).await;
-        assert_eq!(open().sweep().unwrap().slots, mine);
+        assert_eq!(open().due_purge_all().unwrap().slots, mine);
         // Enough records to have the journal rewritten.
         for _ in 0..1_100 {
             add(&first, "a", "w", Duration::ZERO).await;
         }
-        assert_eq!(open().sweep().unwrap().slots, mine);
+        assert_eq!(open().due_purge_all().unwrap().slots, mine);
         first.confirm_slots(&mine, &sweep);
         settled(&first).await;
-        assert!(open().sweep().is_none() && open().contains(&key("a")));
+        assert!(open().due_purge_all().is_none() && open().contains(&key("a")));
         std::fs::remove_file(&path).unwrap();
     }
 
@@ -573,7 +574,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
         let read = |lines: &str| {
             std::fs::write(&path, lines).unwrap();
-            Pending::with_journal(9, &path).unwrap().slots()
+            PendingSet::with_journal(9, &path).unwrap().slots()
         };
         let (added, confirmed) = (r#"{"event":"all_added"}"#, r#"{"event":"all_confirmed"}"#);
         assert_eq!(read(&format!("{added}\n")), 16_384);

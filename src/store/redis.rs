@@ -49,9 +49,9 @@ use self::{
     tracking::Tracked,
 };
 use super::{
-    Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, Lease, Replacement, Seen, State,
-    StoreError, Stored, Token, Wait, Was, Write, barrier::Down, debts::Debts, near::Watcher,
-    tally::Tally, unix_ms,
+    BarrierWait, Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, KeyReceipt, KeyState,
+    Lease, Replacement, Seen, StoreError, StoredValue, Token, Write, barrier::BarrierDown,
+    batch_outcome::BatchOutcome, near::Watcher, retry_queue::RetryQueue, unix_ms,
 };
 use crate::{
     clock, config,
@@ -103,7 +103,7 @@ impl Redis {
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
         let source = Source::new(config, &metrics)?;
-        let debts = Arc::new(Debts::open(&config.pending, Arc::clone(&metrics))?);
+        let debts = Arc::new(RetryQueue::open(&config.pending, Arc::clone(&metrics))?);
         let budget = config.store.budget;
         let tracking_metrics = Arc::clone(&metrics);
         Ok(Self::keep(Shared {
@@ -155,10 +155,10 @@ impl Redis {
     pub(super) fn poll_barrier(
         &self,
         staleness: Duration,
-        wait: &mut Wait,
+        wait: &mut BarrierWait,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Down>> {
-        let Some(tracked) = &self.shared.tracked else { return Poll::Ready(Err(Down)) };
+    ) -> Poll<Result<(), BarrierDown>> {
+        let Some(tracked) = &self.shared.tracked else { return Poll::Ready(Err(BarrierDown)) };
         if !wait.has_begun() {
             if tracked.is_fresh(staleness) {
                 return Poll::Ready(Ok(()));
@@ -171,7 +171,9 @@ impl Redis {
 
     pub(super) async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
         let Some(tracked) = &self.shared.tracked else { return Err(StoreError::Down) };
-        budget.spend(async { tracked.follow(key).await.map_err(|Down| StoreError::Down) }).await
+        budget
+            .spend(async { tracked.follow(key).await.map_err(|BarrierDown| StoreError::Down) })
+            .await
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -196,7 +198,7 @@ impl Redis {
         &self,
         key: &Key,
         budget: &mut Budget,
-    ) -> Result<State, StoreError> {
+    ) -> Result<KeyState, StoreError> {
         let session = self.shared.session()?;
         budget.spend(session.inspect(key)).await
     }
@@ -205,7 +207,7 @@ impl Redis {
         &self,
         key: &Key,
         token: Token,
-        refused: Option<&Stored>,
+        refused: Option<&StoredValue>,
         budget: &mut Budget,
     ) -> Result<Grant, StoreError> {
         let session = self.shared.session()?;
@@ -274,7 +276,7 @@ impl Redis {
     fn same_epoch<'s>(
         &self,
         seen: &'s Seen,
-    ) -> Result<Option<(SessionHandle, &'s Stored)>, StoreError> {
+    ) -> Result<Option<(SessionHandle, &'s StoredValue)>, StoreError> {
         let session = self.shared.session()?;
         let same = *session.epoch() == seen.epoch;
         Ok(seen.stored.as_ref().filter(|_| same).map(|stored| (session, stored)))
@@ -335,16 +337,16 @@ impl Redis {
             Begun::Scattered => (None, true),
         };
         let held = held.filter(|session| !session.has_failed()).cloned();
-        let mut outcome = Tally::default();
+        let mut outcome = BatchOutcome::default();
         match held.map_or_else(|| self.shared.session(), Ok) {
             Ok(session) => {
                 let results = self.end_each(&session, &write.keys, &write.id, linger, budget).await;
-                outcome.take(&write.keys, results);
+                outcome.add_results(&write.keys, results);
             }
-            Err(error) => outcome.miss(&write.keys, error),
+            Err(error) => outcome.add_failed(&write.keys, error),
         }
-        let unsure = if end_again { write.keys.iter().collect() } else { outcome.unsure };
-        self.shared.debts.remember(&unsure, &write.id, linger).await;
+        let unsure = if end_again { write.keys.iter().collect() } else { outcome.unconfirmed };
+        self.shared.debts.add(&unsure, &write.id, linger).await;
         outcome.ended
     }
 
@@ -355,9 +357,9 @@ impl Redis {
         &self,
         write: &Write,
         wait: Duration,
-    ) -> (Result<Ended, StoreError>, Vec<Option<Was>>) {
+    ) -> (Result<Ended, StoreError>, Vec<Option<KeyReceipt>>) {
         let deadline = Instant::now() + PURGE_TIMEOUT;
-        let mut outcome = Tally::default();
+        let mut outcome = BatchOutcome::default();
         let mut chunks = write.keys.chunks(REPLAY_BATCH);
         for chunk in chunks.by_ref() {
             match self.shared.session() {
@@ -366,18 +368,18 @@ impl Redis {
                     let mut budget = Budget::new(wait.min(left));
                     let end =
                         self.end_each(&session, chunk, &write.id, Duration::ZERO, &mut budget);
-                    outcome.take(chunk, end.await);
+                    outcome.add_results(chunk, end.await);
                 }
-                Err(error) => outcome.miss(chunk, error),
+                Err(error) => outcome.add_failed(chunk, error),
             }
             if outcome.is_hopeless() {
                 break;
             }
         }
-        outcome.unsure.extend(chunks.flatten());
-        outcome.was.resize(write.keys.len(), None);
-        self.shared.debts.remember(&outcome.unsure, &write.id, Duration::ZERO).await;
-        (outcome.ended, outcome.was)
+        outcome.unconfirmed.extend(chunks.flatten());
+        outcome.receipts.resize(write.keys.len(), None);
+        self.shared.debts.add(&outcome.unconfirmed, &write.id, Duration::ZERO).await;
+        (outcome.ended, outcome.receipts)
     }
 
     /// Ends keys concurrently. Each key has its own result, so that confirmed keys count even if
@@ -389,7 +391,7 @@ impl Redis {
         write: &Token,
         linger: Duration,
         budget: &mut Budget,
-    ) -> Vec<Result<Was, StoreError>> {
+    ) -> Vec<Result<KeyReceipt, StoreError>> {
         let results = budget.spend_each(keys.iter().map(|key| session.end(key, write, linger)));
         let mut results = results.await;
         for (key, result) in keys.iter().zip(&mut results) {
@@ -418,9 +420,9 @@ impl Redis {
             Err(_) => Ended::Pending,
         };
         if ended == Ended::Pending {
-            self.shared.debts.hasten();
+            self.shared.debts.wake();
         }
-        self.shared.debts.count();
+        self.shared.debts.update_gauge();
         ended
     }
 
@@ -434,12 +436,12 @@ impl Redis {
                 Ok(session) => session,
                 Err(_) => self.shared.connect().await?,
             };
-            self.shared.debts.pending.hurry();
+            self.shared.debts.pending.make_all_due();
             self.shared.replay(&session).await;
             Ok::<_, StoreError>(())
         };
         let _ = timeout(deadline, last_try).await;
-        self.shared.debts.abandon();
+        self.shared.debts.log_remaining();
     }
 }
 

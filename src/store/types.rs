@@ -50,14 +50,14 @@ impl Borrow<str> for Key {
 
 /// The progress of one read through the barrier.
 #[derive(Debug, Default)]
-pub struct Wait {
-    pub(super) ticket: barrier::Ticket,
+pub struct BarrierWait {
+    pub(super) ticket: barrier::BarrierTicket,
     /// The number of the shard that is waited for, on a cluster.
     pub(super) shard: Option<u64>,
     began: Option<Instant>,
 }
 
-impl Wait {
+impl BarrierWait {
     pub(super) fn has_begun(&self) -> bool {
         self.began.is_some()
     }
@@ -139,7 +139,7 @@ impl fmt::Debug for CredentialKey {
 
 /// The values under a key in the store, unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredValue {
     /// The value of the main key.
     pub body: Bytes,
     /// The value of the meta key; empty if there is none.
@@ -152,7 +152,7 @@ pub struct Stored {
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// The value, if there is one; a placeholder does not count.
-    pub stored: Option<Stored>,
+    pub stored: Option<StoredValue>,
     /// The current epoch. An entry that was stored in another epoch must not be used.
     pub epoch: Epoch,
     /// The current time by the store's clock, in ms since 1970.
@@ -184,17 +184,17 @@ pub struct Lease {
     pub(super) token: Token,
     pub(super) epoch: Epoch,
     pub(super) granted_at_ms: i64,
-    pub(super) hold: Hold,
+    pub(super) hold: LeaseGuard,
 }
 
 /// Hands a lease back when it is dropped.
 #[derive(Debug)]
-pub(super) enum Hold {
+pub(super) enum LeaseGuard {
     Redis(redis::Hold),
-    Memory(#[allow(dead_code, reason = "held for its `Drop`")] memory::Hold),
+    Memory(#[allow(dead_code, reason = "held for its `Drop`")] memory::MemoryLeaseGuard),
 }
 
-impl Hold {
+impl LeaseGuard {
     /// Cancels the hand-back: the lease has been used up.
     pub(super) fn spend(self) {
         if let Self::Redis(hold) = self {
@@ -302,7 +302,7 @@ pub enum Redirect {
     /// The slot belongs to another node: the slot map is out of date.
     Moved,
     /// The slot is moving to this node, and the key is there already or does not exist.
-    Ask(Option<cluster::Address>),
+    Ask(Option<cluster::NodeAddress>),
     /// The slot is moving, and of several keys some are on each node.
     TryAgain,
     /// The node has lost the majority of the cluster, or the slot has no owner.
@@ -412,12 +412,12 @@ impl Budget {
         let given = self.left;
         let result = tokio::time::timeout(given, operation).await;
         self.left = self.left.saturating_sub(started.elapsed());
-        result.unwrap_or_else(|_| Err(self.late(given)))
+        result.unwrap_or_else(|_| Err(self.timeout_error(given)))
     }
 
     /// Returns the error of an operation that did not finish within `given`. If that was less than
     /// half of the budget, the timeout says little about the store.
-    pub(super) fn late(&self, given: Duration) -> StoreError {
+    pub(super) fn timeout_error(&self, given: Duration) -> StoreError {
         if given * 2 < self.whole { StoreError::Spent } else { StoreError::Timeout }
     }
 
@@ -431,7 +431,8 @@ impl Budget {
         let results = operations.map(|operation| tokio::time::timeout(given, operation));
         let results = join_all(results).await;
         self.left = self.left.saturating_sub(started.elapsed());
-        let result = |result: Result<_, _>| result.unwrap_or_else(|_| Err(self.late(given)));
+        let result =
+            |result: Result<_, _>| result.unwrap_or_else(|_| Err(self.timeout_error(given)));
         results.into_iter().map(result).collect()
     }
 }

@@ -13,7 +13,7 @@ const WORDS: usize = SLOTS as usize / 64;
 const POLYNOMIAL: u16 = 0x1021;
 /// Names that are tried to find one in a slot of the shard. With a single slot of 16,384 owned, the
 /// chance to find none is below 10^-27.
-const NAMES: u32 = 1 << 20;
+const NAMES_TRIED: u32 = 1 << 20;
 
 /// The CRC of every byte.
 const TABLE: [u16; 256] = table();
@@ -68,7 +68,7 @@ impl SlotSet {
     pub(in crate::store) const NONE: Self = Self([0; WORDS]);
     pub(in crate::store) const ALL: Self = Self([u64::MAX; WORDS]);
 
-    pub(in crate::store) fn of(mut contains: impl FnMut(u16) -> bool) -> Self {
+    pub(in crate::store) fn from_fn(mut contains: impl FnMut(u16) -> bool) -> Self {
         let mut first = 0;
         Self(std::array::from_fn(|_| {
             let bits =
@@ -90,7 +90,7 @@ impl SlotSet {
     }
 
     /// The slots from the first to the last of each range; `None` if a range is invalid.
-    pub(in crate::store) fn of_ranges(ranges: &[(u16, u16)]) -> Option<Self> {
+    pub(in crate::store) fn from_ranges(ranges: &[(u16, u16)]) -> Option<Self> {
         let mut set = Self::NONE;
         for (first, last) in ranges {
             if first > last || *last >= SLOTS {
@@ -122,7 +122,7 @@ impl SlotSet {
     }
 
     /// Whether the slot of a name is in the set.
-    pub(in crate::store) fn own(&self, name: &[u8]) -> bool {
+    pub(in crate::store) fn contains_name(&self, name: &[u8]) -> bool {
         self.contains(slot_of(name))
     }
 
@@ -131,25 +131,25 @@ impl SlotSet {
     }
 
     /// Adds the others.
-    pub(in crate::store) fn add(&mut self, others: &Self) {
+    pub(in crate::store) fn insert_all(&mut self, others: &Self) {
         for (word, other) in self.0.iter_mut().zip(others.0) {
             *word |= other;
         }
     }
 
     /// The slots that are in both sets.
-    pub(in crate::store) fn shared(&self, others: &Self) -> Self {
+    pub(in crate::store) fn intersection(&self, others: &Self) -> Self {
         Self(std::array::from_fn(|word| self.0[word] & others.0[word]))
     }
 
     /// The slots that are not in the other set.
-    pub(in crate::store) fn without(&self, others: &Self) -> Self {
+    pub(in crate::store) fn difference(&self, others: &Self) -> Self {
         Self(std::array::from_fn(|word| self.0[word] & !others.0[word]))
     }
 }
 
 /// The slots of one shard. They change at run time, and readers need no lock.
-pub(in crate::store) struct Slots([AtomicU64; WORDS]);
+pub(in crate::store) struct OwnedSlots([AtomicU64; WORDS]);
 
 impl fmt::Debug for Slots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -157,13 +157,13 @@ impl fmt::Debug for Slots {
     }
 }
 
-impl Default for Slots {
+impl Default for OwnedSlots {
     fn default() -> Self {
         Self(std::array::from_fn(|_| AtomicU64::new(0)))
     }
 }
 
-impl Slots {
+impl OwnedSlots {
     /// Whether the shard owns this slot.
     pub(super) fn contains(&self, slot: u16) -> bool {
         self.0[usize::from(slot / 64)].load(Ordering::Acquire) >> (slot % 64) & 1 == 1
@@ -171,7 +171,7 @@ impl Slots {
 
     /// Returns the current slots. For the slots of several shards at one point in time, hold the
     /// lock of the slot map.
-    pub(super) fn now(&self) -> SlotSet {
+    pub(super) fn snapshot(&self) -> SlotSet {
         SlotSet(std::array::from_fn(|word| self.0[word].load(Ordering::Acquire)))
     }
 
@@ -181,13 +181,13 @@ impl Slots {
     }
 
     /// Whether the shard owns the slot of a name.
-    pub(in crate::store) fn own(&self, name: &[u8]) -> bool {
+    pub(in crate::store) fn contains_name(&self, name: &[u8]) -> bool {
         self.contains(slot_of(name))
     }
 
     /// Replaces the slots.
     pub(in crate::store) fn assign(&self, owned: impl FnMut(u16) -> bool) {
-        for (word, bits) in self.0.iter().zip(SlotSet::of(owned).0) {
+        for (word, bits) in self.0.iter().zip(SlotSet::from_fn(owned).0) {
             word.store(bits, Ordering::Release);
         }
     }
@@ -198,8 +198,9 @@ impl Slots {
         if self.is_empty() {
             return None;
         }
-        let names = (0..NAMES).map(|n| format!("{{{prefix}{}}}:barrier", seed.wrapping_add(n)));
-        names.into_iter().find(|name| self.own(name.as_bytes()))
+        let names =
+            (0..NAMES_TRIED).map(|n| format!("{{{prefix}{}}}:barrier", seed.wrapping_add(n)));
+        names.into_iter().find(|name| self.contains_name(name.as_bytes()))
     }
 }
 
@@ -240,31 +241,32 @@ mod tests {
             (vec![], SlotSet::NONE),
             (vec![(0, SLOTS - 1)], SlotSet::ALL),
             (vec![(0, 0), (63, 64), (SLOTS - 1, SLOTS - 1)], {
-                SlotSet::of(|slot| matches!(slot, 0 | 63 | 64) || slot == SLOTS - 1)
+                SlotSet::from_fn(|slot| matches!(slot, 0 | 63 | 64) || slot == SLOTS - 1)
             }),
             (vec![(12_182, 12_182)], SlotSet::of_name(b"foo")),
         ] {
             assert_eq!(set.ranges(), expected);
-            assert_eq!(SlotSet::of_ranges(&expected), Some(set));
+            assert_eq!(SlotSet::from_ranges(&expected), Some(set));
         }
         for none in [(1, 0), (0, SLOTS), (SLOTS, u16::MAX)] {
-            assert_eq!(SlotSet::of_ranges(&[(5, 6), none]), None, "{none:?}");
+            assert_eq!(SlotSet::from_ranges(&[(5, 6), none]), None, "{none:?}");
         }
     }
 
     #[test]
     fn sets_are_added_and_taken_apart() {
-        let (mut low, odd) = (SlotSet::of(|slot| slot < 100), SlotSet::of(|slot| slot % 2 == 1));
-        assert_eq!(low.shared(&odd).iter().count(), 50);
-        assert_eq!(low.without(&odd).ranges()[..2], [(0, 0), (2, 2)]);
-        low.add(&odd);
+        let (mut low, odd) =
+            (SlotSet::from_fn(|slot| slot < 100), SlotSet::from_fn(|slot| slot % 2 == 1));
+        assert_eq!(low.intersection(&odd).iter().count(), 50);
+        assert_eq!(low.difference(&odd).ranges()[..2], [(0, 0), (2, 2)]);
+        low.insert_all(&odd);
         assert!(low.contains(4) && low.contains(SLOTS - 1) && !low.contains(100));
-        assert!(SlotSet::ALL.without(&SlotSet::ALL).is_empty());
+        assert!(SlotSet::ALL.difference(&SlotSet::ALL).is_empty());
     }
 
     #[test]
     fn a_name_is_found_for_whatever_a_shard_owns() {
-        let slots = Slots::default();
+        let slots = OwnedSlots::default();
         assert_eq!(slots.name("job_status:", 0), None);
         for only in [0, 63, 64, 9_999, SLOTS - 1] {
             slots.assign(|slot| slot == only);

@@ -19,14 +19,14 @@ const MAX_NODES: usize = 2_000;
 
 /// The address at which a node is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Address {
+pub struct NodeAddress {
     /// A host name, or an IP address without brackets.
     pub host: Box<str>,
     /// The port of the protocol that we speak, plain or TLS.
     pub port: u16,
 }
 
-impl Address {
+impl NodeAddress {
     /// Parses `host:port` as in a redirection, where an IPv6 address has no brackets.
     pub(in crate::store) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
@@ -35,7 +35,7 @@ impl Address {
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for NodeAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
             return write!(f, "[{}]:{}", self.host, self.port);
@@ -49,28 +49,33 @@ impl fmt::Display for Address {
 pub(super) struct Master {
     /// The node id, which does not depend on its address.
     pub(super) id: Box<str>,
-    pub(super) address: Address,
+    pub(super) address: NodeAddress,
     /// The config epoch in which it claims its slots.
     pub(super) epoch: u64,
 }
 
 /// The cluster as one node sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct View {
+pub(super) struct NodeView {
     /// The highest epoch that the node has heard of.
     pub(super) current_epoch: u64,
     pub(super) masters: Vec<Master>,
     /// First and last slot, and the index of their owner in `masters`.
     claims: Vec<(u16, u16, usize)>,
     /// The addresses of replicas, which are asked, too.
-    replicas: Vec<Address>,
+    replicas: Vec<NodeAddress>,
     /// The addresses from `CLUSTER NODES`, which include nodes that this one does not reach.
-    listed: Vec<Address>,
+    known_nodes: Vec<NodeAddress>,
 }
 
-impl View {
+impl NodeView {
     /// Parses the replies of a node that was asked at this address. `None` if they are malformed.
-    pub(super) fn parse(asked: &Address, slots: &Value, nodes: &str, info: &str) -> Option<Self> {
+    pub(super) fn parse(
+        asked: &NodeAddress,
+        slots: &Value,
+        nodes: &str,
+        info: &str,
+    ) -> Option<Self> {
         let epochs = epochs(nodes);
         let mut view =
             Self { current_epoch: field(info, "cluster_current_epoch")?, ..Self::default() };
@@ -82,24 +87,27 @@ impl View {
             if first > last || last >= SLOTS {
                 return None;
             }
-            let (id, address) = node(asked, master)?;
+            let (id, address) = parse_node(asked, master)?;
             let index = view.masters.iter().position(|known| known.id == id).unwrap_or_else(|| {
                 let epoch = epochs.get(&*id).copied().unwrap_or(0);
                 view.masters.push(Master { id, address, epoch });
                 view.masters.len() - 1
             });
             view.claims.push((first, last, index));
-            let replicas = replicas.iter().filter_map(|replica| Some(node(asked, replica)?.1));
+            let replicas =
+                replicas.iter().filter_map(|replica| Some(parse_node(asked, replica)?.1));
             view.replicas.extend(replicas.take(MAX_NODES));
         }
-        view.listed.extend(nodes.lines().filter_map(|line| listed(asked, line)).take(MAX_NODES));
+        view.known_nodes.extend(
+            nodes.lines().filter_map(|line| parse_listed_node(asked, line)).take(MAX_NODES),
+        );
         Some(view)
     }
 }
 
 /// The conclusion from several views.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct Topology {
     /// The highest epoch that any node has heard of.
     pub(super) current_epoch: u64,
     /// The masters that own a slot.
@@ -107,14 +115,14 @@ pub(super) struct Plan {
     /// For each slot, the index of its owner in `masters`.
     pub(super) owners: Vec<Option<u16>>,
     /// All nodes that can be asked.
-    pub(super) nodes: Vec<Address>,
+    pub(super) nodes: Vec<NodeAddress>,
     /// Whether there is only one node, as far as nodes reach each other.
     pub(super) is_alone: bool,
 }
 
-impl Plan {
+impl Topology {
     /// Combines views: of two claims to a slot the one of the higher config epoch wins.
-    pub(super) fn of(views: &[View]) -> Self {
+    pub(super) fn of(views: &[NodeView]) -> Self {
         let mut claims: Vec<Option<&Master>> = vec![None; usize::from(SLOTS)];
         let mut nodes = Vec::new();
         for view in views {
@@ -163,7 +171,7 @@ impl Plan {
         nodes.sort_unstable();
         nodes.dedup();
         let is_alone = nodes.len() <= 1;
-        nodes.extend(views.iter().flat_map(|view| &view.listed));
+        nodes.extend(views.iter().flat_map(|view| &view.known_nodes));
         nodes.sort_unstable();
         nodes.dedup();
         let nodes = nodes.into_iter().take(MAX_NODES).cloned().collect();
@@ -192,17 +200,17 @@ fn epochs<'n>(nodes: &'n str) -> HashMap<&'n str, u64> {
 /// The address of a node in a line of `CLUSTER NODES`, which unlike `CLUSTER SLOTS` lists nodes
 /// that the answering one does not reach: `<id> <ip:port@cport[,hostname]> <flags> ...`. Uses the
 /// host name if we ask by name.
-fn listed(asked: &Address, line: &str) -> Option<Address> {
+fn parse_listed_node(asked: &NodeAddress, line: &str) -> Option<NodeAddress> {
     let [_, endpoint, flags] = line.splitn(4, ' ').take(3).collect::<Vec<_>>().try_into().ok()?;
     if flags.split(',').any(|flag| matches!(flag, "myself" | "noaddr" | "handshake")) {
         return None;
     }
     let (address, more) = endpoint.split_once('@')?;
-    let address = Address::parse(address).filter(|address| !address.host.is_empty())?;
+    let address = NodeAddress::parse(address).filter(|address| !address.host.is_empty())?;
     let name = more.split(',').nth(1).filter(|name| !name.is_empty());
     let is_by_name = asked.host.parse::<IpAddr>().is_err();
     Some(match name.filter(|_| is_by_name) {
-        Some(name) => Address { host: name.into(), ..address },
+        Some(name) => NodeAddress { host: name.into(), ..address },
         None => address,
     })
 }
@@ -221,14 +229,14 @@ fn text(value: &Value) -> Option<&str> {
 
 /// Returns id and address. A node with an unknown endpoint is at the address that we asked; a node
 /// that should have a host name and has none is at its IP address.
-fn node(asked: &Address, value: &Value) -> Option<(Box<str>, Address)> {
+fn parse_node(asked: &NodeAddress, value: &Value) -> Option<(Box<str>, NodeAddress)> {
     let [host, Value::Int(port), id, more @ ..] = array(value)? else { return None };
     let host = match text(host) {
         None | Some("") => asked.host.clone(),
         Some("?") => ip(more).map_or_else(|| asked.host.clone(), Into::into),
         Some(host) => host.into(),
     };
-    Some((text(id)?.into(), Address { host, port: u16::try_from(*port).ok()? }))
+    Some((text(id)?.into(), NodeAddress { host, port: u16::try_from(*port).ok()? }))
 }
 
 /// Finds the IP address in the names and values that follow the id of a node.
@@ -241,15 +249,15 @@ fn ip(more: &[Value]) -> Option<&str> {
 mod tests {
     use super::*;
 
-    fn address(text: &str) -> Address {
-        Address::parse(text).unwrap()
+    fn address(text: &str) -> NodeAddress {
+        NodeAddress::parse(text).unwrap()
     }
 
     fn bulk(text: &str) -> Value {
         Value::BulkString(text.into())
     }
 
-    fn told(host: Value, port: i64, id: &str) -> Value {
+    fn node_reply(host: Value, port: i64, id: &str) -> Value {
         Value::Array(vec![host, Value::Int(port), bulk(id), Value::Array(Vec::new())])
     }
 
@@ -258,20 +266,20 @@ mod tests {
     }
 
     /// The view of a node that reports these masters: id, config epoch, first and last slot.
-    fn view(current_epoch: u64, masters: &[(&str, u64, u16, u16)]) -> View {
+    fn view(current_epoch: u64, masters: &[(&str, u64, u16, u16)]) -> NodeView {
         let slots = masters.iter().map(|(id, _, first, last)| {
-            range((*first).into(), (*last).into(), vec![told(bulk("10.0.0.1"), 6379, id)])
+            range((*first).into(), (*last).into(), vec![node_reply(bulk("10.0.0.1"), 6379, id)])
         });
         let nodes = masters.iter().map(|(id, epoch, ..)| {
             format!("{id} 10.0.0.1:6379@16379 master - 0 0 {epoch} connected 0-1\n")
         });
         let info = format!("cluster_state:ok\r\ncluster_current_epoch:{current_epoch}\r\n");
         let slots = Value::Array(slots.collect());
-        View::parse(&address("a:1"), &slots, &nodes.collect::<String>(), &info).unwrap()
+        NodeView::parse(&address("a:1"), &slots, &nodes.collect::<String>(), &info).unwrap()
     }
 
     /// The id of the master that owns a slot.
-    fn owner(plan: &Plan, slot: u16) -> Option<&str> {
+    fn owner(plan: &Topology, slot: u16) -> Option<&str> {
         let index = plan.owners[usize::from(slot)]?;
         Some(&plan.masters[usize::from(index)].id)
     }
@@ -281,7 +289,7 @@ mod tests {
         let old = view(6, &[("m1", 1, 0, 99), ("m2", 2, 100, 199)]);
         let new = view(7, &[("r1", 7, 0, 99), ("m2", 2, 100, 199)]);
         for views in [[old.clone(), new.clone()], [new, old]] {
-            let plan = Plan::of(&views);
+            let plan = Topology::of(&views);
             assert_eq!((owner(&plan, 0), owner(&plan, 99)), (Some("r1"), Some("r1")));
             assert_eq!((owner(&plan, 100), owner(&plan, 200)), (Some("m2"), None));
             assert_eq!((plan.current_epoch, plan.masters.len()), (7, 2));
@@ -291,16 +299,16 @@ mod tests {
     #[test]
     fn a_node_whose_endpoint_is_unknown_is_where_we_asked() {
         for host in [Value::Nil, bulk(""), bulk("?")] {
-            let slots = Value::Array(vec![range(0, 5, vec![told(host, 7000, "m")])]);
+            let slots = Value::Array(vec![range(0, 5, vec![node_reply(host, 7000, "m")])]);
             let info = "cluster_current_epoch:1";
-            let view = View::parse(&address("redis.internal:1"), &slots, "", info).unwrap();
+            let view = NodeView::parse(&address("redis.internal:1"), &slots, "", info).unwrap();
             assert_eq!(view.masters[0].address, address("redis.internal:7000"));
         }
-        let replica = told(bulk("10.0.0.2"), 7001, "r");
-        let master = told(bulk("host.name"), 7000, "m");
+        let replica = node_reply(bulk("10.0.0.2"), 7001, "r");
+        let master = node_reply(bulk("host.name"), 7000, "m");
         let slots = Value::Array(vec![range(0, 5, vec![master, replica])]);
-        let view = View::parse(&address("a:1"), &slots, "", "cluster_current_epoch:1").unwrap();
-        let nodes = Plan::of(&[view]).nodes;
+        let view = NodeView::parse(&address("a:1"), &slots, "", "cluster_current_epoch:1").unwrap();
+        let nodes = Topology::of(&[view]).nodes;
         assert_eq!(nodes, [address("10.0.0.2:7001"), address("host.name:7000")]);
     }
 
@@ -309,11 +317,11 @@ mod tests {
         let nodes = "m 10.0.0.1:6379@16379,one.host myself,master - 0 0 1 connected 0-5\n\
                      r 10.0.0.2:6379@16379,two.host slave,fail m 0 0 1 disconnected\n\
                      x :0@0 master,noaddr - 0 0 0 disconnected\n";
-        let master = told(bulk("10.0.0.1"), 6379, "m");
+        let master = node_reply(bulk("10.0.0.1"), 6379, "m");
         let slots = Value::Array(vec![range(0, 5, vec![master])]);
         for (asked, expected) in [("10.0.0.1:6379", "10.0.0.2:6379"), ("a:1", "two.host:6379")] {
-            let view = View::parse(&address(asked), &slots, nodes, "cluster_current_epoch:1");
-            let nodes = Plan::of(&[view.unwrap()]).nodes;
+            let view = NodeView::parse(&address(asked), &slots, nodes, "cluster_current_epoch:1");
+            let nodes = Topology::of(&[view.unwrap()]).nodes;
             assert_eq!(nodes, [address("10.0.0.1:6379"), address(expected)]);
         }
     }
@@ -323,21 +331,21 @@ mod tests {
         let more = Value::Array(vec![bulk("hostname"), bulk(""), bulk("ip"), bulk("10.0.0.3")]);
         let master = Value::Array(vec![bulk("?"), Value::Int(7000), bulk("m"), more]);
         let slots = Value::Array(vec![range(0, 5, vec![master])]);
-        let view = View::parse(&address("a:1"), &slots, "", "cluster_current_epoch:1").unwrap();
+        let view = NodeView::parse(&address("a:1"), &slots, "", "cluster_current_epoch:1").unwrap();
         assert_eq!(view.masters[0].address, address("10.0.0.3:7000"));
     }
 
     #[test]
     fn what_is_no_view_is_none() {
-        let parse = |slots: &Value, info| View::parse(&address("a:1"), slots, "", info);
+        let parse = |slots: &Value, info| NodeView::parse(&address("a:1"), slots, "", info);
         let epoch = "cluster_current_epoch:1";
         assert_eq!(parse(&Value::Okay, epoch), None);
         assert_eq!(parse(&Value::Array(Vec::new()), "cluster_state:ok"), None);
         for (first, last) in [(5, 4), (0, 16_384), (-1, 4)] {
-            let slots = Value::Array(vec![range(first, last, vec![told(bulk("a"), 1, "m")])]);
+            let slots = Value::Array(vec![range(first, last, vec![node_reply(bulk("a"), 1, "m")])]);
             assert_eq!(parse(&slots, epoch), None, "{first}-{last}");
         }
-        assert_eq!(Plan::of(&[]).masters, []);
+        assert_eq!(Topology::of(&[]).masters, []);
     }
 
     #[test]
@@ -345,6 +353,6 @@ mod tests {
         assert_eq!(address("10.0.0.1:7000").to_string(), "10.0.0.1:7000");
         assert_eq!(&*address("fe80::1:7000").host, "fe80::1");
         assert_eq!(address("[fe80::1]:7000").to_string(), "[fe80::1]:7000");
-        assert_eq!(Address::parse("nowhere"), None);
+        assert_eq!(NodeAddress::parse("nowhere"), None);
     }
 }

@@ -33,8 +33,8 @@ use crate::{
     store::{
         CredentialKey, Ended, Epoch, Key, Redirect, StoreError, Token,
         cluster::SlotSet,
-        debts::Debts,
-        pending::{Item, Sweep},
+        pending::{PendingItem, PurgeAllTask},
+        retry_queue::RetryQueue,
     },
     throttle::Throttle,
 };
@@ -55,7 +55,7 @@ pub(super) struct Shared {
     pub(super) prefix: String,
     pub(super) lease: Duration,
     pub(super) session: RwLock<Option<SessionHandle>>,
-    pub(super) debts: Arc<Debts>,
+    pub(super) debts: Arc<RetryQueue>,
     /// Invalidations that the session has recently confirmed.
     pub(super) recent: Recent,
     /// Derived from the configured secret, or else the key that the server stores for all sidecars.
@@ -238,7 +238,7 @@ impl Shared {
 
     fn keeps_credential_key(&self) -> bool {
         let name = credential_key_name(&self.prefix);
-        self.part.as_ref().is_none_or(|shard| shard.slots.own(name.as_bytes()))
+        self.part.as_ref().is_none_or(|shard| shard.slots.contains_name(name.as_bytes()))
     }
 
     /// Fetches the fingerprint key that all sidecars share. If the server refuses, this sidecar
@@ -279,7 +279,7 @@ impl Shared {
     async fn serve(&self, session: &SessionHandle, backoff: &mut Duration) -> StoreError {
         let replay = async {
             if self.part.is_none() {
-                self.debts.pending.hurry();
+                self.debts.pending.make_all_due();
                 self.replay(session).await;
             }
             info!(epoch = session.epoch().as_str(), "store is up");
@@ -333,7 +333,7 @@ impl Shared {
 
     /// Repeats the invalidations that are due. Failed ones are postponed, so the loop ends.
     pub(super) async fn replay(&self, session: &Session) {
-        if let Some(sweep) = self.debts.pending.sweep() {
+        if let Some(sweep) = self.debts.pending.due_purge_all() {
             self.purge_all(session, &sweep).await;
         }
         loop {
@@ -342,12 +342,12 @@ impl Shared {
                 break;
             }
             join_all(batch.iter().map(|item| self.repeat(session, item))).await;
-            self.debts.count();
+            self.debts.update_gauge();
         }
-        self.debts.count();
+        self.debts.update_gauge();
     }
 
-    async fn repeat(&self, session: &Session, item: &Item) {
+    async fn repeat(&self, session: &Session, item: &PendingItem) {
         self.metrics.events.expect_own_change(item.key.main());
         let end = timeout(DETACHED_TIMEOUT, session.end(&item.key, &item.write, item.linger));
         let mut ended = end.await.unwrap_or(Err(StoreError::Timeout));
@@ -358,7 +358,7 @@ impl Shared {
         {
             ended = Err(error);
         }
-        self.debts.settle(item, ended);
+        self.debts.record(item, ended);
     }
 
     /// Records an invalidation that the session has just confirmed. Fails if the session has ended
@@ -386,15 +386,15 @@ impl Shared {
         let recent = self.recent.take(Instant::now().into_std());
         if let Some(slots) = recent.slots {
             self.debts.pending.add_slots(*slots).await;
-            self.debts.hasten();
+            self.debts.wake();
         }
         // The token of no write: the fence of a write may linger, and must not be lifted here.
         let no_write = Token::named("doubt");
         let keys: Vec<_> = recent.keys.iter().collect();
-        self.debts.remember(&keys, &no_write, Duration::ZERO).await;
+        self.debts.add(&keys, &no_write, Duration::ZERO).await;
     }
 
-    pub(super) async fn purge_all(&self, session: &Session, sweep: &Sweep) -> Ended {
+    pub(super) async fn purge_all(&self, session: &Session, sweep: &PurgeAllTask) -> Ended {
         self.metrics.events.expect_own_purge_all();
         let purge = timeout(PURGE_ALL_TIMEOUT, session.delete_all(&self.prefix)).await;
         self.metrics.events.end_own_purge_all();
@@ -404,7 +404,7 @@ impl Shared {
         {
             purged = Err(error);
         }
-        self.debts.settle_all(sweep, purged)
+        self.debts.record_purge_all(sweep, purged)
     }
 
     /// Updates the health of the session from the result of an operation.

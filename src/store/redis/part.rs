@@ -31,20 +31,20 @@ use crate::{
     config::{self, NearTracking},
     metrics::Metrics,
     store::{
-        CredentialKey, Epoch, Key, Redirect, StoreError, Token, Was,
-        cluster::{Address, Lessons, SlotSet, Slots},
-        debts::Debts,
+        CredentialKey, Epoch, Key, KeyReceipt, Redirect, StoreError, Token,
+        cluster::{NodeAddress, OwnedSlots, RefreshRounds, SlotSet},
         near::Watcher,
+        retry_queue::RetryQueue,
     },
 };
 
 /// A master in its cluster.
 #[derive(Debug)]
 pub(in crate::store) struct Part {
-    pub(in crate::store) address: Address,
+    pub(in crate::store) address: NodeAddress,
     /// The slots that it owns in the slot map.
-    pub(in crate::store) slots: Arc<Slots>,
-    pub(in crate::store) lessons: Arc<Lessons>,
+    pub(in crate::store) slots: Arc<OwnedSlots>,
+    pub(in crate::store) lessons: Arc<RefreshRounds>,
     pub(in crate::store) tracking: NearTracking,
     /// The highest config epoch in which other nodes say that it claims its slots.
     pub(in crate::store) claimed: AtomicU64,
@@ -59,7 +59,7 @@ impl Part {
     pub(super) async fn confirm(&self, claim: &Claim) -> Result<(), StoreError> {
         let lesson = timeout(DETACHED_TIMEOUT, self.lessons.next());
         let lesson = lesson.await.map_err(|_| StoreError::Timeout)?;
-        if !lesson.bears_witness(&self.address) {
+        if !lesson.confirms(&self.address) {
             return Err(StoreError::Lost("no other node of the cluster answers".into()));
         }
         if self.slots.is_empty() {
@@ -75,7 +75,7 @@ impl Part {
     pub(super) fn heed(&self, redirect: &Redirect) {
         self.metrics.cluster.count_redirection(redirect.as_str());
         if matches!(redirect, Redirect::Moved | Redirect::Down) {
-            self.lessons.want();
+            self.lessons.request();
         }
     }
 }
@@ -96,7 +96,7 @@ impl Redis {
         target: Target,
         config: &config::Store,
         shard: Part,
-        debts: Arc<Debts>,
+        debts: Arc<RetryQueue>,
         (credential_key, has_secret): (Arc<RwLock<CredentialKey>>, bool),
         tasks: TaskTracker,
         watcher: Option<Arc<dyn Watcher>>,
@@ -182,7 +182,7 @@ impl Redis {
         key: &Key,
         write: &Token,
         linger: Duration,
-    ) -> Result<Was, StoreError> {
+    ) -> Result<KeyReceipt, StoreError> {
         let session = self.shared.session()?;
         let mut result = session.end(key, write, linger).await;
         if result.is_ok()

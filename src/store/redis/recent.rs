@@ -76,7 +76,7 @@ impl Confirmed {
     fn purged(&mut self, slots: &SlotSet, at: Instant, now: Instant) {
         match &mut self.slots {
             Some((last, before)) if is_late(*last, now) => {
-                before.add(slots);
+                before.insert_all(slots);
                 *last = at.max(*last);
             }
             kept => *kept = Some((at, Box::new(slots.clone()))),
@@ -124,7 +124,7 @@ mod tests {
     fn of_a_purge_of_all_it_keeps_the_slots_that_it_was_of() {
         let recent = Recent::default();
         let start = Instant::now();
-        let slots = |first: u16| SlotSet::of(|slot| (first..first + 10).contains(&slot));
+        let slots = |first: u16| SlotSet::from_fn(|slot| (first..first + 10).contains(&slot));
         recent.note_slots(&slots(500), start);
         let later = start + WINDOW + Duration::from_secs(1);
         recent.note_slots(&slots(0), later);

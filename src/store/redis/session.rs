@@ -23,7 +23,10 @@ use super::{
 };
 use crate::{
     clock,
-    store::{CredentialKey, Epoch, Redirect, Seen, StoreError, Stored, cluster::Address, unix_ms},
+    store::{
+        CredentialKey, Epoch, Redirect, Seen, StoreError, StoredValue, cluster::NodeAddress,
+        unix_ms,
+    },
 };
 
 /// Number of consecutive timeouts after which the session is given up.
@@ -145,7 +148,7 @@ impl Session {
         Judgement::GiveUp
     }
 
-    fn seen(&self, stored: Option<Stored>) -> Seen {
+    fn seen(&self, stored: Option<StoredValue>) -> Seen {
         Seen { stored, epoch: self.epoch.clone(), now_ms: self.now_ms() }
     }
 
@@ -315,7 +318,7 @@ pub(super) fn classify(error: &RedisError) -> StoreError {
         ) => StoreError::Lost(error.to_string()),
         ErrorKind::Server(ServerErrorKind::Moved) => StoreError::Redirected(Redirect::Moved),
         ErrorKind::Server(ServerErrorKind::Ask) => {
-            let to = error.redirect_node().and_then(|(to, _)| Address::parse(to));
+            let to = error.redirect_node().and_then(|(to, _)| NodeAddress::parse(to));
             StoreError::Redirected(Redirect::Ask(to))
         }
         ErrorKind::Server(ServerErrorKind::TryAgain) => StoreError::Redirected(Redirect::TryAgain),

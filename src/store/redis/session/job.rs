@@ -11,8 +11,8 @@ use super::Session;
 use crate::{
     mutants,
     store::{
-        self, Fill, Grant, Key, Lease, Leased, Replacement, Seen, State, StoreError, Stored, Token,
-        Was, WasEntry, millis,
+        self, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, RemovedEntry, Replacement,
+        Seen, StoreError, StoredValue, Token, millis,
         redis::{DETACHED_TIMEOUT, Hold},
     },
 };
@@ -58,7 +58,7 @@ impl Session {
     }
 
     /// Reads all keys of a job: one round trip, no script.
-    pub(in crate::store::redis) async fn inspect(&self, key: &Key) -> Result<State, StoreError> {
+    pub(in crate::store::redis) async fn inspect(&self, key: &Key) -> Result<KeyState, StoreError> {
         let (lease, fence) = (key.companion("lease"), key.companion("fence"));
         let mut pipeline = redis::pipe();
         pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
@@ -74,9 +74,9 @@ impl Session {
         let is_placeholder = read[0].as_ref().is_some_and(Vec::is_empty);
         let lease = lease.map(|token| {
             let token = Token(String::from_utf8_lossy(&token).into());
-            Leased { token, left_ms: lease_left_ms }
+            LeaseState { token, left_ms: lease_left_ms }
         });
-        Ok(State {
+        Ok(KeyState {
             seen: self.seen(stored((read, expires_at_ms))),
             is_alien: kind != "string" && kind != "none",
             is_placeholder,
@@ -90,7 +90,7 @@ impl Session {
         &self,
         hold: Hold,
         lease: Duration,
-        refused: Option<&Stored>,
+        refused: Option<&StoredValue>,
     ) -> Result<Grant, StoreError> {
         let granted_at_ms = self.now_ms();
         let (key, token) = (hold.key.clone(), hold.token.clone());
@@ -101,7 +101,7 @@ impl Session {
         invocation.arg(token.as_str()).arg(millis(lease));
         invocation.arg(refused.map(|stored| stored.expires_at_ms.to_string()).unwrap_or_default());
         let reply: Vec<Value> = self.invoke(invocation).await?;
-        let (epoch, hold) = (self.epoch.clone(), store::Hold::Redis(hold));
+        let (epoch, hold) = (self.epoch.clone(), store::LeaseGuard::Redis(hold));
         self.grant(&reply, Lease { key, token, epoch, granted_at_ms, hold })
     }
 
@@ -136,12 +136,12 @@ impl Session {
         key: &Key,
         write: &Token,
         linger: Duration,
-    ) -> Result<Was, StoreError> {
+    ) -> Result<KeyReceipt, StoreError> {
         let reply: EndReply = self.on_all_keys(&END, key, write, linger).await?;
         let (exists, size, filling, generation, stored_at_ms, age_ms) = reply;
         let times = [stored_at_ms, age_ms].map(|time| time.parse().ok());
-        let entry = || WasEntry::new(size, &generation, times, self.now_ms());
-        Ok(Was { entry: exists.then(entry), filling })
+        let entry = || RemovedEntry::new(size, &generation, times, self.now_ms());
+        Ok(KeyReceipt { entry: exists.then(entry), filling })
     }
 
     async fn on_all_keys<T: FromRedisValue>(
@@ -169,7 +169,7 @@ impl Session {
     pub(in crate::store::redis) async fn admit(
         &self,
         key: &Key,
-        seen: &Stored,
+        seen: &StoredValue,
         generation: &str,
         pair: &str,
         served_at_ms: i64,
@@ -182,7 +182,7 @@ impl Session {
     pub(in crate::store::redis) async fn replace(
         &self,
         key: &Key,
-        seen: &Stored,
+        seen: &StoredValue,
         generation: &str,
         new: Replacement<'_>,
     ) -> Result<Fill, StoreError> {
@@ -211,7 +211,7 @@ impl Session {
                     return Err(StoreError::Refused("lease.lua returned no expiry".into()));
                 };
                 let expires_at_ms = *expires_at_ms;
-                let stored = Stored { body: bytes(1), meta: bytes(2), expires_at_ms };
+                let stored = StoredValue { body: bytes(1), meta: bytes(2), expires_at_ms };
                 Ok(Grant::Stored(self.seen(Some(stored))))
             }
             other => Err(StoreError::Refused(format!("lease.lua answered {other:?}"))),
@@ -230,7 +230,7 @@ impl Session {
 fn compare_and_set<'s>(
     script: &'s Script,
     key: &Key,
-    seen: &Stored,
+    seen: &StoredValue,
     generation: &str,
 ) -> ScriptInvocation<'s> {
     let mut invocation = script.key(key.main());
@@ -241,9 +241,9 @@ fn compare_and_set<'s>(
 }
 
 /// A placeholder is not a value.
-fn stored(([body, meta], expires_at_ms): ReadReply) -> Option<Stored> {
+fn stored(([body, meta], expires_at_ms): ReadReply) -> Option<StoredValue> {
     let (body, meta) = (body.filter(|body| !body.is_empty())?, meta.unwrap_or_default());
-    Some(Stored { body: body.into(), meta: meta.into(), expires_at_ms })
+    Some(StoredValue { body: body.into(), meta: meta.into(), expires_at_ms })
 }
 
 fn filled(reply: i64) -> Fill {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use redis::{Value, cmd};
 
-use crate::store::{Redirect, StoreError, cluster::Slots};
+use crate::store::{Redirect, StoreError, cluster::OwnedSlots};
 
 const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 const PONG: &[u8] = b"+PONG\r\n";
@@ -31,7 +31,7 @@ pub(super) struct Question {
 struct Keyed {
     name: String,
     prefix: String,
-    slots: Arc<Slots>,
+    slots: Arc<OwnedSlots>,
 }
 
 impl Question {
@@ -40,7 +40,7 @@ impl Question {
     }
 
     /// The question for a master of a cluster; `None` if it owns no slot.
-    pub(super) fn keyed(slots: &Arc<Slots>, prefix: &str) -> Option<Self> {
+    pub(super) fn keyed(slots: &Arc<OwnedSlots>, prefix: &str) -> Option<Self> {
         let name = slots.name(prefix, fastrand::u32(..))?;
         let bytes = cmd("DEL").arg(&name).get_packed_command();
         let keyed = Keyed { name, prefix: prefix.to_owned(), slots: Arc::clone(slots) };
@@ -50,7 +50,7 @@ impl Question {
     /// Chooses another name if the slot of this one has moved away in our slot map.
     pub(super) fn keep_apt(&mut self) {
         if let Some(Keyed { name, prefix, slots }) = &self.keyed
-            && !slots.own(name.as_bytes())
+            && !slots.contains_name(name.as_bytes())
             && let Some(other) = Self::keyed(slots, prefix)
         {
             *self = other;
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_master_that_has_lost_the_slot_or_the_majority_does_not_answer() {
-        let slots = Arc::<Slots>::default();
+        let slots = Arc::<OwnedSlots>::default();
         assert!(Question::keyed(&slots, "p:").is_none(), "it owns nothing");
         slots.assign(|slot| slot < 5_000);
         let question = Question::keyed(&slots, "p:").unwrap();
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn it_asks_for_what_the_master_still_owns() {
-        let slots = Arc::<Slots>::default();
+        let slots = Arc::<OwnedSlots>::default();
         slots.assign(|slot| slot < 5_000);
         let mut question = Question::keyed(&slots, "p:").unwrap();
         let before = question.bytes.clone();

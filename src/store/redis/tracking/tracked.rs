@@ -12,7 +12,7 @@ use crate::{
     mutants::{self, Mutant},
     store::{
         Key,
-        barrier::{Down, Rounds},
+        barrier::{Barrier, BarrierDown},
         near::Watcher,
     },
 };
@@ -20,7 +20,7 @@ use crate::{
 /// The read barrier, the watcher of changes, and the tracking settings.
 #[derive(Clone, Debug)]
 pub(in crate::store::redis) struct Tracked {
-    pub(in crate::store::redis) rounds: Arc<Rounds>,
+    pub(in crate::store::redis) rounds: Arc<Barrier>,
     pub(super) watcher: Arc<dyn Watcher>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) tracking: NearTracking,
@@ -49,9 +49,9 @@ impl Tracked {
 
     /// Makes sure that changes of a key will be reported. With broadcast tracking, changes of all
     /// keys are.
-    pub(in crate::store::redis) async fn follow(&self, key: &Key) -> Result<(), Down> {
+    pub(in crate::store::redis) async fn follow(&self, key: &Key) -> Result<(), BarrierDown> {
         if self.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUntracked) {
-            return if self.rounds.is_up() { Ok(()) } else { Err(Down) };
+            return if self.rounds.is_up() { Ok(()) } else { Err(BarrierDown) };
         }
         self.rounds.carry(key).await
     }
@@ -82,12 +82,12 @@ impl Tracked {
     }
 
     pub(super) fn raise(&self) {
-        self.rounds.raise();
+        self.rounds.mark_up();
         self.tell(true);
     }
 
     pub(super) fn lower(&self) {
-        self.rounds.lower();
+        self.rounds.mark_down();
         self.tell(false);
     }
 

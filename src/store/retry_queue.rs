@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 
 use super::{
     Ended, Key, StoreError, Token,
-    pending::{Added, Item, Pending, Sweep},
+    pending::{Added, PendingItem, PendingSet, PurgeAllTask},
 };
 use crate::{
     config,
@@ -21,8 +21,8 @@ use crate::{
 use std::{future, sync::Arc, time::Duration};
 
 /// The unconfirmed invalidations, and the signal to repeat them.
-pub(super) struct Debts {
-    pub(super) pending: Pending,
+pub(super) struct RetryQueue {
+    pub(super) pending: PendingSet,
     /// Notified when something is to be repeated.
     due: Notify,
     metrics: Arc<Metrics>,
@@ -31,21 +31,21 @@ pub(super) struct Debts {
     overflow: Throttle,
 }
 
-impl Debts {
+impl RetryQueue {
     /// Opens the queue with the contents of the journal, if one is configured.
     pub(super) fn open(
         config: &config::Pending,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
         let pending = match &config.journal {
-            None => Pending::new(config.limit),
-            Some(path) => Pending::with_journal(config.limit, path)
+            None => PendingSet::new(config.limit),
+            Some(path) => PendingSet::with_journal(config.limit, path)
                 .map_err(|source| StoreError::Journal { path: path.clone(), source })?,
         };
         Ok(Self::of(pending, metrics))
     }
 
-    fn of(pending: Pending, metrics: Arc<Metrics>) -> Self {
+    fn of(pending: PendingSet, metrics: Arc<Metrics>) -> Self {
         Self {
             pending,
             due: Notify::new(),
@@ -72,11 +72,11 @@ impl Debts {
     }
 
     /// Wakes the task that repeats what is due.
-    pub(super) fn hasten(&self) {
+    pub(super) fn wake(&self) {
         self.due.notify_one();
     }
 
-    pub(super) async fn remember(&self, keys: &[&Key], write: &Token, linger: Duration) {
+    pub(super) async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) {
         if keys.is_empty() || mutants::is(Mutant::NoPending) {
             return;
         }
@@ -91,12 +91,12 @@ impl Debts {
                 );
             }
         }
-        self.count();
+        self.update_gauge();
         self.due.notify_one();
     }
 
     /// Records the result of a repeated invalidation.
-    pub(super) fn settle<T>(&self, item: &Item, result: Result<T, StoreError>) {
+    pub(super) fn record<T>(&self, item: &PendingItem, result: Result<T, StoreError>) {
         let Err(error) = result else {
             self.metrics.events.record(item.key.main(), EventKind::Confirmed, "");
             return self.pending.confirm(item);
@@ -111,7 +111,11 @@ impl Debts {
 
     /// Records the result of a purge of all: the number of entries that were removed. On a cluster,
     /// the slots of the masters that confirmed are settled already.
-    pub(super) fn settle_all(&self, sweep: &Sweep, result: Result<usize, StoreError>) -> Ended {
+    pub(super) fn record_purge_all(
+        &self,
+        sweep: &PurgeAllTask,
+        result: Result<usize, StoreError>,
+    ) -> Ended {
         let error = match result {
             Ok(entries) => {
                 self.pending.confirm_slots(&sweep.slots, sweep);
@@ -119,7 +123,7 @@ impl Debts {
             }
             Err(error) => error,
         };
-        self.pending.postpone_sweep(sweep);
+        self.pending.postpone_purge_all(sweep);
         debug!(%error, "a purge of all failed");
         if let Some(suppressed) = self.purge_all.admit(&error.to_string()) {
             let slots = self.pending.slots();
@@ -131,14 +135,14 @@ impl Debts {
         Ended::Pending
     }
 
-    pub(super) fn count(&self) {
+    pub(super) fn update_gauge(&self) {
         self.metrics
             .pending_invalidations
             .set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
     }
 
     /// Logs what is left when the process stops.
-    pub(super) fn abandon(&self) {
+    pub(super) fn log_remaining(&self) {
         let left = self.pending.len();
         if left > 0 {
             warn!(

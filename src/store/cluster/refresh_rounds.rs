@@ -10,45 +10,45 @@ use std::sync::{
 
 use tokio::sync::{Notify, watch};
 
-use super::Address;
+use super::NodeAddress;
 
 /// Topology refreshes, one after the other.
 #[derive(Debug)]
-pub(in crate::store) struct Lessons {
+pub(in crate::store) struct RefreshRounds {
     wanted: Notify,
     /// Number of refreshes that have begun.
     begun: AtomicU64,
-    learned: watch::Sender<Lesson>,
+    latest: watch::Sender<RefreshResult>,
 }
 
 /// The result of a refresh, apart from the map itself.
 #[derive(Clone, Debug, Default)]
-pub(in crate::store) struct Lesson {
+pub(in crate::store) struct RefreshResult {
     number: u64,
     /// The nodes that answered.
-    witnesses: Arc<[Address]>,
+    witnesses: Arc<[NodeAddress]>,
     /// Whether there is no other node that could have answered.
     is_alone: bool,
 }
 
-impl Default for Lessons {
+impl Default for RefreshRounds {
     fn default() -> Self {
-        let learned = watch::Sender::new(Lesson::default());
-        Self { wanted: Notify::new(), begun: AtomicU64::new(0), learned }
+        let learned = watch::Sender::new(RefreshResult::default());
+        Self { wanted: Notify::new(), begun: AtomicU64::new(0), latest: learned }
     }
 }
 
-impl Lessons {
+impl RefreshRounds {
     /// Asks for a refresh and does not wait for it.
-    pub(in crate::store) fn want(&self) {
+    pub(in crate::store) fn request(&self) {
         self.wanted.notify_one();
     }
 
     /// Waits for a refresh that begins after now. By then the map is up to date.
-    pub(in crate::store) async fn next(&self) -> Lesson {
-        let mut learned = self.learned.subscribe();
+    pub(in crate::store) async fn next(&self) -> RefreshResult {
+        let mut learned = self.latest.subscribe();
         let next = self.begun.load(Ordering::SeqCst) + 1;
-        self.want();
+        self.request();
         let refresh = learned.wait_for(|refresh| refresh.number >= next).await;
         // Cannot fail: `self` holds the sender.
         refresh.map(|refresh| refresh.clone()).unwrap_or_default()
@@ -65,14 +65,14 @@ impl Lessons {
     }
 
     /// Ends a refresh, after the map was updated. A refresh that no node answered does not end.
-    pub(super) fn end(&self, number: u64, witnesses: Arc<[Address]>, is_alone: bool) {
-        self.learned.send_replace(Lesson { number, witnesses, is_alone });
+    pub(super) fn end(&self, number: u64, witnesses: Arc<[NodeAddress]>, is_alone: bool) {
+        self.latest.send_replace(RefreshResult { number, witnesses, is_alone });
     }
 }
 
-impl Lesson {
+impl RefreshResult {
     /// Whether a node other than this one has answered, or this node if there is no other.
-    pub(in crate::store) fn bears_witness(&self, node: &Address) -> bool {
+    pub(in crate::store) fn confirms(&self, node: &NodeAddress) -> bool {
         self.witnesses.iter().any(|witness| witness != node)
             || self.is_alone && self.witnesses.contains(node)
     }

@@ -3,9 +3,9 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::{
-    Address,
-    slots::{SLOTS, SlotSet, Slots, slot_of},
-    topology::{Master, Plan},
+    NodeAddress,
+    slots::{OwnedSlots, SLOTS, SlotSet, slot_of},
+    topology::{Master, Topology},
 };
 use crate::{
     mutants::{self, Mutant},
@@ -17,13 +17,13 @@ pub(super) struct Shard {
     /// Never used twice: a node that comes back is another shard.
     pub(super) number: u64,
     id: Box<str>,
-    pub(super) address: Address,
-    pub(super) slots: Arc<Slots>,
+    pub(super) address: NodeAddress,
+    pub(super) slots: Arc<OwnedSlots>,
     pub(super) redis: Redis,
 }
 
 impl Shard {
-    pub(super) fn new(number: u64, master: &Master, slots: Arc<Slots>, redis: Redis) -> Self {
+    pub(super) fn new(number: u64, master: &Master, slots: Arc<OwnedSlots>, redis: Redis) -> Self {
         let id = master.id.clone();
         let address = master.address.clone();
         Self { number, id, address, slots, redis }
@@ -36,64 +36,64 @@ impl Shard {
 
 /// The current slot map.
 #[derive(Default)]
-pub(super) struct Map {
-    drawn: RwLock<Drawn>,
+pub(super) struct SlotMap {
+    current: RwLock<SlotMapVersion>,
 }
 
 /// One version of the map.
 #[derive(Default)]
-pub(super) struct Drawn {
-    plan: Plan,
+pub(super) struct SlotMapVersion {
+    topology: Topology,
     /// In the order of `plan.masters`.
     pub(super) shards: Vec<Arc<Shard>>,
 }
 
-impl Drawn {
+impl SlotMapVersion {
     /// The shard that owns a slot.
     pub(super) fn owner(&self, slot: u16) -> Option<&Arc<Shard>> {
-        let index = (*self.plan.owners.get(usize::from(slot))?)?;
+        let index = (*self.topology.owners.get(usize::from(slot))?)?;
         self.shards.get(usize::from(index))
     }
 
     /// The shard at an address.
-    pub(super) fn at(&self, address: &Address) -> Option<&Arc<Shard>> {
+    pub(super) fn shard_at(&self, address: &NodeAddress) -> Option<&Arc<Shard>> {
         self.shards.iter().find(|shard| shard.address == *address)
     }
 
     /// Returns the target of a redirection. Without a host it is at the address of its sender. With
     /// "?" the node should have a host name and has none: it is the only known node with this port,
     /// if there is just one.
-    pub(super) fn known(&self, to: Address, sender: &Address) -> Address {
+    pub(super) fn resolve_redirect(&self, to: NodeAddress, sender: &NodeAddress) -> NodeAddress {
         let mut same_port = self.nodes().iter().filter(|node| node.port == to.port);
         match (&*to.host, same_port.next(), same_port.next()) {
             ("?", Some(only), None) => only.clone(),
-            ("?" | "", ..) => Address { host: sender.host.clone(), ..to },
+            ("?" | "", ..) => NodeAddress { host: sender.host.clone(), ..to },
             _ => to,
         }
     }
 
     /// All nodes that can be asked.
-    pub(super) fn nodes(&self) -> &[Address] {
-        &self.plan.nodes
+    pub(super) fn nodes(&self) -> &[NodeAddress] {
+        &self.topology.nodes
     }
 
     /// The highest epoch that any node has reported.
     pub(super) fn epoch(&self) -> u64 {
-        self.plan.current_epoch
+        self.topology.current_epoch
     }
 
-    fn number(&self, slot: u16) -> Option<u64> {
+    fn owner_number(&self, slot: u16) -> Option<u64> {
         self.owner(slot).map(|shard| shard.number)
     }
 
     /// The slots that have another owner in the next version.
     fn moved(&self, next: &Self) -> SlotSet {
-        SlotSet::of(|slot| self.number(slot) != next.number(slot))
+        SlotSet::from_fn(|slot| self.owner_number(slot) != next.owner_number(slot))
     }
 
     /// Tells each master the epoch in which it claims its slots. It must know before it gets a slot
     /// back, so that it does not believe what it held of the slot in the past.
-    fn heed_claims(&self, plan: &Plan) {
+    fn pass_claims(&self, plan: &Topology) {
         for shard in &self.shards {
             if let Some(master) = plan.masters.iter().find(|master| shard.is(master)) {
                 shard.redis.claims(master.epoch);
@@ -103,14 +103,14 @@ impl Drawn {
 
     /// Number of slots without an owner.
     pub(super) fn unowned(&self) -> usize {
-        usize::from(SLOTS) - self.plan.owners.iter().flatten().count()
+        usize::from(SLOTS) - self.topology.owners.iter().flatten().count()
     }
 }
 
-impl Map {
+impl SlotMap {
     /// Returns the current version. Do not keep the guard: an update waits for it.
-    pub(super) fn read(&self) -> RwLockReadGuard<'_, Drawn> {
-        self.drawn.read().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, SlotMapVersion> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The shard that owns a key.
@@ -124,9 +124,9 @@ impl Map {
     }
 
     /// Returns all shards, each with the slots that it owned at one point in time.
-    pub(super) fn shares(&self) -> Vec<(Arc<Shard>, SlotSet)> {
+    pub(super) fn shards_with_slots(&self) -> Vec<(Arc<Shard>, SlotSet)> {
         let drawn = self.read();
-        drawn.shards.iter().map(|shard| (Arc::clone(shard), shard.slots.now())).collect()
+        drawn.shards.iter().map(|shard| (Arc::clone(shard), shard.slots.snapshot())).collect()
     }
 
     /// Updates the map; returns the shards that are no longer in it.
@@ -136,16 +136,16 @@ impl Map {
     /// reader passes the barrier of the new owner. A reader that set out for the old owner earlier
     /// does not insert what it reads, because it noted the generation of its key before it looked
     /// at the map.
-    pub(super) fn draw(
+    pub(super) fn update(
         &self,
-        plan: Plan,
+        plan: Topology,
         watcher: Option<&Arc<dyn Watcher>>,
         mut new_shard: impl FnMut(&Master) -> Shard,
     ) -> Vec<Arc<Shard>> {
-        let mut drawn = self.drawn.write().unwrap_or_else(PoisonError::into_inner);
-        drawn.heed_claims(&plan);
-        if drawn.plan.masters == plan.masters && drawn.plan.owners == plan.owners {
-            drawn.plan = plan;
+        let mut drawn = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        drawn.pass_claims(&plan);
+        if drawn.topology.masters == plan.masters && drawn.topology.owners == plan.owners {
+            drawn.topology = plan;
             return Vec::new();
         }
         let shard = |master: &Master| {
@@ -153,16 +153,16 @@ impl Map {
             known.cloned().unwrap_or_else(|| Arc::new(new_shard(master)))
         };
         let shards = plan.masters.iter().map(shard).collect();
-        let next = Drawn { plan, shards };
+        let next = SlotMapVersion { topology: plan, shards };
         let moved = drawn.moved(&next);
         if let Some(watcher) = watcher
             && !moved.is_empty()
             && !mutants::is(Mutant::NearAcrossMoves)
         {
-            watcher.forget(&|name| moved.own(name));
+            watcher.evict_matching(&|name| moved.contains_name(name));
         }
         for shard in drawn.shards.iter().chain(&next.shards) {
-            shard.slots.assign(|slot| next.number(slot) == Some(shard.number));
+            shard.slots.assign(|slot| next.owner_number(slot) == Some(shard.number));
         }
         let before = std::mem::replace(&mut *drawn, next).shards;
         let is_gone =

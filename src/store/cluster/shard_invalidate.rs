@@ -37,13 +37,14 @@ use futures_util::future::join_all;
 use redis::{Cmd, FromRedisValue, cmd};
 use tokio::time::{Instant, timeout};
 
-use super::{Cluster, Shard, World, slot};
+use super::{Cluster, ClusterState, Shard, slot};
 use crate::{
     mutants::{self, Mutant},
     store::{
-        Begun, Budget, Ended, Key, Redirect, StoreError, Token, Was, WasEntry, Write, millis,
+        Begun, Budget, Ended, Key, KeyReceipt, Redirect, RemovedEntry, StoreError, Token, Write,
+        batch_outcome::BatchOutcome,
+        millis,
         redis::{DETACHED_TIMEOUT, PURGE_TIMEOUT, REPLAY_BATCH, session::companion},
-        tally::Tally,
     },
 };
 
@@ -52,11 +53,11 @@ static FENCE: LazyLock<String> =
 
 /// One operation on a key, for the owner of the key.
 #[derive(Clone, Copy, Debug)]
-enum Errand<'e> {
+enum KeyOp<'e> {
     Begin(&'e Key, &'e Token, Duration),
     End(&'e Key, &'e Token, Duration),
     /// Deletes the entry under this name.
-    Void(&'e [u8]),
+    Delete(&'e [u8]),
 }
 
 impl Cluster {
@@ -67,9 +68,9 @@ impl Cluster {
         fence: Duration,
         budget: &mut Budget,
     ) -> (Begun, Result<(), StoreError>) {
-        let begins = keys.iter().map(|key| self.world.begin_key(key, write, fence));
+        let begins = keys.iter().map(|key| self.state.begin_key(key, write, fence));
         let results = budget.spend_each(begins).await;
-        self.world.blame(keys, &results);
+        self.state.report_late(keys, &results);
         let result = results.into_iter().collect::<Result<(), _>>();
         // No connection is remembered: the end goes to the owner of the key at that time.
         let begun = if result.is_ok() { Begun::Confirmed(None) } else { Begun::Scattered };
@@ -77,7 +78,7 @@ impl Cluster {
     }
 
     pub(in crate::store) async fn renew(&self, write: &Write) {
-        let begins = write.keys.iter().map(|key| self.world.begin_key(key, &write.id, write.fence));
+        let begins = write.keys.iter().map(|key| self.state.begin_key(key, &write.id, write.fence));
         let _ = timeout(DETACHED_TIMEOUT, join_all(begins)).await;
     }
 
@@ -88,13 +89,14 @@ impl Cluster {
         linger: Duration,
         budget: &mut Budget,
     ) -> Result<Ended, StoreError> {
-        let mut outcome = Tally::default();
-        let results = self.world.end_each(&write.keys, &write.id, linger, budget).await;
-        outcome.take(&write.keys, results);
+        let mut outcome = BatchOutcome::default();
+        let results = self.state.end_each(&write.keys, &write.id, linger, budget).await;
+        outcome.add_results(&write.keys, results);
         // A begin that was sent and not confirmed may still arrive, and would leave its fence.
         let may_arrive_late = matches!(write.begun, Begun::Scattered);
-        let unsure = if may_arrive_late { write.keys.iter().collect() } else { outcome.unsure };
-        self.world.debts.remember(&unsure, &write.id, linger).await;
+        let unsure =
+            if may_arrive_late { write.keys.iter().collect() } else { outcome.unconfirmed };
+        self.state.retry_queue.add(&unsure, &write.id, linger).await;
         outcome.ended
     }
 
@@ -104,32 +106,32 @@ impl Cluster {
         &self,
         write: &Write,
         wait: Duration,
-    ) -> (Result<Ended, StoreError>, Vec<Option<Was>>) {
+    ) -> (Result<Ended, StoreError>, Vec<Option<KeyReceipt>>) {
         let deadline = Instant::now() + PURGE_TIMEOUT;
-        let mut outcome = Tally::default();
+        let mut outcome = BatchOutcome::default();
         for chunk in write.keys.chunks(REPLAY_BATCH) {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut budget = Budget::new(wait.min(left));
-            let ends = self.world.end_each(chunk, &write.id, Duration::ZERO, &mut budget);
-            outcome.take(chunk, ends.await);
+            let ends = self.state.end_each(chunk, &write.id, Duration::ZERO, &mut budget);
+            outcome.add_results(chunk, ends.await);
         }
-        self.world.debts.remember(&outcome.unsure, &write.id, Duration::ZERO).await;
-        (outcome.ended, outcome.was)
+        self.state.retry_queue.add(&outcome.unconfirmed, &write.id, Duration::ZERO).await;
+        (outcome.ended, outcome.receipts)
     }
 
     pub(in crate::store) async fn purge_all(&self) -> Ended {
         // Every key is bypassed from here on, until this purge has been confirmed for its slot.
-        let sweep = self.world.debts.pending.add_all().await;
-        let ended = self.world.purge_all(&sweep).await;
+        let sweep = self.state.retry_queue.pending.add_all().await;
+        let ended = self.state.purge_all(&sweep).await;
         if ended == Ended::Pending {
-            self.world.debts.hasten();
+            self.state.retry_queue.wake();
         }
-        self.world.debts.count();
+        self.state.retry_queue.update_gauge();
         ended
     }
 }
 
-impl World {
+impl ClusterState {
     /// Ends keys at the same time; each has its own result.
     async fn end_each(
         &self,
@@ -137,16 +139,16 @@ impl World {
         write: &Token,
         linger: Duration,
         budget: &mut Budget,
-    ) -> Vec<Result<Was, StoreError>> {
+    ) -> Vec<Result<KeyReceipt, StoreError>> {
         let ends = keys.iter().map(|key| self.end_key(key, write, linger));
         let results = budget.spend_each(ends).await;
-        self.blame(keys, &results);
+        self.report_late(keys, &results);
         results
     }
 
     /// Reports timeouts to the masters concerned: one operation for each, however many keys were
     /// late.
-    fn blame<T>(&self, keys: &[Key], results: &[Result<T, StoreError>]) {
+    fn report_late<T>(&self, keys: &[Key], results: &[Result<T, StoreError>]) {
         let mut late: Vec<u16> = keys
             .iter()
             .zip(results)
@@ -157,7 +159,7 @@ impl World {
         if late.is_empty() {
             return;
         }
-        let map = self.map.read();
+        let map = self.slot_map.read();
         for shard in &map.shards {
             if late.iter().any(|slot| shard.slots.contains(*slot)) {
                 shard.redis.was_late();
@@ -166,7 +168,7 @@ impl World {
     }
 
     async fn begin_key(&self, key: &Key, write: &Token, fence: Duration) -> Result<(), StoreError> {
-        self.at_owner(key.main().as_bytes(), Errand::Begin(key, write, fence)).await.map(drop)
+        self.run_at_owner(key.main().as_bytes(), KeyOp::Begin(key, write, fence)).await.map(drop)
     }
 
     /// Returns what was found under the key.
@@ -175,54 +177,54 @@ impl World {
         key: &Key,
         write: &Token,
         linger: Duration,
-    ) -> Result<Was, StoreError> {
-        self.at_owner(key.main().as_bytes(), Errand::End(key, write, linger)).await
+    ) -> Result<KeyReceipt, StoreError> {
+        self.run_at_owner(key.main().as_bytes(), KeyOp::End(key, write, linger)).await
     }
 
     /// Deletes an entry; the name need not be a valid key.
-    pub(super) async fn void(&self, name: &[u8]) -> Result<(), StoreError> {
-        self.at_owner(name, Errand::Void(name)).await.map(drop)
+    pub(super) async fn delete_entry(&self, name: &[u8]) -> Result<(), StoreError> {
+        self.run_at_owner(name, KeyOp::Delete(name)).await.map(drop)
     }
 
     /// Runs an operation at the owner of a name, and once more if the slot map was out of date.
-    async fn at_owner(&self, name: &[u8], op: Errand<'_>) -> Result<Was, StoreError> {
-        let shard = self.map.shard_of(name)?;
+    async fn run_at_owner(&self, name: &[u8], op: KeyOp<'_>) -> Result<KeyReceipt, StoreError> {
+        let shard = self.slot_map.shard_of(name)?;
         match self.run(&shard, op).await {
             Err(StoreError::Redirected(_)) if mutants::is(Mutant::RedirectedIsDone) => {
-                Ok(Was::default())
+                Ok(KeyReceipt::default())
             }
             Err(StoreError::Redirected(Redirect::Moved)) => {
-                self.lessons.next().await;
-                let shard = self.map.shard_of(name)?;
+                self.refreshes.next().await;
+                let shard = self.slot_map.shard_of(name)?;
                 self.run(&shard, op).await
             }
             other => other,
         }
     }
 
-    async fn run(&self, shard: &Shard, op: Errand<'_>) -> Result<Was, StoreError> {
+    async fn run(&self, shard: &Shard, op: KeyOp<'_>) -> Result<KeyReceipt, StoreError> {
         let done = match op {
-            Errand::Begin(key, write, fence) => {
-                shard.redis.begin_key(key, write, fence).await.map(|()| Was::default())
+            KeyOp::Begin(key, write, fence) => {
+                shard.redis.begin_key(key, write, fence).await.map(|()| KeyReceipt::default())
             }
-            Errand::End(key, write, linger) => shard.redis.end_key(key, write, linger).await,
-            Errand::Void(name) => return self.void_at(shard, name).await,
+            KeyOp::End(key, write, linger) => shard.redis.end_key(key, write, linger).await,
+            KeyOp::Delete(name) => return self.delete_at(shard, name).await,
         };
         match (done, op) {
-            (Err(error), _) if !is_apart(&error) || mutants::is(Mutant::RedirectedIsDone) => {
+            (Err(error), _) if !is_split(&error) || mutants::is(Mutant::RedirectedIsDone) => {
                 Err(error)
             }
-            (Err(_), Errand::Begin(key, write, fence)) => {
-                self.begin_apart(shard, key, write, fence).await.map(|()| Was::default())
+            (Err(_), KeyOp::Begin(key, write, fence)) => {
+                self.begin_by_key(shard, key, write, fence).await.map(|()| KeyReceipt::default())
             }
-            (Err(_), Errand::End(key, write, linger)) => {
-                self.end_apart(shard, key, write, linger).await
+            (Err(_), KeyOp::End(key, write, linger)) => {
+                self.end_by_key(shard, key, write, linger).await
             }
             (done, _) => done,
         }
     }
 
-    async fn begin_apart(
+    async fn begin_by_key(
         &self,
         shard: &Shard,
         key: &Key,
@@ -231,24 +233,24 @@ impl World {
     ) -> Result<(), StoreError> {
         let fenced = self.fence(shard, key, write, fence).await;
         // Also if there is no memory for a fence.
-        self.void_at(shard, key.main().as_bytes()).await?;
+        self.delete_at(shard, key.main().as_bytes()).await?;
         fenced
     }
 
-    async fn end_apart(
+    async fn end_by_key(
         &self,
         shard: &Shard,
         key: &Key,
         write: &Token,
         linger: Duration,
-    ) -> Result<Was, StoreError> {
+    ) -> Result<KeyReceipt, StoreError> {
         let fenced =
             if linger.is_zero() { Ok(()) } else { self.fence(shard, key, write, linger).await };
-        let receipt = self.void_at(shard, key.main().as_bytes()).await?;
+        let receipt = self.delete_at(shard, key.main().as_bytes()).await?;
         if linger.is_zero() {
             let mut lift = cmd("ZREM");
             lift.arg(key.companion("fence")).arg(write.as_str());
-            self.single::<i64>(shard, &lift).await?;
+            self.query_single::<i64>(shard, &lift).await?;
         }
         fenced.and_then(|()| shard.redis.confirmed(key)).map(|()| receipt)
     }
@@ -263,25 +265,25 @@ impl World {
         let mut set = cmd("EVAL");
         set.arg(&*FENCE).arg(1).arg(key.companion("fence"));
         set.arg(write.as_str()).arg(millis(fence));
-        self.single::<i64>(shard, &set).await.map(drop)
+        self.query_single::<i64>(shard, &set).await.map(drop)
     }
 
     /// Deletes main, then meta and lease, one by one. The result describes main and the lease only.
-    async fn void_at(&self, shard: &Shard, name: &[u8]) -> Result<Was, StoreError> {
+    async fn delete_at(&self, shard: &Shard, name: &[u8]) -> Result<KeyReceipt, StoreError> {
         // A value that is not a string was written by a third party, and is deleted as well.
-        let size: usize = self.single(shard, cmd("STRLEN").arg(name)).await.unwrap_or(0);
-        let deleted: usize = self.single(shard, cmd("DEL").arg(name)).await?;
+        let size: usize = self.query_single(shard, cmd("STRLEN").arg(name)).await.unwrap_or(0);
+        let deleted: usize = self.query_single(shard, cmd("DEL").arg(name)).await?;
         let mut filling = 0;
         for role in ["meta", "lease"] {
-            filling = self.single(shard, cmd("DEL").arg(companion(name, role))).await?;
+            filling = self.query_single(shard, cmd("DEL").arg(companion(name, role))).await?;
         }
         let is_entry = deleted > 0 && size > 0;
-        let entry = is_entry.then_some(WasEntry { size, generation: None, age_ms: None });
-        Ok(Was { entry, filling: filling > 0 })
+        let entry = is_entry.then_some(RemovedEntry { size, generation: None, age_ms: None });
+        Ok(KeyReceipt { entry, filling: filling > 0 })
     }
 
     /// Sends a command of one key to the source or, if the key is no longer there, to the target.
-    async fn single<T: FromRedisValue>(
+    async fn query_single<T: FromRedisValue>(
         &self,
         shard: &Shard,
         command: &Cmd,
@@ -290,17 +292,17 @@ impl World {
             Err(StoreError::Redirected(Redirect::Ask(Some(to)))) => to,
             other => return other,
         };
-        let to = self.map.read().known(to, &shard.address);
-        let target = self.map.read().at(&to).cloned();
+        let to = self.slot_map.read().resolve_redirect(to, &shard.address);
+        let target = self.slot_map.read().shard_at(&to).cloned();
         match target.filter(|target| target.redis.is_up()) {
             Some(target) => target.redis.asking(command).await,
             // A target without slots is not one of our masters yet.
-            None => self.guest(&to).await?.asking(command).await,
+            None => self.temp_connection(&to).await?.asking(command).await,
         }
     }
 }
 
 /// Whether the keys of a job are on two nodes, or about to be.
-fn is_apart(error: &StoreError) -> bool {
+fn is_split(error: &StoreError) -> bool {
     matches!(error, StoreError::Redirected(Redirect::Ask(_) | Redirect::TryAgain))
 }

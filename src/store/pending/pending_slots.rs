@@ -11,7 +11,7 @@ use crate::store::cluster::{SLOTS, SlotSet};
 
 /// Pending slots, each with the last addition that made it pending.
 #[derive(Debug, Default)]
-pub(super) struct Whole {
+pub(super) struct PendingSlots {
     /// Indexed by slot; 0 for a slot that is not pending. Empty while none is.
     additions: Vec<u64>,
     due: Option<Due>,
@@ -19,13 +19,13 @@ pub(super) struct Whole {
 
 /// The slots that one purge of all has to confirm.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Sweep {
+pub(in crate::store) struct PurgeAllTask {
     pub(in crate::store) slots: SlotSet,
     /// The last addition before the purge began. It does not confirm later additions.
     pub(super) addition: u64,
 }
 
-impl Whole {
+impl PendingSlots {
     pub(super) fn is_empty(&self) -> bool {
         self.additions.is_empty()
     }
@@ -35,7 +35,7 @@ impl Whole {
     }
 
     pub(super) fn slots(&self) -> SlotSet {
-        SlotSet::of(|slot| self.contains(slot))
+        SlotSet::from_fn(|slot| self.contains(slot))
     }
 
     /// Makes slots pending, to be purged at once.
@@ -73,12 +73,12 @@ impl Whole {
         self.due.map(|due| due.at)
     }
 
-    pub(super) fn hurry(&mut self) {
+    pub(super) fn make_due(&mut self) {
         self.due = self.due.map(|due| Due::now(due.addition));
     }
 
     /// Postpones the next attempt, unless slots were added since that are to be purged at once.
-    pub(super) fn postpone(&mut self, sweep: &Sweep) {
+    pub(super) fn postpone(&mut self, sweep: &PurgeAllTask) {
         if let Some(due) = self.due.as_mut().filter(|due| due.addition <= sweep.addition) {
             due.postpone();
         }
@@ -86,7 +86,7 @@ impl Whole {
 
     /// Removes the slots that are confirmed, and returns them; slots with a later addition stay.
     pub(super) fn confirm(&mut self, slots: &SlotSet, addition: u64) -> SlotSet {
-        let confirmed = slots.shared(&SlotSet::of(|slot| {
+        let confirmed = slots.intersection(&SlotSet::from_fn(|slot| {
             self.contains(slot) && self.additions[usize::from(slot)] <= addition
         }));
         for slot in confirmed.iter() {

@@ -1,42 +1,46 @@
 //! The combined outcome of the ends of several keys.
 
-use super::{Ended, Key, StoreError, Was};
+use super::{Ended, Key, KeyReceipt, StoreError};
 
 /// The combined outcome of several ends.
 #[derive(Debug)]
-pub(super) struct Tally<'k> {
+pub(super) struct BatchOutcome<'k> {
     /// The result for all keys together: the last failure, if there was one.
     pub(super) ended: Result<Ended, StoreError>,
-    pub(super) unsure: Vec<&'k Key>,
+    pub(super) unconfirmed: Vec<&'k Key>,
     /// The receipt of each key, in the order of the keys.
-    pub(super) was: Vec<Option<Was>>,
+    pub(super) receipts: Vec<Option<KeyReceipt>>,
 }
 
-impl Default for Tally<'_> {
+impl Default for BatchOutcome<'_> {
     fn default() -> Self {
         let ended = Ok(Ended::Confirmed { entries: 0 });
-        Self { ended, unsure: Vec::new(), was: Vec::new() }
+        Self { ended, unconfirmed: Vec::new(), receipts: Vec::new() }
     }
 }
 
-impl<'k> Tally<'k> {
-    pub(super) fn take(&mut self, keys: &'k [Key], results: Vec<Result<Was, StoreError>>) {
+impl<'k> BatchOutcome<'k> {
+    pub(super) fn add_results(
+        &mut self,
+        keys: &'k [Key],
+        results: Vec<Result<KeyReceipt, StoreError>>,
+    ) {
         for (key, result) in keys.iter().zip(results) {
             match result {
                 Ok(was) => {
                     if let Ok(Ended::Confirmed { entries }) = &mut self.ended {
                         *entries += usize::from(was.entry.is_some());
                     }
-                    self.was.push(Some(was));
+                    self.receipts.push(Some(was));
                 }
-                Err(error) => self.miss(std::slice::from_ref(key), error),
+                Err(error) => self.add_failed(std::slice::from_ref(key), error),
             }
         }
     }
 
-    pub(super) fn miss(&mut self, keys: &'k [Key], error: StoreError) {
-        self.unsure.extend(keys);
-        self.was.resize(self.was.len() + keys.len(), None);
+    pub(super) fn add_failed(&mut self, keys: &'k [Key], error: StoreError) {
+        self.unconfirmed.extend(keys);
+        self.receipts.resize(self.receipts.len() + keys.len(), None);
         self.ended = Err(error);
     }
 

@@ -4,12 +4,12 @@ use std::{convert::Infallible, sync::Arc};
 
 use tracing::info;
 
-use super::{Cluster, World, slot, slots::SLOTS};
+use super::{Cluster, ClusterState, slot, slots::SLOTS};
 use crate::store::Key;
 
 /// A master, for operators.
 #[derive(Clone, Debug)]
-pub struct Node {
+pub struct NodeStatus {
     /// The address at which it is reached.
     pub address: String,
     /// Number of slots that it owns.
@@ -21,21 +21,21 @@ pub struct Node {
 }
 
 /// Publishes the status whenever a master becomes trusted or tracked, or stops being so.
-pub(super) async fn look_out(world: Arc<World>) -> Infallible {
+pub(super) async fn publish_changes(world: Arc<ClusterState>) -> Infallible {
     let mut up_before = 0;
     let mut unowned_before = 0;
     loop {
-        world.turned.notified().await;
-        let (up, unowned) = world.tell();
+        world.status_changed.notified().await;
+        let (up, unowned) = world.publish_status();
         if up > up_before || unowned < unowned_before {
             // Retries for that master, or in slots that have an owner again, can succeed now.
-            world.debts.pending.hurry();
-            world.debts.hasten();
+            world.retry_queue.pending.make_all_due();
+            world.retry_queue.wake();
         }
         if up != up_before {
             info!(
                 up,
-                masters = world.map.read().shards.len(),
+                masters = world.slot_map.read().shards.len(),
                 "the number of trusted masters has changed"
             );
         }
@@ -44,11 +44,11 @@ pub(super) async fn look_out(world: Arc<World>) -> Infallible {
     }
 }
 
-impl World {
+impl ClusterState {
     /// Publishes how many masters are trusted and how many slots have no owner, and returns both.
     /// The store is up when all masters are trusted and all slots have an owner.
-    fn tell(&self) -> (usize, usize) {
-        let map = self.map.read();
+    fn publish_status(&self) -> (usize, usize) {
+        let map = self.slot_map.read();
         let shards = map.shards.len();
         let up = map.shards.iter().filter(|shard| shard.redis.is_up()).count();
         let tracked = map.shards.iter().filter(|shard| shard.redis.is_tracked()).count();
@@ -70,12 +70,12 @@ impl World {
 impl Cluster {
     /// Whether every slot has an owner, and every master is trusted.
     pub(in crate::store) fn is_up(&self) -> bool {
-        !self.world.is_amiss()
+        !self.state.is_degraded()
     }
 
-    pub(in crate::store) fn nodes(&self) -> Vec<Node> {
-        let map = self.world.map.read();
-        let node = |shard: &Arc<super::Shard>| Node {
+    pub(in crate::store) fn nodes(&self) -> Vec<NodeStatus> {
+        let map = self.state.slot_map.read();
+        let node = |shard: &Arc<super::Shard>| NodeStatus {
             address: shard.address.to_string(),
             slots: (0..SLOTS).filter(|slot| shard.slots.contains(*slot)).count(),
             up: shard.redis.is_up(),
@@ -87,7 +87,7 @@ impl Cluster {
     /// The slot of a key, and the address of its owner.
     pub(in crate::store) fn place(&self, key: &Key) -> (u16, Option<String>) {
         let slot = slot(key);
-        let map = self.world.map.read();
+        let map = self.state.slot_map.read();
         (slot, map.owner(slot).map(|shard| shard.address.to_string()))
     }
 }

@@ -21,8 +21,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{
-    Address, World,
-    topology::{Plan, View},
+    ClusterState, NodeAddress,
+    topology::{NodeView, Topology},
 };
 use crate::store::{
     StoreError,
@@ -30,13 +30,13 @@ use crate::store::{
 };
 
 /// Between two refreshes without a request.
-const EVERY: Duration = Duration::from_secs(1);
+const REFRESH_EVERY: Duration = Duration::from_secs(1);
 /// The same, while a master is not trusted or a slot has no owner.
-const EVERY_AMISS: Duration = Duration::from_millis(250);
+const REFRESH_EVERY_DEGRADED: Duration = Duration::from_millis(250);
 /// Between two refreshes, however many requests there are: a storm of redirections is one refresh.
-const REST: Duration = Duration::from_millis(20);
+const REFRESH_PAUSE: Duration = Duration::from_millis(20);
 /// How long a node has to answer.
-const PATIENCE: Duration = Duration::from_millis(500);
+const NODE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the others have once two have answered.
 const GRACE: Duration = Duration::from_millis(50);
 /// Masters of ours asked at a time.
@@ -44,40 +44,41 @@ const MASTERS: usize = 3;
 /// Other nodes asked at a time, while all is well and otherwise.
 const OTHERS: (usize, usize) = (5, 8);
 /// Connections to other nodes that are kept.
-const MAX_GUESTS: usize = 32;
+const MAX_TEMP_CONNECTIONS: usize = 32;
 /// After this time without a refresh, answers of nodes that are behind are better than none.
-const BEHIND: Duration = Duration::from_secs(5);
+const BELIEVE_BEHIND_AFTER: Duration = Duration::from_secs(5);
 
 /// Refreshes the slot map for ever.
-pub(super) async fn learn(world: Arc<World>) -> Infallible {
+pub(super) async fn refresh_topology(world: Arc<ClusterState>) -> Infallible {
     let mut learned_at = Instant::now();
     loop {
-        let number = world.lessons.begin();
-        let (views, error) = world.ask_around().await;
-        let is_late = learned_at.elapsed() > BEHIND;
-        if let Some((plan, witnesses)) = world.believe(views, is_late) {
+        let number = world.refreshes.begin();
+        let (views, error) = world.query_nodes().await;
+        let is_late = learned_at.elapsed() > BELIEVE_BEHIND_AFTER;
+        if let Some((plan, witnesses)) = world.choose_topology(views, is_late) {
             learned_at = Instant::now();
             let is_alone = plan.is_alone;
             world.metrics.cluster.refreshes.inc();
-            world.redraw(plan).await;
-            world.lessons.end(number, witnesses.into(), is_alone);
-        } else if let Some(suppressed) = world.warnings.learn.admit(&error.to_string()) {
+            world.apply_topology(plan).await;
+            world.refreshes.end(number, witnesses.into(), is_alone);
+        } else if let Some(suppressed) = world.warnings.refresh.admit(&error.to_string()) {
             warn!(%error, suppressed, "no cluster node reports the slot owners; retrying");
         }
-        sleep(REST).await;
-        let every = if world.is_amiss() { EVERY_AMISS } else { EVERY };
-        let _ = timeout(every, world.lessons.wanted()).await;
+        sleep(REFRESH_PAUSE).await;
+        let every = if world.is_degraded() { REFRESH_EVERY_DEGRADED } else { REFRESH_EVERY };
+        let _ = timeout(every, world.refreshes.wanted()).await;
     }
 }
 
-impl World {
+impl ClusterState {
     /// Returns the views of the nodes that answer in time, and the last error.
-    async fn ask_around(self: &Arc<Self>) -> (Vec<(Address, View)>, StoreError) {
-        let asked = self.to_be_asked();
-        let mut answers: FuturesUnordered<_> = asked.iter().map(|node| self.ask(node)).collect();
+    async fn query_nodes(self: &Arc<Self>) -> (Vec<(NodeAddress, NodeView)>, StoreError) {
+        let asked = self.nodes_to_query();
+        let mut answers: FuturesUnordered<_> =
+            asked.iter().map(|node| self.query_node(node)).collect();
         let mut views = Vec::new();
         let mut last_error = StoreError::Timeout;
-        let mut deadline = Instant::now() + PATIENCE;
+        let mut deadline = Instant::now() + NODE_TIMEOUT;
         loop {
             let answer = tokio::select! {
                 answer = answers.next() => answer,
@@ -96,9 +97,9 @@ impl World {
         }
     }
 
-    fn to_be_asked(self: &Arc<Self>) -> Vec<Address> {
-        let is_amiss = self.is_amiss();
-        let (mut masters, mut others) = self.near_and_far();
+    fn nodes_to_query(self: &Arc<Self>) -> Vec<NodeAddress> {
+        let is_amiss = self.is_degraded();
+        let (mut masters, mut others) = self.masters_and_others();
         fastrand::shuffle(&mut masters);
         fastrand::shuffle(&mut others);
         masters.truncate(MASTERS);
@@ -108,14 +109,14 @@ impl World {
         }
         others.truncate(OTHERS.0);
         let (connected, unconnected): (Vec<_>, Vec<_>) = {
-            let kept = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner);
             others.into_iter().partition(|node| kept.contains_key(node))
         };
         for node in unconnected {
             let world = Arc::clone(self);
             self.tasks.spawn(async move {
-                if let Ok(connection) = world.guest(&node).await {
-                    world.keep(node, connection);
+                if let Ok(connection) = world.temp_connection(&node).await {
+                    world.keep_connection(node, connection);
                 }
             });
         }
@@ -124,19 +125,19 @@ impl World {
     }
 
     /// Returns the masters that we are connected to, and all other nodes.
-    fn near_and_far(&self) -> (Vec<Address>, Vec<Address>) {
-        let map = self.map.read();
+    fn masters_and_others(&self) -> (Vec<NodeAddress>, Vec<NodeAddress>) {
+        let map = self.slot_map.read();
         let up = map.shards.iter().filter(|shard| shard.redis.is_up());
-        let masters: Vec<Address> = up.map(|shard| shard.address.clone()).collect();
-        let nodes: BTreeSet<&Address> = map.nodes().iter().chain(&self.seeds).collect();
+        let masters: Vec<NodeAddress> = up.map(|shard| shard.address.clone()).collect();
+        let nodes: BTreeSet<&NodeAddress> = map.nodes().iter().chain(&self.seeds).collect();
         let others = nodes.into_iter().filter(|node| !masters.contains(node)).cloned().collect();
         (masters, others)
     }
 
     /// Keeps a connection, in the place of another if there are too many.
-    fn keep(&self, node: Address, connection: Guest) {
-        let mut kept = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= MAX_GUESTS
+    fn keep_connection(&self, node: NodeAddress, connection: Guest) {
+        let mut kept = self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MAX_TEMP_CONNECTIONS
             && let Some(other) = kept.keys().next().cloned()
         {
             kept.remove(&other);
@@ -144,52 +145,53 @@ impl World {
         kept.insert(node, connection);
     }
 
-    async fn ask(&self, node: &Address) -> Result<(Address, View), StoreError> {
-        let replies = timeout(PATIENCE, self.lesson_of(node)).await;
+    async fn query_node(&self, node: &NodeAddress) -> Result<(NodeAddress, NodeView), StoreError> {
+        let replies = timeout(NODE_TIMEOUT, self.cluster_replies(node)).await;
         let (slots, nodes, info) = replies.unwrap_or(Err(StoreError::Timeout))?;
-        let view = View::parse(node, &slots, &nodes, &info);
+        let view = NodeView::parse(node, &slots, &nodes, &info);
         let view = view
             .ok_or_else(|| StoreError::Refused("its replies do not describe a cluster".into()))?;
         Ok((node.clone(), view))
     }
 
     /// Uses the connection that there is, else a temporary one.
-    async fn lesson_of(&self, node: &Address) -> Result<Lesson, StoreError> {
-        let shard = self.map.read().at(node).cloned();
+    async fn cluster_replies(&self, node: &NodeAddress) -> Result<Lesson, StoreError> {
+        let shard = self.slot_map.read().shard_at(node).cloned();
         if let Some(shard) = shard.filter(|shard| shard.redis.is_up()) {
             return shard.redis.lesson().await;
         }
-        let kept = self.guests.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+        let kept =
+            self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
         let connection = match kept {
             Some(connection) => connection,
-            None => self.guest(node).await?,
+            None => self.temp_connection(node).await?,
         };
         let replies = connection.lesson().await?;
-        self.keep(node.clone(), connection);
+        self.keep_connection(node.clone(), connection);
         Ok(replies)
     }
 
     /// Returns the plan that follows from the views that we believe, and the nodes they came from.
-    fn believe(
+    fn choose_topology(
         &self,
-        mut views: Vec<(Address, View)>,
+        mut views: Vec<(NodeAddress, NodeView)>,
         is_late: bool,
-    ) -> Option<(Plan, Vec<Address>)> {
-        let epoch = self.map.read().epoch();
+    ) -> Option<(Topology, Vec<NodeAddress>)> {
+        let epoch = self.slot_map.read().epoch();
         if !is_late {
             views.retain(|(_, view)| view.current_epoch >= epoch);
         }
         let (witnesses, views): (Vec<_>, Vec<_>) = views.into_iter().unzip();
-        let plan = Plan::of(&views);
+        let plan = Topology::of(&views);
         (!plan.masters.is_empty()).then_some((plan, witnesses))
     }
 
-    async fn redraw(&self, plan: Plan) {
+    async fn apply_topology(&self, plan: Topology) {
         let masters = plan.masters.len();
-        let masters_before = self.map.read().shards.len();
-        let gone = self.map.draw(plan, self.watcher.as_ref(), |master| {
+        let masters_before = self.slot_map.read().shards.len();
+        let gone = self.slot_map.update(plan, self.watcher.as_ref(), |master| {
             info!(node = %master.address, "found a master of the cluster");
-            self.shard(master)
+            self.new_shard(master)
         });
         if masters != masters_before {
             info!(masters, "the number of masters of the cluster has changed");
@@ -198,12 +200,12 @@ impl World {
             info!(node = %shard.address, "a node is no longer a master of the cluster");
             shard.redis.doubt().await;
         }
-        self.turned.notify_one();
+        self.status_changed.notify_one();
     }
 
     /// Whether a master is not trusted, or a slot has no owner.
-    pub(super) fn is_amiss(&self) -> bool {
-        let map = self.map.read();
+    pub(super) fn is_degraded(&self) -> bool {
+        let map = self.slot_map.read();
         map.unowned() > 0 || map.shards.iter().any(|shard| !shard.redis.is_up())
     }
 }

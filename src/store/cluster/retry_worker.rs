@@ -9,53 +9,53 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::{Shard, World};
+use super::{ClusterState, Shard};
 use crate::store::{
     Ended, StoreError,
     cluster::SlotSet,
-    pending::{Item, Sweep},
+    pending::{PendingItem, PurgeAllTask},
     redis::{DETACHED_TIMEOUT, REPLAY_BATCH, keeper::PURGE_ALL_TIMEOUT, session::Session},
 };
 
 /// Time for a topology refresh that begins after now. One may be under way, and nodes that hang
 /// slow down each of them.
-const LESSON: Duration = Duration::from_secs(3);
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs for ever.
-pub(super) async fn pay(world: Arc<World>) -> Infallible {
+pub(super) async fn retry_forever(world: Arc<ClusterState>) -> Infallible {
     loop {
-        world.pay_all().await;
-        world.debts.due().await;
+        world.retry_due().await;
+        world.retry_queue.due().await;
     }
 }
 
-impl World {
+impl ClusterState {
     /// Repeats what is due. Failures are postponed, so that this comes to an end.
-    pub(super) async fn pay_all(&self) {
-        if let Some(sweep) = self.debts.pending.sweep() {
+    pub(super) async fn retry_due(&self) {
+        if let Some(sweep) = self.retry_queue.pending.due_purge_all() {
             self.purge_all(&sweep).await;
         }
         loop {
-            let batch = self.debts.pending.batch(REPLAY_BATCH);
+            let batch = self.retry_queue.pending.batch(REPLAY_BATCH);
             if batch.is_empty() {
                 break;
             }
             join_all(batch.iter().map(|item| self.repeat(item))).await;
         }
-        self.debts.count();
+        self.retry_queue.update_gauge();
     }
 
-    async fn repeat(&self, item: &Item) {
+    async fn repeat(&self, item: &PendingItem) {
         self.metrics.events.expect_own_change(item.key.main());
         let end = timeout(DETACHED_TIMEOUT, self.end_key(&item.key, &item.write, item.linger));
-        self.debts.settle(item, end.await.unwrap_or(Err(StoreError::Timeout)));
+        self.retry_queue.record(item, end.await.unwrap_or(Err(StoreError::Timeout)));
     }
 
     /// Purges the pending slots. Each master confirms those that it owns, whatever becomes of the
     /// others; the purge is confirmed as a whole when no slot is left.
-    pub(super) async fn purge_all(&self, sweep: &Sweep) -> Ended {
-        let purged = self.sweep(sweep).await;
-        self.debts.settle_all(sweep, purged)
+    pub(super) async fn purge_all(&self, sweep: &PurgeAllTask) -> Ended {
+        let purged = self.purge_pending_slots(sweep).await;
+        self.retry_queue.record_purge_all(sweep, purged)
     }
 
     /// Reads the owners of the slots once, from a map that was refreshed after the slots became
@@ -63,47 +63,51 @@ impl World {
     /// report success. A slot that moves later is missed where it arrives, but what moved along is
     /// no entry there, because it was stored in another epoch. A new entry there was read from the
     /// upstream later.
-    async fn sweep(&self, sweep: &Sweep) -> Result<usize, StoreError> {
+    async fn purge_pending_slots(&self, sweep: &PurgeAllTask) -> Result<usize, StoreError> {
         let owns_pending = |(shard, owned): &(Arc<Shard>, SlotSet)| {
-            shard.redis.is_up() && !owned.shared(&sweep.slots).is_empty()
+            shard.redis.is_up() && !owned.intersection(&sweep.slots).is_empty()
         };
-        if !self.map.shares().iter().any(owns_pending) {
+        if !self.slot_map.shards_with_slots().iter().any(owns_pending) {
             return Err(StoreError::Down);
         }
-        timeout(LESSON, self.lessons.next()).await.map_err(|_| StoreError::Timeout)?;
-        let shares = self.map.shares();
+        timeout(REFRESH_TIMEOUT, self.refreshes.next()).await.map_err(|_| StoreError::Timeout)?;
+        let shares = self.slot_map.shards_with_slots();
         self.metrics.events.expect_own_purge_all();
         let purges = shares.iter().map(|(shard, owned)| self.purge_shard(shard, owned, sweep));
         let purges = join_all(purges).await;
         self.metrics.events.end_own_purge_all();
         let mut all_owned = SlotSet::NONE;
         for (_, owned) in &shares {
-            all_owned.add(owned);
+            all_owned.insert_all(owned);
         }
         let entries = purges.into_iter().sum::<Result<usize, _>>()?;
         // Slots without an owner are not confirmed.
-        if sweep.slots.without(&all_owned).is_empty() { Ok(entries) } else { Err(StoreError::Down) }
+        if sweep.slots.difference(&all_owned).is_empty() {
+            Ok(entries)
+        } else {
+            Err(StoreError::Down)
+        }
     }
 
     async fn purge_shard(
         &self,
         shard: &Shard,
         owned: &SlotSet,
-        sweep: &Sweep,
+        sweep: &PurgeAllTask,
     ) -> Result<usize, StoreError> {
-        let slots = owned.shared(&sweep.slots);
+        let slots = owned.intersection(&sweep.slots);
         if slots.is_empty() {
             return Ok(0);
         }
         let session = shard.redis.session()?;
-        let purge = timeout(PURGE_ALL_TIMEOUT, self.look_through(&session, &slots));
+        let purge = timeout(PURGE_ALL_TIMEOUT, self.purge_slots(&session, &slots));
         let entries = purge.await.unwrap_or(Err(StoreError::Timeout))?;
         shard.redis.purged(&session, &slots)?;
-        self.debts.pending.confirm_slots(&slots, sweep);
+        self.retry_queue.pending.confirm_slots(&slots, sweep);
         Ok(entries)
     }
 
-    async fn look_through(&self, session: &Session, slots: &SlotSet) -> Result<usize, StoreError> {
+    async fn purge_slots(&self, session: &Session, slots: &SlotSet) -> Result<usize, StoreError> {
         let mut cursor = 0;
         let mut entries = 0;
         loop {
@@ -111,7 +115,7 @@ impl World {
                 let (next, names) = session.scan(&self.config.prefix, cursor).await?;
                 match session.delete(&names).await {
                     // The slot is moving, or is no longer this master's.
-                    Err(StoreError::Redirected(_)) => self.void_each(&names, slots).await?,
+                    Err(StoreError::Redirected(_)) => self.delete_each(&names, slots).await?,
                     other => other?,
                 }
                 Ok((next, names.len()))
@@ -129,9 +133,9 @@ impl World {
     /// Deletes names one by one. Names that lie here but belong to other slots are for the owners
     /// of those to confirm; if such a slot has no owner, or a lost one, it must not delay these
     /// slots.
-    async fn void_each(&self, names: &[Vec<u8>], slots: &SlotSet) -> Result<(), StoreError> {
-        let voids = names.iter().map(async |name| match self.void(name).await {
-            Err(error) if slots.own(name) => Err(error),
+    async fn delete_each(&self, names: &[Vec<u8>], slots: &SlotSet) -> Result<(), StoreError> {
+        let voids = names.iter().map(async |name| match self.delete_entry(name).await {
+            Err(error) if slots.contains_name(name) => Err(error),
             _ => Ok(()),
         });
         join_all(voids).await.into_iter().collect()
