@@ -32,11 +32,11 @@ use tokio::{
 };
 
 use self::{
-    api::Jobs,
+    api::SampleJobs,
     figures::Figures,
-    pipeline::Webhook,
+    pipeline::PurgeClient,
     pollers::Poller,
-    show::{Show, Stage, StoreState},
+    show::{DemoSetup, Show, StoreState},
 };
 use crate::{
     Listeners, RunError,
@@ -53,7 +53,7 @@ const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090)
 const MIN_EVERY: Duration = Duration::from_millis(10);
 /// Prefix of the variables that hold the webhook secret. The demo reads no other setting from the
 /// environment.
-const SECRET: &str = "JOBCACHE_WEBHOOK_SECRET";
+const SECRET_PREFIX: &str = "JOBCACHE_WEBHOOK_SECRET";
 
 /// Shows what jobcache does: a sample API, a sidecar and pollers, without any set-up.
 #[derive(Clone, Debug, clap::Args)]
@@ -110,15 +110,15 @@ pub enum DemoError {
 ///
 /// Returns `Ok` if the reader of standard output goes away.
 pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), DemoError> {
-    let proxy = Port::bind(args.listen, LISTEN).await?;
-    let admin = Port::bind(args.admin, ADMIN).await?;
-    let api = Port::bind(Some((Ipv4Addr::LOCALHOST, 0).into()), LISTEN).await?;
+    let proxy = BoundSocket::bind(args.listen, LISTEN).await?;
+    let admin = BoundSocket::bind(args.admin, ADMIN).await?;
+    let api = BoundSocket::bind(Some((Ipv4Addr::LOCALHOST, 0).into()), LISTEN).await?;
     let config = configure(&args, &proxy, &admin, &api)?;
-    let jobs = Arc::new(Jobs::new(JOBS));
+    let jobs = Arc::new(SampleJobs::new(JOBS));
     let figures = Arc::new(Figures::default());
-    let setup = stage(&args, &config, &proxy, &admin, &api);
+    let setup = setup(&args, &config, &proxy, &admin, &api);
     let store = config.store.url.clone();
-    let webhook = Webhook::new(setup.admin, config.webhook_secret.first().cloned());
+    let webhook = PurgeClient::new(setup.admin, config.webhook_secret.first().cloned());
 
     let _api = start_api(api.listener, &config, Arc::clone(&jobs));
     let (stop, stopped) = oneshot::channel::<()>();
@@ -150,7 +150,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     crowd.shutdown().await;
     let _ = stop.send(());
     sidecar.await?;
-    quietly(result.and_then(|()| show.close().map_err(DemoError::Output)))
+    ignore_broken_pipe(result.and_then(|()| show.close().map_err(DemoError::Output)))
 }
 
 /// Returns at `shutdown` or after `duration`, whichever comes first.
@@ -162,7 +162,7 @@ async fn until(duration: Option<Duration>, shutdown: impl Future<Output = ()>) {
 }
 
 /// Treats a closed standard output as a normal end.
-fn quietly(result: Result<(), DemoError>) -> Result<(), DemoError> {
+fn ignore_broken_pipe(result: Result<(), DemoError>) -> Result<(), DemoError> {
     match result {
         Err(DemoError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
@@ -170,7 +170,7 @@ fn quietly(result: Result<(), DemoError>) -> Result<(), DemoError> {
 }
 
 /// Serves the sample API until the returned set is dropped.
-fn start_api(listener: TcpListener, config: &Config, jobs: Arc<Jobs>) -> JoinSet<()> {
+fn start_api(listener: TcpListener, config: &Config, jobs: Arc<SampleJobs>) -> JoinSet<()> {
     let server = Server::new(listener, &config.server, Arc::default());
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -182,22 +182,33 @@ fn start_api(listener: TcpListener, config: &Config, jobs: Arc<Jobs>) -> JoinSet
     tasks
 }
 
-fn stage(args: &Args, config: &Config, proxy: &Port, admin: &Port, api: &Port) -> Stage {
-    Stage {
+fn setup(
+    args: &Args,
+    config: &Config,
+    proxy: &BoundSocket,
+    admin: &BoundSocket,
+    api: &BoundSocket,
+) -> DemoSetup {
+    DemoSetup {
         api: api.address,
         proxy: proxy.reachable(),
         admin: admin.reachable(),
-        moved: [proxy, admin].into_iter().filter_map(Port::moved).collect(),
+        moved: [proxy, admin].into_iter().filter_map(BoundSocket::moved).collect(),
         jobs: JOBS,
         redis: (config.store.url != StoreUrl::Memory).then(|| args.redis_url.clone()),
-        guarded: !config.webhook_secret.is_empty(),
+        needs_secret: !config.webhook_secret.is_empty(),
         pollers: args.pollers,
         every: args.every,
     }
 }
 
 /// Builds the settings of a real sidecar, with the checks that a real sidecar runs.
-fn configure(args: &Args, proxy: &Port, admin: &Port, api: &Port) -> Result<Config, Invalid> {
+fn configure(
+    args: &Args,
+    proxy: &BoundSocket,
+    admin: &BoundSocket,
+    api: &BoundSocket,
+) -> Result<Config, Invalid> {
     let flag = |name, value: String| (name, Value::One(value));
     let values = vec![
         flag("listen", proxy.address.to_string()),
@@ -207,19 +218,19 @@ fn configure(args: &Args, proxy: &Port, admin: &Port, api: &Port) -> Result<Conf
     ];
     let secret = env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| name.starts_with(SECRET));
+        .filter(|(name, _)| name.starts_with(SECRET_PREFIX));
     Ok(Config::load(Flags { config: None, values }, secret)?.config)
 }
 
 /// A bound socket.
-struct Port {
+struct BoundSocket {
     listener: TcpListener,
     address: SocketAddr,
     /// The default address, if it was taken and a free port is used instead.
     taken: Option<SocketAddr>,
 }
 
-impl Port {
+impl BoundSocket {
     /// Binds the requested address. Without one, binds the default address, or a free port if that
     /// is taken.
     async fn bind(requested: Option<SocketAddr>, default: SocketAddr) -> Result<Self, DemoError> {
@@ -265,9 +276,9 @@ mod tests {
     async fn a_taken_default_port_is_left_for_a_free_one_but_an_asked_one_is_an_error() {
         let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let taken = holder.local_addr().unwrap();
-        let port = Port::bind(None, taken).await.unwrap();
+        let port = BoundSocket::bind(None, taken).await.unwrap();
         assert_eq!(port.moved(), Some((taken, port.address)));
-        let error = Port::bind(Some(taken), LISTEN).await.err().unwrap().to_string();
+        let error = BoundSocket::bind(Some(taken), LISTEN).await.err().unwrap().to_string();
         assert!(error.starts_with(&format!("cannot listen on {taken}: ")), "{error}");
     }
 }

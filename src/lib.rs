@@ -97,7 +97,7 @@ use crate::{
     telemetry::{LogFilter, SpanExport},
     tls::{Renewed, TlsError},
     upstream::Upstream,
-    warm::{Warmer, Warming},
+    warm::{WarmWorker, Warmer},
 };
 
 /// Time for a last attempt to confirm pending invalidations, after the drain.
@@ -159,7 +159,7 @@ pub async fn run_reloading(
     let metrics = Arc::new(Metrics::with_span_counts(spans));
     let exporter = export.map(|export| export.start(&metrics)).transpose()?;
     let (leave, leaving) = watch::channel(false);
-    let warming = Warming::new(&config, &metrics);
+    let warming = WarmWorker::new(&config, &metrics);
     let filter = reloads.filter();
     let warmer = warming.warmer();
     let live = Arc::new(Current::new(build(&config, &metrics, filter, warmer, &leaving)?));

@@ -26,7 +26,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::queue::{Item, Queue};
+use self::queue::{Item, WarmQueue};
 use crate::{
     cache::key::JobId,
     config::{self, Config},
@@ -51,15 +51,15 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 /// Handle for queueing jobs to be read.
 #[derive(Clone, Debug)]
 pub struct Warmer {
-    queue: Arc<Queue>,
+    queue: Arc<WarmQueue>,
     metrics: Arc<Metrics>,
     /// Whether no headers are configured, so that the reads lack those that clients send.
-    is_bare: bool,
+    lacks_headers: bool,
 }
 
 /// Reads the queued jobs, and those that the configuration names.
 #[derive(Debug)]
-pub struct Warming {
+pub struct WarmWorker {
     warmer: Warmer,
     /// Headers of the reads. They select the credential and the representation.
     headers: HeaderMap,
@@ -69,15 +69,15 @@ pub struct Warming {
 
 /// Source of job ids; a metric label.
 #[derive(Clone, Copy, Debug)]
-enum Source {
+enum WarmSource {
     File,
     List,
 }
 
 impl Warmer {
     /// A warning if clients will probably not get the entries that are read.
-    pub fn missing(&self) -> Option<&'static str> {
-        self.is_bare.then_some(
+    pub fn headers_warning(&self) -> Option<&'static str> {
+        self.lacks_headers.then_some(
             "warm.headers is not set: jobs are read without Host, Accept and similar headers, so clients \
              that send any of these do not get the entries",
         )
@@ -92,12 +92,12 @@ impl Warmer {
     }
 }
 
-impl Warming {
+impl WarmWorker {
     /// Creates the worker. It reads nothing until [`Warming::run`].
     pub fn new(config: &Config, metrics: &Arc<Metrics>) -> Self {
-        let queue = Arc::new(Queue::within(config.warm.max));
+        let queue = Arc::new(WarmQueue::with_max(config.warm.max));
         let is_bare = config.warm.headers.is_empty();
-        let warmer = Warmer { queue, metrics: Arc::clone(metrics), is_bare };
+        let warmer = Warmer { queue, metrics: Arc::clone(metrics), lacks_headers: is_bare };
         let headers = headers(config);
         let rate = u32::try_from(config.warm.rate).unwrap_or(u32::MAX);
         Self { warmer, headers, config: config.warm.clone(), period: Duration::from_secs(1) / rate }
@@ -111,7 +111,8 @@ impl Warming {
     /// Reads jobs until the drain begins. `proxy` returns the proxy to use for the next read.
     pub async fn run(self, proxy: impl Fn() -> Arc<Proxy>, mut drain: Drain) {
         let mut reads = JoinSet::new();
-        let work = async { tokio::join!(self.begin(&proxy), self.read_all(&proxy, &mut reads)) };
+        let work =
+            async { tokio::join!(self.queue_sources(&proxy), self.read_all(&proxy, &mut reads)) };
         tokio::select! {
             // Also stops if the sender of the drain is gone.
             _ = drain.wait_for(|is_draining| *is_draining) => {}
@@ -124,7 +125,7 @@ impl Warming {
     }
 
     /// Queues the jobs that the configuration names.
-    async fn begin(&self, proxy: &impl Fn() -> Arc<Proxy>) {
+    async fn queue_sources(&self, proxy: &impl Fn() -> Arc<Proxy>) {
         tokio::join!(self.take_file(), self.take_list(proxy));
     }
 
@@ -133,7 +134,7 @@ impl Warming {
         let path_text = path.display().to_string();
         let read = spawn_blocking(move || ids::in_file(&path, MAX_LIST)).await;
         match read {
-            Ok(Ok(found)) => self.take(Source::File, &found),
+            Ok(Ok(found)) => self.take(WarmSource::File, &found),
             Ok(Err(error)) => {
                 warn!(
                     path = path_text,
@@ -141,7 +142,7 @@ impl Warming {
                     "cannot read warm.file, so its jobs are not warmed: set it to a file with one id per \
                      line that this user can read, and restart"
                 );
-                self.count_source(Source::File, "failed");
+                self.count_source(WarmSource::File, "failed");
             }
             // The runtime is shutting down.
             Err(_) => {}
@@ -152,7 +153,7 @@ impl Warming {
     /// retried.
     async fn take_list(&self, proxy: &impl Fn() -> Arc<Proxy>) {
         let Some(target) = &self.config.list else { return };
-        let mut pauses = Pauses::begin();
+        let mut pauses = RetryPauses::begin();
         let mut has_warned = false;
         let error = loop {
             if !proxy().allows_prefetch() {
@@ -160,7 +161,7 @@ impl Warming {
                 return;
             }
             let error = match probe::listed(&proxy(), target, &self.headers, &self.config).await {
-                Ok(found) => return self.take(Source::List, &found),
+                Ok(found) => return self.take(WarmSource::List, &found),
                 Err(error) => error,
             };
             let Some(pause) = pauses.next() else { break error };
@@ -173,17 +174,18 @@ impl Warming {
             sleep(pause).await;
         };
         warn!(list = %target, %error, "cannot read warm.list, so its jobs are not warmed");
-        self.count_source(Source::List, "failed");
+        self.count_source(WarmSource::List, "failed");
     }
 
-    fn take(&self, source: Source, found: &ids::Found) {
+    fn take(&self, source: WarmSource, found: &ids::FoundIds) {
         let taken = self.warmer.refresh(&found.jobs);
         let source_name = source.as_str();
         let jobs = found.jobs.len();
         let unreadable = found.unreadable;
         self.count_source(source, "read");
         if taken < jobs || unreadable > 0 || jobs == 0 {
-            let pointer = matches!(source, Source::List).then(|| self.config.pointer.to_string());
+            let pointer =
+                matches!(source, WarmSource::List).then(|| self.config.pointer.to_string());
             let first = found.first_unreadable.as_deref();
             warn!(
                 source = source_name,
@@ -248,12 +250,12 @@ impl Warming {
         self.warmer.metrics.warm.set_waiting(self.warmer.queue.len());
     }
 
-    fn count_source(&self, source: Source, outcome: &'static str) {
+    fn count_source(&self, source: WarmSource, outcome: &'static str) {
         self.warmer.metrics.warm.count_source(source.as_str(), outcome);
     }
 }
 
-impl Source {
+impl WarmSource {
     fn as_str(self) -> &'static str {
         match self {
             Self::File => "file",
@@ -284,18 +286,18 @@ fn headers(config: &Config) -> HeaderMap {
 
 /// The pauses between attempts at one read, until `PATIENCE` is used up.
 #[derive(Debug)]
-struct Pauses {
+struct RetryPauses {
     pause: Duration,
     left: Duration,
 }
 
-impl Pauses {
+impl RetryPauses {
     fn begin() -> Self {
         Self { pause: FIRST_PAUSE, left: PATIENCE }
     }
 }
 
-impl Iterator for Pauses {
+impl Iterator for RetryPauses {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
@@ -312,7 +314,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_come_to_an_end() {
-        let pauses: Vec<_> = Pauses::begin().collect();
+        let pauses: Vec<_> = RetryPauses::begin().collect();
         assert_eq!(pauses[..3], [FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4]);
         assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
         assert_eq!(pauses.iter().sum::<Duration>(), PATIENCE);

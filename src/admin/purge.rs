@@ -234,7 +234,7 @@ impl PurgeWebhook {
                 let mut body = json!({ "purged": names, "entries": entries, "receipts": receipts });
                 if then == AfterPurge::Refresh {
                     body["refreshing"] = self.warmer.refresh(&ids).into();
-                    if let Some(missing) = self.warmer.missing() {
+                    if let Some(missing) = self.warmer.headers_warning() {
                         body["warning"] = missing.into();
                         if let Some(suppressed) = self.caller_limits.refresh_warnings.admit("") {
                             warn!(suppressed, missing, "refreshed entries may match no client");

@@ -24,7 +24,7 @@ use tokio::time::sleep;
 use crate::clock;
 
 /// Duration of a query in the simulated database.
-const QUERY: Duration = Duration::from_millis(5);
+const QUERY_TIME: Duration = Duration::from_millis(5);
 /// Stages of a job, each with its progress in percent.
 const STAGES: [(&str, u8); 5] = [
     ("ANALYZING", 10),
@@ -37,7 +37,7 @@ const STAGES: [(&str, u8); 5] = [
 const ID_PREFIX: &str = "demo-";
 
 /// The jobs table.
-pub(super) struct Jobs {
+pub(super) struct SampleJobs {
     jobs: Vec<Job>,
     reads: AtomicU64,
 }
@@ -55,7 +55,7 @@ struct Row {
     updated_at: SystemTime,
 }
 
-impl Jobs {
+impl SampleJobs {
     /// Creates `count` jobs in different stages.
     pub(super) fn new(count: usize) -> Self {
         let job = |n: usize| Job {
@@ -104,11 +104,11 @@ impl Jobs {
                 // A query sees the row as it was when it began. A change and its purge may overtake
                 // the answer; a cache must handle that.
                 let row = *self.row(job);
-                sleep(QUERY).await;
+                sleep(QUERY_TIME).await;
                 reply(StatusCode::OK, &row.to_json(job))
             }
             (&Method::POST, "restart") => {
-                sleep(QUERY).await;
+                sleep(QUERY_TIME).await;
                 reply(StatusCode::OK, &self.change(job, |_| 0).to_json(job))
             }
             _ => reply(StatusCode::METHOD_NOT_ALLOWED, &json!({ "detail": "no such method" })),
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn paths_name_jobs_from_one_to_the_last() {
-        let jobs = Jobs::new(2);
+        let jobs = SampleJobs::new(2);
         assert_eq!(jobs.find("/jobs/demo-1"), Some((0, "")));
         assert_eq!(jobs.find("/jobs/demo-2/restart"), Some((1, "restart")));
         for path in ["/jobs/demo-0", "/jobs/demo-3", "/jobs/1", "/job/demo-1", "/"] {
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_job_passes_its_stages_and_starts_over_under_ever_higher_versions() {
-        let jobs = Jobs::new(1);
+        let jobs = SampleJobs::new(1);
         let versions: Vec<u64> = STAGES.iter().map(|_| jobs.advance(0)).collect();
         assert_eq!(versions, [2, 3, 4, 5, 6]);
         assert_eq!(jobs.row(0).stage, 0);

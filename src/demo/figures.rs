@@ -11,18 +11,18 @@ const LATENCIES_KEPT: usize = 10_000;
 
 /// Counters shared by pollers and pipeline.
 #[derive(Default)]
-pub(super) struct Figures(Mutex<Counts>);
+pub(super) struct Figures(Mutex<DemoCounts>);
 
 #[derive(Default)]
-struct Counts {
-    totals: Totals,
+struct DemoCounts {
+    totals: DemoTotals,
     from_cache: Latencies,
     from_upstream: Latencies,
 }
 
 /// Totals since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Totals {
+pub(super) struct DemoTotals {
     /// Polls, answered or not.
     pub(super) polls: u64,
     /// Polls answered from the cache.
@@ -39,16 +39,16 @@ pub(super) struct Totals {
 
 /// Result of a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Poll {
+pub(super) enum PollOutcome {
     /// A status of the job.
-    Answered { source: Source, took: Duration, stale: bool },
+    Answered { source: AnswerSource, took: Duration, stale: bool },
     /// Any other answer, or none.
     Failed,
 }
 
 /// Where an answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum AnswerSource {
     Cache,
     Upstream,
 }
@@ -64,21 +64,21 @@ pub(super) struct Quantiles {
 struct Latencies(VecDeque<Duration>);
 
 impl Figures {
-    pub(super) fn polled(&self, poll: Poll) {
+    pub(super) fn record_poll(&self, poll: PollOutcome) {
         let mut counts = self.lock();
         let counts = &mut *counts;
         counts.totals.polls += 1;
-        let Poll::Answered { source, took, stale } = poll else {
+        let PollOutcome::Answered { source, took, stale } = poll else {
             counts.totals.failed += 1;
             return;
         };
         counts.totals.stale += u64::from(stale);
         match source {
-            Source::Cache => {
+            AnswerSource::Cache => {
                 counts.totals.hits += 1;
                 counts.from_cache.add(took);
             }
-            Source::Upstream => counts.from_upstream.add(took),
+            AnswerSource::Upstream => counts.from_upstream.add(took),
         }
     }
 
@@ -90,23 +90,23 @@ impl Figures {
         self.lock().totals.purges_refused += 1;
     }
 
-    pub(super) fn totals(&self) -> Totals {
+    pub(super) fn totals(&self) -> DemoTotals {
         self.lock().totals
     }
 
     /// Latency of the most recent answers from a source; `None` before the first.
-    pub(super) fn latency(&self, source: Source) -> Option<Quantiles> {
+    pub(super) fn latency(&self, source: AnswerSource) -> Option<Quantiles> {
         let counts = self.lock();
         let mut sorted: Vec<Duration> = match source {
-            Source::Cache => counts.from_cache.0.iter().copied().collect(),
-            Source::Upstream => counts.from_upstream.0.iter().copied().collect(),
+            AnswerSource::Cache => counts.from_cache.0.iter().copied().collect(),
+            AnswerSource::Upstream => counts.from_upstream.0.iter().copied().collect(),
         };
         drop(counts);
         sorted.sort_unstable();
         Quantiles::of(&sorted)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
+    fn lock(&self) -> MutexGuard<'_, DemoCounts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -136,13 +136,18 @@ mod tests {
         let figures = Figures::default();
         for ms in 1..=101 {
             let took = Duration::from_millis(ms);
-            figures.polled(Poll::Answered { source: Source::Cache, took, stale: ms == 7 });
+            figures.record_poll(PollOutcome::Answered {
+                source: AnswerSource::Cache,
+                took,
+                stale: ms == 7,
+            });
         }
-        figures.polled(Poll::Failed);
+        figures.record_poll(PollOutcome::Failed);
         let [p50, p99] = [51, 100].map(Duration::from_millis);
-        assert_eq!(figures.latency(Source::Cache), Some(Quantiles { p50, p99 }));
-        assert_eq!(figures.latency(Source::Upstream), None);
-        let counted = Totals { polls: 102, hits: 101, failed: 1, stale: 1, ..Totals::default() };
+        assert_eq!(figures.latency(AnswerSource::Cache), Some(Quantiles { p50, p99 }));
+        assert_eq!(figures.latency(AnswerSource::Upstream), None);
+        let counted =
+            DemoTotals { polls: 102, hits: 101, failed: 1, stale: 1, ..DemoTotals::default() };
         assert_eq!(figures.totals(), counted);
     }
 

@@ -17,7 +17,7 @@ use tokio::{task::JoinSet, time::sleep};
 use tracing::debug;
 
 use super::{
-    api::{self, Jobs},
+    api::{self, SampleJobs},
     client::Client,
     figures::Figures,
 };
@@ -30,7 +30,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Client of the sidecar's purge webhook.
 #[derive(Clone)]
-pub(super) struct Webhook {
+pub(super) struct PurgeClient {
     admin: SocketAddr,
     secret: Option<Secret>,
 }
@@ -39,9 +39,9 @@ pub(super) struct Webhook {
 /// in the same Redis are purged first.
 pub(super) async fn start(
     crowd: &mut JoinSet<()>,
-    jobs: &Arc<Jobs>,
+    jobs: &Arc<SampleJobs>,
     figures: &Arc<Figures>,
-    webhook: &Webhook,
+    webhook: &PurgeClient,
 ) {
     let ids: Vec<String> = (0..jobs.count()).map(api::id).collect();
     if !webhook.purge(&mut Client::new(webhook.admin), &json!({ "job_ids": ids })).await {
@@ -53,7 +53,7 @@ pub(super) async fn start(
     }
 }
 
-async fn work(job: usize, jobs: Arc<Jobs>, figures: Arc<Figures>, webhook: Webhook) {
+async fn work(job: usize, jobs: Arc<SampleJobs>, figures: Arc<Figures>, webhook: PurgeClient) {
     let mut client = Client::new(webhook.admin);
     let (shortest, longest) = STAGE_SECONDS;
     // The current stage began some time ago.
@@ -72,7 +72,7 @@ async fn work(job: usize, jobs: Arc<Jobs>, figures: Arc<Figures>, webhook: Webho
     }
 }
 
-impl Webhook {
+impl PurgeClient {
     pub(super) fn new(admin: SocketAddr, secret: Option<Secret>) -> Self {
         Self { admin, secret }
     }

@@ -20,10 +20,10 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    api::{self, Jobs},
+    api::{self, SampleJobs},
     client::Client,
-    figures::{Figures, Poll, Source},
-    show::Stage,
+    figures::{AnswerSource, Figures, PollOutcome},
+    show::DemoSetup,
 };
 
 /// Largest random change of the polling interval, as a fraction of it.
@@ -35,13 +35,13 @@ pub(super) struct Poller {
     proxy: SocketAddr,
     every: Duration,
     client: Client,
-    jobs: Arc<Jobs>,
+    jobs: Arc<SampleJobs>,
     figures: Arc<Figures>,
 }
 
 /// The part of an answer that a frontend reads.
 #[derive(Deserialize)]
-struct Seen {
+struct PolledJob {
     version: u64,
 }
 
@@ -49,8 +49,8 @@ impl Poller {
     /// Starts the crowd, spread over the jobs and over the first interval.
     pub(super) fn start(
         crowd: &mut JoinSet<()>,
-        setup: &Stage,
-        jobs: &Arc<Jobs>,
+        setup: &DemoSetup,
+        jobs: &Arc<SampleJobs>,
         figures: &Arc<Figures>,
     ) {
         for n in 0..usize::from(setup.pollers) {
@@ -72,48 +72,48 @@ impl Poller {
             let jitter = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
             let next = Instant::now() + self.every.mul_f64(jitter);
             let poll = self.poll().await;
-            self.figures.polled(poll);
+            self.figures.record_poll(poll);
             sleep_until(next).await;
         }
     }
 
-    async fn poll(&mut self) -> Poll {
+    async fn poll(&mut self) -> PollOutcome {
         let request = Request::get(format!("/jobs/{}", api::id(self.job)))
             // The headers of curl, so that a user who tries the same URL gets the same entry.
             .header(HOST, self.proxy.to_string())
             .header(ACCEPT, "*/*")
             .body(Full::default());
-        let Ok(request) = request else { return Poll::Failed };
+        let Ok(request) = request else { return PollOutcome::Failed };
         let acknowledged = self.jobs.acknowledged(self.job);
         let sent_at = Instant::now();
         match self.client.send(request).await {
-            Ok(response) => judge(&response, acknowledged, sent_at.elapsed()),
+            Ok(response) => classify_answer(&response, acknowledged, sent_at.elapsed()),
             Err(error) => {
                 debug!(%error, "poll failed");
-                Poll::Failed
+                PollOutcome::Failed
             }
         }
     }
 }
 
-fn judge(response: &Response<Bytes>, acknowledged: u64, took: Duration) -> Poll {
+fn classify_answer(response: &Response<Bytes>, acknowledged: u64, took: Duration) -> PollOutcome {
     if response.status() != StatusCode::OK {
-        return Poll::Failed;
+        return PollOutcome::Failed;
     }
-    match serde_json::from_slice::<Seen>(response.body()) {
-        Ok(Seen { version }) => {
+    match serde_json::from_slice::<PolledJob>(response.body()) {
+        Ok(PolledJob { version }) => {
             let source = source(response.headers());
-            Poll::Answered { source, took, stale: version < acknowledged }
+            PollOutcome::Answered { source, took, stale: version < acknowledged }
         }
-        Err(_) => Poll::Failed,
+        Err(_) => PollOutcome::Failed,
     }
 }
 
 /// `Cache-Status: jobcache; hit; ttl=213` is a hit.
-fn source(headers: &HeaderMap) -> Source {
+fn source(headers: &HeaderMap) -> AnswerSource {
     let status = headers.get(CACHE_STATUS).and_then(|status| status.to_str().ok()).unwrap_or("");
     let hit = status.split(';').any(|part| part.trim() == "hit");
-    if hit { Source::Cache } else { Source::Upstream }
+    if hit { AnswerSource::Cache } else { AnswerSource::Upstream }
 }
 
 #[cfg(test)]
@@ -121,24 +121,29 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(status: StatusCode, cache_status: &str, body: &'static str, expected: &Poll) {
+    fn check(status: StatusCode, cache_status: &str, body: &'static str, expected: &PollOutcome) {
         let response = Response::builder()
             .status(status)
             .header(CACHE_STATUS, cache_status)
             .body(Bytes::from_static(body.as_bytes()))
             .unwrap();
-        assert_eq!(&judge(&response, 5, Duration::ZERO), expected);
+        assert_eq!(&classify_answer(&response, 5, Duration::ZERO), expected);
     }
 
     #[test]
     fn an_answer_older_than_an_acknowledged_purge_is_stale() {
-        let poll = |source, stale| Poll::Answered { source, took: Duration::ZERO, stale };
+        let poll = |source, stale| PollOutcome::Answered { source, took: Duration::ZERO, stale };
         let ok = StatusCode::OK;
         let cache = "jobcache; hit; ttl=213";
-        check(ok, cache, r#"{"id":"demo-1","version":5}"#, &poll(Source::Cache, false));
-        check(ok, cache, r#"{"id":"demo-1","version":4}"#, &poll(Source::Cache, true));
-        check(ok, "jobcache; fwd=miss; stored", r#"{"version":6}"#, &poll(Source::Upstream, false));
-        check(ok, cache, "not JSON", &Poll::Failed);
-        check(StatusCode::BAD_GATEWAY, "", r#"{"version":6}"#, &Poll::Failed);
+        check(ok, cache, r#"{"id":"demo-1","version":5}"#, &poll(AnswerSource::Cache, false));
+        check(ok, cache, r#"{"id":"demo-1","version":4}"#, &poll(AnswerSource::Cache, true));
+        check(
+            ok,
+            "jobcache; fwd=miss; stored",
+            r#"{"version":6}"#,
+            &poll(AnswerSource::Upstream, false),
+        );
+        check(ok, cache, "not JSON", &PollOutcome::Failed);
+        check(StatusCode::BAD_GATEWAY, "", r#"{"version":6}"#, &PollOutcome::Failed);
     }
 }

@@ -19,9 +19,9 @@ use hyper::{Request, http::header::HOST};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use super::{
-    api::{self, Jobs},
+    api::{self, SampleJobs},
     client::Client,
-    figures::{Figures, Quantiles, Source, Totals},
+    figures::{AnswerSource, DemoTotals, Figures, Quantiles},
 };
 
 /// Interval between two updates: on a terminal, where lines are rewritten, and elsewhere.
@@ -30,11 +30,11 @@ const APPEND_EVERY: Duration = Duration::from_secs(5);
 /// Rates are averages over this window.
 const WINDOW: Duration = Duration::from_mins(1);
 /// Number and interval of checks for Redis to come up. After the last one the demo gives up.
-const STORE_LOOKS: u32 = 20;
-const STORE_LOOK_EVERY: Duration = Duration::from_millis(100);
+const STORE_CHECKS: u32 = 20;
+const STORE_CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// Addresses and sizes of the demo.
-pub(super) struct Stage {
+pub(super) struct DemoSetup {
     pub(super) api: SocketAddr,
     pub(super) proxy: SocketAddr,
     pub(super) admin: SocketAddr,
@@ -44,7 +44,7 @@ pub(super) struct Stage {
     /// URL of the store, if it is Redis.
     pub(super) redis: Option<String>,
     /// Whether the webhook requires a secret.
-    pub(super) guarded: bool,
+    pub(super) needs_secret: bool,
     pub(super) pollers: u16,
     pub(super) every: Duration,
 }
@@ -62,7 +62,7 @@ pub(super) struct Show {
     rewrites: bool,
     introduction: String,
     figures: Arc<Figures>,
-    jobs: Arc<Jobs>,
+    jobs: Arc<SampleJobs>,
     started: Instant,
     /// Readings of the last minute, oldest first.
     window: VecDeque<Reading>,
@@ -72,15 +72,15 @@ pub(super) struct Show {
 #[derive(Clone, Copy)]
 struct Reading {
     at: Duration,
-    totals: Totals,
+    totals: DemoTotals,
     reads: u64,
 }
 
 impl StoreState {
     /// Asks the sidecar until the store is up, as a readiness probe would.
-    pub(super) async fn of(setup: &Stage) -> Self {
+    pub(super) async fn of(setup: &DemoSetup) -> Self {
         let mut client = Client::new(setup.admin);
-        for _ in 0..STORE_LOOKS {
+        for _ in 0..STORE_CHECKS {
             let request = Request::get("/readyz").header(HOST, setup.admin.to_string());
             let Ok(request) = request.body(Full::<Bytes>::default()) else { break };
             if let Ok(response) = client.send(request).await
@@ -89,18 +89,21 @@ impl StoreState {
             {
                 return Self::Up;
             }
-            sleep(STORE_LOOK_EVERY).await;
+            sleep(STORE_CHECK_EVERY).await;
         }
         Self::Down
     }
 }
 
 impl Show {
-    pub(super) fn new(setup: &Stage, figures: Arc<Figures>, jobs: Arc<Jobs>) -> Self {
+    pub(super) fn new(setup: &DemoSetup, figures: Arc<Figures>, jobs: Arc<SampleJobs>) -> Self {
         let out = io::stdout();
         let rewrites = out.is_terminal();
-        let window =
-            VecDeque::from([Reading { at: Duration::ZERO, totals: Totals::default(), reads: 0 }]);
+        let window = VecDeque::from([Reading {
+            at: Duration::ZERO,
+            totals: DemoTotals::default(),
+            reads: 0,
+        }]);
         let introduction = setup.introduction();
         Self { out, rewrites, introduction, figures, jobs, started: Instant::now(), window }
     }
@@ -126,7 +129,8 @@ impl Show {
     /// Prints the summary.
     pub(super) fn close(&mut self) -> io::Result<()> {
         let now = self.read();
-        let latencies = [Source::Cache, Source::Upstream].map(|s| self.figures.latency(s));
+        let latencies =
+            [AnswerSource::Cache, AnswerSource::Upstream].map(|s| self.figures.latency(s));
         let gap = if self.rewrites { "\n\n" } else { "\n" };
         let text = summary(&now, latencies);
         write!(self.out, "{gap}{text}")?;
@@ -138,7 +142,8 @@ impl Show {
         while self.window.len() > 1 && now.at > self.window[0].at + WINDOW {
             self.window.pop_front();
         }
-        let latencies = [Source::Cache, Source::Upstream].map(|s| self.figures.latency(s));
+        let latencies =
+            [AnswerSource::Cache, AnswerSource::Upstream].map(|s| self.figures.latency(s));
         let line = line(&self.window[0], &now, latencies);
         self.window.push_back(now);
         if self.rewrites {
@@ -156,7 +161,7 @@ impl Show {
     }
 }
 
-impl Stage {
+impl DemoSetup {
     fn introduction(&self) -> String {
         let Self { api, proxy, pollers, jobs, .. } = self;
         let every = humantime::format_duration(self.every);
@@ -189,7 +194,7 @@ impl Stage {
     fn hints(&self) -> Vec<(String, &'static str)> {
         let Self { proxy, admin, .. } = self;
         let job = api::id(0);
-        let secret = if self.guarded {
+        let secret = if self.needs_secret {
             " -H \"Authorization: Bearer ${JOBCACHE_WEBHOOK_SECRET%% *}\""
         } else {
             ""
@@ -229,15 +234,15 @@ fn line(then: &Reading, now: &Reading, [hit, miss]: [Option<Quantiles>; 2]) -> S
          misses in {}",
         seconds / 60,
         seconds % 60,
-        a_minute(polls, time),
-        a_minute(reads, time),
+        per_minute(polls, time),
+        per_minute(reads, time),
         reduction(polls, reads),
         now.totals.stale,
         now.totals.hits - then.totals.hits,
         latency(hit),
         latency(miss),
     );
-    let Totals { failed, purges_refused, .. } = now.totals;
+    let DemoTotals { failed, purges_refused, .. } = now.totals;
     for (count, label) in [(failed, "failed"), (purges_refused, "purges refused")] {
         if count > 0 {
             let _ = write!(line, ", {count} {label}");
@@ -247,7 +252,7 @@ fn line(then: &Reading, now: &Reading, [hit, miss]: [Option<Quantiles>; 2]) -> S
 }
 
 fn summary(now: &Reading, [hit, miss]: [Option<Quantiles>; 2]) -> String {
-    let Totals { polls, hits, failed, stale, purges, purges_refused } = now.totals;
+    let DemoTotals { polls, hits, failed, stale, purges, purges_refused } = now.totals;
     let reads = now.reads;
     let saved = reduction(polls, reads);
     let time = humantime::format_duration(Duration::from_secs(now.at.as_secs()));
@@ -283,7 +288,7 @@ fn reduction(polls: u64, reads: u64) -> String {
     format!("{:.1} %", 100.0 * ratio(saved, polls))
 }
 
-fn a_minute(count: u64, time: Duration) -> f64 {
+fn per_minute(count: u64, time: Duration) -> f64 {
     let minutes = time.as_secs_f64() / 60.0;
     if minutes > 0.0 { ratio(count, 1) / minutes } else { 0.0 }
 }
@@ -306,7 +311,7 @@ mod tests {
     use super::*;
 
     fn reading(seconds: u64, polls: u64, reads: u64) -> Reading {
-        let totals = Totals { polls, hits: polls - reads, ..Totals::default() };
+        let totals = DemoTotals { polls, hits: polls - reads, ..DemoTotals::default() };
         Reading { at: Duration::from_secs(seconds), totals, reads }
     }
 

@@ -77,7 +77,10 @@ use super::{
     StoreError, StoredValue, Token,
     barrier::BarrierDown,
     near::Watcher,
-    redis::{Redis, connect::Target, errand::Guest, first_credential_key, part::Part},
+    redis::{
+        Redis, dial::Target, initial_credential_key, shard_context::ShardContext,
+        temp_connection::TempConnection,
+    },
     retry_queue::RetryQueue,
     unix_ms,
 };
@@ -111,7 +114,7 @@ struct ClusterState {
     has_secret: bool,
     retry_queue: Arc<RetryQueue>,
     /// Connections to nodes that are not our masters, kept for the next topology refresh.
-    temp_connections: Mutex<HashMap<NodeAddress, Guest>>,
+    temp_connections: Mutex<HashMap<NodeAddress, TempConnection>>,
     /// Notified when a master becomes trusted or tracked, or stops being so.
     status_changed: Arc<Notify>,
     /// Number of shards that were ever made.
@@ -165,10 +168,10 @@ impl Cluster {
                 .iter()
                 .map(|(host, port)| NodeAddress { host: (&**host).into(), port: *port })
                 .collect(),
-            target: Target::of_seeds(seeds, config, &metrics)?,
+            target: Target::from_seeds(seeds, config, &metrics)?,
             config: config.store.clone(),
             tracking: config.near.tracking,
-            credential_key: first_credential_key(config),
+            credential_key: initial_credential_key(config),
             has_secret: config.credentials.secret.is_some(),
             retry_queue: Arc::new(RetryQueue::open(&config.pending, Arc::clone(&metrics))?),
             temp_connections: Mutex::default(),
@@ -314,10 +317,11 @@ pub(super) async fn probe(
     seeds: &config::Seeds,
     config: &config::Config,
 ) -> Result<(), StoreError> {
-    let target = Target::of_seeds(seeds, config, &Arc::default())?;
+    let target = Target::from_seeds(seeds, config, &Arc::default())?;
     let mut last_error = StoreError::Down;
     for (host, port) in &seeds.hosts {
-        let replies = async { Guest::open(&target.at(host, *port)).await?.lesson().await };
+        let replies =
+            async { TempConnection::open(&target.at(host, *port)).await?.cluster_replies().await };
         let address = NodeAddress { host: (&**host).into(), port: *port };
         match replies.await {
             Ok((slots, nodes, info)) => match NodeView::parse(&address, &slots, &nodes, &info) {
@@ -337,13 +341,13 @@ impl ClusterState {
     /// Makes the shard of a master that was not served before.
     fn new_shard(&self, master: &Master) -> Shard {
         let slots = Arc::<OwnedSlots>::default();
-        let part = Part {
+        let part = ShardContext {
             address: master.address.clone(),
             slots: Arc::clone(&slots),
-            claimed: AtomicU64::new(master.epoch),
-            lessons: Arc::clone(&self.refreshes),
+            claimed_epoch: AtomicU64::new(master.epoch),
+            refresh_rounds: Arc::clone(&self.refreshes),
             tracking: self.tracking,
-            turned: Arc::clone(&self.status_changed),
+            state_changed: Arc::clone(&self.status_changed),
             metrics: Arc::clone(&self.metrics),
         };
         let watcher = self.watcher.as_ref().map(|watcher| {
@@ -355,13 +359,13 @@ impl ClusterState {
         let key = (Arc::clone(&self.credential_key), self.has_secret);
         let debts = Arc::clone(&self.retry_queue);
         let tasks = self.tasks.clone();
-        let redis = Redis::member(target, &self.config, part, debts, key, tasks, watcher);
+        let redis = Redis::cluster_master(target, &self.config, part, debts, key, tasks, watcher);
         Shard::new(self.next_shard.fetch_add(1, Ordering::Relaxed), master, slots, redis)
     }
 
     /// Opens a connection to a node that is not one of our masters.
-    async fn temp_connection(&self, node: &NodeAddress) -> Result<Guest, StoreError> {
-        Guest::open(&self.target.at(&node.host, node.port)).await
+    async fn temp_connection(&self, node: &NodeAddress) -> Result<TempConnection, StoreError> {
+        TempConnection::open(&self.target.at(&node.host, node.port)).await
     }
 }
 

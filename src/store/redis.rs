@@ -11,15 +11,15 @@
 //! This engine does not retry the operation of a request: the request has a budget, and an upstream
 //! to fall back to.
 
-pub(super) mod connect;
-pub(super) mod errand;
-mod info;
-pub(super) mod keeper;
-pub(super) mod part;
-mod recent;
+pub(super) mod dial;
+mod master_source;
+mod recently_confirmed;
 mod sentinel;
+mod server_info;
 pub(super) mod session;
-mod source;
+pub(super) mod shard_context;
+pub(super) mod supervisor;
+pub(super) mod temp_connection;
 mod tracking;
 
 use std::{
@@ -42,11 +42,11 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use self::{
-    keeper::{Shared, Warnings, dial, keep},
-    recent::Recent,
+    master_source::MasterSource,
+    recently_confirmed::RecentlyConfirmed,
     session::Session,
-    source::Source,
-    tracking::Tracked,
+    supervisor::{RedisState, RedisWarnings, connect_master, supervise},
+    tracking::TrackingState,
 };
 use super::{
     BarrierWait, Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, KeyReceipt, KeyState,
@@ -75,8 +75,8 @@ pub type SessionHandle = Arc<Session>;
 
 /// The store on one Redis server.
 pub struct Redis {
-    shared: Arc<Shared>,
-    keeper: JoinHandle<()>,
+    shared: Arc<RedisState>,
+    supervisor: JoinHandle<()>,
 }
 
 impl fmt::Debug for Redis {
@@ -90,7 +90,7 @@ impl fmt::Debug for Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        self.keeper.abort();
+        self.supervisor.abort();
     }
 }
 
@@ -102,40 +102,40 @@ impl Redis {
         tasks: TaskTracker,
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
-        let source = Source::new(config, &metrics)?;
+        let source = MasterSource::new(config, &metrics)?;
         let debts = Arc::new(RetryQueue::open(&config.pending, Arc::clone(&metrics))?);
         let budget = config.store.budget;
         let tracking_metrics = Arc::clone(&metrics);
-        Ok(Self::keep(Shared {
+        Ok(Self::start(RedisState {
             source,
             address: config.store.url.to_string(),
             prefix: config.store.prefix.clone(),
             lease: config.store.lease,
             session: RwLock::default(),
-            debts,
-            recent: Recent::default(),
-            credential_key: first_credential_key(config),
+            retry_queue: debts,
+            recently_confirmed: RecentlyConfirmed::default(),
+            credential_key: initial_credential_key(config),
             has_secret: config.credentials.secret.is_some(),
             failed: Notify::new(),
-            warnings: Warnings::default(),
+            warnings: RedisWarnings::default(),
             tracked: watcher.map(|watcher| {
-                Tracked::new(watcher, budget, config.near.tracking, tracking_metrics, None)
+                TrackingState::new(watcher, budget, config.near.tracking, tracking_metrics, None)
             }),
             tasks,
             metrics,
-            part: None,
+            shard: None,
         }))
     }
 
-    fn keep(shared: Shared) -> Self {
+    fn start(shared: RedisState) -> Self {
         let shared = Arc::new(shared);
-        let keeper = tokio::spawn(keep(Arc::clone(&shared)));
-        Self { shared, keeper }
+        let supervisor = tokio::spawn(supervise(Arc::clone(&shared)));
+        Self { shared, supervisor }
     }
 
     /// Whether the tracking connection is up.
     pub(super) fn is_tracked(&self) -> bool {
-        self.shared.tracked.as_ref().is_some_and(|tracked| tracked.rounds.is_up())
+        self.shared.tracked.as_ref().is_some_and(|tracked| tracked.barrier.is_up())
     }
 
     /// The current session.
@@ -144,7 +144,7 @@ impl Redis {
     }
 
     pub(super) fn trust(&self, key: &Key) -> Result<i64, StoreError> {
-        if self.shared.debts.pending.contains(key) {
+        if self.shared.retry_queue.pending.contains(key) {
             return Err(StoreError::Pending);
         }
         self.shared.with_session(Session::now_ms)
@@ -166,7 +166,7 @@ impl Redis {
             wait.begin();
             tracked.count_wait();
         }
-        tracked.rounds.poll_pass(&mut wait.ticket, cx)
+        tracked.barrier.poll_pass(&mut wait.ticket, cx)
     }
 
     pub(super) async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
@@ -185,7 +185,7 @@ impl Redis {
     }
 
     pub(super) fn pending(&self) -> usize {
-        self.shared.debts.pending.len()
+        self.shared.retry_queue.pending.len()
     }
 
     pub(super) async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {
@@ -211,7 +211,7 @@ impl Redis {
         budget: &mut Budget,
     ) -> Result<Grant, StoreError> {
         let session = self.shared.session()?;
-        let hold = Hold {
+        let hold = RedisLeaseHold {
             shared: Arc::clone(&self.shared),
             session: Arc::clone(&session),
             key: key.clone(),
@@ -346,7 +346,7 @@ impl Redis {
             Err(error) => outcome.add_failed(&write.keys, error),
         }
         let unsure = if end_again { write.keys.iter().collect() } else { outcome.unconfirmed };
-        self.shared.debts.add(&unsure, &write.id, linger).await;
+        self.shared.retry_queue.add(&unsure, &write.id, linger).await;
         outcome.ended
     }
 
@@ -378,7 +378,7 @@ impl Redis {
         }
         outcome.unconfirmed.extend(chunks.flatten());
         outcome.receipts.resize(write.keys.len(), None);
-        self.shared.debts.add(&outcome.unconfirmed, &write.id, Duration::ZERO).await;
+        self.shared.retry_queue.add(&outcome.unconfirmed, &write.id, Duration::ZERO).await;
         (outcome.ended, outcome.receipts)
     }
 
@@ -414,21 +414,21 @@ impl Redis {
 
     pub(super) async fn purge_all(&self) -> Ended {
         // Every key is bypassed from here on, until this same purge has been confirmed.
-        let sweep = self.shared.debts.pending.add_all().await;
+        let sweep = self.shared.retry_queue.pending.add_all().await;
         let ended = match self.shared.session() {
             Ok(session) => self.shared.purge_all(&session, &sweep).await,
             Err(_) => Ended::Pending,
         };
         if ended == Ended::Pending {
-            self.shared.debts.wake();
+            self.shared.retry_queue.wake();
         }
-        self.shared.debts.update_gauge();
+        self.shared.retry_queue.update_gauge();
         ended
     }
 
     pub(super) async fn close(&self, deadline: Duration) {
-        self.keeper.abort();
-        if self.shared.debts.pending.is_empty() {
+        self.supervisor.abort();
+        if self.shared.retry_queue.pending.is_empty() {
             return;
         }
         let last_try = async {
@@ -436,35 +436,35 @@ impl Redis {
                 Ok(session) => session,
                 Err(_) => self.shared.connect().await?,
             };
-            self.shared.debts.pending.make_all_due();
+            self.shared.retry_queue.pending.make_all_due();
             self.shared.replay(&session).await;
             Ok::<_, StoreError>(())
         };
         let _ = timeout(deadline, last_try).await;
-        self.shared.debts.log_remaining();
+        self.shared.retry_queue.log_remaining();
     }
 }
 
 /// Connects as a session would, and disconnects.
 pub(super) async fn probe(config: &config::Config) -> Result<(), StoreError> {
-    let source = Source::new(config, &Arc::default())?;
-    dial(&source).await.map(drop)
+    let source = MasterSource::new(config, &Arc::default())?;
+    connect_master(&source).await.map(drop)
 }
 
 /// Releases a lease if it is dropped before it is spent. It is created before the lease is
 /// requested: a request that times out, or is dropped because its client hung up, must not block
 /// all fills of the job until the lease expires.
-pub struct Hold {
-    shared: Arc<Shared>,
+pub struct RedisLeaseHold {
+    shared: Arc<RedisState>,
     session: SessionHandle,
     key: Key,
     token: Token,
     spent: bool,
 }
 
-impl fmt::Debug for Hold {
+impl fmt::Debug for RedisLeaseHold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold")
+        f.debug_struct("RedisLeaseHold")
             .field("key", &self.key)
             .field("token", &self.token)
             .field("spent", &self.spent)
@@ -472,14 +472,14 @@ impl fmt::Debug for Hold {
     }
 }
 
-impl Hold {
+impl RedisLeaseHold {
     /// Disarms the release: the lease was not granted, or has ended.
     pub(super) fn spend(mut self) {
         self.spent = true;
     }
 }
 
-impl Drop for Hold {
+impl Drop for RedisLeaseHold {
     fn drop(&mut self) {
         // Without a runtime the process is about to end, and the lease expires on its own.
         let Ok(runtime) = Handle::try_current() else { return };
@@ -497,7 +497,7 @@ impl Drop for Hold {
 }
 
 /// The fingerprint key until the store provides the one that all sidecars share.
-pub(super) fn first_credential_key(config: &config::Config) -> Arc<RwLock<CredentialKey>> {
+pub(super) fn initial_credential_key(config: &config::Config) -> Arc<RwLock<CredentialKey>> {
     let secret = config.credentials.secret.as_ref();
     Arc::new(RwLock::new(
         secret.map_or_else(CredentialKey::random, |secret| CredentialKey::derived(secret.expose())),

@@ -190,7 +190,7 @@ pub struct Lease {
 /// Hands a lease back when it is dropped.
 #[derive(Debug)]
 pub(super) enum LeaseGuard {
-    Redis(redis::Hold),
+    Redis(redis::RedisLeaseHold),
     Memory(#[allow(dead_code, reason = "held for its `Drop`")] memory::MemoryLeaseGuard),
 }
 

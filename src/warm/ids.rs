@@ -19,7 +19,7 @@ const MAX_SHOWN: usize = 80;
 
 /// The ids that were found.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundIds {
     pub(super) jobs: Vec<JobId>,
     /// Number of values that are not ids.
     pub(super) unreadable: usize,
@@ -27,7 +27,7 @@ pub(super) struct Found {
     pub(super) first_unreadable: Option<String>,
 }
 
-impl Found {
+impl FoundIds {
     /// Adds the most literal reading of an id, because that one is read from the upstream.
     fn take(&mut self, readings: Vec<JobId>, place: impl FnOnce() -> String) {
         if let Some(job) = readings.into_iter().next() {
@@ -40,7 +40,7 @@ impl Found {
 }
 
 /// Reads a file of at most `max` bytes: one id per line, and comments that start with `#`.
-pub(super) fn in_file(path: &Path, max: usize) -> io::Result<Found> {
+pub(super) fn in_file(path: &Path, max: usize) -> io::Result<FoundIds> {
     let mut text = String::new();
     File::open(path)?.take(max as u64 + 1).read_to_string(&mut text)?;
     if text.len() > max {
@@ -50,8 +50,8 @@ pub(super) fn in_file(path: &Path, max: usize) -> io::Result<Found> {
     Ok(in_lines(&text))
 }
 
-fn in_lines(text: &str) -> Found {
-    let mut found = Found::default();
+fn in_lines(text: &str) -> FoundIds {
+    let mut found = FoundIds::default();
     // An id does not contain `#`.
     let ids = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     for (line, id) in (1..).zip(ids).filter(|(_, id)| !id.is_empty()) {
@@ -61,9 +61,9 @@ fn in_lines(text: &str) -> Found {
 }
 
 /// Reads a document in which `pointer` leads to the ids: strings, whole numbers, or arrays of them.
-pub(super) fn in_json(document: &[u8], pointer: &JsonPointer) -> serde_json::Result<Found> {
+pub(super) fn in_json(document: &[u8], pointer: &JsonPointer) -> serde_json::Result<FoundIds> {
     let document: Value = serde_json::from_slice(document)?;
-    let mut found = Found::default();
+    let mut found = FoundIds::default();
     pointer.find(&document, &mut |value| match value {
         Value::Array(ids) => ids.iter().for_each(|id| take(&mut found, id)),
         id => take(&mut found, id),
@@ -71,7 +71,7 @@ pub(super) fn in_json(document: &[u8], pointer: &JsonPointer) -> serde_json::Res
     Ok(found)
 }
 
-fn take(found: &mut Found, id: &Value) {
+fn take(found: &mut FoundIds, id: &Value) {
     found.take(invalidation_rules::ids(id), || shortened(&id.to_string()));
 }
 
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(found: &Found, jobs: &[&str], unreadable: usize) {
+    fn check(found: &FoundIds, jobs: &[&str], unreadable: usize) {
         assert_eq!(found.jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), jobs);
         assert_eq!(found.unreadable, unreadable);
     }

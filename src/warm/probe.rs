@@ -19,7 +19,7 @@ use crate::{
 
 /// Reason why the list gave no jobs.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unread {
+pub(super) enum ListError {
     /// The list could not be fetched.
     #[error(transparent)]
     Unlisted(#[from] JobListError),
@@ -31,7 +31,7 @@ pub(super) enum Unread {
     Stopped,
 }
 
-impl Unread {
+impl ListError {
     /// Whether the upstream gave an answer, other than a server error.
     pub(super) fn is_an_answer(&self) -> bool {
         match self {
@@ -51,29 +51,29 @@ pub(super) async fn listed(
     target: &Uri,
     headers: &HeaderMap,
     config: &config::Warm,
-) -> Result<ids::Found, Unread> {
+) -> Result<ids::FoundIds, ListError> {
     let body = proxy.prefetch_list(target, headers, MAX_LIST).await?;
     let pointer = config.pointer.clone();
     let read = spawn_blocking(move || ids::in_json(&body, &pointer)).await;
-    Ok(read.map_err(|_| Unread::Stopped)??)
+    Ok(read.map_err(|_| ListError::Stopped)??)
 }
 
 /// Describes the ids in a file. The error says what is wrong with it.
 pub fn file(path: &Path) -> Result<String, String> {
     let found = ids::in_file(path, MAX_LIST).map_err(|error| format!("cannot be read: {error}"))?;
-    told(&found, "use a file with one id per line")
+    describe(&found, "use a file with one id per line")
 }
 
 /// Describes the ids in the list, which is fetched from the upstream as at startup.
 pub async fn list(config: &Config) -> Result<String, String> {
     let Some(target) = &config.warm.list else { return Ok("is not set".to_owned()) };
-    let proxy = proxy(config).map_err(|error| error.to_string())?;
+    let proxy = probe_proxy(config).map_err(|error| error.to_string())?;
     let found = listed(&proxy, target, &headers(config), &config.warm).await;
     let remedy = format!("warm.pointer = \"{}\" must lead to ids", config.warm.pointer);
-    told(&found.map_err(|error| error.to_string())?, &remedy)
+    describe(&found.map_err(|error| error.to_string())?, &remedy)
 }
 
-fn told(found: &ids::Found, remedy: &str) -> Result<String, String> {
+fn describe(found: &ids::FoundIds, remedy: &str) -> Result<String, String> {
     let jobs = found.jobs.len();
     match &found.first_unreadable {
         Some(first) => {
@@ -86,7 +86,7 @@ fn told(found: &ids::Found, remedy: &str) -> Result<String, String> {
 }
 
 /// Builds a proxy that asks the upstream and stores nothing.
-fn proxy(config: &Config) -> Result<Proxy, RunError> {
+fn probe_proxy(config: &Config) -> Result<Proxy, RunError> {
     let mut config = config.clone();
     config.store.url = StoreUrl::Memory;
     let metrics = Arc::new(Metrics::default());

@@ -11,14 +11,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::Pauses;
+use super::RetryPauses;
 use crate::cache::key::JobId;
 
 /// The waiting jobs, in reading order.
-pub(super) struct Queue {
+pub(super) struct WarmQueue {
     waiting: Mutex<Waiting>,
     /// Notified when a job is added.
-    news: Notify,
+    added: Notify,
     max: usize,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Debug for Queue {
 pub(super) struct Item {
     pub(super) job: JobId,
     /// Pauses before its next attempts.
-    pub(super) pauses: Pauses,
+    pub(super) pauses: RetryPauses,
 }
 
 #[derive(Default)]
@@ -51,10 +51,10 @@ struct Waiting {
     closed: bool,
 }
 
-impl Queue {
+impl WarmQueue {
     /// An empty queue for at most `max` jobs.
-    pub(super) fn within(max: usize) -> Self {
-        Self { waiting: Mutex::default(), news: Notify::new(), max }
+    pub(super) fn with_max(max: usize) -> Self {
+        Self { waiting: Mutex::default(), added: Notify::new(), max }
     }
 
     /// Number of waiting jobs.
@@ -78,9 +78,9 @@ impl Queue {
             return false;
         }
         waiting.known.insert(job.clone());
-        waiting.ready.push_back(Item { job, pauses: Pauses::begin() });
+        waiting.ready.push_back(Item { job, pauses: RetryPauses::begin() });
         drop(waiting);
-        self.news.notify_one();
+        self.added.notify_one();
         true
     }
 
@@ -92,7 +92,7 @@ impl Queue {
             let retry_key = (until, waiting.count);
             waiting.later.insert(retry_key, item);
             drop(waiting);
-            self.news.notify_one();
+            self.added.notify_one();
         }
     }
 
@@ -105,8 +105,8 @@ impl Queue {
             };
             match at {
                 // On a timeout and on a notification alike, the queue is checked again.
-                Some(at) => drop(timeout_at(at, self.news.notified()).await),
-                None => self.news.notified().await,
+                Some(at) => drop(timeout_at(at, self.added.notified()).await),
+                None => self.added.notified().await,
             }
         }
     }
@@ -141,13 +141,13 @@ mod tests {
         JobId::canonical(id).unwrap()
     }
 
-    fn taken(queue: &Queue, now: Instant) -> Option<String> {
+    fn taken(queue: &WarmQueue, now: Instant) -> Option<String> {
         queue.take(now).ok().map(|item| item.job.to_string())
     }
 
     #[test]
     fn a_job_waits_once_and_no_more_than_there_is_room_for() {
-        let queue = Queue::within(2);
+        let queue = WarmQueue::with_max(2);
         let now = Instant::now();
         assert!(queue.add(job("a")) && queue.add(job("b")) && queue.add(job("a")));
         assert!(!queue.add(job("c")), "there are two");
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn one_that_is_postponed_lets_the_others_go_first() {
-        let queue = Queue::within(2);
+        let queue = WarmQueue::with_max(2);
         let now = Instant::now();
         assert!(queue.add(job("a")) && queue.add(job("b")));
         let first = queue.take(now).unwrap();

@@ -14,7 +14,7 @@ use crate::store::{
     Ended, StoreError,
     cluster::SlotSet,
     pending::{PendingItem, PurgeAllTask},
-    redis::{DETACHED_TIMEOUT, REPLAY_BATCH, keeper::PURGE_ALL_TIMEOUT, session::Session},
+    redis::{DETACHED_TIMEOUT, REPLAY_BATCH, session::Session, supervisor::PURGE_ALL_TIMEOUT},
 };
 
 /// Time for a topology refresh that begins after now. One may be under way, and nodes that hang
@@ -102,7 +102,7 @@ impl ClusterState {
         let session = shard.redis.session()?;
         let purge = timeout(PURGE_ALL_TIMEOUT, self.purge_slots(&session, &slots));
         let entries = purge.await.unwrap_or(Err(StoreError::Timeout))?;
-        shard.redis.purged(&session, &slots)?;
+        shard.redis.note_purged(&session, &slots)?;
         self.retry_queue.pending.confirm_slots(&slots, sweep);
         Ok(entries)
     }

@@ -162,7 +162,7 @@ impl ClusterState {
         let map = self.slot_map.read();
         for shard in &map.shards {
             if late.iter().any(|slot| shard.slots.contains(*slot)) {
-                shard.redis.was_late();
+                shard.redis.note_timeout();
             }
         }
     }
@@ -252,7 +252,7 @@ impl ClusterState {
             lift.arg(key.companion("fence")).arg(write.as_str());
             self.query_single::<i64>(shard, &lift).await?;
         }
-        fenced.and_then(|()| shard.redis.confirmed(key)).map(|()| receipt)
+        fenced.and_then(|()| shard.redis.note_confirmed(key)).map(|()| receipt)
     }
 
     async fn fence(

@@ -96,7 +96,7 @@ impl SlotMapVersion {
     fn pass_claims(&self, plan: &Topology) {
         for shard in &self.shards {
             if let Some(master) = plan.masters.iter().find(|master| shard.is(master)) {
-                shard.redis.claims(master.epoch);
+                shard.redis.raise_claimed_epoch(master.epoch);
             }
         }
     }

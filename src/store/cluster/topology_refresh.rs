@@ -26,7 +26,7 @@ use super::{
 };
 use crate::store::{
     StoreError,
-    redis::errand::{Guest, Lesson},
+    redis::temp_connection::{ClusterReplies, TempConnection},
 };
 
 /// Between two refreshes without a request.
@@ -135,7 +135,7 @@ impl ClusterState {
     }
 
     /// Keeps a connection, in the place of another if there are too many.
-    fn keep_connection(&self, node: NodeAddress, connection: Guest) {
+    fn keep_connection(&self, node: NodeAddress, connection: TempConnection) {
         let mut kept = self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= MAX_TEMP_CONNECTIONS
             && let Some(other) = kept.keys().next().cloned()
@@ -155,10 +155,10 @@ impl ClusterState {
     }
 
     /// Uses the connection that there is, else a temporary one.
-    async fn cluster_replies(&self, node: &NodeAddress) -> Result<Lesson, StoreError> {
+    async fn cluster_replies(&self, node: &NodeAddress) -> Result<ClusterReplies, StoreError> {
         let shard = self.slot_map.read().shard_at(node).cloned();
         if let Some(shard) = shard.filter(|shard| shard.redis.is_up()) {
-            return shard.redis.lesson().await;
+            return shard.redis.cluster_replies().await;
         }
         let kept =
             self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
@@ -166,7 +166,7 @@ impl ClusterState {
             Some(connection) => connection,
             None => self.temp_connection(node).await?,
         };
-        let replies = connection.lesson().await?;
+        let replies = connection.cluster_replies().await?;
         self.keep_connection(node.clone(), connection);
         Ok(replies)
     }
@@ -198,7 +198,7 @@ impl ClusterState {
         }
         for shard in gone {
             info!(node = %shard.address, "a node is no longer a master of the cluster");
-            shard.redis.doubt().await;
+            shard.redis.requeue_recent().await;
         }
         self.status_changed.notify_one();
     }

@@ -38,7 +38,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    connect::{Connection, Login, Place, Target, Tls},
+    dial::{RedisAddress, RedisConnection, RedisLogin, Target, Tls},
     session::classify,
 };
 use crate::{
@@ -64,22 +64,22 @@ type Seed = (String, u16);
 
 /// The known sentinels, and the logins there and at the master.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct SentinelWatch {
     master: String,
     seeds: Vec<Seed>,
     /// Sentinels that are not seeds, as reported by other sentinels.
     learned: Mutex<Vec<Seed>>,
-    newest: Mutex<Option<Newest>>,
+    newest: Mutex<Option<NewestReply>>,
     /// Set if the named master may hold entries that were invalidated at another master.
     is_behind: AtomicBool,
-    at_sentinels: (Arc<Login>, Option<Arc<Tls>>),
-    at_master: (Arc<Login>, Option<Arc<Tls>>),
+    at_sentinels: (Arc<RedisLogin>, Option<Arc<Tls>>),
+    at_master: (Arc<RedisLogin>, Option<Arc<Tls>>),
     warnings: Throttle,
 }
 
 /// The reply of a sentinel.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Answer {
+struct SentinelReply {
     /// Config epoch of the reply; the highest is the newest.
     epoch: u64,
     master: Seed,
@@ -87,8 +87,8 @@ struct Answer {
 
 /// The reply with the highest epoch.
 #[derive(Clone, Debug)]
-struct Newest {
-    answer: Answer,
+struct NewestReply {
+    answer: SentinelReply,
     /// When it was last heard, or its master last known to be available.
     at: Instant,
 }
@@ -103,7 +103,7 @@ enum Asker {
 }
 
 /// Connections to sentinels that answer.
-type Kept = HashMap<Seed, Connection>;
+type SentinelConnections = HashMap<Seed, RedisConnection>;
 
 /// Whether a sentinel is also asked for the other sentinels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +112,7 @@ enum Learn {
     No,
 }
 
-impl Watch {
+impl SentinelWatch {
     pub(super) fn new(
         sentinels: &Sentinels,
         config: &Config,
@@ -123,7 +123,7 @@ impl Watch {
         let tls = (is_tls || sentinels.is_tls).then(|| Tls::new(config, metrics)).transpose();
         let tls = tls.map_err(|error| StoreError::Tls(error.to_string()))?;
         let login = if sentinels.login.is_some() { &sentinels.login } else { &config.store.login };
-        let login = Login::new(login, sentinels.database.into());
+        let login = RedisLogin::new(login, sentinels.database.into());
         Ok(Self {
             master: sentinels.master.clone(),
             seeds: sentinels.hosts.clone(),
@@ -131,7 +131,7 @@ impl Watch {
             newest: Mutex::default(),
             is_behind: AtomicBool::new(false),
             at_sentinels: (
-                Arc::new(Login::new(&at_sentinel.login, 0)),
+                Arc::new(RedisLogin::new(&at_sentinel.login, 0)),
                 tls.clone().filter(|_| is_tls),
             ),
             at_master: (Arc::new(login), tls.filter(|_| sentinels.is_tls)),
@@ -141,8 +141,8 @@ impl Watch {
 
     /// The master that the sentinels name. Its role is checked only after connecting to it.
     pub(super) async fn master(&self) -> Result<Target, StoreError> {
-        let (answer, _) = self.ask_all(Kept::new(), Learn::Yes).await?;
-        let (host, port) = self.heed(answer, Asker::Searching, Instant::now()).master;
+        let (answer, _) = self.ask_all(SentinelConnections::new(), Learn::Yes).await?;
+        let (host, port) = self.observe(answer, Asker::Searching, Instant::now()).master;
         let (login, tls) = &self.at_master;
         Ok(Target::new(&host, port, Arc::clone(login), tls.clone()))
     }
@@ -150,8 +150,8 @@ impl Watch {
     /// The epoch under which the sentinels name this master. Fails if they name another master by
     /// now.
     pub(super) async fn confirm(&self, target: &Target) -> Result<u64, StoreError> {
-        let (answer, _) = self.ask_all(Kept::new(), Learn::No).await?;
-        let answer = self.heed(answer, Asker::Searching, Instant::now());
+        let (answer, _) = self.ask_all(SentinelConnections::new(), Learn::No).await?;
+        let answer = self.observe(answer, Asker::Searching, Instant::now());
         if is_at(target, &answer.master).await {
             Ok(answer.epoch)
         } else {
@@ -161,12 +161,12 @@ impl Watch {
 
     /// Whether the master may hold entries that were invalidated at another master. Resets the
     /// flag.
-    pub(super) fn is_behind(&self) -> bool {
+    pub(super) fn take_behind(&self) -> bool {
         self.is_behind.swap(false, Ordering::Relaxed)
     }
 
     /// Compares an answer with earlier ones and returns the one that counts.
-    fn heed(&self, answer: Answer, asker: Asker, now: Instant) -> Answer {
+    fn observe(&self, answer: SentinelReply, asker: Asker, now: Instant) -> SentinelReply {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = newest.as_mut().filter(|known| answer.epoch < known.answer.epoch) {
             if asker == Asker::Connected {
@@ -182,7 +182,7 @@ impl Watch {
             );
             self.is_behind.store(true, Ordering::Relaxed);
         }
-        *newest = Some(Newest { answer: answer.clone(), at: now });
+        *newest = Some(NewestReply { answer: answer.clone(), at: now });
         answer
     }
 
@@ -191,7 +191,7 @@ impl Watch {
     pub(super) async fn moved(&self, target: &Target, epoch: u64) -> StoreError {
         let mut polls = interval(POLL_EVERY);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut connections = Kept::new();
+        let mut connections = SentinelConnections::new();
         let mut round = 0_u32;
         loop {
             polls.tick().await;
@@ -199,7 +199,7 @@ impl Watch {
             let learn = if round.is_multiple_of(LEARN_EVERY) { Learn::Yes } else { Learn::No };
             match self.ask_all(std::mem::take(&mut connections), learn).await {
                 Ok((answer, answering)) => {
-                    let answer = self.heed(answer, Asker::Connected, Instant::now());
+                    let answer = self.observe(answer, Asker::Connected, Instant::now());
                     if answer.epoch != epoch || !is_at(target, &answer.master).await {
                         return moved(target, &answer);
                     }
@@ -218,9 +218,9 @@ impl Watch {
     /// again.
     async fn ask_all(
         &self,
-        mut connections: Kept,
+        mut connections: SentinelConnections,
         learn: Learn,
-    ) -> Result<(Answer, Kept), StoreError> {
+    ) -> Result<(SentinelReply, SentinelConnections), StoreError> {
         let asked = join_all(self.known().into_iter().map(|seed| {
             let connection = connections.remove(&seed);
             async move {
@@ -228,9 +228,9 @@ impl Watch {
                 (seed, asked.unwrap_or(Err(StoreError::Timeout)))
             }
         }));
-        let mut newest: Option<Answer> = None;
+        let mut newest: Option<SentinelReply> = None;
         let mut last = StoreError::Lost("no sentinel is known".into());
-        let mut answering = Kept::new();
+        let mut answering = SentinelConnections::new();
         let mut reported = Vec::new();
         for (seed, asked) in asked.await {
             match asked {
@@ -255,9 +255,9 @@ impl Watch {
     async fn ask(
         &self,
         (host, port): &Seed,
-        connection: Option<Connection>,
+        connection: Option<RedisConnection>,
         learn: Learn,
-    ) -> Result<(Connection, Answer, Vec<Seed>), StoreError> {
+    ) -> Result<(RedisConnection, SentinelReply, Vec<Seed>), StoreError> {
         let (login, tls) = &self.at_sentinels;
         let target = Target::new(host, *port, Arc::clone(login), tls.clone());
         let mut connection = match connection {
@@ -272,7 +272,7 @@ impl Watch {
         let (state, master): (HashMap<String, String>, Option<Seed>) =
             match pipeline.query_async(&mut connection.requests).await {
                 Ok(reply) => reply,
-                Err(error) => return Err(at(&target, target.first(&error).await)),
+                Err(error) => return Err(at(&target, target.explain_first_error(&error).await)),
             };
         let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
         let master = master.ok_or_else(|| {
@@ -283,11 +283,11 @@ impl Watch {
         })?;
         let others =
             if learn == Learn::Yes { self.others(&mut connection).await? } else { Vec::new() };
-        Ok((connection, Answer { epoch, master }, others))
+        Ok((connection, SentinelReply { epoch, master }, others))
     }
 
     /// The other sentinels that this one knows of; none if it refuses to list them.
-    async fn others(&self, connection: &mut Connection) -> Result<Vec<Seed>, StoreError> {
+    async fn others(&self, connection: &mut RedisConnection) -> Result<Vec<Seed>, StoreError> {
         let mut others = redis::cmd("SENTINEL");
         others.arg("SENTINELS").arg(&self.master);
         let reply = others.query_async(&mut connection.requests).await;
@@ -325,7 +325,10 @@ impl Watch {
     }
 }
 
-fn moved(from: &Target, Answer { master: (host, port), epoch }: &Answer) -> StoreError {
+fn moved(
+    from: &Target,
+    SentinelReply { master: (host, port), epoch }: &SentinelReply,
+) -> StoreError {
     info!(%from, to = %format!("{host}:{port}"), epoch, "the master has changed, or was promoted again");
     StoreError::Lost("the sentinels name another master or epoch".into())
 }
@@ -342,7 +345,7 @@ fn at(target: &Target, error: StoreError) -> StoreError {
 /// Whether two addresses are the same. One sentinel may announce a host name and another an IP
 /// address.
 async fn is_at(target: &Target, (host, port): &Seed) -> bool {
-    let Place::Tcp(ours, our_port) = target.place() else { return false };
+    let RedisAddress::Tcp(ours, our_port) = target.address() else { return false };
     if our_port != port {
         return false;
     }

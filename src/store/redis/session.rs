@@ -16,10 +16,10 @@ use tokio::time::timeout;
 
 use super::{
     DETACHED_TIMEOUT,
-    connect::{Connection, Target},
-    errand::{self, Lesson},
-    info::{Claim, Info},
-    source::Reign,
+    dial::{RedisConnection, Target},
+    master_source::Term,
+    server_info::{ServerInfo, SlotClaim},
+    temp_connection::{self, ClusterReplies},
 };
 use crate::{
     clock,
@@ -40,9 +40,9 @@ const SCAN_STEP: usize = 500;
 
 /// A connection to a master, for as long as it is a master.
 pub struct Session {
-    connection: Connection,
+    connection: RedisConnection,
     target: Target,
-    reign: Option<Reign>,
+    term: Option<Term>,
     epoch: Epoch,
     /// The server's clock minus ours, in ms.
     clock_ahead_ms: AtomicI64,
@@ -71,25 +71,25 @@ pub(super) enum Membership {
 
 /// Effect of an operation on its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Judgement {
+pub(super) enum SessionEffect {
     /// The session continues.
-    GoOn,
+    Continue,
     /// The session ends.
-    GiveUp,
+    End,
 }
 
 impl Session {
     /// Wraps a connection to a server that has passed the checks.
     pub(super) fn new(
-        connection: Connection,
-        (target, reign): (Target, Option<Reign>),
+        connection: RedisConnection,
+        (target, term): (Target, Option<Term>),
         epoch: Epoch,
         clock_ahead_ms: i64,
     ) -> Self {
         Self {
             connection,
             target,
-            reign,
+            term,
             epoch,
             clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
             timeouts: AtomicU32::new(0),
@@ -103,8 +103,8 @@ impl Session {
     }
 
     /// The term of the master, if sentinels name it.
-    pub(super) fn reign(&self) -> Option<Reign> {
-        self.reign
+    pub(super) fn term(&self) -> Option<Term> {
+        self.term
     }
 
     /// The epoch in which an entry must have been stored to be trusted on this connection.
@@ -123,7 +123,7 @@ impl Session {
     }
 
     /// Updates the session from the result of an operation. Returns whether this ends the session.
-    pub(super) fn judge<T>(&self, result: &Result<T, StoreError>) -> Judgement {
+    pub(super) fn judge<T>(&self, result: &Result<T, StoreError>) -> SessionEffect {
         let timeouts = match result {
             Ok(_) | Err(StoreError::Refused(_)) => {
                 self.timeouts.store(0, Ordering::Relaxed);
@@ -142,10 +142,10 @@ impl Session {
             ) => 0,
         };
         if timeouts < TIMEOUTS_IN_A_ROW {
-            return Judgement::GoOn;
+            return SessionEffect::Continue;
         }
         self.fail();
-        Judgement::GiveUp
+        SessionEffect::End
     }
 
     fn seen(&self, stored: Option<StoredValue>) -> Seen {
@@ -205,14 +205,14 @@ impl Session {
             Ok(reply) => reply?,
             Err(_) => return Err(StoreError::Timeout),
         };
-        let info = Info::parse(&info);
+        let info = ServerInfo::parse(&info);
         info.check_role()?;
         if !self.epoch.as_str().contains(&info.replid) {
             return Err(StoreError::Lost(
                 "the server has started a new replication history".into(),
             ));
         }
-        if claim.is_some_and(|claim| !claim.is_of(&self.epoch)) {
+        if claim.is_some_and(|claim| !claim.matches(&self.epoch)) {
             return Err(StoreError::Lost("the master has taken over slots".into()));
         }
         self.clock_ahead_ms.store(clock_ahead_ms(time, sent), Ordering::Relaxed);
@@ -220,22 +220,22 @@ impl Session {
     }
 
     /// The claim of a master in its cluster; `None` for a standalone server.
-    async fn claim(&self, membership: Membership) -> Result<Option<Claim>, StoreError> {
+    async fn claim(&self, membership: Membership) -> Result<Option<SlotClaim>, StoreError> {
         if membership == Membership::None {
             return Ok(None);
         }
         let info: String = self.query(redis::cmd("CLUSTER").arg("INFO")).await?;
-        Claim::parse(&info).map(Some)
+        SlotClaim::parse(&info).map(Some)
     }
 
     /// The node's view of the cluster.
-    pub(super) async fn lesson(&self) -> Result<Lesson, StoreError> {
-        errand::lesson(self.connection.requests.clone()).await
+    pub(super) async fn cluster_replies(&self) -> Result<ClusterReplies, StoreError> {
+        temp_connection::cluster_replies(self.connection.requests.clone()).await
     }
 
     /// Runs one command on a key in a slot that is migrating to this node.
     pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
-        errand::asking(self.connection.requests.clone(), command).await
+        temp_connection::asking(self.connection.requests.clone(), command).await
     }
 
     /// Runs one command.

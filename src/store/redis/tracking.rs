@@ -24,7 +24,7 @@
 //! hits then ask Redis.
 
 mod question;
-mod tracked;
+mod tracking_state;
 
 use std::{convert::Infallible, io, pin::pin, time::Duration};
 
@@ -39,16 +39,16 @@ use tokio::{
 use tokio_util::codec::Decoder as _;
 use tracing::{info, warn};
 
-pub(super) use self::tracked::Tracked;
+pub(super) use self::tracking_state::TrackingState;
 use self::{
     question::{Question, no_answer},
-    tracked::evict,
+    tracking_state::evict,
 };
 use super::{
     DETACHED_TIMEOUT,
-    info::Info,
-    keeper::{BACKOFF, Shared},
+    server_info::ServerInfo,
     session::Session,
+    supervisor::{BACKOFF, RedisState},
 };
 use crate::{
     config::NearTracking,
@@ -57,12 +57,16 @@ use crate::{
 };
 
 /// Time without an answer after which the connection is given up.
-const HUNG: Duration = Duration::from_secs(1);
+const HUNG_AFTER: Duration = Duration::from_secs(1);
 /// Capacity of the read buffer, in bytes.
 const BUFFER: usize = 16 << 10;
 
 /// Runs the tracking connection for as long as a session is served; never returns.
-pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked) -> Infallible {
+pub(super) async fn track(
+    shared: &RedisState,
+    session: &Session,
+    tracked: &TrackingState,
+) -> Infallible {
     let mut backoff = BACKOFF.0;
     loop {
         let connected = timeout(DETACHED_TIMEOUT, connect(shared, session, tracked.tracking));
@@ -74,8 +78,8 @@ pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked)
             }
             Err(error) => error,
         };
-        if let (Some(shard), StoreError::Redirected(redirect)) = (&shared.part, &error) {
-            shard.heed(redirect);
+        if let (Some(shard), StoreError::Redirected(redirect)) = (&shared.shard, &error) {
+            shard.observe(redirect);
             // The server may no longer be a master, so the session is probed too.
             shared.failed.notify_one();
         }
@@ -89,22 +93,22 @@ pub(super) async fn track(shared: &Shared, session: &Session, tracked: &Tracked)
 
 /// Connects, checks that this is the server of the session, and enables tracking.
 async fn connect(
-    shared: &Shared,
+    shared: &RedisState,
     session: &Session,
     tracking: NearTracking,
-) -> Result<Wire, StoreError> {
+) -> Result<TrackingConnection, StoreError> {
     let target = session.target();
     let hello = target.hello("jobcache-tracking").await?;
-    let mut connection = Wire::new(target.open().await?);
+    let mut connection = TrackingConnection::new(target.open().await?);
     connection.call::<Value>(&hello).await?;
     let info: String = connection.call(&cmd("INFO")).await?;
-    let info = Info::parse(&info);
+    let info = ServerInfo::parse(&info);
     info.check()?;
-    if !info.is_of(session.epoch()) {
+    if !info.matches(session.epoch()) {
         return Err(StoreError::Lost("this is not the server of the session".into()));
     }
-    connection.pings = connection.pings_of(&info).await;
-    if let Some(shard) = &shared.part {
+    connection.pings = connection.pings_per_round(&info).await;
+    if let Some(shard) = &shared.shard {
         info.check_slots_move_by_key()?;
         connection.question = Question::keyed(&shard.slots, &shared.prefix)
             .ok_or_else(|| StoreError::Lost("the master owns no slot".into()))?;
@@ -118,17 +122,17 @@ async fn connect(
     Ok(connection)
 }
 
-struct Wire {
+struct TrackingConnection {
     stream: ClientStream,
     codec: ValueCodec,
-    read: BytesMut,
+    read_buffer: BytesMut,
     /// Whether the codec has read a part of a value.
-    amid: bool,
+    is_mid_value: bool,
     question: Question,
     /// `PING`s of a round, sent one after the other.
     pings: u32,
     /// Whether the runtime has one worker thread.
-    alone: bool,
+    is_single_threaded: bool,
     /// Keys that the current round carries, and the packed commands that read them.
     carried: Vec<Key>,
     reads: Vec<u8>,
@@ -136,7 +140,7 @@ struct Wire {
 
 /// A round that has been sent.
 #[derive(Clone, Copy, Debug)]
-struct Flight {
+struct PendingRound {
     launched_at: Instant,
     /// Carried keys with unanswered reads.
     unread: usize,
@@ -144,16 +148,16 @@ struct Flight {
     left: u32,
 }
 
-impl Wire {
+impl TrackingConnection {
     fn new(stream: ClientStream) -> Self {
         Self {
             stream,
             codec: ValueCodec::default(),
-            read: BytesMut::with_capacity(BUFFER),
-            amid: false,
+            read_buffer: BytesMut::with_capacity(BUFFER),
+            is_mid_value: false,
             question: Question::ping(),
             pings: 1,
-            alone: Handle::current().metrics().num_workers() == 1,
+            is_single_threaded: Handle::current().metrics().num_workers() == 1,
             carried: Vec::new(),
             reads: Vec::new(),
         }
@@ -162,7 +166,7 @@ impl Wire {
     /// The number of `PING`s in a round. A newer server with I/O threads may send an answer one
     /// turn of its event loop before the invalidation messages that should precede it. The answer
     /// to a second `PING`, sent after that, cannot overtake them.
-    async fn pings_of(&mut self, info: &Info) -> u32 {
+    async fn pings_per_round(&mut self, info: &ServerInfo) -> u32 {
         if !info.may_reorder() {
             return 1;
         }
@@ -198,7 +202,7 @@ impl Wire {
 
     /// Reads more bytes from the socket.
     async fn fill(&mut self) -> Result<(), StoreError> {
-        match self.stream.read_buf(&mut self.read).await {
+        match self.stream.read_buf(&mut self.read_buffer).await {
             Ok(0) => Err(StoreError::Lost("the server closed the tracking connection".into())),
             Ok(_) => Ok(()),
             Err(error) => Err(lost(error)),
@@ -207,28 +211,28 @@ impl Wire {
 
     /// The next value that has been read completely.
     fn next(&mut self) -> Result<Option<Value>, StoreError> {
-        if self.read.is_empty() {
+        if self.read_buffer.is_empty() {
             return Ok(None);
         }
-        let value = self.codec.decode(&mut self.read);
+        let value = self.codec.decode(&mut self.read_buffer);
         let value = value.map_err(|error| StoreError::Lost(error.to_string()))?;
-        self.amid = value.is_none();
+        self.is_mid_value = value.is_none();
         Ok(value)
     }
 
     /// Takes the answer to the round if it comes next. Most answers need no parser.
     fn take_answer(&mut self) -> bool {
         let answer = self.question.answer;
-        let answered = !self.amid && self.read.starts_with(answer);
+        let answered = !self.is_mid_value && self.read_buffer.starts_with(answer);
         if answered {
-            self.read.advance(answer.len());
+            self.read_buffer.advance(answer.len());
         }
         answered
     }
 
     /// Applies invalidation messages and runs rounds until the connection is lost. Returns the
     /// reason.
-    async fn follow(mut self, tracked: &Tracked) -> StoreError {
+    async fn follow(mut self, tracked: &TrackingState) -> StoreError {
         // Notes taken before tracking began are void.
         tracked.flush();
         tracked.raise();
@@ -240,12 +244,12 @@ impl Wire {
             let result = tokio::select! {
                 biased;
                 filled = self.fill() => match filled {
-                    Ok(()) => self.turn(tracked, &mut flight).await,
+                    Ok(()) => self.apply_and_launch(tracked, &mut flight).await,
                     Err(error) => Err(error),
                 },
-                () = tracked.rounds.wanted(), if !is_in_flight => self.launch(tracked, &mut flight).await,
+                () = tracked.barrier.wanted(), if !is_in_flight => self.launch(tracked, &mut flight).await,
                 () = &mut watchdog, if is_in_flight => {
-                    let next = look_after(tracked, flight.as_ref());
+                    let next = check_round(tracked, flight.as_ref());
                     next.map(|at| watchdog.as_mut().reset(at))
                 }
             };
@@ -256,10 +260,10 @@ impl Wire {
     }
 
     /// Applies what has been read, and starts the next round.
-    async fn turn(
+    async fn apply_and_launch(
         &mut self,
-        tracked: &Tracked,
-        flight: &mut Option<Flight>,
+        tracked: &TrackingState,
+        flight: &mut Option<PendingRound>,
     ) -> Result<(), StoreError> {
         self.apply(tracked, flight).await?;
         self.launch(tracked, flight).await
@@ -268,8 +272,8 @@ impl Wire {
     /// Applies everything that has been read.
     async fn apply(
         &mut self,
-        tracked: &Tracked,
-        flight: &mut Option<Flight>,
+        tracked: &TrackingState,
+        flight: &mut Option<PendingRound>,
     ) -> Result<(), StoreError> {
         loop {
             let unread = flight.map_or(0, |flight| flight.unread);
@@ -296,20 +300,20 @@ impl Wire {
 
     async fn answered(
         &mut self,
-        tracked: &Tracked,
-        flight: &mut Option<Flight>,
+        tracked: &TrackingState,
+        flight: &mut Option<PendingRound>,
     ) -> Result<(), StoreError> {
-        let Some(Flight { launched_at, unread: 0, left }) = *flight else {
+        let Some(PendingRound { launched_at, unread: 0, left }) = *flight else {
             return Err(StoreError::Lost("an answer came without a barrier round".into()));
         };
         if left > 0 {
-            *flight = Some(Flight { launched_at, unread: 0, left: left - 1 });
+            *flight = Some(PendingRound { launched_at, unread: 0, left: left - 1 });
             return self.ping().await;
         }
         *flight = None;
         tracked.metrics.barrier_round_seconds.observe(launched_at.elapsed().as_secs_f64());
-        if tracked.rounds.is_up() {
-            tracked.rounds.answered(tracked.since_origin_us(launched_at));
+        if tracked.barrier.is_up() {
+            tracked.barrier.answered(tracked.since_origin_us(launched_at));
         } else {
             // The server hung and is back. Its messages came in order all the time, so the near
             // entries are valid.
@@ -321,23 +325,24 @@ impl Wire {
     /// Starts a round if one is wanted and none is in flight.
     async fn launch(
         &mut self,
-        tracked: &Tracked,
-        flight: &mut Option<Flight>,
+        tracked: &TrackingState,
+        flight: &mut Option<PendingRound>,
     ) -> Result<(), StoreError> {
         if flight.is_some() {
             return Ok(());
         }
-        if self.alone {
+        if self.is_single_threaded {
             // Let all ready tasks run first, so that this round serves more readers: those already
             // answered leave, and new requests are read. With several threads this would only make
             // the others look for work.
             yield_now().await;
         }
-        if tracked.rounds.launch(&mut self.carried).is_some() {
+        if tracked.barrier.launch(&mut self.carried).is_some() {
             tracked.metrics.barrier_rounds.inc();
-            self.question.keep_apt();
+            self.question.keep_owned_name();
             let unread = self.pack_reads();
-            *flight = Some(Flight { launched_at: Instant::now(), unread, left: self.pings - 1 });
+            *flight =
+                Some(PendingRound { launched_at: Instant::now(), unread, left: self.pings - 1 });
             if unread == 0 {
                 return self.ping().await;
             }
@@ -372,8 +377,13 @@ impl Wire {
 /// Takes the answer to the next read that the round carries. A server that refuses the read, such
 /// as a master of a cluster while the slot migrates, does not track that key. The key is evicted,
 /// so that its reader does not keep what it reads.
-fn take_read(tracked: &Tracked, carried: &[Key], read: &Value, flight: &mut Option<Flight>) {
-    let Some(Flight { unread, .. }) = flight else { return };
+fn take_read(
+    tracked: &TrackingState,
+    carried: &[Key],
+    read: &Value,
+    flight: &mut Option<PendingRound>,
+) {
+    let Some(PendingRound { unread, .. }) = flight else { return };
     if !matches!(read, Value::Int(_))
         && let Some(key) = carried.len().checked_sub(*unread).and_then(|at| carried.get(at))
     {
@@ -383,21 +393,24 @@ fn take_read(tracked: &Tracked, carried: &[Key], read: &Value, flight: &mut Opti
 }
 
 /// Checks a round that has not been answered. Returns when to check again.
-fn look_after(tracked: &Tracked, flight: Option<&Flight>) -> Result<Instant, StoreError> {
+fn check_round(
+    tracked: &TrackingState,
+    flight: Option<&PendingRound>,
+) -> Result<Instant, StoreError> {
     let Some(flight) = flight else { return Ok(Instant::now() + tracked.patience) };
     let waited = flight.launched_at.elapsed();
     if waited < tracked.patience {
         return Ok(flight.launched_at + tracked.patience);
     }
-    if waited >= HUNG {
+    if waited >= HUNG_AFTER {
         return Err(StoreError::Timeout);
     }
     tracked.lower();
-    Ok(flight.launched_at + HUNG)
+    Ok(flight.launched_at + HUNG_AFTER)
 }
 
 /// Takes the barrier down and empties the near layer when the connection ends, for whatever reason.
-struct Lost<'t>(&'t Tracked);
+struct Lost<'t>(&'t TrackingState);
 
 impl Drop for Lost<'_> {
     fn drop(&mut self) {

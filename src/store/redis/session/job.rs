@@ -13,7 +13,7 @@ use crate::{
     store::{
         self, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, RemovedEntry, Replacement,
         Seen, StoreError, StoredValue, Token, millis,
-        redis::{DETACHED_TIMEOUT, Hold},
+        redis::{DETACHED_TIMEOUT, RedisLeaseHold},
     },
 };
 
@@ -88,7 +88,7 @@ impl Session {
     /// Requests the lease for which `hold` was created.
     pub(in crate::store::redis) async fn lease(
         &self,
-        hold: Hold,
+        hold: RedisLeaseHold,
         lease: Duration,
         refused: Option<&StoredValue>,
     ) -> Result<Grant, StoreError> {

@@ -48,7 +48,7 @@ impl Question {
     }
 
     /// Chooses another name if the slot of this one has moved away in our slot map.
-    pub(super) fn keep_apt(&mut self) {
+    pub(super) fn keep_owned_name(&mut self) {
         if let Some(Keyed { name, prefix, slots }) = &self.keyed
             && !slots.contains_name(name.as_bytes())
             && let Some(other) = Self::keyed(slots, prefix)
@@ -117,10 +117,10 @@ mod tests {
         slots.assign(|slot| slot < 5_000);
         let mut question = Question::keyed(&slots, "p:").unwrap();
         let before = question.bytes.clone();
-        question.keep_apt();
+        question.keep_owned_name();
         assert_eq!(question.bytes, before);
         slots.assign(|slot| slot >= 5_000);
-        question.keep_apt();
+        question.keep_owned_name();
         assert_ne!(question.bytes, before);
     }
 }

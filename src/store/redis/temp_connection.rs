@@ -5,19 +5,19 @@ use tokio::time::timeout;
 
 use super::{
     DETACHED_TIMEOUT,
-    connect::{Connection, Target},
+    dial::{RedisConnection, Target},
     session::classify,
 };
 use crate::store::StoreError;
 
 /// Replies to `CLUSTER SLOTS`, `CLUSTER NODES` and `CLUSTER INFO`.
-pub(in crate::store) type Lesson = (Value, String, String);
+pub(in crate::store) type ClusterReplies = (Value, String, String);
 
 /// A temporary connection to a node that is not one of our masters.
 #[derive(Debug)]
-pub(in crate::store) struct Guest(Connection);
+pub(in crate::store) struct TempConnection(RedisConnection);
 
-impl Guest {
+impl TempConnection {
     pub(in crate::store) async fn open(target: &Target) -> Result<Self, StoreError> {
         match timeout(DETACHED_TIMEOUT, target.connect()).await {
             Ok(opened) => opened.map(Self),
@@ -25,8 +25,8 @@ impl Guest {
         }
     }
 
-    pub(in crate::store) async fn lesson(&self) -> Result<Lesson, StoreError> {
-        lesson(self.0.requests.clone()).await
+    pub(in crate::store) async fn cluster_replies(&self) -> Result<ClusterReplies, StoreError> {
+        cluster_replies(self.0.requests.clone()).await
     }
 
     pub(in crate::store) async fn asking<T: FromRedisValue>(
@@ -38,7 +38,9 @@ impl Guest {
 }
 
 /// Asks a node which node owns which slot.
-pub(super) async fn lesson(mut requests: MultiplexedConnection) -> Result<Lesson, StoreError> {
+pub(super) async fn cluster_replies(
+    mut requests: MultiplexedConnection,
+) -> Result<ClusterReplies, StoreError> {
     let mut pipeline = redis::pipe();
     for topic in ["SLOTS", "NODES", "INFO"] {
         pipeline.cmd("CLUSTER").arg(topic);

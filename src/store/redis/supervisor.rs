@@ -19,13 +19,13 @@ use tracing::{info, warn};
 
 use super::{
     DETACHED_TIMEOUT, REPLAY_BATCH, SessionHandle,
-    connect::{Connection, Target},
-    info::{Claim, Info},
-    part::{self, Part},
-    recent::Recent,
-    session::{Judgement, Membership, Session, classify, clock_ahead_ms, credential_key_name},
-    source::{Reign, Source},
-    tracking::{Tracked, track},
+    dial::{RedisConnection, Target},
+    master_source::{MasterSource, Term},
+    recently_confirmed::RecentlyConfirmed,
+    server_info::{ServerInfo, SlotClaim},
+    session::{Membership, Session, SessionEffect, classify, clock_ahead_ms, credential_key_name},
+    shard_context::{self, ShardContext},
+    tracking::{TrackingState, track},
 };
 use crate::{
     clock,
@@ -48,34 +48,34 @@ pub(super) const BACKOFF: (Duration, Duration) =
 pub(in crate::store) const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// State shared by the supervisor and the users of the store.
-pub(super) struct Shared {
-    pub(super) source: Source,
+pub(super) struct RedisState {
+    pub(super) source: MasterSource,
     /// For the log, without user and password.
     pub(super) address: String,
     pub(super) prefix: String,
     pub(super) lease: Duration,
     pub(super) session: RwLock<Option<SessionHandle>>,
-    pub(super) debts: Arc<RetryQueue>,
+    pub(super) retry_queue: Arc<RetryQueue>,
     /// Invalidations that the session has recently confirmed.
-    pub(super) recent: Recent,
+    pub(super) recently_confirmed: RecentlyConfirmed,
     /// Derived from the configured secret, or else the key that the server stores for all sidecars.
     pub(super) credential_key: Arc<RwLock<CredentialKey>>,
     pub(super) has_secret: bool,
     /// Notified when a session fails.
     pub(super) failed: Notify,
-    pub(super) warnings: Warnings,
+    pub(super) warnings: RedisWarnings,
     /// Tracking for the entries in this process, if they are enabled.
-    pub(super) tracked: Option<Tracked>,
+    pub(super) tracked: Option<TrackingState>,
     /// Lease releases that nothing waits for.
     pub(super) tasks: TaskTracker,
     pub(super) metrics: Arc<Metrics>,
     /// Set if the server is one master of a cluster.
-    pub(super) part: Option<Part>,
+    pub(super) shard: Option<ShardContext>,
 }
 
 /// Throttles for warnings that could otherwise come with every request or round.
 #[derive(Debug, Default)]
-pub(super) struct Warnings {
+pub(super) struct RedisWarnings {
     connect: Throttle,
     pub(super) tracking: Throttle,
     key: Throttle,
@@ -83,8 +83,8 @@ pub(super) struct Warnings {
 }
 
 /// Keeps a session published while a master is available.
-pub(super) async fn keep(shared: Arc<Shared>) {
-    let _guard = Unkept(Arc::clone(&shared));
+pub(super) async fn supervise(shared: Arc<RedisState>) {
+    let _guard = SupervisorGuard(Arc::clone(&shared));
     let mut backoff = BACKOFF.0;
     loop {
         match shared.connect().await {
@@ -94,7 +94,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                 // misses none.
                 session.fail();
                 shared.retract(&error);
-                shared.doubt().await;
+                shared.requeue_recent().await;
                 warn!(store = shared.address, %error, "store is down; all requests go to the upstream");
             }
             Err(error) => {
@@ -111,17 +111,17 @@ pub(super) async fn keep(shared: Arc<Shared>) {
 }
 
 /// A connection to a server that is a master and has a supported version.
-pub(super) struct Dialled {
-    connection: Connection,
+pub(super) struct VerifiedMaster {
+    connection: RedisConnection,
     target: Target,
-    info: Info,
+    info: ServerInfo,
     /// The server's clock minus ours, in ms.
     clock_ahead_ms: i64,
-    reign: Option<Reign>,
+    term: Option<Term>,
 }
 
 /// Connects to the master and checks it.
-pub(super) async fn dial(source: &Source) -> Result<Dialled, StoreError> {
+pub(super) async fn connect_master(source: &MasterSource) -> Result<VerifiedMaster, StoreError> {
     let target = source.target().await?;
     let open = async {
         let mut connection = target.connect().await?;
@@ -130,23 +130,23 @@ pub(super) async fn dial(source: &Source) -> Result<Dialled, StoreError> {
         let (info, time): (String, (i64, i64)) =
             match commands.query_async(&mut connection.requests).await {
                 Ok(reply) => reply,
-                Err(error) => return Err(target.first(&error).await),
+                Err(error) => return Err(target.explain_first_error(&error).await),
             };
         Ok((connection, info, clock_ahead_ms(time, sent)))
     };
     let opened = timeout(DETACHED_TIMEOUT, open).await;
     let (connection, info, clock_ahead_ms) = opened.unwrap_or(Err(StoreError::Timeout))?;
-    let info = Info::parse(&info);
+    let info = ServerInfo::parse(&info);
     info.check()?;
     // The server may have hung until now, and may have been deposed meanwhile.
     let reign = source.confirm(&target).await?;
-    Ok(Dialled { connection, target, info, clock_ahead_ms, reign })
+    Ok(VerifiedMaster { connection, target, info, clock_ahead_ms, term: reign })
 }
 
 /// Withdraws the session if the supervisor panics, because nothing would watch it any more.
-struct Unkept(Arc<Shared>);
+struct SupervisorGuard(Arc<RedisState>);
 
-impl Drop for Unkept {
+impl Drop for SupervisorGuard {
     fn drop(&mut self) {
         if thread::panicking() {
             self.0.retract(&StoreError::Lost("the store supervisor has panicked".into()));
@@ -154,7 +154,7 @@ impl Drop for Unkept {
     }
 }
 
-impl Shared {
+impl RedisState {
     /// The published session.
     pub(super) fn session(&self) -> Result<SessionHandle, StoreError> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -171,13 +171,13 @@ impl Shared {
 
     fn publish(&self, session: SessionHandle) {
         *self.session.write().unwrap_or_else(PoisonError::into_inner) = Some(session);
-        self.tell(true);
+        self.report_up(true);
     }
 
     /// Reports whether the server is trusted. In a cluster, `Cluster` reports it.
-    fn tell(&self, up: bool) {
-        if let Some(shard) = &self.part {
-            return shard.turned.notify_one();
+    fn report_up(&self, up: bool) {
+        if let Some(shard) = &self.shard {
+            return shard.state_changed.notify_one();
         }
         self.metrics.set_store_up(up);
         if up {
@@ -191,19 +191,19 @@ impl Shared {
         if published.is_some() {
             self.metrics.breaker.open(error);
         }
-        self.tell(false);
+        self.report_up(false);
     }
 
     /// Connects to the master and opens a session.
     pub(super) async fn connect(&self) -> Result<SessionHandle, StoreError> {
-        let Dialled { mut connection, target, info, clock_ahead_ms, reign } =
-            dial(&self.source).await?;
-        if let Some(policy) = info.evicts() {
+        let VerifiedMaster { mut connection, target, info, clock_ahead_ms, term: reign } =
+            connect_master(&self.source).await?;
+        if let Some(policy) = info.evicting_policy() {
             self.warn_of_eviction(policy);
         }
         let epoch = self.epoch(&mut connection, &info, reign).await?;
-        if self.source.is_behind() {
-            self.debts.pending.add_all().await;
+        if self.source.take_behind() {
+            self.retry_queue.pending.add_all().await;
         }
         let session = Session::new(connection, (target, reign), epoch, clock_ahead_ms);
         if !self.has_secret && self.keeps_credential_key() {
@@ -216,29 +216,29 @@ impl Shared {
     /// confirms it.
     async fn epoch(
         &self,
-        connection: &mut Connection,
-        info: &Info,
-        reign: Option<Reign>,
+        connection: &mut RedisConnection,
+        info: &ServerInfo,
+        reign: Option<Term>,
     ) -> Result<Epoch, StoreError> {
         let server = info.epoch();
-        let Some(shard) = &self.part else {
+        let Some(shard) = &self.shard else {
             return Ok(reign.map_or_else(|| server.clone(), |reign| reign.epoch(&server)));
         };
         let mut command = redis::cmd("CLUSTER");
         let claim = command.arg("INFO").query_async::<String>(&mut connection.requests);
         let claim = timeout(DETACHED_TIMEOUT, claim).await.map_err(|_| StoreError::Timeout)?;
-        let claim = Claim::parse(&claim.map_err(|error| classify(&error))?)?;
+        let claim = SlotClaim::parse(&claim.map_err(|error| classify(&error))?)?;
         shard.confirm(&claim).await?;
-        Ok(part::epoch(&server, &claim))
+        Ok(shard_context::epoch(&server, &claim))
     }
 
     fn membership(&self) -> Membership {
-        if self.part.is_some() { Membership::Master } else { Membership::None }
+        if self.shard.is_some() { Membership::Master } else { Membership::None }
     }
 
     fn keeps_credential_key(&self) -> bool {
         let name = credential_key_name(&self.prefix);
-        self.part.as_ref().is_none_or(|shard| shard.slots.contains_name(name.as_bytes()))
+        self.shard.as_ref().is_none_or(|shard| shard.slots.contains_name(name.as_bytes()))
     }
 
     /// Fetches the fingerprint key that all sidecars share. If the server refuses, this sidecar
@@ -278,21 +278,21 @@ impl Shared {
     /// extend the trust in a deposed master.
     async fn serve(&self, session: &SessionHandle, backoff: &mut Duration) -> StoreError {
         let replay = async {
-            if self.part.is_none() {
-                self.debts.pending.make_all_due();
+            if self.shard.is_none() {
+                self.retry_queue.pending.make_all_due();
                 self.replay(session).await;
             }
             info!(epoch = session.epoch().as_str(), "store is up");
             self.publish(Arc::clone(session));
             *backoff = BACKOFF.0;
-            match &self.part {
+            match &self.shard {
                 None => self.keep_replaying(session).await,
                 Some(_) => future::pending().await,
             }
         };
         tokio::select! {
             error = self.watch(session) => error,
-            error = self.source.moved(session.target(), session.reign()) => {
+            error = self.source.moved(session.target(), session.term()) => {
                 session.fail();
                 error
             }
@@ -326,28 +326,28 @@ impl Shared {
 
     async fn keep_replaying(&self, session: &Session) -> Infallible {
         loop {
-            self.debts.due().await;
+            self.retry_queue.due().await;
             self.replay(session).await;
         }
     }
 
     /// Repeats the invalidations that are due. Failed ones are postponed, so the loop ends.
     pub(super) async fn replay(&self, session: &Session) {
-        if let Some(sweep) = self.debts.pending.due_purge_all() {
+        if let Some(sweep) = self.retry_queue.pending.due_purge_all() {
             self.purge_all(session, &sweep).await;
         }
         loop {
-            let batch = self.debts.pending.batch(REPLAY_BATCH);
+            let batch = self.retry_queue.pending.batch(REPLAY_BATCH);
             if batch.is_empty() {
                 break;
             }
-            join_all(batch.iter().map(|item| self.repeat(session, item))).await;
-            self.debts.update_gauge();
+            join_all(batch.iter().map(|item| self.replay_one(session, item))).await;
+            self.retry_queue.update_gauge();
         }
-        self.debts.update_gauge();
+        self.retry_queue.update_gauge();
     }
 
-    async fn repeat(&self, session: &Session, item: &PendingItem) {
+    async fn replay_one(&self, session: &Session, item: &PendingItem) {
         self.metrics.events.expect_own_change(item.key.main());
         let end = timeout(DETACHED_TIMEOUT, session.end(&item.key, &item.write, item.linger));
         let mut ended = end.await.unwrap_or(Err(StoreError::Timeout));
@@ -358,13 +358,13 @@ impl Shared {
         {
             ended = Err(error);
         }
-        self.debts.record(item, ended);
+        self.retry_queue.record(item, ended);
     }
 
     /// Records an invalidation that the session has just confirmed. Fails if the session has ended
     /// meanwhile: `requeue_recent` may have run already, without this invalidation.
     pub(super) fn note_confirmed(&self, session: &Session, key: &Key) -> Result<(), StoreError> {
-        self.recent.note(key, Instant::now().into_std());
+        self.recently_confirmed.note(key, Instant::now().into_std());
         if session.has_failed() {
             return Err(StoreError::Lost("the session ended before the answer came".into()));
         }
@@ -373,7 +373,7 @@ impl Shared {
 
     /// Records that all entries of some slots were purged. Fails like `note_confirmed`.
     pub(super) fn note_purged(&self, session: &Session, slots: &SlotSet) -> Result<(), StoreError> {
-        self.recent.note_slots(slots, Instant::now().into_std());
+        self.recently_confirmed.note_slots(slots, Instant::now().into_std());
         if session.has_failed() {
             return Err(StoreError::Lost("the session ended during a purge of all".into()));
         }
@@ -382,16 +382,16 @@ impl Shared {
 
     /// Makes recently confirmed invalidations pending again: a deposed master may have confirmed
     /// them just before the session ended.
-    pub(super) async fn doubt(&self) {
-        let recent = self.recent.take(Instant::now().into_std());
+    pub(super) async fn requeue_recent(&self) {
+        let recent = self.recently_confirmed.take(Instant::now().into_std());
         if let Some(slots) = recent.slots {
-            self.debts.pending.add_slots(*slots).await;
-            self.debts.wake();
+            self.retry_queue.pending.add_slots(*slots).await;
+            self.retry_queue.wake();
         }
         // The token of no write: the fence of a write may linger, and must not be lifted here.
         let no_write = Token::named("doubt");
         let keys: Vec<_> = recent.keys.iter().collect();
-        self.debts.add(&keys, &no_write, Duration::ZERO).await;
+        self.retry_queue.add(&keys, &no_write, Duration::ZERO).await;
     }
 
     pub(super) async fn purge_all(&self, session: &Session, sweep: &PurgeAllTask) -> Ended {
@@ -404,7 +404,7 @@ impl Shared {
         {
             purged = Err(error);
         }
-        self.debts.record_purge_all(sweep, purged)
+        self.retry_queue.record_purge_all(sweep, purged)
     }
 
     /// Updates the health of the session from the result of an operation.
@@ -419,10 +419,10 @@ impl Shared {
 
     /// Updates the health of the session from a borrowed result.
     pub(super) fn conclude<T>(&self, session: &Session, result: &Result<T, StoreError>) {
-        if let (Some(shard), Err(StoreError::Redirected(redirect))) = (&self.part, result) {
-            shard.heed(redirect);
+        if let (Some(shard), Err(StoreError::Redirected(redirect))) = (&self.shard, result) {
+            shard.observe(redirect);
         }
-        if session.judge(result) == Judgement::GiveUp {
+        if session.judge(result) == SessionEffect::End {
             self.failed.notify_one();
         }
     }

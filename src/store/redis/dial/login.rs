@@ -15,7 +15,7 @@ const MAX_PASSWORD: u64 = 64 << 10;
 
 /// User name, password and database.
 #[derive(Clone, Debug)]
-pub(in crate::store::redis) struct Login {
+pub(in crate::store::redis) struct RedisLogin {
     username: Option<String>,
     password: Password,
     database: i64,
@@ -29,7 +29,7 @@ enum Password {
     File(PathBuf),
 }
 
-impl Login {
+impl RedisLogin {
     pub(in crate::store::redis) fn new(login: &config::Login, database: i64) -> Self {
         let password = match (&login.password_file, &login.password) {
             (Some(path), _) => Password::File(path.clone()),
@@ -40,7 +40,7 @@ impl Login {
     }
 
     /// The login in the URL, or else the configured one.
-    pub(super) fn of_url(url: &RedisConnectionInfo, configured: &config::Login) -> Self {
+    pub(super) fn from_url(url: &RedisConnectionInfo, configured: &config::Login) -> Self {
         if url.username().is_none() && url.password().is_none() {
             return Self::new(configured, url.db());
         }
@@ -54,7 +54,7 @@ impl Login {
 
     /// The login as the `redis` crate takes it. Library name and version are not sent: an ACL then
     /// needs to allow one command less.
-    pub(super) async fn settings(&self) -> Result<RedisConnectionInfo, StoreError> {
+    pub(super) async fn connection_info(&self) -> Result<RedisConnectionInfo, StoreError> {
         let mut info = RedisConnectionInfo::default().set_db(self.database).set_skip_set_lib_name();
         if let Some(username) = &self.username {
             info = info.set_username(username);

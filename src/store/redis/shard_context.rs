@@ -18,14 +18,14 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     DETACHED_TIMEOUT, Redis,
-    connect::Target,
-    errand,
-    info::Claim,
-    keeper::{Shared, Warnings},
-    recent::Recent,
+    dial::Target,
+    master_source::MasterSource,
+    recently_confirmed::RecentlyConfirmed,
+    server_info::SlotClaim,
     session::Session,
-    source::Source,
-    tracking::Tracked,
+    supervisor::{RedisState, RedisWarnings},
+    temp_connection,
+    tracking::TrackingState,
 };
 use crate::{
     config::{self, NearTracking},
@@ -40,24 +40,24 @@ use crate::{
 
 /// A master in its cluster.
 #[derive(Debug)]
-pub(in crate::store) struct Part {
+pub(in crate::store) struct ShardContext {
     pub(in crate::store) address: NodeAddress,
     /// The slots that it owns in the slot map.
     pub(in crate::store) slots: Arc<OwnedSlots>,
-    pub(in crate::store) lessons: Arc<RefreshRounds>,
+    pub(in crate::store) refresh_rounds: Arc<RefreshRounds>,
     pub(in crate::store) tracking: NearTracking,
     /// The highest config epoch in which other nodes say that it claims its slots.
-    pub(in crate::store) claimed: AtomicU64,
+    pub(in crate::store) claimed_epoch: AtomicU64,
     /// Notified when the master becomes trusted or tracked, and when it stops being so.
-    pub(in crate::store) turned: Arc<Notify>,
+    pub(in crate::store) state_changed: Arc<Notify>,
     pub(in crate::store) metrics: Arc<Metrics>,
 }
 
-impl Part {
+impl ShardContext {
     /// Checks with another node, after this server has answered us, that it is still a master. A
     /// server that hung while its replica took over does not know that when it comes back.
-    pub(super) async fn confirm(&self, claim: &Claim) -> Result<(), StoreError> {
-        let lesson = timeout(DETACHED_TIMEOUT, self.lessons.next());
+    pub(super) async fn confirm(&self, claim: &SlotClaim) -> Result<(), StoreError> {
+        let lesson = timeout(DETACHED_TIMEOUT, self.refresh_rounds.next());
         let lesson = lesson.await.map_err(|_| StoreError::Timeout)?;
         if !lesson.confirms(&self.address) {
             return Err(StoreError::Lost("no other node of the cluster answers".into()));
@@ -65,17 +65,17 @@ impl Part {
         if self.slots.is_empty() {
             return Err(StoreError::Lost("its slots belong to another node".into()));
         }
-        if self.claimed.load(Ordering::Acquire) > claim.epoch {
+        if self.claimed_epoch.load(Ordering::Acquire) > claim.epoch {
             return Err(StoreError::Lost("the master has taken over slots".into()));
         }
         Ok(())
     }
 
     /// Counts a redirect, and requests a topology refresh if the slot map may be out of date.
-    pub(super) fn heed(&self, redirect: &Redirect) {
+    pub(super) fn observe(&self, redirect: &Redirect) {
         self.metrics.cluster.count_redirection(redirect.as_str());
         if matches!(redirect, Redirect::Moved | Redirect::Down) {
-            self.lessons.request();
+            self.refresh_rounds.request();
         }
     }
 }
@@ -83,7 +83,7 @@ impl Part {
 /// The epoch of a master in a cluster includes its config epoch. A slot that moved away and came
 /// back may have lost an invalidation in a failover at the other node. A master that takes over a
 /// slot raises its config epoch, so entries from before are not trusted.
-pub(super) fn epoch(server: &Epoch, claim: &Claim) -> Epoch {
+pub(super) fn epoch(server: &Epoch, claim: &SlotClaim) -> Epoch {
     Epoch(format!("{}-{}", server.as_str(), claim.epoch).into())
 }
 
@@ -92,10 +92,10 @@ pub(super) fn epoch(server: &Epoch, claim: &Claim) -> Epoch {
 impl Redis {
     /// Starts the engine for one master of a cluster. Pending invalidations and the fingerprint key
     /// belong to the cluster.
-    pub(in crate::store) fn member(
+    pub(in crate::store) fn cluster_master(
         target: Target,
         config: &config::Store,
-        shard: Part,
+        shard: ShardContext,
         debts: Arc<RetryQueue>,
         (credential_key, has_secret): (Arc<RwLock<CredentialKey>>, bool),
         tasks: TaskTracker,
@@ -103,36 +103,36 @@ impl Redis {
     ) -> Self {
         let metrics = Arc::clone(&shard.metrics);
         let tracked = watcher.map(|watcher| {
-            let turned = Some(Arc::clone(&shard.turned));
-            Tracked::new(watcher, config.budget, shard.tracking, Arc::clone(&metrics), turned)
+            let turned = Some(Arc::clone(&shard.state_changed));
+            TrackingState::new(watcher, config.budget, shard.tracking, Arc::clone(&metrics), turned)
         });
-        Self::keep(Shared {
+        Self::start(RedisState {
             address: shard.address.to_string(),
-            source: Source::Fixed(target),
+            source: MasterSource::Fixed(target),
             prefix: config.prefix.clone(),
             lease: config.lease,
             session: RwLock::default(),
-            debts,
-            recent: Recent::default(),
+            retry_queue: debts,
+            recently_confirmed: RecentlyConfirmed::default(),
             has_secret,
             credential_key,
             failed: Notify::new(),
-            warnings: Warnings::default(),
+            warnings: RedisWarnings::default(),
             tracked,
             tasks,
             metrics,
-            part: Some(shard),
+            shard: Some(shard),
         })
     }
 
     /// Records the config epoch in which other nodes say that the master claims its slots. A
     /// session that was opened under a lower epoch ends.
-    pub(in crate::store) fn claims(&self, epoch: u64) {
-        let Some(shard) = &self.shared.part else { return };
-        shard.claimed.fetch_max(epoch, Ordering::AcqRel);
+    pub(in crate::store) fn raise_claimed_epoch(&self, epoch: u64) {
+        let Some(shard) = &self.shared.shard else { return };
+        shard.claimed_epoch.fetch_max(epoch, Ordering::AcqRel);
         // A lower epoch than the master's own is only outdated.
         if let Ok(session) = self.shared.session()
-            && Claim::held_by(session.epoch()).is_some_and(|held| held < epoch)
+            && SlotClaim::config_epoch_of(session.epoch()).is_some_and(|held| held < epoch)
         {
             session.fail();
             self.shared.failed.notify_one();
@@ -140,8 +140,10 @@ impl Redis {
     }
 
     /// The master's view of the cluster.
-    pub(in crate::store) async fn lesson(&self) -> Result<errand::Lesson, StoreError> {
-        self.shared.session()?.lesson().await
+    pub(in crate::store) async fn cluster_replies(
+        &self,
+    ) -> Result<temp_connection::ClusterReplies, StoreError> {
+        self.shared.session()?.cluster_replies().await
     }
 
     /// Runs one command.
@@ -195,12 +197,12 @@ impl Redis {
 
     /// Records an invalidation that was confirmed here, or at a node to which this master
     /// redirected us.
-    pub(in crate::store) fn confirmed(&self, key: &Key) -> Result<(), StoreError> {
+    pub(in crate::store) fn note_confirmed(&self, key: &Key) -> Result<(), StoreError> {
         self.shared.note_confirmed(&*self.shared.session()?, key)
     }
 
     /// Records that all entries of some slots were purged here.
-    pub(in crate::store) fn purged(
+    pub(in crate::store) fn note_purged(
         &self,
         session: &Session,
         slots: &SlotSet,
@@ -209,16 +211,16 @@ impl Redis {
     }
 
     /// Ends the session, and makes its recently confirmed invalidations pending again.
-    pub(in crate::store) async fn doubt(&self) {
+    pub(in crate::store) async fn requeue_recent(&self) {
         // First: a confirmation after `requeue_recent` would be missed.
         if let Ok(session) = self.shared.session() {
             session.fail();
         }
-        self.shared.doubt().await;
+        self.shared.requeue_recent().await;
     }
 
     /// Counts an operation that did not finish in time against the session.
-    pub(in crate::store) fn was_late(&self) {
+    pub(in crate::store) fn note_timeout(&self) {
         if let Ok(session) = self.shared.session() {
             self.shared.conclude::<()>(&session, &Err(StoreError::Timeout));
         }

@@ -21,10 +21,10 @@ const WINDOW: Duration = Duration::from_secs(3);
 const LIMIT: usize = 20_000;
 
 #[derive(Default)]
-pub(super) struct Recent(Mutex<Confirmed>);
+pub(super) struct RecentlyConfirmed(Mutex<ConfirmedInvalidations>);
 
 #[derive(Debug, Default)]
-struct Confirmed {
+struct ConfirmedInvalidations {
     ends: VecDeque<(Instant, Key)>,
     /// Slots that were purged as a whole, and the time of the last of these purges. They are
     /// copied, because they may belong to another master by the time they are used.
@@ -33,16 +33,16 @@ struct Confirmed {
 
 /// Invalidations that a session confirmed just before it ended.
 #[derive(Debug, Default)]
-pub(super) struct Late {
+pub(super) struct RecentInvalidations {
     pub(super) keys: Vec<Key>,
     /// Slots that were purged as a whole.
     pub(super) slots: Option<Box<SlotSet>>,
 }
 
-impl Recent {
+impl RecentlyConfirmed {
     pub(super) fn note(&self, key: &Key, now: Instant) {
         let mut confirmed = self.lock();
-        while confirmed.ends.front().is_some_and(|(at, _)| !is_late(*at, now)) {
+        while confirmed.ends.front().is_some_and(|(at, _)| !is_recent(*at, now)) {
             confirmed.ends.pop_front();
         }
         if confirmed.ends.len() >= LIMIT
@@ -59,23 +59,26 @@ impl Recent {
     }
 
     /// Returns what was confirmed within [`WINDOW`], and forgets everything.
-    pub(super) fn take(&self, now: Instant) -> Late {
-        let Confirmed { ends, slots } = std::mem::take(&mut *self.lock());
-        let ends = ends.into_iter().filter(|(at, _)| is_late(*at, now));
-        let slots = slots.filter(|(at, _)| is_late(*at, now));
-        Late { keys: ends.map(|(_, key)| key).collect(), slots: slots.map(|(_, slots)| slots) }
+    pub(super) fn take(&self, now: Instant) -> RecentInvalidations {
+        let ConfirmedInvalidations { ends, slots } = std::mem::take(&mut *self.lock());
+        let ends = ends.into_iter().filter(|(at, _)| is_recent(*at, now));
+        let slots = slots.filter(|(at, _)| is_recent(*at, now));
+        RecentInvalidations {
+            keys: ends.map(|(_, key)| key).collect(),
+            slots: slots.map(|(_, slots)| slots),
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Confirmed> {
+    fn lock(&self) -> MutexGuard<'_, ConfirmedInvalidations> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Confirmed {
+impl ConfirmedInvalidations {
     /// Earlier slots are kept for as long as these, which errs on the safe side.
     fn purged(&mut self, slots: &SlotSet, at: Instant, now: Instant) {
         match &mut self.slots {
-            Some((last, before)) if is_late(*last, now) => {
+            Some((last, before)) if is_recent(*last, now) => {
                 before.insert_all(slots);
                 *last = at.max(*last);
             }
@@ -84,7 +87,7 @@ impl Confirmed {
     }
 }
 
-fn is_late(at: Instant, now: Instant) -> bool {
+fn is_recent(at: Instant, now: Instant) -> bool {
     now.duration_since(at) <= WINDOW
 }
 
@@ -94,7 +97,7 @@ mod tests {
 
     #[test]
     fn what_was_confirmed_lately_is_given_once() {
-        let recent = Recent::default();
+        let recent = RecentlyConfirmed::default();
         let start = Instant::now();
         let key = |id: &str| Key::new("p:", id);
         recent.note(&key("old"), start);
@@ -110,7 +113,7 @@ mod tests {
 
     #[test]
     fn what_is_too_much_to_be_kept_one_by_one_is_kept_as_its_slot() {
-        let recent = Recent::default();
+        let recent = RecentlyConfirmed::default();
         let now = Instant::now();
         for id in 0..=LIMIT {
             recent.note(&Key::new("p:", &id.to_string()), now);
@@ -122,7 +125,7 @@ mod tests {
 
     #[test]
     fn of_a_purge_of_all_it_keeps_the_slots_that_it_was_of() {
-        let recent = Recent::default();
+        let recent = RecentlyConfirmed::default();
         let start = Instant::now();
         let slots = |first: u16| SlotSet::from_fn(|slot| (first..first + 10).contains(&slot));
         recent.note_slots(&slots(500), start);

@@ -9,7 +9,7 @@ const WHOLE_SLOTS: (u32, u32) = (8, 4);
 const WHOLE_SLOTS_OF_VALKEY: (u32, u32) = (9, 0);
 
 /// The fields of `INFO` that jobcache uses.
-pub(super) struct Info {
+pub(super) struct ServerInfo {
     version: String,
     /// Valkey's own version; empty for Redis.
     valkey: String,
@@ -20,7 +20,7 @@ pub(super) struct Info {
     policy: String,
 }
 
-impl Info {
+impl ServerInfo {
     pub(super) fn parse(text: &str) -> Self {
         let field = |name: &str| {
             text.lines()
@@ -45,7 +45,7 @@ impl Info {
     }
 
     /// Whether this is the server of `epoch`, in whatever term or config epoch.
-    pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
+    pub(super) fn matches(&self, epoch: &Epoch) -> bool {
         epoch.as_str().starts_with(self.epoch().as_str())
     }
 
@@ -86,7 +86,7 @@ impl Info {
     }
 
     /// The eviction policy, if it allows the server to evict a fence.
-    pub(super) fn evicts(&self) -> Option<&str> {
+    pub(super) fn evicting_policy(&self) -> Option<&str> {
         let bounded = !matches!(self.maxmemory.as_str(), "" | "0");
         (bounded && self.policy != "noeviction").then_some(&self.policy)
     }
@@ -109,12 +109,12 @@ fn version(text: &str) -> (u32, u32) {
 }
 
 /// The claim of a master to its slots, from `CLUSTER INFO`.
-pub(super) struct Claim {
+pub(super) struct SlotClaim {
     /// Config epoch of the claim.
     pub(super) epoch: u64,
 }
 
-impl Claim {
+impl SlotClaim {
     /// Parses the claim of a working master. A master does not work without the majority, or while
     /// a cluster that requires full coverage lacks it.
     pub(super) fn parse(info: &str) -> Result<Self, StoreError> {
@@ -129,12 +129,12 @@ impl Claim {
     }
 
     /// Whether `epoch` was taken with this claim.
-    pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
-        Self::held_by(epoch) == Some(self.epoch)
+    pub(super) fn matches(&self, epoch: &Epoch) -> bool {
+        Self::config_epoch_of(epoch) == Some(self.epoch)
     }
 
     /// The config epoch that `epoch` was taken with.
-    pub(super) fn held_by(epoch: &Epoch) -> Option<u64> {
+    pub(super) fn config_epoch_of(epoch: &Epoch) -> Option<u64> {
         epoch.as_str().rsplit_once('-')?.1.parse().ok()
     }
 }
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn an_old_server_or_a_replica_is_named_with_what_is_needed() {
         let info = |version, role| {
-            Info::parse(&format!(
+            ServerInfo::parse(&format!(
                 "# Server\r\nredis_version:{version}\r\nrun_id:r\r\n\r\nrole:{role}\r\nmaster_replid:m\r\n"
             ))
         };
@@ -162,17 +162,17 @@ mod tests {
     #[test]
     fn a_master_without_its_cluster_is_none_and_a_new_claim_is_a_new_epoch() {
         let claim = |state, epoch| {
-            Claim::parse(&format!("cluster_state:{state}\r\ncluster_my_epoch:{epoch}\r\n"))
+            SlotClaim::parse(&format!("cluster_state:{state}\r\ncluster_my_epoch:{epoch}\r\n"))
         };
         assert!(matches!(claim("fail", 7), Err(StoreError::Redirected(Redirect::Down))));
-        assert!(claim("ok", 7).unwrap().is_of(&Epoch::named("r-m-7")));
-        assert!(!claim("ok", 8).unwrap().is_of(&Epoch::named("r-m-7")));
-        assert!(!claim("ok", 7).unwrap().is_of(&Epoch::named("r-m-17")));
+        assert!(claim("ok", 7).unwrap().matches(&Epoch::named("r-m-7")));
+        assert!(!claim("ok", 8).unwrap().matches(&Epoch::named("r-m-7")));
+        assert!(!claim("ok", 7).unwrap().matches(&Epoch::named("r-m-17")));
     }
 
     #[test]
     fn entries_near_are_not_kept_of_clusters_that_hand_over_slots_whole() {
-        let check = |text: &str| Info::parse(text).check_slots_move_by_key().is_ok();
+        let check = |text: &str| ServerInfo::parse(text).check_slots_move_by_key().is_ok();
         assert!(check("redis_version:7.0.15") && check("redis_version:8.2.3"));
         assert!(!check("redis_version:8.4.0") && !check("redis_version:9.0.0"));
         assert!(check("redis_version:7.2.4\r\nvalkey_version:8.1.3"));
@@ -183,7 +183,7 @@ mod tests {
     fn a_server_that_may_evict_a_fence_is_told_by_its_policy() {
         let policy = |maxmemory, policy: &str| {
             let text = format!("maxmemory:{maxmemory}\r\nmaxmemory_policy:{policy}\r\n");
-            Info::parse(&text).evicts().map(str::to_owned)
+            ServerInfo::parse(&text).evicting_policy().map(str::to_owned)
         };
         assert_eq!(policy(0, "allkeys-lru"), None, "without a limit nothing is evicted");
         assert_eq!(policy(1000, "noeviction"), None);

@@ -24,7 +24,7 @@ use tokio_rustls::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-pub(super) use self::login::Login;
+pub(super) use self::login::RedisLogin;
 use super::{refused, session::classify};
 use crate::{
     config,
@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// Commands that may wait for their turn on a connection.
-const QUEUE: usize = 1024;
+const PIPELINE_BUFFER: usize = 1024;
 /// Timeout of the TLS handshake. A server without TLS may silently wait for more bytes; this
 /// timeout tells it apart from a server that hangs.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(700);
@@ -46,15 +46,15 @@ const REJECTION_TIMEOUT: Duration = Duration::from_millis(300);
 /// A server, and how to log in there.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Target {
-    place: Place,
-    login: Arc<Login>,
+    address: RedisAddress,
+    login: Arc<RedisLogin>,
     /// `None` for plain text.
     tls: Option<Arc<Tls>>,
 }
 
 /// Address at which a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum RedisAddress {
     /// A host name or IP address, and a port.
     Tcp(String, u16),
     /// A Unix socket.
@@ -86,7 +86,7 @@ impl Tls {
 /// A multiplexed connection for concurrent commands. It closes when this value is dropped, even if
 /// clones of `requests` remain.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct RedisConnection {
     pub(super) requests: MultiplexedConnection,
     _driver: AbortOnDropHandle<()>,
 }
@@ -107,18 +107,18 @@ impl Target {
         // compiled in.
         let info = format!("{scheme}://{rest}").into_connection_info().map_err(refused)?;
         let place = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => Place::Tcp(host.clone(), *port),
-            ConnectionAddr::Unix(path) => Place::Unix(path.clone()),
+            ConnectionAddr::Tcp(host, port) => RedisAddress::Tcp(host.clone(), *port),
+            ConnectionAddr::Unix(path) => RedisAddress::Unix(path.clone()),
             other => return Err(StoreError::Refused(format!("unsupported address {other}"))),
         };
-        let login = Login::of_url(info.redis_settings(), &config.store.login);
+        let login = RedisLogin::from_url(info.redis_settings(), &config.store.login);
         let tls = is_tls.then(|| Tls::new(config, metrics)).transpose();
         let tls = tls.map_err(|error| StoreError::Tls(error.to_string()))?;
-        Ok(Self { place, login: Arc::new(login), tls })
+        Ok(Self { address: place, login: Arc::new(login), tls })
     }
 
     /// A node of a cluster: the first of the seeds.
-    pub(in crate::store) fn of_seeds(
+    pub(in crate::store) fn from_seeds(
         seeds: &config::Seeds,
         config: &config::Config,
         metrics: &Arc<Metrics>,
@@ -127,12 +127,17 @@ impl Target {
         let login = if seeds.login.is_some() { &seeds.login } else { &config.store.login };
         let tls = seeds.is_tls.then(|| Tls::new(config, metrics)).transpose();
         let tls = tls.map_err(|error| StoreError::Tls(error.to_string()))?;
-        Ok(Self::new(host, port, Arc::new(Login::new(login, 0)), tls))
+        Ok(Self::new(host, port, Arc::new(RedisLogin::new(login, 0)), tls))
     }
 
     /// A server at a host and port.
-    pub(super) fn new(host: &str, port: u16, login: Arc<Login>, tls: Option<Arc<Tls>>) -> Self {
-        Self { place: Place::Tcp(host.to_owned(), port), login, tls }
+    pub(super) fn new(
+        host: &str,
+        port: u16,
+        login: Arc<RedisLogin>,
+        tls: Option<Arc<Tls>>,
+    ) -> Self {
+        Self { address: RedisAddress::Tcp(host.to_owned(), port), login, tls }
     }
 
     /// Another server with the same login and TLS settings.
@@ -140,16 +145,18 @@ impl Target {
         Self::new(host, port, Arc::clone(&self.login), self.tls.clone())
     }
 
-    pub(super) fn place(&self) -> &Place {
-        &self.place
+    pub(super) fn address(&self) -> &RedisAddress {
+        &self.address
     }
 
     /// Opens the socket and completes the TLS handshake. Sends no command yet.
     pub(super) async fn open(&self) -> Result<ClientStream, StoreError> {
         let lost = |error: io::Error| StoreError::Lost(format!("{self}: {error}"));
-        let (socket, host) = match &self.place {
-            Place::Tcp(host, port) => (Socket::Left(dial(host, *port).await.map_err(lost)?), host),
-            Place::Unix(path) => {
+        let (socket, host) = match &self.address {
+            RedisAddress::Tcp(host, port) => {
+                (Socket::Left(connect_tcp(host, *port).await.map_err(lost)?), host)
+            }
+            RedisAddress::Unix(path) => {
                 let socket = UnixStream::connect(path).await.map_err(lost)?;
                 return Ok(ClientStream::Left(Socket::Right(socket)));
             }
@@ -161,7 +168,7 @@ impl Target {
         let connector = TlsConnector::from(tls.client.current());
         match timeout(HANDSHAKE_TIMEOUT, connector.connect(name, socket)).await {
             Ok(Ok(stream)) => Ok(ClientStream::Right(Box::new(TlsStream::Client(stream)))),
-            Ok(Err(error)) => Err(self.distrusted(&error)),
+            Ok(Err(error)) => Err(self.tls_error(&error)),
             Err(_) => Err(StoreError::Tls(format!(
                 "{self} does not answer the handshake; use a redis:// URL for a server without TLS"
             ))),
@@ -169,25 +176,25 @@ impl Target {
     }
 
     /// Connects and logs in. The connection carries concurrent commands.
-    pub(super) async fn connect(&self) -> Result<Connection, StoreError> {
-        let login = self.login.settings().await?;
+    pub(super) async fn connect(&self) -> Result<RedisConnection, StoreError> {
+        let login = self.login.connection_info().await?;
         let stream = self.open().await?;
         // Every caller sets its own time limit.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)
-            .set_pipeline_buffer_size(QUEUE);
+            .set_pipeline_buffer_size(PIPELINE_BUFFER);
         let opened = MultiplexedConnection::new_with_config(&login, stream, config).await;
         let (requests, driver) = match opened {
             Ok(opened) => opened,
-            Err(error) => return Err(self.first(&error).await),
+            Err(error) => return Err(self.explain_first_error(&error).await),
         };
-        Ok(Connection { requests, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
+        Ok(RedisConnection { requests, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
     }
 
     /// The first command of a RESP3 connection with a client name. It also logs in.
     pub(super) async fn hello(&self, name: &str) -> Result<Cmd, StoreError> {
-        let login = self.login.settings().await?;
+        let login = self.login.connection_info().await?;
         let mut hello = cmd("HELLO");
         hello.arg(3);
         if let Some(password) = login.password() {
@@ -198,10 +205,10 @@ impl Target {
     }
 
     /// Explains an error in the first exchange on a connection.
-    pub(super) async fn first(&self, error: &RedisError) -> StoreError {
+    pub(super) async fn explain_first_error(&self, error: &RedisError) -> StoreError {
         let is_closed = error.is_io_error() || error.is_connection_dropped();
         if self.tls.is_some() && is_closed {
-            return self.rejected().await.unwrap_or_else(|| classify(error));
+            return self.tls_rejection().await.unwrap_or_else(|| classify(error));
         }
         // A TLS server answers a plain-text command with an alert, or closes the connection.
         if self.tls.is_none() && (is_closed || error.kind() == redis::ErrorKind::Parse) {
@@ -216,14 +223,14 @@ impl Target {
     /// A TLS 1.3 server rejects our certificate only after the handshake. A client that writes at
     /// that moment may find the connection closed before it has read the alert, so this second
     /// connection only reads.
-    async fn rejected(&self) -> Option<StoreError> {
+    async fn tls_rejection(&self) -> Option<StoreError> {
         let mut stream = self.open().await.ok()?;
         let read = timeout(REJECTION_TIMEOUT, stream.read(&mut [0])).await.ok()?;
-        read.err().map(|error| self.distrusted(&error))
+        read.err().map(|error| self.tls_error(&error))
     }
 
     /// The store error for a failed handshake, with a remedy.
-    fn distrusted(&self, error: &io::Error) -> StoreError {
+    fn tls_error(&self, error: &io::Error) -> StoreError {
         let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let remedy = match reason {
             // The signature check also fails if another authority has the same name.
@@ -250,7 +257,7 @@ impl Target {
 
 /// Connects to all addresses of a host at the same time: an address that does not answer must not
 /// use up the time for the others.
-async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
+async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let dials: Vec<_> =
         lookup_host((host, port)).await?.map(|addr| Box::pin(TcpStream::connect(addr))).collect();
     if dials.is_empty() {
@@ -263,10 +270,10 @@ async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Place::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+        match &self.address {
+            RedisAddress::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            RedisAddress::Tcp(host, port) => write!(f, "{host}:{port}"),
+            RedisAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -280,7 +287,7 @@ mod tests {
         let target = Target::parse(url, &config::Config::default(), &Arc::default()).unwrap();
         assert_eq!(target.to_string(), shown);
         for target in [&target, &target.at("elsewhere", 1)] {
-            let info = futures_util::FutureExt::now_or_never(target.login.settings());
+            let info = futures_util::FutureExt::now_or_never(target.login.connection_info());
             let info = info.unwrap().unwrap();
             assert_eq!((info.db(), info.username(), info.password()), login);
         }

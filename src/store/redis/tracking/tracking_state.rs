@@ -19,8 +19,8 @@ use crate::{
 
 /// The read barrier, the watcher of changes, and the tracking settings.
 #[derive(Clone, Debug)]
-pub(in crate::store::redis) struct Tracked {
-    pub(in crate::store::redis) rounds: Arc<Barrier>,
+pub(in crate::store::redis) struct TrackingState {
+    pub(in crate::store::redis) barrier: Arc<Barrier>,
     pub(super) watcher: Arc<dyn Watcher>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) tracking: NearTracking,
@@ -29,10 +29,10 @@ pub(in crate::store::redis) struct Tracked {
     /// Origin of the times given to the barrier.
     origin: Instant,
     /// Notified when tracking goes up or down, if the server is one of several.
-    turned: Option<Arc<Notify>>,
+    state_changed: Option<Arc<Notify>>,
 }
 
-impl Tracked {
+impl TrackingState {
     /// `budget` covers two rounds, because a request may wait for the round in flight and for its
     /// own.
     pub(in crate::store::redis) fn new(
@@ -40,20 +40,28 @@ impl Tracked {
         budget: Duration,
         tracking: NearTracking,
         metrics: Arc<Metrics>,
-        turned: Option<Arc<Notify>>,
+        state_changed: Option<Arc<Notify>>,
     ) -> Self {
         let patience = budget / 2;
         let origin = Instant::now();
-        Self { rounds: Arc::default(), watcher, metrics, tracking, patience, origin, turned }
+        Self {
+            barrier: Arc::default(),
+            watcher,
+            metrics,
+            tracking,
+            patience,
+            origin,
+            state_changed,
+        }
     }
 
     /// Makes sure that changes of a key will be reported. With broadcast tracking, changes of all
     /// keys are.
     pub(in crate::store::redis) async fn follow(&self, key: &Key) -> Result<(), BarrierDown> {
         if self.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUntracked) {
-            return if self.rounds.is_up() { Ok(()) } else { Err(BarrierDown) };
+            return if self.barrier.is_up() { Ok(()) } else { Err(BarrierDown) };
         }
-        self.rounds.carry(key).await
+        self.barrier.carry(key).await
     }
 
     /// Whether every change older than `staleness` is known here already.
@@ -61,12 +69,12 @@ impl Tracked {
         if staleness.is_zero() {
             return false;
         }
-        let Some(fresh_at_us) = self.rounds.fresh_at_us() else { return false };
+        let Some(fresh_at_us) = self.barrier.fresh_at_us() else { return false };
         let age_us = self.since_origin_us(Instant::now()).saturating_sub(fresh_at_us);
         let age = Duration::from_micros(age_us);
         if age > staleness / 2 {
             // Early enough for later requests.
-            self.rounds.nudge();
+            self.barrier.nudge();
         }
         age < staleness
     }
@@ -82,18 +90,18 @@ impl Tracked {
     }
 
     pub(super) fn raise(&self) {
-        self.rounds.mark_up();
-        self.tell(true);
+        self.barrier.mark_up();
+        self.report_up(true);
     }
 
     pub(super) fn lower(&self) {
-        self.rounds.mark_down();
-        self.tell(false);
+        self.barrier.mark_down();
+        self.report_up(false);
     }
 
     /// Reports whether tracking is up. In a cluster, `Cluster` reports it.
-    fn tell(&self, up: bool) {
-        match &self.turned {
+    fn report_up(&self, up: bool) {
+        match &self.state_changed {
             Some(turned) => turned.notify_one(),
             None => self.metrics.set_tracking_up(up),
         }
@@ -108,7 +116,7 @@ impl Tracked {
 
 /// Evicts the names of one invalidation message: a list of names, or nil for all (FLUSHALL,
 /// FLUSHDB).
-pub(super) fn evict(tracked: &Tracked, data: &[Value]) {
+pub(super) fn evict(tracked: &TrackingState, data: &[Value]) {
     let (watcher, events) = (&tracked.watcher, &tracked.metrics.events);
     let [Value::Array(names)] = data else {
         watcher.flush();
