@@ -3,30 +3,32 @@
 //! The cache never contacts the upstream. A reader that must do so gets a [`Lead`], and `proxy`
 //! fetches.
 
-mod ahead;
 pub mod audience;
-mod bulk;
+mod comparison;
 pub mod cookies;
 pub mod entry;
-pub mod explain;
 mod fill;
 pub mod flight;
+pub mod forecast;
 mod invalidate;
-pub mod key;
+pub mod job_id;
 mod lookup;
-pub mod marks;
-mod near;
+mod near_lookup;
 pub mod policy;
+mod prefetch_lookup;
 pub mod query;
-mod told;
-mod trial;
+mod record;
+pub mod windowed_counts;
+mod write_all;
 
-pub use ahead::Ahead;
-pub use fill::{Abandoned, Known, Landed, Lead};
-pub use invalidate::{Died, OUTCOME_UNKNOWN, Outcome, Purge, PurgeAll, Receipt};
-pub use lookup::{Lookup, REPLACEMENTS};
-pub use near::{Absence, Look};
-pub use trial::Trial;
+pub use comparison::Comparison;
+pub use fill::{AbandonReason, KnownEntry, LeaderRead, PublishedRead};
+pub use invalidate::{
+    OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt, PurgeTaskFailed, WriteOutcome,
+};
+pub use lookup::{Lookup, MAX_REPLACEMENTS};
+pub use near_lookup::{NearLookup, NearMissReason};
+pub use prefetch_lookup::PrefetchLookup;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -34,15 +36,15 @@ use hyper::http::{HeaderMap, HeaderName, Method, Uri};
 use prometheus_client::metrics::gauge::Gauge;
 
 use self::{
-    audience::{Form, Pair, Prints},
-    bulk::Bulk,
+    audience::{Caller, Fingerprinter, Variant},
     entry::Entry,
     flight::Flights,
-    key::JobId,
-    marks::Marks,
-    near::Layer,
-    policy::{Policy, RequestDirectives, States},
+    job_id::JobId,
+    near_lookup::NearLayer,
+    policy::{Policy, RequestDirectives, StateTtls},
     query::Query,
+    windowed_counts::WindowedCounts,
+    write_all::SharedPurgeAll,
 };
 use crate::{
     config,
@@ -54,9 +56,9 @@ use crate::{
 
 /// Duration of a hit-for-miss mark. After a response that could not be stored, readers of the job do
 /// not queue behind each other for this long.
-const UNCACHEABLE_FOR: Duration = Duration::from_secs(10);
+const HIT_FOR_MISS_TIME: Duration = Duration::from_secs(10);
 /// Interval between two warnings about foreign values.
-const FOREIGN_WARNING_EVERY: Duration = Duration::from_mins(1);
+const FOREIGN_WARNING_INTERVAL: Duration = Duration::from_mins(1);
 /// Margin that is added to the upstream's response timeout, so that a fence outlives its write.
 const FENCE_MARGIN: Duration = Duration::from_secs(10);
 
@@ -67,27 +69,27 @@ const FENCE_MARGIN: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Cache {
     store: Arc<Store>,
-    near: Option<Arc<Layer>>,
+    near: Option<Arc<NearLayer>>,
     flights: Arc<Flights>,
     /// Jobs and coalesce keys that recently got a response that could not be stored.
-    uncacheable: Arc<Marks<(Key, Pair)>>,
+    hit_for_miss: Arc<WindowedCounts<(Key, Caller)>>,
     /// Replacements of a job's entry by a different response that the upstream gave another caller.
-    replaced: Arc<Marks<Key>>,
-    prints: Prints,
+    replacements: Arc<WindowedCounts<Key>>,
+    fingerprinter: Fingerprinter,
     /// Foreign values found under each job's key.
-    foreign: Arc<Marks<Key>>,
-    foreign_warnings: Arc<Marks<()>>,
+    foreign_values: Arc<WindowedCounts<Key>>,
+    foreign_warnings: Arc<WindowedCounts<()>>,
     pending_warnings: Arc<Throttle>,
     /// Leases of other sidecars that a reader has waited for without result.
-    waited: Arc<Marks<Token>>,
+    waited_leases: Arc<WindowedCounts<Token>>,
     /// Entries that a comparison found to differ from the upstream's response.
-    refuted: Arc<Marks<Token>>,
-    refuted_warnings: Arc<Throttle>,
-    bulk: Arc<Bulk>,
+    wrong_entries: Arc<WindowedCounts<Token>>,
+    wrong_entry_warnings: Arc<Throttle>,
+    shared_purge_all: Arc<SharedPurgeAll>,
     /// Limits the memory of responses that are being read into the cache.
-    captured: Arc<Quota>,
+    capture_quota: Arc<Quota>,
     policy: Policy,
-    settings: Settings,
+    settings: CacheSettings,
     metrics: Arc<Metrics>,
 }
 
@@ -102,47 +104,47 @@ impl fmt::Debug for Cache {
 }
 
 #[derive(Clone, Debug)]
-struct Settings {
+struct CacheSettings {
     prefix: String,
-    budget: Duration,
+    store_budget: Duration,
     settle: Duration,
     linger: Duration,
     fence: Duration,
-    audience: usize,
+    max_audience: usize,
     ignore_client_cache_control: bool,
     compress_above: Option<usize>,
 }
 
 /// A read of a job, as the cache sees it.
 #[derive(Debug)]
-pub struct Ask {
+pub struct LookupRequest {
     key: Key,
-    pair: Pair,
+    caller: Caller,
     /// Requests of one job with the same key may share an upstream read.
-    circle: Pair,
+    coalesce_key: Caller,
     directives: RequestDirectives,
     /// The response may be stored as far as the method is concerned: the request is a GET.
-    fills: bool,
+    may_fill: bool,
     /// The request never waits for another request's upstream read.
-    alone: bool,
-    form: Form,
+    solo: bool,
+    variant: Variant,
 }
 
-impl Ask {
+impl LookupRequest {
     /// Makes the request solo: it never has to wait for another request's upstream read. A lookup does
     /// not queue it for a turn, and it may ignore a [`Lookup::Join`].
     #[must_use]
-    pub fn alone(self) -> Self {
-        Self { alone: true, ..self }
+    pub fn solo(self) -> Self {
+        Self { solo: true, ..self }
     }
 
     /// Returns whether the request shares no upstream read when its lookup is not confirmed.
-    fn is_by_itself(&self) -> bool {
+    fn never_coalesces(&self) -> bool {
         let RequestDirectives { no_store, only_if_cached, .. } = self.directives;
-        self.alone || !self.fills || no_store || only_if_cached
+        self.solo || !self.may_fill || no_store || only_if_cached
     }
 
-    fn is_young(&self, entry: &Entry, now_ms: i64) -> bool {
+    fn accepts_age(&self, entry: &Entry, now_ms: i64) -> bool {
         self.directives.admit(entry.age(now_ms), entry.ttl(now_ms))
     }
 }
@@ -155,7 +157,7 @@ impl Cache {
     /// Fails if [`Store::open`] does.
     pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         metrics.events.set_key_prefix(&config.store.prefix);
-        let near = Layer::new(config, &metrics).map(Arc::new);
+        let near = NearLayer::new(config, &metrics).map(Arc::new);
         let watcher = near.as_ref().map(|near| near.watcher());
         let store = Store::open(config, Arc::clone(&metrics), watcher)?;
         let limits = &metrics.limits;
@@ -164,24 +166,24 @@ impl Cache {
         };
         let flights = quota(config.max_flights, &limits.flights, Limit::Flights);
         let captured = quota(config.max_captured, &limits.captured, Limit::Captured);
-        let fingerprinter = prints(config);
+        let fingerprinter = fingerprinter(config);
         Ok(Self {
             store: Arc::new(store),
             near,
-            flights: Arc::new(Flights::within(flights)),
-            uncacheable: Arc::new(Marks::new(UNCACHEABLE_FOR)),
-            replaced: Arc::new(Marks::new(config.ttl)),
-            foreign: Arc::new(Marks::new(config.ttl)),
-            foreign_warnings: Arc::new(Marks::new(FOREIGN_WARNING_EVERY)),
+            flights: Arc::new(Flights::new(flights)),
+            hit_for_miss: Arc::new(WindowedCounts::new(HIT_FOR_MISS_TIME)),
+            replacements: Arc::new(WindowedCounts::new(config.ttl)),
+            foreign_values: Arc::new(WindowedCounts::new(config.ttl)),
+            foreign_warnings: Arc::new(WindowedCounts::new(FOREIGN_WARNING_INTERVAL)),
             pending_warnings: Arc::default(),
-            waited: Arc::new(Marks::new(config.store.lease)),
-            refuted: Arc::new(Marks::new(trial::REMEMBERED)),
-            refuted_warnings: Arc::default(),
-            bulk: Arc::default(),
-            captured,
+            waited_leases: Arc::new(WindowedCounts::new(config.store.lease)),
+            wrong_entries: Arc::new(WindowedCounts::new(comparison::WRONG_ENTRY_MEMORY)),
+            wrong_entry_warnings: Arc::default(),
+            shared_purge_all: Arc::default(),
+            capture_quota: captured,
             policy: policy(config, &fingerprinter),
-            prints: fingerprinter,
-            settings: Settings::of(config),
+            fingerprinter,
+            settings: CacheSettings::from_config(config),
             metrics,
         })
     }
@@ -191,15 +193,15 @@ impl Cache {
     /// The counts of unstorable responses, replacements and foreign values start from zero: attempts
     /// that failed under the old configuration may succeed under the new one.
     #[must_use]
-    pub fn revised(&self, config: &config::Config) -> Self {
-        let fingerprinter = prints(config);
+    pub fn reconfigured(&self, config: &config::Config) -> Self {
+        let fingerprinter = fingerprinter(config);
         Self {
-            uncacheable: Arc::new(Marks::new(UNCACHEABLE_FOR)),
-            replaced: Arc::new(Marks::new(config.ttl)),
-            foreign: Arc::new(Marks::new(config.ttl)),
+            hit_for_miss: Arc::new(WindowedCounts::new(HIT_FOR_MISS_TIME)),
+            replacements: Arc::new(WindowedCounts::new(config.ttl)),
+            foreign_values: Arc::new(WindowedCounts::new(config.ttl)),
             policy: policy(config, &fingerprinter),
-            prints: fingerprinter,
-            settings: Settings::of(config),
+            fingerprinter,
+            settings: CacheSettings::from_config(config),
             ..self.clone()
         }
     }
@@ -210,48 +212,59 @@ impl Cache {
     }
 
     /// Returns the request headers that fingerprints cover. They must reach the upstream unchanged.
-    pub fn fingerprinted(&self) -> &[HeaderName] {
-        self.prints.covered()
+    pub fn fingerprinted_headers(&self) -> &[HeaderName] {
+        self.fingerprinter.covered_headers()
     }
 
     /// Returns whether a request must bypass the cache because it carries a credential.
-    pub fn is_personal(&self, headers: &HeaderMap) -> bool {
-        self.prints.bypasses(headers)
+    pub fn must_bypass(&self, headers: &HeaderMap) -> bool {
+        self.fingerprinter.must_bypass(headers)
     }
 
     /// Returns a new budget: the total time that one request may wait for the store.
     pub fn budget(&self) -> Budget {
-        Budget::new(self.settings.budget)
+        Budget::new(self.settings.store_budget)
     }
 
     /// Creates the lookup request for a GET or HEAD of a job.
-    pub fn ask(&self, id: &JobId, method: &Method, uri: &Uri, headers: &HeaderMap) -> Ask {
-        let (caller, variant) = self.prints.take(self.store.credential_key(), uri, headers);
-        Ask {
+    pub fn lookup_request(
+        &self,
+        id: &JobId,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> LookupRequest {
+        let (caller, variant) =
+            self.fingerprinter.caller_and_variant(self.store.credential_key(), uri, headers);
+        LookupRequest {
             key: self.key(id),
-            pair: caller,
-            circle: self.prints.circle(caller),
+            caller,
+            coalesce_key: self.fingerprinter.coalesce_key(caller),
             directives: self.directives(headers),
-            fills: *method == Method::GET,
-            alone: false,
-            form: variant,
+            may_fill: *method == Method::GET,
+            solo: false,
+            variant,
         }
     }
 
     /// Changes a lookup request to the job `id` at `path`. The method and all headers must be the same
     /// as in the request that it was made from.
-    pub fn turn(&self, request: &mut Ask, id: &str, path: &str) {
-        if request.form.path() == path.as_bytes() {
+    pub fn retarget(&self, request: &mut LookupRequest, id: &str, path: &str) {
+        if request.variant.path() == path.as_bytes() {
             return;
         }
         request.key.rename(&self.settings.prefix, id);
-        request.pair = self.prints.turn(request.pair, &mut request.form, path);
-        request.circle = self.prints.circle(request.pair);
+        request.caller = self.fingerprinter.retarget(request.caller, &mut request.variant, path);
+        request.coalesce_key = self.fingerprinter.coalesce_key(request.caller);
     }
 
     fn directives(&self, headers: &HeaderMap) -> RequestDirectives {
         let directives = RequestDirectives::of(headers);
-        if self.settings.ignore_client_cache_control { directives.advisory() } else { directives }
+        if self.settings.ignore_client_cache_control {
+            directives.without_advisory()
+        } else {
+            directives
+        }
     }
 
     fn key(&self, id: &JobId) -> Key {
@@ -259,32 +272,32 @@ impl Cache {
     }
 }
 
-impl Settings {
-    fn of(config: &config::Config) -> Self {
+impl CacheSettings {
+    fn from_config(config: &config::Config) -> Self {
         Self {
             prefix: config.store.prefix.clone(),
-            budget: config.store.budget,
+            store_budget: config.store.budget,
             settle: config.settle,
             linger: config.store.linger,
             fence: config.upstream.response_timeout + FENCE_MARGIN,
-            audience: config.credentials.audience,
+            max_audience: config.credentials.audience,
             ignore_client_cache_control: config.ignore_client_cache_control,
             compress_above: config.store.compress_above,
         }
     }
 }
 
-fn prints(config: &config::Config) -> Prints {
-    Prints::new(&config.credentials).counting(Query::new(&config.query))
+fn fingerprinter(config: &config::Config) -> Fingerprinter {
+    Fingerprinter::new(&config.credentials).with_query(Query::new(&config.query))
 }
 
-fn policy(config: &config::Config, fingerprinter: &Prints) -> Policy {
+fn policy(config: &config::Config, fingerprinter: &Fingerprinter) -> Policy {
     Policy {
         ttl: config.ttl,
         stated_only: config.ttl_stated_only,
         max_body: config.max_body,
-        vary: fingerprinter.covered().to_vec(),
-        states: States::new(&config.states),
+        vary: fingerprinter.covered_headers().to_vec(),
+        state_ttls: StateTtls::new(&config.states),
         cookies: config.credentials.cookies.clone(),
     }
 }

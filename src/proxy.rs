@@ -65,7 +65,7 @@ use self::{
     write::WriteInvalidation,
 };
 use crate::{
-    cache::{Cache, Outcome, policy::Bypass},
+    cache::{Cache, WriteOutcome, policy::Bypass},
     config::{self, Config, Mode, Share},
     events::HitSample,
     informational::Informational,
@@ -243,11 +243,11 @@ impl Proxy {
         match self.routes.classify(&request) {
             // An HTTP/2 request can have a body without a header that announces it.
             Route::Read(id) if !request.body().is_end_stream() => {
-                self.cache.passed(id.as_str(), Bypass::RequestBody);
+                self.cache.record_pass(id.as_str(), Bypass::RequestBody);
                 Box::pin(self.pass(request, client, informational, Bypass::RequestBody)).await
             }
-            Route::Read(id) if self.cache.is_personal(request.headers()) => {
-                self.cache.passed(id.as_str(), Bypass::Credentials);
+            Route::Read(id) if self.cache.must_bypass(request.headers()) => {
+                self.cache.record_pass(id.as_str(), Bypass::Credentials);
                 Box::pin(self.pass(request, client, informational, Bypass::Credentials)).await
             }
             Route::Read(_) if self.mode == Mode::Off => {
@@ -269,7 +269,7 @@ impl Proxy {
                 if let Some(id) = self.routes.job_at(request.uri().path())
                     && why != Bypass::Method
                 {
-                    self.cache.passed(id, why);
+                    self.cache.record_pass(id, why);
                 }
                 Box::pin(self.pass(request, client, informational, why)).await
             }
@@ -320,7 +320,7 @@ impl Proxy {
             let mut change = WriteInvalidation { write: self.cache.unfenced(), all };
             change.spare_if_refused(response.status());
             self.cache.widen(&mut change.write, &jobs);
-            let conclude = Arc::clone(self).conclude(change, Outcome::Known, Ok(response));
+            let conclude = Arc::clone(self).conclude(change, WriteOutcome::Known, Ok(response));
             return self.detached(conclude).await;
         }
         Answer { response, verdict: Verdict::Pass(why) }

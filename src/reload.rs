@@ -46,7 +46,7 @@ use tracing::{error, info, warn};
 use crate::{
     RunError,
     admin::Admin,
-    cache::{Cache, Outcome as WriteOutcome},
+    cache::{Cache, WriteOutcome},
     config::{Applies, Change, Config, Invalid, Loaded, Overruled},
     informational::Informational,
     metrics::{Metrics, OutcomeLabels},
@@ -270,7 +270,7 @@ impl ConfigGeneration {
     }
 
     fn revised(&self, routes: Arc<Routes>, config: &Config) -> Self {
-        let cache = Arc::new(self.cache.revised(config));
+        let cache = Arc::new(self.cache.reconfigured(config));
         let proxy = self.proxy.revised(Arc::clone(&routes), Arc::clone(&cache), config);
         let admin = self.admin.reconfigured(Arc::clone(&cache), Arc::clone(&routes), config);
         Self::new(routes, cache, Arc::new(proxy), Arc::new(admin))

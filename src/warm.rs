@@ -28,7 +28,7 @@ use tracing::{error, info, warn};
 
 use self::queue::{Item, WarmQueue};
 use crate::{
-    cache::key::JobId,
+    cache::job_id::JobId,
     config::{self, Config},
     metrics::Metrics,
     proxy::{Proxy, ReadAhead},

@@ -39,8 +39,8 @@ use crate::{
         Cache,
         audience::Standing,
         entry::{Entry, Reject},
-        explain::{Because, Explained, Forecast, Form},
-        key::{self, JobId},
+        forecast::{Forecast, ForecastReport, MissReason, VariantOrigin},
+        job_id::{self, JobId},
         policy::Bypass,
     },
     clock,
@@ -88,11 +88,11 @@ impl Explainer<'_> {
         self.check_same_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         let is_given = headers.contains_key(HOST) || uri.authority().is_some();
-        let form = if is_given { Form::Given } else { Form::Assumed };
+        let form = if is_given { VariantOrigin::Given } else { VariantOrigin::Assumed };
         // Writes and bypassed requests do no lookup. Their job is shown as a GET would find it.
         let method = if *method == Method::HEAD { method } else { &Method::GET };
-        let ask = self.cache.ask(&id, method, uri, headers);
-        let ask = if self.mode == Mode::Shadow { ask.alone() } else { ask };
+        let ask = self.cache.lookup_request(&id, method, uri, headers);
+        let ask = if self.mode == Mode::Shadow { ask.solo() } else { ask };
         let explained = self.cache.explain(ask, form).await;
         let now = clock::now();
         let mut verdict = match framing::check(&request, self.limits) {
@@ -100,7 +100,7 @@ impl Explainer<'_> {
             Ok(()) => self.verdict(&request, &route, &explained, now),
         };
         if head.trim_ascii().is_empty() {
-            verdict = verdict.without_headers(&explained.past);
+            verdict = verdict.without_headers(&explained.history);
         }
         Ok(json_reply(StatusCode::OK, &Explanation::of(&id, &request, form, &explained, verdict)))
     }
@@ -129,11 +129,11 @@ impl Explainer<'_> {
         &self,
         request: &Request<()>,
         route: &Route,
-        explained: &Explained,
+        explained: &ForecastReport,
         now: SystemTime,
     ) -> ExplainVerdict {
         match route {
-            Route::Read(_) if self.cache.is_personal(request.headers()) => {
+            Route::Read(_) if self.cache.must_bypass(request.headers()) => {
                 ExplainVerdict::pass(Bypass::Credentials)
             }
             Route::Read(_) => ExplainVerdict::in_mode(self.mode, explained, now),
@@ -155,7 +155,7 @@ fn canonical_id(id: &str) -> Result<JobId, String> {
         return Ok(id);
     }
     let shown: String = id.chars().take(200).collect();
-    Err(match key::readings(id).first() {
+    Err(match job_id::possible_ids(id).first() {
         Some(other) => format!(
             "reads of {shown:?} are not cached (detail=spelling); use the canonical spelling \
              {other:?}",
@@ -172,7 +172,7 @@ pub(super) fn bad_request(error: &str) -> Reply {
 }
 
 impl ExplainVerdict {
-    fn in_mode(mode: Mode, explained: &Explained, now: SystemTime) -> Self {
+    fn in_mode(mode: Mode, explained: &ForecastReport, now: SystemTime) -> Self {
         match (mode, explained.forecast) {
             (Mode::Off, _) => Self::pass(Bypass::Off),
             (Mode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
@@ -187,7 +187,7 @@ impl ExplainVerdict {
         }
     }
 
-    fn in_service(explained: &Explained, now: SystemTime) -> Self {
+    fn in_service(explained: &ForecastReport, now: SystemTime) -> Self {
         match explained.forecast {
             Forecast::Hit(ttl) => Self {
                 outcome: "hit",
@@ -195,9 +195,9 @@ impl ExplainVerdict {
                 cache_status: format!("jobcache; hit; ttl={}", ttl.as_secs()),
                 why: hit_text(explained, ttl),
             },
-            Forecast::Miss { why, because: reason } => {
+            Forecast::Miss { bypass: why, reason } => {
                 let text = match reason {
-                    Because::Unconfirmed(why) => bypass_text(why, explained, now),
+                    MissReason::Unconfirmed(why) => bypass_text(why, explained, now),
                     reason => miss_text(reason).to_owned(),
                 };
                 Self { why: text, ..Self::forwarded("miss", why, false) }
@@ -282,8 +282,8 @@ impl<'t> Explanation<'t> {
     fn of(
         id: &'t JobId,
         request: &Request<()>,
-        form: Form,
-        explained: &Explained,
+        form: VariantOrigin,
+        explained: &ForecastReport,
         verdict: ExplainVerdict,
     ) -> Self {
         let state = explained.state.as_ref();
@@ -297,14 +297,14 @@ impl<'t> Explanation<'t> {
             request: json!({
                 "method": request.method().as_str(),
                 "path": request.uri().path(),
-                "form_assumed": form == Form::Assumed,
+                "form_assumed": form == VariantOrigin::Assumed,
             }),
             store: json!({
                 "answered": state.is_ok(),
                 "error": state.err().map(StoreError::as_str),
                 "pending": explained.pending,
-                "slot": explained.place.as_ref().map(|(slot, _)| slot),
-                "node": explained.place.as_ref().and_then(|(_, node)| node.as_ref()),
+                "slot": explained.cluster_slot.as_ref().map(|(slot, _)| slot),
+                "node": explained.cluster_slot.as_ref().and_then(|(_, node)| node.as_ref()),
             }),
             value: value_kind(explained),
             entry: entry_json(explained),
@@ -312,19 +312,19 @@ impl<'t> Explanation<'t> {
             fence: fence_left_ms.map(left),
             near: explained.near,
             marks: json!({
-                "uncacheable": explained.uncacheable,
-                "replaced": explained.replaced,
-                "foreign": explained.foreign,
+                "uncacheable": explained.hit_for_miss,
+                "replaced": explained.replacements,
+                "foreign": explained.foreign_values,
             }),
-            events: job_history::events_json(&explained.past),
-            all_purged: explained.past.all_purged.as_ref().map(job_history::event_json),
+            events: job_history::events_json(&explained.history),
+            all_purged: explained.history.all_purged.as_ref().map(job_history::event_json),
             now: job_history::rfc3339(clock::now()),
         }
     }
 }
 
 /// Returns the kind of value in the store, or `None` if the store did not answer.
-fn value_kind(explained: &Explained) -> Option<&'static str> {
+fn value_kind(explained: &ForecastReport) -> Option<&'static str> {
     let state: &KeyState = explained.state.as_ref().ok()?;
     Some(match &explained.value {
         _ if state.is_alien => "foreign",
@@ -337,7 +337,7 @@ fn value_kind(explained: &Explained) -> Option<&'static str> {
     })
 }
 
-fn entry_json(explained: &Explained) -> Option<Value> {
+fn entry_json(explained: &ForecastReport) -> Option<Value> {
     let (Ok(state), Some(Ok(entry))) = (&explained.state, &explained.value) else { return None };
     let entry: &Entry = entry;
     let now_ms = state.seen.now_ms;

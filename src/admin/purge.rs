@@ -23,7 +23,7 @@ use super::{
     reply::{Reply, json_reply, retry_later},
 };
 use crate::{
-    cache::{Cache, Purge, PurgeAll, Receipt, key::JobId},
+    cache::{Cache, PurgeAllOutcome, PurgeOutcome, PurgeReceipt, job_id::JobId},
     config::Config,
     metrics::{Limit, Metrics, WebhookRefusal},
     proxy::route::Routes,
@@ -223,7 +223,7 @@ impl PurgeWebhook {
         }
         let span = spans::invalidate(&spans::current(), "purge");
         let purge = self.cache.purge(&ids, caller.by()).instrument(span.clone());
-        let Ok(Purge { ended, receipts }) = purge.await else { return purge_failed() };
+        let Ok(PurgeOutcome { ended, receipts }) = purge.await else { return purge_failed() };
         spans::record_result(&span, ended.as_str());
         let names: Value = ids.iter().map(JobId::as_str).collect();
         let receipts: Value =
@@ -253,7 +253,9 @@ impl PurgeWebhook {
         }
         let span = spans::invalidate(&spans::current(), "purge-all");
         let purge = self.cache.purge_all(caller.by()).instrument(span.clone());
-        let Ok(PurgeAll { ended, flights, near }) = purge.await else { return purge_failed() };
+        let Ok(PurgeAllOutcome { ended, flights, near }) = purge.await else {
+            return purge_failed();
+        };
         spans::record_result(&span, ended.as_str());
         let local = |mut body: Value| {
             body["flights_detached"] = flights.into();
@@ -271,7 +273,7 @@ impl PurgeWebhook {
 }
 
 /// The receipt of a purged job: what was stored, and what was voided.
-fn receipt_json(id: &JobId, Receipt { was, flights, near }: &Receipt) -> Value {
+fn receipt_json(id: &JobId, PurgeReceipt { found: was, flights, near }: &PurgeReceipt) -> Value {
     let entry = was.as_ref().and_then(|was| was.entry.as_ref()).map(|entry| {
         json!({
             "stored_size": entry.size,

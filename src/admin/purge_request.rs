@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::cache::key::{self, JobId};
+use crate::cache::job_id::{self, JobId};
 
 /// Most ids in one purge, and most jobs that all readings of those ids name together.
 pub(super) const MAX_IDS: usize = 10_000;
@@ -81,7 +81,7 @@ impl PurgeRequest {
 }
 
 pub(super) fn job_ids(id: &str) -> Result<Vec<JobId>, String> {
-    let ids = key::readings(id);
+    let ids = job_id::possible_ids(id);
     if ids.is_empty() {
         let shown: String = id.chars().take(200).collect();
         return Err(format!(

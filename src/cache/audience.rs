@@ -36,15 +36,15 @@ pub struct Fingerprint([u8; 16]);
 
 /// Fingerprints of a request's credential and of the variant that it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Pair {
+pub struct Caller {
     credential: Fingerprint,
-    representation: Fingerprint,
+    variant: Fingerprint,
 }
 
 /// The text that a variant's fingerprint was made from. It gives the fingerprint of another path with
 /// the same headers, because nothing else differs then.
 #[derive(Clone, Debug)]
-pub struct Form {
+pub struct Variant {
     key: CredentialKey,
     /// The parts, each preceded by its length. The first is the path.
     text: Vec<u8>,
@@ -55,7 +55,7 @@ pub struct Form {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audience {
     /// Callers that the upstream has served the entry's bytes to.
-    pub members: Box<[Member]>,
+    pub members: Box<[AudienceMember]>,
     /// Whether the upstream has declared that the credential does not matter.
     pub public: bool,
 }
@@ -65,8 +65,8 @@ pub struct Audience {
 /// Format in the store: the caller in hexadecimal (see [`Pair::to_hex`]), `@`, and the time in ms since
 /// 1970 by the store's clock. Members written by older sidecars have no time, which counts as 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
-    pair: Pair,
+pub struct AudienceMember {
+    caller: Caller,
     served_at_ms: i64,
 }
 
@@ -83,14 +83,14 @@ pub enum Standing {
 
 /// Takes the fingerprints of requests.
 #[derive(Clone, Debug)]
-pub struct Prints {
+pub struct Fingerprinter {
     mode: Mode,
     /// Headers of the credential.
-    headers: Vec<HeaderName>,
+    credential_headers: Vec<HeaderName>,
     /// Headers of the credential and of the variant.
     covered: Vec<HeaderName>,
     /// Roles of the covered headers, by name.
-    roles: HashMap<HeaderName, Role, BuildHasherDefault<NameHasher>>,
+    roles: HashMap<HeaderName, HeaderRole, BuildHasherDefault<NameHasher>>,
     /// Names of the cookies that count; if empty, all cookies count.
     cookies: Vec<String>,
     /// How long a membership lasts; if unset, it does not lapse.
@@ -99,15 +99,15 @@ pub struct Prints {
 }
 
 /// Capacity for the text of a usual request, in bytes.
-const USUAL_TEXT: usize = 512;
+const USUAL_TEXT_BYTES: usize = 512;
 
 /// Role of a header in the fingerprints. Headers are taken in the order of `place`, regardless of
 /// their order in the request.
 #[derive(Clone, Copy, Debug)]
-struct Role {
-    place: usize,
+struct HeaderRole {
+    order: usize,
     credential: bool,
-    representation: bool,
+    variant: bool,
 }
 
 /// FNV-1a hash. A fast hash matters, because every header of every request is looked up. No key is
@@ -133,13 +133,13 @@ impl Hasher for NameHasher {
 }
 
 /// A header that is part of a fingerprint.
-struct Told<'h> {
-    role: Role,
+struct CoveredHeader<'h> {
+    role: HeaderRole,
     name: &'h HeaderName,
     value: &'h HeaderValue,
 }
 
-const REPRESENTATION: [HeaderName; 13] = [
+const VARIANT_HEADERS: [HeaderName; 13] = [
     HOST,
     ORIGIN,
     ACCEPT,
@@ -219,14 +219,14 @@ fn push_part(text: &mut Vec<u8>, part: &[u8]) {
     text.extend_from_slice(part);
 }
 
-impl Form {
+impl Variant {
     /// Returns the path that the text was made for.
     pub fn path(&self) -> &[u8] {
         &self.text[self.path.clone()]
     }
 
     /// Changes the path and returns the new fingerprint.
-    fn turn(&mut self, path: &[u8]) -> Fingerprint {
+    fn retarget(&mut self, path: &[u8]) -> Fingerprint {
         if path.len() == self.path.len() {
             self.text[self.path.clone()].copy_from_slice(path);
         } else {
@@ -240,12 +240,12 @@ impl Form {
     }
 }
 
-impl Pair {
+impl Caller {
     /// Returns the format of the store: 64 hexadecimal digits, the credential first.
     pub fn to_hex(self) -> String {
         let mut hex = [0; 64];
         self.credential.write_hex(&mut hex[..32]);
-        self.representation.write_hex(&mut hex[32..]);
+        self.variant.write_hex(&mut hex[32..]);
         hex.iter().copied().map(char::from).collect()
     }
 
@@ -255,7 +255,7 @@ impl Pair {
     }
 }
 
-impl Member {
+impl AudienceMember {
     /// Parses the format of the store; `None` if `text` is not a valid member.
     pub fn parse(text: &str) -> Option<Self> {
         let (credential, rest) = text.as_bytes().split_first_chunk()?;
@@ -264,55 +264,56 @@ impl Member {
         let representation = Fingerprint::from_hex(representation)?;
         let time = std::str::from_utf8(time).ok()?.strip_prefix('@');
         let served_at_ms = time.and_then(|ms| ms.parse().ok()).unwrap_or(0);
-        Some(Self { pair: Pair { credential, representation }, served_at_ms })
+        Some(Self { caller: Caller { credential, variant: representation }, served_at_ms })
     }
 }
 
-impl fmt::Display for Member {
+impl fmt::Display for AudienceMember {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.pair.to_hex(), self.served_at_ms)
+        write!(f, "{}@{}", self.caller.to_hex(), self.served_at_ms)
     }
 }
 
 impl Audience {
     /// Creates the audience of a response that was served to one caller. If the response is `public`,
     /// every credential that asks for the same variant is included.
-    pub fn of(caller: Pair, public: bool, served_at_ms: i64) -> Self {
-        Self { members: Box::new([Member { pair: caller, served_at_ms }]), public }
+    pub fn of(caller: Caller, public: bool, served_at_ms: i64) -> Self {
+        Self { members: Box::new([AudienceMember { caller, served_at_ms }]), public }
     }
 
     /// Returns when the upstream has served the entry to this caller, if it has.
-    fn served_at_ms(&self, caller: Pair) -> Option<i64> {
-        let member = self.members.iter().find(|member| member.pair == caller)?;
+    fn served_at_ms(&self, caller: Caller) -> Option<i64> {
+        let member = self.members.iter().find(|member| member.caller == caller)?;
         Some(member.served_at_ms)
     }
 
     /// Returns whether the upstream has served the entry to the caller's credential, in any variant.
-    pub fn has_credential(&self, caller: Pair) -> bool {
-        self.members.iter().any(|member| member.pair.credential == caller.credential)
+    pub fn has_credential(&self, caller: Caller) -> bool {
+        self.members.iter().any(|member| member.caller.credential == caller.credential)
     }
 
-    fn has_representation(&self, caller: Pair) -> bool {
-        self.members.iter().any(|member| member.pair.representation == caller.representation)
+    fn has_variant(&self, caller: Caller) -> bool {
+        self.members.iter().any(|member| member.caller.variant == caller.variant)
     }
 }
 
-impl Prints {
+impl Fingerprinter {
     /// Creates a fingerprinter from the configuration. Queries are covered whole.
     pub fn new(config: &config::Credentials) -> Self {
         // Parsing never fails: the names were checked when the configuration was loaded.
-        let headers: Vec<HeaderName> =
+        let credential_headers: Vec<HeaderName> =
             config.headers.iter().filter_map(|name| name.parse().ok()).collect();
-        let covered: Vec<HeaderName> = headers.iter().cloned().chain(REPRESENTATION).collect();
+        let covered: Vec<HeaderName> =
+            credential_headers.iter().cloned().chain(VARIANT_HEADERS).collect();
         let role = |(place, name): (usize, &HeaderName)| {
-            let credential = headers.contains(name);
-            let representation = REPRESENTATION.contains(name);
-            (name.clone(), Role { place, credential, representation })
+            let credential = credential_headers.contains(name);
+            let representation = VARIANT_HEADERS.contains(name);
+            (name.clone(), HeaderRole { order: place, credential, variant: representation })
         };
         let roles = covered.iter().enumerate().map(role).collect();
         Self {
             mode: config.mode,
-            headers,
+            credential_headers,
             covered,
             roles,
             cookies: config.cookies.clone(),
@@ -323,67 +324,76 @@ impl Prints {
 
     /// Leaves out the query parameters that `query` ignores.
     #[must_use]
-    pub fn counting(self, query: Query) -> Self {
+    pub fn with_query(self, query: Query) -> Self {
         Self { query, ..self }
     }
 
     /// Returns the request headers that fingerprints cover. A response may vary by them, and they must
     /// reach the upstream as they were when the fingerprint was taken.
-    pub fn covered(&self) -> &[HeaderName] {
+    pub fn covered_headers(&self) -> &[HeaderName] {
         &self.covered
     }
 
     /// Returns whether a request must bypass the cache because it carries a credential.
-    pub fn bypasses(&self, headers: &HeaderMap) -> bool {
-        let names_caller = |name| self.headers.contains(name) || may_read_as_another(name);
+    pub fn must_bypass(&self, headers: &HeaderMap) -> bool {
+        let names_caller =
+            |name| self.credential_headers.contains(name) || may_read_as_another(name);
         self.mode == Mode::Bypass && headers.keys().any(names_caller)
     }
 
     /// Returns the caller of a request.
-    pub fn pair(&self, key: &CredentialKey, uri: &Uri, headers: &HeaderMap) -> Pair {
-        self.take(key.clone(), uri, headers).0
+    pub fn caller(&self, key: &CredentialKey, uri: &Uri, headers: &HeaderMap) -> Caller {
+        self.caller_and_variant(key.clone(), uri, headers).0
     }
 
     /// Returns the caller of a request, and the text from which the variant of another path can be
     /// made. Runs for every read, so it passes over the headers only once.
-    pub fn take(&self, key: CredentialKey, uri: &Uri, headers: &HeaderMap) -> (Pair, Form) {
-        let mut covered: Vec<Told<'_>> =
-            headers.iter().filter_map(|line| self.told(line)).collect();
-        covered.sort_by_key(|header| header.role.place);
-        let mut text = Vec::with_capacity(USUAL_TEXT);
-        let credential = Fingerprint::of(&key, self.credential(&covered), &mut text);
-        let variant = Fingerprint::of(&key, self.representation(&covered, uri), &mut text);
+    pub fn caller_and_variant(
+        &self,
+        key: CredentialKey,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> (Caller, Variant) {
+        let mut covered: Vec<CoveredHeader<'_>> =
+            headers.iter().filter_map(|line| self.covered_header(line)).collect();
+        covered.sort_by_key(|header| header.role.order);
+        let mut text = Vec::with_capacity(USUAL_TEXT_BYTES);
+        let credential = Fingerprint::of(&key, self.credential_parts(&covered), &mut text);
+        let variant = Fingerprint::of(&key, self.variant_parts(&covered, uri), &mut text);
         let path_len = uri.path().len();
         let start = if path_len < usize::from(u8::MAX) { 1 } else { 1 + size_of::<u64>() };
-        let caller = Pair { credential, representation: variant };
-        (caller, Form { key, text, path: start..start + path_len })
+        let caller = Caller { credential, variant };
+        (caller, Variant { key, text, path: start..start + path_len })
     }
 
     /// Returns the caller of a request with the same headers and another path.
-    pub fn turn(&self, caller: Pair, variant: &mut Form, path: &str) -> Pair {
-        Pair { representation: variant.turn(path.as_bytes()), ..caller }
+    pub fn retarget(&self, caller: Caller, variant: &mut Variant, path: &str) -> Caller {
+        Caller { variant: variant.retarget(path.as_bytes()), ..caller }
     }
 
-    fn told<'h>(&self, (name, value): (&'h HeaderName, &'h HeaderValue)) -> Option<Told<'h>> {
+    fn covered_header<'h>(
+        &self,
+        (name, value): (&'h HeaderName, &'h HeaderValue),
+    ) -> Option<CoveredHeader<'h>> {
         let role = self.roles.get(name).copied().or_else(|| {
-            let last = Role { place: usize::MAX, credential: true, representation: false };
+            let last = HeaderRole { order: usize::MAX, credential: true, variant: false };
             may_read_as_another(name).then_some(last)
         })?;
-        Some(Told { role, name, value })
+        Some(CoveredHeader { role, name, value })
     }
 
     /// Returns the coalesce key of a caller. Callers with the same key share upstream reads, because
     /// each of them may get the entry of the other.
-    pub fn circle(&self, caller: Pair) -> Pair {
+    pub fn coalesce_key(&self, caller: Caller) -> Caller {
         if self.mode == Mode::Shared { caller.waived() } else { caller }
     }
 
     /// Decides whether a caller belongs to an audience.
-    pub fn standing(&self, audience: &Audience, caller: Pair, now_ms: i64) -> Standing {
+    pub fn standing(&self, audience: &Audience, caller: Caller, now_ms: i64) -> Standing {
         if self.mode == Mode::Shared || audience.public {
             // Only the credential is waived, never the variant. A membership that does not depend on
             // the credential cannot lapse.
-            let has = audience.has_representation(caller);
+            let has = audience.has_variant(caller);
             return if has { Standing::Included } else { Standing::Outside };
         }
         let Some(served_at_ms) = audience.served_at_ms(caller) else { return Standing::Outside };
@@ -396,30 +406,33 @@ impl Prints {
 
     /// Returns the caller with the variant that an operator, who does not know it, most likely means:
     /// the one in which the entry was last served to this credential, or else that of any member.
-    pub fn assume(&self, audience: &Audience, caller: Pair) -> Pair {
+    pub fn assume_variant(&self, audience: &Audience, caller: Caller) -> Caller {
         let of_credential =
-            audience.members.iter().filter(|member| member.pair.credential == caller.credential);
+            audience.members.iter().filter(|member| member.caller.credential == caller.credential);
         let latest = of_credential.max_by_key(|member| member.served_at_ms);
         match latest.or_else(|| audience.members.first()) {
-            Some(member) => Pair { representation: member.pair.representation, ..caller },
+            Some(member) => Caller { variant: member.caller.variant, ..caller },
             None => caller,
         }
     }
 
-    fn credential<'h>(&'h self, covered: &'h [Told<'h>]) -> impl Iterator<Item = &'h [u8]> {
+    fn credential_parts<'h>(
+        &'h self,
+        covered: &'h [CoveredHeader<'h>],
+    ) -> impl Iterator<Item = &'h [u8]> {
         let headers = covered.iter().filter(|header| header.role.credential);
         headers.flat_map(|header| {
             let some = *header.name == COOKIE && !self.cookies.is_empty();
             let whole = (!some).then(|| header.value.as_bytes());
-            let cookies = some.then(|| self.cookies_that_count(header.value.as_bytes()));
+            let cookies = some.then(|| self.counted_cookies(header.value.as_bytes()));
             let values = whole.into_iter().chain(cookies.into_iter().flatten());
             values.flat_map(|value| [header.name.as_str().as_bytes(), value])
         })
     }
 
-    fn representation<'h>(
+    fn variant_parts<'h>(
         &'h self,
-        covered: &'h [Told<'h>],
+        covered: &'h [CoveredHeader<'h>],
         uri: &'h Uri,
     ) -> impl Iterator<Item = &'h [u8]> {
         let query = uri.query().into_iter().flat_map(|query| self.query.counted(query));
@@ -429,7 +442,7 @@ impl Prints {
         let host = authority.into_iter();
         let host = host.flat_map(|name| [HOST.as_str().as_bytes(), name.as_str().as_bytes()]);
         let headers = covered.iter().filter(move |header| {
-            header.role.representation && (authority.is_none() || *header.name != HOST)
+            header.role.variant && (authority.is_none() || *header.name != HOST)
         });
         let headers =
             headers.flat_map(|header| [header.name.as_str().as_bytes(), header.value.as_bytes()]);
@@ -438,9 +451,9 @@ impl Prints {
 
     /// Returns the cookies that count, byte for byte. A request with none of them is anonymous. RFC
     /// 6265 4.2.1: cookies are separated by "; ".
-    fn cookies_that_count<'h>(&'h self, value: &'h [u8]) -> impl Iterator<Item = &'h [u8]> {
+    fn counted_cookies<'h>(&'h self, value: &'h [u8]) -> impl Iterator<Item = &'h [u8]> {
         let pairs = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        pairs.filter(|pair| cookies::pair_counts(&self.cookies, pair))
+        pairs.filter(|pair| cookies::member_counts(&self.cookies, pair))
     }
 }
 

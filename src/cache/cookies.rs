@@ -10,11 +10,14 @@
 const PREFIXES: [&str; 4] = ["__Host-", "__Secure-", "__Http-", "__Host-Http-"];
 
 /// Returns whether a cookie with this name is one of `names`, or a part of one.
-pub fn counts(names: &[String], cookie: &[u8]) -> bool {
+pub fn name_counts(names: &[String], cookie: &[u8]) -> bool {
     let cookie = cookie.trim_ascii();
     names.iter().any(|name| {
-        let bare = PREFIXES.iter().filter_map(|prefix| after(cookie, prefix));
-        [cookie].into_iter().chain(bare).any(|cookie| after(cookie, name).is_some())
+        let bare = PREFIXES.iter().filter_map(|prefix| strip_prefix_ignore_case(cookie, prefix));
+        [cookie]
+            .into_iter()
+            .chain(bare)
+            .any(|cookie| strip_prefix_ignore_case(cookie, name).is_some())
     })
 }
 
@@ -22,20 +25,20 @@ pub fn counts(names: &[String], cookie: &[u8]) -> bool {
 ///
 /// Some upstreams also split a member at commas. RFC 2965 3.3.4: "A server SHOULD also accept a comma
 /// (,) as the separator between cookie-values", and gateways that join field lines use commas.
-pub fn pair_counts(names: &[String], member: &[u8]) -> bool {
+pub fn member_counts(names: &[String], member: &[u8]) -> bool {
     let name = |pair: &[u8]| pair.iter().position(|&b| b == b'=').unwrap_or(pair.len());
-    member.split(|&b| b == b',').any(|pair| counts(names, &pair[..name(pair)]))
+    member.split(|&b| b == b',').any(|pair| name_counts(names, &pair[..name(pair)]))
 }
 
 /// Strips the prefix `start` without regard to case.
-fn after<'c>(cookie: &'c [u8], start: &str) -> Option<&'c [u8]> {
+fn strip_prefix_ignore_case<'c>(cookie: &'c [u8], start: &str) -> Option<&'c [u8]> {
     let (head, rest) = cookie.split_at_checked(start.len())?;
     head.eq_ignore_ascii_case(start.as_bytes()).then_some(rest)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{counts, pair_counts};
+    use super::{member_counts, name_counts};
 
     fn names() -> [String; 2] {
         ["session".to_owned(), "__Secure-id".to_owned()]
@@ -44,24 +47,24 @@ mod tests {
     #[test]
     fn a_cookie_counts_in_parts_with_a_prefix_and_in_any_case() {
         for cookie in ["session", " Session ", "session.0", "sessionC1", "session[a]"] {
-            assert!(counts(&names(), cookie.as_bytes()), "{cookie}");
+            assert!(name_counts(&names(), cookie.as_bytes()), "{cookie}");
         }
         for cookie in ["__Host-session", "__secure-session.1", "__Secure-id", "__Host-Http-session"]
         {
-            assert!(counts(&names(), cookie.as_bytes()), "{cookie}");
+            assert!(name_counts(&names(), cookie.as_bytes()), "{cookie}");
         }
         for cookie in ["", "sessio", "xsession", "_ga", "id", "AWSALB", "__Host-", "é"] {
-            assert!(!counts(&names(), cookie.as_bytes()), "{cookie}");
+            assert!(!name_counts(&names(), cookie.as_bytes()), "{cookie}");
         }
     }
 
     #[test]
     fn a_comma_may_separate_pairs() {
         for member in ["session=1", "session", "a=1,session=2", "a=1, Session.0=2,b", ",session="] {
-            assert!(pair_counts(&names(), member.as_bytes()), "{member}");
+            assert!(member_counts(&names(), member.as_bytes()), "{member}");
         }
         for member in ["", "a=session", "a=1,b=session", "a", "=session"] {
-            assert!(!pair_counts(&names(), member.as_bytes()), "{member}");
+            assert!(!member_counts(&names(), member.as_bytes()), "{member}");
         }
     }
 }

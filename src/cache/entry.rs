@@ -21,10 +21,10 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use self::{
     coding::Coding,
-    head::{ADDED, Form, HIT, Head, Line, Seconds, numbered},
+    head::{HIT_STATUS, Head, HeadForm, HeadLine, HeadSeconds, MAX_ADDED_HEADERS, numbered},
 };
 use super::{
-    audience::{Audience, Member, Pair},
+    audience::{Audience, AudienceMember, Caller},
     policy,
 };
 use crate::{
@@ -33,16 +33,16 @@ use crate::{
 };
 
 /// Version of the meta format. An entry with another version is not a hit.
-const VERSION: u8 = 1;
+const META_VERSION: u8 = 1;
 /// Version of the meta of a compressed entry. A sidecar without compression does not know it, so it
 /// does not serve the compressed bytes.
-const CODED_VERSION: u8 = 2;
+const COMPRESSED_META_VERSION: u8 = 2;
 
 /// The end of the year 9999, the last time that `Date` can express.
 const LAST_DATE_MS: i64 = 253_402_300_799_000;
 
 /// The `Via` of jobcache, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
-pub const VIA_US: HeaderValue = HeaderValue::from_static("1.1 jobcache");
+pub const VIA_JOBCACHE: HeaderValue = HeaderValue::from_static("1.1 jobcache");
 
 /// A response that may be served to more than one request.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub struct Entry {
     head: Head,
     body: Bytes,
     /// The compressed form, if the store holds the entry compressed.
-    coded: Option<Box<Coded>>,
+    compressed: Option<Box<CompressedForm>>,
     stored_at_ms: i64,
     /// Age at `stored_at_ms`.
     age_ms: i64,
@@ -62,7 +62,7 @@ pub struct Entry {
 
 /// The compressed form of an entry.
 #[derive(Debug)]
-struct Coded {
+struct CompressedForm {
     head: Head,
     body: Bytes,
 }
@@ -112,10 +112,10 @@ impl Entry {
         head: &response::Parts,
         body: Bytes,
         freshness: policy::Freshness,
-        caller: Pair,
+        caller: Caller,
         now_ms: i64,
     ) -> Self {
-        let mut headers = stored(&head.headers);
+        let mut headers = stored_headers(&head.headers);
         // "A recipient with a clock that receives a response message without a Date header field MUST
         // record the time it was received and append a corresponding Date header field to the message's
         // header section if it is cached or forwarded downstream." RFC 9110 6.6.1
@@ -123,7 +123,7 @@ impl Entry {
         Self {
             head: Head::new(head.status, headers, body.len(), || digest(&body)),
             body,
-            coded: None,
+            compressed: None,
             stored_at_ms: now_ms,
             age_ms: millis(freshness.age),
             expires_at_ms: now_ms.saturating_add(millis(freshness.ttl)),
@@ -144,7 +144,7 @@ impl Entry {
         let Ok(meta) = serde_json::from_slice::<Meta>(&stored.meta) else {
             return Some(Err(Reject::Corrupt));
         };
-        let version = if meta.zstd_of.is_some() { CODED_VERSION } else { VERSION };
+        let version = if meta.zstd_of.is_some() { COMPRESSED_META_VERSION } else { META_VERSION };
         if meta.v != version {
             return Some(Err(Reject::Corrupt));
         }
@@ -161,7 +161,8 @@ impl Entry {
     }
 
     fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
-        let mut headers = HeaderMap::try_with_capacity(meta.headers.len() + ADDED).ok()?;
+        let mut headers =
+            HeaderMap::try_with_capacity(meta.headers.len() + MAX_ADDED_HEADERS).ok()?;
         for (name, value) in &meta.headers {
             let value: Vec<u8> =
                 value.chars().map(|c| u8::try_from(c).ok()).collect::<Option<_>>()?;
@@ -170,24 +171,25 @@ impl Entry {
         }
         let status = StatusCode::from_u16(meta.status).ok()?;
         let mut members = Vec::with_capacity(meta.audience.len());
-        members.extend(meta.audience.iter().filter_map(|text| Member::parse(text)));
+        members.extend(meta.audience.iter().filter_map(|text| AudienceMember::parse(text)));
         let (head, body, coded) = match meta.zstd_of {
             None => (Head::new(status, headers, body.len(), || meta.digest), body, None),
             // Decompressed once for all clients. This also detects a body with another length.
             Some(length) => {
                 let whole = coding::decompress(&body, length)?;
                 let head = |form, headers, length| {
-                    Head::of(form, status, headers, length, || digest(&whole))
+                    Head::of_form(form, status, headers, length, || digest(&whole))
                 };
-                let identity = head(Form::Identity, headers.clone(), length);
-                let coded = Coded { head: head(Form::Zstd, headers, body.len()), body };
+                let identity = head(HeadForm::Identity, headers.clone(), length);
+                let coded =
+                    CompressedForm { head: head(HeadForm::Zstd, headers, body.len()), body };
                 (identity, whole, Some(Box::new(coded)))
             }
         };
         Some(Self {
             head,
             body,
-            coded,
+            compressed: coded,
             stored_at_ms: meta.stored_at_ms,
             age_ms: meta.age_ms,
             expires_at_ms: meta.expires_at_ms,
@@ -197,18 +199,18 @@ impl Entry {
     }
 
     /// Compresses the body for the store; `None` if it may not be compressed or gets no smaller.
-    pub fn compressed(&self) -> Option<Bytes> {
+    pub fn compress(&self) -> Option<Bytes> {
         let headers = self.head.fields(|_| true).collect();
-        if coding::may_be_coded(&headers) { coding::compress(&self.body) } else { None }
+        if coding::may_be_compressed(&headers) { coding::compress(&self.body) } else { None }
     }
 
     /// Returns the meta for the store: a JSON object without its closing brace. `compressed` is the
     /// [compressed](Entry::compressed) body, if that is stored.
     pub fn meta(&self, generation: &Token, epoch: &Epoch, compressed: Option<&Bytes>) -> String {
         let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
-        let line = |line: Line<'_>| (latin1(line.name), latin1(line.value));
+        let line = |line: HeadLine<'_>| (latin1(line.name), latin1(line.value));
         let meta = Meta {
-            v: if compressed.is_some() { CODED_VERSION } else { VERSION },
+            v: if compressed.is_some() { COMPRESSED_META_VERSION } else { META_VERSION },
             status: self.head.status().as_u16(),
             headers: self.head.stored().map(line).collect(),
             digest: digest(compressed.unwrap_or(&self.body)),
@@ -218,7 +220,7 @@ impl Entry {
             age_ms: self.age_ms,
             epoch: epoch.as_str().to_owned(),
             public: self.audience.public,
-            audience: self.audience.members.iter().map(Member::to_string).collect(),
+            audience: self.audience.members.iter().map(AudienceMember::to_string).collect(),
             expires_at_ms: 0,
         };
         // Serialization never fails: the struct holds only strings and numbers.
@@ -247,8 +249,8 @@ impl Entry {
 
     /// Returns the names of the stored headers in which a response of the upstream differs from the
     /// entry, except `Date`.
-    pub fn differing(&self, headers: &HeaderMap) -> Vec<HeaderName> {
-        self.head.differing(&stored(headers))
+    pub fn differing_headers(&self, headers: &HeaderMap) -> Vec<HeaderName> {
+        self.head.differing_headers(&stored_headers(headers))
     }
 
     /// Returns the status of the response.
@@ -268,14 +270,14 @@ impl Entry {
         /// The shared state of a `Bytes`, which is allocated at its first clone.
         const SHARED: usize = 3 * size_of::<usize>();
         let members = size_of_val(&self.audience.members[..]);
-        let entry = allocated(COUNTS + size_of::<Self>());
-        let shared =
-            [self.head.len(), self.body.len()].map(|len| allocated(len) + allocated(SHARED));
-        let parts = [members, self.generation.len()].map(allocated);
-        let coded = self.coded.iter().flat_map(|coded| {
+        let entry = allocated_bytes(COUNTS + size_of::<Self>());
+        let shared = [self.head.len(), self.body.len()]
+            .map(|len| allocated_bytes(len) + allocated_bytes(SHARED));
+        let parts = [members, self.generation.len()].map(allocated_bytes);
+        let coded = self.compressed.iter().flat_map(|coded| {
             let shared = [coded.head.len(), coded.body.len()];
-            let shared = shared.map(|len| allocated(len) + allocated(SHARED));
-            shared.into_iter().chain([allocated(size_of::<Coded>())])
+            let shared = shared.map(|len| allocated_bytes(len) + allocated_bytes(SHARED));
+            shared.into_iter().chain([allocated_bytes(size_of::<CompressedForm>())])
         });
         entry + coded.sum::<usize>() + shared.into_iter().chain(parts).sum::<usize>()
     }
@@ -301,19 +303,19 @@ impl Entry {
         if !request.contains_key(IF_NONE_MATCH) {
             return None;
         }
-        let wanted = self.form(self.wanted(request)).0;
-        let others = self.coded.iter().flat_map(|coded| [&self.head, &coded.head]);
+        let wanted = self.form(self.wanted_coding(request)).0;
+        let others = self.compressed.iter().flat_map(|coded| [&self.head, &coded.head]);
         let mut heads = iter::once(wanted).chain(others);
         heads.find(|head| policy::not_modified(request, &head.etag()))
     }
 
     /// Returns the coding that the client wants, if there is a choice.
-    fn wanted(&self, request: &HeaderMap) -> Coding {
-        if self.coded.is_some() { Coding::wanted(request) } else { Coding::Identity }
+    fn wanted_coding(&self, request: &HeaderMap) -> Coding {
+        if self.compressed.is_some() { Coding::of_request(request) } else { Coding::Identity }
     }
 
     fn form(&self, coding: Coding) -> (&Head, &Bytes) {
-        match (&self.coded, coding) {
+        match (&self.compressed, coding) {
             (Some(coded), Coding::Zstd) => (&coded.head, &coded.body),
             _ => (&self.head, &self.body),
         }
@@ -337,8 +339,8 @@ impl Entry {
         // stored response" RFC 9111 4.3.2
         let seconds = self.seconds(now_ms);
         let Some(held) = self.held_form(request) else {
-            let (head, body) = self.form(self.wanted(request));
-            return whole(method, head.status(), head.full(seconds), body);
+            let (head, body) = self.form(self.wanted_coding(request));
+            return full_response(method, head.status(), head.plain_headers(seconds), body);
         };
         let mut response = not_modified(held);
         response.headers_mut().insert(AGE, numbered("", seconds.age));
@@ -352,32 +354,37 @@ impl Entry {
     pub fn hit(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
         let seconds = self.seconds(now_ms);
         let Some(held) = self.held_form(request) else {
-            let (head, body) = self.form(self.wanted(request));
-            return whole(method, head.status(), head.hit(seconds), body);
+            let (head, body) = self.form(self.wanted_coding(request));
+            return full_response(method, head.status(), head.hit_headers(seconds), body);
         };
         let mut response = not_modified(held);
         let headers = response.headers_mut();
-        headers.insert(VIA, VIA_US);
+        headers.insert(VIA, VIA_JOBCACHE);
         headers.insert(AGE, numbered("", seconds.age));
-        headers.insert(CACHE_STATUS, numbered(HIT, seconds.ttl));
+        headers.insert(CACHE_STATUS, numbered(HIT_STATUS, seconds.ttl));
         response
     }
 
     /// Writes the head with which [`Entry::hit`] answers a GET without conditions over HTTP/1.1, byte
     /// for byte as hyper does. Returns the body, which the caller has to send next. Writes nothing and
     /// returns `None` if hyper would add to the head.
-    pub fn spell_hit(&self, to: &mut Vec<u8>, now_ms: i64, coding: Coding) -> Option<&Bytes> {
+    pub fn write_hit(&self, to: &mut Vec<u8>, now_ms: i64, coding: Coding) -> Option<&Bytes> {
         let (head, body) = self.form(coding);
         head.write(to, self.seconds(now_ms)).then_some(body)
     }
 
     /// RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
-    fn seconds(&self, now_ms: i64) -> Seconds {
-        Seconds { age: self.age(now_ms).as_secs(), ttl: self.ttl(now_ms).as_secs() }
+    fn seconds(&self, now_ms: i64) -> HeadSeconds {
+        HeadSeconds { age: self.age(now_ms).as_secs(), ttl: self.ttl(now_ms).as_secs() }
     }
 }
 
-fn whole(method: &Method, status: StatusCode, headers: HeaderMap, body: &Bytes) -> Response<Bytes> {
+fn full_response(
+    method: &Method,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: &Bytes,
+) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -413,8 +420,8 @@ fn not_modified(held: &Head) -> Response<Bytes> {
 }
 
 /// Returns the headers that are stored, with capacity for those that answers add.
-fn stored(headers: &HeaderMap) -> HeaderMap {
-    let mut stored = HeaderMap::with_capacity(headers.len() + ADDED);
+fn stored_headers(headers: &HeaderMap) -> HeaderMap {
+    let mut stored = HeaderMap::with_capacity(headers.len() + MAX_ADDED_HEADERS);
     for (name, value) in headers.iter().filter(|(name, _)| policy::is_stored(name)) {
         stored.append(name, value.clone());
     }
@@ -431,7 +438,7 @@ fn http_date(ms: i64) -> HeaderValue {
 
 /// Returns the memory that an allocator takes for so many bytes: it adds 8 bytes of its own and rounds
 /// up to a multiple of 16.
-pub fn allocated(bytes: usize) -> usize {
+pub fn allocated_bytes(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16) }
 }
 

@@ -8,8 +8,8 @@ use tokio::task::spawn_blocking;
 use tracing::{Span, debug};
 
 use super::{
-    Ask, Cache,
-    audience::Pair,
+    Cache, LookupRequest,
+    audience::Caller,
     entry::Entry,
     flight::Leader,
     policy::{self, Bypass, Freshness, NoStore},
@@ -24,50 +24,50 @@ use crate::{
 
 /// Held by a reader that reads the upstream for itself and all that join.
 #[derive(Debug)]
-pub struct Lead {
+pub struct LeaderRead {
     leader: Leader,
-    target: Target,
+    target: FillTarget,
     why: Option<Bypass>,
     key: Key,
-    pair: Pair,
-    circle: Pair,
+    caller: Caller,
+    coalesce_key: Caller,
 }
 
 /// Where the response may be stored.
 #[derive(Debug)]
-pub(super) enum Target {
+pub(super) enum FillTarget {
     /// Nowhere, because the lookup was not confirmed.
     Nowhere,
     /// Under a key that is leased.
     Lease(Lease),
     /// In place of an entry that was no hit for this reader. The audience is widened if the upstream
     /// gives this reader the same response; otherwise the entry is replaced.
-    Entry(Box<Known>),
+    Entry(Box<KnownEntry>),
 }
 
 /// An entry that a reader has found, with the value that the store had for it.
 #[derive(Debug)]
-pub struct Known {
+pub struct KnownEntry {
     pub(super) entry: Arc<Entry>,
     pub(super) seen: Seen,
 }
 
 /// A response that has been shared with its followers and can now be [stored](Cache::fill).
 #[derive(Debug)]
-pub struct Landed {
+pub struct PublishedRead {
     /// The response as an entry.
     pub entry: Arc<Entry>,
-    target: Target,
+    target: FillTarget,
     freshness: Freshness,
     leader: Leader,
     key: Key,
-    pair: Pair,
-    refresh: bool,
+    caller: Caller,
+    is_refresh: bool,
 }
 
 /// Why a flight has no result that can be shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Abandoned {
+pub enum AbandonReason {
     /// The response may not be stored.
     Unstorable(NoStore),
     /// The upstream gave no response or an incomplete one.
@@ -76,7 +76,7 @@ pub enum Abandoned {
     Superseded,
 }
 
-impl Abandoned {
+impl AbandonReason {
     /// Returns the word for events.
     fn as_str(self) -> &'static str {
         match self {
@@ -87,10 +87,22 @@ impl Abandoned {
     }
 }
 
-impl Lead {
-    pub(super) fn new(request: &Ask, leader: Leader, target: Target, why: Option<Bypass>) -> Self {
+impl LeaderRead {
+    pub(super) fn new(
+        request: &LookupRequest,
+        leader: Leader,
+        target: FillTarget,
+        why: Option<Bypass>,
+    ) -> Self {
         let key = request.key.clone();
-        Self { leader, target, why, key, pair: request.pair, circle: request.circle }
+        Self {
+            leader,
+            target,
+            why,
+            key,
+            caller: request.caller,
+            coalesce_key: request.coalesce_key,
+        }
     }
 
     /// Returns why a confirmed lookup was not possible or not wanted, if so.
@@ -99,19 +111,19 @@ impl Lead {
     }
 
     /// Waits until the upstream may be read.
-    pub async fn turn(&mut self) {
-        self.leader.turn().await;
+    pub async fn wait_for_turn(&mut self) {
+        self.leader.wait_for_turn().await;
     }
 
     /// Sets the span of the read, for its followers.
-    pub fn led_by(&self, span: &Span) {
-        self.leader.led_by(span);
+    pub fn set_span(&self, span: &Span) {
+        self.leader.set_span(span);
     }
 
     /// Releases the followers of this read, and prevents others from joining. The response may still
     /// be stored.
-    pub fn vacate(&self) {
-        self.leader.vacate();
+    pub fn detach_followers(&self) {
+        self.leader.detach_followers();
     }
 }
 
@@ -121,7 +133,7 @@ impl Cache {
     /// # Errors
     ///
     /// Returns the reason if it may not.
-    pub fn storable(&self, head: &response::Parts) -> Result<Freshness, NoStore> {
+    pub fn freshness(&self, head: &response::Parts) -> Result<Freshness, NoStore> {
         policy::freshness(head, &self.policy, clock::now())
     }
 
@@ -131,54 +143,55 @@ impl Cache {
     }
 
     /// Returns the quota for the memory of responses that are being read into the cache.
-    pub fn captured(&self) -> &Arc<Quota> {
-        &self.captured
+    pub fn capture_quota(&self) -> &Arc<Quota> {
+        &self.capture_quota
     }
 
     /// Shares a complete response with all followers.
-    pub fn land(
+    pub fn publish(
         &self,
-        lead: Lead,
+        lead: LeaderRead,
         head: &response::Parts,
         body: Bytes,
         freshness: Freshness,
-    ) -> Landed {
-        let Lead { leader, target, key, pair: caller, why, .. } = lead;
-        let freshness = freshness.with_body(&body, &self.policy);
+    ) -> PublishedRead {
+        let LeaderRead { leader, target, key, caller, why, .. } = lead;
+        let freshness = freshness.limited_by_state(&body, &self.policy);
         let asked_at_ms = match &target {
-            Target::Nowhere => self.store.now_ms(),
-            Target::Lease(lease) => lease.granted_at_ms(),
-            Target::Entry(known) => known.seen.now_ms,
+            FillTarget::Nowhere => self.store.now_ms(),
+            FillTarget::Lease(lease) => lease.granted_at_ms(),
+            FillTarget::Entry(known) => known.seen.now_ms,
         };
         let entry = Arc::new(Entry::new(head, body, freshness, caller, asked_at_ms));
-        leader.land(Arc::clone(&entry));
+        leader.publish(Arc::clone(&entry));
         let refresh = why == Some(Bypass::NoCache);
-        Landed { entry, target, freshness, leader, key, pair: caller, refresh }
+        PublishedRead { entry, target, freshness, leader, key, caller, is_refresh: refresh }
     }
 
     /// Stores a response that was shared. A store error is counted and logged, and has no other effect.
-    pub async fn fill(&self, landed: Landed) -> Option<Fill> {
-        let Landed { entry, target, freshness, leader, key, pair: caller, refresh } = landed;
+    pub async fn fill(&self, landed: PublishedRead) -> Option<Fill> {
+        let PublishedRead { entry, target, freshness, leader, key, caller, is_refresh: refresh } =
+            landed;
         let stored = match &target {
-            Target::Entry(known) if !refresh && known.entry.is_same_as(&entry) => {
+            FillTarget::Entry(known) if !refresh && known.entry.is_same_as(&entry) => {
                 EventKind::Admitted
             }
-            Target::Entry(_) => EventKind::Replaced,
+            FillTarget::Entry(_) => EventKind::Replaced,
             _ => EventKind::Fill,
         };
         let filled = match target {
-            Target::Nowhere => return None,
-            Target::Lease(lease) => {
+            FillTarget::Nowhere => return None,
+            FillTarget::Lease(lease) => {
                 let compressed = self.compressed(&entry).await;
                 let meta = entry.meta(lease.token(), lease.epoch(), compressed.as_ref());
                 let body = compressed.as_ref().unwrap_or(entry.body());
                 self.store.fill(lease, body, &meta, freshness.ttl).await
             }
-            Target::Entry(known) if stored == EventKind::Admitted => {
+            FillTarget::Entry(known) if stored == EventKind::Admitted => {
                 let generation = known.entry.generation();
                 self.store.admit(&key, &known.seen, generation, &caller.to_hex()).await
             }
-            Target::Entry(known) => self.replace(&key, &known, &entry, refresh).await,
+            FillTarget::Entry(known) => self.replace(&key, &known, &entry, refresh).await,
         };
         // Until now, readers that have seen this token in the store could still join.
         drop(leader);
@@ -202,12 +215,12 @@ impl Cache {
     async fn replace(
         &self,
         key: &Key,
-        known: &Known,
+        known: &KnownEntry,
         entry: &Arc<Entry>,
         refresh: bool,
     ) -> Result<Fill, StoreError> {
         if !refresh {
-            self.replaced.add(key.clone());
+            self.replacements.add(key.clone());
         }
         let compressed = self.compressed(entry).await;
         let meta = entry.meta(&self.store.token(), &known.seen.epoch, compressed.as_ref());
@@ -225,22 +238,22 @@ impl Cache {
         }
         let entry = Arc::clone(entry);
         // If the task fails, the body is stored uncompressed.
-        spawn_blocking(move || entry.compressed()).await.ok().flatten()
+        spawn_blocking(move || entry.compress()).await.ok().flatten()
     }
 
     /// Gives up a flight without a response that can be shared. If the reason lies in the response, the
     /// next readers do not queue (hit-for-miss).
-    pub async fn abandon(&self, lead: Lead, why: Abandoned) {
-        if let Abandoned::Unstorable(why) = why {
+    pub async fn abandon(&self, lead: LeaderRead, why: AbandonReason) {
+        if let AbandonReason::Unstorable(why) = why {
             // Memory may be free the next time.
             if why != NoStore::Memory {
-                self.uncacheable.add((lead.key.clone(), lead.circle));
+                self.hit_for_miss.add((lead.key.clone(), lead.coalesce_key));
             }
             self.count_fill(why.as_str());
         }
         self.metrics.events.record(lead.key.main(), EventKind::FillRefused, why.as_str());
         drop(lead.leader);
-        if let Target::Lease(lease) = lead.target {
+        if let FillTarget::Lease(lease) = lead.target {
             self.store.release(lease).await;
         }
     }

@@ -29,7 +29,7 @@ use std::{
 use tokio::sync::{oneshot, watch};
 use tracing::Span;
 
-use super::{audience::Pair, entry::Entry};
+use super::{audience::Caller, entry::Entry};
 use crate::{
     limits::{Permit, Quota},
     mutants::{self, Mutant},
@@ -39,51 +39,51 @@ use crate::{
 
 /// State and span of a flight, as its followers see them.
 #[derive(Debug)]
-struct Flown {
-    landing: Landing,
+struct FlightProgress {
+    state: FlightState,
     span: Span,
 }
 
 /// State of a flight.
 #[derive(Clone, Debug)]
-enum Landing {
-    InTheAir,
+enum FlightState {
+    Pending,
     /// The read takes longer than a follower should wait.
-    Late,
-    Landed(Arc<Entry>),
+    Detached,
+    Ready(Arc<Entry>),
 }
 
 /// A follower's handle of a flight.
 #[derive(Clone, Debug)]
-pub struct Flight(watch::Receiver<Flown>);
+pub struct Flight(watch::Receiver<FlightProgress>);
 
-impl Flown {
-    fn begins() -> Self {
-        Self { landing: Landing::InTheAir, span: Span::none() }
+impl FlightProgress {
+    fn pending() -> Self {
+        Self { state: FlightState::Pending, span: Span::none() }
     }
 }
 
 impl Flight {
     /// Waits for the result of the flight; `None` if there is none that can be shared.
-    pub async fn landed(mut self) -> Option<Arc<Entry>> {
-        let is_pending = |progress: &Flown| matches!(progress.landing, Landing::InTheAir);
+    pub async fn wait(mut self) -> Option<Arc<Entry>> {
+        let is_pending = |progress: &FlightProgress| matches!(progress.state, FlightState::Pending);
         let progress = self.0.wait_for(|progress| !is_pending(progress)).await.ok()?;
         spans::follows_from(&progress.span);
-        match &progress.landing {
-            Landing::Landed(entry) => Some(Arc::clone(entry)),
-            Landing::InTheAir | Landing::Late => None,
+        match &progress.state {
+            FlightState::Ready(entry) => Some(Arc::clone(entry)),
+            FlightState::Pending | FlightState::Detached => None,
         }
     }
 }
 
 /// The flights of this process.
 pub struct Flights {
-    confirmed: Mutex<HashMap<Key, Vec<Confirmed>>>,
+    confirmed: Mutex<HashMap<Key, Vec<ConfirmedFlight>>>,
     /// Number of the next leader.
-    count: AtomicU64,
-    unleased: Mutex<HashMap<(Key, Pair), Queue>>,
+    next_number: AtomicU64,
+    unconfirmed: Mutex<HashMap<(Key, Caller), ReadQueue>>,
     /// Limits the number of flights.
-    room: Arc<Quota>,
+    quota: Arc<Quota>,
 }
 
 impl fmt::Debug for Flights {
@@ -100,7 +100,7 @@ impl fmt::Debug for Flights {
 /// The epoch belongs to the version: in another epoch the same token may have come back from a
 /// snapshot that was taken before an invalidation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shown {
+pub struct SeenVersion {
     /// Token of a lease, or generation of an entry.
     pub token: Token,
     /// Epoch of the connection that showed the token.
@@ -108,45 +108,45 @@ pub struct Shown {
 }
 
 #[derive(Debug)]
-struct Confirmed {
+struct ConfirmedFlight {
     number: u64,
-    shown: Shown,
-    circle: Pair,
+    version: SeenVersion,
+    coalesce_key: Caller,
     flight: Flight,
 }
 
-impl Confirmed {
-    fn serves(&self, version: &Shown, coalesce_key: Pair) -> bool {
-        (self.shown.token == version.token || mutants::is(Mutant::JoinById))
-            && (self.shown.epoch == version.epoch || mutants::is(Mutant::JoinAcrossEpochs))
-            && self.circle == coalesce_key
+impl ConfirmedFlight {
+    fn serves(&self, version: &SeenVersion, coalesce_key: Caller) -> bool {
+        (self.version.token == version.token || mutants::is(Mutant::JoinById))
+            && (self.version.epoch == version.epoch || mutants::is(Mutant::JoinAcrossEpochs))
+            && self.coalesce_key == coalesce_key
     }
 }
 
 /// The reads without a confirmed lookup, for one job and coalesce key.
 #[derive(Debug)]
-struct Queue {
+struct ReadQueue {
     running: u64,
     /// The flight of the running read. No reader may join it: it began before they arrived.
     running_flight: Flight,
-    next: Option<Next>,
+    next: Option<QueuedRead>,
 }
 
 #[derive(Debug)]
-struct Next {
+struct QueuedRead {
     number: u64,
-    go: oneshot::Sender<()>,
+    start: oneshot::Sender<()>,
     flight: Flight,
 }
 
 /// Held by the reader that reads the upstream for a flight. The flight ends when it is dropped.
 pub struct Leader {
-    landing: watch::Sender<Flown>,
+    progress: watch::Sender<FlightProgress>,
     turn: Option<oneshot::Receiver<()>>,
-    seat: Seat,
+    slot: FlightSlot,
     flights: Arc<Flights>,
     #[expect(dead_code, reason = "held, not read")]
-    held: Permit,
+    permit: Permit,
 }
 
 impl fmt::Debug for Leader {
@@ -156,14 +156,14 @@ impl fmt::Debug for Leader {
 }
 
 #[derive(Debug)]
-enum Seat {
+enum FlightSlot {
     Confirmed(Key, u64),
-    Unleased((Key, Pair), u64),
+    Unconfirmed((Key, Caller), u64),
 }
 
 /// The part of a reader in a flight.
 #[derive(Debug)]
-pub enum Ticket {
+pub enum FlightTicket {
     /// The reader reads the upstream, when its turn comes.
     Lead(Leader),
     /// The reader shares another reader's upstream read.
@@ -174,43 +174,53 @@ pub enum Ticket {
 
 impl Flights {
     /// Creates an empty set of flights. `quota` limits their number.
-    pub fn within(quota: Arc<Quota>) -> Self {
+    pub fn new(quota: Arc<Quota>) -> Self {
         Self {
             confirmed: Mutex::default(),
-            count: AtomicU64::default(),
-            unleased: Mutex::default(),
-            room: quota,
+            next_number: AtomicU64::default(),
+            unconfirmed: Mutex::default(),
+            quota,
         }
     }
 
     /// Joins the confirmed flight of a version that the store has just shown, or starts it.
-    pub fn share(self: &Arc<Self>, key: &Key, version: Shown, coalesce_key: Pair) -> Ticket {
+    pub fn join_or_lead(
+        self: &Arc<Self>,
+        key: &Key,
+        version: SeenVersion,
+        coalesce_key: Caller,
+    ) -> FlightTicket {
         let mut confirmed = lock(&self.confirmed);
         let flights = confirmed.entry(key.clone()).or_default();
         if let Some(found) = flights.iter().find(|flight| flight.serves(&version, coalesce_key)) {
-            return Ticket::Join(found.flight.clone());
+            return FlightTicket::Join(found.flight.clone());
         }
-        let Some(permit) = self.room.take(1) else {
+        let Some(permit) = self.quota.take(1) else {
             if flights.is_empty() {
                 confirmed.remove(key);
             }
-            return Ticket::Full;
+            return FlightTicket::Full;
         };
-        let (progress, flight) = watch::channel(Flown::begins());
-        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let (progress, flight) = watch::channel(FlightProgress::pending());
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let flight = Flight(flight);
-        flights.push(Confirmed { number, shown: version, circle: coalesce_key, flight });
-        Ticket::Lead(Leader {
-            landing: progress,
+        flights.push(ConfirmedFlight { number, version, coalesce_key, flight });
+        FlightTicket::Lead(Leader {
+            progress,
             turn: None,
-            seat: Seat::Confirmed(key.clone(), number),
+            slot: FlightSlot::Confirmed(key.clone(), number),
             flights: Arc::clone(self),
-            held: permit,
+            permit,
         })
     }
 
     /// Joins the confirmed flight of a version that the store has just shown, if there is one here.
-    pub fn join(&self, key: &Key, version: &Shown, coalesce_key: Pair) -> Option<Flight> {
+    pub fn join_confirmed(
+        &self,
+        key: &Key,
+        version: &SeenVersion,
+        coalesce_key: Caller,
+    ) -> Option<Flight> {
         let confirmed = lock(&self.confirmed);
         let flights = confirmed.get(key)?;
         let found = flights.iter().find(|flight| flight.serves(version, coalesce_key))?;
@@ -218,7 +228,7 @@ impl Flights {
     }
 
     /// Returns any flight of a job. Joining it is wrong: only a mutant does so.
-    pub fn any(&self, key: &Key) -> Option<Flight> {
+    pub fn any_confirmed(&self, key: &Key) -> Option<Flight> {
         Some(lock(&self.confirmed).get(key)?.first()?.flight.clone())
     }
 
@@ -235,47 +245,47 @@ impl Flights {
     }
 
     /// Leads or joins a read that begins after now.
-    pub fn next(self: &Arc<Self>, key: Key, coalesce_key: Pair) -> Ticket {
+    pub fn join_or_lead_next(self: &Arc<Self>, key: Key, coalesce_key: Caller) -> FlightTicket {
         let name = (key, coalesce_key);
-        let (progress, flight) = watch::channel(Flown::begins());
+        let (progress, flight) = watch::channel(FlightProgress::pending());
         let flight = Flight(flight);
-        let number = self.count.fetch_add(1, Ordering::Relaxed);
-        let mut queues = lock(&self.unleased);
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let mut queues = lock(&self.unconfirmed);
         let permit;
         let turn = match queues.entry(name.clone()) {
             Slot::Vacant(slot) => {
-                let Some(taken) = self.room.take(1) else { return Ticket::Full };
+                let Some(taken) = self.quota.take(1) else { return FlightTicket::Full };
                 permit = taken;
-                slot.insert(Queue { running: number, running_flight: flight, next: None });
+                slot.insert(ReadQueue { running: number, running_flight: flight, next: None });
                 None
             }
             Slot::Occupied(mut slot) => {
                 let queue = slot.get_mut();
                 if mutants::is(Mutant::JoinRunning) {
-                    return Ticket::Join(queue.running_flight.clone());
+                    return FlightTicket::Join(queue.running_flight.clone());
                 }
                 if let Some(next) = &queue.next {
-                    return Ticket::Join(next.flight.clone());
+                    return FlightTicket::Join(next.flight.clone());
                 }
-                let Some(taken) = self.room.take(1) else { return Ticket::Full };
+                let Some(taken) = self.quota.take(1) else { return FlightTicket::Full };
                 permit = taken;
                 let (go, turn) = oneshot::channel();
-                queue.next = Some(Next { number, go, flight });
+                queue.next = Some(QueuedRead { number, start: go, flight });
                 Some(turn)
             }
         };
-        Ticket::Lead(Leader {
-            landing: progress,
+        FlightTicket::Lead(Leader {
+            progress,
             turn,
-            seat: Seat::Unleased(name, number),
+            slot: FlightSlot::Unconfirmed(name, number),
             flights: Arc::clone(self),
-            held: permit,
+            permit,
         })
     }
 
-    fn leave(&self, slot: &Seat) {
+    fn leave(&self, slot: &FlightSlot) {
         match slot {
-            Seat::Confirmed(key, number) => {
+            FlightSlot::Confirmed(key, number) => {
                 let mut confirmed = lock(&self.confirmed);
                 if let Slot::Occupied(mut flights) = confirmed.entry(key.clone()) {
                     flights.get_mut().retain(|flight| flight.number != *number);
@@ -284,8 +294,8 @@ impl Flights {
                     }
                 }
             }
-            Seat::Unleased(name, number) => {
-                if let Slot::Occupied(mut queue) = lock(&self.unleased).entry(name.clone())
+            FlightSlot::Unconfirmed(name, number) => {
+                if let Slot::Occupied(mut queue) = lock(&self.unconfirmed).entry(name.clone())
                     && !queue.get_mut().leave(*number)
                 {
                     queue.remove();
@@ -295,7 +305,7 @@ impl Flights {
     }
 }
 
-impl Queue {
+impl ReadQueue {
     /// Removes a leader that is done or was dropped. Returns whether the queue is still in use.
     fn leave(&mut self, number: u64) -> bool {
         if self.running != number {
@@ -306,14 +316,14 @@ impl Queue {
         let Some(next) = self.next.take() else { return false };
         (self.running, self.running_flight) = (next.number, next.flight);
         // If the next leader is gone as well, its own `leave` follows this one.
-        let _ = next.go.send(());
+        let _ = next.start.send(());
         true
     }
 }
 
 impl Leader {
     /// Waits until the read may begin. The read is valid for every reader that joined before that.
-    pub async fn turn(&mut self) {
+    pub async fn wait_for_turn(&mut self) {
         if let Some(turn) = self.turn.take() {
             // An error means that the queue is gone, so no read is ahead of this one.
             let _ = turn.await;
@@ -322,31 +332,31 @@ impl Leader {
 
     /// Releases the followers, which then read for themselves, and lets the next read begin. Used when
     /// the body is streamed and may never end.
-    pub fn vacate(&self) {
-        self.lands(Landing::Late);
-        self.flights.leave(&self.seat);
+    pub fn detach_followers(&self) {
+        self.set_state(FlightState::Detached);
+        self.flights.leave(&self.slot);
     }
 
     /// Shares the entry with all followers, including those that join before the leader is dropped.
-    pub fn land(&self, entry: Arc<Entry>) {
-        self.lands(Landing::Landed(entry));
+    pub fn publish(&self, entry: Arc<Entry>) {
+        self.set_state(FlightState::Ready(entry));
     }
 
-    fn lands(&self, state: Landing) {
-        self.landing.send_modify(|progress| progress.landing = state);
+    fn set_state(&self, state: FlightState) {
+        self.progress.send_modify(|progress| progress.state = state);
     }
 
     /// Sets the span of the read, for its followers.
-    pub fn led_by(&self, span: &Span) {
+    pub fn set_span(&self, span: &Span) {
         if !span.is_disabled() {
-            self.landing.send_modify(|progress| progress.span = span.clone());
+            self.progress.send_modify(|progress| progress.span = span.clone());
         }
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.flights.leave(&self.seat);
+        self.flights.leave(&self.slot);
     }
 }
 
@@ -365,14 +375,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        cache::audience::Prints,
+        cache::audience::Fingerprinter,
         config::Credentials,
         store::{CredentialKey, Token},
     };
 
-    fn circle() -> Pair {
+    fn coalesce_key() -> Caller {
         let (head, ()) = Request::new(()).into_parts();
-        Prints::new(&Credentials::default()).pair(
+        Fingerprinter::new(&Credentials::default()).caller(
             &CredentialKey::new([0; 32]),
             &head.uri,
             &head.headers,
@@ -383,101 +393,113 @@ mod tests {
         Key::new("job_status:", "x")
     }
 
-    fn shown(token: &str, epoch: &str) -> Shown {
-        Shown { token: Token::named(token), epoch: Epoch::named(epoch) }
+    fn version(token: &str, epoch: &str) -> SeenVersion {
+        SeenVersion { token: Token::named(token), epoch: Epoch::named(epoch) }
     }
 
-    fn leads(ticket: Ticket) -> Leader {
+    fn leads(ticket: FlightTicket) -> Leader {
         match ticket {
-            Ticket::Lead(leader) => leader,
+            FlightTicket::Lead(leader) => leader,
             other => panic!("{other:?}"),
         }
     }
 
-    fn joins(ticket: Ticket) -> Flight {
+    fn joins(ticket: FlightTicket) -> Flight {
         match ticket {
-            Ticket::Join(flight) => flight,
+            FlightTicket::Join(flight) => flight,
             other => panic!("{other:?}"),
         }
     }
 
     fn flights(limit: usize) -> Arc<Flights> {
-        Arc::new(Flights::within(Quota::new(limit, Gauge::default(), Counter::default())))
+        Arc::new(Flights::new(Quota::new(limit, Gauge::default(), Counter::default())))
     }
 
     #[test]
     fn a_flight_is_joined_by_what_the_store_shows_in_its_epoch_and_by_nothing_else() {
         let flights = flights(9);
-        let leader = leads(flights.share(&key(), shown("t1", "e1"), circle()));
-        assert!(flights.join(&key(), &shown("t1", "e1"), circle()).is_some());
-        assert!(flights.join(&key(), &shown("t2", "e1"), circle()).is_none());
-        assert!(flights.join(&key(), &shown("t1", "e2"), circle()).is_none());
+        let leader = leads(flights.join_or_lead(&key(), version("t1", "e1"), coalesce_key()));
+        assert!(flights.join_confirmed(&key(), &version("t1", "e1"), coalesce_key()).is_some());
+        assert!(flights.join_confirmed(&key(), &version("t2", "e1"), coalesce_key()).is_none());
+        assert!(flights.join_confirmed(&key(), &version("t1", "e2"), coalesce_key()).is_none());
         flights.detach(&key());
-        assert!(flights.join(&key(), &shown("t1", "e1"), circle()).is_none());
+        assert!(flights.join_confirmed(&key(), &version("t1", "e1"), coalesce_key()).is_none());
         drop(leader);
     }
 
     #[tokio::test]
     async fn a_leader_that_panics_sends_its_followers_on_their_own_way() {
         let flights = flights(9);
-        let leader = leads(flights.share(&key(), shown("t", "e"), circle()));
-        let follower = joins(flights.share(&key(), shown("t", "e"), circle()));
+        let leader = leads(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
+        let follower = joins(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
         let dies = tokio::spawn(async move {
             let _leader = leader;
             panic!("the upstream's answer was too much for us");
         });
-        assert!(follower.landed().await.is_none());
+        assert!(follower.wait().await.is_none());
         assert!(dies.await.unwrap_err().is_panic());
-        leads(flights.share(&key(), shown("t", "e"), circle()));
+        leads(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
     }
 
     #[tokio::test]
     async fn a_leader_that_is_aborted_lets_the_next_read_begin() {
         let flights = flights(9);
-        let running = leads(flights.next(key(), circle()));
-        let mut next = leads(flights.next(key(), circle()));
-        let follower = joins(flights.next(key(), circle()));
+        let running = leads(flights.join_or_lead_next(key(), coalesce_key()));
+        let mut next = leads(flights.join_or_lead_next(key(), coalesce_key()));
+        let follower = joins(flights.join_or_lead_next(key(), coalesce_key()));
         let aborted = tokio::spawn(async move {
             let _running = running;
             pending::<()>().await;
         });
         aborted.abort();
-        next.turn().await;
+        next.wait_for_turn().await;
         // The next read runs now: later readers wait for one that begins after they arrived.
-        let later = leads(flights.next(key(), circle()));
+        let later = leads(flights.join_or_lead_next(key(), coalesce_key()));
         drop(next);
-        assert!(follower.landed().await.is_none());
+        assert!(follower.wait().await.is_none());
         drop(later);
-        assert!(lock(&flights.unleased).is_empty(), "nobody is left");
+        assert!(lock(&flights.unconfirmed).is_empty(), "nobody is left");
     }
 
     #[tokio::test]
     async fn a_next_leader_that_gives_up_leaves_its_place_to_another() {
         let flights = flights(9);
-        let running = leads(flights.next(key(), circle()));
-        drop(leads(flights.next(key(), circle())));
-        let mut next = leads(flights.next(key(), circle()));
+        let running = leads(flights.join_or_lead_next(key(), coalesce_key()));
+        drop(leads(flights.join_or_lead_next(key(), coalesce_key())));
+        let mut next = leads(flights.join_or_lead_next(key(), coalesce_key()));
         drop(running);
-        next.turn().await;
+        next.wait_for_turn().await;
     }
 
     #[test]
     fn past_so_many_flights_one_may_join_those_that_there_are_and_start_none() {
         let flights = flights(2);
         let other = Key::new("job_status:", "y");
-        let leader = leads(flights.share(&key(), shown("t", "e"), circle()));
-        let running = leads(flights.next(key(), circle()));
+        let leader = leads(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
+        let running = leads(flights.join_or_lead_next(key(), coalesce_key()));
 
-        assert!(matches!(flights.share(&other, shown("t", "e"), circle()), Ticket::Full));
-        assert!(matches!(flights.share(&key(), shown("u", "e"), circle()), Ticket::Full));
-        assert!(matches!(flights.next(key(), circle()), Ticket::Full), "no next one");
-        assert!(matches!(flights.next(other.clone(), circle()), Ticket::Full));
-        joins(flights.share(&key(), shown("t", "e"), circle()));
+        assert!(matches!(
+            flights.join_or_lead(&other, version("t", "e"), coalesce_key()),
+            FlightTicket::Full
+        ));
+        assert!(matches!(
+            flights.join_or_lead(&key(), version("u", "e"), coalesce_key()),
+            FlightTicket::Full
+        ));
+        assert!(
+            matches!(flights.join_or_lead_next(key(), coalesce_key()), FlightTicket::Full),
+            "no next one"
+        );
+        assert!(matches!(
+            flights.join_or_lead_next(other.clone(), coalesce_key()),
+            FlightTicket::Full
+        ));
+        joins(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
 
         drop(leader);
-        let next = leads(flights.next(key(), circle()));
-        joins(flights.next(key(), circle()));
+        let next = leads(flights.join_or_lead_next(key(), coalesce_key()));
+        joins(flights.join_or_lead_next(key(), coalesce_key()));
         drop((running, next));
-        assert!(lock(&flights.confirmed).is_empty() && lock(&flights.unleased).is_empty());
+        assert!(lock(&flights.confirmed).is_empty() && lock(&flights.unconfirmed).is_empty());
     }
 }

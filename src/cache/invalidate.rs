@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::task::JoinError;
 use tracing::{debug, error, warn};
 
-use super::{Cache, key::JobId};
+use super::{Cache, job_id::JobId};
 use crate::{
     events::{EventKind, Initiator},
     metrics::InvalidationLabels,
@@ -16,7 +16,7 @@ use crate::{
 
 /// Whether the outcome of a write is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum WriteOutcome {
     /// The upstream has answered, with any status, or has never seen the write.
     Known,
     /// The upstream may still commit the write.
@@ -25,29 +25,29 @@ pub enum Outcome {
 
 /// Cause of an invalidation; a label of its metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum InvalidationSource {
     Write,
     WriteBody,
     WriteAll,
     Purge,
     PurgeAll,
-    Evidence,
+    Comparison,
 }
 
 /// Result of a purge of some jobs.
 #[derive(Clone, Debug)]
-pub struct Purge {
+pub struct PurgeOutcome {
     /// Result in the store for all the jobs together.
     pub ended: Ended,
     /// One receipt for each job, in the order of the request.
-    pub receipts: Vec<Receipt>,
+    pub receipts: Vec<PurgeReceipt>,
 }
 
 /// State of one job before it was purged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Receipt {
+pub struct PurgeReceipt {
     /// State in the store; `None` if the store has not confirmed the purge.
-    pub was: Option<KeyReceipt>,
+    pub found: Option<KeyReceipt>,
     /// Number of flights in this process. They go on, but no reader can join them any more.
     pub flights: usize,
     /// Whether there was a near entry in this process.
@@ -56,7 +56,7 @@ pub struct Receipt {
 
 /// Result of a purge of all jobs.
 #[derive(Clone, Copy, Debug)]
-pub struct PurgeAll {
+pub struct PurgeAllOutcome {
     /// Result in the store.
     pub ended: Ended,
     /// Number of flights in this process. They go on, but no reader can join them any more.
@@ -72,11 +72,11 @@ pub const OUTCOME_UNKNOWN: &str = "outcome-unknown";
 /// queued for a retry.
 #[derive(Debug, thiserror::Error)]
 #[error("the task of the purge failed")]
-pub struct Died;
+pub struct PurgeTaskFailed;
 
-fn died(error: &JoinError) -> Died {
+fn purge_task_failed(error: &JoinError) -> PurgeTaskFailed {
     error!(%error, "the task of a purge failed; the purge may be neither confirmed nor queued");
-    Died
+    PurgeTaskFailed
 }
 
 impl Cache {
@@ -86,7 +86,7 @@ impl Cache {
         if keys.is_empty() {
             return self.unfenced();
         }
-        self.tell(&keys, EventKind::Write, "", None);
+        self.record_events(&keys, EventKind::Write, "", None);
         self.detach(&keys);
         self.store.begin(keys, self.settings.fence, budget).await
     }
@@ -113,17 +113,22 @@ impl Cache {
     ///
     /// A write has one budget for its beginning and another for its end. The time that a slow `begin`
     /// took says nothing about the store now, much later, and an end cannot be confirmed without time.
-    pub async fn end(&self, write: &Write, outcome: Outcome) -> Ended {
-        self.invalidate(write, outcome, Source::Write).await
+    pub async fn end(&self, write: &Write, outcome: WriteOutcome) -> Ended {
+        self.invalidate(write, outcome, InvalidationSource::Write).await
     }
 
     /// Invalidates the jobs of a write again when the body of the response has ended: the upstream may
     /// commit while it sends.
-    pub async fn end_again(&self, write: &Write, outcome: Outcome) -> Ended {
-        self.invalidate(write, outcome, Source::WriteBody).await
+    pub async fn end_after_body(&self, write: &Write, outcome: WriteOutcome) -> Ended {
+        self.invalidate(write, outcome, InvalidationSource::WriteBody).await
     }
 
-    async fn invalidate(&self, write: &Write, outcome: Outcome, source: Source) -> Ended {
+    async fn invalidate(
+        &self,
+        write: &Write,
+        outcome: WriteOutcome,
+        source: InvalidationSource,
+    ) -> Ended {
         if write.keys().is_empty() {
             return Ended::Confirmed { entries: 0 };
         }
@@ -131,17 +136,17 @@ impl Cache {
         self.detach(write.keys());
         self.count_invalidation(source, ended);
         let why = match (ended, outcome) {
-            (Ended::Confirmed { .. }, Outcome::Unknown) => OUTCOME_UNKNOWN,
+            (Ended::Confirmed { .. }, WriteOutcome::Unknown) => OUTCOME_UNKNOWN,
             _ => ended.as_str(),
         };
-        self.tell(write.keys(), EventKind::WriteEnded, why, None);
+        self.record_events(write.keys(), EventKind::WriteEnded, why, None);
         ended
     }
 
-    pub(super) fn linger(&self, outcome: Outcome) -> Duration {
+    pub(super) fn linger(&self, outcome: WriteOutcome) -> Duration {
         match outcome {
-            Outcome::Known => self.settings.settle,
-            Outcome::Unknown => self.settings.linger.max(self.settings.settle),
+            WriteOutcome::Known => self.settings.settle,
+            WriteOutcome::Unknown => self.settings.linger.max(self.settings.settle),
         }
     }
 
@@ -150,18 +155,22 @@ impl Cache {
     /// # Errors
     ///
     /// Fails if the task of the purge panics or is cancelled.
-    pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: Initiator) -> Result<Purge, Died> {
+    pub async fn purge(
+        self: &Arc<Self>,
+        ids: &[JobId],
+        by: Initiator,
+    ) -> Result<PurgeOutcome, PurgeTaskFailed> {
         let keys = ids.iter().map(|id| self.key(id)).collect();
-        self.purge_keys(keys, Source::Purge, by).await
+        self.purge_keys(keys, InvalidationSource::Purge, by).await
     }
 
     /// Purges the jobs of these keys for any reason, as [`Cache::purge`] does.
     pub(super) async fn purge_keys(
         self: &Arc<Self>,
         keys: Vec<Key>,
-        source: Source,
+        source: InvalidationSource,
         by: Initiator,
-    ) -> Result<Purge, Died> {
+    ) -> Result<PurgeOutcome, PurgeTaskFailed> {
         let cache = Arc::clone(self);
         let purge = async move {
             // Checked first: Redis may report the change, which evicts the near entry, before it
@@ -169,15 +178,15 @@ impl Cache {
             let near = |key: &Key| cache.near.as_ref().is_some_and(|near| near.holds(key));
             let near: Vec<bool> = keys.iter().map(near).collect();
             let Purged { ended, receipts: was } =
-                cache.store.purge(keys.clone(), cache.settings.budget).await;
+                cache.store.purge(keys.clone(), cache.settings.store_budget).await;
             let flights = cache.detach(&keys);
             cache.count_invalidation(source, ended);
-            cache.tell(&keys, EventKind::Purge, ended.as_str(), by);
+            cache.record_events(&keys, EventKind::Purge, ended.as_str(), by);
             let found = was.into_iter().zip(flights).zip(near);
-            let receipt = |((was, flights), near)| Receipt { was, flights, near };
-            Purge { ended, receipts: found.map(receipt).collect() }
+            let receipt = |((was, flights), near)| PurgeReceipt { found: was, flights, near };
+            PurgeOutcome { ended, receipts: found.map(receipt).collect() }
         };
-        self.store.spawn(purge).await.map_err(|error| died(&error))
+        self.store.spawn(purge).await.map_err(|error| purge_task_failed(&error))
     }
 
     /// Purges all jobs on request, as [`Cache::purge`] does some.
@@ -185,7 +194,10 @@ impl Cache {
     /// # Errors
     ///
     /// Fails if the task of the purge panics or is cancelled.
-    pub async fn purge_all(self: &Arc<Self>, by: Initiator) -> Result<PurgeAll, Died> {
+    pub async fn purge_all(
+        self: &Arc<Self>,
+        by: Initiator,
+    ) -> Result<PurgeAllOutcome, PurgeTaskFailed> {
         let cache = Arc::clone(self);
         let purge = async move {
             let near = cache.near.as_ref().map_or(0, |near| near.len());
@@ -194,11 +206,11 @@ impl Cache {
             if let Some(near) = &cache.near {
                 near.flush();
             }
-            cache.count_invalidation(Source::PurgeAll, ended);
+            cache.count_invalidation(InvalidationSource::PurgeAll, ended);
             cache.metrics.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
-            PurgeAll { ended, flights, near }
+            PurgeAllOutcome { ended, flights, near }
         };
-        self.store.spawn(purge).await.map_err(|error| died(&error))
+        self.store.spawn(purge).await.map_err(|error| purge_task_failed(&error))
     }
 
     /// Detaches the flights and evicts the near entries of these jobs. Returns how many flights each
@@ -211,18 +223,18 @@ impl Cache {
         flights
     }
 
-    fn tell(&self, keys: &[Key], what: EventKind, why: &'static str, by: Initiator) {
+    fn record_events(&self, keys: &[Key], what: EventKind, why: &'static str, by: Initiator) {
         self.metrics.events.record_each(keys.iter().map(Key::main), what, why, by);
     }
 
-    pub(super) fn count_invalidation(&self, source: Source, ended: Ended) {
+    pub(super) fn count_invalidation(&self, source: InvalidationSource, ended: Ended) {
         let source = match source {
-            Source::Write => "write",
-            Source::WriteBody => "write-body",
-            Source::WriteAll => "write-all",
-            Source::Purge => "purge",
-            Source::PurgeAll => "purge-all",
-            Source::Evidence => "evidence",
+            InvalidationSource::Write => "write",
+            InvalidationSource::WriteBody => "write-body",
+            InvalidationSource::WriteAll => "write-all",
+            InvalidationSource::Purge => "purge",
+            InvalidationSource::PurgeAll => "purge-all",
+            InvalidationSource::Comparison => "evidence",
         };
         let outcome = ended.as_str();
         self.metrics.invalidations.get_or_create(&InvalidationLabels { source, outcome }).inc();

@@ -12,11 +12,11 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use super::{
-    Ask, Cache,
+    Cache, LookupRequest,
     audience::Standing,
     entry::{Entry, Reject},
-    fill::{Known, Lead, Target},
-    flight::{Flight, Shown, Ticket},
+    fill::{FillTarget, KnownEntry, LeaderRead},
+    flight::{Flight, FlightTicket, SeenVersion},
     policy::Bypass,
 };
 use crate::{
@@ -25,15 +25,15 @@ use crate::{
 };
 
 /// How long a reader waits for another sidecar's fill. No other wait is outside the budget.
-const FOREIGN_LEASE_WAIT: Duration = Duration::from_millis(250);
+const OTHER_FILL_WAIT: Duration = Duration::from_millis(250);
 /// First pause between two reads of the store while waiting for another sidecar's fill. Doubles.
-const FOREIGN_LEASE_STEP: Duration = Duration::from_millis(5);
+const FIRST_OTHER_FILL_PAUSE: Duration = Duration::from_millis(5);
 /// Number of foreign values of one job that are overwritten within a TTL. After that the key is left
 /// to the other writer.
-pub(super) const FOREIGN_VALUES: u32 = 3;
+pub(super) const MAX_FOREIGN_VALUES: u32 = 3;
 /// Number of times that the entry of one job is replaced within a TTL. After that the upstream is
 /// assumed to answer each client differently.
-pub const REPLACEMENTS: u32 = 3;
+pub const MAX_REPLACEMENTS: u32 = 3;
 
 /// How a read is answered.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub enum Lookup {
     /// The entry is the answer.
     Hit(Arc<Entry>),
     /// The reader reads the upstream, for itself and all that join.
-    Lead(Box<Lead>),
+    Lead(Box<LeaderRead>),
     /// The reader shares another reader's upstream read. The reason is the one for `Cache-Status`, if
     /// there is one.
     Join(Flight, Option<Bypass>),
@@ -63,7 +63,7 @@ impl Lookup {
 
 /// How an entry that was found can be used for a read.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Offer {
+pub(super) enum EntryUse {
     /// The entry is the answer.
     Hit,
     /// The entry is no answer and is left as it is.
@@ -71,7 +71,7 @@ pub(super) enum Offer {
     /// The entry is no answer yet: the upstream is read, and its response may widen or replace it.
     Read {
         /// Whether the entry is young enough for the request.
-        young: bool,
+        age_accepted: bool,
     },
 }
 
@@ -80,54 +80,58 @@ impl Cache {
     ///
     /// Reads the store before it joins a flight: joining by job id alone could give a client a response
     /// that was read before a write the client knows of.
-    pub async fn lookup(&self, request: &Ask, budget: &mut Budget) -> Lookup {
+    pub async fn lookup(&self, request: &LookupRequest, budget: &mut Budget) -> Lookup {
         if let Err(error) = self.store.trust(&request.key) {
-            return self.unconfirmed(request, reason(&error));
+            return self.answer_unconfirmed(request, bypass_reason(&error));
         }
         if mutants::is(Mutant::JoinBeforeLookup)
-            && let Some(flight) = self.flights.any(&request.key)
+            && let Some(flight) = self.flights.any_confirmed(&request.key)
         {
             return Lookup::Join(flight, None);
         }
-        match self.find(request, budget).await {
+        match self.find_in_store(request, budget).await {
             Ok(lookup) => lookup,
             Err(error) => {
                 debug!(%error, "lookup failed");
-                self.unconfirmed(request, reason(&error))
+                self.answer_unconfirmed(request, bypass_reason(&error))
             }
         }
     }
 
-    async fn find(&self, request: &Ask, budget: &mut Budget) -> Result<Lookup, StoreError> {
-        let (found, seen) = self.look(&request.key, budget).await?;
+    async fn find_in_store(
+        &self,
+        request: &LookupRequest,
+        budget: &mut Budget,
+    ) -> Result<Lookup, StoreError> {
+        let (found, seen) = self.read_entry(&request.key, budget).await?;
         match found {
-            Some(Ok(entry)) => return Ok(self.offer(request, entry, seen)),
-            Some(Err(reject)) if self.leaves_alone(&request.key, reject) => {
-                return Ok(self.unconfirmed(request, Bypass::Foreign));
+            Some(Ok(entry)) => return Ok(self.answer_with_entry(request, entry, seen)),
+            Some(Err(reject)) if self.yields_key(&request.key, reject) => {
+                return Ok(self.answer_unconfirmed(request, Bypass::Foreign));
             }
             _ => {}
         }
-        if let Some(why) = self.may_not_fill(request) {
+        if let Some(why) = self.fill_refusal(request) {
             return Ok(Lookup::Pass(why));
         }
         match self.store.lease(&request.key, seen.stored.as_ref(), budget).await? {
             Grant::Lease(lease) => Ok(self.lead(request, lease).await),
             Grant::Stored(seen) => Ok(match Entry::decode(&seen) {
-                Some(Ok(entry)) => self.offer(request, Arc::new(entry), seen),
-                _ => self.unconfirmed(request, Bypass::Foreign),
+                Some(Ok(entry)) => self.answer_with_entry(request, Arc::new(entry), seen),
+                _ => self.answer_unconfirmed(request, Bypass::Foreign),
             }),
             Grant::Leased(..) if request.directives.no_cache => {
-                Ok(self.unconfirmed(request, Bypass::NoCache))
+                Ok(self.answer_unconfirmed(request, Bypass::NoCache))
             }
             Grant::Leased(token, epoch) => {
-                self.follow(request, Shown { token, epoch }, budget).await
+                self.follow(request, SeenVersion { token, epoch }, budget).await
             }
-            Grant::Fenced => Ok(self.unconfirmed(request, Bypass::Fenced)),
+            Grant::Fenced => Ok(self.answer_unconfirmed(request, Bypass::Fenced)),
         }
     }
 
     /// Reads the store, and keeps an entry that it finds as a near entry.
-    pub(super) async fn look(
+    pub(super) async fn read_entry(
         &self,
         key: &Key,
         budget: &mut Budget,
@@ -147,9 +151,9 @@ impl Cache {
 
     /// Returns whether an entry is a hit: the caller is in its audience, and the request's
     /// `Cache-Control` admits it.
-    pub(super) fn is_hit(&self, request: &Ask, entry: &Entry, now_ms: i64) -> bool {
-        let standing = self.prints.standing(entry.audience(), request.pair, now_ms);
-        standing == Standing::Included && request.is_young(entry, now_ms)
+    pub(super) fn is_hit(&self, request: &LookupRequest, entry: &Entry, now_ms: i64) -> bool {
+        let standing = self.fingerprinter.standing(entry.audience(), request.caller, now_ms);
+        standing == Standing::Included && request.accepts_age(entry, now_ms)
     }
 
     /// Answers a read for which an entry was found.
@@ -157,96 +161,104 @@ impl Cache {
     /// If the entry is no hit, the reader asks the upstream and may join the audience by that. A lapsed
     /// caller does the same: if the upstream refuses it, only that caller sees the refusal, and its
     /// membership is just not renewed.
-    fn offer(&self, request: &Ask, entry: Arc<Entry>, seen: Seen) -> Lookup {
-        let young = match self.judge(request, &entry, seen.now_ms, || self.may_not_fill(request)) {
-            Offer::Hit => return Lookup::Hit(entry),
-            Offer::Pass(why) => return Lookup::Pass(why),
-            Offer::Read { young } => young,
-        };
+    fn answer_with_entry(&self, request: &LookupRequest, entry: Arc<Entry>, seen: Seen) -> Lookup {
+        let young =
+            match self.judge_entry(request, &entry, seen.now_ms, || self.fill_refusal(request)) {
+                EntryUse::Hit => return Lookup::Hit(entry),
+                EntryUse::Pass(why) => return Lookup::Pass(why),
+                EntryUse::Read { age_accepted: young } => young,
+            };
         let token = Token::named(entry.generation());
         let epoch = seen.epoch.clone();
-        let known = Known { entry, seen };
+        let known = KnownEntry { entry, seen };
         // A solo request takes no turn. Others may join its flight by the version that it has seen.
-        let ticket = if young || request.alone {
-            self.flights.share(&request.key, Shown { token, epoch }, request.circle)
+        let ticket = if young || request.solo {
+            self.flights.join_or_lead(
+                &request.key,
+                SeenVersion { token, epoch },
+                request.coalesce_key,
+            )
         } else {
-            self.flights.next(request.key.clone(), request.circle)
+            self.flights.join_or_lead_next(request.key.clone(), request.coalesce_key)
         };
         let why = (!young).then_some(Bypass::NoCache);
         match ticket {
-            Ticket::Lead(leader) => {
-                let target = Target::Entry(Box::new(known));
-                Lookup::Lead(Box::new(Lead::new(request, leader, target, why)))
+            FlightTicket::Lead(leader) => {
+                let target = FillTarget::Entry(Box::new(known));
+                Lookup::Lead(Box::new(LeaderRead::new(request, leader, target, why)))
             }
-            Ticket::Join(flight) => Lookup::Join(flight, why),
-            Ticket::Full => Lookup::Pass(Bypass::Flights),
+            FlightTicket::Join(flight) => Lookup::Join(flight, why),
+            FlightTicket::Full => Lookup::Pass(Bypass::Flights),
         }
     }
 
     /// Judges how an entry can be used for a read. `refusal` returns why the request may not fill, if
     /// it may not.
-    pub(super) fn judge(
+    pub(super) fn judge_entry(
         &self,
-        request: &Ask,
+        request: &LookupRequest,
         entry: &Entry,
         now_ms: i64,
         refusal: impl FnOnce() -> Option<Bypass>,
-    ) -> Offer {
+    ) -> EntryUse {
         if self.is_hit(request, entry, now_ms) {
-            return Offer::Hit;
+            return EntryUse::Hit;
         }
         if let Some(why) = refusal() {
-            return Offer::Pass(why);
+            return EntryUse::Pass(why);
         }
         // Renewing a lapsed caller does not make the audience larger.
-        let full = entry.audience().members.len() >= self.settings.audience;
-        let standing = self.prints.standing(entry.audience(), request.pair, now_ms);
-        if self.replaced.count(&request.key) >= REPLACEMENTS
+        let full = entry.audience().members.len() >= self.settings.max_audience;
+        let standing = self.fingerprinter.standing(entry.audience(), request.caller, now_ms);
+        if self.replacements.count(&request.key) >= MAX_REPLACEMENTS
             || full && standing == Standing::Outside
         {
-            return Offer::Pass(Bypass::Audience);
+            return EntryUse::Pass(Bypass::Audience);
         }
-        Offer::Read { young: request.is_young(entry, now_ms) }
+        EntryUse::Read { age_accepted: request.accepts_age(entry, now_ms) }
     }
 
-    fn may_not_fill(&self, request: &Ask) -> Option<Bypass> {
-        Self::refusal(request, self.is_uncacheable(request))
+    fn fill_refusal(&self, request: &LookupRequest) -> Option<Bypass> {
+        Self::fill_refusal_of(request, self.is_hit_for_miss(request))
     }
 
-    pub(super) fn is_uncacheable(&self, request: &Ask) -> bool {
-        self.uncacheable.count(&(request.key.clone(), request.circle)) > 0
+    pub(super) fn is_hit_for_miss(&self, request: &LookupRequest) -> bool {
+        self.hit_for_miss.count(&(request.key.clone(), request.coalesce_key)) > 0
     }
 
-    pub(super) fn refusal(request: &Ask, uncacheable: bool) -> Option<Bypass> {
+    pub(super) fn fill_refusal_of(request: &LookupRequest, uncacheable: bool) -> Option<Bypass> {
         if request.directives.only_if_cached {
             return Some(Bypass::OnlyIfCached);
         }
         if request.directives.no_store {
             return Some(Bypass::NoStore);
         }
-        if !request.fills {
+        if !request.may_fill {
             return Some(Bypass::Method);
         }
         uncacheable.then_some(Bypass::Uncacheable)
     }
 
     /// Passes the request to the upstream, unless it asks for a cached answer only.
-    fn elsewhere(request: &Ask, why: Bypass) -> Lookup {
-        Lookup::Pass(Self::else_of(request, why))
+    fn pass(request: &LookupRequest, why: Bypass) -> Lookup {
+        Lookup::Pass(Self::pass_reason(request, why))
     }
 
-    pub(super) fn else_of(request: &Ask, why: Bypass) -> Bypass {
+    pub(super) fn pass_reason(request: &LookupRequest, why: Bypass) -> Bypass {
         if request.directives.only_if_cached { Bypass::OnlyIfCached } else { why }
     }
 
-    pub(super) async fn lead(&self, request: &Ask, lease: Lease) -> Lookup {
-        let version = Shown { token: lease.token().clone(), epoch: lease.epoch().clone() };
-        match self.flights.share(&request.key, version, request.circle) {
-            Ticket::Lead(leader) => {
-                Lookup::Lead(Box::new(Lead::new(request, leader, Target::Lease(lease), None)))
-            }
-            Ticket::Join(flight) => Lookup::Join(flight, None),
-            Ticket::Full => {
+    pub(super) async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
+        let version = SeenVersion { token: lease.token().clone(), epoch: lease.epoch().clone() };
+        match self.flights.join_or_lead(&request.key, version, request.coalesce_key) {
+            FlightTicket::Lead(leader) => Lookup::Lead(Box::new(LeaderRead::new(
+                request,
+                leader,
+                FillTarget::Lease(lease),
+                None,
+            ))),
+            FlightTicket::Join(flight) => Lookup::Join(flight, None),
+            FlightTicket::Full => {
                 self.store.release(lease).await;
                 Lookup::Pass(Bypass::Flights)
             }
@@ -257,35 +269,37 @@ impl Cache {
     /// its entry.
     async fn follow(
         &self,
-        request: &Ask,
-        version: Shown,
+        request: &LookupRequest,
+        version: SeenVersion,
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
-        if let Some(flight) = self.flights.join(&request.key, &version, request.circle) {
+        if let Some(flight) =
+            self.flights.join_confirmed(&request.key, &version, request.coalesce_key)
+        {
             return Ok(Lookup::Join(flight, None));
         }
-        if request.alone || self.waited.count(&version.token) > 0 {
-            return Ok(Self::elsewhere(request, Bypass::Leased));
+        if request.solo || self.waited_leases.count(&version.token) > 0 {
+            return Ok(Self::pass(request, Bypass::Leased));
         }
-        let deadline = Instant::now() + FOREIGN_LEASE_WAIT;
-        let mut step = FOREIGN_LEASE_STEP;
+        let deadline = Instant::now() + OTHER_FILL_WAIT;
+        let mut step = FIRST_OTHER_FILL_PAUSE;
         while Instant::now() < deadline {
-            self.news(&request.key, deadline.min(Instant::now() + step)).await;
+            self.wait_for_change(&request.key, deadline.min(Instant::now() + step)).await;
             step *= 2;
-            let (found, seen) = self.look(&request.key, budget).await?;
+            let (found, seen) = self.read_entry(&request.key, budget).await?;
             match found {
-                Some(Ok(entry)) => return Ok(self.offer(request, entry, seen)),
-                Some(Err(_)) => return Ok(self.unconfirmed(request, Bypass::Foreign)),
+                Some(Ok(entry)) => return Ok(self.answer_with_entry(request, entry, seen)),
+                Some(Err(_)) => return Ok(self.answer_unconfirmed(request, Bypass::Foreign)),
                 None => {}
             }
         }
-        self.waited.add(version.token);
-        Ok(Self::elsewhere(request, Bypass::Leased))
+        self.waited_leases.add(version.token);
+        Ok(Self::pass(request, Bypass::Leased))
     }
 
     /// Waits for a report of a change to the key, at most until `until`: the report may have come
     /// before this began to listen.
-    async fn news(&self, key: &Key, until: Instant) {
+    async fn wait_for_change(&self, key: &Key, until: Instant) {
         let changed = async {
             match &self.near {
                 Some(near) => near.changed(key).await,
@@ -296,22 +310,25 @@ impl Cache {
     }
 
     /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
-    fn unconfirmed(&self, request: &Ask, why: Bypass) -> Lookup {
-        if request.is_by_itself() {
-            return Self::elsewhere(request, why);
+    fn answer_unconfirmed(&self, request: &LookupRequest, why: Bypass) -> Lookup {
+        if request.never_coalesces() {
+            return Self::pass(request, why);
         }
-        match self.flights.next(request.key.clone(), request.circle) {
-            Ticket::Lead(leader) => {
-                Lookup::Lead(Box::new(Lead::new(request, leader, Target::Nowhere, Some(why))))
-            }
-            Ticket::Join(flight) => Lookup::Join(flight, Some(why)),
-            Ticket::Full => Lookup::Pass(Bypass::Flights),
+        match self.flights.join_or_lead_next(request.key.clone(), request.coalesce_key) {
+            FlightTicket::Lead(leader) => Lookup::Lead(Box::new(LeaderRead::new(
+                request,
+                leader,
+                FillTarget::Nowhere,
+                Some(why),
+            ))),
+            FlightTicket::Join(flight) => Lookup::Join(flight, Some(why)),
+            FlightTicket::Full => Lookup::Pass(Bypass::Flights),
         }
     }
 
     /// Returns whether the key of a rejected value is to be left to another program, because that has
     /// stored foreign values there too often. Counts the value if it is foreign.
-    pub(super) fn leaves_alone(&self, key: &Key, reject: Reject) -> bool {
+    pub(super) fn yields_key(&self, key: &Key, reject: Reject) -> bool {
         if reject != Reject::Foreign {
             return false;
         }
@@ -322,11 +339,11 @@ impl Cache {
                  application's own cache, but keep its DELs"
             );
         }
-        self.foreign.add(key.clone()) > FOREIGN_VALUES
+        self.foreign_values.add(key.clone()) > MAX_FOREIGN_VALUES
     }
 }
 
-pub(super) fn reason(error: &StoreError) -> Bypass {
+pub(super) fn bypass_reason(error: &StoreError) -> Bypass {
     match error {
         StoreError::Pending => Bypass::Pending,
         StoreError::Timeout | StoreError::Spent => Bypass::StoreTimeout,

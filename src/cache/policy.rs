@@ -9,12 +9,12 @@ mod conditional;
 mod directives;
 mod freshness;
 mod reason;
-mod states;
+mod state_ttls;
 mod storable;
 
 pub use conditional::not_modified;
 pub use directives::RequestDirectives;
 pub use freshness::{Freshness, Policy, freshness};
 pub use reason::{Bypass, NoStore};
-pub use states::States;
+pub use state_ttls::StateTtls;
 pub use storable::{is_stored, storable};

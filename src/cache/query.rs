@@ -25,17 +25,19 @@ impl Query {
     /// Returns whether a query consists only of ignored and allowed parameters. An empty query does
     /// not.
     pub fn admits(&self, query: &str) -> bool {
-        let known = |parameter| names(&self.ignore, parameter) || names(&self.allow, parameter);
+        let known = |parameter| {
+            contains_name(&self.ignore, parameter) || contains_name(&self.allow, parameter)
+        };
         !query.contains(';') && query.split('&').all(known)
     }
 
     /// Returns the parameters that may change the answer, as spelled and in their order.
     pub fn counted<'q>(&self, query: &'q str) -> impl Iterator<Item = &'q str> {
-        query.split('&').filter(|parameter| !names(&self.ignore, parameter))
+        query.split('&').filter(|parameter| !contains_name(&self.ignore, parameter))
     }
 }
 
-fn names(list: &[String], parameter: &str) -> bool {
+fn contains_name(list: &[String], parameter: &str) -> bool {
     let name = parameter.split('=').next().unwrap_or_default();
     list.iter().any(|known| percent_decode_str(name).eq(known.bytes()))
 }

@@ -32,7 +32,7 @@ use super::{
     },
 };
 use crate::{
-    cache::key::JobId,
+    cache::job_id::JobId,
     limits::{BufferedFrames, Quota, join},
     metrics::{Metrics, MissLabels},
     throttle::Throttle,

@@ -58,7 +58,7 @@ impl Proxy {
     pub(super) fn prepare_request(&self, head: &mut Parts, client: Peer) {
         let version = head.version;
         to_origin_form(head, self.upstream.authority());
-        headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinted());
+        headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinted_headers());
         headers::restore_entity_tags(&mut head.headers, &head.method);
         headers::forward(&mut head.headers, client, version);
     }

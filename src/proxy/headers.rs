@@ -19,7 +19,7 @@ mod cache_status;
 use crate::{
     cache::{
         audience::may_read_as_another,
-        entry::{VIA_US, coding::TAG_SUFFIX},
+        entry::{VIA_JOBCACHE, coding::ETAG_SUFFIX},
     },
     transport::Peer,
 };
@@ -190,7 +190,7 @@ pub(crate) fn via(headers: &mut HeaderMap, version: Version) {
         Version::HTTP_10 => HeaderValue::from_static("1.0 jobcache"),
         Version::HTTP_2 => HeaderValue::from_static("2.0 jobcache"),
         Version::HTTP_3 => HeaderValue::from_static("3.0 jobcache"),
-        _ => VIA_US,
+        _ => VIA_JOBCACHE,
     };
     headers.append(VIA, value);
 }
@@ -217,7 +217,7 @@ pub(crate) fn restore_entity_tags(headers: &mut HeaderMap, method: &Method) {
     }
     let Entry::Occupied(mut lines) = headers.entry(IF_MATCH) else { return };
     for line in lines.iter_mut() {
-        let plain = line.to_str().map(|value| value.replace(TAG_SUFFIX, ""));
+        let plain = line.to_str().map(|value| value.replace(ETAG_SUFFIX, ""));
         // A valid value stays valid when a suffix is removed.
         if let Some(plain) = plain.ok().and_then(|plain| HeaderValue::try_from(plain).ok()) {
             *line = plain;

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     cache::{
-        Abandoned, Landed, Lead,
+        AbandonReason, LeaderRead, PublishedRead,
         entry::Entry,
         policy::{Bypass, Freshness, NoStore},
     },
@@ -56,7 +56,7 @@ pub(super) enum FillOutcome {
 /// One shared read.
 pub(super) struct LeadTask {
     proxy: Arc<Proxy>,
-    lead: Lead,
+    lead: LeaderRead,
     why: Option<Bypass>,
     /// The request head of the client that began the read.
     client_head: request::Parts,
@@ -68,7 +68,7 @@ impl LeadTask {
     /// Returns the task, and the receiver on which its client gets the answer.
     pub(super) fn new(
         proxy: &Arc<Proxy>,
-        lead: Lead,
+        lead: LeaderRead,
         asked: request::Parts,
         budget: Budget,
     ) -> (Self, oneshot::Receiver<Answer>) {
@@ -80,7 +80,7 @@ impl LeadTask {
     /// Reads the upstream, answers the clients that wait, and stores the response if it may be
     /// stored.
     pub(super) async fn run(mut self, request: Request<RequestBody>) -> FillOutcome {
-        self.lead.turn().await;
+        self.lead.wait_for_turn().await;
         let sent = self.proxy.send(request, RetryPolicy::OnceIfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent
@@ -90,7 +90,7 @@ impl LeadTask {
             Err(error) => return self.fail(upstream_failure(&error)).await,
         };
         let (head, body) = response.into_parts();
-        match self.proxy.cache.storable(&head) {
+        match self.proxy.cache.freshness(&head) {
             // RFC 9112 6.3: "Since there is no way to distinguish a successfully completed,
             // close-delimited response message from a partially received message interrupted by
             // network failure".
@@ -113,10 +113,10 @@ impl LeadTask {
         body: ResponseBody,
         freshness: Freshness,
     ) -> FillOutcome {
-        match capture(body, self.proxy.cache.max_body(), self.proxy.cache.captured()).await {
+        match capture(body, self.proxy.cache.max_body(), self.proxy.cache.capture_quota()).await {
             Captured::Whole(body) => {
                 let Self { proxy, lead, why, client_head: asked, budget, answer } = self;
-                let landed = proxy.cache.land(lead, &head, body, freshness);
+                let landed = proxy.cache.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&landed.entry);
                 store_then(&proxy, landed, budget, |stored| {
                     let response = if proxy.mode == Mode::Shadow {
@@ -144,7 +144,7 @@ impl LeadTask {
         freshness: Freshness,
     ) -> FillOutcome {
         let Self { proxy, lead, why, answer, .. } = self;
-        let (tee, client_end) = Tee::new(proxy.cache.captured());
+        let (tee, client_end) = Tee::new(proxy.cache.capture_quota());
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
         let verdict = Verdict::Miss { stored: FillStatus::Unknown, collapsed: false, why };
         let _ = answer.send(Answer { response, verdict });
@@ -153,26 +153,26 @@ impl LeadTask {
             if let Ok(captured) = timeout(STREAM_WAIT, &mut capture).await {
                 captured
             } else {
-                lead.vacate();
+                lead.detach_followers();
                 capture.await
             }
         };
         match captured {
             TeeCapture::Whole(body) if !body.is_empty() => {
-                let landed = proxy.cache.land(lead, &head, body, freshness);
+                let landed = proxy.cache.publish(lead, &head, body, freshness);
                 store_then(&proxy, landed, proxy.cache.budget(), |_| tee.finish()).await
             }
             TeeCapture::Whole(_) => {
                 tee.finish();
-                proxy.cache.abandon(lead, Abandoned::Unstorable(NoStore::Empty)).await;
+                proxy.cache.abandon(lead, AbandonReason::Unstorable(NoStore::Empty)).await;
                 FillOutcome::Unstorable(NoStore::Empty, head.status)
             }
             TeeCapture::Unstorable(why) => {
-                proxy.cache.abandon(lead, Abandoned::Unstorable(why)).await;
+                proxy.cache.abandon(lead, AbandonReason::Unstorable(why)).await;
                 FillOutcome::Unstorable(why, head.status)
             }
             TeeCapture::Broken => {
-                proxy.cache.abandon(lead, Abandoned::Unanswered).await;
+                proxy.cache.abandon(lead, AbandonReason::Unanswered).await;
                 FillOutcome::Failed
             }
         }
@@ -184,13 +184,13 @@ impl LeadTask {
         let verdict =
             Verdict::Miss { stored: FillStatus::NotStored(why), collapsed: false, why: self.why };
         let _ = self.answer.send(Answer { response, verdict });
-        self.proxy.cache.abandon(self.lead, Abandoned::Unstorable(why)).await;
+        self.proxy.cache.abandon(self.lead, AbandonReason::Unstorable(why)).await;
         FillOutcome::Unstorable(why, status)
     }
 
     async fn fail(self, answer: Answer) -> FillOutcome {
         let _ = self.answer.send(answer);
-        self.proxy.cache.abandon(self.lead, Abandoned::Unanswered).await;
+        self.proxy.cache.abandon(self.lead, AbandonReason::Unanswered).await;
         FillOutcome::Failed
     }
 }
@@ -210,7 +210,7 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
 }
 
 /// Stores a landed response and records the result in its span.
-async fn fill_in_span(proxy: &Proxy, landed: Landed, span: Span) -> Option<Fill> {
+async fn fill_in_span(proxy: &Proxy, landed: PublishedRead, span: Span) -> Option<Fill> {
     let filled = proxy.cache.fill(landed).await;
     spans::record_result(
         &span,
@@ -226,7 +226,7 @@ async fn fill_in_span(proxy: &Proxy, landed: Landed, span: Span) -> Option<Fill>
 /// Stores a landed response, and calls `then` when that is done or the budget is spent.
 async fn store_then(
     proxy: &Proxy,
-    landed: Landed,
+    landed: PublishedRead,
     budget: Budget,
     then: impl FnOnce(FillStatus),
 ) -> FillOutcome {

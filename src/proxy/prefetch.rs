@@ -23,7 +23,9 @@ use super::{
     route::Route,
 };
 use crate::{
-    cache::{Abandoned, Ahead, Lead, key::JobId, policy::Bypass, policy::NoStore},
+    cache::{
+        AbandonReason, LeaderRead, PrefetchLookup, job_id::JobId, policy::Bypass, policy::NoStore,
+    },
     config::Mode,
     spans,
     store::Budget,
@@ -135,17 +137,17 @@ impl Proxy {
         let Some((head, id)) = self.prefetch_head(id, headers) else {
             return PrefetchOutcome::Passed;
         };
-        let lookup = self.cache.ask(&id, &head.method, &head.uri, &head.headers);
+        let lookup = self.cache.lookup_request(&id, &head.method, &head.uri, &head.headers);
         let mut budget = self.cache.budget();
-        match self.cache.look_ahead(&lookup, &mut budget).await {
-            Ahead::Present => PrefetchOutcome::Present,
-            Ahead::Lead(lead) => self.lead_prefetch(*lead, head, budget).await,
-            Ahead::Join(flight) => match flight.landed().await {
+        match self.cache.lookup_for_prefetch(&lookup, &mut budget).await {
+            PrefetchLookup::Present => PrefetchOutcome::Present,
+            PrefetchLookup::Lead(lead) => self.lead_prefetch(*lead, head, budget).await,
+            PrefetchLookup::Join(flight) => match flight.wait().await {
                 Some(_) => PrefetchOutcome::Joined,
                 None => PrefetchOutcome::Busy,
             },
-            Ahead::Wait(why) => delayed_by(why),
-            Ahead::Never => PrefetchOutcome::Passed,
+            PrefetchLookup::Wait(why) => delayed_by(why),
+            PrefetchLookup::Never => PrefetchOutcome::Passed,
         }
     }
 
@@ -158,24 +160,24 @@ impl Proxy {
         *request.uri_mut() = uri;
         request.headers_mut().clone_from(headers);
         let Route::Read(id) = self.routes.classify(&request) else { return None };
-        (!self.cache.is_personal(headers)).then(|| (request.into_parts().0, id))
+        (!self.cache.must_bypass(headers)).then(|| (request.into_parts().0, id))
     }
 
     async fn lead_prefetch(
         self: &Arc<Self>,
-        lead: Lead,
+        lead: LeaderRead,
         head: Parts,
         budget: Budget,
     ) -> PrefetchOutcome {
         if self.stale_config.is_stale() {
             // As for a client: the read would use rules that no longer hold.
-            self.cache.abandon(lead, Abandoned::Superseded).await;
+            self.cache.abandon(lead, AbandonReason::Superseded).await;
             return PrefetchOutcome::Revoked;
         }
         let request = self.fill_request(&head, PREFETCH_PEER);
         // The answer is dropped, as for a client that has hung up.
         let flight = spans::flight();
-        lead.led_by(&flight);
+        lead.set_span(&flight);
         let (task, _) = LeadTask::new(self, lead, head, budget);
         // The read runs to its end even during a drain, because clients may have joined it.
         match self.tasks.spawn(task.run(request).instrument(flight)).await {

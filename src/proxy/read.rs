@@ -23,7 +23,10 @@ use super::{
     repeat_hit::RepeatHit,
 };
 use crate::{
-    cache::{Abandoned, Ask, Lead, Lookup, Trial, entry::Entry, key::JobId, policy::Bypass},
+    cache::{
+        AbandonReason, Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry, job_id::JobId,
+        policy::Bypass,
+    },
     config::Mode,
     events::{EventKind, HitSample},
     informational::Informational,
@@ -47,14 +50,14 @@ impl Proxy {
     ) -> Answer {
         let (lookup, mut budget) = self.lookup_request(id, &request);
         if self.mode == Mode::Shadow {
-            let lookup = lookup.alone();
+            let lookup = lookup.solo();
             let head = request.into_parts().0;
             let answer = Box::pin(self.shadow(&lookup, head, requester, budget)).await;
             return self.record_answer(&lookup, answer, sample);
         }
-        let near = self.cache.near(&lookup, &mut budget);
+        let near = self.cache.lookup_near(&lookup, &mut budget);
         if let Some(found) = near.instrument(spans::lookup("near")).await {
-            self.cache.answered(&lookup, EventKind::Hit, "", sample);
+            self.cache.record_answer(&lookup, EventKind::Hit, "", sample);
             return self.near_hit(found, lookup, request, requester.0, repeat_hit);
         }
         let head = request.into_parts().0;
@@ -63,15 +66,21 @@ impl Proxy {
     }
 
     /// Records an answer in the events of the job.
-    fn record_answer(&self, lookup: &Ask, answer: Answer, sample: Option<&HitSample>) -> Answer {
+    fn record_answer(
+        &self,
+        lookup: &LookupRequest,
+        answer: Answer,
+        sample: Option<&HitSample>,
+    ) -> Answer {
         let (kind, why) = answer.verdict.event();
-        self.cache.answered(lookup, kind, why, sample);
+        self.cache.record_answer(lookup, kind, why, sample);
         answer
     }
 
     /// Returns what a read looks up, and how long it may wait for the store.
-    fn lookup_request(&self, id: &JobId, request: &Request<Incoming>) -> (Ask, Budget) {
-        let lookup = self.cache.ask(id, request.method(), request.uri(), request.headers());
+    fn lookup_request(&self, id: &JobId, request: &Request<Incoming>) -> (LookupRequest, Budget) {
+        let lookup =
+            self.cache.lookup_request(id, request.method(), request.uri(), request.headers());
         let mut budget = self.cache.budget();
         // Time that the request already spent in the repeat fast path, which did not answer it.
         if let Some(FastPathMiss { waited, .. }) = request.extensions().get() {
@@ -84,14 +93,14 @@ impl Proxy {
     fn near_hit(
         self: &Arc<Self>,
         (entry, now_ms): (Arc<Entry>, i64),
-        lookup: Ask,
+        lookup: LookupRequest,
         request: Request<Incoming>,
         client: Peer,
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
         let answer = hit(&entry, request.method(), request.headers(), now_ms);
         let sampled = self.is_sampled(request.method(), request.extensions());
-        let comparison = sampled.then(|| Trial::new(&lookup, entry));
+        let comparison = sampled.then(|| Comparison::new(&lookup, entry));
         *repeat_hit = self.repeat_hit(&request, lookup);
         if let Some(comparison) = comparison {
             self.verify(comparison, &request.into_parts().0, client);
@@ -105,7 +114,7 @@ impl Proxy {
     /// upstream, never an error.
     async fn read(
         self: &Arc<Self>,
-        lookup: &Ask,
+        lookup: &LookupRequest,
         head: Parts,
         (client, informational): (Peer, Informational),
         mut budget: Budget,
@@ -119,12 +128,12 @@ impl Proxy {
                 let now_ms = self.cache.store().now_ms();
                 let answer = hit(&entry, &head.method, &head.headers, now_ms);
                 if self.is_sampled(&head.method, &head.extensions) {
-                    self.verify(Trial::new(lookup, entry), &head, client);
+                    self.verify(Comparison::new(lookup, entry), &head, client);
                 }
                 answer
             }
             Lookup::Lead(lead) => self.lead(*lead, head, (client, informational), budget).await,
-            Lookup::Join(flight, why) => match flight.landed().await {
+            Lookup::Join(flight, why) => match flight.wait().await {
                 Some(entry) => {
                     let verdict =
                         Verdict::Miss { stored: FillStatus::Unknown, collapsed: true, why };
@@ -145,7 +154,7 @@ impl Proxy {
     /// the client that began it may hang up, and the others still get their answer.
     pub(super) async fn lead(
         self: &Arc<Self>,
-        lead: Lead,
+        lead: LeaderRead,
         head: Parts,
         (client, informational): (Peer, Informational),
         budget: Budget,
@@ -155,13 +164,13 @@ impl Proxy {
             // The read would be shared under rules that no longer hold. If the rules change after
             // this check, the lease of the read is older than the purge that comes with the new
             // rules, so nothing is stored.
-            self.cache.abandon(lead, Abandoned::Superseded).await;
+            self.cache.abandon(lead, AbandonReason::Superseded).await;
             return self.pass_read(head, client, informational, why.unwrap_or(Bypass::Alone)).await;
         }
         let mut request = self.fill_request(&head, client);
         relay_informational(&mut request, &informational);
         let flight = spans::flight();
-        lead.led_by(&flight);
+        lead.set_span(&flight);
         let (task, answered) = LeadTask::new(self, lead, head.clone(), budget);
         self.tasks.spawn(task.run(request).instrument(flight));
         match answered.await {

@@ -33,7 +33,7 @@ use hyper::{
 
 use super::Proxy;
 use crate::{
-    cache::{Ask, Cache, Look, entry::coding::Coding},
+    cache::{Cache, LookupRequest, NearLookup, entry::coding::Coding},
     events::{EventKind, HitSample},
     service::{FastPathMiss, SampleDecision},
 };
@@ -41,11 +41,11 @@ use crate::{
 /// State derived from the header fields of a request that was a hit in this process.
 #[derive(Debug)]
 pub struct RepeatHit {
-    lookup: Ask,
+    lookup: LookupRequest,
     /// The content coding in which a hit is sent.
     coding: Coding,
     /// The lookup of the request that is being answered, if one is.
-    near_lookup: Option<Look>,
+    near_lookup: Option<NearLookup>,
     /// Whether that request is compared with the upstream.
     decision: SampleDecision,
     /// The event sample of that request, if it is sampled.
@@ -57,7 +57,11 @@ pub struct RepeatHit {
 impl Proxy {
     /// Returns what to keep from a request that was a hit in this process, unless a repeat of it
     /// needs more than its path.
-    pub(super) fn repeat_hit(&self, request: &Request<Incoming>, lookup: Ask) -> Option<RepeatHit> {
+    pub(super) fn repeat_hit(
+        &self,
+        request: &Request<Incoming>,
+        lookup: LookupRequest,
+    ) -> Option<RepeatHit> {
         let uri = request.uri();
         let headers = request.headers();
         let repeatable = !self.access_log
@@ -69,7 +73,7 @@ impl Proxy {
             && !headers.contains_key(IF_NONE_MATCH)
             && !headers.contains_key(IF_MODIFIED_SINCE);
         repeatable.then(|| {
-            let coding = Coding::wanted(headers);
+            let coding = Coding::of_request(headers);
             let lot = SampleDecision::Undecided;
             let cache = Arc::clone(&self.cache);
             RepeatHit { lookup, coding, near_lookup: None, decision: lot, sample: None, cache }
@@ -82,8 +86,8 @@ impl Proxy {
             return false;
         }
         let Some(id) = self.routes.job_at(path) else { return false };
-        self.cache.turn(&mut repeat.lookup, id, path);
-        repeat.near_lookup = Some(Look::default());
+        self.cache.retarget(&mut repeat.lookup, id, path);
+        repeat.near_lookup = Some(NearLookup::default());
         repeat.sample = self.metrics.events.sample();
         true
     }
@@ -107,10 +111,10 @@ impl Proxy {
             }
         }
         let near_lookup = repeat.near_lookup.get_or_insert_default();
-        let near = ready!(self.cache.poll_near(&repeat.lookup, near_lookup, cx));
+        let near = ready!(self.cache.poll_lookup_near(&repeat.lookup, near_lookup, cx));
         let hit = near
             .ok()
-            .and_then(|(entry, now_ms)| entry.spell_hit(head, now_ms, repeat.coding).cloned());
+            .and_then(|(entry, now_ms)| entry.write_hit(head, now_ms, repeat.coding).cloned());
         let Some(body) = hit else {
             let miss = FastPathMiss { waited: near_lookup.waited(), decision: repeat.decision };
             repeat.near_lookup = None;
@@ -120,7 +124,7 @@ impl Proxy {
         self.metrics.near.lookup("hit");
         self.metrics.count_request("hit", "");
         self.metrics.near.repeats.inc();
-        self.cache.answered(&repeat.lookup, EventKind::Hit, "", repeat.sample.as_ref());
+        self.cache.record_answer(&repeat.lookup, EventKind::Hit, "", repeat.sample.as_ref());
         Poll::Ready(Ok(body))
     }
 }

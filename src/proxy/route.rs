@@ -17,7 +17,7 @@ use hyper::{
 
 use super::headers::is_upgrade;
 use crate::{
-    cache::{key::JobId, policy::Bypass, query::Query},
+    cache::{job_id::JobId, policy::Bypass, query::Query},
     config::Config,
 };
 
@@ -255,7 +255,7 @@ mod tests {
 
     use super::{InvalidTemplate, MAX_TEMPLATES, Route, Routes};
     use crate::{
-        cache::{key::JobId, query::Query},
+        cache::{job_id::JobId, query::Query},
         config,
     };
 

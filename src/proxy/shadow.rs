@@ -28,7 +28,7 @@ use super::{
     exchange::{ProtocolSwitch, prepare_response, relay_informational},
 };
 use crate::{
-    cache::{Ask, Lookup, Trial, policy::Bypass},
+    cache::{Comparison, Lookup, LookupRequest, policy::Bypass},
     informational::Informational,
     metrics::ComparisonResult,
     spans,
@@ -42,12 +42,12 @@ impl Proxy {
     /// read.
     pub(super) async fn shadow(
         self: &Arc<Self>,
-        lookup: &Ask,
+        lookup: &LookupRequest,
         head: Parts,
         (client, informational): (Peer, Informational),
         mut budget: Budget,
     ) -> Answer {
-        let near = self.cache.near(lookup, &mut budget).instrument(spans::lookup("near"));
+        let near = self.cache.lookup_near(lookup, &mut budget).instrument(spans::lookup("near"));
         let found = if let Some((entry, _)) = near.await {
             Lookup::Hit(entry)
         } else {
@@ -61,7 +61,7 @@ impl Proxy {
                 self.pass_read(head, client, informational, Bypass::ShadowHit).await
             }
             Lookup::Hit(entry) => {
-                self.compare(Trial::new(lookup, entry), &head, (client, informational)).await
+                self.compare(Comparison::new(lookup, entry), &head, (client, informational)).await
             }
             Lookup::Lead(lead) => self.lead(*lead, head, (client, informational), budget).await,
             Lookup::Join(..) => self.pass_read(head, client, informational, Bypass::Shadow).await,
@@ -72,7 +72,7 @@ impl Proxy {
     /// Answers a read that would have been a hit, and compares the response on its way.
     async fn compare(
         self: &Arc<Self>,
-        mut comparison: Trial,
+        mut comparison: Comparison,
         head: &Parts,
         (client, informational): (Peer, Informational),
     ) -> Answer {
@@ -82,7 +82,7 @@ impl Proxy {
         match sent.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested)) {
             Ok(response) => {
                 let (head, body) = response.into_parts();
-                let matters = comparison.head(&head, &self.cache);
+                let matters = comparison.compare_head(&head, &self.cache);
                 let body = if matters && !body.is_end_stream() {
                     let proxy = Arc::clone(self);
                     Body::Compared(Box::new(ComparedBody {
@@ -106,8 +106,8 @@ impl Proxy {
 
     /// Concludes a comparison when the response has ended. A result that needs the store is found
     /// in the background while the client goes on.
-    fn conclude_shadow(self: &Arc<Self>, comparison: Trial) {
-        if let Some(outcome) = comparison.plain() {
+    fn conclude_shadow(self: &Arc<Self>, comparison: Comparison) {
+        if let Some(outcome) = comparison.immediate_result() {
             return self.metrics.comparisons.count_shadow(outcome);
         }
         let Some(permit) = self.comparisons.take(1) else {
@@ -115,7 +115,7 @@ impl Proxy {
         };
         let proxy = Arc::clone(self);
         self.spawn_until_drain(async move {
-            let outcome = proxy.cache.conclude(&comparison).await;
+            let outcome = proxy.cache.conclude_comparison(&comparison).await;
             proxy.metrics.comparisons.count_shadow(outcome);
             drop(permit);
         });
@@ -126,7 +126,7 @@ impl Proxy {
 pub struct ComparedBody {
     body: ResponseBody,
     /// The comparison, until the body has ended.
-    comparison: Option<Trial>,
+    comparison: Option<Comparison>,
     proxy: Arc<Proxy>,
 }
 
@@ -144,7 +144,7 @@ impl ComparedBody {
         match &frame {
             Some(Ok(frame)) => {
                 if let (Some(comparison), Some(data)) = (&mut self.comparison, frame.data_ref()) {
-                    comparison.part(data);
+                    comparison.compare_body_part(data);
                 }
                 // hyper may not poll again after the last frame.
                 if self.body.is_end_stream() {

@@ -16,7 +16,7 @@ use std::sync::{
 };
 
 use super::Proxy;
-use crate::cache::Outcome;
+use crate::cache::WriteOutcome;
 
 /// Whether other routes or rules are in force. It is set before they come into force: a write that
 /// finds it unset was answered before any read by the new rules.
@@ -58,7 +58,7 @@ impl Drop for StaleConfigGuard {
     fn drop(&mut self) {
         if !self.answered && self.proxy.stale_config.is_stale() {
             let cache = Arc::clone(&self.proxy.cache);
-            self.proxy.tasks.spawn(async move { cache.end_all(Outcome::Unknown).await });
+            self.proxy.tasks.spawn(async move { cache.end_all(WriteOutcome::Unknown).await });
         }
     }
 }

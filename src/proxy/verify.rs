@@ -20,7 +20,7 @@ use super::{
     exchange::{ProtocolSwitch, prepare_response},
 };
 use crate::{
-    cache::Trial,
+    cache::Comparison,
     config::Share,
     limits::Quota,
     metrics::{ComparisonResult, Metrics},
@@ -68,7 +68,12 @@ impl Proxy {
     }
 
     /// Starts to compare a hit with what the upstream answers to this request.
-    pub(super) fn verify(self: &Arc<Self>, comparison: Trial, head: &request::Parts, client: Peer) {
+    pub(super) fn verify(
+        self: &Arc<Self>,
+        comparison: Comparison,
+        head: &request::Parts,
+        client: Peer,
+    ) {
         let Some(permit) = self.comparisons.take(1) else {
             return self.metrics.comparisons.count_verify(ComparisonResult::Skipped);
         };
@@ -79,7 +84,7 @@ impl Proxy {
         self.spawn_until_drain(async move {
             let outcome =
                 match timeout(COMPARE_TIMEOUT, proxy.compare_hit(comparison, request)).await {
-                    Ok(Some(comparison)) => proxy.cache.conclude(&comparison).await,
+                    Ok(Some(comparison)) => proxy.cache.conclude_comparison(&comparison).await,
                     Ok(None) | Err(_) => ComparisonResult::Failed,
                 };
             proxy.metrics.comparisons.count_verify(outcome);
@@ -91,15 +96,15 @@ impl Proxy {
     /// no whole response.
     async fn compare_hit(
         &self,
-        mut comparison: Trial,
+        mut comparison: Comparison,
         request: Request<RequestBody>,
-    ) -> Option<Trial> {
+    ) -> Option<Comparison> {
         let sent = self.send(request, RetryPolicy::OnceIfSafe).await;
         let response = prepare_response(sent.ok()?, ProtocolSwitch::NotRequested).ok()?;
         let (head, mut body) = response.into_parts();
-        let mut matters = comparison.head(&head, &self.cache);
+        let mut matters = comparison.compare_head(&head, &self.cache);
         while matters && let Some(frame) = body.frame().await {
-            matters = frame.ok()?.data_ref().is_none_or(|data| comparison.part(data));
+            matters = frame.ok()?.data_ref().is_none_or(|data| comparison.compare_body_part(data));
         }
         Some(comparison)
     }

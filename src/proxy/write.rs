@@ -18,7 +18,7 @@ use super::{
     route::{WriteScope, WriteTarget},
 };
 use crate::{
-    cache::{Cache, Outcome},
+    cache::{Cache, WriteOutcome},
     informational::Informational,
     mutants::{self, Mutant},
     spans,
@@ -71,8 +71,8 @@ impl Proxy {
         let (write, result) = self.forward_fenced(&scope, Request::from_parts(head, body)).await;
         // A response that we reject still answers the write.
         let outcome = match &result {
-            Err(error) if error.may_have_arrived() => Outcome::Unknown,
-            _ => Outcome::Known,
+            Err(error) if error.may_have_arrived() => WriteOutcome::Unknown,
+            _ => WriteOutcome::Known,
         };
         let all = scope.rules.iter().any(|rule| rule.is_all()) || self.stale_config.is_stale();
         let mut change = WriteInvalidation { write, all };
@@ -120,7 +120,7 @@ impl Proxy {
     pub(super) async fn conclude(
         self: Arc<Self>,
         change: WriteInvalidation,
-        outcome: Outcome,
+        outcome: WriteOutcome,
         result: Result<Response<Body>, UpstreamError>,
     ) -> Answer {
         let span = spans::invalidate(&spans::current(), "write");
@@ -148,8 +148,8 @@ impl Proxy {
             let mut change = change;
             tasks.spawn(async move {
                 let outcome = match finishing.await {
-                    BodyEnd::Complete => Outcome::Known,
-                    BodyEnd::Truncated => Outcome::Unknown,
+                    BodyEnd::Complete => WriteOutcome::Known,
+                    BodyEnd::Truncated => WriteOutcome::Unknown,
                 };
                 change.all |= proxy.stale_config.is_stale();
                 let span = spans::invalidate(&parent, "write-body");
@@ -171,14 +171,14 @@ pub(super) struct WriteInvalidation {
 
 impl WriteInvalidation {
     /// Invalidates before the write is answered.
-    async fn run(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
+    async fn run(&self, cache: &Arc<Cache>, outcome: WriteOutcome) -> Ended {
         let ended = cache.end(&self.write, outcome).await;
         self.run_all(cache, outcome, ended).await
     }
 
     /// Invalidates again, when the response body has ended.
-    async fn run_again(&self, cache: &Arc<Cache>, outcome: Outcome) -> Ended {
-        let ended = cache.end_again(&self.write, outcome).await;
+    async fn run_again(&self, cache: &Arc<Cache>, outcome: WriteOutcome) -> Ended {
+        let ended = cache.end_after_body(&self.write, outcome).await;
         self.run_all(cache, outcome, ended).await
     }
 
@@ -194,7 +194,7 @@ impl WriteInvalidation {
         self.all &= !refusals.contains(&status);
     }
 
-    async fn run_all(&self, cache: &Arc<Cache>, outcome: Outcome, ended: Ended) -> Ended {
+    async fn run_all(&self, cache: &Arc<Cache>, outcome: WriteOutcome, ended: Ended) -> Ended {
         if !self.all {
             return ended;
         }

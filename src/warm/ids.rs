@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    cache::key::{self, JobId},
+    cache::job_id::{self, JobId},
     json_pointer::JsonPointer,
     proxy::route::invalidation_rules,
 };
@@ -55,7 +55,7 @@ fn in_lines(text: &str) -> FoundIds {
     // An id does not contain `#`.
     let ids = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     for (line, id) in (1..).zip(ids).filter(|(_, id)| !id.is_empty()) {
-        found.take(key::readings(id), || format!("line {line}: {:?}", shortened(id)));
+        found.take(job_id::possible_ids(id), || format!("line {line}: {:?}", shortened(id)));
     }
     found
 }

@@ -7,9 +7,9 @@ use hyper::Method;
 use super::job_history;
 use crate::{
     cache::{
-        OUTCOME_UNKNOWN, REPLACEMENTS,
+        MAX_REPLACEMENTS, OUTCOME_UNKNOWN,
         entry::Reject,
-        explain::{Because, Explained},
+        forecast::{ForecastReport, MissReason},
         policy::Bypass,
     },
     events::EventKind,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The sentence for a hit.
-pub(super) fn hit_text(explained: &Explained, ttl: Duration) -> String {
+pub(super) fn hit_text(explained: &ForecastReport, ttl: Duration) -> String {
     let from = if explained.near { "this process" } else { "Redis" };
     let left = ttl.as_secs();
     format!(
@@ -26,36 +26,36 @@ pub(super) fn hit_text(explained: &Explained, ttl: Duration) -> String {
 }
 
 /// The sentence for a miss, whose answer is stored if that is allowed.
-pub(super) fn miss_text(because: Because) -> &'static str {
+pub(super) fn miss_text(because: MissReason) -> &'static str {
     match because {
-        Because::Nothing => {
+        MissReason::NoEntry => {
             "would go to the API: there is no entry; the answer is stored if that is allowed"
         }
-        Because::Outside => {
+        MissReason::NotInAudience => {
             "would go to the API: this credential is not in the audience of the entry; it is added if \
              the API gives it the same answer; otherwise its answer replaces the entry"
         }
-        Because::OtherForm => {
+        MissReason::OtherVariant => {
             "would go to the API: the entry is for this credential, but for another variant (host, \
              path, Accept or another header on which the answer may depend)"
         }
-        Because::Lapsed => {
+        MissReason::Lapsed => {
             "would go to the API: the API last served this to the same caller too long ago \
              (credentials.recheck)"
         }
-        Because::Old => {
+        MissReason::TooOld => {
             "would go to the API: the entry is older than the request accepts (its Cache-Control); the \
              answer replaces the entry"
         }
-        Because::Unconfirmed(why) => bypass_reason_text(why),
-        Because::Rejected(Reject::Foreign) => {
+        MissReason::Unconfirmed(why) => bypass_reason_text(why),
+        MissReason::Rejected(Reject::Foreign) => {
             "would go to the API: the value in Redis was not stored by jobcache, so it is dropped and \
              the answer is stored"
         }
-        Because::Rejected(Reject::Corrupt) => {
+        MissReason::Rejected(Reject::Corrupt) => {
             "would go to the API: this version cannot read the entry in Redis; the answer replaces it"
         }
-        Because::Rejected(Reject::Epoch) => {
+        MissReason::Rejected(Reject::Epoch) => {
             "would go to the API: the entry is from before Redis restarted or failed over; the answer \
              replaces it"
         }
@@ -63,7 +63,7 @@ pub(super) fn miss_text(because: Because) -> &'static str {
 }
 
 /// The sentence for a bypass, with its cause and how long it lasts if they are known.
-pub(super) fn bypass_text(why: Bypass, explained: &Explained, now: SystemTime) -> String {
+pub(super) fn bypass_text(why: Bypass, explained: &ForecastReport, now: SystemTime) -> String {
     let state = explained.state.as_ref().ok();
     let left_ms = match why {
         Bypass::Fenced => state.and_then(|state| state.fence_left_ms),
@@ -79,20 +79,20 @@ pub(super) fn bypass_text(why: Bypass, explained: &Explained, now: SystemTime) -
 }
 
 /// Returns a more precise sentence if the marks or the events show the cause.
-fn bypass_cause(why: Bypass, explained: &Explained, now: SystemTime) -> Option<String> {
+fn bypass_cause(why: Bypass, explained: &ForecastReport, now: SystemTime) -> Option<String> {
     match why {
-        Bypass::Audience if explained.replaced >= REPLACEMENTS => Some(format!(
+        Bypass::Audience if explained.replacements >= MAX_REPLACEMENTS => Some(format!(
             "would go to the API: it answers each client differently (one client's answer replaced \
              another's {} times recently)",
-            explained.replaced
+            explained.replacements
         )),
         Bypass::Audience => Some(
             "would go to the API: more clients poll this job than credentials.audience".to_owned(),
         ),
-        Bypass::Uncacheable => job_history::last_refusal(&explained.past).map(|refusal| {
+        Bypass::Uncacheable => job_history::last_refusal(&explained.history).map(|refusal| {
             format!("would go to the API: the last answer could not be stored ({refusal})")
         }),
-        Bypass::Fenced => job_history::last_write(&explained.past).map(|last| {
+        Bypass::Fenced => job_history::last_write(&explained.history).map(|last| {
             let ago = last.ago(now).as_secs();
             match (last.what, last.why) {
                 (EventKind::Write, _) => {

@@ -8,10 +8,15 @@ const KEY: CredentialKey = CredentialKey::new([7; 32]);
 
 const NOW_MS: i64 = 1_718_000_000_000;
 
-fn prints(mode: Mode, cookies: &[&str]) -> Prints {
+fn fingerprinter(mode: Mode, cookies: &[&str]) -> Fingerprinter {
     let cookies = cookies.iter().map(ToString::to_string).collect();
     let headers = vec!["authorization".into(), "cookie".into(), "x-user-id".into()];
-    Prints::new(&config::Credentials { mode, headers, cookies, ..config::Credentials::default() })
+    Fingerprinter::new(&config::Credentials {
+        mode,
+        headers,
+        cookies,
+        ..config::Credentials::default()
+    })
 }
 
 fn head(path: &str, headers: &[(&str, &str)]) -> request::Parts {
@@ -22,52 +27,52 @@ fn head(path: &str, headers: &[(&str, &str)]) -> request::Parts {
     request.body(()).unwrap().into_parts().0
 }
 
-fn pair(path: &str, headers: &[(&str, &str)]) -> Pair {
-    of(&prints(Mode::Partition, &[]), &KEY, &head(path, headers))
+fn caller(path: &str, headers: &[(&str, &str)]) -> Caller {
+    caller_of(&fingerprinter(Mode::Partition, &[]), &KEY, &head(path, headers))
 }
 
-fn of(fingerprinter: &Prints, key: &CredentialKey, head: &request::Parts) -> Pair {
-    fingerprinter.pair(key, &head.uri, &head.headers)
+fn caller_of(fingerprinter: &Fingerprinter, key: &CredentialKey, head: &request::Parts) -> Caller {
+    fingerprinter.caller(key, &head.uri, &head.headers)
 }
 
 #[test]
 fn each_part_of_a_representation_tells_it_apart() {
-    let plain = pair("/jobs/x", &[("host", "a")]);
-    assert_eq!(plain, pair("/jobs/x", &[("host", "a"), ("user-agent", "curl")]));
-    assert_eq!(plain, pair("http://a/jobs/x", &[("host", "ignored")]));
+    let plain = caller("/jobs/x", &[("host", "a")]);
+    assert_eq!(plain, caller("/jobs/x", &[("host", "a"), ("user-agent", "curl")]));
+    assert_eq!(plain, caller("http://a/jobs/x", &[("host", "ignored")]));
     for other in [
-        pair("/api/v1/jobs/x", &[("host", "a")]),
-        pair("/jobs/x?view=a", &[("host", "a")]),
-        pair("/jobs/x", &[("host", "b")]),
-        pair("/jobs/x", &[("host", "a"), ("origin", "b")]),
-        pair("/jobs/x", &[("host", "a"), ("accept", "text/html")]),
-        pair("/jobs/x", &[("host", "a"), ("accept-language", "de")]),
-        pair("/jobs/x", &[("host", "a"), ("x-forwarded-proto", "https")]),
-        pair("http://b/jobs/x", &[("host", "a")]),
+        caller("/api/v1/jobs/x", &[("host", "a")]),
+        caller("/jobs/x?view=a", &[("host", "a")]),
+        caller("/jobs/x", &[("host", "b")]),
+        caller("/jobs/x", &[("host", "a"), ("origin", "b")]),
+        caller("/jobs/x", &[("host", "a"), ("accept", "text/html")]),
+        caller("/jobs/x", &[("host", "a"), ("accept-language", "de")]),
+        caller("/jobs/x", &[("host", "a"), ("x-forwarded-proto", "https")]),
+        caller("http://b/jobs/x", &[("host", "a")]),
     ] {
-        assert_ne!(plain.representation, other.representation);
+        assert_ne!(plain.variant, other.variant);
         assert_eq!(plain.credential, other.credential);
     }
 }
 
 #[test]
 fn each_part_of_a_credential_tells_it_apart() {
-    let nobody = pair("/jobs/x", &[]);
+    let nobody = caller("/jobs/x", &[]);
     let some = [
-        pair("/jobs/x", &[("authorization", "Bearer a")]),
-        pair("/jobs/x", &[("authorization", "Bearer b")]),
-        pair("/jobs/x", &[("authorization", "bearer a")]),
-        pair("/jobs/x", &[("authorization", "Bearer a"), ("authorization", "Bearer b")]),
-        pair("/jobs/x", &[("cookie", "Bearer a")]),
-        pair("/jobs/x", &[("authorization", "")]),
-        pair("/jobs/x", &[("x-user-id", "1")]),
-        pair("/jobs/x", &[("x_user_id", "1")]),
-        pair("/jobs/x", &[("x.user.id", "1")]),
-        pair("/jobs/x", &[("api_key", "1")]),
+        caller("/jobs/x", &[("authorization", "Bearer a")]),
+        caller("/jobs/x", &[("authorization", "Bearer b")]),
+        caller("/jobs/x", &[("authorization", "bearer a")]),
+        caller("/jobs/x", &[("authorization", "Bearer a"), ("authorization", "Bearer b")]),
+        caller("/jobs/x", &[("cookie", "Bearer a")]),
+        caller("/jobs/x", &[("authorization", "")]),
+        caller("/jobs/x", &[("x-user-id", "1")]),
+        caller("/jobs/x", &[("x_user_id", "1")]),
+        caller("/jobs/x", &[("x.user.id", "1")]),
+        caller("/jobs/x", &[("api_key", "1")]),
     ];
     for (at, one) in some.iter().enumerate() {
         assert_ne!(one.credential, nobody.credential);
-        assert_eq!(one.representation, nobody.representation);
+        assert_eq!(one.variant, nobody.variant);
         for other in &some[at + 1..] {
             assert_ne!(one.credential, other.credential);
         }
@@ -79,15 +84,15 @@ fn the_order_of_headers_does_not_count_but_that_of_their_lines_does() {
     let all = [("host", "a"), ("accept", "b"), ("authorization", "c"), ("cookie", "d")];
     let mut reversed = all;
     reversed.reverse();
-    assert_eq!(pair("/jobs/x", &all), pair("/jobs/x", &reversed));
+    assert_eq!(caller("/jobs/x", &all), caller("/jobs/x", &reversed));
     let lines = [("accept", "a"), ("accept", "b")];
-    assert_ne!(pair("/jobs/x", &lines), pair("/jobs/x", &[lines[1], lines[0]]));
+    assert_ne!(caller("/jobs/x", &lines), caller("/jobs/x", &[lines[1], lines[0]]));
 }
 
 #[test]
 fn only_the_named_cookies_count() {
-    let some = prints(Mode::Partition, &["session"]);
-    let caller = |cookie| of(&some, &KEY, &head("/jobs/x", &[("cookie", cookie)]));
+    let some = fingerprinter(Mode::Partition, &["session"]);
+    let caller = |cookie| caller_of(&some, &KEY, &head("/jobs/x", &[("cookie", cookie)]));
     let plain = caller("session=1");
     for same in ["session=1; theme=dark", "theme=dark;  session=1", " session=1 ;_ga=2"] {
         assert_eq!(plain, caller(same), "{same}");
@@ -95,12 +100,12 @@ fn only_the_named_cookies_count() {
     for other in ["session=2", "theme=dark", "Session=1", "session=1; session=2", "xsession=1"] {
         assert_ne!(plain, caller(other), "{other}");
     }
-    let nobody = of(&some, &KEY, &head("/jobs/x", &[]));
+    let nobody = caller_of(&some, &KEY, &head("/jobs/x", &[]));
     assert_eq!(nobody, caller("theme=dark; _ga=2"));
     for name in ["session.0", "sessionC1", "__Host-session", "Session", "_ga=2,session"] {
         let [a, b] = ["a", "b"].map(|value| {
             let cookie = format!("{name}={value}");
-            of(&some, &KEY, &head("/jobs/x", &[("cookie", &cookie)]))
+            caller_of(&some, &KEY, &head("/jobs/x", &[("cookie", &cookie)]))
         });
         assert!(a != nobody && b != nobody && a != b, "{name}");
     }
@@ -110,18 +115,22 @@ fn only_the_named_cookies_count() {
 #[test]
 fn another_key_gives_other_prints() {
     let request = head("/jobs/x", &[("authorization", "Bearer a")]);
-    let fingerprinter = prints(Mode::Partition, &[]);
+    let fingerprinter = fingerprinter(Mode::Partition, &[]);
     let other = CredentialKey::new([8; 32]);
-    assert_ne!(of(&fingerprinter, &KEY, &request), of(&fingerprinter, &other, &request));
+    assert_ne!(
+        caller_of(&fingerprinter, &KEY, &request),
+        caller_of(&fingerprinter, &other, &request)
+    );
 }
 
 #[test]
 fn an_entry_is_for_its_pairs_and_modes_waive_only_the_credential() {
-    let a = pair("/jobs/x", &[("authorization", "a")]);
-    let b = pair("/jobs/x", &[("authorization", "b")]);
-    let german = pair("/jobs/x", &[("authorization", "a"), ("accept-language", "de")]);
+    let a = caller("/jobs/x", &[("authorization", "a")]);
+    let b = caller("/jobs/x", &[("authorization", "b")]);
+    let german = caller("/jobs/x", &[("authorization", "a"), ("accept-language", "de")]);
     let check = |mode, public, caller| {
-        let standing = prints(mode, &[]).standing(&Audience::of(a, public, 0), caller, NOW_MS);
+        let standing =
+            fingerprinter(mode, &[]).standing(&Audience::of(a, public, 0), caller, NOW_MS);
         standing == Standing::Included
     };
     assert!(check(Mode::Partition, false, a));
@@ -132,15 +141,21 @@ fn an_entry_is_for_its_pairs_and_modes_waive_only_the_credential() {
     assert!(check(Mode::Shared, false, b));
     assert!(!check(Mode::Shared, false, german));
     assert!(check(Mode::Bypass, false, a) && !check(Mode::Bypass, false, b));
-    assert_eq!(prints(Mode::Shared, &[]).circle(a), prints(Mode::Shared, &[]).circle(b));
-    assert_ne!(prints(Mode::Partition, &[]).circle(a), prints(Mode::Partition, &[]).circle(b));
+    assert_eq!(
+        fingerprinter(Mode::Shared, &[]).coalesce_key(a),
+        fingerprinter(Mode::Shared, &[]).coalesce_key(b)
+    );
+    assert_ne!(
+        fingerprinter(Mode::Partition, &[]).coalesce_key(a),
+        fingerprinter(Mode::Partition, &[]).coalesce_key(b)
+    );
 }
 
 #[test]
 fn a_pair_lapses_when_it_was_served_too_long_ago() {
-    let caller = pair("/jobs/x", &[("authorization", "a")]);
+    let caller = caller("/jobs/x", &[("authorization", "a")]);
     let recheck = Some(Duration::from_secs(30));
-    let fingerprinter = |mode| Prints { recheck, ..prints(mode, &[]) };
+    let fingerprinter = |mode| Fingerprinter { recheck, ..fingerprinter(mode, &[]) };
     let check = |mode, public, ago, want| {
         let audience = Audience::of(caller, public, NOW_MS - ago);
         assert_eq!(fingerprinter(mode).standing(&audience, caller, NOW_MS), want, "{mode:?} {ago}");
@@ -156,10 +171,10 @@ fn a_pair_lapses_when_it_was_served_too_long_ago() {
 
 #[test]
 fn a_pair_without_a_time_is_believed_only_where_none_lapses() {
-    let caller = pair("/jobs/x", &[("authorization", "a")]);
-    let member = Member::parse(&caller.to_hex()).unwrap();
+    let caller = caller("/jobs/x", &[("authorization", "a")]);
+    let member = AudienceMember::parse(&caller.to_hex()).unwrap();
     let audience = Audience { members: Box::new([member]), public: false };
-    let mut fingerprinter = prints(Mode::Partition, &[]);
+    let mut fingerprinter = fingerprinter(Mode::Partition, &[]);
     assert_eq!(fingerprinter.standing(&audience, caller, NOW_MS), Standing::Included);
     fingerprinter.recheck = Some(Duration::from_secs(30));
     assert_eq!(fingerprinter.standing(&audience, caller, NOW_MS), Standing::Lapsed);
@@ -167,21 +182,21 @@ fn a_pair_without_a_time_is_believed_only_where_none_lapses() {
 
 #[test]
 fn a_member_reads_as_it_is_written_and_what_is_none_is_nobody() {
-    let caller = pair("/jobs/x", &[("authorization", "a")]);
-    let member = Member { pair: caller, served_at_ms: NOW_MS };
+    let caller = caller("/jobs/x", &[("authorization", "a")]);
+    let member = AudienceMember { caller, served_at_ms: NOW_MS };
     let text = member.to_string();
-    assert_eq!(Member::parse(&text), Some(member));
+    assert_eq!(AudienceMember::parse(&text), Some(member));
     for other in ["", "@1", &text[1..], &text.to_uppercase(), &text.replace('@', "é")] {
-        assert!(Member::parse(other).is_none_or(|other| other != member), "{other}");
+        assert!(AudienceMember::parse(other).is_none_or(|other| other != member), "{other}");
     }
 }
 
 #[test]
 fn requests_with_credentials_bypass_in_bypass_mode_only() {
     let request = head("/jobs/x", &[("x-user-id", "1")]);
-    assert!(prints(Mode::Bypass, &[]).bypasses(&request.headers));
+    assert!(fingerprinter(Mode::Bypass, &[]).must_bypass(&request.headers));
     let other = head("/jobs/x", &[("x_user_id", "1")]);
-    assert!(prints(Mode::Bypass, &[]).bypasses(&other.headers));
-    assert!(!prints(Mode::Partition, &[]).bypasses(&request.headers));
-    assert!(!prints(Mode::Bypass, &[]).bypasses(&head("/jobs/x", &[]).headers));
+    assert!(fingerprinter(Mode::Bypass, &[]).must_bypass(&other.headers));
+    assert!(!fingerprinter(Mode::Partition, &[]).must_bypass(&request.headers));
+    assert!(!fingerprinter(Mode::Bypass, &[]).must_bypass(&head("/jobs/x", &[]).headers));
 }

@@ -11,25 +11,25 @@ use hyper::{
 };
 
 /// Name of the coding.
-pub(super) const NAME: HeaderValue = HeaderValue::from_static("zstd");
+pub(super) const ZSTD: HeaderValue = HeaderValue::from_static("zstd");
 
 /// Suffix that is added to a strong `ETag` when the body is compressed, inside the quotes. No upstream
 /// uses it, so it can be stripped again.
-pub const TAG_SUFFIX: &str = "-jobcache-zstd";
+pub const ETAG_SUFFIX: &str = "-jobcache-zstd";
 
 /// Compression level.
 const LEVEL: i32 = 1;
 
 /// Greatest decompressed length: the upper limit of the setting `max_body`. A value in the store is
 /// never decompressed to more.
-const MAX_LENGTH: usize = 64 << 20;
+const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// Greatest weight (a qvalue of 1), in thousandths.
-const WHOLE: u16 = 1_000;
+const FULL_WEIGHT: u16 = 1_000;
 
 /// Headers that describe the exact bytes of the content, and would be wrong for compressed ones (RFC
 /// 9530 2, RFC 1864).
-const OF_THE_BYTES: [HeaderName; 3] = [
+const BYTE_DIGEST_HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("content-md5"),
     HeaderName::from_static("digest"),
@@ -51,19 +51,19 @@ impl Coding {
     ///
     /// `*` does not count as naming it: clients that send `*` rarely support every coding, and a server
     /// may always send a body without one (RFC 9110 12.5.3).
-    pub fn wanted(request: &HeaderMap) -> Self {
+    pub fn of_request(request: &HeaderMap) -> Self {
         let (mut zstd, mut identity) = (0, None);
         for (name, weight) in members(request, &ACCEPT_ENCODING) {
             if name.eq_ignore_ascii_case(b"zstd") {
                 zstd = weight.unwrap_or(0);
             } else if name.eq_ignore_ascii_case(b"identity") {
-                identity = Some(weight.unwrap_or(WHOLE));
+                identity = Some(weight.unwrap_or(FULL_WEIGHT));
             }
         }
         // "no-transform [..] indicates that the client is asking for intermediaries to avoid transforming
         // the content" RFC 9111 5.2.1.6
         let welcome = zstd > 0 && identity.is_none_or(|identity| identity <= zstd);
-        if welcome && !forbids(request) { Self::Zstd } else { Self::Identity }
+        if welcome && !forbids_transform(request) { Self::Zstd } else { Self::Identity }
     }
 }
 
@@ -71,8 +71,9 @@ impl Coding {
 ///
 /// "The no-transform response directive indicates that an intermediary (regardless of whether it
 /// implements a cache) MUST NOT transform the content" RFC 9111 5.2.2.6
-pub(super) fn may_be_coded(response: &HeaderMap) -> bool {
-    !forbids(response) && !OF_THE_BYTES.iter().any(|name| response.contains_key(name))
+pub(super) fn may_be_compressed(response: &HeaderMap) -> bool {
+    !forbids_transform(response)
+        && !BYTE_DIGEST_HEADERS.iter().any(|name| response.contains_key(name))
 }
 
 /// Compresses a body; `None` if that makes it no smaller.
@@ -86,7 +87,7 @@ pub(super) fn compress(body: &[u8]) -> Option<Bytes> {
 
 /// Decompresses a body; `None` if it does not have exactly this length.
 pub(super) fn decompress(coded: &[u8], length: usize) -> Option<Bytes> {
-    if length > MAX_LENGTH {
+    if length > MAX_BODY_BYTES {
         return None;
     }
     // The capacity makes decompression fail if the result is longer.
@@ -100,20 +101,20 @@ pub(super) fn decompress(coded: &[u8], length: usize) -> Option<Bytes> {
 /// "content codings are a property of the representation data, so a strong entity tag for a
 /// content-encoded representation has to be distinct from the entity tag of an unencoded
 /// representation" RFC 9110 8.8.3.3. A weak tag may stay the same.
-pub(super) fn tag(identity: &HeaderValue) -> HeaderValue {
+pub(super) fn compressed_etag(identity: &HeaderValue) -> HeaderValue {
     let tag = identity.as_bytes();
     if tag.starts_with(b"W/") {
         return identity.clone();
     }
     let coded = match tag.strip_suffix(b"\"") {
-        Some(open) => [open, TAG_SUFFIX.as_bytes(), b"\""].concat(),
-        None => [tag, TAG_SUFFIX.as_bytes()].concat(),
+        Some(open) => [open, ETAG_SUFFIX.as_bytes(), b"\""].concat(),
+        None => [tag, ETAG_SUFFIX.as_bytes()].concat(),
     };
     // Conversion never fails: only visible characters are added to a valid value.
     HeaderValue::from_bytes(&coded).unwrap_or_else(|_| identity.clone())
 }
 
-fn forbids(headers: &HeaderMap) -> bool {
+fn forbids_transform(headers: &HeaderMap) -> bool {
     let mut directives = members(headers, &CACHE_CONTROL);
     directives.any(|(name, _)| name.eq_ignore_ascii_case(b"no-transform"))
 }
@@ -128,7 +129,7 @@ fn members<'h>(
     lines.flat_map(|line| line.as_bytes().split(|b| *b == b',')).map(|member| {
         let mut parts = member.splitn(2, |b| *b == b';').map(<[u8]>::trim_ascii);
         let name = parts.next().unwrap_or_default();
-        (name, parts.next().map_or(Some(WHOLE), weight))
+        (name, parts.next().map_or(Some(FULL_WEIGHT), weight))
     })
 }
 
@@ -151,7 +152,7 @@ fn thousandths(value: &[u8]) -> Option<u16> {
     for place in 0..3 {
         weight = weight * 10 + digits.get(place).map_or(Some(0), |b| digit(*b))?;
     }
-    (weight <= WHOLE).then_some(weight)
+    (weight <= FULL_WEIGHT).then_some(weight)
 }
 
 #[cfg(test)]
@@ -164,7 +165,7 @@ mod tests {
             (HeaderName::from_static(name), HeaderValue::from_static(value))
         };
         let headers: HeaderMap = lines.iter().map(line).collect();
-        assert_eq!(Coding::wanted(&headers), want, "{lines:?}");
+        assert_eq!(Coding::of_request(&headers), want, "{lines:?}");
     }
 
     #[test]
@@ -200,7 +201,7 @@ mod tests {
         let coded = compress(&body).unwrap();
         assert!(coded.len() < body.len() / 10);
         assert_eq!(decompress(&coded, body.len()).as_deref(), Some(&body[..]));
-        for other in [0, 1, body.len() - 1, body.len() + 1, MAX_LENGTH + 1, usize::MAX] {
+        for other in [0, 1, body.len() - 1, body.len() + 1, MAX_BODY_BYTES + 1, usize::MAX] {
             assert_eq!(decompress(&coded, other), None, "{other}");
         }
         assert_eq!(decompress(&coded[..coded.len() - 1], body.len()), None);
@@ -226,7 +227,7 @@ mod tests {
         for (identity, coded) in
             [("\"a\"", "\"a-jobcache-zstd\""), ("W/\"a\"", "W/\"a\""), ("a", "a-jobcache-zstd")]
         {
-            assert_eq!(tag(&HeaderValue::from_static(identity)), coded);
+            assert_eq!(compressed_etag(&HeaderValue::from_static(identity)), coded);
         }
     }
 }

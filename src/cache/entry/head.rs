@@ -25,19 +25,19 @@ use hyper::http::{
 };
 use memchr::memchr;
 
-use super::{VIA_US, coding};
+use super::{VIA_JOBCACHE, coding};
 
 /// Greatest number of headers that an answer may have in addition to the stored ones:
 /// `Content-Length`, `ETag`, `Age`, `Via`, `Cache-Status`, and for a compressed entry
 /// `Content-Encoding` and `Vary`.
-pub(super) const ADDED: usize = 7;
+pub(super) const MAX_ADDED_HEADERS: usize = 7;
 
 /// `Cache-Status` of a hit (RFC 9211 2), without the seconds at its end.
-pub(super) const HIT: &str = "jobcache; hit; ttl=";
+pub(super) const HIT_STATUS: &str = "jobcache; hit; ttl=";
 
 /// Part of every text. It is written only if the status is 200.
 const STATUS_LINE: &[u8] = b"HTTP/1.1 200 OK\r\n";
-const BY_CODING: HeaderValue = HeaderValue::from_static("accept-encoding");
+const VARY_BY_CODING: HeaderValue = HeaderValue::from_static("accept-encoding");
 const COLON: &[u8] = b": ";
 const LINE_END: &[u8] = b"\r\n";
 
@@ -53,18 +53,18 @@ pub(super) struct Head {
     /// Number of lines, so that a map need not grow.
     lines: u16,
     /// Whether `ETag` was added by jobcache.
-    etag_is_ours: bool,
+    etag_is_added: bool,
     /// Whether the last `Vary` was added by jobcache.
-    vary_is_ours: bool,
+    vary_is_added: bool,
     /// Whether hyper would send exactly this text.
-    is_plain: bool,
+    is_writable: bool,
 }
 
 /// The form of an entry that a head is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum HeadForm {
     /// The body is as the upstream sent it, and there is no other form.
-    Alone,
+    Only,
     /// The body is as the upstream sent it, and there is also a compressed form.
     Identity,
     /// The body is compressed.
@@ -73,21 +73,21 @@ pub(super) enum Form {
 
 /// The two numbers of an answer, in seconds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seconds {
+pub(super) struct HeadSeconds {
     pub(super) age: u64,
     pub(super) ttl: u64,
 }
 
 /// A line of a head.
 #[derive(Clone, Debug)]
-pub(super) struct Line<'t> {
+pub(super) struct HeadLine<'t> {
     pub(super) name: &'t [u8],
     pub(super) value: &'t [u8],
     /// Position of the value in the text.
     at: Range<usize>,
 }
 
-impl Line<'_> {
+impl HeadLine<'_> {
     /// Parses the name. Never returns `None`, because a text is made of valid names.
     fn field_name(&self) -> Option<HeaderName> {
         // The headers of nearly every answer come first: parsing a name takes ten times as long.
@@ -116,49 +116,49 @@ impl Head {
         length: usize,
         digest: impl FnOnce() -> String,
     ) -> Self {
-        Self::of(Form::Alone, status, headers, length, digest)
+        Self::of_form(HeadForm::Only, status, headers, length, digest)
     }
 
     /// Creates the head of one of the forms of an entry. `length` is that of the body in this form.
-    pub(super) fn of(
-        form: Form,
+    pub(super) fn of_form(
+        form: HeadForm,
         status: StatusCode,
         mut headers: HeaderMap,
         length: usize,
         digest: impl FnOnce() -> String,
     ) -> Self {
         let stored = headers.get(ETAG).cloned();
-        let etag_is_ours = stored.is_none();
+        let etag_is_added = stored.is_none();
         let etag = stored.unwrap_or_else(|| {
             // Conversion never fails: the value is hexadecimal digits in quotes.
             HeaderValue::try_from(format!("\"{}\"", digest()))
                 .unwrap_or(HeaderValue::from_static("\"\""))
         });
         headers.insert(CONTENT_LENGTH, length.into());
-        let etag = if form == Form::Zstd { coding::tag(&etag) } else { etag };
+        let etag = if form == HeadForm::Zstd { coding::compressed_etag(&etag) } else { etag };
         headers.insert(ETAG, etag);
-        if form == Form::Zstd {
-            headers.insert(CONTENT_ENCODING, coding::NAME);
+        if form == HeadForm::Zstd {
+            headers.insert(CONTENT_ENCODING, coding::ZSTD);
         }
         // "An origin server SHOULD generate a Vary header field on a cacheable response when it wishes
         // that response to be selectively reused for subsequent requests" RFC 9110 12.5.5. The same
         // goes for a cache that chooses between two forms.
-        let vary_is_ours = form != Form::Alone && !varies_by_coding(&headers);
-        if vary_is_ours {
-            headers.append(VARY, BY_CODING);
+        let vary_is_added = form != HeadForm::Only && !varies_by_coding(&headers);
+        if vary_is_added {
+            headers.append(VARY, VARY_BY_CODING);
         }
         headers.insert(AGE, HeaderValue::from_static(""));
-        headers.append(VIA, VIA_US);
-        headers.append(CACHE_STATUS, HeaderValue::from_static(HIT));
-        let (text, age_at, ttl_at) = spell(&headers);
+        headers.append(VIA, VIA_JOBCACHE);
+        headers.append(CACHE_STATUS, HeaderValue::from_static(HIT_STATUS));
+        let (text, age_at, ttl_at) = text_of(&headers);
         let special = [CONNECTION, TRAILER, TRANSFER_ENCODING, UPGRADE];
-        let is_plain = status == StatusCode::OK
+        let is_writable = status == StatusCode::OK
             && length > 0
             && headers.contains_key(DATE)
             && !special.iter().any(|name| headers.contains_key(name));
         // A map holds at most 2^15 headers.
         let lines = u16::try_from(headers.len()).unwrap_or(0);
-        Self { text, age_at, ttl_at, status, lines, etag_is_ours, vary_is_ours, is_plain }
+        Self { text, age_at, ttl_at, status, lines, etag_is_added, vary_is_added, is_writable }
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -171,32 +171,32 @@ impl Head {
     }
 
     /// Returns the headers of a hit.
-    pub(super) fn hit(&self, seconds: Seconds) -> HeaderMap {
+    pub(super) fn hit_headers(&self, seconds: HeadSeconds) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(self.lines.into());
         for line in self.lines() {
-            self.put(&mut headers, &line, seconds);
+            self.append_line(&mut headers, &line, seconds);
         }
         headers
     }
 
     /// Returns the headers of an answer without the `Via` and `Cache-Status` of jobcache.
-    pub(super) fn full(&self, seconds: Seconds) -> HeaderMap {
+    pub(super) fn plain_headers(&self, seconds: HeadSeconds) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(self.lines.into());
         for line in self.lines() {
-            let left_out = self.is_ours(&line) && matches!(line.name, b"via" | b"cache-status");
+            let left_out = self.is_added(&line) && matches!(line.name, b"via" | b"cache-status");
             if !left_out {
-                self.put(&mut headers, &line, seconds);
+                self.append_line(&mut headers, &line, seconds);
             }
         }
         headers
     }
 
-    fn put(&self, headers: &mut HeaderMap, line: &Line<'_>, seconds: Seconds) {
+    fn append_line(&self, headers: &mut HeaderMap, line: &HeadLine<'_>, seconds: HeadSeconds) {
         let Some(name) = line.field_name() else { return };
         let value = if line.at.start == self.age_at {
             numbered("", seconds.age)
         } else if line.at.end == self.ttl_at {
-            numbered(HIT, seconds.ttl)
+            numbered(HIT_STATUS, seconds.ttl)
         } else {
             self.value(line)
         };
@@ -204,8 +204,8 @@ impl Head {
     }
 
     /// Writes the head of a hit. Returns false and writes nothing if hyper would do more than that.
-    pub(super) fn write(&self, to: &mut Vec<u8>, seconds: Seconds) -> bool {
-        if !self.is_plain {
+    pub(super) fn write(&self, to: &mut Vec<u8>, seconds: HeadSeconds) -> bool {
+        if !self.is_writable {
             return false;
         }
         let age = (self.age_at, seconds.age);
@@ -225,7 +225,7 @@ impl Head {
     }
 
     /// Returns the value of a line, without its number.
-    pub(super) fn value(&self, line: &Line<'_>) -> HeaderValue {
+    pub(super) fn value(&self, line: &HeadLine<'_>) -> HeaderValue {
         // Conversion never fails: a text is made of valid values.
         HeaderValue::from_maybe_shared(self.text.slice(line.at.clone()))
             .unwrap_or(HeaderValue::from_static(""))
@@ -240,7 +240,7 @@ impl Head {
 
     /// Returns the `Vary` that jobcache has added, if it has.
     pub(super) fn added_vary(&self) -> Option<HeaderValue> {
-        self.vary_is_ours.then_some(BY_CODING)
+        self.vary_is_added.then_some(VARY_BY_CODING)
     }
 
     /// Returns the stored headers with a `wanted` name.
@@ -253,18 +253,18 @@ impl Head {
     }
 
     /// Returns the lines of the stored headers.
-    pub(super) fn stored(&self) -> impl Iterator<Item = Line<'_>> {
-        self.lines().filter(|line| !self.is_ours(line))
+    pub(super) fn stored(&self) -> impl Iterator<Item = HeadLine<'_>> {
+        self.lines().filter(|line| !self.is_added(line))
     }
 
     /// Returns whether a line was added by [`Head::of`]. Lines with the same name are next to each
     /// other, and the added one is the last of them.
-    fn is_ours(&self, line: &Line<'_>) -> bool {
+    fn is_added(&self, line: &HeadLine<'_>) -> bool {
         match line.name {
             b"age" | b"content-length" => true,
-            b"etag" => self.etag_is_ours,
+            b"etag" => self.etag_is_added,
             b"cache-status" => line.at.end == self.ttl_at,
-            b"vary" if self.vary_is_ours => {
+            b"vary" if self.vary_is_added => {
                 !self.text[line.at.end + LINE_END.len()..].starts_with(b"vary: ")
             }
             b"via" => !self.text[line.at.end + LINE_END.len()..].starts_with(b"via: "),
@@ -274,7 +274,7 @@ impl Head {
 
     /// Iterates over the lines. No name contains a colon, no value contains a line end, and there is no
     /// colon after the last line.
-    fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+    fn lines(&self) -> impl Iterator<Item = HeadLine<'_>> {
         let mut from = STATUS_LINE.len();
         std::iter::from_fn(move || {
             let rest = &self.text[from..];
@@ -284,7 +284,7 @@ impl Head {
             let start = from + name.len() + COLON.len();
             let at = start..start + value.len();
             from = at.end + LINE_END.len();
-            Some(Line { name, value, at })
+            Some(HeadLine { name, value, at })
         })
     }
 
@@ -292,12 +292,12 @@ impl Head {
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
         self.status == other.status
             && self.etag() == other.etag()
-            && self.differing(&other.fields(|_| true).collect()).is_empty()
+            && self.differing_headers(&other.fields(|_| true).collect()).is_empty()
     }
 
     /// Returns the names of the headers in which `other` differs from the stored ones. `Date` is
     /// ignored, because it differs between two reads of an unchanged job.
-    pub(super) fn differing(&self, other: &HeaderMap) -> Vec<HeaderName> {
+    pub(super) fn differing_headers(&self, other: &HeaderMap) -> Vec<HeaderName> {
         let stored: HeaderMap = self.fields(|_| true).collect();
         let only_other = other.keys().filter(|name| !stored.contains_key(*name));
         let names = stored.keys().chain(only_other).filter(|name| **name != DATE);
@@ -311,12 +311,12 @@ impl Head {
 fn varies_by_coding(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(VARY).into_iter();
     let mut names = lines.flat_map(|line| line.as_bytes().split(|b| *b == b','));
-    names.any(|name| name.trim_ascii().eq_ignore_ascii_case(BY_CODING.as_bytes()))
+    names.any(|name| name.trim_ascii().eq_ignore_ascii_case(VARY_BY_CODING.as_bytes()))
 }
 
 /// Returns the text of the headers of a hit, and the positions of the numbers of `Age` and of the last
 /// member of `Cache-Status`, which is jobcache's.
-fn spell(headers: &HeaderMap) -> (Bytes, usize, usize) {
+fn text_of(headers: &HeaderMap) -> (Bytes, usize, usize) {
     let line_length = |(name, value): (&HeaderName, &HeaderValue)| {
         name.as_str().len() + COLON.len() + value.len() + LINE_END.len()
     };
@@ -359,7 +359,7 @@ fn write_number(buffer: &mut [u8], mut number: u64) -> usize {
 
 /// Returns a value made of a text and a number at its end.
 pub(super) fn numbered(text: &'static str, number: u64) -> HeaderValue {
-    let mut value = [0; HIT.len() + DIGITS];
+    let mut value = [0; HIT_STATUS.len() + DIGITS];
     let start = write_number(&mut value, number) - text.len();
     value[start..][..text.len()].copy_from_slice(text.as_bytes());
     // Conversion never fails: the value is a constant text and digits.

@@ -3,7 +3,7 @@
 use hyper::{Request, header};
 
 use super::*;
-use crate::{cache::audience::Prints, config, store::CredentialKey};
+use crate::{cache::audience::Fingerprinter, config, store::CredentialKey};
 
 #[track_caller]
 fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {
@@ -15,8 +15,8 @@ fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {
     let ttl = Duration::from_secs(1);
     let freshness = policy::Freshness { ttl, age: Duration::ZERO, public: false };
     let request = Request::new(()).into_parts().0;
-    let fingerprinter = Prints::new(&config::Credentials::default());
-    let caller = fingerprinter.pair(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
+    let fingerprinter = Fingerprinter::new(&config::Credentials::default());
+    let caller = fingerprinter.caller(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
     let entry = Entry::new(&head, Bytes::from("{}"), freshness, caller, now_ms);
     let served = entry.respond(&Method::GET, &HeaderMap::new(), now_ms);
     let dates: Vec<_> = served.headers().get_all(DATE).iter().collect();
@@ -24,7 +24,7 @@ fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {
 }
 
 fn map(lines: &[(HeaderName, &str)]) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(lines.len() + ADDED);
+    let mut headers = HeaderMap::with_capacity(lines.len() + MAX_ADDED_HEADERS);
     for (name, value) in lines {
         headers.append(name, value.parse().unwrap());
     }
@@ -37,7 +37,16 @@ fn entry(lines: &[(HeaderName, &str)]) -> Entry {
     let audience = Audience { members: Box::default(), public: false };
     let (body, generation) = (Bytes::from("{}"), Box::default());
     let (stored_at_ms, age_ms, expires_at_ms) = (0, 1_000, 300_000);
-    Entry { head, body, coded: None, stored_at_ms, age_ms, expires_at_ms, audience, generation }
+    Entry {
+        head,
+        body,
+        compressed: None,
+        stored_at_ms,
+        age_ms,
+        expires_at_ms,
+        audience,
+        generation,
+    }
 }
 
 #[track_caller]
@@ -78,8 +87,16 @@ fn times_that_cannot_be_are_served_without_harm() {
     let (body, generation) = (Bytes::new(), Box::default());
     let (stored_at_ms, age_ms, expires_at_ms) = (i64::MIN, i64::MAX, i64::MIN);
     let coded = None;
-    let entry =
-        Entry { head, body, coded, stored_at_ms, age_ms, expires_at_ms, audience, generation };
+    let entry = Entry {
+        head,
+        body,
+        compressed: coded,
+        stored_at_ms,
+        age_ms,
+        expires_at_ms,
+        audience,
+        generation,
+    };
     assert_eq!(entry.ttl(1), Duration::ZERO);
     assert_eq!(entry.age(1), duration(i64::MAX));
 }
@@ -147,7 +164,7 @@ fn an_entry_weighs_what_its_parts_take() {
 fn more_headers_than_a_map_holds_are_refused() {
     let headers = vec![("x".to_owned(), String::new()); 1 << 15];
     let meta = Meta {
-        v: VERSION,
+        v: META_VERSION,
         status: 200,
         headers,
         digest: digest(b"{}"),

@@ -160,7 +160,7 @@ impl RequestDirectives {
     /// only-if-cached is kept: no browser sends it by itself, it costs the upstream nothing, and a
     /// client that sends it prefers no answer to one that costs the upstream a read.
     #[must_use]
-    pub fn advisory(self) -> Self {
+    pub fn without_advisory(self) -> Self {
         Self { only_if_cached: self.only_if_cached, ..Self::default() }
     }
 
@@ -321,11 +321,15 @@ mod tests {
         for lines in
             [[("cache-control", advice)], [("pragma", "no-cache")], [("cache-control", "é")]]
         {
-            assert_eq!(RequestDirectives::of(&headers(&lines)).advisory(), none, "{lines:?}");
+            assert_eq!(
+                RequestDirectives::of(&headers(&lines)).without_advisory(),
+                none,
+                "{lines:?}"
+            );
         }
         let lines = [("cache-control", "no-cache, only-if-cached")];
         let want = RequestDirectives { only_if_cached: true, ..none };
-        assert_eq!(RequestDirectives::of(&headers(&lines)).advisory(), want);
+        assert_eq!(RequestDirectives::of(&headers(&lines)).without_advisory(), want);
     }
 
     #[track_caller]

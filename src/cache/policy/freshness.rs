@@ -9,7 +9,7 @@ use hyper::{
 };
 
 use super::{
-    NoStore, States,
+    NoStore, StateTtls,
     conditional::http_date,
     directives::{Directive, delta_seconds, directives, tokens},
     storable::{storable, varies_by_caller},
@@ -28,7 +28,7 @@ pub struct Policy {
     /// policy's own list.
     pub vary: Vec<HeaderName>,
     /// TTL limits by the state that the body shows.
-    pub states: Option<States>,
+    pub state_ttls: Option<StateTtls>,
     /// Names of the cookies that count; if empty, all cookies count.
     pub cookies: Vec<String>,
 }
@@ -47,8 +47,8 @@ pub struct Freshness {
 impl Freshness {
     /// Shortens the TTL to the limit for the state of the job that the body shows.
     #[must_use]
-    pub fn with_body(self, body: &[u8], policy: &Policy) -> Self {
-        let limit = policy.states.as_ref().map_or(self.ttl, |states| states.ttl(body));
+    pub fn limited_by_state(self, body: &[u8], policy: &Policy) -> Self {
+        let limit = policy.state_ttls.as_ref().map_or(self.ttl, |states| states.ttl(body));
         Self { ttl: self.ttl.min(limit), ..self }
     }
 }
@@ -63,7 +63,7 @@ impl Freshness {
 /// Returns the reason if the response may not be stored.
 pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Freshness, NoStore> {
     storable(head, policy)?;
-    let stated = lifetime(&head.headers, now)?;
+    let stated = stated_lifetime(&head.headers, now)?;
     // "A cache MUST NOT store a response to a request unless [...] the response contains at least one
     // of the following: [...] a status code that is defined as heuristically cacheable" RFC 9111 3.
     // 200 is such a status. So a configured lifetime is allowed, and it is needed for upstreams that
@@ -90,7 +90,7 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
     if ttl.is_zero() {
         Err(NoStore::Stale)
     } else {
-        Ok(Freshness { ttl, age, public: public(&head.headers) })
+        Ok(Freshness { ttl, age, public: is_public(&head.headers) })
     }
 }
 
@@ -111,7 +111,7 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
 /// stored response without revalidation unless all the presented request header fields nominated by
 /// that Vary field value match" RFC 9111 4.1. So a response that varies by the caller is not public
 /// either.
-fn public(headers: &HeaderMap) -> bool {
+fn is_public(headers: &HeaderMap) -> bool {
     !varies_by_caller(headers)
         && directives(headers).is_ok_and(|directives| {
             directives.iter().any(|directive| directive.is("public") || directive.is("s-maxage"))
@@ -119,11 +119,11 @@ fn public(headers: &HeaderMap) -> bool {
 }
 
 /// Returns the freshness lifetime that the response states, if any, in the order of RFC 9111 4.2.1.
-fn lifetime(headers: &HeaderMap, now: SystemTime) -> Result<Option<Duration>, NoStore> {
+fn stated_lifetime(headers: &HeaderMap, now: SystemTime) -> Result<Option<Duration>, NoStore> {
     let directives = directives(headers).map_err(|_| NoStore::Malformed)?;
     // Both are parsed although one of them decides, so that an invalid one is never ignored.
-    let s_maxage = one_duration(&directives, "s-maxage")?;
-    let max_age = one_duration(&directives, "max-age")?;
+    let s_maxage = directive_seconds(&directives, "s-maxage")?;
+    let max_age = directive_seconds(&directives, "max-age")?;
     // "If the cache is shared and the s-maxage response directive (Section 5.2.2.10) is present, use
     // its value, or If the max-age response directive (Section 5.2.2.1) is present, use its value"
     if let Some(lifetime) = s_maxage.or(max_age) {
@@ -152,7 +152,10 @@ fn lifetime(headers: &HeaderMap, now: SystemTime) -> Result<Option<Duration>, No
 /// non-integer content) to be stale." RFC 9111 4.2.1
 ///
 /// The same value repeated does not count as a second value.
-fn one_duration(directives: &[Directive<'_>], name: &str) -> Result<Option<Duration>, NoStore> {
+fn directive_seconds(
+    directives: &[Directive<'_>],
+    name: &str,
+) -> Result<Option<Duration>, NoStore> {
     let mut value = None;
     for directive in directives.iter().filter(|directive| directive.is(name)) {
         let seconds = directive.seconds().map_err(|_| NoStore::Stale)?;
@@ -187,7 +190,7 @@ mod tests {
 
     use hyper::{Response, http::response::Parts};
 
-    use super::{NoStore, Policy, States, freshness};
+    use super::{NoStore, Policy, StateTtls, freshness};
     use crate::{config, json_pointer::JsonPointer};
 
     const POLICY: Policy = Policy {
@@ -195,7 +198,7 @@ mod tests {
         stated_only: false,
         max_body: 1 << 20,
         vary: Vec::new(),
-        states: None,
+        state_ttls: None,
         cookies: Vec::new(),
     };
     const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -384,10 +387,11 @@ mod tests {
     fn the_state_of_the_job_only_shortens_its_life() {
         let map = vec![("running".to_owned(), Duration::from_secs(10))];
         let pointer = JsonPointer::member("status");
-        let policy = Policy { states: States::new(&config::States { pointer, map }), ..POLICY };
+        let policy =
+            Policy { state_ttls: StateTtls::new(&config::States { pointer, map }), ..POLICY };
         let check = |stated: &str, body: &[u8], want| {
             let head = head(&[("cache-control", stated)]);
-            let fresh = freshness(&head, &policy, at(NOW)).unwrap().with_body(body, &policy);
+            let fresh = freshness(&head, &policy, at(NOW)).unwrap().limited_by_state(body, &policy);
             assert_eq!(fresh.ttl, Duration::from_secs(want), "{stated}");
         };
         check("", br#"{"status":"running"}"#, 10);

@@ -76,7 +76,11 @@ pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     // RFC 9111 7.3 leaves it to the server to forbid caching of cookies. Many servers do not, and a
     // cookie shared between clients is a session shared between users. A cookie that does not count,
     // such as a load balancer's, is left out of the entry.
-    if headers.get_all(SET_COOKIE).into_iter().any(|value| counts(value, &policy.cookies)) {
+    if headers
+        .get_all(SET_COOKIE)
+        .into_iter()
+        .any(|value| sets_counted_cookie(value, &policy.cookies))
+    {
         return Err(NoStore::SetCookie);
     }
     // "A cache MAY either store trailer fields separate from header fields or discard them." RFC 9111 3.1.
@@ -84,22 +88,22 @@ pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     if headers.contains_key(TRAILER) {
         return Err(NoStore::Trailers);
     }
-    permitted(headers)?;
-    vary(headers, policy)?;
-    representation(headers)?;
-    content_length(headers, policy)
+    check_directives(headers)?;
+    check_vary(headers, policy)?;
+    check_representation(headers)?;
+    check_content_length(headers, policy)
 }
 
 /// Returns whether a `Set-Cookie` sets one of these cookies, or any cookie if `names` is empty. RFC
 /// 6265 5.2: the name ends at the first '='. A value without '=' is not understood, and counts.
-fn counts(value: &HeaderValue, names: &[String]) -> bool {
+fn sets_counted_cookie(value: &HeaderValue, names: &[String]) -> bool {
     let value = value.as_bytes();
     let name = value.iter().position(|&b| b == b'=').map(|end| value[..end].trim_ascii());
-    names.is_empty() || name.is_none_or(|name| cookies::counts(names, name))
+    names.is_empty() || name.is_none_or(|name| cookies::name_counts(names, name))
 }
 
 /// Checks for directives that forbid storing a response or serving it without validation.
-fn permitted(headers: &HeaderMap) -> Result<(), NoStore> {
+fn check_directives(headers: &HeaderMap) -> Result<(), NoStore> {
     for directive in directives(headers).map_err(|_| NoStore::Malformed)? {
         // "The no-store response directive indicates that a cache MUST NOT store any part of either
         // the immediate request or the response" RFC 9111 5.2.2.5
@@ -125,7 +129,7 @@ fn permitted(headers: &HeaderMap) -> Result<(), NoStore> {
 /// Checks that every header in `Vary` is known. "A stored response with a Vary header field value
 /// containing a member '*' always fails to match." RFC 9111 4.1. So would a response that varies by a
 /// header that fingerprints do not cover.
-fn vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
+fn check_vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
     let known = |name: &str| {
         VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name))
             || policy.vary.iter().any(|known| known.as_str().eq_ignore_ascii_case(name))
@@ -144,7 +148,7 @@ pub(super) fn varies_by_caller(headers: &HeaderMap) -> bool {
 ///
 /// Fills do not ask for a content coding, and a client that did not ask for one may not understand it.
 /// A response without `Content-Encoding` has none (RFC 9110 8.4), so it suits every client.
-fn representation(headers: &HeaderMap) -> Result<(), NoStore> {
+fn check_representation(headers: &HeaderMap) -> Result<(), NoStore> {
     let plain = |coding: &str| coding.eq_ignore_ascii_case("identity");
     if !tokens(headers, &CONTENT_ENCODING).all(|coding| coding.is_ok_and(plain)) {
         return Err(NoStore::Encoding);
@@ -161,7 +165,7 @@ fn representation(headers: &HeaderMap) -> Result<(), NoStore> {
     Ok(())
 }
 
-fn content_length(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
+fn check_content_length(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
     let Some(length) = headers.get(CONTENT_LENGTH) else {
         return Ok(());
     };
@@ -186,7 +190,7 @@ mod tests {
         stated_only: false,
         max_body: 1000,
         vary: Vec::new(),
-        states: None,
+        state_ttls: None,
         cookies: Vec::new(),
     };
 

@@ -14,7 +14,7 @@ use super::{
     template::{ID, is_literal},
 };
 use crate::{
-    cache::key::{JobId, readings},
+    cache::job_id::{JobId, possible_ids},
     config,
     json_pointer::{InvalidPointer, JsonPointer},
 };
@@ -249,10 +249,10 @@ impl BodySide {
 /// Returns the ids that a value reads as. Ids are strings, or whole numbers from databases.
 pub(crate) fn ids(value: &Value) -> Vec<JobId> {
     match value {
-        Value::String(text) => readings(text),
+        Value::String(text) => possible_ids(text),
         // RFC 8259 6 has one kind of number: many upstreams read 7.0 as 7.
         Value::Number(number) if number.as_f64().is_some_and(|number| number.fract() == 0.0) => {
-            readings(&number.to_string())
+            possible_ids(&number.to_string())
         }
         _ => Vec::new(),
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use super::{invalidation_rules::InvalidationRule, template::Template};
-use crate::cache::key::{JobId, readings};
+use crate::cache::job_id::{JobId, possible_ids};
 
 /// Number of readers in front of the last one: a gateway and a framework.
 const MAX_READERS: usize = 2;
@@ -193,7 +193,7 @@ impl Search<'_> {
                 continue;
             };
             self.passes_left -= 1;
-            for job in readings(id) {
+            for job in possible_ids(id) {
                 add(&mut self.passed, job);
             }
         }
@@ -202,13 +202,13 @@ impl Search<'_> {
     /// Records the jobs that a walk ended at or below, and the rules that match.
     fn record_end(&mut self, stack: &[&str]) {
         for template in self.templates {
-            for job in template.id_at_or_above(stack).into_iter().flat_map(readings) {
+            for job in template.id_at_or_above(stack).into_iter().flat_map(possible_ids) {
                 add(&mut self.named.jobs, job);
             }
             self.named.is_job_path |= template.is_whole(stack);
         }
         for rule in self.rules.iter().filter(|rule| rule.matches(stack)) {
-            for job in rule.id(stack).into_iter().flat_map(readings) {
+            for job in rule.id(stack).into_iter().flat_map(possible_ids) {
                 add(&mut self.named.jobs, job);
             }
             if !self.named.rules.contains(rule) {
@@ -255,7 +255,7 @@ mod tests {
     }
 
     use super::{MAX_JOBS, Template, jobs_named};
-    use crate::cache::key::JobId;
+    use crate::cache::job_id::JobId;
 
     fn jobs(path: &str) -> Vec<String> {
         let templates = ["/jobs/{id}", "/api/v1/jobs/{id}", "/x/{id}/status"];

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const NOW: Seconds = Seconds { age: 87, ttl: 213 };
+const NOW: HeadSeconds = HeadSeconds { age: 87, ttl: 213 };
 
 /// Parses headers, one per line, in Latin-1.
 fn map(lines: &str) -> HeaderMap {
@@ -28,7 +28,7 @@ fn list(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
 }
 
 /// Returns a head as it is written, with readable line ends.
-fn written(head: &Head, seconds: Seconds) -> Option<String> {
+fn written(head: &Head, seconds: HeadSeconds) -> Option<String> {
     let mut text = b"before".to_vec();
     let written = head.write(&mut text, seconds);
     let text: String = text.iter().map(|byte| char::from(*byte)).collect();
@@ -45,7 +45,7 @@ fn maps(lines: &str) -> [HeaderMap; 2] {
     full.insert(ETAG, etag);
     full.insert(AGE, 87.into());
     let mut hit = full.clone();
-    hit.append(VIA, VIA_US);
+    hit.append(VIA, VIA_JOBCACHE);
     hit.append(CACHE_STATUS, HeaderValue::from_static("jobcache; hit; ttl=213"));
     [full, hit]
 }
@@ -54,8 +54,8 @@ fn maps(lines: &str) -> [HeaderMap; 2] {
 fn check(lines: &str, stored: &str) {
     let head = head(200, lines);
     let [full, hit] = maps(lines);
-    assert_eq!(list(&head.full(NOW)), list(&full), "{lines}");
-    assert_eq!(list(&head.hit(NOW)), list(&hit), "{lines}");
+    assert_eq!(list(&head.plain_headers(NOW)), list(&full), "{lines}");
+    assert_eq!(list(&head.hit_headers(NOW)), list(&hit), "{lines}");
     let fields: Vec<_> = head.fields(|_| true).collect();
     assert_eq!(fields, list(&map(stored)), "{lines}");
     assert_eq!(head.etag(), hit[ETAG], "{lines}");
@@ -117,7 +117,7 @@ fn ours_are_told_from_theirs_of_the_same_name() {
 
 #[test]
 fn two_numbers_are_put_in_wherever_they_stand() {
-    let seconds = Seconds { age: 7, ttl: u64::MAX };
+    let seconds = HeadSeconds { age: 7, ttl: u64::MAX };
     for (lines, want) in [
         (
             "date: d",
@@ -169,6 +169,6 @@ fn heads_are_the_same_if_they_differ_in_the_date_alone() {
 fn a_number_is_written_whole() {
     for number in [0, 9, 10, 300, u64::MAX] {
         assert_eq!(numbered("", number), number.to_string());
-        assert_eq!(numbered(HIT, number), format!("{HIT}{number}"));
+        assert_eq!(numbered(HIT_STATUS, number), format!("{HIT_STATUS}{number}"));
     }
 }

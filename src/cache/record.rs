@@ -1,6 +1,6 @@
 //! Records how reads were answered, for `/explain`, `/status` and `/events`.
 
-use super::{Ask, Cache, policy::Bypass};
+use super::{Cache, LookupRequest, policy::Bypass};
 use crate::{
     events::{EventKind, HitSample},
     store::Key,
@@ -9,9 +9,9 @@ use crate::{
 impl Cache {
     /// Records the answer to a read of a job. `why` is empty if there is nothing to add. Hits are
     /// recorded only if they are sampled.
-    pub fn answered(
+    pub fn record_answer(
         &self,
-        request: &Ask,
+        request: &LookupRequest,
         what: EventKind,
         why: &'static str,
         sample: Option<&HitSample>,
@@ -33,7 +33,7 @@ impl Cache {
     }
 
     /// Records a read of a job that bypassed the cache without a lookup.
-    pub fn passed(&self, id: &str, why: Bypass) {
+    pub fn record_pass(&self, id: &str, why: Bypass) {
         let key = Key::new(&self.settings.prefix, id);
         self.metrics.events.record_request(key.main(), EventKind::Pass, why.as_str(), 1);
     }

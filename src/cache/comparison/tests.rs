@@ -5,7 +5,7 @@ use hyper::{HeaderMap, Request, Response, header::CONTENT_TYPE};
 
 use super::*;
 use crate::{
-    cache::{audience::Prints, policy::Freshness},
+    cache::{audience::Fingerprinter, policy::Freshness},
     config,
     store::CredentialKey,
 };
@@ -17,24 +17,24 @@ fn headers(kind: &str, date: &str) -> HeaderMap {
     response.body(()).unwrap().into_parts().0.headers
 }
 
-fn trial() -> Trial {
+fn comparison() -> Comparison {
     let mut head = Response::new(()).into_parts().0;
     head.headers = headers("application/json", "Sun, 06 Nov 1994 08:49:37 GMT");
-    let freshness = Freshness { ttl: GRACE, age: Duration::ZERO, public: false };
+    let freshness = Freshness { ttl: PURGE_GRACE, age: Duration::ZERO, public: false };
     let request = Request::new(()).into_parts().0;
-    let fingerprinter = Prints::new(&config::Credentials::default());
-    let caller = fingerprinter.pair(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
+    let fingerprinter = Fingerprinter::new(&config::Credentials::default());
+    let caller = fingerprinter.caller(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
     let entry = Entry::new(&head, Bytes::from(BODY), freshness, caller, 0);
-    Trial::of(Key::new("job_status:", "x"), Arc::new(entry))
+    Comparison::of_key(Key::new("job_status:", "x"), Arc::new(entry))
 }
 
 fn policy() -> Policy {
     Policy {
-        ttl: GRACE,
+        ttl: PURGE_GRACE,
         stated_only: false,
         max_body: 1 << 20,
         vary: Vec::new(),
-        states: None,
+        state_ttls: None,
         cookies: vec!["sid".into()],
     }
 }
@@ -47,15 +47,15 @@ fn answer(status: u16, headers: HeaderMap) -> response::Parts {
 
 #[track_caller]
 fn check(status: u16, kind: &str, parts: &[&str], want: ComparisonResult) {
-    let mut comparison = trial();
+    let mut comparison = comparison();
     let headers = headers(kind, "Mon, 07 Nov 1994 08:49:37 GMT");
-    let mut matters = comparison.weigh(&answer(status, headers), &policy());
+    let mut matters = comparison.compare_head_under(&answer(status, headers), &policy());
     for part in parts {
-        matters = matters && comparison.part(part.as_bytes());
+        matters = matters && comparison.compare_body_part(part.as_bytes());
     }
-    assert_eq!(comparison.found(), want, "{status} {kind} {parts:?}");
+    assert_eq!(comparison.result(), want, "{status} {kind} {parts:?}");
     let is_plain = matches!(want, ComparisonResult::Same | ComparisonResult::Failed);
-    assert_eq!(comparison.plain(), is_plain.then_some(want));
+    assert_eq!(comparison.immediate_result(), is_plain.then_some(want));
 }
 
 #[test]
@@ -86,11 +86,11 @@ fn an_answer_that_is_none_proves_nothing_and_a_refusal_is_told_apart() {
 
 #[test]
 fn no_more_is_read_than_tells() {
-    let mut comparison = trial();
-    assert!(!comparison.weigh(&answer(403, HeaderMap::new()), &policy()));
-    assert!(comparison.weigh(&answer(200, HeaderMap::new()), &policy()));
-    assert!(comparison.part(BODY.as_bytes()), "there may be more");
-    assert!(!comparison.part(b" "), "there is more");
+    let mut comparison = comparison();
+    assert!(!comparison.compare_head_under(&answer(403, HeaderMap::new()), &policy()));
+    assert!(comparison.compare_head_under(&answer(200, HeaderMap::new()), &policy()));
+    assert!(comparison.compare_body_part(BODY.as_bytes()), "there may be more");
+    assert!(!comparison.compare_body_part(b" "), "there is more");
 }
 
 /// The headers that make a response personal are not part of an entry, so they are not listed among
@@ -98,12 +98,12 @@ fn no_more_is_read_than_tells() {
 #[test]
 fn the_same_body_for_one_client_alone_is_not_the_same() {
     let with = |name: &'static str, value: &'static str| {
-        let mut comparison = trial();
+        let mut comparison = comparison();
         let mut headers = headers("application/json", "Mon, 07 Nov 1994 08:49:37 GMT");
         headers.insert(name, value.parse().unwrap());
-        comparison.weigh(&answer(200, headers), &policy());
-        comparison.part(BODY.as_bytes());
-        (comparison.headers.is_empty(), comparison.found())
+        comparison.compare_head_under(&answer(200, headers), &policy());
+        comparison.compare_body_part(BODY.as_bytes());
+        (comparison.differing_headers.is_empty(), comparison.result())
     };
     assert_eq!(with("set-cookie", "sid=1"), (true, ComparisonResult::Different));
     assert_eq!(

@@ -20,9 +20,9 @@ use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    Ask, Cache,
+    Cache, LookupRequest,
     entry::{self, Entry},
-    invalidate::Source,
+    invalidate::InvalidationSource,
     policy::{self, NoStore, Policy},
 };
 use crate::{
@@ -31,91 +31,92 @@ use crate::{
 };
 
 /// Grace period for a purge to follow a commit that is already visible in the upstream.
-const GRACE: Duration = Duration::from_secs(2);
+const PURGE_GRACE: Duration = Duration::from_secs(2);
 
 /// How long an entry that was found wrong is remembered, for concurrent comparisons with it.
-pub(super) const REMEMBERED: Duration = Duration::from_secs(10);
+pub(super) const WRONG_ENTRY_MEMORY: Duration = Duration::from_secs(10);
 
 /// Greatest number of header names in a warning.
-const NAMED: usize = 8;
+const MAX_NAMED_HEADERS: usize = 8;
 
 /// Comparison of an entry that was, or would have been, served with the upstream's response to the
 /// same request.
-pub struct Trial {
+pub struct Comparison {
     key: Key,
     entry: Arc<Entry>,
     status: StatusCode,
     /// Names of the headers that differ.
-    headers: Vec<HeaderName>,
+    differing_headers: Vec<HeaderName>,
     /// Why the response may not be stored, although the entry was.
-    forbidden: Option<NoStore>,
+    not_storable: Option<NoStore>,
     /// Length of the body received so far.
-    length: usize,
+    received_bytes: usize,
     /// Whether the body received so far equals that of the entry.
-    agrees: bool,
+    body_matches: bool,
     digest: Box<Xxh3>,
 }
 
-impl Trial {
+impl Comparison {
     /// Begins a comparison, before the response has arrived.
-    pub fn new(request: &Ask, entry: Arc<Entry>) -> Self {
-        Self::of(request.key.clone(), entry)
+    pub fn new(request: &LookupRequest, entry: Arc<Entry>) -> Self {
+        Self::of_key(request.key.clone(), entry)
     }
 
-    fn of(key: Key, entry: Arc<Entry>) -> Self {
+    fn of_key(key: Key, entry: Arc<Entry>) -> Self {
         Self {
             key,
             entry,
             status: StatusCode::BAD_GATEWAY,
-            headers: Vec::new(),
-            forbidden: None,
-            length: 0,
-            agrees: true,
+            differing_headers: Vec::new(),
+            not_storable: None,
+            received_bytes: 0,
+            body_matches: true,
             digest: Box::default(),
         }
     }
 
     /// Compares the head of the response to a GET without conditions. Returns whether the body has to
     /// be compared.
-    pub fn head(&mut self, head: &response::Parts, cache: &Cache) -> bool {
-        self.weigh(head, &cache.policy)
+    pub fn compare_head(&mut self, head: &response::Parts, cache: &Cache) -> bool {
+        self.compare_head_under(head, &cache.policy)
     }
 
     /// Compares the stored headers and checks whether the response may be stored. A header that is not
     /// part of an entry, such as `Set-Cookie`, is not compared, but may make the response personal to
     /// one client. Freshness does not matter.
-    fn weigh(&mut self, head: &response::Parts, policy: &Policy) -> bool {
+    fn compare_head_under(&mut self, head: &response::Parts, policy: &Policy) -> bool {
         self.status = head.status;
         let comparable = head.status == self.entry.status();
         if comparable {
-            self.headers = self.entry.differing(&head.headers);
-            self.forbidden = policy::storable(head, policy).err();
+            self.differing_headers = self.entry.differing_headers(&head.headers);
+            self.not_storable = policy::storable(head, policy).err();
         }
         comparable
     }
 
     /// Compares the next part of the body. Returns whether more of it has to be compared.
-    pub fn part(&mut self, data: &[u8]) -> bool {
-        let rest = self.entry.body().get(self.length..).unwrap_or_default();
-        self.agrees &= rest.starts_with(data);
-        self.length += data.len();
+    pub fn compare_body_part(&mut self, data: &[u8]) -> bool {
+        let rest = self.entry.body().get(self.received_bytes..).unwrap_or_default();
+        self.body_matches &= rest.starts_with(data);
+        self.received_bytes += data.len();
         self.digest.update(data);
-        self.length <= self.entry.body().len()
+        self.received_bytes <= self.entry.body().len()
     }
 
     /// Returns the result once the response has ended, if it does not depend on whether the entry is
     /// still in the store.
-    pub fn plain(&self) -> Option<ComparisonResult> {
-        let result = self.found();
+    pub fn immediate_result(&self) -> Option<ComparisonResult> {
+        let result = self.result();
         matches!(result, ComparisonResult::Same | ComparisonResult::Failed).then_some(result)
     }
 
     /// Returns the result for the case that the entry is still in the store.
-    fn found(&self) -> ComparisonResult {
+    fn result(&self) -> ComparisonResult {
         match self.status {
             status if status == self.entry.status() => {
-                let whole = self.agrees && self.length == self.entry.body().len();
-                let same = whole && self.headers.is_empty() && self.forbidden.is_none();
+                let whole = self.body_matches && self.received_bytes == self.entry.body().len();
+                let same =
+                    whole && self.differing_headers.is_empty() && self.not_storable.is_none();
                 if same { ComparisonResult::Same } else { ComparisonResult::Different }
             }
             status if status.is_server_error() => ComparisonResult::Failed,
@@ -134,7 +135,7 @@ impl Trial {
     }
 }
 
-impl fmt::Debug for Trial {
+impl fmt::Debug for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Trial").field("key", &self.key).finish_non_exhaustive()
     }
@@ -143,44 +144,65 @@ impl fmt::Debug for Trial {
 impl Cache {
     /// Concludes a comparison after the response has ended. Purges an entry that is wrong everywhere,
     /// with a warning.
-    pub async fn conclude(self: &Arc<Self>, comparison: &Trial) -> ComparisonResult {
-        let result = comparison.found();
-        if let Some(plain) = comparison.plain() {
+    pub async fn conclude_comparison(
+        self: &Arc<Self>,
+        comparison: &Comparison,
+    ) -> ComparisonResult {
+        let result = comparison.result();
+        if let Some(plain) = comparison.immediate_result() {
             return plain;
         }
-        for pause in [Duration::ZERO, GRACE] {
+        for pause in [Duration::ZERO, PURGE_GRACE] {
             sleep(pause).await;
-            match self.stands(comparison).await {
+            match self.is_still_stored(comparison).await {
                 Some(true) => {}
                 // A concurrent comparison has purged the entry because it was wrong.
-                Some(false) if self.refuted.count(&comparison.generation()) > 0 => return result,
+                Some(false) if self.wrong_entries.count(&comparison.generation()) > 0 => {
+                    return result;
+                }
                 Some(false) => return ComparisonResult::Changed,
                 None => return ComparisonResult::Unchecked,
             }
         }
-        if self.refuted.add(comparison.generation()) == 1 {
-            self.warn_of(comparison, result);
+        if self.wrong_entries.add(comparison.generation()) == 1 {
+            self.warn_of_wrong_entry(comparison, result);
             let keys = vec![comparison.key.clone()];
             // A failure of the purge's task has been logged.
-            let _ = self.purge_keys(keys, Source::Evidence, Some("evidence".into())).await;
+            let _ = self
+                .purge_keys(keys, InvalidationSource::Comparison, Some("evidence".into()))
+                .await;
         }
         result
     }
 
     /// Returns whether the store still has the entry; `None` if the store cannot tell.
-    async fn stands(&self, comparison: &Trial) -> Option<bool> {
+    async fn is_still_stored(&self, comparison: &Comparison) -> Option<bool> {
         self.store.trust(&comparison.key).ok()?;
         let seen = self.store.read(&comparison.key, &mut self.budget()).await.ok()?;
         let Some(Ok(entry)) = Entry::decode(&seen) else { return Some(false) };
         Some(entry.generation() == comparison.entry.generation())
     }
 
-    fn warn_of(&self, comparison: &Trial, result: ComparisonResult) {
-        let Some(suppressed) = self.refuted_warnings.admit(comparison.key.main()) else { return };
+    fn warn_of_wrong_entry(&self, comparison: &Comparison, result: ComparisonResult) {
+        let Some(suppressed) = self.wrong_entry_warnings.admit(comparison.key.main()) else {
+            return;
+        };
         let prefix = self.settings.prefix.as_str();
-        let Trial { key, entry, status, forbidden, length, digest, .. } = comparison;
-        let names: Vec<_> =
-            comparison.headers.iter().take(NAMED).map(|name| name.as_str().to_owned()).collect();
+        let Comparison {
+            key,
+            entry,
+            status,
+            not_storable: forbidden,
+            received_bytes: length,
+            digest,
+            ..
+        } = comparison;
+        let names: Vec<_> = comparison
+            .differing_headers
+            .iter()
+            .take(MAX_NAMED_HEADERS)
+            .map(|name| name.as_str().to_owned())
+            .collect();
         warn!(
             job = key.main().strip_prefix(prefix).unwrap_or(key.main()),
             outcome = result.as_str(),

@@ -34,7 +34,7 @@ pub const MAX_DECODES: usize = 3;
 const MAX_UUID_LEN: usize = 96;
 
 /// Suffixes that frameworks strip from the id and read as the format of the answer.
-const FORMATS: [&str; 12] =
+const FORMAT_SUFFIXES: [&str; 12] =
     ["api", "csv", "htm", "html", "js", "json", "jsonp", "md", "txt", "xml", "yaml", "yml"];
 
 /// A job id in its canonical spelling: `[A-Za-z0-9._~-]{1,128}`, not `.` or `..`.
@@ -56,7 +56,11 @@ impl JobId {
     /// Returns whether `raw` is the canonical spelling of an id.
     pub fn is_canonical(raw: &str) -> bool {
         let same = |reading: Option<String>| reading.is_none_or(|id| id == raw);
-        is_usual(raw) || is_id(raw) && same(uuid(raw)) && same(integer(raw)) && stem(raw).is_none()
+        is_plainly_canonical(raw)
+            || has_id_syntax(raw)
+                && same(canonical_uuid(raw))
+                && same(canonical_integer(raw))
+                && without_format_suffix(raw).is_none()
     }
 
     /// Returns the canonical spelling.
@@ -75,7 +79,7 @@ impl fmt::Display for JobId {
 ///
 /// The ids are canonical and distinct, the most literal one comes first, and their number is bounded
 /// by [`MAX_DECODES`]. If there are none, nothing can be cached under the segment either.
-pub fn readings(segment: &str) -> Vec<JobId> {
+pub fn possible_ids(segment: &str) -> Vec<JobId> {
     // Every parser reads a canonical spelling as itself.
     if let Some(id) = JobId::canonical(segment) {
         return vec![id];
@@ -83,7 +87,7 @@ pub fn readings(segment: &str) -> Vec<JobId> {
     let mut ids = Vec::new();
     let mut text = Cow::Borrowed(segment);
     for _ in 0..=MAX_DECODES {
-        read_text(&text, &mut ids);
+        add_ids_of_text(&text, &mut ids);
         let decoded = percent_decode_str(&text).decode_utf8_lossy();
         if decoded == text {
             break;
@@ -95,22 +99,22 @@ pub fn readings(segment: &str) -> Vec<JobId> {
 
 /// Adds the ids that `text` gives without decoding: with and without its parameters, with `+` kept
 /// and with `+` read as a space (form encoding).
-fn read_text(text: &str, ids: &mut Vec<JobId>) {
+fn add_ids_of_text(text: &str, ids: &mut Vec<JobId>) {
     // Decoding may produce a `?` or `#`, which a second parser reads as the end of the path.
     let bare = text.split([';', '?', '#']).next().unwrap_or_default();
     for spelling in [text, bare] {
-        read_spelling(spelling, ids);
+        add_ids_of_spelling(spelling, ids);
         if spelling.contains('+') {
-            read_spelling(&spelling.replace('+', " "), ids);
+            add_ids_of_spelling(&spelling.replace('+', " "), ids);
         }
     }
 }
 
 /// Adds the ids that one spelling gives, with and without its format suffix.
-fn read_spelling(spelling: &str, ids: &mut Vec<JobId>) {
+fn add_ids_of_spelling(spelling: &str, ids: &mut Vec<JobId>) {
     let trimmed = spelling.trim_matches(|c: char| c.is_whitespace() || c.is_control());
-    for text in [Some(trimmed), stem(trimmed)].into_iter().flatten() {
-        let parsed = [uuid(text), integer(text)].into_iter().flatten();
+    for text in [Some(trimmed), without_format_suffix(trimmed)].into_iter().flatten() {
+        let parsed = [canonical_uuid(text), canonical_integer(text)].into_iter().flatten();
         for id in
             JobId::canonical(text).into_iter().chain(parsed.filter_map(|id| JobId::canonical(&id)))
         {
@@ -124,7 +128,7 @@ fn read_spelling(spelling: &str, ids: &mut Vec<JobId>) {
 /// Returns whether `raw` is plainly canonical, as nearly every id is: a UUID or a number in its usual
 /// format. This saves the copies that [`uuid`] and [`integer`] make, which were a tenth of the cost of
 /// a hit.
-fn is_usual(raw: &str) -> bool {
+fn is_plainly_canonical(raw: &str) -> bool {
     let is_hex = |bytes: &[u8]| bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     match raw.as_bytes() {
         // 32 digits are excluded: a UUID parser accepts them.
@@ -138,7 +142,7 @@ fn is_usual(raw: &str) -> bool {
     }
 }
 
-fn is_id(raw: &str) -> bool {
+fn has_id_syntax(raw: &str) -> bool {
     // RFC 3986 2.3, unreserved characters: a URI never needs to encode them.
     let unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-');
     (1..=MAX_ID_LEN).contains(&raw.len())
@@ -148,7 +152,7 @@ fn is_id(raw: &str) -> bool {
 
 /// Returns the canonical UUID if a UUID parser accepts `text`: 32 hexadecimal digits, with hyphens
 /// anywhere (Python), in braces or parentheses, after `urn:uuid:` (RFC 9562 4).
-fn uuid(text: &str) -> Option<String> {
+fn canonical_uuid(text: &str) -> Option<String> {
     if !(32..=MAX_UUID_LEN).contains(&text.len()) {
         return None;
     }
@@ -165,7 +169,7 @@ fn uuid(text: &str) -> Option<String> {
 
 /// Returns the canonical number if an integer parser accepts `text`: no leading zeros, no `+`, no
 /// `-0`. It is a string because ids may exceed every integer type.
-fn integer(text: &str) -> Option<String> {
+fn canonical_integer(text: &str) -> Option<String> {
     let (sign, unsigned) = match text.strip_prefix('-') {
         Some(unsigned) => ("-", unsigned),
         None => ("", text.strip_prefix('+').unwrap_or(text)),
@@ -185,15 +189,18 @@ fn integer(text: &str) -> Option<String> {
 /// Returns `text` without its format suffix, if it has one. The rest may be empty: some frameworks
 /// read `/jobs/.json` as the list of all jobs. It must not be cached as a job, because a write to a
 /// job would not invalidate it.
-fn stem(text: &str) -> Option<&str> {
+fn without_format_suffix(text: &str) -> Option<&str> {
     let (stem, suffix) = text.rsplit_once('.')?;
-    let is_format = FORMATS.iter().any(|format| format.eq_ignore_ascii_case(suffix));
+    let is_format = FORMAT_SUFFIXES.iter().any(|format| format.eq_ignore_ascii_case(suffix));
     is_format.then_some(stem)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{JobId, MAX_DECODES, MAX_ID_LEN, integer, is_id, is_usual, readings, stem, uuid};
+    use super::{
+        JobId, MAX_DECODES, MAX_ID_LEN, canonical_integer, canonical_uuid, has_id_syntax,
+        is_plainly_canonical, possible_ids, without_format_suffix,
+    };
 
     const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 
@@ -208,7 +215,7 @@ mod tests {
 
     #[track_caller]
     fn check(segment: &str, want: &[&str]) {
-        let ids = readings(segment);
+        let ids = possible_ids(segment);
         assert_eq!(ids.iter().map(JobId::as_str).collect::<Vec<_>>(), want, "{segment:?}");
         for id in &ids {
             assert_eq!(JobId::canonical(id.as_str()).as_ref(), Some(id), "{segment:?}");
@@ -222,14 +229,19 @@ mod tests {
     fn what_is_usual_is_what_every_parser_leaves_as_it_is() {
         let numbers = ["7", "10", "4294967296", "9".repeat(31).as_str()].map(str::to_owned);
         for raw in [UUID.to_owned()].iter().chain(&numbers) {
-            assert!(is_usual(raw), "{raw}");
+            assert!(is_plainly_canonical(raw), "{raw}");
             let same = |reading: Option<String>| reading.is_none_or(|id| id == *raw);
-            assert!(is_id(raw) && same(uuid(raw)) && same(integer(raw)) && stem(raw).is_none());
+            assert!(
+                has_id_syntax(raw)
+                    && same(canonical_uuid(raw))
+                    && same(canonical_integer(raw))
+                    && without_format_suffix(raw).is_none()
+            );
         }
         let upper = UUID.to_uppercase();
         let digits = "1".repeat(32);
         for raw in ["", "0", "-7", "007", "7a", "job", &upper, &digits, &UUID.replace('-', "")] {
-            assert!(!is_usual(raw), "{raw}");
+            assert!(!is_plainly_canonical(raw), "{raw}");
         }
     }
 

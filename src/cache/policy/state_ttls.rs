@@ -9,14 +9,14 @@ use crate::{config, json_pointer::JsonPointer};
 
 /// Greatest TTL of an entry, by the state of its job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct States {
+pub struct StateTtls {
     pointer: JsonPointer,
     ttls: HashMap<String, Duration>,
     /// Limit for unknown states, in which a job may change often.
     shortest: Duration,
 }
 
-impl States {
+impl StateTtls {
     /// Creates the limits from the configuration; `None` if no state has one.
     pub fn new(config: &config::States) -> Option<Self> {
         let shortest = config.map.iter().map(|(_, ttl)| *ttl).min()?;
@@ -36,7 +36,7 @@ impl States {
 mod tests {
     use std::time::Duration;
 
-    use super::States;
+    use super::StateTtls;
     use crate::{config, json_pointer::JsonPointer};
 
     fn config(map: &[(&str, u64)]) -> config::States {
@@ -49,7 +49,7 @@ mod tests {
     #[track_caller]
     fn check(body: &str, seconds: u64) {
         let map = [("completed", 300), ("running", 10), ("true", 60), ("3", 30)];
-        let states = States::new(&config(&map)).unwrap();
+        let states = StateTtls::new(&config(&map)).unwrap();
         assert_eq!(states.ttl(body.as_bytes()), Duration::from_secs(seconds), "{body}");
     }
 
@@ -76,6 +76,6 @@ mod tests {
 
     #[test]
     fn without_states_there_is_no_such_limit() {
-        assert_eq!(States::new(&config(&[])), None);
+        assert_eq!(StateTtls::new(&config(&[])), None);
     }
 }

@@ -10,12 +10,12 @@ use std::{
 
 /// Greatest number of keys. If there are more, all counts are dropped at once: each costs one futile
 /// attempt.
-const LIMIT: usize = 10_000;
+const MAX_KEYS: usize = 10_000;
 
 /// Counts events for each key within a window that begins with the first event.
-pub struct Marks<K> {
+pub struct WindowedCounts<K> {
     window: Duration,
-    marked: Mutex<HashMap<K, (Instant, u32)>>,
+    counts: Mutex<HashMap<K, (Instant, u32)>>,
 }
 
 impl<K> fmt::Debug for Marks<K> {
@@ -27,18 +27,18 @@ impl<K> fmt::Debug for Marks<K> {
     }
 }
 
-impl<K: Eq + Hash> Marks<K> {
+impl<K: Eq + Hash> WindowedCounts<K> {
     /// Creates an empty set of counts, each of which lasts for `window`.
     pub fn new(window: Duration) -> Self {
-        Self { window, marked: Mutex::default() }
+        Self { window, counts: Mutex::default() }
     }
 
     /// Counts an event and returns the key's count within its window, including this event.
     pub fn add(&self, key: K) -> u32 {
         self.with(|counts| {
-            if counts.len() >= LIMIT {
+            if counts.len() >= MAX_KEYS {
                 counts.retain(|_, (since, _)| since.elapsed() < self.window);
-                if counts.len() >= LIMIT {
+                if counts.len() >= MAX_KEYS {
                     counts.clear();
                 }
             }
@@ -70,7 +70,7 @@ impl<K: Eq + Hash> Marks<K> {
     }
 
     fn with<T>(&self, action: impl FnOnce(&mut HashMap<K, (Instant, u32)>) -> T) -> T {
-        action(&mut self.marked.lock().unwrap_or_else(PoisonError::into_inner))
+        action(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -80,22 +80,22 @@ mod tests {
 
     #[test]
     fn marks_count_within_their_window_and_are_forgotten_after_it() {
-        let counts = Marks::new(Duration::from_mins(1));
+        let counts = WindowedCounts::new(Duration::from_mins(1));
         assert_eq!(
             (counts.count(&1), counts.add(1), counts.add(1), counts.count(&1)),
             (0, 1, 2, 2)
         );
         assert!(counts.any(|key| *key == 1) && !counts.any(|key| *key == 2));
-        let short = Marks::new(Duration::ZERO);
+        let short = WindowedCounts::new(Duration::ZERO);
         assert_eq!((short.add(1), short.add(1), short.count(&1)), (1, 1, 0));
     }
 
     #[test]
     fn marks_are_bounded() {
-        let counts = Marks::new(Duration::from_mins(1));
-        for key in 0..3 * LIMIT {
+        let counts = WindowedCounts::new(Duration::from_mins(1));
+        for key in 0..3 * MAX_KEYS {
             counts.add(key);
         }
-        assert!(counts.marked.lock().unwrap().len() <= LIMIT);
+        assert!(counts.counts.lock().unwrap().len() <= MAX_KEYS);
     }
 }

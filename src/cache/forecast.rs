@@ -11,11 +11,11 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Ask, Cache,
+    Cache, LookupRequest,
     audience::Standing,
     entry::{Entry, Reject},
-    flight::Shown,
-    lookup::{FOREIGN_VALUES, Offer, reason},
+    flight::SeenVersion,
+    lookup::{EntryUse, MAX_FOREIGN_VALUES, bypass_reason},
     policy::Bypass,
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
 
 /// Where the variant of a request (its host, path, `Accept` and so on) comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum VariantOrigin {
     /// The request has stated it.
     Given,
     /// The request has not stated it, so the variant of the stored entry is assumed.
@@ -40,9 +40,9 @@ pub enum Forecast {
     /// The request reads the upstream. The response is stored if it may be.
     Miss {
         /// The reason that `Cache-Status` gives, if it gives one.
-        why: Option<Bypass>,
+        bypass: Option<Bypass>,
         /// The reason in more detail, for people.
-        because: Because,
+        reason: MissReason,
     },
     /// The request joins an upstream read that is in flight in this process.
     Join,
@@ -52,17 +52,17 @@ pub enum Forecast {
 
 /// Why a read is a miss and not a hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Because {
+pub enum MissReason {
     /// There is no entry.
-    Nothing,
+    NoEntry,
     /// There is an entry, but the upstream has not served it to this caller.
-    Outside,
+    NotInAudience,
     /// The upstream has served the entry to this credential, but in another variant.
-    OtherForm,
+    OtherVariant,
     /// The upstream has served the entry to this caller, but too long ago.
     Lapsed,
     /// The entry is older than the request allows.
-    Old,
+    TooOld,
     /// There is a value that is not a valid entry.
     Rejected(Reject),
     /// A lookup cannot be confirmed or is not wanted. The reason is the one in `Cache-Status`.
@@ -71,7 +71,7 @@ pub enum Because {
 
 /// The state of a job and the forecast for a read of it.
 #[derive(Debug)]
-pub struct Explained {
+pub struct ForecastReport {
     /// How the read would be answered.
     pub forecast: Forecast,
     /// State in the store, or the reason why it cannot be read.
@@ -85,65 +85,67 @@ pub struct Explained {
     /// Whether an invalidation is unconfirmed.
     pub pending: bool,
     /// Cluster slot of the job and the address of its master, if the store is a Redis Cluster.
-    pub place: Option<(u16, Option<String>)>,
+    pub cluster_slot: Option<(u16, Option<String>)>,
     /// Whether a recent response could not be stored (hit-for-miss).
-    pub uncacheable: bool,
+    pub hit_for_miss: bool,
     /// How often the entry was replaced within a TTL.
-    pub replaced: u32,
+    pub replacements: u32,
     /// How often a foreign value was found within a TTL.
-    pub foreign: u32,
+    pub foreign_values: u32,
     /// Recent events of the job.
-    pub past: JobHistory,
+    pub history: JobHistory,
 }
 
 impl Cache {
     /// Forecasts how a read would be answered, and returns all that the forecast is based on.
-    pub async fn explain(&self, mut request: Ask, form: Form) -> Explained {
+    pub async fn explain(&self, mut request: LookupRequest, form: VariantOrigin) -> ForecastReport {
         let state = self.store.inspect(&request.key, &mut self.budget()).await;
         let value = state.as_ref().ok().and_then(|state| Entry::decode(&state.seen));
         let value = value.map(|value| value.map(Arc::new));
-        if let (Form::Assumed, Some(Ok(entry))) = (form, &value) {
-            request.pair = self.prints.assume(entry.audience(), request.pair);
-            request.circle = self.prints.circle(request.pair);
+        if let (VariantOrigin::Assumed, Some(Ok(entry))) = (form, &value) {
+            request.caller = self.fingerprinter.assume_variant(entry.audience(), request.caller);
+            request.coalesce_key = self.fingerprinter.coalesce_key(request.caller);
         }
         let standing = match (&value, &state) {
-            (Some(Ok(entry)), Ok(state)) => {
-                Some(self.prints.standing(entry.audience(), request.pair, state.seen.now_ms))
-            }
+            (Some(Ok(entry)), Ok(state)) => Some(self.fingerprinter.standing(
+                entry.audience(),
+                request.caller,
+                state.seen.now_ms,
+            )),
             _ => None,
         };
         let uncacheable = match form {
-            Form::Given => self.is_uncacheable(&request),
-            Form::Assumed => self.uncacheable.any(|(key, _)| *key == request.key),
+            VariantOrigin::Given => self.is_hit_for_miss(&request),
+            VariantOrigin::Assumed => self.hit_for_miss.any(|(key, _)| *key == request.key),
         };
-        let foreign = self.foreign.count(&request.key);
-        let refusal = Self::refusal(&request, uncacheable);
+        let foreign = self.foreign_values.count(&request.key);
+        let refusal = Self::fill_refusal_of(&request, uncacheable);
         let forecast = match self.store.trust(&request.key) {
-            Err(error) => Self::unconfirmed_of(&request, reason(&error)),
+            Err(error) => Self::forecast_unconfirmed(&request, bypass_reason(&error)),
             Ok(_) => match &state {
-                Err(error) => Self::unconfirmed_of(&request, reason(error)),
+                Err(error) => Self::forecast_unconfirmed(&request, bypass_reason(error)),
                 Ok(state) => self.forecast(&request, state, value.as_ref(), refusal, foreign),
             },
         };
-        Explained {
+        ForecastReport {
             forecast,
             standing,
             value,
             state,
             near: self.near.as_ref().is_some_and(|near| near.holds(&request.key)),
             pending: matches!(self.store.trust(&request.key), Err(StoreError::Pending)),
-            place: self.store.place(&request.key),
-            uncacheable,
-            replaced: self.replaced.count(&request.key),
-            foreign,
-            past: self.metrics.events.history(request.key.main()),
+            cluster_slot: self.store.place(&request.key),
+            hit_for_miss: uncacheable,
+            replacements: self.replacements.count(&request.key),
+            foreign_values: foreign,
+            history: self.metrics.events.history(request.key.main()),
         }
     }
 
     /// Mirrors [`Cache::find`](Cache::lookup).
     fn forecast(
         &self,
-        request: &Ask,
+        request: &LookupRequest,
         state: &KeyState,
         value: Option<&Result<Arc<Entry>, Reject>>,
         refusal: Option<Bypass>,
@@ -151,10 +153,10 @@ impl Cache {
     ) -> Forecast {
         match value {
             Some(Ok(entry)) => {
-                return self.foresee_offer(request, entry, state.seen.now_ms, refusal);
+                return self.forecast_entry(request, entry, state.seen.now_ms, refusal);
             }
-            Some(Err(Reject::Foreign)) if foreign >= FOREIGN_VALUES => {
-                return Self::unconfirmed_of(request, Bypass::Foreign);
+            Some(Err(Reject::Foreign)) if foreign >= MAX_FOREIGN_VALUES => {
+                return Self::forecast_unconfirmed(request, Bypass::Foreign);
             }
             _ => {}
         }
@@ -162,65 +164,69 @@ impl Cache {
             return Forecast::Pass(why);
         }
         if state.is_alien {
-            return Self::unconfirmed_of(request, Bypass::StoreError);
+            return Self::forecast_unconfirmed(request, Bypass::StoreError);
         }
         if state.fence_left_ms.is_some() {
-            return Self::unconfirmed_of(request, Bypass::Fenced);
+            return Self::forecast_unconfirmed(request, Bypass::Fenced);
         }
         match (&state.lease, value) {
             (Some(lease), None) if state.is_placeholder => {
                 let token = lease.token.clone();
                 let epoch = state.epoch().clone();
-                self.foresee_leased(request, &Shown { token, epoch })
+                self.forecast_leased(request, &SeenVersion { token, epoch })
             }
             (_, Some(Err(reject))) => {
-                Forecast::Miss { why: None, because: Because::Rejected(*reject) }
+                Forecast::Miss { bypass: None, reason: MissReason::Rejected(*reject) }
             }
-            _ => Forecast::Miss { why: None, because: Because::Nothing },
+            _ => Forecast::Miss { bypass: None, reason: MissReason::NoEntry },
         }
     }
 
     /// Forecasts a read of a job that another reader is filling. Mirrors `Cache::follow`, but does not
     /// wait.
-    fn foresee_leased(&self, request: &Ask, version: &Shown) -> Forecast {
+    fn forecast_leased(&self, request: &LookupRequest, version: &SeenVersion) -> Forecast {
         if request.directives.no_cache {
-            Self::unconfirmed_of(request, Bypass::NoCache)
-        } else if self.flights.join(&request.key, version, request.circle).is_some() {
+            Self::forecast_unconfirmed(request, Bypass::NoCache)
+        } else if self.flights.join_confirmed(&request.key, version, request.coalesce_key).is_some()
+        {
             Forecast::Join
         } else {
-            Forecast::Pass(Self::else_of(request, Bypass::Leased))
+            Forecast::Pass(Self::pass_reason(request, Bypass::Leased))
         }
     }
 
-    fn foresee_offer(
+    fn forecast_entry(
         &self,
-        request: &Ask,
+        request: &LookupRequest,
         entry: &Entry,
         now_ms: i64,
         refusal: Option<Bypass>,
     ) -> Forecast {
-        match self.judge(request, entry, now_ms, || refusal) {
-            Offer::Hit => Forecast::Hit(entry.ttl(now_ms)),
-            Offer::Pass(why) => Forecast::Pass(why),
-            Offer::Read { young: false } => {
-                Forecast::Miss { why: Some(Bypass::NoCache), because: Because::Old }
+        match self.judge_entry(request, entry, now_ms, || refusal) {
+            EntryUse::Hit => Forecast::Hit(entry.ttl(now_ms)),
+            EntryUse::Pass(why) => Forecast::Pass(why),
+            EntryUse::Read { age_accepted: false } => {
+                Forecast::Miss { bypass: Some(Bypass::NoCache), reason: MissReason::TooOld }
             }
-            Offer::Read { young: true } => {
-                let because = match self.prints.standing(entry.audience(), request.pair, now_ms) {
-                    Standing::Lapsed => Because::Lapsed,
-                    _ if entry.audience().has_credential(request.pair) => Because::OtherForm,
-                    _ => Because::Outside,
-                };
-                Forecast::Miss { why: None, because }
+            EntryUse::Read { age_accepted: true } => {
+                let because =
+                    match self.fingerprinter.standing(entry.audience(), request.caller, now_ms) {
+                        Standing::Lapsed => MissReason::Lapsed,
+                        _ if entry.audience().has_credential(request.caller) => {
+                            MissReason::OtherVariant
+                        }
+                        _ => MissReason::NotInAudience,
+                    };
+                Forecast::Miss { bypass: None, reason: because }
             }
         }
     }
 
     /// Mirrors [`Cache::unconfirmed`], except that it ignores the limit of flights.
-    fn unconfirmed_of(request: &Ask, why: Bypass) -> Forecast {
-        if request.is_by_itself() {
-            return Forecast::Pass(Self::else_of(request, why));
+    fn forecast_unconfirmed(request: &LookupRequest, why: Bypass) -> Forecast {
+        if request.never_coalesces() {
+            return Forecast::Pass(Self::pass_reason(request, why));
         }
-        Forecast::Miss { why: Some(why), because: Because::Unconfirmed(why) }
+        Forecast::Miss { bypass: Some(why), reason: MissReason::Unconfirmed(why) }
     }
 }

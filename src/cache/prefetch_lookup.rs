@@ -8,21 +8,21 @@
 use tracing::debug;
 
 use super::{
-    Ask, Cache, Lookup,
-    fill::Lead,
-    flight::{Flight, Shown},
-    lookup::reason,
+    Cache, Lookup, LookupRequest,
+    fill::LeaderRead,
+    flight::{Flight, SeenVersion},
+    lookup::bypass_reason,
     policy::Bypass,
 };
 use crate::store::{Budget, Grant, StoreError};
 
 /// How a prefetch goes on.
 #[derive(Debug)]
-pub enum Ahead {
+pub enum PrefetchLookup {
     /// There is an entry, for some audience: nothing to do.
     Present,
     /// Read the upstream, for all readers that join.
-    Lead(Box<Lead>),
+    Lead(Box<LeaderRead>),
     /// Another reader in this process is reading the job now.
     Join(Flight),
     /// Try again later: the reason is temporary.
@@ -34,38 +34,49 @@ pub enum Ahead {
 impl Cache {
     /// Decides whether to prefetch a job. Takes the same lease as a client's read, so that a response
     /// that a purge or a write has overtaken is not stored.
-    pub async fn look_ahead(&self, request: &Ask, budget: &mut Budget) -> Ahead {
-        self.find_ahead(request, budget).await.unwrap_or_else(|error| {
+    pub async fn lookup_for_prefetch(
+        &self,
+        request: &LookupRequest,
+        budget: &mut Budget,
+    ) -> PrefetchLookup {
+        self.find_for_prefetch(request, budget).await.unwrap_or_else(|error| {
             debug!(%error, "lookup failed");
-            Ahead::Wait(reason(&error))
+            PrefetchLookup::Wait(bypass_reason(&error))
         })
     }
 
-    async fn find_ahead(&self, request: &Ask, budget: &mut Budget) -> Result<Ahead, StoreError> {
+    async fn find_for_prefetch(
+        &self,
+        request: &LookupRequest,
+        budget: &mut Budget,
+    ) -> Result<PrefetchLookup, StoreError> {
         self.store.trust(&request.key)?;
-        let (found, seen) = self.look(&request.key, budget).await?;
+        let (found, seen) = self.read_entry(&request.key, budget).await?;
         match found {
-            Some(Ok(_)) => return Ok(Ahead::Present),
-            Some(Err(reject)) if self.leaves_alone(&request.key, reject) => {
-                return Ok(Ahead::Never);
+            Some(Ok(_)) => return Ok(PrefetchLookup::Present),
+            Some(Err(reject)) if self.yields_key(&request.key, reject) => {
+                return Ok(PrefetchLookup::Never);
             }
             _ => {}
         }
         // Hit-for-miss is not checked: it keeps clients from queueing, and prefetches do not queue.
         Ok(match self.store.lease(&request.key, seen.stored.as_ref(), budget).await? {
             Grant::Lease(lease) => match self.lead(request, lease).await {
-                Lookup::Lead(lead) => Ahead::Lead(lead),
-                Lookup::Join(flight, _) => Ahead::Join(flight),
-                Lookup::Pass(why) => Ahead::Wait(why),
-                Lookup::Hit(_) => Ahead::Present,
+                Lookup::Lead(lead) => PrefetchLookup::Lead(lead),
+                Lookup::Join(flight, _) => PrefetchLookup::Join(flight),
+                Lookup::Pass(why) => PrefetchLookup::Wait(why),
+                Lookup::Hit(_) => PrefetchLookup::Present,
             },
-            Grant::Stored(_) => Ahead::Present,
+            Grant::Stored(_) => PrefetchLookup::Present,
             Grant::Leased(token, epoch) => {
-                let joined =
-                    self.flights.join(&request.key, &Shown { token, epoch }, request.circle);
-                joined.map_or(Ahead::Wait(Bypass::Leased), Ahead::Join)
+                let joined = self.flights.join_confirmed(
+                    &request.key,
+                    &SeenVersion { token, epoch },
+                    request.coalesce_key,
+                );
+                joined.map_or(PrefetchLookup::Wait(Bypass::Leased), PrefetchLookup::Join)
             }
-            Grant::Fenced => Ahead::Wait(Bypass::Fenced),
+            Grant::Fenced => PrefetchLookup::Wait(Bypass::Fenced),
         })
     }
 }

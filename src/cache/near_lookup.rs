@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Ask, Cache, entry::Entry};
+use super::{Cache, LookupRequest, entry::Entry};
 use crate::{
     config,
     metrics::Metrics,
@@ -25,13 +25,13 @@ use crate::{
 
 /// The near entries and how they may be used.
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(super) struct NearLayer {
     entries: Arc<NearEntries<Arc<Entry>>>,
     /// Greatest age of the knowledge about changes in Redis; zero in strict mode.
-    staleness: Duration,
+    max_staleness: Duration,
 }
 
-impl Layer {
+impl NearLayer {
     /// Returns `None` if near entries are switched off or the store itself is in this process.
     pub(super) fn new(config: &config::Config, metrics: &Arc<Metrics>) -> Option<Self> {
         let staleness = match config.near.mode {
@@ -44,7 +44,7 @@ impl Layer {
         }
         let weigh = |entry: &Arc<Entry>| entry.weight();
         let entries = NearEntries::new(config.near.max_bytes, weigh, Arc::clone(metrics));
-        Some(Self { entries: Arc::new(entries), staleness })
+        Some(Self { entries: Arc::new(entries), max_staleness: staleness })
     }
 
     /// Returns the watcher that the store notifies of changes.
@@ -103,7 +103,7 @@ impl Layer {
 
 /// State of a near lookup, which may have to wait for the barrier. Each request needs a new one.
 #[derive(Debug, Default)]
-pub struct Look {
+pub struct NearLookup {
     /// Entry that was found and waits for the barrier, with the time of the look in ms since 1970 by
     /// the store's clock.
     found: Option<(Arc<Entry>, Noted, i64)>,
@@ -111,9 +111,9 @@ pub struct Look {
 }
 
 /// Why there is no near hit; `None` if near entries were not looked at.
-pub type Absence = Option<&'static str>;
+pub type NearMissReason = Option<&'static str>;
 
-impl Look {
+impl NearLookup {
     /// Returns how long the lookup has waited for the barrier.
     pub fn waited(&self) -> Duration {
         self.wait.lasted()
@@ -123,9 +123,13 @@ impl Look {
 impl Cache {
     /// Looks up a near entry that is a hit for this request. Returns it with the current time in ms
     /// since 1970 by the store's clock, and records the result in the current span.
-    pub async fn near(&self, request: &Ask, budget: &mut Budget) -> Option<(Arc<Entry>, i64)> {
-        let mut lookup = Look::default();
-        let near = poll_fn(|cx| self.poll_near(request, &mut lookup, cx)).await;
+    pub async fn lookup_near(
+        &self,
+        request: &LookupRequest,
+        budget: &mut Budget,
+    ) -> Option<(Arc<Entry>, i64)> {
+        let mut lookup = NearLookup::default();
+        let near = poll_fn(|cx| self.poll_lookup_near(request, &mut lookup, cx)).await;
         let outcome = match &near {
             Ok(_) => Some("hit"),
             Err(absence) => {
@@ -142,23 +146,28 @@ impl Cache {
     }
 
     /// Polls a near lookup like [`Cache::near`], but neither counts it nor charges a budget.
-    pub fn poll_near(
+    pub fn poll_lookup_near(
         &self,
-        request: &Ask,
-        lookup: &mut Look,
+        request: &LookupRequest,
+        lookup: &mut NearLookup,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(Arc<Entry>, i64), Absence>> {
+    ) -> Poll<Result<(Arc<Entry>, i64), NearMissReason>> {
         let Some(layer) = &self.near else { return Poll::Ready(Err(None)) };
         if lookup.found.is_none() {
             let Ok(now_ms) = self.store.trust(&request.key) else { return Poll::Ready(Err(None)) };
-            let Some((entry, noted)) = self.hit_in(layer, request, now_ms) else {
+            let Some((entry, noted)) = self.near_hit(layer, request, now_ms) else {
                 return Poll::Ready(Err(Some("miss")));
             };
             lookup.found = Some((entry, noted, now_ms));
         }
         if !mutants::is(Mutant::NearWithoutBarrier)
-            && ready!(self.store.poll_barrier(&request.key, layer.staleness, &mut lookup.wait, cx))
-                .is_err()
+            && ready!(self.store.poll_barrier(
+                &request.key,
+                layer.max_staleness,
+                &mut lookup.wait,
+                cx
+            ))
+            .is_err()
         {
             return Poll::Ready(Err(Some("untracked")));
         }
@@ -167,15 +176,25 @@ impl Cache {
         };
         // A change that was reported during the wait may have evicted the entry.
         let current = layer.entries.is_current(noted);
-        let entry = if current { Some(entry) } else { self.entry_in(layer, request, now_ms) };
+        let entry = if current { Some(entry) } else { self.near_entry(layer, request, now_ms) };
         Poll::Ready(entry.map(|entry| (entry, now_ms)).ok_or(Some("evicted")))
     }
 
-    fn entry_in(&self, layer: &Layer, request: &Ask, now_ms: i64) -> Option<Arc<Entry>> {
-        self.hit_in(layer, request, now_ms).map(|(entry, _)| entry)
+    fn near_entry(
+        &self,
+        layer: &NearLayer,
+        request: &LookupRequest,
+        now_ms: i64,
+    ) -> Option<Arc<Entry>> {
+        self.near_hit(layer, request, now_ms).map(|(entry, _)| entry)
     }
 
-    fn hit_in(&self, layer: &Layer, request: &Ask, now_ms: i64) -> Option<(Arc<Entry>, Noted)> {
+    fn near_hit(
+        &self,
+        layer: &NearLayer,
+        request: &LookupRequest,
+        now_ms: i64,
+    ) -> Option<(Arc<Entry>, Noted)> {
         let (entry, noted) = layer.entries.read(&request.key)?;
         let live = now_ms < entry.expires_at_ms();
         (live && self.is_hit(request, &entry, now_ms)).then_some((entry, noted))

@@ -17,62 +17,62 @@ use tokio::{sync::Mutex, time::timeout};
 
 use super::{
     Cache,
-    invalidate::{Outcome, Source},
+    invalidate::{InvalidationSource, WriteOutcome},
 };
 use crate::{events::EventKind, store::Ended};
 
 /// How long a write waits until everything is dropped. After that the purge goes on in the background,
 /// and this sidecar serves nothing from the cache until it is confirmed.
-const PATIENCE: Duration = Duration::from_secs(2);
+const MAX_WRITE_WAIT: Duration = Duration::from_secs(2);
 
 /// Lets concurrent writes share one purge of all jobs, so that a burst of them does not walk through
 /// the store once each.
 #[derive(Debug)]
-pub(super) struct Bulk {
+pub(super) struct SharedPurgeAll {
     /// Number of purges requested so far.
-    asked: AtomicU64,
+    requested: AtomicU64,
     /// Last request that the latest purge covers, and its result. Locked while a purge runs.
-    answered: Mutex<(u64, Ended)>,
+    last_result: Mutex<(u64, Ended)>,
 }
 
-impl Default for Bulk {
+impl Default for SharedPurgeAll {
     fn default() -> Self {
-        Self { asked: AtomicU64::new(0), answered: Mutex::new((0, Ended::Pending)) }
+        Self { requested: AtomicU64::new(0), last_result: Mutex::new((0, Ended::Pending)) }
     }
 }
 
 impl Cache {
     /// Invalidates every job, as [`Cache::end`] does the jobs of a write.
-    pub async fn end_all(self: &Arc<Self>, outcome: Outcome) -> Ended {
+    pub async fn end_all(self: &Arc<Self>, outcome: WriteOutcome) -> Ended {
         let linger = self.linger(outcome);
         if !linger.is_zero() {
             let cache = Arc::clone(self);
             self.store.spawn(async move {
                 tokio::time::sleep(linger).await;
-                cache.drop_all().await;
+                cache.purge_all_shared().await;
             });
         }
         let cache = Arc::clone(self);
-        let drop_all = self.store.spawn(async move { cache.drop_all().await });
-        match timeout(PATIENCE, drop_all).await {
+        let drop_all = self.store.spawn(async move { cache.purge_all_shared().await });
+        match timeout(MAX_WRITE_WAIT, drop_all).await {
             Ok(Ok(ended)) => ended,
             _ => Ended::Pending,
         }
     }
 
     /// Drops everything by a purge that begins after the call, which may be shared.
-    async fn drop_all(&self) -> Ended {
-        let request = self.bulk.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut answered = self.bulk.answered.lock().await;
+    async fn purge_all_shared(&self) -> Ended {
+        let request = self.shared_purge_all.requested.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut answered = self.shared_purge_all.last_result.lock().await;
         if answered.0 < request {
-            let covered = self.bulk.asked.load(Ordering::SeqCst);
+            let covered = self.shared_purge_all.requested.load(Ordering::SeqCst);
             let ended = self.store.purge_all().await;
             self.flights.detach_all();
             // As for the jobs of a write, Redis may report the change late.
             if let Some(near) = &self.near {
                 near.flush();
             }
-            self.count_invalidation(Source::WriteAll, ended);
+            self.count_invalidation(InvalidationSource::WriteAll, ended);
             let by = Some("a write or reload that changes every job".into());
             self.metrics.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
             *answered = (covered, ended);
