@@ -1,6 +1,6 @@
 //! Reads, writes and purges of jobs: joins policy, flights and store.
 //!
-//! The cache never contacts the upstream. A reader that must do so gets a [`Lead`], and `proxy`
+//! The cache never contacts the upstream. A reader that must do so gets a [`LeaderRead`], and `proxy`
 //! fetches.
 
 pub mod audience;
@@ -64,7 +64,7 @@ const FENCE_MARGIN: Duration = Duration::from_secs(10);
 
 /// The cache of job reads.
 ///
-/// A clone shares all state with the original. A [revised](Cache::revised) cache also shares it,
+/// A clone shares all state with the original. A [reconfigured](Cache::revised) cache also shares it,
 /// except for what its configuration determines.
 #[derive(Clone)]
 pub struct Cache {

@@ -9,7 +9,7 @@
 //! Below that rate every hit is recorded. Other requests have asked Redis or the upstream, and a
 //! lock is cheap compared with that.
 //!
-//! Events are not durable, not exact and not secret. [`jobs`] bounds what is kept, and [`feed`]
+//! Events are not durable, not exact and not secret. [`histories`] bounds what is kept, and [`feed`]
 //! bounds what waits for a subscriber. An event consists of a job id, constant words, and the
 //! initiator of a purge. It never contains a body, a header, a query or a credential, except the
 //! `webhook-id` of a purge.
@@ -273,12 +273,12 @@ impl Events {
         }
     }
 
-    /// The same as [`Events::expect`] for every key.
+    /// The same as [`Events::expect_own_change`] for every key.
     pub fn expect_own_purge_all(&self) {
         self.all_own_until_ms.store(now_ms() + OWN_PURGE_ALL_MS, Ordering::Relaxed);
     }
 
-    /// Ends [`Events::expect_all`] after all keys are changed. News that is already on its way is
+    /// Ends [`Events::expect_own_purge_all`] after all keys are changed. News that is already on its way is
     /// still ignored.
     pub fn end_own_purge_all(&self) {
         self.all_own_until_ms.store(now_ms() + OWN_CHANGE_MS, Ordering::Relaxed);

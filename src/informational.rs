@@ -6,7 +6,7 @@
 //! two messages. An answer leaves only when the queue is empty, and nothing enters the queue for a
 //! request that was already answered.
 //!
-//! On HTTP/2 there is no such point: an [`Interim`] ignores what it is given there.
+//! On HTTP/2 there is no such point: an [`Informational`] ignores what it is given there.
 
 use std::{
     fmt, io,

@@ -1,8 +1,8 @@
 //! JSON pointers (RFC 6901): to one value in the bytes of a document, or to many values in a parsed
 //! document.
 //!
-//! [`Pointer::scalar`] reads only what lies on the path. Everything else is checked and skipped,
-//! and nothing is built, so a large body costs one pass over its bytes. [`Pointer::find`] serves
+//! [`JsonPointer::scalar`] reads only what lies on the path. Everything else is checked and skipped,
+//! and nothing is built, so a large body costs one pass over its bytes. [`JsonPointer::find`] serves
 //! several pointers into one document, which is then worth parsing once.
 
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Quotas: limits on what may be in use at a time, and counters of how often each was met.
 //!
-//! A [`Room`] is one quota: flights, requests, or bytes of bodies in memory. Taking part of it
-//! yields a [`Held`], which gives that part back when it is dropped. So nothing that ends by panic,
+//! A [`Quota`] is one quota: flights, requests, or bytes of bodies in memory. Taking part of it
+//! yields a [`Permit`], which gives that part back when it is dropped. So nothing that ends by panic,
 //! abort or hang-up stays counted for ever. The gauge of the quota is the counter that it enforces:
 //! the metric cannot differ from the limit in force.
 //!
@@ -31,9 +31,9 @@ pub struct Quota {
     refused: Counter,
 }
 
-impl fmt::Debug for Room {
+impl fmt::Debug for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Room")
+        f.debug_struct("Quota")
             .field("limit", &self.limit)
             .field("used", &self.used.get())
             .finish_non_exhaustive()
@@ -67,7 +67,7 @@ impl Quota {
 }
 
 impl Permit {
-    /// Takes `more` and returns true if it fits. Otherwise the permit stays as it is, and the
+    /// Takes `increment` and returns true if it fits. Otherwise the permit stays as it is, and the
     /// refusal is counted.
     pub fn grow(&self, more: usize) -> bool {
         let fits = self.quota.used.inc_by(signed(more)).saturating_add(signed(more))
@@ -81,7 +81,7 @@ impl Permit {
         fits
     }
 
-    /// Takes `more`, even past the limit: memory that is already in use is better counted than not.
+    /// Takes `increment`, even past the limit: memory that is already in use is better counted than not.
     pub fn force_grow(&self, more: usize) {
         self.quota.used.inc_by(signed(more));
         self.amount.fetch_add(more, Ordering::Relaxed);

@@ -134,7 +134,7 @@ impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics")
             .field("store_up", &self.store_up.get())
-            .field("pending", &self.pending.get())
+            .field("pending", &self.pending_invalidations.get())
             .finish_non_exhaustive()
     }
 }

@@ -66,7 +66,7 @@ impl LogFilter {
 
 impl fmt::Debug for LogFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Filter").field(&self.text()).finish()
+        f.debug_tuple("LogFilter").field(&self.text()).finish()
     }
 }
 

@@ -93,7 +93,7 @@ impl Warmer {
 }
 
 impl WarmWorker {
-    /// Creates the worker. It reads nothing until [`Warming::run`].
+    /// Creates the worker. It reads nothing until [`WarmWorker::run`].
     pub fn new(config: &Config, metrics: &Arc<Metrics>) -> Self {
         let queue = Arc::new(WarmQueue::with_max(config.warm.max));
         let is_bare = config.warm.headers.is_empty();

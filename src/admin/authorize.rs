@@ -27,7 +27,8 @@ use super::{
     rate_limit::{AddressRateLimiter, EventRate, RateLimiter},
     reply::{Reply, json_reply, retry_later},
     signature::{
-        self, AuthError, LARGE_BODY, MAX_CLOCK_SKEW_S, SignedRequest, Skew, VerifiedSecret, WEBHOOK_ID,
+        self, AuthError, LARGE_BODY, MAX_CLOCK_SKEW_S, SignedRequest, Skew, VerifiedSecret,
+        WEBHOOK_ID,
     },
 };
 use crate::{
@@ -107,6 +108,15 @@ pub(super) struct Authorizer {
     secrets_replaced: Arc<watch::Sender<bool>>,
     limits: Arc<CallerLimits>,
     metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Authorizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authorizer")
+            .field("secrets", &self.secrets.len())
+            .field("max_failures", &self.max_failures)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Authorizer {

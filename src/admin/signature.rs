@@ -40,8 +40,7 @@ const SCHEME: &str = "Bearer ";
 pub(super) const WEBHOOK_ID: &str = "webhook-id";
 const WEBHOOK_TIMESTAMP: &str = "webhook-timestamp";
 const WEBHOOK_SIGNATURE: &str = "webhook-signature";
-const SIGNATURE_HEADERS: [&str; 3] =
-    [WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE];
+const SIGNATURE_HEADERS: [&str; 3] = [WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE];
 
 /// A successful verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -221,7 +221,7 @@ fn reasons(metrics: &Metrics, times: fn(&ReasonCount) -> u64) -> Value {
     json!({ "miss": reasons_of("miss"), "pass": reasons_of("pass") })
 }
 
-/// Returns all pairs of an outcome and a reason, for [`Metrics::watch`].
+/// Returns all pairs of an outcome and a reason, for [`Metrics::register_reasons`].
 pub fn outcome_reasons() -> impl Iterator<Item = (&'static str, &'static str)> {
     let bypass = || Bypass::ALL.iter().map(|why| why.as_str());
     // A word that is both a bypass and a no-store reason is listed once.

@@ -21,18 +21,18 @@ use hyper::{
 
 use super::reply::{Reply, ReplyBody, typed_reply};
 
-const HTML: &str = include_str!("front/page.html");
-const STYLE: &str = include_str!("front/page.css");
+const HTML: &str = include_str!("status_page/index.html");
+const STYLE: &str = include_str!("status_page/style.css");
 /// The files form one script. Each may use what the files before it define.
 const SCRIPT: &str = concat!(
-    include_str!("front/words.js"),
-    include_str!("front/ask.js"),
-    include_str!("front/plots.js"),
-    include_str!("front/figures.js"),
-    include_str!("front/evidence.js"),
-    include_str!("front/job.js"),
-    include_str!("front/stream.js"),
-    include_str!("front/run.js"),
+    include_str!("status_page/shared.js"),
+    include_str!("status_page/fetch_json.js"),
+    include_str!("status_page/plots.js"),
+    include_str!("status_page/status.js"),
+    include_str!("status_page/comparison.js"),
+    include_str!("status_page/explain_job.js"),
+    include_str!("status_page/event_stream.js"),
+    include_str!("status_page/refresh.js"),
 );
 
 /// The complete status page.

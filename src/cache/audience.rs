@@ -1,6 +1,6 @@
 //! Audiences: which callers an entry may be served to.
 //!
-//! A caller ([`Pair`]) is two fingerprints. The **credential** covers everything that identifies the
+//! A caller ([`Caller`]) is two fingerprints. The **credential** covers everything that identifies the
 //! client: `Authorization`, cookies, API keys and the headers that a gateway adds once it has
 //! authenticated the client. The **variant** covers everything that selects a form of the answer: path
 //! and query, host names and content negotiation. An entry is only for the callers that the upstream
@@ -62,7 +62,7 @@ pub struct Audience {
 
 /// A caller, and when the upstream has served it the entry.
 ///
-/// Format in the store: the caller in hexadecimal (see [`Pair::to_hex`]), `@`, and the time in ms since
+/// Format in the store: the caller in hexadecimal (see [`Caller::to_hex`]), `@`, and the time in ms since
 /// 1970 by the store's clock. Members written by older sidecars have no time, which counts as 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AudienceMember {
@@ -101,7 +101,7 @@ pub struct Fingerprinter {
 /// Capacity for the text of a usual request, in bytes.
 const USUAL_TEXT_BYTES: usize = 512;
 
-/// Role of a header in the fingerprints. Headers are taken in the order of `place`, regardless of
+/// Role of a header in the fingerprints. Headers are taken in the order of `order`, regardless of
 /// their order in the request.
 #[derive(Clone, Copy, Debug)]
 struct HeaderRole {

@@ -137,7 +137,7 @@ impl Comparison {
 
 impl fmt::Debug for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trial").field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("Comparison").field("key", &self.key).finish_non_exhaustive()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! There are two kinds. The difference keeps promise 1, never stale:
 //!
-//! - A **confirmed** flight is joined by the version that the store has just shown ([`Shown`]): the
+//! - A **confirmed** flight is joined by the version that the store has just shown ([`SeenVersion`]): the
 //!   token of the lease that the flight fills, or the generation of the entry that it verifies. As
 //!   long as the store shows that version, no invalidation has run since the flight's upstream read
 //!   began.
@@ -10,9 +10,9 @@
 //!   starts after the reader arrived. So for each job and coalesce key at most one read runs and one
 //!   is **next**. Readers that arrive while one runs share the next.
 //!
-//! Requests with the same coalesce key may get the same response ([`Prints::circle`]).
+//! Requests with the same coalesce key may get the same response ([`Fingerprinter::coalesce_key`]).
 //!
-//! [`Prints::circle`]: super::audience::Prints::circle
+//! [`Fingerprinter::coalesce_key`]: super::audience::Prints::circle
 //!
 //! Followers share only responses that may be stored. If a leader panics or is aborted, each of its
 //! followers reads for itself.
@@ -89,8 +89,8 @@ pub struct Flights {
 impl fmt::Debug for Flights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flights")
-            .field("begun", &self.count.load(Ordering::Relaxed))
-            .field("room", &self.room)
+            .field("begun", &self.next_number.load(Ordering::Relaxed))
+            .field("quota", &self.quota)
             .finish_non_exhaustive()
     }
 }
@@ -151,7 +151,7 @@ pub struct Leader {
 
 impl fmt::Debug for Leader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leader").field("seat", &self.seat).finish_non_exhaustive()
+        f.debug_struct("Leader").field("slot", &self.slot).finish_non_exhaustive()
     }
 }
 

@@ -142,7 +142,7 @@ impl Cache {
         }
     }
 
-    /// Mirrors [`Cache::find`](Cache::lookup).
+    /// Mirrors [`Cache::find_in_store`](Cache::lookup).
     fn forecast(
         &self,
         request: &LookupRequest,
@@ -222,7 +222,7 @@ impl Cache {
         }
     }
 
-    /// Mirrors [`Cache::unconfirmed`], except that it ignores the limit of flights.
+    /// Mirrors [`Cache::answer_unconfirmed`], except that it ignores the limit of flights.
     fn forecast_unconfirmed(request: &LookupRequest, why: Bypass) -> Forecast {
         if request.never_coalesces() {
             return Forecast::Pass(Self::pass_reason(request, why));

@@ -6,11 +6,11 @@
 //!
 //! - A read is cached only under the canonical spelling ([`JobId::canonical`]). An id that some
 //!   common parser reads as another id bypasses the cache, even if this upstream would not read it so.
-//! - A write invalidates every id that any parser may read from its spelling ([`readings`]).
+//! - A write invalidates every id that any parser may read from its spelling ([`possible_ids`]).
 //!
 //! So accepting one spelling too many costs a miss, and missing one costs a stale answer.
 //!
-//! These ways to read an id are covered: UUID parsers (Python, Java, .NET and the `uuid` crate: case,
+//! These ways to read an id are covered: UUID parsers (Python, Java, .NET and the `canonical_uuid` crate: case,
 //! hyphens, braces, `urn:uuid:`), integer parsers (Python, pydantic, Go, JavaScript: sign, leading
 //! zeros, `_` between digits, a zero fraction, white space), format suffixes (Rails and Django REST:
 //! `7.json`), percent and form encoding, matrix parameters.
@@ -26,7 +26,7 @@ use percent_encoding::percent_decode_str;
 pub const MAX_ID_LEN: usize = 128;
 
 /// How often a spelling is percent-decoded: once for a gateway, once for a framework, and once to
-/// spare. This bounds [`readings`]: a round yields at most four texts, and a text at most six ids.
+/// spare. This bounds [`possible_ids`]: a round yields at most four texts, and a text at most six ids.
 pub const MAX_DECODES: usize = 3;
 
 /// Longest text that is parsed as a UUID, in bytes: `urn:uuid:{8-4-4-4-12}` and some slack for extra
@@ -126,7 +126,7 @@ fn add_ids_of_spelling(spelling: &str, ids: &mut Vec<JobId>) {
 }
 
 /// Returns whether `raw` is plainly canonical, as nearly every id is: a UUID or a number in its usual
-/// format. This saves the copies that [`uuid`] and [`integer`] make, which were a tenth of the cost of
+/// format. This saves the copies that [`canonical_uuid`] and [`canonical_integer`] make, which were a tenth of the cost of
 /// a hit.
 fn is_plainly_canonical(raw: &str) -> bool {
     let is_hex = |bytes: &[u8]| bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));

@@ -70,7 +70,7 @@ impl NearLayer {
         self.entries.len()
     }
 
-    /// Drops all near entries at once, like [`Layer::evict`].
+    /// Drops all near entries at once, like [`NearLayer::evict`].
     pub(super) fn flush(&self) {
         self.entries.flush();
     }
@@ -145,7 +145,7 @@ impl Cache {
         near.ok()
     }
 
-    /// Polls a near lookup like [`Cache::near`], but neither counts it nor charges a budget.
+    /// Polls a near lookup like [`Cache::lookup_near`], but neither counts it nor charges a budget.
     pub fn poll_lookup_near(
         &self,
         request: &LookupRequest,

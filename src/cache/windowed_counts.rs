@@ -18,11 +18,11 @@ pub struct WindowedCounts<K> {
     counts: Mutex<HashMap<K, (Instant, u32)>>,
 }
 
-impl<K> fmt::Debug for Marks<K> {
+impl<K> fmt::Debug for WindowedCounts<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Marks")
+        f.debug_struct("WindowedCounts")
             .field("window", &self.window)
-            .field("marked", &self.marked.lock().unwrap_or_else(PoisonError::into_inner).len())
+            .field("marked", &self.counts.lock().unwrap_or_else(PoisonError::into_inner).len())
             .finish_non_exhaustive()
     }
 }

@@ -14,7 +14,7 @@ use crate::json_pointer::JsonPointer;
 
 /// Headers that mark a request as somebody's unless configured otherwise: what clients send
 /// (`Authorization`, `Cookie`, API keys), and what gateways write once they know the caller
-/// (oauth2-proxy and nginx `auth_request`, Authelia and Apache `Remote-*`, home-grown `X-User-Id`).
+/// (oauth2-proxy and nginx `auth_request`, Authelia and Apache `RemoteAddress-*`, home-grown `X-User-PurgeId`).
 /// One too many costs hits; one too few shows a job to a stranger.
 pub(super) const IDENTITY_HEADERS: &str = "authorization,proxy-authorization,cookie,x-api-key,api-key,apikey,x-auth-token,x-access-token,\
     x-session-token,x-session-id,\

@@ -98,7 +98,7 @@ impl Default for EventFeed {
 }
 
 impl EventFeed {
-    /// Publishes an event. The caller holds the lock of the jobs here and in [`Feed::listen`], so
+    /// Publishes an event. The caller holds the lock of the jobs here and in [`EventFeed::subscribe`], so
     /// that a new subscriber neither misses an event nor gets one twice.
     pub(super) fn publish(&self, event: Event) {
         let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
@@ -137,7 +137,7 @@ impl EventFeed {
 
 impl fmt::Debug for EventFeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Feed").finish_non_exhaustive()
+        f.debug_struct("EventFeed").finish_non_exhaustive()
     }
 }
 

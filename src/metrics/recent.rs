@@ -1,6 +1,6 @@
 //! Counts of the last ten minutes, for the status page; Prometheus has the longer history.
 //!
-//! The counters are sampled once a second ([`keep`]), so counting itself costs nothing more.
+//! The counters are sampled once a second ([`sample_every_second`]), so counting itself costs nothing more.
 
 use std::{
     collections::VecDeque,
@@ -47,7 +47,7 @@ pub struct RequestTotals {
 }
 
 impl RequestTotals {
-    /// The requests since `before`.
+    /// The requests since `totals_before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         Self {

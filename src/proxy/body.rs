@@ -1,7 +1,7 @@
 //! Response bodies: captured for the store, streamed to the client, or both.
 //!
-//! [`Body`] is what a client is sent. [`capture`] and [`capture_beside`] read an upstream body for
-//! the store, the latter while the client already receives it through a [`Tee`]. [`Ending`] is the
+//! [`Body`] is what a client is sent. [`capture`] and [`capture_tee`] read an upstream body for
+//! the store, the latter while the client already receives it through a [`Tee`]. [`InvalidatingBody`] is the
 //! body of a write: it holds its end back until the jobs are invalidated once more.
 
 use std::{

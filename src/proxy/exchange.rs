@@ -19,9 +19,7 @@ use crate::{
     informational::Informational,
     spans,
     transport::Peer,
-    upstream::{
-        RequestBody, ResponseBody, RetryPolicy, UpstreamError, relay_informational, to_origin_form,
-    },
+    upstream::{self, RequestBody, ResponseBody, RetryPolicy, UpstreamError, to_origin_form},
 };
 
 impl Proxy {
@@ -80,7 +78,7 @@ pub(super) fn relay_informational(
 ) {
     if matches!(request.body(), RequestBody::Held(_)) || informational.is_accepted() {
         let informational = informational.clone();
-        relay_informational(request, move |status, headers| {
+        upstream::relay_informational(request, move |status, headers| {
             let mut headers = headers.clone();
             headers::strip_hop_by_hop(&mut headers, &[]);
             informational.send(status, &headers);

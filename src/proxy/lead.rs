@@ -1,7 +1,7 @@
 //! The upstream read that all waiting clients of a job share.
 //!
 //! The read is a task of its own, so the client that began it may hang up. Every way out of the
-//! task lands the flight or abandons it. A panic drops the [`Lead`], which sends the waiting
+//! task lands the flight or abandons it. A panic drops the [`LeaderRead`], which sends the waiting
 //! clients to the upstream on their own.
 
 use std::{pin::pin, sync::Arc, time::Duration};

@@ -3,7 +3,7 @@
 //! A poller repeats its request every few seconds over one connection, and at most the path
 //! differs. Everything that was derived from the fields of a request answered from this process
 //! (that the cache may serve it, who is asking, and for what) holds for every later request with
-//! the same fields. It is kept as a [`Recall`].
+//! the same fields. It is kept as a [`RepeatHit`].
 //!
 //! Everything that depends on the path is computed again: the route, the spelling of the id, the
 //! fingerprint of the representation. Everything that depends on time is done again by the same
@@ -92,7 +92,7 @@ impl Proxy {
         true
     }
 
-    /// Implements [`Service::poll_again`](crate::service::Service::poll_again).
+    /// Implements [`Service::poll_repeat`](crate::service::Service::poll_repeat).
     pub fn poll_repeat(
         &self,
         repeat: &mut RepeatHit,

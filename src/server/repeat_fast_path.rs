@@ -172,7 +172,7 @@ enum RepeatPhase {
 }
 
 impl<I, S: Service> RepeatStream<I, S> {
-    /// Wraps a stream that hyper has read nothing from. Heads may have up to `limit` bytes.
+    /// Wraps a stream that hyper has read nothing from. Heads may have up to `max_head_bytes` bytes.
     pub(super) fn new(
         stream: I,
         service: S,
@@ -249,7 +249,7 @@ impl<I, S: Service> RepeatStream<I, S> {
             self.remembered = None;
             return Poll::Ready(());
         }
-        // Always present: `begin` enters this phase only with a memo.
+        // Always present: `try_begin` enters this phase only with a memo.
         let Some(memo) = &mut self.remembered else { return Poll::Pending };
         self.head.clear();
         let (repeat, path) = (&mut memo.repeat, &self.path);

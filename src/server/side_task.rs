@@ -20,7 +20,7 @@ pub(super) struct SideTask<'f, F> {
     future: Option<Pin<&'f mut F>>,
     side_waker: Arc<SideWaker>,
     waker: Waker,
-    /// The task that polls this future, as `bell` knows it.
+    /// The task that polls this future, as `side_waker` knows it.
     task: Waker,
 }
 

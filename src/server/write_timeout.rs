@@ -196,7 +196,7 @@ impl<B: Body + Send + Unpin + 'static> Body for WriteTimeoutBody<B> {
     }
 }
 
-/// Drops the body when the client has not read for `limit`. Aborted when its [`Read`] is dropped.
+/// Drops the body when the client has not read for `limit`. Aborted when its [`WriteTimeoutBody`] is dropped.
 async fn drop_unread<B>(
     shared: Arc<Mutex<WatchedBody<B>>>,
     limit: Duration,

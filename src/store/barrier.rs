@@ -7,12 +7,12 @@
 //! while a round is under way waits for the next one, which is a single `PING` for all of them.
 //!
 //! A round may carry keys. Where the server reports only changes to keys that were read on the
-//! connection, such a round ([`Rounds::carry`]) makes it remember a key. Once the reader passes,
+//! connection, such a round ([`Barrier::carry`]) makes it remember a key. Once the reader passes,
 //! news about that key arrives like any other.
 //!
-//! The barrier only coordinates: it sends nothing and reads no clock. [`Rounds::launch`] and
-//! [`Rounds::answered`] are for the owner of the connection, [`Rounds::pass`] and
-//! [`Rounds::poll_pass`] for readers. The barrier is up only while the connection is; a reader that
+//! The barrier only coordinates: it sends nothing and reads no clock. [`Barrier::launch`] and
+//! [`Barrier::answered`] are for the owner of the connection, [`Barrier::pass`] and
+//! [`Barrier::poll_pass`] for readers. The barrier is up only while the connection is; a reader that
 //! waits when it goes down gets an error.
 
 use std::{
@@ -44,9 +44,9 @@ pub struct Barrier {
     wanted: Notify,
 }
 
-impl fmt::Debug for Rounds {
+impl fmt::Debug for Barrier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rounds")
+        f.debug_struct("Barrier")
             .field("answered", &self.answered)
             .field("life", &self.life)
             .finish_non_exhaustive()
@@ -95,12 +95,12 @@ impl Barrier {
         BarrierPass { barrier: self, ticket: BarrierTicket::default(), key: None }
     }
 
-    /// As [`Rounds::pass`], with a round that carries this key.
+    /// As [`Barrier::pass`], with a round that carries this key.
     pub fn carry(&self, key: &Key) -> BarrierPass<'_> {
         BarrierPass { key: Some(key.clone()), ..self.pass() }
     }
 
-    /// As [`Rounds::pass`], for a caller that holds a ticket.
+    /// As [`Barrier::pass`], for a caller that holds a ticket.
     pub fn poll_pass(
         &self,
         ticket: &mut BarrierTicket,
@@ -144,7 +144,7 @@ impl Barrier {
     }
 
     /// Returns when the last answered round was launched, in us by the clock of
-    /// [`Rounds::answered`]: every change before that is known. `None` while the connection is
+    /// [`Barrier::answered`]: every change before that is known. `None` while the connection is
     /// down.
     pub fn fresh_at_us(&self) -> Option<u64> {
         match self.fresh_at_us.load(Ordering::Acquire) {
@@ -201,7 +201,7 @@ impl Barrier {
     }
 
     /// Begins a round if one is wanted, and returns how many readers wait for it. The keys to carry
-    /// replace the contents of `carried`. The caller has the server remember them, and sends the
+    /// replace the contents of `next_keys`. The caller has the server remember them, and sends the
     /// `PING` after that. Must not be called while a round is under way.
     pub fn launch(&self, carried: &mut Vec<Key>) -> Option<usize> {
         let mut state = self.lock();

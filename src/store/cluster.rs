@@ -95,8 +95,8 @@ pub struct Cluster {
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster")
-            .field("seeds", &self.world.seeds)
-            .field("shards", &self.world.map.read().shards.len())
+            .field("seeds", &self.state.seeds)
+            .field("shards", &self.state.slot_map.read().shards.len())
             .finish_non_exhaustive()
     }
 }

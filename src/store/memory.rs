@@ -50,9 +50,9 @@ pub struct MemoryLeaseGuard {
     token: Token,
 }
 
-impl fmt::Debug for Hold {
+impl fmt::Debug for MemoryLeaseGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold")
+        f.debug_struct("MemoryLeaseGuard")
             .field("key", &self.key)
             .field("token", &self.token)
             .finish_non_exhaustive()

@@ -185,7 +185,7 @@ impl<V: Clone> NearEntries<V> {
         self.shards[noted.shard].generation() == noted.generation
     }
 
-    /// Notes the generation of a key. Call it before the store is read for [`Near::insert`].
+    /// Notes the generation of a key. Call it before the store is read for [`NearEntries::insert`].
     pub fn note(&self, key: &Key) -> Noted {
         let shard = shard_of(key.main());
         Noted { shard, generation: self.shards[shard].generation() }
@@ -265,7 +265,7 @@ impl<V: Clone> NearEntries<V> {
 
 impl<V> fmt::Debug for NearEntries<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Near").finish_non_exhaustive()
+        f.debug_struct("NearEntries").finish_non_exhaustive()
     }
 }
 

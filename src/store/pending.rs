@@ -39,9 +39,9 @@ pub struct PendingSet {
     inner: Mutex<Inner>,
 }
 
-impl fmt::Debug for Pending {
+impl fmt::Debug for PendingSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pending")
+        f.debug_struct("PendingSet")
             .field("limit", &self.limit)
             .field("size", &self.len())
             .finish_non_exhaustive()

@@ -130,6 +130,6 @@ impl Pool {
 
 impl fmt::Debug for IdleConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Idle").field("since", &self.since).finish_non_exhaustive()
+        f.debug_struct("IdleConnection").field("since", &self.since).finish_non_exhaustive()
     }
 }

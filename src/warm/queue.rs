@@ -22,9 +22,9 @@ pub(super) struct WarmQueue {
     max: usize,
 }
 
-impl fmt::Debug for Queue {
+impl fmt::Debug for WarmQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue")
+        f.debug_struct("WarmQueue")
             .field("max", &self.max)
             .field("waiting", &self.len())
             .finish_non_exhaustive()

@@ -257,7 +257,7 @@ impl Head {
         self.lines().filter(|line| !self.is_added(line))
     }
 
-    /// Returns whether a line was added by [`Head::of`]. Lines with the same name are next to each
+    /// Returns whether a line was added by [`Head::of_form`]. Lines with the same name are next to each
     /// other, and the added one is the last of them.
     fn is_added(&self, line: &HeadLine<'_>) -> bool {
         match line.name {

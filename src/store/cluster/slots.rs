@@ -151,9 +151,9 @@ impl SlotSet {
 /// The slots of one shard. They change at run time, and readers need no lock.
 pub(in crate::store) struct OwnedSlots([AtomicU64; WORDS]);
 
-impl fmt::Debug for Slots {
+impl fmt::Debug for OwnedSlots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Slots").field(&self.now().iter().count()).finish()
+        f.debug_tuple("OwnedSlots").field(&self.snapshot().iter().count()).finish()
     }
 }
 

@@ -68,7 +68,7 @@ impl World {
         self.answer(at, &sent)
     }
 
-    /// Like [`World::call`], but waits until the connection breaks.
+    /// Like [`ClusterState::call`], but waits until the connection breaks.
     pub(super) async fn call_patiently<T: 'static>(
         self: &Rc<Self>,
         at: usize,

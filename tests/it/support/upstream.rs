@@ -36,7 +36,7 @@ const KEPT_BODY: usize = 64 * 1024;
 /// Path of a gate that stops all requests.
 const ANY: &str = "*";
 
-/// Number of frames that a [`Feed`] buffers.
+/// Number of frames that a [`EventFeed`] buffers.
 const FEED_DEPTH: usize = 8;
 
 pub(crate) struct Upstream {

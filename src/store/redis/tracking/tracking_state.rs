@@ -84,7 +84,7 @@ impl TrackingState {
         self.metrics.barrier_waits.inc();
     }
 
-    /// A time in the form that [`Rounds::answered`] takes.
+    /// A time in the form that [`Barrier::answered`] takes.
     pub(super) fn since_origin_us(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.origin).as_micros()).unwrap_or(u64::MAX)
     }
