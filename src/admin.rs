@@ -75,7 +75,7 @@ pub struct Admin {
     log: Log,
     mode: Mode,
     /// Of the requests that are to be explained.
-    limits: config::Server,
+    limits: config::ServerConfig,
     lasting: Lasting,
     front: Front,
 }

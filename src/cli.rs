@@ -7,7 +7,7 @@ pub(crate) mod healthcheck;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueHint, error::ErrorKind};
 use clap_complete::Shell;
 use jobcache::{
-    config::{Flags, Value, knob},
+    config::{Flags, RawValue, setting},
     demo,
 };
 
@@ -16,7 +16,7 @@ use jobcache::{
 #[command(version, about, max_term_width = 100, after_help = AFTER, subcommand_help_heading = "Commands")]
 pub(crate) struct Cli {
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingFlags,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -34,7 +34,7 @@ enum Command {
     /// Check the configuration, print it, and try Redis and the backend
     Check(Checked),
     /// Ask a running jobcache whether it is alive, by its admin address
-    Healthcheck(Settings),
+    Healthcheck(SettingFlags),
     /// Print the completions of a shell, such as for ~/.local/share/bash-completion/completions/jobcache
     Completions {
         /// Which shell
@@ -52,7 +52,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct Checked {
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingFlags,
     /// Exit with 1 unless Redis, the backend and what warm.file and warm.list name can be reached
     #[arg(long)]
     strict: bool,
@@ -60,7 +60,7 @@ struct Checked {
 
 /// Flags that set knobs.
 #[derive(Debug, Default, PartialEq, Eq, Args)]
-struct Settings {
+struct SettingFlags {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = FILE, help = "Configuration file (TOML) [env: JOBCACHE_CONFIG]")]
     config: Option<String>,
     #[arg(long, value_name = "ADDR", help_heading = PLACES, help = help("listen", "Where clients connect"))]
@@ -110,7 +110,7 @@ const LOGS: &str = "Log";
 pub(crate) enum Task {
     Serve(Flags),
     Demo(demo::Args),
-    Check(Flags, Verdict),
+    Check(Flags, CheckVerdict),
     Healthcheck(Flags),
     Completions(Shell),
     Manual(Option<String>),
@@ -118,7 +118,7 @@ pub(crate) enum Task {
 
 /// What the verdict of `check` is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum CheckVerdict {
     /// The configuration alone: jobcache starts without Redis and the backend.
     Configuration,
     /// Also whether all that it names can be reached.
@@ -137,13 +137,14 @@ impl Cli {
         Ok(match self.command {
             None => Task::Serve(before.flags()),
             Some(Command::Check(Checked { settings, strict })) => {
-                let verdict = if strict { Verdict::Everything } else { Verdict::Configuration };
+                let verdict =
+                    if strict { CheckVerdict::Everything } else { CheckVerdict::Configuration };
                 Task::Check(settings.over(before), verdict)
             }
             Some(Command::Completions { shell }) => Task::Completions(shell),
             Some(Command::Man { command }) => Task::Manual(command),
             Some(Command::Healthcheck(after)) => Task::Healthcheck(after.over(before)),
-            Some(Command::Demo(demo)) if before == Settings::default() => Task::Demo(demo),
+            Some(Command::Demo(demo)) if before == SettingFlags::default() => Task::Demo(demo),
             Some(Command::Demo(_)) => {
                 let why = "flags before `demo` do nothing; put those of the demo after it";
                 return Err(Self::command().error(ErrorKind::ArgumentConflict, why));
@@ -152,7 +153,7 @@ impl Cli {
     }
 }
 
-impl Settings {
+impl SettingFlags {
     fn flags(self) -> Flags {
         let one = [
             ("listen", self.listen),
@@ -169,9 +170,9 @@ impl Settings {
             ("log-format", self.log_format),
         ];
         let mut values: Vec<_> =
-            one.into_iter().filter_map(|(name, text)| Some((name, Value::One(text?)))).collect();
+            one.into_iter().filter_map(|(name, text)| Some((name, RawValue::One(text?)))).collect();
         if !self.route.is_empty() {
-            values.push(("route", Value::Many(self.route)));
+            values.push(("route", RawValue::Many(self.route)));
         }
         Flags { config: self.config, values }
     }
@@ -186,7 +187,7 @@ impl Settings {
 
 /// One line of help with the default and the variable, both from the table of knobs.
 fn help(key: &str, what: &str) -> String {
-    let Some(knob) = knob(key) else { return what.to_owned() };
+    let Some(knob) = setting(key) else { return what.to_owned() };
     let env = knob.env.first().copied().unwrap_or_default();
     let default = knob.default.replace(',', " ");
     format!("{what} [default: {default}] [env: {env}]")
@@ -201,8 +202,8 @@ mod tests {
         Cli::try_parse_from(line.split(' ')).and_then(Cli::task)
     }
 
-    fn one(name: &'static str, text: &str) -> (&'static str, Value) {
-        (name, Value::One(text.to_owned()))
+    fn one(name: &'static str, text: &str) -> (&'static str, RawValue) {
+        (name, RawValue::One(text.to_owned()))
     }
 
     #[test]
@@ -233,7 +234,7 @@ mod tests {
                 one("access-log", "true"),
                 one("log", "10"),
                 one("log-format", "13"),
-                ("route", Value::Many(many)),
+                ("route", RawValue::Many(many)),
             ]
         );
     }

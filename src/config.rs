@@ -11,20 +11,20 @@
 
 mod address;
 mod changes;
-mod check;
+mod constraints;
 mod defaults;
 mod env;
 mod file;
-mod knob;
+mod invalidate_rules;
 mod load;
-mod log;
+mod log_directives;
 mod parse;
-mod rules;
+mod setting_spec;
 mod store_url;
 mod suggest;
 #[cfg(test)]
 mod tests;
-mod tls;
+mod tls_files;
 mod traces;
 mod url;
 
@@ -35,14 +35,14 @@ use hyper::http::{HeaderName, Uri, uri::Authority};
 use ipnet::IpNet;
 
 pub use address::Address;
-pub use changes::{Change, Overruled};
-pub use knob::{Applies, Knob, Value, knob};
-pub use load::{Flags, Invalid, Loaded};
-pub use log::{filter as log_filter, parsed as parsed_log_filter};
-pub use rules::Rule;
-pub use store_url::{Login, Seeds, Sentinels, StoreUrl};
-pub use tls::{ClientTls, Identity, KeyPair};
-pub use traces::Traces;
+pub use changes::{OverriddenChange, SettingChange};
+pub use invalidate_rules::InvalidateRule;
+pub use load::{Flags, InvalidConfig, LoadedConfig};
+pub use log_directives::{filter as log_filter, parsed as parsed_log_filter};
+pub use setting_spec::{RawValue, ReloadClass, SettingSpec, setting};
+pub use store_url::{ClusterSeeds, Sentinels, StoreLogin, StoreUrl};
+pub use tls_files::{ClientTls, Identity, KeyPair};
+pub use traces::TracesConfig;
 
 use crate::pointer::Pointer;
 
@@ -70,19 +70,19 @@ pub struct Config {
     /// Calls without a right secret that an address may make in a minute before they are told to wait.
     pub webhook_max_failures: usize,
     /// What becomes of reads that the cache could answer.
-    pub mode: Mode,
+    pub mode: CacheMode,
     /// How many of the hits are read from the upstream as well, and compared.
-    pub verify: Share,
+    pub verify: SampleRate,
     /// Path templates of the job resource, each with one `{id}` segment.
     pub routes: Vec<String>,
     /// Query strings of reads.
-    pub query: Query,
+    pub query: QueryConfig,
     /// Longest time an entry is kept.
     pub ttl: Duration,
     /// What states no lifetime is not stored.
     pub ttl_stated_only: bool,
     /// Shorter times by the state of the job.
-    pub states: States,
+    pub states: StateTtlConfig,
     /// Largest body that is stored, in bytes.
     pub max_body: usize,
     /// Bytes of answers on their way into the cache that are held in memory at most.
@@ -96,7 +96,7 @@ pub struct Config {
     /// Whether `Cache-Control` and `Pragma` of a request are ignored, but for `only-if-cached`.
     pub ignore_client_cache_control: bool,
     /// The layer in this process, in front of Redis.
-    pub near: Near,
+    pub near: NearConfig,
     /// One INFO line a request.
     pub access_log: bool,
     /// Filter of the log, as `tracing_subscriber::EnvFilter` reads it.
@@ -108,21 +108,21 @@ pub struct Config {
     /// How long a shutdown waits for requests in flight.
     pub drain_timeout: Duration,
     /// Limits of the client side.
-    pub server: Server,
+    pub server: ServerConfig,
     /// The backend.
-    pub upstream: Upstream,
+    pub upstream: UpstreamConfig,
     /// Where entries live.
-    pub store: Store,
+    pub store: StoreConfig,
     /// Invalidations that the store has not confirmed.
-    pub pending: Pending,
+    pub pending: PendingConfig,
     /// What marks a request as somebody's.
-    pub credentials: Credentials,
+    pub credentials: CredentialsConfig,
     /// Where spans go; none = nowhere. Only the environment can say.
-    pub traces: Option<Traces>,
+    pub traces: Option<TracesConfig>,
     /// Which jobs are read ahead of clients, and how.
-    pub warm: Warm,
+    pub warm: WarmConfig,
     /// Which further jobs a write changes. Only the file can say.
-    pub invalidate: Vec<Rule>,
+    pub invalidate: Vec<InvalidateRule>,
 }
 
 /// How a line of the log looks.
@@ -136,7 +136,7 @@ pub enum LogFormat {
 
 /// What becomes of reads that the cache could answer. Writes and purges invalidate in every mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
+pub enum CacheMode {
     /// The cache answers them.
     #[default]
     On,
@@ -147,7 +147,7 @@ pub enum Mode {
     Off,
 }
 
-impl Mode {
+impl CacheMode {
     /// The word that the configuration has for it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -160,9 +160,9 @@ impl Mode {
 
 /// A part of a whole, in millionths, so that shares can be told equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Share(u32);
+pub struct SampleRate(u32);
 
-impl Share {
+impl SampleRate {
     /// The whole, in millionths.
     pub const WHOLE: u32 = 1_000_000;
 
@@ -179,7 +179,7 @@ impl Share {
 
 /// Query strings of reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Query {
+pub struct QueryConfig {
     /// Names of parameters that do not change the answer.
     pub ignore: Vec<String>,
     /// Names of parameters that change its form.
@@ -188,7 +188,7 @@ pub struct Query {
 
 /// How long entries are kept by the state of their job, told by the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct States {
+pub struct StateTtlConfig {
     /// Where the body tells it.
     pub pointer: Pointer,
     /// Each state, as text, and its time; none = states do not matter.
@@ -197,7 +197,7 @@ pub struct States {
 
 /// Limits of the client side.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Server {
+pub struct ServerConfig {
     /// Threads that serve; 0 = half of the CPUs that the process may use, and at least one.
     pub workers: usize,
     /// Client connections at a time; further ones wait in the listen backlog.
@@ -239,7 +239,7 @@ pub struct Server {
 
 /// The backend and how patient we are with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
+pub struct UpstreamConfig {
     /// `http://host[:port]`, `https://host[:port]` or `unix:/path`, without a path of requests.
     pub url: String,
     /// Where that is `https`.
@@ -263,15 +263,15 @@ pub struct Upstream {
 
 /// Where entries live.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Store {
+pub struct StoreConfig {
     /// Which store, and where.
     pub url: StoreUrl,
     /// Who we are there, where the URL does not say.
-    pub login: Login,
+    pub login: StoreLogin,
     /// Where the URL's scheme says that TLS is spoken.
     pub tls: ClientTls,
     /// Of the sentinels, where the URL names some.
-    pub sentinel: Sentinel,
+    pub sentinel: SentinelConfig,
     /// Before the job id in the key.
     pub prefix: String,
     /// What the store may cost one request, over all its operations.
@@ -288,16 +288,16 @@ pub struct Store {
 
 /// How sentinels are spoken to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sentinel {
+pub struct SentinelConfig {
     /// Who we are there. What is told to Redis is not told to them.
-    pub login: Login,
+    pub login: StoreLogin,
     /// Whether they speak TLS; none = as Redis does.
     pub tls: Option<bool>,
 }
 
 /// The layer in this process, in front of Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Near {
+pub struct NearConfig {
     /// When what it holds may be used.
     pub mode: NearMode,
     /// How old the news of changes may be in [`NearMode::Bounded`].
@@ -342,7 +342,7 @@ impl NearMode {
 
 /// Invalidations that the store has not confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pending {
+pub struct PendingConfig {
     /// Ids at most; past it reads in the slot of each bypass the cache until a purge of all is confirmed.
     pub limit: usize,
     /// A file that they are kept in, synced, to survive a restart.
@@ -351,7 +351,7 @@ pub struct Pending {
 
 /// What marks a request as somebody's, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credentials {
+pub struct CredentialsConfig {
     /// How requests that carry one are treated.
     pub mode: CredentialMode,
     /// Header names, lower case.
@@ -391,7 +391,7 @@ impl CredentialMode {
 
 /// Which jobs are read before a client asks, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Warm {
+pub struct WarmConfig {
     /// A file of ids that are read at the start.
     pub file: Option<PathBuf>,
     /// Path and query of a list of jobs at the upstream, whose jobs are read at the start.
@@ -449,7 +449,7 @@ pub enum Endpoint {
     Unix(PathBuf),
 }
 
-impl Server {
+impl ServerConfig {
     /// Bytes that a connection may buffer in each direction: room for a head and for what TCP takes at
     /// once. It is what a client that stops reading makes us hold.
     pub fn buffer(&self) -> usize {
@@ -457,7 +457,7 @@ impl Server {
     }
 }
 
-impl Upstream {
+impl UpstreamConfig {
     /// Where it is, with the default port of its scheme where it names none.
     pub fn endpoint(&self) -> Endpoint {
         if let Some(path) = self.url.strip_prefix("unix:") {

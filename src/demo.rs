@@ -40,7 +40,7 @@ use self::{
 };
 use crate::{
     Listeners, RunError,
-    config::{Config, Flags, Invalid, StoreUrl, Value},
+    config::{Config, Flags, InvalidConfig, RawValue, StoreUrl},
     server::Server,
 };
 
@@ -90,7 +90,7 @@ pub enum DemoError {
     },
     /// The settings.
     #[error(transparent)]
-    Config(#[from] Invalid),
+    Config(#[from] InvalidConfig),
     /// The sidecar.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -196,8 +196,8 @@ fn stage(args: &Args, config: &Config, proxy: &Port, admin: &Port, api: &Port) -
 }
 
 /// The settings of a real sidecar, through the checks that a real one passes.
-fn configure(args: &Args, proxy: &Port, admin: &Port, api: &Port) -> Result<Config, Invalid> {
-    let flag = |name, value: String| (name, Value::One(value));
+fn configure(args: &Args, proxy: &Port, admin: &Port, api: &Port) -> Result<Config, InvalidConfig> {
+    let flag = |name, value: String| (name, RawValue::One(value));
     let values = vec![
         flag("listen", proxy.address.to_string()),
         flag("admin", admin.address.to_string()),

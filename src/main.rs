@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
-use cli::{Task, Verdict, check, docs, healthcheck};
+use cli::{CheckVerdict, Task, check, docs, healthcheck};
 use jobcache::{
     Listeners, RunError,
-    config::{Address, Config, Flags, Invalid, Loaded, LogFormat},
+    config::{Address, Config, Flags, InvalidConfig, LoadedConfig, LogFormat},
     demo::{self, DemoError},
     reload::{self, Outcome, Reloader},
     server::listen::{self, Listener, Reuse},
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("{0}\n`jobcache man` explains every setting")]
-    Config(#[from] Invalid),
+    Config(#[from] InvalidConfig),
     #[error("cannot take the sockets of the service manager: {0}")]
     Sockets(#[from] BadSockets),
     #[error("cannot listen on {address}: {source}\n{}", mend(source, address, flag))]
@@ -113,11 +113,14 @@ fn mend(error: &io::Error, address: &Address, flag: &str) -> String {
     }
 }
 
-fn load(flags: Flags) -> Result<Loaded, Invalid> {
+fn load(flags: Flags) -> Result<LoadedConfig, InvalidConfig> {
     load_over(&[], flags)
 }
 
-fn load_over(sockets: &[(&'static str, SocketAddr)], flags: Flags) -> Result<Loaded, Invalid> {
+fn load_over(
+    sockets: &[(&'static str, SocketAddr)],
+    flags: Flags,
+) -> Result<LoadedConfig, InvalidConfig> {
     // Lossy, so that a value that is not UTF-8 fails the check of its knob instead of vanishing.
     let env = env::vars_os()
         .map(|(name, text)| (name.to_string_lossy().into(), text.to_string_lossy().into()));
@@ -241,7 +244,7 @@ fn is_echo(first: SignalKind, next: SignalKind, after: Duration) -> bool {
     first == SignalKind::interrupt() && next == first && after < ECHO
 }
 
-fn check(flags: Flags, verdict: Verdict) -> Result<(), Failure> {
+fn check(flags: Flags, verdict: CheckVerdict) -> Result<(), Failure> {
     let loaded = load(flags)?;
     single_threaded()?.block_on(check::run(&loaded, verdict))
 }

@@ -43,7 +43,7 @@ use self::{
 };
 use crate::{
     cache::{Cache, Outcome, policy::Bypass},
-    config::{self, Config, Mode, Share},
+    config::{self, CacheMode, Config, SampleRate},
     events::Sample,
     interim::Interim,
     limits::Room,
@@ -68,9 +68,9 @@ pub struct Proxy {
     /// Writes and flights, which outlive the client that began them.
     tasks: TaskTracker,
     inspector: Arc<Inspector>,
-    mode: Mode,
+    mode: CacheMode,
     /// How many hits are compared with the upstream.
-    verify: Share,
+    verify: SampleRate,
     /// Such comparisons, and the judgement of those of shadow mode.
     trials: Arc<Room>,
     /// Told when the sidecar drains, which waits for no comparison.
@@ -80,7 +80,7 @@ pub struct Proxy {
     traced: bool,
     /// Requests that are being answered.
     requests: Arc<Room>,
-    limits: config::Server,
+    limits: config::ServerConfig,
     metrics: Arc<Metrics>,
 }
 
@@ -209,7 +209,7 @@ impl Proxy {
                 self.cache.passed(id.as_str(), Bypass::Credentials);
                 Box::pin(self.pass(request, client, interim, Bypass::Credentials)).await
             }
-            Route::Read(_) if self.mode == Mode::Off => {
+            Route::Read(_) if self.mode == CacheMode::Off => {
                 Box::pin(self.pass(request, client, interim, Bypass::Off)).await
             }
             Route::Read(id) => {

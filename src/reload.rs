@@ -46,7 +46,7 @@ use crate::{
     RunError,
     admin::Admin,
     cache::{Cache, Outcome as WriteOutcome},
-    config::{Applies, Change, Config, Invalid, Loaded, Overruled},
+    config::{Config, InvalidConfig, LoadedConfig, OverriddenChange, ReloadClass, SettingChange},
     interim::Interim,
     metrics::{Metrics, OutcomeLabels},
     proxy::{Proxy, again::Recall, body::Body, route::Routes},
@@ -115,12 +115,12 @@ pub struct Reloads {
     export: Option<Export>,
 }
 
-type Read = Box<dyn Fn() -> Result<Loaded, Invalid> + Send + Sync>;
+type Read = Box<dyn Fn() -> Result<LoadedConfig, InvalidConfig> + Send + Sync>;
 
 /// Ties a sidecar to `read`, which gives its configuration as it stands now, and to what becomes of
 /// what it logs and traces.
 pub fn channel(
-    read: impl Fn() -> Result<Loaded, Invalid> + Send + Sync + 'static,
+    read: impl Fn() -> Result<LoadedConfig, InvalidConfig> + Send + Sync + 'static,
     telemetry: Telemetry,
 ) -> (Reloader, Reloads) {
     let (ask, asked) = mpsc::channel(QUEUE);
@@ -131,7 +131,7 @@ pub fn channel(
 impl Reloads {
     /// For a sidecar that keeps the configuration it was started with.
     pub fn never() -> Self {
-        let nothing = || Err(Invalid { problems: Vec::new(), warnings: Vec::new() });
+        let nothing = || Err(InvalidConfig { problems: Vec::new(), warnings: Vec::new() });
         channel(nothing, Telemetry::default()).1
     }
 
@@ -148,7 +148,7 @@ impl Reloads {
     /// Reloads whenever it is asked to, until it is dropped.
     pub(crate) async fn serve(
         mut self,
-        mut running: Loaded,
+        mut running: LoadedConfig,
         live: &Live,
         metrics: &Metrics,
     ) -> Infallible {
@@ -165,7 +165,7 @@ impl Reloads {
         future::pending().await
     }
 
-    async fn reload(&self, running: &mut Loaded, live: &Live) -> Outcome {
+    async fn reload(&self, running: &mut LoadedConfig, live: &Live) -> Outcome {
         // Small files, as at the start, and this task serves nobody.
         let new = match (self.read)() {
             Ok(new) => new,
@@ -174,7 +174,7 @@ impl Reloads {
         for warning in &new.warnings {
             warn!(warning, "look at the configuration");
         }
-        for Overruled { key, file, by } in new.overruled(running) {
+        for OverriddenChange { key, file, by } in new.overridden_changes(running) {
             warn!(key, %file, %by, "the file says something else now, and a flag or variable wins over it");
         }
         let changes = running.changes(&new);
@@ -184,14 +184,14 @@ impl Reloads {
             *running = new;
             return Outcome::Unchanged;
         }
-        if changes.iter().any(|change| change.applies == Applies::AtStart) {
+        if changes.iter().any(|change| change.applies == ReloadClass::AtStart) {
             return refuse(&changes, &running.config);
         }
         if let Err(error) = live.change(&changes, &new.config).await {
             error!(%error, "the new configuration cannot be used; nothing has changed");
             return Outcome::Invalid;
         }
-        for Change { key, old, new, .. } in &changes {
+        for SettingChange { key, old, new, .. } in &changes {
             info!(key, %old, %new, "a setting has changed");
         }
         // After those: a filter that lets less pass would hide them.
@@ -220,25 +220,25 @@ fn labels(outcome: Outcome) -> OutcomeLabels {
 }
 
 /// All mistakes in one event, on one line.
-fn refuse_invalid(invalid: &Invalid) -> Outcome {
+fn refuse_invalid(invalid: &InvalidConfig) -> Outcome {
     let (mistakes, problems) = (invalid.problems.len(), invalid.problems.join("; "));
     let warnings = (!invalid.warnings.is_empty()).then(|| invalid.warnings.join("; "));
     error!(mistakes, problems, warnings, "the new configuration has mistakes; nothing has changed");
     Outcome::Invalid
 }
 
-fn refuse(changes: &[Change], running: &Config) -> Outcome {
+fn refuse(changes: &[SettingChange], running: &Config) -> Outcome {
     let mend = if running.server.reuse_port {
         "put the old value back, restart, or start another jobcache beside this one and stop this one"
     } else {
         "put the old value back, or restart (with server.reuse_port another jobcache could take over)"
     };
-    for Change { key, old, new, applies } in changes {
+    for SettingChange { key, old, new, applies } in changes {
         match applies {
-            Applies::AtStart => {
+            ReloadClass::AtStart => {
                 error!(key, %old, %new, mend, "a setting cannot change while jobcache runs");
             }
-            Applies::OnReload => {
+            ReloadClass::OnReload => {
                 warn!(key, %old, %new, "a setting has not changed, because another one cannot");
             }
         }
@@ -298,7 +298,7 @@ impl Live {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).cache)
     }
 
-    async fn change(&self, changes: &[Change], config: &Config) -> Result<(), RunError> {
+    async fn change(&self, changes: &[SettingChange], config: &Config) -> Result<(), RunError> {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         let judging = changes.iter().any(|change| JUDGING.contains(&change.key));
         let routes = if judging {

@@ -125,7 +125,7 @@ impl Server {
     /// Prepares to serve.
     pub fn new(
         listener: impl Into<Listener>,
-        config: &config::Server,
+        config: &config::ServerConfig,
         metrics: Arc<Metrics>,
     ) -> Self {
         let limit = config.header_timeout;

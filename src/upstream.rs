@@ -67,7 +67,7 @@ pub enum Repeat {
 #[derive(Debug)]
 pub struct Upstream {
     connector: Connector,
-    config: config::Upstream,
+    config: config::UpstreamConfig,
     http1: http1::Builder,
     pool: Arc<Pool>,
     http2: hyper::client::conn::http2::Builder<TokioExecutor>,
@@ -308,7 +308,7 @@ async fn until_it_ends(connection: impl Future<Output = hyper::Result<()>>) {
 /// Reads answers within the limits of requests. What is merely odd in one is put right: "A proxy
 /// [..] MUST remove any such whitespace" between a name and its colon (RFC 9112 5.1), and may
 /// "replace each received obs-fold with one or more SP octets" (5.2).
-fn http1(limits: &config::Server) -> http1::Builder {
+fn http1(limits: &config::ServerConfig) -> http1::Builder {
     let mut http1 = http1::Builder::new();
     http1
         .max_header_size(limits.max_header_bytes)

@@ -62,7 +62,7 @@ pub struct Warming {
     warmer: Warmer,
     /// What the reads say, of who asks and for which form.
     headers: HeaderMap,
-    config: config::Warm,
+    config: config::WarmConfig,
     period: Duration,
 }
 

@@ -41,7 +41,7 @@ use crate::{
         policy::Bypass,
     },
     clock,
-    config::{self, Mode},
+    config::{self, CacheMode},
     events::jobs::Past,
     proxy::{
         framing::{self, Refusal},
@@ -68,8 +68,8 @@ struct Verdict {
 pub(super) struct Sidecar<'s> {
     pub(super) cache: &'s Arc<Cache>,
     pub(super) routes: &'s Routes,
-    pub(super) mode: Mode,
-    pub(super) limits: &'s config::Server,
+    pub(super) mode: CacheMode,
+    pub(super) limits: &'s config::ServerConfig,
 }
 
 impl Sidecar<'_> {
@@ -89,7 +89,7 @@ impl Sidecar<'_> {
         // Of what never comes to a lookup the job is told all the same.
         let method = if *method == Method::HEAD { method } else { &Method::GET };
         let ask = self.cache.ask(&id, method, uri, headers);
-        let ask = if self.mode == Mode::Shadow { ask.alone() } else { ask };
+        let ask = if self.mode == CacheMode::Shadow { ask.alone() } else { ask };
         let explained = self.cache.explain(ask, form).await;
         let now = clock::now();
         let mut verdict = match framing::check(&request, self.limits) {
@@ -160,13 +160,13 @@ pub(super) fn bad_request(error: &str) -> Reply {
 }
 
 impl Verdict {
-    fn in_mode(mode: Mode, explained: &Explained, now: SystemTime) -> Self {
+    fn in_mode(mode: CacheMode, explained: &Explained, now: SystemTime) -> Self {
         match (mode, explained.forecast) {
-            (Mode::Off, _) => Self::pass(Bypass::Off),
-            (Mode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
-            (Mode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
+            (CacheMode::Off, _) => Self::pass(Bypass::Off),
+            (CacheMode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
+            (CacheMode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
             // Nobody is turned away, and nobody waits.
-            (Mode::Shadow, Forecast::Pass(why)) => {
+            (CacheMode::Shadow, Forecast::Pass(why)) => {
                 let text = in_shadow(why).map_or_else(|| left(why, explained, now), Into::into);
                 Self { why: text, ..Self::forwarded("pass", Some(why), false) }
             }

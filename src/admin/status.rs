@@ -32,7 +32,7 @@ type Used = fn(&Metrics) -> i64;
 /// What the configuration says that is told.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mode {
-    cache: config::Mode,
+    cache: config::CacheMode,
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
@@ -67,7 +67,7 @@ impl Mode {
     }
 
     /// What the cache answers.
-    pub(super) fn cache(&self) -> config::Mode {
+    pub(super) fn cache(&self) -> config::CacheMode {
         self.cache
     }
 }

@@ -295,7 +295,7 @@ impl Audience {
 
 impl Prints {
     /// As configured.
-    pub fn new(config: &config::Credentials) -> Self {
+    pub fn new(config: &config::CredentialsConfig) -> Self {
         // The configuration has checked the names.
         let headers: Vec<HeaderName> =
             config.headers.iter().filter_map(|name| name.parse().ok()).collect();

@@ -333,13 +333,13 @@ mod tests {
     use super::*;
     use crate::{
         cache::audience::Prints,
-        config::Credentials,
+        config::CredentialsConfig,
         store::{CredentialKey, Token},
     };
 
     fn circle() -> Pair {
         let (head, ()) = Request::new(()).into_parts();
-        Prints::new(&Credentials::default()).pair(
+        Prints::new(&CredentialsConfig::default()).pair(
             &CredentialKey::new([0; 32]),
             &head.uri,
             &head.headers,

@@ -13,7 +13,7 @@ use std::{
 
 use jobcache::{
     RunError,
-    config::{Config, Loaded, StoreUrl},
+    config::{Config, LoadedConfig, StoreUrl},
     store::{self, StoreError},
     tls,
     upstream::Upstream,
@@ -21,7 +21,7 @@ use jobcache::{
 };
 use tokio::time::{error::Elapsed, timeout};
 
-use super::Verdict;
+use super::CheckVerdict;
 use crate::Failure;
 
 /// For each of the two; generous, as a person waits.
@@ -35,17 +35,17 @@ const REACHABLE: &str = "reachable";
 pub(crate) struct Unreachable(Vec<&'static str>);
 
 /// Prints what was loaded and who can be reached.
-pub(crate) async fn run(loaded: &Loaded, verdict: Verdict) -> Result<(), Failure> {
+pub(crate) async fn run(loaded: &LoadedConfig, verdict: CheckVerdict) -> Result<(), Failure> {
     tls::verify(&loaded.config).map_err(RunError::Tls)?;
     let missing = print(loaded).await?;
-    if missing.is_empty() || verdict == Verdict::Configuration {
+    if missing.is_empty() || verdict == CheckVerdict::Configuration {
         return Ok(());
     }
     Err(Failure::Unreachable(Unreachable(missing)))
 }
 
 /// Returns what is not as it should be.
-async fn print(loaded: &Loaded) -> io::Result<Vec<&'static str>> {
+async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
     let mut out =
         String::from("# The configuration is valid. Values without a comment are defaults.\n");
     out.push_str(&loaded.to_toml());

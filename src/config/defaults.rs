@@ -6,9 +6,10 @@ use std::{net::SocketAddr, time::Duration};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    ClientTls, Config, CredentialMode, Credentials, HEADERS_ON_STACK, KeyPair, LogFormat, Login,
-    Mode, Near, NearMode, NearTracking, Pending, Query, Sentinel, Server, Share, States, Store,
-    StoreUrl, Upstream, Warm,
+    CacheMode, ClientTls, Config, CredentialMode, CredentialsConfig, HEADERS_ON_STACK, KeyPair,
+    LogFormat, NearConfig, NearMode, NearTracking, PendingConfig, QueryConfig, SampleRate,
+    SentinelConfig, ServerConfig, StateTtlConfig, StoreConfig, StoreLogin, StoreUrl,
+    UpstreamConfig, WarmConfig,
 };
 use crate::pointer::Pointer;
 
@@ -39,44 +40,44 @@ impl Default for Config {
             webhook_secret: Vec::new(),
             webhook_max_purges: 5_000,
             webhook_max_failures: 60,
-            mode: Mode::On,
-            verify: Share::default(),
+            mode: CacheMode::On,
+            verify: SampleRate::default(),
             routes: vec!["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()],
-            query: Query::default(),
+            query: QueryConfig::default(),
             ttl: Duration::from_mins(5),
             ttl_stated_only: false,
-            states: States::default(),
+            states: StateTtlConfig::default(),
             max_body: 1 << 20,
             max_captured: 64 << 20,
             max_inspected: 16 << 20,
             max_flights: 10_000,
             settle: Duration::from_secs(1),
             ignore_client_cache_control: false,
-            near: Near::default(),
+            near: NearConfig::default(),
             access_log: false,
             log: "info".to_owned(),
             log_format: LogFormat::Human,
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(25),
-            server: Server::default(),
-            upstream: Upstream::default(),
-            store: Store::default(),
-            pending: Pending::default(),
-            credentials: Credentials::default(),
+            server: ServerConfig::default(),
+            upstream: UpstreamConfig::default(),
+            store: StoreConfig::default(),
+            pending: PendingConfig::default(),
+            credentials: CredentialsConfig::default(),
             traces: None,
-            warm: Warm::default(),
+            warm: WarmConfig::default(),
             invalidate: Vec::new(),
         }
     }
 }
 
-impl Default for States {
+impl Default for StateTtlConfig {
     fn default() -> Self {
         Self { pointer: Pointer::member("status"), map: Vec::new() }
     }
 }
 
-impl Default for Server {
+impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             workers: 0,
@@ -99,7 +100,7 @@ impl Default for Server {
     }
 }
 
-impl Default for Upstream {
+impl Default for UpstreamConfig {
     fn default() -> Self {
         Self {
             url: "http://127.0.0.1:8000".to_owned(),
@@ -115,13 +116,13 @@ impl Default for Upstream {
     }
 }
 
-impl Default for Store {
+impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             url: StoreUrl::Redis("redis://127.0.0.1:6379".to_owned()),
-            login: Login::default(),
+            login: StoreLogin::default(),
             tls: ClientTls::default(),
-            sentinel: Sentinel::default(),
+            sentinel: SentinelConfig::default(),
             prefix: "job_status:".to_owned(),
             budget: Duration::from_millis(50),
             lease: Duration::from_secs(10),
@@ -132,7 +133,7 @@ impl Default for Store {
     }
 }
 
-impl Default for Near {
+impl Default for NearConfig {
     fn default() -> Self {
         Self {
             mode: NearMode::Strict,
@@ -143,13 +144,13 @@ impl Default for Near {
     }
 }
 
-impl Default for Pending {
+impl Default for PendingConfig {
     fn default() -> Self {
         Self { limit: 10_000, journal: None }
     }
 }
 
-impl Default for Credentials {
+impl Default for CredentialsConfig {
     fn default() -> Self {
         Self {
             mode: CredentialMode::Partition,
@@ -162,7 +163,7 @@ impl Default for Credentials {
     }
 }
 
-impl Default for Warm {
+impl Default for WarmConfig {
     fn default() -> Self {
         // The page of a list as FastAPI and Spring paginate it: both are objects with `items`.
         Self {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    knob::{KNOBS, Knob},
-    load::{Origin, Setting, read_text},
+    load::{EffectiveSetting, Origin, read_text},
+    setting_spec::{SETTINGS, SettingSpec},
     suggest,
-    traces::{self, Traces},
+    traces::{self, TracesConfig},
 };
 
 const PREFIX: &str = "JOBCACHE_";
@@ -18,8 +18,8 @@ pub(super) struct Environment {
     /// The configuration file and the variable that names it.
     pub(super) config: Option<(String, &'static str)>,
     /// Strongest first.
-    pub(super) settings: Vec<Setting>,
-    pub(super) traces: Option<Traces>,
+    pub(super) settings: Vec<EffectiveSetting>,
+    pub(super) traces: Option<TracesConfig>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -31,7 +31,8 @@ pub(super) fn read(
     let mut env: BTreeMap<_, _> = env.into_iter().filter(|(_, text)| !text.is_empty()).collect();
     let config = env.remove(CONFIG).map(|path| (path, CONFIG));
     let mut settings = Vec::new();
-    for (knob, name) in KNOBS.iter().flat_map(|knob| knob.env.iter().map(move |name| (knob, *name)))
+    for (knob, name) in
+        SETTINGS.iter().flat_map(|knob| knob.env.iter().map(move |name| (knob, *name)))
     {
         let direct = env.remove(name);
         let by_file = knob.by_file.then(|| env.remove(&format!("{name}_FILE"))).flatten();
@@ -44,12 +45,12 @@ pub(super) fn read(
 }
 
 fn setting(
-    knob: &'static Knob,
+    knob: &'static SettingSpec,
     name: &str,
     direct: Option<String>,
     by_file: Option<String>,
     problems: &mut Vec<String>,
-) -> Option<Setting> {
+) -> Option<EffectiveSetting> {
     let (text, origin) = match (direct, by_file) {
         (None, None) => return None,
         (Some(text), None) => (text, Origin::Env(name.to_owned())),
@@ -63,7 +64,7 @@ fn setting(
             (text, Origin::EnvFile { variable, path })
         }
     };
-    Some(Setting { knob, value: knob.split(&text), origin })
+    Some(EffectiveSetting { knob, value: knob.split(&text), origin })
 }
 
 /// The content of a secret's file, without the newline that most editors leave.

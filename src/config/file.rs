@@ -6,32 +6,32 @@ use toml::{
 };
 
 use super::{
-    knob::{KNOBS, Knob, Value, knob},
-    load::{Origin, Setting, read_text},
-    rules::{self, Rule},
+    invalidate_rules::{self, InvalidateRule},
+    load::{EffectiveSetting, Origin, read_text},
+    setting_spec::{RawValue, SETTINGS, SettingSpec, setting},
     suggest,
 };
 
 /// What a file says.
 #[derive(Default)]
-pub(super) struct File {
-    pub(super) settings: Vec<Setting>,
-    pub(super) rules: Vec<Rule>,
+pub(super) struct ConfigFile {
+    pub(super) settings: Vec<EffectiveSetting>,
+    pub(super) rules: Vec<InvalidateRule>,
 }
 
 /// Reads the file at `path`, which `from` (a flag or a variable) names.
-pub(super) fn read(path: &str, from: &str, problems: &mut Vec<String>) -> File {
+pub(super) fn read(path: &str, from: &str, problems: &mut Vec<String>) -> ConfigFile {
     match read_text(path) {
         Ok(text) => parse(&text, path, problems),
         Err(error) => {
             problems.push(format!("config = {path:?} (from {from}): cannot be read: {error}"));
-            File::default()
+            ConfigFile::default()
         }
     }
 }
 
 /// Reads the text of the file called `path`.
-pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> File {
+pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> ConfigFile {
     let (table, errors) = DeTable::parse_recoverable(text);
     let at = |offset: usize| {
         let before = text.as_bytes().iter().take(offset);
@@ -43,15 +43,15 @@ pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> File 
             let at = error.span().map_or_else(|| path.to_owned(), |span| at(span.start));
             format!("{at}: is not TOML: {}", error.message())
         }));
-        return File::default();
+        return ConfigFile::default();
     }
     let (mut leaves, mut read) = (Vec::new(), Vec::new());
     flatten("", table.get_ref(), &mut leaves);
     leaves.sort_by_key(|leaf| leaf.offset);
     let mut settings = Vec::new();
     for leaf in leaves {
-        if leaf.key == rules::KEY {
-            read = rules::read(leaf.value, leaf.offset, &at, problems);
+        if leaf.key == invalidate_rules::KEY {
+            read = invalidate_rules::read(leaf.value, leaf.offset, &at, problems);
             continue;
         }
         match leaf.setting(at) {
@@ -59,7 +59,7 @@ pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> File 
             Err(why) => problems.push(why),
         }
     }
-    File { settings, rules: read }
+    ConfigFile { settings, rules: read }
 }
 
 /// A key that holds a value, or an empty table that nobody knows.
@@ -74,10 +74,12 @@ fn flatten<'t>(table_key: &str, table: &'t DeTable<'t>, leaves: &mut Vec<Leaf<'t
         let dot = if table_key.is_empty() { "" } else { "." };
         let key = format!("{table_key}{dot}{}", name.get_ref());
         match value.get_ref() {
-            value if knob(&key).is_some_and(Knob::takes_pairs) => {
+            value if setting(&key).is_some_and(SettingSpec::takes_pairs) => {
                 leaves.push(Leaf { key, value, offset: name.span().start });
             }
-            DeValue::Table(inner) if key != rules::KEY && (!inner.is_empty() || is_table(&key)) => {
+            DeValue::Table(inner)
+                if key != invalidate_rules::KEY && (!inner.is_empty() || is_table(&key)) =>
+            {
                 flatten(&key, inner, leaves);
             }
             value => leaves.push(Leaf { key, value, offset: name.span().start }),
@@ -86,13 +88,13 @@ fn flatten<'t>(table_key: &str, table: &'t DeTable<'t>, leaves: &mut Vec<Leaf<'t
 }
 
 fn is_table(key: &str) -> bool {
-    KNOBS.iter().any(|knob| knob.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+    SETTINGS.iter().any(|knob| knob.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
 }
 
 impl Leaf<'_> {
-    fn setting(self, at: impl Fn(usize) -> String) -> Result<Setting, String> {
+    fn setting(self, at: impl Fn(usize) -> String) -> Result<EffectiveSetting, String> {
         let at = at(self.offset);
-        let Some(knob) = knob(&self.key) else {
+        let Some(knob) = setting(&self.key) else {
             let hint = suggest::of_the_top(&self.key).map(|top| {
                 format!("; {top} belongs at the top of the file, before the first [table]")
             });
@@ -108,25 +110,27 @@ impl Leaf<'_> {
         let value = value.ok_or_else(|| {
             format!("{at}: {} cannot be a date, or a list of lists or tables", self.key)
         })?;
-        Ok(Setting { knob, value, origin: Origin::File(at) })
+        Ok(EffectiveSetting { knob, value, origin: Origin::File(at) })
     }
 }
 
 /// What a key holds, if that can be a value.
-pub(super) fn value(value: &DeValue<'_>) -> Option<Value> {
+pub(super) fn value(value: &DeValue<'_>) -> Option<RawValue> {
     match value {
-        DeValue::Array(items) => {
-            items.iter().map(|item| scalar(item.get_ref())).collect::<Option<_>>().map(Value::Many)
-        }
-        value => scalar(value).map(Value::One),
+        DeValue::Array(items) => items
+            .iter()
+            .map(|item| scalar(item.get_ref()))
+            .collect::<Option<_>>()
+            .map(RawValue::Many),
+        value => scalar(value).map(RawValue::One),
     }
 }
 
-fn pairs(table: &DeTable<'_>) -> Option<Value> {
+fn pairs(table: &DeTable<'_>) -> Option<RawValue> {
     let pair = |(key, value): (&Spanned<_>, &Spanned<_>)| {
         Some((String::from(key.get_ref() as &str), scalar(value.get_ref())?))
     };
-    table.iter().map(pair).collect::<Option<_>>().map(Value::Pairs)
+    table.iter().map(pair).collect::<Option<_>>().map(RawValue::Pairs)
 }
 
 fn scalar(value: &DeValue<'_>) -> Option<String> {

@@ -7,9 +7,9 @@ use std::{
 };
 
 use super::{
-    Config, check, env, file,
-    knob::{KNOBS, Knob, Set, Value, knob},
-    rules::Rule,
+    Config, constraints, env, file,
+    invalidate_rules::InvalidateRule,
+    setting_spec::{RawValue, SETTINGS, Setter, SettingSpec, setting},
 };
 
 /// No configuration and no secret is larger; keeps a wrong path (`/dev/zero`) from eating memory.
@@ -21,31 +21,31 @@ pub struct Flags {
     /// The configuration file.
     pub config: Option<String>,
     /// Flags without their dashes, and what they were given; of two with one name the first wins.
-    pub values: Vec<(&'static str, Value)>,
+    pub values: Vec<(&'static str, RawValue)>,
 }
 
 /// A configuration and what its loading brought to light.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The configuration.
     pub config: Config,
     /// Things an operator should look at, one sentence each.
     pub warnings: Vec<String>,
-    pub(super) settings: Settings,
+    pub(super) settings: LayeredSettings,
     /// What the file says and something else wins over.
-    pub(super) overruled: Vec<Setting>,
+    pub(super) overridden: Vec<EffectiveSetting>,
 }
 
 /// Why a configuration was refused: one line for each mistake, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct Invalid {
+pub struct InvalidConfig {
     /// What is wrong and how to mend it.
     pub problems: Vec<String>,
     /// What might be behind it, such as a misspelt variable.
     pub warnings: Vec<String>,
 }
 
-impl fmt::Display for Invalid {
+impl fmt::Display for InvalidConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.problems.len() == 1 { "" } else { "s" };
         write!(f, "the configuration has {} mistake{plural}", self.problems.len())?;
@@ -59,7 +59,7 @@ impl Config {
     pub fn load(
         flags: Flags,
         env: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Loaded, Invalid> {
+    ) -> Result<LoadedConfig, InvalidConfig> {
         Self::load_over(&[], flags, env)
     }
 
@@ -69,66 +69,70 @@ impl Config {
         sockets: &[(&'static str, SocketAddr)],
         flags: Flags,
         env: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Loaded, Invalid> {
+    ) -> Result<LoadedConfig, InvalidConfig> {
         let mut problems = Vec::new();
         let env = env::read(env, &mut problems);
         let file = match flags.config.map(|path| (path, "--config")).or(env.config) {
             Some((path, from)) => file::read(&path, from, &mut problems),
-            None => file::File::default(),
+            None => file::ConfigFile::default(),
         };
         let flags = flags.values.into_iter().filter_map(|(name, value)| {
-            let knob = KNOBS.iter().find(|knob| knob.flag == Some(name))?;
-            Some(Setting { knob, value, origin: Origin::Flag(name) })
+            let knob = SETTINGS.iter().find(|knob| knob.flag == Some(name))?;
+            Some(EffectiveSetting { knob, value, origin: Origin::Flag(name) })
         });
         let sockets = sockets.iter().filter_map(|(key, address)| {
-            let value = Value::One(address.to_string());
-            Some(Setting { knob: knob(key)?, value, origin: Origin::Socket })
+            let value = RawValue::One(address.to_string());
+            Some(EffectiveSetting { knob: setting(key)?, value, origin: Origin::Socket })
         });
         let of_file: Vec<_> = file.settings.clone();
         let settings =
-            Settings::merge(sockets.chain(flags).chain(env.settings).chain(file.settings));
-        let wins = |setting: &Setting| {
+            LayeredSettings::merge(sockets.chain(flags).chain(env.settings).chain(file.settings));
+        let wins = |setting: &EffectiveSetting| {
             let kept = settings.of(setting.knob.key);
             kept.is_none_or(|kept| matches!(kept.origin, Origin::File(_)))
         };
-        let overruled = of_file.into_iter().filter(|setting| !wins(setting)).collect();
+        let overridden = of_file.into_iter().filter(|setting| !wins(setting)).collect();
         let mut config = settings.parse(&mut problems);
         config.invalidate = file.rules;
         config.traces = env.traces;
         if problems.is_empty() {
-            Ok(Loaded { config, warnings: env.warnings, settings, overruled })
+            Ok(LoadedConfig { config, warnings: env.warnings, settings, overridden })
         } else {
-            Err(Invalid { problems, warnings: env.warnings })
+            Err(InvalidConfig { problems, warnings: env.warnings })
         }
     }
 }
 
 /// A configuration that was made, not read: as if every knob had been left alone.
-impl From<Config> for Loaded {
+impl From<Config> for LoadedConfig {
     fn from(config: Config) -> Self {
-        let (settings, overruled) = (Settings(Vec::new()), Vec::new());
-        Self { config, warnings: Vec::new(), settings, overruled }
+        let (settings, overridden) = (LayeredSettings(Vec::new()), Vec::new());
+        Self { config, warnings: Vec::new(), settings, overridden }
     }
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// The effective configuration as a file, secrets hidden, each given value with where it came
     /// from.
     pub fn to_toml(&self) -> String {
-        let line = |knob: &'static Knob| match self.settings.of(knob.key) {
+        let line = |knob: &'static SettingSpec| match self.settings.of(knob.key) {
             Some(setting) => format!("{:<44} # {}\n", setting.assignment(), setting.origin),
             None if knob.default.is_empty() => format!("# {} is not set\n", knob.key),
             None => format!("{} = {}\n", knob.key, knob.split(knob.default)),
         };
-        KNOBS.iter().map(line).chain(self.config.invalidate.iter().map(Rule::to_toml)).collect()
+        SETTINGS
+            .iter()
+            .map(line)
+            .chain(self.config.invalidate.iter().map(InvalidateRule::to_toml))
+            .collect()
     }
 }
 
 /// One value of one knob.
 #[derive(Clone)]
-pub(super) struct Setting {
-    pub(super) knob: &'static Knob,
-    pub(super) value: Value,
+pub(super) struct EffectiveSetting {
+    pub(super) knob: &'static SettingSpec,
+    pub(super) value: RawValue,
     pub(super) origin: Origin,
 }
 
@@ -160,7 +164,7 @@ impl fmt::Display for Origin {
     }
 }
 
-impl Setting {
+impl EffectiveSetting {
     /// `key = value`, fit for logs.
     fn assignment(&self) -> String {
         format!("{} = {}", self.knob.key, self.knob.show(&self.value))
@@ -168,7 +172,7 @@ impl Setting {
 
     fn problem(&self, why: &str) -> String {
         let default = match self.knob.set {
-            Set::One(_) if !self.knob.default.is_empty() => {
+            Setter::One(_) if !self.knob.default.is_empty() => {
                 format!("; the default is {}", self.knob.default)
             }
             _ => String::new(),
@@ -178,7 +182,7 @@ impl Setting {
 }
 
 /// Secrets stay hidden here as well.
-impl fmt::Debug for Setting {
+impl fmt::Debug for EffectiveSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (from {})", self.assignment(), self.origin)
     }
@@ -186,11 +190,11 @@ impl fmt::Debug for Setting {
 
 /// At most one setting a knob.
 #[derive(Clone, Debug)]
-pub(super) struct Settings(Vec<Setting>);
+pub(super) struct LayeredSettings(Vec<EffectiveSetting>);
 
-impl Settings {
+impl LayeredSettings {
     /// Keeps the first, that is the strongest, setting of each knob.
-    fn merge(all: impl Iterator<Item = Setting>) -> Self {
+    fn merge(all: impl Iterator<Item = EffectiveSetting>) -> Self {
         let mut kept = Self(Vec::new());
         for setting in all {
             if kept.of(setting.knob.key).is_none() {
@@ -201,13 +205,13 @@ impl Settings {
     }
 
     /// What was given for a knob.
-    pub(super) fn of(&self, key: &str) -> Option<&Setting> {
+    pub(super) fn of(&self, key: &str) -> Option<&EffectiveSetting> {
         self.0.iter().find(|setting| setting.knob.key == key)
     }
 
     /// `key = value (from origin)`, or that it is the default.
     pub(super) fn describe(&self, key: &'static str) -> String {
-        let default = || super::knob(key).map_or("", |knob| knob.default);
+        let default = || super::setting(key).map_or("", |knob| knob.default);
         self.of(key).map_or_else(
             || format!("{key} = {:?} (the default)", default()),
             |setting| format!("{setting:?}"),
@@ -226,7 +230,7 @@ impl Settings {
             }
         }
         if readable {
-            check::all(&config, self, &failed, problems);
+            constraints::all(&config, self, &failed, problems);
         }
         config
     }

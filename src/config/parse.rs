@@ -6,7 +6,7 @@ use hyper::{header::HeaderName, http::Uri};
 use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::{CredentialMode, LogFormat, Mode, NearMode, NearTracking, Secret, Share};
+use super::{CacheMode, CredentialMode, LogFormat, NearMode, NearTracking, SampleRate, Secret};
 use crate::{pointer::Pointer, proxy::route::Routes};
 
 const MIN_SECRET: usize = 16;
@@ -306,22 +306,24 @@ pub(super) fn states(
 }
 
 /// What becomes of reads that the cache could answer.
-pub(super) fn serving(text: &str) -> Result<Mode, String> {
-    let found = [Mode::On, Mode::Shadow, Mode::Off].into_iter().find(|mode| mode.as_str() == text);
+pub(super) fn serving(text: &str) -> Result<CacheMode, String> {
+    let found = [CacheMode::On, CacheMode::Shadow, CacheMode::Off]
+        .into_iter()
+        .find(|mode| mode.as_str() == text);
     found.ok_or_else(|| "must be on, shadow or off".to_owned())
 }
 
 /// A part of a whole, from 0 to 1.
-pub(super) fn share(text: &str) -> Result<Share, String> {
+pub(super) fn share(text: &str) -> Result<SampleRate, String> {
     let part = text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part));
     let part = part.ok_or_else(|| r#"must be a number from 0 to 1, such as "0.01""#.to_owned())?;
     // Between 0 and the whole, which fits.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as above")]
-    let millionths = (part * f64::from(Share::WHOLE)).round() as u32;
+    let millionths = (part * f64::from(SampleRate::WHOLE)).round() as u32;
     if millionths == 0 && part > 0.0 {
         return Err("must be 0, or at least 0.000001".to_owned());
     }
-    Ok(Share::of_millionths(millionths))
+    Ok(SampleRate::of_millionths(millionths))
 }
 
 /// When an entry in this process may be used.

@@ -29,7 +29,7 @@ pub enum StoreUrl {
     /// A Redis server that sentinels name.
     Sentinel(Box<Sentinels>),
     /// Nodes of a Redis Cluster.
-    Cluster(Box<Seeds>),
+    Cluster(Box<ClusterSeeds>),
     /// In this process.
     Memory,
 }
@@ -44,25 +44,25 @@ pub struct Sentinels {
     /// Whether it speaks TLS.
     pub is_tls: bool,
     /// Who we are at the master.
-    pub login: Login,
+    pub login: StoreLogin,
     /// The database there.
     pub database: u32,
 }
 
 /// Nodes of a Redis Cluster, of which one will do to find the others.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Seeds {
+pub struct ClusterSeeds {
     /// Host and port of each.
     pub hosts: Vec<(String, u16)>,
     /// Whether they speak TLS.
     pub is_tls: bool,
     /// Who we are there.
-    pub login: Login,
+    pub login: StoreLogin,
 }
 
 /// User and password.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Login {
+pub struct StoreLogin {
     /// None = the server's default user.
     pub username: Option<String>,
     /// None = the server is told none.
@@ -91,7 +91,7 @@ impl StoreUrl {
     }
 }
 
-impl Login {
+impl StoreLogin {
     /// Whether it says anything.
     pub fn is_some(&self) -> bool {
         *self != Self::default()
@@ -148,12 +148,12 @@ fn sentinels(rest: &str, is_tls: bool) -> Result<Sentinels, &'static str> {
     if hosts.len() > MAX_HOSTS {
         return Err("16 sentinels are enough: they tell of the others");
     }
-    let login = user.map_or_else(|| Ok(Login::default()), login)?;
+    let login = user.map_or_else(|| Ok(StoreLogin::default()), login)?;
     Ok(Sentinels { hosts, master: master.to_owned(), is_tls, login, database })
 }
 
 /// `[user:password@]host[:port],host[:port]`.
-fn seeds(rest: &str, is_tls: bool) -> Result<Seeds, &'static str> {
+fn seeds(rest: &str, is_tls: bool) -> Result<ClusterSeeds, &'static str> {
     let (user, hosts) = rest.rsplit_once('@').map_or((None, rest), |(u, h)| (Some(u), h));
     let (hosts, database) = hosts.split_once('/').unwrap_or((hosts, ""));
     if !matches!(database, "" | "0") {
@@ -164,8 +164,8 @@ fn seeds(rest: &str, is_tls: bool) -> Result<Seeds, &'static str> {
     if hosts.len() > MAX_HOSTS {
         return Err("16 nodes are enough: they tell of the others");
     }
-    let login = user.map_or_else(|| Ok(Login::default()), login)?;
-    Ok(Seeds { hosts, is_tls, login })
+    let login = user.map_or_else(|| Ok(StoreLogin::default()), login)?;
+    Ok(ClusterSeeds { hosts, is_tls, login })
 }
 
 /// One of the above, as a URL parser reads it.
@@ -180,12 +180,16 @@ fn host(text: &str, port: u16) -> Result<(String, u16), &'static str> {
     Ok((host.to_owned(), url.port().unwrap_or(port)))
 }
 
-fn login(text: &str) -> Result<Login, &'static str> {
+fn login(text: &str) -> Result<StoreLogin, &'static str> {
     let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from);
     let decoded = |text: &str| decoded(text).map_err(|_| "user and password must be UTF-8");
     let (user, password) = text.split_once(':').ok_or("the user needs a password")?;
     let username = if user.is_empty() { None } else { Some(decoded(user)?) };
-    Ok(Login { username, password: Some(Secret::new(decoded(password)?)), password_file: None })
+    Ok(StoreLogin {
+        username,
+        password: Some(Secret::new(decoded(password)?)),
+        password_file: None,
+    })
 }
 
 fn tcp_fault(url: &Url) -> Option<&'static str> {
@@ -265,21 +269,25 @@ impl fmt::Debug for Sentinels {
 }
 
 /// Without user and password.
-impl fmt::Display for Seeds {
+impl fmt::Display for ClusterSeeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_tls { "rediss-cluster://" } else { "redis-cluster://" })?;
         write_hosts(f, &self.login, &self.hosts)
     }
 }
 
-impl fmt::Debug for Seeds {
+impl fmt::Debug for ClusterSeeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
 /// What follows the scheme, without user and password.
-fn write_hosts(f: &mut fmt::Formatter<'_>, login: &Login, hosts: &[(String, u16)]) -> fmt::Result {
+fn write_hosts(
+    f: &mut fmt::Formatter<'_>,
+    login: &StoreLogin,
+    hosts: &[(String, u16)],
+) -> fmt::Result {
     if login.password.is_some() {
         f.write_str("***@")?;
     }

@@ -1,10 +1,10 @@
 //! "Did you mean": the nearest name to one that nobody knows.
 
-use super::knob::{KNOBS, Knob};
+use super::setting_spec::{SETTINGS, SettingSpec};
 
 /// The key of the file that `unknown` most likely stands for.
 pub(super) fn key(unknown: &str) -> Option<&'static str> {
-    let names = KNOBS.iter().flat_map(|knob| aliases(knob).map(move |alias| (alias, knob.key)));
+    let names = SETTINGS.iter().flat_map(|knob| aliases(knob).map(move |alias| (alias, knob.key)));
     nearest(unknown, names)
 }
 
@@ -12,12 +12,12 @@ pub(super) fn key(unknown: &str) -> Option<&'static str> {
 /// that table.
 pub(super) fn of_the_top(unknown: &str) -> Option<&'static str> {
     let (_, name) = unknown.rsplit_once('.')?;
-    KNOBS.iter().map(|knob| knob.key).find(|key| *key == name)
+    SETTINGS.iter().map(|knob| knob.key).find(|key| *key == name)
 }
 
 /// The variable that `unknown` most likely stands for.
 pub(super) fn variable(unknown: &str) -> Option<&'static str> {
-    let names = KNOBS.iter().flat_map(|knob| {
+    let names = SETTINGS.iter().flat_map(|knob| {
         let derived =
             aliases(knob).map(|alias| format!("JOBCACHE_{}", snake(&alias).to_uppercase()));
         let own = knob.env.iter().map(|name| (*name).to_owned());
@@ -27,7 +27,7 @@ pub(super) fn variable(unknown: &str) -> Option<&'static str> {
 }
 
 /// What people try for a knob: its key, the key without its table's dot, and its flag.
-fn aliases(knob: &Knob) -> impl Iterator<Item = String> {
+fn aliases(knob: &SettingSpec) -> impl Iterator<Item = String> {
     [Some(knob.key.to_owned()), Some(snake(knob.key)), knob.flag.map(snake)].into_iter().flatten()
 }
 

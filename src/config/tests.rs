@@ -1,15 +1,15 @@
 //! What a user sees of the configuration: precedence, messages, and what never shows.
 
-mod changes;
-mod rules;
-mod secrets;
-mod states;
-mod values;
+mod change_tests;
+mod invalidate_tests;
+mod secret_tests;
+mod state_ttl_tests;
+mod value_tests;
 
 use std::{fs, path::PathBuf, time::Duration};
 
 use super::{
-    knob::{KNOBS, Set},
+    setting_spec::{SETTINGS, Setter},
     *,
 };
 
@@ -38,7 +38,7 @@ impl Drop for Temp {
 }
 
 fn flags(values: &[(&'static str, &str)]) -> Flags {
-    let value = |text: &str| Value::One(text.to_owned());
+    let value = |text: &str| RawValue::One(text.to_owned());
     Flags { config: None, values: values.iter().map(|(name, text)| (*name, value(text))).collect() }
 }
 
@@ -51,7 +51,7 @@ fn load(
     flag: &[(&'static str, &str)],
     vars: &[(&str, &str)],
     file: &str,
-) -> Result<Loaded, String> {
+) -> Result<LoadedConfig, String> {
     // Each test thread has a name of its own.
     let thread = std::thread::current().name().unwrap().replace(':', "-");
     let temp = Temp::new(&format!("{thread}.toml"), file);
@@ -85,7 +85,7 @@ fn the_reference_file_gives_every_knob_at_its_default() {
     let settings = file::parse(REFERENCE, "jobcache.toml", &mut problems).settings;
     assert_eq!(problems, Vec::<String>::new());
     let mut config = Config::default();
-    for knob in KNOBS {
+    for knob in SETTINGS {
         let setting = settings.iter().find(|setting| setting.knob.key == knob.key);
         let Some(setting) = setting else {
             assert_eq!(knob.default, "", "{} is missing", knob.key);
@@ -102,7 +102,7 @@ fn the_reference_file_gives_every_knob_at_its_default() {
 
 #[test]
 fn the_reference_file_names_every_variable_and_flag() {
-    for knob in KNOBS {
+    for knob in SETTINGS {
         for name in knob.env {
             assert!(REFERENCE.contains(name), "{name}");
         }
@@ -113,7 +113,7 @@ fn the_reference_file_names_every_variable_and_flag() {
 
 #[test]
 fn a_default_passes_its_own_limits_and_sets_what_default_says() {
-    for knob in KNOBS.iter().filter(|knob| !knob.default.is_empty()) {
+    for knob in SETTINGS.iter().filter(|knob| !knob.default.is_empty()) {
         let mut config = Config::default();
         knob.apply(&mut config, &knob.split(knob.default)).unwrap();
         assert_eq!(config, Config::default(), "{}", knob.key);
@@ -122,8 +122,8 @@ fn a_default_passes_its_own_limits_and_sets_what_default_says() {
 
 #[test]
 fn names_are_unique() {
-    let mut names: Vec<_> = KNOBS.iter().flat_map(|knob| knob.env.iter().copied()).collect();
-    names.extend(KNOBS.iter().map(|knob| knob.key));
+    let mut names: Vec<_> = SETTINGS.iter().flat_map(|knob| knob.env.iter().copied()).collect();
+    names.extend(SETTINGS.iter().map(|knob| knob.key));
     let count = names.len();
     names.sort_unstable();
     names.dedup();
@@ -428,9 +428,9 @@ fn the_effective_configuration_says_where_a_value_came_from_and_can_be_loaded_ag
 
 #[test]
 fn every_other_knob_is_one_value() {
-    let tables = KNOBS.iter().filter(|knob| knob.takes_pairs());
+    let tables = SETTINGS.iter().filter(|knob| knob.takes_pairs());
     assert_eq!(tables.map(|knob| knob.key).collect::<Vec<_>>(), ["ttl.states.map"]);
-    let lists = KNOBS.iter().filter(|knob| matches!(knob.set, Set::Many(_)));
+    let lists = SETTINGS.iter().filter(|knob| matches!(knob.set, Setter::Many(_)));
     assert_eq!(
         lists.map(|knob| knob.key).collect::<Vec<_>>(),
         [

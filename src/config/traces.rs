@@ -33,7 +33,7 @@ const MAX_QUEUE: usize = 65_536;
 
 /// Where spans go, and when.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Traces {
+pub struct TracesConfig {
     /// `http://host[:port]` or `https://host[:port]`.
     pub origin: String,
     /// Path and query.
@@ -53,7 +53,7 @@ pub struct Traces {
 }
 
 /// Without the headers and the query: either may hold a key.
-impl fmt::Debug for Traces {
+impl fmt::Debug for TracesConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.target.split('?').next().unwrap_or_default();
         write!(f, "{}{path}", self.origin)
@@ -68,7 +68,10 @@ struct Reader<'e> {
 
 /// Reads the variables, of which empty ones are unset already. None where no spans go anywhere, as
 /// without an endpoint.
-pub(super) fn read(env: &BTreeMap<String, String>, warnings: &mut Vec<String>) -> Option<Traces> {
+pub(super) fn read(
+    env: &BTreeMap<String, String>,
+    warnings: &mut Vec<String>,
+) -> Option<TracesConfig> {
     let mut reader = Reader { env, warnings };
     let asked = reader.exporter()?;
     let (origin, target) = reader.endpoint(asked)?;
@@ -83,7 +86,7 @@ pub(super) fn read(env: &BTreeMap<String, String>, warnings: &mut Vec<String>) -
         None => 10_000,
     };
     let delay_ms = reader.number("OTEL_BSP_SCHEDULE_DELAY", 5_000);
-    Some(Traces {
+    Some(TracesConfig {
         origin,
         target,
         headers: reader.headers(),
@@ -244,7 +247,7 @@ fn millis(number: usize) -> Duration {
 mod tests {
     use super::*;
 
-    fn traces(env: &[(&str, &str)]) -> (Option<Traces>, Vec<String>) {
+    fn traces(env: &[(&str, &str)]) -> (Option<TracesConfig>, Vec<String>) {
         let env = env.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         let mut warnings = Vec::new();
         (read(&env, &mut warnings), warnings)
@@ -252,7 +255,7 @@ mod tests {
 
     /// Spans go to this URL.
     #[track_caller]
-    fn go(env: &[(&str, &str)], url: &str) -> Traces {
+    fn go(env: &[(&str, &str)], url: &str) -> TracesConfig {
         let (traces, warnings) = traces(env);
         let traces = traces.unwrap_or_else(|| panic!("{env:?}: {warnings:?}"));
         assert_eq!(format!("{}{}", traces.origin, traces.target), url, "{env:?}");

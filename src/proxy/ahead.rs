@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     cache::{Abandoned, Ahead, Lead, key::JobId, policy::Bypass, policy::NoStore},
-    config::Mode,
+    config::CacheMode,
     spans,
     store::Budget,
     transport::Peer,
@@ -120,7 +120,7 @@ pub enum Unlisted {
 impl Proxy {
     /// Whether anything is to be read ahead.
     pub fn reads_ahead(&self) -> bool {
-        self.mode != Mode::Off
+        self.mode != CacheMode::Off
     }
 
     /// Reads a job into the cache with these headers, unless it is there.

@@ -62,7 +62,7 @@ impl Refusal {
 }
 
 /// Checks a request head as the client sent it.
-pub fn check<B>(request: &Request<B>, limits: &config::Server) -> Result<(), Refusal> {
+pub fn check<B>(request: &Request<B>, limits: &config::ServerConfig) -> Result<(), Refusal> {
     let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
     if target.len() > limits.max_uri {
         return Err(Refusal::UriTooLong);
@@ -169,7 +169,7 @@ mod tests {
     };
 
     use super::{Refusal, TRANSFER_ENCODING, check, stays_coded, unify_length};
-    use crate::config::Server;
+    use crate::config::ServerConfig;
 
     /// `head`: method and target, then one header a line.
     #[track_caller]
@@ -182,7 +182,7 @@ mod tests {
             request = request.header(name, value);
         }
         let request = request.body(()).unwrap();
-        assert_eq!(check(&request, &Server::default()), want, "{head}");
+        assert_eq!(check(&request, &ServerConfig::default()), want, "{head}");
     }
 
     #[test]
@@ -202,7 +202,7 @@ mod tests {
         check_head(Version::HTTP_2, "GET http://a/", Ok(()));
         let mut request = Request::new(());
         request.headers_mut().insert(HOST, HeaderValue::from_bytes(b"\xe9").unwrap());
-        assert_eq!(check(&request, &Server::default()), Err(Refusal::Host));
+        assert_eq!(check(&request, &ServerConfig::default()), Err(Refusal::Host));
     }
 
     #[test]

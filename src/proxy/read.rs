@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     cache::{Abandoned, Ask, Lead, Lookup, Trial, entry::Entry, key::JobId, policy::Bypass},
-    config::Mode,
+    config::CacheMode,
     events::{Sample, What},
     interim::Interim,
     service::Declined,
@@ -45,7 +45,7 @@ impl Proxy {
         recall: &mut Option<Recall>,
     ) -> Answer {
         let (ask, mut budget) = self.ask(id, &request);
-        if self.mode == Mode::Shadow {
+        if self.mode == CacheMode::Shadow {
             let (ask, head) = (ask.alone(), request.into_parts().0);
             let answer = Box::pin(self.shadow(&ask, head, from, budget)).await;
             return self.told(&ask, answer, sample);

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     cache::Trial,
-    config::Share,
+    config::SampleRate,
     limits::Room,
     metrics::{Evidence, Metrics},
     service::{Declined, Lot},
@@ -46,14 +46,14 @@ impl Proxy {
     pub(super) fn draw(&self) -> Lot {
         match self.verify.millionths() {
             0 => Lot::NotDrawn,
-            share if fastrand::u32(..Share::WHOLE) < share => Lot::Drawn,
+            share if fastrand::u32(..SampleRate::WHOLE) < share => Lot::Drawn,
             _ => Lot::Lost,
         }
     }
 
     /// Whether this hit is to be compared. The lot may have been drawn before it came here.
     pub(super) fn is_drawn(&self, method: &Method, extensions: &Extensions) -> bool {
-        if self.verify == Share::default() || *method != Method::GET {
+        if self.verify == SampleRate::default() || *method != Method::GET {
             return false;
         }
         let lot = match extensions.get() {

@@ -92,7 +92,7 @@ struct World {
     seeds: Vec<Address>,
     /// Any node, and who we are there.
     target: Target,
-    config: config::Store,
+    config: config::StoreConfig,
     tracking: config::NearTracking,
     credential_key: Arc<RwLock<CredentialKey>>,
     has_secret: bool,
@@ -138,7 +138,7 @@ impl Watcher for Share {
 impl Cluster {
     /// Starts to look for the masters in the background.
     pub(super) fn open(
-        seeds: &config::Seeds,
+        seeds: &config::ClusterSeeds,
         config: &config::Config,
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
@@ -295,7 +295,7 @@ impl Cluster {
 
 /// Asks the seeds, one after the other, for the masters. Whether those answer is not looked at.
 pub(super) async fn probe(
-    seeds: &config::Seeds,
+    seeds: &config::ClusterSeeds,
     config: &config::Config,
 ) -> Result<(), StoreError> {
     let target = Target::of_seeds(seeds, config, &Arc::default())?;

@@ -34,7 +34,7 @@ pub(super) struct Debts {
 impl Debts {
     /// With what the journal holds, if there is one.
     pub(super) fn open(
-        config: &config::Pending,
+        config: &config::PendingConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
         let pending = match &config.journal {

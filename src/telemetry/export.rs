@@ -33,7 +33,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    config::Traces,
+    config::TracesConfig,
     metrics::{Metrics, OutcomeLabels, SpanCounts},
     throttle::Throttle,
     tls::TlsError,
@@ -44,7 +44,7 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where spans end, and what makes them.
-pub(super) fn pipeline(traces: &Traces) -> (SdkTracer, Export) {
+pub(super) fn pipeline(traces: &TracesConfig) -> (SdkTracer, Export) {
     let (sender, spans) = mpsc::channel(traces.queue);
     let counts = SpanCounts::default();
     let [exported, failed, dropped] = ["exported", "failed", "dropped"]
@@ -109,7 +109,7 @@ struct Tallies {
 pub struct Export {
     spans: mpsc::Receiver<SpanData>,
     attributes: ResourceAttributesWithSchema,
-    traces: Traces,
+    traces: TracesConfig,
     counts: SpanCounts,
     tallies: Tallies,
 }
@@ -160,7 +160,7 @@ impl Exporting {
 struct Outlet {
     collector: Collector,
     attributes: ResourceAttributesWithSchema,
-    traces: Traces,
+    traces: TracesConfig,
     tallies: Tallies,
     /// Those that were warned of.
     dropped: u64,

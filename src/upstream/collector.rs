@@ -25,7 +25,7 @@ use super::{
     connect::{Connector, Protocol},
 };
 use crate::{
-    config::{Config, Traces},
+    config::{Config, TracesConfig},
     metrics::Metrics,
     tls::TlsError,
 };
@@ -75,7 +75,7 @@ impl From<UpstreamError> for Unanswered {
 
 impl Collector {
     /// Reads certificates; connects to nothing yet.
-    pub(crate) fn new(traces: &Traces, metrics: &Arc<Metrics>) -> Result<Self, TlsError> {
+    pub(crate) fn new(traces: &TracesConfig, metrics: &Arc<Metrics>) -> Result<Self, TlsError> {
         let mut config = Config::default();
         config.upstream.url.clone_from(&traces.origin);
         config.upstream.connect_timeout = traces.timeout;

@@ -67,7 +67,7 @@ impl Sender {
 
 impl Pool {
     /// An empty pool.
-    pub(super) fn new(config: &config::Upstream, metrics: &Metrics) -> Self {
+    pub(super) fn new(config: &config::UpstreamConfig, metrics: &Metrics) -> Self {
         let (max_idle, idle_timeout) = (config.max_idle, config.idle_timeout);
         let count = metrics.upstream.idle.clone();
         Self { idle: Mutex::default(), max_idle, idle_timeout, count }

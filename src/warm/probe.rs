@@ -46,7 +46,7 @@ pub(super) async fn listed(
     proxy: &Proxy,
     target: &Uri,
     headers: &HeaderMap,
-    config: &config::Warm,
+    config: &config::WarmConfig,
 ) -> Result<ids::Found, Unread> {
     let body = proxy.list(target, headers, MAX_LIST).await?;
     let pointer = config.pointer.clone();

@@ -411,7 +411,7 @@ async fn a_guarded_admin_address_cannot_lose_its_secret() {
     let read = {
         let path = path.clone();
         move || {
-            let flag = |name, text: &str| (name, jobcache::config::Value::One(text.to_owned()));
+            let flag = |name, text: &str| (name, jobcache::config::RawValue::One(text.to_owned()));
             let values = vec![flag("admin", args[1]), flag("redis-url", "memory://")];
             Config::load(Flags { config: Some(path.clone()), values }, [])
         }

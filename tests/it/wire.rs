@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use hyper::Request;
-use jobcache::config::Rule;
+use jobcache::config::InvalidateRule;
 
 use crate::support::{
     Reply,
@@ -123,10 +123,16 @@ async fn an_upload_that_the_upstream_declines_is_never_asked_for() {
 const RULED: &str = "/batch";
 
 /// A rule for what goes to [`RULED`].
-fn rule(request: &[&str], response: &[&str]) -> Rule {
+fn rule(request: &[&str], response: &[&str]) -> InvalidateRule {
     let list = |items: &[&str]| items.iter().map(ToString::to_string).collect();
     let (request, response) = (list(request), list(response));
-    Rule { path: RULED.to_owned(), request, response, max_body: 64, ..Rule::default() }
+    InvalidateRule {
+        path: RULED.to_owned(),
+        request,
+        response,
+        max_body: 64,
+        ..InvalidateRule::default()
+    }
 }
 
 #[tokio::test]

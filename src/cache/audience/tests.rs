@@ -11,7 +11,12 @@ const NOW_MS: i64 = 1_718_000_000_000;
 fn prints(mode: Mode, cookies: &[&str]) -> Prints {
     let cookies = cookies.iter().map(ToString::to_string).collect();
     let headers = vec!["authorization".into(), "cookie".into(), "x-user-id".into()];
-    Prints::new(&config::Credentials { mode, headers, cookies, ..config::Credentials::default() })
+    Prints::new(&config::CredentialsConfig {
+        mode,
+        headers,
+        cookies,
+        ..config::CredentialsConfig::default()
+    })
 }
 
 fn head(path: &str, headers: &[(&str, &str)]) -> request::Parts {

@@ -15,7 +15,7 @@ fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {
     let ttl = Duration::from_secs(1);
     let freshness = policy::Freshness { ttl, age: Duration::ZERO, public: false };
     let asked = Request::new(()).into_parts().0;
-    let prints = Prints::new(&config::Credentials::default());
+    let prints = Prints::new(&config::CredentialsConfig::default());
     let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
     let entry = Entry::new(&head, Bytes::from("{}"), freshness, pair, now_ms);
     let served = entry.respond(&Method::GET, &HeaderMap::new(), now_ms);

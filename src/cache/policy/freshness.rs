@@ -370,7 +370,8 @@ mod tests {
     fn the_state_of_the_job_only_shortens_its_life() {
         let map = vec![("running".to_owned(), Duration::from_secs(10))];
         let pointer = Pointer::member("status");
-        let policy = Policy { states: States::new(&config::States { pointer, map }), ..POLICY };
+        let policy =
+            Policy { states: States::new(&config::StateTtlConfig { pointer, map }), ..POLICY };
         let check = |stated: &str, body: &[u8], want| {
             let head = head(&[("cache-control", stated)]);
             let fresh = freshness(&head, &policy, at(NOW)).unwrap().with_body(body, &policy);

@@ -18,7 +18,7 @@ pub struct States {
 
 impl States {
     /// As configured; none where no state has a life of its own.
-    pub fn new(config: &config::States) -> Option<Self> {
+    pub fn new(config: &config::StateTtlConfig) -> Option<Self> {
         let shortest = config.map.iter().map(|(_, ttl)| *ttl).min()?;
         let ttls = config.map.iter().cloned().collect();
         Some(Self { pointer: config.pointer.clone(), ttls, shortest })
@@ -39,11 +39,11 @@ mod tests {
     use super::States;
     use crate::{config, pointer::Pointer};
 
-    fn config(map: &[(&str, u64)]) -> config::States {
+    fn config(map: &[(&str, u64)]) -> config::StateTtlConfig {
         let pointer = Pointer::parse("/job/status").unwrap();
         let ttl =
             |&(state, seconds): &(&str, u64)| (state.to_owned(), Duration::from_secs(seconds));
-        config::States { pointer, map: map.iter().map(ttl).collect() }
+        config::StateTtlConfig { pointer, map: map.iter().map(ttl).collect() }
     }
 
     #[track_caller]

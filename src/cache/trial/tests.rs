@@ -22,7 +22,7 @@ fn trial() -> Trial {
     head.headers = headers("application/json", "Sun, 06 Nov 1994 08:49:37 GMT");
     let freshness = Freshness { ttl: GRACE, age: Duration::ZERO, public: false };
     let asked = Request::new(()).into_parts().0;
-    let prints = Prints::new(&config::Credentials::default());
+    let prints = Prints::new(&config::CredentialsConfig::default());
     let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
     let entry = Entry::new(&head, Bytes::from(BODY), freshness, pair, 0);
     Trial::of(Key::new("job_status:", "x"), Arc::new(entry))

@@ -128,7 +128,7 @@ pub enum Fault {
 
 impl Rules {
     /// Parses the configured rules.
-    pub fn parse(rules: &[config::Rule]) -> Result<Self, BadRule> {
+    pub fn parse(rules: &[config::InvalidateRule]) -> Result<Self, BadRule> {
         let rules =
             rules.iter().enumerate().map(|(at, rule)| Rule::parse(at + 1, rule).map(Arc::new));
         Ok(Self(rules.collect::<Result<_, _>>()?))
@@ -142,11 +142,11 @@ impl Rules {
 
 impl Rule {
     /// Parses one, the `number`th from 1.
-    pub fn parse(number: usize, rule: &config::Rule) -> Result<Self, BadRule> {
+    pub fn parse(number: usize, rule: &config::InvalidateRule) -> Result<Self, BadRule> {
         Self::checked(number, rule).map_err(|why| BadRule { number, why })
     }
 
-    fn checked(number: usize, rule: &config::Rule) -> Result<Self, Fault> {
+    fn checked(number: usize, rule: &config::InvalidateRule) -> Result<Self, Fault> {
         if number > MAX_RULES {
             return Err(Fault::TooMany);
         }

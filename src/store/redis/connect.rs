@@ -117,7 +117,7 @@ impl Target {
 
     /// A node of a cluster.
     pub(in crate::store) fn of_seeds(
-        seeds: &config::Seeds,
+        seeds: &config::ClusterSeeds,
         config: &config::Config,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StoreError> {

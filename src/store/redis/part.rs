@@ -93,7 +93,7 @@ impl Redis {
     /// One master of a cluster. What is pending, and the key of the fingerprints, is the cluster's.
     pub(in crate::store) fn member(
         target: Target,
-        config: &config::Store,
+        config: &config::StoreConfig,
         part: Part,
         debts: Arc<Debts>,
         (credential_key, has_secret): (Arc<RwLock<CredentialKey>>, bool),

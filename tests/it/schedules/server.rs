@@ -10,7 +10,7 @@ use jobcache::{
         entry::{Entry, Reject},
         policy::Freshness,
     },
-    config::Credentials,
+    config::CredentialsConfig,
     mutants::Mutant,
     store::{CredentialKey, Epoch, Seen, Stored, Token},
 };
@@ -132,7 +132,7 @@ impl Server {
             end: script("end", flaw),
             admit: script("admit", flaw),
             replace: script("replace", flaw),
-            prints: Prints::new(&Credentials::default()),
+            prints: Prints::new(&CredentialsConfig::default()),
             pairs: std::array::from_fn(pair_of),
             flaw,
             _process: process,
@@ -334,7 +334,7 @@ impl Server {
 
 /// The audience pair of a request.
 pub(super) fn pair(head: &request::Parts) -> Pair {
-    Prints::new(&Credentials::default()).pair(
+    Prints::new(&CredentialsConfig::default()).pair(
         &CredentialKey::new([0; 32]),
         &head.uri,
         &head.headers,

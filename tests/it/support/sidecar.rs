@@ -10,7 +10,7 @@ use std::{
 
 use jobcache::{
     Listeners, RunError,
-    config::{Config, Invalid, Loaded, StoreUrl},
+    config::{Config, InvalidConfig, LoadedConfig, StoreUrl},
     reload::{self, Reloader, Reloads},
     telemetry::Telemetry,
 };
@@ -42,14 +42,14 @@ impl Sidecar {
     /// Starts with the configuration that `read` gives now, and takes what it gives later when it is
     /// told to reload.
     pub(crate) async fn reloading(
-        read: impl Fn() -> Result<Loaded, Invalid> + Send + Sync + 'static,
+        read: impl Fn() -> Result<LoadedConfig, InvalidConfig> + Send + Sync + 'static,
     ) -> (Self, Reloader) {
         let loaded = read().expect("a configuration to start with");
         let (reloader, reloads) = reload::channel(read, Telemetry::default());
         (Self::serve(loaded, reloads).await, reloader)
     }
 
-    async fn serve(mut loaded: Loaded, reloads: Reloads) -> Self {
+    async fn serve(mut loaded: LoadedConfig, reloads: Reloads) -> Self {
         let (proxy, admin) = (bind().await, bind().await);
         let address = |listener: &TcpListener| listener.local_addr().expect("a bound listener");
         let (listen, operators) = (address(&proxy), address(&admin));

@@ -2,10 +2,10 @@
 
 use std::{borrow::Cow, fmt, time::Duration};
 
-use super::{Config, Secret, defaults::IDENTITY_HEADERS, log, parse, store_url, url};
+use super::{Config, Secret, defaults::IDENTITY_HEADERS, log_directives, parse, store_url, url};
 
 /// One setting.
-pub struct Knob {
+pub struct SettingSpec {
     /// Its name in messages and, as a dotted key, in the file: `store.budget`.
     pub key: &'static str,
     /// Its default as one would write it; empty where there is none.
@@ -17,16 +17,16 @@ pub struct Knob {
     /// Whether `<env>_FILE` may name a file that holds the value, as secrets are mounted.
     pub(super) by_file: bool,
     /// When another value comes into force.
-    pub(super) applies: Applies,
+    pub(super) applies: ReloadClass,
     /// What of its value may be shown.
-    pub(super) shown: Shown,
+    pub(super) shown: Visibility,
     /// Parses a value, checks its limits and sets its field.
-    pub(super) set: Set,
+    pub(super) set: Setter,
 }
 
 /// When another value of a knob comes into force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applies {
+pub enum ReloadClass {
     /// When the process starts: sockets, connections and the store are made with it.
     AtStart,
     /// Also when a running process reads its configuration anew.
@@ -35,7 +35,7 @@ pub enum Applies {
 
 /// How much of a value messages may show.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shown {
+pub(super) enum Visibility {
     /// All of it.
     Plain,
     /// A URL: all but user, password and query.
@@ -48,23 +48,23 @@ pub(super) enum Shown {
 
 /// Sets a field from text; the error says what would be right.
 #[derive(Clone, Copy)]
-pub(super) enum Set {
+pub(super) enum Setter {
     /// From one value.
     One(fn(&mut Config, &str) -> Result<(), String>),
     /// From a list.
-    Many(SetMany),
+    Many(SetItems),
     /// From a list, or from one text in which white space separates its members.
-    Words(SetMany),
+    Words(SetItems),
     /// From a table whose keys are the user's own.
     Pairs(SetPairs),
 }
 
-type SetMany = fn(&mut Config, &[String]) -> Result<(), String>;
+type SetItems = fn(&mut Config, &[String]) -> Result<(), String>;
 type SetPairs = fn(&mut Config, &[(String, String)]) -> Result<(), String>;
 
 /// What a source says, not parsed yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum RawValue {
     /// One value.
     One(String),
     /// A list.
@@ -74,8 +74,8 @@ pub enum Value {
 }
 
 /// The knob with the given key.
-pub fn knob(key: &str) -> Option<&'static Knob> {
-    KNOBS.iter().find(|knob| knob.key == key)
+pub fn setting(key: &str) -> Option<&'static SettingSpec> {
+    SETTINGS.iter().find(|knob| knob.key == key)
 }
 
 /// Instead of a secret.
@@ -93,7 +93,7 @@ const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
 
 /// Every knob.
-pub(super) const KNOBS: &[Knob] = &[
+pub(super) const SETTINGS: &[SettingSpec] = &[
     one("listen", "127.0.0.1:8080", |c, v| put(&mut c.listen, v.parse()))
         .flag("listen")
         .env(&["JOBCACHE_LISTEN"]),
@@ -103,7 +103,7 @@ pub(super) const KNOBS: &[Knob] = &[
     one("unix_mode", "0660", |c, v| put(&mut c.unix_mode, parse::mode_bits(v)))
         .env(&["JOBCACHE_UNIX_MODE"]),
     words("webhook_secret", |c, v| put(&mut c.webhook_secret, parse::secrets(v)))
-        .shown(Shown::Nothing)
+        .shown(Visibility::Nothing)
         .by_file()
         .on_reload()
         .env(&["JOBCACHE_WEBHOOK_SECRET"]),
@@ -171,7 +171,7 @@ pub(super) const KNOBS: &[Knob] = &[
         .flag("access-log")
         .on_reload()
         .env(&["JOBCACHE_ACCESS_LOG"]),
-    one("log", "info", |c, v| put(&mut c.log, log::filter(v)))
+    one("log", "info", |c, v| put(&mut c.log, log_directives::filter(v)))
         .flag("log")
         .on_reload()
         .env(&["JOBCACHE_LOG"]),
@@ -187,7 +187,7 @@ pub(super) const KNOBS: &[Knob] = &[
     })
     .env(&["JOBCACHE_DRAIN_TIMEOUT"]),
     one("upstream.url", "http://127.0.0.1:8000", |c, v| put(&mut c.upstream.url, url::upstream(v)))
-        .shown(Shown::Origin)
+        .shown(Visibility::Origin)
         .flag("upstream")
         .env(&["JOBCACHE_UPSTREAM", "JOBCACHE_UPSTREAM_URL", "UPSTREAM_URL"]),
     one("upstream.tls.ca", "", |c, v| put(&mut c.upstream.tls.ca, parse::path(v)))
@@ -229,14 +229,14 @@ pub(super) const KNOBS: &[Knob] = &[
     })
     .env(&["JOBCACHE_UPSTREAM_MAX_WAITING"]),
     one("store.url", "redis://127.0.0.1:6379", |c, v| put(&mut c.store.url, store_url::store(v)))
-        .shown(Shown::Url)
+        .shown(Visibility::Url)
         .by_file()
         .flag("redis-url")
         .env(&["JOBCACHE_REDIS_URL", "REDIS_URL"]),
     one("store.username", "", |c, v| put(&mut c.store.login.username, parse::username(v)))
         .env(&["JOBCACHE_STORE_USERNAME"]),
     one("store.password", "", |c, v| put(&mut c.store.login.password, parse::password(v)))
-        .shown(Shown::Nothing)
+        .shown(Visibility::Nothing)
         .env(&["JOBCACHE_STORE_PASSWORD"]),
     one("store.password_file", "", |c, v| put(&mut c.store.login.password_file, parse::path(v)))
         .env(&["JOBCACHE_STORE_PASSWORD_FILE"]),
@@ -279,7 +279,7 @@ pub(super) const KNOBS: &[Knob] = &[
     one("store.sentinel.password", "", |c, v| {
         put(&mut c.store.sentinel.login.password, parse::password(v))
     })
-    .shown(Shown::Nothing)
+    .shown(Visibility::Nothing)
     .env(&["JOBCACHE_STORE_SENTINEL_PASSWORD"]),
     one("store.sentinel.password_file", "", |c, v| {
         put(&mut c.store.sentinel.login.password_file, parse::path(v))
@@ -387,7 +387,7 @@ pub(super) const KNOBS: &[Knob] = &[
     one("credentials.secret", "", |c, v| {
         put(&mut c.credentials.secret, parse::secret(v).map(Secret::new).map(Some))
     })
-    .shown(Shown::Nothing)
+    .shown(Visibility::Nothing)
     .by_file()
     .env(&["JOBCACHE_CREDENTIALS_SECRET"]),
     one("credentials.audience", "256", |c, v| {
@@ -404,11 +404,11 @@ pub(super) const KNOBS: &[Knob] = &[
     one("warm.pointer", "/items/*/id", |c, v| put(&mut c.warm.pointer, parse::pointer(v)))
         .env(&["JOBCACHE_WARM_POINTER"]),
     many("warm.headers", "", |c, v| put(&mut c.warm.headers, parse::fields(v)))
-        .shown(Shown::Nothing)
+        .shown(Visibility::Nothing)
         .by_file()
         .env(&["JOBCACHE_WARM_HEADERS"]),
     one("warm.authorization", "", |c, v| put(&mut c.warm.authorization, parse::field_value(v)))
-        .shown(Shown::Nothing)
+        .shown(Visibility::Nothing)
         .by_file()
         .env(&["JOBCACHE_WARM_AUTHORIZATION"]),
     one("warm.rate", "20", |c, v| put(&mut c.warm.rate, parse::number(v, 1..=10_000)))
@@ -426,26 +426,26 @@ const fn one(
     key: &'static str,
     default: &'static str,
     set: fn(&mut Config, &str) -> Result<(), String>,
-) -> Knob {
-    Knob::new(key, default, Set::One(set))
+) -> SettingSpec {
+    SettingSpec::new(key, default, Setter::One(set))
 }
 
-const fn many(key: &'static str, default: &'static str, set: SetMany) -> Knob {
-    Knob::new(key, default, Set::Many(set))
+const fn many(key: &'static str, default: &'static str, set: SetItems) -> SettingSpec {
+    SettingSpec::new(key, default, Setter::Many(set))
 }
 
-const fn words(key: &'static str, set: SetMany) -> Knob {
-    Knob::new(key, "", Set::Words(set))
+const fn words(key: &'static str, set: SetItems) -> SettingSpec {
+    SettingSpec::new(key, "", Setter::Words(set))
 }
 
-const fn pairs(key: &'static str, default: &'static str, set: SetPairs) -> Knob {
-    Knob::new(key, default, Set::Pairs(set))
+const fn pairs(key: &'static str, default: &'static str, set: SetPairs) -> SettingSpec {
+    SettingSpec::new(key, default, Setter::Pairs(set))
 }
 
-impl Knob {
-    const fn new(key: &'static str, default: &'static str, set: Set) -> Self {
+impl SettingSpec {
+    const fn new(key: &'static str, default: &'static str, set: Setter) -> Self {
         let (flag, env, by_file) = (None, &[], false);
-        let (applies, shown) = (Applies::AtStart, Shown::Plain);
+        let (applies, shown) = (ReloadClass::AtStart, Visibility::Plain);
         Self { key, default, flag, env, by_file, applies, shown, set }
     }
 
@@ -462,69 +462,69 @@ impl Knob {
     }
 
     const fn on_reload(self) -> Self {
-        Self { applies: Applies::OnReload, ..self }
+        Self { applies: ReloadClass::OnReload, ..self }
     }
 
-    const fn shown(self, shown: Shown) -> Self {
+    const fn shown(self, shown: Visibility) -> Self {
         Self { shown, ..self }
     }
 
     /// Parses `value` into its field.
-    pub(super) fn apply(&self, config: &mut Config, value: &Value) -> Result<(), String> {
+    pub(super) fn apply(&self, config: &mut Config, value: &RawValue) -> Result<(), String> {
         match (self.set, value) {
-            (Set::One(set), Value::One(text)) => set(config, text),
-            (Set::Many(set) | Set::Words(set), Value::Many(items)) => set(config, items),
-            (Set::Words(set), Value::One(text)) => set(config, &members(text)),
-            (Set::Pairs(set), Value::Pairs(pairs)) => set(config, pairs),
-            (Set::One(_), _) => Err("must be one value, not a list".to_owned()),
-            (Set::Many(_), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
-            (Set::Words(_), _) => Err("must be one value or a list of them".to_owned()),
-            (Set::Pairs(_), _) => Err("must be a table, such as { a = \"b\" }".to_owned()),
+            (Setter::One(set), RawValue::One(text)) => set(config, text),
+            (Setter::Many(set) | Setter::Words(set), RawValue::Many(items)) => set(config, items),
+            (Setter::Words(set), RawValue::One(text)) => set(config, &members(text)),
+            (Setter::Pairs(set), RawValue::Pairs(pairs)) => set(config, pairs),
+            (Setter::One(_), _) => Err("must be one value, not a list".to_owned()),
+            (Setter::Many(_), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
+            (Setter::Words(_), _) => Err("must be one value or a list of them".to_owned()),
+            (Setter::Pairs(_), _) => Err("must be a table, such as { a = \"b\" }".to_owned()),
         }
     }
 
     /// Whether the keys of its table are the user's own.
     pub(super) fn takes_pairs(&self) -> bool {
-        matches!(self.set, Set::Pairs(_))
+        matches!(self.set, Setter::Pairs(_))
     }
 
     /// Text of one variable as a value: the members of lists and tables are separated by commas, those
     /// of lists that any character may be in by white space.
-    pub(super) fn split(&self, text: &str) -> Value {
+    pub(super) fn split(&self, text: &str) -> RawValue {
         let members = text.split(',').map(str::trim).filter(|member| !member.is_empty());
         match self.set {
-            Set::One(_) | Set::Words(_) => Value::One(text.to_owned()),
-            Set::Many(_) => Value::Many(members.map(str::to_owned).collect()),
-            Set::Pairs(_) => Value::Pairs(members.map(pair).collect()),
+            Setter::One(_) | Setter::Words(_) => RawValue::One(text.to_owned()),
+            Setter::Many(_) => RawValue::Many(members.map(str::to_owned).collect()),
+            Setter::Pairs(_) => RawValue::Pairs(members.map(pair).collect()),
         }
     }
 
     /// The value as TOML, with nothing in it that must not be shown.
-    pub(super) fn show(&self, value: &Value) -> String {
+    pub(super) fn show(&self, value: &RawValue) -> String {
         match (self.shown, value) {
-            (Shown::Plain, value) => value.to_string(),
-            (Shown::Url, Value::One(text)) => quoted(&url::redacted(text)),
-            (Shown::Origin, Value::One(text)) => quoted(&url::shown_origin(text)),
+            (Visibility::Plain, value) => value.to_string(),
+            (Visibility::Url, RawValue::One(text)) => quoted(&url::redacted(text)),
+            (Visibility::Origin, RawValue::One(text)) => quoted(&url::shown_origin(text)),
             (_, value) => self.hidden(value),
         }
     }
 
     /// How many there are may be seen: that tells whether an old secret is still good.
-    fn hidden(&self, value: &Value) -> String {
+    fn hidden(&self, value: &RawValue) -> String {
         let count = match (self.set, value) {
-            (Set::Words(_), Value::One(text)) => members(text).len(),
-            (Set::Words(_), Value::Many(items)) => items.len(),
+            (Setter::Words(_), RawValue::One(text)) => members(text).len(),
+            (Setter::Words(_), RawValue::Many(items)) => items.len(),
             _ => 1,
         };
         if count > 1 {
-            Value::Many(vec![HIDDEN.to_owned(); count]).to_string()
+            RawValue::Many(vec![HIDDEN.to_owned(); count]).to_string()
         } else {
             quoted(HIDDEN)
         }
     }
 }
 
-impl fmt::Display for Value {
+impl fmt::Display for RawValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::One(text) => f.write_str(&bare_or_quoted(text)),

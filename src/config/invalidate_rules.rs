@@ -4,8 +4,9 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 use super::{
     file::value,
-    knob::{Value, quoted},
-    parse, suggest,
+    parse,
+    setting_spec::{RawValue, quoted},
+    suggest,
 };
 use crate::proxy::route::rules;
 
@@ -20,7 +21,7 @@ const MAX_BODY: usize = 1 << 20;
 
 /// Which further jobs a write changes, where its path does not name them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
+pub struct InvalidateRule {
     /// Methods that it is for; every unsafe one, if there are none.
     pub methods: Vec<String>,
     /// Template of the path: `{id}` is the job's, `{any_name}` stands for anything.
@@ -35,7 +36,7 @@ pub struct Rule {
     pub max_body: usize,
 }
 
-impl Default for Rule {
+impl Default for InvalidateRule {
     fn default() -> Self {
         Self {
             methods: Vec::new(),
@@ -54,7 +55,7 @@ pub(super) fn read(
     offset: usize,
     at: &impl Fn(usize) -> String,
     problems: &mut Vec<String>,
-) -> Vec<Rule> {
+) -> Vec<InvalidateRule> {
     let Some(tables) = tables_of(tables) else {
         let at = at(offset);
         problems.push(format!("{at}: {KEY} must be tables, each begun by [[{KEY}]]"));
@@ -84,8 +85,8 @@ fn tables_of<'t>(value: &'t DeValue<'t>) -> Option<Vec<(usize, &'t DeTable<'t>)>
 }
 
 /// One table; faults come with the offset of their key.
-fn rule(table: &DeTable<'_>, number: usize, faults: &mut Vec<(usize, String)>) -> Rule {
-    let mut rule = Rule::default();
+fn rule(table: &DeTable<'_>, number: usize, faults: &mut Vec<(usize, String)>) -> InvalidateRule {
+    let mut rule = InvalidateRule::default();
     for (name, given) in table {
         let key: &str = name.get_ref();
         let fault = match value(given.get_ref()) {
@@ -108,22 +109,22 @@ fn unknown(key: &str) -> String {
     format!("{} is not a known key{}", key.escape_debug(), hint.unwrap_or_default())
 }
 
-fn set(rule: &mut Rule, key: &str, value: &Value) -> Result<(), String> {
+fn set(rule: &mut InvalidateRule, key: &str, value: &RawValue) -> Result<(), String> {
     match (key, value) {
-        ("methods", Value::Many(items)) => rule.methods.clone_from(items),
-        ("request", Value::Many(items)) => rule.request.clone_from(items),
-        ("response", Value::Many(items)) => rule.response.clone_from(items),
-        ("path", Value::One(text)) => rule.path.clone_from(text),
-        ("all", Value::One(text)) => rule.all = parse::switch(text)?,
-        ("max_body", Value::One(text)) => rule.max_body = parse::size(text, 1..=MAX_BODY)?,
-        (_, Value::One(_)) => return Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
-        (_, Value::Many(_)) => return Err("must be one value, not a list".to_owned()),
-        (_, Value::Pairs(_)) => return Err("must be a value, not a table".to_owned()),
+        ("methods", RawValue::Many(items)) => rule.methods.clone_from(items),
+        ("request", RawValue::Many(items)) => rule.request.clone_from(items),
+        ("response", RawValue::Many(items)) => rule.response.clone_from(items),
+        ("path", RawValue::One(text)) => rule.path.clone_from(text),
+        ("all", RawValue::One(text)) => rule.all = parse::switch(text)?,
+        ("max_body", RawValue::One(text)) => rule.max_body = parse::size(text, 1..=MAX_BODY)?,
+        (_, RawValue::One(_)) => return Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
+        (_, RawValue::Many(_)) => return Err("must be one value, not a list".to_owned()),
+        (_, RawValue::Pairs(_)) => return Err("must be a value, not a table".to_owned()),
     }
     Ok(())
 }
 
-impl Rule {
+impl InvalidateRule {
     /// The rule as a table of a file, without what is left at its default.
     pub(super) fn to_toml(&self) -> String {
         format!("\n[[{KEY}]]\n{}\n", self.assignments().join("\n"))
@@ -139,7 +140,7 @@ impl Rule {
         let lists =
             [("methods", &self.methods), ("request", &self.request), ("response", &self.response)];
         let lists = lists.into_iter().filter(|(_, items)| !items.is_empty());
-        all.extend(lists.map(|(key, items)| format!("{key} = {}", Value::Many(items.clone()))));
+        all.extend(lists.map(|(key, items)| format!("{key} = {}", RawValue::Many(items.clone()))));
         if self.all {
             all.push("all = true".to_owned());
         }

@@ -61,6 +61,6 @@ fn the_readme_names_all_that_a_reload_changes() {
     let (_, rest) = README.split_once("A reload changes ").unwrap();
     let (list, _) = rest.split_once(" and the `[[invalidate]]` rules").unwrap();
     let named: Vec<_> = list.split('`').skip(1).step_by(2).collect();
-    let knobs = KNOBS.iter().filter(|knob| knob.applies == Applies::OnReload);
+    let knobs = SETTINGS.iter().filter(|knob| knob.applies == ReloadClass::OnReload);
     assert_eq!(named, knobs.map(|knob| knob.key).collect::<Vec<_>>());
 }

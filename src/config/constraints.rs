@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 
 use super::{
-    Address, ClientTls, Config, Endpoint, Login, Sentinel, StoreUrl, load::Settings, parse,
+    Address, ClientTls, Config, Endpoint, SentinelConfig, StoreLogin, StoreUrl,
+    load::LayeredSettings, parse,
 };
 
 /// Runs every check whose knobs are each right by themselves (`failed` holds the others).
 pub(super) fn all(
     config: &Config,
-    settings: &Settings,
+    settings: &LayeredSettings,
     failed: &[&str],
     problems: &mut Vec<String>,
 ) {
@@ -20,7 +21,7 @@ pub(super) fn all(
     }
 }
 
-type Check = fn(&Config, &Settings) -> Option<String>;
+type Check = fn(&Config, &LayeredSettings) -> Option<String>;
 
 const CHECKS: [(&[&str], Check); 12] = [
     (&["listen", "admin"], listeners_differ),
@@ -37,7 +38,7 @@ const CHECKS: [(&[&str], Check); 12] = [
     (&["store.url", "store.sentinel.username"], sentinels_are_those_of_the_url),
 ];
 
-fn listeners_differ(config: &Config, settings: &Settings) -> Option<String> {
+fn listeners_differ(config: &Config, settings: &LayeredSettings) -> Option<String> {
     overlap(&config.listen, &config.admin).then(|| {
         let (listen, admin) = (settings.describe("listen"), settings.describe("admin"));
         format!("{admin} is the same address as {listen}: give each its own port")
@@ -45,7 +46,7 @@ fn listeners_differ(config: &Config, settings: &Settings) -> Option<String> {
 }
 
 /// Whoever reaches the admin address can purge, and read which jobs there are.
-fn admin_is_guarded(config: &Config, settings: &Settings) -> Option<String> {
+fn admin_is_guarded(config: &Config, settings: &LayeredSettings) -> Option<String> {
     // Who may connect to a unix socket, its permissions say.
     let elsewhere = config.admin.tcp().is_some_and(|admin| !parse::is_loopback(admin.ip()));
     let open = config.webhook_secret.is_empty() && elsewhere;
@@ -58,14 +59,14 @@ fn admin_is_guarded(config: &Config, settings: &Settings) -> Option<String> {
     })
 }
 
-fn parameters_differ(config: &Config, settings: &Settings) -> Option<String> {
+fn parameters_differ(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let both = config.query.allow.iter().find(|name| config.query.ignore.contains(name))?;
     let (allow, ignore) = (settings.describe("query.allow"), settings.describe("query.ignore"));
     Some(format!("{both:?} is named by {allow} and by {ignore}: it changes the answer or does not"))
 }
 
 /// A request would go round until the connections run out.
-fn upstream_is_another(config: &Config, settings: &Settings) -> Option<String> {
+fn upstream_is_another(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let upstream = match config.upstream.endpoint() {
         Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => authority.parse().ok()?,
         Endpoint::Unix(path) => Address::Unix(path),
@@ -77,19 +78,19 @@ fn upstream_is_another(config: &Config, settings: &Settings) -> Option<String> {
     })
 }
 
-fn a_body_fits(config: &Config, settings: &Settings) -> Option<String> {
+fn a_body_fits(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let (max_body, memory_max) =
         (settings.describe("max_body"), settings.describe("store.memory_max"));
     (config.store.url == StoreUrl::Memory && config.max_body > config.store.memory_max)
         .then(|| format!("{max_body} is larger than {memory_max}: such a body never fits"))
 }
 
-fn key_has_a_certificate(config: &Config, settings: &Settings) -> Option<String> {
+fn key_has_a_certificate(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let alone = config.tls.key.is_some() && config.tls.cert.is_none();
     alone.then(|| format!("{} needs tls.cert beside it", settings.describe("tls.key")))
 }
 
-fn upstream_key_has_a_certificate(config: &Config, settings: &Settings) -> Option<String> {
+fn upstream_key_has_a_certificate(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let pair = &config.upstream.tls.identity;
     (pair.key.is_some() && pair.cert.is_none()).then(|| {
         let key = settings.describe("upstream.tls.key");
@@ -98,7 +99,7 @@ fn upstream_key_has_a_certificate(config: &Config, settings: &Settings) -> Optio
 }
 
 /// What somebody took care to give must not be ignored in silence.
-fn tls_is_spoken_to_the_upstream(config: &Config, settings: &Settings) -> Option<String> {
+fn tls_is_spoken_to_the_upstream(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let tls = &config.upstream.tls;
     let given = tls.ca.is_some() || tls.identity.cert.is_some() || tls.server_name.is_some();
     let spoken = matches!(config.upstream.endpoint(), Endpoint::Tls { .. });
@@ -108,14 +109,14 @@ fn tls_is_spoken_to_the_upstream(config: &Config, settings: &Settings) -> Option
     })
 }
 
-fn store_key_has_a_certificate(config: &Config, settings: &Settings) -> Option<String> {
+fn store_key_has_a_certificate(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let pair = &config.store.tls.identity;
     (pair.key.is_some() && pair.cert.is_none())
         .then(|| format!("{} needs store.tls.cert beside it", settings.describe("store.tls.key")))
 }
 
 /// What somebody took care to give must not be ignored in silence: here and below.
-fn tls_is_spoken_to_the_store(config: &Config, settings: &Settings) -> Option<String> {
+fn tls_is_spoken_to_the_store(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let spoken = config.store.url.is_tls() || config.store.sentinel.tls == Some(true);
     (config.store.tls != ClientTls::default() && !spoken).then(|| {
         let url = settings.describe("store.url");
@@ -123,9 +124,12 @@ fn tls_is_spoken_to_the_store(config: &Config, settings: &Settings) -> Option<St
     })
 }
 
-fn the_password_of_the_store_is_given_once(config: &Config, settings: &Settings) -> Option<String> {
+fn the_password_of_the_store_is_given_once(
+    config: &Config,
+    settings: &LayeredSettings,
+) -> Option<String> {
     let (store, url) = (&config.store, settings.describe("store.url"));
-    let twice = |login: &Login| login.password.is_some() && login.password_file.is_some();
+    let twice = |login: &StoreLogin| login.password.is_some() && login.password_file.is_some();
     if twice(&store.login) {
         return Some("store.password and store.password_file are both set: keep one".to_owned());
     }
@@ -146,9 +150,9 @@ fn the_password_of_the_store_is_given_once(config: &Config, settings: &Settings)
     })
 }
 
-fn sentinels_are_those_of_the_url(config: &Config, settings: &Settings) -> Option<String> {
+fn sentinels_are_those_of_the_url(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let named = matches!(config.store.url, StoreUrl::Sentinel(_));
-    (config.store.sentinel != Sentinel::default() && !named).then(|| {
+    (config.store.sentinel != SentinelConfig::default() && !named).then(|| {
         let url = settings.describe("store.url");
         format!("store.sentinel is set, but {url} names no sentinels: use redis-sentinel://")
     })

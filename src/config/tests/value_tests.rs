@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use redis::IntoConnectionInfo;
 
-use super::super::{Address, Config, Endpoint, LogFormat, Mode, Secret, StoreUrl, knob};
+use super::super::{Address, CacheMode, Config, Endpoint, LogFormat, Secret, StoreUrl, setting};
 use crate::pointer::Pointer;
 
 /// Expects the value to be refused; the table holds what stands between origin and default.
 #[track_caller]
 fn bad(name: &'static str, text: &str, why: &str) {
-    let knob = knob(name).unwrap();
+    let knob = setting(name).unwrap();
     assert_eq!(knob.apply(&mut Config::default(), &knob.split(text)), Err(why.to_owned()));
 }
 
 /// Expects the value to be taken.
 #[track_caller]
 fn good(name: &'static str, text: &str) -> Config {
-    let knob = knob(name).unwrap();
+    let knob = setting(name).unwrap();
     let mut config = Config::default();
     knob.apply(&mut config, &knob.split(text)).unwrap();
     config
@@ -191,9 +191,9 @@ fn sentinels_are_hosts_and_the_name_of_a_master() {
         ("redis-sentinel://h:x/m", "each is host or host:port, an IPv6 address in brackets"),
         (&many, "16 sentinels are enough: they tell of the others"),
     ] {
-        let error = knob("store.url")
+        let error = setting("store.url")
             .unwrap()
-            .apply(&mut Config::default(), &crate::config::Value::One(text.to_owned()));
+            .apply(&mut Config::default(), &crate::config::RawValue::One(text.to_owned()));
         let error = error.unwrap_err();
         assert!(error.ends_with(why), "{text}: {error}");
     }
@@ -222,8 +222,9 @@ fn a_cluster_is_found_by_some_of_its_nodes() {
         ("redis-cluster://h,", "each is host or host:port, an IPv6 address in brackets"),
         (&many, "16 nodes are enough: they tell of the others"),
     ] {
-        let value = crate::config::Value::One(text.to_owned());
-        let error = knob("store.url").unwrap().apply(&mut Config::default(), &value).unwrap_err();
+        let value = crate::config::RawValue::One(text.to_owned());
+        let error =
+            setting("store.url").unwrap().apply(&mut Config::default(), &value).unwrap_err();
         assert!(error.ends_with(why), "{text}: {error}");
     }
 }
@@ -392,6 +393,6 @@ fn a_share_is_a_part_of_one() {
 
 #[test]
 fn a_mode_is_one_of_three() {
-    assert_eq!(good("mode", "shadow").mode, Mode::Shadow);
+    assert_eq!(good("mode", "shadow").mode, CacheMode::Shadow);
     bad("mode", "dry-run", "must be on, shadow or off");
 }
