@@ -1,4 +1,4 @@
-//! `jobcache healthcheck`: the HEALTHCHECK of a container that has no curl.
+//! `jobcache healthcheck`: the HEALTHCHECK of a container, which has no curl.
 
 use std::{
     io,
@@ -14,22 +14,22 @@ use tokio::{
 };
 
 /// For the whole exchange.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// `HTTP/1.1 200`
-const STATUS: usize = 12;
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Length of `HTTP/1.1 200`.
+const STATUS_LEN: usize = 12;
 
-/// Asks `GET /livez` of the admin address; the error is the sentence to print.
+/// Sends `GET /livez` to the admin address; the error is the sentence to print.
 pub(crate) async fn run(admin: &Address) -> Result<(), String> {
-    let admin = dialled(admin);
+    let admin = dial_address(admin);
     let page = match &admin {
         Address::Tcp(admin) => format!("http://{admin}/livez"),
         Address::Unix(_) => format!("/livez at {admin}"),
     };
-    match timeout(PATIENCE, livez(&admin)).await {
+    match timeout(TIMEOUT, livez(&admin)).await {
         Ok(Ok(status)) if status == "200" => Ok(()),
         Ok(Ok(status)) => Err(format!("{page} answers {status}")),
         Ok(Err(error)) => Err(format!("{page} does not answer: {error}")),
-        Err(_) => Err(format!("{page} does not answer within {}s", PATIENCE.as_secs())),
+        Err(_) => Err(format!("{page} does not answer within {}s", TIMEOUT.as_secs())),
     }
 }
 
@@ -43,15 +43,15 @@ async fn livez(admin: &Address) -> io::Result<String> {
 async fn ask(mut io: impl AsyncRead + AsyncWrite + Unpin, host: &str) -> io::Result<String> {
     let request = format!("GET /livez HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     io.write_all(request.as_bytes()).await?;
-    let mut line = [0; STATUS];
+    let mut line = [0; STATUS_LEN];
     io.read_exact(&mut line).await?;
     let line = String::from_utf8_lossy(&line);
     let status = line.strip_prefix("HTTP/1.1 ").ok_or(io::ErrorKind::InvalidData)?;
     Ok(status.to_owned())
 }
 
-/// An address that listens everywhere is reached by loopback.
-fn dialled(admin: &Address) -> Address {
+/// Replaces a wildcard address by loopback.
+fn dial_address(admin: &Address) -> Address {
     let Address::Tcp(admin) = admin else { return admin.clone() };
     let ip = match admin.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -76,7 +76,7 @@ mod tests {
             ("unix:/a", "unix:/a"),
         ] {
             let admin = admin.parse().unwrap();
-            assert_eq!(dialled(&admin).to_string(), expected);
+            assert_eq!(dial_address(&admin).to_string(), expected);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Checks that look at more than one knob.
+//! Checks that concern more than one setting.
 
 use std::net::SocketAddr;
 
@@ -7,15 +7,15 @@ use super::{
     load::LayeredSettings, parse,
 };
 
-/// Runs every check whose knobs are each right by themselves (`failed` holds the others).
-pub(super) fn all(
+/// Runs every check of settings that are all valid by themselves; `failed` has the others.
+pub(super) fn check(
     config: &Config,
     settings: &LayeredSettings,
     failed: &[&str],
     problems: &mut Vec<String>,
 ) {
-    for (knobs, check) in CHECKS {
-        if !knobs.iter().any(|knob| failed.contains(knob)) {
+    for (keys, check) in CHECKS {
+        if !keys.iter().any(|key| failed.contains(key)) {
             problems.extend(check(config, settings));
         }
     }
@@ -40,32 +40,34 @@ const CHECKS: [(&[&str], Check); 12] = [
 
 fn listeners_differ(config: &Config, settings: &LayeredSettings) -> Option<String> {
     overlap(&config.listen, &config.admin).then(|| {
-        let (listen, admin) = (settings.describe("listen"), settings.describe("admin"));
+        let listen = settings.describe("listen");
+        let admin = settings.describe("admin");
         format!("{admin} is the same address as {listen}: give each its own port")
     })
 }
 
-/// Whoever reaches the admin address can purge, and read which jobs there are.
+/// Anyone who reaches the admin address can purge, and read which jobs exist.
 fn admin_is_guarded(config: &Config, settings: &LayeredSettings) -> Option<String> {
-    // Who may connect to a unix socket, its permissions say.
-    let elsewhere = config.admin.tcp().is_some_and(|admin| !parse::is_loopback(admin.ip()));
-    let open = config.webhook_secret.is_empty() && elsewhere;
+    // The permissions of a unix socket limit who may connect.
+    let is_remote = config.admin.tcp().is_some_and(|admin| !parse::is_loopback(admin.ip()));
+    let open = config.webhook_secret.is_empty() && is_remote;
     open.then(|| {
         let admin = settings.describe("admin");
         format!(
-            "{admin} can be reached from other machines, which needs a secret: set \
-             JOBCACHE_WEBHOOK_SECRET (or JOBCACHE_WEBHOOK_SECRET_FILE), or listen on 127.0.0.1"
+            "{admin} can be reached from other machines and needs a secret: set \
+             JOBCACHE_WEBHOOK_SECRET or JOBCACHE_WEBHOOK_SECRET_FILE, or listen on 127.0.0.1"
         )
     })
 }
 
 fn parameters_differ(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let both = config.query.allow.iter().find(|name| config.query.ignore.contains(name))?;
-    let (allow, ignore) = (settings.describe("query.allow"), settings.describe("query.ignore"));
-    Some(format!("{both:?} is named by {allow} and by {ignore}: it changes the answer or does not"))
+    let allow = settings.describe("query.allow");
+    let ignore = settings.describe("query.ignore");
+    Some(format!("{both:?} is in both {allow} and {ignore}: keep it in one of them"))
 }
 
-/// A request would go round until the connections run out.
+/// A request would go in circles until the connections run out.
 fn upstream_is_another(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let upstream = match config.upstream.endpoint() {
         Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => authority.parse().ok()?,
@@ -74,53 +76,53 @@ fn upstream_is_another(config: &Config, settings: &LayeredSettings) -> Option<St
     let own = [&config.listen, &config.admin].into_iter().any(|own| overlap(own, &upstream));
     own.then(|| {
         let upstream = settings.describe("upstream.url");
-        format!("{upstream} is an address of jobcache itself: name the one of your backend")
+        format!("{upstream} is an address of jobcache itself: set it to the address of the API")
     })
 }
 
 fn a_body_fits(config: &Config, settings: &LayeredSettings) -> Option<String> {
-    let (max_body, memory_max) =
-        (settings.describe("max_body"), settings.describe("store.memory_max"));
+    let max_body = settings.describe("max_body");
+    let memory_max = settings.describe("store.memory_max");
     (config.store.url == StoreUrl::Memory && config.max_body > config.store.memory_max)
-        .then(|| format!("{max_body} is larger than {memory_max}: such a body never fits"))
+        .then(|| format!("{max_body} is larger than {memory_max}: such a body never fits; lower the one or raise the other"))
 }
 
 fn key_has_a_certificate(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let alone = config.tls.key.is_some() && config.tls.cert.is_none();
-    alone.then(|| format!("{} needs tls.cert beside it", settings.describe("tls.key")))
+    alone.then(|| format!("{} needs tls.cert too", settings.describe("tls.key")))
 }
 
 fn upstream_key_has_a_certificate(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let pair = &config.upstream.tls.identity;
     (pair.key.is_some() && pair.cert.is_none()).then(|| {
         let key = settings.describe("upstream.tls.key");
-        format!("{key} needs upstream.tls.cert beside it")
+        format!("{key} needs upstream.tls.cert too")
     })
 }
 
-/// What somebody took care to give must not be ignored in silence.
+/// TLS settings must not be ignored silently.
 fn tls_is_spoken_to_the_upstream(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let tls = &config.upstream.tls;
     let given = tls.ca.is_some() || tls.identity.cert.is_some() || tls.server_name.is_some();
     let spoken = matches!(config.upstream.endpoint(), Endpoint::Tls { .. });
     (given && !spoken).then(|| {
         let url = settings.describe("upstream.url");
-        format!("upstream.tls is set, but {url} is not https: begin it with https://, or drop it")
+        format!("upstream.tls is set, but {url} does not use TLS: begin it with https://, or remove upstream.tls")
     })
 }
 
 fn store_key_has_a_certificate(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let pair = &config.store.tls.identity;
     (pair.key.is_some() && pair.cert.is_none())
-        .then(|| format!("{} needs store.tls.cert beside it", settings.describe("store.tls.key")))
+        .then(|| format!("{} needs store.tls.cert too", settings.describe("store.tls.key")))
 }
 
-/// What somebody took care to give must not be ignored in silence: here and below.
+/// TLS settings must not be ignored silently.
 fn tls_is_spoken_to_the_store(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let spoken = config.store.url.is_tls() || config.store.sentinel.tls == Some(true);
     (config.store.tls != ClientTls::default() && !spoken).then(|| {
         let url = settings.describe("store.url");
-        format!("store.tls is set, but {url} speaks no TLS: begin it with rediss://, or drop it")
+        format!("store.tls is set, but {url} does not use TLS: begin it with rediss://, or remove store.tls")
     })
 }
 
@@ -128,10 +130,13 @@ fn the_password_of_the_store_is_given_once(
     config: &Config,
     settings: &LayeredSettings,
 ) -> Option<String> {
-    let (store, url) = (&config.store, settings.describe("store.url"));
+    let store = &config.store;
+    let url = settings.describe("store.url");
     let twice = |login: &StoreLogin| login.password.is_some() && login.password_file.is_some();
     if twice(&store.login) {
-        return Some("store.password and store.password_file are both set: keep one".to_owned());
+        return Some(
+            "store.password and store.password_file are both set: keep one of them".to_owned(),
+        );
     }
     if twice(&store.sentinel.login) {
         let key = "store.sentinel.password";
@@ -146,7 +151,7 @@ fn the_password_of_the_store_is_given_once(
         StoreUrl::Memory => false,
     };
     (in_url && store.login.is_some()).then(|| {
-        format!("{url} says who we are, and so do store.username and store.password: keep one")
+        format!("{url} has a user or password, and store.username or store.password is set too: keep one")
     })
 }
 
@@ -154,7 +159,8 @@ fn sentinels_are_those_of_the_url(config: &Config, settings: &LayeredSettings) -
     let named = matches!(config.store.url, StoreUrl::Sentinel(_));
     (config.store.sentinel != SentinelConfig::default() && !named).then(|| {
         let url = settings.describe("store.url");
-        format!("store.sentinel is set, but {url} names no sentinels: use redis-sentinel://")
+        format!("store.sentinel is set, but {url} names no sentinels: begin it with redis-sentinel://, or remove \
+             store.sentinel")
     })
 }
 

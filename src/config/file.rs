@@ -6,13 +6,13 @@ use toml::{
 };
 
 use super::{
+    RawValue, SettingSpec,
     invalidate_rules::{self, InvalidateRule},
     load::{EffectiveSetting, Origin, read_text},
-    setting_spec::{RawValue, SETTINGS, SettingSpec, setting},
-    suggest,
+    setting, settings, suggest,
 };
 
-/// What a file says.
+/// Everything that a file sets.
 #[derive(Default)]
 pub(super) struct ConfigFile {
     pub(super) settings: Vec<EffectiveSetting>,
@@ -41,17 +41,18 @@ pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> Confi
         // Only the message: the error as a whole quotes the line, which may hold a secret.
         problems.extend(errors.iter().map(|error| {
             let at = error.span().map_or_else(|| path.to_owned(), |span| at(span.start));
-            format!("{at}: is not TOML: {}", error.message())
+            format!("{at}: is not valid TOML: {}", error.message())
         }));
         return ConfigFile::default();
     }
-    let (mut leaves, mut read) = (Vec::new(), Vec::new());
+    let mut leaves = Vec::new();
     flatten("", table.get_ref(), &mut leaves);
     leaves.sort_by_key(|leaf| leaf.offset);
     let mut settings = Vec::new();
+    let mut rules = Vec::new();
     for leaf in leaves {
         if leaf.key == invalidate_rules::KEY {
-            read = invalidate_rules::read(leaf.value, leaf.offset, &at, problems);
+            rules = invalidate_rules::read(leaf.value, leaf.offset, &at, problems);
             continue;
         }
         match leaf.setting(at) {
@@ -59,10 +60,10 @@ pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> Confi
             Err(why) => problems.push(why),
         }
     }
-    ConfigFile { settings, rules: read }
+    ConfigFile { settings, rules }
 }
 
-/// A key that holds a value, or an empty table that nobody knows.
+/// A key with a value, or an unknown empty table.
 struct Leaf<'t> {
     key: String,
     value: &'t DeValue<'t>,
@@ -74,7 +75,7 @@ fn flatten<'t>(table_key: &str, table: &'t DeTable<'t>, leaves: &mut Vec<Leaf<'t
         let dot = if table_key.is_empty() { "" } else { "." };
         let key = format!("{table_key}{dot}{}", name.get_ref());
         match value.get_ref() {
-            value if setting(&key).is_some_and(SettingSpec::takes_pairs) => {
+            value if setting(&key).is_some_and(SettingSpec::is_table) => {
                 leaves.push(Leaf { key, value, offset: name.span().start });
             }
             DeValue::Table(inner)
@@ -88,14 +89,14 @@ fn flatten<'t>(table_key: &str, table: &'t DeTable<'t>, leaves: &mut Vec<Leaf<'t
 }
 
 fn is_table(key: &str) -> bool {
-    SETTINGS.iter().any(|knob| knob.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+    settings().any(|spec| spec.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
 }
 
 impl Leaf<'_> {
     fn setting(self, at: impl Fn(usize) -> String) -> Result<EffectiveSetting, String> {
         let at = at(self.offset);
-        let Some(knob) = setting(&self.key) else {
-            let hint = suggest::of_the_top(&self.key).map(|top| {
+        let Some(spec) = setting(&self.key) else {
+            let hint = suggest::top_level_key(&self.key).map(|top| {
                 format!("; {top} belongs at the top of the file, before the first [table]")
             });
             let near = || suggest::key(&self.key).map(|near| format!("; did you mean {near}?"));
@@ -104,17 +105,17 @@ impl Leaf<'_> {
             return Err(format!("{at}: {} is not a known key{hint}", self.key.escape_debug()));
         };
         let value = match self.value {
-            DeValue::Table(table) if knob.takes_pairs() => pairs(table),
+            DeValue::Table(table) if spec.is_table() => pairs(table),
             other => value(other),
         };
         let value = value.ok_or_else(|| {
             format!("{at}: {} cannot be a date, or a list of lists or tables", self.key)
         })?;
-        Ok(EffectiveSetting { knob, value, origin: Origin::File(at) })
+        Ok(EffectiveSetting { spec, value, origin: Origin::File(at) })
     }
 }
 
-/// What a key holds, if that can be a value.
+/// The value of a key; none for dates and nested lists or tables.
 pub(super) fn value(value: &DeValue<'_>) -> Option<RawValue> {
     match value {
         DeValue::Array(items) => items

@@ -1,30 +1,30 @@
-//! `[[invalidate]]`: tables of the file, which no flag or variable can say.
+//! `[[invalidate]]`: tables of the file that say which further jobs a write changes. No flag or
+//! variable can set them.
 
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::{
+    RawValue,
     file::value,
     parse,
-    setting_spec::{RawValue, quoted},
+    raw_value::quoted,
     suggest,
+    value_bounds::{self, Bounds},
 };
 use crate::proxy::route::rules;
 
 /// The key of the tables.
 pub(super) const KEY: &str = "invalidate";
 
-/// What a rule may have.
-const KEYS: [&str; 6] = ["methods", "path", "request", "response", "all", "max_body"];
+/// A parsed document takes many times the size of its body in memory.
+const BODY_BOUNDS: Bounds<usize> = Bounds { min: 1, max: 1 << 20 };
 
-/// Largest `max_body`: a document takes many times its size in memory.
-const MAX_BODY: usize = 1 << 20;
-
-/// Which further jobs a write changes, where its path does not name them.
+/// Further jobs that a write changes, where its path does not name them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidateRule {
-    /// Methods that it is for; every unsafe one, if there are none.
+    /// Methods of the write; if it is empty, every unsafe one.
     pub methods: Vec<String>,
-    /// Template of the path: `{id}` is the job's, `{any_name}` stands for anything.
+    /// Template of the path: `{id}` is the id of the job, `{any_name}` is any segment.
     pub path: String,
     /// JSON pointers to ids in the request.
     pub request: Vec<String>,
@@ -32,7 +32,7 @@ pub struct InvalidateRule {
     pub response: Vec<String>,
     /// The write changes every job.
     pub all: bool,
-    /// Bytes of a body that are looked at, at most.
+    /// Largest body that is searched, in bytes.
     pub max_body: usize,
 }
 
@@ -49,6 +49,84 @@ impl Default for InvalidateRule {
     }
 }
 
+/// A key of a rule, for reading and for the documents.
+pub(super) struct RuleKey {
+    pub(super) name: &'static str,
+    /// Behaviour without the key; empty = the default of [`InvalidateRule`].
+    pub(super) unset: &'static str,
+    /// TOML value for the documents; empty = the default.
+    pub(super) example: &'static str,
+    pub(super) help: &'static str,
+}
+
+pub(super) static KEYS: [RuleKey; 6] = [
+    RuleKey {
+        name: "path",
+        unset: "required",
+        example: "\"/uploads/{upload}/finish\"",
+        help: "Path of the write, compared as a whole. `{id}` is the id of the job, `{any_name}` is any \
+               segment.",
+    },
+    RuleKey {
+        name: "methods",
+        unset: "every method except GET, HEAD, OPTIONS and TRACE",
+        example: "[\"POST\"]",
+        help: "Methods of the write.",
+    },
+    RuleKey {
+        name: "request",
+        unset: "none",
+        example: "[\"/job_id\", \"/jobs/*/id\"]",
+        help: "Places of ids in the JSON of the request: JSON pointers (RFC 6901), in which `*` is every \
+               element of a list and every member of an object. Strings and whole numbers are ids.",
+    },
+    RuleKey {
+        name: "response",
+        unset: "none",
+        example: "[\"/job/id\"]",
+        help: "Places of ids in the JSON of the API's answer, likewise.",
+    },
+    RuleKey {
+        name: "all",
+        unset: "",
+        example: "",
+        help: "Whether the write changes every job. It takes the place of pointers.",
+    },
+    RuleKey {
+        name: "max_body",
+        unset: "",
+        example: "",
+        help: "Largest body that is searched. `jobcache_rule_misses_total` counts larger ones.",
+    },
+];
+
+/// Introduction for the documents.
+pub(super) const INTRO: &str = "\
+    Further jobs that a write changes, where its path does not name them: one table for each kind of \
+    write, at most 64. Only the file can hold these tables. There are none by default.";
+
+/// Limits of `max_body` for the documents.
+pub(super) fn body_limits() -> String {
+    BODY_BOUNDS.printed(value_bounds::bytes)
+}
+
+/// Keys of a rule with their values and explanations, for the manual page.
+pub fn rule_keys() -> impl Iterator<Item = (String, &'static str)> {
+    KEYS.iter().map(|key| (format!("{} = {}", key.name, example(key)), key.help))
+}
+
+/// The TOML value of `key` for the documents: its example, or else its default.
+pub(super) fn example(key: &RuleKey) -> String {
+    if !key.example.is_empty() {
+        return key.example.to_owned();
+    }
+    let default = InvalidateRule::default();
+    match key.name {
+        "max_body" => quoted(&value_bounds::bytes(default.max_body)),
+        _ => default.all.to_string(),
+    }
+}
+
 /// Reads the value of [`KEY`]. `at` names the line of an offset.
 pub(super) fn read(
     tables: &DeValue<'_>,
@@ -58,25 +136,26 @@ pub(super) fn read(
 ) -> Vec<InvalidateRule> {
     let Some(tables) = tables_of(tables) else {
         let at = at(offset);
-        problems.push(format!("{at}: {KEY} must be tables, each begun by [[{KEY}]]"));
+        problems.push(format!(
+            "{at}: {KEY} must be a list of tables: begin each of them with [[{KEY}]]"
+        ));
         return Vec::new();
     };
-    let mut read = Vec::new();
+    let mut rules = Vec::new();
     for (index, (offset, table)) in tables.into_iter().enumerate() {
         let number = index + 1;
         let mut faults = Vec::new();
         let rule = rule(table, number, &mut faults);
-        // Of a table that cannot be read it is not known what else is wrong.
+        // In a table that cannot be read, further findings would be misleading.
         if faults.is_empty() {
-            faults.extend(
-                rules::Rule::parse(number, &rule).err().map(|bad| (offset, bad.to_string())),
-            );
+            let invalid = rules::Rule::parse(number, &rule).err();
+            faults.extend(invalid.map(|error| (offset, error.to_string())));
         }
         problems
             .extend(faults.into_iter().map(|(offset, fault)| format!("{}: {fault}", at(offset))));
-        read.push(rule);
+        rules.push(rule);
     }
-    read
+    rules
 }
 
 fn tables_of<'t>(value: &'t DeValue<'t>) -> Option<Vec<(usize, &'t DeTable<'t>)>> {
@@ -84,13 +163,13 @@ fn tables_of<'t>(value: &'t DeValue<'t>) -> Option<Vec<(usize, &'t DeTable<'t>)>
     items.iter().map(|item| Some((item.span().start, item.get_ref().as_table()?))).collect()
 }
 
-/// One table; faults come with the offset of their key.
+/// Reads one table; each fault has the offset of its key.
 fn rule(table: &DeTable<'_>, number: usize, faults: &mut Vec<(usize, String)>) -> InvalidateRule {
     let mut rule = InvalidateRule::default();
     for (name, given) in table {
         let key: &str = name.get_ref();
         let fault = match value(given.get_ref()) {
-            _ if !KEYS.contains(&key) => Err(unknown(key)),
+            _ if !KEYS.iter().any(|known| known.name == key) => Err(unknown(key)),
             Some(value) => {
                 set(&mut rule, key, &value).map_err(|why| format!("{key} = {value}: {why}"))
             }
@@ -104,7 +183,7 @@ fn rule(table: &DeTable<'_>, number: usize, faults: &mut Vec<(usize, String)>) -
 }
 
 fn unknown(key: &str) -> String {
-    let names = KEYS.into_iter().map(|name| (name.to_owned(), name));
+    let names = KEYS.iter().map(|key| (key.name.to_owned(), key.name));
     let hint = suggest::nearest(key, names).map(|near| format!("; did you mean {near}?"));
     format!("{} is not a known key{}", key.escape_debug(), hint.unwrap_or_default())
 }
@@ -116,7 +195,7 @@ fn set(rule: &mut InvalidateRule, key: &str, value: &RawValue) -> Result<(), Str
         ("response", RawValue::Many(items)) => rule.response.clone_from(items),
         ("path", RawValue::One(text)) => rule.path.clone_from(text),
         ("all", RawValue::One(text)) => rule.all = parse::switch(text)?,
-        ("max_body", RawValue::One(text)) => rule.max_body = parse::size(text, 1..=MAX_BODY)?,
+        ("max_body", RawValue::One(text)) => rule.max_body = parse::size(text, &BODY_BOUNDS)?,
         (_, RawValue::One(_)) => return Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
         (_, RawValue::Many(_)) => return Err("must be one value, not a list".to_owned()),
         (_, RawValue::Pairs(_)) => return Err("must be a value, not a table".to_owned()),
@@ -125,7 +204,7 @@ fn set(rule: &mut InvalidateRule, key: &str, value: &RawValue) -> Result<(), Str
 }
 
 impl InvalidateRule {
-    /// The rule as a table of a file, without what is left at its default.
+    /// The rule as a table of a file, without the keys that have their default.
     pub(super) fn to_toml(&self) -> String {
         format!("\n[[{KEY}]]\n{}\n", self.assignments().join("\n"))
     }

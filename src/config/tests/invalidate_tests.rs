@@ -1,4 +1,4 @@
-//! `[[invalidate]]` as a user writes it.
+//! Tables of `[[invalidate]]` as a user writes them.
 
 use super::*;
 
@@ -73,7 +73,9 @@ fn a_bad_rule_is_refused_with_its_line_and_number() {
     for wrong in ["invalidate = 7", "[invalidate]\npath = '/a/{id}'", "invalidate = ['/a']"] {
         let error = load(&[], &[], wrong).map(|loaded| loaded.config).unwrap_err();
         assert!(
-            error.contains("invalidate must be tables, each begun by [[invalidate]]"),
+            error.contains(
+                "invalidate must be a list of tables: begin each of them with [[invalidate]]"
+            ),
             "{error}"
         );
     }
@@ -97,9 +99,8 @@ fn the_example_of_the_reference_file_can_be_used_and_names_the_defaults() {
 }
 
 #[test]
-fn the_examples_of_the_readme_can_be_used() {
-    let readme = include_str!("../../../README.md");
-    let start = readme.find("```toml\n[[invalidate]]").unwrap() + "```toml\n".len();
-    let (example, _) = readme[start..].split_once("```").unwrap();
+fn the_examples_of_the_page_can_be_used() {
+    let start = PAGE.find("```toml\n[[invalidate]]").unwrap() + "```toml\n".len();
+    let (example, _) = PAGE[start..].split_once("```").unwrap();
     assert_eq!(load(&[], &[], example).unwrap().config.invalidate.len(), 3);
 }
