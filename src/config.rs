@@ -45,7 +45,7 @@ mod warm_config;
 
 use std::time::Duration;
 
-pub use address::Address;
+pub use address::ListenAddress;
 pub use changes::{OverriddenChange, SettingChange};
 pub use credentials_config::{CredentialMode, CredentialsConfig};
 pub use invalidate_rules::{InvalidateRule, rule_keys};
@@ -75,9 +75,9 @@ use crate::pointer::Pointer;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Address for clients.
-    pub listen: Address,
+    pub listen: ListenAddress,
     /// Address for operators and the purge webhook.
-    pub admin: Address,
+    pub admin: ListenAddress,
     /// File permissions of the listening unix sockets.
     pub unix_mode: u32,
     /// Certificate for clients; without one `listen` speaks plain HTTP.

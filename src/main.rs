@@ -15,7 +15,7 @@ use std::{
 use cli::{CheckVerdict, Task, check, docs, healthcheck};
 use jobcache::{
     Listeners, RunError,
-    config::{Address, Config, Flags, InvalidConfig, LoadedConfig, LogFormat},
+    config::{Config, Flags, InvalidConfig, ListenAddress, LoadedConfig, LogFormat},
     demo::{self, DemoError},
     reload::{self, Outcome, Reloader},
     server::listen::{self, Listener, Reuse},
@@ -60,7 +60,7 @@ enum Failure {
     #[error("cannot use the sockets of the service manager: {0}")]
     Sockets(#[from] BadSockets),
     #[error("cannot listen on {address}: {source}\n{}", remedy(source, address, flag))]
-    Bind { address: Address, flag: &'static str, source: io::Error },
+    Bind { address: ListenAddress, flag: &'static str, source: io::Error },
     #[error("cannot start: {0}")]
     Start(#[from] io::Error),
     #[error("cannot serve: {0}")]
@@ -86,8 +86,8 @@ impl Failure {
     }
 }
 
-fn remedy(error: &io::Error, address: &Address, flag: &str) -> String {
-    if let Address::Unix(_) = address {
+fn remedy(error: &io::Error, address: &ListenAddress, flag: &str) -> String {
+    if let ListenAddress::Unix(_) = address {
         return match error.kind() {
             io::ErrorKind::AddrInUse => {
                 format!(
@@ -193,7 +193,7 @@ fn demonstrate(args: demo::Args) -> Result<(), Failure> {
 }
 
 fn bind(
-    address: &Address,
+    address: &ListenAddress,
     reuse: Reuse,
     unix_mode: u32,
     flag: &'static str,

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use jobcache::config::Address;
+use jobcache::config::ListenAddress;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -19,11 +19,11 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const STATUS_LEN: usize = 12;
 
 /// Sends `GET /livez` to the admin address; the error is the sentence to print.
-pub(crate) async fn run(admin: &Address) -> Result<(), String> {
+pub(crate) async fn run(admin: &ListenAddress) -> Result<(), String> {
     let admin = dial_address(admin);
     let page = match &admin {
-        Address::Tcp(admin) => format!("http://{admin}/livez"),
-        Address::Unix(_) => format!("/livez at {admin}"),
+        ListenAddress::Tcp(admin) => format!("http://{admin}/livez"),
+        ListenAddress::Unix(_) => format!("/livez at {admin}"),
     };
     match timeout(TIMEOUT, livez(&admin)).await {
         Ok(Ok(status)) if status == "200" => Ok(()),
@@ -33,10 +33,12 @@ pub(crate) async fn run(admin: &Address) -> Result<(), String> {
     }
 }
 
-async fn livez(admin: &Address) -> io::Result<String> {
+async fn livez(admin: &ListenAddress) -> io::Result<String> {
     match admin {
-        Address::Tcp(admin) => ask(TcpStream::connect(admin).await?, &admin.to_string()).await,
-        Address::Unix(path) => ask(UnixStream::connect(path).await?, "localhost").await,
+        ListenAddress::Tcp(admin) => {
+            ask(TcpStream::connect(admin).await?, &admin.to_string()).await
+        }
+        ListenAddress::Unix(path) => ask(UnixStream::connect(path).await?, "localhost").await,
     }
 }
 
@@ -51,8 +53,8 @@ async fn ask(mut io: impl AsyncRead + AsyncWrite + Unpin, host: &str) -> io::Res
 }
 
 /// Replaces a wildcard address by loopback.
-fn dial_address(admin: &Address) -> Address {
-    let Address::Tcp(admin) = admin else { return admin.clone() };
+fn dial_address(admin: &ListenAddress) -> ListenAddress {
+    let ListenAddress::Tcp(admin) = admin else { return admin.clone() };
     let ip = match admin.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -83,7 +85,7 @@ mod tests {
     async fn answered(reply: &'static str) -> Result<(), String> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let admin = listener.local_addr().unwrap();
-        let address = Address::from(admin);
+        let address = ListenAddress::from(admin);
         let server = async {
             let (mut io, _) = listener.accept().await.unwrap();
             let mut request = [0; 64];

@@ -13,7 +13,7 @@ const MAX_PATH: usize = 96;
 
 /// An IP address and port, or the path of a unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
+pub enum ListenAddress {
     /// TCP.
     Tcp(SocketAddr),
     /// A unix socket.
@@ -24,7 +24,7 @@ pub enum Address {
 ///
 /// `localhost` is the only name accepted: RFC 6761 6.3 fixes it to loopback. Any other name needs a
 /// resolver, and its answer may change after the bind.
-impl FromStr for Address {
+impl FromStr for ListenAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -42,7 +42,7 @@ impl FromStr for Address {
     }
 }
 
-impl Address {
+impl ListenAddress {
     /// The address of a TCP listener.
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
@@ -76,13 +76,13 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(path))
 }
 
-impl From<SocketAddr> for Address {
+impl From<SocketAddr> for ListenAddress {
     fn from(address: SocketAddr) -> Self {
         Self::Tcp(address)
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    Address, ClientTls, Config, Endpoint, SentinelConfig, StoreLogin, StoreUrl,
+    ClientTls, Config, Endpoint, ListenAddress, SentinelConfig, StoreLogin, StoreUrl,
     load::LayeredSettings, parse,
 };
 
@@ -71,7 +71,7 @@ fn parameters_differ(config: &Config, settings: &LayeredSettings) -> Option<Stri
 fn upstream_is_another(config: &Config, settings: &LayeredSettings) -> Option<String> {
     let upstream = match config.upstream.endpoint() {
         Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => authority.parse().ok()?,
-        Endpoint::Unix(path) => Address::Unix(path),
+        Endpoint::Unix(path) => ListenAddress::Unix(path),
     };
     let own = [&config.listen, &config.admin].into_iter().any(|own| overlap(own, &upstream));
     own.then(|| {
@@ -165,10 +165,10 @@ fn sentinels_are_those_of_the_url(config: &Config, settings: &LayeredSettings) -
 }
 
 /// Whether a connection to `b` on this machine would end at `a`.
-fn overlap(a: &Address, b: &Address) -> bool {
+fn overlap(a: &ListenAddress, b: &ListenAddress) -> bool {
     match (a, b) {
-        (Address::Tcp(a), Address::Tcp(b)) => overlap_tcp(*a, *b),
-        (Address::Unix(a), Address::Unix(b)) => a == b,
+        (ListenAddress::Tcp(a), ListenAddress::Tcp(b)) => overlap_tcp(*a, *b),
+        (ListenAddress::Unix(a), ListenAddress::Unix(b)) => a == b,
         _ => false,
     }
 }

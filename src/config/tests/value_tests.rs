@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::{Address, CacheMode, Config, Endpoint, LogFormat, setting};
+use super::super::{CacheMode, Config, Endpoint, ListenAddress, LogFormat, setting};
 use crate::pointer::Pointer;
 
 /// Expects the value to be refused with `why`, the part of the message between origin and default.
@@ -35,7 +35,7 @@ fn an_address_is_an_ip_and_a_port() {
 #[test]
 fn an_address_may_be_the_path_of_a_socket() {
     for text in ["unix:/run/a.sock", "unix:///run/a.sock"] {
-        assert_eq!(good("admin", text).admin, Address::Unix("/run/a.sock".into()));
+        assert_eq!(good("admin", text).admin, ListenAddress::Unix("/run/a.sock".into()));
     }
     let absolute = "the path of a socket must be absolute: unix:/path/to/socket";
     for text in ["unix:", "unix:a.sock", "unix:/", "unix:/run/", "unix://"] {
