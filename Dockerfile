@@ -23,8 +23,6 @@ RUN sed -i '/^\[\[/,/^$/d' Cargo.toml \
 # The label `commit` of `jobcache_build_info`: `docker build --build-arg COMMIT="$(git rev-parse HEAD)" .`
 ARG COMMIT=
 COPY src src
-# The manual page is made from the comments of this file.
-COPY config/jobcache.toml config/jobcache.toml
 # Cargo compares modification times, and those of a checkout may be older than the layer above.
 RUN touch src/main.rs src/lib.rs \
     && JOBCACHE_COMMIT="$COMMIT" cargo build --release --locked --bin jobcache

@@ -4,7 +4,7 @@
 //! trip to Redis. The benchmark `peers` measures everything together.
 #![allow(missing_docs, reason = "criterion's macros write public functions")]
 #![allow(clippy::expect_used, reason = "criterion's functions cannot fail otherwise")]
-#![allow(clippy::print_stdout, reason = "the benchmark prints sizes of compressed bodies")]
+#![allow(clippy::print_stdout, reason = "the benchmark fingerprinter sizes of compressed bodies")]
 
 use std::{
     hint::black_box,
@@ -20,7 +20,7 @@ use hyper::{
     http::request::Parts,
 };
 use jobcache::{
-    cache::{Cache, Lookup, audience::Prints, entry::Entry},
+    cache::{Cache, Lookup, audience::Fingerprinter, entry::Entry},
     config::{Config, StoreUrl},
     metrics::Metrics,
     proxy::route::{Route, Routes},
@@ -48,9 +48,10 @@ fn head(criterion: &mut Criterion) {
         bench.iter(|| routes.classify(black_box(&request)));
     });
     let (head, ()) = request.into_parts();
-    let (prints, key) = (Prints::new(&config.credentials), CredentialKey::new([7; 32]));
+    let (fingerprinter, key) =
+        (Fingerprinter::new(&config.credentials), CredentialKey::new([7; 32]));
     criterion.bench_function("fingerprint pair", |bench| {
-        bench.iter(|| prints.pair(&key, &head.uri, black_box(&head.headers)));
+        bench.iter(|| fingerprinter.caller(&key, &head.uri, black_box(&head.headers)));
     });
 }
 
@@ -81,10 +82,10 @@ fn compression(criterion: &mut Criterion) {
         let body = job_with_steps(size);
         let plain = runtime.block_on(Stage::of(&config(), body.clone())).seen;
         let entry = Entry::decode(&plain).and_then(Result::ok).expect("a valid stored entry");
-        let small = entry.compressed().expect("JSON compresses well");
+        let small = entry.compress().expect("JSON compresses well");
         println!("{} bytes are stored as {}", body.len(), small.len());
         group.bench_with_input(BenchmarkId::new("compress", size), &entry, |bench, entry| {
-            bench.iter(|| black_box(entry).compressed());
+            bench.iter(|| black_box(entry).compress());
         });
         let mut config = config();
         config.store.compress_above = Some(1024);
@@ -173,7 +174,7 @@ impl Stage {
             unreachable!("a poll is a read")
         };
         let Parts { method, uri, headers, .. } = &self.head;
-        let ask = self.cache.ask(&id, method, uri, headers);
+        let ask = self.cache.lookup_request(&id, method, uri, headers);
         let Lookup::Hit(entry) = self.cache.lookup(&ask, &mut self.cache.budget()).await else {
             unreachable!("the TTL outlasts the benchmark")
         };
@@ -185,14 +186,14 @@ impl Stage {
 /// Stores a response to the polling request, as a miss does.
 async fn fill(cache: &Cache, head: &Parts, body: Bytes) {
     let Route::Read(id) = routes().classify(&poll()) else { unreachable!("a poll is a read") };
-    let ask = cache.ask(&id, &head.method, &head.uri, &head.headers);
+    let ask = cache.lookup_request(&id, &head.method, &head.uri, &head.headers);
     let Lookup::Lead(lead) = cache.lookup(&ask, &mut cache.budget()).await else {
         unreachable!("there is no other client")
     };
     let response = Response::builder().header(CONTENT_TYPE, "application/json").body(());
     let (response, ()) = response.expect("a valid response").into_parts();
-    let freshness = cache.storable(&response).expect("a plain 200 may be stored");
-    let landed = cache.land(*lead, &response, body, freshness);
+    let freshness = cache.freshness(&response).expect("a plain 200 may be stored");
+    let landed = cache.publish(*lead, &response, body, freshness);
     assert_eq!(cache.fill(landed).await, Some(Fill::Stored));
 }
 

@@ -76,7 +76,7 @@ pub struct Admin {
     log_filter: LogFilterPage,
     status_config: StatusConfig,
     /// Limits that a request under `/explain` is checked against.
-    limits: config::Server,
+    limits: config::ServerConfig,
     state: AdminState,
     status_page: StatusPage,
 }

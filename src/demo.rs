@@ -40,7 +40,7 @@ use self::{
 };
 use crate::{
     Listeners, RunError,
-    config::{Config, Flags, Invalid, StoreUrl, Value},
+    config::{Config, Flags, InvalidConfig, RawValue, StoreUrl},
     server::Server,
 };
 
@@ -91,7 +91,7 @@ pub enum DemoError {
     },
     /// The settings are not valid.
     #[error(transparent)]
-    Config(#[from] Invalid),
+    Config(#[from] InvalidConfig),
     /// The sidecar failed.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -208,8 +208,8 @@ fn configure(
     proxy: &BoundSocket,
     admin: &BoundSocket,
     api: &BoundSocket,
-) -> Result<Config, Invalid> {
-    let flag = |name, value: String| (name, Value::One(value));
+) -> Result<Config, InvalidConfig> {
+    let flag = |name, value: String| (name, RawValue::One(value));
     let values = vec![
         flag("listen", proxy.address.to_string()),
         flag("admin", admin.address.to_string()),

@@ -87,7 +87,7 @@ use tracing::info;
 use crate::{
     admin::{Admin, AdminState},
     cache::Cache,
-    config::{Config, Loaded},
+    config::{Config, LoadedConfig},
     limits::Quota,
     metrics::{Limit, Metrics, recent},
     proxy::{Proxy, route::Routes},
@@ -148,7 +148,7 @@ pub async fn run(
 ///
 /// `shutdown` is not polled before clients are served.
 pub async fn run_reloading(
-    loaded: Loaded,
+    loaded: LoadedConfig,
     listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send,
     mut reloads: Reloads,

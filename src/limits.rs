@@ -67,7 +67,7 @@ impl Quota {
 }
 
 impl Permit {
-    /// Takes `increment` and returns true if it fits. Otherwise the permit stays as it is, and the
+    /// Takes `more` and returns true if it fits. Otherwise the permit stays as it is, and the
     /// refusal is counted.
     pub fn grow(&self, more: usize) -> bool {
         let fits = self.quota.used.inc_by(signed(more)).saturating_add(signed(more))
@@ -81,7 +81,7 @@ impl Permit {
         fits
     }
 
-    /// Takes `increment`, even past the limit: memory that is already in use is better counted than not.
+    /// Takes `more`, even past the limit: memory that is already in use is better counted than not.
     pub fn force_grow(&self, more: usize) {
         self.quota.used.inc_by(signed(more));
         self.amount.fetch_add(more, Ordering::Relaxed);

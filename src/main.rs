@@ -1,4 +1,5 @@
-//! The `jobcache` command: parse, load, telemetry, runtime, bind, run, exit code.
+//! The `jobcache` command: parses the command line, loads the configuration, starts telemetry and the
+//! runtime, binds, runs, and returns the exit code.
 
 mod cli;
 mod open_files;
@@ -11,10 +12,10 @@ use std::{
     time::Duration,
 };
 
-use cli::{Task, Verdict, check, docs, healthcheck};
+use cli::{CheckVerdict, Task, check, docs, healthcheck};
 use jobcache::{
     Listeners, RunError,
-    config::{Address, Config, Flags, Invalid, Loaded, LogFormat},
+    config::{Config, Flags, InvalidConfig, ListenAddress, LoadedConfig, LogFormat},
     demo::{self, DemoError},
     reload::{self, ReloadOutcome, Reloader},
     server::listen::{self, Listener, Reuse},
@@ -28,14 +29,14 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-/// `EX_CONFIG` of sysexits.h, so that an orchestrator can tell it from a crash. Wrong usage is 2.
+/// `EX_CONFIG` of sysexits.h, so that an orchestrator can distinguish it from a crash. Wrong usage is 2.
 const BAD_CONFIG: u8 = 78;
-/// What a shell reports for a process that SIGINT ended.
+/// Exit code that a shell reports for a process that SIGINT ended.
 const INTERRUPTED: i32 = 130;
-/// A second SIGINT so soon after the first is the same one: `timeout -s INT` sends it to the process and
-/// to its group.
+/// A second SIGINT this soon after the first counts as the same one: `timeout -s INT` sends it to the
+/// process and to its group.
 const ECHO: Duration = Duration::from_millis(100);
-/// What `jobcache demo` logs.
+/// Log filter of `jobcache demo`.
 const DEMO_LOG: &str = "warn";
 
 fn main() -> ExitCode {
@@ -46,19 +47,20 @@ fn main() -> ExitCode {
         Task::Demo(args) => demonstrate(args),
         Task::Completions(shell) => docs::completions(shell).map_err(Failure::from),
         Task::Manual(command) => docs::manual(command.as_deref()).map_err(Failure::from),
+        Task::Document(document) => docs::document(document).map_err(Failure::from),
     };
     outcome.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
 }
 
-/// Why the process ends with an error.
+/// Error that ends the process.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("{0}\n`jobcache man` explains every setting")]
-    Config(#[from] Invalid),
-    #[error("cannot take the sockets of the service manager: {0}")]
+    #[error("{0}\n`jobcache man | man -l -` explains every setting")]
+    Config(#[from] InvalidConfig),
+    #[error("cannot use the sockets of the service manager: {0}")]
     Sockets(#[from] InheritedSocketsError),
-    #[error("cannot listen on {address}: {source}\n{}", mend(source, address, flag))]
-    Bind { address: Address, flag: &'static str, source: io::Error },
+    #[error("cannot listen on {address}: {source}\n{}", remedy(source, address, flag))]
+    Bind { address: ListenAddress, flag: &'static str, source: io::Error },
     #[error("cannot start: {0}")]
     Start(#[from] io::Error),
     #[error("cannot serve: {0}")]
@@ -70,8 +72,7 @@ enum Failure {
 }
 
 impl Failure {
-    /// Prints the failure. It goes straight to standard error: with `log = "off"`, too, and also
-    /// before there is a log.
+    /// Prints the failure to standard error, not to the log: the log may be off, or not started yet.
     fn report(&self) -> ExitCode {
         eprintln!("jobcache: {self}");
         let config = matches!(
@@ -85,8 +86,8 @@ impl Failure {
     }
 }
 
-fn mend(error: &io::Error, address: &Address, flag: &str) -> String {
-    if let Address::Unix(_) = address {
+fn remedy(error: &io::Error, address: &ListenAddress, flag: &str) -> String {
+    if let ListenAddress::Unix(_) = address {
         return match error.kind() {
             io::ErrorKind::AddrInUse => {
                 format!(
@@ -94,31 +95,36 @@ fn mend(error: &io::Error, address: &Address, flag: &str) -> String {
                 )
             }
             io::ErrorKind::AlreadyExists => {
-                format!("there is something that is no socket: choose another path with {flag}")
+                format!("the path exists and is not a socket: choose another path with {flag}")
             }
-            _ => format!("the directory must exist, and let us write: choose another with {flag}"),
+            _ => {
+                format!("its directory must exist and be writable: choose another path with {flag}")
+            }
         };
     }
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            format!("another process has this port: stop it, or choose another one with {flag}")
+            format!("another process uses this port: stop it, or choose another port with {flag}")
         }
         io::ErrorKind::PermissionDenied => {
-            format!("ports below 1024 need privileges: choose a higher one with {flag}")
+            format!("ports below 1024 need privileges: choose a higher port with {flag}")
         }
         io::ErrorKind::AddrNotAvailable => {
-            format!("this machine has no such address: choose another one with {flag}")
+            format!("this machine does not have this address: choose another one with {flag}")
         }
         _ => format!("choose another address with {flag}"),
     }
 }
 
-fn load(flags: Flags) -> Result<Loaded, Invalid> {
+fn load(flags: Flags) -> Result<LoadedConfig, InvalidConfig> {
     load_over(&[], flags)
 }
 
-fn load_over(sockets: &[(&'static str, SocketAddr)], flags: Flags) -> Result<Loaded, Invalid> {
-    // Lossy, so that a value that is not UTF-8 fails the check of its knob instead of vanishing.
+fn load_over(
+    sockets: &[(&'static str, SocketAddr)],
+    flags: Flags,
+) -> Result<LoadedConfig, InvalidConfig> {
+    // Lossy, so that a value that is not UTF-8 fails the check of its setting instead of being ignored.
     let env = env::vars_os()
         .map(|(name, text)| (name.to_string_lossy().into(), text.to_string_lossy().into()));
     Config::load_over(sockets, flags, env)
@@ -163,23 +169,25 @@ fn serve(flags: Flags) -> Result<(), Failure> {
     })
 }
 
-/// Reloads at each SIGHUP; those that come meanwhile count as one.
+/// Reloads at each SIGHUP; signals that arrive during a reload count as one.
 async fn reload_on(mut hangup: Signal, reloader: Reloader) {
     while hangup.recv().await.is_some() && !reloader.is_gone() {
         systemd::reloading();
         let Some(outcome) = reloader.reload().await else { return };
         systemd::ready(match outcome {
-            ReloadOutcome::Applied => "serving by the configuration as it was reloaded",
+            ReloadOutcome::Applied => "serving with the reloaded configuration",
             ReloadOutcome::Unchanged => "serving; the configuration has not changed",
             ReloadOutcome::Refused => {
-                "serving by the old configuration; the new one needs a restart"
+                "serving with the old configuration; the new one needs a restart"
             }
-            ReloadOutcome::Invalid => "serving by the old configuration; the new one has mistakes",
+            ReloadOutcome::Invalid => {
+                "serving with the old configuration; the new one has mistakes"
+            }
         });
     }
 }
 
-/// Its figures are what there is to read, so the log is left with warnings.
+/// Runs the demo. It prints its own figures, so only warnings are logged.
 fn demonstrate(args: demo::Args) -> Result<(), Failure> {
     telemetry::init(DEMO_LOG, LogFormat::Human, None).map_err(io::Error::other)?;
     runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
@@ -189,7 +197,7 @@ fn demonstrate(args: demo::Args) -> Result<(), Failure> {
 }
 
 fn bind(
-    address: &Address,
+    address: &ListenAddress,
     reuse: Reuse,
     unix_mode: u32,
     flag: &'static str,
@@ -198,13 +206,13 @@ fn bind(
     listen::bind(address, reuse, unix_mode).map_err(failed)
 }
 
-/// Goes on listening on a socket that the service manager has bound.
+/// Listens on a socket that the service manager has bound.
 fn adopt(passed: std::net::TcpListener) -> io::Result<Listener> {
     passed.set_nonblocking(true)?;
     tokio::net::TcpListener::from_std(passed).map(Listener::Tcp)
 }
 
-/// The two ways to ask for an end: orchestrators send SIGTERM, terminals SIGINT.
+/// Signals that ask for a shutdown: orchestrators send SIGTERM, terminals SIGINT.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -225,11 +233,11 @@ impl Signals {
         }
     }
 
-    /// Waits for the first signal. From then on a second one ends the process at once.
+    /// Waits for the first signal. After that, a second one ends the process at once.
     async fn shutdown(mut self) {
         let first = self.next().await;
         let began = Instant::now();
-        info!("shutting down; a second signal ends it at once");
+        info!("shutting down; a second signal ends the process at once");
         tokio::spawn(async move {
             while is_echo(first, self.next().await, began.elapsed()) {}
             warn!("ended by a second signal");
@@ -238,17 +246,17 @@ impl Signals {
     }
 }
 
-/// Whether a signal is the first one once more.
+/// Whether a signal repeats the first one.
 fn is_echo(first: SignalKind, next: SignalKind, after: Duration) -> bool {
     first == SignalKind::interrupt() && next == first && after < ECHO
 }
 
-fn check(flags: Flags, verdict: Verdict) -> Result<(), Failure> {
+fn check(flags: Flags, verdict: CheckVerdict) -> Result<(), Failure> {
     let loaded = load(flags)?;
     single_threaded()?.block_on(check::run(&loaded, verdict))
 }
 
-/// Docker knows 0 and 1, so a bad configuration is 1 here as well.
+/// Docker only defines 0 and 1, so an invalid configuration is 1 here too.
 fn healthcheck(flags: Flags) -> ExitCode {
     let health = load(flags).map_err(|error| error.to_string()).and_then(|loaded| {
         let runtime = single_threaded().map_err(|error| error.to_string())?;
@@ -263,8 +271,7 @@ fn healthcheck(flags: Flags) -> ExitCode {
     )
 }
 
-/// A sidecar leaves half of the machine to those it is there for, unless it is told how many threads to
-/// have.
+/// Starts the runtime. A sidecar by default leaves half of the CPUs to the processes that it serves.
 fn serving(workers: usize) -> io::Result<Runtime> {
     let half = || thread::available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1));
     let workers = if workers == 0 { half() } else { workers };
@@ -284,7 +291,7 @@ mod tests {
         let (int, term) = (SignalKind::interrupt(), SignalKind::terminate());
         let soon = Duration::from_millis(1);
         assert!(is_echo(int, int, soon));
-        assert!(!is_echo(int, int, ECHO), "somebody has lost patience");
+        assert!(!is_echo(int, int, ECHO), "a person wants to end the process now");
         assert!(!is_echo(int, term, soon) && !is_echo(term, int, soon));
         assert!(!is_echo(term, term, soon));
     }

@@ -66,7 +66,7 @@ use self::{
 };
 use crate::{
     cache::{Cache, WriteOutcome, policy::Bypass},
-    config::{self, Config, Mode, Share},
+    config::{self, CacheMode, Config, SampleRate},
     events::HitSample,
     informational::Informational,
     limits::Quota,
@@ -92,9 +92,9 @@ pub struct Proxy {
     /// Writes and flights, which outlive the client that began them, and upgraded connections.
     tasks: TaskTracker,
     inspector: Arc<BodyInspector>,
-    mode: Mode,
+    mode: CacheMode,
     /// The share of hits that is compared with the upstream.
-    verify: Share,
+    verify: SampleRate,
     /// Limits the comparisons that run in the background, those of shadow mode included.
     comparisons: Arc<Quota>,
     /// Cancelled when the drain begins: a drain does not wait for comparisons.
@@ -104,7 +104,7 @@ pub struct Proxy {
     traced: bool,
     /// Limits the requests that are being answered.
     requests: Arc<Quota>,
-    limits: config::Server,
+    limits: config::ServerConfig,
     metrics: Arc<Metrics>,
 }
 
@@ -250,7 +250,7 @@ impl Proxy {
                 self.cache.record_pass(id.as_str(), Bypass::Credentials);
                 Box::pin(self.pass(request, client, informational, Bypass::Credentials)).await
             }
-            Route::Read(_) if self.mode == Mode::Off => {
+            Route::Read(_) if self.mode == CacheMode::Off => {
                 Box::pin(self.pass(request, client, informational, Bypass::Off)).await
             }
             Route::Read(id) => {

@@ -47,7 +47,7 @@ use crate::{
     RunError,
     admin::Admin,
     cache::{Cache, WriteOutcome},
-    config::{Applies, Change, Config, Invalid, Loaded, Overruled},
+    config::{Config, InvalidConfig, LoadedConfig, OverriddenChange, ReloadClass, SettingChange},
     informational::Informational,
     metrics::{Metrics, OutcomeLabels},
     proxy::{Proxy, body::Body, repeat_hit::RepeatHit, route::Routes},
@@ -116,12 +116,12 @@ pub struct Reloads {
     export: Option<SpanExport>,
 }
 
-type ReadConfig = Box<dyn Fn() -> Result<Loaded, Invalid> + Send + Sync>;
+type ReadConfig = Box<dyn Fn() -> Result<LoadedConfig, InvalidConfig> + Send + Sync>;
 
 /// Creates a connected pair. `read` loads the configuration as it is now, and `telemetry` is the
 /// log filter and the span export that reloads apply to.
 pub fn channel(
-    read: impl Fn() -> Result<Loaded, Invalid> + Send + Sync + 'static,
+    read: impl Fn() -> Result<LoadedConfig, InvalidConfig> + Send + Sync + 'static,
     telemetry: Telemetry,
 ) -> (Reloader, Reloads) {
     let (sender, asked) = mpsc::channel(MAX_WAITING_RELOADS);
@@ -132,7 +132,7 @@ pub fn channel(
 impl Reloads {
     /// For a sidecar that keeps its first configuration.
     pub fn never() -> Self {
-        let no_config = || Err(Invalid { problems: Vec::new(), warnings: Vec::new() });
+        let no_config = || Err(InvalidConfig { problems: Vec::new(), warnings: Vec::new() });
         channel(no_config, Telemetry::default()).1
     }
 
@@ -149,7 +149,7 @@ impl Reloads {
     /// Reloads on each request, until it is dropped.
     pub(crate) async fn serve(
         mut self,
-        mut running: Loaded,
+        mut running: LoadedConfig,
         live: &Current,
         metrics: &Metrics,
     ) -> Infallible {
@@ -166,7 +166,7 @@ impl Reloads {
         future::pending().await
     }
 
-    async fn reload(&self, running: &mut Loaded, live: &Current) -> ReloadOutcome {
+    async fn reload(&self, running: &mut LoadedConfig, live: &Current) -> ReloadOutcome {
         // Blocking reads are fine, as at startup: the files are small, and this task serves no
         // request.
         let new = match (self.read)() {
@@ -176,7 +176,7 @@ impl Reloads {
         for warning in &new.warnings {
             warn!(warning, "configuration warning");
         }
-        for Overruled { key, file, by } in new.overruled(running) {
+        for OverriddenChange { key, file, by } in new.overridden_changes(running) {
             warn!(key, %file, %by, "the file has changed, but a flag or variable overrides it");
         }
         let changes = running.changes(&new);
@@ -186,14 +186,14 @@ impl Reloads {
             *running = new;
             return ReloadOutcome::Unchanged;
         }
-        if changes.iter().any(|change| change.applies == Applies::AtStart) {
+        if changes.iter().any(|change| change.applies == ReloadClass::AtStart) {
             return refuse_restart(&changes, &running.config);
         }
         if let Err(error) = live.apply(&changes, &new.config).await {
             error!(%error, "the new configuration cannot be used; nothing has changed");
             return ReloadOutcome::Invalid;
         }
-        for Change { key, old, new, .. } in &changes {
+        for SettingChange { key, old, new, .. } in &changes {
             info!(key, %old, %new, "a setting has changed");
         }
         // Set after these messages, because a stricter filter would hide them.
@@ -222,7 +222,7 @@ fn labels(outcome: ReloadOutcome) -> OutcomeLabels {
 }
 
 /// Logs all mistakes in one event, on one line.
-fn refuse_invalid(invalid: &Invalid) -> ReloadOutcome {
+fn refuse_invalid(invalid: &InvalidConfig) -> ReloadOutcome {
     let mistakes = invalid.problems.len();
     let problems = invalid.problems.join("; ");
     let warnings = (!invalid.warnings.is_empty()).then(|| invalid.warnings.join("; "));
@@ -230,18 +230,18 @@ fn refuse_invalid(invalid: &Invalid) -> ReloadOutcome {
     ReloadOutcome::Invalid
 }
 
-fn refuse_restart(changes: &[Change], running: &Config) -> ReloadOutcome {
+fn refuse_restart(changes: &[SettingChange], running: &Config) -> ReloadOutcome {
     let mend = if running.server.reuse_port {
         "put the old value back, restart, or start a second jobcache and then stop this one"
     } else {
         "put the old value back, or restart (a second one can take over with server.reuse_port)"
     };
-    for Change { key, old, new, applies } in changes {
+    for SettingChange { key, old, new, applies } in changes {
         match applies {
-            Applies::AtStart => {
+            ReloadClass::AtStart => {
                 error!(key, %old, %new, mend, "a setting cannot change while jobcache runs");
             }
-            Applies::OnReload => {
+            ReloadClass::OnReload => {
                 warn!(key, %old, %new, "a setting has not changed, because another one cannot");
             }
         }
@@ -300,7 +300,7 @@ impl Current {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).cache)
     }
 
-    async fn apply(&self, changes: &[Change], config: &Config) -> Result<(), RunError> {
+    async fn apply(&self, changes: &[SettingChange], config: &Config) -> Result<(), RunError> {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         let judging = changes.iter().any(|change| INVALIDATING_SETTINGS.contains(&change.key));
         let routes = if judging {

@@ -128,7 +128,7 @@ impl Server {
     /// Creates a server. It accepts no connection before [`run`](Self::run).
     pub fn new(
         listener: impl Into<Listener>,
-        config: &config::Server,
+        config: &config::ServerConfig,
         metrics: Arc<Metrics>,
     ) -> Self {
         let limit = config.header_timeout;

@@ -177,7 +177,7 @@ pub(crate) fn fence() -> Span {
     debug_span!(target: TARGET, "fence")
 }
 
-/// Invalidating jobs because of `source`, as a child of `extract_parent`.
+/// Invalidating jobs because of `source`, as a child of `parent`.
 pub(crate) fn invalidate(parent: &Span, source: &'static str) -> Span {
     debug_span!(
         target: TARGET,

@@ -26,7 +26,7 @@ use tracing_subscriber::{
 pub use self::export::SpanExport;
 pub use crate::config::parsed_log_filter as filter;
 use crate::{
-    config::{LogFormat, Traces},
+    config::{LogFormat, TracesConfig},
     spans,
 };
 
@@ -85,7 +85,7 @@ pub struct Telemetry {
 pub fn init(
     log: &str,
     format: LogFormat,
-    traces: Option<&Traces>,
+    traces: Option<&TracesConfig>,
 ) -> Result<Telemetry, ParseError> {
     let passes = filter(log)?;
     let Some(traces) = traces else {

@@ -71,7 +71,7 @@ pub enum RetryPolicy {
 /// The client for the upstream.
 pub struct Upstream {
     connector: Connector,
-    config: config::Upstream,
+    config: config::UpstreamConfig,
     http1: http1::Builder,
     pool: Arc<Pool>,
     http2: hyper::client::conn::http2::Builder<TokioExecutor>,
@@ -337,7 +337,7 @@ async fn drive(connection: impl Future<Output = hyper::Result<()>>) {
 /// Configures HTTP/1 with the same limits for responses as for requests. Harmless defects of a
 /// response are repaired: "A proxy [..] MUST remove any such whitespace" between a name and its
 /// colon (RFC 9112 5.1), and may "replace each received obs-fold with one or more SP octets" (5.2).
-fn http1_builder(limits: &config::Server) -> http1::Builder {
+fn http1_builder(limits: &config::ServerConfig) -> http1::Builder {
     let mut http1 = http1::Builder::new();
     http1
         .max_header_size(limits.max_header_bytes)

@@ -63,7 +63,7 @@ pub struct WarmWorker {
     warmer: Warmer,
     /// Headers of the reads. They select the credential and the representation.
     headers: HeaderMap,
-    config: config::Warm,
+    config: config::WarmConfig,
     period: Duration,
 }
 

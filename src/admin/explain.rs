@@ -44,7 +44,7 @@ use crate::{
         policy::Bypass,
     },
     clock,
-    config::{self, Mode},
+    config::{self, CacheMode},
     events::jobs::JobHistory,
     proxy::{
         framing::{self, Refusal},
@@ -71,8 +71,8 @@ struct ExplainVerdict {
 pub(super) struct Explainer<'s> {
     pub(super) cache: &'s Arc<Cache>,
     pub(super) routes: &'s Routes,
-    pub(super) mode: Mode,
-    pub(super) limits: &'s config::Server,
+    pub(super) mode: CacheMode,
+    pub(super) limits: &'s config::ServerConfig,
 }
 
 impl Explainer<'_> {
@@ -92,7 +92,7 @@ impl Explainer<'_> {
         // Writes and bypassed requests do no lookup. Their job is shown as a GET would find it.
         let method = if *method == Method::HEAD { method } else { &Method::GET };
         let ask = self.cache.lookup_request(&id, method, uri, headers);
-        let ask = if self.mode == Mode::Shadow { ask.solo() } else { ask };
+        let ask = if self.mode == CacheMode::Shadow { ask.solo() } else { ask };
         let explained = self.cache.explain(ask, form).await;
         let now = clock::now();
         let mut verdict = match framing::check(&request, self.limits) {
@@ -172,13 +172,13 @@ pub(super) fn bad_request(error: &str) -> Reply {
 }
 
 impl ExplainVerdict {
-    fn in_mode(mode: Mode, explained: &ForecastReport, now: SystemTime) -> Self {
+    fn in_mode(mode: CacheMode, explained: &ForecastReport, now: SystemTime) -> Self {
         match (mode, explained.forecast) {
-            (Mode::Off, _) => Self::pass(Bypass::Off),
-            (Mode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
-            (Mode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
+            (CacheMode::Off, _) => Self::pass(Bypass::Off),
+            (CacheMode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
+            (CacheMode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
             // Shadow mode never refuses a request and never lets one wait.
-            (Mode::Shadow, Forecast::Pass(why)) => {
+            (CacheMode::Shadow, Forecast::Pass(why)) => {
                 let text =
                     shadow_text(why).map_or_else(|| bypass_text(why, explained, now), Into::into);
                 Self { why: text, ..Self::forwarded("pass", Some(why), false) }

@@ -32,7 +32,7 @@ type ReadUse = fn(&Metrics) -> i64;
 /// The part of the configuration that `/status` shows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StatusConfig {
-    cache: config::Mode,
+    cache: config::CacheMode,
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
@@ -67,7 +67,7 @@ impl StatusConfig {
     }
 
     /// The mode of the cache.
-    pub(super) fn cache_mode(&self) -> config::Mode {
+    pub(super) fn cache_mode(&self) -> config::CacheMode {
         self.cache
     }
 }

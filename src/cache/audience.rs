@@ -299,7 +299,7 @@ impl Audience {
 
 impl Fingerprinter {
     /// Creates a fingerprinter from the configuration. Queries are covered whole.
-    pub fn new(config: &config::Credentials) -> Self {
+    pub fn new(config: &config::CredentialsConfig) -> Self {
         // Parsing never fails: the names were checked when the configuration was loaded.
         let credential_headers: Vec<HeaderName> =
             config.headers.iter().filter_map(|name| name.parse().ok()).collect();

@@ -204,8 +204,8 @@ impl Entry {
         if coding::may_be_compressed(&headers) { coding::compress(&self.body) } else { None }
     }
 
-    /// Returns the meta for the store: a JSON object without its closing brace. `compress` is the
-    /// [compress](Entry::compressed) body, if that is stored.
+    /// Returns the meta for the store: a JSON object without its closing brace. `compressed` is the
+    /// [compressed](Entry::compress) body, if that is stored.
     pub fn meta(&self, generation: &Token, epoch: &Epoch, compressed: Option<&Bytes>) -> String {
         let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
         let line = |line: HeadLine<'_>| (latin1(line.name), latin1(line.value));

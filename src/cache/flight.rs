@@ -12,7 +12,7 @@
 //!
 //! Requests with the same coalesce key may get the same response ([`Fingerprinter::coalesce_key`]).
 //!
-//! [`Fingerprinter::coalesce_key`]: super::audience::Prints::circle
+//! [`Fingerprinter::coalesce_key`]: super::audience::Fingerprinter::coalesce_key
 //!
 //! Followers share only responses that may be stored. If a leader panics or is aborted, each of its
 //! followers reads for itself.
@@ -376,13 +376,13 @@ mod tests {
     use super::*;
     use crate::{
         cache::audience::Fingerprinter,
-        config::Credentials,
+        config::CredentialsConfig,
         store::{CredentialKey, Token},
     };
 
     fn coalesce_key() -> Caller {
         let (head, ()) = Request::new(()).into_parts();
-        Fingerprinter::new(&Credentials::default()).caller(
+        Fingerprinter::new(&CredentialsConfig::default()).caller(
             &CredentialKey::new([0; 32]),
             &head.uri,
             &head.headers,

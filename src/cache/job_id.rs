@@ -10,7 +10,7 @@
 //!
 //! So accepting one spelling too many costs a miss, and missing one costs a stale answer.
 //!
-//! These ways to read an id are covered: UUID parsers (Python, Java, .NET and the `canonical_uuid` crate: case,
+//! These ways to read an id are covered: UUID parsers (Python, Java, .NET and the `uuid` crate: case,
 //! hyphens, braces, `urn:uuid:`), integer parsers (Python, pydantic, Go, JavaScript: sign, leading
 //! zeros, `_` between digits, a zero fraction, white space), format suffixes (Rails and Django REST:
 //! `7.json`), percent and form encoding, matrix parameters.

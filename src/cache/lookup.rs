@@ -192,7 +192,7 @@ impl Cache {
         }
     }
 
-    /// Judges how an entry can be used for a read. `fill_refusal_of` returns why the request may not fill, if
+    /// Judges how an entry can be used for a read. `refusal` returns why the request may not fill, if
     /// it may not.
     pub(super) fn judge_entry(
         &self,

@@ -18,7 +18,7 @@ pub struct Query {
 
 impl Query {
     /// Creates the filter from the configuration.
-    pub fn new(config: &config::Query) -> Self {
+    pub fn new(config: &config::QueryConfig) -> Self {
         Self { ignore: config.ignore.clone(), allow: config.allow.clone() }
     }
 

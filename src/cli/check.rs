@@ -1,7 +1,8 @@
-//! `jobcache check`: is the configuration right, and is there anybody behind it?
+//! `jobcache check`: validates the configuration, prints it, and tries everything that it names.
 //!
-//! Whether Redis and the upstream answer, and what is to be warmed can be read, is information, and not
-//! part of the verdict unless that is asked for (`--strict`): jobcache starts without any of them.
+//! Whether Redis and the API answer, and whether the sources of cache warming can be read, is only
+//! information and does not decide the exit code unless `--strict` asks for that: jobcache starts without
+//! any of them.
 
 use std::{
     fmt::{Display, Write as _},
@@ -13,7 +14,7 @@ use std::{
 
 use jobcache::{
     RunError,
-    config::{Config, Loaded, StoreUrl},
+    config::{Config, LoadedConfig, StoreUrl},
     store::{self, StoreError},
     tls,
     upstream::Upstream,
@@ -21,31 +22,31 @@ use jobcache::{
 };
 use tokio::time::{error::Elapsed, timeout};
 
-use super::Verdict;
+use super::CheckVerdict;
 use crate::Failure;
 
-/// For each of the two; generous, as a person waits.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Of what is as it should be.
+/// For each attempt. It is generous, because a person waits for the result.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Text for everything that works.
 const REACHABLE: &str = "reachable";
 
-/// What a strict check has found wrong, in one word each.
+/// Keywords of everything that a strict check could not reach.
 #[derive(Debug, thiserror::Error)]
 #[error("not everything can be reached: {}", .0.join(", "))]
 pub(crate) struct Unreachable(Vec<&'static str>);
 
-/// Prints what was loaded and who can be reached.
-pub(crate) async fn run(loaded: &Loaded, verdict: Verdict) -> Result<(), Failure> {
+/// Prints the loaded configuration, and what can be reached.
+pub(crate) async fn run(loaded: &LoadedConfig, verdict: CheckVerdict) -> Result<(), Failure> {
     tls::verify(&loaded.config).map_err(RunError::Tls)?;
     let missing = print(loaded).await?;
-    if missing.is_empty() || verdict == Verdict::Configuration {
+    if missing.is_empty() || verdict == CheckVerdict::Configuration {
         return Ok(());
     }
     Err(Failure::Unreachable(Unreachable(missing)))
 }
 
-/// Returns what is not as it should be.
-async fn print(loaded: &Loaded) -> io::Result<Vec<&'static str>> {
+/// Returns keywords of everything that could not be reached.
+async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
     let mut out =
         String::from("# The configuration is valid. Values without a comment are defaults.\n");
     out.push_str(&loaded.to_toml());
@@ -55,76 +56,76 @@ async fn print(loaded: &Loaded) -> io::Result<Vec<&'static str>> {
     let config = &loaded.config;
     let (store, upstream, list) = tokio::join!(store(config), upstream(config), warm_list(config));
     let mut missing = Vec::new();
-    let mut tell = |what: &'static str, name: String, (found, is_well): Found| {
-        let _ = write!(out, "\n# {what:<9} {name}: {found}");
-        missing.extend((!is_well).then_some(what));
+    let mut report = |what: &'static str, name: String, Finding { text, is_reachable }: Finding| {
+        let _ = write!(out, "\n# {what:<9} {name}: {text}");
+        missing.extend((!is_reachable).then_some(what));
     };
-    tell("store", config.store.url.to_string(), store);
-    tell("upstream", config.upstream.url.clone(), upstream);
+    report("store", config.store.url.to_string(), store);
+    report("upstream", config.upstream.url.clone(), upstream);
     if let Some(path) = &config.warm.file {
-        tell("warm.file", path.display().to_string(), warm_file(path));
+        report("warm.file", path.display().to_string(), warm_file(path));
     }
     if let (Some(target), Some(list)) = (&config.warm.list, list) {
-        tell("warm.list", target.to_string(), list);
+        report("warm.list", target.to_string(), list);
     }
     out.push('\n');
-    // All at once: a reader that stops early (`| head`) is no error of ours.
+    // At once: a reader that stops early (`| head`) is not an error.
     match io::stdout().write_all(out.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
         _ => Ok(missing),
     }
 }
 
-/// What there is to say, and whether that is as it should be.
-type Found = (String, bool);
-
-fn warm_file(path: &Path) -> Found {
-    of(probe::file(path))
+/// Result of an attempt.
+struct Finding {
+    text: String,
+    is_reachable: bool,
 }
 
-/// The list as it is read at the start.
-async fn warm_list(config: &Config) -> Option<Found> {
+fn warm_file(path: &Path) -> Finding {
+    probed(probe::file(path))
+}
+
+/// Reads the list as it is read at the start.
+async fn warm_list(config: &Config) -> Option<Finding> {
     config.warm.list.as_ref()?;
-    let read = timeout(PATIENCE, probe::list(config)).await;
-    Some(read.map_or_else(|elapsed| told::<io::Error>(Err(elapsed)), of))
+    let read = timeout(TIMEOUT, probe::list(config)).await;
+    Some(read.map_or_else(|elapsed| connected::<io::Error>(Err(elapsed)), probed))
 }
 
-fn of(read: Result<String, String>) -> Found {
-    match read {
-        Ok(text) => (text, true),
-        Err(why) => (why, false),
-    }
+fn probed(read: Result<String, String>) -> Finding {
+    let is_reachable = read.is_ok();
+    let (Ok(text) | Err(text)) = read;
+    Finding { text, is_reachable }
 }
 
-/// As the sidecar itself connects, TLS included.
-async fn upstream(config: &Config) -> Found {
+/// Connects as the sidecar itself does, TLS included.
+async fn upstream(config: &Config) -> Finding {
     let upstream = match Upstream::new(config, Arc::default()) {
         Ok(upstream) => upstream,
-        Err(error) => return (format!("cannot be used: {error}"), false),
+        Err(error) => return probed(Err(format!("cannot be used: {error}"))),
     };
-    told(timeout(PATIENCE, upstream.probe()).await.map(|made| made.map(|()| REACHABLE.into())))
+    connected(timeout(TIMEOUT, upstream.probe()).await.map(|made| made.map(|()| REACHABLE.into())))
 }
 
-/// Likewise, by way of sentinels if need be: who answers must be a master of a version that will do.
-async fn store(config: &Config) -> Found {
+/// Connects likewise, through sentinels if there are any. The server must be a master of a supported
+/// version.
+async fn store(config: &Config) -> Finding {
     if config.store.url == StoreUrl::Memory {
-        return ("in this process".to_owned(), true);
+        return probed(Ok("in this process".to_owned()));
     }
-    match timeout(PATIENCE, store::probe(config)).await {
+    match timeout(TIMEOUT, store::probe(config)).await {
         Ok(Err(StoreError::Refused(error))) => {
-            (format!("reachable, but it refuses us: {error}"), false)
+            probed(Err(format!("reachable, but it refuses jobcache: {error}")))
         }
-        probed => told(probed.map(|made| made.map(|()| REACHABLE.into()))),
+        probe => connected(probe.map(|made| made.map(|()| REACHABLE.into()))),
     }
 }
 
-fn told<E: Display>(outcome: Result<Result<String, E>, Elapsed>) -> Found {
-    match outcome {
-        Ok(Ok(text)) => {
-            let is_well = text == REACHABLE;
-            (text, is_well)
-        }
-        Ok(Err(error)) => (format!("not reachable: {error}"), false),
-        Err(_) => (format!("not reachable: no answer within {}s", PATIENCE.as_secs()), false),
-    }
+fn connected<E: Display>(outcome: Result<Result<String, E>, Elapsed>) -> Finding {
+    probed(match outcome {
+        Ok(Ok(text)) => Ok(text),
+        Ok(Err(error)) => Err(format!("not reachable: {error}")),
+        Err(_) => Err(format!("not reachable: no answer within {}s", TIMEOUT.as_secs())),
+    })
 }

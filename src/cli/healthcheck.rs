@@ -1,4 +1,4 @@
-//! `jobcache healthcheck`: the HEALTHCHECK of a container that has no curl.
+//! `jobcache healthcheck`: the HEALTHCHECK of a container, which has no curl.
 
 use std::{
     io,
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use jobcache::config::Address;
+use jobcache::config::ListenAddress;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -14,45 +14,47 @@ use tokio::{
 };
 
 /// For the whole exchange.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// `HTTP/1.1 200`
-const STATUS: usize = 12;
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Length of `HTTP/1.1 200`.
+const STATUS_LEN: usize = 12;
 
-/// Asks `GET /livez` of the admin address; the error is the sentence to print.
-pub(crate) async fn run(admin: &Address) -> Result<(), String> {
-    let admin = dialled(admin);
+/// Sends `GET /livez` to the admin address; the error is the sentence to print.
+pub(crate) async fn run(admin: &ListenAddress) -> Result<(), String> {
+    let admin = dial_address(admin);
     let page = match &admin {
-        Address::Tcp(admin) => format!("http://{admin}/livez"),
-        Address::Unix(_) => format!("/livez at {admin}"),
+        ListenAddress::Tcp(admin) => format!("http://{admin}/livez"),
+        ListenAddress::Unix(_) => format!("/livez at {admin}"),
     };
-    match timeout(PATIENCE, livez(&admin)).await {
+    match timeout(TIMEOUT, livez(&admin)).await {
         Ok(Ok(status)) if status == "200" => Ok(()),
         Ok(Ok(status)) => Err(format!("{page} answers {status}")),
         Ok(Err(error)) => Err(format!("{page} does not answer: {error}")),
-        Err(_) => Err(format!("{page} does not answer within {}s", PATIENCE.as_secs())),
+        Err(_) => Err(format!("{page} does not answer within {}s", TIMEOUT.as_secs())),
     }
 }
 
-async fn livez(admin: &Address) -> io::Result<String> {
+async fn livez(admin: &ListenAddress) -> io::Result<String> {
     match admin {
-        Address::Tcp(admin) => ask(TcpStream::connect(admin).await?, &admin.to_string()).await,
-        Address::Unix(path) => ask(UnixStream::connect(path).await?, "localhost").await,
+        ListenAddress::Tcp(admin) => {
+            ask(TcpStream::connect(admin).await?, &admin.to_string()).await
+        }
+        ListenAddress::Unix(path) => ask(UnixStream::connect(path).await?, "localhost").await,
     }
 }
 
 async fn ask(mut io: impl AsyncRead + AsyncWrite + Unpin, host: &str) -> io::Result<String> {
     let request = format!("GET /livez HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     io.write_all(request.as_bytes()).await?;
-    let mut line = [0; STATUS];
+    let mut line = [0; STATUS_LEN];
     io.read_exact(&mut line).await?;
     let line = String::from_utf8_lossy(&line);
     let status = line.strip_prefix("HTTP/1.1 ").ok_or(io::ErrorKind::InvalidData)?;
     Ok(status.to_owned())
 }
 
-/// An address that listens everywhere is reached by loopback.
-fn dialled(admin: &Address) -> Address {
-    let Address::Tcp(admin) = admin else { return admin.clone() };
+/// Replaces a wildcard address by loopback.
+fn dial_address(admin: &ListenAddress) -> ListenAddress {
+    let ListenAddress::Tcp(admin) = admin else { return admin.clone() };
     let ip = match admin.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -76,14 +78,14 @@ mod tests {
             ("unix:/a", "unix:/a"),
         ] {
             let admin = admin.parse().unwrap();
-            assert_eq!(dialled(&admin).to_string(), expected);
+            assert_eq!(dial_address(&admin).to_string(), expected);
         }
     }
 
     async fn answered(reply: &'static str) -> Result<(), String> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let admin = listener.local_addr().unwrap();
-        let address = Address::from(admin);
+        let address = ListenAddress::from(admin);
         let server = async {
             let (mut io, _) = listener.accept().await.unwrap();
             let mut request = [0; 64];

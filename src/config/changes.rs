@@ -1,101 +1,108 @@
-//! What differs between two configurations, key by key.
+//! Differences between two loaded configurations, setting by setting.
 
 use super::{
-    Config, Loaded,
-    knob::{Applies, KNOBS, Knob},
-    load::Setting,
-    rules::{self, Rule},
+    Config, LoadedConfig, ReloadClass, SettingSpec,
+    invalidate_rules::{self, InvalidateRule},
+    load::EffectiveSetting,
+    settings,
 };
 
-/// A key that has another value.
+/// A setting that has another value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// As in the file, with dots.
+pub struct SettingChange {
+    /// Dotted key as in the file.
     pub key: &'static str,
-    /// What it was, as TOML and fit for logs.
+    /// Old value as TOML, without secrets.
     pub old: String,
-    /// What it is.
+    /// New value, likewise.
     pub new: String,
-    /// When that comes into force.
-    pub applies: Applies,
+    /// When the new value comes into force.
+    pub applies: ReloadClass,
 }
 
-/// A key that has another value in the file, which a flag or variable wins over.
+/// A setting that has another value in the file, without effect because a flag or variable wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Overruled {
-    /// As in the file, with dots.
+pub struct OverriddenChange {
+    /// Dotted key as in the file.
     pub key: &'static str,
-    /// What the file says, as TOML and fit for logs.
+    /// New value in the file as TOML, without secrets.
     pub file: String,
-    /// What wins.
+    /// Origin of the value that wins.
     pub by: String,
 }
 
 const UNSET: &str = "unset";
-/// Of a value that is shown in part or not at all.
-const HIDDEN: &str = " (what is not shown differs)";
+/// Appended where a value is hidden, in part or as a whole.
+const HIDDEN_DIFFERENCE: &str = " (what is not shown differs)";
 
-impl Loaded {
-    /// What the file says otherwise than it did for `old`, in vain.
-    pub fn overruled(&self, old: &Self) -> Vec<Overruled> {
-        let told = |setting: &Setting| {
-            let knob = setting.knob;
-            let before = old.overruled.iter().find(|old| old.knob.key == knob.key);
-            let is_new = alone(Some(setting)) != alone(before);
-            let by = self.settings.of(knob.key)?.origin.to_string();
-            is_new.then(|| Overruled { key: knob.key, file: knob.show(&setting.value), by })
+impl LoadedConfig {
+    /// Values of the file that differ from those it had for `old`, but are overridden.
+    pub fn overridden_changes(&self, old: &Self) -> Vec<OverriddenChange> {
+        let defaults = Config::default();
+        let change = |setting: &EffectiveSetting| {
+            let spec = setting.spec;
+            let before = old.overridden.iter().find(|old| old.spec.key == spec.key);
+            let is_new = alone(&defaults, Some(setting)) != alone(&defaults, before);
+            let by = self.settings.of(spec.key)?.origin.to_string();
+            is_new.then(|| OverriddenChange { key: spec.key, file: spec.show(&setting.value), by })
         };
-        self.overruled.iter().filter_map(told).collect()
+        self.overridden.iter().filter_map(change).collect()
     }
 
-    /// What `new` has otherwise. Values count as they are meant: `60s` is `1m`, and one that says the
-    /// default is no other than none.
-    pub fn changes(&self, new: &Self) -> Vec<Change> {
-        let changed = KNOBS.iter().filter_map(|knob| {
-            let (old, new) = (self.settings.of(knob.key), new.settings.of(knob.key));
-            (alone(old) != alone(new)).then(|| change(knob, old, new))
+    /// Settings that have another value in `new`. Values are compared by their meaning: `60s` equals
+    /// `1m`, and a value that equals the default equals none.
+    pub fn changes(&self, new: &Self) -> Vec<SettingChange> {
+        let defaults = Config::default();
+        let changed = settings().filter_map(|spec| {
+            let (old, new) = (self.settings.of(spec.key), new.settings.of(spec.key));
+            (alone(&defaults, old) != alone(&defaults, new)).then(|| change(spec, old, new))
         });
         let (old, new) = (&self.config.invalidate, &new.config.invalidate);
-        let rules = (old != new).then(|| Change {
-            key: rules::KEY,
+        let rules = (old != new).then(|| SettingChange {
+            key: invalidate_rules::KEY,
             old: inline(old),
             new: inline(new),
-            applies: Applies::OnReload,
+            applies: ReloadClass::OnReload,
         });
         changed.chain(rules).collect()
     }
 }
 
-/// The defaults with nothing but this set.
-fn alone(setting: Option<&Setting>) -> Config {
-    let mut config = Config::default();
+/// The defaults with only this setting changed.
+fn alone(defaults: &Config, setting: Option<&EffectiveSetting>) -> Config {
+    let mut config = defaults.clone();
     if let Some(setting) = setting {
-        // What cannot be set has been refused when it was loaded.
-        let _ = setting.knob.apply(&mut config, &setting.value);
+        // Loading has applied the setting without an error.
+        let _ = setting.spec.apply(&mut config, &setting.value);
     }
     config
 }
 
-fn change(knob: &Knob, old: Option<&Setting>, new: Option<&Setting>) -> Change {
-    let (old, mut new) = (shown(knob, old), shown(knob, new));
+fn change(
+    spec: &SettingSpec,
+    old: Option<&EffectiveSetting>,
+    new: Option<&EffectiveSetting>,
+) -> SettingChange {
+    let old = shown(spec, old);
+    let mut new = shown(spec, new);
     if old == new {
-        new.push_str(HIDDEN);
+        new.push_str(HIDDEN_DIFFERENCE);
     }
-    Change { key: knob.key, old, new, applies: knob.applies }
+    SettingChange { key: spec.key, old, new, applies: spec.reload }
 }
 
-fn shown(knob: &Knob, setting: Option<&Setting>) -> String {
+fn shown(spec: &SettingSpec, setting: Option<&EffectiveSetting>) -> String {
     match setting {
-        Some(setting) => knob.show(&setting.value),
-        None if knob.default.is_empty() => UNSET.to_owned(),
-        None => knob.split(knob.default).to_string(),
+        Some(setting) => spec.show(&setting.value),
+        None if spec.default.is_empty() => UNSET.to_owned(),
+        None => spec.split(spec.default).to_string(),
     }
 }
 
-fn inline(rules: &[Rule]) -> String {
+fn inline(rules: &[InvalidateRule]) -> String {
     if rules.is_empty() {
         return UNSET.to_owned();
     }
-    let rules: Vec<_> = rules.iter().map(Rule::to_inline).collect();
+    let rules: Vec<_> = rules.iter().map(InvalidateRule::to_inline).collect();
     format!("[{}]", rules.join(", "))
 }

@@ -1,178 +1,197 @@
-//! What a knob is where nobody says otherwise. A test holds these, the table of knobs and
-//! `config/jobcache.toml` together.
+//! The default configuration, made from the default texts of the table of settings.
 
 use std::{net::SocketAddr, time::Duration};
 
-use ipnet::{Ipv4Net, Ipv6Net};
-
 use super::{
-    ClientTls, Config, CredentialMode, Credentials, HEADERS_ON_STACK, KeyPair, LogFormat, Login,
-    Mode, Near, NearMode, NearTracking, Pending, Query, Sentinel, Server, Share, States, Store,
-    StoreUrl, Upstream, Warm,
+    CacheMode, ClientTls, Config, CredentialMode, CredentialsConfig, KeyPair, LogFormat,
+    NearConfig, NearMode, NearTracking, PendingConfig, QueryConfig, SampleRate, SentinelConfig,
+    ServerConfig, StateTtlConfig, StoreConfig, StoreLogin, StoreUrl, UpstreamConfig, WarmConfig,
+    settings,
 };
 use crate::json_pointer::JsonPointer;
 
-/// Headers that mark a request as somebody's unless configured otherwise: what clients send
-/// (`Authorization`, `Cookie`, API keys), and what gateways write once they know the caller
-/// (oauth2-proxy and nginx `auth_request`, Authelia and Apache `RemoteAddress-*`, home-grown `X-User-PurgeId`).
-/// One too many costs hits; one too few shows a job to a stranger.
-pub(super) const IDENTITY_HEADERS: &str = "authorization,proxy-authorization,cookie,x-api-key,api-key,apikey,x-auth-token,x-access-token,\
-    x-session-token,x-session-id,\
-    x-user-id,x-tenant-id,remote-user,remote-groups,remote-email,remote-name,x-remote-user,\
-    x-webauth-user,x-authentik-username,x-forwarded-user,x-forwarded-email,x-forwarded-groups,\
-    x-forwarded-preferred-username,x-forwarded-access-token,x-forwarded-client-cert,\
-    x-auth-request-user,x-auth-request-email,x-auth-request-groups,\
-    x-auth-request-preferred-username,x-auth-request-access-token,cf-access-jwt-assertion,\
-    cf-access-authenticated-user-email,x-amzn-oidc-data,x-amzn-oidc-identity,\
-    x-amzn-oidc-accesstoken,x-goog-iap-jwt-assertion,x-goog-authenticated-user-email,\
-    x-goog-authenticated-user-id,x-ms-client-principal,x-ms-client-principal-id,\
-    x-ms-client-principal-name";
-
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8080)).into(),
-            admin: SocketAddr::from(([127, 0, 0, 1], 9090)).into(),
-            unix_mode: 0o660,
-            tls: KeyPair::default(),
-            tls_renew_interval: Duration::from_secs(10),
-            webhook_secret: Vec::new(),
-            webhook_max_purges: 5_000,
-            webhook_max_failures: 60,
-            mode: Mode::On,
-            verify: Share::default(),
-            routes: vec!["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()],
-            query: Query::default(),
-            ttl: Duration::from_mins(5),
-            ttl_stated_only: false,
-            states: States::default(),
-            max_body: 1 << 20,
-            max_captured: 64 << 20,
-            max_inspected: 16 << 20,
-            max_flights: 10_000,
-            settle: Duration::from_secs(1),
-            ignore_client_cache_control: false,
-            near: Near::default(),
-            access_log: false,
-            log: "info".to_owned(),
-            log_format: LogFormat::Human,
-            drain_delay: Duration::ZERO,
-            drain_timeout: Duration::from_secs(25),
-            server: Server::default(),
-            upstream: Upstream::default(),
-            store: Store::default(),
-            pending: Pending::default(),
-            credentials: Credentials::default(),
-            traces: None,
-            warm: Warm::default(),
-            invalidate: Vec::new(),
+        with_defaults(unset(Placeholder::ZERO))
+    }
+}
+
+fn with_defaults(mut config: Config) -> Config {
+    for spec in settings().filter(|spec| !spec.default.is_empty()) {
+        let applied = spec.apply(&mut config, &spec.split(spec.default));
+        // A test applies every default, so this cannot fail in a build that passed it.
+        debug_assert!(applied.is_ok(), "the default of {}: {applied:?}", spec.key);
+    }
+    config
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Config::default().server
+    }
+}
+
+impl Default for CredentialsConfig {
+    fn default() -> Self {
+        Config::default().credentials
+    }
+}
+
+/// A configuration that nothing has set yet.
+///
+/// Empty lists and `None` remain where a setting has no default. Everything else is a placeholder that
+/// the table replaces. A test makes a default from other placeholders too: if one of them remained,
+/// the two would differ.
+fn unset(placeholder @ Placeholder { number, time, switch }: Placeholder) -> Config {
+    let anywhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    Config {
+        listen: anywhere.into(),
+        admin: anywhere.into(),
+        unix_mode: 0,
+        tls: KeyPair::default(),
+        tls_renew_interval: time,
+        webhook_secret: Vec::new(),
+        webhook_max_purges: number,
+        webhook_max_failures: number,
+        mode: if switch { CacheMode::Shadow } else { CacheMode::Off },
+        verify: SampleRate::of_millionths(u32::from(switch)),
+        routes: Vec::new(),
+        query: QueryConfig::default(),
+        ttl: time,
+        ttl_stated_only: switch,
+        states: StateTtlConfig { pointer: JsonPointer::members([]), map: Vec::new() },
+        max_body: number,
+        max_captured: number,
+        max_inspected: number,
+        max_flights: number,
+        settle: time,
+        ignore_client_cache_control: switch,
+        near: near(placeholder),
+        access_log: switch,
+        log: String::new(),
+        log_format: if switch { LogFormat::Human } else { LogFormat::Json },
+        drain_delay: time,
+        drain_timeout: time,
+        server: server(placeholder),
+        upstream: upstream(placeholder),
+        store: store(placeholder),
+        pending: PendingConfig { limit: number, journal: None },
+        credentials: credentials(placeholder),
+        traces: None,
+        warm: warm(placeholder),
+        invalidate: Vec::new(),
+    }
+}
+
+/// Values that no setting keeps.
+#[derive(Clone, Copy)]
+struct Placeholder {
+    number: usize,
+    time: Duration,
+    switch: bool,
+}
+
+impl Placeholder {
+    const ZERO: Self = Self { number: 0, time: Duration::ZERO, switch: false };
+}
+
+fn near(Placeholder { number, time, switch }: Placeholder) -> NearConfig {
+    NearConfig {
+        mode: if switch { NearMode::Bounded } else { NearMode::Off },
+        max_staleness: time,
+        max_bytes: number,
+        tracking: if switch { NearTracking::Broadcast } else { NearTracking::Keys },
+    }
+}
+
+fn server(Placeholder { number, time, switch }: Placeholder) -> ServerConfig {
+    ServerConfig {
+        workers: number,
+        max_connections: number,
+        max_requests: number,
+        header_timeout: time,
+        write_timeout: time,
+        min_upload_rate: number,
+        max_headers: number,
+        max_header_bytes: number,
+        max_uri: number,
+        max_streams: number,
+        max_pending_resets: number,
+        max_faulty_streams: number,
+        preserve_header_case: switch,
+        reuse_port: switch,
+        proxy_protocol: switch,
+        trusted_proxies: Vec::new(),
+    }
+}
+
+fn upstream(Placeholder { number, time, .. }: Placeholder) -> UpstreamConfig {
+    UpstreamConfig {
+        url: String::new(),
+        tls: ClientTls::default(),
+        connect_timeout: time,
+        response_timeout: time,
+        body_timeout: time,
+        idle_timeout: time,
+        max_idle: number,
+        max_connections: number,
+        max_waiting: number,
+    }
+}
+
+fn store(Placeholder { number, time, .. }: Placeholder) -> StoreConfig {
+    StoreConfig {
+        url: StoreUrl::Memory,
+        login: StoreLogin::default(),
+        tls: ClientTls::default(),
+        sentinel: SentinelConfig::default(),
+        prefix: String::new(),
+        budget: time,
+        lease: time,
+        linger: time,
+        compress_above: None,
+        memory_max: number,
+    }
+}
+
+fn credentials(Placeholder { number, switch, .. }: Placeholder) -> CredentialsConfig {
+    CredentialsConfig {
+        mode: if switch { CredentialMode::Shared } else { CredentialMode::Bypass },
+        headers: Vec::new(),
+        cookies: Vec::new(),
+        secret: None,
+        audience: number,
+        recheck: None,
+    }
+}
+
+fn warm(Placeholder { number, .. }: Placeholder) -> WarmConfig {
+    WarmConfig {
+        file: None,
+        list: None,
+        pointer: JsonPointer::members([]),
+        headers: Vec::new(),
+        authorization: None,
+        rate: number,
+        max: number,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_passes_its_own_limits() {
+        for spec in settings().filter(|spec| !spec.default.is_empty()) {
+            let applied = spec.apply(&mut Config::default(), &spec.split(spec.default));
+            assert_eq!(applied, Ok(()), "{}", spec.key);
         }
     }
-}
 
-impl Default for States {
-    fn default() -> Self {
-        Self { pointer: JsonPointer::member("status"), map: Vec::new() }
-    }
-}
-
-impl Default for Server {
-    fn default() -> Self {
-        Self {
-            workers: 0,
-            max_connections: 10_000,
-            max_requests: 20_000,
-            header_timeout: Duration::from_secs(75),
-            write_timeout: Duration::from_mins(1),
-            min_upload_rate: 256,
-            max_headers: HEADERS_ON_STACK,
-            max_header_bytes: 64 << 10,
-            max_uri: 8 << 10,
-            max_streams: 200,
-            max_pending_resets: 20,
-            max_faulty_streams: 1024,
-            preserve_header_case: false,
-            reuse_port: false,
-            proxy_protocol: false,
-            trusted_proxies: vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
-        }
-    }
-}
-
-impl Default for Upstream {
-    fn default() -> Self {
-        Self {
-            url: "http://127.0.0.1:8000".to_owned(),
-            tls: ClientTls::default(),
-            connect_timeout: Duration::from_secs(2),
-            response_timeout: Duration::from_mins(1),
-            body_timeout: Duration::from_mins(5),
-            idle_timeout: Duration::from_secs(4),
-            max_idle: 256,
-            max_connections: 512,
-            max_waiting: 10_000,
-        }
-    }
-}
-
-impl Default for Store {
-    fn default() -> Self {
-        Self {
-            url: StoreUrl::Redis("redis://127.0.0.1:6379".to_owned()),
-            login: Login::default(),
-            tls: ClientTls::default(),
-            sentinel: Sentinel::default(),
-            prefix: "job_status:".to_owned(),
-            budget: Duration::from_millis(50),
-            lease: Duration::from_secs(10),
-            linger: Duration::from_secs(10),
-            compress_above: None,
-            memory_max: 256 << 20,
-        }
-    }
-}
-
-impl Default for Near {
-    fn default() -> Self {
-        Self {
-            mode: NearMode::Strict,
-            max_staleness: Duration::from_secs(1),
-            max_bytes: 128 << 20,
-            tracking: NearTracking::Broadcast,
-        }
-    }
-}
-
-impl Default for Pending {
-    fn default() -> Self {
-        Self { limit: 10_000, journal: None }
-    }
-}
-
-impl Default for Credentials {
-    fn default() -> Self {
-        Self {
-            mode: CredentialMode::Partition,
-            headers: IDENTITY_HEADERS.split(',').map(str::to_owned).collect(),
-            cookies: Vec::new(),
-            secret: None,
-            audience: 256,
-            recheck: None,
-        }
-    }
-}
-
-impl Default for Warm {
-    fn default() -> Self {
-        // The page of a list as FastAPI and Spring paginate it: both are objects with `items`.
-        Self {
-            file: None,
-            list: None,
-            pointer: JsonPointer::members(["items", "*", "id"]),
-            headers: Vec::new(),
-            authorization: None,
-            rate: 20,
-            max: 10_000,
-        }
+    #[test]
+    fn no_placeholder_remains_in_the_default() {
+        let other = Placeholder { number: 7, time: Duration::from_secs(7), switch: true };
+        assert_eq!(with_defaults(unset(other)), Config::default());
     }
 }

@@ -1,41 +1,40 @@
-//! The environment, handed in as pairs so that tests need none.
+//! The environment, passed in as pairs so that tests need none.
 
 use std::collections::BTreeMap;
 
 use super::{
-    knob::{KNOBS, Knob},
-    load::{Origin, Setting, read_text},
-    suggest,
-    traces::{self, Traces},
+    SettingSpec, TracesConfig,
+    load::{EffectiveSetting, Origin, read_text},
+    settings, suggest, traces,
 };
 
 const PREFIX: &str = "JOBCACHE_";
 const CONFIG: &str = "JOBCACHE_CONFIG";
 
-/// What the environment says.
+/// Everything that the environment sets.
 #[derive(Default)]
 pub(super) struct Environment {
     /// The configuration file and the variable that names it.
     pub(super) config: Option<(String, &'static str)>,
     /// Strongest first.
-    pub(super) settings: Vec<Setting>,
-    pub(super) traces: Option<Traces>,
+    pub(super) settings: Vec<EffectiveSetting>,
+    pub(super) traces: Option<TracesConfig>,
     pub(super) warnings: Vec<String>,
 }
 
-/// Reads the variables. Empty ones count as unset: that is how a compose file spells "not given".
+/// Reads the variables. Empty ones count as unset: a compose file writes "not given" like that.
 pub(super) fn read(
     env: impl IntoIterator<Item = (String, String)>,
     problems: &mut Vec<String>,
 ) -> Environment {
     let mut env: BTreeMap<_, _> = env.into_iter().filter(|(_, text)| !text.is_empty()).collect();
     let config = env.remove(CONFIG).map(|path| (path, CONFIG));
+    let names = settings().flat_map(|spec| spec.env.iter().map(move |name| (spec, *name)));
     let mut settings = Vec::new();
-    for (knob, name) in KNOBS.iter().flat_map(|knob| knob.env.iter().map(move |name| (knob, *name)))
-    {
+    for (spec, name) in names {
         let direct = env.remove(name);
-        let by_file = knob.by_file.then(|| env.remove(&format!("{name}_FILE"))).flatten();
-        settings.extend(setting(knob, name, direct, by_file, problems));
+        let by_file = spec.has_env_file.then(|| env.remove(&format!("{name}_FILE"))).flatten();
+        settings.extend(setting(spec, name, direct, by_file, problems));
     }
     let unknown = env.keys().filter(|name| name.starts_with(PREFIX) && !is_service_link(name));
     let mut warnings = unknown.map(|name| warning(name)).collect();
@@ -44,12 +43,12 @@ pub(super) fn read(
 }
 
 fn setting(
-    knob: &'static Knob,
+    spec: &'static SettingSpec,
     name: &str,
     direct: Option<String>,
     by_file: Option<String>,
     problems: &mut Vec<String>,
-) -> Option<Setting> {
+) -> Option<EffectiveSetting> {
     let (text, origin) = match (direct, by_file) {
         (None, None) => return None,
         (Some(text), None) => (text, Origin::Env(name.to_owned())),
@@ -63,7 +62,7 @@ fn setting(
             (text, Origin::EnvFile { variable, path })
         }
     };
-    Some(Setting { knob, value: knob.split(&text), origin })
+    Some(EffectiveSetting { spec, value: spec.split(&text), origin })
 }
 
 /// The content of a secret's file, without the newline that most editors leave.
@@ -77,7 +76,7 @@ fn secret_file(variable: &str, path: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Whether Kubernetes made the variable up: a service called `jobcache` or `jobcache-admin` puts
+/// Whether Kubernetes generated the variable: a service called `jobcache` or `jobcache-admin` puts
 /// `JOBCACHE_PORT`, `JOBCACHE_ADMIN_SERVICE_HOST` and the like into every container around it.
 fn is_service_link(name: &str) -> bool {
     name.contains("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || name.contains("_PORT")
@@ -85,7 +84,7 @@ fn is_service_link(name: &str) -> bool {
 
 fn warning(name: &str) -> String {
     let hint = suggest::variable(name).map_or_else(
-        || "`jobcache man` lists those that there are".to_owned(),
+        || "`jobcache man` lists all variables".to_owned(),
         |near| format!("did you mean {near}?"),
     );
     let name = name.escape_debug();

@@ -6,32 +6,32 @@ use toml::{
 };
 
 use super::{
-    knob::{KNOBS, Knob, Value, knob},
-    load::{Origin, Setting, read_text},
-    rules::{self, Rule},
-    suggest,
+    RawValue, SettingSpec,
+    invalidate_rules::{self, InvalidateRule},
+    load::{EffectiveSetting, Origin, read_text},
+    setting, settings, suggest,
 };
 
-/// What a file says.
+/// Everything that a file sets.
 #[derive(Default)]
-pub(super) struct File {
-    pub(super) settings: Vec<Setting>,
-    pub(super) rules: Vec<Rule>,
+pub(super) struct ConfigFile {
+    pub(super) settings: Vec<EffectiveSetting>,
+    pub(super) rules: Vec<InvalidateRule>,
 }
 
 /// Reads the file at `path`, which `from` (a flag or a variable) names.
-pub(super) fn read(path: &str, from: &str, problems: &mut Vec<String>) -> File {
+pub(super) fn read(path: &str, from: &str, problems: &mut Vec<String>) -> ConfigFile {
     match read_text(path) {
         Ok(text) => parse(&text, path, problems),
         Err(error) => {
             problems.push(format!("config = {path:?} (from {from}): cannot be read: {error}"));
-            File::default()
+            ConfigFile::default()
         }
     }
 }
 
 /// Reads the text of the file called `path`.
-pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> File {
+pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> ConfigFile {
     let (table, errors) = DeTable::parse_recoverable(text);
     let at = |offset: usize| {
         let before = text.as_bytes().iter().take(offset);
@@ -41,17 +41,18 @@ pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> File 
         // Only the message: the error as a whole quotes the line, which may hold a secret.
         problems.extend(errors.iter().map(|error| {
             let at = error.span().map_or_else(|| path.to_owned(), |span| at(span.start));
-            format!("{at}: is not TOML: {}", error.message())
+            format!("{at}: is not valid TOML: {}", error.message())
         }));
-        return File::default();
+        return ConfigFile::default();
     }
-    let (mut leaves, mut read) = (Vec::new(), Vec::new());
+    let mut leaves = Vec::new();
     flatten("", table.get_ref(), &mut leaves);
     leaves.sort_by_key(|leaf| leaf.offset);
     let mut settings = Vec::new();
+    let mut rules = Vec::new();
     for leaf in leaves {
-        if leaf.key == rules::KEY {
-            read = rules::read(leaf.value, leaf.offset, &at, problems);
+        if leaf.key == invalidate_rules::KEY {
+            rules = invalidate_rules::read(leaf.value, leaf.offset, &at, problems);
             continue;
         }
         match leaf.setting(at) {
@@ -59,10 +60,10 @@ pub(super) fn parse(text: &str, path: &str, problems: &mut Vec<String>) -> File 
             Err(why) => problems.push(why),
         }
     }
-    File { settings, rules: read }
+    ConfigFile { settings, rules }
 }
 
-/// A key that holds a value, or an empty table that nobody knows.
+/// A key with a value, or an unknown empty table.
 struct Leaf<'t> {
     key: String,
     value: &'t DeValue<'t>,
@@ -74,10 +75,12 @@ fn flatten<'t>(table_key: &str, table: &'t DeTable<'t>, leaves: &mut Vec<Leaf<'t
         let dot = if table_key.is_empty() { "" } else { "." };
         let key = format!("{table_key}{dot}{}", name.get_ref());
         match value.get_ref() {
-            value if knob(&key).is_some_and(Knob::takes_pairs) => {
+            value if setting(&key).is_some_and(SettingSpec::is_table) => {
                 leaves.push(Leaf { key, value, offset: name.span().start });
             }
-            DeValue::Table(inner) if key != rules::KEY && (!inner.is_empty() || is_table(&key)) => {
+            DeValue::Table(inner)
+                if key != invalidate_rules::KEY && (!inner.is_empty() || is_table(&key)) =>
+            {
                 flatten(&key, inner, leaves);
             }
             value => leaves.push(Leaf { key, value, offset: name.span().start }),
@@ -86,14 +89,14 @@ fn flatten<'t>(table_key: &str, table: &'t DeTable<'t>, leaves: &mut Vec<Leaf<'t
 }
 
 fn is_table(key: &str) -> bool {
-    KNOBS.iter().any(|knob| knob.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+    settings().any(|spec| spec.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
 }
 
 impl Leaf<'_> {
-    fn setting(self, at: impl Fn(usize) -> String) -> Result<Setting, String> {
+    fn setting(self, at: impl Fn(usize) -> String) -> Result<EffectiveSetting, String> {
         let at = at(self.offset);
-        let Some(knob) = knob(&self.key) else {
-            let hint = suggest::of_the_top(&self.key).map(|top| {
+        let Some(spec) = setting(&self.key) else {
+            let hint = suggest::top_level_key(&self.key).map(|top| {
                 format!("; {top} belongs at the top of the file, before the first [table]")
             });
             let near = || suggest::key(&self.key).map(|near| format!("; did you mean {near}?"));
@@ -102,31 +105,33 @@ impl Leaf<'_> {
             return Err(format!("{at}: {} is not a known key{hint}", self.key.escape_debug()));
         };
         let value = match self.value {
-            DeValue::Table(table) if knob.takes_pairs() => pairs(table),
+            DeValue::Table(table) if spec.is_table() => pairs(table),
             other => value(other),
         };
         let value = value.ok_or_else(|| {
             format!("{at}: {} cannot be a date, or a list of lists or tables", self.key)
         })?;
-        Ok(Setting { knob, value, origin: Origin::File(at) })
+        Ok(EffectiveSetting { spec, value, origin: Origin::File(at) })
     }
 }
 
-/// What a key holds, if that can be a value.
-pub(super) fn value(value: &DeValue<'_>) -> Option<Value> {
+/// The value of a key; none for dates and nested lists or tables.
+pub(super) fn value(value: &DeValue<'_>) -> Option<RawValue> {
     match value {
-        DeValue::Array(items) => {
-            items.iter().map(|item| scalar(item.get_ref())).collect::<Option<_>>().map(Value::Many)
-        }
-        value => scalar(value).map(Value::One),
+        DeValue::Array(items) => items
+            .iter()
+            .map(|item| scalar(item.get_ref()))
+            .collect::<Option<_>>()
+            .map(RawValue::Many),
+        value => scalar(value).map(RawValue::One),
     }
 }
 
-fn pairs(table: &DeTable<'_>) -> Option<Value> {
+fn pairs(table: &DeTable<'_>) -> Option<RawValue> {
     let pair = |(key, value): (&Spanned<_>, &Spanned<_>)| {
         Some((String::from(key.get_ref() as &str), scalar(value.get_ref())?))
     };
-    table.iter().map(pair).collect::<Option<_>>().map(Value::Pairs)
+    table.iter().map(pair).collect::<Option<_>>().map(RawValue::Pairs)
 }
 
 fn scalar(value: &DeValue<'_>) -> Option<String> {

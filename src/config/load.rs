@@ -1,4 +1,4 @@
-//! From the four sources to one checked configuration.
+//! Merges the four sources into one checked configuration.
 
 use std::{
     fmt, fs,
@@ -7,45 +7,43 @@ use std::{
 };
 
 use super::{
-    Config, check, env, file,
-    knob::{KNOBS, Knob, Set, Value, knob},
-    rules::Rule,
+    Config, InvalidateRule, RawValue, SettingSpec, constraints, env, file, setting, settings,
 };
 
-/// No configuration and no secret is larger; keeps a wrong path (`/dev/zero`) from eating memory.
+/// No configuration and no secret is larger. It keeps a wrong path (`/dev/zero`) from filling memory.
 const MAX_FILE: u64 = 1 << 20;
 
-/// What the command line says.
-#[derive(Clone, Debug, Default)]
+/// Everything that the command line sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     /// The configuration file.
     pub config: Option<String>,
-    /// Flags without their dashes, and what they were given; of two with one name the first wins.
-    pub values: Vec<(&'static str, Value)>,
+    /// Flags without their dashes, with their values; of two with the same name the first wins.
+    pub values: Vec<(&'static str, RawValue)>,
 }
 
-/// A configuration and what its loading brought to light.
+/// A configuration with the origin of its values.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The configuration.
     pub config: Config,
-    /// Things an operator should look at, one sentence each.
+    /// Warnings for the operator, one sentence each.
     pub warnings: Vec<String>,
-    pub(super) settings: Settings,
-    /// What the file says and something else wins over.
-    pub(super) overruled: Vec<Setting>,
+    pub(super) settings: LayeredSettings,
+    /// Values of the file that a stronger source overrides.
+    pub(super) overridden: Vec<EffectiveSetting>,
 }
 
-/// Why a configuration was refused: one line for each mistake, without secrets.
+/// A configuration that was refused: one line for each mistake, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct Invalid {
-    /// What is wrong and how to mend it.
+pub struct InvalidConfig {
+    /// Mistakes and how to mend them.
     pub problems: Vec<String>,
-    /// What might be behind it, such as a misspelt variable.
+    /// Possible causes, such as a misspelt variable.
     pub warnings: Vec<String>,
 }
 
-impl fmt::Display for Invalid {
+impl fmt::Display for InvalidConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.problems.len() == 1 { "" } else { "s" };
         write!(f, "the configuration has {} mistake{plural}", self.problems.len())?;
@@ -59,87 +57,87 @@ impl Config {
     pub fn load(
         flags: Flags,
         env: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Loaded, Invalid> {
+    ) -> Result<LoadedConfig, InvalidConfig> {
         Self::load_over(&[], flags, env)
     }
 
-    /// The same for a process that was passed sockets: the addresses of these knobs are theirs,
-    /// whatever is configured, and are judged as if they were.
+    /// The same for a process that was passed sockets: their addresses replace the configured values
+    /// of these settings, and are checked as if they had been configured.
     pub fn load_over(
         sockets: &[(&'static str, SocketAddr)],
         flags: Flags,
         env: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Loaded, Invalid> {
+    ) -> Result<LoadedConfig, InvalidConfig> {
         let mut problems = Vec::new();
         let env = env::read(env, &mut problems);
         let file = match flags.config.map(|path| (path, "--config")).or(env.config) {
             Some((path, from)) => file::read(&path, from, &mut problems),
-            None => file::File::default(),
+            None => file::ConfigFile::default(),
         };
         let flags = flags.values.into_iter().filter_map(|(name, value)| {
-            let knob = KNOBS.iter().find(|knob| knob.flag == Some(name))?;
-            Some(Setting { knob, value, origin: Origin::Flag(name) })
+            let spec = settings().find(|spec| spec.flag.is_some_and(|flag| flag.name == name))?;
+            Some(EffectiveSetting { spec, value, origin: Origin::Flag(name) })
         });
         let sockets = sockets.iter().filter_map(|(key, address)| {
-            let value = Value::One(address.to_string());
-            Some(Setting { knob: knob(key)?, value, origin: Origin::Socket })
+            let value = RawValue::One(address.to_string());
+            Some(EffectiveSetting { spec: setting(key)?, value, origin: Origin::Socket })
         });
-        let of_file: Vec<_> = file.settings.clone();
+        let in_file = file.settings.clone();
         let settings =
-            Settings::merge(sockets.chain(flags).chain(env.settings).chain(file.settings));
-        let wins = |setting: &Setting| {
-            let kept = settings.of(setting.knob.key);
+            LayeredSettings::merge(sockets.chain(flags).chain(env.settings).chain(file.settings));
+        let wins = |setting: &EffectiveSetting| {
+            let kept = settings.of(setting.spec.key);
             kept.is_none_or(|kept| matches!(kept.origin, Origin::File(_)))
         };
-        let overruled = of_file.into_iter().filter(|setting| !wins(setting)).collect();
+        let overridden = in_file.into_iter().filter(|setting| !wins(setting)).collect();
         let mut config = settings.parse(&mut problems);
         config.invalidate = file.rules;
         config.traces = env.traces;
         if problems.is_empty() {
-            Ok(Loaded { config, warnings: env.warnings, settings, overruled })
+            Ok(LoadedConfig { config, warnings: env.warnings, settings, overridden })
         } else {
-            Err(Invalid { problems, warnings: env.warnings })
+            Err(InvalidConfig { problems, warnings: env.warnings })
         }
     }
 }
 
-/// A configuration that was made, not read: as if every knob had been left alone.
-impl From<Config> for Loaded {
+/// A configuration that code has built: no value has an origin.
+impl From<Config> for LoadedConfig {
     fn from(config: Config) -> Self {
-        let (settings, overruled) = (Settings(Vec::new()), Vec::new());
-        Self { config, warnings: Vec::new(), settings, overruled }
+        let settings = LayeredSettings(Vec::new());
+        Self { config, warnings: Vec::new(), settings, overridden: Vec::new() }
     }
 }
 
-impl Loaded {
-    /// The effective configuration as a file, secrets hidden, each given value with where it came
-    /// from.
+impl LoadedConfig {
+    /// The effective configuration as a file, with secrets hidden and the origin of each given value.
     pub fn to_toml(&self) -> String {
-        let line = |knob: &'static Knob| match self.settings.of(knob.key) {
+        let line = |spec: &'static SettingSpec| match self.settings.of(spec.key) {
             Some(setting) => format!("{:<44} # {}\n", setting.assignment(), setting.origin),
-            None if knob.default.is_empty() => format!("# {} is not set\n", knob.key),
-            None => format!("{} = {}\n", knob.key, knob.split(knob.default)),
+            None if spec.default.is_empty() => format!("# {} is not set\n", spec.key),
+            None => format!("{} = {}\n", spec.key, spec.split(spec.default)),
         };
-        KNOBS.iter().map(line).chain(self.config.invalidate.iter().map(Rule::to_toml)).collect()
+        let rules = self.config.invalidate.iter().map(InvalidateRule::to_toml);
+        settings().map(line).chain(rules).collect()
     }
 }
 
-/// One value of one knob.
+/// A setting with its value and the origin of the value.
 #[derive(Clone)]
-pub(super) struct Setting {
-    pub(super) knob: &'static Knob,
-    pub(super) value: Value,
+pub(super) struct EffectiveSetting {
+    pub(super) spec: &'static SettingSpec,
+    pub(super) value: RawValue,
     pub(super) origin: Origin,
 }
 
-/// Where a value came from.
+/// Origin of a value.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
-    /// One that the service manager has passed.
+    /// A socket that the service manager has passed.
     Socket,
     Flag(&'static str),
     Env(String),
-    /// The file that the variable names.
+    /// A file that the variable names.
     EnvFile {
         variable: String,
         path: String,
@@ -160,54 +158,54 @@ impl fmt::Display for Origin {
     }
 }
 
-impl Setting {
-    /// `key = value`, fit for logs.
+impl EffectiveSetting {
+    /// `key = value`, without secrets.
     fn assignment(&self) -> String {
-        format!("{} = {}", self.knob.key, self.knob.show(&self.value))
+        format!("{} = {}", self.spec.key, self.spec.show(&self.value))
     }
 
     fn problem(&self, why: &str) -> String {
-        let default = match self.knob.set {
-            Set::One(_) if !self.knob.default.is_empty() => {
-                format!("; the default is {}", self.knob.default)
-            }
-            _ => String::new(),
+        // The default of a list is too long for a message.
+        let default = if self.spec.is_list() || self.spec.default.is_empty() {
+            String::new()
+        } else {
+            format!("; the default is {}", self.spec.default)
         };
         format!("{} (from {}): {why}{default}", self.assignment(), self.origin)
     }
 }
 
-/// Secrets stay hidden here as well.
-impl fmt::Debug for Setting {
+/// Secrets stay hidden here too.
+impl fmt::Debug for EffectiveSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (from {})", self.assignment(), self.origin)
     }
 }
 
-/// At most one setting a knob.
+/// The strongest value of each setting that any source gives.
 #[derive(Clone, Debug)]
-pub(super) struct Settings(Vec<Setting>);
+pub(super) struct LayeredSettings(Vec<EffectiveSetting>);
 
-impl Settings {
-    /// Keeps the first, that is the strongest, setting of each knob.
-    fn merge(all: impl Iterator<Item = Setting>) -> Self {
+impl LayeredSettings {
+    /// Keeps the first, that is the strongest, value of each setting.
+    fn merge(all: impl Iterator<Item = EffectiveSetting>) -> Self {
         let mut kept = Self(Vec::new());
         for setting in all {
-            if kept.of(setting.knob.key).is_none() {
+            if kept.of(setting.spec.key).is_none() {
                 kept.0.push(setting);
             }
         }
         kept
     }
 
-    /// What was given for a knob.
-    pub(super) fn of(&self, key: &str) -> Option<&Setting> {
-        self.0.iter().find(|setting| setting.knob.key == key)
+    /// The value that a source gives for the setting `key`.
+    pub(super) fn of(&self, key: &str) -> Option<&EffectiveSetting> {
+        self.0.iter().find(|setting| setting.spec.key == key)
     }
 
     /// `key = value (from origin)`, or that it is the default.
     pub(super) fn describe(&self, key: &'static str) -> String {
-        let default = || super::knob(key).map_or("", |knob| knob.default);
+        let default = || setting(key).map_or("", |spec| spec.default);
         self.of(key).map_or_else(
             || format!("{key} = {:?} (the default)", default()),
             |setting| format!("{setting:?}"),
@@ -215,18 +213,18 @@ impl Settings {
     }
 
     fn parse(&self, problems: &mut Vec<String>) -> Config {
-        // With a misspelt key the knobs would only seem not to fit together.
+        // If a key is misspelt, settings would only seem to contradict each other.
         let readable = problems.is_empty();
         let mut config = Config::default();
         let mut failed = Vec::new();
         for setting in &self.0 {
-            if let Err(why) = setting.knob.apply(&mut config, &setting.value) {
+            if let Err(why) = setting.spec.apply(&mut config, &setting.value) {
                 problems.push(setting.problem(&why));
-                failed.push(setting.knob.key);
+                failed.push(setting.spec.key);
             }
         }
         if readable {
-            check::all(&config, self, &failed, problems);
+            constraints::check(&config, self, &failed, problems);
         }
         config
     }

@@ -1,6 +1,6 @@
-//! Which store, and where: its URL, taken apart.
+//! The URL of the store, parsed into kind, hosts and login.
 //!
-//! Passwords stay in what is returned, and out of what is shown. Nothing is connected to or resolved.
+//! The parsed values keep passwords; `Debug` and `Display` hide them. Nothing here connects or resolves.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -14,60 +14,60 @@ const STORE: &str = "must be redis://[user:password@]host[:port][/db] (rediss://
                      redis-cluster://[user:password@]host[:port],host[:port], \
                      unix:///path/to/socket or memory://";
 
-/// Where sentinels listen unless told otherwise.
+/// Default port of sentinels.
 const SENTINEL_PORT: u16 = 26379;
-/// Where nodes of a cluster do.
+/// Default port of the nodes of a cluster.
 const CLUSTER_PORT: u16 = 6379;
-/// More seeds than anybody has; each is asked.
+/// More hosts than anyone needs to list; each of them is asked.
 const MAX_HOSTS: usize = 16;
 
-/// Which store.
+/// Kind and address of the store.
 #[derive(Clone, PartialEq, Eq)]
 pub enum StoreUrl {
     /// The URL of a Redis server; may hold a password, which `Debug` and `Display` hide.
     Redis(String),
-    /// A Redis server that sentinels name.
+    /// A Redis server that sentinels locate.
     Sentinel(Box<Sentinels>),
     /// Nodes of a Redis Cluster.
-    Cluster(Box<Seeds>),
-    /// In this process.
+    Cluster(Box<ClusterSeeds>),
+    /// The store in this process.
     Memory,
 }
 
-/// Sentinels that know where the master is.
+/// Sentinels, and the master to ask them for.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sentinels {
-    /// Those to ask first: host and port of each.
+    /// Host and port of the sentinels to ask first.
     pub hosts: Vec<(String, u16)>,
-    /// The name under which they watch it.
+    /// Name under which they watch the master.
     pub master: String,
-    /// Whether it speaks TLS.
+    /// Whether the master uses TLS.
     pub is_tls: bool,
-    /// Who we are at the master.
-    pub login: Login,
-    /// The database there.
+    /// User and password at the master.
+    pub login: StoreLogin,
+    /// Database of the master.
     pub database: u32,
 }
 
-/// Nodes of a Redis Cluster, of which one will do to find the others.
+/// Some nodes of a Redis Cluster; one that answers is enough to find the others.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Seeds {
-    /// Host and port of each.
+pub struct ClusterSeeds {
+    /// Host and port of each node.
     pub hosts: Vec<(String, u16)>,
-    /// Whether they speak TLS.
+    /// Whether the nodes use TLS.
     pub is_tls: bool,
-    /// Who we are there.
-    pub login: Login,
+    /// User and password at the nodes.
+    pub login: StoreLogin,
 }
 
-/// User and password.
+/// User and password of Redis or of sentinels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Login {
-    /// None = the server's default user.
+pub struct StoreLogin {
+    /// User name; none = the default user of the server.
     pub username: Option<String>,
-    /// None = the server is told none.
+    /// Password; none = no password is sent.
     pub password: Option<Secret>,
-    /// Where the password stands instead; read for each connection.
+    /// File with the password instead; it is read for each connection.
     pub password_file: Option<PathBuf>,
 }
 
@@ -80,7 +80,7 @@ impl FromStr for StoreUrl {
 }
 
 impl StoreUrl {
-    /// Whether the store, or who knows where it is, is spoken to over TLS.
+    /// Whether Redis uses TLS according to the scheme.
     pub fn is_tls(&self) -> bool {
         match self {
             Self::Redis(url) => url.starts_with("rediss:") || url.starts_with("valkeys:"),
@@ -91,14 +91,14 @@ impl StoreUrl {
     }
 }
 
-impl Login {
-    /// Whether it says anything.
+impl StoreLogin {
+    /// Whether any part is set.
     pub fn is_some(&self) -> bool {
         *self != Self::default()
     }
 }
 
-/// Which store. What is accepted here the Redis client accepts too: a test holds the two together.
+/// Parses a URL. The Redis client accepts every URL that is accepted here; a test checks that.
 pub(super) fn store(text: &str) -> Result<StoreUrl, String> {
     let why = |why: &str| Err(format!("{STORE}; {why}"));
     let Some((scheme, rest)) = text.split_once("://") else {
@@ -106,7 +106,7 @@ pub(super) fn store(text: &str) -> Result<StoreUrl, String> {
     };
     match scheme {
         "memory" if rest.is_empty() => return Ok(StoreUrl::Memory),
-        "memory" => return why("nothing follows memory://"),
+        "memory" => return why("nothing may follow memory://"),
         "redis" | "valkey" | "rediss" | "valkeys" | "unix" | "redis+unix" | "valkey+unix" => {}
         "redis-sentinel" | "rediss-sentinel" => {
             let is_tls = scheme == "rediss-sentinel";
@@ -127,7 +127,7 @@ pub(super) fn store(text: &str) -> Result<StoreUrl, String> {
     fault.map_or_else(|| Ok(StoreUrl::Redis(text.to_owned())), why)
 }
 
-/// `[user:password@]host[:port],host[:port]/master[/db]`, which no URL parser takes for its ports.
+/// `[user:password@]host[:port],host[:port]/master[/db]`; a URL parser does not accept several ports.
 fn sentinels(rest: &str, is_tls: bool) -> Result<Sentinels, &'static str> {
     const ENCODE: &str = "percent-encode special characters of the password";
     let (authority, path) = rest.split_once('/').ok_or("the name of the master is missing")?;
@@ -146,31 +146,31 @@ fn sentinels(rest: &str, is_tls: bool) -> Result<Sentinels, &'static str> {
     let hosts = hosts.split(',').map(|text| host(text, SENTINEL_PORT));
     let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
     if hosts.len() > MAX_HOSTS {
-        return Err("16 sentinels are enough: they tell of the others");
+        return Err("at most 16 sentinels: they report the others");
     }
-    let login = user.map_or_else(|| Ok(Login::default()), login)?;
+    let login = user.map_or_else(|| Ok(StoreLogin::default()), login)?;
     Ok(Sentinels { hosts, master: master.to_owned(), is_tls, login, database })
 }
 
 /// `[user:password@]host[:port],host[:port]`.
-fn seeds(rest: &str, is_tls: bool) -> Result<Seeds, &'static str> {
+fn seeds(rest: &str, is_tls: bool) -> Result<ClusterSeeds, &'static str> {
     let (user, hosts) = rest.rsplit_once('@').map_or((None, rest), |(u, h)| (Some(u), h));
     let (hosts, database) = hosts.split_once('/').unwrap_or((hosts, ""));
     if !matches!(database, "" | "0") {
-        return Err("a cluster has database 0 and no other");
+        return Err("a cluster only has database 0");
     }
     let hosts = hosts.split(',').map(|text| host(text, CLUSTER_PORT));
     let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
     if hosts.len() > MAX_HOSTS {
-        return Err("16 nodes are enough: they tell of the others");
+        return Err("at most 16 nodes: they report the others");
     }
-    let login = user.map_or_else(|| Ok(Login::default()), login)?;
-    Ok(Seeds { hosts, is_tls, login })
+    let login = user.map_or_else(|| Ok(StoreLogin::default()), login)?;
+    Ok(ClusterSeeds { hosts, is_tls, login })
 }
 
-/// One of the above, as a URL parser reads it.
+/// One host, read by a URL parser.
 fn host(text: &str, port: u16) -> Result<(String, u16), &'static str> {
-    const INVALID: &str = "each is host or host:port, an IPv6 address in brackets";
+    const INVALID: &str = "write each as host or host:port, with an IPv6 address in brackets";
     if text.is_empty() || text.contains(['/', '?', '#', '@']) {
         return Err(INVALID);
     }
@@ -180,12 +180,16 @@ fn host(text: &str, port: u16) -> Result<(String, u16), &'static str> {
     Ok((host.to_owned(), url.port().unwrap_or(port)))
 }
 
-fn login(text: &str) -> Result<Login, &'static str> {
+fn login(text: &str) -> Result<StoreLogin, &'static str> {
     let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from);
     let decoded = |text: &str| decoded(text).map_err(|_| "user and password must be UTF-8");
     let (user, password) = text.split_once(':').ok_or("the user needs a password")?;
     let username = if user.is_empty() { None } else { Some(decoded(user)?) };
-    Ok(Login { username, password: Some(Secret::new(decoded(password)?)), password_file: None })
+    Ok(StoreLogin {
+        username,
+        password: Some(Secret::new(decoded(password)?)),
+        password_file: None,
+    })
 }
 
 fn tcp_fault(url: &Url) -> Option<&'static str> {
@@ -193,18 +197,18 @@ fn tcp_fault(url: &Url) -> Option<&'static str> {
     if url.host_str().is_none_or(str::is_empty) {
         Some("the host is missing")
     } else if is_wildcard(url) {
-        Some("0.0.0.0 and [::] are addresses to listen on, not to connect to")
+        Some("0.0.0.0 and [::] are addresses for listening, not for connecting")
     } else if !database.is_empty() && database.parse::<u32>().is_err() {
         Some("the database must be a number; percent-encode special characters of the password")
     } else if url.fragment().is_some() || url.query().is_some() {
-        Some("nothing follows the database; percent-encode special characters of the password")
+        Some("nothing may follow the database; percent-encode special characters of the password")
     } else {
         None
     }
 }
 
 fn is_wildcard(url: &Url) -> bool {
-    // Schemes unknown to the URL standard keep an IPv4 address as a name.
+    // In schemes that the URL standard does not know, an IPv4 address remains a name.
     match url.host() {
         Some(Host::Domain(name)) => name == "0.0.0.0",
         Some(Host::Ipv4(ip)) => ip.is_unspecified(),
@@ -216,7 +220,7 @@ fn is_wildcard(url: &Url) -> bool {
 fn unix_fault(url: &Url) -> Option<&'static str> {
     let known = |key: &str| matches!(key, "db" | "user" | "pass");
     if url.host().is_some() {
-        Some("a socket has three slashes: unix:///path")
+        Some("write three slashes before the path of a socket: unix:///path")
     } else if url.path().len() < 2 {
         Some("the path is missing")
     } else if url.query_pairs().any(|(key, _)| !known(&key)) {
@@ -224,13 +228,13 @@ fn unix_fault(url: &Url) -> Option<&'static str> {
     } else if url.query_pairs().any(|(key, value)| key == "db" && value.parse::<u32>().is_err()) {
         Some("db must be a number")
     } else if url.fragment().is_some() {
-        Some("nothing follows the query")
+        Some("nothing may follow the query")
     } else {
         None
     }
 }
 
-/// The URL without user, password and query: fit for logs.
+/// The URL without user, password and query, for logs.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -265,21 +269,25 @@ impl fmt::Debug for Sentinels {
 }
 
 /// Without user and password.
-impl fmt::Display for Seeds {
+impl fmt::Display for ClusterSeeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_tls { "rediss-cluster://" } else { "redis-cluster://" })?;
         write_hosts(f, &self.login, &self.hosts)
     }
 }
 
-impl fmt::Debug for Seeds {
+impl fmt::Debug for ClusterSeeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-/// What follows the scheme, without user and password.
-fn write_hosts(f: &mut fmt::Formatter<'_>, login: &Login, hosts: &[(String, u16)]) -> fmt::Result {
+/// Writes the part after the scheme, without user and password.
+fn write_hosts(
+    f: &mut fmt::Formatter<'_>,
+    login: &StoreLogin,
+    hosts: &[(String, u16)],
+) -> fmt::Result {
     if login.password.is_some() {
         f.write_str("***@")?;
     }

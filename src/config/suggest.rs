@@ -1,34 +1,35 @@
-//! "Did you mean": the nearest name to one that nobody knows.
+//! "Did you mean": the known name that is nearest to an unknown one.
 
-use super::knob::{KNOBS, Knob};
+use super::{SettingSpec, settings};
 
 /// The key of the file that `unknown` most likely stands for.
 pub(super) fn key(unknown: &str) -> Option<&'static str> {
-    let names = KNOBS.iter().flat_map(|knob| aliases(knob).map(move |alias| (alias, knob.key)));
+    let names = settings().flat_map(|spec| aliases(spec).map(move |alias| (alias, spec.key)));
     nearest(unknown, names)
 }
 
-/// The key without a table that `unknown` is but for one: in a file, whatever follows `[table]` is of
-/// that table.
-pub(super) fn of_the_top(unknown: &str) -> Option<&'static str> {
+/// The key of the top level that `unknown` equals except for its table: in a file, everything after
+/// `[table]` belongs to that table.
+pub(super) fn top_level_key(unknown: &str) -> Option<&'static str> {
     let (_, name) = unknown.rsplit_once('.')?;
-    KNOBS.iter().map(|knob| knob.key).find(|key| *key == name)
+    settings().map(|spec| spec.key).find(|key| *key == name)
 }
 
 /// The variable that `unknown` most likely stands for.
 pub(super) fn variable(unknown: &str) -> Option<&'static str> {
-    let names = KNOBS.iter().flat_map(|knob| {
+    let names = settings().flat_map(|spec| {
         let derived =
-            aliases(knob).map(|alias| format!("JOBCACHE_{}", snake(&alias).to_uppercase()));
-        let own = knob.env.iter().map(|name| (*name).to_owned());
-        own.chain(derived).filter_map(|name| Some((name, *knob.env.first()?)))
+            aliases(spec).map(|alias| format!("JOBCACHE_{}", snake(&alias).to_uppercase()));
+        let own = spec.env.iter().map(|name| (*name).to_owned());
+        own.chain(derived).filter_map(|name| Some((name, *spec.env.first()?)))
     });
     nearest(unknown, names)
 }
 
-/// What people try for a knob: its key, the key without its table's dot, and its flag.
-fn aliases(knob: &Knob) -> impl Iterator<Item = String> {
-    [Some(knob.key.to_owned()), Some(snake(knob.key)), knob.flag.map(snake)].into_iter().flatten()
+/// Names that people try for a setting: its key, the key without its dots, and its flag.
+fn aliases(spec: &SettingSpec) -> impl Iterator<Item = String> {
+    let flag = spec.flag.map(|flag| snake(flag.name));
+    [Some(spec.key.to_owned()), Some(snake(spec.key)), flag].into_iter().flatten()
 }
 
 fn snake(name: &str) -> String {
@@ -39,7 +40,7 @@ pub(super) fn nearest(
     unknown: &str,
     names: impl Iterator<Item = (String, &'static str)>,
 ) -> Option<&'static str> {
-    // One slip in a short name, three in a long one; more is another word.
+    // One slip in a short name, three in a long one; with more it is another word.
     let slips = 1 + unknown.len() / 10;
     names
         .map(|(alias, name)| (strsim::damerau_levenshtein(unknown, &alias), name))

@@ -1,11 +1,10 @@
-//! Where spans go. Only the environment says, by the variables that OpenTelemetry has given names to,
-//! so that what an operator or a cluster sets for every service holds for this one.
+//! Destination of spans, read from the environment variables of OpenTelemetry, so that what an operator
+//! or a cluster sets for every service applies to jobcache too.
 //!
-//! "The SDK MUST [..] generate a warning and gracefully ignore the setting" of a value that it does not
-//! know (OpenTelemetry, environment variable specification): nothing here is a mistake that keeps a
-//! sidecar from starting. Not read here: `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`,
-//! `OTEL_RESOURCE_ATTRIBUTES` and the limits of a span, which are the SDK's own to read; of the first
-//! it is only told when it will be ignored.
+//! "The SDK MUST [..] generate a warning and gracefully ignore the setting" if a value is unknown
+//! (OpenTelemetry, environment variable specification), so no value here keeps a sidecar from starting.
+//! The SDK itself reads `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` and the
+//! limits of a span; this module only warns of a sampler that the SDK will ignore.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
@@ -14,12 +13,12 @@ use percent_encoding::percent_decode_str;
 
 use super::url;
 
-/// Where collectors listen for OTLP over HTTP.
-const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
-/// What is appended to the endpoint of all signals.
+/// Default address of collectors for OTLP over HTTP.
+pub(super) const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
+/// Path appended to the endpoint of all signals.
 const PATH: &str = "/v1/traces";
-/// The one protocol that is spoken.
-const PROTOCOL: &str = "http/protobuf";
+/// The only protocol that is supported.
+pub(super) const PROTOCOL: &str = "http/protobuf";
 const SAMPLERS: [&str; 6] = [
     "always_on",
     "always_off",
@@ -28,47 +27,55 @@ const SAMPLERS: [&str; 6] = [
     "parentbased_always_off",
     "parentbased_traceidratio",
 ];
-/// Spans in memory at most, whatever is asked for.
+pub(super) const DEFAULT_QUEUE: usize = 2048;
+pub(super) const DEFAULT_BATCH: usize = 512;
+pub(super) const DEFAULT_DELAY_MS: usize = 5_000;
+pub(super) const DEFAULT_TIMEOUT_MS: usize = 10_000;
+/// Upper limit of the spans in memory, regardless of the variable.
 const MAX_QUEUE: usize = 65_536;
 
-/// Where spans go, and when.
+/// Destination of spans, and how they are sent.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Traces {
+pub struct TracesConfig {
     /// `http://host[:port]` or `https://host[:port]`.
     pub origin: String,
     /// Path and query.
     pub target: String,
     /// Header fields of each message; values may be secrets.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Authorities that an `https` collector is believed by; none = those of the system.
+    /// Authorities that may have signed the certificate of an `https` collector; none = those of the
+    /// system.
     pub ca: Option<PathBuf>,
-    /// For one message to be taken, tries and pauses included.
+    /// Time to deliver one message, retries and pauses included.
     pub timeout: Duration,
-    /// Spans that wait at most; further ones are dropped.
+    /// Spans that may wait; further ones are dropped.
     pub queue: usize,
-    /// Spans in one message at most.
+    /// Largest number of spans in one message.
     pub batch: usize,
-    /// How long a span may wait for others.
+    /// Time for which a span may wait for others.
     pub delay: Duration,
 }
 
-/// Without the headers and the query: either may hold a key.
-impl fmt::Debug for Traces {
+/// Hides the headers and the query: either may hold a key.
+impl fmt::Debug for TracesConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.target.split('?').next().unwrap_or_default();
         write!(f, "{}{path}", self.origin)
     }
 }
 
-/// The variables and what there is to say about them.
+/// The variables, and the warnings about them.
 struct Reader<'e> {
     env: &'e BTreeMap<String, String>,
     warnings: &'e mut Vec<String>,
 }
 
-/// Reads the variables, of which empty ones are unset already. None where no spans go anywhere, as
+/// Reads the variables; empty ones have already been removed. Returns none if no spans are sent, as
 /// without an endpoint.
-pub(super) fn read(env: &BTreeMap<String, String>, warnings: &mut Vec<String>) -> Option<Traces> {
+pub(super) fn read(
+    env: &BTreeMap<String, String>,
+    warnings: &mut Vec<String>,
+) -> Option<TracesConfig> {
     let mut reader = Reader { env, warnings };
     let asked = reader.exporter()?;
     let (origin, target) = reader.endpoint(asked)?;
@@ -77,20 +84,20 @@ pub(super) fn read(env: &BTreeMap<String, String>, warnings: &mut Vec<String>) -
     if let Some((name, how)) = reader.of_traces("COMPRESSION").filter(|(_, how)| how != "none") {
         reader.ignored(name, &format!("{how:?}: spans are sent uncompressed"));
     }
-    let queue = reader.number("OTEL_BSP_MAX_QUEUE_SIZE", 2048).clamp(1, MAX_QUEUE);
+    let queue = reader.number("OTEL_BSP_MAX_QUEUE_SIZE", DEFAULT_QUEUE).clamp(1, MAX_QUEUE);
     let timeout_ms = match reader.of_traces("TIMEOUT") {
-        Some((name, _)) => reader.number(name, 10_000),
-        None => 10_000,
+        Some((name, _)) => reader.number(name, DEFAULT_TIMEOUT_MS),
+        None => DEFAULT_TIMEOUT_MS,
     };
-    let delay_ms = reader.number("OTEL_BSP_SCHEDULE_DELAY", 5_000);
-    Some(Traces {
+    let delay_ms = reader.number("OTEL_BSP_SCHEDULE_DELAY", DEFAULT_DELAY_MS);
+    Some(TracesConfig {
         origin,
         target,
         headers: reader.headers(),
         ca: reader.of_traces("CERTIFICATE").map(|(_, path)| path.into()),
         timeout: millis(timeout_ms.max(1)),
         queue,
-        batch: reader.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512).clamp(1, queue),
+        batch: reader.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", DEFAULT_BATCH).clamp(1, queue),
         delay: millis(delay_ms),
     })
 }
@@ -100,7 +107,7 @@ impl Reader<'_> {
         self.env.get(name).map(|text| text.trim()).filter(|text| !text.is_empty())
     }
 
-    /// A variable of the exporter: that of traces wins over that of all signals.
+    /// A variable of the exporter: the one for traces wins over the one for all signals.
     fn of_traces(&self, name: &str) -> Option<(&'static str, String)> {
         let names: [&'static str; 2] = match name {
             "PROTOCOL" => ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"],
@@ -121,8 +128,8 @@ impl Reader<'_> {
         self.warnings.push(format!("the environment variable {name}: {what}"));
     }
 
-    /// Whether spans are asked for by name, or only if there is an endpoint; none where they are not
-    /// wanted.
+    /// Whether spans are requested explicitly, or only if there is an endpoint; none if they are turned
+    /// off.
     fn exporter(&mut self) -> Option<bool> {
         if self.get("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
             return None;
@@ -134,7 +141,7 @@ impl Reader<'_> {
             return Some(true);
         }
         if each != ["none"] {
-            let what = format!("{wanted:?}: only otlp and none are known; no spans are sent");
+            let what = format!("{wanted:?}: must be otlp or none; no spans are sent");
             self.ignored(name, &what);
         }
         None
@@ -159,11 +166,12 @@ impl Reader<'_> {
         Some((origin, target))
     }
 
-    /// None for one that we do not speak: it would be sent to who does not understand us.
+    /// Returns none for another protocol: the receiver would not understand the messages.
     fn protocol(&mut self) -> Option<()> {
         match self.of_traces("PROTOCOL") {
             Some((name, protocol)) if protocol != PROTOCOL => {
-                let what = format!("{protocol} is not spoken, only {PROTOCOL}; no spans are sent");
+                let what =
+                    format!("{protocol} is not supported, only {PROTOCOL}; no spans are sent");
                 self.ignored(name, &what);
                 None
             }
@@ -192,7 +200,10 @@ impl Reader<'_> {
         let Some(text) = self.get(name).map(str::to_owned) else { return default };
         let number = text.parse();
         number.unwrap_or_else(|_| {
-            self.ignored(name, &format!("{text:?} must be a whole number; {default} holds"));
+            self.ignored(
+                name,
+                &format!("{text:?} must be a whole number; {default} is used instead"),
+            );
             default
         })
     }
@@ -204,7 +215,7 @@ impl Reader<'_> {
         for member in text.split(',').filter(|member| !member.trim().is_empty()) {
             match header(member) {
                 Some(header) => headers.push(header),
-                // The value may be a secret, and so may what has no `=`.
+                // The value may be a secret, and so may a text without `=`.
                 None => self.ignored(name, "must be key=value,key=value; one of them is ignored"),
             }
         }
@@ -218,7 +229,7 @@ fn header(member: &str) -> Option<(HeaderName, HeaderValue)> {
     Some((name.trim().parse().ok()?, HeaderValue::from_bytes(&value).ok()?))
 }
 
-/// Origin and the rest of a URL.
+/// Splits a URL into origin and the rest.
 fn split(text: &str) -> Result<(String, String), String> {
     let uri: Uri = text.parse().map_err(|_| "this is not a URL; no spans are sent".to_owned())?;
     let authority = uri.authority().map_or("", |authority| authority.as_str());
@@ -236,7 +247,7 @@ fn split(text: &str) -> Result<(String, String), String> {
 }
 
 fn millis(number: usize) -> Duration {
-    // A day is as good as for ever, and can be added to a clock.
+    // A day is long enough for any timeout, and can be added to a clock.
     Duration::from_millis(number as u64).min(Duration::from_hours(24))
 }
 
@@ -244,15 +255,15 @@ fn millis(number: usize) -> Duration {
 mod tests {
     use super::*;
 
-    fn traces(env: &[(&str, &str)]) -> (Option<Traces>, Vec<String>) {
+    fn traces(env: &[(&str, &str)]) -> (Option<TracesConfig>, Vec<String>) {
         let env = env.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         let mut warnings = Vec::new();
         (read(&env, &mut warnings), warnings)
     }
 
-    /// Spans go to this URL.
+    /// Expects spans to go to this URL.
     #[track_caller]
-    fn go(env: &[(&str, &str)], url: &str) -> Traces {
+    fn go(env: &[(&str, &str)], url: &str) -> TracesConfig {
         let (traces, warnings) = traces(env);
         let traces = traces.unwrap_or_else(|| panic!("{env:?}: {warnings:?}"));
         assert_eq!(format!("{}{}", traces.origin, traces.target), url, "{env:?}");
@@ -260,7 +271,7 @@ mod tests {
         traces
     }
 
-    /// Spans go nowhere, and this is said of it.
+    /// Expects no spans to be sent, and this warning.
     #[track_caller]
     fn stay(env: &[(&str, &str)], says: &str) {
         let (traces, warnings) = traces(env);
@@ -287,8 +298,11 @@ mod tests {
         stay(&[("OTEL_SERVICE_NAME", "x")], "");
         stay(&[(ALL, "http://c"), ("OTEL_SDK_DISABLED", "True")], "");
         stay(&[(ALL, "http://c"), ("OTEL_TRACES_EXPORTER", "none")], "");
-        stay(&[(ALL, "http://c"), ("OTEL_TRACES_EXPORTER", "zipkin")], "only otlp and none");
-        stay(&[(ALL, "http://c"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], "grpc is not spoken");
+        stay(&[(ALL, "http://c"), ("OTEL_TRACES_EXPORTER", "zipkin")], "must be otlp or none");
+        stay(
+            &[(ALL, "http://c"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")],
+            "grpc is not supported",
+        );
         stay(&[(ALL, "c:4318")], "must be http://host");
         stay(&[(ALL, "http://u:hunter2@c")], "OTEL_EXPORTER_OTLP_HEADERS");
         stay(&[(ALL, "not a URL")], "not a URL");
@@ -316,8 +330,8 @@ mod tests {
     fn what_cannot_be_used_is_warned_of_and_the_rest_holds() {
         for (name, text, says) in [
             ("OTEL_TRACES_SAMPLER", "sometimes", "\"sometimes\" must be one of"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "\"10s\" must be a whole number; 10000 holds"),
-            ("OTEL_BSP_SCHEDULE_DELAY", "-1", "\"-1\" must be a whole number; 5000 holds"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "\"10s\" must be a whole number; 10000 is used"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "-1", "\"-1\" must be a whole number; 5000 is used"),
             ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", "\"gzip\": spans are sent uncompressed"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2", "one of them is ignored"),
         ] {

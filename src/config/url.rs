@@ -1,4 +1,4 @@
-//! The URL of the upstream, and how URLs are shown that may hold a password.
+//! The URL of the upstream, and how URLs are shown without their passwords.
 
 use std::path::PathBuf;
 
@@ -11,14 +11,15 @@ use super::{
 };
 
 const UPSTREAM: &str = "must be http://host[:port], https://host[:port] or unix:/path/to/socket";
-/// Origin of the upstream, without a trailing slash, or its socket as `unix:/path`.
+
+/// The origin of the upstream without a trailing slash, or its socket as `unix:/path`.
 pub(super) fn upstream(text: &str) -> Result<String, String> {
     let why = |why: &str| Err(format!("{UPSTREAM}; {why}"));
     if let Some(path) = text.strip_prefix("unix:") {
         let path = socket_path(path).or_else(|fault| why(&fault).map(PathBuf::from))?;
         return Ok(format!("unix:{}", path.display()));
     }
-    // Before the parser: `localhost:8000` is a scheme to it.
+    // The parser would take `localhost:8000` for a scheme.
     let scheme = match text.split_once("://") {
         Some((scheme @ ("http" | "https"), _)) => scheme,
         Some(_) => return why("no other scheme is supported"),
@@ -27,21 +28,22 @@ pub(super) fn upstream(text: &str) -> Result<String, String> {
     let Ok(uri) = text.parse::<Uri>() else { return why("this is not a URL") };
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     if authority.contains('@') {
-        return why("user and password do not belong here: clients send their own credentials");
+        return why("remove user and password: clients send their own credentials");
     }
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() || text.contains('#') {
-        return why("a path does not belong here: requests keep their own");
+        return why("remove the path: requests keep their own");
     }
-    // `Uri` takes ports that no socket has.
+    // `Uri` accepts ports that do not exist.
     if uri.host().is_none_or(str::is_empty) || Url::parse(text).is_err() {
         return why("host or port is not valid");
     }
     Ok(format!("{scheme}://{authority}"))
 }
 
-/// The same for a URL that has no credentials: a bare `host:port`, whose scheme was forgotten, is shown.
+/// [`redacted`] for a URL that takes no credentials: a bare `host:port` without a scheme is shown.
 ///
-/// Else nothing could be told of the commonest slip. Whatever else is unclear stays hidden.
+/// A forgotten scheme is the most common mistake, and the message has to show it. Anything else that
+/// is unclear stays hidden.
 pub(super) fn shown_origin(text: &str) -> String {
     let (authority, path) = text.split_at(text.find('/').unwrap_or(text.len()));
     let is_name = |name: &str| {
@@ -54,10 +56,10 @@ pub(super) fn shown_origin(text: &str) -> String {
     if is_place && is_path { text.to_owned() } else { redacted(text) }
 }
 
-/// The URL without user, password, query and fragment; `***` where it is unclear what is what.
+/// The URL without user, password, query and fragment; `***` where its parts are ambiguous.
 ///
-/// A password with an unescaped `/`, `?`, `#` or `@` shifts the borders that a parser sees, so a
-/// stray `@` hides everything.
+/// An unescaped `/`, `?`, `#` or `@` in a password shifts the boundaries that a parser sees, so a stray
+/// `@` hides everything.
 pub(super) fn redacted(text: &str) -> String {
     const HIDDEN: &str = "***";
     if socket_path(text.strip_prefix("unix:").unwrap_or_default()).is_ok()

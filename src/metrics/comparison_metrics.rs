@@ -52,7 +52,7 @@ impl ComparisonResult {
     }
 }
 
-/// The metrics of shadow mode and of `count_verify`.
+/// The metrics of shadow mode and of `verify`.
 pub struct ComparisonMetrics {
     shadow: Family<OutcomeLabels, Counter>,
     verify: Family<OutcomeLabels, Counter>,

@@ -173,13 +173,13 @@ impl LimitMetrics {
 #[cfg(test)]
 mod tests {
     use super::{Limit, LimitMetrics};
-    use crate::config::knob;
+    use crate::config::setting;
 
     #[test]
     fn a_limit_is_counted_under_the_name_of_a_setting_that_there_is() {
         let limits = LimitMetrics::default();
         for limit in Limit::ALL {
-            assert!(knob(limit.as_str()).is_some(), "{limit:?}");
+            assert!(setting(limit.as_str()).is_some(), "{limit:?}");
             limits.count_hit(limit);
             assert_eq!(limits.counter(limit).get(), 1, "{limit:?} has a counter of its own");
         }

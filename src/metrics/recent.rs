@@ -47,7 +47,7 @@ pub struct RequestTotals {
 }
 
 impl RequestTotals {
-    /// The requests since `totals_before`.
+    /// The requests since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         Self {

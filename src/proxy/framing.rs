@@ -64,7 +64,7 @@ impl Refusal {
 }
 
 /// Checks a request head as the client sent it.
-pub(crate) fn check<B>(request: &Request<B>, limits: &config::Server) -> Result<(), Refusal> {
+pub(crate) fn check<B>(request: &Request<B>, limits: &config::ServerConfig) -> Result<(), Refusal> {
     let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
     if target.len() > limits.max_uri {
         return Err(Refusal::UriTooLong);
@@ -172,7 +172,7 @@ mod tests {
     };
 
     use super::{Refusal, TRANSFER_ENCODING, check, stays_coded, unify_length};
-    use crate::config::Server;
+    use crate::config::ServerConfig;
 
     /// `head` is the method and target, then one header per line.
     #[track_caller]
@@ -185,7 +185,7 @@ mod tests {
             request = request.header(name, value);
         }
         let request = request.body(()).unwrap();
-        assert_eq!(check(&request, &Server::default()), want, "{head}");
+        assert_eq!(check(&request, &ServerConfig::default()), want, "{head}");
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
         check_head(Version::HTTP_2, "GET http://a/", Ok(()));
         let mut request = Request::new(());
         request.headers_mut().insert(HOST, HeaderValue::from_bytes(b"\xe9").unwrap());
-        assert_eq!(check(&request, &Server::default()), Err(Refusal::Host));
+        assert_eq!(check(&request, &ServerConfig::default()), Err(Refusal::Host));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::{
         entry::Entry,
         policy::{Bypass, Freshness, NoStore},
     },
-    config::Mode,
+    config::CacheMode,
     spans,
     store::{Budget, Fill},
     upstream::{RequestBody, ResponseBody, RetryPolicy},
@@ -119,7 +119,7 @@ impl LeadTask {
                 let landed = proxy.cache.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&landed.entry);
                 store_then(&proxy, landed, budget, |stored| {
-                    let response = if proxy.mode == Mode::Shadow {
+                    let response = if proxy.mode == CacheMode::Shadow {
                         Response::from_parts(head, Body::from(entry.body().clone()))
                     } else if entry.is_held_by(&asked.headers) {
                         entry_response(&entry, &asked, proxy.cache.store().now_ms())

@@ -26,7 +26,7 @@ use crate::{
     cache::{
         AbandonReason, LeaderRead, PrefetchLookup, job_id::JobId, policy::Bypass, policy::NoStore,
     },
-    config::Mode,
+    config::CacheMode,
     spans,
     store::Budget,
     transport::Peer,
@@ -123,7 +123,7 @@ pub enum JobListError {
 impl Proxy {
     /// Whether the mode allows prefetches.
     pub fn allows_prefetch(&self) -> bool {
-        self.mode != Mode::Off
+        self.mode != CacheMode::Off
     }
 
     /// Reads a job into the cache with these headers, unless it is already there.

@@ -27,7 +27,7 @@ use crate::{
         AbandonReason, Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry, job_id::JobId,
         policy::Bypass,
     },
-    config::Mode,
+    config::CacheMode,
     events::{EventKind, HitSample},
     informational::Informational,
     service::FastPathMiss,
@@ -49,7 +49,7 @@ impl Proxy {
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
         let (lookup, mut budget) = self.lookup_request(id, &request);
-        if self.mode == Mode::Shadow {
+        if self.mode == CacheMode::Shadow {
             let lookup = lookup.solo();
             let head = request.into_parts().0;
             let answer = Box::pin(self.shadow(&lookup, head, requester, budget)).await;

@@ -341,7 +341,7 @@ mod tests {
     #[test]
     fn a_query_that_the_upstream_ignores_is_none() {
         let ignore = vec!["_".to_owned()];
-        let query = config::Query { ignore, ..config::Query::default() };
+        let query = config::QueryConfig { ignore, ..config::QueryConfig::default() };
         let routes = routes().with_query(Query::new(&query));
         check_with(&routes, "GET /jobs/7?_=1", "read: 7");
         check_with(&routes, "HEAD /jobs/7?_=1&_=2", "read: 7");

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     cache::Comparison,
-    config::Share,
+    config::SampleRate,
     limits::Quota,
     metrics::{ComparisonResult, Metrics},
     service::{FastPathMiss, SampleDecision},
@@ -48,14 +48,14 @@ impl Proxy {
     pub(super) fn decide_sample(&self) -> SampleDecision {
         match self.verify.millionths() {
             0 => SampleDecision::Undecided,
-            rate if fastrand::u32(..Share::WHOLE) < rate => SampleDecision::Sampled,
+            rate if fastrand::u32(..SampleRate::WHOLE) < rate => SampleDecision::Sampled,
             _ => SampleDecision::NotSampled,
         }
     }
 
     /// Whether this hit is compared. The repeat fast path may have decided that before.
     pub(super) fn is_sampled(&self, method: &Method, extensions: &Extensions) -> bool {
-        if self.verify == Share::default() || *method != Method::GET {
+        if self.verify == SampleRate::default() || *method != Method::GET {
             return false;
         }
         let decision = match extensions.get() {

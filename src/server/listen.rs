@@ -19,7 +19,7 @@ use socket2::{Domain, SockAddr, Socket as Socket2, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use crate::{
-    config::Address,
+    config::ListenAddress,
     transport::{RemoteAddress, Socket},
 };
 
@@ -51,10 +51,10 @@ pub enum Listener {
 pub struct ListenPlace(Option<(PathBuf, u64)>);
 
 /// Binds an address and listens on it. A unix socket gets the permissions `mode`.
-pub fn bind(address: &Address, reuse: Reuse, mode: u32) -> io::Result<Listener> {
+pub fn bind(address: &ListenAddress, reuse: Reuse, mode: u32) -> io::Result<Listener> {
     match address {
-        Address::Tcp(address) => bind_tcp(*address, reuse).map(Listener::Tcp),
-        Address::Unix(path) => bind_unix(path, reuse, mode),
+        ListenAddress::Tcp(address) => bind_tcp(*address, reuse).map(Listener::Tcp),
+        ListenAddress::Unix(path) => bind_unix(path, reuse, mode),
     }
 }
 
@@ -141,13 +141,13 @@ impl From<UnixListener> for Listener {
 
 impl Listener {
     /// Returns the address. It contains the port that the system chose for port 0.
-    pub fn address(&self) -> io::Result<Address> {
+    pub fn address(&self) -> io::Result<ListenAddress> {
         match self {
-            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            Self::Unix(_, ListenPlace(Some((path, _)))) => Ok(Address::Unix(path.clone())),
+            Self::Tcp(listener) => listener.local_addr().map(ListenAddress::Tcp),
+            Self::Unix(_, ListenPlace(Some((path, _)))) => Ok(ListenAddress::Unix(path.clone())),
             Self::Unix(listener, ListenPlace(None)) => {
                 let address = listener.local_addr()?;
-                Ok(Address::Unix(address.as_pathname().unwrap_or(Path::new("")).to_owned()))
+                Ok(ListenAddress::Unix(address.as_pathname().unwrap_or(Path::new("")).to_owned()))
             }
         }
     }

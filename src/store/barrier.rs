@@ -201,7 +201,7 @@ impl Barrier {
     }
 
     /// Begins a round if one is wanted, and returns how many readers wait for it. The keys to carry
-    /// replace the contents of `next_keys`. The caller has the server remember them, and sends the
+    /// replace the contents of `carried`. The caller has the server remember them, and sends the
     /// `PING` after that. Must not be called while a round is under way.
     pub fn launch(&self, carried: &mut Vec<Key>) -> Option<usize> {
         let mut state = self.lock();

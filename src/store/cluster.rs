@@ -108,7 +108,7 @@ struct ClusterState {
     seeds: Vec<NodeAddress>,
     /// How to connect to any node, and with which credentials.
     target: Target,
-    config: config::Store,
+    config: config::StoreConfig,
     tracking: config::NearTracking,
     credential_key: Arc<RwLock<CredentialKey>>,
     has_secret: bool,
@@ -154,7 +154,7 @@ impl Watcher for ShardWatcher {
 impl Cluster {
     /// Starts looking for the masters in the background.
     pub(super) fn open(
-        seeds: &config::Seeds,
+        seeds: &config::ClusterSeeds,
         config: &config::Config,
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
@@ -314,7 +314,7 @@ impl Cluster {
 
 /// Asks the seeds for the masters, one after the other. Does not check whether the masters answer.
 pub(super) async fn probe(
-    seeds: &config::Seeds,
+    seeds: &config::ClusterSeeds,
     config: &config::Config,
 ) -> Result<(), StoreError> {
     let target = Target::from_seeds(seeds, config, &Arc::default())?;

@@ -364,7 +364,7 @@ fn admitted(meta: &str, caller: &str, served_at_ms: i64) -> String {
     renewed.unwrap_or_else(|| meta.replacen(start, &format!("{start}{member},"), 1))
 }
 
-fn credential_key(config: &config::Credentials) -> CredentialKey {
+fn credential_key(config: &config::CredentialsConfig) -> CredentialKey {
     let secret = config.secret.as_ref();
     secret.map_or_else(CredentialKey::random, |secret| CredentialKey::derived(secret.expose()))
 }

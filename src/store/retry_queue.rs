@@ -34,7 +34,7 @@ pub(super) struct RetryQueue {
 impl RetryQueue {
     /// Opens the queue with the contents of the journal, if one is configured.
     pub(super) fn open(
-        config: &config::Pending,
+        config: &config::PendingConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
         let pending = match &config.journal {

@@ -32,7 +32,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    config::Traces,
+    config::TracesConfig,
     metrics::{Metrics, OutcomeLabels, SpanCounts},
     throttle::Throttle,
     tls::TlsError,
@@ -43,7 +43,7 @@ use crate::{
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Creates the tracer, and the export of its spans.
-pub(super) fn pipeline(traces: &Traces) -> (SdkTracer, SpanExport) {
+pub(super) fn pipeline(traces: &TracesConfig) -> (SdkTracer, SpanExport) {
     let (sender, spans) = mpsc::channel(traces.queue);
     let counts = SpanCounts::default();
     let [exported, failed, dropped] = ["exported", "failed", "dropped"]
@@ -109,7 +109,7 @@ struct SpanTotals {
 pub struct SpanExport {
     spans: mpsc::Receiver<SpanData>,
     attributes: ResourceAttributesWithSchema,
-    traces: Traces,
+    traces: TracesConfig,
     counts: SpanCounts,
     tallies: SpanTotals,
 }
@@ -160,7 +160,7 @@ impl SpanExportTask {
 struct SpanSender {
     collector: Collector,
     attributes: ResourceAttributesWithSchema,
-    traces: Traces,
+    traces: TracesConfig,
     tallies: SpanTotals,
     /// Number of dropped spans that a warning has reported.
     reported_drops: u64,

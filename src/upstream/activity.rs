@@ -76,7 +76,7 @@ impl UploadActivity {
                 self.waited_ms.fetch_add(waited_ms, Ordering::Relaxed);
             }
         }
-        // Stored last: a reader that sees `AwaitedHead` also sees when the wait began.
+        // Stored last: a reader that sees `WaitsForClient` also sees when the wait began.
         self.state.store(state as u8, Ordering::Release);
     }
 

@@ -26,7 +26,7 @@ use super::{
     connect::{Connector, UpstreamProtocol},
 };
 use crate::{
-    config::{Config, Traces},
+    config::{Config, TracesConfig},
     metrics::Metrics,
     tls::TlsError,
 };
@@ -76,7 +76,7 @@ impl From<UpstreamError> for CollectorError {
 
 impl Collector {
     /// Reads the certificates. Does not connect yet.
-    pub(crate) fn new(traces: &Traces, metrics: &Arc<Metrics>) -> Result<Self, TlsError> {
+    pub(crate) fn new(traces: &TracesConfig, metrics: &Arc<Metrics>) -> Result<Self, TlsError> {
         let mut config = Config::default();
         config.upstream.url.clone_from(&traces.origin);
         config.upstream.connect_timeout = traces.timeout;

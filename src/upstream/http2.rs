@@ -16,7 +16,7 @@ use super::RequestBody;
 use crate::config;
 
 /// Configures HTTP/2 with the same limits for responses as for requests.
-pub(super) fn builder(limits: &config::Server) -> Builder<TokioExecutor> {
+pub(super) fn builder(limits: &config::ServerConfig) -> Builder<TokioExecutor> {
     let mut http2 = Builder::new(TokioExecutor::new());
     http2.max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
     http2

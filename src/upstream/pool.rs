@@ -76,7 +76,7 @@ impl RequestSender {
 
 impl Pool {
     /// An empty pool.
-    pub(super) fn new(config: &config::Upstream, metrics: &Metrics) -> Self {
+    pub(super) fn new(config: &config::UpstreamConfig, metrics: &Metrics) -> Self {
         let max_idle = config.max_idle;
         let idle_timeout = config.idle_timeout;
         let count = metrics.upstream.idle.clone();

@@ -50,7 +50,7 @@ pub(super) async fn listed(
     proxy: &Proxy,
     target: &Uri,
     headers: &HeaderMap,
-    config: &config::Warm,
+    config: &config::WarmConfig,
 ) -> Result<ids::FoundIds, ListError> {
     let body = proxy.prefetch_list(target, headers, MAX_LIST).await?;
     let pointer = config.pointer.clone();

@@ -196,10 +196,10 @@ async fn sentinels_and_redis_may_each_have_a_user_of_their_own() {
         hosts: hosts.map(|sentinel| ("127.0.0.1".to_owned(), sentinel.port())).collect(),
         master: MASTER.to_owned(),
         is_tls: false,
-        login: jobcache::config::Login::default(),
+        login: jobcache::config::StoreLogin::default(),
         database: 0,
     }));
-    let login = |user: &str| jobcache::config::Login {
+    let login = |user: &str| jobcache::config::StoreLogin {
         username: Some(user.into()),
         password: Some(jobcache::config::Secret::new(PASSWORD)),
         password_file: None,

@@ -5,7 +5,7 @@ mod owed;
 use std::time::Duration;
 
 use hyper::Method;
-use jobcache::config::{Config, Login, NearTracking, Secret};
+use jobcache::config::{Config, NearTracking, Secret, StoreLogin};
 use tokio::time::Instant;
 
 use crate::{
@@ -313,7 +313,8 @@ async fn give_rights(node: &RedisServer) {
 
 fn as_user(config: &mut Config) {
     let password = Some(Secret::new(acl::PASSWORD));
-    config.store.login = Login { username: Some("jobcache".into()), password, password_file: None };
+    config.store.login =
+        StoreLogin { username: Some("jobcache".into()), password, password_file: None };
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use jobcache::{
     config::{Config, StoreUrl},
     metrics::Metrics,
-    store::{Budget, Ended, Fill, Grant, Key, Lease, Replacement, Seen, Store, Stored, Was},
+    store::{
+        Budget, Ended, Fill, Grant, Key, KeyReceipt, Lease, Replacement, Seen, Store, StoredValue,
+    },
 };
 
 use crate::support::{Cluster, RedisServer, SOON, eventually, steady_clock};
@@ -62,7 +64,7 @@ fn budget() -> Budget {
     Budget::new(SOON)
 }
 
-async fn read(store: &Store, key: &Key) -> Option<Stored> {
+async fn read(store: &Store, key: &Key) -> Option<StoredValue> {
     let seen: Seen = store.read(key, &mut budget()).await.unwrap();
     seen.stored
 }
@@ -202,7 +204,7 @@ async fn a_purge_tells_of_each_key_what_there_was() {
         let purged = store.purge(keys.to_vec(), SOON).await;
 
         assert_eq!(purged.ended, Ended::Confirmed { entries: 1 });
-        let was: Vec<Was> = purged.was.into_iter().map(Option::unwrap).collect();
+        let was: Vec<KeyReceipt> = purged.receipts.into_iter().map(Option::unwrap).collect();
         assert_eq!(was.iter().map(|was| was.filling).collect::<Vec<_>>(), [false, true, false]);
         let entry = was[0].entry.as_ref().unwrap();
         assert_eq!((entry.size, entry.generation.as_deref()), (4, Some("g")));
@@ -425,7 +427,7 @@ async fn entry(store: &Store, key: &Key, body: &'static str) -> (Seen, String) {
     (store.read(key, &mut budget()).await.unwrap(), generation)
 }
 
-fn audience(stored: &Stored) -> serde_json::Value {
+fn audience(stored: &StoredValue) -> serde_json::Value {
     serde_json::from_slice::<serde_json::Value>(&stored.meta).unwrap()["audience"].clone()
 }
 

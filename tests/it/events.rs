@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::{Method, StatusCode, body::Incoming, header::HeaderValue};
 use jobcache::{
     config::{Config, Secret, StoreUrl},
-    events::feed::{LISTENERS, WAITING},
+    events::feed::{MAX_SUBSCRIBERS, RING_EVENTS},
 };
 use serde_json::Value;
 
@@ -164,7 +164,7 @@ async fn a_slow_reader_is_told_how_much_it_lost() {
     let ids: Vec<String> = (0..10).map(|id| format!("{id}-{}", "x".repeat(100))).collect();
     let body = serde_json::json!({ "job_ids": ids }).to_string();
     // More events than sockets and queues can hold, while the stream is not read.
-    for _ in 0..20 * WAITING {
+    for _ in 0..20 * RING_EVENTS {
         let request = setup.sidecar.admin.request(Method::POST, "/purge");
         assert_eq!(request.body(body.clone()).send().await.status, StatusCode::OK);
     }
@@ -178,7 +178,7 @@ async fn a_slow_reader_is_told_how_much_it_lost() {
 async fn listeners_are_bounded_and_leave_their_place() {
     let setup = Setup::new().await;
     let mut streams = Vec::new();
-    for _ in 0..LISTENERS {
+    for _ in 0..MAX_SUBSCRIBERS {
         streams.push(Stream::open(&setup.sidecar.admin).await);
     }
     let refused = setup.sidecar.admin.get("/events").await;

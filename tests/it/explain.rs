@@ -8,7 +8,7 @@ use std::{
 };
 
 use hyper::{Method, StatusCode};
-use jobcache::config::{Config, Mode, Secret};
+use jobcache::config::{CacheMode, Config, Secret};
 use serde_json::Value;
 
 use crate::support::{
@@ -184,7 +184,7 @@ async fn a_job_that_was_never_seen_would_be_read_and_stored() {
 
 #[tokio::test]
 async fn a_mode_that_answers_nothing_from_the_cache_is_told() {
-    for (mode, detail) in [(Mode::Shadow, "shadow-hit"), (Mode::Off, "off")] {
+    for (mode, detail) in [(CacheMode::Shadow, "shadow-hit"), (CacheMode::Off, "off")] {
         let redis = RedisServer::start().await;
         let setup = Setup::cold(redis, |config| config.mode = mode).await;
         eventually(SOON, async || {
@@ -328,7 +328,7 @@ async fn who_wants_no_cache_waits_for_no_other_sidecar() {
 #[tokio::test]
 async fn what_shadow_mode_does_otherwise_is_told() {
     let redis = RedisServer::start().await;
-    let setup = Setup::cold(redis, |config| config.mode = Mode::Shadow).await;
+    let setup = Setup::cold(redis, |config| config.mode = CacheMode::Shadow).await;
     let is_connected = async || send(&setup, Method::GET, "/jobs/y", &[]).await.is_stored();
     eventually(SOON, async || {
         setup.redis.del(&key("y")).await;

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use hyper::{Method, StatusCode};
 use jobcache::{
     clock,
-    config::{Config, Rule, Secret},
+    config::{Config, InvalidateRule, Secret},
 };
 
 use crate::support::{
@@ -149,10 +149,10 @@ async fn what_is_captured_takes_room_until_it_is_stored_or_breaks_off() {
 
 fn ruled(config: &mut Config) {
     config.max_inspected = 100;
-    config.invalidate = vec![Rule {
+    config.invalidate = vec![InvalidateRule {
         path: "/batch".to_owned(),
         request: vec!["/id".to_owned()],
-        ..Rule::default()
+        ..InvalidateRule::default()
     }];
 }
 

@@ -80,8 +80,8 @@ async fn an_operator_changes_the_filter_until_the_next_reload() {
 async fn a_filter_that_is_none_changes_nothing_and_is_told_why() {
     let (process, _upstream) = process(&[], &[]).await;
     for (filter, says) in [
-        ("verbose", "is no level"),
-        ("jobcache=loud", "jobcache=loud\\\" is no filter"),
+        ("verbose", "is not a level"),
+        ("jobcache=loud", "jobcache=loud\\\" is not a filter"),
         ("", "must be one of off, error"),
     ] {
         let reply = put(&process, filter, None).await;

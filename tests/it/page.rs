@@ -6,7 +6,7 @@ use std::{
 };
 
 use hyper::{Method, StatusCode};
-use jobcache::config::{Config, Mode, Secret};
+use jobcache::config::{CacheMode, Config, Secret};
 
 use crate::support::{
     SOON, Setup, browser::Browser, client::Reply, eventually, upstream::with_headers,
@@ -136,7 +136,7 @@ async fn a_browser_shows_figures_events_and_why_a_job_is_not_cached() {
 async fn a_browser_shows_what_shadow_mode_has_found_and_when_not_to_go_on() {
     let Some(mut browser) = Browser::start().await else { return };
     let redis = crate::support::RedisServer::start().await;
-    let setup = Setup::cold(redis, |config| config.mode = Mode::Shadow).await;
+    let setup = Setup::cold(redis, |config| config.mode = CacheMode::Shadow).await;
     let would_hit = async || setup.get(X).await.cache_status().ends_with("shadow-hit");
     eventually(SOON, would_hit).await;
     browser.open(&url(&setup)).await;

@@ -5,7 +5,7 @@ use std::fs;
 use hyper::Method;
 use jobcache::{
     config::{Config, Flags},
-    reload::{Outcome, Reloader},
+    reload::{ReloadOutcome, Reloader},
 };
 use tempfile::TempDir;
 
@@ -65,13 +65,13 @@ impl Setup {
         setup
     }
 
-    async fn reload(&self, file: &str) -> Outcome {
+    async fn reload(&self, file: &str) -> ReloadOutcome {
         fs::write(self.dir.path().join("jobcache.toml"), file).expect("a file written");
         soon(self.reloader.reload()).await.expect("a sidecar that runs")
     }
 
     async fn applies(&self, file: &str) {
-        assert_eq!(self.reload(file).await, Outcome::Applied, "{file}");
+        assert_eq!(self.reload(file).await, ReloadOutcome::Applied, "{file}");
     }
 
     async fn get(&self, path: &str) -> Reply {
@@ -266,7 +266,7 @@ async fn a_secret_in_a_file_is_read_again() {
 async fn the_environment_wins_over_the_file_at_a_reload_too() {
     let setup = Setup::with("", &[("JOBCACHE_MAX_BODY", "1MiB")]).await;
 
-    assert_eq!(setup.reload("max_body = 1").await, Outcome::Unchanged);
+    assert_eq!(setup.reload("max_body = 1").await, ReloadOutcome::Unchanged);
 
     assert!(setup.get(X).await.is_stored());
 }
@@ -276,10 +276,10 @@ async fn what_needs_a_restart_keeps_everything_as_it_was() {
     let setup = Setup::new("").await;
 
     let file = format!("{ELSEWHERE}[pending]\nlimit = 7");
-    assert_eq!(setup.reload(&file).await, Outcome::Refused);
+    assert_eq!(setup.reload(&file).await, ReloadOutcome::Refused);
 
     setup.hit(X).await;
-    assert_eq!(setup.reload("").await, Outcome::Unchanged);
+    assert_eq!(setup.reload("").await, ReloadOutcome::Unchanged);
     setup.applies(ELSEWHERE).await;
     assert_eq!((setup.reloads("refused").await, setup.reloads("invalid").await), (1, 0));
     assert_eq!((setup.reloads("unchanged").await, setup.reloads("applied").await), (1, 1));
@@ -289,7 +289,7 @@ async fn what_needs_a_restart_keeps_everything_as_it_was() {
 async fn a_file_with_a_mistake_keeps_everything_as_it_was() {
     let setup = Setup::new("").await;
 
-    assert_eq!(setup.reload(&format!("{ELSEWHERE}tll = 1")).await, Outcome::Invalid);
+    assert_eq!(setup.reload(&format!("{ELSEWHERE}tll = 1")).await, ReloadOutcome::Invalid);
 
     setup.hit(X).await;
     assert_eq!(setup.reloads("invalid").await, 1);
@@ -411,7 +411,7 @@ async fn a_guarded_admin_address_cannot_lose_its_secret() {
     let read = {
         let path = path.clone();
         move || {
-            let flag = |name, text: &str| (name, jobcache::config::Value::One(text.to_owned()));
+            let flag = |name, text: &str| (name, jobcache::config::RawValue::One(text.to_owned()));
             let values = vec![flag("admin", args[1]), flag("redis-url", "memory://")];
             Config::load(Flags { config: Some(path.clone()), values }, [])
         }
@@ -420,5 +420,5 @@ async fn a_guarded_admin_address_cannot_lose_its_secret() {
 
     fs::write(&path, "").expect("a file written");
 
-    assert_eq!(soon(reloader.reload()).await, Some(Outcome::Invalid));
+    assert_eq!(soon(reloader.reload()).await, Some(ReloadOutcome::Invalid));
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use hyper::{Method, Response, StatusCode};
-use jobcache::config::Rule;
+use jobcache::config::InvalidateRule;
 
 use crate::support::{
     Process, RedisServer, SOON, Setup, Upstream, eventually, free_port, full,
@@ -19,17 +19,17 @@ fn list(items: &[&str]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
 }
 
-fn rule(path: &str, request: &[&str], response: &[&str]) -> Rule {
+fn rule(path: &str, request: &[&str], response: &[&str]) -> InvalidateRule {
     let (request, response) = (list(request), list(response));
-    Rule { path: path.to_owned(), request, response, ..Rule::default() }
+    InvalidateRule { path: path.to_owned(), request, response, ..InvalidateRule::default() }
 }
 
-fn all(path: &str) -> Rule {
-    Rule { path: path.to_owned(), all: true, ..Rule::default() }
+fn all(path: &str) -> InvalidateRule {
+    InvalidateRule { path: path.to_owned(), all: true, ..InvalidateRule::default() }
 }
 
 /// Returns a setup with these rules.
-async fn ruled(rules: Vec<Rule>) -> Setup {
+async fn ruled(rules: Vec<InvalidateRule>) -> Setup {
     Setup::with(|config| config.invalidate = rules).await
 }
 
@@ -119,7 +119,7 @@ async fn an_upstream_is_not_asked_to_compress_what_a_rule_looks_into() {
 
 #[tokio::test]
 async fn a_rule_for_all_drops_every_job_and_voids_fills() {
-    let setup = ruled(vec![Rule { methods: list(&["DELETE"]), ..all("/jobs") }]).await;
+    let setup = ruled(vec![InvalidateRule { methods: list(&["DELETE"]), ..all("/jobs") }]).await;
     let client = &setup.sidecar.client;
     fill(&setup, JOB).await;
     let gate = setup.upstream.hold_after_read(Method::GET, "/jobs/18");
@@ -207,7 +207,7 @@ async fn a_client_that_hangs_up_does_not_keep_an_answer_from_dropping_what_it_na
 
 #[tokio::test]
 async fn a_request_that_cannot_be_looked_into_arrives_unharmed_and_is_counted() {
-    let setup = ruled(vec![Rule { max_body: 64, ..rule("/batch", &["/id"], &[]) }]).await;
+    let setup = ruled(vec![InvalidateRule { max_body: 64, ..rule("/batch", &["/id"], &[]) }]).await;
     setup.upstream.respond("/batch", |body| Some(json(StatusCode::OK, body)));
     let large = format!(r#"{{"id":17,"pad":"{}"}}"#, "x".repeat(4096));
     for (body, coding, reason) in [
@@ -260,7 +260,7 @@ async fn a_small_upload_in_chunks_is_looked_into() {
 
 #[tokio::test]
 async fn an_answer_that_cannot_be_looked_into_arrives_unharmed_and_is_counted() {
-    let setup = ruled(vec![Rule { max_body: 64, ..rule("/batch", &[], &["/id"]) }]).await;
+    let setup = ruled(vec![InvalidateRule { max_body: 64, ..rule("/batch", &[], &["/id"]) }]).await;
     let large = format!(r#"{{"id":17,"pad":"{}"}}"#, "x".repeat(4096));
     for (body, coding, reason) in [
         (large.clone(), "identity", "too-large"),
@@ -326,7 +326,7 @@ async fn an_error_that_names_no_job_is_not_counted() {
 
 #[tokio::test]
 async fn a_request_drops_a_bounded_number_of_jobs() {
-    let rule = Rule { max_body: 1 << 20, ..rule("/batch", &["/*"], &[]) };
+    let rule = InvalidateRule { max_body: 1 << 20, ..rule("/batch", &["/*"], &[]) };
     let setup = ruled(vec![rule]).await;
     let mut ids: Vec<u32> = (1_000_000..1_000_999).collect();
     ids.extend([17, 18]);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jobcache::config::{Config, Flags, StoreUrl, Value};
+use jobcache::config::{Config, Flags, RawValue, StoreUrl};
 use tokio::time::Instant;
 
 use crate::support::{
@@ -31,7 +31,7 @@ async fn sidecar(url: &str, upstream: &Upstream, change: impl FnOnce(&mut Config
 
 /// Parses the URL as the command line does.
 fn sentinels(url: &str) -> StoreUrl {
-    let values = vec![("redis-url", Value::One(url.to_owned()))];
+    let values = vec![("redis-url", RawValue::One(url.to_owned()))];
     let loaded = Config::load(Flags { config: None, values }, []).expect("a configuration");
     loaded.config.store.url
 }

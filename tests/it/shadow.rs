@@ -4,7 +4,7 @@
 use std::fs;
 
 use hyper::Method;
-use jobcache::config::{Config, Mode};
+use jobcache::config::{CacheMode, Config};
 
 use crate::support::{
     Process, RedisServer, Reply, SOON, Setup, Upstream, eventually,
@@ -23,7 +23,7 @@ async fn shadow() -> Setup {
 
 async fn shadow_with(change: impl FnOnce(&mut Config)) -> Setup {
     let change = |config: &mut Config| {
-        config.mode = Mode::Shadow;
+        config.mode = CacheMode::Shadow;
         change(config);
     };
     let setup = Setup::cold(RedisServer::start().await, change).await;
@@ -295,10 +295,10 @@ async fn repeated_requests_are_the_upstreams_as_well() {
 
 #[tokio::test]
 async fn switched_off_it_passes_reads_and_still_invalidates() {
-    let setup = Setup::with(|config| config.mode = Mode::On).await;
+    let setup = Setup::with(|config| config.mode = CacheMode::On).await;
     setup.get(X).await;
     let mut off = setup.config().clone();
-    off.mode = Mode::Off;
+    off.mode = CacheMode::Off;
     let off = crate::support::sidecar::Sidecar::start(off).await;
     eventually(SOON, async || {
         off.admin.get("/readyz").await.text().contains("\"store\":\"up\"").then_some(())

@@ -62,7 +62,7 @@ async fn the_service_manager_is_told_when_it_serves_reloads_and_stops() {
     let at = reloading[1].strip_prefix("MONOTONIC_USEC=").expect("the time of the reload");
     assert!(at.parse::<u64>().is_ok_and(|at| at > 0), "{reloading:?}");
     let reloaded = manager.told().await;
-    assert_eq!(reloaded, ["READY=1", "STATUS=serving by the configuration as it was reloaded"]);
+    assert_eq!(reloaded, ["READY=1", "STATUS=serving with the reloaded configuration"]);
 
     process.terminate();
     assert_eq!(manager.told().await, ["STOPPING=1", "STATUS=draining"]);

@@ -239,7 +239,7 @@ async fn without_a_collector_the_trace_context_of_the_client_stays_as_it_came() 
                 ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()),
                 ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
             ][..],
-            "grpc is not spoken",
+            "grpc is not supported",
         ),
     ] {
         let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);

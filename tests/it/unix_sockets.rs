@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use jobcache::{
     Listeners,
-    config::{Address, Config, StoreUrl},
+    config::{Config, ListenAddress, StoreUrl},
     server::listen::{Reuse, bind},
 };
 use tempfile::tempdir;
@@ -39,8 +39,8 @@ impl Running {
         let mut config = Config { settle: Duration::ZERO, ..Config::default() };
         config.store.url = StoreUrl::Memory;
         upstream.clone_into(&mut config.upstream.url);
-        config.listen = Address::Unix(listen.to_owned());
-        config.admin = Address::Unix(admin.to_owned());
+        config.listen = ListenAddress::Unix(listen.to_owned());
+        config.admin = ListenAddress::Unix(admin.to_owned());
         let listeners = Listeners {
             proxy: bind(&config.listen, reuse, config.unix_mode)?,
             admin: bind(&config.admin, Reuse::Never, config.unix_mode)?,
@@ -86,7 +86,7 @@ async fn clients_operators_and_the_upstream_may_all_be_at_paths() {
 async fn a_socket_that_nobody_listens_at_is_replaced_and_any_other_is_not() {
     let files = tempdir().unwrap();
     let path = files.path().join("a.sock");
-    let at = Address::Unix(path.clone());
+    let at = ListenAddress::Unix(path.clone());
     // A killed process leaves its socket file behind like this.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
 

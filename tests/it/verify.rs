@@ -1,7 +1,7 @@
 //! Hits that are compared with the upstream in the background.
 
 use hyper::{Method, StatusCode};
-use jobcache::config::{Config, Share};
+use jobcache::config::{Config, SampleRate};
 
 use crate::support::{
     SOON, Setup, eventually,
@@ -16,8 +16,8 @@ const X: &str = "/jobs/x";
 /// Limit of simultaneous comparisons.
 const TRIALS: u64 = 32;
 
-fn all() -> Share {
-    Share::of_millionths(Share::WHOLE)
+fn all() -> SampleRate {
+    SampleRate::of_millionths(SampleRate::WHOLE)
 }
 
 /// Starts a sidecar that verifies every hit, and waits for the comparisons of its start.
@@ -232,7 +232,7 @@ async fn a_repeated_request_is_verified_like_any_other() {
 
 #[tokio::test]
 async fn of_repeated_requests_a_share_is_verified_and_the_others_stay_cheap() {
-    let setup = verifying_with(|config| config.verify = Share::of_millionths(500_000)).await;
+    let setup = verifying_with(|config| config.verify = SampleRate::of_millionths(500_000)).await;
     setup.hit(X).await;
     over(&setup).await;
     let same = count(&setup, "same").await;
@@ -253,7 +253,7 @@ async fn of_repeated_requests_a_share_is_verified_and_the_others_stay_cheap() {
 /// A request that is not a hit in this process takes another path, and is sampled once as well.
 #[tokio::test]
 async fn of_repeated_requests_that_redis_answers_no_more_are_verified() {
-    let setup = verifying_with(|config| config.verify = Share::of_millionths(500_000)).await;
+    let setup = verifying_with(|config| config.verify = SampleRate::of_millionths(500_000)).await;
     let second = setup.second().await;
     setup.hit(X).await;
     over(&setup).await;

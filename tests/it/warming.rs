@@ -8,7 +8,7 @@ use std::{
 };
 
 use hyper::{Method, StatusCode, header};
-use jobcache::config::{Config, CredentialMode, Mode, Secret};
+use jobcache::config::{CacheMode, Config, CredentialMode, Secret};
 use tempfile::NamedTempFile;
 use tokio::time::Instant;
 
@@ -135,7 +135,7 @@ async fn the_jobs_of_a_list_are_read_with_the_service_credential() {
 async fn a_list_that_is_not_there_yet_is_asked_for_again() {
     let mut world = World::new().await;
     world.config.warm.list = Some("/list".parse().unwrap());
-    world.config.warm.pointer = jobcache::pointer::Pointer::parse("").unwrap();
+    world.config.warm.pointer = jobcache::json_pointer::JsonPointer::parse("").unwrap();
     let asked = AtomicUsize::new(0);
     world.upstream.respond("/list", move |_| match asked.fetch_add(1, Ordering::SeqCst) {
         0 => Some(json(StatusCode::SERVICE_UNAVAILABLE, "{}")),
@@ -263,7 +263,7 @@ async fn a_purge_with_refresh_is_answered_first_and_read_anew_then() {
 #[tokio::test]
 async fn a_cache_that_is_switched_off_reads_nothing_ahead() {
     let redis = RedisServer::start().await;
-    let setup = Setup::cold(redis, |config| config.mode = Mode::Off).await;
+    let setup = Setup::cold(redis, |config| config.mode = CacheMode::Off).await;
     eventually(SOON, async || setup.sidecar.admin.metric("jobcache_store_up").await == 1).await;
     refresh(&setup, "x").await;
     warmed(&setup.sidecar, "passed", 1).await;
@@ -275,7 +275,7 @@ async fn a_cache_that_is_switched_off_reads_nothing_ahead() {
 async fn a_cache_that_is_switched_off_asks_for_no_list() {
     let mut world = World::new().await;
     world.config.warm.list = Some("/active".parse().unwrap());
-    world.config.mode = Mode::Off;
+    world.config.mode = CacheMode::Off;
     let file = world.file("x\n");
     let sidecar = world.sidecar().await;
     // The jobs of the file are processed at the same time, which shows that prefetching ran.

@@ -9,8 +9,8 @@ use http_body_util::BodyExt as _;
 use hyper::{Method, StatusCode};
 use jobcache::{
     clock,
-    config::{Config, Flags, Invalid, Loaded, Secret},
-    reload::Outcome,
+    config::{Config, Flags, InvalidConfig, LoadedConfig, Secret},
+    reload::ReloadOutcome,
 };
 use standardwebhooks::Webhook;
 use tokio::io::AsyncWriteExt as _;
@@ -88,7 +88,7 @@ async fn secrets_are_rotated_by_reloads_without_a_purge_refused() {
     let upstream = Upstream::start().await;
     let secrets = Arc::new(Mutex::new(OLD.to_owned()));
     let (url, shared) = (upstream.url(), Arc::clone(&secrets));
-    let read = move || -> Result<Loaded, Invalid> {
+    let read = move || -> Result<LoadedConfig, InvalidConfig> {
         let secret = shared.lock().expect("no panic under the lock").clone();
         let vars = [("JOBCACHE_WEBHOOK_SECRET", secret), ("JOBCACHE_UPSTREAM", url.clone())];
         let vars = vars.into_iter().chain([("REDIS_URL", "memory://".to_owned())]);
@@ -100,7 +100,7 @@ async fn secrets_are_rotated_by_reloads_without_a_purge_refused() {
 
     for (text, old) in [(format!("{NEW}\n{OLD}"), true), (NEW.to_owned(), false)] {
         *secrets.lock().expect("no panic under the lock") = text;
-        assert_eq!(reloader.reload().await, Some(Outcome::Applied));
+        assert_eq!(reloader.reload().await, Some(ReloadOutcome::Applied));
         assert!(opens(NEW).await);
         assert_eq!(opens(OLD).await, old);
     }
@@ -112,7 +112,7 @@ async fn streams_of_events_end_when_the_secrets_change_and_at_no_other_reload() 
     let upstream = Upstream::start().await;
     let settings = Arc::new(Mutex::new((OLD.to_owned(), "60")));
     let (url, shared) = (upstream.url(), Arc::clone(&settings));
-    let read = move || -> Result<Loaded, Invalid> {
+    let read = move || -> Result<LoadedConfig, InvalidConfig> {
         let (secret, failures) = shared.lock().expect("no panic under the lock").clone();
         let vars = [
             ("JOBCACHE_WEBHOOK_SECRET", secret),
@@ -128,7 +128,7 @@ async fn streams_of_events_end_when_the_secrets_change_and_at_no_other_reload() 
     let mut events = listen.open().await.into_body();
     let change = async |secret: String, failures| {
         *settings.lock().expect("no panic under the lock") = (secret, failures);
-        assert_eq!(reloader.reload().await, Some(Outcome::Applied));
+        assert_eq!(reloader.reload().await, Some(ReloadOutcome::Applied));
     };
 
     change(OLD.to_owned(), "61").await;

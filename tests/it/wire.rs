@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use hyper::Request;
-use jobcache::config::Rule;
+use jobcache::config::InvalidateRule;
 use tokio::time::Instant;
 
 use crate::support::{
@@ -127,10 +127,16 @@ async fn an_upload_that_the_upstream_declines_is_never_asked_for() {
 const RULED: &str = "/batch";
 
 /// Returns a rule for the path [`RULED`].
-fn rule(request: &[&str], response: &[&str]) -> Rule {
+fn rule(request: &[&str], response: &[&str]) -> InvalidateRule {
     let list = |items: &[&str]| items.iter().map(ToString::to_string).collect();
     let (request, response) = (list(request), list(response));
-    Rule { path: RULED.to_owned(), request, response, max_body: 64, ..Rule::default() }
+    InvalidateRule {
+        path: RULED.to_owned(),
+        request,
+        response,
+        max_body: 64,
+        ..InvalidateRule::default()
+    }
 }
 
 #[tokio::test]

@@ -61,7 +61,10 @@ fn check_signed(signatures: &str, time: i64, expected: Result<(usize, Option<i64
 
 #[test]
 fn the_names_of_the_headers_are_those_of_the_reference_library() {
-    assert_eq!(HEADERS, [HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, HEADER_WEBHOOK_SIGNATURE]);
+    assert_eq!(
+        SIGNATURE_HEADERS,
+        [HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, HEADER_WEBHOOK_SIGNATURE]
+    );
 }
 
 #[test]

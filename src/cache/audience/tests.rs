@@ -11,11 +11,11 @@ const NOW_MS: i64 = 1_718_000_000_000;
 fn fingerprinter(mode: Mode, cookies: &[&str]) -> Fingerprinter {
     let cookies = cookies.iter().map(ToString::to_string).collect();
     let headers = vec!["authorization".into(), "cookie".into(), "x-user-id".into()];
-    Fingerprinter::new(&config::Credentials {
+    Fingerprinter::new(&config::CredentialsConfig {
         mode,
         headers,
         cookies,
-        ..config::Credentials::default()
+        ..config::CredentialsConfig::default()
     })
 }
 

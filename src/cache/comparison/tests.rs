@@ -22,7 +22,7 @@ fn comparison() -> Comparison {
     head.headers = headers("application/json", "Sun, 06 Nov 1994 08:49:37 GMT");
     let freshness = Freshness { ttl: PURGE_GRACE, age: Duration::ZERO, public: false };
     let request = Request::new(()).into_parts().0;
-    let fingerprinter = Fingerprinter::new(&config::Credentials::default());
+    let fingerprinter = Fingerprinter::new(&config::CredentialsConfig::default());
     let caller = fingerprinter.caller(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
     let entry = Entry::new(&head, Bytes::from(BODY), freshness, caller, 0);
     Comparison::of_key(Key::new("job_status:", "x"), Arc::new(entry))

@@ -15,7 +15,7 @@ fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {
     let ttl = Duration::from_secs(1);
     let freshness = policy::Freshness { ttl, age: Duration::ZERO, public: false };
     let request = Request::new(()).into_parts().0;
-    let fingerprinter = Fingerprinter::new(&config::Credentials::default());
+    let fingerprinter = Fingerprinter::new(&config::CredentialsConfig::default());
     let caller = fingerprinter.caller(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
     let entry = Entry::new(&head, Bytes::from("{}"), freshness, caller, now_ms);
     let served = entry.respond(&Method::GET, &HeaderMap::new(), now_ms);

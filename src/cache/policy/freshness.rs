@@ -387,8 +387,10 @@ mod tests {
     fn the_state_of_the_job_only_shortens_its_life() {
         let map = vec![("running".to_owned(), Duration::from_secs(10))];
         let pointer = JsonPointer::member("status");
-        let policy =
-            Policy { state_ttls: StateTtls::new(&config::States { pointer, map }), ..POLICY };
+        let policy = Policy {
+            state_ttls: StateTtls::new(&config::StateTtlConfig { pointer, map }),
+            ..POLICY
+        };
         let check = |stated: &str, body: &[u8], want| {
             let head = head(&[("cache-control", stated)]);
             let fresh = freshness(&head, &policy, at(NOW)).unwrap().limited_by_state(body, &policy);

@@ -18,7 +18,7 @@ pub struct StateTtls {
 
 impl StateTtls {
     /// Creates the limits from the configuration; `None` if no state has one.
-    pub fn new(config: &config::States) -> Option<Self> {
+    pub fn new(config: &config::StateTtlConfig) -> Option<Self> {
         let shortest = config.map.iter().map(|(_, ttl)| *ttl).min()?;
         let ttls = config.map.iter().cloned().collect();
         Some(Self { pointer: config.pointer.clone(), ttls, shortest })
@@ -39,11 +39,11 @@ mod tests {
     use super::StateTtls;
     use crate::{config, json_pointer::JsonPointer};
 
-    fn config(map: &[(&str, u64)]) -> config::States {
+    fn config(map: &[(&str, u64)]) -> config::StateTtlConfig {
         let pointer = JsonPointer::parse("/job/status").unwrap();
         let ttl =
             |&(state, seconds): &(&str, u64)| (state.to_owned(), Duration::from_secs(seconds));
-        config::States { pointer, map: map.iter().map(ttl).collect() }
+        config::StateTtlConfig { pointer, map: map.iter().map(ttl).collect() }
     }
 
     #[track_caller]

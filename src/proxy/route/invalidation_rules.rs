@@ -128,7 +128,7 @@ pub enum RuleProblem {
 
 impl InvalidationRules {
     /// Parses the configured rules.
-    pub fn parse(rules: &[config::Rule]) -> Result<Self, InvalidRule> {
+    pub fn parse(rules: &[config::InvalidateRule]) -> Result<Self, InvalidRule> {
         let rules = rules
             .iter()
             .enumerate()
@@ -149,11 +149,11 @@ impl InvalidationRules {
 
 impl InvalidationRule {
     /// Parses the `number`th rule, counted from 1.
-    pub fn parse(number: usize, rule: &config::Rule) -> Result<Self, InvalidRule> {
+    pub fn parse(number: usize, rule: &config::InvalidateRule) -> Result<Self, InvalidRule> {
         Self::checked(number, rule).map_err(|why| InvalidRule { number, why })
     }
 
-    fn checked(number: usize, rule: &config::Rule) -> Result<Self, RuleProblem> {
+    fn checked(number: usize, rule: &config::InvalidateRule) -> Result<Self, RuleProblem> {
         if number > MAX_RULES {
             return Err(RuleProblem::TooMany);
         }

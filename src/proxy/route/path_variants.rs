@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_literal_path_has_one_reading() {
         for literal in ["/jobs/7", "/a/b-c/d.e/~f", "/jobs/7/cancel"] {
-            assert!(path_variants::is_literal(literal), "{literal}");
+            assert!(super::is_literal(literal), "{literal}");
         }
         for other in [
             "",
@@ -250,7 +250,7 @@ mod tests {
             "/jobs/7?a",
             "/jöbs/7",
         ] {
-            assert!(!path_variants::is_literal(other), "{other}");
+            assert!(!super::is_literal(other), "{other}");
         }
     }
 

@@ -119,7 +119,7 @@ impl Target {
 
     /// A node of a cluster: the first of the seeds.
     pub(in crate::store) fn from_seeds(
-        seeds: &config::Seeds,
+        seeds: &config::ClusterSeeds,
         config: &config::Config,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StoreError> {

@@ -307,7 +307,7 @@ pub(super) fn credential_key_name(prefix: &str) -> String {
     format!("{{{prefix}}}:credential-key")
 }
 
-/// Classifies errors by how they are handled: `Lost` ends the session, `WebhookRefusal` does not.
+/// Classifies errors by how they are handled: `Lost` ends the session, `Refused` does not.
 pub(super) fn classify(error: &RedisError) -> StoreError {
     match error.kind() {
         // The `redis` crate has no kind for BUSY: a script has been running for too long, and the

@@ -94,7 +94,7 @@ impl Redis {
     /// belong to the cluster.
     pub(in crate::store) fn cluster_master(
         target: Target,
-        config: &config::Store,
+        config: &config::StoreConfig,
         shard: ShardContext,
         debts: Arc<RetryQueue>,
         (credential_key, has_secret): (Arc<RwLock<CredentialKey>>, bool),

@@ -16,7 +16,7 @@
 //! must be read on this very connection: with `REDIRECT` from the data connection the messages
 //! would stop when that connection ends, and the answers to `PING`s would not.
 //!
-//! The client is written for this one use, on bare sockets: a round is one `write` and one `read_buffer`,
+//! The client is written for this one use, on bare sockets: a round is one `write` and one `read`,
 //! where a general client wakes three tasks, and rounds are the cost of a hit. Replies are decoded
 //! by the codec of the `redis` crate.
 //!

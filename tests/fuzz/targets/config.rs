@@ -34,7 +34,7 @@ fuzz_target!(|text: &str| {
 fn load(
     file: &str,
     environment: Vec<(String, String)>,
-) -> Result<jobcache::config::Loaded, jobcache::config::Invalid> {
+) -> Result<jobcache::config::LoadedConfig, jobcache::config::InvalidConfig> {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     let path = PATH.get_or_init(|| {
         std::env::temp_dir().join(format!("jobcache-fuzz-{}.toml", std::process::id()))

@@ -16,7 +16,7 @@ use jobcache::{
         entry::{Entry, Reject},
         policy::Freshness,
     },
-    config::Credentials,
+    config::CredentialsConfig,
     store::{CredentialKey, Epoch, Seen, Stored, Token},
 };
 use libfuzzer_sys::fuzz_target;
@@ -46,7 +46,7 @@ fn made(head: &Parts, body: &str, now_ms: i64, age: i64) -> Entry {
     let age = Duration::from_millis(age.unsigned_abs());
     let freshness = Freshness { ttl: Duration::from_secs(300), age, public: age.is_zero() };
     let (asked, ()) = Request::new(()).into_parts();
-    let prints = Prints::new(&Credentials::default());
+    let prints = Prints::new(&CredentialsConfig::default());
     let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
     Entry::new(head, Bytes::from(body.to_owned()), freshness, pair, now_ms)
 }
@@ -113,7 +113,7 @@ fn check_tampered(meta: &str, lines: &str, body: &str, now_ms: i64) {
         let _ = entry.respond(&Method::GET, &HeaderMap::new(), now_ms);
         let (asked, ()) = Request::new(()).into_parts();
         let credentials =
-            Credentials { recheck: Some(Duration::from_secs(1)), ..Credentials::default() };
+            CredentialsConfig { recheck: Some(Duration::from_secs(1)), ..CredentialsConfig::default() };
         let prints = Prints::new(&credentials);
         let pair = prints.pair(&CredentialKey::new([7; 32]), &asked.uri, &asked.headers);
         let _ = prints.standing(entry.audience(), pair, now_ms);

@@ -12,7 +12,7 @@ const ALLOW: [&str; 2] = ["view", "v"];
 
 fuzz_target!(|text: &str| {
     let names = |names: [&str; 2]| names.map(str::to_owned).to_vec();
-    let query = Query::new(&config::Query { ignore: names(IGNORE), allow: names(ALLOW) });
+    let query = Query::new(&config::QueryConfig { ignore: names(IGNORE), allow: names(ALLOW) });
     assert!(!Query::default().admits(text));
     let counted: Vec<_> = query.counted(text).collect();
     let admitted = query.admits(text);

@@ -7,7 +7,7 @@
 
 use jobcache::{
     cache::key::JobId,
-    config::Rule as Config,
+    config::InvalidateRule as Config,
     pointer::Pointer,
     proxy::route::rules::{MAX_NAMED, Rule, Side},
 };

@@ -296,7 +296,7 @@ async fn by_keys_what_is_kept_though_there_was_news_of_it_is_caught() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_kept_though_no_news_of_it_would_come_is_caught() {
-    check(Mutant::NearUnfollowed, BY_KEYS).await;
+    check(Mutant::NearUntracked, BY_KEYS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

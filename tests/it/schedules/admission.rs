@@ -5,7 +5,7 @@
 //! not the lease, the begin or the end that precedes the next entry, and another expiry or epoch is
 //! not a hit. The checks exist so that correctness does not depend on that argument alone.
 
-use jobcache::store::{Fill, Key, Replacement, Seen, Store, Stored};
+use jobcache::store::{Fill, Key, Replacement, Seen, Store, StoredValue};
 use redis::cmd;
 
 use super::{
@@ -34,7 +34,7 @@ impl Before {
         Self { redis, store, seen, generation }
     }
 
-    fn stored(&self) -> &Stored {
+    fn stored(&self) -> &StoredValue {
         self.seen.stored.as_ref().unwrap()
     }
 

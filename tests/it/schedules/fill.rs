@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use jobcache::{mutants::Mutant, store::Stored};
+use jobcache::{mutants::Mutant, store::StoredValue};
 
 use super::{
     Flaw,
@@ -31,7 +31,7 @@ pub(super) enum Target {
 /// An entry that a reader has seen.
 pub(super) struct Known {
     pub(super) body: String,
-    pub(super) stored: Stored,
+    pub(super) stored: StoredValue,
     pub(super) generation: String,
     pub(super) epoch: u64,
 }
@@ -109,7 +109,7 @@ async fn replace(world: &Rc<World>, at: usize, known: Known, mut new: New) {
 
 /// Returns the entry that a script compares: the one that was seen, on a connection of the same
 /// epoch.
-fn compared(world: &World, known: Known, on_what_is_there: Flaw) -> Option<(Stored, String)> {
+fn compared(world: &World, known: Known, on_what_is_there: Flaw) -> Option<(StoredValue, String)> {
     if world.flaw == on_what_is_there {
         return Some(world.server.now());
     }

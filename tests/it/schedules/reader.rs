@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use jobcache::{mutants::Mutant, store::Stored};
+use jobcache::{mutants::Mutant, store::StoredValue};
 
 use super::{
     Flaw,
@@ -130,7 +130,7 @@ async fn find(world: &Rc<World>, at: usize, ask: &Ask) -> Result<Lookup, Unanswe
             Ok(share(world, at, ask, ask.token.clone(), target, epoch))
         }
         Leasing::Fenced => Ok(unconfirmed(world, at, ask)),
-        Leasing::Stored(stored) => Ok(met(world, at, ask, stored, epoch)),
+        Leasing::StoredValue(stored) => Ok(met(world, at, ask, stored, epoch)),
         Leasing::Leased(_) if ask.no_cache => Ok(unconfirmed(world, at, ask)),
         Leasing::Leased(token) => {
             follow(world, at, ask, Shown { token, epoch, who: ask.who }).await
@@ -139,7 +139,7 @@ async fn find(world: &Rc<World>, at: usize, ask: &Ask) -> Result<Lookup, Unanswe
 }
 
 /// Handles a value that has appeared in the meantime.
-fn met(world: &World, at: usize, ask: &Ask, stored: Stored, epoch: u64) -> Lookup {
+fn met(world: &World, at: usize, ask: &Ask, stored: StoredValue, epoch: u64) -> Lookup {
     match world.server.decode(&stored, epoch) {
         Some(found) => offer(world, at, ask, (found, stored, epoch)),
         None => unconfirmed(world, at, ask),
@@ -148,7 +148,7 @@ fn met(world: &World, at: usize, ask: &Ask, stored: Stored, epoch: u64) -> Looku
 
 /// An entry is a hit for its audience. Everyone else reads the upstream, and may be admitted to the
 /// entry by that read.
-fn offer(world: &World, at: usize, ask: &Ask, seen: (Found, Stored, u64)) -> Lookup {
+fn offer(world: &World, at: usize, ask: &Ask, seen: (Found, StoredValue, u64)) -> Lookup {
     let (found, stored, epoch) = seen;
     if world.server.includes(&found, ask.who) && !ask.no_cache {
         return Lookup::Hit(found.body);
@@ -213,7 +213,7 @@ fn unconfirmed(world: &World, at: usize, ask: &Ask) -> Lookup {
 }
 
 /// Reads an entry. Returns it with the epoch of the connection.
-async fn read(world: &Rc<World>, at: usize) -> Result<(Option<Stored>, u64), Unanswered> {
+async fn read(world: &Rc<World>, at: usize) -> Result<(Option<StoredValue>, u64), Unanswered> {
     let values = |world: &World| (world.server.body_and_meta(), world.epoch());
     let (([body, meta], epoch), expires_at_ms) = if world.chance(SELDOM) {
         let values = world.call(at, values).await?;
@@ -227,7 +227,7 @@ async fn read(world: &Rc<World>, at: usize) -> Result<(Option<Stored>, u64), Una
     } else {
         world.call(at, move |world| (values(world), world.server.expires_at_ms())).await?
     };
-    let stored = body.filter(|body| !body.is_empty()).map(|body| Stored {
+    let stored = body.filter(|body| !body.is_empty()).map(|body| StoredValue {
         body: body.into(),
         meta: meta.unwrap_or_default().into(),
         expires_at_ms,
@@ -239,7 +239,7 @@ async fn lease(
     world: &Rc<World>,
     at: usize,
     ask: &Ask,
-    refused: Option<&Stored>,
+    refused: Option<&StoredValue>,
 ) -> Result<(Leasing, u64), Unanswered> {
     let (token, refused) = (ask.token.clone(), refused.map(|stored| stored.expires_at_ms));
     let call = world.call(at, move |world| {

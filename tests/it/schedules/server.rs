@@ -6,13 +6,13 @@ use bytes::Bytes;
 use hyper::{Request, Response, header::AUTHORIZATION, http::request};
 use jobcache::{
     cache::{
-        audience::{Audience, Pair, Prints, Standing},
+        audience::{Audience, Caller, Fingerprinter, Standing},
         entry::{Entry, Reject},
         policy::Freshness,
     },
-    config::Credentials,
+    config::CredentialsConfig,
     mutants::Mutant,
-    store::{CredentialKey, Epoch, Seen, Stored, Token},
+    store::{CredentialKey, Epoch, Seen, StoredValue, Token},
 };
 use redis::{Connection, FromRedisValue, Script, ScriptInvocation, Value, cmd};
 use sha1_smol::Sha1;
@@ -61,7 +61,7 @@ pub(super) enum Leasing {
     Granted,
     Leased(String),
     Fenced,
-    Stored(Stored),
+    StoredValue(StoredValue),
 }
 
 /// The life with which another client SETs the key.
@@ -105,9 +105,9 @@ pub(super) struct Server {
     end: Script,
     admit: Script,
     replace: Script,
-    prints: Prints,
+    prints: Fingerprinter,
     /// Callers by credential.
-    pairs: [Pair; CREDENTIALS],
+    pairs: [Caller; CREDENTIALS],
     flaw: Flaw,
     _process: RedisServer,
     _socket: TempDir,
@@ -133,7 +133,7 @@ impl Server {
             end: script("end", flaw),
             admit: script("admit", flaw),
             replace: script("replace", flaw),
-            prints: Prints::new(&Credentials::default()),
+            prints: Fingerprinter::new(&CredentialsConfig::default()),
             pairs: std::array::from_fn(pair_of),
             flaw,
             _process: process,
@@ -161,7 +161,7 @@ impl Server {
             "granted" => Leasing::Granted,
             "leased" => Leasing::Leased(text(1)),
             "fenced" => Leasing::Fenced,
-            "stored" => Leasing::Stored(Stored {
+            "stored" => Leasing::StoredValue(StoredValue {
                 body: text(1).into(),
                 meta: text(2).into(),
                 expires_at_ms: i64::from_redis_value_ref(&reply[3]).expect("an expiry"),
@@ -185,7 +185,7 @@ impl Server {
     }
 
     /// Admits a credential to an entry that was seen. Returns whether it was admitted.
-    pub(super) fn admit(&self, seen: &Stored, generation: &str, who: usize) -> bool {
+    pub(super) fn admit(&self, seen: &StoredValue, generation: &str, who: usize) -> bool {
         let mut call = compare_and_set(&self.admit, seen, generation);
         call.arg(self.pairs[who].to_hex()).arg(SERVED_MS);
         self.invoke(&call)
@@ -194,7 +194,7 @@ impl Server {
     /// Replaces an entry that was seen with `new`. Returns whether it was replaced.
     pub(super) fn replace(
         &self,
-        seen: &Stored,
+        seen: &StoredValue,
         generation: &str,
         new: &New,
         expires_at_ms: i64,
@@ -212,12 +212,12 @@ impl Server {
     }
 
     /// Returns the current value and the generation that its metadata names.
-    pub(super) fn now(&self) -> (Stored, String) {
+    pub(super) fn now(&self) -> (StoredValue, String) {
         let [body, meta] = self.body_and_meta().map(Option::unwrap_or_default);
         let json = serde_json::from_slice::<serde_json::Value>(&meta).unwrap_or_default();
         let generation = json["generation"].as_str().unwrap_or_default().to_owned();
         let expires_at_ms = self.expires_at_ms();
-        (Stored { body: body.into(), meta: meta.into(), expires_at_ms }, generation)
+        (StoredValue { body: body.into(), meta: meta.into(), expires_at_ms }, generation)
     }
 
     pub(super) fn release(&self, token: &str) -> bool {
@@ -288,7 +288,7 @@ impl Server {
     }
 
     /// Decodes a stored value, if it is a hit for any credential in this epoch.
-    pub(super) fn decode(&self, stored: &Stored, epoch: u64) -> Option<Found> {
+    pub(super) fn decode(&self, stored: &StoredValue, epoch: u64) -> Option<Found> {
         let mut stored = stored.clone();
         if self.flaw == Flaw::AnyValue {
             let body = text(&stored.body);
@@ -335,8 +335,8 @@ impl Server {
 }
 
 /// Returns the caller of a request.
-pub(super) fn pair(head: &request::Parts) -> Pair {
-    Prints::new(&Credentials::default()).pair(
+pub(super) fn pair(head: &request::Parts) -> Caller {
+    Fingerprinter::new(&CredentialsConfig::default()).caller(
         &CredentialKey::new([0; 32]),
         &head.uri,
         &head.headers,
@@ -344,7 +344,7 @@ pub(super) fn pair(head: &request::Parts) -> Pair {
 }
 
 /// Returns an entry with this body, as a fill makes it.
-pub(super) fn entry(body: &str, pair: Pair) -> Entry {
+pub(super) fn entry(body: &str, pair: Caller) -> Entry {
     let (head, ()) = Response::new(()).into_parts();
     let freshness = Freshness { ttl: TTL, age: Duration::ZERO, public: false };
     Entry::new(&head, Bytes::copy_from_slice(body.as_bytes()), freshness, pair, 0)
@@ -360,7 +360,7 @@ impl Found {
 /// Prepares a call of a script that compares and sets, like `store::redis::session`.
 pub(super) fn compare_and_set<'s>(
     script: &'s Script,
-    seen: &Stored,
+    seen: &StoredValue,
     generation: &str,
 ) -> ScriptInvocation<'s> {
     let mut call = script.key(MAIN);
@@ -369,7 +369,7 @@ pub(super) fn compare_and_set<'s>(
     call
 }
 
-fn pair_of(who: usize) -> Pair {
+fn pair_of(who: usize) -> Caller {
     let request = Request::builder().header(AUTHORIZATION, format!("Bearer {who}")).body(());
     let (head, ()) = request.expect("a header").into_parts();
     pair(&head)

@@ -10,7 +10,7 @@ use std::{
 
 use jobcache::{
     Listeners, RunError,
-    config::{Config, Invalid, Loaded, StoreUrl},
+    config::{Config, InvalidConfig, LoadedConfig, StoreUrl},
     reload::{self, Reloader, Reloads},
     telemetry::Telemetry,
 };
@@ -43,14 +43,14 @@ impl Sidecar {
 
     /// Starts with the current result of `read`. A reload calls `read` again.
     pub(crate) async fn reloading(
-        read: impl Fn() -> Result<Loaded, Invalid> + Send + Sync + 'static,
+        read: impl Fn() -> Result<LoadedConfig, InvalidConfig> + Send + Sync + 'static,
     ) -> (Self, Reloader) {
         let loaded = read().expect("a configuration to start with");
         let (reloader, reloads) = reload::channel(read, Telemetry::default());
         (Self::serve(loaded, reloads).await, reloader)
     }
 
-    async fn serve(mut loaded: Loaded, reloads: Reloads) -> Self {
+    async fn serve(mut loaded: LoadedConfig, reloads: Reloads) -> Self {
         steady_clock();
         let (proxy, admin) = (bind().await, bind().await);
         let address = |listener: &TcpListener| listener.local_addr().expect("a bound listener");

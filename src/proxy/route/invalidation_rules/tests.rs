@@ -6,8 +6,12 @@ use serde_json::json;
 use super::*;
 use crate::proxy::route::{Route, Routes, WriteScope};
 
-fn configured(path: &str) -> config::Rule {
-    config::Rule { path: path.to_owned(), all: !path.contains(ID), ..config::Rule::default() }
+fn configured(path: &str) -> config::InvalidateRule {
+    config::InvalidateRule {
+        path: path.to_owned(),
+        all: !path.contains(ID),
+        ..config::InvalidateRule::default()
+    }
 }
 
 fn list(items: &[&str]) -> Vec<String> {
@@ -37,7 +41,7 @@ fn a_rule_matches_a_whole_path() {
 
 #[track_caller]
 fn check_method(methods: &[&str], method: &str, header: Option<&str>, want: bool) {
-    let rule = config::Rule { methods: list(methods), ..configured("/jobs") };
+    let rule = config::InvalidateRule { methods: list(methods), ..configured("/jobs") };
     let rules = InvalidationRules::parse(&[rule]).unwrap();
     let mut headers = HeaderMap::new();
     if let Some(header) = header {
@@ -59,7 +63,8 @@ fn a_rule_is_for_its_methods_also_for_those_that_a_header_names() {
 
 #[track_caller]
 fn check_ids(pointers: &[&str], body: &Value, want: &[&str]) {
-    let rule = config::Rule { request: list(pointers), all: false, ..configured("/jobs") };
+    let rule =
+        config::InvalidateRule { request: list(pointers), all: false, ..configured("/jobs") };
     let rule = InvalidationRule::parse(1, &rule).unwrap();
     let jobs = rule.jobs(BodySide::Request, body);
     assert_eq!(jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), want, "{pointers:?} {body}");
@@ -90,7 +95,7 @@ fn strings_and_whole_numbers_are_ids_in_every_reading() {
 
 #[test]
 fn a_body_names_a_bounded_number_of_jobs() {
-    let rule = config::Rule { request: list(&["/*"]), all: false, ..configured("/jobs") };
+    let rule = config::InvalidateRule { request: list(&["/*"]), all: false, ..configured("/jobs") };
     let body: Value = (0..5_000).collect();
     assert_eq!(
         InvalidationRule::parse(1, &rule).unwrap().jobs(BodySide::Request, &body).len(),
@@ -99,7 +104,7 @@ fn a_body_names_a_bounded_number_of_jobs() {
 }
 
 #[track_caller]
-fn check_refused(change: impl FnOnce(&mut config::Rule), want: &str) {
+fn check_refused(change: impl FnOnce(&mut config::InvalidateRule), want: &str) {
     let mut rule = configured("/jobs");
     change(&mut rule);
     let error = InvalidationRule::parse(3, &rule).unwrap_err().to_string();
@@ -143,8 +148,9 @@ fn a_rule_that_cannot_work_is_refused_with_the_mend() {
     );
     for segment in ["", "..", "a b", "{}", "{a b}", "x{id}", "{id"] {
         let path = format!("/jobs/{segment}");
-        let error = InvalidationRule::parse(1, &config::Rule { all: true, ..configured(&path) })
-            .unwrap_err();
+        let error =
+            InvalidationRule::parse(1, &config::InvalidateRule { all: true, ..configured(&path) })
+                .unwrap_err();
         assert_eq!(error.why, RuleProblem::Segment { path, segment: segment.into() });
     }
 }
@@ -183,7 +189,7 @@ fn check_route(routes: &Routes, request: &str, want: &str) {
 
 #[test]
 fn a_rule_makes_a_write_of_a_path_that_names_no_job() {
-    let rule = |methods: &[&str], path: &str| config::Rule {
+    let rule = |methods: &[&str], path: &str| config::InvalidateRule {
         methods: list(methods),
         all: true,
         ..configured(path)

@@ -30,7 +30,7 @@ enum Password {
 }
 
 impl RedisLogin {
-    pub(in crate::store::redis) fn new(login: &config::Login, database: i64) -> Self {
+    pub(in crate::store::redis) fn new(login: &config::StoreLogin, database: i64) -> Self {
         let password = match (&login.password_file, &login.password) {
             (Some(path), _) => Password::File(path.clone()),
             (None, Some(password)) => Password::Given(password.clone()),
@@ -40,11 +40,11 @@ impl RedisLogin {
     }
 
     /// The login in the URL, or else the configured one.
-    pub(super) fn from_url(url: &RedisConnectionInfo, configured: &config::Login) -> Self {
+    pub(super) fn from_url(url: &RedisConnectionInfo, configured: &config::StoreLogin) -> Self {
         if url.username().is_none() && url.password().is_none() {
             return Self::new(configured, url.db());
         }
-        let login = config::Login {
+        let login = config::StoreLogin {
             username: url.username().map(str::to_owned),
             password: url.password().map(Secret::new),
             password_file: None,

@@ -1,4 +1,4 @@
-//! `[[invalidate]]` as a user writes it.
+//! Tables of `[[invalidate]]` as a user writes them.
 
 use super::*;
 
@@ -21,7 +21,7 @@ all = true
 fn rules_are_read_in_their_order() {
     let config = load(&[], &[], TWO).unwrap().config;
     let list = |items: &[&str]| items.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let first = Rule {
+    let first = InvalidateRule {
         methods: list(&["POST"]),
         path: "/uploads/{id}/finish".to_owned(),
         request: list(&["/job_id", "/jobs/*/id"]),
@@ -29,7 +29,8 @@ fn rules_are_read_in_their_order() {
         all: false,
         max_body: 8 << 10,
     };
-    let second = Rule { path: "/jobs".to_owned(), all: true, ..Rule::default() };
+    let second =
+        InvalidateRule { path: "/jobs".to_owned(), all: true, ..InvalidateRule::default() };
     assert_eq!(config.invalidate, [first, second]);
     assert_eq!(config.settle, Duration::from_secs(2));
 }
@@ -72,7 +73,9 @@ fn a_bad_rule_is_refused_with_its_line_and_number() {
     for wrong in ["invalidate = 7", "[invalidate]\npath = '/a/{id}'", "invalidate = ['/a']"] {
         let error = load(&[], &[], wrong).map(|loaded| loaded.config).unwrap_err();
         assert!(
-            error.contains("invalidate must be tables, each begun by [[invalidate]]"),
+            error.contains(
+                "invalidate must be a list of tables: begin each of them with [[invalidate]]"
+            ),
             "{error}"
         );
     }
@@ -90,15 +93,14 @@ fn the_example_of_the_reference_file_can_be_used_and_names_the_defaults() {
     let at = REFERENCE.find("# [[invalidate]]").unwrap();
     let rules = load(&[], &[], &uncommented(&REFERENCE[at..])).unwrap().config.invalidate;
     let [rule] = &rules[..] else { panic!("{rules:?}") };
-    let default = Rule::default();
+    let default = InvalidateRule::default();
     assert_eq!((rule.all, rule.max_body), (default.all, default.max_body));
     assert!(![&rule.methods, &rule.request, &rule.response].iter().any(|list| list.is_empty()));
 }
 
 #[test]
-fn the_documented_rules_can_be_used() {
-    let page = include_str!("../../../docs/purging.md");
-    let start = page.find("```toml\n[[invalidate]]").unwrap() + "```toml\n".len();
-    let (example, _) = page[start..].split_once("```").unwrap();
+fn the_examples_of_the_page_can_be_used() {
+    let start = PAGE.find("```toml\n[[invalidate]]").unwrap() + "```toml\n".len();
+    let (example, _) = PAGE[start..].split_once("```").unwrap();
     assert_eq!(load(&[], &[], example).unwrap().config.invalidate.len(), 3);
 }

@@ -93,13 +93,13 @@ fn there_may_be_several_webhook_secrets_and_how_many_is_shown() {
     assert!(error.contains("must name 1 to 8 secrets"), "{error}");
 }
 
-/// The commonest slip, in which nothing is secret.
+/// A forgotten scheme is the most common mistake, and nothing in such a URL is secret.
 #[test]
 fn an_api_without_its_scheme_is_shown() {
     for url in ["localhost:8000", "api.internal:80/", "10.0.0.1:8000/v1"] {
         let error = load(&[], &[("UPSTREAM_URL", url)], "").unwrap_err();
         assert!(error.contains(&format!("upstream.url = \"{url}\"")), "{error}");
-        // A password may stand anywhere in that of Redis.
+        // The URL of Redis may hold a password at any place.
         let error = load(&[], &[("REDIS_URL", url)], "").unwrap_err();
         assert!(error.contains("store.url = \"***\""), "{error}");
     }
@@ -108,7 +108,7 @@ fn an_api_without_its_scheme_is_shown() {
     }
 }
 
-/// What is configured does not matter then, and does not excuse.
+/// The configured address does not matter then.
 #[test]
 fn an_open_socket_of_the_service_manager_needs_the_secret_as_well() {
     let open = [("admin", "0.0.0.0:9090".parse().unwrap())];

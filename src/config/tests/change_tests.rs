@@ -1,10 +1,8 @@
-//! What a reload would change: how it is reported, without secrets, and as `docs/operations.md` lists it.
+//! Changes that a reload finds: how they are reported, without secrets, and listed in the documents.
 
 use super::*;
 
-const OPERATIONS: &str = include_str!("../../../docs/operations.md");
-
-/// What changes from one file to another, each as `key: old -> new`.
+/// Expects these changes from one file to another, each as `key: old -> new`.
 #[track_caller]
 fn check(old: &str, new: &str, want: &[&str]) {
     let (old, new) = (load(&[], &[], old).unwrap(), load(&[], &[], new).unwrap());
@@ -57,10 +55,11 @@ fn a_change_shows_no_secret() {
 }
 
 #[test]
-fn the_docs_name_all_settings_that_a_reload_changes() {
-    let (_, rest) = OPERATIONS.split_once("A reload changes ").unwrap();
-    let (list, _) = rest.split_once(" and the `[[invalidate]]` rules").unwrap();
+fn the_page_of_settings_names_all_that_a_reload_changes() {
+    let page = PAGE.replace('\n', " ");
+    let (_, rest) = page.split_once("A reload changes ").unwrap();
+    let (list, _) = rest.split_once("and the `[[invalidate]]` rules").unwrap();
     let named: Vec<_> = list.split('`').skip(1).step_by(2).collect();
-    let knobs = KNOBS.iter().filter(|knob| knob.applies == Applies::OnReload);
-    assert_eq!(named, knobs.map(|knob| knob.key).collect::<Vec<_>>());
+    let reloaded = settings().filter(|spec| spec.reload == ReloadClass::OnReload);
+    assert_eq!(named, reloaded.map(|spec| spec.key).collect::<Vec<_>>());
 }

@@ -1,4 +1,4 @@
-//! The table whose keys are the user's own: how it is written, and what is refused.
+//! The table with the user's own keys: how it is written, and what is refused.
 
 use std::time::Duration;
 

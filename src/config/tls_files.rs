@@ -1,13 +1,13 @@
-//! What is shown and believed where TLS is spoken. Paths only: whoever speaks it reads the files.
+//! Files of certificates. Only paths: the code that speaks TLS reads the files.
 
 use std::path::PathBuf;
 
-/// A certificate to show, and its key.
+/// A certificate to present, and its key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyPair {
     /// PEM, with the chain that leads to an authority.
     pub cert: Option<PathBuf>,
-    /// PEM; none = it is in the same file.
+    /// PEM; none = the key is in the file of the certificate.
     pub key: Option<PathBuf>,
 }
 
@@ -20,19 +20,19 @@ pub struct Identity {
     pub key: PathBuf,
 }
 
-/// How a server is believed that is spoken to over TLS, and what it is shown.
+/// How a TLS server is verified, and what is presented to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientTls {
-    /// PEM, the authorities that are believed; none = those of the system.
+    /// PEM file of the trusted authorities; none = those of the system.
     pub ca: Option<PathBuf>,
-    /// What the server is shown where it asks.
+    /// Certificate for a server that asks for one.
     pub identity: KeyPair,
-    /// The name that its certificate must have; none = the host of the URL.
+    /// Name that the server's certificate must have; none = the host of the URL.
     pub server_name: Option<String>,
 }
 
 impl KeyPair {
-    /// The files of both.
+    /// The files of both; none without a certificate.
     pub fn identity(&self) -> Option<Identity> {
         let cert = self.cert.clone()?;
         let key = self.key.clone().unwrap_or_else(|| cert.clone());

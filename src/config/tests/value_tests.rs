@@ -1,32 +1,30 @@
-//! What each value may be, and what its refusal says.
+//! Allowed values of each setting, and the messages for others.
 
 use std::time::Duration;
 
-use redis::IntoConnectionInfo;
-
-use super::super::{Address, Config, Endpoint, LogFormat, Mode, Secret, StoreUrl, knob};
+use super::super::{CacheMode, Config, Endpoint, ListenAddress, LogFormat, setting};
 use crate::json_pointer::JsonPointer;
 
-/// Expects the value to be refused; the table holds what stands between origin and default.
+/// Expects the value to be refused with `why`, the part of the message between origin and default.
 #[track_caller]
-fn bad(name: &'static str, text: &str, why: &str) {
-    let knob = knob(name).unwrap();
-    assert_eq!(knob.apply(&mut Config::default(), &knob.split(text)), Err(why.to_owned()));
+pub(super) fn bad(name: &'static str, text: &str, why: &str) {
+    let spec = setting(name).unwrap();
+    assert_eq!(spec.apply(&mut Config::default(), &spec.split(text)), Err(why.to_owned()));
 }
 
-/// Expects the value to be taken.
+/// Expects the value to be accepted.
 #[track_caller]
-fn good(name: &'static str, text: &str) -> Config {
-    let knob = knob(name).unwrap();
+pub(super) fn good(name: &'static str, text: &str) -> Config {
+    let spec = setting(name).unwrap();
     let mut config = Config::default();
-    knob.apply(&mut config, &knob.split(text)).unwrap();
+    spec.apply(&mut config, &spec.split(text)).unwrap();
     config
 }
 
 #[test]
 fn an_address_is_an_ip_and_a_port() {
     let why = "must be an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or \
-               [::1]:8080 (of names only localhost is taken), or unix:/path/to/socket";
+               [::1]:8080 (the only name accepted is localhost), or unix:/path/to/socket";
     for text in ["8080", ":8080", "127.0.0.1", "example.com:80", "::1:80", "1.2.3.4:65536", ""] {
         bad("listen", text, why);
     }
@@ -37,7 +35,7 @@ fn an_address_is_an_ip_and_a_port() {
 #[test]
 fn an_address_may_be_the_path_of_a_socket() {
     for text in ["unix:/run/a.sock", "unix:///run/a.sock"] {
-        assert_eq!(good("admin", text).admin, Address::Unix("/run/a.sock".into()));
+        assert_eq!(good("admin", text).admin, ListenAddress::Unix("/run/a.sock".into()));
     }
     let absolute = "the path of a socket must be absolute: unix:/path/to/socket";
     for text in ["unix:", "unix:a.sock", "unix:/", "unix:/run/", "unix://"] {
@@ -60,7 +58,7 @@ fn networks_are_networks_or_hosts() {
     assert_eq!(shown("10.0.0.0/8, ::1"), ["10.0.0.0/8", "::1/128"]);
     assert!(shown("none").is_empty());
     for text in ["10.0.0.0/33", "lan", "10.0.0.1:80"] {
-        let why = "is no network: name it as 10.0.0.0/8 or fd00::/8, or name a host";
+        let why = "is not a network: write 10.0.0.0/8 or fd00::/8, or the IP address of a host";
         bad("server.trusted_proxies", text, &format!("{text:?} {why}"));
     }
 }
@@ -70,7 +68,7 @@ fn a_server_name_is_one() {
     for text in ["api.internal", "10.0.0.1", "::1"] {
         assert_eq!(good("upstream.tls.server_name", text).upstream.tls.server_name.unwrap(), text);
     }
-    let why = "must be the name of a host, or an IP address";
+    let why = "must be a host name or an IP address";
     bad("upstream.tls.server_name", "https://a", why);
 }
 
@@ -118,9 +116,9 @@ fn the_upstream_is_an_origin_or_a_socket() {
     bad("http://a b", "this is not a URL");
     bad("http://:80", "host or port is not valid");
     bad("http://a:99999", "host or port is not valid");
-    bad("http://a/api", "a path does not belong here: requests keep their own");
-    bad("http://a?x=1", "a path does not belong here: requests keep their own");
-    let why = "user and password do not belong here: clients send their own credentials";
+    bad("http://a/api", "remove the path: requests keep their own");
+    bad("http://a?x=1", "remove the path: requests keep their own");
+    let why = "remove user and password: clients send their own credentials";
     bad("http://u:p@a", why);
     for text in ["http://a", "http://a:81", "http://[::1]:81", "http://10.0.0.1", "http://a_b:1"] {
         assert_eq!(good("upstream.url", text).upstream.url, text);
@@ -137,106 +135,6 @@ fn the_upstream_is_an_origin_or_a_socket() {
     assert_eq!(end("https://a/"), tls("a:443", "a"));
     assert_eq!(end("https://[::1]:8443"), tls("[::1]:8443", "::1"));
     assert_eq!(end("unix:///run/a.sock"), Endpoint::Unix("/run/a.sock".into()));
-}
-
-#[test]
-fn the_store_is_redis_or_memory() {
-    let bad = |text: &str, why: &str| {
-        let accepted = "must be redis://[user:password@]host[:port][/db] (rediss:// over TLS), \
-                        redis-sentinel://[user:password@]host[:port],host[:port]/master[/db], \
-                        redis-cluster://[user:password@]host[:port],host[:port], \
-                        unix:///path/to/socket or memory://";
-        bad("store.url", text, &format!("{accepted}; {why}"));
-    };
-    bad("localhost:6379", "the scheme is missing");
-    bad("rediss://0.0.0.0", "0.0.0.0 and [::] are addresses to listen on, not to connect to");
-    bad("http://a", "no other scheme is supported");
-    bad("memory://x", "nothing follows memory://");
-    bad("redis://", "the host is missing");
-    bad("redis://0.0.0.0", "0.0.0.0 and [::] are addresses to listen on, not to connect to");
-    bad("redis://a:x", "this is not a URL; percent-encode special characters of the password");
-    let encode = "percent-encode special characters of the password";
-    bad("redis://a/b", &format!("the database must be a number; {encode}"));
-    bad("redis://a/0?x", &format!("nothing follows the database; {encode}"));
-    bad("unix://a/b", "a socket has three slashes: unix:///path");
-    bad("unix:///", "the path is missing");
-    bad("unix:///a?password=x", "the query may have db, user and pass");
-    bad("unix:///a?db=x", "db must be a number");
-    assert_eq!(good("store.url", "memory://").store.url, StoreUrl::Memory);
-}
-
-#[test]
-fn sentinels_are_hosts_and_the_name_of_a_master() {
-    let url = |text: &str| match good("store.url", text).store.url {
-        StoreUrl::Sentinel(sentinels) => *sentinels,
-        other => panic!("{other:?}"),
-    };
-    let host = |name: &str, port| (name.to_owned(), port);
-    let full = url("rediss-sentinel://u:p%40@h1:1,h2,[::1]:3/mymaster/2");
-    assert_eq!(full.hosts, [host("h1", 1), host("h2", 26379), host("::1", 3)]);
-    assert_eq!((full.master.as_str(), full.database, full.is_tls), ("mymaster", 2, true));
-    assert_eq!(full.login.username.as_deref(), Some("u"));
-    assert_eq!(full.login.password.as_ref().map(Secret::expose), Some("p@"));
-    assert_eq!(full.to_string(), "rediss-sentinel://***@h1:1,h2:26379,[::1]:3/mymaster/2");
-    let short = url("redis-sentinel://h/m");
-    assert_eq!((short.hosts.len(), short.is_tls, short.login.is_some()), (1, false, false));
-    let many = format!("redis-sentinel://{}/m", vec!["h"; 17].join(","));
-    for (text, why) in [
-        ("redis-sentinel://h", "the name of the master is missing"),
-        ("redis-sentinel://h/", "the name of the master is missing"),
-        ("redis-sentinel://h/m/x", "the database must be a number"),
-        ("redis-sentinel://u@h/m", "the user needs a password"),
-        ("redis-sentinel://u:p/x@h/m", "percent-encode special characters of the password"),
-        ("redis-sentinel://h,/m", "each is host or host:port, an IPv6 address in brackets"),
-        ("redis-sentinel://h:x/m", "each is host or host:port, an IPv6 address in brackets"),
-        (&many, "16 sentinels are enough: they tell of the others"),
-    ] {
-        let error = knob("store.url")
-            .unwrap()
-            .apply(&mut Config::default(), &crate::config::Value::One(text.to_owned()));
-        let error = error.unwrap_err();
-        assert!(error.ends_with(why), "{text}: {error}");
-    }
-}
-
-#[test]
-fn a_cluster_is_found_by_some_of_its_nodes() {
-    let url = |text: &str| match good("store.url", text).store.url {
-        StoreUrl::Cluster(seeds) => *seeds,
-        other => panic!("{other:?}"),
-    };
-    let host = |name: &str, port| (name.to_owned(), port);
-    let full = url("rediss-cluster://u:p%40@h1:1,h2,[::1]:3/0");
-    assert_eq!(full.hosts, [host("h1", 1), host("h2", 6379), host("::1", 3)]);
-    assert!(full.is_tls);
-    assert_eq!(full.login.username.as_deref(), Some("u"));
-    assert_eq!(full.login.password.as_ref().map(Secret::expose), Some("p@"));
-    assert_eq!(full.to_string(), "rediss-cluster://***@h1:1,h2:6379,[::1]:3");
-    let short = url("redis-cluster://h");
-    assert_eq!((short.hosts.len(), short.is_tls, short.login.is_some()), (1, false, false));
-    let many = format!("redis-cluster://{}", vec!["h"; 17].join(","));
-    for (text, why) in [
-        ("redis-cluster://h/1", "a cluster has database 0 and no other"),
-        ("redis-cluster://u@h", "the user needs a password"),
-        ("redis-cluster://", "each is host or host:port, an IPv6 address in brackets"),
-        ("redis-cluster://h,", "each is host or host:port, an IPv6 address in brackets"),
-        (&many, "16 nodes are enough: they tell of the others"),
-    ] {
-        let value = crate::config::Value::One(text.to_owned());
-        let error = knob("store.url").unwrap().apply(&mut Config::default(), &value).unwrap_err();
-        assert!(error.ends_with(why), "{text}: {error}");
-    }
-}
-
-#[test]
-fn the_redis_client_takes_every_url_that_we_take() {
-    let urls = "redis://a redis://a:1 redis://a/3 redis://a/ redis://:p@a redis://u:p%40@a:1/2 \
-                redis://[::1]:1 valkey://a unix:///a redis+unix:///a/b.sock valkey+unix:///a \
-                unix:///a?db=1&user=u&pass=p redis://10.0.0.1";
-    for url in urls.split_whitespace() {
-        assert_eq!(good("store.url", url).store.url, StoreUrl::Redis(url.to_owned()));
-        assert!(url.into_connection_info().is_ok(), "{url}");
-    }
 }
 
 #[test]
@@ -316,23 +214,26 @@ fn what_is_read_ahead_is_a_plain_poll_of_the_upstream() {
     bad("warm.headers", "", "must name 1 to 64 headers");
     for text in ["x", "x y: z", "x:"] {
         let why = match text {
-            "x:" => "must be visible ASCII characters, with spaces within at most in header 1",
+            "x:" => {
+                "the value of header 1 must be visible ASCII characters; spaces are allowed only \
+                     between them"
+            }
             _ => "header 1 must be of the form \"Name: value\"",
         };
         bad("warm.headers", text, why);
     }
-    let why = "must not have Authorization: that is warm.authorization";
+    let why = "must not have Authorization: set warm.authorization instead";
     bad("warm.headers", "Authorization: Bearer a", why);
-    let why = "must not have range: with it a read is no plain poll of a job";
+    let why = "must not have range: the read would no longer be a plain poll of a job";
     bad("warm.headers", "Range: bytes=0-1", why);
     good("warm.authorization", "Bearer a b");
     for text in ["Bearer a ", "a\nb"] {
-        let why = "must be visible ASCII characters, with spaces within at most";
+        let why = "must be visible ASCII characters; spaces are allowed only between them";
         bad("warm.authorization", text, why);
     }
     good("warm.list", "/jobs?status=active");
     for text in ["jobs", "http://elsewhere/jobs", "//elsewhere", "/a b", "/a#b"] {
-        let why = "must be a path of your backend, with a query if need be, such as \
+        let why = "must be a path of the API, with a query if needed, such as \
                    /jobs?status=active";
         bad("warm.list", text, why);
     }
@@ -341,7 +242,7 @@ fn what_is_read_ahead_is_a_plain_poll_of_the_upstream() {
 #[test]
 fn a_log_filter_that_would_silence_everything_is_refused() {
     let levels = "off, error, warn, info, debug, trace or a list such as \"info,jobcache=debug\"";
-    let why = |text: &str| format!("{text:?} is no filter: must be one of {levels}");
+    let why = |text: &str| format!("{text:?} is not a filter: must be one of {levels}");
     bad("log", "jobcache=loud", &why("jobcache=loud"));
     bad("log", " ", &why(" "));
     for text in ["debug", "WARN", "info,jobcache=debug", "off,jobcache::store=trace"] {
@@ -392,6 +293,6 @@ fn a_share_is_a_part_of_one() {
 
 #[test]
 fn a_mode_is_one_of_three() {
-    assert_eq!(good("mode", "shadow").mode, Mode::Shadow);
+    assert_eq!(good("mode", "shadow").mode, CacheMode::Shadow);
     bad("mode", "dry-run", "must be on, shadow or off");
 }

@@ -1,13 +1,13 @@
-//! The log filter, checked before anything logs.
+//! The log filter, checked before anything is logged.
 
 use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// A filter that [`telemetry::init`](crate::telemetry::init) takes.
+/// Checks a filter for [`telemetry::init`](crate::telemetry::init).
 ///
-/// A lone word that is no level is refused although the syntax allows it: it names a target, so
-/// `verbose` would silence everything else.
+/// A single word that is not a level is refused although the syntax allows it: it would be a target,
+/// so `verbose` would silence everything else.
 pub fn filter(text: &str) -> Result<String, String> {
     let directives = || text.split(',').map(str::trim).filter(|s| !s.is_empty());
     let stray = directives().find(|directive| {
@@ -15,24 +15,24 @@ pub fn filter(text: &str) -> Result<String, String> {
     });
     if let Some(word) = stray {
         return Err(format!(
-            "{word:?} is no level: must be one of {} or a list such as \"info,jobcache=debug\"",
+            "{word:?} is not a level: must be one of {} or a list such as \"info,jobcache=debug\"",
             LEVELS.join(", ")
         ));
     }
     if text.contains(char::is_control) {
-        return Err(format!("{text:?} has a control character, such as the end of a line"));
+        return Err(format!("{text:?} has a control character, such as a line break: remove it"));
     }
     if directives().next().is_none() || parsed(text).is_err() {
         return Err(format!(
-            "{text:?} is no filter: must be one of {} or a list such as \"info,jobcache=debug\"",
+            "{text:?} is not a filter: must be one of {} or a list such as \"info,jobcache=debug\"",
             LEVELS.join(", ")
         ));
     }
     Ok(text.to_owned())
 }
 
-/// Parses a filter such as `info` or `info,jobcache=debug`. Values of fields stand for themselves: as
-/// patterns, a few characters of them would take a thread for minutes.
+/// Parses a filter such as `info` or `info,jobcache=debug`. Values of fields are compared literally: as
+/// regular expressions, a few characters could occupy a thread for minutes.
 pub fn parsed(text: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().with_regex(false).parse(text)
 }

@@ -1,0 +1,144 @@
+//! How the raw value of a setting is checked and put into its field.
+
+use std::time::Duration;
+
+use super::{
+    Config, parse,
+    raw_value::RawValue,
+    value_bounds::{self, Bounds, ItemCount},
+};
+
+/// Type, limits and field of a setting. The errors of `apply` say what would be right.
+#[derive(Clone, Copy)]
+pub(super) enum Setter {
+    Switch(fn(&mut Config, bool)),
+    Number(Bounds<usize>, fn(&mut Config, usize)),
+    /// Bytes.
+    Size(Bounds<usize>, fn(&mut Config, usize)),
+    Time(Bounds<Duration>, fn(&mut Config, Duration)),
+    /// One of a few words, each with its effect.
+    Choice(&'static [Choice]),
+    /// Any other text; the bounds are those of its length in bytes.
+    Text(Option<Bounds<usize>>, SetText),
+    List(ItemCount, SetItems),
+    /// A list, or one text in which white space separates the items.
+    Words(ItemCount, SetItems),
+    /// A table with the user's own keys and a time for each.
+    Times(ItemCount, Bounds<Duration>, fn(&mut Config, Vec<(String, Duration)>)),
+}
+
+/// A word and its effect.
+pub(super) type Choice = (&'static str, fn(&mut Config));
+pub(super) type SetText = fn(&mut Config, &str) -> Result<(), String>;
+pub(super) type SetItems = fn(&mut Config, &[String]) -> Result<(), String>;
+
+impl Setter {
+    /// Allowed values for the documents; empty if the type has no limits of its own.
+    pub(super) fn bounds(&self) -> String {
+        match self {
+            Self::Switch(_) => "true or false".to_owned(),
+            Self::Number(bounds, _) => bounds.printed(|number| number),
+            Self::Size(bounds, _) => bounds.printed(value_bounds::bytes),
+            Self::Time(bounds, _) => bounds.printed(value_bounds::time),
+            Self::Choice(_) => alternatives(&self.choices()),
+            Self::Text(length, _) => {
+                length.map_or_else(String::new, |length| format!("{} bytes", length.printed(|n| n)))
+            }
+            Self::List(count, _) | Self::Words(count, _) => count.printed(),
+            Self::Times(count, bounds, _) => {
+                format!("{}, {} each", count.printed(), bounds.printed(value_bounds::time))
+            }
+        }
+    }
+
+    /// Words that the value may be; empty if it may be anything else.
+    pub(super) fn choices(&self) -> Vec<&'static str> {
+        match self {
+            Self::Choice(words) => words.iter().map(|(word, _)| *word).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn apply(&self, config: &mut Config, value: &RawValue) -> Result<(), String> {
+        match (self, value) {
+            (Self::List(count, set) | Self::Words(count, set), RawValue::Many(items)) => {
+                count.check(items.len())?;
+                set(config, items)
+            }
+            (Self::Words(count, set), RawValue::One(text)) => {
+                let items: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
+                count.check(items.len())?;
+                set(config, &items)
+            }
+            (Self::Times(count, bounds, set), RawValue::Pairs(pairs)) => {
+                count.check(pairs.len())?;
+                set(config, parse::times(pairs, bounds)?);
+                Ok(())
+            }
+            (Self::List(..), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
+            (Self::Words(..), _) => Err("must be one value or a list of values".to_owned()),
+            (Self::Times(..), _) => Err("must be a table, such as { a = \"b\" }".to_owned()),
+            (_, RawValue::One(text)) => self.apply_text(config, text),
+            (_, RawValue::Many(_) | RawValue::Pairs(_)) => {
+                Err("must be one value, not a list".to_owned())
+            }
+        }
+    }
+
+    fn apply_text(&self, config: &mut Config, text: &str) -> Result<(), String> {
+        match self {
+            Self::Switch(set) => set(config, parse::switch(text)?),
+            Self::Number(bounds, set) => set(config, parse::number(text, bounds)?),
+            Self::Size(bounds, set) => set(config, parse::size(text, bounds)?),
+            Self::Time(bounds, set) => set(config, parse::time(text, bounds)?),
+            Self::Choice(words) => match words.iter().find(|(word, _)| *word == text) {
+                Some((_, set)) => set(config),
+                None => return Err(format!("must be {}", self.bounds())),
+            },
+            Self::Text(length, set) => {
+                if let Some(length) = length.filter(|length| !length.contain(text.len())) {
+                    return Err(format!("must be {} bytes long", length.printed(|n| n)));
+                }
+                set(config, text)?;
+            }
+            // `apply` has handled these.
+            Self::List(..) | Self::Words(..) | Self::Times(..) => {}
+        }
+        Ok(())
+    }
+
+    /// Splits the text of a variable at commas where the setting is a list or a table.
+    ///
+    /// Items of [`Setter::Words`] may contain commas: `apply` splits them at white space.
+    pub(super) fn split(&self, text: &str) -> RawValue {
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        match self {
+            Self::List(..) => RawValue::Many(items.map(str::to_owned).collect()),
+            Self::Times(..) => RawValue::Pairs(items.map(split_pair).collect()),
+            _ => RawValue::One(text.to_owned()),
+        }
+    }
+
+    /// How many items `value` has where it is one of [`Setter::Words`].
+    pub(super) fn word_count(&self, value: &RawValue) -> Option<usize> {
+        match (self, value) {
+            (Self::Words(..), RawValue::One(text)) => Some(text.split_whitespace().count()),
+            (Self::Words(..), RawValue::Many(items)) => Some(items.len()),
+            _ => None,
+        }
+    }
+}
+
+/// `a, b or c`.
+fn alternatives(words: &[&str]) -> String {
+    match words.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => words.concat(),
+    }
+}
+
+/// Splits `key=value` at the last `=`; without one the value is empty.
+fn split_pair(item: &str) -> (String, String) {
+    let (key, text) = item.rsplit_once('=').unwrap_or((item, ""));
+    (key.trim().to_owned(), text.trim().to_owned())
+}

@@ -1,0 +1,227 @@
+//! `docs/settings.md`: the page about all settings, made from the table of settings.
+
+use std::fmt::Write as _;
+
+use super::{
+    ReloadClass, SECTIONS, SettingSection, SettingSpec,
+    invalidate_rules::{self, KEYS},
+    reference_toml::wrapped,
+    settings,
+    trace_variables::{self, trace_variables},
+};
+
+/// Longest line of prose.
+const WIDTH: usize = 110;
+
+const INTRO: &str = "\
+<!-- Made from src/config/settings by `cargo run -- docs settings > docs/settings.md`: change it there. -->
+
+# Settings
+
+Every setting has a default, so jobcache starts without any configuration. To change a setting, use a flag,
+an environment variable or the file:
+
+- **Precedence**: a flag wins over a variable, a variable over the file, and the file over the default.
+- **File**: TOML, named by `--config FILE` or `JOBCACHE_CONFIG`; no other file is read.
+  [config/jobcache.toml](../config/jobcache.toml) has every setting with its default and its explanation.
+  Settings without a table stand at the top of the file, before the first `[table]`. In the tables below,
+  `store.budget` is the key `budget` in the table `[store]`.
+- **Variables**: an empty variable counts as unset. The items of a list are separated by commas. Where a
+  variable is listed with `_FILE`, `<variable>_FILE` may name a file that holds the value, as secrets are
+  mounted.
+- **Values**: times need a unit (`50ms`, `5s`, `5m`, `1h`, `1day`). Sizes are bytes, or have the unit `KiB`,
+  `MiB` or `GiB`. Switches are `true` or `false`.
+- **Secrets** have no flag, because other users of the machine can read the command line.
+
+`jobcache check` validates the configuration and prints every effective value with its origin, without secrets.
+It also tries Redis and the API; with `--strict` it exits with 1 if anything named in the configuration cannot be
+reached. A mistake in the configuration ends jobcache with exit code 78 and a message for every mistake. An
+unknown key of the file is a mistake; an unknown `JOBCACHE_` variable is a warning.
+
+`jobcache man | man -l -` shows this page in a terminal, and `jobcache completions bash` (or `zsh`, `fish`,
+`elvish`, `powershell`) prints a script that completes the flags.
+";
+
+const RELOAD: &str = "\
+## Change settings at run time
+
+SIGHUP makes a running jobcache read its configuration again: the file, and the files that `_FILE` variables
+name. Flags and variables keep their values and still win.
+";
+
+const RELOAD_RULES: &str = "\
+Everything else needs a restart. The new values apply to requests that arrive from then on. A change of
+`routes`, `query.*` or `[[invalidate]]` drops every entry, at once and again after `store.linger`, because writes
+may invalidate other entries than before. A shorter TTL applies to what is stored from then on.
+
+A reload is all or nothing. If the configuration has a mistake, or a setting that needs a restart has another
+value, nothing changes, and the log says at ERROR level which setting it is and what to do. See
+[operations.md](operations.md).
+";
+
+const RULE_EXAMPLES: &str = "\
+```toml
+[[invalidate]]                        # any unsafe method; {id} is the job, {any_name} any segment
+path = \"/t/{tenant}/uploads/{id}/finish\"
+
+[[invalidate]]
+methods = [\"POST\"]
+path = \"/jobs/batch-cancel\"
+request = [\"/job_id\", \"/jobs/*/id\"]   # JSON pointers into the request
+response = [\"/cancelled/*\"]           # and into the answer
+
+[[invalidate]]                        # changes every job
+methods = [\"DELETE\"]
+path = \"/jobs\"
+all = true
+```
+";
+
+const RULE_NOTES: &str = "\
+- Jobs that the request names are fenced while the write runs, like the job of a path. For an upload with
+  `Expect: 100-continue`, jobcache then asks for the body itself, and the API sees no `Expect`.
+- Jobs that the answer names are invalidated before the client gets the answer. The answer is held back for
+  that, for at most 10 s, and the API is asked not to compress it.
+- At most 1,000 ids are read from a body. Every write is forwarded byte for byte, whatever is found in it. A
+  body that is larger than `max_body`, compressed, not JSON, or without an id at a pointer is counted in
+  `jobcache_rule_misses_total{body,reason}` and logged as a warning: what such a write changed may be served
+  until its TTL ends.
+- When `max_inspected` is used up, a write gets 503 and is not forwarded.
+- A rule with `all = true` does nothing if the API answers 401, 403, 405 or 429.
+";
+
+/// The text of the page.
+pub fn settings_page() -> String {
+    let mut out = String::from(INTRO);
+    let _ = write!(out, "\n{RELOAD}");
+    paragraph(&mut out, &reloaded());
+    let _ = write!(out, "\n{RELOAD_RULES}");
+    for section in &SECTIONS {
+        section_block(&mut out, section);
+    }
+    rules_block(&mut out);
+    traces_block(&mut out);
+    out
+}
+
+/// The sentence that lists the settings that a reload changes.
+fn reloaded() -> String {
+    let keys = settings().filter(|spec| spec.reload == ReloadClass::OnReload);
+    let keys: Vec<_> = keys.map(|spec| format!("`{}`", spec.key)).collect();
+    format!("A reload changes {} and the `[[invalidate]]` rules.", keys.join(", "))
+}
+
+fn section_block(out: &mut String, section: &SettingSection) {
+    let _ = writeln!(out, "\n## {}", section.title);
+    if !section.table.is_empty() {
+        paragraph(out, &format!("Table `[{}]` of the file. {}", section.table, section.intro));
+    } else if !section.intro.is_empty() {
+        paragraph(out, section.intro);
+    }
+    out.push_str(
+        "\n| setting | flag, variable | default | limits | a change applies | what it does |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for spec in section.settings {
+        let applies = match spec.reload {
+            ReloadClass::AtStart => "after a restart",
+            ReloadClass::OnReload => "on reload",
+        };
+        row(
+            out,
+            &[
+                &format!("`{}`", spec.key),
+                &sources(spec),
+                &default(spec),
+                &spec.limits(),
+                applies,
+                &explanation(spec),
+            ],
+        );
+    }
+}
+
+/// Appends an empty line and `text`.
+fn paragraph(out: &mut String, text: &str) {
+    let _ = writeln!(out, "\n{}", wrapped(text, WIDTH).join("\n"));
+}
+
+fn row(out: &mut String, cells: &[&str]) {
+    for cell in cells {
+        out.push_str("| ");
+        // A bar would end the cell, also between backticks.
+        out.push_str(&cell.replace('|', "\\|"));
+        if !cell.is_empty() {
+            out.push(' ');
+        }
+    }
+    out.push_str("|\n");
+}
+
+fn sources(spec: &SettingSpec) -> String {
+    let flag = spec.flag.map(|flag| {
+        let repeats = if spec.is_list() { " (repeats)" } else { "" };
+        format!("`--{}`{repeats}", flag.name)
+    });
+    let names = spec.env.iter().map(|name| format!("`{name}`"));
+    let file = spec.has_env_file.then(|| "with `_FILE`".to_owned());
+    flag.into_iter().chain(names).chain(file).collect::<Vec<_>>().join(", ")
+}
+
+fn default(spec: &SettingSpec) -> String {
+    /// Items of a long list that are shown.
+    const SHOWN: usize = 3;
+    if spec.default.is_empty() {
+        return spec.unset.to_owned();
+    }
+    if !spec.is_list() {
+        return format!("`{}`", spec.default);
+    }
+    let items: Vec<_> = spec.default.split(',').collect();
+    let shown: Vec<_> = items.iter().take(SHOWN).map(|item| format!("`{item}`")).collect();
+    let more = items.len() - shown.len();
+    let more = if more > 0 { format!(", {more} more") } else { String::new() };
+    format!("{}{more}", shown.join(", "))
+}
+
+fn explanation(spec: &SettingSpec) -> String {
+    let mut text = format!("{} {}", spec.help, spec.note).trim_end().to_owned();
+    if spec.default.is_empty() {
+        let _ = write!(text, " Example: `{}`.", spec.example);
+    }
+    if !spec.see.is_empty() {
+        let _ = write!(text, " See [{0}.md]({0}.md).", spec.see);
+    }
+    text
+}
+
+fn rules_block(out: &mut String) {
+    out.push_str("\n## Writes that change further jobs\n");
+    let key = invalidate_rules::KEY;
+    let intro = invalidate_rules::INTRO;
+    paragraph(out, &format!("Tables `[[{key}]]` of the file. {intro} They change on reload."));
+    out.push_str("\n| key | default | limits | what it does |\n|---|---|---|---|\n");
+    for key in &KEYS {
+        let default = match key.unset {
+            "" => format!("`{}`", invalidate_rules::example(key)),
+            unset => unset.to_owned(),
+        };
+        let limits =
+            if key.name == "max_body" { invalidate_rules::body_limits() } else { String::new() };
+        row(out, &[&format!("`{}`", key.name), &default, &limits, key.help]);
+    }
+    let _ = write!(out, "\n{RULE_EXAMPLES}\n{RULE_NOTES}");
+}
+
+fn traces_block(out: &mut String) {
+    out.push_str("\n## Traces\n");
+    paragraph(out, trace_variables::INTRO);
+    out.push_str("\n| variable | default | what it does |\n|---|---|---|\n");
+    for variable in trace_variables() {
+        let names: Vec<_> = variable.names.iter().map(|name| format!("`{name}`")).collect();
+        let is_word = !variable.default.contains(' ') && variable.default != "none";
+        let default =
+            if is_word { format!("`{}`", variable.default) } else { variable.default.clone() };
+        row(out, &[&names.join(", "), &default, &variable.help]);
+    }
+}
