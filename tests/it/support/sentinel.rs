@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use redis::FromRedisValue;
+use redis::{AsyncConnectionConfig, FromRedisValue};
 use tempfile::TempDir;
 
 use super::{RedisServer, SOON, eventually, free_port};
@@ -258,8 +258,11 @@ impl Sentinel {
         &self,
         command: &redis::Cmd,
     ) -> redis::RedisResult<T> {
+        let patience = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(SOON))
+            .set_response_timeout(Some(SOON));
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port))?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&patience).await?;
         command.query_async(&mut connection).await
     }
 }
