@@ -14,8 +14,12 @@ use super::{RedisServer, SOON, eventually, free_port};
 /// The name under which the sentinels watch the master.
 pub(crate) const MASTER: &str = "mymaster";
 
-/// For a failover from its cause to its end, on two busy cores.
-const FAILOVER: Duration = Duration::from_secs(30);
+/// For a failover from its cause to its end, on two busy cores, and for a second one if the first was given up.
+const FAILOVER: Duration = Duration::from_secs(60);
+
+/// How long the sentinels give an election and a failover before they give it up; they begin again after twice that.
+/// With a second, elections fail again and again on a busy machine, because sentinels ask each other once a second.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(3);
 
 /// The silence after which the sentinels take a server for down to which something was done.
 const DOWN_AFTER: Duration = Duration::from_secs(1);
@@ -179,9 +183,10 @@ impl Sentinel {
         let lines = format!(
             "sentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
              sentinel down-after-milliseconds {MASTER} {}\n\
-             sentinel failover-timeout {MASTER} 1000\n\
+             sentinel failover-timeout {MASTER} {}\n\
              sentinel parallel-syncs {MASTER} 2\n{}\n",
             PATIENT.as_millis(),
+            GIVEN_UP_AFTER.as_millis(),
             lines.replace("TLS_PORT", &tls_port.to_string())
         );
         let mut sentinel = Self { port: free_port(), tls_port, dir, lines, child: None };
