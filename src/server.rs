@@ -73,7 +73,7 @@ const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
 /// A server for one listener.
 pub struct Server {
     listener: Listener,
-    connection_server: ConnectionServer,
+    connections: ConnectionServer,
     max_connections: usize,
     metrics: Arc<Metrics>,
 }
@@ -160,7 +160,7 @@ impl Server {
         let proxies =
             TrustedProxies { networks: trusted, use_proxy_protocol: config.proxy_protocol };
         let head_limit = config.max_header_bytes;
-        let connection_server = ConnectionServer {
+        let connections = ConnectionServer {
             http1,
             http2,
             header_timeout: limit,
@@ -171,13 +171,13 @@ impl Server {
             proxies,
         };
         let max_connections = config.max_connections;
-        Self { listener: listener.into(), connection_server, max_connections, metrics }
+        Self { listener: listener.into(), connections, max_connections, metrics }
     }
 
     /// Serves TLS if there is a configuration for it.
     #[must_use]
     pub(crate) fn with_tls(mut self, tls: Option<Arc<Renewed<ServerConfig>>>) -> Self {
-        self.connection_server.tls = tls;
+        self.connections.tls = tls;
         self
     }
 
@@ -185,7 +185,7 @@ impl Server {
     /// listener.
     #[must_use]
     pub(crate) fn without_proxy_protocol(mut self) -> Self {
-        self.connection_server.proxies.use_proxy_protocol = false;
+        self.connections.proxies.use_proxy_protocol = false;
         self
     }
 
@@ -209,8 +209,7 @@ impl Server {
                 () = until_drain(&mut drain) => break,
             };
             let open = ConnectionGuard::new(&self.metrics);
-            let connection =
-                self.connection_server.connection(socket, remote, open, &drain, &service);
+            let connection = self.connections.connection(socket, remote, open, &drain, &service);
             connections.spawn(async move {
                 connection.await;
                 drop(permit);
@@ -222,8 +221,7 @@ impl Server {
         });
         for (socket, remote) in backlog {
             let open = ConnectionGuard::new(&self.metrics);
-            connections
-                .spawn(self.connection_server.connection(socket, remote, open, &drain, &service));
+            connections.spawn(self.connections.connection(socket, remote, open, &drain, &service));
         }
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout(deadline, ended).await.is_err() {
@@ -282,7 +280,7 @@ impl ConnectionServer {
         match protocol {
             ClientProtocol::Http1 => self.serve_http1(stream, drain, peer, service).await?,
             ClientProtocol::Http2 => {
-                self.serve_http2(stream, drain, peer, service, metrics).await?
+                self.serve_http2(stream, drain, peer, service, metrics).await?;
             }
         }
         Ok(())

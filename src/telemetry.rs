@@ -94,9 +94,9 @@ pub fn init(
         let filter = LogFilter::new(log, move |filter| drop(handle.reload(filter)));
         return Ok(Telemetry { filter, export: None });
     };
-    let (tracer, export) = export::pipeline(traces);
+    let (span_tracer, export) = export::pipeline(traces);
     let spans = tracing_opentelemetry::layer()
-        .with_tracer(tracer)
+        .with_tracer(span_tracer)
         .with_location(false)
         .with_threads(false)
         .with_level(false)

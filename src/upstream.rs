@@ -392,7 +392,7 @@ pub fn relay_informational(
     let expectation = request.body().expectation();
     hyper::ext::on_informational(request, move |response| match &expectation {
         Some(expectation) if response.status() == StatusCode::CONTINUE => {
-            expectation.allow_upload()
+            expectation.allow_upload();
         }
         _ => sink(response.status(), response.headers()),
     });

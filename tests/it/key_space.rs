@@ -29,7 +29,8 @@ async fn busy(redis: &RedisServer, command: &str) -> Duration {
     let prefix = format!("cmdstat_{command}:");
     let line = info.lines().find_map(|line| line.strip_prefix(&prefix)).expect("it was called");
     let each = line.split(',').find_map(|field| field.strip_prefix("usec_per_call="));
-    Duration::from_micros(each.and_then(|us| us.parse::<f64>().ok()).expect("a number") as u64)
+    let micros: f64 = each.and_then(|us| us.parse().ok()).expect("a number");
+    Duration::from_secs_f64(micros / 1e6)
 }
 
 async fn config_set(redis: &RedisServer, name: &str, value: &str) {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use redis::FromRedisValue;
+use redis::{AsyncConnectionConfig, FromRedisValue};
 use tempfile::TempDir;
 
 use super::{RedisServer, SOON, eventually, free_port};
@@ -14,8 +14,12 @@ use super::{RedisServer, SOON, eventually, free_port};
 /// Name of the master in the sentinels' configuration.
 pub(crate) const MASTER: &str = "mymaster";
 
-/// Time limit for a complete failover on two busy cores.
-const FAILOVER: Duration = Duration::from_secs(30);
+/// Time limit for a complete failover on two busy cores, and for a second one if the first was given up.
+const FAILOVER: Duration = Duration::from_mins(1);
+
+/// How long the sentinels give an election and a failover before they give it up; they begin again after twice that.
+/// With a second, elections fail again and again on a busy machine, because sentinels ask each other once a second.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(3);
 
 /// Silence after which the sentinels consider a server down that a test has stopped or cut off.
 const DOWN_AFTER: Duration = Duration::from_secs(1);
@@ -182,9 +186,10 @@ impl Sentinel {
         let lines = format!(
             "sentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
              sentinel down-after-milliseconds {MASTER} {}\n\
-             sentinel failover-timeout {MASTER} 1000\n\
+             sentinel failover-timeout {MASTER} {}\n\
              sentinel parallel-syncs {MASTER} 2\n{}\n",
             PATIENT.as_millis(),
+            GIVEN_UP_AFTER.as_millis(),
             lines.replace("TLS_PORT", &tls_port.to_string())
         );
         let mut sentinel = Self { port: free_port(), tls_port, dir, lines, child: None };
@@ -261,8 +266,11 @@ impl Sentinel {
         &self,
         command: &redis::Cmd,
     ) -> redis::RedisResult<T> {
+        let patience = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(SOON))
+            .set_response_timeout(Some(SOON));
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port))?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&patience).await?;
         command.query_async(&mut connection).await
     }
 }
