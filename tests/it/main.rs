@@ -16,6 +16,7 @@ mod credentials;
 mod demo;
 mod deployments;
 mod directives;
+mod documents;
 mod events;
 mod explain;
 mod fastapi;
