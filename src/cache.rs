@@ -64,7 +64,7 @@ const FENCE_MARGIN: Duration = Duration::from_secs(10);
 
 /// The cache of job reads.
 ///
-/// A clone shares all state with the original. A [reconfigured](Cache::revised) cache also shares it,
+/// A clone shares all state with the original. A [reconfigured](Cache::reconfigured) cache also shares it,
 /// except for what its configuration determines.
 #[derive(Clone)]
 pub struct Cache {

@@ -9,7 +9,7 @@
 //! Below that rate every hit is recorded. Other requests have asked Redis or the upstream, and a
 //! lock is cheap compared with that.
 //!
-//! Events are not durable, not exact and not secret. [`histories`] bounds what is kept, and [`feed`]
+//! Events are not durable, not exact and not secret. [`jobs`] bounds what is kept, and [`feed`]
 //! bounds what waits for a subscriber. An event consists of a job id, constant words, and the
 //! initiator of a purge. It never contains a body, a header, a query or a credential, except the
 //! `webhook-id` of a purge.
@@ -321,7 +321,7 @@ impl Events {
     }
 
     /// Subscribes to the events after the one with number `after`, including recent ones. Returns
-    /// `None` if there are [`feed::LISTENERS`] subscribers.
+    /// `None` if there are [`feed::MAX_SUBSCRIBERS`] subscribers.
     pub fn subscribe(&self, after: u64) -> Option<Subscription> {
         let _jobs = self.lock_histories();
         self.feed.subscribe(after)

@@ -18,7 +18,7 @@
 //!    most the store budget; while Redis stays down it costs nothing. Anything but a cached read
 //!    passes through untouched, as a stream.
 //! 4. **Never in the dark.** Every response says what happened to it and why (`Cache-Status`),
-//!    every counter has a metric, and [`cache::explain`] answers why a job is not cached.
+//!    every counter has a metric, and [`cache::forecast`] answers why a job is not cached.
 //!
 //! # Reading order
 //!

@@ -2,7 +2,7 @@
 //!
 //! A test that cannot fail proves nothing. With the feature `mutants`, and only then, the
 //! environment variable `JOBCACHE_MUTANT` activates one fault. A checker that accepts the mutant is
-//! wrong. Without the feature, [`is_active`] is `false` at compile time.
+//! wrong. Without the feature, [`is`] is `false` at compile time.
 
 /// A fault in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

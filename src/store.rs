@@ -196,7 +196,7 @@ impl Store {
     }
 
     /// Makes sure that the watcher is notified of the next change to a key. Call it after the key
-    /// was noted ([`near::Near::note`]) and before it is read; if it fails, the value must not be
+    /// was noted ([`near::NearEntries::note`]) and before it is read; if it fails, the value must not be
     /// inserted. Costs a round trip if the store reports only changes to keys that were read, and
     /// none otherwise.
     pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {

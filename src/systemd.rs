@@ -109,8 +109,8 @@ impl InheritedSockets {
     }
 }
 
-/// Returns the positions of the sockets of [`NAMES`] among `count` sockets. Names count only if at
-/// least one of them is in [`NAMES`], because systemd names a socket after its unit by default.
+/// Returns the positions of the sockets of [`SOCKET_NAMES`] among `count` sockets. Names count only if at
+/// least one of them is in [`SOCKET_NAMES`], because systemd names a socket after its unit by default.
 fn socket_positions(
     count: usize,
     names: Option<&str>,

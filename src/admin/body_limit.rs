@@ -1,7 +1,7 @@
 //! Reads the body of a purge from a client that may not be authorized yet.
 //!
 //! A signature covers the whole body, so the body has to be read before its sender is known. Three
-//! limits bound the memory: the first [`FREE`] bytes of each body (bounded by the number of
+//! limits bound the memory: the first [`UNCOUNTED_BYTES`] bytes of each body (bounded by the number of
 //! connections), a budget for all further bytes, and a share of that budget per address. None of
 //! them applies to a sender with a valid bearer token.
 //!
@@ -22,17 +22,17 @@ use tokio::time::{Instant, timeout_at};
 use super::rate_limit::address_key;
 use crate::limits::{Permit, Quota, with_permit};
 
-/// Largest body of a purge, in bytes: enough for [`MAX_IDS`](super::wanted::MAX_IDS) ids of the
+/// Largest body of a purge, in bytes: enough for [`MAX_IDS`](super::purge_request::MAX_IDS) ids of the
 /// longest kind.
 pub(super) const MAX_BODY: usize = 2 << 20;
 /// First bytes of a body, which do not count towards the budget. Nearly all purges are smaller.
 pub(super) const UNCOUNTED_BYTES: usize = 8 << 10;
 /// Time limit for the whole body.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes that have to arrive in each [`STEP_TIMEOUT`] after the first [`FREE`] bytes, unless the
+/// Bytes that have to arrive in each [`STEP_TIMEOUT`] after the first [`UNCOUNTED_BYTES`] bytes, unless the
 /// body ends.
 const STEP_BYTES: usize = 64 << 10;
-/// Time limit for each [`STEP`].
+/// Time limit for each [`STEP_BYTES`].
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The sender of a body.
@@ -59,7 +59,7 @@ pub(super) enum PurgeBodyError {
     QuotaFull,
     /// The share of its address is used up.
     ShareFull,
-    /// The body is larger than [`FREE`], and its address has to wait this long.
+    /// The body is larger than [`UNCOUNTED_BYTES`], and its address has to wait this long.
     RateLimited(Duration),
 }
 

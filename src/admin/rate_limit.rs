@@ -27,7 +27,7 @@ pub(super) struct EventRate {
 #[derive(Debug, Default)]
 pub(super) struct RateLimiter(Mutex<Option<Instant>>);
 
-/// A limiter for each client address, for up to [`ADDRESSES`] of them.
+/// A limiter for each client address, for up to [`MAX_ADDRESSES`] of them.
 #[derive(Default)]
 pub(super) struct AddressRateLimiter {
     /// Clients of a unix socket have no address and share the key `None`.

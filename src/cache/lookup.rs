@@ -3,8 +3,8 @@
 //!
 //! A lookup reads the store before it joins a flight: joining by job id alone could give a client a
 //! response that was read before a write the client knows of. The forecasts of
-//! [`explain`](super::explain) share these decisions or mirror them step by step. Near entries are in
-//! [`near`](super::near), and the lookups of prefetches in [`ahead`](super::ahead).
+//! [`forecast`](super::forecast) share these decisions or mirror them step by step. Near entries are in
+//! [`near_lookup`](super::near_lookup), and the lookups of prefetches in [`prefetch_lookup`](super::prefetch_lookup).
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -76,7 +76,7 @@ pub(super) enum EntryUse {
 }
 
 impl Cache {
-    /// Looks up a job that has no [near](Cache::near) hit.
+    /// Looks up a job that has no near hit.
     ///
     /// Reads the store before it joins a flight: joining by job id alone could give a client a response
     /// that was read before a write the client knows of.

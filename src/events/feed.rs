@@ -1,9 +1,9 @@
 //! The feed of events to subscribers.
 //!
-//! All subscribers share one ring of [`WAITING`] events, and each has its own position in it. A
+//! All subscribers share one ring of [`RING_EVENTS`] events, and each has its own position in it. A
 //! subscriber that falls further behind loses the oldest events and gets their number. Publishers
-//! never wait for subscribers. There are at most [`LISTENERS`] subscribers. A new one first gets
-//! the last [`BEFORE`] events.
+//! never wait for subscribers. There are at most [`MAX_SUBSCRIBERS`] subscribers. A new one first gets
+//! the last [`REPLAYED_EVENTS`] events.
 
 use std::{
     collections::VecDeque,

@@ -37,7 +37,7 @@ const MAX_COMPARISONS: usize = 32;
 /// Longest time to read the upstream's response to its end.
 const COMPARE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Returns the quota for [`TRIALS`] comparisons. Skipped comparisons are counted by outcome, so the
+/// Returns the quota for [`MAX_COMPARISONS`] comparisons. Skipped comparisons are counted by outcome, so the
 /// counter of the quota is not registered.
 pub(super) fn comparison_quota(metrics: &Metrics) -> Arc<Quota> {
     Quota::new(MAX_COMPARISONS, metrics.comparisons.under_way.clone(), Counter::default())

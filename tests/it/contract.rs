@@ -375,7 +375,8 @@ async fn a_ttl_that_the_read_of_the_upstream_has_used_up_stores_nothing() {
         let key = key("x");
         let lease = granted(&store, &key).await;
         let ttl = Duration::from_millis(20);
-        // By no clock of the store: what this process knows of Redis' is off by as much as its answers are late.
+        // Measured by the clock of this machine: the estimate of Redis' clock is off by the
+        // delay of its answers.
         let since = Instant::now();
         eventually(SOON, async || since.elapsed() > ttl + ROUNDING).await;
         let body = Bytes::from_static(b"body");

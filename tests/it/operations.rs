@@ -7,9 +7,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{Load, Process, SOON, Setup, Upstream, eventually, soon};
 
-/// During a drain a connection that has said nothing for so long is closed as an idle one.
+/// Silence of a new connection after which a drain closes it as idle.
 const FIRST_WORDS: Duration = Duration::from_millis(500);
-/// No answer to a client that the machine has kept waiting for longer than that before it could write its request.
+/// Stands for the status of a client that was too late: a busy machine delayed its request for longer than
+/// [`FIRST_WORDS`].
 const IDLE: u16 = 1;
 
 const REUSE: [(&str, &str); 1] = [("JOBCACHE_SERVER_REUSE_PORT", "true")];

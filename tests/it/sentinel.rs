@@ -286,7 +286,7 @@ async fn sentinels_may_speak_tls_where_redis_does_not() {
 async fn a_name_that_no_sentinel_knows_is_told() {
     let redis = Deployment::start().await;
     let url = redis.url().replace(MASTER, "nomaster");
-    // On a busy machine no sentinel may answer in time; that is told then.
+    // On a busy machine no sentinel may answer in time, and `check` reports that first.
     let says = async |url: &str, what: &str| {
         eventually(SOON, async || {
             let (code, out, _) = Process::output(&["check", "--redis-url", url], &[]);

@@ -107,7 +107,7 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
 /// "for everybody".
 ///
 /// "When a cache receives a request that can be satisfied by a stored response and that stored
-/// response contains a Vary header field (Section 12.5.5 of [HTTP]), the cache MUST NOT use that
+/// response contains a Vary header field (Section 12.5.5 of \[HTTP\]), the cache MUST NOT use that
 /// stored response without revalidation unless all the presented request header fields nominated by
 /// that Vary field value match" RFC 9111 4.1. So a response that varies by the caller is not public
 /// either.

@@ -17,8 +17,8 @@ pub(crate) const MASTER: &str = "mymaster";
 /// Time limit for a complete failover on two busy cores, and for a second one if the first was given up.
 const FAILOVER: Duration = Duration::from_mins(1);
 
-/// How long the sentinels give an election and a failover before they give it up; they begin again after twice that.
-/// With a second, elections fail again and again on a busy machine, because sentinels ask each other once a second.
+/// Time limit of the sentinels for an election or a failover. They try again after twice that time. A limit of one
+/// second makes elections fail again and again on a busy machine, because sentinels ask each other once a second.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(3);
 
 /// Silence after which the sentinels consider a server down that a test has stopped or cut off.
