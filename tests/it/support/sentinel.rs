@@ -15,7 +15,7 @@ use super::{RedisServer, SOON, eventually, free_port};
 pub(crate) const MASTER: &str = "mymaster";
 
 /// For a failover from its cause to its end, on two busy cores, and for a second one if the first was given up.
-const FAILOVER: Duration = Duration::from_secs(60);
+const FAILOVER: Duration = Duration::from_mins(1);
 
 /// How long the sentinels give an election and a failover before they give it up; they begin again after twice that.
 /// With a second, elections fail again and again on a busy machine, because sentinels ask each other once a second.
