@@ -108,8 +108,15 @@ impl Drop for Sidecar {
     }
 }
 
+/// Binds a port that no other test of this process is given, also after the sidecar has closed it: what refuses
+/// connections then is not taken for something that listens.
 async fn bind() -> TcpListener {
-    TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port")
+    for _ in 0..PORT_ATTEMPTS {
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", free_port())).await {
+            return listener;
+        }
+    }
+    panic!("no port stays free until it is bound");
 }
 
 /// The common setup: one Redis, one upstream, and one sidecar between them.
