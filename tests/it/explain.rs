@@ -254,7 +254,7 @@ async fn another_credential_would_ask_the_api_and_is_told_so() {
     // The other credential is admitted now.
     check(&setup, X, &[("authorization", "Bearer another")]).await;
     let told = check(&setup, X, &[("authorization", "Bearer me"), ("accept", "text/x")]).await;
-    assert!(told["verdict"]["why"].as_str().unwrap().contains("in another form"), "{told}");
+    assert!(told["verdict"]["why"].as_str().unwrap().contains("for another variant"), "{told}");
 }
 
 #[tokio::test]

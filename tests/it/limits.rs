@@ -194,7 +194,7 @@ async fn a_purge_that_there_is_no_room_for_says_that_nothing_was_purged_but_the_
 
     assert_eq!(stranger.status, StatusCode::SERVICE_UNAVAILABLE, "{stranger:?}");
     assert_eq!(stranger.header("retry-after"), "1");
-    assert!(stranger.reason().ends_with("nothing was purged or queued"), "{stranger:?}");
+    assert!(stranger.reason().contains("nothing was purged or queued"), "{stranger:?}");
     assert_eq!(known.status, StatusCode::OK, "{known:?}");
     metric_is(&setup, "jobcache_purges_bytes", 0).await;
 }

@@ -341,7 +341,7 @@ async fn sighup_applies_the_file_and_tells_what_has_changed() {
     let changes: Vec<_> =
         log.lines().filter(|line| line.contains("a setting has changed")).collect();
     assert_eq!(changes.len(), 2, "{log}");
-    let vain = log.lines().find(|line| line.contains("wins over it")).unwrap_or_default();
+    let vain = log.lines().find(|line| line.contains("overrides it")).unwrap_or_default();
     assert!(
         vain.contains("WARN") && vain.contains(r#"key="ttl.default" file="8s" by=--ttl"#),
         "{log}"
