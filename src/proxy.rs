@@ -40,7 +40,7 @@ mod upgrade;
 mod verify;
 mod write;
 
-pub use prefetch::{JobListError, PrefetchOutcome as ReadAhead};
+pub use prefetch::{JobListError, PrefetchOutcome};
 
 use std::{fmt, future::Future, sync::Arc};
 

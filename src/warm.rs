@@ -31,7 +31,7 @@ use crate::{
     cache::job_id::JobId,
     config::{self, Config},
     metrics::Metrics,
-    proxy::{Proxy, ReadAhead},
+    proxy::{PrefetchOutcome, Proxy},
     server::Drain,
 };
 
@@ -86,7 +86,7 @@ impl Warmer {
     /// Queues jobs to be read, and returns how many of them are queued now.
     pub fn refresh(&self, jobs: &[JobId]) -> usize {
         let taken = jobs.iter().filter(|job| self.queue.add((*job).clone())).count();
-        self.metrics.warm.count(ReadAhead::Overflow.as_str(), jobs.len() - taken);
+        self.metrics.warm.count(PrefetchOutcome::Overflow.as_str(), jobs.len() - taken);
         self.metrics.warm.set_waiting(self.queue.len());
         taken
     }
@@ -205,7 +205,7 @@ impl WarmWorker {
     async fn read_all(
         &self,
         proxy: &impl Fn() -> Arc<Proxy>,
-        reads: &mut JoinSet<(Item, ReadAhead)>,
+        reads: &mut JoinSet<(Item, PrefetchOutcome)>,
     ) {
         let mut next_at = Instant::now();
         loop {
@@ -229,7 +229,7 @@ impl WarmWorker {
                         Ok((item, outcome)) => self.conclude(item, outcome),
                         Err(error) => {
                             error!(%error, "a prefetch task died");
-                            self.warmer.metrics.warm.count(ReadAhead::Died.as_str(), 1);
+                            self.warmer.metrics.warm.count(PrefetchOutcome::Died.as_str(), 1);
                         }
                     }
                 }
@@ -238,7 +238,7 @@ impl WarmWorker {
     }
 
     /// Counts the outcome of a read, unless the read will be retried.
-    fn conclude(&self, mut item: Item, outcome: ReadAhead) {
+    fn conclude(&self, mut item: Item, outcome: PrefetchOutcome) {
         let pause = if outcome.is_transient() { item.pauses.next() } else { None };
         match pause {
             Some(pause) => {

@@ -45,7 +45,7 @@ use crate::{
     interrupt::Interrupt,
     report::Report,
     roster::{Entrant, Peer, ROSTER, Stage, Started},
-    summary::{Summary, Taken},
+    summary::{RoundSample, Summary},
     wrk::Wrk,
 };
 
@@ -131,7 +131,7 @@ fn run(args: &Args) -> Result<()> {
         for cell in &cells {
             println!("round {} of {}: {cell}", round + 1, args.rounds);
             // Rotate the order, so that no peer always runs after the same one.
-            let takes_part = |peer: &&Peer| peer.entrant.does(cell.work);
+            let takes_part = |peer: &&Peer| peer.entrant.takes_part_in(cell.work);
             let mut order: Vec<&Peer> = peers.iter().filter(takes_part).collect();
             let first = round % order.len().max(1);
             order.rotate_left(first);
@@ -140,7 +140,7 @@ fn run(args: &Args) -> Result<()> {
                 let sample = round::measure(peer, *cell, &stage, &mut wrk)
                     .map_err(|error| format!("{name}, {cell}: {error}"))?;
                 let ours = peer.entrant.is_jobcache();
-                summary.taken.push(Taken { round, cell: *cell, peer: name, ours, sample });
+                summary.taken.push(RoundSample { round, cell: *cell, peer: name, ours, sample });
             }
         }
     }

@@ -30,11 +30,11 @@ const TRIALS: usize = 100;
 const READS: usize = 40;
 /// Two tokens with the same 32-bit hash (`farmhash::fingerprint32`), by which Bloom distinguishes
 /// them: the first such pair in `Bearer user-1`, `Bearer user-2`, and so on.
-const NAMESAKES: [&str; 2] = ["Bearer user-35601", "Bearer user-77514"];
+const COLLIDING_TOKENS: [&str; 2] = ["Bearer user-35601", "Bearer user-77514"];
 
 /// The counts of one peer.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Kept {
+pub(crate) struct PromiseCounts {
     pub(crate) peer: &'static str,
     /// Second polls answered without the API, without and with a token.
     hits: [usize; 2],
@@ -66,7 +66,7 @@ struct Trial<'t> {
 }
 
 /// Puts a peer through all trials.
-pub(crate) fn judge(peer: &Peer, api: &Api, interrupt: &Interrupt) -> Result<Kept> {
+pub(crate) fn judge(peer: &Peer, api: &Api, interrupt: &Interrupt) -> Result<PromiseCounts> {
     interrupt.check()?;
     let trial = |name| Trial { peer, api, name };
     let hits = [
@@ -78,17 +78,17 @@ pub(crate) fn judge(peer: &Peer, api: &Api, interrupt: &Interrupt) -> Result<Kep
     let older_after_purge = purge
         .map(|purge| -> Result<_> {
             let idle = trial("purge").count(|trial, id| trial.is_older_after(purge, id))?;
-            let racing = trial("race").count(|trial, id| trial.is_older_amid_a_read(purge, id))?;
+            let racing = trial("race").count(|trial, id| trial.is_older_during_read(purge, id))?;
             Ok([idle, racing])
         })
         .transpose()?;
     let leaked =
         trial("users").count(|trial, id| trial.leaks(id, ["Bearer alice", "Bearer bob"]))?;
-    let leaked_to_namesake = trial("namesakes").leaks("namesakes-0", NAMESAKES)?;
+    let leaked_to_namesake = trial("namesakes").leaks("namesakes-0", COLLIDING_TOKENS)?;
     interrupt.check()?;
     let without_store = outages(peer)?;
     let peer = peer.entrant.name;
-    Ok(Kept {
+    Ok(PromiseCounts {
         peer,
         hits,
         older_after_write,
@@ -134,7 +134,7 @@ impl Trial<'_> {
     }
 
     /// The read sees the old version, and is answered after the purge has been acknowledged.
-    fn is_older_amid_a_read(&self, purge: Purge, id: &str) -> Result<bool> {
+    fn is_older_during_read(&self, purge: Purge, id: &str) -> Result<bool> {
         self.api.hold(id);
         let reads = self.api.reads(id) + 1;
         let before = thread::scope(|scope| -> Result<_> {
@@ -212,7 +212,7 @@ fn milliseconds(time: Duration) -> f64 {
 }
 
 /// The table for `benches/README.md`.
-pub(crate) fn table(all: &[Kept]) -> String {
+pub(crate) fn table(all: &[PromiseCounts]) -> String {
     let mut table = Table::new(&[
         "peer",
         "API spared",
@@ -252,7 +252,7 @@ pub(crate) fn table(all: &[Kept]) -> String {
 }
 
 /// Returns all figures.
-pub(crate) fn json(all: &[Kept]) -> Result<Value> {
+pub(crate) fn json(all: &[PromiseCounts]) -> Result<Value> {
     Ok(serde_json::to_value(all)?)
 }
 

@@ -128,7 +128,7 @@ impl Entrant {
     }
 
     /// Returns whether the peer is measured under this work; bare proxies only forward.
-    pub(crate) fn does(self, work: Work) -> bool {
+    pub(crate) fn takes_part_in(self, work: Work) -> bool {
         !matches!(self.kind, Kind::Forward(_)) || work == Work::Pass
     }
 
@@ -182,7 +182,7 @@ impl Entrant {
 
     fn start_nginx(self, stage: &Stage, sendfile: &str) -> Result<Started> {
         let Some(program) = process::find("nginx") else { return Ok(missing("nginx")) };
-        let place = Place::new(stage)?;
+        let place = PeerFiles::new(stage)?;
         let config = include_str!("nginx.conf").replace("@SENDFILE@", sendfile);
         let purge = Some(Purge::Refresh(place.listen));
         let config = place.write("nginx.conf", &config)?;
@@ -198,7 +198,7 @@ impl Entrant {
 
     fn start_haproxy(self, stage: &Stage) -> Result<Started> {
         let Some(program) = process::find("haproxy") else { return Ok(missing("haproxy")) };
-        let place = Place::new(stage)?;
+        let place = PeerFiles::new(stage)?;
         let config = place.write("haproxy.cfg", include_str!("haproxy.cfg"))?;
         let args = ["-db".to_owned(), "-f".to_owned(), config];
         self.start_other(&program, &args, place).map(Started::running)
@@ -206,7 +206,7 @@ impl Entrant {
 
     fn start_varnish(self, stage: &Stage) -> Result<Started> {
         let Some(program) = process::find("varnishd") else { return Ok(missing("varnish")) };
-        let place = Place::new(stage)?;
+        let place = PeerFiles::new(stage)?;
         let config = place.write("varnish.vcl", include_str!("varnish.vcl"))?;
         let mut args = words(
             "-F -j none -T none -s malloc,512m -p thread_pools=2 -p thread_pool_min=100 \
@@ -225,7 +225,7 @@ impl Entrant {
             return Ok(Started::Skipped("not installed: cargo install bloom-server".to_owned()));
         };
         let (place, redis, control) =
-            (Place::new(stage)?, Redis::start()?, process::free_address()?);
+            (PeerFiles::new(stage)?, Redis::start()?, process::free_address()?);
         let config = include_str!("bloom.cfg")
             .replace("@REDIS_PORT@", &redis.address.port().to_string())
             .replace("@CONTROL@", &control.to_string());
@@ -245,7 +245,7 @@ impl Entrant {
         Ok(Started::running(self.running(Running::Other(process), listen, None)))
     }
 
-    fn start_other(self, program: &Path, args: &[String], place: Place) -> Result<Peer> {
+    fn start_other(self, program: &Path, args: &[String], place: PeerFiles) -> Result<Peer> {
         let mut process = Process::spawn(program, args, place.dir.path())?;
         process.wait_for(place.listen)?;
         Ok(self.running(Running::Other(process), place.listen, Some(place.dir)))
@@ -314,13 +314,13 @@ fn words(text: &str) -> Vec<String> {
 }
 
 /// Files of a peer, and the values for its configuration.
-struct Place {
+struct PeerFiles {
     dir: TempDir,
     listen: SocketAddr,
     upstream: SocketAddr,
 }
 
-impl Place {
+impl PeerFiles {
     fn new(stage: &Stage) -> Result<Self> {
         let dir = match memory_dir() {
             Some(memory) => TempDir::with_prefix_in("jobcache-bench-", memory)?,

@@ -101,7 +101,7 @@ fn attempt_once(
 /// Measures the memory of a peer without jobs and with this many jobs of 600 B, each of which was
 /// read twice.
 pub(crate) fn weigh(entrant: Entrant, jobs: usize, stage: &Stage) -> Result<Option<Memory>> {
-    if !entrant.does(Work::Hit) {
+    if !entrant.takes_part_in(Work::Hit) {
         return Ok(None);
     }
     let Started::Running(peer) = entrant.start(stage)? else { return Ok(None) };

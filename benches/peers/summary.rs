@@ -16,7 +16,7 @@ const RIVALS: [&str; 4] = ["haproxy", "nginx", "nginx-sendfile", LIMIT];
 
 /// A sample with its round, load and peer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Taken {
+pub(crate) struct RoundSample {
     pub(crate) round: usize,
     pub(crate) cell: Cell,
     pub(crate) peer: &'static str,
@@ -27,7 +27,7 @@ pub(crate) struct Taken {
 /// All measurements.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
-    pub(crate) taken: Vec<Taken>,
+    pub(crate) taken: Vec<RoundSample>,
     pub(crate) memory: Vec<(&'static str, Memory)>,
     /// Number of jobs in the memory measurement.
     pub(crate) jobs: usize,
@@ -183,7 +183,7 @@ impl Summary {
             .collect()
     }
 
-    fn of(&self, cell: Cell, peer: &str) -> impl Iterator<Item = &Taken> {
+    fn of(&self, cell: Cell, peer: &str) -> impl Iterator<Item = &RoundSample> {
         self.taken.iter().filter(move |taken| taken.cell == cell && taken.peer == peer)
     }
 
@@ -198,7 +198,7 @@ impl Summary {
     }
 
     fn pairs(&self, cell: Cell, peer: &str, rival: &str) -> Vec<(Sample, Sample)> {
-        let partner = |taken: &Taken| {
+        let partner = |taken: &RoundSample| {
             let other = self.of(cell, rival).find(|other| other.round == taken.round)?;
             Some((taken.sample, other.sample))
         };

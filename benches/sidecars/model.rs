@@ -56,7 +56,7 @@ pub(crate) fn tables(costs: &Costs, outcomes: &Outcomes) -> String {
         growth(costs).render(),
         capacity(costs).render(),
         savings(costs).render(),
-        mends(costs).render()
+        mitigations(costs).render()
     )
 }
 
@@ -120,7 +120,7 @@ fn compared(
     let load = Load::new(scenario, simulated, costs);
     let news = match scenario.tracking {
         Tracking::Broadcast => 3.0 * scenario.sidecars,
-        Tracking::Keys => simulated.told,
+        Tracking::Keys => simulated.notified,
     };
     let pings = load.rounds / load.changes / (simulated.polls - 1.0);
     let cpu = 1e3 * load.cores() / load.changes;
@@ -297,7 +297,7 @@ fn savings(costs: &Costs) -> Table {
 }
 
 /// Tabulates the measures that help at the largest size.
-fn mends(costs: &Costs) -> Table {
+fn mitigations(costs: &Costs) -> Table {
     let mut table = Table::new(&[
         "1,000 sidecars, 1,000,000 pollers",
         "PINGs",

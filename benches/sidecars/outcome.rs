@@ -83,13 +83,13 @@ impl Outcomes {
     pub(crate) fn tables(&self) -> String {
         format!(
             "### many sidecars\n\n{}\n{}\n{}\n",
-            self.served().render(),
-            self.asked().render(),
-            self.spent().render()
+            self.client_table().render(),
+            self.redis_table().render(),
+            self.cost_table().render()
         )
     }
 
-    fn served(&self) -> Table {
+    fn client_table(&self) -> Table {
         let mut table = Table::new(&[
             "sidecars",
             "tracking",
@@ -127,7 +127,7 @@ impl Outcomes {
         table
     }
 
-    fn asked(&self) -> Table {
+    fn redis_table(&self) -> Table {
         let mut table = Table::new(&[
             "sidecars",
             "tracking",
@@ -162,7 +162,7 @@ impl Outcomes {
         table
     }
 
-    fn spent(&self) -> Table {
+    fn cost_table(&self) -> Table {
         let mut table = Table::new(&[
             "sidecars",
             "tracking",

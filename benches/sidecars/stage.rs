@@ -118,8 +118,8 @@ impl Totals {
 }
 
 fn sample(size: Size, stage: &Stage, before: &Totals, after: &Totals, seconds: f64) -> Sample {
-    let mut sample = served(stage, seconds);
-    asked(&mut sample, before, after);
+    let mut sample = client_counts(stage, seconds);
+    add_redis_counts(&mut sample, before, after);
     sample.put("redis_cpu", after.redis_cpu - before.redis_cpu);
     sample.put("sidecars_cpu", after.sidecars_cpu - before.sidecars_cpu);
     sample.put("sidecar_mib", after.sidecars_mib / real(size.sidecars as u64));
@@ -127,7 +127,7 @@ fn sample(size: Size, stage: &Stage, before: &Totals, after: &Totals, seconds: f
 }
 
 /// Collects what clients and the API saw.
-fn served(stage: &Stage, seconds: f64) -> Sample {
+fn client_counts(stage: &Stage, seconds: f64) -> Sample {
     let counts = stage.figures.counts();
     let (reads, by_credential, versions, most) = stage.jobs.reads();
     let [(hit, hit99), (purge, purge99)] =
@@ -154,7 +154,7 @@ fn served(stage: &Stage, seconds: f64) -> Sample {
 }
 
 /// Collects the requests that Redis received, and its notifications.
-fn asked(sample: &mut Sample, before: &Totals, after: &Totals) {
+fn add_redis_counts(sample: &mut Sample, before: &Totals, after: &Totals) {
     let redis = |name: &str| after.redis.since(&before.redis, name);
     sample.put("commands", after.redis.all_since(&before.redis, "calls_"));
     for command in ["mget", "ping", "evalsha"] {

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::cache::job_id::{self, JobId};
 
-/// Most ids in one purge, and most jobs that all readings of those ids name together.
+/// Most ids in one purge, and most jobs that all variants of those ids name together.
 pub(super) const MAX_IDS: usize = 10_000;
 
 /// `{"job_id": "x"}`, `{"job_ids": ["x", "y"]}` or `{"all": true}`; the first two with

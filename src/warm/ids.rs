@@ -29,8 +29,8 @@ pub(super) struct FoundIds {
 
 impl FoundIds {
     /// Adds the most literal reading of an id, because that one is read from the upstream.
-    fn take(&mut self, readings: Vec<JobId>, place: impl FnOnce() -> String) {
-        if let Some(job) = readings.into_iter().next() {
+    fn take(&mut self, spellings: Vec<JobId>, place: impl FnOnce() -> String) {
+        if let Some(job) = spellings.into_iter().next() {
             self.jobs.push(job);
         } else {
             self.unreadable += 1;

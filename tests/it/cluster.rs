@@ -1,6 +1,6 @@
 //! A Redis Cluster as the store: three masters and three replicas, which the tests start.
 
-mod owed;
+mod pending;
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
 
 /// Time limit for a sidecar to learn of a new owner from any of a few nodes: one topology refresh
 /// to connect to them, and one to ask them.
-const TOLD: Duration = Duration::from_secs(5);
+const OWNER_KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// A cluster, an upstream, and the sidecars of a test.
 struct Setup {
@@ -46,7 +46,7 @@ impl Setup {
     }
 
     /// Like [`sidecar`](Self::sidecar), with this mode of tracking.
-    async fn told(&self, tracking: NearTracking) -> Sidecar {
+    async fn with_tracking(&self, tracking: NearTracking) -> Sidecar {
         let mut config = self.config();
         config.near.tracking = tracking;
         self.trusted(config).await
@@ -102,7 +102,7 @@ fn version(reply: &Reply) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_of_all_masters_are_cached_and_forgotten() {
     let setup = Setup::new().await;
-    let (a, b) = (setup.sidecar().await, setup.told(NearTracking::Keys).await);
+    let (a, b) = (setup.sidecar().await, setup.with_tracking(NearTracking::Keys).await);
     for master in 0..3 {
         let id = setup.cluster.job_of(master, "x").await;
         assert_eq!(setup.cluster.owner(&id).await, master);
@@ -263,7 +263,7 @@ async fn replicas_that_take_over_on_the_other_side_of_a_split_are_found() {
     }
     // On a busy machine the answers of the nodes take as long as those of the sidecars.
     assert!(
-        seen.elapsed() < TOLD + 10 * slowest,
+        seen.elapsed() < OWNER_KNOWN_WITHIN + 10 * slowest,
         "{:?}, answers within {slowest:?}",
         seen.elapsed()
     );

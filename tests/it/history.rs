@@ -34,7 +34,7 @@ use self::{
     faults::{Fault, Faults},
     judge::{Counts, Verdict, judge},
     record::History,
-    truth::Manners,
+    truth::UpstreamBehaviour,
     workload::Load,
     world::Plan,
 };
@@ -55,7 +55,13 @@ fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
         pollers: 24,
         pause: Duration::from_millis(4),
         load: Load { putters: 3, purgers: 1, deleters: 2, pause_ms: 60, hang_ups: 3 },
-        manners: Manners { slow: 10, very_slow: 1, pieces: 20, commit_in_body: 15, broken: 3 },
+        behaviour: UpstreamBehaviour {
+            slow: 10,
+            very_slow: 1,
+            pieces: 20,
+            commit_in_body: 15,
+            broken: 3,
+        },
         faults: Faults { kinds: &Fault::ALL, peace_ms: (600, 1000), hang_ms: 1400 },
         staleness_ms: 0,
         tracking: "broadcast",
@@ -72,13 +78,13 @@ fn at_length(plan: Plan) -> Plan {
 
 async fn run(plan: Plan) -> (History, Verdict) {
     let (world, mut machinery) = world::create(plan).await;
-    let faults = faults::befall(&world, &mut machinery);
+    let faults = faults::run_faults(&world, &mut machinery);
     let clients = workload::run(&world);
     let clock = async {
         tokio::time::sleep(plan.length).await;
         world.over.store(true, Ordering::Relaxed);
     };
-    let (told, (), (troubles, writes_amid)) = tokio::join!(clients, clock, faults);
+    let (told, (), (troubles, writes_during_kill)) = tokio::join!(clients, clock, faults);
     let mut history = History {
         reads: told.reads,
         writes: told.writes,
@@ -87,7 +93,7 @@ async fn run(plan: Plan) -> (History, Verdict) {
         failed_reads: told.failed_reads,
         dropped_reads: told.dropped_reads,
     };
-    history.writes.extend(writes_amid);
+    history.writes.extend(writes_during_kill);
     let verdict = judge(&history, plan.staleness_ms);
     (history, verdict)
 }

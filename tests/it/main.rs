@@ -8,7 +8,6 @@
 mod support;
 
 mod acl;
-mod again;
 mod cluster;
 mod compression;
 mod contract;
@@ -30,8 +29,8 @@ mod interface;
 mod invalidation;
 mod key_space;
 mod limits;
+mod location_targets;
 mod logs;
-mod mentions;
 mod monitoring;
 mod near;
 mod operations;
@@ -47,6 +46,7 @@ mod receipts;
 mod recheck;
 mod redis_down;
 mod reload;
+mod repeat_fast_path;
 mod revocation;
 mod rules;
 mod sample;

@@ -113,7 +113,7 @@ enum Flaw {
     /// An entry is a hit for every credential.
     AnyAudience,
     /// Every credential joins a flight.
-    AnyCircle,
+    AnyCaller,
     /// The reading credential is admitted, whatever bytes were read.
     AdmitWhateverIsRead,
     /// The script does not check the generation.

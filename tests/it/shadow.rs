@@ -10,7 +10,7 @@ use crate::support::{
     Process, RedisServer, Reply, SOON, Setup, Upstream, eventually,
     raw::End,
     redis::{FRESH_TTL_MS, key},
-    two::{ALICE, BOB, get, not_to_bob},
+    two_clients::{ALICE, BOB, get, not_to_bob},
     upstream::{version, with_headers},
 };
 

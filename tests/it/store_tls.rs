@@ -121,7 +121,7 @@ async fn a_redis_that_is_not_believed_is_passed_by_and_counted() {
 }
 
 /// Returns what `jobcache check` prints about the store.
-fn said(url: &str, envs: &[(&str, &str)]) -> String {
+fn store_verdict(url: &str, envs: &[(&str, &str)]) -> String {
     let (code, out, error) = Process::output(&["check", "--redis-url", url], envs);
     assert_eq!(code, 0, "{error}");
     let line = out.lines().find(|line| line.starts_with("# store ")).expect("a line").to_owned();
@@ -147,23 +147,23 @@ async fn what_is_wrong_with_tls_is_said_with_its_mend() {
     let name = ("JOBCACHE_STORE_TLS_SERVER_NAME", "redis.internal");
     let shown = [("JOBCACHE_STORE_TLS_CERT", &*cert), ("JOBCACHE_STORE_TLS_KEY", &*our_key)];
     let check = |url: &str, envs: &[(&str, &str)], parts: &[&str]| {
-        let said = said(url, envs);
+        let said = store_verdict(url, envs);
         for part in parts {
             assert!(said.contains(part), "{url} {envs:?}: {said}");
         }
     };
 
-    assert_eq!(said(&url, &[trust]), "reachable");
+    assert_eq!(store_verdict(&url, &[trust]), "reachable");
     check(
         &url,
         &[("JOBCACHE_STORE_TLS_CA", &other_ca)],
         &["invalid peer certificate", "store.tls.ca"],
     );
     check(&named, &[trust], &["not valid for name", "store.tls.server_name"]);
-    assert_eq!(said(&named, &[trust, name]), "reachable");
+    assert_eq!(store_verdict(&named, &[trust, name]), "reachable");
     check(&old, &[trust], &["expired"]);
     check(&strict, &[trust], &["CertificateRequired", "store.tls.cert"]);
-    assert_eq!(said(&strict, &[trust, shown[0], shown[1]]), "reachable");
+    assert_eq!(store_verdict(&strict, &[trust, shown[0], shown[1]]), "reachable");
     // Each kind of URL with the other kind of server.
     let plain = redis.url().replace("redis://", "rediss://");
     check(

@@ -39,7 +39,7 @@ impl Manager {
     }
 
     /// Returns the lines of the next message.
-    async fn told(&self) -> Vec<String> {
+    async fn message(&self) -> Vec<String> {
         let mut message = [0; 4096];
         let size = soon(self.socket.recv(&mut message)).await.expect("a message");
         let message = std::str::from_utf8(&message[..size]).expect("text");
@@ -53,19 +53,19 @@ async fn the_service_manager_is_told_when_it_serves_reloads_and_stops() {
     let mut process = manager.start(&upstream).await;
 
     let serving = format!("STATUS=serving clients on {}", process.client.address());
-    assert_eq!(manager.told().await, ["READY=1", &serving]);
+    assert_eq!(manager.message().await, ["READY=1", &serving]);
 
     fs::write(manager.config(), "settle = '2s'").expect("a file written");
     process.hang_up();
-    let reloading = manager.told().await;
+    let reloading = manager.message().await;
     assert_eq!(reloading[0], "RELOADING=1");
     let at = reloading[1].strip_prefix("MONOTONIC_USEC=").expect("the time of the reload");
     assert!(at.parse::<u64>().is_ok_and(|at| at > 0), "{reloading:?}");
-    let reloaded = manager.told().await;
+    let reloaded = manager.message().await;
     assert_eq!(reloaded, ["READY=1", "STATUS=serving with the reloaded configuration"]);
 
     process.terminate();
-    assert_eq!(manager.told().await, ["STOPPING=1", "STATUS=draining"]);
+    assert_eq!(manager.message().await, ["STOPPING=1", "STATUS=draining"]);
     assert_eq!(process.wait().await.code(), Some(0), "{}", process.stderr());
 }
 
@@ -73,12 +73,12 @@ async fn the_service_manager_is_told_when_it_serves_reloads_and_stops() {
 async fn a_configuration_that_was_not_taken_shows_in_the_status() {
     let (manager, upstream) = (Manager::new(), Upstream::start().await);
     let process = manager.start(&upstream).await;
-    manager.told().await;
+    manager.message().await;
     for (file, status) in [("tll = 1", "mistakes"), ("store.prefix = 'a:'", "restart")] {
         fs::write(manager.config(), file).expect("a file written");
         process.hang_up();
-        assert_eq!(manager.told().await[0], "RELOADING=1");
-        let told = manager.told().await;
+        assert_eq!(manager.message().await[0], "RELOADING=1");
+        let told = manager.message().await;
         assert!(told[0] == "READY=1" && told[1].contains(status), "{told:?}");
     }
 }
@@ -88,7 +88,7 @@ async fn it_serves_when_it_says_so() {
     let (manager, upstream) = (Manager::new(), Upstream::start().await);
     let process = manager.start(&upstream).await;
 
-    assert_eq!(manager.told().await[0], "READY=1");
+    assert_eq!(manager.message().await[0], "READY=1");
 
     process.client.request(Method::GET, X).send().await.assert(200, &version("x", 0));
 }
@@ -145,7 +145,7 @@ async fn a_reload_goes_on_with_passed_sockets() {
 async fn sockets_that_nobody_can_tell_apart_are_a_configuration_error() {
     for (sockets, names, says) in [(3, None, "at most 2"), (2, Some("proxy:other"), "\"other\"")] {
         let (code, stderr) =
-            Process::activated_in_vain(sockets, names, &["--redis-url", "memory://"]);
+            Process::failed_activation(sockets, names, &["--redis-url", "memory://"]);
         assert_eq!(code, BAD_CONFIG, "{stderr}");
         assert!(stderr.contains(says), "{stderr}");
     }

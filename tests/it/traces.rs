@@ -6,7 +6,7 @@ use hyper::{Method, StatusCode};
 
 use crate::support::{
     Process, RedisServer, Reply, SOON, Upstream,
-    collector::{Collector, Mood, Span},
+    collector::{Collector, CollectorMode, Span},
     eventually,
     upstream::Seen,
 };
@@ -351,7 +351,7 @@ async fn the_standard_variables_name_service_headers_and_endpoint() {
 
 #[tokio::test]
 async fn a_collector_that_hangs_or_fails_delays_no_request() {
-    for mood in [Mood::Hangs, Mood::Answers(StatusCode::SERVICE_UNAVAILABLE)] {
+    for mood in [CollectorMode::Hangs, CollectorMode::Answers(StatusCode::SERVICE_UNAVAILABLE)] {
         let envs = [
             ("OTEL_BSP_MAX_QUEUE_SIZE", "8"),
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4"),
@@ -378,7 +378,7 @@ async fn a_collector_that_hangs_or_fails_delays_no_request() {
         })
         .await;
 
-        setup.collector.mood(Mood::Takes);
+        setup.collector.mood(CollectorMode::Takes);
         eventually(SOON, async || {
             setup.get("/other", &[]).await;
             setup.exported("exported").await > 0
@@ -397,7 +397,7 @@ async fn a_shutdown_sends_the_last_spans_and_waits_for_a_hung_collector_not_for_
     setup.collector.trace(TRACE, &["GET /jobs/{id}", "fill"]).await;
 
     let mut setup = Setup::new(&[("OTEL_EXPORTER_OTLP_TIMEOUT", "3600000")]).await;
-    setup.collector.mood(Mood::Hangs);
+    setup.collector.mood(CollectorMode::Hangs);
     setup.get(X, &[]).await;
     setup.process.terminate();
     // The timeout of the collector is an hour, and this wait ends long before.

@@ -7,7 +7,7 @@ use crate::support::{
     SOON, Setup, eventually,
     raw::End,
     redis::key,
-    two::{ALICE, BOB, get, not_to_bob},
+    two_clients::{ALICE, BOB, get, not_to_bob},
     upstream::{json, version},
 };
 

@@ -40,7 +40,7 @@ pub(crate) fn version(scenario: &Scenario) -> Version {
         near,
         // The purge notifies the holders; the placeholder notifies the first sidecar, because its
         // lookup found nothing; the fill notifies the sidecars that have looked since.
-        told: holders + 1.0 + polls_during_fill,
+        notified: holders + 1.0 + polls_during_fill,
         holders,
     }
 }

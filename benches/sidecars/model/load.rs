@@ -18,7 +18,7 @@ pub(crate) struct Version {
     /// Polls answered from process memory.
     pub(crate) near: f64,
     /// Key notifications to sidecars, with tracking by keys.
-    pub(crate) told: f64,
+    pub(crate) notified: f64,
     /// Sidecars that hold the version when it ends.
     pub(crate) holders: f64,
 }
@@ -54,7 +54,7 @@ pub(crate) struct Load {
 const FRAME_BYTES: f64 = 30.0;
 const NAME_BYTES: f64 = 54.0;
 /// Share of its thread that Redis can use before everything queues.
-const ROOM: f64 = 0.9;
+const USABLE_SHARE: f64 = 0.9;
 /// Names announced per version: the purge, the lease's placeholder and the fill.
 const NAMES: f64 = 3.0;
 /// Bytes of an entry in a process ("memory of the near cache" in benches/README.md).
@@ -79,7 +79,7 @@ impl Load {
         let (names, sends) = match (scenario.near, scenario.tracking) {
             (Near::Off, _) => (0.0, 0.0),
             (_, Tracking::Broadcast) => (NAMES * changes, NAMES * changes * scenario.sidecars),
-            (_, Tracking::Keys) => (0.0, version.told * changes),
+            (_, Tracking::Keys) => (0.0, version.notified * changes),
         };
         let holders = if scenario.near == Near::Off { 0.0 } else { version.holders };
         let mut load = Self {
@@ -135,7 +135,7 @@ impl Load {
         // Batch as many names per turn as the rest needs to fit; each further name costs only its
         // bytes.
         let least = names * scenario.sidecars * costs.name / 1e6;
-        let left = ROOM - sum(&self.parts);
+        let left = USABLE_SHARE - sum(&self.parts);
         if names > 0.0 && one_by_one > left {
             self.names_a_turn =
                 if left > least { (one_by_one - least) / (left - least) } else { f64::INFINITY };
@@ -166,7 +166,7 @@ impl Load {
 
     /// Returns whether a tenth of the thread is idle without batching notifications.
     pub(crate) fn fits(&self) -> bool {
-        self.names_a_turn <= 1.0 && self.cores() <= ROOM
+        self.names_a_turn <= 1.0 && self.cores() <= USABLE_SHARE
     }
 
     /// Returns the load if Redis never sleeps and each name takes a turn of its own.

@@ -23,10 +23,10 @@ const STEP: f64 = 0.005;
 const SEED: u64 = 8;
 
 /// An event and its time in nanoseconds, because whole numbers have a total order.
-type Event = Reverse<(u64, What)>;
+type Event = Reverse<(u64, EventKind)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum What {
+enum EventKind {
     Change,
     Fill,
     /// A watcher polls.
@@ -65,14 +65,14 @@ pub(crate) fn version(scenario: &Scenario) -> Version {
     let mut versions = 0.0;
     for job in 0..JOBS {
         let job = Job::new(scenario, SEED + job as u64).run();
-        let Version { polls, lookups, leases, fills, ends, near, told, holders } = job.counts;
+        let Version { polls, lookups, leases, fills, ends, near, notified, holders } = job.counts;
         sum.polls += polls;
         sum.lookups += lookups;
         sum.leases += leases;
         sum.fills += fills;
         sum.ends += ends;
         sum.near += near;
-        sum.told += told;
+        sum.notified += notified;
         sum.holders += holders;
         versions += job.versions;
     }
@@ -83,7 +83,7 @@ pub(crate) fn version(scenario: &Scenario) -> Version {
         fills: sum.fills / versions,
         ends: sum.ends / versions,
         near: sum.near / versions,
-        told: sum.told / versions,
+        notified: sum.notified / versions,
         holders: sum.holders / versions,
     }
 }
@@ -108,10 +108,10 @@ impl<'s> Job<'s> {
         };
         for watcher in 0..watchers {
             let first = job.rng.f64() * scenario.poll_every();
-            job.at(first, What::Poll(watcher));
+            job.at(first, EventKind::Poll(watcher));
         }
         let first = job.rng.f64() * scenario.stage().1;
-        job.at(first, What::Change);
+        job.at(first, EventKind::Change);
         job
     }
 
@@ -128,16 +128,16 @@ impl<'s> Job<'s> {
                 (self.counts, self.versions) = (Version::default(), 0.0);
             }
             match what {
-                What::Change => self.change(),
-                What::Fill => self.fill(),
-                What::Poll(watcher) => self.poll(watcher),
-                What::Look(sidecar, looks) => self.look_again(sidecar, looks),
+                EventKind::Change => self.change(),
+                EventKind::Fill => self.fill(),
+                EventKind::Poll(watcher) => self.poll(watcher),
+                EventKind::Look(sidecar, looks) => self.look_again(sidecar, looks),
             }
         }
         self
     }
 
-    fn at(&mut self, after: f64, what: What) {
+    fn at(&mut self, after: f64, what: EventKind) {
         self.events.push(Reverse((nanos(self.now + after), what)));
     }
 
@@ -153,14 +153,14 @@ impl<'s> Job<'s> {
         self.entry = Entry::Nothing;
         let (shortest, longest) = self.scenario.stage();
         let stays = shortest + self.rng.f64() * (longest - shortest);
-        self.at(stays, What::Change);
+        self.at(stays, EventKind::Change);
     }
 
     /// Announces a change: all holders drop the job, and every remembered reader is notified and
     /// forgotten.
     fn tell(&mut self) {
         let readers = self.follows.iter().filter(|follows| **follows).count();
-        self.counts.told += crate::outcome::count(readers);
+        self.counts.notified += crate::outcome::count(readers);
         self.follows.fill(false);
         self.holds.fill(false);
     }
@@ -176,7 +176,7 @@ impl<'s> Job<'s> {
 
     fn poll(&mut self, watcher: usize) {
         let jitter = 1.0 + JITTER * (2.0 * self.rng.f64() - 1.0);
-        self.at(self.scenario.poll_every() * jitter, What::Poll(watcher));
+        self.at(self.scenario.poll_every() * jitter, EventKind::Poll(watcher));
         self.counts.polls += 1.0;
         let sidecar = match self.scenario.balance {
             Balance::Random => self.rng.usize(..self.holds.len()),
@@ -194,12 +194,12 @@ impl<'s> Job<'s> {
                 self.entry = Entry::Leased(sidecar);
                 // The placeholder is a change as well.
                 self.tell();
-                self.at(self.scenario.fill_takes, What::Fill);
+                self.at(self.scenario.fill_takes, EventKind::Fill);
             }
             Entry::Leased(holder) => {
                 self.counts.leases += 1.0;
                 if holder != sidecar {
-                    self.at(STEP, What::Look(sidecar, 1));
+                    self.at(STEP, EventKind::Look(sidecar, 1));
                 }
             }
         }
@@ -217,7 +217,7 @@ impl<'s> Job<'s> {
     fn look_again(&mut self, sidecar: usize, looks: u32) {
         self.look(sidecar);
         if matches!(self.entry, Entry::Leased(_)) {
-            self.at(STEP * f64::from(1 << looks.min(6)), What::Look(sidecar, looks + 1));
+            self.at(STEP * f64::from(1 << looks.min(6)), EventKind::Look(sidecar, looks + 1));
         }
     }
 }

@@ -17,7 +17,7 @@ pub(super) const ALL: [&str; 8] =
     ["ping", CARRIES, "lookup", "lease", "fill", "end", "del", "probe"];
 /// How the operations arrive.
 #[derive(Clone, Copy)]
-struct Manner {
+struct CallPattern {
     name: &'static str,
     connections: usize,
     times: usize,
@@ -26,10 +26,10 @@ struct Manner {
 }
 
 /// Spaced so that Redis sleeps between operations, at about a thousand per second.
-const ALONE: Manner =
-    Manner { name: "alone", connections: 1, times: 1_000, pause: Duration::from_micros(700) };
-const TOGETHER: Manner =
-    Manner { name: "together", connections: 32, times: 4_000, pause: Duration::ZERO };
+const ALONE: CallPattern =
+    CallPattern { name: "alone", connections: 1, times: 1_000, pause: Duration::from_micros(700) };
+const TOGETHER: CallPattern =
+    CallPattern { name: "together", connections: 32, times: 4_000, pause: Duration::ZERO };
 const BODY: usize = 600;
 /// Length of the metadata of an entry with a few headers.
 const META: usize = 500;
@@ -67,7 +67,12 @@ pub(super) fn measure(bare: &mut Bare, measured: &mut Measured) -> Result<()> {
 }
 
 /// Returns the microseconds per operation.
-fn run(bare: &mut Bare, connections: &mut [Connection], name: &str, manner: Manner) -> Result<f64> {
+fn run(
+    bare: &mut Bare,
+    connections: &mut [Connection],
+    name: &str,
+    manner: CallPattern,
+) -> Result<f64> {
     let mut track = |switch| {
         for connection in &mut *connections {
             let _: () = redis::cmd("CLIENT").arg(&["TRACKING", switch]).query(connection)?;

@@ -23,7 +23,7 @@ const MAX_READERS: usize = 2;
 const MAX_TEXTS: usize = 36;
 
 /// Largest number of jobs of one path; those that a walk ends at come first. An upstream acts on
-/// one job per path. An honest path has one or two readings, and only a path made for the purpose
+/// one job per path. An honest path has one or two variants, and only a path made for the purpose
 /// (`/jobs/1/../2/../3/..`) has more than these. It could outdate nothing but the write of its own
 /// sender.
 pub(super) const MAX_JOBS: usize = 32;
@@ -32,7 +32,7 @@ pub(super) const MAX_JOBS: usize = 32;
 /// invalid ids costs little.
 const MAX_PASSED: usize = 256;
 
-/// The jobs and rules that the readings of a path name.
+/// The jobs and rules that the variants of a path name.
 #[derive(Debug, Default)]
 pub(super) struct NamedJobs {
     /// The jobs without repeats, from the most literal reading first, at most [`MAX_JOBS`].
@@ -133,7 +133,7 @@ impl Liberties {
     }
 }
 
-/// A search through the readings of a path, and what it has found.
+/// A search through the variants of a path, and what it has found.
 struct Search<'t> {
     templates: &'t [Template],
     rules: &'t [&'t Arc<InvalidationRule>],

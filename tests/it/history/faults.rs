@@ -12,7 +12,7 @@ use super::{
 use crate::support::{SOON, eventually};
 
 /// Writes in flight through a sidecar that is killed. Their jobs stay fenced for long.
-const WRITES_AMID: u16 = 3;
+const WRITES_DURING_KILL: u16 = 3;
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,7 +113,7 @@ pub(super) struct Faults {
 }
 
 /// Inflicts the faults, each once per round and in random order, until the run is over.
-pub(super) async fn befall(
+pub(super) async fn run_faults(
     world: &Arc<World>,
     machinery: &mut Machinery,
 ) -> (Vec<Trouble>, Vec<Write>) {
@@ -184,7 +184,7 @@ async fn inflict(
         | Fault::ShardHandedOver
         | Fault::SlotsMoved => {
             if let Some(cluster) = &mut machinery.cluster {
-                shards::befall(fault, world, cluster, rng).await;
+                shards::inflict_on_cluster(fault, world, cluster, rng).await;
             }
         }
         Fault::Refused | Fault::Held => {
@@ -199,7 +199,7 @@ async fn inflict(
         }
         Fault::SidecarKilled => {
             let victim = rng.usize(..machinery.sidecars.len());
-            let amid: Vec<_> = (0..WRITES_AMID)
+            let amid: Vec<_> = (0..WRITES_DURING_KILL)
                 .map(|_| rng.u16(..world.plan.jobs))
                 .map(|job| tokio::spawn(workload::put_once(Arc::clone(world), victim, job, 250)))
                 .collect();

@@ -14,7 +14,7 @@ use super::{
     faults::{Fault, Faults},
     link::Link,
     run,
-    truth::Manners,
+    truth::UpstreamBehaviour,
     workload::Load,
     world::Plan,
 };
@@ -35,7 +35,13 @@ const RACES: Plan = Plan {
     pollers: 16,
     pause: Duration::from_millis(2),
     load: Load { putters: 3, purgers: 2, deleters: 3, pause_ms: 60, hang_ups: 5 },
-    manners: Manners { slow: 35, very_slow: 3, pieces: 20, commit_in_body: 10, broken: 5 },
+    behaviour: UpstreamBehaviour {
+        slow: 35,
+        very_slow: 3,
+        pieces: 20,
+        commit_in_body: 10,
+        broken: 5,
+    },
     faults: Faults { kinds: &[], peace_ms: (100, 200), hang_ms: 1500 },
     staleness_ms: 0,
     tracking: "broadcast",
@@ -48,7 +54,7 @@ const BEHIND: Plan = Plan {
     jobs: 4,
     pause: Duration::from_millis(1),
     load: Load { putters: 0, purgers: 0, deleters: 8, pause_ms: 30, hang_ups: 0 },
-    manners: Manners { slow: 0, very_slow: 0, pieces: 0, commit_in_body: 0, broken: 0 },
+    behaviour: UpstreamBehaviour { slow: 0, very_slow: 0, pieces: 0, commit_in_body: 0, broken: 0 },
     ..RACES
 };
 
@@ -59,7 +65,7 @@ const BY_KEYS: Plan = Plan { tracking: "keys", ..BEHIND };
 const GONE: Plan = Plan {
     jobs: 8,
     load: Load { putters: 4, purgers: 0, deleters: 0, pause_ms: 60, hang_ups: 60 },
-    manners: Manners { commit_in_body: 0, broken: 0, ..RACES.manners },
+    behaviour: UpstreamBehaviour { commit_in_body: 0, broken: 0, ..RACES.behaviour },
     ..RACES
 };
 
@@ -67,7 +73,7 @@ const GONE: Plan = Plan {
 const CROWD: Plan = Plan {
     jobs: 2,
     load: Load { putters: 8, purgers: 0, deleters: 0, pause_ms: 30, hang_ups: 0 },
-    manners: Manners { broken: 0, ..RACES.manners },
+    behaviour: UpstreamBehaviour { broken: 0, ..RACES.behaviour },
     ..RACES
 };
 
@@ -76,7 +82,13 @@ const CROWD: Plan = Plan {
 const STREAMS: Plan = Plan {
     jobs: 6,
     load: Load { putters: 5, purgers: 0, deleters: 0, pause_ms: 60, hang_ups: 0 },
-    manners: Manners { slow: 60, very_slow: 0, commit_in_body: 80, broken: 0, ..RACES.manners },
+    behaviour: UpstreamBehaviour {
+        slow: 60,
+        very_slow: 0,
+        commit_in_body: 80,
+        broken: 0,
+        ..RACES.behaviour
+    },
     ..RACES
 };
 
@@ -86,7 +98,7 @@ const fn trouble(kinds: &'static [Fault]) -> Plan {
         length: Duration::from_secs(4),
         jobs: 12,
         load: Load { putters: 3, purgers: 1, deleters: 2, pause_ms: 80, hang_ups: 0 },
-        manners: Manners { slow: 10, very_slow: 0, ..RACES.manners },
+        behaviour: UpstreamBehaviour { slow: 10, very_slow: 0, ..RACES.behaviour },
         faults: Faults { kinds, peace_ms: (250, 500), ..RACES.faults },
         ..RACES
     }

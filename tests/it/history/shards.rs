@@ -10,7 +10,7 @@ use crate::support::{Cluster, cluster::SLOTS};
 /// Slots with jobs that move at a time.
 const MOVED: usize = 8;
 
-pub(super) async fn befall(
+pub(super) async fn inflict_on_cluster(
     fault: Fault,
     world: &World,
     cluster: &mut Cluster,
@@ -26,7 +26,7 @@ pub(super) async fn befall(
         }
         _ => {
             let replica = cluster.replica_of(victim).await;
-            world.apart.store(fault != Fault::ShardKilled, Ordering::SeqCst);
+            world.third_parties_paused.store(fault != Fault::ShardKilled, Ordering::SeqCst);
             match fault {
                 Fault::ShardHung => cluster.nodes[victim].stop(),
                 Fault::ShardCutOff => cluster.cut_off(&[victim]),
@@ -42,7 +42,7 @@ pub(super) async fn befall(
         }
     }
     cluster.settled().await;
-    world.apart.store(false, Ordering::SeqCst);
+    world.third_parties_paused.store(false, Ordering::SeqCst);
 }
 
 /// Each slot moves with the keys of its jobs one by one, and pauses half-way.

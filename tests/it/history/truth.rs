@@ -34,7 +34,7 @@ pub(super) const SLOW: &str = "x-slow";
 
 /// Behaviour of the upstream, in percent of its exchanges.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Manners {
+pub(super) struct UpstreamBehaviour {
     /// A step that takes 5 to 60 ms; others take up to 3 ms.
     pub(super) slow: u32,
     /// A step that takes 200 to 900 ms.
@@ -50,7 +50,7 @@ pub(super) struct Manners {
 pub(super) struct Truth {
     clock: Clock,
     seed: u64,
-    manners: Manners,
+    behaviour: UpstreamBehaviour,
     versions: Vec<AtomicU32>,
     commits: Mutex<Vec<Commit>>,
     exchanges: AtomicU64,
@@ -69,10 +69,10 @@ impl Drop for Server {
 }
 
 impl Truth {
-    pub(super) fn new(clock: Clock, seed: u64, jobs: u16, manners: Manners) -> Self {
+    pub(super) fn new(clock: Clock, seed: u64, jobs: u16, behaviour: UpstreamBehaviour) -> Self {
         let versions = (0..jobs).map(|_| AtomicU32::new(0)).collect();
         let (commits, exchanges) = (Mutex::default(), AtomicU64::new(0));
-        Self { clock, seed, manners, versions, commits, exchanges }
+        Self { clock, seed, behaviour, versions, commits, exchanges }
     }
 
     pub(super) async fn serve(self: &Arc<Self>) -> Server {
@@ -129,12 +129,12 @@ impl Truth {
         if let Some(ms) = slow {
             sleep(Duration::from_millis(ms)).await;
         }
-        if percent(&mut rng, self.manners.commit_in_body) {
+        if percent(&mut rng, self.behaviour.commit_in_body) {
             return Some(self.commit_in_body(rng, job, write));
         }
         let version = self.commit(job, write, false);
         self.step(&mut rng).await;
-        if percent(&mut rng, self.manners.broken) {
+        if percent(&mut rng, self.behaviour.broken) {
             return None;
         }
         Some(self.respond(&mut rng, body(job, version)))
@@ -167,7 +167,7 @@ impl Truth {
     }
 
     fn respond(&self, rng: &mut fastrand::Rng, body: Bytes) -> Response<Body> {
-        if !percent(rng, self.manners.pieces) {
+        if !percent(rng, self.behaviour.pieces) {
             return json(hyper::StatusCode::OK, body);
         }
         let (frames, response) = stream();
@@ -190,8 +190,8 @@ impl Truth {
 
     fn draw(&self, rng: &mut fastrand::Rng) -> Duration {
         let ms = match rng.u32(..100) {
-            n if n < self.manners.very_slow => rng.u64(200..900),
-            n if n < self.manners.very_slow + self.manners.slow => rng.u64(5..60),
+            n if n < self.behaviour.very_slow => rng.u64(200..900),
+            n if n < self.behaviour.very_slow + self.behaviour.slow => rng.u64(5..60),
             n if n < 60 => 0,
             _ => rng.u64(..4),
         };

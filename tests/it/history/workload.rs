@@ -46,7 +46,7 @@ pub(super) struct Load {
 
 /// The observations of the clients.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct Observations {
     pub(super) reads: Vec<Read>,
     pub(super) writes: Vec<Write>,
     pub(super) failed_reads: usize,
@@ -54,7 +54,7 @@ pub(super) struct Told {
 }
 
 /// Runs all clients until the run is over.
-pub(super) async fn run(world: &Arc<World>) -> Told {
+pub(super) async fn run(world: &Arc<World>) -> Observations {
     let (plan, load) = (world.plan, world.plan.load);
     let mut clients = JoinSet::new();
     let mut seeds = fastrand::Rng::with_seed(plan.seed ^ 0xc11e);
@@ -70,7 +70,7 @@ pub(super) async fn run(world: &Arc<World>) -> Told {
     for _ in 0..load.deleters {
         clients.spawn(write(Arc::clone(world), seeds.fork(), Kind::Del));
     }
-    let mut all = Told::default();
+    let mut all = Observations::default();
     while let Some(told) = clients.join_next().await {
         let told = told.expect("no client panics");
         all.reads.extend(told.reads);
@@ -81,8 +81,8 @@ pub(super) async fn run(world: &Arc<World>) -> Told {
     all
 }
 
-async fn poll(world: Arc<World>, mut rng: fastrand::Rng) -> Told {
-    let mut told = Told::default();
+async fn poll(world: Arc<World>, mut rng: fastrand::Rng) -> Observations {
+    let mut told = Observations::default();
     let targets: Vec<Uri> = (0..world.plan.jobs).map(target).collect();
     let mut lines: Vec<Option<Line>> = (0..world.plan.sidecars).map(|_| None).collect();
     while !world.is_over() {
@@ -117,8 +117,8 @@ async fn poll(world: Arc<World>, mut rng: fastrand::Rng) -> Told {
     told
 }
 
-async fn write(world: Arc<World>, mut rng: fastrand::Rng, kind: Kind) -> Told {
-    let mut told = Told::default();
+async fn write(world: Arc<World>, mut rng: fastrand::Rng, kind: Kind) -> Observations {
+    let mut told = Observations::default();
     let mut lines: Vec<Option<Line>> = (0..world.plan.sidecars).map(|_| None).collect();
     let mut third_party = None;
     while !world.is_over() {
@@ -233,7 +233,7 @@ async fn delete(connection: &mut Option<MultiplexedConnection>, url: &str, job: 
 
 /// Does the same in a cluster, like `redis-cli -c`.
 async fn delete_in(world: &World, job: u16) -> Outcome {
-    if world.apart.load(Ordering::SeqCst) {
+    if world.third_parties_paused.load(Ordering::SeqCst) {
         return Outcome::Unknown;
     }
     let mut ports = world.cluster.clone();

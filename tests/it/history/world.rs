@@ -16,7 +16,7 @@ use super::{
     faults::{Fault, Faults},
     link::{Link, Target},
     record::{Clock, Process},
-    truth::{Manners, Server, Truth},
+    truth::{Server, Truth, UpstreamBehaviour},
 };
 use crate::support::{self, Cluster, RedisServer, SOON, eventually, sentinel::Deployment};
 
@@ -43,7 +43,7 @@ pub(super) struct Plan {
     /// Longest pause between two GETs of one poller.
     pub(super) pause: Duration,
     pub(super) load: super::workload::Load,
-    pub(super) manners: Manners,
+    pub(super) behaviour: UpstreamBehaviour,
     pub(super) faults: Faults,
     /// Largest age of the sidecars' notifications; zero in strict mode.
     pub(super) staleness_ms: u64,
@@ -67,7 +67,7 @@ pub(super) struct World {
     pub(super) cluster: Vec<u16>,
     /// Whether other clients of Redis must pause, because no sidecar can learn what a deposed
     /// master confirms to somebody else.
-    pub(super) apart: AtomicBool,
+    pub(super) third_parties_paused: AtomicBool,
 }
 
 /// The addresses of a sidecar's current process.
@@ -114,7 +114,7 @@ impl World {
 /// Starts everything and waits until every sidecar serves hits.
 pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
     let clock = Clock::start();
-    let truth = Arc::new(Truth::new(clock, plan.seed, plan.jobs, plan.manners));
+    let truth = Arc::new(Truth::new(clock, plan.seed, plan.jobs, plan.behaviour));
     let upstream = truth.serve().await;
     // Makes replicas sync at once.
     let args = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "disabled"];
@@ -177,7 +177,7 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
         doors,
         master_url: machinery.third_party.url(),
         cluster: machinery.cluster.as_ref().map(Cluster::ports).unwrap_or_default(),
-        apart: AtomicBool::new(false),
+        third_parties_paused: AtomicBool::new(false),
     };
     (Arc::new(world), machinery)
 }
@@ -209,7 +209,7 @@ impl Machinery {
     }
 
     /// Returns every link to Redis except the replica's.
-    pub(super) fn ways(&self) -> impl Iterator<Item = &Link> {
+    pub(super) fn redis_links(&self) -> impl Iterator<Item = &Link> {
         self.links.iter().chain([&self.third_party])
     }
 
@@ -227,14 +227,14 @@ impl Machinery {
     /// Promotes the replica and points every link to it. No client stays on the deposed master, as
     /// after a real failover; commands that it had not replicated are lost.
     pub(super) async fn promote(&mut self) {
-        for way in self.ways() {
-            way.refuse();
+        for link in self.redis_links() {
+            link.refuse();
         }
         self.master = 1 - self.master;
         let () = self.nodes[self.master].run(redis::cmd("REPLICAOF").arg("NO").arg("ONE")).await;
         self.target.store(self.nodes[self.master].port(), Ordering::SeqCst);
-        for way in self.ways() {
-            way.heal();
+        for link in self.redis_links() {
+            link.heal();
         }
         self.replication.heal();
         self.follow(1 - self.master).await;

@@ -8,7 +8,7 @@ use jobcache::{mutants::Mutant, store::StoredValue};
 use super::{
     Flaw,
     server::New,
-    sidecar::{Flight, Seat},
+    sidecar::{Flight, FlightSlot},
     world::World,
 };
 
@@ -16,7 +16,7 @@ use super::{
 pub(super) struct Lead {
     pub(super) reader: String,
     pub(super) who: usize,
-    pub(super) seat: Seat,
+    pub(super) seat: FlightSlot,
     pub(super) flight: Flight,
     pub(super) target: Target,
 }

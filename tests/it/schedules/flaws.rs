@@ -135,7 +135,7 @@ fn a_cache_that_gives_an_entry_to_everybody_is_caught() {
 
 #[test]
 fn a_reader_that_joins_the_flight_of_another_credential_is_caught() {
-    caught(Flaw::AnyCircle);
+    caught(Flaw::AnyCaller);
 }
 
 #[test]

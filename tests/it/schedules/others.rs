@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{
     scheduler::step,
     server::{FENCE, LEASE, Life, MAIN, META},
-    world::{Reach, World},
+    world::{AckScope, World},
 };
 
 /// Steps before a partition begins, and (times four) steps while it lasts.
@@ -23,7 +23,7 @@ pub(super) async fn third_party(world: Rc<World>) {
     world.server.del(&[MAIN]);
     world.say("other client: DEL".to_owned());
     step().await;
-    world.acknowledge("other client", 0, state, Reach::Everywhere);
+    world.acknowledge("other client", 0, state, AckScope::Everywhere);
 }
 
 /// Like [`third_party`], but then SETs the bytes that it has deleted.
@@ -37,7 +37,7 @@ pub(super) async fn restorer(world: Rc<World>) {
     world.say(format!("restorer: DEL {body:?}"));
     if world.chance(0.5) {
         step().await;
-        world.acknowledge("restorer", 0, state, Reach::Everywhere);
+        world.acknowledge("restorer", 0, state, AckScope::Everywhere);
     }
     step().await;
     if let Some(body) = body {
@@ -46,7 +46,7 @@ pub(super) async fn restorer(world: Rc<World>) {
         world.say(format!("restorer: SET {body}, {life:?}"));
     }
     step().await;
-    world.acknowledge("restorer", 0, state, Reach::Everywhere);
+    world.acknowledge("restorer", 0, state, AckScope::Everywhere);
 }
 
 /// An in-application cache that was left on. It writes the same bytes as the sidecars, usually

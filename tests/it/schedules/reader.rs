@@ -10,7 +10,7 @@ use super::{
     link::Unanswered,
     scheduler::step,
     server::{Found, Leasing, Life},
-    sidecar::{Flight, Shown, Ticket},
+    sidecar::{Flight, FlightTicket, SeenVersion},
     world::{Answer, Claim, World},
 };
 
@@ -25,7 +25,7 @@ const LOOKS: usize = 4;
 const REPLACEMENTS: u32 = 3;
 
 /// A reader's lookup request.
-struct Ask {
+struct LookupRequest {
     reader: String,
     who: usize,
     /// The token of the lease, if there will be one.
@@ -68,11 +68,11 @@ async fn answer(world: &Rc<World>, at: usize, claim: &Claim) -> Answer {
     let Claim { reader, who, .. } = claim;
     let token = format!("{reader}-lease");
     let no_cache = world.chance(world.scenario.no_cache);
-    let ask = Ask { reader: reader.clone(), who: *who, token, no_cache };
-    match lookup(world, at, &ask).await {
+    let request = LookupRequest { reader: reader.clone(), who: *who, token, no_cache };
+    match lookup(world, at, &request).await {
         Lookup::Hit(body) => Answer::Body(body),
         Lookup::Lead(lead) => read_for_all(world, at, lead).await,
-        Lookup::Join(flight) => match flight.landed().await {
+        Lookup::Join(flight) => match flight.ready().await {
             Some(body) => Answer::Body(body),
             None => world.read_upstream(reader, *who).await,
         },
@@ -101,56 +101,67 @@ async fn read_for_all(world: &Rc<World>, at: usize, lead: Lead) -> Answer {
     answer
 }
 
-async fn lookup(world: &Rc<World>, at: usize, ask: &Ask) -> Lookup {
+async fn lookup(world: &Rc<World>, at: usize, request: &LookupRequest) -> Lookup {
     // Whether the key can be trusted is checked only when the reader arrives.
     if world.sidecars[at].is_cut_off.get() || world.sidecars[at].pending.borrow().is_some() {
-        return unconfirmed(world, at, ask);
+        return unconfirmed(world, at, request);
     }
     if world.flaw == Flaw::Of(Mutant::JoinBeforeLookup)
-        && let Some(flight) = world.sidecars[at].flights.find(|of| of.who == ask.who)
+        && let Some(flight) = world.sidecars[at].flights.find(|of| of.who == request.who)
     {
         return Lookup::Join(flight);
     }
-    find(world, at, ask).await.unwrap_or_else(|_| unconfirmed(world, at, ask))
+    find(world, at, request).await.unwrap_or_else(|_| unconfirmed(world, at, request))
 }
 
-async fn find(world: &Rc<World>, at: usize, ask: &Ask) -> Result<Lookup, Unanswered> {
+async fn find(world: &Rc<World>, at: usize, request: &LookupRequest) -> Result<Lookup, Unanswered> {
     let (stored, epoch) = read(world, at).await?;
     if let Some(stored) = &stored {
         match world.server.decode(stored, epoch) {
-            Some(found) => return Ok(offer(world, at, ask, (found, stored.clone(), epoch))),
-            None if world.chance(LEFT_ALONE) => return Ok(unconfirmed(world, at, ask)),
+            Some(found) => return Ok(offer(world, at, request, (found, stored.clone(), epoch))),
+            None if world.chance(LEFT_ALONE) => return Ok(unconfirmed(world, at, request)),
             None => {}
         }
     }
-    let (leasing, epoch) = lease(world, at, ask, stored.as_ref()).await?;
+    let (leasing, epoch) = lease(world, at, request, stored.as_ref()).await?;
     match leasing {
         Leasing::Granted => {
-            let target = Target::Lease { token: ask.token.clone(), epoch };
-            Ok(share(world, at, ask, ask.token.clone(), target, epoch))
+            let target = Target::Lease { token: request.token.clone(), epoch };
+            Ok(share(world, at, request, request.token.clone(), target, epoch))
         }
-        Leasing::Fenced => Ok(unconfirmed(world, at, ask)),
-        Leasing::StoredValue(stored) => Ok(met(world, at, ask, stored, epoch)),
-        Leasing::Leased(_) if ask.no_cache => Ok(unconfirmed(world, at, ask)),
+        Leasing::Fenced => Ok(unconfirmed(world, at, request)),
+        Leasing::StoredValue(stored) => Ok(met(world, at, request, stored, epoch)),
+        Leasing::Leased(_) if request.no_cache => Ok(unconfirmed(world, at, request)),
         Leasing::Leased(token) => {
-            follow(world, at, ask, Shown { token, epoch, who: ask.who }).await
+            follow(world, at, request, SeenVersion { token, epoch, who: request.who }).await
         }
     }
 }
 
 /// Handles a value that has appeared in the meantime.
-fn met(world: &World, at: usize, ask: &Ask, stored: StoredValue, epoch: u64) -> Lookup {
+fn met(
+    world: &World,
+    at: usize,
+    request: &LookupRequest,
+    stored: StoredValue,
+    epoch: u64,
+) -> Lookup {
     match world.server.decode(&stored, epoch) {
-        Some(found) => offer(world, at, ask, (found, stored, epoch)),
-        None => unconfirmed(world, at, ask),
+        Some(found) => offer(world, at, request, (found, stored, epoch)),
+        None => unconfirmed(world, at, request),
     }
 }
 
 /// An entry is a hit for its audience. Everyone else reads the upstream, and may be admitted to the
 /// entry by that read.
-fn offer(world: &World, at: usize, ask: &Ask, seen: (Found, StoredValue, u64)) -> Lookup {
+fn offer(
+    world: &World,
+    at: usize,
+    request: &LookupRequest,
+    seen: (Found, StoredValue, u64),
+) -> Lookup {
     let (found, stored, epoch) = seen;
-    if world.server.includes(&found, ask.who) && !ask.no_cache {
+    if world.server.includes(&found, request.who) && !request.no_cache {
         return Lookup::Hit(found.body);
     }
     let sidecar = &world.sidecars[at];
@@ -159,57 +170,66 @@ fn offer(world: &World, at: usize, ask: &Ask, seen: (Found, StoredValue, u64)) -
     }
     let Found { body, generation, .. } = found;
     let known = Known { body, stored, generation: generation.clone(), epoch };
-    let target = Target::Entry { known, refresh: ask.no_cache };
-    if ask.no_cache {
-        return led(ask, sidecar.flights.next(ask.who), target);
+    let target = Target::Entry { known, refresh: request.no_cache };
+    if request.no_cache {
+        return led(request, sidecar.flights.next(request.who), target);
     }
-    share(world, at, ask, generation, target, epoch)
+    share(world, at, request, generation, target, epoch)
 }
 
-fn share(world: &World, at: usize, ask: &Ask, token: String, target: Target, epoch: u64) -> Lookup {
-    let shown = Shown { token, epoch, who: ask.who };
-    led(ask, world.sidecars[at].flights.share(shown), target)
+fn share(
+    world: &World,
+    at: usize,
+    request: &LookupRequest,
+    token: String,
+    target: Target,
+    epoch: u64,
+) -> Lookup {
+    let shown = SeenVersion { token, epoch, who: request.who };
+    led(request, world.sidecars[at].flights.share(shown), target)
 }
 
-fn led(ask: &Ask, ticket: Ticket, target: Target) -> Lookup {
-    let (reader, who) = (ask.reader.clone(), ask.who);
+fn led(request: &LookupRequest, ticket: FlightTicket, target: Target) -> Lookup {
+    let (reader, who) = (request.reader.clone(), request.who);
     match ticket {
-        Ticket::Lead(seat, flight) => Lookup::Lead(Lead { reader, who, seat, flight, target }),
-        Ticket::Join(flight) => Lookup::Join(flight),
+        FlightTicket::Lead(seat, flight) => {
+            Lookup::Lead(Lead { reader, who, seat, flight, target })
+        }
+        FlightTicket::Join(flight) => Lookup::Join(flight),
     }
 }
 
 async fn follow(
     world: &Rc<World>,
     at: usize,
-    ask: &Ask,
-    shown: Shown,
+    request: &LookupRequest,
+    shown: SeenVersion,
 ) -> Result<Lookup, Unanswered> {
-    let serves = |of: &Shown| {
+    let serves = |of: &SeenVersion| {
         (of.token == shown.token || world.flaw == Flaw::Of(Mutant::JoinById))
             && (of.epoch == shown.epoch || world.flaw == Flaw::Of(Mutant::JoinAcrossEpochs))
-            && (of.who == shown.who || world.flaw == Flaw::AnyCircle)
+            && (of.who == shown.who || world.flaw == Flaw::AnyCaller)
     };
     if let Some(flight) = world.sidecars[at].flights.find(serves) {
         return Ok(Lookup::Join(flight));
     }
     for _ in 0..world.below(LOOKS) {
         if let (Some(stored), epoch) = read(world, at).await? {
-            return Ok(met(world, at, ask, stored, epoch));
+            return Ok(met(world, at, request, stored, epoch));
         }
     }
     Ok(Lookup::Pass)
 }
 
 /// Without a confirmed lookup only a read that starts after this point is good enough.
-fn unconfirmed(world: &World, at: usize, ask: &Ask) -> Lookup {
+fn unconfirmed(world: &World, at: usize, request: &LookupRequest) -> Lookup {
     let flights = &world.sidecars[at].flights;
     if world.flaw == Flaw::Of(Mutant::JoinRunning)
-        && let Some(flight) = flights.running(ask.who)
+        && let Some(flight) = flights.running(request.who)
     {
         return Lookup::Join(flight);
     }
-    led(ask, flights.next(ask.who), Target::Nowhere)
+    led(request, flights.next(request.who), Target::Nowhere)
 }
 
 /// Reads an entry. Returns it with the epoch of the connection.
@@ -238,10 +258,10 @@ async fn read(world: &Rc<World>, at: usize) -> Result<(Option<StoredValue>, u64)
 async fn lease(
     world: &Rc<World>,
     at: usize,
-    ask: &Ask,
+    request: &LookupRequest,
     refused: Option<&StoredValue>,
 ) -> Result<(Leasing, u64), Unanswered> {
-    let (token, refused) = (ask.token.clone(), refused.map(|stored| stored.expires_at_ms));
+    let (token, refused) = (request.token.clone(), refused.map(|stored| stored.expires_at_ms));
     let call = world.call(at, move |world| {
         let leasing = world.server.lease(&token, refused);
         world.say(format!("lease {token} (refused {refused:?}) -> {leasing:?}"));
@@ -250,7 +270,7 @@ async fn lease(
     let leasing = call.await;
     if leasing.is_err() {
         // The lease may still be granted.
-        world.spawn(release(Rc::clone(world), at, ask.token.clone()));
+        world.spawn(release(Rc::clone(world), at, request.token.clone()));
     }
     leasing
 }

@@ -31,42 +31,42 @@ pub(super) struct Pending {
 }
 
 #[derive(Clone, Debug)]
-enum Landing {
-    InTheAir,
-    Landed(String),
+enum FlightState {
+    Pending,
+    Ready(String),
     Abandoned,
 }
 
 /// An upstream read that several readers wait for.
 #[derive(Clone)]
-pub(super) struct Flight(Rc<RefCell<Landing>>);
+pub(super) struct Flight(Rc<RefCell<FlightState>>);
 
 impl Flight {
     fn new() -> Self {
-        Self(Rc::new(RefCell::new(Landing::InTheAir)))
+        Self(Rc::new(RefCell::new(FlightState::Pending)))
     }
 
     pub(super) fn land(&self, body: &str) {
-        self.0.replace(Landing::Landed(body.to_owned()));
+        self.0.replace(FlightState::Ready(body.to_owned()));
     }
 
     pub(super) fn abandon(&self) {
-        self.0.replace(Landing::Abandoned);
+        self.0.replace(FlightState::Abandoned);
     }
 
     /// Waits for the read. Returns `None` if its result cannot be shared.
-    pub(super) async fn landed(&self) -> Option<String> {
-        until(|| !matches!(*self.0.borrow(), Landing::InTheAir)).await;
+    pub(super) async fn ready(&self) -> Option<String> {
+        until(|| !matches!(*self.0.borrow(), FlightState::Pending)).await;
         match &*self.0.borrow() {
-            Landing::Landed(body) => Some(body.clone()),
-            Landing::InTheAir | Landing::Abandoned => None,
+            FlightState::Ready(body) => Some(body.clone()),
+            FlightState::Pending | FlightState::Abandoned => None,
         }
     }
 }
 
 /// The version of a job that the store showed, its epoch, and the reading credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shown {
+pub(super) struct SeenVersion {
     pub(super) token: String,
     pub(super) epoch: u64,
     pub(super) who: usize,
@@ -75,27 +75,27 @@ pub(super) struct Shown {
 /// Modelled on `src/cache/flight.rs`.
 #[derive(Default)]
 pub(super) struct Flights {
-    confirmed: RefCell<Vec<(u64, Shown, Flight)>>,
+    confirmed: RefCell<Vec<(u64, SeenVersion, Flight)>>,
     count: Cell<u64>,
-    unleased: RefCell<[Option<Queue>; CREDENTIALS]>,
+    unleased: RefCell<[Option<ReadQueue>; CREDENTIALS]>,
 }
 
 /// At most one read runs and one is next.
-struct Queue {
+struct ReadQueue {
     running: u64,
     running_flight: Flight,
     next: Option<(u64, Flight)>,
 }
 
 /// The place of a leader among the flights.
-pub(super) enum Seat {
+pub(super) enum FlightSlot {
     Confirmed(u64),
     Unleased(usize, u64),
 }
 
 /// How a reader without a hit gets its answer.
-pub(super) enum Ticket {
-    Lead(Seat, Flight),
+pub(super) enum FlightTicket {
+    Lead(FlightSlot, Flight),
     Join(Flight),
 }
 
@@ -106,17 +106,17 @@ impl Flights {
     }
 
     /// Joins or starts the flight for the version that the store has just shown.
-    pub(super) fn share(&self, shown: Shown) -> Ticket {
+    pub(super) fn share(&self, shown: SeenVersion) -> FlightTicket {
         if let Some(flight) = self.find(|of| *of == shown) {
-            return Ticket::Join(flight);
+            return FlightTicket::Join(flight);
         }
         let (number, flight) = (self.number(), Flight::new());
         self.confirmed.borrow_mut().push((number, shown, flight.clone()));
-        Ticket::Lead(Seat::Confirmed(number), flight)
+        FlightTicket::Lead(FlightSlot::Confirmed(number), flight)
     }
 
     /// Returns the first flight that `serves`.
-    pub(super) fn find(&self, serves: impl Fn(&Shown) -> bool) -> Option<Flight> {
+    pub(super) fn find(&self, serves: impl Fn(&SeenVersion) -> bool) -> Option<Flight> {
         let confirmed = self.confirmed.borrow();
         confirmed.iter().find(|(_, of, _)| serves(of)).map(|(.., flight)| flight.clone())
     }
@@ -127,19 +127,19 @@ impl Flights {
     }
 
     /// Leads or joins a read that begins after this call.
-    pub(super) fn next(&self, who: usize) -> Ticket {
+    pub(super) fn next(&self, who: usize) -> FlightTicket {
         let queue = &mut self.unleased.borrow_mut()[who];
-        if let Some(Queue { next: Some((_, flight)), .. }) = queue {
-            return Ticket::Join(flight.clone());
+        if let Some(ReadQueue { next: Some((_, flight)), .. }) = queue {
+            return FlightTicket::Join(flight.clone());
         }
         let (number, flight) = (self.number(), Flight::new());
         if let Some(queue) = queue {
             queue.next = Some((number, flight.clone()));
         } else {
             let running_flight = flight.clone();
-            *queue = Some(Queue { running: number, running_flight, next: None });
+            *queue = Some(ReadQueue { running: number, running_flight, next: None });
         }
-        Ticket::Lead(Seat::Unleased(who, number), flight)
+        FlightTicket::Lead(FlightSlot::Unleased(who, number), flight)
     }
 
     /// Returns the read that runs without a lease, which must not be joined.
@@ -148,23 +148,23 @@ impl Flights {
     }
 
     /// Waits until this leader may read.
-    pub(super) async fn turn(&self, seat: &Seat) {
-        let Seat::Unleased(who, number) = *seat else { return };
+    pub(super) async fn turn(&self, seat: &FlightSlot) {
+        let FlightSlot::Unleased(who, number) = *seat else { return };
         let is_ours =
-            |queue: &Option<Queue>| matches!(queue, Some(queue) if queue.running == number);
+            |queue: &Option<ReadQueue>| matches!(queue, Some(queue) if queue.running == number);
         until(|| is_ours(&self.unleased.borrow()[who])).await;
     }
 
     /// Removes a finished leader.
-    pub(super) fn leave(&self, seat: &Seat) {
+    pub(super) fn leave(&self, seat: &FlightSlot) {
         match *seat {
-            Seat::Confirmed(number) => {
+            FlightSlot::Confirmed(number) => {
                 self.confirmed.borrow_mut().retain(|(of, ..)| *of != number);
             }
-            Seat::Unleased(who, _) => {
+            FlightSlot::Unleased(who, _) => {
                 let queue = &mut self.unleased.borrow_mut()[who];
                 let next = queue.take().and_then(|queue| queue.next);
-                *queue = next.map(|(running, running_flight)| Queue {
+                *queue = next.map(|(running, running_flight)| ReadQueue {
                     running,
                     running_flight,
                     next: None,

@@ -19,7 +19,7 @@ use super::{
 
 /// The sidecars that the acknowledgement of a write binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reach {
+pub(super) enum AckScope {
     /// Every sidecar.
     Everywhere,
     /// Only the sidecar that gave it, because Redis had not confirmed the end and nothing else
@@ -237,11 +237,11 @@ impl World {
     }
 
     /// Records an acknowledgement: no reader within reach may get an older version from now on.
-    pub(super) fn acknowledge(&self, who: &str, at: usize, version: u64, reach: Reach) {
+    pub(super) fn acknowledge(&self, who: &str, at: usize, version: u64, reach: AckScope) {
         self.say(format!("{who}: ACK {version} {reach:?}"));
         match reach {
-            Reach::Everywhere => self.acknowledged.iter().for_each(|cell| raise(cell, version)),
-            Reach::Here => {
+            AckScope::Everywhere => self.acknowledged.iter().for_each(|cell| raise(cell, version)),
+            AckScope::Here => {
                 raise(&self.acknowledged[at], version);
                 raise(&self.limits, version);
                 raise(&self.sidecars[at].unconfirmed, version);

@@ -11,7 +11,7 @@ use super::{
     scheduler::{step, until},
     server::MAIN,
     sidecar::Pending,
-    world::{Reach, World},
+    world::{AckScope, World},
 };
 
 /// Longer than a schedule; an actor ends it.
@@ -82,7 +82,7 @@ pub(super) async fn write(world: Rc<World>, at: usize, fate: Fate) {
     let ended = end(&world, at, &write, begun, linger_ms).await;
     // While its fence stands no older body is served, whether or not the end is confirmed.
     let fenced = fenced && epoch == world.epoch();
-    let reach = if ended || fenced { Reach::Everywhere } else { Reach::Here };
+    let reach = if ended || fenced { AckScope::Everywhere } else { AckScope::Here };
     step().await;
     world.acknowledge(&write, at, version, reach);
     if ended && linger_ms > 0 {
@@ -105,7 +105,7 @@ async fn write_aside(world: &World, write: &str, fate: Fate) {
     world.server.del(&[MAIN]);
     world.say(format!("{write}: DEL"));
     step().await;
-    world.acknowledge(write, 0, version, Reach::Everywhere);
+    world.acknowledge(write, 0, version, AckScope::Everywhere);
 }
 
 /// The webhook, for a write that bypassed the sidecars.
@@ -121,7 +121,7 @@ pub(super) async fn purge(world: Rc<World>, at: usize) {
     step().await;
     // An unconfirmed purge is answered 503 and binds no other sidecar, but this one still bypasses
     // the entry.
-    let reach = if confirmed { Reach::Everywhere } else { Reach::Here };
+    let reach = if confirmed { AckScope::Everywhere } else { AckScope::Here };
     world.acknowledge(&purge, at, version, reach);
 }
 

@@ -71,7 +71,7 @@ impl Cluster {
             let () = first.run(&meet).await;
         }
         for master in 0..MASTERS {
-            let (first, last) = Self::part(master);
+            let (first, last) = Self::slots_of(master);
             let mut add = cmd("CLUSTER");
             add.arg("ADDSLOTSRANGE").arg(first).arg(last);
             let () = self.nodes[master].run(&add).await;
@@ -87,7 +87,7 @@ impl Cluster {
     }
 
     /// Returns the first and last slot of a master at the start.
-    pub(crate) fn part(master: usize) -> (u16, u16) {
+    pub(crate) fn slots_of(master: usize) -> (u16, u16) {
         let size = u16::try_from(usize::from(SLOTS) / MASTERS).expect("fewer than all slots");
         let first = size * u16::try_from(master).expect("one of three");
         (first, if master + 1 == MASTERS { SLOTS - 1 } else { first + size - 1 })
@@ -98,16 +98,17 @@ impl Cluster {
         eventually(FAILOVER, async || {
             let mut seen: Option<Vec<Value>> = None;
             for node in self.nodes.iter().filter(|node| node.is_running()) {
-                let info: String = node.try_run(cmd("CLUSTER").arg("INFO")).await.map_err(said)?;
+                let info: String =
+                    node.try_run(cmd("CLUSTER").arg("INFO")).await.map_err(describe_error)?;
                 let replication: String =
-                    node.try_run(cmd("INFO").arg("replication")).await.map_err(said)?;
+                    node.try_run(cmd("INFO").arg("replication")).await.map_err(describe_error)?;
                 let linked = replication.contains("role:master")
                     || replication.contains("master_link_status:up");
                 if !info.contains("cluster_state:ok") || !linked {
                     return Err(info + &replication);
                 }
                 let slots: Vec<Value> =
-                    node.try_run(cmd("CLUSTER").arg("SLOTS")).await.map_err(said)?;
+                    node.try_run(cmd("CLUSTER").arg("SLOTS")).await.map_err(describe_error)?;
                 let owners: Vec<Value> = slots.iter().map(owner_of).collect();
                 if *seen.get_or_insert_with(|| owners.clone()) != owners {
                     return Err(format!("{owners:?}"));
@@ -154,7 +155,7 @@ impl Cluster {
 
     /// Returns a job in a slot that belonged to this master at the start.
     pub(crate) async fn job_of(&self, master: usize, name: &str) -> String {
-        let (first, last) = Self::part(master);
+        let (first, last) = Self::slots_of(master);
         for n in 0.. {
             let id = format!("{name}-{n}");
             if (first..=last).contains(&self.slot(&id).await) {
@@ -181,7 +182,7 @@ impl Cluster {
     /// Runs a command as another client of Redis that follows redirections, like `redis-cli -c`.
     pub(crate) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> T {
         let ports = self.ports();
-        eventually(FAILOVER, async || follow(&ports, command).await.map_err(said)).await
+        eventually(FAILOVER, async || follow(&ports, command).await.map_err(describe_error)).await
     }
 
     /// Deletes a job's key as another client of Redis.
@@ -309,7 +310,7 @@ fn owner_of(range: &Value) -> Value {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "a signature for `map_err`")]
-fn said(error: RedisError) -> String {
+fn describe_error(error: RedisError) -> String {
     error.to_string()
 }
 

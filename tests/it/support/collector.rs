@@ -25,7 +25,7 @@ use super::{SOON, eventually};
 
 /// The collector's reaction to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum CollectorMode {
     Takes,
     Answers(StatusCode),
     /// Reads the message and does not answer while in this mode.
@@ -39,7 +39,7 @@ pub(crate) struct Collector {
 }
 
 struct State {
-    mood: watch::Sender<Mood>,
+    mood: watch::Sender<CollectorMode>,
     spans: Mutex<Vec<Span>>,
     heads: Mutex<Vec<(Method, String, HeaderMap)>>,
 }
@@ -73,7 +73,7 @@ impl Collector {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("a bound listener"));
         let state = Arc::new(State {
-            mood: watch::Sender::new(Mood::Takes),
+            mood: watch::Sender::new(CollectorMode::Takes),
             spans: Mutex::default(),
             heads: Mutex::default(),
         });
@@ -85,7 +85,7 @@ impl Collector {
         &self.url
     }
 
-    pub(crate) fn mood(&self, mood: Mood) {
+    pub(crate) fn mood(&self, mood: CollectorMode) {
         self.state.mood.send_replace(mood);
     }
 
@@ -135,15 +135,15 @@ async fn answer(
     let mut mood = state.mood.subscribe();
     let current = *mood.borrow_and_update();
     match current {
-        Mood::Hangs => {
-            let _ = mood.wait_for(|mood| *mood != Mood::Hangs).await;
+        CollectorMode::Hangs => {
+            let _ = mood.wait_for(|mood| *mood != CollectorMode::Hangs).await;
         }
-        Mood::Answers(status) => {
+        CollectorMode::Answers(status) => {
             let mut response = Response::default();
             *response.status_mut() = status;
             return Ok(response);
         }
-        Mood::Takes => {}
+        CollectorMode::Takes => {}
     }
     let message = ExportTraceServiceRequest::decode(message).expect("protobuf");
     let mut spans = state.spans.lock().expect("no panic under the lock");

@@ -29,7 +29,7 @@ const DOWN_AFTER: Duration = Duration::from_secs(1);
 const PATIENT: Duration = Duration::from_hours(1);
 
 /// Fields of replicas or sentinels.
-type Told = Vec<HashMap<String, String>>;
+type SentinelFields = Vec<HashMap<String, String>>;
 
 pub(crate) struct Deployment {
     pub(crate) nodes: Vec<RedisServer>,
@@ -253,8 +253,10 @@ impl Sentinel {
             ask.arg(what).arg(MASTER);
             ask
         };
-        let replicas: Told = self.ask(&ask("REPLICAS")).await.map_err(|e| e.to_string())?;
-        let others: Told = self.ask(&ask("SENTINELS")).await.map_err(|e| e.to_string())?;
+        let replicas: SentinelFields =
+            self.ask(&ask("REPLICAS")).await.map_err(|e| e.to_string())?;
+        let others: SentinelFields =
+            self.ask(&ask("SENTINELS")).await.map_err(|e| e.to_string())?;
         let well = replicas
             .iter()
             .filter(|replica| replica["flags"] == "slave" && replica["master-link-status"] == "ok");

@@ -266,7 +266,7 @@ impl Process {
 
     /// Like [`activated`](Self::activated) for a start that fails; returns the exit code and
     /// stderr.
-    pub(crate) fn activated_in_vain(
+    pub(crate) fn failed_activation(
         sockets: usize,
         names: Option<&str>,
         args: &[&str],
