@@ -1,6 +1,7 @@
-//! A throttle for warnings that every request may cause. It is independent of the logger.
+//! Throttles for warnings that every request may cause. They are independent of the logger.
 
 use std::{
+    collections::HashMap,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -40,9 +41,56 @@ impl Throttle {
     }
 }
 
+/// Interval between two warnings about one name.
+const NAME_INTERVAL: Duration = Duration::from_hours(1);
+/// Most names whose last warning is remembered.
+const MAX_NAMES: usize = 64;
+
+/// Admits one warning per name and hour. The names may come from clients, so at most
+/// [`MAX_NAMES`] are remembered; there are no warnings about further names until one expires.
+#[derive(Debug, Default)]
+pub struct HourlyPerName(Mutex<HashMap<Box<str>, Instant>>);
+
+impl HourlyPerName {
+    /// Whether a warning about this name should be logged now.
+    pub fn admits(&self, name: &str) -> bool {
+        let mut warned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.get(name).is_some_and(|at| at.elapsed() < NAME_INTERVAL) {
+            return false;
+        }
+        if warned.len() >= MAX_NAMES {
+            warned.retain(|_, at| at.elapsed() < NAME_INTERVAL);
+        }
+        let has_room = warned.len() < MAX_NAMES;
+        if has_room {
+            warned.insert(name.into(), Instant::now());
+        }
+        has_room
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_warned_about_once_an_hour_and_the_names_are_bounded() {
+        let throttle = HourlyPerName::default();
+        assert!(throttle.admits("x-token") && !throttle.admits("x-token"));
+        for n in 1..MAX_NAMES {
+            assert!(throttle.admits(&n.to_string()));
+        }
+        assert!(!throttle.admits("one too many"));
+        let age = |name: &str| {
+            let mut warned = throttle.0.lock().unwrap();
+            let at = warned.get_mut(name).unwrap();
+            *at = at.checked_sub(NAME_INTERVAL).unwrap();
+        };
+        age("x-token");
+        assert!(throttle.admits("one too many") && !throttle.admits("x-token"));
+        age("7");
+        assert!(throttle.admits("x-token"));
+    }
 
     #[test]
     fn a_warning_is_given_once_a_minute_and_sooner_if_it_says_something_new() {
