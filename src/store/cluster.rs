@@ -34,8 +34,8 @@
 //!   and a round of the barrier is such a command. If it hung, it does not answer our probes, and
 //!   its session is over within a second, before its replica can have been promoted (with a
 //!   `cluster-node-timeout` of 1 s or more); when it is back, it is trusted only after another node
-//!   has answered as well. The few milliseconds of a manual failover remain; they are the limit
-//!   that [`store`](super) states for a deposed master.
+//!   has answered as well. In a manual failover it holds back writes until it knows that it is
+//!   deposed, so a read of the store ends with a command that counts as a write.
 
 mod node_status;
 mod refresh_rounds;

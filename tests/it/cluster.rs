@@ -5,7 +5,7 @@ mod pending;
 use std::time::Duration;
 
 use hyper::Method;
-use jobcache::config::{Config, NearTracking, Secret, StoreLogin};
+use jobcache::config::{Config, NearMode, NearTracking, Secret, StoreLogin};
 use tokio::time::Instant;
 
 use crate::{
@@ -52,7 +52,7 @@ impl Setup {
         self.trusted(config).await
     }
 
-    /// Like [`told`](Self::told), as a user with only the rights that jobcache needs.
+    /// Like [`with_tracking`](Self::with_tracking), as a user with only the rights that jobcache needs.
     async fn user(&self, tracking: NearTracking) -> Sidecar {
         let mut config = self.config();
         config.near.tracking = tracking;
@@ -430,4 +430,24 @@ async fn one_seed_that_answers_is_enough_to_find_all_masters() {
     let a = Sidecar::start(config).await;
     metric(&a, "jobcache_store_shards{state=\"up\"} 3").await;
     one_of_each(&setup, &[&a]).await;
+}
+
+/// A master that hands over to its replica holds back writes and answers reads, and other clients
+/// may already delete at the new master.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_holds_back_writes_answers_no_hit() {
+    let setup = Setup::new().await;
+    let mut config = setup.config();
+    config.near.mode = NearMode::Off;
+    config.store.budget = Duration::from_millis(200);
+    let sidecar = Sidecar::start(config).await;
+    let id = setup.cluster.job_of(0, "x").await;
+    hit(&sidecar, &id).await;
+    let master = &setup.cluster.nodes[0];
+    let () = master.run(redis::cmd("CLIENT").arg("PAUSE").arg(600_000).arg("WRITE")).await;
+    let stored: Option<Vec<u8>> = master.run(redis::cmd("GET").arg(key(&id))).await;
+    assert!(stored.is_some(), "the master still answers reads");
+    assert!(!sidecar.get(&path(&id)).await.is_hit());
+    let () = master.run(redis::cmd("CLIENT").arg("UNPAUSE")).await;
+    hit(&sidecar, &id).await;
 }

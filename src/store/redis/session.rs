@@ -43,6 +43,7 @@ pub struct Session {
     connection: RedisConnection,
     target: Target,
     term: Option<Term>,
+    membership: Membership,
     epoch: Epoch,
     /// The server's clock minus ours, in ms.
     clock_ahead_ms: AtomicI64,
@@ -83,6 +84,7 @@ impl Session {
     pub(super) fn new(
         connection: RedisConnection,
         (target, term): (Target, Option<Term>),
+        membership: Membership,
         epoch: Epoch,
         clock_ahead_ms: i64,
     ) -> Self {
@@ -90,6 +92,7 @@ impl Session {
             connection,
             target,
             term,
+            membership,
             epoch,
             clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
             timeouts: AtomicU32::new(0),
@@ -191,7 +194,7 @@ impl Session {
     }
 
     /// Checks that the server is still the master with which the session was opened.
-    pub(super) async fn probe(&self, membership: Membership) -> Result<(), StoreError> {
+    pub(super) async fn probe(&self) -> Result<(), StoreError> {
         let sent = clock::now();
         let calls = async {
             let reply = self.call(|mut connection| async move {
@@ -199,7 +202,7 @@ impl Session {
                 pipeline.cmd("INFO").arg("replication").cmd("TIME");
                 pipeline.query_async::<(String, (i64, i64))>(&mut connection).await
             });
-            Ok((reply.await?, self.claim(membership).await?))
+            Ok((reply.await?, self.claim().await?))
         };
         let ((info, time), claim) = match timeout(PROBE_TIMEOUT, calls).await {
             Ok(reply) => reply?,
@@ -220,8 +223,8 @@ impl Session {
     }
 
     /// The claim of a master in its cluster; `None` for a standalone server.
-    async fn claim(&self, membership: Membership) -> Result<Option<SlotClaim>, StoreError> {
-        if membership == Membership::None {
+    async fn claim(&self) -> Result<Option<SlotClaim>, StoreError> {
+        if self.membership == Membership::None {
             return Ok(None);
         }
         let info: String = self.query(redis::cmd("CLUSTER").arg("INFO")).await?;

@@ -205,7 +205,8 @@ impl RedisState {
         if self.source.take_behind() {
             self.retry_queue.pending.add_all().await;
         }
-        let session = Session::new(connection, (target, reign), epoch, clock_ahead_ms);
+        let session =
+            Session::new(connection, (target, reign), self.membership(), epoch, clock_ahead_ms);
         if !self.has_secret && self.keeps_credential_key() {
             self.share_credential_key(&session).await?;
         }
@@ -317,7 +318,7 @@ impl RedisState {
             if session.has_failed() {
                 return StoreError::Lost("too many operations failed".into());
             }
-            if let Err(error) = session.probe(self.membership()).await {
+            if let Err(error) = session.probe().await {
                 session.fail();
                 return error;
             }
