@@ -46,8 +46,8 @@ const NAME_INTERVAL: Duration = Duration::from_hours(1);
 /// Most names whose last warning is remembered.
 const MAX_NAMES: usize = 64;
 
-/// Admits one warning per name and hour. The names may come from clients, so at most
-/// [`MAX_NAMES`] are remembered; there are no warnings about further names until one expires.
+/// Admits one warning per name and hour. The names may come from clients, so at most 64
+/// are remembered; there are no warnings about further names until one expires.
 #[derive(Debug, Default)]
 pub struct HourlyPerName(Mutex<HashMap<Box<str>, Instant>>);
 

@@ -31,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
         stated_only: switches & 1 != 0,
         max_body: 1_000,
         vary: Vec::new(),
-        states: None,
+        state_ttls: None,
         cookies: if switches & 2 != 0 { vec!["session".to_owned()] } else { Vec::new() },
     };
     let now = SystemTime::UNIX_EPOCH + NOW;

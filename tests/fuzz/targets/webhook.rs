@@ -6,7 +6,11 @@
 
 use std::time::SystemTime;
 
-use jobcache::{admin::proof::check, config::Secret};
+use hyper::HeaderMap;
+use jobcache::{
+    admin::signature::{AuthError, SignedRequest, VerifiedSecret, verify_token},
+    config::Secret,
+};
 use libfuzzer_sys::fuzz_target;
 
 const SECRETS: [&str; 2] = ["0123456789abcdef", "whsec_MDEyMzQ1Njc4OWFiY2RlZg=="];
@@ -32,3 +36,13 @@ fuzz_target!(|data: &[u8]| {
         assert!(!error.to_string().contains(text), "the error contains the secret");
     }
 });
+
+fn check(
+    secrets: &[Secret],
+    headers: &HeaderMap,
+    body: &[u8],
+    now: SystemTime,
+) -> Result<VerifiedSecret, AuthError> {
+    let signed = || SignedRequest::parse(headers)?.verify(secrets, body, now);
+    verify_token(secrets, headers).or_else(|_| signed())
+}
