@@ -3,7 +3,7 @@
 #   docker build -t jobcache .
 #
 # The image holds the binary, the libraries that it is linked with and the certificates of public
-# authorities: 14 MB. It has no shell. Use `docker exec ... jobcache check` and the admin listener to look
+# authorities: 17 MB. It has no shell. Use `docker exec ... jobcache check` and the admin listener to look
 # into it. It uses glibc instead of a static musl binary, because musl's allocator has one lock for all
 # threads, and because jobcache is developed and tested with glibc.
 
