@@ -66,7 +66,7 @@ pub enum InheritedSocketsError {
     /// Two sockets have the same name.
     #[error("two sockets are named {0:?}; name one proxy and one admin (FileDescriptorName=)")]
     DuplicateName(&'static str),
-    /// `LISTEN_FDNAMES` has not one name per socket.
+    /// `LISTEN_FDNAMES` does not have one name for each socket.
     #[error("LISTEN_FDNAMES has {names} names for {count} sockets; pass one name per socket")]
     NameCount {
         /// The number of names.

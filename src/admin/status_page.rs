@@ -80,11 +80,14 @@ mod tests {
     use crate::cache::policy::{Bypass, NoStore};
 
     #[test]
-    fn the_page_says_what_each_reason_means() {
+    fn the_page_and_the_documentation_say_what_each_reason_means() {
+        let documentation = include_str!("../../docs/troubleshooting.md");
         let bypasses = Bypass::ALL.iter().map(|why| why.as_str());
         for why in bypasses.chain(NoStore::ALL.iter().map(|why| why.as_str())) {
             let entries = [format!("\n  {why}: ["), format!("\n  '{why}': [")];
             assert!(entries.iter().any(|entry| SCRIPT.contains(entry)), "{why} is not explained");
+            let is_documented = [format!("`{why}`"), format!("detail={why}`")];
+            assert!(is_documented.iter().any(|word| documentation.contains(word)), "{why}");
         }
     }
 

@@ -13,9 +13,9 @@ pub struct CredentialsConfig {
     pub headers: Vec<String>,
     /// Names of the cookies that count; if it is empty, all of them count.
     pub cookies: Vec<String>,
-    /// Key of the fingerprints; none = the store keeps a key for all sidecars.
+    /// Key of the fingerprints. Without one, the sidecars share a key that the store keeps.
     pub secret: Option<Secret>,
-    /// Audience pairs of an entry.
+    /// Most pairs of credential and variant that the audience of an entry may hold.
     pub audience: usize,
     /// Time for which a pair is trusted after the upstream has served an entry to it; none = as long
     /// as the entry is kept.

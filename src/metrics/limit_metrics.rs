@@ -43,7 +43,7 @@ pub enum Limit {
     UpstreamWaiting,
     /// A purge was refused because too many arrived within a second.
     WebhookPurges,
-    /// A call without the webhook secret was delayed because too many came from its address.
+    /// A call without the webhook secret was answered 429 because too many came from its address.
     WebhookFailures,
 }
 

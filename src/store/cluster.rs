@@ -302,13 +302,13 @@ impl Cluster {
 
     /// Tries a last time to confirm what is pending, within `deadline`.
     pub(super) async fn close(&self, deadline: Duration) {
-        let debts = &self.state.retry_queue;
-        if debts.pending.is_empty() {
+        let retry_queue = &self.state.retry_queue;
+        if retry_queue.pending.is_empty() {
             return;
         }
-        debts.pending.make_all_due();
+        retry_queue.pending.make_all_due();
         let _ = timeout(deadline, self.state.retry_due()).await;
-        debts.log_remaining();
+        retry_queue.log_remaining();
     }
 }
 
@@ -357,9 +357,10 @@ impl ClusterState {
         });
         let target = self.target.at(&master.address.host, master.address.port);
         let key = (Arc::clone(&self.credential_key), self.has_secret);
-        let debts = Arc::clone(&self.retry_queue);
+        let retry_queue = Arc::clone(&self.retry_queue);
         let tasks = self.tasks.clone();
-        let redis = Redis::cluster_master(target, &self.config, part, debts, key, tasks, watcher);
+        let redis =
+            Redis::cluster_master(target, &self.config, part, retry_queue, key, tasks, watcher);
         Shard::new(self.next_shard.fetch_add(1, Ordering::Relaxed), master, slots, redis)
     }
 

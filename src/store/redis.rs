@@ -103,7 +103,7 @@ impl Redis {
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
         let source = MasterSource::new(config, &metrics)?;
-        let debts = Arc::new(RetryQueue::open(&config.pending, Arc::clone(&metrics))?);
+        let retry_queue = Arc::new(RetryQueue::open(&config.pending, Arc::clone(&metrics))?);
         let budget = config.store.budget;
         let tracking_metrics = Arc::clone(&metrics);
         Ok(Self::start(RedisState {
@@ -112,7 +112,7 @@ impl Redis {
             prefix: config.store.prefix.clone(),
             lease: config.store.lease,
             session: RwLock::default(),
-            retry_queue: debts,
+            retry_queue,
             recently_confirmed: RecentlyConfirmed::default(),
             credential_key: initial_credential_key(config),
             has_secret: config.credentials.secret.is_some(),

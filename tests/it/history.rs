@@ -250,7 +250,8 @@ async fn a_sentinel_failover_of_a_dead_or_hung_master_leaves_no_old_body() {
     fail_over(&Fault::FAILOVERS, 0).await;
 }
 
-/// Limit (b): a deposed master that still answers is believed for at most a second.
+/// A documented limit (docs/guarantee.md, promise 1): a master that was replaced and still answers
+/// is believed for at most a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sentinel_failover_of_a_master_that_is_well_leaves_no_old_body_for_long() {
     fail_over(&[Fault::MasterDeposed], 1000).await;

@@ -400,8 +400,8 @@ async fn check_truncated(setup: &Setup, feed: Feed) {
     let client = &setup.sidecar.client;
     let (reply, ()) = tokio::join!(client.request(Method::GET, X).try_send(), feed.break_off());
 
-    // If it breaks before the head was written to the client, the answer is a 502, otherwise a
-    // broken body.
+    // If the upstream breaks off before the client has the head, the answer is a 502. Otherwise the
+    // client gets a broken body.
     if let Ok(reply) = reply {
         assert_eq!(
             reply.status,

@@ -99,8 +99,6 @@ reasons! {
 reasons! {
     /// Why a response is not stored.
     NoStore {
-        /// The request is not a GET.
-        Method = "method",
         /// The status is not 200.
         Status = "status",
         /// The response or the request has `Cache-Control: no-store`.

@@ -69,8 +69,8 @@ impl MasterSource {
     }
 
     /// Returns once the master is another server than `target`, or the same one in another term.
-    pub(super) async fn moved(&self, target: &Target, reign: Option<Term>) -> StoreError {
-        match (self, reign) {
+    pub(super) async fn moved(&self, target: &Target, term: Option<Term>) -> StoreError {
+        match (self, term) {
             (Self::Sentinels(watch), Some(Term(epoch))) => watch.moved(target, epoch).await,
             _ => future::pending().await,
         }

@@ -115,8 +115,8 @@ pub(super) struct SlotClaim {
 }
 
 impl SlotClaim {
-    /// Parses the claim of a working master. A master does not work without the majority, or while
-    /// a cluster that requires full coverage lacks it.
+    /// Parses the claim of a working master. A master refuses commands without a majority. It also
+    /// refuses them while slots have no owner, if the cluster requires full coverage.
     pub(super) fn parse(info: &str) -> Result<Self, StoreError> {
         let field = |name| text_field(info, name);
         if field("cluster_state") != Some("ok") {
