@@ -3,7 +3,8 @@
 //! Pollers, writers, purging pipelines and other clients of Redis that `DEL` work on a few jobs
 //! through two or three sidecars (real processes, a real Redis with a replica). Meanwhile Redis
 //! hangs, dies, comes back with old data or fails over, links are cut, and sidecars are killed.
-//! Every operation is recorded with one clock, and the [`judge`] then checks every GET.
+//! Every operation is recorded with one clock, and the [`judge`] then
+//! checks every GET. A second judge, a linearizability checker that others wrote, must agree.
 //!
 //! A short run is part of the suite. A long run:
 //!
@@ -23,6 +24,7 @@ mod link;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod record;
+mod second_judge;
 mod shards;
 mod truth;
 mod workload;
@@ -94,8 +96,16 @@ async fn run(plan: Plan) -> (History, Verdict) {
         dropped_reads: told.dropped_reads,
     };
     history.writes.extend(writes_during_kill);
-    let verdict = judge(&history, plan.staleness_ms);
+    let verdict = judge_twice(&history, plan.staleness_ms);
     (history, verdict)
+}
+
+/// Judges a run, and checks that both judges agree.
+fn judge_twice(history: &History, staleness_ms: u64) -> Verdict {
+    let verdict = judge(history, staleness_ms);
+    let second = second_judge::unexplained(history, staleness_ms);
+    assert_eq!(verdict.groups, second, "the judges disagree (job, sidecar, version)");
+    verdict
 }
 
 fn explain(history: &History, verdict: &Verdict) -> String {
@@ -118,7 +128,7 @@ async fn check_run(
     for times in LONGER {
         let plan = Plan { length: plan.length * times, ..plan };
         let (history, _) = run(plan).await;
-        let verdict = judge(&history, staleness_ms);
+        let verdict = judge_twice(&history, staleness_ms);
         let run = format!(
             "history {name}, {} sidecars, {:?}, HISTORY_SEED={}",
             plan.sidecars, plan.length, plan.seed

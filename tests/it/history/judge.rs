@@ -12,13 +12,14 @@
 //!   its commit, unless Redis was in trouble and may not have had the fence.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
 };
 
 use super::{
     faults::Fault,
     record::{Commit, History, How, Kind, Micros, Outcome, Process, Read, Trouble, Write},
+    second_judge::ReadGroup,
 };
 
 /// Time that a sidecar needs to find its store again, in addition to the backoff: to connect and to
@@ -32,9 +33,9 @@ const BUDGET_MS: u64 = 90;
 
 /// The oldest version that may be read, from this time on.
 #[derive(Clone, Copy, Debug)]
-struct Floor {
-    from: Micros,
-    version: u32,
+pub(super) struct Floor {
+    pub(super) from: Micros,
+    pub(super) version: u32,
     write: Write,
     commit: Commit,
 }
@@ -75,17 +76,24 @@ pub(super) struct Verdict {
     /// The first few, by start.
     pub(super) violations: Vec<Violation>,
     pub(super) total: usize,
+    /// The groups of all violations.
+    pub(super) groups: BTreeSet<ReadGroup>,
 }
 
 /// The floors of one job, for everyone and for single processes; each list is sorted, with rising
 /// versions.
 #[derive(Default)]
-struct Floors {
+pub(super) struct Floors {
     all: Vec<Floor>,
     own: HashMap<Process, Vec<Floor>>,
 }
 
 impl Floors {
+    /// Returns the floors for the readers of a process.
+    pub(super) fn binding(&self, process: Process) -> impl Iterator<Item = &Floor> {
+        self.all.iter().chain(self.own.get(&process).into_iter().flatten())
+    }
+
     fn seal(&mut self) {
         for floors in self.own.values_mut().chain([&mut self.all]) {
             floors.sort_by_key(|floor| floor.from);
@@ -121,7 +129,8 @@ pub(super) fn judge(history: &History, staleness_ms: u64) -> Verdict {
     for trouble in &history.troubles {
         *counts.faults.entry(trouble.fault).or_default() += 1;
     }
-    let floors = floors(history, &mut counts);
+    let mut floors = floors(history, &mut counts);
+    floors.values_mut().for_each(Floors::seal);
     let mut violations = Vec::new();
     for read in &history.reads {
         match read.how {
@@ -138,9 +147,11 @@ pub(super) fn judge(history: &History, staleness_ms: u64) -> Verdict {
         }
     }
     let total = violations.len();
+    let group = |Violation { read, .. }: &Violation| (read.job, read.process, read.version);
+    let groups = violations.iter().map(group).collect();
     violations.sort_by_key(|violation| violation.read.start);
     violations.truncate(3);
-    Verdict { counts, violations, total }
+    Verdict { counts, violations, total, groups }
 }
 
 fn floors(history: &History, counts: &mut Counts) -> HashMap<u16, Floors> {
@@ -179,8 +190,12 @@ fn floors(history: &History, counts: &mut Counts) -> HashMap<u16, Floors> {
             Outcome::Unknown | Outcome::HungUp => counts.gone_in_trouble += 1,
         }
     }
-    floors.values_mut().for_each(Floors::seal);
     floors
+}
+
+/// Returns the floors of each job, in no order.
+pub(super) fn unsealed_floors(history: &History) -> HashMap<u16, Floors> {
+    floors(history, &mut Counts::default())
 }
 
 /// Returns whether the second end of a write may be unconfirmed, which its head could not say.
@@ -309,7 +324,7 @@ impl fmt::Display for Counts {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::second_judge::unexplained, *};
 
     const A: Process = Process { sidecar: 0, life: 0 };
     const B: Process = Process { sidecar: 1, life: 0 };
@@ -335,6 +350,7 @@ mod tests {
         };
         let verdict = judge(&history, 0);
         assert_eq!(verdict.total, usize::from(bad));
+        assert_eq!(unexplained(&history, 0), verdict.groups);
         for violation in verdict.violations {
             let slice = violation.explain(&history);
             assert!(slice.contains("GET 6 Hit  <== STALE") && slice.contains("committed 7"));
