@@ -142,7 +142,7 @@ fn note_value(
 ) -> bool {
     if !groups.contains_key(&group) && groups.len() >= MAX_GROUPS {
         let is_idle = |seen: &SeenValues| now.saturating_duration_since(seen.latest) > IDLE_TIME;
-        groups.retain(|_, seen| seen.is_live(now) && !(is_idle(seen) && !seen.splits()));
+        groups.retain(|_, seen| seen.is_live(now) && (seen.splits() || !is_idle(seen)));
         if groups.len() >= MAX_GROUPS {
             return false;
         }
