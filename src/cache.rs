@@ -4,6 +4,7 @@
 //! fetches.
 
 pub mod audience;
+mod caller_splits;
 mod comparison;
 pub mod cookies;
 pub mod entry;
@@ -37,6 +38,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use self::{
     audience::{Caller, Fingerprinter, Variant},
+    caller_splits::CallerSplits,
     entry::Entry,
     flight::Flights,
     job_id::JobId,
@@ -76,6 +78,8 @@ pub struct Cache {
     /// Replacements of a job's entry by a different response that the upstream gave another caller.
     replacements: Arc<WindowedCounts<Key>>,
     fingerprinter: Fingerprinter,
+    /// Unknown request headers that keep callers apart.
+    caller_splits: Arc<CallerSplits>,
     /// Foreign values found under each job's key.
     foreign_values: Arc<WindowedCounts<Key>>,
     foreign_warnings: Arc<WindowedCounts<()>>,
@@ -173,6 +177,7 @@ impl Cache {
             flights: Arc::new(Flights::new(flights)),
             hit_for_miss: Arc::new(WindowedCounts::new(HIT_FOR_MISS_TIME)),
             replacements: Arc::new(WindowedCounts::new(config.ttl)),
+            caller_splits: Arc::default(),
             foreign_values: Arc::new(WindowedCounts::new(config.ttl)),
             foreign_warnings: Arc::new(WindowedCounts::new(FOREIGN_WARNING_INTERVAL)),
             pending_warnings: Arc::default(),
@@ -211,7 +216,7 @@ impl Cache {
         &self.store
     }
 
-    /// Returns the request headers that fingerprints cover. They must reach the upstream unchanged.
+    /// Returns the request headers that are known to count. They must reach the upstream unchanged.
     pub fn fingerprinted_headers(&self) -> &[HeaderName] {
         self.fingerprinter.covered_headers()
     }
@@ -297,6 +302,7 @@ fn policy(config: &config::Config, fingerprinter: &Fingerprinter) -> Policy {
         stated_only: config.ttl_stated_only,
         max_body: config.max_body,
         vary: fingerprinter.covered_headers().to_vec(),
+        ignored: fingerprinter.ignored_headers().to_vec(),
         state_ttls: StateTtls::new(&config.states),
         cookies: config.credentials.cookies.clone(),
     }

@@ -109,6 +109,10 @@ use crate::{
     metrics::{Metrics, StoreOp},
 };
 
+/// Greatest number of pairs of one entry that have the same credential. A further one replaces the
+/// oldest of them, so that nobody fills the audience of others.
+pub const MAX_PAIRS_OF_CREDENTIAL: usize = 8;
+
 /// Checks that the configured store can be reached now and is fit for use.
 pub async fn probe(config: &config::Config) -> Result<(), StoreError> {
     match &config.store.url {

@@ -30,7 +30,8 @@ use serde_json::{Value, json};
 use self::{
     request_head::parse,
     wording::{
-        bypass_reason_text, bypass_text, hit_text, miss_text, refused_text, shadow_text, write_text,
+        bypass_reason_text, bypass_text, hit_text, miss_text, refused_text, shadow_text,
+        splitting_text, write_text,
     },
 };
 use super::reply::{Reply, json_reply};
@@ -48,7 +49,7 @@ use crate::{
     events::jobs::JobHistory,
     proxy::{
         framing::{self, Refusal},
-        headers::{CacheStatus, Forward},
+        headers::{self, CacheStatus, Forward},
         route::{Route, Routes},
     },
     store::{KeyState, StoreError},
@@ -83,11 +84,15 @@ impl Explainer<'_> {
 
     async fn try_explain(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
         let id = canonical_id(id)?;
-        let request = parse(head, || self.routes.path_of(&id))?;
+        let mut request = parse(head, || self.routes.path_of(&id))?;
         let route = self.routes.classify(&request);
+        headers::strip_listed(request.headers_mut(), self.cache.fingerprinted_headers());
         self.check_same_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-        let is_given = headers.contains_key(HOST) || uri.authority().is_some();
+        // The variant of an entry says nothing about the values of unknown headers.
+        let is_given = headers.contains_key(HOST)
+            || uri.authority().is_some()
+            || self.cache.has_unknown_header(headers);
         let form = if is_given { VariantOrigin::Given } else { VariantOrigin::Assumed };
         // Writes and bypassed requests do no lookup. Their job is shown as a GET would find it.
         let method = if *method == Method::HEAD { method } else { &Method::GET };
@@ -102,6 +107,7 @@ impl Explainer<'_> {
         if head.trim_ascii().is_empty() {
             verdict = verdict.without_headers(&explained.history);
         }
+        verdict.why.push_str(&splitting_text(&explained.splitting_headers));
         Ok(json_reply(StatusCode::OK, &Explanation::of(&id, &request, form, &explained, verdict)))
     }
 
@@ -315,6 +321,7 @@ impl<'t> Explanation<'t> {
                 "uncacheable": explained.hit_for_miss,
                 "replaced": explained.replacements,
                 "foreign": explained.foreign_values,
+                "splitting_headers": explained.splitting_headers,
             }),
             events: job_history::events_json(&explained.history),
             all_purged: explained.history.all_purged.as_ref().map(job_history::event_json),

@@ -2,30 +2,33 @@
 //!
 //! A caller ([`Caller`]) is two fingerprints. The **credential** covers everything that identifies the
 //! client: `Authorization`, cookies, API keys and the headers that a gateway adds once it has
-//! authenticated the client. The **variant** covers everything that selects a form of the answer: path
-//! and query, host names and content negotiation. An entry is only for the callers that the upstream
-//! itself has served its bytes to. Headers are neither parsed nor trusted: equal bytes give equal
-//! fingerprints.
+//! authenticated the client. The **variant** covers everything else on which the answer may depend: path
+//! and query, host names, content negotiation, and every header that is not known to say nothing about
+//! the caller. An entry is only for the callers that the upstream itself has served its bytes to.
+//! Headers are not trusted: equal bytes give equal fingerprints.
 //!
 //! Fingerprints are keyed BLAKE3 hashes, so that a program that can read the store cannot find
 //! credentials by guessing.
 
+mod counted_parts;
+mod header_roles;
+mod ignored_headers;
 #[cfg(test)]
 mod tests;
+mod variant;
 
-use std::{
-    collections::HashMap,
-    fmt,
-    hash::{BuildHasherDefault, Hasher},
-    ops::Range,
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
 use hyper::http::{
-    HeaderMap, HeaderName, HeaderValue, Uri,
-    header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_LANGUAGE, COOKIE, FORWARDED, HOST, ORIGIN},
+    HeaderMap, HeaderName, Uri,
+    header::{COOKIE, HOST},
 };
 
+pub use self::variant::Variant;
+use self::{
+    header_roles::{HeaderRole, HeaderRoles, names},
+    variant::push_part,
+};
 use super::{cookies, query::Query};
 pub use crate::config::CredentialMode as Mode;
 use crate::{config, store::CredentialKey};
@@ -39,16 +42,6 @@ pub struct Fingerprint([u8; 16]);
 pub struct Caller {
     credential: Fingerprint,
     variant: Fingerprint,
-}
-
-/// The text that a variant's fingerprint was made from. It gives the fingerprint of another path with
-/// the same headers, because nothing else differs then.
-#[derive(Clone, Debug)]
-pub struct Variant {
-    key: CredentialKey,
-    /// The parts, each preceded by its length. The first is the path.
-    text: Vec<u8>,
-    path: Range<usize>,
 }
 
 /// The callers that an entry is for.
@@ -85,12 +78,11 @@ pub enum Standing {
 #[derive(Clone, Debug)]
 pub struct Fingerprinter {
     mode: Mode,
-    /// Headers of the credential.
-    credential_headers: Vec<HeaderName>,
-    /// Headers of the credential and of the variant.
+    /// Headers that are known to be part of the credential or of the variant, as a whole.
     covered: Vec<HeaderName>,
-    /// Roles of the covered headers, by name.
-    roles: HashMap<HeaderName, HeaderRole, BuildHasherDefault<NameHasher>>,
+    /// Headers of `credentials.ignore`.
+    ignored: Vec<HeaderName>,
+    roles: HeaderRoles,
     /// Names of the cookies that count; if empty, all cookies count.
     cookies: Vec<String>,
     /// How long a membership lasts; if unset, it does not lapse.
@@ -101,59 +93,17 @@ pub struct Fingerprinter {
 /// Capacity for the text of a usual request, in bytes.
 const USUAL_TEXT_BYTES: usize = 512;
 
-/// Role of a header in the fingerprints. Headers are taken in the order of `order`, regardless of
-/// their order in the request.
-#[derive(Clone, Copy, Debug)]
-struct HeaderRole {
-    order: usize,
-    credential: bool,
-    variant: bool,
-}
-
-/// FNV-1a hash. A fast hash matters, because every header of every request is looked up. No key is
-/// needed: the map holds only names from the configuration, so clients cannot force collisions.
-struct NameHasher(u64);
-
-impl Default for NameHasher {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for NameHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 /// A header that is part of a fingerprint.
 struct CoveredHeader<'h> {
     role: HeaderRole,
     name: &'h HeaderName,
-    value: &'h HeaderValue,
+    /// The value, or a part of it that counts.
+    value: &'h [u8],
 }
 
-const VARIANT_HEADERS: [HeaderName; 13] = [
-    HOST,
-    ORIGIN,
-    ACCEPT,
-    ACCEPT_CHARSET,
-    ACCEPT_LANGUAGE,
-    FORWARDED,
-    HeaderName::from_static("accept-version"),
-    HeaderName::from_static("prefer"),
-    HeaderName::from_static("x-api-version"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-prefix"),
-];
+/// Last pair of every variant. Members of audiences from before every request header counted have none,
+/// so they are not believed.
+const VARIANT_VERSION: [&[u8]; 2] = [b"", b"2"];
 
 impl Fingerprint {
     /// Credential fingerprint for uses in which the credential does not matter.
@@ -207,39 +157,6 @@ impl Fingerprint {
     }
 }
 
-/// Appends a part, preceded by its length.
-fn push_part(text: &mut Vec<u8>, part: &[u8]) {
-    match u8::try_from(part.len()) {
-        Ok(len) if len < u8::MAX => text.push(len),
-        _ => {
-            text.push(u8::MAX);
-            text.extend_from_slice(&(part.len() as u64).to_le_bytes());
-        }
-    }
-    text.extend_from_slice(part);
-}
-
-impl Variant {
-    /// Returns the path that the text was made for.
-    pub fn path(&self) -> &[u8] {
-        &self.text[self.path.clone()]
-    }
-
-    /// Changes the path and returns the new fingerprint.
-    fn retarget(&mut self, path: &[u8]) -> Fingerprint {
-        if path.len() == self.path.len() {
-            self.text[self.path.clone()].copy_from_slice(path);
-        } else {
-            let mut text = Vec::with_capacity(self.text.len() + path.len());
-            push_part(&mut text, path);
-            let end = text.len();
-            text.extend_from_slice(&self.text[self.path.end..]);
-            (self.text, self.path) = (text, end - path.len()..end);
-        }
-        Fingerprint::of_text(&self.key, &self.text)
-    }
-}
-
 impl Caller {
     /// Returns the format of the store: 64 hexadecimal digits, the credential first.
     pub fn to_hex(self) -> String {
@@ -247,6 +164,11 @@ impl Caller {
         self.credential.write_hex(&mut hex[..32]);
         self.variant.write_hex(&mut hex[32..]);
         hex.iter().copied().map(char::from).collect()
+    }
+
+    /// Returns the fingerprint of the credential.
+    pub(super) fn credential(self) -> Fingerprint {
+        self.credential
     }
 
     /// Returns the same variant for any credential.
@@ -259,12 +181,12 @@ impl AudienceMember {
     /// Parses the format of the store; `None` if `text` is not a valid member.
     pub fn parse(text: &str) -> Option<Self> {
         let (credential, rest) = text.as_bytes().split_first_chunk()?;
-        let (representation, time) = rest.split_first_chunk()?;
+        let (variant, time) = rest.split_first_chunk()?;
         let credential = Fingerprint::from_hex(credential)?;
-        let representation = Fingerprint::from_hex(representation)?;
+        let variant = Fingerprint::from_hex(variant)?;
         let time = std::str::from_utf8(time).ok()?.strip_prefix('@');
         let served_at_ms = time.and_then(|ms| ms.parse().ok()).unwrap_or(0);
-        Some(Self { caller: Caller { credential, variant: representation }, served_at_ms })
+        Some(Self { caller: Caller { credential, variant }, served_at_ms })
     }
 }
 
@@ -292,6 +214,12 @@ impl Audience {
         self.members.iter().any(|member| member.caller.credential == caller.credential)
     }
 
+    /// Returns how many members have the caller's credential.
+    pub fn pairs_of_credential(&self, caller: Caller) -> usize {
+        let same = |member: &&AudienceMember| member.caller.credential == caller.credential;
+        self.members.iter().filter(same).count()
+    }
+
     fn has_variant(&self, caller: Caller) -> bool {
         self.members.iter().any(|member| member.caller.variant == caller.variant)
     }
@@ -300,22 +228,11 @@ impl Audience {
 impl Fingerprinter {
     /// Creates a fingerprinter from the configuration. Queries are covered whole.
     pub fn new(config: &config::CredentialsConfig) -> Self {
-        // Parsing never fails: the names were checked when the configuration was loaded.
-        let credential_headers: Vec<HeaderName> =
-            config.headers.iter().filter_map(|name| name.parse().ok()).collect();
-        let covered: Vec<HeaderName> =
-            credential_headers.iter().cloned().chain(VARIANT_HEADERS).collect();
-        let role = |(place, name): (usize, &HeaderName)| {
-            let credential = credential_headers.contains(name);
-            let representation = VARIANT_HEADERS.contains(name);
-            (name.clone(), HeaderRole { order: place, credential, variant: representation })
-        };
-        let roles = covered.iter().enumerate().map(role).collect();
         Self {
             mode: config.mode,
-            credential_headers,
-            covered,
-            roles,
+            covered: HeaderRoles::covered(config),
+            ignored: names(&config.ignore).collect(),
+            roles: HeaderRoles::new(config),
             cookies: config.cookies.clone(),
             recheck: config.recheck,
             query: Query::default(),
@@ -328,17 +245,38 @@ impl Fingerprinter {
         Self { query, ..self }
     }
 
-    /// Returns the request headers that fingerprints cover. A response may vary by them, and they must
-    /// reach the upstream as they were when the fingerprint was taken.
+    /// Returns the request headers that are known to count as a whole. A response may vary by them, and
+    /// they must reach the upstream as they were when the fingerprint was taken.
     pub fn covered_headers(&self) -> &[HeaderName] {
         &self.covered
     }
 
+    /// Returns the headers that the configuration ignores. A response that varies by them is not stored.
+    pub fn ignored_headers(&self) -> &[HeaderName] {
+        &self.ignored
+    }
+
     /// Returns whether a request must bypass the cache because it carries a credential.
     pub fn must_bypass(&self, headers: &HeaderMap) -> bool {
-        let names_caller =
-            |name| self.credential_headers.contains(name) || may_read_as_another(name);
+        let names_caller = |name| self.roles.of(name).credential || may_read_as_another(name);
         self.mode == Mode::Bypass && headers.keys().any(names_caller)
+    }
+
+    /// Returns whether a request has a header that nothing is known about.
+    pub fn has_unknown_header(&self, headers: &HeaderMap) -> bool {
+        headers.keys().any(|name| self.roles.is_unknown(name))
+    }
+
+    /// Returns the headers of a variant that nothing is known about, with the values or parts of values
+    /// that count. Those of one header are next to each other.
+    pub fn unknown_headers<'v>(
+        &self,
+        variant: &'v Variant,
+    ) -> impl Iterator<Item = (HeaderName, &'v [u8])> {
+        let headers = variant
+            .pairs()
+            .filter_map(|(name, value)| Some((HeaderName::from_bytes(name).ok()?, value)));
+        headers.filter(|(name, _)| self.roles.is_unknown(name))
     }
 
     /// Returns the caller of a request.
@@ -354,9 +292,7 @@ impl Fingerprinter {
         uri: &Uri,
         headers: &HeaderMap,
     ) -> (Caller, Variant) {
-        let mut covered: Vec<CoveredHeader<'_>> =
-            headers.iter().filter_map(|line| self.covered_header(line)).collect();
-        covered.sort_by_key(|header| header.role.order);
+        let covered = self.covered(headers);
         let mut text = Vec::with_capacity(USUAL_TEXT_BYTES);
         let credential = Fingerprint::of(&key, self.credential_parts(&covered), &mut text);
         let variant = Fingerprint::of(&key, self.variant_parts(&covered, uri), &mut text);
@@ -371,15 +307,20 @@ impl Fingerprinter {
         Caller { variant: variant.retarget(path.as_bytes()), ..caller }
     }
 
-    fn covered_header<'h>(
-        &self,
-        (name, value): (&'h HeaderName, &'h HeaderValue),
-    ) -> Option<CoveredHeader<'h>> {
-        let role = self.roles.get(name).copied().or_else(|| {
-            let last = HeaderRole { order: usize::MAX, credential: true, variant: false };
-            may_read_as_another(name).then_some(last)
-        })?;
-        Some(CoveredHeader { role, name, value })
+    /// Returns the headers that count, in the order in which they are taken.
+    fn covered<'h>(&self, headers: &'h HeaderMap) -> Vec<CoveredHeader<'h>> {
+        let mut covered = Vec::with_capacity(headers.len());
+        for (name, value) in headers {
+            let role = self.roles.of(name);
+            if role.counts() {
+                role.parts.each(value.as_bytes(), |value| {
+                    covered.push(CoveredHeader { role, name, value });
+                });
+            }
+        }
+        // Stable: the lines of one header keep their order.
+        covered.sort_by(|a, b| HeaderRole::order((a.role, a.name), (b.role, b.name)));
+        covered
     }
 
     /// Returns the coalesce key of a caller. Callers with the same key share upstream reads, because
@@ -423,8 +364,8 @@ impl Fingerprinter {
         let headers = covered.iter().filter(|header| header.role.credential);
         headers.flat_map(|header| {
             let some = *header.name == COOKIE && !self.cookies.is_empty();
-            let whole = (!some).then(|| header.value.as_bytes());
-            let cookies = some.then(|| self.counted_cookies(header.value.as_bytes()));
+            let whole = (!some).then_some(header.value);
+            let cookies = some.then(|| self.counted_cookies(header.value));
             let values = whole.into_iter().chain(cookies.into_iter().flatten());
             values.flat_map(|value| [header.name.as_str().as_bytes(), value])
         })
@@ -438,15 +379,15 @@ impl Fingerprinter {
         let query = uri.query().into_iter().flat_map(|query| self.query.counted(query));
         let query = query.flat_map(|parameter| [b"?".as_slice(), parameter.as_bytes()]);
         // An absolute-form target or an HTTP/2 `:authority` replaces `Host`.
-        let authority = uri.authority();
+        let authority = uri.authority().filter(|_| self.roles.counts_host);
         let host = authority.into_iter();
         let host = host.flat_map(|name| [HOST.as_str().as_bytes(), name.as_str().as_bytes()]);
         let headers = covered.iter().filter(move |header| {
             header.role.variant && (authority.is_none() || *header.name != HOST)
         });
-        let headers =
-            headers.flat_map(|header| [header.name.as_str().as_bytes(), header.value.as_bytes()]);
-        std::iter::once(uri.path().as_bytes()).chain(query).chain(host).chain(headers)
+        let headers = headers.flat_map(|header| [header.name.as_str().as_bytes(), header.value]);
+        let path = std::iter::once(uri.path().as_bytes());
+        path.chain(query).chain(host).chain(headers).chain(VARIANT_VERSION)
     }
 
     /// Returns the cookies that count, byte for byte. A request with none of them is anonymous. RFC
@@ -462,7 +403,7 @@ impl Fingerprinter {
 /// RFC 3875 4.1.18: the name "is converted to upper case, has all occurrences of "-" replaced with "_"
 /// and has "HTTP_" prepended". So WSGI and CGI cannot distinguish `x_user_id` from `x-user-id`, and
 /// some servers replace every character other than letters and digits by "_". Such a header counts as
-/// part of the credential, whatever its name is.
+/// part of the credential if its name may be read as that of a credential, and otherwise of the variant.
 pub fn may_read_as_another(name: &HeaderName) -> bool {
     !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }

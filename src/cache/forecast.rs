@@ -8,7 +8,10 @@
 //! for another. While Redis does not answer, it predicts no near hit, although `near = "bounded"` may
 //! serve one for as long as its staleness limit allows.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     Cache, LookupRequest,
@@ -92,6 +95,8 @@ pub struct ForecastReport {
     pub replacements: u32,
     /// How often a foreign value was found within a TTL.
     pub foreign_values: u32,
+    /// Unknown request headers that keep the callers of the job apart.
+    pub splitting_headers: Vec<String>,
     /// Recent events of the job.
     pub history: JobHistory,
 }
@@ -138,6 +143,7 @@ impl Cache {
             hit_for_miss: uncacheable,
             replacements: self.replacements.count(&request.key),
             foreign_values: foreign,
+            splitting_headers: self.caller_splits.of_job(&request.key, Instant::now()),
             history: self.metrics.events.history(request.key.main()),
         }
     }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     mutants::{self, Mutant},
-    store::{Budget, Grant, Key, Lease, Seen, StoreError, Token},
+    store::{Budget, Grant, Key, Lease, MAX_PAIRS_OF_CREDENTIAL, Seen, StoreError, Token},
 };
 
 /// How long a reader waits for another sidecar's fill. No other wait is outside the budget.
@@ -90,7 +90,10 @@ impl Cache {
             return Lookup::Join(flight, None);
         }
         match self.find_in_store(request, budget).await {
-            Ok(lookup) => lookup,
+            Ok(lookup) => {
+                self.note_unknown_headers(request, &lookup);
+                lookup
+            }
             Err(error) => {
                 debug!(%error, "lookup failed");
                 self.answer_unconfirmed(request, bypass_reason(&error))
@@ -207,8 +210,11 @@ impl Cache {
         if let Some(why) = refusal() {
             return EntryUse::Pass(why);
         }
-        // Renewing a lapsed caller does not make the audience larger.
-        let full = entry.audience().members.len() >= self.settings.max_audience;
+        // Renewing a lapsed caller does not make the audience larger, and neither does a caller that
+        // replaces another pair of its own credential.
+        let audience = entry.audience();
+        let full = audience.members.len() >= self.settings.max_audience
+            && audience.pairs_of_credential(request.caller) < MAX_PAIRS_OF_CREDENTIAL;
         let standing = self.fingerprinter.standing(entry.audience(), request.caller, now_ms);
         if self.replacements.count(&request.key) >= MAX_REPLACEMENTS
             || full && standing == Standing::Outside

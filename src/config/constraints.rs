@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     ClientTls, Config, Endpoint, ListenAddress, SentinelConfig, StoreLogin, StoreUrl,
-    load::LayeredSettings, parse,
+    load::LayeredSettings, parse, settings::IDENTITY_HEADERS,
 };
 
 /// Runs every check of settings that are all valid by themselves; `failed` has the others.
@@ -23,12 +23,13 @@ pub(super) fn check(
 
 type Check = fn(&Config, &LayeredSettings) -> Option<String>;
 
-const CHECKS: [(&[&str], Check); 12] = [
+const CHECKS: [(&[&str], Check); 13] = [
     (&["listen", "admin"], listeners_differ),
     (&["admin", "webhook_secret"], admin_is_guarded),
     (&["listen", "admin", "upstream.url"], upstream_is_another),
     (&["max_body", "store.url", "store.memory_max"], a_body_fits),
     (&["query.allow", "query.ignore"], parameters_differ),
+    (&["credentials.headers", "credentials.ignore"], ignored_headers_are_no_credentials),
     (&["tls.cert", "tls.key"], key_has_a_certificate),
     (&["upstream.tls.cert", "upstream.tls.key"], upstream_key_has_a_certificate),
     (&["upstream.url", "upstream.tls.ca", "upstream.tls.cert"], tls_is_spoken_to_the_upstream),
@@ -65,6 +66,30 @@ fn parameters_differ(config: &Config, settings: &LayeredSettings) -> Option<Stri
     let allow = settings.describe("query.allow");
     let ignore = settings.describe("query.ignore");
     Some(format!("{both:?} is in both {allow} and {ignore}: keep it in one of them"))
+}
+
+/// Callers would get each other's jobs. Some upstreams read `x_user_id` as `x-user-id`, so spellings count
+/// as equal.
+fn ignored_headers_are_no_credentials(
+    config: &Config,
+    settings: &LayeredSettings,
+) -> Option<String> {
+    let plain = |name: &str| name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let ignored = &config.credentials.ignore;
+    let ignore = settings.describe("credentials.ignore");
+    let is_default = |name: &&String| IDENTITY_HEADERS.split(',').any(|known| known == plain(name));
+    if let Some(name) = ignored.iter().find(is_default) {
+        return Some(format!(
+            "{name:?} in {ignore} is a credential, and callers would get each other's jobs: remove it \
+             there"
+        ));
+    }
+    let is_named = |name: &&String| {
+        config.credentials.headers.iter().any(|header| plain(header) == plain(name))
+    };
+    let both = ignored.iter().find(is_named)?;
+    let headers = settings.describe("credentials.headers");
+    Some(format!("{both:?} is in both {headers} and {ignore}: keep it in one of them"))
 }
 
 /// A request would go in circles until the connections run out.

@@ -11,6 +11,8 @@ pub struct CredentialsConfig {
     pub mode: CredentialMode,
     /// Header names in lower case.
     pub headers: Vec<String>,
+    /// Names in lower case of further headers that say nothing about the caller.
+    pub ignore: Vec<String>,
     /// Names of the cookies that count; if it is empty, all of them count.
     pub cookies: Vec<String>,
     /// Key of the fingerprints. Without one, the sidecars share a key that the store keeps.

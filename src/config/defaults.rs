@@ -158,6 +158,7 @@ fn credentials(Placeholder { number, switch, .. }: Placeholder) -> CredentialsCo
     CredentialsConfig {
         mode: if switch { CredentialMode::Shared } else { CredentialMode::Bypass },
         headers: Vec::new(),
+        ignore: Vec::new(),
         cookies: Vec::new(),
         secret: None,
         audience: number,

@@ -17,6 +17,7 @@ mod warm_settings;
 
 use std::time::Duration;
 
+pub(super) use self::credential_settings::IDENTITY_HEADERS;
 use super::setting_spec::{SettingSection, SettingSpec};
 
 /// All settings, by section.

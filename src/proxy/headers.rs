@@ -108,6 +108,23 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
     }
 }
 
+/// Removes the fields that `Connection` lists, as [`strip_hop_by_hop`] does before a request goes
+/// upstream. A read is looked up without them: a field that the upstream does not see must not tell
+/// callers apart.
+pub(crate) fn strip_listed(headers: &mut HeaderMap, keep: &[HeaderName]) {
+    let is_usual = |option: &[u8]| {
+        [&b"keep-alive"[..], b"close", b"te", b"upgrade", b""]
+            .iter()
+            .any(|usual| usual.eq_ignore_ascii_case(option))
+    };
+    if members(headers, &CONNECTION).all(is_usual) {
+        return;
+    }
+    let mut listed = connection_options(headers);
+    listed.retain(|name| !keep.contains(name) && !HOP_BY_HOP.contains(name) && *name != EXPECT);
+    remove_all(headers, |name| listed.contains(name));
+}
+
 /// Removes the fields that `removed` selects and keeps the order of the others. `HeaderMap::remove`
 /// would move the last field into the gap.
 fn remove_all(headers: &mut HeaderMap, removed: impl Fn(&HeaderName) -> bool) {
@@ -296,7 +313,8 @@ mod tests {
     };
 
     use super::{
-        Peer, forward, is_upgrade, strip_for_fill, strip_forwarded, strip_hop_by_hop, via,
+        Peer, forward, is_upgrade, strip_for_fill, strip_forwarded, strip_hop_by_hop, strip_listed,
+        via,
     };
 
     type Lines<'a> = &'a [(&'a str, &'a str)];
@@ -338,6 +356,19 @@ mod tests {
     fn fields_that_connection_lists_end_here() {
         let before = [("connection", "close, X-Hop"), ("connection", ",x-hop2 "), ("x-hop", "1")];
         check(strip, &[&before[..], &[("x-hop2", "1"), ("b", "2")]].concat(), &[("b", "2")]);
+    }
+
+    #[test]
+    fn a_lookup_does_not_see_fields_that_connection_lists_and_sees_the_others() {
+        let strip = |headers: &mut HeaderMap| {
+            strip_listed(headers, &[HeaderName::from_static("x-me")]);
+        };
+        let connection = ("connection", "close, X-Hop, x-me, upgrade, expect, authorization");
+        let kept = [("x-me", "1"), ("upgrade", "a"), ("expect", "b"), ("authorization", "c")];
+        let before = [&[connection, ("x-hop", "1")], &kept[..]].concat();
+        check(strip, &before, &[&[connection], &kept[..]].concat());
+        let usual = [("connection", "Keep-Alive, TE"), ("te", "trailers"), ("x-hop", "1")];
+        check(strip, &usual, &usual);
     }
 
     #[test]

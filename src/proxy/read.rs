@@ -43,11 +43,12 @@ impl Proxy {
     pub(super) async fn answer_read(
         self: &Arc<Self>,
         id: &JobId,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         requester: (Peer, Informational),
         sample: Option<&HitSample>,
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
+        headers::strip_listed(request.headers_mut(), self.cache.fingerprinted_headers());
         let (lookup, mut budget) = self.lookup_request(id, &request);
         if self.mode == CacheMode::Shadow {
             let lookup = lookup.solo();

@@ -8,6 +8,7 @@
 mod support;
 
 mod acl;
+mod callers;
 mod cluster;
 mod compression;
 mod contract;

@@ -37,7 +37,7 @@ pub(super) fn miss_text(because: MissReason) -> &'static str {
         }
         MissReason::OtherVariant => {
             "would go to the API: the entry is for this credential, but for another variant (host, \
-             path, Accept or another header on which the answer may depend)"
+             path, Accept or another header that is not known to say nothing about the caller)"
         }
         MissReason::Lapsed => {
             "would go to the API: the API last served this to the same caller too long ago \
@@ -60,6 +60,19 @@ pub(super) fn miss_text(because: MissReason) -> &'static str {
              replaces it"
         }
     }
+}
+
+/// The addition for a job whose callers are kept apart by unknown headers; empty if there are none.
+pub(super) fn splitting_text(headers: &[String]) -> String {
+    if headers.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; callers of this job are kept apart by unknown headers with many values ({}): if the API's \
+         answer does not depend on one, add it to credentials.ignore; if it identifies the caller, add \
+         it to credentials.headers",
+        headers.join(", ")
+    )
 }
 
 /// The sentence for a bypass, with its cause and how long it lasts if they are known.

@@ -10,7 +10,7 @@ const NOW_MS: i64 = 1_718_000_000_000;
 
 fn fingerprinter(mode: Mode, cookies: &[&str]) -> Fingerprinter {
     let cookies = cookies.iter().map(ToString::to_string).collect();
-    let headers = vec!["authorization".into(), "cookie".into(), "x-user-id".into()];
+    let headers = ["authorization", "cookie", "x-user-id", "api-key"].map(Into::into).to_vec();
     Fingerprinter::new(&config::CredentialsConfig {
         mode,
         headers,
@@ -49,10 +49,63 @@ fn each_part_of_a_representation_tells_it_apart() {
         caller("/jobs/x", &[("host", "a"), ("accept-language", "de")]),
         caller("/jobs/x", &[("host", "a"), ("x-forwarded-proto", "https")]),
         caller("http://b/jobs/x", &[("host", "a")]),
+        caller("/jobs/x", &[("host", "a"), ("x-token", "1")]),
+        caller("/jobs/x", &[("host", "a"), ("x-token", "")]),
+        caller("/jobs/x", &[("host", "a"), ("x_org", "1")]),
+        caller("/jobs/x", &[("host", "a"), ("user_agent", "1")]),
+        caller("/jobs/x", &[("host", "a"), ("forwarded", "for=a;host=b")]),
+        caller("/jobs/x", &[("host", "a"), ("baggage", "sentry-a=1,user=b")]),
     ] {
         assert_ne!(plain.variant, other.variant);
         assert_eq!(plain.credential, other.credential);
     }
+    for same in [
+        ("user-agent", "curl"),
+        ("accept-encoding", "zstd"),
+        ("x-request-id", "1"),
+        ("if-none-match", "\"a\""),
+        ("forwarded", "for=\"192.0.2.1:4711\""),
+        ("baggage", "sentry-a=1"),
+    ] {
+        assert_eq!(plain, caller("/jobs/x", &[("host", "a"), same]), "{same:?}");
+    }
+}
+
+#[test]
+fn the_configuration_decides_about_a_header_before_the_built_in_lists_do() {
+    let credentials = config::CredentialsConfig {
+        headers: vec!["user-agent".into(), "forwarded".into()],
+        ignore: vec!["x-nonce".into(), "host".into(), "baggage".into()],
+        ..config::CredentialsConfig::default()
+    };
+    let fingerprinter = Fingerprinter::new(&credentials);
+    let caller =
+        |uri, headers: &[(&str, &str)]| caller_of(&fingerprinter, &KEY, &head(uri, headers));
+    let plain = caller("/jobs/x", &[]);
+    for same in [("x-nonce", "1"), ("host", "b"), ("baggage", "user=b")] {
+        assert_eq!(plain, caller("/jobs/x", &[same]), "{same:?}");
+    }
+    assert_eq!(plain, caller("http://b/jobs/x", &[]));
+    for other in [("user-agent", "1"), ("forwarded", "for=a")] {
+        let other = caller("/jobs/x", &[other]);
+        assert_ne!(plain.credential, other.credential);
+    }
+    assert!(!fingerprinter.covered_headers().contains(&HOST), "a response may not vary by it");
+}
+
+#[test]
+fn the_unknown_headers_of_a_variant_are_found_in_its_text() {
+    let fingerprinter = fingerprinter(Mode::Partition, &[]);
+    let long = "v".repeat(300);
+    let request = head(
+        &format!("http://a/jobs/{long}?t=1"),
+        &[("x-b", "1"), ("accept", "a"), ("x-a", &long), ("x-b", "2"), ("x-user-id", "3")],
+    );
+    let (_, variant) = fingerprinter.caller_and_variant(KEY, &request.uri, &request.headers);
+    let found: Vec<_> = fingerprinter.unknown_headers(&variant).collect();
+    let want = [("x-a", long.as_str()), ("x-b", "1"), ("x-b", "2")];
+    let want = want.map(|(name, value)| (HeaderName::from_static(name), value.as_bytes()));
+    assert_eq!(found, want);
 }
 
 #[test]
@@ -81,12 +134,23 @@ fn each_part_of_a_credential_tells_it_apart() {
 
 #[test]
 fn the_order_of_headers_does_not_count_but_that_of_their_lines_does() {
-    let all = [("host", "a"), ("accept", "b"), ("authorization", "c"), ("cookie", "d")];
+    let all = [
+        ("host", "a"),
+        ("accept", "b"),
+        ("authorization", "c"),
+        ("cookie", "d"),
+        ("x-b", "e"),
+        ("x-a", "f"),
+        ("x_user_id", "g"),
+        ("api.key", "h"),
+    ];
     let mut reversed = all;
     reversed.reverse();
     assert_eq!(caller("/jobs/x", &all), caller("/jobs/x", &reversed));
-    let lines = [("accept", "a"), ("accept", "b")];
-    assert_ne!(caller("/jobs/x", &lines), caller("/jobs/x", &[lines[1], lines[0]]));
+    for name in ["accept", "x-a"] {
+        let lines = [(name, "a"), (name, "b")];
+        assert_ne!(caller("/jobs/x", &lines), caller("/jobs/x", &[lines[1], lines[0]]));
+    }
 }
 
 #[test]
@@ -128,6 +192,7 @@ fn an_entry_is_for_its_pairs_and_modes_waive_only_the_credential() {
     let a = caller("/jobs/x", &[("authorization", "a")]);
     let b = caller("/jobs/x", &[("authorization", "b")]);
     let german = caller("/jobs/x", &[("authorization", "a"), ("accept-language", "de")]);
+    let unknown = caller("/jobs/x", &[("authorization", "a"), ("x-org-id", "1")]);
     let check = |mode, public, caller| {
         let standing =
             fingerprinter(mode, &[]).standing(&Audience::of(a, public, 0), caller, NOW_MS);
@@ -135,11 +200,13 @@ fn an_entry_is_for_its_pairs_and_modes_waive_only_the_credential() {
     };
     assert!(check(Mode::Partition, false, a));
     assert!(!check(Mode::Partition, false, b));
-    assert!(!check(Mode::Partition, false, german));
     assert!(check(Mode::Partition, true, b));
-    assert!(!check(Mode::Partition, true, german));
     assert!(check(Mode::Shared, false, b));
-    assert!(!check(Mode::Shared, false, german));
+    for other in [german, unknown] {
+        assert!(!check(Mode::Partition, false, other));
+        assert!(!check(Mode::Partition, true, other));
+        assert!(!check(Mode::Shared, false, other));
+    }
     assert!(check(Mode::Bypass, false, a) && !check(Mode::Bypass, false, b));
     assert_eq!(
         fingerprinter(Mode::Shared, &[]).coalesce_key(a),

@@ -34,6 +34,7 @@ fn policy() -> Policy {
         stated_only: false,
         max_body: 1 << 20,
         vary: Vec::new(),
+        ignored: Vec::new(),
         state_ttls: None,
         cookies: vec!["sid".into()],
     }

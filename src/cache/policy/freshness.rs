@@ -27,6 +27,8 @@ pub struct Policy {
     /// Request headers that fingerprints cover. A response may vary by them, and by those of the
     /// policy's own list.
     pub vary: Vec<HeaderName>,
+    /// Request headers that the configuration ignores. A response that varies by them is not stored.
+    pub ignored: Vec<HeaderName>,
     /// TTL limits by the state that the body shows.
     pub state_ttls: Option<StateTtls>,
     /// Names of the cookies that count; if empty, all cookies count.
@@ -198,6 +200,7 @@ mod tests {
         stated_only: false,
         max_body: 1 << 20,
         vary: Vec::new(),
+        ignored: Vec::new(),
         state_ttls: None,
         cookies: Vec::new(),
     };

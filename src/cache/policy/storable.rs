@@ -16,12 +16,12 @@ use super::{
 };
 
 /// Request headers that a response may vary by in every configuration: headers that fingerprints
-/// cover, and `Accept-Encoding`, which fills do not send.
-const VARY_BY: [&str; 10] = [
+/// cover as a whole, and `Accept-Encoding`, which fills do not send. Of `Forwarded`, they cover only a
+/// part.
+const VARY_BY: [&str; 9] = [
     "accept",
     "accept-encoding",
     "accept-language",
-    "forwarded",
     "host",
     "origin",
     "x-forwarded-host",
@@ -131,6 +131,9 @@ fn check_directives(headers: &HeaderMap) -> Result<(), NoStore> {
 /// header that fingerprints do not cover.
 fn check_vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
     let known = |name: &str| {
+        if policy.ignored.iter().any(|ignored| ignored.as_str().eq_ignore_ascii_case(name)) {
+            return false;
+        }
         VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name))
             || policy.vary.iter().any(|known| known.as_str().eq_ignore_ascii_case(name))
     };
@@ -190,6 +193,7 @@ mod tests {
         stated_only: false,
         max_body: 1000,
         vary: Vec::new(),
+        ignored: Vec::new(),
         state_ttls: None,
         cookies: Vec::new(),
     };
@@ -248,13 +252,19 @@ mod tests {
 
     #[test]
     fn vary_is_limited_to_what_entries_are_told_apart_by() {
-        for value in ["", "Accept-Encoding", "origin, HOST", "Accept,Accept-Language", "Forwarded"]
-        {
+        for value in ["", "Accept-Encoding", "origin, HOST", "Accept,Accept-Language"] {
             check(&[("vary", value)], Ok(()));
         }
         check(&[("vary", "X-Forwarded-Host, X-Forwarded-Proto, X-Forwarded-Port")], Ok(()));
-        for value in ["*", "Accept, *", "Cookie", "Authorization, Accept", "X-Forwarded-For", "é"]
-        {
+        for value in [
+            "*",
+            "Accept, *",
+            "Cookie",
+            "Authorization, Accept",
+            "X-Forwarded-For",
+            "Forwarded",
+            "é",
+        ] {
             check(&[("vary", value)], Err(NoStore::Vary));
             check(&[("vary", "accept"), ("vary", value)], Err(NoStore::Vary));
         }

@@ -24,6 +24,25 @@ fn a_parameter_changes_the_answer_or_does_not() {
 }
 
 #[test]
+fn an_ignored_header_is_no_credential() {
+    refuses(
+        "credentials.headers = ['X-Token', 'x-b']\ncredentials.ignore = ['x-a', 'x-token']",
+        "\"x-token\" is in both credentials.headers = [\"X-Token\", \"x-b\"] (from FILE:1) and \
+         credentials.ignore = [\"x-a\", \"x-token\"] (from FILE:2): keep it in one of them",
+    );
+    for name in ["Authorization", "cookie", "X-Consumer-Username", "x_user_id", "Client-Cert"] {
+        let file = format!("credentials.headers = ['x-a']\ncredentials.ignore = ['{name}']");
+        let error = load(&[], &[], &file).unwrap_err();
+        let name = name.to_lowercase();
+        assert!(error.contains(&format!("\"{name}\" in credentials.ignore")), "{error}");
+        assert!(error.contains("remove it there"), "{error}");
+    }
+    let vars = [("JOBCACHE_CREDENTIALS_IGNORE", "X-Poll-Nonce,x-attempt")];
+    let ignore = load(&[], &vars, "").unwrap().config.credentials.ignore;
+    assert_eq!(ignore, ["x-poll-nonce", "x-attempt"]);
+}
+
+#[test]
 fn addresses_must_not_meet() {
     refuses(
         "listen = '127.0.0.1:9090'",

@@ -120,6 +120,7 @@ fn every_other_setting_is_one_value() {
             "query.ignore",
             "server.trusted_proxies",
             "credentials.headers",
+            "credentials.ignore",
             "credentials.cookies",
             "warm.headers"
         ]

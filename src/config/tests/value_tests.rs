@@ -205,7 +205,7 @@ fn a_secret_is_long_enough_and_fits_a_header() {
 #[test]
 fn headers_are_names() {
     bad("credentials.headers", "x y", "\"x y\" is not the name of a header");
-    bad("credentials.headers", "", "must name 1 to 64 headers");
+    bad("credentials.headers", "", "must name 1 to 512 headers");
 }
 
 #[test]

@@ -20,7 +20,26 @@ local from, to = string.find(meta, '"' .. ARGV[4] .. '@?%d*"', at + 1)
 if from then
   meta = string.sub(meta, 1, from - 1) .. pair .. string.sub(meta, to + 1)
 else
-  meta = string.sub(meta, 1, at) .. pair .. ',' .. string.sub(meta, at + 1)
+  -- The credential is the first half of a caller. It holds at most this many pairs, so that it cannot
+  -- fill the audience of others: a further pair replaces its oldest one. A store from before this limit
+  -- may hold more.
+  local most = 8
+  local own = '"' .. string.sub(ARGV[4], 1, 32) .. '%x*@?(%d*)",?'
+  repeat
+    local held, oldest, first, last = 0, nil, nil, nil
+    local start, stop, time = string.find(meta, own, at + 1)
+    while start do
+      held = held + 1
+      time = tonumber(time) or 0
+      -- Newer pairs come first, so the last of several with the same time is the oldest.
+      if not oldest or time <= oldest then oldest, first, last = time, start, stop end
+      start, stop, time = string.find(meta, own, stop + 1)
+    end
+    if held >= most then meta = string.sub(meta, 1, first - 1) .. string.sub(meta, last + 1) end
+  until held <= most
+  -- The pair that was taken out may have been the last one of the list.
+  local list = string.gsub(pair .. ',' .. string.sub(meta, at + 1), '",]', '"]', 1)
+  meta = string.sub(meta, 1, at) .. list
 end
 redis.call('SET', KEYS[2], meta, 'PXAT', ARGV[2])
 return 1
