@@ -8,6 +8,7 @@
 mod support;
 
 mod acl;
+mod bound_connections;
 mod cluster;
 mod compression;
 mod contract;
