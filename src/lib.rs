@@ -61,6 +61,8 @@ pub mod limits;
 
 pub mod clock;
 
+mod connection_auth;
+
 pub mod json_pointer;
 
 pub mod mutants;

@@ -57,7 +57,9 @@ use self::{
     answer::{AccessLine, Answer, Verdict, refuse_and_close, refuse_retryable, upstream_failure},
     body::Body,
     body_rules::BodyInspector,
-    exchange::{ProtocolSwitch, close_after_unread_upload, prepare_response},
+    exchange::{
+        ProtocolSwitch, close_after_unread_upload, close_with_bound_connection, prepare_response,
+    },
     repeat_hit::RepeatHit,
     route::{Route, Routes, WriteTarget, is_unsafe, overrides_method},
     stale_config_guard::{StaleConfig, StaleConfigGuard},
@@ -250,6 +252,11 @@ impl Proxy {
                 self.cache.record_pass(id.as_str(), Bypass::Credentials);
                 Box::pin(self.pass(request, client, informational, Bypass::Credentials)).await
             }
+            // The upstream knows the user by the connection, so the fields do not say who is asking.
+            Route::Read(id) if self.upstream.is_bound(client.connection) => {
+                self.cache.record_pass(id.as_str(), Bypass::BoundConnection);
+                Box::pin(self.pass(request, client, informational, Bypass::BoundConnection)).await
+            }
             Route::Read(_) if self.mode == CacheMode::Off => {
                 Box::pin(self.pass(request, client, informational, Bypass::Off)).await
             }
@@ -313,6 +320,7 @@ impl Proxy {
         }
         let mut response = response.map(Body::Upstream);
         close_after_unread_upload(&mut response, &informational);
+        close_with_bound_connection(&mut response);
         let named = target.map(|target| self.routes.location_targets(&target, &response));
         let jobs = named.unwrap_or_default();
         let all = stale_guard.is_some_and(StaleConfigGuard::answered);

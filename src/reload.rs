@@ -53,7 +53,7 @@ use crate::{
     proxy::{Proxy, body::Body, repeat_hit::RepeatHit, route::Routes},
     service::{Answered, FastPathMiss, Service},
     telemetry::{LogFilter, SpanExport, Telemetry},
-    transport::Peer,
+    transport::{ConnectionId, Peer},
 };
 
 /// Reloads that may wait for the running one; further callers wait to queue theirs.
@@ -333,6 +333,14 @@ impl Service for Arc<Current> {
         informational: Informational,
     ) -> impl Future<Output = Answered<Body, RepeatHit>> + Send + 'static {
         self.proxy().serve(request, client, informational)
+    }
+
+    fn open_connection(&self) -> Option<ConnectionId> {
+        Some(self.proxy().open_connection())
+    }
+
+    fn close_connection(&self, connection: ConnectionId) {
+        self.proxy().close_connection(connection);
     }
 
     fn poll_repeat(

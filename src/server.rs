@@ -9,6 +9,7 @@ mod detect;
 mod header_timeout;
 mod http1_conn;
 pub mod listen;
+mod open_connection;
 mod proxy_protocol;
 mod repeat_fast_path;
 mod side_task;
@@ -46,6 +47,7 @@ use self::{
     detect::{ClientProtocol, RewoundStream, detect},
     http1_conn::Http1Conn,
     listen::Listener,
+    open_connection::OpenConnection,
     proxy_protocol::ProxySource,
     side_task::SideTask,
     write_timeout::{StreamCounter, WriteTimeoutBody, WriteTimeoutStream},
@@ -297,7 +299,7 @@ impl ConnectionServer {
         }
         let mut socket = WriteTimeoutStream::new(self.write_timeout, socket);
         let (ip, is_trusted) = self.client_address(&mut socket, remote).await?;
-        let peer = Peer { ip, is_tls: self.tls.is_some(), is_trusted };
+        let peer = Peer { ip, is_tls: self.tls.is_some(), is_trusted, connection: None };
         let stream = match &self.tls {
             None => ServerIo::Left(socket),
             Some(tls) => {
@@ -344,6 +346,8 @@ impl ConnectionServer {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         S: Service,
     {
+        let open = OpenConnection::new(&service);
+        let peer = Peer { connection: open.id(), ..peer };
         let (conn, stream) = Http1Conn::new(stream, peer, service, self.max_header_bytes);
         let answer = service_fn(|request| conn.answer(request));
         let connection = self.http1.serve_connection(TokioIo::new(stream), answer);

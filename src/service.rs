@@ -19,7 +19,10 @@ use hyper::{
     body::{Body, Incoming},
 };
 
-use crate::{informational::Informational, transport::Peer};
+use crate::{
+    informational::Informational,
+    transport::{ConnectionId, Peer},
+};
 
 /// A service that answers requests. A closure that answers requests is a service without repeats.
 pub trait Service: Clone + Send + Sync + 'static {
@@ -35,6 +38,14 @@ pub trait Service: Clone + Send + Sync + 'static {
         client: Peer,
         informational: Informational,
     ) -> impl Future<Output = Answered<Self::Body, Self::Repeat>> + Send + 'static;
+
+    /// Registers an HTTP/1 connection. Its requests follow one another, and their peer carries the id.
+    fn open_connection(&self) -> Option<ConnectionId> {
+        None
+    }
+
+    /// Ends what belongs to a connection that is now closed.
+    fn close_connection(&self, _connection: ConnectionId) {}
 
     /// Answers a GET over HTTP/1.1 for `path`, which has no query. The request comes from the same
     /// peer and has exactly the header fields that `repeat` was made from. Writes the response head

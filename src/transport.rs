@@ -48,11 +48,24 @@ pub struct Peer {
     pub is_tls: bool,
     /// Whether the forwarding headers of its requests are trusted.
     pub is_trusted: bool,
+    /// The connection, if its requests follow one another, as over HTTP/1. `None` over HTTP/2, and
+    /// for requests that jobcache makes itself.
+    pub connection: Option<ConnectionId>,
 }
+
+/// Identifies an open client connection. An id is never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionId(pub(crate) u64);
 
 impl Peer {
     /// The scheme of URLs: `http` or `https`.
     pub fn scheme(&self) -> &'static str {
         if self.is_tls { "https" } else { "http" }
+    }
+
+    /// This peer for a request in the background, which runs next to those of its connection.
+    #[must_use]
+    pub(crate) fn in_background(self) -> Self {
+        Self { connection: None, ..self }
     }
 }

@@ -8,9 +8,11 @@
 //!   arrived that is not HTTP. Then it is sent again once, if its caller allows that, its method is
 //!   safe and it has no body.
 //!
-//! A write that was sent is never repeated.
+//! A write that was sent is never repeated, nor is a login that belongs to its connection: `bound`
+//! has those. An extension of a request, its [`ConnectionId`], names the client connection.
 
 mod activity;
+mod bound;
 pub(crate) mod collector;
 mod connect;
 mod error;
@@ -38,11 +40,12 @@ use tracing::debug;
 
 use self::{
     activity::UploadActivity,
+    bound::{BoundConnections, Login},
     connect::{Connector, UpstreamProtocol},
     error::{broken_error, timeout_error},
     expect::Expectation,
     health::Health,
-    pool::{Pool, PooledConnection, RequestSender},
+    pool::{ConnectionHome, Pool, PooledConnection, RequestSender},
 };
 pub use self::{
     error::UpstreamError,
@@ -50,9 +53,11 @@ pub use self::{
 };
 use crate::{
     config::{self, Config, Endpoint, HEADERS_ON_STACK},
+    connection_auth::is_login,
     limits::GaugeGuard,
     metrics::{Limit, Metrics, OutcomeLabels},
     tls::TlsError,
+    transport::ConnectionId,
 };
 
 /// Shortest wait before an upload that has nearly used up its time is checked again.
@@ -74,6 +79,7 @@ pub struct Upstream {
     config: config::UpstreamConfig,
     http1: http1::Builder,
     pool: Arc<Pool>,
+    bound: Arc<BoundConnections>,
     http2: hyper::client::conn::http2::Builder<TokioExecutor>,
     permits: Arc<Semaphore>,
     /// Permits to wait for a connection: `upstream.max_waiting`.
@@ -107,6 +113,7 @@ impl Upstream {
         let upload_rate = config.server.min_upload_rate;
         let config = config.upstream.clone();
         let pool = Arc::new(Pool::new(&config, &metrics));
+        let bound = Arc::new(BoundConnections::new(&config, &metrics));
         let places = Arc::new(Semaphore::new(config.max_connections));
         let queue = Semaphore::new(config.max_waiting);
         let health = Health::new(Arc::clone(&metrics));
@@ -115,6 +122,7 @@ impl Upstream {
             config,
             http1,
             pool,
+            bound,
             http2,
             permits: places,
             wait_permits: queue,
@@ -174,16 +182,20 @@ impl Upstream {
         repeat: RetryPolicy,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let permit = self.acquire_permit().await?;
-        let mut connection = match self.pool.take(protocol) {
-            Some(connection) => connection,
-            None => self.connect(protocol).await?,
-        };
+        let client = request.extensions_mut().remove::<ConnectionId>();
+        let login = if is_login(request.headers()) { Login::Present } else { Login::Absent };
+        let mut connection = self.connection(client, login, protocol).await?;
         // At most two attempts: a connection made here is not a reused one.
         loop {
-            let reused = connection.reused;
+            // A login that moves to another connection is worth nothing there.
+            let reused = connection.reused && login == Login::Absent;
             let may_repeat = reused && repeat == RetryPolicy::OnceIfSafe;
             let copy = may_repeat.then(|| retry_copy(&request)).flatten();
-            match self.attempt(connection, request).await {
+            let home = match &connection.home {
+                ConnectionHome::Pool(pool) => ConnectionHome::Pool(Arc::clone(pool)),
+                _ => ConnectionHome::NowhereNorClient,
+            };
+            match self.attempt(connection, request, client).await {
                 Ok(response) => {
                     return Ok(response.map(|body| body.with_permit(permit)));
                 }
@@ -198,7 +210,7 @@ impl Upstream {
             }
             debug!("stale upstream connection; sending the request again over a new one");
             self.metrics.upstream.retries.inc();
-            connection = self.connect(protocol).await?;
+            connection = self.connect(protocol, home).await?;
         }
     }
 
@@ -227,6 +239,7 @@ impl Upstream {
         &self,
         mut connection: PooledConnection,
         request: Request<RequestBody>,
+        client: Option<ConnectionId>,
     ) -> Result<Response<ResponseBody>, AttemptError> {
         let activity = request.body().activity();
         let expectation = request.body().expectation();
@@ -240,7 +253,8 @@ impl Upstream {
         };
         let unrequested = expectation.and_then(Expectation::response_started);
         let limit = self.config.body_timeout;
-        let body = |body| ResponseBody::new(body, connection, &self.pool, limit, unrequested);
+        connection.home = self.bound.home_after(connection.home, client, &response);
+        let body = |body| ResponseBody::new(body, connection, limit, unrequested);
         Ok(response.map(body))
     }
 
@@ -306,7 +320,11 @@ impl Upstream {
         upload.is_some_and(|upload| upload.is_too_slow(rate, patience, Instant::now()))
     }
 
-    async fn connect(&self, protocol: UpstreamProtocol) -> Result<PooledConnection, UpstreamError> {
+    async fn connect(
+        &self,
+        protocol: UpstreamProtocol,
+        home: ConnectionHome,
+    ) -> Result<PooledConnection, UpstreamError> {
         let io = TokioIo::new(self.connector.connect(protocol).await?);
         let sender = match protocol {
             UpstreamProtocol::Http1 => {
@@ -323,7 +341,7 @@ impl Upstream {
             }
         };
         self.metrics.upstream_connects.inc();
-        Ok(PooledConnection { sender, reused: false })
+        Ok(PooledConnection { sender, reused: false, home })
     }
 }
 

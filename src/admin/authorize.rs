@@ -345,7 +345,7 @@ mod tests {
         let check = |id: &str, expected: &str| {
             let request = Request::builder().header(WEBHOOK_ID, id).body(()).unwrap();
             let ip = Some([192, 0, 2, 7].into());
-            let client = Peer { ip, is_tls: false, is_trusted: false };
+            let client = Peer { ip, is_tls: false, is_trusted: false, connection: None };
             assert_eq!(AdminCaller::of(&request, client).by().as_deref(), Some(expected));
         };
         check("msg_1", "webhook msg_1 from 192.0.2.7");

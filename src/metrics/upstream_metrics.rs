@@ -15,6 +15,10 @@ pub struct UpstreamMetrics {
     pub waiting: Gauge,
     /// Idle connections.
     pub idle: Gauge,
+    /// Connections that belong to one client connection, in use or idle.
+    pub bound: Gauge,
+    /// Logins that found too many bound connections.
+    pub binds_refused: Counter,
     /// Requests that were sent again over a new connection.
     pub retries: Counter,
 }
@@ -29,6 +33,8 @@ impl Default for UpstreamMetrics {
             in_use: Gauge::default(),
             waiting: Gauge::default(),
             idle: Gauge::default(),
+            bound: Gauge::default(),
+            binds_refused: Counter::default(),
             retries: Counter::default(),
         }
     }
@@ -55,6 +61,18 @@ impl UpstreamMetrics {
             "upstream_connections_idle",
             "Idle connections to the upstream",
             self.idle.clone(),
+        );
+        r.register(
+            "upstream_connections_bound",
+            "Connections to the upstream that belong to one client connection, by a login over NTLM, \
+             Negotiate or Kerberos",
+            self.bound.clone(),
+        );
+        r.register(
+            "upstream_binds_refused",
+            "Logins over NTLM, Negotiate or Kerberos that got no connection of their own, because a \
+             quarter of upstream.max_connections was bound",
+            self.binds_refused.clone(),
         );
         r.register(
             "upstream_retries",

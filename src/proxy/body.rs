@@ -66,6 +66,16 @@ impl Body {
     }
 }
 
+impl Body {
+    /// Whether the client connection ends with this response.
+    pub(super) fn ends_client_connection(&self) -> bool {
+        match self {
+            Self::Upstream(body) | Self::Resumed(_, body) => body.ends_client_connection(),
+            Self::Full(_) | Self::Tee(_) | Self::Invalidating(_) | Self::Compared(_) => false,
+        }
+    }
+}
+
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
         Self::Full(bytes)

@@ -18,7 +18,7 @@ use super::{Proxy, body::Body, framing, headers, upgrade};
 use crate::{
     informational::Informational,
     spans,
-    transport::Peer,
+    transport::{ConnectionId, Peer},
     upstream::{self, RequestBody, ResponseBody, RetryPolicy, UpstreamError, to_origin_form},
 };
 
@@ -35,6 +35,16 @@ impl Proxy {
         let outcome = result.as_ref().map(Response::status).map_err(UpstreamError::as_str);
         spans::record_exchange(&span, outcome);
         result
+    }
+
+    /// Registers an open client connection. Its requests follow one another.
+    pub(crate) fn open_connection(&self) -> ConnectionId {
+        self.upstream.open_client()
+    }
+
+    /// Closes what belongs to a client connection that is now closed.
+    pub(crate) fn close_connection(&self, connection: ConnectionId) {
+        self.upstream.close_client(connection);
     }
 
     /// Returns a client's request as it goes upstream.
@@ -59,6 +69,9 @@ impl Proxy {
         headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinted_headers());
         headers::restore_entity_tags(&mut head.headers, &head.method);
         headers::forward(&mut head.headers, client, version);
+        if let Some(connection) = client.connection {
+            head.extensions.insert(connection);
+        }
     }
 
     /// Returns the request that reads a job for every client that wants this representation.
@@ -94,6 +107,14 @@ pub(super) fn close_after_unread_upload(
 ) {
     // HTTP/2 has no such field and ends only the stream.
     if response.body().leaves_upload() && informational.is_accepted() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Closes the client connection after this response if it has lost the connection that its login
+/// belongs to. The client logs in again over its next connection.
+pub(super) fn close_with_bound_connection(response: &mut Response<Body>) {
+    if response.body().ends_client_connection() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }

@@ -409,7 +409,8 @@ mod tests {
 
     #[track_caller]
     fn check_forward(ip: &str, before: Lines<'_>, after: Lines<'_>) {
-        let client = Peer { ip: ip.parse().ok(), is_tls: false, is_trusted: true };
+        let client =
+            Peer { ip: ip.parse().ok(), is_tls: false, is_trusted: true, connection: None };
         check(|headers| forward(headers, client, Version::HTTP_11), before, after);
     }
 

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The peer of a prefetch. Its host and scheme come from the configuration, so they are trusted.
-const PREFETCH_PEER: Peer = Peer { ip: None, is_tls: false, is_trusted: true };
+const PREFETCH_PEER: Peer = Peer { ip: None, is_tls: false, is_trusted: true, connection: None };
 
 /// The result of a prefetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

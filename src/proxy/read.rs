@@ -102,7 +102,7 @@ impl Proxy {
         let answer = hit(&entry, request.method(), request.headers(), now_ms);
         let sampled = self.is_sampled(request.method(), request.extensions());
         let comparison = sampled.then(|| Comparison::new(&lookup, entry));
-        *repeat_hit = self.repeat_hit(&request, lookup);
+        *repeat_hit = self.repeat_hit(&request, lookup, client);
         if let Some(comparison) = comparison {
             self.verify(comparison, &request.into_parts().0, client);
         }

@@ -36,6 +36,7 @@ use crate::{
     cache::{Cache, LookupRequest, NearLookup, entry::coding::Coding},
     events::{EventKind, HitSample},
     service::{FastPathMiss, SampleDecision},
+    transport::{ConnectionId, Peer},
 };
 
 /// State derived from the header fields of a request that was a hit in this process.
@@ -52,6 +53,8 @@ pub struct RepeatHit {
     sample: Option<HitSample>,
     /// The cache of the configuration that this was made under. It is void under any other.
     cache: Arc<Cache>,
+    /// The connection of the client. Once it is bound to a login, there are no hits for it.
+    connection: Option<ConnectionId>,
 }
 
 impl Proxy {
@@ -61,6 +64,7 @@ impl Proxy {
         &self,
         request: &Request<Incoming>,
         lookup: LookupRequest,
+        client: Peer,
     ) -> Option<RepeatHit> {
         let uri = request.uri();
         let headers = request.headers();
@@ -76,7 +80,16 @@ impl Proxy {
             let coding = Coding::of_request(headers);
             let lot = SampleDecision::Undecided;
             let cache = Arc::clone(&self.cache);
-            RepeatHit { lookup, coding, near_lookup: None, decision: lot, sample: None, cache }
+            let connection = client.connection;
+            RepeatHit {
+                lookup,
+                coding,
+                near_lookup: None,
+                decision: lot,
+                sample: None,
+                cache,
+                connection,
+            }
         })
     }
 
@@ -103,7 +116,10 @@ impl Proxy {
         if repeat.near_lookup.is_none() {
             repeat.decision = self.decide_sample();
             // A sampled hit is compared with the upstream, which needs the fields of the request.
-            if repeat.decision == SampleDecision::Sampled || !self.retarget(repeat, path) {
+            if repeat.decision == SampleDecision::Sampled
+                || self.upstream.is_bound(repeat.connection)
+                || !self.retarget(repeat, path)
+            {
                 return Poll::Ready(Err(FastPathMiss {
                     decision: repeat.decision,
                     ..FastPathMiss::default()

@@ -19,6 +19,7 @@ use super::headers::is_upgrade;
 use crate::{
     cache::{job_id::JobId, policy::Bypass, query::Query},
     config::Config,
+    connection_auth::names_scheme,
 };
 
 pub mod invalidation_rules;
@@ -215,6 +216,7 @@ fn bypass(headers: &HeaderMap) -> Option<Bypass> {
         // "A server MAY ignore the Range header field." RFC 9110 14.2. Whether the upstream ignores
         // it is not known here.
         "range" => Some(Bypass::Range),
+        "authorization" if names_scheme(value) => Some(Bypass::BoundConnection),
         // "A cache MUST NOT evaluate conditional header fields that only apply to an origin server, [..]
         // such preconditions are likely intended for some other (inbound) server." RFC 9111 4.3.2
         "if-match" | "if-range" | "if-unmodified-since" => Some(Bypass::Precondition),
@@ -367,6 +369,9 @@ mod tests {
         check("GET /jobs/7\ncontent-length: 00", "pass: request-body");
         check("GET /jobs/7\ncontent-length: 0\ncontent-length: 5", "pass: request-body");
         check("GET /jobs/7\ntransfer-encoding: chunked", "pass: request-body");
+        check("GET /jobs/7\nauthorization: nTlM T1", "pass: bound-connection");
+        check("HEAD /jobs/7\nauthorization: Negotiate T1", "pass: bound-connection");
+        check("GET /jobs/7\nauthorization: Bearer T1", "read: 7");
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Proxy {
             return self.metrics.comparisons.count_verify(ComparisonResult::Skipped);
         };
         let proxy = Arc::clone(self);
-        let mut request = self.fill_request(head, client);
+        let mut request = self.fill_request(head, client.in_background());
         // The client's trace ends with its answer; this read is not part of it.
         spans::remove_trace_context(request.headers_mut());
         self.spawn_until_drain(async move {

@@ -14,7 +14,9 @@ use super::{
     answer::{Answer, Verdict, refuse_retryable, refuse_with, upstream_failure},
     body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
     body_rules::{InspectError, InspectedResponse},
-    exchange::{ProtocolSwitch, close_after_unread_upload, prepare_response},
+    exchange::{
+        ProtocolSwitch, close_after_unread_upload, close_with_bound_connection, prepare_response,
+    },
     route::{WriteScope, WriteTarget},
 };
 use crate::{
@@ -91,6 +93,7 @@ impl Proxy {
             result.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested));
         if let Ok(response) = &mut result {
             close_after_unread_upload(response, &informational);
+            close_with_bound_connection(response);
         }
         self.conclude(change, outcome, result).await
     }

@@ -16,7 +16,7 @@ use super::{
     ConnectionPermit,
     activity::{UploadActivity, UploadState},
     expect::{Expectation, HeldUpload, UnrequestedUpload},
-    pool::{Pool, PooledConnection, RequestSender},
+    pool::{ConnectionHome, PooledConnection},
 };
 use crate::limits::BufferedFrames;
 
@@ -176,10 +176,12 @@ pub enum BodyError {
     Abandoned,
 }
 
-/// The body of a response. Returns its connection to the pool at its end.
+/// The body of a response. Gives its connection to its home at its end.
 pub struct ResponseBody {
     incoming: Incoming,
-    connection: Option<(RequestSender, Arc<Pool>)>,
+    /// Boxed, because bodies are moved often and the connection is not.
+    connection: Option<Box<PooledConnection>>,
+    ends_client: bool,
     /// Released together with the connection.
     permit: Option<ConnectionPermit>,
     /// The upload that the upstream has not asked for, until the connection is dropped for it.
@@ -197,18 +199,18 @@ impl fmt::Debug for ResponseBody {
 }
 
 impl ResponseBody {
-    /// Creates a body that returns its connection to the pool. It fails if nothing arrives for
+    /// Creates a body that gives its connection to its home. It fails if nothing arrives for
     /// `limit`.
     pub(super) fn new(
         incoming: Incoming,
         connection: PooledConnection,
-        pool: &Arc<Pool>,
         limit: Duration,
         unrequested: Option<UnrequestedUpload>,
     ) -> Self {
         let mut body = Self {
             incoming,
-            connection: Some((connection.sender, Arc::clone(pool))),
+            ends_client: matches!(connection.home, ConnectionHome::NowhereNorClient),
+            connection: Some(Box::new(connection)),
             permit: None,
             upload_unrequested: unrequested.is_some(),
             unrequested,
@@ -233,6 +235,12 @@ impl ResponseBody {
         self.permit.take()
     }
 
+    /// Whether the client connection ends with this response, because it has lost the connection
+    /// that its login belongs to.
+    pub fn ends_client_connection(&self) -> bool {
+        self.ends_client
+    }
+
     /// Whether the upstream answered without asking for the upload that the client announced.
     pub fn upload_unrequested(&self) -> bool {
         self.upload_unrequested
@@ -242,8 +250,8 @@ impl ResponseBody {
         if self.unrequested.is_some() {
             return self.drop_connection();
         }
-        if let Some((sender, pool)) = self.connection.take() {
-            pool.put(sender);
+        if let Some(connection) = self.connection.take() {
+            connection.release();
         }
         self.permit = None;
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use hyper::client::conn::{http1, http2};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
-use super::{RequestBody, connect::UpstreamProtocol};
+use super::{RequestBody, bound::Owner, connect::UpstreamProtocol};
 use crate::{config, metrics::Metrics};
 
 /// Idle connections, with the one that was used last at the end.
@@ -36,10 +36,34 @@ struct IdleConnection {
     since: Instant,
 }
 
-/// A connection in use, and whether it was used before.
+/// A connection in use, whether it was used before, and where it goes afterwards.
 pub(super) struct PooledConnection {
     pub(super) sender: RequestSender,
     pub(super) reused: bool,
+    pub(super) home: ConnectionHome,
+}
+
+/// Where a connection goes after its exchange.
+pub(super) enum ConnectionHome {
+    /// The pool, for any request.
+    Pool(Arc<Pool>),
+    /// The client connection that owns it.
+    Client(Box<Owner>),
+    /// None: it closes.
+    Nowhere,
+    /// None: it closes, and so does the client connection.
+    NowhereNorClient,
+}
+
+impl PooledConnection {
+    /// Gives the connection to its home. The exchange has ended.
+    pub(super) fn release(self) {
+        match self.home {
+            ConnectionHome::Pool(pool) => pool.put(self.sender),
+            ConnectionHome::Client(owner) => owner.put(self.sender),
+            ConnectionHome::Nowhere | ConnectionHome::NowhereNorClient => {}
+        }
+    }
 }
 
 /// The half of a connection that accepts requests.
@@ -66,7 +90,15 @@ impl RequestSender {
         }
     }
 
-    fn is_closed(&self) -> bool {
+    /// Waits until a request can be sent. Returns false if the connection has closed.
+    pub(super) async fn ready(&mut self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.ready().await.is_ok(),
+            Self::Http2(sender) => sender.ready().await.is_ok(),
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
         match self {
             Self::Http1(sender) => sender.is_closed(),
             Self::Http2(sender) => sender.is_closed(),
@@ -84,7 +116,7 @@ impl Pool {
     }
 
     /// Takes the connection of this protocol that was used last, if there is one.
-    pub(super) fn take(&self, protocol: UpstreamProtocol) -> Option<PooledConnection> {
+    pub(super) fn take(self: &Arc<Self>, protocol: UpstreamProtocol) -> Option<PooledConnection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let mut busy = Vec::new();
         let mut found = None;
@@ -95,7 +127,8 @@ impl Pool {
                 break;
             }
             if sender.protocol() == protocol && sender.is_ready() {
-                found = Some(PooledConnection { sender, reused: true });
+                let home = ConnectionHome::Pool(Arc::clone(self));
+                found = Some(PooledConnection { sender, reused: true, home });
                 break;
             }
             // The connection is of the other protocol, or it still sends a request body that the

@@ -9,6 +9,7 @@ mod support;
 
 mod acl;
 mod callers;
+mod bound_connections;
 mod cluster;
 mod compression;
 mod contract;

@@ -185,6 +185,9 @@ pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
         Bypass::Credentials => {
             "would go to the API: it carries a credential, and credentials.mode is bypass"
         }
+        Bypass::BoundConnection => {
+            "would go to the API: a login over NTLM, Negotiate or Kerberos belongs to its connection"
+        }
         Bypass::NoStore => "would go to the API: the request says no-store, and there is no hit",
         Bypass::NoCache => "would go to the API: the request does not accept a cached answer",
         Bypass::OnlyIfCached => {

@@ -68,6 +68,7 @@ const REASONS = {
   'method-override': ['a header names another method', ''],
   'url-override': ['a header names another URL', ''],
   credentials: ['carries a credential, and credentials.mode is bypass', 'use partition'],
+  'bound-connection': ['its connection carries a login over NTLM, Negotiate or Kerberos', 'use logins that every request carries, such as bearer tokens'],
   'no-store': ['the client or the API says no-store', 'drop that from the frontend or the API'],
   'no-cache': ['the client or the API says no-cache', 'drop it from the frontend (or set ignore_client_cache_control) or from the API'],
   'only-if-cached': ['the client accepts only a cached answer', ''],

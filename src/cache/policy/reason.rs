@@ -58,6 +58,8 @@ reasons! {
         UrlOverride = "url-override",
         /// The request carries a credential that may not be answered from the cache.
         Credentials = "credentials",
+        /// The connection carries a login (NTLM, Negotiate, Kerberos), or this request begins one.
+        BoundConnection = "bound-connection",
         /// The client allows nothing to be stored.
         NoStore = "no-store",
         /// The client does not accept what the cache has (`no-cache`, `max-age`, `min-fresh`).
@@ -101,6 +103,8 @@ reasons! {
     NoStore {
         /// The status is not 200.
         Status = "status",
+        /// The response has `Persistent-Auth`: it belongs to the login of its connection.
+        BoundConnection = "bound-connection",
         /// The response or the request has `Cache-Control: no-store`.
         NoStore = "no-store",
         /// The response has `Cache-Control: private`.

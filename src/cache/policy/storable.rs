@@ -14,6 +14,7 @@ use super::{
     NoStore, Policy,
     directives::{directives, tokens},
 };
+use crate::connection_auth::PERSISTENT_AUTH;
 
 /// Request headers that a response may vary by in every configuration: headers that fingerprints
 /// cover as a whole, and `Accept-Encoding`, which fills do not send. Of `Forwarded`, they cover only a
@@ -64,6 +65,9 @@ pub fn is_stored(name: &HeaderName) -> bool {
 /// Returns the reason if it may not.
 pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     let headers = &head.headers;
+    if headers.contains_key(PERSISTENT_AUTH) {
+        return Err(NoStore::BoundConnection);
+    }
     // "the response status code is final" RFC 9111 3. Among the final codes, only 200 carries the
     // status of a job.
     //

@@ -1,0 +1,321 @@
+//! Connections that belong to one client connection, because a login authenticates the connection.
+//!
+//! A client connection is *bound* from its first login over NTLM, Negotiate or Kerberos, or from the
+//! first answer with `Persistent-Auth`. From then on its requests use a connection that no other
+//! client uses. That connection closes with the client connection, or after `upstream.idle_timeout`
+//! without a request. The client connection stays bound without it: a request without a login gets
+//! a connection for itself, and the client connection ends with the answer, as it would end with
+//! the connection to the API if there were no proxy. The client then logs in again.
+//!
+//! A request of a client connection that is not known, such as one over HTTP/2, can bind nothing: a
+//! login gets a connection for this one request. The same holds when a quarter of
+//! `upstream.max_connections` is bound. So a login of several steps fails there, and nobody else
+//! gets its connection.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::{Response, Version, header::CONNECTION};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::warn;
+
+use super::{
+    Upstream, UpstreamError,
+    connect::UpstreamProtocol,
+    pool::{ConnectionHome, PooledConnection, RequestSender},
+};
+use crate::{
+    config::UpstreamConfig,
+    connection_auth::{ConnectionIdentity, identity_of},
+    limits::{Permit, Quota},
+    metrics::Metrics,
+    throttle::HourlyPerName,
+    transport::ConnectionId,
+};
+
+/// The share of `upstream.max_connections` that may be bound: one in so many.
+const BOUND_SHARE: usize = 4;
+
+/// Shortest pause between two looks for an idle connection that is too old.
+const MIN_EXPIRY_CHECK: Duration = Duration::from_millis(10);
+
+/// The client connections that are open, and what belongs to those that are bound.
+pub(super) struct BoundConnections {
+    clients: Mutex<HashMap<ConnectionId, Option<Box<Binding>>>>,
+    /// The number of bound client connections. While it is 0, no request takes the lock.
+    count: AtomicUsize,
+    next_id: AtomicU64,
+    quota: Arc<Quota>,
+    max_bound: usize,
+    idle_timeout: Duration,
+    warnings: HourlyPerName,
+}
+
+/// A bound client connection.
+struct Binding {
+    /// Its connection to the upstream, unless that is in use or lost.
+    idle: Option<IdleBound>,
+    #[expect(dead_code, reason = "held, not read")]
+    expiry: AbortOnDropHandle<()>,
+}
+
+struct IdleBound {
+    sender: RequestSender,
+    permit: Permit,
+    since: Instant,
+}
+
+/// The owner of a bound connection while that is in use.
+pub(super) struct Owner {
+    bound: Arc<BoundConnections>,
+    client: ConnectionId,
+    permit: Permit,
+}
+
+/// How a request gets its connection.
+pub(super) enum ConnectionChoice {
+    /// Any connection of the pool.
+    Pooled,
+    /// The one that belongs to its client connection.
+    Bound(PooledConnection),
+    /// A new one, which then goes there.
+    New(ConnectionHome),
+}
+
+/// Whether a request carries a login that authenticates its connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Login {
+    Absent,
+    Present,
+}
+
+impl Upstream {
+    /// Registers an open client connection. Its requests follow one another.
+    pub fn open_client(&self) -> ConnectionId {
+        self.bound.open()
+    }
+
+    /// Closes the connection that belongs to a client connection, if there is one.
+    pub fn close_client(&self, client: ConnectionId) {
+        self.bound.close(client);
+    }
+
+    /// Whether a connection belongs, or has belonged, to this client connection.
+    pub fn is_bound(&self, client: Option<ConnectionId>) -> bool {
+        self.bound.is_bound(client)
+    }
+
+    /// Returns the connection for a request.
+    pub(super) async fn connection(
+        &self,
+        client: Option<ConnectionId>,
+        login: Login,
+        protocol: UpstreamProtocol,
+    ) -> Result<PooledConnection, UpstreamError> {
+        let mut choice = self.bound.choose(client, login);
+        if let ConnectionChoice::Bound(connection) = &mut choice {
+            // The connection may still send a request body that the upstream did not wait for.
+            let ready = timeout(self.config.connect_timeout, connection.sender.ready());
+            if ready.await != Ok(true) {
+                choice = self.bound.choose(client, login);
+            }
+        }
+        match choice {
+            ConnectionChoice::Bound(connection) => Ok(connection),
+            ConnectionChoice::New(home) => self.connect(protocol, home).await,
+            ConnectionChoice::Pooled => match self.pool.take(protocol) {
+                Some(connection) => Ok(connection),
+                None => self.connect(protocol, ConnectionHome::Pool(Arc::clone(&self.pool))).await,
+            },
+        }
+    }
+}
+
+impl BoundConnections {
+    pub(super) fn new(config: &UpstreamConfig, metrics: &Metrics) -> Self {
+        let max_bound = config.max_connections / BOUND_SHARE;
+        let metrics = &metrics.upstream;
+        Self {
+            clients: Mutex::default(),
+            count: AtomicUsize::new(0),
+            next_id: AtomicU64::new(0),
+            quota: Quota::new(max_bound, metrics.bound.clone(), metrics.binds_refused.clone()),
+            max_bound,
+            idle_timeout: config.idle_timeout,
+            warnings: HourlyPerName::default(),
+        }
+    }
+
+    /// Registers an open client connection.
+    pub(super) fn open(&self) -> ConnectionId {
+        let id = ConnectionId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        self.lock().insert(id, None);
+        id
+    }
+
+    /// Closes what belongs to a client connection. A connection in use closes after its exchange.
+    pub(super) fn close(&self, client: ConnectionId) {
+        let binding = self.lock().remove(&client).flatten();
+        if binding.is_some() {
+            self.count.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Whether a client connection is bound.
+    pub(super) fn is_bound(&self, client: Option<ConnectionId>) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+            && client.is_some_and(|id| self.lock().get(&id).is_some_and(Option::is_some))
+    }
+
+    /// Chooses the connection of a request. A login binds its client connection, if it may.
+    pub(super) fn choose(
+        self: &Arc<Self>,
+        client: Option<ConnectionId>,
+        login: Login,
+    ) -> ConnectionChoice {
+        let Some(id) = client.filter(|_| login == Login::Present || self.is_bound(client)) else {
+            return match login {
+                Login::Absent => ConnectionChoice::Pooled,
+                Login::Present => ConnectionChoice::New(ConnectionHome::Nowhere),
+            };
+        };
+        if let Some(IdleBound { sender, permit, .. }) = self.take_idle(id) {
+            let home = self.home(id, permit);
+            return ConnectionChoice::Bound(PooledConnection { sender, reused: true, home });
+        }
+        ConnectionChoice::New(match login {
+            Login::Absent => ConnectionHome::NowhereNorClient,
+            Login::Present => self.bind(id),
+        })
+    }
+
+    fn take_idle(&self, client: ConnectionId) -> Option<IdleBound> {
+        let idle = self.lock().get_mut(&client)?.as_mut()?.idle.take()?;
+        let is_usable = !idle.sender.is_closed() && idle.since.elapsed() <= self.idle_timeout;
+        is_usable.then_some(idle)
+    }
+
+    /// Binds a client connection and returns the home of its new connection.
+    fn bind(self: &Arc<Self>, client: ConnectionId) -> ConnectionHome {
+        let Some(permit) = self.quota.take(1) else {
+            if self.warnings.admits("bound") {
+                warn!(
+                    limit = self.max_bound,
+                    "a login over NTLM, Negotiate or Kerberos fails, because a quarter of \
+                     upstream.max_connections belongs to such logins; raise upstream.max_connections"
+                );
+            }
+            return ConnectionHome::Nowhere;
+        };
+        let mut clients = self.lock();
+        // A client connection that has closed owns nothing any more.
+        let Some(binding) = clients.get_mut(&client) else { return ConnectionHome::Nowhere };
+        if binding.is_none() {
+            let expiry = self.spawn_expiry(client);
+            *binding = Some(Box::new(Binding { idle: None, expiry }));
+            self.count.fetch_add(1, Ordering::Release);
+        }
+        self.home(client, permit)
+    }
+
+    fn home(self: &Arc<Self>, client: ConnectionId, permit: Permit) -> ConnectionHome {
+        ConnectionHome::Client(Box::new(Owner { bound: Arc::clone(self), client, permit }))
+    }
+
+    /// Returns where a connection goes after a response.
+    pub(super) fn home_after<B>(
+        self: &Arc<Self>,
+        home: ConnectionHome,
+        client: Option<ConnectionId>,
+        response: &Response<B>,
+    ) -> ConnectionHome {
+        match (home, identity_of(response.headers())) {
+            (ConnectionHome::Pool(_), ConnectionIdentity::Established) => {
+                // A second connection for a client that is bound already belongs to nobody.
+                match client.filter(|_| !self.is_bound(client)) {
+                    Some(client) => self.bind(client),
+                    None => ConnectionHome::Nowhere,
+                }
+            }
+            (ConnectionHome::Pool(_), ConnectionIdentity::Challenged) => ConnectionHome::Nowhere,
+            (ConnectionHome::Client(_), _) if announces_close(response) => {
+                ConnectionHome::NowhereNorClient
+            }
+            (home, _) => home,
+        }
+    }
+
+    /// Closes idle connections of a client connection once they are too old.
+    fn spawn_expiry(self: &Arc<Self>, client: ConnectionId) -> AbortOnDropHandle<()> {
+        let bound = Arc::downgrade(self);
+        let mut wait = self.idle_timeout;
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                sleep(wait).await;
+                let Some(next) = bound.upgrade().and_then(|bound| bound.expire(client)) else {
+                    return;
+                };
+                wait = next;
+            }
+        }))
+    }
+
+    /// Closes the idle connection of a client connection if it is too old. Returns the time until
+    /// the next one may be.
+    fn expire(&self, client: ConnectionId) -> Option<Duration> {
+        let mut clients = self.lock();
+        let idle = &mut clients.get_mut(&client)?.as_mut()?.idle;
+        let age = idle.as_ref().map_or(Duration::ZERO, |idle| idle.since.elapsed());
+        let left = self.idle_timeout.saturating_sub(age);
+        if !left.is_zero() {
+            return Some(left);
+        }
+        let expired = idle.take();
+        drop(clients);
+        drop(expired);
+        Some(self.idle_timeout.max(MIN_EXPIRY_CHECK))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, Option<Box<Binding>>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Owner {
+    /// Gives an idle connection back to its client connection, if that is still open.
+    pub(super) fn put(self, sender: RequestSender) {
+        let Self { bound, client, permit } = self;
+        if sender.is_closed() {
+            return;
+        }
+        let idle = IdleBound { sender, permit, since: Instant::now() };
+        if let Some(Some(binding)) = bound.lock().get_mut(&client) {
+            binding.idle = Some(idle);
+        }
+    }
+}
+
+/// Whether the upstream closes the connection after this response. RFC 9112 9.3 has the rules.
+fn announces_close<B>(response: &Response<B>) -> bool {
+    let lines = response.headers().get_all(CONNECTION).into_iter();
+    let options: Vec<_> = lines.flat_map(|line| line.as_bytes().split(|&b| b == b',')).collect();
+    let lists = |option: &[u8]| options.iter().any(|o| o.trim_ascii().eq_ignore_ascii_case(option));
+    lists(b"close") || (response.version() == Version::HTTP_10 && !lists(b"keep-alive"))
+}
+
+impl fmt::Debug for BoundConnections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundConnections")
+            .field("count", &self.count)
+            .field("quota", &self.quota)
+            .finish_non_exhaustive()
+    }
+}
