@@ -19,6 +19,7 @@ mod health;
 mod http2;
 mod message_body;
 mod pool;
+mod upload_end;
 
 use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
@@ -47,6 +48,7 @@ use self::{
 pub use self::{
     error::UpstreamError,
     message_body::{BodyError, RequestBody, ResponseBody, UploadError},
+    upload_end::{UploadEnd, UploadOutcome},
 };
 use crate::{
     config::{self, Config, Endpoint, HEADERS_ON_STACK},

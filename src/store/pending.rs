@@ -69,7 +69,17 @@ pub struct PendingItem {
     pub write: Token,
     /// How long the fence lingers.
     pub linger: Duration,
+    /// The longest linger of other writes to the key that were pending before.
+    linger_of_others: Duration,
     due: Due,
+}
+
+impl PendingItem {
+    /// Returns the linger that a later end of this write must keep: each end of a write replaces
+    /// the linger of the one before.
+    fn others(&self, write: &Token) -> Duration {
+        if self.write == *write { self.linger_of_others } else { self.linger }
+    }
 }
 
 /// When something is to be repeated.
@@ -208,10 +218,29 @@ impl PendingSet {
             inner.slots.overflow(slot(key), addition);
             return Added::Overflow;
         }
-        let linger = inner.remove(key).map_or(linger, |item| item.linger.max(linger));
-        let due = Due::now(addition);
-        inner.put(PendingItem { key: key.clone(), write: write.clone(), linger, due });
+        let linger_of_others = inner.remove(key).map_or(Duration::ZERO, |item| item.others(write));
+        inner.put(PendingItem {
+            key: key.clone(),
+            write: write.clone(),
+            linger: linger.max(linger_of_others),
+            linger_of_others,
+            due: Due::now(addition),
+        });
         Added::Keys
+    }
+
+    /// Applies the linger of an end of a write to its earlier ends that are still pending. A longer
+    /// linger of theirs would only keep the job uncached.
+    pub(super) fn relax(&self, keys: &[Key], write: &Token, linger: Duration) {
+        if self.is_empty() {
+            return;
+        }
+        let mut inner = self.lock();
+        for key in keys {
+            if let Some(item) = inner.keys.get_mut(key).filter(|item| item.write == *write) {
+                item.linger = linger.max(item.linger_of_others);
+            }
+        }
     }
 
     /// Returns what a purge of all has to confirm, if one is due.
