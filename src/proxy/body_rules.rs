@@ -27,7 +27,7 @@ use hyper::{
 use tracing::warn;
 
 pub(super) use self::document::is_event_stream;
-use self::document::{Document, RuleMiss, WhenFull, inspectable, is_json, read_document};
+use self::document::{ParsedBody, RuleMiss, WhenFull, inspectable, is_json, read_document};
 use super::{
     body::Body,
     route::{
@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// A parsed body, `None` if it is empty, or why it could not be parsed.
-type Inspected = Result<Option<Document>, RuleMiss>;
+type Inspected = Result<Option<ParsedBody>, RuleMiss>;
 
 /// Inspects the bodies of writes.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl From<UpstreamError> for InspectError {
 
 /// Whether a rule may have missed jobs that a write changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Finding {
+pub(super) enum RuleFinding {
     /// No rule with `on_miss = "all"` has missed any.
     Complete,
     /// An accepted write counts as one that changes every job.
@@ -85,7 +85,7 @@ pub(super) enum Finding {
 pub(super) struct InspectedRequest {
     /// The body from its beginning.
     pub(super) body: RequestBody,
-    pub(super) finding: Finding,
+    pub(super) finding: RuleFinding,
 }
 
 /// A response that was inspected.
@@ -99,11 +99,11 @@ pub(super) struct InspectedResponse {
 #[derive(Debug)]
 pub(super) struct NamedInBody {
     pub(super) jobs: Vec<JobId>,
-    pub(super) finding: Finding,
+    pub(super) finding: RuleFinding,
 }
 
 impl NamedInBody {
-    const NOTHING: Self = Self { jobs: Vec::new(), finding: Finding::Complete };
+    const NOTHING: Self = Self { jobs: Vec::new(), finding: RuleFinding::Complete };
 }
 
 impl BodyInspector {
@@ -127,7 +127,7 @@ impl BodyInspector {
             head.headers.remove(ACCEPT_ENCODING);
         }
         let Some(max) = max_inspected(&scope.rules, BodySide::Request) else {
-            return Ok(InspectedRequest { body, finding: Finding::Complete });
+            return Ok(InspectedRequest { body, finding: RuleFinding::Complete });
         };
         // The upstream cannot answer the expectation here: nothing is sent to it before the body
         // has been inspected.
@@ -177,7 +177,7 @@ impl BodyInspector {
             // Most error responses name no job: that is not a fault of the rule.
             Ok(Some(document)) if is_error => NamedInBody {
                 jobs: named_by(rules, BodySide::Response, document),
-                finding: Finding::Complete,
+                finding: RuleFinding::Complete,
             },
             _ if is_error => NamedInBody::NOTHING,
             document => self.named(rules, BodySide::Response, document),
@@ -209,7 +209,7 @@ impl BodyInspector {
             if let Some(why) = miss {
                 self.report_miss(rule, side, why);
                 if rule.on_miss() == OnMiss::All {
-                    named.finding = Finding::Incomplete;
+                    named.finding = RuleFinding::Incomplete;
                 }
             }
         }
@@ -252,7 +252,7 @@ impl BodyInspector {
 fn miss(
     rule: &InvalidationRule,
     side: BodySide,
-    document: &Document,
+    document: &ParsedBody,
     found: usize,
     all: usize,
 ) -> Option<RuleMiss> {
@@ -267,7 +267,7 @@ fn miss(
     }
 }
 
-/// Whether a rule for the response would act on a write whose response is unknown.
+/// Whether a rule for the response has to assume a miss if the response is unknown.
 pub(super) fn misses_unknown_response(rules: &[Arc<InvalidationRule>]) -> bool {
     let reads = |rule: &Arc<InvalidationRule>| rule.max_body(BodySide::Response).is_some();
     rules.iter().any(|rule| reads(rule) && rule.on_miss() == OnMiss::All)
@@ -278,6 +278,6 @@ fn max_inspected(rules: &[Arc<InvalidationRule>], side: BodySide) -> Option<usiz
     rules.iter().filter_map(|rule| rule.max_body(side)).max()
 }
 
-fn named_by(rules: &[Arc<InvalidationRule>], side: BodySide, document: &Document) -> Vec<JobId> {
+fn named_by(rules: &[Arc<InvalidationRule>], side: BodySide, document: &ParsedBody) -> Vec<JobId> {
     rules.iter().flat_map(|rule| rule.jobs(side, &document.value)).take(MAX_NAMED).collect()
 }

@@ -9,7 +9,7 @@ use tracing::{Instrument as _, error};
 use super::{
     Proxy,
     answer::{Answer, refuse_retryable, refuse_with, upstream_failure},
-    body_rules::{Finding, InspectError, InspectedResponse, misses_unknown_response},
+    body_rules::{InspectError, InspectedResponse, RuleFinding, misses_unknown_response},
     exchange::{ProtocolSwitch, close_after_unread_upload, prepare_response},
     route::{WriteScope, WriteTarget},
     write_end::WriteInvalidation,
@@ -92,20 +92,20 @@ impl Proxy {
     fn changes_all(
         &self,
         scope: &WriteScope,
-        request: Finding,
+        request: RuleFinding,
         result: &Result<InspectedResponse, UpstreamError>,
     ) -> bool {
         let missed = match result {
             // The upstream never saw the write. Otherwise attempts while the upstream is down would
             // empty the cache.
             Err(error) if !error.may_have_arrived() => return false,
-            Err(_) => request == Finding::Incomplete || misses_unknown_response(&scope.rules),
+            Err(_) => request == RuleFinding::Incomplete || misses_unknown_response(&scope.rules),
             // Any client can send a body that no rule can read. Only one that the upstream accepts
             // may cost the others their entries.
             Ok(InspectedResponse { response, named }) => {
                 let is_accepted =
                     response.status().is_success() || response.status().is_redirection();
-                is_accepted && [request, named.finding].contains(&Finding::Incomplete)
+                is_accepted && [request, named.finding].contains(&RuleFinding::Incomplete)
             }
         };
         if missed {

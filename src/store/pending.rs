@@ -531,6 +531,22 @@ mod tests {
         assert_eq!(pending.batch(1)[0].linger, Duration::from_secs(9));
     }
 
+    #[tokio::test]
+    async fn a_later_end_of_a_write_replaces_the_linger_of_an_earlier_one() {
+        let pending = PendingSet::new(1);
+        let linger = || pending.batch(1)[0].linger.as_secs();
+        add(&pending, "a", "w1", Duration::from_secs(9)).await;
+        add(&pending, "a", "w2", Duration::from_secs(30)).await;
+        assert_eq!(linger(), 30);
+        pending.relax(&[key("a"), key("b")], &Token("w1".into()), Duration::ZERO);
+        assert_eq!(linger(), 30);
+        pending.relax(&[key("a")], &Token("w2".into()), Duration::from_secs(1));
+        assert_eq!(linger(), 9);
+        add(&pending, "a", "w2", Duration::from_secs(30)).await;
+        add(&pending, "a", "w2", Duration::from_secs(10)).await;
+        assert_eq!(linger(), 10);
+    }
+
     /// Waits until everything noted so far is on the disk.
     async fn settled(pending: &PendingSet) {
         pending

@@ -32,7 +32,7 @@ pub enum RequestBody {
     Held(Box<HeldUpload>),
     /// The frames of a body that were already read, then the rest as it arrives.
     Resumed(BufferedFrames, Box<RequestBody>),
-    /// A body whose end is reported.
+    /// A body that reports its end.
     Tracked(Box<RequestBody>, UploadGuard),
 }
 

@@ -208,7 +208,7 @@ async fn a_client_that_hangs_up_does_not_keep_an_answer_from_dropping_what_it_na
     eventually(SOON, async || !setup.redis.holds(&key("17")).await).await;
 }
 
-/// Returns a rule whose misses change nothing.
+/// Returns a rule that may miss jobs.
 fn lenient(rule: InvalidateRule) -> InvalidateRule {
     InvalidateRule { on_miss: OnMiss::Ignore, ..rule }
 }

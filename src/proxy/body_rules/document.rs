@@ -1,7 +1,7 @@
 //! Reads the beginning of a body, and parses it.
 //!
 //! The upstream may read a body differently. Where a body has two readings, it is parsed all the
-//! same, and [`Document::doubt`] says why the ids in it may not be all.
+//! same, and [`ParsedBody::doubt`] says why the ids in it may not be all.
 
 use std::{cell::Cell, fmt, time::Duration};
 
@@ -59,7 +59,7 @@ pub(super) enum WhenFull {
 
 /// A parsed body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Document {
+pub(super) struct ParsedBody {
     pub(super) value: Value,
     /// Why the upstream may read it differently.
     pub(super) doubt: Option<RuleMiss>,
@@ -117,7 +117,7 @@ pub(super) async fn read_document<B: HttpBody<Data = Bytes> + Unpin>(
     max: usize,
     full: WhenFull,
     read: &mut BufferedFrames,
-) -> Result<Result<Option<Document>, RuleMiss>, B::Error> {
+) -> Result<Result<Option<ParsedBody>, RuleMiss>, B::Error> {
     if body.is_end_stream() {
         return Ok(Ok(None));
     }
@@ -135,7 +135,7 @@ pub(super) async fn read_document<B: HttpBody<Data = Bytes> + Unpin>(
 }
 
 /// Parses JSON. Of two members with one name the last one counts, as in most parsers.
-fn parse(text: &[u8]) -> Result<Document, RuleMiss> {
+fn parse(text: &[u8]) -> Result<ParsedBody, RuleMiss> {
     // "implementations that parse JSON texts MAY ignore the presence of a byte order mark rather
     // than treating it as an error" RFC 8259 8.1. Some upstreams ignore it, so it is ignored here
     // too.
@@ -144,7 +144,7 @@ fn parse(text: &[u8]) -> Result<Document, RuleMiss> {
     let mut json = serde_json::Deserializer::from_slice(text);
     let value = AnyValue(&repeats).deserialize(&mut json).map_err(|_| RuleMiss::NotJson)?;
     json.end().map_err(|_| RuleMiss::NotJson)?;
-    Ok(Document { value, doubt: repeats.get().then_some(RuleMiss::Ambiguous) })
+    Ok(ParsedBody { value, doubt: repeats.get().then_some(RuleMiss::Ambiguous) })
 }
 
 /// Whether every content type of a request lets the upstream read it as JSON in UTF-8. A form may
@@ -332,7 +332,7 @@ mod tests {
         ] {
             let value = if value.is_empty() { text } else { value };
             let value = serde_json::from_str(value).unwrap();
-            assert_eq!(parse(text.as_bytes()), Ok(Document { value, doubt }), "{text}");
+            assert_eq!(parse(text.as_bytes()), Ok(ParsedBody { value, doubt }), "{text}");
         }
     }
 

@@ -275,8 +275,9 @@ pub(crate) fn ids(value: &Value) -> Vec<JobId> {
     }
 }
 
-/// Whether a number has lost digits when it was parsed: "implementations [..] agree on the exact
-/// values" only within 2^53, RFC 8259 6.
+/// Whether a number may have lost digits when it was parsed. Integers within 2^53 "are
+/// interoperable in the sense that implementations will agree exactly on their numeric values"
+/// RFC 8259 6.
 fn is_inexact(value: &Value) -> bool {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     value.is_f64() && value.as_f64().is_some_and(|number| number.abs() >= EXACT)
