@@ -25,7 +25,8 @@ mod write_all;
 pub use comparison::Comparison;
 pub use fill::{AbandonReason, KnownEntry, LeaderRead, PublishedRead};
 pub use invalidate::{
-    OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt, PurgeTaskFailed, WriteOutcome,
+    FenceEnd, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt, PurgeTaskFailed,
+    WriteOutcome,
 };
 pub use lookup::{Lookup, MAX_REPLACEMENTS};
 pub use near_lookup::{NearLookup, NearMissReason};
@@ -114,6 +115,9 @@ struct CacheSettings {
     settle: Duration,
     linger: Duration,
     fence: Duration,
+    /// Longest time after the response head of a write for which its fence stands until the bodies
+    /// have ended.
+    hold: Duration,
     max_audience: usize,
     ignore_client_cache_control: bool,
     compress_above: Option<usize>,
@@ -285,6 +289,7 @@ impl CacheSettings {
             settle: config.settle,
             linger: config.store.linger,
             fence: config.upstream.response_timeout + FENCE_MARGIN,
+            hold: config.upstream.response_timeout,
             max_audience: config.credentials.audience,
             ignore_client_cache_control: config.ignore_client_cache_control,
             compress_above: config.store.compress_above,

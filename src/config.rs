@@ -48,7 +48,7 @@ use std::time::Duration;
 pub use address::ListenAddress;
 pub use changes::{OverriddenChange, SettingChange};
 pub use credentials_config::{CredentialMode, CredentialsConfig};
-pub use invalidate_rules::{InvalidateRule, rule_keys};
+pub use invalidate_rules::{InvalidateRule, OnMiss, rule_keys};
 pub use load::{Flags, InvalidConfig, LoadedConfig};
 pub use log_directives::{filter as log_filter, parsed as parsed_log_filter};
 pub use near_config::{NearConfig, NearMode, NearTracking};

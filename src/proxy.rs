@@ -10,7 +10,8 @@
 //!    that all waiting clients share (`lead`). In shadow mode, `shadow` answers from the upstream
 //!    and only compares.
 //! 4. `write` fences the jobs that a write may change, forwards the write, and invalidates those
-//!    jobs before it answers. `body_rules` finds the jobs that only a body names.
+//!    jobs before it answers. `body_rules` finds the jobs that only a body names. `write_end`
+//!    invalidates them again when the bodies have ended.
 //! 5. Everything else passes: both bodies stream through.
 //! 6. `answer` derives `Cache-Status`, the metrics and the access log from one verdict.
 //!
@@ -39,6 +40,7 @@ mod stale_config_guard;
 mod upgrade;
 mod verify;
 mod write;
+mod write_end;
 
 pub use prefetch::{JobListError, PrefetchOutcome};
 
@@ -64,7 +66,7 @@ use self::{
     route::{Route, Routes, WriteTarget, is_unsafe, overrides_method},
     stale_config_guard::{StaleConfig, StaleConfigGuard},
     upgrade::Upgrade,
-    write::WriteInvalidation,
+    write_end::{WriteInvalidation, track_upload},
 };
 use crate::{
     cache::{Cache, WriteOutcome, policy::Bypass},
@@ -307,6 +309,7 @@ impl Proxy {
         } else {
             ProtocolSwitch::NotRequested
         };
+        let (request, upload) = track_upload(request, may_change);
         let sent = self.send(request, retry).await;
         let mut response = match sent.and_then(|response| prepare_response(response, switch)) {
             Ok(response) => response,
@@ -325,8 +328,9 @@ impl Proxy {
         let jobs = named.unwrap_or_default();
         let all = stale_guard.is_some_and(StaleConfigGuard::answered);
         if all || !jobs.is_empty() {
-            let mut change = WriteInvalidation { write: self.cache.unfenced(), all };
-            change.spare_if_refused(response.status());
+            let mut change = WriteInvalidation::new(self.cache.unfenced(), upload);
+            change.all = all;
+            change.note_status(response.status());
             self.cache.widen(&mut change.write, &jobs);
             let conclude = Arc::clone(self).conclude(change, WriteOutcome::Known, Ok(response));
             return self.detached(conclude).await;

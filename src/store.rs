@@ -18,8 +18,9 @@
 //!    `job_status:<id>`, `redis-cli DEL` included, voids the fill in flight.
 //! 2. A write **begins** before it is forwarded: the entry is deleted, the lease is void, and a
 //!    fence refuses new leases while the outcome is unknown, even if the sidecar dies. The write
-//!    **ends** before it is answered: the entry is deleted again and the fence is lifted. If the
-//!    outcome is unknown (timeout, reset), the fence lingers.
+//!    **ends** before its response head is passed on: the entry is deleted again. The fence is
+//!    lifted by a last end, once the bodies of request and response have ended, because the
+//!    upstream may commit until then. If the outcome is unknown (timeout, reset), the fence lingers.
 //! 3. An end that the server has not confirmed makes its job **pending** in this sidecar: the job
 //!    is bypassed, and the end is repeated until it is confirmed.
 //! 4. An entry counts only in the **epoch** (`run_id` and `master_replid` of the server) in which
@@ -400,7 +401,8 @@ impl Store {
         }
     }
 
-    /// Invalidates the keys of a write and lifts its fence after `linger`.
+    /// Invalidates the keys of a write and lifts its fence after `linger`. A later end of the same
+    /// write may lift it sooner.
     ///
     /// Call it before the write is answered, from a task that is never cancelled.
     pub async fn end(&self, write: &Write, linger: Duration, budget: &mut Budget) -> Ended {

@@ -21,6 +21,7 @@ mod health;
 mod http2;
 mod message_body;
 mod pool;
+mod upload_end;
 
 use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
@@ -50,6 +51,7 @@ use self::{
 pub use self::{
     error::UpstreamError,
     message_body::{BodyError, RequestBody, ResponseBody, UploadError},
+    upload_end::{UploadEnd, UploadOutcome},
 };
 use crate::{
     config::{self, Config, Endpoint, HEADERS_ON_STACK},

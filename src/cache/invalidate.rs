@@ -2,7 +2,10 @@
 //!
 //! The callers in `proxy` and `admin` decide which jobs a write changes and who may purge.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::task::JoinError;
 use tracing::{debug, error, warn};
@@ -21,6 +24,18 @@ pub enum WriteOutcome {
     Known,
     /// The upstream may still commit the write.
     Unknown,
+    /// The status says that nothing was done.
+    Refused,
+}
+
+/// When the fence of a write falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FenceEnd {
+    /// With this end, apart from the time for which this outcome lets it linger.
+    Now(WriteOutcome),
+    /// With a later end, when the bodies have ended, or else `upstream.response_timeout` after the
+    /// response head, which came at this time.
+    WithBodies(Instant),
 }
 
 /// Cause of an invalidation; a label of its metric.
@@ -111,42 +126,53 @@ impl Cache {
 
     /// Invalidates the jobs of a write, before it is answered.
     ///
-    /// A write has one budget for its beginning and another for its end. The time that a slow `begin`
+    /// A write has one budget for its beginning and another for each end. The time that a slow `begin`
     /// took says nothing about the store now, much later, and an end cannot be confirmed without time.
-    pub async fn end(&self, write: &Write, outcome: WriteOutcome) -> Ended {
-        self.invalidate(write, outcome, InvalidationSource::Write).await
+    pub async fn end(&self, write: &Write, fence: FenceEnd) -> Ended {
+        self.invalidate(write, fence, InvalidationSource::Write).await
     }
 
-    /// Invalidates the jobs of a write again when the body of the response has ended: the upstream may
-    /// commit while it sends.
-    pub async fn end_after_body(&self, write: &Write, outcome: WriteOutcome) -> Ended {
-        self.invalidate(write, outcome, InvalidationSource::WriteBody).await
+    /// Invalidates the jobs of a write again when a body has ended: the upstream may commit while it
+    /// reads the upload, or while it sends the response.
+    pub async fn end_after_body(&self, write: &Write, fence: FenceEnd) -> Ended {
+        self.invalidate(write, fence, InvalidationSource::WriteBody).await
     }
 
     async fn invalidate(
         &self,
         write: &Write,
-        outcome: WriteOutcome,
+        fence: FenceEnd,
         source: InvalidationSource,
     ) -> Ended {
         if write.keys().is_empty() {
             return Ended::Confirmed { entries: 0 };
         }
-        let ended = self.store.end(write, self.linger(outcome), &mut self.budget()).await;
+        let ended = self.store.end(write, self.fence_left(fence), &mut self.budget()).await;
         self.detach(write.keys());
         self.count_invalidation(source, ended);
-        let why = match (ended, outcome) {
-            (Ended::Confirmed { .. }, WriteOutcome::Unknown) => OUTCOME_UNKNOWN,
+        let why = match (ended, fence) {
+            (Ended::Confirmed { .. }, FenceEnd::Now(WriteOutcome::Unknown)) => OUTCOME_UNKNOWN,
             _ => ended.as_str(),
         };
         self.record_events(write.keys(), EventKind::WriteEnded, why, None);
         ended
     }
 
+    /// Returns how long the fence stands after an end.
+    fn fence_left(&self, fence: FenceEnd) -> Duration {
+        match fence {
+            FenceEnd::Now(outcome) => self.linger(outcome),
+            FenceEnd::WithBodies(since) => {
+                self.settings.hold.saturating_sub(since.elapsed()).max(self.settings.settle)
+            }
+        }
+    }
+
     pub(super) fn linger(&self, outcome: WriteOutcome) -> Duration {
         match outcome {
             WriteOutcome::Known => self.settings.settle,
             WriteOutcome::Unknown => self.settings.linger.max(self.settings.settle),
+            WriteOutcome::Refused => Duration::ZERO,
         }
     }
 

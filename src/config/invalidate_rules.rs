@@ -34,6 +34,18 @@ pub struct InvalidateRule {
     pub all: bool,
     /// Largest body that is searched, in bytes.
     pub max_body: usize,
+    /// What becomes of a write in which the rule does not find every job.
+    pub on_miss: OnMiss,
+}
+
+/// What becomes of a write with a body in which a rule does not find every job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnMiss {
+    /// If the API accepts it, it counts as a write that changes every job.
+    #[default]
+    All,
+    /// It changes the jobs that were found.
+    Ignore,
 }
 
 impl Default for InvalidateRule {
@@ -45,6 +57,7 @@ impl Default for InvalidateRule {
             response: Vec::new(),
             all: false,
             max_body: 64 << 10,
+            on_miss: OnMiss::All,
         }
     }
 }
@@ -59,7 +72,7 @@ pub(super) struct RuleKey {
     pub(super) help: &'static str,
 }
 
-pub(super) static KEYS: [RuleKey; 6] = [
+pub(super) static KEYS: [RuleKey; 7] = [
     RuleKey {
         name: "path",
         unset: "required",
@@ -97,6 +110,14 @@ pub(super) static KEYS: [RuleKey; 6] = [
         unset: "",
         example: "",
         help: "Largest body that is searched. `jobcache_rule_misses_total` counts larger ones.",
+    },
+    RuleKey {
+        name: "on_miss",
+        unset: "`\"all\"`",
+        example: "\"ignore\"",
+        help: "What becomes of a write with a body that cannot be read, or that has no id where the \
+               pointers lead. `all`: if the API answers 2xx or 3xx, or its answer is unknown, every job is \
+               dropped. `ignore`: only the jobs that were found.",
     },
 ];
 
@@ -196,11 +217,20 @@ fn set(rule: &mut InvalidateRule, key: &str, value: &RawValue) -> Result<(), Str
         ("path", RawValue::One(text)) => rule.path.clone_from(text),
         ("all", RawValue::One(text)) => rule.all = parse::switch(text)?,
         ("max_body", RawValue::One(text)) => rule.max_body = parse::size(text, &BODY_BOUNDS)?,
+        ("on_miss", RawValue::One(text)) => rule.on_miss = on_miss(text)?,
         (_, RawValue::One(_)) => return Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
         (_, RawValue::Many(_)) => return Err("must be one value, not a list".to_owned()),
         (_, RawValue::Pairs(_)) => return Err("must be a value, not a table".to_owned()),
     }
     Ok(())
+}
+
+fn on_miss(text: &str) -> Result<OnMiss, String> {
+    match text {
+        "all" => Ok(OnMiss::All),
+        "ignore" => Ok(OnMiss::Ignore),
+        _ => Err("must be \"all\" or \"ignore\"".to_owned()),
+    }
 }
 
 impl InvalidateRule {
@@ -225,6 +255,9 @@ impl InvalidateRule {
         }
         if self.max_body != Self::default().max_body {
             all.push(format!("max_body = {}", self.max_body));
+        }
+        if self.on_miss == OnMiss::Ignore {
+            all.push("on_miss = \"ignore\"".to_owned());
         }
         all
     }

@@ -83,11 +83,11 @@ const RULE_NOTES: &str = "\
 - Jobs that the answer names are invalidated before the client gets the answer. The answer is held back for
   that, for at most 10 s, and the API is asked not to compress it.
 - At most 1,000 ids are read from a body. Every write is forwarded byte for byte, whatever is found in it. A
-  body that is larger than `max_body`, compressed, not JSON, or without an id at a pointer is counted in
-  `jobcache_rule_misses_total{body,reason}` and logged as a warning: what such a write changed may be served
-  until its TTL ends.
+  body that is larger than `max_body`, compressed, not JSON, or without an id where the pointers lead is
+  counted in `jobcache_rule_misses_total{body,reason}` and logged as a warning. `on_miss` says what becomes
+  of the write. An empty body names nothing.
 - When `max_inspected` is used up, a write gets 503 and is not forwarded.
-- A rule with `all = true` does nothing if the API answers 401, 403, 405 or 429.
+- A rule with `all = true` does nothing if the API answers 401, 403, 405, 413, 415 or 429.
 ";
 
 /// The text of the page.

@@ -39,7 +39,8 @@ pub struct InvalidationLabels {
 pub struct MissLabels {
     /// `request` or `response`.
     pub body: &'static str,
-    /// `too-large`, `encoded`, `slow`, `not-json`, `not-found` or `too-many`.
+    /// `too-large`, `encoded`, `slow`, `not-json`, `content-type`, `ambiguous`, `event-stream`,
+    /// `not-found`, `not-id` or `too-many`.
     pub reason: &'static str,
 }
 
@@ -75,7 +76,18 @@ pub(super) fn invalidations() -> Family<InvalidationLabels, Counter> {
 }
 
 pub(super) fn rule_misses() -> Family<MissLabels, Counter> {
-    let reasons = ["too-large", "encoded", "slow", "not-json", "not-found", "too-many"];
+    let reasons = [
+        "too-large",
+        "encoded",
+        "slow",
+        "not-json",
+        "content-type",
+        "ambiguous",
+        "event-stream",
+        "not-found",
+        "not-id",
+        "too-many",
+    ];
     zeros(
         reasons
             .into_iter()

@@ -1,30 +1,26 @@
 //! Writes: the jobs that a write may change are fenced before it is forwarded, and invalidated
-//! before it is answered and again when its response body has ended.
+//! before it is answered. `write_end` invalidates them again when its bodies have ended.
 
 use std::{future::Future, sync::Arc};
 
-use hyper::{
-    Request, Response, StatusCode,
-    body::{Body as _, Incoming},
-};
+use hyper::{Request, StatusCode, body::Incoming};
 use tracing::{Instrument as _, error};
 
 use super::{
     Proxy,
-    answer::{Answer, Verdict, refuse_retryable, refuse_with, upstream_failure},
-    body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
-    body_rules::{InspectError, InspectedResponse},
+    answer::{Answer, refuse_retryable, refuse_with, upstream_failure},
+    body_rules::{InspectError, InspectedResponse, RuleFinding, misses_unknown_response},
     exchange::{
         ProtocolSwitch, close_after_unread_upload, close_with_bound_connection, prepare_response,
     },
     route::{WriteScope, WriteTarget},
+    write_end::WriteInvalidation,
 };
 use crate::{
-    cache::{Cache, WriteOutcome},
+    cache::WriteOutcome,
     informational::Informational,
-    mutants::{self, Mutant},
     spans,
-    store::{Ended, Write},
+    store::Write,
     transport::Peer,
     upstream::{RequestBody, RetryPolicy, UpstreamError},
 };
@@ -65,28 +61,25 @@ impl Proxy {
         let request = self.forward_request(request, client, &informational);
         let target = WriteTarget::of(&request, self.upstream.authority());
         let (mut head, body) = request.into_parts();
-        let body = match self.inspector.request(&mut scope, &mut head, body).await {
-            Ok(body) => body,
+        let inspected = match self.inspector.request(&mut scope, &mut head, body).await {
+            Ok(inspected) => inspected,
             Err(InspectError::Broken(error)) => return upstream_failure(&error),
             Err(InspectError::NoRoom) => return refuse_retryable("memory"),
         };
+        let (body, upload) = inspected.body.tracked();
         let (write, result) = self.forward_fenced(&scope, Request::from_parts(head, body)).await;
         // A response that we reject still answers the write.
         let outcome = match &result {
             Err(error) if error.may_have_arrived() => WriteOutcome::Unknown,
             _ => WriteOutcome::Known,
         };
-        let all = scope.rules.iter().any(|rule| rule.is_all()) || self.stale_config.is_stale();
-        let mut change = WriteInvalidation { write, all };
-        if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
-            // The upstream never saw the write. Otherwise attempts while the upstream is down would
-            // empty the cache.
-            change.all = false;
-        }
-        let result = result.map(|InspectedResponse { response, mut jobs }| {
+        let mut change = WriteInvalidation::new(write, upload);
+        change.all = self.changes_all(&scope, inspected.finding, &result);
+        let result = result.map(|InspectedResponse { response, named }| {
+            let mut jobs = named.jobs;
             jobs.extend(self.routes.location_targets(&target, &response));
             self.cache.widen(&mut change.write, &jobs);
-            change.spare_if_refused(response.status());
+            change.note_status(response.status());
             response
         });
         let mut result =
@@ -96,6 +89,32 @@ impl Proxy {
             close_with_bound_connection(response);
         }
         self.conclude(change, outcome, result).await
+    }
+
+    /// Whether a write counts as one that changes every job, unless its status refuses it.
+    fn changes_all(
+        &self,
+        scope: &WriteScope,
+        request: RuleFinding,
+        result: &Result<InspectedResponse, UpstreamError>,
+    ) -> bool {
+        let missed = match result {
+            // The upstream never saw the write. Otherwise attempts while the upstream is down would
+            // empty the cache.
+            Err(error) if !error.may_have_arrived() => return false,
+            Err(_) => request == RuleFinding::Incomplete || misses_unknown_response(&scope.rules),
+            // Any client can send a body that no rule can read. Only one that the upstream accepts
+            // may cost the others their entries.
+            Ok(InspectedResponse { response, named }) => {
+                let is_accepted =
+                    response.status().is_success() || response.status().is_redirection();
+                is_accepted && [request, named.finding].contains(&RuleFinding::Incomplete)
+            }
+        };
+        if missed {
+            self.inspector.count_fallback();
+        }
+        missed || scope.rules.iter().any(|rule| rule.is_all()) || self.stale_config.is_stale()
     }
 
     /// Fences the jobs that a write may change, and forwards the write.
@@ -116,94 +135,5 @@ impl Proxy {
             never = self.cache.keep_fenced(&write) => match never {},
         };
         (write, result)
-    }
-
-    /// Invalidates what a write has changed, then answers it. Must run in a task that nothing
-    /// cancels.
-    pub(super) async fn conclude(
-        self: Arc<Self>,
-        change: WriteInvalidation,
-        outcome: WriteOutcome,
-        result: Result<Response<Body>, UpstreamError>,
-    ) -> Answer {
-        let span = spans::invalidate(&spans::current(), "write");
-        let ended = change.run(&self.cache, outcome).instrument(span.clone()).await;
-        spans::record_result(&span, ended.as_str());
-        let pending = ended == Ended::Pending;
-        match result {
-            Ok(response) => {
-                let response = response.map(|body| self.invalidate_at_body_end(body, change));
-                Answer { response, verdict: Verdict::Write { pending } }
-            }
-            Err(error) => upstream_failure(&error),
-        }
-    }
-
-    /// Invalidates again when the upstream's body has ended.
-    fn invalidate_at_body_end(self: &Arc<Self>, body: Body, change: WriteInvalidation) -> Body {
-        if body.is_end_stream() || mutants::is(Mutant::EndOnce) {
-            return body;
-        }
-        let proxy = Arc::clone(self);
-        let parent = spans::current();
-        let end = move |finishing: BodyEndFuture| {
-            let tasks = proxy.tasks.clone();
-            let mut change = change;
-            tasks.spawn(async move {
-                let outcome = match finishing.await {
-                    BodyEnd::Complete => WriteOutcome::Known,
-                    BodyEnd::Truncated => WriteOutcome::Unknown,
-                };
-                change.all |= proxy.stale_config.is_stale();
-                let span = spans::invalidate(&parent, "write-body");
-                let ended = change.run_again(&proxy.cache, outcome).instrument(span.clone()).await;
-                spans::record_result(&span, ended.as_str());
-            })
-        };
-        Body::Invalidating(Box::new(InvalidatingBody::new(body, Box::new(end))))
-    }
-}
-
-/// The invalidation that a write under way owes.
-#[derive(Debug)]
-pub(super) struct WriteInvalidation {
-    pub(super) write: Write,
-    /// Whether the write changes every job.
-    pub(super) all: bool,
-}
-
-impl WriteInvalidation {
-    /// Invalidates before the write is answered.
-    async fn run(&self, cache: &Arc<Cache>, outcome: WriteOutcome) -> Ended {
-        let ended = cache.end(&self.write, outcome).await;
-        self.run_all(cache, outcome, ended).await
-    }
-
-    /// Invalidates again, when the response body has ended.
-    async fn run_again(&self, cache: &Arc<Cache>, outcome: WriteOutcome) -> Ended {
-        let ended = cache.end_after_body(&self.write, outcome).await;
-        self.run_all(cache, outcome, ended).await
-    }
-
-    /// Spares the other jobs if the status says that nothing was done. A client that may not purge
-    /// everything must not be able to do so with writes that are refused.
-    pub(super) fn spare_if_refused(&mut self, status: StatusCode) {
-        let refusals = [
-            StatusCode::UNAUTHORIZED,
-            StatusCode::FORBIDDEN,
-            StatusCode::METHOD_NOT_ALLOWED,
-            StatusCode::TOO_MANY_REQUESTS,
-        ];
-        self.all &= !refusals.contains(&status);
-    }
-
-    async fn run_all(&self, cache: &Arc<Cache>, outcome: WriteOutcome, ended: Ended) -> Ended {
-        if !self.all {
-            return ended;
-        }
-        match cache.end_all(outcome).await {
-            Ended::Confirmed { .. } => ended,
-            Ended::Pending => Ended::Pending,
-        }
     }
 }

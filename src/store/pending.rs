@@ -69,7 +69,17 @@ pub struct PendingItem {
     pub write: Token,
     /// How long the fence lingers.
     pub linger: Duration,
+    /// The longest linger of other writes to the key that were pending before.
+    linger_of_others: Duration,
     due: Due,
+}
+
+impl PendingItem {
+    /// Returns the linger that a later end of this write must keep: each end of a write replaces
+    /// the linger of the one before.
+    fn others(&self, write: &Token) -> Duration {
+        if self.write == *write { self.linger_of_others } else { self.linger }
+    }
 }
 
 /// When something is to be repeated.
@@ -208,10 +218,29 @@ impl PendingSet {
             inner.slots.overflow(slot(key), addition);
             return Added::Overflow;
         }
-        let linger = inner.remove(key).map_or(linger, |item| item.linger.max(linger));
-        let due = Due::now(addition);
-        inner.put(PendingItem { key: key.clone(), write: write.clone(), linger, due });
+        let linger_of_others = inner.remove(key).map_or(Duration::ZERO, |item| item.others(write));
+        inner.put(PendingItem {
+            key: key.clone(),
+            write: write.clone(),
+            linger: linger.max(linger_of_others),
+            linger_of_others,
+            due: Due::now(addition),
+        });
         Added::Keys
+    }
+
+    /// Applies the linger of an end of a write to its earlier ends that are still pending. A longer
+    /// linger of theirs would only keep the job uncached.
+    pub(super) fn relax(&self, keys: &[Key], write: &Token, linger: Duration) {
+        if self.is_empty() {
+            return;
+        }
+        let mut inner = self.lock();
+        for key in keys {
+            if let Some(item) = inner.keys.get_mut(key).filter(|item| item.write == *write) {
+                item.linger = linger.max(item.linger_of_others);
+            }
+        }
     }
 
     /// Returns what a purge of all has to confirm, if one is due.
@@ -500,6 +529,22 @@ mod tests {
         add(&pending, "a", "w1", Duration::from_secs(9)).await;
         add(&pending, "a", "w2", Duration::ZERO).await;
         assert_eq!(pending.batch(1)[0].linger, Duration::from_secs(9));
+    }
+
+    #[tokio::test]
+    async fn a_later_end_of_a_write_replaces_the_linger_of_an_earlier_one() {
+        let pending = PendingSet::new(1);
+        let linger = || pending.batch(1)[0].linger.as_secs();
+        add(&pending, "a", "w1", Duration::from_secs(9)).await;
+        add(&pending, "a", "w2", Duration::from_secs(30)).await;
+        assert_eq!(linger(), 30);
+        pending.relax(&[key("a"), key("b")], &Token("w1".into()), Duration::ZERO);
+        assert_eq!(linger(), 30);
+        pending.relax(&[key("a")], &Token("w2".into()), Duration::from_secs(1));
+        assert_eq!(linger(), 9);
+        add(&pending, "a", "w2", Duration::from_secs(30)).await;
+        add(&pending, "a", "w2", Duration::from_secs(10)).await;
+        assert_eq!(linger(), 10);
     }
 
     /// Waits until everything noted so far is on the disk.

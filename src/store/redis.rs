@@ -345,6 +345,7 @@ impl Redis {
             }
             Err(error) => outcome.add_failed(&write.keys, error),
         }
+        self.shared.retry_queue.pending.relax(&write.keys, &write.id, linger);
         let unsure = if end_again { write.keys.iter().collect() } else { outcome.unconfirmed };
         self.shared.retry_queue.add(&unsure, &write.id, linger).await;
         outcome.ended

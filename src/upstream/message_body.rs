@@ -17,6 +17,7 @@ use super::{
     activity::{UploadActivity, UploadState},
     expect::{Expectation, HeldUpload, UnrequestedUpload},
     pool::{ConnectionHome, PooledConnection},
+    upload_end::{UploadEnd, UploadGuard},
 };
 use crate::limits::BufferedFrames;
 
@@ -31,6 +32,8 @@ pub enum RequestBody {
     Held(Box<HeldUpload>),
     /// The frames of a body that were already read, then the rest as it arrives.
     Resumed(BufferedFrames, Box<RequestBody>),
+    /// A body that reports its end.
+    Tracked(Box<RequestBody>, UploadGuard),
 }
 
 /// Why an upload ended early.
@@ -62,19 +65,28 @@ impl RequestBody {
         if read.is_empty() { self } else { Self::Resumed(read, Box::new(self)) }
     }
 
+    /// Reports the end of the upload. Returns `None` if there is no upload.
+    pub fn tracked(self) -> (Self, Option<UploadEnd>) {
+        if self.is_end_stream() {
+            return (self, None);
+        }
+        let (guard, end) = UploadGuard::new();
+        (Self::Tracked(Box::new(self), guard), Some(end))
+    }
+
     pub(super) fn activity(&self) -> Option<Arc<UploadActivity>> {
         match self {
             Self::Empty => None,
             Self::Client(_, activity) => Some(Arc::clone(activity)),
             Self::Held(held) => Some(Arc::clone(&held.activity)),
-            Self::Resumed(_, rest) => rest.activity(),
+            Self::Resumed(_, rest) | Self::Tracked(rest, _) => rest.activity(),
         }
     }
 
     pub(super) fn expectation(&self) -> Option<Arc<Expectation>> {
         match self {
             Self::Held(held) => Some(Arc::clone(&held.expectation)),
-            Self::Resumed(_, rest) => rest.expectation(),
+            Self::Resumed(_, rest) | Self::Tracked(rest, _) => rest.expectation(),
             Self::Empty | Self::Client(..) => None,
         }
     }
@@ -87,6 +99,11 @@ impl RequestBody {
                 held.activity.enter(UploadState::WaitsForUpstream, Instant::now());
                 *self = Self::Client(held.incoming, held.activity);
                 true
+            }
+            Self::Tracked(mut body, guard) => {
+                let began = body.begin();
+                *self = Self::Tracked(body, guard);
+                began
             }
             other => {
                 *self = other;
@@ -130,6 +147,14 @@ impl Body for RequestBody {
                 Some(frame) => Poll::Ready(Some(Ok(frame))),
                 None => Pin::new(&mut **rest).poll_frame(cx),
             },
+            Self::Tracked(body, guard) => {
+                let frame = ready!(Pin::new(&mut **body).poll_frame(cx));
+                // hyper does not ask for more than the announced length.
+                if frame.as_ref().is_none_or(|frame| frame.is_ok() && body.is_end_stream()) {
+                    guard.complete();
+                }
+                Poll::Ready(frame)
+            }
         }
     }
 
@@ -139,6 +164,7 @@ impl Body for RequestBody {
             Self::Client(body, _) => body.is_end_stream(),
             Self::Held(held) => held.incoming.is_end_stream(),
             Self::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
+            Self::Tracked(body, _) => body.is_end_stream(),
         }
     }
 
@@ -148,6 +174,7 @@ impl Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Client(body, _) => body.size_hint(),
             Self::Held(held) => held.incoming.size_hint(),
+            Self::Tracked(body, _) => body.size_hint(),
             Self::Resumed(read, rest) => {
                 let sizes = read.data().map(|data| data.len() as u64);
                 let (size, rest) = (sizes.sum::<u64>(), rest.size_hint());

@@ -69,3 +69,4 @@ mod verify;
 mod warming;
 mod webhook;
 mod wire;
+mod write_ends;

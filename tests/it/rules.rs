@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use hyper::{Method, Response, StatusCode};
-use jobcache::config::InvalidateRule;
+use jobcache::config::{InvalidateRule, OnMiss};
 
 use crate::support::{
     Process, RedisServer, SOON, Setup, Upstream, eventually, free_port, full,
@@ -86,7 +86,8 @@ async fn a_rule_drops_the_jobs_that_a_request_names() {
     check_rule(&setup, "/batch", r#"{"job_id":17}"#, "", &["17"]).await;
     check_rule(&setup, "/batch", r#"{"job_id":"018"}"#, "", &["18"]).await;
     check_rule(&setup, "/batch", r#"{"jobs":[{"id":"17"},{},{"id":18}]}"#, "", &["17", "18"]).await;
-    check_rule(&setup, "/batch", r#"{"id":17}"#, r#"{"job_id":17}"#, &[]).await;
+    check_rule(&setup, "/batch", r#"{"id":17}"#, r#"{"job_id":17}"#, &["17", "18"]).await;
+    check_rule(&setup, "/batch", "", r#"{"job_id":17}"#, &[]).await;
     check_rule(&setup, "/other", r#"{"job_id":17}"#, "", &[]).await;
     assert_eq!(misses(&setup, "request", "not-found").await, 1);
 }
@@ -97,7 +98,8 @@ async fn a_rule_drops_the_jobs_that_an_answer_names_before_it_is_answered() {
 
     check_rule(&setup, "/batch", "", r#"{"job":{"id":17}}"#, &["17"]).await;
     check_rule(&setup, "/batch", "", r#"{"ids":[17,"18"]}"#, &["17", "18"]).await;
-    check_rule(&setup, "/batch", r#"{"ids":[17]}"#, "{}", &[]).await;
+    check_rule(&setup, "/batch", r#"{"ids":[17]}"#, "", &[]).await;
+    check_rule(&setup, "/batch", r#"{"ids":[17]}"#, "{}", &["17", "18"]).await;
     assert_eq!(misses(&setup, "response", "not-found").await, 1);
 }
 
@@ -158,7 +160,8 @@ async fn a_write_that_the_upstream_has_never_seen_drops_nothing() {
 #[tokio::test]
 async fn whoever_is_turned_away_cannot_drop_every_job() {
     let setup = ruled(vec![all("/jobs")]).await;
-    for (status, drops) in [(401, false), (403, false), (405, false), (409, true), (500, true)] {
+    let refusals = [401, 403, 405, 413, 415, 429].map(|status| (status, false));
+    for (status, drops) in refusals.into_iter().chain([(409, true), (500, true)]) {
         fill(&setup, JOB).await;
         let status = StatusCode::from_u16(status).expect("a status");
         setup.upstream.respond("/jobs", move |_| Some(json(status, "{}")));
@@ -205,27 +208,138 @@ async fn a_client_that_hangs_up_does_not_keep_an_answer_from_dropping_what_it_na
     eventually(SOON, async || !setup.redis.holds(&key("17")).await).await;
 }
 
+/// Returns a rule that may miss jobs.
+fn lenient(rule: InvalidateRule) -> InvalidateRule {
+    InvalidateRule { on_miss: OnMiss::Ignore, ..rule }
+}
+
+async fn fallbacks(setup: &Setup) -> u64 {
+    setup.sidecar.admin.metric("jobcache_rule_fallbacks_total").await
+}
+
+/// Requests that name job 17 to some API, and not to a rule with the pointer `/id`: the body, a
+/// header field, and the reason.
+fn unreadable() -> Vec<(Vec<u8>, (&'static str, &'static str), &'static str)> {
+    let plain = ("x-a", "b");
+    let text = |text: &str| text.as_bytes().to_vec();
+    let exactly = |size: usize| {
+        let (before, after) = (r#"{"id":17,"pad":""#, r#""}"#);
+        text(&format!("{before}{}{after}", "x".repeat(size - before.len() - after.len())))
+    };
+    vec![
+        (exactly((64 << 10) + 1), plain, "too-large"),
+        (text(r#"{"id":17,"progress":NaN}"#), plain, "not-json"),
+        (text(r#"{"id":17,"name":"\ud800"}"#), plain, "not-json"),
+        (b"{\"id\":17,\"name\":\"\xff\"}".to_vec(), plain, "not-json"),
+        (text("{\"id\":17"), plain, "not-json"),
+        (text("id=17"), plain, "not-json"),
+        (text(&"[".repeat(200)), plain, "not-json"),
+        (text(r#"{"id":17}"#), ("content-encoding", "gzip"), "encoded"),
+        (
+            text(r#"{"id":18,"a":"&id=17"}"#),
+            ("content-type", "application/x-www-form-urlencoded"),
+            { "content-type" },
+        ),
+        (text(r#"{"id":17,"id":18}"#), plain, "ambiguous"),
+        (text(r#"{"id":[17]}"#), plain, "not-found"),
+        (text(r#"{"id":null}"#), plain, "not-found"),
+        (text(r#"{"Id":17}"#), plain, "not-found"),
+        (text("{}"), plain, "not-found"),
+    ]
+}
+
 #[tokio::test]
-async fn a_request_that_cannot_be_looked_into_arrives_unharmed_and_is_counted() {
-    let setup = ruled(vec![InvalidateRule { max_body: 64, ..rule("/batch", &["/id"], &[]) }]).await;
-    setup.upstream.respond("/batch", |body| Some(json(StatusCode::OK, body)));
-    let large = format!(r#"{{"id":17,"pad":"{}"}}"#, "x".repeat(4096));
-    for (body, coding, reason) in [
-        (large.clone(), "identity", "too-large"),
-        ("{\"id\":17".to_owned(), "identity", "not-json"),
-        ("[".repeat(64), "identity", "not-json"),
-        (r#"{"id":17}"#.to_owned(), "gzip", "encoded"),
-        (r#"{"id":[17]}"#.to_owned(), "identity", "not-found"),
-    ] {
+async fn a_request_that_cannot_be_looked_into_drops_every_job_if_it_is_accepted() {
+    let setup = ruled(vec![rule("/batch", &["/id"], &[])]).await;
+    for (at, (body, (name, value), reason)) in unreadable().into_iter().enumerate() {
+        let text = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
+        for (status, drops) in [(StatusCode::ACCEPTED, true), (StatusCode::CONFLICT, false)] {
+            fill(&setup, JOB).await;
+            setup.upstream.respond("/batch", move |_| Some(json(status, "{}")));
+            let before = misses(&setup, "request", reason).await;
+            let request = setup.sidecar.client.request(Method::POST, "/batch");
+
+            request
+                .header(name, value)
+                .body(body.clone())
+                .send()
+                .await
+                .assert(status.as_u16(), "{}");
+
+            assert_eq!(setup.redis.holds(&key("17")).await, !drops, "{status} {text}");
+            assert_eq!(misses(&setup, "request", reason).await, before + 1, "{status} {text}");
+        }
+        assert_eq!(fallbacks(&setup).await, at as u64 + 1, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_names_some_of_its_jobs_only_drops_every_job() {
+    let setup = ruled(vec![rule("/batch", &["/jobs/*/id"], &[])]).await;
+
+    let ids = r#"{"jobs":[{"id":18},{"id":{"$oid":"17"}}]}"#;
+    check_rule(&setup, "/batch", ids, "", &["17", "18"]).await;
+    let large = r#"{"jobs":[{"id":18},{"id":99999999999999999999}]}"#;
+    check_rule(&setup, "/batch", large, "", &["17", "18"]).await;
+    assert_eq!(misses(&setup, "request", "not-id").await, 2);
+    let some = r#"{"jobs":[{"id":18},{"id":null},{}]}"#;
+    check_rule(&setup, "/batch", some, "", &["18"]).await;
+    assert_eq!(fallbacks(&setup).await, 2);
+}
+
+#[tokio::test]
+async fn an_empty_body_names_nothing() {
+    let setup = ruled(vec![rule("/batch", &["/id"], &["/id"])]).await;
+    fill(&setup, JOB).await;
+    setup.upstream.respond("/batch", |_| Some(json(StatusCode::OK, "")));
+    for coding in ["identity", "gzip"] {
+        let request = setup.sidecar.client.request(Method::POST, "/batch");
+        request.header("content-encoding", coding).send().await.assert(200, "");
+    }
+
+    assert!(setup.redis.holds(&key("17")).await);
+    assert_eq!(fallbacks(&setup).await, 0);
+}
+
+#[tokio::test]
+async fn an_unreadable_write_without_an_answer_drops_every_job() {
+    for rule in [rule("/batch", &["/id"], &[]), rule("/batch", &[], &["/id"])] {
+        let setup = ruled(vec![rule]).await;
+        fill(&setup, JOB).await;
+        setup.upstream.respond("/batch", |_| None);
+
+        let write = setup.sidecar.client.request(Method::POST, "/batch").body("{").send().await;
+
+        assert_eq!(write.status, StatusCode::BAD_GATEWAY);
+        assert!(!setup.redis.holds(&key("17")).await);
+    }
+}
+
+#[tokio::test]
+async fn a_lenient_rule_lets_an_unreadable_request_drop_nothing() {
+    let setup = ruled(vec![lenient(rule("/batch", &["/id"], &[]))]).await;
+    setup.upstream.respond("/batch", |_| Some(json(StatusCode::OK, "{}")));
+    for (body, (name, value), reason) in unreadable() {
         fill(&setup, JOB).await;
         let before = misses(&setup, "request", reason).await;
         let request = setup.sidecar.client.request(Method::POST, "/batch");
 
-        let write = request.header("content-encoding", coding).body(body.clone()).send().await;
+        request.header(name, value).body(body).send().await.assert(200, "{}");
 
-        write.assert(200, &body);
         assert_eq!(misses(&setup, "request", reason).await, before + 1, "{reason}");
         assert!(setup.get(JOB).await.is_hit(), "{reason}");
+    }
+    assert_eq!(fallbacks(&setup).await, 0);
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_looked_into_arrives_unharmed() {
+    let setup = ruled(vec![InvalidateRule { max_body: 64, ..rule("/batch", &["/id"], &[]) }]).await;
+    setup.upstream.respond("/batch", |body| Some(json(StatusCode::OK, body)));
+    for body in [format!(r#"{{"id":17,"pad":"{}"}}"#, "x".repeat(4096)), "{\"id\":17".to_owned()] {
+        let request = setup.sidecar.client.request(Method::POST, "/batch");
+
+        request.body(body.clone()).send().await.assert(200, &body);
     }
 }
 
@@ -259,8 +373,14 @@ async fn a_small_upload_in_chunks_is_looked_into() {
 }
 
 #[tokio::test]
-async fn an_answer_that_cannot_be_looked_into_arrives_unharmed_and_is_counted() {
-    let setup = ruled(vec![InvalidateRule { max_body: 64, ..rule("/batch", &[], &["/id"]) }]).await;
+async fn an_answer_that_cannot_be_looked_into_arrives_unharmed_and_drops_every_job() {
+    let short = InvalidateRule { max_body: 64, ..rule("/batch", &[], &["/id"]) };
+    check_unreadable_answers(short.clone(), false).await;
+    check_unreadable_answers(lenient(short), true).await;
+}
+
+async fn check_unreadable_answers(rule: InvalidateRule, is_kept: bool) {
+    let setup = ruled(vec![rule]).await;
     let large = format!(r#"{{"id":17,"pad":"{}"}}"#, "x".repeat(4096));
     for (body, coding, reason) in [
         (large.clone(), "identity", "too-large"),
@@ -281,7 +401,7 @@ async fn an_answer_that_cannot_be_looked_into_arrives_unharmed_and_is_counted() 
         write.assert(200, &body);
         assert_eq!(write.header("content-length"), body.len().to_string());
         assert_eq!(misses(&setup, "response", reason).await, before + 1, "{reason}");
-        assert!(setup.get(JOB).await.is_hit(), "{reason}");
+        assert_eq!(setup.redis.holds(&key("17")).await, is_kept, "{reason}");
     }
 }
 
@@ -303,10 +423,15 @@ async fn events_are_sent_on_as_they_come_whatever_the_rules() {
     let setup = ruled(vec![rule("/batch", &[], &["/id"])]).await;
     let feed = setup.upstream.feed("/batch", &[("content-type", "text/event-stream")]);
 
+    fill(&setup, JOB).await;
+
     // The head arrives while the body is still open.
     let head = setup.sidecar.client.request(Method::POST, "/batch").open().await;
 
     assert_eq!(head.status(), StatusCode::OK);
+    // The rule has not read the ids.
+    assert!(!setup.redis.holds(&key("17")).await);
+    assert_eq!(misses(&setup, "response", "event-stream").await, 1);
     feed.end();
 }
 
@@ -325,9 +450,15 @@ async fn an_error_that_names_no_job_is_not_counted() {
 }
 
 #[tokio::test]
-async fn a_request_drops_a_bounded_number_of_jobs() {
+async fn a_request_names_a_bounded_number_of_jobs_and_drops_the_others_too() {
     let rule = InvalidateRule { max_body: 1 << 20, ..rule("/batch", &["/*"], &[]) };
+    check_many_jobs(rule.clone(), (false, false)).await;
+    check_many_jobs(lenient(rule), (false, true)).await;
+}
+
+async fn check_many_jobs(rule: InvalidateRule, want: (bool, bool)) {
     let setup = ruled(vec![rule]).await;
+    setup.upstream.respond("/batch", |_| Some(json(StatusCode::OK, "{}")));
     let mut ids: Vec<u32> = (1_000_000..1_000_999).collect();
     ids.extend([17, 18]);
     for id in ["17", "18"] {
@@ -338,7 +469,7 @@ async fn a_request_drops_a_bounded_number_of_jobs() {
     setup.sidecar.client.request(Method::POST, "/batch").body(body).send().await;
 
     let held = (setup.redis.holds(&key("17")).await, setup.redis.holds(&key("18")).await);
-    assert_eq!(held, (false, true));
+    assert_eq!(held, want);
     assert_eq!(misses(&setup, "request", "too-many").await, 1);
 }
 

@@ -33,15 +33,15 @@
 //!   credential since, or got any bytes although all states since then reject it. There must be
 //!   none.
 //! - **U**: a write that was not acknowledged (its sidecar died, or the upstream timed out and
-//!   committed later) left a fence, and a reader that came after the commit got an older version.
-//!   There must be none while the fence is known to stand.
+//!   committed later, or its bodies have not ended) left a fence, and a reader that came after the
+//!   commit got an older version. There must be none while the fence is known to stand.
 //! - **limit**: readers that got an older version within a documented limit of [`jobcache::store`].
 //!   They are counted and not judged. There are two kinds. First, readers of the *other* sidecar
 //!   after an answer that was given while the end was not confirmed and no fence stood for it,
-//!   until the end is confirmed: the begin was lost, or an earlier end of a streamed write had
-//!   lifted the fence, or it is a purge, which is answered 503. Second, readers after a write that
-//!   lost its begin and then its sidecar. An evicted fence is a lost one, so the scenario that
-//!   evicts fences has no sidecar that dies and no end that is lost: nothing protects those then.
+//!   until the end is confirmed: the begin was lost, or it is a purge, which is answered 503.
+//!   Second, readers after a write that lost its begin and then its sidecar. An evicted fence is a
+//!   lost one, so the scenario that evicts fences has no sidecar that dies and no end that is lost:
+//!   nothing protects those then.
 //!
 //! [`flaws`] shows that the schedules find violations: each fault that is put into a script or into
 //! the model must be caught.
@@ -123,6 +123,8 @@ enum Flaw {
     ReplaceWithoutValue,
     /// A replacement keeps the audience of the entry before it.
     ReplaceKeepsAudience,
+    /// The end before the response head lifts the fence, although the upstream may still commit.
+    HeadLiftsFence,
     /// The comparison uses the entry at the end of the read instead of the one at its start.
     AdmitOnWhatIsThere,
     ReplaceOnWhatIsThere,

@@ -11,6 +11,7 @@ path = "/uploads/{id}/finish"
 request = ["/job_id", "/jobs/*/id"]
 response = ["/a\"b"]
 max_body = "8KiB"
+on_miss = "ignore"
 
 [[invalidate]]
 path = "/jobs"
@@ -28,6 +29,7 @@ fn rules_are_read_in_their_order() {
         response: list(&["/a\"b"]),
         all: false,
         max_body: 8 << 10,
+        on_miss: OnMiss::Ignore,
     };
     let second =
         InvalidateRule { path: "/jobs".to_owned(), all: true, ..InvalidateRule::default() };

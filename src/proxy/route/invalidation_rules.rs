@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cache::job_id::{JobId, possible_ids},
-    config,
+    config::{self, OnMiss},
     json_pointer::{InvalidPointer, JsonPointer},
 };
 
@@ -41,6 +41,7 @@ pub struct InvalidationRule {
     response: Vec<JsonPointer>,
     all: bool,
     max_body: usize,
+    on_miss: OnMiss,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -169,8 +170,8 @@ impl InvalidationRule {
             return Err(RuleProblem::NoSource);
         }
         let all = rule.all;
-        let max_body = rule.max_body;
-        Ok(Self { number, methods, path, request, response, all, max_body })
+        let (max_body, on_miss) = (rule.max_body, rule.on_miss);
+        Ok(Self { number, methods, path, request, response, all, max_body, on_miss })
     }
 
     /// Returns the number of the rule in the configuration file, from 1.
@@ -181,6 +182,22 @@ impl InvalidationRule {
     /// Whether every write that matches changes every job.
     pub fn is_all(&self) -> bool {
         self.all
+    }
+
+    /// Returns what a write does in which the rule did not find every job.
+    pub fn on_miss(&self) -> OnMiss {
+        self.on_miss
+    }
+
+    /// Whether a pointer leads to a value that is not an id. `null` is the absence of one.
+    pub fn leads_elsewhere(&self, side: BodySide, body: &Value) -> bool {
+        let mut elsewhere = false;
+        for pointer in self.pointers(side) {
+            pointer.find(body, &mut |value| {
+                elsewhere |= !value.is_null() && (is_inexact(value) || ids(value).is_empty());
+            });
+        }
+        elsewhere
     }
 
     /// Returns how many bytes of this body the rule reads, or `None` if it does not read it.
@@ -256,6 +273,14 @@ pub(crate) fn ids(value: &Value) -> Vec<JobId> {
         }
         _ => Vec::new(),
     }
+}
+
+/// Whether a number may have lost digits when it was parsed. Integers within 2^53 "are
+/// interoperable in the sense that implementations will agree exactly on their numeric values"
+/// RFC 8259 6.
+fn is_inexact(value: &Value) -> bool {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    value.is_f64() && value.as_f64().is_some_and(|number| number.abs() >= EXACT)
 }
 
 fn segments(path: &str) -> Result<Vec<Segment>, RuleProblem> {

@@ -92,6 +92,7 @@ impl Cluster {
         let mut outcome = BatchOutcome::default();
         let results = self.state.end_each(&write.keys, &write.id, linger, budget).await;
         outcome.add_results(&write.keys, results);
+        self.state.retry_queue.pending.relax(&write.keys, &write.id, linger);
         // A begin that was sent and not confirmed may still arrive, and would leave its fence.
         let may_arrive_late = matches!(write.begun, Begun::Scattered);
         let unsure =

@@ -192,3 +192,8 @@ fn a_cache_that_believes_an_entry_of_another_epoch_is_caught() {
 fn a_reader_that_joins_a_flight_of_another_epoch_is_caught() {
     caught_where(Flaw::Of(Mutant::JoinAcrossEpochs), |scenario| scenario.failover);
 }
+
+#[test]
+fn a_fence_that_falls_with_the_response_head_is_caught() {
+    caught(Flaw::HeadLiftsFence);
+}

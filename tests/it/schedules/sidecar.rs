@@ -26,6 +26,8 @@ pub(super) struct Sidecar {
 pub(super) struct Pending {
     pub(super) write: String,
     pub(super) linger_ms: i64,
+    /// The longest linger of other writes that were pending before.
+    pub(super) others_ms: i64,
     /// Counts additions, so that a confirmation removes only what it confirmed.
     pub(super) addition: u64,
 }

@@ -10,7 +10,7 @@ use super::{
     scenario::Begins,
     scheduler::{step, until},
     server::MAIN,
-    sidecar::Pending,
+    sidecar::{Pending, Sidecar},
     world::{AckScope, World},
 };
 
@@ -26,7 +26,8 @@ const LATER: usize = 8;
 pub(super) enum Fate {
     /// The upstream answers after it has committed.
     Answered,
-    /// The upstream commits while it streams its response.
+    /// The upstream commits after the head of its response: while it reads the upload, or while it
+    /// streams the response.
     Streamed,
     /// The sidecar dies after the commit and before the end.
     Crashed,
@@ -66,14 +67,19 @@ pub(super) async fn write(world: Rc<World>, at: usize, fate: Fate) {
     }
     let linger_ms = if world.chance(0.5) { 0 } else { LINGER_MS };
     if fate == Fate::Streamed {
-        // The end before the head is answered lifts the fence.
-        end(&world, at, &write, begun, 0).await;
+        // The end before the head is answered keeps the fence.
+        let kept_ms = if world.flaw == Flaw::HeadLiftsFence { 0 } else { LINGER_MS };
+        end(&world, at, &write, begun, kept_ms).await;
     }
     let version = world.commit(&write);
-    step().await;
     // A server that took over may not have the fence.
     let stands = begun == Begun::Confirmed && epoch == world.epoch();
-    let fenced = stands && fate != Fate::Streamed;
+    if fate == Fate::Streamed && stands && !world.scenario.fences_are_evicted {
+        // The bodies have not ended, and no older body may be served all the same.
+        world.leave_unacknowledged(version, true);
+    }
+    step().await;
+    let fenced = stands && epoch == world.epoch();
     if fate == Fate::Crashed {
         world.say(format!("{write}: CRASH"));
         world.leave_unacknowledged(version, fenced);
@@ -157,6 +163,7 @@ fn begins(write: &str) -> impl FnOnce(&World) -> u64 + 'static {
 /// sent and may still arrive.
 async fn end(world: &Rc<World>, at: usize, write: &str, begun: Begun, linger_ms: i64) -> bool {
     let confirmed = world.call(at, ends(write, linger_ms)).await.is_ok();
+    relax(&world.sidecars[at], write, linger_ms);
     if !confirmed || begun == Begun::Unconfirmed {
         remember(world, at, write, linger_ms);
     }
@@ -172,17 +179,28 @@ fn ends(write: &str, linger_ms: i64) -> impl FnOnce(&World) + 'static {
     }
 }
 
+/// Applies the linger of an end to the earlier ends of the same write that are pending.
+fn relax(sidecar: &Sidecar, write: &str, linger_ms: i64) {
+    if let Some(now) = sidecar.pending.borrow_mut().as_mut().filter(|now| now.write == write) {
+        now.linger_ms = linger_ms.max(now.others_ms);
+    }
+}
+
 fn remember(world: &Rc<World>, at: usize, write: &str, linger_ms: i64) {
     if world.flaw == Flaw::Of(Mutant::NoPending) {
         return;
     }
     let sidecar = &world.sidecars[at];
     let mut pending = sidecar.pending.borrow_mut();
-    let before = pending.as_ref().map_or((0, 0), |now| (now.addition, now.linger_ms));
+    let before = pending.as_ref().map_or(0, |now| now.addition);
+    let others_ms = pending
+        .as_ref()
+        .map_or(0, |now| if now.write == write { now.others_ms } else { now.linger_ms });
     *pending = Some(Pending {
         write: write.to_owned(),
-        linger_ms: linger_ms.max(before.1),
-        addition: before.0 + 1,
+        linger_ms: linger_ms.max(others_ms),
+        others_ms,
+        addition: before + 1,
     });
     world.say(format!("sidecar {at}: the end of {write} is pending"));
     if !sidecar.is_repeating.replace(true) {

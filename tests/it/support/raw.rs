@@ -67,7 +67,8 @@ impl End {
     /// Reads the next answer: its head, and a body of the stated length.
     pub(crate) async fn answer(&mut self) -> (String, String) {
         let head = self.head().await;
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let lower = head.to_ascii_lowercase();
+        let length = lower.lines().find_map(|line| line.strip_prefix("content-length: "));
         let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
         (head, self.exactly(length).await)
     }

@@ -1,0 +1,245 @@
+//! The ends of a write: before its response head is passed on, and when its bodies have ended.
+//!
+//! An upstream may answer on the head of an upload and commit at its end, or commit while it sends
+//! its response. So the end before the head drops the entry and keeps the fence, and a last end
+//! lifts it when request and response have ended. The client gets the head at once. It sees the end
+//! of the response only after an end that has dropped the entry again.
+//!
+//! The fence stands for at most `upstream.response_timeout` after the head. The bodies of an event
+//! stream may last for days, so there the fence falls with the head, as it does if the status says
+//! that nothing was done. Whenever the fence has fallen before the bodies ended, the last end still
+//! drops what was stored meanwhile.
+
+use std::{sync::Arc, time::Instant};
+
+use hyper::{Request, Response, StatusCode, body::Body as _};
+use tracing::{Instrument as _, Span};
+
+use super::{
+    Proxy,
+    answer::{Answer, Verdict, upstream_failure},
+    body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
+    body_rules::is_event_stream,
+};
+use crate::{
+    cache::{Cache, FenceEnd, WriteOutcome},
+    mutants::{self, Mutant},
+    spans,
+    store::{Ended, Write},
+    upstream::{RequestBody, UploadEnd, UploadOutcome, UpstreamError},
+};
+
+/// The invalidation that a write under way owes.
+#[derive(Debug)]
+pub(super) struct WriteInvalidation {
+    pub(super) write: Write,
+    /// Whether the write changes every job.
+    pub(super) all: bool,
+    /// Whether the status says that nothing was done.
+    refused: bool,
+    /// Outcome as far as the response tells.
+    outcome: WriteOutcome,
+    /// The end of the upload, if it may still be under way.
+    upload: Option<UploadEnd>,
+    /// Whether the upload ended early. The upstream may act on the part that has arrived.
+    upload_truncated: bool,
+}
+
+impl Proxy {
+    /// Invalidates what a write has changed, then answers it. Must run in a task that nothing
+    /// cancels.
+    pub(super) async fn conclude(
+        self: Arc<Self>,
+        mut change: WriteInvalidation,
+        outcome: WriteOutcome,
+        result: Result<Response<Body>, UpstreamError>,
+    ) -> Answer {
+        let fence = match &result {
+            Ok(response) => change.fence_at_head(response),
+            Err(_) => FenceEnd::Now(outcome),
+        };
+        let span = spans::invalidate(&spans::current(), "write");
+        let ended = change.run(&self.cache, fence).instrument(span.clone()).await;
+        spans::record_result(&span, ended.as_str());
+        let pending = ended == Ended::Pending;
+        match result {
+            Ok(response) => {
+                let response = response.map(|body| self.invalidate_at_ends(body, change, fence));
+                Answer { response, verdict: Verdict::Write { pending } }
+            }
+            Err(error) => upstream_failure(&error),
+        }
+    }
+
+    /// Invalidates again when the bodies have ended, and before the client sees the end of the
+    /// response.
+    fn invalidate_at_ends(
+        self: &Arc<Self>,
+        body: Body,
+        mut change: WriteInvalidation,
+        fence: FenceEnd,
+    ) -> Body {
+        if mutants::is(Mutant::EndOnce) {
+            return body;
+        }
+        let parent = spans::current();
+        if body.is_end_stream() {
+            if let Some(upload) = change.upload.take() {
+                self.tasks.spawn(Arc::clone(self).end_after_upload(upload, change, parent));
+            }
+            return body;
+        }
+        let proxy = Arc::clone(self);
+        let end = move |finishing: BodyEndFuture| {
+            let tasks = proxy.tasks.clone();
+            tasks.spawn(proxy.end_after_response(finishing, change, fence, parent))
+        };
+        Body::Invalidating(Box::new(InvalidatingBody::new(body, Box::new(end))))
+    }
+
+    /// Invalidates when the response has ended. If the upload has not, the fence is kept.
+    async fn end_after_response(
+        self: Arc<Self>,
+        finishing: BodyEndFuture,
+        mut change: WriteInvalidation,
+        fence: FenceEnd,
+        parent: Span,
+    ) {
+        change.outcome = match finishing.await {
+            BodyEnd::Complete => WriteOutcome::Known,
+            BodyEnd::Truncated => WriteOutcome::Unknown,
+        };
+        change.note_upload();
+        let Some(upload) = change.upload.take() else {
+            return self.end_again(&mut change, None, &parent).await;
+        };
+        self.end_again(&mut change, Some(fence), &parent).await;
+        self.tasks.spawn(Arc::clone(&self).end_after_upload(upload, change, parent));
+    }
+
+    /// Invalidates when the upload has ended, which is after the response.
+    async fn end_after_upload(
+        self: Arc<Self>,
+        upload: UploadEnd,
+        mut change: WriteInvalidation,
+        parent: Span,
+    ) {
+        change.upload_truncated = upload.outcome().await == UploadOutcome::Truncated;
+        self.end_again(&mut change, None, &parent).await;
+    }
+
+    /// Invalidates again, and lifts the fence unless it is kept.
+    async fn end_again(
+        &self,
+        change: &mut WriteInvalidation,
+        kept: Option<FenceEnd>,
+        parent: &Span,
+    ) {
+        change.all |= self.stale_config.is_stale();
+        let fence = kept.unwrap_or_else(|| FenceEnd::Now(change.final_outcome()));
+        let span = spans::invalidate(parent, "write-body");
+        let ended = change.run_again(&self.cache, fence).instrument(span.clone()).await;
+        spans::record_result(&span, ended.as_str());
+    }
+}
+
+impl WriteInvalidation {
+    pub(super) fn new(write: Write, upload: Option<UploadEnd>) -> Self {
+        Self {
+            write,
+            all: false,
+            refused: false,
+            outcome: WriteOutcome::Known,
+            upload,
+            upload_truncated: false,
+        }
+    }
+
+    /// Notes whether the status says that nothing was done. The other jobs are then spared, and the
+    /// fence falls at once: a client that may change nothing must be able neither to purge
+    /// everything nor to keep a job uncached.
+    pub(super) fn note_status(&mut self, status: StatusCode) {
+        let refusals = [
+            StatusCode::UNAUTHORIZED,
+            StatusCode::FORBIDDEN,
+            StatusCode::METHOD_NOT_ALLOWED,
+            StatusCode::PAYLOAD_TOO_LARGE,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            StatusCode::TOO_MANY_REQUESTS,
+        ];
+        self.refused = refusals.contains(&status);
+        self.all &= !self.refused;
+    }
+
+    /// Forgets an upload that has ended, and notes how.
+    fn note_upload(&mut self) {
+        if let Some(outcome) = self.upload.as_mut().and_then(UploadEnd::try_outcome) {
+            self.upload_truncated = outcome == UploadOutcome::Truncated;
+            self.upload = None;
+        }
+    }
+
+    fn final_outcome(&self) -> WriteOutcome {
+        match self.outcome {
+            _ if self.refused => WriteOutcome::Refused,
+            _ if self.upload_truncated => WriteOutcome::Unknown,
+            outcome => outcome,
+        }
+    }
+
+    /// Decides when the fence falls.
+    fn fence_at_head(&mut self, response: &Response<Body>) -> FenceEnd {
+        if response.body().leaves_upload() {
+            self.upload = None;
+        }
+        self.note_upload();
+        let bodies_ended = self.upload.is_none() && response.body().is_end_stream();
+        let ends_with_head = self.refused
+            || is_event_stream(response.headers())
+            || response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if bodies_ended || ends_with_head || mutants::is(Mutant::EndOnce) {
+            FenceEnd::Now(self.final_outcome())
+        } else {
+            FenceEnd::WithBodies(Instant::now())
+        }
+    }
+
+    /// Invalidates before the write is answered.
+    async fn run(&self, cache: &Arc<Cache>, fence: FenceEnd) -> Ended {
+        let ended = cache.end(&self.write, fence).await;
+        self.run_all(cache, fence, ended).await
+    }
+
+    /// Invalidates again, when a body has ended.
+    async fn run_again(&self, cache: &Arc<Cache>, fence: FenceEnd) -> Ended {
+        let ended = cache.end_after_body(&self.write, fence).await;
+        self.run_all(cache, fence, ended).await
+    }
+
+    async fn run_all(&self, cache: &Arc<Cache>, fence: FenceEnd, ended: Ended) -> Ended {
+        if !self.all {
+            return ended;
+        }
+        let outcome = match fence {
+            FenceEnd::Now(outcome) => outcome,
+            FenceEnd::WithBodies(_) => WriteOutcome::Known,
+        };
+        match cache.end_all(outcome).await {
+            Ended::Confirmed { .. } => ended,
+            Ended::Pending => Ended::Pending,
+        }
+    }
+}
+
+/// Reports the end of the upload of a request that may change something.
+pub(super) fn track_upload(
+    request: Request<RequestBody>,
+    may_change: bool,
+) -> (Request<RequestBody>, Option<UploadEnd>) {
+    if !may_change {
+        return (request, None);
+    }
+    let (head, body) = request.into_parts();
+    let (body, upload) = body.tracked();
+    (Request::from_parts(head, body), upload)
+}
