@@ -6,6 +6,7 @@
 pub mod audience;
 mod comparison;
 pub mod cookies;
+mod elsewhere;
 pub mod entry;
 mod fill;
 pub mod flight;

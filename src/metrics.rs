@@ -70,6 +70,8 @@ pub struct Metrics {
     pub invalidations: Family<InvalidationLabels, Counter>,
     /// Bodies in which a rule of `[[invalidate]]` did not find the ids it looked for.
     pub rule_misses: Family<MissLabels, Counter>,
+    /// Writes at the jobs that named no job and matched no rule.
+    pub unclaimed_writes: Counter,
     /// Requests answered by the upstream read of another request.
     pub flights_joined: Counter,
     /// Values under jobcache keys that another program wrote.
@@ -157,6 +159,7 @@ impl Metrics {
             fills: outcomes(["stored", "revoked", "failed"]),
             invalidations: labels::invalidations(),
             rule_misses: labels::rule_misses(),
+            unclaimed_writes: Counter::default(),
             flights_joined: Counter::default(),
             foreign_values: Counter::default(),
             pending_invalidations: Gauge::default(),
@@ -291,6 +294,11 @@ impl Metrics {
             "rule_misses",
             "Bodies in which a rule of [[invalidate]] did not find the ids it looked for",
             self.rule_misses.clone(),
+        );
+        r.register(
+            "unclaimed_writes",
+            "Successful writes at the jobs that named no job and matched no rule",
+            self.unclaimed_writes.clone(),
         );
         r.register(
             "pending_invalidations",

@@ -132,7 +132,7 @@ impl Cache {
         if write.keys().is_empty() {
             return Ended::Confirmed { entries: 0 };
         }
-        let ended = self.store.end(write, self.linger(outcome), &mut self.budget()).await;
+        let ended = self.end_in_store(write, outcome).await;
         self.detach(write.keys());
         self.count_invalidation(source, ended);
         let why = match (ended, outcome) {
@@ -215,7 +215,7 @@ impl Cache {
 
     /// Detaches the flights and evicts the near entries of these jobs. Returns how many flights each
     /// job had.
-    fn detach(&self, keys: &[Key]) -> Vec<usize> {
+    pub(super) fn detach(&self, keys: &[Key]) -> Vec<usize> {
         let flights = keys.iter().map(|key| self.flights.detach(key)).collect();
         if let Some(near) = &self.near {
             near.evict(keys);
@@ -223,7 +223,13 @@ impl Cache {
         flights
     }
 
-    fn record_events(&self, keys: &[Key], what: EventKind, why: &'static str, by: Initiator) {
+    pub(super) fn record_events(
+        &self,
+        keys: &[Key],
+        what: EventKind,
+        why: &'static str,
+        by: Initiator,
+    ) {
         self.metrics.events.record_each(keys.iter().map(Key::main), what, why, by);
     }
 

@@ -61,7 +61,8 @@ impl Proxy {
         informational: Informational,
     ) -> Answer {
         let request = self.forward_request(request, client, &informational);
-        let target = WriteTarget::of(&request, self.upstream.authority());
+        let target = WriteTarget::of(&request);
+        let method = request.method().clone();
         let (mut head, body) = request.into_parts();
         let body = match self.inspector.request(&mut scope, &mut head, body).await {
             Ok(body) => body,
@@ -74,7 +75,9 @@ impl Proxy {
             Err(error) if error.may_have_arrived() => WriteOutcome::Unknown,
             _ => WriteOutcome::Known,
         };
-        let all = scope.rules.iter().any(|rule| rule.is_all()) || self.stale_config.is_stale();
+        let all = scope.rules.iter().any(|rule| rule.is_all())
+            || self.stale_config.is_stale()
+            || scope.too_many && changes_too_many(outcome, result.as_ref().ok());
         let mut change = WriteInvalidation { write, all };
         if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
             // The upstream never saw the write. Otherwise attempts while the upstream is down would
@@ -83,6 +86,10 @@ impl Proxy {
         }
         let result = result.map(|InspectedResponse { response, mut jobs }| {
             jobs.extend(self.routes.location_targets(&target, &response));
+            let is_claimed = !scope.rules.is_empty() || !scope.names_no_job() || !jobs.is_empty();
+            if response.status().is_success() && !is_claimed {
+                self.unclaimed.count(&self.routes, &method, &target);
+            }
             self.cache.widen(&mut change.write, &jobs);
             change.spare_if_refused(response.status());
             response
@@ -102,8 +109,8 @@ impl Proxy {
         request: Request<RequestBody>,
     ) -> (Write, Result<InspectedResponse, UpstreamError>) {
         let mut budget = self.cache.budget();
-        let fence = self.cache.begin(&scope.jobs, &mut budget).instrument(spans::fence());
-        let write = fence.await;
+        let begin = self.cache.begin_named(&scope.jobs, &scope.elsewhere, &mut budget);
+        let write = begin.instrument(spans::fence()).await;
         let exchange = async {
             let response = self.send(request, RetryPolicy::Never).await?;
             self.inspector.response(&scope.rules, response).await
@@ -159,6 +166,13 @@ impl Proxy {
         };
         Body::Invalidating(Box::new(InvalidatingBody::new(body, Box::new(end))))
     }
+}
+
+/// Whether a write that names more jobs than are invalidated one by one counts as one that changes
+/// every job.
+fn changes_too_many(outcome: WriteOutcome, response: Option<&InspectedResponse>) -> bool {
+    outcome == WriteOutcome::Unknown
+        || response.is_some_and(|inspected| inspected.response.status().is_success())
 }
 
 /// The invalidation that a write under way owes.

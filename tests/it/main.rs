@@ -67,3 +67,4 @@ mod verify;
 mod warming;
 mod webhook;
 mod wire;
+mod write_names;
