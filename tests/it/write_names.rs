@@ -53,7 +53,7 @@ async fn every_part_of_a_target_may_name_a_job() {
         ("POST", "/jobs/cancel/7", "7"),
         ("POST", "/jobs/cancel/7,8", "8"),
         ("PUT", "/jobs/ABC1", "abc1"),
-        ("PUT", "/jobs/abc1", "ABC1"),
+        ("PUT", "/jobs/abd2", "ABD2"),
         ("DELETE", "/jobs?id=Job-A1", "job-a1"),
         ("POST", "/jobs/1/../7", "1"),
         ("DELETE", "/jobs?id=urn:uuid:0F8FAD5BD9CB469FA16570867728950E", UUID),
