@@ -7,6 +7,7 @@ pub mod audience;
 mod caller_splits;
 mod comparison;
 pub mod cookies;
+mod elsewhere;
 pub mod entry;
 mod fill;
 pub mod flight;

@@ -72,6 +72,8 @@ pub struct Metrics {
     pub rule_misses: Family<MissLabels, Counter>,
     /// Writes that dropped every job because a rule of `[[invalidate]]` missed some.
     pub rule_fallbacks: Counter,
+    /// Writes at the jobs that named no job and matched no rule.
+    pub unclaimed_writes: Counter,
     /// Requests answered by the upstream read of another request.
     pub flights_joined: Counter,
     /// Values under jobcache keys that another program wrote.
@@ -160,6 +162,7 @@ impl Metrics {
             invalidations: labels::invalidations(),
             rule_misses: labels::rule_misses(),
             rule_fallbacks: Counter::default(),
+            unclaimed_writes: Counter::default(),
             flights_joined: Counter::default(),
             foreign_values: Counter::default(),
             pending_invalidations: Gauge::default(),
@@ -299,6 +302,11 @@ impl Metrics {
             "rule_fallbacks",
             "Writes that dropped every job because a rule of [[invalidate]] did not find all",
             self.rule_fallbacks.clone(),
+        );
+        r.register(
+            "unclaimed_writes",
+            "Successful writes at the jobs that named no job and matched no rule",
+            self.unclaimed_writes.clone(),
         );
         r.register(
             "pending_invalidations",

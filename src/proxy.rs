@@ -19,7 +19,7 @@
 //! `body` streams and captures response bodies, and `upgrade` joins two connections. `repeat_hit`
 //! answers a repeated request below hyper, `prefetch` reads a job before a client asks for it, and
 //! `verify` checks hits against the upstream. `stale_config_guard` covers writes that are still
-//! running when a reload changes the routes.
+//! running when a reload changes the routes. `unclaimed` reports writes at the jobs that name none.
 //!
 //! Decided elsewhere: what may be stored and who may receive it (`cache`), connections, timeouts
 //! and retries (`upstream`), sockets and HTTP parsing (`server`).
@@ -37,6 +37,7 @@ pub mod repeat_hit;
 pub mod route;
 pub mod shadow;
 mod stale_config_guard;
+mod unclaimed;
 mod upgrade;
 mod verify;
 mod write;
@@ -65,6 +66,7 @@ use self::{
     repeat_hit::RepeatHit,
     route::{Route, Routes, WriteTarget, is_unsafe, overrides_method},
     stale_config_guard::{StaleConfig, StaleConfigGuard},
+    unclaimed::UnclaimedWrites,
     upgrade::Upgrade,
     write_end::{WriteInvalidation, track_upload},
 };
@@ -96,6 +98,7 @@ pub struct Proxy {
     /// Writes and flights, which outlive the client that began them, and upgraded connections.
     tasks: TaskTracker,
     inspector: Arc<BodyInspector>,
+    unclaimed: Arc<UnclaimedWrites>,
     mode: CacheMode,
     /// The share of hits that is compared with the upstream.
     verify: SampleRate,
@@ -135,6 +138,7 @@ impl Proxy {
     ) -> Self {
         let tasks = TaskTracker::new();
         let inspector = Arc::new(BodyInspector::new(inspected, Arc::clone(&metrics)));
+        let unclaimed = Arc::new(UnclaimedWrites::new(Arc::clone(&metrics)));
         let limits = config.server.clone();
         let in_use = metrics.limits.requests.clone();
         let refused = metrics.limits.counter(Limit::Requests).clone();
@@ -146,6 +150,7 @@ impl Proxy {
             upstream: Arc::new(upstream),
             tasks,
             inspector,
+            unclaimed,
             mode: config.mode,
             verify: config.verify,
             comparisons: verify::comparison_quota(&metrics),
@@ -301,7 +306,8 @@ impl Proxy {
         if let Some(upgrade) = &upgrade {
             upgrade.add_to(request.headers_mut());
         }
-        let target = may_change.then(|| WriteTarget::of(&request, self.upstream.authority()));
+        let method = request.method().clone();
+        let target = may_change.then(|| WriteTarget::of(&request));
         let stale_guard = may_change.then(|| StaleConfigGuard::new(self));
         let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
         let switch = if upgrade.is_some() {
@@ -324,8 +330,11 @@ impl Proxy {
         let mut response = response.map(Body::Upstream);
         close_after_unread_upload(&mut response, &informational);
         close_with_bound_connection(&mut response);
-        let named = target.map(|target| self.routes.location_targets(&target, &response));
+        let named = target.as_ref().map(|target| self.routes.location_targets(target, &response));
         let jobs = named.unwrap_or_default();
+        if let Some(target) = target.filter(|_| jobs.is_empty() && response.status().is_success()) {
+            self.unclaimed.count(&self.routes, &method, &target);
+        }
         let all = stale_guard.is_some_and(StaleConfigGuard::answered);
         if all || !jobs.is_empty() {
             let mut change = WriteInvalidation::new(self.cache.unfenced(), upload);

@@ -384,12 +384,13 @@ impl Store {
                 Begun::Confirmed(None)
             }
         };
-        Write { keys, id, fence, begun }
+        Write { keys, elsewhere: 0, id, fence, begun }
     }
 
     /// Returns a write that fences nothing, to be widened and ended.
     pub fn unfenced(&self, fence: Duration) -> Write {
-        Write { keys: Vec::new(), id: self.tokens.next(), fence, begun: Begun::Confirmed(None) }
+        let id = self.tokens.next();
+        Write { keys: Vec::new(), elsewhere: 0, id, fence, begun: Begun::Confirmed(None) }
     }
 
     /// Renews the fence of a long write.
@@ -430,7 +431,8 @@ impl Store {
         let id = self.tokens.next();
         self.expect(&keys);
         let started = Instant::now();
-        let write = Write { keys, id, fence: Duration::ZERO, begun: Begun::Confirmed(None) };
+        let (elsewhere, fence, begun) = (0, Duration::ZERO, Begun::Confirmed(None));
+        let write = Write { keys, elsewhere, id, fence, begun };
         let (ended, was) = match &self.engine {
             Engine::Redis(redis) => redis.purge(&write, wait).await,
             Engine::Cluster(cluster) => cluster.purge(&write, wait).await,

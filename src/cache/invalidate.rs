@@ -147,7 +147,7 @@ impl Cache {
         if write.keys().is_empty() {
             return Ended::Confirmed { entries: 0 };
         }
-        let ended = self.store.end(write, self.fence_left(fence), &mut self.budget()).await;
+        let ended = self.end_in_store(write, fence).await;
         self.detach(write.keys());
         self.count_invalidation(source, ended);
         let why = match (ended, fence) {
@@ -159,7 +159,7 @@ impl Cache {
     }
 
     /// Returns how long the fence stands after an end.
-    fn fence_left(&self, fence: FenceEnd) -> Duration {
+    pub(super) fn fence_left(&self, fence: FenceEnd) -> Duration {
         match fence {
             FenceEnd::Now(outcome) => self.linger(outcome),
             FenceEnd::WithBodies(since) => {
@@ -241,7 +241,7 @@ impl Cache {
 
     /// Detaches the flights and evicts the near entries of these jobs. Returns how many flights each
     /// job had.
-    fn detach(&self, keys: &[Key]) -> Vec<usize> {
+    pub(super) fn detach(&self, keys: &[Key]) -> Vec<usize> {
         let flights = keys.iter().map(|key| self.flights.detach(key)).collect();
         if let Some(near) = &self.near {
             near.evict(keys);
@@ -249,7 +249,13 @@ impl Cache {
         flights
     }
 
-    fn record_events(&self, keys: &[Key], what: EventKind, why: &'static str, by: Initiator) {
+    pub(super) fn record_events(
+        &self,
+        keys: &[Key],
+        what: EventKind,
+        why: &'static str,
+        by: Initiator,
+    ) {
         self.metrics.events.record_each(keys.iter().map(Key::main), what, why, by);
     }
 

@@ -15,8 +15,11 @@
 //! zeros, `_` between digits, a zero fraction, white space), format suffixes (Rails and Django REST:
 //! `7.json`), percent and form encoding, matrix parameters.
 //!
-//! Not covered: upstreams that compare ids without regard to case, or that read a numeric prefix
-//! (`parseInt("7abc")`), exponents and radix prefixes (`1e3`, `0x7`), or digits outside ASCII.
+//! A read is also not cached if its id is a word ([`JobId::is_word`]).
+//!
+//! Not covered: upstreams that read a numeric prefix (`parseInt("7abc")`), exponents and radix
+//! prefixes (`1e3`, `0x7`), or digits outside ASCII. Of upstreams that compare ids without regard to
+//! case, the case sent, lower and upper case are covered (`proxy::route`); mixed case is not.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
@@ -32,6 +35,9 @@ pub const MAX_DECODES: usize = 3;
 /// Longest text that is parsed as a UUID, in bytes: `urn:uuid:{8-4-4-4-12}` and some slack for extra
 /// hyphens.
 const MAX_UUID_LEN: usize = 96;
+
+/// Length of an `ObjectId` in hexadecimal digits.
+const OBJECT_ID_LEN: usize = 24;
 
 /// Suffixes that frameworks strip from the id and read as the format of the answer.
 const FORMAT_SUFFIXES: [&str; 12] =
@@ -61,6 +67,16 @@ impl JobId {
                 && same(canonical_uuid(raw))
                 && same(canonical_integer(raw))
                 && without_format_suffix(raw).is_none()
+    }
+
+    /// Returns whether a canonical spelling is a word. An id has a digit, or is a UUID or an
+    /// `ObjectId`. A segment without one (`/jobs/stats`) most likely names something else, which no
+    /// write to a job would invalidate.
+    pub fn is_word(id: &str) -> bool {
+        let is_hex = |id: &str| id.bytes().all(|b| b.is_ascii_hexdigit());
+        !id.bytes().any(|b| b.is_ascii_digit())
+            && !is_plainly_canonical(id)
+            && !(id.len() == OBJECT_ID_LEN && is_hex(id))
     }
 
     /// Returns the canonical spelling.
@@ -263,6 +279,19 @@ mod tests {
         }
         for raw in ["7.json", "7.JSON", "abc.xml", "a.b.html", ".json", ".Xml"] {
             check_canonical(raw, false);
+        }
+    }
+
+    #[test]
+    fn an_id_without_a_digit_is_a_word() {
+        for id in ["7", "job-7", "a1", "-7", UUID, "01ARZ3NDEKTSV4RRFFQ69G5FAV"] {
+            assert!(!JobId::is_word(id), "{id}");
+        }
+        for id in ["abcdefab-cdef-abcd-efab-cdefabcdefab", "abcdefabcdefabcdefabcdef"] {
+            assert!(!JobId::is_word(id), "{id}");
+        }
+        for word in ["stats", "latest", "next", "x", "batch-cancel", "...", "feed.atom"] {
+            assert!(JobId::is_word(word), "{word}");
         }
     }
 

@@ -30,6 +30,8 @@ pub struct InvalidateRule {
     pub request: Vec<String>,
     /// JSON pointers to ids in the response.
     pub response: Vec<String>,
+    /// Names of query parameters that carry ids.
+    pub query: Vec<String>,
     /// The write changes every job.
     pub all: bool,
     /// Largest body that is searched, in bytes.
@@ -55,6 +57,7 @@ impl Default for InvalidateRule {
             path: String::new(),
             request: Vec::new(),
             response: Vec::new(),
+            query: Vec::new(),
             all: false,
             max_body: 64 << 10,
             on_miss: OnMiss::All,
@@ -72,13 +75,13 @@ pub(super) struct RuleKey {
     pub(super) help: &'static str,
 }
 
-pub(super) static KEYS: [RuleKey; 7] = [
+pub(super) static KEYS: [RuleKey; 8] = [
     RuleKey {
         name: "path",
         unset: "required",
         example: "\"/uploads/{upload}/finish\"",
-        help: "Path of the write, compared as a whole. `{id}` is the id of the job, `{any_name}` is any \
-               segment.",
+        help: "Path of the write, compared as a whole. `{id}` is the id of the job and may have literal \
+               text around it (`/jobs/{id}:cancel`), `{any_name}` is any segment.",
     },
     RuleKey {
         name: "methods",
@@ -98,6 +101,13 @@ pub(super) static KEYS: [RuleKey; 7] = [
         unset: "none",
         example: "[\"/job/id\"]",
         help: "Places of ids in the JSON of the API's answer, likewise.",
+    },
+    RuleKey {
+        name: "query",
+        unset: "none",
+        example: "[\"id\", \"ids\"]",
+        help: "Query parameters that carry ids: one (`?id=7`), several (`?ids=7,8`), or a list \
+               (`?ids[]=7&ids[]=8`).",
     },
     RuleKey {
         name: "all",
@@ -214,6 +224,7 @@ fn set(rule: &mut InvalidateRule, key: &str, value: &RawValue) -> Result<(), Str
         ("methods", RawValue::Many(items)) => rule.methods.clone_from(items),
         ("request", RawValue::Many(items)) => rule.request.clone_from(items),
         ("response", RawValue::Many(items)) => rule.response.clone_from(items),
+        ("query", RawValue::Many(items)) => rule.query.clone_from(items),
         ("path", RawValue::One(text)) => rule.path.clone_from(text),
         ("all", RawValue::One(text)) => rule.all = parse::switch(text)?,
         ("max_body", RawValue::One(text)) => rule.max_body = parse::size(text, &BODY_BOUNDS)?,
@@ -246,8 +257,12 @@ impl InvalidateRule {
 
     fn assignments(&self) -> Vec<String> {
         let mut all = vec![format!("path = {}", quoted(&self.path))];
-        let lists =
-            [("methods", &self.methods), ("request", &self.request), ("response", &self.response)];
+        let lists = [
+            ("methods", &self.methods),
+            ("request", &self.request),
+            ("response", &self.response),
+            ("query", &self.query),
+        ];
         let lists = lists.into_iter().filter(|(_, items)| !items.is_empty());
         all.extend(lists.map(|(key, items)| format!("{key} = {}", RawValue::Many(items.clone()))));
         if self.all {

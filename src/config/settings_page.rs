@@ -64,6 +64,10 @@ const RULE_EXAMPLES: &str = "\
 [[invalidate]]                        # any unsafe method; {id} is the job, {any_name} any segment
 path = \"/t/{tenant}/uploads/{id}/finish\"
 
+[[invalidate]]                        # text around {id}; query parameters that carry ids
+path = \"/ops/{id}:cancel\"
+query = [\"also\", \"ids\"]
+
 [[invalidate]]
 methods = [\"POST\"]
 path = \"/jobs/batch-cancel\"

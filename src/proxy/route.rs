@@ -22,14 +22,18 @@ use crate::{
     connection_auth::names_scheme,
 };
 
+mod id_parts;
 pub mod invalidation_rules;
 mod location_targets;
 mod path_variants;
+mod query_names;
 mod template;
+mod unclaimed_shape;
+mod write_names;
 
 use invalidation_rules::{InvalidRule, InvalidationRule, InvalidationRules};
 pub use location_targets::WriteTarget;
-use path_variants::{NamedJobs, jobs_named};
+use path_variants::Scope;
 pub use template::InvalidTemplate;
 use template::{MAX_TEMPLATES, Template};
 
@@ -55,12 +59,15 @@ pub enum Route {
     Pass(Bypass),
 }
 
-/// The jobs and rules of a write, as far as its head tells. At least one of the two lists is not
-/// empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The jobs and rules of a write, as far as its head tells. It is never empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WriteScope {
-    /// The jobs that the path names.
+    /// The jobs that the path names at the place of the id, or that a rule names.
     pub jobs: Vec<JobId>,
+    /// The jobs that the target names elsewhere. They are fenced only while the write runs.
+    pub elsewhere: Vec<JobId>,
+    /// Whether the target names more jobs than are invalidated one by one.
+    pub too_many: bool,
     /// The rules that match the path and the method.
     pub rules: Vec<Arc<InvalidationRule>>,
 }
@@ -128,7 +135,7 @@ impl Routes {
     /// finds no read, whatever the headers.
     pub fn job_at<'p>(&self, path: &'p str) -> Option<&'p str> {
         let id = self.templates.iter().find_map(|template| template.id(path))?;
-        JobId::is_canonical(id).then_some(id)
+        (JobId::is_canonical(id) && !JobId::is_word(id)).then_some(id)
     }
 
     /// Returns the path of a job by the first route.
@@ -147,17 +154,19 @@ impl Routes {
         whole.or_else(above).map(Template::text)
     }
 
-    /// Returns every job that some reading of `path` names or lies below, at most 32 (`MAX_JOBS`).
+    /// Returns every job that some reading of `path` names or lies below.
     ///
-    /// `path` may also be an absolute URL, as in `Location`. Its query is ignored.
+    /// `path` may also be an absolute URL. Its query is ignored.
     pub fn jobs(&self, path: &str) -> Vec<JobId> {
-        jobs_named(&self.templates, &[], path).jobs
+        self.named_by_path(path, Scope::Place).into_scope().into_jobs()
     }
 
-    /// Returns the jobs that `Location` and `Content-Location` of the response to a write name.
+    /// Returns the jobs that `Location` and `Content-Location` of the response to a write name. A
+    /// prefix of their paths is ignored: gateways remove one, and APIs put it back.
     pub fn location_targets<B>(&self, target: &WriteTarget, answer: &Response<B>) -> Vec<JobId> {
         let paths = target.named_by(answer.status(), answer.headers());
-        paths.iter().flat_map(|path| self.jobs(path)).collect()
+        let jobs = |path: &String| self.named_by_path(path, Scope::Tail).into_scope().into_jobs();
+        paths.iter().flat_map(jobs).collect()
     }
 
     fn read<B>(&self, request: &Request<B>) -> Route {
@@ -170,11 +179,14 @@ impl Routes {
             return Route::Pass(Bypass::Upgrade);
         }
         let Some(id) = self.templates.iter().find_map(|template| template.id(path)) else {
-            return Route::Pass(not_a_job(&jobs_named(&self.templates, &[], path)));
+            return Route::Pass(self.named_by_path(path, Scope::Place).bypass());
         };
         let Some(id) = JobId::canonical(id) else {
             return Route::Pass(Bypass::Spelling);
         };
+        if JobId::is_word(id.as_str()) {
+            return Route::Pass(Bypass::Word);
+        }
         if request.uri().query().is_some_and(|query| !self.query.admits(query)) {
             return Route::Pass(Bypass::Query);
         }
@@ -187,22 +199,19 @@ impl Routes {
     fn write<B>(&self, request: &Request<B>) -> Route {
         let headers = request.headers();
         let rules = self.rules.matching(request.method(), headers);
-        let mut found = jobs_named(&self.templates, &rules, request.uri().path());
-        for value in URL_OVERRIDES.iter().flat_map(|name| headers.get_all(name)) {
-            let path = String::from_utf8_lossy(value.as_bytes());
-            found.merge(jobs_named(&self.templates, &rules, &path));
-        }
-        if found.jobs.is_empty() && found.rules.is_empty() {
-            return Route::Pass(not_a_job(&found));
-        }
-        Route::Write(WriteScope { jobs: found.jobs, rules: found.rules })
+        let overrides = URL_OVERRIDES.into_iter().flat_map(|name| headers.get_all(name));
+        let overrides: Vec<_> =
+            overrides.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        let own = (request.uri().path(), request.uri().query());
+        let others = overrides.iter().map(|url| match url.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (url.as_ref(), None),
+        });
+        let named = self.named_by_target(&rules, [own].into_iter().chain(others));
+        let why = named.bypass();
+        let scope = named.into_scope();
+        if scope == WriteScope::default() { Route::Pass(why) } else { Route::Write(scope) }
     }
-}
-
-/// Returns why a path without an id passes: it is a job path in a spelling that is not cached, or
-/// no job path at all.
-fn not_a_job(named: &NamedJobs) -> Bypass {
-    if named.is_job_path { Bypass::Spelling } else { Bypass::Path }
 }
 
 /// Returns why the headers of a read make it pass, if they do. The first such header counts.
@@ -252,231 +261,4 @@ fn overrides_to_unsafe(headers: &HeaderMap) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use hyper::{Request, http::request::Builder};
-
-    use super::{InvalidTemplate, MAX_TEMPLATES, Route, Routes};
-    use crate::{
-        cache::{job_id::JobId, query::Query},
-        config,
-    };
-
-    const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
-
-    fn routes() -> Routes {
-        Routes::parse(&["/jobs/{id}", "/api/v1/jobs/{id}", "/x/{id}/status"]).unwrap()
-    }
-
-    fn words(jobs: &[JobId]) -> String {
-        jobs.iter().map(JobId::as_str).collect::<Vec<_>>().join(" ")
-    }
-
-    /// `request` is the method and target, then one header per line.
-    #[track_caller]
-    fn check(request: &str, want: &str) {
-        check_with(&routes(), request, want);
-    }
-
-    #[track_caller]
-    fn check_with(routes: &Routes, request: &str, want: &str) {
-        let mut lines = request.split('\n');
-        let (method, target) = lines.next().unwrap().split_once(' ').unwrap();
-        let head = Request::builder().method(method).uri(target);
-        let with_header = |head: Builder, line: &str| {
-            let (name, value) = line.split_once(": ").unwrap();
-            head.header(name, value)
-        };
-        let built = lines.fold(head, with_header).body(()).unwrap();
-        let got = match routes.classify(&built) {
-            Route::Read(id) => format!("read: {id}"),
-            Route::Write(scope) => format!("write: {}", words(&scope.jobs)),
-            Route::Pass(why) => format!("pass: {why}"),
-        };
-        assert_eq!(got, want, "{request}");
-    }
-
-    #[test]
-    fn a_plain_get_or_head_of_a_job_is_a_read() {
-        check("GET /jobs/7", "read: 7");
-        check("HEAD /jobs/7", "read: 7");
-        check("GET http://host:1/jobs/a.b_c~d-e", "read: a.b_c~d-e");
-        check(&format!("GET /api/v1/jobs/{UUID}"), &format!("read: {UUID}"));
-        check("GET /x/7/status", "read: 7");
-        check("GET /jobs/7\ncontent-length: 0\ncache-control: no-store\ncookie: a", "read: 7");
-        check("GET /jobs/7\nif-none-match: \"a\"\naccept-encoding: gzip", "read: 7");
-    }
-
-    #[test]
-    fn other_paths_pass() {
-        for path in
-            ["/", "/jobs", "/jobs/", "/jobsite", "/jobs7", "/jobs/7/logs", "/x/7", "/a/jobs/7"]
-        {
-            check(&format!("GET {path}"), "pass: path");
-        }
-        check("POST /jobs", "pass: path");
-        check("POST /", "pass: path");
-        check("DELETE /a/jobs/7", "pass: path");
-    }
-
-    #[test]
-    fn other_spellings_of_a_job_path_pass() {
-        for path in ["/jobs/007", "/jobs/%37", "/jobs/7/", "//jobs/7", "/jobs//7", "/Jobs/7"] {
-            check(&format!("GET {path}"), "pass: spelling");
-        }
-        for path in
-            ["/a/../jobs/7", "/jobs/./7", "/jobs/7;v=1", "/jobs/a:b", "/jobs%2F7", "/jobs/7.0"]
-        {
-            check(&format!("GET {path}"), "pass: spelling");
-        }
-        check(&format!("GET /jobs/{}", UUID.to_uppercase()), "pass: spelling");
-        check("POST /jobs/a:b", "pass: spelling");
-        check("GET http://host//jobs/7?", "pass: spelling");
-    }
-
-    #[test]
-    fn a_query_passes_a_read_even_an_empty_one() {
-        check("GET /jobs/7?a=b", "pass: query");
-        check("GET /jobs/7?", "pass: query");
-        check("HEAD /jobs/7?fresh", "pass: query");
-    }
-
-    #[test]
-    fn a_query_that_the_upstream_ignores_is_none() {
-        let ignore = vec!["_".to_owned()];
-        let query = config::QueryConfig { ignore, ..config::QueryConfig::default() };
-        let routes = routes().with_query(Query::new(&query));
-        check_with(&routes, "GET /jobs/7?_=1", "read: 7");
-        check_with(&routes, "HEAD /jobs/7?_=1&_=2", "read: 7");
-        check_with(&routes, "GET /jobs/7?_=1&fields=a", "pass: query");
-        check_with(&routes, "GET /jobs/7?", "pass: query");
-        check_with(&routes, "GET /jobs/07?_=1", "pass: spelling");
-        check_with(&routes, "GET /jobs/7?_=1\nrange: bytes=0-1", "pass: range");
-        check_with(&routes, "POST /jobs/7?_=1", "write: 7");
-    }
-
-    #[test]
-    fn methods_that_neither_read_nor_change_pass() {
-        check("OPTIONS /jobs/7", "pass: method");
-        check("TRACE /jobs/7", "pass: method");
-        check("OPTIONS *", "pass: method");
-        check("CONNECT host:443", "pass: method");
-        check("CONNECT host:443\nx-http-method-override: DELETE", "pass: method");
-    }
-
-    #[test]
-    fn a_read_with_a_body_passes() {
-        check("GET /jobs/7\ncontent-length: 5", "pass: request-body");
-        check("GET /jobs/7\ncontent-length: 00", "pass: request-body");
-        check("GET /jobs/7\ncontent-length: 0\ncontent-length: 5", "pass: request-body");
-        check("GET /jobs/7\ntransfer-encoding: chunked", "pass: request-body");
-        check("GET /jobs/7\nauthorization: nTlM T1", "pass: bound-connection");
-        check("HEAD /jobs/7\nauthorization: Negotiate T1", "pass: bound-connection");
-        check("GET /jobs/7\nauthorization: Bearer T1", "read: 7");
-    }
-
-    #[test]
-    fn an_upgrade_passes_unless_it_offers_h2c() {
-        check("GET /jobs/7\nconnection: Upgrade\nupgrade: websocket", "pass: upgrade");
-        check("GET /ws\nconnection: Upgrade\nupgrade: websocket", "pass: upgrade");
-        check("GET /jobs/7\nconnection: Upgrade, HTTP2-Settings\nupgrade: h2c", "read: 7");
-        check("GET /jobs/7\nupgrade: websocket", "read: 7");
-    }
-
-    #[test]
-    fn ranges_and_preconditions_pass() {
-        check("GET /jobs/7\nrange: bytes=0-1", "pass: range");
-        check("GET /jobs/7\nif-match: \"a\"", "pass: precondition");
-        check("GET /jobs/7\nif-unmodified-since: x", "pass: precondition");
-        check("GET /jobs/7\nif-range: \"a\"", "pass: precondition");
-    }
-
-    #[test]
-    fn an_overridden_method_counts() {
-        for name in ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"] {
-            check(&format!("GET /jobs/7\n{name}: DELETE"), "write: 7");
-            check(&format!("HEAD /jobs/7\n{name}: get\n{name}: patch"), "write: 7");
-            check(&format!("GET /jobs/7\n{name}: frobnicate"), "write: 7");
-            check(&format!("OPTIONS /jobs/7/x\n{name}: PUT"), "write: 7");
-            check(&format!("GET /jobs/7?a=b\n{name}: PUT"), "write: 7");
-            check(&format!("GET /a\n{name}: DELETE"), "pass: path");
-            check(&format!("GET /jobs/7\n{name}: head"), "pass: method-override");
-            check(&format!("GET /jobs/7\n{name}: "), "pass: method-override");
-            check(&format!("POST /jobs/7\n{name}: GET"), "write: 7");
-        }
-    }
-
-    #[test]
-    fn an_overridden_url_counts() {
-        for name in ["X-Original-URL", "X-Rewrite-URL"] {
-            check(&format!("GET /jobs/7\n{name}: /jobs/8"), "pass: url-override");
-            check(&format!("GET /a\n{name}: /jobs/8"), "pass: path");
-            check(&format!("POST /jobs/7\n{name}: /jobs/8?a=b"), "write: 7 8");
-            check(&format!("POST /jobs/7\n{name}: /jobs/07"), "write: 7");
-            check(&format!("POST /a\n{name}: https://host/jobs/8#x"), "write: 8");
-            check(&format!("POST /a\n{name}: /b"), "pass: path");
-        }
-    }
-
-    #[test]
-    fn every_other_method_on_or_below_a_job_is_a_write() {
-        for method in ["POST", "PUT", "PATCH", "DELETE", "PURGE", "PROPFIND", "get", "X"] {
-            check(&format!("{method} /jobs/7"), "write: 7");
-            check(&format!("{method} /jobs/7/cancel?now=1"), "write: 7");
-        }
-        check("POST /jobs/7/a/b/c", "write: 7");
-        check("POST http://host/api/v1/jobs/abc/", "write: abc");
-        check("POST /x/7", "write: 7");
-        check("POST /x/7/other", "write: 7");
-        check("POST /x/7/status/y", "write: 7");
-        check("POST /jobs/7\nconnection: upgrade\nupgrade: websocket", "write: 7");
-        check("POST /jobs/7\nrange: bytes=0-1\ncontent-length: 5", "write: 7");
-    }
-
-    #[test]
-    fn jobs_are_found_in_paths_and_urls() {
-        assert_eq!(words(&routes().jobs("/jobs/007/x")), "7");
-        assert_eq!(words(&routes().jobs("https://host/api/v1/jobs/7?a=/jobs/8")), "7");
-        assert_eq!(words(&routes().jobs("/a")), "");
-        assert_eq!(words(&routes().jobs("")), "");
-    }
-
-    #[track_caller]
-    fn check_refused(templates: &[&str], want: &str) {
-        assert_eq!(
-            Routes::parse(templates).map_err(|error| error.to_string()),
-            Err(want.to_owned())
-        );
-    }
-
-    #[test]
-    fn a_bad_template_is_refused_with_the_mend() {
-        let segment = |template: &str, segment: &str| InvalidTemplate::Segment {
-            template: template.to_owned(),
-            segment: segment.to_owned(),
-        };
-        check_refused(&[], "no route given; give at least one such as '/jobs/{id}'");
-        check_refused(&["jobs/{id}"], "route 'jobs/{id}' is not absolute; begin it with '/'");
-        check_refused(&["/jobs"], "route '/jobs' has 0 segments '{id}'; give it exactly one");
-        check_refused(&["/jobs/{id}", "/{id}/{id}"], {
-            "route '/{id}/{id}' has 2 segments '{id}'; give it exactly one"
-        });
-        for (template, bad) in [
-            ("/jobs/{id}/", ""),
-            ("//jobs/{id}", ""),
-            ("/../{id}", ".."),
-            ("/a b/{id}", "a b"),
-            ("/jobs/x{id}", "x{id}"),
-            ("/{name}/{id}", "{name}"),
-            ("/jobs/{id}?a=b", "{id}?a=b"),
-            ("/j%6Fbs/{id}", "j%6Fbs"),
-        ] {
-            assert_eq!(Routes::parse(&[template]), Err(segment(template, bad)), "{template}");
-        }
-        let count = MAX_TEMPLATES + 1;
-        check_refused(
-            &vec!["/{id}"; count],
-            "65 routes given, at most 64 are allowed; remove some",
-        );
-        assert!(Routes::parse(&vec!["/{id}"; MAX_TEMPLATES]).is_ok());
-    }
-}
+mod tests;

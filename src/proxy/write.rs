@@ -59,7 +59,8 @@ impl Proxy {
         informational: Informational,
     ) -> Answer {
         let request = self.forward_request(request, client, &informational);
-        let target = WriteTarget::of(&request, self.upstream.authority());
+        let target = WriteTarget::of(&request);
+        let method = request.method().clone();
         let (mut head, body) = request.into_parts();
         let inspected = match self.inspector.request(&mut scope, &mut head, body).await {
             Ok(inspected) => inspected,
@@ -78,6 +79,10 @@ impl Proxy {
         let result = result.map(|InspectedResponse { response, named }| {
             let mut jobs = named.jobs;
             jobs.extend(self.routes.location_targets(&target, &response));
+            let is_claimed = !scope.rules.is_empty() || !scope.names_no_job() || !jobs.is_empty();
+            if response.status().is_success() && !is_claimed {
+                self.unclaimed.count(&self.routes, &method, &target);
+            }
             self.cache.widen(&mut change.write, &jobs);
             change.note_status(response.status());
             response
@@ -114,7 +119,10 @@ impl Proxy {
         if missed {
             self.inspector.count_fallback();
         }
-        missed || scope.rules.iter().any(|rule| rule.is_all()) || self.stale_config.is_stale()
+        let is_success = |inspected: &InspectedResponse| inspected.response.status().is_success();
+        let has_too_many = scope.too_many && result.as_ref().map_or(true, is_success);
+        let has_all_rule = scope.rules.iter().any(|rule| rule.is_all());
+        missed || has_too_many || has_all_rule || self.stale_config.is_stale()
     }
 
     /// Fences the jobs that a write may change, and forwards the write.
@@ -124,8 +132,8 @@ impl Proxy {
         request: Request<RequestBody>,
     ) -> (Write, Result<InspectedResponse, UpstreamError>) {
         let mut budget = self.cache.budget();
-        let fence = self.cache.begin(&scope.jobs, &mut budget).instrument(spans::fence());
-        let write = fence.await;
+        let begin = self.cache.begin_named(&scope.jobs, &scope.elsewhere, &mut budget);
+        let write = begin.instrument(spans::fence()).await;
         let exchange = async {
             let response = self.send(request, RetryPolicy::Never).await?;
             self.inspector.response(&scope.rules, response).await

@@ -267,13 +267,16 @@ impl Ended {
 #[derive(Debug)]
 pub struct Write {
     pub(super) keys: Vec<Key>,
+    /// The number of keys, the first ones, that the target names elsewhere than at the place of the
+    /// id.
+    pub(super) elsewhere: usize,
     pub(super) id: Token,
     pub(super) fence: Duration,
     pub(super) begun: Begun,
 }
 
 /// Whether the fence of a write is confirmed, and the connection on which it was set.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Begun {
     /// Confirmed on this connection; `None` if the end may use any connection.
     Confirmed(Option<redis::SessionHandle>),
@@ -287,6 +290,25 @@ impl Write {
     /// Returns the keys that it invalidates.
     pub fn keys(&self) -> &[Key] {
         &self.keys
+    }
+
+    /// Marks the first `count` keys as named elsewhere in the target than at the place of the id.
+    pub fn mark_elsewhere(&mut self, count: usize) {
+        self.elsewhere = count.min(self.keys.len());
+    }
+
+    /// Splits the write into the keys that are named elsewhere and the others, to end each part by
+    /// itself; `None` if there are no such keys.
+    pub fn split_elsewhere(&self) -> Option<(Self, Self)> {
+        let (elsewhere, rest) = self.keys.split_at(self.elsewhere);
+        let part = |keys: &[Key]| Self {
+            keys: keys.to_vec(),
+            elsewhere: 0,
+            id: self.id.clone(),
+            fence: self.fence,
+            begun: self.begun.clone(),
+        };
+        (!elsewhere.is_empty()).then(|| (part(elsewhere), part(rest)))
     }
 
     /// Adds keys for its end that the write turns out to have changed; they were not fenced.

@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 pub(crate) const REDIS_PAGE: &str = include_str!("../../docs/redis.md");
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 pub(crate) const PASSWORD: &str = "a-password";
 
 /// Time limit for something that never happens if a right is missing.
@@ -87,17 +87,17 @@ async fn live(sidecar: &Sidecar, upstream: &Upstream, patience: Duration) -> boo
     for user in ["a", "b"] {
         well &= if_it_will(patience, async || as_user(user, "max-age=60").await.is_hit()).await;
     }
-    upstream.commit("x");
+    upstream.commit("x1");
     as_user("a", "no-cache").await;
     // A lease that is released.
-    upstream.set("none", 404, "");
-    sidecar.get("/jobs/none").await;
+    upstream.set("none1", 404, "");
+    sidecar.get("/jobs/none1").await;
     let written = sidecar.put(X).await;
     well &= !written.header("cache-status").contains("pending");
     well &= if_it_will(patience, async || sidecar.get(X).await.is_hit()).await;
-    let explained = sidecar.admin.get("/explain/x").await;
+    let explained = sidecar.admin.get("/explain/x1").await;
     well &= explained.json()["stored"]["state"] == "entry" || explained.status == 200;
-    for purge in [r#"{"job_id":"x"}"#, r#"{"all":true}"#] {
+    for purge in [r#"{"job_id":"x1"}"#, r#"{"all":true}"#] {
         let post = sidecar.admin.request(Method::POST, "/purge");
         let reply = timeout(patience * 2, post.body(purge).send()).await;
         well &= reply.is_ok_and(|reply| reply.status == 200);
@@ -168,7 +168,7 @@ async fn without_the_rights_that_may_be_missing_the_rest_works() {
         let rest: Vec<_> = words.iter().filter(|word| *word != right).cloned().collect();
         let sidecar = sidecar_of(&redis, &upstream, &rest).await;
         eventually(SOON, async || sidecar.get(X).await.is_hit()).await;
-        sidecar.put(X).await.assert(200, &version("x", 1));
+        sidecar.put(X).await.assert(200, &version("x1", 1));
         eventually(SOON, async || sidecar.get(X).await.is_hit()).await;
         if tracked {
             eventually(SOON, async || sidecar.admin.metric("jobcache_tracking_up").await == 1)
@@ -214,7 +214,7 @@ async fn sentinels_and_redis_may_each_have_a_user_of_their_own() {
     redis.find_it_down().await;
     redis.failed_over().await;
     eventually(SOON, async || {
-        sidecar.get(X).await.is_hit() && redis.master().holds(&key("x")).await
+        sidecar.get(X).await.is_hit() && redis.master().holds(&key("x1")).await
     })
     .await;
     for sentinel in &redis.sentinels {

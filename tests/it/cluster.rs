@@ -104,7 +104,7 @@ async fn jobs_of_all_masters_are_cached_and_forgotten() {
     let setup = Setup::new().await;
     let (a, b) = (setup.sidecar().await, setup.with_tracking(NearTracking::Keys).await);
     for master in 0..3 {
-        let id = setup.cluster.job_of(master, "x").await;
+        let id = setup.cluster.job_of(master, "x1").await;
         assert_eq!(setup.cluster.owner(&id).await, master);
         hit(&a, &id).await;
         hit(&b, &id).await;
@@ -136,7 +136,7 @@ async fn jobs_of_all_masters_are_cached_and_forgotten() {
 async fn one_of_each(setup: &Setup, sidecars: &[&Sidecar]) -> [String; 3] {
     let mut ids = [String::new(), String::new(), String::new()];
     for (master, id) in ids.iter_mut().enumerate() {
-        *id = setup.cluster.job_of(master, "x").await;
+        *id = setup.cluster.job_of(master, "x1").await;
         for sidecar in sidecars {
             hit(sidecar, id).await;
         }
@@ -330,11 +330,11 @@ async fn a_cluster_is_spoken_to_over_tls() {
     config.store.tls.ca = Some(authority.ca());
     config.upstream.url = upstream.url();
     let a = Sidecar::start(config).await;
-    hit(&a, "x").await;
-    upstream.commit("x");
-    node.del(&key("x")).await;
-    assert_eq!(version(&a.get("/jobs/x").await), 1);
-    let told = a.admin.get("/explain/x").await.json();
+    hit(&a, "x1").await;
+    upstream.commit("x1");
+    node.del(&key("x1")).await;
+    assert_eq!(version(&a.get("/jobs/x1").await), 1);
+    let told = a.admin.get("/explain/x1").await.json();
     assert_eq!(told["store"]["node"], format!("127.0.0.1:{port}"));
 }
 

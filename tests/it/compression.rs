@@ -11,14 +11,14 @@ use crate::support::{
     upstream::{json, with_headers},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 /// The magic number of a Zstandard frame (RFC 8878 3.1.1).
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const SUFFIX: &str = "-jobcache-zstd\"";
 
 fn body() -> String {
     let steps: Vec<_> = (0..200).map(|step| format!(r#"{{"step":{step},"ok":true}}"#)).collect();
-    format!(r#"{{"id":"x","steps":[{}]}}"#, steps.join(","))
+    format!(r#"{{"id":"x1","steps":[{}]}}"#, steps.join(","))
 }
 
 fn compressing(config: &mut Config) {
@@ -32,7 +32,7 @@ async fn filled(change: impl FnOnce(&mut Config)) -> Setup {
         change(config);
     })
     .await;
-    setup.upstream.set("x", 200, body());
+    setup.upstream.set("x1", 200, body());
     setup.get(X).await.assert(200, &body());
     setup.hit(X).await;
     setup
@@ -82,7 +82,7 @@ async fn each_client_gets_the_form_that_it_accepts() {
         assert_compressed(&accepting(client, "zstd;q=0.5").await);
         assert_eq!(setup.upstream.reads(X), 1, "{near:?}");
 
-        let stored = setup.redis.get(&key("x")).await.expect("an entry");
+        let stored = setup.redis.get(&key("x1")).await.expect("an entry");
         assert_eq!(stored[..4], MAGIC, "{near:?}");
         assert_eq!(accepting(client, "zstd").await.body, stored, "not sent in the stored form");
     }
@@ -196,15 +196,15 @@ async fn a_part_is_asked_for_under_the_tag_that_the_client_has() {
 #[tokio::test]
 async fn small_bodies_and_those_that_nobody_may_transform_are_stored_as_they_are() {
     let setup = Setup::with(compressing).await;
-    setup.upstream.respond("/jobs/fixed", |_| {
+    setup.upstream.respond("/jobs/fixed1", |_| {
         let body: &'static str = body().leak();
         Some(with_headers(body, &[("cache-control", "max-age=60, no-transform")]))
     });
-    setup.upstream.respond("/jobs/digested", |_| {
+    setup.upstream.respond("/jobs/digested1", |_| {
         let body: &'static str = body().leak();
         Some(with_headers(body, &[("content-digest", "sha-256=:AAAA:")]))
     });
-    for id in ["small", "fixed", "digested"] {
+    for id in ["small1", "fixed1", "digested1"] {
         let path = format!("/jobs/{id}");
         setup.get(&path).await;
         let hit = setup.hit(&path).await;
@@ -216,11 +216,11 @@ async fn small_bodies_and_those_that_nobody_may_transform_are_stored_as_they_are
 #[tokio::test]
 async fn nothing_is_compressed_unless_it_is_asked_for() {
     let setup = Setup::new().await;
-    setup.upstream.set("x", 200, body());
+    setup.upstream.set("x1", 200, body());
     setup.get(X).await;
     let hit = setup.hit(X).await;
 
-    assert_eq!(setup.redis.get(&key("x")).await.as_deref(), Some(body().as_bytes()));
+    assert_eq!(setup.redis.get(&key("x1")).await.as_deref(), Some(body().as_bytes()));
     assert!(!hit.headers.contains_key("vary"), "{hit:?}");
     assert!(
         !accepting(&setup.sidecar.client, "zstd").await.headers.contains_key("content-encoding")
@@ -247,9 +247,9 @@ async fn a_sidecar_that_compresses_nothing_serves_what_another_has_compressed() 
 #[tokio::test]
 async fn what_is_compressed_is_of_a_version_that_older_sidecars_do_not_serve() {
     let setup = filled(|_| {}).await;
-    setup.get("/jobs/small").await;
-    setup.hit("/jobs/small").await;
-    for (id, version) in [("x", 2), ("small", 1)] {
+    setup.get("/jobs/small1").await;
+    setup.hit("/jobs/small1").await;
+    for (id, version) in [("x1", 2), ("small1", 1)] {
         let meta = setup.redis.get(&format!("{{{}}}:meta", key(id))).await.expect("meta");
         let meta: serde_json::Value = serde_json::from_slice(&meta).expect("JSON");
         assert_eq!(meta["v"], version, "{meta}");
@@ -274,7 +274,7 @@ async fn a_credential_that_is_given_the_same_shares_the_compressed_entry() {
 
 /// Replaces the body under the same expiry, with matching metadata.
 async fn forge(setup: &Setup, stored: &[u8], zstd_of: usize) {
-    let (main, meta_key) = (key("x"), format!("{{{}}}:meta", key("x")));
+    let (main, meta_key) = (key("x1"), format!("{{{}}}:meta", key("x1")));
     let meta = setup.redis.get(&meta_key).await.expect("meta");
     let mut meta: serde_json::Value = serde_json::from_slice(&meta).expect("JSON");
     meta["digest"] = format!("{:032x}", xxh3_128(stored)).into();
@@ -314,8 +314,8 @@ async fn a_body_that_is_not_what_meta_tells_of_is_no_hit() {
 #[tokio::test]
 async fn the_same_bytes_from_somebody_else_are_no_hit() {
     let setup = filled(|_| {}).await;
-    let stored = setup.redis.get(&key("x")).await.expect("an entry");
-    setup.redis.set(&key("x"), &stored).await;
+    let stored = setup.redis.get(&key("x1")).await.expect("an entry");
+    setup.redis.set(&key("x1"), &stored).await;
 
     let reply = accepting(&setup.sidecar.client, "zstd").await;
 

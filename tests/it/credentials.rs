@@ -9,7 +9,7 @@ use crate::support::{
     upstream::{json, version, with_headers},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const ALICE: &str = "Bearer alice-0123456789";
 const BOB: &str = "Bearer bob-9876543210";
 const EVE: &str = "Bearer eve-5555555555";
@@ -30,14 +30,14 @@ fn who(headers: &HeaderMap) -> &str {
 /// An API that knows Alice and Bob, and answers 401 to everyone else.
 fn members_only(headers: &HeaderMap) -> Response<Body> {
     match who(headers) {
-        ALICE | BOB => json(StatusCode::OK, version("x", 0)),
+        ALICE | BOB => json(StatusCode::OK, version("x1", 0)),
         _ => json(StatusCode::UNAUTHORIZED, r#"{"detail":"who are you?"}"#),
     }
 }
 
 /// An API that gives each client its own view of the job.
 fn personal(headers: &HeaderMap) -> Response<Body> {
-    json(StatusCode::OK, format!(r#"{{"id":"x","for":"{}"}}"#, who(headers)))
+    json(StatusCode::OK, format!(r#"{{"id":"x1","for":"{}"}}"#, who(headers)))
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn each_credential_asks_the_upstream_once_and_then_hits() {
     assert_eq!(setup.upstream.reads(X), 3);
     setup.sidecar.put(X).await;
     for who in [ALICE, BOB, EVE] {
-        get(&setup, who).await.assert(200, &version("x", 1));
+        get(&setup, who).await.assert(200, &version("x1", 1));
     }
     assert_eq!(setup.upstream.reads(X), 6, "not one read per version and credential");
 }
@@ -96,7 +96,7 @@ async fn a_credential_revoked_by_a_write_is_not_served_after_it() {
     warm(&setup, BOB).await;
     setup.upstream.respond_to(X, |headers| match who(headers) {
         BOB => json(StatusCode::FORBIDDEN, "{}"),
-        _ => json(StatusCode::OK, version("x", 0)),
+        _ => json(StatusCode::OK, version("x1", 0)),
     });
     setup.sidecar.put(X).await;
     warm(&setup, ALICE).await;
@@ -113,7 +113,7 @@ async fn check_late_admission(invalidate: impl AsyncFn(&Setup)) {
     gate.arrived(1).await;
     setup.upstream.respond_to(X, |headers| match who(headers) {
         BOB => json(StatusCode::FORBIDDEN, "{}"),
-        _ => json(StatusCode::OK, version("x", 0)),
+        _ => json(StatusCode::OK, version("x1", 0)),
     });
     invalidate(&setup).await;
     gate.release();
@@ -129,15 +129,15 @@ async fn a_read_that_began_before_a_write_admits_nobody() {
 
 #[tokio::test]
 async fn a_read_that_began_before_a_plain_del_admits_nobody() {
-    check_late_admission(async |setup| setup.redis.del(&key("x")).await).await;
+    check_late_admission(async |setup| setup.redis.del(&key("x1")).await).await;
 }
 
 #[tokio::test]
 async fn a_read_that_began_before_a_del_and_a_set_of_the_same_bytes_admits_nobody() {
     check_late_admission(async |setup| {
-        let body = setup.redis.get(&key("x")).await.unwrap();
-        setup.redis.del(&key("x")).await;
-        setup.redis.set(&key("x"), &body).await;
+        let body = setup.redis.get(&key("x1")).await.unwrap();
+        setup.redis.del(&key("x1")).await;
+        setup.redis.set(&key("x1"), &body).await;
     })
     .await;
 }
@@ -395,7 +395,7 @@ async fn a_redirect_to_a_login_does_not_tell_whether_there_is_an_entry() {
 async fn check_refusal(status: StatusCode) {
     let setup = Setup::with(|config| config.credentials.audience = 1).await;
     setup.upstream.respond_to(X, move |headers| match who(headers) {
-        ALICE => json(StatusCode::OK, version("x", 1)),
+        ALICE => json(StatusCode::OK, version("x1", 1)),
         _ => json(status, "{}"),
     });
     let before = get(&setup, EVE).await;

@@ -9,7 +9,7 @@ use crate::support::{
     upstream::{version, with_headers},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 fn ignoring(config: &mut Config) {
     config.ignore_client_cache_control = true;
@@ -42,7 +42,7 @@ async fn a_response_to_a_no_store_request_is_stored_only_where_clients_are_not_l
     let setup = Setup::new().await;
     let reply = ask(&setup, "cache-control", "no-store").await;
     assert_eq!(reply.cache_status(), "jobcache; fwd=request; detail=no-store", "{reply:?}");
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
 
     let ignoring = Setup::with(ignoring).await;
     assert!(ask(&ignoring, "cache-control", "no-store").await.is_stored());
@@ -71,7 +71,7 @@ async fn what_the_upstream_forbids_stays_forbidden_where_clients_are_not_listene
 #[tokio::test]
 async fn the_upstream_sees_what_the_client_asked() {
     let setup = Setup::with(ignoring).await;
-    ask(&setup, "cache-control", "no-cache").await.assert(200, &version("x", 0));
+    ask(&setup, "cache-control", "no-cache").await.assert(200, &version("x1", 0));
     let seen = setup.upstream.requests().pop().unwrap();
     assert_eq!(seen.headers["cache-control"], "no-cache");
 }

@@ -13,7 +13,7 @@ use http_body_util::BodyExt as _;
 
 use crate::support::{Client, SOON, Setup, eventually, soon, upstream::with_headers};
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const SECRET: &str = "a-secret-of-the-test";
 const TOKEN: &str = "Bearer the-clients-own-token";
 
@@ -81,16 +81,16 @@ async fn who_listens_is_told_of_fills_writes_and_purges_and_by_whom() {
 
     setup.get(X).await;
     let fill = stream.what("fill").await;
-    assert_eq!(fill["job"], "x", "{fill}");
+    assert_eq!(fill["job"], "x1", "{fill}");
     assert!(fill["at_ms"].as_i64().is_some_and(|at| at > 1_600_000_000_000), "{fill}");
 
-    purge(&setup, r#"{"job_id":"x"}"#).await;
+    purge(&setup, r#"{"job_id":"x1"}"#).await;
     let purged = stream.what("purge").await;
-    assert_eq!((&purged["job"], &purged["why"]), (&"x".into(), &"confirmed".into()), "{purged}");
+    assert_eq!((&purged["job"], &purged["why"]), (&"x1".into(), &"confirmed".into()), "{purged}");
     assert_eq!(purged["by"], "webhook msg_7 from 127.0.0.1");
 
     setup.sidecar.put(X).await;
-    assert_eq!(stream.what("write").await["job"], "x");
+    assert_eq!(stream.what("write").await["job"], "x1");
     assert_eq!(stream.what("write-ended").await["why"], "confirmed");
 
     purge(&setup, r#"{"all":true}"#).await;
@@ -106,7 +106,7 @@ async fn who_listens_is_told_when_an_answer_is_not_stored_and_why() {
     setup.get(X).await;
 
     let refused = stream.what("fill-refused").await;
-    assert_eq!((&refused["job"], &refused["why"]), (&"x".into(), &"private".into()), "{refused}");
+    assert_eq!((&refused["job"], &refused["why"]), (&"x1".into(), &"private".into()), "{refused}");
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn hits_are_told_by_the_second_with_the_busiest_jobs() {
         let second = stream.what("second").await;
         hits += second["hit"].as_u64().expect("a count");
         if hits > 0 {
-            assert_eq!(second["busiest"][0]["job"], "x", "{second}");
+            assert_eq!(second["busiest"][0]["job"], "x1", "{second}");
         }
     }
 }
@@ -131,12 +131,12 @@ async fn hits_are_told_by_the_second_with_the_busiest_jobs() {
 async fn a_third_partys_del_is_told_and_what_the_sidecar_does_itself_is_not() {
     let setup = Setup::new().await;
     setup.hit(X).await;
-    purge(&setup, r#"{"job_id":"x"}"#).await;
+    purge(&setup, r#"{"job_id":"x1"}"#).await;
     setup.hit(X).await;
     let mut stream = Stream::open(&setup.sidecar.admin).await;
     // Changes made through this sidecar may be reported up to a second later.
     eventually(SOON, async || {
-        setup.redis.del("job_status:x").await;
+        setup.redis.del("job_status:x1").await;
         setup.get(X).await;
         tokio::time::timeout(Duration::from_millis(1_100), stream.what("changed")).await
     })
@@ -263,7 +263,7 @@ async fn the_status_tells_what_was_asked_and_what_was_spared() {
     assert_eq!((&told["store"]["up"], &told["upstream"]["up"]), (&true.into(), &true.into()));
     assert_eq!(told["store"]["tracking"], true, "{told}");
     let busiest = told["busiest"].as_array().expect("a list");
-    let x = busiest.iter().find(|job| job["job"] == "x").unwrap_or_else(|| panic!("{told}"));
+    let x = busiest.iter().find(|job| job["job"] == "x1").unwrap_or_else(|| panic!("{told}"));
     assert!(x["hits"].as_u64() >= Some(9), "{told}");
     assert!(told["limits"]["max_flights"]["limit"].as_u64() > Some(0), "{told}");
 }

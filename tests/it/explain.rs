@@ -21,7 +21,7 @@ use crate::support::{
     upstream::{Gate, with_headers},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const SECRET: &str = "a-secret-of-the-test";
 
 type Fields<'f> = &'f [(&'static str, &'f str)];
@@ -125,7 +125,7 @@ async fn check(setup: &Setup, path: &str, fields: Fields<'_>) -> Value {
 
 async fn check_as(setup: &Setup, method: Method, path: &str, fields: Fields<'_>) -> Value {
     let before = rest(setup).await;
-    let told = explain(setup, "x", head(method.as_str(), path, fields)).await;
+    let told = explain(setup, "x1", head(method.as_str(), path, fields)).await;
     assert_eq!(
         (dump(setup).await, counters(setup).await),
         before,
@@ -137,14 +137,14 @@ async fn check_as(setup: &Setup, method: Method, path: &str, fields: Fields<'_>)
 
 /// Explains a request, and then sends it.
 async fn check_served(setup: &Setup, method: Method, fields: Fields<'_>) -> Value {
-    let told = explain(setup, "x", head(method.as_str(), X, fields)).await;
+    let told = explain(setup, "x1", head(method.as_str(), X, fields)).await;
     same(setup, &told, send(setup, method, X, fields)).await;
     told
 }
 
 /// Like [`check_served`] for the second upstream read in progress, which is then released.
 async fn check_held(setup: &Setup, gate: &Gate, fields: Fields<'_>) -> Value {
-    let told = explain(setup, "x", head("GET", X, fields)).await;
+    let told = explain(setup, "x1", head("GET", X, fields)).await;
     let release = async {
         gate.arrived(2).await;
         gate.release();
@@ -155,7 +155,7 @@ async fn check_held(setup: &Setup, gate: &Gate, fields: Fields<'_>) -> Value {
 
 /// Like [`check_served`] for a raw request.
 async fn check_raw(setup: &Setup, head: &str) -> Value {
-    let told = explain(setup, "x", head.to_owned()).await;
+    let told = explain(setup, "x1", head.to_owned()).await;
     let before = outcomes(setup).await;
     let mut end = End::new(setup.sidecar.client.connect().await);
     end.send(head).await;
@@ -227,13 +227,13 @@ async fn a_purge_and_a_write_are_still_told_after_many_polls_of_either_kind() {
     let setup = Setup::new().await;
     setup.hit(X).await;
     setup.sidecar.put(X).await;
-    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x1").send().await;
     assert_eq!(purge.status, StatusCode::OK);
     for _ in 0..12 {
-        setup.get("/jobs/x?t=1").await;
+        setup.get("/jobs/x1?t=1").await;
         setup.get(X).await;
     }
-    let told = explain(&setup, "x", String::new()).await;
+    let told = explain(&setup, "x1", String::new()).await;
     let events = told["events"].as_array().expect("a list");
     let what: Vec<_> = events.iter().map(|event| event["what"].as_str().expect("text")).collect();
     let place = |of: &str| what.iter().position(|what| *what == of);
@@ -262,13 +262,13 @@ async fn without_a_host_the_form_is_taken_for_that_of_the_entry() {
     let setup = Setup::new().await;
     let me = [("authorization", "Bearer me"), ("accept", "text/x")];
     send(&setup, Method::GET, X, &me).await;
-    let told = explain(&setup, "x", "Authorization: Bearer me".into()).await;
+    let told = explain(&setup, "x1", "Authorization: Bearer me".into()).await;
     assert_eq!(told["verdict"]["outcome"], "hit", "{told}");
     assert_eq!(told["request"]["form_assumed"], true);
-    let told = explain(&setup, "x", "Authorization: Bearer another".into()).await;
+    let told = explain(&setup, "x1", "Authorization: Bearer another".into()).await;
     assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
     // A GET explains an anonymous request, whatever headers it has itself.
-    let request = setup.sidecar.admin.request(Method::GET, "/explain/x");
+    let request = setup.sidecar.admin.request(Method::GET, "/explain/x1");
     let told = request.header("authorization", "Bearer me").send().await.json();
     assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
 }
@@ -329,9 +329,9 @@ async fn who_wants_no_cache_waits_for_no_other_sidecar() {
 async fn what_shadow_mode_does_otherwise_is_told() {
     let redis = RedisServer::start().await;
     let setup = Setup::cold(redis, |config| config.mode = CacheMode::Shadow).await;
-    let is_connected = async || send(&setup, Method::GET, "/jobs/y", &[]).await.is_stored();
+    let is_connected = async || send(&setup, Method::GET, "/jobs/y1", &[]).await.is_stored();
     eventually(SOON, async || {
-        setup.redis.del(&key("y")).await;
+        setup.redis.del(&key("y1")).await;
         is_connected().await
     })
     .await;
@@ -340,7 +340,7 @@ async fn what_shadow_mode_does_otherwise_is_told() {
     assert_eq!(told["verdict"]["detail"], "only-if-cached");
     assert!(told["verdict"]["why"].as_str().unwrap().contains("with mode on"), "{told}");
     let second = Sidecar::start(config(&setup.redis, &setup.upstream)).await;
-    eventually(SOON, async || second.get("/jobs/y").await.is_hit()).await;
+    eventually(SOON, async || second.get("/jobs/y1").await.is_hit()).await;
     let gate = setup.upstream.hold(Method::GET, X);
     let check = async {
         gate.arrived(1).await;
@@ -368,14 +368,14 @@ async fn what_is_refused_before_anything_is_made_of_it_is_told() {
     let long = "a".repeat(9_000);
     let many = "a: b\r\n".repeat(30);
     for (head, detail) in [
-        ("GET /jobs/x HTTP/1.1\r\n\r\n", "host"),
-        ("GET /jobs/x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "host"),
+        ("GET /jobs/x1 HTTP/1.1\r\n\r\n", "host"),
+        ("GET /jobs/x1 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "host"),
         ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", "target"),
         ("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", "connect"),
-        (&format!("GET /jobs/x?{long} HTTP/1.1\r\nHost: a\r\n\r\n"), "uri-too-long"),
-        (&format!("GET /jobs/x HTTP/1.1\r\nHost: a\r\n{many}\r\n"), "too-many-headers"),
+        (&format!("GET /jobs/x1?{long} HTTP/1.1\r\nHost: a\r\n\r\n"), "uri-too-long"),
+        (&format!("GET /jobs/x1 HTTP/1.1\r\nHost: a\r\n{many}\r\n"), "too-many-headers"),
         (
-            "PUT /jobs/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            "PUT /jobs/x1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
             "transfer-coding",
         ),
     ] {
@@ -393,9 +393,9 @@ async fn what_is_no_read_of_a_job_is_told() {
         ("POST /jobs HTTP/1.1", "pass", "path".into()),
         ("GET /jobs/a:b HTTP/1.1", "pass", "spelling".into()),
         ("OPTIONS * HTTP/1.1", "pass", "method".into()),
-        ("OPTIONS /jobs/x HTTP/1.1", "pass", "method".into()),
-        ("get /jobs/x HTTP/1.1", "write", Value::Null),
-        ("GET /jobs/x HTTP/1.0", "miss", Value::Null),
+        ("OPTIONS /jobs/x1 HTTP/1.1", "pass", "method".into()),
+        ("get /jobs/x1 HTTP/1.1", "write", Value::Null),
+        ("GET /jobs/x1 HTTP/1.0", "miss", Value::Null),
     ] {
         let told = check_raw(&setup, &format!("{line}\r\nHost: {HOST}\r\n\r\n")).await;
         assert_eq!(
@@ -414,7 +414,7 @@ async fn what_curl_shows_is_explained_and_the_verdict_comes_first() {
         "*   Trying 127.0.0.1:80...\n> GET {X} HTTP/1.1\n> Host: {HOST}\n> Accept: */*\n>\n< HTTP/1.1 \
          200 OK\n< age: 3\n"
     );
-    let post = setup.sidecar.admin.request(Method::POST, "/explain/x").body(shown);
+    let post = setup.sidecar.admin.request(Method::POST, "/explain/x1").body(shown);
     let reply = post.send().await;
     assert!(reply.text().starts_with("{\"verdict\":{\"outcome\":\"miss\""), "{}", reply.text());
     assert_eq!(reply.json()["request"]["form_assumed"], false);
@@ -426,7 +426,7 @@ async fn a_read_under_way_here_would_be_joined() {
     let gate = setup.upstream.hold(Method::GET, X);
     let check = async {
         gate.arrived(1).await;
-        let told = explain(&setup, "x", head("GET", X, &[])).await;
+        let told = explain(&setup, "x1", head("GET", X, &[])).await;
         assert_eq!(told["verdict"]["cache_status"], "jobcache; fwd=miss; collapsed", "{told}");
         let release = async {
             setup.exchange().await;
@@ -442,10 +442,10 @@ async fn a_pending_invalidation_is_told_while_redis_hangs() {
     let setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
     setup.hit(X).await;
     setup.redis.stop();
-    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x1").send().await;
     assert_eq!(purge.status, StatusCode::SERVICE_UNAVAILABLE);
     let began = tokio::time::Instant::now();
-    let told = explain(&setup, "x", head("GET", X, &[])).await;
+    let told = explain(&setup, "x1", head("GET", X, &[])).await;
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(
         (&told["verdict"]["detail"], &told["store"]["pending"]),
@@ -454,7 +454,7 @@ async fn a_pending_invalidation_is_told_while_redis_hangs() {
     assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
     same(&setup, &told, setup.get(X)).await;
     // Another job is not pending.
-    let told = explain(&setup, "y", head("GET", "/jobs/y", &[])).await;
+    let told = explain(&setup, "y1", head("GET", "/jobs/y1", &[])).await;
     assert_eq!(told["store"]["pending"], false, "{told}");
     setup.redis.cont();
 }
@@ -463,13 +463,13 @@ async fn a_pending_invalidation_is_told_while_redis_hangs() {
 async fn a_store_that_hangs_and_one_that_is_down_are_told() {
     let mut setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
     setup.redis.stop();
-    let told = explain(&setup, "x", head("GET", X, &[])).await;
+    let told = explain(&setup, "x1", head("GET", X, &[])).await;
     assert_eq!(told["verdict"]["detail"], "store-timeout", "{told}");
     assert_eq!((&told["store"]["answered"], &told["entry"]), (&false.into(), &Value::Null));
     setup.redis.kill();
     eventually(SOON, async || setup.sidecar.admin.get("/readyz").await.json()["store"] == "down")
         .await;
-    let told = explain(&setup, "x", head("GET", X, &[])).await;
+    let told = explain(&setup, "x1", head("GET", X, &[])).await;
     assert_eq!(
         (&told["verdict"]["detail"], &told["store"]["error"]),
         (&"store-down".into(), &"down".into())
@@ -481,21 +481,21 @@ async fn a_store_that_hangs_and_one_that_is_down_are_told() {
 async fn values_of_the_application_are_told() {
     let setup = Setup::new().await;
     for _ in 0..3 {
-        setup.redis.set(&key("x"), b"its own").await;
+        setup.redis.set(&key("x1"), b"its own").await;
         let told = check(&setup, X, &[]).await;
         assert_eq!(
             (&told["value"], &told["verdict"]["outcome"]),
             (&"foreign".into(), &"miss".into())
         );
     }
-    setup.redis.set(&key("x"), b"its own").await;
+    setup.redis.set(&key("x1"), b"its own").await;
     let told = check(&setup, X, &[]).await;
     assert_eq!(
         (&told["verdict"]["detail"], &told["marks"]["foreign"]),
         (&"foreign".into(), &3.into())
     );
-    setup.redis.del(&key("x")).await;
-    let () = setup.redis.run(redis::cmd("LPUSH").arg(key("x")).arg("a list")).await;
+    setup.redis.del(&key("x1")).await;
+    let () = setup.redis.run(redis::cmd("LPUSH").arg(key("x1")).arg("a list")).await;
     assert_eq!(check(&setup, X, &[]).await["verdict"]["detail"], "store-error");
 }
 
@@ -518,18 +518,18 @@ async fn what_cannot_be_stored_is_told_with_the_reason_in_its_past() {
 async fn a_client_without_a_head_is_told_what_most_requests_came_to() {
     let setup = Setup::new().await;
     setup.hit(X).await;
-    let told = explain(&setup, "x", String::new()).await;
+    let told = explain(&setup, "x1", String::new()).await;
     assert!(why(&told).starts_with("a request without headers would "), "{told}");
     assert!(!why(&told).contains("its last requests"), "{told}");
     for _ in 0..20 {
-        setup.get("/jobs/x?t=1").await;
+        setup.get("/jobs/x1?t=1").await;
     }
-    let told = explain(&setup, "x", String::new()).await;
+    let told = explain(&setup, "x1", String::new()).await;
     assert!(
         why(&told).contains("; but its last requests bypassed the cache: query (20 of "),
         "{told}"
     );
-    let told = explain(&setup, "x", head("GET", X, &[])).await;
+    let told = explain(&setup, "x1", head("GET", X, &[])).await;
     assert!(why(&told).starts_with("would ") && !why(&told).contains("but its last"), "{told}");
 }
 
@@ -559,7 +559,7 @@ async fn what_the_request_itself_asks_for_is_told() {
     check_as(&setup, Method::HEAD, X, &[]).await;
     check(&setup, X, &[("range", "bytes=0-1")]).await;
     check(&setup, X, &[("if-match", "\"a\"")]).await;
-    let told = check(&setup, "/jobs/x?t=1", &[]).await;
+    let told = check(&setup, "/jobs/x1?t=1", &[]).await;
     assert_eq!(
         (&told["verdict"]["detail"], &told["request"]["path"]),
         (&"query".into(), &X.into())
@@ -620,16 +620,16 @@ async fn what_cannot_be_explained_is_refused_with_the_reason() {
         assert!(reply.reason().contains(says), "{path}: {}", reply.reason());
     }
     for (body, says) in [
-        ("GET /jobs/y HTTP/1.1".to_owned(), "path of another job"),
+        ("GET /jobs/y1 HTTP/1.1".to_owned(), "path of another job"),
         ("Cookie".to_owned(), "line 1"),
         ("Host: a\nCookie".to_owned(), "write one field per line"),
         ("a: b\n".repeat(20_000), "at most"),
     ] {
-        let reply = admin.request(Method::POST, "/explain/x").body(body).send().await;
+        let reply = admin.request(Method::POST, "/explain/x1").body(body).send().await;
         assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{says}");
         assert!(reply.reason().contains(says), "{says}: {}", reply.reason());
     }
-    assert_eq!(admin.put("/explain/x").await.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(admin.put("/explain/x1").await.status, StatusCode::METHOD_NOT_ALLOWED);
 }
 
 #[tokio::test]
@@ -638,13 +638,13 @@ async fn an_explanation_needs_the_secret_and_shows_none() {
     let setup = Setup::with(secret).await;
     let fields = [("authorization", "Bearer the-clients-own"), ("cookie", "sid=crumb")];
     send(&setup, Method::GET, X, &fields).await;
-    send(&setup, Method::GET, "/jobs/x?q=hidden", &fields).await;
-    let post = || setup.sidecar.admin.request(Method::POST, "/explain/x");
+    send(&setup, Method::GET, "/jobs/x1?q=hidden", &fields).await;
+    let post = || setup.sidecar.admin.request(Method::POST, "/explain/x1");
     let refused = post().body(head("GET", X, &fields)).send().await;
     assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
 
     let bearer = format!("Bearer {SECRET}");
-    for path in [X, "/jobs/x?q=hidden"] {
+    for path in [X, "/jobs/x1?q=hidden"] {
         let reply = post().header("authorization", &bearer).body(head("GET", path, &fields));
         let reply = reply.send().await;
         assert_eq!(reply.status, StatusCode::OK);

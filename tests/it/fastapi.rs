@@ -204,35 +204,35 @@ impl Office {
 #[tokio::test]
 async fn each_of_two_users_asks_the_application_once_for_a_job_of_both() {
     let office = Office::open().await;
-    office.miss_then_hit(&office.alice, "shared").await;
-    office.miss_then_hit(&office.bob, "shared").await;
+    office.miss_then_hit(&office.alice, "shared1").await;
+    office.miss_then_hit(&office.bob, "shared1").await;
     for _ in 0..5 {
-        assert!(office.get(&office.alice, "shared").await.is_hit());
-        assert!(office.get(&office.bob, "shared").await.is_hit());
+        assert!(office.get(&office.alice, "shared1").await.is_hit());
+        assert!(office.get(&office.bob, "shared1").await.is_hit());
     }
-    assert_eq!(office.app.reads("shared").await, json!({ "alice": 1, "bob": 1 }));
-    office.finish("shared").await;
+    assert_eq!(office.app.reads("shared1").await, json!({ "alice": 1, "bob": 1 }));
+    office.finish("shared1").await;
     for who in [&office.alice, &office.bob] {
-        let reply = office.get(who, "shared").await;
+        let reply = office.get(who, "shared1").await;
         assert!(!reply.is_hit() && reply.text().contains("done"), "{reply:?}");
     }
-    assert_eq!(office.app.reads("shared").await, json!({ "alice": 2, "bob": 2 }));
+    assert_eq!(office.app.reads("shared1").await, json!({ "alice": 2, "bob": 2 }));
 }
 
 #[tokio::test]
 async fn each_user_hits_his_own_job_and_is_refused_the_others_before_and_after_it_is_warm() {
     let office = Office::open().await;
-    office.check_refused(&office.bob.bearer(), "alices", 403).await;
-    office.check_refused(&office.alice.bearer(), "bobs", 403).await;
-    office.miss_then_hit(&office.alice, "alices").await;
-    office.miss_then_hit(&office.bob, "bobs").await;
-    office.check_refused(&office.bob.bearer(), "alices", 403).await;
-    office.check_refused(&office.alice.bearer(), "bobs", 403).await;
+    office.check_refused(&office.bob.bearer(), "alices1", 403).await;
+    office.check_refused(&office.alice.bearer(), "bobs1", 403).await;
+    office.miss_then_hit(&office.alice, "alices1").await;
+    office.miss_then_hit(&office.bob, "bobs1").await;
+    office.check_refused(&office.bob.bearer(), "alices1", 403).await;
+    office.check_refused(&office.alice.bearer(), "bobs1", 403).await;
     assert!(
-        office.get(&office.alice, "alices").await.is_hit(),
+        office.get(&office.alice, "alices1").await.is_hit(),
         "Bob's refusal has dropped Alice's entry"
     );
-    assert_eq!(office.app.reads("alices").await, json!({ "alice": 1 }));
+    assert_eq!(office.app.reads("alices1").await, json!({ "alice": 1 }));
 }
 
 #[tokio::test]
@@ -240,18 +240,18 @@ async fn no_forged_expired_or_missing_token_is_answered_before_or_after_the_cach
     let office = Office::open().await;
     let bad = office.bad_tokens().await;
     for authorization in &bad {
-        office.check_refused(authorization, "shared", 401).await;
+        office.check_refused(authorization, "shared1", 401).await;
     }
-    assert_eq!(office.sidecar.get("/jobs/shared").await.status, 401);
-    office.miss_then_hit(&office.alice, "shared").await;
-    office.miss_then_hit(&office.bob, "shared").await;
+    assert_eq!(office.sidecar.get("/jobs/shared1").await.status, 401);
+    office.miss_then_hit(&office.alice, "shared1").await;
+    office.miss_then_hit(&office.bob, "shared1").await;
     for authorization in &bad {
-        office.check_refused(authorization, "shared", 401).await;
+        office.check_refused(authorization, "shared1", 401).await;
     }
-    assert_eq!(office.sidecar.get("/jobs/shared").await.status, 401);
-    let head = office.sidecar.client.request(Method::HEAD, "/jobs/shared").send().await;
+    assert_eq!(office.sidecar.get("/jobs/shared1").await.status, 401);
+    let head = office.sidecar.client.request(Method::HEAD, "/jobs/shared1").send().await;
     assert!(!head.status.is_success(), "{head:?}");
-    assert!(office.get(&office.alice, "shared").await.is_hit());
+    assert!(office.get(&office.alice, "shared1").await.is_hit());
 }
 
 #[tokio::test]
@@ -262,27 +262,27 @@ async fn who_is_revoked_is_refused_from_the_moment_it_is_acknowledged() {
         // (hit-for-miss), so use a fresh token.
         let bob = office.app.login(json!({ "user": "bob" })).await;
         for who in [&office.alice, &bob] {
-            office.miss_then_hit(who, "shared").await;
+            office.miss_then_hit(who, "shared1").await;
         }
-        office.revoke("shared").await;
-        office.check_refused(&bob.bearer(), "shared", 403).await;
-        office.miss_then_hit(&office.alice, "shared").await;
-        office.check_refused(&bob.bearer(), "shared", 403).await;
-        office.share("shared").await;
+        office.revoke("shared1").await;
+        office.check_refused(&bob.bearer(), "shared1", 403).await;
+        office.miss_then_hit(&office.alice, "shared1").await;
+        office.check_refused(&bob.bearer(), "shared1", 403).await;
+        office.share("shared1").await;
     }
 }
 
 #[tokio::test]
 async fn who_is_granted_a_job_sees_it_at_once_though_he_was_refused_before() {
     let office = Office::open().await;
-    office.miss_then_hit(&office.alice, "alices").await;
-    office.check_refused(&office.bob.bearer(), "alices", 403).await;
-    office.share("alices").await;
-    assert_eq!(office.get(&office.bob, "alices").await.status, 200);
-    office.get(&office.alice, "alices").await;
+    office.miss_then_hit(&office.alice, "alices1").await;
+    office.check_refused(&office.bob.bearer(), "alices1", 403).await;
+    office.share("alices1").await;
+    assert_eq!(office.get(&office.bob, "alices1").await.status, 200);
+    office.get(&office.alice, "alices1").await;
     // After the refusal Bob's reads of this job bypass the cache for a while (hit-for-miss) instead
     // of queueing.
-    assert_eq!(office.get(&office.bob, "alices").await.status, 200);
+    assert_eq!(office.get(&office.bob, "alices1").await.status, 200);
 }
 
 /// Polls as both users at the same time, in many interleavings, while the job changes.
@@ -308,7 +308,7 @@ async fn poll_mixed(office: &Office, id: &str, check: impl Fn(&User, &Reply)) {
 #[tokio::test]
 async fn each_user_reads_his_own_name_in_a_personal_job_however_polls_interleave() {
     let office = Office::open().await;
-    poll_mixed(&office, "personal", |who, reply| {
+    poll_mixed(&office, "personal1", |who, reply| {
         assert_eq!(reply.json()["viewer"], json!(who.name), "{reply:?}");
     })
     .await;
@@ -317,12 +317,12 @@ async fn each_user_reads_his_own_name_in_a_personal_job_however_polls_interleave
 #[tokio::test]
 async fn no_user_is_shown_the_etag_of_another_one() {
     let office = Office::open().await;
-    poll_mixed(&office, "tagged", |who, reply| {
+    poll_mixed(&office, "tagged1", |who, reply| {
         assert!(reply.header("etag").contains(&who.name), "{}: {reply:?}", who.name);
     })
     .await;
-    let bobs = office.get(&office.bob, "tagged").await.header("etag").to_owned();
-    let request = office.sidecar.client.request(Method::GET, "/jobs/tagged");
+    let bobs = office.get(&office.bob, "tagged1").await.header("etag").to_owned();
+    let request = office.sidecar.client.request(Method::GET, "/jobs/tagged1");
     let request = request.header("authorization", &office.alice.bearer());
     assert_eq!(request.header("if-none-match", &bobs).send().await.status, 200);
 }
@@ -333,7 +333,7 @@ async fn no_rate_limit_of_one_answer_is_replayed_in_another() {
     let mut seen = Vec::new();
     for _ in 0..5 {
         for who in [&office.alice, &office.bob] {
-            let reply = office.get(who, "shared").await;
+            let reply = office.get(who, "shared1").await;
             let left = reply.header("x-ratelimit-remaining").to_owned();
             assert!(!reply.is_hit() || left.is_empty(), "{reply:?}");
             if !left.is_empty() {
@@ -350,13 +350,13 @@ async fn no_rate_limit_of_one_answer_is_replayed_in_another() {
 async fn an_expired_token_keeps_what_it_was_served_until_the_job_changes_and_no_longer() {
     let office = Office::open().await;
     let lent = office.app.login(json!({ "user": "bob", "lifetime": 600 })).await;
-    office.miss_then_hit(&lent, "shared").await;
+    office.miss_then_hit(&lent, "shared1").await;
     office.app.set_ahead(700).await;
-    let reply = office.get(&lent, "shared").await;
+    let reply = office.get(&lent, "shared1").await;
     assert!(reply.is_hit(), "{reply:?}");
-    office.check_refused(&lent.bearer(), "personal", 401).await;
-    office.finish("shared").await;
-    office.check_refused(&lent.bearer(), "shared", 401).await;
+    office.check_refused(&lent.bearer(), "personal1", 401).await;
+    office.finish("shared1").await;
+    office.check_refused(&lent.bearer(), "shared1", 401).await;
 }
 
 #[tokio::test]
@@ -364,19 +364,19 @@ async fn an_expired_token_is_refused_when_the_ttl_is_over() {
     let ttl = Duration::from_secs(1);
     let office = Office::with(|config| config.ttl = ttl).await;
     let lent = office.app.login(json!({ "user": "bob", "lifetime": 600 })).await;
-    assert_eq!(office.get(&lent, "shared").await.status, 200);
+    assert_eq!(office.get(&lent, "shared1").await.status, 200);
     office.app.set_ahead(700).await;
-    eventually(SOON, async || office.get(&lent, "shared").await.status == 401).await;
-    office.check_refused(&lent.bearer(), "shared", 401).await;
+    eventually(SOON, async || office.get(&lent, "shared1").await.status == 401).await;
+    office.check_refused(&lent.bearer(), "shared1", 401).await;
 }
 
 #[tokio::test]
 async fn a_fresh_token_of_the_same_user_asks_the_application_once() {
     let office = Office::open().await;
-    office.miss_then_hit(&office.bob, "shared").await;
+    office.miss_then_hit(&office.bob, "shared1").await;
     let again = office.app.login(json!({ "user": "bob" })).await;
-    office.miss_then_hit(&again, "shared").await;
-    assert!(office.get(&office.bob, "shared").await.is_hit());
+    office.miss_then_hit(&again, "shared1").await;
+    assert!(office.get(&office.bob, "shared1").await.is_hit());
 }
 
 #[tokio::test]
@@ -388,21 +388,21 @@ async fn sessions_in_cookies_are_told_apart_as_tokens_are() {
             request.header("cookie", &cookie).send()
         };
         let (alice, bob) = (office.alice.cookie(), office.bob.cookie());
-        assert!(!get(alice.clone(), "/jobs/alices").await.is_hit());
-        assert!(get(alice.clone(), "/jobs/alices").await.is_hit());
-        assert_eq!(get(bob.clone(), "/jobs/alices").await.status, 403);
+        assert!(!get(alice.clone(), "/jobs/alices1").await.is_hit());
+        assert!(get(alice.clone(), "/jobs/alices1").await.is_hit());
+        assert_eq!(get(bob.clone(), "/jobs/alices1").await.status, 403);
         for forged in ["session=", "session", "Session=1", "session=0; session=1", "a=b"] {
-            assert_eq!(get(forged.into(), "/jobs/alices").await.status, 401, "{forged}");
+            assert_eq!(get(forged.into(), "/jobs/alices1").await.status, 401, "{forged}");
         }
         // Starlette reads the last of two cookies, so a client with both sessions is the last user.
-        let both = get(format!("{alice}; {bob}"), "/jobs/alices").await;
+        let both = get(format!("{alice}; {bob}"), "/jobs/alices1").await;
         assert_eq!(both.status, 403);
-        let both = get(format!("{bob}; {alice}"), "/jobs/alices").await;
+        let both = get(format!("{bob}; {alice}"), "/jobs/alices1").await;
         assert!(both.status == 200 && !both.is_hit(), "{both:?}");
         for _ in 0..3 {
-            let personal = get(bob.clone(), "/jobs/personal").await;
+            let personal = get(bob.clone(), "/jobs/personal1").await;
             assert_eq!(personal.json()["viewer"], "bob");
-            let personal = get(alice.clone(), "/jobs/personal").await;
+            let personal = get(alice.clone(), "/jobs/personal1").await;
             assert_eq!(personal.json()["viewer"], "alice");
         }
     }
@@ -433,10 +433,10 @@ async fn an_odd_spelling_of_a_credential_is_answered_as_the_application_answers_
         format!("proxy-authorization: Bearer {alice}"),
         format!("te: authorization\r\nauthorization: Bearer {bob}"),
     ];
-    office.miss_then_hit(&office.alice, "alices").await;
-    office.miss_then_hit(&office.alice, "personal").await;
+    office.miss_then_hit(&office.alice, "alices1").await;
+    office.miss_then_hit(&office.alice, "personal1").await;
     for spelling in &spellings {
-        for id in ["alices", "personal"] {
+        for id in ["alices1", "personal1"] {
             let ask = async |client: &Client| {
                 let rest = "host: jobs.example\r\nconnection: close\r\n";
                 let request = format!("GET /jobs/{id} HTTP/1.1\r\n{rest}{spelling}\r\n\r\n");
@@ -454,7 +454,7 @@ async fn an_odd_spelling_of_a_credential_is_answered_as_the_application_answers_
 #[tokio::test]
 async fn a_head_that_two_parsers_may_read_differently_is_refused() {
     let office = Office::open().await;
-    office.miss_then_hit(&office.alice, "alices").await;
+    office.miss_then_hit(&office.alice, "alices1").await;
     let bearer = office.alice.bearer();
     for lines in [
         format!("x-a: b\r\n authorization: {bearer}"),
@@ -465,7 +465,7 @@ async fn a_head_that_two_parsers_may_read_differently_is_refused() {
         format!("authorization: {bearer}\0"),
         format!("authorization: {bearer}\rx: y"),
     ] {
-        let head = format!("GET /jobs/alices HTTP/1.1\r\nhost: jobs.example\r\n{lines}\r\n\r\n");
+        let head = format!("GET /jobs/alices1 HTTP/1.1\r\nhost: jobs.example\r\n{lines}\r\n\r\n");
         let answer = office.sidecar.client.raw(head.as_bytes()).await;
         let (status, body) = crate::support::client::split(&answer);
         assert_eq!((status, body.as_str()), (400, ""), "{lines:?}");
@@ -485,13 +485,13 @@ async fn no_token_or_session_stands_in_redis_metrics_logs_or_errors() {
         let request = request.header("authorization", &alice.bearer());
         request.header("cookie", &alice.cookie()).send()
     };
-    eventually(SOON, async || get("alices").await.is_hit()).await;
-    assert_eq!(get("bobs").await.status, 403);
-    let query = format!("/jobs/alices?token={}", alice.token);
+    eventually(SOON, async || get("alices1").await.is_hit()).await;
+    assert_eq!(get("bobs1").await.status, 403);
+    let query = format!("/jobs/alices1?token={}", alice.token);
     sidecar.client.get(&query).await;
     app.child.kill().unwrap();
     let refused = eventually(SOON, async || {
-        let reply = get("personal").await;
+        let reply = get("personal1").await;
         if reply.status == 502 { Ok(reply) } else { Err(format!("{reply:?}")) }
     })
     .await;
@@ -548,21 +548,21 @@ async fn two_users_see_what_the_transcript_in_the_readme_says() {
     let (alice, bob) = (&office.alice, &office.bob);
     let mut transcript = Transcript::default();
     for who in [alice, bob, alice, bob] {
-        transcript.get(&office, who, "shared").await;
+        transcript.get(&office, who, "shared1").await;
     }
-    let nobody = office.sidecar.get("/jobs/shared").await;
-    transcript.note("nobody", "GET /jobs/shared", &nobody);
+    let nobody = office.sidecar.get("/jobs/shared1").await;
+    transcript.note("nobody", "GET /jobs/shared1", &nobody);
     let [head, claims, _] = alice.token.split('.').collect::<Vec<_>>().try_into().unwrap();
-    let forged = office.get_as(&format!("Bearer {head}.{claims}.forged"), "shared").await;
-    transcript.note("mallory", "GET /jobs/shared", &forged);
-    let path = "/jobs/shared/share/bob";
+    let forged = office.get_as(&format!("Bearer {head}.{claims}.forged"), "shared1").await;
+    transcript.note("mallory", "GET /jobs/shared1", &forged);
+    let path = "/jobs/shared1/share/bob";
     let revoked = office.write(alice, Method::DELETE, path, &json!({})).await;
     transcript.note("alice", &format!("DELETE {path}"), &revoked);
     for who in [bob, alice, alice, bob] {
-        transcript.get(&office, who, "shared").await;
+        transcript.get(&office, who, "shared1").await;
     }
     for who in [alice, bob, alice, bob] {
-        transcript.get(&office, who, "personal").await;
+        transcript.get(&office, who, "personal1").await;
     }
     let transcript = transcript.0;
     // For runs with --nocapture; tests/README.md contains the same.

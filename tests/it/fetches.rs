@@ -14,7 +14,7 @@ use crate::support::{
     upstream::with_status,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// A listener to which nothing should connect.
 struct Trap {
@@ -26,7 +26,7 @@ impl Trap {
     fn set() -> Self {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         listener.set_nonblocking(true).expect("a non-blocking socket");
-        let url = format!("http://{}/jobs/x", listener.local_addr().expect("a bound listener"));
+        let url = format!("http://{}/jobs/x1", listener.local_addr().expect("a bound listener"));
         Self { listener, url }
     }
 
@@ -54,10 +54,10 @@ async fn no_url_of_a_purge_is_fetched() {
         json!({ "job_id": url.trim_start_matches("http:"), "refresh": true }),
         json!({ "job_id": "../x", "refresh": true }),
         json!({ "job_id": "a/b", "refresh": true }),
-        json!({ "job_ids": ["x", url], "refresh": true }),
-        json!({ "job_id": "x", "url": url }),
-        json!({ "job_id": "x", "callback_url": url }),
-        json!({ "job_id": "x", "refresh": url }),
+        json!({ "job_ids": ["x1", url], "refresh": true }),
+        json!({ "job_id": "x1", "url": url }),
+        json!({ "job_id": "x1", "callback_url": url }),
+        json!({ "job_id": "x1", "refresh": url }),
         json!({ "all": url }),
     ] {
         let reply = admin.request(Method::POST, "/purge").body(body.to_string()).send().await;
@@ -68,7 +68,7 @@ async fn no_url_of_a_purge_is_fetched() {
     assert_eq!(status, 400);
 
     // Only the named job is read at the upstream, whatever the headers contain.
-    let purge = admin.request(Method::POST, "/purge").body(r#"{"job_id":"x","refresh":true}"#);
+    let purge = admin.request(Method::POST, "/purge").body(r#"{"job_id":"x1","refresh":true}"#);
     let purge = ["location", "content-location", "origin-agent-callback", "x-original-url", "link"]
         .into_iter()
         .fold(purge, |purge, name| purge.header(name, url));
@@ -86,7 +86,7 @@ async fn no_redirect_is_followed_for_a_job_that_is_read_anew() {
         let status = StatusCode::from_u16(status).expect("a status");
         let url = trap.url.clone();
         setup.upstream.respond(X, move |_| Some(with_status(status, "location", &url)));
-        let body = r#"{"job_id":"x","refresh":true}"#;
+        let body = r#"{"job_id":"x1","refresh":true}"#;
         setup.sidecar.admin.request(Method::POST, "/purge").body(body).send().await;
         warmed(&setup.sidecar, "status", jobs).await;
         // The client gets the redirect and may follow it.
@@ -111,7 +111,7 @@ async fn no_redirect_is_followed_for_the_list_and_no_url_in_it() {
             1 => redirect(StatusCode::PERMANENT_REDIRECT, "location", &url),
             _ => {
                 let list =
-                    json!({ "items": [{ "id": url }, { "id": "x", "href": url }], "next": url });
+                    json!({ "items": [{ "id": url }, { "id": "x1", "href": url }], "next": url });
                 crate::support::upstream::json(StatusCode::OK, list.to_string())
             }
         })

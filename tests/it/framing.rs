@@ -6,7 +6,7 @@ use crate::support::{
     raw::{Between, LAST_OK, OK, ok, request},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// The upstream's view of ambiguous bytes: nothing, or one unambiguous request.
 enum Seen {

@@ -125,18 +125,18 @@ async fn a_client_that_opens_more_streams_than_it_may_is_refused_those() {
 async fn flooded(setup: &Setup) {
     let flood = "jobcache_connection_errors_total{kind=\"flood\"}";
     eventually(SOON, async || setup.sidecar.admin.metric(flood).await == 1).await;
-    setup.hit("/jobs/x").await;
+    setup.hit("/jobs/x1").await;
 }
 
 #[tokio::test]
 async fn streams_that_are_opened_and_reset_at_once_end_their_connection() {
     let setup = Setup::new().await;
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
     let mut client = Frames::open(&setup).await;
     let mut flood = Vec::new();
     for number in 0..5_000_u32 {
         let stream = 2 * number + 1;
-        flood.extend(get_frame(stream, "/jobs/x"));
+        flood.extend(get_frame(stream, "/jobs/x1"));
         flood.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
     }
 
@@ -169,7 +169,7 @@ async fn streams_that_are_faulty_again_and_again_end_their_connection() {
 async fn a_head_in_endless_continuations_ends_its_connection() {
     let setup = Setup::new().await;
     let mut client = Frames::open(&setup).await;
-    client.send(&frame(HEADERS, END_STREAM, 1, &get_block("/jobs/x"))).await;
+    client.send(&frame(HEADERS, END_STREAM, 1, &get_block("/jobs/x1"))).await;
     // A literal field of 16 bytes without indexing, some hundreds per frame.
     let field = [&[0x00, 1, b'x', 16][..], &[b'a'; 16]].concat();
     let part = frame(CONTINUATION, 0, 1, &field.repeat(400));
@@ -180,7 +180,7 @@ async fn a_head_in_endless_continuations_ends_its_connection() {
     }
 
     assert!(sent < 16 << 20, "{sent} bytes of one head were accepted");
-    assert_eq!(setup.upstream.reads("/jobs/x"), 0);
+    assert_eq!(setup.upstream.reads("/jobs/x1"), 0);
     flooded(&setup).await;
 }
 
@@ -193,7 +193,7 @@ async fn pings_whose_answers_nobody_reads_end_their_connection() {
     let flood = async { while client.0.write_all(&pings).await.is_ok() {} };
     soon(flood).await;
 
-    setup.hit("/jobs/x").await;
+    setup.hit("/jobs/x1").await;
 }
 
 /// Larger than all buffers between the upstream and a client.
@@ -287,7 +287,7 @@ async fn past_so_many_that_wait_for_the_upstream_further_ones_are_answered_at_on
     let client = &setup.sidecar.client;
 
     // One of these waits, and the others are rejected.
-    let [a, b, c] = ["/jobs/a", "/jobs/b", "/c"].map(|path| client.start(Method::GET, path, ""));
+    let [a, b, c] = ["/jobs/a1", "/jobs/b1", "/c"].map(|path| client.start(Method::GET, path, ""));
     let mut answers: tokio::task::JoinSet<_> = [a.await, b.await, c.await]
         .into_iter()
         .map(crate::support::client::Started::answer)
@@ -308,25 +308,25 @@ async fn past_so_many_that_wait_for_the_upstream_further_ones_are_answered_at_on
 async fn a_write_by_a_spelling_made_to_hide_its_job_forgets_it_all_the_same() {
     let setup = Setup::new().await;
     for odd in [
-        "/jobs/abc;v=1",
+        "/jobs/abc1;v=1",
         "/jobs;v=1/abc",
         "/jobs/%2561bc",
-        "/jobs%2Fabc",
-        "/jobs%5Cabc",
-        "/jobs\\abc",
+        "/jobs%2Fabc1",
+        "/jobs%5Cabc1",
+        "/jobs\\abc1",
         "/jobs/./%2e/abc",
-        "/x%2F..%2Fjobs/abc",
-        "/jobs/abc/..;/abc",
-        "/jobs/abc/%00",
-        "/jobs/abc/\u{e9}",
-        "/jobs/abc/%E9%FF",
-        "http://jobs.example/x/..//jobs/abc",
+        "/x%2F..%2Fjobs/abc1",
+        "/jobs/abc1/..;/abc",
+        "/jobs/abc1/%00",
+        "/jobs/abc1/\u{e9}",
+        "/jobs/abc1/%E9%FF",
+        "http://jobs.example/x/..//jobs/abc1",
     ] {
-        setup.get("/jobs/abc").await;
-        setup.hit("/jobs/abc").await;
+        setup.get("/jobs/abc1").await;
+        setup.hit("/jobs/abc1").await;
         let target = format!("PUT {odd} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         setup.sidecar.client.raw(target.as_bytes()).await;
-        let reply = setup.get("/jobs/abc").await;
+        let reply = setup.get("/jobs/abc1").await;
         assert!(!reply.is_hit(), "after {odd}: {reply:?}");
     }
 }
@@ -334,8 +334,8 @@ async fn a_write_by_a_spelling_made_to_hide_its_job_forgets_it_all_the_same() {
 #[tokio::test]
 async fn what_redis_or_http_would_read_into_an_id_is_never_an_id() {
     let setup = Setup::new().await;
-    setup.get("/jobs/abc").await;
-    setup.hit("/jobs/abc").await;
+    setup.get("/jobs/abc1").await;
+    setup.hit("/jobs/abc1").await;
     let odd =
         ["*", "a?c", "[a]bc", "{abc}", "abc}:meta", "a c", "abc\r\nDEL x", "abc\n", "a\0c", "é"];
     for id in odd {
@@ -349,7 +349,10 @@ async fn what_redis_or_http_would_read_into_an_id_is_never_an_id() {
             if reply.status == StatusCode::OK {
                 // Cutting off a query or white space leaves a job's id; no other change happens.
                 let purged = &reply.json()["purged"];
-                assert!(["a", "abc"].iter().any(|id| *purged == serde_json::json!([id])), "{id:?}");
+                assert!(
+                    ["a1", "abc1"].iter().any(|id| *purged == serde_json::json!([id])),
+                    "{id:?}"
+                );
             } else {
                 assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{id:?}: {reply:?}");
             }
@@ -361,7 +364,7 @@ async fn what_redis_or_http_would_read_into_an_id_is_never_an_id() {
         }
         assert_eq!(setup.upstream.requests().len(), 2, "{path} passes");
     }
-    setup.hit("/jobs/abc").await;
+    setup.hit("/jobs/abc1").await;
 }
 
 /// Jobs that are requested at once, over connections with as many streams as allowed.

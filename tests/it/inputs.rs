@@ -39,7 +39,7 @@ const CLIENT: &[(&str, &[(&str, &str)])] = &[
             ("POST /p", "Transfer-Encoding:\r\n chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
             ("POST /p", "Transfer-Encoding : chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
             ("POST /p", "Transfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\n\r\n"),
-            ("GET /jobs/abc", "Content-Length: 3\r\n\r\nabc"),
+            ("GET /jobs/abc1", "Content-Length: 3\r\n\r\nabc"),
         ],
     ),
     (
@@ -61,79 +61,79 @@ const CLIENT: &[(&str, &[(&str, &str)])] = &[
             ("GET /p", "X-A: b\r\n c\r\n\r\n"),
             ("GET /p\rX-A:b", "\r\n"),
             ("GET /p%0d%0aX-A:%20b", "\r\n"),
-            ("GET /jobs/abc%0d%0aX-A:%20b", "\r\n"),
+            ("GET /jobs/abc1%0d%0aX-A:%20b", "\r\n"),
         ],
     ),
     (
         "Paths of reads",
         &[
-            ("GET /jobs/%61bc", "\r\n"),
-            ("GET /jobs%2Fabc", "\r\n"),
-            ("GET /jobs/x/../abc", "\r\n"),
-            ("GET /jobs/x%2F..%2Fabc", "\r\n"),
-            ("GET //jobs//abc", "\r\n"),
-            ("GET /jobs/abc;v=1", "\r\n"),
-            ("GET /jobs/abc%00", "\r\n"),
-            ("GET /jobs/abc\0", "\r\n"),
-            ("GET /jobs/abc/%E9", "\r\n"),
+            ("GET /jobs/%61bc1", "\r\n"),
+            ("GET /jobs%2Fabc1", "\r\n"),
+            ("GET /jobs/x1/../abc1", "\r\n"),
+            ("GET /jobs/x%2F..%2Fabc1", "\r\n"),
+            ("GET //jobs//abc1", "\r\n"),
+            ("GET /jobs/abc1;v=1", "\r\n"),
+            ("GET /jobs/abc1%00", "\r\n"),
+            ("GET /jobs/abc1\0", "\r\n"),
+            ("GET /jobs/abc1/%E9", "\r\n"),
             ("GET /jobs/\u{e4}bc", "\r\n"),
-            ("GET /jobs\\abc", "\r\n"),
-            ("GET /jobs/abc?t=1", "\r\n"),
-            ("GET /jobs/ABC", "\r\n"),
-            ("GET /jobs/abc.json", "\r\n"),
+            ("GET /jobs\\abc1", "\r\n"),
+            ("GET /jobs/abc1?t=1", "\r\n"),
+            ("GET /jobs/ABC1", "\r\n"),
+            ("GET /jobs/abc1.json", "\r\n"),
             ("GET /jobs/.json", "\r\n"),
         ],
     ),
     (
         "Paths of writes",
         &[
-            ("PUT /jobs/%2561bc", "\r\n"),
-            ("PUT /jobs%2Fabc", "\r\n"),
-            ("PUT /x%2F..%2Fjobs/abc", "\r\n"),
-            ("PUT //jobs//abc", "\r\n"),
-            ("PUT /x//..//jobs//..//jobs//abc", "\r\n"),
-            ("PUT /jobs/abc;v=1", "\r\n"),
-            ("PUT /jobs;v=1/abc", "\r\n"),
-            ("PUT /jobs/abc/%00", "\r\n"),
-            ("PUT /jobs/abc/\u{e9}", "\r\n"),
-            ("PUT /jobs\\abc", "\r\n"),
-            ("PUT http://a/x/..//jobs/abc", "\r\n"),
-            ("GET /jobs/abc", "X-HTTP-Method-Override: DELETE\r\n\r\n"),
-            ("POST /p", "X-Original-URL: /jobs/abc\r\nContent-Length: 0\r\n\r\n"),
+            ("PUT /jobs/%2561bc1", "\r\n"),
+            ("PUT /jobs%2Fabc1", "\r\n"),
+            ("PUT /x%2F..%2Fjobs/abc1", "\r\n"),
+            ("PUT //jobs//abc1", "\r\n"),
+            ("PUT /x//..//jobs//..//jobs//abc1", "\r\n"),
+            ("PUT /jobs/abc1;v=1", "\r\n"),
+            ("PUT /jobs;v=1/abc1", "\r\n"),
+            ("PUT /jobs/abc1/%00", "\r\n"),
+            ("PUT /jobs/abc1/\u{e9}", "\r\n"),
+            ("PUT /jobs\\abc1", "\r\n"),
+            ("PUT http://a/x/..//jobs/abc1", "\r\n"),
+            ("GET /jobs/abc1", "X-HTTP-Method-Override: DELETE\r\n\r\n"),
+            ("POST /p", "X-Original-URL: /jobs/abc1\r\nContent-Length: 0\r\n\r\n"),
         ],
     ),
     (
         "Ids with bytes that mean something to Redis",
         &[
             ("GET /jobs/*", "\r\n"),
-            ("GET /jobs/a?c", "\r\n"),
+            ("GET /jobs/a1?c", "\r\n"),
             ("GET /jobs/[a]bc", "\r\n"),
-            ("GET /jobs/{abc}", "\r\n"),
-            ("GET /jobs/abc}:meta", "\r\n"),
+            ("GET /jobs/{abc1}", "\r\n"),
+            ("GET /jobs/abc1}:meta", "\r\n"),
             ("GET /jobs/a%20c", "\r\n"),
-            ("GET /jobs/abc%0d%0aDEL%20x", "\r\n"),
+            ("GET /jobs/abc1%0d%0aDEL%20x", "\r\n"),
             ("PUT /jobs/*", "\r\n"),
-            ("PUT /jobs/abc}:meta", "\r\n"),
-            ("PUT /jobs/abc%0d%0aDEL%20x", "\r\n"),
+            ("PUT /jobs/abc1}:meta", "\r\n"),
+            ("PUT /jobs/abc1%0d%0aDEL%20x", "\r\n"),
         ],
     ),
 ];
 
 /// Bodies of `POST /purge`.
 const PURGES: &[&str] = &[
-    r#"{"job_id":"abc"}"#,
+    r#"{"job_id":"abc1"}"#,
     r#"{"job_id":"*"}"#,
-    r#"{"job_id":"{abc}"}"#,
-    r#"{"job_id":"abc}:meta"}"#,
-    r#"{"job_id":"abc\r\nDEL x"}"#,
-    r#"{"job_id":"abc\u0000"}"#,
-    r#"{"job_id":"../abc"}"#,
+    r#"{"job_id":"{abc1}"}"#,
+    r#"{"job_id":"abc1}:meta"}"#,
+    r#"{"job_id":"abc1\r\nDEL x"}"#,
+    r#"{"job_id":"abc1\u0000"}"#,
+    r#"{"job_id":"../abc1"}"#,
     r#"{"job_id":""}"#,
     r#"{"job_ids":[]}"#,
-    r#"{"job_id":"abc","all":true}"#,
-    r#"{"job_id":"x","job_id":"abc"}"#,
+    r#"{"job_id":"abc1","all":true}"#,
+    r#"{"job_id":"x1","job_id":"abc1"}"#,
     r#"{"all":false}"#,
-    "job_id=abc",
+    "job_id=abc1",
 ];
 
 /// Returns what the upstream saw before the request that follows each input.
@@ -164,7 +164,7 @@ fn shown(line: &str, rest: &str) -> String {
 
 /// Sends an input and returns the result.
 async fn play(setup: &Setup, line: &str, rest: &str) -> String {
-    setup.hit("/jobs/abc").await;
+    setup.hit("/jobs/abc1").await;
     setup.upstream.forget_requests();
     let input = format!("{line} HTTP/1.1\r\nHost: a\r\n{rest}{NEXT}");
     let answer = setup.sidecar.client.raw(input.as_bytes()).await;
@@ -175,9 +175,9 @@ async fn play(setup: &Setup, line: &str, rest: &str) -> String {
     let says = status_line.map_or(String::new(), |says| format!(", {}", without_ttl(says)));
     let seen = seen(setup);
     let followed = setup.upstream.reads("/next") == 1;
-    let kept = if setup.get("/jobs/abc").await.is_hit() { "kept" } else { "forgotten" };
+    let kept = if setup.get("/jobs/abc1").await.is_hit() { "kept" } else { "forgotten" };
     let end = if followed { "" } else { ", closed" };
-    format!("{status}{says}{end} | upstream: {seen} | abc {kept}")
+    format!("{status}{says}{end} | upstream: {seen} | abc1 {kept}")
 }
 
 fn without_ttl(status: &str) -> String {
@@ -186,15 +186,15 @@ fn without_ttl(status: &str) -> String {
 }
 
 async fn purge(setup: &Setup, body: &'static str) -> String {
-    setup.hit("/jobs/abc").await;
+    setup.hit("/jobs/abc1").await;
     let reply = setup.sidecar.admin.request(Method::POST, "/purge").body(body).send().await;
     let purged = if reply.status == 200 {
         format!("purged {}", reply.json()["purged"])
     } else {
         reply.reason().split(';').next().unwrap_or_default().to_owned()
     };
-    let kept = if setup.get("/jobs/abc").await.is_hit() { "kept" } else { "forgotten" };
-    format!("{}, {purged} | abc {kept}", reply.status.as_u16())
+    let kept = if setup.get("/jobs/abc1").await.is_hit() { "kept" } else { "forgotten" };
+    format!("{}, {purged} | abc1 {kept}", reply.status.as_u16())
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use jobcache::config::StoreUrl;
 
 use crate::support::{Process, RedisServer, SOON, Setup, Upstream, eventually, upstream::version};
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// clap's exit code for wrong usage, and `EX_CONFIG` of sysexits.h.
 const BAD_USAGE: i32 = 2;
@@ -122,11 +122,11 @@ async fn an_address_in_use_is_an_error_that_names_it() {
 async fn the_embedded_store_serves_hits_and_forgets_on_a_write() {
     let (process, upstream) = process(&["--redis-url", "memory://", "--settle", "0s"]).await;
 
-    process.client.get(X).await.assert(200, &version("x", 0));
+    process.client.get(X).await.assert(200, &version("x1", 0));
     eventually(SOON, async || process.client.get(X).await.is_hit()).await;
     process.client.put(X).await;
 
-    process.client.get(X).await.assert(200, &version("x", 1));
+    process.client.get(X).await.assert(200, &version("x1", 1));
     assert_eq!(upstream.reads(X), 2);
 }
 
@@ -135,12 +135,12 @@ async fn the_embedded_store_takes_a_purge() {
     let setup =
         Setup::cold(RedisServer::absent(), |config| config.store.url = StoreUrl::Memory).await;
     setup.hit(X).await;
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
 
-    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x1").send().await;
 
     assert_eq!(purge.status, StatusCode::OK, "{purge:?}");
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -149,9 +149,9 @@ async fn a_flag_wins_over_the_environment() {
     let envs = [("UPSTREAM_URL", &*wrong.url()), ("REDIS_URL", "memory://")];
 
     let process = Process::start(&["--upstream", &upstream.url()], &envs).await;
-    process.client.get(X).await.assert(200, &version("x", 0));
+    process.client.get(X).await.assert(200, &version("x1", 0));
     let process = Process::start(&[], &envs).await;
-    process.client.get(X).await.assert(200, &version("x", 0));
+    process.client.get(X).await.assert(200, &version("x1", 0));
 
     assert_eq!((upstream.reads(X), wrong.reads(X)), (1, 1));
 }
@@ -173,7 +173,7 @@ async fn a_sidecar_is_live_and_ready_with_and_without_redis() {
 #[tokio::test]
 async fn the_proxy_listener_serves_no_admin_page() {
     let setup = Setup::new().await;
-    for path in ["/livez", "/metrics", "/purge/x"] {
+    for path in ["/livez", "/metrics", "/purge/x1"] {
         setup.get(path).await;
         assert_eq!(setup.upstream.reads(path), 1, "{path} did not reach the upstream");
     }
@@ -209,8 +209,8 @@ async fn hits(setup: &Setup) -> f64 {
 #[tokio::test]
 async fn no_metric_names_a_job() {
     let setup = Setup::new().await;
-    setup.get("/jobs/a-very-special-job").await;
-    setup.sidecar.put("/jobs/a-very-special-job").await;
+    setup.get("/jobs/a-very-special-job1").await;
+    setup.sidecar.put("/jobs/a-very-special-job1").await;
 
     let reply = setup.sidecar.admin.get("/metrics").await;
 
@@ -224,7 +224,7 @@ async fn the_log_tells_a_fault_of_redis_and_never_a_credential() {
     let args = ["--upstream", &upstream.url(), "--redis-url", &redis.url(), "--access-log"];
     let process = Process::start(&args, &[]).await;
     redis.kill();
-    let request = process.client.request(Method::GET, "/jobs/x?token=hunter2");
+    let request = process.client.request(Method::GET, "/jobs/x1?token=hunter2");
     request.header("authorization", "Bearer hunter2").send().await;
 
     eventually(SOON, async || {
@@ -242,7 +242,7 @@ async fn a_strict_check_is_an_error_while_anything_cannot_be_reached() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let ids = dir.path().join("ids.txt");
     std::fs::write(&ids, "x\n").expect("a file written");
-    let list = r#"{"items":[{"id":"x"}]}"#;
+    let list = r#"{"items":[{"id":"x1"}]}"#;
     upstream.respond("/list", move |_| Some(crate::support::upstream::json(StatusCode::OK, list)));
     let (url, redis_url, path) = (upstream.url(), redis.url(), ids.display().to_string());
     let envs = [("JOBCACHE_WARM_FILE", &*path), ("JOBCACHE_WARM_LIST", "/list")];

@@ -11,7 +11,7 @@ use crate::support::{
     upstream::{json, version},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// Returns a setup with version 0 of `x` in the cache.
 async fn filled() -> Setup {
@@ -21,7 +21,7 @@ async fn filled() -> Setup {
 async fn filled_with(change: impl FnOnce(&mut Config)) -> Setup {
     let setup = Setup::with(change).await;
     setup.get(X).await;
-    setup.hit(X).await.assert(200, &version("x", 0));
+    setup.hit(X).await.assert(200, &version("x1", 0));
     setup
 }
 
@@ -34,9 +34,9 @@ async fn every_unsafe_method_drops_the_entry_before_it_is_answered() {
         ("POST", X),
         ("PATCH", X),
         ("DELETE", X),
-        ("POST", "/jobs/x/cancel"),
-        ("DELETE", "/jobs/x/logs/7"),
-        ("PUT", "/jobs/x?force=1"),
+        ("POST", "/jobs/x1/cancel"),
+        ("DELETE", "/jobs/x1/logs/7"),
+        ("PUT", "/jobs/x1?force=1"),
         ("FROBNICATE", X),
     ] {
         setup.get(X).await;
@@ -46,7 +46,7 @@ async fn every_unsafe_method_drops_the_entry_before_it_is_answered() {
         let write = client.request(method.clone(), path).send().await;
 
         assert_eq!(write.status, StatusCode::OK, "{method} {path}");
-        assert!(!setup.redis.holds(&key("x")).await, "{method} {path}");
+        assert!(!setup.redis.holds(&key("x1")).await, "{method} {path}");
         assert_ne!(setup.get(X).await.text(), before.text(), "{method} {path}");
     }
 }
@@ -55,7 +55,7 @@ async fn every_unsafe_method_drops_the_entry_before_it_is_answered() {
 async fn a_write_leaves_other_jobs_alone() {
     let setup = filled().await;
 
-    setup.sidecar.put("/jobs/y").await;
+    setup.sidecar.put("/jobs/y1").await;
     setup.sidecar.put("/jobs").await;
     setup.sidecar.put("/jobsite/x").await;
 
@@ -66,9 +66,9 @@ async fn a_write_leaves_other_jobs_alone() {
 async fn a_write_under_one_route_drops_the_entry_of_the_other() {
     let setup = filled().await;
 
-    setup.sidecar.put("/api/v1/jobs/x").await;
+    setup.sidecar.put("/api/v1/jobs/x1").await;
 
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -78,7 +78,7 @@ async fn a_method_override_is_a_write() {
 
     request.header("x-http-method-override", "PUT").send().await;
 
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
 }
 
 #[tokio::test]
@@ -87,14 +87,14 @@ async fn a_write_that_the_upstream_refuses_drops_the_entry_too() {
     for status in [400, 404, 409, 500] {
         setup.get(X).await;
         setup.hit(X).await;
-        setup.upstream.respond("/jobs/x/cancel", move |_| {
+        setup.upstream.respond("/jobs/x1/cancel", move |_| {
             Some(json(StatusCode::from_u16(status).expect("a status"), "{}"))
         });
 
-        let write = setup.sidecar.put("/jobs/x/cancel").await;
+        let write = setup.sidecar.put("/jobs/x1/cancel").await;
 
         assert_eq!(write.status, status);
-        assert!(!setup.redis.holds(&key("x")).await, "{status}");
+        assert!(!setup.redis.holds(&key("x1")).await, "{status}");
     }
 }
 
@@ -107,35 +107,35 @@ async fn a_write_that_times_out_drops_the_entry_and_keeps_the_fence() {
     let write = setup.sidecar.put(X).await;
 
     assert_eq!(write.status, StatusCode::GATEWAY_TIMEOUT);
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
     // The upstream may still commit, and here it does: no earlier state may be stored until then.
-    setup.get(X).await.assert(200, &version("x", 0));
-    assert!(!setup.redis.holds(&key("x")).await);
+    setup.get(X).await.assert(200, &version("x1", 0));
+    assert!(!setup.redis.holds(&key("x1")).await);
     gate.release();
-    eventually(SOON, async || setup.get(X).await.text() == version("x", 1)).await;
+    eventually(SOON, async || setup.get(X).await.text() == version("x1", 1)).await;
 }
 
 #[tokio::test]
 async fn a_write_whose_connection_breaks_drops_the_entry_and_keeps_the_fence() {
     let setup = filled().await;
-    setup.upstream.respond("/jobs/x/cancel", |_| None);
+    setup.upstream.respond("/jobs/x1/cancel", |_| None);
 
-    let write = setup.sidecar.put("/jobs/x/cancel").await;
+    let write = setup.sidecar.put("/jobs/x1/cancel").await;
 
     assert_eq!(write.status, StatusCode::BAD_GATEWAY);
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
     assert!(setup.get(X).await.is_uncached());
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
 }
 
 #[tokio::test]
 async fn a_write_is_never_sent_twice() {
     let setup = Setup::new().await;
-    setup.upstream.respond("/jobs/x/cancel", |_| None);
+    setup.upstream.respond("/jobs/x1/cancel", |_| None);
 
-    setup.sidecar.put("/jobs/x/cancel").await;
+    setup.sidecar.put("/jobs/x1/cancel").await;
 
-    assert_eq!(setup.upstream.count(&Method::PUT, "/jobs/x/cancel"), 1);
+    assert_eq!(setup.upstream.count(&Method::PUT, "/jobs/x1/cancel"), 1);
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn a_client_that_hangs_up_cancels_neither_the_write_nor_its_end() {
 
     // Only `end` lifts the fence within this time, because the fence lasts as long as the write
     // timeout.
-    setup.hit(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -160,11 +160,11 @@ async fn a_client_that_hangs_up_before_the_commit_does_not_leave_the_old_body_be
     let write = setup.sidecar.client.start(Method::PUT, X, "{}").await;
     gate.arrived(1).await;
     drop(write);
-    setup.get(X).await.assert(200, &version("x", 0));
+    setup.get(X).await.assert(200, &version("x1", 0));
 
     gate.release();
 
-    setup.hit(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -176,15 +176,15 @@ async fn a_read_during_a_write_passes_and_does_not_fill() {
 
     for _ in 0..2 {
         let during = setup.get(X).await;
-        during.assert(200, &version("x", 0));
+        during.assert(200, &version("x1", 0));
         assert!(during.is_uncached(), "{during:?}");
-        assert!(!setup.redis.holds(&key("x")).await);
+        assert!(!setup.redis.holds(&key("x1")).await);
     }
 
     gate.release();
-    assert_eq!(write.answer().await, (200, version("x", 1)));
-    setup.get(X).await.assert(200, &version("x", 1));
-    setup.hit(X).await.assert(200, &version("x", 1));
+    assert_eq!(write.answer().await, (200, version("x1", 1)));
+    setup.get(X).await.assert(200, &version("x1", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -194,13 +194,13 @@ async fn a_second_write_keeps_the_fence_of_the_first_standing() {
     let held = setup.sidecar.client.start(Method::PUT, X, "{}").await;
     gate.arrived(1).await;
 
-    setup.sidecar.client.request(Method::POST, "/jobs/x/cancel").send().await;
+    setup.sidecar.client.request(Method::POST, "/jobs/x1/cancel").send().await;
 
     assert!(setup.get(X).await.is_uncached());
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
     gate.release();
-    assert_eq!(held.answer().await, (200, version("x", 2)));
-    setup.hit(X).await.assert(200, &version("x", 2));
+    assert_eq!(held.answer().await, (200, version("x1", 2)));
+    setup.hit(X).await.assert(200, &version("x1", 2));
 }
 
 /// The event that makes a body old during its fill.
@@ -225,13 +225,13 @@ async fn check_race(invalidation: Invalidation) {
         Invalidation::Write => assert_eq!(setup.sidecar.put(X).await.status, 200),
         Invalidation::WriteElsewhere => assert_eq!(second.put(X).await.status, 200),
         Invalidation::Webhook => {
-            setup.upstream.commit("x");
-            let purge = second.admin.request(Method::POST, "/purge/x").send().await;
+            setup.upstream.commit("x1");
+            let purge = second.admin.request(Method::POST, "/purge/x1").send().await;
             assert_eq!(purge.status, StatusCode::OK, "{purge:?}");
         }
         Invalidation::PlainDel => {
-            setup.upstream.commit("x");
-            setup.redis.del(&key("x")).await;
+            setup.upstream.commit("x1");
+            setup.redis.del(&key("x1")).await;
         }
     }
 
@@ -240,15 +240,15 @@ async fn check_race(invalidation: Invalidation) {
     let elsewhere = second.client.start(Method::GET, X, "").await;
     gate.arrived(3).await;
     gate.release();
-    assert_eq!(reader.answer().await, (200, version("x", 0)), "{invalidation:?}");
+    assert_eq!(reader.answer().await, (200, version("x1", 0)), "{invalidation:?}");
     for later in [later, elsewhere] {
-        assert_eq!(later.answer().await, (200, version("x", 1)), "{invalidation:?}");
+        assert_eq!(later.answer().await, (200, version("x1", 1)), "{invalidation:?}");
     }
     for sidecar in [&setup.sidecar, &second] {
-        sidecar.get(X).await.assert(200, &version("x", 1));
+        sidecar.get(X).await.assert(200, &version("x1", 1));
     }
-    setup.hit(X).await.assert(200, &version("x", 1));
-    second.get(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
+    second.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -278,10 +278,10 @@ async fn a_fill_under_way_holds_an_empty_placeholder_in_the_key() {
     let reader = setup.sidecar.client.start(Method::GET, X, "").await;
     gate.arrived(1).await;
 
-    assert_eq!(setup.redis.get(&key("x")).await, Some(Vec::new()));
+    assert_eq!(setup.redis.get(&key("x1")).await, Some(Vec::new()));
 
     gate.release();
-    assert_eq!(reader.answer().await, (200, version("x", 0)));
+    assert_eq!(reader.answer().await, (200, version("x1", 0)));
 }
 
 #[tokio::test]
@@ -292,7 +292,7 @@ async fn a_write_through_one_sidecar_drops_the_entry_of_every_other() {
 
     setup.sidecar.put(X).await;
 
-    second.get(X).await.assert(200, &version("x", 1));
+    second.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -300,22 +300,22 @@ async fn a_plain_del_drops_the_entry_of_every_sidecar() {
     let setup = filled().await;
     let second = setup.second().await;
     assert!(second.get(X).await.is_hit());
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
 
-    setup.redis.del(&key("x")).await;
+    setup.redis.del(&key("x1")).await;
 
-    setup.get(X).await.assert(200, &version("x", 1));
-    second.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
+    second.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
 async fn an_emptied_redis_drops_every_entry() {
     let setup = filled().await;
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
 
     let () = setup.redis.run(&redis::cmd("FLUSHALL")).await;
 
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -332,10 +332,10 @@ async fn a_sidecar_killed_in_mid_write_leaves_no_old_body_behind() {
 
     writer.kill();
 
-    reader.client.get(X).await.assert(200, &version("x", 0));
-    assert!(!redis.holds(&key("x")).await, "stored although the outcome is unknown");
+    reader.client.get(X).await.assert(200, &version("x1", 0));
+    assert!(!redis.holds(&key("x1")).await, "stored although the outcome is unknown");
     gate.release();
-    eventually(SOON, async || reader.client.get(X).await.text() == version("x", 1)).await;
+    eventually(SOON, async || reader.client.get(X).await.text() == version("x1", 1)).await;
 }
 
 const UUID: &str = "0b54a0de-2b2b-4f86-9d58-3f7c33bf3a2e";
@@ -363,18 +363,18 @@ async fn check_spelling(setup: &Setup, id: &str, odd: &str) {
 async fn an_odd_spelling_is_never_cached_and_invalidates_the_job_it_may_mean() {
     let setup = Setup::new().await;
     for odd in [
-        "/jobs/%61bc",
-        "/jobs/ab%63",
+        "/jobs/%61bc1",
+        "/jobs/ab%631",
         "/%6aobs/abc",
-        "//jobs/abc",
-        "/jobs//abc",
-        "/x/../jobs/abc",
-        "/jobs/./abc",
-        "/jobs/abc/",
+        "//jobs/abc1",
+        "/jobs//abc1",
+        "/x/../jobs/abc1",
+        "/jobs/./abc1",
+        "/jobs/abc1/",
         "/jobs/abc%2Fcancel",
-        "/x/%2e%2e/jobs/abc",
+        "/x/%2e%2e/jobs/abc1",
     ] {
-        check_spelling(&setup, "abc", odd).await;
+        check_spelling(&setup, "abc1", odd).await;
     }
     check_spelling(&setup, UUID, &format!("/jobs/{}", UUID.to_uppercase())).await;
 }
@@ -382,7 +382,7 @@ async fn an_odd_spelling_is_never_cached_and_invalidates_the_job_it_may_mean() {
 #[tokio::test]
 async fn a_path_reaches_the_upstream_as_it_was_spelled() {
     let setup = Setup::new().await;
-    for odd in ["/jobs/%61bc", "//jobs/abc", "/x/../jobs/abc", "/jobs/abc%2Fcancel?a=%20&b"] {
+    for odd in ["/jobs/%61bc1", "//jobs/abc1", "/x/../jobs/abc1", "/jobs/abc%2Fcancel?a=%20&b"] {
         setup.sidecar.client.spelled("PUT", odd).await;
         let seen = setup.upstream.requests();
         assert_eq!(seen.last().expect("a request").target, odd);
@@ -393,9 +393,9 @@ async fn a_path_reaches_the_upstream_as_it_was_spelled() {
 async fn an_absolute_request_target_invalidates_too() {
     let setup = filled().await;
 
-    setup.sidecar.client.spelled("PUT", "http://backend.example/jobs/x").await;
+    setup.sidecar.client.spelled("PUT", "http://backend.example/jobs/x1").await;
 
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -410,27 +410,27 @@ async fn nothing_is_stored_while_a_write_settles() {
     // The entry is observed no earlier than it is stored, and the settle time began after the write
     // was sent, so a slow machine can only hide an early fill. Redis counts in whole milliseconds.
     let seen_stored = eventually(SOON, async || {
-        setup.get(X).await.assert(200, &version("x", 1));
-        setup.redis.holds(&key("x")).await.then(|| asked.elapsed())
+        setup.get(X).await.assert(200, &version("x1", 1));
+        setup.redis.holds(&key("x1")).await.then(|| asked.elapsed())
     })
     .await;
     assert!(seen_stored + Duration::from_millis(2) >= settle, "stored after {seen_stored:?}");
-    setup.hit(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
 async fn a_write_whose_response_streams_is_ended_again_when_the_body_is() {
     let setup = filled().await;
-    let feed = setup.upstream.feed("/jobs/x/run", &[]);
+    let feed = setup.upstream.feed("/jobs/x1/run", &[]);
     feed.data("started\n").await;
-    let head = setup.sidecar.client.request(Method::POST, "/jobs/x/run").open().await;
-    setup.get(X).await.assert(200, &version("x", 0));
+    let head = setup.sidecar.client.request(Method::POST, "/jobs/x1/run").open().await;
+    setup.get(X).await.assert(200, &version("x1", 0));
 
     // The upstream commits while it streams, and only then ends its response.
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
     feed.end();
     let run = crate::support::Reply::read(head).await.expect("a whole body");
 
     run.assert(200, "started\n");
-    eventually(SOON, async || setup.get(X).await.text() == version("x", 1)).await;
+    eventually(SOON, async || setup.get(X).await.text() == version("x1", 1)).await;
 }

@@ -9,7 +9,7 @@ use crate::support::{
     Process, RedisServer, SOON, Setup, Upstream, eventually, redis::key, upstream::version,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// Number of foreign keys.
 const FOREIGN: usize = 200_000;
@@ -50,8 +50,8 @@ async fn only_a_purge_of_all_scans_and_nothing_lists_all_keys() {
     setup.hit(X).await;
     setup.sidecar.put(X).await;
     setup.hit(X).await;
-    setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
-    setup.sidecar.admin.get("/explain/x").await;
+    setup.sidecar.admin.request(Method::POST, "/purge/x1").send().await;
+    setup.sidecar.admin.get("/explain/x1").await;
     setup.sidecar.admin.get("/status").await;
     setup.hit(X).await;
     assert_eq!(calls(&setup.redis, "scan").await, 0);
@@ -113,7 +113,7 @@ async fn entries_that_redis_evicts_are_misses_and_the_policy_is_warned_of() {
     let args = ["--upstream", &upstream.url(), "--redis-url", &redis.url()];
     let args = [&args[..], &["--settle", "0s", "--store-budget", "2s", "--near", "off"]].concat();
     let sidecar = Process::start(&args, &[]).await;
-    eventually(SOON, async || sidecar.client.get("/jobs/warm").await.is_hit()).await;
+    eventually(SOON, async || sidecar.client.get("/jobs/warm1").await.is_hit()).await;
 
     for id in 0..200 {
         upstream.set(&id.to_string(), 200, body.clone());
@@ -124,8 +124,8 @@ async fn entries_that_redis_evicts_are_misses_and_the_policy_is_warned_of() {
     for id in 0..200 {
         sidecar.client.get(&format!("/jobs/{id}")).await.assert(200, &body);
     }
-    sidecar.client.put("/jobs/w").await.assert(200, &version("w", 1));
-    sidecar.client.get("/jobs/w").await.assert(200, &version("w", 1));
+    sidecar.client.put("/jobs/w1").await.assert(200, &version("w1", 1));
+    sidecar.client.get("/jobs/w1").await.assert(200, &version("w1", 1));
     assert!(sidecar.stderr().contains("this Redis may evict the fence of a write"));
 }
 
@@ -134,23 +134,23 @@ async fn a_full_redis_fails_fills_in_silence_and_takes_writes_and_purges() {
     let setup = Setup::with(|config| config.near.mode = jobcache::config::NearMode::Off).await;
     setup.hit(X).await;
     // Redis is full between lease and fill, so it rejects the body.
-    let gate = setup.upstream.hold(Method::GET, "/jobs/y");
-    let reader = setup.sidecar.client.start(Method::GET, "/jobs/y", "").await;
+    let gate = setup.upstream.hold(Method::GET, "/jobs/y1");
+    let reader = setup.sidecar.client.start(Method::GET, "/jobs/y1", "").await;
     gate.arrived(1).await;
     config_set(&setup.redis, "maxmemory", "1").await;
     gate.release();
-    assert_eq!(reader.answer().await, (200, version("y", 0)));
+    assert_eq!(reader.answer().await, (200, version("y1", 0)));
     let failed = "jobcache_fills_total{outcome=\"failed\"}";
     eventually(SOON, async || setup.sidecar.admin.metric(failed).await > 0).await;
 
     // DEL comes first in the begin and the end of a write.
-    setup.sidecar.put(X).await.assert(200, &version("x", 1));
-    assert!(!setup.redis.holds(&key("x")).await);
-    setup.get(X).await.assert(200, &version("x", 1));
-    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+    setup.sidecar.put(X).await.assert(200, &version("x1", 1));
+    assert!(!setup.redis.holds(&key("x1")).await);
+    setup.get(X).await.assert(200, &version("x1", 1));
+    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x1").send().await;
     assert_eq!(purge.status, StatusCode::OK, "{purge:?}");
     assert_eq!(purge_all(&setup).await, StatusCode::OK);
 
     config_set(&setup.redis, "maxmemory", "0").await;
-    setup.hit(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }

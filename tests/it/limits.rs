@@ -15,7 +15,7 @@ use crate::support::{
     upstream::with_headers,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const SHORT: Duration = Duration::from_millis(200);
 
 /// Waits until a metric has this value.
@@ -54,8 +54,8 @@ async fn past_so_many_requests_further_ones_are_answered_503_at_once() {
 #[tokio::test]
 async fn past_so_many_flights_a_reader_reads_for_itself_and_others_still_join() {
     let setup = Setup::with(|config| config.max_flights = 1).await;
-    let gate = setup.upstream.hold(Method::GET, "/jobs/a");
-    let leader = setup.sidecar.client.start(Method::GET, "/jobs/a", "").await;
+    let gate = setup.upstream.hold(Method::GET, "/jobs/a1");
+    let leader = setup.sidecar.client.start(Method::GET, "/jobs/a1", "").await;
     gate.arrived(1).await;
     assert_eq!(setup.sidecar.admin.metric("jobcache_flights").await, 1);
 
@@ -65,12 +65,12 @@ async fn past_so_many_flights_a_reader_reads_for_itself_and_others_still_join() 
         assert_eq!(alone.cache_status(), "jobcache; fwd=bypass; detail=flights");
     }
     assert_eq!(hits(&setup, "max_flights").await, 2);
-    let follower = setup.sidecar.client.start(Method::GET, "/jobs/a", "").await;
+    let follower = setup.sidecar.client.start(Method::GET, "/jobs/a1", "").await;
     setup.exchange().await;
 
     gate.release();
     assert_eq!(leader.answer().await, follower.answer().await);
-    assert_eq!(setup.upstream.reads("/jobs/a"), 1);
+    assert_eq!(setup.upstream.reads("/jobs/a1"), 1);
     metric_is(&setup, "jobcache_flights", 0).await;
     assert!(setup.get(X).await.is_stored(), "the lease was not released");
 }
@@ -79,8 +79,8 @@ async fn past_so_many_flights_a_reader_reads_for_itself_and_others_still_join() 
 async fn without_redis_too_a_reader_past_so_many_flights_reads_for_itself() {
     let setup = Setup::with(|config| config.max_flights = 1).await;
     setup.redis.stop();
-    let gate = setup.upstream.hold(Method::GET, "/jobs/a");
-    let leader = setup.sidecar.client.start(Method::GET, "/jobs/a", "").await;
+    let gate = setup.upstream.hold(Method::GET, "/jobs/a1");
+    let leader = setup.sidecar.client.start(Method::GET, "/jobs/a1", "").await;
     gate.arrived(1).await;
 
     let alone = setup.get(X).await;
@@ -112,7 +112,7 @@ async fn an_answer_that_there_is_no_room_for_streams_through_and_is_not_stored()
         assert_eq!(hits(&setup, "max_captured").await, met);
     }
     metric_is(&setup, "jobcache_captured_bytes", 0).await;
-    setup.hit("/jobs/small").await;
+    setup.hit("/jobs/small1").await;
 }
 
 #[tokio::test]
@@ -183,7 +183,7 @@ async fn a_purge_that_there_is_no_room_for_says_that_nothing_was_purged_but_the_
     })
     .await;
     // The first 8 KiB need no room.
-    let body = format!(r#"{{"job_id":"x"}}{}"#, " ".repeat(9000));
+    let body = format!(r#"{{"job_id":"x1"}}{}"#, " ".repeat(9000));
     let purge = || setup.sidecar.admin.request(Method::POST, "/purge").body(body.clone());
     let now = clock::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     let signature = format!("v1,{}=", "A".repeat(43));

@@ -56,15 +56,23 @@ async fn a_job_that_an_answer_names_is_dropped_before_it_is_answered() {
 }
 
 #[tokio::test]
-async fn a_job_of_another_origin_or_of_an_error_is_not_dropped() {
+async fn the_origin_and_a_prefix_of_a_named_job_are_ignored() {
     let setup = Setup::new().await;
     for value in [
-        "http://other.example/jobs/17",
+        "https://api.example.com/jobs/17",
         "//other.example/jobs/17",
         "http://jobs.example:81/jobs/17",
+        "/backend/jobs/17",
+        "https://api.example.com/v2/backend/jobs/17/steps/9?x#y",
+        "/jobs/17:result",
     ] {
-        check_answer(&setup, "/jobs", 201, ["location", value], false).await;
+        check_answer(&setup, "/jobs", 201, ["location", value], true).await;
     }
+}
+
+#[tokio::test]
+async fn a_job_that_an_error_or_another_path_names_is_not_dropped() {
+    let setup = Setup::new().await;
     check_answer(&setup, "/jobs", 201, ["location", "/elsewhere/17"], false).await;
     for status in [400, 409, 500] {
         check_answer(&setup, "/jobs", status, ["location", JOB], false).await;

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::support::{Process, Reply, SOON, Upstream, eventually};
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const SECRET: &str = "0123456789abcdef";
 
 async fn process(args: &[&str], envs: &[(&str, &str)]) -> (Process, Upstream) {
@@ -28,7 +28,7 @@ async fn first_access(process: &Process) -> Value {
 #[tokio::test]
 async fn a_json_log_is_one_object_a_line_with_the_fields_of_the_human_one() {
     let (json, _one) = process(&["--access-log", "--log-format", "json"], &[]).await;
-    json.client.get("/jobs/x?token=hunter2").await;
+    json.client.get("/jobs/x1?token=hunter2").await;
     let line = first_access(&json).await;
     assert_eq!(
         (&line["level"], &line["method"], &line["path"]),
@@ -69,8 +69,8 @@ async fn an_operator_changes_the_filter_until_the_next_reload() {
     let reply = put(&process, "info,h2=off", None).await;
 
     assert_eq!(reply.text(), "{\"log\":\"info,h2=off\",\"was\":\"warn\"}\n");
-    process.client.get("/jobs/y").await;
-    eventually(SOON, async || process.stderr().contains("/jobs/y")).await;
+    process.client.get("/jobs/y1").await;
+    eventually(SOON, async || process.stderr().contains("/jobs/y1")).await;
     assert!(!process.stderr().contains(X), "{}", process.stderr());
     process.hang_up();
     eventually(SOON, async || process.admin.get("/log").await.text().contains("warn")).await;

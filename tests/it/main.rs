@@ -8,8 +8,8 @@
 mod support;
 
 mod acl;
-mod callers;
 mod bound_connections;
+mod callers;
 mod cluster;
 mod compression;
 mod contract;
@@ -70,3 +70,4 @@ mod warming;
 mod webhook;
 mod wire;
 mod write_ends;
+mod write_names;

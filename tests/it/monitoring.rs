@@ -18,14 +18,14 @@ use crate::support::{
     promtool::approves,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// Returns the metrics of a sidecar after a read, a hit, a write, a purge and a pass.
 async fn scrape(setup: &Setup) -> String {
     setup.hit(X).await;
     setup.sidecar.put(X).await;
     setup.get("/other").await;
-    setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+    setup.sidecar.admin.request(Method::POST, "/purge/x1").send().await;
     setup.sidecar.admin.get("/metrics").await.text().to_owned()
 }
 

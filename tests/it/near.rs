@@ -12,7 +12,7 @@ use crate::support::{
     upstream::{version, with_headers},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// Long enough for a test to stay within it, and to check that it does.
 const STALENESS: Duration = Duration::from_secs(20);
@@ -71,7 +71,7 @@ async fn hits_fetch_nothing_from_redis() {
 
     for _ in 0..50 {
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert!(reply.is_hit(), "{reply:?}");
     }
 
@@ -90,11 +90,11 @@ async fn shows_each_del(setup: &Setup) {
     for v in 0..200 {
         setup.get(X).await;
         setup.hit(X).await;
-        setup.get(X).await.assert(200, &version("x", v));
-        setup.upstream.commit("x");
-        let () = redis::cmd("DEL").arg(key("x")).query_async(&mut redis).await.expect("Redis");
+        setup.get(X).await.assert(200, &version("x1", v));
+        setup.upstream.commit("x1");
+        let () = redis::cmd("DEL").arg(key("x1")).query_async(&mut redis).await.expect("Redis");
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", v + 1));
+        reply.assert(200, &version("x1", v + 1));
         assert!(!reply.is_hit(), "{reply:?}");
     }
     assert!(near_hits(setup).await >= 200);
@@ -109,7 +109,7 @@ async fn a_write_through_another_sidecar_shows_in_the_very_next_read() {
         setup.hit(X).await;
         setup.get(X).await;
         other.put(X).await;
-        setup.get(X).await.assert(200, &version("x", v));
+        setup.get(X).await.assert(200, &version("x1", v));
         eventually(SOON, async || setup.get(X).await.is_hit()).await;
     }
 }
@@ -119,11 +119,11 @@ async fn flushall_empties_the_process_too() {
     let setup = Setup::new().await;
     setup.get(X).await;
     near_hit(&setup, X).await;
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
 
     let () = setup.redis.run(&redis::cmd("FLUSHALL")).await;
 
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
     assert_eq!(metric(&setup, "jobcache_near_entries").await, 0);
 }
 
@@ -160,9 +160,9 @@ async fn survives_cuts(setup: &Setup) {
         let id: Vec<u64> = tracking_ids(&setup.redis).await;
         assert_eq!(id.len(), 1);
         let () = setup.redis.run(redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id[0])).await;
-        setup.upstream.commit("x");
-        setup.redis.del(&key("x")).await;
-        setup.get(X).await.assert(200, &version("x", v + 1));
+        setup.upstream.commit("x1");
+        setup.redis.del(&key("x1")).await;
+        setup.get(X).await.assert(200, &version("x1", v + 1));
         eventually(SOON, async || setup.get(X).await.is_hit()).await;
     }
 }
@@ -187,7 +187,7 @@ async fn while_redis_hangs_nothing_is_served_from_the_process() {
     setup.redis.stop();
     for _ in 0..10 {
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert!(!reply.is_hit(), "{reply:?}");
     }
     setup.redis.cont();
@@ -213,9 +213,9 @@ async fn the_process_keeps_an_entry_no_longer_than_redis() {
     let setup = Setup::with(|config| config.ttl = Duration::from_secs(1)).await;
     setup.get(X).await;
     near_hit(&setup, X).await;
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
 
-    eventually(SOON, async || setup.get(X).await.text() == version("x", 1)).await;
+    eventually(SOON, async || setup.get(X).await.text() == version("x1", 1)).await;
 }
 
 #[tokio::test]
@@ -226,7 +226,7 @@ async fn a_caller_whom_the_upstream_has_let_in_is_served_from_the_process_too() 
             let before = near_hits(&setup).await;
             let request = setup.sidecar.client.request(Method::GET, X);
             let reply = request.header("authorization", who).send().await;
-            reply.assert(200, &version("x", 0));
+            reply.assert(200, &version("x1", 0));
             reply.is_hit() && near_hits(&setup).await > before
         })
         .await;
@@ -239,9 +239,9 @@ async fn a_lost_meta_does_not_matter_to_an_entry_in_the_process() {
     let setup = Setup::new().await;
     setup.get(X).await;
     near_hit(&setup, X).await;
-    setup.redis.del(&format!("{{{}}}:meta", key("x"))).await;
+    setup.redis.del(&format!("{{{}}}:meta", key("x1"))).await;
 
-    setup.hit(X).await.assert(200, &version("x", 0));
+    setup.hit(X).await.assert(200, &version("x1", 0));
 }
 
 #[tokio::test]
@@ -265,7 +265,7 @@ async fn within_its_bound_a_write_of_ones_own_shows_at_once() {
         setup.get(X).await;
         setup.hit(X).await;
         setup.sidecar.put(X).await;
-        setup.get(X).await.assert(200, &version("x", v));
+        setup.get(X).await.assert(200, &version("x1", v));
         eventually(SOON, async || setup.get(X).await.is_hit()).await;
     }
 }
@@ -276,10 +276,10 @@ async fn within_its_bound_a_purge_of_ones_own_shows_at_once() {
     for v in 1..=50 {
         setup.get(X).await;
         setup.hit(X).await;
-        setup.upstream.commit("x");
-        let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+        setup.upstream.commit("x1");
+        let purge = setup.sidecar.admin.request(Method::POST, "/purge/x1").send().await;
         assert_eq!(purge.status, 200);
-        setup.get(X).await.assert(200, &version("x", v));
+        setup.get(X).await.assert(200, &version("x1", v));
     }
 }
 
@@ -293,11 +293,11 @@ async fn past_its_bound_a_hit_waits_for_the_news() {
     for v in 1..=20 {
         setup.get(X).await;
         near_hit(&setup, X).await;
-        setup.upstream.commit("x");
-        setup.redis.del(&key("x")).await;
+        setup.upstream.commit("x1");
+        setup.redis.del(&key("x1")).await;
         // The bound must pass.
         tokio::time::sleep(Duration::from_millis(2)).await;
-        setup.get(X).await.assert(200, &version("x", v));
+        setup.get(X).await.assert(200, &version("x1", v));
     }
 }
 
@@ -345,7 +345,7 @@ async fn by_keys_a_write_through_another_sidecar_shows_in_the_very_next_read() {
         setup.get(X).await;
         near_hit(&setup, X).await;
         other.put(X).await;
-        setup.get(X).await.assert(200, &version("x", v));
+        setup.get(X).await.assert(200, &version("x1", v));
     }
 }
 
@@ -362,7 +362,7 @@ async fn by_keys_only_what_was_read_here_is_told() {
         // This uses the same connection, after all of those.
         near_hit(&setup, X).await;
         assert_eq!(news(&setup).await - before, told, "{tracking:?}");
-        setup.redis.del(&key("x")).await;
+        setup.redis.del(&key("x1")).await;
         eventually(SOON, async || news(&setup).await == before + told + 1).await;
     }
 }
@@ -409,9 +409,9 @@ async fn by_keys_a_cut_data_connection_hides_no_change() {
             let kill = ["KILL".to_owned(), "ID".to_owned(), id.to_string()];
             let _: u64 = setup.redis.run(redis::cmd("CLIENT").arg(&kill)).await;
         }
-        setup.upstream.commit("x");
-        setup.redis.del(&key("x")).await;
-        setup.get(X).await.assert(200, &version("x", v + 1));
+        setup.upstream.commit("x1");
+        setup.redis.del(&key("x1")).await;
+        setup.get(X).await.assert(200, &version("x1", v + 1));
         eventually(SOON, async || setup.get(X).await.is_hit()).await;
     }
 }

@@ -21,12 +21,12 @@ async fn a_takeover_refuses_and_resets_no_connection() {
     let url = upstream.url();
     let args = ["--upstream", &url, "--redis-url", "memory://"];
     let mut old = Process::start(&args, &REUSE).await;
-    old.client.get("/jobs/x").await;
+    old.client.get("/jobs/x1").await;
     let address = old.client.address();
     let load = Load::start(move || async move {
         let client = crate::support::Client::new(address);
         let connects = Instant::now();
-        let request = client.start(Method::GET, "/jobs/x", "").await;
+        let request = client.start(Method::GET, "/jobs/x1", "").await;
         let was_late = connects.elapsed() >= FIRST_WORDS;
         match request.answer().await.0 {
             0 if was_late => IDLE,
@@ -70,7 +70,7 @@ async fn without_reuse_port_an_address_has_one_owner() {
 #[tokio::test]
 async fn a_drain_closes_idle_connections_and_tells_the_others_to() {
     let mut setup = Setup::with(|_| {}).await;
-    setup.get("/jobs/x").await;
+    setup.get("/jobs/x1").await;
     let mut silent = setup.sidecar.client.connect().await;
     let gate = setup.upstream.hold(Method::GET, "/other");
     let address = setup.sidecar.client.address();
@@ -97,7 +97,7 @@ async fn a_connection_that_has_just_come_gets_its_answer_in_spite_of_a_drain() {
 
     setup.sidecar.begin_shutdown();
     eventually(SOON, async || setup.sidecar.refuses().await).await;
-    fresh.write_all(b"GET /jobs/x HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("a request written");
+    fresh.write_all(b"GET /jobs/x1 HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("a request written");
 
     let mut answer = String::new();
     soon(fresh.read_to_string(&mut answer)).await.expect("an answer and an end");
@@ -113,10 +113,10 @@ async fn during_the_drain_delay_it_is_not_ready_and_serves_all_the_same() {
 
     eventually(SOON, async || setup.sidecar.admin.get("/readyz").await.status == 503).await;
     let fresh = crate::support::Client::new(setup.sidecar.client.address());
-    let answer = fresh.get("/jobs/x").await;
+    let answer = fresh.get("/jobs/x1").await;
     assert_eq!((answer.status.as_u16(), answer.header(CONNECTION.as_str())), (200, ""));
     // No client is asked to leave: the earlier connection is as good as a new one.
-    silent.write_all(b"GET /jobs/x HTTP/1.0\r\nhost: a\r\n\r\n").await.expect("a request written");
+    silent.write_all(b"GET /jobs/x1 HTTP/1.0\r\nhost: a\r\n\r\n").await.expect("a request written");
     let mut answer = String::new();
     soon(silent.read_to_string(&mut answer)).await.expect("an answer");
     assert!(answer.contains(" 200 "), "{answer}");

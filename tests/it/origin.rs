@@ -5,12 +5,12 @@ use jobcache::config::{Config, Secret};
 
 use crate::support::{Setup, client::split};
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const SECRET: &str = "a-secret-of-the-test";
 
 /// Sends a purge as a browser sends it for a page, with these fields.
 async fn purge_by(setup: &Setup, fields: &[(&'static str, &str)]) -> StatusCode {
-    let mut request = setup.sidecar.admin.request(Method::POST, "/purge/x");
+    let mut request = setup.sidecar.admin.request(Method::POST, "/purge/x1");
     for (name, value) in fields {
         request = request.header(name, value);
     }
@@ -77,7 +77,7 @@ async fn under_another_sites_name_nothing_is_read_that_names_a_job() {
     let ask =
         async |path, host: &str| admin.request(Method::GET, path).header("host", host).send().await;
     setup.hit(X).await;
-    for path in ["/status", "/history", "/events", "/explain/x", "/log", "/no-such-page"] {
+    for path in ["/status", "/history", "/events", "/explain/x1", "/log", "/no-such-page"] {
         let refused = ask(path, "evil.example:9090").await;
         assert_eq!(refused.status, StatusCode::FORBIDDEN, "{path}");
         let told = refused.reason();
@@ -87,7 +87,7 @@ async fn under_another_sites_name_nothing_is_read_that_names_a_job() {
         );
     }
     for (method, path) in
-        [("POST", "/purge/x"), ("PURGE", X), ("PUT", "/log"), ("POST", "/explain/x")]
+        [("POST", "/purge/x1"), ("PURGE", X), ("PUT", "/log"), ("POST", "/explain/x1")]
     {
         let request = admin.request(method.parse().expect("a method"), path);
         let refused = request.header("host", "evil.example:9090").send().await;
@@ -130,7 +130,7 @@ async fn what_could_be_for_two_names_is_refused_and_the_target_comes_before_host
         let request = format!("{line}\r\n{fields}connection: close\r\n\r\n");
         split(&setup.sidecar.admin.raw(request.as_bytes()).await).0
     };
-    let (get, post) = ("GET /status HTTP/1.1", "POST /purge/x HTTP/1.1");
+    let (get, post) = ("GET /status HTTP/1.1", "POST /purge/x1 HTTP/1.1");
     assert_eq!(ask(get, "host: localhost\r\n").await, 200);
     assert_eq!(ask("GET /status HTTP/1.0", "").await, 200);
     for (line, fields) in [

@@ -12,7 +12,7 @@ use crate::support::{
     SOON, Setup, browser::Browser, client::Reply, eventually, upstream::with_headers,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const SECRET: &str = "a-secret-of-the-test";
 /// Size limit of the page in bytes, because it is read over slow links during incidents.
 const MOST: usize = 64 << 10;
@@ -91,9 +91,9 @@ async fn a_browser_shows_figures_events_and_why_a_job_is_not_cached() {
     let setup = Setup::new().await;
     setup
         .upstream
-        .respond_to("/jobs/mine", |_| with_headers("{}", &[("cache-control", "private")]));
+        .respond_to("/jobs/mine1", |_| with_headers("{}", &[("cache-control", "private")]));
     setup.hit(X).await;
-    setup.get("/jobs/mine").await;
+    setup.get("/jobs/mine1").await;
 
     browser.open(&url(&setup)).await;
     browser.until("document.querySelector('#link').innerText === 'live'").await;
@@ -104,7 +104,7 @@ async fn a_browser_shows_figures_events_and_why_a_job_is_not_cached() {
     browser.until("document.querySelector('path.line.saved').getAttribute('d').length > 10").await;
 
     let purged = setup.sidecar.admin.request(Method::POST, "/purge");
-    let purged = purged.header("webhook-id", "msg_7").body(r#"{"job_id":"x"}"#);
+    let purged = purged.header("webhook-id", "msg_7").body(r#"{"job_id":"x1"}"#);
     assert_eq!(purged.send().await.status, StatusCode::OK);
     browser.until("/purge[^]*x[^]*msg_7/.test(document.querySelector('#events').innerText)").await;
 
@@ -116,7 +116,7 @@ async fn a_browser_shows_figures_events_and_why_a_job_is_not_cached() {
     browser.until("/marked private/.test(document.querySelector('#answer').innerText)").await;
 
     setup.hit(X).await;
-    browser.fill("#id", "x").await;
+    browser.fill("#id", "x1").await;
     browser.click("#purge").await;
     assert!(setup.get(X).await.is_hit(), "purged without a confirmation");
     browser.click("#purge").await;

@@ -20,7 +20,7 @@ use crate::support::{
     upstream::with_headers,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// A limit that a test waits out.
 const SHORT: Duration = Duration::from_millis(200);
@@ -143,7 +143,7 @@ async fn a_miss_has_every_header_of_the_upstream() {
     );
     assert_eq!(hit.header("etag"), reply.header("etag"), "the miss had another ETag");
 
-    setup.redis.del("job_status:x").await;
+    setup.redis.del("job_status:x1").await;
     let request = setup.sidecar.client.request(Method::GET, X);
     let reply = request.header("if-none-match", hit.header("etag")).send().await;
     assert_eq!(reply.status, StatusCode::NOT_MODIFIED, "{reply:?}");
@@ -293,7 +293,7 @@ async fn a_read_whose_body_stalls_is_a_504() {
 async fn a_body_that_breaks_off_does_not_make_its_job_uncacheable() {
     let setup = Setup::new().await;
     for headers in [&[][..], &[("content-length", "100")]] {
-        setup.redis.del("job_status:x").await;
+        setup.redis.del("job_status:x1").await;
         let feed = setup.upstream.feed(X, headers);
         feed.data("half").await;
         let started = setup.sidecar.client.start(Method::GET, X, "").await;
@@ -390,9 +390,9 @@ async fn no_more_than_so_many_upstream_connections_are_in_use() {
     })
     .await;
     let gates =
-        [setup.upstream.hold(Method::GET, "/a"), setup.upstream.hold(Method::PUT, "/jobs/b")];
+        [setup.upstream.hold(Method::GET, "/a"), setup.upstream.hold(Method::PUT, "/jobs/b1")];
     let first = setup.sidecar.client.start(Method::GET, "/a", "").await;
-    let second = setup.sidecar.client.start(Method::PUT, "/jobs/b", "{}").await;
+    let second = setup.sidecar.client.start(Method::PUT, "/jobs/b1", "{}").await;
     for gate in &gates {
         gate.arrived(1).await;
     }
@@ -407,7 +407,7 @@ async fn no_more_than_so_many_upstream_connections_are_in_use() {
 
     drop(gates);
     assert_eq!(first.answer().await.0, 404);
-    for path in ["/other", X, "/other", X, "/jobs/y", "/jobs/z"] {
+    for path in ["/other", X, "/other", X, "/jobs/y1", "/jobs/z1"] {
         let free = async || setup.get(path).await.status != StatusCode::SERVICE_UNAVAILABLE;
         eventually(SOON, free).await;
     }

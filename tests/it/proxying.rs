@@ -23,7 +23,7 @@ use crate::support::{
     zeros,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 const MIB: u64 = 1 << 20;
 
@@ -46,14 +46,14 @@ async fn huge_bodies_stream_both_ways_in_little_memory() {
     upstream.respond("/huge", |_| Some(Response::new(zeros(HUGE))));
     upstream.respond(X, |_| Some(Response::new(zeros(HUGE))));
     let process = process(&upstream, &redis).await;
-    process.client.get("/jobs/warm-up").await;
+    process.client.get("/jobs/warm-up1").await;
     let before = process.peak_memory_kib();
 
     for path in ["/huge", X] {
         let response = process.client.request(Method::GET, path).open().await;
         assert_eq!(drain(response).await, HUGE, "{path}");
     }
-    for path in ["/upload", "/jobs/y/input"] {
+    for path in ["/upload", "/jobs/y1/input"] {
         process.client.request(Method::POST, path).stream(zeros(HUGE)).send().await;
         let seen = upstream.requests();
         assert_eq!(seen.last().expect("an upload").body_len, HUGE, "{path}");
@@ -76,7 +76,7 @@ async fn drain(response: Response<Incoming>) -> u64 {
 async fn a_body_passes_byte_for_byte_both_ways() {
     let setup = Setup::new().await;
     let every_byte: Vec<u8> = (0..=255).collect();
-    for path in ["/echo", "/jobs/x/echo"] {
+    for path in ["/echo", "/jobs/x1/echo"] {
         setup.upstream.respond(path, |body| Some(Response::new(full(body))));
         let request = setup.sidecar.client.request(Method::POST, path);
         let reply = request.body(every_byte.clone()).send().await;
@@ -312,7 +312,7 @@ async fn a_hit_is_served_though_the_upstream_is_down() {
 
     setup.upstream = Upstream::start().await;
 
-    setup.get(X).await.assert(200, &version("x", 0));
+    setup.get(X).await.assert(200, &version("x1", 0));
 }
 
 #[tokio::test]
@@ -378,7 +378,7 @@ async fn a_client_may_speak_http2_from_the_first_byte() {
     .await;
 
     assert!(miss.is_stored(), "{miss:?}");
-    hit.assert(200, &version("x", 0));
+    hit.assert(200, &version("x1", 0));
     assert_eq!(setup.upstream.requests()[0].headers["host"], HOST);
 }
 
@@ -398,7 +398,7 @@ async fn an_entry_belongs_to_the_name_it_was_read_under_however_a_client_says_it
     let reads = setup.upstream.reads(X);
 
     let other = client.request(Method::GET, X).header("host", "other.example").send().await;
-    let (status, _) = client.spelled("GET", "http://third.example/jobs/x").await;
+    let (status, _) = client.spelled("GET", "http://third.example/jobs/x1").await;
     let fourth = get_http2(&mut client.http2().await, "fourth.example", X).await;
 
     assert_eq!((other.is_hit(), status, fourth.is_hit()), (false, 200, false));
@@ -421,8 +421,8 @@ async fn connect_is_refused() {
 async fn a_malformed_request_is_a_400_and_never_reaches_the_upstream() {
     let setup = Setup::new().await;
     for request in [
-        "GET /jobs/x HTTP/1.1\r\nbad header\r\n\r\n",
-        "POST /jobs/x HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+        "GET /jobs/x1 HTTP/1.1\r\nbad header\r\n\r\n",
+        "POST /jobs/x1 HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
         "nonsense\r\n\r\n",
     ] {
         let answer = setup.sidecar.client.raw(request.as_bytes()).await;
@@ -436,7 +436,7 @@ async fn a_head_that_never_ends_is_cut_off() {
     let setup =
         Setup::with(|config| config.server.header_timeout = Duration::from_millis(200)).await;
     let mut stream = setup.sidecar.client.connect().await;
-    stream.write_all(b"GET /jobs/x HTTP/1.1\r\nhost: ").await.expect("half a head written");
+    stream.write_all(b"GET /jobs/x1 HTTP/1.1\r\nhost: ").await.expect("half a head written");
 
     let mut rest = Vec::new();
     soon(stream.read_to_end(&mut rest)).await.expect("an orderly end");
@@ -459,9 +459,9 @@ async fn a_shutdown_completes_what_is_in_flight_and_closes_the_rest() {
     eventually(SOON, async || setup.sidecar.refuses().await).await;
     soon(idle.read_to_end(&mut Vec::new())).await.expect("an orderly end");
     gate.release();
-    assert_eq!(in_flight.answer().await, (200, version("x", 1)));
+    assert_eq!(in_flight.answer().await, (200, version("x1", 1)));
     setup.sidecar.shutdown().await.expect("a clean end");
-    assert!(!setup.redis.holds("job_status:x").await);
+    assert!(!setup.redis.holds("job_status:x1").await);
 }
 
 #[tokio::test]

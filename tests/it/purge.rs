@@ -10,7 +10,7 @@ use crate::support::{
     Reply, SOON, Setup, client::split, eventually, redis::key, upstream::version,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// A Standard Webhooks secret: base64 after its prefix.
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -32,7 +32,7 @@ async fn purge(setup: &Setup, body: impl Into<bytes::Bytes>) -> Reply {
 
 /// Fills, purges with this request, and asserts that exactly these jobs are reported and gone.
 async fn check_purges(setup: &Setup, method: &str, path: &str, body: &'static str, ids: &[&str]) {
-    fill(setup, &["x", "y", "z"]).await;
+    fill(setup, &["x1", "y1", "z1"]).await;
     let method: Method = method.parse().expect("a method");
 
     let reply = setup.sidecar.admin.request(method, path).body(body).send().await;
@@ -40,7 +40,7 @@ async fn check_purges(setup: &Setup, method: &str, path: &str, body: &'static st
     assert_eq!(reply.status, StatusCode::OK, "{path} {body}: {reply:?}");
     assert_eq!(reply.header("content-type"), "application/json");
     assert_eq!(reply.json()["purged"], serde_json::json!(ids), "{path} {body}");
-    for id in ["x", "y", "z"] {
+    for id in ["x1", "y1", "z1"] {
         let is_kept = !ids.contains(&id);
         assert_eq!(setup.redis.holds(&key(id)).await, is_kept, "{path} {body}: {id}");
         assert_eq!(
@@ -54,36 +54,36 @@ async fn check_purges(setup: &Setup, method: &str, path: &str, body: &'static st
 #[tokio::test]
 async fn every_form_purges_what_it_names_and_says_so() {
     let setup = Setup::new().await;
-    check_purges(&setup, "POST", "/purge", r#"{"job_id":"x"}"#, &["x"]).await;
-    check_purges(&setup, "POST", "/purge", r#"{"job_ids":["x","y"]}"#, &["x", "y"]).await;
-    check_purges(&setup, "POST", "/purge/x", "", &["x"]).await;
-    check_purges(&setup, "PURGE", X, "", &["x"]).await;
-    check_purges(&setup, "PURGE", "/api/v1/jobs/x", "", &["x"]).await;
+    check_purges(&setup, "POST", "/purge", r#"{"job_id":"x1"}"#, &["x1"]).await;
+    check_purges(&setup, "POST", "/purge", r#"{"job_ids":["x1","y1"]}"#, &["x1", "y1"]).await;
+    check_purges(&setup, "POST", "/purge/x1", "", &["x1"]).await;
+    check_purges(&setup, "PURGE", X, "", &["x1"]).await;
+    check_purges(&setup, "PURGE", "/api/v1/jobs/x1", "", &["x1"]).await;
 }
 
 #[tokio::test]
 async fn a_purge_of_what_is_not_there_is_a_success() {
     let setup = Setup::new().await;
 
-    assert_eq!(purge(&setup, r#"{"job_id":"never-seen"}"#).await.status, StatusCode::OK);
+    assert_eq!(purge(&setup, r#"{"job_id":"never-seen1"}"#).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn a_purge_makes_the_next_read_fresh() {
     let setup = Setup::new().await;
-    fill(&setup, &["x"]).await;
-    setup.upstream.commit("x");
+    fill(&setup, &["x1"]).await;
+    setup.upstream.commit("x1");
 
-    purge(&setup, r#"{"job_id":"x"}"#).await;
+    purge(&setup, r#"{"job_id":"x1"}"#).await;
 
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
 async fn a_purge_of_all_drops_every_job_and_no_neighbour() {
     let setup = Setup::new().await;
-    fill(&setup, &["x", "y"]).await;
-    for neighbour in ["other:x", "job_statusX", "x:job_status:x"] {
+    fill(&setup, &["x1", "y1"]).await;
+    for neighbour in ["other:x", "job_statusX", "x:job_status:x1"] {
         setup.redis.set(neighbour, b"kept").await;
     }
 
@@ -92,7 +92,7 @@ async fn a_purge_of_all_drops_every_job_and_no_neighbour() {
     assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
     assert_eq!(reply.json()["purged"], "all");
     assert!(setup.redis.keys("job_status:*").await.is_empty());
-    for neighbour in ["other:x", "job_statusX", "x:job_status:x"] {
+    for neighbour in ["other:x", "job_statusX", "x:job_status:x1"] {
         assert!(setup.redis.holds(neighbour).await, "{neighbour}");
     }
     assert!(!setup.get(X).await.is_hit());
@@ -101,7 +101,7 @@ async fn a_purge_of_all_drops_every_job_and_no_neighbour() {
 #[tokio::test]
 async fn a_purge_of_all_takes_the_prefix_literally() {
     let setup = Setup::with(|config| config.store.prefix = "j[a]*:".into()).await;
-    fill(&setup, &["x"]).await;
+    fill(&setup, &["x1"]).await;
     setup.redis.set("jab:x", b"kept").await;
     setup.redis.set("ja:x", b"kept").await;
 
@@ -114,10 +114,10 @@ async fn a_purge_of_all_takes_the_prefix_literally() {
 #[tokio::test]
 async fn a_malformed_purge_is_refused_with_the_reason_and_purges_nothing() {
     let setup = Setup::new().await;
-    fill(&setup, &["x"]).await;
+    fill(&setup, &["x1"]).await;
     let too_many: Vec<_> = (0..10_001).map(|id| id.to_string()).collect();
     let too_many = serde_json::json!({ "job_ids": too_many }).to_string();
-    let too_long = serde_json::json!({ "job_id": "a".repeat(129) }).to_string();
+    let too_long = serde_json::json!({ "job_id": "a1".repeat(129) }).to_string();
     for body in [
         "",
         "x",
@@ -132,12 +132,12 @@ async fn a_malformed_purge_is_refused_with_the_reason_and_purges_nothing() {
         r#"{"job_id":"a b"}"#,
         r#"{"job_ids":"x"}"#,
         r#"{"job_ids":[]}"#,
-        r#"{"job_ids":["x",null]}"#,
+        r#"{"job_ids":["x1",null]}"#,
         r#"{"all":false}"#,
         r#"{"all":"true"}"#,
-        r#"{"job_id":"x","all":true}"#,
-        r#"{"job_id":"x","job_ids":["x"]}"#,
-        r#"{"job_id":"x","why":"unknown field"}"#,
+        r#"{"job_id":"x1","all":true}"#,
+        r#"{"job_id":"x1","job_ids":["x1"]}"#,
+        r#"{"job_id":"x1","why":"unknown field"}"#,
         &too_many,
         &too_long,
     ] {
@@ -171,7 +171,7 @@ async fn an_oversized_purge_is_refused_unread() {
 
 async fn guarded() -> Setup {
     let setup = Setup::with(|config| config.webhook_secret = vec![Secret::new(SECRET)]).await;
-    fill(&setup, &["x"]).await;
+    fill(&setup, &["x1"]).await;
     setup
 }
 
@@ -186,9 +186,9 @@ async fn a_purge_without_the_secret_is_refused() {
         ("webhook-signature", "v1,AAAA"),
     ] {
         for (method, path, body) in [
-            ("POST", "/purge", r#"{"job_id":"x"}"#),
+            ("POST", "/purge", r#"{"job_id":"x1"}"#),
             ("POST", "/purge", r#"{"all":true}"#),
-            ("POST", "/purge/x", ""),
+            ("POST", "/purge/x1", ""),
             ("PURGE", X, ""),
         ] {
             let request = setup.sidecar.admin.request(method.parse().expect("a method"), path);
@@ -205,22 +205,22 @@ async fn the_bearer_secret_opens_every_form() {
     let setup = guarded().await;
     let bearer = format!("Bearer {SECRET}");
     for (method, path, body) in [
-        ("POST", "/purge", r#"{"job_id":"x"}"#),
-        ("POST", "/purge/x", ""),
+        ("POST", "/purge", r#"{"job_id":"x1"}"#),
+        ("POST", "/purge/x1", ""),
         ("PURGE", X, ""),
         ("POST", "/purge", r#"{"all":true}"#),
     ] {
-        fill(&setup, &["x"]).await;
+        fill(&setup, &["x1"]).await;
         let request = setup.sidecar.admin.request(method.parse().expect("a method"), path);
         let reply = request.header("authorization", &bearer).body(body).send().await;
         assert_eq!(reply.status, StatusCode::OK, "{method} {path}: {reply:?}");
-        assert!(!setup.redis.holds(&key("x")).await, "{method} {path}");
+        assert!(!setup.redis.holds(&key("x1")).await, "{method} {path}");
     }
 }
 
 /// Sends a purge of `x`, signed as Standard Webhooks prescribes.
 async fn signed(setup: &Setup, id: &str, at: SystemTime, sent: &'static str) -> Reply {
-    const SIGNED: &str = r#"{"job_id":"x"}"#;
+    const SIGNED: &str = r#"{"job_id":"x1"}"#;
     let seconds = at.duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     let timestamp = i64::try_from(seconds).expect("a date");
     let webhook = Webhook::new(SECRET).expect("a secret");
@@ -234,10 +234,10 @@ async fn signed(setup: &Setup, id: &str, at: SystemTime, sent: &'static str) -> 
 async fn a_standard_webhooks_signature_opens_and_a_repeated_delivery_is_applied_again() {
     let setup = guarded().await;
     for _ in 0..2 {
-        fill(&setup, &["x"]).await;
-        let reply = signed(&setup, "msg_1", clock::now(), r#"{"job_id":"x"}"#).await;
+        fill(&setup, &["x1"]).await;
+        let reply = signed(&setup, "msg_1", clock::now(), r#"{"job_id":"x1"}"#).await;
         assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
-        assert!(!setup.redis.holds(&key("x")).await);
+        assert!(!setup.redis.holds(&key("x1")).await);
     }
 }
 
@@ -246,8 +246,8 @@ async fn a_stale_or_forged_signature_is_refused() {
     let setup = guarded().await;
     let now = clock::now();
     for (at, sent) in [
-        (now - STALE, r#"{"job_id":"x"}"#),
-        (now + STALE, r#"{"job_id":"x"}"#),
+        (now - STALE, r#"{"job_id":"x1"}"#),
+        (now + STALE, r#"{"job_id":"x1"}"#),
         (now, r#"{"all":true}"#),
     ] {
         let reply = signed(&setup, "msg_1", at, sent).await;
@@ -259,40 +259,40 @@ async fn a_stale_or_forged_signature_is_refused() {
 #[tokio::test]
 async fn a_purge_that_redis_cannot_confirm_says_so_and_is_applied_when_it_can() {
     let setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
-    fill(&setup, &["x"]).await;
+    fill(&setup, &["x1"]).await;
     setup.redis.stop();
 
-    let reply = purge(&setup, r#"{"job_id":"x"}"#).await;
+    let reply = purge(&setup, r#"{"job_id":"x1"}"#).await;
 
     assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(reply.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds > 0));
     reply.reason();
-    setup.upstream.commit("x");
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.upstream.commit("x1");
+    setup.get(X).await.assert(200, &version("x1", 1));
     setup.redis.cont();
     eventually(SOON, async || {
-        let held = setup.redis.get(&key("x")).await.unwrap_or_default();
-        held != version("x", 0).into_bytes()
+        let held = setup.redis.get(&key("x1")).await.unwrap_or_default();
+        held != version("x1", 0).into_bytes()
     })
     .await;
-    setup.hit(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
 async fn a_purge_of_all_that_redis_cannot_confirm_is_applied_when_it_can() {
     let setup = Setup::with(|config| config.store.budget = Duration::from_millis(50)).await;
-    fill(&setup, &["x", "y"]).await;
+    fill(&setup, &["x1", "y1"]).await;
     setup.redis.stop();
 
     let reply = purge(&setup, r#"{"all":true}"#).await;
 
     assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
-    for id in ["x", "y"] {
+    for id in ["x1", "y1"] {
         setup.upstream.commit(id);
         setup.get(&format!("/jobs/{id}")).await.assert(200, &version(id, 1));
     }
     setup.redis.cont();
-    for id in ["x", "y"] {
+    for id in ["x1", "y1"] {
         setup.hit(&format!("/jobs/{id}")).await.assert(200, &version(id, 1));
     }
 }
@@ -300,16 +300,16 @@ async fn a_purge_of_all_that_redis_cannot_confirm_is_applied_when_it_can() {
 #[tokio::test]
 async fn a_purge_reaches_an_entry_that_a_snapshot_brings_back() {
     let mut setup = Setup::new().await;
-    fill(&setup, &["x"]).await;
+    fill(&setup, &["x1"]).await;
     setup.redis.save().await;
     setup.redis.kill();
 
-    let reply = purge(&setup, r#"{"job_id":"x"}"#).await;
+    let reply = purge(&setup, r#"{"job_id":"x1"}"#).await;
 
     assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{reply:?}");
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
     setup.redis.restart_from_rdb().await;
-    setup.hit(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }
 
 /// The snapshot restores a lease while its flight is still pending in this process. Its fill is
@@ -322,8 +322,8 @@ async fn a_lease_that_a_snapshot_brings_back_is_nobodys_to_join() {
     let check = async {
         gate.arrived(1).await;
         setup.redis.save().await;
-        setup.upstream.commit("x");
-        setup.redis.del(&key("x")).await;
+        setup.upstream.commit("x1");
+        setup.redis.del(&key("x1")).await;
         setup.redis.restart_from_rdb().await;
         sidecar.warm().await;
 
@@ -336,7 +336,7 @@ async fn a_lease_that_a_snapshot_brings_back_is_nobodys_to_join() {
             eventually(SOON, async || sidecar.admin.metric(leases).await > before).await;
             gate.release();
         };
-        tokio::join!(after, release).0.assert(200, &version("x", 1));
+        tokio::join!(after, release).0.assert(200, &version("x1", 1));
     };
     tokio::join!(sidecar.get(X), check);
 }
@@ -420,23 +420,23 @@ async fn pending(setup: &Setup) -> serde_json::Value {
 #[tokio::test]
 async fn a_purge_whose_caller_hangs_up_while_redis_hangs_is_queued_all_the_same() {
     let setup = Setup::with(|config| config.store.budget = Duration::from_millis(500)).await;
-    fill(&setup, &["x"]).await;
+    fill(&setup, &["x1"]).await;
     setup.redis.stop();
 
-    let caller = setup.sidecar.admin.start(Method::POST, "/purge/x", "").await;
+    let caller = setup.sidecar.admin.start(Method::POST, "/purge/x1", "").await;
     assert_eq!(pending(&setup).await, 0, "the invalidation is already pending");
     drop(caller);
 
     eventually(SOON, async || pending(&setup).await == 1).await;
     setup.redis.cont();
     eventually(SOON, async || pending(&setup).await == 0).await;
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
 }
 
 #[tokio::test]
 async fn a_key_that_is_no_text_does_not_stop_a_purge_of_all() {
     let setup = Setup::new().await;
-    fill(&setup, &["x"]).await;
+    fill(&setup, &["x1"]).await;
     let foreign: &[u8] = b"job_status:\xff";
     let () = setup.redis.run(redis::cmd("SET").arg(foreign).arg("x")).await;
 

@@ -19,7 +19,7 @@ use crate::support::{
     upstream::{Feed, json, version, with_headers},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// More clients than any pool keeps connections for.
 const HERD: usize = 100;
@@ -30,12 +30,12 @@ async fn a_miss_fetches_once_and_fills_the_key_with_the_very_body() {
 
     let miss = setup.get(X).await;
 
-    miss.assert(200, &version("x", 0));
+    miss.assert(200, &version("x1", 0));
     assert_eq!(miss.cache_status(), "jobcache; fwd=miss; stored");
     setup.hit(X).await;
     assert_eq!(setup.upstream.reads(X), 1);
-    assert_eq!(setup.redis.get(&key("x")).await, Some(version("x", 0).into_bytes()));
-    let ttl_ms = setup.redis.ttl_ms(&key("x")).await;
+    assert_eq!(setup.redis.get(&key("x1")).await, Some(version("x1", 0).into_bytes()));
+    let ttl_ms = setup.redis.ttl_ms(&key("x1")).await;
     assert!(FRESH_TTL_MS.contains(&ttl_ms), "{ttl_ms}");
 }
 
@@ -48,7 +48,7 @@ async fn a_hit_does_not_reach_the_upstream_and_tells_its_age_and_ttl() {
 
     let hit = setup.get(X).await;
 
-    hit.assert(200, &version("x", 0));
+    hit.assert(200, &version("x1", 0));
     assert_eq!(setup.upstream.reads(X), reads);
     assert_eq!(hit.header("content-type"), "application/json");
     assert!(hit.header("age").parse::<u64>().is_ok_and(|age| age <= 5), "{hit:?}");
@@ -109,7 +109,7 @@ async fn a_matching_if_none_match_is_answered_304_without_a_body() {
         assert!(reply.is_hit(), "{reply:?}");
     }
     let request = setup.sidecar.client.request(Method::GET, X);
-    request.header("if-none-match", "\"other\"").send().await.assert(200, &version("x", 0));
+    request.header("if-none-match", "\"other\"").send().await.assert(200, &version("x1", 0));
     assert_eq!(setup.upstream.reads(X), reads);
 }
 
@@ -123,7 +123,7 @@ async fn a_head_is_answered_from_the_entry_without_a_body() {
 
     head.assert(200, "");
     assert!(head.is_hit(), "{head:?}");
-    assert_eq!(head.header("content-length"), version("x", 0).len().to_string());
+    assert_eq!(head.header("content-length"), version("x1", 0).len().to_string());
     assert_eq!(setup.upstream.count(&Method::HEAD, X), 0);
 }
 
@@ -135,7 +135,7 @@ async fn a_head_never_fills() {
 
     head.assert(200, "");
     assert!(head.is_uncached(), "{head:?}");
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
     assert!(setup.get(X).await.is_stored());
 }
 
@@ -153,7 +153,7 @@ async fn a_hundred_cold_reads_are_one_upstream_read() {
     gate.release();
 
     for reader in readers {
-        assert_eq!(reader.answer().await, (200, version("x", 0)));
+        assert_eq!(reader.answer().await, (200, version("x1", 0)));
     }
     assert_eq!(setup.upstream.reads(X), 1);
 }
@@ -170,8 +170,8 @@ async fn the_client_that_led_a_flight_may_hang_up_without_harm() {
     drop(leader);
     gate.release();
 
-    assert_eq!(follower.answer().await, (200, version("x", 0)));
-    setup.hit(X).await.assert(200, &version("x", 0));
+    assert_eq!(follower.answer().await, (200, version("x1", 0)));
+    setup.hit(X).await.assert(200, &version("x1", 0));
     assert_eq!(setup.upstream.reads(X), 1);
 }
 
@@ -187,7 +187,7 @@ async fn a_follower_may_hang_up_without_harm() {
     drop(follower);
     gate.release();
 
-    assert_eq!(leader.answer().await, (200, version("x", 0)));
+    assert_eq!(leader.answer().await, (200, version("x1", 0)));
     setup.hit(X).await;
     assert_eq!(setup.upstream.reads(X), 1);
 }
@@ -202,7 +202,7 @@ async fn a_fill_happens_though_every_client_hung_up() {
     drop(only);
     gate.release();
 
-    eventually(SOON, async || setup.redis.holds(&key("x")).await).await;
+    eventually(SOON, async || setup.redis.holds(&key("x1")).await).await;
     assert!(setup.get(X).await.is_hit());
     assert_eq!(setup.upstream.reads(X), 1);
 }
@@ -235,10 +235,10 @@ async fn what_is_not_a_plain_read_of_a_job_passes_every_time() {
     let setup = Setup::new().await;
     setup.get(X).await;
     setup.hit(X).await;
-    for path in ["/jobs/x?verbose=1", "/jobs/x?", "/jobs/x/logs", "/jobs", "/jobs/", "/health"] {
+    for path in ["/jobs/x1?verbose=1", "/jobs/x1?", "/jobs/x1/logs", "/jobs", "/jobs/", "/health"] {
         check_passes(&setup, Method::GET, path, &[]).await;
     }
-    for path in ["/jobsite/x", "/jobs/x/", "//jobs/x", "/jobs/%78", "/jobs/../jobs/x"] {
+    for path in ["/jobsite/x", "/jobs/x1/", "//jobs/x1", "/jobs/%78", "/jobs/../jobs/x1"] {
         check_passes(&setup, Method::GET, path, &[]).await;
     }
     check_passes(&setup, Method::OPTIONS, X, &[]).await;
@@ -285,7 +285,7 @@ fn check_never_stored<'s>(
             }
             assert_eq!(setup.upstream.reads(X) - before, turn, "{caller}");
         }
-        assert!(!setup.redis.holds(&key("x")).await, "{caller}");
+        assert!(!setup.redis.holds(&key("x1")).await, "{caller}");
     }
 }
 
@@ -337,24 +337,24 @@ async fn what_must_not_be_stored_is_not_shared_between_those_who_wait() {
 #[tokio::test]
 async fn a_body_of_exactly_the_limit_is_stored_and_a_larger_one_is_not() {
     let setup = Setup::with(|config| config.max_body = 100).await;
-    setup.upstream.set("x", 200, "a".repeat(100));
-    setup.upstream.set("y", 200, "a".repeat(101));
+    setup.upstream.set("x1", 200, "a".repeat(100));
+    setup.upstream.set("y1", 200, "a".repeat(101));
 
     assert!(setup.get(X).await.is_stored());
     for _ in 0..2 {
-        let reply = setup.get("/jobs/y").await;
+        let reply = setup.get("/jobs/y1").await;
         reply.assert(200, &"a".repeat(101));
         assert!(reply.is_uncached(), "{reply:?}");
     }
 
-    assert_eq!(setup.upstream.reads("/jobs/y"), 2);
-    assert!(!setup.redis.holds(&key("y")).await);
+    assert_eq!(setup.upstream.reads("/jobs/y1"), 2);
+    assert!(!setup.redis.holds(&key("y1")).await);
 }
 
 #[tokio::test]
 async fn an_empty_body_is_not_stored() {
     let setup = Setup::new().await;
-    setup.upstream.set("x", 200, "");
+    setup.upstream.set("x1", 200, "");
 
     for _ in 0..2 {
         let reply = setup.get(X).await;
@@ -378,7 +378,7 @@ async fn a_complete_chunked_body_is_stored_as_one() {
 
     hit.assert(200, r#"{"a":1}"#);
     assert_eq!(hit.header("content-length"), "7");
-    assert_eq!(setup.redis.get(&key("x")).await, Some(br#"{"a":1}"#.to_vec()));
+    assert_eq!(setup.redis.get(&key("x1")).await, Some(br#"{"a":1}"#.to_vec()));
 }
 
 #[tokio::test]
@@ -391,7 +391,7 @@ async fn a_body_with_trailers_is_not_stored() {
 
     setup.get(X).await.assert(200, "{}");
 
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
 }
 
 /// Breaks the body off after its first half; the client must notice and nothing may be stored.
@@ -409,7 +409,7 @@ async fn check_truncated(setup: &Setup, feed: Feed) {
             "a truncated body looks complete: {reply:?}"
         );
     }
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
 }
 
 #[tokio::test]
@@ -437,7 +437,7 @@ async fn an_event_stream_under_a_job_is_streamed_and_not_stored() {
     feed.end();
 
     assert_eq!((first.as_str(), second.as_str()), ("data: 1\n\n", "data: 2\n\n"));
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
 }
 
 async fn next(response: &mut Response<hyper::body::Incoming>) -> String {
@@ -451,7 +451,7 @@ async fn a_fill_does_not_ask_for_a_coding_and_a_client_that_accepts_one_gets_the
     let setup = Setup::new().await;
     for _ in 0..2 {
         let request = setup.sidecar.client.request(Method::GET, X);
-        request.header("accept-encoding", "gzip, br").send().await.assert(200, &version("x", 0));
+        request.header("accept-encoding", "gzip, br").send().await.assert(200, &version("x1", 0));
     }
 
     let seen = setup.upstream.requests();
@@ -465,7 +465,7 @@ async fn a_fill_does_not_forward_the_clients_validators() {
     let setup = Setup::new().await;
     let request = setup.sidecar.client.request(Method::GET, X);
 
-    request.header("if-none-match", "\"v\"").send().await.assert(200, &version("x", 0));
+    request.header("if-none-match", "\"v\"").send().await.assert(200, &version("x1", 0));
 
     assert!(!setup.upstream.requests()[0].headers.contains_key("if-none-match"));
 }
@@ -493,18 +493,18 @@ async fn the_responses_own_lifetime_shortens_the_ttl_and_never_lengthens_it() {
 async fn an_entry_expires_with_its_ttl() {
     let setup = Setup::with(|config| config.ttl = Duration::from_secs(1)).await;
     setup.get(X).await;
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
 
-    eventually(SOON, async || setup.get(X).await.text() == version("x", 1)).await;
+    eventually(SOON, async || setup.get(X).await.text() == version("x1", 1)).await;
 }
 
 #[tokio::test]
 async fn what_somebody_else_set_in_the_key_is_never_served() {
     let setup = Setup::new().await;
-    for foreign in [b"foo".to_vec(), version("x", 0).into_bytes()] {
-        setup.redis.set(&key("x"), &foreign).await;
+    for foreign in [b"foo".to_vec(), version("x1", 0).into_bytes()] {
+        setup.redis.set(&key("x1"), &foreign).await;
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert!(!reply.is_hit(), "{reply:?}");
     }
 }
@@ -512,12 +512,12 @@ async fn what_somebody_else_set_in_the_key_is_never_served() {
 #[tokio::test]
 async fn a_value_set_over_an_entry_is_never_served_even_with_its_bytes() {
     let setup = Setup::new().await;
-    for foreign in ["foo".to_owned(), version("x", 0)] {
+    for foreign in ["foo".to_owned(), version("x1", 0)] {
         setup.get(X).await;
         setup.hit(X).await;
-        setup.redis.set(&key("x"), foreign.as_bytes()).await;
+        setup.redis.set(&key("x1"), foreign.as_bytes()).await;
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert!(!reply.is_hit(), "{foreign}: {reply:?}");
     }
 }
@@ -526,7 +526,7 @@ async fn a_value_set_over_an_entry_is_never_served_even_with_its_bytes() {
 async fn a_lost_or_corrupted_meta_is_no_hit_and_heals_itself() {
     // Entries in the process were verified when they were read.
     let setup = Setup::with(|config| config.near.mode = NearMode::Off).await;
-    let meta = format!("{{{}}}:meta", key("x"));
+    let meta = format!("{{{}}}:meta", key("x1"));
     for damage in [None, Some("not json"), Some("{}")] {
         setup.get(X).await;
         setup.hit(X).await;
@@ -535,20 +535,20 @@ async fn a_lost_or_corrupted_meta_is_no_hit_and_heals_itself() {
             Some(damage) => setup.redis.set(&meta, damage.as_bytes()).await,
         }
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert!(!reply.is_hit(), "{damage:?}: {reply:?}");
-        setup.hit(X).await.assert(200, &version("x", 0));
+        setup.hit(X).await.assert(200, &version("x1", 0));
     }
 }
 
 #[tokio::test]
 async fn a_key_of_the_wrong_type_passes() {
     let setup = Setup::new().await;
-    let () = setup.redis.run(redis::cmd("HSET").arg(key("x")).arg("field").arg("value")).await;
+    let () = setup.redis.run(redis::cmd("HSET").arg(key("x1")).arg("field").arg("value")).await;
 
     for _ in 0..2 {
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert!(!reply.is_hit(), "{reply:?}");
     }
 }
@@ -559,7 +559,7 @@ async fn a_client_that_asks_for_a_fresh_answer_gets_one_and_refreshes_the_entry(
     for directive in ["no-cache", "max-age=0"] {
         setup.get(X).await;
         setup.hit(X).await;
-        setup.upstream.commit("x");
+        setup.upstream.commit("x1");
         let request = setup.sidecar.client.request(Method::GET, X);
         let fresh = request.header("cache-control", directive).send().await;
         assert!(!fresh.is_hit(), "{directive}: {fresh:?}");
@@ -579,7 +579,7 @@ async fn a_client_that_only_wants_the_cache_gets_504_on_a_miss() {
     assert_eq!(setup.upstream.reads(X), 0);
     setup.get(X).await;
     setup.hit(X).await;
-    request().await.assert(200, &version("x", 0));
+    request().await.assert(200, &version("x1", 0));
 }
 
 #[tokio::test]
@@ -591,19 +591,19 @@ async fn a_job_id_of_any_allowed_spelling_is_cached_under_itself() {
         setup.hit(&path).await.assert(200, &version(id, 0));
         assert!(setup.redis.holds(&key(id)).await, "{id}");
     }
-    setup.get("/api/v1/jobs/seven").await;
-    setup.hit("/api/v1/jobs/seven").await.assert(200, &version("seven", 0));
+    setup.get("/api/v1/jobs/seven1").await;
+    setup.hit("/api/v1/jobs/seven1").await.assert(200, &version("seven1", 0));
 }
 
 #[tokio::test]
 async fn an_unknown_job_stays_unknown_only_until_it_exists() {
     let setup = Setup::new().await;
-    setup.upstream.only_known(&["other"]);
+    setup.upstream.only_known(&["other1"]);
     assert_eq!(setup.get(X).await.status, StatusCode::NOT_FOUND);
 
-    setup.upstream.only_known(&["x"]);
+    setup.upstream.only_known(&["x1"]);
 
-    setup.get(X).await.assert(200, &version("x", 0));
+    setup.get(X).await.assert(200, &version("x1", 0));
 }
 
 #[tokio::test]
@@ -615,7 +615,7 @@ async fn a_second_sidecar_serves_what_the_first_has_stored() {
 
     let reply = second.get(X).await;
 
-    reply.assert(200, &version("x", 0));
+    reply.assert(200, &version("x1", 0));
     assert!(reply.is_hit(), "{reply:?}");
     assert_eq!(setup.upstream.reads(X), 1);
 }
@@ -627,7 +627,7 @@ async fn nobody_waits_for_a_body_that_streams_on_for_somebody_else() {
         if !redis_is_up {
             setup.redis.stop();
             eventually(SOON, async || {
-                setup.get("/jobs/other").await.cache_status().contains("store-down")
+                setup.get("/jobs/other1").await.cache_status().contains("store-down")
             })
             .await;
         }
@@ -670,5 +670,5 @@ async fn a_body_that_ends_with_its_connection_is_not_stored() {
         setup.get(X).await.cache_status().ends_with("fwd=miss; detail=unframed")
     })
     .await;
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
 }

@@ -17,8 +17,8 @@ use crate::support::{
     upstream::{json, version, with_headers},
 };
 
-const X: &str = "/jobs/x";
-const Y: &str = "/jobs/y";
+const X: &str = "/jobs/x1";
+const Y: &str = "/jobs/y1";
 const ALICE: &str = "Bearer alice-0123456789";
 const BOB: &str = "Bearer bob-9876543210";
 
@@ -55,14 +55,14 @@ fn revocable(setup: &Setup) -> Arc<AtomicBool> {
         if headers["authorization"] == BOB && switch.load(Ordering::SeqCst) {
             return json(StatusCode::UNAUTHORIZED, r#"{"detail":"expired"}"#);
         }
-        json(StatusCode::OK, version("x", 0))
+        json(StatusCode::OK, version("x1", 0))
     });
     revoked
 }
 
 /// Returns the metadata of the entry in Redis.
 async fn meta(setup: &Setup) -> serde_json::Value {
-    let meta = setup.redis.get(&format!("{{{}}}:meta", key("x"))).await.expect("an entry");
+    let meta = setup.redis.get(&format!("{{{}}}:meta", key("x1"))).await.expect("an entry");
     serde_json::from_slice(&meta).expect("JSON")
 }
 
@@ -138,7 +138,7 @@ async fn without_a_recheck_a_revoked_token_is_good_until_the_job_changes() {
     warm(&setup, X, BOB).await;
     revoked.store(true, Ordering::SeqCst);
     assert!(get(&setup, BOB).await.is_hit());
-    setup.redis.del(&key("x")).await;
+    setup.redis.del(&key("x1")).await;
     assert_eq!(get(&setup, BOB).await.status, 401);
 }
 

@@ -9,7 +9,7 @@ use crate::support::{
     Process, RedisServer, Reply, SOON, Setup, Upstream, eventually, redis::key, upstream::version,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// The default of the product, which these tests are about.
 const BUDGET: Duration = Duration::from_millis(50);
@@ -46,7 +46,7 @@ async fn a_sidecar_starts_without_redis_and_comes_to_life_with_it() {
     let mut setup = Setup::cold(RedisServer::absent(), |config| config.store.budget = BUDGET).await;
     for _ in 0..3 {
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert!(reply.is_uncached(), "{reply:?}");
     }
     assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
@@ -54,7 +54,7 @@ async fn a_sidecar_starts_without_redis_and_comes_to_life_with_it() {
     setup.redis.restart_empty().await;
 
     eventually(RECOVERY, async || setup.get(X).await.is_hit()).await;
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 /// Polls while Redis is in trouble and afterwards: no error, no old body, no long wait; then hits
@@ -62,7 +62,7 @@ async fn a_sidecar_starts_without_redis_and_comes_to_life_with_it() {
 async fn poll_through(setup: &Setup, looks: usize) {
     for _ in 0..looks {
         let (reply, took) = timed(setup, X).await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert!(took < PATIENCE, "{took:?}: {reply:?}");
     }
 }
@@ -105,7 +105,7 @@ async fn a_restart_under_a_polling_client_goes_unnoticed() {
         loop {
             tokio::select! {
                 () = &mut end => return polls,
-                reply = client.get(X) => reply.assert(200, &version("x", 0)),
+                reply = client.get(X) => reply.assert(200, &version("x1", 0)),
             }
             polls += 1;
         }
@@ -162,17 +162,17 @@ async fn a_write_acknowledged_while_redis_is_frozen_is_never_followed_by_an_old_
     assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
 
     for _ in 0..PROBES {
-        setup.get(X).await.assert(200, &version("x", 1));
+        setup.get(X).await.assert(200, &version("x1", 1));
     }
     // Redis resumes with the old entry: it must be gone before a hit is possible.
     setup.redis.cont();
     eventually(RECOVERY, async || {
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 1));
+        reply.assert(200, &version("x1", 1));
         reply.is_hit()
     })
     .await;
-    assert_eq!(setup.redis.get(&key("x")).await, Some(version("x", 1).into_bytes()));
+    assert_eq!(setup.redis.get(&key("x1")).await, Some(version("x1", 1).into_bytes()));
 }
 
 #[tokio::test]
@@ -192,7 +192,7 @@ async fn brings_back_nothing_old(setup: &mut Setup) {
     setup.redis.restart_from_rdb().await;
     eventually(RECOVERY, async || {
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 1));
+        reply.assert(200, &version("x1", 1));
         reply.is_hit()
     })
     .await;
@@ -203,7 +203,7 @@ async fn a_write_confirmed_before_a_crash_is_not_undone_by_the_snapshot_before_i
     let mut setup = filled().await;
     setup.redis.save().await;
     setup.sidecar.put(X).await;
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 
     brings_back_nothing_old(&mut setup).await;
 }
@@ -223,7 +223,7 @@ async fn a_fill_whose_redis_dies_under_it_answers_its_reader() {
 
         gate.release();
 
-        assert_eq!(reader.answer().await, (200, version("x", 0)), "frozen: {is_frozen}");
+        assert_eq!(reader.answer().await, (200, version("x1", 0)), "frozen: {is_frozen}");
     }
 }
 
@@ -234,12 +234,12 @@ async fn a_redis_that_refuses_writes_is_no_error_and_never_leaves_an_old_body() 
     let () = setup.redis.run(&full).await;
     for round in 1..=3 {
         assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
-        setup.get(X).await.assert(200, &version("x", round));
+        setup.get(X).await.assert(200, &version("x1", round));
     }
 
     let () = setup.redis.run(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("0")).await;
 
-    setup.hit(X).await.assert(200, &version("x", 3));
+    setup.hit(X).await.assert(200, &version("x1", 3));
 }
 
 #[tokio::test]
@@ -256,7 +256,7 @@ async fn a_herd_without_redis_costs_two_upstream_reads_at_a_time() {
     gate.release();
 
     for reader in readers {
-        assert_eq!(reader.answer().await, (200, version("x", 0)));
+        assert_eq!(reader.answer().await, (200, version("x1", 0)));
     }
     let peak = setup.upstream.peak_reads(X);
     assert!(peak <= 2, "{peak} simultaneous reads");
@@ -269,16 +269,16 @@ async fn a_reader_without_redis_never_joins_a_read_that_began_before_him() {
     let early = setup.sidecar.client.start(Method::GET, X, "").await;
     gate.arrived(1).await;
     // Through another sidecar, so that this sidecar does not detach the read in progress.
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
 
     let late = setup.sidecar.client.start(Method::GET, X, "").await;
     setup.exchange().await;
     gate.release_one();
 
-    assert_eq!(early.answer().await, (200, version("x", 0)));
+    assert_eq!(early.answer().await, (200, version("x1", 0)));
     gate.arrived(2).await;
     gate.release();
-    assert_eq!(late.answer().await, (200, version("x", 1)));
+    assert_eq!(late.answer().await, (200, version("x1", 1)));
 }
 
 #[tokio::test]
@@ -297,7 +297,7 @@ async fn a_client_that_hangs_up_while_its_lease_is_asked_for_leaves_none() {
     let () = setup.redis.run(redis::cmd("CLIENT").arg("UNPAUSE")).await;
 
     eventually(RECOVERY, async || {
-        let lease = setup.redis.get("{job_status:x}:lease").await;
+        let lease = setup.redis.get("{job_status:x1}:lease").await;
         if lease.is_none() { Ok(()) } else { Err(lease) }
     })
     .await;
@@ -322,7 +322,7 @@ async fn a_write_that_began_in_vain_is_confirmed_when_redis_is_back_before_it_en
     assert_eq!(reply.status, StatusCode::OK);
     let status = reply.header("cache-status");
     assert!(!status.contains("pending"), "{status}");
-    setup.hit(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -332,15 +332,15 @@ async fn past_the_limit_of_what_is_pending_a_job_is_bypassed_until_all_is_purged
         config.pending.limit = 2;
     })
     .await;
-    for id in ["a", "b", "c", "x"] {
+    for id in ["a1", "b1", "c1", "x1"] {
         setup.hit(&format!("/jobs/{id}")).await;
     }
     setup.redis.stop();
-    for id in ["a", "b", "c"] {
+    for id in ["a1", "b1", "c1"] {
         setup.sidecar.put(&format!("/jobs/{id}")).await;
     }
 
-    let reply = setup.get("/jobs/c").await;
+    let reply = setup.get("/jobs/c1").await;
     assert!(reply.header("cache-status").contains("pending"), "{reply:?}");
     let reply = setup.get(X).await;
     assert!(
@@ -352,7 +352,7 @@ async fn past_the_limit_of_what_is_pending_a_job_is_bypassed_until_all_is_purged
 
     // The reads after the purge show that the old entries are gone.
     setup.redis.cont();
-    for id in ["a", "b", "c"] {
+    for id in ["a1", "b1", "c1"] {
         setup.hit(&format!("/jobs/{id}")).await.assert(200, &version(id, 1));
     }
 }

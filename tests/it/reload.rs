@@ -19,7 +19,7 @@ use crate::support::{
     upstream::{Gate, version},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 /// A configuration without a route for jobs.
 const ELSEWHERE: &str = "routes = ['/elsewhere/{id}']\nsettle = '0s'\n";
 
@@ -87,7 +87,7 @@ impl Setup {
     }
 
     async fn purge(&self, token: &str) -> u16 {
-        let purge = self.sidecar.admin.request(Method::POST, "/purge/x");
+        let purge = self.sidecar.admin.request(Method::POST, "/purge/x1");
         purge.header("authorization", &format!("Bearer {token}")).send().await.status.as_u16()
     }
 
@@ -131,7 +131,7 @@ async fn a_route_that_comes_back_serves_nothing_from_before_it_went() {
     setup.sidecar.put(X).await;
     setup.applies("").await;
 
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 /// Starts a write before its path is a route, and holds it while the path is one.
@@ -144,7 +144,7 @@ async fn written_before_its_route() -> (Setup, Gate, Started) {
     setup.applies("settle = '0s'").await;
     // Wait for the second drop of the reload, so that it cannot be the cause of a later result.
     setup.dropped(2).await;
-    setup.hit(X).await.assert(200, &version("x", 0));
+    setup.hit(X).await.assert(200, &version("x1", 0));
     (setup, gate, write)
 }
 
@@ -155,7 +155,7 @@ async fn a_write_under_way_when_its_route_appears_is_invalidated_before_it_is_an
     let answer = write.answer().await;
 
     assert_eq!(answer.0, 200, "{answer:?}");
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -163,28 +163,28 @@ async fn a_write_given_up_after_its_route_appeared_is_invalidated_all_the_same()
     let (setup, _gate, write) = written_before_its_route().await;
 
     drop(write);
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
 
     setup.dropped(4).await;
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
 async fn a_write_under_way_when_a_rule_appears_is_invalidated_by_it() {
     let setup = Setup::new("settle = '0s'").await;
-    let gate = setup.upstream.hold(Method::PUT, "/jobs/y");
-    let write = setup.sidecar.client.start(Method::PUT, "/jobs/y", r#"{"also":"x"}"#).await;
+    let gate = setup.upstream.hold(Method::PUT, "/jobs/y1");
+    let write = setup.sidecar.client.start(Method::PUT, "/jobs/y1", r#"{"also":"x1"}"#).await;
     gate.arrived(1).await;
 
-    let rule = "[[invalidate]]\npath = '/jobs/y'\nrequest = ['/also']";
+    let rule = "[[invalidate]]\npath = '/jobs/y1'\nrequest = ['/also']";
     setup.applies(&format!("settle = '0s'\n{rule}")).await;
     setup.dropped(2).await;
-    setup.hit(X).await.assert(200, &version("x", 0));
-    setup.upstream.commit("x");
+    setup.hit(X).await.assert(200, &version("x1", 0));
+    setup.upstream.commit("x1");
     gate.release();
     write.answer().await;
 
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -197,9 +197,9 @@ async fn a_read_under_way_is_answered_by_the_rules_under_which_it_began() {
     setup.applies("max_body = 1").await;
     gate.release();
 
-    assert_eq!(read.answer().await, (200, version("x", 0)));
+    assert_eq!(read.answer().await, (200, version("x1", 0)));
     setup.hit(X).await;
-    let reply = setup.get("/jobs/y").await;
+    let reply = setup.get("/jobs/y1").await;
     assert!(reply.cache_status().ends_with("detail=too-large"), "{reply:?}");
 }
 
@@ -209,10 +209,10 @@ async fn a_shorter_ttl_is_for_what_is_stored_from_then_on() {
     setup.hit(X).await;
 
     setup.applies("ttl.default = '7s'").await;
-    setup.hit("/jobs/y").await;
+    setup.hit("/jobs/y1").await;
 
-    assert!(setup.redis.ttl_ms(&key("x")).await > 7_000);
-    assert!(setup.redis.ttl_ms(&key("y")).await <= 7_000);
+    assert!(setup.redis.ttl_ms(&key("x1")).await > 7_000);
+    assert!(setup.redis.ttl_ms(&key("y1")).await <= 7_000);
 }
 
 #[tokio::test]
@@ -231,12 +231,12 @@ async fn settle_queries_and_directives_of_clients_are_judged_anew() {
     let setup = Setup::new("settle = '0s'").await;
     setup.sidecar.put(X).await;
     assert!(setup.get(X).await.is_stored());
-    assert!(setup.get("/jobs/x?t=1").await.cache_status().ends_with("detail=query"));
+    assert!(setup.get("/jobs/x1?t=1").await.cache_status().ends_with("detail=query"));
 
     let file = "settle = '1m'\nignore_client_cache_control = true\nquery.ignore = ['t']";
     setup.applies(file).await;
 
-    setup.hit("/jobs/x?t=1").await;
+    setup.hit("/jobs/x1?t=1").await;
     let insisting =
         setup.sidecar.client.request(Method::GET, X).header("cache-control", "no-cache");
     let reply = insisting.send().await;
@@ -388,7 +388,7 @@ async fn sighup_names_what_needs_a_restart_and_the_mend() {
     assert!(line.contains("restart") && line.contains("server.reuse_port"), "{line}");
     let line = reloaded.says(file, "a setting has not changed").await;
     assert!(line.contains(r#"key="settle""#), "{line}");
-    reloaded.process.client.get(X).await.assert(200, &version("x", 0));
+    reloaded.process.client.get(X).await.assert(200, &version("x1", 0));
 }
 
 #[tokio::test]
@@ -399,7 +399,7 @@ async fn sighup_tells_every_mistake_in_one_event() {
 
     assert!(line.contains(" ERROR ") && line.contains("mistakes=2"), "{line}");
     assert!(line.contains("tll") && line.contains("later"), "{line}");
-    reloaded.process.client.get(X).await.assert(200, &version("x", 0));
+    reloaded.process.client.get(X).await.assert(200, &version("x1", 0));
 }
 
 #[tokio::test]

@@ -19,8 +19,8 @@ use crate::support::{
     upstream::{version, with_headers},
 };
 
-const X: &str = "/jobs/x";
-const Y: &str = "/jobs/y";
+const X: &str = "/jobs/x1";
+const Y: &str = "/jobs/y1";
 
 /// A client that sends the same fields with each request over one connection.
 struct Poller {
@@ -120,13 +120,13 @@ async fn a_repeated_request_is_answered_to_the_byte_as_one_that_is_not() {
 #[tokio::test]
 async fn only_the_path_may_differ() {
     let setup = Setup::new().await;
-    let paths = [X, Y, "/jobs/42", "/api/v1/jobs/x"];
+    let paths = [X, Y, "/jobs/42", "/api/v1/jobs/x1"];
     let mut poller = Poller::new(&setup).await;
     for path in paths {
         poller.known_for(&setup, path).await;
     }
     let before = repeats(&setup).await;
-    for (path, id) in paths.into_iter().zip(["x", "y", "42", "x"]) {
+    for (path, id) in paths.into_iter().zip(["x1", "y1", "42", "x1"]) {
         assert_eq!(poller.body(path).await, version(id, 0), "{path}");
     }
     assert_eq!(repeats(&setup).await, before + 4);
@@ -184,21 +184,21 @@ async fn what_changes_between_two_repeated_requests_is_seen() {
     let mut poller = Poller::new(&setup).await;
     for round in 0..60 {
         poller.known_for(&setup, X).await;
-        assert_eq!(poller.body(X).await, version("x", round));
+        assert_eq!(poller.body(X).await, version("x1", round));
         match round % 3 {
             0 => drop(setup.sidecar.put(X).await),
             1 => {
-                setup.upstream.commit("x");
-                let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+                setup.upstream.commit("x1");
+                let purge = setup.sidecar.admin.request(Method::POST, "/purge/x1").send().await;
                 assert_eq!(purge.status, 200);
             }
             _ => {
-                setup.upstream.commit("x");
-                let del = redis::cmd("DEL").arg(key("x")).query_async(&mut redis).await;
+                setup.upstream.commit("x1");
+                let del = redis::cmd("DEL").arg(key("x1")).query_async(&mut redis).await;
                 let () = del.expect("Redis");
             }
         }
-        assert_eq!(poller.body(X).await, version("x", round + 1));
+        assert_eq!(poller.body(X).await, version("x1", round + 1));
     }
 }
 
@@ -208,7 +208,7 @@ async fn while_redis_hangs_a_repeated_request_is_answered_by_the_upstream_within
     let setup = Setup::with(|config| config.store.budget = budget).await;
     let mut poller = Poller::known(&setup).await;
     let before = repeats(&setup).await;
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
 
     setup.redis.stop();
     let asked = Instant::now();
@@ -216,7 +216,7 @@ async fn while_redis_hangs_a_repeated_request_is_answered_by_the_upstream_within
     let took = asked.elapsed();
     setup.redis.cont();
 
-    assert_eq!(body, version("x", 1), "{head}");
+    assert_eq!(body, version("x1", 1), "{head}");
     assert!(!cache_status(&head).contains("hit"), "{head}");
     assert!(took < budget + budget / 2, "{took:?}");
     assert_eq!(repeats(&setup).await, before);
@@ -230,23 +230,23 @@ fn others() -> Vec<(&'static str, Vec<String>)> {
     let get = |target: &str| format!("GET {target} HTTP/1.1\r\n{rest}");
     let one = |text: String| vec![text];
     vec![
-        ("query", one(get("/jobs/x?x"))),
-        ("slashes", one(get("//jobs/x"))),
+        ("query", one(get("/jobs/x1?x"))),
+        ("slashes", one(get("//jobs/x1"))),
         ("zeros", one(get("/jobs/01"))),
         ("encoded", one(get("/jobs/%78"))),
-        ("dots", one(get("/jobs/../jobs/x"))),
-        ("absolute", one(get("http://jobs.example/jobs/x"))),
-        ("another host", one(get("http://other.example/jobs/x"))),
-        ("below", one(get("/jobs/x/logs"))),
+        ("dots", one(get("/jobs/../jobs/x1"))),
+        ("absolute", one(get("http://jobs.example/jobs/x1"))),
+        ("another host", one(get("http://other.example/jobs/x1"))),
+        ("below", one(get("/jobs/x1/logs"))),
         ("not a job", one(get("/reports/x"))),
-        ("HEAD", one(format!("HEAD /jobs/x HTTP/1.1\r\n{rest}"))),
+        ("HEAD", one(format!("HEAD /jobs/x1 HTTP/1.1\r\n{rest}"))),
         ("POST", one(format!("POST /reports/x HTTP/1.1\r\n{rest}"))),
         ("case", one(get(X).replace("Host", "host"))),
-        ("order", one("GET /jobs/x HTTP/1.1\r\nAccept: */*\r\nHost: jobs.example\r\n\r\n".into())),
+        ("order", one("GET /jobs/x1 HTTP/1.1\r\nAccept: */*\r\nHost: jobs.example\r\n\r\n".into())),
         ("more", one(get(X).replace("Accept", "X-More: 1\r\nAccept"))),
         ("empty line first", one(format!("\r\n{}", get(X)))),
         ("conditions", one(get(X).replace("Accept: */*", "If-None-Match: *"))),
-        ("old", one(format!("GET /jobs/x HTTP/1.0\r\nConnection: keep-alive\r\n{rest}"))),
+        ("old", one(format!("GET /jobs/x1 HTTP/1.0\r\nConnection: keep-alive\r\n{rest}"))),
         ("split line", vec!["GET /jo".into(), format!("bs/x HTTP/1.1\r\n{rest}")]),
         ("split fields", vec![format!("GET {X} HTTP/1.1\r\nHost"), rest.replacen("Host", "", 1)]),
     ]
@@ -284,15 +284,15 @@ async fn pipelined_requests_are_answered_in_turn() {
     for _ in 0..20 {
         let (half, rest) = y.split_at(y.len() / 2);
         poller.end.send(format!("{x}{y}{x}{half}")).await;
-        for id in ["x", "y", "x"] {
+        for id in ["x1", "y1", "x1"] {
             assert_eq!(poller.end.answer().await.1, version(id, 0));
         }
         // The end of a head that hyper has begun to read, followed by a whole head.
         poller.end.send(format!("{rest}{x}")).await;
-        for id in ["y", "x"] {
+        for id in ["y1", "x1"] {
             assert_eq!(poller.end.answer().await.1, version(id, 0));
         }
-        assert_eq!(poller.body(Y).await, version("y", 0));
+        assert_eq!(poller.body(Y).await, version("y1", 0));
     }
 }
 
@@ -392,7 +392,7 @@ async fn a_client_that_reads_slowly_gets_all_of_it() {
         // Sent while the answer is still waiting.
         poller.end.send(poller.request(Y)).await;
         assert_eq!(poller.end.answer().await.1, body);
-        assert_eq!(poller.end.answer().await.1, version("y", 0));
+        assert_eq!(poller.end.answer().await.1, version("y1", 0));
     }
     assert!(repeats(&setup).await > before);
 }
@@ -417,7 +417,7 @@ async fn repeated_requests_keep_a_connection_and_silence_ends_it() {
     let mut poller = Poller::known(&setup).await;
     let began = Instant::now();
     while began.elapsed() < 4 * limit {
-        assert_eq!(poller.body(X).await, version("x", 0));
+        assert_eq!(poller.body(X).await, version("x1", 0));
         // An immediate poll would not show that the next one moves the limit.
         tokio::time::sleep(limit / 4).await;
     }
@@ -435,7 +435,7 @@ async fn a_drain_closes_a_connection_only_between_two_answers() {
     assert_eq!(idle.end.rest().await, "");
     let (head, body) = asking.end.answer().await;
     setup.redis.cont();
-    assert_eq!(body, version("x", 0), "{head}");
+    assert_eq!(body, version("x1", 0), "{head}");
     assert_eq!(asking.end.rest().await, "");
     soon(setup.sidecar.shutdown()).await.expect("a drain");
 }
@@ -450,5 +450,5 @@ async fn a_client_that_hangs_up_while_it_waits_harms_nobody() {
     end.send(format!("GET {X} HTTP/1.1\r\n{fields}")).await;
     drop(end);
     setup.redis.cont();
-    assert_eq!(other.body(X).await, version("x", 0));
+    assert_eq!(other.body(X).await, version("x1", 0));
 }

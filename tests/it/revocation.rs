@@ -13,8 +13,8 @@ use crate::support::{
     upstream::{json, version},
 };
 
-const X: &str = "/jobs/x";
-const X_OF_ALICE: &str = "/api/v1/jobs/x";
+const X: &str = "/jobs/x1";
+const X_OF_ALICE: &str = "/api/v1/jobs/x1";
 const ALICE: &str = "Bearer alice-0123456789";
 const BOB: &str = "Bearer bob-9876543210";
 
@@ -34,7 +34,7 @@ fn who(headers: &HeaderMap) -> &str {
 fn not_to_bob(headers: &HeaderMap) -> Response<Body> {
     match who(headers) {
         BOB => json(StatusCode::FORBIDDEN, "{}"),
-        _ => json(StatusCode::OK, version("x", 0)),
+        _ => json(StatusCode::OK, version("x1", 0)),
     }
 }
 
@@ -87,13 +87,13 @@ async fn write(setup: &Setup) {
 }
 
 async fn del(setup: &Setup) {
-    setup.redis.del(&key("x")).await;
+    setup.redis.del(&key("x1")).await;
 }
 
 async fn del_and_set(setup: &Setup) {
-    let body = setup.redis.get(&key("x")).await.unwrap();
-    setup.redis.del(&key("x")).await;
-    setup.redis.set(&key("x"), &body).await;
+    let body = setup.redis.get(&key("x1")).await.unwrap();
+    setup.redis.del(&key("x1")).await;
+    setup.redis.set(&key("x1"), &body).await;
 }
 
 #[tokio::test]
@@ -144,9 +144,9 @@ async fn who_is_let_in_again_is_served_again() {
     setup.upstream.respond_to(X, not_to_bob);
     warm(&setup, X, ALICE).await;
     assert_eq!(get(&setup.sidecar, X, BOB).await.status, 403);
-    setup.upstream.respond_to(X, |_| json(StatusCode::OK, version("x", 0)));
+    setup.upstream.respond_to(X, |_| json(StatusCode::OK, version("x1", 0)));
     write(&setup).await;
-    get(&setup.sidecar, X, BOB).await.assert(200, &version("x", 0));
+    get(&setup.sidecar, X, BOB).await.assert(200, &version("x1", 0));
 }
 
 /// Starts two polls of Bob's that share one read until its result is known.
@@ -169,7 +169,7 @@ async fn a_refusal_or_a_cookie_for_who_asks_to_be_let_in_reaches_nobody_else() {
         let count = std::sync::atomic::AtomicUsize::new(0);
         setup.upstream.respond_to(X, move |_| {
             let number = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let mut response = json(status, version("x", 0));
+            let mut response = json(status, version("x1", 0));
             response.headers_mut().insert("set-cookie", number.into());
             response
         });
@@ -187,7 +187,7 @@ async fn a_refusal_or_a_cookie_for_who_asks_to_be_let_in_reaches_nobody_else() {
 /// An API with rate limits per user, which marks each user's answers with a header.
 fn marked(name: &'static str) -> impl Fn(&HeaderMap) -> Response<Body> + Send + Sync {
     move |headers| {
-        let mut response = json(StatusCode::OK, version("x", 0));
+        let mut response = json(StatusCode::OK, version("x1", 0));
         let mark = format!("\"{}\"", who(headers)).parse().unwrap();
         response.headers_mut().insert(name, mark);
         response

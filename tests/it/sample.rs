@@ -48,21 +48,21 @@ async fn the_documented_webhook_client_purges_and_a_wrong_secret_raises() {
     let (store, url) = (redis.url(), upstream.url());
     let args = ["--upstream", &url, "--redis-url", &store, "--store-budget", "2s"];
     let process = Process::start(&args, &[("JOBCACHE_WEBHOOK_SECRET", SECRET)]).await;
-    let hit = async || process.client.get("/jobs/x").await.is_hit();
+    let hit = async || process.client.get("/jobs/x1").await.is_hit();
     eventually(SOON, hit).await;
-    upstream.commit("x");
+    upstream.commit("x1");
 
     let (purged, stderr) =
         purge_x("whsec_c29tZXRoaW5nIGVsc2UgZW50aXJlbHk=", process.admin.address());
     assert!(!purged && stderr.contains("HTTP Error 401"), "{stderr}");
-    process.client.get("/jobs/x").await.assert(200, &version("x", 0));
+    process.client.get("/jobs/x1").await.assert(200, &version("x1", 0));
 
     let (purged, stderr) = purge_x("", process.admin.address());
     assert!(!purged && stderr.contains("RuntimeError: set JOBCACHE_WEBHOOK_SECRET"), "{stderr}");
 
     let (purged, stderr) = purge_x(SECRET, process.admin.address());
     assert!(purged, "{stderr}");
-    process.client.get("/jobs/x").await.assert(200, &version("x", 1));
+    process.client.get("/jobs/x1").await.assert(200, &version("x1", 1));
 }
 
 #[test]

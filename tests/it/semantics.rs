@@ -4,7 +4,7 @@ use hyper::Method;
 
 use crate::support::{Setup, upstream::with_headers};
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 #[tokio::test]
 async fn what_other_caches_say_stays_in_front_of_our_word_and_is_not_replayed() {
@@ -25,7 +25,7 @@ async fn a_client_that_holds_what_a_miss_brings_gets_its_304() {
     let setup = Setup::new().await;
     let etag = setup.hit(X).await.header("etag").to_owned();
     for held in [etag.clone(), format!("W/{etag}"), format!("\"other\", {etag}"), "*".to_owned()] {
-        setup.redis.del("job_status:x").await;
+        setup.redis.del("job_status:x1").await;
         let request = setup.sidecar.client.request(Method::GET, X);
         let reply = request.header("if-none-match", &held).send().await;
         reply.assert(304, "");
@@ -38,7 +38,7 @@ async fn a_client_that_holds_what_a_miss_brings_gets_its_304() {
 async fn the_age_on_arrival_is_passed_on_and_taken_off() {
     let setup = Setup::new().await;
     for (age, least, most) in [("100", 100, 105), ("7, 100", 7, 12), ("x", 0, 5)] {
-        setup.redis.del("job_status:x").await;
+        setup.redis.del("job_status:x1").await;
         let headers = [("age", age)];
         setup.upstream.respond(X, move |_| Some(with_headers("{}", &headers)));
         let hit = setup.hit(X).await;

@@ -14,7 +14,7 @@ use crate::support::{
     upstream::version,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// How long a deposed master may be believed (promise 1, limit b).
 const BELIEVED: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ async fn follows_a_failover(sidecar: &Sidecar, redis: &mut Deployment) {
     redis.failed_over().await;
 
     hit(sidecar).await;
-    assert!(redis.master().holds(&key("x")).await);
+    assert!(redis.master().holds(&key("x1")).await);
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn the_master_that_sentinels_name_is_used_and_another_one_followed() {
     let (mut redis, upstream) = (Deployment::start().await, Upstream::start().await);
     let sidecar = sidecar(&redis.url(), &upstream, |_| {}).await;
     hit(&sidecar).await;
-    assert!(redis.master().holds(&key("x")).await);
+    assert!(redis.master().holds(&key("x1")).await);
 
     for is_frozen in [false, true] {
         let deposed = redis.master;
@@ -83,7 +83,7 @@ async fn the_master_that_sentinels_name_is_used_and_another_one_followed() {
 
         hit(&sidecar).await;
         sidecar.get(X).await.assert(200, &newest);
-        assert!(redis.master().holds(&key("x")).await, "frozen: {is_frozen}");
+        assert!(redis.master().holds(&key("x1")).await, "frozen: {is_frozen}");
         if is_frozen {
             redis.nodes[deposed].cont();
         } else {
@@ -121,9 +121,9 @@ async fn a_deposed_master_that_still_answers_is_believed_for_a_second_at_most() 
     assert!(took < BELIEVED + 10 * slowest, "{took:?}, answers within {slowest:?}");
     redis.failed_over().await;
     hit(&sidecar).await;
-    assert!(redis.master().holds(&key("x")).await);
-    sidecar.put(X).await.assert(200, &version("x", 1));
-    sidecar.get(X).await.assert(200, &version("x", 1));
+    assert!(redis.master().holds(&key("x1")).await);
+    sidecar.put(X).await.assert(200, &version("x1", 1));
+    sidecar.get(X).await.assert(200, &version("x1", 1));
 }
 
 /// A connection that was opened while the master hung is answered when it resumes.
@@ -171,7 +171,7 @@ async fn a_master_that_is_promoted_again_is_not_believed_what_it_held_before() {
     let reply = sidecar.put(X).await;
     assert!(!reply.cache_status().contains("pending"), "{reply:?}");
     hit(&sidecar).await;
-    assert!(redis.nodes[first].holds(&key("x")).await, "the node has received the write");
+    assert!(redis.nodes[first].holds(&key("x1")).await, "the node has received the write");
     // Confirmations of the last three seconds are repeated anyway.
     tokio::time::sleep(Duration::from_millis(3200)).await;
     let other =
@@ -184,7 +184,7 @@ async fn a_master_that_is_promoted_again_is_not_believed_what_it_held_before() {
 
     assert_eq!(redis.master, first);
     eventually(SOON, async || is_tracked(redis.master()).await).await;
-    hit(&sidecar).await.assert(200, &version("x", 1));
+    hit(&sidecar).await.assert(200, &version("x1", 1));
 }
 
 /// The sentinel names its configured master, without an epoch, while the others have moved on.
@@ -203,7 +203,7 @@ async fn a_sentinel_that_has_missed_a_failover_is_not_believed() {
     sidecar.put(X).await;
     hit(&sidecar).await;
     sidecar.put(X).await;
-    hit(&sidecar).await.assert(200, &version("x", 2));
+    hit(&sidecar).await.assert(200, &version("x1", 2));
     for sentinel in &mut redis.sentinels[..2] {
         sentinel.kill();
     }
@@ -211,7 +211,7 @@ async fn a_sentinel_that_has_missed_a_failover_is_not_believed() {
     assert_eq!(redis.sentinels[2].named().await, Some(redis.nodes[first].port()));
     let until = Instant::now() + BELIEVED * 2;
     while Instant::now() < until {
-        sidecar.get(X).await.assert(200, &version("x", 2));
+        sidecar.get(X).await.assert(200, &version("x1", 2));
     }
     eventually(SOON, async || is_tracked(&redis.nodes[promoted]).await).await;
     assert!(!is_tracked(&redis.nodes[first]).await, "the sidecar went back to a deposed master");
@@ -221,10 +221,10 @@ async fn a_sentinel_that_has_missed_a_failover_is_not_believed() {
     redis.nodes[promoted].kill();
     let until = Instant::now() + SOON * 3;
     while !is_tracked(&redis.nodes[first]).await {
-        sidecar.get(X).await.assert(200, &version("x", 2));
+        sidecar.get(X).await.assert(200, &version("x1", 2));
         assert!(Instant::now() < until, "the only named master is not used");
     }
-    hit(&sidecar).await.assert(200, &version("x", 2));
+    hit(&sidecar).await.assert(200, &version("x1", 2));
 }
 
 #[tokio::test]
@@ -248,7 +248,7 @@ async fn without_any_sentinel_the_master_goes_on_being_used() {
         sentinel.kill();
     }
     let openings = sidecar.admin.metric("jobcache_breaker_openings_total{error=\"lost\"}").await;
-    sidecar.put(X).await.assert(200, &version("x", 1));
+    sidecar.put(X).await.assert(200, &version("x1", 1));
     hit(&sidecar).await;
     tokio::time::sleep(BELIEVED).await;
     assert!(sidecar.get(X).await.is_hit());

@@ -14,7 +14,7 @@ use crate::support::{
     upstream::{version, with_headers},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// Starts a sidecar in shadow mode and waits until its cache works.
 async fn shadow() -> Setup {
@@ -27,7 +27,7 @@ async fn shadow_with(change: impl FnOnce(&mut Config)) -> Setup {
         change(config);
     };
     let setup = Setup::cold(RedisServer::start().await, change).await;
-    would_hit(&setup, "/jobs/warm-up").await;
+    would_hit(&setup, "/jobs/warm-up1").await;
     setup.upstream.forget_requests();
     setup
 }
@@ -61,7 +61,7 @@ async fn counted(setup: &Setup, outcome: &str, before: u64) {
 }
 
 async fn purge(setup: &Setup) {
-    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x").send().await;
+    let purge = setup.sidecar.admin.request(Method::POST, "/purge/x1").send().await;
     assert_eq!(purge.status, 200);
 }
 
@@ -73,10 +73,10 @@ async fn every_read_is_the_upstreams_and_what_would_be_a_hit_is_counted() {
     assert!(first.is_stored(), "{first:?}");
     for _ in 0..3 {
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert!(is_shadow_hit(&reply), "{reply:?}");
         assert_eq!(reply.header("age"), "");
-        assert_eq!(reply.header("content-length"), version("x", 0).len().to_string());
+        assert_eq!(reply.header("content-length"), version("x1", 0).len().to_string());
     }
     assert_eq!(setup.upstream.reads(X), 4);
     assert_eq!(count(&setup, "same").await, before + 3);
@@ -86,29 +86,29 @@ async fn every_read_is_the_upstreams_and_what_would_be_a_hit_is_counted() {
 async fn redis_is_left_as_in_service() {
     let setup = shadow().await;
     setup.get(X).await;
-    let stored = setup.redis.get(&key("x")).await;
-    assert_eq!(stored.as_deref(), Some(version("x", 0).as_bytes()));
-    assert!(FRESH_TTL_MS.contains(&setup.redis.ttl_ms(&key("x")).await));
-    assert!(setup.redis.holds("{job_status:x}:meta").await);
+    let stored = setup.redis.get(&key("x1")).await;
+    assert_eq!(stored.as_deref(), Some(version("x1", 0).as_bytes()));
+    assert!(FRESH_TTL_MS.contains(&setup.redis.ttl_ms(&key("x1")).await));
+    assert!(setup.redis.holds("{job_status:x1}:meta").await);
 
     setup.sidecar.put(X).await;
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
     assert!(setup.get(X).await.is_stored());
-    let stored = setup.redis.get(&key("x")).await;
-    assert_eq!(stored.as_deref(), Some(version("x", 1).as_bytes()));
+    let stored = setup.redis.get(&key("x1")).await;
+    assert_eq!(stored.as_deref(), Some(version("x1", 1).as_bytes()));
 
-    setup.upstream.set("gone", 404, "{}");
-    assert!(setup.get("/jobs/gone").await.is_uncached());
-    assert!(!setup.redis.holds(&key("gone")).await);
+    setup.upstream.set("gone1", 404, "{}");
+    assert!(setup.get("/jobs/gone1").await.is_uncached());
+    assert!(!setup.redis.holds(&key("gone1")).await);
 }
 
 #[tokio::test]
 async fn a_silent_change_is_counted_once_for_each_who_would_have_got_it_and_the_entry_goes() {
     let setup = shadow().await;
     would_hit(&setup, X).await;
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
     for _ in 0..3 {
-        setup.get(X).await.assert(200, &version("x", 1));
+        setup.get(X).await.assert(200, &version("x1", 1));
     }
     eventually(SOON, async || {
         let now = count(&setup, "different").await;
@@ -120,7 +120,7 @@ async fn a_silent_change_is_counted_once_for_each_who_would_have_got_it_and_the_
     assert_eq!(setup.sidecar.admin.metric(dropped).await, 1);
     let reply = setup.get(X).await;
     assert!(reply.is_stored(), "{reply:?}");
-    reply.assert(200, &version("x", 1));
+    reply.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -130,11 +130,11 @@ async fn a_change_that_is_told_of_before_the_answer_is_no_difference() {
     let gate = setup.upstream.hold(Method::GET, X);
     let (reply, ()) = tokio::join!(setup.get(X), async {
         gate.arrived(1).await;
-        setup.upstream.commit("x");
+        setup.upstream.commit("x1");
         purge(&setup).await;
         gate.release();
     });
-    reply.assert(200, &version("x", 1));
+    reply.assert(200, &version("x1", 1));
     assert!(is_shadow_hit(&reply), "{reply:?}");
     counted(&setup, "changed", 0).await;
     assert_eq!(count(&setup, "different").await, 0);
@@ -144,9 +144,9 @@ async fn a_change_that_is_told_of_before_the_answer_is_no_difference() {
 async fn a_change_that_is_told_of_soon_after_the_answer_is_no_difference() {
     let setup = shadow().await;
     would_hit(&setup, X).await;
-    setup.upstream.commit("x");
-    setup.get(X).await.assert(200, &version("x", 1));
-    setup.redis.del(&key("x")).await;
+    setup.upstream.commit("x1");
+    setup.get(X).await.assert(200, &version("x1", 1));
+    setup.redis.del(&key("x1")).await;
     counted(&setup, "changed", 0).await;
     assert_eq!(count(&setup, "different").await, 0);
 }
@@ -175,7 +175,7 @@ async fn who_is_turned_away_is_counted_apart() {
     setup.upstream.respond_to(X, not_to_bob);
     assert_eq!(get(&setup, BOB).await.status, 403);
     counted(&setup, "refused", 0).await;
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
     assert_eq!(get(&setup, ALICE).await.status, 200);
 }
 
@@ -183,7 +183,7 @@ async fn who_is_turned_away_is_counted_apart() {
 async fn an_upstream_that_fails_proves_nothing() {
     let setup = shadow().await;
     would_hit(&setup, X).await;
-    setup.upstream.set("x", 500, "{}");
+    setup.upstream.set("x1", 500, "{}");
     assert_eq!(setup.get(X).await.status, 500);
     counted(&setup, "failed", 0).await;
     setup.upstream.respond(X, |_| None);
@@ -196,7 +196,7 @@ async fn an_upstream_that_fails_proves_nothing() {
     let broken = Reply::read(begun).await;
     assert!(broken.is_err(), "{broken:?}");
     counted(&setup, "failed", 2).await;
-    assert!(setup.redis.holds(&key("x")).await);
+    assert!(setup.redis.holds(&key("x1")).await);
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn nobody_waits_for_a_refresh_either() {
     };
     let (a, b, c, ()) = tokio::join!(fresh(), fresh(), fresh(), release);
     for reply in [a, b, c] {
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
     }
 }
 
@@ -267,14 +267,14 @@ async fn with_redis_down_nobody_waits_either() {
 #[tokio::test]
 async fn no_answer_is_made_by_the_cache() {
     let setup = shadow().await;
-    let etag = format!("\"{:032x}\"", xxhash_rust::xxh3::xxh3_128(version("x", 0).as_bytes()));
+    let etag = format!("\"{:032x}\"", xxhash_rust::xxh3::xxh3_128(version("x1", 0).as_bytes()));
     for _ in 0..3 {
         let asked = setup.sidecar.client.request(Method::GET, X).header("if-none-match", &etag);
         let reply = asked.send().await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert_eq!(reply.header("etag"), "");
     }
-    for path in [X, "/jobs/y"] {
+    for path in [X, "/jobs/y1"] {
         let asked = setup.sidecar.client.request(Method::GET, path);
         let reply = asked.header("cache-control", "only-if-cached").send().await;
         assert_eq!(reply.status, 200, "{reply:?}");
@@ -287,7 +287,7 @@ async fn repeated_requests_are_the_upstreams_as_well() {
     let mut end = End::new(setup.sidecar.client.connect().await);
     for _ in 0..5 {
         end.send(format!("GET {X} HTTP/1.1\r\nHost: jobs.example\r\n\r\n")).await;
-        assert_eq!(end.answer().await.1, version("x", 0));
+        assert_eq!(end.answer().await.1, version("x1", 0));
     }
     assert_eq!(setup.upstream.reads(X), 5);
     assert_eq!(setup.sidecar.admin.metric("jobcache_repeats_total").await, 0);
@@ -310,11 +310,11 @@ async fn switched_off_it_passes_reads_and_still_invalidates() {
         assert_eq!(reply.cache_status(), "jobcache; fwd=bypass; detail=off");
         assert_eq!(setup.upstream.reads(X), reads);
     }
-    off.get("/jobs/y").await;
-    assert!(!setup.redis.holds(&key("y")).await);
+    off.get("/jobs/y1").await;
+    assert!(!setup.redis.holds(&key("y1")).await);
     off.put(X).await;
-    assert!(!setup.redis.holds(&key("x")).await);
-    setup.get(X).await.assert(200, &version("x", 1));
+    assert!(!setup.redis.holds(&key("x1")).await);
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 /// The operator's steps: the binary, a file, SIGHUP.
@@ -330,7 +330,7 @@ async fn a_hang_up_turns_shadow_into_service_and_back_and_a_difference_is_warned
     let process = Process::start(&["--config", path.to_str().unwrap()], &envs).await;
     eventually(SOON, async || is_shadow_hit(&process.client.get(X).await)).await;
 
-    upstream.set("x", 200, "{\"secret\":\"of a customer\"}");
+    upstream.set("x1", 200, "{\"secret\":\"of a customer\"}");
     process.client.get(X).await;
     let warning = eventually(SOON, async || {
         let log = process.stderr();

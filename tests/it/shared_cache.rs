@@ -6,7 +6,7 @@ use hyper::Method;
 
 use crate::support::{RedisServer, Reply, Setup, upstream::with_headers};
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const DATES: [&str; 2] = ["Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:38 GMT"];
 
 async fn get_as(setup: &Setup, who: &str) -> Reply {
@@ -65,9 +65,9 @@ async fn what_states_no_lifetime_is_stored_unless_the_operator_says_otherwise() 
     // Not `Setup::with`, because its warm-up job states no lifetime.
     let setup = Setup::cold(RedisServer::start().await, |c| c.ttl_stated_only = true).await;
     let stated = [("cache-control", "max-age=60")];
-    setup.upstream.respond_to("/jobs/stated", move |_| with_headers("{}", &stated));
+    setup.upstream.respond_to("/jobs/stated1", move |_| with_headers("{}", &stated));
 
-    setup.hit("/jobs/stated").await;
+    setup.hit("/jobs/stated1").await;
 
     assert_eq!(setup.get(X).await.cache_status(), "jobcache; fwd=miss; detail=unstated");
     assert!(!setup.get(X).await.is_hit());

@@ -36,16 +36,16 @@ async fn two_sidecars_read_the_upstream_once_for_each_version() {
 async fn another_sidecars_read_that_takes_too_long_is_not_waited_for() {
     let setup = Setup::new().await;
     let second = setup.second().await;
-    let gate = setup.upstream.hold(Method::GET, "/jobs/x");
-    let slow = setup.sidecar.client.start(Method::GET, "/jobs/x", "").await;
+    let gate = setup.upstream.hold(Method::GET, "/jobs/x1");
+    let slow = setup.sidecar.client.start(Method::GET, "/jobs/x1", "").await;
     gate.arrived(1).await;
 
     // The gate holds the second sidecar's own read as well; its arrival shows that it was made.
-    let impatient = second.client.start(Method::GET, "/jobs/x", "").await;
+    let impatient = second.client.start(Method::GET, "/jobs/x1", "").await;
     gate.arrived(2).await;
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
     gate.release();
 
     assert_eq!((slow.answer().await.0, impatient.answer().await.0), (200, 200));
-    eventually(SOON, async || second.get("/jobs/x").await.is_hit()).await;
+    eventually(SOON, async || second.get("/jobs/x1").await.is_hit()).await;
 }

@@ -10,7 +10,7 @@ use crate::support::{
     upstream::with_headers,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 fn states(config: &mut Config) {
     let ttl = |(state, seconds): (&str, u64)| (state.to_owned(), Duration::from_secs(seconds));
@@ -18,14 +18,14 @@ fn states(config: &mut Config) {
 }
 
 fn says(setup: &Setup, body: &'static str) {
-    setup.upstream.set("x", 200, body);
+    setup.upstream.set("x1", 200, body);
 }
 
 /// Fills the key again, and returns its TTL in Redis and that of a hit, in seconds.
 async fn ttls(setup: &Setup) -> (i64, i64) {
-    setup.redis.del(&key("x")).await;
+    setup.redis.del(&key("x1")).await;
     assert!(setup.get(X).await.is_stored());
-    let redis = setup.redis.ttl_ms(&key("x")).await;
+    let redis = setup.redis.ttl_ms(&key("x1")).await;
     (redis / 1_000, ttl(&setup.hit(X).await))
 }
 
@@ -46,7 +46,7 @@ async fn each_state_is_kept_for_its_time_and_an_unknown_one_for_the_shortest() {
     let setup = Setup::with(states).await;
     for (body, seconds) in [
         (r#"{"status":"running"}"#, 10),
-        (r#"{"id":"x","log":[{"status":"running"}],"status":"completed"}"#, 300),
+        (r#"{"id":"x1","log":[{"status":"running"}],"status":"completed"}"#, 300),
         (r#"{"status":"paused"}"#, 60),
         (r#"{"status":"cancelling"}"#, 10),
         (r#"{"state":"completed"}"#, 10),
@@ -86,7 +86,7 @@ async fn a_running_job_is_read_again_soon_though_no_purge_came() {
     setup.get(X).await;
     says(&setup, r#"{"status":"completed"}"#);
     eventually(SOON, async || setup.get(X).await.text().contains("completed")).await;
-    let ttl_ms = setup.redis.ttl_ms(&key("x")).await;
+    let ttl_ms = setup.redis.ttl_ms(&key("x1")).await;
     assert!(FRESH_TTL_MS.contains(&ttl_ms), "{ttl_ms}");
 }
 
@@ -98,7 +98,7 @@ async fn an_entry_that_is_replaced_gets_the_time_of_its_new_state() {
     says(&setup, r#"{"status":"running"}"#);
     let fresh = setup.sidecar.client.request(hyper::Method::GET, X);
     fresh.header("cache-control", "no-cache").send().await.assert(200, r#"{"status":"running"}"#);
-    eventually(SOON, async || setup.redis.ttl_ms(&key("x")).await <= 10_000).await;
+    eventually(SOON, async || setup.redis.ttl_ms(&key("x1")).await <= 10_000).await;
     assert!(ttl(&setup.hit(X).await) <= 10);
 }
 

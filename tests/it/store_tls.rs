@@ -11,7 +11,7 @@ use crate::support::{
     upstream::version,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// Returns the TLS port and the arguments with which Redis shows this certificate.
 pub(crate) fn tls_args(authority: &Authority, pair: &KeyPair, clients: &str) -> (u16, Vec<String>) {
@@ -63,18 +63,18 @@ async fn redis_over_tls_serves_hits_writes_and_purges_and_comes_back_after_a_res
         .await;
     };
     near(&setup).await;
-    assert!(setup.redis.holds(&key("x")).await);
+    assert!(setup.redis.holds(&key("x1")).await);
 
     // A deletion over the plain port is noticed at once over TLS.
-    setup.upstream.commit("x");
-    setup.redis.del(&key("x")).await;
-    setup.get(X).await.assert(200, &version("x", 1));
-    setup.sidecar.put(X).await.assert(200, &version("x", 2));
-    setup.hit(X).await.assert(200, &version("x", 2));
-    setup.upstream.commit("x");
-    let purge = setup.sidecar.admin.request(hyper::Method::POST, "/purge/x").send().await;
+    setup.upstream.commit("x1");
+    setup.redis.del(&key("x1")).await;
+    setup.get(X).await.assert(200, &version("x1", 1));
+    setup.sidecar.put(X).await.assert(200, &version("x1", 2));
+    setup.hit(X).await.assert(200, &version("x1", 2));
+    setup.upstream.commit("x1");
+    let purge = setup.sidecar.admin.request(hyper::Method::POST, "/purge/x1").send().await;
     assert_eq!(purge.status, StatusCode::OK, "{purge:?}");
-    setup.hit(X).await.assert(200, &version("x", 3));
+    setup.hit(X).await.assert(200, &version("x1", 3));
 
     setup.redis.restart_empty().await;
     eventually(SOON, async || setup.get(X).await.is_hit()).await;
@@ -94,7 +94,7 @@ async fn a_large_body_goes_both_ways_over_tls() {
     })
     .await;
     let body = "x".repeat(900 << 10);
-    setup.upstream.set("x", 200, body.clone());
+    setup.upstream.set("x1", 200, body.clone());
 
     setup.hit(X).await.assert(200, &body);
 }
@@ -114,7 +114,7 @@ async fn a_redis_that_is_not_believed_is_passed_by_and_counted() {
     eventually(SOON, async || setup.sidecar.admin.metric(failed).await > 0).await;
     for _ in 0..3 {
         let reply = setup.get(X).await;
-        reply.assert(200, &version("x", 0));
+        reply.assert(200, &version("x1", 0));
         assert!(reply.is_uncached(), "{reply:?}");
     }
     assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
@@ -200,7 +200,7 @@ async fn a_changed_password_is_used_at_the_next_connection() {
     let mut kill = redis::cmd("CLIENT");
     let () = redis.run(kill.arg("KILL").arg("USER").arg("app").arg("SKIPME").arg("yes")).await;
 
-    eventually(SOON, async || sidecar.get("/jobs/y").await.is_hit()).await;
+    eventually(SOON, async || sidecar.get("/jobs/y1").await.is_hit()).await;
     let tracking = async || sidecar.admin.metric("jobcache_tracking_up").await == 1;
     eventually(SOON, tracking).await;
 }

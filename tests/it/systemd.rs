@@ -8,7 +8,7 @@ use tokio::net::UnixDatagram;
 
 use crate::support::{Process, Upstream, soon, upstream::version};
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const BAD_CONFIG: i32 = 78;
 
 /// The service manager's end of `NOTIFY_SOCKET`.
@@ -90,7 +90,7 @@ async fn it_serves_when_it_says_so() {
 
     assert_eq!(manager.message().await[0], "READY=1");
 
-    process.client.request(Method::GET, X).send().await.assert(200, &version("x", 0));
+    process.client.request(Method::GET, X).send().await.assert(200, &version("x1", 0));
 }
 
 /// Starts with these sockets. The addresses in the flags cannot be bound, so inherited sockets must
@@ -108,7 +108,7 @@ async fn passed_sockets_are_used_by_their_names() {
         let nowhere = ["--listen", "192.0.2.1:1", "--admin", "127.0.0.1:1"];
         let (process, _upstream) = activated(2, Some(names), &nowhere).await;
 
-        process.client.get(X).await.assert(200, &version("x", 0));
+        process.client.get(X).await.assert(200, &version("x1", 0));
         assert_eq!(process.admin.get("/readyz").await.status, 200, "{names}");
     }
 }
@@ -116,10 +116,10 @@ async fn passed_sockets_are_used_by_their_names() {
 #[tokio::test]
 async fn passed_sockets_without_names_are_for_clients_and_then_for_operators() {
     let (process, _upstream) = activated(2, Some("jobcache.socket:jobcache.socket"), &[]).await;
-    process.client.get(X).await.assert(200, &version("x", 0));
+    process.client.get(X).await.assert(200, &version("x1", 0));
 
     let (process, _upstream) = activated(1, None, &["--admin", "127.0.0.1:0"]).await;
-    process.client.get(X).await.assert(200, &version("x", 0));
+    process.client.get(X).await.assert(200, &version("x1", 0));
     assert_eq!(process.admin.get("/readyz").await.status, 200);
 }
 

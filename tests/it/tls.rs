@@ -26,7 +26,7 @@ async fn behind_tls(authority: &Authority) -> Setup {
     })
     .await;
     let address = setup.sidecar.client.address();
-    eventually(SOON, async || authority.get(address, "/jobs/warm-up").await.is_hit()).await;
+    eventually(SOON, async || authority.get(address, "/jobs/warm-up1").await.is_hit()).await;
     setup.upstream.forget_requests();
     setup
 }

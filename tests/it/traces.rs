@@ -11,7 +11,7 @@ use crate::support::{
     upstream::Seen,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -69,7 +69,7 @@ async fn sidecar(
         ["--upstream", &up, "--redis-url", &store, "--settle", "0s", "--store-budget", "2s"];
     let process = Process::start(&[&fixed[..], args].concat(), envs).await;
     // Wait until the near cache serves.
-    eventually(SOON, async || process.client.get("/jobs/warm-up").await.is_hit()).await;
+    eventually(SOON, async || process.client.get("/jobs/warm-up1").await.is_hit()).await;
     upstream.forget_requests();
     process
 }
@@ -162,7 +162,7 @@ async fn a_poller_that_repeats_itself_has_a_span_for_each_hit() {
 async fn a_write_and_a_purge_are_traced_to_their_invalidation() {
     let setup = Setup::new(&[]).await;
 
-    let put = setup.process.client.request(Method::PUT, "/jobs/x/state?token=hunter2").body("{}");
+    let put = setup.process.client.request(Method::PUT, "/jobs/x1/state?token=hunter2").body("{}");
     put.header("traceparent", TRACEPARENT).header("authorization", "hunter2").send().await;
     let names = ["PUT /jobs/{id}", "PUT", "fence", "invalidate"];
     let spans = setup.collector.trace(TRACE, &names).await;
@@ -175,7 +175,7 @@ async fn a_write_and_a_purge_are_traced_to_their_invalidation() {
     assert!(!format!("{spans:?}").contains("hunter2") && !format!("{spans:?}").contains("/x"));
 
     let other = "1af7651916cd43dd8448eb211c80319c";
-    let purge = setup.process.admin.request(Method::POST, "/purge/a-special-job");
+    let purge = setup.process.admin.request(Method::POST, "/purge/a-special-job1");
     purge.header("traceparent", &format!("00-{other}-{CALLER}-01")).send().await;
     let spans = setup.collector.trace(other, &["POST /purge/{id}", "invalidate"]).await;
     let request = named(&spans, "POST /purge/{id}");
@@ -244,7 +244,7 @@ async fn without_a_collector_the_trace_context_of_the_client_stays_as_it_came() 
     ] {
         let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
         let process = sidecar(&redis, &upstream, &[], envs).await;
-        for (path, value) in [("/jobs/a", TRACEPARENT), ("/jobs/b", odd), ("/other", UNSAMPLED)] {
+        for (path, value) in [("/jobs/a1", TRACEPARENT), ("/jobs/b1", odd), ("/other", UNSAMPLED)] {
             let get = process.client.request(Method::GET, path).header("tracestate", TRACESTATE);
             get.header("traceparent", value).send().await;
             let seen = sent(&upstream, path);
@@ -256,8 +256,8 @@ async fn without_a_collector_the_trace_context_of_the_client_stays_as_it_came() 
         let put = process.client.request(Method::PUT, X).header("traceparent", TRACEPARENT);
         put.send().await;
         assert_eq!(header(&sent(&upstream, X), "traceparent"), TRACEPARENT);
-        process.client.get("/jobs/c").await;
-        assert_eq!(header(&sent(&upstream, "/jobs/c"), "traceparent"), "");
+        process.client.get("/jobs/c1").await;
+        assert_eq!(header(&sent(&upstream, "/jobs/c1"), "traceparent"), "");
         let log = process.stderr();
         assert!(log.contains(says) && !log.contains("sending spans"), "{envs:?}: {log}");
     }
@@ -267,32 +267,32 @@ async fn without_a_collector_the_trace_context_of_the_client_stays_as_it_came() 
 #[tokio::test]
 async fn a_trace_that_is_not_sampled_passes_untouched() {
     let setup = Setup::new(&[]).await;
-    setup.get("/jobs/a", &[("traceparent", UNSAMPLED), ("tracestate", TRACESTATE)]).await;
-    let seen = sent(&setup.upstream, "/jobs/a");
+    setup.get("/jobs/a1", &[("traceparent", UNSAMPLED), ("tracestate", TRACESTATE)]).await;
+    let seen = sent(&setup.upstream, "/jobs/a1");
     assert_eq!(header(&seen, "traceparent"), UNSAMPLED);
     assert_eq!(header(&seen, "tracestate"), TRACESTATE);
 
     // Dropped spans would have arrived before this one.
-    setup.get("/jobs/b", &[]).await;
+    setup.get("/jobs/b1", &[]).await;
     eventually(SOON, async || setup.collector.spans().iter().any(|span| span.name == "fill")).await;
     assert!(setup.collector.spans().iter().all(|span| span.trace != TRACE));
 
     let ratio = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0")];
     let none = Setup::new(&ratio).await;
     none.get(X, &[]).await;
-    none.get("/jobs/y", &[("traceparent", TRACEPARENT)]).await;
+    none.get("/jobs/y1", &[("traceparent", TRACEPARENT)]).await;
     assert_eq!(header(&sent(&none.upstream, X), "traceparent"), "");
-    assert_eq!(header(&sent(&none.upstream, "/jobs/y"), "traceparent"), TRACEPARENT);
+    assert_eq!(header(&sent(&none.upstream, "/jobs/y1"), "traceparent"), TRACEPARENT);
     assert!(none.collector.messages().is_empty());
 }
 
 #[tokio::test]
 async fn a_trace_context_that_cannot_be_read_begins_a_new_trace_without_the_old_state() {
     let setup = Setup::new(&[]).await;
-    setup.get("/jobs/a", &[("traceparent", "nonsense"), ("tracestate", TRACESTATE)]).await;
+    setup.get("/jobs/a1", &[("traceparent", "nonsense"), ("tracestate", TRACESTATE)]).await;
     setup
         .get(
-            "/jobs/b",
+            "/jobs/b1",
             &[
                 ("traceparent", TRACEPARENT),
                 ("traceparent", TRACEPARENT),
@@ -300,7 +300,7 @@ async fn a_trace_context_that_cannot_be_read_begins_a_new_trace_without_the_old_
             ],
         )
         .await;
-    for path in ["/jobs/a", "/jobs/b"] {
+    for path in ["/jobs/a1", "/jobs/b1"] {
         let seen = sent(&setup.upstream, path);
         let context = header(&seen, "traceparent");
         assert!(context.len() == 55 && context.ends_with("-01"), "{context}");
@@ -312,7 +312,7 @@ async fn a_trace_context_that_cannot_be_read_begins_a_new_trace_without_the_old_
 #[tokio::test]
 async fn an_error_is_told_by_the_span_and_the_access_log_names_its_trace() {
     let setup = Setup::with(&["--access-log", "--log-format", "json"], &[]).await;
-    setup.upstream.set("x", 503, "{}");
+    setup.upstream.set("x1", 503, "{}");
     setup.get(X, &[("traceparent", TRACEPARENT)]).await;
 
     let spans = setup.collector.trace(TRACE, &["GET /jobs/{id}", "GET"]).await;

@@ -112,7 +112,7 @@ async fn a_takeover_of_a_socket_refuses_no_connection() {
     let path = listen.clone();
     let load = Load::start(move || {
         let path = path.clone();
-        async move { get(&path, "/jobs/x").await.0 }
+        async move { get(&path, "/jobs/x1").await.0 }
     });
     load.goes_on().await;
 

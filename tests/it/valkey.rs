@@ -8,7 +8,7 @@ use hyper::{Method, StatusCode};
 
 use crate::support::{RedisServer, SOON, Setup, eventually, redis::key, upstream::version};
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 fn valkey() -> Option<String> {
     let named = env::var_os("JOBCACHE_TEST_VALKEY_SERVER").map(PathBuf::from);
@@ -46,15 +46,15 @@ async fn valkey_serves_hits_writes_and_purges_and_comes_back_after_a_restart() {
     .await;
 
     // Another client's DEL is noticed at once.
-    setup.upstream.commit("x");
-    setup.redis.del(&key("x")).await;
-    setup.get(X).await.assert(200, &version("x", 1));
-    setup.sidecar.put(X).await.assert(200, &version("x", 2));
-    setup.hit(X).await.assert(200, &version("x", 2));
-    for purge in [r#"{"job_id":"x"}"#, r#"{"all":true}"#] {
+    setup.upstream.commit("x1");
+    setup.redis.del(&key("x1")).await;
+    setup.get(X).await.assert(200, &version("x1", 1));
+    setup.sidecar.put(X).await.assert(200, &version("x1", 2));
+    setup.hit(X).await.assert(200, &version("x1", 2));
+    for purge in [r#"{"job_id":"x1"}"#, r#"{"all":true}"#] {
         let purge = setup.sidecar.admin.request(Method::POST, "/purge").body(purge).send().await;
         assert_eq!(purge.status, StatusCode::OK, "{purge:?}");
-        setup.hit(X).await.assert(200, &version("x", 2));
+        setup.hit(X).await.assert(200, &version("x1", 2));
     }
 
     setup.redis.restart_empty().await;

@@ -11,7 +11,7 @@ use crate::support::{
     upstream::{json, version},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// Limit of simultaneous comparisons.
 const TRIALS: u64 = 32;
@@ -68,16 +68,16 @@ async fn a_silent_change_is_found_and_the_entry_goes_everywhere() {
     setup.hit(X).await;
     eventually(SOON, async || second.get(X).await.is_hit()).await;
     over(&setup).await;
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
     let reply = setup.get(X).await;
     assert!(reply.is_hit(), "{reply:?}");
-    reply.assert(200, &version("x", 0));
+    reply.assert(200, &version("x1", 0));
     counted(&setup, "different", 1).await;
-    assert!(!setup.redis.holds(&key("x")).await, "the comparison has filled the entry");
+    assert!(!setup.redis.holds(&key("x1")).await, "the comparison has filled the entry");
     let reply = second.get(X).await;
     assert!(reply.is_stored(), "{reply:?}");
-    reply.assert(200, &version("x", 1));
-    setup.get(X).await.assert(200, &version("x", 1));
+    reply.assert(200, &version("x1", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 /// An entry keeps no cookie, so the stored response does not show the difference.
@@ -87,13 +87,13 @@ async fn an_answer_that_has_come_to_set_a_cookie_is_found() {
     setup.hit(X).await;
     over(&setup).await;
     setup.upstream.respond_to(X, |_| {
-        let mut response = json(StatusCode::OK, version("x", 0));
+        let mut response = json(StatusCode::OK, version("x1", 0));
         response.headers_mut().insert("set-cookie", "sid=alice".parse().unwrap());
         response
     });
     assert!(setup.get(X).await.is_hit());
     counted(&setup, "different", 1).await;
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
     assert!(!setup.get(X).await.is_stored());
 }
 
@@ -179,7 +179,7 @@ async fn an_upstream_that_fails_proves_nothing() {
     setup.hit(X).await;
     over(&setup).await;
     for status in [500, 503, 429] {
-        setup.upstream.set("x", status, "{}");
+        setup.upstream.set("x1", status, "{}");
         assert!(setup.get(X).await.is_hit(), "{status}");
         over(&setup).await;
     }
@@ -211,7 +211,7 @@ async fn a_change_that_is_told_of_meanwhile_is_none_that_counts() {
 async fn poll(end: &mut End) {
     end.send(format!("GET {X} HTTP/1.1\r\nHost: jobs.example\r\n\r\n")).await;
     let (head, body) = end.answer().await;
-    assert!(head.contains("jobcache; hit") && body == version("x", 0), "{head}{body}");
+    assert!(head.contains("jobcache; hit") && body == version("x1", 0), "{head}{body}");
 }
 
 #[tokio::test]

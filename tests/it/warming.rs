@@ -21,11 +21,11 @@ use crate::support::{
     upstream::{json, version, with_headers},
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const SERVICE: &str = "Bearer service-0123456789";
 const ALICE: &str = "Bearer alice-0123456789";
 
-const BODY: &str = r#"{"id":"x"}"#;
+const BODY: &str = r#"{"id":"x1"}"#;
 
 /// The servers and the configuration of a test.
 struct World {
@@ -101,7 +101,7 @@ async fn the_jobs_of_a_file_are_hits_from_their_first_client_on() {
     let sidecar = world.sidecar().await;
     warmed(&sidecar, "stored", 2).await;
 
-    for id in ["x", "y"] {
+    for id in ["x1", "y1"] {
         let path = format!("/jobs/{id}");
         let reply = sidecar.get(&path).await;
         reply.assert(200, &version(id, 0));
@@ -116,7 +116,7 @@ async fn the_jobs_of_a_list_are_read_with_the_service_credential() {
     let mut world = World::new().await;
     world.config.warm.list = Some("/jobs?status=active".parse().unwrap());
     world.config.warm.authorization = Some(Secret::new(SERVICE));
-    let list = r#"{"items":[{"id":"x"},{"id":7},{"name":"no id"}]}"#;
+    let list = r#"{"items":[{"id":"x1"},{"id":7},{"name":"no id"}]}"#;
     world.upstream.respond("/jobs", move |_| Some(json(StatusCode::OK, list)));
     let sidecar = world.sidecar().await;
     warmed(&sidecar, "stored", 2).await;
@@ -140,7 +140,7 @@ async fn a_list_that_is_not_there_yet_is_asked_for_again() {
     world.upstream.respond("/list", move |_| match asked.fetch_add(1, Ordering::SeqCst) {
         0 => Some(json(StatusCode::SERVICE_UNAVAILABLE, "{}")),
         1 => Some(json(StatusCode::OK, "<html>")),
-        _ => Some(json(StatusCode::OK, r#"["x"]"#)),
+        _ => Some(json(StatusCode::OK, r#"["x1"]"#)),
     });
     let sidecar = world.sidecar().await;
 
@@ -155,7 +155,7 @@ async fn a_list_that_is_not_there_yet_is_asked_for_again() {
 /// credential mode.
 async fn check_first_client(mode: CredentialMode, cache_control: Option<&str>, reads: usize) {
     let mut world = World::new().await;
-    let _file = world.file("x");
+    let _file = world.file("x1");
     world.config.credentials.mode = mode;
     world.config.warm.authorization = Some(Secret::new(SERVICE));
     let headers: Vec<_> =
@@ -189,7 +189,7 @@ async fn a_warmed_job_is_a_hit_for_others_by_the_ordinary_rules_alone() {
 #[tokio::test]
 async fn a_warmed_job_is_for_the_representation_it_was_read_with() {
     let mut world = World::new().await;
-    let _file = world.file("x");
+    let _file = world.file("x1");
     let sidecar = world.sidecar().await;
     warmed(&sidecar, "stored", 1).await;
 
@@ -204,7 +204,7 @@ async fn what_is_cached_already_is_not_read_again() {
     let setup = Setup::new().await;
     setup.get(X).await;
     setup.hit(X).await;
-    let (_file, path) = ids_file("x");
+    let (_file, path) = ids_file("x1");
     let mut config = config(&setup.redis, &setup.upstream);
     config.warm.file = Some(path);
     // Another credential, for which there is no entry.
@@ -221,12 +221,12 @@ async fn what_is_cached_already_is_not_read_again() {
 async fn what_cannot_be_stored_is_told_apart() {
     let mut world = World::new().await;
     let _file = world.file("gone\nprivate\nbare\nchunked\n");
-    world.upstream.set("gone", 404, "{}");
+    world.upstream.set("gone1", 404, "{}");
     world
         .upstream
-        .respond("/jobs/private", |_| Some(with_headers("{}", &[("cache-control", "private")])));
-    world.upstream.respond("/jobs/bare", |_| Some(json(StatusCode::OK, "")));
-    let feed = world.upstream.feed("/jobs/chunked", &[]);
+        .respond("/jobs/private1", |_| Some(with_headers("{}", &[("cache-control", "private")])));
+    world.upstream.respond("/jobs/bare1", |_| Some(json(StatusCode::OK, "")));
+    let feed = world.upstream.feed("/jobs/chunked1", &[]);
     let sidecar = world.sidecar().await;
     feed.data("{\"id\":").await;
     feed.data("\"chunked\"}").await;
@@ -235,7 +235,7 @@ async fn what_cannot_be_stored_is_told_apart() {
     warmed(&sidecar, "status", 1).await;
     warmed(&sidecar, "unstorable", 2).await;
     warmed(&sidecar, "stored", 1).await;
-    let reply = sidecar.get("/jobs/chunked").await;
+    let reply = sidecar.get("/jobs/chunked1").await;
     reply.assert(200, r#"{"id":"chunked"}"#);
     assert!(reply.is_hit(), "{reply:?}");
 }
@@ -245,17 +245,17 @@ async fn a_purge_with_refresh_is_answered_first_and_read_anew_then() {
     let setup = Setup::with(as_clients_ask).await;
     setup.get(X).await;
     setup.hit(X).await;
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
     let gate = setup.upstream.hold(Method::GET, X);
 
-    refresh(&setup, "x").await;
+    refresh(&setup, "x1").await;
 
-    assert!(setup.redis.get(&key("x")).await.is_none_or(|body| body.is_empty()));
+    assert!(setup.redis.get(&key("x1")).await.is_none_or(|body| body.is_empty()));
     gate.arrived(1).await;
     gate.release();
     warmed(&setup.sidecar, "stored", 1).await;
     let reply = setup.get(X).await;
-    reply.assert(200, &version("x", 1));
+    reply.assert(200, &version("x1", 1));
     assert!(reply.is_hit(), "{reply:?}");
     assert_eq!(setup.upstream.reads(X), 2);
 }
@@ -265,9 +265,9 @@ async fn a_cache_that_is_switched_off_reads_nothing_ahead() {
     let redis = RedisServer::start().await;
     let setup = Setup::cold(redis, |config| config.mode = CacheMode::Off).await;
     eventually(SOON, async || setup.sidecar.admin.metric("jobcache_store_up").await == 1).await;
-    refresh(&setup, "x").await;
+    refresh(&setup, "x1").await;
     warmed(&setup.sidecar, "passed", 1).await;
-    assert_eq!(setup.upstream.reads("/jobs/x"), 0);
+    assert_eq!(setup.upstream.reads("/jobs/x1"), 0);
 }
 
 /// There would be nothing to read.
@@ -280,7 +280,7 @@ async fn a_cache_that_is_switched_off_asks_for_no_list() {
     let sidecar = world.sidecar().await;
     // The jobs of the file are processed at the same time, which shows that prefetching ran.
     warmed(&sidecar, "passed", 1).await;
-    sidecar.get(X).await.assert(200, &version("x", 0));
+    sidecar.get(X).await.assert(200, &version("x1", 0));
     assert_eq!(world.upstream.reads("/active"), 0);
     drop(file);
 }
@@ -289,12 +289,12 @@ async fn a_cache_that_is_switched_off_asks_for_no_list() {
 async fn a_purge_of_several_refreshes_each_once() {
     let setup = Setup::with(as_clients_ask).await;
 
-    let body = r#"{"job_ids":["x","y","x"],"refresh":true}"#;
+    let body = r#"{"job_ids":["x1","y1","x1"],"refresh":true}"#;
     let reply = setup.sidecar.admin.request(Method::POST, "/purge").body(body).send().await;
 
     assert_eq!(reply.json()["refreshing"], 2, "{reply:?}");
     warmed(&setup.sidecar, "stored", 2).await;
-    for path in [X, "/jobs/y"] {
+    for path in [X, "/jobs/y1"] {
         assert!(setup.get(path).await.is_hit(), "{path}");
         assert_eq!(setup.upstream.reads(path), 1, "{path}");
     }
@@ -307,8 +307,8 @@ async fn a_purge_without_refresh_and_one_of_all_read_nothing() {
     setup.hit(X).await;
 
     for (body, status) in [
-        (r#"{"job_id":"x"}"#, 200),
-        (r#"{"job_id":"x","refresh":false}"#, 200),
+        (r#"{"job_id":"x1"}"#, 200),
+        (r#"{"job_id":"x1","refresh":false}"#, 200),
         (r#"{"all":true}"#, 200),
         (r#"{"all":true,"refresh":true}"#, 400),
     ] {
@@ -318,10 +318,10 @@ async fn a_purge_without_refresh_and_one_of_all_read_nothing() {
 
     // If one of the other jobs were read, this would happen before this one, which was queued
     // later.
-    refresh(&setup, "y").await;
+    refresh(&setup, "y1").await;
     warmed(&setup.sidecar, "stored", 1).await;
     assert_eq!(setup.upstream.reads(X), 1);
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
 }
 
 #[tokio::test]
@@ -331,7 +331,7 @@ async fn a_refresh_waits_for_the_end_of_a_write() {
     let writer = setup.sidecar.client.start(Method::PUT, X, "{}").await;
     write.arrived(1).await;
 
-    refresh(&setup, "x").await;
+    refresh(&setup, "x1").await;
     postponed(&setup.sidecar, "fenced", 2).await;
     assert_eq!(setup.upstream.reads(X), 0, "a read that cannot be stored");
 
@@ -339,7 +339,7 @@ async fn a_refresh_waits_for_the_end_of_a_write() {
     assert_eq!(writer.answer().await.0, 200);
     warmed(&setup.sidecar, "stored", 1).await;
     let reply = setup.get(X).await;
-    reply.assert(200, &version("x", 1));
+    reply.assert(200, &version("x1", 1));
     assert!(reply.is_hit(), "{reply:?}");
     assert_eq!(setup.upstream.reads(X), 1);
 }
@@ -356,23 +356,23 @@ async fn a_refresh_waits_until_a_write_has_settled() {
     let written = std::time::Instant::now();
     assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
 
-    refresh(&setup, "x").await;
+    refresh(&setup, "x1").await;
 
     warmed(&setup.sidecar, "stored", 1).await;
     assert!(written.elapsed() >= settle);
     assert_eq!(setup.upstream.reads(X), 1);
-    setup.hit(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
 async fn what_a_third_party_deletes_while_it_is_read_ahead_is_not_stored() {
     let setup = Setup::with(as_clients_ask).await;
     let gate = setup.upstream.hold_after_read(Method::GET, X);
-    refresh(&setup, "x").await;
+    refresh(&setup, "x1").await;
     gate.arrived(1).await;
 
-    setup.upstream.commit("x");
-    setup.redis.del(&key("x")).await;
+    setup.upstream.commit("x1");
+    setup.redis.del(&key("x1")).await;
     gate.release();
 
     // The job is read once more, because it has changed.
@@ -382,7 +382,7 @@ async fn what_a_third_party_deletes_while_it_is_read_ahead_is_not_stored() {
         1
     );
     let reply = setup.get(X).await;
-    reply.assert(200, &version("x", 1));
+    reply.assert(200, &version("x1", 1));
     assert!(reply.is_hit(), "{reply:?}");
 }
 
@@ -390,7 +390,7 @@ async fn what_a_third_party_deletes_while_it_is_read_ahead_is_not_stored() {
 async fn a_client_shares_the_read_that_is_ahead_of_it() {
     let setup = Setup::with(as_clients_ask).await;
     let gate = setup.upstream.hold(Method::GET, X);
-    refresh(&setup, "x").await;
+    refresh(&setup, "x1").await;
     gate.arrived(1).await;
 
     let client = setup.sidecar.client.start(Method::GET, X, "").await;
@@ -402,7 +402,7 @@ async fn a_client_shares_the_read_that_is_ahead_of_it() {
     .await;
     gate.release();
 
-    assert_eq!(client.answer().await, (200, version("x", 0)));
+    assert_eq!(client.answer().await, (200, version("x1", 0)));
     warmed(&setup.sidecar, "stored", 1).await;
     assert_eq!(setup.upstream.reads(X), 1);
 }
@@ -428,12 +428,12 @@ async fn without_redis_the_upstream_is_not_read_and_with_it_everything_is() {
 #[tokio::test]
 async fn an_upstream_that_is_not_there_yet_is_waited_for() {
     let mut world = World::new().await;
-    let _file = world.file("x");
+    let _file = world.file("x1");
     let asked = AtomicUsize::new(0);
     world.upstream.respond(X, move |_| match asked.fetch_add(1, Ordering::SeqCst) {
         0 => None,
         1 => Some(json(StatusCode::BAD_GATEWAY, "{}")),
-        _ => Some(json(StatusCode::OK, version("x", 0))),
+        _ => Some(json(StatusCode::OK, version("x1", 0))),
     });
     let sidecar = world.sidecar().await;
 
@@ -458,7 +458,7 @@ async fn warming_is_bounded_in_what_waits_at_a_time_and_a_second() {
 
     // Prefetching affects neither clients nor readiness.
     assert_eq!(sidecar.admin.get("/readyz").await.status, StatusCode::OK);
-    assert_eq!(sidecar.put("/jobs/other").await.status, StatusCode::OK);
+    assert_eq!(sidecar.put("/jobs/other1").await.status, StatusCode::OK);
     assert_eq!(gate.arrivals(), 8);
     assert_eq!(sidecar.admin.metric("jobcache_warm_waiting").await, 12);
 
@@ -504,12 +504,12 @@ async fn a_file_that_cannot_be_read_is_told_and_changes_nothing() {
         sidecar.admin.metric(failed).await == 1
     })
     .await;
-    sidecar.get(X).await.assert(200, &version("x", 0));
+    sidecar.get(X).await.assert(200, &version("x1", 0));
 }
 
 #[tokio::test]
 async fn a_refresh_without_the_headers_of_clients_says_what_is_missing() {
-    let body = r#"{"job_id":"x","refresh":true}"#;
+    let body = r#"{"job_id":"x1","refresh":true}"#;
     let bare = Setup::new().await;
     let told = bare.sidecar.admin.request(Method::POST, "/purge").body(body).send().await.json();
     assert!(told["warning"].as_str().is_some_and(|text| text.contains("warm.headers")), "{told}");

@@ -23,7 +23,7 @@ use crate::support::{
 const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OLD: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const STRANGER: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX";
-const BODY: &str = r#"{"job_id":"x"}"#;
+const BODY: &str = r#"{"job_id":"x1"}"#;
 
 async fn guarded(secrets: &[&str]) -> Setup {
     let secrets = secrets.iter().map(|secret| Secret::new(*secret)).collect();
@@ -187,13 +187,13 @@ async fn a_signature_opens_what_its_body_names_and_nothing_else() {
         request.header("authorization", &format!("Bearer {token}")).send().await
     };
     for (method, path, body) in [
-        ("POST", "/purge/x", ""),
-        ("PURGE", "/jobs/x", ""),
+        ("POST", "/purge/x1", ""),
+        ("PURGE", "/jobs/x1", ""),
         ("GET", "/status", ""),
         ("GET", "/history", ""),
         ("GET", "/events", ""),
-        ("GET", "/explain/x", ""),
-        ("POST", "/explain/x", "Accept: text/x"),
+        ("GET", "/explain/x1", ""),
+        ("POST", "/explain/x1", "Accept: text/x"),
         ("PUT", "/log", "info"),
     ] {
         let refused = ask(method, path, body, STRANGER).await;
@@ -369,7 +369,7 @@ async fn failures_past_the_limit_are_told_to_wait_and_the_secret_opens_all_the_s
         assert_eq!(bearer(admin, NEW).await.status, StatusCode::OK);
         assert_eq!(signed(admin, &[NEW], 0).await.status, StatusCode::OK);
     }
-    for page in ["/status", "/history", "/events", "/explain/x"] {
+    for page in ["/status", "/history", "/events", "/explain/x1"] {
         let reply = admin.get(page).await;
         assert_eq!(reply.status, StatusCode::TOO_MANY_REQUESTS, "{page}");
         let wait: u64 = reply.header("retry-after").parse().expect("seconds");
@@ -386,10 +386,10 @@ async fn failures_past_the_limit_are_told_to_wait_and_the_secret_opens_all_the_s
 async fn a_purge_past_the_limit_has_not_been_applied_and_is_when_it_is_sent_again() {
     let setup = Setup::with(|config| config.webhook_max_purges = 1).await;
     let admin = &setup.sidecar.admin;
-    let other = async || admin.request(Method::POST, "/purge/other").send().await.status;
+    let other = async || admin.request(Method::POST, "/purge/other1").send().await.status;
     let purge = async || admin.request(Method::POST, "/purge").body(BODY).send().await;
     let refused = eventually(SOON, async || {
-        setup.hit("/jobs/x").await;
+        setup.hit("/jobs/x1").await;
         other().await;
         let reply = purge().await;
         if reply.status == StatusCode::OK { Err(reply) } else { Ok(reply) }
@@ -398,14 +398,14 @@ async fn a_purge_past_the_limit_has_not_been_applied_and_is_when_it_is_sent_agai
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused:?}");
     assert_eq!(refused.header("retry-after"), "1");
     assert!(refused.reason().contains("nothing was purged or queued"), "{refused:?}");
-    assert!(setup.get("/jobs/x").await.is_hit(), "a rejected purge was applied");
+    assert!(setup.get("/jobs/x1").await.is_hit(), "a rejected purge was applied");
     assert!(admin.limit_hits("webhook_max_purges").await > 0);
 
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
     eventually(SOON, async || {
         let reply = purge().await;
         if reply.status == StatusCode::OK { Ok(()) } else { Err(reply) }
     })
     .await;
-    assert!(!setup.get("/jobs/x").await.is_hit());
+    assert!(!setup.get("/jobs/x1").await.is_hit());
 }

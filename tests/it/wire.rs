@@ -15,7 +15,7 @@ use crate::support::{
     soon,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 const HINT: &str = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n";
 

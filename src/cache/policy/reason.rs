@@ -44,6 +44,8 @@ reasons! {
         Query = "query",
         /// The job path is not in its canonical spelling.
         Spelling = "spelling",
+        /// The id is a word without a digit, which most likely names no job.
+        Word = "word",
         /// The read has a body.
         RequestBody = "request-body",
         /// The request asks for another protocol.

@@ -10,6 +10,7 @@ methods = ["POST"]
 path = "/uploads/{id}/finish"
 request = ["/job_id", "/jobs/*/id"]
 response = ["/a\"b"]
+query = ["id", "ids"]
 max_body = "8KiB"
 on_miss = "ignore"
 
@@ -27,6 +28,7 @@ fn rules_are_read_in_their_order() {
         path: "/uploads/{id}/finish".to_owned(),
         request: list(&["/job_id", "/jobs/*/id"]),
         response: list(&["/a\"b"]),
+        query: list(&["id", "ids"]),
         all: false,
         max_body: 8 << 10,
         on_miss: OnMiss::Ignore,
@@ -50,7 +52,7 @@ fn a_bad_rule_is_refused_with_its_line_and_number() {
     refuses(
         "[[invalidate]]\npath = '/a/{id}'\n[[invalidate]]\npath = '/b'",
         "FILE:3: [[invalidate]] rule 2: it names no job; give it {id} in its path, request or \
-         response with JSON pointers, or all = true",
+         response with JSON pointers, query with parameters, or all = true",
     );
     refuses(
         "[[invalidate]]\npath = '/a/{id}'\nmethod = ['PUT']",
@@ -97,12 +99,16 @@ fn the_example_of_the_reference_file_can_be_used_and_names_the_defaults() {
     let [rule] = &rules[..] else { panic!("{rules:?}") };
     let default = InvalidateRule::default();
     assert_eq!((rule.all, rule.max_body), (default.all, default.max_body));
-    assert!(![&rule.methods, &rule.request, &rule.response].iter().any(|list| list.is_empty()));
+    assert!(
+        ![&rule.methods, &rule.request, &rule.response, &rule.query]
+            .iter()
+            .any(|list| list.is_empty())
+    );
 }
 
 #[test]
 fn the_examples_of_the_page_can_be_used() {
     let start = PAGE.find("```toml\n[[invalidate]]").unwrap() + "```toml\n".len();
     let (example, _) = PAGE[start..].split_once("```").unwrap();
-    assert_eq!(load(&[], &[], example).unwrap().config.invalidate.len(), 3);
+    assert_eq!(load(&[], &[], example).unwrap().config.invalidate.len(), 4);
 }

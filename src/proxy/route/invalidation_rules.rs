@@ -9,10 +9,7 @@ use hyper::{Method, http::HeaderMap};
 use serde_json::Value;
 use thiserror::Error;
 
-use super::{
-    METHOD_OVERRIDES,
-    template::{ID, is_literal},
-};
+use super::{METHOD_OVERRIDES, template::ID};
 use crate::{
     cache::job_id::{JobId, possible_ids},
     config::{self, OnMiss},
@@ -23,7 +20,13 @@ use crate::{
 const MAX_RULES: usize = 64;
 /// Largest number of pointers into one body of a rule.
 const MAX_POINTERS: usize = 32;
-/// Largest number of jobs that one body may name. Each costs a fence and an invalidation.
+/// Largest number of query parameters of a rule.
+const MAX_PARAMETERS: usize = 32;
+/// Characters that a literal segment may have beside unreserved ones: those of RFC 3986 3.3, and `|`,
+/// which clients send although it is none.
+const LITERAL_MARKS: &[u8] = b":;,@!$&'()*+=|";
+/// Largest number of jobs that one body or one target may name. Each costs a fence and an
+/// invalidation.
 pub const MAX_NAMED: usize = 1_000;
 
 /// The rules in the order of the configuration file.
@@ -39,6 +42,7 @@ pub struct InvalidationRule {
     path: Vec<Segment>,
     request: Vec<JsonPointer>,
     response: Vec<JsonPointer>,
+    query: Vec<String>,
     all: bool,
     max_body: usize,
     on_miss: OnMiss,
@@ -48,8 +52,8 @@ pub struct InvalidationRule {
 enum Segment {
     /// Compared without case, as some frameworks do.
     Literal(String),
-    /// `{id}`: the id of the job.
-    Id,
+    /// `{id}` between two literal texts, which may be empty: the id of the job.
+    Id(String, String),
     /// `{name}`: anything.
     Any,
 }
@@ -84,8 +88,8 @@ pub enum RuleProblem {
     Relative(String),
     /// The path has a segment that no request could match.
     #[error(
-        "path = {path:?} has the segment {segment:?}; use {{id}}, {{any_name}}, or one or more of \
-         A-Z a-z 0-9 . _ ~ -, not '.' or '..', and no slash at the end"
+        "path = {path:?} has the segment {segment:?}; use {{any_name}}, or {{id}} and one or more of \
+         A-Z a-z 0-9 . _ ~ - : ; , @ ! $ & ' ( ) * + = |, not '.' or '..', and no slash at the end"
     )]
     Segment {
         /// The path of the rule.
@@ -115,13 +119,19 @@ pub enum RuleProblem {
     Pointers(usize),
     /// The rule would never invalidate anything.
     #[error(
-        "it names no job; give it {{id}} in its path, request or response with JSON pointers, or \
-         all = true"
+        "it names no job; give it {{id}} in its path, request or response with JSON pointers, \
+         query with parameters, or all = true"
     )]
     NoSource,
     /// The rule drops every job and names some as well.
-    #[error("all = true already drops every job; remove request and response")]
+    #[error("all = true already drops every job; remove request, response and query")]
     AllAndMore,
+    /// A query parameter has no name.
+    #[error("query has an empty name; give the names of parameters, such as \"ids\"")]
+    Parameter,
+    /// The rule has too many query parameters.
+    #[error("it has {0} query parameters, at most {MAX_PARAMETERS} are allowed; remove some")]
+    Parameters(usize),
     /// There are more rules than are compared with every write.
     #[error("there are too many rules, at most {MAX_RULES} are allowed; remove some")]
     TooMany,
@@ -162,16 +172,17 @@ impl InvalidationRule {
         let methods = rule.methods.iter().map(|name| method(name)).collect::<Result<_, _>>()?;
         let request = pointers(&rule.request)?;
         let response = pointers(&rule.response)?;
-        let has_pointers = !request.is_empty() || !response.is_empty();
-        if rule.all && has_pointers {
+        let query = parameters(&rule.query)?;
+        let has_places = !request.is_empty() || !response.is_empty() || !query.is_empty();
+        if rule.all && has_places {
             return Err(RuleProblem::AllAndMore);
         }
-        if !rule.all && !has_pointers && !path.contains(&Segment::Id) {
+        if !rule.all && !has_places && !path.iter().any(Segment::is_id) {
             return Err(RuleProblem::NoSource);
         }
         let all = rule.all;
         let (max_body, on_miss) = (rule.max_body, rule.on_miss);
-        Ok(Self { number, methods, path, request, response, all, max_body, on_miss })
+        Ok(Self { number, methods, path, request, response, query, all, max_body, on_miss })
     }
 
     /// Returns the number of the rule in the configuration file, from 1.
@@ -224,15 +235,21 @@ impl InvalidationRule {
     pub(super) fn matches(&self, segments: &[&str]) -> bool {
         let same = |(segment, pattern): (&&str, &Segment)| match pattern {
             Segment::Literal(literal) => literal.eq_ignore_ascii_case(segment),
-            Segment::Id | Segment::Any => !segment.is_empty(),
+            Segment::Id(..) => pattern.id(segment).is_some(),
+            Segment::Any => !segment.is_empty(),
         };
         segments.len() == self.path.len() && segments.iter().zip(&self.path).all(same)
     }
 
-    /// Returns the segment at the `{id}` of the rule, in a path that the rule matches.
+    /// Returns the text at the `{id}` of the rule, in a path that the rule matches.
     pub(super) fn id<'p>(&self, segments: &[&'p str]) -> Option<&'p str> {
-        let position = self.path.iter().position(|segment| *segment == Segment::Id)?;
-        segments.get(position).copied()
+        let position = self.path.iter().position(Segment::is_id)?;
+        self.path.get(position)?.id(segments.get(position)?)
+    }
+
+    /// Returns the names of the query parameters that carry ids.
+    pub(super) fn query_parameters(&self) -> &[String] {
+        &self.query
     }
 
     fn is_for(&self, method: &Method, headers: &HeaderMap) -> bool {
@@ -250,6 +267,21 @@ impl InvalidationRule {
             BodySide::Request => &self.request,
             BodySide::Response => &self.response,
         }
+    }
+}
+
+impl Segment {
+    fn is_id(&self) -> bool {
+        matches!(self, Self::Id(..))
+    }
+
+    /// Returns the text at `{id}` in a segment that has the literal texts around it.
+    fn id<'p>(&self, segment: &'p str) -> Option<&'p str> {
+        let Self::Id(before, after) = self else { return None };
+        let (start, rest) = segment.split_at_checked(before.len())?;
+        let (id, end) = rest.split_at_checked(rest.len().checked_sub(after.len())?)?;
+        let is_same = start.eq_ignore_ascii_case(before) && end.eq_ignore_ascii_case(after);
+        (is_same && !id.is_empty()).then_some(id)
     }
 }
 
@@ -288,6 +320,9 @@ fn segments(path: &str) -> Result<Vec<Segment>, RuleProblem> {
         return Err(RuleProblem::NoPath);
     }
     let rest = path.strip_prefix('/').ok_or_else(|| RuleProblem::Relative(path.to_owned()))?;
+    if rest.is_empty() {
+        return Ok(Vec::new());
+    }
     let segments: Vec<Segment> = rest
         .split('/')
         .map(|text| {
@@ -295,23 +330,38 @@ fn segments(path: &str) -> Result<Vec<Segment>, RuleProblem> {
                 .ok_or_else(|| RuleProblem::Segment { path: path.into(), segment: text.into() })
         })
         .collect::<Result<_, _>>()?;
-    if segments.iter().filter(|segment| **segment == Segment::Id).count() > 1 {
+    if path.matches(ID).count() > 1 {
         return Err(RuleProblem::Ids(path.to_owned()));
     }
     Ok(segments)
 }
 
 fn segment(text: &str) -> Option<Segment> {
+    if let Some((before, after)) = text.split_once(ID) {
+        let is_valid = |text: &str| text.bytes().all(is_literal_byte);
+        // Whether there is a second `{id}` is checked for the path as a whole.
+        let is_usable = is_valid(before) && is_valid(&after.replace(ID, ""));
+        return is_usable.then(|| Segment::Id(before.to_owned(), after.to_owned()));
+    }
     let name = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
     let is_name = |name: &str| {
         !name.is_empty()
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
     };
     match name {
-        _ if text == ID => Some(Segment::Id),
         Some(name) => is_name(name).then_some(Segment::Any),
-        None => is_literal(text).then(|| Segment::Literal(text.to_owned())),
+        None => is_rule_literal(text).then(|| Segment::Literal(text.to_owned())),
     }
+}
+
+/// Whether a segment may stand in the path of a rule as it is.
+pub(super) fn is_rule_literal(segment: &str) -> bool {
+    let is_dots = matches!(segment, "." | "..");
+    !segment.is_empty() && !is_dots && segment.bytes().all(is_literal_byte)
+}
+
+fn is_literal_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"._~-".contains(&byte) || LITERAL_MARKS.contains(&byte)
 }
 
 fn method(name: &str) -> Result<Method, RuleProblem> {
@@ -322,6 +372,16 @@ fn method(name: &str) -> Result<Method, RuleProblem> {
         return Err(RuleProblem::SafeMethod(name.to_owned()));
     }
     Ok(method)
+}
+
+fn parameters(names: &[String]) -> Result<Vec<String>, RuleProblem> {
+    if names.len() > MAX_PARAMETERS {
+        return Err(RuleProblem::Parameters(names.len()));
+    }
+    match names.iter().any(String::is_empty) {
+        true => Err(RuleProblem::Parameter),
+        false => Ok(names.to_vec()),
+    }
 }
 
 fn pointers(texts: &[String]) -> Result<Vec<JsonPointer>, RuleProblem> {

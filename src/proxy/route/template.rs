@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use super::id_parts::is_cut;
+
 /// Largest number of templates. Each is compared with every path.
 pub(super) const MAX_TEMPLATES: usize = 64;
 
@@ -124,14 +126,34 @@ impl Template {
         same(before, &self.before).then_some(id)
     }
 
+    /// Returns what follows the collection of this template in a path at or below it: the rest of
+    /// its last segment, as in `/jobs('7')`, and the segments after it. Ignores case.
+    pub(super) fn after_collection<'s, 'p>(
+        &self,
+        segments: &'s [&'p str],
+    ) -> Option<(&'p str, &'s [&'p str])> {
+        let (before, rest) = segments.split_at_checked(self.before.len())?;
+        let Some((literal, parents)) = self.before.split_last() else { return Some(("", rest)) };
+        let (last, above) = before.split_last()?;
+        let (name, cut) = last.split_at_checked(literal.len())?;
+        let is_end = |c: char| is_cut(c) || matches!(c, '.' | '%');
+        let is_same = name.eq_ignore_ascii_case(literal) && same(above, parents);
+        (is_same && cut.chars().next().is_none_or(is_end)).then_some((cut, rest))
+    }
+
+    /// Whether a path is at or above the collection of this template. Ignores case.
+    pub(super) fn is_at_or_above(&self, segments: &[&str]) -> bool {
+        self.before.get(..segments.len()).is_some_and(|before| same(segments, before))
+    }
+
+    /// Whether a segment is the literal one at this position above the id. Ignores case.
+    pub(super) fn has_literal(&self, at: usize, segment: &str) -> bool {
+        self.before.get(at).is_some_and(|literal| literal.eq_ignore_ascii_case(segment))
+    }
+
     /// Returns the template as it was given.
     pub(super) fn text(&self) -> &str {
         &self.text
-    }
-
-    /// Returns the index of the id among the segments of a path.
-    pub(super) fn id_position(&self) -> usize {
-        self.before.len()
     }
 
     /// Whether a path matches this whole template, in any case and with any non-empty id.

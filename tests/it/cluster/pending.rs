@@ -82,7 +82,7 @@ async fn a_slot_without_an_owner_keeps_nobody_elses_jobs_pending() {
     let setup = Setup::new().await;
     let a = setup.sidecar().await;
     let ids = one_of_each(&setup, &[&a]).await;
-    let lost = setup.cluster.job_of(2, "lost").await;
+    let lost = setup.cluster.job_of(2, "lost1").await;
     hit(&a, &lost).await;
     let slot = setup.cluster.slot(&lost).await;
     for node in [2, 0, 1, 3, 4, 5] {

@@ -56,12 +56,12 @@ sessions: Dict[str, str] = {}
 calls: Dict[str, int] = {}
 clock = Clock(ahead=0)
 jobs = {
-    "warm-up": Job(owner=None),
-    "alices": Job(owner="alice"),
-    "bobs": Job(owner="bob"),
-    "shared": Job(owner="alice", shared={"bob"}),
-    "personal": Job(owner="alice", shared={"bob"}, view="personal"),
-    "tagged": Job(owner="alice", shared={"bob"}, view="tagged"),
+    "warm-up1": Job(owner=None),
+    "alices1": Job(owner="alice"),
+    "bobs1": Job(owner="bob"),
+    "shared1": Job(owner="alice", shared={"bob"}),
+    "personal1": Job(owner="alice", shared={"bob"}, view="personal"),
+    "tagged1": Job(owner="alice", shared={"bob"}, view="tagged"),
 }
 
 

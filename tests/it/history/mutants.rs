@@ -192,7 +192,7 @@ async fn a_belief_in_old_epochs_is_caught() {
     check(Mutant::NoEpoch, trouble(&[Fault::RestartOld])).await;
 }
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 /// The metric of lookups that have requested a lease and received an answer.
 const LEASES: &str = "jobcache_store_operation_seconds_count{op=\"lease\"}";
 
@@ -214,7 +214,7 @@ impl Forced {
         envs.extend(mutant.map(|mutant| ("JOBCACHE_MUTANT", mutant.as_str())));
         let sidecar = Process::start(&args, &envs).await;
         let forced = Self { redis, upstream, sidecar };
-        forced.hit("/jobs/warm-up").await;
+        forced.hit("/jobs/warm-up1").await;
         forced
     }
 
@@ -256,10 +256,10 @@ async fn an_epoch_taken_at_the_fill_is_caught() {
         let first = forced.sidecar.client.start(Method::GET, X, "").await;
         gate.arrived(1).await;
         forced.redis.save().await;
-        forced.upstream.commit("x");
-        forced.redis.del(&key("x")).await;
+        forced.upstream.commit("x1");
+        forced.redis.del(&key("x1")).await;
         forced.redis.restart_from_rdb().await;
-        forced.hit("/jobs/warm-up-again").await;
+        forced.hit("/jobs/warm-up-again1").await;
         gate.release();
         first.answer().await;
         forced.sees().await
@@ -274,10 +274,10 @@ async fn a_join_across_epochs_is_caught() {
         let _first = forced.sidecar.client.start(Method::GET, X, "").await;
         gate.arrived(1).await;
         forced.redis.save().await;
-        forced.upstream.commit("x");
-        forced.redis.del(&key("x")).await;
+        forced.upstream.commit("x1");
+        forced.redis.del(&key("x1")).await;
         forced.redis.restart_from_rdb().await;
-        forced.hit("/jobs/warm-up-again").await;
+        forced.hit("/jobs/warm-up-again1").await;
         let leases = async || forced.sidecar.admin.metric(LEASES).await;
         let before = leases().await;
         let release = async {
@@ -318,7 +318,7 @@ async fn what_is_near_and_outlives_its_connection_is_caught() {
         // The first read fills Redis; hits then come from the process.
         forced.hit(X).await;
         forced.redis.kill();
-        forced.upstream.commit("x");
+        forced.upstream.commit("x1");
         forced.redis.restart_empty().await;
         forced.tracks().await;
         forced.sees().await
@@ -332,9 +332,9 @@ async fn what_is_near_and_outlives_its_connection_is_caught() {
 async fn a_value_that_is_not_ours_is_caught() {
     check_forced(Mutant::NoExpiryCheck, async |forced| {
         forced.hit(X).await;
-        forced.upstream.commit("x");
-        forced.redis.del(&key("x")).await;
-        forced.redis.set(&key("x"), version("x", 0).as_bytes()).await;
+        forced.upstream.commit("x1");
+        forced.redis.del(&key("x1")).await;
+        forced.redis.set(&key("x1"), version("x1", 0).as_bytes()).await;
         forced.sees().await
     })
     .await;

@@ -79,7 +79,7 @@ impl Sidecar {
     /// Polls a job that no test uses until it is answered from the cache.
     pub(crate) async fn warm(&self) {
         eventually(SOON, async || {
-            let reply = self.get("/jobs/warm-up").await;
+            let reply = self.get("/jobs/warm-up1").await;
             if reply.is_hit() { Ok(()) } else { Err(reply) }
         })
         .await;
@@ -140,7 +140,7 @@ impl Setup {
         let redis = RedisServer::start().await;
         let setup = Self::cold(redis, change).await;
         setup.sidecar.warm().await;
-        setup.redis.del("job_status:warm-up").await;
+        setup.redis.del("job_status:warm-up1").await;
         setup.upstream.forget_requests();
         setup
     }

@@ -39,6 +39,19 @@ fn a_rule_matches_a_whole_path() {
     }
 }
 
+#[test]
+fn an_id_may_have_literal_text_around_it() {
+    check_path("/jobs/{id}:cancel", &["jobs", "7:cancel"], Some("7"));
+    check_path("/jobs/{id}:cancel", &["jobs", "a:b:CANCEL"], Some("a:b"));
+    check_path("/jobs('{id}')", &["Jobs('7')"], Some("7"));
+    check_path("/jobs/v{id}.json", &["jobs", "v7.json"], Some("7"));
+    check_path("/jobs:batchCancel", &["jobs:BATCHcancel"], Some("matches"));
+    check_path("/", &[], Some("matches"));
+    for other in ["7", ":cancel", "7:stop", "7:cancel2", "é"] {
+        check_path("/jobs/{id}:cancel", &["jobs", other], None);
+    }
+}
+
 #[track_caller]
 fn check_method(methods: &[&str], method: &str, header: Option<&str>, want: bool) {
     let rule = config::InvalidateRule { methods: list(methods), ..configured("/jobs") };
@@ -139,14 +152,22 @@ fn a_rule_that_cannot_work_is_refused_with_the_mend() {
     );
     check_refused(
         |rule| rule.all = false,
-        "it names no job; give it {id} in its path, request or response with JSON pointers, or \
-         all = true",
+        "it names no job; give it {id} in its path, request or response with JSON pointers, query \
+         with parameters, or all = true",
     );
     check_refused(
         |rule| rule.response = list(&["/id"]),
-        "all = true already drops every job; remove request and response",
+        "all = true already drops every job; remove request, response and query",
     );
-    for segment in ["", "..", "a b", "{}", "{a b}", "x{id}", "{id"] {
+    check_refused(
+        |rule| rule.query = list(&["ids"]),
+        "all = true already drops every job; remove request, response and query",
+    );
+    check_refused(
+        |rule| (rule.all, rule.query) = (false, list(&["ids", ""])),
+        "query has an empty name; give the names of parameters, such as \"ids\"",
+    );
+    for segment in ["", "..", "a b", "{}", "{a b}", "x{a}", "{id", "{id}%3A", "a{id}b{c}"] {
         let path = format!("/jobs/{segment}");
         let error =
             InvalidationRule::parse(1, &config::InvalidateRule { all: true, ..configured(&path) })
@@ -176,7 +197,7 @@ fn check_route(routes: &Routes, request: &str, want: &str) {
     let built = Request::builder().method(method).uri(target).header(name, value).body(()).unwrap();
     let got = match routes.classify(&built) {
         Route::Read(id) => format!("read: {id}"),
-        Route::Write(WriteScope { jobs, rules }) => {
+        Route::Write(WriteScope { jobs, rules, .. }) => {
             let by = (!rules.is_empty()).then(|| "by".to_owned());
             let rules = rules.iter().map(|rule| rule.number().to_string());
             let words = jobs.iter().map(JobId::to_string).chain(by).chain(rules);
@@ -216,9 +237,26 @@ fn a_rule_makes_a_write_of_a_path_that_names_no_job() {
     check("PUT /jobs/7/copy", "write: 7");
     check("POST /jobs", "pass: path");
     check("DELETE /jobs/7", "write: 7");
+    check("POST /jobs?ids=7,8", "write: ");
     for safe in ["GET", "HEAD"] {
         check(&format!("{safe} /uploads/7/finish"), "pass: path");
     }
     check("OPTIONS /uploads/7/finish", "pass: method");
     check("TRACE /uploads/7/finish", "pass: method");
+}
+
+#[test]
+fn a_rule_takes_ids_from_the_parameters_that_it_names() {
+    let rule =
+        config::InvalidateRule { query: list(&["id", "ids"]), all: false, ..configured("/batch") };
+    let routes = Routes::parse(&["/jobs/{id}"])
+        .unwrap()
+        .with_rules(InvalidationRules::parse(&[rule]).unwrap());
+    let check = |request: &str, want| check_route(&routes, request, want);
+    check("POST /batch?id=7&ids[]=8&ids[]=9", "write: 7 8 9 by 1");
+    check("POST /batch?ids=7%2C8;id=9&page=4", "write: 7 8 9 by 1");
+    check("POST /batch?page=4", "write: by 1");
+    check("POST /batch", "write: by 1");
+    check("POST /a\nx-original-url: /batch?id=7", "write: 7 by 1");
+    check("POST /other?id=7", "pass: path");
 }

@@ -1,0 +1,77 @@
+//! Jobs that the target of a write names elsewhere than at the place of the id, as `DELETE
+//! /jobs?id=7` does.
+//!
+//! One request may name a thousand of them, so they must cost their readers little: they are fenced
+//! only while the write runs, and not for `settle` after it. Instead they are forgotten a second
+//! time when `settle` is over, for an upstream that reads from a lagging replica. An unknown outcome
+//! means that the write may still run, so the fence lingers for them too.
+
+use std::time::Duration;
+
+use futures_util::future::join;
+
+use super::{
+    Cache,
+    invalidate::{FenceEnd, InvalidationSource, WriteOutcome},
+    job_id::JobId,
+};
+use crate::{
+    events::EventKind,
+    store::{Budget, Ended, Key, Write},
+};
+
+impl Cache {
+    /// Fences jobs as [`Cache::begin`] does, and others that the target names elsewhere.
+    pub async fn begin_named(
+        &self,
+        ids: &[JobId],
+        elsewhere: &[JobId],
+        budget: &mut Budget,
+    ) -> Write {
+        if elsewhere.is_empty() {
+            return self.begin(ids, budget).await;
+        }
+        let all: Vec<JobId> = elsewhere.iter().chain(ids).cloned().collect();
+        let mut write = self.begin(&all, budget).await;
+        write.mark_elsewhere(elsewhere.len());
+        write
+    }
+
+    pub(super) async fn end_in_store(&self, write: &Write, fence: FenceEnd) -> Ended {
+        let linger = self.fence_left(fence);
+        let Some((elsewhere, rest)) = write.split_elsewhere() else {
+            return self.store.end(write, linger, &mut self.budget()).await;
+        };
+        let brief = match fence {
+            FenceEnd::Now(WriteOutcome::Known | WriteOutcome::Refused) => Duration::ZERO,
+            FenceEnd::Now(WriteOutcome::Unknown) | FenceEnd::WithBodies(_) => linger,
+        };
+        let (mut budget, mut brief_budget) = (self.budget(), self.budget());
+        let ended = join(
+            self.store.end(&elsewhere, brief, &mut brief_budget),
+            self.store.end(&rest, linger, &mut budget),
+        );
+        let ended = ended.await;
+        if linger > brief {
+            self.forget_again(elsewhere.keys().to_vec(), linger);
+        }
+        match ended {
+            (Ended::Confirmed { entries }, Ended::Confirmed { entries: others }) => {
+                Ended::Confirmed { entries: entries + others }
+            }
+            _ => Ended::Pending,
+        }
+    }
+
+    /// Invalidates keys a second time, after a while and in the background.
+    fn forget_again(&self, keys: Vec<Key>, after: Duration) {
+        let cache = self.clone();
+        self.store.spawn(async move {
+            tokio::time::sleep(after).await;
+            let ended = cache.store.purge(keys.clone(), cache.settings.store_budget).await.ended;
+            cache.detach(&keys);
+            cache.count_invalidation(InvalidationSource::Write, ended);
+            cache.record_events(&keys, EventKind::WriteEnded, ended.as_str(), None);
+        });
+    }
+}

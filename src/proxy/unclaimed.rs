@@ -1,0 +1,50 @@
+//! Unclaimed writes: successful writes at the jobs that name none of them and match no rule.
+//!
+//! Such a write (`POST /jobs/cancel-all`) may change jobs, and their entries are served until the TTL
+//! ends. So each is counted, and the log proposes the rule to add.
+
+use std::sync::Arc;
+
+use hyper::Method;
+use tracing::warn;
+
+use super::route::{Routes, WriteTarget};
+use crate::{metrics::Metrics, throttle::HourlyPerName};
+
+/// Longest method that is shown. Clients may invent others.
+const MAX_METHOD: usize = 16;
+
+/// Counts and reports unclaimed writes.
+#[derive(Debug)]
+pub(super) struct UnclaimedWrites {
+    warnings: HourlyPerName,
+    metrics: Arc<Metrics>,
+}
+
+impl UnclaimedWrites {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { warnings: HourlyPerName::default(), metrics }
+    }
+
+    /// Counts a write that matched no rule, if its target is at the jobs and names none.
+    pub(super) fn count(&self, routes: &Routes, method: &Method, target: &WriteTarget) {
+        let Some(shape) = routes.unclaimed_shape(target.path_and_query()) else { return };
+        self.metrics.unclaimed_writes.inc();
+        if !self.warnings.admits(&shape) {
+            return;
+        }
+        let method = method.as_str();
+        let methods = match method.len() {
+            ..=MAX_METHOD => format!("methods = [\"{method}\"], "),
+            _ => String::new(),
+        };
+        let rule = format!("invalidate = [{{ {methods}path = \"{shape}\", all = true }}]");
+        warn!(
+            path = shape,
+            rule,
+            "a write at the jobs named no job and matched no [[invalidate]] rule; if it changes jobs, \
+             they are served from the cache until their TTL ends; add this rule, or one that says with \
+             request, response or query where the ids are"
+        );
+    }
+}
