@@ -10,6 +10,7 @@
 //! Fingerprints are keyed BLAKE3 hashes, so that a program that can read the store cannot find
 //! credentials by guessing.
 
+mod joined;
 #[cfg(test)]
 mod tests;
 

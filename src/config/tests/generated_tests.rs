@@ -121,6 +121,7 @@ fn every_other_setting_is_one_value() {
             "server.trusted_proxies",
             "credentials.headers",
             "credentials.cookies",
+            "responses.volatile",
             "warm.headers"
         ]
     );
