@@ -23,7 +23,7 @@ use self::{
 };
 use super::{
     audience::{Audience, AudienceMember, Caller},
-    policy::{self, StoredHead},
+    policy::{self, LastModified, StoredHead},
 };
 use crate::{
     mutants::{self, Mutant},
@@ -114,9 +114,9 @@ impl Entry {
         caller: Caller,
         now_ms: i64,
     ) -> Self {
-        let StoredHead { status, headers, drops_last_modified } = response;
+        let StoredHead { status, headers, last_modified } = response;
         let mut head = Head::new(status, headers, body.len(), || digest(&body));
-        head.drops_last_modified = drops_last_modified;
+        head.last_modified = last_modified;
         Self {
             head,
             body,
@@ -183,7 +183,9 @@ impl Entry {
                 (identity, whole, Some(Box::new(coded)))
             }
         };
-        head.drops_last_modified = meta.drops_last_modified;
+        if meta.drops_last_modified {
+            head.last_modified = LastModified::Dropped;
+        }
         Some(Self {
             head,
             body,
@@ -229,7 +231,7 @@ impl Entry {
             age_ms: self.age_ms,
             epoch: epoch.as_str().to_owned(),
             public: self.audience.public,
-            drops_last_modified: self.head.drops_last_modified,
+            drops_last_modified: self.head.last_modified == LastModified::Dropped,
             audience: members.iter().map(AudienceMember::to_string).collect(),
             expires_at_ms: 0,
         };

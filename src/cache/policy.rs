@@ -20,4 +20,4 @@ pub use freshness::{Freshness, Policy, StatedLifetimes, freshness, stated_lifeti
 pub use reason::{Bypass, NoStore};
 pub use state_ttls::StateTtls;
 pub use storable::storable;
-pub use stored_head::StoredHead;
+pub use stored_head::{LastModified, StoredHead};

@@ -5,11 +5,14 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use hyper::{Method, Response, StatusCode};
-use jobcache::config::{Config, SampleRate, StoreUrl};
+use jobcache::{
+    clock,
+    config::{Config, SampleRate, StoreUrl},
+};
 use serde_json::Value;
 
 use crate::support::{
@@ -75,7 +78,7 @@ const VOLATILE: [&str; 8] = [
 ];
 
 fn of_a_gateway(read: usize) -> Vec<(&'static str, String)> {
-    let now = SystemTime::now();
+    let now = clock::now();
     let expires = httpdate::fmt_http_date(now + Duration::from_mins(1));
     let mut headers = vec![("expires", expires), ("last-modified", httpdate::fmt_http_date(now))];
     headers.extend(VOLATILE.map(|name| (name, format!("{read}"))));
@@ -104,7 +107,7 @@ async fn check_four_callers(change: impl FnOnce(&mut Config)) {
     }
     assert_eq!((reads.load(Ordering::SeqCst), hits), (4, 36));
     let request = setup.sidecar.client.request(Method::GET, X).header("authorization", A);
-    let since = httpdate::fmt_http_date(SystemTime::now());
+    let since = httpdate::fmt_http_date(clock::now());
     let reply = request.header("if-modified-since", &since).send().await;
     reply.assert(200, "{}");
     assert!(reply.is_hit(), "{reply:?}");

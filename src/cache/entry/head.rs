@@ -26,6 +26,7 @@ use hyper::http::{
 use memchr::memchr;
 
 use super::{VIA_JOBCACHE, coding};
+use crate::cache::policy::LastModified;
 
 /// Greatest number of headers that an answer may have in addition to the stored ones:
 /// `Content-Length`, `ETag`, `Age`, `Via`, `Cache-Status`, and for a compressed entry
@@ -58,9 +59,9 @@ pub(super) struct Head {
     vary_is_added: bool,
     /// Whether hyper would send exactly this text.
     is_writable: bool,
-    /// Whether the upstream's `Last-Modified` was left out. It is here and not in the entry, because
-    /// there it would take eight bytes more.
-    pub(super) drops_last_modified: bool,
+    /// What became of the upstream's `Last-Modified`. It is here and not in the entry, because there it
+    /// would take eight bytes more.
+    pub(super) last_modified: LastModified,
 }
 
 /// The form of an entry that a head is for.
@@ -170,7 +171,7 @@ impl Head {
             etag_is_added,
             vary_is_added,
             is_writable,
-            drops_last_modified: false,
+            last_modified: LastModified::Kept,
         }
     }
 

@@ -33,8 +33,17 @@ pub struct StoredHead {
     pub status: StatusCode,
     /// Headers that are stored, always with `Date`.
     pub headers: HeaderMap,
-    /// Whether `Last-Modified` was left out because it is the time of the answer.
-    pub drops_last_modified: bool,
+    /// What became of `Last-Modified`.
+    pub last_modified: LastModified,
+}
+
+/// What became of the `Last-Modified` of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastModified {
+    /// It is stored, if there was one.
+    Kept,
+    /// It was left out, because it is the time of the answer.
+    Dropped,
 }
 
 /// Returns whether a response header is part of an entry. `volatile` has the configured names.
@@ -60,9 +69,10 @@ impl StoredHead {
     /// Takes what is stored from the head of a response. `now_ms` is the time of the request for it, in
     /// ms since 1970.
     pub fn of(head: &Parts, volatile: &[HeaderName], now_ms: i64) -> Self {
-        let drops_last_modified = is_modified_at_answer(&head.headers, now_ms);
+        let last_modified = last_modified(&head.headers, now_ms);
         let is_kept = |name: &HeaderName| {
-            is_stored(name, volatile) && !(drops_last_modified && *name == LAST_MODIFIED)
+            let is_dropped = last_modified == LastModified::Dropped && *name == LAST_MODIFIED;
+            is_stored(name, volatile) && !is_dropped
         };
         let mut headers = HeaderMap::with_capacity(head.headers.len() + SPARE);
         for (name, value) in head.headers.iter().filter(|(name, _)| is_kept(name)) {
@@ -72,7 +82,7 @@ impl StoredHead {
         // record the time it was received and append a corresponding Date header field to the message's
         // header section if it is cached or forwarded downstream." RFC 9110 6.6.1
         headers.entry(DATE).or_insert_with(|| date_value(now_ms));
-        Self { status: head.status, headers, drops_last_modified }
+        Self { status: head.status, headers, last_modified }
     }
 
     /// Returns the names of the headers in which `later` differs, apart from lifetimes.
@@ -81,11 +91,12 @@ impl StoredHead {
     pub fn differing_headers(&self, later: &Self, volatile: &[HeaderName]) -> Vec<HeaderName> {
         let only_later = later.headers.keys().filter(|name| !self.headers.contains_key(*name));
         let names = self.headers.keys().chain(only_later);
-        let has_no_date = self.drops_last_modified || later.drops_last_modified;
+        let has_no_date =
+            [self, later].iter().any(|head| head.last_modified == LastModified::Dropped);
         let compared = names.filter(|name| {
-            // They differ between two reads of an unchanged job.
-            let is_time = **name == DATE || **name == EXPIRES;
-            !is_time && !(has_no_date && **name == LAST_MODIFIED) && is_stored(name, volatile)
+            let is_time =
+                **name == DATE || **name == EXPIRES || has_no_date && **name == LAST_MODIFIED;
+            !is_time && is_stored(name, volatile)
         });
         compared.filter(|name| !self.agrees(later, name)).cloned().collect()
     }
@@ -107,18 +118,21 @@ fn has_same_directives(one: &HeaderMap, other: &HeaderMap) -> bool {
     texts(&one) == texts(&other)
 }
 
-/// Returns whether `Last-Modified` is the time of the answer, as with frameworks that set both alike.
+/// Decides whether `Last-Modified` is kept. Some frameworks give it the time of the answer, like `Date`.
 /// Such a date says nothing about the job.
-fn is_modified_at_answer(headers: &HeaderMap, now_ms: i64) -> bool {
-    let Some(modified) = headers.get(LAST_MODIFIED).and_then(http_date) else { return false };
-    match headers.get(DATE).and_then(http_date) {
+fn last_modified(headers: &HeaderMap, now_ms: i64) -> LastModified {
+    let Some(modified) = headers.get(LAST_MODIFIED).and_then(http_date) else {
+        return LastModified::Kept;
+    };
+    let is_time_of_answer = match headers.get(DATE).and_then(http_date) {
         Some(date) => {
             let distance = date.duration_since(modified).unwrap_or_else(|error| error.duration());
             distance <= SAME_TIME
         }
         // The time of the answer is not known, but it is after the request.
         None => modified + SAME_TIME >= time(now_ms),
-    }
+    };
+    if is_time_of_answer { LastModified::Dropped } else { LastModified::Kept }
 }
 
 fn time(ms: i64) -> SystemTime {
@@ -193,7 +207,7 @@ mod tests {
     fn a_modification_at_the_time_of_the_answer_is_left_out() {
         let check = |lines: &[(&str, &str)], want: bool| {
             let stored = stored(lines);
-            assert_eq!(stored.drops_last_modified, want, "{lines:?}");
+            assert_eq!(stored.last_modified == LastModified::Dropped, want, "{lines:?}");
             let is_there = lines.iter().any(|(name, _)| *name == "last-modified");
             assert_eq!(stored.headers.contains_key(LAST_MODIFIED), is_there && !want, "{lines:?}");
         };

@@ -1,7 +1,7 @@
 //! Response headers that describe one exchange: another read of an unchanged job gives another value.
 //!
-//! They are neither stored nor compared, so they keep no callers apart, and no hit replays the
-//! request id of somebody else. The list has the names that gateways, platforms, frameworks and
+//! Such headers are neither stored nor compared, so they keep no callers apart, and no hit replays
+//! the request id of another exchange. The list has the names that gateways, platforms, frameworks and
 //! tracers document. A name that an API could use for its jobs, such as `X-Operation-Id`, is not on
 //! it: operators add those that mean nothing to them (`responses.volatile`).
 
@@ -57,7 +57,7 @@ fn is_of_exchange(name: &str) -> bool {
         // Profilers of frameworks: Symfony, Clockwork, PHP Debug Bar, MiniProfiler.
             | "phpdebugbar-id" | "x-clockwork-id" | "x-debug-token" | "x-debug-token-link"
             | "x-miniprofiler-ids"
-        // What caches in front of the API did.
+        // Results of caches in front of the API.
             | "x-cache" | "x-cache-hits" | "x-cache-info" | "x-cache-key" | "x-cache-lookup"
             | "x-cache-remote" | "x-cache-status" | "x-cached-since" | "x-drupal-cache"
             | "x-drupal-dynamic-cache" | "x-fastcgi-cache" | "x-nginx-cache"
