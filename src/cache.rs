@@ -14,6 +14,7 @@ pub mod flight;
 pub mod forecast;
 mod invalidate;
 pub mod job_id;
+mod kept_apart;
 mod lookup;
 mod near_lookup;
 pub mod policy;
@@ -44,6 +45,7 @@ use self::{
     entry::Entry,
     flight::Flights,
     job_id::JobId,
+    kept_apart::KeptApart,
     near_lookup::NearLayer,
     policy::{Policy, RequestDirectives, StateTtls},
     query::Query,
@@ -79,6 +81,8 @@ pub struct Cache {
     hit_for_miss: Arc<WindowedCounts<(Key, Caller)>>,
     /// Replacements of a job's entry by a different response that the upstream gave another caller.
     replacements: Arc<WindowedCounts<Key>>,
+    /// Response headers that keep the callers of a job apart.
+    kept_apart: Arc<KeptApart>,
     fingerprinter: Fingerprinter,
     /// Unknown request headers that keep callers apart.
     caller_splits: Arc<CallerSplits>,
@@ -183,6 +187,7 @@ impl Cache {
             hit_for_miss: Arc::new(WindowedCounts::new(HIT_FOR_MISS_TIME)),
             replacements: Arc::new(WindowedCounts::new(config.ttl)),
             caller_splits: Arc::default(),
+            kept_apart: Arc::new(KeptApart::new(config.ttl)),
             foreign_values: Arc::new(WindowedCounts::new(config.ttl)),
             foreign_warnings: Arc::new(WindowedCounts::new(FOREIGN_WARNING_INTERVAL)),
             pending_warnings: Arc::default(),
@@ -208,6 +213,7 @@ impl Cache {
         Self {
             hit_for_miss: Arc::new(WindowedCounts::new(HIT_FOR_MISS_TIME)),
             replacements: Arc::new(WindowedCounts::new(config.ttl)),
+            kept_apart: Arc::new(self.kept_apart.renewed(config.ttl)),
             foreign_values: Arc::new(WindowedCounts::new(config.ttl)),
             policy: policy(config, &fingerprinter),
             fingerprinter,
@@ -311,5 +317,7 @@ fn policy(config: &config::Config, fingerprinter: &Fingerprinter) -> Policy {
         ignored: fingerprinter.ignored_headers().to_vec(),
         state_ttls: StateTtls::new(&config.states),
         cookies: config.credentials.cookies.clone(),
+        // Parsing never fails: the names were checked when the configuration was loaded.
+        volatile: config.responses.volatile.iter().filter_map(|name| name.parse().ok()).collect(),
     }
 }

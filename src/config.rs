@@ -23,6 +23,7 @@ mod near_config;
 mod parse;
 mod raw_value;
 mod reference_toml;
+mod responses_config;
 mod sample_rate;
 mod secret;
 mod server_config;
@@ -54,6 +55,7 @@ pub use log_directives::{filter as log_filter, parsed as parsed_log_filter};
 pub use near_config::{NearConfig, NearMode, NearTracking};
 pub use raw_value::RawValue;
 pub use reference_toml::reference_toml;
+pub use responses_config::{ResponsesConfig, carries_meaning};
 pub use sample_rate::SampleRate;
 pub use secret::Secret;
 pub use server_config::{HEADERS_ON_STACK, ServerConfig};
@@ -140,6 +142,8 @@ pub struct Config {
     pub pending: PendingConfig,
     /// Identity of callers.
     pub credentials: CredentialsConfig,
+    /// Comparison of responses.
+    pub responses: ResponsesConfig,
     /// Destination of spans. It has no setting: only the variables of OpenTelemetry set it.
     pub traces: Option<TracesConfig>,
     /// Jobs that are read before a client asks.

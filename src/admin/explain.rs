@@ -22,7 +22,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use hyper::{
     Request, StatusCode,
-    http::{Method, header::HOST},
+    http::{HeaderName, Method, header::HOST},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -30,8 +30,8 @@ use serde_json::{Value, json};
 use self::{
     request_head::parse,
     wording::{
-        bypass_reason_text, bypass_text, hit_text, miss_text, refused_text, shadow_text,
-        splitting_text, write_text,
+        bypass_reason_text, bypass_text, hit_text, kept_apart_text, miss_text, refused_text,
+        shadow_text, splitting_text, write_text,
     },
 };
 use super::reply::{Reply, json_reply};
@@ -204,7 +204,9 @@ impl ExplainVerdict {
             Forecast::Miss { bypass: why, reason } => {
                 let text = match reason {
                     MissReason::Unconfirmed(why) => bypass_text(why, explained, now),
-                    reason => miss_text(reason).to_owned(),
+                    reason => {
+                        format!("{}{}", miss_text(reason), kept_apart_text(reason, explained))
+                    }
                 };
                 Self { why: text, ..Self::forwarded("miss", why, false) }
             }
@@ -322,6 +324,8 @@ impl<'t> Explanation<'t> {
                 "replaced": explained.replacements,
                 "foreign": explained.foreign_values,
                 "splitting_headers": explained.splitting_headers,
+                "differing_headers":
+                    explained.differing_headers.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
             }),
             events: job_history::events_json(&explained.history),
             all_purged: explained.history.all_purged.as_ref().map(job_history::event_json),

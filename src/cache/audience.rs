@@ -13,6 +13,7 @@
 mod counted_parts;
 mod header_roles;
 mod ignored_headers;
+mod joined;
 #[cfg(test)]
 mod tests;
 mod variant;

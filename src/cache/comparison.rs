@@ -23,7 +23,7 @@ use super::{
     Cache, LookupRequest,
     entry::{self, Entry},
     invalidate::InvalidationSource,
-    policy::{self, NoStore, Policy},
+    policy::{self, NoStore, Policy, StoredHead},
 };
 use crate::{
     metrics::ComparisonResult,
@@ -78,17 +78,18 @@ impl Comparison {
     /// Compares the head of the response to a GET without conditions. Returns whether the body has to
     /// be compared.
     pub fn compare_head(&mut self, head: &response::Parts, cache: &Cache) -> bool {
-        self.compare_head_under(head, &cache.policy)
+        self.compare_head_under(head, &cache.policy, cache.store.now_ms())
     }
 
     /// Compares the stored headers and checks whether the response may be stored. A header that is not
     /// part of an entry, such as `Set-Cookie`, is not compared, but may make the response personal to
-    /// one client. Freshness does not matter.
-    fn compare_head_under(&mut self, head: &response::Parts, policy: &Policy) -> bool {
+    /// one client. Lifetimes do not matter: they say nothing about whether the hit was right.
+    fn compare_head_under(&mut self, head: &response::Parts, policy: &Policy, now_ms: i64) -> bool {
         self.status = head.status;
         let comparable = head.status == self.entry.status();
         if comparable {
-            self.differing_headers = self.entry.differing_headers(&head.headers);
+            let stored = StoredHead::of(head, &policy.volatile, now_ms);
+            self.differing_headers = self.entry.differing_headers(&stored, &policy.volatile);
             self.not_storable = policy::storable(head, policy).err();
         }
         comparable

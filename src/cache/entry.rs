@@ -2,30 +2,28 @@
 
 pub mod coding;
 mod head;
+mod likeness;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    iter,
-    time::{Duration, SystemTime},
-};
+use std::{iter, time::Duration};
 
 use bytes::Bytes;
 use hyper::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
-    header::{AGE, CACHE_STATUS, DATE, ETAG, IF_NONE_MATCH, VARY, VIA},
-    response,
+    header::{AGE, CACHE_STATUS, ETAG, IF_NONE_MATCH, VARY, VIA},
 };
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
+pub use self::likeness::Likeness;
 use self::{
     coding::Coding,
     head::{HIT_STATUS, Head, HeadForm, HeadLine, HeadSeconds, MAX_ADDED_HEADERS, numbered},
 };
 use super::{
     audience::{Audience, AudienceMember, Caller},
-    policy,
+    policy::{self, LastModified, StoredHead},
 };
 use crate::{
     mutants::{self, Mutant},
@@ -37,9 +35,6 @@ const META_VERSION: u8 = 1;
 /// Version of the meta of a compressed entry. A sidecar without compression does not know it, so it
 /// does not serve the compressed bytes.
 const COMPRESSED_META_VERSION: u8 = 2;
-
-/// The end of the year 9999, the last time that `Date` can express.
-const LAST_DATE_MS: i64 = 253_402_300_799_000;
 
 /// The `Via` of jobcache, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
 pub const VIA_JOBCACHE: HeaderValue = HeaderValue::from_static("1.1 jobcache");
@@ -88,6 +83,10 @@ struct Meta {
     /// Whether the upstream has waived the credential.
     #[serde(default)]
     public: bool,
+    /// Whether `Last-Modified` was left out because it was the time of the answer. Older sidecars
+    /// ignore this field: to them such an entry has no `Last-Modified`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    drops_last_modified: bool,
     /// Members of the audience: callers in hexadecimal, each with its time.
     audience: Vec<String>,
     #[serde(default, skip_serializing)]
@@ -109,19 +108,17 @@ impl Entry {
     /// Creates an entry from a complete response that may be stored. `now_ms` is the time of the
     /// request for it, in ms since 1970 by the store's clock.
     pub fn new(
-        head: &response::Parts,
+        response: StoredHead,
         body: Bytes,
         freshness: policy::Freshness,
         caller: Caller,
         now_ms: i64,
     ) -> Self {
-        let mut headers = stored_headers(&head.headers);
-        // "A recipient with a clock that receives a response message without a Date header field MUST
-        // record the time it was received and append a corresponding Date header field to the message's
-        // header section if it is cached or forwarded downstream." RFC 9110 6.6.1
-        headers.entry(DATE).or_insert_with(|| http_date(now_ms));
+        let StoredHead { status, headers, last_modified } = response;
+        let mut head = Head::new(status, headers, body.len(), || digest(&body));
+        head.last_modified = last_modified;
         Self {
-            head: Head::new(head.status, headers, body.len(), || digest(&body)),
+            head,
             body,
             compressed: None,
             stored_at_ms: now_ms,
@@ -172,7 +169,7 @@ impl Entry {
         let status = StatusCode::from_u16(meta.status).ok()?;
         let mut members = Vec::with_capacity(meta.audience.len());
         members.extend(meta.audience.iter().filter_map(|text| AudienceMember::parse(text)));
-        let (head, body, coded) = match meta.zstd_of {
+        let (mut head, body, coded) = match meta.zstd_of {
             None => (Head::new(status, headers, body.len(), || meta.digest), body, None),
             // Decompressed once for all clients. This also detects a body with another length.
             Some(length) => {
@@ -186,6 +183,9 @@ impl Entry {
                 (identity, whole, Some(Box::new(coded)))
             }
         };
+        if meta.drops_last_modified {
+            head.last_modified = LastModified::Dropped;
+        }
         Some(Self {
             head,
             body,
@@ -207,6 +207,17 @@ impl Entry {
     /// Returns the meta for the store: a JSON object without its closing brace. `compressed` is the
     /// [compressed](Entry::compress) body, if that is stored.
     pub fn meta(&self, generation: &Token, epoch: &Epoch, compressed: Option<&Bytes>) -> String {
+        self.meta_for(&self.audience.members, generation, epoch, compressed)
+    }
+
+    /// Returns the same for other callers than the one that the entry was read for.
+    pub fn meta_for(
+        &self,
+        members: &[AudienceMember],
+        generation: &Token,
+        epoch: &Epoch,
+        compressed: Option<&Bytes>,
+    ) -> String {
         let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
         let line = |line: HeadLine<'_>| (latin1(line.name), latin1(line.value));
         let meta = Meta {
@@ -220,7 +231,8 @@ impl Entry {
             age_ms: self.age_ms,
             epoch: epoch.as_str().to_owned(),
             public: self.audience.public,
-            audience: self.audience.members.iter().map(AudienceMember::to_string).collect(),
+            drops_last_modified: self.head.last_modified == LastModified::Dropped,
+            audience: members.iter().map(AudienceMember::to_string).collect(),
             expires_at_ms: 0,
         };
         // Serialization never fails: the struct holds only strings and numbers.
@@ -237,20 +249,6 @@ impl Entry {
     /// Returns the token under which the entry was stored.
     pub fn generation(&self) -> &str {
         &self.generation
-    }
-
-    /// Returns whether another read gave the same response: the same body and stored headers, except
-    /// `Date`.
-    pub fn is_same_as(&self, other: &Self) -> bool {
-        self.head.is_same_as(&other.head)
-            && self.body == other.body
-            && self.audience.public == other.audience.public
-    }
-
-    /// Returns the names of the stored headers in which a response of the upstream differs from the
-    /// entry, except `Date`.
-    pub fn differing_headers(&self, headers: &HeaderMap) -> Vec<HeaderName> {
-        self.head.differing_headers(&stored_headers(headers))
     }
 
     /// Returns the status of the response.
@@ -417,23 +415,6 @@ fn not_modified(held: &Head) -> Response<Bytes> {
     }
     headers.insert(ETAG, held.etag());
     response
-}
-
-/// Returns the headers that are stored, with capacity for those that answers add.
-fn stored_headers(headers: &HeaderMap) -> HeaderMap {
-    let mut stored = HeaderMap::with_capacity(headers.len() + MAX_ADDED_HEADERS);
-    for (name, value) in headers.iter().filter(|(name, _)| policy::is_stored(name)) {
-        stored.append(name, value.clone());
-    }
-    stored
-}
-
-/// Formats a time of the store's clock in the only format that may be sent (RFC 9110 5.6.7).
-fn http_date(ms: i64) -> HeaderValue {
-    let time = SystemTime::UNIX_EPOCH + duration(ms.min(LAST_DATE_MS));
-    let date = httpdate::fmt_http_date(time);
-    // Conversion never fails: the date has only letters, digits, spaces, a comma and colons.
-    HeaderValue::try_from(date).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Returns the memory that an allocator takes for so many bytes: it adds 8 bytes of its own and rounds

@@ -10,9 +10,9 @@ use tracing::{Span, debug};
 use super::{
     Cache, LookupRequest,
     audience::Caller,
-    entry::Entry,
+    entry::{Entry, Likeness},
     flight::Leader,
-    policy::{self, Bypass, Freshness, NoStore},
+    policy::{self, Bypass, Freshness, NoStore, StoredHead},
 };
 use crate::{
     clock,
@@ -43,6 +43,19 @@ pub(super) enum FillTarget {
     /// In place of an entry that was no hit for this reader. The audience is widened if the upstream
     /// gives this reader the same response; otherwise the entry is replaced.
     Entry(Box<KnownEntry>),
+}
+
+/// What a later response does to a known entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EntryChange {
+    /// The entry is kept, and the caller joins its audience.
+    Admit,
+    /// The entry is replaced, because the same response now lives shorter. The audience stays.
+    Shorten,
+    /// The entry is replaced, because the response differs.
+    Replace,
+    /// The entry is replaced, because the client asked for a new read.
+    Refresh,
 }
 
 /// An entry that a reader has found, with the value that the store had for it.
@@ -162,6 +175,7 @@ impl Cache {
             FillTarget::Lease(lease) => lease.granted_at_ms(),
             FillTarget::Entry(known) => known.seen.now_ms,
         };
+        let head = StoredHead::of(head, &self.policy.volatile, asked_at_ms);
         let entry = Arc::new(Entry::new(head, body, freshness, caller, asked_at_ms));
         leader.publish(Arc::clone(&entry));
         let refresh = why == Some(Bypass::NoCache);
@@ -170,28 +184,19 @@ impl Cache {
 
     /// Stores a response that was shared. A store error is counted and logged, and has no other effect.
     pub async fn fill(&self, landed: PublishedRead) -> Option<Fill> {
-        let PublishedRead { entry, target, freshness, leader, key, caller, is_refresh: refresh } =
-            landed;
-        let stored = match &target {
-            FillTarget::Entry(known) if !refresh && known.entry.is_same_as(&entry) => {
-                EventKind::Admitted
-            }
-            FillTarget::Entry(_) => EventKind::Replaced,
-            _ => EventKind::Fill,
-        };
-        let filled = match target {
+        let PublishedRead { entry, target, freshness, leader, key, caller, is_refresh } = landed;
+        let (stored, filled) = match target {
             FillTarget::Nowhere => return None,
             FillTarget::Lease(lease) => {
                 let compressed = self.compressed(&entry).await;
                 let meta = entry.meta(lease.token(), lease.epoch(), compressed.as_ref());
                 let body = compressed.as_ref().unwrap_or(entry.body());
-                self.store.fill(lease, body, &meta, freshness.ttl).await
+                (EventKind::Fill, self.store.fill(lease, body, &meta, freshness.ttl).await)
             }
-            FillTarget::Entry(known) if stored == EventKind::Admitted => {
-                let generation = known.entry.generation();
-                self.store.admit(&key, &known.seen, generation, &caller.to_hex()).await
+            FillTarget::Entry(known) => {
+                let change = self.change(&key, &known, &entry, is_refresh);
+                self.fill_known((&key, caller), &known, &entry, change).await
             }
-            FillTarget::Entry(known) => self.replace(&key, &known, &entry, refresh).await,
         };
         // Until now, readers that have seen this token in the store could still join.
         drop(leader);
@@ -212,21 +217,53 @@ impl Cache {
         filled.ok()
     }
 
-    async fn replace(
+    /// Decides what a later response does to a known entry, and records why it does not admit its
+    /// caller.
+    fn change(
         &self,
         key: &Key,
         known: &KnownEntry,
+        later: &Entry,
+        is_refresh: bool,
+    ) -> EntryChange {
+        if is_refresh {
+            return EntryChange::Refresh;
+        }
+        match known.entry.likeness(later, &self.policy.volatile) {
+            Likeness::Same => return EntryChange::Admit,
+            Likeness::ShorterLived => return EntryChange::Shorten,
+            Likeness::OtherHeaders(names) => {
+                self.kept_apart.record(key, &self.settings.prefix, &names);
+            }
+            Likeness::OtherBody => {}
+        }
+        self.replacements.add(key.clone());
+        EntryChange::Replace
+    }
+
+    async fn fill_known(
+        &self,
+        (key, caller): (&Key, Caller),
+        known: &KnownEntry,
         entry: &Arc<Entry>,
-        refresh: bool,
-    ) -> Result<Fill, StoreError> {
-        if !refresh {
-            self.replacements.add(key.clone());
+        change: EntryChange,
+    ) -> (EventKind, Result<Fill, StoreError>) {
+        let (generation, seen) = (known.entry.generation(), &known.seen);
+        if change == EntryChange::Admit {
+            let admitted = self.store.admit(key, seen, generation, &caller.to_hex()).await;
+            return (EventKind::Admitted, admitted);
         }
         let compressed = self.compressed(entry).await;
-        let meta = entry.meta(&self.store.token(), &known.seen.epoch, compressed.as_ref());
+        // The upstream has served this response to the old audience too.
+        let members = match change {
+            EntryChange::Shorten => known.entry.audience().joined_by(caller, seen.now_ms),
+            _ => entry.audience().members.to_vec(),
+        };
+        let token = self.store.token();
+        let meta = entry.meta_for(&members, &token, &seen.epoch, compressed.as_ref());
         let body = compressed.as_ref().unwrap_or(entry.body());
         let new = Replacement { body, meta: &meta, expires_at_ms: entry.expires_at_ms() };
-        self.store.replace(key, &known.seen, known.entry.generation(), new).await
+        (EventKind::Replaced, self.store.replace(key, seen, generation, new).await)
     }
 
     /// Compresses a large body for the store, if that makes it smaller. Runs on the blocking pool: a

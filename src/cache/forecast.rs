@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hyper::http::HeaderName;
+
 use super::{
     Cache, LookupRequest,
     audience::Standing,
@@ -93,6 +95,8 @@ pub struct ForecastReport {
     pub hit_for_miss: bool,
     /// How often the entry was replaced within a TTL.
     pub replacements: u32,
+    /// Headers in which recent answers with the same body differed.
+    pub differing_headers: Vec<HeaderName>,
     /// How often a foreign value was found within a TTL.
     pub foreign_values: u32,
     /// Unknown request headers that keep the callers of the job apart.
@@ -142,6 +146,7 @@ impl Cache {
             cluster_slot: self.store.place(&request.key),
             hit_for_miss: uncacheable,
             replacements: self.replacements.count(&request.key),
+            differing_headers: self.kept_apart.names(&request.key),
             foreign_values: foreign,
             splitting_headers: self.caller_splits.of_job(&request.key, Instant::now()),
             history: self.metrics.events.history(request.key.main()),

@@ -74,9 +74,9 @@ impl JobId {
     /// write to a job would invalidate.
     pub fn is_word(id: &str) -> bool {
         let is_hex = |id: &str| id.bytes().all(|b| b.is_ascii_hexdigit());
-        !id.bytes().any(|b| b.is_ascii_digit())
-            && !is_plainly_canonical(id)
-            && !(id.len() == OBJECT_ID_LEN && is_hex(id))
+        let has_digit = id.bytes().any(|b| b.is_ascii_digit());
+        let is_object_id = id.len() == OBJECT_ID_LEN && is_hex(id);
+        !(has_digit || is_object_id || is_plainly_canonical(id))
     }
 
     /// Returns the canonical spelling.

@@ -11,10 +11,13 @@ mod freshness;
 mod reason;
 mod state_ttls;
 mod storable;
+mod stored_head;
+mod volatile;
 
 pub use conditional::not_modified;
 pub use directives::RequestDirectives;
-pub use freshness::{Freshness, Policy, freshness};
+pub use freshness::{Freshness, Policy, StatedLifetimes, freshness, stated_lifetimes};
 pub use reason::{Bypass, NoStore};
 pub use state_ttls::StateTtls;
-pub use storable::{is_stored, storable};
+pub use storable::storable;
+pub use stored_head::{LastModified, StoredHead};

@@ -90,7 +90,11 @@ fn help(spec: &SettingSpec) -> String {
         if spec.choices().is_empty() { String::new() } else { format!(": {}", spec.limits()) };
     let repeats = if spec.is_list() { "; may repeat" } else { "" };
     let env = spec.env.first().copied().unwrap_or_default();
-    let default = spec.default.replace(',', " ");
+    let default = if spec.default.is_empty() {
+        spec.unset.to_owned()
+    } else {
+        spec.default.replace(',', " ")
+    };
     format!("{what}{choices}{repeats} [default: {default}] [env: {env}]")
 }
 

@@ -4,9 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use super::{
     CacheMode, ClientTls, Config, CredentialMode, CredentialsConfig, KeyPair, LogFormat,
-    NearConfig, NearMode, NearTracking, PendingConfig, QueryConfig, SampleRate, SentinelConfig,
-    ServerConfig, StateTtlConfig, StoreConfig, StoreLogin, StoreUrl, UpstreamConfig, WarmConfig,
-    settings,
+    NearConfig, NearMode, NearTracking, PendingConfig, QueryConfig, ResponsesConfig, SampleRate,
+    SentinelConfig, ServerConfig, StateTtlConfig, StoreConfig, StoreLogin, StoreUrl,
+    UpstreamConfig, WarmConfig, settings,
 };
 use crate::json_pointer::JsonPointer;
 
@@ -78,6 +78,7 @@ fn unset(placeholder @ Placeholder { number, time, switch }: Placeholder) -> Con
         pending: PendingConfig { limit: number, journal: None },
         credentials: credentials(placeholder),
         traces: None,
+        responses: ResponsesConfig::default(),
         warm: warm(placeholder),
         invalidate: Vec::new(),
     }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{
-    SampleRate, Secret,
+    SampleRate, Secret, carries_meaning,
     value_bounds::{self, Bounds},
 };
 use crate::{json_pointer::JsonPointer, proxy::route::Routes};
@@ -139,6 +139,18 @@ pub(super) fn headers(items: &[String]) -> Result<Vec<String>, String> {
             .map_err(|_| format!("{item:?} is not the name of a header"))
     };
     items.iter().map(name).collect()
+}
+
+/// Names of response headers that hits may go without, in lower case.
+pub(super) fn volatile_headers(items: &[String]) -> Result<Vec<String>, String> {
+    let names = headers(items)?;
+    match names.iter().find(|name| carries_meaning(name)) {
+        Some(name) => Err(format!(
+            "must not have {name}: clients or caches act on it, so hits need it; remove the name, and \
+             let the API send the same value as long as the job does not change"
+        )),
+        None => Ok(names),
+    }
 }
 
 /// Header fields as `Name: value`. Errors name a field by its number, because a value may be secret.

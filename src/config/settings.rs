@@ -8,6 +8,7 @@ mod cache_settings;
 mod credential_settings;
 mod listener_settings;
 mod process_settings;
+mod response_settings;
 mod server_settings;
 mod store_settings;
 mod tls_settings;
@@ -21,7 +22,7 @@ pub(super) use self::credential_settings::IDENTITY_HEADERS;
 use super::setting_spec::{SettingSection, SettingSpec};
 
 /// All settings, by section.
-pub static SECTIONS: [SettingSection; 19] = [
+pub static SECTIONS: [SettingSection; 20] = [
     listener_settings::LISTENERS,
     listener_settings::WEBHOOK,
     cache_settings::CACHE,
@@ -40,6 +41,7 @@ pub static SECTIONS: [SettingSection; 19] = [
     tls_settings::SERVER_TLS,
     store_settings::PENDING,
     credential_settings::CREDENTIALS,
+    response_settings::RESPONSES,
     warm_settings::WARM,
 ];
 

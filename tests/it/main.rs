@@ -56,6 +56,7 @@ mod schedules;
 mod semantics;
 mod sentinel;
 mod shadow;
+mod shared_answers;
 mod shared_cache;
 mod sidecars;
 mod states;

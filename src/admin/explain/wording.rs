@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use hyper::Method;
+use hyper::{Method, http::HeaderName};
 
 use super::job_history;
 use crate::{
@@ -75,6 +75,30 @@ pub(super) fn splitting_text(headers: &[String]) -> String {
     )
 }
 
+/// The rest of the sentence for a miss of a caller that does not share the entry, if a header is the
+/// reason.
+pub(super) fn kept_apart_text(because: MissReason, explained: &ForecastReport) -> String {
+    match because {
+        MissReason::NotInAudience | MissReason::OtherVariant | MissReason::Lapsed => {
+            differing_text(explained)
+        }
+        _ => String::new(),
+    }
+}
+
+/// Names the headers in which recent answers with the same body differed, if there are any.
+fn differing_text(explained: &ForecastReport) -> String {
+    let names: Vec<_> = explained.differing_headers.iter().map(HeaderName::as_str).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let names = names.join(", ");
+    format!(
+        "; the last answers for this job had the same body and differed in {names}, so callers do not \
+         share them (if that says nothing about the job: responses.volatile)"
+    )
+}
+
 /// The sentence for a bypass, with its cause and how long it lasts if they are known.
 pub(super) fn bypass_text(why: Bypass, explained: &ForecastReport, now: SystemTime) -> String {
     let state = explained.state.as_ref().ok();
@@ -96,8 +120,9 @@ fn bypass_cause(why: Bypass, explained: &ForecastReport, now: SystemTime) -> Opt
     match why {
         Bypass::Audience if explained.replacements >= MAX_REPLACEMENTS => Some(format!(
             "would go to the API: it answers each client differently (one client's answer replaced \
-             another's {} times recently)",
-            explained.replacements
+             another's {} times recently){}",
+            explained.replacements,
+            differing_text(explained)
         )),
         Bypass::Audience => Some(
             "would go to the API: more clients poll this job than credentials.audience".to_owned(),

@@ -96,6 +96,7 @@ function facts({ job, request, store, value, entry, lease, fence, near, marks })
   if (store.pending) rows.push(['pending', 'an invalidation is not confirmed; bypassed here']);
   if (marks.uncacheable) rows.push(['mark', 'the last answer could not be stored; bypassed for 10 s']);
   if (marks.replaced) rows.push(['replaced', `${count(marks.replaced)} × recently: the API answers callers differently`]);
+  if (marks.differing_headers?.length) rows.push(['differs', `${marks.differing_headers.join(', ')}: the API gives callers the same body, but other values of this header`]);
   if (marks.foreign) rows.push(['foreign', `another program’s value under its key, seen ${count(marks.foreign)} ${marks.foreign === 1 ? 'time' : 'times'} recently`]);
   return make('dl', 'facts', ...rows.flatMap(([name, text]) => [make('dt', '', name), make('dd', '', text)]));
 }

@@ -81,7 +81,7 @@ const REASONS = {
   'store-timeout': ['Redis did not answer in time', 'look at Redis and the log'],
   'store-error': ['Redis answered with an error', 'look at Redis and the log'],
   foreign: ['the application itself writes this key', 'switch its own cache off, and keep its DELs'],
-  audience: ['the API answers each client differently, or too many clients poll this job', 'name the cookies that count in credentials.cookies, or raise credentials.audience'],
+  audience: ['the API answers each client differently, or too many clients poll this job', 'ask /explain which header differs, and name it in responses.volatile; name the cookies that count in credentials.cookies; or raise credentials.audience'],
   flights: ['the limit of shared reads of the API was reached', 'find out why so many are in flight, or raise max_flights'],
   alone: ['the answer that it waited for could not be shared', ''],
   'shadow-hit': ['shadow mode: this would have been a hit', 'see “Shadow mode” above'],

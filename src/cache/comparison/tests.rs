@@ -24,7 +24,7 @@ fn comparison() -> Comparison {
     let request = Request::new(()).into_parts().0;
     let fingerprinter = Fingerprinter::new(&config::CredentialsConfig::default());
     let caller = fingerprinter.caller(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
-    let entry = Entry::new(&head, Bytes::from(BODY), freshness, caller, 0);
+    let entry = Entry::new(StoredHead::of(&head, &[], 0), Bytes::from(BODY), freshness, caller, 0);
     Comparison::of_key(Key::new("job_status:", "x"), Arc::new(entry))
 }
 
@@ -37,6 +37,7 @@ fn policy() -> Policy {
         ignored: Vec::new(),
         state_ttls: None,
         cookies: vec!["sid".into()],
+        volatile: Vec::new(),
     }
 }
 
@@ -50,7 +51,7 @@ fn answer(status: u16, headers: HeaderMap) -> response::Parts {
 fn check(status: u16, kind: &str, parts: &[&str], want: ComparisonResult) {
     let mut comparison = comparison();
     let headers = headers(kind, "Mon, 07 Nov 1994 08:49:37 GMT");
-    let mut matters = comparison.compare_head_under(&answer(status, headers), &policy());
+    let mut matters = comparison.compare_head_under(&answer(status, headers), &policy(), 0);
     for part in parts {
         matters = matters && comparison.compare_body_part(part.as_bytes());
     }
@@ -88,8 +89,8 @@ fn an_answer_that_is_none_proves_nothing_and_a_refusal_is_told_apart() {
 #[test]
 fn no_more_is_read_than_tells() {
     let mut comparison = comparison();
-    assert!(!comparison.compare_head_under(&answer(403, HeaderMap::new()), &policy()));
-    assert!(comparison.compare_head_under(&answer(200, HeaderMap::new()), &policy()));
+    assert!(!comparison.compare_head_under(&answer(403, HeaderMap::new()), &policy(), 0));
+    assert!(comparison.compare_head_under(&answer(200, HeaderMap::new()), &policy(), 0));
     assert!(comparison.compare_body_part(BODY.as_bytes()), "there may be more");
     assert!(!comparison.compare_body_part(b" "), "there is more");
 }
@@ -102,7 +103,7 @@ fn the_same_body_for_one_client_alone_is_not_the_same() {
         let mut comparison = comparison();
         let mut headers = headers("application/json", "Mon, 07 Nov 1994 08:49:37 GMT");
         headers.insert(name, value.parse().unwrap());
-        comparison.compare_head_under(&answer(200, headers), &policy());
+        comparison.compare_head_under(&answer(200, headers), &policy(), 0);
         comparison.compare_body_part(BODY.as_bytes());
         (comparison.differing_headers.is_empty(), comparison.result())
     };

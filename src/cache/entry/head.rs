@@ -26,6 +26,7 @@ use hyper::http::{
 use memchr::memchr;
 
 use super::{VIA_JOBCACHE, coding};
+use crate::cache::policy::LastModified;
 
 /// Greatest number of headers that an answer may have in addition to the stored ones:
 /// `Content-Length`, `ETag`, `Age`, `Via`, `Cache-Status`, and for a compressed entry
@@ -58,6 +59,9 @@ pub(super) struct Head {
     vary_is_added: bool,
     /// Whether hyper would send exactly this text.
     is_writable: bool,
+    /// What became of the upstream's `Last-Modified`. It is here and not in the entry, because there it
+    /// would take eight bytes more.
+    pub(super) last_modified: LastModified,
 }
 
 /// The form of an entry that a head is for.
@@ -158,7 +162,17 @@ impl Head {
             && !special.iter().any(|name| headers.contains_key(name));
         // A map holds at most 2^15 headers.
         let lines = u16::try_from(headers.len()).unwrap_or(0);
-        Self { text, age_at, ttl_at, status, lines, etag_is_added, vary_is_added, is_writable }
+        Self {
+            text,
+            age_at,
+            ttl_at,
+            status,
+            lines,
+            etag_is_added,
+            vary_is_added,
+            is_writable,
+            last_modified: LastModified::Kept,
+        }
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -286,24 +300,6 @@ impl Head {
             from = at.end + LINE_END.len();
             Some(HeadLine { name, value, at })
         })
-    }
-
-    /// Returns whether two heads have the same status, `ETag` and stored headers, except `Date`.
-    pub(super) fn is_same_as(&self, other: &Self) -> bool {
-        self.status == other.status
-            && self.etag() == other.etag()
-            && self.differing_headers(&other.fields(|_| true).collect()).is_empty()
-    }
-
-    /// Returns the names of the headers in which `other` differs from the stored ones. `Date` is
-    /// ignored, because it differs between two reads of an unchanged job.
-    pub(super) fn differing_headers(&self, other: &HeaderMap) -> Vec<HeaderName> {
-        let stored: HeaderMap = self.fields(|_| true).collect();
-        let only_other = other.keys().filter(|name| !stored.contains_key(*name));
-        let names = stored.keys().chain(only_other).filter(|name| **name != DATE);
-        let differs =
-            |name: &&HeaderName| !stored.get_all(*name).iter().eq(other.get_all(*name).iter());
-        names.filter(differs).cloned().collect()
     }
 }
 

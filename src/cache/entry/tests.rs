@@ -1,6 +1,9 @@
 //! Entries are served exactly as they were stored.
 
-use hyper::{Request, header};
+use hyper::{
+    Request,
+    header::{self, DATE},
+};
 
 use super::*;
 use crate::{cache::audience::Fingerprinter, config, store::CredentialKey};
@@ -17,7 +20,13 @@ fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {
     let request = Request::new(()).into_parts().0;
     let fingerprinter = Fingerprinter::new(&config::CredentialsConfig::default());
     let caller = fingerprinter.caller(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
-    let entry = Entry::new(&head, Bytes::from("{}"), freshness, caller, now_ms);
+    let entry = Entry::new(
+        StoredHead::of(&head, &[], now_ms),
+        Bytes::from("{}"),
+        freshness,
+        caller,
+        now_ms,
+    );
     let served = entry.respond(&Method::GET, &HeaderMap::new(), now_ms);
     let dates: Vec<_> = served.headers().get_all(DATE).iter().collect();
     assert_eq!(dates, want, "{now_ms} {lines:?}");
@@ -174,6 +183,7 @@ fn more_headers_than_a_map_holds_are_refused() {
         age_ms: 0,
         epoch: String::new(),
         public: false,
+        drops_last_modified: false,
         audience: vec![],
         expires_at_ms: 0,
     };

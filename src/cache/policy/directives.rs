@@ -1,7 +1,7 @@
 //! `Cache-Control` (RFC 9111 5.2), parsed strictly: a field or argument that cannot be parsed
 //! restricts caching.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use hyper::{
     HeaderMap,
@@ -31,10 +31,22 @@ impl Directive<'_> {
         self.name.eq_ignore_ascii_case(name)
     }
 
+    /// Whether the argument is a lifetime of the response.
+    pub(super) fn is_lifetime(&self) -> bool {
+        self.is("max-age") || self.is("s-maxage")
+    }
+
     /// Parses the argument as delta-seconds, "a non-negative integer, representing time in seconds".
     /// RFC 9111 1.2.2
     pub(super) fn seconds(&self) -> Result<Duration, Malformed> {
         self.argument.and_then(delta_seconds).ok_or(Malformed)
+    }
+}
+
+impl fmt::Display for Directive<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name.to_ascii_lowercase())?;
+        self.argument.map_or(Ok(()), |argument| write!(f, "=\"{argument}\""))
     }
 }
 

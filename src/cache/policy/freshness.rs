@@ -33,6 +33,8 @@ pub struct Policy {
     pub state_ttls: Option<StateTtls>,
     /// Names of the cookies that count; if empty, all cookies count.
     pub cookies: Vec<String>,
+    /// Configured names of response headers that are neither stored nor compared.
+    pub volatile: Vec<HeaderName>,
 }
 
 /// How long a response may be served, and whether to every credential.
@@ -120,17 +122,42 @@ fn is_public(headers: &HeaderMap) -> bool {
         })
 }
 
+/// The freshness lifetimes that a response states: for shared caches, and for the cache of a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatedLifetimes {
+    /// Lifetime in a shared cache such as this one.
+    pub shared: Option<Duration>,
+    /// Lifetime in the cache of one client, which takes no notice of `s-maxage`.
+    pub private: Option<Duration>,
+}
+
 /// Returns the freshness lifetime that the response states, if any, in the order of RFC 9111 4.2.1.
 fn stated_lifetime(headers: &HeaderMap, now: SystemTime) -> Result<Option<Duration>, NoStore> {
+    stated_lifetimes(headers, now).map(|stated| stated.shared)
+}
+
+/// Returns both lifetimes that the response states. `now` stands for a missing `Date`.
+///
+/// # Errors
+///
+/// Returns the reason if the one for shared caches cannot be parsed.
+pub fn stated_lifetimes(headers: &HeaderMap, now: SystemTime) -> Result<StatedLifetimes, NoStore> {
     let directives = directives(headers).map_err(|_| NoStore::Malformed)?;
     // Both are parsed although one of them decides, so that an invalid one is never ignored.
     let s_maxage = directive_seconds(&directives, "s-maxage")?;
     let max_age = directive_seconds(&directives, "max-age")?;
     // "If the cache is shared and the s-maxage response directive (Section 5.2.2.10) is present, use
     // its value, or If the max-age response directive (Section 5.2.2.1) is present, use its value"
-    if let Some(lifetime) = s_maxage.or(max_age) {
-        return Ok(Some(lifetime));
-    }
+    let private = match (max_age, expires(headers, now)) {
+        (Some(_), _) => max_age,
+        (None, Err(_)) if s_maxage.is_some() => Some(Duration::ZERO),
+        (None, expires) => expires?,
+    };
+    Ok(StatedLifetimes { shared: s_maxage.or(private), private })
+}
+
+/// Returns the lifetime that `Expires` states, if it is present.
+fn expires(headers: &HeaderMap, now: SystemTime) -> Result<Option<Duration>, NoStore> {
     // "or If the Expires response header field (Section 5.3) is present, use its value minus the
     // value of the Date response header field (using the time the message was received if it is not
     // present, as per Section 6.6.1 of [HTTP])"
@@ -203,6 +230,7 @@ mod tests {
         ignored: Vec::new(),
         state_ttls: None,
         cookies: Vec::new(),
+        volatile: Vec::new(),
     };
     const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
     const MINUTE_AGO: &str = "Sun, 06 Nov 1994 08:48:37 GMT";

@@ -122,6 +122,7 @@ fn every_other_setting_is_one_value() {
             "credentials.headers",
             "credentials.ignore",
             "credentials.cookies",
+            "responses.volatile",
             "warm.headers"
         ]
     );

@@ -206,6 +206,16 @@ fn a_secret_is_long_enough_and_fits_a_header() {
 fn headers_are_names() {
     bad("credentials.headers", "x y", "\"x y\" is not the name of a header");
     bad("credentials.headers", "", "must name 1 to 512 headers");
+    bad("responses.volatile", "x y", "\"x y\" is not the name of a header");
+    for name in ["Content-Type", "ETag", "Set-Cookie", "Vary", "Access-Control-Allow-Origin"] {
+        let why = "clients or caches act on it, so hits need it; remove the name, and let the API \
+                   send the same value as long as the job does not change";
+        let name_lower = name.to_lowercase();
+        bad("responses.volatile", name, &format!("must not have {name_lower}: {why}"));
+    }
+    let names = good("responses.volatile", "X-Pod, last-modified,server").responses.volatile;
+    assert_eq!(names, ["x-pod", "last-modified", "server"]);
+    assert!(good("responses.volatile", "").responses.volatile.is_empty());
 }
 
 #[test]

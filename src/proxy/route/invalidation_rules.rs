@@ -378,10 +378,10 @@ fn parameters(names: &[String]) -> Result<Vec<String>, RuleProblem> {
     if names.len() > MAX_PARAMETERS {
         return Err(RuleProblem::Parameters(names.len()));
     }
-    match names.iter().any(String::is_empty) {
-        true => Err(RuleProblem::Parameter),
-        false => Ok(names.to_vec()),
+    if names.iter().any(String::is_empty) {
+        return Err(RuleProblem::Parameter);
     }
+    Ok(names.to_vec())
 }
 
 fn pointers(texts: &[String]) -> Result<Vec<JsonPointer>, RuleProblem> {

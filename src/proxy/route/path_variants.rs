@@ -240,7 +240,9 @@ impl Search<'_, '_> {
         }
         for rule in self.rules.iter().filter(|rule| rule.matches(stack)) {
             if let Some(id) = rule.id(stack) {
-                possible_ids(id).into_iter().for_each(|job| self.named.add_job(job));
+                for job in possible_ids(id) {
+                    self.named.add_job(job);
+                }
             }
             if !self.named.rules.contains(rule) {
                 self.named.rules.push(Arc::clone(rule));
@@ -271,7 +273,9 @@ impl Search<'_, '_> {
     /// Adds the ids that a segment at the place of the id reads as.
     fn add_place(&mut self, segment: &str, add: fn(&mut NamedJobs, JobId)) {
         if self.effort.spend(PLACE_COST) {
-            possible_ids(segment).into_iter().for_each(|job| add(self.named, job));
+            for job in possible_ids(segment) {
+                add(self.named, job);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use jobcache::{
     cache::{
         audience::{Audience, Caller, Fingerprinter, Standing},
         entry::{Entry, Reject},
-        policy::Freshness,
+        policy::{Freshness, StoredHead},
     },
     config::CredentialsConfig,
     mutants::Mutant,
@@ -347,7 +347,8 @@ pub(super) fn pair(head: &request::Parts) -> Caller {
 pub(super) fn entry(body: &str, pair: Caller) -> Entry {
     let (head, ()) = Response::new(()).into_parts();
     let freshness = Freshness { ttl: TTL, age: Duration::ZERO, public: false };
-    Entry::new(&head, Bytes::copy_from_slice(body.as_bytes()), freshness, pair, 0)
+    let head = StoredHead::of(&head, &[], 0);
+    Entry::new(head, Bytes::copy_from_slice(body.as_bytes()), freshness, pair, 0)
 }
 
 impl Found {

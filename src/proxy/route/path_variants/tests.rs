@@ -39,21 +39,21 @@ fn named(path: &str, scope: Scope) -> (NamedJobs, Effort) {
     (named, effort)
 }
 
-fn words(ids: Vec<JobId>) -> Vec<String> {
+fn words(ids: &[JobId]) -> Vec<String> {
     ids.iter().map(JobId::to_string).collect()
 }
 
 fn jobs(path: &str) -> Vec<String> {
     let (NamedJobs { jobs, elsewhere, .. }, _) = named(path, Scope::Place);
     let passed = elsewhere.into_ids().into_iter().filter(|job| !jobs.contains(job));
-    words(jobs.iter().cloned().chain(passed).collect())
+    words(&jobs.iter().cloned().chain(passed).collect::<Vec<_>>())
 }
 
 #[track_caller]
 fn check_target(path: &str, place: &[&str], elsewhere: &[&str]) {
     let (named, _) = named(path, Scope::Target);
-    let elsewhere_words = words(named.elsewhere.into_ids());
-    assert_eq!((words(named.jobs), elsewhere_words), (list(place), list(elsewhere)), "{path}");
+    let elsewhere_words = words(&named.elsewhere.into_ids());
+    assert_eq!((words(&named.jobs), elsewhere_words), (list(place), list(elsewhere)), "{path}");
 }
 
 fn list(words: &[&str]) -> Vec<String> {
@@ -88,7 +88,7 @@ fn a_path_behind_a_prefix_is_read_by_its_tail() {
         ("https://host/backend/x/17:run/status", &["17"]),
         ("/backend/17", &[]),
     ] {
-        assert_eq!(words(named(path, Scope::Tail).0.jobs), list(want), "{path}");
+        assert_eq!(words(&named(path, Scope::Tail).0.jobs), list(want), "{path}");
     }
     assert_eq!(jobs("/backend/jobs/17"), list(&[]));
 }
@@ -99,7 +99,7 @@ fn few_jobs_of_one_target_are_kept_fenced() {
     let path = format!("/jobs/{}", list.join(","));
     let (named, _) = named(&path, Scope::Target);
     assert_eq!(named.jobs.len(), MAX_SETTLED);
-    assert_eq!(words(named.elsewhere.into_ids()), list[MAX_SETTLED..]);
+    assert_eq!(words(&named.elsewhere.into_ids()), list[MAX_SETTLED..]);
 }
 
 #[track_caller]
@@ -183,7 +183,7 @@ fn absolute_urls_are_read_without_their_authority_and_query() {
 fn a_job_that_a_path_only_passes_is_not_kept_fenced() {
     let path = (0..99).fold(String::new(), |path, id| path + &format!("/jobs/{id}/../.."));
     let (named, _) = named(&format!("{path}/jobs/last1"), Scope::Target);
-    assert_eq!(words(named.jobs)[0], "last1");
+    assert_eq!(words(&named.jobs)[0], "last1");
     assert_eq!(named.elsewhere.into_ids().len(), 99);
 }
 
