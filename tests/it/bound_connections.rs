@@ -18,7 +18,7 @@ use crate::support::{
     soon,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// An API that authenticates connections.
 struct LoginApi {
@@ -149,7 +149,7 @@ impl Session {
         if name == "last" {
             return answer(200, "Connection: close\r\n", "last");
         }
-        let anyone = ["open", "warm-up", "exchange"].contains(&name);
+        let anyone = ["open1", "warm-up", "exchange"].contains(&name);
         match &self.user {
             Some(user) => answer(200, "", user),
             None if anyone => answer(200, "", "anyone"),
@@ -296,7 +296,7 @@ async fn two_logins_at_a_time_do_not_mix() {
         ann.check("PUT", X, 200, "ann").await;
         bob.check("GET", X, 200, "bob").await;
     }
-    assert_ne!(world.api.last("GET /me"), world.api.last("GET /jobs/x"));
+    assert_ne!(world.api.last("GET /me"), world.api.last("GET /jobs/x1"));
     assert_eq!(world.bound().await, 2);
 }
 
@@ -326,11 +326,11 @@ async fn an_idle_connection_closes_and_its_client_has_to_log_in_again() {
     world.api.closes(world.api.last("GET /me")).await;
 
     eventually(SOON, async || world.bound().await == 0).await;
-    let head = ann.check("GET", "/jobs/open", 200, "anyone").await;
+    let head = ann.check("GET", "/jobs/open1", 200, "anyone").await;
     assert_eq!(detail(&head), "bound-connection", "{head}");
     assert!(head.contains("connection: close"), "{head}");
     assert_eq!(ann.0.rest().await, "");
-    world.api.closes(world.api.last("GET /jobs/open")).await;
+    world.api.closes(world.api.last("GET /jobs/open1")).await;
 }
 
 #[tokio::test]
@@ -452,7 +452,7 @@ async fn a_challenge_alone_binds_nothing_and_its_connection_is_not_used_again() 
         world.api.closes(connection).await;
         // The client is not bound, so it may have entries.
         eventually(SOON, async || {
-            detail(&ann.check("GET", "/jobs/open", 200, "anyone").await).is_empty()
+            detail(&ann.check("GET", "/jobs/open1", 200, "anyone").await).is_empty()
         })
         .await;
     }
@@ -467,23 +467,23 @@ async fn a_bound_client_gets_no_entry_of_others_and_makes_none() {
     // The connection polls over the repeat fast path before its user logs in.
     eventually(SOON, async || {
         let before = world_repeats().await;
-        ann.check("GET", "/jobs/open", 200, "anyone").await;
+        ann.check("GET", "/jobs/open1", 200, "anyone").await;
         world_repeats().await > before
     })
     .await;
 
     ann.begin("Negotiate").await;
-    let head = ann.check("GET", "/jobs/open", 200, "anyone").await;
+    let head = ann.check("GET", "/jobs/open1", 200, "anyone").await;
     assert_eq!(detail(&head), "bound-connection", "{head}");
     ann.end("Negotiate", "ann").await;
 
     for _ in 0..2 {
-        let head = ann.check("GET", "/jobs/open", 200, "ann").await;
+        let head = ann.check("GET", "/jobs/open1", 200, "ann").await;
         assert_eq!(detail(&head), "bound-connection", "{head}");
     }
     let mut stranger = world.client().await;
     eventually(SOON, async || {
-        let head = stranger.check("GET", "/jobs/open", 200, "anyone").await;
+        let head = stranger.check("GET", "/jobs/open1", 200, "anyone").await;
         head.contains("cache-status: jobcache; hit")
     })
     .await;

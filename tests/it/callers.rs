@@ -10,7 +10,7 @@ use crate::support::{
     upstream::json,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 
 /// Headers by which APIs and gateways know a caller: some are default credentials, others are unknown.
 const IDENTITIES: [&str; 41] = [
@@ -115,7 +115,7 @@ fn known_by(name: &'static str) -> impl Fn(&HeaderMap) -> Response<Body> + Send 
 }
 
 async fn check_told_apart(setup: &Setup, name: &'static str, with: Option<(&'static str, &str)>) {
-    setup.redis.del(&key("x")).await;
+    setup.redis.del(&key("x1")).await;
     setup.upstream.respond_to(X, known_by(name));
     let ask = async |who: Option<&str>| {
         let who = who.map(|who| (name, who));
@@ -153,7 +153,7 @@ async fn neither_public_nor_shared_mode_waives_an_unknown_header() {
 
 /// An API that answers everyone alike.
 fn same(_: &HeaderMap) -> Response<Body> {
-    json(StatusCode::OK, r#"{"id":"x"}"#)
+    json(StatusCode::OK, r#"{"id":"x1"}"#)
 }
 
 #[tokio::test]
@@ -191,13 +191,13 @@ async fn the_configuration_decides_about_a_header_before_the_built_in_list() {
     assert!(get(&setup, &[("accept-language", "de")]).await.is_hit());
     assert!(!get(&setup, &[("x-real-ip", "192.0.2.1")]).await.is_hit());
     for vary in ["accept-language", "x-poll-nonce", "user-agent", "forwarded"] {
-        setup.upstream.respond_to("/jobs/y", move |headers| {
+        setup.upstream.respond_to("/jobs/y1", move |headers| {
             let mut response = same(headers);
             response.headers_mut().insert("vary", vary.parse().unwrap());
             response
         });
-        setup.get("/jobs/y").await;
-        let again = setup.get("/jobs/y").await;
+        setup.get("/jobs/y1").await;
+        let again = setup.get("/jobs/y1").await;
         assert!(!again.is_hit(), "a response that varies by {vary} was stored");
     }
 }
@@ -232,7 +232,7 @@ async fn a_ninth_pair_of_a_credential_replaces_its_oldest_and_nobody_elses() {
         eventually(SOON, async || ask("Bearer mallory", &nonce).await.is_hit()).await;
     }
     assert!(ask("Bearer alice", "0").await.is_hit(), "alice has lost her place");
-    let meta = format!("{{{}}}:meta", key("x"));
+    let meta = format!("{{{}}}:meta", key("x1"));
     let meta: Value = serde_json::from_slice(&setup.redis.get(&meta).await.unwrap()).unwrap();
     assert_eq!(meta["audience"].as_array().unwrap().len(), 9, "{meta}");
     assert!(
@@ -248,7 +248,7 @@ fn warnings(log: &str) -> Vec<Value> {
 }
 
 async fn explained(process: &Process, head: &str) -> Value {
-    let request = process.admin.request(Method::POST, "/explain/x").body(head.to_owned());
+    let request = process.admin.request(Method::POST, "/explain/x1").body(head.to_owned());
     request.send().await.json()
 }
 
@@ -295,7 +295,7 @@ async fn explain_does_not_take_one_caller_for_another() {
     let setup = Setup::new().await;
     setup.upstream.respond_to(X, known_by("x-token"));
     eventually(SOON, async || get(&setup, &[("x-token", "alice")]).await.is_hit()).await;
-    let told = setup.sidecar.admin.request(Method::POST, "/explain/x").body("X-Token: bob");
+    let told = setup.sidecar.admin.request(Method::POST, "/explain/x1").body("X-Token: bob");
     let told = told.send().await.json();
     assert_eq!(told["verdict"]["outcome"], "miss", "{told}");
 }

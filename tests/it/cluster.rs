@@ -441,7 +441,7 @@ async fn a_master_that_holds_back_writes_answers_no_hit() {
     config.near.mode = NearMode::Off;
     config.store.budget = Duration::from_millis(200);
     let sidecar = Sidecar::start(config).await;
-    let id = setup.cluster.job_of(0, "x").await;
+    let id = setup.cluster.job_of(0, "x1").await;
     hit(&sidecar, &id).await;
     let master = &setup.cluster.nodes[0];
     let () = master.run(redis::cmd("CLIENT").arg("PAUSE").arg(600_000).arg("WRITE")).await;

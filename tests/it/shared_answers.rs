@@ -20,7 +20,7 @@ use crate::support::{
     upstream::with_headers,
 };
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const A: &str = "Bearer a";
 const B: &str = "Bearer b";
 const C: &str = "Bearer c";
@@ -262,7 +262,7 @@ async fn a_header_that_differs_keeps_callers_apart_and_is_named() {
 
     for who in [D, B] {
         let head = format!("GET {X} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {who}\r\n");
-        let request = process.admin.request(Method::POST, "/explain/x").body(head);
+        let request = process.admin.request(Method::POST, "/explain/x1").body(head);
         let told: Value = request.send().await.json();
         let why = told["verdict"]["why"].as_str().expect("text");
         assert!(why.contains("x-pod") && why.contains("responses.volatile"), "{told}");

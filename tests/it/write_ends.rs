@@ -12,14 +12,14 @@ use crate::support::{
     upstream::{json, version},
 };
 
-const X: &str = "/jobs/x";
-const RUN: &str = "/jobs/x/run";
+const X: &str = "/jobs/x1";
+const RUN: &str = "/jobs/x1/run";
 
 /// Returns a setup with version 0 of `x` in the cache.
 async fn filled_with(change: impl FnOnce(&mut Config)) -> Setup {
     let setup = Setup::with(change).await;
     setup.get(X).await;
-    setup.hit(X).await.assert(200, &version("x", 0));
+    setup.hit(X).await.assert(200, &version("x1", 0));
     setup
 }
 
@@ -27,10 +27,10 @@ async fn filled_with(change: impl FnOnce(&mut Config)) -> Setup {
 async fn pass(setup: &Setup, want: u64) {
     for _ in 0..2 {
         let read = setup.get(X).await;
-        read.assert(200, &version("x", want));
+        read.assert(200, &version("x1", want));
         assert!(read.cache_status().contains("detail=fenced"), "{read:?}");
     }
-    assert!(!setup.redis.holds(&key("x")).await);
+    assert!(!setup.redis.holds(&key("x1")).await);
 }
 
 #[tokio::test]
@@ -41,13 +41,13 @@ async fn a_job_stays_fenced_until_the_response_of_its_write_has_ended() {
     let head = setup.sidecar.client.request(Method::POST, RUN).open().await;
     pass(&setup, 0).await;
 
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
 
     // Committed, and the client has only seen the head: no older body is there to be served.
     pass(&setup, 1).await;
     feed.end();
     Reply::read(head).await.expect("a whole body").assert(200, "started\n");
-    setup.hit(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -59,10 +59,10 @@ async fn a_job_that_location_names_is_fenced_until_the_response_has_ended() {
 
     pass(&setup, 0).await;
 
-    setup.upstream.commit("x");
+    setup.upstream.commit("x1");
     feed.end();
     Reply::read(head).await.expect("a whole body").assert(200, "started\n");
-    setup.hit(X).await.assert(200, &version("x", 1));
+    setup.hit(X).await.assert(200, &version("x1", 1));
 }
 
 /// An upload in two parts that is answered after the first one. `framing` is a field of its head.
@@ -147,12 +147,12 @@ async fn the_fence_falls_some_time_after_the_head_and_the_end_of_the_body_forget
     feed.data("started\n").await;
     let head = setup.sidecar.client.request(Method::POST, RUN).open().await;
 
-    setup.hit(X).await.assert(200, &version("x", 0));
-    setup.upstream.commit("x");
+    setup.hit(X).await.assert(200, &version("x1", 0));
+    setup.upstream.commit("x1");
     feed.end();
     Reply::read(head).await.expect("a whole body").assert(200, "started\n");
 
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]
@@ -162,12 +162,12 @@ async fn an_event_stream_ends_the_fence_with_its_head_and_forgets_the_job_at_its
     feed.data("data: 1\n\n").await;
     let head = setup.sidecar.client.request(Method::POST, RUN).open().await;
 
-    setup.hit(X).await.assert(200, &version("x", 0));
-    setup.upstream.commit("x");
+    setup.hit(X).await.assert(200, &version("x1", 0));
+    setup.upstream.commit("x1");
     feed.end();
     Reply::read(head).await.expect("a whole body").assert(200, "data: 1\n\n");
 
-    setup.get(X).await.assert(200, &version("x", 1));
+    setup.get(X).await.assert(200, &version("x1", 1));
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use crate::support::{
     upstream::{json, version},
 };
 
+const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+
 /// Changes a job by a write with this target, then asserts that both sidecars serve the new
 /// version.
 async fn check_write(both: (&Setup, &Sidecar), method: &str, target: &str, id: &str) {
@@ -35,7 +37,6 @@ async fn every_part_of_a_target_may_name_a_job() {
     let setup = Setup::new().await;
     let second = setup.second().await;
     let both = (&setup, &second);
-    const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
     for (method, target, id) in [
         ("POST", "/jobs/7:cancel", "7"),
         ("POST", "/jobs/7%3Acancel", "7"),

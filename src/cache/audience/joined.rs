@@ -1,6 +1,7 @@
 //! The audience of an entry that takes the place of an older one with the same response.
 
 use super::{Audience, AudienceMember, Caller};
+use crate::store::MAX_PAIRS_OF_CREDENTIAL;
 
 impl Audience {
     /// Returns the members together with a caller that the upstream has just served. A credential with
