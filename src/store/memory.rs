@@ -364,7 +364,7 @@ fn admitted(meta: &str, caller: &str, served_at_ms: i64) -> String {
     let members = list.split(',').map(|member| member.trim_matches('"'));
     let mut members: Vec<&str> = members.filter(|member| !member.is_empty()).collect();
     let member = format!("{caller}@{served_at_ms}");
-    if let Some(own) = members.iter_mut().find(|member| member.starts_with(caller)) {
+    if let Some(own) = members.iter_mut().find(|member| member.split('@').next() == Some(caller)) {
         *own = &member;
     } else {
         let credential = caller.get(..CREDENTIAL_DIGITS).unwrap_or(caller);

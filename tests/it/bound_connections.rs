@@ -117,7 +117,7 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
 
 impl Session {
     fn answer(&mut self, what: &str, head: &str) -> String {
-        if what.ends_with("/gone") && self.user.is_some() {
+        if what.contains("/gone") && self.user.is_some() {
             // Closes without an answer.
             return String::new();
         }
@@ -142,6 +142,7 @@ impl Session {
         }
         let path = what.split(' ').nth(1).unwrap_or_default();
         let name = path.rsplit('/').next().unwrap_or_default();
+        let name = name.trim_end_matches(|c: char| c.is_ascii_digit());
         if name.starts_with("remembered") {
             self.user = Some("remembered".to_owned());
             return answer(200, "Persistent-Auth: true\r\n", "remembered");
@@ -149,7 +150,7 @@ impl Session {
         if name == "last" {
             return answer(200, "Connection: close\r\n", "last");
         }
-        let anyone = ["open1", "warm-up", "exchange"].contains(&name);
+        let anyone = ["open", "warm-up", "exchange"].contains(&name);
         match &self.user {
             Some(user) => answer(200, "", user),
             None if anyone => answer(200, "", "anyone"),

@@ -54,7 +54,7 @@ impl Stream {
     async fn what(&mut self, what: &str) -> Value {
         loop {
             let event = self.next().await.unwrap_or_else(|| panic!("no {what} in the stream"));
-            if event["what"] == what && event["job"] != "warm-up" {
+            if event["what"] == what && event["job"] != "warm-up1" {
                 return event;
             }
         }

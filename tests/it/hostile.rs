@@ -309,14 +309,14 @@ async fn a_write_by_a_spelling_made_to_hide_its_job_forgets_it_all_the_same() {
     let setup = Setup::new().await;
     for odd in [
         "/jobs/abc1;v=1",
-        "/jobs;v=1/abc",
-        "/jobs/%2561bc",
+        "/jobs;v=1/abc1",
+        "/jobs/%2561bc1",
         "/jobs%2Fabc1",
         "/jobs%5Cabc1",
         "/jobs\\abc1",
-        "/jobs/./%2e/abc",
+        "/jobs/./%2e/abc1",
         "/x%2F..%2Fjobs/abc1",
-        "/jobs/abc1/..;/abc",
+        "/jobs/abc1/..;/abc1",
         "/jobs/abc1/%00",
         "/jobs/abc1/\u{e9}",
         "/jobs/abc1/%E9%FF",
@@ -349,10 +349,7 @@ async fn what_redis_or_http_would_read_into_an_id_is_never_an_id() {
             if reply.status == StatusCode::OK {
                 // Cutting off a query or white space leaves a job's id; no other change happens.
                 let purged = &reply.json()["purged"];
-                assert!(
-                    ["a1", "abc1"].iter().any(|id| *purged == serde_json::json!([id])),
-                    "{id:?}"
-                );
+                assert!(["a", "abc"].iter().any(|id| *purged == serde_json::json!([id])), "{id:?}");
             } else {
                 assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{id:?}: {reply:?}");
             }

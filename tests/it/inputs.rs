@@ -224,6 +224,7 @@ async fn each_input_gets_what_the_list_in_the_readme_says() {
 
 /// The sources of the tests that the second list names.
 const SOURCES: &[&str] = &[
+    include_str!("bound_connections.rs"),
     include_str!("framing.rs"),
     include_str!("hostile.rs"),
     include_str!("invalidation.rs"),

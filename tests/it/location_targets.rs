@@ -110,21 +110,6 @@ async fn a_fill_that_began_before_a_job_was_named_is_discarded() {
 }
 
 #[tokio::test]
-async fn a_job_that_an_answer_names_is_dropped_again_when_the_body_has_ended() {
-    let setup = Setup::new().await;
-    let feed = setup.upstream.feed("/jobs", &[("location", JOB)]);
-    feed.data("started\n").await;
-    let head = setup.sidecar.client.request(Method::POST, "/jobs").open().await;
-    fill(&setup, JOB).await;
-
-    setup.upstream.commit("17");
-    feed.end();
-    Reply::read(head).await.expect("a whole body").assert(200, "started\n");
-
-    setup.get(JOB).await.assert(200, &version("17", 1));
-}
-
-#[tokio::test]
 async fn nothing_is_stored_while_a_named_job_settles() {
     let setup = Setup::with(|config| config.settle = Duration::from_mins(1)).await;
     setup.upstream.respond("/jobs", |_| Some(created(201, "location", JOB)));

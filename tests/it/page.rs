@@ -111,7 +111,7 @@ async fn a_browser_shows_figures_events_and_why_a_job_is_not_cached() {
     browser.fill("#id", &format!("{X}?t=1")).await;
     browser.click("#ask button.main").await;
     browser.until("/query string/.test(document.querySelector('#answer').innerText)").await;
-    browser.fill("#id", "mine").await;
+    browser.fill("#id", "mine1").await;
     browser.click("#ask button.main").await;
     browser.until("/marked private/.test(document.querySelector('#answer').innerText)").await;
 

@@ -474,9 +474,9 @@ async fn a_fill_does_not_forward_the_clients_validators() {
 async fn the_responses_own_lifetime_shortens_the_ttl_and_never_lengthens_it() {
     let setup = Setup::new().await;
     for (id, lifetime, ttl_ms) in [
-        ("a", "max-age=60", 55_000..=60_000),
-        ("b", "max-age=9, s-maxage=120", 115_000..=120_000),
-        ("c", "max-age=86400", FRESH_TTL_MS),
+        ("a1", "max-age=60", 55_000..=60_000),
+        ("b1", "max-age=9, s-maxage=120", 115_000..=120_000),
+        ("c1", "max-age=86400", FRESH_TTL_MS),
     ] {
         let path = format!("/jobs/{id}");
         setup
@@ -585,7 +585,7 @@ async fn a_client_that_only_wants_the_cache_gets_504_on_a_miss() {
 #[tokio::test]
 async fn a_job_id_of_any_allowed_spelling_is_cached_under_itself() {
     let setup = Setup::new().await;
-    for id in ["7", "a.b", "a~b_c-d", "0b54a0de-2b2b-4f86-9d58-3f7c33bf3a2e"] {
+    for id in ["7", "1a.b", "a~b_c-d1", "0b54a0de-2b2b-4f86-9d58-3f7c33bf3a2e"] {
         let path = format!("/jobs/{id}");
         assert!(setup.get(&path).await.is_stored(), "{id}");
         setup.hit(&path).await.assert(200, &version(id, 0));

@@ -32,10 +32,10 @@ fn webhook() -> String {
     signing.next().expect("docs/purging.md signs a webhook").to_owned()
 }
 
-/// Runs the webhook client for the job `x` with this secret. Returns whether it succeeded, and its
+/// Runs the webhook client for the job `x1` with this secret. Returns whether it succeeded, and its
 /// output.
 fn purge_x(secret: &str, admin: SocketAddr) -> (bool, String) {
-    let script = format!("{}\npurge('x', 'http://{admin}/purge')\n", webhook());
+    let script = format!("{}\npurge('x1', 'http://{admin}/purge')\n", webhook());
     let mut command = python::command();
     let command = command.args(["-c", &script]).env("JOBCACHE_WEBHOOK_SECRET", secret);
     let output = command.output().expect("python3 runs");

@@ -337,7 +337,7 @@ async fn a_hang_up_turns_shadow_into_service_and_back_and_a_difference_is_warned
         log.lines().find(|line| line.contains("differed from the API's answer")).map(str::to_owned)
     })
     .await;
-    for part in ["WARN", "job=\"x\"", "outcome=\"different\"", "status=200", "bytes=26"] {
+    for part in ["WARN", "job=\"x1\"", "outcome=\"different\"", "status=200", "bytes=26"] {
         assert!(warning.contains(part), "{part} in {warning}");
     }
     assert!(!process.stderr().contains("customer"));

@@ -97,7 +97,7 @@ async fn refresh(setup: &Setup, id: &str) {
 #[tokio::test]
 async fn the_jobs_of_a_file_are_hits_from_their_first_client_on() {
     let mut world = World::new().await;
-    let _file = world.file("# active\nx\n\ny # the second\nx\n");
+    let _file = world.file("# active\nx1\n\ny1 # the second\nx1\n");
     let sidecar = world.sidecar().await;
     warmed(&sidecar, "stored", 2).await;
 
@@ -220,7 +220,7 @@ async fn what_is_cached_already_is_not_read_again() {
 #[tokio::test]
 async fn what_cannot_be_stored_is_told_apart() {
     let mut world = World::new().await;
-    let _file = world.file("gone\nprivate\nbare\nchunked\n");
+    let _file = world.file("gone1\nprivate1\nbare1\nchunked1\n");
     world.upstream.set("gone1", 404, "{}");
     world
         .upstream
@@ -276,7 +276,7 @@ async fn a_cache_that_is_switched_off_asks_for_no_list() {
     let mut world = World::new().await;
     world.config.warm.list = Some("/active".parse().unwrap());
     world.config.mode = CacheMode::Off;
-    let file = world.file("x\n");
+    let file = world.file("x1\n");
     let sidecar = world.sidecar().await;
     // The jobs of the file are processed at the same time, which shows that prefetching ran.
     warmed(&sidecar, "passed", 1).await;
@@ -410,7 +410,7 @@ async fn a_client_shares_the_read_that_is_ahead_of_it() {
 #[tokio::test]
 async fn without_redis_the_upstream_is_not_read_and_with_it_everything_is() {
     let mut world = World::on(RedisServer::absent()).await;
-    let _file = world.file("x\ny\n");
+    let _file = world.file("x1\ny1\n");
     let sidecar = world.sidecar().await;
     postponed(&sidecar, "store", 4).await;
     assert_eq!(world.upstream.requests().len(), 0);
@@ -525,7 +525,7 @@ async fn a_list_that_is_answered_wrongly_is_told_at_once() {
     upstream.respond("/list", move |_| Some(json(StatusCode::OK, "<html>")));
     let dir = tempfile::tempdir().expect("a temporary directory");
     let ids = dir.path().join("ids.txt");
-    std::fs::write(&ids, "x\na b\n").expect("a file written");
+    std::fs::write(&ids, "x1\na b\n").expect("a file written");
     let path = ids.display().to_string();
     let envs = [("JOBCACHE_WARM_LIST", "/list"), ("JOBCACHE_WARM_FILE", &*path)];
     let args = ["--upstream", &upstream.url(), "--redis-url", "memory://"];

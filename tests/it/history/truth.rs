@@ -112,7 +112,7 @@ impl Truth {
     async fn exchange(self: Arc<Self>, request: Request<Incoming>) -> Option<Response<Body>> {
         let count = self.exchanges.fetch_add(1, Ordering::Relaxed);
         let mut rng = fastrand::Rng::with_seed(self.seed ^ count.wrapping_mul(0x9e37_79b9));
-        let job: u16 = request.uri().path().strip_prefix("/jobs/j1")?.parse().ok()?;
+        let job: u16 = request.uri().path().strip_prefix("/jobs/j")?.parse().ok()?;
         let number = |name| {
             request.headers().get(name).and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
         };

@@ -156,8 +156,10 @@ impl Cluster {
     /// Returns a job in a slot that belonged to this master at the start.
     pub(crate) async fn job_of(&self, master: usize, name: &str) -> String {
         let (first, last) = Self::slots_of(master);
-        for n in 0.. {
-            let id = format!("{name}-{n}");
+        // Without letters: a write drops an id in upper case as well, which may be on another master.
+        let base = name.bytes().fold(1, |sum, byte| (sum * 31 + u32::from(byte)) % 1_000_000);
+        for n in 0_u32.. {
+            let id = format!("{base}{n:03}");
             if (first..=last).contains(&self.slot(&id).await) {
                 return id;
             }
