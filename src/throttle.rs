@@ -43,7 +43,7 @@ impl Throttle {
 
 /// Interval between two warnings about one name.
 const NAME_INTERVAL: Duration = Duration::from_hours(1);
-/// Most names whose last warning is remembered.
+/// Most names that are remembered with their last warning.
 const MAX_NAMES: usize = 64;
 
 /// Admits one warning per name and hour. The names may come from clients, so at most 64

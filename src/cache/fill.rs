@@ -45,7 +45,7 @@ pub(super) enum FillTarget {
     Entry(Box<KnownEntry>),
 }
 
-/// What a later response does to a known entry.
+/// Effect of a later response on a known entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EntryChange {
     /// The entry is kept, and the caller joins its audience.

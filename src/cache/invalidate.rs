@@ -31,9 +31,9 @@ pub enum WriteOutcome {
 /// When the fence of a write falls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FenceEnd {
-    /// With this end, apart from the time for which this outcome lets it linger.
+    /// The fence falls with this end, apart from the time for which this outcome lets it linger.
     Now(WriteOutcome),
-    /// With a later end, when the bodies have ended, or else `upstream.response_timeout` after the
+    /// The fence falls with a later end, when the bodies have ended, or else `upstream.response_timeout` after the
     /// response head, which came at this time.
     WithBodies(Instant),
 }

@@ -36,17 +36,17 @@ pub struct InvalidateRule {
     pub all: bool,
     /// Largest body that is searched, in bytes.
     pub max_body: usize,
-    /// What becomes of a write in which the rule does not find every job.
+    /// Treatment of a write in which the rule does not find every job.
     pub on_miss: OnMiss,
 }
 
-/// What becomes of a write with a body in which a rule does not find every job.
+/// Treatment of a write with a body in which a rule does not find every job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnMiss {
     /// If the API accepts it, it counts as a write that changes every job.
     #[default]
     All,
-    /// It changes the jobs that were found.
+    /// The write changes only the jobs that were found.
     Ignore,
 }
 

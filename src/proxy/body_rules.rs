@@ -95,7 +95,7 @@ pub(super) struct InspectedResponse {
     pub(super) named: NamedInBody,
 }
 
-/// What the rules found in a body.
+/// Result of the rules for a body.
 #[derive(Debug)]
 pub(super) struct NamedInBody {
     pub(super) jobs: Vec<JobId>,

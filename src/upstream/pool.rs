@@ -49,9 +49,9 @@ pub(super) enum ConnectionHome {
     Pool(Arc<Pool>),
     /// The client connection that owns it.
     Client(Box<Owner>),
-    /// None: it closes.
+    /// Nobody; the connection closes.
     Nowhere,
-    /// None: it closes, and so does the client connection.
+    /// Nobody; the connection closes, and so does the client connection.
     NowhereNorClient,
 }
 

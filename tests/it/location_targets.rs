@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::{Method, Response};
 
-use crate::support::{Body, Reply, SOON, Setup, eventually, full, redis::key, upstream::version};
+use crate::support::{Body, SOON, Setup, eventually, full, redis::key, upstream::version};
 
 /// A job that no path of the writes here names.
 const JOB: &str = "/jobs/17";

@@ -62,7 +62,7 @@ pub(super) fn miss_text(because: MissReason) -> &'static str {
     }
 }
 
-/// The addition for a job whose callers are kept apart by unknown headers; empty if there are none.
+/// The addition if unknown headers keep the callers of a job apart; empty if there are none.
 pub(super) fn splitting_text(headers: &[String]) -> String {
     if headers.is_empty() {
         return String::new();

@@ -347,7 +347,7 @@ const TRACERS: &[&str] = &[
     "l5d-sample",
 ];
 
-/// What proxies tell each other about a request: loops, attempts, timeouts, the protocol of the first
+/// Messages between proxies about a request: loops, attempts, timeouts, the protocol of the first
 /// hop. Linkerd's `l5d-client-id` and Envoy's `x-forwarded-client-cert`,
 /// `x-envoy-downstream-service-cluster` and `-node` are identities.
 const PROXIES: &[&str] = &[
@@ -398,7 +398,7 @@ const PROXIES: &[&str] = &[
     "x-tls-version",
 ];
 
-/// What platforms and content delivery networks add about themselves. `CF-Worker` names the zone of
+/// Fields that platforms and content delivery networks add about themselves. `CF-Worker` names the zone of
 /// the Worker that asks, and counts.
 const PLATFORMS: &[&str] = &[
     // Cloudflare

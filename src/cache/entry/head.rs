@@ -59,7 +59,7 @@ pub(super) struct Head {
     vary_is_added: bool,
     /// Whether hyper would send exactly this text.
     is_writable: bool,
-    /// What became of the upstream's `Last-Modified`. It is here and not in the entry, because there it
+    /// Whether the upstream's `Last-Modified` is kept. It is here and not in the entry, because there it
     /// would take eight bytes more.
     pub(super) last_modified: LastModified,
 }

@@ -33,16 +33,16 @@ pub struct StoredHead {
     pub status: StatusCode,
     /// Headers that are stored, always with `Date`.
     pub headers: HeaderMap,
-    /// What became of `Last-Modified`.
+    /// Whether `Last-Modified` is kept.
     pub last_modified: LastModified,
 }
 
-/// What became of the `Last-Modified` of a response.
+/// Whether the `Last-Modified` of a response is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastModified {
-    /// It is stored, if there was one.
+    /// Stored, if there was one.
     Kept,
-    /// It was left out, because it is the time of the answer.
+    /// Left out, because it is the time of the answer.
     Dropped,
 }
 

@@ -15,7 +15,7 @@ use crate::cache::job_id::{JobId, MAX_DECODES, possible_ids};
 /// Most parts at `~` of which every contiguous range is tried: `~` may stand inside an id.
 const MAX_TILDE_PARTS: usize = 4;
 
-/// What reading one target may cost, in units of about a nanosecond. An honest target costs a few
+/// Most effort for reading one target, in units of about a nanosecond. An honest target costs a few
 /// thousand.
 const MAX_EFFORT: usize = 800_000;
 

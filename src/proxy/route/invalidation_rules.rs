@@ -22,7 +22,7 @@ const MAX_RULES: usize = 64;
 const MAX_POINTERS: usize = 32;
 /// Largest number of query parameters of a rule.
 const MAX_PARAMETERS: usize = 32;
-/// Characters that a literal segment may have beside unreserved ones: those of RFC 3986 3.3, and `|`,
+/// Characters that a literal segment may have besides unreserved ones: those of RFC 3986 3.3, and `|`,
 /// which clients send although it is none.
 const LITERAL_MARKS: &[u8] = b":;,@!$&'()*+=|";
 /// Largest number of jobs that one body or one target may name. Each costs a fence and an

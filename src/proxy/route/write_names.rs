@@ -11,7 +11,7 @@ use super::{
 };
 use crate::cache::{job_id::JobId, policy::Bypass};
 
-/// What a target names, and what it cost to find out.
+/// The jobs that a target names, and the effort of finding them.
 #[derive(Debug, Default)]
 pub(super) struct TargetNames {
     named: NamedJobs,

@@ -1,6 +1,6 @@
 //! A second, independent judge of the same record: the linearizability checker of `todc-utils`.
 //!
-//! A job is a register whose version grows by one, because the upstream commits one change after
+//! A job is a register. Its version grows by one, because the upstream commits one change after
 //! another. A change is an operation that lasts from its start to the moment from which it binds
 //! the reader (see [`Floor`](super::judge::Floor)); a change that never binds the reader never
 //! ends. The guarantee is that of a regular register: two readers during one change may see it in
