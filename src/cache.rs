@@ -18,6 +18,7 @@ pub mod policy;
 mod prefetch_lookup;
 pub mod query;
 mod record;
+mod silent_changes;
 pub mod windowed_counts;
 mod write_all;
 
@@ -29,6 +30,7 @@ pub use invalidate::{
 pub use lookup::{Lookup, MAX_REPLACEMENTS};
 pub use near_lookup::{NearLookup, NearMissReason};
 pub use prefetch_lookup::PrefetchLookup;
+pub use silent_changes::SilentRoute;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -43,6 +45,7 @@ use self::{
     near_lookup::NearLayer,
     policy::{Policy, RequestDirectives, StateTtls},
     query::Query,
+    silent_changes::{NewsWatcher, SilentChanges},
     windowed_counts::WindowedCounts,
     write_all::SharedPurgeAll,
 };
@@ -50,7 +53,7 @@ use crate::{
     config,
     limits::Quota,
     metrics::{Limit, Metrics},
-    store::{Budget, Key, Store, StoreError, Token},
+    store::{Budget, Key, Store, StoreError, Token, near::Watcher},
     throttle::Throttle,
 };
 
@@ -86,6 +89,7 @@ pub struct Cache {
     wrong_entries: Arc<WindowedCounts<Token>>,
     wrong_entry_warnings: Arc<Throttle>,
     shared_purge_all: Arc<SharedPurgeAll>,
+    silent_changes: Arc<SilentChanges>,
     /// Limits the memory of responses that are being read into the cache.
     capture_quota: Arc<Quota>,
     policy: Policy,
@@ -158,7 +162,11 @@ impl Cache {
     pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         metrics.events.set_key_prefix(&config.store.prefix);
         let near = NearLayer::new(config, &metrics).map(Arc::new);
-        let watcher = near.as_ref().map(|near| near.watcher());
+        let silent_changes = Arc::new(SilentChanges::new(Arc::clone(&metrics)));
+        let watcher = near.as_ref().map(|near| {
+            let silent_changes = Arc::clone(&silent_changes);
+            Arc::new(NewsWatcher { near: near.watcher(), silent_changes }) as Arc<dyn Watcher>
+        });
         let store = Store::open(config, Arc::clone(&metrics), watcher)?;
         let limits = &metrics.limits;
         let quota = |limit, used: &Gauge, kind| {
@@ -180,6 +188,7 @@ impl Cache {
             wrong_entries: Arc::new(WindowedCounts::new(comparison::WRONG_ENTRY_MEMORY)),
             wrong_entry_warnings: Arc::default(),
             shared_purge_all: Arc::default(),
+            silent_changes,
             capture_quota: captured,
             policy: policy(config, &fingerprinter),
             fingerprinter,
@@ -209,6 +218,11 @@ impl Cache {
     /// The store behind the cache.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Returns the routes whose jobs were seen to change without a purge.
+    pub fn silent_changes(&self) -> Vec<SilentRoute> {
+        self.silent_changes.routes()
     }
 
     /// Returns the request headers that fingerprints cover. They must reach the upstream unchanged.

@@ -13,6 +13,7 @@ use super::{
     entry::Entry,
     flight::Leader,
     policy::{self, Bypass, Freshness, NoStore},
+    silent_changes::StoredAs,
 };
 use crate::{
     clock,
@@ -31,6 +32,8 @@ pub struct LeaderRead {
     key: Key,
     caller: Caller,
     coalesce_key: Caller,
+    /// Path of the request.
+    path: Box<[u8]>,
 }
 
 /// Where the response may be stored.
@@ -62,6 +65,7 @@ pub struct PublishedRead {
     leader: Leader,
     key: Key,
     caller: Caller,
+    path: Box<[u8]>,
     is_refresh: bool,
 }
 
@@ -102,6 +106,7 @@ impl LeaderRead {
             key,
             caller: request.caller,
             coalesce_key: request.coalesce_key,
+            path: request.variant.path().into(),
         }
     }
 
@@ -155,7 +160,7 @@ impl Cache {
         body: Bytes,
         freshness: Freshness,
     ) -> PublishedRead {
-        let LeaderRead { leader, target, key, caller, why, .. } = lead;
+        let LeaderRead { leader, target, key, caller, path, why, .. } = lead;
         let freshness = freshness.limited_by_state(&body, &self.policy);
         let asked_at_ms = match &target {
             FillTarget::Nowhere => self.store.now_ms(),
@@ -164,20 +169,27 @@ impl Cache {
         };
         let entry = Arc::new(Entry::new(head, body, freshness, caller, asked_at_ms));
         leader.publish(Arc::clone(&entry));
-        let refresh = why == Some(Bypass::NoCache);
-        PublishedRead { entry, target, freshness, leader, key, caller, is_refresh: refresh }
+        let is_refresh = why == Some(Bypass::NoCache);
+        PublishedRead { entry, target, freshness, leader, key, caller, path, is_refresh }
     }
 
     /// Stores a response that was shared. A store error is counted and logged, and has no other effect.
     pub async fn fill(&self, landed: PublishedRead) -> Option<Fill> {
-        let PublishedRead { entry, target, freshness, leader, key, caller, is_refresh: refresh } =
-            landed;
+        let PublishedRead { entry, target, freshness, leader, key, caller, path, .. } = landed;
+        let refresh = landed.is_refresh;
         let stored = match &target {
             FillTarget::Entry(known) if !refresh && known.entry.is_same_as(&entry) => {
                 EventKind::Admitted
             }
             FillTarget::Entry(_) => EventKind::Replaced,
             _ => EventKind::Fill,
+        };
+        let stored_as = match &target {
+            FillTarget::Entry(known) if stored == EventKind::Admitted => {
+                StoredAs::admission(&known.entry)
+            }
+            FillTarget::Lease(lease) => StoredAs::fill(lease),
+            _ => StoredAs::Replacement,
         };
         let filled = match target {
             FillTarget::Nowhere => return None,
@@ -205,6 +217,9 @@ impl Cache {
                 "failed"
             }
         };
+        if let Ok(fill) = &filled {
+            self.note_fill((&key, caller, &path), &entry, stored_as, *fill);
+        }
         self.count_fill(outcome);
         let (what, why) =
             if outcome == "stored" { (stored, "") } else { (EventKind::FillRefused, outcome) };
