@@ -237,6 +237,8 @@ impl Cache {
         if !refresh {
             self.replacements.add(key.clone());
         }
+        // Before the news of it, which is no purge.
+        self.silent_changes.forget(std::slice::from_ref(key));
         let compressed = self.compressed(entry).await;
         let meta = entry.meta(&self.store.token(), &known.seen.epoch, compressed.as_ref());
         let body = compressed.as_ref().unwrap_or(entry.body());

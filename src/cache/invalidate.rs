@@ -132,6 +132,8 @@ impl Cache {
         if write.keys().is_empty() {
             return Ended::Confirmed { entries: 0 };
         }
+        // Before the news of it: the write may name jobs that its beginning did not.
+        self.silent_changes.forget(write.keys());
         let ended = self.store.end(write, self.linger(outcome), &mut self.budget()).await;
         self.detach(write.keys());
         self.count_invalidation(source, ended);

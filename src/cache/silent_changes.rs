@@ -18,6 +18,7 @@
 //! noticed, so a comparison is made only shortly after the TTL has ended.
 
 mod news;
+mod notes;
 #[cfg(test)]
 mod tests;
 
@@ -29,13 +30,14 @@ use std::{
 };
 
 use tracing::warn;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::xxh3_128;
 
 pub(super) use self::news::NewsWatcher;
-use super::{Cache, LookupRequest, audience::Caller, entry::Entry};
+use self::notes::{generation, route_name};
+use super::{audience::Caller, entry::Entry};
 use crate::{
     metrics::Metrics,
-    store::{Fill, Key, Lease},
+    store::{Key, Lease},
     throttle::HourlyPerName,
 };
 
@@ -48,8 +50,8 @@ const MAX_CALLERS: usize = 8;
 const MAX_ROUTES: usize = 64;
 /// Time after the end of a TTL in which a read is compared.
 const COMPARABLE_FOR: Duration = Duration::from_mins(1);
-/// Time in which news of a key is taken for that of the fill that was just noted.
-const OWN_NEWS: Duration = Duration::from_secs(1);
+/// Time after a fill in which news of the key is likely that of the fill, and in which it may be.
+const OWN_NEWS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Greatest difference between the clocks of this process and the store.
 const CLOCK_MARGIN: Duration = Duration::from_millis(100);
 /// Shortest interval between two searches for jobs that can be forgotten.
@@ -90,6 +92,8 @@ struct RememberedEntry {
     noted_at: Instant,
     /// Whether there was news of the key before the end of the TTL.
     is_spoiled: bool,
+    /// Whether there was news that is taken for that of the fill.
+    has_own_news: bool,
     route: usize,
 }
 
@@ -241,10 +245,18 @@ impl SilentChanges {
         let now = Instant::now();
         let mut state = self.lock();
         let Some(known) = state.jobs.get_mut(name) else { return };
-        if now < known.noted_at + OWN_NEWS || now + CLOCK_MARGIN >= known.expires_at {
+        let age = now.saturating_duration_since(known.noted_at);
+        if now + CLOCK_MARGIN >= known.expires_at {
+            return;
+        }
+        if age < OWN_NEWS.0 && !std::mem::replace(&mut known.has_own_news, true) {
             return;
         }
         known.is_spoiled = true;
+        if age < OWN_NEWS.1 {
+            // It may be late news of the fill, and does not show that the route has purges.
+            return;
+        }
         let route = known.route;
         state.routes[route].purged = Some(now);
     }
@@ -368,6 +380,7 @@ impl RememberedEntry {
             expires_at: now + left.min(Duration::from_hours(24)),
             noted_at: now,
             is_spoiled: false,
+            has_own_news: false,
             route: 0,
         }
     }
@@ -391,58 +404,4 @@ impl RememberedEntry {
         let margin = i64::try_from(CLOCK_MARGIN.as_millis()).unwrap_or(0);
         at_ms.saturating_add(margin) < self.expires_at_ms
     }
-}
-
-impl Cache {
-    /// Notes what became of a response. A fill that was refused shows that the job has changed.
-    pub(super) fn note_fill(
-        &self,
-        (key, caller, path): (&Key, Caller, &[u8]),
-        entry: &Entry,
-        stored: StoredAs,
-        fill: Fill,
-    ) {
-        if fill == Fill::Revoked {
-            return self.silent_changes.forget(std::slice::from_ref(key));
-        }
-        let now_ms = self.store.now_ms();
-        let (expires_at_ms, generation) = match stored {
-            StoredAs::Admission { expires_at_ms, generation } => (expires_at_ms, generation),
-            StoredAs::Fill { generation, .. } => (entry.expires_at_ms(), generation),
-            StoredAs::Replacement => (entry.expires_at_ms(), None),
-        };
-        let sighting = Sighting { key, caller, path, entry, generation, expires_at_ms, now_ms };
-        self.silent_changes.stored(sighting, stored);
-    }
-
-    /// Notes an entry that the store had for a caller.
-    pub(super) fn note_read(&self, request: &LookupRequest, entry: &Entry, now_ms: i64) {
-        self.silent_changes.seen(Sighting {
-            key: &request.key,
-            caller: request.caller,
-            path: request.variant.path(),
-            entry,
-            generation: generation(entry.generation()),
-            expires_at_ms: entry.expires_at_ms(),
-            now_ms,
-        });
-    }
-}
-
-/// Returns the path with `{id}` in place of the job. The id is the longest segment that the key ends
-/// with, because the key is a prefix and the id.
-fn route_name(key: &str, path: &[u8]) -> String {
-    let path = String::from_utf8_lossy(path);
-    let path = path.split('?').next().unwrap_or_default();
-    let is_id = |segment: &&str| !segment.is_empty() && key.ends_with(segment);
-    let Some(id) = path.split('/').filter(is_id).max_by_key(|segment| segment.len()) else {
-        return "(other routes)".to_owned();
-    };
-    let shown = path.split('/').map(|segment| if segment == id { "{id}" } else { segment });
-    shown.collect::<Vec<_>>().join("/")
-}
-
-/// Returns the hash of the token under which an entry was stored.
-pub(super) fn generation(token: &str) -> Option<u64> {
-    (!token.is_empty()).then(|| xxh3_64(token.as_bytes()))
 }

@@ -99,17 +99,14 @@ impl StoreUrl {
         let shown = self.to_string().replace("***@", "");
         let Self::Redis(text) = self else { return shown };
         let Ok(url) = Url::parse(text) else { return shown };
-        match url.host_str().filter(|host| !host.is_empty()) {
-            Some(host) => {
-                let database = Some(url.path().trim_matches('/')).filter(|text| !text.is_empty());
-                let port = url.port().unwrap_or(REDIS_PORT);
-                format!("redis://{host}:{port}/{}", database.unwrap_or("0"))
-            }
-            None => {
-                let database = url.query_pairs().find(|(key, _)| key == "db");
-                let database = database.map_or_else(|| "0".to_owned(), |(_, db)| db.into_owned());
-                format!("unix://{}?db={database}", url.path())
-            }
+        if let Some(host) = url.host_str().filter(|host| !host.is_empty()) {
+            let database = Some(url.path().trim_matches('/')).filter(|text| !text.is_empty());
+            let port = url.port().unwrap_or(REDIS_PORT);
+            format!("redis://{host}:{port}/{}", database.unwrap_or("0"))
+        } else {
+            let database = url.query_pairs().find(|(key, _)| key == "db");
+            let database = database.map_or_else(|| "0".to_owned(), |(_, db)| db.into_owned());
+            format!("unix://{}?db={database}", url.path())
         }
     }
 }

@@ -42,6 +42,8 @@ use crate::throttle::Throttle;
 const SYNC_TIMEOUT: Duration = Duration::from_secs(1);
 /// Lines per pending key past which the file is rewritten, and the lines that it may always have.
 const REWRITE_LINES: (usize, usize) = (4, 1024);
+/// Number of lines with which a file is rewritten, however many keys are pending.
+const REWRITE_DUE: usize = usize::MAX / 2;
 
 /// An open journal.
 ///
@@ -127,7 +129,10 @@ impl Journal {
             file.set_len(keep)?;
         }
         let (sender, done) = watch::channel(0);
-        let queue = JournalQueue { lines: content.records.len(), ..JournalQueue::default() };
+        let has_header = content.owner.is_some() || content.records.is_empty();
+        // A file of an older version is rewritten with the next record, and gets its header then.
+        let lines = if has_header { content.records.len() } else { REWRITE_DUE };
+        let queue = JournalQueue { lines, ..JournalQueue::default() };
         let shared = JournalShared {
             path: path.to_owned(),
             owner: owner.clone(),
@@ -222,7 +227,7 @@ impl JournalShared {
             if let Err(error) = self.write_some(&mut file, &records, rewrite, sync) {
                 self.failed.store(count, Ordering::Release);
                 // Lost records come back with the next rewrite, which is due now.
-                self.queue().lines = usize::MAX / 2;
+                self.queue().lines = REWRITE_DUE;
                 if let Some(suppressed) = self.warnings.admit(&error.to_string()) {
                     warn!(%error, path = %self.path.display(), suppressed, "cannot write the journal");
                 }

@@ -37,7 +37,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub struct PendingSet {
     limit: usize,
     journal: Option<Journal>,
-    /// Number of keys, plus one while whole slots are pending, plus the siblings with any. Lets a
+    /// Number of keys, plus one while whole slots are pending, plus the parts of siblings. Lets a
     /// reader pass without the lock.
     size: AtomicUsize,
     inner: Mutex<Inner>,
@@ -63,6 +63,9 @@ struct Inner {
     /// What other processes with the same journal have not confirmed. They repeat it; it is bypassed
     /// here as well.
     siblings: BTreeMap<usize, LiveRecords>,
+    /// What has left the journal of a sibling since the last scan but one. Another process may have
+    /// adopted it into a file that this scan had already read, so it is bypassed until the next scan.
+    leaving: Vec<LiveRecords>,
     /// Counts additions, so that a confirmation only removes what it confirmed.
     additions: u64,
 }
@@ -345,7 +348,7 @@ impl PendingSet {
     fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.lock();
         let result = change(&mut inner);
-        self.size.store(inner.own_len() + inner.siblings.len(), Ordering::Release);
+        self.size.store(inner.own_len() + inner.sibling_parts(), Ordering::Release);
         result
     }
 

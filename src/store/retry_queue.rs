@@ -50,9 +50,12 @@ impl RetryQueue {
         };
         let (pending, mut siblings) = PendingSet::with_journal(limit, path, &owner)
             .map_err(|source| StoreError::Journal { path: path.clone(), source })?;
-        // Before the first request: what the others owe is not served from here.
-        pending.bypass_siblings(siblings.scan());
-        siblings.forget_scan();
+        // Before the first request: what the others owe is not served from here. Twice, in case one
+        // of them adopts a journal during the first scan.
+        for _ in 0..2 {
+            pending.bypass_siblings(siblings.scan());
+            siblings.forget_scan();
+        }
         let queue = Arc::new(Self::of(pending, metrics));
         tokio::spawn(watch_siblings(Arc::downgrade(&queue), siblings));
         Ok(queue)

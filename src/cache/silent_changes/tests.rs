@@ -35,7 +35,7 @@ impl Memory {
 
     fn fill_as(&mut self, id: &str, body: &'static str, who: &str) {
         let head = Response::new(()).into_parts().0;
-        let ttl = Duration::from_millis(10_000);
+        let ttl = Duration::from_secs(10);
         let freshness = Freshness { ttl, age: Duration::ZERO, public: false };
         let caller = caller(who);
         let entry = Entry::new(&head, Bytes::from(body), freshness, caller, self.now_ms);
@@ -65,7 +65,7 @@ impl Memory {
     fn age(&self, id: &str) {
         let mut state = self.changes.lock();
         let known = state.jobs.get_mut(&key(id)).unwrap();
-        known.noted_at = known.noted_at.checked_sub(OWN_NEWS).unwrap();
+        known.noted_at = known.noted_at.checked_sub(OWN_NEWS.1).unwrap();
     }
 
     fn total(&self) -> u64 {
@@ -105,13 +105,18 @@ fn another_body_after_the_ttl_is_a_silent_change_and_three_are_worth_a_warning()
 
 #[test]
 fn what_a_write_a_purge_or_news_explains_is_not_silent() {
-    let explain: [fn(&Memory); 6] = [
+    let explain: [fn(&Memory); 7] = [
         |memory| memory.changes.forget(&[key("x")]),
         |memory| memory.changes.purged(&[key("x")]),
         |memory| memory.changes.all_purged(),
         |memory| memory.changes.forget_all(),
         |memory| {
             memory.age("x");
+            memory.changes.changed("job_status:x");
+        },
+        |memory| {
+            // That of the fill, and that of a `DEL` right after it.
+            memory.changes.changed("job_status:x");
             memory.changes.changed("job_status:x");
         },
         |memory| memory.changes.lock().jobs.get_mut(&key("x")).unwrap().expires_at_ms += 1_000,

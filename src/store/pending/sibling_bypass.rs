@@ -27,9 +27,20 @@ pub struct JournalStatus {
 
 impl Inner {
     pub(super) fn is_pending_in_sibling(&self, key: &Key) -> bool {
-        self.siblings
-            .values()
-            .any(|sibling| sibling.keys.contains_key(key) || sibling.slots.contains(slot(key)))
+        let mut records = self.siblings.values().chain(&self.leaving);
+        records.any(|sibling| sibling.keys.contains_key(key) || sibling.slots.contains(slot(key)))
+    }
+
+    pub(super) fn sibling_parts(&self) -> usize {
+        self.siblings.len() + self.leaving.len()
+    }
+
+    fn set_sibling(&mut self, number: usize, live: Option<LiveRecords>) {
+        let before = match live {
+            Some(live) => self.siblings.insert(number, live),
+            None => self.siblings.remove(&number),
+        };
+        self.leaving.extend(before);
     }
 }
 
@@ -43,18 +54,18 @@ impl PendingSet {
         Some(JournalStatus { path, siblings: inner.siblings.len(), sibling_invalidations })
     }
 
-    /// Bypasses what the siblings have not confirmed, whether they live or not.
-    pub(in crate::store) fn bypass_siblings(&self, states: Vec<(usize, SiblingState)>) {
+    /// Bypasses what the siblings have not confirmed by a scan of them, whether they live or not.
+    pub(in crate::store) fn bypass_siblings(&self, scan: Vec<(usize, SiblingState)>) {
         self.update(|inner| {
-            for (number, state) in states {
+            // This scan has found them wherever they are now.
+            inner.leaving.clear();
+            for (number, state) in scan {
                 match state {
                     SiblingState::Live(live) | SiblingState::Ended(live, _) if !live.is_empty() => {
-                        inner.siblings.insert(number, live);
+                        inner.set_sibling(number, Some(live));
                     }
                     SiblingState::Unchanged => {}
-                    _ => {
-                        inner.siblings.remove(&number);
-                    }
+                    _ => inner.set_sibling(number, None),
                 }
             }
         });
@@ -64,12 +75,12 @@ impl PendingSet {
     /// true: the records are on the disk here. Until then they are in this process only.
     pub(in crate::store) async fn adopt(&self, number: usize, live: LiveRecords) -> bool {
         if live.is_empty() {
-            self.bypass_siblings(vec![(number, SiblingState::Empty)]);
+            self.update(|inner| inner.set_sibling(number, None));
             return true;
         }
         let queued = self.update(|inner| {
             // Under one lock, so that no reader finds the keys neither there nor here.
-            inner.siblings.remove(&number);
+            inner.set_sibling(number, None);
             let records = self.insert_all(inner, live);
             self.write_journal(inner, records, Durability::Awaited)
         });
@@ -112,7 +123,7 @@ pub(in crate::store) fn empty(ended: EndedJournal) {
     match ended.empty() {
         Ok(()) if !is_ours => {}
         Ok(()) => {
-            info!(path = %path.display(), "took over the journal of a process that has ended")
+            info!(path = %path.display(), "took over the journal of a process that has ended");
         }
         Err(error) => warn_unemptied(&path, &error),
     }
