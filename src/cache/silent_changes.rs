@@ -7,7 +7,7 @@
 //!
 //! - A write or purge through this sidecar forgets the entry.
 //! - News of the key before the TTL ends (a `DEL`, a purge or write through another sidecar) spoils
-//!   it. At the TTL the news is the expiry itself.
+//!   it. At the TTL the news is the expiry itself; the first right after a fill is that of the fill.
 //! - A lease that was granted before the TTL ended shows that the entry was deleted.
 //! - News that was lost, with the tracking connection or for all keys, forgets every entry.
 //! - Another caller or variant is not compared.

@@ -136,3 +136,27 @@ fn warn_unemptied(path: &std::path::Path, error: &io::Error) {
         "cannot empty the journal of a process that has ended; its jobs are invalidated again and again"
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_leaves_a_sibling_is_bypassed_until_the_next_scan() {
+        let pending = PendingSet::new(10);
+        let key = Key::new("job_status:", "a");
+        let records = vec![Record::added(key.main(), "w", Duration::ZERO)];
+        let live = || SiblingState::Live(LiveRecords::replay(records.clone()));
+        pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, live())]);
+        // The process of the first has adopted it after its own file was read.
+        pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, SiblingState::Empty)]);
+        assert!(pending.contains(&key));
+        pending.bypass_siblings(vec![(0, live()), (1, SiblingState::Empty)]);
+        assert!(pending.contains(&key));
+        pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, SiblingState::Empty)]);
+        pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, SiblingState::Empty)]);
+        assert!(!pending.contains(&key) && pending.is_empty());
+    }
+}
