@@ -21,6 +21,7 @@ pub mod policy;
 mod prefetch_lookup;
 pub mod query;
 mod record;
+mod silent_changes;
 pub mod windowed_counts;
 mod write_all;
 
@@ -33,6 +34,7 @@ pub use invalidate::{
 pub use lookup::{Lookup, MAX_REPLACEMENTS};
 pub use near_lookup::{NearLookup, NearMissReason};
 pub use prefetch_lookup::PrefetchLookup;
+pub use silent_changes::SilentRoute;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -49,6 +51,7 @@ use self::{
     near_lookup::NearLayer,
     policy::{Policy, RequestDirectives, StateTtls},
     query::Query,
+    silent_changes::{NewsWatcher, SilentChanges},
     windowed_counts::WindowedCounts,
     write_all::SharedPurgeAll,
 };
@@ -56,7 +59,7 @@ use crate::{
     config,
     limits::Quota,
     metrics::{Limit, Metrics},
-    store::{Budget, Key, Store, StoreError, Token},
+    store::{Budget, Key, Store, StoreError, Token, near::Watcher},
     throttle::Throttle,
 };
 
@@ -96,6 +99,7 @@ pub struct Cache {
     wrong_entries: Arc<WindowedCounts<Token>>,
     wrong_entry_warnings: Arc<Throttle>,
     shared_purge_all: Arc<SharedPurgeAll>,
+    silent_changes: Arc<SilentChanges>,
     /// Limits the memory of responses that are being read into the cache.
     capture_quota: Arc<Quota>,
     policy: Policy,
@@ -171,7 +175,11 @@ impl Cache {
     pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         metrics.events.set_key_prefix(&config.store.prefix);
         let near = NearLayer::new(config, &metrics).map(Arc::new);
-        let watcher = near.as_ref().map(|near| near.watcher());
+        let silent_changes = Arc::new(SilentChanges::new(Arc::clone(&metrics)));
+        let watcher = near.as_ref().map(|near| {
+            let silent_changes = Arc::clone(&silent_changes);
+            Arc::new(NewsWatcher { near: near.watcher(), silent_changes }) as Arc<dyn Watcher>
+        });
         let store = Store::open(config, Arc::clone(&metrics), watcher)?;
         let limits = &metrics.limits;
         let quota = |limit, used: &Gauge, kind| {
@@ -195,6 +203,7 @@ impl Cache {
             wrong_entries: Arc::new(WindowedCounts::new(comparison::WRONG_ENTRY_MEMORY)),
             wrong_entry_warnings: Arc::default(),
             shared_purge_all: Arc::default(),
+            silent_changes,
             capture_quota: captured,
             policy: policy(config, &fingerprinter),
             fingerprinter,
@@ -225,6 +234,11 @@ impl Cache {
     /// The store behind the cache.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Returns the routes whose jobs were seen to change without a purge.
+    pub fn silent_changes(&self) -> Vec<SilentRoute> {
+        self.silent_changes.routes()
     }
 
     /// Returns the request headers that are known to count. They must reach the upstream unchanged.

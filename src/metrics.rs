@@ -78,6 +78,8 @@ pub struct Metrics {
     pub flights_joined: Counter,
     /// Values under jobcache keys that another program wrote.
     pub foreign_values: Counter,
+    /// Jobs that had changed after their TTL although no change was reported.
+    pub silent_changes: Counter,
     /// Invalidations that the store has not confirmed.
     pub pending_invalidations: Gauge,
     /// How often there were too many of them, so that whole slots became pending.
@@ -165,6 +167,7 @@ impl Metrics {
             unclaimed_writes: Counter::default(),
             flights_joined: Counter::default(),
             foreign_values: Counter::default(),
+            silent_changes: Counter::default(),
             pending_invalidations: Gauge::default(),
             pending_overflows: Counter::default(),
             store_up: Gauge::default(),
@@ -284,6 +287,11 @@ impl Metrics {
             "foreign_values",
             "Values under jobcache keys that another program wrote",
             self.foreign_values.clone(),
+        );
+        r.register(
+            "silent_changes",
+            "Jobs that had changed after their TTL although no write, purge or DEL was seen",
+            self.silent_changes.clone(),
         );
     }
 

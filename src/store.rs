@@ -76,6 +76,7 @@ pub mod pending;
 mod receipt;
 pub mod redis;
 mod retry_queue;
+mod sibling_watch;
 mod types;
 
 use std::{
@@ -95,6 +96,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::cluster::NodeStatus;
 pub use self::key_state::{KeyState, LeaseState};
+pub use self::pending::JournalStatus;
 pub use self::receipt::{KeyReceipt, Purged, RemovedEntry};
 pub use self::types::{
     BarrierWait, Budget, CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Redirect,
@@ -495,6 +497,15 @@ impl Store {
             Engine::Redis(redis) => redis.pending(),
             Engine::Cluster(cluster) => cluster.pending(),
             Engine::Memory(_) => 0,
+        }
+    }
+
+    /// Returns the state of the journal of unconfirmed invalidations, if there is one.
+    pub fn journal(&self) -> Option<JournalStatus> {
+        match &self.engine {
+            Engine::Redis(redis) => redis.journal_status(),
+            Engine::Cluster(cluster) => cluster.journal_status(),
+            Engine::Memory(_) => None,
         }
     }
 

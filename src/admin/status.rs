@@ -16,7 +16,7 @@ use crate::{
         ComparisonResult, Limit, Metrics, ReasonCount,
         recent::{CounterSnapshot, RecentTimes, RequestTotals},
     },
-    store::{NodeStatus, Store},
+    store::{JournalStatus, NodeStatus, Store},
 };
 
 /// Number of busiest jobs in `/status`.
@@ -95,6 +95,7 @@ pub(super) fn status(
         "shadow": comparison_counts(|result| metrics.comparisons.shadow_total(result)),
         "verify": comparison_counts(|result| metrics.comparisons.verify_total(result)),
         "latency_ms": latencies(metrics),
+        "silent_changes": silent_changes(cache, metrics),
         "store": store(cache, metrics),
         "upstream": upstream(metrics),
         "near": {
@@ -124,8 +125,30 @@ fn store(cache: &Cache, metrics: &Metrics) -> Value {
         "breaker": if store.is_up() { "closed" } else { "open" },
         "tracking": metrics.tracking_up.get() == 1,
         "pending_invalidations": store.pending(),
+        "journal": store.journal().map(|journal| journal_json(&journal)),
         "nodes": nodes(store),
     })
+}
+
+/// The journal of this process, and what other processes with the same setting have not confirmed.
+fn journal_json(journal: &JournalStatus) -> Value {
+    json!({
+        "path": journal.path.to_string_lossy(),
+        "siblings": journal.siblings,
+        "sibling_invalidations": journal.sibling_invalidations,
+    })
+}
+
+/// Jobs that changed without a purge, in all and by route.
+fn silent_changes(cache: &Cache, metrics: &Metrics) -> Value {
+    let routes = cache.silent_changes().into_iter().map(|route| {
+        json!({
+            "route": route.route,
+            "changes": route.changes,
+            "without_purges": route.is_without_purges,
+        })
+    });
+    json!({ "total": metrics.silent_changes.get(), "routes": routes.collect::<Value>() })
 }
 
 fn upstream(metrics: &Metrics) -> Value {

@@ -13,6 +13,7 @@ use super::{
     entry::{Entry, Likeness},
     flight::Leader,
     policy::{self, Bypass, Freshness, NoStore, StoredHead},
+    silent_changes::StoredAs,
 };
 use crate::{
     clock,
@@ -31,6 +32,8 @@ pub struct LeaderRead {
     key: Key,
     caller: Caller,
     coalesce_key: Caller,
+    /// Path of the request.
+    path: Box<[u8]>,
 }
 
 /// Where the response may be stored.
@@ -75,6 +78,7 @@ pub struct PublishedRead {
     leader: Leader,
     key: Key,
     caller: Caller,
+    path: Box<[u8]>,
     is_refresh: bool,
 }
 
@@ -115,6 +119,7 @@ impl LeaderRead {
             key,
             caller: request.caller,
             coalesce_key: request.coalesce_key,
+            path: request.variant.path().into(),
         }
     }
 
@@ -168,7 +173,7 @@ impl Cache {
         body: Bytes,
         freshness: Freshness,
     ) -> PublishedRead {
-        let LeaderRead { leader, target, key, caller, why, .. } = lead;
+        let LeaderRead { leader, target, key, caller, path, why, .. } = lead;
         let freshness = freshness.limited_by_state(&body, &self.policy);
         let asked_at_ms = match &target {
             FillTarget::Nowhere => self.store.now_ms(),
@@ -178,24 +183,33 @@ impl Cache {
         let head = StoredHead::of(head, &self.policy.volatile, asked_at_ms);
         let entry = Arc::new(Entry::new(head, body, freshness, caller, asked_at_ms));
         leader.publish(Arc::clone(&entry));
-        let refresh = why == Some(Bypass::NoCache);
-        PublishedRead { entry, target, freshness, leader, key, caller, is_refresh: refresh }
+        let is_refresh = why == Some(Bypass::NoCache);
+        PublishedRead { entry, target, freshness, leader, key, caller, path, is_refresh }
     }
 
     /// Stores a response that was shared. A store error is counted and logged, and has no other effect.
     pub async fn fill(&self, landed: PublishedRead) -> Option<Fill> {
-        let PublishedRead { entry, target, freshness, leader, key, caller, is_refresh } = landed;
-        let (stored, filled) = match target {
+        let PublishedRead { entry, target, freshness, leader, key, caller, path, is_refresh } =
+            landed;
+        let (stored, stored_as, filled) = match target {
             FillTarget::Nowhere => return None,
             FillTarget::Lease(lease) => {
                 let compressed = self.compressed(&entry).await;
                 let meta = entry.meta(lease.token(), lease.epoch(), compressed.as_ref());
                 let body = compressed.as_ref().unwrap_or(entry.body());
-                (EventKind::Fill, self.store.fill(lease, body, &meta, freshness.ttl).await)
+                let stored_as = StoredAs::fill(&lease);
+                let filled = self.store.fill(lease, body, &meta, freshness.ttl).await;
+                (EventKind::Fill, stored_as, filled)
             }
             FillTarget::Entry(known) => {
                 let change = self.change(&key, &known, &entry, is_refresh);
-                self.fill_known((&key, caller), &known, &entry, change).await
+                let stored_as = match change {
+                    EntryChange::Admit => StoredAs::admission(&known.entry),
+                    _ => StoredAs::Replacement,
+                };
+                let (stored, filled) =
+                    self.fill_known((&key, caller), &known, &entry, change).await;
+                (stored, stored_as, filled)
             }
         };
         // Until now, readers that have seen this token in the store could still join.
@@ -210,6 +224,9 @@ impl Cache {
                 "failed"
             }
         };
+        if let Ok(fill) = &filled {
+            self.note_fill((&key, caller, &path), &entry, stored_as, *fill);
+        }
         self.count_fill(outcome);
         let (what, why) =
             if outcome == "stored" { (stored, "") } else { (EventKind::FillRefused, outcome) };
@@ -253,6 +270,8 @@ impl Cache {
             let admitted = self.store.admit(key, seen, generation, &caller.to_hex()).await;
             return (EventKind::Admitted, admitted);
         }
+        // Before the news of it, which is no purge.
+        self.silent_changes.forget(std::slice::from_ref(key));
         let compressed = self.compressed(entry).await;
         // The upstream has served this response to the old audience too.
         let members = match change {

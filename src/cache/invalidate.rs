@@ -147,6 +147,8 @@ impl Cache {
         if write.keys().is_empty() {
             return Ended::Confirmed { entries: 0 };
         }
+        // Before the news of it: the write may name jobs that its beginning did not.
+        self.silent_changes.forget(write.keys());
         let ended = self.end_in_store(write, fence).await;
         self.detach(write.keys());
         self.count_invalidation(source, ended);
@@ -203,6 +205,11 @@ impl Cache {
             // replies to the purge.
             let near = |key: &Key| cache.near.as_ref().is_some_and(|near| near.holds(key));
             let near: Vec<bool> = keys.iter().map(near).collect();
+            // Before the news of it. A comparison that found a wrong entry is no purge.
+            match source {
+                InvalidationSource::Purge => cache.silent_changes.purged(&keys),
+                _ => cache.silent_changes.forget(&keys),
+            }
             let Purged { ended, receipts: was } =
                 cache.store.purge(keys.clone(), cache.settings.store_budget).await;
             let flights = cache.detach(&keys);
@@ -227,8 +234,10 @@ impl Cache {
         let cache = Arc::clone(self);
         let purge = async move {
             let near = cache.near.as_ref().map_or(0, |near| near.len());
+            cache.silent_changes.all_purged();
             let ended = cache.store.purge_all().await;
             let flights = cache.flights.detach_all();
+            cache.silent_changes.forget_all();
             if let Some(near) = &cache.near {
                 near.flush();
             }
@@ -243,6 +252,7 @@ impl Cache {
     /// job had.
     pub(super) fn detach(&self, keys: &[Key]) -> Vec<usize> {
         let flights = keys.iter().map(|key| self.flights.detach(key)).collect();
+        self.silent_changes.forget(keys);
         if let Some(near) = &self.near {
             near.evict(keys);
         }

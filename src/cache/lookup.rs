@@ -167,7 +167,10 @@ impl Cache {
     fn answer_with_entry(&self, request: &LookupRequest, entry: Arc<Entry>, seen: Seen) -> Lookup {
         let young =
             match self.judge_entry(request, &entry, seen.now_ms, || self.fill_refusal(request)) {
-                EntryUse::Hit => return Lookup::Hit(entry),
+                EntryUse::Hit => {
+                    self.note_read(request, &entry, seen.now_ms);
+                    return Lookup::Hit(entry);
+                }
                 EntryUse::Pass(why) => return Lookup::Pass(why),
                 EntryUse::Read { age_accepted: young } => young,
             };

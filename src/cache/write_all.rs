@@ -66,8 +66,10 @@ impl Cache {
         let mut answered = self.shared_purge_all.last_result.lock().await;
         if answered.0 < request {
             let covered = self.shared_purge_all.requested.load(Ordering::SeqCst);
+            self.silent_changes.forget_all();
             let ended = self.store.purge_all().await;
             self.flights.detach_all();
+            self.silent_changes.forget_all();
             // As for the jobs of a write, Redis may report the change late.
             if let Some(near) = &self.near {
                 near.flush();

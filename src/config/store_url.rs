@@ -14,6 +14,8 @@ const STORE: &str = "must be redis://[user:password@]host[:port][/db] (rediss://
                      redis-cluster://[user:password@]host[:port],host[:port], \
                      unix:///path/to/socket or memory://";
 
+/// Default port of Redis.
+const REDIS_PORT: u16 = 6379;
 /// Default port of sentinels.
 const SENTINEL_PORT: u16 = 26379;
 /// Default port of the nodes of a cluster.
@@ -87,6 +89,24 @@ impl StoreUrl {
             Self::Sentinel(sentinels) => sentinels.is_tls,
             Self::Cluster(seeds) => seeds.is_tls,
             Self::Memory => false,
+        }
+    }
+}
+
+impl StoreUrl {
+    /// Address and database of the store, without user and password.
+    pub fn identity(&self) -> String {
+        let shown = self.to_string().replace("***@", "");
+        let Self::Redis(text) = self else { return shown };
+        let Ok(url) = Url::parse(text) else { return shown };
+        if let Some(host) = url.host_str().filter(|host| !host.is_empty()) {
+            let database = Some(url.path().trim_matches('/')).filter(|text| !text.is_empty());
+            let port = url.port().unwrap_or(REDIS_PORT);
+            format!("redis://{host}:{port}/{}", database.unwrap_or("0"))
+        } else {
+            let database = url.query_pairs().find(|(key, _)| key == "db");
+            let database = database.map_or_else(|| "0".to_owned(), |(_, db)| db.into_owned());
+            format!("unix://{}?db={database}", url.path())
         }
     }
 }

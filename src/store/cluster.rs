@@ -77,6 +77,7 @@ use super::{
     StoreError, StoredValue, Token,
     barrier::BarrierDown,
     near::Watcher,
+    pending::JournalStatus,
     redis::{
         Redis, dial::Target, initial_credential_key, shard_context::ShardContext,
         temp_connection::TempConnection,
@@ -173,7 +174,7 @@ impl Cluster {
             tracking: config.near.tracking,
             credential_key: initial_credential_key(config),
             has_secret: config.credentials.secret.is_some(),
-            retry_queue: Arc::new(RetryQueue::open(&config.pending, Arc::clone(&metrics))?),
+            retry_queue: RetryQueue::open(config, Arc::clone(&metrics))?,
             temp_connections: Mutex::default(),
             status_changed: Arc::default(),
             next_shard: AtomicU64::new(0),
@@ -298,6 +299,10 @@ impl Cluster {
 
     pub(super) fn pending(&self) -> usize {
         self.state.retry_queue.pending.len()
+    }
+
+    pub(super) fn journal_status(&self) -> Option<JournalStatus> {
+        self.state.retry_queue.journal_status()
     }
 
     /// Tries a last time to confirm what is pending, within `deadline`.

@@ -1,29 +1,49 @@
 //! The journal of unconfirmed invalidations, so that they survive a restart of the sidecar.
 //!
-//! One JSON object per line, appended and synced before the write is answered. Confirmations are
-//! appended without a sync: a lost one costs one more invalidation. The file is emptied whenever
-//! nothing is pending, and rewritten when it has grown long. A last line that was cut off by a
-//! crash is ignored, because its write was never answered; any other unreadable line makes every
-//! job pending, because it may have named any job.
+//! One JSON object per line, appended and synced before the write is answered. The first line names
+//! the store and the prefix ([`JournalOwner`]). Confirmations are appended without a sync: a lost one
+//! costs one more invalidation. The file is emptied whenever nothing is pending, and rewritten when
+//! it has grown long. A last line that was cut off by a crash is ignored, because its write was never
+//! answered; any other unreadable line makes every job pending, because it may have named any job.
+//!
+//! A process locks its file ([`lock`]). Another one with the same setting takes `<path>.1`, and so on;
+//! each reads what the others have not confirmed ([`Siblings`]), and takes it over when they end.
+
+mod lock;
+mod records;
+mod siblings;
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufReader, Write},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::timeout};
 use tracing::warn;
 
+pub use self::records::{JournalOwner, Record};
+use self::{
+    lock::{LockOutcome, MAX_PROCESSES, Missing, lock, numbered, with_suffix},
+    records::{encode, read},
+};
+pub(super) use self::{
+    records::LiveRecords,
+    siblings::{EndedJournal, SiblingState, Siblings},
+};
 use crate::throttle::Throttle;
 
 /// How long an answer waits for the disk.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(1);
 /// Lines per pending key past which the file is rewritten, and the lines that it may always have.
 const REWRITE_LINES: (usize, usize) = (4, 1024);
+/// Number of lines with which a file is rewritten, however many keys are pending.
+const REWRITE_DUE: usize = usize::MAX / 2;
 
 /// An open journal.
 ///
@@ -38,9 +58,13 @@ pub struct Journal {
 
 struct JournalShared {
     path: PathBuf,
+    owner: JournalOwner,
+    /// Holds the lock of the journal.
     file: Mutex<File>,
     queue: Mutex<JournalQueue>,
     done: watch::Sender<u64>,
+    /// Number of the last batch that was given up.
+    failed: AtomicU64,
     warnings: Throttle,
 }
 
@@ -59,68 +83,72 @@ struct JournalQueue {
     writing: bool,
 }
 
-/// A change of the pending set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "event", deny_unknown_fields)]
-pub enum Record {
-    /// A key became pending.
-    Added {
-        /// The main key.
-        key: String,
-        /// The write that set the fence to lift.
-        write: String,
-        /// How long the fence lingers.
-        linger_ms: u64,
-    },
-    /// The store has confirmed a key.
-    Confirmed {
-        /// The main key.
-        key: String,
-    },
-    /// Every key became pending.
-    AllAdded,
-    /// The store has confirmed a purge of all, and no slot is pending any more.
-    AllConfirmed,
-    /// Every key of some slots became pending.
-    SlotsAdded {
-        /// First and last slot of each contiguous range.
-        ranges: Vec<(u16, u16)>,
-    },
-    /// The store has confirmed a purge of all in some slots.
-    SlotsConfirmed {
-        /// First and last slot of each contiguous range.
-        ranges: Vec<(u16, u16)>,
-    },
-}
-
-impl Record {
-    /// Returns the record of a key that became pending.
-    pub fn added(key: &str, write: &str, linger: Duration) -> Self {
-        let linger_ms = u64::try_from(linger.as_millis()).unwrap_or(u64::MAX);
-        Self::Added { key: key.into(), write: write.into(), linger_ms }
-    }
+/// A journal that was opened.
+pub(super) struct OpenedJournal {
+    pub(super) journal: Journal,
+    /// What this process, or one before it, has left in the file.
+    pub(super) records: Vec<Record>,
+    pub(super) siblings: Siblings,
 }
 
 impl Journal {
-    /// Opens a journal, creating the file if there is none, and reads its records. A partial last
-    /// line is truncated, so that the next record does not join it.
-    pub fn open(path: &Path) -> io::Result<(Self, Vec<Record>)> {
-        let file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-        let (records, complete) = read(BufReader::new(&file))?;
-        if file.metadata()?.len() > complete {
-            file.set_len(complete)?;
+    /// Opens and locks the first journal of this path that no other process holds, creating the file
+    /// if there is none, and reads its records. A partial last line is truncated, so that the next
+    /// record does not join it.
+    pub(super) fn open(path: &Path, owner: &JournalOwner) -> io::Result<OpenedJournal> {
+        for number in 0..MAX_PROCESSES {
+            let numbered = numbered(path, number);
+            let opened = Self::open_one(&numbered, owner).map_err(|error| {
+                let text = format!("{}: {error}", numbered.display());
+                if number == 0 { error } else { io::Error::new(error.kind(), text) }
+            })?;
+            if let Some((journal, records)) = opened {
+                let siblings = Siblings::new(path, number, owner.clone());
+                return Ok(OpenedJournal { journal, records, siblings });
+            }
+        }
+        Err(io::Error::other(format!(
+            "{MAX_PROCESSES} processes at most share a journal, and this file and its siblings up to .{} \
+             are all taken; give this process another pending.journal, or stop one of the others",
+            MAX_PROCESSES - 1
+        )))
+    }
+
+    /// Returns `None` if another process has the file, or if it belongs to another store or prefix.
+    fn open_one(path: &Path, owner: &JournalOwner) -> io::Result<Option<(Self, Vec<Record>)>> {
+        let LockOutcome::Locked(file) = lock(path, Missing::Create)? else { return Ok(None) };
+        let content = read(BufReader::new(&file))?;
+        if !owner.owns(&content) && !content.records.is_empty() {
+            if let Some(other) = &content.owner {
+                other.warn_of_foreign(path, owner);
+            }
+            return Ok(None);
+        }
+        let keep = if content.records.is_empty() { 0 } else { content.complete };
+        if file.metadata()?.len() > keep {
+            file.set_len(keep)?;
         }
         let (sender, done) = watch::channel(0);
-        let queue = JournalQueue { lines: records.len(), ..JournalQueue::default() };
+        let has_header = content.owner.is_some() || content.records.is_empty();
+        // A file of an older version is rewritten with the next record, and gets its header then.
+        let lines = if has_header { content.records.len() } else { REWRITE_DUE };
+        let queue = JournalQueue { lines, ..JournalQueue::default() };
         let shared = JournalShared {
             path: path.to_owned(),
+            owner: owner.clone(),
             file: Mutex::new(file),
             queue: Mutex::new(queue),
             done: sender,
+            failed: AtomicU64::new(0),
             warnings: Throttle::default(),
         };
         let journal = Self { shared: Arc::new(shared), done, warnings: Throttle::default() };
-        Ok((journal, records))
+        Ok(Some((journal, content.records)))
+    }
+
+    /// Returns the path of the file that this process writes.
+    pub(super) fn path(&self) -> &Path {
+        &self.shared.path
     }
 
     /// Queues records. [`Journal::synced`] with the returned number waits until they are on the
@@ -163,19 +191,19 @@ impl Journal {
         queue.count
     }
 
-    /// Waits until this batch is on the disk. A disk that fails or is slow is logged: the
-    /// invalidation is then pending in memory only, and the answer goes out.
-    pub async fn synced(&self, count: u64) {
+    /// Waits until this batch is on the disk, and returns whether it is. A disk that fails or is slow
+    /// is logged: the invalidation is then pending in memory only, and the answer goes out.
+    pub async fn synced(&self, count: u64) -> bool {
         let mut done = self.done.clone();
-        if timeout(SYNC_TIMEOUT, done.wait_for(|done| *done >= count)).await.is_err()
-            && let Some(suppressed) = self.warnings.admit("")
-        {
+        let in_time = timeout(SYNC_TIMEOUT, done.wait_for(|done| *done >= count)).await.is_ok();
+        if !in_time && let Some(suppressed) = self.warnings.admit("") {
             warn!(
                 path = %self.shared.path.display(),
                 suppressed,
                 "the journal did not reach the disk in time; answering without it"
             );
         }
+        in_time && self.shared.failed.load(Ordering::Acquire) < count
     }
 }
 
@@ -197,8 +225,9 @@ impl JournalShared {
                 (records, rewrite, sync, queue.count)
             };
             if let Err(error) = self.write_some(&mut file, &records, rewrite, sync) {
+                self.failed.store(count, Ordering::Release);
                 // Lost records come back with the next rewrite, which is due now.
-                self.queue().lines = usize::MAX / 2;
+                self.queue().lines = REWRITE_DUE;
                 if let Some(suppressed) = self.warnings.admit(&error.to_string()) {
                     warn!(%error, path = %self.path.display(), suppressed, "cannot write the journal");
                 }
@@ -225,17 +254,19 @@ impl JournalShared {
             // The folder may not be writable, or the file may be a mount of its own.
             file.set_len(0)?;
         }
-        write(file, records)?;
+        self.write(file, records)?;
         if sync || rewrite { file.sync_data() } else { Ok(()) }
     }
 
     /// Writes a new file and renames it once it is complete, so that a crash leaves the old file or
     /// the new one.
     fn write_new_file(&self, records: &[Record]) -> io::Result<File> {
-        let new_path = self.path.with_extension("new");
+        let new_path = with_suffix(&self.path, "new");
         let _ = std::fs::remove_file(&new_path);
         let mut file = OpenOptions::new().append(true).create_new(true).open(&new_path)?;
-        write(&mut file, records)?;
+        // Locked before it is in place, so that the journal is never without a lock.
+        file.try_lock()?;
+        self.write(&mut file, records)?;
         file.sync_data()?;
         std::fs::rename(&new_path, &self.path)?;
         if let Some(folder) = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -243,6 +274,12 @@ impl JournalShared {
             let _ = File::open(folder).and_then(|folder| folder.sync_all());
         }
         Ok(file)
+    }
+
+    fn write(&self, file: &mut File, records: &[Record]) -> io::Result<()> {
+        let is_empty = file.metadata()?.len() == 0;
+        // One write, so that a crash cuts off at most the last line.
+        file.write_all(&encode(is_empty.then_some(&self.owner), records)?)
     }
 
     fn queue(&self) -> MutexGuard<'_, JournalQueue> {
@@ -260,85 +297,11 @@ pub enum Durability {
     Lazy,
 }
 
-fn write(file: &mut File, records: &[Record]) -> io::Result<()> {
-    let mut lines = Vec::new();
-    for record in records {
-        serde_json::to_writer(&mut lines, record)?;
-        lines.push(b'\n');
-    }
-    // One write, so that a crash cuts off at most the last line.
-    file.write_all(&lines)
-}
-
-/// Returns the records, and the number of bytes up to the end of the last complete line.
-fn read(mut file: impl BufRead) -> io::Result<(Vec<Record>, u64)> {
-    let mut complete = 0;
-    let mut records = Vec::new();
-    let mut line = Vec::new();
-    while file.read_until(b'\n', &mut line)? > 0 {
-        match serde_json::from_slice(&line) {
-            _ if !line.ends_with(b"\n") => break,
-            Ok(record) => records.push(record),
-            Err(error) => {
-                warn!(
-                    %error,
-                    "a line of the journal cannot be read; every job is bypassed until a purge of all"
-                );
-                records.push(Record::AllAdded);
-            }
-        }
-        complete += line.len() as u64;
-        line.clear();
-    }
-    Ok((records, complete))
+/// Returns the records of a file without locking it.
+#[cfg(test)]
+pub(super) fn records_at(path: &Path) -> Vec<Record> {
+    read(BufReader::new(File::open(path).unwrap())).unwrap().records
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn added(key: &str) -> Record {
-        Record::added(key, "w", Duration::from_secs(1))
-    }
-
-    #[test]
-    fn a_line_cut_off_is_forgotten_and_a_damaged_one_stands_for_every_job() {
-        let mut lines = Vec::new();
-        for record in [added("a"), Record::AllConfirmed] {
-            serde_json::to_writer(&mut lines, &record).unwrap();
-            lines.push(b'\n');
-        }
-        let whole = lines.clone();
-        lines.extend_from_slice(br#"{"event":"added","key":"b""#);
-        assert_eq!(read(&lines[..]).unwrap().0, [added("a"), Record::AllConfirmed]);
-        let damaged = [&b"{\"event\":\n"[..], &whole].concat();
-        let expected = [Record::AllAdded, added("a"), Record::AllConfirmed];
-        assert_eq!(read(&damaged[..]).unwrap().0, expected);
-    }
-
-    #[tokio::test]
-    async fn what_was_appended_is_read_back_until_it_is_cleared() {
-        let dir = std::env::temp_dir().join(format!("jobcache-journal-{}", fastrand::u64(..)));
-        std::fs::create_dir(&dir).unwrap();
-        let path = dir.join("pending.journal");
-        let (journal, records) = Journal::open(&path).unwrap();
-        assert_eq!(records, []);
-        journal.append([added("a"), added("b")], Durability::Awaited);
-        let confirmed = || Record::Confirmed { key: "a".into() };
-        journal.synced(journal.append([confirmed()], Durability::Lazy)).await;
-        let (journal, records) = Journal::open(&path).unwrap();
-        assert_eq!(records, [added("a"), added("b"), confirmed()]);
-        journal.synced(journal.rewrite([added("b")], Durability::Lazy)).await;
-        journal.synced(journal.append([added("c")], Durability::Awaited)).await;
-        assert_eq!(Journal::open(&path).unwrap().1, [added("b"), added("c")]);
-        // A crash in the middle of a line.
-        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"event\":").unwrap();
-        let (journal, records) = Journal::open(&path).unwrap();
-        assert_eq!(records, [added("b"), added("c")]);
-        journal.synced(journal.append([added("d")], Durability::Awaited)).await;
-        assert_eq!(Journal::open(&path).unwrap().1, [added("b"), added("c"), added("d")]);
-        journal.synced(journal.rewrite([], Durability::Lazy)).await;
-        assert_eq!(Journal::open(&path).unwrap().1, []);
-        std::fs::remove_dir_all(&dir).unwrap();
-    }
-}
+mod tests;

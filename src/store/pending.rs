@@ -1,6 +1,7 @@
 //! Invalidations that the store has not confirmed: a bounded set of keys, bypassed until it has.
 
 mod pending_slots;
+mod sibling_bypass;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,10 +18,12 @@ use tokio::time::Instant;
 
 use self::pending_slots::PendingSlots;
 pub(super) use self::pending_slots::PurgeAllTask;
+pub use self::sibling_bypass::JournalStatus;
+pub(super) use self::sibling_bypass::empty as empty_journal;
 use super::{
     Key, Token,
     cluster::{SlotSet, slot_of},
-    journal::{Durability, Journal, Record},
+    journal::{Durability, Journal, JournalOwner, LiveRecords, OpenedJournal, Record, Siblings},
 };
 
 /// First and longest pause before a failed invalidation is repeated; the pause doubles in between.
@@ -34,7 +37,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub struct PendingSet {
     limit: usize,
     journal: Option<Journal>,
-    /// Number of keys, plus one while whole slots are pending; lets a reader pass without the lock.
+    /// Number of keys, plus one while whole slots are pending, plus the parts of siblings. Lets a
+    /// reader pass without the lock.
     size: AtomicUsize,
     inner: Mutex<Inner>,
 }
@@ -43,7 +47,7 @@ impl fmt::Debug for PendingSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PendingSet")
             .field("limit", &self.limit)
-            .field("size", &self.len())
+            .field("size", &self.size)
             .finish_non_exhaustive()
     }
 }
@@ -56,6 +60,12 @@ struct Inner {
     due: BTreeMap<(Instant, u64), Key>,
     /// Slots of which every key is pending.
     slots: PendingSlots,
+    /// What other processes with the same journal have not confirmed. They repeat it; it is bypassed
+    /// here as well.
+    siblings: BTreeMap<usize, LiveRecords>,
+    /// What has left the journal of a sibling since the last scan but one. Another process may have
+    /// adopted it into a file that this scan had already read, so it is bypassed until the next scan.
+    leaving: Vec<LiveRecords>,
     /// Counts additions, so that a confirmation only removes what it confirmed.
     additions: u64,
 }
@@ -121,12 +131,17 @@ impl PendingSet {
         Self { limit, journal: None, size: AtomicUsize::new(0), inner: Mutex::default() }
     }
 
-    /// Makes a set of at most `limit` keys that begins with the contents of the journal.
-    pub fn with_journal(limit: usize, path: &Path) -> io::Result<Self> {
-        let (journal, records) = Journal::open(path)?;
+    /// Makes a set of at most `limit` keys that begins with the contents of the journal. Also returns
+    /// the journals of other processes, of which nothing has been read yet.
+    pub(super) fn with_journal(
+        limit: usize,
+        path: &Path,
+        owner: &JournalOwner,
+    ) -> io::Result<(Self, Siblings)> {
+        let OpenedJournal { journal, records, siblings } = Journal::open(path, owner)?;
         let pending = Self { journal: Some(journal), ..Self::new(limit) };
         pending.restore(records);
-        Ok(pending)
+        Ok((pending, siblings))
     }
 
     fn restore(&self, records: Vec<Record>) {
@@ -158,18 +173,21 @@ impl PendingSet {
 
     /// Returns whether this key must be bypassed.
     pub fn contains(&self, key: &Key) -> bool {
-        if self.is_empty() {
+        // Acquire pairs with the Release in `update`: a reader that knows of an answer to a write
+        // sees what was added before the answer.
+        if self.size.load(Ordering::Acquire) == 0 {
             return false;
         }
         let inner = self.lock();
-        inner.slots.contains(slot(key)) || inner.keys.contains_key(key)
+        inner.slots.contains(slot(key))
+            || inner.keys.contains_key(key)
+            || inner.is_pending_in_sibling(key)
     }
 
-    /// Returns the number of pending keys, plus one while whole slots are pending.
+    /// Returns the number of pending keys, plus one while whole slots are pending. Those of siblings
+    /// do not count.
     pub fn len(&self) -> usize {
-        // Acquire pairs with the Release in `update`: a reader that knows of an answer to a write
-        // sees what was added before the answer.
-        self.size.load(Ordering::Acquire)
+        self.lock().own_len()
     }
 
     /// Returns whether nothing is pending.
@@ -188,7 +206,7 @@ impl PendingSet {
                 }
             }
             let records = keys.iter().map(|key| Record::added(key.main(), write.as_str(), linger));
-            let slots = (!overflowed.is_empty()).then(|| added_slots(&overflowed));
+            let slots = (!overflowed.is_empty()).then(|| Record::slots_added(&overflowed));
             let added = if overflowed.is_empty() { Added::Keys } else { Added::Overflow };
             (added, self.write_journal(inner, records.chain(slots), Durability::Awaited))
         });
@@ -205,7 +223,8 @@ impl PendingSet {
     pub(super) async fn add_slots(&self, slots: SlotSet) -> PurgeAllTask {
         let (addition, queued) = self.update(|inner| {
             inner.insert_slots(&slots);
-            (inner.additions, self.write_journal(inner, [added_slots(&slots)], Durability::Awaited))
+            let record = [Record::slots_added(&slots)];
+            (inner.additions, self.write_journal(inner, record, Durability::Awaited))
         });
         self.synced(queued).await;
         PurgeAllTask { slots, addition }
@@ -347,16 +366,18 @@ impl PendingSet {
         })
     }
 
-    async fn synced(&self, queued: Option<u64>) {
-        if let (Some(journal), Some(queued)) = (&self.journal, queued) {
-            journal.synced(queued).await;
+    /// Returns whether the batch is on the disk; true without a journal.
+    async fn synced(&self, queued: Option<u64>) -> bool {
+        match (&self.journal, queued) {
+            (Some(journal), Some(queued)) => journal.synced(queued).await,
+            _ => true,
         }
     }
 
     fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.lock();
         let result = change(&mut inner);
-        self.size.store(inner.keys.len() + usize::from(!inner.slots.is_empty()), Ordering::Release);
+        self.size.store(inner.own_len() + inner.sibling_parts(), Ordering::Release);
         result
     }
 
@@ -367,6 +388,10 @@ impl PendingSet {
 }
 
 impl Inner {
+    fn own_len(&self) -> usize {
+        self.keys.len() + usize::from(!self.slots.is_empty())
+    }
+
     fn insert_slots(&mut self, slots: &SlotSet) {
         self.additions += 1;
         self.slots.add(slots, self.additions);
@@ -377,7 +402,7 @@ impl Inner {
         let added =
             |item: &PendingItem| Record::added(item.key.main(), item.write.as_str(), item.linger);
         let slots = self.slots.slots();
-        let all_slots = (!slots.is_empty()).then(|| added_slots(&slots));
+        let all_slots = (!slots.is_empty()).then(|| Record::slots_added(&slots));
         self.keys.values().map(added).chain(all_slots)
     }
 
@@ -397,20 +422,26 @@ fn slot(key: &Key) -> u16 {
     slot_of(key.main().as_bytes())
 }
 
-fn added_slots(slots: &SlotSet) -> Record {
-    if *slots == SlotSet::ALL {
-        Record::AllAdded
-    } else {
-        Record::SlotsAdded { ranges: slots.ranges() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::journal;
 
     fn key(id: &str) -> Key {
         Key::new("job_status:", id)
+    }
+
+    /// Opens a set with a journal, as the only process.
+    fn with_journal(limit: usize, path: &Path) -> PendingSet {
+        let owner = JournalOwner { store: "redis://here".into(), prefix: "job_status:".into() };
+        PendingSet::with_journal(limit, path, &owner).unwrap().0
+    }
+
+    /// Returns the set that a journal holds, without locking it.
+    fn stored(limit: usize, path: &Path) -> PendingSet {
+        let pending = PendingSet::new(limit);
+        pending.restore(journal::records_at(path));
+        pending
     }
 
     async fn add(pending: &PendingSet, id: &str, write: &str, linger: Duration) -> Added {
@@ -557,21 +588,21 @@ mod tests {
     #[tokio::test]
     async fn a_journal_of_the_same_keys_does_not_grow_without_end() {
         let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
-        let pending = PendingSet::with_journal(10, &path).unwrap();
+        let pending = with_journal(10, &path);
         for _ in 0..1_100 {
             add(&pending, "a", "w", Duration::ZERO).await;
         }
         let lines = std::fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines < 200, "{lines}");
-        assert!(PendingSet::with_journal(10, &path).unwrap().contains(&key("a")));
+        assert!(stored(10, &path).contains(&key("a")));
         std::fs::remove_file(&path).unwrap();
     }
 
     #[tokio::test]
     async fn a_journal_brings_back_what_was_not_confirmed() {
         let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
-        let open = || PendingSet::with_journal(2, &path).unwrap();
-        let first = open();
+        let open = || stored(2, &path);
+        let first = with_journal(2, &path);
         add(&first, "a", "w1", Duration::ZERO).await;
         add(&first, "b", "w2", Duration::from_secs(9)).await;
         let item = first.batch(2).into_iter().find(|item| item.key == key("a")).unwrap();
@@ -580,11 +611,11 @@ mod tests {
         let second = open();
         assert_eq!(second.batch(2).len(), 1);
         assert_eq!(second.batch(2)[0].linger, Duration::from_secs(9));
-        second.confirm(&second.batch(2)[0]);
-        settled(&second).await;
+        first.confirm(&first.batch(2)[0]);
+        settled(&first).await;
         assert!(open().is_empty());
-        add(&second, "c", "w3", Duration::ZERO).await;
-        second.add_all().await;
+        add(&first, "c", "w3", Duration::ZERO).await;
+        first.add_all().await;
         assert!(open().contains(&key("unrelated")));
         std::fs::remove_file(&path).unwrap();
     }
@@ -592,8 +623,8 @@ mod tests {
     #[tokio::test]
     async fn a_journal_brings_back_the_slots_that_were_not_confirmed() {
         let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
-        let open = || PendingSet::with_journal(1, &path).unwrap();
-        let first = open();
+        let open = || stored(1, &path);
+        let first = with_journal(1, &path);
         add(&first, "a", "w1", Duration::ZERO).await;
         add(&first, "b", "w2", Duration::ZERO).await;
         settled(&first).await;
@@ -619,7 +650,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("jobcache-pending-{}", fastrand::u64(..)));
         let read = |lines: &str| {
             std::fs::write(&path, lines).unwrap();
-            PendingSet::with_journal(9, &path).unwrap().slots()
+            with_journal(9, &path).slots()
         };
         let (added, confirmed) = (r#"{"event":"all_added"}"#, r#"{"event":"all_confirmed"}"#);
         assert_eq!(read(&format!("{added}\n")), 16_384);

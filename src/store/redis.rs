@@ -51,7 +51,8 @@ use self::{
 use super::{
     BarrierWait, Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, KeyReceipt, KeyState,
     Lease, Replacement, Seen, StoreError, StoredValue, Token, Write, barrier::BarrierDown,
-    batch_outcome::BatchOutcome, near::Watcher, retry_queue::RetryQueue, unix_ms,
+    batch_outcome::BatchOutcome, near::Watcher, pending::JournalStatus, retry_queue::RetryQueue,
+    unix_ms,
 };
 use crate::{
     clock, config,
@@ -103,7 +104,7 @@ impl Redis {
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
         let source = MasterSource::new(config, &metrics)?;
-        let retry_queue = Arc::new(RetryQueue::open(&config.pending, Arc::clone(&metrics))?);
+        let retry_queue = RetryQueue::open(config, Arc::clone(&metrics))?;
         let budget = config.store.budget;
         let tracking_metrics = Arc::clone(&metrics);
         Ok(Self::start(RedisState {
@@ -186,6 +187,10 @@ impl Redis {
 
     pub(super) fn pending(&self) -> usize {
         self.shared.retry_queue.pending.len()
+    }
+
+    pub(super) fn journal_status(&self) -> Option<JournalStatus> {
+        self.shared.retry_queue.journal_status()
     }
 
     pub(super) async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {

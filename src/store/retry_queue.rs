@@ -9,7 +9,9 @@ use tracing::{debug, warn};
 
 use super::{
     Ended, Key, StoreError, Token,
-    pending::{Added, PendingItem, PendingSet, PurgeAllTask},
+    journal::JournalOwner,
+    pending::{Added, JournalStatus, PendingItem, PendingSet, PurgeAllTask},
+    sibling_watch::watch_siblings,
 };
 use crate::{
     config,
@@ -32,17 +34,31 @@ pub(super) struct RetryQueue {
 }
 
 impl RetryQueue {
-    /// Opens the queue with the contents of the journal, if one is configured.
+    /// Opens the queue with the contents of the journal, if one is configured, and watches the
+    /// journals of other processes with the same setting.
     pub(super) fn open(
-        config: &config::PendingConfig,
+        config: &config::Config,
         metrics: Arc<Metrics>,
-    ) -> Result<Self, StoreError> {
-        let pending = match &config.journal {
-            None => PendingSet::new(config.limit),
-            Some(path) => PendingSet::with_journal(config.limit, path)
-                .map_err(|source| StoreError::Journal { path: path.clone(), source })?,
+    ) -> Result<Arc<Self>, StoreError> {
+        let limit = config.pending.limit;
+        let Some(path) = &config.pending.journal else {
+            return Ok(Arc::new(Self::of(PendingSet::new(limit), metrics)));
         };
-        Ok(Self::of(pending, metrics))
+        let owner = JournalOwner {
+            store: config.store.url.identity(),
+            prefix: config.store.prefix.clone(),
+        };
+        let (pending, mut siblings) = PendingSet::with_journal(limit, path, &owner)
+            .map_err(|source| StoreError::Journal { path: path.clone(), source })?;
+        // Before the first request: what the others owe is not served from here. Twice, in case one
+        // of them adopts a journal during the first scan.
+        for _ in 0..2 {
+            pending.bypass_siblings(siblings.scan());
+            siblings.forget_scan();
+        }
+        let queue = Arc::new(Self::of(pending, metrics));
+        tokio::spawn(watch_siblings(Arc::downgrade(&queue), siblings));
+        Ok(queue)
     }
 
     fn of(pending: PendingSet, metrics: Arc<Metrics>) -> Self {
@@ -133,6 +149,11 @@ impl RetryQueue {
             );
         }
         Ended::Pending
+    }
+
+    /// Returns the state of the journal, if there is one.
+    pub(super) fn journal_status(&self) -> Option<JournalStatus> {
+        self.pending.journal_status()
     }
 
     pub(super) fn update_gauge(&self) {

@@ -148,6 +148,10 @@ function showAlarms(data) {
   for (const { name, part } of limitUse(data)) {
     if (part >= 0.9 && name !== NEAR) list.push(['', `${name} is at ${Math.floor(part * 100)} %.`, 'At the limit clients wait or are refused, or answers are not stored.']);
   }
+  for (const { route } of data.silent_changes.routes.filter((one) => one.without_purges)) {
+    list.push(['worse', `Jobs of ${route} change without a purge.`, 'The API gave other answers after the TTL, and nothing had reported a change, so clients see changes late. Call the purge webhook or DEL the key when a job changes, or set a shorter ttl.']);
+  }
+  if (store.journal?.sibling_invalidations) list.push(['', `${plural(store.journal.sibling_invalidations, 'invalidation')} of another process not confirmed.`, 'It has the same pending.journal. Those jobs bypass the cache here too; they are taken over when that process ends.']);
   if (!upstream.up) list.push(['worse', 'The API does not answer.', 'Hits are served. Other requests get 502 or 504.']);
   setAlarms(list);
 }

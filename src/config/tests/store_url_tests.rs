@@ -113,3 +113,15 @@ fn the_redis_client_takes_every_url_that_we_take() {
         assert!(url.into_connection_info().is_ok(), "{url}");
     }
 }
+
+#[test]
+fn the_identity_of_a_store_names_address_and_database_and_no_login() {
+    let identity = |text: &str| text.parse::<StoreUrl>().unwrap().identity();
+    for text in ["redis://a", "redis://a:6379/", "redis://user:secret@a/0", "valkey://:secret@a"] {
+        assert_eq!(identity(text), "redis://a:6379/0", "{text}");
+    }
+    assert_ne!(identity("redis://a/1"), identity("redis://a/2"));
+    assert_eq!(identity("unix:///run/redis.sock?db=2&pass=secret"), "unix:///run/redis.sock?db=2");
+    let cluster = identity("redis-cluster://user:secret@a,b:7000");
+    assert_eq!(cluster, "redis-cluster://a:6379,b:7000");
+}

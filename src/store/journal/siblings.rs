@@ -1,0 +1,173 @@
+//! The journals of other processes with the same setting.
+//!
+//! While its process lives, a sibling is only read. Once its lock is free its process has ended, and
+//! its records can be taken over. A sibling that names another store is never emptied: its records
+//! are invalidated here as well, in case it is the same store under another name, and stay in the
+//! file. The keys of another prefix are not ours.
+
+use std::{
+    fs::{File, Metadata},
+    io::{self, BufReader, ErrorKind},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use tracing::warn;
+
+use super::{
+    JournalOwner, LiveRecords,
+    lock::{LockOutcome, MAX_PROCESSES, Missing, lock, numbered},
+    records::{JournalContent, read},
+};
+use crate::throttle::HourlyPerName;
+
+/// Reads the siblings of one journal.
+pub(in crate::store) struct Siblings {
+    path: PathBuf,
+    /// Number of our own journal.
+    own: usize,
+    owner: JournalOwner,
+    /// State of each file when it was last read.
+    stamps: [Option<FileStamp>; MAX_PROCESSES],
+    warnings: HourlyPerName,
+}
+
+/// State of a sibling.
+#[derive(Debug)]
+pub(in crate::store) enum SiblingState {
+    /// Nothing that concerns this process.
+    Empty,
+    /// As it was when it was last read.
+    Unchanged,
+    /// Records of a process that lives.
+    Live(LiveRecords),
+    /// Records of a process that has ended.
+    Ended(LiveRecords, EndedJournal),
+}
+
+/// The journal of a process that has ended, locked by this one.
+#[derive(Debug)]
+pub(in crate::store) struct EndedJournal {
+    pub(in crate::store) path: PathBuf,
+    file: File,
+    is_ours: bool,
+}
+
+/// Identity, length and time of change of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileStamp {
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
+}
+
+impl FileStamp {
+    fn of(file: &Metadata) -> Self {
+        let changed = (file.mtime(), file.mtime_nsec());
+        Self { inode: file.ino(), length: file.len(), changed }
+    }
+}
+
+impl EndedJournal {
+    /// Whether the journal belongs to this store and prefix, so that it can be emptied.
+    pub(in crate::store) fn is_ours(&self) -> bool {
+        self.is_ours
+    }
+
+    /// Empties the file, now that its records are in another journal. Releases the lock.
+    pub(in crate::store) fn empty(self) -> io::Result<()> {
+        if self.is_ours { self.file.set_len(0) } else { Ok(()) }
+    }
+}
+
+impl Siblings {
+    pub(super) fn new(path: &Path, own: usize, owner: JournalOwner) -> Self {
+        let warnings = HourlyPerName::default();
+        Self { path: path.to_owned(), own, owner, stamps: [None; MAX_PROCESSES], warnings }
+    }
+
+    /// Reads every sibling in the next scan, whether it has changed or not.
+    pub(in crate::store) fn forget_scan(&mut self) {
+        self.stamps = [None; MAX_PROCESSES];
+    }
+
+    /// Reads every sibling that may have changed. Blocks on the disk.
+    pub(in crate::store) fn scan(&mut self) -> Vec<(usize, SiblingState)> {
+        let others = (0..MAX_PROCESSES).filter(|number| *number != self.own);
+        let others: Vec<_> = others.collect();
+        others.into_iter().map(|number| (number, self.scan_one(number))).collect()
+    }
+
+    fn scan_one(&mut self, number: usize) -> SiblingState {
+        let path = numbered(&self.path, number);
+        self.look(number, &path).unwrap_or_else(|error| {
+            if self.warnings.admits(&path.to_string_lossy()) {
+                warn!(%error, path = %path.display(), "cannot read the journal of another process");
+            }
+            SiblingState::Unchanged
+        })
+    }
+
+    fn look(&mut self, number: usize, path: &Path) -> io::Result<SiblingState> {
+        let stamp = match std::fs::metadata(path) {
+            Ok(file) => FileStamp::of(&file),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(SiblingState::Empty),
+            Err(error) => return Err(error),
+        };
+        if stamp.length == 0 {
+            return Ok(SiblingState::Empty);
+        }
+        let is_unchanged = self.stamps[number] == Some(stamp);
+        match lock(path, Missing::Skip)? {
+            LockOutcome::Absent => Ok(SiblingState::Empty),
+            LockOutcome::Taken if is_unchanged => Ok(SiblingState::Unchanged),
+            LockOutcome::Taken => {
+                let live = self.live(path, read(BufReader::new(File::open(path)?))?);
+                self.stamps[number] = Some(stamp);
+                Ok(SiblingState::Live(live))
+            }
+            LockOutcome::Locked(file) => {
+                let content = read(BufReader::new(&file))?;
+                let is_ours = self.owner.owns(&content);
+                if !is_ours && is_unchanged {
+                    return Ok(SiblingState::Unchanged);
+                }
+                self.stamps[number] = Some(stamp);
+                let path = path.to_owned();
+                let live = self.live(&path, content);
+                Ok(SiblingState::Ended(live, EndedJournal { path, file, is_ours }))
+            }
+        }
+    }
+
+    /// Returns the records that concern this process.
+    fn live(&self, path: &Path, content: JournalContent) -> LiveRecords {
+        let is_ours = self.owner.owns(&content);
+        let JournalContent { owner, records, .. } = content;
+        let live = LiveRecords::replay(records);
+        let Some(owner) = owner.filter(|_| !is_ours && !live.is_empty()) else { return live };
+        if self.warnings.admits(&path.to_string_lossy()) {
+            owner.warn_of_foreign(path, &self.owner);
+        }
+        if owner.prefix == self.owner.prefix { live } else { LiveRecords::replay(Vec::new()) }
+    }
+}
+
+impl JournalOwner {
+    /// Whether records are for this store and prefix. Those without a header are of an older version.
+    pub(super) fn owns(&self, content: &JournalContent) -> bool {
+        content.owner.as_ref().is_none_or(|owner| owner == self)
+    }
+
+    pub(super) fn warn_of_foreign(&self, path: &Path, ours: &Self) {
+        warn!(
+            path = %path.display(),
+            store = self.store,
+            prefix = self.prefix,
+            our_store = ours.store,
+            our_prefix = ours.prefix,
+            "a journal of another store or prefix is left as it is; start a sidecar with its store \
+             and prefix to have its invalidations confirmed, or delete the file"
+        );
+    }
+}
