@@ -13,8 +13,8 @@ use crate::support::{
     Process, RedisServer, SOON, Upstream, eventually, redis::key, soon, upstream::version,
 };
 
-const X: &str = "/jobs/x";
-const Y: &str = "/jobs/y";
+const X: &str = "/jobs/x1";
+const Y: &str = "/jobs/y1";
 
 /// A Redis, an upstream, and the journal that all processes of a test share.
 struct Shared {
@@ -148,7 +148,7 @@ async fn what_a_killed_process_owes_is_bypassed_and_confirmed_by_the_other() {
     shared.redis.cont();
     confirmed(&second).await;
     hits(&second, X).await;
-    second.client.get(X).await.assert(200, &version("x", 1));
+    second.client.get(X).await.assert(200, &version("x1", 1));
     assert_eq!((shared.text(0), shared.text(1)), (String::new(), String::new()));
 }
 
@@ -174,7 +174,7 @@ async fn no_process_empties_the_journal_of_another_that_lives() {
     bypasses(&third, Y).await;
     bypasses(&first, Y).await;
     let all = format!("{}{}{}", shared.text(0), shared.text(1), shared.text(2));
-    assert!(all.contains(&key("x")) && all.contains(&key("y")), "{all}");
+    assert!(all.contains(&key("x1")) && all.contains(&key("y1")), "{all}");
     shared.redis.cont();
     for process in [&first, &third] {
         confirmed(process).await;
@@ -215,7 +215,7 @@ async fn a_takeover_leaves_nothing_unconfirmed_behind() {
     shared.redis.cont();
     confirmed(&new).await;
     hits(&new, X).await;
-    new.client.get(X).await.assert(200, &version("x", 1));
+    new.client.get(X).await.assert(200, &version("x1", 1));
     // The next process finds the first file free.
     let next = shared.start_at(Some(&new)).await;
     assert_eq!(

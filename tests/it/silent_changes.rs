@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Process, RedisServer, SOON, Upstream, eventually, redis::key};
 
-const X: &str = "/jobs/x";
+const X: &str = "/jobs/x1";
 const WARNING: &str = "jobs change without a purge";
 
 struct Team {
@@ -22,7 +22,7 @@ impl Team {
 
     /// Changes the job, and polls until that is seen, as the client of a team without purges does.
     async fn change_silently(&self) {
-        self.upstream.commit("x");
+        self.upstream.commit("x1");
         let before = polled(&self.process).await;
         eventually(SOON, async || {
             let body = polled(&self.process).await;
@@ -100,13 +100,13 @@ async fn a_route_with_one_del_or_purge_in_the_hour_gets_no_warning() {
         hits(&team.process).await;
         if purge {
             let request = team.process.admin.request(hyper::Method::POST, "/purge");
-            let reply = request.body(r#"{"job_id":"x"}"#).send().await;
+            let reply = request.body(r#"{"job_id":"x1"}"#).send().await;
             assert_eq!(reply.status, 200, "{reply:?}");
         } else {
             // More than one, in case one hits an entry that has just expired.
             for _ in 0..3 {
                 hits(&team.process).await;
-                team.redis.del(&key("x")).await;
+                team.redis.del(&key("x1")).await;
             }
         }
         hits(&team.process).await;
@@ -131,9 +131,9 @@ async fn a_change_that_a_write_or_a_purge_explains_is_not_silent() {
             hits(&team.process).await;
             assert_eq!(process.client.put(X).await.status, 200);
             hits(&team.process).await;
-            team.upstream.commit("x");
+            team.upstream.commit("x1");
             let request = process.admin.request(hyper::Method::POST, "/purge");
-            assert_eq!(request.body(r#"{"job_id":"x"}"#).send().await.status, 200);
+            assert_eq!(request.body(r#"{"job_id":"x1"}"#).send().await.status, 200);
         }
     }
     hits(&team.process).await;
@@ -156,7 +156,7 @@ async fn personal_answers_are_no_silent_changes() {
     eventually(SOON, async || get("Bearer a").await.is_hit()).await;
     // Each finds the entry of the other expired.
     for who in ["Bearer b", "Bearer a", "Bearer b", "Bearer a"] {
-        eventually(SOON, async || !team.redis.holds(&key("x")).await).await;
+        eventually(SOON, async || !team.redis.holds(&key("x1")).await).await;
         get(who).await.assert(200, &format!("{{\"for\":\"{who}\"}}"));
     }
     assert_eq!(team.total().await, 0);

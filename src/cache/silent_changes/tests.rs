@@ -3,7 +3,10 @@ use hyper::http::{Request, Response};
 
 use super::*;
 use crate::{
-    cache::{audience::Fingerprinter, policy::Freshness},
+    cache::{
+        audience::Fingerprinter,
+        policy::{Freshness, StoredHead},
+    },
     config,
     store::CredentialKey,
 };
@@ -38,7 +41,8 @@ impl Memory {
         let ttl = Duration::from_secs(10);
         let freshness = Freshness { ttl, age: Duration::ZERO, public: false };
         let caller = caller(who);
-        let entry = Entry::new(&head, Bytes::from(body), freshness, caller, self.now_ms);
+        let head = StoredHead::of(&head, &[], self.now_ms);
+        let entry = Entry::new(head, Bytes::from(body), freshness, caller, self.now_ms);
         let path = format!("/jobs/{id}");
         let sighting = Sighting {
             key: &key(id),
