@@ -205,10 +205,19 @@ impl PendingSet {
                     overflowed.insert(slot(key));
                 }
             }
-            let records = keys.iter().map(|key| Record::added(key.main(), write.as_str(), linger));
+            let records: Vec<_> = keys
+                .iter()
+                .map(|key| {
+                    let linger = inner.keys.get(*key).map_or(linger, |item| item.linger);
+                    Record::added(key.main(), write.as_str(), linger)
+                })
+                .collect();
             let slots = (!overflowed.is_empty()).then(|| Record::slots_added(&overflowed));
             let added = if overflowed.is_empty() { Added::Keys } else { Added::Overflow };
-            (added, self.write_journal(inner, records.chain(slots), Durability::Awaited))
+            (
+                added,
+                self.write_journal(inner, records.into_iter().chain(slots), Durability::Awaited),
+            )
         });
         self.synced(queued).await;
         added

@@ -13,8 +13,8 @@ use crate::support::{
     Process, RedisServer, SOON, Upstream, eventually, redis::key, soon, upstream::version,
 };
 
-const X: &str = "/jobs/x1";
-const Y: &str = "/jobs/y1";
+const X: &str = "/jobs/71";
+const Y: &str = "/jobs/81";
 
 /// A Redis, an upstream, and the journal that all processes of a test share.
 struct Shared {
@@ -45,7 +45,7 @@ impl Shared {
     /// Returns the ids that a journal names.
     fn names(&self, number: usize) -> String {
         let text = self.text(number);
-        ["x", "y"].into_iter().filter(|id| text.contains(&key(id))).collect()
+        ["71", "81"].into_iter().filter(|id| text.contains(&key(id))).collect()
     }
 
     fn envs(&self) -> [(String, String); 2] {
@@ -135,20 +135,20 @@ async fn what_a_killed_process_owes_is_bypassed_and_confirmed_by_the_other() {
         (&now["journal"]["siblings"], &now["journal"]["sibling_invalidations"]),
         (&1.into(), &1.into())
     );
-    assert_eq!((shared.names(0), shared.names(1)), ("x".into(), String::new()));
+    assert_eq!((shared.names(0), shared.names(1)), ("71".into(), String::new()));
     first.kill();
     eventually(SOON, async || {
         let pending = status(&second).await["pending_invalidations"].clone();
         if pending == 1 && shared.text(0).is_empty() { Ok(()) } else { Err(pending) }
     })
     .await;
-    assert_eq!(shared.names(1), "x", "it is in the file of the second before it leaves the first");
+    assert_eq!(shared.names(1), "71", "it is in the file of the second before it leaves the first");
     bypasses(&second, X).await;
 
     shared.redis.cont();
     confirmed(&second).await;
     hits(&second, X).await;
-    second.client.get(X).await.assert(200, &version("x1", 1));
+    second.client.get(X).await.assert(200, &version("71", 1));
     assert_eq!((shared.text(0), shared.text(1)), (String::new(), String::new()));
 }
 
@@ -164,7 +164,7 @@ async fn no_process_empties_the_journal_of_another_that_lives() {
     write_unconfirmed(&second, Y).await;
     bypasses(&first, Y).await;
     bypasses(&second, X).await;
-    assert_eq!((shared.names(0), shared.names(1)), ("x".into(), "y".into()));
+    assert_eq!((shared.names(0), shared.names(1)), ("71".into(), "81".into()));
 
     second.kill();
     let third = shared.start().await;
@@ -174,11 +174,11 @@ async fn no_process_empties_the_journal_of_another_that_lives() {
     bypasses(&third, Y).await;
     bypasses(&first, Y).await;
     let all = format!("{}{}{}", shared.text(0), shared.text(1), shared.text(2));
-    assert!(all.contains(&key("x1")) && all.contains(&key("y1")), "{all}");
+    assert!(all.contains(&key("71")) && all.contains(&key("81")), "{all}");
     shared.redis.cont();
     for process in [&first, &third] {
         confirmed(process).await;
-        for (path, id) in [(X, "x"), (Y, "y")] {
+        for (path, id) in [(X, "71"), (Y, "81")] {
             hits(process, path).await;
             process.client.get(path).await.assert(200, &version(id, 1));
         }
@@ -215,7 +215,7 @@ async fn a_takeover_leaves_nothing_unconfirmed_behind() {
     shared.redis.cont();
     confirmed(&new).await;
     hits(&new, X).await;
-    new.client.get(X).await.assert(200, &version("x1", 1));
+    new.client.get(X).await.assert(200, &version("71", 1));
     // The next process finds the first file free.
     let next = shared.start_at(Some(&new)).await;
     assert_eq!(
@@ -231,9 +231,9 @@ async fn a_journal_of_another_store_is_named_and_kept_and_one_without_a_header_i
         format!("{{\"event\":\"added\",\"key\":\"{}\",\"write\":\"w\",\"linger_ms\":0}}\n", key(id))
     };
     let header = "{\"event\":\"journal\",\"store\":\"redis://elsewhere:6379/0\",\"prefix\":\"job_status:\"}\n";
-    let foreign = header.to_owned() + &added("x");
+    let foreign = header.to_owned() + &added("71");
     std::fs::write(shared.path(0), &foreign).expect("a journal of another store");
-    std::fs::write(shared.path(1), added("y")).expect("a journal of an earlier version");
+    std::fs::write(shared.path(1), added("81")).expect("a journal of an earlier version");
 
     let process = shared.start().await;
 

@@ -116,8 +116,12 @@ impl LiveRecords {
             Record::Added { key, write, linger_ms } => {
                 let linger = Duration::from_millis(linger_ms);
                 let key = Key(key.into());
-                let longest = self.keys.get(&key).map_or(linger, |(_, before)| linger.max(*before));
-                self.keys.insert(key, (Token(write.into()), longest));
+                let write = Token(write.into());
+                // A later end of the same write replaces the linger of the one before. Its record
+                // has the lingers of other writes in it.
+                let others = self.keys.get(&key).filter(|(before, _)| *before != write);
+                let linger = others.map_or(linger, |(_, before)| linger.max(*before));
+                self.keys.insert(key, (write, linger));
             }
             Record::Confirmed { key } => {
                 self.keys.remove(&Key(key.into()));
