@@ -46,7 +46,7 @@ pub(crate) fn names_scheme(value: &HeaderValue) -> bool {
 
 /// Returns what a response says about the identity of its connection.
 ///
-/// jobcache removes `Proxy-Authorization` and so never logs in as the client of a proxy. Such a
+/// jobcache removes `Proxy-Authorization`, so no client can log in to a proxy through it. Such a
 /// challenge is treated like the other one all the same.
 pub(crate) fn identity_of(headers: &HeaderMap) -> ConnectionIdentity {
     if headers.contains_key(PERSISTENT_AUTH) {

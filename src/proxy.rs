@@ -278,8 +278,8 @@ impl Proxy {
                 refuse_and_close(StatusCode::METHOD_NOT_ALLOWED, "connect", request.version())
             }
             Route::Pass(why) => {
-                // An event belongs to a job. Other paths have none, and a method such as OPTIONS
-                // says nothing about it.
+                // Events are recorded per job, so other paths have none. A method such as OPTIONS
+                // says nothing about the job.
                 if let Some(id) = self.routes.job_at(request.uri().path())
                     && why != Bypass::Method
                 {

@@ -1,7 +1,7 @@
 //! Unknown request headers that keep the callers of one job apart.
 //!
-//! A header that nothing is known about tells callers apart. If it has another value in every request,
-//! no caller ever gets what another has read, and the operator has to learn which header that is. So
+//! An unknown header tells callers apart. If it has another value in every request,
+//! callers never share an entry, and the operator has to learn which header is the cause. So
 //! reads without a hit are noted here: with the same job and the same credential, many values of one
 //! header within an hour cause a warning that names the header.
 //!

@@ -1,8 +1,8 @@
-//! Jobs that the target of a write names elsewhere than at the place of the id, as `DELETE
+//! Jobs that the target of a write names outside the `{id}` segment of a route, as `DELETE
 //! /jobs?id=7` does.
 //!
 //! One request may name a thousand of them, so they must cost their readers little: they are fenced
-//! only while the write runs, and not for `settle` after it. Instead they are forgotten a second
+//! only while the write runs, and not for `settle` after it. Instead they are invalidated a second
 //! time when `settle` is over, for an upstream that reads from a lagging replica. An unknown outcome
 //! means that the write may still run, so the fence lingers for them too.
 

@@ -161,7 +161,7 @@ enum FlightSlot {
     Unconfirmed((Key, Caller), u64),
 }
 
-/// The part of a reader in a flight.
+/// Role of a reader in a flight.
 #[derive(Debug)]
 pub enum FlightTicket {
     /// The reader reads the upstream, when its turn comes.
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn past_so_many_flights_one_may_join_those_that_there_are_and_start_none() {
+    fn at_the_flight_limit_a_reader_joins_running_flights_and_starts_none() {
         let flights = flights(2);
         let other = Key::new("job_status:", "y");
         let leader = leads(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));

@@ -24,7 +24,7 @@ use crate::{
     store::{Budget, Grant, Key, Lease, MAX_PAIRS_OF_CREDENTIAL, Seen, StoreError, Token},
 };
 
-/// How long a reader waits for another sidecar's fill. No other wait is outside the budget.
+/// How long a reader waits for another sidecar's fill. The store budget does not cover this wait.
 const OTHER_FILL_WAIT: Duration = Duration::from_millis(250);
 /// First pause between two reads of the store while waiting for another sidecar's fill. Doubles.
 const FIRST_OTHER_FILL_PAUSE: Duration = Duration::from_millis(5);
@@ -177,7 +177,7 @@ impl Cache {
         let token = Token::named(entry.generation());
         let epoch = seen.epoch.clone();
         let known = KnownEntry { entry, seen };
-        // A solo request takes no turn. Others may join its flight by the version that it has seen.
+        // A solo request does not queue. Others may join its flight by the version that it has seen.
         let ticket = if young || request.solo {
             self.flights.join_or_lead(
                 &request.key,
@@ -335,7 +335,7 @@ impl Cache {
         }
     }
 
-    /// Returns whether the key of a rejected value is to be left to another program, because that has
+    /// Returns whether the key of a rejected value is to be left to another program, because it has
     /// stored foreign values there too often. Counts the value if it is foreign.
     pub(super) fn yields_key(&self, key: &Key, reject: Reject) -> bool {
         if reject != Reject::Foreign {

@@ -1,7 +1,7 @@
 //! Jobs that change without a purge: the API gives another body after the TTL than before, and
 //! nothing has reported a change.
 //!
-//! Costs no reads. The last entry of a job that this sidecar has filled or read is remembered as a
+//! Detection costs no reads. The last entry of a job that this sidecar filled or read is kept as a
 //! digest. The fill that replaces it after its TTL compares. A change is silent only if this sidecar
 //! knows of no reason for it:
 //!
@@ -41,7 +41,7 @@ use crate::{
     throttle::HourlyPerName,
 };
 
-/// Most jobs that are remembered. There are no comparisons of further ones until others are
+/// Most jobs that are remembered. Further jobs are not compared until others are
 /// forgotten.
 const MAX_JOBS: usize = 10_000;
 /// Most callers of one entry that are remembered.
@@ -50,13 +50,13 @@ const MAX_CALLERS: usize = 8;
 const MAX_ROUTES: usize = 64;
 /// Time after the end of a TTL in which a read is compared.
 const COMPARABLE_FOR: Duration = Duration::from_mins(1);
-/// Time after a fill in which news of the key is likely that of the fill, and in which it may be.
+/// Time after a fill in which news of the key probably comes from that fill, and in which it may.
 const OWN_NEWS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Greatest difference between the clocks of this process and the store.
 const CLOCK_MARGIN: Duration = Duration::from_millis(100);
 /// Shortest interval between two searches for jobs that can be forgotten.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// Time in which silent changes of a route add up, and for which a purge or `DEL` speaks for it.
+/// Time in which silent changes of a route are counted, and in which a purge or `DEL` prevents a warning.
 const WINDOW: Duration = Duration::from_hours(1);
 /// Number of silent changes within [`WINDOW`] that are worth a warning.
 const WARN_AT: usize = 3;
@@ -115,7 +115,7 @@ pub struct SilentRoute {
     pub route: String,
     /// Number of silent changes since the start.
     pub changes: u64,
-    /// Whether there were three within the last hour, and no purge or `DEL`.
+    /// Whether the last hour had three silent changes, and no purge or `DEL`.
     pub is_without_purges: bool,
 }
 
@@ -140,7 +140,7 @@ pub(super) enum StoredAs {
     Fill { granted_at_ms: i64, generation: Option<u64> },
     /// In place of an entry that had not expired.
     Replacement,
-    /// Nowhere new: the caller joined the audience of this entry.
+    /// Not stored: the caller joined the audience of an existing entry.
     Admission { expires_at_ms: i64, generation: Option<u64> },
 }
 
@@ -376,7 +376,7 @@ impl RememberedEntry {
             generation: sighting.generation,
             callers: vec![sighting.caller],
             expires_at_ms: sighting.expires_at_ms,
-            // A day is more than any news takes, and no addition overflows.
+            // The limit of a day keeps the addition from overflowing.
             expires_at: now + left.min(Duration::from_hours(24)),
             noted_at: now,
             is_spoiled: false,

@@ -104,11 +104,11 @@ impl Proxy {
         result: &Result<InspectedResponse, UpstreamError>,
     ) -> bool {
         let missed = match result {
-            // The upstream never saw the write. Otherwise attempts while the upstream is down would
+            // The upstream never saw the write. If such writes counted, an upstream outage would
             // empty the cache.
             Err(error) if !error.may_have_arrived() => return false,
             Err(_) => request == RuleFinding::Incomplete || misses_unknown_response(&scope.rules),
-            // Any client can send a body that no rule can read. Only one that the upstream accepts
+            // Any client can send a body that no rule can read. Only a body that the upstream accepts
             // may cost the others their entries.
             Ok(InspectedResponse { response, named }) => {
                 let is_accepted =

@@ -1,12 +1,12 @@
-//! The ends of a write: before its response head is passed on, and when its bodies have ended.
+//! The invalidations of a write: before its response head is passed on, and after its bodies end.
 //!
-//! An upstream may answer on the head of an upload and commit at its end, or commit while it sends
+//! An upstream may answer before an upload ends and commit afterwards, or commit while it sends
 //! its response. So the end before the head drops the entry and keeps the fence, and a last end
 //! lifts it when request and response have ended. The client gets the head at once. It sees the end
 //! of the response only after an end that has dropped the entry again.
 //!
 //! The fence stands for at most `upstream.response_timeout` after the head. The bodies of an event
-//! stream may last for days, so there the fence falls with the head, as it does if the status says
+//! stream may last for days, so its fence is lifted with the head, as it is if the status says
 //! that nothing was done. Whenever the fence has fallen before the bodies ended, the last end still
 //! drops what was stored meanwhile.
 
@@ -29,7 +29,7 @@ use crate::{
     upstream::{RequestBody, UploadEnd, UploadOutcome, UpstreamError},
 };
 
-/// The invalidation that a write under way owes.
+/// The invalidations still due for a write.
 #[derive(Debug)]
 pub(super) struct WriteInvalidation {
     pub(super) write: Write,
@@ -37,7 +37,7 @@ pub(super) struct WriteInvalidation {
     pub(super) all: bool,
     /// Whether the status says that nothing was done.
     refused: bool,
-    /// Outcome as far as the response tells.
+    /// Outcome of the write as far as the response shows it.
     outcome: WriteOutcome,
     /// The end of the upload, if it may still be under way.
     upload: Option<UploadEnd>,
@@ -155,8 +155,8 @@ impl WriteInvalidation {
         }
     }
 
-    /// Notes whether the status says that nothing was done. The other jobs are then spared, and the
-    /// fence falls at once: a client that may change nothing must be able neither to purge
+    /// Notes whether the status says that nothing was done. Then no other job is dropped, and the
+    /// fence is lifted at once: a client without permission to write must be able neither to purge
     /// everything nor to keep a job uncached.
     pub(super) fn note_status(&mut self, status: StatusCode) {
         let refusals = [

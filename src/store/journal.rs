@@ -108,8 +108,8 @@ impl Journal {
             }
         }
         Err(io::Error::other(format!(
-            "{MAX_PROCESSES} processes at most share a journal, and this file and its siblings up to .{} \
-             are all taken; give this process another pending.journal, or stop one of the others",
+            "at most {MAX_PROCESSES} processes share a journal, and this file and its siblings up to .{} \
+             are locked or belong to another store or prefix; give this process another pending.journal",
             MAX_PROCESSES - 1
         )))
     }
@@ -278,7 +278,7 @@ impl JournalShared {
 
     fn write(&self, file: &mut File, records: &[Record]) -> io::Result<()> {
         let is_empty = file.metadata()?.len() == 0;
-        // One write, so that a crash cuts off at most the last line.
+        // One append, so that a crash leaves at most one partial line, at the end.
         file.write_all(&encode(is_empty.then_some(&self.owner), records)?)
     }
 

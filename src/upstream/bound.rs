@@ -41,7 +41,7 @@ use crate::{
     transport::ConnectionId,
 };
 
-/// The share of `upstream.max_connections` that may be bound: one in so many.
+/// Divisor of `upstream.max_connections`: at most one connection in this many may be bound.
 const BOUND_SHARE: usize = 4;
 
 /// Shortest pause between two looks for an idle connection that is too old.
@@ -86,7 +86,7 @@ pub(super) enum ConnectionChoice {
     Pooled,
     /// The one that belongs to its client connection.
     Bound(PooledConnection),
-    /// A new one, which then goes there.
+    /// A new one, which goes to this home after the exchange.
     New(ConnectionHome),
 }
 
@@ -209,8 +209,8 @@ impl BoundConnections {
             if self.warnings.admits("bound") {
                 warn!(
                     limit = self.max_bound,
-                    "a login over NTLM, Negotiate or Kerberos fails, because a quarter of \
-                     upstream.max_connections belongs to such logins; raise upstream.max_connections"
+                    "a login over NTLM, Negotiate or Kerberos may fail, because a quarter of \
+                     upstream.max_connections is bound to such logins; raise upstream.max_connections"
                 );
             }
             return ConnectionHome::Nowhere;

@@ -89,7 +89,7 @@ impl TargetNames {
 }
 
 impl WriteScope {
-    /// Whether no job is named: a word, as in `/jobs/cancel-all`, is none.
+    /// Whether no job is named. A word, as in `/jobs/cancel-all`, is not a job.
     pub fn names_no_job(&self) -> bool {
         let is_word = |job: &JobId| JobId::is_word(job.as_str());
         !self.too_many && self.elsewhere.is_empty() && self.jobs.iter().all(is_word)

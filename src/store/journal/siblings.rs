@@ -37,7 +37,7 @@ pub(in crate::store) struct Siblings {
 pub(in crate::store) enum SiblingState {
     /// Nothing that concerns this process.
     Empty,
-    /// As it was when it was last read.
+    /// Not changed since it was last read, or not readable now.
     Unchanged,
     /// Records of a process that lives.
     Live(LiveRecords),
@@ -86,7 +86,7 @@ impl Siblings {
         Self { path: path.to_owned(), own, owner, stamps: [None; MAX_PROCESSES], warnings }
     }
 
-    /// Reads every sibling in the next scan, whether it has changed or not.
+    /// Makes the next scan read every sibling, whether it has changed or not.
     pub(in crate::store) fn forget_scan(&mut self) {
         self.stamps = [None; MAX_PROCESSES];
     }
