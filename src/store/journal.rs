@@ -6,8 +6,8 @@
 //! it has grown long. A last line that was cut off by a crash is ignored, because its write was never
 //! answered; any other unreadable line makes every job pending, because it may have named any job.
 //!
-//! A process locks its file ([`lock`]). Another one with the same setting takes `<path>.1`, and so on;
-//! each reads what the others have not confirmed ([`Siblings`]), and takes it over when they end.
+//! A process locks its file (`journal/lock.rs`). Another one with the same setting takes `<path>.1`, and so on;
+//! each reads what the others have not confirmed (`journal/siblings.rs`), and takes it over when they end.
 
 mod lock;
 mod records;
