@@ -125,7 +125,11 @@ impl Cache {
         };
         let uncacheable = match form {
             VariantOrigin::Given => self.is_hit_for_miss(&request),
-            VariantOrigin::Assumed => self.hit_for_miss.any(|(key, _)| *key == request.key),
+            VariantOrigin::Assumed => {
+                let credential = request.coalesce_key.credential();
+                self.hit_for_miss
+                    .any(|(key, caller)| *key == request.key && caller.credential() == credential)
+            }
         };
         let foreign = self.foreign_values.count(&request.key);
         let refusal = Self::fill_refusal_of(&request, uncacheable);

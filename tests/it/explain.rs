@@ -18,7 +18,7 @@ use crate::support::{
     raw::End,
     redis::{RedisServer, key},
     sidecar::{Sidecar, config},
-    upstream::{Gate, with_headers},
+    upstream::{Gate, json, with_headers},
 };
 
 const X: &str = "/jobs/x1";
@@ -497,6 +497,21 @@ async fn values_of_the_application_are_told() {
     setup.redis.del(&key("x1")).await;
     let () = setup.redis.run(redis::cmd("LPUSH").arg(key("x1")).arg("a list")).await;
     assert_eq!(check(&setup, X, &[]).await["verdict"]["detail"], "store-error");
+}
+
+/// The head names the caller alone, so the variant is assumed.
+#[tokio::test]
+async fn what_another_caller_was_refused_says_nothing_about_this_one() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, |headers| {
+        let is_refused = headers.get("authorization").is_some_and(|token| token == "Bearer bad");
+        json(if is_refused { StatusCode::FORBIDDEN } else { StatusCode::OK }, "{}")
+    });
+    send(&setup, Method::GET, X, &[("authorization", "Bearer bad")]).await;
+    for (token, is_uncacheable) in [("bad", true), ("good", false)] {
+        let told = explain(&setup, "x1", format!("Authorization: Bearer {token}")).await;
+        assert_eq!(told["marks"]["uncacheable"], is_uncacheable, "{told}");
+    }
 }
 
 #[tokio::test]
