@@ -11,7 +11,8 @@ use super::{
     Cache, LookupRequest,
     audience::Caller,
     entry::Entry,
-    flight::Leader,
+    flight::{CoalesceKey, Leader},
+    identity::RouteIndex,
     policy::{self, Bypass, Freshness, NoStore},
 };
 use crate::{
@@ -29,8 +30,9 @@ pub struct LeaderRead {
     target: FillTarget,
     why: Option<Bypass>,
     key: Key,
+    route: RouteIndex,
     caller: Caller,
-    coalesce_key: Caller,
+    coalesce_key: CoalesceKey,
 }
 
 /// Where the response may be stored.
@@ -61,6 +63,7 @@ pub struct PublishedRead {
     freshness: Freshness,
     leader: Leader,
     key: Key,
+    route: RouteIndex,
     caller: Caller,
     is_refresh: bool,
 }
@@ -100,6 +103,7 @@ impl LeaderRead {
             target,
             why,
             key,
+            route: request.route,
             caller: request.caller,
             coalesce_key: request.coalesce_key,
         }
@@ -155,7 +159,7 @@ impl Cache {
         body: Bytes,
         freshness: Freshness,
     ) -> PublishedRead {
-        let LeaderRead { leader, target, key, caller, why, .. } = lead;
+        let LeaderRead { leader, target, key, route, caller, why, .. } = lead;
         let freshness = freshness.limited_by_state(&body, &self.policy);
         let asked_at_ms = match &target {
             FillTarget::Nowhere => self.store.now_ms(),
@@ -164,14 +168,14 @@ impl Cache {
         };
         let entry = Arc::new(Entry::new(head, body, freshness, caller, asked_at_ms));
         leader.publish(Arc::clone(&entry));
-        let refresh = why == Some(Bypass::NoCache);
-        PublishedRead { entry, target, freshness, leader, key, caller, is_refresh: refresh }
+        let is_refresh = why == Some(Bypass::NoCache);
+        PublishedRead { entry, target, freshness, leader, key, route, caller, is_refresh }
     }
 
     /// Stores a response that was shared. A store error is counted and logged, and has no other effect.
     pub async fn fill(&self, landed: PublishedRead) -> Option<Fill> {
-        let PublishedRead { entry, target, freshness, leader, key, caller, is_refresh: refresh } =
-            landed;
+        let PublishedRead { entry, target, freshness, leader, key, route, caller, .. } = landed;
+        let refresh = landed.is_refresh;
         let stored = match &target {
             FillTarget::Entry(known) if !refresh && known.entry.is_same_as(&entry) => {
                 EventKind::Admitted
@@ -183,7 +187,8 @@ impl Cache {
             FillTarget::Nowhere => return None,
             FillTarget::Lease(lease) => {
                 let compressed = self.compressed(&entry).await;
-                let meta = entry.meta(lease.token(), lease.epoch(), compressed.as_ref());
+                let identity = self.identity(&key, route);
+                let meta = entry.meta(&identity, lease.token(), lease.epoch(), compressed.as_ref());
                 let body = compressed.as_ref().unwrap_or(entry.body());
                 self.store.fill(lease, body, &meta, freshness.ttl).await
             }
@@ -191,7 +196,7 @@ impl Cache {
                 let generation = known.entry.generation();
                 self.store.admit(&key, &known.seen, generation, &caller.to_hex()).await
             }
-            FillTarget::Entry(known) => self.replace(&key, &known, &entry, refresh).await,
+            FillTarget::Entry(known) => self.replace((&key, route), &known, &entry, refresh).await,
         };
         // Until now, readers that have seen this token in the store could still join.
         drop(leader);
@@ -214,7 +219,7 @@ impl Cache {
 
     async fn replace(
         &self,
-        key: &Key,
+        (key, route): (&Key, RouteIndex),
         known: &KnownEntry,
         entry: &Arc<Entry>,
         refresh: bool,
@@ -223,7 +228,9 @@ impl Cache {
             self.replacements.add(key.clone());
         }
         let compressed = self.compressed(entry).await;
-        let meta = entry.meta(&self.store.token(), &known.seen.epoch, compressed.as_ref());
+        let identity = self.identity(key, route);
+        let token = self.store.token(identity.hash());
+        let meta = entry.meta(&identity, &token, &known.seen.epoch, compressed.as_ref());
         let body = compressed.as_ref().unwrap_or(entry.body());
         let new = Replacement { body, meta: &meta, expires_at_ms: entry.expires_at_ms() };
         self.store.replace(key, &known.seen, known.entry.generation(), new).await

@@ -46,6 +46,7 @@ fn entry(lines: &[(HeaderName, &str)]) -> Entry {
         expires_at_ms,
         audience,
         generation,
+        identity: IdentityHash::default(),
     }
 }
 
@@ -96,6 +97,7 @@ fn times_that_cannot_be_are_served_without_harm() {
         expires_at_ms,
         audience,
         generation,
+        identity: IdentityHash::default(),
     };
     assert_eq!(entry.ttl(1), Duration::ZERO);
     assert_eq!(entry.age(1), duration(i64::MAX));
@@ -165,6 +167,9 @@ fn more_headers_than_a_map_holds_are_refused() {
     let headers = vec![("x".to_owned(), String::new()); 1 << 15];
     let meta = Meta {
         v: META_VERSION,
+        api: String::new(),
+        route: String::new(),
+        id: String::new(),
         status: 200,
         headers,
         digest: digest(b"{}"),
