@@ -118,6 +118,7 @@ impl Office {
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let (redis, app) = (RedisServer::start().await, App::start());
         let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+        config.store.reconnect_grace = Duration::ZERO;
         config.store.budget = Duration::from_secs(2);
         config.store.url = StoreUrl::Redis(redis.url());
         config.upstream.url = app.url();
