@@ -87,9 +87,10 @@ async fn who_connects_early_serves_nothing_that_another_has_yet_to_invalidate() 
             tokio::time::sleep(LATE).await;
             link.heal();
         };
-        let (waited, ()) = tokio::join!(only(&setup.sidecar, &version("x", 1)), heal);
+        let newest = version("x", 1);
+        let (waited, ()) = tokio::join!(only(&setup.sidecar, &newest), heal);
         assert!(waited > 0, "{data:?}: nothing was held back");
-        only(&late, &version("x", 1)).await;
+        only(&late, &newest).await;
     }
 }
 
