@@ -25,7 +25,7 @@ const LATE: Duration = Duration::from_millis(500);
 /// Time for the late one on a busy machine. It is the default of the product otherwise.
 const GRACE: Duration = Duration::from_secs(3);
 /// Longer than a test.
-const FOREVER: Duration = Duration::from_secs(60);
+const FOREVER: Duration = Duration::from_mins(1);
 
 fn is_in_grace(reply: &Reply) -> bool {
     reply.cache_status().contains("detail=grace")
