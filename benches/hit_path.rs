@@ -20,7 +20,7 @@ use hyper::{
     http::request::Parts,
 };
 use jobcache::{
-    cache::{Cache, Lookup, audience::Fingerprinter, entry::Entry},
+    cache::{Cache, Lookup, audience::Fingerprinter, entry::Entry, identity::RouteIndex},
     config::{Config, StoreUrl},
     metrics::Metrics,
     proxy::route::{Route, Routes},
@@ -174,7 +174,8 @@ impl Stage {
             unreachable!("a poll is a read")
         };
         let Parts { method, uri, headers, .. } = &self.head;
-        let ask = self.cache.lookup_request(&id, method, uri, headers);
+        let job = (&id, RouteIndex::default());
+        let ask = self.cache.lookup_request(job, method, uri, headers);
         let Lookup::Hit(entry) = self.cache.lookup(&ask, &mut self.cache.budget()).await else {
             unreachable!("the TTL outlasts the benchmark")
         };
@@ -186,7 +187,8 @@ impl Stage {
 /// Stores a response to the polling request, as a miss does.
 async fn fill(cache: &Cache, head: &Parts, body: Bytes) {
     let Route::Read(id) = routes().classify(&poll()) else { unreachable!("a poll is a read") };
-    let ask = cache.lookup_request(&id, &head.method, &head.uri, &head.headers);
+    let job = (&id, RouteIndex::default());
+    let ask = cache.lookup_request(job, &head.method, &head.uri, &head.headers);
     let Lookup::Lead(lead) = cache.lookup(&ask, &mut cache.budget()).await else {
         unreachable!("there is no other client")
     };

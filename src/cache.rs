@@ -12,6 +12,8 @@ pub mod entry;
 mod fill;
 pub mod flight;
 pub mod forecast;
+mod grace_lookup;
+pub mod identity;
 mod invalidate;
 pub mod job_id;
 mod kept_apart;
@@ -21,6 +23,7 @@ pub mod policy;
 mod prefetch_lookup;
 pub mod query;
 mod record;
+mod shared_key;
 mod silent_changes;
 pub mod windowed_counts;
 mod write_all;
@@ -45,12 +48,14 @@ use self::{
     audience::{Caller, Fingerprinter, Variant},
     caller_splits::CallerSplits,
     entry::Entry,
-    flight::Flights,
+    flight::{CoalesceKey, Flights},
+    identity::{Identity, RouteIndex, Scopes},
     job_id::JobId,
     kept_apart::KeptApart,
     near_lookup::NearLayer,
     policy::{Policy, RequestDirectives, StateTtls},
     query::Query,
+    shared_key::SharedKeyWarning,
     silent_changes::{NewsWatcher, SilentChanges},
     windowed_counts::WindowedCounts,
     write_all::SharedPurgeAll,
@@ -59,7 +64,7 @@ use crate::{
     config,
     limits::Quota,
     metrics::{Limit, Metrics},
-    store::{Budget, Key, Store, StoreError, Token, near::Watcher},
+    store::{Budget, IdentityHash, Key, SidecarRecord, Store, StoreError, Token, near::Watcher},
     throttle::Throttle,
 };
 
@@ -81,7 +86,7 @@ pub struct Cache {
     near: Option<Arc<NearLayer>>,
     flights: Arc<Flights>,
     /// Jobs and coalesce keys that recently got a response that could not be stored.
-    hit_for_miss: Arc<WindowedCounts<(Key, Caller)>>,
+    hit_for_miss: Arc<WindowedCounts<(Key, CoalesceKey)>>,
     /// Replacements of a job's entry by a different response that the upstream gave another caller.
     replacements: Arc<WindowedCounts<Key>>,
     /// Response headers that keep the callers of a job apart.
@@ -92,6 +97,7 @@ pub struct Cache {
     /// Foreign values found under each job's key.
     foreign_values: Arc<WindowedCounts<Key>>,
     foreign_warnings: Arc<WindowedCounts<()>>,
+    shared_key_warning: Arc<SharedKeyWarning>,
     pending_warnings: Arc<Throttle>,
     /// Leases of other sidecars that a reader has waited for without result.
     waited_leases: Arc<WindowedCounts<Token>>,
@@ -120,6 +126,7 @@ impl fmt::Debug for Cache {
 #[derive(Clone, Debug)]
 struct CacheSettings {
     prefix: String,
+    scopes: Scopes,
     store_budget: Duration,
     settle: Duration,
     linger: Duration,
@@ -136,9 +143,12 @@ struct CacheSettings {
 #[derive(Debug)]
 pub struct LookupRequest {
     key: Key,
+    route: RouteIndex,
+    /// Hash of the API, the route and the job.
+    identity: IdentityHash,
     caller: Caller,
     /// Requests of one job with the same key may share an upstream read.
-    coalesce_key: Caller,
+    coalesce_key: CoalesceKey,
     directives: RequestDirectives,
     /// The response may be stored as far as the method is concerned: the request is a GET.
     may_fill: bool,
@@ -198,6 +208,7 @@ impl Cache {
             kept_apart: Arc::new(KeptApart::new(config.ttl)),
             foreign_values: Arc::new(WindowedCounts::new(config.ttl)),
             foreign_warnings: Arc::new(WindowedCounts::new(FOREIGN_WARNING_INTERVAL)),
+            shared_key_warning: Arc::default(),
             pending_warnings: Arc::default(),
             waited_leases: Arc::new(WindowedCounts::new(config.store.lease)),
             wrong_entries: Arc::new(WindowedCounts::new(comparison::WRONG_ENTRY_MEMORY)),
@@ -218,6 +229,7 @@ impl Cache {
     /// that failed under the old configuration may succeed under the new one.
     #[must_use]
     pub fn reconfigured(&self, config: &config::Config) -> Self {
+        self.store.record(SidecarRecord::of(config));
         let fingerprinter = fingerprinter(config);
         Self {
             hit_for_miss: Arc::new(WindowedCounts::new(HIT_FOR_MISS_TIME)),
@@ -256,20 +268,23 @@ impl Cache {
         Budget::new(self.settings.store_budget)
     }
 
-    /// Creates the lookup request for a GET or HEAD of a job.
+    /// Creates the lookup request for a GET or HEAD of a job at this route.
     pub fn lookup_request(
         &self,
-        id: &JobId,
+        (id, route): (&JobId, RouteIndex),
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
     ) -> LookupRequest {
         let (caller, variant) =
             self.fingerprinter.caller_and_variant(self.store.credential_key(), uri, headers);
+        let identity = self.settings.scopes.hash(route, id.as_str());
         LookupRequest {
             key: self.key(id),
+            route,
+            identity,
             caller,
-            coalesce_key: self.fingerprinter.coalesce_key(caller),
+            coalesce_key: self.coalesce_key(caller, identity),
             directives: self.directives(headers),
             may_fill: *method == Method::GET,
             solo: false,
@@ -279,13 +294,31 @@ impl Cache {
 
     /// Changes a lookup request to the job `id` at `path`. The method and all headers must be the same
     /// as in the request that it was made from.
-    pub fn retarget(&self, request: &mut LookupRequest, id: &str, path: &str) {
+    pub fn retarget(
+        &self,
+        request: &mut LookupRequest,
+        (id, route): (&str, RouteIndex),
+        path: &str,
+    ) {
         if request.variant.path() == path.as_bytes() {
             return;
         }
         request.key.rename(&self.settings.prefix, id);
         request.caller = self.fingerprinter.retarget(request.caller, &mut request.variant, path);
-        request.coalesce_key = self.fingerprinter.coalesce_key(request.caller);
+        request.route = route;
+        request.identity = self.settings.scopes.hash(route, id);
+        request.coalesce_key = self.coalesce_key(request.caller, request.identity);
+    }
+
+    fn coalesce_key(&self, caller: Caller, identity: IdentityHash) -> CoalesceKey {
+        CoalesceKey { caller: self.fingerprinter.coalesce_key(caller), identity }
+    }
+
+    /// Returns what an entry under a key is of, for requests at this route.
+    fn identity<'i>(&'i self, key: &'i Key, route: RouteIndex) -> Identity<'i> {
+        let name = key.main();
+        let id = name.strip_prefix(self.settings.prefix.as_str()).unwrap_or(name);
+        self.settings.scopes.identity(route, id)
     }
 
     fn directives(&self, headers: &HeaderMap) -> RequestDirectives {
@@ -306,6 +339,7 @@ impl CacheSettings {
     fn from_config(config: &config::Config) -> Self {
         Self {
             prefix: config.store.prefix.clone(),
+            scopes: Scopes::new(config.api.as_deref(), &config.routes),
             store_budget: config.store.budget,
             settle: config.settle,
             linger: config.store.linger,

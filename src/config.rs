@@ -97,6 +97,8 @@ pub struct Config {
     pub mode: CacheMode,
     /// Share of the hits that are also read from the upstream and compared.
     pub verify: SampleRate,
+    /// Name of the API, for APIs that share a Redis.
+    pub api: Option<String>,
     /// Path templates of the job resource, each with one `{id}` segment.
     pub routes: Vec<String>,
     /// Query parameters of reads.

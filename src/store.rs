@@ -25,7 +25,8 @@
 //!    is bypassed, and the end is repeated until it is confirmed.
 //! 4. An entry counts only in the **epoch** (`run_id` and `master_replid` of the server) in which
 //!    its lease was taken. So entries are not served that come from an old snapshot after a
-//!    restart, or from a replica that was promoted without the last DEL.
+//!    restart, or from a replica that was promoted without the last DEL. A new epoch has no hits
+//!    for `store.reconnect_grace`, so that every sidecar can have connected and repeated its ends.
 //!
 //! Values that this process keeps itself ([`near`]) are used only behind a barrier ([`barrier`]): a
 //! `PING`, sent after the reader arrived, on the connection that carries the news of every change,
@@ -41,7 +42,7 @@
 //!
 //! - A write that was answered while the server had not confirmed its end (cut off, hung, refusing
 //!   writes): this sidecar bypasses the job until it is confirmed; other sidecars may serve the
-//!   older body until its TTL ends. The purge webhook answers 503 instead of reporting success.
+//!   older body until its TTL ends. After a restart or failover this needs more than the grace. The purge webhook answers 503 instead of reporting success.
 //! - A deposed master that still answers, until this sidecar learns of it (at most 1 s, from the
 //!   master itself or from sentinels). What that master confirmed last is then repeated at the new
 //!   one. A sidecar that reaches only the losing side of a split network does not learn of it.
@@ -57,7 +58,7 @@
 //! |---|---|---|
 //! | Redis refuses connections | answers from the upstream | nothing: the breaker is open |
 //! | Redis hangs | answers from the upstream | the budget (50 ms) per read, two per write, until the breaker opens |
-//! | Redis restarts, or a replica is promoted | answers from the upstream | every job is read once more |
+//! | Redis restarts, or a replica is promoted | answers from the upstream | every job is read once more, after a grace without hits |
 //! | error replies (`WRONGTYPE`, `NOPERM`, `OOM`) | answers from the upstream | that job is not cached |
 //! | a sidecar dies during a write | fresh answers | that job is not cached until the fence expires |
 //! | a master of a cluster is lost | hits, except for its jobs | those are not cached until its replica has taken over |
@@ -77,6 +78,7 @@ mod receipt;
 pub mod redis;
 mod retry_queue;
 mod sibling_watch;
+mod sidecar_record;
 mod types;
 
 use std::{
@@ -98,9 +100,10 @@ pub use self::cluster::NodeStatus;
 pub use self::key_state::{KeyState, LeaseState};
 pub use self::pending::JournalStatus;
 pub use self::receipt::{KeyReceipt, Purged, RemovedEntry};
+pub use self::sidecar_record::{RecordMismatch, SidecarRecord};
 pub use self::types::{
-    BarrierWait, Budget, CredentialKey, Ended, Epoch, Fill, Grant, Key, Lease, Redirect,
-    Replacement, Seen, StoreError, StoredValue, Token, Write,
+    BarrierWait, Budget, CredentialKey, Ended, Epoch, Fill, Grant, IdentityHash, Key, Lease,
+    Redirect, Replacement, Seen, StoreError, StoredValue, Token, Write,
 };
 use self::{
     barrier::BarrierDown,
@@ -116,10 +119,11 @@ use crate::{
 /// oldest of them, so that nobody fills the audience of others.
 pub const MAX_PAIRS_OF_CREDENTIAL: usize = 8;
 
-/// Checks that the configured store can be reached now and is fit for use.
-pub async fn probe(config: &config::Config) -> Result<(), StoreError> {
+/// Checks that the configured store can be reached now and is fit for use. Returns how other
+/// sidecars there are configured differently.
+pub async fn probe(config: &config::Config) -> Result<Vec<RecordMismatch>, StoreError> {
     match &config.store.url {
-        config::StoreUrl::Memory => Ok(()),
+        config::StoreUrl::Memory => Ok(Vec::new()),
         config::StoreUrl::Redis(_) | config::StoreUrl::Sentinel(_) => redis::probe(config).await,
         config::StoreUrl::Cluster(seeds) => cluster::probe(seeds, config).await,
     }
@@ -193,7 +197,7 @@ impl Store {
 
     /// Returns the time by the store's clock, as [`Store::now_ms`], if the key may be answered from
     /// the cache now. Fails for a key with an unconfirmed invalidation, and for every key while the
-    /// store is down.
+    /// store is down, or within `store.reconnect_grace` of its restart or failover.
     pub fn trust(&self, key: &Key) -> Result<i64, StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.trust(key),
@@ -253,7 +257,8 @@ impl Store {
         }
     }
 
-    /// Asks for the right to fill a key. `refused` is a value that the caller has read and found
+    /// Asks for the right to fill a key with an entry of this identity, which the token of the lease
+    /// names. `refused` is a value that the caller has read and found
     /// not to be an entry of ours; it is deleted if it is still there.
     ///
     /// If the answer does not arrive in time, or the caller is dropped while it waits, the lease is
@@ -261,10 +266,11 @@ impl Store {
     pub async fn lease(
         &self,
         key: &Key,
+        identity: IdentityHash,
         refused: Option<&StoredValue>,
         budget: &mut Budget,
     ) -> Result<Grant, StoreError> {
-        let token = self.tokens.next();
+        let token = self.tokens.next_of(identity);
         let expected = self.metrics.events.expect_own_change(key.main());
         let grant = self.timed(StoreOp::Lease, async {
             match &self.engine {
@@ -340,8 +346,17 @@ impl Store {
     }
 
     /// Returns a token that was never used before, for the generation of a replacement.
-    pub fn token(&self) -> Token {
-        self.tokens.next()
+    pub fn token(&self, identity: IdentityHash) -> Token {
+        self.tokens.next_of(identity)
+    }
+
+    /// Replaces the configuration that is recorded for other sidecars, after a reload.
+    pub fn record(&self, record: SidecarRecord) {
+        match &self.engine {
+            Engine::Redis(redis) => redis.record(record),
+            Engine::Cluster(cluster) => cluster.record(record),
+            Engine::Memory(_) => {}
+        }
     }
 
     /// Returns the current key of the credential fingerprints.
@@ -557,6 +572,12 @@ impl Tokens {
     fn next(&self) -> Token {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         Token(format!("{:016x}-{n:x}", self.process).into())
+    }
+
+    /// Makes a token that names an identity.
+    fn next_of(&self, identity: IdentityHash) -> Token {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        Token(format!("{:016x}-{n:x}-{identity}", self.process).into())
     }
 }
 

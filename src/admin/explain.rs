@@ -96,7 +96,8 @@ impl Explainer<'_> {
         let form = if is_given { VariantOrigin::Given } else { VariantOrigin::Assumed };
         // Writes and bypassed requests do no lookup. Their job is shown as a GET would find it.
         let method = if *method == Method::HEAD { method } else { &Method::GET };
-        let ask = self.cache.lookup_request(&id, method, uri, headers);
+        let job = (&id, self.routes.index_of(uri.path()));
+        let ask = self.cache.lookup_request(job, method, uri, headers);
         let ask = if self.mode == CacheMode::Shadow { ask.solo() } else { ask };
         let explained = self.cache.explain(ask, form).await;
         let now = clock::now();
@@ -343,6 +344,7 @@ fn value_kind(explained: &ForecastReport) -> Option<&'static str> {
         Some(Err(Reject::Foreign)) => "foreign",
         Some(Err(Reject::Corrupt)) => "unreadable",
         Some(Err(Reject::Epoch)) => "other-epoch",
+        Some(Err(Reject::Identity)) => "other-route",
         None if state.is_placeholder => "placeholder",
         None => "none",
     })

@@ -172,7 +172,7 @@ impl Cache {
             return;
         }
         let headers = self.fingerprinter.unknown_headers(&request.variant);
-        let credential = request.coalesce_key.credential();
+        let credential = request.coalesce_key.caller.credential();
         let splits = &self.caller_splits;
         for name in splits.note(&request.key, credential, headers, Instant::now()) {
             if splits.warnings.admits(name.as_str()) {

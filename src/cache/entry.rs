@@ -23,18 +23,19 @@ use self::{
 };
 use super::{
     audience::{Audience, AudienceMember, Caller},
+    identity::Identity,
     policy::{self, LastModified, StoredHead},
 };
 use crate::{
     mutants::{self, Mutant},
-    store::{Epoch, Seen, Token},
+    store::{Epoch, IdentityHash, Seen, Token},
 };
 
 /// Version of the meta format. An entry with another version is not a hit.
-const META_VERSION: u8 = 1;
+const META_VERSION: u8 = 3;
 /// Version of the meta of a compressed entry. A sidecar without compression does not know it, so it
 /// does not serve the compressed bytes.
-const COMPRESSED_META_VERSION: u8 = 2;
+const COMPRESSED_META_VERSION: u8 = 4;
 
 /// The `Via` of jobcache, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
 pub const VIA_JOBCACHE: HeaderValue = HeaderValue::from_static("1.1 jobcache");
@@ -53,6 +54,8 @@ pub struct Entry {
     audience: Audience,
     /// Token under which the entry was stored; empty until it is.
     generation: Box<str>,
+    /// Hash of what the entry is of; zero until it is stored.
+    identity: IdentityHash,
 }
 
 /// The compressed form of an entry.
@@ -66,6 +69,10 @@ struct CompressedForm {
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
     v: u8,
+    /// Name of the API, template of the route, and text of its variable.
+    api: String,
+    route: String,
+    id: String,
     status: u16,
     /// Names and values. Each byte of a value is written as the character with that number (Latin-1).
     headers: Vec<(String, String)>,
@@ -93,6 +100,18 @@ struct Meta {
     expires_at_ms: i64,
 }
 
+impl Meta {
+    fn identity(&self) -> Identity<'_> {
+        Identity { api: &self.api, route: &self.route, id: &self.id }
+    }
+}
+
+/// Returns API and route of a stored entry, for messages.
+pub(super) fn origin_of(seen: &Seen) -> Option<(String, String)> {
+    let meta = serde_json::from_slice::<Meta>(&seen.stored.as_ref()?.meta).ok()?;
+    Some((meta.api, meta.route))
+}
+
 /// Why a value in the store is not a hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reject {
@@ -102,6 +121,8 @@ pub enum Reject {
     Corrupt,
     /// The entry was stored in another epoch of the server.
     Epoch,
+    /// The entry is of another API, route or job, which has the same key.
+    Identity,
 }
 
 impl Entry {
@@ -126,14 +147,24 @@ impl Entry {
             expires_at_ms: now_ms.saturating_add(millis(freshness.ttl)),
             audience: Audience::of(caller, freshness.public, now_ms),
             generation: Box::default(),
+            identity: IdentityHash::default(),
         }
     }
 
     /// Decodes and verifies the value that the store holds; `None` if there is none.
     ///
     /// An entry is valid only if its body and expiry match the meta, and if it was stored in the epoch
-    /// of the connection that read it.
+    /// of the connection that read it. It may be of any API, route or job with this key.
     pub fn decode(seen: &Seen) -> Option<Result<Self, Reject>> {
+        Self::decode_any(seen, None)
+    }
+
+    /// Decodes the value like [`Entry::decode`], and rejects an entry that is not of this identity.
+    pub fn decode_of(seen: &Seen, identity: &Identity<'_>) -> Option<Result<Self, Reject>> {
+        Self::decode_any(seen, Some(identity))
+    }
+
+    fn decode_any(seen: &Seen, identity: Option<&Identity<'_>>) -> Option<Result<Self, Reject>> {
         let stored = seen.stored.as_ref()?;
         if stored.meta.is_empty() {
             return Some(Err(Reject::Foreign));
@@ -154,10 +185,14 @@ impl Entry {
         if meta.epoch != seen.epoch.as_str() && !mutants::is(Mutant::NoEpoch) {
             return Some(Err(Reject::Epoch));
         }
+        if identity.is_some_and(|identity| *identity != meta.identity()) {
+            return Some(Err(Reject::Identity));
+        }
         Some(Self::from_meta(meta, stored.body.clone()).ok_or(Reject::Corrupt))
     }
 
     fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
+        let identity = meta.identity().hash();
         let mut headers =
             HeaderMap::try_with_capacity(meta.headers.len() + MAX_ADDED_HEADERS).ok()?;
         for (name, value) in &meta.headers {
@@ -195,6 +230,7 @@ impl Entry {
             expires_at_ms: meta.expires_at_ms,
             audience: Audience { members: members.into(), public: meta.public },
             generation: meta.generation.into(),
+            identity,
         })
     }
 
@@ -206,14 +242,21 @@ impl Entry {
 
     /// Returns the meta for the store: a JSON object without its closing brace. `compressed` is the
     /// [compressed](Entry::compress) body, if that is stored.
-    pub fn meta(&self, generation: &Token, epoch: &Epoch, compressed: Option<&Bytes>) -> String {
-        self.meta_for(&self.audience.members, generation, epoch, compressed)
+    pub fn meta(
+        &self,
+        identity: &Identity<'_>,
+        generation: &Token,
+        epoch: &Epoch,
+        compressed: Option<&Bytes>,
+    ) -> String {
+        self.meta_for(&self.audience.members, identity, generation, epoch, compressed)
     }
 
     /// Returns the same for other callers than the one that the entry was read for.
     pub fn meta_for(
         &self,
         members: &[AudienceMember],
+        identity: &Identity<'_>,
         generation: &Token,
         epoch: &Epoch,
         compressed: Option<&Bytes>,
@@ -222,6 +265,9 @@ impl Entry {
         let line = |line: HeadLine<'_>| (latin1(line.name), latin1(line.value));
         let meta = Meta {
             v: if compressed.is_some() { COMPRESSED_META_VERSION } else { META_VERSION },
+            api: identity.api.to_owned(),
+            route: identity.route.to_owned(),
+            id: identity.id.to_owned(),
             status: self.head.status().as_u16(),
             headers: self.head.stored().map(line).collect(),
             digest: digest(compressed.unwrap_or(&self.body)),
@@ -244,6 +290,11 @@ impl Entry {
     /// Returns the callers that the entry may be served to.
     pub fn audience(&self) -> &Audience {
         &self.audience
+    }
+
+    /// Returns the hash of the API, route and job that the entry is of.
+    pub fn identity(&self) -> IdentityHash {
+        self.identity
     }
 
     /// Returns the token under which the entry was stored.

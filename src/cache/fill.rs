@@ -11,7 +11,8 @@ use super::{
     Cache, LookupRequest,
     audience::Caller,
     entry::{Entry, Likeness},
-    flight::Leader,
+    flight::{CoalesceKey, Leader},
+    identity::RouteIndex,
     policy::{self, Bypass, Freshness, NoStore, StoredHead},
     silent_changes::StoredAs,
 };
@@ -30,10 +31,9 @@ pub struct LeaderRead {
     target: FillTarget,
     why: Option<Bypass>,
     key: Key,
+    route: RouteIndex,
     caller: Caller,
-    coalesce_key: Caller,
-    /// Path of the request.
-    path: Box<[u8]>,
+    coalesce_key: CoalesceKey,
 }
 
 /// Where the response may be stored.
@@ -76,9 +76,8 @@ pub struct PublishedRead {
     target: FillTarget,
     freshness: Freshness,
     leader: Leader,
-    key: Key,
+    job: (Key, RouteIndex),
     caller: Caller,
-    path: Box<[u8]>,
     is_refresh: bool,
 }
 
@@ -117,9 +116,9 @@ impl LeaderRead {
             target,
             why,
             key,
+            route: request.route,
             caller: request.caller,
             coalesce_key: request.coalesce_key,
-            path: request.variant.path().into(),
         }
     }
 
@@ -173,7 +172,7 @@ impl Cache {
         body: Bytes,
         freshness: Freshness,
     ) -> PublishedRead {
-        let LeaderRead { leader, target, key, caller, path, why, .. } = lead;
+        let LeaderRead { leader, target, key, route, caller, why, .. } = lead;
         let freshness = freshness.limited_by_state(&body, &self.policy);
         let asked_at_ms = match &target {
             FillTarget::Nowhere => self.store.now_ms(),
@@ -184,31 +183,33 @@ impl Cache {
         let entry = Arc::new(Entry::new(head, body, freshness, caller, asked_at_ms));
         leader.publish(Arc::clone(&entry));
         let is_refresh = why == Some(Bypass::NoCache);
-        PublishedRead { entry, target, freshness, leader, key, caller, path, is_refresh }
+        let job = (key, route);
+        PublishedRead { entry, target, freshness, leader, job, caller, is_refresh }
     }
 
     /// Stores a response that was shared. A store error is counted and logged, and has no other effect.
     pub async fn fill(&self, landed: PublishedRead) -> Option<Fill> {
-        let PublishedRead { entry, target, freshness, leader, key, caller, path, is_refresh } =
-            landed;
+        let PublishedRead { entry, target, freshness, leader, job, caller, is_refresh } = landed;
+        let key = &job.0;
         let (stored, stored_as, filled) = match target {
             FillTarget::Nowhere => return None,
             FillTarget::Lease(lease) => {
                 let compressed = self.compressed(&entry).await;
-                let meta = entry.meta(lease.token(), lease.epoch(), compressed.as_ref());
+                let identity = self.identity(key, job.1);
+                let meta = entry.meta(&identity, lease.token(), lease.epoch(), compressed.as_ref());
                 let body = compressed.as_ref().unwrap_or(entry.body());
                 let stored_as = StoredAs::fill(&lease);
                 let filled = self.store.fill(lease, body, &meta, freshness.ttl).await;
                 (EventKind::Fill, stored_as, filled)
             }
             FillTarget::Entry(known) => {
-                let change = self.change(&key, &known, &entry, is_refresh);
+                let change = self.change(key, &known, &entry, is_refresh);
                 let stored_as = match change {
                     EntryChange::Admit => StoredAs::admission(&known.entry),
                     _ => StoredAs::Replacement,
                 };
                 let (stored, filled) =
-                    self.fill_known((&key, caller), &known, &entry, change).await;
+                    self.fill_known((&job, caller), &known, &entry, change).await;
                 (stored, stored_as, filled)
             }
         };
@@ -225,7 +226,7 @@ impl Cache {
             }
         };
         if let Ok(fill) = &filled {
-            self.note_fill((&key, caller, &path), &entry, stored_as, *fill);
+            self.note_fill((&job, caller), &entry, stored_as, *fill);
         }
         self.count_fill(outcome);
         let (what, why) =
@@ -260,7 +261,7 @@ impl Cache {
 
     async fn fill_known(
         &self,
-        (key, caller): (&Key, Caller),
+        ((key, route), caller): (&(Key, RouteIndex), Caller),
         known: &KnownEntry,
         entry: &Arc<Entry>,
         change: EntryChange,
@@ -278,8 +279,9 @@ impl Cache {
             EntryChange::Shorten => known.entry.audience().joined_by(caller, seen.now_ms),
             _ => entry.audience().members.to_vec(),
         };
-        let token = self.store.token();
-        let meta = entry.meta_for(&members, &token, &seen.epoch, compressed.as_ref());
+        let identity = self.identity(key, *route);
+        let token = self.store.token(identity.hash());
+        let meta = entry.meta_for(&members, &identity, &token, &seen.epoch, compressed.as_ref());
         let body = compressed.as_ref().unwrap_or(entry.body());
         let new = Replacement { body, meta: &meta, expires_at_ms: entry.expires_at_ms() };
         (EventKind::Replaced, self.store.replace(key, seen, generation, new).await)

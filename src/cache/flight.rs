@@ -34,8 +34,17 @@ use crate::{
     limits::{Permit, Quota},
     mutants::{self, Mutant},
     spans,
-    store::{Epoch, Key, Token},
+    store::{Epoch, IdentityHash, Key, Token},
 };
+
+/// Requests of one job with equal keys may get the same response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CoalesceKey {
+    /// The caller, as far as it matters.
+    pub caller: Caller,
+    /// What the request is for: several routes may give one key.
+    pub identity: IdentityHash,
+}
 
 /// State and span of a flight, as its followers see them.
 #[derive(Debug)]
@@ -81,7 +90,7 @@ pub struct Flights {
     confirmed: Mutex<HashMap<Key, Vec<ConfirmedFlight>>>,
     /// Number of the next leader.
     next_number: AtomicU64,
-    unconfirmed: Mutex<HashMap<(Key, Caller), ReadQueue>>,
+    unconfirmed: Mutex<HashMap<(Key, CoalesceKey), ReadQueue>>,
     /// Limits the number of flights.
     quota: Arc<Quota>,
 }
@@ -111,12 +120,12 @@ pub struct SeenVersion {
 struct ConfirmedFlight {
     number: u64,
     version: SeenVersion,
-    coalesce_key: Caller,
+    coalesce_key: CoalesceKey,
     flight: Flight,
 }
 
 impl ConfirmedFlight {
-    fn serves(&self, version: &SeenVersion, coalesce_key: Caller) -> bool {
+    fn serves(&self, version: &SeenVersion, coalesce_key: CoalesceKey) -> bool {
         (self.version.token == version.token || mutants::is(Mutant::JoinById))
             && (self.version.epoch == version.epoch || mutants::is(Mutant::JoinAcrossEpochs))
             && self.coalesce_key == coalesce_key
@@ -158,7 +167,7 @@ impl fmt::Debug for Leader {
 #[derive(Debug)]
 enum FlightSlot {
     Confirmed(Key, u64),
-    Unconfirmed((Key, Caller), u64),
+    Unconfirmed((Key, CoalesceKey), u64),
 }
 
 /// Role of a reader in a flight.
@@ -188,7 +197,7 @@ impl Flights {
         self: &Arc<Self>,
         key: &Key,
         version: SeenVersion,
-        coalesce_key: Caller,
+        coalesce_key: CoalesceKey,
     ) -> FlightTicket {
         let mut confirmed = lock(&self.confirmed);
         let flights = confirmed.entry(key.clone()).or_default();
@@ -219,7 +228,7 @@ impl Flights {
         &self,
         key: &Key,
         version: &SeenVersion,
-        coalesce_key: Caller,
+        coalesce_key: CoalesceKey,
     ) -> Option<Flight> {
         let confirmed = lock(&self.confirmed);
         let flights = confirmed.get(key)?;
@@ -245,7 +254,11 @@ impl Flights {
     }
 
     /// Leads or joins a read that begins after now.
-    pub fn join_or_lead_next(self: &Arc<Self>, key: Key, coalesce_key: Caller) -> FlightTicket {
+    pub fn join_or_lead_next(
+        self: &Arc<Self>,
+        key: Key,
+        coalesce_key: CoalesceKey,
+    ) -> FlightTicket {
         let name = (key, coalesce_key);
         let (progress, flight) = watch::channel(FlightProgress::pending());
         let flight = Flight(flight);
@@ -380,13 +393,14 @@ mod tests {
         store::{CredentialKey, Token},
     };
 
-    fn coalesce_key() -> Caller {
+    fn coalesce_key() -> CoalesceKey {
         let (head, ()) = Request::new(()).into_parts();
-        Fingerprinter::new(&CredentialsConfig::default()).caller(
+        let caller = Fingerprinter::new(&CredentialsConfig::default()).caller(
             &CredentialKey::new([0; 32]),
             &head.uri,
             &head.headers,
-        )
+        );
+        CoalesceKey { caller, identity: IdentityHash(7) }
     }
 
     fn key() -> Key {
@@ -422,6 +436,8 @@ mod tests {
         assert!(flights.join_confirmed(&key(), &version("t1", "e1"), coalesce_key()).is_some());
         assert!(flights.join_confirmed(&key(), &version("t2", "e1"), coalesce_key()).is_none());
         assert!(flights.join_confirmed(&key(), &version("t1", "e2"), coalesce_key()).is_none());
+        let other_route = CoalesceKey { identity: IdentityHash(8), ..coalesce_key() };
+        assert!(flights.join_confirmed(&key(), &version("t1", "e1"), other_route).is_none());
         flights.detach(&key());
         assert!(flights.join_confirmed(&key(), &version("t1", "e1"), coalesce_key()).is_none());
         drop(leader);

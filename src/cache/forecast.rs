@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     events::jobs::JobHistory,
-    store::{KeyState, StoreError},
+    store::{KeyState, Seen, StoreError},
 };
 
 /// Where the variant of a request (its host, path, `Accept` and so on) comes from.
@@ -109,11 +109,12 @@ impl Cache {
     /// Forecasts how a read would be answered, and returns all that the forecast is based on.
     pub async fn explain(&self, mut request: LookupRequest, form: VariantOrigin) -> ForecastReport {
         let state = self.store.inspect(&request.key, &mut self.budget()).await;
-        let value = state.as_ref().ok().and_then(|state| Entry::decode(&state.seen));
+        let seen = state.as_ref().ok().map(|state| &state.seen);
+        let value = seen.and_then(|seen| self.decode_assuming(&mut request, seen, form));
         let value = value.map(|value| value.map(Arc::new));
         if let (VariantOrigin::Assumed, Some(Ok(entry))) = (form, &value) {
             request.caller = self.fingerprinter.assume_variant(entry.audience(), request.caller);
-            request.coalesce_key = self.fingerprinter.coalesce_key(request.caller);
+            request.coalesce_key = self.coalesce_key(request.caller, request.identity);
         }
         let standing = match (&value, &state) {
             (Some(Ok(entry)), Ok(state)) => Some(self.fingerprinter.standing(
@@ -126,9 +127,9 @@ impl Cache {
         let uncacheable = match form {
             VariantOrigin::Given => self.is_hit_for_miss(&request),
             VariantOrigin::Assumed => {
-                let credential = request.coalesce_key.credential();
+                let credential = request.coalesce_key.caller.credential();
                 self.hit_for_miss
-                    .any(|(key, caller)| *key == request.key && caller.credential() == credential)
+                    .any(|(key, of)| *key == request.key && of.caller.credential() == credential)
             }
         };
         let foreign = self.foreign_values.count(&request.key);
@@ -155,6 +156,26 @@ impl Cache {
             splitting_headers: self.caller_splits.of_job(&request.key, Instant::now()),
             history: self.metrics.events.history(request.key.main()),
         }
+    }
+
+    /// Decodes the value for the route of a request. If the request is assumed to be for the entry that
+    /// there is, its route becomes that of the entry.
+    fn decode_assuming(
+        &self,
+        request: &mut LookupRequest,
+        seen: &Seen,
+        form: VariantOrigin,
+    ) -> Option<Result<Entry, Reject>> {
+        let decode = |route| Entry::decode_of(seen, &self.identity(&request.key, route));
+        let value = decode(request.route);
+        if form == VariantOrigin::Given || !matches!(value, Some(Err(Reject::Identity))) {
+            return value;
+        }
+        let mut others = self.settings.scopes.indexes();
+        let other = others.find_map(|route| Some((route, decode(route)?.ok()?)));
+        let Some((route, entry)) = other else { return value };
+        (request.route, request.identity) = (route, entry.identity());
+        Some(Ok(entry))
     }
 
     /// Mirrors [`Cache::find_in_store`](Cache::lookup).
@@ -202,6 +223,8 @@ impl Cache {
     fn forecast_leased(&self, request: &LookupRequest, version: &SeenVersion) -> Forecast {
         if request.directives.no_cache {
             Self::forecast_unconfirmed(request, Bypass::NoCache)
+        } else if !version.token.is_of(request.identity) {
+            Self::forecast_unconfirmed(request, Bypass::Leased)
         } else if self.flights.join_confirmed(&request.key, version, request.coalesce_key).is_some()
         {
             Forecast::Join

@@ -81,8 +81,10 @@ impl Cache {
     /// Reads the store before it joins a flight: joining by job id alone could give a client a response
     /// that was read before a write the client knows of.
     pub async fn lookup(&self, request: &LookupRequest, budget: &mut Budget) -> Lookup {
-        if let Err(error) = self.store.trust(&request.key) {
-            return self.answer_unconfirmed(request, bypass_reason(&error));
+        match self.store.trust(&request.key) {
+            // What the store shows then says whether it is still so.
+            Ok(_) | Err(StoreError::Grace) => {}
+            Err(error) => return self.answer_unconfirmed(request, bypass_reason(&error)),
         }
         if mutants::is(Mutant::JoinBeforeLookup)
             && let Some(flight) = self.flights.any_confirmed(&request.key)
@@ -106,7 +108,10 @@ impl Cache {
         request: &LookupRequest,
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
-        let (found, seen) = self.read_entry(&request.key, budget).await?;
+        let (found, seen) = self.read_entry(request, budget).await?;
+        if seen.in_grace {
+            return Ok(self.answer_in_grace(request, found.as_ref(), &seen, budget).await);
+        }
         match found {
             Some(Ok(entry)) => return Ok(self.answer_with_entry(request, entry, seen)),
             Some(Err(reject)) if self.yields_key(&request.key, reject) => {
@@ -117,14 +122,33 @@ impl Cache {
         if let Some(why) = self.fill_refusal(request) {
             return Ok(Lookup::Pass(why));
         }
-        match self.store.lease(&request.key, seen.stored.as_ref(), budget).await? {
-            Grant::Lease(lease) => Ok(self.lead(request, lease).await),
-            Grant::Stored(seen) => Ok(match Entry::decode(&seen) {
-                Some(Ok(entry)) => self.answer_with_entry(request, Arc::new(entry), seen),
-                _ => self.answer_unconfirmed(request, Bypass::Foreign),
-            }),
+        let granted =
+            self.store.lease(&request.key, request.identity, seen.stored.as_ref(), budget).await?;
+        match granted {
+            Grant::Lease(lease) if *lease.epoch() == seen.epoch => {
+                Ok(self.lead(request, lease).await)
+            }
+            // The store has restarted between the two operations.
+            Grant::Lease(lease) => {
+                self.store.release(lease).await;
+                Ok(self.answer_unconfirmed(request, Bypass::Grace))
+            }
+            Grant::Stored(seen) => {
+                let identity = self.identity(&request.key, request.route);
+                Ok(match Entry::decode_of(&seen, &identity) {
+                    Some(Ok(entry)) => self.answer_with_entry(request, Arc::new(entry), seen),
+                    Some(Err(reject)) => self.answer_unconfirmed(request, taken_by_other(reject)),
+                    None => self.answer_unconfirmed(request, Bypass::Foreign),
+                })
+            }
             Grant::Leased(..) if request.directives.no_cache => {
                 Ok(self.answer_unconfirmed(request, Bypass::NoCache))
+            }
+            // A read of another API or route, or in another epoch, is neither joined nor waited for.
+            Grant::Leased(token, epoch)
+                if !token.is_of(request.identity) || epoch != seen.epoch =>
+            {
+                Ok(self.answer_unconfirmed(request, Bypass::Leased))
             }
             Grant::Leased(token, epoch) => {
                 self.follow(request, SeenVersion { token, epoch }, budget).await
@@ -136,25 +160,33 @@ impl Cache {
     /// Reads the store, and keeps an entry that it finds as a near entry.
     pub(super) async fn read_entry(
         &self,
-        key: &Key,
+        request: &LookupRequest,
         budget: &mut Budget,
     ) -> Result<(Option<Result<Arc<Entry>, Reject>>, Seen), StoreError> {
+        let key = &request.key;
         let near = self.near.as_ref();
         let noted = match near {
             Some(near) => near.note(&self.store, key, budget).await,
             None => None,
         };
         let seen = self.store.read(key, budget).await?;
-        let found = Entry::decode(&seen).map(|decoded| decoded.map(Arc::new));
+        let found = Entry::decode_of(&seen, &self.identity(key, request.route));
+        let found = found.map(|decoded| decoded.map(Arc::new));
+        if let Some(Err(Reject::Identity)) = found {
+            self.warn_of_shared_key(request, &seen);
+        }
         if let (Some(Ok(entry)), Some(near), Some(noted)) = (&found, near, noted) {
             near.keep(key, entry, noted);
         }
         Ok((found, seen))
     }
 
-    /// Returns whether an entry is a hit: the caller is in its audience, and the request's
-    /// `Cache-Control` admits it.
+    /// Returns whether an entry is a hit: it is of the same API, route and job, the caller is in its
+    /// audience, and the request's `Cache-Control` admits it.
     pub(super) fn is_hit(&self, request: &LookupRequest, entry: &Entry, now_ms: i64) -> bool {
+        if entry.identity() != request.identity {
+            return false;
+        }
         let standing = self.fingerprinter.standing(entry.audience(), request.caller, now_ms);
         standing == Standing::Included && request.accepts_age(entry, now_ms)
     }
@@ -165,6 +197,9 @@ impl Cache {
     /// caller does the same: if the upstream refuses it, only that caller sees the refusal, and its
     /// membership is just not renewed.
     fn answer_with_entry(&self, request: &LookupRequest, entry: Arc<Entry>, seen: Seen) -> Lookup {
+        if seen.in_grace {
+            return self.answer_unconfirmed(request, Bypass::Grace);
+        }
         let young =
             match self.judge_entry(request, &entry, seen.now_ms, || self.fill_refusal(request)) {
                 EntryUse::Hit => {
@@ -295,10 +330,12 @@ impl Cache {
         while Instant::now() < deadline {
             self.wait_for_change(&request.key, deadline.min(Instant::now() + step)).await;
             step *= 2;
-            let (found, seen) = self.read_entry(&request.key, budget).await?;
+            let (found, seen) = self.read_entry(request, budget).await?;
             match found {
                 Some(Ok(entry)) => return Ok(self.answer_with_entry(request, entry, seen)),
-                Some(Err(_)) => return Ok(self.answer_unconfirmed(request, Bypass::Foreign)),
+                Some(Err(reject)) => {
+                    return Ok(self.answer_unconfirmed(request, taken_by_other(reject)));
+                }
                 None => {}
             }
         }
@@ -319,7 +356,7 @@ impl Cache {
     }
 
     /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
-    fn answer_unconfirmed(&self, request: &LookupRequest, why: Bypass) -> Lookup {
+    pub(super) fn answer_unconfirmed(&self, request: &LookupRequest, why: Bypass) -> Lookup {
         if request.never_coalesces() {
             return Self::pass(request, why);
         }
@@ -352,9 +389,15 @@ impl Cache {
     }
 }
 
+/// The reason for a value that appeared under a key that was asked for.
+fn taken_by_other(reject: Reject) -> Bypass {
+    if reject == Reject::Identity { Bypass::Leased } else { Bypass::Foreign }
+}
+
 pub(super) fn bypass_reason(error: &StoreError) -> Bypass {
     match error {
         StoreError::Pending => Bypass::Pending,
+        StoreError::Grace => Bypass::Grace,
         StoreError::Timeout | StoreError::Spent => Bypass::StoreTimeout,
         StoreError::Refused(_) | StoreError::Redirected(_) | StoreError::Journal { .. } => {
             Bypass::StoreError

@@ -176,7 +176,12 @@ impl Cache {
         };
         // A change that was reported during the wait may have evicted the entry.
         let current = layer.entries.is_current(noted);
-        let entry = if current { Some(entry) } else { self.near_entry(layer, request, now_ms) };
+        // The store may have restarted meanwhile, so that no entry counts any more.
+        let again = || {
+            self.store.trust(&request.key).ok()?;
+            self.near_entry(layer, request, now_ms)
+        };
+        let entry = if current { Some(entry) } else { again() };
         Poll::Ready(entry.map(|entry| (entry, now_ms)).ok_or(Some("evicted")))
     }
 

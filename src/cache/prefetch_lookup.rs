@@ -9,6 +9,7 @@ use tracing::debug;
 
 use super::{
     Cache, Lookup, LookupRequest,
+    entry::Reject,
     fill::LeaderRead,
     flight::{Flight, SeenVersion},
     lookup::bypass_reason,
@@ -51,16 +52,19 @@ impl Cache {
         budget: &mut Budget,
     ) -> Result<PrefetchLookup, StoreError> {
         self.store.trust(&request.key)?;
-        let (found, seen) = self.read_entry(&request.key, budget).await?;
+        let (found, seen) = self.read_entry(request, budget).await?;
         match found {
-            Some(Ok(_)) => return Ok(PrefetchLookup::Present),
+            // Replacing the entry of another route or API would be no help to either.
+            Some(Ok(_) | Err(Reject::Identity)) => return Ok(PrefetchLookup::Present),
             Some(Err(reject)) if self.yields_key(&request.key, reject) => {
                 return Ok(PrefetchLookup::Never);
             }
             _ => {}
         }
         // Hit-for-miss is not checked: it keeps clients from queueing, and prefetches do not queue.
-        Ok(match self.store.lease(&request.key, seen.stored.as_ref(), budget).await? {
+        let granted =
+            self.store.lease(&request.key, request.identity, seen.stored.as_ref(), budget).await?;
+        Ok(match granted {
             Grant::Lease(lease) => match self.lead(request, lease).await {
                 Lookup::Lead(lead) => PrefetchLookup::Lead(lead),
                 Lookup::Join(flight, _) => PrefetchLookup::Join(flight),

@@ -33,7 +33,7 @@ use tracing::warn;
 use xxhash_rust::xxh3::xxh3_128;
 
 pub(super) use self::news::NewsWatcher;
-use self::notes::{generation, route_name};
+use self::notes::generation;
 use super::{audience::Caller, entry::Entry};
 use crate::{
     metrics::Metrics,
@@ -46,8 +46,6 @@ use crate::{
 const MAX_JOBS: usize = 10_000;
 /// Most callers of one entry that are remembered.
 const MAX_CALLERS: usize = 8;
-/// Most routes with a count of their own; the last one stands for all others.
-const MAX_ROUTES: usize = 64;
 /// Time after the end of a TTL in which a read is compared.
 const COMPARABLE_FOR: Duration = Duration::from_mins(1);
 /// Time after a fill in which news of the key probably comes from that fill, and in which it may.
@@ -111,7 +109,7 @@ struct RouteChanges {
 /// The silent changes of one route, for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SilentRoute {
-    /// The path, with `{id}` for the job.
+    /// The template.
     pub route: String,
     /// Number of silent changes since the start.
     pub changes: u64,
@@ -124,8 +122,8 @@ pub struct SilentRoute {
 pub(super) struct Sighting<'a> {
     pub(super) key: &'a Key,
     pub(super) caller: Caller,
-    /// Path of the request.
-    pub(super) path: &'a [u8],
+    /// Template of the route.
+    pub(super) route: &'a str,
     pub(super) entry: &'a Entry,
     pub(super) generation: Option<u64>,
     pub(super) expires_at_ms: i64,
@@ -183,7 +181,7 @@ impl SilentChanges {
             }
             _ => None,
         };
-        state.remember(sighting.key, sighting.path, new);
+        state.remember(sighting.key, sighting.route, new);
         drop(state);
         if let Some(route) = silent {
             self.report(&route);
@@ -205,7 +203,7 @@ impl SilentChanges {
             }
         }
         let new = RememberedEntry::new(&sighting);
-        state.remember(sighting.key, sighting.path, new);
+        state.remember(sighting.key, sighting.route, new);
     }
 
     /// Forgets jobs that are about to be changed, or were.
@@ -334,11 +332,11 @@ impl State {
         !purged && route.recent.len() == WARN_AT && route.recent.iter().all(within)
     }
 
-    fn remember(&mut self, key: &Key, path: &[u8], mut entry: RememberedEntry) {
+    fn remember(&mut self, key: &Key, route: &str, mut entry: RememberedEntry) {
         if self.jobs.len() >= MAX_JOBS && !self.sweep() {
             return;
         }
-        entry.route = self.route(&route_name(key.main(), path));
+        entry.route = self.route(route);
         self.jobs.insert(key.clone(), entry);
     }
 
@@ -356,10 +354,6 @@ impl State {
         if let Some(known) = self.routes.iter().position(|route| &*route.name == name) {
             return known;
         }
-        if self.routes.len() == MAX_ROUTES {
-            return MAX_ROUTES - 1;
-        }
-        let name = if self.routes.len() == MAX_ROUTES - 1 { "(other routes)" } else { name };
         self.routes.push(RouteChanges { name: name.into(), ..RouteChanges::default() });
         self.routes.len() - 1
     }

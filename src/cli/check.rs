@@ -15,7 +15,7 @@ use std::{
 use jobcache::{
     RunError,
     config::{Config, LoadedConfig, StoreUrl},
-    store::{self, StoreError},
+    store::{self, RecordMismatch, StoreError},
     tls,
     upstream::Upstream,
     warm::probe,
@@ -54,7 +54,11 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
         let _ = write!(out, "\nwarning: {warning}");
     }
     let config = &loaded.config;
-    let (store, upstream, list) = tokio::join!(store(config), upstream(config), warm_list(config));
+    let ((store, mismatches), upstream, list) =
+        tokio::join!(store(config), upstream(config), warm_list(config));
+    for mismatch in &mismatches {
+        let _ = write!(out, "\nwarning: {mismatch}");
+    }
     let mut missing = Vec::new();
     let mut report = |what: &'static str, name: String, Finding { text, is_reachable }: Finding| {
         let _ = write!(out, "\n# {what:<9} {name}: {text}");
@@ -109,16 +113,17 @@ async fn upstream(config: &Config) -> Finding {
 }
 
 /// Connects likewise, through sentinels if there are any. The server must be a master of a supported
-/// version.
-async fn store(config: &Config) -> Finding {
+/// version. Also returns how other sidecars are configured differently.
+async fn store(config: &Config) -> (Finding, Vec<RecordMismatch>) {
     if config.store.url == StoreUrl::Memory {
-        return probed(Ok("in this process".to_owned()));
+        return (probed(Ok("in this process".to_owned())), Vec::new());
     }
     match timeout(TIMEOUT, store::probe(config)).await {
+        Ok(Ok(mismatches)) => (probed(Ok(REACHABLE.into())), mismatches),
         Ok(Err(StoreError::Refused(error))) => {
-            probed(Err(format!("reachable, but it refuses jobcache: {error}")))
+            (probed(Err(format!("reachable, but it refuses jobcache: {error}"))), Vec::new())
         }
-        probe => connected(probe.map(|made| made.map(|()| REACHABLE.into()))),
+        probe => (connected(probe.map(|made| made.map(|_| REACHABLE.into()))), Vec::new()),
     }
 }
 

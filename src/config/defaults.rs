@@ -55,6 +55,7 @@ fn unset(placeholder @ Placeholder { number, time, switch }: Placeholder) -> Con
         webhook_max_failures: number,
         mode: if switch { CacheMode::Shadow } else { CacheMode::Off },
         verify: SampleRate::of_millionths(u32::from(switch)),
+        api: None,
         routes: Vec::new(),
         query: QueryConfig::default(),
         ttl: time,
@@ -150,6 +151,7 @@ fn store(Placeholder { number, time, .. }: Placeholder) -> StoreConfig {
         budget: time,
         lease: time,
         linger: time,
+        reconnect_grace: time,
         compress_above: None,
         memory_max: number,
     }

@@ -131,6 +131,15 @@ pub(super) fn prefix(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// The name of an API: it is compared byte for byte, and is shown in logs.
+pub(super) fn api(text: &str) -> Result<Option<String>, String> {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._~-".contains(&b);
+    if !text.bytes().all(is_plain) {
+        return Err("must be letters, digits and . _ ~ - only, such as \"billing\"".to_owned());
+    }
+    Ok(Some(text.to_owned()))
+}
+
 /// Header names, in lower case.
 pub(super) fn headers(items: &[String]) -> Result<Vec<String>, String> {
     let name = |item: &String| {

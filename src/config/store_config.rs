@@ -23,6 +23,8 @@ pub struct StoreConfig {
     pub lease: Duration,
     /// Time after a write of unknown outcome during which fills are refused.
     pub linger: Duration,
+    /// Time for which no hit is served after a restart or failover of the store.
+    pub reconnect_grace: Duration,
     /// Bodies of more bytes are compressed; none = no body is.
     pub compress_above: Option<usize>,
     /// Bytes of bodies that the embedded store keeps.

@@ -137,7 +137,8 @@ impl Proxy {
         let Some((head, id)) = self.prefetch_head(id, headers) else {
             return PrefetchOutcome::Passed;
         };
-        let lookup = self.cache.lookup_request(&id, &head.method, &head.uri, &head.headers);
+        let job = (&id, self.routes.index_of(head.uri.path()));
+        let lookup = self.cache.lookup_request(job, &head.method, &head.uri, &head.headers);
         let mut budget = self.cache.budget();
         match self.cache.lookup_for_prefetch(&lookup, &mut budget).await {
             PrefetchLookup::Present => PrefetchOutcome::Present,

@@ -80,8 +80,9 @@ impl Proxy {
 
     /// Returns what a read looks up, and how long it may wait for the store.
     fn lookup_request(&self, id: &JobId, request: &Request<Incoming>) -> (LookupRequest, Budget) {
-        let lookup =
-            self.cache.lookup_request(id, request.method(), request.uri(), request.headers());
+        let (method, uri) = (request.method(), request.uri());
+        let job = (id, self.routes.index_of(uri.path()));
+        let lookup = self.cache.lookup_request(job, method, uri, request.headers());
         let mut budget = self.cache.budget();
         // Time that the request already spent in the repeat fast path, which did not answer it.
         if let Some(FastPathMiss { waited, .. }) = request.extensions().get() {

@@ -98,8 +98,8 @@ impl Proxy {
         if !Arc::ptr_eq(&repeat.cache, &self.cache) || path.len() > self.limits.max_uri {
             return false;
         }
-        let Some(id) = self.routes.job_at(path) else { return false };
-        self.cache.retarget(&mut repeat.lookup, id, path);
+        let Some(job) = self.routes.read_at(path) else { return false };
+        self.cache.retarget(&mut repeat.lookup, job, path);
         repeat.near_lookup = Some(NearLookup::default());
         repeat.sample = self.metrics.events.sample();
         true

@@ -17,7 +17,7 @@ use hyper::{
 
 use super::headers::is_upgrade;
 use crate::{
-    cache::{job_id::JobId, policy::Bypass, query::Query},
+    cache::{identity::RouteIndex, job_id::JobId, policy::Bypass, query::Query},
     config::Config,
     connection_auth::names_scheme,
 };
@@ -134,8 +134,22 @@ impl Routes {
     /// Returns the id of the job at a path without a query, or `None` where [`Routes::classify`]
     /// finds no read, whatever the headers.
     pub fn job_at<'p>(&self, path: &'p str) -> Option<&'p str> {
-        let id = self.templates.iter().find_map(|template| template.id(path))?;
-        (JobId::is_canonical(id) && !JobId::is_word(id)).then_some(id)
+        self.read_at(path).map(|(id, _)| id)
+    }
+
+    /// Returns the same with the route.
+    pub fn read_at<'p>(&self, path: &'p str) -> Option<(&'p str, RouteIndex)> {
+        let mut templates = self.templates.iter().enumerate();
+        let (index, id) =
+            templates.find_map(|(index, template)| Some((index, template.id(path)?)))?;
+        let is_job = JobId::is_canonical(id) && !JobId::is_word(id);
+        is_job.then_some((id, RouteIndex::new(index)))
+    }
+
+    /// Returns the route of a path that is the path of a job; the first one for any other path.
+    pub fn index_of(&self, path: &str) -> RouteIndex {
+        let index = self.templates.iter().position(|template| template.id(path).is_some());
+        RouteIndex::new(index.unwrap_or_default())
     }
 
     /// Returns the path of a job by the first route.

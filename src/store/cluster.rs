@@ -38,6 +38,7 @@
 //!   deposed, so a read of the store ends with a command that counts as a write.
 
 mod node_status;
+mod probe;
 mod refresh_rounds;
 mod retry_worker;
 mod shard_invalidate;
@@ -64,13 +65,14 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub use self::{node_status::NodeStatus, topology::NodeAddress};
 pub(super) use self::{
+    probe::probe,
     refresh_rounds::RefreshRounds,
     slots::{OwnedSlots, SLOTS, SlotSet, slot_of},
     topology::text_field,
 };
 use self::{
     slot_map::{Shard, SlotMap},
-    topology::{Master, NodeView},
+    topology::Master,
 };
 use super::{
     BarrierWait, Budget, CredentialKey, Fill, Grant, Key, KeyState, Lease, Replacement, Seen,
@@ -83,6 +85,7 @@ use super::{
         temp_connection::TempConnection,
     },
     retry_queue::RetryQueue,
+    sidecar_record::{SidecarRecord, SidecarRecords},
     unix_ms,
 };
 use crate::{clock, config, metrics::Metrics, throttle::Throttle};
@@ -114,6 +117,7 @@ struct ClusterState {
     credential_key: Arc<RwLock<CredentialKey>>,
     has_secret: bool,
     retry_queue: Arc<RetryQueue>,
+    records: Arc<SidecarRecords>,
     /// Connections to nodes that are not our masters, kept for the next topology refresh.
     temp_connections: Mutex<HashMap<NodeAddress, TempConnection>>,
     /// Notified when a master becomes trusted or tracked, or stops being so.
@@ -175,6 +179,7 @@ impl Cluster {
             credential_key: initial_credential_key(config),
             has_secret: config.credentials.secret.is_some(),
             retry_queue: RetryQueue::open(config, Arc::clone(&metrics))?,
+            records: Arc::new(SidecarRecords::new(config)),
             temp_connections: Mutex::default(),
             status_changed: Arc::default(),
             next_shard: AtomicU64::new(0),
@@ -285,6 +290,11 @@ impl Cluster {
         }
     }
 
+    /// Replaces the configuration that is recorded for other sidecars.
+    pub(super) fn record(&self, record: SidecarRecord) {
+        self.state.records.replace(record);
+    }
+
     pub(super) fn credential_key(&self) -> CredentialKey {
         self.state.credential_key.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -317,31 +327,6 @@ impl Cluster {
     }
 }
 
-/// Asks the seeds for the masters, one after the other. Does not check whether the masters answer.
-pub(super) async fn probe(
-    seeds: &config::ClusterSeeds,
-    config: &config::Config,
-) -> Result<(), StoreError> {
-    let target = Target::from_seeds(seeds, config, &Arc::default())?;
-    let mut last_error = StoreError::Down;
-    for (host, port) in &seeds.hosts {
-        let replies =
-            async { TempConnection::open(&target.at(host, *port)).await?.cluster_replies().await };
-        let address = NodeAddress { host: (&**host).into(), port: *port };
-        match replies.await {
-            Ok((slots, nodes, info)) => match NodeView::parse(&address, &slots, &nodes, &info) {
-                Some(_) => return Ok(()),
-                None => {
-                    last_error =
-                        StoreError::Refused("its replies do not describe a cluster".into());
-                }
-            },
-            Err(error) => last_error = error,
-        }
-    }
-    Err(last_error)
-}
-
 impl ClusterState {
     /// Makes the shard of a master that was not served before.
     fn new_shard(&self, master: &Master) -> Shard {
@@ -354,6 +339,7 @@ impl ClusterState {
             tracking: self.tracking,
             state_changed: Arc::clone(&self.status_changed),
             metrics: Arc::clone(&self.metrics),
+            records: Arc::clone(&self.records),
         };
         let watcher = self.watcher.as_ref().map(|watcher| {
             let watcher = Arc::clone(watcher);

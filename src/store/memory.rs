@@ -249,7 +249,7 @@ impl Memory {
     }
 
     fn seen(&self, stored: Option<StoredValue>, now_ms: i64) -> Seen {
-        Seen { stored, epoch: self.epoch.clone(), now_ms }
+        Seen { stored, epoch: self.epoch.clone(), now_ms, in_grace: false }
     }
 
     fn slots(&self) -> MutexGuard<'_, MemorySlots> {

@@ -14,6 +14,8 @@
 pub(super) mod dial;
 mod master_source;
 mod recently_confirmed;
+mod reconnect;
+pub(super) mod record_keeper;
 mod sentinel;
 mod server_info;
 pub(super) mod session;
@@ -50,8 +52,13 @@ use self::{
 };
 use super::{
     BarrierWait, Begun, Budget, CredentialKey, Ended, Fill, Grant, Key, KeyReceipt, KeyState,
-    Lease, Replacement, Seen, StoreError, StoredValue, Token, Write, barrier::BarrierDown,
-    batch_outcome::BatchOutcome, near::Watcher, pending::JournalStatus, retry_queue::RetryQueue,
+    Lease, Replacement, Seen, StoreError, StoredValue, Token, Write,
+    barrier::BarrierDown,
+    batch_outcome::BatchOutcome,
+    near::Watcher,
+    pending::JournalStatus,
+    retry_queue::RetryQueue,
+    sidecar_record::{RecordMismatch, SidecarRecord, SidecarRecords},
     unix_ms,
 };
 use crate::{
@@ -112,6 +119,8 @@ impl Redis {
             address: config.store.url.to_string(),
             prefix: config.store.prefix.clone(),
             lease: config.store.lease,
+            grace: config.store.reconnect_grace,
+            records: Arc::new(SidecarRecords::new(config)),
             session: RwLock::default(),
             retry_queue,
             recently_confirmed: RecentlyConfirmed::default(),
@@ -148,7 +157,14 @@ impl Redis {
         if self.shared.retry_queue.pending.contains(key) {
             return Err(StoreError::Pending);
         }
-        self.shared.with_session(Session::now_ms)
+        self.shared.with_session(|session| {
+            if session.is_in_grace() { Err(StoreError::Grace) } else { Ok(session.now_ms()) }
+        })?
+    }
+
+    /// Replaces the configuration that is recorded for other sidecars.
+    pub(super) fn record(&self, record: SidecarRecord) {
+        self.shared.records.replace(record);
     }
 
     /// Polls the read barrier. The tracking connection limits the wait, so the caller sets no
@@ -451,10 +467,12 @@ impl Redis {
     }
 }
 
-/// Connects as a session would, and disconnects.
-pub(super) async fn probe(config: &config::Config) -> Result<(), StoreError> {
+/// Connects as a session would, reads the records of other sidecars, and disconnects.
+pub(super) async fn probe(config: &config::Config) -> Result<Vec<RecordMismatch>, StoreError> {
     let source = MasterSource::new(config, &Arc::default())?;
-    connect_master(&source).await.map(drop)
+    let records = connect_master(&source).await?.records(&config.store.prefix).await;
+    let ours = SidecarRecord::of(config);
+    Ok(records.iter().filter_map(|record| ours.mismatch(record)).collect())
 }
 
 /// Releases a lease if it is dropped before it is spent. It is created before the lease is

@@ -86,6 +86,22 @@ impl Token {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns whether it was made for this identity. A token of an older sidecar names none.
+    pub fn is_of(&self, identity: IdentityHash) -> bool {
+        let hash = self.0.splitn(3, '-').nth(2);
+        hash.and_then(|hash| u64::from_str_radix(hash, 16).ok()) == Some(identity.0)
+    }
+}
+
+/// Hash of the API, the route and the variable that an entry is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct IdentityHash(pub u64);
+
+impl fmt::Display for IdentityHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
 }
 
 /// One life of the server's data: `run_id` and `master_replid`, followed by the term of the master
@@ -157,6 +173,9 @@ pub struct Seen {
     pub epoch: Epoch,
     /// The current time by the store's clock, in ms since 1970.
     pub now_ms: i64,
+    /// The epoch was too new for hits when the value was asked for: another sidecar may still owe an
+    /// invalidation.
+    pub in_grace: bool,
 }
 
 /// An answer of [`Store::lease`](super::Store::lease).
@@ -358,6 +377,9 @@ pub enum StoreError {
     /// An invalidation of this key is not confirmed yet.
     #[error("an invalidation is pending")]
     Pending,
+    /// The server has restarted or failed over, and others may still owe it invalidations.
+    #[error("the server has just restarted or failed over")]
+    Grace,
     /// The budget ran out.
     #[error("the store did not answer within its budget")]
     Timeout,
@@ -393,6 +415,7 @@ impl StoreError {
         match self {
             Self::Down => "down",
             Self::Pending => "pending",
+            Self::Grace => "grace",
             Self::Timeout | Self::Spent => "timeout",
             Self::Lost(_) => "lost",
             Self::Tls(_) => "tls",

@@ -61,6 +61,8 @@ async fn sidecar_of(redis: &RedisServer, upstream: &Upstream, words: &[String]) 
     config.store.login.username = Some("jobcache".into());
     config.store.login.password = Some(jobcache::config::Secret::new(PASSWORD));
     config.settle = Duration::from_millis(1);
+    // The mark of the epoch needs no further right.
+    config.store.reconnect_grace = Duration::from_millis(50);
     Sidecar::start(config).await
 }
 

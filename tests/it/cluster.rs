@@ -35,6 +35,7 @@ impl Setup {
     fn config(&self) -> Config {
         let mut config = Config { settle: Duration::ZERO, ..Config::default() };
         config.store.budget = Duration::from_secs(2);
+        config.store.reconnect_grace = Duration::ZERO;
         config.store.url = self.cluster.url().parse().expect("seeds");
         config.upstream.url = self.upstream.url();
         config
@@ -325,6 +326,7 @@ async fn a_cluster_is_spoken_to_over_tls() {
     let args: Vec<&str> = args.iter().map(String::as_str).chain(["--tls-cluster", "yes"]).collect();
     let node = Cluster::of_one(&args).await;
     let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+    config.store.reconnect_grace = Duration::ZERO;
     config.store.budget = Duration::from_secs(2);
     config.store.url = format!("rediss-cluster://127.0.0.1:{port}").parse().expect("a seed");
     config.store.tls.ca = Some(authority.ca());

@@ -243,17 +243,18 @@ async fn a_sidecar_that_compresses_nothing_serves_what_another_has_compressed() 
     assert_eq!(setup.upstream.reads(X), 0);
 }
 
-/// Sidecars without compression accept only version 1 as a hit.
+/// Sidecars without compression accept only the uncompressed version as a hit.
 #[tokio::test]
 async fn what_is_compressed_is_of_a_version_that_older_sidecars_do_not_serve() {
+    const COMPRESSED: i32 = 4;
     let setup = filled(|_| {}).await;
     setup.get("/jobs/small1").await;
     setup.hit("/jobs/small1").await;
-    for (id, version) in [("x1", 2), ("small1", 1)] {
+    for (id, version) in [("x1", COMPRESSED), ("small1", 3)] {
         let meta = setup.redis.get(&format!("{{{}}}:meta", key(id))).await.expect("meta");
         let meta: serde_json::Value = serde_json::from_slice(&meta).expect("JSON");
         assert_eq!(meta["v"], version, "{meta}");
-        assert_eq!(meta.get("zstd_of").is_some(), version == 2, "{meta}");
+        assert_eq!(meta.get("zstd_of").is_some(), version == COMPRESSED, "{meta}");
     }
 }
 

@@ -11,7 +11,8 @@ use jobcache::{
     config::{Config, StoreUrl},
     metrics::Metrics,
     store::{
-        Budget, Ended, Fill, Grant, Key, KeyReceipt, Lease, Replacement, Seen, Store, StoredValue,
+        Budget, Ended, Fill, Grant, IdentityHash, Key, KeyReceipt, Lease, Replacement, Seen, Store,
+        StoredValue,
     },
 };
 
@@ -49,6 +50,7 @@ async fn on_each_leasing<F: Future<Output = ()>>(
 async fn open(url: StoreUrl, lease: Duration) -> Arc<Store> {
     steady_clock();
     let mut config = Config::default();
+    config.store.reconnect_grace = Duration::ZERO;
     config.store.url = url;
     config.store.lease = lease;
     let store = Store::open(&config, Arc::new(Metrics::default()), None).unwrap();
@@ -70,7 +72,7 @@ async fn read(store: &Store, key: &Key) -> Option<StoredValue> {
 }
 
 async fn ask(store: &Store, key: &Key) -> Grant {
-    store.lease(key, None, &mut budget()).await.unwrap()
+    store.lease(key, IdentityHash::default(), None, &mut budget()).await.unwrap()
 }
 
 /// When an entry expires that is filled with this lease and [`TTL`].
@@ -159,7 +161,11 @@ async fn a_refused_value_is_deleted_and_leased_but_not_the_one_that_replaced_it(
         let old = read(&store, &key).await.unwrap();
         // An expiry counts from the lease. Two leases of the same millisecond would give both entries the same one.
         let lease = eventually(SOON, async || {
-            match store.lease(&key, Some(&old), &mut budget()).await.unwrap() {
+            match store
+                .lease(&key, IdentityHash::default(), Some(&old), &mut budget())
+                .await
+                .unwrap()
+            {
                 Grant::Lease(lease) if expiry(&lease) > old.expires_at_ms => return Some(lease),
                 Grant::Lease(lease) => store.release(lease).await,
                 other => panic!("{other:?}"),
@@ -169,7 +175,8 @@ async fn a_refused_value_is_deleted_and_leased_but_not_the_one_that_replaced_it(
         .await;
         assert_eq!(read(&store, &key).await, None);
         assert_eq!(fill(&store, lease, "new").await, Fill::Stored);
-        let grant = store.lease(&key, Some(&old), &mut budget()).await.unwrap();
+        let grant =
+            store.lease(&key, IdentityHash::default(), Some(&old), &mut budget()).await.unwrap();
         assert!(matches!(grant, Grant::Stored(_)), "{grant:?}");
     })
     .await;
@@ -362,7 +369,7 @@ async fn a_lease_whose_asker_is_dropped_while_redis_hangs_is_handed_back() {
     let key = key("x");
     redis.stop();
     let mut patient = budget();
-    let ask_and_leave = store.lease(&key, None, &mut patient);
+    let ask_and_leave = store.lease(&key, IdentityHash::default(), None, &mut patient);
     let left = tokio::time::timeout(Duration::from_millis(50), ask_and_leave).await;
     assert!(left.is_err(), "{left:?}");
     redis.cont();
@@ -454,7 +461,7 @@ async fn admit(store: &Store, key: &Key, seen: &(Seen, String), pair: &str) -> F
 }
 
 async fn replace(store: &Store, key: &Key, seen: &(Seen, String), body: &'static str) -> Fill {
-    let generation = store.token().as_str().to_owned();
+    let generation = store.token(IdentityHash::default()).as_str().to_owned();
     let meta = format!(r#"{{"generation":"{generation}","audience":["b"]"#);
     let body = Bytes::from_static(body.as_bytes());
     let expires_at_ms = seen.0.now_ms + 300_000;

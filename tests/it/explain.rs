@@ -43,10 +43,12 @@ async fn explain(setup: &Setup, id: &str, head: String) -> Value {
     reply.json()
 }
 
-/// Returns the keys in Redis with their values and expiries.
+/// Returns the keys in Redis with their values and expiries, without the records of sidecars, which
+/// are renewed all the time.
 async fn dump(setup: &Setup) -> BTreeMap<String, (Vec<u8>, i64)> {
     let mut all = BTreeMap::new();
-    for name in setup.redis.keys("*").await {
+    let names = setup.redis.keys("*").await;
+    for name in names.into_iter().filter(|name| !name.ends_with(":sidecars")) {
         let value = setup.redis.run(redis::cmd("DUMP").arg(&name)).await;
         let expires = setup.redis.run(redis::cmd("PEXPIRETIME").arg(&name)).await;
         all.insert(name, (value, expires));

@@ -118,6 +118,7 @@ impl Office {
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let (redis, app) = (RedisServer::start().await, App::start());
         let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+        config.store.reconnect_grace = Duration::ZERO;
         config.store.budget = Duration::from_secs(2);
         config.store.url = StoreUrl::Redis(redis.url());
         config.upstream.url = app.url();
@@ -500,8 +501,7 @@ async fn no_token_or_session_stands_in_redis_metrics_logs_or_errors() {
     places.push(("metrics", sidecar.admin.get("/metrics").await.text().to_owned()));
     for name in redis.keys("*").await {
         let dump: Vec<u8> = redis.run(redis::cmd("DUMP").arg(&name)).await;
-        let value: Option<Vec<u8>> = redis.run(redis::cmd("GET").arg(&name)).await;
-        let value = [name.clone().into_bytes(), dump, value.unwrap_or_default()].concat();
+        let value = [name.clone().into_bytes(), dump, redis.content(&name).await].concat();
         places.push(("redis", String::from_utf8_lossy(&value).into_owned()));
     }
     // The log line of the last request may be written shortly after its answer.

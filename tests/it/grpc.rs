@@ -136,6 +136,7 @@ fn call(request: Request<Incoming>, state: &State) -> Response<Body> {
 
 async fn in_front_of(url: String, change: impl FnOnce(&mut Config)) -> Sidecar {
     let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+    config.store.reconnect_grace = Duration::ZERO;
     config.store.url = StoreUrl::Memory;
     config.upstream.url = url;
     change(&mut config);

@@ -20,7 +20,7 @@
 
 mod faults;
 mod judge;
-mod link;
+pub(crate) mod link;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod record;

@@ -50,6 +50,7 @@ impl Setup {
             ("JOBCACHE_CONFIG", path),
             ("JOBCACHE_STORE_BUDGET", "2s".to_owned()),
             ("JOBCACHE_STORE_LINGER", "1s".to_owned()),
+            ("JOBCACHE_STORE_RECONNECT_GRACE", "0s".to_owned()),
         ];
         let own = vars.iter().map(|(name, text)| (*name, (*text).to_owned()));
         let env: Vec<_> =

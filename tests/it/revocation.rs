@@ -1,7 +1,7 @@
 //! Promise 2 within promise 1: a client that a write has excluded is not admitted by a read from
 //! before it.
 //!
-//! Alice polls under another path than Bob, so that a gate can hold Bob's read while Alice's reads
+//! Alice polls with another query than Bob, so that a gate can hold Bob's read while Alice's reads
 //! fill.
 
 use hyper::{HeaderMap, Method, Response, StatusCode};
@@ -13,10 +13,14 @@ use crate::support::{
     upstream::{json, version},
 };
 
-const X: &str = "/jobs/x1";
-const X_OF_ALICE: &str = "/api/v1/jobs/x1";
+const X: &str = "/jobs/x1?of=bob";
+const X_OF_ALICE: &str = "/jobs/x1?of=alice";
 const ALICE: &str = "Bearer alice-0123456789";
 const BOB: &str = "Bearer bob-9876543210";
+
+async fn two_forms() -> Setup {
+    Setup::with(|config| config.query.allow = vec!["of".to_owned()]).await
+}
 
 async fn get(sidecar: &Sidecar, path: &str, who: &str) -> Reply {
     sidecar.client.request(Method::GET, path).header("authorization", who).send().await
@@ -98,33 +102,33 @@ async fn del_and_set(setup: &Setup) {
 
 #[tokio::test]
 async fn a_read_from_before_a_write_admits_nobody_to_the_entry_after_it() {
-    let setup = Setup::new().await;
+    let setup = two_forms().await;
     check_late(&setup, &setup.sidecar, PLAIN, write).await;
 }
 
 #[tokio::test]
 async fn a_read_from_before_a_write_through_another_sidecar_admits_nobody() {
-    let setup = Setup::new().await;
+    let setup = two_forms().await;
     let second = setup.second().await;
     check_late(&setup, &second, PLAIN, write).await;
 }
 
 #[tokio::test]
 async fn a_read_from_before_a_plain_del_admits_nobody_to_the_entry_after_it() {
-    let setup = Setup::new().await;
+    let setup = two_forms().await;
     check_late(&setup, &setup.sidecar, PLAIN, del).await;
 }
 
 #[tokio::test]
 async fn a_read_from_before_a_del_and_a_set_of_the_same_bytes_admits_nobody_after_it() {
-    let setup = Setup::new().await;
+    let setup = two_forms().await;
     check_late(&setup, &setup.sidecar, PLAIN, del_and_set).await;
 }
 
 #[tokio::test]
 async fn a_refresh_from_before_an_invalidation_replaces_nothing_after_it() {
     for invalidate in [true, false] {
-        let setup = Setup::new().await;
+        let setup = two_forms().await;
         let run =
             async |setup: &Setup| if invalidate { write(setup).await } else { del(setup).await };
         check_late(&setup, &setup.sidecar, REFRESH, run).await;
@@ -133,14 +137,14 @@ async fn a_refresh_from_before_an_invalidation_replaces_nothing_after_it() {
 
 #[tokio::test]
 async fn bytes_of_ones_own_from_before_a_write_replace_nothing_after_it() {
-    let setup = Setup::new().await;
+    let setup = two_forms().await;
     setup.upstream.respond_to(X, for_each);
     check_late(&setup, &setup.sidecar, PLAIN, write).await;
 }
 
 #[tokio::test]
 async fn who_is_let_in_again_is_served_again() {
-    let setup = Setup::new().await;
+    let setup = two_forms().await;
     setup.upstream.respond_to(X, not_to_bob);
     warm(&setup, X, ALICE).await;
     assert_eq!(get(&setup.sidecar, X, BOB).await.status, 403);
@@ -164,7 +168,7 @@ async fn two_at_once(setup: &Setup) -> [Reply; 2] {
 #[tokio::test]
 async fn a_refusal_or_a_cookie_for_who_asks_to_be_let_in_reaches_nobody_else() {
     for status in [StatusCode::UNAUTHORIZED, StatusCode::OK] {
-        let setup = Setup::new().await;
+        let setup = two_forms().await;
         warm(&setup, X_OF_ALICE, ALICE).await;
         let count = std::sync::atomic::AtomicUsize::new(0);
         setup.upstream.respond_to(X, move |_| {
@@ -196,7 +200,7 @@ fn marked(name: &'static str) -> impl Fn(&HeaderMap) -> Response<Body> + Send + 
 
 #[tokio::test]
 async fn the_rate_limit_of_one_user_is_told_to_no_other_and_in_no_hit() {
-    let setup = Setup::new().await;
+    let setup = two_forms().await;
     setup.upstream.respond_to(X, marked("x-ratelimit-remaining"));
     warm(&setup, X, ALICE).await;
 
@@ -214,7 +218,7 @@ async fn the_rate_limit_of_one_user_is_told_to_no_other_and_in_no_hit() {
 
 #[tokio::test]
 async fn the_etag_of_one_user_is_given_to_no_other() {
-    let setup = Setup::new().await;
+    let setup = two_forms().await;
     setup.upstream.respond_to(X, marked("etag"));
     let etag = |who: &str| format!("\"{who}\"");
     for _ in 0..3 {

@@ -34,6 +34,7 @@ async fn behind_tls(authority: &Authority) -> Setup {
 /// Starts a sidecar in front of this upstream, which it may not trust.
 async fn in_front_of(upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Sidecar {
     let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+    config.store.reconnect_grace = Duration::ZERO;
     config.store.url = jobcache::config::StoreUrl::Memory;
     config.upstream.url = upstream.url();
     change(&mut config);

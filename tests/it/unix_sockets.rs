@@ -38,6 +38,7 @@ impl Running {
     fn start(listen: &Path, admin: &Path, upstream: &str, reuse: Reuse) -> std::io::Result<Self> {
         steady_clock();
         let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+        config.store.reconnect_grace = Duration::ZERO;
         config.store.url = StoreUrl::Memory;
         upstream.clone_into(&mut config.upstream.url);
         config.listen = ListenAddress::Unix(listen.to_owned());

@@ -59,6 +59,10 @@ pub(super) fn miss_text(because: MissReason) -> &'static str {
             "would go to the API: the entry is from before Redis restarted or failed over; the answer \
              replaces it"
         }
+        MissReason::Rejected(Reject::Identity) => {
+            "would go to the API: the entry in Redis is of another route or API with the same key; the \
+             answer replaces it (give one of them another store.prefix)"
+        }
     }
 }
 
@@ -241,6 +245,10 @@ pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
         Bypass::StoreTimeout => "would go to the API: Redis does not answer in time",
         Bypass::StoreError => {
             "would go to the API: Redis answers with an error, such as for a key of another type"
+        }
+        Bypass::Grace => {
+            "would go to the API: Redis has just restarted or failed over, and other sidecars may still \
+             have to repeat invalidations (store.reconnect_grace)"
         }
         Bypass::Foreign => {
             "would go to the API: another program, most likely the application, keeps writing this key"

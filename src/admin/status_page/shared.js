@@ -80,6 +80,7 @@ const REASONS = {
   'store-down': ['Redis is down', 'look at Redis and the log'],
   'store-timeout': ['Redis did not answer in time', 'look at Redis and the log'],
   'store-error': ['Redis answered with an error', 'look at Redis and the log'],
+  grace: ['Redis has just restarted or failed over, and other sidecars may still owe it invalidations', 'wait (store.reconnect_grace)'],
   foreign: ['the application itself writes this key', 'switch its own cache off, and keep its DELs'],
   audience: ['the API answers each client differently, or too many clients poll this job', 'ask /explain which header differs, and name it in responses.volatile; name the cookies that count in credentials.cookies; or raise credentials.audience'],
   flights: ['the limit of shared reads of the API was reached', 'find out why so many are in flight, or raise max_flights'],

@@ -89,9 +89,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        cache::{audience::Fingerprinter, policy::Freshness},
+        cache::{audience::Fingerprinter, identity::Identity, policy::Freshness},
         config,
-        store::CredentialKey,
+        store::{CredentialKey, Epoch, Token},
     };
 
     const DATE_MS: i64 = 784_111_777_000;
@@ -167,8 +167,8 @@ mod tests {
         let now = [("date", "Sun, 06 Nov 1994 08:49:37 GMT"); 1];
         let lines = [now[0], ("last-modified", now[0].1)];
         let entry = answer(0, 60, 0, &lines);
-        let meta =
-            entry.meta(&crate::store::Token::named("t"), &crate::store::Epoch::named("e"), None);
+        let (token, epoch) = (Token::named("t"), Epoch::named("e"));
+        let meta = entry.meta(&Identity::default(), &token, &epoch, None);
         assert!(meta.contains("\"drops_last_modified\":true"), "{meta}");
         let meta = format!("{meta},\"expires_at_ms\":{}}}", entry.expires_at_ms);
         let decoded = Entry::from_meta(serde_json::from_str(&meta).unwrap(), Bytes::from("{}"));

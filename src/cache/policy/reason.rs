@@ -82,6 +82,8 @@ reasons! {
         StoreTimeout = "store-timeout",
         /// The store answered with an error.
         StoreError = "store-error",
+        /// The store has just restarted or failed over, and others may still owe it invalidations.
+        Grace = "grace",
         /// The key holds a value that another program wrote, usually the application itself.
         Foreign = "foreign",
         /// The entry is for other callers, and this one cannot be added: there are too many, or the

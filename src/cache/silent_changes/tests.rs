@@ -43,11 +43,10 @@ impl Memory {
         let caller = caller(who);
         let head = StoredHead::of(&head, &[], self.now_ms);
         let entry = Entry::new(head, Bytes::from(body), freshness, caller, self.now_ms);
-        let path = format!("/jobs/{id}");
         let sighting = Sighting {
             key: &key(id),
             caller,
-            path: path.as_bytes(),
+            route: "/jobs/{id}",
             entry: &entry,
             generation: Some(1),
             expires_at_ms: self.now_ms + TTL_MS,
@@ -189,25 +188,10 @@ fn news_of_the_fill_itself_and_of_the_expiry_spoil_nothing() {
 }
 
 #[test]
-fn jobs_and_routes_are_bounded() {
+fn jobs_are_bounded() {
     let mut memory = Memory::new();
     for n in 0..MAX_JOBS + 10 {
         memory.fill(&n.to_string(), "1");
     }
     assert_eq!(memory.changes.lock().jobs.len(), MAX_JOBS);
-    let mut state = memory.changes.lock();
-    for n in 0..2 * MAX_ROUTES {
-        state.route(&format!("/{n}/{{id}}"));
-    }
-    assert_eq!(state.routes.len(), MAX_ROUTES);
-}
-
-#[test]
-fn a_route_is_the_path_without_the_job() {
-    let check = |key: &str, path: &str, want: &str| {
-        assert_eq!(route_name(key, path.as_bytes()), want);
-    };
-    check("job_status:7", "/jobs/7", "/jobs/{id}");
-    check("job_status:7", "/v7/jobs/7/status?x=7", "/v7/jobs/{id}/status");
-    check("job_status:a b", "/jobs/a%20b", "(other routes)");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{CACHE as HEADING, GIB, MIB, MINUTE, MS, put};
 use crate::config::{
     CacheMode, NearMode, NearTracking, parse,
-    setting_spec::{SettingSection, choice, list, number, size, switch, text, time},
+    setting_spec::{SettingSection, choice, list, number, short_text, size, switch, text, time},
 };
 
 pub(super) const CACHE: SettingSection = SettingSection {
@@ -42,6 +42,18 @@ pub(super) const CACHE: SettingSection = SettingSection {
                  that differs is dropped; `jobcache_verify_total` counts the results.",
             )
             .see("operations"),
+        short_text("api", "", (1, 64), |c, v| put(&mut c.api, parse::api(v)))
+            .form("letters, digits and . _ ~ -")
+            .flag("api", "NAME", HEADING)
+            .env(&["JOBCACHE_API"])
+            .unset("the sidecars of the Redis are all of one API", "\"billing\"")
+            .help("Name of the API, for APIs that share a Redis.")
+            .note(
+                "All sidecars of one API need the same name. Entries of another name are never \
+                 served. Give each API a `store.prefix` of its own as well: with the same one their \
+                 entries replace each other.",
+            )
+            .see("redis"),
         // Every request is matched against every route.
         list("routes", "/jobs/{id},/api/v1/jobs/{id}", (1, 64, "route"), |c, v| {
             put(&mut c.routes, parse::routes(v))

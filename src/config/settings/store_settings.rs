@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CACHE, FIVE_MINUTES, GIB, KIB, MIB, MS, PLACES, SECOND, put};
+use super::{CACHE, FIVE_MINUTES, GIB, KIB, MIB, MINUTE, MS, PLACES, SECOND, put};
 use crate::config::{
     parse,
     setting_spec::{SettingSection, Visibility, number, short_text, size, switch, text, time},
@@ -78,6 +78,17 @@ pub(super) const STORE: SettingSection = SettingSection {
             .env(&["JOBCACHE_STORE_LINGER"])
             .help("Time during which nothing is stored for a job after a write of unknown outcome.")
             .note("The outcome is unknown if the API timed out or reset the connection."),
+        time("store.reconnect_grace", "1s", (Duration::ZERO, MINUTE), |c, v| {
+            c.store.reconnect_grace = v;
+        })
+        .env(&["JOBCACHE_STORE_RECONNECT_GRACE"])
+        .help("Time for which no hit is served after Redis has restarted or failed over.")
+        .note(
+            "By then every sidecar has connected again, and has repeated the invalidations that \
+             Redis had not confirmed. It counts from the first sidecar that connects. `0s`: a \
+             sidecar that connects early may serve what another one has yet to invalidate.",
+        )
+        .see("guarantee"),
         size("store.compress_above", "", (KIB, 64 * MIB), |c, v| c.store.compress_above = Some(v))
             .on_reload()
             .env(&["JOBCACHE_STORE_COMPRESS_ABOVE"])

@@ -138,6 +138,17 @@ fn the_upstream_is_an_origin_or_a_socket() {
 }
 
 #[test]
+fn a_name_of_an_api_is_short_and_plain() {
+    let why = "must be letters, digits and . _ ~ - only, such as \"billing\"";
+    for text in ["a b", "a/b", "a:b", "{a}", "\u{e4}", "a\n"] {
+        bad("api", text, why);
+    }
+    bad("api", "", "must be 1 to 64 bytes long");
+    bad("api", &"x".repeat(65), "must be 1 to 64 bytes long");
+    assert_eq!(good("api", "billing.v2_~-").api.as_deref(), Some("billing.v2_~-"));
+}
+
+#[test]
 fn a_prefix_is_short_and_plain() {
     let why = "must not contain braces, white space or control characters";
     for text in ["a{b", "a}", "a b", "a\tb", "a\u{7f}"] {

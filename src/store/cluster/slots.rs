@@ -194,12 +194,12 @@ impl OwnedSlots {
 
     /// Returns a name under the prefix, in braces, in one of the slots: `seed` chooses which.
     /// `None` if there are none.
-    pub(in crate::store) fn name(&self, prefix: &str, seed: u32) -> Option<String> {
+    pub(in crate::store) fn name(&self, prefix: &str, role: &str, seed: u32) -> Option<String> {
         if self.is_empty() {
             return None;
         }
         let names =
-            (0..NAMES_TRIED).map(|n| format!("{{{prefix}{}}}:barrier", seed.wrapping_add(n)));
+            (0..NAMES_TRIED).map(|n| format!("{{{prefix}{}}}:{role}", seed.wrapping_add(n)));
         names.into_iter().find(|name| self.contains_name(name.as_bytes()))
     }
 }
@@ -267,11 +267,11 @@ mod tests {
     #[test]
     fn a_name_is_found_for_whatever_a_shard_owns() {
         let slots = OwnedSlots::default();
-        assert_eq!(slots.name("job_status:", 0), None);
+        assert_eq!(slots.name("job_status:", "barrier", 0), None);
         for only in [0, 63, 64, 9_999, SLOTS - 1] {
             slots.assign(|slot| slot == only);
             assert!(slots.contains(only) && !slots.contains(only ^ 1));
-            let name = slots.name("job_status:", 7).unwrap();
+            let name = slots.name("job_status:", "barrier", 7).unwrap();
             assert_eq!(slot_of(name.as_bytes()), only, "{name}");
             assert!(name.starts_with("{job_status:") && name.ends_with("}:barrier"), "{name}");
         }

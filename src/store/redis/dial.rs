@@ -16,6 +16,7 @@ use redis::{
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpStream, UnixStream, lookup_host},
+    sync::Notify,
     time::timeout,
 };
 use tokio_rustls::{
@@ -88,6 +89,8 @@ impl Tls {
 #[derive(Debug)]
 pub(super) struct RedisConnection {
     pub(super) requests: MultiplexedConnection,
+    /// Notified when the connection has been closed by the server or the network.
+    pub(super) closed: Arc<Notify>,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -189,7 +192,14 @@ impl Target {
             Ok(opened) => opened,
             Err(error) => return Err(self.explain_first_error(&error).await),
         };
-        Ok(RedisConnection { requests, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
+        let closed = Arc::<Notify>::default();
+        let is_closed = Arc::clone(&closed);
+        let driver = async move {
+            driver.await;
+            is_closed.notify_one();
+        };
+        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        Ok(RedisConnection { requests, closed, _driver: driver })
     }
 
     /// The first command of a RESP3 connection with a client name. It also logs in.

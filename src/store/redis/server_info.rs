@@ -18,6 +18,7 @@ pub(super) struct ServerInfo {
     pub(super) replid: String,
     maxmemory: String,
     policy: String,
+    uptime_secs: u64,
 }
 
 impl ServerInfo {
@@ -37,7 +38,13 @@ impl ServerInfo {
             replid: field("master_replid"),
             maxmemory: field("maxmemory"),
             policy: field("maxmemory_policy"),
+            uptime_secs: field("uptime_in_seconds").parse().unwrap_or(0),
         }
+    }
+
+    /// For how long the server has been up; 0 if it does not say.
+    pub(super) fn uptime_secs(&self) -> u64 {
+        self.uptime_secs
     }
 
     pub(super) fn epoch(&self) -> Epoch {

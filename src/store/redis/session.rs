@@ -12,7 +12,7 @@ use redis::{
     Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind,
     aio::MultiplexedConnection,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     DETACHED_TIMEOUT,
@@ -49,6 +49,9 @@ pub struct Session {
     clock_ahead_ms: AtomicI64,
     timeouts: AtomicU32,
     failed: AtomicBool,
+    /// When the grace of a new epoch is over; `None` if there is none.
+    grace_end: Option<Instant>,
+    in_grace: AtomicBool,
 }
 
 impl fmt::Debug for Session {
@@ -83,12 +86,14 @@ impl Session {
     /// Wraps a connection to a server that has passed the checks.
     pub(super) fn new(
         connection: RedisConnection,
-        (target, term): (Target, Option<Term>),
-        membership: Membership,
+        (target, term, membership): (Target, Option<Term>, Membership),
         epoch: Epoch,
         clock_ahead_ms: i64,
+        grace_end: Option<Instant>,
     ) -> Self {
         Self {
+            grace_end,
+            in_grace: AtomicBool::new(grace_end.is_some()),
             connection,
             target,
             term,
@@ -120,6 +125,25 @@ impl Session {
         self.failed.load(Ordering::Relaxed)
     }
 
+    /// Whether the epoch is too new for hits. It is asked before a value is, because what the value
+    /// was when the grace was not over does not count later either.
+    pub(super) fn is_in_grace(&self) -> bool {
+        self.in_grace.load(Ordering::Acquire)
+    }
+
+    /// Waits until the grace is over, and ends it.
+    pub(super) async fn wait_out_grace(&self) {
+        if let Some(end) = self.grace_end {
+            sleep_until(end).await;
+            self.in_grace.store(false, Ordering::Release);
+        }
+    }
+
+    /// Returns when the connection was closed.
+    pub(super) async fn closed(&self) {
+        self.connection.closed.notified().await;
+    }
+
     /// Gives up the session.
     pub(super) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
@@ -139,6 +163,7 @@ impl Session {
             Err(
                 StoreError::Down
                 | StoreError::Pending
+                | StoreError::Grace
                 | StoreError::Spent
                 | StoreError::Redirected(_)
                 | StoreError::Journal { .. },
@@ -151,15 +176,15 @@ impl Session {
         SessionEffect::End
     }
 
-    fn seen(&self, stored: Option<StoredValue>) -> Seen {
-        Seen { stored, epoch: self.epoch.clone(), now_ms: self.now_ms() }
+    fn seen(&self, stored: Option<StoredValue>, in_grace: bool) -> Seen {
+        Seen { stored, epoch: self.epoch.clone(), now_ms: self.now_ms(), in_grace }
     }
 
     pub(super) fn now_ms(&self) -> i64 {
         unix_ms(clock::now()) + self.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
-    async fn call<T, F>(
+    pub(super) async fn call<T, F>(
         &self,
         operation: impl FnOnce(MultiplexedConnection) -> F,
     ) -> Result<T, StoreError>

@@ -35,6 +35,7 @@ use crate::{
         cluster::{NodeAddress, OwnedSlots, RefreshRounds, SlotSet},
         near::Watcher,
         retry_queue::RetryQueue,
+        sidecar_record::SidecarRecords,
     },
 };
 
@@ -51,6 +52,8 @@ pub(in crate::store) struct ShardContext {
     /// Notified when the master becomes trusted or tracked, and when it stops being so.
     pub(in crate::store) state_changed: Arc<Notify>,
     pub(in crate::store) metrics: Arc<Metrics>,
+    /// What is recorded for other sidecars, for the whole process.
+    pub(in crate::store) records: Arc<SidecarRecords>,
 }
 
 impl ShardContext {
@@ -111,6 +114,8 @@ impl Redis {
             source: MasterSource::Fixed(target),
             prefix: config.prefix.clone(),
             lease: config.lease,
+            grace: config.reconnect_grace,
+            records: Arc::clone(&shard.records),
             session: RwLock::default(),
             retry_queue,
             recently_confirmed: RecentlyConfirmed::default(),

@@ -22,6 +22,7 @@ use super::{
     dial::{RedisConnection, Target},
     master_source::{MasterSource, Term},
     recently_confirmed::RecentlyConfirmed,
+    record_keeper,
     server_info::{ServerInfo, SlotClaim},
     session::{Membership, Session, SessionEffect, classify, clock_ahead_ms, credential_key_name},
     shard_context::{self, ShardContext},
@@ -35,12 +36,14 @@ use crate::{
         cluster::SlotSet,
         pending::{PendingItem, PurgeAllTask},
         retry_queue::RetryQueue,
+        sidecar_record::SidecarRecords,
+        unix_ms,
     },
     throttle::Throttle,
 };
 
 /// Interval between two probes of the server's role.
-const PROBE_EVERY: Duration = Duration::from_millis(400);
+pub(super) const PROBE_EVERY: Duration = Duration::from_millis(400);
 /// First and longest pause between two attempts to connect; doubles each time.
 pub(super) const BACKOFF: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_secs(1));
@@ -54,6 +57,9 @@ pub(super) struct RedisState {
     pub(super) address: String,
     pub(super) prefix: String,
     pub(super) lease: Duration,
+    /// Time for which a new epoch has no hits.
+    pub(super) grace: Duration,
+    pub(super) records: Arc<SidecarRecords>,
     pub(super) session: RwLock<Option<SessionHandle>>,
     pub(super) retry_queue: Arc<RetryQueue>,
     /// Invalidations that the session has recently confirmed.
@@ -76,7 +82,7 @@ pub(super) struct RedisState {
 /// Throttles for warnings that could otherwise come with every request or round.
 #[derive(Debug, Default)]
 pub(super) struct RedisWarnings {
-    connect: Throttle,
+    pub(super) connect: Throttle,
     pub(super) tracking: Throttle,
     key: Throttle,
     eviction: Throttle,
@@ -86,27 +92,17 @@ pub(super) struct RedisWarnings {
 pub(super) async fn supervise(shared: Arc<RedisState>) {
     let _guard = SupervisorGuard(Arc::clone(&shared));
     let mut backoff = BACKOFF.0;
+    let mut first_pause = Duration::ZERO;
     loop {
-        match shared.connect().await {
-            Ok(session) => {
-                let error = shared.serve(&session, &mut backoff).await;
-                // Before `requeue_recent`: from here on no invalidation counts as confirmed, so it
-                // misses none.
-                session.fail();
-                shared.retract(&error);
-                shared.requeue_recent().await;
-                warn!(store = shared.address, %error, "store is down; all requests go to the upstream");
-            }
-            Err(error) => {
-                shared.metrics.breaker.fail(&error);
-                if let Some(suppressed) = shared.warnings.connect.admit(&error.to_string()) {
-                    let store = &shared.address;
-                    warn!(store, %error, suppressed, "cannot connect to the store; retrying");
-                }
-            }
-        }
-        tokio::time::sleep(backoff.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        backoff = (backoff * 2).min(BACKOFF.1);
+        let session = shared.reconnect(first_pause, &mut backoff).await;
+        let error = shared.serve(&session, &mut backoff).await;
+        // Before `requeue_recent`: from here on no invalidation counts as confirmed, so it misses
+        // none.
+        session.fail();
+        shared.retract(&error);
+        shared.requeue_recent().await;
+        warn!(store = shared.address, %error, "store is down; all requests go to the upstream");
+        first_pause = backoff;
     }
 }
 
@@ -118,6 +114,16 @@ pub(super) struct VerifiedMaster {
     /// The server's clock minus ours, in ms.
     clock_ahead_ms: i64,
     term: Option<Term>,
+}
+
+impl VerifiedMaster {
+    /// Returns the records of the sidecars; none if they cannot be read.
+    pub(super) async fn records(mut self, prefix: &str) -> Vec<String> {
+        let now_ms = unix_ms(clock::now()) + self.clock_ahead_ms;
+        let read = record_keeper::live_records(prefix, now_ms);
+        let records = timeout(DETACHED_TIMEOUT, read.query_async(&mut self.connection.requests));
+        records.await.ok().and_then(Result::ok).unwrap_or_default()
+    }
 }
 
 /// Connects to the master and checks it.
@@ -196,18 +202,32 @@ impl RedisState {
 
     /// Connects to the master and opens a session.
     pub(super) async fn connect(&self) -> Result<SessionHandle, StoreError> {
-        let VerifiedMaster { mut connection, target, info, clock_ahead_ms, term: reign } =
-            connect_master(&self.source).await?;
+        self.open_session(self.dial().await?).await
+    }
+
+    /// Connects to the master, and takes its epoch. Has no effect if it is cancelled.
+    pub(super) async fn dial(&self) -> Result<(VerifiedMaster, Epoch), StoreError> {
+        let mut master = connect_master(&self.source).await?;
+        let epoch = self.epoch(&mut master.connection, &master.info, master.term).await?;
+        Ok((master, epoch))
+    }
+
+    /// Opens a session with a master.
+    pub(super) async fn open_session(
+        &self,
+        (master, epoch): (VerifiedMaster, Epoch),
+    ) -> Result<SessionHandle, StoreError> {
+        let VerifiedMaster { mut connection, target, info, clock_ahead_ms, term } = master;
         if let Some(policy) = info.evicting_policy() {
             self.warn_of_eviction(policy);
         }
-        let epoch = self.epoch(&mut connection, &info, reign).await?;
         if self.source.take_behind() {
             self.retry_queue.pending.add_all().await;
         }
-        let session =
-            Session::new(connection, (target, reign), self.membership(), epoch, clock_ahead_ms);
-        if !self.has_secret && self.keeps_credential_key() {
+        let grace_end = self.grace_end(&mut connection.requests, &info, &epoch).await;
+        let reached = (target, term, self.membership());
+        let session = Session::new(connection, reached, epoch, clock_ahead_ms, grace_end);
+        if !self.has_secret && self.keeps_shared_keys() {
             self.share_credential_key(&session).await?;
         }
         Ok(Arc::new(session))
@@ -219,11 +239,11 @@ impl RedisState {
         &self,
         connection: &mut RedisConnection,
         info: &ServerInfo,
-        reign: Option<Term>,
+        term: Option<Term>,
     ) -> Result<Epoch, StoreError> {
         let server = info.epoch();
         let Some(shard) = &self.shard else {
-            return Ok(reign.map_or_else(|| server.clone(), |reign| reign.epoch(&server)));
+            return Ok(term.map_or_else(|| server.clone(), |term| term.epoch(&server)));
         };
         let mut command = redis::cmd("CLUSTER");
         let claim = command.arg("INFO").query_async::<String>(&mut connection.requests);
@@ -237,7 +257,8 @@ impl RedisState {
         if self.shard.is_some() { Membership::Master } else { Membership::None }
     }
 
-    fn keeps_credential_key(&self) -> bool {
+    /// Whether the keys that all sidecars share, apart from those of jobs, are on this server.
+    pub(super) fn keeps_shared_keys(&self) -> bool {
         let name = credential_key_name(&self.prefix);
         self.shard.as_ref().is_none_or(|shard| shard.slots.contains_name(name.as_bytes()))
     }
@@ -298,6 +319,8 @@ impl RedisState {
                 error
             }
             never = replay => match never {},
+            never = self.keep_record(session) => match never {},
+            never = self.end_grace(session) => match never {},
             never = self.track(session) => match never {},
         }
     }
@@ -314,7 +337,12 @@ impl RedisState {
     /// Returns the reason when the session can no longer be trusted.
     async fn watch(&self, session: &Session) -> StoreError {
         loop {
-            let _ = timeout(PROBE_EVERY, self.failed.notified()).await;
+            tokio::select! {
+                _ = timeout(self.probe_interval(), self.failed.notified()) => {}
+                () = session.closed() => {
+                    return StoreError::Lost("the server closed the connection".into());
+                }
+            }
             if session.has_failed() {
                 return StoreError::Lost("too many operations failed".into());
             }

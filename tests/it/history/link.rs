@@ -20,7 +20,7 @@ use tokio::{
 };
 
 /// The port of the current master, shared by all links.
-pub(super) type Target = Arc<AtomicU16>;
+pub(crate) type Target = Arc<AtomicU16>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -39,14 +39,14 @@ struct State {
 }
 
 /// A TCP proxy.
-pub(super) struct Link {
+pub(crate) struct Link {
     address: SocketAddr,
     state: watch::Sender<State>,
     accept: JoinHandle<()>,
 }
 
 impl Link {
-    pub(super) async fn open(target: Target) -> Self {
+    pub(crate) async fn open(target: Target) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound listener");
         let (state, seen) = watch::channel(State { mode: Mode::Open, generation: 0 });
@@ -54,26 +54,26 @@ impl Link {
         Self { address, state, accept }
     }
 
-    pub(super) fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
     /// Cuts every connection and refuses new ones, until [`heal`](Self::heal).
-    pub(super) fn refuse(&self) {
+    pub(crate) fn refuse(&self) {
         self.change(Mode::Refusing, true);
     }
 
     /// Holds back every byte, until [`heal`](Self::heal).
-    pub(super) fn hold(&self) {
+    pub(crate) fn hold(&self) {
         self.change(Mode::Holding, false);
     }
 
     /// Lets bytes through, beginning with those that were held back.
-    pub(super) fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.change(Mode::Open, false);
     }
 

@@ -22,7 +22,8 @@ use crate::support::{self, Cluster, RedisServer, SOON, eventually, sentinel::Dep
 
 /// Short times, so that expiries happen within a short run. The upstream's late commits stay below
 /// `linger` and its slow reads around `lease`.
-const TIMES: [(&str, &str); 4] = [
+const TIMES: [(&str, &str); 5] = [
+    ("JOBCACHE_STORE_RECONNECT_GRACE", "400ms"),
     ("JOBCACHE_STORE_LEASE", "1s"),
     ("JOBCACHE_STORE_LINGER", "3s"),
     ("JOBCACHE_UPSTREAM_RESPONSE_TIMEOUT", "2s"),

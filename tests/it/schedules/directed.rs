@@ -4,10 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use hyper::Request;
 use jobcache::{
-    cache::entry::{Entry, Reject},
+    cache::{
+        entry::{Entry, Reject},
+        identity::Identity,
+    },
     config::{Config, StoreUrl},
     metrics::Metrics,
-    store::{Budget, Ended, Fill, Grant, Key, Lease, Seen, Store, StoreError},
+    store::{Budget, Ended, Fill, Grant, IdentityHash, Key, Lease, Seen, Store, StoreError},
 };
 use redis::cmd;
 use tempfile::TempDir;
@@ -28,6 +31,7 @@ pub(super) const OLD: &str = "old";
 
 pub(super) async fn open(redis: &RedisServer) -> Store {
     let mut config = Config::default();
+    config.store.reconnect_grace = Duration::ZERO;
     config.store.url = StoreUrl::Redis(redis.url());
     config.store.lease = LEASE_TIME;
     let store = Store::open(&config, Arc::new(Metrics::default()), None).unwrap();
@@ -44,7 +48,7 @@ pub(super) fn budget() -> Budget {
 }
 
 async fn ask(store: &Store) -> Grant {
-    store.lease(&key(), None, &mut budget()).await.unwrap()
+    store.lease(&key(), IdentityHash::default(), None, &mut budget()).await.unwrap()
 }
 
 pub(super) async fn granted(store: &Store) -> Lease {
@@ -57,7 +61,7 @@ pub(super) async fn granted(store: &Store) -> Lease {
 /// Returns the metadata of the entry that this lease fills.
 pub(super) fn meta(lease: &Lease) -> String {
     let (head, ()) = Request::new(()).into_parts();
-    entry(OLD, pair(&head)).meta(lease.token(), lease.epoch(), None)
+    entry(OLD, pair(&head)).meta(&Identity::default(), lease.token(), lease.epoch(), None)
 }
 
 pub(super) async fn fill(store: &Store, lease: Lease) -> Result<Fill, StoreError> {
@@ -228,7 +232,7 @@ async fn at_the_memory_limit_a_lease_is_refused_and_changes_nothing() {
     fill_memory(&redis).await;
     let before = state(&redis).await;
 
-    let grant = store.lease(&key(), None, &mut budget()).await;
+    let grant = store.lease(&key(), IdentityHash::default(), None, &mut budget()).await;
 
     assert!(matches!(&grant, Err(StoreError::Refused(why)) if why.contains("OOM")), "{grant:?}");
     assert_eq!(state(&redis).await, before);
@@ -337,7 +341,7 @@ async fn a_lease_that_comes_too_late_is_released_behind_it() {
     let store = open(&redis).await;
     redis.stop();
 
-    let late = store.lease(&key(), None, &mut Budget::new(SHORT)).await;
+    let late = store.lease(&key(), IdentityHash::default(), None, &mut Budget::new(SHORT)).await;
 
     assert!(matches!(late, Err(StoreError::Timeout)), "{late:?}");
     redis.cont();
@@ -353,7 +357,7 @@ async fn a_key_of_another_type_is_not_leased_but_purged() {
     let store = open(&redis).await;
     let () = redis.run(cmd("HSET").arg(MAIN).arg("field").arg("value")).await;
 
-    let grant = store.lease(&key(), None, &mut budget()).await;
+    let grant = store.lease(&key(), IdentityHash::default(), None, &mut budget()).await;
 
     assert!(matches!(&grant, Err(StoreError::Refused(why)) if why.contains("WRONGTYPE")));
     assert_eq!(believed(&store).await, None);

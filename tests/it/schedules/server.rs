@@ -8,6 +8,7 @@ use jobcache::{
     cache::{
         audience::{Audience, Caller, Fingerprinter, Standing},
         entry::{Entry, Reject},
+        identity::Identity,
         policy::{Freshness, StoredHead},
     },
     config::CredentialsConfig,
@@ -304,13 +305,13 @@ impl Server {
             Flaw::Of(Mutant::NoEpoch) => epoch = Epoch::named(field("epoch")?.as_str()?),
             _ => {}
         }
-        match Entry::decode(&Seen { stored: Some(stored), epoch, now_ms: 0 })? {
+        match Entry::decode(&Seen { stored: Some(stored), epoch, now_ms: 0, in_grace: false })? {
             Ok(entry) => Some(Found {
                 body: text(entry.body()),
                 generation: entry.generation().to_owned(),
                 audience: Some(entry.audience().clone()).filter(|_| self.flaw != Flaw::AnyAudience),
             }),
-            Err(Reject::Foreign | Reject::Epoch) => None,
+            Err(Reject::Foreign | Reject::Epoch | Reject::Identity) => None,
             Err(reject @ Reject::Corrupt) => panic!("no actor writes such metadata: {reject:?}"),
         }
     }
@@ -322,7 +323,9 @@ impl Server {
 
     fn meta(&self, new: &New) -> String {
         let epoch = Epoch::named(&new.epoch.to_string());
-        entry(&new.body, self.pairs[new.who]).meta(&Token::named(&new.generation), &epoch, None)
+        let generation = Token::named(&new.generation);
+        let entry = entry(&new.body, self.pairs[new.who]);
+        entry.meta(&Identity::default(), &generation, &epoch, None)
     }
 
     fn invoke<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> T {

@@ -130,6 +130,20 @@ impl RedisServer {
         self.run(redis::cmd("GET").arg(key)).await
     }
 
+    /// Returns all bytes under a key of any type that jobcache uses: the records of sidecars are a
+    /// sorted set, all others are strings.
+    pub(crate) async fn content(&self, key: &str) -> Vec<u8> {
+        let kind: String = self.run(redis::cmd("TYPE").arg(key)).await;
+        match &*kind {
+            "zset" => {
+                let mut read = redis::cmd("ZRANGE");
+                let members: Vec<Vec<u8>> = self.run(read.arg(key).arg(0).arg(-1)).await;
+                members.concat()
+            }
+            _ => self.get(key).await.unwrap_or_default(),
+        }
+    }
+
     pub(crate) async fn set(&self, key: &str, value: &[u8]) {
         let () = self.run(redis::cmd("SET").arg(key).arg(value)).await;
     }

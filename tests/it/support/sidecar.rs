@@ -28,6 +28,9 @@ use super::{
 /// Attempts to find two ports that stay free until the child has bound them.
 const PORT_ATTEMPTS: usize = 5;
 
+/// The variable with which hits need not wait after a start of Redis.
+const NO_GRACE: (&str, &str) = ("JOBCACHE_STORE_RECONNECT_GRACE", "0s");
+
 /// jobcache in this process, with a [`steady_clock`].
 pub(crate) struct Sidecar {
     pub(crate) client: Client,
@@ -191,10 +194,12 @@ impl Setup {
     }
 }
 
-/// Returns the default configuration for this Redis and this upstream.
+/// Returns the default configuration for this Redis and this upstream, without a grace after a start
+/// of Redis.
 pub(crate) fn config(redis: &RedisServer, upstream: &Upstream) -> Config {
     let mut config = Config { settle: Duration::ZERO, ..Config::default() };
     config.store.budget = Duration::from_secs(2);
+    config.store.reconnect_grace = Duration::ZERO;
     config.store.url = StoreUrl::Redis(redis.url());
     config.upstream.url = upstream.url();
     config
@@ -209,7 +214,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts with `--listen` and `--admin` on its own ports, and waits until it is live.
+    /// Starts with `--listen` and `--admin` on its own ports, and waits until it is live. Without
+    /// another value of the variable there is no grace after a start of Redis.
     pub(crate) async fn start(args: &[&str], envs: &[(&str, &str)]) -> Self {
         steady_clock();
         for _ in 0..PORT_ATTEMPTS {
@@ -221,7 +227,8 @@ impl Process {
             }
             let (proxy, admin) = (listen.to_string(), admin_address.to_string());
             let addresses = ["--listen", &proxy, "--admin", &admin];
-            let mut child = command(args, envs).args(addresses).spawn().expect("the binary runs");
+            let envs = [&[NO_GRACE], envs].concat();
+            let mut child = command(args, &envs).args(addresses).spawn().expect("the binary runs");
             let stderr = collect(&mut child);
             let (client, admin) = (Client::new(listen), Client::operator(admin_address));
             let mut process = Self { client, admin, child, stderr };

@@ -142,7 +142,7 @@ impl Upstream {
         lock(&self.state.scripts).insert(path.into(), Arc::new(move |_, body| script(body)));
     }
 
-    /// Answers this exact path with the script's result for the request's headers.
+    /// Answers this exact path, or path and query, with the script's result for the request's headers.
     pub(crate) fn respond_to(
         &self,
         path: &str,
@@ -199,14 +199,16 @@ impl Upstream {
         lock(&self.state.open).clear();
     }
 
-    /// Returns the number of GETs of this exact path, with any query.
+    /// Returns the number of GETs of this exact path with any query, or of this path and query.
     pub(crate) fn reads(&self, path: &str) -> usize {
         self.count(&Method::GET, path)
     }
 
     pub(crate) fn count(&self, method: &Method, path: &str) -> usize {
-        let is_it =
-            |seen: &&Seen| seen.method == *method && seen.target.split('?').next() == Some(path);
+        let is_it = |seen: &&Seen| {
+            let is_there = seen.target == path || seen.target.split('?').next() == Some(path);
+            seen.method == *method && is_there
+        };
         lock(&self.state.seen).iter().filter(is_it).count()
     }
 
@@ -396,6 +398,7 @@ async fn exchange(mut request: Request<Incoming>, state: Arc<State>) -> Option<R
     let place = {
         let mut seen = lock(&state.seen);
         let headers = headers.clone();
+        let target = target.clone();
         seen.push(Seen { method: method.clone(), target, headers, body_len: 0 });
         seen.len() - 1
     };
@@ -403,29 +406,33 @@ async fn exchange(mut request: Request<Incoming>, state: Arc<State>) -> Option<R
     if request.headers().contains_key(header::UPGRADE) {
         return Some(echo(&mut request));
     }
-    state.pass(&method, &path, Moment::Upload).await;
+    let place_of_gates = [&*path, &*target];
+    state.pass(&method, place_of_gates, Moment::Upload).await;
     let body = read(request.into_body(), |len| {
         if let Some(seen) = lock(&state.seen).get_mut(place) {
             seen.body_len = len;
         }
     })
     .await?;
-    state.pass(&method, &path, Moment::Before).await;
-    let script = lock(&state.scripts).get(&path).cloned();
+    state.pass(&method, place_of_gates, Moment::Before).await;
+    let script = {
+        let scripts = lock(&state.scripts);
+        scripts.get(&target).or_else(|| scripts.get(&path)).cloned()
+    };
     let response = match script {
         Some(script) => script(&headers, body),
         None => Some(state.job(&method, &path)),
     };
-    state.pass(&method, &path, Moment::After).await;
+    state.pass(&method, place_of_gates, Moment::After).await;
     response
 }
 
 impl State {
-    /// Waits at every matching gate of this moment.
-    async fn pass(&self, method: &Method, path: &str, moment: Moment) {
+    /// Waits at every matching gate of this moment. A gate may name the path, or path and query.
+    async fn pass(&self, method: &Method, places: [&str; 2], moment: Moment) {
         let is_here = |gate: &&Arc<GateState>| {
             gate.method == *method
-                && (gate.path == path || gate.path == ANY)
+                && (places.contains(&&*gate.path) || gate.path == ANY)
                 && gate.moment == moment
         };
         let gates: Vec<_> = lock(&self.gates).iter().filter(is_here).cloned().collect();

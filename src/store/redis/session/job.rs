@@ -59,8 +59,9 @@ impl Session {
         let call = |mut connection| async move {
             pipeline.query_async::<ReadReply>(&mut connection).await
         };
+        let in_grace = self.is_in_grace();
         let reply = self.call(call).await?;
-        Ok(self.seen(stored(reply)))
+        Ok(self.seen(stored(reply), in_grace))
     }
 
     /// Reads all keys of a job: one round trip, no script.
@@ -75,6 +76,7 @@ impl Session {
         let call = |mut connection| async move {
             pipeline.query_async::<InspectReply>(&mut connection).await
         };
+        let in_grace = self.is_in_grace();
         let (read, expires_at_ms, kind, lease, lease_left_ms, fence_left_ms) =
             self.call(call).await?;
         let is_placeholder = read[0].as_ref().is_some_and(Vec::is_empty);
@@ -83,7 +85,7 @@ impl Session {
             LeaseState { token, left_ms: lease_left_ms }
         });
         Ok(KeyState {
-            seen: self.seen(stored((read, expires_at_ms))),
+            seen: self.seen(stored((read, expires_at_ms)), in_grace),
             is_alien: kind != "string" && kind != "none",
             is_placeholder,
             lease,
@@ -106,9 +108,10 @@ impl Session {
         }
         invocation.arg(token.as_str()).arg(millis(lease));
         invocation.arg(refused.map(|stored| stored.expires_at_ms.to_string()).unwrap_or_default());
+        let in_grace = self.is_in_grace();
         let reply: Vec<Value> = self.invoke(invocation).await?;
         let (epoch, hold) = (self.epoch.clone(), store::LeaseGuard::Redis(hold));
-        self.grant(&reply, Lease { key, token, epoch, granted_at_ms, hold })
+        self.grant(&reply, Lease { key, token, epoch, granted_at_ms, hold }, in_grace)
     }
 
     pub(in crate::store::redis) async fn fill(
@@ -197,7 +200,7 @@ impl Session {
         self.invoke(invocation).await.map(filled)
     }
 
-    fn grant(&self, reply: &[Value], lease: Lease) -> Result<Grant, StoreError> {
+    fn grant(&self, reply: &[Value], lease: Lease, in_grace: bool) -> Result<Grant, StoreError> {
         let bytes = |at: usize| match reply.get(at) {
             Some(Value::BulkString(value)) => Bytes::copy_from_slice(value),
             _ => Bytes::new(),
@@ -218,7 +221,7 @@ impl Session {
                 };
                 let expires_at_ms = *expires_at_ms;
                 let stored = StoredValue { body: bytes(1), meta: bytes(2), expires_at_ms };
-                Ok(Grant::Stored(self.seen(Some(stored))))
+                Ok(Grant::Stored(self.seen(Some(stored), in_grace)))
             }
             other => Err(StoreError::Refused(format!("lease.lua answered {other:?}"))),
         }

@@ -41,7 +41,7 @@ impl Question {
 
     /// The question for a master of a cluster; `None` if it owns no slot.
     pub(super) fn keyed(slots: &Arc<OwnedSlots>, prefix: &str) -> Option<Self> {
-        let name = slots.name(prefix, fastrand::u32(..))?;
+        let name = slots.name(prefix, "barrier", fastrand::u32(..))?;
         let bytes = cmd("DEL").arg(&name).get_packed_command();
         let keyed = Keyed { name, prefix: prefix.to_owned(), slots: Arc::clone(slots) };
         Some(Self { bytes, answer: NOTHING, keyed: Some(keyed) })

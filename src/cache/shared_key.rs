@@ -1,0 +1,33 @@
+//! The warning about a Redis key that two routes or two APIs give to different jobs.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing::warn;
+
+use super::{Cache, LookupRequest, entry};
+use crate::store::Seen;
+
+/// Whether the warning has been given.
+#[derive(Debug, Default)]
+pub(super) struct SharedKeyWarning(AtomicBool);
+
+impl Cache {
+    /// Warns once that the value under the key of a request is of another API, route or job. The two
+    /// replace each other, so neither is cached for long.
+    pub(super) fn warn_of_shared_key(&self, request: &LookupRequest, seen: &Seen) {
+        if self.shared_key_warning.0.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let ours = self.identity(&request.key, request.route);
+        let (other_api, other_route) = entry::origin_of(seen).unwrap_or_default();
+        warn!(
+            api = ours.api,
+            route = ours.route,
+            other_api,
+            other_route,
+            prefix = self.settings.prefix,
+            "two routes or two APIs share the Redis key of a job and replace each other's entries; give \
+             one of them another store.prefix, such as the name of its API"
+        );
+    }
+}

@@ -1,0 +1,14 @@
+-- Notes since when this server is known in its present epoch. Whoever sees a new epoch first sets the
+-- mark; it replaces that of the epoch before.
+-- KEYS: mark   ARGV: epoch, 'new' if the server has just started, else 'old'
+-- Reply: for how long the epoch has been known, in ms
+-- A server that is older than that and has no mark has not been used by jobcache: nobody owes it anything.
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local mark = redis.call('GET', KEYS[1]) or ''
+local since, epoch = string.match(mark, '^(%d+) (.*)$')
+if epoch == ARGV[1] then return now - tonumber(since) end
+since = 0
+if mark ~= '' or ARGV[2] == 'new' then since = now end
+redis.call('SET', KEYS[1], string.format('%.0f', since) .. ' ' .. ARGV[1])
+return now - since
