@@ -20,10 +20,14 @@ use hyper::{
     http::request::Parts,
 };
 use jobcache::{
-    cache::{Cache, Lookup, audience::Fingerprinter, entry::Entry, identity::RouteIndex},
+    cache::{Cache, Lookup, entry::Entry},
     config::{Config, StoreUrl},
-    metrics::Metrics,
-    proxy::route::{Route, Routes},
+    observe::metrics::Metrics,
+    semantics::{
+        audience::Fingerprinter,
+        identity::RouteIndex,
+        route::{Route, Routes},
+    },
     store::{CredentialKey, Fill, Key, Seen},
 };
 use tokio::runtime::Runtime;

@@ -3,25 +3,19 @@
 //! The cache never contacts the upstream. A reader that must do so gets a [`LeaderRead`], and `proxy`
 //! fetches.
 
-pub mod audience;
 mod caller_splits;
 mod comparison;
-pub mod cookies;
 mod elsewhere;
 pub mod entry;
 mod fill;
 pub mod flight;
 pub mod forecast;
 mod grace_lookup;
-pub mod identity;
 mod invalidate;
-pub mod job_id;
 mod kept_apart;
 mod lookup;
 mod near_lookup;
-pub mod policy;
 mod prefetch_lookup;
-pub mod query;
 mod record;
 mod shared_key;
 mod silent_changes;
@@ -45,16 +39,11 @@ use hyper::http::{HeaderMap, HeaderName, Method, Uri};
 use prometheus_client::metrics::gauge::Gauge;
 
 use self::{
-    audience::{Caller, Fingerprinter, Variant},
     caller_splits::CallerSplits,
     entry::Entry,
     flight::{CoalesceKey, Flights},
-    identity::{Identity, RouteIndex, Scopes},
-    job_id::JobId,
     kept_apart::KeptApart,
     near_lookup::NearLayer,
-    policy::{Policy, RequestDirectives, StateTtls},
-    query::Query,
     shared_key::SharedKeyWarning,
     silent_changes::{NewsWatcher, SilentChanges},
     windowed_counts::WindowedCounts,
@@ -63,9 +52,18 @@ use self::{
 use crate::{
     config,
     limits::Quota,
-    metrics::{Limit, Metrics},
+    observe::{
+        metrics::{Limit, Metrics},
+        throttle::Throttle,
+    },
+    semantics::{
+        audience::{Caller, Fingerprinter, Variant},
+        identity::{Identity, RouteIndex, Scopes},
+        job_id::JobId,
+        policy::{Policy, RequestDirectives, StateTtls},
+        query::Query,
+    },
     store::{Budget, IdentityHash, Key, SidecarRecord, Store, StoreError, Token, near::Watcher},
-    throttle::Throttle,
 };
 
 /// Duration of a hit-for-miss mark. After a response that could not be stored, readers of the job do

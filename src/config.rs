@@ -12,7 +12,6 @@
 mod address;
 mod changes;
 mod constraints;
-mod credentials_config;
 mod defaults;
 mod env;
 mod file;
@@ -25,7 +24,6 @@ mod raw_value;
 mod reference_toml;
 mod responses_config;
 mod sample_rate;
-mod secret;
 mod server_config;
 mod setter;
 mod setting_spec;
@@ -48,8 +46,7 @@ use std::time::Duration;
 
 pub use address::ListenAddress;
 pub use changes::{OverriddenChange, SettingChange};
-pub use credentials_config::{CredentialMode, CredentialsConfig};
-pub use invalidate_rules::{InvalidateRule, OnMiss, rule_keys};
+pub use invalidate_rules::rule_keys;
 pub use load::{Flags, InvalidConfig, LoadedConfig};
 pub use log_directives::{filter as log_filter, parsed as parsed_log_filter};
 pub use near_config::{NearConfig, NearMode, NearTracking};
@@ -57,7 +54,6 @@ pub use raw_value::RawValue;
 pub use reference_toml::reference_toml;
 pub use responses_config::{ResponsesConfig, carries_meaning};
 pub use sample_rate::SampleRate;
-pub use secret::Secret;
 pub use server_config::{HEADERS_ON_STACK, ServerConfig};
 pub use setting_spec::{FlagSpec, ReloadClass, SettingSection, SettingSpec};
 pub use settings::{SECTIONS, setting, settings};
@@ -69,7 +65,12 @@ pub use traces::TracesConfig;
 pub use upstream_config::{Endpoint, UpstreamConfig};
 pub use warm_config::WarmConfig;
 
-use crate::json_pointer::JsonPointer;
+pub use crate::semantics::{
+    secret::Secret,
+    settings::{
+        CredentialMode, CredentialsConfig, InvalidateRule, OnMiss, QueryConfig, StateTtlConfig,
+    },
+};
 
 /// A checked configuration: every value is within its limits.
 ///
@@ -185,22 +186,4 @@ impl CacheMode {
             Self::Off => "off",
         }
     }
-}
-
-/// Query parameters of reads. A read with any other parameter passes uncached.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct QueryConfig {
-    /// Names of parameters that do not change the answer.
-    pub ignore: Vec<String>,
-    /// Names of parameters that change only its form.
-    pub allow: Vec<String>,
-}
-
-/// Lifetimes of entries by the state of the job, which the body states.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StateTtlConfig {
-    /// Place of the state in the body.
-    pub pointer: JsonPointer,
-    /// Each state, as text, and its lifetime; if it is empty, states do not matter.
-    pub map: Vec<(String, Duration)>,
 }

@@ -13,7 +13,7 @@
 //!    an older body. The stated limits are in [`store`].
 //! 2. **Never leaked.** A credential only ever receives bytes that the upstream itself served to
 //!    that credential since the job last changed, or bytes identical to those. See
-//!    [`cache::audience`].
+//!    [`semantics::audience`].
 //! 3. **Never in the way.** A cache fault never fails, truncates or alters a response, and costs at
 //!    most the store budget; while Redis stays down it costs nothing. Anything but a cached read
 //!    passes through untouched, as a stream.
@@ -45,6 +45,10 @@ pub mod cache;
 
 pub mod store;
 
+pub mod semantics;
+
+pub mod observe;
+
 pub mod admin;
 
 pub mod reload;
@@ -53,25 +57,13 @@ pub mod warm;
 
 pub mod demo;
 
-pub mod metrics;
-
-pub mod events;
-
 pub mod limits;
 
 pub mod clock;
 
-mod connection_auth;
-
-pub mod json_pointer;
-
 pub mod mutants;
 
-pub mod throttle;
-
 pub mod telemetry;
-
-pub mod spans;
 
 pub mod systemd;
 
@@ -91,9 +83,10 @@ use crate::{
     cache::Cache,
     config::{Config, LoadedConfig},
     limits::Quota,
-    metrics::{Limit, Metrics, recent},
-    proxy::{Proxy, route::Routes},
+    observe::metrics::{Limit, Metrics, recent},
+    proxy::Proxy,
     reload::{ConfigGeneration, Current, Reloads},
+    semantics::route::Routes,
     server::{Drain, Server, listen::Listener},
     store::StoreError,
     telemetry::{LogFilter, SpanExport},
@@ -123,12 +116,9 @@ pub struct Listeners {
 /// Why a sidecar could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A route template is invalid.
+    /// A route or a rule of `[[invalidate]]` is invalid.
     #[error(transparent)]
-    Route(#[from] proxy::route::InvalidTemplate),
-    /// A rule of `[[invalidate]]` is invalid.
-    #[error(transparent)]
-    Rule(#[from] proxy::route::invalidation_rules::InvalidRule),
+    Routes(#[from] semantics::route::InvalidRoutes),
     /// The store's URL cannot be used.
     #[error("cannot open the store: {0}")]
     Store(#[from] StoreError),
@@ -197,7 +187,7 @@ fn build(
     warmer: Warmer,
     leaving: &Drain,
 ) -> Result<ConfigGeneration, RunError> {
-    let routes = Arc::new(Routes::from_config::<RunError>(config)?);
+    let routes = Arc::new(Routes::new(&config.routes, &config.invalidate, &config.query)?);
     let cache = Arc::new(Cache::open(config, Arc::clone(metrics))?);
     let upstream = Upstream::new(config, Arc::clone(metrics))?;
     // Each has its own quota, so that clients' writes cannot keep out the pipeline's purges.

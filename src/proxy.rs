@@ -5,7 +5,7 @@
 //! 1. `headers` drops the forwarding fields of a peer that is not trusted, `framing` refuses a
 //!    message that two readers could take differently, and the request takes a permit of the
 //!    `server.max_requests` quota.
-//! 2. [`route`] classifies the request from its head alone: read, write or pass.
+//! 2. [`route`](crate::semantics::route) classifies the request from its head alone: read, write or pass.
 //! 3. `read` answers a read of a job from this process, from the store, or by one upstream read
 //!    that all waiting clients share (`lead`). In shadow mode, `shadow` answers from the upstream
 //!    and only compares.
@@ -29,12 +29,10 @@ pub mod body;
 mod body_rules;
 mod exchange;
 pub(crate) mod framing;
-pub(crate) mod headers;
 mod lead;
 mod prefetch;
 mod read;
 pub mod repeat_hit;
-pub mod route;
 pub mod shadow;
 mod stale_config_guard;
 mod unclaimed;
@@ -64,21 +62,26 @@ use self::{
         ProtocolSwitch, close_after_unread_upload, close_with_bound_connection, prepare_response,
     },
     repeat_hit::RepeatHit,
-    route::{Route, Routes, WriteTarget, is_unsafe, overrides_method},
     stale_config_guard::{StaleConfig, StaleConfigGuard},
     unclaimed::UnclaimedWrites,
     upgrade::Upgrade,
     write_end::{WriteInvalidation, track_upload},
 };
 use crate::{
-    cache::{Cache, WriteOutcome, policy::Bypass},
+    cache::{Cache, WriteOutcome},
     config::{self, CacheMode, Config, SampleRate},
-    events::HitSample,
     informational::Informational,
     limits::Quota,
-    metrics::{Limit, Metrics},
+    observe::{
+        events::HitSample,
+        metrics::{Limit, Metrics},
+        spans,
+    },
+    semantics::{
+        policy::Bypass,
+        route::{Route, Routes, WriteTarget, is_unsafe, overrides_method},
+    },
     service::Answered,
-    spans,
     transport::Peer,
     upstream::{RetryPolicy, Upstream},
 };
@@ -214,10 +217,10 @@ impl Proxy {
         // Before anything reads the headers: jobcache must distinguish callers by the same fields
         // that the upstream will see.
         if !client.is_trusted {
-            headers::strip_forwarded(request.headers_mut());
+            crate::semantics::headers::strip_forwarded(request.headers_mut());
         }
         if client.is_tls {
-            headers::set_forwarded_proto(request.headers_mut(), client);
+            crate::semantics::headers::set_forwarded_proto(request.headers_mut(), client);
         }
         let access_line = self.access_log.then(|| AccessLine::of(&request));
         let mut repeat_hit = None;

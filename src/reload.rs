@@ -49,8 +49,9 @@ use crate::{
     cache::{Cache, WriteOutcome},
     config::{Config, InvalidConfig, LoadedConfig, OverriddenChange, ReloadClass, SettingChange},
     informational::Informational,
-    metrics::{Metrics, OutcomeLabels},
-    proxy::{Proxy, body::Body, repeat_hit::RepeatHit, route::Routes},
+    observe::metrics::{Metrics, OutcomeLabels},
+    proxy::{Proxy, body::Body, repeat_hit::RepeatHit},
+    semantics::route::Routes,
     service::{Answered, FastPathMiss, Service},
     telemetry::{LogFilter, SpanExport, Telemetry},
     transport::{ConnectionId, Peer},
@@ -304,7 +305,7 @@ impl Current {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         let judging = changes.iter().any(|change| INVALIDATING_SETTINGS.contains(&change.key));
         let routes = if judging {
-            Arc::new(Routes::from_config::<RunError>(config)?)
+            Arc::new(Routes::new(&config.routes, &config.invalidate, &config.query)?)
         } else {
             Arc::clone(&current.routes)
         };

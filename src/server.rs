@@ -55,7 +55,7 @@ use self::{
 use crate::{
     config::{self, HEADERS_ON_STACK},
     informational::Informational,
-    metrics::{KindLabels, Limit, Metrics},
+    observe::metrics::{KindLabels, Limit, Metrics},
     service::Service,
     tls::Renewed,
     transport::{Peer, RemoteAddress, Socket, prepare},

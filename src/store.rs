@@ -102,22 +102,22 @@ pub use self::pending::JournalStatus;
 pub use self::receipt::{KeyReceipt, Purged, RemovedEntry};
 pub use self::sidecar_record::{RecordMismatch, SidecarRecord};
 pub use self::types::{
-    BarrierWait, Budget, CredentialKey, Ended, Epoch, Fill, Grant, IdentityHash, Key, Lease,
-    Redirect, Replacement, Seen, StoreError, StoredValue, Token, Write,
+    BarrierWait, Budget, Ended, Epoch, Fill, Grant, Key, Lease, Redirect, Replacement, Seen,
+    StoreError, StoredValue, Token, Write,
 };
 use self::{
     barrier::BarrierDown,
     near::Watcher,
     types::{Begun, LeaseGuard},
 };
+pub use crate::semantics::{
+    audience::{CredentialKey, MAX_PAIRS_OF_CREDENTIAL},
+    identity::IdentityHash,
+};
 use crate::{
     clock, config,
-    metrics::{Metrics, StoreOp},
+    observe::metrics::{Metrics, StoreOp},
 };
-
-/// Greatest number of pairs of one entry that have the same credential. A further one replaces the
-/// oldest of them, so that nobody fills the audience of others.
-pub const MAX_PAIRS_OF_CREDENTIAL: usize = 8;
 
 /// Checks that the configured store can be reached now and is fit for use. Returns how other
 /// sidecars there are configured differently.

@@ -2,7 +2,7 @@
 //!
 //! The log consists of lines on standard error, for people (in colour only on a terminal) or as
 //! JSON. Call sites limit their own rate: a warning that every request may cause goes through a
-//! [`Throttle`](crate::throttle::Throttle).
+//! [`Throttle`](crate::observe::throttle::Throttle).
 
 mod export;
 
@@ -27,7 +27,7 @@ pub use self::export::SpanExport;
 pub use crate::config::parsed_log_filter as filter;
 use crate::{
     config::{LogFormat, TracesConfig},
-    spans,
+    observe::spans,
 };
 
 /// Handle to the filter of the log, which can be changed at any time. The default belongs to no log

@@ -26,8 +26,10 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::{
     config::{ClientTls, Config, Endpoint, Identity},
-    metrics::{Metrics, OutcomeLabels},
-    throttle::Throttle,
+    observe::{
+        metrics::{Metrics, OutcomeLabels},
+        throttle::Throttle,
+    },
 };
 
 /// The ALPN name of HTTP/1.1 (RFC 7301 6).

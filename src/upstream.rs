@@ -55,9 +55,9 @@ pub use self::{
 };
 use crate::{
     config::{self, Config, Endpoint, HEADERS_ON_STACK},
-    connection_auth::is_login,
     limits::GaugeGuard,
-    metrics::{Limit, Metrics, OutcomeLabels},
+    observe::metrics::{Limit, Metrics, OutcomeLabels},
+    semantics::connection_auth::is_login,
     tls::TlsError,
     transport::ConnectionId,
 };

@@ -28,10 +28,10 @@ use tracing::{error, info, warn};
 
 use self::queue::{Item, WarmQueue};
 use crate::{
-    cache::job_id::JobId,
     config::{self, Config},
-    metrics::Metrics,
+    observe::metrics::Metrics,
     proxy::{PrefetchOutcome, Proxy},
+    semantics::job_id::JobId,
     server::Drain,
 };
 

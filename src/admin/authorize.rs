@@ -34,9 +34,11 @@ use super::{
 use crate::{
     clock,
     config::{Config, Secret},
-    events::Initiator,
-    metrics::{Limit, Metrics, WebhookRefusal},
-    throttle::Throttle,
+    observe::{
+        events::Initiator,
+        metrics::{Limit, Metrics, WebhookRefusal},
+        throttle::Throttle,
+    },
     transport::Peer,
 };
 

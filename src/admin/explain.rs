@@ -38,18 +38,18 @@ use super::reply::{Reply, json_reply};
 use crate::{
     cache::{
         Cache,
-        audience::Standing,
         entry::{Entry, Reject},
         forecast::{Forecast, ForecastReport, MissReason, VariantOrigin},
-        job_id::{self, JobId},
-        policy::Bypass,
     },
     clock,
     config::{self, CacheMode},
-    events::jobs::JobHistory,
-    proxy::{
-        framing::{self, Refusal},
+    observe::events::jobs::JobHistory,
+    proxy::framing::{self, Refusal},
+    semantics::{
+        audience::Standing,
         headers::{self, CacheStatus, Forward},
+        job_id::{self, JobId},
+        policy::Bypass,
         route::{Route, Routes},
     },
     store::{KeyState, StoreError},

@@ -23,11 +23,13 @@ use super::{
     reply::{Reply, json_reply, retry_later},
 };
 use crate::{
-    cache::{Cache, PurgeAllOutcome, PurgeOutcome, PurgeReceipt, job_id::JobId},
+    cache::{Cache, PurgeAllOutcome, PurgeOutcome, PurgeReceipt},
     config::Config,
-    metrics::{Limit, Metrics, WebhookRefusal},
-    proxy::route::Routes,
-    spans,
+    observe::{
+        metrics::{Limit, Metrics, WebhookRefusal},
+        spans,
+    },
+    semantics::{job_id::JobId, route::Routes},
     store::Ended,
     transport::Peer,
     warm::Warmer,

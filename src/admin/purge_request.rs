@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::cache::job_id::{self, JobId};
+use crate::semantics::{job_id, job_id::JobId};
 
 /// Most ids in one purge, and most jobs that all variants of those ids name together.
 pub(super) const MAX_IDS: usize = 10_000;

@@ -16,11 +16,13 @@ use tokio::{
 
 use super::reply::{Reply, ReplyBody, json_reply, typed_reply};
 use crate::{
-    events::{
-        feed::{Event, MAX_SUBSCRIBERS, Subscription},
-        jobs::BusyJob,
+    observe::{
+        events::{
+            feed::{Event, MAX_SUBSCRIBERS, Subscription},
+            jobs::BusyJob,
+        },
+        metrics::Metrics,
     },
-    metrics::Metrics,
     server::Drain,
 };
 

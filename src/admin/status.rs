@@ -7,15 +7,13 @@ use serde_json::{Map, Value, json};
 
 use super::sse::busy_job_json;
 use crate::{
-    cache::{
-        Cache,
-        policy::{Bypass, NoStore},
-    },
+    cache::Cache,
     config::{self, Config, StoreUrl},
-    metrics::{
+    observe::metrics::{
         ComparisonResult, Limit, Metrics, ReasonCount,
         recent::{CounterSnapshot, RecentTimes, RequestTotals},
     },
+    semantics::policy::{Bypass, NoStore},
     store::{JournalStatus, NodeStatus, Store},
 };
 

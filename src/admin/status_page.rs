@@ -77,7 +77,7 @@ fn content_security_policy() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::policy::{Bypass, NoStore};
+    use crate::semantics::policy::{Bypass, NoStore};
 
     #[test]
     fn the_page_and_the_documentation_say_what_each_reason_means() {

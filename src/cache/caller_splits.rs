@@ -18,8 +18,12 @@ use std::{
 use hyper::http::HeaderName;
 use tracing::warn;
 
-use super::{Cache, Lookup, LookupRequest, audience::Fingerprint, policy::Bypass};
-use crate::{store::Key, throttle::HourlyPerName};
+use super::{Cache, Lookup, LookupRequest};
+use crate::{
+    observe::throttle::HourlyPerName,
+    semantics::{audience::Fingerprint, policy::Bypass},
+    store::Key,
+};
 
 /// Number of values from which on a header splits the callers of a job.
 const SPLITTING_VALUES: usize = 8;
@@ -199,7 +203,9 @@ mod tests {
     use hyper::http::Request;
 
     use super::*;
-    use crate::{cache::audience::Fingerprinter, config::CredentialsConfig, store::CredentialKey};
+    use crate::{
+        config::CredentialsConfig, semantics::audience::Fingerprinter, store::CredentialKey,
+    };
 
     fn job(id: &str) -> Key {
         Key::new("job_status:", id)

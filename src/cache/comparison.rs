@@ -19,14 +19,10 @@ use tokio::time::sleep;
 use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{
-    Cache, LookupRequest,
-    entry::{self, Entry},
-    invalidate::InvalidationSource,
-    policy::{self, NoStore, Policy, StoredHead},
-};
+use super::{Cache, LookupRequest, entry, entry::Entry, invalidate::InvalidationSource};
 use crate::{
-    metrics::ComparisonResult,
+    observe::metrics::ComparisonResult,
+    semantics::policy::{self, NoStore, Policy, StoredHead},
     store::{Key, Token},
 };
 

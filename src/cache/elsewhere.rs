@@ -13,10 +13,10 @@ use futures_util::future::join;
 use super::{
     Cache,
     invalidate::{FenceEnd, InvalidationSource, WriteOutcome},
-    job_id::JobId,
 };
 use crate::{
-    events::EventKind,
+    observe::events::EventKind,
+    semantics::job_id::JobId,
     store::{Budget, Ended, Key, Write},
 };
 

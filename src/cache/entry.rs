@@ -21,14 +21,15 @@ use self::{
     coding::Coding,
     head::{HIT_STATUS, Head, HeadForm, HeadLine, HeadSeconds, MAX_ADDED_HEADERS, numbered},
 };
-use super::{
-    audience::{Audience, AudienceMember, Caller},
-    identity::Identity,
-    policy::{self, LastModified, StoredHead},
-};
 use crate::{
     mutants::{self, Mutant},
-    store::{Epoch, IdentityHash, Seen, Token},
+    semantics::{
+        audience::{Audience, AudienceMember, Caller},
+        headers::VIA_JOBCACHE,
+        identity::{Identity, IdentityHash},
+        policy::{self, LastModified, StoredHead},
+    },
+    store::{Epoch, Seen, Token},
 };
 
 /// Version of the meta format. An entry with another version is not a hit.
@@ -36,9 +37,6 @@ const META_VERSION: u8 = 3;
 /// Version of the meta of a compressed entry. A sidecar without compression does not know it, so it
 /// does not serve the compressed bytes.
 const COMPRESSED_META_VERSION: u8 = 4;
-
-/// The `Via` of jobcache, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
-pub const VIA_JOBCACHE: HeaderValue = HeaderValue::from_static("1.1 jobcache");
 
 /// A response that may be served to more than one request.
 #[derive(Debug)]

@@ -9,18 +9,19 @@ use tracing::{Span, debug};
 
 use super::{
     Cache, LookupRequest,
-    audience::Caller,
     entry::{Entry, Likeness},
     flight::{CoalesceKey, Leader},
-    identity::RouteIndex,
-    policy::{self, Bypass, Freshness, NoStore, StoredHead},
     silent_changes::StoredAs,
 };
 use crate::{
     clock,
-    events::EventKind,
     limits::Quota,
-    metrics::OutcomeLabels,
+    observe::{events::EventKind, metrics::OutcomeLabels},
+    semantics::{
+        audience::Caller,
+        identity::RouteIndex,
+        policy::{self, Bypass, Freshness, NoStore, StoredHead},
+    },
     store::{Fill, Key, Lease, Replacement, Seen, StoreError},
 };
 

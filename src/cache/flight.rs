@@ -12,7 +12,7 @@
 //!
 //! Requests with the same coalesce key may get the same response ([`Fingerprinter::coalesce_key`]).
 //!
-//! [`Fingerprinter::coalesce_key`]: super::audience::Fingerprinter::coalesce_key
+//! [`Fingerprinter::coalesce_key`]: crate::semantics::audience::Fingerprinter::coalesce_key
 //!
 //! Followers share only responses that may be stored. If a leader panics or is aborted, each of its
 //! followers reads for itself.
@@ -29,11 +29,12 @@ use std::{
 use tokio::sync::{oneshot, watch};
 use tracing::Span;
 
-use super::{audience::Caller, entry::Entry};
+use super::entry::Entry;
 use crate::{
     limits::{Permit, Quota},
     mutants::{self, Mutant},
-    spans,
+    observe::spans,
+    semantics::audience::Caller,
     store::{Epoch, IdentityHash, Key, Token},
 };
 
@@ -388,8 +389,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        cache::audience::Fingerprinter,
         config::CredentialsConfig,
+        semantics::audience::Fingerprinter,
         store::{CredentialKey, Token},
     };
 

@@ -17,14 +17,13 @@ use hyper::http::HeaderName;
 
 use super::{
     Cache, LookupRequest,
-    audience::Standing,
     entry::{Entry, Reject},
     flight::SeenVersion,
     lookup::{EntryUse, MAX_FOREIGN_VALUES, bypass_reason},
-    policy::Bypass,
 };
 use crate::{
-    events::jobs::JobHistory,
+    observe::events::jobs::JobHistory,
+    semantics::{audience::Standing, policy::Bypass},
     store::{KeyState, Seen, StoreError},
 };
 

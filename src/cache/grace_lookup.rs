@@ -13,9 +13,11 @@ use super::{
     entry::{Entry, Reject},
     fill::{FillTarget, LeaderRead},
     flight::FlightTicket,
-    policy::Bypass,
 };
-use crate::store::{Budget, Grant, Seen};
+use crate::{
+    semantics::policy::Bypass,
+    store::{Budget, Grant, Seen},
+};
 
 impl Cache {
     /// Answers a read for which the store has shown `seen` during the grace.

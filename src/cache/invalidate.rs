@@ -10,10 +10,13 @@ use std::{
 use tokio::task::JoinError;
 use tracing::{debug, error, warn};
 
-use super::{Cache, job_id::JobId};
+use super::Cache;
 use crate::{
-    events::{EventKind, Initiator},
-    metrics::InvalidationLabels,
+    observe::{
+        events::{EventKind, Initiator},
+        metrics::InvalidationLabels,
+    },
+    semantics::job_id::JobId,
     store::{Budget, Ended, Key, KeyReceipt, Purged, Write},
 };
 

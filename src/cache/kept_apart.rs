@@ -13,7 +13,7 @@ use std::{
 use hyper::http::HeaderName;
 use tracing::warn;
 
-use crate::{config::carries_meaning, store::Key, throttle::HourlyPerName};
+use crate::{config::carries_meaning, observe::throttle::HourlyPerName, store::Key};
 
 /// Greatest number of jobs for which names are remembered, for `/explain`.
 const MAX_JOBS: usize = 1_000;

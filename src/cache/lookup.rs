@@ -13,14 +13,13 @@ use tracing::{debug, warn};
 
 use super::{
     Cache, LookupRequest,
-    audience::Standing,
     entry::{Entry, Reject},
     fill::{FillTarget, KnownEntry, LeaderRead},
     flight::{Flight, FlightTicket, SeenVersion},
-    policy::Bypass,
 };
 use crate::{
     mutants::{self, Mutant},
+    semantics::{audience::Standing, policy::Bypass},
     store::{Budget, Grant, Key, Lease, MAX_PAIRS_OF_CREDENTIAL, Seen, StoreError, Token},
 };
 

@@ -14,9 +14,8 @@ use std::{
 use super::{Cache, LookupRequest, entry::Entry};
 use crate::{
     config,
-    metrics::Metrics,
     mutants::{self, Mutant},
-    spans,
+    observe::{metrics::Metrics, spans},
     store::{
         BarrierWait, Budget, Key, Store,
         near::{NearEntries, Noted, Watcher},

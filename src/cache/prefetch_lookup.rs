@@ -13,9 +13,11 @@ use super::{
     fill::LeaderRead,
     flight::{Flight, SeenVersion},
     lookup::bypass_reason,
-    policy::Bypass,
 };
-use crate::store::{Budget, Grant, StoreError};
+use crate::{
+    semantics::policy::Bypass,
+    store::{Budget, Grant, StoreError},
+};
 
 /// How a prefetch goes on.
 #[derive(Debug)]

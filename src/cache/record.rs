@@ -1,8 +1,9 @@
 //! Records how reads were answered, for `/explain`, `/status` and `/events`.
 
-use super::{Cache, LookupRequest, policy::Bypass};
+use super::{Cache, LookupRequest};
 use crate::{
-    events::{EventKind, HitSample},
+    observe::events::{EventKind, HitSample},
+    semantics::policy::Bypass,
     store::Key,
 };
 

@@ -34,11 +34,11 @@ use xxhash_rust::xxh3::xxh3_128;
 
 pub(super) use self::news::NewsWatcher;
 use self::notes::generation;
-use super::{audience::Caller, entry::Entry};
+use super::entry::Entry;
 use crate::{
-    metrics::Metrics,
+    observe::{metrics::Metrics, throttle::HourlyPerName},
+    semantics::audience::Caller,
     store::{Key, Lease},
-    throttle::HourlyPerName,
 };
 
 /// Most jobs that are remembered. Further jobs are not compared until others are

@@ -19,7 +19,7 @@ use super::{
     Cache,
     invalidate::{InvalidationSource, WriteOutcome},
 };
-use crate::{events::EventKind, store::Ended};
+use crate::{observe::events::EventKind, store::Ended};
 
 /// How long a write waits until everything is dropped. After that the purge goes on in the background,
 /// and this sidecar serves nothing from the cache until it is confirmed.

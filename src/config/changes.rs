@@ -1,10 +1,8 @@
 //! Differences between two loaded configurations, setting by setting.
 
 use super::{
-    Config, LoadedConfig, ReloadClass, SettingSpec,
-    invalidate_rules::{self, InvalidateRule},
-    load::EffectiveSetting,
-    settings,
+    Config, InvalidateRule, LoadedConfig, ReloadClass, SettingSpec, invalidate_rules,
+    load::EffectiveSetting, settings,
 };
 
 /// A setting that has another value.

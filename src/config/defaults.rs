@@ -8,7 +8,7 @@ use super::{
     SentinelConfig, ServerConfig, StateTtlConfig, StoreConfig, StoreLogin, StoreUrl,
     UpstreamConfig, WarmConfig, settings,
 };
-use crate::json_pointer::JsonPointer;
+use crate::semantics::json_pointer::JsonPointer;
 
 impl Default for Config {
     fn default() -> Self {

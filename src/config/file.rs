@@ -6,8 +6,7 @@ use toml::{
 };
 
 use super::{
-    RawValue, SettingSpec,
-    invalidate_rules::{self, InvalidateRule},
+    InvalidateRule, RawValue, SettingSpec, invalidate_rules,
     load::{EffectiveSetting, Origin, read_text},
     setting, settings, suggest,
 };

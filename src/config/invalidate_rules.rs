@@ -11,59 +11,16 @@ use super::{
     suggest,
     value_bounds::{self, Bounds},
 };
-use crate::proxy::route::invalidation_rules;
+use crate::semantics::{
+    route::invalidation_rules,
+    settings::{InvalidateRule, OnMiss},
+};
 
 /// The key of the tables.
 pub(super) const KEY: &str = "invalidate";
 
 /// A parsed document takes many times the size of its body in memory.
 const BODY_BOUNDS: Bounds<usize> = Bounds { min: 1, max: 1 << 20 };
-
-/// Further jobs that a write changes, where its path does not name them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidateRule {
-    /// Methods of the write; if it is empty, every unsafe one.
-    pub methods: Vec<String>,
-    /// Template of the path: `{id}` is the id of the job, `{any_name}` is any segment.
-    pub path: String,
-    /// JSON pointers to ids in the request.
-    pub request: Vec<String>,
-    /// JSON pointers to ids in the response.
-    pub response: Vec<String>,
-    /// Names of query parameters that carry ids.
-    pub query: Vec<String>,
-    /// The write changes every job.
-    pub all: bool,
-    /// Largest body that is searched, in bytes.
-    pub max_body: usize,
-    /// Treatment of a write in which the rule does not find every job.
-    pub on_miss: OnMiss,
-}
-
-/// Treatment of a write with a body in which a rule does not find every job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnMiss {
-    /// If the API accepts it, it counts as a write that changes every job.
-    #[default]
-    All,
-    /// The write changes only the jobs that were found.
-    Ignore,
-}
-
-impl Default for InvalidateRule {
-    fn default() -> Self {
-        Self {
-            methods: Vec::new(),
-            path: String::new(),
-            request: Vec::new(),
-            response: Vec::new(),
-            query: Vec::new(),
-            all: false,
-            max_body: 64 << 10,
-            on_miss: OnMiss::All,
-        }
-    }
-}
 
 /// A key of a rule, for reading and for the documents.
 pub(super) struct RuleKey {

@@ -11,7 +11,7 @@ use super::{
     SampleRate, Secret, carries_meaning,
     value_bounds::{self, Bounds},
 };
-use crate::{json_pointer::JsonPointer, proxy::route::Routes};
+use crate::semantics::{json_pointer::JsonPointer, route::Routes};
 
 pub(super) const MIN_SECRET: usize = 16;
 const MAX_ROUTE: usize = 1024;

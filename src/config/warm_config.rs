@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use hyper::http::{HeaderName, Uri};
 
 use super::Secret;
-use crate::json_pointer::JsonPointer;
+use crate::semantics::json_pointer::JsonPointer;
 
 /// Jobs that are read before a client asks, and the requests that read them.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,15 +14,13 @@ use hyper::{
 };
 use tracing::{debug, info};
 
-use super::{
-    body::Body,
-    headers::{self, CacheStatus, Forward},
-};
+use super::body::Body;
 use crate::{
-    cache::policy::{Bypass, NoStore},
-    events::EventKind,
-    metrics::Metrics,
-    spans,
+    observe::{events::EventKind, metrics::Metrics, spans},
+    semantics::{
+        headers::{self, CacheStatus, Forward},
+        policy::{Bypass, NoStore},
+    },
     upstream::UpstreamError,
 };
 

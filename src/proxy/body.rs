@@ -25,8 +25,8 @@ use tracing::debug;
 
 use super::shadow::ComparedBody;
 use crate::{
-    cache::policy::NoStore,
     limits::{BufferedFrames, Permit, Quota, frame_cost, join, with_permit},
+    semantics::policy::NoStore,
     upstream::{BodyError, ResponseBody},
 };
 

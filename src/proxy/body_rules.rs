@@ -28,19 +28,21 @@ use tracing::warn;
 
 pub(super) use self::document::is_event_stream;
 use self::document::{ParsedBody, RuleMiss, WhenFull, inspectable, is_json, read_document};
-use super::{
-    body::Body,
-    route::{
-        WriteScope,
-        invalidation_rules::{BodySide, InvalidationRule, MAX_NAMED},
-    },
-};
+use super::body::Body;
 use crate::{
-    cache::job_id::JobId,
     config::OnMiss,
     limits::{BufferedFrames, Quota},
-    metrics::{Metrics, MissLabels},
-    throttle::HourlyPerName,
+    observe::{
+        metrics::{Metrics, MissLabels},
+        throttle::HourlyPerName,
+    },
+    semantics::{
+        job_id::JobId,
+        route::{
+            WriteScope,
+            invalidation_rules::{BodySide, InvalidationRule, MAX_NAMED},
+        },
+    },
     upstream::{RequestBody, ResponseBody, UpstreamError},
 };
 

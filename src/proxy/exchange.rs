@@ -14,10 +14,11 @@ use hyper::{
 };
 use tracing::Instrument as _;
 
-use super::{Proxy, body::Body, framing, headers, upgrade};
+use super::{Proxy, body::Body, framing, upgrade};
 use crate::{
     informational::Informational,
-    spans,
+    observe::spans,
+    semantics::headers,
     transport::{ConnectionId, Peer},
     upstream::{self, RequestBody, ResponseBody, RetryPolicy, UpstreamError, to_origin_form},
 };

@@ -11,7 +11,7 @@ use hyper::{
     http::uri::PathAndQuery,
 };
 
-use crate::{config, metrics::Limit};
+use crate::{config, observe::metrics::Limit};
 
 /// Why a request is refused before it is routed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

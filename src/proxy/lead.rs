@@ -24,13 +24,10 @@ use super::{
     read::entry_response,
 };
 use crate::{
-    cache::{
-        AbandonReason, LeaderRead, PublishedRead,
-        entry::Entry,
-        policy::{Bypass, Freshness, NoStore},
-    },
+    cache::{AbandonReason, LeaderRead, PublishedRead, entry::Entry},
     config::CacheMode,
-    spans,
+    observe::spans,
+    semantics::policy::{Bypass, Freshness, NoStore},
     store::{Budget, Fill},
     upstream::{RequestBody, ResponseBody, RetryPolicy},
 };

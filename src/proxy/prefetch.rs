@@ -20,14 +20,16 @@ use super::{
     Proxy,
     exchange::{ProtocolSwitch, prepare_response},
     lead::{FillOutcome, LeadTask},
-    route::Route,
 };
 use crate::{
-    cache::{
-        AbandonReason, LeaderRead, PrefetchLookup, job_id::JobId, policy::Bypass, policy::NoStore,
-    },
+    cache::{AbandonReason, LeaderRead, PrefetchLookup},
     config::CacheMode,
-    spans,
+    observe::spans,
+    semantics::{
+        job_id::JobId,
+        policy::{Bypass, NoStore},
+        route::Route,
+    },
     store::Budget,
     transport::Peer,
     upstream::{BodyError, RetryPolicy, UpstreamError},

@@ -18,20 +18,19 @@ use super::{
     answer::{Answer, FillStatus, Verdict, refuse_with, upstream_failure},
     body::Body,
     exchange::{ProtocolSwitch, prepare_response, relay_informational},
-    headers,
     lead::LeadTask,
     repeat_hit::RepeatHit,
 };
 use crate::{
-    cache::{
-        AbandonReason, Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry, job_id::JobId,
-        policy::Bypass,
-    },
+    cache::{AbandonReason, Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry},
     config::CacheMode,
-    events::{EventKind, HitSample},
     informational::Informational,
+    observe::{
+        events::{EventKind, HitSample},
+        spans,
+    },
+    semantics::{headers, job_id::JobId, policy::Bypass},
     service::FastPathMiss,
-    spans,
     store::Budget,
     transport::Peer,
     upstream::{RequestBody, RetryPolicy},

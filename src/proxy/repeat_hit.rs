@@ -34,7 +34,7 @@ use hyper::{
 use super::Proxy;
 use crate::{
     cache::{Cache, LookupRequest, NearLookup, entry::coding::Coding},
-    events::{EventKind, HitSample},
+    observe::events::{EventKind, HitSample},
     service::{FastPathMiss, SampleDecision},
     transport::{ConnectionId, Peer},
 };

@@ -28,10 +28,10 @@ use super::{
     exchange::{ProtocolSwitch, prepare_response, relay_informational},
 };
 use crate::{
-    cache::{Comparison, Lookup, LookupRequest, policy::Bypass},
+    cache::{Comparison, Lookup, LookupRequest},
     informational::Informational,
-    metrics::ComparisonResult,
-    spans,
+    observe::{metrics::ComparisonResult, spans},
+    semantics::policy::Bypass,
     store::Budget,
     transport::Peer,
     upstream::{BodyError, ResponseBody, RetryPolicy},

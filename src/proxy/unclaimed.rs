@@ -8,8 +8,10 @@ use std::sync::Arc;
 use hyper::Method;
 use tracing::warn;
 
-use super::route::{Routes, WriteTarget};
-use crate::{metrics::Metrics, throttle::HourlyPerName};
+use crate::{
+    observe::{metrics::Metrics, throttle::HourlyPerName},
+    semantics::route::{Routes, WriteTarget},
+};
 
 /// Longest method that is shown. Clients may invent others.
 const MAX_METHOD: usize = 16;

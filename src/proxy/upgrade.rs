@@ -14,8 +14,7 @@ use tokio::io::copy_bidirectional;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use super::headers;
-use crate::upstream::ConnectionPermit;
+use crate::{semantics::headers, upstream::ConnectionPermit};
 
 /// A client's request to switch protocols.
 #[derive(Debug)]

@@ -23,9 +23,11 @@ use crate::{
     cache::Comparison,
     config::SampleRate,
     limits::Quota,
-    metrics::{ComparisonResult, Metrics},
+    observe::{
+        metrics::{ComparisonResult, Metrics},
+        spans,
+    },
     service::{FastPathMiss, SampleDecision},
-    spans,
     transport::Peer,
     upstream::{RequestBody, RetryPolicy},
 };

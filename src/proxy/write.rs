@@ -13,13 +13,13 @@ use super::{
     exchange::{
         ProtocolSwitch, close_after_unread_upload, close_with_bound_connection, prepare_response,
     },
-    route::{WriteScope, WriteTarget},
     write_end::WriteInvalidation,
 };
 use crate::{
     cache::WriteOutcome,
     informational::Informational,
-    spans,
+    observe::spans,
+    semantics::route::{WriteScope, WriteTarget},
     store::Write,
     transport::Peer,
     upstream::{RequestBody, RetryPolicy, UpstreamError},

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     cache::{Cache, FenceEnd, WriteOutcome},
     mutants::{self, Mutant},
-    spans,
+    observe::spans,
     store::{Ended, Write},
     upstream::{RequestBody, UploadEnd, UploadOutcome, UpstreamError},
 };

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::metrics::{Limit, Metrics};
+use crate::observe::metrics::{Limit, Metrics};
 
 /// A stream that fails when the client accepts nothing of a write for too long.
 pub(super) struct WriteTimeoutStream<S> {

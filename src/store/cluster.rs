@@ -88,7 +88,10 @@ use super::{
     sidecar_record::{SidecarRecord, SidecarRecords},
     unix_ms,
 };
-use crate::{clock, config, metrics::Metrics, throttle::Throttle};
+use crate::{
+    clock, config,
+    observe::{metrics::Metrics, throttle::Throttle},
+};
 
 /// The store on a Redis Cluster.
 pub struct Cluster {

@@ -36,7 +36,7 @@ pub(super) use self::{
     records::LiveRecords,
     siblings::{EndedJournal, SiblingState, Siblings},
 };
-use crate::throttle::Throttle;
+use crate::observe::throttle::Throttle;
 
 /// How long an answer waits for the disk.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(1);

@@ -28,10 +28,7 @@ use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Key;
-use crate::{
-    metrics::Metrics,
-    mutants::{self, Mutant},
-};
+use crate::{mutants, mutants::Mutant, observe::metrics::Metrics};
 
 /// Number of shards; the keys of one shard share a generation. News about one key also refuses what
 /// is being read of the others, so there are many shards. A refused reader loses only the next hit.

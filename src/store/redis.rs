@@ -61,11 +61,7 @@ use super::{
     sidecar_record::{RecordMismatch, SidecarRecord, SidecarRecords},
     unix_ms,
 };
-use crate::{
-    clock, config,
-    metrics::Metrics,
-    mutants::{self, Mutant},
-};
+use crate::{clock, config, mutants, mutants::Mutant, observe::metrics::Metrics};
 
 /// Timeout for connecting, and for operations that no client waits for: fills, releases, repeated
 /// ends.

@@ -15,10 +15,8 @@ use super::{
 };
 use crate::{
     config,
-    events::EventKind,
-    metrics::Metrics,
     mutants::{self, Mutant},
-    throttle::Throttle,
+    observe::{events::EventKind, metrics::Metrics, throttle::Throttle},
 };
 use std::{future, sync::Arc, time::Duration};
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{config::Config, throttle::HourlyPerName};
+use crate::{config::Config, observe::throttle::HourlyPerName};
 
 /// Longest part of another sidecar's value that is shown, in characters.
 const MAX_SHOWN: usize = 200;

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::{barrier, cluster, memory, redis};
+use crate::semantics::identity::IdentityHash;
 
 /// The name of a job's entry in the store: prefix and id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -94,16 +95,6 @@ impl Token {
     }
 }
 
-/// Hash of the API, the route and the variable that an entry is of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct IdentityHash(pub u64);
-
-impl fmt::Display for IdentityHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
 /// One life of the server's data: `run_id` and `master_replid`, followed by the term of the master
 /// with Sentinel, or by its config epoch on a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,38 +109,6 @@ impl Epoch {
     /// Returns the epoch as it is written in an entry.
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-}
-
-/// The key of the credential fingerprints. All sidecars of one store share it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct CredentialKey([u8; 32]);
-
-impl CredentialKey {
-    /// Makes a key of these bytes.
-    pub const fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// Makes a random key.
-    pub(super) fn random() -> Self {
-        Self(std::array::from_fn(|_| fastrand::u8(..)))
-    }
-
-    /// Derives the key from a configured secret.
-    pub(super) fn derived(secret: &str) -> Self {
-        Self(blake3::derive_key("jobcache credential fingerprints v1", secret.as_bytes()))
-    }
-
-    /// Returns the bytes of the key, for the hash.
-    pub fn bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for CredentialKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
     }
 }
 

@@ -33,8 +33,10 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::TracesConfig,
-    metrics::{Metrics, OutcomeLabels, SpanCounts},
-    throttle::Throttle,
+    observe::{
+        metrics::{Metrics, OutcomeLabels, SpanCounts},
+        throttle::Throttle,
+    },
     tls::TlsError,
     upstream::collector::{Collector, CollectorError, CollectorReply},
 };

@@ -34,10 +34,9 @@ use super::{
 };
 use crate::{
     config::UpstreamConfig,
-    connection_auth::{ConnectionIdentity, identity_of},
     limits::{Permit, Quota},
-    metrics::Metrics,
-    throttle::HourlyPerName,
+    observe::{metrics::Metrics, throttle::HourlyPerName},
+    semantics::connection_auth::{ConnectionIdentity, identity_of},
     transport::ConnectionId,
 };
 

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     config::{Config, TracesConfig},
-    metrics::Metrics,
+    observe::metrics::Metrics,
     tls::TlsError,
 };
 

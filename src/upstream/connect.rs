@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::UpstreamError;
 use crate::{
     config::{Config, Endpoint},
-    metrics::Metrics,
+    observe::metrics::Metrics,
     tls::{self, HTTP1, HTTP2, Renewed, TlsError},
     transport::{ClientStream, Socket, prepare},
 };

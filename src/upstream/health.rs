@@ -8,7 +8,7 @@ use std::sync::{
 use tracing::{info, warn};
 
 use super::UpstreamError;
-use crate::{metrics::Metrics, throttle::Throttle};
+use crate::observe::{metrics::Metrics, throttle::Throttle};
 
 /// Failures in a row after which the upstream counts as down. One slow endpoint among others that
 /// answer does not reach this number.

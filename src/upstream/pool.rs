@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 use super::{RequestBody, bound::Owner, connect::UpstreamProtocol};
-use crate::{config, metrics::Metrics};
+use crate::{config, observe::metrics::Metrics};
 
 /// Idle connections, with the one that was used last at the end.
 pub(super) struct Pool {

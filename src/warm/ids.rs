@@ -8,10 +8,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{
-    cache::job_id::{self, JobId},
+use crate::semantics::{
+    job_id::{self, JobId},
     json_pointer::JsonPointer,
-    proxy::route::invalidation_rules,
+    route::invalidation_rules,
 };
 
 /// Characters of an invalid id that are shown in a message.

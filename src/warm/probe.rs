@@ -12,8 +12,9 @@ use crate::{
     cache::Cache,
     config::{self, Config, StoreUrl},
     limits::Quota,
-    metrics::{Limit, Metrics},
-    proxy::{JobListError, Proxy, route::Routes},
+    observe::metrics::{Limit, Metrics},
+    proxy::{JobListError, Proxy},
+    semantics::route::Routes,
     upstream::Upstream,
 };
 
@@ -93,7 +94,7 @@ fn probe_proxy(config: &Config) -> Result<Proxy, RunError> {
     let limits = &metrics.limits;
     let limit_hits = limits.counter(Limit::Inspected).clone();
     let room = Quota::new(config.max_inspected, limits.inspected.clone(), limit_hits);
-    let routes = Arc::new(Routes::from_config::<RunError>(&config)?);
+    let routes = Arc::new(Routes::new(&config.routes, &config.invalidate, &config.query)?);
     let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
     let cache = Arc::new(Cache::open(&config, Arc::clone(&metrics))?);
     Ok(Proxy::new(routes, cache, upstream, room, &config, metrics))

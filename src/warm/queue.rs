@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::RetryPauses;
-use crate::cache::job_id::JobId;
+use crate::semantics::job_id::JobId;
 
 /// The waiting jobs, in reading order.
 pub(super) struct WarmQueue {

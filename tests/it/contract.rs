@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use jobcache::{
     config::{Config, StoreUrl},
-    metrics::Metrics,
+    observe::metrics::Metrics,
     store::{
         Budget, Ended, Fill, Grant, IdentityHash, Key, KeyReceipt, Lease, Replacement, Seen, Store,
         StoredValue,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::{Method, StatusCode, body::Incoming, header::HeaderValue};
 use jobcache::{
     config::{Config, Secret, StoreUrl},
-    events::feed::{MAX_SUBSCRIBERS, RING_EVENTS},
+    observe::events::feed::{MAX_SUBSCRIBERS, RING_EVENTS},
 };
 use serde_json::Value;
 

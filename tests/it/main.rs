@@ -71,6 +71,7 @@ mod traces;
 mod unix_sockets;
 mod valkey;
 mod verify;
+mod walls;
 mod warming;
 mod webhook;
 mod wire;

@@ -135,7 +135,7 @@ async fn the_jobs_of_a_list_are_read_with_the_service_credential() {
 async fn a_list_that_is_not_there_yet_is_asked_for_again() {
     let mut world = World::new().await;
     world.config.warm.list = Some("/list".parse().unwrap());
-    world.config.warm.pointer = jobcache::json_pointer::JsonPointer::parse("").unwrap();
+    world.config.warm.pointer = jobcache::semantics::json_pointer::JsonPointer::parse("").unwrap();
     let asked = AtomicUsize::new(0);
     world.upstream.respond("/list", move |_| match asked.fetch_add(1, Ordering::SeqCst) {
         0 => Some(json(StatusCode::SERVICE_UNAVAILABLE, "{}")),

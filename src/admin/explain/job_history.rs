@@ -8,11 +8,11 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    cache::policy::NoStore,
-    events::{
+    observe::events::{
         EventKind,
         jobs::{JobEvent, JobHistory},
     },
+    semantics::policy::NoStore,
 };
 
 /// The events of a job as JSON, oldest first.

@@ -10,10 +10,10 @@ use crate::{
         MAX_REPLACEMENTS, OUTCOME_UNKNOWN,
         entry::Reject,
         forecast::{ForecastReport, MissReason},
-        policy::Bypass,
     },
-    events::EventKind,
+    observe::events::EventKind,
     proxy::framing::Refusal,
+    semantics::policy::Bypass,
 };
 
 /// The sentence for a hit.

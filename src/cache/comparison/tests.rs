@@ -5,8 +5,8 @@ use hyper::{HeaderMap, Request, Response, header::CONTENT_TYPE};
 
 use super::*;
 use crate::{
-    cache::{audience::Fingerprinter, policy::Freshness},
     config,
+    semantics::{audience::Fingerprinter, policy::Freshness},
     store::CredentialKey,
 };
 

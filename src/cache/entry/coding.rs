@@ -10,12 +10,10 @@ use hyper::{
     header::{ACCEPT_ENCODING, CACHE_CONTROL, HeaderName, HeaderValue},
 };
 
+use crate::semantics::headers::ETAG_SUFFIX;
+
 /// Name of the coding.
 pub(super) const ZSTD: HeaderValue = HeaderValue::from_static("zstd");
-
-/// Suffix that is added to a strong `ETag` when the body is compressed, inside the quotes. No upstream
-/// uses it, so it can be stripped again.
-pub const ETAG_SUFFIX: &str = "-jobcache-zstd";
 
 /// Compression level.
 const LEVEL: i32 = 1;

@@ -25,8 +25,8 @@ use hyper::http::{
 };
 use memchr::memchr;
 
-use super::{VIA_JOBCACHE, coding};
-use crate::cache::policy::LastModified;
+use super::coding;
+use crate::semantics::{headers::VIA_JOBCACHE, policy::LastModified};
 
 /// Greatest number of headers that an answer may have in addition to the stored ones:
 /// `Content-Length`, `ETag`, `Age`, `Via`, `Cache-Status`, and for a compressed entry

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use hyper::header::{CACHE_CONTROL, HeaderName};
 
 use super::{Entry, millis};
-use crate::cache::policy::{StatedLifetimes, StoredHead, stated_lifetimes};
+use crate::semantics::policy::{StatedLifetimes, StoredHead, stated_lifetimes};
 
 /// Tolerance for lifetimes, in ms: HTTP counts seconds, and both `Date` and `Age` are rounded.
 const TOLERANCE_MS: i64 = 2_000;
@@ -89,8 +89,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        cache::{audience::Fingerprinter, identity::Identity, policy::Freshness},
         config,
+        semantics::{audience::Fingerprinter, identity::Identity, policy::Freshness},
         store::{CredentialKey, Epoch, Token},
     };
 

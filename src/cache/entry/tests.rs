@@ -6,7 +6,7 @@ use hyper::{
 };
 
 use super::*;
-use crate::{cache::audience::Fingerprinter, config, store::CredentialKey};
+use crate::{config, semantics::audience::Fingerprinter, store::CredentialKey};
 
 #[track_caller]
 fn check_date(now_ms: i64, lines: &[&str], want: &[&str]) {

@@ -4,7 +4,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Sighting, StoredAs};
 use crate::{
-    cache::{Cache, LookupRequest, audience::Caller, entry::Entry, identity::RouteIndex},
+    cache::{Cache, LookupRequest, entry::Entry},
+    semantics::{audience::Caller, identity::RouteIndex},
     store::{Fill, Key},
 };
 

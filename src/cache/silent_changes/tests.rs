@@ -3,11 +3,11 @@ use hyper::http::{Request, Response};
 
 use super::*;
 use crate::{
-    cache::{
+    config,
+    semantics::{
         audience::Fingerprinter,
         policy::{Freshness, StoredHead},
     },
-    config,
     store::CredentialKey,
 };
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::{CacheMode, Config, Endpoint, ListenAddress, LogFormat, setting};
-use crate::json_pointer::JsonPointer;
+use crate::semantics::json_pointer::JsonPointer;
 
 /// Expects the value to be refused with `why`, the part of the message between origin and default.
 #[track_caller]

@@ -19,7 +19,7 @@ use super::{
     lock::{LockOutcome, MAX_PROCESSES, Missing, lock, numbered},
     records::{JournalContent, read},
 };
-use crate::throttle::HourlyPerName;
+use crate::observe::throttle::HourlyPerName;
 
 /// Reads the siblings of one journal.
 pub(in crate::store) struct Siblings {

@@ -29,7 +29,7 @@ pub(super) use self::login::RedisLogin;
 use super::{refused, session::classify};
 use crate::{
     config,
-    metrics::Metrics,
+    observe::metrics::Metrics,
     store::StoreError,
     tls::{self, Renewed, TlsError},
     transport::{ClientStream, Socket},

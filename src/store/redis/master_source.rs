@@ -5,7 +5,7 @@ use std::{future, sync::Arc};
 use super::{dial::Target, sentinel::SentinelWatch};
 use crate::{
     config::{Config, StoreUrl},
-    metrics::Metrics,
+    observe::metrics::Metrics,
     store::{Epoch, StoreError},
 };
 

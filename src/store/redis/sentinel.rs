@@ -43,9 +43,8 @@ use super::{
 };
 use crate::{
     config::{Config, Sentinels},
-    metrics::Metrics,
+    observe::{metrics::Metrics, throttle::Throttle},
     store::StoreError,
-    throttle::Throttle,
 };
 
 /// Polling interval during a session. Together with [`PATIENCE`] it stays below the second that the

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     config::{self, NearTracking},
-    metrics::Metrics,
+    observe::metrics::Metrics,
     store::{
         CredentialKey, Epoch, Key, KeyReceipt, Redirect, StoreError, Token,
         cluster::{NodeAddress, OwnedSlots, RefreshRounds, SlotSet},

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     clock,
-    metrics::Metrics,
+    observe::{metrics::Metrics, throttle::Throttle},
     store::{
         CredentialKey, Ended, Epoch, Key, Redirect, StoreError, Token,
         cluster::SlotSet,
@@ -39,7 +39,6 @@ use crate::{
         sidecar_record::SidecarRecords,
         unix_ms,
     },
-    throttle::Throttle,
 };
 
 /// Interval between two probes of the server's role.

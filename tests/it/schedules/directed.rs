@@ -4,12 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use hyper::Request;
 use jobcache::{
-    cache::{
-        entry::{Entry, Reject},
-        identity::Identity,
-    },
+    cache::entry::{Entry, Reject},
     config::{Config, StoreUrl},
-    metrics::Metrics,
+    observe::metrics::Metrics,
+    semantics::identity::Identity,
     store::{Budget, Ended, Fill, Grant, IdentityHash, Key, Lease, Seen, Store, StoreError},
 };
 use redis::cmd;

@@ -5,14 +5,14 @@ use std::{cell::RefCell, time::Duration};
 use bytes::Bytes;
 use hyper::{Request, Response, header::AUTHORIZATION, http::request};
 use jobcache::{
-    cache::{
+    cache::entry::{Entry, Reject},
+    config::CredentialsConfig,
+    mutants::Mutant,
+    semantics::{
         audience::{Audience, Caller, Fingerprinter, Standing},
-        entry::{Entry, Reject},
         identity::Identity,
         policy::{Freshness, StoredHead},
     },
-    config::CredentialsConfig,
-    mutants::Mutant,
     store::{CredentialKey, Epoch, Seen, StoredValue, Token},
 };
 use redis::{Connection, FromRedisValue, Script, ScriptInvocation, Value, cmd};

@@ -7,9 +7,8 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     config::NearTracking,
-    events::EventKind,
-    metrics::Metrics,
     mutants::{self, Mutant},
+    observe::{events::EventKind, metrics::Metrics},
     store::{
         Key,
         barrier::{Barrier, BarrierDown},

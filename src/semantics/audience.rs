@@ -1,0 +1,414 @@
+//! Audiences: which callers an entry may be served to.
+//!
+//! A caller ([`Caller`]) is two fingerprints. The **credential** covers everything that identifies the
+//! client: `Authorization`, cookies, API keys and the headers that a gateway adds once it has
+//! authenticated the client. The **variant** covers everything else on which the answer may depend: path
+//! and query, host names, content negotiation, and every header that is not known to say nothing about
+//! the caller. An entry is only for the callers that the upstream itself has served its bytes to.
+//! Headers are not trusted: equal bytes give equal fingerprints.
+//!
+//! Fingerprints are keyed BLAKE3 hashes, so that a program that can read the store cannot find
+//! credentials by guessing.
+
+mod counted_parts;
+mod credential_key;
+mod header_roles;
+mod ignored_headers;
+mod joined;
+#[cfg(test)]
+mod tests;
+mod variant;
+
+use std::{fmt, time::Duration};
+
+use hyper::http::{
+    HeaderMap, HeaderName, Uri,
+    header::{COOKIE, HOST},
+};
+
+pub use self::{credential_key::CredentialKey, variant::Variant};
+use self::{
+    header_roles::{HeaderRole, HeaderRoles, names},
+    variant::push_part,
+};
+pub use super::settings::CredentialMode as Mode;
+use super::{cookies, query::Query, settings};
+
+/// Greatest number of pairs of one entry that have the same credential. A further one replaces the
+/// oldest of them, so that nobody fills the audience of others.
+pub const MAX_PAIRS_OF_CREDENTIAL: usize = 8;
+
+/// Keyed BLAKE3 hash, cut to 128 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 16]);
+
+/// Fingerprints of a request's credential and of the variant that it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Caller {
+    credential: Fingerprint,
+    variant: Fingerprint,
+}
+
+/// The callers that an entry is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audience {
+    /// Callers that the upstream has served the entry's bytes to.
+    pub members: Box<[AudienceMember]>,
+    /// Whether the upstream has declared that the credential does not matter.
+    pub public: bool,
+}
+
+/// A caller, and when the upstream has served it the entry.
+///
+/// Format in the store: the caller in hexadecimal (see [`Caller::to_hex`]), `@`, and the time in ms since
+/// 1970 by the store's clock. Members written by older sidecars have no time, which counts as 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AudienceMember {
+    caller: Caller,
+    served_at_ms: i64,
+}
+
+/// Whether a caller belongs to an entry's audience.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The entry may be served to the caller.
+    Included,
+    /// The upstream has served the entry to the caller, but too long ago to rely on it.
+    Lapsed,
+    /// The upstream has not served the entry to the caller.
+    Outside,
+}
+
+/// Takes the fingerprints of requests.
+#[derive(Clone, Debug)]
+pub struct Fingerprinter {
+    mode: Mode,
+    /// Headers that are known to be part of the credential or of the variant, as a whole.
+    covered: Vec<HeaderName>,
+    /// Headers of `credentials.ignore`.
+    ignored: Vec<HeaderName>,
+    roles: HeaderRoles,
+    /// Names of the cookies that count; if empty, all cookies count.
+    cookies: Vec<String>,
+    /// How long a membership lasts; if unset, it does not lapse.
+    recheck: Option<Duration>,
+    query: Query,
+}
+
+/// Capacity for the text of a usual request, in bytes.
+const USUAL_TEXT_BYTES: usize = 512;
+
+/// A header that is part of a fingerprint.
+struct CoveredHeader<'h> {
+    role: HeaderRole,
+    name: &'h HeaderName,
+    /// The value, or a part of it that counts.
+    value: &'h [u8],
+}
+
+/// Last pair of every variant. Members of audiences from before every request header counted have none,
+/// so they are not believed.
+const VARIANT_VERSION: [&[u8]; 2] = [b"", b"2"];
+
+impl Fingerprint {
+    /// Credential fingerprint for uses in which the credential does not matter.
+    const WAIVED: Self = Self([0; 16]);
+    /// Fingerprint of a request without any credential. Needs no hash.
+    const NOBODY: Self = Self([0xff; 16]);
+
+    /// Takes the fingerprint of a list of parts. Each part is preceded by its length, so that different
+    /// lists never give the same text. The text is left in `text`.
+    fn of<'p>(
+        key: &CredentialKey,
+        parts: impl Iterator<Item = &'p [u8]>,
+        text: &mut Vec<u8>,
+    ) -> Self {
+        text.clear();
+        for part in parts {
+            push_part(text, part);
+        }
+        Self::of_text(key, text)
+    }
+
+    fn of_text(key: &CredentialKey, text: &[u8]) -> Self {
+        if text.is_empty() {
+            return Self::NOBODY;
+        }
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&blake3::keyed_hash(key.bytes(), text).as_bytes()[..16]);
+        Self(bytes)
+    }
+
+    fn from_hex(hex: &[u8; 32]) -> Option<Self> {
+        let digit = |digit: u8| match digit {
+            b'0'..=b'9' => Some(digit - b'0'),
+            b'a'..=b'f' => Some(digit - b'a' + 10),
+            _ => None,
+        };
+        let mut bytes = [0; 16];
+        for (byte, digits) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
+            *byte = digit(digits[0])? << 4 | digit(digits[1])?;
+        }
+        Some(Self(bytes))
+    }
+
+    /// Writes the fingerprint as 32 hexadecimal digits.
+    fn write_hex(self, hex: &mut [u8]) {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        for (digits, byte) in hex.chunks_exact_mut(2).zip(self.0) {
+            digits[0] = DIGITS[usize::from(byte >> 4)];
+            digits[1] = DIGITS[usize::from(byte & 15)];
+        }
+    }
+}
+
+impl Caller {
+    /// Returns the format of the store: 64 hexadecimal digits, the credential first.
+    pub fn to_hex(self) -> String {
+        let mut hex = [0; 64];
+        self.credential.write_hex(&mut hex[..32]);
+        self.variant.write_hex(&mut hex[32..]);
+        hex.iter().copied().map(char::from).collect()
+    }
+
+    /// Returns the fingerprint of the credential.
+    pub(crate) fn credential(self) -> Fingerprint {
+        self.credential
+    }
+
+    /// Returns the same variant for any credential.
+    fn waived(self) -> Self {
+        Self { credential: Fingerprint::WAIVED, ..self }
+    }
+}
+
+impl AudienceMember {
+    /// Parses the format of the store; `None` if `text` is not a valid member.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (credential, rest) = text.as_bytes().split_first_chunk()?;
+        let (variant, time) = rest.split_first_chunk()?;
+        let credential = Fingerprint::from_hex(credential)?;
+        let variant = Fingerprint::from_hex(variant)?;
+        let time = std::str::from_utf8(time).ok()?.strip_prefix('@');
+        let served_at_ms = time.and_then(|ms| ms.parse().ok()).unwrap_or(0);
+        Some(Self { caller: Caller { credential, variant }, served_at_ms })
+    }
+}
+
+impl fmt::Display for AudienceMember {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.caller.to_hex(), self.served_at_ms)
+    }
+}
+
+impl Audience {
+    /// Creates the audience of a response that was served to one caller. If the response is `public`,
+    /// every credential that asks for the same variant is included.
+    pub fn of(caller: Caller, public: bool, served_at_ms: i64) -> Self {
+        Self { members: Box::new([AudienceMember { caller, served_at_ms }]), public }
+    }
+
+    /// Returns when the upstream has served the entry to this caller, if it has.
+    fn served_at_ms(&self, caller: Caller) -> Option<i64> {
+        let member = self.members.iter().find(|member| member.caller == caller)?;
+        Some(member.served_at_ms)
+    }
+
+    /// Returns whether the upstream has served the entry to the caller's credential, in any variant.
+    pub fn has_credential(&self, caller: Caller) -> bool {
+        self.members.iter().any(|member| member.caller.credential == caller.credential)
+    }
+
+    /// Returns how many members have the caller's credential.
+    pub fn pairs_of_credential(&self, caller: Caller) -> usize {
+        let same = |member: &&AudienceMember| member.caller.credential == caller.credential;
+        self.members.iter().filter(same).count()
+    }
+
+    fn has_variant(&self, caller: Caller) -> bool {
+        self.members.iter().any(|member| member.caller.variant == caller.variant)
+    }
+}
+
+impl Fingerprinter {
+    /// Creates a fingerprinter from the configuration. Queries are covered whole.
+    pub fn new(settings: &settings::CredentialsConfig) -> Self {
+        Self {
+            mode: settings.mode,
+            covered: HeaderRoles::covered(settings),
+            ignored: names(&settings.ignore).collect(),
+            roles: HeaderRoles::new(settings),
+            cookies: settings.cookies.clone(),
+            recheck: settings.recheck,
+            query: Query::default(),
+        }
+    }
+
+    /// Leaves out the query parameters that `query` ignores.
+    #[must_use]
+    pub fn with_query(self, query: Query) -> Self {
+        Self { query, ..self }
+    }
+
+    /// Returns the request headers that are known to count as a whole. A response may vary by them, and
+    /// they must reach the upstream as they were when the fingerprint was taken.
+    pub fn covered_headers(&self) -> &[HeaderName] {
+        &self.covered
+    }
+
+    /// Returns the headers that the configuration ignores. A response that varies by them is not stored.
+    pub fn ignored_headers(&self) -> &[HeaderName] {
+        &self.ignored
+    }
+
+    /// Returns whether a request must bypass the cache because it carries a credential.
+    pub fn must_bypass(&self, headers: &HeaderMap) -> bool {
+        let names_caller = |name| self.roles.of(name).credential || may_read_as_another(name);
+        self.mode == Mode::Bypass && headers.keys().any(names_caller)
+    }
+
+    /// Returns whether a request has a header that nothing is known about.
+    pub fn has_unknown_header(&self, headers: &HeaderMap) -> bool {
+        headers.keys().any(|name| self.roles.is_unknown(name))
+    }
+
+    /// Returns the headers of a variant that nothing is known about, with the values or parts of values
+    /// that count. Those of one header are next to each other.
+    pub fn unknown_headers<'v>(
+        &self,
+        variant: &'v Variant,
+    ) -> impl Iterator<Item = (HeaderName, &'v [u8])> {
+        let headers = variant
+            .pairs()
+            .filter_map(|(name, value)| Some((HeaderName::from_bytes(name).ok()?, value)));
+        headers.filter(|(name, _)| self.roles.is_unknown(name))
+    }
+
+    /// Returns the caller of a request.
+    pub fn caller(&self, key: &CredentialKey, uri: &Uri, headers: &HeaderMap) -> Caller {
+        self.caller_and_variant(key.clone(), uri, headers).0
+    }
+
+    /// Returns the caller of a request, and the text from which the variant of another path can be
+    /// made. Runs for every read, so it passes over the headers only once.
+    pub fn caller_and_variant(
+        &self,
+        key: CredentialKey,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> (Caller, Variant) {
+        let covered = self.covered(headers);
+        let mut text = Vec::with_capacity(USUAL_TEXT_BYTES);
+        let credential = Fingerprint::of(&key, self.credential_parts(&covered), &mut text);
+        let variant = Fingerprint::of(&key, self.variant_parts(&covered, uri), &mut text);
+        let path_len = uri.path().len();
+        let start = if path_len < usize::from(u8::MAX) { 1 } else { 1 + size_of::<u64>() };
+        let caller = Caller { credential, variant };
+        (caller, Variant { key, text, path: start..start + path_len })
+    }
+
+    /// Returns the caller of a request with the same headers and another path.
+    pub fn retarget(&self, caller: Caller, variant: &mut Variant, path: &str) -> Caller {
+        Caller { variant: variant.retarget(path.as_bytes()), ..caller }
+    }
+
+    /// Returns the headers that count, in the order in which they are taken.
+    fn covered<'h>(&self, headers: &'h HeaderMap) -> Vec<CoveredHeader<'h>> {
+        let mut covered = Vec::with_capacity(headers.len());
+        for (name, value) in headers {
+            let role = self.roles.of(name);
+            if role.counts() {
+                role.parts.each(value.as_bytes(), |value| {
+                    covered.push(CoveredHeader { role, name, value });
+                });
+            }
+        }
+        // Stable: the lines of one header keep their order.
+        covered.sort_by(|a, b| HeaderRole::order((a.role, a.name), (b.role, b.name)));
+        covered
+    }
+
+    /// Returns the coalesce key of a caller. Callers with the same key share upstream reads, because
+    /// each of them may get the entry of the other.
+    pub fn coalesce_key(&self, caller: Caller) -> Caller {
+        if self.mode == Mode::Shared { caller.waived() } else { caller }
+    }
+
+    /// Decides whether a caller belongs to an audience.
+    pub fn standing(&self, audience: &Audience, caller: Caller, now_ms: i64) -> Standing {
+        if self.mode == Mode::Shared || audience.public {
+            // Only the credential is waived, never the variant. A membership that does not depend on
+            // the credential cannot lapse.
+            let has = audience.has_variant(caller);
+            return if has { Standing::Included } else { Standing::Outside };
+        }
+        let Some(served_at_ms) = audience.served_at_ms(caller) else { return Standing::Outside };
+        let age_ms = u128::try_from(now_ms.saturating_sub(served_at_ms)).unwrap_or(0);
+        match self.recheck {
+            Some(recheck) if age_ms > recheck.as_millis() => Standing::Lapsed,
+            _ => Standing::Included,
+        }
+    }
+
+    /// Returns the caller with the variant that an operator, who does not know it, most likely means:
+    /// the one in which the entry was last served to this credential, or else that of any member.
+    pub fn assume_variant(&self, audience: &Audience, caller: Caller) -> Caller {
+        let of_credential =
+            audience.members.iter().filter(|member| member.caller.credential == caller.credential);
+        let latest = of_credential.max_by_key(|member| member.served_at_ms);
+        match latest.or_else(|| audience.members.first()) {
+            Some(member) => Caller { variant: member.caller.variant, ..caller },
+            None => caller,
+        }
+    }
+
+    fn credential_parts<'h>(
+        &'h self,
+        covered: &'h [CoveredHeader<'h>],
+    ) -> impl Iterator<Item = &'h [u8]> {
+        let headers = covered.iter().filter(|header| header.role.credential);
+        headers.flat_map(|header| {
+            let some = *header.name == COOKIE && !self.cookies.is_empty();
+            let whole = (!some).then_some(header.value);
+            let cookies = some.then(|| self.counted_cookies(header.value));
+            let values = whole.into_iter().chain(cookies.into_iter().flatten());
+            values.flat_map(|value| [header.name.as_str().as_bytes(), value])
+        })
+    }
+
+    fn variant_parts<'h>(
+        &'h self,
+        covered: &'h [CoveredHeader<'h>],
+        uri: &'h Uri,
+    ) -> impl Iterator<Item = &'h [u8]> {
+        let query = uri.query().into_iter().flat_map(|query| self.query.counted(query));
+        let query = query.flat_map(|parameter| [b"?".as_slice(), parameter.as_bytes()]);
+        // An absolute-form target or an HTTP/2 `:authority` replaces `Host`.
+        let authority = uri.authority().filter(|_| self.roles.counts_host);
+        let host = authority.into_iter();
+        let host = host.flat_map(|name| [HOST.as_str().as_bytes(), name.as_str().as_bytes()]);
+        let headers = covered.iter().filter(move |header| {
+            header.role.variant && (authority.is_none() || *header.name != HOST)
+        });
+        let headers = headers.flat_map(|header| [header.name.as_str().as_bytes(), header.value]);
+        let path = std::iter::once(uri.path().as_bytes());
+        path.chain(query).chain(host).chain(headers).chain(VARIANT_VERSION)
+    }
+
+    /// Returns the cookies that count, byte for byte. A request with none of them is anonymous. RFC
+    /// 6265 4.2.1: cookies are separated by "; ".
+    fn counted_cookies<'h>(&'h self, value: &'h [u8]) -> impl Iterator<Item = &'h [u8]> {
+        let pairs = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        pairs.filter(|pair| cookies::member_counts(&self.cookies, pair))
+    }
+}
+
+/// Returns whether some upstreams read a header with this name as a header with another name.
+///
+/// RFC 3875 4.1.18: the name "is converted to upper case, has all occurrences of "-" replaced with "_"
+/// and has "HTTP_" prepended". So WSGI and CGI cannot distinguish `x_user_id` from `x-user-id`, and
+/// some servers replace every character other than letters and digits by "_". Such a header counts as
+/// part of the credential if its name may be read as that of a credential, and otherwise of the variant.
+pub fn may_read_as_another(name: &HeaderName) -> bool {
+    !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}

@@ -1,0 +1,498 @@
+//! Header fields of forwarded requests and responses: which ones end here, and which ones are
+//! added.
+//!
+//! Pure. Removal is careful: a client that lists `X-Forwarded-User` in `Connection` must not be
+//! able to remove what a gateway in front of us added.
+
+use hyper::{
+    HeaderMap, Method, Version,
+    header::{
+        ACCEPT_ENCODING, CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, IF_MATCH,
+        IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE,
+        TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    },
+    http::header::Entry,
+};
+
+mod cache_status;
+
+use crate::{semantics::audience::may_read_as_another, transport::Peer};
+
+pub(crate) use cache_status::{CacheStatus, Forward, cache_status};
+
+/// The `Via` of jobcache, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
+pub const VIA_JOBCACHE: HeaderValue = HeaderValue::from_static("1.1 jobcache");
+
+/// Suffix that is added to a strong `ETag` when the body is compressed, inside the quotes. No upstream
+/// uses it, so it can be stripped again.
+pub const ETAG_SUFFIX: &str = "-jobcache-zstd";
+
+/// "Furthermore, intermediaries SHOULD remove or replace fields that are known to require removal
+/// before forwarding, whether or not they appear as a connection-option" RFC 9110 7.6.1. The two
+/// proxy authentication fields are hop-by-hop by RFC 9110 11.7, `HTTP2-Settings` by RFC 7540 3.2.1.
+///
+/// `Trailer` is not in the list: it announces trailers that we forward, and hyper sends no HTTP/1
+/// trailers without it.
+///
+/// The entries are names because text would be parsed again for each message.
+static HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("keep-alive"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// End-to-end fields, which no `Connection` option may remove: identity, framing, routing and
+/// caching.
+///
+/// "A sender MUST NOT send a connection option corresponding to a field that is intended for all
+/// recipients of the content." RFC 9110 7.6.1
+const END_TO_END: [&str; 18] = [
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "forwarded",
+    "host",
+    "remote-user",
+    "set-cookie",
+    "traceparent",
+    "tracestate",
+    "true-client-ip",
+    "vary",
+    "via",
+    "x-api-key",
+    "x-real-ip",
+    "x-tenant-id",
+];
+
+/// Prefixes of the fields that gateways add.
+const END_TO_END_PREFIXES: [&str; 8] =
+    ["cf-", "x-amzn-", "x-auth-", "x-client-", "x-forwarded-", "x-goog-", "x-ms-", "x-user-"];
+
+/// Fields with other names than `X-Forwarded-*` that say where a request comes from.
+const FORWARDED: [&str; 4] = ["forwarded", "true-client-ip", "x-client-ip", "x-real-ip"];
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Removes the hop-by-hop fields and the fields that `Connection` lists, except end-to-end fields.
+///
+/// "Intermediaries MUST parse a received Connection header field before a message is forwarded and,
+/// for each connection-option in this field, remove any header or trailer field(s) from the message
+/// with the same name as the connection-option" RFC 9110 7.6.1
+///
+/// `keep` names more end-to-end fields: a field that tells callers apart must reach the upstream as
+/// it reached us.
+///
+/// `TE: trailers` stays: gRPC requires it, and without it the upstream sends no trailers. "A sender
+/// of TE MUST also send a "TE" connection option within the Connection header field" RFC 9110
+/// 10.1.4.
+///
+/// A list member that is not a field name is skipped. The remaining fields keep their order.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
+    let trailers = list_contains(headers, &TE, b"trailers");
+    let mut listed = connection_options(headers);
+    listed.retain(|name| !keep.contains(name));
+    remove_all(headers, |name| HOP_BY_HOP.contains(name) || listed.contains(name));
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// Removes the fields that `Connection` lists, as [`strip_hop_by_hop`] does before a request goes
+/// upstream. A read is looked up without them: a field that the upstream does not see must not tell
+/// callers apart.
+pub(crate) fn strip_listed(headers: &mut HeaderMap, keep: &[HeaderName]) {
+    let is_usual = |option: &[u8]| {
+        [&b"keep-alive"[..], b"close", b"te", b"upgrade", b""]
+            .iter()
+            .any(|usual| usual.eq_ignore_ascii_case(option))
+    };
+    if members(headers, &CONNECTION).all(is_usual) {
+        return;
+    }
+    let mut listed = connection_options(headers);
+    listed.retain(|name| !keep.contains(name) && !HOP_BY_HOP.contains(name) && *name != EXPECT);
+    remove_all(headers, |name| listed.contains(name));
+}
+
+/// Removes the fields that `removed` selects and keeps the order of the others. `HeaderMap::remove`
+/// would move the last field into the gap.
+fn remove_all(headers: &mut HeaderMap, removed: impl Fn(&HeaderName) -> bool) {
+    if !headers.keys().any(&removed) {
+        return;
+    }
+    let fields = std::mem::take(headers);
+    headers.reserve(fields.keys_len());
+    // The iterator yields a name only with the first of its lines.
+    let mut current = None;
+    for (name, value) in fields {
+        if let Some(name) = name {
+            current = (!removed(&name)).then_some(name);
+        }
+        if let Some(name) = &current {
+            headers.append(name, value);
+        }
+    }
+}
+
+/// Removes what an untrusted peer says about others: `X-Forwarded-*` (some of these name a user),
+/// `Forwarded` (RFC 7239), and what some proxies send instead.
+pub(crate) fn strip_forwarded(headers: &mut HeaderMap) {
+    let is_forwarding = |name: &HeaderName| {
+        // Some upstreams, such as CGI, map every character that is not a letter or digit to the
+        // same one.
+        let name = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        name.starts_with("x-forwarded-") || FORWARDED.contains(&name.as_str())
+    };
+    remove_all(headers, is_forwarding);
+}
+
+/// Sets `X-Forwarded-Proto` where it is absent. A request over TLS carries it from the beginning:
+/// the upstream has to know the scheme, and its answer may depend on it.
+pub(crate) fn set_forwarded_proto(headers: &mut HeaderMap, client: Peer) {
+    if !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme()));
+    }
+}
+
+/// Tells the upstream where the request comes from: appends to `X-Forwarded-For` and `Via`, and
+/// sets `X-Forwarded-Proto` and `X-Forwarded-Host` where they are absent.
+///
+/// `headers` must hold `Host`: for HTTP/2 the caller copies `:authority` there first.
+pub(crate) fn forward(headers: &mut HeaderMap, client: Peer, version: Version) {
+    if let Some(ip) = client.ip {
+        append_to_list(headers, &FORWARDED_FOR, &ip.to_canonical().to_string());
+    }
+    set_forwarded_proto(headers, client);
+    if let (false, Some(host)) = (headers.contains_key(FORWARDED_HOST), headers.get(HOST)) {
+        let host = host.clone();
+        headers.insert(FORWARDED_HOST, host);
+    }
+    join_cookies(headers);
+    via(headers, version);
+}
+
+/// "If there are multiple Cookie header fields after decompression, these MUST be concatenated into a
+/// single octet string using the two-octet delimiter of 0x3b, 0x20 (the ASCII string '; ') before
+/// being passed into a non-HTTP/2 context" RFC 9113 8.2.3
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if lines.len() < 2 {
+        return;
+    }
+    // Valid values joined by visible characters form a valid value.
+    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Appends `jobcache` to `Via`.
+///
+/// "An HTTP-to-HTTP gateway MUST send an appropriate Via header field in each inbound request
+/// message and MAY send a Via header field in forwarded response messages." RFC 9110 7.6.3
+///
+/// `version` is the version of the received message.
+pub(crate) fn via(headers: &mut HeaderMap, version: Version) {
+    let value = match version {
+        Version::HTTP_10 => HeaderValue::from_static("1.0 jobcache"),
+        Version::HTTP_2 => HeaderValue::from_static("2.0 jobcache"),
+        Version::HTTP_3 => HeaderValue::from_static("3.0 jobcache"),
+        _ => VIA_JOBCACHE,
+    };
+    headers.append(VIA, value);
+}
+
+/// Removes the fields that could make the response to a fill less than the whole representation.
+pub(crate) fn strip_for_fill(headers: &mut HeaderMap) {
+    let conditional = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE, ACCEPT_ENCODING, EXPECT];
+    remove_all(headers, |name| conditional.contains(name));
+}
+
+/// Turns the entity tags of compressed hits in `If-Match` into the tags that the upstream knows.
+/// Otherwise the upstream would answer 412 to a write that carries such a tag, although nothing has
+/// changed. `If-None-Match` keeps them: they match nothing there, and the client gets a whole
+/// answer. A 304 would confirm another coding than the client has.
+///
+/// "If a client has a partial copy of a representation [..], it could use the Range header field
+/// with a conditional GET (using either or both of If-Unmodified-Since and If-Match.)" RFC 9110
+/// 13.1.5. The client's part is compressed and the upstream's response would not be, so the tag of
+/// such a GET stays as it is and the answer is 412. With another method "a server MUST ignore a
+/// Range header field" (14.2).
+pub(crate) fn restore_entity_tags(headers: &mut HeaderMap, method: &Method) {
+    if *method == Method::GET && headers.contains_key(RANGE) {
+        return;
+    }
+    let Entry::Occupied(mut lines) = headers.entry(IF_MATCH) else { return };
+    for line in lines.iter_mut() {
+        let plain = line.to_str().map(|value| value.replace(ETAG_SUFFIX, ""));
+        // A valid value stays valid when a suffix is removed.
+        if let Some(plain) = plain.ok().and_then(|plain| HeaderValue::try_from(plain).ok()) {
+            *line = plain;
+        }
+    }
+}
+
+/// Whether the client waits for a 100 before it sends its body.
+///
+/// "A server that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore that
+/// expectation." RFC 9110 10.1.1. Such a client gets no 100, so the upstream is not asked for one.
+pub(crate) fn expects_continue(headers: &mut HeaderMap, version: Version) -> bool {
+    let expects = list_contains(headers, &EXPECT, b"100-continue");
+    if expects && version == Version::HTTP_10 {
+        headers.remove(EXPECT);
+        return false;
+    }
+    expects
+}
+
+/// Whether the client asks to switch protocols: `Connection` lists `upgrade`, and `Upgrade` names
+/// something other than h2c.
+///
+/// "A server MAY ignore a received Upgrade header field" RFC 9110 7.8. Offers of h2c are ignored:
+/// RFC 9113 has withdrawn them, and curl sends one with any request.
+pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
+    let offers = |offer: &[u8]| !offer.is_empty() && !offer.eq_ignore_ascii_case(b"h2c");
+    headers.contains_key(UPGRADE)
+        && list_contains(headers, &CONNECTION, b"upgrade")
+        && members(headers, &UPGRADE).any(offers)
+}
+
+/// Returns the fields that `Connection` lists and that may be removed.
+fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
+    let end_to_end = |name: &HeaderName| {
+        may_read_as_another(name)
+            || END_TO_END.contains(&name.as_str())
+            || END_TO_END_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
+    };
+    let names = members(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok());
+    names.filter(|name| !end_to_end(name)).collect()
+}
+
+/// Whether a list field has `token` among its members, ignoring case.
+fn list_contains(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
+    members(headers, name).any(|member| member.eq_ignore_ascii_case(token))
+}
+
+/// Returns the members of every line of a list field, trimmed and without parameters.
+fn members<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h [u8]> {
+    let lines = headers.get_all(name).into_iter();
+    let members = lines.flat_map(|line| line.as_bytes().split(|&b| b == b','));
+    members.map(|member| member.split(|&b| b == b';').next().unwrap_or_default().trim_ascii())
+}
+
+/// Appends a member to a list field and joins its lines into one. Frameworks that keep headers in a
+/// map see only the first or only the last line.
+fn append_to_list(headers: &mut HeaderMap, name: &HeaderName, member: &str) {
+    let mut list = Vec::new();
+    for line in headers.get_all(name) {
+        list.extend_from_slice(line.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(member.as_bytes());
+    // Valid values joined with an address form a valid value.
+    if let Ok(value) = HeaderValue::from_bytes(&list) {
+        headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{
+        HeaderMap, Version,
+        header::{HeaderName, HeaderValue},
+    };
+
+    use super::{
+        Peer, forward, is_upgrade, strip_for_fill, strip_forwarded, strip_hop_by_hop, strip_listed,
+        via,
+    };
+
+    type Lines<'a> = &'a [(&'a str, &'a str)];
+
+    fn strip(headers: &mut HeaderMap) {
+        strip_hop_by_hop(headers, &[HeaderName::from_static("x-me")]);
+    }
+
+    fn headers(lines: Lines<'_>) -> HeaderMap {
+        let line = |&(name, value): &(&str, &str)| {
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            (HeaderName::from_bytes(name.as_bytes()).unwrap(), value)
+        };
+        lines.iter().map(line).collect()
+    }
+
+    #[track_caller]
+    fn check(change: impl Fn(&mut HeaderMap), before: Lines<'_>, after: Lines<'_>) {
+        let mut got = headers(before);
+        change(&mut got);
+        // Compare as lists: maps compare equal in any order.
+        let list = |headers: &HeaderMap| -> Vec<_> {
+            headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+        };
+        assert_eq!(list(&got), list(&headers(after)), "{before:?}");
+    }
+
+    #[test]
+    fn hop_by_hop_fields_end_here() {
+        for name in ["Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "HTTP2-Settings"] {
+            check(strip, &[(name, "x"), ("a", "1")], &[("a", "1")]);
+        }
+        check(strip, &[("upgrade", "h2c"), ("connection", "upgrade")], &[]);
+        check(strip, &[("proxy-authorization", "x")], &[]);
+        check(strip, &[("trailer", "x")], &[("trailer", "x")]);
+    }
+
+    #[test]
+    fn fields_that_connection_lists_end_here() {
+        let before = [("connection", "close, X-Hop"), ("connection", ",x-hop2 "), ("x-hop", "1")];
+        check(strip, &[&before[..], &[("x-hop2", "1"), ("b", "2")]].concat(), &[("b", "2")]);
+    }
+
+    #[test]
+    fn a_lookup_does_not_see_fields_that_connection_lists_and_sees_the_others() {
+        let strip = |headers: &mut HeaderMap| {
+            strip_listed(headers, &[HeaderName::from_static("x-me")]);
+        };
+        let connection = ("connection", "close, X-Hop, x-me, upgrade, expect, authorization");
+        let kept = [("x-me", "1"), ("upgrade", "a"), ("expect", "b"), ("authorization", "c")];
+        let before = [&[connection, ("x-hop", "1")], &kept[..]].concat();
+        check(strip, &before, &[&[connection], &kept[..]].concat());
+        let usual = [("connection", "Keep-Alive, TE"), ("te", "trailers"), ("x-hop", "1")];
+        check(strip, &usual, &usual);
+    }
+
+    #[test]
+    fn end_to_end_fields_stay_whatever_connection_lists() {
+        for name in ["authorization", "host", "cookie", "content-length", "x-forwarded-for"] {
+            check(strip, &[("connection", name), (name, "1")], &[(name, "1")]);
+        }
+        for name in
+            ["Forwarded", "X-Auth-Request-User", "X-Api-Key", "X-User-Id", "Remote-User", "X-Me"]
+        {
+            check(strip, &[("connection", name), (name, "1")], &[(name, "1")]);
+        }
+    }
+
+    #[test]
+    fn malformed_connection_values_remove_nothing() {
+        for value in ["a b", "é", "\"a\"", "", ",,", "a=b"] {
+            check(strip, &[("connection", value), ("a", "1")], &[("a", "1")]);
+        }
+    }
+
+    #[test]
+    fn te_is_reduced_to_trailers() {
+        let after = [("te", "trailers"), ("connection", "te")];
+        check(strip, &[("te", "gzip, Trailers;q=0.5")], &after);
+        check(strip, &[("te", "trailers"), ("connection", "TE")], &after);
+        check(strip, &[("te", "gzip")], &[]);
+    }
+
+    #[test]
+    fn order_and_repeated_fields_are_kept() {
+        let lines = [("b", "1"), ("a", "2"), ("a", "3"), ("c", "4")];
+        check(strip, &lines, &lines);
+        let (hop, listed) = (("connection", "x"), ("x", "1"));
+        let before = [hop, lines[0], listed, lines[1], ("keep-alive", "1"), lines[2], lines[3]];
+        check(strip, &before, &lines);
+    }
+
+    #[track_caller]
+    fn check_forward(ip: &str, before: Lines<'_>, after: Lines<'_>) {
+        let client =
+            Peer { ip: ip.parse().ok(), is_tls: false, is_trusted: true, connection: None };
+        check(|headers| forward(headers, client, Version::HTTP_11), before, after);
+    }
+
+    #[test]
+    fn the_upstream_learns_who_asked() {
+        let via = ("via", "1.1 jobcache");
+        let (host, proto) = (("host", "a:1"), ("x-forwarded-proto", "http"));
+        check_forward("::1", &[], &[("x-forwarded-for", "::1"), proto, via]);
+        let after =
+            [host, ("x-forwarded-for", "10.0.0.1"), proto, ("x-forwarded-host", "a:1"), via];
+        check_forward("10.0.0.1", &[host], &after);
+        check_forward("::ffff:10.0.0.1", &[host], &after);
+    }
+
+    #[test]
+    fn what_a_gateway_said_is_kept() {
+        let before = [("x-forwarded-proto", "https"), ("x-forwarded-host", "b"), ("host", "a")];
+        let added = [("x-forwarded-for", "::1"), ("via", "1.1 jobcache")];
+        check_forward("::1", &before, &[&before[..], &added].concat());
+        let before = [("x-forwarded-for", "1.1.1.1, 2.2.2.2"), ("x-forwarded-for", "3.3.3.3")];
+        let list = ("x-forwarded-for", "1.1.1.1, 2.2.2.2, 3.3.3.3, ::1");
+        check_forward("::1", &before, &[list, ("x-forwarded-proto", "http"), added[1]]);
+    }
+
+    #[test]
+    fn who_comes_without_an_address_is_not_named() {
+        check_forward("", &[], &[("x-forwarded-proto", "http"), ("via", "1.1 jobcache")]);
+    }
+
+    #[test]
+    fn what_a_stranger_says_of_others_goes() {
+        let forwarding = [
+            ("x-forwarded-for", "1.1.1.1"),
+            ("X-Forwarded-User", "alice"),
+            ("forwarded", "for=1.1.1.1"),
+            ("x-real-ip", "1.1.1.1"),
+            ("x_forwarded_user", "alice"),
+            ("x-real.ip", "1.1.1.1"),
+        ];
+        let own = [("authorization", "x"), ("x-forwarded", "1"), ("x-user-id", "7")];
+        check(strip_forwarded, &[&own[..], &forwarding].concat(), &own);
+    }
+
+    #[test]
+    fn via_is_appended() {
+        let before = [("via", "1.0 a")];
+        check(
+            |headers| via(headers, Version::HTTP_2),
+            &before,
+            &[before[0], ("via", "2.0 jobcache")],
+        );
+        check(|headers| via(headers, Version::HTTP_10), &[], &[("via", "1.0 jobcache")]);
+    }
+
+    #[test]
+    fn a_fill_asks_for_the_whole_representation() {
+        let before = [
+            ("if-none-match", "\"a\""),
+            ("if-modified-since", "x"),
+            ("accept-encoding", "gzip"),
+            ("range", "bytes=0-1"),
+            ("if-range", "x"),
+            ("accept", "*/*"),
+        ];
+        check(strip_for_fill, &before, &[("accept", "*/*")]);
+    }
+
+    #[track_caller]
+    fn check_upgrade(lines: Lines<'_>, want: bool) {
+        assert_eq!(is_upgrade(&headers(lines)), want, "{lines:?}");
+    }
+
+    #[test]
+    fn an_upgrade_needs_both_fields_and_another_protocol_than_h2c() {
+        let connection = ("connection", "keep-alive, Upgrade");
+        check_upgrade(&[connection, ("upgrade", "websocket")], true);
+        check_upgrade(&[connection, ("upgrade", "h2c, websocket")], true);
+        check_upgrade(&[connection, ("upgrade", "H2C")], false);
+        check_upgrade(&[connection, ("upgrade", "")], false);
+        check_upgrade(&[connection], false);
+        check_upgrade(&[("upgrade", "websocket")], false);
+        check_upgrade(&[("connection", "close"), ("upgrade", "websocket")], false);
+    }
+}

@@ -1,0 +1,296 @@
+//! Routing: decides from a request's head alone what the request is to the cache.
+//!
+//! Reads are recognised narrowly and writes widely. A read must be spelled in the one way that
+//! every upstream understands alike; otherwise it passes. A write counts for every job that some
+//! reading of its path names, because the upstream's reading is not known here. So a doubt costs a
+//! miss, never a stale answer.
+//!
+//! Not decided here: credentials and `Cache-Control` (`cache`), and whether an HTTP/2 request
+//! without `Content-Length` has a body (the caller asks the body).
+
+use std::sync::Arc;
+
+use hyper::{
+    HeaderMap, Method, Request, Response,
+    header::{HeaderName, HeaderValue},
+};
+
+use thiserror::Error;
+
+use super::{
+    connection_auth::names_scheme,
+    headers::is_upgrade,
+    identity::RouteIndex,
+    job_id::JobId,
+    policy::Bypass,
+    query::Query,
+    settings::{InvalidateRule, QueryConfig},
+};
+
+mod id_parts;
+pub mod invalidation_rules;
+mod location_targets;
+mod path_variants;
+mod query_names;
+mod template;
+mod unclaimed_shape;
+mod write_names;
+
+use invalidation_rules::{InvalidRule, InvalidationRule, InvalidationRules};
+pub use location_targets::WriteTarget;
+use path_variants::Scope;
+pub use template::InvalidTemplate;
+use template::{MAX_TEMPLATES, Template};
+
+/// Headers by which frameworks let a client name another method (Symfony, Rack, Microsoft).
+const METHOD_OVERRIDES: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-method-override"),
+];
+
+/// Headers by which frameworks let a gateway name another URL (IIS, Symfony, Zend).
+const URL_OVERRIDES: [HeaderName; 2] =
+    [HeaderName::from_static("x-original-url"), HeaderName::from_static("x-rewrite-url")];
+
+/// How the proxy handles a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// A read of a job. It may be answered from the cache, and a miss may fill it.
+    Read(JobId),
+    /// A write that may change jobs. It is fenced and forwarded, and the jobs are invalidated.
+    Write(WriteScope),
+    /// Forwarded past the cache, for this reason.
+    Pass(Bypass),
+}
+
+/// Why routes or rules cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum InvalidRoutes {
+    /// A template is invalid.
+    #[error(transparent)]
+    Template(#[from] InvalidTemplate),
+    /// A rule of `[[invalidate]]` is invalid.
+    #[error(transparent)]
+    Rule(#[from] InvalidRule),
+}
+
+/// The jobs and rules of a write, as far as its head tells. It is never empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriteScope {
+    /// The jobs that the path names at the place of the id, or that a rule names.
+    pub jobs: Vec<JobId>,
+    /// The jobs that the target names elsewhere. They are fenced only while the write runs.
+    pub elsewhere: Vec<JobId>,
+    /// Whether the target names more jobs than are invalidated one by one.
+    pub too_many: bool,
+    /// The rules that match the path and the method.
+    pub rules: Vec<Arc<InvalidationRule>>,
+}
+
+/// The routes of the jobs, the `[[invalidate]]` rules, and the query parameters that a cached read
+/// may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Routes {
+    templates: Vec<Template>,
+    rules: InvalidationRules,
+    query: Query,
+}
+
+impl Routes {
+    /// Parses the templates of the jobs' paths and the `[[invalidate]]` rules.
+    pub fn new(
+        templates: &[String],
+        rules: &[InvalidateRule],
+        query: &QueryConfig,
+    ) -> Result<Self, InvalidRoutes> {
+        let routes = Self::parse(templates)?.with_query(Query::new(query));
+        Ok(routes.with_rules(InvalidationRules::parse(rules)?))
+    }
+
+    /// Parses path templates such as `/jobs/{id}` or `/x/{id}/status`. A template is absolute and
+    /// has exactly one segment `{id}`; its other segments are literal.
+    pub fn parse<S: AsRef<str>>(templates: &[S]) -> Result<Self, InvalidTemplate> {
+        match templates.len() {
+            0 => return Err(InvalidTemplate::Missing),
+            1..=MAX_TEMPLATES => {}
+            count => return Err(InvalidTemplate::TooMany { count }),
+        }
+        let templates = templates.iter().map(|template| Template::parse(template.as_ref()));
+        let templates = templates.collect::<Result<_, _>>()?;
+        Ok(Self { templates, rules: InvalidationRules::default(), query: Query::default() })
+    }
+
+    /// Sets the rules for writes with a path that does not name the jobs they change.
+    #[must_use]
+    pub fn with_rules(self, rules: InvalidationRules) -> Self {
+        Self { rules, ..self }
+    }
+
+    /// Sets the parameters that the query of a cached read may have.
+    #[must_use]
+    pub fn with_query(self, query: Query) -> Self {
+        Self { query, ..self }
+    }
+
+    /// Classifies a request. Never fails: a request that is not understood passes.
+    pub fn classify<B>(&self, request: &Request<B>) -> Route {
+        if *request.method() == Method::CONNECT {
+            // CONNECT names none of our resources. The proxy refuses it.
+            Route::Pass(Bypass::Method)
+        } else if is_unsafe(request) {
+            // "A cache MUST invalidate the target URI [..] when it receives a non-error status code
+            // in response to an unsafe request method (including methods whose safety is unknown)."
+            // RFC 9111 4.4. jobcache does so for every status, because an error may come after the
+            // commit.
+            self.write(request)
+        } else {
+            self.read(request)
+        }
+    }
+
+    /// Returns the id of the job at a path without a query, or `None` where [`Routes::classify`]
+    /// finds no read, whatever the headers.
+    pub fn job_at<'p>(&self, path: &'p str) -> Option<&'p str> {
+        self.read_at(path).map(|(id, _)| id)
+    }
+
+    /// Returns the same with the route.
+    pub fn read_at<'p>(&self, path: &'p str) -> Option<(&'p str, RouteIndex)> {
+        let mut templates = self.templates.iter().enumerate();
+        let (index, id) =
+            templates.find_map(|(index, template)| Some((index, template.id(path)?)))?;
+        let is_job = JobId::is_canonical(id) && !JobId::is_word(id);
+        is_job.then_some((id, RouteIndex::new(index)))
+    }
+
+    /// Returns the route of a path that is the path of a job; the first one for any other path.
+    pub fn index_of(&self, path: &str) -> RouteIndex {
+        let index = self.templates.iter().position(|template| template.id(path).is_some());
+        RouteIndex::new(index.unwrap_or_default())
+    }
+
+    /// Returns the path of a job by the first route.
+    pub fn path_of(&self, id: &JobId) -> String {
+        self.templates.first().map_or_else(String::new, |template| template.path(id.as_str()))
+    }
+
+    /// Returns the template that stands for a path in places that must not contain job ids: the
+    /// template that the path matches, or lies below.
+    pub fn route_of(&self, path: &str) -> Option<&str> {
+        let whole = self.templates.iter().find(|template| template.id(path).is_some());
+        let above = || {
+            let segments: Vec<&str> = path.split('/').skip(1).collect();
+            self.templates.iter().find(|template| template.id_at_or_above(&segments).is_some())
+        };
+        whole.or_else(above).map(Template::text)
+    }
+
+    /// Returns every job that some reading of `path` names or lies below.
+    ///
+    /// `path` may also be an absolute URL. Its query is ignored.
+    pub fn jobs(&self, path: &str) -> Vec<JobId> {
+        self.named_by_path(path, Scope::Place).into_scope().into_jobs()
+    }
+
+    /// Returns the jobs that `Location` and `Content-Location` of the response to a write name. A
+    /// prefix of their paths is ignored: gateways remove one, and APIs put it back.
+    pub fn location_targets<B>(&self, target: &WriteTarget, answer: &Response<B>) -> Vec<JobId> {
+        let paths = target.named_by(answer.status(), answer.headers());
+        let jobs = |path: &String| self.named_by_path(path, Scope::Tail).into_scope().into_jobs();
+        paths.iter().flat_map(jobs).collect()
+    }
+
+    fn read<B>(&self, request: &Request<B>) -> Route {
+        let headers = request.headers();
+        let path = request.uri().path();
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Route::Pass(Bypass::Method);
+        }
+        if is_upgrade(headers) {
+            return Route::Pass(Bypass::Upgrade);
+        }
+        let Some(id) = self.templates.iter().find_map(|template| template.id(path)) else {
+            return Route::Pass(self.named_by_path(path, Scope::Place).bypass());
+        };
+        let Some(id) = JobId::canonical(id) else {
+            return Route::Pass(Bypass::Spelling);
+        };
+        if JobId::is_word(id.as_str()) {
+            return Route::Pass(Bypass::Word);
+        }
+        if request.uri().query().is_some_and(|query| !self.query.admits(query)) {
+            return Route::Pass(Bypass::Query);
+        }
+        match bypass(headers) {
+            Some(why) => Route::Pass(why),
+            None => Route::Read(id),
+        }
+    }
+
+    fn write<B>(&self, request: &Request<B>) -> Route {
+        let headers = request.headers();
+        let rules = self.rules.matching(request.method(), headers);
+        let overrides = URL_OVERRIDES.into_iter().flat_map(|name| headers.get_all(name));
+        let overrides: Vec<_> =
+            overrides.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        let own = (request.uri().path(), request.uri().query());
+        let others = overrides.iter().map(|url| match url.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (url.as_ref(), None),
+        });
+        let named = self.named_by_target(&rules, [own].into_iter().chain(others));
+        let why = named.bypass();
+        let scope = named.into_scope();
+        if scope == WriteScope::default() { Route::Pass(why) } else { Route::Write(scope) }
+    }
+}
+
+/// Returns why the headers of a read make it pass, if they do. The first such header counts.
+fn bypass(headers: &HeaderMap) -> Option<Bypass> {
+    headers.iter().find_map(|(name, value)| match name.as_str() {
+        // "Although request message framing is independent of the method used, content received in
+        // a GET request has no generally defined semantics" RFC 9110 9.3.1. Some upstreams treat it
+        // as a query.
+        "content-length" if value.as_bytes() != b"0" => Some(Bypass::RequestBody),
+        "transfer-encoding" => Some(Bypass::RequestBody),
+        // "A server MAY ignore the Range header field." RFC 9110 14.2. Whether the upstream ignores
+        // it is not known here.
+        "range" => Some(Bypass::Range),
+        "authorization" if names_scheme(value) => Some(Bypass::BoundConnection),
+        // "A cache MUST NOT evaluate conditional header fields that only apply to an origin server, [..]
+        // such preconditions are likely intended for some other (inbound) server." RFC 9111 4.3.2
+        "if-match" | "if-range" | "if-unmodified-since" => Some(Bypass::Precondition),
+        _ if METHOD_OVERRIDES.contains(name) => Some(Bypass::MethodOverride),
+        _ if URL_OVERRIDES.contains(name) => Some(Bypass::UrlOverride),
+        _ => None,
+    })
+}
+
+/// Whether a request may change something, by its method or by a method that a header names
+/// instead.
+pub fn is_unsafe<B>(request: &Request<B>) -> bool {
+    let safe = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE];
+    !safe.contains(request.method()) || overrides_to_unsafe(request.headers())
+}
+
+/// Whether a header names another method, whatever that is. The method of the request then says
+/// nothing.
+pub fn overrides_method(headers: &HeaderMap) -> bool {
+    METHOD_OVERRIDES.iter().any(|name| headers.contains_key(name))
+}
+
+/// Whether a header names a method that is unsafe or unknown.
+fn overrides_to_unsafe(headers: &HeaderMap) -> bool {
+    let is_safe = |value: &HeaderValue| {
+        let method = value.as_bytes().trim_ascii();
+        ["", "GET", "HEAD", "OPTIONS", "TRACE"]
+            .iter()
+            .any(|safe| safe.as_bytes().eq_ignore_ascii_case(method))
+    };
+    // One pass costs less than three lookups, which hash each name again.
+    headers.iter().any(|(name, value)| METHOD_OVERRIDES.contains(name) && !is_safe(value))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! Id parts: the ids that a text of a request target may hold.
+//!
+//! APIs join an id with a verb (`7:cancel`), with other ids (`7,8`) or with quotes (`('7')`). Which
+//! of these an API reads is not known here, so a text is cut at every character that no id in its
+//! canonical spelling has, and at `~`. Every part counts that may be an id, in the case sent, in
+//! lower and in upper case. A part without a digit is a word (`cancel`) and no id.
+
+use std::{borrow::Cow, collections::HashSet};
+
+use percent_encoding::percent_decode_str;
+
+use super::invalidation_rules::MAX_NAMED;
+use crate::semantics::job_id::{JobId, MAX_DECODES, possible_ids};
+
+/// Most parts at `~` of which every contiguous range is tried: `~` may stand inside an id.
+const MAX_TILDE_PARTS: usize = 4;
+
+/// Most effort for reading one target, in units of about a nanosecond. An honest target costs a few
+/// thousand.
+const MAX_EFFORT: usize = 800_000;
+
+/// Units for one reading of a part, without its bytes.
+const PART_COST: usize = 250;
+
+/// Units for a part that is not in its canonical spelling, because more parsers look at it.
+const SPELLING_COST: usize = 750;
+
+/// Units for a byte of a part. Parsers copy it several times.
+const PART_BYTE_COST: usize = 8;
+
+/// The CPU that may still be spent on reading one target.
+#[derive(Debug)]
+pub(super) struct Effort {
+    left: usize,
+}
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self { left: MAX_EFFORT }
+    }
+}
+
+impl Effort {
+    /// Spends some units. Returns whether there were as many.
+    pub(super) fn spend(&mut self, units: usize) -> bool {
+        let rest = self.left.checked_sub(units);
+        self.left = rest.unwrap_or(0);
+        rest.is_some()
+    }
+
+    /// Whether something was left out because it would have cost too much.
+    pub(super) fn is_spent(&self) -> bool {
+        self.left == 0
+    }
+}
+
+/// The ids that the texts of one target name, without repeats.
+#[derive(Debug, Default)]
+pub(super) struct NamedIds {
+    ids: Vec<JobId>,
+    known: HashSet<JobId>,
+    /// Whether there were more ids than are invalidated one by one.
+    pub(super) has_more: bool,
+}
+
+impl NamedIds {
+    /// Adds every id that some part of a text may be, at every depth of percent-encoding.
+    pub(super) fn add_text(&mut self, text: &str, effort: &mut Effort) {
+        let mut text = Cow::Borrowed(text);
+        for _ in 0..=MAX_DECODES {
+            if !effort.spend(text.len()) {
+                return;
+            }
+            for_each_part(&text, &mut |part| self.add_part(part, effort));
+            if !text.contains('%') {
+                return;
+            }
+            let decoded = percent_decode_str(&text).decode_utf8_lossy();
+            if decoded == text {
+                return;
+            }
+            text = Cow::Owned(decoded.into_owned());
+        }
+    }
+
+    /// Adds an id that is known to be one.
+    pub(super) fn add(&mut self, id: JobId) {
+        if self.known.contains(&id) {
+            return;
+        }
+        if self.ids.len() >= MAX_NAMED {
+            self.has_more = true;
+            return;
+        }
+        self.known.insert(id.clone());
+        self.ids.push(id);
+    }
+
+    /// Returns the ids, the first found first.
+    pub(super) fn into_ids(self) -> Vec<JobId> {
+        self.ids
+    }
+
+    fn add_part(&mut self, part: &str, effort: &mut Effort) {
+        let has_digit = part.bytes().any(|byte| byte.is_ascii_digit());
+        // An encoded character is cut or read in the decoded text.
+        if !has_digit || part.contains('%') {
+            return;
+        }
+        self.add_readings(part, effort);
+        if part.bytes().any(|byte| byte.is_ascii_lowercase()) {
+            self.add_readings(&part.to_ascii_uppercase(), effort);
+        }
+        if part.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            self.add_readings(&part.to_ascii_lowercase(), effort);
+        }
+    }
+
+    fn add_readings(&mut self, part: &str, effort: &mut Effort) {
+        let cost = if JobId::is_canonical(part) { PART_COST } else { SPELLING_COST };
+        if self.has_more || !effort.spend(cost + PART_BYTE_COST * part.len()) {
+            return;
+        }
+        let ids = possible_ids(part).into_iter().filter(|id| !JobId::is_word(id.as_str()));
+        ids.for_each(|id| self.add(id));
+    }
+}
+
+/// Whether an API may end an id at this character. A `%` begins an encoded character, which the
+/// decoded text shows.
+pub(super) fn is_cut(c: char) -> bool {
+    !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '%'))
+}
+
+/// Calls `each` with every part of a text that may be an id.
+fn for_each_part(text: &str, each: &mut impl FnMut(&str)) {
+    for run in text.split(|c: char| c != '~' && is_cut(c)).filter(|run| !run.is_empty()) {
+        if !run.contains('~') {
+            each(run);
+            continue;
+        }
+        let parts: Vec<&str> = run.split('~').collect();
+        if parts.len() > MAX_TILDE_PARTS {
+            each(run);
+            parts.into_iter().for_each(&mut *each);
+            continue;
+        }
+        for from in 0..parts.len() {
+            for to in from + 1..=parts.len() {
+                each(&parts[from..to].join("~"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(text: &str) -> NamedIds {
+        let mut named = NamedIds::default();
+        named.add_text(text, &mut Effort::default());
+        named
+    }
+
+    #[track_caller]
+    fn check(text: &str, want: &[&str]) {
+        let ids = named(text).into_ids();
+        assert_eq!(ids.iter().map(JobId::as_str).collect::<Vec<_>>(), want, "{text}");
+    }
+
+    #[test]
+    fn a_text_is_cut_wherever_an_id_may_end() {
+        check("7", &["7"]);
+        check("7:cancel", &["7"]);
+        check("('7')", &["7"]);
+        check("(id=7,rev='8')", &["7", "8"]);
+        for cut in ":;,@!$&'()*+=|".chars() {
+            check(&format!("7{cut}stop"), &["7"]);
+            check(&format!("stop{cut}8"), &["8"]);
+        }
+        check("[\"7\", \"8\"]", &["7", "8"]);
+        check("/jobs/7", &["7"]);
+        check("a-1.b_2", &["a-1.b_2", "A-1.B_2"]);
+    }
+
+    #[test]
+    fn a_tilde_may_stand_inside_an_id_or_between_two() {
+        check("7~8", &["7", "7~8", "8"]);
+        check("7~8:stop", &["7", "7~8", "8"]);
+        check("1~2~3~4~5", &["1~2~3~4~5", "1", "2", "3", "4", "5"]);
+    }
+
+    #[test]
+    fn an_id_counts_in_every_case_and_in_every_spelling() {
+        check("Ab1", &["Ab1", "AB1", "ab1"]);
+        check("007", &["7"]);
+        check("7.json", &["7"]);
+        check("1_000", &["1000"]);
+        let uuid = "0f8fad5b-d9cb-469f-a165-70867728950e";
+        check(&uuid.to_uppercase(), &[uuid]);
+        check(&format!("urn:uuid:{{{uuid}}}"), &[uuid]);
+        check(&uuid.replace('-', ""), &[uuid]);
+    }
+
+    #[test]
+    fn percent_encoding_is_read_at_every_depth() {
+        check("7%3Acancel", &["7"]);
+        check("7%253Acancel", &["7"]);
+        check("%28%277%27%29", &["7"]);
+        check("%37", &["7"]);
+        check("7%2C8", &["7", "8"]);
+    }
+
+    #[test]
+    fn what_cannot_be_an_id_is_no_name() {
+        for text in ["", "cancel", "a,b;c", "('x')", "...", "~", "%", "é"] {
+            check(text, &[]);
+        }
+        check(&format!("x{}", "7".repeat(128)), &[]);
+    }
+
+    #[test]
+    fn the_ids_are_bounded() {
+        let list = |ids: std::ops::RangeInclusive<usize>| {
+            ids.map(|id| id.to_string()).collect::<Vec<_>>().join(",")
+        };
+        let most = named(&list(1..=MAX_NAMED));
+        assert!(!most.has_more && most.into_ids().len() == MAX_NAMED);
+        let more = named(&format!("{},1,2", list(1..=MAX_NAMED + 1)));
+        assert!(more.has_more && more.into_ids().len() == MAX_NAMED);
+    }
+
+    #[test]
+    fn the_effort_is_bounded() {
+        for text in ["1,".repeat(1 << 16), "0a~".repeat(1 << 16), "%2531".repeat(1 << 16)] {
+            let mut effort = Effort::default();
+            NamedIds::default().add_text(&text, &mut effort);
+            assert!(effort.is_spent());
+        }
+    }
+}

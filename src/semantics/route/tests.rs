@@ -1,0 +1,264 @@
+//! Table tests of the routes.
+
+use hyper::{Request, http::request::Builder};
+
+use super::{InvalidTemplate, MAX_TEMPLATES, Route, Routes};
+use crate::{
+    config,
+    semantics::{job_id::JobId, query::Query},
+};
+
+const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+
+fn routes() -> Routes {
+    Routes::parse(&["/jobs/{id}", "/api/v1/jobs/{id}", "/x/{id}/status"]).unwrap()
+}
+
+fn words(jobs: &[JobId]) -> String {
+    jobs.iter().map(JobId::as_str).collect::<Vec<_>>().join(" ")
+}
+
+/// `request` is the method and target, then one header per line.
+#[track_caller]
+fn check(request: &str, want: &str) {
+    check_with(&routes(), request, want);
+}
+
+#[track_caller]
+fn check_with(routes: &Routes, request: &str, want: &str) {
+    let mut lines = request.split('\n');
+    let (method, target) = lines.next().unwrap().split_once(' ').unwrap();
+    let head = Request::builder().method(method).uri(target);
+    let with_header = |head: Builder, line: &str| {
+        let (name, value) = line.split_once(": ").unwrap();
+        head.header(name, value)
+    };
+    let built = lines.fold(head, with_header).body(()).unwrap();
+    let got = match routes.classify(&built) {
+        Route::Read(id) => format!("read: {id}"),
+        Route::Write(scope) if scope.elsewhere.is_empty() => {
+            format!("write: {}", words(&scope.jobs))
+        }
+        Route::Write(scope) => {
+            format!("write: {} and {}", words(&scope.jobs), words(&scope.elsewhere))
+        }
+        Route::Pass(why) => format!("pass: {why}"),
+    };
+    assert_eq!(got, want, "{request}");
+}
+
+#[test]
+fn a_plain_get_or_head_of_a_job_is_a_read() {
+    check("GET /jobs/7", "read: 7");
+    check("HEAD /jobs/7", "read: 7");
+    check("GET http://host:1/jobs/a.b_c~d-1", "read: a.b_c~d-1");
+    check("GET /jobs/abcdefab-cdef-abcd-efab-cdefabcdefab?", "pass: query");
+    check(&format!("GET /api/v1/jobs/{UUID}"), &format!("read: {UUID}"));
+    check("GET /x/7/status", "read: 7");
+    check("GET /jobs/7\ncontent-length: 0\ncache-control: no-store\ncookie: a", "read: 7");
+    check("GET /jobs/7\nif-none-match: \"a\"\naccept-encoding: gzip", "read: 7");
+}
+
+#[test]
+fn other_paths_pass() {
+    for path in ["/", "/jobs", "/jobs/", "/jobsite", "/jobs7", "/jobs/7/logs", "/x/7", "/a/jobs/7"]
+    {
+        check(&format!("GET {path}"), "pass: path");
+    }
+    check("POST /jobs", "pass: path");
+    check("POST /", "pass: path");
+    check("DELETE /a/jobs/7", "pass: path");
+}
+
+#[test]
+fn other_spellings_of_a_job_path_pass() {
+    for path in ["/jobs/007", "/jobs/%37", "/jobs/7/", "//jobs/7", "/jobs//7", "/Jobs/7"] {
+        check(&format!("GET {path}"), "pass: spelling");
+    }
+    for path in ["/a/../jobs/7", "/jobs/./7", "/jobs/7;v=1", "/jobs/a:b", "/jobs%2F7", "/jobs/7.0"]
+    {
+        check(&format!("GET {path}"), "pass: spelling");
+    }
+    check(&format!("GET /jobs/{}", UUID.to_uppercase()), "pass: spelling");
+    check("POST /jobs/a:b", "pass: spelling");
+    check("GET http://host//jobs/7?", "pass: spelling");
+}
+
+#[test]
+fn a_query_passes_a_read_even_an_empty_one() {
+    check("GET /jobs/7?a=b", "pass: query");
+    check("GET /jobs/7?", "pass: query");
+    check("HEAD /jobs/7?fresh", "pass: query");
+}
+
+#[test]
+fn a_query_that_the_upstream_ignores_is_none() {
+    let ignore = vec!["_".to_owned()];
+    let query = config::QueryConfig { ignore, ..config::QueryConfig::default() };
+    let routes = routes().with_query(Query::new(&query));
+    check_with(&routes, "GET /jobs/7?_=1", "read: 7");
+    check_with(&routes, "HEAD /jobs/7?_=1&_=2", "read: 7");
+    check_with(&routes, "GET /jobs/7?_=1&fields=a", "pass: query");
+    check_with(&routes, "GET /jobs/7?", "pass: query");
+    check_with(&routes, "GET /jobs/07?_=1", "pass: spelling");
+    check_with(&routes, "GET /jobs/7?_=1\nrange: bytes=0-1", "pass: range");
+    check_with(&routes, "POST /jobs/7?_=a", "write: 7");
+}
+
+#[test]
+fn methods_that_neither_read_nor_change_pass() {
+    check("OPTIONS /jobs/7", "pass: method");
+    check("TRACE /jobs/7", "pass: method");
+    check("OPTIONS *", "pass: method");
+    check("CONNECT host:443", "pass: method");
+    check("CONNECT host:443\nx-http-method-override: DELETE", "pass: method");
+}
+
+#[test]
+fn a_read_with_a_body_passes() {
+    check("GET /jobs/7\ncontent-length: 5", "pass: request-body");
+    check("GET /jobs/7\ncontent-length: 00", "pass: request-body");
+    check("GET /jobs/7\ncontent-length: 0\ncontent-length: 5", "pass: request-body");
+    check("GET /jobs/7\ntransfer-encoding: chunked", "pass: request-body");
+    check("GET /jobs/7\nauthorization: nTlM T1", "pass: bound-connection");
+    check("HEAD /jobs/7\nauthorization: Negotiate T1", "pass: bound-connection");
+    check("GET /jobs/7\nauthorization: Bearer T1", "read: 7");
+}
+
+#[test]
+fn an_upgrade_passes_unless_it_offers_h2c() {
+    check("GET /jobs/7\nconnection: Upgrade\nupgrade: websocket", "pass: upgrade");
+    check("GET /ws\nconnection: Upgrade\nupgrade: websocket", "pass: upgrade");
+    check("GET /jobs/7\nconnection: Upgrade, HTTP2-Settings\nupgrade: h2c", "read: 7");
+    check("GET /jobs/7\nupgrade: websocket", "read: 7");
+}
+
+#[test]
+fn ranges_and_preconditions_pass() {
+    check("GET /jobs/7\nrange: bytes=0-1", "pass: range");
+    check("GET /jobs/7\nif-match: \"a\"", "pass: precondition");
+    check("GET /jobs/7\nif-unmodified-since: x", "pass: precondition");
+    check("GET /jobs/7\nif-range: \"a\"", "pass: precondition");
+}
+
+#[test]
+fn an_overridden_method_counts() {
+    for name in ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"] {
+        check(&format!("GET /jobs/7\n{name}: DELETE"), "write: 7");
+        check(&format!("HEAD /jobs/7\n{name}: get\n{name}: patch"), "write: 7");
+        check(&format!("GET /jobs/7\n{name}: frobnicate"), "write: 7");
+        check(&format!("OPTIONS /jobs/7/x\n{name}: PUT"), "write: 7");
+        check(&format!("GET /jobs/7?a=b\n{name}: PUT"), "write: 7");
+        check(&format!("GET /a\n{name}: DELETE"), "pass: path");
+        check(&format!("GET /jobs/7\n{name}: head"), "pass: method-override");
+        check(&format!("GET /jobs/7\n{name}: "), "pass: method-override");
+        check(&format!("POST /jobs/7\n{name}: GET"), "write: 7");
+    }
+}
+
+#[test]
+fn an_overridden_url_counts() {
+    for name in ["X-Original-URL", "X-Rewrite-URL"] {
+        check(&format!("GET /jobs/7\n{name}: /jobs/8"), "pass: url-override");
+        check(&format!("GET /a\n{name}: /jobs/8"), "pass: path");
+        check(&format!("POST /jobs/7\n{name}: /jobs/8?a=b"), "write: 7 8");
+        check(&format!("POST /jobs/7\n{name}: /jobs/07"), "write: 7");
+        check(&format!("POST /a\n{name}: https://host/jobs/8#x"), "write: 8");
+        check(&format!("POST /a\n{name}: /b"), "pass: path");
+    }
+}
+
+#[test]
+fn every_other_method_on_or_below_a_job_is_a_write() {
+    for method in ["POST", "PUT", "PATCH", "DELETE", "PURGE", "PROPFIND", "get", "X"] {
+        check(&format!("{method} /jobs/7"), "write: 7");
+        check(&format!("{method} /jobs/7/cancel?now=yes"), "write: 7");
+    }
+    check("POST /jobs/7/a/b/c", "write: 7");
+    check("POST http://host/api/v1/jobs/abc/", "write: abc");
+    check("POST /x/7", "write: 7");
+    check("POST /x/7/other", "write: 7");
+    check("POST /x/7/status/y", "write: 7");
+    check("POST /jobs/7\nconnection: upgrade\nupgrade: websocket", "write: 7");
+    check("POST /jobs/7\nrange: bytes=0-1\ncontent-length: 5", "write: 7");
+}
+
+#[test]
+fn an_id_that_is_a_word_passes() {
+    for word in ["stats", "latest", "next", "x", "a-b"] {
+        check(&format!("GET /jobs/{word}"), "pass: word");
+        check(&format!("GET /x/{word}/status?a"), "pass: word");
+    }
+    check("GET /jobs/stats.json", "pass: spelling");
+}
+
+#[test]
+fn a_write_names_jobs_anywhere_in_its_target() {
+    check("DELETE /jobs?id=7", "write:  and 7");
+    check("DELETE /jobs?ids=7,8&ids=9", "write:  and 7 8 9");
+    check("DELETE /jobs/7?also=7&with=8", "write: 7 and 8");
+    check("POST /jobs/7:cancel", "write: 7");
+    check("POST /jobs('7')", "write: 7");
+    check("POST /jobs/stop/7", "write: stop and 7");
+    check("PUT /jobs/Ab1", "write: Ab1 AB1 ab1");
+    check("POST /a\nx-rewrite-url: /jobs?id=8", "write:  and 8");
+    for other in ["POST /a?id=7", "POST /?id=7", "POST /jobsite?id=7", "POST /jobs?id=seven"] {
+        check(other, "pass: path");
+    }
+}
+
+#[test]
+fn more_jobs_than_are_invalidated_one_by_one_are_too_many() {
+    let scope = |count: usize| {
+        let ids: Vec<_> = (1..=count).map(|id| id.to_string()).collect();
+        let uri = format!("/jobs?ids={}", ids.join(","));
+        match routes().classify(&Request::delete(uri).body(()).unwrap()) {
+            Route::Write(scope) => (scope.too_many, scope.elsewhere.len()),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(scope(1000), (false, 1000));
+    assert_eq!(scope(1001), (true, 1000));
+}
+
+#[test]
+fn jobs_are_found_in_paths_and_urls() {
+    assert_eq!(words(&routes().jobs("/jobs/007/x")), "7");
+    assert_eq!(words(&routes().jobs("https://host/api/v1/jobs/7?a=/jobs/8")), "7");
+    assert_eq!(words(&routes().jobs("/a")), "");
+    assert_eq!(words(&routes().jobs("")), "");
+}
+
+#[track_caller]
+fn check_refused(templates: &[&str], want: &str) {
+    assert_eq!(Routes::parse(templates).map_err(|error| error.to_string()), Err(want.to_owned()));
+}
+
+#[test]
+fn a_bad_template_is_refused_with_the_mend() {
+    let segment = |template: &str, segment: &str| InvalidTemplate::Segment {
+        template: template.to_owned(),
+        segment: segment.to_owned(),
+    };
+    check_refused(&[], "no route given; give at least one such as '/jobs/{id}'");
+    check_refused(&["jobs/{id}"], "route 'jobs/{id}' is not absolute; begin it with '/'");
+    check_refused(&["/jobs"], "route '/jobs' has 0 segments '{id}'; give it exactly one");
+    check_refused(&["/jobs/{id}", "/{id}/{id}"], {
+        "route '/{id}/{id}' has 2 segments '{id}'; give it exactly one"
+    });
+    for (template, bad) in [
+        ("/jobs/{id}/", ""),
+        ("//jobs/{id}", ""),
+        ("/../{id}", ".."),
+        ("/a b/{id}", "a b"),
+        ("/jobs/x{id}", "x{id}"),
+        ("/{name}/{id}", "{name}"),
+        ("/jobs/{id}?a=b", "{id}?a=b"),
+        ("/j%6Fbs/{id}", "j%6Fbs"),
+    ] {
+        assert_eq!(Routes::parse(&[template]), Err(segment(template, bad)), "{template}");
+    }
+    let count = MAX_TEMPLATES + 1;
+    check_refused(&vec!["/{id}"; count], "65 routes given, at most 64 are allowed; remove some");
+    assert!(Routes::parse(&vec!["/{id}"; MAX_TEMPLATES]).is_ok());
+}
