@@ -67,6 +67,10 @@ pub mod telemetry;
 
 pub mod systemd;
 
+mod run_error;
+
+pub use run_error::RunError;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -88,7 +92,6 @@ use crate::{
     reload::{ConfigGeneration, Current, Reloads},
     semantics::route::Routes,
     server::{Drain, Server, listen::Listener},
-    store::StoreError,
     telemetry::{LogFilter, SpanExport},
     tls::{Renewed, TlsError},
     upstream::Upstream,
@@ -111,20 +114,6 @@ pub struct Listeners {
     pub proxy: Listener,
     /// The listener for operators and the purge webhook.
     pub admin: Listener,
-}
-
-/// Why a sidecar could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// A route or a rule of `[[invalidate]]` is invalid.
-    #[error(transparent)]
-    Routes(#[from] semantics::route::InvalidRoutes),
-    /// The store's URL cannot be used.
-    #[error("cannot open the store: {0}")]
-    Store(#[from] StoreError),
-    /// Certificates or keys cannot be used.
-    #[error("cannot set up TLS: {0}")]
-    Tls(#[from] TlsError),
 }
 
 /// Runs a sidecar until `shutdown` completes, then drains it.

@@ -44,13 +44,13 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use crate::{
-    RunError,
     admin::Admin,
     cache::{Cache, WriteOutcome},
     config::{Config, InvalidConfig, LoadedConfig, OverriddenChange, ReloadClass, SettingChange},
     informational::Informational,
     observe::metrics::{Metrics, OutcomeLabels},
     proxy::{Proxy, body::Body, repeat_hit::RepeatHit},
+    run_error::RunError,
     semantics::route::Routes,
     service::{Answered, FastPathMiss, Service},
     telemetry::{LogFilter, SpanExport, Telemetry},

@@ -116,8 +116,14 @@ pub use crate::semantics::{
 };
 use crate::{
     clock, config,
-    observe::metrics::{Metrics, StoreOp},
+    observe::metrics::{Metrics, StoreErrorLabel, StoreOp},
 };
+
+impl StoreErrorLabel for StoreError {
+    fn label(&self) -> &'static str {
+        self.as_str()
+    }
+}
 
 /// Checks that the configured store can be reached now and is fit for use. Returns how other
 /// sidecars there are configured differently.

@@ -38,14 +38,14 @@ pub use self::{
     },
     limit_metrics::{Limit, LimitMetrics},
     reasons::ReasonCount,
-    store_metrics::{BreakerMetrics, StoreOp},
+    store_metrics::{BreakerMetrics, StoreErrorLabel, StoreOp},
     webhook_metrics::WebhookRefusal,
 };
 use self::{
     counters::Counters, labels::outcomes, process::ProcessCollector, reasons::ReasonHistory,
     recent::Recent, runtime::RuntimeCollector, store_metrics::StoreOperations,
 };
-use crate::{observe::events::Events, store::StoreError};
+use crate::observe::events::Events;
 
 /// Bucket bounds of upstream times, in seconds: half a millisecond to a minute.
 const UPSTREAM_BUCKETS: [f64; 14] =
@@ -218,9 +218,14 @@ impl Metrics {
     }
 
     /// Counts an operation of the store, its time and its error.
-    pub fn record_store_op<T>(&self, op: StoreOp, result: &Result<T, StoreError>, took: Duration) {
+    pub fn record_store_op<T, E: StoreErrorLabel>(
+        &self,
+        op: StoreOp,
+        result: &Result<T, E>,
+        took: Duration,
+    ) {
         self.operations.count(op, result, took);
-        if !matches!(result, Err(StoreError::Down)) {
+        if result.as_ref().err().is_none_or(|error| error.label() != "down") {
             self.recent.store_times.observe(took, 1);
         }
     }
@@ -388,12 +393,13 @@ fn build_labels() -> Vec<(&'static str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StoreError;
 
     #[test]
     fn what_was_counted_stands_in_the_exposition() {
         let metrics = Metrics::default();
         metrics.count_request("hit", "");
-        metrics.record_store_op::<()>(
+        metrics.record_store_op::<(), _>(
             StoreOp::Read,
             &Err(StoreError::Timeout),
             Duration::from_millis(50),

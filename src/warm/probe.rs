@@ -8,12 +8,12 @@ use tokio::task::spawn_blocking;
 
 use super::{MAX_LIST, headers, ids};
 use crate::{
-    RunError,
     cache::Cache,
     config::{self, Config, StoreUrl},
     limits::Quota,
     observe::metrics::{Limit, Metrics},
     proxy::{JobListError, Proxy},
+    run_error::RunError,
     semantics::route::Routes,
     upstream::Upstream,
 };

@@ -9,7 +9,6 @@ use prometheus_client::{
 };
 
 use super::counters::zeros;
-use crate::store::StoreError;
 
 /// Bucket bounds in seconds: from a round trip on one machine, over the budget of a request (50
 /// ms), to times that no request waits for.
@@ -20,6 +19,12 @@ const BUCKETS: [f64; 13] =
 const ERRORS: [&str; 6] = ["down", "pending", "timeout", "lost", "refused", "redirected"];
 /// The errors that open the breaker; `redirected` comes from a cluster that is down.
 const FATAL: [&str; 4] = ["timeout", "lost", "refused", "redirected"];
+
+/// An error of the store, as far as metrics tell errors apart.
+pub trait StoreErrorLabel {
+    /// Returns the label.
+    fn label(&self) -> &'static str;
+}
 
 /// Operations of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,11 +111,16 @@ impl Default for StoreOperations {
 
 impl StoreOperations {
     /// Counts an operation, its time and its error.
-    pub(super) fn count<T>(&self, op: StoreOp, result: &Result<T, StoreError>, took: Duration) {
+    pub(super) fn count<T, E: StoreErrorLabel>(
+        &self,
+        op: StoreOp,
+        result: &Result<T, E>,
+        took: Duration,
+    ) {
         // `ALL` is in the order of declaration.
         self.histograms[op as usize].observe(took.as_secs_f64());
         if let Err(error) = result {
-            let labels = ErrorLabels { op: op.as_str(), error: error.as_str() };
+            let labels = ErrorLabels { op: op.as_str(), error: error.label() };
             self.errors.get_or_create(&labels).inc();
         }
     }
@@ -145,14 +155,14 @@ impl BreakerMetrics {
     }
 
     /// Records that the store was trusted and was lost.
-    pub fn open(&self, error: &StoreError) {
+    pub fn open(&self, error: &impl StoreErrorLabel) {
         self.open.set(1);
-        self.openings.get_or_create(&OpeningLabels { error: error.as_str() }).inc();
+        self.openings.get_or_create(&OpeningLabels { error: error.label() }).inc();
     }
 
     /// Records that a connection could not be made, or that the store is not what it should be.
-    pub fn fail(&self, error: &StoreError) {
-        self.failures.get_or_create(&OpeningLabels { error: error.as_str() }).inc();
+    pub fn fail(&self, error: &impl StoreErrorLabel) {
+        self.failures.get_or_create(&OpeningLabels { error: error.label() }).inc();
     }
 
     pub(super) fn register(&self, r: &mut Registry) {
@@ -177,12 +187,13 @@ impl BreakerMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StoreError;
 
     #[test]
     fn an_operation_is_timed_under_its_own_name() {
         let operations = StoreOperations::default();
         for op in StoreOp::ALL {
-            operations.count::<()>(op, &Err(StoreError::Timeout), Duration::ZERO);
+            operations.count::<(), _>(op, &Err(StoreError::Timeout), Duration::ZERO);
             let labels = ErrorLabels { op: op.as_str(), error: "timeout" };
             assert_eq!(operations.errors.get_or_create(&labels).get(), 1, "{op:?}");
             let seconds = operations.seconds.get_or_create(&OpLabels { op: op.as_str() });
