@@ -118,6 +118,7 @@ async fn store(config: &Config) -> Finding {
         Ok(Err(StoreError::Refused(error))) => {
             probed(Err(format!("reachable, but it refuses jobcache: {error}")))
         }
+        Ok(Err(StoreError::Unusable(error))) => probed(Err(format!("cannot be used: {error}"))),
         probe => connected(probe.map(|made| made.map(|()| REACHABLE.into()))),
     }
 }

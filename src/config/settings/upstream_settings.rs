@@ -20,7 +20,7 @@ pub(super) const UPSTREAM: SettingSection = SettingSection {
              of requests",
             |c, v| put(&mut c.upstream.url, url::upstream(v)),
         )
-        .visibility(Visibility::Origin)
+        .visibility(Visibility::Url)
         .flag("upstream", "URL", PLACES)
         .env(&["JOBCACHE_UPSTREAM", "JOBCACHE_UPSTREAM_URL", "UPSTREAM_URL"])
         .help("The API that jobcache stands in front of."),
