@@ -39,13 +39,19 @@ pub(super) struct WriteInvalidation {
     refused: bool,
     /// Outcome of the write as far as the response shows it.
     outcome: WriteOutcome,
-    /// Whether the response body may still be under way. Decided once, with the fence: a body over
-    /// HTTP/2 may end at any time.
-    response_open: bool,
+    /// Decided once, with the fence: a body over HTTP/2 may end at any time.
+    response_body: ResponseBodyState,
     /// The end of the upload, if it may still be under way.
     upload: Option<UploadEnd>,
     /// Whether the upload ended early. The upstream may act on the part that has arrived.
     upload_truncated: bool,
+}
+
+/// Whether the response body may still be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ResponseBodyState {
+    Open,
+    Ended,
 }
 
 impl Proxy {
@@ -57,12 +63,11 @@ impl Proxy {
         outcome: WriteOutcome,
         result: Result<Response<Body>, UpstreamError>,
     ) -> Answer {
-        let fence = match &result {
-            Ok(response) => change.fence_at_head(response),
-            Err(_) => {
-                change.upload = None;
-                FenceEnd::Now(outcome)
-            }
+        let fence = if let Ok(response) = &result {
+            change.fence_at_head(response)
+        } else {
+            change.upload = None;
+            FenceEnd::Now(outcome)
         };
         let span = spans::invalidate(&spans::current(), "write");
         let ended = change.run(&self.cache, fence).instrument(span.clone()).await;
@@ -86,7 +91,7 @@ impl Proxy {
         fence: FenceEnd,
     ) -> Body {
         let parent = spans::current();
-        if !change.response_open {
+        if change.response_body == ResponseBodyState::Ended {
             if let Some(upload) = change.upload.take() {
                 self.tasks.spawn(Arc::clone(self).end_after_upload(upload, change, parent));
             }
@@ -112,7 +117,7 @@ impl Proxy {
             BodyEnd::Complete => WriteOutcome::Known,
             BodyEnd::Truncated => WriteOutcome::Unknown,
         };
-        change.response_open = false;
+        change.response_body = ResponseBodyState::Ended;
         change.note_upload();
         let kept = change.upload.is_some().then_some(fence);
         self.end_again(&mut change, kept, &parent).await;
@@ -154,7 +159,7 @@ impl WriteInvalidation {
             all: false,
             refused: false,
             outcome: WriteOutcome::Known,
-            response_open: false,
+            response_body: ResponseBodyState::Ended,
             upload,
             upload_truncated: false,
         }
@@ -198,7 +203,9 @@ impl WriteInvalidation {
             self.upload = None;
         }
         self.note_upload();
-        self.response_open = !response.body().is_end_stream() && !mutants::is(Mutant::EndOnce);
+        let is_over = response.body().is_end_stream() || mutants::is(Mutant::EndOnce);
+        self.response_body =
+            if is_over { ResponseBodyState::Ended } else { ResponseBodyState::Open };
         let ends_with_head = self.refused
             || is_event_stream(response.headers())
             || response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -211,7 +218,8 @@ impl WriteInvalidation {
 
     /// Whether another end follows.
     fn stage(&self) -> EndStage {
-        if self.response_open || self.upload.is_some() { EndStage::Early } else { EndStage::Last }
+        let is_over = self.response_body == ResponseBodyState::Ended && self.upload.is_none();
+        if is_over { EndStage::Last } else { EndStage::Early }
     }
 
     /// Invalidates before the write is answered.
