@@ -25,8 +25,8 @@ mod write_all;
 pub use comparison::Comparison;
 pub use fill::{AbandonReason, KnownEntry, LeaderRead, PublishedRead};
 pub use invalidate::{
-    FenceEnd, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt, PurgeTaskFailed,
-    WriteOutcome,
+    EndStage, FenceEnd, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
+    PurgeTaskFailed, WriteOutcome,
 };
 pub use lookup::{Lookup, MAX_REPLACEMENTS};
 pub use near_lookup::{NearLookup, NearMissReason};

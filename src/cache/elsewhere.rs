@@ -71,7 +71,9 @@ impl Cache {
             let ended = cache.store.purge(keys.clone(), cache.settings.store_budget).await.ended;
             cache.detach(&keys);
             cache.count_invalidation(InvalidationSource::Write, ended);
-            cache.record_events(&keys, EventKind::WriteEnded, ended.as_str(), None);
+            // Not the end of the write, which has been recorded.
+            let by = Some("a write that named it, once more after settle".into());
+            cache.record_events(&keys, EventKind::Purge, ended.as_str(), by);
         });
     }
 }

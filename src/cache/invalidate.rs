@@ -41,6 +41,15 @@ pub enum FenceEnd {
     WithBodies(Instant),
 }
 
+/// Place of an end among the ends of its write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndStage {
+    /// A body is still under way, so another end follows.
+    Early,
+    /// The write is over. This end is the one that is recorded as an event.
+    Last,
+}
+
 /// Cause of an invalidation; a label of its metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InvalidationSource {
@@ -131,20 +140,20 @@ impl Cache {
     ///
     /// A write has one budget for its beginning and another for each end. The time that a slow `begin`
     /// took says nothing about the store now, much later, and an end cannot be confirmed without time.
-    pub async fn end(&self, write: &Write, fence: FenceEnd) -> Ended {
-        self.invalidate(write, fence, InvalidationSource::Write).await
+    pub async fn end(&self, write: &Write, fence: FenceEnd, stage: EndStage) -> Ended {
+        self.invalidate(write, (fence, stage), InvalidationSource::Write).await
     }
 
     /// Invalidates the jobs of a write again when a body has ended: the upstream may commit while it
     /// reads the upload, or while it sends the response.
-    pub async fn end_after_body(&self, write: &Write, fence: FenceEnd) -> Ended {
-        self.invalidate(write, fence, InvalidationSource::WriteBody).await
+    pub async fn end_after_body(&self, write: &Write, fence: FenceEnd, stage: EndStage) -> Ended {
+        self.invalidate(write, (fence, stage), InvalidationSource::WriteBody).await
     }
 
     async fn invalidate(
         &self,
         write: &Write,
-        fence: FenceEnd,
+        (fence, stage): (FenceEnd, EndStage),
         source: InvalidationSource,
     ) -> Ended {
         if write.keys().is_empty() {
@@ -155,6 +164,10 @@ impl Cache {
         let ended = self.end_in_store(write, fence).await;
         self.detach(write.keys());
         self.count_invalidation(source, ended);
+        if stage == EndStage::Early {
+            self.metrics.events.expect_own_changes(write.keys().iter().map(Key::main));
+            return ended;
+        }
         let why = match (ended, fence) {
             (Ended::Confirmed { .. }, FenceEnd::Now(WriteOutcome::Unknown)) => OUTCOME_UNKNOWN,
             _ => ended.as_str(),

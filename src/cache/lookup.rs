@@ -401,6 +401,10 @@ pub(super) fn bypass_reason(error: &StoreError) -> Bypass {
         StoreError::Refused(_) | StoreError::Redirected(_) | StoreError::Journal { .. } => {
             Bypass::StoreError
         }
-        StoreError::Down | StoreError::Lost(_) | StoreError::Tls(_) => Bypass::StoreDown,
+        StoreError::Down
+        | StoreError::Unreachable(_)
+        | StoreError::Lost(_)
+        | StoreError::Unusable(_)
+        | StoreError::Tls(_) => Bypass::StoreDown,
     }
 }

@@ -123,6 +123,9 @@ async fn store(config: &Config) -> (Finding, Vec<RecordMismatch>) {
         Ok(Err(StoreError::Refused(error))) => {
             (probed(Err(format!("reachable, but it refuses jobcache: {error}"))), Vec::new())
         }
+        Ok(Err(StoreError::Unusable(error))) => {
+            (probed(Err(format!("cannot be used: {error}"))), Vec::new())
+        }
         probe => (connected(probe.map(|made| made.map(|_| REACHABLE.into()))), Vec::new()),
     }
 }

@@ -84,8 +84,6 @@ pub(super) enum Visibility {
     Full,
     /// A URL without user, password and query.
     Url,
-    /// The same for a URL that takes neither user nor password.
-    Origin,
     /// Nothing.
     Hidden,
 }
@@ -331,7 +329,6 @@ impl SettingSpec {
         match (self.visibility, value) {
             (Visibility::Full, value) => value.to_string(),
             (Visibility::Url, RawValue::One(text)) => quoted(&url::redacted(text)),
-            (Visibility::Origin, RawValue::One(text)) => quoted(&url::shown_origin(text)),
             (_, value) => self.hidden(value),
         }
     }

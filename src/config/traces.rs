@@ -156,7 +156,7 @@ impl Reader<'_> {
             None if asked => ("OTEL_TRACES_EXPORTER", DEFAULT_ENDPOINT.to_owned(), Some(PATH)),
             None => return None,
         };
-        let shown = url::shown_origin(&text);
+        let shown = url::redacted(&text);
         let split = split(&text).map_err(|why| self.ignored(name, &format!("{shown:?}: {why}")));
         let (origin, own) = split.ok()?;
         let target = match target {

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use hyper::Uri;
 use url::Url;
 
-use super::{
-    address::socket_path,
-    store_url::{self, StoreUrl},
-};
+use super::address::socket_path;
 
 const UPSTREAM: &str = "must be http://host[:port], https://host[:port] or unix:/path/to/socket";
+
+/// Schemes that are recognised without the slashes after them.
+const SCHEMES: [&str; 5] = ["http", "https", "redis", "rediss", "unix"];
 
 /// The origin of the upstream without a trailing slash, or its socket as `unix:/path`.
 pub(super) fn upstream(text: &str) -> Result<String, String> {
@@ -40,45 +40,52 @@ pub(super) fn upstream(text: &str) -> Result<String, String> {
     Ok(format!("{scheme}://{authority}"))
 }
 
-/// [`redacted`] for a URL that takes no credentials: a bare `host:port` without a scheme is shown.
+/// The URL as it was given, without what may be secret: user and password, query and fragment.
 ///
-/// A forgotten scheme is the most common mistake, and the message has to show it. Anything else that
-/// is unclear stays hidden.
-pub(super) fn shown_origin(text: &str) -> String {
-    let (authority, path) = text.split_at(text.find('/').unwrap_or(text.len()));
-    let is_name = |name: &str| {
-        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-    };
-    let is_place = authority
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| is_name(host) && port.parse::<u16>().is_ok());
-    let is_path = path.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/".contains(&b));
-    if is_place && is_path { text.to_owned() } else { redacted(text) }
-}
-
-/// The URL without user, password, query and fragment; `***` where its parts are ambiguous.
-///
-/// An unescaped `/`, `?`, `#` or `@` in a password shifts the boundaries that a parser sees, so a stray
-/// `@` hides everything.
+/// A message has to show a wrong value, so everything else stays, also of a text that is no URL. Where
+/// the login cannot be told apart, `***` replaces more: an unescaped `/`, `?`, `#` or `@` in a password
+/// shifts the boundaries that a parser sees, and `user:password` without `@host` looks like
+/// `host:port`.
 pub(super) fn redacted(text: &str) -> String {
     const HIDDEN: &str = "***";
-    if socket_path(text.strip_prefix("unix:").unwrap_or_default()).is_ok()
-        && !text.contains(['?', '#', '@'])
-    {
-        return text.to_owned();
+    let (scheme, rest) = split_scheme(text);
+    let query_at = rest.find(['?', '#']).unwrap_or(rest.len());
+    let (user, place) = match rest.rfind('@') {
+        // In the password or in the query?
+        Some(at) if at > query_at => return format!("{scheme}{HIDDEN}"),
+        Some(at) => ("***@", &rest[at + 1..query_at]),
+        None => ("", &rest[..query_at]),
+    };
+    let query = match rest[query_at..].chars().next() {
+        Some(mark) => format!("{mark}{HIDDEN}"),
+        None => String::new(),
+    };
+    let (authority, path) = place.split_at(place.find('/').unwrap_or(place.len()));
+    if user.is_empty() && !authority.split(',').all(is_host_and_port) {
+        return format!("{scheme}{HIDDEN}{query}");
     }
-    if let Ok(url @ (StoreUrl::Sentinel(_) | StoreUrl::Cluster(_))) = store_url::store(text) {
-        return url.to_string();
-    }
-    let Ok(url) = Url::parse(text) else { return HIDDEN.to_owned() };
-    let Some((scheme, rest)) = text.split_once("://") else { return HIDDEN.to_owned() };
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(u, h)| (Some(u), h));
-    if path.contains('@') || user.is_some_and(|user| user.contains('@')) || url.cannot_be_a_base() {
-        return HIDDEN.to_owned();
-    }
-    let (path, query) = path.split_at(path.find(['?', '#']).unwrap_or(path.len()));
-    let user = user.map_or("", |_| "***@");
-    let query = if query.is_empty() { "" } else { "?***" };
-    format!("{scheme}://{user}{host}{path}{query}")
+    format!("{scheme}{user}{authority}{path}{query}")
+}
+
+/// Splits a URL after its scheme, also where the slashes are missing.
+fn split_scheme(text: &str) -> (&str, &str) {
+    let is_known =
+        |scheme: &&str| text.strip_prefix(*scheme).is_some_and(|rest| rest.starts_with(':'));
+    let end = match text.find("://") {
+        Some(at) => at + "://".len(),
+        None => SCHEMES.into_iter().find(is_known).map_or(0, |scheme| scheme.len() + ":".len()),
+    };
+    text.split_at(end)
+}
+
+/// Whether the text is a host with or without a port, and no `user:password`. An empty one is that of
+/// a socket.
+fn is_host_and_port(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !text.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let is_open = host.starts_with('[') == host.ends_with(']')
+        && (host.starts_with('[') || !host.contains(':'));
+    is_open && port.is_none_or(|port| !host.is_empty() && port.parse::<u16>().is_ok())
 }

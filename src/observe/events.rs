@@ -66,7 +66,7 @@ pub enum EventKind {
     Replaced,
     /// A write through this sidecar began.
     Write,
-    /// A write through this sidecar ended.
+    /// A write through this sidecar ended: its request and its answer. Recorded once per write.
     WriteEnded,
     /// The job was purged on request.
     Purge,
@@ -261,6 +261,15 @@ impl Events {
     pub fn expect_own_change(&self, key: &str) -> ExpectedChange {
         let until_ms = now_ms() + OWN_CHANGE_MS;
         ExpectedChange { until_ms, previous_ms: self.lock_histories().set_own_until(key, until_ms) }
+    }
+
+    /// The same as [`Events::expect_own_change`] for several keys, which are certain to change.
+    pub fn expect_own_changes<'k>(&self, keys: impl Iterator<Item = &'k str>) {
+        let until_ms = now_ms() + OWN_CHANGE_MS;
+        let mut jobs = self.lock_histories();
+        for key in keys {
+            jobs.set_own_until(key, until_ms);
+        }
     }
 
     /// Withdraws an announcement, because the key was not changed. Announcements that others in

@@ -22,7 +22,7 @@ use super::{
     body_rules::is_event_stream,
 };
 use crate::{
-    cache::{Cache, FenceEnd, WriteOutcome},
+    cache::{Cache, EndStage, FenceEnd, WriteOutcome},
     mutants::{self, Mutant},
     observe::spans,
     store::{Ended, Write},
@@ -39,10 +39,19 @@ pub(super) struct WriteInvalidation {
     refused: bool,
     /// Outcome of the write as far as the response shows it.
     outcome: WriteOutcome,
+    /// Decided once, with the fence: a body over HTTP/2 may end at any time.
+    response_body: ResponseBodyState,
     /// The end of the upload, if it may still be under way.
     upload: Option<UploadEnd>,
     /// Whether the upload ended early. The upstream may act on the part that has arrived.
     upload_truncated: bool,
+}
+
+/// Whether the response body may still be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ResponseBodyState {
+    Open,
+    Ended,
 }
 
 impl Proxy {
@@ -54,9 +63,11 @@ impl Proxy {
         outcome: WriteOutcome,
         result: Result<Response<Body>, UpstreamError>,
     ) -> Answer {
-        let fence = match &result {
-            Ok(response) => change.fence_at_head(response),
-            Err(_) => FenceEnd::Now(outcome),
+        let fence = if let Ok(response) = &result {
+            change.fence_at_head(response)
+        } else {
+            change.upload = None;
+            FenceEnd::Now(outcome)
         };
         let span = spans::invalidate(&spans::current(), "write");
         let ended = change.run(&self.cache, fence).instrument(span.clone()).await;
@@ -79,11 +90,8 @@ impl Proxy {
         mut change: WriteInvalidation,
         fence: FenceEnd,
     ) -> Body {
-        if mutants::is(Mutant::EndOnce) {
-            return body;
-        }
         let parent = spans::current();
-        if body.is_end_stream() {
+        if change.response_body == ResponseBodyState::Ended {
             if let Some(upload) = change.upload.take() {
                 self.tasks.spawn(Arc::clone(self).end_after_upload(upload, change, parent));
             }
@@ -109,12 +117,13 @@ impl Proxy {
             BodyEnd::Complete => WriteOutcome::Known,
             BodyEnd::Truncated => WriteOutcome::Unknown,
         };
+        change.response_body = ResponseBodyState::Ended;
         change.note_upload();
-        let Some(upload) = change.upload.take() else {
-            return self.end_again(&mut change, None, &parent).await;
-        };
-        self.end_again(&mut change, Some(fence), &parent).await;
-        self.tasks.spawn(Arc::clone(&self).end_after_upload(upload, change, parent));
+        let kept = change.upload.is_some().then_some(fence);
+        self.end_again(&mut change, kept, &parent).await;
+        if let Some(upload) = change.upload.take() {
+            self.tasks.spawn(Arc::clone(&self).end_after_upload(upload, change, parent));
+        }
     }
 
     /// Invalidates when the upload has ended, which is after the response.
@@ -150,6 +159,7 @@ impl WriteInvalidation {
             all: false,
             refused: false,
             outcome: WriteOutcome::Known,
+            response_body: ResponseBodyState::Ended,
             upload,
             upload_truncated: false,
         }
@@ -187,32 +197,40 @@ impl WriteInvalidation {
         }
     }
 
-    /// Decides when the fence falls.
+    /// Decides when the fence falls, and which ends are still to come.
     fn fence_at_head(&mut self, response: &Response<Body>) -> FenceEnd {
-        if response.body().leaves_upload() {
+        if response.body().leaves_upload() || mutants::is(Mutant::EndOnce) {
             self.upload = None;
         }
         self.note_upload();
-        let bodies_ended = self.upload.is_none() && response.body().is_end_stream();
+        let is_over = response.body().is_end_stream() || mutants::is(Mutant::EndOnce);
+        self.response_body =
+            if is_over { ResponseBodyState::Ended } else { ResponseBodyState::Open };
         let ends_with_head = self.refused
             || is_event_stream(response.headers())
             || response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if bodies_ended || ends_with_head || mutants::is(Mutant::EndOnce) {
+        if self.stage() == EndStage::Last || ends_with_head {
             FenceEnd::Now(self.final_outcome())
         } else {
             FenceEnd::WithBodies(Instant::now())
         }
     }
 
+    /// Whether another end follows.
+    fn stage(&self) -> EndStage {
+        let is_over = self.response_body == ResponseBodyState::Ended && self.upload.is_none();
+        if is_over { EndStage::Last } else { EndStage::Early }
+    }
+
     /// Invalidates before the write is answered.
     async fn run(&self, cache: &Arc<Cache>, fence: FenceEnd) -> Ended {
-        let ended = cache.end(&self.write, fence).await;
+        let ended = cache.end(&self.write, fence, self.stage()).await;
         self.run_all(cache, fence, ended).await
     }
 
     /// Invalidates again, when a body has ended.
     async fn run_again(&self, cache: &Arc<Cache>, fence: FenceEnd) -> Ended {
-        let ended = cache.end_after_body(&self.write, fence).await;
+        let ended = cache.end_after_body(&self.write, fence, self.stage()).await;
         self.run_all(cache, fence, ended).await
     }
 

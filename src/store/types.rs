@@ -345,9 +345,16 @@ pub enum StoreError {
     /// The budget ran out, and more than half of it had been spent before this operation.
     #[error("the budget was spent before the store could answer")]
     Spent,
-    /// The connection broke.
+    /// No connection was made.
+    #[error("cannot connect to the store {0}")]
+    Unreachable(String),
+    /// A connection that was in use broke.
     #[error("the connection to the store broke: {0}")]
     Lost(String),
+    /// The server answers, but is not one to use: a replica, another master, a server that loads its
+    /// data.
+    #[error("the store cannot be used: {0}")]
+    Unusable(String),
     /// TLS could not be set up.
     #[error("TLS to the store failed: {0}")]
     Tls(String),
@@ -376,7 +383,7 @@ impl StoreError {
             Self::Pending => "pending",
             Self::Grace => "grace",
             Self::Timeout | Self::Spent => "timeout",
-            Self::Lost(_) => "lost",
+            Self::Unreachable(_) | Self::Lost(_) | Self::Unusable(_) => "lost",
             Self::Tls(_) => "tls",
             Self::Refused(_) | Self::Journal { .. } => "refused",
             Self::Redirected(_) => "redirected",

@@ -11,7 +11,12 @@ use serde_json::Value;
 
 use http_body_util::BodyExt as _;
 
-use crate::support::{Client, SOON, Setup, eventually, soon, upstream::with_headers};
+use crate::support::{
+    Client, Reply, SOON, Setup, eventually,
+    raw::{Between, LAST_OK, request},
+    soon,
+    upstream::with_headers,
+};
 
 const X: &str = "/jobs/x1";
 const SECRET: &str = "a-secret-of-the-test";
@@ -95,6 +100,118 @@ async fn who_listens_is_told_of_fills_writes_and_purges_and_by_whom() {
 
     purge(&setup, r#"{"all":true}"#).await;
     assert_eq!(stream.what("purge-all").await["by"], "webhook msg_7 from 127.0.0.1");
+}
+
+/// Returns kind and reason of the events of `x1` so far, apart from those of its reads.
+async fn changes(admin: &Client, stream: &mut Stream) -> Vec<(String, String)> {
+    let marker = admin.request(Method::POST, "/purge/marker1").send().await;
+    assert_eq!(marker.status, StatusCode::OK, "{marker:?}");
+    let mut changes = Vec::new();
+    loop {
+        let event = stream.next().await.expect("the marker");
+        let text = |name: &str| String::from(event[name].as_str().unwrap_or_default());
+        match (text("job").as_str(), text("what").as_str()) {
+            ("marker1", _) => return changes,
+            ("x1", "write" | "write-ended" | "changed" | "purge") => {
+                changes.push((text("what"), text("why")));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn began() -> (String, String) {
+    ("write".into(), String::new())
+}
+
+fn ended(why: &str) -> (String, String) {
+    ("write-ended".into(), why.into())
+}
+
+#[tokio::test]
+async fn a_write_ends_once_and_when_its_answer_has_ended() {
+    let setup = Setup::new().await;
+    let mut stream = Stream::open(&setup.sidecar.admin).await;
+    setup.sidecar.put(X).await;
+    let told = changes(&setup.sidecar.admin, &mut stream).await;
+    assert_eq!(told, [began(), ended("confirmed")]);
+
+    let streams: [&[_]; 2] = [&[], &[("content-type", "text/event-stream")]];
+    for headers in streams {
+        let feed = setup.upstream.feed("/jobs/x1/run", headers);
+        feed.data("data: 1\n\n").await;
+        let run = setup.sidecar.client.request(Method::POST, "/jobs/x1/run").open().await;
+        let told = changes(&setup.sidecar.admin, &mut stream).await;
+        assert_eq!(told, [began()], "{headers:?}");
+
+        feed.end();
+        Reply::read(run).await.expect("a whole body");
+        let told = changes(&setup.sidecar.admin, &mut stream).await;
+        assert_eq!(told, [ended("confirmed")], "{headers:?}");
+    }
+
+    let feed = setup.upstream.feed("/jobs/x1/run", &[]);
+    feed.data("started\n").await;
+    let run = setup.sidecar.client.request(Method::POST, "/jobs/x1/run").open().await;
+    feed.break_off().await;
+    assert!(Reply::read(run).await.is_err());
+    let told = changes(&setup.sidecar.admin, &mut stream).await;
+    assert_eq!(told, [began(), ended("outcome-unknown")]);
+}
+
+#[tokio::test]
+async fn a_write_ends_once_and_when_its_upload_has_ended_after_the_answer() {
+    for answer in [LAST_OK, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"] {
+        let between = Between::start().await;
+        let admin = &between.sidecar.admin;
+        let mut stream = Stream::open(admin).await;
+        let head = request("PUT", X, "Content-Length: 6\r\n");
+        let (mut writer, mut upload, _) = between.pass(head).await;
+        writer.send("abc").await;
+        upload.exactly(3).await;
+        upload.send(answer).await;
+        writer.answer().await;
+        assert_eq!(changes(admin, &mut stream).await, [began()]);
+
+        writer.send("def").await;
+        upload.exactly(3).await;
+
+        assert_eq!(stream.what("write-ended").await["why"], "confirmed");
+        assert_eq!(changes(admin, &mut stream).await, []);
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_gets_no_answer_ends_once() {
+    let between = Between::start().await;
+    let mut stream = Stream::open(&between.sidecar.admin).await;
+    let head = request("PUT", X, "Content-Length: 6\r\n");
+    let (mut writer, mut upload, _) = between.pass(head).await;
+    writer.send("abc").await;
+    upload.exactly(3).await;
+    drop(upload);
+
+    let (head, _) = writer.answer().await;
+
+    assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
+    let told = changes(&between.sidecar.admin, &mut stream).await;
+    assert_eq!(told, [began(), ended("outcome-unknown")]);
+}
+
+#[tokio::test]
+async fn a_job_named_in_a_query_is_purged_once_more_after_settle_and_its_write_ends_once() {
+    let setup = Setup::with(|config| config.settle = Duration::from_millis(50)).await;
+    let mut stream = Stream::open(&setup.sidecar.admin).await;
+
+    let write = setup.sidecar.client.request(Method::DELETE, "/jobs?id=x1").send().await;
+
+    assert!(!write.status.is_server_error(), "{write:?}");
+    assert_eq!(stream.what("write").await["job"], "x1");
+    assert_eq!(stream.what("write-ended").await["job"], "x1");
+    let again = stream.what("purge").await;
+    assert_eq!(again["job"], "x1", "{again}");
+    assert_eq!(again["by"], "a write that named it, once more after settle");
+    assert_eq!(changes(&setup.sidecar.admin, &mut stream).await, []);
 }
 
 #[tokio::test]

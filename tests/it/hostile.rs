@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -368,8 +368,27 @@ async fn what_redis_or_http_would_read_into_an_id_is_never_an_id() {
 const IDS: usize = 20_000;
 const STREAMS: usize = 200;
 
+/// How long a request may wait for its place upstream, and for the answer. A debug build needs about
+/// 20 s for all of them on two idle processors, and many times that on busy ones.
+const PATIENCE: Duration = Duration::from_mins(20);
+
 /// Memory limit of a debug build for all of them, in KiB: about 25 KiB each.
 const PEAK_KIB: u64 = 512 << 10;
+
+async fn patiently<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("an end")
+}
+
+/// Returns the status and the body of an answer, or no status and the error.
+async fn answered(answer: hyper::Result<Response<Incoming>>) -> (u16, String) {
+    let read = async {
+        let answer = answer?;
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await?.to_bytes();
+        Ok::<_, hyper::Error>((status, String::from_utf8_lossy(&body).into_owned()))
+    };
+    read.await.unwrap_or_else(|error| (0, format!("{error:?}")))
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_thousand_ids_at_once_on_a_slow_upstream_are_answered_in_bounded_memory() {
@@ -377,9 +396,11 @@ async fn twenty_thousand_ids_at_once_on_a_slow_upstream_are_answered_in_bounded_
     let slow = upstream.hold_all();
     let args = ["--upstream", &upstream.url(), "--redis-url", "memory://"];
     let (places, waiting) = (100, 10_000);
+    let patience = format!("{}s", PATIENCE.as_secs());
     let settings = [
         ("JOBCACHE_UPSTREAM_MAX_CONNECTIONS", "100"),
-        ("JOBCACHE_UPSTREAM_CONNECT_TIMEOUT", "60s"),
+        ("JOBCACHE_UPSTREAM_CONNECT_TIMEOUT", patience.as_str()),
+        ("JOBCACHE_UPSTREAM_RESPONSE_TIMEOUT", patience.as_str()),
     ];
     let process = Process::start(&args, &settings).await;
 
@@ -389,11 +410,10 @@ async fn twenty_thousand_ids_at_once_on_a_slow_upstream_are_answered_in_bounded_
         for stream in 0..STREAMS {
             let path = format!("http://a/jobs/{connection}-{stream}");
             let request = Request::get(path).body(full("")).expect("a head");
-            let ready = soon(sender.ready()).await;
-            ready.expect("room for a stream");
+            patiently(sender.ready()).await.expect("room for a stream");
             let (answer, told) = (sender.send_request(request), told.clone());
             tokio::spawn(async move {
-                let _ = told.send(answer.await.map(|answer| answer.status().as_u16()));
+                let _ = told.send(answered(answer.await).await);
             });
         }
     }
@@ -402,8 +422,8 @@ async fn twenty_thousand_ids_at_once_on_a_slow_upstream_are_answered_in_bounded_
     // The allowed numbers are at the upstream and waiting; all others have been answered.
     let mut refused = 0;
     while refused < IDS - places - waiting {
-        let answer = soon(answers.recv()).await.expect("an answer").expect("no error");
-        assert_eq!(answer, 503, "an answer although the upstream is held");
+        let (status, answer) = patiently(answers.recv()).await.expect("an answer");
+        assert_eq!(status, 503, "although the upstream is held: {answer}");
         refused += 1;
     }
     let admin = &process.admin;
@@ -424,8 +444,8 @@ async fn twenty_thousand_ids_at_once_on_a_slow_upstream_are_answered_in_bounded_
     }
     slow.release();
     let mut served = 0;
-    while let Some(answer) = soon(answers.recv()).await {
-        assert_eq!(answer.expect("no error"), 200);
+    while let Some((status, answer)) = patiently(answers.recv()).await {
+        assert_eq!(status, 200, "{answer}");
         served += 1;
     }
 

@@ -269,6 +269,8 @@ async fn a_strict_check_is_an_error_while_anything_cannot_be_reached() {
     assert_eq!(check(args(&url, dead, &[]), Vec::new()).await.0, 0);
     let (code, out, err) = check(args(&url, dead, &["--strict"]), Vec::new()).await;
     assert_eq!((code, err.contains("store")), (1, true), "{out}{err}");
+    let refused = "not reachable: cannot connect to the store 127.0.0.1:1: Connection refused";
+    assert!(out.contains(refused) && !out.contains("broke"), "{out}");
     std::fs::write(&ids, "x\na b\n").expect("a file written");
     let pointer = [envs[0], envs[1], ("JOBCACHE_WARM_POINTER", "/jobs")];
     let (code, out, err) = check(args(&url, &redis_url, &["--strict"]), owned(&pointer)).await;

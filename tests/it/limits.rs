@@ -11,7 +11,7 @@ use jobcache::{
 
 use crate::support::{
     Reply, SOON, Setup, eventually,
-    raw::{Between, OK, ok, request},
+    raw::{Between, LAST_OK, OK, ok, request},
     upstream::with_headers,
 };
 
@@ -292,6 +292,48 @@ async fn a_request_that_is_sent_again_over_a_new_connection_is_counted() {
 
     ok(&mut client).await;
     assert_eq!(between.sidecar.admin.metric("jobcache_upstream_retries_total").await, 1);
+}
+
+/// With one place upstream and one to wait in, both taken, a request that needed a place for its
+/// repeat would get none.
+#[tokio::test]
+async fn a_request_that_is_sent_again_keeps_its_place_though_others_wait_for_one() {
+    let between = Between::with(|config| {
+        config.upstream.max_connections = 1;
+        config.upstream.max_waiting = 1;
+        config.upstream.connect_timeout = SOON;
+    })
+    .await;
+    let waiting = async |want| {
+        let waiting = "jobcache_upstream_waiting";
+        eventually(SOON, async || between.sidecar.admin.metric(waiting).await == want).await;
+    };
+    for path in ["/p", "/jobs/x1"] {
+        let (mut first, mut upstream, _) = between.pass(request("GET", "/p", "")).await;
+        upstream.send(OK).await;
+        ok(&mut first).await;
+        first.send(request("GET", path, "")).await;
+        upstream.head().await;
+        let mut second = between.client(request("GET", "/second", "")).await;
+        waiting(1).await;
+        let mut third = between.client(request("GET", "/third", "")).await;
+        let (head, _) = third.answer().await;
+        assert!(head.starts_with("HTTP/1.1 503 "), "there is no room to wait: {head}");
+
+        // The upstream closes the connection as if it had been idle for too long.
+        drop(upstream);
+
+        let mut again = between.accept().await;
+        let head = again.head().await;
+        assert!(head.starts_with(&format!("GET {path} ")), "{head}");
+        waiting(1).await;
+        again.send(OK).await;
+        ok(&mut first).await;
+        assert!(again.head().await.starts_with("GET /second "));
+        again.send(LAST_OK).await;
+        ok(&mut second).await;
+    }
+    assert_eq!(between.sidecar.admin.metric("jobcache_upstream_retries_total").await, 2);
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ mod explain;
 mod fastapi;
 mod fetches;
 mod framing;
+mod fuzz_seeds;
 mod grace;
 mod grpc;
 mod history;

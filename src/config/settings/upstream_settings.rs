@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DAY, HOUR, MINUTE, MS, PLACES, put};
+use super::{DAY, HOUR, MS, PLACES, put};
 use crate::config::{
     setting_spec::{SettingSection, Visibility, number, text, time},
     url,
@@ -20,11 +20,11 @@ pub(super) const UPSTREAM: SettingSection = SettingSection {
              of requests",
             |c, v| put(&mut c.upstream.url, url::upstream(v)),
         )
-        .visibility(Visibility::Origin)
+        .visibility(Visibility::Url)
         .flag("upstream", "URL", PLACES)
         .env(&["JOBCACHE_UPSTREAM", "JOBCACHE_UPSTREAM_URL", "UPSTREAM_URL"])
         .help("The API that jobcache stands in front of."),
-        time("upstream.connect_timeout", "2s", (MS, MINUTE), |c, v| c.upstream.connect_timeout = v)
+        time("upstream.connect_timeout", "2s", (MS, HOUR), |c, v| c.upstream.connect_timeout = v)
             .env(&["JOBCACHE_UPSTREAM_CONNECT_TIMEOUT"])
             .help("Time to open a connection, or to wait for a free one."),
         time("upstream.response_timeout", "60s", (MS, HOUR), |c, v| {

@@ -48,7 +48,12 @@ fn secrets_are_in_no_message() {
         "redis://:1#swordfish@a",
         "redis://u:1?swordfish@a",
         "redis://a/x?password=swordfish",
-        "swordfish",
+        "redis://:swordfish",
+        "redis://me:swordfish/1",
+        "redis-sentinel://me:swordfish",
+        "redis://u:p@a?password=x@swordfish",
+        ":swordfish",
+        "me:swordfish",
         "me:swordfish@a",
         "unix:///a?passwd=swordfish",
         "http://me:swordfish@a",
@@ -93,19 +98,33 @@ fn there_may_be_several_webhook_secrets_and_how_many_is_shown() {
     assert!(error.contains("must name 1 to 8 secrets"), "{error}");
 }
 
-/// A forgotten scheme is the most common mistake, and nothing in such a URL is secret.
+/// A message shows the value that it complains about: of a URL only the login and the query are secret.
 #[test]
-fn an_api_without_its_scheme_is_shown() {
-    for url in ["localhost:8000", "api.internal:80/", "10.0.0.1:8000/v1"] {
-        let error = load(&[], &[("UPSTREAM_URL", url)], "").unwrap_err();
-        assert!(error.contains(&format!("upstream.url = \"{url}\"")), "{error}");
-        // The URL of Redis may hold a password at any place.
-        let error = load(&[], &[("REDIS_URL", url)], "").unwrap_err();
-        assert!(error.contains("store.url = \"***\""), "{error}");
+fn a_url_that_is_wrong_is_shown_without_its_login() {
+    let cases = [
+        ("foo", "foo"),
+        ("localhost:8000", "localhost:8000"),
+        ("api.internal:80/", "api.internal:80/"),
+        ("10.0.0.1:8000/v1", "10.0.0.1:8000/v1"),
+        ("[::1]:6379", "[::1]:6379"),
+        ("ftp://a.example:21/x", "ftp://a.example:21/x"),
+        ("redis:/localhost", "redis:/localhost"),
+        ("unix:jobs.sock", "unix:jobs.sock"),
+        ("htp://me:swordfish@a.example/x", "htp://***@a.example/x"),
+        ("me:swordfish@a:80", "***@a:80"),
+        ("localhost:8000?swordfish", "localhost:8000?***"),
+        ("me:swordfish", "***"),
+        ("htp://me:swordfish", "htp://***"),
+        ("htp://u:1?swordfish@a", "htp://***"),
+    ];
+    for (name, setting) in [("UPSTREAM_URL", "upstream.url"), ("REDIS_URL", "store.url")] {
+        for (url, shown) in cases {
+            let error = load(&[], &[(name, url)], "").unwrap_err();
+            assert!(error.contains(&format!("{setting} = \"{shown}\"")), "{shown}: {error}");
+        }
     }
-    for url in ["me:swordfish", "localhost:8000?swordfish", "me:swordfish@a:80"] {
-        hides(&load(&[], &[("UPSTREAM_URL", url)], "").unwrap_err());
-    }
+    let error = load(&[("upstream", "foo")], &[], "").unwrap_err();
+    assert!(error.contains("upstream.url = \"foo\" (from --upstream)"), "{error}");
 }
 
 /// The configured address does not matter then.

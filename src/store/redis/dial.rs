@@ -154,13 +154,13 @@ impl Target {
 
     /// Opens the socket and completes the TLS handshake. Sends no command yet.
     pub(super) async fn open(&self) -> Result<ClientStream, StoreError> {
-        let lost = |error: io::Error| StoreError::Lost(format!("{self}: {error}"));
+        let failed = |error: io::Error| StoreError::Unreachable(format!("{self}: {error}"));
         let (socket, host) = match &self.address {
             RedisAddress::Tcp(host, port) => {
-                (Socket::Left(connect_tcp(host, *port).await.map_err(lost)?), host)
+                (Socket::Left(connect_tcp(host, *port).await.map_err(failed)?), host)
             }
             RedisAddress::Unix(path) => {
-                let socket = UnixStream::connect(path).await.map_err(lost)?;
+                let socket = UnixStream::connect(path).await.map_err(failed)?;
                 return Ok(ClientStream::Left(Socket::Right(socket)));
             }
         };
@@ -222,7 +222,7 @@ impl Target {
         }
         // A TLS server answers a plain-text command with an alert, or closes the connection.
         if self.tls.is_none() && (is_closed || error.kind() == redis::ErrorKind::Parse) {
-            return StoreError::Lost(format!(
+            return StoreError::Unusable(format!(
                 "{self} does not accept the first command ({error}); use a rediss:// URL for a server \
                  with TLS"
             ));

@@ -228,7 +228,7 @@ impl SentinelWatch {
             }
         }));
         let mut newest: Option<SentinelReply> = None;
-        let mut last = StoreError::Lost("no sentinel is known".into());
+        let mut last = StoreError::Unusable("no sentinel is known".into());
         let mut answering = SentinelConnections::new();
         let mut reported = Vec::new();
         for (seed, asked) in asked.await {
@@ -329,7 +329,7 @@ fn moved(
     SentinelReply { master: (host, port), epoch }: &SentinelReply,
 ) -> StoreError {
     info!(%from, to = %format!("{host}:{port}"), epoch, "the master has changed, or was promoted again");
-    StoreError::Lost("the sentinels name another master or epoch".into())
+    StoreError::Unusable("the sentinels name another master or epoch".into())
 }
 
 fn at(target: &Target, error: StoreError) -> StoreError {

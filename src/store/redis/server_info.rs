@@ -102,7 +102,7 @@ impl ServerInfo {
         if self.role == "master" && !self.replid.is_empty() {
             return Ok(());
         }
-        Err(StoreError::Lost(format!(
+        Err(StoreError::Unusable(format!(
             "the server's role is {:?}; jobcache needs a master",
             self.role
         )))

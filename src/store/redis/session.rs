@@ -158,7 +158,11 @@ impl Session {
             }
             Err(StoreError::Timeout) => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1,
             Err(
-                StoreError::Lost(_) | StoreError::Tls(_) | StoreError::Redirected(Redirect::Down),
+                StoreError::Unreachable(_)
+                | StoreError::Lost(_)
+                | StoreError::Unusable(_)
+                | StoreError::Tls(_)
+                | StoreError::Redirected(Redirect::Down),
             ) => TIMEOUTS_IN_A_ROW,
             Err(
                 StoreError::Down
@@ -236,12 +240,12 @@ impl Session {
         let info = ServerInfo::parse(&info);
         info.check_role()?;
         if !self.epoch.as_str().contains(&info.replid) {
-            return Err(StoreError::Lost(
+            return Err(StoreError::Unusable(
                 "the server has started a new replication history".into(),
             ));
         }
         if claim.is_some_and(|claim| !claim.matches(&self.epoch)) {
-            return Err(StoreError::Lost("the master has taken over slots".into()));
+            return Err(StoreError::Unusable("the master has taken over slots".into()));
         }
         self.clock_ahead_ms.store(clock_ahead_ms(time, sent), Ordering::Relaxed);
         Ok(())
@@ -335,7 +339,7 @@ pub(super) fn credential_key_name(prefix: &str) -> String {
     format!("{{{prefix}}}:credential-key")
 }
 
-/// Classifies errors by how they are handled: `Lost` ends the session, `Refused` does not.
+/// Classifies errors by how they are handled: `Lost` and `Unusable` end the session, `Refused` does not.
 pub(super) fn classify(error: &RedisError) -> StoreError {
     match error.kind() {
         // The `redis` crate has no kind for BUSY: a script has been running for too long, and the
@@ -343,7 +347,7 @@ pub(super) fn classify(error: &RedisError) -> StoreError {
         _ if error.code() == Some("BUSY") => StoreError::Timeout,
         ErrorKind::Server(
             ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading,
-        ) => StoreError::Lost(error.to_string()),
+        ) => StoreError::Unusable(error.to_string()),
         ErrorKind::Server(ServerErrorKind::Moved) => StoreError::Redirected(Redirect::Moved),
         ErrorKind::Server(ServerErrorKind::Ask) => {
             let to = error.redirect_node().and_then(|(to, _)| NodeAddress::parse(to));

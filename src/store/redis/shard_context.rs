@@ -63,13 +63,13 @@ impl ShardContext {
         let lesson = timeout(DETACHED_TIMEOUT, self.refresh_rounds.next());
         let lesson = lesson.await.map_err(|_| StoreError::Timeout)?;
         if !lesson.confirms(&self.address) {
-            return Err(StoreError::Lost("no other node of the cluster answers".into()));
+            return Err(StoreError::Unusable("no other node of the cluster answers".into()));
         }
         if self.slots.is_empty() {
-            return Err(StoreError::Lost("its slots belong to another node".into()));
+            return Err(StoreError::Unusable("its slots belong to another node".into()));
         }
         if self.claimed_epoch.load(Ordering::Acquire) > claim.epoch {
-            return Err(StoreError::Lost("the master has taken over slots".into()));
+            return Err(StoreError::Unusable("the master has taken over slots".into()));
         }
         Ok(())
     }

@@ -154,7 +154,7 @@ struct SupervisorGuard(Arc<RedisState>);
 impl Drop for SupervisorGuard {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.retract(&StoreError::Lost("the store supervisor has panicked".into()));
+            self.0.retract(&StoreError::Unusable("the store supervisor has panicked".into()));
         }
     }
 }
@@ -343,7 +343,7 @@ impl RedisState {
                 }
             }
             if session.has_failed() {
-                return StoreError::Lost("too many operations failed".into());
+                return StoreError::Unusable("too many operations failed".into());
             }
             if let Err(error) = session.probe().await {
                 session.fail();

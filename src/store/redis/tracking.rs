@@ -105,13 +105,13 @@ async fn connect(
     let info = ServerInfo::parse(&info);
     info.check()?;
     if !info.matches(session.epoch()) {
-        return Err(StoreError::Lost("this is not the server of the session".into()));
+        return Err(StoreError::Unusable("this is not the server of the session".into()));
     }
     connection.pings = connection.pings_per_round(&info).await;
     if let Some(shard) = &shared.shard {
         info.check_slots_move_by_key()?;
         connection.question = Question::keyed(&shard.slots, &shared.prefix)
-            .ok_or_else(|| StoreError::Lost("the master owns no slot".into()))?;
+            .ok_or_else(|| StoreError::Unusable("the master owns no slot".into()))?;
     }
     let mut track = cmd("CLIENT");
     track.arg("TRACKING").arg("ON");

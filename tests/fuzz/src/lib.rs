@@ -1,4 +1,33 @@
-//! Shared parts of the fuzz targets.
+//! The checks of the fuzz targets, as functions.
+//!
+//! Each takes one input and panics if a property does not hold. `targets/` has a program of libFuzzer for
+//! each. The integration tests compile this module too, and run every check with its seeds.
+
+pub mod config;
+pub mod entry;
+pub mod location;
+pub mod policy;
+pub mod purge;
+pub mod query;
+pub mod route;
+pub mod rules;
+pub mod webhook;
+
+/// A check of one input.
+pub type Check = fn(&[u8]);
+
+/// All checks, by the names of their targets.
+pub const CHECKS: [(&str, Check); 9] = [
+    ("config", config::run),
+    ("entry", entry::run),
+    ("location", location::run),
+    ("policy", policy::run),
+    ("purge", purge::run),
+    ("query", query::run),
+    ("route", route::run),
+    ("rules", rules::run),
+    ("webhook", webhook::run),
+];
 
 /// Splits an input into its first line and the rest.
 pub fn line(text: &str) -> (&str, &str) {

@@ -78,7 +78,7 @@ pub(super) fn no_answer(reply: &Value) -> StoreError {
         Value::ServerError(error) if error.code() == "CLUSTERDOWN" => {
             StoreError::Redirected(Redirect::Down)
         }
-        other => StoreError::Lost(format!("not an answer: {other:?}")),
+        other => StoreError::Unusable(format!("not an answer: {other:?}")),
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
             assert!(matches!(reason, StoreError::Redirected(is) if is == redirect), "{line}");
         }
         assert!(!question.is_answered_by(&error("LOADING")));
-        assert!(matches!(no_answer(&error("LOADING")), StoreError::Lost(_)));
+        assert!(matches!(no_answer(&error("LOADING")), StoreError::Unusable(_)));
     }
 
     #[test]
