@@ -92,6 +92,7 @@ fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
         staleness_ms: 0,
         tracking: "broadcast",
         callers: EVERYONE,
+        named_one_in: 3,
         grace_ms: from_env("HISTORY_GRACE_MS").unwrap_or(0),
         flaw: Flaw::None,
     }

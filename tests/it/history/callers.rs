@@ -48,14 +48,16 @@ pub(super) struct CallerPicker {
 }
 
 impl CallerPicker {
-    /// Most clients are anonymous: a job that everybody reads at a time has few hits.
-    pub(super) fn new(callers: Caller, rng: &mut fastrand::Rng) -> Self {
-        let own = if rng.u8(..4) > 0 { ANONYMOUS } else { rng.u8(..callers) };
-        Self { own, callers }
+    /// Returns the callers of a client by its place among the clients. Of so many clients one is
+    /// named, and each caller has one in turn. The others are anonymous.
+    pub(super) fn new(client: usize, one_in: usize, callers: Caller) -> Self {
+        let is_named = client.is_multiple_of(one_in);
+        let turn = Caller::try_from(client / one_in % usize::from(callers)).expect("few callers");
+        Self { own: if is_named { turn } else { ANONYMOUS }, callers }
     }
 
     pub(super) fn draw(&self, rng: &mut fastrand::Rng) -> Caller {
-        if rng.u8(..16) == 0 { rng.u8(..self.callers) } else { self.own }
+        if rng.u8(..32) == 0 { rng.u8(..self.callers) } else { self.own }
     }
 }
 

@@ -21,13 +21,18 @@ const fn writes(spellings: &'static [Spelling]) -> Plan {
     Plan { load, ..RACES }
 }
 
-/// Polls by all callers, and few writes.
+/// Polls by all callers alike, and few writes.
 const CALLED: Plan =
     Plan { pollers: 24, load: Load { pause_ms: 400, ..RACES.load }, callers: EVERYONE, ..RACES };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_that_names_users_and_does_not_count_is_caught() {
     check_flaw(Plan { flaw: Flaw::Ignores(MADE_UP), ..CALLED }, CALLED).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_organisation_of_a_token_that_does_not_count_is_caught() {
+    check_flaw(Plan { flaw: Flaw::Ignores("x-org-id"), ..CALLED }, CALLED).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -56,6 +56,7 @@ pub(super) const RACES: Plan = Plan {
     staleness_ms: 0,
     tracking: "broadcast",
     callers: 1,
+    named_one_in: 1,
     grace_ms: 0,
     flaw: Flaw::None,
 };

@@ -53,8 +53,9 @@ pub(super) async fn run(world: &Arc<World>) -> Observations {
     let (plan, load) = (world.plan, world.plan.load);
     let mut clients = JoinSet::new();
     let mut seeds = fastrand::Rng::with_seed(plan.seed ^ 0xc11e);
-    for _ in 0..plan.pollers {
-        clients.spawn(poll(Arc::clone(world), seeds.fork()));
+    for poller in 0..plan.pollers {
+        let callers = CallerPicker::new(poller, plan.named_one_in, plan.callers);
+        clients.spawn(poll(Arc::clone(world), seeds.fork(), callers));
     }
     for _ in 0..load.putters {
         clients.spawn(put_all(Arc::clone(world), seeds.fork()));
@@ -76,12 +77,11 @@ pub(super) async fn run(world: &Arc<World>) -> Observations {
     all
 }
 
-async fn poll(world: Arc<World>, mut rng: fastrand::Rng) -> Observations {
+async fn poll(world: Arc<World>, mut rng: fastrand::Rng, callers: CallerPicker) -> Observations {
     let mut told = Observations::default();
     let targets: Vec<Uri> =
         (0..world.plan.jobs).map(|job| world.ids.path(job).parse().expect("a path")).collect();
     let mut lines: Vec<Option<Line>> = (0..world.places()).map(|_| None).collect();
-    let callers = CallerPicker::new(world.plan.callers, &mut rng);
     while !world.is_over() {
         if !world.plan.pause.is_zero() {
             sleep(world.plan.pause.mul_f64(rng.f64())).await;

@@ -57,6 +57,8 @@ pub(super) struct Plan {
     pub(super) tracking: &'static str,
     /// How many of the [callers](super::callers::CALLERS) poll.
     pub(super) callers: Caller,
+    /// Of so many pollers one is not anonymous: a job that all callers read has few hits.
+    pub(super) named_one_in: usize,
     /// Time for which no hit is served after a restart of Redis.
     pub(super) grace_ms: u64,
     /// The deliberate fault of the sidecars.
