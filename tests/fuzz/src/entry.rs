@@ -13,6 +13,7 @@ use jobcache::{
     config::CredentialsConfig,
     semantics::{
         audience::Fingerprinter,
+        identity::Identity,
         policy::{Freshness, StoredHead},
     },
     store::{CredentialKey, Epoch, Seen, StoredValue, Token},
@@ -31,7 +32,7 @@ pub fn run(data: &[u8]) {
     let (mut head, ()) = Response::new(()).into_parts();
     head.headers = super::headers(lines);
     let entry = made(&head, body, now_ms, age);
-    let meta = entry.meta(&Token::named("g"), &Epoch::named("e"), None);
+    let meta = entry.meta(&Identity::default(), &Token::named("g"), &Epoch::named("e"), None);
     let meta = format!("{meta},\"expires_at_ms\":{expires_at_ms}}}");
     check_round(&entry, &meta, expires_at_ms, now_ms);
     check_change(&meta, body, expires_at_ms);
@@ -57,7 +58,7 @@ fn made(head: &Parts, body: &str, now_ms: i64, age: i64) -> Entry {
 
 fn seen(meta: Bytes, body: &str, expires_at_ms: i64, epoch: &str) -> Seen {
     let stored = StoredValue { body: Bytes::from(body.to_owned()), meta, expires_at_ms };
-    Seen { stored: Some(stored), epoch: Epoch::named(epoch), now_ms: 0 }
+    Seen { stored: Some(stored), epoch: Epoch::named(epoch), now_ms: 0, in_grace: false }
 }
 
 fn decoded(meta: &str, body: &str, expires_at_ms: i64, epoch: &str) -> Result<Entry, Reject> {

@@ -33,6 +33,8 @@ pub(super) enum Fault {
     Held,
     /// A sidecar is killed during writes and started again.
     SidecarKilled,
+    /// Redis is killed and comes back, empty or with older data, and at once another sidecar joins.
+    Joined,
     /// The master is killed, and sentinels promote a replica.
     MasterKilled,
     /// The master hangs until sentinels have promoted a replica, and comes back as a master.
@@ -54,7 +56,7 @@ pub(super) enum Fault {
 
 impl Fault {
     /// Every kind without sentinels or a cluster.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::ShortStop,
         Self::LongStop,
         Self::RestartEmpty,
@@ -63,6 +65,7 @@ impl Fault {
         Self::Refused,
         Self::Held,
         Self::SidecarKilled,
+        Self::Joined,
     ];
 }
 
@@ -121,18 +124,24 @@ pub(super) async fn run_faults(
     let mut rng = fastrand::Rng::with_seed(world.plan.seed ^ 0xfa17);
     let (mut troubles, mut writes) = (Vec::new(), Vec::new());
     let mut round: Vec<Fault> = Vec::new();
+    let mut joins = 0;
     while !kinds.is_empty() {
         sleep(Duration::from_millis(rng.u64(peace_ms.0..=peace_ms.1))).await;
         if world.is_over() {
             break;
         }
         if round.is_empty() {
-            round = kinds.to_vec();
-            rng.shuffle(&mut round);
+            round = new_round(kinds, &mut rng);
         }
         let Some(fault) = round.pop() else { break };
         if fault == Fault::Promotion {
             await_replica(machinery).await;
+        }
+        machinery.guest_stays_or_leaves(world, &mut rng).await;
+        if fault == Fault::Joined {
+            joins += 1;
+            troubles.extend(restart_and_join(world, machinery, &mut rng, joins).await);
+            continue;
         }
         let start = world.clock.now();
         inflict(fault, world, machinery, &mut rng, &mut writes).await;
@@ -141,10 +150,36 @@ pub(super) async fn run_faults(
     (troubles, writes)
 }
 
+/// Returns the faults of a round, the last one first. Sidecars join in the first half, so that they
+/// have some time.
+fn new_round(kinds: &[Fault], rng: &mut fastrand::Rng) -> Vec<Fault> {
+    let mut round = kinds.to_vec();
+    rng.shuffle(&mut round);
+    let half = round.len() / 2;
+    if let Some(join) = round[..half].iter().position(|fault| *fault == Fault::Joined) {
+        round.swap(join, join + half);
+    }
+    round
+}
+
 /// A restarted master is only just being copied.
 async fn await_replica(machinery: &Machinery) {
     let replica = 1 - machinery.master;
     eventually(SOON, async || machinery.is_in_sync(replica).await).await;
+}
+
+/// Restarts Redis and starts another sidecar. Gives the two their own times.
+async fn restart_and_join(
+    world: &Arc<World>,
+    machinery: &mut Machinery,
+    rng: &mut fastrand::Rng,
+    join: u8,
+) -> [Trouble; 2] {
+    let fault = if rng.bool() { Fault::RestartEmpty } else { Fault::RestartOld };
+    let start = world.clock.now();
+    inflict(fault, world, machinery, rng, &mut Vec::new()).await;
+    let restart = Trouble { fault, start, end: world.clock.now() };
+    [restart, machinery.join(world, join).await]
 }
 
 async fn inflict(
@@ -197,6 +232,8 @@ async fn inflict(
             sleep(Duration::from_millis(rng.u64(100..1500))).await;
             link.heal();
         }
+        // It is made of two that have their own times.
+        Fault::Joined => {}
         Fault::SidecarKilled => {
             let victim = rng.usize(..machinery.sidecars.len());
             let amid: Vec<_> = (0..WRITES_DURING_KILL)

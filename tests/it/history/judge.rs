@@ -1,7 +1,7 @@
 //! The judge: each GET with 200 must return at least the newest version that was acknowledged
-//! before the GET began.
+//! before the GET began, and only what the upstream has read for this caller.
 //!
-//! Each such change gives a [`Floor`]. The documented limits are applied only here:
+//! Each acknowledged change gives a [`Floor`]. The documented limits are applied only here:
 //!
 //! - A write with `invalidation-pending` in its answer, or a purge answered 503, is a floor for the
 //!   sidecar that gave the answer, while that process lives.
@@ -9,16 +9,19 @@
 //!   above if Redis was in trouble, or if its end was held back for the whole budget.
 //! - A write without an answer (hang-up, sidecar killed, connection broken) was not acknowledged.
 //!   But it was fenced: from its commit on no reader gets the state before. So it is a floor from
-//!   its commit, unless Redis was in trouble and may not have had the fence.
+//!   its commit, unless Redis was in trouble and may not have had the fence. Where only the answer
+//!   names the job, or a rule cannot read it, there is no fence.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     fmt,
 };
 
 use super::{
+    counts::Counts,
     faults::Fault,
-    record::{Commit, History, How, Kind, Micros, Outcome, Process, Read, Trouble, Write},
+    floors::{Floor, Floors},
+    record::{Commit, History, Kind, Micros, Outcome, Process, Read, Trouble, Write},
     second_judge::ReadGroup,
 };
 
@@ -31,127 +34,67 @@ const BACKOFF_MS: u64 = 1000;
 /// The store budget of the runs, less the inaccuracy of a clock.
 const BUDGET_MS: u64 = 90;
 
-/// The oldest version that may be read, from this time on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Floor {
-    pub(super) from: Micros,
-    pub(super) version: u32,
-    write: Write,
-    commit: Commit,
-}
-
-/// A GET that returned an older body.
+/// A GET that returned a body that it may not.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Violation {
     read: Read,
-    floor: Floor,
+    wrong: Wrong,
 }
 
-/// Counts of what was judged, to show that a run was not vacuous.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) reads: usize,
-    pub(super) hits: usize,
-    pub(super) collapsed: usize,
-    pub(super) stored: usize,
-    pub(super) failed_reads: usize,
-    pub(super) dropped_reads: usize,
-    pub(super) puts: usize,
-    pub(super) puts_in_body: usize,
-    pub(super) purges: usize,
-    pub(super) dels: usize,
-    /// Writes without an answer that are floors nevertheless.
-    pub(super) gone: usize,
-    /// Exempt: floors for their own sidecar only.
-    pub(super) unconfirmed: usize,
-    pub(super) unsure_in_body: usize,
-    /// Exempt: not floors.
-    pub(super) gone_in_trouble: usize,
-    pub(super) never_committed: usize,
-    pub(super) faults: BTreeMap<Fault, usize>,
+#[derive(Clone, Copy, Debug)]
+enum Wrong {
+    /// An older body.
+    Stale(Floor),
+    /// A body that the upstream had not read for this caller.
+    Leaked,
 }
 
+#[derive(Default)]
 pub(super) struct Verdict {
     pub(super) counts: Counts,
     /// The first few, by start.
     pub(super) violations: Vec<Violation>,
-    pub(super) total: usize,
+    pub(super) stale: usize,
+    pub(super) leaked: usize,
+    /// The changes that stale reads have missed.
+    pub(super) missed: BTreeSet<Kind>,
     /// The groups of all violations.
     pub(super) groups: BTreeSet<ReadGroup>,
 }
 
-/// The floors of one job, for everyone and for single processes; each list is sorted, with rising
-/// versions.
-#[derive(Default)]
-pub(super) struct Floors {
-    all: Vec<Floor>,
-    own: HashMap<Process, Vec<Floor>>,
-}
-
-impl Floors {
-    /// Returns the floors for the readers of a process.
-    pub(super) fn binding(&self, process: Process) -> impl Iterator<Item = &Floor> {
-        self.all.iter().chain(self.own.get(&process).into_iter().flatten())
-    }
-
-    fn seal(&mut self) {
-        for floors in self.own.values_mut().chain([&mut self.all]) {
-            floors.sort_by_key(|floor| floor.from);
-            for at in 1..floors.len() {
-                let (before, now) = (floors[at - 1], floors[at]);
-                if before.version > now.version {
-                    floors[at] = Floor { from: now.from, ..before };
-                }
-            }
-        }
-    }
-
-    /// Returns the highest floor that stood `staleness_ms` before a read began.
-    fn under(&self, read: &Read, staleness_ms: u64) -> Option<&Floor> {
-        let start = read.start.minus_ms(staleness_ms);
-        let last = |floors: &'_ Vec<Floor>| {
-            floors.partition_point(|floor| floor.from < start).checked_sub(1)
-        };
-        let all = last(&self.all).map(|at| &self.all[at]);
-        let own = self.own.get(&read.process).and_then(|own| last(own).map(|at| &own[at]));
-        all.into_iter().chain(own).max_by_key(|floor| floor.version)
-    }
-}
-
 /// Judges a whole run.
 pub(super) fn judge(history: &History, staleness_ms: u64) -> Verdict {
-    let mut counts = Counts {
-        reads: history.reads.len(),
-        failed_reads: history.failed_reads,
-        dropped_reads: history.dropped_reads,
-        ..Counts::default()
-    };
-    for trouble in &history.troubles {
-        *counts.faults.entry(trouble.fault).or_default() += 1;
-    }
+    let mut counts = Counts::of(history);
     let mut floors = floors(history, &mut counts);
     floors.values_mut().for_each(Floors::seal);
-    let mut violations = Vec::new();
+    let mut verdict = Verdict { counts, ..Verdict::default() };
     for read in &history.reads {
-        match read.how {
-            How::Hit => counts.hits += 1,
-            How::Collapsed => counts.collapsed += 1,
-            How::Stored => counts.stored += 1,
-            How::Miss | How::Pass => {}
-        }
-        if let Some(floor) =
-            floors.get(&read.job).and_then(|floors| floors.under(read, staleness_ms))
+        verdict.counts.add_read(read, history.residents);
+        let floor = floors.get(&read.job).and_then(|floors| floors.under(read, staleness_ms));
+        if let Some(floor) = floor
             && read.version < floor.version
         {
-            violations.push(Violation { read: *read, floor: *floor });
+            verdict.stale += 1;
+            verdict.missed.insert(floor.write.kind);
+            verdict.violations.push(Violation { read: *read, wrong: Wrong::Stale(*floor) });
+        }
+        if is_leaked(history, read) {
+            verdict.leaked += 1;
+            verdict.violations.push(Violation { read: *read, wrong: Wrong::Leaked });
         }
     }
-    let total = violations.len();
-    let group = |Violation { read, .. }: &Violation| (read.job, read.process, read.version);
-    let groups = violations.iter().map(group).collect();
-    violations.sort_by_key(|violation| violation.read.start);
-    violations.truncate(3);
-    Verdict { counts, violations, total, groups }
+    verdict.groups = verdict.violations.iter().map(|it| ReadGroup::of(&it.read)).collect();
+    verdict.violations.sort_by_key(|violation| violation.read.start);
+    verdict.violations.truncate(3);
+    verdict
+}
+
+/// Returns whether the body names another caller, or the upstream has never read this version for
+/// this caller.
+fn is_leaked(history: &History, read: &Read) -> bool {
+    let served = history.served.get(&(read.job, read.version, read.caller));
+    let is_anothers = read.view.is_some_and(|view| view != read.caller);
+    is_anothers || served.is_none_or(|at| *at > read.end())
 }
 
 fn floors(history: &History, counts: &mut Counts) -> HashMap<u16, Floors> {
@@ -171,12 +114,7 @@ fn floors(history: &History, counts: &mut Counts) -> HashMap<u16, Floors> {
                 of_job.own.entry(write.process).or_default().push(floor(write.end));
             }
             Outcome::Acknowledged => {
-                *match write.kind {
-                    Kind::Put if commit.in_body => &mut counts.puts_in_body,
-                    Kind::Put => &mut counts.puts,
-                    Kind::Purge => &mut counts.purges,
-                    Kind::Del => &mut counts.dels,
-                } += 1;
+                counts.add_acknowledged(write.kind, commit.in_body);
                 of_job.all.push(floor(write.end));
             }
             Outcome::Unconfirmed => {
@@ -187,7 +125,7 @@ fn floors(history: &History, counts: &mut Counts) -> HashMap<u16, Floors> {
                 counts.gone += 1;
                 of_job.all.push(floor(commit.at));
             }
-            Outcome::Unknown | Outcome::HungUp => counts.gone_in_trouble += 1,
+            Outcome::Unknown | Outcome::HungUp => counts.gone_unfenced += 1,
         }
     }
     floors
@@ -206,8 +144,9 @@ fn is_unsure(history: &History, write: &Write, commit: &Commit) -> bool {
 
 /// Returns whether a write without an answer was fenced when it committed, and still is.
 fn is_fenced(history: &History, write: &Write, commit: &Commit) -> bool {
-    // A commit during the body comes after the fence was lifted.
-    write.kind == Kind::Put && !commit.in_body && !is_troubled(history, write.start, commit.at)
+    // After the head of the answer a fence only stands for a limited time.
+    let has_fence = matches!(write.kind, Kind::Put(spelling) if spelling.is_fenced());
+    has_fence && !commit.in_body && !is_troubled(history, write.start, commit.at)
 }
 
 /// Returns whether a sidecar may have been without its store.
@@ -219,8 +158,8 @@ fn is_troubled(history: &History, from: Micros, to: Micros) -> bool {
 /// store. A trouble before all have recovered from the last one makes the backoff longer still.
 fn recoveries(troubles: &[Trouble]) -> impl Iterator<Item = (Micros, Micros)> {
     troubles.iter().scan(None, |last, trouble| {
-        if trouble.fault == Fault::SidecarKilled {
-            // The sidecar comes back at the end, and must then connect.
+        if matches!(trouble.fault, Fault::SidecarKilled | Fault::Joined) {
+            // The sidecar comes up at the end, and must then connect.
             return Some((trouble.end.minus_ms(500), trouble.end.plus_ms(1000)));
         }
         let went_on = last.filter(|(_, until)| trouble.start <= *until);
@@ -236,8 +175,12 @@ impl Violation {
     /// Returns the part of the history that shows the violation: the events of this job from
     /// shortly before the commit until the GET was answered.
     pub(super) fn explain(&self, history: &History) -> String {
-        let (job, stale, floor) = (self.read.job, &self.read, &self.floor);
-        let from = floor.commit.at.minus_ms(400);
+        let (job, stale) = (self.read.job, &self.read);
+        let since = match &self.wrong {
+            Wrong::Stale(floor) => floor.commit.at,
+            Wrong::Leaked => stale.start,
+        };
+        let from = since.minus_ms(400);
         let to = stale.end();
         let mut lines: Vec<(Micros, String)> = Vec::new();
         let overlaps = |start: Micros, end: Micros| start <= to && end >= from;
@@ -270,9 +213,15 @@ impl Violation {
         reads.sort_by_key(|read| read.start);
         // The last reads before it and the stale one itself; more may have begun while it lasted.
         for read in &reads[reads.len().saturating_sub(40)..] {
-            let Read { start, process, version, how, .. } = read;
-            let mark = if read.start == stale.start { "  <== STALE" } else { "" };
-            let line = format!("{start} to {}  {process} GET {version} {how:?}{mark}", read.end());
+            let Read { start, process, version, how, caller, .. } = read;
+            let mark = match self.wrong {
+                _ if read.start != stale.start => "",
+                Wrong::Stale(_) => "  <== STALE",
+                Wrong::Leaked => "  <== LEAKED",
+            };
+            let end = read.end();
+            let line =
+                format!("{start} to {end}  {process} GET {version} {how:?} by {caller}{mark}");
             lines.push((*start, line));
         }
         lines.sort();
@@ -283,48 +232,32 @@ impl Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { read, floor } = self;
-        let Write { kind, outcome, number, .. } = floor.write;
-        write!(
-            f,
-            "job j{}: a GET through {} that began at {} returned version {}, but version {} stood \
-             from {} ({kind:?} {outcome:?}, write {number})",
-            read.job, read.process, read.start, read.version, floor.version, floor.from,
-        )
-    }
-}
-
-impl fmt::Display for Counts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ratio = 100 * self.hits / self.reads.max(1);
-        writeln!(
-            f,
-            "  reads {} (hits {} = {ratio} %, collapsed {}, stored {}), failed {}, hung up {}",
-            self.reads,
-            self.hits,
-            self.collapsed,
-            self.stored,
-            self.failed_reads,
-            self.dropped_reads
-        )?;
-        writeln!(
-            f,
-            "  acknowledged: PUT {}, PUT in body {}, purge {}, DEL {}; unanswered but fenced {}",
-            self.puts, self.puts_in_body, self.purges, self.dels, self.gone
-        )?;
-        writeln!(
-            f,
-            "  exempt: invalidation-pending or 503 {}, unsure in body {}, \
-             unanswered in trouble {}; never committed {}",
-            self.unconfirmed, self.unsure_in_body, self.gone_in_trouble, self.never_committed
-        )?;
-        write!(f, "  faults: {:?}", self.faults)
+        let Read { job, process, start, version, caller, view, .. } = self.read;
+        write!(f, "job {job}: a GET through {process} that began at {start} returned ")?;
+        match self.wrong {
+            Wrong::Stale(Floor { from, version: newer, write, .. }) => {
+                let Write { kind, outcome, number, .. } = write;
+                write!(
+                    f,
+                    "version {version}, but version {newer} stood from {from} ({kind:?} \
+                     {outcome:?}, write {number})"
+                )
+            }
+            Wrong::Leaked => write!(
+                f,
+                "version {version} (view of {view:?}) to caller {caller}, for whom the upstream \
+                 had not read it"
+            ),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{super::second_judge::unexplained, *};
+    use super::{
+        super::{callers::ANONYMOUS, record::How, second_judge::unexplained, spelling::Spelling},
+        *,
+    };
 
     const A: Process = Process { sidecar: 0, life: 0 };
     const B: Process = Process { sidecar: 1, life: 0 };
@@ -334,26 +267,28 @@ mod tests {
     #[track_caller]
     fn check(outcome: Outcome, process: Process, start_ms: u64, fault: Option<Fault>, bad: bool) {
         let ms = |ms: u64| Micros(ms * 1000);
-        let (start, end, kind) = (ms(10), ms(20), Kind::Put);
+        let (start, end, kind) = (ms(10), ms(20), Kind::Put(Spelling::Plain));
         let write = Write { number: 1, kind, start, end, job: 3, process: A, outcome };
         let commit =
             Commit { number: 1, job: 3, version: 7, at: ms(15), in_body: false, sent: None };
         let (start, how) = (ms(start_ms), How::Hit);
-        let read = Read { start, took_us: 10, version: 6, job: 3, process, how };
+        let (caller, view) = (ANONYMOUS, None);
+        let read = Read { start, took_us: 10, version: 6, job: 3, process, how, caller, view };
         let trouble = fault.map(|fault| Trouble { fault, start: ms(5), end: ms(12) });
         let history = History {
             reads: vec![read, Read { version: 7, ..read }, Read { job: 4, ..read }],
             writes: vec![write],
             commits: vec![commit],
+            served: [(3, 6), (3, 7), (4, 6)].map(|(job, v)| ((job, v, caller), ms(1))).into(),
             troubles: trouble.into_iter().collect(),
             ..History::default()
         };
         let verdict = judge(&history, 0);
-        assert_eq!(verdict.total, usize::from(bad));
+        assert_eq!((verdict.stale, verdict.leaked), (usize::from(bad), 0));
         assert_eq!(unexplained(&history, 0), verdict.groups);
         for violation in verdict.violations {
             let slice = violation.explain(&history);
-            assert!(slice.contains("GET 6 Hit  <== STALE") && slice.contains("committed 7"));
+            assert!(slice.contains("Hit by 0  <== STALE") && slice.contains("committed 7"));
         }
     }
 
@@ -377,6 +312,34 @@ mod tests {
         check(Outcome::HungUp, B, 15, None, false);
         check(Outcome::Unknown, B, 16, Some(Fault::Held), false);
         check(Outcome::Unknown, B, 16, Some(Fault::SidecarKilled), false);
+    }
+
+    /// Checks a read by caller 1, with the first read of the upstream for it at this time.
+    #[track_caller]
+    fn check_leak(served_ms: Option<u64>, view: Option<u8>, bad: bool) {
+        let (start, how) = (Micros(20_000), How::Hit);
+        let read =
+            Read { start, took_us: 10, version: 0, job: 3, process: A, how, caller: 1, view };
+        let served = served_ms.map(|ms| ((3, 0, 1), Micros(ms * 1000)));
+        let of_another = ((3, 0, 2), Micros(0));
+        let served = served.into_iter().chain([of_another]).collect();
+        let history = History { reads: vec![read], served, ..History::default() };
+        let verdict = judge(&history, 0);
+        assert_eq!((verdict.stale, verdict.leaked), (0, usize::from(bad)));
+        assert_eq!(unexplained(&history, 0), verdict.groups);
+        for violation in verdict.violations {
+            assert!(violation.explain(&history).contains("Hit by 1  <== LEAKED"));
+        }
+    }
+
+    #[test]
+    fn a_caller_gets_what_the_upstream_has_read_for_it() {
+        check_leak(Some(10), None, false);
+        check_leak(Some(10), Some(1), false);
+        check_leak(Some(20), Some(1), false);
+        check_leak(Some(10), Some(2), true);
+        check_leak(Some(21), None, true);
+        check_leak(None, None, true);
     }
 
     #[test]

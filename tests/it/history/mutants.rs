@@ -12,11 +12,13 @@ use jobcache::mutants::Mutant;
 use super::{
     explain,
     faults::{Fault, Faults},
+    judge::Verdict,
     link::Link,
     run,
+    spelling::Spelling,
     truth::UpstreamBehaviour,
     workload::Load,
-    world::Plan,
+    world::{Flaw, Plan},
 };
 use crate::support::{
     Cluster, Process, RedisServer, SOON, Upstream, eventually, redis::key, upstream::version,
@@ -27,14 +29,22 @@ use crate::support::{
 const SEEDS: std::ops::RangeInclusive<u32> = 1..=6;
 
 /// A few jobs, many writes, and a slow upstream: races only.
-const RACES: Plan = Plan {
+pub(super) const RACES: Plan = Plan {
     seed: 0,
     length: Duration::from_millis(2500),
     sidecars: 2,
     jobs: 4,
     pollers: 16,
     pause: Duration::from_millis(2),
-    load: Load { putters: 3, purgers: 2, deleters: 3, pause_ms: 60, hang_ups: 5 },
+    load: Load {
+        putters: 3,
+        purgers: 2,
+        deleters: 3,
+        pause_ms: 60,
+        hang_ups: 5,
+        spellings: &[Spelling::Plain],
+        bypass: false,
+    },
     behaviour: UpstreamBehaviour {
         slow: 35,
         very_slow: 3,
@@ -45,15 +55,29 @@ const RACES: Plan = Plan {
     faults: Faults { kinds: &[], peace_ms: (100, 200), hang_ms: 1500 },
     staleness_ms: 0,
     tracking: "broadcast",
-    mutant: None,
+    callers: 1,
+    named_one_in: 1,
+    grace_ms: 0,
+    flaw: Flaw::None,
 };
+
+/// Returns a load of plain writes by so many clients.
+const fn load(
+    putters: usize,
+    purgers: usize,
+    deleters: usize,
+    pause_ms: u64,
+    hang_ups: u32,
+) -> Load {
+    Load { putters, purgers, deleters, pause_ms, hang_ups, ..RACES.load }
+}
 
 /// Changes that bypass the sidecars, which learn of them by tracking.
 const BEHIND: Plan = Plan {
     length: Duration::from_secs(4),
     jobs: 4,
     pause: Duration::from_millis(1),
-    load: Load { putters: 0, purgers: 0, deleters: 8, pause_ms: 30, hang_ups: 0 },
+    load: load(0, 0, 8, 30, 0),
     behaviour: UpstreamBehaviour { slow: 0, very_slow: 0, pieces: 0, commit_in_body: 0, broken: 0 },
     ..RACES
 };
@@ -64,7 +88,7 @@ const BY_KEYS: Plan = Plan { tracking: "keys", ..BEHIND };
 /// Writes without an answer.
 const GONE: Plan = Plan {
     jobs: 8,
-    load: Load { putters: 4, purgers: 0, deleters: 0, pause_ms: 60, hang_ups: 60 },
+    load: load(4, 0, 0, 60, 60),
     behaviour: UpstreamBehaviour { commit_in_body: 0, broken: 0, ..RACES.behaviour },
     ..RACES
 };
@@ -72,7 +96,7 @@ const GONE: Plan = Plan {
 /// Many simultaneous writes to the same jobs, all acknowledged.
 const CROWD: Plan = Plan {
     jobs: 2,
-    load: Load { putters: 8, purgers: 0, deleters: 0, pause_ms: 30, hang_ups: 0 },
+    load: load(8, 0, 0, 30, 0),
     behaviour: UpstreamBehaviour { broken: 0, ..RACES.behaviour },
     ..RACES
 };
@@ -81,7 +105,7 @@ const CROWD: Plan = Plan {
 /// them.
 const STREAMS: Plan = Plan {
     jobs: 6,
-    load: Load { putters: 5, purgers: 0, deleters: 0, pause_ms: 60, hang_ups: 0 },
+    load: load(5, 0, 0, 60, 0),
     behaviour: UpstreamBehaviour {
         slow: 60,
         very_slow: 0,
@@ -97,7 +121,7 @@ const fn trouble(kinds: &'static [Fault]) -> Plan {
     Plan {
         length: Duration::from_secs(4),
         jobs: 12,
-        load: Load { putters: 3, purgers: 1, deleters: 2, pause_ms: 80, hang_ups: 0 },
+        load: load(3, 1, 2, 80, 0),
         behaviour: UpstreamBehaviour { slow: 10, very_slow: 0, ..RACES.behaviour },
         faults: Faults { kinds, peace_ms: (250, 500), ..RACES.faults },
         ..RACES
@@ -105,22 +129,29 @@ const fn trouble(kinds: &'static [Fault]) -> Plan {
 }
 
 async fn check(mutant: Mutant, plan: Plan) {
+    check_flaw(Plan { flaw: Flaw::Mutant(mutant.as_str()), ..plan }, plan).await;
+}
+
+/// Runs a plan with a flaw, which must be caught, and without, which must pass.
+pub(super) async fn check_flaw(faulty: Plan, plan: Plan) {
+    let flaw = faulty.flaw;
     for seed in SEEDS {
-        let plan = Plan { seed: u64::from(seed), length: plan.length * seed, ..plan };
-        let faulty = Plan { mutant: Some(mutant.as_str()), ..plan };
-        let (history, verdict) = run(faulty).await;
+        let of_seed =
+            |plan: Plan| Plan { seed: u64::from(seed), length: plan.length * seed, ..plan };
+        let (history, verdict) = run(of_seed(faulty)).await;
         let Some(first) = verdict.violations.first() else {
-            eprintln!("{mutant:?}: not caught with seed {seed}\n{}", verdict.counts);
+            eprintln!("{flaw:?}: not caught with seed {seed}\n{}", verdict.counts);
             continue;
         };
-        eprintln!("{mutant:?}: seed {seed}, {} stale reads; {first}", verdict.total);
-        assert!(first.explain(&history).contains("STALE"));
-        let (history, verdict) = run(plan).await;
+        let Verdict { stale, leaked, missed, .. } = &verdict;
+        eprintln!("{flaw:?}: seed {seed}, {stale} stale, {leaked} leaked, {missed:?}; {first}");
+        assert!(first.explain(&history).contains("<=="));
+        let (history, verdict) = run(of_seed(plan)).await;
         let slices = explain(&history, &verdict);
-        assert!(verdict.total == 0, "without {mutant:?}, seed {seed}:\n{slices}");
+        assert_eq!((verdict.stale, verdict.leaked), (0, 0), "without {flaw:?}, {seed}:\n{slices}");
         return;
     }
-    panic!("{mutant:?} was not caught");
+    panic!("{flaw:?} was not caught");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The record of a run, as the one test process saw it: every operation with its start and end by
 //! one monotonic clock.
 
-use std::{fmt, time::Instant};
+use std::{collections::HashMap, fmt, time::Instant};
+
+use super::{callers::Caller, spelling::Spelling};
 
 /// Microseconds since the run began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +71,9 @@ pub(super) struct Read {
     pub(super) job: u16,
     pub(super) process: Process,
     pub(super) how: How,
+    pub(super) caller: Caller,
+    /// The caller that the body names.
+    pub(super) view: Option<Caller>,
 }
 
 impl Read {
@@ -78,10 +83,10 @@ impl Read {
 }
 
 /// How a job was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Kind {
-    /// A PUT through a sidecar.
-    Put,
+    /// A write through a sidecar.
+    Put(Spelling),
     /// A commit at the upstream, then the purge webhook.
     Purge,
     /// A commit at the upstream, then another client's plain DEL.
@@ -127,6 +132,9 @@ pub(super) struct Commit {
     pub(super) sent: Option<Micros>,
 }
 
+/// When the upstream first read a version of a job for a caller.
+pub(super) type Served = HashMap<(u16, u32, Caller), Micros>;
+
 /// A fault, and how long it lasted.
 #[derive(Clone, Debug)]
 pub(super) struct Trouble {
@@ -141,9 +149,12 @@ pub(super) struct History {
     pub(super) reads: Vec<Read>,
     pub(super) writes: Vec<Write>,
     pub(super) commits: Vec<Commit>,
+    pub(super) served: Served,
     pub(super) troubles: Vec<Trouble>,
     /// GETs that were not answered with 200.
     pub(super) failed_reads: usize,
     /// GETs that ended in a hang-up by the client.
     pub(super) dropped_reads: usize,
+    /// Sidecars from the beginning. Others have joined.
+    pub(super) residents: u8,
 }

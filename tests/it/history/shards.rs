@@ -48,7 +48,7 @@ pub(super) async fn inflict_on_cluster(
 /// Each slot moves with the keys of its jobs one by one, and pauses half-way.
 async fn move_slots(world: &World, cluster: &Cluster, rng: &mut fastrand::Rng, masters: &[usize]) {
     for _ in 0..MOVED {
-        let id = format!("j{}", rng.u16(..world.plan.jobs));
+        let id = world.ids.id(rng.u16(..world.plan.jobs));
         let slot = cluster.slot(&id).await;
         assert!(slot < SLOTS);
         let from = cluster.owner(&id).await;

@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,23 +14,31 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{
-    Method, Request, Response,
+    Method, Request, Response, StatusCode,
     body::{Frame, Incoming},
+    header::{CONTENT_TYPE, HeaderValue, LOCATION},
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::sleep};
 
-use super::record::{Clock, Commit};
+use super::{
+    callers::{Caller, caller, is_personal},
+    ids::Ids,
+    record::{Clock, Commit, Served},
+    spelling::Understood,
+};
 use crate::support::{
     Body,
     upstream::{json, version},
 };
 
-/// Names the write of a PUT.
+/// Names a write. Its second job has the next number.
 pub(super) const WRITE: &str = "x-write";
 /// Requests a delay of this many ms before the commit.
 pub(super) const SLOW: &str = "x-slow";
+/// Requests an answer before the end of the upload, at which the write is committed.
+pub(super) const EARLY: &str = "x-early";
 
 /// Behaviour of the upstream, in percent of its exchanges.
 #[derive(Clone, Copy, Debug)]
@@ -50,10 +58,24 @@ pub(super) struct UpstreamBehaviour {
 pub(super) struct Truth {
     clock: Clock,
     seed: u64,
+    ids: Ids,
     behaviour: UpstreamBehaviour,
     versions: Vec<AtomicU32>,
-    commits: Mutex<Vec<Commit>>,
+    log: Mutex<Log>,
     exchanges: AtomicU64,
+}
+
+/// What has happened, in the order in which it did.
+#[derive(Default)]
+struct Log {
+    commits: Vec<Commit>,
+    served: Served,
+}
+
+/// A write that was understood.
+struct Change {
+    number: u64,
+    understood: Understood,
 }
 
 /// Serves the truth until it is dropped.
@@ -69,10 +91,15 @@ impl Drop for Server {
 }
 
 impl Truth {
-    pub(super) fn new(clock: Clock, seed: u64, jobs: u16, behaviour: UpstreamBehaviour) -> Self {
+    pub(super) fn new(
+        clock: Clock,
+        seed: u64,
+        (jobs, ids): (u16, Ids),
+        behaviour: UpstreamBehaviour,
+    ) -> Self {
         let versions = (0..jobs).map(|_| AtomicU32::new(0)).collect();
-        let (commits, exchanges) = (Mutex::default(), AtomicU64::new(0));
-        Self { clock, seed, behaviour, versions, commits, exchanges }
+        let (log, exchanges) = (Mutex::default(), AtomicU64::new(0));
+        Self { clock, seed, ids, behaviour, versions, log, exchanges }
     }
 
     pub(super) async fn serve(self: &Arc<Self>) -> Server {
@@ -95,80 +122,117 @@ impl Truth {
 
     /// Makes a new version; reads after the return see it.
     pub(super) fn commit(&self, job: u16, number: u64, in_body: bool) -> u32 {
-        let mut commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.log();
         let version = self.versions[usize::from(job)].fetch_add(1, Ordering::SeqCst) + 1;
-        commits.push(Commit { number, job, version, at: self.clock.now(), in_body, sent: None });
+        let at = self.clock.now();
+        log.commits.push(Commit { number, job, version, at, in_body, sent: None });
         version
     }
 
-    pub(super) fn commits(&self) -> Vec<Commit> {
-        self.commits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the commits, and what was served.
+    pub(super) fn observed(&self) -> (Vec<Commit>, Served) {
+        let log = self.log();
+        (log.commits.clone(), log.served.clone())
     }
 
-    fn current(&self, job: u16) -> u32 {
-        self.versions[usize::from(job)].load(Ordering::SeqCst)
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a job for a caller.
+    fn read(&self, job: u16, caller: Caller) -> Option<Bytes> {
+        let mut log = self.log();
+        let version = self.versions.get(usize::from(job))?.load(Ordering::SeqCst);
+        let now = self.clock.now();
+        log.served.entry((job, version, caller)).or_insert(now);
+        let view = is_personal(job).then_some(caller);
+        Some(self.body(job, version, view))
     }
 
     async fn exchange(self: Arc<Self>, request: Request<Incoming>) -> Option<Response<Body>> {
         let count = self.exchanges.fetch_add(1, Ordering::Relaxed);
         let mut rng = fastrand::Rng::with_seed(self.seed ^ count.wrapping_mul(0x9e37_79b9));
-        let job: u16 = request.uri().path().strip_prefix("/jobs/j")?.parse().ok()?;
+        let (head, body) = request.into_parts();
         let number = |name| {
-            request.headers().get(name).and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
+            head.headers.get(name).and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
         };
-        let (write, slow) = (number(WRITE).unwrap_or(0), number(SLOW));
-        let method = request.method().clone();
-        // A write with an incomplete body does not count.
-        request.into_body().collect().await.ok()?;
-        self.step(&mut rng).await;
-        if method == Method::GET {
-            let read = self.current(job);
-            self.step(&mut rng).await;
-            return Some(self.respond(&mut rng, body(job, read)));
+        let write = number(WRITE).unwrap_or(0);
+        if number(EARLY).is_some() {
+            let understood = Understood::of(self.ids, &head.uri, b"")?;
+            let change = Change { number: write, understood };
+            return Some(self.commit_in_body(rng, change, Some(body)));
         }
-        if let Some(ms) = slow {
+        // A write with an incomplete body does not count.
+        let body = body.collect().await.ok()?.to_bytes();
+        let understood = Understood::of(self.ids, &head.uri, &body)?;
+        self.step(&mut rng).await;
+        if head.method == Method::GET {
+            let read = self.read(understood.jobs[0], caller(&head.headers))?;
+            self.step(&mut rng).await;
+            return Some(self.respond(&mut rng, read));
+        }
+        if let Some(ms) = number(SLOW) {
             sleep(Duration::from_millis(ms)).await;
         }
+        let change = Change { number: write, understood };
         if percent(&mut rng, self.behaviour.commit_in_body) {
-            return Some(self.commit_in_body(rng, job, write));
+            return Some(self.commit_in_body(rng, change, None));
         }
-        let version = self.commit(job, write, false);
+        let answer = self.commit_all(&change, false);
         self.step(&mut rng).await;
         if percent(&mut rng, self.behaviour.broken) {
             return None;
         }
-        Some(self.respond(&mut rng, body(job, version)))
+        Some(change.located(self.respond(&mut rng, answer)))
     }
 
-    /// Sends the head at once, and commits while the body streams.
+    /// Commits a write, and returns the body of its answer.
+    fn commit_all(&self, change: &Change, in_body: bool) -> Bytes {
+        let numbered = change.understood.jobs.iter().zip(change.number..);
+        let committed = numbered.map(|(job, number)| (*job, self.commit(*job, number, in_body)));
+        let (job, version) = committed.last().expect("a job");
+        self.body(job, version, None)
+    }
+
+    /// Sends the head at once, and commits while the body streams. If there is an upload, the commit
+    /// comes at its end.
     fn commit_in_body(
         self: Arc<Self>,
         mut rng: fastrand::Rng,
-        job: u16,
-        write: u64,
+        change: Change,
+        upload: Option<Incoming>,
     ) -> Response<Body> {
         let (frames, response) = stream();
+        let response = change.located(response);
         tokio::spawn(async move {
             let _ = frames.send(b"\n"[..].into()).await;
+            if let Some(upload) = upload
+                && upload.collect().await.is_err()
+            {
+                return;
+            }
             self.step(&mut rng).await;
-            let version = self.commit(job, write, true);
+            let answer = self.commit_all(&change, true);
             self.step(&mut rng).await;
-            self.sent(write);
-            let _ = frames.send(body(job, version)).await;
+            self.sent(&change);
+            let _ = frames.send(answer).await;
         });
         response
     }
 
-    fn sent(&self, write: u64) {
-        let mut commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(commit) = commits.iter_mut().rev().find(|commit| commit.number == write) {
-            commit.sent = Some(self.clock.now());
+    fn sent(&self, change: &Change) {
+        let now = self.clock.now();
+        let mut log = self.log();
+        for (_, number) in change.understood.jobs.iter().zip(change.number..) {
+            if let Some(commit) = log.commits.iter_mut().rev().find(|it| it.number == number) {
+                commit.sent = Some(now);
+            }
         }
     }
 
     fn respond(&self, rng: &mut fastrand::Rng, body: Bytes) -> Response<Body> {
         if !percent(rng, self.behaviour.pieces) {
-            return json(hyper::StatusCode::OK, body);
+            return json(StatusCode::OK, body);
         }
         let (frames, response) = stream();
         let pause = self.draw(rng);
@@ -197,6 +261,24 @@ impl Truth {
         };
         Duration::from_millis(ms)
     }
+
+    fn body(&self, job: u16, read: u32, view: Option<Caller>) -> Bytes {
+        let body = version(&self.ids.id(job), u64::from(read));
+        let Some(caller) = view else { return body.into() };
+        let open = body.strip_suffix('}').expect("an object");
+        format!(r#"{open},"caller":{caller}}}"#).into()
+    }
+}
+
+impl Change {
+    fn located(&self, mut response: Response<Body>) -> Response<Body> {
+        if let Some(location) = &self.understood.location {
+            *response.status_mut() = StatusCode::CREATED;
+            let location = HeaderValue::from_str(location).expect("a target");
+            response.headers_mut().insert(LOCATION, location);
+        }
+        response
+    }
 }
 
 /// Runs the exchange independently of its connection: an upstream commits a write whether or not
@@ -213,14 +295,8 @@ fn stream() -> (mpsc::Sender<Bytes>, Response<Body>) {
     });
     let body = StreamBody::new(frames_out).map_err(|never| match never {});
     let mut response = Response::new(body.boxed());
-    response
-        .headers_mut()
-        .insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     (frames, response)
-}
-
-fn body(job: u16, read: u32) -> Bytes {
-    version(&format!("j{job}"), u64::from(read)).into()
 }
 
 fn percent(rng: &mut fastrand::Rng, chance: u32) -> bool {

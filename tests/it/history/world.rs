@@ -2,6 +2,7 @@
 //! and an upstream that holds the truth.
 
 use std::{
+    io::Write as _,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -11,11 +12,16 @@ use std::{
 };
 
 use hyper::Method;
+use tempfile::NamedTempFile;
 
 use super::{
+    callers::Caller,
     faults::{Fault, Faults},
+    guests::Guest,
+    ids::Ids,
     link::{Link, Target},
     record::{Clock, Process},
+    spelling::RULE,
     truth::{Server, Truth, UpstreamBehaviour},
 };
 use crate::support::{self, Cluster, RedisServer, SOON, eventually, sentinel::Deployment};
@@ -50,8 +56,27 @@ pub(super) struct Plan {
     pub(super) staleness_ms: u64,
     /// The value of the tracking setting.
     pub(super) tracking: &'static str,
+    /// How many of the [callers](super::callers::CALLERS) poll.
+    pub(super) callers: Caller,
+    /// Of so many pollers one is not anonymous: a job that all callers read has few hits.
+    pub(super) named_one_in: usize,
+    /// Time for which no hit is served after a restart of Redis.
+    pub(super) grace_ms: u64,
     /// The deliberate fault of the sidecars.
-    pub(super) mutant: Option<&'static str>,
+    pub(super) flaw: Flaw,
+}
+
+/// A deliberate fault of the sidecars.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "mutants"), allow(dead_code, reason = "only mutants have faults"))]
+pub(super) enum Flaw {
+    None,
+    /// A fault of the protocol, by its name.
+    Mutant(&'static str),
+    /// This header does not tell callers apart.
+    Ignores(&'static str),
+    /// Sidecars that join use another database of the same Redis.
+    StrayGuests,
 }
 
 /// The part of the world that clients use.
@@ -61,7 +86,11 @@ pub(super) struct World {
     pub(super) truth: Arc<Truth>,
     pub(super) over: AtomicBool,
     pub(super) writes: AtomicU64,
-    doors: Vec<Mutex<Door>>,
+    pub(super) ids: Ids,
+    /// One for each sidecar; the last is that of who joins. Nobody is behind an empty one.
+    doors: Vec<Mutex<Option<Door>>>,
+    /// Address of the upstream.
+    pub(super) upstream: SocketAddr,
     /// Redis URL for other clients.
     pub(super) master_url: String,
     /// Ports of the nodes for other clients, in a cluster.
@@ -84,11 +113,15 @@ pub(super) struct Machinery {
     pub(super) nodes: [RedisServer; 2],
     pub(super) master: usize,
     target: Target,
-    /// One for each sidecar.
+    /// One for each sidecar, and one for those that join.
     pub(super) links: Vec<Link>,
     pub(super) third_party: Link,
     pub(super) replication: Link,
     pub(super) sidecars: Vec<support::Process>,
+    /// The sidecar that has joined.
+    pub(super) guest: Option<Guest>,
+    /// The configuration file of the sidecars.
+    file: NamedTempFile,
     upstream: Server,
     /// If set, the sentinels name the master, and `nodes` are not used.
     pub(super) sentinels: Option<Deployment>,
@@ -97,73 +130,69 @@ pub(super) struct Machinery {
 }
 
 impl World {
-    pub(super) fn door(&self, sidecar: usize) -> Door {
+    /// Returns the way to a sidecar, unless it is gone.
+    pub(super) fn door(&self, sidecar: usize) -> Option<Door> {
         *self.doors[sidecar].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the number of sidecars, also of those that may join.
+    pub(super) fn places(&self) -> usize {
+        self.doors.len()
+    }
+
+    /// Draws a sidecar that is there.
+    pub(super) fn pick_sidecar(&self, rng: &mut fastrand::Rng) -> usize {
+        let residents = usize::from(self.plan.sidecars);
+        let is_joined = self.door(residents).is_some();
+        rng.usize(..residents + usize::from(is_joined))
     }
 
     pub(super) fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
-    fn reopen(&self, sidecar: usize, process: &support::Process) {
-        let mut door = self.doors[sidecar].lock().unwrap_or_else(PoisonError::into_inner);
-        (door.proxy, door.admin) = (process.client.address(), process.admin.address());
-        door.process.life += 1;
+    /// Sends clients to this process from now on.
+    pub(super) fn open(&self, sidecar: usize, life: u8, process: &support::Process) {
+        let number = u8::try_from(sidecar).expect("few sidecars");
+        self.set_door(sidecar, Some(Door::to(process, Process { sidecar: number, life })));
+    }
+
+    /// Sends no more clients to a sidecar.
+    pub(super) fn close(&self, sidecar: usize) {
+        self.set_door(sidecar, None);
+    }
+
+    fn set_door(&self, sidecar: usize, door: Option<Door>) {
+        *self.doors[sidecar].lock().unwrap_or_else(PoisonError::into_inner) = door;
+    }
+}
+
+impl Door {
+    fn to(sidecar: &support::Process, process: Process) -> Self {
+        Self { process, proxy: sidecar.client.address(), admin: sidecar.admin.address() }
     }
 }
 
 /// Starts everything and waits until every sidecar serves hits.
 pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
     let clock = Clock::start();
-    let truth = Arc::new(Truth::new(clock, plan.seed, plan.jobs, plan.behaviour));
-    let upstream = truth.serve().await;
-    // Makes replicas sync at once.
-    let args = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "disabled"];
-    let (first, second) =
-        tokio::join!(RedisServer::start_with(&args), RedisServer::start_with(&args));
-    let sentinels = if plan.faults.kinds.iter().any(|fault| fault.needs_sentinels()) {
-        Some(Deployment::start().await)
-    } else {
-        None
-    };
-    let cluster = if plan.faults.kinds.iter().any(|fault| fault.needs_cluster()) {
-        Some(Cluster::start().await)
-    } else {
-        None
-    };
-    let master = sentinels.as_ref().map_or(&first, Deployment::master).port();
-    let target: Target = Arc::new(AtomicU16::new(master));
-    let third_party = Link::open(Arc::clone(&target)).await;
-    let replication = Link::open(Arc::clone(&target)).await;
-    let mut links = Vec::new();
-    for _ in 0..plan.sidecars {
-        links.push(Link::open(Arc::clone(&target)).await);
-    }
-    let mut machinery = Machinery {
-        nodes: [first, second],
-        master: 0,
-        target,
-        links,
-        third_party,
-        replication,
-        sidecars: Vec::new(),
-        upstream,
-        sentinels,
-        cluster,
-    };
+    let ids = if plan.needs_cluster() { Ids::Numbers } else { Ids::Letters };
+    let truth = Arc::new(Truth::new(clock, plan.seed, (plan.jobs, ids), plan.behaviour));
+    let mut machinery = Machinery::start(&plan, truth.serve().await).await;
     if plan.faults.kinds.contains(&Fault::Promotion) {
         machinery.follow(1).await;
     }
     let mut doors = Vec::new();
     for sidecar in 0..plan.sidecars {
         let process = machinery.spawn(&plan, usize::from(sidecar)).await;
-        let (proxy, admin) = (process.client.address(), process.admin.address());
-        doors.push(Mutex::new(Door { process: Process { sidecar, life: 0 }, proxy, admin }));
+        let door = Door::to(&process, Process { sidecar, life: 0 });
+        doors.push(Mutex::new(Some(door)));
         machinery.sidecars.push(process);
     }
+    doors.push(Mutex::new(None));
     for sidecar in &machinery.sidecars {
         eventually(SOON, async || {
-            let request = sidecar.client.request(Method::GET, "/jobs/j0");
+            let request = sidecar.client.request(Method::GET, &ids.path(0));
             let reply = request.header("host", HOST).send().await;
             if reply.is_hit() { Ok(()) } else { Err(reply) }
         })
@@ -175,7 +204,9 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
         truth,
         over: AtomicBool::new(false),
         writes: AtomicU64::new(1),
+        ids,
         doors,
+        upstream: machinery.upstream.address,
         master_url: machinery.third_party.url(),
         cluster: machinery.cluster.as_ref().map(Cluster::ports).unwrap_or_default(),
         third_parties_paused: AtomicBool::new(false),
@@ -183,16 +214,59 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
     (Arc::new(world), machinery)
 }
 
+impl Plan {
+    fn needs_cluster(&self) -> bool {
+        self.faults.kinds.iter().any(|fault| fault.needs_cluster())
+    }
+
+    fn needs_sentinels(&self) -> bool {
+        self.faults.kinds.iter().any(|fault| fault.needs_sentinels())
+    }
+}
+
 impl Machinery {
-    async fn spawn(&self, plan: &Plan, sidecar: usize) -> support::Process {
-        let upstream = self.upstream.address;
-        let redis = self.sentinels.as_ref();
-        let redis = redis.map_or_else(|| self.links[sidecar].url(), Deployment::url);
-        let redis = self.cluster.as_ref().map_or(redis, Cluster::url);
-        let upstream = format!("http://{upstream}");
-        let args = ["--redis-url", &redis, "--upstream", &upstream, "--settle", "0s"];
-        let args = [&args[..], &["--ttl", "5s", "--store-budget", "100ms"]].concat();
+    /// Starts everything but the sidecars.
+    async fn start(plan: &Plan, upstream: Server) -> Self {
+        // Makes replicas sync at once.
+        let args = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "disabled"];
+        let (first, second) =
+            tokio::join!(RedisServer::start_with(&args), RedisServer::start_with(&args));
+        let sentinels = if plan.needs_sentinels() { Some(Deployment::start().await) } else { None };
+        let cluster = if plan.needs_cluster() { Some(Cluster::start().await) } else { None };
+        let master = sentinels.as_ref().map_or(&first, Deployment::master).port();
+        let target: Target = Arc::new(AtomicU16::new(master));
+        let third_party = Link::open(Arc::clone(&target)).await;
+        let replication = Link::open(Arc::clone(&target)).await;
+        let mut links = Vec::new();
+        for _ in 0..=plan.sidecars {
+            links.push(Link::open(Arc::clone(&target)).await);
+        }
+        let mut file = NamedTempFile::new().expect("a file");
+        file.write_all(RULE.as_bytes()).expect("a written file");
+        Self {
+            nodes: [first, second],
+            master: 0,
+            target,
+            links,
+            third_party,
+            replication,
+            sidecars: Vec::new(),
+            guest: None,
+            file,
+            upstream,
+            sentinels,
+            cluster,
+        }
+    }
+
+    pub(super) async fn spawn(&self, plan: &Plan, sidecar: usize) -> support::Process {
+        let upstream = format!("http://{}", self.upstream.address);
+        let redis = self.redis_url(plan, sidecar);
+        let file = self.file.path().to_str().expect("a readable path");
+        let args = ["--config", file, "--redis-url", &redis, "--upstream", &upstream];
+        let args = [&args[..], &["--settle", "0s", "--ttl", "5s", "--store-budget", "100ms"]];
         let staleness = format!("{}ms", plan.staleness_ms);
+        let grace = format!("{}ms", plan.grace_ms);
         let mut envs = TIMES.to_vec();
         if plan.staleness_ms > 0 {
             envs.extend([
@@ -200,9 +274,29 @@ impl Machinery {
                 ("JOBCACHE_NEAR_MAX_STALENESS", &staleness),
             ]);
         }
+        if plan.grace_ms > 0 {
+            envs.push(("JOBCACHE_STORE_RECONNECT_GRACE", &grace));
+        }
         envs.push(("JOBCACHE_NEAR_TRACKING", plan.tracking));
-        envs.extend(plan.mutant.map(|mutant| ("JOBCACHE_MUTANT", mutant)));
-        support::Process::start(&args, &envs).await
+        match plan.flaw {
+            Flaw::Mutant(mutant) => envs.push(("JOBCACHE_MUTANT", mutant)),
+            Flaw::Ignores(header) => envs.push(("JOBCACHE_CREDENTIALS_IGNORE", header)),
+            Flaw::None | Flaw::StrayGuests => {}
+        }
+        support::Process::start(&args.concat(), &envs).await
+    }
+
+    fn redis_url(&self, plan: &Plan, sidecar: usize) -> String {
+        if let Some(cluster) = &self.cluster {
+            return cluster.url();
+        }
+        if let Some(sentinels) = &self.sentinels {
+            return sentinels.url();
+        }
+        let url = self.links[sidecar].url();
+        let is_guest = sidecar == usize::from(plan.sidecars);
+        let is_stray = is_guest && matches!(plan.flaw, Flaw::StrayGuests);
+        if is_stray { format!("{url}/1") } else { url }
     }
 
     pub(super) fn master(&mut self) -> &mut RedisServer {
@@ -284,6 +378,7 @@ impl Machinery {
     /// Starts a new process of the sidecar.
     pub(super) async fn restart(&mut self, world: &World, sidecar: usize) {
         self.sidecars[sidecar] = self.spawn(&world.plan, sidecar).await;
-        world.reopen(sidecar, &self.sidecars[sidecar]);
+        let life = world.door(sidecar).map_or(0, |door| door.process.life + 1);
+        world.open(sidecar, life, &self.sidecars[sidecar]);
     }
 }
