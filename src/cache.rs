@@ -5,12 +5,12 @@
 
 mod caller_splits;
 mod comparison;
+mod decide;
 mod elsewhere;
 pub mod entry;
 mod fill;
 pub mod flight;
 pub mod forecast;
-mod grace_lookup;
 mod invalidate;
 mod kept_apart;
 mod lookup;
@@ -40,6 +40,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use self::{
     caller_splits::CallerSplits,
+    decide::Facts,
     entry::Entry,
     flight::{CoalesceKey, Flights},
     kept_apart::KeptApart,
@@ -163,10 +164,9 @@ impl LookupRequest {
         Self { solo: true, ..self }
     }
 
-    /// Returns whether the request shares no upstream read when its lookup is not confirmed.
-    fn never_coalesces(&self) -> bool {
-        let RequestDirectives { no_store, only_if_cached, .. } = self.directives;
-        self.solo || !self.may_fill || no_store || only_if_cached
+    fn facts(&self, is_hit_for_miss: bool, yields_key: bool) -> Facts {
+        let Self { directives, may_fill, solo: is_solo, .. } = *self;
+        Facts { directives, may_fill, is_solo, is_hit_for_miss, yields_key }
     }
 
     fn accepts_age(&self, entry: &Entry, now_ms: i64) -> bool {

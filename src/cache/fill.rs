@@ -123,6 +123,11 @@ impl LeaderRead {
         }
     }
 
+    /// Stores the response under this lease.
+    pub(super) fn with_lease(self, lease: Lease) -> Self {
+        Self { target: FillTarget::Lease(lease), ..self }
+    }
+
     /// Returns why a confirmed lookup was not possible or not wanted, if so.
     pub fn why(&self) -> Option<Bypass> {
         self.why

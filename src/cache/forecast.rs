@@ -1,8 +1,7 @@
 //! Forecasts how a read would be answered, and why, without changing anything.
 //!
 //! A forecast reads the store once. It takes no lease, joins no flight, counts nothing and marks
-//! nothing. Where the code that judges a real lookup has no side effects, the forecast calls it
-//! (`judge`, `refusal`); the rest mirrors [`Cache::lookup`] step by step.
+//! nothing. It decides as a real lookup does, by [`decide`](super::decide).
 //!
 //! A forecast cannot know the upstream's response, nor whether the limit of flights will leave room
 //! for another. While Redis does not answer, it predicts no near hit, although `near = "bounded"` may
@@ -17,9 +16,10 @@ use hyper::http::HeaderName;
 
 use super::{
     Cache, LookupRequest,
+    decide::{Decision, Facts, Sight, decide},
     entry::{Entry, Reject},
     flight::SeenVersion,
-    lookup::{EntryUse, MAX_FOREIGN_VALUES, bypass_reason},
+    lookup::{MAX_FOREIGN_VALUES, bypass_reason},
 };
 use crate::{
     observe::events::jobs::JobHistory,
@@ -132,14 +132,8 @@ impl Cache {
             }
         };
         let foreign = self.foreign_values.count(&request.key);
-        let refusal = Self::fill_refusal_of(&request, uncacheable);
-        let forecast = match self.store.trust(&request.key) {
-            Err(error) => Self::forecast_unconfirmed(&request, bypass_reason(&error)),
-            Ok(_) => match &state {
-                Err(error) => Self::forecast_unconfirmed(&request, bypass_reason(error)),
-                Ok(state) => self.forecast(&request, state, value.as_ref(), refusal, foreign),
-            },
-        };
+        let facts = request.facts(uncacheable, foreign >= MAX_FOREIGN_VALUES);
+        let forecast = self.forecast(&request, &facts, state.as_ref(), value.as_ref());
         ForecastReport {
             forecast,
             standing,
@@ -177,93 +171,85 @@ impl Cache {
         Some(Ok(entry))
     }
 
-    /// Mirrors [`Cache::find_in_store`](Cache::lookup).
     fn forecast(
+        &self,
+        request: &LookupRequest,
+        facts: &Facts,
+        state: Result<&KeyState, &StoreError>,
+        value: Option<&Result<Arc<Entry>, Reject>>,
+    ) -> Forecast {
+        let trust = self.store.trust(&request.key);
+        let state = match (&trust, state) {
+            (Ok(_), Ok(state)) => state,
+            (Err(error), _) | (_, Err(error)) => {
+                let decision = decide(facts, Sight::Unconfirmed(bypass_reason(error)));
+                return Self::shown(decision, MissReason::NoEntry, Duration::ZERO);
+            }
+        };
+        let now_ms = state.seen.now_ms;
+        let mut decision = decide(facts, self.sight(request, value, &state.seen));
+        if decision == Decision::Lease {
+            decision = decide(facts, self.lease_sight(request, state, value));
+        }
+        let (miss, ttl) = match value {
+            None => (MissReason::NoEntry, Duration::ZERO),
+            Some(Err(reject)) => (MissReason::Rejected(*reject), Duration::ZERO),
+            Some(Ok(entry)) => (self.why_outside(request, entry, now_ms), entry.ttl(now_ms)),
+        };
+        Self::shown(decision, miss, ttl)
+    }
+
+    /// Returns what the store would answer to a request for the lease.
+    fn lease_sight(
         &self,
         request: &LookupRequest,
         state: &KeyState,
         value: Option<&Result<Arc<Entry>, Reject>>,
-        refusal: Option<Bypass>,
-        foreign: u32,
-    ) -> Forecast {
-        match value {
-            Some(Ok(entry)) => {
-                return self.forecast_entry(request, entry, state.seen.now_ms, refusal);
-            }
-            Some(Err(Reject::Foreign)) if foreign >= MAX_FOREIGN_VALUES => {
-                return Self::forecast_unconfirmed(request, Bypass::Foreign);
-            }
-            _ => {}
-        }
-        if let Some(why) = refusal {
-            return Forecast::Pass(why);
-        }
+    ) -> Sight {
         if state.is_alien {
-            return Self::forecast_unconfirmed(request, Bypass::StoreError);
+            return Sight::Unconfirmed(Bypass::StoreError);
         }
         if state.fence_left_ms.is_some() {
-            return Self::forecast_unconfirmed(request, Bypass::Fenced);
+            return Sight::Fenced;
         }
-        match (&state.lease, value) {
-            (Some(lease), None) if state.is_placeholder => {
-                let token = lease.token.clone();
-                let epoch = state.epoch().clone();
-                self.forecast_leased(request, &SeenVersion { token, epoch })
-            }
-            (_, Some(Err(reject))) => {
-                Forecast::Miss { bypass: None, reason: MissReason::Rejected(*reject) }
-            }
-            _ => Forecast::Miss { bypass: None, reason: MissReason::NoEntry },
-        }
-    }
-
-    /// Forecasts a read of a job that another reader is filling. Mirrors `Cache::follow`, but does not
-    /// wait.
-    fn forecast_leased(&self, request: &LookupRequest, version: &SeenVersion) -> Forecast {
-        if request.directives.no_cache {
-            Self::forecast_unconfirmed(request, Bypass::NoCache)
-        } else if !version.token.is_of(request.identity) {
-            Self::forecast_unconfirmed(request, Bypass::Leased)
-        } else if self.flights.join_confirmed(&request.key, version, request.coalesce_key).is_some()
-        {
-            Forecast::Join
-        } else {
-            Forecast::Pass(Self::pass_reason(request, Bypass::Leased))
+        let lease = state.lease.as_ref().filter(|_| state.is_placeholder && value.is_none());
+        let Some(lease) = lease else { return Sight::Granted { is_of_other_epoch: false } };
+        let version = SeenVersion { token: lease.token.clone(), epoch: state.epoch().clone() };
+        let flight = self.flights.join_confirmed(&request.key, &version, request.coalesce_key);
+        Sight::Leased {
+            is_same_read: version.token.is_of(request.identity),
+            is_joinable: flight.is_some(),
+            // Nobody knows whether its entry will come in time.
+            is_hopeless: true,
         }
     }
 
-    fn forecast_entry(
-        &self,
-        request: &LookupRequest,
-        entry: &Entry,
-        now_ms: i64,
-        refusal: Option<Bypass>,
-    ) -> Forecast {
-        match self.judge_entry(request, entry, now_ms, || refusal) {
-            EntryUse::Hit => Forecast::Hit(entry.ttl(now_ms)),
-            EntryUse::Pass(why) => Forecast::Pass(why),
-            EntryUse::Read { age_accepted: false } => {
-                Forecast::Miss { bypass: Some(Bypass::NoCache), reason: MissReason::TooOld }
-            }
-            EntryUse::Read { age_accepted: true } => {
-                let because =
-                    match self.fingerprinter.standing(entry.audience(), request.caller, now_ms) {
-                        Standing::Lapsed => MissReason::Lapsed,
-                        _ if entry.audience().has_credential(request.caller) => {
-                            MissReason::OtherVariant
-                        }
-                        _ => MissReason::NotInAudience,
-                    };
-                Forecast::Miss { bypass: None, reason: because }
-            }
+    /// Returns why a caller does not get an entry that is young enough.
+    fn why_outside(&self, request: &LookupRequest, entry: &Entry, now_ms: i64) -> MissReason {
+        match self.fingerprinter.standing(entry.audience(), request.caller, now_ms) {
+            Standing::Lapsed => MissReason::Lapsed,
+            _ if entry.audience().has_credential(request.caller) => MissReason::OtherVariant,
+            _ => MissReason::NotInAudience,
         }
     }
 
-    /// Mirrors [`Cache::answer_unconfirmed`], except that it ignores the limit of flights.
-    fn forecast_unconfirmed(request: &LookupRequest, why: Bypass) -> Forecast {
-        if request.never_coalesces() {
-            return Forecast::Pass(Self::pass_reason(request, why));
+    /// Returns a decision as a forecast; `miss` is the reason of a miss that the decision does not
+    /// name.
+    fn shown(decision: Decision, miss: MissReason, ttl: Duration) -> Forecast {
+        match decision {
+            Decision::Hit => Forecast::Hit(ttl),
+            Decision::Pass(why) => Forecast::Pass(why),
+            Decision::Join => Forecast::Join,
+            Decision::Await => Forecast::Pass(Bypass::Leased),
+            Decision::Unconfirmed(why) | Decision::UnconfirmedWithLease(why) => {
+                Forecast::Miss { bypass: Some(why), reason: MissReason::Unconfirmed(why) }
+            }
+            Decision::Revalidate(Some(why)) => {
+                Forecast::Miss { bypass: Some(why), reason: MissReason::TooOld }
+            }
+            Decision::Revalidate(None) | Decision::Lease | Decision::Fill => {
+                Forecast::Miss { bypass: None, reason: miss }
+            }
         }
-        Forecast::Miss { bypass: Some(why), reason: MissReason::Unconfirmed(why) }
     }
 }

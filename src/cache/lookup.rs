@@ -1,10 +1,9 @@
-//! Decides how a read is answered: from the store, by reading the upstream, or by joining another
-//! request's upstream read.
+//! Looks up a read: collects the facts, has [`decide`](super::decide) decide, and acts on the decision.
 //!
 //! A lookup reads the store before it joins a flight: joining by job id alone could give a client a
-//! response that was read before a write the client knows of. The forecasts of
-//! [`forecast`](super::forecast) share these decisions or mirror them step by step. Near entries are in
-//! [`near_lookup`](super::near_lookup), and the lookups of prefetches in [`prefetch_lookup`](super::prefetch_lookup).
+//! response that was read before a write the client knows of. Near entries are in
+//! [`near_lookup`](super::near_lookup), and the lookups of prefetches in
+//! [`prefetch_lookup`](super::prefetch_lookup).
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -13,6 +12,7 @@ use tracing::{debug, warn};
 
 use super::{
     Cache, LookupRequest,
+    decide::{Decision, EntryFacts, Facts, Found, Sight, decide, decide_overtaken},
     entry::{Entry, Reject},
     fill::{FillTarget, KnownEntry, LeaderRead},
     flight::{Flight, FlightTicket, SeenVersion},
@@ -60,20 +60,6 @@ impl Lookup {
     }
 }
 
-/// How an entry that was found can be used for a read.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum EntryUse {
-    /// The entry is the answer.
-    Hit,
-    /// The entry is no answer and is left as it is.
-    Pass(Bypass),
-    /// The entry is no answer yet: the upstream is read, and its response may widen or replace it.
-    Read {
-        /// Whether the entry is young enough for the request.
-        age_accepted: bool,
-    },
-}
-
 impl Cache {
     /// Looks up a job that has no near hit.
     ///
@@ -83,7 +69,7 @@ impl Cache {
         match self.store.trust(&request.key) {
             // What the store shows then says whether it is still so.
             Ok(_) | Err(StoreError::Grace) => {}
-            Err(error) => return self.answer_unconfirmed(request, bypass_reason(&error)),
+            Err(error) => return self.answer_without_store(request, &error),
         }
         if mutants::is(Mutant::JoinBeforeLookup)
             && let Some(flight) = self.flights.any_confirmed(&request.key)
@@ -97,9 +83,14 @@ impl Cache {
             }
             Err(error) => {
                 debug!(%error, "lookup failed");
-                self.answer_unconfirmed(request, bypass_reason(&error))
+                self.answer_without_store(request, &error)
             }
         }
+    }
+
+    fn answer_without_store(&self, request: &LookupRequest, error: &StoreError) -> Lookup {
+        let facts = self.facts(request, false);
+        self.answer(request, decide(&facts, Sight::Unconfirmed(bypass_reason(error))), None)
     }
 
     async fn find_in_store(
@@ -108,51 +99,91 @@ impl Cache {
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
         let (found, seen) = self.read_entry(request, budget).await?;
-        if seen.in_grace {
-            return Ok(self.answer_in_grace(request, found.as_ref(), &seen, budget).await);
-        }
-        match found {
-            Some(Ok(entry)) => return Ok(self.answer_with_entry(request, entry, seen)),
-            Some(Err(reject)) if self.yields_key(&request.key, reject) => {
-                return Ok(self.answer_unconfirmed(request, Bypass::Foreign));
+        let is_foreign = matches!(found, Some(Err(Reject::Foreign))) && !seen.in_grace;
+        let facts = self.facts(request, is_foreign && self.yields_key(&request.key));
+        match decide(&facts, self.sight(request, found.as_ref(), &seen)) {
+            Decision::Lease => self.take_lease(request, &facts, &seen, budget).await,
+            Decision::UnconfirmedWithLease(why) => {
+                Ok(self.lead_next_with_lease(request, why, &seen, budget).await)
             }
-            _ => {}
+            decision => Ok(self.answer(request, decision, with_entry(found, seen))),
         }
-        if let Some(why) = self.fill_refusal(request) {
-            return Ok(Lookup::Pass(why));
-        }
-        let granted =
-            self.store.lease(&request.key, request.identity, seen.stored.as_ref(), budget).await?;
-        match granted {
-            Grant::Lease(lease) if *lease.epoch() == seen.epoch => {
-                Ok(self.lead(request, lease).await)
-            }
-            // The store has restarted between the two operations.
+    }
+
+    /// Asks for the lease of a job that has no entry, and answers by what the store says to that.
+    async fn take_lease(
+        &self,
+        request: &LookupRequest,
+        facts: &Facts,
+        seen: &Seen,
+        budget: &mut Budget,
+    ) -> Result<Lookup, StoreError> {
+        let (key, identity) = (&request.key, request.identity);
+        let decision = match self.store.lease(key, identity, seen.stored.as_ref(), budget).await? {
             Grant::Lease(lease) => {
-                self.store.release(lease).await;
-                Ok(self.answer_unconfirmed(request, Bypass::Grace))
+                let is_of_other_epoch = *lease.epoch() != seen.epoch;
+                match decide(facts, Sight::Granted { is_of_other_epoch }) {
+                    Decision::Fill => return Ok(self.lead(request, lease).await),
+                    decision => {
+                        self.store.release(lease).await;
+                        decision
+                    }
+                }
             }
             Grant::Stored(seen) => {
-                let identity = self.identity(&request.key, request.route);
-                Ok(match Entry::decode_of(&seen, &identity) {
-                    Some(Ok(entry)) => self.answer_with_entry(request, Arc::new(entry), seen),
-                    Some(Err(reject)) => self.answer_unconfirmed(request, taken_by_other(reject)),
-                    None => self.answer_unconfirmed(request, Bypass::Foreign),
-                })
-            }
-            Grant::Leased(..) if request.directives.no_cache => {
-                Ok(self.answer_unconfirmed(request, Bypass::NoCache))
-            }
-            // A read of another API or route, or in another epoch, is neither joined nor waited for.
-            Grant::Leased(token, epoch)
-                if !token.is_of(request.identity) || epoch != seen.epoch =>
-            {
-                Ok(self.answer_unconfirmed(request, Bypass::Leased))
+                let found = Entry::decode_of(&seen, &self.identity(key, request.route));
+                let found = found.unwrap_or(Err(Reject::Foreign)).map(Arc::new);
+                return Ok(self.answer_overtaken(request, facts, Some(found), seen));
             }
             Grant::Leased(token, epoch) => {
-                self.follow(request, SeenVersion { token, epoch }, budget).await
+                let is_same_read = token.is_of(identity) && epoch == seen.epoch;
+                let version = SeenVersion { token, epoch };
+                return self.follow(request, facts, (version, is_same_read), budget).await;
             }
-            Grant::Fenced => Ok(self.answer_unconfirmed(request, Bypass::Fenced)),
+            Grant::Fenced => decide(facts, Sight::Fenced),
+        };
+        Ok(self.answer(request, decision, None))
+    }
+
+    /// Answers a read that another value overtook.
+    fn answer_overtaken(
+        &self,
+        request: &LookupRequest,
+        facts: &Facts,
+        found: Option<Result<Arc<Entry>, Reject>>,
+        seen: Seen,
+    ) -> Lookup {
+        let decision = decide_overtaken(facts, self.sight(request, found.as_ref(), &seen));
+        self.answer(request, decision, with_entry(found, seen))
+    }
+
+    /// Acts on a decision that needs nothing more from the store.
+    fn answer(
+        &self,
+        request: &LookupRequest,
+        decision: Decision,
+        known: Option<KnownEntry>,
+    ) -> Lookup {
+        match (decision, known) {
+            (Decision::Hit, Some(KnownEntry { entry, seen })) => {
+                self.note_read(request, &entry, seen.now_ms);
+                Lookup::Hit(entry)
+            }
+            (Decision::Revalidate(why), Some(known)) => self.revalidate(request, why, known),
+            (Decision::Unconfirmed(why) | Decision::UnconfirmedWithLease(why), _) => {
+                self.lead_next(request, why)
+            }
+            (Decision::Pass(why), _) => Lookup::Pass(why),
+            // The callers act on these themselves.
+            (
+                Decision::Hit
+                | Decision::Revalidate(_)
+                | Decision::Lease
+                | Decision::Fill
+                | Decision::Join
+                | Decision::Await,
+                _,
+            ) => Lookup::Pass(Bypass::Leased),
         }
     }
 
@@ -183,36 +214,69 @@ impl Cache {
     /// Returns whether an entry is a hit: it is of the same API, route and job, the caller is in its
     /// audience, and the request's `Cache-Control` admits it.
     pub(super) fn is_hit(&self, request: &LookupRequest, entry: &Entry, now_ms: i64) -> bool {
-        if entry.identity() != request.identity {
-            return false;
-        }
-        let standing = self.fingerprinter.standing(entry.audience(), request.caller, now_ms);
-        standing == Standing::Included && request.accepts_age(entry, now_ms)
+        entry.identity() == request.identity && self.entry_facts(request, entry, now_ms).is_hit()
     }
 
-    /// Answers a read for which an entry was found.
-    ///
-    /// If the entry is no hit, the reader asks the upstream and may join the audience by that. A lapsed
-    /// caller does the same: if the upstream refuses it, only that caller sees the refusal, and its
-    /// membership is just not renewed.
-    fn answer_with_entry(&self, request: &LookupRequest, entry: Arc<Entry>, seen: Seen) -> Lookup {
-        if seen.in_grace {
-            return self.answer_unconfirmed(request, Bypass::Grace);
+    /// Collects what decides about an entry, apart from whether its audience is closed to the caller.
+    fn entry_facts(&self, request: &LookupRequest, entry: &Entry, now_ms: i64) -> EntryFacts {
+        EntryFacts {
+            standing: self.fingerprinter.standing(entry.audience(), request.caller, now_ms),
+            is_age_accepted: request.accepts_age(entry, now_ms),
+            is_closed: false,
         }
-        let young =
-            match self.judge_entry(request, &entry, seen.now_ms, || self.fill_refusal(request)) {
-                EntryUse::Hit => {
-                    self.note_read(request, &entry, seen.now_ms);
-                    return Lookup::Hit(entry);
-                }
-                EntryUse::Pass(why) => return Lookup::Pass(why),
-                EntryUse::Read { age_accepted: young } => young,
-            };
-        let token = Token::named(entry.generation());
-        let epoch = seen.epoch.clone();
-        let known = KnownEntry { entry, seen };
+    }
+
+    /// Returns what the store showed for a request.
+    pub(super) fn sight(
+        &self,
+        request: &LookupRequest,
+        found: Option<&Result<Arc<Entry>, Reject>>,
+        seen: &Seen,
+    ) -> Sight {
+        let found = match found {
+            None => Found::Nothing,
+            Some(Err(reject)) => Found::Rejected(*reject),
+            Some(Ok(entry)) => {
+                let facts = self.entry_facts(request, entry, seen.now_ms);
+                let is_closed = !facts.is_hit() && self.is_closed(request, entry, facts.standing);
+                Found::Entry(EntryFacts { is_closed, ..facts })
+            }
+        };
+        if seen.in_grace { Sight::InGrace(found) } else { Sight::Found(found) }
+    }
+
+    /// Returns whether an entry cannot take the caller into its audience. Renewing a lapsed caller does
+    /// not make the audience larger, and neither does a caller that replaces another pair of its own
+    /// credential.
+    fn is_closed(&self, request: &LookupRequest, entry: &Entry, standing: Standing) -> bool {
+        let audience = entry.audience();
+        let is_full = audience.members.len() >= self.settings.max_audience
+            && audience.pairs_of_credential(request.caller) < MAX_PAIRS_OF_CREDENTIAL;
+        self.replacements.count(&request.key) >= MAX_REPLACEMENTS
+            || is_full && standing == Standing::Outside
+    }
+
+    /// Returns the facts about a request.
+    fn facts(&self, request: &LookupRequest, yields_key: bool) -> Facts {
+        request.facts(self.is_hit_for_miss(request), yields_key)
+    }
+
+    pub(super) fn is_hit_for_miss(&self, request: &LookupRequest) -> bool {
+        self.hit_for_miss.count(&(request.key.clone(), request.coalesce_key)) > 0
+    }
+
+    /// Reads the upstream for a caller that is no member of the audience, or that wants a newer
+    /// response. If the upstream refuses a caller, only that caller sees the refusal.
+    fn revalidate(
+        &self,
+        request: &LookupRequest,
+        why: Option<Bypass>,
+        known: KnownEntry,
+    ) -> Lookup {
+        let token = Token::named(known.entry.generation());
+        let epoch = known.seen.epoch.clone();
         // A solo request does not queue. Others may join its flight by the version that it has seen.
-        let ticket = if young || request.solo {
+        let ticket = if why.is_none() || request.solo {
             self.flights.join_or_lead(
                 &request.key,
                 SeenVersion { token, epoch },
@@ -221,7 +285,6 @@ impl Cache {
         } else {
             self.flights.join_or_lead_next(request.key.clone(), request.coalesce_key)
         };
-        let why = (!young).then_some(Bypass::NoCache);
         match ticket {
             FlightTicket::Lead(leader) => {
                 let target = FillTarget::Entry(Box::new(known));
@@ -230,65 +293,6 @@ impl Cache {
             FlightTicket::Join(flight) => Lookup::Join(flight, why),
             FlightTicket::Full => Lookup::Pass(Bypass::Flights),
         }
-    }
-
-    /// Judges how an entry can be used for a read. `refusal` returns why the request may not fill, if
-    /// it may not.
-    pub(super) fn judge_entry(
-        &self,
-        request: &LookupRequest,
-        entry: &Entry,
-        now_ms: i64,
-        refusal: impl FnOnce() -> Option<Bypass>,
-    ) -> EntryUse {
-        if self.is_hit(request, entry, now_ms) {
-            return EntryUse::Hit;
-        }
-        if let Some(why) = refusal() {
-            return EntryUse::Pass(why);
-        }
-        // Renewing a lapsed caller does not make the audience larger, and neither does a caller that
-        // replaces another pair of its own credential.
-        let audience = entry.audience();
-        let full = audience.members.len() >= self.settings.max_audience
-            && audience.pairs_of_credential(request.caller) < MAX_PAIRS_OF_CREDENTIAL;
-        let standing = self.fingerprinter.standing(entry.audience(), request.caller, now_ms);
-        if self.replacements.count(&request.key) >= MAX_REPLACEMENTS
-            || full && standing == Standing::Outside
-        {
-            return EntryUse::Pass(Bypass::Audience);
-        }
-        EntryUse::Read { age_accepted: request.accepts_age(entry, now_ms) }
-    }
-
-    fn fill_refusal(&self, request: &LookupRequest) -> Option<Bypass> {
-        Self::fill_refusal_of(request, self.is_hit_for_miss(request))
-    }
-
-    pub(super) fn is_hit_for_miss(&self, request: &LookupRequest) -> bool {
-        self.hit_for_miss.count(&(request.key.clone(), request.coalesce_key)) > 0
-    }
-
-    pub(super) fn fill_refusal_of(request: &LookupRequest, uncacheable: bool) -> Option<Bypass> {
-        if request.directives.only_if_cached {
-            return Some(Bypass::OnlyIfCached);
-        }
-        if request.directives.no_store {
-            return Some(Bypass::NoStore);
-        }
-        if !request.may_fill {
-            return Some(Bypass::Method);
-        }
-        uncacheable.then_some(Bypass::Uncacheable)
-    }
-
-    /// Passes the request to the upstream, unless it asks for a cached answer only.
-    fn pass(request: &LookupRequest, why: Bypass) -> Lookup {
-        Lookup::Pass(Self::pass_reason(request, why))
-    }
-
-    pub(super) fn pass_reason(request: &LookupRequest, why: Bypass) -> Bypass {
-        if request.directives.only_if_cached { Bypass::OnlyIfCached } else { why }
     }
 
     pub(super) async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
@@ -313,33 +317,42 @@ impl Cache {
     async fn follow(
         &self,
         request: &LookupRequest,
+        facts: &Facts,
+        (version, is_same_read): (SeenVersion, bool),
+        budget: &mut Budget,
+    ) -> Result<Lookup, StoreError> {
+        let flight = self.flights.join_confirmed(&request.key, &version, request.coalesce_key);
+        let sight = Sight::Leased {
+            is_same_read,
+            is_joinable: flight.is_some(),
+            is_hopeless: self.waited_leases.count(&version.token) > 0,
+        };
+        match (decide(facts, sight), flight) {
+            (Decision::Join, Some(flight)) => Ok(Lookup::Join(flight, None)),
+            (Decision::Await, _) => self.wait_for_entry(request, facts, version, budget).await,
+            (decision, _) => Ok(self.answer(request, decision, None)),
+        }
+    }
+
+    async fn wait_for_entry(
+        &self,
+        request: &LookupRequest,
+        facts: &Facts,
         version: SeenVersion,
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
-        if let Some(flight) =
-            self.flights.join_confirmed(&request.key, &version, request.coalesce_key)
-        {
-            return Ok(Lookup::Join(flight, None));
-        }
-        if request.solo || self.waited_leases.count(&version.token) > 0 {
-            return Ok(Self::pass(request, Bypass::Leased));
-        }
         let deadline = Instant::now() + OTHER_FILL_WAIT;
         let mut step = FIRST_OTHER_FILL_PAUSE;
         while Instant::now() < deadline {
             self.wait_for_change(&request.key, deadline.min(Instant::now() + step)).await;
             step *= 2;
             let (found, seen) = self.read_entry(request, budget).await?;
-            match found {
-                Some(Ok(entry)) => return Ok(self.answer_with_entry(request, entry, seen)),
-                Some(Err(reject)) => {
-                    return Ok(self.answer_unconfirmed(request, taken_by_other(reject)));
-                }
-                None => {}
+            if found.is_some() {
+                return Ok(self.answer_overtaken(request, facts, found, seen));
             }
         }
         self.waited_leases.add(version.token);
-        Ok(Self::pass(request, Bypass::Leased))
+        Ok(Lookup::Pass(Bypass::Leased))
     }
 
     /// Waits for a report of a change to the key, at most until `until`: the report may have come
@@ -355,10 +368,7 @@ impl Cache {
     }
 
     /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
-    pub(super) fn answer_unconfirmed(&self, request: &LookupRequest, why: Bypass) -> Lookup {
-        if request.never_coalesces() {
-            return Self::pass(request, why);
-        }
+    fn lead_next(&self, request: &LookupRequest, why: Bypass) -> Lookup {
         match self.flights.join_or_lead_next(request.key.clone(), request.coalesce_key) {
             FlightTicket::Lead(leader) => Lookup::Lead(Box::new(LeaderRead::new(
                 request,
@@ -371,12 +381,29 @@ impl Cache {
         }
     }
 
-    /// Returns whether the key of a rejected value is to be left to another program, because it has
-    /// stored foreign values there too often. Counts the value if it is foreign.
-    pub(super) fn yields_key(&self, key: &Key, reject: Reject) -> bool {
-        if reject != Reject::Foreign {
-            return false;
+    /// Does the same, but the response is stored if the lease is granted.
+    async fn lead_next_with_lease(
+        &self,
+        request: &LookupRequest,
+        why: Bypass,
+        seen: &Seen,
+        budget: &mut Budget,
+    ) -> Lookup {
+        let (key, identity) = (&request.key, request.identity);
+        match self.lead_next(request, why) {
+            Lookup::Lead(lead) => {
+                match self.store.lease(key, identity, seen.stored.as_ref(), budget).await {
+                    Ok(Grant::Lease(lease)) => Lookup::Lead(Box::new(lead.with_lease(lease))),
+                    _ => Lookup::Lead(lead),
+                }
+            }
+            lookup => lookup,
         }
+    }
+
+    /// Counts a foreign value. Returns whether its key is to be left to the program that stores such
+    /// values there, because it does so too often.
+    pub(super) fn yields_key(&self, key: &Key) -> bool {
         self.metrics.foreign_values.inc();
         if self.foreign_warnings.add(()) == 1 {
             warn!(
@@ -388,9 +415,8 @@ impl Cache {
     }
 }
 
-/// The reason for a value that appeared under a key that was asked for.
-fn taken_by_other(reject: Reject) -> Bypass {
-    if reject == Reject::Identity { Bypass::Leased } else { Bypass::Foreign }
+fn with_entry(found: Option<Result<Arc<Entry>, Reject>>, seen: Seen) -> Option<KnownEntry> {
+    found?.ok().map(|entry| KnownEntry { entry, seen })
 }
 
 pub(super) fn bypass_reason(error: &StoreError) -> Bypass {

@@ -9,6 +9,7 @@ use tracing::debug;
 
 use super::{
     Cache, Lookup, LookupRequest,
+    decide::{Decision, decide},
     entry::Reject,
     fill::LeaderRead,
     flight::{Flight, SeenVersion},
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     semantics::policy::Bypass,
-    store::{Budget, Grant, StoreError},
+    store::{Budget, Grant, Seen, StoreError},
 };
 
 /// How a prefetch goes on.
@@ -55,18 +56,31 @@ impl Cache {
     ) -> Result<PrefetchLookup, StoreError> {
         self.store.trust(&request.key)?;
         let (found, seen) = self.read_entry(request, budget).await?;
-        match found {
-            // Replacing the entry of another route or API would be no help to either.
-            Some(Ok(_) | Err(Reject::Identity)) => return Ok(PrefetchLookup::Present),
-            Some(Err(reject)) if self.yields_key(&request.key, reject) => {
-                return Ok(PrefetchLookup::Never);
-            }
-            _ => {}
+        // Replacing the entry of another route or API would be no help to either.
+        if let Some(Err(Reject::Identity)) = found {
+            return Ok(PrefetchLookup::Present);
         }
-        // Hit-for-miss is not checked: it keeps clients from queueing, and prefetches do not queue.
-        let granted =
-            self.store.lease(&request.key, request.identity, seen.stored.as_ref(), budget).await?;
-        Ok(match granted {
+        let is_foreign = matches!(found, Some(Err(Reject::Foreign)));
+        // Hit-for-miss keeps clients from queueing, and prefetches do not queue.
+        let facts = request.facts(false, is_foreign && self.yields_key(&request.key));
+        match decide(&facts, self.sight(request, found.as_ref(), &seen)) {
+            Decision::Lease => self.lease_for_prefetch(request, &seen, budget).await,
+            Decision::Unconfirmed(Bypass::Foreign) => Ok(PrefetchLookup::Never),
+            Decision::Unconfirmed(why) | Decision::UnconfirmedWithLease(why) => {
+                Ok(PrefetchLookup::Wait(why))
+            }
+            _ => Ok(PrefetchLookup::Present),
+        }
+    }
+
+    async fn lease_for_prefetch(
+        &self,
+        request: &LookupRequest,
+        seen: &Seen,
+        budget: &mut Budget,
+    ) -> Result<PrefetchLookup, StoreError> {
+        let (key, identity) = (&request.key, request.identity);
+        Ok(match self.store.lease(key, identity, seen.stored.as_ref(), budget).await? {
             Grant::Lease(lease) => match self.lead(request, lease).await {
                 Lookup::Lead(lead) => PrefetchLookup::Lead(lead),
                 Lookup::Join(flight, _) => PrefetchLookup::Join(flight),
@@ -75,11 +89,9 @@ impl Cache {
             },
             Grant::Stored(_) => PrefetchLookup::Present,
             Grant::Leased(token, epoch) => {
-                let joined = self.flights.join_confirmed(
-                    &request.key,
-                    &SeenVersion { token, epoch },
-                    request.coalesce_key,
-                );
+                let version = SeenVersion { token, epoch };
+                let joined =
+                    self.flights.join_confirmed(&request.key, &version, request.coalesce_key);
                 joined.map_or(PrefetchLookup::Wait(Bypass::Leased), PrefetchLookup::Join)
             }
             Grant::Fenced => PrefetchLookup::Wait(Bypass::Fenced),
