@@ -5,6 +5,7 @@
 
 use std::{fs, path::Path};
 
+#[allow(unreachable_pub, reason = "the targets use it as a library")]
 #[path = "../fuzz/src/lib.rs"]
 mod fuzz;
 
