@@ -315,7 +315,7 @@ impl Current {
         if judging {
             let dropped = cache.end_all(WriteOutcome::Unknown).await;
             info!(
-                ?dropped,
+                dropped = dropped.as_str(),
                 "routes or rules have changed: all entries are dropped, now and after store.linger"
             );
         }

@@ -20,14 +20,19 @@ impl Cache {
         }
         let ours = self.identity(&request.key, request.route);
         let (other_api, other_route) = entry::origin_of(seen).unwrap_or_default();
+        let remedy = if other_api == ours.api {
+            "poll each job by one route, or give one route a sidecar of its own with another store.prefix"
+        } else {
+            "give one of the APIs another store.prefix, such as its name"
+        };
         warn!(
             api = ours.api,
             route = ours.route,
             other_api,
             other_route,
             prefix = self.settings.prefix,
-            "two routes or two APIs share the Redis key of a job and replace each other's entries; give \
-             one of them another store.prefix, such as the name of its API"
+            remedy,
+            "two routes or two APIs share the Redis key of a job and replace each other's entries"
         );
     }
 }

@@ -5,6 +5,7 @@
 //! any of them.
 
 use std::{
+    collections::BTreeSet,
     fmt::{Display, Write as _},
     io::{self, Write as _},
     path::Path,
@@ -56,6 +57,7 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
     let config = &loaded.config;
     let ((store, mismatches), upstream, list) =
         tokio::join!(store(config), upstream(config), warm_list(config));
+    let mismatches: BTreeSet<String> = mismatches.iter().map(ToString::to_string).collect();
     for mismatch in &mismatches {
         let _ = write!(out, "\nwarning: {mismatch}");
     }

@@ -35,12 +35,17 @@ impl UnclaimedWrites {
         if !self.warnings.admits(&shape) {
             return;
         }
-        let method = method.as_str();
-        let methods = match method.len() {
-            ..=MAX_METHOD => format!("methods = [\"{method}\"], "),
+        let methods = match method.as_str() {
+            name if name.len() <= MAX_METHOD => format!("methods = [\"{name}\"]\n"),
             _ => String::new(),
         };
-        let rule = format!("invalidate = [{{ {methods}path = \"{shape}\", all = true }}]");
+        // A write at the collection usually creates a job, and must not drop the others.
+        let jobs = if routes.is_collection(&shape) {
+            "response = [\"/id\"]\non_miss = \"ignore\""
+        } else {
+            "all = true"
+        };
+        let rule = format!("[[invalidate]]\n{methods}path = \"{shape}\"\n{jobs}");
         warn!(
             path = shape,
             rule,

@@ -5,8 +5,8 @@
 //! the same configuration share a record, so the number of records is that of configurations.
 
 use std::{
-    fmt,
-    sync::{PoisonError, RwLock},
+    fmt, mem,
+    sync::{Mutex, PoisonError, RwLock},
 };
 
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,10 @@ const MAX_SHOWN: usize = 200;
 pub struct SidecarRecord {
     api: String,
     routes: Vec<String>,
-    prefix: String,
+    /// Hash of `query.*`.
+    query: Option<String>,
+    /// Hash of the settings that tell callers apart.
+    credentials: Option<String>,
     /// Hash of the upstream's address. Replicas of one API may differ in it, so it counts only where
     /// no name tells the APIs apart.
     upstream: String,
@@ -35,35 +38,48 @@ pub struct SidecarRecord {
 pub struct RecordMismatch {
     /// The settings that differ.
     settings: String,
-    /// Their values in the other sidecar.
+    /// Their values in the other sidecar, as far as they can be shown.
     theirs: String,
+    remedy: &'static str,
 }
 
 impl fmt::Display for RecordMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "another sidecar with the same store.prefix differs in {}{}; {REMEDY}",
-            self.settings,
-            if self.theirs.is_empty() { String::new() } else { format!(" ({})", self.theirs) },
-        )
+        let Self { settings, theirs, remedy } = self;
+        write!(f, "another sidecar with the same store.prefix differs in {settings}")?;
+        if !theirs.is_empty() {
+            write!(f, " ({theirs})")?;
+        }
+        write!(f, "; {remedy}")
     }
 }
 
-/// What to do about a mismatch.
-const REMEDY: &str = "sidecars of one API need the same api and routes, and another API needs \
-                      another store.prefix (or at least another api)";
+const REMEDY: &str = "sidecars of one API need the same api, routes, query and credentials, and \
+                      another API needs another store.prefix (or at least another api)";
+/// The remedy where only `upstream.url` differs.
+const UPSTREAM_REMEDY: &str = "if both serve one API, set the same api in all its sidecars; \
+                               otherwise give one of them another store.prefix";
 
 impl SidecarRecord {
     /// Returns the record of this configuration.
     pub fn of(config: &Config) -> Self {
-        let mut routes = config.routes.clone();
-        routes.sort_unstable();
+        let sorted = |names: &[String]| {
+            let mut names = names.to_vec();
+            names.sort_unstable();
+            names
+        };
+        let credentials = &config.credentials;
+        let callers = (
+            credentials.mode.as_str(),
+            [&credentials.headers, &credentials.ignore, &credentials.cookies]
+                .map(|all| sorted(all)),
+        );
         Self {
             api: config.api.clone().unwrap_or_default(),
-            routes,
-            prefix: config.store.prefix.clone(),
-            upstream: format!("{:016x}", xxh3_64(config.upstream.url.as_bytes())),
+            routes: sorted(&config.routes),
+            query: Some(hash(&[&config.query.ignore, &config.query.allow].map(|all| sorted(all)))),
+            credentials: Some(hash(&callers)),
+            upstream: hash(&config.upstream.url),
         }
     }
 
@@ -74,42 +90,68 @@ impl SidecarRecord {
     }
 
     /// Compares the record with the text of another sidecar. A text that cannot be read is one of
-    /// another version, and says nothing.
+    /// another version, and says nothing; nor does a field that another version does not have.
     pub(super) fn mismatch(&self, text: &str) -> Option<RecordMismatch> {
         let theirs: Self = serde_json::from_str(text).ok()?;
         let is_unnamed = self.api.is_empty() && theirs.api.is_empty();
+        let api = match theirs.api.as_str() {
+            "" => "api is not set".to_owned(),
+            api => format!("api = {api:?}"),
+        };
+        let differs =
+            |ours: &Option<String>, theirs: &Option<String>| theirs.is_some() && theirs != ours;
         let compared = [
-            ("api", self.api != theirs.api, format!("api = {:?}", theirs.api)),
+            ("api", self.api != theirs.api, api),
             ("routes", self.routes != theirs.routes, format!("routes = {:?}", theirs.routes)),
-            ("store.prefix", self.prefix != theirs.prefix, format!("{:?}", theirs.prefix)),
+            ("query", differs(&self.query, &theirs.query), String::new()),
+            ("credentials", differs(&self.credentials, &theirs.credentials), String::new()),
             ("upstream.url", is_unnamed && self.upstream != theirs.upstream, String::new()),
         ];
-        let different = || compared.iter().filter(|(_, differs, _)| *differs);
-        let names: Vec<&str> = different().map(|(name, ..)| *name).collect();
-        let values: Vec<&str> = different()
-            .map(|(.., value)| value.as_str())
-            .filter(|value| !value.is_empty())
-            .collect();
-        let theirs = values.join(", ").chars().take(MAX_SHOWN).collect();
-        (!names.is_empty()).then(|| RecordMismatch { settings: names.join(", "), theirs })
+        let different: Vec<_> = compared.iter().filter(|(_, differs, _)| *differs).collect();
+        let settings = different.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ");
+        let values = different.iter().map(|(.., value)| value.as_str());
+        let theirs = values.filter(|value| !value.is_empty()).collect::<Vec<_>>().join(", ");
+        let theirs = theirs.chars().take(MAX_SHOWN).collect();
+        let remedy = if settings == "upstream.url" { UPSTREAM_REMEDY } else { REMEDY };
+        (!settings.is_empty()).then_some(RecordMismatch { settings, theirs, remedy })
     }
+}
+
+fn hash(value: &impl fmt::Debug) -> String {
+    format!("{:016x}", xxh3_64(format!("{value:?}").as_bytes()))
 }
 
 /// Our record, and the warnings about others.
 #[derive(Debug)]
 pub(super) struct SidecarRecords {
     ours: RwLock<SidecarRecord>,
+    /// Our records from before a reload, which no longer hold.
+    outdated: Mutex<Vec<String>>,
     warnings: HourlyPerName,
 }
 
 impl SidecarRecords {
     pub(super) fn new(config: &Config) -> Self {
-        Self { ours: RwLock::new(SidecarRecord::of(config)), warnings: HourlyPerName::default() }
+        Self {
+            ours: RwLock::new(SidecarRecord::of(config)),
+            outdated: Mutex::default(),
+            warnings: HourlyPerName::default(),
+        }
     }
 
     /// Replaces our record after a reload.
     pub(super) fn replace(&self, record: SidecarRecord) {
-        *self.ours.write().unwrap_or_else(PoisonError::into_inner) = record;
+        let mut ours = self.ours.write().unwrap_or_else(PoisonError::into_inner);
+        if *ours != record {
+            let outdated = mem::replace(&mut *ours, record).text();
+            self.outdated.lock().unwrap_or_else(PoisonError::into_inner).push(outdated);
+        }
+    }
+
+    /// Takes the records that have to be removed. Sidecars that still have such a configuration record it
+    /// again.
+    pub(super) fn take_outdated(&self) -> Vec<String> {
+        mem::take(&mut *self.outdated.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn ours(&self) -> SidecarRecord {
@@ -120,12 +162,12 @@ impl SidecarRecords {
     pub(super) fn compare(&self, others: &[String]) {
         let ours = self.ours();
         for mismatch in others.iter().filter_map(|other| ours.mismatch(other)) {
-            let RecordMismatch { settings, theirs } = &mismatch;
+            let RecordMismatch { settings, theirs, remedy } = &mismatch;
             if self.warnings.admits(&format!("{settings} {theirs}")) {
                 warn!(
                     settings,
                     theirs,
-                    remedy = REMEDY,
+                    remedy,
                     "another sidecar with the same store.prefix has another configuration"
                 );
             }
@@ -159,6 +201,8 @@ mod tests {
         check(named("a"), same, Some("api"));
         check(routes("/a/{id}"), same, Some("routes"));
         check(at("http://a:1"), at("http://b:1"), Some("upstream.url"));
+        check(|config| config.query.allow = vec!["fields".into()], same, Some("query"));
+        check(|config| config.credentials.ignore = vec!["x-a".into()], same, Some("credentials"));
         let (a, b) = (at("http://a:1"), at("http://b:1"));
         let api = named("a");
         check(

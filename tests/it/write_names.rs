@@ -212,8 +212,10 @@ async fn a_write_at_the_jobs_that_names_none_is_counted_and_reported_once() {
         .collect();
     let paths: Vec<_> = warned.iter().map(|line| line["path"].clone()).collect();
     assert_eq!(paths, ["/jobs", "/jobs/cancel-all", "/"], "{log}");
-    assert_eq!(
-        warned[1]["rule"],
-        r#"invalidate = [{ methods = ["POST"], path = "/jobs/cancel-all", all = true }]"#
-    );
+    let rule = |path: &str, jobs: &str| {
+        format!("[[invalidate]]\nmethods = [\"POST\"]\npath = \"{path}\"\n{jobs}")
+    };
+    let created = "response = [\"/id\"]\non_miss = \"ignore\"";
+    assert_eq!(warned[0]["rule"], rule("/jobs", created));
+    assert_eq!(warned[1]["rule"], rule("/jobs/cancel-all", "all = true"));
 }

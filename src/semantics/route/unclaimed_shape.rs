@@ -8,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use super::{
     Routes,
     invalidation_rules::is_rule_literal,
+    query_names::parameters,
     template::{ID, Template},
 };
 
@@ -30,8 +31,17 @@ impl Routes {
         if segments.len() > MAX_SEGMENTS || !self.templates.iter().any(is_near) {
             return None;
         }
-        let scope = self.named_by_target(&[], [(path, query)]).into_scope();
+        let query = query.map(naming_parameters);
+        let scope = self.named_by_target(&[], [(path, query.as_deref())]).into_scope();
         scope.names_no_job().then(|| self.shape(&segments))
+    }
+
+    /// Returns whether jobs are directly below a path.
+    pub fn is_collection(&self, path: &str) -> bool {
+        let is_above = |template: &Template| {
+            template.text().split_once("/{id}").is_some_and(|(collection, _)| collection == path)
+        };
+        self.templates.iter().any(is_above)
     }
 
     fn shape(&self, segments: &[&str]) -> String {
@@ -57,6 +67,17 @@ impl Routes {
     }
 }
 
+/// Returns the parameters of a query that look as if they named jobs. A write drops whatever any
+/// parameter names, but `?limit=10` does not say which jobs it changes.
+fn naming_parameters(query: &str) -> String {
+    let is_naming = |name: &str| {
+        let name = percent_decode_str(name).decode_utf8_lossy().to_ascii_lowercase();
+        name.is_empty() || name.contains("id") || name.contains("job")
+    };
+    let naming = parameters(query).filter(|(name, _)| is_naming(name));
+    naming.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
+}
+
 #[cfg(test)]
 mod tests {
     use super::Routes;
@@ -76,6 +97,9 @@ mod tests {
         check("/api/v1", Some("/api/v1"));
         check("/api/v1/jobs", Some("/api/v1/jobs"));
         check("/jobs/cancel-all", Some("/jobs/cancel-all"));
+        check("/jobs/cancel-all?limit=10&ts=2026-11-30", Some("/jobs/cancel-all"));
+        check("/jobs/cancel-all?job_ids=7", None);
+        check("/jobs/cancel-all?7", None);
         check("/jobs:batchCancel", Some("/jobs:batchCancel"));
         check("/jobs/a%20b", Some("/jobs/{any}"));
         check(&format!("/jobs/{}", "9".repeat(200)), Some("/jobs/{id}"));

@@ -26,7 +26,9 @@ impl RedisState {
                 self.renew_epoch_mark(session).await?;
                 if self.keeps_shared_keys() {
                     let ours = self.records.ours().text();
-                    self.records.compare(&session.exchange_records(&self.prefix, &ours).await?);
+                    let outdated = self.records.take_outdated();
+                    let all = session.exchange_records(&self.prefix, &ours, &outdated).await?;
+                    self.records.compare(&all);
                 }
                 Ok::<_, StoreError>(())
             };
@@ -49,13 +51,21 @@ impl RedisState {
 }
 
 impl Session {
-    /// Renews our record, and returns all that live.
-    async fn exchange_records(&self, prefix: &str, ours: &str) -> Result<Vec<String>, StoreError> {
+    /// Renews our record, removes outdated ones, and returns all that live.
+    async fn exchange_records(
+        &self,
+        prefix: &str,
+        ours: &str,
+        outdated: &[String],
+    ) -> Result<Vec<String>, StoreError> {
         let name = name(prefix);
         let now_ms = self.now_ms();
         let expires_at_ms = now_ms + millis(LIFE + RENEW_EVERY);
         let mut pipeline = redis::pipe();
         pipeline.cmd("ZREMRANGEBYSCORE").arg(&name).arg("-inf").arg(now_ms).ignore();
+        if !outdated.is_empty() {
+            pipeline.cmd("ZREM").arg(&name).arg(outdated).ignore();
+        }
         pipeline.cmd("ZADD").arg(&name).arg(expires_at_ms).arg(ours).ignore();
         pipeline.cmd("PEXPIREAT").arg(&name).arg(expires_at_ms).ignore();
         pipeline.add_command(live_records(prefix, now_ms));
