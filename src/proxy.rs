@@ -313,14 +313,19 @@ impl Proxy {
         let target = may_change.then(|| WriteTarget::of(&request));
         let stale_guard = may_change.then(|| StaleConfigGuard::new(self));
         let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
-        let switch = if upgrade.is_some() {
-            ProtocolSwitch::Requested
-        } else {
-            ProtocolSwitch::NotRequested
-        };
         let (request, upload) = track_upload(request, may_change);
         let sent = self.send(request, retry).await;
-        let mut response = match sent.and_then(|response| prepare_response(response, switch)) {
+        let admits =
+            |response: &hyper::Response<_>| upgrade.as_ref().is_some_and(|up| up.admits(response));
+        let prepared = sent.and_then(|response| {
+            let switch = if admits(&response) {
+                ProtocolSwitch::Requested
+            } else {
+                ProtocolSwitch::NotRequested
+            };
+            prepare_response(response, switch)
+        });
+        let mut response = match prepared {
             Ok(response) => response,
             Err(error) => return upstream_failure(&error),
         };

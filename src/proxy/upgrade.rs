@@ -20,7 +20,7 @@ use crate::{semantics::headers, upstream::ConnectionPermit};
 #[derive(Debug)]
 pub(super) struct Upgrade {
     client: OnUpgrade,
-    protocol: HeaderValue,
+    protocols: HeaderValue,
 }
 
 impl Upgrade {
@@ -28,16 +28,22 @@ impl Upgrade {
     pub(super) fn of(request: &mut Request<Incoming>) -> Option<Self> {
         // "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
         // RFC 9110 7.8
-        if request.version() != Version::HTTP_11 || !headers::is_upgrade(request.headers()) {
+        if request.version() != Version::HTTP_11 {
             return None;
         }
-        let protocol = request.headers().get(UPGRADE)?.clone();
-        Some(Self { client: hyper::upgrade::on(request), protocol })
+        let protocols = headers::offered_protocols(request.headers())?;
+        Some(Self { client: hyper::upgrade::on(request), protocols })
     }
 
     /// Adds the upgrade to a request for the upstream, after its hop-by-hop fields were stripped.
     pub(super) fn add_to(&self, headers: &mut HeaderMap) {
-        set_upgrade(headers, self.protocol.clone());
+        set_upgrade(headers, self.protocols.clone());
+    }
+
+    /// Returns whether a 101 switches to a protocol that was forwarded.
+    pub(super) fn admits<B>(&self, response: &Response<B>) -> bool {
+        let protocol = switched_protocol(response);
+        protocol.is_some_and(|protocol| headers::is_offered(&self.protocols, &protocol))
     }
 
     /// Copies bytes between the two ends once both have switched. The upstream connection keeps its

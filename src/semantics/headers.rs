@@ -257,15 +257,46 @@ pub(crate) fn expects_continue(headers: &mut HeaderMap, version: Version) -> boo
 }
 
 /// Whether the client asks to switch protocols: `Connection` lists `upgrade`, and `Upgrade` names
-/// something other than h2c.
+/// a protocol that is passed on.
 ///
 /// "A server MAY ignore a received Upgrade header field" RFC 9110 7.8. Offers of h2c are ignored:
 /// RFC 9113 has withdrawn them, and curl sends one with any request.
 pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
-    let offers = |offer: &[u8]| !offer.is_empty() && !offer.eq_ignore_ascii_case(b"h2c");
-    headers.contains_key(UPGRADE)
-        && list_contains(headers, &CONNECTION, b"upgrade")
-        && members(headers, &UPGRADE).any(offers)
+    offered_protocols(headers).is_some()
+}
+
+/// Returns the protocols that a client offers to switch to, as the one line that is forwarded.
+///
+/// A protocol that carries HTTP is not among them: requests in such a tunnel would reach the upstream
+/// unseen, and writes among them would invalidate nothing. Nor is anything that is no name of a
+/// protocol, because a server may still read one in it (`"h2c"`).
+pub(crate) fn offered_protocols(headers: &HeaderMap) -> Option<HeaderValue> {
+    if !headers.contains_key(UPGRADE) || !list_contains(headers, &CONNECTION, b"upgrade") {
+        return None;
+    }
+    let offers: Vec<&[u8]> =
+        members(headers, &UPGRADE).filter(|offer| !carries_http(offer)).collect();
+    HeaderValue::from_bytes(&offers.join(&b", "[..])).ok().filter(|offers| !offers.is_empty())
+}
+
+/// Returns whether a protocol that a server switches to is one of the offered ones.
+pub(crate) fn is_offered(offered: &HeaderValue, protocol: &HeaderValue) -> bool {
+    let protocol = protocol.as_bytes().trim_ascii();
+    let mut offers = offered.as_bytes().split(|&b| b == b',');
+    offers.any(|offer| offer.trim_ascii().eq_ignore_ascii_case(protocol))
+}
+
+/// Whether an offer is no name of a protocol with an optional version, or names one that carries HTTP.
+fn carries_http(offer: &[u8]) -> bool {
+    let is_token = |part: &[u8]| {
+        let is_plain = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+        !part.is_empty() && part.iter().all(is_plain)
+    };
+    let name = offer.split(|&b| b == b'/').next().unwrap_or_default();
+    let carriers: [&[u8]; 6] = [b"h2c", b"h2", b"h3", b"http", b"tls", b"ssl"];
+    !offer.split(|&b| b == b'/').all(is_token)
+        || offer.split(|&b| b == b'/').count() > 2
+        || carriers.iter().any(|carrier| name.eq_ignore_ascii_case(carrier))
 }
 
 /// Returns the fields that `Connection` lists and that may be removed.
@@ -485,11 +516,29 @@ mod tests {
     }
 
     #[test]
+    fn only_protocols_without_http_in_them_are_forwarded_and_may_be_switched_to() {
+        let connection = ("connection", "Upgrade");
+        let lines = [connection, ("upgrade", "h2c"), ("upgrade", "websocket, \"h2c\", foo/2")];
+        let offered = super::offered_protocols(&headers(&lines)).expect("an offer");
+        assert_eq!(offered, "websocket, foo/2");
+        for (protocol, want) in [("WebSocket", true), ("foo/2", true), ("h2c", false), ("", false)]
+        {
+            let protocol = HeaderValue::from_static(protocol);
+            assert_eq!(super::is_offered(&offered, &protocol), want, "{protocol:?}");
+        }
+    }
+
+    #[test]
     fn an_upgrade_needs_both_fields_and_another_protocol_than_h2c() {
         let connection = ("connection", "keep-alive, Upgrade");
         check_upgrade(&[connection, ("upgrade", "websocket")], true);
         check_upgrade(&[connection, ("upgrade", "h2c, websocket")], true);
         check_upgrade(&[connection, ("upgrade", "H2C")], false);
+        for carrier in
+            ["\"h2c\"", "h2c/1", "HTTP/2.0", "TLS/1.0", "h2", "web socket", "a/b/c", "/1"]
+        {
+            check_upgrade(&[connection, ("upgrade", carrier)], false);
+        }
         check_upgrade(&[connection, ("upgrade", "")], false);
         check_upgrade(&[connection], false);
         check_upgrade(&[("upgrade", "websocket")], false);

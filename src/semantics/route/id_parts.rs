@@ -104,8 +104,14 @@ impl NamedIds {
     fn add_part(&mut self, part: &str, effort: &mut Effort) {
         let has_digit = part.bytes().any(|byte| byte.is_ascii_digit());
         // An encoded character is cut or read in the decoded text.
-        if !has_digit || part.contains('%') {
+        if part.contains('%') || !has_digit && JobId::is_word(&part.to_ascii_lowercase()) {
             return;
+        }
+        // Rails takes any suffix for a format.
+        if let Some((stem, suffix)) = part.rsplit_once('.')
+            && suffix.bytes().all(|byte| byte.is_ascii_alphabetic())
+        {
+            self.add_part(stem, effort);
         }
         self.add_readings(part, effort);
         if part.bytes().any(|byte| byte.is_ascii_lowercase()) {

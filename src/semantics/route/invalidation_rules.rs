@@ -223,7 +223,7 @@ impl InvalidationRule {
         for pointer in self.pointers(side) {
             pointer.find(body, &mut |value| {
                 if jobs.len() <= MAX_NAMED {
-                    jobs.extend(ids(value));
+                    jobs.extend(ids_in_any_case(value));
                 }
             });
         }
@@ -305,6 +305,19 @@ pub(crate) fn ids(value: &Value) -> Vec<JobId> {
         }
         _ => Vec::new(),
     }
+}
+
+/// Returns the same, and those in lower and in upper case: the API may ignore case.
+fn ids_in_any_case(value: &Value) -> Vec<JobId> {
+    let Value::String(text) = value else { return ids(value) };
+    let cases = [text.clone(), text.to_ascii_lowercase(), text.to_ascii_uppercase()];
+    let mut all: Vec<JobId> = Vec::new();
+    for id in cases.iter().flat_map(|text| possible_ids(text)) {
+        if !all.contains(&id) {
+            all.push(id);
+        }
+    }
+    all
 }
 
 /// Whether a number may have lost digits when it was parsed. Integers within 2^53 "are

@@ -53,9 +53,11 @@ impl WriteTarget {
             Err(ParseError::RelativeUrlWithoutBase) => self.resolve(&reference),
             url => url.ok(),
         };
-        // A reference that is no URL, or that may be a path with an empty segment (`//jobs/7`), is
-        // also read as it is.
-        let is_unclear = url.is_none() || reference.starts_with("//");
+        // A reference that is no URL, that has no host (`http:///jobs/7`), or that may be a path with an
+        // empty segment (`//jobs/7`), is also read as it is.
+        let has_host = reference.contains("://") && !reference.contains(":///");
+        let is_relative = reference.split(['/', '?', '#']).next().is_some_and(|s| !s.contains(':'));
+        let is_unclear = url.is_none() || reference.starts_with("//") || !has_host && !is_relative;
         let literal = is_unclear.then(|| reference.into_owned());
         url.map(|url| url.path().to_owned()).into_iter().chain(literal).collect()
     }
@@ -113,6 +115,9 @@ mod tests {
     #[test]
     fn what_is_no_url_is_read_as_it_is() {
         check("http://a b/jobs/17", "http://a b/jobs/17");
+        for value in ["http:///jobs/17", "https:/jobs/17", "http:jobs/17"] {
+            check_at("/jobs", value, &["/17", value]);
+        }
     }
 
     #[test]

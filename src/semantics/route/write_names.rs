@@ -49,8 +49,8 @@ impl Routes {
 }
 
 impl TargetNames {
-    /// Adds the jobs that the values of a query name: all of them at or below a collection, and
-    /// those that a rule asks for.
+    /// Adds the jobs that a query names: at or below a collection all of them, in values and in names
+    /// (`?ids[7]=on`), and otherwise the values that a rule asks for.
     fn read_query(&mut self, query: &str) {
         let Self { named, by_rules, effort } = self;
         for (name, value) in parameters(query) {
@@ -60,6 +60,7 @@ impl TargetNames {
                 by_rules.add_text(value, effort);
             } else if named.is_in_collection {
                 named.elsewhere.add_text(value, effort);
+                name.split('.').for_each(|part| named.elsewhere.add_text(part, effort));
             }
         }
     }
