@@ -43,10 +43,10 @@ pub use self::{reply::Reply, status::outcome_reasons};
 use crate::{
     cache::Cache,
     config::{self, Config},
+    drain::Drain,
     limits::Quota,
     metrics::{Metrics, WebhookRefusal},
     proxy::route::Routes,
-    server::Drain,
     spans,
     telemetry::LogFilter,
     transport::Peer,

@@ -61,6 +61,8 @@ pub mod limits;
 
 pub mod clock;
 
+pub mod drain;
+
 mod connection_auth;
 
 pub mod json_pointer;
@@ -90,11 +92,12 @@ use crate::{
     admin::{Admin, AdminState},
     cache::Cache,
     config::{Config, LoadedConfig},
+    drain::Drain,
     limits::Quota,
     metrics::{Limit, Metrics, recent},
     proxy::{Proxy, route::Routes},
     reload::{ConfigGeneration, Current, Reloads},
-    server::{Drain, Server, listen::Listener},
+    server::{Server, listen::Listener},
     store::StoreError,
     telemetry::{LogFilter, SpanExport},
     tls::{Renewed, TlsError},

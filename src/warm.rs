@@ -30,9 +30,9 @@ use self::queue::{Item, WarmQueue};
 use crate::{
     cache::job_id::JobId,
     config::{self, Config},
+    drain::{Drain, until_drain},
     metrics::Metrics,
     proxy::{PrefetchOutcome, Proxy},
-    server::Drain,
 };
 
 /// Maximum number of concurrent reads.
@@ -115,7 +115,7 @@ impl WarmWorker {
             async { tokio::join!(self.queue_sources(&proxy), self.read_all(&proxy, &mut reads)) };
         tokio::select! {
             // Also stops if the sender of the drain is gone.
-            _ = drain.wait_for(|is_draining| *is_draining) => {}
+            () = until_drain(&mut drain) => {}
             _ = work => {}
         }
         // Reads in progress continue, because others wait for the leases that they hold. `proxy`
