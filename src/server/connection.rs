@@ -7,6 +7,8 @@ mod handshake;
 mod header_timeout;
 mod http1_conn;
 mod http2_conn;
+mod informational_io;
+mod layer;
 mod open_connection;
 mod proxy_protocol;
 mod repeat_fast_path;

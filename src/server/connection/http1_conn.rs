@@ -24,6 +24,7 @@ use super::{
     connection_error::ConnectionError,
     drain_grace::FirstRequest,
     header_timeout::{ProgressBody, ProgressStream, RequestProgress},
+    informational_io::InformationalStream,
     open_connection::OpenConnection,
     repeat_fast_path::{RepeatFastPath, RepeatStream},
     side_task::SideTask,
@@ -31,7 +32,7 @@ use super::{
 use crate::{
     config::{self, HEADERS_ON_STACK},
     drain::Drain,
-    informational::{Informational, InformationalIo, InformationalQueue},
+    informational::{Informational, InformationalQueue},
     service::{Answered, Service},
     transport::Peer,
 };
@@ -122,7 +123,7 @@ struct Http1Conn<S: Service> {
 }
 
 /// The stream that hyper reads and writes.
-type Http1Io<I, S> = RepeatStream<InformationalIo<ProgressStream<I>>, S>;
+type Http1Io<I, S> = RepeatStream<InformationalStream<ProgressStream<I>>, S>;
 
 impl<S: Service> Http1Conn<S> {
     /// Wraps a new stream. Request heads may have up to `head_limit` bytes.
@@ -135,7 +136,7 @@ impl<S: Service> Http1Conn<S> {
         let lane = Arc::new(InformationalQueue::default());
         let turns = Arc::new(RequestProgress::new(head_limit));
         let desk = Arc::new(RepeatFastPath::new(Arc::clone(&turns)));
-        let stream = InformationalIo::new(
+        let stream = InformationalStream::new(
             ProgressStream::new(stream, Arc::clone(&turns)),
             Arc::clone(&lane),
         );

@@ -38,7 +38,10 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::request_bytes::{REQUEST_LINE, is_single_get, plain_get_path};
-use super::header_timeout::RequestProgress;
+use super::{
+    header_timeout::RequestProgress,
+    layer::{Layer, Layered},
+};
 use crate::service::{FastPathMiss, Service};
 
 /// Largest head that is kept, in bytes.
@@ -126,7 +129,10 @@ impl<R> RepeatFastPath<R> {
 }
 
 /// A stream that answers repeated requests itself.
-pub(super) struct RepeatStream<I, S: Service> {
+pub(super) type RepeatStream<I, S> = Layered<RepeatIo<I, S>>;
+
+/// The layer of [`RepeatStream`].
+pub(super) struct RepeatIo<I, S: Service> {
     stream: I,
     service: S,
     shared: Arc<RepeatFastPath<S::Repeat>>,
@@ -150,7 +156,7 @@ pub(super) struct RepeatStream<I, S: Service> {
 }
 
 /// No field is pinned.
-impl<I: Unpin, S: Service> Unpin for RepeatStream<I, S> {}
+impl<I: Unpin, S: Service> Unpin for RepeatIo<I, S> {}
 
 struct RememberedHead<R> {
     head: Vec<u8>,
@@ -179,7 +185,7 @@ impl<I, S: Service> RepeatStream<I, S> {
         shared: Arc<RepeatFastPath<S::Repeat>>,
         limit: usize,
     ) -> Self {
-        Self {
+        Layered(RepeatIo {
             stream,
             service,
             shared,
@@ -193,9 +199,11 @@ impl<I, S: Service> RepeatStream<I, S> {
             head: Vec::new(),
             head_written: 0,
             body: Bytes::new(),
-        }
+        })
     }
+}
 
+impl<I, S: Service> RepeatIo<I, S> {
     /// Whether hyper waits for a head and holds no byte of one.
     fn is_at_head(&self) -> bool {
         self.empty_after == Some(self.shared.progress.begun())
@@ -311,7 +319,7 @@ impl<I, S: Service> RepeatStream<I, S> {
     }
 }
 
-impl<I: AsyncWrite + Unpin, S: Service> RepeatStream<I, S> {
+impl<I: AsyncWrite + Unpin, S: Service> RepeatIo<I, S> {
     /// Writes the rest of the response.
     fn poll_write_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.phase != RepeatPhase::Writing {
@@ -338,28 +346,33 @@ impl<I: AsyncWrite + Unpin, S: Service> RepeatStream<I, S> {
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncRead for RepeatStream<I, S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> Layer for RepeatIo<I, S> {
+    type Below = I;
+
+    fn below(&self) -> &I {
+        &self.stream
+    }
+
+    fn below_mut(&mut self) -> Pin<&mut I> {
+        Pin::new(&mut self.stream)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            match this.phase {
-                RepeatPhase::Polling => ready!(this.poll_service(cx)),
-                RepeatPhase::Writing => ready!(this.poll_write_response(cx))?,
+            match self.phase {
+                RepeatPhase::Polling => ready!(self.poll_service(cx)),
+                RepeatPhase::Writing => ready!(self.poll_write_response(cx))?,
                 RepeatPhase::Returning(given) => {
-                    this.copy_returned(given, buf);
+                    self.copy_returned(given, buf);
                     return Poll::Ready(Ok(()));
                 }
                 RepeatPhase::Reading => {
-                    this.remember();
+                    self.remember();
                     let start = buf.filled().len();
-                    ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+                    ready!(self.below_mut().poll_read(cx, buf))?;
                     let bytes = &buf.filled()[start..];
-                    if !this.try_begin(bytes) {
-                        this.note_given(bytes);
+                    if !self.try_begin(bytes) {
+                        self.note_given(bytes);
                         return Poll::Ready(Ok(()));
                     }
                     buf.set_filled(start);
@@ -367,40 +380,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncRead for RepeatStream<I
             }
         }
     }
-}
 
-impl<I: AsyncWrite + Unpin, S: Service> AsyncWrite for RepeatStream<I, S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_response(cx))?;
-        Pin::new(&mut this.stream).poll_write(cx, bytes)
+    fn poll_before_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_response(cx)
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_response(cx))?;
-        Pin::new(&mut this.stream).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_response(cx))?;
-        Pin::new(&mut this.stream).poll_shutdown(cx)
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_response(cx))?;
+        self.below_mut().poll_shutdown(cx)
     }
 }

@@ -11,12 +11,17 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     time::{Sleep, sleep},
 };
 
+use super::layer::{Layer, Layered};
+
 /// A stream that fails when the client accepts nothing of a write for too long.
-pub(super) struct WriteTimeoutStream<S> {
+pub(super) type WriteTimeoutStream<S> = Layered<WriteTimeout<S>>;
+
+/// The layer of [`WriteTimeoutStream`].
+pub(super) struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
     /// Created when a write first has to wait; most never do.
@@ -25,14 +30,26 @@ pub(super) struct WriteTimeoutStream<S> {
 
 impl<S> WriteTimeoutStream<S> {
     pub(super) fn new(limit: Duration, stream: S) -> Self {
-        Self { stream, limit, deadline: None }
+        Self(WriteTimeout { stream, limit, deadline: None })
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Layer for WriteTimeout<S> {
+    type Below = S;
+
+    fn below(&self) -> &S {
+        &self.stream
     }
 
-    fn check<T>(
+    fn below_mut(&mut self) -> Pin<&mut S> {
+        Pin::new(&mut self.stream)
+    }
+
+    fn after_write(
         &mut self,
         cx: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.deadline = None;
             return written;
@@ -40,47 +57,5 @@ impl<S> WriteTimeoutStream<S> {
         let limit = self.limit;
         ready!(self.deadline.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeoutStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeoutStream<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.check(cx, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        self.check(cx, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
