@@ -51,7 +51,7 @@ use crate::{
     informational::Informational,
     metrics::{Metrics, OutcomeLabels},
     proxy::{Proxy, body::Body, repeat_hit::RepeatHit, route::Routes},
-    service::{Answered, FastPathMiss, Service},
+    service::{Answered, FastPathMiss, RepeatFastPath, Service},
     telemetry::{LogFilter, SpanExport, Telemetry},
     transport::{ConnectionId, Peer},
 };
@@ -324,7 +324,6 @@ impl Current {
 
 impl Service for Arc<Current> {
     type Body = Body;
-    type Repeat = RepeatHit;
 
     fn serve(
         self,
@@ -341,6 +340,14 @@ impl Service for Arc<Current> {
 
     fn close_connection(&self, connection: ConnectionId) {
         self.proxy().close_connection(connection);
+    }
+}
+
+impl RepeatFastPath for Arc<Current> {
+    type Repeat = RepeatHit;
+
+    fn is_offered(&self) -> bool {
+        self.proxy().is_offered()
     }
 
     fn poll_repeat(

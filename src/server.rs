@@ -1,7 +1,7 @@
 //! Accepts connections and serves HTTP/1 and HTTP/2 on them until a drain begins.
 //!
 //! This file has the listener's side: how many connections there may be, and what becomes of them
-//! in a drain. One connection is the business of [`connection`], which draws its layers.
+//! in a drain. One connection is the business of `connection`, which draws its layers.
 //!
 //! The server knows nothing about what it serves: the proxy and the admin interface are services
 //! that the caller passes in (`service`).
@@ -57,7 +57,7 @@ impl Server {
     /// Serves TLS if there is a configuration for it.
     #[must_use]
     pub(crate) fn with_tls(mut self, tls: Option<Arc<Renewed<ServerConfig>>>) -> Self {
-        self.connections.handshake.tls = tls;
+        self.connections.set_tls(tls);
         self
     }
 
@@ -65,7 +65,7 @@ impl Server {
     /// listener.
     #[must_use]
     pub(crate) fn without_proxy_protocol(mut self) -> Self {
-        self.connections.handshake.use_proxy_protocol = false;
+        self.connections.expect_no_proxy_header();
         self
     }
 

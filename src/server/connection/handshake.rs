@@ -31,13 +31,13 @@ pub(super) struct OpenedConnection {
 }
 
 /// The settings by which a connection begins.
-pub(in crate::server) struct Handshake {
+pub(super) struct Handshake {
     write_timeout: Duration,
     /// Peers that are trusted to name the client.
     trusted_proxies: Vec<IpNet>,
     /// Whether each connection begins with a PROXY protocol header.
-    pub(in crate::server) use_proxy_protocol: bool,
-    pub(in crate::server) tls: Option<Arc<Renewed<ServerConfig>>>,
+    pub(super) use_proxy_protocol: bool,
+    pub(super) tls: Option<Arc<Renewed<ServerConfig>>>,
 }
 
 impl Handshake {

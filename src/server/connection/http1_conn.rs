@@ -19,6 +19,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::either::Either;
 
 use super::{
     connection_error::ConnectionError,
@@ -26,7 +27,7 @@ use super::{
     header_timeout::{ProgressBody, ProgressStream, RequestProgress},
     informational_io::InformationalStream,
     open_connection::OpenConnection,
-    repeat_fast_path::{RepeatFastPath, RepeatStream},
+    repeat_fast_path::{FastPathState, RepeatStream},
     side_task::SideTask,
 };
 use crate::{
@@ -91,19 +92,19 @@ impl Http1Config {
                 return Poll::Ready(Err(ConnectionError::Timeout(self.header_timeout)));
             }
             if may_close.poll(cx).is_some() {
-                conn.fast_path.close();
+                conn.close_fast_path();
                 close_pending = true;
             }
             loop {
                 // hyper does not see a request that the fast path is answering, and would cut it
                 // off.
-                if close_pending && !conn.fast_path.is_busy() {
+                if close_pending && !conn.is_answering_repeat() {
                     // Lets the request in flight end, and accepts no further ones.
                     connection.as_mut().graceful_shutdown();
                     close_pending = false;
                 }
                 let ended = connection.as_mut().poll(cx).map_err(ConnectionError::from);
-                if ended.is_ready() || !close_pending || conn.fast_path.is_busy() {
+                if ended.is_ready() || !close_pending || conn.is_answering_repeat() {
                     return ended;
                 }
             }
@@ -112,59 +113,68 @@ impl Http1Config {
     }
 }
 
-/// The state of one HTTP/1 connection.
+/// The state of one HTTP/1 connection, between the layers below hyper and the service above it.
 struct Http1Conn<S: Service> {
     peer: Peer,
     service: S,
     informational: Arc<InformationalQueue>,
     progress: Arc<RequestProgress>,
-    fast_path: Arc<RepeatFastPath<S::Repeat>>,
+    /// `None` if the service does not offer it: then its layer is missing too.
+    fast_path: Option<Arc<FastPathState<S::Repeat>>>,
     first_request: FirstRequest,
 }
 
-/// The stream that hyper reads and writes.
-type Http1Io<I, S> = RepeatStream<InformationalStream<ProgressStream<I>>, S>;
+/// The stream that hyper reads and writes, with and without the fast path.
+type Http1Stream<I, S> = Either<RepeatStream<BelowFastPath<I>, S>, BelowFastPath<I>>;
+type BelowFastPath<I> = InformationalStream<ProgressStream<I>>;
 
 impl<S: Service> Http1Conn<S> {
-    /// Wraps a new stream. Request heads may have up to `head_limit` bytes.
-    pub(super) fn new<I>(
+    /// Puts the layers on a new stream. Request heads may have up to `max_head_bytes` bytes.
+    fn new<I: AsyncRead + AsyncWrite + Unpin>(
         stream: I,
         peer: Peer,
         service: S,
-        head_limit: usize,
-    ) -> (Self, Http1Io<I, S>) {
-        let lane = Arc::new(InformationalQueue::default());
-        let turns = Arc::new(RequestProgress::new(head_limit));
-        let desk = Arc::new(RepeatFastPath::new(Arc::clone(&turns)));
-        let stream = InformationalStream::new(
-            ProgressStream::new(stream, Arc::clone(&turns)),
-            Arc::clone(&lane),
-        );
-        let stream = RepeatStream::new(stream, service.clone(), Arc::clone(&desk), head_limit);
-        (
-            Self {
-                peer,
-                service,
-                informational: lane,
-                progress: turns,
-                fast_path: desk,
-                first_request: FirstRequest::default(),
-            },
-            stream,
-        )
+        max_head_bytes: usize,
+    ) -> (Self, Http1Stream<I, S>) {
+        let progress = Arc::new(RequestProgress::new(max_head_bytes));
+        let informational = Arc::new(InformationalQueue::default());
+        let fast_path =
+            service.is_offered().then(|| Arc::new(FastPathState::new(Arc::clone(&progress))));
+        let stream = ProgressStream::new(stream, Arc::clone(&progress));
+        let stream = InformationalStream::new(stream, Arc::clone(&informational));
+        let stream = match &fast_path {
+            Some(state) => {
+                let (service, state) = (service.clone(), Arc::clone(state));
+                Either::Left(RepeatStream::new(stream, service, state, max_head_bytes))
+            }
+            None => Either::Right(stream),
+        };
+        let first_request = FirstRequest::default();
+        (Self { peer, service, informational, progress, fast_path, first_request }, stream)
+    }
+
+    /// Leaves all further requests to hyper.
+    fn close_fast_path(&self) {
+        self.fast_path.iter().for_each(|fast_path| fast_path.close());
+    }
+
+    /// Whether the fast path is answering a request, which hyper does not see.
+    fn is_answering_repeat(&self) -> bool {
+        self.fast_path.as_ref().is_some_and(|fast_path| fast_path.is_busy())
     }
 
     /// Passes a request to the service and returns its response.
-    pub(super) fn answer(
+    fn answer(
         &self,
         mut request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<ProgressBody<S::Body>>, Infallible>> + use<S> {
         self.first_request.mark_begun();
-        let turn = self.progress.begin(!request.body().is_end_stream());
+        let guard = self.progress.begin(!request.body().is_end_stream());
         let number = self.progress.begun();
-        let desk = Arc::clone(&self.fast_path);
+        let fast_path = self.fast_path.clone();
         let may_switch = request.extensions().get::<OnUpgrade>().is_some();
-        if let Some(miss) = desk.request_taken(may_switch) {
+        let miss = fast_path.as_ref().and_then(|fast_path| fast_path.request_taken(may_switch));
+        if let Some(miss) = miss {
             request.extensions_mut().insert(miss);
         }
         // "a server MUST NOT send a 1xx response to an HTTP/1.0 client" RFC 9110 15.2
@@ -175,10 +185,10 @@ impl<S: Service> Http1Conn<S> {
         async move {
             let Answered { response, repeat } = answer.await;
             informational.close().await;
-            if let Some(repeat) = repeat {
-                desk.keep(number, repeat);
+            if let (Some(fast_path), Some(repeat)) = (fast_path, repeat) {
+                fast_path.keep(number, repeat);
             }
-            Ok(response.map(|body| ProgressBody::new(body, turn)))
+            Ok(response.map(|body| ProgressBody::new(body, guard)))
         }
     }
 }
