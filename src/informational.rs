@@ -1,26 +1,22 @@
 //! Informational (1xx) responses on HTTP/1. hyper's server has no interface for them.
 //!
-//! hyper flushes its stream after each poll of a connection, and its own buffer is empty by then.
-//! While a request is being answered, that buffer holds no byte of its response. So this module
-//! writes the queued informational responses of a connection in that flush, and they land between
-//! two messages. An answer leaves only when the queue is empty, and nothing enters the queue for a
-//! request that was already answered.
+//! A service gets an [`Informational`] with each request and sends them to the queue of the
+//! connection; a layer below hyper writes the queue (`server/connection/informational_io.rs`). An
+//! answer leaves only when the queue is empty, and nothing enters the queue for a request that was
+//! already answered.
 //!
-//! On HTTP/2 there is no such point: an [`Informational`] ignores what it is given there.
+//! On HTTP/2 nothing reads such a queue: an [`Informational`] ignores what it is given there.
 
 use std::{
-    fmt, io,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, Waker, ready},
+    task::{Poll, Waker},
 };
 
-use bytes::{Buf as _, BytesMut};
+use bytes::BytesMut;
 use hyper::{HeaderMap, StatusCode};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Largest size of the queue, in bytes, for a client that does not read. A response that begins
 /// below it is queued as a whole.
@@ -64,9 +60,10 @@ pub(crate) struct InformationalQueue {
     state: Mutex<QueueState>,
 }
 
+/// The bytes of a queue, while it is locked.
 #[derive(Debug, Default)]
-struct QueueState {
-    bytes: BytesMut,
+pub(crate) struct QueueState {
+    pub(crate) bytes: BytesMut,
     /// The task that flushes the stream.
     waker: Option<Waker>,
 }
@@ -103,7 +100,23 @@ impl InformationalQueue {
         Poll::Ready(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, QueueState> {
+    /// Whether the queue may hold bytes.
+    pub(crate) fn has_bytes(&self) -> bool {
+        self.has_bytes.load(Ordering::Acquire)
+    }
+
+    /// Records that the queue is written: `state` is locked and holds no bytes.
+    pub(crate) fn mark_written(&self, state: &QueueState) {
+        debug_assert!(state.bytes.is_empty());
+        self.has_bytes.store(false, Ordering::SeqCst);
+    }
+
+    /// Wakes `waker` for each response that is queued from now on.
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.lock().waker = Some(waker.clone());
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -119,114 +132,13 @@ fn encode(bytes: &mut BytesMut, status: StatusCode, headers: &HeaderMap) {
     bytes.extend_from_slice(b"\r\n");
 }
 
-/// A stream that writes the queued informational responses when it is flushed.
-pub(crate) struct InformationalIo<S> {
-    stream: S,
-    queue: Arc<InformationalQueue>,
-    /// Part of the queue is written: the rest must follow before anything else.
-    partly_written: bool,
-    /// The waker that the queue has for the flushing task.
-    waker: Waker,
-}
-
-impl<S> InformationalIo<S> {
-    pub(crate) fn new(stream: S, queue: Arc<InformationalQueue>) -> Self {
-        Self { stream, queue, partly_written: false, waker: Waker::noop().clone() }
-    }
-}
-
-impl<S: AsyncWrite + Unpin> InformationalIo<S> {
-    fn poll_write_queue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.queue.has_bytes.load(Ordering::Acquire) {
-            return Poll::Ready(Ok(()));
-        }
-        let mut state = self.queue.lock();
-        while !state.bytes.is_empty() {
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &state.bytes))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            state.bytes.advance(count);
-            self.partly_written = true;
-        }
-        self.partly_written = false;
-        self.queue.has_bytes.store(false, Ordering::SeqCst);
-        // The answer may be waiting for the empty queue.
-        cx.waker().wake_by_ref();
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_write_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.partly_written { self.poll_write_queue(cx) } else { Poll::Ready(Ok(())) }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for InformationalIo<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for InformationalIo<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_rest(cx))?;
-        Pin::new(&mut this.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if !this.waker.will_wake(cx.waker()) {
-            this.waker.clone_from(cx.waker());
-            // Register before looking at the queue: a response that is queued after the look wakes
-            // this task.
-            this.queue.lock().waker = Some(cx.waker().clone());
-        }
-        ready!(this.poll_write_queue(cx))?;
-        Pin::new(&mut this.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_rest(cx))?;
-        Pin::new(&mut this.stream).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
-impl<S> fmt::Debug for InformationalIo<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InformationalIo").field("queue", &self.queue).finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, pin::Pin, sync::Arc};
+    use std::sync::Arc;
 
     use hyper::{HeaderMap, StatusCode, header::HeaderValue};
-    use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, duplex};
 
-    use super::{Informational, InformationalIo, InformationalQueue, MAX_QUEUED_BYTES};
+    use super::{Informational, InformationalQueue, MAX_QUEUED_BYTES};
 
     const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
 
@@ -234,41 +146,6 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("link", HeaderValue::from_static("</a>"));
         informational.send(StatusCode::EARLY_HINTS, &headers);
-    }
-
-    #[tokio::test]
-    async fn an_interim_response_goes_out_with_the_next_flush_and_before_the_answer() {
-        let (near, mut far) = duplex(1024);
-        let queue = Arc::new(InformationalQueue::default());
-        let mut io = InformationalIo::new(near, Arc::clone(&queue));
-        let informational = queue.open();
-        hint(&informational);
-
-        io.flush().await.unwrap();
-        informational.close().await;
-        io.write_all(b"answer").await.unwrap();
-        drop(io);
-
-        let mut read = Vec::new();
-        far.read_to_end(&mut read).await.unwrap();
-        assert_eq!(read, [HINT, b"answer"].concat());
-    }
-
-    #[tokio::test]
-    async fn what_a_write_finds_half_written_is_ended_first() {
-        let (near, mut far) = duplex(10);
-        let queue = Arc::new(InformationalQueue::default());
-        let mut io = InformationalIo::new(near, Arc::clone(&queue));
-        hint(&queue.open());
-
-        let begun = poll_fn(|cx| std::task::Poll::Ready(Pin::new(&mut io).poll_flush(cx)));
-        assert!(begun.await.is_pending());
-        let write = tokio::spawn(async move { io.write_all(b"continue").await });
-        let mut read = vec![0; HINT.len() + b"continue".len()];
-        far.read_exact(&mut read).await.unwrap();
-
-        assert_eq!(read, [HINT, b"continue"].concat());
-        write.await.unwrap().unwrap();
     }
 
     #[tokio::test]

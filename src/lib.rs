@@ -61,6 +61,7 @@ pub mod limits;
 
 pub mod clock;
 
+pub mod drain;
 pub mod mutants;
 
 pub mod telemetry;
@@ -86,12 +87,13 @@ use crate::{
     admin::{Admin, AdminState},
     cache::Cache,
     config::{Config, LoadedConfig},
+    drain::Drain,
     limits::Quota,
     observe::metrics::{Limit, Metrics, recent},
     proxy::Proxy,
     reload::{ConfigGeneration, Current, Reloads},
     semantics::route::Routes,
-    server::{Drain, Server, listen::Listener},
+    server::{Server, listen::Listener},
     telemetry::{LogFilter, SpanExport},
     tls::{Renewed, TlsError},
     upstream::Upstream,

@@ -178,7 +178,9 @@ impl Proxy {
             StaleConfig::default()
         };
         let Config { mode, verify, access_log, .. } = *config;
-        Self { routes, stale_config: superseded, cache, mode, verify, access_log, ..self.clone() }
+        let limits = config.server.clone();
+        let stale_config = superseded;
+        Self { routes, stale_config, cache, mode, verify, access_log, limits, ..self.clone() }
     }
 
     /// Waits until `deadline` for writes and flights that have outlived their clients, and for

@@ -52,7 +52,7 @@ use crate::{
     proxy::{Proxy, body::Body, repeat_hit::RepeatHit},
     run_error::RunError,
     semantics::route::Routes,
-    service::{Answered, FastPathMiss, Service},
+    service::{Answered, FastPathMiss, RepeatFastPath, Service},
     telemetry::{LogFilter, SpanExport, Telemetry},
     transport::{ConnectionId, Peer},
 };
@@ -325,7 +325,6 @@ impl Current {
 
 impl Service for Arc<Current> {
     type Body = Body;
-    type Repeat = RepeatHit;
 
     fn serve(
         self,
@@ -342,6 +341,14 @@ impl Service for Arc<Current> {
 
     fn close_connection(&self, connection: ConnectionId) {
         self.proxy().close_connection(connection);
+    }
+}
+
+impl RepeatFastPath for Arc<Current> {
+    type Repeat = RepeatHit;
+
+    fn is_offered(&self) -> bool {
+        self.proxy().is_offered()
     }
 
     fn poll_repeat(

@@ -1,9 +1,9 @@
-//! The service trait: the boundary between `server` and the code that answers requests.
+//! The boundary between `server` and the code that answers requests.
 //!
-//! A server knows nothing about what it serves, and a service knows nothing about connections.
-//! Besides the ordinary call there is a second one, for a request that repeats the header fields of
-//! an earlier request and differs only in its path. The service then needs only what it kept from
-//! the earlier fields, its `Repeat`. How the server finds out that the fields are the same is the
+//! A server knows nothing about what it serves, and a service knows nothing about connections. A
+//! [`Service`] answers requests. Its part [`RepeatFastPath`] is for a request that repeats the header
+//! fields of an earlier request and differs only in its path: then the service needs only what it
+//! kept from the earlier fields. How the server finds out that the fields are the same is the
 //! server's business; here they are the same.
 
 use std::{
@@ -24,12 +24,10 @@ use crate::{
     transport::{ConnectionId, Peer},
 };
 
-/// A service that answers requests. A closure that answers requests is a service without repeats.
-pub trait Service: Clone + Send + Sync + 'static {
+/// A service that answers requests. A closure that answers requests is a service without the fast path.
+pub trait Service: RepeatFastPath + Clone + Send + Sync + 'static {
     /// The response body.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static;
-    /// The state that the service keeps from the header fields of a request.
-    type Repeat: Send + 'static;
 
     /// Answers one request.
     fn serve(
@@ -46,6 +44,16 @@ pub trait Service: Clone + Send + Sync + 'static {
 
     /// Ends what belongs to a connection that is now closed.
     fn close_connection(&self, _connection: ConnectionId) {}
+}
+
+/// Answers requests that repeat the header fields of an earlier request of their connection.
+pub trait RepeatFastPath {
+    /// The state that is kept from the header fields of a request.
+    type Repeat: Send + 'static;
+
+    /// Whether a connection that begins now gets the fast path. Otherwise all of its requests are
+    /// served the ordinary way.
+    fn is_offered(&self) -> bool;
 
     /// Answers a GET over HTTP/1.1 for `path`, which has no query. The request comes from the same
     /// peer and has exactly the header fields that `repeat` was made from. Writes the response head
@@ -100,7 +108,6 @@ where
     B: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
 {
     type Body = B;
-    type Repeat = Infallible;
 
     fn serve(
         self,
@@ -110,6 +117,17 @@ where
     ) -> impl Future<Output = Answered<B, Infallible>> + Send + 'static {
         let answer = self(request, client, informational);
         async move { Answered { response: answer.await, repeat: None } }
+    }
+}
+
+impl<F, A> RepeatFastPath for F
+where
+    F: Fn(Request<Incoming>, Peer, Informational) -> A,
+{
+    type Repeat = Infallible;
+
+    fn is_offered(&self) -> bool {
+        false
     }
 
     fn poll_repeat(

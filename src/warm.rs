@@ -29,10 +29,10 @@ use tracing::{error, info, warn};
 use self::queue::{Item, WarmQueue};
 use crate::{
     config::{self, Config},
+    drain::{Drain, until_drain},
     observe::metrics::Metrics,
     proxy::{PrefetchOutcome, Proxy},
     semantics::job_id::JobId,
-    server::Drain,
 };
 
 /// Maximum number of concurrent reads.
@@ -115,7 +115,7 @@ impl WarmWorker {
             async { tokio::join!(self.queue_sources(&proxy), self.read_all(&proxy, &mut reads)) };
         tokio::select! {
             // Also stops if the sender of the drain is gone.
-            _ = drain.wait_for(|is_draining| *is_draining) => {}
+            () = until_drain(&mut drain) => {}
             _ = work => {}
         }
         // Reads in progress continue, because others wait for the leases that they hold. `proxy`

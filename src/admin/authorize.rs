@@ -15,16 +15,13 @@ use hyper::{
     http::{HeaderValue, header::WWW_AUTHENTICATE},
 };
 use serde_json::json;
-use tokio::{
-    sync::{Mutex, watch},
-    task::spawn_blocking,
-};
+use tokio::{sync::watch, task::spawn_blocking};
 use tracing::warn;
 
 use super::{
-    AdminState,
-    body_limit::AddressShares,
-    rate_limit::{AddressRateLimiter, EventRate, RateLimiter},
+    admin_state::AdminState,
+    caller_limits::CallerLimits,
+    rate_limit::EventRate,
     reply::{Reply, json_reply, retry_later},
     signature::{
         self, AuthError, LARGE_BODY, MAX_CLOCK_SKEW_S, SignedRequest, Skew, VerifiedSecret,
@@ -37,7 +34,6 @@ use crate::{
     observe::{
         events::Initiator,
         metrics::{Limit, Metrics, WebhookRefusal},
-        throttle::Throttle,
     },
     transport::Peer,
 };
@@ -73,21 +69,6 @@ impl AdminCaller {
         let by = id.map_or_else(|| from.clone(), |id| format!("webhook {id} from {from}"));
         Self { by: by.into(), peer }
     }
-}
-
-/// State of the authorization that survives a reload.
-#[derive(Default)]
-pub struct CallerLimits {
-    skew_warnings: Throttle,
-    failures: AddressRateLimiter,
-    /// Held while a large body is hashed, so that only one is hashed at a time.
-    hash_lock: Arc<Mutex<()>>,
-    /// Memory that the bodies of each address use.
-    pub(super) body_shares: Arc<AddressShares>,
-    /// Rate of all purges.
-    pub(super) purges: RateLimiter,
-    /// Warnings of refreshes without `warm.headers`, whose entries may match no client.
-    pub(super) refresh_warnings: Throttle,
 }
 
 /// Authorization state of a call whose head has been read and whose body has not.

@@ -17,18 +17,42 @@ use std::{
 };
 
 use hyper::{
-    Request, Version,
+    Method, Request, StatusCode, Version,
     http::{
         HeaderName, Uri,
         header::{HOST, ORIGIN},
         uri::Authority,
     },
 };
+use serde_json::json;
+
+use super::{
+    admin_route::Access,
+    reply::{Reply, json_reply},
+};
+use crate::transport::Peer;
 
 /// Characters of a host name that an error shows.
 const MAX_SHOWN_CHARS: usize = 200;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Refuses the cross-site request of a browser. `access` is that of its route, if it has one. A
+/// client on a unix socket is not a browser.
+pub(super) fn reject<B>(
+    request: &Request<B>,
+    access: Option<Access>,
+    client: Peer,
+) -> Option<Reply> {
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !is_read && is_cross_site(request) {
+        return Some(cross_site_rejected());
+    }
+    if client.ip.is_none() || access == Some(Access::Everyone) {
+        return None;
+    }
+    untrusted_host(request).map(|name| rebinding_rejected(&name))
+}
 
 /// Returns an error if the host or the origin of a request is ambiguous: of two fields, one reader
 /// takes the first and another the last.
@@ -51,7 +75,7 @@ pub(super) fn ambiguous_field<B>(request: &Request<B>) -> Option<String> {
 /// `GET` and `HEAD` (Fetch, 3.2). It has to equal the requested host. The host has to be an IP
 /// address or `localhost`, because another site's name may resolve to this listener (DNS
 /// rebinding), and its page then has the same origin.
-pub(super) fn is_cross_site<B>(request: &Request<B>) -> bool {
+fn is_cross_site<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     if let Some(site) = headers.get(SEC_FETCH_SITE) {
         // `none`: the user agent itself, from the address bar or an extension.
@@ -67,7 +91,7 @@ pub(super) fn is_cross_site<B>(request: &Request<B>) -> bool {
 }
 
 /// Returns the requested host name if another site may own it. Browsers always send a host.
-pub(super) fn untrusted_host<B>(request: &Request<B>) -> Option<String> {
+fn untrusted_host<B>(request: &Request<B>) -> Option<String> {
     let is_foreign = |name: &Cow<str>| !name.parse().is_ok_and(|name| is_local_host(&name));
     let name = requested_hosts(request).find(is_foreign)?;
     Some(name.chars().take(MAX_SHOWN_CHARS).collect())
@@ -98,6 +122,21 @@ fn is_local_host(host: &Authority) -> bool {
     name == "localhost"
         || name.strip_suffix(".localhost").is_some_and(is_subdomain)
         || name.parse::<Ipv4Addr>().is_ok()
+}
+
+/// Refuses a request to a host name that another site may have pointed at this listener.
+fn rebinding_rejected(name: &str) -> Reply {
+    let error = format!(
+        "the host name {name:?} may belong to another site (DNS rebinding); use an IP address or \
+         localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
+    );
+    json_reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
+}
+
+fn cross_site_rejected() -> Reply {
+    let error = "cross-site request rejected; use the status page of this listener, or configure a \
+                 webhook_secret and send it";
+    json_reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
 }
 
 #[cfg(test)]

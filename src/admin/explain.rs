@@ -18,14 +18,20 @@ mod job_history;
 mod request_head;
 mod wording;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use http_body_util::{BodyExt as _, Limited};
 use hyper::{
     Request, StatusCode,
+    body::Incoming,
     http::{HeaderName, Method, header::HOST},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use self::{
     request_head::parse,
@@ -55,7 +61,11 @@ use crate::{
     store::{KeyState, StoreError},
 };
 
-pub(super) use self::request_head::MAX_HEAD;
+/// Longest head, in bytes. It has room for more fields than any limit allows.
+const MAX_HEAD: usize = 32 << 10;
+
+/// Time limit for the body, which is the head of the request to explain.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The predicted result of a request.
 #[derive(Debug, Serialize)]
@@ -77,9 +87,15 @@ pub(super) struct Explainer<'s> {
 }
 
 impl Explainer<'_> {
-    /// Explains what a request with this head would get.
-    pub(super) async fn explain(&self, id: &str, head: &[u8]) -> Reply {
-        self.try_explain(id, head).await.unwrap_or_else(|error| bad_request(&error))
+    /// Explains what a request with the head in this body would get. The body may be empty.
+    pub(super) async fn explain(&self, id: &str, body: Incoming) -> Reply {
+        let explained = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_HEAD).collect()).await {
+            Ok(Ok(head)) => self.try_explain(id, &head.to_bytes()).await,
+            _ => Err(format!(
+                "cannot read the body; send the head of a request, at most {MAX_HEAD} bytes"
+            )),
+        };
+        explained.unwrap_or_else(|error| bad_request(&error))
     }
 
     async fn try_explain(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
@@ -174,7 +190,7 @@ fn canonical_id(id: &str) -> Result<JobId, String> {
     })
 }
 
-pub(super) fn bad_request(error: &str) -> Reply {
+fn bad_request(error: &str) -> Reply {
     json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error }))
 }
 

@@ -1,23 +1,20 @@
 //! `/log`: reads and changes the filter of the log while jobcache runs.
 //!
 //! A change lasts until a reload, which restores the configured filter, or a restart. It needs the
-//! webhook secret as a bearer token if one is configured, because `debug` shows job ids and slows
-//! down every request.
+//! webhook secret as a bearer token (`admin_route`), because `debug` shows job ids and slows down
+//! every request.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
-use hyper::{Request, StatusCode, body::Incoming};
+use hyper::{StatusCode, body::Incoming};
 use serde_json::json;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{
-    authorize::Authorizer,
-    reply::{Reply, json_reply},
-};
-use crate::{config, telemetry::LogFilter, transport::Peer};
+use super::reply::{Reply, json_reply};
+use crate::{config, telemetry::LogFilter};
 
 /// Longest filter, in bytes.
 const MAX_FILTER: usize = 4 << 10;
@@ -25,30 +22,23 @@ const MAX_FILTER: usize = 4 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The page `/log`.
-pub(super) struct LogFilterPage {
-    filter: LogFilter,
-    guard: Arc<Authorizer>,
-}
+pub(super) struct LogFilterPage(LogFilter);
 
 impl LogFilterPage {
-    pub(super) fn new(filter: LogFilter, guard: Arc<Authorizer>) -> Self {
-        Self { filter, guard }
+    pub(super) fn new(filter: LogFilter) -> Self {
+        Self(filter)
     }
 
     /// `GET /log`.
     pub(super) fn show(&self) -> Reply {
-        match self.filter.text() {
+        match self.0.text() {
             Some(log) => json_reply(StatusCode::OK, &json!({ "log": log })),
             None => no_log(),
         }
     }
 
     /// `PUT /log` with a filter as its body.
-    pub(super) async fn put(&self, request: Request<Incoming>, client: Peer) -> Reply {
-        if let Some(refusal) = self.guard.reject_without_token(request.headers(), client) {
-            return refusal;
-        }
-        let body = request.into_body();
+    pub(super) async fn put(&self, body: Incoming) -> Reply {
         let body = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_FILTER).collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => {
@@ -73,7 +63,7 @@ impl LogFilterPage {
         let log = config::log_filter(text.trim())?;
         // Logged first: the new filter might suppress it.
         warn!(log, "log filter changed through the admin listener");
-        let was = self.filter.set(&log).map_err(|error| error.to_string())?;
+        let was = self.0.set(&log).map_err(|error| error.to_string())?;
         Ok(was.map(|was| (log, was)))
     }
 }

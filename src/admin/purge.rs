@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use tracing::{Instrument as _, info, warn};
 
 use super::{
-    AdminState,
-    authorize::{AdminCaller, AuthState, Authorizer, CallerLimits},
+    admin_state::AdminState,
+    authorize::{AdminCaller, AuthState, Authorizer},
     body_limit::{BODY_TIMEOUT, BodyReader, BodySender, MAX_BODY, PurgeBodyError},
+    caller_limits::CallerLimits,
     purge_request::{PurgeRequest, job_ids},
     rate_limit::EventRate,
     reply::{Reply, json_reply, retry_later},
@@ -77,7 +78,7 @@ impl PurgeWebhook {
         Self { cache, routes, body_reader, warmer, authorizer, caller_limits, max_purges, metrics }
     }
 
-    /// `POST /purge` with a JSON body.
+    /// `POST /purge` with a JSON body, which a signature may cover: so the body is read first.
     pub async fn purge_listed(&self, request: Request<Incoming>, caller: AdminCaller) -> Reply {
         let (head, body) = request.into_parts();
         let body = match self.authorized_body(&head.headers, body, caller.peer).await {
@@ -149,34 +150,16 @@ impl PurgeWebhook {
         }
     }
 
-    /// `POST /purge/<id>`.
-    pub async fn purge_one(
-        &self,
-        request: Request<Incoming>,
-        id: &str,
-        caller: AdminCaller,
-    ) -> Reply {
-        if let Some(refusal) = self.authorizer.reject_without_token(request.headers(), caller.peer)
-        {
-            return refusal;
-        }
+    /// `POST /purge/<id>` of a caller with the token.
+    pub async fn purge_one(&self, id: &str, caller: AdminCaller) -> Reply {
         match job_ids(id) {
             Ok(ids) => self.purge_jobs(ids, caller, AfterPurge::Nothing).await,
             Err(reason) => self.reject(WebhookRefusal::Malformed, &reason),
         }
     }
 
-    /// `PURGE /jobs/<id>`.
-    pub async fn purge_path(
-        &self,
-        request: Request<Incoming>,
-        path: &str,
-        caller: AdminCaller,
-    ) -> Reply {
-        if let Some(refusal) = self.authorizer.reject_without_token(request.headers(), caller.peer)
-        {
-            return refusal;
-        }
+    /// `PURGE /jobs/<id>` of a caller with the token.
+    pub async fn purge_path(&self, path: &str, caller: AdminCaller) -> Reply {
         let ids = self.routes.jobs(path);
         if ids.is_empty() {
             let reason = format!(
@@ -185,11 +168,6 @@ impl PurgeWebhook {
             return self.reject(WebhookRefusal::Malformed, &reason);
         }
         self.purge_jobs(ids, caller, AfterPurge::Nothing).await
-    }
-
-    /// Returns the route template of a path, which names it in spans without the id.
-    pub fn route_template(&self, path: &str) -> Option<&str> {
-        self.routes.route_of(path)
     }
 
     /// Refuses a call. Nothing is purged or queued.

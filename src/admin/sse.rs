@@ -16,6 +16,7 @@ use tokio::{
 
 use super::reply::{Reply, ReplyBody, json_reply, typed_reply};
 use crate::{
+    drain::{Drain, until_drain},
     observe::{
         events::{
             feed::{Event, MAX_SUBSCRIBERS, Subscription},
@@ -23,7 +24,6 @@ use crate::{
         },
         metrics::Metrics,
     },
-    server::Drain,
 };
 
 /// Chunks that wait for the connection. Further events wait in the feed.
@@ -51,14 +51,11 @@ pub(super) fn event_stream(
     let leaving = leaving.clone();
     tokio::spawn(async move {
         let mut drain = leaving.clone();
-        let shutdown = async {
-            let _ = drain.wait_for(|leaving| *leaving).await;
-        };
         tokio::select! {
             () = forward_events(listener, &chunks) => {}
             () = chunks.closed() => {}
             _ = is_over.wait_for(|is_over| *is_over) => {}
-            () = shutdown => {
+            () = until_drain(&mut drain) => {
                 // Dropped if the queue is full: such a client sees the end of the stream instead.
                 let _ = chunks.try_send(sse_message(None, &json!({ "what": "drain" })));
             }

@@ -121,6 +121,7 @@ fn server(Placeholder { number, time, switch }: Placeholder) -> ServerConfig {
         max_pending_resets: number,
         max_faulty_streams: number,
         preserve_header_case: switch,
+        repeat_fast_path: switch,
         reuse_port: switch,
         proxy_protocol: switch,
         trusted_proxies: Vec::new(),

@@ -9,6 +9,7 @@ pub const HEADERS_ON_STACK: usize = 100;
 
 /// Limits for clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct ServerConfig {
     /// Threads that serve; 0 = half of the CPUs that the process may use, and at least one.
     pub workers: usize,
@@ -40,6 +41,9 @@ pub struct ServerConfig {
     /// Whether the upstream sees header names as the client spells them instead of in lower case. It
     /// costs an allocation for each request, hits included.
     pub preserve_header_case: bool,
+    /// Whether a request with the header fields of the last hit on its connection is answered without
+    /// parsing them.
+    pub repeat_fast_path: bool,
     /// Whether another process may listen on `listen` too, to take over from this one.
     pub reuse_port: bool,
     /// Whether each connection begins with a header of the PROXY protocol.

@@ -35,7 +35,7 @@ use super::Proxy;
 use crate::{
     cache::{Cache, LookupRequest, NearLookup, entry::coding::Coding},
     observe::events::{EventKind, HitSample},
-    service::{FastPathMiss, SampleDecision},
+    service::{FastPathMiss, RepeatFastPath, SampleDecision},
     transport::{ConnectionId, Peer},
 };
 
@@ -68,7 +68,8 @@ impl Proxy {
     ) -> Option<RepeatHit> {
         let uri = request.uri();
         let headers = request.headers();
-        let repeatable = !self.access_log
+        let repeatable = self.limits.repeat_fast_path
+            && !self.access_log
             && !self.traced
             && *request.method() == Method::GET
             && request.version() == Version::HTTP_11
@@ -78,14 +79,13 @@ impl Proxy {
             && !headers.contains_key(IF_MODIFIED_SINCE);
         repeatable.then(|| {
             let coding = Coding::of_request(headers);
-            let lot = SampleDecision::Undecided;
             let cache = Arc::clone(&self.cache);
             let connection = client.connection;
             RepeatHit {
                 lookup,
                 coding,
                 near_lookup: None,
-                decision: lot,
+                decision: SampleDecision::Undecided,
                 sample: None,
                 cache,
                 connection,
@@ -104,9 +104,16 @@ impl Proxy {
         repeat.sample = self.metrics.events.sample();
         true
     }
+}
 
-    /// Implements [`Service::poll_repeat`](crate::service::Service::poll_repeat).
-    pub fn poll_repeat(
+impl RepeatFastPath for Proxy {
+    type Repeat = RepeatHit;
+
+    fn is_offered(&self) -> bool {
+        self.limits.repeat_fast_path
+    }
+
+    fn poll_repeat(
         &self,
         repeat: &mut RepeatHit,
         path: &str,

@@ -13,6 +13,7 @@ use crate::support::{
     Process, RedisServer, Reply, SOON, Upstream,
     client::Started,
     eventually,
+    raw::End,
     redis::key,
     sidecar::Sidecar,
     soon,
@@ -225,6 +226,41 @@ async fn what_was_too_large_to_store_is_stored_once_it_may_be() {
 
     // The lease of the first read may not have been released earlier.
     setup.hit(X).await;
+}
+
+#[tokio::test]
+async fn the_repeat_fast_path_ends_on_every_connection_and_begins_on_new_ones() {
+    let setup = Setup::new("").await;
+    let request = format!("GET {X} HTTP/1.1\r\nHost: jobs.example\r\n\r\n");
+    let repeats = async || setup.metric("jobcache_repeats_total ").await.expect("a counter");
+    let connect = async || End::new(setup.sidecar.client.connect().await);
+    let poll = async |end: &mut End| {
+        end.send(&request).await;
+        assert_eq!(end.answer().await.1, version("x1", 0));
+    };
+    let repeated = async |end: &mut End| {
+        eventually(SOON, async || {
+            let before = repeats().await;
+            poll(end).await;
+            repeats().await > before
+        })
+        .await;
+    };
+    let mut old = connect().await;
+    repeated(&mut old).await;
+
+    setup.applies("server.repeat_fast_path = false").await;
+    let before = repeats().await;
+    let mut new = connect().await;
+    for end in [&mut old, &mut new] {
+        for _ in 0..20 {
+            poll(end).await;
+        }
+    }
+    assert_eq!(repeats().await, before);
+
+    setup.applies("").await;
+    repeated(&mut connect().await).await;
 }
 
 #[tokio::test]

@@ -452,3 +452,32 @@ async fn a_client_that_hangs_up_while_it_waits_harms_nobody() {
     setup.redis.cont();
     assert_eq!(other.body(X).await, version("x1", 0));
 }
+
+#[tokio::test]
+async fn turned_off_every_hit_goes_through_hyper_and_is_as_right() {
+    let setup = Setup::with(|config| config.server.repeat_fast_path = false).await;
+    let hits = "jobcache_near_lookups_total{outcome=\"hit\"}";
+    let mut poller = Poller::new(&setup).await;
+    for path in [X, Y] {
+        eventually(SOON, async || {
+            let before = metric(&setup, hits).await;
+            poller.poll(path).await;
+            metric(&setup, hits).await > before
+        })
+        .await;
+    }
+    let before = metric(&setup, hits).await;
+    for _ in 0..20 {
+        assert_eq!(poller.body(X).await, version("x1", 0));
+        assert_eq!(poller.body(Y).await, version("y1", 0));
+    }
+    assert_eq!(metric(&setup, hits).await, before + 40);
+
+    drop(setup.sidecar.put(X).await);
+    assert_eq!(poller.body(X).await, version("x1", 1));
+    let two = format!("{}{}", poller.request(X), poller.request(Y));
+    poller.end.send(two).await;
+    assert_eq!(poller.end.answer().await.1, version("x1", 1));
+    assert_eq!(poller.end.answer().await.1, version("y1", 0));
+    assert_eq!(repeats(&setup).await, 0);
+}

@@ -9,8 +9,9 @@ use std::{
 
 /// The rooms from bottom to top: each may import those before it. A file at the top of `src` is a
 /// room of its own.
-const ROOMS: [&str; 25] = [
+const ROOMS: [&str; 26] = [
     "clock",
+    "drain",
     "mutants",
     "limits",
     "open_files",
@@ -46,19 +47,8 @@ const WALLS: [(&str, &[&str]); 4] = [
 ];
 
 /// Rooms in which files still import each other in a circle.
-const ROOMS_WITH_CIRCLES: [&str; 11] = [
-    "admin",
-    "cache",
-    "config",
-    "observe",
-    "proxy",
-    "semantics",
-    "server",
-    "store",
-    "tls",
-    "upstream",
-    "warm",
-];
+const ROOMS_WITH_CIRCLES: [&str; 8] =
+    ["cache", "config", "observe", "proxy", "semantics", "store", "upstream", "warm"];
 
 /// A file of `src` as the path of its module; the crate itself is empty.
 type Module = Vec<String>;

@@ -5,9 +5,6 @@ use hyper::{
     http::{HeaderName, HeaderValue, Method, Uri},
 };
 
-/// Longest head, in bytes. It has room for more fields than any limit allows.
-pub(in crate::admin) const MAX_HEAD: usize = 32 << 10;
-
 /// Parses a head; `path` is the path if the head has no request line. An error names the line and
 /// the remedy, but never quotes the line, because it may contain a credential.
 ///

@@ -100,6 +100,18 @@ pub(super) const SERVER: SettingSection = SettingSection {
                 "It costs a memory allocation per request, hits included. Clients always see the \
                  API's own spelling in answers that pass.",
             ),
+        switch("server.repeat_fast_path", "true", |c, v| c.server.repeat_fast_path = v)
+            .env(&["JOBCACHE_SERVER_REPEAT_FAST_PATH"])
+            .on_reload()
+            .help(
+                "Whether a request with the same header fields as the last hit on its connection is \
+                 answered without parsing them again.",
+            )
+            .note(
+                "The answers are the same; without it a repeated hit costs half as much CPU again. A \
+                 reload turns it off for all connections, and on for those that begin later.",
+            )
+            .see("redis"),
         switch("server.reuse_port", "false", |c, v| c.server.reuse_port = v)
             .env(&["JOBCACHE_SERVER_REUSE_PORT"])
             .help("Listen with `SO_REUSEPORT`, so that a new jobcache can take over from this one.")

@@ -3,7 +3,7 @@
 //! A poller sends the same header fields again and again. Most of the cost of an answer from this
 //! process's memory is to parse them, to build a map of them and to write another one. So this
 //! module keeps the bytes of a head that hyper has parsed, and the state that the service made from
-//! it (its `Repeat`). If all bytes of a later head after its request line are the same, its fields
+//! it (its `Repeat`, which the trait [`RepeatFastPath`] is about). If all bytes of a later head after its request line are the same, its fields
 //! are the same. Then only the request line is read, and the service is asked for an answer to its
 //! path. Every other request, and every one that the service does not answer, goes to hyper
 //! unchanged.
@@ -21,118 +21,39 @@
 //! pipelined, split over several reads or followed by other bytes, nor any request while the
 //! connection is to be closed.
 
+mod fast_path_state;
 mod request_bytes;
 
 use std::{
     io::{self, IoSlice},
     mem,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+pub(super) use self::fast_path_state::FastPathState;
 use self::request_bytes::{REQUEST_LINE, is_single_get, plain_get_path};
-use super::header_timeout::RequestProgress;
-use crate::service::{FastPathMiss, Service};
+use super::layer::{Layer, Layered};
+use crate::service::{FastPathMiss, RepeatFastPath};
 
 /// Largest head that is kept, in bytes.
 const HEAD_MAX: usize = 4 << 10;
 
-/// The state that the stream and the service of a connection share. Only the task of the connection
-/// uses it.
-#[derive(Debug)]
-pub(super) struct RepeatFastPath<R> {
-    progress: Arc<RequestProgress>,
-    /// Whether only a head can follow the last request that hyper has taken.
-    only_head_follows: AtomicBool,
-    /// The state that the service kept, with the number of its request.
-    repeat: Mutex<Option<(u64, R)>>,
-    /// Whether there is such a state: most reads then take no lock.
-    has_repeat: AtomicBool,
-    /// Whether a request is being answered that hyper does not see.
-    busy: AtomicBool,
-    /// Whether the connection is to be closed.
-    closing: AtomicBool,
-    /// Whether the next request that hyper takes is one that the service declined with something to
-    /// report.
-    has_miss: AtomicBool,
-    /// The report.
-    miss: Mutex<FastPathMiss>,
-}
-
-impl<R> RepeatFastPath<R> {
-    pub(super) fn new(progress: Arc<RequestProgress>) -> Self {
-        Self {
-            progress,
-            only_head_follows: AtomicBool::new(true),
-            repeat: Mutex::new(None),
-            has_repeat: AtomicBool::new(false),
-            busy: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
-            has_miss: AtomicBool::new(false),
-            miss: Mutex::default(),
-        }
-    }
-
-    /// Records that hyper has taken a request. `may_switch` says whether the protocol may change
-    /// after it. Returns what the fast path reports about the request.
-    pub(super) fn request_taken(&self, may_switch: bool) -> Option<FastPathMiss> {
-        self.only_head_follows.store(!may_switch, Ordering::Relaxed);
-        if !self.has_miss.load(Ordering::Relaxed) {
-            return None;
-        }
-        self.has_miss.store(false, Ordering::Relaxed);
-        Some(*self.lock_miss())
-    }
-
-    /// Records that the service declined the request that hyper takes next.
-    fn record_miss(&self, miss: FastPathMiss) {
-        let has_report = miss != FastPathMiss::default();
-        if has_report {
-            *self.lock_miss() = miss;
-        }
-        self.has_miss.store(has_report, Ordering::Relaxed);
-    }
-
-    /// Keeps the state that the service made from the request with this number.
-    pub(super) fn keep(&self, number: u64, repeat: R) {
-        *self.lock_repeat() = Some((number, repeat));
-        self.has_repeat.store(true, Ordering::Release);
-    }
-
-    /// Ends the fast path: hyper takes all further requests.
-    pub(super) fn close(&self) {
-        self.closing.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether a request is being answered that hyper does not see.
-    pub(super) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed)
-    }
-
-    fn lock_miss(&self) -> MutexGuard<'_, FastPathMiss> {
-        self.miss.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock_repeat(&self) -> MutexGuard<'_, Option<(u64, R)>> {
-        self.repeat.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A stream that answers repeated requests itself.
-pub(super) struct RepeatStream<I, S: Service> {
+pub(super) type RepeatStream<I, P> = Layered<RepeatIo<I, P>>;
+
+/// The layer of [`RepeatStream`].
+pub(super) struct RepeatIo<I, P: RepeatFastPath> {
     stream: I,
-    service: S,
-    shared: Arc<RepeatFastPath<S::Repeat>>,
+    service: P,
+    shared: Arc<FastPathState<P::Repeat>>,
     /// Largest head that is answered or kept, in bytes.
     max_head_bytes: usize,
-    remembered: Option<RememberedHead<S::Repeat>>,
+    remembered: Option<RememberedHead<P::Repeat>>,
     /// The number of a request, or 0 for none, and its head as hyper got it.
     noted: (u64, Vec<u8>),
     /// If hyper has taken exactly this many requests, it holds no byte of another one. `None` if it
@@ -150,7 +71,7 @@ pub(super) struct RepeatStream<I, S: Service> {
 }
 
 /// No field is pinned.
-impl<I: Unpin, S: Service> Unpin for RepeatStream<I, S> {}
+impl<I: Unpin, P: RepeatFastPath> Unpin for RepeatIo<I, P> {}
 
 struct RememberedHead<R> {
     head: Vec<u8>,
@@ -171,15 +92,15 @@ enum RepeatPhase {
     Returning(usize),
 }
 
-impl<I, S: Service> RepeatStream<I, S> {
+impl<I, P: RepeatFastPath> RepeatStream<I, P> {
     /// Wraps a stream that hyper has read nothing from. Heads may have up to `max_head_bytes` bytes.
     pub(super) fn new(
         stream: I,
-        service: S,
-        shared: Arc<RepeatFastPath<S::Repeat>>,
+        service: P,
+        shared: Arc<FastPathState<P::Repeat>>,
         limit: usize,
     ) -> Self {
-        Self {
+        Layered(RepeatIo {
             stream,
             service,
             shared,
@@ -193,27 +114,23 @@ impl<I, S: Service> RepeatStream<I, S> {
             head: Vec::new(),
             head_written: 0,
             body: Bytes::new(),
-        }
+        })
     }
+}
 
+impl<I, P: RepeatFastPath> RepeatIo<I, P> {
     /// Whether hyper waits for a head and holds no byte of one.
     fn is_at_head(&self) -> bool {
-        self.empty_after == Some(self.shared.progress.begun())
-            && self.shared.progress.is_between_requests()
-            && self.shared.only_head_follows.load(Ordering::Relaxed)
+        self.empty_after == Some(self.shared.begun()) && self.shared.hyper_waits_for_head()
     }
 
     /// Takes over the state that the service kept, if it belongs to the noted head.
     fn remember(&mut self) {
-        if !self.shared.has_repeat.load(Ordering::Acquire) {
-            return;
-        }
-        self.shared.has_repeat.store(false, Ordering::Relaxed);
-        let Some((number, repeat)) = self.shared.lock_repeat().take() else { return };
+        let Some((number, repeat)) = self.shared.take_repeat() else { return };
         let (noted, head) = &mut self.noted;
         let line_end = head.iter().position(|byte| *byte == b'\n').filter(|_| *noted == number);
         if let Some(line_end) = line_end {
-            let buffer = self.remembered.take().map(|memo| memo.head).unwrap_or_default();
+            let buffer = self.remembered.take().map(|last| last.head).unwrap_or_default();
             let head = mem::replace(head, buffer);
             self.remembered = Some(RememberedHead { head, fields_start: line_end + 1, repeat });
         }
@@ -223,36 +140,34 @@ impl<I, S: Service> RepeatStream<I, S> {
     /// Begins to answer the request that was read, if it is the remembered head with another path.
     /// Returns whether it is.
     fn try_begin(&mut self, bytes: &[u8]) -> bool {
-        let Some(memo) = &self.remembered else { return false };
-        if bytes.len() > self.max_head_bytes
-            || self.shared.closing.load(Ordering::Relaxed)
-            || !self.is_at_head()
-        {
+        let Some(remembered) = &self.remembered else { return false };
+        if bytes.len() > self.max_head_bytes || self.shared.is_closing() || !self.is_at_head() {
             return false;
         }
-        let Some(line) = bytes.strip_suffix(&memo.head[memo.fields_start..]) else { return false };
+        let Some(line) = bytes.strip_suffix(&remembered.head[remembered.fields_start..]) else {
+            return false;
+        };
         let Some(path) = plain_get_path(line) else { return false };
         self.path.clear();
         self.path.push_str(path);
-        self.shared.progress.begin_fast_path();
-        self.shared.busy.store(true, Ordering::Relaxed);
+        self.shared.begin();
         self.phase = RepeatPhase::Polling;
         true
     }
 
     /// Asks the service for the response.
     fn poll_service(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.shared.closing.load(Ordering::Relaxed) {
+        if self.shared.is_closing() {
             // hyper has to tell the client that the connection closes. The poll of `repeat` may be
             // unfinished, so it is dropped.
             self.return_request(FastPathMiss::default());
             self.remembered = None;
             return Poll::Ready(());
         }
-        // Always present: `try_begin` enters this phase only with a memo.
-        let Some(memo) = &mut self.remembered else { return Poll::Pending };
+        // Always present: `try_begin` enters this phase only with a remembered head.
+        let Some(remembered) = &mut self.remembered else { return Poll::Pending };
         self.head.clear();
-        let (repeat, path) = (&mut memo.repeat, &self.path);
+        let (repeat, path) = (&mut remembered.repeat, &self.path);
         match ready!(self.service.poll_repeat(repeat, path, &mut self.head, cx)) {
             Ok(body) => {
                 (self.head_written, self.body) = (0, body);
@@ -270,16 +185,15 @@ impl<I, S: Service> RepeatStream<I, S> {
         for part in [REQUEST_LINE.0, self.path.as_bytes(), REQUEST_LINE.1] {
             self.returned.extend_from_slice(part);
         }
-        if let Some(memo) = &self.remembered {
-            self.returned.extend_from_slice(&memo.head[memo.fields_start..]);
+        if let Some(remembered) = &self.remembered {
+            self.returned.extend_from_slice(&remembered.head[remembered.fields_start..]);
         }
-        self.empty_after = Some(self.shared.progress.begun());
+        self.empty_after = Some(self.shared.begun());
         self.end(RepeatPhase::Returning(0));
     }
 
     fn end(&mut self, next: RepeatPhase) {
-        self.shared.progress.end_fast_path();
-        self.shared.busy.store(false, Ordering::Relaxed);
+        self.shared.end();
         self.phase = next;
     }
 
@@ -298,7 +212,7 @@ impl<I, S: Service> RepeatStream<I, S> {
     /// Notes bytes that hyper gets: the head, and whether hyper can hold a part of another one.
     fn note_given(&mut self, given: &[u8]) {
         let was_at_head = self.is_at_head();
-        let next = self.shared.progress.begun() + 1;
+        let next = self.shared.begun() + 1;
         let alone = is_single_get(given);
         self.empty_after = alone.then_some(next);
         if was_at_head && alone && given.len() <= self.max_head_bytes {
@@ -311,7 +225,7 @@ impl<I, S: Service> RepeatStream<I, S> {
     }
 }
 
-impl<I: AsyncWrite + Unpin, S: Service> RepeatStream<I, S> {
+impl<I: AsyncWrite + Unpin, P: RepeatFastPath> RepeatIo<I, P> {
     /// Writes the rest of the response.
     fn poll_write_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.phase != RepeatPhase::Writing {
@@ -332,34 +246,39 @@ impl<I: AsyncWrite + Unpin, S: Service> RepeatStream<I, S> {
             }
         }
         self.body = Bytes::new();
-        self.empty_after = Some(self.shared.progress.begun());
+        self.empty_after = Some(self.shared.begun());
         self.end(RepeatPhase::Reading);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncRead for RepeatStream<I, S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+impl<I: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer for RepeatIo<I, P> {
+    type Below = I;
+
+    fn below(&self) -> &I {
+        &self.stream
+    }
+
+    fn below_mut(&mut self) -> Pin<&mut I> {
+        Pin::new(&mut self.stream)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            match this.phase {
-                RepeatPhase::Polling => ready!(this.poll_service(cx)),
-                RepeatPhase::Writing => ready!(this.poll_write_response(cx))?,
+            match self.phase {
+                RepeatPhase::Polling => ready!(self.poll_service(cx)),
+                RepeatPhase::Writing => ready!(self.poll_write_response(cx))?,
                 RepeatPhase::Returning(given) => {
-                    this.copy_returned(given, buf);
+                    self.copy_returned(given, buf);
                     return Poll::Ready(Ok(()));
                 }
                 RepeatPhase::Reading => {
-                    this.remember();
+                    self.remember();
                     let start = buf.filled().len();
-                    ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+                    ready!(self.below_mut().poll_read(cx, buf))?;
                     let bytes = &buf.filled()[start..];
-                    if !this.try_begin(bytes) {
-                        this.note_given(bytes);
+                    if !self.try_begin(bytes) {
+                        self.note_given(bytes);
                         return Poll::Ready(Ok(()));
                     }
                     buf.set_filled(start);
@@ -367,40 +286,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin, S: Service> AsyncRead for RepeatStream<I
             }
         }
     }
-}
 
-impl<I: AsyncWrite + Unpin, S: Service> AsyncWrite for RepeatStream<I, S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_response(cx))?;
-        Pin::new(&mut this.stream).poll_write(cx, bytes)
+    fn poll_before_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_response(cx)
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_response(cx))?;
-        Pin::new(&mut this.stream).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_response(cx))?;
-        Pin::new(&mut this.stream).poll_shutdown(cx)
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_response(cx))?;
+        self.below_mut().poll_shutdown(cx)
     }
 }

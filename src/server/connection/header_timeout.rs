@@ -24,6 +24,8 @@ use tokio::{
     time::sleep,
 };
 
+use super::layer::{Layer, Layered};
+
 /// Checks per limit.
 const CHECKS_PER_LIMIT: u32 = 4;
 
@@ -152,66 +154,54 @@ impl Drop for RequestGuard {
 }
 
 /// A stream that records when bytes arrive and when a write has to wait.
-pub(super) struct ProgressStream<S> {
+pub(super) type ProgressStream<S> = Layered<Progress<S>>;
+
+/// The layer of [`ProgressStream`].
+pub(super) struct Progress<S> {
     stream: S,
     progress: Arc<RequestProgress>,
 }
 
 impl<S> ProgressStream<S> {
     pub(super) fn new(stream: S, progress: Arc<RequestProgress>) -> Self {
-        Self { stream, progress }
+        Self(Progress { stream, progress })
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for ProgressStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Layer for Progress<S> {
+    type Below = S;
+
+    fn below(&self) -> &S {
+        &self.stream
+    }
+
+    fn below_mut(&mut self) -> Pin<&mut S> {
+        Pin::new(&mut self.stream)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let filled = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let read = self.below_mut().poll_read(cx, buf);
         let received = buf.filled().len() - filled;
         add(&self.progress.received_bytes, received as u64);
         charge_budget(received, cx);
         read
     }
-}
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for ProgressStream<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
+    fn after_write(
+        &mut self,
+        _cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.progress.record_write(&written);
         written
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        self.progress.record_write(&written);
-        written
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // TLS accepts all bytes at once, and has sent them only after a flush.
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        let flushed = self.below_mut().poll_flush(cx);
         self.progress.record_write(&flushed);
         flushed
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -326,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_sends_without_end_lets_others_have_their_turn() {
-        let endless = tokio::io::repeat(b'0');
+        let endless = tokio::io::join(tokio::io::repeat(b'0'), tokio::io::sink());
         let mut stream = ProgressStream::new(endless, Arc::new(RequestProgress::default()));
         let mut part = vec![0; 64 << 10];
         let read_in_a_turn = tokio::spawn(async move {

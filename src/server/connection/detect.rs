@@ -11,6 +11,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
+use super::layer::{Layer, Layered};
+
 /// "The client connection preface starts with a sequence of 24 octets" RFC 9113 3.4
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -39,7 +41,7 @@ where
             None => {}
         }
     };
-    Ok((protocol, RewoundStream { prefix: read, next: 0, filled, stream }))
+    Ok((protocol, Layered(Rewound { prefix: read, next: 0, filled, stream })))
 }
 
 /// Returns the protocol that begins with these bytes, once that is certain.
@@ -51,62 +53,40 @@ fn protocol_of(read: &[u8]) -> Option<ClientProtocol> {
 }
 
 /// A stream that yields bytes once more that were already read from it.
+pub(super) type RewoundStream<S> = Layered<Rewound<S>>;
+
+/// The layer of [`RewoundStream`].
 #[derive(Debug)]
-pub(super) struct RewoundStream<S> {
+pub(super) struct Rewound<S> {
     prefix: [u8; PREFACE.len()],
     next: usize,
     filled: usize,
     stream: S,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for RewoundStream<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.next == this.filled {
-            return Pin::new(&mut this.stream).poll_read(cx, buf);
+impl<S: AsyncRead + AsyncWrite + Unpin> Layer for Rewound<S> {
+    type Below = S;
+
+    fn below(&self) -> &S {
+        &self.stream
+    }
+
+    fn below_mut(&mut self) -> Pin<&mut S> {
+        Pin::new(&mut self.stream)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.next == self.filled {
+            return self.below_mut().poll_read(cx, buf);
         }
-        let rest = &this.prefix[this.next..this.filled];
+        let rest = &self.prefix[self.next..self.filled];
         let count = rest.len().min(buf.remaining());
         buf.put_slice(&rest[..count]);
-        this.next += count;
+        self.next += count;
         // Also read the bytes that follow: a head that arrived whole then reaches hyper whole, and
         // is not first parsed in part. An error of the stream shows again at the next read.
-        let _ = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let _ = self.below_mut().poll_read(cx, buf);
         Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for RewoundStream<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
 

@@ -1,0 +1,24 @@
+//! The part of the admin interface that a reload keeps.
+
+use std::sync::Arc;
+
+use super::caller_limits::CallerLimits;
+use crate::{
+    drain::Drain, limits::Quota, observe::metrics::Metrics, telemetry::LogFilter, warm::Warmer,
+};
+
+/// State that is shared by all configurations and survives a reload.
+#[derive(Clone)]
+pub struct AdminState {
+    /// Memory budget for the bodies of purges.
+    pub body_quota: Arc<Quota>,
+    /// Filter of the log, which `PUT /log` changes.
+    pub filter: LogFilter,
+    /// Reads jobs again after a purge with `"refresh": true`.
+    pub warmer: Warmer,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Turns true when a shutdown begins.
+    pub drain: Drain,
+    /// Rate limits and budgets of callers.
+    pub caller_limits: Arc<CallerLimits>,
+}

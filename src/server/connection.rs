@@ -1,0 +1,199 @@
+//! One connection of a client, from the accepted socket to its end: the layers between the socket
+//! and the service.
+//!
+//! # The stack of an HTTP/1 connection
+//!
+//! ```text
+//!          requests ^    | responses                     | 1xx responses
+//!                   |    v                               v
+//!   +---------------------------------+    service.rs, informational.rs
+//!   | service                         |
+//!   +---------------------------------+
+//!   | hyper              http1_conn   |  bytes become requests, responses become bytes
+//!   +---------------------------------+
+//!   | RepeatStream  repeat_fast_path  |  answers a head that repeats an earlier one
+//!   | InformationalStream             |  puts 1xx responses between two messages
+//!   |               informational_io  |
+//!   | ProgressStream  header_timeout  |  notes what arrives and whether a write has to wait
+//!   | RewoundStream           detect  |  yields the bytes once more that named the protocol
+//!   +---------------------------------+
+//!   | TlsStream         (if there is) |
+//!   | WriteTimeoutStream              |  fails a write that the client does not accept
+//!   |                  write_timeout  |
+//!   | Socket            transport.rs  |
+//!   +---------------------------------+
+//!          client ^    | bytes
+//! ```
+//!
+//! | layer | bytes that it sees | may write | why it is there |
+//! |---|---|---|---|
+//! | write timeout | those of the socket | nothing | above TLS it would see TLS accept more than the client reads |
+//! | protocol detection | all that TLS has decrypted | nothing | the first layer that knows what TLS hides |
+//! | header timeout | all, in both directions | nothing | below all that write: a response still on its way is no silence |
+//! | informational | those to the client | 1xx responses | below the fast path: a 1xx that is half written is ended before any answer |
+//! | repeat fast path | all that hyper gets or gives | the whole answer of a hit | next to hyper: it has to know which bytes hyper holds |
+//! | hyper | those that the fast path leaves | all other answers; 400, 414 and 431 without asking the service | |
+//!
+//! The PROXY protocol header comes before TLS and is read from the write timeout's stream
+//! (`proxy_protocol`); no later layer sees it. All layers are a [`layer::Layer`], which states only
+//! what it changes.
+//!
+//! An HTTP/2 connection ends at the detection: hyper gets the `RewoundStream`. Pings take the place of
+//! the header timeout, and each stream has a write timeout of its own (`stream_timeout`).
+//!
+//! # Who owns what
+//!
+//! [`ClientConnection`] owns the connection, counts it as open, and counts its error. It opens it
+//! (`handshake`: peer, TLS, protocol) and hands the stream to the connection of the protocol
+//! (`http1_conn`, `http2_conn`), which owns the layers until it ends. Two sides of an HTTP/1
+//! connection meet in three shared states, which only its task changes:
+//!
+//! | state | written by | read by |
+//! |---|---|---|
+//! | `RequestProgress` | `http1_conn`, header timeout, repeat fast path | the timer of the head, repeat fast path |
+//! | `InformationalQueue` | the service | informational |
+//! | `FastPathState` | `http1_conn`, repeat fast path | both |
+//!
+//! # Who ends it
+//!
+//! The client; a handshake or a head that takes longer than `server.header_timeout`; a write that
+//! waits longer than `server.write_timeout`; hyper, after an error of the client; and a drain, between
+//! two answers (`drain_grace`). The timer and the drain are a `side_task`: they cost a request nothing.
+
+mod connection_error;
+mod detect;
+mod drain_grace;
+mod handshake;
+mod header_timeout;
+mod http1_conn;
+mod http2_conn;
+mod informational_io;
+mod layer;
+mod open_connection;
+mod proxy_protocol;
+mod repeat_fast_path;
+mod side_task;
+mod stream_timeout;
+mod write_timeout;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+use tokio_rustls::rustls::ServerConfig;
+use tracing::debug;
+
+use self::{
+    connection_error::ConnectionError,
+    detect::ClientProtocol,
+    drain_grace::silent_during_drain,
+    handshake::{Handshake, OpenedConnection},
+    http1_conn::Http1Config,
+    http2_conn::Http2Config,
+};
+use crate::{
+    config,
+    drain::Drain,
+    observe::metrics::{KindLabels, Metrics},
+    service::Service,
+    tls::Renewed,
+    transport::{RemoteAddress, Socket},
+};
+
+/// The settings that every connection of a server is served with.
+pub(super) struct ConnectionConfig {
+    handshake: Handshake,
+    header_timeout: Duration,
+    http1: Http1Config,
+    http2: Http2Config,
+}
+
+impl ConnectionConfig {
+    pub(super) fn new(config: &config::ServerConfig) -> Self {
+        Self {
+            handshake: Handshake::new(config),
+            header_timeout: config.header_timeout,
+            http1: Http1Config::new(config),
+            http2: Http2Config::new(config),
+        }
+    }
+
+    pub(super) fn set_tls(&mut self, tls: Option<Arc<Renewed<ServerConfig>>>) {
+        self.handshake.tls = tls;
+    }
+
+    pub(super) fn expect_no_proxy_header(&mut self) {
+        self.handshake.use_proxy_protocol = false;
+    }
+}
+
+/// One connection. It counts as open until this is dropped.
+pub(super) struct ClientConnection<S> {
+    config: Arc<ConnectionConfig>,
+    service: S,
+    drain: Drain,
+    open: OpenGuard,
+}
+
+impl<S: Service> ClientConnection<S> {
+    pub(super) fn new(
+        config: &Arc<ConnectionConfig>,
+        service: &S,
+        drain: &Drain,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let open = OpenGuard::new(metrics);
+        Self { config: Arc::clone(config), service: service.clone(), drain: drain.clone(), open }
+    }
+
+    /// Serves the connection to its end and counts its error, if any.
+    pub(super) async fn serve(mut self, socket: Socket, remote: RemoteAddress) {
+        if let Err(error) = self.try_serve(socket, remote).await {
+            debug!(%error, "client connection ended");
+            self.open.record_error(&error);
+        }
+    }
+
+    async fn try_serve(
+        &mut self,
+        socket: Socket,
+        remote: RemoteAddress,
+    ) -> Result<(), ConnectionError> {
+        let ConnectionConfig { handshake, header_timeout, http1, http2 } = &*self.config;
+        let opened = tokio::select! {
+            opened = timeout(*header_timeout, handshake.open(socket, remote)) => opened,
+            () = silent_during_drain(&mut self.drain) => return Ok(()),
+        };
+        let OpenedConnection { protocol, stream, peer } =
+            opened.map_err(|_| ConnectionError::Timeout(*header_timeout))??;
+        let (service, drain) = (self.service.clone(), &mut self.drain);
+        match protocol {
+            ClientProtocol::Http1 => http1.serve(stream, peer, service, drain).await?,
+            ClientProtocol::Http2 => {
+                http2.serve(stream, peer, service, drain, &self.open.0).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Counts a connection as open until it is dropped.
+struct OpenGuard(Arc<Metrics>);
+
+impl OpenGuard {
+    fn new(metrics: &Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self(Arc::clone(metrics))
+    }
+
+    fn record_error(&self, fault: &ConnectionError) {
+        let kind = fault.as_str();
+        self.0.connection_errors.get_or_create(&KindLabels { kind }).inc();
+        fault.limit().inspect(|&limit| self.0.limits.count_hit(limit));
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}

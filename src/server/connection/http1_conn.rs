@@ -1,0 +1,194 @@
+//! One HTTP/1 connection between hyper and the service: the state that the two sides share, and the
+//! layers of the stream.
+
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use hyper::{
+    Request, Response, Version,
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::either::Either;
+
+use super::{
+    connection_error::ConnectionError,
+    drain_grace::FirstRequest,
+    header_timeout::{ProgressBody, ProgressStream, RequestProgress},
+    informational_io::InformationalStream,
+    open_connection::OpenConnection,
+    repeat_fast_path::{FastPathState, RepeatStream},
+    side_task::SideTask,
+};
+use crate::{
+    config::{self, HEADERS_ON_STACK},
+    drain::Drain,
+    informational::{Informational, InformationalQueue},
+    service::{Answered, Service},
+    transport::Peer,
+};
+
+/// The settings of HTTP/1 connections.
+pub(super) struct Http1Config {
+    builder: http1::Builder,
+    header_timeout: Duration,
+    /// Largest request head, in bytes.
+    max_head_bytes: usize,
+}
+
+impl Http1Config {
+    pub(super) fn new(config: &config::ServerConfig) -> Self {
+        let mut builder = http1::Builder::new();
+        // hyper's own header timeout has a cost for every request. `header_timeout` implements one
+        // that has none.
+        builder
+            .header_read_timeout(None)
+            .preserve_header_case(config.preserve_header_case)
+            .max_buf_size(config.buffer())
+            .max_header_size(config.max_header_bytes);
+        // Even a call with the default value moves the parser's memory to the heap.
+        if config.max_headers > HEADERS_ON_STACK {
+            builder.max_headers(config.max_headers);
+        }
+        let config::ServerConfig { header_timeout, max_header_bytes: max_head_bytes, .. } = *config;
+        Self { builder, header_timeout, max_head_bytes }
+    }
+
+    /// Serves a connection to its end.
+    pub(super) async fn serve<I, S>(
+        &self,
+        stream: I,
+        peer: Peer,
+        service: S,
+        drain: &mut Drain,
+    ) -> Result<(), ConnectionError>
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Service,
+    {
+        let open = OpenConnection::new(&service);
+        let peer = Peer { connection: open.id(), ..peer };
+        let (conn, stream) = Http1Conn::new(stream, peer, service, self.max_head_bytes);
+        let answer = service_fn(|request| conn.answer(request));
+        let connection = self.builder.serve_connection(TokioIo::new(stream), answer);
+        let mut connection = pin!(connection.with_upgrades());
+        let mut overdue = pin!(conn.progress.header_overdue(self.header_timeout));
+        let mut overdue = SideTask::new(overdue.as_mut());
+        let mut may_close = pin!(conn.first_request.ready_to_close(drain));
+        let mut may_close = SideTask::new(may_close.as_mut());
+        let mut close_pending = false;
+        poll_fn(|cx| {
+            if overdue.poll(cx).is_some() {
+                return Poll::Ready(Err(ConnectionError::Timeout(self.header_timeout)));
+            }
+            if may_close.poll(cx).is_some() {
+                conn.close_fast_path();
+                close_pending = true;
+            }
+            loop {
+                // hyper does not see a request that the fast path is answering, and would cut it
+                // off.
+                if close_pending && !conn.is_answering_repeat() {
+                    // Lets the request in flight end, and accepts no further ones.
+                    connection.as_mut().graceful_shutdown();
+                    close_pending = false;
+                }
+                let ended = connection.as_mut().poll(cx).map_err(ConnectionError::from);
+                if ended.is_ready() || !close_pending || conn.is_answering_repeat() {
+                    return ended;
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// The state of one HTTP/1 connection, between the layers below hyper and the service above it.
+struct Http1Conn<S: Service> {
+    peer: Peer,
+    service: S,
+    informational: Arc<InformationalQueue>,
+    progress: Arc<RequestProgress>,
+    /// `None` if the service does not offer it: then its layer is missing too.
+    fast_path: Option<Arc<FastPathState<S::Repeat>>>,
+    first_request: FirstRequest,
+}
+
+/// The stream that hyper reads and writes, with and without the fast path.
+type Http1Stream<I, S> = Either<RepeatStream<BelowFastPath<I>, S>, BelowFastPath<I>>;
+type BelowFastPath<I> = InformationalStream<ProgressStream<I>>;
+
+impl<S: Service> Http1Conn<S> {
+    /// Puts the layers on a new stream. Request heads may have up to `max_head_bytes` bytes.
+    fn new<I: AsyncRead + AsyncWrite + Unpin>(
+        stream: I,
+        peer: Peer,
+        service: S,
+        max_head_bytes: usize,
+    ) -> (Self, Http1Stream<I, S>) {
+        let progress = Arc::new(RequestProgress::new(max_head_bytes));
+        let informational = Arc::new(InformationalQueue::default());
+        let fast_path =
+            service.is_offered().then(|| Arc::new(FastPathState::new(Arc::clone(&progress))));
+        let stream = ProgressStream::new(stream, Arc::clone(&progress));
+        let stream = InformationalStream::new(stream, Arc::clone(&informational));
+        let stream = match &fast_path {
+            Some(state) => {
+                let (service, state) = (service.clone(), Arc::clone(state));
+                Either::Left(RepeatStream::new(stream, service, state, max_head_bytes))
+            }
+            None => Either::Right(stream),
+        };
+        let first_request = FirstRequest::default();
+        (Self { peer, service, informational, progress, fast_path, first_request }, stream)
+    }
+
+    /// Leaves all further requests to hyper.
+    fn close_fast_path(&self) {
+        self.fast_path.iter().for_each(|fast_path| fast_path.close());
+    }
+
+    /// Whether the fast path is answering a request, which hyper does not see.
+    fn is_answering_repeat(&self) -> bool {
+        self.fast_path.as_ref().is_some_and(|fast_path| fast_path.is_busy())
+    }
+
+    /// Passes a request to the service and returns its response.
+    fn answer(
+        &self,
+        mut request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<ProgressBody<S::Body>>, Infallible>> + use<S> {
+        self.first_request.mark_begun();
+        let guard = self.progress.begin(!request.body().is_end_stream());
+        let number = self.progress.begun();
+        let fast_path = self.fast_path.clone();
+        let may_switch = request.extensions().get::<OnUpgrade>().is_some();
+        let miss = fast_path.as_ref().and_then(|fast_path| fast_path.request_taken(may_switch));
+        if let Some(miss) = miss {
+            request.extensions_mut().insert(miss);
+        }
+        // "a server MUST NOT send a 1xx response to an HTTP/1.0 client" RFC 9110 15.2
+        let takes_informational = request.version() == Version::HTTP_11;
+        let informational =
+            if takes_informational { self.informational.open() } else { Informational::default() };
+        let answer = self.service.clone().serve(request, self.peer, informational.clone());
+        async move {
+            let Answered { response, repeat } = answer.await;
+            informational.close().await;
+            if let (Some(fast_path), Some(repeat)) = (fast_path, repeat) {
+                fast_path.keep(number, repeat);
+            }
+            Ok(response.map(|body| ProgressBody::new(body, guard)))
+        }
+    }
+}

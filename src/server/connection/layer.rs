@@ -1,0 +1,99 @@
+//! A layer of the connection's byte stream, and the part that all layers have in common.
+//!
+//! A layer states only what it changes: what it does with bytes that arrive, what it writes before
+//! the bytes of the layer above, and what it learns from a write. All else goes to the layer below.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// One layer between a client and hyper.
+pub(super) trait Layer: Unpin {
+    /// The layer below, nearer to the client.
+    type Below: AsyncRead + AsyncWrite + Unpin;
+
+    fn below(&self) -> &Self::Below;
+
+    fn below_mut(&mut self) -> Pin<&mut Self::Below>;
+
+    /// Reads bytes for the layer above.
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.below_mut().poll_read(cx, buf)
+    }
+
+    /// Writes what this layer has to write before any byte of the layer above.
+    fn poll_before_write(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes the result of a write and returns the result for the layer above.
+    fn after_write(
+        &mut self,
+        _cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        written
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.below_mut().poll_flush(cx)
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.below_mut().poll_shutdown(cx)
+    }
+}
+
+/// A layer as the stream that the next layer is put on.
+#[derive(Debug)]
+pub(super) struct Layered<L>(pub(super) L);
+
+impl<L: Layer> AsyncRead for Layered<L> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.get_mut().0.poll_read(cx, buf)
+    }
+}
+
+impl<L: Layer> AsyncWrite for Layered<L> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let Self(layer) = self.get_mut();
+        ready!(layer.poll_before_write(cx))?;
+        let written = layer.below_mut().poll_write(cx, bytes);
+        layer.after_write(cx, written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Self(layer) = self.get_mut();
+        ready!(layer.poll_before_write(cx))?;
+        let written = layer.below_mut().poll_write_vectored(cx, parts);
+        layer.after_write(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.below().is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().0.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().0.poll_shutdown(cx)
+    }
+}
