@@ -33,7 +33,7 @@
 //! has been answered. So they are never older than what Redis would have answered. (With
 //! `near = "bounded"` the `PING` may be up to `near_max_staleness` old.)
 //!
-//! On a Redis Cluster all this holds for each master and its slots; [`cluster`] explains what
+//! On a Redis Cluster all this holds for each master and its slots; [`redis::cluster`] explains what
 //! happens when slots move or masters change.
 //!
 //! # The limits
@@ -68,18 +68,24 @@
 
 pub mod barrier;
 mod batch_outcome;
-pub mod cluster;
+mod budget;
+mod errors;
 pub mod journal;
 mod key_state;
+mod lease;
 pub mod memory;
 pub mod near;
+mod node_address;
+mod node_status;
 pub mod pending;
 mod receipt;
 pub mod redis;
 mod retry_queue;
 mod sibling_watch;
 mod sidecar_record;
-mod types;
+mod slots;
+mod words;
+mod write;
 
 use std::{
     fmt,
@@ -89,43 +95,44 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-pub use self::cluster::NodeStatus;
-pub use self::key_state::{KeyState, LeaseState};
-pub use self::pending::JournalStatus;
-pub use self::receipt::{KeyReceipt, Purged, RemovedEntry};
-pub use self::sidecar_record::{RecordMismatch, SidecarRecord};
-pub use self::types::{
-    BarrierWait, Budget, CredentialKey, Ended, Epoch, Fill, Grant, IdentityHash, Key, Lease,
-    Redirect, Replacement, Seen, StoreError, StoredValue, Token, Write,
-};
 use self::{
-    barrier::BarrierDown,
-    near::Watcher,
-    types::{Begun, LeaseGuard},
+    barrier::BarrierDown, memory::Memory, near::Watcher, redis::Redis, words::unix_ms, write::Begun,
+};
+pub use self::{
+    barrier::BarrierWait,
+    budget::Budget,
+    errors::{Redirect, StoreError},
+    key_state::{KeyState, LeaseState},
+    lease::{Grant, Lease},
+    node_address::NodeAddress,
+    node_status::NodeStatus,
+    pending::sibling_bypass::JournalStatus,
+    receipt::{KeyReceipt, Purged, RemovedEntry},
+    sidecar_record::{RecordMismatch, SidecarRecord},
+    words::{
+        CredentialKey, Ended, Epoch, Fill, IdentityHash, Key, MAX_PAIRS_OF_CREDENTIAL, Replacement,
+        Seen, StoredValue, Token,
+    },
+    write::Write,
 };
 use crate::{
     clock, config,
     metrics::{Metrics, StoreOp},
 };
 
-/// Greatest number of pairs of one entry that have the same credential. A further one replaces the
-/// oldest of them, so that nobody fills the audience of others.
-pub const MAX_PAIRS_OF_CREDENTIAL: usize = 8;
-
 /// Checks that the configured store can be reached now and is fit for use. Returns how other
 /// sidecars there are configured differently.
 pub async fn probe(config: &config::Config) -> Result<Vec<RecordMismatch>, StoreError> {
     match &config.store.url {
         config::StoreUrl::Memory => Ok(Vec::new()),
-        config::StoreUrl::Redis(_) | config::StoreUrl::Sentinel(_) => redis::probe(config).await,
-        config::StoreUrl::Cluster(seeds) => cluster::probe(seeds, config).await,
+        _ => redis::probe(config).await,
     }
 }
 
@@ -149,9 +156,8 @@ impl fmt::Debug for Store {
 
 #[derive(Debug)]
 enum Engine {
-    Redis(redis::Redis),
-    Cluster(cluster::Cluster),
-    Memory(memory::Memory),
+    Redis(Redis),
+    Memory(Memory),
 }
 
 impl Store {
@@ -166,22 +172,13 @@ impl Store {
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
         let tasks = TaskTracker::new();
-        let engine = match &config.store.url {
-            config::StoreUrl::Memory => {
-                metrics.set_store_up(true);
-                metrics.breaker.close();
-                Engine::Memory(memory::Memory::new(config))
-            }
-            config::StoreUrl::Redis(_) | config::StoreUrl::Sentinel(_) => {
-                let metrics = Arc::clone(&metrics);
-                let tasks = tasks.clone();
-                Engine::Redis(redis::Redis::open(config, metrics, tasks, watcher)?)
-            }
-            config::StoreUrl::Cluster(seeds) => {
-                let metrics = Arc::clone(&metrics);
-                let tasks = tasks.clone();
-                Engine::Cluster(cluster::Cluster::open(seeds, config, metrics, tasks, watcher)?)
-            }
+        let engine = if config.store.url == config::StoreUrl::Memory {
+            metrics.set_store_up(true);
+            metrics.breaker.close();
+            Engine::Memory(Memory::new(config))
+        } else {
+            let (metrics, tasks) = (Arc::clone(&metrics), tasks.clone());
+            Engine::Redis(Redis::open(config, metrics, tasks, watcher)?)
         };
         Ok(Self { engine, tokens: Tokens::new(), tasks, metrics })
     }
@@ -201,7 +198,6 @@ impl Store {
     pub fn trust(&self, key: &Key) -> Result<i64, StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.trust(key),
-            Engine::Cluster(cluster) => cluster.trust(key),
             Engine::Memory(_) => Ok(unix_ms(clock::now())),
         }
     }
@@ -212,8 +208,7 @@ impl Store {
     /// none otherwise.
     pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
         match &self.engine {
-            Engine::Redis(redis) => redis.follow(key, budget).await,
-            Engine::Cluster(cluster) => cluster.follow(key, budget).await,
+            Engine::Redis(redis) => redis.owner(key)?.follow(key, budget).await,
             Engine::Memory(_) => Err(StoreError::Down),
         }
     }
@@ -229,8 +224,7 @@ impl Store {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), BarrierDown>> {
         match &self.engine {
-            Engine::Redis(redis) => redis.poll_barrier(staleness, wait, cx),
-            Engine::Cluster(cluster) => cluster.poll_barrier(key, staleness, wait, cx),
+            Engine::Redis(redis) => redis.poll_barrier(key, staleness, wait, cx),
             Engine::Memory(_) => Poll::Ready(Err(BarrierDown)),
         }
     }
@@ -239,8 +233,7 @@ impl Store {
     pub async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {
         self.timed(StoreOp::Read, async {
             match &self.engine {
-                Engine::Redis(redis) => redis.read(key, budget).await,
-                Engine::Cluster(cluster) => cluster.read(key, budget).await,
+                Engine::Redis(redis) => redis.owner(key)?.read(key, budget).await,
                 Engine::Memory(memory) => Ok(memory.read(key)),
             }
         })
@@ -251,8 +244,7 @@ impl Store {
     /// result does not affect the connection, and the operation is not counted.
     pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState, StoreError> {
         match &self.engine {
-            Engine::Redis(redis) => redis.inspect(key, budget).await,
-            Engine::Cluster(cluster) => cluster.inspect(key, budget).await,
+            Engine::Redis(redis) => redis.owner(key)?.inspect(key, budget).await,
             Engine::Memory(memory) => Ok(memory.inspect(key)),
         }
     }
@@ -274,8 +266,7 @@ impl Store {
         let expected = self.metrics.events.expect_own_change(key.main());
         let grant = self.timed(StoreOp::Lease, async {
             match &self.engine {
-                Engine::Redis(redis) => redis.lease(key, token, refused, budget).await,
-                Engine::Cluster(cluster) => cluster.lease(key, token, refused, budget).await,
+                Engine::Redis(redis) => redis.owner(key)?.lease(key, token, refused, budget).await,
                 Engine::Memory(memory) => Ok(memory.lease(key, token, refused)),
             }
         });
@@ -298,8 +289,7 @@ impl Store {
         self.expect([&lease.key]);
         self.timed(StoreOp::Fill, async {
             match &self.engine {
-                Engine::Redis(redis) => redis.fill(lease, body, meta, ttl).await,
-                Engine::Cluster(cluster) => cluster.fill(lease, body, meta, ttl).await,
+                Engine::Redis(redis) => redis.owner(&lease.key)?.fill(lease, body, meta, ttl).await,
                 Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
             }
         })
@@ -317,8 +307,9 @@ impl Store {
     ) -> Result<Fill, StoreError> {
         self.timed(StoreOp::Admit, async {
             match &self.engine {
-                Engine::Redis(redis) => redis.admit(key, seen, generation, caller).await,
-                Engine::Cluster(cluster) => cluster.admit(key, seen, generation, caller).await,
+                Engine::Redis(redis) => {
+                    redis.owner(key)?.admit(key, seen, generation, caller).await
+                }
                 Engine::Memory(memory) => Ok(memory.admit(key, seen, caller)),
             }
         })
@@ -337,8 +328,7 @@ impl Store {
         self.expect([key]);
         self.timed(StoreOp::Replace, async {
             match &self.engine {
-                Engine::Redis(redis) => redis.replace(key, seen, generation, new).await,
-                Engine::Cluster(cluster) => cluster.replace(key, seen, generation, new).await,
+                Engine::Redis(redis) => redis.owner(key)?.replace(key, seen, generation, new).await,
                 Engine::Memory(memory) => Ok(memory.replace(key, seen, new)),
             }
         })
@@ -353,8 +343,7 @@ impl Store {
     /// Replaces the configuration that is recorded for other sidecars, after a reload.
     pub fn record(&self, record: SidecarRecord) {
         match &self.engine {
-            Engine::Redis(redis) => redis.record(record),
-            Engine::Cluster(cluster) => cluster.record(record),
+            Engine::Redis(redis) => redis.context.records.replace(record),
             Engine::Memory(_) => {}
         }
     }
@@ -362,8 +351,7 @@ impl Store {
     /// Returns the current key of the credential fingerprints.
     pub fn credential_key(&self) -> CredentialKey {
         match &self.engine {
-            Engine::Redis(redis) => redis.credential_key(),
-            Engine::Cluster(cluster) => cluster.credential_key(),
+            Engine::Redis(redis) => redis.context.credential_key(),
             Engine::Memory(memory) => memory.credential_key(),
         }
     }
@@ -372,8 +360,12 @@ impl Store {
     pub async fn release(&self, lease: Lease) {
         self.expect([&lease.key]);
         match &self.engine {
-            Engine::Redis(redis) => redis.release(lease).await,
-            Engine::Cluster(cluster) => cluster.release(lease).await,
+            Engine::Redis(redis) => {
+                // Without an owner the lease expires by itself.
+                if let Ok(shard) = redis.owner(&lease.key) {
+                    shard.release(lease).await;
+                }
+            }
             Engine::Memory(memory) => memory.release(&lease),
         }
     }
@@ -390,15 +382,9 @@ impl Store {
                 self.metrics.record_store_op(StoreOp::Begin, &result, started.elapsed());
                 begun
             }
-            Engine::Cluster(cluster) => {
-                let started = Instant::now();
-                let (begun, result) = cluster.begin(&keys, &id, fence, budget).await;
-                self.metrics.record_store_op(StoreOp::Begin, &result, started.elapsed());
-                begun
-            }
             Engine::Memory(memory) => {
                 memory.begin(&keys, &id, fence);
-                Begun::Confirmed(None)
+                Begun::Confirmed
             }
         };
         Write { keys, elsewhere: 0, id, fence, begun }
@@ -407,14 +393,13 @@ impl Store {
     /// Returns a write that fences nothing, to be widened and ended.
     pub fn unfenced(&self, fence: Duration) -> Write {
         let id = self.tokens.next();
-        Write { keys: Vec::new(), elsewhere: 0, id, fence, begun: Begun::Confirmed(None) }
+        Write { keys: Vec::new(), elsewhere: 0, id, fence, begun: Begun::NotSent }
     }
 
     /// Renews the fence of a long write.
     pub async fn renew(&self, write: &Write) {
         match &self.engine {
             Engine::Redis(redis) => redis.renew(write).await,
-            Engine::Cluster(cluster) => cluster.renew(write).await,
             Engine::Memory(memory) => memory.begin(&write.keys, &write.id, write.fence),
         }
     }
@@ -432,11 +417,6 @@ impl Store {
                 self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
                 ended.unwrap_or(Ended::Pending)
             }
-            Engine::Cluster(cluster) => {
-                let ended = cluster.end(write, linger, budget).await;
-                self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
-                ended.unwrap_or(Ended::Pending)
-            }
             Engine::Memory(memory) => memory.end(&write.keys, &write.id, linger).ended,
         }
     }
@@ -448,11 +428,10 @@ impl Store {
         let id = self.tokens.next();
         self.expect(&keys);
         let started = Instant::now();
-        let (elsewhere, fence, begun) = (0, Duration::ZERO, Begun::Confirmed(None));
+        let (elsewhere, fence, begun) = (0, Duration::ZERO, Begun::NotSent);
         let write = Write { keys, elsewhere, id, fence, begun };
         let (ended, was) = match &self.engine {
             Engine::Redis(redis) => redis.purge(&write, wait).await,
-            Engine::Cluster(cluster) => cluster.purge(&write, wait).await,
             Engine::Memory(memory) => return memory.end(&write.keys, &write.id, Duration::ZERO),
         };
         self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
@@ -464,7 +443,6 @@ impl Store {
     pub async fn purge_all(&self) -> Ended {
         match &self.engine {
             Engine::Redis(redis) => redis.purge_all().await,
-            Engine::Cluster(cluster) => cluster.purge_all().await,
             Engine::Memory(memory) => memory.purge_all(),
         }
     }
@@ -474,7 +452,6 @@ impl Store {
     pub fn now_ms(&self) -> i64 {
         match &self.engine {
             Engine::Redis(redis) => redis.now_ms(),
-            Engine::Cluster(cluster) => cluster.now_ms(),
             Engine::Memory(_) => unix_ms(clock::now()),
         }
     }
@@ -483,7 +460,6 @@ impl Store {
     pub fn is_up(&self) -> bool {
         match &self.engine {
             Engine::Redis(redis) => redis.is_up(),
-            Engine::Cluster(cluster) => cluster.is_up(),
             Engine::Memory(_) => true,
         }
     }
@@ -491,8 +467,8 @@ impl Store {
     /// Returns the masters of a cluster; empty if the store is not a cluster.
     pub fn nodes(&self) -> Vec<NodeStatus> {
         match &self.engine {
-            Engine::Cluster(cluster) => cluster.nodes(),
-            Engine::Redis(_) | Engine::Memory(_) => Vec::new(),
+            Engine::Redis(redis) => redis.nodes(),
+            Engine::Memory(_) => Vec::new(),
         }
     }
 
@@ -500,8 +476,8 @@ impl Store {
     /// cluster.
     pub fn place(&self, key: &Key) -> Option<(u16, Option<String>)> {
         match &self.engine {
-            Engine::Cluster(cluster) => Some(cluster.place(key)),
-            Engine::Redis(_) | Engine::Memory(_) => None,
+            Engine::Redis(redis) => redis.place(key),
+            Engine::Memory(_) => None,
         }
     }
 
@@ -509,8 +485,7 @@ impl Store {
     /// pending.
     pub fn pending(&self) -> usize {
         match &self.engine {
-            Engine::Redis(redis) => redis.pending(),
-            Engine::Cluster(cluster) => cluster.pending(),
+            Engine::Redis(redis) => redis.context.retry_queue.pending.len(),
             Engine::Memory(_) => 0,
         }
     }
@@ -518,8 +493,7 @@ impl Store {
     /// Returns the state of the journal of unconfirmed invalidations, if there is one.
     pub fn journal(&self) -> Option<JournalStatus> {
         match &self.engine {
-            Engine::Redis(redis) => redis.journal_status(),
-            Engine::Cluster(cluster) => cluster.journal_status(),
+            Engine::Redis(redis) => redis.context.retry_queue.journal_status(),
             Engine::Memory(_) => None,
         }
     }
@@ -533,7 +507,6 @@ impl Store {
         let left = deadline.saturating_sub(started.elapsed());
         match &self.engine {
             Engine::Redis(redis) => redis.close(left).await,
-            Engine::Cluster(cluster) => cluster.close(left).await,
             Engine::Memory(_) => {}
         }
     }
@@ -579,12 +552,4 @@ impl Tokens {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         Token(format!("{:016x}-{n:x}-{identity}", self.process).into())
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn unix_ms(time: SystemTime) -> i64 {
-    millis(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }

@@ -1,6 +1,10 @@
 //! The combined outcome of the ends of several keys.
 
-use super::{Ended, Key, KeyReceipt, StoreError};
+use super::{
+    errors::StoreError,
+    receipt::KeyReceipt,
+    words::{Ended, Key},
+};
 
 /// The combined outcome of several ends.
 #[derive(Debug)]

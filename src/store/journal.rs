@@ -10,8 +10,8 @@
 //! each reads what the others have not confirmed (`journal/siblings.rs`), and takes it over when they end.
 
 mod lock;
-mod records;
-mod siblings;
+pub(super) mod records;
+pub(super) mod siblings;
 
 use std::{
     fs::{File, OpenOptions},
@@ -27,14 +27,10 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 use tracing::warn;
 
-pub use self::records::{JournalOwner, Record};
 use self::{
     lock::{LockOutcome, MAX_PROCESSES, Missing, lock, numbered, with_suffix},
-    records::{encode, read},
-};
-pub(super) use self::{
-    records::LiveRecords,
-    siblings::{EndedJournal, SiblingState, Siblings},
+    records::{JournalOwner, Record, encode, read},
+    siblings::Siblings,
 };
 use crate::throttle::Throttle;
 

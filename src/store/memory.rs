@@ -14,8 +14,13 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState,
-    MAX_PAIRS_OF_CREDENTIAL, Purged, RemovedEntry, Replacement, Seen, StoredValue, Token, millis,
+    key_state::{KeyState, LeaseState},
+    lease::{Grant, Lease, LeaseGuard},
+    receipt::{KeyReceipt, Purged, RemovedEntry},
+    words::{
+        CredentialKey, Ended, Epoch, Fill, Key, MAX_PAIRS_OF_CREDENTIAL, Replacement, Seen,
+        StoredValue, Token, millis, unix_ms,
+    },
 };
 use crate::{clock, config};
 
@@ -40,28 +45,6 @@ impl fmt::Debug for Memory {
             .field("keys", &slots.by_key.len())
             .field("bytes", &slots.bytes)
             .finish_non_exhaustive()
-    }
-}
-
-/// Hands a lease back when it is dropped.
-pub struct MemoryLeaseGuard {
-    slots: Arc<Mutex<MemorySlots>>,
-    key: Key,
-    token: Token,
-}
-
-impl fmt::Debug for MemoryLeaseGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryLeaseGuard")
-            .field("key", &self.key)
-            .field("token", &self.token)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Drop for MemoryLeaseGuard {
-    fn drop(&mut self) {
-        lock(&self.slots).release(&self.key, &self.token);
     }
 }
 
@@ -96,7 +79,7 @@ impl Memory {
             lease: config.store.lease,
             max_bytes: config.store.memory_max,
             epoch: Epoch("memory".into()),
-            credential_key: credential_key(&config.credentials),
+            credential_key: CredentialKey::initial(config.credentials.secret.as_ref()),
             slots: Arc::default(),
         }
     }
@@ -145,10 +128,10 @@ impl Memory {
         let expires_ms = now + millis(self.lease);
         slot.lease = Some(MemoryLease { token: token.clone(), granted_ms: now, expires_ms });
         let epoch = self.epoch.clone();
-        let slots = Arc::clone(&self.slots);
         let key = key.clone();
-        let hold = MemoryLeaseGuard { slots, key: key.clone(), token: token.clone() };
-        let hold = super::LeaseGuard::Memory(hold);
+        let slots = Arc::clone(&self.slots);
+        let released = (key.clone(), token.clone());
+        let hold = LeaseGuard::new(move || lock(&slots).release(&released.0, &released.1));
         Grant::Lease(Lease { key, token, epoch, granted_at_ms: now, hold })
     }
 
@@ -386,11 +369,6 @@ fn admitted(meta: &str, caller: &str, served_at_ms: i64) -> String {
     format!("{before}\"audience\":[\"{}\"]{after}", members.join("\",\""))
 }
 
-fn credential_key(config: &config::CredentialsConfig) -> CredentialKey {
-    let secret = config.secret.as_ref();
-    secret.map_or_else(CredentialKey::random, |secret| CredentialKey::derived(secret.expose()))
-}
-
 /// Copies a body: the bytes may be part of a much larger buffer, which is counted elsewhere for as
 /// long as they live.
 fn copied(body: &Bytes) -> Bytes {
@@ -402,7 +380,7 @@ fn size(entry: &StoredValue) -> usize {
 }
 
 fn now_ms() -> i64 {
-    super::unix_ms(clock::now())
+    unix_ms(clock::now())
 }
 
 #[cfg(test)]

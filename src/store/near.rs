@@ -27,7 +27,7 @@ use quick_cache::{
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::Key;
+use super::words::Key;
 use crate::{
     metrics::Metrics,
     mutants::{self, Mutant},

@@ -4,7 +4,7 @@
 //! This module knows nothing about roles, versions or commands other than the login. It retries
 //! nothing: its callers have a budget and know how to go on without a connection.
 
-mod login;
+pub(super) mod login;
 
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -25,12 +25,12 @@ use tokio_rustls::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-pub(super) use self::login::RedisLogin;
-use super::{refused, session::classify};
+use self::login::RedisLogin;
+use super::errors::classify;
 use crate::{
     config,
     metrics::Metrics,
-    store::StoreError,
+    store::errors::StoreError,
     tls::{self, Renewed, TlsError},
     transport::{ClientStream, Socket},
 };
@@ -108,7 +108,8 @@ impl Target {
         };
         // Without TLS in the scheme: the `redis` crate parses TLS URLs only if its own TLS is
         // compiled in.
-        let info = format!("{scheme}://{rest}").into_connection_info().map_err(refused)?;
+        let info = format!("{scheme}://{rest}").into_connection_info();
+        let info = info.map_err(|error| StoreError::Refused(error.to_string()))?;
         let place = match info.addr() {
             ConnectionAddr::Tcp(host, port) => RedisAddress::Tcp(host.clone(), *port),
             ConnectionAddr::Unix(path) => RedisAddress::Unix(path.clone()),

@@ -16,12 +16,19 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
-    DETACHED_TIMEOUT, SessionHandle,
+    connect::connect_master,
+    errors::{BACKOFF, DETACHED_TIMEOUT, classify},
     server_info::ServerInfo,
-    session::{Session, classify},
-    supervisor::{BACKOFF, PROBE_EVERY, RedisState},
+    session::Session,
+    state::{SessionHandle, ShardState},
 };
-use crate::store::{Epoch, StoreError, millis};
+use crate::store::{
+    errors::StoreError,
+    words::{Epoch, millis},
+};
+
+/// Interval between two probes of the server's role.
+const PROBE_EVERY: Duration = Duration::from_millis(400);
 
 /// Most attempts to connect that are under way at a time.
 const MAX_ATTEMPTS: usize = 4;
@@ -30,7 +37,7 @@ const UPTIME_ERROR_SECS: u64 = 1;
 
 static EPOCH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../lua/epoch.lua")));
 
-impl RedisState {
+impl ShardState {
     /// Connects to the master, however long that takes, and opens a session.
     /// Waits for about `first_pause` before the first attempt.
     pub(super) async fn reconnect(
@@ -51,7 +58,7 @@ impl RedisState {
                     Err(error) => error,
                 },
                 () = sleep_until(next_at), if has_room => {
-                    attempts.push(self.dial());
+                    attempts.push(connect_master(&self.source));
                     next_at = Instant::now() + self.longest_pause();
                     continue;
                 }
@@ -65,16 +72,22 @@ impl RedisState {
     }
 
     fn warn_of_failed_attempt(&self, error: &StoreError) {
-        self.metrics.breaker.fail(error);
+        self.context.metrics.breaker.fail(error);
         if let Some(suppressed) = self.warnings.connect.admit(&error.to_string()) {
             let store = &self.address;
             warn!(store, %error, suppressed, "cannot connect to the store; retrying");
         }
     }
 
+    /// Time for which a new epoch has no hits.
+    fn grace(&self) -> Duration {
+        self.context.config.reconnect_grace
+    }
+
     /// The longest pause between two attempts to connect: a quarter of the grace.
     fn longest_pause(&self) -> Duration {
-        if self.grace.is_zero() { BACKOFF.1 } else { (self.grace / 4).clamp(BACKOFF.0, BACKOFF.1) }
+        let grace = self.grace();
+        if grace.is_zero() { BACKOFF.1 } else { (grace / 4).clamp(BACKOFF.0, BACKOFF.1) }
     }
 
     /// The interval between two probes of the server. A connection that is closed is noticed at once;
@@ -90,10 +103,10 @@ impl RedisState {
         info: &ServerInfo,
         epoch: &Epoch,
     ) -> Option<Instant> {
-        let name = self.epoch_mark().filter(|_| !self.grace.is_zero())?;
-        let is_new = info.uptime_secs() <= self.grace.as_secs() + 1 + UPTIME_ERROR_SECS;
+        let name = self.epoch_mark()?;
+        let is_new = info.uptime_secs() <= self.grace().as_secs() + 1 + UPTIME_ERROR_SECS;
         let mut script = EPOCH.key(name);
-        script.arg(self.marked_epoch(epoch)).arg(if is_new { "new" } else { "old" });
+        script.arg(self.source.marked_epoch(epoch)).arg(if is_new { "new" } else { "old" });
         let known = timeout(DETACHED_TIMEOUT, script.invoke_async::<i64>(connection)).await;
         let known_ms = match known {
             Ok(Ok(known_ms)) => u64::try_from(known_ms).unwrap_or(0),
@@ -103,7 +116,7 @@ impl RedisState {
             }
             Err(_) => 0,
         };
-        let left = self.grace.checked_sub(Duration::from_millis(known_ms))?;
+        let left = self.grace().checked_sub(Duration::from_millis(known_ms))?;
         (!left.is_zero()).then(|| {
             info!(
                 left_ms = millis(left),
@@ -120,22 +133,9 @@ impl RedisState {
         future::pending().await
     }
 
-    /// The name of the mark, in a slot of this server; `None` if it has no slot.
+    /// The name of the mark, in a slot of this server; `None` if it has no slot, or none is needed.
     pub(super) fn epoch_mark(&self) -> Option<String> {
-        match &self.shard {
-            None => Some(format!("{{{}}}:epoch", self.prefix)),
-            Some(shard) => shard.slots.name(&self.prefix, "epoch", 0),
-        }
-    }
-
-    /// The epoch as it is marked: without the config epoch of a cluster, which also changes with
-    /// every slot that a master takes in.
-    pub(super) fn marked_epoch<'e>(&self, epoch: &'e Epoch) -> &'e str {
-        let whole = epoch.as_str();
-        match &self.shard {
-            None => whole,
-            Some(_) => whole.rsplit_once('-').map_or(whole, |(server, _)| server),
-        }
+        (!self.grace().is_zero()).then(|| self.source.epoch_mark(&self.context.config.prefix))?
     }
 }
 

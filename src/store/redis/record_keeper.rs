@@ -7,8 +7,8 @@ use redis::Cmd;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use super::{DETACHED_TIMEOUT, session::Session, supervisor::RedisState};
-use crate::store::{StoreError, millis};
+use super::{errors::DETACHED_TIMEOUT, session::Session, state::ShardState};
+use crate::store::{errors::StoreError, words::millis};
 
 /// Interval between two renewals of a record.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
@@ -17,7 +17,7 @@ const LIFE: Duration = Duration::from_mins(1);
 /// Most records that are read. There is one for each configuration.
 const MAX_RECORDS: usize = 32;
 
-impl RedisState {
+impl ShardState {
     /// Renews our record, and warns about others, for as long as a session lasts; never returns. The
     /// first time is right after the session was opened.
     pub(super) async fn keep_record(&self, session: &Session) -> Infallible {
@@ -25,8 +25,9 @@ impl RedisState {
             let exchange = async {
                 self.renew_epoch_mark(session).await?;
                 if self.keeps_shared_keys() {
-                    let ours = self.records.ours().text();
-                    self.records.compare(&session.exchange_records(&self.prefix, &ours).await?);
+                    let (records, prefix) = (&self.context.records, &self.context.config.prefix);
+                    let ours = records.ours().text();
+                    records.compare(&session.exchange_records(prefix, &ours).await?);
                 }
                 Ok::<_, StoreError>(())
             };
@@ -41,8 +42,8 @@ impl RedisState {
     /// Sets the mark of the epoch if it is gone: without it, a replica that is promoted later would
     /// look like a server that jobcache has never used.
     async fn renew_epoch_mark(&self, session: &Session) -> Result<(), StoreError> {
-        let Some(name) = self.epoch_mark().filter(|_| !self.grace.is_zero()) else { return Ok(()) };
-        let mark = format!("0 {}", self.marked_epoch(session.epoch()));
+        let Some(name) = self.epoch_mark() else { return Ok(()) };
+        let mark = format!("0 {}", self.source.marked_epoch(session.epoch()));
         session.query::<redis::Value>(redis::cmd("SET").arg(name).arg(mark).arg("NX")).await?;
         Ok(())
     }
@@ -69,7 +70,7 @@ impl Session {
 }
 
 /// The command that reads the records which have not expired.
-pub(in crate::store) fn live_records(prefix: &str, now_ms: i64) -> Cmd {
+pub(super) fn live_records(prefix: &str, now_ms: i64) -> Cmd {
     let mut read = redis::cmd("ZRANGE");
     read.arg(name(prefix)).arg(now_ms).arg("+inf").arg("BYSCORE");
     read.arg("LIMIT").arg(0).arg(MAX_RECORDS);

@@ -38,13 +38,13 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    dial::{RedisAddress, RedisConnection, RedisLogin, Target, Tls},
-    session::classify,
+    dial::{RedisAddress, RedisConnection, Target, Tls, login::RedisLogin},
+    errors::classify,
 };
 use crate::{
     config::{Config, Sentinels},
     metrics::Metrics,
-    store::StoreError,
+    store::{errors::StoreError, words::Epoch},
     throttle::Throttle,
 };
 
@@ -61,6 +61,18 @@ const BEHIND: Duration = Duration::from_secs(10);
 const MAX_KNOWN: usize = 32;
 
 type Seed = (String, u16);
+
+/// The time for which a server is master: the config epoch of the sentinels in which it was
+/// promoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Term(u64);
+
+impl Term {
+    /// The epoch of the data on a server in this term.
+    pub(super) fn epoch(self, server: &Epoch) -> Epoch {
+        Epoch(format!("{}-{}", server.as_str(), self.0).into())
+    }
+}
 
 /// The known sentinels, and the logins there and at the master.
 #[derive(Debug)]
@@ -147,13 +159,13 @@ impl SentinelWatch {
         Ok(Target::new(&host, port, Arc::clone(login), tls.clone()))
     }
 
-    /// The epoch under which the sentinels name this master. Fails if they name another master by
+    /// The term in which the sentinels name this master. Fails if they name another master by
     /// now.
-    pub(super) async fn confirm(&self, target: &Target) -> Result<u64, StoreError> {
+    pub(super) async fn confirm(&self, target: &Target) -> Result<Term, StoreError> {
         let (answer, _) = self.ask_all(SentinelConnections::new(), Learn::No).await?;
         let answer = self.observe(answer, Asker::Searching, Instant::now());
         if is_at(target, &answer.master).await {
-            Ok(answer.epoch)
+            Ok(Term(answer.epoch))
         } else {
             Err(moved(target, &answer))
         }
@@ -186,9 +198,9 @@ impl SentinelWatch {
         answer
     }
 
-    /// Returns once the sentinels name another master than `target`, or the same one under another
-    /// epoch.
-    pub(super) async fn moved(&self, target: &Target, epoch: u64) -> StoreError {
+    /// Returns once the sentinels name another master than `target`, or the same one in another
+    /// term.
+    pub(super) async fn moved(&self, target: &Target, Term(epoch): Term) -> StoreError {
         let mut polls = interval(POLL_EVERY);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut connections = SentinelConnections::new();

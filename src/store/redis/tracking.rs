@@ -23,8 +23,8 @@
 //! If a server refuses tracking (an ACL without `CLIENT TRACKING`), only the near layer is lost:
 //! hits then ask Redis.
 
-mod question;
-mod tracking_state;
+pub(super) mod question;
+pub(super) mod tracking_state;
 
 use std::{convert::Infallible, io, pin::pin, time::Duration};
 
@@ -39,20 +39,19 @@ use tokio::{
 use tokio_util::codec::Decoder as _;
 use tracing::{info, warn};
 
-pub(super) use self::tracking_state::TrackingState;
 use self::{
     question::{Question, no_answer},
-    tracking_state::evict,
+    tracking_state::{TrackingState, evict},
 };
 use super::{
-    DETACHED_TIMEOUT,
+    errors::{BACKOFF, DETACHED_TIMEOUT},
     server_info::ServerInfo,
     session::Session,
-    supervisor::{BACKOFF, RedisState},
+    state::ShardState,
 };
 use crate::{
     config::NearTracking,
-    store::{Key, StoreError},
+    store::{errors::StoreError, words::Key},
     transport::ClientStream,
 };
 
@@ -63,13 +62,13 @@ const BUFFER: usize = 16 << 10;
 
 /// Runs the tracking connection for as long as a session is served; never returns.
 pub(super) async fn track(
-    shared: &RedisState,
+    shared: &ShardState,
     session: &Session,
     tracked: &TrackingState,
 ) -> Infallible {
     let mut backoff = BACKOFF.0;
     loop {
-        let connected = timeout(DETACHED_TIMEOUT, connect(shared, session, tracked.tracking));
+        let connected = timeout(DETACHED_TIMEOUT, connect(shared, session));
         let error = match connected.await.unwrap_or(Err(StoreError::Timeout)) {
             Ok(connection) => {
                 backoff = BACKOFF.0;
@@ -78,8 +77,8 @@ pub(super) async fn track(
             }
             Err(error) => error,
         };
-        if let (Some(shard), StoreError::Redirected(redirect)) = (&shared.shard, &error) {
-            shard.observe(redirect);
+        if let StoreError::Redirected(redirect) = &error {
+            shared.source.observe(redirect, &shared.context.metrics);
             // The server may no longer be a master, so the session is probed too.
             shared.failed.notify_one();
         }
@@ -92,11 +91,7 @@ pub(super) async fn track(
 }
 
 /// Connects, checks that this is the server of the session, and enables tracking.
-async fn connect(
-    shared: &RedisState,
-    session: &Session,
-    tracking: NearTracking,
-) -> Result<TrackingConnection, StoreError> {
+async fn connect(shared: &ShardState, session: &Session) -> Result<TrackingConnection, StoreError> {
     let target = session.target();
     let hello = target.hello("jobcache-tracking").await?;
     let mut connection = TrackingConnection::new(target.open().await?);
@@ -108,15 +103,12 @@ async fn connect(
         return Err(StoreError::Lost("this is not the server of the session".into()));
     }
     connection.pings = connection.pings_per_round(&info).await;
-    if let Some(shard) = &shared.shard {
-        info.check_slots_move_by_key()?;
-        connection.question = Question::keyed(&shard.slots, &shared.prefix)
-            .ok_or_else(|| StoreError::Lost("the master owns no slot".into()))?;
-    }
+    let prefix = &shared.context.config.prefix;
+    connection.question = shared.source.question(prefix, &info)?;
     let mut track = cmd("CLIENT");
     track.arg("TRACKING").arg("ON");
-    if tracking == NearTracking::Broadcast {
-        track.arg("BCAST").arg("PREFIX").arg(&shared.prefix);
+    if shared.context.tracking == NearTracking::Broadcast {
+        track.arg("BCAST").arg("PREFIX").arg(prefix);
     }
     connection.call::<Value>(&track).await?;
     Ok(connection)
@@ -311,7 +303,7 @@ impl TrackingConnection {
             return self.ping().await;
         }
         *flight = None;
-        tracked.metrics.barrier_round_seconds.observe(launched_at.elapsed().as_secs_f64());
+        tracked.metrics().barrier_round_seconds.observe(launched_at.elapsed().as_secs_f64());
         if tracked.barrier.is_up() {
             tracked.barrier.answered(tracked.since_origin_us(launched_at));
         } else {
@@ -338,7 +330,7 @@ impl TrackingConnection {
             yield_now().await;
         }
         if tracked.barrier.launch(&mut self.carried).is_some() {
-            tracked.metrics.barrier_rounds.inc();
+            tracked.metrics().barrier_rounds.inc();
             self.question.keep_owned_name();
             let unread = self.pack_reads();
             *flight =
