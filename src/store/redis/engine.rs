@@ -67,10 +67,8 @@ impl RedisEngine {
     /// Uses the clock of any server that is up; they differ as much as the clocks of their
     /// machines.
     pub(in crate::store) fn now_ms(&self) -> i64 {
-        self.topology.with_shards(|shards, _| {
-            let up = shards.iter().find(|shard| shard.is_up());
-            up.map_or_else(|| unix_ms(clock::now()), |shard| shard.now_ms())
-        })
+        let told = self.topology.with_shards(|shards, _| shards.iter().find_map(|s| s.now_ms()));
+        told.unwrap_or_else(|| unix_ms(clock::now()))
     }
 
     /// Whether every slot has an owner, and every owner is trusted.

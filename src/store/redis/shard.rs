@@ -34,7 +34,6 @@ use super::{
     temp_connection::ClusterReplies,
 };
 use crate::{
-    clock,
     mutants::{self, Mutant},
     store::{
         barrier::{BarrierDown, BarrierWait},
@@ -45,7 +44,7 @@ use crate::{
         near::Watcher,
         receipt::KeyReceipt,
         slots::{OwnedSlots, SlotSet},
-        words::{Fill, Key, Replacement, Seen, StoredValue, Token, unix_ms},
+        words::{Fill, Key, Replacement, Seen, StoredValue, Token},
     },
 };
 
@@ -99,7 +98,7 @@ impl Shard {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.state.session().is_ok()
+        self.state.with_session(|_| ()).is_ok()
     }
 
     /// Whether the tracking connection is up.
@@ -119,9 +118,9 @@ impl Shard {
         })?
     }
 
-    /// The time by the server's clock, or by ours while it is down.
-    pub(super) fn now_ms(&self) -> i64 {
-        self.state.with_session(Session::now_ms).unwrap_or_else(|_| unix_ms(clock::now()))
+    /// The time by the server's clock; `None` while it is down.
+    pub(super) fn now_ms(&self) -> Option<i64> {
+        self.state.with_session(Session::now_ms).ok()
     }
 
     /// Polls the read barrier. The tracking connection limits the wait, so the caller sets no

@@ -25,23 +25,22 @@
 
 pub(super) mod question;
 pub(super) mod tracking_state;
+mod wire;
 
-use std::{convert::Infallible, io, pin::pin, time::Duration};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
-use bytes::{Buf as _, BytesMut};
-use redis::{Cmd, FromRedisValue, PushKind, Value, ValueCodec, cmd, from_redis_value};
+use redis::{PushKind, Value, cmd};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
     runtime::Handle,
     task::yield_now,
     time::{Instant, sleep, timeout},
 };
-use tokio_util::codec::Decoder as _;
 use tracing::{info, warn};
 
 use self::{
     question::{Question, no_answer},
     tracking_state::{TrackingState, evict},
+    wire::Wire,
 };
 use super::{
     errors::{BACKOFF, DETACHED_TIMEOUT},
@@ -52,13 +51,10 @@ use super::{
 use crate::{
     config::NearTracking,
     store::{errors::StoreError, words::Key},
-    transport::ClientStream,
 };
 
 /// Time without an answer after which the connection is given up.
 const HUNG_AFTER: Duration = Duration::from_secs(1);
-/// Capacity of the read buffer, in bytes.
-const BUFFER: usize = 16 << 10;
 
 /// Runs the tracking connection for as long as a session is served; never returns.
 pub(super) async fn track(
@@ -94,9 +90,9 @@ pub(super) async fn track(
 async fn connect(shared: &ShardState, session: &Session) -> Result<TrackingConnection, StoreError> {
     let target = session.target();
     let hello = target.hello("jobcache-tracking").await?;
-    let mut connection = TrackingConnection::new(target.open().await?);
-    connection.call::<Value>(&hello).await?;
-    let info: String = connection.call(&cmd("INFO")).await?;
+    let mut connection = TrackingConnection::new(Wire::new(target.open().await?));
+    connection.wire.call::<Value>(&hello).await?;
+    let info: String = connection.wire.call(&cmd("INFO")).await?;
     let info = ServerInfo::parse(&info);
     info.check()?;
     if !info.matches(session.epoch()) {
@@ -110,16 +106,12 @@ async fn connect(shared: &ShardState, session: &Session) -> Result<TrackingConne
     if shared.context.tracking == NearTracking::Broadcast {
         track.arg("BCAST").arg("PREFIX").arg(prefix);
     }
-    connection.call::<Value>(&track).await?;
+    connection.wire.call::<Value>(&track).await?;
     Ok(connection)
 }
 
 struct TrackingConnection {
-    stream: ClientStream,
-    codec: ValueCodec,
-    read_buffer: BytesMut,
-    /// Whether the codec has read a part of a value.
-    is_mid_value: bool,
+    wire: Wire,
     question: Question,
     /// `PING`s of a round, sent one after the other.
     pings: u32,
@@ -141,12 +133,9 @@ struct PendingRound {
 }
 
 impl TrackingConnection {
-    fn new(stream: ClientStream) -> Self {
+    fn new(wire: Wire) -> Self {
         Self {
-            stream,
-            codec: ValueCodec::default(),
-            read_buffer: BytesMut::with_capacity(BUFFER),
-            is_mid_value: false,
+            wire,
             question: Question::ping(),
             pings: 1,
             is_single_threaded: Handle::current().metrics().num_workers() == 1,
@@ -162,64 +151,12 @@ impl TrackingConnection {
         if !info.may_reorder() {
             return 1;
         }
-        let threads = self.call::<Vec<String>>(cmd("CONFIG").arg("GET").arg("io-threads")).await;
+        let threads =
+            self.wire.call::<Vec<String>>(cmd("CONFIG").arg("GET").arg("io-threads")).await;
         match threads.as_deref() {
             Ok([_, threads]) if threads == "1" => 1,
             _ => 2,
         }
-    }
-
-    async fn call<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, StoreError> {
-        self.send(&command.get_packed_command()).await?;
-        loop {
-            match self.next()? {
-                Some(Value::Push { .. }) => {}
-                Some(Value::ServerError(error)) => {
-                    return Err(StoreError::Refused(error.to_string()));
-                }
-                Some(value) => {
-                    return from_redis_value(value)
-                        .map_err(|error| StoreError::Refused(error.to_string()));
-                }
-                None => self.fill().await?,
-            }
-        }
-    }
-
-    /// Flushes as well, because TLS may hold back the last bytes until then.
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.stream.write_all(bytes).await.map_err(lost)?;
-        self.stream.flush().await.map_err(lost)
-    }
-
-    /// Reads more bytes from the socket.
-    async fn fill(&mut self) -> Result<(), StoreError> {
-        match self.stream.read_buf(&mut self.read_buffer).await {
-            Ok(0) => Err(StoreError::Lost("the server closed the tracking connection".into())),
-            Ok(_) => Ok(()),
-            Err(error) => Err(lost(error)),
-        }
-    }
-
-    /// The next value that has been read completely.
-    fn next(&mut self) -> Result<Option<Value>, StoreError> {
-        if self.read_buffer.is_empty() {
-            return Ok(None);
-        }
-        let value = self.codec.decode(&mut self.read_buffer);
-        let value = value.map_err(|error| StoreError::Lost(error.to_string()))?;
-        self.is_mid_value = value.is_none();
-        Ok(value)
-    }
-
-    /// Takes the answer to the round if it comes next. Most answers need no parser.
-    fn take_answer(&mut self) -> bool {
-        let answer = self.question.answer;
-        let answered = !self.is_mid_value && self.read_buffer.starts_with(answer);
-        if answered {
-            self.read_buffer.advance(answer.len());
-        }
-        answered
     }
 
     /// Applies invalidation messages and runs rounds until the connection is lost. Returns the
@@ -235,7 +172,7 @@ impl TrackingConnection {
             let is_in_flight = flight.is_some();
             let result = tokio::select! {
                 biased;
-                filled = self.fill() => match filled {
+                filled = self.wire.fill() => match filled {
                     Ok(()) => self.apply_and_launch(tracked, &mut flight).await,
                     Err(error) => Err(error),
                 },
@@ -269,11 +206,11 @@ impl TrackingConnection {
     ) -> Result<(), StoreError> {
         loop {
             let unread = flight.map_or(0, |flight| flight.unread);
-            if unread == 0 && self.take_answer() {
+            if unread == 0 && self.wire.take_answer(self.question.answer) {
                 self.answered(tracked, flight).await?;
                 continue;
             }
-            match self.next()? {
+            match self.wire.next()? {
                 None => return Ok(()),
                 Some(Value::Push { kind: PushKind::Invalidate, data }) => {
                     evict(tracked, &data);
@@ -339,8 +276,7 @@ impl TrackingConnection {
                 return self.ping().await;
             }
             self.reads.extend_from_slice(&self.question.bytes);
-            self.stream.write_all(&self.reads).await.map_err(lost)?;
-            self.stream.flush().await.map_err(lost)?;
+            self.wire.send(&self.reads).await?;
         }
         Ok(())
     }
@@ -361,8 +297,7 @@ impl TrackingConnection {
     /// The socket buffer is empty, because one `PING` is outstanding at a time, so this does not
     /// block.
     async fn ping(&mut self) -> Result<(), StoreError> {
-        self.stream.write_all(&self.question.bytes).await.map_err(lost)?;
-        self.stream.flush().await.map_err(lost)
+        self.wire.send(&self.question.bytes).await
     }
 }
 
@@ -409,9 +344,4 @@ impl Drop for Lost<'_> {
         self.0.lower();
         self.0.flush();
     }
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "it is passed to `map_err`")]
-fn lost(error: io::Error) -> StoreError {
-    StoreError::Lost(error.to_string())
 }
