@@ -15,8 +15,10 @@ mod context;
 mod dial;
 mod engine;
 mod errors;
+mod grace;
 mod invalidate;
 mod master_source;
+mod purge_all;
 mod recently_confirmed;
 mod reconnect;
 mod record_keeper;
@@ -32,7 +34,7 @@ mod temp_connection;
 mod topology;
 mod tracking;
 
-use std::{convert::Infallible, fmt, ops::Deref, sync::Arc};
+use std::{convert::Infallible, fmt, ops::Deref, sync::Arc, time::Duration};
 
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -103,6 +105,11 @@ impl Redis {
         tasks.push(forever(publish_changes(Arc::clone(&engine))));
         tasks.push(forever(retry_forever(Arc::clone(&engine))));
         Ok(Self { engine, _tasks: tasks })
+    }
+
+    /// Tries a last time to confirm what is pending, within `deadline`.
+    pub(super) async fn close(&self, deadline: Duration) {
+        retry_worker::close(&self.engine, deadline).await;
     }
 }
 

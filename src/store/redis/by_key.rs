@@ -30,7 +30,7 @@ use std::{sync::LazyLock, time::Duration};
 
 use redis::{Cmd, FromRedisValue, cmd};
 
-use super::{engine::RedisEngine, session::companion, shard::Shard};
+use super::{session::companion, shard::Shard, topology::Topology};
 use crate::{
     mutants,
     store::{
@@ -43,82 +43,83 @@ use crate::{
 static FENCE: LazyLock<String> =
     LazyLock::new(|| mutants::mutated_script("fence", include_str!("../lua/fence.lua")));
 
-impl RedisEngine {
-    pub(super) async fn begin_by_key(
-        &self,
-        shard: &Shard,
-        key: &Key,
-        write: &Token,
-        fence: Duration,
-    ) -> Result<(), StoreError> {
-        let fenced = self.fence(shard, key, write, fence).await;
-        // Also if there is no memory for a fence.
-        let deleted = self.delete_at(shard, key.main().as_bytes()).await;
-        // First, because a fence that is not confirmed may still arrive.
-        fenced.and(deleted.map(drop))
-    }
+pub(super) async fn begin_by_key(
+    topology: &Topology,
+    shard: &Shard,
+    key: &Key,
+    write: &Token,
+    fence: Duration,
+) -> Result<(), StoreError> {
+    let fenced = set_fence(topology, shard, key, write, fence).await;
+    // Also if there is no memory for a fence.
+    let deleted = delete_at(topology, shard, key.main().as_bytes()).await;
+    // First, because a fence that is not confirmed may still arrive.
+    fenced.and(deleted.map(drop))
+}
 
-    pub(super) async fn end_by_key(
-        &self,
-        shard: &Shard,
-        key: &Key,
-        write: &Token,
-        linger: Duration,
-    ) -> Result<KeyReceipt, StoreError> {
-        let fenced =
-            if linger.is_zero() { Ok(()) } else { self.fence(shard, key, write, linger).await };
-        let receipt = self.delete_at(shard, key.main().as_bytes()).await?;
-        if linger.is_zero() {
-            let mut lift = cmd("ZREM");
-            lift.arg(key.companion("fence")).arg(write.as_str());
-            self.query_single::<i64>(shard, &lift).await?;
+pub(super) async fn end_by_key(
+    topology: &Topology,
+    shard: &Shard,
+    key: &Key,
+    write: &Token,
+    linger: Duration,
+) -> Result<KeyReceipt, StoreError> {
+    let fenced = if linger.is_zero() {
+        Ok(())
+    } else {
+        set_fence(topology, shard, key, write, linger).await
+    };
+    let receipt = delete_at(topology, shard, key.main().as_bytes()).await?;
+    if linger.is_zero() {
+        let mut lift = cmd("ZREM");
+        lift.arg(key.companion("fence")).arg(write.as_str());
+        query_single::<i64>(topology, shard, &lift).await?;
+    }
+    fenced.and_then(|()| shard.note_confirmed(key)).map(|()| receipt)
+}
+
+async fn set_fence(
+    topology: &Topology,
+    shard: &Shard,
+    key: &Key,
+    write: &Token,
+    fence: Duration,
+) -> Result<(), StoreError> {
+    let mut set = cmd("EVAL");
+    set.arg(&*FENCE).arg(1).arg(key.companion("fence"));
+    set.arg(write.as_str()).arg(millis(fence));
+    query_single::<i64>(topology, shard, &set).await.map(drop)
+}
+
+/// Deletes main, then meta and lease, one by one. The result describes main and the lease only.
+pub(super) async fn delete_at(
+    topology: &Topology,
+    shard: &Shard,
+    name: &[u8],
+) -> Result<KeyReceipt, StoreError> {
+    // A value that is not a string was written by a third party, and is deleted as well.
+    let size: usize = query_single(topology, shard, cmd("STRLEN").arg(name)).await.unwrap_or(0);
+    let deleted: usize = query_single(topology, shard, cmd("DEL").arg(name)).await?;
+    let mut filling = 0;
+    for role in ["meta", "lease"] {
+        filling = query_single(topology, shard, cmd("DEL").arg(companion(name, role))).await?;
+    }
+    let is_entry = deleted > 0 && size > 0;
+    let entry = is_entry.then_some(RemovedEntry { size, generation: None, age_ms: None });
+    Ok(KeyReceipt { entry, filling: filling > 0 })
+}
+
+/// Sends a command of one key to the source or, if the key is no longer there, to the target.
+async fn query_single<T: FromRedisValue>(
+    topology: &Topology,
+    shard: &Shard,
+    command: &Cmd,
+) -> Result<T, StoreError> {
+    match shard.query(command).await {
+        Err(StoreError::Redirected(Redirect::Ask(Some(to)))) => {
+            topology.follow_redirect(shard, to, command).await
         }
-        fenced.and_then(|()| shard.note_confirmed(key)).map(|()| receipt)
-    }
-
-    async fn fence(
-        &self,
-        shard: &Shard,
-        key: &Key,
-        write: &Token,
-        fence: Duration,
-    ) -> Result<(), StoreError> {
-        let mut set = cmd("EVAL");
-        set.arg(&*FENCE).arg(1).arg(key.companion("fence"));
-        set.arg(write.as_str()).arg(millis(fence));
-        self.query_single::<i64>(shard, &set).await.map(drop)
-    }
-
-    /// Deletes main, then meta and lease, one by one. The result describes main and the lease only.
-    pub(super) async fn delete_at(
-        &self,
-        shard: &Shard,
-        name: &[u8],
-    ) -> Result<KeyReceipt, StoreError> {
-        // A value that is not a string was written by a third party, and is deleted as well.
-        let size: usize = self.query_single(shard, cmd("STRLEN").arg(name)).await.unwrap_or(0);
-        let deleted: usize = self.query_single(shard, cmd("DEL").arg(name)).await?;
-        let mut filling = 0;
-        for role in ["meta", "lease"] {
-            filling = self.query_single(shard, cmd("DEL").arg(companion(name, role))).await?;
-        }
-        let is_entry = deleted > 0 && size > 0;
-        let entry = is_entry.then_some(RemovedEntry { size, generation: None, age_ms: None });
-        Ok(KeyReceipt { entry, filling: filling > 0 })
-    }
-
-    /// Sends a command of one key to the source or, if the key is no longer there, to the target.
-    async fn query_single<T: FromRedisValue>(
-        &self,
-        shard: &Shard,
-        command: &Cmd,
-    ) -> Result<T, StoreError> {
-        match shard.query(command).await {
-            Err(StoreError::Redirected(Redirect::Ask(Some(to)))) => {
-                self.topology.follow_redirect(shard, to, command).await
-            }
-            other => other,
-        }
+        other => other,
     }
 }
 

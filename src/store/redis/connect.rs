@@ -8,11 +8,12 @@ use tracing::warn;
 use super::{
     dial::{RedisConnection, Target},
     errors::DETACHED_TIMEOUT,
+    grace::grace_end,
     master_source::MasterSource,
     record_keeper::live_records,
     sentinel::Term,
     server_info::ServerInfo,
-    session::{Membership, Session, clock_ahead_ms, credential_key_name},
+    session::{Membership, Session, clock_ahead_ms},
     state::{SessionHandle, ShardState},
 };
 use crate::{
@@ -67,71 +68,62 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<VerifiedMast
     Ok(VerifiedMaster { connection, target, info, clock_ahead_ms, epoch, term })
 }
 
-impl ShardState {
-    /// Connects once, and publishes the session.
-    pub(super) async fn connect_once(&self) -> Result<(), StoreError> {
-        let session = self.open_session(connect_master(&self.source).await?).await?;
-        self.publish(session);
-        Ok(())
-    }
+/// Connects once, and publishes the session.
+pub(super) async fn connect_once(shard: &ShardState) -> Result<(), StoreError> {
+    let session = open_session(shard, connect_master(&shard.source).await?).await?;
+    shard.publish(session);
+    Ok(())
+}
 
-    /// Opens a session with a master.
-    pub(super) async fn open_session(
-        &self,
-        master: VerifiedMaster,
-    ) -> Result<SessionHandle, StoreError> {
-        let VerifiedMaster { mut connection, target, info, clock_ahead_ms, epoch, term } = master;
-        if let Some(policy) = info.evicting_policy() {
-            self.warn_of_eviction(policy);
-        }
-        if self.source.take_behind() {
-            self.context.retry_queue.pending.add_all().await;
-        }
-        let grace_end = self.grace_end(&mut connection.requests, &info, &epoch).await;
-        let membership =
-            if self.source.is_cluster() { Membership::Master } else { Membership::None };
-        let reached = (target, term, membership);
-        let session = Session::new(connection, reached, epoch, clock_ahead_ms, grace_end);
-        if !self.context.has_secret && self.keeps_shared_keys() {
-            self.share_credential_key(&session).await?;
-        }
-        Ok(Arc::new(session))
+/// Opens a session with a master.
+pub(super) async fn open_session(
+    shard: &ShardState,
+    master: VerifiedMaster,
+) -> Result<SessionHandle, StoreError> {
+    let VerifiedMaster { mut connection, target, info, clock_ahead_ms, epoch, term } = master;
+    if let Some(policy) = info.evicting_policy() {
+        warn_of_eviction(shard, policy);
     }
-
-    /// Whether the keys that all sidecars share, apart from those of jobs, are on this server.
-    pub(super) fn keeps_shared_keys(&self) -> bool {
-        let name = credential_key_name(&self.context.config.prefix);
-        self.slots.contains_name(name.as_bytes())
+    if shard.source.take_behind() {
+        shard.context.retry_queue.pending.add_all().await;
     }
+    let grace_end = grace_end(shard, &mut connection.requests, &info, &epoch).await;
+    let membership = if shard.source.is_cluster() { Membership::Master } else { Membership::None };
+    let reached = (target, term, membership);
+    let session = Session::new(connection, reached, epoch, clock_ahead_ms, grace_end);
+    if !shard.context.has_secret && shard.keeps_shared_keys() {
+        share_credential_key(shard, &session).await?;
+    }
+    Ok(Arc::new(session))
+}
 
-    /// Fetches the fingerprint key that all sidecars share. If the server refuses, this sidecar
-    /// keeps its own key: its callers then get entries of other sidecars only after the upstream
-    /// has accepted them.
-    async fn share_credential_key(&self, session: &Session) -> Result<(), StoreError> {
-        match session.credential_key(&self.context.config.prefix).await {
-            Ok(key) => {
-                self.context.set_credential_key(key);
-                Ok(())
+/// Fetches the fingerprint key that all sidecars share. If the server refuses, this sidecar
+/// keeps its own key: its callers then get entries of other sidecars only after the upstream
+/// has accepted them.
+async fn share_credential_key(shard: &ShardState, session: &Session) -> Result<(), StoreError> {
+    match session.credential_key(&shard.context.config.prefix).await {
+        Ok(key) => {
+            shard.context.set_credential_key(key);
+            Ok(())
+        }
+        // `ASK` means that the slot is migrating and lacks the key; the next session tries
+        // again.
+        Err(error @ (StoreError::Refused(_) | StoreError::Redirected(Redirect::Ask(_)))) => {
+            if let Some(suppressed) = shard.warnings.key.admit(&error.to_string()) {
+                warn!(%error, suppressed, "cannot share the fingerprint key");
             }
-            // `ASK` means that the slot is migrating and lacks the key; the next session tries
-            // again.
-            Err(error @ (StoreError::Refused(_) | StoreError::Redirected(Redirect::Ask(_)))) => {
-                if let Some(suppressed) = self.warnings.key.admit(&error.to_string()) {
-                    warn!(%error, suppressed, "cannot share the fingerprint key");
-                }
-                Ok(())
-            }
-            Err(error) => Err(error),
+            Ok(())
         }
+        Err(error) => Err(error),
     }
+}
 
-    fn warn_of_eviction(&self, policy: &str) {
-        if let Some(suppressed) = self.warnings.eviction.admit(policy) {
-            warn!(
-                policy,
-                suppressed,
-                "this Redis may evict the fence of a write; set maxmemory-policy noeviction"
-            );
-        }
+fn warn_of_eviction(shard: &ShardState, policy: &str) {
+    if let Some(suppressed) = shard.warnings.eviction.admit(policy) {
+        warn!(
+            policy,
+            suppressed,
+            "this Redis may evict the fence of a write; set maxmemory-policy noeviction"
+        );
     }
 }

@@ -7,15 +7,14 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
-use tokio::time::timeout;
-
 use super::{context::StoreContext, shard::Shard, topology::Topology};
 use crate::{
     clock,
     store::{
         barrier::{BarrierDown, BarrierWait},
         errors::StoreError,
+        node_status::NodeStatus,
+        slots::slot_of_key,
         words::{Key, unix_ms},
     },
 };
@@ -76,21 +75,23 @@ impl RedisEngine {
         self.topology.is_up()
     }
 
-    /// Tries a last time to confirm what is pending, within `deadline`.
-    pub(in crate::store) async fn close(&self, deadline: Duration) {
-        let queue = &self.context.retry_queue;
-        if queue.pending.is_empty() {
-            return;
-        }
-        let last_try = async {
-            if !self.topology.is_any_up() {
-                let shards = self.topology.shards_with_slots();
-                join_all(shards.iter().map(|(shard, _)| shard.connect_once())).await;
-            }
-            queue.pending.make_all_due();
-            self.retry_due().await;
-        };
-        let _ = timeout(deadline, last_try).await;
-        queue.log_remaining();
+    /// Returns the masters of a cluster; empty if there is none.
+    pub(in crate::store) fn nodes(&self) -> Vec<NodeStatus> {
+        let Some(cluster) = self.topology.cluster() else { return Vec::new() };
+        let map = cluster.slot_map.read();
+        let nodes = map.shards.iter().map(|shard| NodeStatus {
+            address: shard.address().to_owned(),
+            slots: shard.slots().snapshot().iter().count(),
+            up: shard.is_up(),
+            tracked: shard.is_tracked(),
+        });
+        nodes.collect()
+    }
+
+    /// The slot of a key, and the address of its owner; `None` without a cluster.
+    pub(in crate::store) fn place(&self, key: &Key) -> Option<(u16, Option<String>)> {
+        let slot = slot_of_key(key);
+        let map = self.topology.cluster()?.slot_map.read();
+        Some((slot, map.owner(slot).map(|shard| shard.address().to_owned())))
     }
 }

@@ -8,7 +8,12 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
-use super::{by_key::is_split, engine::RedisEngine, errors::DETACHED_TIMEOUT, shard::Shard};
+use super::{
+    by_key::{begin_by_key, delete_at, end_by_key, is_split},
+    engine::RedisEngine,
+    errors::DETACHED_TIMEOUT,
+    shard::Shard,
+};
 use crate::{
     mutants::{self, Mutant},
     store::{
@@ -112,18 +117,6 @@ impl RedisEngine {
         (outcome.ended, outcome.receipts)
     }
 
-    pub(in crate::store) async fn purge_all(&self) -> Ended {
-        let queue = &self.context.retry_queue;
-        // Every key is bypassed from here on, until this purge has been confirmed for its slot.
-        let sweep = queue.pending.add_all().await;
-        let ended = self.sweep(&sweep).await;
-        if ended == Ended::Pending {
-            queue.wake();
-        }
-        queue.update_gauge();
-        ended
-    }
-
     /// Ends keys at the same time; each has its own result, so that confirmed keys count even if
     /// others fail.
     async fn end_each(
@@ -194,17 +187,19 @@ impl RedisEngine {
                 shard.begin_key(key, write, fence).await.map(|()| KeyReceipt::default())
             }
             KeyOp::End(key, write, linger) => shard.end_key(key, write, linger).await,
-            KeyOp::Delete(name) => return self.delete_at(shard, name).await,
+            KeyOp::Delete(name) => return delete_at(&self.topology, shard, name).await,
         };
         match (done, op) {
             (Err(error), _) if !is_split(&error) || mutants::is(Mutant::RedirectedIsDone) => {
                 Err(error)
             }
             (Err(_), KeyOp::Begin(key, write, fence)) => {
-                self.begin_by_key(shard, key, write, fence).await.map(|()| KeyReceipt::default())
+                begin_by_key(&self.topology, shard, key, write, fence)
+                    .await
+                    .map(|()| KeyReceipt::default())
             }
             (Err(_), KeyOp::End(key, write, linger)) => {
-                self.end_by_key(shard, key, write, linger).await
+                end_by_key(&self.topology, shard, key, write, linger).await
             }
             (done, _) => done,
         }

@@ -10,29 +10,15 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::{
-    engine::RedisEngine, errors::DETACHED_TIMEOUT, invalidate::END_BATCH, session::Session,
-    shard::Shard,
-};
-use crate::store::{
-    errors::StoreError,
-    pending::{PendingItem, PurgeAllTask},
-    slots::SlotSet,
-    words::Ended,
-};
-
-/// Time for a topology refresh that begins after now. One may be under way, and nodes that hang
-/// slow down each of them.
-const REFRESH_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time limit for all SCANs of one purge of all.
-const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
+use super::{engine::RedisEngine, errors::DETACHED_TIMEOUT, invalidate::END_BATCH};
+use crate::store::{errors::StoreError, pending::PendingItem};
 
 /// Runs for ever.
 pub(super) async fn retry_forever(engine: Arc<RedisEngine>) -> Infallible {
     let queue = &engine.context.retry_queue;
     loop {
         if engine.topology.is_any_up() {
-            engine.retry_due().await;
+            retry_due(&engine).await;
             queue.due().await;
         } else {
             queue.woken().await;
@@ -40,121 +26,43 @@ pub(super) async fn retry_forever(engine: Arc<RedisEngine>) -> Infallible {
     }
 }
 
-impl RedisEngine {
-    /// Repeats what is due. Failures are postponed, so that this comes to an end.
-    pub(super) async fn retry_due(&self) {
-        let queue = &self.context.retry_queue;
-        if let Some(sweep) = queue.pending.due_purge_all() {
-            self.sweep(&sweep).await;
+/// Repeats what is due. Failures are postponed, so that this comes to an end.
+async fn retry_due(engine: &RedisEngine) {
+    let queue = &engine.context.retry_queue;
+    if let Some(sweep) = queue.pending.due_purge_all() {
+        engine.sweep(&sweep).await;
+    }
+    loop {
+        let batch = queue.pending.batch(END_BATCH);
+        if batch.is_empty() {
+            break;
         }
-        loop {
-            let batch = queue.pending.batch(END_BATCH);
-            if batch.is_empty() {
-                break;
-            }
-            join_all(batch.iter().map(|item| self.repeat(item))).await;
-            queue.update_gauge();
-        }
+        join_all(batch.iter().map(|item| repeat(engine, item))).await;
         queue.update_gauge();
     }
+    queue.update_gauge();
+}
 
-    async fn repeat(&self, item: &PendingItem) {
-        self.context.metrics.events.expect_own_change(item.key.main());
-        let end = timeout(DETACHED_TIMEOUT, self.end_key(&item.key, &item.write, item.linger));
-        self.context.retry_queue.record(item, end.await.unwrap_or(Err(StoreError::Timeout)));
+async fn repeat(engine: &RedisEngine, item: &PendingItem) {
+    engine.context.metrics.events.expect_own_change(item.key.main());
+    let end = timeout(DETACHED_TIMEOUT, engine.end_key(&item.key, &item.write, item.linger));
+    engine.context.retry_queue.record(item, end.await.unwrap_or(Err(StoreError::Timeout)));
+}
+
+/// Tries a last time to confirm what is pending, within `deadline`.
+pub(super) async fn close(engine: &RedisEngine, deadline: Duration) {
+    let queue = &engine.context.retry_queue;
+    if queue.pending.is_empty() {
+        return;
     }
-
-    /// Purges the pending slots. Each master confirms those that it owns, whatever becomes of the
-    /// others; the purge is confirmed as a whole when no slot is left.
-    pub(super) async fn sweep(&self, sweep: &PurgeAllTask) -> Ended {
-        let purged = self.purge_pending_slots(sweep).await;
-        self.context.retry_queue.record_purge_all(sweep, purged)
-    }
-
-    /// Reads the owners of the slots once, from a map that was refreshed after the slots became
-    /// pending: `SCAN` names no key, so a master that a slot has left would find nothing of it and
-    /// report success. A slot that moves later is missed where it arrives, but what moved along is
-    /// no entry there, because it was stored in another epoch. A new entry there was read from the
-    /// upstream later.
-    async fn purge_pending_slots(&self, sweep: &PurgeAllTask) -> Result<usize, StoreError> {
-        let owns_pending = |(shard, owned): &(Arc<Shard>, SlotSet)| {
-            shard.is_up() && !owned.intersection(&sweep.slots).is_empty()
-        };
-        if !self.topology.shards_with_slots().iter().any(owns_pending) {
-            return Err(StoreError::Down);
+    let last_try = async {
+        if !engine.topology.is_any_up() {
+            let shards = engine.topology.shards_with_slots();
+            join_all(shards.iter().map(|(shard, _)| shard.connect_once())).await;
         }
-        let refresh = timeout(REFRESH_TIMEOUT, self.topology.refresh());
-        refresh.await.map_err(|_| StoreError::Timeout)?;
-        let shares = self.topology.shards_with_slots();
-        let events = &self.context.metrics.events;
-        events.expect_own_purge_all();
-        let purges = shares.iter().map(|(shard, owned)| self.purge_shard(shard, owned, sweep));
-        let purges = join_all(purges).await;
-        events.end_own_purge_all();
-        let mut all_owned = SlotSet::NONE;
-        for (_, owned) in &shares {
-            all_owned.insert_all(owned);
-        }
-        let entries = purges.into_iter().sum::<Result<usize, _>>()?;
-        // Slots without an owner are not confirmed.
-        if sweep.slots.difference(&all_owned).is_empty() {
-            Ok(entries)
-        } else {
-            Err(StoreError::Down)
-        }
-    }
-
-    async fn purge_shard(
-        &self,
-        shard: &Shard,
-        owned: &SlotSet,
-        sweep: &PurgeAllTask,
-    ) -> Result<usize, StoreError> {
-        let slots = owned.intersection(&sweep.slots);
-        if slots.is_empty() {
-            return Ok(0);
-        }
-        let session = shard.session()?;
-        let purge = timeout(PURGE_ALL_TIMEOUT, self.purge_slots(&session, &slots));
-        let entries = purge.await.unwrap_or(Err(StoreError::Timeout))?;
-        shard.note_purged(&session, &slots)?;
-        self.context.retry_queue.pending.confirm_slots(&slots, sweep);
-        Ok(entries)
-    }
-
-    /// Deletes every entry under the prefix, in small steps. Fences stay, because their writes are
-    /// still in flight.
-    async fn purge_slots(&self, session: &Session, slots: &SlotSet) -> Result<usize, StoreError> {
-        let mut cursor = 0;
-        let mut entries = 0;
-        loop {
-            let step = async {
-                let (next, names) = session.scan(&self.context.config.prefix, cursor).await?;
-                match session.delete(&names).await {
-                    // The slot is moving, or is no longer this master's.
-                    Err(StoreError::Redirected(_)) => self.delete_each(&names, slots).await?,
-                    other => other?,
-                }
-                Ok((next, names.len()))
-            };
-            let (next, deleted) =
-                timeout(DETACHED_TIMEOUT, step).await.unwrap_or(Err(StoreError::Timeout))?;
-            entries += deleted;
-            if next == 0 {
-                return Ok(entries);
-            }
-            cursor = next;
-        }
-    }
-
-    /// Deletes names one by one. Names that lie here but belong to other slots are for the owners
-    /// of those to confirm; if such a slot has no owner, or a lost one, it must not delay these
-    /// slots.
-    async fn delete_each(&self, names: &[Vec<u8>], slots: &SlotSet) -> Result<(), StoreError> {
-        let voids = names.iter().map(async |name| match self.delete_entry(name).await {
-            Err(error) if slots.contains_name(name) => Err(error),
-            _ => Ok(()),
-        });
-        join_all(voids).await.into_iter().collect()
-    }
+        queue.pending.make_all_due();
+        retry_due(engine).await;
+    };
+    let _ = timeout(deadline, last_try).await;
+    queue.log_remaining();
 }

@@ -3,7 +3,8 @@
 mod job;
 
 use std::{
-    fmt,
+    convert::Infallible,
+    fmt, future,
     sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     time::{Duration, SystemTime},
 };
@@ -126,12 +127,13 @@ impl Session {
         self.in_grace.load(Ordering::Acquire)
     }
 
-    /// Waits until the grace is over, and ends it.
-    pub(super) async fn wait_out_grace(&self) {
+    /// Ends the grace when it is over; never returns.
+    pub(super) async fn end_grace(&self) -> Infallible {
         if let Some(end) = self.grace_end {
             sleep_until(end).await;
             self.in_grace.store(false, Ordering::Release);
         }
+        future::pending().await
     }
 
     /// Returns when the connection was closed.

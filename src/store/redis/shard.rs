@@ -24,6 +24,7 @@ use redis::{Cmd, FromRedisValue};
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{
+    connect::connect_once,
     context::StoreContext,
     errors::DETACHED_TIMEOUT,
     master_source::MasterSource,
@@ -367,6 +368,6 @@ impl Shard {
     pub(super) async fn connect_once(&self) {
         self.supervisor.abort();
         // Without a session, what is pending is logged.
-        let _ = self.state.connect_once().await;
+        let _ = connect_once(&self.state).await;
     }
 }

@@ -11,7 +11,7 @@ use super::{
     context::StoreContext,
     master_source::MasterSource,
     recently_confirmed::RecentlyConfirmed,
-    session::{Session, SessionEffect},
+    session::{Session, SessionEffect, credential_key_name},
     tracking::tracking_state::TrackingState,
 };
 use crate::{
@@ -89,6 +89,12 @@ impl ShardState {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
         let session = session.as_ref().filter(|session| !session.has_failed());
         session.map(|session| look(session)).ok_or(StoreError::Down)
+    }
+
+    /// Whether the keys that all sidecars share, apart from those of jobs, are on this server.
+    pub(super) fn keeps_shared_keys(&self) -> bool {
+        let name = credential_key_name(&self.context.config.prefix);
+        self.slots.contains_name(name.as_bytes())
     }
 
     /// Publishes a session. What is pending can be confirmed now.

@@ -27,7 +27,7 @@ pub(super) mod question;
 pub(super) mod tracking_state;
 mod wire;
 
-use std::{convert::Infallible, pin::pin, time::Duration};
+use std::{convert::Infallible, future, pin::pin, time::Duration};
 
 use redis::{PushKind, Value, cmd};
 use tokio::{
@@ -56,12 +56,10 @@ use crate::{
 /// Time without an answer after which the connection is given up.
 const HUNG_AFTER: Duration = Duration::from_secs(1);
 
-/// Runs the tracking connection for as long as a session is served; never returns.
-pub(super) async fn track(
-    shared: &ShardState,
-    session: &Session,
-    tracked: &TrackingState,
-) -> Infallible {
+/// Runs the tracking connection for as long as a session is served, if entries are kept in this
+/// process: in another epoch its messages are not about our entries. Never returns.
+pub(super) async fn track(shared: &ShardState, session: &Session) -> Infallible {
+    let Some(tracked) = &shared.tracked else { return future::pending().await };
     let mut backoff = BACKOFF.0;
     loop {
         let connected = timeout(DETACHED_TIMEOUT, connect(shared, session));
