@@ -33,7 +33,7 @@
 //! has been answered. So they are never older than what Redis would have answered. (With
 //! `near = "bounded"` the `PING` may be up to `near_max_staleness` old.)
 //!
-//! On a Redis Cluster all this holds for each master and its slots; [`redis::cluster`] explains what
+//! On a Redis Cluster all this holds for each master and its slots; `redis/cluster.rs` explains what
 //! happens when slots move or masters change.
 //!
 //! # The limits

@@ -1,7 +1,7 @@
 //! The journal of unconfirmed invalidations, so that they survive a restart of the sidecar.
 //!
 //! One JSON object per line, appended and synced before the write is answered. The first line names
-//! the store and the prefix ([`JournalOwner`]). Confirmations are appended without a sync: a lost one
+//! the store and the prefix (`JournalOwner`). Confirmations are appended without a sync: a lost one
 //! costs one more invalidation. The file is emptied whenever nothing is pending, and rewritten when
 //! it has grown long. A last line that was cut off by a crash is ignored, because its write was never
 //! answered; any other unreadable line makes every job pending, because it may have named any job.

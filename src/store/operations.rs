@@ -23,9 +23,9 @@ use crate::metrics::StoreOp;
 
 impl Store {
     /// Makes sure that the watcher is notified of the next change to a key. Call it after the key
-    /// was noted ([`near::NearEntries::note`]) and before it is read; if it fails, the value must not be
-    /// inserted. Costs a round trip if the store reports only changes to keys that were read, and
-    /// none otherwise.
+    /// was noted ([`NearEntries::note`](super::near::NearEntries::note)) and before it is read; if it
+    /// fails, the value must not be inserted. Costs a round trip if the store reports only changes
+    /// to keys that were read, and none otherwise.
     pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.owner(key)?.follow(key, budget).await,

@@ -3,7 +3,7 @@
 //!
 //! Each server is a shard (`redis/shard.rs`) with a supervisor, a session, an epoch, a tracking
 //! connection and its rounds. The topology (`redis/topology.rs`) tells which shard owns a key: one
-//! owns all, or each master of a cluster ([`cluster`]) owns some of the slots. Invalidations
+//! owns all, or each master of a cluster (`redis/cluster.rs`) owns some of the slots. Invalidations
 //! (`redis/invalidate.rs`), purges of all and retries (`redis/retry_worker.rs`) ask the topology,
 //! and are the same for any number of shards.
 

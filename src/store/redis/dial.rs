@@ -31,7 +31,7 @@ use crate::{
     config,
     metrics::Metrics,
     store::errors::StoreError,
-    tls::{self, Renewed, TlsError},
+    tls::{self, Renewed},
     transport::{ClientStream, Socket},
 };
 
@@ -72,15 +72,20 @@ pub(super) struct Tls {
 }
 
 impl Tls {
-    /// Reads the certificates, and reads them again when the files change.
+    /// Reads the certificates, and reads them again when the files change; `None` for plain text.
     pub(super) fn new(
+        is_tls: bool,
         config: &config::Config,
         metrics: &Arc<Metrics>,
-    ) -> Result<Arc<Self>, TlsError> {
-        let client = tls::renewed_client(config.store.tls.clone())?;
+    ) -> Result<Option<Arc<Self>>, StoreError> {
+        if !is_tls {
+            return Ok(None);
+        }
+        let client = tls::renewed_client(config.store.tls.clone());
+        let client = client.map_err(|error| StoreError::Tls(error.to_string()))?;
         let renewal = client.spawn_renewal(config.tls_renew_interval, Arc::clone(metrics));
         let server_name = config.store.tls.server_name.clone();
-        Ok(Arc::new(Self { client, server_name, _renewal: renewal }))
+        Ok(Some(Arc::new(Self { client, server_name, _renewal: renewal })))
     }
 }
 
@@ -116,8 +121,7 @@ impl Target {
             other => return Err(StoreError::Refused(format!("unsupported address {other}"))),
         };
         let login = RedisLogin::from_url(info.redis_settings(), &config.store.login);
-        let tls = is_tls.then(|| Tls::new(config, metrics)).transpose();
-        let tls = tls.map_err(|error| StoreError::Tls(error.to_string()))?;
+        let tls = Tls::new(is_tls, config, metrics)?;
         Ok(Self { address: place, login: Arc::new(login), tls })
     }
 
@@ -129,8 +133,7 @@ impl Target {
     ) -> Result<Self, StoreError> {
         let (host, port) = seeds.hosts.first().map_or(("", 0), |(host, port)| (&**host, *port));
         let login = if seeds.login.is_some() { &seeds.login } else { &config.store.login };
-        let tls = seeds.is_tls.then(|| Tls::new(config, metrics)).transpose();
-        let tls = tls.map_err(|error| StoreError::Tls(error.to_string()))?;
+        let tls = Tls::new(seeds.is_tls, config, metrics)?;
         Ok(Self::new(host, port, Arc::new(RedisLogin::new(login, 0)), tls))
     }
 

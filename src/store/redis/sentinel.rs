@@ -132,8 +132,7 @@ impl SentinelWatch {
     ) -> Result<Self, StoreError> {
         let at_sentinel = &config.store.sentinel;
         let is_tls = at_sentinel.tls.unwrap_or(sentinels.is_tls);
-        let tls = (is_tls || sentinels.is_tls).then(|| Tls::new(config, metrics)).transpose();
-        let tls = tls.map_err(|error| StoreError::Tls(error.to_string()))?;
+        let tls = Tls::new(is_tls || sentinels.is_tls, config, metrics)?;
         let login = if sentinels.login.is_some() { &sentinels.login } else { &config.store.login };
         let login = RedisLogin::new(login, sentinels.database.into());
         Ok(Self {
