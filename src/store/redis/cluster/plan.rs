@@ -8,7 +8,10 @@
 //! config epoch wins. This module does not know which nodes can be reached, nor what to do about a
 //! slot that has moved.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use redis::Value;
 
@@ -103,43 +106,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Combines views: of two claims to a slot the one of the higher config epoch wins.
     pub(super) fn of(views: &[NodeView]) -> Self {
-        let mut claims: Vec<Option<&Master>> = vec![None; usize::from(SLOTS)];
-        let mut nodes = Vec::new();
-        for view in views {
-            for (first, last, index) in &view.claims {
-                let Some(master) = view.masters.get(*index) else { continue };
-                let range = usize::from(*first)..=usize::from(*last);
-                for claim in claims.get_mut(range).into_iter().flatten() {
-                    if claim.is_none_or(|other| other.epoch < master.epoch) {
-                        *claim = Some(master);
-                    }
-                }
-            }
-            nodes.extend(view.masters.iter().map(|master| &master.address).chain(&view.replicas));
-        }
-        let mut masters: Vec<Master> = Vec::new();
-        let mut index_of = |claim: &Master| {
-            let index =
-                masters.iter().position(|known| known.id == claim.id).unwrap_or_else(|| {
-                    masters.push(claim.clone());
-                    masters.len() - 1
-                });
-            u16::try_from(index).ok()
-        };
-        // Slots of one owner are adjacent, so the owner is looked up once per range.
-        let mut last: Option<(&Master, Option<u16>)> = None;
-        let owners = claims.into_iter().map(|claim| {
-            let claim = claim?;
-            match last {
-                Some((known, index)) if std::ptr::eq(known, claim) => index,
-                _ => {
-                    let index = index_of(claim);
-                    last = Some((claim, index));
-                    index
-                }
-            }
-        });
-        let owners = owners.collect();
+        let (mut masters, owners) = owners(&winning_claims(views));
         for master in &mut masters {
             let claims = views.iter().flat_map(|view| &view.masters);
             let newest =
@@ -148,16 +115,56 @@ impl Plan {
                 master.clone_from(newest);
             }
         }
-        nodes.sort_unstable();
-        nodes.dedup();
-        let is_alone = nodes.len() <= 1;
-        nodes.extend(views.iter().flat_map(|view| &view.known_nodes));
-        nodes.sort_unstable();
-        nodes.dedup();
-        let nodes = nodes.into_iter().take(MAX_NODES).cloned().collect();
+        let (nodes, is_alone) = nodes(views);
         let current_epoch = views.iter().map(|view| view.current_epoch).max().unwrap_or(0);
         Self { current_epoch, masters, owners, nodes, is_alone }
     }
+}
+
+/// For each slot, the claim of the highest config epoch.
+fn winning_claims(views: &[NodeView]) -> Vec<Option<&Master>> {
+    let mut claims: Vec<Option<&Master>> = vec![None; usize::from(SLOTS)];
+    for view in views {
+        for (first, last, index) in &view.claims {
+            let Some(master) = view.masters.get(*index) else { continue };
+            let range = usize::from(*first)..=usize::from(*last);
+            for claim in claims.get_mut(range).into_iter().flatten() {
+                if claim.is_none_or(|other| other.epoch < master.epoch) {
+                    *claim = Some(master);
+                }
+            }
+        }
+    }
+    claims
+}
+
+/// The masters that own a slot, and for each slot the index of its owner among them.
+fn owners(claims: &[Option<&Master>]) -> (Vec<Master>, Vec<Option<u16>>) {
+    let mut masters: Vec<Master> = Vec::new();
+    let mut owners = Vec::with_capacity(claims.len());
+    // Slots of one owner are adjacent, so the owner is looked up once per range.
+    for range in claims.chunk_by(|a, b| a.map(std::ptr::from_ref) == b.map(std::ptr::from_ref)) {
+        let index = range.first().copied().flatten().and_then(|claim| {
+            let known = masters.iter().position(|known| known.id == claim.id);
+            let index = known.unwrap_or_else(|| {
+                masters.push(claim.clone());
+                masters.len() - 1
+            });
+            u16::try_from(index).ok()
+        });
+        owners.extend(std::iter::repeat_n(index, range.len()));
+    }
+    (masters, owners)
+}
+
+/// All nodes that can be asked, and whether there is only one, as far as nodes reach each other.
+fn nodes(views: &[NodeView]) -> (Vec<NodeAddress>, bool) {
+    let masters = views.iter().flat_map(|view| &view.masters).map(|master| &master.address);
+    let replicas = views.iter().flat_map(|view| &view.replicas);
+    let mut nodes: BTreeSet<&NodeAddress> = masters.chain(replicas).collect();
+    let is_alone = nodes.len() <= 1;
+    nodes.extend(views.iter().flat_map(|view| &view.known_nodes));
+    (nodes.into_iter().take(MAX_NODES).cloned().collect(), is_alone)
 }
 
 /// The number after a name in the lines of `CLUSTER INFO`.
