@@ -33,7 +33,7 @@
 //! has been answered. So they are never older than what Redis would have answered. (With
 //! `near = "bounded"` the `PING` may be up to `near_max_staleness` old.)
 //!
-//! On a Redis Cluster all this holds for each master and its slots; [`cluster`] explains what
+//! On a Redis Cluster all this holds for each master and its slots; `redis/cluster.rs` explains what
 //! happens when slots move or masters change.
 //!
 //! # The limits
@@ -68,55 +68,58 @@
 
 pub mod barrier;
 mod batch_outcome;
-pub mod cluster;
+mod budget;
+mod errors;
 pub mod journal;
 mod key_state;
+mod lease;
 pub mod memory;
 pub mod near;
+mod node_address;
+mod node_status;
+mod operations;
 pub mod pending;
 mod receipt;
 pub mod redis;
 mod retry_queue;
 mod sibling_watch;
 mod sidecar_record;
-mod types;
+mod slots;
+mod tokens;
+mod words;
+mod write;
 
 use std::{
     fmt,
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Poll},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-pub use self::cluster::NodeStatus;
-pub use self::key_state::{KeyState, LeaseState};
-pub use self::pending::JournalStatus;
-pub use self::receipt::{KeyReceipt, Purged, RemovedEntry};
-pub use self::sidecar_record::{RecordMismatch, SidecarRecord};
-pub use self::types::{
-    BarrierWait, Budget, Ended, Epoch, Fill, Grant, Key, Lease, Redirect, Replacement, Seen,
-    StoreError, StoredValue, Token, Write,
+pub use self::{
+    barrier::BarrierWait,
+    budget::Budget,
+    errors::{Redirect, StoreError},
+    key_state::{KeyState, LeaseState},
+    lease::{Grant, Lease},
+    node_address::NodeAddress,
+    node_status::NodeStatus,
+    pending::sibling_bypass::JournalStatus,
+    receipt::{KeyReceipt, Purged, RemovedEntry},
+    sidecar_record::{RecordMismatch, SidecarRecord},
+    words::{
+        CredentialKey, Ended, Epoch, Fill, IdentityHash, Key, MAX_PAIRS_OF_CREDENTIAL, Replacement,
+        Seen, StoredValue, Token,
+    },
+    write::Write,
 };
-use self::{
-    barrier::BarrierDown,
-    near::Watcher,
-    types::{Begun, LeaseGuard},
-};
-pub use crate::semantics::{
-    audience::{CredentialKey, MAX_PAIRS_OF_CREDENTIAL},
-    identity::IdentityHash,
-};
+use self::{memory::Memory, near::Watcher, redis::Redis, tokens::Tokens, words::unix_ms};
 use crate::{
     clock, config,
-    observe::metrics::{Metrics, StoreErrorLabel, StoreOp},
+    observe::metrics::{Metrics, StoreErrorLabel},
 };
 
 impl StoreErrorLabel for StoreError {
@@ -130,8 +133,7 @@ impl StoreErrorLabel for StoreError {
 pub async fn probe(config: &config::Config) -> Result<Vec<RecordMismatch>, StoreError> {
     match &config.store.url {
         config::StoreUrl::Memory => Ok(Vec::new()),
-        config::StoreUrl::Redis(_) | config::StoreUrl::Sentinel(_) => redis::probe(config).await,
-        config::StoreUrl::Cluster(seeds) => cluster::probe(seeds, config).await,
+        _ => redis::probe(config).await,
     }
 }
 
@@ -155,9 +157,8 @@ impl fmt::Debug for Store {
 
 #[derive(Debug)]
 enum Engine {
-    Redis(redis::Redis),
-    Cluster(cluster::Cluster),
-    Memory(memory::Memory),
+    Redis(Redis),
+    Memory(Memory),
 }
 
 impl Store {
@@ -172,22 +173,13 @@ impl Store {
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
         let tasks = TaskTracker::new();
-        let engine = match &config.store.url {
-            config::StoreUrl::Memory => {
-                metrics.set_store_up(true);
-                metrics.breaker.close();
-                Engine::Memory(memory::Memory::new(config))
-            }
-            config::StoreUrl::Redis(_) | config::StoreUrl::Sentinel(_) => {
-                let metrics = Arc::clone(&metrics);
-                let tasks = tasks.clone();
-                Engine::Redis(redis::Redis::open(config, metrics, tasks, watcher)?)
-            }
-            config::StoreUrl::Cluster(seeds) => {
-                let metrics = Arc::clone(&metrics);
-                let tasks = tasks.clone();
-                Engine::Cluster(cluster::Cluster::open(seeds, config, metrics, tasks, watcher)?)
-            }
+        let engine = if config.store.url == config::StoreUrl::Memory {
+            metrics.set_store_up(true);
+            metrics.breaker.close();
+            Engine::Memory(Memory::new(config))
+        } else {
+            let (metrics, tasks) = (Arc::clone(&metrics), tasks.clone());
+            Engine::Redis(Redis::open(config, metrics, tasks, watcher)?)
         };
         Ok(Self { engine, tokens: Tokens::new(), tasks, metrics })
     }
@@ -207,148 +199,8 @@ impl Store {
     pub fn trust(&self, key: &Key) -> Result<i64, StoreError> {
         match &self.engine {
             Engine::Redis(redis) => redis.trust(key),
-            Engine::Cluster(cluster) => cluster.trust(key),
             Engine::Memory(_) => Ok(unix_ms(clock::now())),
         }
-    }
-
-    /// Makes sure that the watcher is notified of the next change to a key. Call it after the key
-    /// was noted ([`near::NearEntries::note`]) and before it is read; if it fails, the value must not be
-    /// inserted. Costs a round trip if the store reports only changes to keys that were read, and
-    /// none otherwise.
-    pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Redis(redis) => redis.follow(key, budget).await,
-            Engine::Cluster(cluster) => cluster.follow(key, budget).await,
-            Engine::Memory(_) => Err(StoreError::Down),
-        }
-    }
-
-    /// Waits until the watcher knows of every change to a key that was acknowledged to anyone
-    /// before the first poll with this `wait`, or, with a `staleness`, that long before the first
-    /// poll.
-    pub fn poll_barrier(
-        &self,
-        key: &Key,
-        staleness: Duration,
-        wait: &mut BarrierWait,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), BarrierDown>> {
-        match &self.engine {
-            Engine::Redis(redis) => redis.poll_barrier(staleness, wait, cx),
-            Engine::Cluster(cluster) => cluster.poll_barrier(key, staleness, wait, cx),
-            Engine::Memory(_) => Poll::Ready(Err(BarrierDown)),
-        }
-    }
-
-    /// Reads a key: one round trip, no script.
-    pub async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {
-        self.timed(StoreOp::Read, async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.read(key, budget).await,
-                Engine::Cluster(cluster) => cluster.read(key, budget).await,
-                Engine::Memory(memory) => Ok(memory.read(key)),
-            }
-        })
-        .await
-    }
-
-    /// Reads everything under the keys of a job: one round trip, no script. For diagnosis: the
-    /// result does not affect the connection, and the operation is not counted.
-    pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState, StoreError> {
-        match &self.engine {
-            Engine::Redis(redis) => redis.inspect(key, budget).await,
-            Engine::Cluster(cluster) => cluster.inspect(key, budget).await,
-            Engine::Memory(memory) => Ok(memory.inspect(key)),
-        }
-    }
-
-    /// Asks for the right to fill a key with an entry of this identity, which the token of the lease
-    /// names. `refused` is a value that the caller has read and found
-    /// not to be an entry of ours; it is deleted if it is still there.
-    ///
-    /// If the answer does not arrive in time, or the caller is dropped while it waits, the lease is
-    /// released after the request, on the same connection.
-    pub async fn lease(
-        &self,
-        key: &Key,
-        identity: IdentityHash,
-        refused: Option<&StoredValue>,
-        budget: &mut Budget,
-    ) -> Result<Grant, StoreError> {
-        let token = self.tokens.next_of(identity);
-        let expected = self.metrics.events.expect_own_change(key.main());
-        let grant = self.timed(StoreOp::Lease, async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.lease(key, token, refused, budget).await,
-                Engine::Cluster(cluster) => cluster.lease(key, token, refused, budget).await,
-                Engine::Memory(memory) => Ok(memory.lease(key, token, refused)),
-            }
-        });
-        let grant = grant.await;
-        if !matches!(grant, Ok(Grant::Lease(_))) {
-            self.metrics.events.withdraw_expected(key.main(), expected);
-        }
-        grant
-    }
-
-    /// Stores an entry under a lease. `meta` is a JSON object without its closing brace; the store
-    /// adds `expires_at_ms`. `ttl` counts from the grant of the lease.
-    pub async fn fill(
-        &self,
-        lease: Lease,
-        body: &Bytes,
-        meta: &str,
-        ttl: Duration,
-    ) -> Result<Fill, StoreError> {
-        self.expect([&lease.key]);
-        self.timed(StoreOp::Fill, async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.fill(lease, body, meta, ttl).await,
-                Engine::Cluster(cluster) => cluster.fill(lease, body, meta, ttl).await,
-                Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
-            }
-        })
-        .await
-    }
-
-    /// Adds a caller to the audience of an entry, if that is still the very entry that was seen.
-    /// Meta records the time at which it was seen; the upstream served it to the caller no earlier.
-    pub async fn admit(
-        &self,
-        key: &Key,
-        seen: &Seen,
-        generation: &str,
-        caller: &str,
-    ) -> Result<Fill, StoreError> {
-        self.timed(StoreOp::Admit, async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.admit(key, seen, generation, caller).await,
-                Engine::Cluster(cluster) => cluster.admit(key, seen, generation, caller).await,
-                Engine::Memory(memory) => Ok(memory.admit(key, seen, caller)),
-            }
-        })
-        .await
-    }
-
-    /// Replaces an entry with a newer body, if it is still the very entry that was seen. `meta` is
-    /// a JSON object without its closing brace, as for [`Store::fill`].
-    pub async fn replace(
-        &self,
-        key: &Key,
-        seen: &Seen,
-        generation: &str,
-        new: Replacement<'_>,
-    ) -> Result<Fill, StoreError> {
-        self.expect([key]);
-        self.timed(StoreOp::Replace, async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.replace(key, seen, generation, new).await,
-                Engine::Cluster(cluster) => cluster.replace(key, seen, generation, new).await,
-                Engine::Memory(memory) => Ok(memory.replace(key, seen, new)),
-            }
-        })
-        .await
     }
 
     /// Returns a token that was never used before, for the generation of a replacement.
@@ -358,176 +210,54 @@ impl Store {
 
     /// Replaces the configuration that is recorded for other sidecars, after a reload.
     pub fn record(&self, record: SidecarRecord) {
-        match &self.engine {
-            Engine::Redis(redis) => redis.record(record),
-            Engine::Cluster(cluster) => cluster.record(record),
-            Engine::Memory(_) => {}
+        if let Some(redis) = self.redis() {
+            redis.context.records.replace(record);
         }
     }
 
     /// Returns the current key of the credential fingerprints.
     pub fn credential_key(&self) -> CredentialKey {
         match &self.engine {
-            Engine::Redis(redis) => redis.credential_key(),
-            Engine::Cluster(cluster) => cluster.credential_key(),
+            Engine::Redis(redis) => redis.context.credential_key(),
             Engine::Memory(memory) => memory.credential_key(),
         }
     }
 
-    /// Hands a lease back when the answer cannot be stored.
-    pub async fn release(&self, lease: Lease) {
-        self.expect([&lease.key]);
-        match &self.engine {
-            Engine::Redis(redis) => redis.release(lease).await,
-            Engine::Cluster(cluster) => cluster.release(lease).await,
-            Engine::Memory(memory) => memory.release(&lease),
-        }
-    }
-
-    /// Fences keys before a write is forwarded. Never fails: if the fence is not confirmed, the end
-    /// of the write runs twice.
-    pub async fn begin(&self, keys: Vec<Key>, fence: Duration, budget: &mut Budget) -> Write {
-        let id = self.tokens.next();
-        self.expect(&keys);
-        let begun = match &self.engine {
-            Engine::Redis(redis) => {
-                let started = Instant::now();
-                let (begun, result) = redis.begin(&keys, &id, fence, budget).await;
-                self.metrics.record_store_op(StoreOp::Begin, &result, started.elapsed());
-                begun
-            }
-            Engine::Cluster(cluster) => {
-                let started = Instant::now();
-                let (begun, result) = cluster.begin(&keys, &id, fence, budget).await;
-                self.metrics.record_store_op(StoreOp::Begin, &result, started.elapsed());
-                begun
-            }
-            Engine::Memory(memory) => {
-                memory.begin(&keys, &id, fence);
-                Begun::Confirmed(None)
-            }
-        };
-        Write { keys, elsewhere: 0, id, fence, begun }
-    }
-
-    /// Returns a write that fences nothing, to be widened and ended.
-    pub fn unfenced(&self, fence: Duration) -> Write {
-        let id = self.tokens.next();
-        Write { keys: Vec::new(), elsewhere: 0, id, fence, begun: Begun::Confirmed(None) }
-    }
-
-    /// Renews the fence of a long write.
-    pub async fn renew(&self, write: &Write) {
-        match &self.engine {
-            Engine::Redis(redis) => redis.renew(write).await,
-            Engine::Cluster(cluster) => cluster.renew(write).await,
-            Engine::Memory(memory) => memory.begin(&write.keys, &write.id, write.fence),
-        }
-    }
-
-    /// Invalidates the keys of a write and lifts its fence after `linger`. A later end of the same
-    /// write may lift it sooner.
-    ///
-    /// Call it before the write is answered, from a task that is never cancelled.
-    pub async fn end(&self, write: &Write, linger: Duration, budget: &mut Budget) -> Ended {
-        self.expect(&write.keys);
-        let started = Instant::now();
-        match &self.engine {
-            Engine::Redis(redis) => {
-                let ended = redis.end(write, linger, budget).await;
-                self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
-                ended.unwrap_or(Ended::Pending)
-            }
-            Engine::Cluster(cluster) => {
-                let ended = cluster.end(write, linger, budget).await;
-                self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
-                ended.unwrap_or(Ended::Pending)
-            }
-            Engine::Memory(memory) => memory.end(&write.keys, &write.id, linger).ended,
-        }
-    }
-
-    /// Invalidates keys, as the end of a write that did not pass through this sidecar. Runs under
-    /// its own deadline, and a batch of keys waits for the store at most `wait`; keys that are not
-    /// confirmed become pending. Must not be cancelled, like [`Store::end`].
-    pub async fn purge(&self, keys: Vec<Key>, wait: Duration) -> Purged {
-        let id = self.tokens.next();
-        self.expect(&keys);
-        let started = Instant::now();
-        let (elsewhere, fence, begun) = (0, Duration::ZERO, Begun::Confirmed(None));
-        let write = Write { keys, elsewhere, id, fence, begun };
-        let (ended, was) = match &self.engine {
-            Engine::Redis(redis) => redis.purge(&write, wait).await,
-            Engine::Cluster(cluster) => cluster.purge(&write, wait).await,
-            Engine::Memory(memory) => return memory.end(&write.keys, &write.id, Duration::ZERO),
-        };
-        self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
-        Purged { ended: ended.unwrap_or(Ended::Pending), receipts: was }
-    }
-
-    /// Invalidates every key under the prefix. Runs under its own deadline. Must not be cancelled,
-    /// like [`Store::end`].
-    pub async fn purge_all(&self) -> Ended {
-        match &self.engine {
-            Engine::Redis(redis) => redis.purge_all().await,
-            Engine::Cluster(cluster) => cluster.purge_all().await,
-            Engine::Memory(memory) => memory.purge_all(),
-        }
+    fn redis(&self) -> Option<&Redis> {
+        if let Engine::Redis(redis) = &self.engine { Some(redis) } else { None }
     }
 
     /// Returns the current time in ms since 1970, by the store's clock, or by ours while it is
     /// down.
     pub fn now_ms(&self) -> i64 {
-        match &self.engine {
-            Engine::Redis(redis) => redis.now_ms(),
-            Engine::Cluster(cluster) => cluster.now_ms(),
-            Engine::Memory(_) => unix_ms(clock::now()),
-        }
+        self.redis().map_or_else(|| unix_ms(clock::now()), |redis| redis.now_ms())
     }
 
     /// Returns whether there is a trusted connection; on a cluster, one to the owner of every slot.
     pub fn is_up(&self) -> bool {
-        match &self.engine {
-            Engine::Redis(redis) => redis.is_up(),
-            Engine::Cluster(cluster) => cluster.is_up(),
-            Engine::Memory(_) => true,
-        }
+        self.redis().is_none_or(|redis| redis.is_up())
     }
 
     /// Returns the masters of a cluster; empty if the store is not a cluster.
     pub fn nodes(&self) -> Vec<NodeStatus> {
-        match &self.engine {
-            Engine::Cluster(cluster) => cluster.nodes(),
-            Engine::Redis(_) | Engine::Memory(_) => Vec::new(),
-        }
+        self.redis().map(|redis| redis.nodes()).unwrap_or_default()
     }
 
     /// Returns the slot of a key and the address of its master; `None` if the store is not a
     /// cluster.
     pub fn place(&self, key: &Key) -> Option<(u16, Option<String>)> {
-        match &self.engine {
-            Engine::Cluster(cluster) => Some(cluster.place(key)),
-            Engine::Redis(_) | Engine::Memory(_) => None,
-        }
+        self.redis()?.place(key)
     }
 
     /// Returns the number of keys with an unconfirmed invalidation, plus one while whole slots are
     /// pending.
     pub fn pending(&self) -> usize {
-        match &self.engine {
-            Engine::Redis(redis) => redis.pending(),
-            Engine::Cluster(cluster) => cluster.pending(),
-            Engine::Memory(_) => 0,
-        }
+        self.redis().map_or(0, |redis| redis.context.retry_queue.pending.len())
     }
 
     /// Returns the state of the journal of unconfirmed invalidations, if there is one.
     pub fn journal(&self) -> Option<JournalStatus> {
-        match &self.engine {
-            Engine::Redis(redis) => redis.journal_status(),
-            Engine::Cluster(cluster) => cluster.journal_status(),
-            Engine::Memory(_) => None,
-        }
+        self.redis()?.context.retry_queue.journal_status()
     }
 
     /// Waits for spawned tasks and tries a last time to confirm what is pending, all within
@@ -537,60 +267,8 @@ impl Store {
         self.tasks.close();
         let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
         let left = deadline.saturating_sub(started.elapsed());
-        match &self.engine {
-            Engine::Redis(redis) => redis.close(left).await,
-            Engine::Cluster(cluster) => cluster.close(left).await,
-            Engine::Memory(_) => {}
+        if let Some(redis) = self.redis() {
+            redis.close(left).await;
         }
     }
-
-    /// Tells the event log that the next change of these keys is made by this process.
-    fn expect<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) {
-        for key in keys {
-            self.metrics.events.expect_own_change(key.main());
-        }
-    }
-
-    async fn timed<T>(
-        &self,
-        op: StoreOp,
-        operation: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let started = Instant::now();
-        let result = operation.await;
-        self.metrics.record_store_op(op, &result, started.elapsed());
-        result
-    }
-}
-
-/// Makes tokens that are unique among all sidecars, without a round trip.
-#[derive(Debug)]
-struct Tokens {
-    process: u64,
-    next: AtomicU64,
-}
-
-impl Tokens {
-    fn new() -> Self {
-        Self { process: fastrand::u64(..), next: AtomicU64::new(0) }
-    }
-
-    fn next(&self) -> Token {
-        let n = self.next.fetch_add(1, Ordering::Relaxed);
-        Token(format!("{:016x}-{n:x}", self.process).into())
-    }
-
-    /// Makes a token that names an identity.
-    fn next_of(&self, identity: IdentityHash) -> Token {
-        let n = self.next.fetch_add(1, Ordering::Relaxed);
-        Token(format!("{:016x}-{n:x}-{identity}", self.process).into())
-    }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn unix_ms(time: SystemTime) -> i64 {
-    millis(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }

@@ -24,11 +24,12 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
-use super::Key;
+use super::words::Key;
 
 /// The rounds of one connection after another.
 #[derive(Default)]
@@ -87,6 +88,30 @@ pub struct BarrierPass<'r> {
 pub struct BarrierTicket {
     /// The round that lets the reader pass, and the life in which it was joined.
     joined: Option<(u64, u64)>,
+}
+
+/// The progress of one read through the barrier.
+#[derive(Debug, Default)]
+pub struct BarrierWait {
+    pub(super) ticket: BarrierTicket,
+    /// The number of the shard that is waited for, on a cluster.
+    pub(super) shard: Option<u64>,
+    began: Option<Instant>,
+}
+
+impl BarrierWait {
+    pub(super) fn has_begun(&self) -> bool {
+        self.began.is_some()
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.began = Some(Instant::now());
+    }
+
+    /// Returns how long the wait has lasted; zero if there was none.
+    pub fn lasted(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
+    }
 }
 
 impl Barrier {

@@ -1,6 +1,10 @@
 //! The combined outcome of the ends of several keys.
 
-use super::{Ended, Key, KeyReceipt, StoreError};
+use super::{
+    errors::StoreError,
+    receipt::KeyReceipt,
+    words::{Ended, Key},
+};
 
 /// The combined outcome of several ends.
 #[derive(Debug)]
@@ -33,15 +37,13 @@ impl<'k> BatchOutcome<'k> {
                     }
                     self.receipts.push(Some(was));
                 }
-                Err(error) => self.add_failed(std::slice::from_ref(key), error),
+                Err(error) => {
+                    self.unconfirmed.push(key);
+                    self.receipts.push(None);
+                    self.ended = Err(error);
+                }
             }
         }
-    }
-
-    pub(super) fn add_failed(&mut self, keys: &'k [Key], error: StoreError) {
-        self.unconfirmed.extend(keys);
-        self.receipts.resize(self.receipts.len() + keys.len(), None);
-        self.ended = Err(error);
     }
 
     /// Whether the next keys would fail as well: the last failure was not about a single key.

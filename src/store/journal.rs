@@ -1,7 +1,7 @@
 //! The journal of unconfirmed invalidations, so that they survive a restart of the sidecar.
 //!
 //! One JSON object per line, appended and synced before the write is answered. The first line names
-//! the store and the prefix ([`JournalOwner`]). Confirmations are appended without a sync: a lost one
+//! the store and the prefix (`JournalOwner`). Confirmations are appended without a sync: a lost one
 //! costs one more invalidation. The file is emptied whenever nothing is pending, and rewritten when
 //! it has grown long. A last line that was cut off by a crash is ignored, because its write was never
 //! answered; any other unreadable line makes every job pending, because it may have named any job.
@@ -10,8 +10,8 @@
 //! each reads what the others have not confirmed (`journal/siblings.rs`), and takes it over when they end.
 
 mod lock;
-mod records;
-mod siblings;
+pub(super) mod records;
+pub(super) mod siblings;
 
 use std::{
     fs::{File, OpenOptions},
@@ -27,14 +27,10 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 use tracing::warn;
 
-pub use self::records::{JournalOwner, Record};
 use self::{
     lock::{LockOutcome, MAX_PROCESSES, Missing, lock, numbered, with_suffix},
-    records::{encode, read},
-};
-pub(super) use self::{
-    records::LiveRecords,
-    siblings::{EndedJournal, SiblingState, Siblings},
+    records::{JournalOwner, Record, encode, read},
+    siblings::Siblings,
 };
 use crate::observe::throttle::Throttle;
 

@@ -1,6 +1,6 @@
 //! The state of a job in the store, for diagnosis.
 
-use super::{Epoch, Seen, Token};
+use super::words::{Epoch, Seen, Token};
 
 /// Everything that stands under the keys of a job.
 #[derive(Clone, Debug)]

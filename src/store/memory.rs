@@ -4,6 +4,8 @@
 //! there is no third party's `DEL` and nothing is ever pending. Its size is bounded in bytes: past
 //! the limit entries are evicted in turn, regardless of their age.
 
+mod admitted;
+
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
@@ -13,9 +15,15 @@ use std::{
 
 use bytes::Bytes;
 
+use self::admitted::admitted;
 use super::{
-    CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState,
-    MAX_PAIRS_OF_CREDENTIAL, Purged, RemovedEntry, Replacement, Seen, StoredValue, Token, millis,
+    key_state::{KeyState, LeaseState},
+    lease::{Grant, Lease, LeaseGuard},
+    receipt::{KeyReceipt, Purged, RemovedEntry},
+    words::{
+        CredentialKey, Ended, Epoch, Fill, Key, Replacement, Seen, StoredValue, Token, millis,
+        unix_ms,
+    },
 };
 use crate::{clock, config};
 
@@ -40,28 +48,6 @@ impl fmt::Debug for Memory {
             .field("keys", &slots.by_key.len())
             .field("bytes", &slots.bytes)
             .finish_non_exhaustive()
-    }
-}
-
-/// Hands a lease back when it is dropped.
-pub struct MemoryLeaseGuard {
-    slots: Arc<Mutex<MemorySlots>>,
-    key: Key,
-    token: Token,
-}
-
-impl fmt::Debug for MemoryLeaseGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryLeaseGuard")
-            .field("key", &self.key)
-            .field("token", &self.token)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Drop for MemoryLeaseGuard {
-    fn drop(&mut self) {
-        lock(&self.slots).release(&self.key, &self.token);
     }
 }
 
@@ -96,7 +82,7 @@ impl Memory {
             lease: config.store.lease,
             max_bytes: config.store.memory_max,
             epoch: Epoch("memory".into()),
-            credential_key: credential_key(&config.credentials),
+            credential_key: CredentialKey::initial(config.credentials.secret.as_ref()),
             slots: Arc::default(),
         }
     }
@@ -145,10 +131,10 @@ impl Memory {
         let expires_ms = now + millis(self.lease);
         slot.lease = Some(MemoryLease { token: token.clone(), granted_ms: now, expires_ms });
         let epoch = self.epoch.clone();
-        let slots = Arc::clone(&self.slots);
         let key = key.clone();
-        let hold = MemoryLeaseGuard { slots, key: key.clone(), token: token.clone() };
-        let hold = super::LeaseGuard::Memory(hold);
+        let slots = Arc::clone(&self.slots);
+        let released = (key.clone(), token.clone());
+        let hold = LeaseGuard::new(move || lock(&slots).release(&released.0, &released.1));
         Grant::Lease(Lease { key, token, epoch, granted_at_ms: now, hold })
     }
 
@@ -353,44 +339,6 @@ impl MemorySlot {
     }
 }
 
-/// Returns meta with this caller in its audience: renewed in its place, else added in front. Then it may
-/// replace the oldest of its credential, as in `admit.lua`.
-fn admitted(meta: &str, caller: &str, served_at_ms: i64) -> String {
-    /// Hexadecimal digits of a credential, which is the first half of a caller.
-    const CREDENTIAL_DIGITS: usize = 32;
-    // Every meta has an audience, and its members contain no bracket.
-    let Some((before, rest)) = meta.split_once("\"audience\":[") else { return meta.to_owned() };
-    let Some((list, after)) = rest.split_once(']') else { return meta.to_owned() };
-    let members = list.split(',').map(|member| member.trim_matches('"'));
-    let mut members: Vec<&str> = members.filter(|member| !member.is_empty()).collect();
-    let member = format!("{caller}@{served_at_ms}");
-    if let Some(own) = members.iter_mut().find(|member| member.split('@').next() == Some(caller)) {
-        *own = &member;
-    } else {
-        let credential = caller.get(..CREDENTIAL_DIGITS).unwrap_or(caller);
-        let served = |at: &usize| {
-            let time = members[*at].split_once('@').and_then(|(_, ms)| ms.parse::<i64>().ok());
-            // Newer members come first.
-            (time.unwrap_or(0), std::cmp::Reverse(*at))
-        };
-        let of_credential = |at: &usize| members[*at].starts_with(credential);
-        let mut own: Vec<usize> = (0..members.len()).filter(of_credential).collect();
-        own.sort_by_key(served);
-        own.truncate((own.len() + 1).saturating_sub(MAX_PAIRS_OF_CREDENTIAL));
-        own.sort_unstable();
-        for at in own.into_iter().rev() {
-            members.remove(at);
-        }
-        members.insert(0, &member);
-    }
-    format!("{before}\"audience\":[\"{}\"]{after}", members.join("\",\""))
-}
-
-fn credential_key(config: &config::CredentialsConfig) -> CredentialKey {
-    let secret = config.secret.as_ref();
-    secret.map_or_else(CredentialKey::random, |secret| CredentialKey::derived(secret.expose()))
-}
-
 /// Copies a body: the bytes may be part of a much larger buffer, which is counted elsewhere for as
 /// long as they live.
 fn copied(body: &Bytes) -> Bytes {
@@ -402,31 +350,12 @@ fn size(entry: &StoredValue) -> usize {
 }
 
 fn now_ms() -> i64 {
-    super::unix_ms(clock::now())
+    unix_ms(clock::now())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_credential_holds_at_most_eight_pairs_and_the_next_one_replaces_its_oldest() {
-        let limit = format!("local most = {MAX_PAIRS_OF_CREDENTIAL}\n");
-        assert!(include_str!("lua/admit.lua").contains(&limit), "the script has another limit");
-        let caller = |who: char, n: usize| format!("{}{n:032x}", who.to_string().repeat(32));
-        let mut meta = format!("{{\"audience\":[\"{}@5\"],\"x\":[1]}}", caller('b', 0));
-        // The second pair is renewed, so that the third is the oldest after the first.
-        for (n, time) in [0, 1, 2, 3, 4, 5, 6, 7, 1, 8, 9].into_iter().zip(0..) {
-            meta = admitted(&meta, &caller('a', n), time);
-        }
-        let parsed: serde_json::Value = serde_json::from_str(&meta).unwrap();
-        let members: Vec<_> = parsed["audience"].as_array().unwrap().iter().collect();
-        assert_eq!(members.len(), 9, "{meta}");
-        for (n, held) in [(0, false), (1, true), (2, false), (3, true), (8, true), (9, true)] {
-            assert_eq!(meta.contains(&caller('a', n)), held, "{n}: {meta}");
-        }
-        assert!(meta.contains(&format!("{}@5", caller('b', 0))) && meta.ends_with(",\"x\":[1]}"));
-    }
 
     #[test]
     fn writes_alone_do_not_make_it_grow() {

@@ -27,8 +27,11 @@ use quick_cache::{
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::Key;
-use crate::{mutants, mutants::Mutant, observe::metrics::Metrics};
+use super::words::Key;
+use crate::{
+    mutants::{self, Mutant},
+    observe::metrics::Metrics,
+};
 
 /// Number of shards; the keys of one shard share a generation. News about one key also refuses what
 /// is being read of the others, so there are many shards. A refused reader loses only the next hit.

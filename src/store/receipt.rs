@@ -1,6 +1,6 @@
 //! The receipt of an invalidation: what it found and removed.
 
-use super::Ended;
+use super::words::Ended;
 
 /// The outcome of a purge.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,22 +1,21 @@
 //! The retry queue: invalidations that the store has not confirmed, with their warnings and
 //! metrics.
 //!
-//! The queue only keeps track of what is due. The engines ([`redis`](super::redis),
-//! [`cluster`](super::cluster)) repeat the invalidations over their own connections.
+//! The queue only keeps track of what is due; `redis/retry_worker.rs` repeats the invalidations.
 
 use tokio::{sync::Notify, time::sleep_until};
 use tracing::{debug, warn};
 
 use super::{
-    Ended, Key, StoreError, Token,
-    journal::JournalOwner,
-    pending::{Added, JournalStatus, PendingItem, PendingSet, PurgeAllTask},
-    sibling_watch::watch_siblings,
+    errors::StoreError,
+    pending::{Added, PendingItem, PendingSet, PurgeAllTask, sibling_bypass::JournalStatus},
+    words::{Ended, Key, Token},
 };
 use crate::{
-    config,
     mutants::{self, Mutant},
-    observe::{events::EventKind, metrics::Metrics, throttle::Throttle},
+    observe::events::EventKind,
+    observe::metrics::Metrics,
+    observe::throttle::Throttle,
 };
 use std::{future, sync::Arc, time::Duration};
 
@@ -32,34 +31,7 @@ pub(super) struct RetryQueue {
 }
 
 impl RetryQueue {
-    /// Opens the queue with the contents of the journal, if one is configured, and watches the
-    /// journals of other processes with the same setting.
-    pub(super) fn open(
-        config: &config::Config,
-        metrics: Arc<Metrics>,
-    ) -> Result<Arc<Self>, StoreError> {
-        let limit = config.pending.limit;
-        let Some(path) = &config.pending.journal else {
-            return Ok(Arc::new(Self::of(PendingSet::new(limit), metrics)));
-        };
-        let owner = JournalOwner {
-            store: config.store.url.identity(),
-            prefix: config.store.prefix.clone(),
-        };
-        let (pending, mut siblings) = PendingSet::with_journal(limit, path, &owner)
-            .map_err(|source| StoreError::Journal { path: path.clone(), source })?;
-        // Before the first request: what the others owe is not served from here. Twice, in case one
-        // of them adopts a journal during the first scan.
-        for _ in 0..2 {
-            pending.bypass_siblings(siblings.scan());
-            siblings.forget_scan();
-        }
-        let queue = Arc::new(Self::of(pending, metrics));
-        tokio::spawn(watch_siblings(Arc::downgrade(&queue), siblings));
-        Ok(queue)
-    }
-
-    fn of(pending: PendingSet, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(pending: PendingSet, metrics: Arc<Metrics>) -> Self {
         Self {
             pending,
             due: Notify::new(),
@@ -83,6 +55,11 @@ impl RetryQueue {
             () = wait => {}
             () = self.due.notified() => {}
         }
+    }
+
+    /// Waits until something changes, whatever is due.
+    pub(super) async fn woken(&self) {
+        self.due.notified().await;
     }
 
     /// Wakes the task that repeats what is due.

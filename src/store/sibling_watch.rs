@@ -14,17 +14,47 @@ use tokio::{
 };
 
 use super::{
-    journal::{EndedJournal, SiblingState, Siblings},
-    pending::empty_journal,
+    errors::StoreError,
+    journal::{
+        records::JournalOwner,
+        siblings::{EndedJournal, SiblingState, Siblings},
+    },
+    pending::{PendingSet, sibling_bypass::empty as empty_journal},
     retry_queue::RetryQueue,
 };
+use crate::{config, observe::metrics::Metrics};
 
 /// Interval between two looks at the siblings. A process that ends, or a job that becomes pending in
 /// one, is known within a second.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// Opens the retry queue with the contents of the journal, if one is configured, and watches the
+/// journals of other processes with the same setting.
+pub(super) fn open_queue(
+    config: &config::Config,
+    metrics: Arc<Metrics>,
+) -> Result<Arc<RetryQueue>, StoreError> {
+    let limit = config.pending.limit;
+    let Some(path) = &config.pending.journal else {
+        return Ok(Arc::new(RetryQueue::new(PendingSet::new(limit), metrics)));
+    };
+    let owner =
+        JournalOwner { store: config.store.url.identity(), prefix: config.store.prefix.clone() };
+    let (pending, mut siblings) = PendingSet::with_journal(limit, path, &owner)
+        .map_err(|source| StoreError::Journal { path: path.clone(), source })?;
+    // Before the first request: what the others owe is not served from here. Twice, in case one
+    // of them adopts a journal during the first scan.
+    for _ in 0..2 {
+        pending.bypass_siblings(siblings.scan());
+        siblings.forget_scan();
+    }
+    let queue = Arc::new(RetryQueue::new(pending, metrics));
+    tokio::spawn(watch_siblings(Arc::downgrade(&queue), siblings));
+    Ok(queue)
+}
+
 /// Runs until the queue is dropped.
-pub(super) async fn watch_siblings(queue: Weak<RetryQueue>, mut siblings: Siblings) {
+async fn watch_siblings(queue: Weak<RetryQueue>, mut siblings: Siblings) {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Journals with records that are here but not on the disk yet. They stay locked, and as they are.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::semantics::secret::Secret;
+
 /// The key of the credential fingerprints. All sidecars of one store share it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CredentialKey([u8; 32]);
@@ -18,8 +20,13 @@ impl CredentialKey {
     }
 
     /// Derives the key from a configured secret.
-    pub(crate) fn derived(secret: &str) -> Self {
+    fn derived(secret: &str) -> Self {
         Self(blake3::derive_key("jobcache credential fingerprints v1", secret.as_bytes()))
+    }
+
+    /// Returns the key of a process before its store provides one that all sidecars share.
+    pub(crate) fn initial(secret: Option<&Secret>) -> Self {
+        secret.map_or_else(Self::random, |secret| Self::derived(secret.expose()))
     }
 
     /// Returns the bytes of the key, for the hash.

@@ -9,7 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::store::{Key, Token, cluster::SlotSet};
+use crate::store::{
+    slots::SlotSet,
+    words::{Key, Token},
+};
 
 /// A change of the pending set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +67,7 @@ impl Record {
 
 /// The store and the prefix that a journal belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JournalOwner {
+pub(in crate::store) struct JournalOwner {
     /// Address of the store, without user and password.
     pub store: String,
     /// Prefix of the keys.

@@ -15,9 +15,8 @@ use std::{
 use tracing::warn;
 
 use super::{
-    JournalOwner, LiveRecords,
     lock::{LockOutcome, MAX_PROCESSES, Missing, lock, numbered},
-    records::{JournalContent, read},
+    records::{JournalContent, JournalOwner, LiveRecords, read},
 };
 use crate::observe::throttle::HourlyPerName;
 

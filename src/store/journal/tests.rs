@@ -1,4 +1,4 @@
-use super::*;
+use super::{siblings::SiblingState, *};
 
 fn added(key: &str) -> Record {
     Record::added(key, "w", Duration::from_secs(1))

@@ -6,8 +6,8 @@
 
 use tokio::time::Instant;
 
-use super::{Due, RETRY};
-use crate::store::cluster::{SLOTS, SlotSet};
+use super::item::{Due, RETRY};
+use crate::store::slots::{SLOTS, SlotSet};
 
 /// Pending slots, each with the last addition that made it pending.
 #[derive(Debug, Default)]

@@ -7,11 +7,14 @@ use std::{io, path::PathBuf};
 
 use tracing::{info, warn};
 
-use super::{Inner, PendingSet, slot};
+use super::{Added, PendingSet, inner::Inner};
 use crate::store::{
-    Key,
-    cluster::SlotSet,
-    journal::{Durability, EndedJournal, LiveRecords, Record, SiblingState},
+    journal::{
+        Durability,
+        records::{LiveRecords, Record},
+        siblings::{EndedJournal, SiblingState},
+    },
+    slots::{SlotSet, slot_of_key},
 };
 
 /// The journal of this process, for operators.
@@ -23,25 +26,6 @@ pub struct JournalStatus {
     pub siblings: usize,
     /// Number of their invalidations, where all of some slots count as one.
     pub sibling_invalidations: usize,
-}
-
-impl Inner {
-    pub(super) fn is_pending_in_sibling(&self, key: &Key) -> bool {
-        let mut records = self.siblings.values().chain(&self.leaving);
-        records.any(|sibling| sibling.keys.contains_key(key) || sibling.slots.contains(slot(key)))
-    }
-
-    pub(super) fn sibling_parts(&self) -> usize {
-        self.siblings.len() + self.leaving.len()
-    }
-
-    fn set_sibling(&mut self, number: usize, live: Option<LiveRecords>) {
-        let before = match live {
-            Some(live) => self.siblings.insert(number, live),
-            None => self.siblings.remove(&number),
-        };
-        self.leaving.extend(before);
-    }
 }
 
 impl PendingSet {
@@ -91,8 +75,8 @@ impl PendingSet {
         let mut slots = SlotSet::NONE;
         let mut records = Vec::with_capacity(live.keys.len() + 1);
         for (key, (write, linger)) in live.keys {
-            if self.insert(inner, &key, &write, linger) == super::Added::Overflow {
-                slots.insert(slot(&key));
+            if self.insert(inner, &key, &write, linger) == Added::Overflow {
+                slots.insert(slot_of_key(&key));
             }
             records.push(Record::added(key.main(), write.as_str(), linger));
         }
@@ -142,6 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::store::words::Key;
 
     #[test]
     fn what_leaves_a_sibling_is_bypassed_until_the_next_scan() {

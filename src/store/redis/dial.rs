@@ -4,7 +4,7 @@
 //! This module knows nothing about roles, versions or commands other than the login. It retries
 //! nothing: its callers have a budget and know how to go on without a connection.
 
-mod login;
+pub(super) mod login;
 
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -25,13 +25,13 @@ use tokio_rustls::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-pub(super) use self::login::RedisLogin;
-use super::{refused, session::classify};
+use self::login::RedisLogin;
+use super::errors::classify;
 use crate::{
     config,
     observe::metrics::Metrics,
-    store::StoreError,
-    tls::{self, Renewed, TlsError},
+    store::errors::StoreError,
+    tls::{self, Renewed},
     transport::{ClientStream, Socket},
 };
 
@@ -72,15 +72,20 @@ pub(super) struct Tls {
 }
 
 impl Tls {
-    /// Reads the certificates, and reads them again when the files change.
+    /// Reads the certificates, and reads them again when the files change; `None` for plain text.
     pub(super) fn new(
+        is_tls: bool,
         config: &config::Config,
         metrics: &Arc<Metrics>,
-    ) -> Result<Arc<Self>, TlsError> {
-        let client = tls::renewed_client(config.store.tls.clone())?;
+    ) -> Result<Option<Arc<Self>>, StoreError> {
+        if !is_tls {
+            return Ok(None);
+        }
+        let client = tls::renewed_client(config.store.tls.clone());
+        let client = client.map_err(|error| StoreError::Tls(error.to_string()))?;
         let renewal = client.spawn_renewal(config.tls_renew_interval, Arc::clone(metrics));
         let server_name = config.store.tls.server_name.clone();
-        Ok(Arc::new(Self { client, server_name, _renewal: renewal }))
+        Ok(Some(Arc::new(Self { client, server_name, _renewal: renewal })))
     }
 }
 
@@ -108,15 +113,15 @@ impl Target {
         };
         // Without TLS in the scheme: the `redis` crate parses TLS URLs only if its own TLS is
         // compiled in.
-        let info = format!("{scheme}://{rest}").into_connection_info().map_err(refused)?;
+        let info = format!("{scheme}://{rest}").into_connection_info();
+        let info = info.map_err(|error| StoreError::Refused(error.to_string()))?;
         let place = match info.addr() {
             ConnectionAddr::Tcp(host, port) => RedisAddress::Tcp(host.clone(), *port),
             ConnectionAddr::Unix(path) => RedisAddress::Unix(path.clone()),
             other => return Err(StoreError::Refused(format!("unsupported address {other}"))),
         };
         let login = RedisLogin::from_url(info.redis_settings(), &config.store.login);
-        let tls = is_tls.then(|| Tls::new(config, metrics)).transpose();
-        let tls = tls.map_err(|error| StoreError::Tls(error.to_string()))?;
+        let tls = Tls::new(is_tls, config, metrics)?;
         Ok(Self { address: place, login: Arc::new(login), tls })
     }
 
@@ -128,8 +133,7 @@ impl Target {
     ) -> Result<Self, StoreError> {
         let (host, port) = seeds.hosts.first().map_or(("", 0), |(host, port)| (&**host, *port));
         let login = if seeds.login.is_some() { &seeds.login } else { &config.store.login };
-        let tls = seeds.is_tls.then(|| Tls::new(config, metrics)).transpose();
-        let tls = tls.map_err(|error| StoreError::Tls(error.to_string()))?;
+        let tls = Tls::new(seeds.is_tls, config, metrics)?;
         Ok(Self::new(host, port, Arc::new(RedisLogin::new(login, 0)), tls))
     }
 

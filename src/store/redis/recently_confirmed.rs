@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::store::{Key, cluster::SlotSet};
+use crate::store::{slots::SlotSet, words::Key};
 
 /// Longer than a deposed master is trusted, plus time for the session to end.
 const WINDOW: Duration = Duration::from_secs(3);

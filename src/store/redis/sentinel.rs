@@ -38,13 +38,14 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    dial::{RedisAddress, RedisConnection, RedisLogin, Target, Tls},
-    session::classify,
+    dial::{RedisAddress, RedisConnection, Target, Tls, login::RedisLogin},
+    errors::classify,
 };
 use crate::{
     config::{Config, Sentinels},
-    observe::{metrics::Metrics, throttle::Throttle},
-    store::StoreError,
+    observe::metrics::Metrics,
+    observe::throttle::Throttle,
+    store::{errors::StoreError, words::Epoch},
 };
 
 /// Polling interval during a session. Together with [`PATIENCE`] it stays below the second that the
@@ -60,6 +61,18 @@ const BEHIND: Duration = Duration::from_secs(10);
 const MAX_KNOWN: usize = 32;
 
 type Seed = (String, u16);
+
+/// The time for which a server is master: the config epoch of the sentinels in which it was
+/// promoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Term(u64);
+
+impl Term {
+    /// The epoch of the data on a server in this term.
+    pub(super) fn epoch(self, server: &Epoch) -> Epoch {
+        Epoch(format!("{}-{}", server.as_str(), self.0).into())
+    }
+}
 
 /// The known sentinels, and the logins there and at the master.
 #[derive(Debug)]
@@ -119,8 +132,7 @@ impl SentinelWatch {
     ) -> Result<Self, StoreError> {
         let at_sentinel = &config.store.sentinel;
         let is_tls = at_sentinel.tls.unwrap_or(sentinels.is_tls);
-        let tls = (is_tls || sentinels.is_tls).then(|| Tls::new(config, metrics)).transpose();
-        let tls = tls.map_err(|error| StoreError::Tls(error.to_string()))?;
+        let tls = Tls::new(is_tls || sentinels.is_tls, config, metrics)?;
         let login = if sentinels.login.is_some() { &sentinels.login } else { &config.store.login };
         let login = RedisLogin::new(login, sentinels.database.into());
         Ok(Self {
@@ -146,13 +158,13 @@ impl SentinelWatch {
         Ok(Target::new(&host, port, Arc::clone(login), tls.clone()))
     }
 
-    /// The epoch under which the sentinels name this master. Fails if they name another master by
+    /// The term in which the sentinels name this master. Fails if they name another master by
     /// now.
-    pub(super) async fn confirm(&self, target: &Target) -> Result<u64, StoreError> {
+    pub(super) async fn confirm(&self, target: &Target) -> Result<Term, StoreError> {
         let (answer, _) = self.ask_all(SentinelConnections::new(), Learn::No).await?;
         let answer = self.observe(answer, Asker::Searching, Instant::now());
         if is_at(target, &answer.master).await {
-            Ok(answer.epoch)
+            Ok(Term(answer.epoch))
         } else {
             Err(moved(target, &answer))
         }
@@ -185,9 +197,9 @@ impl SentinelWatch {
         answer
     }
 
-    /// Returns once the sentinels name another master than `target`, or the same one under another
-    /// epoch.
-    pub(super) async fn moved(&self, target: &Target, epoch: u64) -> StoreError {
+    /// Returns once the sentinels name another master than `target`, or the same one in another
+    /// term.
+    pub(super) async fn moved(&self, target: &Target, Term(epoch): Term) -> StoreError {
         let mut polls = interval(POLL_EVERY);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut connections = SentinelConnections::new();

@@ -1,6 +1,9 @@
 //! Version, role, epoch and limits of a server, from `INFO` and `CLUSTER INFO`.
 
-use crate::store::{Epoch, Redirect, StoreError, cluster::text_field};
+use crate::store::{
+    errors::{Redirect, StoreError},
+    words::Epoch,
+};
 
 /// First version with `PEXPIRETIME`.
 const OLDEST_VERSION: (u32, u32) = (7, 0);
@@ -23,13 +26,7 @@ pub(super) struct ServerInfo {
 
 impl ServerInfo {
     pub(super) fn parse(text: &str) -> Self {
-        let field = |name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        };
+        let field = |name: &str| text_field(text, name).unwrap_or_default().to_owned();
         Self {
             version: field("redis_version"),
             valkey: field("valkey_version"),
@@ -107,6 +104,11 @@ impl ServerInfo {
             self.role
         )))
     }
+}
+
+/// The value after a name in the lines of `INFO` or `CLUSTER INFO`.
+pub(super) fn text_field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
 /// Major and minor version.

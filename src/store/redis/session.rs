@@ -3,29 +3,27 @@
 mod job;
 
 use std::{
-    fmt,
+    convert::Infallible,
+    fmt, future,
     sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     time::{Duration, SystemTime},
 };
 
-use redis::{
-    Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind,
-    aio::MultiplexedConnection,
-};
+use redis::{Cmd, FromRedisValue, RedisResult, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
-    DETACHED_TIMEOUT,
     dial::{RedisConnection, Target},
-    master_source::Term,
+    errors::{DETACHED_TIMEOUT, classify},
+    sentinel::Term,
     server_info::{ServerInfo, SlotClaim},
     temp_connection::{self, ClusterReplies},
 };
 use crate::{
     clock,
     store::{
-        CredentialKey, Epoch, Redirect, Seen, StoreError, StoredValue, cluster::NodeAddress,
-        unix_ms,
+        errors::{Redirect, StoreError},
+        words::{CredentialKey, Epoch, Seen, StoredValue, unix_ms},
     },
 };
 
@@ -33,13 +31,11 @@ use crate::{
 const TIMEOUTS_IN_A_ROW: u32 = 5;
 /// Together with the pause between two probes it stays below the second that the guarantee names.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
-/// Error of a script that accesses a key which is not on this node, or no longer there.
-const NON_LOCAL: &str = "non local key";
 /// `COUNT` of each SCAN.
 const SCAN_STEP: usize = 500;
 
 /// A connection to a master, for as long as it is a master.
-pub struct Session {
+pub(super) struct Session {
     connection: RedisConnection,
     target: Target,
     term: Option<Term>,
@@ -131,12 +127,13 @@ impl Session {
         self.in_grace.load(Ordering::Acquire)
     }
 
-    /// Waits until the grace is over, and ends it.
-    pub(super) async fn wait_out_grace(&self) {
+    /// Ends the grace when it is over; never returns.
+    pub(super) async fn end_grace(&self) -> Infallible {
         if let Some(end) = self.grace_end {
             sleep_until(end).await;
             self.in_grace.store(false, Ordering::Release);
         }
+        future::pending().await
     }
 
     /// Returns when the connection was closed.
@@ -278,27 +275,6 @@ impl Session {
         self.call(|mut connection| async move { command.query_async(&mut connection).await }).await
     }
 
-    /// Deletes every entry under the prefix, in small steps. Fences stay, because their writes are
-    /// still in flight.
-    pub(super) async fn delete_all(&self, prefix: &str) -> Result<usize, StoreError> {
-        let mut cursor = 0_u64;
-        let mut entries = 0;
-        loop {
-            let step = async {
-                let (next, names) = self.scan(prefix, cursor).await?;
-                self.delete(&names).await?;
-                Ok((next, names.len()))
-            };
-            let (next, deleted) =
-                timeout(DETACHED_TIMEOUT, step).await.unwrap_or(Err(StoreError::Timeout))?;
-            entries += deleted;
-            if next == 0 {
-                return Ok(entries);
-            }
-            cursor = next;
-        }
-    }
-
     /// Returns the next cursor, 0 at the end, and some of the names under the prefix.
     pub(in crate::store) async fn scan(
         &self,
@@ -337,36 +313,6 @@ pub(in crate::store) fn companion(name: &[u8], role: &str) -> Vec<u8> {
 /// Name of the key that holds the fingerprint key.
 pub(super) fn credential_key_name(prefix: &str) -> String {
     format!("{{{prefix}}}:credential-key")
-}
-
-/// Classifies errors by how they are handled: `Lost` and `Unusable` end the session, `Refused` does not.
-pub(super) fn classify(error: &RedisError) -> StoreError {
-    match error.kind() {
-        // The `redis` crate has no kind for BUSY: a script has been running for too long, and the
-        // server answers no commands.
-        _ if error.code() == Some("BUSY") => StoreError::Timeout,
-        ErrorKind::Server(
-            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading,
-        ) => StoreError::Unusable(error.to_string()),
-        ErrorKind::Server(ServerErrorKind::Moved) => StoreError::Redirected(Redirect::Moved),
-        ErrorKind::Server(ServerErrorKind::Ask) => {
-            let to = error.redirect_node().and_then(|(to, _)| NodeAddress::parse(to));
-            StoreError::Redirected(Redirect::Ask(to))
-        }
-        ErrorKind::Server(ServerErrorKind::TryAgain) => StoreError::Redirected(Redirect::TryAgain),
-        ErrorKind::Server(ServerErrorKind::ClusterDown) => StoreError::Redirected(Redirect::Down),
-        // A script in a migrating slot has deleted a key and then accesses it.
-        ErrorKind::Server(_) if error.to_string().contains(NON_LOCAL) => {
-            StoreError::Redirected(Redirect::TryAgain)
-        }
-        // The last two are replies that cannot be decoded. If the stream itself is corrupt, the
-        // connection ends with it, and the next operation reports that.
-        ErrorKind::Server(_)
-        | ErrorKind::Extension
-        | ErrorKind::UnexpectedReturnType
-        | ErrorKind::Parse => StoreError::Refused(error.to_string()),
-        _ => StoreError::Lost(error.to_string()),
-    }
 }
 
 /// The server's clock minus ours in ms, from its reply to `TIME` and the time of the request.

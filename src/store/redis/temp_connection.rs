@@ -4,11 +4,10 @@ use redis::{Cmd, FromRedisValue, Value, aio::MultiplexedConnection};
 use tokio::time::timeout;
 
 use super::{
-    DETACHED_TIMEOUT,
     dial::{RedisConnection, Target},
-    session::classify,
+    errors::{DETACHED_TIMEOUT, classify},
 };
-use crate::store::StoreError;
+use crate::store::errors::StoreError;
 
 /// Replies to `CLUSTER SLOTS`, `CLUSTER NODES` and `CLUSTER INFO`.
 pub(in crate::store) type ClusterReplies = (Value, String, String);

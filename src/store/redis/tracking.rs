@@ -23,53 +23,46 @@
 //! If a server refuses tracking (an ACL without `CLIENT TRACKING`), only the near layer is lost:
 //! hits then ask Redis.
 
-mod question;
-mod tracking_state;
+pub(super) mod question;
+pub(super) mod tracking_state;
+mod wire;
 
-use std::{convert::Infallible, io, pin::pin, time::Duration};
+use std::{convert::Infallible, future, pin::pin, time::Duration};
 
-use bytes::{Buf as _, BytesMut};
-use redis::{Cmd, FromRedisValue, PushKind, Value, ValueCodec, cmd, from_redis_value};
+use redis::{PushKind, Value, cmd};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
     runtime::Handle,
     task::yield_now,
     time::{Instant, sleep, timeout},
 };
-use tokio_util::codec::Decoder as _;
 use tracing::{info, warn};
 
-pub(super) use self::tracking_state::TrackingState;
 use self::{
     question::{Question, no_answer},
-    tracking_state::evict,
+    tracking_state::{TrackingState, evict},
+    wire::Wire,
 };
 use super::{
-    DETACHED_TIMEOUT,
+    errors::{BACKOFF, DETACHED_TIMEOUT},
     server_info::ServerInfo,
     session::Session,
-    supervisor::{BACKOFF, RedisState},
+    state::ShardState,
 };
 use crate::{
     config::NearTracking,
-    store::{Key, StoreError},
-    transport::ClientStream,
+    store::{errors::StoreError, words::Key},
 };
 
 /// Time without an answer after which the connection is given up.
 const HUNG_AFTER: Duration = Duration::from_secs(1);
-/// Capacity of the read buffer, in bytes.
-const BUFFER: usize = 16 << 10;
 
-/// Runs the tracking connection for as long as a session is served; never returns.
-pub(super) async fn track(
-    shared: &RedisState,
-    session: &Session,
-    tracked: &TrackingState,
-) -> Infallible {
+/// Runs the tracking connection for as long as a session is served, if entries are kept in this
+/// process: in another epoch its messages are not about our entries. Never returns.
+pub(super) async fn track(shared: &ShardState, session: &Session) -> Infallible {
+    let Some(tracked) = &shared.tracked else { return future::pending().await };
     let mut backoff = BACKOFF.0;
     loop {
-        let connected = timeout(DETACHED_TIMEOUT, connect(shared, session, tracked.tracking));
+        let connected = timeout(DETACHED_TIMEOUT, connect(shared, session));
         let error = match connected.await.unwrap_or(Err(StoreError::Timeout)) {
             Ok(connection) => {
                 backoff = BACKOFF.0;
@@ -78,8 +71,8 @@ pub(super) async fn track(
             }
             Err(error) => error,
         };
-        if let (Some(shard), StoreError::Redirected(redirect)) = (&shared.shard, &error) {
-            shard.observe(redirect);
+        if let StoreError::Redirected(redirect) = &error {
+            shared.source.observe(redirect, &shared.context.metrics);
             // The server may no longer be a master, so the session is probed too.
             shared.failed.notify_one();
         }
@@ -92,42 +85,31 @@ pub(super) async fn track(
 }
 
 /// Connects, checks that this is the server of the session, and enables tracking.
-async fn connect(
-    shared: &RedisState,
-    session: &Session,
-    tracking: NearTracking,
-) -> Result<TrackingConnection, StoreError> {
+async fn connect(shared: &ShardState, session: &Session) -> Result<TrackingConnection, StoreError> {
     let target = session.target();
     let hello = target.hello("jobcache-tracking").await?;
-    let mut connection = TrackingConnection::new(target.open().await?);
-    connection.call::<Value>(&hello).await?;
-    let info: String = connection.call(&cmd("INFO")).await?;
+    let mut connection = TrackingConnection::new(Wire::new(target.open().await?));
+    connection.wire.call::<Value>(&hello).await?;
+    let info: String = connection.wire.call(&cmd("INFO")).await?;
     let info = ServerInfo::parse(&info);
     info.check()?;
     if !info.matches(session.epoch()) {
         return Err(StoreError::Unusable("this is not the server of the session".into()));
     }
     connection.pings = connection.pings_per_round(&info).await;
-    if let Some(shard) = &shared.shard {
-        info.check_slots_move_by_key()?;
-        connection.question = Question::keyed(&shard.slots, &shared.prefix)
-            .ok_or_else(|| StoreError::Unusable("the master owns no slot".into()))?;
-    }
+    let prefix = &shared.context.config.prefix;
+    connection.question = shared.source.question(prefix, &info)?;
     let mut track = cmd("CLIENT");
     track.arg("TRACKING").arg("ON");
-    if tracking == NearTracking::Broadcast {
-        track.arg("BCAST").arg("PREFIX").arg(&shared.prefix);
+    if shared.context.tracking == NearTracking::Broadcast {
+        track.arg("BCAST").arg("PREFIX").arg(prefix);
     }
-    connection.call::<Value>(&track).await?;
+    connection.wire.call::<Value>(&track).await?;
     Ok(connection)
 }
 
 struct TrackingConnection {
-    stream: ClientStream,
-    codec: ValueCodec,
-    read_buffer: BytesMut,
-    /// Whether the codec has read a part of a value.
-    is_mid_value: bool,
+    wire: Wire,
     question: Question,
     /// `PING`s of a round, sent one after the other.
     pings: u32,
@@ -149,12 +131,9 @@ struct PendingRound {
 }
 
 impl TrackingConnection {
-    fn new(stream: ClientStream) -> Self {
+    fn new(wire: Wire) -> Self {
         Self {
-            stream,
-            codec: ValueCodec::default(),
-            read_buffer: BytesMut::with_capacity(BUFFER),
-            is_mid_value: false,
+            wire,
             question: Question::ping(),
             pings: 1,
             is_single_threaded: Handle::current().metrics().num_workers() == 1,
@@ -170,64 +149,12 @@ impl TrackingConnection {
         if !info.may_reorder() {
             return 1;
         }
-        let threads = self.call::<Vec<String>>(cmd("CONFIG").arg("GET").arg("io-threads")).await;
+        let threads =
+            self.wire.call::<Vec<String>>(cmd("CONFIG").arg("GET").arg("io-threads")).await;
         match threads.as_deref() {
             Ok([_, threads]) if threads == "1" => 1,
             _ => 2,
         }
-    }
-
-    async fn call<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, StoreError> {
-        self.send(&command.get_packed_command()).await?;
-        loop {
-            match self.next()? {
-                Some(Value::Push { .. }) => {}
-                Some(Value::ServerError(error)) => {
-                    return Err(StoreError::Refused(error.to_string()));
-                }
-                Some(value) => {
-                    return from_redis_value(value)
-                        .map_err(|error| StoreError::Refused(error.to_string()));
-                }
-                None => self.fill().await?,
-            }
-        }
-    }
-
-    /// Flushes as well, because TLS may hold back the last bytes until then.
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.stream.write_all(bytes).await.map_err(lost)?;
-        self.stream.flush().await.map_err(lost)
-    }
-
-    /// Reads more bytes from the socket.
-    async fn fill(&mut self) -> Result<(), StoreError> {
-        match self.stream.read_buf(&mut self.read_buffer).await {
-            Ok(0) => Err(StoreError::Lost("the server closed the tracking connection".into())),
-            Ok(_) => Ok(()),
-            Err(error) => Err(lost(error)),
-        }
-    }
-
-    /// The next value that has been read completely.
-    fn next(&mut self) -> Result<Option<Value>, StoreError> {
-        if self.read_buffer.is_empty() {
-            return Ok(None);
-        }
-        let value = self.codec.decode(&mut self.read_buffer);
-        let value = value.map_err(|error| StoreError::Lost(error.to_string()))?;
-        self.is_mid_value = value.is_none();
-        Ok(value)
-    }
-
-    /// Takes the answer to the round if it comes next. Most answers need no parser.
-    fn take_answer(&mut self) -> bool {
-        let answer = self.question.answer;
-        let answered = !self.is_mid_value && self.read_buffer.starts_with(answer);
-        if answered {
-            self.read_buffer.advance(answer.len());
-        }
-        answered
     }
 
     /// Applies invalidation messages and runs rounds until the connection is lost. Returns the
@@ -243,7 +170,7 @@ impl TrackingConnection {
             let is_in_flight = flight.is_some();
             let result = tokio::select! {
                 biased;
-                filled = self.fill() => match filled {
+                filled = self.wire.fill() => match filled {
                     Ok(()) => self.apply_and_launch(tracked, &mut flight).await,
                     Err(error) => Err(error),
                 },
@@ -277,11 +204,11 @@ impl TrackingConnection {
     ) -> Result<(), StoreError> {
         loop {
             let unread = flight.map_or(0, |flight| flight.unread);
-            if unread == 0 && self.take_answer() {
+            if unread == 0 && self.wire.take_answer(self.question.answer) {
                 self.answered(tracked, flight).await?;
                 continue;
             }
-            match self.next()? {
+            match self.wire.next()? {
                 None => return Ok(()),
                 Some(Value::Push { kind: PushKind::Invalidate, data }) => {
                     evict(tracked, &data);
@@ -311,7 +238,7 @@ impl TrackingConnection {
             return self.ping().await;
         }
         *flight = None;
-        tracked.metrics.barrier_round_seconds.observe(launched_at.elapsed().as_secs_f64());
+        tracked.metrics().barrier_round_seconds.observe(launched_at.elapsed().as_secs_f64());
         if tracked.barrier.is_up() {
             tracked.barrier.answered(tracked.since_origin_us(launched_at));
         } else {
@@ -338,7 +265,7 @@ impl TrackingConnection {
             yield_now().await;
         }
         if tracked.barrier.launch(&mut self.carried).is_some() {
-            tracked.metrics.barrier_rounds.inc();
+            tracked.metrics().barrier_rounds.inc();
             self.question.keep_owned_name();
             let unread = self.pack_reads();
             *flight =
@@ -347,8 +274,7 @@ impl TrackingConnection {
                 return self.ping().await;
             }
             self.reads.extend_from_slice(&self.question.bytes);
-            self.stream.write_all(&self.reads).await.map_err(lost)?;
-            self.stream.flush().await.map_err(lost)?;
+            self.wire.send(&self.reads).await?;
         }
         Ok(())
     }
@@ -369,8 +295,7 @@ impl TrackingConnection {
     /// The socket buffer is empty, because one `PING` is outstanding at a time, so this does not
     /// block.
     async fn ping(&mut self) -> Result<(), StoreError> {
-        self.stream.write_all(&self.question.bytes).await.map_err(lost)?;
-        self.stream.flush().await.map_err(lost)
+        self.wire.send(&self.question.bytes).await
     }
 }
 
@@ -417,9 +342,4 @@ impl Drop for Lost<'_> {
         self.0.lower();
         self.0.flush();
     }
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "it is passed to `map_err`")]
-fn lost(error: io::Error) -> StoreError {
-    StoreError::Lost(error.to_string())
 }

@@ -1,5 +1,5 @@
 //! The steps after a read of the upstream, modelled on `src/cache/fill.rs` and
-//! `src/store/redis.rs`.
+//! `src/store/redis/shard.rs`.
 
 use std::rc::Rc;
 

@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     config::{self, Secret},
-    store::StoreError,
+    store::errors::StoreError,
 };
 
 /// Maximum size of a password file, in bytes.

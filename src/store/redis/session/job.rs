@@ -11,9 +11,12 @@ use super::{Membership, Session};
 use crate::{
     mutants,
     store::{
-        self, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, RemovedEntry, Replacement,
-        Seen, StoreError, StoredValue, Token, millis,
-        redis::{DETACHED_TIMEOUT, RedisLeaseHold},
+        errors::StoreError,
+        key_state::{KeyState, LeaseState},
+        lease::{Grant, Lease, LeaseGuard},
+        receipt::{KeyReceipt, RemovedEntry},
+        redis::errors::DETACHED_TIMEOUT,
+        words::{Fill, Key, Replacement, Seen, StoredValue, Token, millis},
     },
 };
 
@@ -93,15 +96,14 @@ impl Session {
         })
     }
 
-    /// Requests the lease for which `hold` was created.
+    /// Requests the lease for which `hold` was made.
     pub(in crate::store::redis) async fn lease(
         &self,
-        hold: RedisLeaseHold,
+        (key, token, hold): (Key, Token, LeaseGuard),
         lease: Duration,
         refused: Option<&StoredValue>,
     ) -> Result<Grant, StoreError> {
         let granted_at_ms = self.now_ms();
-        let (key, token) = (hold.key.clone(), hold.token.clone());
         let mut invocation = LEASE.key(key.main());
         for role in ["meta", "lease", "fence"] {
             invocation.key(key.companion(role));
@@ -110,7 +112,7 @@ impl Session {
         invocation.arg(refused.map(|stored| stored.expires_at_ms.to_string()).unwrap_or_default());
         let in_grace = self.is_in_grace();
         let reply: Vec<Value> = self.invoke(invocation).await?;
-        let (epoch, hold) = (self.epoch.clone(), store::LeaseGuard::Redis(hold));
+        let epoch = self.epoch.clone();
         self.grant(&reply, Lease { key, token, epoch, granted_at_ms, hold }, in_grace)
     }
 

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use redis::{Value, cmd};
 
-use crate::store::{Redirect, StoreError, cluster::OwnedSlots};
+use crate::store::{
+    errors::{Redirect, StoreError},
+    slots::OwnedSlots,
+};
 
 const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 const PONG: &[u8] = b"+PONG\r\n";
@@ -20,7 +23,7 @@ const NOTHING: &[u8] = b":0\r\n";
 /// answer it either, and a master that is about to hand over to its replica (`CLUSTER FAILOVER`)
 /// answers only after the handover has ended.
 #[derive(Debug)]
-pub(super) struct Question {
+pub(in crate::store::redis) struct Question {
     pub(super) bytes: Vec<u8>,
     pub(super) answer: &'static [u8],
     keyed: Option<Keyed>,
@@ -35,12 +38,12 @@ struct Keyed {
 }
 
 impl Question {
-    pub(super) fn ping() -> Self {
+    pub(in crate::store::redis) fn ping() -> Self {
         Self { bytes: PING.to_vec(), answer: PONG, keyed: None }
     }
 
     /// The question for a master of a cluster; `None` if it owns no slot.
-    pub(super) fn keyed(slots: &Arc<OwnedSlots>, prefix: &str) -> Option<Self> {
+    pub(in crate::store::redis) fn keyed(slots: &Arc<OwnedSlots>, prefix: &str) -> Option<Self> {
         let name = slots.name(prefix, "barrier", fastrand::u32(..))?;
         let bytes = cmd("DEL").arg(&name).get_packed_command();
         let keyed = Keyed { name, prefix: prefix.to_owned(), slots: Arc::clone(slots) };

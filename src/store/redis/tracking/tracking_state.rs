@@ -3,16 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use redis::Value;
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     config::NearTracking,
     mutants::{self, Mutant},
     observe::{events::EventKind, metrics::Metrics},
     store::{
-        Key,
         barrier::{Barrier, BarrierDown},
         near::Watcher,
+        redis::context::StoreContext,
+        words::Key,
     },
 };
 
@@ -21,43 +22,32 @@ use crate::{
 pub(in crate::store::redis) struct TrackingState {
     pub(in crate::store::redis) barrier: Arc<Barrier>,
     pub(super) watcher: Arc<dyn Watcher>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) tracking: NearTracking,
+    context: Arc<StoreContext>,
     /// How long an answer to a `PING` may take before waiting requests ask Redis instead.
     pub(super) patience: Duration,
     /// Origin of the times given to the barrier.
     origin: Instant,
-    /// Notified when tracking goes up or down, if the server is one of several.
-    state_changed: Option<Arc<Notify>>,
 }
 
 impl TrackingState {
-    /// `budget` covers two rounds, because a request may wait for the round in flight and for its
+    /// The budget covers two rounds, because a request may wait for the round in flight and for its
     /// own.
     pub(in crate::store::redis) fn new(
         watcher: Arc<dyn Watcher>,
-        budget: Duration,
-        tracking: NearTracking,
-        metrics: Arc<Metrics>,
-        state_changed: Option<Arc<Notify>>,
+        context: Arc<StoreContext>,
     ) -> Self {
-        let patience = budget / 2;
-        let origin = Instant::now();
-        Self {
-            barrier: Arc::default(),
-            watcher,
-            metrics,
-            tracking,
-            patience,
-            origin,
-            state_changed,
-        }
+        let patience = context.config.budget / 2;
+        Self { barrier: Arc::default(), watcher, context, patience, origin: Instant::now() }
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.context.metrics
     }
 
     /// Makes sure that changes of a key will be reported. With broadcast tracking, changes of all
     /// keys are.
     pub(in crate::store::redis) async fn follow(&self, key: &Key) -> Result<(), BarrierDown> {
-        if self.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUntracked) {
+        if self.context.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUntracked) {
             return if self.barrier.is_up() { Ok(()) } else { Err(BarrierDown) };
         }
         self.barrier.carry(key).await
@@ -80,7 +70,7 @@ impl TrackingState {
 
     /// Counts a request that is about to wait for the barrier.
     pub(in crate::store::redis) fn count_wait(&self) {
-        self.metrics.barrier_waits.inc();
+        self.context.metrics.barrier_waits.inc();
     }
 
     /// A time in the form that [`Barrier::answered`] takes.
@@ -90,20 +80,12 @@ impl TrackingState {
 
     pub(super) fn raise(&self) {
         self.barrier.mark_up();
-        self.report_up(true);
+        self.context.status_changed.notify_one();
     }
 
     pub(super) fn lower(&self) {
         self.barrier.mark_down();
-        self.report_up(false);
-    }
-
-    /// Reports whether tracking is up. In a cluster, `Cluster` reports it.
-    fn report_up(&self, up: bool) {
-        match &self.state_changed {
-            Some(turned) => turned.notify_one(),
-            None => self.metrics.set_tracking_up(up),
-        }
+        self.context.status_changed.notify_one();
     }
 
     pub(super) fn flush(&self) {
@@ -116,14 +98,14 @@ impl TrackingState {
 /// Evicts the names of one invalidation message: a list of names, or nil for all (FLUSHALL,
 /// FLUSHDB).
 pub(super) fn evict(tracked: &TrackingState, data: &[Value]) {
-    let (watcher, events) = (&tracked.watcher, &tracked.metrics.events);
+    let (watcher, events) = (&tracked.watcher, &tracked.metrics().events);
     let [Value::Array(names)] = data else {
         watcher.flush();
         events.publish_global(EventKind::Flushed, "", None);
         return;
     };
     for name in names {
-        tracked.metrics.tracking_news.inc();
+        tracked.metrics().tracking_news.inc();
         let Value::BulkString(name) = name else {
             watcher.flush();
             continue;

@@ -1,4 +1,4 @@
-//! The topology: which node owns a slot according to the nodes, and how conflicts are resolved.
+//! The plan: which node owns a slot according to the nodes, and how conflicts are resolved.
 //! Pure.
 //!
 //! `CLUSTER SLOTS` names the owner of each slot by the endpoint at which its node wants to be
@@ -8,41 +8,17 @@
 //! config epoch wins. This module does not know which nodes can be reached, nor what to do about a
 //! slot that has moved.
 
-use std::{collections::HashMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use redis::Value;
 
-use super::slots::SLOTS;
+use crate::store::{node_address::NodeAddress, redis::server_info::text_field, slots::SLOTS};
 
 /// Maximum number of nodes that are remembered, to be asked.
 const MAX_NODES: usize = 2_000;
-
-/// The address at which a node is reached.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeAddress {
-    /// A host name, or an IP address without brackets.
-    pub host: Box<str>,
-    /// The port of the protocol that we speak, plain or TLS.
-    pub port: u16,
-}
-
-impl NodeAddress {
-    /// Parses `host:port` as in a redirection, where an IPv6 address has no brackets.
-    pub(in crate::store) fn parse(text: &str) -> Option<Self> {
-        let (host, port) = text.rsplit_once(':')?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        Some(Self { host: host.into(), port: port.parse().ok()? })
-    }
-}
-
-impl fmt::Display for NodeAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            return write!(f, "[{}]:{}", self.host, self.port);
-        }
-        write!(f, "{}:{}", self.host, self.port)
-    }
-}
 
 /// A master, and the epoch of its claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +28,13 @@ pub(super) struct Master {
     pub(super) address: NodeAddress,
     /// The config epoch in which it claims its slots.
     pub(super) epoch: u64,
+}
+
+impl Master {
+    /// Whether this is the same node at the same place, in whatever epoch.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.id == other.id && self.address == other.address
+    }
 }
 
 /// The cluster as one node sees it.
@@ -107,7 +90,7 @@ impl NodeView {
 
 /// The conclusion from several views.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Topology {
+pub(super) struct Plan {
     /// The highest epoch that any node has heard of.
     pub(super) current_epoch: u64,
     /// The masters that own a slot.
@@ -120,46 +103,10 @@ pub(super) struct Topology {
     pub(super) is_alone: bool,
 }
 
-impl Topology {
+impl Plan {
     /// Combines views: of two claims to a slot the one of the higher config epoch wins.
     pub(super) fn of(views: &[NodeView]) -> Self {
-        let mut claims: Vec<Option<&Master>> = vec![None; usize::from(SLOTS)];
-        let mut nodes = Vec::new();
-        for view in views {
-            for (first, last, index) in &view.claims {
-                let Some(master) = view.masters.get(*index) else { continue };
-                let range = usize::from(*first)..=usize::from(*last);
-                for claim in claims.get_mut(range).into_iter().flatten() {
-                    if claim.is_none_or(|other| other.epoch < master.epoch) {
-                        *claim = Some(master);
-                    }
-                }
-            }
-            nodes.extend(view.masters.iter().map(|master| &master.address).chain(&view.replicas));
-        }
-        let mut masters: Vec<Master> = Vec::new();
-        let mut index_of = |claim: &Master| {
-            let index =
-                masters.iter().position(|known| known.id == claim.id).unwrap_or_else(|| {
-                    masters.push(claim.clone());
-                    masters.len() - 1
-                });
-            u16::try_from(index).ok()
-        };
-        // Slots of one owner are adjacent, so the owner is looked up once per range.
-        let mut last: Option<(&Master, Option<u16>)> = None;
-        let owners = claims.into_iter().map(|claim| {
-            let claim = claim?;
-            match last {
-                Some((known, index)) if std::ptr::eq(known, claim) => index,
-                _ => {
-                    let index = index_of(claim);
-                    last = Some((claim, index));
-                    index
-                }
-            }
-        });
-        let owners = owners.collect();
+        let (mut masters, owners) = owners(&winning_claims(views));
         for master in &mut masters {
             let claims = views.iter().flat_map(|view| &view.masters);
             let newest =
@@ -168,26 +115,61 @@ impl Topology {
                 master.clone_from(newest);
             }
         }
-        nodes.sort_unstable();
-        nodes.dedup();
-        let is_alone = nodes.len() <= 1;
-        nodes.extend(views.iter().flat_map(|view| &view.known_nodes));
-        nodes.sort_unstable();
-        nodes.dedup();
-        let nodes = nodes.into_iter().take(MAX_NODES).cloned().collect();
+        let (nodes, is_alone) = nodes(views);
         let current_epoch = views.iter().map(|view| view.current_epoch).max().unwrap_or(0);
         Self { current_epoch, masters, owners, nodes, is_alone }
     }
 }
 
+/// For each slot, the claim of the highest config epoch.
+fn winning_claims(views: &[NodeView]) -> Vec<Option<&Master>> {
+    let mut claims: Vec<Option<&Master>> = vec![None; usize::from(SLOTS)];
+    for view in views {
+        for (first, last, index) in &view.claims {
+            let Some(master) = view.masters.get(*index) else { continue };
+            let range = usize::from(*first)..=usize::from(*last);
+            for claim in claims.get_mut(range).into_iter().flatten() {
+                if claim.is_none_or(|other| other.epoch < master.epoch) {
+                    *claim = Some(master);
+                }
+            }
+        }
+    }
+    claims
+}
+
+/// The masters that own a slot, and for each slot the index of its owner among them.
+fn owners(claims: &[Option<&Master>]) -> (Vec<Master>, Vec<Option<u16>>) {
+    let mut masters: Vec<Master> = Vec::new();
+    let mut owners = Vec::with_capacity(claims.len());
+    // Slots of one owner are adjacent, so the owner is looked up once per range.
+    for range in claims.chunk_by(|a, b| a.map(std::ptr::from_ref) == b.map(std::ptr::from_ref)) {
+        let index = range.first().copied().flatten().and_then(|claim| {
+            let known = masters.iter().position(|known| known.id == claim.id);
+            let index = known.unwrap_or_else(|| {
+                masters.push(claim.clone());
+                masters.len() - 1
+            });
+            u16::try_from(index).ok()
+        });
+        owners.extend(std::iter::repeat_n(index, range.len()));
+    }
+    (masters, owners)
+}
+
+/// All nodes that can be asked, and whether there is only one, as far as nodes reach each other.
+fn nodes(views: &[NodeView]) -> (Vec<NodeAddress>, bool) {
+    let masters = views.iter().flat_map(|view| &view.masters).map(|master| &master.address);
+    let replicas = views.iter().flat_map(|view| &view.replicas);
+    let mut nodes: BTreeSet<&NodeAddress> = masters.chain(replicas).collect();
+    let is_alone = nodes.len() <= 1;
+    nodes.extend(views.iter().flat_map(|view| &view.known_nodes));
+    (nodes.into_iter().take(MAX_NODES).cloned().collect(), is_alone)
+}
+
 /// The number after a name in the lines of `CLUSTER INFO`.
 fn field(info: &str, name: &str) -> Option<u64> {
     text_field(info, name)?.parse().ok()
-}
-
-/// The value after a name in the lines of `INFO` or `CLUSTER INFO`.
-pub(in crate::store) fn text_field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
-    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
 /// The config epoch of every node, by its id.
@@ -279,7 +261,7 @@ mod tests {
     }
 
     /// The id of the master that owns a slot.
-    fn owner(plan: &Topology, slot: u16) -> Option<&str> {
+    fn owner(plan: &Plan, slot: u16) -> Option<&str> {
         let index = plan.owners[usize::from(slot)]?;
         Some(&plan.masters[usize::from(index)].id)
     }
@@ -289,7 +271,7 @@ mod tests {
         let old = view(6, &[("m1", 1, 0, 99), ("m2", 2, 100, 199)]);
         let new = view(7, &[("r1", 7, 0, 99), ("m2", 2, 100, 199)]);
         for views in [[old.clone(), new.clone()], [new, old]] {
-            let plan = Topology::of(&views);
+            let plan = Plan::of(&views);
             assert_eq!((owner(&plan, 0), owner(&plan, 99)), (Some("r1"), Some("r1")));
             assert_eq!((owner(&plan, 100), owner(&plan, 200)), (Some("m2"), None));
             assert_eq!((plan.current_epoch, plan.masters.len()), (7, 2));
@@ -308,7 +290,7 @@ mod tests {
         let master = node_reply(bulk("host.name"), 7000, "m");
         let slots = Value::Array(vec![range(0, 5, vec![master, replica])]);
         let view = NodeView::parse(&address("a:1"), &slots, "", "cluster_current_epoch:1").unwrap();
-        let nodes = Topology::of(&[view]).nodes;
+        let nodes = Plan::of(&[view]).nodes;
         assert_eq!(nodes, [address("10.0.0.2:7001"), address("host.name:7000")]);
     }
 
@@ -321,7 +303,7 @@ mod tests {
         let slots = Value::Array(vec![range(0, 5, vec![master])]);
         for (asked, expected) in [("10.0.0.1:6379", "10.0.0.2:6379"), ("a:1", "two.host:6379")] {
             let view = NodeView::parse(&address(asked), &slots, nodes, "cluster_current_epoch:1");
-            let nodes = Topology::of(&[view.unwrap()]).nodes;
+            let nodes = Plan::of(&[view.unwrap()]).nodes;
             assert_eq!(nodes, [address("10.0.0.1:6379"), address(expected)]);
         }
     }
@@ -345,7 +327,7 @@ mod tests {
             let slots = Value::Array(vec![range(first, last, vec![node_reply(bulk("a"), 1, "m")])]);
             assert_eq!(parse(&slots, epoch), None, "{first}-{last}");
         }
-        assert_eq!(Topology::of(&[]).masters, []);
+        assert_eq!(Plan::of(&[]).masters, []);
     }
 
     #[test]

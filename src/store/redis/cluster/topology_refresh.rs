@@ -1,4 +1,4 @@
-//! Topology refresh: which nodes are asked, how often, and which answers are used.
+//! Plan refresh: which nodes are asked, how often, and which answers are used.
 //!
 //! A refresh is due once a second, and at once when a node redirected us or a master was lost. A
 //! few nodes are asked at a time: masters that we are connected to, and others. All our masters may
@@ -21,12 +21,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{
-    ClusterState, NodeAddress,
-    topology::{NodeView, Topology},
+    Cluster,
+    plan::{NodeView, Plan},
 };
 use crate::store::{
-    StoreError,
-    redis::temp_connection::{ClusterReplies, TempConnection},
+    errors::StoreError, node_address::NodeAddress, redis::temp_connection::ClusterReplies,
 };
 
 /// Between two refreshes without a request.
@@ -43,34 +42,32 @@ const GRACE: Duration = Duration::from_millis(50);
 const MASTERS: usize = 3;
 /// Other nodes asked at a time, while all is well and otherwise.
 const OTHERS: (usize, usize) = (5, 8);
-/// Connections to other nodes that are kept.
-const MAX_TEMP_CONNECTIONS: usize = 32;
 /// After this time without a refresh, answers of nodes that are behind are better than none.
 const BELIEVE_BEHIND_AFTER: Duration = Duration::from_secs(5);
 
 /// Refreshes the slot map for ever.
-pub(super) async fn refresh_topology(world: Arc<ClusterState>) -> Infallible {
+pub(in crate::store::redis) async fn refresh_topology(cluster: Arc<Cluster>) -> Infallible {
     let mut learned_at = Instant::now();
     loop {
-        let number = world.refreshes.begin();
-        let (views, error) = world.query_nodes().await;
+        let number = cluster.refreshes.begin();
+        let (views, error) = cluster.query_nodes().await;
         let is_late = learned_at.elapsed() > BELIEVE_BEHIND_AFTER;
-        if let Some((plan, witnesses)) = world.choose_topology(views, is_late) {
+        if let Some((plan, witnesses)) = cluster.choose_topology(views, is_late) {
             learned_at = Instant::now();
             let is_alone = plan.is_alone;
-            world.metrics.cluster.refreshes.inc();
-            world.apply_topology(plan).await;
-            world.refreshes.end(number, witnesses.into(), is_alone);
-        } else if let Some(suppressed) = world.warnings.refresh.admit(&error.to_string()) {
+            cluster.context.metrics.cluster.refreshes.inc();
+            cluster.apply_topology(plan).await;
+            cluster.refreshes.end(number, witnesses.into(), is_alone);
+        } else if let Some(suppressed) = cluster.refresh_warnings.admit(&error.to_string()) {
             warn!(%error, suppressed, "no cluster node reports the slot owners; retrying");
         }
         sleep(REFRESH_PAUSE).await;
-        let every = if world.is_degraded() { REFRESH_EVERY_DEGRADED } else { REFRESH_EVERY };
-        let _ = timeout(every, world.refreshes.wanted()).await;
+        let every = if cluster.is_degraded() { REFRESH_EVERY_DEGRADED } else { REFRESH_EVERY };
+        let _ = timeout(every, cluster.refreshes.wanted()).await;
     }
 }
 
-impl ClusterState {
+impl Cluster {
     /// Returns the views of the nodes that answer in time, and the last error.
     async fn query_nodes(self: &Arc<Self>) -> (Vec<(NodeAddress, NodeView)>, StoreError) {
         let asked = self.nodes_to_query();
@@ -113,10 +110,10 @@ impl ClusterState {
             others.into_iter().partition(|node| kept.contains_key(node))
         };
         for node in unconnected {
-            let world = Arc::clone(self);
-            self.tasks.spawn(async move {
-                if let Ok(connection) = world.temp_connection(&node).await {
-                    world.keep_connection(node, connection);
+            let cluster = Arc::clone(self);
+            self.context.tasks.spawn(async move {
+                if let Ok(connection) = cluster.temp_connection(&node).await {
+                    cluster.keep_connection(node, connection);
                 }
             });
         }
@@ -127,22 +124,11 @@ impl ClusterState {
     /// Returns the masters that we are connected to, and all other nodes.
     fn masters_and_others(&self) -> (Vec<NodeAddress>, Vec<NodeAddress>) {
         let map = self.slot_map.read();
-        let up = map.shards.iter().filter(|shard| shard.redis.is_up());
-        let masters: Vec<NodeAddress> = up.map(|shard| shard.address.clone()).collect();
+        let up = map.masters().filter(|(_, shard)| shard.is_up());
+        let masters: Vec<NodeAddress> = up.map(|(address, _)| address.clone()).collect();
         let nodes: BTreeSet<&NodeAddress> = map.nodes().iter().chain(&self.seeds).collect();
         let others = nodes.into_iter().filter(|node| !masters.contains(node)).cloned().collect();
         (masters, others)
-    }
-
-    /// Keeps a connection, in the place of another if there are too many.
-    fn keep_connection(&self, node: NodeAddress, connection: TempConnection) {
-        let mut kept = self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= MAX_TEMP_CONNECTIONS
-            && let Some(other) = kept.keys().next().cloned()
-        {
-            kept.remove(&other);
-        }
-        kept.insert(node, connection);
     }
 
     async fn query_node(&self, node: &NodeAddress) -> Result<(NodeAddress, NodeView), StoreError> {
@@ -157,8 +143,8 @@ impl ClusterState {
     /// Uses the connection that there is, else a temporary one.
     async fn cluster_replies(&self, node: &NodeAddress) -> Result<ClusterReplies, StoreError> {
         let shard = self.slot_map.read().shard_at(node).cloned();
-        if let Some(shard) = shard.filter(|shard| shard.redis.is_up()) {
-            return shard.redis.cluster_replies().await;
+        if let Some(shard) = shard.filter(|shard| shard.is_up()) {
+            return shard.cluster_replies().await;
         }
         let kept =
             self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
@@ -176,20 +162,20 @@ impl ClusterState {
         &self,
         mut views: Vec<(NodeAddress, NodeView)>,
         is_late: bool,
-    ) -> Option<(Topology, Vec<NodeAddress>)> {
+    ) -> Option<(Plan, Vec<NodeAddress>)> {
         let epoch = self.slot_map.read().epoch();
         if !is_late {
             views.retain(|(_, view)| view.current_epoch >= epoch);
         }
         let (witnesses, views): (Vec<_>, Vec<_>) = views.into_iter().unzip();
-        let plan = Topology::of(&views);
+        let plan = Plan::of(&views);
         (!plan.masters.is_empty()).then_some((plan, witnesses))
     }
 
-    async fn apply_topology(&self, plan: Topology) {
+    async fn apply_topology(&self, plan: Plan) {
         let masters = plan.masters.len();
         let masters_before = self.slot_map.read().shards.len();
-        let gone = self.slot_map.update(plan, self.watcher.as_ref(), |master| {
+        let gone = self.slot_map.update(plan, self.context.watcher.as_ref(), |master| {
             info!(node = %master.address, "found a master of the cluster");
             self.new_shard(master)
         });
@@ -197,15 +183,15 @@ impl ClusterState {
             info!(masters, "the number of masters of the cluster has changed");
         }
         for shard in gone {
-            info!(node = %shard.address, "a node is no longer a master of the cluster");
-            shard.redis.requeue_recent().await;
+            info!(node = shard.address(), "a node is no longer a master of the cluster");
+            shard.requeue_recent().await;
         }
-        self.status_changed.notify_one();
+        self.context.status_changed.notify_one();
     }
 
     /// Whether a master is not trusted, or a slot has no owner.
-    pub(super) fn is_degraded(&self) -> bool {
+    fn is_degraded(&self) -> bool {
         let map = self.slot_map.read();
-        map.unowned() > 0 || map.shards.iter().any(|shard| !shard.redis.is_up())
+        map.unowned() > 0 || map.shards.iter().any(|shard| !shard.is_up())
     }
 }

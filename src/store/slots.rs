@@ -5,8 +5,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use super::words::Key;
+
 /// Number of slots in every cluster.
-pub(in crate::store) const SLOTS: u16 = 16_384;
+pub(super) const SLOTS: u16 = 16_384;
 /// Words of 64 bits that hold one bit for each slot.
 const WORDS: usize = SLOTS as usize / 64;
 /// The generator of CRC16/XMODEM, by which the cluster specification hashes keys.
@@ -41,8 +43,13 @@ const fn table() -> [u16; 256] {
 /// way in certain conditions. If the key contains a "{...}" pattern only the substring between {
 /// and } is hashed in order to obtain the hash slot." The first `{`, the first `}` after it, and
 /// only if there is something in between.
-pub(in crate::store) fn slot_of(name: &[u8]) -> u16 {
+pub(super) fn slot_of(name: &[u8]) -> u16 {
     crc16(tag(name)) % SLOTS
+}
+
+/// Returns the slot of a key.
+pub(super) fn slot_of_key(key: &Key) -> u16 {
+    slot_of(key.main().as_bytes())
 }
 
 fn tag(name: &[u8]) -> &[u8] {
@@ -62,13 +69,13 @@ fn crc16(bytes: &[u8]) -> u16 {
 
 /// A set of slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) struct SlotSet([u64; WORDS]);
+pub(super) struct SlotSet([u64; WORDS]);
 
 impl SlotSet {
-    pub(in crate::store) const NONE: Self = Self([0; WORDS]);
-    pub(in crate::store) const ALL: Self = Self([u64::MAX; WORDS]);
+    pub(super) const NONE: Self = Self([0; WORDS]);
+    pub(super) const ALL: Self = Self([u64::MAX; WORDS]);
 
-    pub(in crate::store) fn from_fn(mut contains: impl FnMut(u16) -> bool) -> Self {
+    pub(super) fn from_fn(mut contains: impl FnMut(u16) -> bool) -> Self {
         let mut first = 0;
         Self(std::array::from_fn(|_| {
             let bits =
@@ -79,18 +86,18 @@ impl SlotSet {
     }
 
     /// The set of one slot, that of a name.
-    pub(in crate::store) fn of_name(name: &[u8]) -> Self {
+    pub(super) fn of_name(name: &[u8]) -> Self {
         let mut set = Self::NONE;
         set.insert(slot_of(name));
         set
     }
 
-    pub(in crate::store) fn insert(&mut self, slot: u16) {
+    pub(super) fn insert(&mut self, slot: u16) {
         self.0[usize::from(slot / 64)] |= 1 << (slot % 64);
     }
 
     /// The slots from the first to the last of each range; `None` if a range is invalid.
-    pub(in crate::store) fn from_ranges(ranges: &[(u16, u16)]) -> Option<Self> {
+    pub(super) fn from_ranges(ranges: &[(u16, u16)]) -> Option<Self> {
         let mut set = Self::NONE;
         for (first, last) in ranges {
             if first > last || *last >= SLOTS {
@@ -102,7 +109,7 @@ impl SlotSet {
     }
 
     /// First and last slot of each contiguous range.
-    pub(in crate::store) fn ranges(&self) -> Vec<(u16, u16)> {
+    pub(super) fn ranges(&self) -> Vec<(u16, u16)> {
         let mut ranges: Vec<(u16, u16)> = Vec::new();
         for slot in self.iter() {
             match ranges.last_mut() {
@@ -113,43 +120,43 @@ impl SlotSet {
         ranges
     }
 
-    pub(in crate::store) fn iter(&self) -> impl Iterator<Item = u16> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = u16> {
         (0..SLOTS).filter(|slot| self.contains(*slot))
     }
 
-    pub(in crate::store) fn contains(&self, slot: u16) -> bool {
+    pub(super) fn contains(&self, slot: u16) -> bool {
         self.0[usize::from(slot / 64)] >> (slot % 64) & 1 == 1
     }
 
     /// Whether the slot of a name is in the set.
-    pub(in crate::store) fn contains_name(&self, name: &[u8]) -> bool {
+    pub(super) fn contains_name(&self, name: &[u8]) -> bool {
         self.contains(slot_of(name))
     }
 
-    pub(in crate::store) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         *self == Self::NONE
     }
 
     /// Adds the others.
-    pub(in crate::store) fn insert_all(&mut self, others: &Self) {
+    pub(super) fn insert_all(&mut self, others: &Self) {
         for (word, other) in self.0.iter_mut().zip(others.0) {
             *word |= other;
         }
     }
 
     /// The slots that are in both sets.
-    pub(in crate::store) fn intersection(&self, others: &Self) -> Self {
+    pub(super) fn intersection(&self, others: &Self) -> Self {
         Self(std::array::from_fn(|word| self.0[word] & others.0[word]))
     }
 
     /// The slots that are not in the other set.
-    pub(in crate::store) fn difference(&self, others: &Self) -> Self {
+    pub(super) fn difference(&self, others: &Self) -> Self {
         Self(std::array::from_fn(|word| self.0[word] & !others.0[word]))
     }
 }
 
 /// The slots of one shard. They change at run time, and readers need no lock.
-pub(in crate::store) struct OwnedSlots([AtomicU64; WORDS]);
+pub(super) struct OwnedSlots([AtomicU64; WORDS]);
 
 impl fmt::Debug for OwnedSlots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -164,8 +171,13 @@ impl Default for OwnedSlots {
 }
 
 impl OwnedSlots {
+    /// Every slot, for the only server of a store.
+    pub(super) fn all() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(u64::MAX)))
+    }
+
     /// Whether the shard owns this slot.
-    pub(super) fn contains(&self, slot: u16) -> bool {
+    fn contains(&self, slot: u16) -> bool {
         self.0[usize::from(slot / 64)].load(Ordering::Acquire) >> (slot % 64) & 1 == 1
     }
 
@@ -176,17 +188,17 @@ impl OwnedSlots {
     }
 
     /// Whether the shard owns none.
-    pub(in crate::store) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|word| word.load(Ordering::Acquire) == 0)
     }
 
     /// Whether the shard owns the slot of a name.
-    pub(in crate::store) fn contains_name(&self, name: &[u8]) -> bool {
+    pub(super) fn contains_name(&self, name: &[u8]) -> bool {
         self.contains(slot_of(name))
     }
 
     /// Replaces the slots.
-    pub(in crate::store) fn assign(&self, owned: impl FnMut(u16) -> bool) {
+    pub(super) fn assign(&self, owned: impl FnMut(u16) -> bool) {
         for (word, bits) in self.0.iter().zip(SlotSet::from_fn(owned).0) {
             word.store(bits, Ordering::Release);
         }
@@ -194,7 +206,7 @@ impl OwnedSlots {
 
     /// Returns a name under the prefix, in braces, in one of the slots: `seed` chooses which.
     /// `None` if there are none.
-    pub(in crate::store) fn name(&self, prefix: &str, role: &str, seed: u32) -> Option<String> {
+    pub(super) fn name(&self, prefix: &str, role: &str, seed: u32) -> Option<String> {
         if self.is_empty() {
             return None;
         }

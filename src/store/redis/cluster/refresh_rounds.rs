@@ -10,7 +10,7 @@ use std::sync::{
 
 use tokio::sync::{Notify, watch};
 
-use super::NodeAddress;
+use crate::store::node_address::NodeAddress;
 
 /// Topology refreshes, one after the other.
 #[derive(Debug)]

@@ -1,61 +1,38 @@
-//! The retry worker: repeats invalidations that were not confirmed, and purges of all.
-//!
-//! The process has one retry queue. An item goes to the current owner of its key each time it is
-//! repeated. A purge of all goes to every master that owns pending slots, and each confirms its
-//! own: a lost master, or a slot without an owner, does not delay the jobs of the others.
+//! The purge of all: every master that owns pending slots drops its entries, and each confirms its
+//! own.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::{ClusterState, Shard};
-use crate::store::{
-    Ended, StoreError,
-    cluster::SlotSet,
-    pending::{PendingItem, PurgeAllTask},
-    redis::{DETACHED_TIMEOUT, REPLAY_BATCH, session::Session, supervisor::PURGE_ALL_TIMEOUT},
-};
+use super::{engine::RedisEngine, errors::DETACHED_TIMEOUT, session::Session, shard::Shard};
+use crate::store::{errors::StoreError, pending::PurgeAllTask, slots::SlotSet, words::Ended};
 
 /// Time for a topology refresh that begins after now. One may be under way, and nodes that hang
 /// slow down each of them.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time limit for all SCANs of one purge of all.
+const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Runs for ever.
-pub(super) async fn retry_forever(world: Arc<ClusterState>) -> Infallible {
-    loop {
-        world.retry_due().await;
-        world.retry_queue.due().await;
-    }
-}
-
-impl ClusterState {
-    /// Repeats what is due. Failures are postponed, so that this comes to an end.
-    pub(super) async fn retry_due(&self) {
-        if let Some(sweep) = self.retry_queue.pending.due_purge_all() {
-            self.purge_all(&sweep).await;
+impl RedisEngine {
+    pub(in crate::store) async fn purge_all(&self) -> Ended {
+        let queue = &self.context.retry_queue;
+        // Every key is bypassed from here on, until this purge has been confirmed for its slot.
+        let sweep = queue.pending.add_all().await;
+        let ended = self.sweep(&sweep).await;
+        if ended == Ended::Pending {
+            queue.wake();
         }
-        loop {
-            let batch = self.retry_queue.pending.batch(REPLAY_BATCH);
-            if batch.is_empty() {
-                break;
-            }
-            join_all(batch.iter().map(|item| self.repeat(item))).await;
-        }
-        self.retry_queue.update_gauge();
-    }
-
-    async fn repeat(&self, item: &PendingItem) {
-        self.metrics.events.expect_own_change(item.key.main());
-        let end = timeout(DETACHED_TIMEOUT, self.end_key(&item.key, &item.write, item.linger));
-        self.retry_queue.record(item, end.await.unwrap_or(Err(StoreError::Timeout)));
+        queue.update_gauge();
+        ended
     }
 
     /// Purges the pending slots. Each master confirms those that it owns, whatever becomes of the
     /// others; the purge is confirmed as a whole when no slot is left.
-    pub(super) async fn purge_all(&self, sweep: &PurgeAllTask) -> Ended {
+    pub(super) async fn sweep(&self, sweep: &PurgeAllTask) -> Ended {
         let purged = self.purge_pending_slots(sweep).await;
-        self.retry_queue.record_purge_all(sweep, purged)
+        self.context.retry_queue.record_purge_all(sweep, purged)
     }
 
     /// Reads the owners of the slots once, from a map that was refreshed after the slots became
@@ -65,17 +42,19 @@ impl ClusterState {
     /// upstream later.
     async fn purge_pending_slots(&self, sweep: &PurgeAllTask) -> Result<usize, StoreError> {
         let owns_pending = |(shard, owned): &(Arc<Shard>, SlotSet)| {
-            shard.redis.is_up() && !owned.intersection(&sweep.slots).is_empty()
+            shard.is_up() && !owned.intersection(&sweep.slots).is_empty()
         };
-        if !self.slot_map.shards_with_slots().iter().any(owns_pending) {
+        if !self.topology.shards_with_slots().iter().any(owns_pending) {
             return Err(StoreError::Down);
         }
-        timeout(REFRESH_TIMEOUT, self.refreshes.next()).await.map_err(|_| StoreError::Timeout)?;
-        let shares = self.slot_map.shards_with_slots();
-        self.metrics.events.expect_own_purge_all();
+        let refresh = timeout(REFRESH_TIMEOUT, self.topology.refresh());
+        refresh.await.map_err(|_| StoreError::Timeout)?;
+        let shares = self.topology.shards_with_slots();
+        let events = &self.context.metrics.events;
+        events.expect_own_purge_all();
         let purges = shares.iter().map(|(shard, owned)| self.purge_shard(shard, owned, sweep));
         let purges = join_all(purges).await;
-        self.metrics.events.end_own_purge_all();
+        events.end_own_purge_all();
         let mut all_owned = SlotSet::NONE;
         for (_, owned) in &shares {
             all_owned.insert_all(owned);
@@ -99,20 +78,22 @@ impl ClusterState {
         if slots.is_empty() {
             return Ok(0);
         }
-        let session = shard.redis.session()?;
+        let session = shard.session()?;
         let purge = timeout(PURGE_ALL_TIMEOUT, self.purge_slots(&session, &slots));
         let entries = purge.await.unwrap_or(Err(StoreError::Timeout))?;
-        shard.redis.note_purged(&session, &slots)?;
-        self.retry_queue.pending.confirm_slots(&slots, sweep);
+        shard.note_purged(&session, &slots)?;
+        self.context.retry_queue.pending.confirm_slots(&slots, sweep);
         Ok(entries)
     }
 
+    /// Deletes every entry under the prefix, in small steps. Fences stay, because their writes are
+    /// still in flight.
     async fn purge_slots(&self, session: &Session, slots: &SlotSet) -> Result<usize, StoreError> {
         let mut cursor = 0;
         let mut entries = 0;
         loop {
             let step = async {
-                let (next, names) = session.scan(&self.config.prefix, cursor).await?;
+                let (next, names) = session.scan(&self.context.config.prefix, cursor).await?;
                 match session.delete(&names).await {
                     // The slot is moving, or is no longer this master's.
                     Err(StoreError::Redirected(_)) => self.delete_each(&names, slots).await?,

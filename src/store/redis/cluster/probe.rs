@@ -5,19 +5,19 @@ use std::sync::Arc;
 
 use tokio::time::timeout;
 
-use super::{
-    NodeAddress, slot_of,
-    topology::{NodeView, Topology},
-};
+use super::plan::{NodeView, Plan};
 use crate::{
     clock, config,
     store::{
-        RecordMismatch, SidecarRecord, StoreError,
+        errors::StoreError,
+        node_address::NodeAddress,
         redis::{
-            DETACHED_TIMEOUT, dial::Target, record_keeper::live_records,
+            dial::Target, errors::DETACHED_TIMEOUT, record_keeper::live_records,
             temp_connection::TempConnection,
         },
-        unix_ms,
+        sidecar_record::{RecordMismatch, SidecarRecord},
+        slots::slot_of,
+        words::unix_ms,
     },
 };
 
@@ -55,7 +55,7 @@ async fn mismatches(
 ) -> Vec<RecordMismatch> {
     let prefix = &config.store.prefix;
     let read = live_records(prefix, unix_ms(clock::now()));
-    let topology = Topology::of(std::slice::from_ref(view));
+    let topology = Plan::of(std::slice::from_ref(view));
     let slot = usize::from(slot_of(prefix.as_bytes()));
     let owner = topology.owners.get(slot).copied().flatten();
     let Some(master) = owner.and_then(|index| topology.masters.get(usize::from(index))) else {

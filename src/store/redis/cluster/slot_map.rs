@@ -2,84 +2,77 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use super::{
-    NodeAddress,
-    slots::{OwnedSlots, SLOTS, SlotSet, slot_of},
-    topology::{Master, Topology},
-};
+use super::plan::{Master, Plan};
 use crate::{
     mutants::{self, Mutant},
-    store::{Key, StoreError, near::Watcher, redis::Redis},
+    store::{
+        near::Watcher,
+        node_address::NodeAddress,
+        redis::shard::Shard,
+        slots::{SLOTS, SlotSet},
+    },
 };
-
-/// One master and the slots that it owns.
-pub(super) struct Shard {
-    /// Never used twice: a node that comes back is another shard.
-    pub(super) number: u64,
-    id: Box<str>,
-    pub(super) address: NodeAddress,
-    pub(super) slots: Arc<OwnedSlots>,
-    pub(super) redis: Redis,
-}
-
-impl Shard {
-    pub(super) fn new(number: u64, master: &Master, slots: Arc<OwnedSlots>, redis: Redis) -> Self {
-        let id = master.id.clone();
-        let address = master.address.clone();
-        Self { number, id, address, slots, redis }
-    }
-
-    fn is(&self, master: &Master) -> bool {
-        self.id == master.id && self.address == master.address
-    }
-}
 
 /// The current slot map.
 #[derive(Default)]
-pub(super) struct SlotMap {
+pub(in crate::store::redis) struct SlotMap {
     current: RwLock<SlotMapVersion>,
 }
 
 /// One version of the map.
 #[derive(Default)]
-pub(super) struct SlotMapVersion {
-    topology: Topology,
+pub(in crate::store::redis) struct SlotMapVersion {
+    plan: Plan,
     /// In the order of `plan.masters`.
-    pub(super) shards: Vec<Arc<Shard>>,
+    pub(in crate::store::redis) shards: Vec<Arc<Shard>>,
 }
 
 impl SlotMapVersion {
     /// The shard that owns a slot.
-    pub(super) fn owner(&self, slot: u16) -> Option<&Arc<Shard>> {
-        let index = (*self.topology.owners.get(usize::from(slot))?)?;
+    pub(in crate::store::redis) fn owner(&self, slot: u16) -> Option<&Arc<Shard>> {
+        let index = (*self.plan.owners.get(usize::from(slot))?)?;
         self.shards.get(usize::from(index))
+    }
+
+    /// The address and the shard of each master.
+    pub(super) fn masters(&self) -> impl Iterator<Item = (&NodeAddress, &Arc<Shard>)> {
+        self.plan.masters.iter().map(|master| &master.address).zip(&self.shards)
     }
 
     /// The shard at an address.
     pub(super) fn shard_at(&self, address: &NodeAddress) -> Option<&Arc<Shard>> {
-        self.shards.iter().find(|shard| shard.address == *address)
+        self.shard_of(|master| master.address == *address)
     }
 
-    /// Returns the target of a redirection. Without a host it is at the address of its sender. With
-    /// "?" the node should have a host name and has none: it is the only known node with this port,
-    /// if there is just one.
-    pub(super) fn resolve_redirect(&self, to: NodeAddress, sender: &NodeAddress) -> NodeAddress {
+    /// The shard of the first master that satisfies `is_it`.
+    fn shard_of(&self, is_it: impl Fn(&Master) -> bool) -> Option<&Arc<Shard>> {
+        self.shards.get(self.plan.masters.iter().position(is_it)?)
+    }
+
+    /// Returns the target of a redirection. Without a host it is at the host of its sender. With "?"
+    /// the node should have a host name and has none: it is the only known node with this port, if there is
+    /// just one.
+    pub(super) fn resolve_redirect(
+        &self,
+        to: NodeAddress,
+        sender: Option<NodeAddress>,
+    ) -> NodeAddress {
         let mut same_port = self.nodes().iter().filter(|node| node.port == to.port);
-        match (&*to.host, same_port.next(), same_port.next()) {
-            ("?", Some(only), None) => only.clone(),
-            ("?" | "", ..) => NodeAddress { host: sender.host.clone(), ..to },
+        match (&*to.host, same_port.next(), same_port.next(), sender) {
+            ("?", Some(only), None, _) => only.clone(),
+            ("?" | "", .., Some(sender)) => NodeAddress { port: to.port, ..sender },
             _ => to,
         }
     }
 
     /// All nodes that can be asked.
     pub(super) fn nodes(&self) -> &[NodeAddress] {
-        &self.topology.nodes
+        &self.plan.nodes
     }
 
     /// The highest epoch that any node has reported.
     pub(super) fn epoch(&self) -> u64 {
-        self.topology.current_epoch
+        self.plan.current_epoch
     }
 
     fn owner_number(&self, slot: u16) -> Option<u64> {
@@ -93,40 +86,24 @@ impl SlotMapVersion {
 
     /// Tells each master the epoch in which it claims its slots. It must know before it gets a slot
     /// back, so that it does not believe what it held of the slot in the past.
-    fn pass_claims(&self, plan: &Topology) {
-        for shard in &self.shards {
-            if let Some(master) = plan.masters.iter().find(|master| shard.is(master)) {
-                shard.redis.raise_claimed_epoch(master.epoch);
+    fn pass_claims(&self, plan: &Plan) {
+        for master in &plan.masters {
+            if let Some(shard) = self.shard_of(|known| known.is(master)) {
+                shard.raise_claimed_epoch(master.epoch);
             }
         }
     }
 
     /// Number of slots without an owner.
-    pub(super) fn unowned(&self) -> usize {
-        usize::from(SLOTS) - self.topology.owners.iter().flatten().count()
+    pub(in crate::store::redis) fn unowned(&self) -> usize {
+        usize::from(SLOTS) - self.plan.owners.iter().flatten().count()
     }
 }
 
 impl SlotMap {
     /// Returns the current version. Do not keep the guard: an update waits for it.
-    pub(super) fn read(&self) -> RwLockReadGuard<'_, SlotMapVersion> {
+    pub(in crate::store::redis) fn read(&self) -> RwLockReadGuard<'_, SlotMapVersion> {
         self.current.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The shard that owns a key.
-    pub(super) fn shard(&self, key: &Key) -> Result<Arc<Shard>, StoreError> {
-        self.shard_of(key.main().as_bytes())
-    }
-
-    /// The shard that owns a name.
-    pub(super) fn shard_of(&self, name: &[u8]) -> Result<Arc<Shard>, StoreError> {
-        self.read().owner(slot_of(name)).cloned().ok_or(StoreError::Down)
-    }
-
-    /// Returns all shards, each with the slots that it owned at one point in time.
-    pub(super) fn shards_with_slots(&self) -> Vec<(Arc<Shard>, SlotSet)> {
-        let drawn = self.read();
-        drawn.shards.iter().map(|shard| (Arc::clone(shard), shard.slots.snapshot())).collect()
     }
 
     /// Updates the map; returns the shards that are no longer in it.
@@ -138,22 +115,22 @@ impl SlotMap {
     /// at the map.
     pub(super) fn update(
         &self,
-        plan: Topology,
+        plan: Plan,
         watcher: Option<&Arc<dyn Watcher>>,
         mut new_shard: impl FnMut(&Master) -> Shard,
     ) -> Vec<Arc<Shard>> {
         let mut drawn = self.current.write().unwrap_or_else(PoisonError::into_inner);
         drawn.pass_claims(&plan);
-        if drawn.topology.masters == plan.masters && drawn.topology.owners == plan.owners {
-            drawn.topology = plan;
+        if drawn.plan.masters == plan.masters && drawn.plan.owners == plan.owners {
+            drawn.plan = plan;
             return Vec::new();
         }
         let shard = |master: &Master| {
-            let known = drawn.shards.iter().find(|shard| shard.is(master));
+            let known = drawn.shard_of(|known| known.is(master));
             known.cloned().unwrap_or_else(|| Arc::new(new_shard(master)))
         };
         let shards = plan.masters.iter().map(shard).collect();
-        let next = SlotMapVersion { topology: plan, shards };
+        let next = SlotMapVersion { plan, shards };
         let moved = drawn.moved(&next);
         if let Some(watcher) = watcher
             && !moved.is_empty()
@@ -162,7 +139,7 @@ impl SlotMap {
             watcher.evict_matching(&|name| moved.contains_name(name));
         }
         for shard in drawn.shards.iter().chain(&next.shards) {
-            shard.slots.assign(|slot| next.owner_number(slot) == Some(shard.number));
+            shard.slots().assign(|slot| next.owner_number(slot) == Some(shard.number));
         }
         let before = std::mem::replace(&mut *drawn, next).shards;
         let is_gone =

@@ -1,0 +1,266 @@
+//! The operations on keys, each timed and counted.
+
+use std::{
+    future::Future,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{
+    Engine, Store,
+    barrier::{BarrierDown, BarrierWait},
+    budget::Budget,
+    errors::StoreError,
+    key_state::KeyState,
+    lease::{Grant, Lease},
+    receipt::Purged,
+    words::{Ended, Fill, IdentityHash, Key, Replacement, Seen, StoredValue},
+    write::{Begun, Write},
+};
+use crate::observe::metrics::StoreOp;
+
+impl Store {
+    /// Makes sure that the watcher is notified of the next change to a key. Call it after the key
+    /// was noted ([`NearEntries::note`](super::near::NearEntries::note)) and before it is read; if it
+    /// fails, the value must not be inserted. Costs a round trip if the store reports only changes
+    /// to keys that were read, and none otherwise.
+    pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
+        match &self.engine {
+            Engine::Redis(redis) => redis.owner(key)?.follow(key, budget).await,
+            Engine::Memory(_) => Err(StoreError::Down),
+        }
+    }
+
+    /// Waits until the watcher knows of every change to a key that was acknowledged to anyone
+    /// before the first poll with this `wait`, or, with a `staleness`, that long before the first
+    /// poll.
+    pub fn poll_barrier(
+        &self,
+        key: &Key,
+        staleness: Duration,
+        wait: &mut BarrierWait,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), BarrierDown>> {
+        match &self.engine {
+            Engine::Redis(redis) => redis.poll_barrier(key, staleness, wait, cx),
+            Engine::Memory(_) => Poll::Ready(Err(BarrierDown)),
+        }
+    }
+
+    /// Reads a key: one round trip, no script.
+    pub async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {
+        self.timed(StoreOp::Read, async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.owner(key)?.read(key, budget).await,
+                Engine::Memory(memory) => Ok(memory.read(key)),
+            }
+        })
+        .await
+    }
+
+    /// Reads everything under the keys of a job: one round trip, no script. For diagnosis: the
+    /// result does not affect the connection, and the operation is not counted.
+    pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState, StoreError> {
+        match &self.engine {
+            Engine::Redis(redis) => redis.owner(key)?.inspect(key, budget).await,
+            Engine::Memory(memory) => Ok(memory.inspect(key)),
+        }
+    }
+
+    /// Asks for the right to fill a key with an entry of this identity, which the token of the lease
+    /// names. `refused` is a value that the caller has read and found
+    /// not to be an entry of ours; it is deleted if it is still there.
+    ///
+    /// If the answer does not arrive in time, or the caller is dropped while it waits, the lease is
+    /// released after the request, on the same connection.
+    pub async fn lease(
+        &self,
+        key: &Key,
+        identity: IdentityHash,
+        refused: Option<&StoredValue>,
+        budget: &mut Budget,
+    ) -> Result<Grant, StoreError> {
+        let token = self.tokens.next_of(identity);
+        let expected = self.metrics.events.expect_own_change(key.main());
+        let grant = self.timed(StoreOp::Lease, async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.owner(key)?.lease(key, token, refused, budget).await,
+                Engine::Memory(memory) => Ok(memory.lease(key, token, refused)),
+            }
+        });
+        let grant = grant.await;
+        if !matches!(grant, Ok(Grant::Lease(_))) {
+            self.metrics.events.withdraw_expected(key.main(), expected);
+        }
+        grant
+    }
+
+    /// Stores an entry under a lease. `meta` is a JSON object without its closing brace; the store
+    /// adds `expires_at_ms`. `ttl` counts from the grant of the lease.
+    pub async fn fill(
+        &self,
+        lease: Lease,
+        body: &Bytes,
+        meta: &str,
+        ttl: Duration,
+    ) -> Result<Fill, StoreError> {
+        self.expect([&lease.key]);
+        self.timed(StoreOp::Fill, async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.owner(&lease.key)?.fill(lease, body, meta, ttl).await,
+                Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
+            }
+        })
+        .await
+    }
+
+    /// Adds a caller to the audience of an entry, if that is still the very entry that was seen.
+    /// Meta records the time at which it was seen; the upstream served it to the caller no earlier.
+    pub async fn admit(
+        &self,
+        key: &Key,
+        seen: &Seen,
+        generation: &str,
+        caller: &str,
+    ) -> Result<Fill, StoreError> {
+        self.timed(StoreOp::Admit, async {
+            match &self.engine {
+                Engine::Redis(redis) => {
+                    redis.owner(key)?.admit(key, seen, generation, caller).await
+                }
+                Engine::Memory(memory) => Ok(memory.admit(key, seen, caller)),
+            }
+        })
+        .await
+    }
+
+    /// Replaces an entry with a newer body, if it is still the very entry that was seen. `meta` is
+    /// a JSON object without its closing brace, as for [`Store::fill`].
+    pub async fn replace(
+        &self,
+        key: &Key,
+        seen: &Seen,
+        generation: &str,
+        new: Replacement<'_>,
+    ) -> Result<Fill, StoreError> {
+        self.expect([key]);
+        self.timed(StoreOp::Replace, async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.owner(key)?.replace(key, seen, generation, new).await,
+                Engine::Memory(memory) => Ok(memory.replace(key, seen, new)),
+            }
+        })
+        .await
+    }
+
+    /// Hands a lease back when the answer cannot be stored.
+    pub async fn release(&self, lease: Lease) {
+        self.expect([&lease.key]);
+        match &self.engine {
+            Engine::Redis(redis) => {
+                // Without an owner the lease expires by itself.
+                if let Ok(shard) = redis.owner(&lease.key) {
+                    shard.release(lease).await;
+                }
+            }
+            Engine::Memory(memory) => memory.release(&lease),
+        }
+    }
+
+    /// Fences keys before a write is forwarded. Never fails: if the fence is not confirmed, the end
+    /// of the write runs twice.
+    pub async fn begin(&self, keys: Vec<Key>, fence: Duration, budget: &mut Budget) -> Write {
+        let id = self.tokens.next();
+        self.expect(&keys);
+        let begun = match &self.engine {
+            Engine::Redis(redis) => {
+                let started = Instant::now();
+                let (begun, result) = redis.begin(&keys, &id, fence, budget).await;
+                self.metrics.record_store_op(StoreOp::Begin, &result, started.elapsed());
+                begun
+            }
+            Engine::Memory(memory) => {
+                memory.begin(&keys, &id, fence);
+                Begun::Confirmed
+            }
+        };
+        Write { keys, elsewhere: 0, id, fence, begun }
+    }
+
+    /// Returns a write that fences nothing, to be widened and ended.
+    pub fn unfenced(&self, fence: Duration) -> Write {
+        let id = self.tokens.next();
+        Write { keys: Vec::new(), elsewhere: 0, id, fence, begun: Begun::NotSent }
+    }
+
+    /// Renews the fence of a long write.
+    pub async fn renew(&self, write: &Write) {
+        match &self.engine {
+            Engine::Redis(redis) => redis.renew(write).await,
+            Engine::Memory(memory) => memory.begin(&write.keys, &write.id, write.fence),
+        }
+    }
+
+    /// Invalidates the keys of a write and lifts its fence after `linger`. A later end of the same
+    /// write may lift it sooner.
+    ///
+    /// Call it before the write is answered, from a task that is never cancelled.
+    pub async fn end(&self, write: &Write, linger: Duration, budget: &mut Budget) -> Ended {
+        self.expect(&write.keys);
+        let started = Instant::now();
+        match &self.engine {
+            Engine::Redis(redis) => {
+                let ended = redis.end(write, linger, budget).await;
+                self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
+                ended.unwrap_or(Ended::Pending)
+            }
+            Engine::Memory(memory) => memory.end(&write.keys, &write.id, linger).ended,
+        }
+    }
+
+    /// Invalidates keys, as the end of a write that did not pass through this sidecar. Runs under
+    /// its own deadline, and a batch of keys waits for the store at most `wait`; keys that are not
+    /// confirmed become pending. Must not be cancelled, like [`Store::end`].
+    pub async fn purge(&self, keys: Vec<Key>, wait: Duration) -> Purged {
+        let id = self.tokens.next();
+        self.expect(&keys);
+        let started = Instant::now();
+        let (elsewhere, fence, begun) = (0, Duration::ZERO, Begun::NotSent);
+        let write = Write { keys, elsewhere, id, fence, begun };
+        let (ended, was) = match &self.engine {
+            Engine::Redis(redis) => redis.purge(&write, wait).await,
+            Engine::Memory(memory) => return memory.end(&write.keys, &write.id, Duration::ZERO),
+        };
+        self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
+        Purged { ended: ended.unwrap_or(Ended::Pending), receipts: was }
+    }
+
+    /// Invalidates every key under the prefix. Runs under its own deadline. Must not be cancelled,
+    /// like [`Store::end`].
+    pub async fn purge_all(&self) -> Ended {
+        match &self.engine {
+            Engine::Redis(redis) => redis.purge_all().await,
+            Engine::Memory(memory) => memory.purge_all(),
+        }
+    }
+
+    /// Tells the event log that the next change of these keys is made by this process.
+    fn expect<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) {
+        for key in keys {
+            self.metrics.events.expect_own_change(key.main());
+        }
+    }
+
+    async fn timed<T>(
+        &self,
+        op: StoreOp,
+        operation: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let started = Instant::now();
+        let result = operation.await;
+        self.metrics.record_store_op(op, &result, started.elapsed());
+        result
+    }
+}
