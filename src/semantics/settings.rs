@@ -1,11 +1,11 @@
-//! The settings of the pure parts: how callers are told apart, which reads are cached, and for how
+//! The settings of the pure parts: how callers are distinguished, which reads are cached, and for how
 //! long.
 
 use std::time::Duration;
 
 use super::{json_pointer::JsonPointer, secret::Secret};
 
-/// How callers are told apart, and what follows from it.
+/// How callers are distinguished, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CredentialsConfig {
     /// Treatment of requests with a credential.

@@ -245,6 +245,25 @@ async fn the_two_ends_are_tied_together_only_after_the_upstreams_101() {
     assert_eq!(client.exactly(4).await, "late");
 }
 
+/// A client that could switch the upstream to HTTP/2 would write past every invalidation.
+#[tokio::test]
+async fn a_tunnel_of_http_is_neither_offered_nor_opened() {
+    let between = Between::start().await;
+    let offers =
+        "Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: chat, \"h2c\", HTTP/2.0, TLS/1.0\r\n";
+    let (mut client, mut upstream, head) = between.pass(request("GET", "/ws", offers)).await;
+    assert!(head.contains("\r\nupgrade: chat\r\n"), "{head}");
+    upstream
+        .send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n")
+        .await;
+    assert!(client.head().await.starts_with("HTTP/1.1 502 "));
+    drop((client, upstream));
+
+    let only_http = "Connection: upgrade\r\nUpgrade: h2c, HTTP/2.0\r\n";
+    let (_, _, head) = between.pass(request("GET", "/ws", only_http)).await;
+    assert!(!head.contains("upgrade"), "{head}");
+}
+
 #[tokio::test]
 async fn events_are_sent_on_as_they_come() {
     let between = Between::start().await;

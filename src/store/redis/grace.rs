@@ -20,7 +20,7 @@ use super::{
 };
 use crate::store::words::{Epoch, millis};
 
-/// The uptime is told in whole seconds, and is this much too long at most.
+/// `uptime_in_seconds` is rounded, by this much at most.
 const UPTIME_ERROR_SECS: u64 = 1;
 
 static EPOCH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../lua/epoch.lua")));

@@ -73,7 +73,7 @@ impl Drop for Shard {
 }
 
 impl Shard {
-    /// Starts to connect in the background. The `watcher` is told of changes on this server.
+    /// Starts to connect in the background. The `watcher` learns of changes on this server.
     pub(super) fn start(
         number: u64,
         context: &Arc<StoreContext>,

@@ -55,7 +55,7 @@ pub(super) struct ShardWarnings {
 }
 
 impl ShardState {
-    /// The `watcher` is told of changes on this server.
+    /// The `watcher` learns of changes on this server.
     pub(super) fn new(
         context: Arc<StoreContext>,
         source: MasterSource,

@@ -13,7 +13,7 @@ pub(super) const EVERYONE: Caller = 8;
 /// The caller without any identity.
 pub(super) const ANONYMOUS: Caller = 0;
 
-/// A header that names users. A sidecar that is told to ignore it leaks.
+/// A header that names users. A sidecar that ignores it leaks.
 pub(super) const MADE_UP: &str = "x-made-up-identity";
 
 /// The headers of each caller. The last two have one token and work for two organisations.
