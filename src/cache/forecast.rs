@@ -1,7 +1,7 @@
 //! Forecasts how a read would be answered, and why, without changing anything.
 //!
 //! A forecast reads the store once. It takes no lease, joins no flight, counts nothing and marks
-//! nothing. It decides as a real lookup does, by [`decide`](super::decide).
+//! nothing. It decides as a real lookup does, by `cache/decide.rs`.
 //!
 //! A forecast cannot know the upstream's response, nor whether the limit of flights will leave room
 //! for another. While Redis does not answer, it predicts no near hit, although `near = "bounded"` may
