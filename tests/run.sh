@@ -135,16 +135,6 @@ check_dependencies() {
   fi
 }
 
-# The fuzz targets; libFuzzer's own build needs a C++ compiler. The tests run the checks of the targets with their
-# seeds in any case.
-check_fuzz_targets() {
-  if ! command -v c++ >/dev/null; then
-    echo "== there is no C++ compiler; the programs in tests/fuzz are not built"
-    return
-  fi
-  step cargo check --locked --manifest-path tests/fuzz/Cargo.toml --target-dir target/fuzz
-}
-
 lint() {
   step cargo fmt --check
   step cargo clippy --locked --all-targets -- -D warnings
@@ -170,7 +160,6 @@ case $mode in
     install_tools
     lint
     check_dependencies
-    check_fuzz_targets
     RUSTDOCFLAGS="${RUSTDOCFLAGS:-} -D warnings" step cargo doc --locked --no-deps --all-features
     # The examples in the documentation run first, because the output has to end with the other tests.
     step cargo test --locked --all-features --doc
