@@ -46,7 +46,7 @@ pub use prefetch::{JobListError, PrefetchOutcome};
 use std::{fmt, future::Future, sync::Arc};
 
 use hyper::{
-    Request, StatusCode,
+    Request, Response, StatusCode,
     body::{Body as _, Incoming},
     http::Method,
 };
@@ -78,12 +78,13 @@ use crate::{
         spans,
     },
     semantics::{
+        headers,
         policy::Bypass,
         route::{Route, Routes, WriteTarget, is_unsafe, overrides_method},
     },
     service::Answered,
     transport::Peer,
-    upstream::{RetryPolicy, Upstream},
+    upstream::{ResponseBody, RetryPolicy, UploadEnd, Upstream, UpstreamError},
 };
 
 /// Answers the requests of clients under one configuration.
@@ -219,10 +220,10 @@ impl Proxy {
         // Before anything reads the headers: jobcache must distinguish callers by the same fields
         // that the upstream will see.
         if !client.is_trusted {
-            crate::semantics::headers::strip_forwarded(request.headers_mut());
+            headers::strip_forwarded(request.headers_mut());
         }
         if client.is_tls {
-            crate::semantics::headers::set_forwarded_proto(request.headers_mut(), client);
+            headers::set_forwarded_proto(request.headers_mut(), client);
         }
         let access_line = self.access_log.then(|| AccessLine::of(&request));
         let mut repeat_hit = None;
@@ -255,26 +256,15 @@ impl Proxy {
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
         match self.routes.classify(&request) {
-            // An HTTP/2 request can have a body without a header that announces it.
-            Route::Read(id) if !request.body().is_end_stream() => {
-                self.cache.record_pass(id.as_str(), Bypass::RequestBody);
-                Box::pin(self.pass(request, client, informational, Bypass::RequestBody)).await
-            }
-            Route::Read(id) if self.cache.must_bypass(request.headers()) => {
-                self.cache.record_pass(id.as_str(), Bypass::Credentials);
-                Box::pin(self.pass(request, client, informational, Bypass::Credentials)).await
-            }
-            // The upstream knows the user by the connection, so the fields do not say who is asking.
-            Route::Read(id) if self.upstream.is_bound(client.connection) => {
-                self.cache.record_pass(id.as_str(), Bypass::BoundConnection);
-                Box::pin(self.pass(request, client, informational, Bypass::BoundConnection)).await
-            }
-            Route::Read(_) if self.mode == CacheMode::Off => {
-                Box::pin(self.pass(request, client, informational, Bypass::Off)).await
-            }
             Route::Read(id) => {
-                let requester = (client, informational);
-                self.answer_read(&id, request, requester, sample, repeat_hit).await
+                let Some(why) = self.read_bypass(&request, client) else {
+                    let requester = (client, informational);
+                    return self.answer_read(&id, request, requester, sample, repeat_hit).await;
+                };
+                if why != Bypass::Off {
+                    self.cache.record_pass(id.as_str(), why);
+                }
+                Box::pin(self.pass(request, client, informational, why)).await
             }
             Route::Write(scope) => {
                 Box::pin(self.write(scope, request, client, informational)).await
@@ -295,6 +285,22 @@ impl Proxy {
         }
     }
 
+    /// Returns why a read of a job bypasses the cache, if it does.
+    fn read_bypass(&self, request: &Request<Incoming>, client: Peer) -> Option<Bypass> {
+        // An HTTP/2 request can have a body without a header that announces it.
+        if !request.body().is_end_stream() {
+            return Some(Bypass::RequestBody);
+        }
+        if self.cache.must_bypass(request.headers()) {
+            return Some(Bypass::Credentials);
+        }
+        // The upstream knows the user by the connection, so the fields do not say who is asking.
+        if self.upstream.is_bound(client.connection) {
+            return Some(Bypass::BoundConnection);
+        }
+        (self.mode == CacheMode::Off).then_some(Bypass::Off)
+    }
+
     /// Forwards a request that the cache takes no part in, and streams both bodies. The answer may
     /// still concern the cache: a `POST /jobs` may name the job that it has changed.
     async fn pass(
@@ -311,49 +317,84 @@ impl Proxy {
         if let Some(upgrade) = &upgrade {
             upgrade.add_to(request.headers_mut());
         }
-        let method = request.method().clone();
-        let target = may_change.then(|| WriteTarget::of(&request));
-        let stale_guard = may_change.then(|| StaleConfigGuard::new(self));
+        let write = may_change.then(|| PassedWrite::of(self, &request));
         let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
         let (request, upload) = track_upload(request, may_change);
         let sent = self.send(request, retry).await;
-        let admits =
-            |response: &hyper::Response<_>| upgrade.as_ref().is_some_and(|up| up.admits(response));
-        let prepared = sent.and_then(|response| {
-            let switch = if admits(&response) {
-                ProtocolSwitch::Requested
-            } else {
-                ProtocolSwitch::NotRequested
-            };
-            prepare_response(response, switch)
-        });
-        let mut response = match prepared {
-            Ok(response) => response,
+        let mut response = match sent.and_then(|sent| self.prepare_passed(sent, upgrade)) {
+            Ok(response) => response.map(Body::Upstream),
             Err(error) => return upstream_failure(&error),
         };
-        if let Some(upgrade) = upgrade
-            && response.status() == StatusCode::SWITCHING_PROTOCOLS
-        {
+        close_after_unread_upload(&mut response, &informational);
+        close_with_bound_connection(&mut response);
+        match write.and_then(|write| self.change_by(write, upload, &response)) {
+            Some(change) => {
+                let conclude = Arc::clone(self).conclude(change, WriteOutcome::Known, Ok(response));
+                self.detached(conclude).await
+            }
+            None => Answer { response, verdict: Verdict::Pass(why) },
+        }
+    }
+
+    /// Prepares the response to a request that passes. Joins the two connections if both ends
+    /// switch protocols.
+    fn prepare_passed(
+        &self,
+        response: Response<ResponseBody>,
+        upgrade: Option<Upgrade>,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let upgrade = upgrade.filter(|upgrade| upgrade.admits(&response));
+        let switch = if upgrade.is_some() {
+            ProtocolSwitch::Requested
+        } else {
+            ProtocolSwitch::NotRequested
+        };
+        let mut response = prepare_response(response, switch)?;
+        if let Some(upgrade) = upgrade {
             let permit = response.body_mut().take_permit();
             upgrade.spawn_copy(&mut response, permit, &self.tasks);
         }
-        let mut response = response.map(Body::Upstream);
-        close_after_unread_upload(&mut response, &informational);
-        close_with_bound_connection(&mut response);
-        let named = target.as_ref().map(|target| self.routes.location_targets(target, &response));
-        let jobs = named.unwrap_or_default();
-        if let Some(target) = target.filter(|_| jobs.is_empty() && response.status().is_success()) {
+        Ok(response)
+    }
+
+    /// Returns what a write without jobs in its target has changed, if anything: the jobs that its
+    /// answer names, or every job if a reload has changed the routes meanwhile.
+    fn change_by(
+        &self,
+        write: PassedWrite,
+        upload: Option<UploadEnd>,
+        response: &Response<Body>,
+    ) -> Option<WriteInvalidation> {
+        let PassedWrite { method, target, stale_guard } = write;
+        let jobs = self.routes.location_targets(&target, response);
+        if jobs.is_empty() && response.status().is_success() {
             self.unclaimed.count(&self.routes, &method, &target);
         }
-        let all = stale_guard.is_some_and(StaleConfigGuard::answered);
-        if all || !jobs.is_empty() {
-            let mut change = WriteInvalidation::new(self.cache.unfenced(), upload);
-            change.all = all;
-            change.note_status(response.status());
-            self.cache.widen(&mut change.write, &jobs);
-            let conclude = Arc::clone(self).conclude(change, WriteOutcome::Known, Ok(response));
-            return self.detached(conclude).await;
+        let all = stale_guard.answered();
+        if jobs.is_empty() && !all {
+            return None;
         }
-        Answer { response, verdict: Verdict::Pass(why) }
+        let mut change = WriteInvalidation::new(self.cache.unfenced(), upload);
+        change.all = all;
+        change.note_status(response.status());
+        self.cache.widen(&mut change.write, &jobs);
+        Some(change)
+    }
+}
+
+/// A write whose target names no job.
+struct PassedWrite {
+    method: Method,
+    target: WriteTarget,
+    stale_guard: StaleConfigGuard,
+}
+
+impl PassedWrite {
+    fn of<B>(proxy: &Arc<Proxy>, request: &Request<B>) -> Self {
+        Self {
+            method: request.method().clone(),
+            target: WriteTarget::of(request),
+            stale_guard: StaleConfigGuard::new(proxy),
+        }
     }
 }

@@ -8,13 +8,13 @@
 //! and are the same for any number of shards.
 
 mod by_key;
+mod classify;
 pub(super) mod cluster;
 mod cluster_member;
 mod connect;
 mod context;
 mod dial;
 mod engine;
-mod errors;
 mod grace;
 mod invalidate;
 mod master_source;

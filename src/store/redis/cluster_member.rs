@@ -8,9 +8,9 @@ use std::sync::{
 use tokio::time::timeout;
 
 use super::{
+    classify::{DETACHED_TIMEOUT, classify},
     cluster::refresh_rounds::RefreshRounds,
     dial::{RedisConnection, Target},
-    errors::{DETACHED_TIMEOUT, classify},
     server_info::{ServerInfo, SlotClaim},
 };
 use crate::store::{

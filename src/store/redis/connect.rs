@@ -6,8 +6,8 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
+    classify::DETACHED_TIMEOUT,
     dial::{RedisConnection, Target},
-    errors::DETACHED_TIMEOUT,
     grace::grace_end,
     master_source::MasterSource,
     record_keeper::live_records,

@@ -26,7 +26,7 @@ use tokio_rustls::{
 use tokio_util::task::AbortOnDropHandle;
 
 use self::login::RedisLogin;
-use super::errors::classify;
+use super::classify::classify;
 use crate::{
     config,
     observe::metrics::Metrics,

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use super::{
-    errors::{DETACHED_TIMEOUT, classify},
+    classify::{DETACHED_TIMEOUT, classify},
     server_info::ServerInfo,
     state::ShardState,
 };

@@ -10,8 +10,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     by_key::{begin_by_key, delete_at, end_by_key, is_split},
+    classify::DETACHED_TIMEOUT,
     engine::RedisEngine,
-    errors::DETACHED_TIMEOUT,
     shard::Shard,
 };
 use crate::{

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::{engine::RedisEngine, errors::DETACHED_TIMEOUT, session::Session, shard::Shard};
+use super::{classify::DETACHED_TIMEOUT, engine::RedisEngine, session::Session, shard::Shard};
 use crate::store::{errors::StoreError, pending::PurgeAllTask, slots::SlotSet, words::Ended};
 
 /// Time for a topology refresh that begins after now. One may be under way, and nodes that hang

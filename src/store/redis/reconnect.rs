@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::{
+    classify::BACKOFF,
     connect::{connect_master, open_session},
-    errors::BACKOFF,
     state::{SessionHandle, ShardState},
 };
 use crate::store::errors::StoreError;

@@ -7,7 +7,7 @@ use redis::Cmd;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use super::{errors::DETACHED_TIMEOUT, grace::epoch_mark, session::Session, state::ShardState};
+use super::{classify::DETACHED_TIMEOUT, grace::epoch_mark, session::Session, state::ShardState};
 use crate::store::{errors::StoreError, words::millis};
 
 /// Interval between two renewals of a record.

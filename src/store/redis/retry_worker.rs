@@ -10,7 +10,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::{engine::RedisEngine, errors::DETACHED_TIMEOUT, invalidate::END_BATCH};
+use super::{classify::DETACHED_TIMEOUT, engine::RedisEngine, invalidate::END_BATCH};
 use crate::store::{errors::StoreError, pending::PendingItem};
 
 /// Runs for ever.

@@ -38,8 +38,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
+    classify::classify,
     dial::{RedisAddress, RedisConnection, Target, Tls, login::RedisLogin},
-    errors::classify,
 };
 use crate::{
     config::{Config, Sentinels},

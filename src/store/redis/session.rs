@@ -13,8 +13,8 @@ use redis::{Cmd, FromRedisValue, RedisResult, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
+    classify::{DETACHED_TIMEOUT, classify},
     dial::{RedisConnection, Target},
-    errors::{DETACHED_TIMEOUT, classify},
     sentinel::Term,
     server_info::{ServerInfo, SlotClaim},
     temp_connection::{self, ClusterReplies},

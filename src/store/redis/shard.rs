@@ -24,9 +24,9 @@ use redis::{Cmd, FromRedisValue};
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{
+    classify::DETACHED_TIMEOUT,
     connect::connect_once,
     context::StoreContext,
-    errors::DETACHED_TIMEOUT,
     master_source::MasterSource,
     server_info::SlotClaim,
     session::Session,

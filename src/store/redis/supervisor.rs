@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::{
-    errors::BACKOFF,
+    classify::BACKOFF,
     reconnect::{probe_interval, reconnect},
     record_keeper::keep_record,
     session::Session,

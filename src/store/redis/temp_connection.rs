@@ -4,8 +4,8 @@ use redis::{Cmd, FromRedisValue, Value, aio::MultiplexedConnection};
 use tokio::time::timeout;
 
 use super::{
+    classify::{DETACHED_TIMEOUT, classify},
     dial::{RedisConnection, Target},
-    errors::{DETACHED_TIMEOUT, classify},
 };
 use crate::store::errors::StoreError;
 

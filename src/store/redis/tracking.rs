@@ -43,7 +43,7 @@ use self::{
     wire::Wire,
 };
 use super::{
-    errors::{BACKOFF, DETACHED_TIMEOUT},
+    classify::{BACKOFF, DETACHED_TIMEOUT},
     server_info::ServerInfo,
     session::Session,
     state::ShardState,

@@ -12,7 +12,7 @@ use crate::{
         errors::StoreError,
         node_address::NodeAddress,
         redis::{
-            dial::Target, errors::DETACHED_TIMEOUT, record_keeper::live_records,
+            classify::DETACHED_TIMEOUT, dial::Target, record_keeper::live_records,
             temp_connection::TempConnection,
         },
         sidecar_record::{RecordMismatch, SidecarRecord},

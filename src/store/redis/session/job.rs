@@ -15,7 +15,7 @@ use crate::{
         key_state::{KeyState, LeaseState},
         lease::{Grant, Lease, LeaseGuard},
         receipt::{KeyReceipt, RemovedEntry},
-        redis::errors::DETACHED_TIMEOUT,
+        redis::classify::DETACHED_TIMEOUT,
         words::{Fill, Key, Replacement, Seen, StoredValue, Token, millis},
     },
 };
