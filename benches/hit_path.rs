@@ -25,7 +25,6 @@ use jobcache::{
     observe::metrics::Metrics,
     semantics::{
         audience::Fingerprinter,
-        identity::RouteIndex,
         route::{Route, Routes},
     },
     store::{CredentialKey, Fill, Key, Seen},
@@ -174,11 +173,11 @@ impl Stage {
     }
 
     async fn hit(&self) -> Response<Bytes> {
-        let Route::Read(id) = self.routes.classify(&self.request) else {
+        let Route::Read(id, route) = self.routes.classify(&self.request) else {
             unreachable!("a poll is a read")
         };
         let Parts { method, uri, headers, .. } = &self.head;
-        let job = (&id, RouteIndex::default());
+        let job = (&id, route);
         let ask = self.cache.lookup_request(job, method, uri, headers);
         let Lookup::Hit(entry) = self.cache.lookup(&ask, &mut self.cache.budget()).await else {
             unreachable!("the TTL outlasts the benchmark")
@@ -190,8 +189,10 @@ impl Stage {
 
 /// Stores a response to the polling request, as a miss does.
 async fn fill(cache: &Cache, head: &Parts, body: Bytes) {
-    let Route::Read(id) = routes().classify(&poll()) else { unreachable!("a poll is a read") };
-    let job = (&id, RouteIndex::default());
+    let Route::Read(id, route) = routes().classify(&poll()) else {
+        unreachable!("a poll is a read")
+    };
+    let job = (&id, route);
     let ask = cache.lookup_request(job, &head.method, &head.uri, &head.headers);
     let Lookup::Lead(lead) = cache.lookup(&ask, &mut cache.budget()).await else {
         unreachable!("there is no other client")

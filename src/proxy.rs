@@ -256,10 +256,12 @@ impl Proxy {
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
         match self.routes.classify(&request) {
-            Route::Read(id) => {
+            Route::Read(id, route) => {
                 let Some(why) = self.read_bypass(&request, client) else {
                     let requester = (client, informational);
-                    return self.answer_read(&id, request, requester, sample, repeat_hit).await;
+                    return self
+                        .answer_read((&id, route), request, requester, sample, repeat_hit)
+                        .await;
                 };
                 if why != Bypass::Off {
                     self.cache.record_pass(id.as_str(), why);

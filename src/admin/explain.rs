@@ -137,7 +137,7 @@ impl Explainer<'_> {
         route: &Route,
     ) -> Result<(), String> {
         let named = match route {
-            Route::Read(job) => vec![job.clone()],
+            Route::Read(job, _) => vec![job.clone()],
             _ => self.routes.jobs(request.uri().path()),
         };
         match named.first() {
@@ -156,10 +156,10 @@ impl Explainer<'_> {
         now: SystemTime,
     ) -> ExplainVerdict {
         match route {
-            Route::Read(_) if self.cache.must_bypass(request.headers()) => {
+            Route::Read(..) if self.cache.must_bypass(request.headers()) => {
                 ExplainVerdict::pass(Bypass::Credentials)
             }
-            Route::Read(_) => ExplainVerdict::in_mode(self.mode, explained, now),
+            Route::Read(..) => ExplainVerdict::in_mode(self.mode, explained, now),
             Route::Write(_) => ExplainVerdict::write(request.method()),
             Route::Pass(_) if request.method() == Method::CONNECT => {
                 ExplainVerdict::answered_with_error(

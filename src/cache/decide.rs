@@ -61,6 +61,13 @@ pub(super) enum Sight {
     Fenced,
 }
 
+impl Sight {
+    /// Whether it is an entry that is a hit, whatever the facts are.
+    pub(super) fn is_hit(self) -> bool {
+        matches!(self, Self::Found(Found::Entry(entry)) if entry.is_hit())
+    }
+}
+
 /// The value under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {

@@ -89,7 +89,7 @@ impl Cache {
     }
 
     fn answer_without_store(&self, request: &LookupRequest, error: &StoreError) -> Lookup {
-        let facts = self.facts(request, false);
+        let facts = request.facts(self.is_hit_for_miss(request), false);
         self.answer(request, decide(&facts, Sight::Unconfirmed(bypass_reason(error))), None)
     }
 
@@ -100,8 +100,11 @@ impl Cache {
     ) -> Result<Lookup, StoreError> {
         let (found, seen) = self.read_entry(request, budget).await?;
         let is_foreign = matches!(found, Some(Err(Reject::Foreign))) && !seen.in_grace;
-        let facts = self.facts(request, is_foreign && self.yields_key(&request.key));
-        match decide(&facts, self.sight(request, found.as_ref(), &seen)) {
+        let sight = self.sight(request, found.as_ref(), &seen);
+        // A hit needs no look-up of what could not be stored.
+        let is_hit_for_miss = !sight.is_hit() && self.is_hit_for_miss(request);
+        let facts = request.facts(is_hit_for_miss, is_foreign && self.yields_key(&request.key));
+        match decide(&facts, sight) {
             Decision::Lease => self.take_lease(request, &facts, &seen, budget).await,
             Decision::UnconfirmedWithLease(why) => {
                 Ok(self.lead_next_with_lease(request, why, &seen, budget).await)
@@ -254,11 +257,6 @@ impl Cache {
             && audience.pairs_of_credential(request.caller) < MAX_PAIRS_OF_CREDENTIAL;
         self.replacements.count(&request.key) >= MAX_REPLACEMENTS
             || is_full && standing == Standing::Outside
-    }
-
-    /// Returns the facts about a request.
-    fn facts(&self, request: &LookupRequest, yields_key: bool) -> Facts {
-        request.facts(self.is_hit_for_miss(request), yields_key)
     }
 
     pub(super) fn is_hit_for_miss(&self, request: &LookupRequest) -> bool {

@@ -26,6 +26,7 @@ use crate::{
     config::CacheMode,
     observe::spans,
     semantics::{
+        identity::RouteIndex,
         job_id::JobId,
         policy::{Bypass, NoStore},
         route::Route,
@@ -136,11 +137,11 @@ impl Proxy {
         // The lookup may already take a lease, and readers would wait for it if the process ended
         // here. The token makes a drain wait.
         let _task = self.tasks.token();
-        let Some((head, id)) = self.prefetch_head(id, headers) else {
+        let Some((head, id, route)) = self.prefetch_head(id, headers) else {
             return PrefetchOutcome::Passed;
         };
-        let job = (&id, self.routes.index_of(head.uri.path()));
-        let lookup = self.cache.lookup_request(job, &head.method, &head.uri, &head.headers);
+        let lookup =
+            self.cache.lookup_request((&id, route), &head.method, &head.uri, &head.headers);
         let mut budget = self.cache.budget();
         match self.cache.lookup_for_prefetch(&lookup, &mut budget).await {
             PrefetchLookup::Present => PrefetchOutcome::Present,
@@ -156,14 +157,14 @@ impl Proxy {
 
     /// Returns the request head of a client that reads this job by the first route, if that read is
     /// cacheable.
-    fn prefetch_head(&self, id: &JobId, headers: &HeaderMap) -> Option<(Parts, JobId)> {
+    fn prefetch_head(&self, id: &JobId, headers: &HeaderMap) -> Option<(Parts, JobId, RouteIndex)> {
         let uri: Uri = self.routes.path_of(id).parse().ok()?;
         let mut request = Request::new(());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri;
         request.headers_mut().clone_from(headers);
-        let Route::Read(id) = self.routes.classify(&request) else { return None };
-        (!self.cache.must_bypass(headers)).then(|| (request.into_parts().0, id))
+        let Route::Read(id, route) = self.routes.classify(&request) else { return None };
+        (!self.cache.must_bypass(headers)).then(|| (request.into_parts().0, id, route))
     }
 
     async fn lead_prefetch(

@@ -29,7 +29,7 @@ use crate::{
         events::{EventKind, HitSample},
         spans,
     },
-    semantics::{headers, job_id::JobId, policy::Bypass},
+    semantics::{headers, identity::RouteIndex, job_id::JobId, policy::Bypass},
     service::FastPathMiss,
     store::Budget,
     transport::Peer,
@@ -41,14 +41,14 @@ impl Proxy {
     /// given at [`answer`](Proxy::answer).
     pub(super) async fn answer_read(
         self: &Arc<Self>,
-        id: &JobId,
+        job: (&JobId, RouteIndex),
         mut request: Request<Incoming>,
         requester: (Peer, Informational),
         sample: Option<&HitSample>,
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
         headers::strip_listed(request.headers_mut(), self.cache.fingerprinted_headers());
-        let (lookup, mut budget) = self.lookup_request(id, &request);
+        let (lookup, mut budget) = self.lookup_request(job, &request);
         if self.mode == CacheMode::Shadow {
             let lookup = lookup.solo();
             let head = request.into_parts().0;
@@ -78,9 +78,12 @@ impl Proxy {
     }
 
     /// Returns what a read looks up, and how long it may wait for the store.
-    fn lookup_request(&self, id: &JobId, request: &Request<Incoming>) -> (LookupRequest, Budget) {
+    fn lookup_request(
+        &self,
+        job: (&JobId, RouteIndex),
+        request: &Request<Incoming>,
+    ) -> (LookupRequest, Budget) {
         let (method, uri) = (request.method(), request.uri());
-        let job = (id, self.routes.index_of(uri.path()));
         let lookup = self.cache.lookup_request(job, method, uri, request.headers());
         let mut budget = self.cache.budget();
         // Time that the request already spent in the repeat fast path, which did not answer it.

@@ -57,7 +57,7 @@ const URL_OVERRIDES: [HeaderName; 2] =
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// A read of a job. It may be answered from the cache, and a miss may fill it.
-    Read(JobId),
+    Read(JobId, RouteIndex),
     /// A write that may change jobs. It is fenced and forwarded, and the jobs are invalidated.
     Write(WriteScope),
     /// Forwarded past the cache, for this reason.
@@ -157,17 +157,22 @@ impl Routes {
 
     /// Returns the same with the route.
     pub fn read_at<'p>(&self, path: &'p str) -> Option<(&'p str, RouteIndex)> {
+        self.find(path).filter(|(id, _)| JobId::is_canonical(id) && !JobId::is_word(id))
+    }
+
+    /// Returns the text at the place of the id, in whatever spelling, by the first route that a path
+    /// matches.
+    fn find<'p>(&self, path: &'p str) -> Option<(&'p str, RouteIndex)> {
         let mut templates = self.templates.iter().enumerate();
-        let (index, id) =
-            templates.find_map(|(index, template)| Some((index, template.id(path)?)))?;
-        let is_job = JobId::is_canonical(id) && !JobId::is_word(id);
-        is_job.then_some((id, RouteIndex::new(index)))
+        let found = |(index, template): (usize, &Template)| {
+            Some((template.id(path)?, RouteIndex::new(index)))
+        };
+        templates.find_map(found)
     }
 
     /// Returns the route of a path that is the path of a job; the first one for any other path.
     pub fn index_of(&self, path: &str) -> RouteIndex {
-        let index = self.templates.iter().position(|template| template.id(path).is_some());
-        RouteIndex::new(index.unwrap_or_default())
+        self.find(path).map(|(_, route)| route).unwrap_or_default()
     }
 
     /// Returns the path of a job by the first route.
@@ -210,7 +215,7 @@ impl Routes {
         if is_upgrade(headers) {
             return Route::Pass(Bypass::Upgrade);
         }
-        let Some(id) = self.templates.iter().find_map(|template| template.id(path)) else {
+        let Some((id, route)) = self.find(path) else {
             return Route::Pass(self.named_by_path(path, Scope::Place).bypass());
         };
         let Some(id) = JobId::canonical(id) else {
@@ -224,7 +229,7 @@ impl Routes {
         }
         match bypass(headers) {
             Some(why) => Route::Pass(why),
-            None => Route::Read(id),
+            None => Route::Read(id, route),
         }
     }
 

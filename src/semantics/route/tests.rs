@@ -35,7 +35,7 @@ fn check_with(routes: &Routes, request: &str, want: &str) {
     };
     let built = lines.fold(head, with_header).body(()).unwrap();
     let got = match routes.classify(&built) {
-        Route::Read(id) => format!("read: {id}"),
+        Route::Read(id, _) => format!("read: {id}"),
         Route::Write(scope) if scope.elsewhere.is_empty() => {
             format!("write: {}", words(&scope.jobs))
         }

@@ -52,7 +52,7 @@ fn check_requests(routes: &Routes, model: &Model, target: &str, lines: &str) {
     let written = match routes.classify(&delete) {
         Route::Write(scope) => scope,
         Route::Pass(_) => WriteScope::default(),
-        Route::Read(id) => panic!("DELETE reads {id}"),
+        Route::Read(id, _) => panic!("DELETE reads {id}"),
     };
     let named = [&written.jobs[..], &written.elsewhere].concat();
     check_jobs(&named);
@@ -61,7 +61,7 @@ fn check_requests(routes: &Routes, model: &Model, target: &str, lines: &str) {
         check_write(&named, model, &path);
     }
     match routes.classify(&get) {
-        Route::Read(id) => {
+        Route::Read(id, _) => {
             assert_eq!(JobId::canonical(id.as_str()), Some(id.clone()));
             assert_eq!(
                 written.jobs,

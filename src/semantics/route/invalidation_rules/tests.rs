@@ -199,7 +199,7 @@ fn check_route(routes: &Routes, request: &str, want: &str) {
     let (name, value) = header.split_once(": ").unwrap();
     let built = Request::builder().method(method).uri(target).header(name, value).body(()).unwrap();
     let got = match routes.classify(&built) {
-        Route::Read(id) => format!("read: {id}"),
+        Route::Read(id, _) => format!("read: {id}"),
         Route::Write(WriteScope { jobs, rules, .. }) => {
             let by = (!rules.is_empty()).then(|| "by".to_owned());
             let rules = rules.iter().map(|rule| rule.number().to_string());
