@@ -39,8 +39,8 @@ use crate::{
     semantics::{
         job_id::JobId,
         route::{
-            WriteScope,
-            invalidation_rules::{BodySide, InvalidationRule, MAX_NAMED},
+            MAX_NAMED, WriteScope,
+            invalidation_rules::{BodySide, InvalidationRule},
         },
     },
     upstream::{RequestBody, ResponseBody, UpstreamError},

@@ -12,6 +12,7 @@
 
 mod counted_parts;
 mod credential_key;
+mod fingerprint;
 mod header_roles;
 mod ignored_headers;
 mod joined;
@@ -26,10 +27,10 @@ use hyper::http::{
     header::{COOKIE, HOST},
 };
 
-pub use self::{credential_key::CredentialKey, variant::Variant};
-use self::{
-    header_roles::{HeaderRole, HeaderRoles, names},
-    variant::push_part,
+use self::header_roles::{HeaderRole, HeaderRoles, names};
+pub use self::{
+    credential_key::CredentialKey, fingerprint::Fingerprint, header_roles::may_read_as_another,
+    variant::Variant,
 };
 pub use super::settings::CredentialMode as Mode;
 use super::{cookies, query::Query, settings};
@@ -37,10 +38,6 @@ use super::{cookies, query::Query, settings};
 /// Greatest number of pairs of one entry that have the same credential. A further one replaces the
 /// oldest of them, so that nobody fills the audience of others.
 pub const MAX_PAIRS_OF_CREDENTIAL: usize = 8;
-
-/// Keyed BLAKE3 hash, cut to 128 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fingerprint([u8; 16]);
 
 /// Fingerprints of a request's credential and of the variant that it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -109,58 +106,6 @@ struct CoveredHeader<'h> {
 /// Last pair of every variant. Members of audiences from before every request header counted have none,
 /// so they are not believed.
 const VARIANT_VERSION: [&[u8]; 2] = [b"", b"2"];
-
-impl Fingerprint {
-    /// Credential fingerprint for uses in which the credential does not matter.
-    const WAIVED: Self = Self([0; 16]);
-    /// Fingerprint of a request without any credential. Needs no hash.
-    const NOBODY: Self = Self([0xff; 16]);
-
-    /// Takes the fingerprint of a list of parts. Each part is preceded by its length, so that different
-    /// lists never give the same text. The text is left in `text`.
-    fn of<'p>(
-        key: &CredentialKey,
-        parts: impl Iterator<Item = &'p [u8]>,
-        text: &mut Vec<u8>,
-    ) -> Self {
-        text.clear();
-        for part in parts {
-            push_part(text, part);
-        }
-        Self::of_text(key, text)
-    }
-
-    fn of_text(key: &CredentialKey, text: &[u8]) -> Self {
-        if text.is_empty() {
-            return Self::NOBODY;
-        }
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&blake3::keyed_hash(key.bytes(), text).as_bytes()[..16]);
-        Self(bytes)
-    }
-
-    fn from_hex(hex: &[u8; 32]) -> Option<Self> {
-        let digit = |digit: u8| match digit {
-            b'0'..=b'9' => Some(digit - b'0'),
-            b'a'..=b'f' => Some(digit - b'a' + 10),
-            _ => None,
-        };
-        let mut bytes = [0; 16];
-        for (byte, digits) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-            *byte = digit(digits[0])? << 4 | digit(digits[1])?;
-        }
-        Some(Self(bytes))
-    }
-
-    /// Writes the fingerprint as 32 hexadecimal digits.
-    fn write_hex(self, hex: &mut [u8]) {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        for (digits, byte) in hex.chunks_exact_mut(2).zip(self.0) {
-            digits[0] = DIGITS[usize::from(byte >> 4)];
-            digits[1] = DIGITS[usize::from(byte & 15)];
-        }
-    }
-}
 
 impl Caller {
     /// Returns the format of the store: 64 hexadecimal digits, the credential first.
@@ -401,14 +346,4 @@ impl Fingerprinter {
         let pairs = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
         pairs.filter(|pair| cookies::member_counts(&self.cookies, pair))
     }
-}
-
-/// Returns whether some upstreams read a header with this name as a header with another name.
-///
-/// RFC 3875 4.1.18: the name "is converted to upper case, has all occurrences of "-" replaced with "_"
-/// and has "HTTP_" prepended". So WSGI and CGI cannot distinguish `x_user_id` from `x-user-id`, and
-/// some servers replace every character other than letters and digits by "_". Such a header counts as
-/// part of the credential if its name may be read as that of a credential, and otherwise of the variant.
-pub fn may_read_as_another(name: &HeaderName) -> bool {
-    !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }

@@ -14,10 +14,36 @@ mod storable;
 mod stored_head;
 mod volatile;
 
+use std::time::Duration;
+
+use hyper::header::HeaderName;
+
 pub use conditional::not_modified;
 pub use directives::RequestDirectives;
-pub use freshness::{Freshness, Policy, StatedLifetimes, freshness, stated_lifetimes};
+pub use freshness::{Freshness, StatedLifetimes, freshness, stated_lifetimes};
 pub use reason::{Bypass, NoStore};
 pub use state_ttls::StateTtls;
 pub use storable::storable;
 pub use stored_head::{LastModified, StoredHead};
+
+/// Configured limits for storing responses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Greatest age of an answer from the cache, and the lifetime of a response that states none.
+    pub ttl: Duration,
+    /// Whether only responses that state a lifetime are stored.
+    pub stated_only: bool,
+    /// Size of the largest body, in bytes.
+    pub max_body: usize,
+    /// Request headers that fingerprints cover. A response may vary by them, and by those of the
+    /// policy's own list.
+    pub vary: Vec<HeaderName>,
+    /// Request headers that the configuration ignores. A response that varies by them is not stored.
+    pub ignored: Vec<HeaderName>,
+    /// TTL limits by the state that the body shows.
+    pub state_ttls: Option<StateTtls>,
+    /// Names of the cookies that count; if empty, all cookies count.
+    pub cookies: Vec<String>,
+    /// Configured names of response headers that are neither stored nor compared.
+    pub volatile: Vec<HeaderName>,
+}

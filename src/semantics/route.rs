@@ -10,10 +10,7 @@
 
 use std::sync::Arc;
 
-use hyper::{
-    HeaderMap, Method, Request, Response,
-    header::{HeaderName, HeaderValue},
-};
+use hyper::{HeaderMap, Method, Request, Response, header::HeaderName};
 
 use thiserror::Error;
 
@@ -30,24 +27,21 @@ use super::{
 mod id_parts;
 pub mod invalidation_rules;
 mod location_targets;
+mod method_override;
 mod path_variants;
 mod query_names;
 mod template;
 mod unclaimed_shape;
 mod write_names;
 
+pub use id_parts::MAX_NAMED;
 use invalidation_rules::{InvalidRule, InvalidationRule, InvalidationRules};
 pub use location_targets::WriteTarget;
+use method_override::METHOD_OVERRIDES;
+pub use method_override::{is_unsafe, overrides_method};
 use path_variants::Scope;
 pub use template::InvalidTemplate;
 use template::{MAX_TEMPLATES, Template};
-
-/// Headers by which frameworks let a client name another method (Symfony, Rack, Microsoft).
-const METHOD_OVERRIDES: [HeaderName; 3] = [
-    HeaderName::from_static("x-http-method"),
-    HeaderName::from_static("x-http-method-override"),
-    HeaderName::from_static("x-method-override"),
-];
 
 /// Headers by which frameworks let a gateway name another URL (IIS, Symfony, Zend).
 const URL_OVERRIDES: [HeaderName; 2] =
@@ -270,31 +264,6 @@ fn bypass(headers: &HeaderMap) -> Option<Bypass> {
         _ if URL_OVERRIDES.contains(name) => Some(Bypass::UrlOverride),
         _ => None,
     })
-}
-
-/// Whether a request may change something, by its method or by a method that a header names
-/// instead.
-pub fn is_unsafe<B>(request: &Request<B>) -> bool {
-    let safe = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE];
-    !safe.contains(request.method()) || overrides_to_unsafe(request.headers())
-}
-
-/// Whether a header names another method, whatever that is. The method of the request then says
-/// nothing.
-pub fn overrides_method(headers: &HeaderMap) -> bool {
-    METHOD_OVERRIDES.iter().any(|name| headers.contains_key(name))
-}
-
-/// Whether a header names a method that is unsafe or unknown.
-fn overrides_to_unsafe(headers: &HeaderMap) -> bool {
-    let is_safe = |value: &HeaderValue| {
-        let method = value.as_bytes().trim_ascii();
-        ["", "GET", "HEAD", "OPTIONS", "TRACE"]
-            .iter()
-            .any(|safe| safe.as_bytes().eq_ignore_ascii_case(method))
-    };
-    // One pass costs less than three lookups, which hash each name again.
-    headers.iter().any(|(name, value)| METHOD_OVERRIDES.contains(name) && !is_safe(value))
 }
 
 #[cfg(test)]

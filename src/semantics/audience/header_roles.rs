@@ -15,7 +15,7 @@ use hyper::http::{
     header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_LANGUAGE, FORWARDED, HOST, ORIGIN},
 };
 
-use super::{counted_parts::CountedParts, ignored_headers::IGNORED_HEADERS, may_read_as_another};
+use super::{counted_parts::CountedParts, ignored_headers::IGNORED_HEADERS};
 use crate::semantics::settings::CredentialsConfig;
 
 const VARIANT_HEADERS: [HeaderName; 13] = [
@@ -144,6 +144,16 @@ impl HeaderRoles {
 /// Parses names. Never fails: they were checked when the configuration was loaded.
 pub(super) fn names(names: &[String]) -> impl Iterator<Item = HeaderName> {
     names.iter().filter_map(|name| name.parse().ok())
+}
+
+/// Returns whether some upstreams read a header with this name as a header with another name.
+///
+/// RFC 3875 4.1.18: the name "is converted to upper case, has all occurrences of "-" replaced with "_"
+/// and has "HTTP_" prepended". So WSGI and CGI cannot distinguish `x_user_id` from `x-user-id`, and
+/// some servers replace every character other than letters and digits by "_". Such a header counts as
+/// part of the credential if its name may be read as that of a credential, and otherwise of the variant.
+pub fn may_read_as_another(name: &HeaderName) -> bool {
+    !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// FNV-1a hash. A fast hash matters, because every header of every request is looked up. No key is

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{CredentialKey, Fingerprint};
+use super::{
+    credential_key::CredentialKey,
+    fingerprint::{Fingerprint, push_part},
+};
 
 /// The text that a variant's fingerprint was made from. It gives the fingerprint of another path with
 /// the same headers, because nothing else differs then.
@@ -39,18 +42,6 @@ impl Variant {
         }
         Fingerprint::of_text(&self.key, &self.text)
     }
-}
-
-/// Appends a part, preceded by its length.
-pub(super) fn push_part(text: &mut Vec<u8>, part: &[u8]) {
-    match u8::try_from(part.len()) {
-        Ok(len) if len < u8::MAX => text.push(len),
-        _ => {
-            text.push(u8::MAX);
-            text.extend_from_slice(&(part.len() as u64).to_le_bytes());
-        }
-    }
-    text.extend_from_slice(part);
 }
 
 /// Takes a part that [`push_part`] has appended from the front of a text; `None` if there is none.

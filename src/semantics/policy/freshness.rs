@@ -4,38 +4,16 @@ use std::time::{Duration, SystemTime};
 
 use hyper::{
     HeaderMap,
-    header::{AGE, DATE, EXPIRES, HeaderName},
+    header::{AGE, DATE, EXPIRES},
     http::response::Parts,
 };
 
 use super::{
-    NoStore, StateTtls,
+    NoStore, Policy,
     conditional::http_date,
     directives::{Directive, delta_seconds, directives, tokens},
     storable::{storable, varies_by_caller},
 };
-
-/// Configured limits for storing responses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Greatest age of an answer from the cache, and the lifetime of a response that states none.
-    pub ttl: Duration,
-    /// Whether only responses that state a lifetime are stored.
-    pub stated_only: bool,
-    /// Size of the largest body, in bytes.
-    pub max_body: usize,
-    /// Request headers that fingerprints cover. A response may vary by them, and by those of the
-    /// policy's own list.
-    pub vary: Vec<HeaderName>,
-    /// Request headers that the configuration ignores. A response that varies by them is not stored.
-    pub ignored: Vec<HeaderName>,
-    /// TTL limits by the state that the body shows.
-    pub state_ttls: Option<StateTtls>,
-    /// Names of the cookies that count; if empty, all cookies count.
-    pub cookies: Vec<String>,
-    /// Configured names of response headers that are neither stored nor compared.
-    pub volatile: Vec<HeaderName>,
-}
 
 /// How long a response may be served, and whether to every credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,8 +197,11 @@ mod tests {
 
     use hyper::{Response, http::response::Parts};
 
-    use super::{NoStore, Policy, StateTtls, freshness};
-    use crate::{config, semantics::json_pointer::JsonPointer};
+    use super::{NoStore, Policy, freshness};
+    use crate::{
+        config,
+        semantics::{json_pointer::JsonPointer, policy::StateTtls},
+    };
 
     const POLICY: Policy = Policy {
         ttl: Duration::from_mins(5),

@@ -9,8 +9,11 @@ use std::{borrow::Cow, collections::HashSet};
 
 use percent_encoding::percent_decode_str;
 
-use super::invalidation_rules::MAX_NAMED;
 use crate::semantics::job_id::{JobId, MAX_DECODES, possible_ids};
+
+/// Largest number of jobs that one body or one target may name. Each costs a fence and an
+/// invalidation.
+pub const MAX_NAMED: usize = 1_000;
 
 /// Most parts at `~` of which every contiguous range is tried: `~` may stand inside an id.
 const MAX_TILDE_PARTS: usize = 4;

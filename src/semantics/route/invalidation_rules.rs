@@ -9,7 +9,7 @@ use hyper::{Method, http::HeaderMap};
 use serde_json::Value;
 use thiserror::Error;
 
-use super::{METHOD_OVERRIDES, template::ID};
+use super::{id_parts::MAX_NAMED, method_override::METHOD_OVERRIDES, template::ID};
 use crate::semantics::{
     job_id::{JobId, possible_ids},
     json_pointer::{InvalidPointer, JsonPointer},
@@ -25,9 +25,6 @@ const MAX_PARAMETERS: usize = 32;
 /// Characters that a literal segment may have besides unreserved ones: those of RFC 3986 3.3, and `|`,
 /// which clients send although it is none.
 const LITERAL_MARKS: &[u8] = b":;,@!$&'()*+=|";
-/// Largest number of jobs that one body or one target may name. Each costs a fence and an
-/// invalidation.
-pub const MAX_NAMED: usize = 1_000;
 
 /// The rules in the order of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::{
     Routes, WriteScope,
-    id_parts::{Effort, NamedIds},
-    invalidation_rules::{InvalidationRule, MAX_NAMED},
+    id_parts::{Effort, MAX_NAMED, NamedIds},
+    invalidation_rules::InvalidationRule,
     path_variants::{NamedJobs, Scope, read_path},
     query_names::{is_named, parameters},
 };

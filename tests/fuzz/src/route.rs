@@ -7,7 +7,7 @@
 use hyper::{Method, Request};
 use jobcache::semantics::{
     job_id::{JobId, possible_ids},
-    route::{Route, Routes, WriteScope, invalidation_rules::MAX_NAMED},
+    route::{MAX_NAMED, Route, Routes, WriteScope},
 };
 use percent_encoding::percent_decode_str;
 

@@ -8,7 +8,10 @@ use jobcache::{
     semantics::{
         job_id::JobId,
         json_pointer::JsonPointer,
-        route::invalidation_rules::{BodySide, InvalidationRule, MAX_NAMED},
+        route::{
+            MAX_NAMED,
+            invalidation_rules::{BodySide, InvalidationRule},
+        },
     },
 };
 use serde_json::Value;
