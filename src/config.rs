@@ -16,6 +16,7 @@ mod defaults;
 mod env;
 mod file;
 mod invalidate_rules;
+mod layers;
 mod load;
 mod log_directives;
 mod near_config;

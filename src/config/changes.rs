@@ -2,7 +2,7 @@
 
 use super::{
     Config, InvalidateRule, LoadedConfig, ReloadClass, SettingSpec, invalidate_rules,
-    load::EffectiveSetting, settings,
+    layers::EffectiveSetting, settings,
 };
 
 /// A setting that has another value.

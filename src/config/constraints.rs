@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     ClientTls, Config, Endpoint, ListenAddress, SentinelConfig, StoreLogin, StoreUrl,
-    load::LayeredSettings, parse, settings::IDENTITY_HEADERS,
+    layers::LayeredSettings, parse, settings::IDENTITY_HEADERS,
 };
 
 /// Runs every check of settings that are all valid by themselves; `failed` has the others.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     SettingSpec, TracesConfig,
-    load::{EffectiveSetting, Origin, read_text},
+    file::read_text,
+    layers::{EffectiveSetting, Origin},
     settings, suggest, traces,
 };
 

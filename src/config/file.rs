@@ -1,15 +1,20 @@
 //! The configuration file: TOML, flattened to dotted keys with their lines.
 
-use toml::{
-    Spanned,
-    de::{DeInteger, DeTable, DeValue},
+use std::{
+    fs,
+    io::{self, Read},
 };
+
+use toml::de::{DeTable, DeValue};
 
 use super::{
     InvalidateRule, RawValue, SettingSpec, invalidate_rules,
-    load::{EffectiveSetting, Origin, read_text},
+    layers::{EffectiveSetting, Origin},
     setting, settings, suggest,
 };
+
+/// No configuration and no secret is larger. It keeps a wrong path (`/dev/zero`) from filling memory.
+const MAX_FILE: u64 = 1 << 20;
 
 /// Everything that a file sets.
 #[derive(Default)]
@@ -104,8 +109,8 @@ impl Leaf<'_> {
             return Err(format!("{at}: {} is not a known key{hint}", self.key.escape_debug()));
         };
         let value = match self.value {
-            DeValue::Table(table) if spec.is_table() => pairs(table),
-            other => value(other),
+            DeValue::Table(table) if spec.is_table() => RawValue::of_pairs(table),
+            other => RawValue::of(other),
         };
         let value = value.ok_or_else(|| {
             format!("{at}: {} cannot be a date, or a list of lists or tables", self.key)
@@ -114,37 +119,13 @@ impl Leaf<'_> {
     }
 }
 
-/// The value of a key; none for dates and nested lists or tables.
-pub(super) fn value(value: &DeValue<'_>) -> Option<RawValue> {
-    match value {
-        DeValue::Array(items) => items
-            .iter()
-            .map(|item| scalar(item.get_ref()))
-            .collect::<Option<_>>()
-            .map(RawValue::Many),
-        value => scalar(value).map(RawValue::One),
+/// The text of a small file.
+pub(super) fn read_text(path: &str) -> io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        let error = format!("it is larger than {MAX_FILE} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
     }
-}
-
-fn pairs(table: &DeTable<'_>) -> Option<RawValue> {
-    let pair = |(key, value): (&Spanned<_>, &Spanned<_>)| {
-        Some((String::from(key.get_ref() as &str), scalar(value.get_ref())?))
-    };
-    table.iter().map(pair).collect::<Option<_>>().map(RawValue::Pairs)
-}
-
-fn scalar(value: &DeValue<'_>) -> Option<String> {
-    match value {
-        DeValue::String(text) => Some(text.clone().into_owned()),
-        DeValue::Integer(number) => Some(decimal(number)),
-        DeValue::Float(number) => Some(number.as_str().to_owned()),
-        DeValue::Boolean(switch) => Some(switch.to_string()),
-        DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
-    }
-}
-
-/// TOML has hexadecimal, octal and binary numbers as well.
-fn decimal(number: &DeInteger<'_>) -> String {
-    let text = number.as_str();
-    i64::from_str_radix(text, number.radix()).map_or_else(|_| text.to_owned(), |n| n.to_string())
+    Ok(text)
 }

@@ -4,9 +4,7 @@
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::{
-    RawValue,
-    file::value,
-    parse,
+    RawValue, parse,
     raw_value::quoted,
     suggest,
     value_bounds::{self, Bounds},
@@ -156,7 +154,7 @@ fn rule(table: &DeTable<'_>, number: usize, faults: &mut Vec<(usize, String)>) -
     let mut rule = InvalidateRule::default();
     for (name, given) in table {
         let key: &str = name.get_ref();
-        let fault = match value(given.get_ref()) {
+        let fault = match RawValue::of(given.get_ref()) {
             _ if !KEYS.iter().any(|known| known.name == key) => Err(unknown(key)),
             Some(value) => {
                 set(&mut rule, key, &value).map_err(|why| format!("{key} = {value}: {why}"))

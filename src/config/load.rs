@@ -1,17 +1,12 @@
 //! Merges the four sources into one checked configuration.
 
-use std::{
-    fmt, fs,
-    io::{self, Read},
-    net::SocketAddr,
-};
+use std::{fmt, net::SocketAddr};
 
 use super::{
-    Config, InvalidateRule, RawValue, SettingSpec, constraints, env, file, setting, settings,
+    Config, InvalidateRule, RawValue, SettingSpec, constraints, env, file,
+    layers::{EffectiveSetting, LayeredSettings, Origin},
+    setting, settings,
 };
-
-/// No configuration and no secret is larger. It keeps a wrong path (`/dev/zero`) from filling memory.
-const MAX_FILE: u64 = 1 << 20;
 
 /// Everything that the command line sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,7 +85,7 @@ impl Config {
             kept.is_none_or(|kept| matches!(kept.origin, Origin::File(_)))
         };
         let overridden = in_file.into_iter().filter(|setting| !wins(setting)).collect();
-        let mut config = settings.parse(&mut problems);
+        let mut config = parse(&settings, &mut problems);
         config.invalidate = file.rules;
         config.traces = env.traces;
         if problems.is_empty() {
@@ -122,121 +117,20 @@ impl LoadedConfig {
     }
 }
 
-/// A setting with its value and the origin of the value.
-#[derive(Clone)]
-pub(super) struct EffectiveSetting {
-    pub(super) spec: &'static SettingSpec,
-    pub(super) value: RawValue,
-    pub(super) origin: Origin,
-}
-
-/// Origin of a value.
-#[derive(Clone, Debug)]
-pub(super) enum Origin {
-    /// A socket that the service manager has passed.
-    Socket,
-    Flag(&'static str),
-    Env(String),
-    /// A file that the variable names.
-    EnvFile {
-        variable: String,
-        path: String,
-    },
-    /// Path and line.
-    File(String),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Socket => f.write_str("a socket of the service manager"),
-            Self::Flag(name) => write!(f, "--{name}"),
-            Self::Env(variable) => f.write_str(variable),
-            Self::EnvFile { variable, path } => write!(f, "{path}, named by {variable}"),
-            Self::File(at) => f.write_str(at),
+/// Parses the value of each setting.
+fn parse(settings: &LayeredSettings, problems: &mut Vec<String>) -> Config {
+    // If a key is misspelt, settings would only seem to contradict each other.
+    let readable = problems.is_empty();
+    let mut config = Config::default();
+    let mut failed = Vec::new();
+    for setting in &settings.0 {
+        if let Err(why) = setting.spec.apply(&mut config, &setting.value) {
+            problems.push(setting.problem(&why));
+            failed.push(setting.spec.key);
         }
     }
-}
-
-impl EffectiveSetting {
-    /// `key = value`, without secrets.
-    fn assignment(&self) -> String {
-        format!("{} = {}", self.spec.key, self.spec.show(&self.value))
+    if readable {
+        constraints::check(&config, settings, &failed, problems);
     }
-
-    fn problem(&self, why: &str) -> String {
-        // The default of a list is too long for a message.
-        let default = if self.spec.is_list() || self.spec.default.is_empty() {
-            String::new()
-        } else {
-            format!("; the default is {}", self.spec.default)
-        };
-        format!("{} (from {}): {why}{default}", self.assignment(), self.origin)
-    }
-}
-
-/// Secrets stay hidden here too.
-impl fmt::Debug for EffectiveSetting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (from {})", self.assignment(), self.origin)
-    }
-}
-
-/// The strongest value of each setting that any source gives.
-#[derive(Clone, Debug)]
-pub(super) struct LayeredSettings(Vec<EffectiveSetting>);
-
-impl LayeredSettings {
-    /// Keeps the first, that is the strongest, value of each setting.
-    fn merge(all: impl Iterator<Item = EffectiveSetting>) -> Self {
-        let mut kept = Self(Vec::new());
-        for setting in all {
-            if kept.of(setting.spec.key).is_none() {
-                kept.0.push(setting);
-            }
-        }
-        kept
-    }
-
-    /// The value that a source gives for the setting `key`.
-    pub(super) fn of(&self, key: &str) -> Option<&EffectiveSetting> {
-        self.0.iter().find(|setting| setting.spec.key == key)
-    }
-
-    /// `key = value (from origin)`, or that it is the default.
-    pub(super) fn describe(&self, key: &'static str) -> String {
-        let default = || setting(key).map_or("", |spec| spec.default);
-        self.of(key).map_or_else(
-            || format!("{key} = {:?} (the default)", default()),
-            |setting| format!("{setting:?}"),
-        )
-    }
-
-    fn parse(&self, problems: &mut Vec<String>) -> Config {
-        // If a key is misspelt, settings would only seem to contradict each other.
-        let readable = problems.is_empty();
-        let mut config = Config::default();
-        let mut failed = Vec::new();
-        for setting in &self.0 {
-            if let Err(why) = setting.spec.apply(&mut config, &setting.value) {
-                problems.push(setting.problem(&why));
-                failed.push(setting.spec.key);
-            }
-        }
-        if readable {
-            constraints::check(&config, self, &failed, problems);
-        }
-        config
-    }
-}
-
-/// The text of a small file.
-pub(super) fn read_text(path: &str) -> io::Result<String> {
-    let mut text = String::new();
-    fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_FILE {
-        let error = format!("it is larger than {MAX_FILE} bytes");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
-    }
-    Ok(text)
+    config
 }

@@ -2,6 +2,11 @@
 
 use std::{borrow::Cow, fmt};
 
+use toml::{
+    Spanned,
+    de::{DeInteger, DeTable, DeValue},
+};
+
 /// Text that a source gives for a setting, not parsed yet. `Display` writes it as TOML.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RawValue {
@@ -11,6 +16,28 @@ pub enum RawValue {
     Many(Vec<String>),
     /// Keys and their values.
     Pairs(Vec<(String, String)>),
+}
+
+impl RawValue {
+    /// The value of a key of a file; none for dates and nested lists or tables.
+    pub(super) fn of(value: &DeValue<'_>) -> Option<Self> {
+        match value {
+            DeValue::Array(items) => items
+                .iter()
+                .map(|item| scalar(item.get_ref()))
+                .collect::<Option<_>>()
+                .map(Self::Many),
+            value => scalar(value).map(Self::One),
+        }
+    }
+
+    /// The pairs of a table of a file.
+    pub(super) fn of_pairs(table: &DeTable<'_>) -> Option<Self> {
+        let pair = |(key, value): (&Spanned<_>, &Spanned<_>)| {
+            Some((String::from(key.get_ref() as &str), scalar(value.get_ref())?))
+        };
+        table.iter().map(pair).collect::<Option<_>>().map(Self::Pairs)
+    }
 }
 
 impl fmt::Display for RawValue {
@@ -40,4 +67,20 @@ fn bare_or_quoted(text: &str) -> Cow<'_, str> {
 /// Quotes `text` and escapes control characters: a value must not forge lines of a log.
 pub(super) fn quoted(text: &str) -> String {
     format!("{text:?}")
+}
+
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.clone().into_owned()),
+        DeValue::Integer(number) => Some(decimal(number)),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Boolean(switch) => Some(switch.to_string()),
+        DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
+    }
+}
+
+/// TOML has hexadecimal, octal and binary numbers as well.
+fn decimal(number: &DeInteger<'_>) -> String {
+    let text = number.as_str();
+    i64::from_str_radix(text, number.radix()).map_or_else(|_| text.to_owned(), |n| n.to_string())
 }

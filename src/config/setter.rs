@@ -129,6 +129,12 @@ impl Setter {
     }
 }
 
+/// Stores a parsed value in its field.
+pub(super) fn put<T>(field: &mut T, parsed: Result<T, String>) -> Result<(), String> {
+    *field = parsed?;
+    Ok(())
+}
+
 /// `a, b or c`.
 fn alternatives(words: &[&str]) -> String {
     match words.split_last() {

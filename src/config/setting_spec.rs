@@ -68,6 +68,13 @@ pub struct FlagSpec {
     pub heading: &'static str,
 }
 
+/// Heading of the flags that say where things are.
+pub(super) const PLACES: &str = "Where things are";
+/// Heading of the flags for what is cached.
+pub(super) const CACHE: &str = "What is cached";
+/// Heading of the flags for the log.
+pub(super) const LOGS: &str = "Log";
+
 /// When a new value of a setting comes into force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReloadClass {

@@ -13,10 +13,9 @@ mod server_settings;
 mod store_settings;
 mod tls_settings;
 mod ttl_settings;
+mod units;
 mod upstream_settings;
 mod warm_settings;
-
-use std::time::Duration;
 
 pub(super) use self::credential_settings::IDENTITY_HEADERS;
 use super::setting_spec::{SettingSection, SettingSpec};
@@ -45,21 +44,6 @@ pub static SECTIONS: [SettingSection; 20] = [
     warm_settings::WARM,
 ];
 
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_mins(1);
-const FIVE_MINUTES: Duration = Duration::from_mins(5);
-const HOUR: Duration = Duration::from_hours(1);
-const DAY: Duration = Duration::from_hours(24);
-const KIB: usize = 1 << 10;
-const MIB: usize = 1 << 20;
-const GIB: usize = 1 << 30;
-
-/// Headings of the flags in `--help`.
-const PLACES: &str = "Where things are";
-const CACHE: &str = "What is cached";
-const LOGS: &str = "Log";
-
 /// Every setting, in the order of the documents.
 pub fn settings() -> impl Iterator<Item = &'static SettingSpec> {
     SECTIONS.iter().flat_map(|section| section.settings)
@@ -68,10 +52,4 @@ pub fn settings() -> impl Iterator<Item = &'static SettingSpec> {
 /// The setting with the given key.
 pub fn setting(key: &str) -> Option<&'static SettingSpec> {
     settings().find(|spec| spec.key == key)
-}
-
-/// Stores a parsed value in its field.
-fn put<T>(field: &mut T, parsed: Result<T, String>) -> Result<(), String> {
-    *field = parsed?;
-    Ok(())
 }

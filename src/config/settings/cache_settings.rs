@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use super::{CACHE as HEADING, GIB, MIB, MINUTE, MS, put};
+use super::units::{GIB, MIB, MINUTE, MS};
 use crate::config::{
     CacheMode, NearMode, NearTracking, parse,
-    setting_spec::{SettingSection, choice, list, number, short_text, size, switch, text, time},
+    setter::put,
+    setting_spec::{
+        CACHE as HEADING, SettingSection, choice, list, number, short_text, size, switch, text,
+        time,
+    },
 };
 
 pub(super) const CACHE: SettingSection = SettingSection {

@@ -1,8 +1,9 @@
 //! Credentials, by which callers are told apart.
 
-use super::{DAY, SECOND, put};
+use super::units::{DAY, SECOND};
 use crate::config::{
     CredentialMode, Secret, parse,
+    setter::put,
     setting_spec::{SettingSection, Visibility, choice, list, number, text, time},
 };
 

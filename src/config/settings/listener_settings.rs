@@ -1,9 +1,9 @@
 //! Addresses to listen on, and the purge webhook.
 
-use super::{PLACES, put};
 use crate::config::{
     parse,
-    setting_spec::{SettingSection, Visibility, number, text, words},
+    setter::put,
+    setting_spec::{PLACES, SettingSection, Visibility, number, text, words},
 };
 
 const ADDRESS: &str = "`ip:port` or `unix:/path/to/socket`";

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::{FIVE_MINUTES, HOUR, LOGS, put};
+use super::units::{FIVE_MINUTES, HOUR};
 use crate::config::{
     LogFormat, log_directives,
-    setting_spec::{SettingSection, choice, switch, text, time},
+    setter::put,
+    setting_spec::{LOGS, SettingSection, choice, switch, text, time},
 };
 
 pub(super) const LOG: SettingSection = SettingSection {

@@ -1,9 +1,9 @@
 //! Response headers that keep no callers apart.
 
-use super::{CACHE, put};
 use crate::config::{
     parse,
-    setting_spec::{SettingSection, list},
+    setter::put,
+    setting_spec::{CACHE, SettingSection, list},
 };
 
 pub(super) const RESPONSES: SettingSection = SettingSection {

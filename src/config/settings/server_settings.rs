@@ -1,8 +1,9 @@
 //! Limits for clients.
 
-use super::{FIVE_MINUTES, HOUR, KIB, MIB, MS, put};
+use super::units::{FIVE_MINUTES, HOUR, KIB, MIB, MS};
 use crate::config::{
     parse,
+    setter::put,
     setting_spec::{SettingSection, list, number, size, switch, time},
 };
 

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use super::{CACHE, FIVE_MINUTES, GIB, KIB, MIB, MINUTE, MS, PLACES, SECOND, put};
+use super::units::{FIVE_MINUTES, GIB, KIB, MIB, MINUTE, MS, SECOND};
 use crate::config::{
     parse,
-    setting_spec::{SettingSection, Visibility, number, short_text, size, switch, text, time},
+    setter::put,
+    setting_spec::{
+        CACHE, PLACES, SettingSection, Visibility, number, short_text, size, switch, text, time,
+    },
     store_url,
 };
 

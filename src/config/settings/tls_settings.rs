@@ -1,8 +1,9 @@
 //! Certificates: for clients, for the API and for Redis.
 
-use super::{DAY, MS, put};
+use super::units::{DAY, MS};
 use crate::config::{
     parse,
+    setter::put,
     setting_spec::{SettingSection, text, time},
 };
 

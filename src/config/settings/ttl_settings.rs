@@ -1,9 +1,10 @@
 //! How long entries are kept.
 
-use super::{CACHE, DAY, SECOND, put};
+use super::units::{DAY, SECOND};
 use crate::config::{
     parse,
-    setting_spec::{SettingSection, switch, text, time, times},
+    setter::put,
+    setting_spec::{CACHE, SettingSection, switch, text, time, times},
 };
 
 pub(super) const TTL: SettingSection = SettingSection {

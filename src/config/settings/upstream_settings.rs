@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::{DAY, HOUR, MS, PLACES, put};
+use super::units::{DAY, HOUR, MS};
 use crate::config::{
-    setting_spec::{SettingSection, Visibility, number, text, time},
+    setter::put,
+    setting_spec::{PLACES, SettingSection, Visibility, number, text, time},
     url,
 };
 

@@ -1,8 +1,8 @@
 //! Jobs that are read before a client asks for them.
 
-use super::put;
 use crate::config::{
     parse,
+    setter::put,
     setting_spec::{SettingSection, Visibility, list, number, text},
 };
 
