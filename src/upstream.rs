@@ -18,43 +18,49 @@ mod connect;
 mod error;
 mod expect;
 mod health;
+mod http1;
 mod http2;
-mod message_body;
 mod pool;
+mod request_body;
+mod request_sender;
+mod request_target;
+mod response_body;
 mod upload_end;
 
 use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
-    HeaderMap, Request, Response, StatusCode, Version,
-    body::{Body as _, Incoming},
-    client::conn::{TrySendError, http1},
-    header::TRANSFER_ENCODING,
-    http::{HeaderValue, Method, request, uri::Scheme},
+    Request, Response, Version, body::Incoming, client::conn::TrySendError, http::uri::Scheme,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     time::{Instant, timeout},
 };
 use tracing::debug;
 
 use self::{
     activity::UploadActivity,
-    bound::{BoundConnections, Login},
+    bound::{BoundConnections, ConnectionChoice, ConnectionHome, Login, PooledConnection},
     connect::{Connector, UpstreamProtocol},
     error::{broken_error, timeout_error},
     expect::Expectation,
     health::Health,
-    pool::{ConnectionHome, Pool, PooledConnection, RequestSender},
+    pool::Pool,
+    request_body::{announce_body, retry_copy},
+    request_sender::RequestSender,
+    request_target::to_absolute_form,
 };
 pub use self::{
-    error::UpstreamError,
-    message_body::{BodyError, RequestBody, ResponseBody, UploadError},
+    bound::ConnectionPermit,
+    error::{BodyError, UploadError, UpstreamError},
+    request_body::{RequestBody, relay_informational},
+    request_target::to_origin_form,
+    response_body::ResponseBody,
     upload_end::{UploadEnd, UploadOutcome},
 };
 use crate::{
-    config::{self, Config, Endpoint, HEADERS_ON_STACK},
+    config::{self, Config, Endpoint},
     limits::GaugeGuard,
     observe::metrics::{Limit, Metrics, OutcomeLabels},
     semantics::connection_auth::is_login,
@@ -79,7 +85,7 @@ pub enum RetryPolicy {
 pub struct Upstream {
     connector: Connector,
     config: config::UpstreamConfig,
-    http1: http1::Builder,
+    http1: hyper::client::conn::http1::Builder,
     pool: Arc<Pool>,
     bound: Arc<BoundConnections>,
     http2: hyper::client::conn::http2::Builder<TokioExecutor>,
@@ -101,16 +107,11 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// One of `upstream.max_connections`, held as long as an exchange uses its connection.
-#[derive(Debug)]
-#[expect(dead_code, reason = "held, not read")]
-pub struct ConnectionPermit(OwnedSemaphorePermit, GaugeGuard);
-
 impl Upstream {
     /// Creates an empty pool. Does not connect yet.
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Result<Self, TlsError> {
         let connector = Connector::new(config, &metrics)?;
-        let http1 = http1_builder(&config.server);
+        let http1 = http1::builder(&config.server);
         let http2 = http2::builder(&config.server);
         let upload_rate = config.server.min_upload_rate;
         let config = config.upstream.clone();
@@ -144,6 +145,21 @@ impl Upstream {
         self.connector.connect(UpstreamProtocol::Http1).await.map(drop)
     }
 
+    /// Registers an open client connection. Its requests follow one another.
+    pub fn open_client(&self) -> ConnectionId {
+        self.bound.open()
+    }
+
+    /// Closes the connection that belongs to a client connection, if there is one.
+    pub fn close_client(&self, client: ConnectionId) {
+        self.bound.close(client);
+    }
+
+    /// Whether a connection belongs, or has belonged, to this client connection.
+    pub fn is_bound(&self, client: Option<ConnectionId>) -> bool {
+        self.bound.is_bound(client)
+    }
+
     /// Sends a request in origin form and waits for the response head. The version of the request
     /// selects HTTP/1.1 or HTTP/2.
     pub async fn send(
@@ -158,7 +174,7 @@ impl Upstream {
             _ => UpstreamProtocol::Http1,
         };
         if protocol == UpstreamProtocol::Http2 {
-            http2::to_absolute_form(&mut request, self.scheme(), self.authority());
+            to_absolute_form(&mut request, self.scheme(), self.authority());
         }
         let result = self.exchange(request, protocol, repeat).await;
         self.health.record(result.as_ref().err());
@@ -234,6 +250,34 @@ impl Upstream {
             Ok(Ok(permit)) => Ok(in_use(permit)),
             // The semaphore is never closed, so this is the timeout.
             _ => Err(UpstreamError::Busy { limit, waited }),
+        }
+    }
+
+    /// Returns the connection for a request.
+    async fn connection(
+        &self,
+        client: Option<ConnectionId>,
+        login: Login,
+        protocol: UpstreamProtocol,
+    ) -> Result<PooledConnection, UpstreamError> {
+        let mut choice = self.bound.choose(client, login);
+        if let ConnectionChoice::Bound(connection) = &mut choice {
+            // The connection may still send a request body that the upstream did not wait for.
+            let ready = timeout(self.config.connect_timeout, connection.sender.ready());
+            if ready.await != Ok(true) {
+                choice = self.bound.choose(client, login);
+            }
+        }
+        match choice {
+            ConnectionChoice::Bound(connection) => Ok(connection),
+            ConnectionChoice::New(home) => self.connect(protocol, home).await,
+            ConnectionChoice::Pooled => {
+                let home = ConnectionHome::Pool(Arc::clone(&self.pool));
+                match self.pool.take(protocol) {
+                    Some(sender) => Ok(PooledConnection { sender, reused: true, home }),
+                    None => self.connect(protocol, home).await,
+                }
+            }
         }
     }
 
@@ -354,95 +398,9 @@ async fn drive(connection: impl Future<Output = hyper::Result<()>>) {
     }
 }
 
-/// Configures HTTP/1 with the same limits for responses as for requests. Harmless defects of a
-/// response are repaired: "A proxy [..] MUST remove any such whitespace" between a name and its
-/// colon (RFC 9112 5.1), and may "replace each received obs-fold with one or more SP octets" (5.2).
-fn http1_builder(limits: &config::ServerConfig) -> http1::Builder {
-    let mut http1 = http1::Builder::new();
-    http1
-        .max_header_size(limits.max_header_bytes)
-        .max_buf_size(limits.buffer())
-        // Field names reach the client in the upstream's spelling. Requests carry their own
-        // spelling.
-        .preserve_header_case(true)
-        .allow_spaces_after_header_name_in_responses(true)
-        .allow_obsolete_multiline_headers_in_responses(true);
-    if limits.max_headers > HEADERS_ON_STACK {
-        http1.max_headers(limits.max_headers);
-    }
-    http1
-}
-
-/// hyper omits the body of a GET or HEAD of unknown length unless a header announces it.
-fn announce_body(request: &mut Request<RequestBody>) {
-    if request.body().size_hint().exact().is_none() {
-        let chunked = HeaderValue::from_static("chunked");
-        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
-    }
-}
-
 enum AttemptError {
     /// The connection handed the request back: no part of it has left this process.
     Unsent(Box<Request<RequestBody>>),
     /// The upstream may have seen the request.
     Sent(UpstreamError),
-}
-
-/// Returns a copy of a request with a safe method and no body. RFC 9110 9.2.2: "A proxy MUST NOT
-/// automatically retry non-idempotent requests"; only safe ones are repeated here.
-fn retry_copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
-    if !safe || !matches!(request.body(), RequestBody::Empty) {
-        return None;
-    }
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
-    Some(copy)
-}
-
-/// Passes the informational (1xx) responses that precede the response to `sink`. A 100 for a client
-/// that waits for it starts the upload instead; hyper then sends the client a 100.
-pub fn relay_informational(
-    request: &mut Request<RequestBody>,
-    sink: impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static,
-) {
-    let expectation = request.body().expectation();
-    hyper::ext::on_informational(request, move |response| match &expectation {
-        Some(expectation) if response.status() == StatusCode::CONTINUE => {
-            expectation.allow_upload();
-        }
-        _ => sink(response.status(), response.headers()),
-    });
-}
-
-/// Converts the head of a client's request for the upstream: its target, its `Host`, and the HTTP
-/// version that the upstream is sent.
-///
-/// The target is in origin form (RFC 9112 3.2.1). RFC 9112 3.2.2: "When a proxy receives a request
-/// with an absolute-form of request-target, the proxy MUST ignore the received Host header field
-/// (if any) and instead replace it with the host information of the request-target"; HTTP/2 says
-/// the same of `:authority`.
-pub fn to_origin_form(head: &mut request::Parts, default_host: &str) {
-    use hyper::http::{Uri, header::HOST, uri::PathAndQuery};
-    let host = head.uri.authority().map(|authority| {
-        let text = authority.as_str();
-        text.rsplit_once('@').map_or(text, |(_, host)| host).to_owned()
-    });
-    let host = match host {
-        Some(host) => Some(host),
-        None if !head.headers.contains_key(HOST) => Some(default_host.to_owned()),
-        None => None,
-    };
-    if let Some(value) = host.and_then(|host| HeaderValue::try_from(host).ok()) {
-        head.headers.insert(HOST, value);
-    }
-    let target = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    let mut parts = hyper::http::uri::Parts::default();
-    parts.path_and_query = Some(target);
-    // A path alone is always a valid target.
-    head.uri = Uri::from_parts(parts).unwrap_or_default();
-    head.version = if http2::is_needed(head) { Version::HTTP_2 } else { Version::HTTP_11 };
 }

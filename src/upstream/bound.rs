@@ -23,18 +23,17 @@ use std::{
 };
 
 use hyper::{Response, Version, header::CONNECTION};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, sleep},
+};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::{
-    Upstream, UpstreamError,
-    connect::UpstreamProtocol,
-    pool::{ConnectionHome, PooledConnection, RequestSender},
-};
+use super::{pool::Pool, request_sender::RequestSender};
 use crate::{
     config::UpstreamConfig,
-    limits::{Permit, Quota},
+    limits::{GaugeGuard, Permit, Quota},
     observe::{metrics::Metrics, throttle::HourlyPerName},
     semantics::connection_auth::{ConnectionIdentity, identity_of},
     transport::ConnectionId,
@@ -79,6 +78,30 @@ pub(super) struct Owner {
     permit: Permit,
 }
 
+/// A connection in use, whether it was used before, and where it goes afterwards.
+pub(super) struct PooledConnection {
+    pub(super) sender: RequestSender,
+    pub(super) reused: bool,
+    pub(super) home: ConnectionHome,
+}
+
+/// Where a connection goes after its exchange.
+pub(super) enum ConnectionHome {
+    /// The pool, for any request.
+    Pool(Arc<Pool>),
+    /// The client connection that owns it.
+    Client(Box<Owner>),
+    /// Nobody; the connection closes.
+    Nowhere,
+    /// Nobody; the connection closes, and so does the client connection.
+    NowhereNorClient,
+}
+
+/// One of `upstream.max_connections`, held as long as an exchange uses its connection.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held, not read")]
+pub struct ConnectionPermit(pub(super) OwnedSemaphorePermit, pub(super) GaugeGuard);
+
 /// How a request gets its connection.
 pub(super) enum ConnectionChoice {
     /// Any connection of the pool.
@@ -96,44 +119,13 @@ pub(super) enum Login {
     Present,
 }
 
-impl Upstream {
-    /// Registers an open client connection. Its requests follow one another.
-    pub fn open_client(&self) -> ConnectionId {
-        self.bound.open()
-    }
-
-    /// Closes the connection that belongs to a client connection, if there is one.
-    pub fn close_client(&self, client: ConnectionId) {
-        self.bound.close(client);
-    }
-
-    /// Whether a connection belongs, or has belonged, to this client connection.
-    pub fn is_bound(&self, client: Option<ConnectionId>) -> bool {
-        self.bound.is_bound(client)
-    }
-
-    /// Returns the connection for a request.
-    pub(super) async fn connection(
-        &self,
-        client: Option<ConnectionId>,
-        login: Login,
-        protocol: UpstreamProtocol,
-    ) -> Result<PooledConnection, UpstreamError> {
-        let mut choice = self.bound.choose(client, login);
-        if let ConnectionChoice::Bound(connection) = &mut choice {
-            // The connection may still send a request body that the upstream did not wait for.
-            let ready = timeout(self.config.connect_timeout, connection.sender.ready());
-            if ready.await != Ok(true) {
-                choice = self.bound.choose(client, login);
-            }
-        }
-        match choice {
-            ConnectionChoice::Bound(connection) => Ok(connection),
-            ConnectionChoice::New(home) => self.connect(protocol, home).await,
-            ConnectionChoice::Pooled => match self.pool.take(protocol) {
-                Some(connection) => Ok(connection),
-                None => self.connect(protocol, ConnectionHome::Pool(Arc::clone(&self.pool))).await,
-            },
+impl PooledConnection {
+    /// Gives the connection to its home. The exchange has ended.
+    pub(super) fn release(self) {
+        match self.home {
+            ConnectionHome::Pool(pool) => pool.put(self.sender),
+            ConnectionHome::Client(owner) => owner.put(self.sender),
+            ConnectionHome::Nowhere | ConnectionHome::NowhereNorClient => {}
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio_rustls::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::UpstreamError;
+use super::error::UpstreamError;
 use crate::{
     config::{Config, Endpoint},
     observe::metrics::Metrics,

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use super::{
-    activity::{UploadActivity, UploadState},
-    message_body::{BodyError, UploadError},
-};
+use super::activity::{UploadActivity, UploadState};
 
 /// Why the upstream gave no response. `proxy::answer` maps each error to a status.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +78,31 @@ pub enum UpstreamError {
     /// The client's upload broke off: the client hung up, or sent bytes that are not HTTP.
     #[error("the client's upload broke off: {0}")]
     ClientGone(#[source] UploadError),
+}
+
+/// Why the body of a response ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection broke.
+    #[error("the upstream's response was cut off: {0}")]
+    Broken(#[from] hyper::Error),
+    /// Nothing arrived for too long.
+    #[error("the upstream sent nothing for {0:?}")]
+    Idle(Duration),
+    /// The task that read the upstream died.
+    #[error("the read of the upstream was abandoned")]
+    Abandoned,
+}
+
+/// Why an upload ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The client broke it off.
+    #[error(transparent)]
+    Client(#[from] hyper::Error),
+    /// The upload never began.
+    #[error("the upstream answered without asking for the upload")]
+    Unrequested,
 }
 
 impl UpstreamError {

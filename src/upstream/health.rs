@@ -7,7 +7,7 @@ use std::sync::{
 
 use tracing::{info, warn};
 
-use super::UpstreamError;
+use super::error::UpstreamError;
 use crate::observe::{metrics::Metrics, throttle::Throttle};
 
 /// Failures in a row after which the upstream counts as down. One slow endpoint among others that

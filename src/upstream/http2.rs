@@ -1,18 +1,9 @@
 //! HTTP/2 to the upstream, for gRPC only. Nothing else needs it, and HTTP/1.1 passes more on
 //! (upgrades, informational responses) and costs less.
 
-use hyper::{
-    Method, Request, Uri, Version,
-    client::conn::http2::Builder,
-    header::{CONNECTION, CONTENT_TYPE, HOST},
-    http::{
-        request,
-        uri::{Authority, PathAndQuery, Scheme},
-    },
-};
+use hyper::{Method, Version, client::conn::http2::Builder, header::CONTENT_TYPE, http::request};
 use hyper_util::rt::TokioExecutor;
 
-use super::RequestBody;
 use crate::config;
 
 /// Configures HTTP/2 with the same limits for responses as for requests.
@@ -33,29 +24,6 @@ pub(super) fn is_needed(head: &request::Parts) -> bool {
     head.version == Version::HTTP_2
         && head.method == Method::POST
         && head.headers.get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()))
-}
-
-/// Converts a request in origin form to HTTP/2, where the target includes scheme and authority.
-///
-/// "An intermediary that converts a request from another HTTP version [..] MUST" build the
-/// authority from `Host`, and sending both would state the same twice (RFC 9113 8.3.1): `Host` is
-/// removed.
-pub(super) fn to_absolute_form(
-    request: &mut Request<RequestBody>,
-    scheme: Scheme,
-    default_host: &str,
-) {
-    let host = request.headers_mut().remove(HOST);
-    request.headers_mut().remove(CONNECTION);
-    let authority = host
-        .and_then(|host| Authority::try_from(host.as_bytes()).ok())
-        .or_else(|| default_host.parse().ok());
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    parts.scheme = Some(scheme);
-    parts.authority = authority;
-    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
-    // Always valid, because it is complete.
-    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
 }
 
 #[cfg(test)]

@@ -2,15 +2,14 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use hyper::client::conn::{http1, http2};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
-use super::{RequestBody, bound::Owner, connect::UpstreamProtocol};
+use super::{connect::UpstreamProtocol, request_sender::RequestSender};
 use crate::{config, observe::metrics::Metrics};
 
 /// Idle connections, with the one that was used last at the end.
@@ -36,76 +35,6 @@ struct IdleConnection {
     since: Instant,
 }
 
-/// A connection in use, whether it was used before, and where it goes afterwards.
-pub(super) struct PooledConnection {
-    pub(super) sender: RequestSender,
-    pub(super) reused: bool,
-    pub(super) home: ConnectionHome,
-}
-
-/// Where a connection goes after its exchange.
-pub(super) enum ConnectionHome {
-    /// The pool, for any request.
-    Pool(Arc<Pool>),
-    /// The client connection that owns it.
-    Client(Box<Owner>),
-    /// Nobody; the connection closes.
-    Nowhere,
-    /// Nobody; the connection closes, and so does the client connection.
-    NowhereNorClient,
-}
-
-impl PooledConnection {
-    /// Gives the connection to its home. The exchange has ended.
-    pub(super) fn release(self) {
-        match self.home {
-            ConnectionHome::Pool(pool) => pool.put(self.sender),
-            ConnectionHome::Client(owner) => owner.put(self.sender),
-            ConnectionHome::Nowhere | ConnectionHome::NowhereNorClient => {}
-        }
-    }
-}
-
-/// The half of a connection that accepts requests.
-pub(super) enum RequestSender {
-    Http1(http1::SendRequest<RequestBody>),
-    /// Also used for one request at a time. On a shared connection one client could delay or end
-    /// the requests of all: by what it does not read, by its number of streams, or by frames that
-    /// count as a flood.
-    Http2(http2::SendRequest<RequestBody>),
-}
-
-impl RequestSender {
-    fn protocol(&self) -> UpstreamProtocol {
-        match self {
-            Self::Http1(_) => UpstreamProtocol::Http1,
-            Self::Http2(_) => UpstreamProtocol::Http2,
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        match self {
-            Self::Http1(sender) => sender.is_ready(),
-            Self::Http2(sender) => sender.is_ready(),
-        }
-    }
-
-    /// Waits until a request can be sent. Returns false if the connection has closed.
-    pub(super) async fn ready(&mut self) -> bool {
-        match self {
-            Self::Http1(sender) => sender.ready().await.is_ok(),
-            Self::Http2(sender) => sender.ready().await.is_ok(),
-        }
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        match self {
-            Self::Http1(sender) => sender.is_closed(),
-            Self::Http2(sender) => sender.is_closed(),
-        }
-    }
-}
-
 impl Pool {
     /// An empty pool.
     pub(super) fn new(config: &config::UpstreamConfig, metrics: &Metrics) -> Self {
@@ -116,7 +45,7 @@ impl Pool {
     }
 
     /// Takes the connection of this protocol that was used last, if there is one.
-    pub(super) fn take(self: &Arc<Self>, protocol: UpstreamProtocol) -> Option<PooledConnection> {
+    pub(super) fn take(&self, protocol: UpstreamProtocol) -> Option<RequestSender> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let mut busy = Vec::new();
         let mut found = None;
@@ -127,8 +56,7 @@ impl Pool {
                 break;
             }
             if sender.protocol() == protocol && sender.is_ready() {
-                let home = ConnectionHome::Pool(Arc::clone(self));
-                found = Some(PooledConnection { sender, reused: true, home });
+                found = Some(sender);
                 break;
             }
             // The connection is of the other protocol, or it still sends a request body that the

@@ -1,7 +1,6 @@
-//! Bodies of requests to the upstream and of its responses.
+//! Requests to the upstream with their bodies.
 
 use std::{
-    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -9,14 +8,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use hyper::{
+    HeaderMap, Method, Request, StatusCode,
+    body::{Body, Frame, Incoming, SizeHint},
+    header::{HeaderValue, TRANSFER_ENCODING},
+};
+use tokio::time::Instant;
 
 use super::{
-    ConnectionPermit,
     activity::{UploadActivity, UploadState},
-    expect::{Expectation, HeldUpload, UnrequestedUpload},
-    pool::{ConnectionHome, PooledConnection},
+    error::UploadError,
+    expect::{Expectation, HeldUpload},
     upload_end::{UploadEnd, UploadGuard},
 };
 use crate::limits::BufferedFrames;
@@ -34,17 +36,6 @@ pub enum RequestBody {
     Resumed(BufferedFrames, Box<RequestBody>),
     /// A body that reports its end.
     Tracked(Box<RequestBody>, UploadGuard),
-}
-
-/// Why an upload ended early.
-#[derive(Debug, thiserror::Error)]
-pub enum UploadError {
-    /// The client broke it off.
-    #[error(transparent)]
-    Client(#[from] hyper::Error),
-    /// The upload never began.
-    #[error("the upstream answered without asking for the upload")]
-    Unrequested,
 }
 
 impl RequestBody {
@@ -189,138 +180,40 @@ impl Body for RequestBody {
     }
 }
 
-/// Why the body of a response ended early.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    /// The connection broke.
-    #[error("the upstream's response was cut off: {0}")]
-    Broken(#[from] hyper::Error),
-    /// Nothing arrived for too long.
-    #[error("the upstream sent nothing for {0:?}")]
-    Idle(Duration),
-    /// The task that read the upstream died.
-    #[error("the read of the upstream was abandoned")]
-    Abandoned,
-}
-
-/// The body of a response. Gives its connection to its home at its end.
-pub struct ResponseBody {
-    incoming: Incoming,
-    /// Boxed, because bodies are moved often and the connection is not.
-    connection: Option<Box<PooledConnection>>,
-    ends_client: bool,
-    /// Released together with the connection.
-    permit: Option<ConnectionPermit>,
-    /// The upload that the upstream has not asked for, until the connection is dropped for it.
-    unrequested: Option<UnrequestedUpload>,
-    upload_unrequested: bool,
-    limit: Duration,
-    /// Created when the body first has to wait; most bodies never do.
-    idle: Option<Pin<Box<Sleep>>>,
-}
-
-impl fmt::Debug for ResponseBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseBody").field("incoming", &self.incoming).finish_non_exhaustive()
+/// hyper omits the body of a GET or HEAD of unknown length unless a header announces it.
+pub(super) fn announce_body(request: &mut Request<RequestBody>) {
+    if request.body().size_hint().exact().is_none() {
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
     }
 }
 
-impl ResponseBody {
-    /// Creates a body that gives its connection to its home. It fails if nothing arrives for
-    /// `limit`.
-    pub(super) fn new(
-        incoming: Incoming,
-        connection: PooledConnection,
-        limit: Duration,
-        unrequested: Option<UnrequestedUpload>,
-    ) -> Self {
-        let mut body = Self {
-            incoming,
-            ends_client: matches!(connection.home, ConnectionHome::NowhereNorClient),
-            connection: Some(Box::new(connection)),
-            permit: None,
-            upload_unrequested: unrequested.is_some(),
-            unrequested,
-            limit,
-            idle: None,
-        };
-        if body.incoming.is_end_stream() {
-            body.release();
-        }
-        body
+/// Returns a copy of a request with a safe method and no body. RFC 9110 9.2.2: "A proxy MUST NOT
+/// automatically retry non-idempotent requests"; only safe ones are repeated here.
+pub(super) fn retry_copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    if !safe || !matches!(request.body(), RequestBody::Empty) {
+        return None;
     }
-
-    /// Keeps the permit until the end of the body. A body that is empty from the start keeps it
-    /// until it is dropped, because the body of an upgrade is empty.
-    pub(super) fn with_permit(mut self, permit: ConnectionPermit) -> Self {
-        self.permit = Some(permit);
-        self
-    }
-
-    /// Takes the permit for an upgrade, which uses the connection after the response has ended.
-    pub fn take_permit(&mut self) -> Option<ConnectionPermit> {
-        self.permit.take()
-    }
-
-    /// Whether the client connection ends with this response, because it has lost the connection
-    /// that its login belongs to.
-    pub fn ends_client_connection(&self) -> bool {
-        self.ends_client
-    }
-
-    /// Whether the upstream answered without asking for the upload that the client announced.
-    pub fn upload_unrequested(&self) -> bool {
-        self.upload_unrequested
-    }
-
-    fn release(&mut self) {
-        if self.unrequested.is_some() {
-            return self.drop_connection();
-        }
-        if let Some(connection) = self.connection.take() {
-            connection.release();
-        }
-        self.permit = None;
-    }
-
-    fn drop_connection(&mut self) {
-        self.unrequested = None;
-        self.connection = None;
-        self.permit = None;
-    }
+    let mut copy = Request::new(RequestBody::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
+    Some(copy)
 }
 
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
-            let limit = this.limit;
-            let idle =
-                this.idle.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
-            ready!(idle.as_mut().poll(cx));
-            this.drop_connection();
-            return Poll::Ready(Some(Err(BodyError::Idle(limit))));
-        };
-        this.idle = None;
-        match &frame {
-            Some(Ok(_)) if !this.incoming.is_end_stream() => {}
-            Some(Ok(_)) | None => this.release(),
-            Some(Err(_)) => this.drop_connection(),
+/// Passes the informational (1xx) responses that precede the response to `sink`. A 100 for a client
+/// that waits for it starts the upload instead; hyper then sends the client a 100.
+pub fn relay_informational(
+    request: &mut Request<RequestBody>,
+    sink: impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static,
+) {
+    let expectation = request.body().expectation();
+    hyper::ext::on_informational(request, move |response| match &expectation {
+        Some(expectation) if response.status() == StatusCode::CONTINUE => {
+            expectation.allow_upload();
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
+        _ => sink(response.status(), response.headers()),
+    });
 }
