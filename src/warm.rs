@@ -13,20 +13,23 @@
 mod ids;
 pub mod probe;
 mod queue;
+mod retry_pauses;
+mod sources;
 
 use std::{sync::Arc, time::Duration};
 
-use hyper::{
-    HeaderMap,
-    header::{AUTHORIZATION, HeaderName, HeaderValue},
-};
+use hyper::HeaderMap;
 use tokio::{
     task::{JoinSet, spawn_blocking},
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{error, info, warn};
 
-use self::queue::{Item, WarmQueue};
+use self::{
+    queue::{Item, WarmQueue},
+    retry_pauses::RetryPauses,
+    sources::{MAX_LIST, headers, listed},
+};
 use crate::{
     config::{self, Config},
     drain::{Drain, until_drain},
@@ -37,16 +40,6 @@ use crate::{
 
 /// Maximum number of concurrent reads.
 const CONCURRENCY: usize = 8;
-/// How long a job or the list is retried. Longer than a write is fenced by default.
-const PATIENCE: Duration = Duration::from_mins(2);
-/// First pause between two attempts; doubles with each attempt.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// Longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Maximum size of a list or file in bytes. A parsed document takes many times its size in memory.
-const MAX_LIST: usize = 4 << 20;
-
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Handle for queueing jobs to be read.
 #[derive(Clone, Debug)]
@@ -160,7 +153,7 @@ impl WarmWorker {
                 info!("mode is off; warm.list is not read");
                 return;
             }
-            let error = match probe::listed(&proxy(), target, &self.headers, &self.config).await {
+            let error = match listed(&proxy(), target, &self.headers, &self.config).await {
                 Ok(found) => return self.take(WarmSource::List, &found),
                 Err(error) => error,
             };
@@ -261,76 +254,5 @@ impl WarmSource {
             Self::File => "file",
             Self::List => "list",
         }
-    }
-}
-
-/// Headers of the reads. Behind our TLS the request of a client is forwarded with
-/// `X-Forwarded-Proto: https`, and so are these.
-fn headers(config: &Config) -> HeaderMap {
-    let warm = &config.warm;
-    let given = warm.headers.iter().map(|(name, value)| (name.clone(), value));
-    let credential = warm.authorization.iter().map(|value| (AUTHORIZATION, value));
-    let mut headers = HeaderMap::new();
-    for (name, value) in given.chain(credential) {
-        // The configuration has validated the values.
-        if let Ok(mut value) = HeaderValue::from_str(value.expose()) {
-            value.set_sensitive(true);
-            headers.append(name, value);
-        }
-    }
-    if config.tls.identity().is_some() {
-        headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("https"));
-    }
-    headers
-}
-
-/// The pauses between attempts at one read, until `PATIENCE` is used up.
-#[derive(Debug)]
-struct RetryPauses {
-    pause: Duration,
-    left: Duration,
-}
-
-impl RetryPauses {
-    fn begin() -> Self {
-        Self { pause: FIRST_PAUSE, left: PATIENCE }
-    }
-}
-
-impl Iterator for RetryPauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let pause = self.pause.min(self.left);
-        self.left -= pause;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        (!pause.is_zero()).then_some(pause)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_and_come_to_an_end() {
-        let pauses: Vec<_> = RetryPauses::begin().collect();
-        assert_eq!(pauses[..3], [FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4]);
-        assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
-        assert_eq!(pauses.iter().sum::<Duration>(), PATIENCE);
-    }
-
-    #[test]
-    fn a_read_says_what_is_configured_and_shows_no_secret() {
-        let mut config = Config::default();
-        config.warm.authorization = Some(config::Secret::new("Bearer swordfish"));
-        config.warm.headers = vec![(hyper::header::ACCEPT, config::Secret::new("a/b"))];
-        let headers = headers(&config);
-        assert_eq!(headers[AUTHORIZATION], "Bearer swordfish");
-        assert_eq!(headers[hyper::header::ACCEPT], "a/b");
-        assert!(!format!("{headers:?}").contains("swordfish"));
-        assert!(!headers.contains_key(FORWARDED_PROTO));
-        config.tls.cert = Some("cert.pem".into());
-        assert_eq!(super::headers(&config)[FORWARDED_PROTO], "https");
     }
 }

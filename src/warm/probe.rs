@@ -1,63 +1,21 @@
-//! Checks that the sources of warming can be read: at startup, and for `jobcache check`, which
-//! warms nothing.
+//! Checks that the sources of warming can be read, for `jobcache check`, which warms nothing.
 
 use std::{path::Path, sync::Arc};
 
-use hyper::{HeaderMap, Uri};
-use tokio::task::spawn_blocking;
-
-use super::{MAX_LIST, headers, ids};
+use super::{
+    ids,
+    sources::{MAX_LIST, headers, listed},
+};
 use crate::{
     cache::Cache,
-    config::{self, Config, StoreUrl},
+    config::{Config, StoreUrl},
     limits::Quota,
     observe::metrics::{Limit, Metrics},
-    proxy::{JobListError, Proxy},
+    proxy::Proxy,
     run_error::RunError,
     semantics::route::Routes,
     upstream::Upstream,
 };
-
-/// Reason why the list gave no jobs.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ListError {
-    /// The list could not be fetched.
-    #[error(transparent)]
-    Unlisted(#[from] JobListError),
-    /// The answer is not JSON.
-    #[error("the answer is not JSON: {0}; check warm.list and Accept in warm.headers")]
-    NotJson(#[from] serde_json::Error),
-    /// The process is stopping.
-    #[error("the process is stopping")]
-    Stopped,
-}
-
-impl ListError {
-    /// Whether the upstream gave an answer, other than a server error.
-    pub(super) fn is_an_answer(&self) -> bool {
-        match self {
-            Self::Unlisted(JobListError::Status(status)) => !status.is_server_error(),
-            Self::Unlisted(JobListError::Upstream(_) | JobListError::Broken(_)) | Self::Stopped => {
-                false
-            }
-            Self::Unlisted(JobListError::Encoded | JobListError::TooLarge(_))
-            | Self::NotJson(_) => true,
-        }
-    }
-}
-
-/// Fetches and parses the list once.
-pub(super) async fn listed(
-    proxy: &Proxy,
-    target: &Uri,
-    headers: &HeaderMap,
-    config: &config::WarmConfig,
-) -> Result<ids::FoundIds, ListError> {
-    let body = proxy.prefetch_list(target, headers, MAX_LIST).await?;
-    let pointer = config.pointer.clone();
-    let read = spawn_blocking(move || ids::in_json(&body, &pointer)).await;
-    Ok(read.map_err(|_| ListError::Stopped)??)
-}
 
 /// Describes the ids in a file. The error says what is wrong with it.
 pub fn file(path: &Path) -> Result<String, String> {

@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::RetryPauses;
+use super::retry_pauses::RetryPauses;
 use crate::semantics::job_id::JobId;
 
 /// The waiting jobs, in reading order.
