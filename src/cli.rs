@@ -7,9 +7,8 @@ mod flags;
 pub(crate) mod healthcheck;
 mod manual_page;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clap_complete::Shell;
-use docs::Document;
 use flags::SettingFlags;
 use jobcache::{config::Flags, demo};
 
@@ -54,6 +53,17 @@ enum Command {
         /// Name of the document
         document: Document,
     },
+}
+
+/// A document that is made from the table of settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Document {
+    /// docs/settings.md
+    Settings,
+    /// config/jobcache.toml
+    Toml,
+    /// The manual page, as of `jobcache man`
+    Man,
 }
 
 /// Arguments of `check`.

@@ -2,24 +2,13 @@
 
 use std::io::{self, Write as _};
 
-use clap::{CommandFactory as _, ValueEnum};
+use clap::CommandFactory as _;
 use clap_complete::Shell;
 use jobcache::config;
 
-use super::{Cli, flags::with_choices, manual_page::manual_page};
+use super::{Cli, Document, flags::with_choices, manual_page::manual_page};
 
 const NAME: &str = "jobcache";
-
-/// A document that is made from the table of settings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Document {
-    /// docs/settings.md
-    Settings,
-    /// config/jobcache.toml
-    Toml,
-    /// The manual page, as of `jobcache man`
-    Man,
-}
 
 /// Prints a generated document.
 pub(crate) fn document(document: Document) -> io::Result<()> {
