@@ -376,10 +376,10 @@ impl Proxy {
         if jobs.is_empty() && !all {
             return None;
         }
-        let mut change = WriteInvalidation::new(self.cache.unfenced(), upload);
+        let mut change = WriteInvalidation::new(self.cache.invalidator.unfenced(), upload);
         change.all = all;
         change.note_status(response.status());
-        self.cache.widen(&mut change.write, &jobs);
+        self.cache.invalidator.widen(&mut change.write, &jobs);
         Some(change)
     }
 }

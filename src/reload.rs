@@ -313,7 +313,7 @@ impl Current {
         let cache = Arc::clone(&next.cache);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = next;
         if judging {
-            let dropped = cache.end_all(WriteOutcome::Unknown).await;
+            let dropped = cache.invalidator.end_all(WriteOutcome::Unknown).await;
             info!(
                 dropped = dropped.as_str(),
                 "routes or rules have changed: all entries are dropped, now and after store.linger"

@@ -115,7 +115,7 @@ impl Explainer<'_> {
         let job = (&id, self.routes.index_of(uri.path()));
         let ask = self.cache.lookup_request(job, method, uri, headers);
         let ask = if self.mode == CacheMode::Shadow { ask.solo() } else { ask };
-        let explained = self.cache.explain(ask, form).await;
+        let explained = self.cache.reader.explain(ask, form).await;
         let now = clock::now();
         let mut verdict = match framing::check(&request, self.limits) {
             Err(refusal) => ExplainVerdict::refused(refusal),

@@ -202,7 +202,7 @@ impl PurgeWebhook {
             return refusal;
         }
         let span = spans::invalidate(&spans::current(), "purge");
-        let purge = self.cache.purge(&ids, caller.by()).instrument(span.clone());
+        let purge = self.cache.invalidator.purge(&ids, caller.by()).instrument(span.clone());
         let Ok(PurgeOutcome { ended, receipts }) = purge.await else { return purge_failed() };
         spans::record_result(&span, ended.as_str());
         let names: Value = ids.iter().map(JobId::as_str).collect();
@@ -232,7 +232,7 @@ impl PurgeWebhook {
             return refusal;
         }
         let span = spans::invalidate(&spans::current(), "purge-all");
-        let purge = self.cache.purge_all(caller.by()).instrument(span.clone());
+        let purge = self.cache.invalidator.purge_all(caller.by()).instrument(span.clone());
         let Ok(PurgeAllOutcome { ended, flights, near }) = purge.await else {
             return purge_failed();
         };

@@ -18,10 +18,10 @@ use std::{
 use hyper::http::HeaderName;
 use tracing::warn;
 
-use super::{Cache, Lookup, LookupRequest};
+use super::lookup_request::LookupRequest;
 use crate::{
     observe::throttle::HourlyPerName,
-    semantics::{audience::Fingerprint, policy::Bypass},
+    semantics::audience::{Fingerprint, Fingerprinter},
     store::Key,
 };
 
@@ -58,6 +58,24 @@ struct SeenValues {
 }
 
 impl CallerSplits {
+    /// Notes the unknown headers of a read that the cache did not answer, and warns about those that
+    /// keep the callers of the job apart.
+    pub(super) fn note_read(&self, fingerprinter: &Fingerprinter, request: &LookupRequest) {
+        let headers = fingerprinter.unknown_headers(&request.variant);
+        let credential = request.coalesce_key.caller.credential();
+        for name in self.note(&request.key, credential, headers, Instant::now()) {
+            if self.warnings.admits(name.as_str()) {
+                warn!(
+                    header = name.as_str(),
+                    "a request header that jobcache does not know keeps callers of the same job \
+                     apart: it had 8 or more values within an hour. If the API's answer does not \
+                     depend on it, add it to credentials.ignore; if it identifies the caller, add it \
+                     to credentials.headers"
+                );
+            }
+        }
+    }
+
     /// Notes the headers of a read. Those with the same name are next to each other. Returns the names
     /// of those that split the readers of the job.
     fn note<'h>(
@@ -163,49 +181,12 @@ fn note_value(
     seen.splits()
 }
 
-impl Cache {
-    /// Notes the unknown headers of a read that the cache did not answer, and warns about those that
-    /// keep the callers of the job apart.
-    pub(super) fn note_unknown_headers(&self, request: &LookupRequest, lookup: &Lookup) {
-        let is_kept_apart = match lookup {
-            Lookup::Lead(_) | Lookup::Join(..) => true,
-            Lookup::Pass(why) => matches!(why, Bypass::Audience | Bypass::Leased),
-            Lookup::Hit(_) => false,
-        };
-        if !is_kept_apart {
-            return;
-        }
-        let headers = self.fingerprinter.unknown_headers(&request.variant);
-        let credential = request.coalesce_key.caller.credential();
-        let splits = &self.caller_splits;
-        for name in splits.note(&request.key, credential, headers, Instant::now()) {
-            if splits.warnings.admits(name.as_str()) {
-                warn!(
-                    header = name.as_str(),
-                    "a request header that jobcache does not know keeps callers of the same job \
-                     apart: it had 8 or more values within an hour. If the API's answer does not \
-                     depend on it, add it to credentials.ignore; if it identifies the caller, add it \
-                     to credentials.headers"
-                );
-            }
-        }
-    }
-
-    /// Returns whether a request has a header that tells callers apart although nothing is known about
-    /// it.
-    pub fn has_unknown_header(&self, headers: &hyper::HeaderMap) -> bool {
-        self.fingerprinter.has_unknown_header(headers)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use hyper::http::Request;
 
     use super::*;
-    use crate::{
-        config::CredentialsConfig, semantics::audience::Fingerprinter, store::CredentialKey,
-    };
+    use crate::{config::CredentialsConfig, store::CredentialKey};
 
     fn job(id: &str) -> Key {
         Key::new("job_status:", id)

@@ -19,9 +19,17 @@ use tokio::time::sleep;
 use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Cache, LookupRequest, entry, entry::Entry, invalidate::InvalidationSource};
+use super::{
+    cache_config::CacheConfig,
+    entry,
+    entry::Entry,
+    invalidate::{InvalidationSource, Invalidator},
+    lookup_request::LookupRequest,
+    shared_state::SharedState,
+    windowed_counts::WindowedCounts,
+};
 use crate::{
-    observe::metrics::ComparisonResult,
+    observe::{metrics::ComparisonResult, throttle::Throttle},
     semantics::policy::{self, NoStore, Policy, StoredHead},
     store::{Key, Token},
 };
@@ -30,7 +38,7 @@ use crate::{
 const PURGE_GRACE: Duration = Duration::from_secs(2);
 
 /// How long an entry that was found wrong is remembered, for concurrent comparisons with it.
-pub(super) const WRONG_ENTRY_MEMORY: Duration = Duration::from_secs(10);
+const WRONG_ENTRY_MEMORY: Duration = Duration::from_secs(10);
 
 /// Greatest number of header names in a warning.
 const MAX_NAMED_HEADERS: usize = 8;
@@ -73,8 +81,8 @@ impl Comparison {
 
     /// Compares the head of the response to a GET without conditions. Returns whether the body has to
     /// be compared.
-    pub fn compare_head(&mut self, head: &response::Parts, cache: &Cache) -> bool {
-        self.compare_head_under(head, &cache.policy, cache.store.now_ms())
+    pub fn compare_head(&mut self, head: &response::Parts, comparer: &Comparer) -> bool {
+        self.compare_head_under(head, &comparer.config.policy, comparer.state.store.now_ms())
     }
 
     /// Compares the stored headers and checks whether the response may be stored. A header that is not
@@ -138,13 +146,33 @@ impl fmt::Debug for Comparison {
     }
 }
 
-impl Cache {
+/// Concludes comparisons.
+#[derive(Clone, Debug)]
+pub struct Comparer {
+    pub(super) state: Arc<SharedState>,
+    pub(super) config: Arc<CacheConfig>,
+    pub(super) invalidator: Arc<Invalidator>,
+    pub(super) wrong_entries: Arc<WrongEntries>,
+}
+
+/// Entries that a comparison found to differ from the upstream's response.
+#[derive(Debug)]
+pub(super) struct WrongEntries {
+    counts: WindowedCounts<Token>,
+    warnings: Throttle,
+}
+
+impl Default for WrongEntries {
+    fn default() -> Self {
+        let counts = WindowedCounts::new(WRONG_ENTRY_MEMORY);
+        Self { counts, warnings: Throttle::default() }
+    }
+}
+
+impl Comparer {
     /// Concludes a comparison after the response has ended. Purges an entry that is wrong everywhere,
     /// with a warning.
-    pub async fn conclude_comparison(
-        self: &Arc<Self>,
-        comparison: &Comparison,
-    ) -> ComparisonResult {
+    pub async fn conclude(&self, comparison: &Comparison) -> ComparisonResult {
         let result = comparison.result();
         if let Some(plain) = comparison.immediate_result() {
             return plain;
@@ -154,37 +182,35 @@ impl Cache {
             match self.is_still_stored(comparison).await {
                 Some(true) => {}
                 // A concurrent comparison has purged the entry because it was wrong.
-                Some(false) if self.wrong_entries.count(&comparison.generation()) > 0 => {
+                Some(false) if self.wrong_entries.counts.count(&comparison.generation()) > 0 => {
                     return result;
                 }
                 Some(false) => return ComparisonResult::Changed,
                 None => return ComparisonResult::Unchecked,
             }
         }
-        if self.wrong_entries.add(comparison.generation()) == 1 {
+        if self.wrong_entries.counts.add(comparison.generation()) == 1 {
             self.warn_of_wrong_entry(comparison, result);
             let keys = vec![comparison.key.clone()];
             // A failure of the purge's task has been logged.
-            let _ = self
-                .purge_keys(keys, InvalidationSource::Comparison, Some("evidence".into()))
-                .await;
+            let source = InvalidationSource::Comparison;
+            let _ = self.invalidator.purge_keys(keys, source, Some("evidence".into())).await;
         }
         result
     }
 
     /// Returns whether the store still has the entry; `None` if the store cannot tell.
     async fn is_still_stored(&self, comparison: &Comparison) -> Option<bool> {
-        self.store.trust(&comparison.key).ok()?;
-        let seen = self.store.read(&comparison.key, &mut self.budget()).await.ok()?;
+        self.state.store.trust(&comparison.key).ok()?;
+        let seen = self.state.store.read(&comparison.key, &mut self.config.budget()).await.ok()?;
         let Some(Ok(entry)) = Entry::decode(&seen) else { return Some(false) };
         Some(entry.generation() == comparison.entry.generation())
     }
 
     fn warn_of_wrong_entry(&self, comparison: &Comparison, result: ComparisonResult) {
-        let Some(suppressed) = self.wrong_entry_warnings.admit(comparison.key.main()) else {
+        let Some(suppressed) = self.wrong_entries.warnings.admit(comparison.key.main()) else {
             return;
         };
-        let prefix = self.settings.prefix.as_str();
         let Comparison {
             key,
             entry,
@@ -201,7 +227,7 @@ impl Cache {
             .map(|name| name.as_str().to_owned())
             .collect();
         warn!(
-            job = key.main().strip_prefix(prefix).unwrap_or(key.main()),
+            job = self.config.id(key),
             outcome = result.as_str(),
             status = status.as_u16(),
             headers = names.join(", "),

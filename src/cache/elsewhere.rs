@@ -10,18 +10,15 @@ use std::time::Duration;
 
 use futures_util::future::join;
 
-use super::{
-    Cache,
-    invalidate::{FenceEnd, InvalidationSource, WriteOutcome},
-};
+use super::invalidate::{FenceEnd, InvalidationSource, Invalidator, WriteOutcome};
 use crate::{
     observe::events::EventKind,
     semantics::job_id::JobId,
     store::{Budget, Ended, Key, Write},
 };
 
-impl Cache {
-    /// Fences jobs as [`Cache::begin`] does, and others that the target names elsewhere.
+impl Invalidator {
+    /// Fences jobs as [`Invalidator::begin`] does, and others that the target names elsewhere.
     pub async fn begin_named(
         &self,
         ids: &[JobId],
@@ -40,16 +37,16 @@ impl Cache {
     pub(super) async fn end_in_store(&self, write: &Write, fence: FenceEnd) -> Ended {
         let linger = self.fence_left(fence);
         let Some((elsewhere, rest)) = write.split_elsewhere() else {
-            return self.store.end(write, linger, &mut self.budget()).await;
+            return self.state.store.end(write, linger, &mut self.config.budget()).await;
         };
         let brief = match fence {
             FenceEnd::Now(WriteOutcome::Known | WriteOutcome::Refused) => Duration::ZERO,
             FenceEnd::Now(WriteOutcome::Unknown) | FenceEnd::WithBodies(_) => linger,
         };
-        let (mut budget, mut brief_budget) = (self.budget(), self.budget());
+        let (mut budget, mut brief_budget) = (self.config.budget(), self.config.budget());
         let ended = join(
-            self.store.end(&elsewhere, brief, &mut brief_budget),
-            self.store.end(&rest, linger, &mut budget),
+            self.state.store.end(&elsewhere, brief, &mut brief_budget),
+            self.state.store.end(&rest, linger, &mut budget),
         );
         let ended = ended.await;
         if linger > brief {
@@ -65,15 +62,16 @@ impl Cache {
 
     /// Invalidates keys a second time, after a while and in the background.
     fn forget_again(&self, keys: Vec<Key>, after: Duration) {
-        let cache = self.clone();
-        self.store.spawn(async move {
+        let invalidator = self.clone();
+        self.state.store.spawn(async move {
             tokio::time::sleep(after).await;
-            let ended = cache.store.purge(keys.clone(), cache.settings.store_budget).await.ended;
-            cache.detach(&keys);
-            cache.count_invalidation(InvalidationSource::Write, ended);
+            let (state, wait) = (&invalidator.state, invalidator.config.settings.store_budget);
+            let ended = state.store.purge(keys.clone(), wait).await.ended;
+            state.detach(&keys);
+            invalidator.count_invalidation(InvalidationSource::Write, ended);
             // Not the end of the write, which has been recorded.
             let by = Some("a write that named it, once more after settle".into());
-            cache.record_events(&keys, EventKind::Purge, ended.as_str(), by);
+            invalidator.record_events(&keys, EventKind::Purge, ended.as_str(), by);
         });
     }
 }

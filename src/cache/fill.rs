@@ -8,10 +8,13 @@ use tokio::task::spawn_blocking;
 use tracing::{Span, debug};
 
 use super::{
-    Cache, LookupRequest,
+    cache_config::CacheConfig,
     entry::{Entry, Likeness},
     flight::{CoalesceKey, Leader},
-    silent_changes::StoredAs,
+    job_notes::JobNotes,
+    lookup_request::LookupRequest,
+    shared_state::SharedState,
+    silent_changes::sighting::{Sighting, StoredAs},
 };
 use crate::{
     clock,
@@ -69,7 +72,7 @@ pub struct KnownEntry {
     pub(super) seen: Seen,
 }
 
-/// A response that has been shared with its followers and can now be [stored](Cache::fill).
+/// A response that has been shared with its followers and can now be [stored](Filler::fill).
 #[derive(Debug)]
 pub struct PublishedRead {
     /// The response as an entry.
@@ -150,24 +153,32 @@ impl LeaderRead {
     }
 }
 
-impl Cache {
+/// Shares and stores the responses of reads.
+#[derive(Clone, Debug)]
+pub struct Filler {
+    pub(super) state: Arc<SharedState>,
+    pub(super) config: Arc<CacheConfig>,
+    pub(super) notes: Arc<JobNotes>,
+}
+
+impl Filler {
     /// Decides from its head whether a response may be stored and shared.
     ///
     /// # Errors
     ///
     /// Returns the reason if it may not.
     pub fn freshness(&self, head: &response::Parts) -> Result<Freshness, NoStore> {
-        policy::freshness(head, &self.policy, clock::now())
+        policy::freshness(head, &self.config.policy, clock::now())
     }
 
     /// Returns the size of the largest body that is stored, in bytes.
     pub fn max_body(&self) -> usize {
-        self.policy.max_body
+        self.config.policy.max_body
     }
 
     /// Returns the quota for the memory of responses that are being read into the cache.
     pub fn capture_quota(&self) -> &Arc<Quota> {
-        &self.capture_quota
+        &self.state.capture_quota
     }
 
     /// Shares a complete response with all followers.
@@ -179,13 +190,13 @@ impl Cache {
         freshness: Freshness,
     ) -> PublishedRead {
         let LeaderRead { leader, target, key, route, caller, why, .. } = lead;
-        let freshness = freshness.limited_by_state(&body, &self.policy);
+        let freshness = freshness.limited_by_state(&body, &self.config.policy);
         let asked_at_ms = match &target {
-            FillTarget::Nowhere => self.store.now_ms(),
+            FillTarget::Nowhere => self.state.store.now_ms(),
             FillTarget::Lease(lease) => lease.granted_at_ms(),
             FillTarget::Entry(known) => known.seen.now_ms,
         };
-        let head = StoredHead::of(head, &self.policy.volatile, asked_at_ms);
+        let head = StoredHead::of(head, &self.config.policy.volatile, asked_at_ms);
         let entry = Arc::new(Entry::new(head, body, freshness, caller, asked_at_ms));
         leader.publish(Arc::clone(&entry));
         let is_refresh = why == Some(Bypass::NoCache);
@@ -201,11 +212,11 @@ impl Cache {
             FillTarget::Nowhere => return None,
             FillTarget::Lease(lease) => {
                 let compressed = self.compressed(&entry).await;
-                let identity = self.identity(key, job.1);
+                let identity = self.config.identity(key, job.1);
                 let meta = entry.meta(&identity, lease.token(), lease.epoch(), compressed.as_ref());
                 let body = compressed.as_ref().unwrap_or(entry.body());
                 let stored_as = StoredAs::fill(&lease);
-                let filled = self.store.fill(lease, body, &meta, freshness.ttl).await;
+                let filled = self.state.store.fill(lease, body, &meta, freshness.ttl).await;
                 (EventKind::Fill, stored_as, filled)
             }
             FillTarget::Entry(known) => {
@@ -237,7 +248,7 @@ impl Cache {
         self.count_fill(outcome);
         let (what, why) =
             if outcome == "stored" { (stored, "") } else { (EventKind::FillRefused, outcome) };
-        self.metrics.events.record(key.main(), what, why);
+        self.state.metrics.events.record(key.main(), what, why);
         filled.ok()
     }
 
@@ -253,15 +264,15 @@ impl Cache {
         if is_refresh {
             return EntryChange::Refresh;
         }
-        match known.entry.likeness(later, &self.policy.volatile) {
+        match known.entry.likeness(later, &self.config.policy.volatile) {
             Likeness::Same => return EntryChange::Admit,
             Likeness::ShorterLived => return EntryChange::Shorten,
             Likeness::OtherHeaders(names) => {
-                self.kept_apart.record(key, &self.settings.prefix, &names);
+                self.notes.kept_apart.record(key, self.config.id(key), &names);
             }
             Likeness::OtherBody => {}
         }
-        self.replacements.add(key.clone());
+        self.notes.replacements.add(key.clone());
         EntryChange::Replace
     }
 
@@ -274,29 +285,29 @@ impl Cache {
     ) -> (EventKind, Result<Fill, StoreError>) {
         let (generation, seen) = (known.entry.generation(), &known.seen);
         if change == EntryChange::Admit {
-            let admitted = self.store.admit(key, seen, generation, &caller.to_hex()).await;
+            let admitted = self.state.store.admit(key, seen, generation, &caller.to_hex()).await;
             return (EventKind::Admitted, admitted);
         }
         // Before the news of it, which is no purge.
-        self.silent_changes.forget(std::slice::from_ref(key));
+        self.state.silent_changes.forget(std::slice::from_ref(key));
         let compressed = self.compressed(entry).await;
         // The upstream has served this response to the old audience too.
         let members = match change {
             EntryChange::Shorten => known.entry.audience().joined_by(caller, seen.now_ms),
             _ => entry.audience().members.to_vec(),
         };
-        let identity = self.identity(key, *route);
-        let token = self.store.token(identity.hash());
+        let identity = self.config.identity(key, *route);
+        let token = self.state.store.token(identity.hash());
         let meta = entry.meta_for(&members, &identity, &token, &seen.epoch, compressed.as_ref());
         let body = compressed.as_ref().unwrap_or(entry.body());
         let new = Replacement { body, meta: &meta, expires_at_ms: entry.expires_at_ms() };
-        (EventKind::Replaced, self.store.replace(key, seen, generation, new).await)
+        (EventKind::Replaced, self.state.store.replace(key, seen, generation, new).await)
     }
 
     /// Compresses a large body for the store, if that makes it smaller. Runs on the blocking pool: a
     /// megabyte takes milliseconds.
     async fn compressed(&self, entry: &Arc<Entry>) -> Option<Bytes> {
-        let above = self.settings.compress_above?;
+        let above = self.config.settings.compress_above?;
         if entry.body().len() <= above {
             return None;
         }
@@ -311,18 +322,41 @@ impl Cache {
         if let AbandonReason::Unstorable(why) = why {
             // Memory may be free the next time.
             if why != NoStore::Memory {
-                self.hit_for_miss.add((lead.key.clone(), lead.coalesce_key));
+                self.notes.hit_for_miss.add((lead.key.clone(), lead.coalesce_key));
             }
             self.count_fill(why.as_str());
         }
-        self.metrics.events.record(lead.key.main(), EventKind::FillRefused, why.as_str());
+        self.state.metrics.events.record(lead.key.main(), EventKind::FillRefused, why.as_str());
         drop(lead.leader);
         if let FillTarget::Lease(lease) = lead.target {
-            self.store.release(lease).await;
+            self.state.store.release(lease).await;
         }
     }
 
+    /// Tells the memory of silent changes what became of a response. A fill that was refused shows
+    /// that the job has changed.
+    fn note_fill(
+        &self,
+        ((key, route), caller): (&(Key, RouteIndex), Caller),
+        entry: &Entry,
+        stored: StoredAs,
+        fill: Fill,
+    ) {
+        if fill == Fill::Revoked {
+            return self.state.silent_changes.forget(std::slice::from_ref(key));
+        }
+        let now_ms = self.state.store.now_ms();
+        let (expires_at_ms, generation) = match stored {
+            StoredAs::Admission { expires_at_ms, generation } => (expires_at_ms, generation),
+            StoredAs::Fill { generation, .. } => (entry.expires_at_ms(), generation),
+            StoredAs::Replacement => (entry.expires_at_ms(), None),
+        };
+        let route = self.config.identity(key, *route).route;
+        let sighting = Sighting { key, caller, route, entry, generation, expires_at_ms, now_ms };
+        self.state.silent_changes.stored(sighting, stored);
+    }
+
     fn count_fill(&self, outcome: &'static str) {
-        self.metrics.fills.inc(OutcomeLabels { outcome });
+        self.state.metrics.fills.inc(OutcomeLabels { outcome });
     }
 }

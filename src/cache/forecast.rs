@@ -15,11 +15,12 @@ use std::{
 use hyper::http::HeaderName;
 
 use super::{
-    Cache, LookupRequest,
     decide::{Decision, Facts, Sight, decide},
     entry::{Entry, Reject},
     flight::SeenVersion,
-    lookup::{MAX_FOREIGN_VALUES, bypass_reason},
+    job_notes::MAX_FOREIGN_VALUES,
+    lookup::{CacheReader, bypass_reason},
+    lookup_request::LookupRequest,
 };
 use crate::{
     observe::events::jobs::JobHistory,
@@ -104,19 +105,20 @@ pub struct ForecastReport {
     pub history: JobHistory,
 }
 
-impl Cache {
+impl CacheReader {
     /// Forecasts how a read would be answered, and returns all that the forecast is based on.
     pub async fn explain(&self, mut request: LookupRequest, form: VariantOrigin) -> ForecastReport {
-        let state = self.store.inspect(&request.key, &mut self.budget()).await;
+        let state = self.state.store.inspect(&request.key, &mut self.config.budget()).await;
         let seen = state.as_ref().ok().map(|state| &state.seen);
         let value = seen.and_then(|seen| self.decode_assuming(&mut request, seen, form));
         let value = value.map(|value| value.map(Arc::new));
         if let (VariantOrigin::Assumed, Some(Ok(entry))) = (form, &value) {
-            request.caller = self.fingerprinter.assume_variant(entry.audience(), request.caller);
-            request.coalesce_key = self.coalesce_key(request.caller, request.identity);
+            request.caller =
+                self.config.fingerprinter.assume_variant(entry.audience(), request.caller);
+            request.coalesce_key = self.config.coalesce_key(request.caller, request.identity);
         }
         let standing = match (&value, &state) {
-            (Some(Ok(entry)), Ok(state)) => Some(self.fingerprinter.standing(
+            (Some(Ok(entry)), Ok(state)) => Some(self.config.fingerprinter.standing(
                 entry.audience(),
                 request.caller,
                 state.seen.now_ms,
@@ -124,14 +126,15 @@ impl Cache {
             _ => None,
         };
         let uncacheable = match form {
-            VariantOrigin::Given => self.is_hit_for_miss(&request),
+            VariantOrigin::Given => self.notes.is_hit_for_miss(&request),
             VariantOrigin::Assumed => {
                 let credential = request.coalesce_key.caller.credential();
-                self.hit_for_miss
+                self.notes
+                    .hit_for_miss
                     .any(|(key, of)| *key == request.key && of.caller.credential() == credential)
             }
         };
-        let foreign = self.foreign_values.count(&request.key);
+        let foreign = self.notes.foreign_values.count(&request.key);
         let facts = request.facts(uncacheable, foreign >= MAX_FOREIGN_VALUES);
         let forecast = self.forecast(&request, &facts, state.as_ref(), value.as_ref());
         ForecastReport {
@@ -139,15 +142,19 @@ impl Cache {
             standing,
             value,
             state,
-            near: self.near.as_ref().is_some_and(|near| near.holds(&request.key)),
-            pending: matches!(self.store.trust(&request.key), Err(StoreError::Pending)),
-            cluster_slot: self.store.place(&request.key),
+            near: self.state.near.as_ref().is_some_and(|near| near.holds(&request.key)),
+            pending: matches!(self.state.store.trust(&request.key), Err(StoreError::Pending)),
+            cluster_slot: self.state.store.place(&request.key),
             hit_for_miss: uncacheable,
-            replacements: self.replacements.count(&request.key),
-            differing_headers: self.kept_apart.names(&request.key),
+            replacements: self.notes.replacements.count(&request.key),
+            differing_headers: self.notes.kept_apart.names(&request.key),
             foreign_values: foreign,
-            splitting_headers: self.caller_splits.of_job(&request.key, Instant::now()),
-            history: self.metrics.events.history(request.key.main()),
+            splitting_headers: self
+                .notes
+                .lasting
+                .caller_splits
+                .of_job(&request.key, Instant::now()),
+            history: self.state.metrics.events.history(request.key.main()),
         }
     }
 
@@ -159,12 +166,12 @@ impl Cache {
         seen: &Seen,
         form: VariantOrigin,
     ) -> Option<Result<Entry, Reject>> {
-        let decode = |route| Entry::decode_of(seen, &self.identity(&request.key, route));
+        let decode = |route| Entry::decode_of(seen, &self.config.identity(&request.key, route));
         let value = decode(request.route);
         if form == VariantOrigin::Given || !matches!(value, Some(Err(Reject::Identity))) {
             return value;
         }
-        let mut others = self.settings.scopes.indexes();
+        let mut others = self.config.settings.scopes.indexes();
         let other = others.find_map(|route| Some((route, decode(route)?.ok()?)));
         let Some((route, entry)) = other else { return value };
         (request.route, request.identity) = (route, entry.identity());
@@ -178,7 +185,7 @@ impl Cache {
         state: Result<&KeyState, &StoreError>,
         value: Option<&Result<Arc<Entry>, Reject>>,
     ) -> Forecast {
-        let trust = self.store.trust(&request.key);
+        let trust = self.state.store.trust(&request.key);
         let state = match (&trust, state) {
             (Ok(_), Ok(state)) => state,
             (Err(error), _) | (_, Err(error)) => {
@@ -215,7 +222,8 @@ impl Cache {
         let lease = state.lease.as_ref().filter(|_| state.is_placeholder && value.is_none());
         let Some(lease) = lease else { return Sight::Granted { is_of_other_epoch: false } };
         let version = SeenVersion { token: lease.token.clone(), epoch: state.epoch().clone() };
-        let flight = self.flights.join_confirmed(&request.key, &version, request.coalesce_key);
+        let flight =
+            self.state.flights.join_confirmed(&request.key, &version, request.coalesce_key);
         Sight::Leased {
             is_same_read: version.token.is_of(request.identity),
             is_joinable: flight.is_some(),
@@ -226,7 +234,7 @@ impl Cache {
 
     /// Returns why a caller does not get an entry that is young enough.
     fn why_outside(&self, request: &LookupRequest, entry: &Entry, now_ms: i64) -> MissReason {
-        match self.fingerprinter.standing(entry.audience(), request.caller, now_ms) {
+        match self.config.fingerprinter.standing(entry.audience(), request.caller, now_ms) {
             Standing::Lapsed => MissReason::Lapsed,
             _ if entry.audience().has_credential(request.caller) => MissReason::OtherVariant,
             _ => MissReason::NotInAudience,

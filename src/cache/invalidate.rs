@@ -10,11 +10,14 @@ use std::{
 use tokio::task::JoinError;
 use tracing::{debug, error, warn};
 
-use super::Cache;
+use super::{
+    cache_config::CacheConfig, shared_purge_all::SharedPurgeAll, shared_state::SharedState,
+};
 use crate::{
     observe::{
         events::{EventKind, Initiator},
         metrics::InvalidationLabels,
+        throttle::Throttle,
     },
     semantics::job_id::JobId,
     store::{Budget, Ended, Key, KeyReceipt, Purged, Write},
@@ -106,33 +109,42 @@ fn purge_task_failed(error: &JoinError) -> PurgeTaskFailed {
     PurgeTaskFailed
 }
 
-impl Cache {
+/// Invalidates jobs.
+#[derive(Clone, Debug)]
+pub struct Invalidator {
+    pub(super) state: Arc<SharedState>,
+    pub(super) config: Arc<CacheConfig>,
+    pub(super) pending_warnings: Arc<Throttle>,
+    pub(super) shared_purge_all: Arc<SharedPurgeAll>,
+}
+
+impl Invalidator {
     /// Fences jobs before a write is forwarded.
     pub async fn begin(&self, ids: &[JobId], budget: &mut Budget) -> Write {
-        let keys: Vec<Key> = ids.iter().map(|id| self.key(id)).collect();
+        let keys: Vec<Key> = ids.iter().map(|id| self.config.key(id)).collect();
         if keys.is_empty() {
             return self.unfenced();
         }
         self.record_events(&keys, EventKind::Write, "", None);
-        self.detach(&keys);
-        self.store.begin(keys, self.settings.fence, budget).await
+        self.state.detach(&keys);
+        self.state.store.begin(keys, self.config.settings.fence, budget).await
     }
 
     /// Creates a write before its jobs are known. Nothing is fenced for it.
     pub fn unfenced(&self) -> Write {
-        self.store.unfenced(self.settings.fence)
+        self.state.store.unfenced(self.config.settings.fence)
     }
 
     /// Adds jobs to a write that turns out to have changed them. They are invalidated at its end.
     pub fn widen(&self, write: &mut Write, ids: &[JobId]) {
-        write.widen(ids.iter().map(|id| self.key(id)));
+        write.widen(ids.iter().map(|id| self.config.key(id)));
     }
 
     /// Renews the fence of a long write again and again; never returns.
     pub async fn keep_fenced(&self, write: &Write) -> std::convert::Infallible {
         loop {
-            tokio::time::sleep(self.settings.fence / 2).await;
-            self.store.renew(write).await;
+            tokio::time::sleep(self.config.settings.fence / 2).await;
+            self.state.store.renew(write).await;
         }
     }
 
@@ -160,12 +172,12 @@ impl Cache {
             return Ended::Confirmed { entries: 0 };
         }
         // Before the news of it: the write may name jobs that its beginning did not.
-        self.silent_changes.forget(write.keys());
+        self.state.silent_changes.forget(write.keys());
         let ended = self.end_in_store(write, fence).await;
-        self.detach(write.keys());
+        self.state.detach(write.keys());
         self.count_invalidation(source, ended);
         if stage == EndStage::Early {
-            self.metrics.events.expect_own_changes(write.keys().iter().map(Key::main));
+            self.state.metrics.events.expect_own_changes(write.keys().iter().map(Key::main));
             return ended;
         }
         let why = match (ended, fence) {
@@ -180,16 +192,19 @@ impl Cache {
     pub(super) fn fence_left(&self, fence: FenceEnd) -> Duration {
         match fence {
             FenceEnd::Now(outcome) => self.linger(outcome),
-            FenceEnd::WithBodies(since) => {
-                self.settings.hold.saturating_sub(since.elapsed()).max(self.settings.settle)
-            }
+            FenceEnd::WithBodies(since) => self
+                .config
+                .settings
+                .hold
+                .saturating_sub(since.elapsed())
+                .max(self.config.settings.settle),
         }
     }
 
     pub(super) fn linger(&self, outcome: WriteOutcome) -> Duration {
         match outcome {
-            WriteOutcome::Known => self.settings.settle,
-            WriteOutcome::Unknown => self.settings.linger.max(self.settings.settle),
+            WriteOutcome::Known => self.config.settings.settle,
+            WriteOutcome::Unknown => self.config.settings.linger.max(self.config.settings.settle),
             WriteOutcome::Refused => Duration::ZERO,
         }
     }
@@ -204,41 +219,42 @@ impl Cache {
         ids: &[JobId],
         by: Initiator,
     ) -> Result<PurgeOutcome, PurgeTaskFailed> {
-        let keys = ids.iter().map(|id| self.key(id)).collect();
+        let keys = ids.iter().map(|id| self.config.key(id)).collect();
         self.purge_keys(keys, InvalidationSource::Purge, by).await
     }
 
-    /// Purges the jobs of these keys for any reason, as [`Cache::purge`] does.
+    /// Purges the jobs of these keys for any reason, as [`Invalidator::purge`] does.
     pub(super) async fn purge_keys(
         self: &Arc<Self>,
         keys: Vec<Key>,
         source: InvalidationSource,
         by: Initiator,
     ) -> Result<PurgeOutcome, PurgeTaskFailed> {
-        let cache = Arc::clone(self);
+        let invalidator = Arc::clone(self);
         let purge = async move {
+            let Self { state, config, .. } = &*invalidator;
             // Checked first: Redis may report the change, which evicts the near entry, before it
             // replies to the purge.
-            let near = |key: &Key| cache.near.as_ref().is_some_and(|near| near.holds(key));
+            let near = |key: &Key| state.near.as_ref().is_some_and(|near| near.holds(key));
             let near: Vec<bool> = keys.iter().map(near).collect();
             // Before the news of it. A comparison that found a wrong entry is no purge.
             match source {
-                InvalidationSource::Purge => cache.silent_changes.purged(&keys),
-                _ => cache.silent_changes.forget(&keys),
+                InvalidationSource::Purge => state.silent_changes.purged(&keys),
+                _ => state.silent_changes.forget(&keys),
             }
             let Purged { ended, receipts: was } =
-                cache.store.purge(keys.clone(), cache.settings.store_budget).await;
-            let flights = cache.detach(&keys);
-            cache.count_invalidation(source, ended);
-            cache.record_events(&keys, EventKind::Purge, ended.as_str(), by);
+                state.store.purge(keys.clone(), config.settings.store_budget).await;
+            let flights = state.detach(&keys);
+            invalidator.count_invalidation(source, ended);
+            invalidator.record_events(&keys, EventKind::Purge, ended.as_str(), by);
             let found = was.into_iter().zip(flights).zip(near);
             let receipt = |((was, flights), near)| PurgeReceipt { found: was, flights, near };
             PurgeOutcome { ended, receipts: found.map(receipt).collect() }
         };
-        self.store.spawn(purge).await.map_err(|error| purge_task_failed(&error))
+        self.state.store.spawn(purge).await.map_err(|error| purge_task_failed(&error))
     }
 
-    /// Purges all jobs on request, as [`Cache::purge`] does some.
+    /// Purges all jobs on request, as [`Invalidator::purge`] does some.
     ///
     /// # Errors
     ///
@@ -247,32 +263,18 @@ impl Cache {
         self: &Arc<Self>,
         by: Initiator,
     ) -> Result<PurgeAllOutcome, PurgeTaskFailed> {
-        let cache = Arc::clone(self);
+        let invalidator = Arc::clone(self);
         let purge = async move {
-            let near = cache.near.as_ref().map_or(0, |near| near.len());
-            cache.silent_changes.all_purged();
-            let ended = cache.store.purge_all().await;
-            let flights = cache.flights.detach_all();
-            cache.silent_changes.forget_all();
-            if let Some(near) = &cache.near {
-                near.flush();
-            }
-            cache.count_invalidation(InvalidationSource::PurgeAll, ended);
-            cache.metrics.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
+            let state = &invalidator.state;
+            let near = state.near.as_ref().map_or(0, |near| near.len());
+            state.silent_changes.all_purged();
+            let ended = state.store.purge_all().await;
+            let flights = state.detach_all();
+            invalidator.count_invalidation(InvalidationSource::PurgeAll, ended);
+            state.metrics.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
             PurgeAllOutcome { ended, flights, near }
         };
-        self.store.spawn(purge).await.map_err(|error| purge_task_failed(&error))
-    }
-
-    /// Detaches the flights and evicts the near entries of these jobs. Returns how many flights each
-    /// job had.
-    pub(super) fn detach(&self, keys: &[Key]) -> Vec<usize> {
-        let flights = keys.iter().map(|key| self.flights.detach(key)).collect();
-        self.silent_changes.forget(keys);
-        if let Some(near) = &self.near {
-            near.evict(keys);
-        }
-        flights
+        self.state.store.spawn(purge).await.map_err(|error| purge_task_failed(&error))
     }
 
     pub(super) fn record_events(
@@ -282,7 +284,7 @@ impl Cache {
         why: &'static str,
         by: Initiator,
     ) {
-        self.metrics.events.record_each(keys.iter().map(Key::main), what, why, by);
+        self.state.metrics.events.record_each(keys.iter().map(Key::main), what, why, by);
     }
 
     pub(super) fn count_invalidation(&self, source: InvalidationSource, ended: Ended) {
@@ -295,13 +297,17 @@ impl Cache {
             InvalidationSource::Comparison => "evidence",
         };
         let outcome = ended.as_str();
-        self.metrics.invalidations.get_or_create(&InvalidationLabels { source, outcome }).inc();
+        self.state
+            .metrics
+            .invalidations
+            .get_or_create(&InvalidationLabels { source, outcome })
+            .inc();
         if ended != Ended::Pending {
             return;
         }
         debug!(source, "an invalidation was not confirmed in time");
         if let Some(suppressed) = self.pending_warnings.admit(source) {
-            let pending = self.store.pending();
+            let pending = self.state.store.pending();
             warn!(
                 source,
                 pending,

@@ -49,11 +49,11 @@ impl KeptApart {
         Self { warnings: Arc::clone(&self.warnings), ..Self::new(window) }
     }
 
-    /// Records that two answers for a job differed in these headers alone.
-    pub(super) fn record(&self, key: &Key, prefix: &str, names: &[HeaderName]) {
+    /// Records that two answers for the job `id` differed in these headers alone.
+    pub(super) fn record(&self, key: &Key, id: &str, names: &[HeaderName]) {
         for name in names.iter().take(MAX_NAMES) {
             if self.warnings.admits(name.as_str()) {
-                warn_of(name.as_str(), key.main().strip_prefix(prefix).unwrap_or(key.main()));
+                warn_of(name.as_str(), id);
             }
         }
         let mut jobs = self.jobs();
@@ -118,19 +118,19 @@ mod tests {
         let kept = KeptApart::new(Duration::from_mins(1));
         let key = |id: usize| Key::new("job_status:", &id.to_string());
         let pod = HeaderName::from_static("x-pod");
-        kept.record(&key(1), "job_status:", &[pod.clone(), pod.clone()]);
+        kept.record(&key(1), "7", &[pod.clone(), pod.clone()]);
         assert_eq!(kept.names(&key(1)), std::slice::from_ref(&pod));
         assert!(kept.names(&key(2)).is_empty());
         let many: Vec<HeaderName> = (0..20).map(|n| format!("x-{n}").parse().unwrap()).collect();
-        kept.record(&key(1), "job_status:", &many);
+        kept.record(&key(1), "7", &many);
         assert_eq!(kept.names(&key(1)).len(), MAX_NAMES);
         for id in 0..3 * MAX_JOBS {
-            kept.record(&key(id), "job_status:", std::slice::from_ref(&pod));
+            kept.record(&key(id), "7", std::slice::from_ref(&pod));
         }
         assert!(kept.jobs().len() <= MAX_JOBS);
         assert!(kept.renewed(Duration::ZERO).names(&key(1)).is_empty());
         let short = KeptApart::new(Duration::ZERO);
-        short.record(&key(1), "job_status:", &[pod]);
+        short.record(&key(1), "7", &[pod]);
         assert!(short.names(&key(1)).is_empty());
     }
 }

@@ -8,77 +8,60 @@
 use std::{future, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
-    Cache, LookupRequest,
+    cache_config::CacheConfig,
     decide::{Decision, EntryFacts, Facts, Found, Sight, decide, decide_overtaken},
     entry::{Entry, Reject},
     fill::{FillTarget, KnownEntry, LeaderRead},
-    flight::{Flight, FlightTicket, SeenVersion},
+    flight::{FlightTicket, SeenVersion},
+    job_notes::JobNotes,
+    lookup_request::LookupRequest,
+    lookup_result::Lookup,
+    shared_state::SharedState,
+    silent_changes::sighting::Sighting,
 };
 use crate::{
     mutants::{self, Mutant},
-    semantics::{audience::Standing, policy::Bypass},
-    store::{Budget, Grant, Key, Lease, MAX_PAIRS_OF_CREDENTIAL, Seen, StoreError, Token},
+    semantics::policy::Bypass,
+    store::{Budget, Grant, Key, Lease, Seen, StoreError, Token},
 };
 
 /// How long a reader waits for another sidecar's fill. The store budget does not cover this wait.
 const OTHER_FILL_WAIT: Duration = Duration::from_millis(250);
 /// First pause between two reads of the store while waiting for another sidecar's fill. Doubles.
 const FIRST_OTHER_FILL_PAUSE: Duration = Duration::from_millis(5);
-/// Number of foreign values of one job that are overwritten within a TTL. After that the key is left
-/// to the other writer.
-pub(super) const MAX_FOREIGN_VALUES: u32 = 3;
-/// Number of times that the entry of one job is replaced within a TTL. After that the upstream is
-/// assumed to answer each client differently.
-pub const MAX_REPLACEMENTS: u32 = 3;
-
-/// How a read is answered.
-#[derive(Debug)]
-pub enum Lookup {
-    /// The entry is the answer.
-    Hit(Arc<Entry>),
-    /// The reader reads the upstream, for itself and all that join.
-    Lead(Box<LeaderRead>),
-    /// The reader shares another reader's upstream read. The reason is the one for `Cache-Status`, if
-    /// there is one.
-    Join(Flight, Option<Bypass>),
-    /// The reader reads the upstream for itself only.
-    Pass(Bypass),
+/// Looks up reads.
+#[derive(Clone, Debug)]
+pub struct CacheReader {
+    pub(super) state: Arc<SharedState>,
+    pub(super) config: Arc<CacheConfig>,
+    pub(super) notes: Arc<JobNotes>,
 }
 
-impl Lookup {
-    /// Returns the word for spans.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Hit(_) => "hit",
-            Self::Lead(_) => "lead",
-            Self::Join(..) => "join",
-            Self::Pass(_) => "pass",
-        }
-    }
-}
-
-impl Cache {
+impl CacheReader {
     /// Looks up a job that has no near hit.
     ///
     /// Reads the store before it joins a flight: joining by job id alone could give a client a response
     /// that was read before a write the client knows of.
     pub async fn lookup(&self, request: &LookupRequest, budget: &mut Budget) -> Lookup {
-        match self.store.trust(&request.key) {
+        match self.state.store.trust(&request.key) {
             // What the store shows then says whether it is still so.
             Ok(_) | Err(StoreError::Grace) => {}
             Err(error) => return self.answer_without_store(request, &error),
         }
         if mutants::is(Mutant::JoinBeforeLookup)
-            && let Some(flight) = self.flights.any_confirmed(&request.key)
+            && let Some(flight) = self.state.flights.any_confirmed(&request.key)
         {
             return Lookup::Join(flight, None);
         }
         match self.find_in_store(request, budget).await {
             Ok(lookup) => {
-                self.note_unknown_headers(request, &lookup);
+                if lookup.is_kept_apart() {
+                    let splits = &self.notes.lasting.caller_splits;
+                    splits.note_read(&self.config.fingerprinter, request);
+                }
                 lookup
             }
             Err(error) => {
@@ -89,7 +72,7 @@ impl Cache {
     }
 
     fn answer_without_store(&self, request: &LookupRequest, error: &StoreError) -> Lookup {
-        let facts = request.facts(self.is_hit_for_miss(request), false);
+        let facts = request.facts(self.notes.is_hit_for_miss(request), false);
         self.answer(request, decide(&facts, Sight::Unconfirmed(bypass_reason(error))), None)
     }
 
@@ -102,8 +85,11 @@ impl Cache {
         let is_foreign = matches!(found, Some(Err(Reject::Foreign))) && !seen.in_grace;
         let sight = self.sight(request, found.as_ref(), &seen);
         // A hit needs no look-up of what could not be stored.
-        let is_hit_for_miss = !sight.is_hit() && self.is_hit_for_miss(request);
-        let facts = request.facts(is_hit_for_miss, is_foreign && self.yields_key(&request.key));
+        let is_hit_for_miss = !sight.is_hit() && self.notes.is_hit_for_miss(request);
+        let facts = request.facts(
+            is_hit_for_miss,
+            is_foreign && self.notes.yields_key(&request.key, &self.state.metrics),
+        );
         match decide(&facts, sight) {
             Decision::Lease => self.take_lease(request, &facts, &seen, budget).await,
             Decision::UnconfirmedWithLease(why) => {
@@ -122,29 +108,30 @@ impl Cache {
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
         let (key, identity) = (&request.key, request.identity);
-        let decision = match self.store.lease(key, identity, seen.stored.as_ref(), budget).await? {
-            Grant::Lease(lease) => {
-                let is_of_other_epoch = *lease.epoch() != seen.epoch;
-                match decide(facts, Sight::Granted { is_of_other_epoch }) {
-                    Decision::Fill => return Ok(self.lead(request, lease).await),
-                    decision => {
-                        self.store.release(lease).await;
-                        decision
+        let decision =
+            match self.state.store.lease(key, identity, seen.stored.as_ref(), budget).await? {
+                Grant::Lease(lease) => {
+                    let is_of_other_epoch = *lease.epoch() != seen.epoch;
+                    match decide(facts, Sight::Granted { is_of_other_epoch }) {
+                        Decision::Fill => return Ok(self.lead(request, lease).await),
+                        decision => {
+                            self.state.store.release(lease).await;
+                            decision
+                        }
                     }
                 }
-            }
-            Grant::Stored(seen) => {
-                let found = Entry::decode_of(&seen, &self.identity(key, request.route));
-                let found = found.unwrap_or(Err(Reject::Foreign)).map(Arc::new);
-                return Ok(self.answer_overtaken(request, facts, Some(found), seen));
-            }
-            Grant::Leased(token, epoch) => {
-                let is_same_read = token.is_of(identity) && epoch == seen.epoch;
-                let version = SeenVersion { token, epoch };
-                return self.follow(request, facts, (version, is_same_read), budget).await;
-            }
-            Grant::Fenced => decide(facts, Sight::Fenced),
-        };
+                Grant::Stored(seen) => {
+                    let found = Entry::decode_of(&seen, &self.config.identity(key, request.route));
+                    let found = found.unwrap_or(Err(Reject::Foreign)).map(Arc::new);
+                    return Ok(self.answer_overtaken(request, facts, Some(found), seen));
+                }
+                Grant::Leased(token, epoch) => {
+                    let is_same_read = token.is_of(identity) && epoch == seen.epoch;
+                    let version = SeenVersion { token, epoch };
+                    return self.follow(request, facts, (version, is_same_read), budget).await;
+                }
+                Grant::Fenced => decide(facts, Sight::Fenced),
+            };
         Ok(self.answer(request, decision, None))
     }
 
@@ -169,7 +156,8 @@ impl Cache {
     ) -> Lookup {
         match (decision, known) {
             (Decision::Hit, Some(KnownEntry { entry, seen })) => {
-                self.note_read(request, &entry, seen.now_ms);
+                let sighting = Sighting::of_read(&self.config, request, &entry, seen.now_ms);
+                self.state.silent_changes.seen(sighting);
                 Lookup::Hit(entry)
             }
             (Decision::Revalidate(why), Some(known)) => self.revalidate(request, why, known),
@@ -197,16 +185,16 @@ impl Cache {
         budget: &mut Budget,
     ) -> Result<(Option<Result<Arc<Entry>, Reject>>, Seen), StoreError> {
         let key = &request.key;
-        let near = self.near.as_ref();
+        let near = self.state.near.as_ref();
         let noted = match near {
-            Some(near) => near.note(&self.store, key, budget).await,
+            Some(near) => near.note(&self.state.store, key, budget).await,
             None => None,
         };
-        let seen = self.store.read(key, budget).await?;
-        let found = Entry::decode_of(&seen, &self.identity(key, request.route));
+        let seen = self.state.store.read(key, budget).await?;
+        let found = Entry::decode_of(&seen, &self.config.identity(key, request.route));
         let found = found.map(|decoded| decoded.map(Arc::new));
         if let Some(Err(Reject::Identity)) = found {
-            self.warn_of_shared_key(request, &seen);
+            self.notes.lasting.shared_key_warning.give(&self.config, request, &seen);
         }
         if let (Some(Ok(entry)), Some(near), Some(noted)) = (&found, near, noted) {
             near.keep(key, entry, noted);
@@ -223,7 +211,7 @@ impl Cache {
     /// Collects what decides about an entry, apart from whether its audience is closed to the caller.
     fn entry_facts(&self, request: &LookupRequest, entry: &Entry, now_ms: i64) -> EntryFacts {
         EntryFacts {
-            standing: self.fingerprinter.standing(entry.audience(), request.caller, now_ms),
+            standing: self.config.fingerprinter.standing(entry.audience(), request.caller, now_ms),
             is_age_accepted: request.accepts_age(entry, now_ms),
             is_closed: false,
         }
@@ -241,26 +229,13 @@ impl Cache {
             Some(Err(reject)) => Found::Rejected(*reject),
             Some(Ok(entry)) => {
                 let facts = self.entry_facts(request, entry, seen.now_ms);
-                let is_closed = !facts.is_hit() && self.is_closed(request, entry, facts.standing);
+                let max = self.config.settings.max_audience;
+                let is_closed =
+                    !facts.is_hit() && self.notes.is_closed(request, entry, facts.standing, max);
                 Found::Entry(EntryFacts { is_closed, ..facts })
             }
         };
         if seen.in_grace { Sight::InGrace(found) } else { Sight::Found(found) }
-    }
-
-    /// Returns whether an entry cannot take the caller into its audience. Renewing a lapsed caller does
-    /// not make the audience larger, and neither does a caller that replaces another pair of its own
-    /// credential.
-    fn is_closed(&self, request: &LookupRequest, entry: &Entry, standing: Standing) -> bool {
-        let audience = entry.audience();
-        let is_full = audience.members.len() >= self.settings.max_audience
-            && audience.pairs_of_credential(request.caller) < MAX_PAIRS_OF_CREDENTIAL;
-        self.replacements.count(&request.key) >= MAX_REPLACEMENTS
-            || is_full && standing == Standing::Outside
-    }
-
-    pub(super) fn is_hit_for_miss(&self, request: &LookupRequest) -> bool {
-        self.hit_for_miss.count(&(request.key.clone(), request.coalesce_key)) > 0
     }
 
     /// Reads the upstream for a caller that is no member of the audience, or that wants a newer
@@ -275,13 +250,13 @@ impl Cache {
         let epoch = known.seen.epoch.clone();
         // A solo request does not queue. Others may join its flight by the version that it has seen.
         let ticket = if why.is_none() || request.solo {
-            self.flights.join_or_lead(
+            self.state.flights.join_or_lead(
                 &request.key,
                 SeenVersion { token, epoch },
                 request.coalesce_key,
             )
         } else {
-            self.flights.join_or_lead_next(request.key.clone(), request.coalesce_key)
+            self.state.flights.join_or_lead_next(request.key.clone(), request.coalesce_key)
         };
         match ticket {
             FlightTicket::Lead(leader) => {
@@ -295,7 +270,7 @@ impl Cache {
 
     pub(super) async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
         let version = SeenVersion { token: lease.token().clone(), epoch: lease.epoch().clone() };
-        match self.flights.join_or_lead(&request.key, version, request.coalesce_key) {
+        match self.state.flights.join_or_lead(&request.key, version, request.coalesce_key) {
             FlightTicket::Lead(leader) => Lookup::Lead(Box::new(LeaderRead::new(
                 request,
                 leader,
@@ -304,7 +279,7 @@ impl Cache {
             ))),
             FlightTicket::Join(flight) => Lookup::Join(flight, None),
             FlightTicket::Full => {
-                self.store.release(lease).await;
+                self.state.store.release(lease).await;
                 Lookup::Pass(Bypass::Flights)
             }
         }
@@ -319,11 +294,12 @@ impl Cache {
         (version, is_same_read): (SeenVersion, bool),
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
-        let flight = self.flights.join_confirmed(&request.key, &version, request.coalesce_key);
+        let flight =
+            self.state.flights.join_confirmed(&request.key, &version, request.coalesce_key);
         let sight = Sight::Leased {
             is_same_read,
             is_joinable: flight.is_some(),
-            is_hopeless: self.waited_leases.count(&version.token) > 0,
+            is_hopeless: self.notes.lasting.waited_leases.count(&version.token) > 0,
         };
         match (decide(facts, sight), flight) {
             (Decision::Join, Some(flight)) => Ok(Lookup::Join(flight, None)),
@@ -349,7 +325,7 @@ impl Cache {
                 return Ok(self.answer_overtaken(request, facts, found, seen));
             }
         }
-        self.waited_leases.add(version.token);
+        self.notes.lasting.waited_leases.add(version.token);
         Ok(Lookup::Pass(Bypass::Leased))
     }
 
@@ -357,7 +333,7 @@ impl Cache {
     /// before this began to listen.
     async fn wait_for_change(&self, key: &Key, until: Instant) {
         let changed = async {
-            match &self.near {
+            match &self.state.near {
                 Some(near) => near.changed(key).await,
                 None => future::pending().await,
             }
@@ -367,7 +343,7 @@ impl Cache {
 
     /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
     fn lead_next(&self, request: &LookupRequest, why: Bypass) -> Lookup {
-        match self.flights.join_or_lead_next(request.key.clone(), request.coalesce_key) {
+        match self.state.flights.join_or_lead_next(request.key.clone(), request.coalesce_key) {
             FlightTicket::Lead(leader) => Lookup::Lead(Box::new(LeaderRead::new(
                 request,
                 leader,
@@ -390,26 +366,13 @@ impl Cache {
         let (key, identity) = (&request.key, request.identity);
         match self.lead_next(request, why) {
             Lookup::Lead(lead) => {
-                match self.store.lease(key, identity, seen.stored.as_ref(), budget).await {
+                match self.state.store.lease(key, identity, seen.stored.as_ref(), budget).await {
                     Ok(Grant::Lease(lease)) => Lookup::Lead(Box::new(lead.with_lease(lease))),
                     _ => Lookup::Lead(lead),
                 }
             }
             lookup => lookup,
         }
-    }
-
-    /// Counts a foreign value. Returns whether its key is to be left to the program that stores such
-    /// values there, because it does so too often.
-    pub(super) fn yields_key(&self, key: &Key) -> bool {
-        self.metrics.foreign_values.inc();
-        if self.foreign_warnings.add(()) == 1 {
-            warn!(
-                "another program stores values under the keys of this cache; switch off the \
-                 application's own cache, but keep its DELs"
-            );
-        }
-        self.foreign_values.add(key.clone()) > MAX_FOREIGN_VALUES
     }
 }
 

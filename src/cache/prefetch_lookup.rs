@@ -8,12 +8,13 @@
 use tracing::debug;
 
 use super::{
-    Cache, Lookup, LookupRequest,
     decide::{Decision, decide},
     entry::Reject,
     fill::LeaderRead,
     flight::{Flight, SeenVersion},
-    lookup::bypass_reason,
+    lookup::{CacheReader, bypass_reason},
+    lookup_request::LookupRequest,
+    lookup_result::Lookup,
 };
 use crate::{
     semantics::policy::Bypass,
@@ -35,66 +36,66 @@ pub enum PrefetchLookup {
     Never,
 }
 
-impl Cache {
+impl PrefetchLookup {
     /// Decides whether to prefetch a job. Takes the same lease as a client's read, so that a response
     /// that a purge or a write has overtaken is not stored.
-    pub async fn lookup_for_prefetch(
-        &self,
-        request: &LookupRequest,
-        budget: &mut Budget,
-    ) -> PrefetchLookup {
-        self.find_for_prefetch(request, budget).await.unwrap_or_else(|error| {
+    pub async fn of(reader: &CacheReader, request: &LookupRequest, budget: &mut Budget) -> Self {
+        Self::find(reader, request, budget).await.unwrap_or_else(|error| {
             debug!(%error, "lookup failed");
-            PrefetchLookup::Wait(bypass_reason(&error))
+            Self::Wait(bypass_reason(&error))
         })
     }
 
-    async fn find_for_prefetch(
-        &self,
+    async fn find(
+        reader: &CacheReader,
         request: &LookupRequest,
         budget: &mut Budget,
-    ) -> Result<PrefetchLookup, StoreError> {
-        self.store.trust(&request.key)?;
-        let (found, seen) = self.read_entry(request, budget).await?;
+    ) -> Result<Self, StoreError> {
+        reader.state.store.trust(&request.key)?;
+        let (found, seen) = reader.read_entry(request, budget).await?;
         // Replacing the entry of another route or API would be no help to either.
         if let Some(Err(Reject::Identity)) = found {
-            return Ok(PrefetchLookup::Present);
+            return Ok(Self::Present);
         }
         let is_foreign = matches!(found, Some(Err(Reject::Foreign)));
         // Hit-for-miss keeps clients from queueing, and prefetches do not queue.
-        let facts = request.facts(false, is_foreign && self.yields_key(&request.key));
-        match decide(&facts, self.sight(request, found.as_ref(), &seen)) {
-            Decision::Lease => self.lease_for_prefetch(request, &seen, budget).await,
-            Decision::Unconfirmed(Bypass::Foreign) => Ok(PrefetchLookup::Never),
-            Decision::Unconfirmed(why) | Decision::UnconfirmedWithLease(why) => {
-                Ok(PrefetchLookup::Wait(why))
-            }
-            _ => Ok(PrefetchLookup::Present),
+        let facts = request.facts(
+            false,
+            is_foreign && reader.notes.yields_key(&request.key, &reader.state.metrics),
+        );
+        match decide(&facts, reader.sight(request, found.as_ref(), &seen)) {
+            Decision::Lease => Self::lease(reader, request, &seen, budget).await,
+            Decision::Unconfirmed(Bypass::Foreign) => Ok(Self::Never),
+            Decision::Unconfirmed(why) | Decision::UnconfirmedWithLease(why) => Ok(Self::Wait(why)),
+            _ => Ok(Self::Present),
         }
     }
 
-    async fn lease_for_prefetch(
-        &self,
+    async fn lease(
+        reader: &CacheReader,
         request: &LookupRequest,
         seen: &Seen,
         budget: &mut Budget,
-    ) -> Result<PrefetchLookup, StoreError> {
+    ) -> Result<Self, StoreError> {
         let (key, identity) = (&request.key, request.identity);
-        Ok(match self.store.lease(key, identity, seen.stored.as_ref(), budget).await? {
-            Grant::Lease(lease) => match self.lead(request, lease).await {
-                Lookup::Lead(lead) => PrefetchLookup::Lead(lead),
-                Lookup::Join(flight, _) => PrefetchLookup::Join(flight),
-                Lookup::Pass(why) => PrefetchLookup::Wait(why),
-                Lookup::Hit(_) => PrefetchLookup::Present,
+        Ok(match reader.state.store.lease(key, identity, seen.stored.as_ref(), budget).await? {
+            Grant::Lease(lease) => match reader.lead(request, lease).await {
+                Lookup::Lead(lead) => Self::Lead(lead),
+                Lookup::Join(flight, _) => Self::Join(flight),
+                Lookup::Pass(why) => Self::Wait(why),
+                Lookup::Hit(_) => Self::Present,
             },
-            Grant::Stored(_) => PrefetchLookup::Present,
+            Grant::Stored(_) => Self::Present,
             Grant::Leased(token, epoch) => {
                 let version = SeenVersion { token, epoch };
-                let joined =
-                    self.flights.join_confirmed(&request.key, &version, request.coalesce_key);
-                joined.map_or(PrefetchLookup::Wait(Bypass::Leased), PrefetchLookup::Join)
+                let joined = reader.state.flights.join_confirmed(
+                    &request.key,
+                    &version,
+                    request.coalesce_key,
+                );
+                joined.map_or(Self::Wait(Bypass::Leased), Self::Join)
             }
-            Grant::Fenced => PrefetchLookup::Wait(Bypass::Fenced),
+            Grant::Fenced => Self::Wait(Bypass::Fenced),
         })
     }
 }

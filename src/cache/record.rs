@@ -1,6 +1,6 @@
 //! Records how reads were answered, for `/explain`, `/status` and `/events`.
 
-use super::{Cache, LookupRequest};
+use super::{Cache, lookup_request::LookupRequest};
 use crate::{
     observe::events::{EventKind, HitSample},
     semantics::policy::Bypass,
@@ -17,7 +17,7 @@ impl Cache {
         why: &'static str,
         sample: Option<&HitSample>,
     ) {
-        let recent = &self.metrics.recent;
+        let recent = &self.state.metrics.recent;
         let count = match (what, sample) {
             (EventKind::Hit, None) => return,
             (EventKind::Hit, Some(sample)) => {
@@ -30,12 +30,12 @@ impl Cache {
             }
             _ => 1,
         };
-        self.metrics.events.record_request(request.key.main(), what, why, count);
+        self.state.metrics.events.record_request(request.key.main(), what, why, count);
     }
 
     /// Records a read of a job that bypassed the cache without a lookup.
     pub fn record_pass(&self, id: &str, why: Bypass) {
-        let key = Key::new(&self.settings.prefix, id);
-        self.metrics.events.record_request(key.main(), EventKind::Pass, why.as_str(), 1);
+        let key = Key::new(&self.config.settings.prefix, id);
+        self.state.metrics.events.record_request(key.main(), EventKind::Pass, why.as_str(), 1);
     }
 }

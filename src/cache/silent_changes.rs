@@ -17,8 +17,8 @@
 //! through this process. In all modes, a change through another sidecar while there is no entry is not
 //! noticed, so a comparison is made only shortly after the TTL has ended.
 
-mod news;
-mod notes;
+pub(super) mod news;
+pub(super) mod sighting;
 #[cfg(test)]
 mod tests;
 
@@ -32,13 +32,11 @@ use std::{
 use tracing::warn;
 use xxhash_rust::xxh3::xxh3_128;
 
-pub(super) use self::news::NewsWatcher;
-use self::notes::generation;
-use super::entry::Entry;
+use self::sighting::{Sighting, StoredAs};
 use crate::{
     observe::{metrics::Metrics, throttle::HourlyPerName},
     semantics::audience::Caller,
-    store::{Key, Lease},
+    store::Key,
 };
 
 /// Most jobs that are remembered. Further jobs are not compared until others are
@@ -115,43 +113,6 @@ pub struct SilentRoute {
     pub changes: u64,
     /// Whether the last hour had three silent changes, and no purge or `DEL`.
     pub is_without_purges: bool,
-}
-
-/// An entry that was stored or read.
-#[derive(Clone, Copy)]
-pub(super) struct Sighting<'a> {
-    pub(super) key: &'a Key,
-    pub(super) caller: Caller,
-    /// Template of the route.
-    pub(super) route: &'a str,
-    pub(super) entry: &'a Entry,
-    pub(super) generation: Option<u64>,
-    pub(super) expires_at_ms: i64,
-    /// Now by the store's clock.
-    pub(super) now_ms: i64,
-}
-
-/// How an upstream response was stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StoredAs {
-    /// Under a lease that was granted at this time by the store's clock.
-    Fill { granted_at_ms: i64, generation: Option<u64> },
-    /// In place of an entry that had not expired.
-    Replacement,
-    /// Not stored: the caller joined the audience of an existing entry.
-    Admission { expires_at_ms: i64, generation: Option<u64> },
-}
-
-impl StoredAs {
-    pub(super) fn fill(lease: &Lease) -> Self {
-        let generation = generation(lease.token().as_str());
-        Self::Fill { granted_at_ms: lease.granted_at_ms(), generation }
-    }
-
-    pub(super) fn admission(to: &Entry) -> Self {
-        let generation = generation(to.generation());
-        Self::Admission { expires_at_ms: to.expires_at_ms(), generation }
-    }
 }
 
 impl fmt::Debug for SilentChanges {

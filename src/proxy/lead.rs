@@ -87,7 +87,7 @@ impl LeadTask {
             Err(error) => return self.fail(upstream_failure(&error)).await,
         };
         let (head, body) = response.into_parts();
-        match self.proxy.cache.freshness(&head) {
+        match self.proxy.cache.filler.freshness(&head) {
             // RFC 9112 6.3: "Since there is no way to distinguish a successfully completed,
             // close-delimited response message from a partially received message interrupted by
             // network failure".
@@ -110,10 +110,16 @@ impl LeadTask {
         body: ResponseBody,
         freshness: Freshness,
     ) -> FillOutcome {
-        match capture(body, self.proxy.cache.max_body(), self.proxy.cache.capture_quota()).await {
+        match capture(
+            body,
+            self.proxy.cache.filler.max_body(),
+            self.proxy.cache.filler.capture_quota(),
+        )
+        .await
+        {
             Captured::Whole(body) => {
                 let Self { proxy, lead, why, client_head: asked, budget, answer } = self;
-                let landed = proxy.cache.publish(lead, &head, body, freshness);
+                let landed = proxy.cache.filler.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&landed.entry);
                 store_then(&proxy, landed, budget, |stored| {
                     let response = if proxy.mode == CacheMode::Shadow {
@@ -141,12 +147,12 @@ impl LeadTask {
         freshness: Freshness,
     ) -> FillOutcome {
         let Self { proxy, lead, why, answer, .. } = self;
-        let (tee, client_end) = Tee::new(proxy.cache.capture_quota());
+        let (tee, client_end) = Tee::new(proxy.cache.filler.capture_quota());
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
         let verdict = Verdict::Miss { stored: FillStatus::Unknown, collapsed: false, why };
         let _ = answer.send(Answer { response, verdict });
         let captured = {
-            let mut capture = pin!(capture_tee(body, proxy.cache.max_body(), &tee));
+            let mut capture = pin!(capture_tee(body, proxy.cache.filler.max_body(), &tee));
             if let Ok(captured) = timeout(STREAM_WAIT, &mut capture).await {
                 captured
             } else {
@@ -156,20 +162,20 @@ impl LeadTask {
         };
         match captured {
             TeeCapture::Whole(body) if !body.is_empty() => {
-                let landed = proxy.cache.publish(lead, &head, body, freshness);
+                let landed = proxy.cache.filler.publish(lead, &head, body, freshness);
                 store_then(&proxy, landed, proxy.cache.budget(), |_| tee.finish()).await
             }
             TeeCapture::Whole(_) => {
                 tee.finish();
-                proxy.cache.abandon(lead, AbandonReason::Unstorable(NoStore::Empty)).await;
+                proxy.cache.filler.abandon(lead, AbandonReason::Unstorable(NoStore::Empty)).await;
                 FillOutcome::Unstorable(NoStore::Empty, head.status)
             }
             TeeCapture::Unstorable(why) => {
-                proxy.cache.abandon(lead, AbandonReason::Unstorable(why)).await;
+                proxy.cache.filler.abandon(lead, AbandonReason::Unstorable(why)).await;
                 FillOutcome::Unstorable(why, head.status)
             }
             TeeCapture::Broken => {
-                proxy.cache.abandon(lead, AbandonReason::Unanswered).await;
+                proxy.cache.filler.abandon(lead, AbandonReason::Unanswered).await;
                 FillOutcome::Failed
             }
         }
@@ -181,13 +187,13 @@ impl LeadTask {
         let verdict =
             Verdict::Miss { stored: FillStatus::NotStored(why), collapsed: false, why: self.why };
         let _ = self.answer.send(Answer { response, verdict });
-        self.proxy.cache.abandon(self.lead, AbandonReason::Unstorable(why)).await;
+        self.proxy.cache.filler.abandon(self.lead, AbandonReason::Unstorable(why)).await;
         FillOutcome::Unstorable(why, status)
     }
 
     async fn fail(self, answer: Answer) -> FillOutcome {
         let _ = self.answer.send(answer);
-        self.proxy.cache.abandon(self.lead, AbandonReason::Unanswered).await;
+        self.proxy.cache.filler.abandon(self.lead, AbandonReason::Unanswered).await;
         FillOutcome::Failed
     }
 }
@@ -208,7 +214,7 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
 
 /// Stores a landed response and records the result in its span.
 async fn fill_in_span(proxy: &Proxy, landed: PublishedRead, span: Span) -> Option<Fill> {
-    let filled = proxy.cache.fill(landed).await;
+    let filled = proxy.cache.filler.fill(landed).await;
     spans::record_result(
         &span,
         match filled {

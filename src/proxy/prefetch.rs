@@ -143,7 +143,7 @@ impl Proxy {
         let lookup =
             self.cache.lookup_request((&id, route), &head.method, &head.uri, &head.headers);
         let mut budget = self.cache.budget();
-        match self.cache.lookup_for_prefetch(&lookup, &mut budget).await {
+        match PrefetchLookup::of(&self.cache.reader, &lookup, &mut budget).await {
             PrefetchLookup::Present => PrefetchOutcome::Present,
             PrefetchLookup::Lead(lead) => self.lead_prefetch(*lead, head, budget).await,
             PrefetchLookup::Join(flight) => match flight.wait().await {
@@ -175,7 +175,7 @@ impl Proxy {
     ) -> PrefetchOutcome {
         if self.stale_config.is_stale() {
             // As for a client: the read would use rules that no longer hold.
-            self.cache.abandon(lead, AbandonReason::Superseded).await;
+            self.cache.filler.abandon(lead, AbandonReason::Superseded).await;
             return PrefetchOutcome::Revoked;
         }
         let request = self.fill_request(&head, PREFETCH_PEER);

@@ -55,7 +55,7 @@ impl Proxy {
             let answer = Box::pin(self.shadow(&lookup, head, requester, budget)).await;
             return self.record_answer(&lookup, answer, sample);
         }
-        let near = self.cache.lookup_near(&lookup, &mut budget);
+        let near = self.cache.reader.lookup_near(&lookup, &mut budget);
         if let Some(found) = near.instrument(spans::lookup("near")).await {
             self.cache.record_answer(&lookup, EventKind::Hit, "", sample);
             return self.near_hit(found, lookup, request, requester.0, repeat_hit);
@@ -124,7 +124,7 @@ impl Proxy {
         mut budget: Budget,
     ) -> Answer {
         let span = spans::lookup("store");
-        let found = self.cache.lookup(lookup, &mut budget).instrument(span.clone()).await;
+        let found = self.cache.reader.lookup(lookup, &mut budget).instrument(span.clone()).await;
         spans::record_result(&span, found.as_str());
         drop(span);
         match found {
@@ -168,7 +168,7 @@ impl Proxy {
             // The read would be shared under rules that no longer hold. If the rules change after
             // this check, the lease of the read is older than the purge that comes with the new
             // rules, so nothing is stored.
-            self.cache.abandon(lead, AbandonReason::Superseded).await;
+            self.cache.filler.abandon(lead, AbandonReason::Superseded).await;
             return self.pass_read(head, client, informational, why.unwrap_or(Bypass::Alone)).await;
         }
         let mut request = self.fill_request(&head, client);

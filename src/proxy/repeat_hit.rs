@@ -134,7 +134,7 @@ impl RepeatFastPath for Proxy {
             }
         }
         let near_lookup = repeat.near_lookup.get_or_insert_default();
-        let near = ready!(self.cache.poll_lookup_near(&repeat.lookup, near_lookup, cx));
+        let near = ready!(self.cache.reader.poll_lookup_near(&repeat.lookup, near_lookup, cx));
         let hit = near
             .ok()
             .and_then(|(entry, now_ms)| entry.write_hit(head, now_ms, repeat.coding).cloned());

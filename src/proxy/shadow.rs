@@ -47,11 +47,12 @@ impl Proxy {
         (client, informational): (Peer, Informational),
         mut budget: Budget,
     ) -> Answer {
-        let near = self.cache.lookup_near(lookup, &mut budget).instrument(spans::lookup("near"));
+        let near =
+            self.cache.reader.lookup_near(lookup, &mut budget).instrument(spans::lookup("near"));
         let found = if let Some((entry, _)) = near.await {
             Lookup::Hit(entry)
         } else {
-            self.cache.lookup(lookup, &mut budget).instrument(spans::lookup("store")).await
+            self.cache.reader.lookup(lookup, &mut budget).instrument(spans::lookup("store")).await
         };
         match found {
             Lookup::Hit(_) if head.method != Method::GET => {
@@ -82,7 +83,7 @@ impl Proxy {
         match sent.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested)) {
             Ok(response) => {
                 let (head, body) = response.into_parts();
-                let matters = comparison.compare_head(&head, &self.cache);
+                let matters = comparison.compare_head(&head, &self.cache.comparer);
                 let body = if matters && !body.is_end_stream() {
                     let proxy = Arc::clone(self);
                     Body::Compared(Box::new(ComparedBody {
@@ -115,7 +116,7 @@ impl Proxy {
         };
         let proxy = Arc::clone(self);
         self.spawn_until_drain(async move {
-            let outcome = proxy.cache.conclude_comparison(&comparison).await;
+            let outcome = proxy.cache.comparer.conclude(&comparison).await;
             proxy.metrics.comparisons.count_shadow(outcome);
             drop(permit);
         });

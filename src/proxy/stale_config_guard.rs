@@ -58,7 +58,9 @@ impl Drop for StaleConfigGuard {
     fn drop(&mut self) {
         if !self.answered && self.proxy.stale_config.is_stale() {
             let cache = Arc::clone(&self.proxy.cache);
-            self.proxy.tasks.spawn(async move { cache.end_all(WriteOutcome::Unknown).await });
+            self.proxy
+                .tasks
+                .spawn(async move { cache.invalidator.end_all(WriteOutcome::Unknown).await });
         }
     }
 }

@@ -86,7 +86,7 @@ impl Proxy {
         self.spawn_until_drain(async move {
             let outcome =
                 match timeout(COMPARE_TIMEOUT, proxy.compare_hit(comparison, request)).await {
-                    Ok(Some(comparison)) => proxy.cache.conclude_comparison(&comparison).await,
+                    Ok(Some(comparison)) => proxy.cache.comparer.conclude(&comparison).await,
                     Ok(None) | Err(_) => ComparisonResult::Failed,
                 };
             proxy.metrics.comparisons.count_verify(outcome);
@@ -104,7 +104,7 @@ impl Proxy {
         let sent = self.send(request, RetryPolicy::OnceIfSafe).await;
         let response = prepare_response(sent.ok()?, ProtocolSwitch::NotRequested).ok()?;
         let (head, mut body) = response.into_parts();
-        let mut matters = comparison.compare_head(&head, &self.cache);
+        let mut matters = comparison.compare_head(&head, &self.cache.comparer);
         while matters && let Some(frame) = body.frame().await {
             matters = frame.ok()?.data_ref().is_none_or(|data| comparison.compare_body_part(data));
         }

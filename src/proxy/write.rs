@@ -83,7 +83,7 @@ impl Proxy {
             if response.status().is_success() && !is_claimed {
                 self.unclaimed.count(&self.routes, &method, &target);
             }
-            self.cache.widen(&mut change.write, &jobs);
+            self.cache.invalidator.widen(&mut change.write, &jobs);
             change.note_status(response.status());
             response
         });
@@ -132,7 +132,7 @@ impl Proxy {
         request: Request<RequestBody>,
     ) -> (Write, Result<InspectedResponse, UpstreamError>) {
         let mut budget = self.cache.budget();
-        let begin = self.cache.begin_named(&scope.jobs, &scope.elsewhere, &mut budget);
+        let begin = self.cache.invalidator.begin_named(&scope.jobs, &scope.elsewhere, &mut budget);
         let write = begin.instrument(spans::fence()).await;
         let exchange = async {
             let response = self.send(request, RetryPolicy::Never).await?;
@@ -140,7 +140,7 @@ impl Proxy {
         };
         let result = tokio::select! {
             result = exchange => result,
-            never = self.cache.keep_fenced(&write) => match never {},
+            never = self.cache.invalidator.keep_fenced(&write) => match never {},
         };
         (write, result)
     }

@@ -224,13 +224,13 @@ impl WriteInvalidation {
 
     /// Invalidates before the write is answered.
     async fn run(&self, cache: &Arc<Cache>, fence: FenceEnd) -> Ended {
-        let ended = cache.end(&self.write, fence, self.stage()).await;
+        let ended = cache.invalidator.end(&self.write, fence, self.stage()).await;
         self.run_all(cache, fence, ended).await
     }
 
     /// Invalidates again, when a body has ended.
     async fn run_again(&self, cache: &Arc<Cache>, fence: FenceEnd) -> Ended {
-        let ended = cache.end_after_body(&self.write, fence, self.stage()).await;
+        let ended = cache.invalidator.end_after_body(&self.write, fence, self.stage()).await;
         self.run_all(cache, fence, ended).await
     }
 
@@ -242,7 +242,7 @@ impl WriteInvalidation {
             FenceEnd::Now(outcome) => outcome,
             FenceEnd::WithBodies(_) => WriteOutcome::Known,
         };
-        match cache.end_all(outcome).await {
+        match cache.invalidator.end_all(outcome).await {
             Ended::Confirmed { .. } => ended,
             Ended::Pending => Ended::Pending,
         }

@@ -1,4 +1,4 @@
-//! The steps of a GET: `Cache::lookup_near` and `Cache::lookup`, the flights, and the fill.
+//! The steps of a GET: `CacheReader::lookup_near` and `CacheReader::lookup`, the flights, and the fill.
 
 use jobcache::mutants::Mutant;
 
@@ -23,7 +23,7 @@ impl Run<'_> {
         self.state.sidecar_of(reader).session
     }
 
-    /// A GET comes: `Cache::lookup_near` and the first line of `Cache::lookup` (`Store::trust`). If
+    /// A GET comes: `CacheReader::lookup_near` and the first line of `CacheReader::lookup` (`Store::trust`). If
     /// there is a near entry, a `PING` is sent and executed in the same step, because a later one
     /// only covers more news.
     pub(super) fn get(&mut self, reader: usize, at: u8, no_cache: bool) {
@@ -44,7 +44,7 @@ impl Run<'_> {
         self.miss_near(reader);
     }
 
-    /// The `PONG` comes: `Cache::poll_lookup_near` after the barrier.
+    /// The `PONG` comes: `CacheReader::poll_lookup_near` after the barrier.
     pub(super) fn pong(&mut self, reader: usize) {
         if let Some(version) = self.state.sidecar_of(reader).near {
             self.judge(reader, version);
@@ -53,7 +53,7 @@ impl Run<'_> {
         self.miss_near(reader);
     }
 
-    /// `Cache::lookup` up to `NearEntries::note`.
+    /// `CacheReader::lookup` up to `NearEntries::note`.
     fn miss_near(&mut self, reader: usize) {
         if self.has(Mutant::JoinBeforeLookup)
             && let Some(leader) = self.flight(self.state.readers[reader].at, |_| true)
@@ -66,7 +66,7 @@ impl Run<'_> {
         one.is_noted = is_noted;
     }
 
-    /// `Store::read`, and `Cache::find_in_store` up to the lease.
+    /// `Store::read`, and `CacheReader::find_in_store` up to the lease.
     pub(super) fn look(&mut self, reader: usize, fate: Fate) {
         let Some(epoch) = self.session(reader).filter(|_| fate == Fate::Answered) else {
             return self.answer_unconfirmed(reader, Target::Nowhere);
@@ -82,7 +82,7 @@ impl Run<'_> {
         }
     }
 
-    /// `Cache::answer_with_entry`.
+    /// `CacheReader::answer`.
     fn answer_with_entry(&mut self, reader: usize, meta: Meta, epoch: Epoch) {
         let one = &mut self.state.readers[reader];
         if one.no_cache {
@@ -110,7 +110,7 @@ impl Run<'_> {
         self.leave(reader);
     }
 
-    /// `Store::lease` with `lease.lua`, and what `Cache::find_in_store` does with the answer.
+    /// `Store::lease` with `lease.lua`, and what `CacheReader::find_in_store` does with the answer.
     pub(super) fn lease(&mut self, reader: usize, fate: Fate) {
         let Some(epoch) = self.session(reader) else {
             return self.answer_unconfirmed(reader, Target::Nowhere);
@@ -164,7 +164,7 @@ impl Run<'_> {
         self.state.readers[reader].behind = Behind::Nothing;
     }
 
-    /// `Cache::follow`: joins the flight of the token, or waits for another sidecar.
+    /// `CacheReader::follow`: joins the flight of the token, or waits for another sidecar.
     fn follow(&mut self, reader: usize, token: Token, epoch: Epoch) {
         if let Some(leader) = self.flight_of(self.state.readers[reader].at, token, epoch) {
             return self.join(reader, leader);
@@ -175,7 +175,7 @@ impl Run<'_> {
         one.is_noted = is_noted;
     }
 
-    /// `Cache::follow` reads the store again. One read at any time stands for all of them: a read
+    /// `CacheReader::follow` reads the store again. One read at any time stands for all of them: a read
     /// that finds nothing changes nothing. Then it passes, which always gives a fresh answer.
     pub(super) fn follow_up(&mut self, reader: usize) {
         let found = self
@@ -218,7 +218,7 @@ impl Run<'_> {
         one.leader = Self::number(leader);
     }
 
-    /// `Cache::answer_unconfirmed` with `Flights::join_or_lead_next`.
+    /// `CacheReader::lead_next` with `Flights::join_or_lead_next`.
     fn answer_unconfirmed(&mut self, reader: usize, target: Target) {
         let at = usize::from(self.state.readers[reader].at);
         let sidecar = &mut self.state.sidecars[at];

@@ -75,7 +75,7 @@ impl Run<'_> {
         }
     }
 
-    /// `Cache::detach`: no reader joins the flights of this sidecar any more, and the near entry is
+    /// `SharedState::detach`: no reader joins the flights of this sidecar any more, and the near entry is
     /// gone.
     pub(super) fn detach(&mut self, at: u8) {
         for reader in &mut self.state.readers {

@@ -30,7 +30,7 @@ pub(super) enum ReaderPhase {
     Keep,
     /// Asks for a lease (`Store::lease`).
     Lease,
-    /// Waits for another sidecar's fill (`Cache::follow`).
+    /// Waits for another sidecar's fill (`CacheReader::follow`).
     Follow,
     /// Leads the next read without a lease, and waits for its turn (`Leader::turn`).
     Queued,

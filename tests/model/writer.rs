@@ -1,5 +1,5 @@
 //! The steps of a write, a purge and a third party, and of the invalidations that are repeated:
-//! `Proxy::conclude`, `Cache::invalidate`, `Redis::begin`, `Redis::end` and the retry queue.
+//! `Proxy::conclude`, `Invalidator::invalidate`, `Redis::begin`, `Redis::end` and the retry queue.
 
 use jobcache::mutants::Mutant;
 
@@ -44,7 +44,7 @@ impl Run<'_> {
         u8::try_from(number).expect("few writes")
     }
 
-    /// A write comes: the first half of `Cache::begin`.
+    /// A write comes: the first half of `Invalidator::begin`.
     pub(super) fn put(&mut self, number: usize, at: u8) {
         self.state.writes[number].at = at;
         self.state.writes[number].phase = WritePhase::Arrived;
@@ -143,7 +143,7 @@ impl Run<'_> {
         self.end_at_server(Self::write(number), linger);
     }
 
-    /// The rest of `Redis::end` and `Cache::invalidate` after an end. Then the head, or the end of
+    /// The rest of `Redis::end` and `Invalidator::invalidate` after an end. Then the head, or the end of
     /// the response, goes to the client.
     pub(super) fn reply(&mut self, number: usize) {
         let Write { phase, at, answered, begun, is_confirmed, .. } = self.state.writes[number];
@@ -260,7 +260,7 @@ impl Run<'_> {
         self.end_at_server(PURGE, Linger::None);
     }
 
-    /// The rest of `Cache::purge_keys`. The answer is 200 or 503.
+    /// The rest of `Invalidator::purge_keys`. The answer is 200 or 503.
     pub(super) fn reply_purge(&mut self, is_confirmed: bool) {
         let Purge { at, version, .. } = self.state.purge;
         if !is_confirmed {

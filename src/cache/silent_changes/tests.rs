@@ -3,6 +3,7 @@ use hyper::http::{Request, Response};
 
 use super::*;
 use crate::{
+    cache::entry::Entry,
     config,
     semantics::{
         audience::Fingerprinter,
