@@ -4,7 +4,7 @@ use super::credential_key::CredentialKey;
 
 /// Keyed BLAKE3 hash, cut to 128 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fingerprint([u8; 16]);
+pub struct Fingerprint(pub(super) [u8; 16]);
 
 impl Fingerprint {
     /// Credential fingerprint for uses in which the credential does not matter.
