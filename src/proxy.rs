@@ -12,10 +12,11 @@
 //! 4. `write` fences the jobs that a write may change, forwards the write, and invalidates those
 //!    jobs before it answers. `body_rules` finds the jobs that only a body names. `write_end`
 //!    invalidates them again when the bodies have ended.
-//! 5. Everything else passes: both bodies stream through.
+//! 5. Everything else passes: `pass` streams both bodies through.
 //! 6. `answer` derives `Cache-Status`, the metrics and the access log from one verdict.
 //!
-//! The other parts support these steps. `exchange` turns a client's message into ours and back,
+//! The other parts support these steps. `exchange` has what every step needs, and turns a client's
+//! message into ours and back,
 //! `body` streams and captures response bodies, and `upgrade` joins two connections. `repeat_hit`
 //! answers a repeated request below hyper, `prefetch` reads a job before a client asks for it, and
 //! `verify` checks hits against the upstream. `stale_config_guard` covers writes that are still
@@ -27,13 +28,16 @@
 mod answer;
 pub mod body;
 mod body_rules;
+pub mod compared_body;
 mod exchange;
 pub(crate) mod framing;
 mod lead;
+mod pass;
 mod prefetch;
 mod read;
 pub mod repeat_hit;
-pub mod shadow;
+mod shadow;
+mod stale_config;
 mod stale_config_guard;
 mod unclaimed;
 mod upgrade;
@@ -43,33 +47,30 @@ mod write_end;
 
 pub use prefetch::{JobListError, PrefetchOutcome};
 
-use std::{fmt, future::Future, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 use hyper::{
-    Request, Response, StatusCode,
+    Request, StatusCode,
     body::{Body as _, Incoming},
     http::Method,
 };
 use tokio::time::{Instant, timeout_at};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, warn};
 
 use self::{
-    answer::{AccessLine, Answer, Verdict, refuse_and_close, refuse_retryable, upstream_failure},
+    answer::{AccessLine, Answer, refuse_and_close, refuse_retryable},
     body::Body,
-    body_rules::BodyInspector,
-    exchange::{
-        ProtocolSwitch, close_after_unread_upload, close_with_bound_connection, prepare_response,
-    },
-    repeat_hit::RepeatHit,
-    stale_config_guard::{StaleConfig, StaleConfigGuard},
-    unclaimed::UnclaimedWrites,
-    upgrade::Upgrade,
-    write_end::{WriteInvalidation, track_upload},
+    exchange::ProxyContext,
+    read::Reads,
+    repeat_hit::{RepeatHit, RepeatHits},
+    stale_config::StaleConfig,
+    verify::Comparisons,
+    write::Writes,
 };
 use crate::{
-    cache::{Cache, WriteOutcome},
-    config::{self, CacheMode, Config, SampleRate},
+    cache::Cache,
+    config::{self, CacheMode, Config},
     informational::Informational,
     limits::Quota,
     observe::{
@@ -80,11 +81,11 @@ use crate::{
     semantics::{
         headers,
         policy::Bypass,
-        route::{Route, Routes, WriteTarget, is_unsafe, overrides_method},
+        route::{Route, Routes},
     },
     service::Answered,
-    transport::Peer,
-    upstream::{ResponseBody, RetryPolicy, UploadEnd, Upstream, UpstreamError},
+    transport::{ConnectionId, Peer},
+    upstream::Upstream,
 };
 
 /// Answers the requests of clients under one configuration.
@@ -92,41 +93,15 @@ use crate::{
 /// A request keeps its `Proxy` until it ends, so a reload never changes the rules in the middle of
 /// a request. A [`revised`](Proxy::revised) proxy shares everything with the old one except what
 /// its configuration sets.
-#[derive(Clone)]
+#[derive(Debug)]
 pub struct Proxy {
-    routes: Arc<Routes>,
-    /// Set when a reload puts other routes or rules into force.
-    stale_config: StaleConfig,
-    cache: Arc<Cache>,
-    upstream: Arc<Upstream>,
-    /// Writes and flights, which outlive the client that began them, and upgraded connections.
-    tasks: TaskTracker,
-    inspector: Arc<BodyInspector>,
-    unclaimed: Arc<UnclaimedWrites>,
-    mode: CacheMode,
-    /// The share of hits that is compared with the upstream.
-    verify: SampleRate,
-    /// Limits the comparisons that run in the background, those of shadow mode included.
-    comparisons: Arc<Quota>,
-    /// Cancelled when the drain begins: a drain does not wait for comparisons.
-    draining: CancellationToken,
+    context: Arc<ProxyContext>,
+    reads: Reads,
+    writes: Arc<Writes>,
     access_log: bool,
-    /// Whether spans are exported.
-    traced: bool,
     /// Limits the requests that are being answered.
     requests: Arc<Quota>,
     limits: config::ServerConfig,
-    metrics: Arc<Metrics>,
-}
-
-impl fmt::Debug for Proxy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Proxy")
-            .field("mode", &self.mode)
-            .field("cache", &self.cache)
-            .field("upstream", &self.upstream)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Proxy {
@@ -140,31 +115,21 @@ impl Proxy {
         config: &Config,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let tasks = TaskTracker::new();
-        let inspector = Arc::new(BodyInspector::new(inspected, Arc::clone(&metrics)));
-        let unclaimed = Arc::new(UnclaimedWrites::new(Arc::clone(&metrics)));
-        let limits = config.server.clone();
         let in_use = metrics.limits.requests.clone();
         let refused = metrics.limits.counter(Limit::Requests).clone();
-        let requests = Quota::new(limits.max_requests, in_use, refused);
-        Self {
+        let requests = Quota::new(config.server.max_requests, in_use, refused);
+        let context = Arc::new(ProxyContext {
             routes,
             stale_config: StaleConfig::default(),
             cache,
             upstream: Arc::new(upstream),
-            tasks,
-            inspector,
-            unclaimed,
+            tasks: TaskTracker::new(),
             mode: config.mode,
-            verify: config.verify,
-            comparisons: verify::comparison_quota(&metrics),
-            draining: CancellationToken::new(),
-            access_log: config.access_log,
-            traced: config.traces.is_some(),
-            requests,
-            limits,
             metrics,
-        }
+        });
+        let comparisons = Comparisons::new(Arc::clone(&context), config.verify);
+        let writes = Writes::new(context, inspected);
+        Self::of_parts(comparisons, writes, requests, config)
     }
 
     /// Returns this proxy under another configuration of the same upstream. New routes or rules
@@ -172,25 +137,66 @@ impl Proxy {
     /// that changes every job.
     #[must_use]
     pub fn revised(&self, routes: Arc<Routes>, cache: Arc<Cache>, config: &Config) -> Self {
-        let superseded = if Arc::ptr_eq(&routes, &self.routes) {
-            self.stale_config.clone()
+        let old = &*self.context;
+        let stale_config = if Arc::ptr_eq(&routes, &old.routes) {
+            old.stale_config.clone()
         } else {
-            self.stale_config.mark();
+            old.stale_config.mark();
             StaleConfig::default()
         };
-        let Config { mode, verify, access_log, .. } = *config;
-        let limits = config.server.clone();
-        let stale_config = superseded;
-        Self { routes, stale_config, cache, mode, verify, access_log, limits, ..self.clone() }
+        let mode = config.mode;
+        let context = ProxyContext { routes, stale_config, cache, mode, ..old.clone() };
+        let context = Arc::new(context);
+        let comparisons = Comparisons {
+            context: Arc::clone(&context),
+            verify: config.verify,
+            ..Comparisons::clone(&self.reads.comparisons)
+        };
+        let writes = Writes { context, ..Writes::clone(&self.writes) };
+        Self::of_parts(comparisons, writes, Arc::clone(&self.requests), config)
+    }
+
+    fn of_parts(
+        comparisons: Comparisons,
+        writes: Writes,
+        requests: Arc<Quota>,
+        config: &Config,
+    ) -> Self {
+        let context = Arc::clone(&writes.context);
+        let comparisons = Arc::new(comparisons);
+        let repeat_hits = Arc::new(RepeatHits::new(Arc::clone(&comparisons), config));
+        Self {
+            reads: Reads { context: Arc::clone(&context), comparisons, repeat_hits },
+            context,
+            writes: Arc::new(writes),
+            access_log: config.access_log,
+            requests,
+            limits: config.server.clone(),
+        }
+    }
+
+    /// Answers requests that repeat the header fields of a hit.
+    pub(crate) fn repeat_hits(&self) -> &RepeatHits {
+        &self.reads.repeat_hits
+    }
+
+    /// Registers an open client connection. Its requests follow one another.
+    pub(crate) fn open_connection(&self) -> ConnectionId {
+        self.context.upstream.open_client()
+    }
+
+    /// Closes what belongs to a client connection that is now closed.
+    pub(crate) fn close_connection(&self, connection: ConnectionId) {
+        self.context.upstream.close_client(connection);
     }
 
     /// Waits until `deadline` for writes and flights that have outlived their clients, and for
     /// upgraded connections.
     pub async fn finish(&self, deadline: Instant) {
-        self.tasks.close();
-        self.draining.cancel();
-        if timeout_at(deadline, self.tasks.wait()).await.is_err() {
-            let tasks = self.tasks.len();
+        self.context.tasks.close();
+        self.reads.comparisons.draining.cancel();
+        if timeout_at(deadline, self.context.tasks.wait()).await.is_err() {
+            let tasks = self.context.tasks.len();
             warn!(
                 tasks,
                 "drain deadline passed; unfinished writes, reads and upgrades are cut off"
@@ -206,7 +212,7 @@ impl Proxy {
         informational: Informational,
     ) -> impl Future<Output = Answered<Body, RepeatHit>> + Send + 'static {
         let span = spans::request(&request, client.scheme(), || {
-            self.routes.route_of(request.uri().path())
+            self.context.routes.route_of(request.uri().path())
         });
         self.serve_within(request, client, informational).instrument(span)
     }
@@ -227,10 +233,10 @@ impl Proxy {
         }
         let access_line = self.access_log.then(|| AccessLine::of(&request));
         let mut repeat_hit = None;
-        let sample = self.metrics.events.sample();
+        let sample = self.context.metrics.events.sample();
         let answer = match (framing::check(&request, &self.limits), self.requests.take(1)) {
             (Err(refusal), _) => {
-                refusal.limit().inspect(|&limit| self.metrics.limits.count_hit(limit));
+                refusal.limit().inspect(|&limit| self.context.metrics.limits.count_hit(limit));
                 refuse_and_close(refusal.status(), refusal.as_str(), request.version())
             }
             (Ok(()), None) => refuse_retryable("overloaded"),
@@ -238,7 +244,7 @@ impl Proxy {
                 self.answer(request, client, informational, sample.as_ref(), &mut repeat_hit).await
             }
         };
-        Answered { response: answer.report(&self.metrics, access_line), repeat: repeat_hit }
+        Answered { response: answer.report(&self.context.metrics, access_line), repeat: repeat_hit }
     }
 
     /// Answers a request according to its route. Everything except a hit in this process is boxed:
@@ -248,28 +254,29 @@ impl Proxy {
     /// `repeat_hit` is set when the next request with the same header fields can reuse what was
     /// derived from these.
     async fn answer(
-        self: &Arc<Self>,
+        &self,
         request: Request<Incoming>,
         client: Peer,
         informational: Informational,
         sample: Option<&HitSample>,
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
-        match self.routes.classify(&request) {
+        match self.context.routes.classify(&request) {
             Route::Read(id, route) => {
                 let Some(why) = self.read_bypass(&request, client) else {
                     let requester = (client, informational);
                     return self
-                        .answer_read((&id, route), request, requester, sample, repeat_hit)
+                        .reads
+                        .answer((&id, route), request, requester, sample, repeat_hit)
                         .await;
                 };
                 if why != Bypass::Off {
-                    self.cache.record_pass(id.as_str(), why);
+                    self.context.cache.record_pass(id.as_str(), why);
                 }
                 Box::pin(self.pass(request, client, informational, why)).await
             }
             Route::Write(scope) => {
-                Box::pin(self.write(scope, request, client, informational)).await
+                Box::pin(self.writes.forward(scope, request, client, informational)).await
             }
             Route::Pass(_) if request.method() == Method::CONNECT => {
                 refuse_and_close(StatusCode::METHOD_NOT_ALLOWED, "connect", request.version())
@@ -277,10 +284,10 @@ impl Proxy {
             Route::Pass(why) => {
                 // Events are recorded per job, so other paths have none. A method such as OPTIONS
                 // says nothing about the job.
-                if let Some(id) = self.routes.job_at(request.uri().path())
+                if let Some(id) = self.context.routes.job_at(request.uri().path())
                     && why != Bypass::Method
                 {
-                    self.cache.record_pass(id, why);
+                    self.context.cache.record_pass(id, why);
                 }
                 Box::pin(self.pass(request, client, informational, why)).await
             }
@@ -293,110 +300,13 @@ impl Proxy {
         if !request.body().is_end_stream() {
             return Some(Bypass::RequestBody);
         }
-        if self.cache.must_bypass(request.headers()) {
+        if self.context.cache.must_bypass(request.headers()) {
             return Some(Bypass::Credentials);
         }
         // The upstream knows the user by the connection, so the fields do not say who is asking.
-        if self.upstream.is_bound(client.connection) {
+        if self.context.upstream.is_bound(client.connection) {
             return Some(Bypass::BoundConnection);
         }
-        (self.mode == CacheMode::Off).then_some(Bypass::Off)
-    }
-
-    /// Forwards a request that the cache takes no part in, and streams both bodies. The answer may
-    /// still concern the cache: a `POST /jobs` may name the job that it has changed.
-    async fn pass(
-        self: &Arc<Self>,
-        mut request: Request<Incoming>,
-        client: Peer,
-        informational: Informational,
-        why: Bypass,
-    ) -> Answer {
-        let upgrade = Upgrade::of(&mut request);
-        let may_change = is_unsafe(&request);
-        let overridden = overrides_method(request.headers());
-        let mut request = self.forward_request(request, client, &informational);
-        if let Some(upgrade) = &upgrade {
-            upgrade.add_to(request.headers_mut());
-        }
-        let write = may_change.then(|| PassedWrite::of(self, &request));
-        let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
-        let (request, upload) = track_upload(request, may_change);
-        let sent = self.send(request, retry).await;
-        let mut response = match sent.and_then(|sent| self.prepare_passed(sent, upgrade)) {
-            Ok(response) => response.map(Body::Upstream),
-            Err(error) => return upstream_failure(&error),
-        };
-        close_after_unread_upload(&mut response, &informational);
-        close_with_bound_connection(&mut response);
-        match write.and_then(|write| self.change_by(write, upload, &response)) {
-            Some(change) => {
-                let conclude = Arc::clone(self).conclude(change, WriteOutcome::Known, Ok(response));
-                self.detached(conclude).await
-            }
-            None => Answer { response, verdict: Verdict::Pass(why) },
-        }
-    }
-
-    /// Prepares the response to a request that passes. Joins the two connections if both ends
-    /// switch protocols.
-    fn prepare_passed(
-        &self,
-        response: Response<ResponseBody>,
-        upgrade: Option<Upgrade>,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let upgrade = upgrade.filter(|upgrade| upgrade.admits(&response));
-        let switch = if upgrade.is_some() {
-            ProtocolSwitch::Requested
-        } else {
-            ProtocolSwitch::NotRequested
-        };
-        let mut response = prepare_response(response, switch)?;
-        if let Some(upgrade) = upgrade {
-            let permit = response.body_mut().take_permit();
-            upgrade.spawn_copy(&mut response, permit, &self.tasks);
-        }
-        Ok(response)
-    }
-
-    /// Returns what a write without jobs in its target has changed, if anything: the jobs that its
-    /// answer names, or every job if a reload has changed the routes meanwhile.
-    fn change_by(
-        &self,
-        write: PassedWrite,
-        upload: Option<UploadEnd>,
-        response: &Response<Body>,
-    ) -> Option<WriteInvalidation> {
-        let PassedWrite { method, target, stale_guard } = write;
-        let jobs = self.routes.location_targets(&target, response);
-        if jobs.is_empty() && response.status().is_success() {
-            self.unclaimed.count(&self.routes, &method, &target);
-        }
-        let all = stale_guard.answered();
-        if jobs.is_empty() && !all {
-            return None;
-        }
-        let mut change = WriteInvalidation::new(self.cache.invalidator.unfenced(), upload);
-        change.all = all;
-        change.note_status(response.status());
-        self.cache.invalidator.widen(&mut change.write, &jobs);
-        Some(change)
-    }
-}
-
-/// A write whose target names no job.
-struct PassedWrite {
-    method: Method,
-    target: WriteTarget,
-    stale_guard: StaleConfigGuard,
-}
-
-impl PassedWrite {
-    fn of<B>(proxy: &Arc<Proxy>, request: &Request<B>) -> Self {
-        Self {
-            method: request.method().clone(),
-            target: WriteTarget::of(request),
-            stale_guard: StaleConfigGuard::new(proxy),
-        }
+        (self.context.mode == CacheMode::Off).then_some(Bypass::Off)
     }
 }

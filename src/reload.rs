@@ -348,7 +348,7 @@ impl RepeatFastPath for Arc<Current> {
     type Repeat = RepeatHit;
 
     fn is_offered(&self) -> bool {
-        self.proxy().is_offered()
+        self.proxy().repeat_hits().is_offered()
     }
 
     fn poll_repeat(
@@ -360,6 +360,6 @@ impl RepeatFastPath for Arc<Current> {
     ) -> Poll<Result<Bytes, FastPathMiss>> {
         // Holds the lock instead of counting a reference, because this call never waits.
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        current.proxy.poll_repeat(repeat, path, head, cx)
+        current.proxy.repeat_hits().poll_repeat(repeat, path, head, cx)
     }
 }

@@ -10,12 +10,15 @@ use hyper::{
     http::{
         HeaderValue,
         header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER},
+        request::Parts,
     },
 };
 use tracing::{debug, info};
 
 use super::body::Body;
 use crate::{
+    cache::entry::Entry,
+    informational::Informational,
     observe::{events::EventKind, metrics::Metrics, spans},
     semantics::{
         headers::{self, CacheStatus, Forward},
@@ -224,5 +227,33 @@ impl AccessLine {
         let took_ms = started.elapsed().as_secs_f64() * 1e3;
         let (status, trace_id) = (status.as_u16(), spans::trace_id());
         info!(method, path, status, outcome, reason, took_ms, trace_id, "request");
+    }
+}
+
+/// Answers from an entry that was just read for this request, with 304 if the client already has
+/// it.
+pub(super) fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Response<Body> {
+    let mut response = entry.respond(&head.method, &head.headers, now_ms).map(Body::from);
+    headers::via(response.headers_mut(), Version::HTTP_11);
+    response
+}
+
+/// Closes the connection after a response that came before the upload was asked for. The client may
+/// or may not send that upload, so no request can follow it.
+pub(super) fn close_after_unread_upload(
+    response: &mut Response<Body>,
+    informational: &Informational,
+) {
+    // HTTP/2 has no such field and ends only the stream.
+    if response.body().leaves_upload() && informational.is_accepted() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Closes the client connection after this response if it has lost the connection that its login
+/// belongs to. The client logs in again over its next connection.
+pub(super) fn close_with_bound_connection(response: &mut Response<Body>) {
+    if response.body().ends_client_connection() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::shadow::ComparedBody;
+use super::compared_body::ComparedBody;
 use crate::{
     limits::{BufferedFrames, Permit, Quota, frame_cost, join, with_permit},
     semantics::policy::NoStore,

@@ -1,29 +1,59 @@
 //! One exchange with the upstream: turns a client's request into ours, and the upstream's response
 //! into ours.
 //!
-//! `headers` knows which fields are removed and added. `upstream` owns connections and timeouts.
+//! [`ProxyContext`] sends. `headers` knows which fields are removed and added. `upstream` owns connections and timeouts.
+
+use std::{fmt, sync::Arc};
 
 use hyper::{
     Request, Response, StatusCode, Version,
     body::Incoming,
     http::{
-        HeaderValue,
-        header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
+        header::{CONTENT_LENGTH, TRANSFER_ENCODING},
         request::Parts,
     },
 };
+use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use super::{Proxy, body::Body, framing, upgrade};
+use super::{framing, stale_config::StaleConfig, upgrade};
 use crate::{
+    cache::Cache,
+    config::CacheMode,
     informational::Informational,
-    observe::spans,
-    semantics::headers,
-    transport::{ConnectionId, Peer},
-    upstream::{self, RequestBody, ResponseBody, RetryPolicy, UpstreamError, to_origin_form},
+    observe::{metrics::Metrics, spans},
+    semantics::{headers, route::Routes},
+    transport::Peer,
+    upstream::{
+        self, RequestBody, ResponseBody, RetryPolicy, Upstream, UpstreamError, to_origin_form,
+    },
 };
 
-impl Proxy {
+/// What every path of a request needs under one configuration.
+#[derive(Clone)]
+pub(super) struct ProxyContext {
+    pub(super) routes: Arc<Routes>,
+    /// Set when a reload puts other routes or rules into force.
+    pub(super) stale_config: StaleConfig,
+    pub(super) cache: Arc<Cache>,
+    pub(super) upstream: Arc<Upstream>,
+    /// Writes and flights, which outlive the client that began them, and upgraded connections.
+    pub(super) tasks: TaskTracker,
+    pub(super) mode: CacheMode,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for ProxyContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyContext")
+            .field("mode", &self.mode)
+            .field("cache", &self.cache)
+            .field("upstream", &self.upstream)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ProxyContext {
     /// Sends a request upstream in a span of its own, passes the trace context along, and records
     /// the result.
     pub(super) async fn send(
@@ -36,16 +66,6 @@ impl Proxy {
         let outcome = result.as_ref().map(Response::status).map_err(UpstreamError::as_str);
         spans::record_exchange(&span, outcome);
         result
-    }
-
-    /// Registers an open client connection. Its requests follow one another.
-    pub(crate) fn open_connection(&self) -> ConnectionId {
-        self.upstream.open_client()
-    }
-
-    /// Closes what belongs to a client connection that is now closed.
-    pub(crate) fn close_connection(&self, connection: ConnectionId) {
-        self.upstream.close_client(connection);
     }
 
     /// Returns a client's request as it goes upstream.
@@ -97,26 +117,6 @@ pub(super) fn relay_informational(
             headers::strip_hop_by_hop(&mut headers, &[]);
             informational.send(status, &headers);
         });
-    }
-}
-
-/// Closes the connection after a response that came before the upload was asked for. The client may
-/// or may not send that upload, so no request can follow it.
-pub(super) fn close_after_unread_upload(
-    response: &mut Response<Body>,
-    informational: &Informational,
-) {
-    // HTTP/2 has no such field and ends only the stream.
-    if response.body().leaves_upload() && informational.is_accepted() {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-}
-
-/// Closes the client connection after this response if it has lost the connection that its login
-/// belongs to. The client logs in again over its next connection.
-pub(super) fn close_with_bound_connection(response: &mut Response<Body>) {
-    if response.body().ends_client_connection() {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }
 

@@ -17,11 +17,9 @@ use tokio::{sync::oneshot, time::timeout};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    Proxy,
-    answer::{Answer, FillStatus, Verdict, upstream_failure},
+    answer::{Answer, FillStatus, Verdict, entry_response, upstream_failure},
     body::{Body, Captured, Tee, TeeCapture, capture, capture_tee},
-    exchange::{ProtocolSwitch, prepare_response},
-    read::entry_response,
+    exchange::{ProtocolSwitch, ProxyContext, prepare_response},
 };
 use crate::{
     cache::{AbandonReason, LeaderRead, PublishedRead, entry::Entry},
@@ -52,7 +50,7 @@ pub(super) enum FillOutcome {
 
 /// One shared read.
 pub(super) struct LeadTask {
-    proxy: Arc<Proxy>,
+    context: Arc<ProxyContext>,
     lead: LeaderRead,
     why: Option<Bypass>,
     /// The request head of the client that began the read.
@@ -64,21 +62,24 @@ pub(super) struct LeadTask {
 impl LeadTask {
     /// Returns the task, and the receiver on which its client gets the answer.
     pub(super) fn new(
-        proxy: &Arc<Proxy>,
+        context: &Arc<ProxyContext>,
         lead: LeaderRead,
         asked: request::Parts,
         budget: Budget,
     ) -> (Self, oneshot::Receiver<Answer>) {
         let (answer, answered) = oneshot::channel();
         let why = lead.why();
-        (Self { proxy: Arc::clone(proxy), lead, why, client_head: asked, budget, answer }, answered)
+        (
+            Self { context: Arc::clone(context), lead, why, client_head: asked, budget, answer },
+            answered,
+        )
     }
 
     /// Reads the upstream, answers the clients that wait, and stores the response if it may be
     /// stored.
     pub(super) async fn run(mut self, request: Request<RequestBody>) -> FillOutcome {
         self.lead.wait_for_turn().await;
-        let sent = self.proxy.send(request, RetryPolicy::OnceIfSafe).await;
+        let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent
             .and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested))
@@ -87,7 +88,7 @@ impl LeadTask {
             Err(error) => return self.fail(upstream_failure(&error)).await,
         };
         let (head, body) = response.into_parts();
-        match self.proxy.cache.filler.freshness(&head) {
+        match self.context.cache.filler.freshness(&head) {
             // RFC 9112 6.3: "Since there is no way to distinguish a successfully completed,
             // close-delimited response message from a partially received message interrupted by
             // network failure".
@@ -112,20 +113,20 @@ impl LeadTask {
     ) -> FillOutcome {
         match capture(
             body,
-            self.proxy.cache.filler.max_body(),
-            self.proxy.cache.filler.capture_quota(),
+            self.context.cache.filler.max_body(),
+            self.context.cache.filler.capture_quota(),
         )
         .await
         {
             Captured::Whole(body) => {
-                let Self { proxy, lead, why, client_head: asked, budget, answer } = self;
-                let landed = proxy.cache.filler.publish(lead, &head, body, freshness);
+                let Self { context, lead, why, client_head: asked, budget, answer } = self;
+                let landed = context.cache.filler.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&landed.entry);
-                store_then(&proxy, landed, budget, |stored| {
-                    let response = if proxy.mode == CacheMode::Shadow {
+                store_then(&context, landed, budget, |stored| {
+                    let response = if context.mode == CacheMode::Shadow {
                         Response::from_parts(head, Body::from(entry.body().clone()))
                     } else if entry.is_held_by(&asked.headers) {
-                        entry_response(&entry, &asked, proxy.cache.store().now_ms())
+                        entry_response(&entry, &asked, context.cache.store().now_ms())
                     } else {
                         upstream_response(head, &entry)
                     };
@@ -146,13 +147,13 @@ impl LeadTask {
         body: ResponseBody,
         freshness: Freshness,
     ) -> FillOutcome {
-        let Self { proxy, lead, why, answer, .. } = self;
-        let (tee, client_end) = Tee::new(proxy.cache.filler.capture_quota());
+        let Self { context, lead, why, answer, .. } = self;
+        let (tee, client_end) = Tee::new(context.cache.filler.capture_quota());
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
         let verdict = Verdict::Miss { stored: FillStatus::Unknown, collapsed: false, why };
         let _ = answer.send(Answer { response, verdict });
         let captured = {
-            let mut capture = pin!(capture_tee(body, proxy.cache.filler.max_body(), &tee));
+            let mut capture = pin!(capture_tee(body, context.cache.filler.max_body(), &tee));
             if let Ok(captured) = timeout(STREAM_WAIT, &mut capture).await {
                 captured
             } else {
@@ -162,20 +163,20 @@ impl LeadTask {
         };
         match captured {
             TeeCapture::Whole(body) if !body.is_empty() => {
-                let landed = proxy.cache.filler.publish(lead, &head, body, freshness);
-                store_then(&proxy, landed, proxy.cache.budget(), |_| tee.finish()).await
+                let landed = context.cache.filler.publish(lead, &head, body, freshness);
+                store_then(&context, landed, context.cache.budget(), |_| tee.finish()).await
             }
             TeeCapture::Whole(_) => {
                 tee.finish();
-                proxy.cache.filler.abandon(lead, AbandonReason::Unstorable(NoStore::Empty)).await;
+                context.cache.filler.abandon(lead, AbandonReason::Unstorable(NoStore::Empty)).await;
                 FillOutcome::Unstorable(NoStore::Empty, head.status)
             }
             TeeCapture::Unstorable(why) => {
-                proxy.cache.filler.abandon(lead, AbandonReason::Unstorable(why)).await;
+                context.cache.filler.abandon(lead, AbandonReason::Unstorable(why)).await;
                 FillOutcome::Unstorable(why, head.status)
             }
             TeeCapture::Broken => {
-                proxy.cache.filler.abandon(lead, AbandonReason::Unanswered).await;
+                context.cache.filler.abandon(lead, AbandonReason::Unanswered).await;
                 FillOutcome::Failed
             }
         }
@@ -187,13 +188,13 @@ impl LeadTask {
         let verdict =
             Verdict::Miss { stored: FillStatus::NotStored(why), collapsed: false, why: self.why };
         let _ = self.answer.send(Answer { response, verdict });
-        self.proxy.cache.filler.abandon(self.lead, AbandonReason::Unstorable(why)).await;
+        self.context.cache.filler.abandon(self.lead, AbandonReason::Unstorable(why)).await;
         FillOutcome::Unstorable(why, status)
     }
 
     async fn fail(self, answer: Answer) -> FillOutcome {
         let _ = self.answer.send(answer);
-        self.proxy.cache.filler.abandon(self.lead, AbandonReason::Unanswered).await;
+        self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered).await;
         FillOutcome::Failed
     }
 }
@@ -213,8 +214,8 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
 }
 
 /// Stores a landed response and records the result in its span.
-async fn fill_in_span(proxy: &Proxy, landed: PublishedRead, span: Span) -> Option<Fill> {
-    let filled = proxy.cache.filler.fill(landed).await;
+async fn fill_in_span(context: &ProxyContext, landed: PublishedRead, span: Span) -> Option<Fill> {
+    let filled = context.cache.filler.fill(landed).await;
     spans::record_result(
         &span,
         match filled {
@@ -228,13 +229,13 @@ async fn fill_in_span(proxy: &Proxy, landed: PublishedRead, span: Span) -> Optio
 
 /// Stores a landed response, and calls `then` when that is done or the budget is spent.
 async fn store_then(
-    proxy: &Proxy,
+    context: &ProxyContext,
     landed: PublishedRead,
     budget: Budget,
     then: impl FnOnce(FillStatus),
 ) -> FillOutcome {
     let span = spans::fill();
-    let mut fill = Box::pin(fill_in_span(proxy, landed, span.clone()).instrument(span));
+    let mut fill = Box::pin(fill_in_span(context, landed, span.clone()).instrument(span));
     let filled = if let Ok(filled) = timeout(budget.left(), &mut fill).await {
         then(if filled == Some(Fill::Stored) { FillStatus::Stored } else { FillStatus::Unknown });
         filled

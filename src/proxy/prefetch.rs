@@ -5,8 +5,6 @@
 //! hold: nothing is stored that a write or a purge has overtaken, clients that ask meanwhile join
 //! the flight, and the entry is only for the credential and representation that it was read with.
 
-use std::sync::Arc;
-
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::{
@@ -126,24 +124,24 @@ pub enum JobListError {
 impl Proxy {
     /// Whether the mode allows prefetches.
     pub fn allows_prefetch(&self) -> bool {
-        self.mode != CacheMode::Off
+        self.context.mode != CacheMode::Off
     }
 
     /// Reads a job into the cache with these headers, unless it is already there.
-    pub async fn prefetch(self: &Arc<Self>, id: &JobId, headers: &HeaderMap) -> PrefetchOutcome {
+    pub async fn prefetch(&self, id: &JobId, headers: &HeaderMap) -> PrefetchOutcome {
         if !self.allows_prefetch() {
             return PrefetchOutcome::Passed;
         }
         // The lookup may already take a lease, and readers would wait for it if the process ended
         // here. The token makes a drain wait.
-        let _task = self.tasks.token();
+        let _task = self.context.tasks.token();
         let Some((head, id, route)) = self.prefetch_head(id, headers) else {
             return PrefetchOutcome::Passed;
         };
         let lookup =
-            self.cache.lookup_request((&id, route), &head.method, &head.uri, &head.headers);
-        let mut budget = self.cache.budget();
-        match PrefetchLookup::of(&self.cache.reader, &lookup, &mut budget).await {
+            self.context.cache.lookup_request((&id, route), &head.method, &head.uri, &head.headers);
+        let mut budget = self.context.cache.budget();
+        match PrefetchLookup::of(&self.context.cache.reader, &lookup, &mut budget).await {
             PrefetchLookup::Present => PrefetchOutcome::Present,
             PrefetchLookup::Lead(lead) => self.lead_prefetch(*lead, head, budget).await,
             PrefetchLookup::Join(flight) => match flight.wait().await {
@@ -158,33 +156,33 @@ impl Proxy {
     /// Returns the request head of a client that reads this job by the first route, if that read is
     /// cacheable.
     fn prefetch_head(&self, id: &JobId, headers: &HeaderMap) -> Option<(Parts, JobId, RouteIndex)> {
-        let uri: Uri = self.routes.path_of(id).parse().ok()?;
+        let uri: Uri = self.context.routes.path_of(id).parse().ok()?;
         let mut request = Request::new(());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri;
         request.headers_mut().clone_from(headers);
-        let Route::Read(id, route) = self.routes.classify(&request) else { return None };
-        (!self.cache.must_bypass(headers)).then(|| (request.into_parts().0, id, route))
+        let Route::Read(id, route) = self.context.routes.classify(&request) else { return None };
+        (!self.context.cache.must_bypass(headers)).then(|| (request.into_parts().0, id, route))
     }
 
     async fn lead_prefetch(
-        self: &Arc<Self>,
+        &self,
         lead: LeaderRead,
         head: Parts,
         budget: Budget,
     ) -> PrefetchOutcome {
-        if self.stale_config.is_stale() {
+        if self.context.stale_config.is_stale() {
             // As for a client: the read would use rules that no longer hold.
-            self.cache.filler.abandon(lead, AbandonReason::Superseded).await;
+            self.context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
             return PrefetchOutcome::Revoked;
         }
-        let request = self.fill_request(&head, PREFETCH_PEER);
+        let request = self.context.fill_request(&head, PREFETCH_PEER);
         // The answer is dropped, as for a client that has hung up.
         let flight = spans::flight();
         lead.set_span(&flight);
-        let (task, _) = LeadTask::new(self, lead, head, budget);
+        let (task, _) = LeadTask::new(&self.context, lead, head, budget);
         // The read runs to its end even during a drain, because clients may have joined it.
-        match self.tasks.spawn(task.run(request).instrument(flight)).await {
+        match self.context.tasks.spawn(task.run(request).instrument(flight)).await {
             Ok(FillOutcome::Stored) => PrefetchOutcome::Stored,
             Ok(FillOutcome::Revoked) => PrefetchOutcome::Revoked,
             Ok(FillOutcome::Unstored) => PrefetchOutcome::Store,
@@ -213,8 +211,8 @@ impl Proxy {
         let mut request = Request::new(());
         *request.uri_mut() = target.clone();
         request.headers_mut().clone_from(headers);
-        let request = self.fill_request(&request.into_parts().0, PREFETCH_PEER);
-        let response = self.send(request, RetryPolicy::OnceIfSafe).await?;
+        let request = self.context.fill_request(&request.into_parts().0, PREFETCH_PEER);
+        let response = self.context.send(request, RetryPolicy::OnceIfSafe).await?;
         let (head, mut body) =
             prepare_response(response, ProtocolSwitch::NotRequested)?.into_parts();
         if head.status != StatusCode::OK {

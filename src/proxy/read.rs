@@ -7,19 +7,19 @@
 use std::sync::Arc;
 
 use hyper::{
-    HeaderMap, Request, Response, StatusCode, Version,
+    HeaderMap, Request, StatusCode,
     body::Incoming,
     http::{Method, request::Parts},
 };
 use tracing::Instrument as _;
 
 use super::{
-    Proxy,
-    answer::{Answer, FillStatus, Verdict, refuse_with, upstream_failure},
+    answer::{Answer, FillStatus, Verdict, entry_response, refuse_with, upstream_failure},
     body::Body,
-    exchange::{ProtocolSwitch, prepare_response, relay_informational},
+    exchange::{ProtocolSwitch, ProxyContext, prepare_response, relay_informational},
     lead::LeadTask,
-    repeat_hit::RepeatHit,
+    repeat_hit::{RepeatHit, RepeatHits},
+    verify::Comparisons,
 };
 use crate::{
     cache::{AbandonReason, Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry},
@@ -36,28 +36,36 @@ use crate::{
     upstream::{RequestBody, RetryPolicy},
 };
 
-impl Proxy {
+/// Answers cacheable reads.
+#[derive(Debug)]
+pub(super) struct Reads {
+    pub(super) context: Arc<ProxyContext>,
+    pub(super) comparisons: Arc<Comparisons>,
+    pub(super) repeat_hits: Arc<RepeatHits>,
+}
+
+impl Reads {
     /// Answers a read of a job. Everything except a hit in this process is boxed, for the reason
-    /// given at [`answer`](Proxy::answer).
-    pub(super) async fn answer_read(
-        self: &Arc<Self>,
+    /// given at [`answer`](super::Proxy::answer).
+    pub(super) async fn answer(
+        &self,
         job: (&JobId, RouteIndex),
         mut request: Request<Incoming>,
         requester: (Peer, Informational),
         sample: Option<&HitSample>,
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
-        headers::strip_listed(request.headers_mut(), self.cache.fingerprinted_headers());
+        headers::strip_listed(request.headers_mut(), self.context.cache.fingerprinted_headers());
         let (lookup, mut budget) = self.lookup_request(job, &request);
-        if self.mode == CacheMode::Shadow {
+        if self.context.mode == CacheMode::Shadow {
             let lookup = lookup.solo();
             let head = request.into_parts().0;
             let answer = Box::pin(self.shadow(&lookup, head, requester, budget)).await;
             return self.record_answer(&lookup, answer, sample);
         }
-        let near = self.cache.reader.lookup_near(&lookup, &mut budget);
+        let near = self.context.cache.reader.lookup_near(&lookup, &mut budget);
         if let Some(found) = near.instrument(spans::lookup("near")).await {
-            self.cache.record_answer(&lookup, EventKind::Hit, "", sample);
+            self.context.cache.record_answer(&lookup, EventKind::Hit, "", sample);
             return self.near_hit(found, lookup, request, requester.0, repeat_hit);
         }
         let head = request.into_parts().0;
@@ -73,7 +81,7 @@ impl Proxy {
         sample: Option<&HitSample>,
     ) -> Answer {
         let (kind, why) = answer.verdict.event();
-        self.cache.record_answer(lookup, kind, why, sample);
+        self.context.cache.record_answer(lookup, kind, why, sample);
         answer
     }
 
@@ -84,8 +92,8 @@ impl Proxy {
         request: &Request<Incoming>,
     ) -> (LookupRequest, Budget) {
         let (method, uri) = (request.method(), request.uri());
-        let lookup = self.cache.lookup_request(job, method, uri, request.headers());
-        let mut budget = self.cache.budget();
+        let lookup = self.context.cache.lookup_request(job, method, uri, request.headers());
+        let mut budget = self.context.cache.budget();
         // Time that the request already spent in the repeat fast path, which did not answer it.
         if let Some(FastPathMiss { waited, .. }) = request.extensions().get() {
             budget.charge(*waited);
@@ -95,7 +103,7 @@ impl Proxy {
 
     /// Answers from an entry in this process.
     fn near_hit(
-        self: &Arc<Self>,
+        &self,
         (entry, now_ms): (Arc<Entry>, i64),
         lookup: LookupRequest,
         request: Request<Incoming>,
@@ -103,11 +111,11 @@ impl Proxy {
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
         let answer = hit(&entry, request.method(), request.headers(), now_ms);
-        let sampled = self.is_sampled(request.method(), request.extensions());
+        let sampled = self.comparisons.is_sampled(request.method(), request.extensions());
         let comparison = sampled.then(|| Comparison::new(&lookup, entry));
-        *repeat_hit = self.repeat_hit(&request, lookup, client);
+        *repeat_hit = self.repeat_hits.of(&request, lookup, client);
         if let Some(comparison) = comparison {
-            self.verify(comparison, &request.into_parts().0, client);
+            self.comparisons.verify(comparison, &request.into_parts().0, client);
         }
         answer
     }
@@ -117,22 +125,23 @@ impl Proxy {
     /// A store that is down or slow costs the client at most the store budget and a trip to the
     /// upstream, never an error.
     async fn read(
-        self: &Arc<Self>,
+        &self,
         lookup: &LookupRequest,
         head: Parts,
         (client, informational): (Peer, Informational),
         mut budget: Budget,
     ) -> Answer {
         let span = spans::lookup("store");
-        let found = self.cache.reader.lookup(lookup, &mut budget).instrument(span.clone()).await;
+        let found =
+            self.context.cache.reader.lookup(lookup, &mut budget).instrument(span.clone()).await;
         spans::record_result(&span, found.as_str());
         drop(span);
         match found {
             Lookup::Hit(entry) => {
-                let now_ms = self.cache.store().now_ms();
+                let now_ms = self.context.cache.store().now_ms();
                 let answer = hit(&entry, &head.method, &head.headers, now_ms);
-                if self.is_sampled(&head.method, &head.extensions) {
-                    self.verify(Comparison::new(lookup, entry), &head, client);
+                if self.comparisons.is_sampled(&head.method, &head.extensions) {
+                    self.comparisons.verify(Comparison::new(lookup, entry), &head, client);
                 }
                 answer
             }
@@ -141,8 +150,8 @@ impl Proxy {
                 Some(entry) => {
                     let verdict =
                         Verdict::Miss { stored: FillStatus::Unknown, collapsed: true, why };
-                    self.metrics.flights_joined.inc();
-                    let now_ms = self.cache.store().now_ms();
+                    self.context.metrics.flights_joined.inc();
+                    let now_ms = self.context.cache.store().now_ms();
                     Answer { response: entry_response(&entry, &head, now_ms), verdict }
                 }
                 None => self.pass_read(head, client, informational, Bypass::Alone).await,
@@ -157,26 +166,26 @@ impl Proxy {
     /// Reads the upstream for every client that waits for this job. The read is a task of its own:
     /// the client that began it may hang up, and the others still get their answer.
     pub(super) async fn lead(
-        self: &Arc<Self>,
+        &self,
         lead: LeaderRead,
         head: Parts,
         (client, informational): (Peer, Informational),
         budget: Budget,
     ) -> Answer {
         let why = lead.why();
-        if self.stale_config.is_stale() {
+        if self.context.stale_config.is_stale() {
             // The read would be shared under rules that no longer hold. If the rules change after
             // this check, the lease of the read is older than the purge that comes with the new
             // rules, so nothing is stored.
-            self.cache.filler.abandon(lead, AbandonReason::Superseded).await;
+            self.context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
             return self.pass_read(head, client, informational, why.unwrap_or(Bypass::Alone)).await;
         }
-        let mut request = self.fill_request(&head, client);
+        let mut request = self.context.fill_request(&head, client);
         relay_informational(&mut request, &informational);
         let flight = spans::flight();
         lead.set_span(&flight);
-        let (task, answered) = LeadTask::new(self, lead, head.clone(), budget);
-        self.tasks.spawn(task.run(request).instrument(flight));
+        let (task, answered) = LeadTask::new(&self.context, lead, head.clone(), budget);
+        self.context.tasks.spawn(task.run(request).instrument(flight));
         match answered.await {
             Ok(answer) => answer,
             // The leader died. A second read is safe.
@@ -194,10 +203,10 @@ impl Proxy {
         informational: Informational,
         why: Bypass,
     ) -> Answer {
-        self.prepare_request(&mut head, client);
+        self.context.prepare_request(&mut head, client);
         let mut request = Request::from_parts(head, RequestBody::Empty);
         relay_informational(&mut request, &informational);
-        let sent = self.send(request, RetryPolicy::OnceIfSafe).await;
+        let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
         match sent.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested)) {
             Ok(response) => {
                 Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }
@@ -210,12 +219,4 @@ impl Proxy {
 fn hit(entry: &Entry, method: &Method, headers: &HeaderMap, now_ms: i64) -> Answer {
     let response = entry.hit(method, headers, now_ms).map(Body::from);
     Answer { response, verdict: Verdict::Hit }
-}
-
-/// Answers from an entry that was just read for this request, with 304 if the client already has
-/// it.
-pub(super) fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Response<Body> {
-    let mut response = entry.respond(&head.method, &head.headers, now_ms).map(Body::from);
-    headers::via(response.headers_mut(), Version::HTTP_11);
-    response
 }

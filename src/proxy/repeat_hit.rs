@@ -31,9 +31,10 @@ use hyper::{
     },
 };
 
-use super::Proxy;
+use super::{exchange::ProxyContext, verify::Comparisons};
 use crate::{
     cache::{Cache, LookupRequest, NearLookup, entry::coding::Coding},
+    config::Config,
     observe::events::{EventKind, HitSample},
     service::{FastPathMiss, RepeatFastPath, SampleDecision},
     transport::{ConnectionId, Peer},
@@ -57,10 +58,31 @@ pub struct RepeatHit {
     connection: Option<ConnectionId>,
 }
 
-impl Proxy {
+/// Keeps what requests have in common, and answers repeats of them.
+#[derive(Debug)]
+pub(crate) struct RepeatHits {
+    context: Arc<ProxyContext>,
+    comparisons: Arc<Comparisons>,
+    is_offered: bool,
+    /// Whether a hit leaves a line in the access log, or a span.
+    is_recorded: bool,
+    max_uri: usize,
+}
+
+impl RepeatHits {
+    pub(super) fn new(comparisons: Arc<Comparisons>, config: &Config) -> Self {
+        Self {
+            context: Arc::clone(&comparisons.context),
+            comparisons,
+            is_offered: config.server.repeat_fast_path,
+            is_recorded: config.access_log || config.traces.is_some(),
+            max_uri: config.server.max_uri,
+        }
+    }
+
     /// Returns what to keep from a request that was a hit in this process, unless a repeat of it
     /// needs more than its path.
-    pub(super) fn repeat_hit(
+    pub(super) fn of(
         &self,
         request: &Request<Incoming>,
         lookup: LookupRequest,
@@ -68,9 +90,8 @@ impl Proxy {
     ) -> Option<RepeatHit> {
         let uri = request.uri();
         let headers = request.headers();
-        let repeatable = self.limits.repeat_fast_path
-            && !self.access_log
-            && !self.traced
+        let repeatable = self.is_offered
+            && !self.is_recorded
             && *request.method() == Method::GET
             && request.version() == Version::HTTP_11
             && uri.authority().is_none()
@@ -79,7 +100,7 @@ impl Proxy {
             && !headers.contains_key(IF_MODIFIED_SINCE);
         repeatable.then(|| {
             let coding = Coding::of_request(headers);
-            let cache = Arc::clone(&self.cache);
+            let cache = Arc::clone(&self.context.cache);
             let connection = client.connection;
             RepeatHit {
                 lookup,
@@ -95,22 +116,22 @@ impl Proxy {
 
     /// Points a repeat at this path. Returns false if the path cannot be a hit.
     fn retarget(&self, repeat: &mut RepeatHit, path: &str) -> bool {
-        if !Arc::ptr_eq(&repeat.cache, &self.cache) || path.len() > self.limits.max_uri {
+        if !Arc::ptr_eq(&repeat.cache, &self.context.cache) || path.len() > self.max_uri {
             return false;
         }
-        let Some(job) = self.routes.read_at(path) else { return false };
-        self.cache.retarget(&mut repeat.lookup, job, path);
+        let Some(job) = self.context.routes.read_at(path) else { return false };
+        self.context.cache.retarget(&mut repeat.lookup, job, path);
         repeat.near_lookup = Some(NearLookup::default());
-        repeat.sample = self.metrics.events.sample();
+        repeat.sample = self.context.metrics.events.sample();
         true
     }
 }
 
-impl RepeatFastPath for Proxy {
+impl RepeatFastPath for RepeatHits {
     type Repeat = RepeatHit;
 
     fn is_offered(&self) -> bool {
-        self.limits.repeat_fast_path
+        self.is_offered
     }
 
     fn poll_repeat(
@@ -121,10 +142,10 @@ impl RepeatFastPath for Proxy {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, FastPathMiss>> {
         if repeat.near_lookup.is_none() {
-            repeat.decision = self.decide_sample();
+            repeat.decision = self.comparisons.decide_sample();
             // A sampled hit is compared with the upstream, which needs the fields of the request.
             if repeat.decision == SampleDecision::Sampled
-                || self.upstream.is_bound(repeat.connection)
+                || self.context.upstream.is_bound(repeat.connection)
                 || !self.retarget(repeat, path)
             {
                 return Poll::Ready(Err(FastPathMiss {
@@ -134,7 +155,8 @@ impl RepeatFastPath for Proxy {
             }
         }
         let near_lookup = repeat.near_lookup.get_or_insert_default();
-        let near = ready!(self.cache.reader.poll_lookup_near(&repeat.lookup, near_lookup, cx));
+        let near =
+            ready!(self.context.cache.reader.poll_lookup_near(&repeat.lookup, near_lookup, cx));
         let hit = near
             .ok()
             .and_then(|(entry, now_ms)| entry.write_hit(head, now_ms, repeat.coding).cloned());
@@ -144,10 +166,15 @@ impl RepeatFastPath for Proxy {
             return Poll::Ready(Err(miss));
         };
         repeat.near_lookup = None;
-        self.metrics.near.lookup("hit");
-        self.metrics.count_request("hit", "");
-        self.metrics.near.repeats.inc();
-        self.cache.record_answer(&repeat.lookup, EventKind::Hit, "", repeat.sample.as_ref());
+        self.context.metrics.near.lookup("hit");
+        self.context.metrics.count_request("hit", "");
+        self.context.metrics.near.repeats.inc();
+        self.context.cache.record_answer(
+            &repeat.lookup,
+            EventKind::Hit,
+            "",
+            repeat.sample.as_ref(),
+        );
         Poll::Ready(Ok(body))
     }
 }

@@ -10,55 +10,37 @@
 //! Not covered: a write that was passed on, had its response head sent before the reload, and
 //! commits only at the end of its body, after the reload.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
-use super::Proxy;
+use super::exchange::ProxyContext;
 use crate::cache::WriteOutcome;
-
-/// Whether other routes or rules are in force. It is set before they come into force: a write that
-/// finds it unset was answered before any read by the new rules.
-#[derive(Clone, Debug, Default)]
-pub(super) struct StaleConfig(Arc<AtomicBool>);
-
-impl StaleConfig {
-    pub(super) fn mark(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-
-    pub(super) fn is_stale(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
-}
 
 /// A write under way that no route and no rule covers. If the client or the upstream gives up
 /// before there is an answer, the outcome is unknown.
 #[derive(Debug)]
 pub(super) struct StaleConfigGuard {
-    proxy: Arc<Proxy>,
+    context: Arc<ProxyContext>,
     answered: bool,
 }
 
 impl StaleConfigGuard {
-    pub(super) fn new(proxy: &Arc<Proxy>) -> Self {
-        Self { proxy: Arc::clone(proxy), answered: false }
+    pub(super) fn new(context: &Arc<ProxyContext>) -> Self {
+        Self { context: Arc::clone(context), answered: false }
     }
 
     /// Notes that the write has an answer. Returns whether the write counts as one that changes
     /// every job.
     pub(super) fn answered(mut self) -> bool {
         self.answered = true;
-        self.proxy.stale_config.is_stale()
+        self.context.stale_config.is_stale()
     }
 }
 
 impl Drop for StaleConfigGuard {
     fn drop(&mut self) {
-        if !self.answered && self.proxy.stale_config.is_stale() {
-            let cache = Arc::clone(&self.proxy.cache);
-            self.proxy
+        if !self.answered && self.context.stale_config.is_stale() {
+            let cache = Arc::clone(&self.context.cache);
+            self.context
                 .tasks
                 .spawn(async move { cache.invalidator.end_all(WriteOutcome::Unknown).await });
         }

@@ -14,19 +14,14 @@ use hyper::{
 };
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use super::{
-    Proxy,
-    exchange::{ProtocolSwitch, prepare_response},
-};
+use super::exchange::{ProtocolSwitch, ProxyContext, prepare_response};
 use crate::{
     cache::Comparison,
     config::SampleRate,
     limits::Quota,
-    observe::{
-        metrics::{ComparisonResult, Metrics},
-        spans,
-    },
+    observe::{metrics::ComparisonResult, spans},
     service::{FastPathMiss, SampleDecision},
     transport::Peer,
     upstream::{RequestBody, RetryPolicy},
@@ -39,13 +34,26 @@ const MAX_COMPARISONS: usize = 32;
 /// Longest time to read the upstream's response to its end.
 const COMPARE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Returns the quota for [`MAX_COMPARISONS`] comparisons. Skipped comparisons are counted by outcome, so the
-/// counter of the quota is not registered.
-pub(super) fn comparison_quota(metrics: &Metrics) -> Arc<Quota> {
-    Quota::new(MAX_COMPARISONS, metrics.comparisons.under_way.clone(), Counter::default())
+/// Compares hits with the upstream: for `verify`, and in shadow mode.
+#[derive(Clone, Debug)]
+pub(super) struct Comparisons {
+    pub(super) context: Arc<ProxyContext>,
+    /// The share of hits that is compared with the upstream.
+    pub(super) verify: SampleRate,
+    /// Limits the comparisons that run in the background, those of shadow mode included.
+    pub(super) quota: Arc<Quota>,
+    /// Cancelled when the drain begins: a drain does not wait for comparisons.
+    pub(super) draining: CancellationToken,
 }
 
-impl Proxy {
+impl Comparisons {
+    pub(super) fn new(context: Arc<ProxyContext>, verify: SampleRate) -> Self {
+        // Skipped comparisons are counted by outcome, so the counter of the quota is not registered.
+        let under_way = context.metrics.comparisons.under_way.clone();
+        let quota = Quota::new(MAX_COMPARISONS, under_way, Counter::default());
+        Self { context, verify, quota, draining: CancellationToken::new() }
+    }
+
     /// Decides whether a hit is compared, if any are.
     pub(super) fn decide_sample(&self) -> SampleDecision {
         match self.verify.millionths() {
@@ -76,20 +84,25 @@ impl Proxy {
         head: &request::Parts,
         client: Peer,
     ) {
-        let Some(permit) = self.comparisons.take(1) else {
-            return self.metrics.comparisons.count_verify(ComparisonResult::Skipped);
+        let Some(permit) = self.quota.take(1) else {
+            return self.context.metrics.comparisons.count_verify(ComparisonResult::Skipped);
         };
-        let proxy = Arc::clone(self);
-        let mut request = self.fill_request(head, client.in_background());
+        let comparisons = Arc::clone(self);
+        let mut request = self.context.fill_request(head, client.in_background());
         // The client's trace ends with its answer; this read is not part of it.
         spans::remove_trace_context(request.headers_mut());
         self.spawn_until_drain(async move {
-            let outcome =
-                match timeout(COMPARE_TIMEOUT, proxy.compare_hit(comparison, request)).await {
-                    Ok(Some(comparison)) => proxy.cache.comparer.conclude(&comparison).await,
-                    Ok(None) | Err(_) => ComparisonResult::Failed,
-                };
-            proxy.metrics.comparisons.count_verify(outcome);
+            let context = &comparisons.context;
+            let outcome = match timeout(
+                COMPARE_TIMEOUT,
+                comparisons.compare_hit(comparison, request),
+            )
+            .await
+            {
+                Ok(Some(comparison)) => context.cache.comparer.conclude(&comparison).await,
+                Ok(None) | Err(_) => ComparisonResult::Failed,
+            };
+            context.metrics.comparisons.count_verify(outcome);
             drop(permit);
         });
     }
@@ -101,20 +114,37 @@ impl Proxy {
         mut comparison: Comparison,
         request: Request<RequestBody>,
     ) -> Option<Comparison> {
-        let sent = self.send(request, RetryPolicy::OnceIfSafe).await;
+        let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
         let response = prepare_response(sent.ok()?, ProtocolSwitch::NotRequested).ok()?;
         let (head, mut body) = response.into_parts();
-        let mut matters = comparison.compare_head(&head, &self.cache.comparer);
+        let mut matters = comparison.compare_head(&head, &self.context.cache.comparer);
         while matters && let Some(frame) = body.frame().await {
             matters = frame.ok()?.data_ref().is_none_or(|data| comparison.compare_body_part(data));
         }
         Some(comparison)
     }
 
+    /// Concludes a comparison when the response has ended. A result that needs the store is found
+    /// in the background while the client goes on.
+    pub(super) fn conclude_shadow(&self, comparison: Comparison) {
+        if let Some(outcome) = comparison.immediate_result() {
+            return self.context.metrics.comparisons.count_shadow(outcome);
+        }
+        let Some(permit) = self.quota.take(1) else {
+            return self.context.metrics.comparisons.count_shadow(ComparisonResult::Skipped);
+        };
+        let context = Arc::clone(&self.context);
+        self.spawn_until_drain(async move {
+            let outcome = context.cache.comparer.conclude(&comparison).await;
+            context.metrics.comparisons.count_shadow(outcome);
+            drop(permit);
+        });
+    }
+
     /// Spawns a background task that a drain cancels instead of waiting for it.
-    pub(super) fn spawn_until_drain(&self, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn_until_drain(&self, task: impl Future<Output = ()> + Send + 'static) {
         let draining = self.draining.clone();
-        self.tasks.spawn(async move {
+        self.context.tasks.spawn(async move {
             tokio::select! {
                 () = task => {}
                 () = draining.cancelled() => {}

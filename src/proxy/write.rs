@@ -7,17 +7,21 @@ use hyper::{Request, StatusCode, body::Incoming};
 use tracing::{Instrument as _, error};
 
 use super::{
-    Proxy,
-    answer::{Answer, refuse_retryable, refuse_with, upstream_failure},
-    body_rules::{InspectError, InspectedResponse, RuleFinding, misses_unknown_response},
-    exchange::{
-        ProtocolSwitch, close_after_unread_upload, close_with_bound_connection, prepare_response,
+    answer::{
+        Answer, close_after_unread_upload, close_with_bound_connection, refuse_retryable,
+        refuse_with, upstream_failure,
     },
+    body_rules::{
+        BodyInspector, InspectError, InspectedResponse, RuleFinding, misses_unknown_response,
+    },
+    exchange::{ProtocolSwitch, ProxyContext, prepare_response},
+    unclaimed::UnclaimedWrites,
     write_end::WriteInvalidation,
 };
 use crate::{
     cache::WriteOutcome,
     informational::Informational,
+    limits::Quota,
     observe::spans,
     semantics::route::{WriteScope, WriteTarget},
     store::Write,
@@ -25,30 +29,33 @@ use crate::{
     upstream::{RequestBody, RetryPolicy, UpstreamError},
 };
 
-impl Proxy {
+/// Forwards writes.
+#[derive(Clone, Debug)]
+pub(super) struct Writes {
+    pub(super) context: Arc<ProxyContext>,
+    pub(super) inspector: Arc<BodyInspector>,
+    pub(super) unclaimed: Arc<UnclaimedWrites>,
+}
+
+impl Writes {
+    /// `inspected` limits the memory for bodies that `[[invalidate]]` rules read.
+    pub(super) fn new(context: Arc<ProxyContext>, inspected: Arc<Quota>) -> Self {
+        let inspector = Arc::new(BodyInspector::new(inspected, Arc::clone(&context.metrics)));
+        let unclaimed = Arc::new(UnclaimedWrites::new(Arc::clone(&context.metrics)));
+        Self { context, inspector, unclaimed }
+    }
+
     /// Forwards a write in a task of its own: a client that hangs up cancels neither the write nor
     /// the invalidation that must follow it.
-    pub(super) async fn write(
+    pub(super) async fn forward(
         self: &Arc<Self>,
         scope: WriteScope,
         request: Request<Incoming>,
         client: Peer,
         informational: Informational,
     ) -> Answer {
-        self.detached(Arc::clone(self).forward_write(scope, request, client, informational)).await
-    }
-
-    pub(super) async fn detached(
-        &self,
-        write: impl Future<Output = Answer> + Send + 'static,
-    ) -> Answer {
-        match self.tasks.spawn(write.instrument(spans::current())).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                error!(%error, "a write task died");
-                refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
-            }
-        }
+        let write = Arc::clone(self).forward_write(scope, request, client, informational);
+        detached(&self.context, write).await
     }
 
     async fn forward_write(
@@ -58,7 +65,7 @@ impl Proxy {
         client: Peer,
         informational: Informational,
     ) -> Answer {
-        let request = self.forward_request(request, client, &informational);
+        let request = self.context.forward_request(request, client, &informational);
         let target = WriteTarget::of(&request);
         let method = request.method().clone();
         let (mut head, body) = request.into_parts();
@@ -78,12 +85,12 @@ impl Proxy {
         change.all = self.changes_all(&scope, inspected.finding, &result);
         let result = result.map(|InspectedResponse { response, named }| {
             let mut jobs = named.jobs;
-            jobs.extend(self.routes.location_targets(&target, &response));
+            jobs.extend(self.context.routes.location_targets(&target, &response));
             let is_claimed = !scope.rules.is_empty() || !scope.names_no_job() || !jobs.is_empty();
             if response.status().is_success() && !is_claimed {
-                self.unclaimed.count(&self.routes, &method, &target);
+                self.unclaimed.count(&self.context.routes, &method, &target);
             }
-            self.cache.invalidator.widen(&mut change.write, &jobs);
+            self.context.cache.invalidator.widen(&mut change.write, &jobs);
             change.note_status(response.status());
             response
         });
@@ -93,7 +100,7 @@ impl Proxy {
             close_after_unread_upload(response, &informational);
             close_with_bound_connection(response);
         }
-        self.conclude(change, outcome, result).await
+        change.conclude(Arc::clone(&self.context), outcome, result).await
     }
 
     /// Whether a write counts as one that changes every job, unless its status refuses it.
@@ -122,7 +129,7 @@ impl Proxy {
         let is_success = |inspected: &InspectedResponse| inspected.response.status().is_success();
         let has_too_many = scope.too_many && result.as_ref().map_or(true, is_success);
         let has_all_rule = scope.rules.iter().any(|rule| rule.is_all());
-        missed || has_too_many || has_all_rule || self.stale_config.is_stale()
+        missed || has_too_many || has_all_rule || self.context.stale_config.is_stale()
     }
 
     /// Fences the jobs that a write may change, and forwards the write.
@@ -131,17 +138,32 @@ impl Proxy {
         scope: &WriteScope,
         request: Request<RequestBody>,
     ) -> (Write, Result<InspectedResponse, UpstreamError>) {
-        let mut budget = self.cache.budget();
-        let begin = self.cache.invalidator.begin_named(&scope.jobs, &scope.elsewhere, &mut budget);
+        let mut budget = self.context.cache.budget();
+        let begin =
+            self.context.cache.invalidator.begin_named(&scope.jobs, &scope.elsewhere, &mut budget);
         let write = begin.instrument(spans::fence()).await;
         let exchange = async {
-            let response = self.send(request, RetryPolicy::Never).await?;
+            let response = self.context.send(request, RetryPolicy::Never).await?;
             self.inspector.response(&scope.rules, response).await
         };
         let result = tokio::select! {
             result = exchange => result,
-            never = self.cache.invalidator.keep_fenced(&write) => match never {},
+            never = self.context.cache.invalidator.keep_fenced(&write) => match never {},
         };
         (write, result)
+    }
+}
+
+/// Runs a write in a task of its own.
+pub(super) async fn detached(
+    context: &ProxyContext,
+    write: impl Future<Output = Answer> + Send + 'static,
+) -> Answer {
+    match context.tasks.spawn(write.instrument(spans::current())).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            error!(%error, "a write task died");
+            refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
+        }
     }
 }

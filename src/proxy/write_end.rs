@@ -16,10 +16,10 @@ use hyper::{Request, Response, StatusCode, body::Body as _};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    Proxy,
     answer::{Answer, Verdict, upstream_failure},
     body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
     body_rules::is_event_stream,
+    exchange::ProxyContext,
 };
 use crate::{
     cache::{Cache, EndStage, FenceEnd, WriteOutcome},
@@ -54,104 +54,6 @@ enum ResponseBodyState {
     Ended,
 }
 
-impl Proxy {
-    /// Invalidates what a write has changed, then answers it. Must run in a task that nothing
-    /// cancels.
-    pub(super) async fn conclude(
-        self: Arc<Self>,
-        mut change: WriteInvalidation,
-        outcome: WriteOutcome,
-        result: Result<Response<Body>, UpstreamError>,
-    ) -> Answer {
-        let fence = if let Ok(response) = &result {
-            change.fence_at_head(response)
-        } else {
-            change.upload = None;
-            FenceEnd::Now(outcome)
-        };
-        let span = spans::invalidate(&spans::current(), "write");
-        let ended = change.run(&self.cache, fence).instrument(span.clone()).await;
-        spans::record_result(&span, ended.as_str());
-        let pending = ended == Ended::Pending;
-        match result {
-            Ok(response) => {
-                let response = response.map(|body| self.invalidate_at_ends(body, change, fence));
-                Answer { response, verdict: Verdict::Write { pending } }
-            }
-            Err(error) => upstream_failure(&error),
-        }
-    }
-
-    /// Invalidates again when the bodies have ended, and before the client sees the end of the
-    /// response.
-    fn invalidate_at_ends(
-        self: &Arc<Self>,
-        body: Body,
-        mut change: WriteInvalidation,
-        fence: FenceEnd,
-    ) -> Body {
-        let parent = spans::current();
-        if change.response_body == ResponseBodyState::Ended {
-            if let Some(upload) = change.upload.take() {
-                self.tasks.spawn(Arc::clone(self).end_after_upload(upload, change, parent));
-            }
-            return body;
-        }
-        let proxy = Arc::clone(self);
-        let end = move |finishing: BodyEndFuture| {
-            let tasks = proxy.tasks.clone();
-            tasks.spawn(proxy.end_after_response(finishing, change, fence, parent))
-        };
-        Body::Invalidating(Box::new(InvalidatingBody::new(body, Box::new(end))))
-    }
-
-    /// Invalidates when the response has ended. If the upload has not, the fence is kept.
-    async fn end_after_response(
-        self: Arc<Self>,
-        finishing: BodyEndFuture,
-        mut change: WriteInvalidation,
-        fence: FenceEnd,
-        parent: Span,
-    ) {
-        change.outcome = match finishing.await {
-            BodyEnd::Complete => WriteOutcome::Known,
-            BodyEnd::Truncated => WriteOutcome::Unknown,
-        };
-        change.response_body = ResponseBodyState::Ended;
-        change.note_upload();
-        let kept = change.upload.is_some().then_some(fence);
-        self.end_again(&mut change, kept, &parent).await;
-        if let Some(upload) = change.upload.take() {
-            self.tasks.spawn(Arc::clone(&self).end_after_upload(upload, change, parent));
-        }
-    }
-
-    /// Invalidates when the upload has ended, which is after the response.
-    async fn end_after_upload(
-        self: Arc<Self>,
-        upload: UploadEnd,
-        mut change: WriteInvalidation,
-        parent: Span,
-    ) {
-        change.upload_truncated = upload.outcome().await == UploadOutcome::Truncated;
-        self.end_again(&mut change, None, &parent).await;
-    }
-
-    /// Invalidates again, and lifts the fence unless it is kept.
-    async fn end_again(
-        &self,
-        change: &mut WriteInvalidation,
-        kept: Option<FenceEnd>,
-        parent: &Span,
-    ) {
-        change.all |= self.stale_config.is_stale();
-        let fence = kept.unwrap_or_else(|| FenceEnd::Now(change.final_outcome()));
-        let span = spans::invalidate(parent, "write-body");
-        let ended = change.run_again(&self.cache, fence).instrument(span.clone()).await;
-        spans::record_result(&span, ended.as_str());
-    }
-}
-
 impl WriteInvalidation {
     pub(super) fn new(write: Write, upload: Option<UploadEnd>) -> Self {
         Self {
@@ -163,6 +65,98 @@ impl WriteInvalidation {
             upload,
             upload_truncated: false,
         }
+    }
+
+    /// Invalidates what a write has changed, then answers it. Must run in a task that nothing
+    /// cancels.
+    pub(super) async fn conclude(
+        mut self,
+        context: Arc<ProxyContext>,
+        outcome: WriteOutcome,
+        result: Result<Response<Body>, UpstreamError>,
+    ) -> Answer {
+        let fence = if let Ok(response) = &result {
+            self.fence_at_head(response)
+        } else {
+            self.upload = None;
+            FenceEnd::Now(outcome)
+        };
+        let span = spans::invalidate(&spans::current(), "write");
+        let ended = self.run(&context.cache, fence).instrument(span.clone()).await;
+        spans::record_result(&span, ended.as_str());
+        let pending = ended == Ended::Pending;
+        match result {
+            Ok(response) => {
+                let response = response.map(|body| self.invalidate_at_ends(context, body, fence));
+                Answer { response, verdict: Verdict::Write { pending } }
+            }
+            Err(error) => upstream_failure(&error),
+        }
+    }
+
+    /// Invalidates again when the bodies have ended, and before the client sees the end of the
+    /// response.
+    fn invalidate_at_ends(
+        mut self,
+        context: Arc<ProxyContext>,
+        body: Body,
+        fence: FenceEnd,
+    ) -> Body {
+        let parent = spans::current();
+        if self.response_body == ResponseBodyState::Ended {
+            if let Some(upload) = self.upload.take() {
+                let tasks = context.tasks.clone();
+                tasks.spawn(self.end_after_upload(context, upload, parent));
+            }
+            return body;
+        }
+        let end = move |finishing: BodyEndFuture| {
+            let tasks = context.tasks.clone();
+            tasks.spawn(self.end_after_response(context, finishing, fence, parent))
+        };
+        Body::Invalidating(Box::new(InvalidatingBody::new(body, Box::new(end))))
+    }
+
+    /// Invalidates when the response has ended. If the upload has not, the fence is kept.
+    async fn end_after_response(
+        mut self,
+        context: Arc<ProxyContext>,
+        finishing: BodyEndFuture,
+        fence: FenceEnd,
+        parent: Span,
+    ) {
+        self.outcome = match finishing.await {
+            BodyEnd::Complete => WriteOutcome::Known,
+            BodyEnd::Truncated => WriteOutcome::Unknown,
+        };
+        self.response_body = ResponseBodyState::Ended;
+        self.note_upload();
+        let kept = self.upload.is_some().then_some(fence);
+        self.end_again(&context, kept, &parent).await;
+        if let Some(upload) = self.upload.take() {
+            let tasks = context.tasks.clone();
+            tasks.spawn(self.end_after_upload(context, upload, parent));
+        }
+    }
+
+    /// Invalidates when the upload has ended, which is after the response.
+    async fn end_after_upload(
+        mut self,
+        context: Arc<ProxyContext>,
+        upload: UploadEnd,
+        parent: Span,
+    ) {
+        self.upload_truncated = upload.outcome().await == UploadOutcome::Truncated;
+        self.end_again(&context, None, &parent).await;
+    }
+
+    /// Invalidates again, and lifts the fence unless it is kept.
+    async fn end_again(&mut self, context: &ProxyContext, kept: Option<FenceEnd>, parent: &Span) {
+        self.all |= context.stale_config.is_stale();
+        let fence = kept.unwrap_or_else(|| FenceEnd::Now(self.final_outcome()));
+        let span = spans::invalidate(parent, "write-body");
+        let ended = self.run_again(&context.cache, fence).instrument(span.clone()).await;
+        spans::record_result(&span, ended.as_str());
     }
 
     /// Notes whether the status says that nothing was done. Then no other job is dropped, and the

@@ -1,5 +1,5 @@
 //! The steps of a write, a purge and a third party, and of the invalidations that are repeated:
-//! `Proxy::conclude`, `Invalidator::invalidate`, `Redis::begin`, `Redis::end` and the retry queue.
+//! `WriteInvalidation::conclude`, `Invalidator::invalidate`, `Redis::begin`, `Redis::end` and the retry queue.
 
 use jobcache::mutants::Mutant;
 

@@ -1,0 +1,128 @@
+//! Requests that the cache takes no part in: both bodies stream through.
+
+use std::sync::Arc;
+
+use hyper::{Request, Response, body::Incoming, http::Method};
+
+use super::{
+    Proxy,
+    answer::{
+        Answer, Verdict, close_after_unread_upload, close_with_bound_connection, upstream_failure,
+    },
+    body::Body,
+    exchange::{ProtocolSwitch, ProxyContext, prepare_response},
+    stale_config_guard::StaleConfigGuard,
+    upgrade::Upgrade,
+    write::detached,
+    write_end::{WriteInvalidation, track_upload},
+};
+use crate::{
+    cache::WriteOutcome,
+    informational::Informational,
+    semantics::{
+        policy::Bypass,
+        route::{WriteTarget, is_unsafe, overrides_method},
+    },
+    transport::Peer,
+    upstream::{ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
+};
+
+impl Proxy {
+    /// Forwards a request that the cache takes no part in, and streams both bodies. The answer may
+    /// still concern the cache: a `POST /jobs` may name the job that it has changed.
+    pub(super) async fn pass(
+        &self,
+        mut request: Request<Incoming>,
+        client: Peer,
+        informational: Informational,
+        why: Bypass,
+    ) -> Answer {
+        let upgrade = Upgrade::of(&mut request);
+        let may_change = is_unsafe(&request);
+        let overridden = overrides_method(request.headers());
+        let mut request = self.context.forward_request(request, client, &informational);
+        if let Some(upgrade) = &upgrade {
+            upgrade.add_to(request.headers_mut());
+        }
+        let write = may_change.then(|| PassedWrite::of(&self.context, &request));
+        let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
+        let (request, upload) = track_upload(request, may_change);
+        let sent = self.context.send(request, retry).await;
+        let mut response = match sent.and_then(|sent| self.prepare_passed(sent, upgrade)) {
+            Ok(response) => response.map(Body::Upstream),
+            Err(error) => return upstream_failure(&error),
+        };
+        close_after_unread_upload(&mut response, &informational);
+        close_with_bound_connection(&mut response);
+        match write.and_then(|write| self.change_by(write, upload, &response)) {
+            Some(change) => {
+                let context = Arc::clone(&self.context);
+                let conclude = change.conclude(context, WriteOutcome::Known, Ok(response));
+                detached(&self.context, conclude).await
+            }
+            None => Answer { response, verdict: Verdict::Pass(why) },
+        }
+    }
+
+    /// Prepares the response to a request that passes. Joins the two connections if both ends
+    /// switch protocols.
+    fn prepare_passed(
+        &self,
+        response: Response<ResponseBody>,
+        upgrade: Option<Upgrade>,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let upgrade = upgrade.filter(|upgrade| upgrade.admits(&response));
+        let switch = if upgrade.is_some() {
+            ProtocolSwitch::Requested
+        } else {
+            ProtocolSwitch::NotRequested
+        };
+        let mut response = prepare_response(response, switch)?;
+        if let Some(upgrade) = upgrade {
+            let permit = response.body_mut().take_permit();
+            upgrade.spawn_copy(&mut response, permit, &self.context.tasks);
+        }
+        Ok(response)
+    }
+
+    /// Returns what a write without jobs in its target has changed, if anything: the jobs that its
+    /// answer names, or every job if a reload has changed the routes meanwhile.
+    fn change_by(
+        &self,
+        write: PassedWrite,
+        upload: Option<UploadEnd>,
+        response: &Response<Body>,
+    ) -> Option<WriteInvalidation> {
+        let PassedWrite { method, target, stale_guard } = write;
+        let jobs = self.context.routes.location_targets(&target, response);
+        if jobs.is_empty() && response.status().is_success() {
+            self.writes.unclaimed.count(&self.context.routes, &method, &target);
+        }
+        let all = stale_guard.answered();
+        if jobs.is_empty() && !all {
+            return None;
+        }
+        let mut change = WriteInvalidation::new(self.context.cache.invalidator.unfenced(), upload);
+        change.all = all;
+        change.note_status(response.status());
+        self.context.cache.invalidator.widen(&mut change.write, &jobs);
+        Some(change)
+    }
+}
+
+/// A write whose target names no job.
+struct PassedWrite {
+    method: Method,
+    target: WriteTarget,
+    stale_guard: StaleConfigGuard,
+}
+
+impl PassedWrite {
+    fn of<B>(context: &Arc<ProxyContext>, request: &Request<B>) -> Self {
+        Self {
+            method: request.method().clone(),
+            target: WriteTarget::of(request),
+            stale_guard: StaleConfigGuard::new(context),
+        }
+    }
+}
