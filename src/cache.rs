@@ -17,6 +17,7 @@ mod lookup;
 mod near_lookup;
 mod prefetch_lookup;
 mod record;
+mod replacements;
 mod shared_key;
 mod silent_changes;
 pub mod windowed_counts;
@@ -28,9 +29,10 @@ pub use invalidate::{
     EndStage, FenceEnd, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
     PurgeTaskFailed, WriteOutcome,
 };
-pub use lookup::{Lookup, MAX_REPLACEMENTS};
+pub use lookup::Lookup;
 pub use near_lookup::{NearLookup, NearMissReason};
 pub use prefetch_lookup::PrefetchLookup;
+use replacements::Replacements;
 pub use silent_changes::SilentRoute;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -86,8 +88,7 @@ pub struct Cache {
     flights: Arc<Flights>,
     /// Jobs and coalesce keys that recently got a response that could not be stored.
     hit_for_miss: Arc<WindowedCounts<(Key, CoalesceKey)>>,
-    /// Replacements of a job's entry by a different response that the upstream gave another caller.
-    replacements: Arc<WindowedCounts<Key>>,
+    replacements: Arc<Replacements>,
     /// Response headers that keep the callers of a job apart.
     kept_apart: Arc<KeptApart>,
     fingerprinter: Fingerprinter,
@@ -201,7 +202,7 @@ impl Cache {
             near,
             flights: Arc::new(Flights::new(flights)),
             hit_for_miss: Arc::new(WindowedCounts::new(HIT_FOR_MISS_TIME)),
-            replacements: Arc::new(WindowedCounts::new(config.ttl)),
+            replacements: Arc::new(Replacements::new(config.ttl)),
             caller_splits: Arc::default(),
             kept_apart: Arc::new(KeptApart::new(config.ttl)),
             foreign_values: Arc::new(WindowedCounts::new(config.ttl)),
@@ -231,7 +232,7 @@ impl Cache {
         let fingerprinter = fingerprinter(config);
         Self {
             hit_for_miss: Arc::new(WindowedCounts::new(HIT_FOR_MISS_TIME)),
-            replacements: Arc::new(WindowedCounts::new(config.ttl)),
+            replacements: Arc::new(Replacements::new(config.ttl)),
             kept_apart: Arc::new(self.kept_apart.renewed(config.ttl)),
             foreign_values: Arc::new(WindowedCounts::new(config.ttl)),
             policy: policy(config, &fingerprinter),

@@ -209,7 +209,7 @@ impl Cache {
                 (EventKind::Fill, stored_as, filled)
             }
             FillTarget::Entry(known) => {
-                let change = self.change(key, &known, &entry, is_refresh);
+                let change = self.change((key, caller), &known, &entry, is_refresh);
                 let stored_as = match change {
                     EntryChange::Admit => StoredAs::admission(&known.entry),
                     _ => StoredAs::Replacement,
@@ -245,7 +245,7 @@ impl Cache {
     /// caller.
     fn change(
         &self,
-        key: &Key,
+        (key, caller): (&Key, Caller),
         known: &KnownEntry,
         later: &Entry,
         is_refresh: bool,
@@ -261,7 +261,7 @@ impl Cache {
             }
             Likeness::OtherBody => {}
         }
-        self.replacements.add(key.clone());
+        self.replacements.add(key, caller.credential());
         EntryChange::Replace
     }
 

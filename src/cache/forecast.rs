@@ -94,6 +94,8 @@ pub struct ForecastReport {
     pub hit_for_miss: bool,
     /// How often the entry was replaced within a TTL.
     pub replacements: u32,
+    /// Whether these are so many that a caller outside the audience passes.
+    pub is_answered_apart: bool,
     /// Headers in which recent answers with the same body differed.
     pub differing_headers: Vec<HeaderName>,
     /// How often a foreign value was found within a TTL.
@@ -131,6 +133,7 @@ impl Cache {
                     .any(|(key, of)| *key == request.key && of.caller.credential() == credential)
             }
         };
+        let credential = request.caller.credential();
         let foreign = self.foreign_values.count(&request.key);
         let facts = request.facts(uncacheable, foreign >= MAX_FOREIGN_VALUES);
         let forecast = self.forecast(&request, &facts, state.as_ref(), value.as_ref());
@@ -143,7 +146,8 @@ impl Cache {
             pending: matches!(self.store.trust(&request.key), Err(StoreError::Pending)),
             cluster_slot: self.store.place(&request.key),
             hit_for_miss: uncacheable,
-            replacements: self.replacements.count(&request.key),
+            replacements: self.replacements.count(&request.key, credential),
+            is_answered_apart: self.replacements.is_exhausted(&request.key, credential),
             differing_headers: self.kept_apart.names(&request.key),
             foreign_values: foreign,
             splitting_headers: self.caller_splits.of_job(&request.key, Instant::now()),

@@ -30,10 +30,6 @@ const FIRST_OTHER_FILL_PAUSE: Duration = Duration::from_millis(5);
 /// Number of foreign values of one job that are overwritten within a TTL. After that the key is left
 /// to the other writer.
 pub(super) const MAX_FOREIGN_VALUES: u32 = 3;
-/// Number of times that the entry of one job is replaced within a TTL. After that the upstream is
-/// assumed to answer each client differently.
-pub const MAX_REPLACEMENTS: u32 = 3;
-
 /// How a read is answered.
 #[derive(Debug)]
 pub enum Lookup {
@@ -255,7 +251,7 @@ impl Cache {
         let audience = entry.audience();
         let is_full = audience.members.len() >= self.settings.max_audience
             && audience.pairs_of_credential(request.caller) < MAX_PAIRS_OF_CREDENTIAL;
-        self.replacements.count(&request.key) >= MAX_REPLACEMENTS
+        self.replacements.is_exhausted(&request.key, request.caller.credential())
             || is_full && standing == Standing::Outside
     }
 
