@@ -26,6 +26,7 @@ mod near_layer;
 mod near_lookup;
 mod prefetch_lookup;
 mod record;
+mod replacements;
 mod shared_key;
 mod shared_purge_all;
 mod shared_state;
@@ -39,7 +40,6 @@ pub use invalidate::{
     EndStage, FenceEnd, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
     PurgeTaskFailed, WriteOutcome,
 };
-pub use job_notes::MAX_REPLACEMENTS;
 pub use lookup::CacheReader;
 pub use lookup_request::LookupRequest;
 pub use lookup_result::Lookup;

@@ -220,7 +220,7 @@ impl Filler {
                 (EventKind::Fill, stored_as, filled)
             }
             FillTarget::Entry(known) => {
-                let change = self.change(key, &known, &entry, is_refresh);
+                let change = self.change((key, caller), &known, &entry, is_refresh);
                 let stored_as = match change {
                     EntryChange::Admit => StoredAs::admission(&known.entry),
                     _ => StoredAs::Replacement,
@@ -256,7 +256,7 @@ impl Filler {
     /// caller.
     fn change(
         &self,
-        key: &Key,
+        (key, caller): (&Key, Caller),
         known: &KnownEntry,
         later: &Entry,
         is_refresh: bool,
@@ -272,7 +272,7 @@ impl Filler {
             }
             Likeness::OtherBody => {}
         }
-        self.notes.replacements.add(key.clone());
+        self.notes.replacements.add(key, caller.credential());
         EntryChange::Replace
     }
 

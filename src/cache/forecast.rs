@@ -95,6 +95,8 @@ pub struct ForecastReport {
     pub hit_for_miss: bool,
     /// How often the entry was replaced within a TTL.
     pub replacements: u32,
+    /// Whether these are so many that a caller outside the audience passes.
+    pub is_answered_apart: bool,
     /// Headers in which recent answers with the same body differed.
     pub differing_headers: Vec<HeaderName>,
     /// How often a foreign value was found within a TTL.
@@ -134,6 +136,7 @@ impl CacheReader {
                     .any(|(key, of)| *key == request.key && of.caller.credential() == credential)
             }
         };
+        let credential = request.caller.credential();
         let foreign = self.notes.foreign_values.count(&request.key);
         let facts = request.facts(uncacheable, foreign >= MAX_FOREIGN_VALUES);
         let forecast = self.forecast(&request, &facts, state.as_ref(), value.as_ref());
@@ -146,7 +149,8 @@ impl CacheReader {
             pending: matches!(self.state.store.trust(&request.key), Err(StoreError::Pending)),
             cluster_slot: self.state.store.place(&request.key),
             hit_for_miss: uncacheable,
-            replacements: self.notes.replacements.count(&request.key),
+            replacements: self.notes.replacements.count(&request.key, credential),
+            is_answered_apart: self.notes.replacements.is_exhausted(&request.key, credential),
             differing_headers: self.notes.kept_apart.names(&request.key),
             foreign_values: foreign,
             splitting_headers: self

@@ -7,7 +7,8 @@ use tracing::warn;
 
 use super::{
     caller_splits::CallerSplits, entry::Entry, flight::CoalesceKey, kept_apart::KeptApart,
-    lookup_request::LookupRequest, shared_key::SharedKeyWarning, windowed_counts::WindowedCounts,
+    lookup_request::LookupRequest, replacements::Replacements, shared_key::SharedKeyWarning,
+    windowed_counts::WindowedCounts,
 };
 use crate::{
     config,
@@ -24,17 +25,13 @@ const FOREIGN_WARNING_INTERVAL: Duration = Duration::from_mins(1);
 /// Number of foreign values of one job that are overwritten within a TTL. After that the key is left
 /// to the other writer.
 pub(super) const MAX_FOREIGN_VALUES: u32 = 3;
-/// Number of times that the entry of one job is replaced within a TTL. After that the upstream is
-/// assumed to answer each client differently.
-pub const MAX_REPLACEMENTS: u32 = 3;
 
 /// The notes of one generation of the configuration.
 #[derive(Debug)]
 pub(super) struct JobNotes {
     /// Jobs and coalesce keys that recently got a response that could not be stored.
     pub(super) hit_for_miss: WindowedCounts<(Key, CoalesceKey)>,
-    /// Replacements of a job's entry by a different response that the upstream gave another caller.
-    pub(super) replacements: WindowedCounts<Key>,
+    pub(super) replacements: Replacements,
     /// Response headers that keep the callers of a job apart.
     pub(super) kept_apart: KeptApart,
     /// Foreign values found under each job's key.
@@ -73,7 +70,7 @@ impl JobNotes {
     fn with_lasting(ttl: Duration, kept_apart: KeptApart, lasting: Arc<LastingNotes>) -> Self {
         Self {
             hit_for_miss: WindowedCounts::new(HIT_FOR_MISS_TIME),
-            replacements: WindowedCounts::new(ttl),
+            replacements: Replacements::new(ttl),
             kept_apart,
             foreign_values: WindowedCounts::new(ttl),
             lasting,
@@ -97,7 +94,7 @@ impl JobNotes {
         let audience = entry.audience();
         let is_full = audience.members.len() >= max
             && audience.pairs_of_credential(request.caller) < MAX_PAIRS_OF_CREDENTIAL;
-        self.replacements.count(&request.key) >= MAX_REPLACEMENTS
+        self.replacements.is_exhausted(&request.key, request.caller.credential())
             || is_full && standing == Standing::Outside
     }
 

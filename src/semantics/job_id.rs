@@ -167,8 +167,12 @@ fn has_id_syntax(raw: &str) -> bool {
 }
 
 /// Returns the canonical UUID if a UUID parser accepts `text`: 32 hexadecimal digits, with hyphens
-/// anywhere (Python), in braces or parentheses, after `urn:uuid:` (RFC 9562 4).
+/// anywhere (Python), in braces or parentheses, after `urn:uuid:` (RFC 9562 4), or five groups without
+/// their leading zeros (Java).
 fn canonical_uuid(text: &str) -> Option<String> {
+    if let Some(uuid) = uuid_of_groups(text) {
+        return Some(uuid);
+    }
     if !(32..=MAX_UUID_LEN).contains(&text.len()) {
         return None;
     }
@@ -181,6 +185,21 @@ fn canonical_uuid(text: &str) -> Option<String> {
     }
     let groups = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
     Some(groups.join("-"))
+}
+
+/// Returns the canonical UUID of five hexadecimal groups that may lack leading zeros.
+fn uuid_of_groups(text: &str) -> Option<String> {
+    const LENGTHS: [usize; 5] = [8, 4, 4, 4, 12];
+    if text.len() > 36 || text.bytes().filter(|&byte| byte == b'-').count() != 4 {
+        return None;
+    }
+    let pad = |(group, length): (&str, usize)| {
+        let is_hex =
+            (1..=length).contains(&group.len()) && group.bytes().all(|b| b.is_ascii_hexdigit());
+        is_hex.then(|| format!("{:0>length$}", group.to_ascii_lowercase()))
+    };
+    let groups: Option<Vec<String>> = text.split('-').zip(LENGTHS).map(pad).collect();
+    groups.map(|groups| groups.join("-"))
 }
 
 /// Returns the canonical number if an integer parser accepts `text`: no leading zeros, no `+`, no
@@ -341,7 +360,13 @@ mod tests {
         ] {
             check(&spelling, &[UUID]);
         }
-        check("0f8fad5b-d9cb-469f-a165-70867728950", &["0f8fad5b-d9cb-469f-a165-70867728950"]);
+        // Java takes five groups without their leading zeros.
+        let short = "f8fad5b-d9cb-69f-a165-867728950e";
+        check(short, &["0f8fad5b-d9cb-069f-a165-00867728950e"]);
+        check("1-2-3-4-5", &["00000001-0002-0003-0004-000000000005"]);
+        for text in ["1-2-3-4", "1-2-3-4-", "1-2-3-4-5-6", "1-2-3-4-g5", "1-2-30000-4-5"] {
+            check(text, &[text]);
+        }
     }
 
     #[test]

@@ -47,6 +47,9 @@ use template::{MAX_TEMPLATES, Template};
 const URL_OVERRIDES: [HeaderName; 2] =
     [HeaderName::from_static("x-original-url"), HeaderName::from_static("x-rewrite-url")];
 
+/// Names the second target of `MOVE` and `COPY` (RFC 4918 10.3).
+const DESTINATION: HeaderName = HeaderName::from_static("destination");
+
 /// How the proxy handles a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
@@ -192,12 +195,17 @@ impl Routes {
         self.named_by_path(path, Scope::Place).into_scope().into_jobs()
     }
 
-    /// Returns the jobs that `Location` and `Content-Location` of the response to a write name. A
-    /// prefix of their paths is ignored: gateways remove one, and APIs put it back.
+    /// Returns the jobs that `Location` and `Content-Location` of the response to a write name, in
+    /// their paths or queries. A prefix of their paths is ignored: gateways remove one, and APIs put
+    /// it back.
     pub fn location_targets<B>(&self, target: &WriteTarget, answer: &Response<B>) -> Vec<JobId> {
-        let paths = target.named_by(answer.status(), answer.headers());
-        let jobs = |path: &String| self.named_by_path(path, Scope::Tail).into_scope().into_jobs();
-        paths.iter().flat_map(jobs).collect()
+        let named = target.named_by(answer.status(), answer.headers());
+        let jobs = |target: &String| {
+            self.named_by_targets(&[], Scope::Tail, [path_and_query(target)])
+                .into_scope()
+                .into_jobs()
+        };
+        named.iter().flat_map(jobs).collect()
     }
 
     fn read<B>(&self, request: &Request<B>) -> Route {
@@ -229,20 +237,22 @@ impl Routes {
 
     fn write<B>(&self, request: &Request<B>) -> Route {
         let headers = request.headers();
-        let rules = self.rules.matching(request.method(), headers);
-        let overrides = URL_OVERRIDES.into_iter().flat_map(|name| headers.get_all(name));
-        let overrides: Vec<_> =
-            overrides.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
-        let own = (request.uri().path(), request.uri().query());
-        let others = overrides.iter().map(|url| match url.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (url.as_ref(), None),
-        });
-        let named = self.named_by_target(&rules, [own].into_iter().chain(others));
+        let query = request.uri().query();
+        let rules = self.rules.matching(request.method(), query, headers);
+        let others = URL_OVERRIDES.into_iter().chain([DESTINATION]);
+        let others = others.flat_map(|name| headers.get_all(name));
+        let others: Vec<_> = others.map(|url| String::from_utf8_lossy(url.as_bytes())).collect();
+        let others = others.iter().map(|url| path_and_query(url));
+        let targets = [(request.uri().path(), query)].into_iter().chain(others);
+        let named = self.named_by_targets(&rules, Scope::Target, targets);
         let why = named.bypass();
         let scope = named.into_scope();
         if scope == WriteScope::default() { Route::Pass(why) } else { Route::Write(scope) }
     }
+}
+
+fn path_and_query(target: &str) -> (&str, Option<&str>) {
+    target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
 }
 
 /// Returns why the headers of a read make it pass, if they do. The first such header counts.

@@ -199,7 +199,7 @@ impl Store {
     pub async fn renew(&self, write: &Write) {
         match &self.engine {
             Engine::Redis(redis) => redis.renew(write).await,
-            Engine::Memory(memory) => memory.begin(&write.keys, &write.id, write.fence),
+            Engine::Memory(memory) => memory.begin(write.renewed(), &write.id, write.fence),
         }
     }
 

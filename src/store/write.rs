@@ -38,6 +38,13 @@ impl Write {
         self.elsewhere = count.min(self.keys.len());
     }
 
+    /// Returns the keys whose fence is renewed while the write runs. One slow upload must not keep many
+    /// jobs uncached, so those that the target names elsewhere are fenced once. They are invalidated at
+    /// the end all the same.
+    pub(super) fn renewed(&self) -> &[Key] {
+        self.keys.get(self.elsewhere..).unwrap_or_default()
+    }
+
     /// Splits the write into the keys that are named elsewhere and the others, to end each part by
     /// itself; `None` if there are no such keys.
     pub fn split_elsewhere(&self) -> Option<(Self, Self)> {

@@ -139,12 +139,21 @@ impl Body for RequestBody {
                 None => Pin::new(&mut **rest).poll_frame(cx),
             },
             Self::Tracked(body, guard) => {
-                let frame = ready!(Pin::new(&mut **body).poll_frame(cx));
-                // hyper does not ask for more than the announced length.
-                if frame.as_ref().is_none_or(|frame| frame.is_ok() && body.is_end_stream()) {
-                    guard.complete();
+                if !guard.is_broken_off() {
+                    match ready!(Pin::new(&mut **body).poll_frame(cx)) {
+                        Some(Err(UploadError::Client(error))) => guard.break_off(error),
+                        frame => {
+                            // hyper does not ask for more than the announced length.
+                            if frame.is_none()
+                                || matches!(frame, Some(Ok(_)) if body.is_end_stream())
+                            {
+                                guard.complete();
+                            }
+                            return Poll::Ready(frame);
+                        }
+                    }
                 }
-                Poll::Ready(frame)
+                guard.poll_broken_off(cx).map(|error| Some(Err(error.into())))
             }
         }
     }

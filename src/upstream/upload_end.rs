@@ -1,7 +1,25 @@
 //! The end of an upload: a write is complete only when its upload has ended, which may be after its
 //! response.
+//!
+//! The connection to the upstream cannot go on once it knows that the client broke an upload off. It
+//! is told a moment later, so that an upstream that judges a client by the head alone can still
+//! refuse the write. Without its answer the outcome would be unknown, and a client without any
+//! permission could keep jobs uncached by breaking off uploads.
 
-use tokio::sync::oneshot;
+use std::{
+    future::Future as _,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    sync::oneshot,
+    time::{Sleep, sleep},
+};
+
+/// Time that the upstream has to answer after the client broke off its upload.
+const BROKEN_OFF_GRACE: Duration = Duration::from_secs(1);
 
 /// How an upload ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,17 +39,46 @@ pub struct UploadEnd(oneshot::Receiver<UploadOutcome>);
 pub struct UploadGuard {
     outcome: UploadOutcome,
     end: Option<oneshot::Sender<UploadOutcome>>,
+    broken_off: Option<BrokenOff>,
+}
+
+/// An upload that the client broke off, and when the upstream is told.
+#[derive(Debug)]
+struct BrokenOff {
+    error: hyper::Error,
+    told: Pin<Box<Sleep>>,
 }
 
 impl UploadGuard {
     pub(super) fn new() -> (Self, UploadEnd) {
         let (sender, end) = oneshot::channel();
-        (Self { outcome: UploadOutcome::Truncated, end: Some(sender) }, UploadEnd(end))
+        let outcome = UploadOutcome::Truncated;
+        (Self { outcome, end: Some(sender), broken_off: None }, UploadEnd(end))
     }
 
     /// Notes that the last frame was read.
     pub(super) fn complete(&mut self) {
         self.outcome = UploadOutcome::Complete;
+    }
+
+    /// Notes that the client broke off the upload.
+    pub(super) fn break_off(&mut self, error: hyper::Error) {
+        self.broken_off = Some(BrokenOff { error, told: Box::pin(sleep(BROKEN_OFF_GRACE)) });
+    }
+
+    pub(super) fn is_broken_off(&self) -> bool {
+        self.broken_off.is_some()
+    }
+
+    /// Waits until the upstream is told that the client broke off the upload.
+    pub(super) fn poll_broken_off(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Error> {
+        if let Some(broken_off) = &mut self.broken_off {
+            ready!(broken_off.told.as_mut().poll(cx));
+        }
+        match self.broken_off.take() {
+            Some(BrokenOff { error, .. }) => Poll::Ready(error),
+            None => Poll::Pending,
+        }
     }
 }
 

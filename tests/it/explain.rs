@@ -595,10 +595,11 @@ async fn clients_that_are_each_answered_differently_are_told() {
             &[("content-length", if mine { "4" } else { "5" })],
         )
     });
-    for who in ["Bearer me", "Bearer you", "Bearer me", "Bearer you"] {
+    let turns = ["Bearer me", "Bearer you"].into_iter().cycle();
+    for who in turns.take(7) {
         assert_eq!(check(&setup, X, &[("authorization", who)]).await["verdict"]["outcome"], "miss");
     }
-    let told = check(&setup, X, &[("authorization", "Bearer me")]).await;
+    let told = check(&setup, X, &[("authorization", "Bearer you")]).await;
     assert_eq!(
         (&told["verdict"]["detail"], &told["marks"]["replaced"]),
         (&"audience".into(), &3.into())

@@ -254,10 +254,11 @@ async fn a_header_that_differs_keeps_callers_apart_and_is_named() {
     number_reads(&upstream, by_pod);
     let args = ["--upstream", &upstream.url(), "--redis-url", "memory://", "--log-format", "json"];
     let process = Process::start(&args, &[]).await;
-    for who in [A, B, C, A, B] {
+    // Three replacements for each.
+    for who in CALLERS.into_iter().cycle().take(13) {
         assert!(!read(&process.client, who).await.is_hit(), "{who} got the header of another");
     }
-    let passed = read(&process.client, D).await;
+    let passed = read(&process.client, B).await;
     assert!(passed.cache_status().contains("detail=audience"), "{passed:?}");
 
     for who in [D, B] {
@@ -298,6 +299,27 @@ async fn a_header_that_the_operator_calls_volatile_keeps_nobody_apart() {
         assert!(hit.is_hit() && !hit.headers.contains_key("x-pod"), "{who}: {hit:?}");
     }
     assert_eq!(reads.load(Ordering::SeqCst), 4);
+}
+
+/// The API shows strangers something else, such as a page to log in.
+#[tokio::test]
+async fn a_caller_with_answers_of_its_own_does_not_end_sharing_for_the_others() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, |headers| {
+        let body = if headers.contains_key("authorization") { "{}" } else { "{\"login\":1}" };
+        with_headers(body, &[])
+    });
+    for _ in 0..6 {
+        setup.get(X).await.assert(200, "{\"login\":1}");
+        get(&setup, A).await.assert(200, "{}");
+    }
+
+    for who in [B, C, D] {
+        eventually(SOON, async || get(&setup, who).await.is_hit()).await;
+    }
+    let stranger = setup.get(X).await;
+    assert!(stranger.cache_status().contains("detail=audience"), "{stranger:?}");
+    assert!(get(&setup, B).await.is_hit());
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use hyper::{Method, http::HeaderName};
 use super::job_history;
 use crate::{
     cache::{
-        MAX_REPLACEMENTS, OUTCOME_UNKNOWN,
+        OUTCOME_UNKNOWN,
         entry::Reject,
         forecast::{ForecastReport, MissReason},
     },
@@ -122,7 +122,7 @@ pub(super) fn bypass_text(why: Bypass, explained: &ForecastReport, now: SystemTi
 /// Returns a more precise sentence if the marks or the events show the cause.
 fn bypass_cause(why: Bypass, explained: &ForecastReport, now: SystemTime) -> Option<String> {
     match why {
-        Bypass::Audience if explained.replacements >= MAX_REPLACEMENTS => Some(format!(
+        Bypass::Audience if explained.is_answered_apart => Some(format!(
             "would go to the API: it answers each client differently (one client's answer replaced \
              another's {} times recently){}",
             explained.replacements,

@@ -9,7 +9,12 @@ use hyper::{Method, http::HeaderMap};
 use serde_json::Value;
 use thiserror::Error;
 
-use super::{id_parts::MAX_NAMED, method_override::METHOD_OVERRIDES, template::ID};
+use super::{
+    id_parts::MAX_NAMED,
+    method_override::METHOD_OVERRIDES,
+    query_names::{is_named, parameters},
+    template::ID,
+};
 use crate::semantics::{
     job_id::{JobId, possible_ids},
     json_pointer::{InvalidPointer, JsonPointer},
@@ -20,6 +25,8 @@ use crate::semantics::{
 const MAX_RULES: usize = 64;
 /// Largest number of pointers into one body of a rule.
 const MAX_POINTERS: usize = 32;
+/// The parameter by which frameworks let a form name another method (Rails, Laravel, Spring).
+const METHOD_PARAMETER: &str = "_method";
 /// Largest number of query parameters of a rule.
 const MAX_PARAMETERS: usize = 32;
 /// Characters that a literal segment may have besides unreserved ones: those of RFC 3986 3.3, and `|`,
@@ -144,14 +151,23 @@ impl InvalidationRules {
         Ok(Self(rules.collect::<Result<_, _>>()?))
     }
 
-    /// Returns the rules for a write with this method, or with a method that a header names
-    /// instead.
+    /// Returns the rules for a write with this method, or with a method that its query or a header
+    /// names instead.
     pub(super) fn matching(
         &self,
         method: &Method,
+        query: Option<&str>,
         headers: &HeaderMap,
     ) -> Vec<&Arc<InvalidationRule>> {
-        self.0.iter().filter(|rule| rule.is_for(method, headers)).collect()
+        let given = |(name, value)| is_named(name, &[METHOD_PARAMETER]).then_some(value);
+        let in_query = query.into_iter().flat_map(parameters).filter_map(given);
+        let in_headers = METHOD_OVERRIDES.into_iter().flat_map(|name| headers.get_all(name));
+        let methods: Vec<&[u8]> = [method.as_str().as_bytes()]
+            .into_iter()
+            .chain(in_query.map(str::as_bytes))
+            .chain(in_headers.map(|value| value.as_bytes().trim_ascii()))
+            .collect();
+        self.0.iter().filter(|rule| rule.is_for(&methods)).collect()
     }
 }
 
@@ -169,7 +185,7 @@ impl InvalidationRule {
         let methods = rule.methods.iter().map(|name| method(name)).collect::<Result<_, _>>()?;
         let request = pointers(&rule.request)?;
         let response = pointers(&rule.response)?;
-        let query = parameters(&rule.query)?;
+        let query = checked_parameters(&rule.query)?;
         let has_places = !request.is_empty() || !response.is_empty() || !query.is_empty();
         if rule.all && has_places {
             return Err(RuleProblem::AllAndMore);
@@ -235,7 +251,15 @@ impl InvalidationRule {
             Segment::Id(..) => pattern.id(segment).is_some(),
             Segment::Any => !segment.is_empty(),
         };
-        segments.len() == self.path.len() && segments.iter().zip(&self.path).all(same)
+        let (Some((last, above)), Some((last_pattern, patterns))) =
+            (segments.split_last(), self.path.split_last())
+        else {
+            return segments.len() == self.path.len();
+        };
+        let is_last = |segment: &str| same((&segment, last_pattern));
+        above.len() == patterns.len()
+            && above.iter().zip(patterns).all(same)
+            && (is_last(last) || without_suffix(last).is_some_and(is_last))
     }
 
     /// Returns the text at the `{id}` of the rule, in a path that the rule matches.
@@ -249,14 +273,11 @@ impl InvalidationRule {
         &self.query
     }
 
-    fn is_for(&self, method: &Method, headers: &HeaderMap) -> bool {
-        let is_listed = |name: &[u8]| {
-            self.methods.iter().any(|listed| listed.as_str().as_bytes().eq_ignore_ascii_case(name))
+    fn is_for(&self, methods: &[&[u8]]) -> bool {
+        let is_given = |listed: &Method| {
+            methods.iter().any(|given| given.eq_ignore_ascii_case(listed.as_str().as_bytes()))
         };
-        let mut overrides = METHOD_OVERRIDES.into_iter().flat_map(|name| headers.get_all(name));
-        self.methods.is_empty()
-            || is_listed(method.as_str().as_bytes())
-            || overrides.any(|value| is_listed(value.as_bytes().trim_ascii()))
+        self.methods.is_empty() || self.methods.iter().any(is_given)
     }
 
     fn pointers(&self, side: BodySide) -> &[JsonPointer] {
@@ -290,6 +311,12 @@ impl BodySide {
             Self::Response => "response",
         }
     }
+}
+
+/// Returns a segment without its suffix, which Rails takes for a format.
+fn without_suffix(segment: &str) -> Option<&str> {
+    let (stem, suffix) = segment.rsplit_once('.')?;
+    suffix.bytes().all(|byte| byte.is_ascii_alphabetic()).then_some(stem)
 }
 
 /// Returns the ids that a value reads as. Ids are strings, or whole numbers from databases.
@@ -384,7 +411,7 @@ fn method(name: &str) -> Result<Method, RuleProblem> {
     Ok(method)
 }
 
-fn parameters(names: &[String]) -> Result<Vec<String>, RuleProblem> {
+fn checked_parameters(names: &[String]) -> Result<Vec<String>, RuleProblem> {
     if names.len() > MAX_PARAMETERS {
         return Err(RuleProblem::Parameters(names.len()));
     }

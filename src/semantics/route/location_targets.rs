@@ -1,4 +1,4 @@
-//! Location targets: the paths that the response to a write names.
+//! Location targets: the paths and queries that the response to a write names.
 //!
 //! RFC 9111 4.4: "A cache MUST invalidate the target URI [..] when it receives a non-error status
 //! code in response to an unsafe request method", and "A cache MAY invalidate other URIs [..]. In
@@ -14,7 +14,7 @@ use hyper::{
     HeaderMap, Request, StatusCode,
     header::{CONTENT_LOCATION, HeaderValue, LOCATION},
 };
-use url::{ParseError, Url};
+use url::{ParseError, Position, Url};
 
 /// The authority of the base URL. It is never compared.
 const BASE: &str = "http://api";
@@ -38,7 +38,7 @@ impl WriteTarget {
         &self.path
     }
 
-    /// Returns the paths that a response names. A response that reports an error names none.
+    /// Returns the paths that a response names, with their queries. A response that reports an error names none.
     pub fn named_by(&self, status: StatusCode, headers: &HeaderMap) -> Vec<String> {
         if !(status.is_success() || status.is_redirection()) {
             return Vec::new();
@@ -59,7 +59,8 @@ impl WriteTarget {
         let is_relative = reference.split(['/', '?', '#']).next().is_some_and(|s| !s.contains(':'));
         let is_unclear = url.is_none() || reference.starts_with("//") || !has_host && !is_relative;
         let literal = is_unclear.then(|| reference.into_owned());
-        url.map(|url| url.path().to_owned()).into_iter().chain(literal).collect()
+        let target = |url: Url| url[Position::BeforePath..Position::AfterQuery].to_owned();
+        url.map(target).into_iter().chain(literal).collect()
     }
 
     fn resolve(&self, reference: &str) -> Option<Url> {
@@ -94,10 +95,10 @@ mod tests {
     #[test]
     fn references_are_resolved_against_the_target() {
         check("17", "/jobs/17");
-        check("./17?a=b#c", "/jobs/17");
+        check("./17?a=b#c", "/jobs/17?a=b");
         check("../jobs/17", "/jobs/17");
         check("/jobs/17", "/jobs/17");
-        check("?page=2", "/jobs/");
+        check("?page=2", "/jobs/?page=2");
         check_at("/jobs", "jobs/17", &["/jobs/17"]);
         check_at("/jobs?x=/y/", "17", &["/17"]);
         check_at("//jobs", "/jobs/17", &["/jobs/17"]);
@@ -106,7 +107,7 @@ mod tests {
     #[test]
     fn scheme_and_authority_are_ignored() {
         for base in ["http://jobs.example", "https://other.example:81", "HTTPS://[::1]:8080"] {
-            check(&format!("{base}/jobs/17?a=b"), "/jobs/17");
+            check(&format!("{base}/jobs/17#c"), "/jobs/17");
         }
         check("https://host/backend/jobs/17", "/backend/jobs/17");
         check_at("/jobs", "//host/jobs/17", &["/jobs/17", "//host/jobs/17"]);

@@ -1,8 +1,8 @@
 //! Table tests of the routes.
 
-use hyper::{Request, http::request::Builder};
+use hyper::{Request, Response, http::request::Builder};
 
-use super::{InvalidTemplate, MAX_TEMPLATES, Route, Routes};
+use super::{InvalidTemplate, MAX_TEMPLATES, Route, Routes, WriteTarget};
 use crate::{
     config,
     semantics::{job_id::JobId, query::Query},
@@ -261,4 +261,25 @@ fn a_bad_template_is_refused_with_the_mend() {
     let count = MAX_TEMPLATES + 1;
     check_refused(&vec!["/{id}"; count], "65 routes given, at most 64 are allowed; remove some");
     assert!(Routes::parse(&vec!["/{id}"; MAX_TEMPLATES]).is_ok());
+}
+
+#[test]
+fn a_write_names_its_destination_too() {
+    check("MOVE /jobs/7\ndestination: /jobs/8", "write: 7 8");
+    check("COPY /files/7\ndestination: https://api.example/jobs/8?x", "write: 8");
+    check("GET /jobs/7\ndestination: /jobs/8", "read: 7");
+}
+
+#[test]
+fn the_location_of_an_answer_names_jobs_in_its_path_and_query() {
+    let named = |location: &str| {
+        let request = Request::post("/jobs").body(()).unwrap();
+        let answer = Response::builder().status(201).header("location", location).body(()).unwrap();
+        words(&routes().location_targets(&WriteTarget::of(&request), &answer))
+    };
+    assert_eq!(named("/jobs/17"), "17");
+    assert_eq!(named("/jobs?id=17"), "17");
+    assert_eq!(named("https://api.example/backend/jobs/17?at=8"), "17 8");
+    assert_eq!(named("?id=17"), "17");
+    assert_eq!(named("/elsewhere?id=17"), "");
 }

@@ -8,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use super::{
     Routes,
     invalidation_rules::is_rule_literal,
+    path_variants::Scope,
     query_names::parameters,
     template::{ID, Template},
 };
@@ -32,7 +33,8 @@ impl Routes {
             return None;
         }
         let query = query.map(naming_parameters);
-        let scope = self.named_by_target(&[], [(path, query.as_deref())]).into_scope();
+        let scope =
+            self.named_by_targets(&[], Scope::Target, [(path, query.as_deref())]).into_scope();
         scope.names_no_job().then(|| self.shape(&segments))
     }
 

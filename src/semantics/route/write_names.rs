@@ -29,17 +29,17 @@ impl Routes {
         names
     }
 
-    /// Reads the target of a write, and every other one that a header gives it: each a path and a
-    /// query.
-    pub(super) fn named_by_target<'t>(
+    /// Reads the targets of a write: its own and those that headers name. Each is a path and a query.
+    pub(super) fn named_by_targets<'t>(
         &self,
         rules: &[&Arc<InvalidationRule>],
+        scope: Scope,
         targets: impl IntoIterator<Item = (&'t str, Option<&'t str>)>,
     ) -> TargetNames {
         let mut names = TargetNames::default();
         for (path, query) in targets {
             let TargetNames { named, effort, .. } = &mut names;
-            read_path(&self.templates, rules, path, Scope::Target, (named, effort));
+            read_path(&self.templates, rules, path, scope, (named, effort));
             if let Some(query) = query {
                 names.read_query(query);
             }

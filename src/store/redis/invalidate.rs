@@ -65,7 +65,8 @@ impl RedisEngine {
 
     pub(in crate::store) async fn renew(&self, write: &Write) {
         if write.begun != Begun::NotSent {
-            let begins = write.keys.iter().map(|key| self.begin_key(key, &write.id, write.fence));
+            let begins =
+                write.renewed().iter().map(|key| self.begin_key(key, &write.id, write.fence));
             let _ = timeout(DETACHED_TIMEOUT, join_all(begins)).await;
         }
     }

@@ -51,8 +51,7 @@ pub(super) async fn store(world: Rc<World>, at: usize, lead: Lead, body: String)
         }
         Target::Entry { known, refresh } => {
             if !refresh {
-                let replaced = &world.sidecars[at].replaced;
-                replaced.set(replaced.get() + 1);
+                *world.sidecars[at].replaced.borrow_mut().entry(who).or_default() += 1;
             }
             let (generation, epoch) = (format!("{reader}-new"), known.epoch);
             replace(&world, at, known, New { body, generation, epoch, who }).await;

@@ -21,7 +21,8 @@ const SELDOM: f64 = 0.15;
 const LEFT_ALONE: f64 = 0.25;
 /// Looks at another sidecar's fill before the reader gives up waiting.
 const LOOKS: usize = 4;
-/// Number of replacements after which the bodies count as specific to each client.
+/// Number of replacements for one client after which the bodies count as specific to it. There are
+/// fewer clients than may have replacements.
 const REPLACEMENTS: u32 = 3;
 
 /// A reader's lookup request.
@@ -165,7 +166,9 @@ fn offer(
         return Lookup::Hit(found.body);
     }
     let sidecar = &world.sidecars[at];
-    if sidecar.replaced.get() >= REPLACEMENTS || found.audience() >= world.scenario.audience {
+    if sidecar.replaced_by(request.who) >= REPLACEMENTS
+        || found.audience() >= world.scenario.audience
+    {
         return Lookup::Pass;
     }
     let Found { body, generation, .. } = found;

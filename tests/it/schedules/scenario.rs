@@ -39,6 +39,8 @@ pub(super) struct Scenario {
     /// Probability that a command is late or lost.
     pub(super) slow: f64,
     pub(super) begins: Begins,
+    /// Probability that a write is answered before its response body has ended.
+    streamed: f64,
     /// Probability that a client sends `Cache-Control: no-cache`.
     pub(super) no_cache: f64,
     /// Whether Redis may evict a fence, under a policy that reaches it. Nothing then protects a
@@ -66,6 +68,7 @@ const WRITE: Scenario = Scenario {
     name: "write",
     slow: 0.0,
     begins: Begins::Confirmed,
+    streamed: 0.25,
     no_cache: 0.15,
     fences_are_evicted: false,
     is_shared: false,
@@ -182,6 +185,12 @@ pub(super) static SCENARIOS: [Scenario; 24] = [
     },
 ];
 
+/// Scenarios in which a flaw that is rare in the others shows soon.
+pub(super) static STREAMED: Scenario =
+    Scenario { name: "streamed", streamed: 1.0, slow: 0.3, third_party: true, ..WRITE };
+pub(super) static REFRESHED: Scenario =
+    Scenario { name: "refreshed", no_cache: 0.8, third_party: true, ..SHARED };
+
 /// The result of a schedule.
 pub(super) struct Outcome {
     pub(super) stale: Stale,
@@ -231,7 +240,8 @@ fn populate(world: &Rc<World>) {
     }
     for _ in 0..=world.below(2) {
         let at = if scenario.writers == Writers::SidecarOne { 1 } else { anywhere() };
-        let fate = if world.chance(0.75) { Fate::Answered } else { Fate::Streamed };
+        let fate =
+            if world.chance(1.0 - scenario.streamed) { Fate::Answered } else { Fate::Streamed };
         world.spawn(write(Rc::clone(world), at, fate));
     }
     if scenario.purge {

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     rc::Rc,
 };
 
@@ -17,8 +18,15 @@ pub(super) struct Sidecar {
     pub(super) is_repeating: Cell<bool>,
     /// The newest state that was acknowledged while its end was not confirmed.
     pub(super) unconfirmed: Cell<u64>,
-    /// Number of entries replaced because the upstream answers each client differently.
-    pub(super) replaced: Cell<u32>,
+    /// Number of entries that responses to each client replaced, because the upstream answers it
+    /// differently.
+    pub(super) replaced: RefCell<HashMap<usize, u32>>,
+}
+
+impl Sidecar {
+    pub(super) fn replaced_by(&self, who: usize) -> u32 {
+        self.replaced.borrow().get(&who).copied().unwrap_or(0)
+    }
 }
 
 /// An invalidation that is repeated until it is confirmed.

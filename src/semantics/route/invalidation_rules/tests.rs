@@ -50,6 +50,9 @@ fn an_id_may_have_literal_text_around_it() {
     check_path("/jobs/v{id}.json", &["jobs", "v7.json"], Some("7"));
     check_path("/jobs:batchCancel", &["jobs:BATCHcancel"], Some("matches"));
     check_path("/", &[], Some("matches"));
+    check_path("/jobs/batch", &["jobs", "batch.json"], Some("matches"));
+    check_path("/jobs/batch", &["jobs.json", "batch"], None);
+    check_path("/jobs/batch", &["jobs", "batch.7"], None);
     for other in ["7", ":cancel", "7:stop", "7:cancel2", "é"] {
         check_path("/jobs/{id}:cancel", &["jobs", other], None);
     }
@@ -57,24 +60,36 @@ fn an_id_may_have_literal_text_around_it() {
 
 #[track_caller]
 fn check_method(methods: &[&str], method: &str, header: Option<&str>, want: bool) {
+    check_method_in(methods, method, (None, header), want);
+}
+
+#[track_caller]
+fn check_method_in(
+    methods: &[&str],
+    method: &str,
+    (query, header): (Option<&str>, Option<&str>),
+    want: bool,
+) {
     let rule = config::InvalidateRule { methods: list(methods), ..configured("/jobs") };
     let rules = InvalidationRules::parse(&[rule]).unwrap();
     let mut headers = HeaderMap::new();
     if let Some(header) = header {
         headers.insert("x-http-method-override", header.parse().unwrap());
     }
-    let matched = rules.matching(&method.parse().unwrap(), &headers).len() == 1;
-    assert_eq!(matched, want, "{methods:?} {method} {header:?}");
+    let matched = rules.matching(&method.parse().unwrap(), query, &headers).len() == 1;
+    assert_eq!(matched, want, "{methods:?} {method} {query:?} {header:?}");
 }
 
 #[test]
-fn a_rule_is_for_its_methods_also_for_those_that_a_header_names() {
+fn a_rule_is_for_its_methods_also_for_those_that_a_header_or_the_query_names() {
     check_method(&[], "POST", None, true);
     check_method(&[], "FROBNICATE", None, true);
     check_method(&["PUT", "delete"], "DELETE", None, true);
     check_method(&["PUT"], "POST", None, false);
     check_method(&["PUT"], "POST", Some(" put "), true);
     check_method(&["PUT"], "POST", Some("DELETE"), false);
+    check_method_in(&["PUT"], "POST", (Some("a=b&_method=put"), None), true);
+    check_method_in(&["PUT"], "POST", (Some("_method=delete&method=put"), None), false);
 }
 
 #[track_caller]
