@@ -49,7 +49,7 @@ pub use silent_changes::SilentRoute;
 
 use std::sync::Arc;
 
-use hyper::http::{HeaderMap, HeaderName, Method, Uri};
+use hyper::http::{HeaderMap, Method, Uri};
 
 use self::{
     cache_config::CacheConfig, comparison::WrongEntries, job_notes::JobNotes,
@@ -58,7 +58,7 @@ use self::{
 use crate::{
     config,
     observe::metrics::Metrics,
-    semantics::{identity::RouteIndex, job_id::JobId},
+    semantics::{audience::Fingerprinter, identity::RouteIndex, job_id::JobId},
     store::{Budget, SidecarRecord, Store, StoreError},
 };
 
@@ -145,20 +145,9 @@ impl Cache {
         self.state.silent_changes.routes()
     }
 
-    /// Returns the request headers that are known to count. They must reach the upstream unchanged.
-    pub fn fingerprinted_headers(&self) -> &[HeaderName] {
-        self.config.fingerprinter.covered_headers()
-    }
-
-    /// Returns whether a request must bypass the cache because it carries a credential.
-    pub fn must_bypass(&self, headers: &HeaderMap) -> bool {
-        self.config.fingerprinter.must_bypass(headers)
-    }
-
-    /// Returns whether a request has a header that tells callers apart although nothing is known about
-    /// it.
-    pub fn has_unknown_header(&self, headers: &HeaderMap) -> bool {
-        self.config.fingerprinter.has_unknown_header(headers)
+    /// Takes the fingerprints of requests.
+    pub fn fingerprinter(&self) -> &Fingerprinter {
+        &self.config.fingerprinter
     }
 
     /// Returns a new budget: the total time that one request may wait for the store.

@@ -61,7 +61,7 @@ use tracing::{Instrument as _, warn};
 use self::{
     answer::{AccessLine, Answer, refuse_and_close, refuse_retryable},
     body::Body,
-    exchange::ProxyContext,
+    exchange::{ProxyContext, Requester},
     read::Reads,
     repeat_hit::{RepeatHit, RepeatHits},
     stale_config::StaleConfig,
@@ -241,7 +241,8 @@ impl Proxy {
             }
             (Ok(()), None) => refuse_retryable("overloaded"),
             (Ok(()), Some(_permit)) => {
-                self.answer(request, client, informational, sample.as_ref(), &mut repeat_hit).await
+                let requester = Requester { client, informational };
+                self.answer(request, requester, sample.as_ref(), &mut repeat_hit).await
             }
         };
         Answered { response: answer.report(&self.context.metrics, access_line), repeat: repeat_hit }
@@ -256,28 +257,22 @@ impl Proxy {
     async fn answer(
         &self,
         request: Request<Incoming>,
-        client: Peer,
-        informational: Informational,
+        requester: Requester,
         sample: Option<&HitSample>,
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
         match self.context.routes.classify(&request) {
             Route::Read(id, route) => {
-                let Some(why) = self.read_bypass(&request, client) else {
-                    let requester = (client, informational);
-                    return self
-                        .reads
-                        .answer((&id, route), request, requester, sample, repeat_hit)
-                        .await;
+                let Some(why) = self.read_bypass(&request, requester.client) else {
+                    let job = (&id, route);
+                    return self.reads.answer(job, request, requester, sample, repeat_hit).await;
                 };
                 if why != Bypass::Off {
                     self.context.cache.record_pass(id.as_str(), why);
                 }
-                Box::pin(self.pass(request, client, informational, why)).await
+                Box::pin(self.pass(request, requester, why)).await
             }
-            Route::Write(scope) => {
-                Box::pin(self.writes.forward(scope, request, client, informational)).await
-            }
+            Route::Write(scope) => Box::pin(self.writes.forward(scope, request, requester)).await,
             Route::Pass(_) if request.method() == Method::CONNECT => {
                 refuse_and_close(StatusCode::METHOD_NOT_ALLOWED, "connect", request.version())
             }
@@ -289,7 +284,7 @@ impl Proxy {
                 {
                     self.context.cache.record_pass(id, why);
                 }
-                Box::pin(self.pass(request, client, informational, why)).await
+                Box::pin(self.pass(request, requester, why)).await
             }
         }
     }
@@ -300,7 +295,7 @@ impl Proxy {
         if !request.body().is_end_stream() {
             return Some(Bypass::RequestBody);
         }
-        if self.context.cache.must_bypass(request.headers()) {
+        if self.context.cache.fingerprinter().must_bypass(request.headers()) {
             return Some(Bypass::Credentials);
         }
         // The upstream knows the user by the connection, so the fields do not say who is asking.

@@ -27,7 +27,7 @@ mod request_target;
 mod response_body;
 mod upload_end;
 
-use std::{fmt, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     Request, Response, Version, body::Incoming, client::conn::TrySendError, http::uri::Scheme,
@@ -82,6 +82,7 @@ pub enum RetryPolicy {
 }
 
 /// The client for the upstream.
+#[derive(Debug)]
 pub struct Upstream {
     connector: Connector,
     config: config::UpstreamConfig,
@@ -96,15 +97,6 @@ pub struct Upstream {
     /// `server.min_upload_rate`.
     min_upload_rate: usize,
     metrics: Arc<Metrics>,
-}
-
-impl fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream")
-            .field("connector", &self.connector)
-            .field("pool", &self.pool)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Upstream {

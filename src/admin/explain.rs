@@ -102,13 +102,13 @@ impl Explainer<'_> {
         let id = canonical_id(id)?;
         let mut request = parse(head, || self.routes.path_of(&id))?;
         let route = self.routes.classify(&request);
-        headers::strip_listed(request.headers_mut(), self.cache.fingerprinted_headers());
+        headers::strip_listed(request.headers_mut(), self.cache.fingerprinter().covered_headers());
         self.check_same_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         // The variant of an entry says nothing about the values of unknown headers.
         let is_given = headers.contains_key(HOST)
             || uri.authority().is_some()
-            || self.cache.has_unknown_header(headers);
+            || self.cache.fingerprinter().has_unknown_header(headers);
         let form = if is_given { VariantOrigin::Given } else { VariantOrigin::Assumed };
         // Writes and bypassed requests do no lookup. Their job is shown as a GET would find it.
         let method = if *method == Method::HEAD { method } else { &Method::GET };
@@ -156,7 +156,7 @@ impl Explainer<'_> {
         now: SystemTime,
     ) -> ExplainVerdict {
         match route {
-            Route::Read(..) if self.cache.must_bypass(request.headers()) => {
+            Route::Read(..) if self.cache.fingerprinter().must_bypass(request.headers()) => {
                 ExplainVerdict::pass(Bypass::Credentials)
             }
             Route::Read(..) => ExplainVerdict::in_mode(self.mode, explained, now),

@@ -29,7 +29,7 @@ pub(super) struct CacheConfig {
     pub(super) settings: CacheSettings,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct CacheSettings {
     pub(super) prefix: String,
     pub(super) scopes: Scopes,

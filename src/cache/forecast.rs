@@ -145,7 +145,7 @@ impl CacheReader {
             standing,
             value,
             state,
-            near: self.state.near.as_ref().is_some_and(|near| near.holds(&request.key)),
+            near: self.state.near.as_ref().is_some_and(|near| near.entries.holds(&request.key)),
             pending: matches!(self.state.store.trust(&request.key), Err(StoreError::Pending)),
             cluster_slot: self.state.store.place(&request.key),
             hit_for_miss: uncacheable,

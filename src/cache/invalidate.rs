@@ -235,7 +235,7 @@ impl Invalidator {
             let Self { state, config, .. } = &*invalidator;
             // Checked first: Redis may report the change, which evicts the near entry, before it
             // replies to the purge.
-            let near = |key: &Key| state.near.as_ref().is_some_and(|near| near.holds(key));
+            let near = |key: &Key| state.near.as_ref().is_some_and(|near| near.entries.holds(key));
             let near: Vec<bool> = keys.iter().map(near).collect();
             // Before the news of it. A comparison that found a wrong entry is no purge.
             match source {
@@ -266,7 +266,7 @@ impl Invalidator {
         let invalidator = Arc::clone(self);
         let purge = async move {
             let state = &invalidator.state;
-            let near = state.near.as_ref().map_or(0, |near| near.len());
+            let near = state.near.as_ref().map_or(0, |near| near.entries.len());
             state.silent_changes.all_purged();
             let ended = state.store.purge_all().await;
             let flights = state.detach_all();

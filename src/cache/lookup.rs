@@ -32,6 +32,7 @@ use crate::{
 const OTHER_FILL_WAIT: Duration = Duration::from_millis(250);
 /// First pause between two reads of the store while waiting for another sidecar's fill. Doubles.
 const FIRST_OTHER_FILL_PAUSE: Duration = Duration::from_millis(5);
+
 /// Looks up reads.
 #[derive(Clone, Debug)]
 pub struct CacheReader {
@@ -197,7 +198,7 @@ impl CacheReader {
             self.notes.lasting.shared_key_warning.give(&self.config, request, &seen);
         }
         if let (Some(Ok(entry)), Some(near), Some(noted)) = (&found, near, noted) {
-            near.keep(key, entry, noted);
+            near.entries.insert(key, Arc::clone(entry), noted);
         }
         Ok((found, seen))
     }
@@ -258,31 +259,18 @@ impl CacheReader {
         } else {
             self.state.flights.join_or_lead_next(request.key.clone(), request.coalesce_key)
         };
-        match ticket {
-            FlightTicket::Lead(leader) => {
-                let target = FillTarget::Entry(Box::new(known));
-                Lookup::Lead(Box::new(LeaderRead::new(request, leader, target, why)))
-            }
-            FlightTicket::Join(flight) => Lookup::Join(flight, why),
-            FlightTicket::Full => Lookup::Pass(Bypass::Flights),
-        }
+        board(request, ticket, why, || FillTarget::Entry(Box::new(known)))
     }
 
     pub(super) async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
         let version = SeenVersion { token: lease.token().clone(), epoch: lease.epoch().clone() };
-        match self.state.flights.join_or_lead(&request.key, version, request.coalesce_key) {
-            FlightTicket::Lead(leader) => Lookup::Lead(Box::new(LeaderRead::new(
-                request,
-                leader,
-                FillTarget::Lease(lease),
-                None,
-            ))),
-            FlightTicket::Join(flight) => Lookup::Join(flight, None),
-            FlightTicket::Full => {
-                self.state.store.release(lease).await;
-                Lookup::Pass(Bypass::Flights)
-            }
+        let flights = &self.state.flights;
+        let ticket = flights.join_or_lead(&request.key, version, request.coalesce_key);
+        if let FlightTicket::Full = ticket {
+            self.state.store.release(lease).await;
+            return Lookup::Pass(Bypass::Flights);
         }
+        board(request, ticket, None, || FillTarget::Lease(lease))
     }
 
     /// Follows a fill by another reader: joins it if it is in this process, and else waits a little for
@@ -334,7 +322,7 @@ impl CacheReader {
     async fn wait_for_change(&self, key: &Key, until: Instant) {
         let changed = async {
             match &self.state.near {
-                Some(near) => near.changed(key).await,
+                Some(near) => near.entries.changed(key).await,
                 None => future::pending().await,
             }
         };
@@ -343,16 +331,9 @@ impl CacheReader {
 
     /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
     fn lead_next(&self, request: &LookupRequest, why: Bypass) -> Lookup {
-        match self.state.flights.join_or_lead_next(request.key.clone(), request.coalesce_key) {
-            FlightTicket::Lead(leader) => Lookup::Lead(Box::new(LeaderRead::new(
-                request,
-                leader,
-                FillTarget::Nowhere,
-                Some(why),
-            ))),
-            FlightTicket::Join(flight) => Lookup::Join(flight, Some(why)),
-            FlightTicket::Full => Lookup::Pass(Bypass::Flights),
-        }
+        let flights = &self.state.flights;
+        let ticket = flights.join_or_lead_next(request.key.clone(), request.coalesce_key);
+        board(request, ticket, Some(why), || FillTarget::Nowhere)
     }
 
     /// Does the same, but the response is stored if the lease is granted.
@@ -373,6 +354,22 @@ impl CacheReader {
             }
             lookup => lookup,
         }
+    }
+}
+
+/// Leads or joins a flight, as the ticket says.
+fn board(
+    request: &LookupRequest,
+    ticket: FlightTicket,
+    why: Option<Bypass>,
+    target: impl FnOnce() -> FillTarget,
+) -> Lookup {
+    match ticket {
+        FlightTicket::Lead(leader) => {
+            Lookup::Lead(Box::new(LeaderRead::new(request, leader, target(), why)))
+        }
+        FlightTicket::Join(flight) => Lookup::Join(flight, why),
+        FlightTicket::Full => Lookup::Pass(Bypass::Flights),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     observe::metrics::Metrics,
     store::{
         Budget, Key, Store,
-        near::{NearEntries, Noted, Watcher},
+        near::{NearEntries, Noted},
     },
 };
 
@@ -36,34 +36,6 @@ impl NearLayer {
         Some(Self { entries: Arc::new(entries), max_staleness: staleness })
     }
 
-    /// Returns the watcher that the store notifies of changes.
-    pub(super) fn watcher(&self) -> Arc<dyn Watcher> {
-        Arc::clone(&self.entries) as Arc<dyn Watcher>
-    }
-
-    /// Drops outdated entries at once, without waiting for Redis to report the change. So a client that
-    /// writes through this process reads its own write even in bounded mode.
-    pub(super) fn evict(&self, keys: &[Key]) {
-        for key in keys {
-            self.entries.evict(key.main().as_bytes());
-        }
-    }
-
-    /// Returns whether there is a near entry, for any audience.
-    pub(super) fn holds(&self, key: &Key) -> bool {
-        self.entries.holds(key)
-    }
-
-    /// Returns the number of near entries.
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Drops all near entries at once, like [`NearLayer::evict`].
-    pub(super) fn flush(&self) {
-        self.entries.flush();
-    }
-
     /// Notes that a key is about to be read; must be called before the store is read. Returns `None`
     /// while changes are not tracked.
     pub(super) async fn note(
@@ -77,15 +49,5 @@ impl NearLayer {
         // void.
         store.follow(key, budget).await.ok()?;
         Some(noted)
-    }
-
-    /// Keeps an entry that was read, unless the key has changed since it was noted.
-    pub(super) fn keep(&self, key: &Key, entry: &Arc<Entry>, noted: Noted) {
-        self.entries.insert(key, Arc::clone(entry), noted);
-    }
-
-    /// Waits until a change of the key is reported. May also return for a change of another key.
-    pub(super) async fn changed(&self, key: &Key) {
-        self.entries.changed(key).await;
     }
 }

@@ -1,6 +1,6 @@
 //! What the parts of the cache share: the store, and everything that a change of a job has to reach.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use prometheus_client::metrics::gauge::Gauge;
 
@@ -17,6 +17,7 @@ use crate::{
 };
 
 /// The state that survives reloads.
+#[derive(Debug)]
 pub(super) struct SharedState {
     pub(super) store: Store,
     pub(super) near: Option<NearLayer>,
@@ -27,16 +28,6 @@ pub(super) struct SharedState {
     pub(super) metrics: Arc<Metrics>,
 }
 
-impl fmt::Debug for SharedState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedState")
-            .field("store", &self.store)
-            .field("near", &self.near.is_some())
-            .field("flights", &self.flights)
-            .finish_non_exhaustive()
-    }
-}
-
 impl SharedState {
     /// Opens the store that the configuration names.
     pub(super) fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
@@ -44,8 +35,9 @@ impl SharedState {
         let near = NearLayer::new(config, &metrics);
         let silent_changes = Arc::new(SilentChanges::new(Arc::clone(&metrics)));
         let watcher = near.as_ref().map(|near| {
+            let near = Arc::clone(&near.entries) as Arc<dyn Watcher>;
             let silent_changes = Arc::clone(&silent_changes);
-            Arc::new(NewsWatcher { near: near.watcher(), silent_changes }) as Arc<dyn Watcher>
+            Arc::new(NewsWatcher { near, silent_changes }) as Arc<dyn Watcher>
         });
         let store = Store::open(config, Arc::clone(&metrics), watcher)?;
         let limits = &metrics.limits;
@@ -63,8 +55,10 @@ impl SharedState {
     pub(super) fn detach(&self, keys: &[Key]) -> Vec<usize> {
         let flights = keys.iter().map(|key| self.flights.detach(key)).collect();
         self.silent_changes.forget(keys);
+        // At once, without waiting for Redis to report the change. So a client that writes through this
+        // process reads its own write even in bounded mode.
         if let Some(near) = &self.near {
-            near.evict(keys);
+            keys.iter().for_each(|key| near.entries.evict(key.main().as_bytes()));
         }
         flights
     }
@@ -75,7 +69,7 @@ impl SharedState {
         let flights = self.flights.detach_all();
         self.silent_changes.forget_all();
         if let Some(near) = &self.near {
-            near.flush();
+            near.entries.flush();
         }
         flights
     }

@@ -15,10 +15,9 @@ use hyper::{
 };
 use tracing::{debug, info};
 
-use super::body::Body;
+use super::{body::Body, exchange::Requester};
 use crate::{
     cache::entry::Entry,
-    informational::Informational,
     observe::{events::EventKind, metrics::Metrics, spans},
     semantics::{
         headers::{self, CacheStatus, Forward},
@@ -238,22 +237,14 @@ pub(super) fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Respon
     response
 }
 
-/// Closes the connection after a response that came before the upload was asked for. The client may
-/// or may not send that upload, so no request can follow it.
-pub(super) fn close_after_unread_upload(
-    response: &mut Response<Body>,
-    informational: &Informational,
-) {
+/// Closes the client connection after this response if no request can follow it.
+pub(super) fn close_if_spent(response: &mut Response<Body>, requester: &Requester) {
+    let body = response.body();
+    // The response came before the upload was asked for, and the client may or may not send it.
     // HTTP/2 has no such field and ends only the stream.
-    if response.body().leaves_upload() && informational.is_accepted() {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-}
-
-/// Closes the client connection after this response if it has lost the connection that its login
-/// belongs to. The client logs in again over its next connection.
-pub(super) fn close_with_bound_connection(response: &mut Response<Body>) {
-    if response.body().ends_client_connection() {
+    let is_unread = body.leaves_upload() && requester.informational.is_accepted();
+    // The client has lost the connection that its login belongs to, and logs in again over its next.
+    if is_unread || body.ends_client_connection() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! [`ProxyContext`] sends. `headers` knows which fields are removed and added. `upstream` owns connections and timeouts.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use hyper::{
     Request, Response, StatusCode, Version,
@@ -29,8 +29,14 @@ use crate::{
     },
 };
 
+/// The client of a request, and its way for informational responses.
+pub(super) struct Requester {
+    pub(super) client: Peer,
+    pub(super) informational: Informational,
+}
+
 /// What every path of a request needs under one configuration.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct ProxyContext {
     pub(super) routes: Arc<Routes>,
     /// Set when a reload puts other routes or rules into force.
@@ -41,16 +47,6 @@ pub(super) struct ProxyContext {
     pub(super) tasks: TaskTracker,
     pub(super) mode: CacheMode,
     pub(super) metrics: Arc<Metrics>,
-}
-
-impl fmt::Debug for ProxyContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProxyContext")
-            .field("mode", &self.mode)
-            .field("cache", &self.cache)
-            .field("upstream", &self.upstream)
-            .finish_non_exhaustive()
-    }
 }
 
 impl ProxyContext {
@@ -68,18 +64,26 @@ impl ProxyContext {
         result
     }
 
+    /// Sends a read, again if it may, and turns the response head into ours.
+    pub(super) async fn exchange(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let response = self.send(request, RetryPolicy::OnceIfSafe).await?;
+        prepare_response(response, ProtocolSwitch::NotRequested)
+    }
+
     /// Returns a client's request as it goes upstream.
     pub(super) fn forward_request(
         &self,
         request: Request<Incoming>,
-        client: Peer,
-        informational: &Informational,
+        requester: &Requester,
     ) -> Request<RequestBody> {
         let (mut head, body) = request.into_parts();
         let expects = headers::expects_continue(&mut head.headers, head.version);
-        self.prepare_request(&mut head, client);
+        self.prepare_request(&mut head, requester.client);
         let mut request = Request::from_parts(head, RequestBody::from_client(body, expects));
-        relay_informational(&mut request, informational);
+        relay_informational(&mut request, requester);
         request
     }
 
@@ -87,7 +91,7 @@ impl ProxyContext {
     pub(super) fn prepare_request(&self, head: &mut Parts, client: Peer) {
         let version = head.version;
         to_origin_form(head, self.upstream.authority());
-        headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinted_headers());
+        headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinter().covered_headers());
         headers::restore_entity_tags(&mut head.headers, &head.method);
         headers::forward(&mut head.headers, client, version);
         if let Some(connection) = client.connection {
@@ -108,7 +112,7 @@ impl ProxyContext {
 /// stored, and clients that join a flight get none.
 pub(super) fn relay_informational(
     request: &mut Request<RequestBody>,
-    informational: &Informational,
+    Requester { informational, .. }: &Requester,
 ) {
     if matches!(request.body(), RequestBody::Held(_)) || informational.is_accepted() {
         let informational = informational.clone();

@@ -6,11 +6,9 @@ use hyper::{Request, Response, body::Incoming, http::Method};
 
 use super::{
     Proxy,
-    answer::{
-        Answer, Verdict, close_after_unread_upload, close_with_bound_connection, upstream_failure,
-    },
+    answer::{Answer, Verdict, close_if_spent, upstream_failure},
     body::Body,
-    exchange::{ProtocolSwitch, ProxyContext, prepare_response},
+    exchange::{ProtocolSwitch, ProxyContext, Requester, prepare_response},
     stale_config_guard::StaleConfigGuard,
     upgrade::Upgrade,
     write::detached,
@@ -18,12 +16,10 @@ use super::{
 };
 use crate::{
     cache::WriteOutcome,
-    informational::Informational,
     semantics::{
         policy::Bypass,
         route::{WriteTarget, is_unsafe, overrides_method},
     },
-    transport::Peer,
     upstream::{ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
 };
 
@@ -33,14 +29,13 @@ impl Proxy {
     pub(super) async fn pass(
         &self,
         mut request: Request<Incoming>,
-        client: Peer,
-        informational: Informational,
+        requester: Requester,
         why: Bypass,
     ) -> Answer {
         let upgrade = Upgrade::of(&mut request);
         let may_change = is_unsafe(&request);
         let overridden = overrides_method(request.headers());
-        let mut request = self.context.forward_request(request, client, &informational);
+        let mut request = self.context.forward_request(request, &requester);
         if let Some(upgrade) = &upgrade {
             upgrade.add_to(request.headers_mut());
         }
@@ -52,8 +47,7 @@ impl Proxy {
             Ok(response) => response.map(Body::Upstream),
             Err(error) => return upstream_failure(&error),
         };
-        close_after_unread_upload(&mut response, &informational);
-        close_with_bound_connection(&mut response);
+        close_if_spent(&mut response, &requester);
         match write.and_then(|write| self.change_by(write, upload, &response)) {
             Some(change) => {
                 let context = Arc::clone(&self.context);

@@ -16,7 +16,6 @@ use tracing::{Instrument as _, error};
 
 use super::{
     Proxy,
-    exchange::{ProtocolSwitch, prepare_response},
     lead::{FillOutcome, LeadTask},
 };
 use crate::{
@@ -31,7 +30,7 @@ use crate::{
     },
     store::Budget,
     transport::Peer,
-    upstream::{BodyError, RetryPolicy, UpstreamError},
+    upstream::{BodyError, UpstreamError},
 };
 
 /// The peer of a prefetch. Its host and scheme come from the configuration, so they are trusted.
@@ -162,7 +161,8 @@ impl Proxy {
         *request.uri_mut() = uri;
         request.headers_mut().clone_from(headers);
         let Route::Read(id, route) = self.context.routes.classify(&request) else { return None };
-        (!self.context.cache.must_bypass(headers)).then(|| (request.into_parts().0, id, route))
+        (!self.context.cache.fingerprinter().must_bypass(headers))
+            .then(|| (request.into_parts().0, id, route))
     }
 
     async fn lead_prefetch(
@@ -212,9 +212,7 @@ impl Proxy {
         *request.uri_mut() = target.clone();
         request.headers_mut().clone_from(headers);
         let request = self.context.fill_request(&request.into_parts().0, PREFETCH_PEER);
-        let response = self.context.send(request, RetryPolicy::OnceIfSafe).await?;
-        let (head, mut body) =
-            prepare_response(response, ProtocolSwitch::NotRequested)?.into_parts();
+        let (head, mut body) = self.context.exchange(request).await?.into_parts();
         if head.status != StatusCode::OK {
             return Err(JobListError::Status(head.status));
         }

@@ -16,7 +16,7 @@ use tracing::Instrument as _;
 use super::{
     answer::{Answer, FillStatus, Verdict, entry_response, refuse_with, upstream_failure},
     body::Body,
-    exchange::{ProtocolSwitch, ProxyContext, prepare_response, relay_informational},
+    exchange::{ProxyContext, Requester, relay_informational},
     lead::LeadTask,
     repeat_hit::{RepeatHit, RepeatHits},
     verify::Comparisons,
@@ -24,7 +24,6 @@ use super::{
 use crate::{
     cache::{AbandonReason, Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry},
     config::CacheMode,
-    informational::Informational,
     observe::{
         events::{EventKind, HitSample},
         spans,
@@ -33,7 +32,7 @@ use crate::{
     service::FastPathMiss,
     store::Budget,
     transport::Peer,
-    upstream::{RequestBody, RetryPolicy},
+    upstream::RequestBody,
 };
 
 /// Answers cacheable reads.
@@ -51,11 +50,14 @@ impl Reads {
         &self,
         job: (&JobId, RouteIndex),
         mut request: Request<Incoming>,
-        requester: (Peer, Informational),
+        requester: Requester,
         sample: Option<&HitSample>,
         repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
-        headers::strip_listed(request.headers_mut(), self.context.cache.fingerprinted_headers());
+        headers::strip_listed(
+            request.headers_mut(),
+            self.context.cache.fingerprinter().covered_headers(),
+        );
         let (lookup, mut budget) = self.lookup_request(job, &request);
         if self.context.mode == CacheMode::Shadow {
             let lookup = lookup.solo();
@@ -66,7 +68,7 @@ impl Reads {
         let near = self.context.cache.reader.lookup_near(&lookup, &mut budget);
         if let Some(found) = near.instrument(spans::lookup("near")).await {
             self.context.cache.record_answer(&lookup, EventKind::Hit, "", sample);
-            return self.near_hit(found, lookup, request, requester.0, repeat_hit);
+            return self.near_hit(found, lookup, request, requester.client, repeat_hit);
         }
         let head = request.into_parts().0;
         let answer = Box::pin(self.read(&lookup, head, requester, budget)).await;
@@ -128,7 +130,7 @@ impl Reads {
         &self,
         lookup: &LookupRequest,
         head: Parts,
-        (client, informational): (Peer, Informational),
+        requester: Requester,
         mut budget: Budget,
     ) -> Answer {
         let span = spans::lookup("store");
@@ -141,11 +143,15 @@ impl Reads {
                 let now_ms = self.context.cache.store().now_ms();
                 let answer = hit(&entry, &head.method, &head.headers, now_ms);
                 if self.comparisons.is_sampled(&head.method, &head.extensions) {
-                    self.comparisons.verify(Comparison::new(lookup, entry), &head, client);
+                    self.comparisons.verify(
+                        Comparison::new(lookup, entry),
+                        &head,
+                        requester.client,
+                    );
                 }
                 answer
             }
-            Lookup::Lead(lead) => self.lead(*lead, head, (client, informational), budget).await,
+            Lookup::Lead(lead) => self.lead(*lead, head, requester, budget).await,
             Lookup::Join(flight, why) => match flight.wait().await {
                 Some(entry) => {
                     let verdict =
@@ -154,12 +160,12 @@ impl Reads {
                     let now_ms = self.context.cache.store().now_ms();
                     Answer { response: entry_response(&entry, &head, now_ms), verdict }
                 }
-                None => self.pass_read(head, client, informational, Bypass::Alone).await,
+                None => self.pass_read(head, requester, Bypass::Alone).await,
             },
             Lookup::Pass(Bypass::OnlyIfCached) => {
                 refuse_with(StatusCode::GATEWAY_TIMEOUT, Bypass::OnlyIfCached.as_str())
             }
-            Lookup::Pass(why) => self.pass_read(head, client, informational, why).await,
+            Lookup::Pass(why) => self.pass_read(head, requester, why).await,
         }
     }
 
@@ -169,7 +175,7 @@ impl Reads {
         &self,
         lead: LeaderRead,
         head: Parts,
-        (client, informational): (Peer, Informational),
+        requester: Requester,
         budget: Budget,
     ) -> Answer {
         let why = lead.why();
@@ -178,10 +184,10 @@ impl Reads {
             // this check, the lease of the read is older than the purge that comes with the new
             // rules, so nothing is stored.
             self.context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
-            return self.pass_read(head, client, informational, why.unwrap_or(Bypass::Alone)).await;
+            return self.pass_read(head, requester, why.unwrap_or(Bypass::Alone)).await;
         }
-        let mut request = self.context.fill_request(&head, client);
-        relay_informational(&mut request, &informational);
+        let mut request = self.context.fill_request(&head, requester.client);
+        relay_informational(&mut request, &requester);
         let flight = spans::flight();
         lead.set_span(&flight);
         let (task, answered) = LeadTask::new(&self.context, lead, head.clone(), budget);
@@ -189,9 +195,7 @@ impl Reads {
         match answered.await {
             Ok(answer) => answer,
             // The leader died. A second read is safe.
-            Err(_) => {
-                self.pass_read(head, client, informational, why.unwrap_or(Bypass::Alone)).await
-            }
+            Err(_) => self.pass_read(head, requester, why.unwrap_or(Bypass::Alone)).await,
         }
     }
 
@@ -199,15 +203,13 @@ impl Reads {
     pub(super) async fn pass_read(
         &self,
         mut head: Parts,
-        client: Peer,
-        informational: Informational,
+        requester: Requester,
         why: Bypass,
     ) -> Answer {
-        self.context.prepare_request(&mut head, client);
+        self.context.prepare_request(&mut head, requester.client);
         let mut request = Request::from_parts(head, RequestBody::Empty);
-        relay_informational(&mut request, &informational);
-        let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
-        match sent.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested)) {
+        relay_informational(&mut request, &requester);
+        match self.context.exchange(request).await {
             Ok(response) => {
                 Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }
             }

@@ -13,17 +13,14 @@ use super::{
     answer::{Answer, Verdict, upstream_failure},
     body::Body,
     compared_body::ComparedBody,
-    exchange::{ProtocolSwitch, prepare_response, relay_informational},
+    exchange::{Requester, relay_informational},
     read::Reads,
 };
 use crate::{
     cache::{Comparison, Lookup, LookupRequest},
-    informational::Informational,
     observe::{metrics::ComparisonResult, spans},
     semantics::policy::Bypass,
     store::Budget,
-    transport::Peer,
-    upstream::RetryPolicy,
 };
 
 impl Reads {
@@ -33,7 +30,7 @@ impl Reads {
         &self,
         lookup: &LookupRequest,
         head: Parts,
-        (client, informational): (Peer, Informational),
+        requester: Requester,
         mut budget: Budget,
     ) -> Answer {
         let near = self
@@ -57,14 +54,14 @@ impl Reads {
                 // Many upstreams answer HEAD and GET differently, and a HEAD has no body to
                 // compare.
                 self.context.metrics.comparisons.count_shadow(ComparisonResult::Unchecked);
-                self.pass_read(head, client, informational, Bypass::ShadowHit).await
+                self.pass_read(head, requester, Bypass::ShadowHit).await
             }
             Lookup::Hit(entry) => {
-                self.compare(Comparison::new(lookup, entry), &head, (client, informational)).await
+                self.compare(Comparison::new(lookup, entry), &head, requester).await
             }
-            Lookup::Lead(lead) => self.lead(*lead, head, (client, informational), budget).await,
-            Lookup::Join(..) => self.pass_read(head, client, informational, Bypass::Shadow).await,
-            Lookup::Pass(why) => self.pass_read(head, client, informational, why).await,
+            Lookup::Lead(lead) => self.lead(*lead, head, requester, budget).await,
+            Lookup::Join(..) => self.pass_read(head, requester, Bypass::Shadow).await,
+            Lookup::Pass(why) => self.pass_read(head, requester, why).await,
         }
     }
 
@@ -73,12 +70,11 @@ impl Reads {
         &self,
         mut comparison: Comparison,
         head: &Parts,
-        (client, informational): (Peer, Informational),
+        requester: Requester,
     ) -> Answer {
-        let mut request = self.context.fill_request(head, client);
-        relay_informational(&mut request, &informational);
-        let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
-        match sent.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested)) {
+        let mut request = self.context.fill_request(head, requester.client);
+        relay_informational(&mut request, &requester);
+        match self.context.exchange(request).await {
             Ok(response) => {
                 let (head, body) = response.into_parts();
                 let matters = comparison.compare_head(&head, &self.context.cache.comparer);

@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::exchange::{ProtocolSwitch, ProxyContext, prepare_response};
+use super::exchange::ProxyContext;
 use crate::{
     cache::Comparison,
     config::SampleRate,
@@ -24,7 +24,7 @@ use crate::{
     observe::{metrics::ComparisonResult, spans},
     service::{FastPathMiss, SampleDecision},
     transport::Peer,
-    upstream::{RequestBody, RetryPolicy},
+    upstream::RequestBody,
 };
 
 /// Most comparisons in the background at a time. Past this number they are skipped, so that
@@ -114,9 +114,7 @@ impl Comparisons {
         mut comparison: Comparison,
         request: Request<RequestBody>,
     ) -> Option<Comparison> {
-        let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
-        let response = prepare_response(sent.ok()?, ProtocolSwitch::NotRequested).ok()?;
-        let (head, mut body) = response.into_parts();
+        let (head, mut body) = self.context.exchange(request).await.ok()?.into_parts();
         let mut matters = comparison.compare_head(&head, &self.context.cache.comparer);
         while matters && let Some(frame) = body.frame().await {
             matters = frame.ok()?.data_ref().is_none_or(|data| comparison.compare_body_part(data));

@@ -7,25 +7,20 @@ use hyper::{Request, StatusCode, body::Incoming};
 use tracing::{Instrument as _, error};
 
 use super::{
-    answer::{
-        Answer, close_after_unread_upload, close_with_bound_connection, refuse_retryable,
-        refuse_with, upstream_failure,
-    },
+    answer::{Answer, close_if_spent, refuse_retryable, refuse_with, upstream_failure},
     body_rules::{
         BodyInspector, InspectError, InspectedResponse, RuleFinding, misses_unknown_response,
     },
-    exchange::{ProtocolSwitch, ProxyContext, prepare_response},
+    exchange::{ProtocolSwitch, ProxyContext, Requester, prepare_response},
     unclaimed::UnclaimedWrites,
     write_end::WriteInvalidation,
 };
 use crate::{
     cache::WriteOutcome,
-    informational::Informational,
     limits::Quota,
     observe::spans,
     semantics::route::{WriteScope, WriteTarget},
     store::Write,
-    transport::Peer,
     upstream::{RequestBody, RetryPolicy, UpstreamError},
 };
 
@@ -51,10 +46,9 @@ impl Writes {
         self: &Arc<Self>,
         scope: WriteScope,
         request: Request<Incoming>,
-        client: Peer,
-        informational: Informational,
+        requester: Requester,
     ) -> Answer {
-        let write = Arc::clone(self).forward_write(scope, request, client, informational);
+        let write = Arc::clone(self).forward_write(scope, request, requester);
         detached(&self.context, write).await
     }
 
@@ -62,10 +56,9 @@ impl Writes {
         self: Arc<Self>,
         mut scope: WriteScope,
         request: Request<Incoming>,
-        client: Peer,
-        informational: Informational,
+        requester: Requester,
     ) -> Answer {
-        let request = self.context.forward_request(request, client, &informational);
+        let request = self.context.forward_request(request, &requester);
         let target = WriteTarget::of(&request);
         let method = request.method().clone();
         let (mut head, body) = request.into_parts();
@@ -97,8 +90,7 @@ impl Writes {
         let mut result =
             result.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested));
         if let Ok(response) = &mut result {
-            close_after_unread_upload(response, &informational);
-            close_with_bound_connection(response);
+            close_if_spent(response, &requester);
         }
         change.conclude(Arc::clone(&self.context), outcome, result).await
     }
