@@ -42,7 +42,7 @@ pub(super) static KEYS: [RuleKey; 8] = [
         name: "methods",
         unset: "every method except GET, HEAD, OPTIONS and TRACE",
         example: "[\"POST\"]",
-        help: "Methods of the write.",
+        help: "Methods of the write, or those that a header or `_method` in its query names instead. A `_method` in a body is not read.",
     },
     RuleKey {
         name: "request",

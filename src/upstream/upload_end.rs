@@ -1,9 +1,8 @@
 //! The end of an upload: a write is complete only when its upload has ended, which may be after its
 //! response.
 //!
-//! The connection to the upstream cannot go on once it knows that the client broke an upload off. It
-//! is told a moment later, so that an upstream that judges a client by the head alone can still
-//! refuse the write. Without its answer the outcome would be unknown, and a client without any
+//! The exchange with the upstream ends when the client breaks its upload off. It ends a moment
+//! later, so that an upstream that judges a client by the head alone can still refuse the write. Without its answer the outcome would be unknown, and a client without any
 //! permission could keep jobs uncached by breaking off uploads.
 
 use std::{
@@ -42,11 +41,11 @@ pub struct UploadGuard {
     broken_off: Option<BrokenOff>,
 }
 
-/// An upload that the client broke off, and when the upstream is told.
+/// An upload that the client broke off, and the time that the upstream still has to answer.
 #[derive(Debug)]
 struct BrokenOff {
     error: hyper::Error,
-    told: Pin<Box<Sleep>>,
+    grace: Pin<Box<Sleep>>,
 }
 
 impl UploadGuard {
@@ -63,17 +62,17 @@ impl UploadGuard {
 
     /// Notes that the client broke off the upload.
     pub(super) fn break_off(&mut self, error: hyper::Error) {
-        self.broken_off = Some(BrokenOff { error, told: Box::pin(sleep(BROKEN_OFF_GRACE)) });
+        self.broken_off = Some(BrokenOff { error, grace: Box::pin(sleep(BROKEN_OFF_GRACE)) });
     }
 
     pub(super) fn is_broken_off(&self) -> bool {
         self.broken_off.is_some()
     }
 
-    /// Waits until the upstream is told that the client broke off the upload.
+    /// Waits for the end of the grace, which ends the exchange with the upstream.
     pub(super) fn poll_broken_off(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Error> {
         if let Some(broken_off) = &mut self.broken_off {
-            ready!(broken_off.told.as_mut().poll(cx));
+            ready!(broken_off.grace.as_mut().poll(cx));
         }
         match self.broken_off.take() {
             Some(BrokenOff { error, .. }) => Poll::Ready(error),
