@@ -104,7 +104,7 @@ impl Proxy {
     }
 }
 
-/// A write whose target names no job.
+/// A write that names no job in its target.
 struct PassedWrite {
     method: Method,
     target: WriteTarget,
