@@ -179,7 +179,8 @@ impl Stage {
         let Parts { method, uri, headers, .. } = &self.head;
         let job = (&id, route);
         let ask = self.cache.lookup_request(job, method, uri, headers);
-        let Lookup::Hit(entry) = self.cache.lookup(&ask, &mut self.cache.budget()).await else {
+        let Lookup::Hit(entry) = self.cache.reader.lookup(&ask, &mut self.cache.budget()).await
+        else {
             unreachable!("the TTL outlasts the benchmark")
         };
         let now_ms = self.cache.store().now_ms();
@@ -194,14 +195,14 @@ async fn fill(cache: &Cache, head: &Parts, body: Bytes) {
     };
     let job = (&id, route);
     let ask = cache.lookup_request(job, &head.method, &head.uri, &head.headers);
-    let Lookup::Lead(lead) = cache.lookup(&ask, &mut cache.budget()).await else {
+    let Lookup::Lead(lead) = cache.reader.lookup(&ask, &mut cache.budget()).await else {
         unreachable!("there is no other client")
     };
     let response = Response::builder().header(CONTENT_TYPE, "application/json").body(());
     let (response, ()) = response.expect("a valid response").into_parts();
-    let freshness = cache.freshness(&response).expect("a plain 200 may be stored");
-    let landed = cache.publish(*lead, &response, body, freshness);
-    assert_eq!(cache.fill(landed).await, Some(Fill::Stored));
+    let freshness = cache.filler.freshness(&response).expect("a plain 200 may be stored");
+    let landed = cache.filler.publish(*lead, &response, body, freshness);
+    assert_eq!(cache.filler.fill(landed).await, Some(Fill::Stored));
 }
 
 /// Returns a poll as a browser sends it, with a token.

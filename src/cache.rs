@@ -132,7 +132,7 @@ impl Cache {
             invalidator: Arc::clone(&invalidator),
             wrong_entries,
         };
-        Self { reader, filler, invalidator, comparer, state, config }
+        Self { state, config, reader, filler, invalidator, comparer }
     }
 
     /// The store behind the cache.

@@ -75,6 +75,7 @@ pub enum MissReason {
 }
 
 /// The state of a job and the forecast for a read of it.
+#[allow(clippy::struct_excessive_bools, reason = "the facts are independent of each other")]
 #[derive(Debug)]
 pub struct ForecastReport {
     /// How the read would be answered.

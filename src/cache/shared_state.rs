@@ -58,7 +58,9 @@ impl SharedState {
         // At once, without waiting for Redis to report the change. So a client that writes through this
         // process reads its own write even in bounded mode.
         if let Some(near) = &self.near {
-            keys.iter().for_each(|key| near.entries.evict(key.main().as_bytes()));
+            for key in keys {
+                near.entries.evict(key.main().as_bytes());
+            }
         }
         flights
     }
