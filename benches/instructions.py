@@ -2,12 +2,15 @@
 """Instructions per request, counted by callgrind. The counts do not depend on the load of the machine.
 
     cargo build --release && benches/instructions.py [--binary PATH] [--json]
+    CARGO_PROFILE_RELEASE_DEBUG=line-tables-only cargo build --release && benches/instructions.py --files
 
 Needs `valgrind` and `redis-server` (Debian's packages). jobcache runs under callgrind with one worker, a real
 Redis and an API of 600-byte jobs. Each kind of request is sent over one connection, 200 times and 1,200 times
 in two runs; the difference divided by 1,000 is the count of one request. Start and shutdown cancel out.
+With --files it also prints the files of src that each kind of request enters: those with more instructions in
+the longer run, by the line table of the binary. Inlined functions count for the file that they are written in.
 """
-import argparse, json, os, re, signal, socket, subprocess, sys, tempfile, threading, time
+import argparse, collections, json, os, re, signal, socket, subprocess, sys, tempfile, threading, time
 
 BODY = b'{"status":"running","log":"' + b'x' * 571 + b'"}'
 FEW, MANY = 200, 1200
@@ -63,19 +66,53 @@ def exchange(conn, path, extra=b'', method=b'GET'):
     return re.search(rb'(?i)cache-status: ([^\r]*)', head)[1].decode()
 
 
-# Name, settings, how request n looks, what its Cache-Status has to contain.
+def send_read(method, path, extra=b''):
+    return lambda client, _admin, n: exchange(client, *((part(n) if callable(part) else part)
+                                                       for part in (path, extra, method)))
+
+
+def send_purge(_client, admin, n):
+    body = b'{"job_id":"%d"}' % (n + 1000)
+    admin.sendall(b'POST /purge HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n' % len(body) + body)
+    answer = b''
+    while b'}' not in answer:
+        answer += admin.recv(65536)
+    return answer.decode()
+
+
+# Name, settings, how request n is sent, what its Cache-Status (the answer to a purge) has to contain.
 KINDS = [
-    ('hit, repeated head', {}, lambda n: (b'/jobs/7', b'', b'GET'), 'hit'),
-    ('hit, another head', {}, lambda n: (b'/jobs/7', b'traceparent: 00-%032x-%016x-01\r\n' % (n + 1, n + 1), b'GET'), 'hit'),
-    ('hit, bounded', {'JOBCACHE_NEAR': 'bounded'}, lambda n: (b'/jobs/7', b'', b'GET'), 'hit'),
-    ('hit, from Redis', {'JOBCACHE_NEAR': 'off'}, lambda n: (b'/jobs/7', b'', b'GET'), 'hit'),
-    ('pass', {}, lambda n: (b'/other', b'', b'GET'), 'path'),
-    ('miss', {}, lambda n: (b'/jobs/%d' % (n + 1000), b'', b'GET'), 'stored'),
-    ('write', {}, lambda n: (b'/jobs/%d/cancel' % (n + 1000), b'Content-Length: 0\r\n', b'POST'), 'method'),
+    ('hit, repeated head', {}, send_read(b'GET', b'/jobs/7'), 'hit'),
+    ('hit, another head', {}, send_read(b'GET', b'/jobs/7', lambda n: b'traceparent: 00-%032x-%016x-01\r\n' % (n + 1, n + 1)), 'hit'),
+    ('hit, bounded', {'JOBCACHE_NEAR': 'bounded'}, send_read(b'GET', b'/jobs/7'), 'hit'),
+    ('hit, from Redis', {'JOBCACHE_NEAR': 'off'}, send_read(b'GET', b'/jobs/7'), 'hit'),
+    ('pass', {}, send_read(b'GET', b'/other'), 'path'),
+    ('miss', {}, send_read(b'GET', lambda n: b'/jobs/%d' % (n + 1000)), 'stored'),
+    ('write', {}, send_read(b'POST', lambda n: b'/jobs/%d/cancel' % (n + 1000), b'Content-Length: 0\r\n'), 'method'),
+    ('purge', {}, send_purge, '200 OK'),
 ]
 
 
-def count(binary, settings, request, expected, requests, redis, api):
+def costs(profile):
+    """Instructions by file of src, and all of them."""
+    names, by_file, file, skip = {}, collections.Counter(), '', False
+    for line in profile:
+        if found := re.match(r'(?:fl|fi|fe)=\((\d+)\)(?: (.*))?', line):
+            file = names.setdefault(found[1], found[2] or '')
+        elif line.startswith('calls='):
+            skip = True  # The next line repeats the cost of the callee.
+        elif found := re.match(r'[+\-*\d]\S* (\d+)$', line.strip()):
+            if not skip:
+                by_file[file] += int(found[1])
+            skip = False
+    own = collections.Counter()
+    for name, cost in by_file.items():
+        if '/registry/' not in name and '/rustc/' not in name and (found := re.search(r'(?:^|/)src/(.*\.rs)$', name)):
+            own[found[1]] += cost
+    return own, sum(by_file.values())
+
+
+def count(binary, settings, send, expected, requests, redis, api):
     subprocess.run(['redis-cli', '-p', str(redis), 'flushall'], stdout=subprocess.DEVNULL, check=True)
     port, admin = free_port(), free_port()
     env = {**os.environ, 'JOBCACHE_LISTEN': f'127.0.0.1:{port}', 'JOBCACHE_ADMIN': f'127.0.0.1:{admin}',
@@ -95,22 +132,25 @@ def count(binary, settings, request, expected, requests, redis, api):
                 if time.monotonic() > deadline:
                     sys.exit('no hit within 60 s')
                 time.sleep(0.1)
+            operator = connect(admin, time.monotonic() + 60)
             for n in range(requests):
-                status = exchange(conn, *request(n))
+                status = send(conn, operator, n)
                 if expected not in status:
-                    sys.exit(f'request {n}: Cache-Status is "{status}", expected "{expected}"')
+                    sys.exit(f'request {n}: the answer says "{status}", expected "{expected}"')
             conn.close()
+            operator.close()
         finally:
             sidecar.send_signal(signal.SIGTERM)
             sidecar.wait(60)
         with open(out, encoding='utf-8') as file:
-            return int(re.search(r'^(?:summary|totals): (\d+)', file.read(), re.M)[1])
+            return costs(file)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--binary', default='target/release/jobcache')
     parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.add_argument('--files', action='store_true', help='print the files that each kind of request enters')
     args = parser.parse_args()
     api = socket.create_server(('127.0.0.1', 0))
     threading.Thread(target=serve_api, args=(api,), daemon=True).start()
@@ -119,12 +159,18 @@ def main():
                              stdout=subprocess.DEVNULL)
     try:
         connect(port, time.monotonic() + 20).close()
-        for name, settings, request, expected in KINDS:
-            few, many = (count(args.binary, settings, request, expected, n, port, api.getsockname()[1])
-                         for n in (FEW, MANY))
+        for name, settings, send, expected in KINDS:
+            (few_files, few), (many_files, many) = (
+                count(args.binary, settings, send, expected, n, port, api.getsockname()[1]) for n in (FEW, MANY))
             found[name] = round((many - few) / (MANY - FEW))
-            if not args.json:
-                print(f'{name:20} {found[name]:>9,}', flush=True)
+            # A file that a request enters costs an instruction a request or more.
+            entered = {file: round((cost - few_files[file]) / (MANY - FEW)) for file, cost in many_files.items()
+                       if cost - few_files[file] >= MANY - FEW}
+            if args.json:
+                continue
+            print(f'{name:20} {found[name]:>9,}' + f'  {len(entered)} files' * args.files, flush=True)
+            for file, cost in sorted(entered.items(), key=lambda entry: -entry[1]) if args.files else ():
+                print(f'    {cost:>7,} {file}')
     finally:
         redis.terminate()
         redis.wait()
