@@ -5,6 +5,7 @@
 
 mod caller_splits;
 mod comparison;
+mod comparison_result;
 mod decide;
 mod elsewhere;
 pub mod entry;
@@ -14,6 +15,7 @@ pub mod forecast;
 mod invalidate;
 mod kept_apart;
 mod lookup;
+pub(crate) mod metrics;
 mod near_lookup;
 mod prefetch_lookup;
 mod record;
@@ -24,6 +26,7 @@ pub mod windowed_counts;
 mod write_all;
 
 pub use comparison::Comparison;
+pub use comparison_result::ComparisonResult;
 pub use fill::{AbandonReason, KnownEntry, LeaderRead, PublishedRead};
 pub use invalidate::{
     EndStage, FenceEnd, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
@@ -38,7 +41,6 @@ pub use silent_changes::SilentRoute;
 use std::{fmt, sync::Arc, time::Duration};
 
 use hyper::http::{HeaderMap, HeaderName, Method, Uri};
-use prometheus_client::metrics::gauge::Gauge;
 
 use self::{
     caller_splits::CallerSplits,
@@ -46,6 +48,7 @@ use self::{
     entry::Entry,
     flight::{CoalesceKey, Flights},
     kept_apart::KeptApart,
+    metrics::CacheMetrics,
     near_lookup::NearLayer,
     shared_key::SharedKeyWarning,
     silent_changes::{NewsWatcher, SilentChanges},
@@ -54,11 +57,8 @@ use self::{
 };
 use crate::{
     config,
-    limits::Quota,
-    observe::{
-        metrics::{Limit, Metrics},
-        throttle::Throttle,
-    },
+    limits::{Limit, LimitHits, Quota},
+    observe::{events::Events, metrics::Registry, throttle::Throttle},
     semantics::{
         audience::{Caller, Fingerprinter, Variant},
         identity::{Identity, RouteIndex, Scopes},
@@ -110,7 +110,8 @@ pub struct Cache {
     capture_quota: Arc<Quota>,
     policy: Policy,
     settings: CacheSettings,
-    metrics: Arc<Metrics>,
+    metrics: Arc<CacheMetrics>,
+    events: Arc<Events>,
 }
 
 impl fmt::Debug for Cache {
@@ -181,21 +182,23 @@ impl Cache {
     /// # Errors
     ///
     /// Fails if [`Store::open`] does.
-    pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        metrics.events.set_key_prefix(&config.store.prefix);
-        let near = NearLayer::new(config, &metrics).map(Arc::new);
-        let silent_changes = Arc::new(SilentChanges::new(Arc::clone(&metrics)));
+    pub fn open(
+        config: &config::Config,
+        registry: &mut Registry,
+        events: Arc<Events>,
+    ) -> Result<Self, StoreError> {
+        events.set_key_prefix(&config.store.prefix);
+        let metrics = Arc::new(CacheMetrics::register(registry));
+        let near = NearLayer::new(config, &metrics.near, &events).map(Arc::new);
+        let silent_changes = Arc::new(SilentChanges::new(metrics.silent_changes.clone()));
         let watcher = near.as_ref().map(|near| {
             let silent_changes = Arc::clone(&silent_changes);
             Arc::new(NewsWatcher { near: near.watcher(), silent_changes }) as Arc<dyn Watcher>
         });
-        let store = Store::open(config, Arc::clone(&metrics), watcher)?;
-        let limits = &metrics.limits;
-        let quota = |limit, used: &Gauge, kind| {
-            Quota::new(limit, used.clone(), limits.counter(kind).clone())
-        };
-        let flights = quota(config.max_flights, &limits.flights, Limit::Flights);
-        let captured = quota(config.max_captured, &limits.captured, Limit::Captured);
+        let store = Store::open(config, registry, Arc::clone(&events), watcher)?;
+        let hits = LimitHits::shared(registry);
+        let flights = Quota::of(Limit::Flights, config.max_flights, &metrics.flights, &hits);
+        let captured = Quota::of(Limit::Captured, config.max_captured, &metrics.captured, &hits);
         let fingerprinter = fingerprinter(config);
         Ok(Self {
             store: Arc::new(store),
@@ -219,6 +222,7 @@ impl Cache {
             fingerprinter,
             settings: CacheSettings::from_config(config),
             metrics,
+            events,
         })
     }
 
@@ -240,6 +244,11 @@ impl Cache {
             settings: CacheSettings::from_config(config),
             ..self.clone()
         }
+    }
+
+    /// Returns the metrics of this cache.
+    pub(crate) fn metrics(&self) -> &CacheMetrics {
+        &self.metrics
     }
 
     /// The store behind the cache.

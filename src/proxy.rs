@@ -27,9 +27,11 @@
 mod answer;
 pub mod body;
 mod body_rules;
+mod comparison_metrics;
 mod exchange;
 pub(crate) mod framing;
 mod lead;
+pub(crate) mod metrics;
 mod prefetch;
 mod read;
 pub mod repeat_hit;
@@ -61,6 +63,7 @@ use self::{
     exchange::{
         ProtocolSwitch, close_after_unread_upload, close_with_bound_connection, prepare_response,
     },
+    metrics::ProxyMetrics,
     repeat_hit::RepeatHit,
     stale_config_guard::{StaleConfig, StaleConfigGuard},
     unclaimed::UnclaimedWrites,
@@ -71,10 +74,10 @@ use crate::{
     cache::{Cache, WriteOutcome},
     config::{self, CacheMode, Config, SampleRate},
     informational::Informational,
-    limits::Quota,
+    limits::{Limit, Quota},
     observe::{
-        events::HitSample,
-        metrics::{Limit, Metrics},
+        events::{Events, HitSample},
+        metrics::Registry,
         spans,
     },
     semantics::{
@@ -116,7 +119,8 @@ pub struct Proxy {
     /// Limits the requests that are being answered.
     requests: Arc<Quota>,
     limits: config::ServerConfig,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ProxyMetrics>,
+    events: Arc<Events>,
 }
 
 impl fmt::Debug for Proxy {
@@ -130,31 +134,28 @@ impl fmt::Debug for Proxy {
 }
 
 impl Proxy {
-    /// Assembles a proxy. `inspected` limits the memory for bodies that `[[invalidate]]` rules
-    /// read.
+    /// Assembles a proxy.
     pub fn new(
         routes: Arc<Routes>,
         cache: Arc<Cache>,
         upstream: Upstream,
-        inspected: Arc<Quota>,
         config: &Config,
-        metrics: Arc<Metrics>,
+        registry: &mut Registry,
+        events: Arc<Events>,
     ) -> Self {
-        let tasks = TaskTracker::new();
-        let inspector = Arc::new(BodyInspector::new(inspected, Arc::clone(&metrics)));
-        let unclaimed = Arc::new(UnclaimedWrites::new(Arc::clone(&metrics)));
+        let metrics = Arc::new(ProxyMetrics::register(registry));
+        let hits = &metrics.limits;
+        let inspected = Quota::of(Limit::Inspected, config.max_inspected, &metrics.inspected, hits);
         let limits = config.server.clone();
-        let in_use = metrics.limits.requests.clone();
-        let refused = metrics.limits.counter(Limit::Requests).clone();
-        let requests = Quota::new(limits.max_requests, in_use, refused);
+        let requests = Quota::of(Limit::Requests, limits.max_requests, &metrics.in_flight, hits);
         Self {
             routes,
             stale_config: StaleConfig::default(),
             cache,
             upstream: Arc::new(upstream),
-            tasks,
-            inspector,
-            unclaimed,
+            tasks: TaskTracker::new(),
+            inspector: Arc::new(BodyInspector::new(inspected, registry)),
+            unclaimed: Arc::new(UnclaimedWrites::new(registry)),
             mode: config.mode,
             verify: config.verify,
             comparisons: verify::comparison_quota(&metrics),
@@ -164,7 +165,13 @@ impl Proxy {
             requests,
             limits,
             metrics,
+            events,
         }
+    }
+
+    /// Returns the metrics of this proxy.
+    pub(crate) fn metrics(&self) -> &Arc<ProxyMetrics> {
+        &self.metrics
     }
 
     /// Returns this proxy under another configuration of the same upstream. New routes or rules
@@ -227,10 +234,10 @@ impl Proxy {
         }
         let access_line = self.access_log.then(|| AccessLine::of(&request));
         let mut repeat_hit = None;
-        let sample = self.metrics.events.sample();
+        let sample = self.events.sample();
         let answer = match (framing::check(&request, &self.limits), self.requests.take(1)) {
             (Err(refusal), _) => {
-                refusal.limit().inspect(|&limit| self.metrics.limits.count_hit(limit));
+                refusal.limit().inspect(|&limit| self.metrics.limits.count(limit));
                 refuse_and_close(refusal.status(), refusal.as_str(), request.version())
             }
             (Ok(()), None) => refuse_retryable("overloaded"),
@@ -238,7 +245,10 @@ impl Proxy {
                 self.answer(request, client, informational, sample.as_ref(), &mut repeat_hit).await
             }
         };
-        Answered { response: answer.report(&self.metrics, access_line), repeat: repeat_hit }
+        Answered {
+            response: answer.report(&self.metrics.requests, access_line),
+            repeat: repeat_hit,
+        }
     }
 
     /// Answers a request according to its route. Everything except a hit in this process is boxed:

@@ -19,9 +19,11 @@ use tokio::time::sleep;
 use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Cache, LookupRequest, entry, entry::Entry, invalidate::InvalidationSource};
+use super::{
+    Cache, LookupRequest, comparison_result::ComparisonResult, entry, entry::Entry,
+    invalidate::InvalidationSource,
+};
 use crate::{
-    observe::metrics::ComparisonResult,
     semantics::policy::{self, NoStore, Policy, StoredHead},
     store::{Key, Token},
 };

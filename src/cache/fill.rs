@@ -16,7 +16,7 @@ use super::{
 use crate::{
     clock,
     limits::Quota,
-    observe::{events::EventKind, metrics::OutcomeLabels},
+    observe::events::EventKind,
     semantics::{
         audience::Caller,
         identity::RouteIndex,
@@ -237,7 +237,7 @@ impl Cache {
         self.count_fill(outcome);
         let (what, why) =
             if outcome == "stored" { (stored, "") } else { (EventKind::FillRefused, outcome) };
-        self.metrics.events.record(key.main(), what, why);
+        self.events.record(key.main(), what, why);
         filled.ok()
     }
 
@@ -315,7 +315,7 @@ impl Cache {
             }
             self.count_fill(why.as_str());
         }
-        self.metrics.events.record(lead.key.main(), EventKind::FillRefused, why.as_str());
+        self.events.record(lead.key.main(), EventKind::FillRefused, why.as_str());
         drop(lead.leader);
         if let FillTarget::Lease(lease) = lead.target {
             self.store.release(lease).await;
@@ -323,6 +323,6 @@ impl Cache {
     }
 
     fn count_fill(&self, outcome: &'static str) {
-        self.metrics.fills.inc(OutcomeLabels { outcome });
+        self.metrics.fills.inc([outcome]);
     }
 }

@@ -151,7 +151,7 @@ impl Cache {
             differing_headers: self.kept_apart.names(&request.key),
             foreign_values: foreign,
             splitting_headers: self.caller_splits.of_job(&request.key, Instant::now()),
-            history: self.metrics.events.history(request.key.main()),
+            history: self.events.history(request.key.main()),
         }
     }
 

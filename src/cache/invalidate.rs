@@ -12,10 +12,7 @@ use tracing::{debug, error, warn};
 
 use super::Cache;
 use crate::{
-    observe::{
-        events::{EventKind, Initiator},
-        metrics::InvalidationLabels,
-    },
+    observe::events::{EventKind, Initiator},
     semantics::job_id::JobId,
     store::{Budget, Ended, Key, KeyReceipt, Purged, Write},
 };
@@ -165,7 +162,7 @@ impl Cache {
         self.detach(write.keys());
         self.count_invalidation(source, ended);
         if stage == EndStage::Early {
-            self.metrics.events.expect_own_changes(write.keys().iter().map(Key::main));
+            self.events.expect_own_changes(write.keys().iter().map(Key::main));
             return ended;
         }
         let why = match (ended, fence) {
@@ -258,7 +255,7 @@ impl Cache {
                 near.flush();
             }
             cache.count_invalidation(InvalidationSource::PurgeAll, ended);
-            cache.metrics.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
+            cache.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
             PurgeAllOutcome { ended, flights, near }
         };
         self.store.spawn(purge).await.map_err(|error| purge_task_failed(&error))
@@ -282,7 +279,7 @@ impl Cache {
         why: &'static str,
         by: Initiator,
     ) {
-        self.metrics.events.record_each(keys.iter().map(Key::main), what, why, by);
+        self.events.record_each(keys.iter().map(Key::main), what, why, by);
     }
 
     pub(super) fn count_invalidation(&self, source: InvalidationSource, ended: Ended) {
@@ -295,7 +292,7 @@ impl Cache {
             InvalidationSource::Comparison => "evidence",
         };
         let outcome = ended.as_str();
-        self.metrics.invalidations.get_or_create(&InvalidationLabels { source, outcome }).inc();
+        self.metrics.invalidations.inc([source, outcome]);
         if ended != Ended::Pending {
             return;
         }

@@ -15,9 +15,9 @@ use super::{Cache, LookupRequest, entry::Entry};
 use crate::{
     config,
     mutants::{self, Mutant},
-    observe::{metrics::Metrics, spans},
+    observe::{events::Events, spans},
     store::{
-        BarrierWait, Budget, Key, Store,
+        BarrierWait, Budget, Key, NearMetrics, Store,
         near::{NearEntries, Noted, Watcher},
     },
 };
@@ -32,7 +32,11 @@ pub(super) struct NearLayer {
 
 impl NearLayer {
     /// Returns `None` if near entries are switched off or the store itself is in this process.
-    pub(super) fn new(config: &config::Config, metrics: &Arc<Metrics>) -> Option<Self> {
+    pub(super) fn new(
+        config: &config::Config,
+        metrics: &Arc<NearMetrics>,
+        events: &Arc<Events>,
+    ) -> Option<Self> {
         let staleness = match config.near.mode {
             config::NearMode::Off => return None,
             config::NearMode::Strict => Duration::ZERO,
@@ -42,7 +46,8 @@ impl NearLayer {
             return None;
         }
         let weigh = |entry: &Arc<Entry>| entry.weight();
-        let entries = NearEntries::new(config.near.max_bytes, weigh, Arc::clone(metrics));
+        let (metrics, events) = (Arc::clone(metrics), Arc::clone(events));
+        let entries = NearEntries::new(config.near.max_bytes, weigh, metrics, events);
         Some(Self { entries: Arc::new(entries), max_staleness: staleness })
     }
 
@@ -138,7 +143,7 @@ impl Cache {
             }
         };
         if let Some(outcome) = outcome {
-            self.metrics.near.lookup(outcome);
+            self.metrics.near.count_lookup(outcome);
         }
         spans::record_result(&spans::current(), outcome.unwrap_or("unasked"));
         near.ok()

@@ -25,10 +25,11 @@ mod tests;
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use prometheus_client::metrics::counter::Counter;
 use tracing::warn;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -36,7 +37,7 @@ pub(super) use self::news::NewsWatcher;
 use self::notes::generation;
 use super::entry::Entry;
 use crate::{
-    observe::{metrics::Metrics, throttle::HourlyPerName},
+    observe::throttle::HourlyPerName,
     semantics::audience::Caller,
     store::{Key, Lease},
 };
@@ -63,7 +64,8 @@ const WARN_AT: usize = 3;
 pub(super) struct SilentChanges {
     state: Mutex<State>,
     warned: HourlyPerName,
-    metrics: Arc<Metrics>,
+    /// All silent changes.
+    total: Counter,
 }
 
 #[derive(Default)]
@@ -163,8 +165,8 @@ impl fmt::Debug for SilentChanges {
 }
 
 impl SilentChanges {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { state: Mutex::default(), warned: HourlyPerName::default(), metrics }
+    pub(super) fn new(total: Counter) -> Self {
+        Self { state: Mutex::default(), warned: HourlyPerName::default(), total }
     }
 
     /// Notes a response that was stored, and compares it with the entry before it.
@@ -272,7 +274,7 @@ impl SilentChanges {
     }
 
     fn report(&self, route: &SilentRoute) {
-        self.metrics.silent_changes.inc();
+        self.total.inc();
         if route.is_without_purges && self.warned.admits(&route.route) {
             warn!(
                 route = route.route,

@@ -76,7 +76,7 @@ impl Cache {
             }
             self.count_invalidation(InvalidationSource::WriteAll, ended);
             let by = Some("a write or reload that changes every job".into());
-            self.metrics.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
+            self.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
             *answered = (covered, ended);
         }
         answered.1

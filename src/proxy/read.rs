@@ -141,7 +141,7 @@ impl Proxy {
                 Some(entry) => {
                     let verdict =
                         Verdict::Miss { stored: FillStatus::Unknown, collapsed: true, why };
-                    self.metrics.flights_joined.inc();
+                    self.metrics.requests.joined.inc();
                     let now_ms = self.cache.store().now_ms();
                     Answer { response: entry_response(&entry, &head, now_ms), verdict }
                 }

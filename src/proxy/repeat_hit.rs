@@ -101,7 +101,7 @@ impl Proxy {
         let Some(job) = self.routes.read_at(path) else { return false };
         self.cache.retarget(&mut repeat.lookup, job, path);
         repeat.near_lookup = Some(NearLookup::default());
-        repeat.sample = self.metrics.events.sample();
+        repeat.sample = self.events.sample();
         true
     }
 }
@@ -144,9 +144,9 @@ impl RepeatFastPath for Proxy {
             return Poll::Ready(Err(miss));
         };
         repeat.near_lookup = None;
-        self.metrics.near.lookup("hit");
-        self.metrics.count_request("hit", "");
-        self.metrics.near.repeats.inc();
+        self.cache.metrics().near.count_lookup("hit");
+        self.metrics.requests.count("hit", "");
+        self.metrics.repeats.inc();
         self.cache.record_answer(&repeat.lookup, EventKind::Hit, "", repeat.sample.as_ref());
         Poll::Ready(Ok(body))
     }

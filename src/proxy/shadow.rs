@@ -28,9 +28,9 @@ use super::{
     exchange::{ProtocolSwitch, prepare_response, relay_informational},
 };
 use crate::{
-    cache::{Comparison, Lookup, LookupRequest},
+    cache::{Comparison, ComparisonResult, Lookup, LookupRequest},
     informational::Informational,
-    observe::{metrics::ComparisonResult, spans},
+    observe::spans,
     semantics::policy::Bypass,
     store::Budget,
     transport::Peer,

@@ -18,15 +18,13 @@ use tokio::time::timeout;
 use super::{
     Proxy,
     exchange::{ProtocolSwitch, prepare_response},
+    metrics::ProxyMetrics,
 };
 use crate::{
-    cache::Comparison,
+    cache::{Comparison, ComparisonResult},
     config::SampleRate,
     limits::Quota,
-    observe::{
-        metrics::{ComparisonResult, Metrics},
-        spans,
-    },
+    observe::spans,
     service::{FastPathMiss, SampleDecision},
     transport::Peer,
     upstream::{RequestBody, RetryPolicy},
@@ -41,7 +39,7 @@ const COMPARE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns the quota for [`MAX_COMPARISONS`] comparisons. Skipped comparisons are counted by outcome, so the
 /// counter of the quota is not registered.
-pub(super) fn comparison_quota(metrics: &Metrics) -> Arc<Quota> {
+pub(super) fn comparison_quota(metrics: &ProxyMetrics) -> Arc<Quota> {
     Quota::new(MAX_COMPARISONS, metrics.comparisons.under_way.clone(), Counter::default())
 }
 

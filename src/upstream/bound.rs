@@ -30,12 +30,13 @@ use tracing::warn;
 use super::{
     Upstream, UpstreamError,
     connect::UpstreamProtocol,
+    metrics::ConnectionMetrics,
     pool::{ConnectionHome, PooledConnection, RequestSender},
 };
 use crate::{
     config::UpstreamConfig,
     limits::{Permit, Quota},
-    observe::{metrics::Metrics, throttle::HourlyPerName},
+    observe::throttle::HourlyPerName,
     semantics::connection_auth::{ConnectionIdentity, identity_of},
     transport::ConnectionId,
 };
@@ -139,9 +140,8 @@ impl Upstream {
 }
 
 impl BoundConnections {
-    pub(super) fn new(config: &UpstreamConfig, metrics: &Metrics) -> Self {
+    pub(super) fn new(config: &UpstreamConfig, metrics: &ConnectionMetrics) -> Self {
         let max_bound = config.max_connections / BOUND_SHARE;
-        let metrics = &metrics.upstream;
         Self {
             clients: Mutex::default(),
             count: AtomicUsize::new(0),

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 use super::{RequestBody, bound::Owner, connect::UpstreamProtocol};
-use crate::{config, observe::metrics::Metrics};
+use crate::config;
 
 /// Idle connections, with the one that was used last at the end.
 pub(super) struct Pool {
@@ -108,10 +108,9 @@ impl RequestSender {
 
 impl Pool {
     /// An empty pool.
-    pub(super) fn new(config: &config::UpstreamConfig, metrics: &Metrics) -> Self {
+    pub(super) fn new(config: &config::UpstreamConfig, count: Gauge) -> Self {
         let max_idle = config.max_idle;
         let idle_timeout = config.idle_timeout;
-        let count = metrics.upstream.idle.clone();
         Self { idle: Mutex::default(), max_idle, idle_timeout, count }
     }
 
