@@ -21,7 +21,7 @@ pub mod purge;
 pub mod purge_request;
 mod rate_limit;
 mod reasons;
-pub(crate) mod recent;
+mod recent;
 pub mod reply;
 pub mod signature;
 mod sse;

@@ -83,9 +83,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::{
-    admin::{
-        Admin, AdminState, metrics::AdminMetrics, recent::Recent, status_sources::StatusSources,
-    },
+    admin::{Admin, AdminState, metrics::AdminMetrics, status_sources::StatusSources},
     cache::Cache,
     config::{Config, LoadedConfig},
     drain::Drain,
@@ -95,7 +93,7 @@ use crate::{
     semantics::route::Routes,
     server::{Server, ServerMetrics, listen::Listener},
     telemetry::{LogFilter, SpanExport},
-    tls::{Renewed, TlsError, TlsMetrics},
+    tls::{Renewed, TlsError},
     upstream::Upstream,
     warm::{WarmWorker, Warmer},
 };
@@ -147,10 +145,9 @@ pub async fn run_reloading(
     let warmer = warming.warmer();
     let reload_counts = reload::register_counts(&mut registry);
     let metrics = Arc::new(ServerMetrics::register(&mut registry));
-    let tls_metrics = TlsMetrics::shared(&mut registry);
     let generation = build(&config, registry, &metrics, filter, warmer, &leaving)?;
     let live = Arc::new(Current::new(generation));
-    let serving = Serving::begin(listeners, &config, &live, &metrics, tls_metrics)?;
+    let serving = Serving::begin(listeners, &config, &live, &metrics)?;
     let sampling = live.admin().recent().sample_every_second();
     let _samples = AbortOnDropHandle::new(tokio::spawn(sampling));
     let current = Arc::clone(&live);
@@ -195,14 +192,7 @@ fn build(
         &mut registry,
         Arc::clone(&events),
     );
-    let times = [
-        &cache.metrics().hit_times,
-        &cache.metrics().miss_times,
-        &upstream_metrics.recent,
-        &cache.store().metrics().operations.recent,
-    ]
-    .map(Arc::clone);
-    let recent = Recent::new(Arc::clone(proxy.metrics()), times, Arc::clone(&events));
+    let clients = server.connections.clone();
     let metrics = Arc::new(AdminMetrics::register(&mut registry));
     let lasting = AdminState {
         // Apart from the quota of writes, so that clients cannot keep out the pipeline's purges.
@@ -211,12 +201,7 @@ fn build(
         warmer,
         metrics,
         registry: Arc::new(registry),
-        status: StatusSources {
-            connections: server.connections.clone(),
-            proxy: Arc::clone(proxy.metrics()),
-            upstream: upstream_metrics,
-            recent: Arc::new(recent),
-        },
+        status: StatusSources::new(clients, &cache, proxy.metrics(), upstream_metrics, &events),
         events,
         drain: leaving.clone(),
         caller_limits: Arc::default(),
@@ -241,7 +226,6 @@ impl Serving {
         config: &Config,
         live: &Arc<Current>,
         metrics: &Arc<ServerMetrics>,
-        tls_metrics: TlsMetrics,
     ) -> Result<Self, TlsError> {
         let tls = config.tls.identity().map(|identity| {
             let files = vec![identity.cert.clone(), identity.key.clone()];
@@ -256,7 +240,7 @@ impl Serving {
             "listening"
         );
         let interval = config.tls_renew_interval;
-        let renewal = tls.as_ref().map(|tls| tls.spawn_renewal(interval, tls_metrics));
+        let renewal = tls.as_ref().map(|tls| tls.spawn_renewal(interval, metrics.tls.clone()));
         let server = |listener| Server::new(listener, &config.server, Arc::clone(metrics));
         let clients = server(listeners.proxy).with_tls(tls);
         let operators = server(listeners.admin).without_proxy_protocol();

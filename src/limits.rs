@@ -58,7 +58,7 @@ impl Quota {
         Arc::new(Self { limit, used, refused })
     }
 
-    /// Creates a quota whose refusals are counted as hits of `limit`.
+    /// Creates a quota, and counts its refusals as hits of `limit`.
     pub fn of(limit: Limit, max: usize, used: &Gauge, hits: &LimitHits) -> Arc<Self> {
         Self::new(max, used.clone(), hits.counter(limit).clone())
     }

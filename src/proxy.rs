@@ -245,10 +245,8 @@ impl Proxy {
                 self.answer(request, client, informational, sample.as_ref(), &mut repeat_hit).await
             }
         };
-        Answered {
-            response: answer.report(&self.metrics.requests, access_line),
-            repeat: repeat_hit,
-        }
+        let response = answer.report(&self.metrics.requests, access_line);
+        Answered { response, repeat: repeat_hit }
     }
 
     /// Answers a request according to its route. Everything except a hit in this process is boxed:

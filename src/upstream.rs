@@ -116,11 +116,8 @@ impl Upstream {
         events: Arc<Events>,
     ) -> Result<Self, TlsError> {
         let metrics = Arc::new(UpstreamMetrics::register(registry));
-        let connector = Connector::new(
-            &config.upstream,
-            config.tls_renew_interval,
-            TlsMetrics::shared(registry),
-        )?;
+        let tls = TlsMetrics::shared(registry);
+        let connector = Connector::new(&config.upstream, config.tls_renew_interval, tls)?;
         let http1 = http1_builder(&config.server);
         let http2 = http2::builder(&config.server);
         let upload_rate = config.server.min_upload_rate;

@@ -1,4 +1,4 @@
-//! How often each limit was reached. How much of it is in use is a gauge of the part that holds it.
+//! How often each limit was reached. The part that holds a limit has a gauge of what is in use.
 
 use std::sync::Arc;
 

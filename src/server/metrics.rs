@@ -7,6 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use crate::{
     limits::LimitHits,
     observe::metrics::{Counters, Registry},
+    tls::TlsMetrics,
 };
 
 /// The kinds of errors: `malformed` and `head-too-large` (answered with a bare 400, 414 or 431),
@@ -32,6 +33,7 @@ pub struct ServerMetrics {
     pub(crate) connections: Gauge,
     pub(super) errors: Counters<1>,
     pub(super) limits: Arc<LimitHits>,
+    pub(crate) tls: TlsMetrics,
 }
 
 impl ServerMetrics {
@@ -46,6 +48,7 @@ impl ServerMetrics {
                 KINDS,
             ),
             limits: LimitHits::shared(r),
+            tls: TlsMetrics::shared(r),
         }
     }
 }

@@ -11,13 +11,16 @@ use prometheus_client::metrics::{counter::Counter, family::Family};
 /// Number of label sets that are found by comparison. With more, the hash is as quick.
 const KNOWN: usize = 16;
 
+/// Values, and their counter.
+type KnownCounter<const N: usize> = ([&'static str; N], Counter);
+
 /// Counters by the values of `N` labels.
 #[derive(Debug)]
 pub struct Counters<const N: usize> {
     names: [&'static str; N],
     family: Family<[(&'static str, &'static str); N], Counter>,
     /// The first values, in the order of their first use.
-    known: [OnceLock<([&'static str; N], Counter)>; KNOWN],
+    known: Box<[OnceLock<KnownCounter<N>>]>,
 }
 
 impl<const N: usize> Counters<N> {
@@ -26,7 +29,7 @@ impl<const N: usize> Counters<N> {
         names: [&'static str; N],
         values: impl IntoIterator<Item = [&'static str; N]>,
     ) -> Self {
-        let known = array::from_fn(|_| OnceLock::new());
+        let known = (0..KNOWN).map(|_| OnceLock::new()).collect();
         let counters = Self { names, family: Family::default(), known };
         for values in values {
             counters.add(values, 0);
