@@ -22,7 +22,7 @@ use hyper::{
 use jobcache::{
     cache::{Cache, Lookup, entry::Entry},
     config::{Config, StoreUrl},
-    observe::metrics::Metrics,
+    observe::metrics::Registry,
     semantics::{
         audience::Fingerprinter,
         route::{Route, Routes},
@@ -162,8 +162,8 @@ impl Stage {
     }
 
     async fn of(config: &Config, body: Bytes) -> Self {
-        let metrics = Arc::new(Metrics::default());
-        let cache = Cache::open(config, metrics).expect("an embedded store");
+        let registry = &mut Registry::default();
+        let cache = Cache::open(config, registry, Arc::default()).expect("an embedded store");
         let (head, ()) = poll().into_parts();
         fill(&cache, &head, body).await;
         let key = Key::new(&config.store.prefix, ID);

@@ -16,14 +16,18 @@ mod caller_limits;
 mod csrf;
 mod explain;
 mod log_filter;
+pub(crate) mod metrics;
 pub mod purge;
 pub mod purge_request;
 mod rate_limit;
+mod reasons;
+mod recent;
 pub mod reply;
 pub mod signature;
 mod sse;
 mod status;
 mod status_page;
+pub(crate) mod status_sources;
 
 use std::{fmt, sync::Arc};
 
@@ -40,18 +44,18 @@ use self::{
     authorize::{AdminCaller, Authorizer},
     explain::Explainer,
     log_filter::LogFilterPage,
+    metrics::WebhookRefusal,
     purge::PurgeWebhook,
+    recent::Recent,
     reply::{ReplyBody, json_reply},
     status::StatusConfig,
     status_page::StatusPage,
 };
-pub use self::{
-    admin_state::AdminState, caller_limits::CallerLimits, reply::Reply, status::outcome_reasons,
-};
+pub use self::{admin_state::AdminState, caller_limits::CallerLimits, reply::Reply};
 use crate::{
     cache::Cache,
     config::{self, Config},
-    observe::{metrics::WebhookRefusal, spans},
+    observe::spans,
     semantics::route::Routes,
     transport::Peer,
 };
@@ -128,6 +132,11 @@ impl Admin {
         }
     }
 
+    /// Returns the counts of the last ten minutes, which have to be sampled.
+    pub(crate) fn recent(&self) -> Arc<Recent> {
+        Arc::clone(&self.state.status.recent)
+    }
+
     /// Answers one request. Only purges get a span.
     pub async fn serve(self: Arc<Self>, request: Request<Incoming>, client: Peer) -> Reply {
         let path = request.uri().path().to_owned();
@@ -152,7 +161,7 @@ impl Admin {
         route: Result<AdminRoute<'_>, NoRoute>,
         client: Peer,
     ) -> Reply {
-        let refusals = &self.state.metrics.webhook;
+        let refusals = &self.state.metrics;
         if let Some(error) = csrf::ambiguous_field(&request) {
             refusals.count_refused(WebhookRefusal::Malformed);
             return json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error }));
@@ -192,7 +201,7 @@ impl Admin {
             AdminRoute::Metrics => self.metrics_page(),
             AdminRoute::Status => self.status(),
             AdminRoute::History => {
-                json_reply(StatusCode::OK, &status::history(&self.state.metrics))
+                json_reply(StatusCode::OK, &status::history(&self.state.status.recent))
             }
             AdminRoute::Events => self.events(request.headers()),
             AdminRoute::ShowLogFilter => self.log_filter.show(),
@@ -209,7 +218,7 @@ impl Admin {
 
     fn status(&self) -> Reply {
         let draining = *self.state.drain.borrow();
-        let body = status::status(&self.cache, &self.state.metrics, &self.status_config, draining);
+        let body = status::status(&self.cache, &self.state, &self.status_config, draining);
         json_reply(StatusCode::OK, &body)
     }
 
@@ -220,7 +229,7 @@ impl Admin {
 
     fn events(&self, headers: &HeaderMap) -> Reply {
         sse::event_stream(
-            &self.state.metrics,
+            &self.state.events,
             headers,
             &self.state.drain,
             self.authorizer.secrets_replaced(),
@@ -245,7 +254,7 @@ impl Admin {
 
     fn metrics_page(&self) -> Reply {
         let mut response =
-            Response::new(ReplyBody::Complete(self.state.metrics.exposition().into()));
+            Response::new(ReplyBody::Complete(self.state.registry.exposition().into()));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS_TYPE));
         response
     }

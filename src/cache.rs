@@ -10,6 +10,7 @@
 mod cache_config;
 mod caller_splits;
 mod comparison;
+mod comparison_result;
 mod decide;
 mod elsewhere;
 pub mod entry;
@@ -22,6 +23,7 @@ mod kept_apart;
 mod lookup;
 mod lookup_request;
 mod lookup_result;
+pub(crate) mod metrics;
 mod near_layer;
 mod near_lookup;
 mod prefetch_lookup;
@@ -35,6 +37,7 @@ pub mod windowed_counts;
 mod write_all;
 
 pub use comparison::{Comparer, Comparison};
+pub use comparison_result::ComparisonResult;
 pub use fill::{AbandonReason, Filler, KnownEntry, LeaderRead, PublishedRead};
 pub use invalidate::{
     EndStage, FenceEnd, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
@@ -53,11 +56,11 @@ use hyper::http::{HeaderMap, Method, Uri};
 
 use self::{
     cache_config::CacheConfig, comparison::WrongEntries, job_notes::JobNotes,
-    shared_state::SharedState,
+    metrics::CacheMetrics, shared_state::SharedState,
 };
 use crate::{
     config,
-    observe::metrics::Metrics,
+    observe::{events::Events, metrics::Registry},
     semantics::{audience::Fingerprinter, identity::RouteIndex, job_id::JobId},
     store::{Budget, SidecarRecord, Store, StoreError},
 };
@@ -86,8 +89,12 @@ impl Cache {
     /// # Errors
     ///
     /// Fails if [`Store::open`] does.
-    pub fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        let state = Arc::new(SharedState::open(config, metrics)?);
+    pub fn open(
+        config: &config::Config,
+        registry: &mut Registry,
+        events: Arc<Events>,
+    ) -> Result<Self, StoreError> {
+        let state = Arc::new(SharedState::open(config, registry, events)?);
         let notes = Arc::new(JobNotes::new(config));
         let config = Arc::new(CacheConfig::new(config));
         let invalidator = Invalidator {
@@ -133,6 +140,11 @@ impl Cache {
             wrong_entries,
         };
         Self { state, config, reader, filler, invalidator, comparer }
+    }
+
+    /// Returns the metrics of this cache.
+    pub(crate) fn metrics(&self) -> &CacheMetrics {
+        &self.state.metrics
     }
 
     /// The store behind the cache.

@@ -41,7 +41,8 @@ use self::{
 use crate::{
     Listeners, RunError,
     config::{Config, Flags, InvalidConfig, RawValue, StoreUrl},
-    server::Server,
+    observe::metrics::Registry,
+    server::{Server, ServerMetrics},
 };
 
 /// Number of jobs in the sample API.
@@ -171,7 +172,8 @@ fn ignore_broken_pipe(result: Result<(), DemoError>) -> Result<(), DemoError> {
 
 /// Serves the sample API until the returned set is dropped.
 fn start_api(listener: TcpListener, config: &Config, jobs: Arc<SampleJobs>) -> JoinSet<()> {
-    let server = Server::new(listener, &config.server, Arc::default());
+    let metrics = Arc::new(ServerMetrics::register(&mut Registry::default()));
+    let server = Server::new(listener, &config.server, metrics);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let (_never, drain) = watch::channel(false);

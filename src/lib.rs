@@ -74,7 +74,6 @@ pub use run_error::RunError;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -84,16 +83,15 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::{
-    admin::{Admin, AdminState},
+    admin::{Admin, AdminState, metrics::AdminMetrics, status_sources::StatusSources},
     cache::Cache,
     config::{Config, LoadedConfig},
     drain::Drain,
-    limits::Quota,
-    observe::metrics::{Limit, Metrics, recent},
+    observe::{events::Events, metrics::Registry},
     proxy::Proxy,
     reload::{ConfigGeneration, Current, Reloads},
     semantics::route::Routes,
-    server::{Server, listen::Listener},
+    server::{Server, ServerMetrics, listen::Listener},
     telemetry::{LogFilter, SpanExport},
     tls::{Renewed, TlsError},
     upstream::Upstream,
@@ -138,24 +136,26 @@ pub async fn run_reloading(
 ) -> Result<(), RunError> {
     let config = loaded.config.clone();
     let export = reloads.take_export();
-    let spans = export.as_ref().map(SpanExport::counts).unwrap_or_default();
-    let metrics = Arc::new(Metrics::with_span_counts(spans));
-    let exporter = export.map(|export| export.start(&metrics)).transpose()?;
+    let mut registry = Registry::default();
+    SpanExport::register(export.as_ref(), &mut registry);
+    let exporter = export.map(|export| export.start(&mut registry)).transpose()?;
     let (leave, leaving) = watch::channel(false);
-    let warming = WarmWorker::new(&config, &metrics);
+    let warming = WarmWorker::new(&config, &mut registry);
     let filter = reloads.filter();
     let warmer = warming.warmer();
-    let live = Arc::new(Current::new(build(&config, &metrics, filter, warmer, &leaving)?));
+    let reload_counts = reload::register_counts(&mut registry);
+    let metrics = Arc::new(ServerMetrics::register(&mut registry));
+    let generation = build(&config, registry, &metrics, filter, warmer, &leaving)?;
+    let live = Arc::new(Current::new(generation));
     let serving = Serving::begin(listeners, &config, &live, &metrics)?;
-    metrics.register_reasons(admin::outcome_reasons());
-    let _samples =
-        AbortOnDropHandle::new(tokio::spawn(recent::sample_every_second(Arc::clone(&metrics))));
+    let sampling = live.admin().recent().sample_every_second();
+    let _samples = AbortOnDropHandle::new(tokio::spawn(sampling));
     let current = Arc::clone(&live);
     let warming = tokio::spawn(warming.run(move || current.proxy(), leaving));
 
     tokio::select! {
         () = shutdown => {}
-        never = reloads.serve(loaded, &live, &metrics) => match never {}
+        never = reloads.serve(loaded, &live, reload_counts) => match never {}
     }
     leave.send_replace(true);
     if !config.drain_delay.is_zero() {
@@ -173,39 +173,38 @@ pub async fn run_reloading(
 /// Builds everything that answers requests, from the initial configuration.
 fn build(
     config: &Config,
-    metrics: &Arc<Metrics>,
+    mut registry: Registry,
+    server: &ServerMetrics,
     filter: LogFilter,
     warmer: Warmer,
     leaving: &Drain,
 ) -> Result<ConfigGeneration, RunError> {
+    let events = Arc::<Events>::default();
     let routes = Arc::new(Routes::new(&config.routes, &config.invalidate, &config.query)?);
-    let cache = Arc::new(Cache::open(config, Arc::clone(metrics))?);
-    let upstream = Upstream::new(config, Arc::clone(metrics))?;
-    // Each has its own quota, so that clients' writes cannot keep out the pipeline's purges.
-    let quota = |used: &Gauge| {
-        let refused = metrics.limits.counter(Limit::Inspected).clone();
-        Quota::new(config.max_inspected, used.clone(), refused)
-    };
-    let inspected = quota(&metrics.limits.inspected);
-    let room = quota(&metrics.limits.purges);
+    let cache = Arc::new(Cache::open(config, &mut registry, Arc::clone(&events))?);
+    let upstream = Upstream::new(config, &mut registry, Arc::clone(&events))?;
+    let upstream_metrics = Arc::clone(upstream.metrics());
     let proxy = Proxy::new(
         Arc::clone(&routes),
         Arc::clone(&cache),
         upstream,
-        inspected,
         config,
-        Arc::clone(metrics),
+        &mut registry,
+        Arc::clone(&events),
     );
-    let metrics = Arc::clone(metrics);
-    let leaving = leaving.clone();
-    let watch = Arc::default();
+    let clients = server.connections.clone();
+    let metrics = Arc::new(AdminMetrics::register(&mut registry));
     let lasting = AdminState {
-        body_quota: room,
+        // Apart from the quota of writes, so that clients cannot keep out the pipeline's purges.
+        body_quota: metrics.body_quota(config.max_inspected),
         filter,
         warmer,
         metrics,
-        drain: leaving,
-        caller_limits: watch,
+        registry: Arc::new(registry),
+        status: StatusSources::new(clients, &cache, proxy.metrics(), upstream_metrics, &events),
+        events,
+        drain: leaving.clone(),
+        caller_limits: Arc::default(),
     };
     let admin = Admin::new(Arc::clone(&cache), Arc::clone(&routes), config, lasting);
     Ok(ConfigGeneration::new(routes, cache, Arc::new(proxy), Arc::new(admin)))
@@ -226,7 +225,7 @@ impl Serving {
         listeners: Listeners,
         config: &Config,
         live: &Arc<Current>,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<ServerMetrics>,
     ) -> Result<Self, TlsError> {
         let tls = config.tls.identity().map(|identity| {
             let files = vec![identity.cert.clone(), identity.key.clone()];
@@ -241,7 +240,7 @@ impl Serving {
             "listening"
         );
         let interval = config.tls_renew_interval;
-        let renewal = tls.as_ref().map(|tls| tls.spawn_renewal(interval, Arc::clone(metrics)));
+        let renewal = tls.as_ref().map(|tls| tls.spawn_renewal(interval, metrics.tls.clone()));
         let server = |listener| Server::new(listener, &config.server, Arc::clone(metrics));
         let clients = server(listeners.proxy).with_tls(tls);
         let operators = server(listeners.admin).without_proxy_protocol();

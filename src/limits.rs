@@ -7,6 +7,10 @@
 //!
 //! The caller decides what happens at a limit.
 
+mod limit_hits;
+
+pub use limit_hits::{Limit, LimitHits};
+
 use std::{
     collections::VecDeque,
     fmt,
@@ -52,6 +56,11 @@ impl Quota {
     /// `refused` counts how often an amount did not fit.
     pub fn new(limit: usize, used: Gauge, refused: Counter) -> Arc<Self> {
         Arc::new(Self { limit, used, refused })
+    }
+
+    /// Creates a quota, and counts its refusals as hits of `limit`.
+    pub fn of(limit: Limit, max: usize, used: &Gauge, hits: &LimitHits) -> Arc<Self> {
+        Self::new(max, used.clone(), hits.counter(limit).clone())
     }
 
     /// Takes `amount`, or returns `None` and counts a refusal if that exceeds the limit.

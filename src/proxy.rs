@@ -29,9 +29,11 @@ mod answer;
 pub mod body;
 mod body_rules;
 pub mod compared_body;
+mod comparison_metrics;
 mod exchange;
 pub(crate) mod framing;
 mod lead;
+pub(crate) mod metrics;
 mod pass;
 mod prefetch;
 mod read;
@@ -62,6 +64,7 @@ use self::{
     answer::{AccessLine, Answer, refuse_and_close, refuse_retryable},
     body::Body,
     exchange::{ProxyContext, Requester},
+    metrics::ProxyMetrics,
     read::Reads,
     repeat_hit::{RepeatHit, RepeatHits},
     stale_config::StaleConfig,
@@ -72,10 +75,10 @@ use crate::{
     cache::Cache,
     config::{self, CacheMode, Config},
     informational::Informational,
-    limits::Quota,
+    limits::{Limit, Quota},
     observe::{
-        events::HitSample,
-        metrics::{Limit, Metrics},
+        events::{Events, HitSample},
+        metrics::Registry,
         spans,
     },
     semantics::{
@@ -105,19 +108,20 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Assembles a proxy. `inspected` limits the memory for bodies that `[[invalidate]]` rules
-    /// read.
+    /// Assembles a proxy.
     pub fn new(
         routes: Arc<Routes>,
         cache: Arc<Cache>,
         upstream: Upstream,
-        inspected: Arc<Quota>,
         config: &Config,
-        metrics: Arc<Metrics>,
+        registry: &mut Registry,
+        events: Arc<Events>,
     ) -> Self {
-        let in_use = metrics.limits.requests.clone();
-        let refused = metrics.limits.counter(Limit::Requests).clone();
-        let requests = Quota::new(config.server.max_requests, in_use, refused);
+        let metrics = Arc::new(ProxyMetrics::register(registry));
+        let hits = &metrics.limits;
+        let inspected = Quota::of(Limit::Inspected, config.max_inspected, &metrics.inspected, hits);
+        let max_requests = config.server.max_requests;
+        let requests = Quota::of(Limit::Requests, max_requests, &metrics.in_flight, hits);
         let context = Arc::new(ProxyContext {
             routes,
             stale_config: StaleConfig::default(),
@@ -126,10 +130,16 @@ impl Proxy {
             tasks: TaskTracker::new(),
             mode: config.mode,
             metrics,
+            events,
         });
         let comparisons = Comparisons::new(Arc::clone(&context), config.verify);
-        let writes = Writes::new(context, inspected);
+        let writes = Writes::new(context, inspected, registry);
         Self::of_parts(comparisons, writes, requests, config)
+    }
+
+    /// Returns the metrics of this proxy.
+    pub(crate) fn metrics(&self) -> &Arc<ProxyMetrics> {
+        &self.context.metrics
     }
 
     /// Returns this proxy under another configuration of the same upstream. New routes or rules
@@ -233,10 +243,10 @@ impl Proxy {
         }
         let access_line = self.access_log.then(|| AccessLine::of(&request));
         let mut repeat_hit = None;
-        let sample = self.context.metrics.events.sample();
+        let sample = self.context.events.sample();
         let answer = match (framing::check(&request, &self.limits), self.requests.take(1)) {
             (Err(refusal), _) => {
-                refusal.limit().inspect(|&limit| self.context.metrics.limits.count_hit(limit));
+                refusal.limit().inspect(|&limit| self.context.metrics.limits.count(limit));
                 refuse_and_close(refusal.status(), refusal.as_str(), request.version())
             }
             (Ok(()), None) => refuse_retryable("overloaded"),
@@ -245,7 +255,10 @@ impl Proxy {
                 self.answer(request, requester, sample.as_ref(), &mut repeat_hit).await
             }
         };
-        Answered { response: answer.report(&self.context.metrics, access_line), repeat: repeat_hit }
+        Answered {
+            response: answer.report(&self.context.metrics.requests, access_line),
+            repeat: repeat_hit,
+        }
     }
 
     /// Answers a request according to its route. Everything except a hit in this process is boxed:

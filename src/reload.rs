@@ -48,7 +48,7 @@ use crate::{
     cache::{Cache, WriteOutcome},
     config::{Config, InvalidConfig, LoadedConfig, OverriddenChange, ReloadClass, SettingChange},
     informational::Informational,
-    observe::metrics::{Metrics, OutcomeLabels},
+    observe::metrics::{Counters, Registry},
     proxy::{Proxy, body::Body, repeat_hit::RepeatHit},
     run_error::RunError,
     semantics::route::Routes,
@@ -152,14 +152,11 @@ impl Reloads {
         mut self,
         mut running: LoadedConfig,
         live: &Current,
-        metrics: &Metrics,
+        counts: Counters<1>,
     ) -> Infallible {
-        for outcome in ReloadOutcome::ALL {
-            metrics.reloads.get_or_create(&labels(outcome)).inc_by(0);
-        }
         while let Some(done) = self.requests.recv().await {
             let outcome = self.reload(&mut running, live).await;
-            metrics.reloads.get_or_create(&labels(outcome)).inc();
+            counts.inc([outcome.as_str()]);
             // The caller may have stopped waiting.
             let _ = done.send(outcome);
         }
@@ -218,8 +215,14 @@ impl fmt::Debug for Reloads {
     }
 }
 
-fn labels(outcome: ReloadOutcome) -> OutcomeLabels {
-    OutcomeLabels { outcome: outcome.as_str() }
+/// Registers the counts of reloads by outcome.
+pub(crate) fn register_counts(registry: &mut Registry) -> Counters<1> {
+    registry.counters_by(
+        "outcome",
+        "config_reloads",
+        "Reloads of the configuration by outcome",
+        ReloadOutcome::ALL.map(ReloadOutcome::as_str),
+    )
 }
 
 /// Logs all mistakes in one event, on one line.

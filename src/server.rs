@@ -8,6 +8,7 @@
 
 mod connection;
 pub mod listen;
+mod metrics;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ use tokio::{
 use tokio_rustls::rustls::ServerConfig;
 use tracing::warn;
 
+pub use self::metrics::ServerMetrics;
 use self::{
     connection::{ClientConnection, ConnectionConfig},
     listen::Listener,
@@ -26,7 +28,7 @@ use self::{
 use crate::{
     config,
     drain::{Drain, until_drain},
-    observe::metrics::{Limit, Metrics},
+    limits::Limit,
     service::Service,
     tls::Renewed,
 };
@@ -39,7 +41,7 @@ pub struct Server {
     listener: Listener,
     connections: ConnectionConfig,
     max_connections: usize,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ServerMetrics>,
 }
 
 impl Server {
@@ -47,7 +49,7 @@ impl Server {
     pub fn new(
         listener: impl Into<Listener>,
         config: &config::ServerConfig,
-        metrics: Arc<Metrics>,
+        metrics: Arc<ServerMetrics>,
     ) -> Self {
         let connections = ConnectionConfig::new(config);
         let max_connections = config.max_connections;
@@ -116,12 +118,12 @@ impl Server {
 
 async fn acquire_permit(
     permits: &Arc<Semaphore>,
-    metrics: &Metrics,
+    metrics: &ServerMetrics,
 ) -> Result<OwnedSemaphorePermit, AcquireError> {
     if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
         return Ok(permit);
     }
-    metrics.limits.count_hit(Limit::Connections);
+    metrics.limits.count(Limit::Connections);
     Arc::clone(permits).acquire_owned().await
 }
 

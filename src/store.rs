@@ -74,7 +74,9 @@ pub mod journal;
 mod key_state;
 mod lease;
 pub mod memory;
+mod metrics;
 pub mod near;
+mod near_metrics;
 mod node_address;
 mod node_status;
 mod operations;
@@ -105,6 +107,7 @@ pub use self::{
     errors::{Redirect, StoreError},
     key_state::{KeyState, LeaseState},
     lease::{Grant, Lease},
+    near_metrics::NearMetrics,
     node_address::NodeAddress,
     node_status::NodeStatus,
     pending::sibling_bypass::JournalStatus,
@@ -116,17 +119,14 @@ pub use self::{
     },
     write::Write,
 };
-use self::{memory::Memory, near::Watcher, redis::Redis, tokens::Tokens, words::unix_ms};
+use self::{
+    memory::Memory, metrics::StoreMetrics, near::Watcher, redis::Redis, tokens::Tokens,
+    words::unix_ms,
+};
 use crate::{
     clock, config,
-    observe::metrics::{Metrics, StoreErrorLabel},
+    observe::{events::Events, metrics::Registry},
 };
-
-impl StoreErrorLabel for StoreError {
-    fn label(&self) -> &'static str {
-        self.as_str()
-    }
-}
 
 /// Checks that the configured store can be reached now and is fit for use. Returns how other
 /// sidecars there are configured differently.
@@ -143,7 +143,8 @@ pub struct Store {
     tokens: Tokens,
     /// Tasks that finish even if their caller is dropped.
     tasks: TaskTracker,
-    metrics: Arc<Metrics>,
+    metrics: Arc<StoreMetrics>,
+    events: Arc<Events>,
 }
 
 impl fmt::Debug for Store {
@@ -169,19 +170,25 @@ impl Store {
     /// until the watcher knows of them.
     pub fn open(
         config: &config::Config,
-        metrics: Arc<Metrics>,
+        registry: &mut Registry,
+        events: Arc<Events>,
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
         let tasks = TaskTracker::new();
+        let metrics = Arc::new(StoreMetrics::register(registry));
         let engine = if config.store.url == config::StoreUrl::Memory {
-            metrics.set_store_up(true);
-            metrics.breaker.close();
+            metrics.set_up(true, &events);
             Engine::Memory(Memory::new(config))
         } else {
-            let (metrics, tasks) = (Arc::clone(&metrics), tasks.clone());
-            Engine::Redis(Redis::open(config, metrics, tasks, watcher)?)
+            let (metrics, events) = (Arc::clone(&metrics), Arc::clone(&events));
+            Engine::Redis(Redis::open(config, metrics, events, tasks.clone(), watcher)?)
         };
-        Ok(Self { engine, tokens: Tokens::new(), tasks, metrics })
+        Ok(Self { engine, tokens: Tokens::new(), tasks, metrics, events })
+    }
+
+    /// Returns the metrics of this store.
+    pub(crate) fn metrics(&self) -> &StoreMetrics {
+        &self.metrics
     }
 
     /// Spawns a task that must finish even if nobody waits for it any more; [`Store::close`] waits

@@ -27,7 +27,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use crate::{
     config::{ClientTls, Config, Endpoint, Identity},
     observe::{
-        metrics::{Metrics, OutcomeLabels},
+        metrics::{Counters, Registry},
         throttle::Throttle,
     },
 };
@@ -147,6 +147,28 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
+/// Metrics of renewed certificates. The listeners, the upstream and the store count in the same.
+#[derive(Clone, Debug)]
+pub(crate) struct TlsMetrics {
+    /// Changed certificates by outcome.
+    reloads: Arc<Counters<1>>,
+}
+
+impl TlsMetrics {
+    /// Returns the metrics, which the first part to call this registers.
+    pub(crate) fn shared(registry: &mut Registry) -> Self {
+        registry.shared(|registry| {
+            let reloads = registry.counters_by(
+                "outcome",
+                "tls_reloads",
+                "Changed certificates by outcome",
+                ["applied", "failed"],
+            );
+            Self { reloads: Arc::new(reloads) }
+        })
+    }
+}
+
 /// A value built from files, as of the last time that they fitted together.
 pub(crate) struct Renewed<T> {
     current: RwLock<Arc<T>>,
@@ -176,13 +198,13 @@ impl<T: Send + Sync + 'static> Renewed<T> {
     pub(crate) fn spawn_renewal(
         self: &Arc<Self>,
         interval: Duration,
-        metrics: Arc<Metrics>,
+        metrics: TlsMetrics,
     ) -> AbortOnDropHandle<()> {
         AbortOnDropHandle::new(tokio::spawn(Arc::clone(self).renew(interval, metrics)))
     }
 
     /// Rebuilds the value when a file has changed.
-    async fn renew(self: Arc<Self>, interval: Duration, metrics: Arc<Metrics>) {
+    async fn renew(self: Arc<Self>, interval: Duration, metrics: TlsMetrics) {
         let warnings = Throttle::default();
         let mut seen = self.initial_digest;
         loop {
@@ -210,7 +232,7 @@ impl<T: Send + Sync + 'static> Renewed<T> {
                 // The runtime shuts down.
                 Err(_) => return,
             };
-            metrics.tls_reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+            metrics.reloads.inc([outcome]);
         }
     }
 

@@ -20,6 +20,7 @@ mod expect;
 mod health;
 mod http1;
 mod http2;
+pub(crate) mod metrics;
 mod pool;
 mod request_body;
 mod request_sender;
@@ -27,7 +28,7 @@ mod request_target;
 mod response_body;
 mod upload_end;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     Request, Response, Version, body::Incoming, client::conn::TrySendError, http::uri::Scheme,
@@ -46,6 +47,7 @@ use self::{
     error::{broken_error, timeout_error},
     expect::Expectation,
     health::Health,
+    metrics::UpstreamMetrics,
     pool::Pool,
     request_body::{announce_body, retry_copy},
     request_sender::RequestSender,
@@ -61,10 +63,10 @@ pub use self::{
 };
 use crate::{
     config::{self, Config, Endpoint},
-    limits::GaugeGuard,
-    observe::metrics::{Limit, Metrics, OutcomeLabels},
+    limits::{GaugeGuard, Limit},
+    observe::{events::Events, metrics::Registry},
     semantics::connection_auth::is_login,
-    tls::TlsError,
+    tls::{TlsError, TlsMetrics},
     transport::ConnectionId,
 };
 
@@ -82,7 +84,6 @@ pub enum RetryPolicy {
 }
 
 /// The client for the upstream.
-#[derive(Debug)]
 pub struct Upstream {
     connector: Connector,
     config: config::UpstreamConfig,
@@ -96,22 +97,37 @@ pub struct Upstream {
     health: Health,
     /// `server.min_upload_rate`.
     min_upload_rate: usize,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("connector", &self.connector)
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Upstream {
     /// Creates an empty pool. Does not connect yet.
-    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Result<Self, TlsError> {
-        let connector = Connector::new(config, &metrics)?;
+    pub fn new(
+        config: &Config,
+        registry: &mut Registry,
+        events: Arc<Events>,
+    ) -> Result<Self, TlsError> {
+        let metrics = Arc::new(UpstreamMetrics::register(registry));
+        let tls = TlsMetrics::shared(registry);
+        let connector = Connector::new(&config.upstream, config.tls_renew_interval, tls)?;
         let http1 = http1::builder(&config.server);
         let http2 = http2::builder(&config.server);
         let upload_rate = config.server.min_upload_rate;
         let config = config.upstream.clone();
-        let pool = Arc::new(Pool::new(&config, &metrics));
-        let bound = Arc::new(BoundConnections::new(&config, &metrics));
+        let pool = Arc::new(Pool::new(&config, metrics.connections.idle.clone()));
+        let bound = Arc::new(BoundConnections::new(&config, &metrics.connections));
         let places = Arc::new(Semaphore::new(config.max_connections));
         let queue = Semaphore::new(config.max_waiting);
-        let health = Health::new(Arc::clone(&metrics));
+        let health = Health::new(metrics.up.clone(), events);
         Ok(Self {
             connector,
             config,
@@ -130,6 +146,11 @@ impl Upstream {
     /// The `host:port` that requests go to; `localhost` for a unix socket.
     pub fn authority(&self) -> &str {
         self.connector.authority()
+    }
+
+    /// Returns the metrics of this upstream.
+    pub(crate) fn metrics(&self) -> &Arc<UpstreamMetrics> {
+        &self.metrics
     }
 
     /// Checks that a connection can be made now.
@@ -171,16 +192,16 @@ impl Upstream {
         let result = self.exchange(request, protocol, repeat).await;
         self.health.record(result.as_ref().err());
         if matches!(result, Err(UpstreamError::ClientSlow { .. })) {
-            self.metrics.limits.count_hit(Limit::UploadRate);
+            self.metrics.limits.count(Limit::UploadRate);
         }
         let outcome = match &result {
             Ok(_) => "answered",
             Err(error) => error.as_str(),
         };
-        self.metrics.upstream_requests.inc(OutcomeLabels { outcome });
+        self.metrics.requests.inc([outcome]);
         if result.is_ok() {
             // A failed exchange says nothing about the time to a response head.
-            self.metrics.record_upstream_time(started.elapsed());
+            self.metrics.record_response(started.elapsed());
         }
         result
     }
@@ -219,21 +240,21 @@ impl Upstream {
                 },
             }
             debug!("stale upstream connection; sending the request again over a new one");
-            self.metrics.upstream.retries.inc();
+            self.metrics.retries.inc();
             connection = self.connect(protocol, home).await?;
         }
     }
 
     async fn acquire_permit(&self) -> Result<ConnectionPermit, UpstreamError> {
-        let metrics = &self.metrics.upstream;
+        let metrics = &self.metrics.connections;
         let in_use = |permit| ConnectionPermit(permit, GaugeGuard::increment(&metrics.in_use));
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(in_use(permit));
         }
         let limit = self.config.max_connections;
-        self.metrics.limits.count_hit(Limit::UpstreamConnections);
+        self.metrics.limits.count(Limit::UpstreamConnections);
         let Ok(_wait_permit) = self.wait_permits.try_acquire() else {
-            self.metrics.limits.count_hit(Limit::UpstreamWaiting);
+            self.metrics.limits.count(Limit::UpstreamWaiting);
             return Err(UpstreamError::Busy { limit, waited: Duration::ZERO });
         };
         let _waiting_guard = GaugeGuard::increment(&metrics.waiting);
@@ -378,7 +399,7 @@ impl Upstream {
                 RequestSender::Http2(sender)
             }
         };
-        self.metrics.upstream_connects.inc();
+        self.metrics.connections.opened.inc();
         Ok(PooledConnection { sender, reused: false, home })
     }
 }

@@ -11,6 +11,7 @@
 //! nothing warm: an expired entry is read again when a client asks for it.
 
 mod ids;
+mod metrics;
 pub mod probe;
 mod queue;
 mod retry_pauses;
@@ -26,6 +27,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use self::{
+    metrics::WarmMetrics,
     queue::{Item, WarmQueue},
     retry_pauses::RetryPauses,
     sources::{MAX_LIST, headers, listed},
@@ -33,7 +35,7 @@ use self::{
 use crate::{
     config::{self, Config},
     drain::{Drain, until_drain},
-    observe::metrics::Metrics,
+    observe::metrics::Registry,
     proxy::{PrefetchOutcome, Proxy},
     semantics::job_id::JobId,
 };
@@ -45,7 +47,7 @@ const CONCURRENCY: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Warmer {
     queue: Arc<WarmQueue>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<WarmMetrics>,
     /// Whether no headers are configured, so that the reads lack those that clients send.
     lacks_headers: bool,
 }
@@ -79,18 +81,19 @@ impl Warmer {
     /// Queues jobs to be read, and returns how many of them are queued now.
     pub fn refresh(&self, jobs: &[JobId]) -> usize {
         let taken = jobs.iter().filter(|job| self.queue.add((*job).clone())).count();
-        self.metrics.warm.count(PrefetchOutcome::Overflow.as_str(), jobs.len() - taken);
-        self.metrics.warm.set_waiting(self.queue.len());
+        self.metrics.count(PrefetchOutcome::Overflow.as_str(), jobs.len() - taken);
+        self.metrics.set_waiting(self.queue.len());
         taken
     }
 }
 
 impl WarmWorker {
     /// Creates the worker. It reads nothing until [`WarmWorker::run`].
-    pub fn new(config: &Config, metrics: &Arc<Metrics>) -> Self {
+    pub fn new(config: &Config, registry: &mut Registry) -> Self {
         let queue = Arc::new(WarmQueue::with_max(config.warm.max));
         let is_bare = config.warm.headers.is_empty();
-        let warmer = Warmer { queue, metrics: Arc::clone(metrics), lacks_headers: is_bare };
+        let metrics = Arc::new(WarmMetrics::register(registry));
+        let warmer = Warmer { queue, metrics, lacks_headers: is_bare };
         let headers = headers(config);
         let rate = u32::try_from(config.warm.rate).unwrap_or(u32::MAX);
         Self { warmer, headers, config: config.warm.clone(), period: Duration::from_secs(1) / rate }
@@ -209,7 +212,7 @@ impl WarmWorker {
             tokio::select! {
                 item = next, if reads.len() < CONCURRENCY => {
                     next_at = Instant::now() + self.period;
-                    self.warmer.metrics.warm.set_waiting(self.warmer.queue.len());
+                    self.warmer.metrics.set_waiting(self.warmer.queue.len());
                     let proxy = proxy();
                     let headers = self.headers.clone();
                     reads.spawn(async move {
@@ -222,7 +225,7 @@ impl WarmWorker {
                         Ok((item, outcome)) => self.conclude(item, outcome),
                         Err(error) => {
                             error!(%error, "a prefetch task died");
-                            self.warmer.metrics.warm.count(PrefetchOutcome::Died.as_str(), 1);
+                            self.warmer.metrics.count(PrefetchOutcome::Died.as_str(), 1);
                         }
                     }
                 }
@@ -235,16 +238,16 @@ impl WarmWorker {
         let pause = if outcome.is_transient() { item.pauses.next() } else { None };
         match pause {
             Some(pause) => {
-                self.warmer.metrics.warm.postpone(outcome.as_str());
+                self.warmer.metrics.postpone(outcome.as_str());
                 self.warmer.queue.postpone(item, Instant::now() + pause);
             }
-            None => self.warmer.metrics.warm.count(outcome.as_str(), 1),
+            None => self.warmer.metrics.count(outcome.as_str(), 1),
         }
-        self.warmer.metrics.warm.set_waiting(self.warmer.queue.len());
+        self.warmer.metrics.set_waiting(self.warmer.queue.len());
     }
 
     fn count_source(&self, source: WarmSource, outcome: &'static str) {
-        self.warmer.metrics.warm.count_source(source.as_str(), outcome);
+        self.warmer.metrics.count_source(source.as_str(), outcome);
     }
 }
 

@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
-use super::caller_limits::CallerLimits;
+use super::{caller_limits::CallerLimits, metrics::AdminMetrics, status_sources::StatusSources};
 use crate::{
-    drain::Drain, limits::Quota, observe::metrics::Metrics, telemetry::LogFilter, warm::Warmer,
+    drain::Drain,
+    limits::Quota,
+    observe::{events::Events, metrics::Registry},
+    telemetry::LogFilter,
+    warm::Warmer,
 };
 
 /// State that is shared by all configurations and survives a reload.
@@ -16,7 +20,12 @@ pub struct AdminState {
     pub filter: LogFilter,
     /// Reads jobs again after a purge with `"refresh": true`.
     pub warmer: Warmer,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<AdminMetrics>,
+    /// The metrics of all parts, for `/metrics`.
+    pub registry: Arc<Registry>,
+    pub(crate) status: StatusSources,
+    /// The events that `/events` sends.
+    pub events: Arc<Events>,
     /// Turns true when a shutdown begins.
     pub drain: Drain,
     /// Rate limits and budgets of callers.

@@ -21,6 +21,7 @@ use tracing::warn;
 use super::{
     admin_state::AdminState,
     caller_limits::CallerLimits,
+    metrics::{AdminMetrics, WebhookRefusal},
     rate_limit::EventRate,
     reply::{Reply, json_reply, retry_later},
     signature::{
@@ -31,10 +32,8 @@ use super::{
 use crate::{
     clock,
     config::{Config, Secret},
-    observe::{
-        events::Initiator,
-        metrics::{Limit, Metrics, WebhookRefusal},
-    },
+    limits::Limit,
+    observe::events::Initiator,
     transport::Peer,
 };
 
@@ -90,7 +89,7 @@ pub(super) struct Authorizer {
     /// True once a reload has replaced the secrets.
     secrets_replaced: Arc<watch::Sender<bool>>,
     limits: Arc<CallerLimits>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AdminMetrics>,
 }
 
 impl fmt::Debug for Authorizer {
@@ -144,7 +143,7 @@ impl Authorizer {
         }
         let unproven = match signature::verify_token(&self.secrets, headers) {
             Ok(proof) => {
-                self.metrics.webhook.count_accepted(proof.secret);
+                self.metrics.count_accepted(proof.secret);
                 return None;
             }
             Err(AuthError::NoCredentials) if signature::has_signature_header(headers) => {
@@ -167,7 +166,7 @@ impl Authorizer {
         }
         let unproven = match signature::verify_token(&self.secrets, headers) {
             Ok(proof) => {
-                self.metrics.webhook.count_accepted(proof.secret);
+                self.metrics.count_accepted(proof.secret);
                 return Ok(AuthState::ValidToken);
             }
             Err(malformed @ AuthError::MalformedHeader(_)) => malformed,
@@ -195,7 +194,7 @@ impl Authorizer {
         };
         match checked {
             Ok(proof) => {
-                self.metrics.webhook.count_accepted(proof.secret);
+                self.metrics.count_accepted(proof.secret);
                 if let Some(skew) = proof.skew {
                     self.record_skew(skew);
                 }
@@ -236,8 +235,8 @@ impl Authorizer {
 
     /// Answers 429 to a large body from an address that is over its limit. The body is not read.
     pub(super) fn reject_large_body(&self, wait: Duration) -> Reply {
-        self.metrics.limits.count_hit(Limit::WebhookFailures);
-        self.metrics.webhook.count_refused(WebhookRefusal::Rate);
+        self.metrics.limits.count(Limit::WebhookFailures);
+        self.metrics.count_refused(WebhookRefusal::Rate);
         too_many_failures("the body is large", wait)
     }
 
@@ -248,9 +247,9 @@ impl Authorizer {
     /// Refuses a call and counts the failure. The skew is recorded only if the failure is within
     /// the rate limit, because an old signed message can be replayed for ever.
     fn reject(&self, unproven: AuthError, remedy: &str, client: Peer) -> Reply {
-        self.metrics.webhook.count_refused(refused_reason(unproven));
+        self.metrics.count_refused(refused_reason(unproven));
         if let Err(wait) = self.count_failure(client) {
-            self.metrics.limits.count_hit(Limit::WebhookFailures);
+            self.metrics.limits.count(Limit::WebhookFailures);
             return too_many_failures(&unproven.to_string(), wait);
         }
         if let AuthError::WrongTimestamp(skew) = unproven {
@@ -263,7 +262,7 @@ impl Authorizer {
     fn record_skew(&self, skew: Skew) {
         let seconds = skew.seconds();
         // Capped, so that a few messages that are years old do not dominate the sum.
-        self.metrics.webhook.record_skew(seconds.min(MAX_SKEW_S));
+        self.metrics.record_skew(seconds.min(MAX_SKEW_S));
         if seconds <= WARN_SKEW_S {
             return;
         }

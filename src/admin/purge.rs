@@ -19,6 +19,7 @@ use super::{
     authorize::{AdminCaller, AuthState, Authorizer},
     body_limit::{BODY_TIMEOUT, BodyReader, BodySender, MAX_BODY, PurgeBodyError},
     caller_limits::CallerLimits,
+    metrics::{AdminMetrics, WebhookRefusal},
     purge_request::{PurgeRequest, job_ids},
     rate_limit::EventRate,
     reply::{Reply, json_reply, retry_later},
@@ -26,10 +27,8 @@ use super::{
 use crate::{
     cache::{Cache, PurgeAllOutcome, PurgeOutcome, PurgeReceipt},
     config::Config,
-    observe::{
-        metrics::{Limit, Metrics, WebhookRefusal},
-        spans,
-    },
+    limits::Limit,
+    observe::spans,
     semantics::{job_id::JobId, route::Routes},
     store::Ended,
     transport::Peer,
@@ -53,7 +52,7 @@ pub struct PurgeWebhook {
     caller_limits: Arc<CallerLimits>,
     /// Purges per second.
     max_purges: usize,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AdminMetrics>,
 }
 
 /// The step after a confirmed purge.
@@ -143,7 +142,7 @@ impl PurgeWebhook {
             }
             PurgeBodyError::QuotaFull => self.reject(WebhookRefusal::Busy, BUSY_TEXT),
             PurgeBodyError::ShareFull => {
-                self.metrics.limits.count_hit(Limit::Inspected);
+                self.metrics.limits.count(Limit::Inspected);
                 self.reject(WebhookRefusal::Busy, ADDRESS_BUSY_TEXT)
             }
             PurgeBodyError::RateLimited(wait) => self.authorizer.reject_large_body(wait),
@@ -172,7 +171,7 @@ impl PurgeWebhook {
 
     /// Refuses a call. Nothing is purged or queued.
     fn reject(&self, refused: WebhookRefusal, reason: &str) -> Reply {
-        self.metrics.webhook.count_refused(refused);
+        self.metrics.count_refused(refused);
         let error = json!({ "error": reason });
         match refused {
             WebhookRefusal::Busy => retry_later(refused_status(refused), &error, RETRY_AFTER),
@@ -185,8 +184,8 @@ impl PurgeWebhook {
     fn reject_over_rate(&self) -> Option<Reply> {
         let pace = EventRate::new(self.max_purges, Duration::from_secs(1));
         let wait = self.caller_limits.purges.try_acquire(pace, Instant::now()).err()?;
-        self.metrics.limits.count_hit(Limit::WebhookPurges);
-        self.metrics.webhook.count_refused(WebhookRefusal::Rate);
+        self.metrics.limits.count(Limit::WebhookPurges);
+        self.metrics.count_refused(WebhookRefusal::Rate);
         let error = format!(
             "more than {} purges in one second (webhook_max_purges); nothing was purged or queued: \
              send it again, or put more ids into one purge",

@@ -4,7 +4,7 @@
 //! gets their number; the process never waits for it. The stream ends when a shutdown begins, and
 //! when a reload changes the secrets: a client has to reconnect with a valid one.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::{HeaderMap, StatusCode};
@@ -17,12 +17,10 @@ use tokio::{
 use super::reply::{Reply, ReplyBody, json_reply, typed_reply};
 use crate::{
     drain::{Drain, until_drain},
-    observe::{
-        events::{
-            feed::{Event, MAX_SUBSCRIBERS, Subscription},
-            jobs::BusyJob,
-        },
-        metrics::Metrics,
+    observe::events::{
+        Events,
+        feed::{Event, MAX_SUBSCRIBERS, Subscription},
+        jobs::BusyJob,
     },
 };
 
@@ -36,13 +34,13 @@ const RETRY_MS: u32 = 2_000;
 /// Answers with the stream. `Last-Event-ID` keeps a browser that reconnects from getting events
 /// twice.
 pub(super) fn event_stream(
-    metrics: &Arc<Metrics>,
+    events: &Events,
     headers: &HeaderMap,
     leaving: &Drain,
     mut is_over: watch::Receiver<bool>,
 ) -> Reply {
     let last = headers.get("last-event-id").and_then(|last| last.to_str().ok()?.parse().ok());
-    let Some(listener) = metrics.events.subscribe(last.unwrap_or(0)) else {
+    let Some(listener) = events.subscribe(last.unwrap_or(0)) else {
         let error =
             format!("{MAX_SUBSCRIBERS} clients already read events, which is the limit; close one");
         return json_reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }));

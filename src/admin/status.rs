@@ -5,15 +5,19 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::sse::busy_job_json;
+use super::{
+    admin_state::AdminState,
+    reasons::ReasonCount,
+    recent::{CounterSnapshot, Recent},
+    sse::busy_job_json,
+    status_sources::StatusSources,
+};
 use crate::{
-    cache::Cache,
+    cache::{Cache, ComparisonResult},
     config::{self, Config, StoreUrl},
-    observe::metrics::{
-        ComparisonResult, Limit, Metrics, ReasonCount,
-        recent::{CounterSnapshot, RecentTimes, RequestTotals},
-    },
-    semantics::policy::{Bypass, NoStore},
+    limits::Limit,
+    observe::metrics::{Counters, RecentTimes},
+    proxy::metrics::RequestTotals,
     store::{JournalStatus, NodeStatus, Store},
 };
 
@@ -25,7 +29,7 @@ const STEP_S: usize = 2;
 const WINDOWS_S: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 600)];
 
 /// Reads the current use of a limit.
-type ReadUse = fn(&Metrics) -> i64;
+type ReadUse = fn(&StatusSources, &Cache) -> i64;
 
 /// The part of the configuration that `/status` shows.
 #[derive(Clone, Copy, Debug)]
@@ -52,13 +56,17 @@ impl StatusConfig {
             near: config.near.mode.as_str(),
             credentials: config.credentials.mode.as_str(),
             limits: [
-                (Limit::Connections, server.max_connections, |m| m.connections.get()),
-                (Limit::Requests, server.max_requests, |m| m.limits.requests.get()),
-                (Limit::Flights, config.max_flights, |m| m.limits.flights.get()),
-                (Limit::Captured, config.max_captured, |m| m.limits.captured.get()),
-                (Limit::Inspected, config.max_inspected, |m| m.limits.inspected.get()),
-                (Limit::UpstreamConnections, upstream.max_connections, |m| m.upstream.in_use.get()),
-                (Limit::UpstreamWaiting, upstream.max_waiting, |m| m.upstream.waiting.get()),
+                (Limit::Connections, server.max_connections, |s, _| s.connections.get()),
+                (Limit::Requests, server.max_requests, |s, _| s.proxy.in_flight.get()),
+                (Limit::Flights, config.max_flights, |_, cache| cache.metrics().flights.get()),
+                (Limit::Captured, config.max_captured, |_, cache| cache.metrics().captured.get()),
+                (Limit::Inspected, config.max_inspected, |s, _| s.proxy.inspected.get()),
+                (Limit::UpstreamConnections, upstream.max_connections, |s, _| {
+                    s.upstream.connections.in_use.get()
+                }),
+                (Limit::UpstreamWaiting, upstream.max_waiting, |s, _| {
+                    s.upstream.connections.waiting.get()
+                }),
             ],
             near_bytes: config.near.max_bytes,
         }
@@ -73,13 +81,16 @@ impl StatusConfig {
 /// The body of `/status`.
 pub(super) fn status(
     cache: &Cache,
-    metrics: &Metrics,
+    state: &AdminState,
     mode: &StatusConfig,
     draining: bool,
 ) -> Value {
+    let StatusSources { proxy, upstream, recent, .. } = &state.status;
+    let reason_counts = recent.reasons();
+    let near = &cache.metrics().near;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "uptime_s": metrics.recent.uptime().as_secs(),
+        "uptime_s": recent.uptime().as_secs(),
         "draining": draining,
         "mode": {
             "cache": mode.cache.as_str(),
@@ -87,41 +98,41 @@ pub(super) fn status(
             "near": mode.near,
             "credentials": mode.credentials,
         },
-        "requests": requests(metrics),
-        "reasons": reasons(metrics, |reason| reason.total),
-        "reasons_last_minute": reasons(metrics, |reason| reason.last_minute),
-        "shadow": comparison_counts(|result| metrics.comparisons.shadow_total(result)),
-        "verify": comparison_counts(|result| metrics.comparisons.verify_total(result)),
-        "latency_ms": latencies(metrics),
-        "silent_changes": silent_changes(cache, metrics),
-        "store": store(cache, metrics),
-        "upstream": upstream(metrics),
+        "requests": requests(recent, &proxy.requests.totals()),
+        "reasons": reasons(&reason_counts, |reason| reason.total),
+        "reasons_last_minute": reasons(&reason_counts, |reason| reason.last_minute),
+        "shadow": comparison_counts(&proxy.comparisons.shadow),
+        "verify": comparison_counts(&proxy.comparisons.verify),
+        "latency_ms": latencies(recent),
+        "silent_changes": silent_changes(cache),
+        "store": store(cache),
+        "upstream": {
+            "up": upstream.up.get() == 1,
+            "in_use": upstream.connections.in_use.get(),
+            "waiting": upstream.connections.waiting.get(),
+            "idle": upstream.connections.idle.get(),
+        },
         "near": {
-            "entries": metrics.near.entries.get(),
-            "bytes": metrics.near.bytes.get(),
+            "entries": near.entries.get(),
+            "bytes": near.bytes.get(),
             "max_bytes": mode.near_bytes,
         },
-        "busiest": metrics.events.busiest(BUSIEST_JOBS).iter().map(busy_job_json).collect::<Value>(),
-        "limits": limits(metrics, mode),
+        "busiest": state.events.busiest(BUSIEST_JOBS).iter().map(busy_job_json).collect::<Value>(),
+        "limits": limits(cache, state, mode),
     })
 }
 
-fn latencies(metrics: &Metrics) -> Value {
-    let times = &metrics.recent;
-    json!({
-        "hit": latency(&times.hit_times),
-        "miss": latency(&times.miss_times),
-        "upstream": latency(&times.upstream_times),
-        "store": latency(&times.store_times),
-    })
+fn latencies(recent: &Recent) -> Value {
+    let [hit, miss, upstream, store] = recent.times().each_ref().map(|times| latency(times));
+    json!({ "hit": hit, "miss": miss, "upstream": upstream, "store": store })
 }
 
-fn store(cache: &Cache, metrics: &Metrics) -> Value {
+fn store(cache: &Cache) -> Value {
     let store = cache.store();
     json!({
         "up": store.is_up(),
         "breaker": if store.is_up() { "closed" } else { "open" },
-        "tracking": metrics.tracking_up.get() == 1,
+        "tracking": store.metrics().tracking.up.get() == 1,
         "pending_invalidations": store.pending(),
         "journal": store.journal().map(|journal| journal_json(&journal)),
         "nodes": nodes(store),
@@ -138,7 +149,7 @@ fn journal_json(journal: &JournalStatus) -> Value {
 }
 
 /// Jobs that changed without a purge, in all and by route.
-fn silent_changes(cache: &Cache, metrics: &Metrics) -> Value {
+fn silent_changes(cache: &Cache) -> Value {
     let routes = cache.silent_changes().into_iter().map(|route| {
         json!({
             "route": route.route,
@@ -146,17 +157,7 @@ fn silent_changes(cache: &Cache, metrics: &Metrics) -> Value {
             "without_purges": route.is_without_purges,
         })
     });
-    json!({ "total": metrics.silent_changes.get(), "routes": routes.collect::<Value>() })
-}
-
-fn upstream(metrics: &Metrics) -> Value {
-    let upstream = &metrics.upstream;
-    json!({
-        "up": upstream.up.get() == 1,
-        "in_use": upstream.in_use.get(),
-        "waiting": upstream.waiting.get(),
-        "idle": upstream.idle.get(),
-    })
+    json!({ "total": cache.metrics().silent_changes.get(), "routes": routes.collect::<Value>() })
 }
 
 /// The masters of a cluster; empty if the store is not a cluster.
@@ -174,8 +175,8 @@ fn nodes(store: &Store) -> Value {
 
 /// The body of `/history`: counts per step of the last ten minutes, and the 99th percentiles at the
 /// end of each step.
-pub(super) fn history(metrics: &Metrics) -> Value {
-    let steps = metrics.recent.steps(STEP_S);
+pub(super) fn history(recent: &Recent) -> Value {
+    let steps = recent.steps(STEP_S);
     let counts = |count: fn(&RequestTotals) -> u64| {
         steps.iter().map(|step| count(&step.totals)).collect::<Value>()
     };
@@ -194,15 +195,12 @@ pub(super) fn history(metrics: &Metrics) -> Value {
 }
 
 /// Requests since the start and in each window, by outcome.
-fn requests(metrics: &Metrics) -> Value {
-    let now = metrics.totals();
+fn requests(recent: &Recent, now: &RequestTotals) -> Value {
     let mut windows = Map::new();
-    windows.insert("life".into(), request_counts(&now));
+    windows.insert("life".into(), request_counts(now));
     for (name, seconds) in WINDOWS_S {
-        windows.insert(
-            name.into(),
-            request_counts(&now.since(&metrics.recent.totals_before(seconds))),
-        );
+        let counts = request_counts(&now.since(&recent.totals_before(seconds)));
+        windows.insert(name.into(), counts);
     }
     windows.into()
 }
@@ -224,32 +222,24 @@ fn request_counts(totals: &RequestTotals) -> Value {
 }
 
 /// Comparisons with the upstream by result.
-fn comparison_counts(count: impl Fn(ComparisonResult) -> u64) -> Value {
-    let counts = ComparisonResult::ALL
-        .iter()
-        .map(|result| (result.as_str().to_owned(), count(*result).into()));
-    Value::Object(counts.collect())
+fn comparison_counts(counts: &Counters<1>) -> Value {
+    let results = ComparisonResult::ALL.map(ComparisonResult::as_str);
+    Value::Object(
+        results
+            .map(|result| (result.to_owned(), counts.get([result]).into()))
+            .into_iter()
+            .collect(),
+    )
 }
 
 /// Reasons why reads were not hits, in the words of `Cache-Status`. Reasons that did not occur are
 /// left out.
-fn reasons(metrics: &Metrics, times: fn(&ReasonCount) -> u64) -> Value {
-    let reasons = metrics.reasons();
+fn reasons(reasons: &[ReasonCount], times: fn(&ReasonCount) -> u64) -> Value {
     let reasons_of = |outcome: &str| -> Map<String, Value> {
         let these = reasons.iter().filter(|reason| reason.outcome == outcome && times(reason) > 0);
         these.map(|reason| (reason.reason.to_owned(), times(reason).into())).collect()
     };
     json!({ "miss": reasons_of("miss"), "pass": reasons_of("pass") })
-}
-
-/// Returns all pairs of an outcome and a reason, for [`Metrics::register_reasons`].
-pub fn outcome_reasons() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let bypass = || Bypass::ALL.iter().map(|why| why.as_str());
-    // A word that is both a bypass and a no-store reason is listed once.
-    let no_store = NoStore::ALL.iter().map(|why| why.as_str());
-    let no_store = no_store.filter(move |why| bypass().all(|other| other != *why));
-    let miss = bypass().chain(no_store).map(|why| ("miss", why));
-    miss.chain(bypass().map(|why| ("pass", why)))
 }
 
 /// Latencies of the last one to two minutes, with an error of at most one eighth.
@@ -264,10 +254,11 @@ fn millis(took: Duration) -> f64 {
 }
 
 /// The use of each limit, by the name of its setting.
-fn limits(metrics: &Metrics, mode: &StatusConfig) -> Value {
+fn limits(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> Value {
     let limits = mode.limits.iter().map(|&(limit, max, used)| {
-        let met = metrics.limits.counter(limit).get();
-        let usage = json!({ "used": used(metrics), "limit": max, "times_met": met });
+        let met = state.metrics.limits.counter(limit).get();
+        let used = used(&state.status, cache);
+        let usage = json!({ "used": used, "limit": max, "times_met": met });
         (limit.as_str().to_owned(), usage)
     });
     limits.collect::<Map<_, _>>().into()

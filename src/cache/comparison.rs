@@ -21,6 +21,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     cache_config::CacheConfig,
+    comparison_result::ComparisonResult,
     entry,
     entry::Entry,
     invalidate::{InvalidationSource, Invalidator},
@@ -29,7 +30,7 @@ use super::{
     windowed_counts::WindowedCounts,
 };
 use crate::{
-    observe::{metrics::ComparisonResult, throttle::Throttle},
+    observe::throttle::Throttle,
     semantics::policy::{self, NoStore, Policy, StoredHead},
     store::{Key, Token},
 };

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock,
     limits::Quota,
-    observe::{events::EventKind, metrics::OutcomeLabels},
+    observe::events::EventKind,
     semantics::{
         audience::Caller,
         identity::RouteIndex,
@@ -248,7 +248,7 @@ impl Filler {
         self.count_fill(outcome);
         let (what, why) =
             if outcome == "stored" { (stored, "") } else { (EventKind::FillRefused, outcome) };
-        self.state.metrics.events.record(key.main(), what, why);
+        self.state.events.record(key.main(), what, why);
         filled.ok()
     }
 
@@ -326,7 +326,7 @@ impl Filler {
             }
             self.count_fill(why.as_str());
         }
-        self.state.metrics.events.record(lead.key.main(), EventKind::FillRefused, why.as_str());
+        self.state.events.record(lead.key.main(), EventKind::FillRefused, why.as_str());
         drop(lead.leader);
         if let FillTarget::Lease(lease) = lead.target {
             self.state.store.release(lease).await;
@@ -357,6 +357,6 @@ impl Filler {
     }
 
     fn count_fill(&self, outcome: &'static str) {
-        self.state.metrics.fills.inc(OutcomeLabels { outcome });
+        self.state.metrics.fills.inc([outcome]);
     }
 }

@@ -159,7 +159,7 @@ impl CacheReader {
                 .lasting
                 .caller_splits
                 .of_job(&request.key, Instant::now()),
-            history: self.state.metrics.events.history(request.key.main()),
+            history: self.state.events.history(request.key.main()),
         }
     }
 

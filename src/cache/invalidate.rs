@@ -16,7 +16,6 @@ use super::{
 use crate::{
     observe::{
         events::{EventKind, Initiator},
-        metrics::InvalidationLabels,
         throttle::Throttle,
     },
     semantics::job_id::JobId,
@@ -177,7 +176,7 @@ impl Invalidator {
         self.state.detach(write.keys());
         self.count_invalidation(source, ended);
         if stage == EndStage::Early {
-            self.state.metrics.events.expect_own_changes(write.keys().iter().map(Key::main));
+            self.state.events.expect_own_changes(write.keys().iter().map(Key::main));
             return ended;
         }
         let why = match (ended, fence) {
@@ -271,7 +270,7 @@ impl Invalidator {
             let ended = state.store.purge_all().await;
             let flights = state.detach_all();
             invalidator.count_invalidation(InvalidationSource::PurgeAll, ended);
-            state.metrics.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
+            state.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
             PurgeAllOutcome { ended, flights, near }
         };
         self.state.store.spawn(purge).await.map_err(|error| purge_task_failed(&error))
@@ -284,7 +283,7 @@ impl Invalidator {
         why: &'static str,
         by: Initiator,
     ) {
-        self.state.metrics.events.record_each(keys.iter().map(Key::main), what, why, by);
+        self.state.events.record_each(keys.iter().map(Key::main), what, why, by);
     }
 
     pub(super) fn count_invalidation(&self, source: InvalidationSource, ended: Ended) {
@@ -297,11 +296,7 @@ impl Invalidator {
             InvalidationSource::Comparison => "evidence",
         };
         let outcome = ended.as_str();
-        self.state
-            .metrics
-            .invalidations
-            .get_or_create(&InvalidationLabels { source, outcome })
-            .inc();
+        self.state.metrics.invalidations.inc([source, outcome]);
         if ended != Ended::Pending {
             return;
         }

@@ -7,12 +7,11 @@ use tracing::warn;
 
 use super::{
     caller_splits::CallerSplits, entry::Entry, flight::CoalesceKey, kept_apart::KeptApart,
-    lookup_request::LookupRequest, replacements::Replacements, shared_key::SharedKeyWarning,
-    windowed_counts::WindowedCounts,
+    lookup_request::LookupRequest, metrics::CacheMetrics, replacements::Replacements,
+    shared_key::SharedKeyWarning, windowed_counts::WindowedCounts,
 };
 use crate::{
     config,
-    observe::metrics::Metrics,
     semantics::audience::Standing,
     store::{Key, MAX_PAIRS_OF_CREDENTIAL, Token},
 };
@@ -100,7 +99,7 @@ impl JobNotes {
 
     /// Counts a foreign value. Returns whether its key is to be left to the program that stores such
     /// values there, because it does so too often.
-    pub(super) fn yields_key(&self, key: &Key, metrics: &Metrics) -> bool {
+    pub(super) fn yields_key(&self, key: &Key, metrics: &CacheMetrics) -> bool {
         metrics.foreign_values.inc();
         if self.lasting.foreign_warnings.add(()) == 1 {
             warn!(

@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use super::entry::Entry;
 use crate::{
     config,
-    observe::metrics::Metrics,
+    observe::events::Events,
     store::{
-        Budget, Key, Store,
+        Budget, Key, NearMetrics, Store,
         near::{NearEntries, Noted},
     },
 };
@@ -22,7 +22,11 @@ pub(super) struct NearLayer {
 
 impl NearLayer {
     /// Returns `None` if near entries are switched off or the store itself is in this process.
-    pub(super) fn new(config: &config::Config, metrics: &Arc<Metrics>) -> Option<Self> {
+    pub(super) fn new(
+        config: &config::Config,
+        metrics: &Arc<NearMetrics>,
+        events: &Arc<Events>,
+    ) -> Option<Self> {
         let staleness = match config.near.mode {
             config::NearMode::Off => return None,
             config::NearMode::Strict => Duration::ZERO,
@@ -32,7 +36,8 @@ impl NearLayer {
             return None;
         }
         let weigh = |entry: &Arc<Entry>| entry.weight();
-        let entries = NearEntries::new(config.near.max_bytes, weigh, Arc::clone(metrics));
+        let (metrics, events) = (Arc::clone(metrics), Arc::clone(events));
+        let entries = NearEntries::new(config.near.max_bytes, weigh, metrics, events);
         Some(Self { entries: Arc::new(entries), max_staleness: staleness })
     }
 

@@ -58,7 +58,7 @@ impl CacheReader {
             }
         };
         if let Some(outcome) = outcome {
-            self.state.metrics.near.lookup(outcome);
+            self.state.metrics.near.count_lookup(outcome);
         }
         spans::record_result(&spans::current(), outcome.unwrap_or("unasked"));
         near.ok()

@@ -17,25 +17,24 @@ impl Cache {
         why: &'static str,
         sample: Option<&HitSample>,
     ) {
-        let recent = &self.state.metrics.recent;
         let count = match (what, sample) {
             (EventKind::Hit, None) => return,
             (EventKind::Hit, Some(sample)) => {
-                recent.hit_times.observe(sample.elapsed(), sample.weight());
+                self.state.metrics.hit_times.observe(sample.elapsed(), sample.weight());
                 sample.weight()
             }
             (EventKind::Miss, Some(sample)) => {
-                recent.miss_times.observe(sample.elapsed(), 1);
+                self.state.metrics.miss_times.observe(sample.elapsed(), 1);
                 1
             }
             _ => 1,
         };
-        self.state.metrics.events.record_request(request.key.main(), what, why, count);
+        self.state.events.record_request(request.key.main(), what, why, count);
     }
 
     /// Records a read of a job that bypassed the cache without a lookup.
     pub fn record_pass(&self, id: &str, why: Bypass) {
         let key = Key::new(&self.config.settings.prefix, id);
-        self.state.metrics.events.record_request(key.main(), EventKind::Pass, why.as_str(), 1);
+        self.state.events.record_request(key.main(), EventKind::Pass, why.as_str(), 1);
     }
 }

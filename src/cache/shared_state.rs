@@ -1,23 +1,21 @@
 //! What the parts of the cache share: the store, and everything that a change of a job has to reach.
 
-use std::sync::Arc;
-
-use prometheus_client::metrics::gauge::Gauge;
+use std::{fmt, sync::Arc};
 
 use super::{
     flight::Flights,
+    metrics::CacheMetrics,
     near_layer::NearLayer,
     silent_changes::{SilentChanges, news::NewsWatcher},
 };
 use crate::{
     config,
-    limits::Quota,
-    observe::metrics::{Limit, Metrics},
+    limits::{Limit, LimitHits, Quota},
+    observe::{events::Events, metrics::Registry},
     store::{Key, Store, StoreError, near::Watcher},
 };
 
 /// The state that survives reloads.
-#[derive(Debug)]
 pub(super) struct SharedState {
     pub(super) store: Store,
     pub(super) near: Option<NearLayer>,
@@ -25,29 +23,42 @@ pub(super) struct SharedState {
     pub(super) silent_changes: Arc<SilentChanges>,
     /// Limits the memory of responses that are being read into the cache.
     pub(super) capture_quota: Arc<Quota>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<CacheMetrics>,
+    pub(super) events: Arc<Events>,
+}
+
+impl fmt::Debug for SharedState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedState")
+            .field("store", &self.store)
+            .field("flights", &self.flights)
+            .finish_non_exhaustive()
+    }
 }
 
 impl SharedState {
     /// Opens the store that the configuration names.
-    pub(super) fn open(config: &config::Config, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        metrics.events.set_key_prefix(&config.store.prefix);
-        let near = NearLayer::new(config, &metrics);
-        let silent_changes = Arc::new(SilentChanges::new(Arc::clone(&metrics)));
+    pub(super) fn open(
+        config: &config::Config,
+        registry: &mut Registry,
+        events: Arc<Events>,
+    ) -> Result<Self, StoreError> {
+        events.set_key_prefix(&config.store.prefix);
+        let metrics = Arc::new(CacheMetrics::register(registry));
+        let near = NearLayer::new(config, &metrics.near, &events);
+        let silent_changes = Arc::new(SilentChanges::new(metrics.silent_changes.clone()));
         let watcher = near.as_ref().map(|near| {
             let near = Arc::clone(&near.entries) as Arc<dyn Watcher>;
             let silent_changes = Arc::clone(&silent_changes);
             Arc::new(NewsWatcher { near, silent_changes }) as Arc<dyn Watcher>
         });
-        let store = Store::open(config, Arc::clone(&metrics), watcher)?;
-        let limits = &metrics.limits;
-        let quota = |limit, used: &Gauge, kind| {
-            Quota::new(limit, used.clone(), limits.counter(kind).clone())
-        };
-        let flights = quota(config.max_flights, &limits.flights, Limit::Flights);
-        let capture_quota = quota(config.max_captured, &limits.captured, Limit::Captured);
+        let store = Store::open(config, registry, Arc::clone(&events), watcher)?;
+        let hits = LimitHits::shared(registry);
+        let flights = Quota::of(Limit::Flights, config.max_flights, &metrics.flights, &hits);
+        let capture_quota =
+            Quota::of(Limit::Captured, config.max_captured, &metrics.captured, &hits);
         let flights = Arc::new(Flights::new(flights));
-        Ok(Self { store, near, flights, silent_changes, capture_quota, metrics })
+        Ok(Self { store, near, flights, silent_changes, capture_quota, metrics, events })
     }
 
     /// Detaches the flights and evicts the near entries of these jobs. Returns how many flights each

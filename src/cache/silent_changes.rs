@@ -25,19 +25,16 @@ mod tests;
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use prometheus_client::metrics::counter::Counter;
 use tracing::warn;
 use xxhash_rust::xxh3::xxh3_128;
 
 use self::sighting::{Sighting, StoredAs};
-use crate::{
-    observe::{metrics::Metrics, throttle::HourlyPerName},
-    semantics::audience::Caller,
-    store::Key,
-};
+use crate::{observe::throttle::HourlyPerName, semantics::audience::Caller, store::Key};
 
 /// Most jobs that are remembered. Further jobs are not compared until others are
 /// forgotten.
@@ -61,7 +58,8 @@ const WARN_AT: usize = 3;
 pub(super) struct SilentChanges {
     state: Mutex<State>,
     warned: HourlyPerName,
-    metrics: Arc<Metrics>,
+    /// All silent changes.
+    total: Counter,
 }
 
 #[derive(Default)]
@@ -124,8 +122,8 @@ impl fmt::Debug for SilentChanges {
 }
 
 impl SilentChanges {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { state: Mutex::default(), warned: HourlyPerName::default(), metrics }
+    pub(super) fn new(total: Counter) -> Self {
+        Self { state: Mutex::default(), warned: HourlyPerName::default(), total }
     }
 
     /// Notes a response that was stored, and compares it with the entry before it.
@@ -233,7 +231,7 @@ impl SilentChanges {
     }
 
     fn report(&self, route: &SilentRoute) {
-        self.metrics.silent_changes.inc();
+        self.total.inc();
         if route.is_without_purges && self.warned.admits(&route.route) {
             warn!(
                 route = route.route,

@@ -44,7 +44,7 @@ impl Invalidator {
             self.state.detach_all();
             self.count_invalidation(InvalidationSource::WriteAll, ended);
             let by = Some("a write or reload that changes every job".into());
-            self.state.metrics.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
+            self.state.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
             ended
         };
         self.shared_purge_all.join_or_run(purge).await

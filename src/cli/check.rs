@@ -16,6 +16,7 @@ use std::{
 use jobcache::{
     RunError,
     config::{Config, LoadedConfig, StoreUrl},
+    observe::metrics::Registry,
     store::{self, RecordMismatch, StoreError},
     tls,
     upstream::Upstream,
@@ -107,7 +108,7 @@ fn probed(read: Result<String, String>) -> Finding {
 
 /// Connects as the sidecar itself does, TLS included.
 async fn upstream(config: &Config) -> Finding {
-    let upstream = match Upstream::new(config, Arc::default()) {
+    let upstream = match Upstream::new(config, &mut Registry::default(), Arc::default()) {
         Ok(upstream) => upstream,
         Err(error) => return probed(Err(format!("cannot be used: {error}"))),
     };

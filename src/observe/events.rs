@@ -14,17 +14,21 @@
 //! initiator of a purge. It never contains a body, a header, a query or a credential, except the
 //! `webhook-id` of a purge.
 
+mod event_kind;
 pub mod feed;
 pub mod jobs;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicI64, AtomicU32, Ordering},
     },
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
+use prometheus_client::metrics::gauge::Gauge;
+
+pub use self::event_kind::{EventKind, Initiator};
 use self::{
     feed::{Event, EventFeed, Subscription},
     jobs::{BusyJob, JobEvent, JobHistories, JobHistory},
@@ -43,102 +47,6 @@ const MAX_NEW_JOBS: usize = jobs::MAX_JOBS / 8;
 const OWN_CHANGE_MS: i64 = 1_000;
 /// The same for a purge of all, which scans the store in steps.
 const OWN_PURGE_ALL_MS: i64 = 30_000;
-
-/// The kind of an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EventKind {
-    /// A request was answered from the cache.
-    Hit,
-    /// A request was answered by a read of the upstream, which other requests may share.
-    Miss,
-    /// A request bypassed the cache.
-    Pass,
-    /// A request was answered by jobcache itself, with an error.
-    Error,
-    /// An answer was stored.
-    Fill,
-    /// An answer was not stored.
-    FillRefused,
-    /// A client was added to the audience of an entry, because the upstream gave it the same
-    /// answer.
-    Admitted,
-    /// The entry was replaced, because the upstream gave a client another answer.
-    Replaced,
-    /// A write through this sidecar began.
-    Write,
-    /// A write through this sidecar ended: its request and its answer. Recorded once per write.
-    WriteEnded,
-    /// The job was purged on request.
-    Purge,
-    /// Every job was purged.
-    PurgeAll,
-    /// Another sidecar or a third party changed the job in Redis.
-    Changed,
-    /// All keys left Redis at once.
-    Flushed,
-    /// The entry was evicted from the memory of this process.
-    Evicted,
-    /// A pending invalidation was confirmed.
-    Confirmed,
-    /// The store is up: the breaker closed.
-    StoreUp,
-    /// The store is down: the breaker opened.
-    StoreDown,
-    /// The tracking connection is up.
-    TrackingUp,
-    /// The tracking connection is down, so each hit asks the store.
-    TrackingDown,
-    /// The upstream answers.
-    UpstreamUp,
-    /// The upstream does not answer.
-    UpstreamDown,
-}
-
-impl EventKind {
-    /// Returns the name for `/events`, `/explain` and the status page.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Pass => "pass",
-            Self::Error => "error",
-            Self::Fill => "fill",
-            Self::FillRefused => "fill-refused",
-            Self::Admitted => "admitted",
-            Self::Replaced => "replaced",
-            Self::Write => "write",
-            Self::WriteEnded => "write-ended",
-            Self::Purge => "purge",
-            Self::PurgeAll => "purge-all",
-            Self::Changed => "changed",
-            Self::Flushed => "flushed",
-            Self::Evicted => "evicted",
-            Self::Confirmed => "confirmed",
-            Self::StoreUp => "store-up",
-            Self::StoreDown => "store-down",
-            Self::TrackingUp => "tracking-up",
-            Self::TrackingDown => "tracking-down",
-            Self::UpstreamUp => "upstream-up",
-            Self::UpstreamDown => "upstream-down",
-        }
-    }
-
-    /// Whether the last event of this kind outlives the ring of recent events. These events show
-    /// that a job was changed, and why its answers are not stored.
-    fn outlives_ring(self) -> bool {
-        use EventKind::{Changed, FillRefused, Purge, Write, WriteEnded};
-        matches!(self, Changed | FillRefused | Purge | Write | WriteEnded)
-    }
-
-    /// Whether the store reports this change, possibly after the event was recorded.
-    fn changes_the_key(self) -> bool {
-        use EventKind::{Confirmed, Fill, Purge, Replaced, Write, WriteEnded};
-        matches!(self, Confirmed | Fill | Purge | Replaced | Write | WriteEnded)
-    }
-}
-
-/// The initiator of an event as text, such as the sender of a purge.
-pub type Initiator = Option<Arc<str>>;
 
 /// A request that is recorded if it turns out to be a hit.
 #[derive(Debug)]
@@ -249,10 +157,11 @@ impl Events {
         self.feed.publish(Event::new(what, why, by, now_ms));
     }
 
-    /// Publishes the event `up` or `down` if a gauge changed from `before` to `now`.
-    pub fn publish_transition(&self, before: i64, now: i64, (up, down): (EventKind, EventKind)) {
-        if before != now {
-            self.publish_global(if now == 1 { up } else { down }, "", None);
+    /// Sets a gauge to 1 or 0, and publishes the event `up` or `down` if that changes it.
+    pub fn set_state(&self, gauge: &Gauge, is_up: bool, (up, down): (EventKind, EventKind)) {
+        let before = gauge.set(is_up.into());
+        if before != i64::from(is_up) {
+            self.publish_global(if is_up { up } else { down }, "", None);
         }
     }
 

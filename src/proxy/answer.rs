@@ -15,10 +15,10 @@ use hyper::{
 };
 use tracing::{debug, info};
 
-use super::{body::Body, exchange::Requester};
+use super::{body::Body, exchange::Requester, metrics::RequestMetrics};
 use crate::{
     cache::entry::Entry,
-    observe::{events::EventKind, metrics::Metrics, spans},
+    observe::{events::EventKind, spans},
     semantics::{
         headers::{self, CacheStatus, Forward},
         policy::{Bypass, NoStore},
@@ -62,11 +62,11 @@ impl Answer {
     /// Completes the response, and counts and logs it.
     pub(super) fn report(
         mut self,
-        metrics: &Metrics,
+        metrics: &RequestMetrics,
         access_line: Option<AccessLine>,
     ) -> Response<Body> {
         let (outcome, reason) = self.verdict.labels();
-        metrics.count_request(outcome, reason);
+        metrics.count(outcome, reason);
         let status = self.response.status();
         if let Some(cache_status) = self.verdict.cache_status(status) {
             headers::cache_status(self.response.headers_mut(), cache_status);

@@ -14,6 +14,7 @@
 //! `Location` and `Content-Location` of the response are not handled here but in `route`.
 
 mod document;
+mod metrics;
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -27,15 +28,15 @@ use hyper::{
 use tracing::warn;
 
 pub(super) use self::document::is_event_stream;
-use self::document::{ParsedBody, RuleMiss, WhenFull, inspectable, is_json, read_document};
+use self::{
+    document::{ParsedBody, RuleMiss, WhenFull, inspectable, is_json, read_document},
+    metrics::RuleMetrics,
+};
 use super::body::Body;
 use crate::{
     config::OnMiss,
     limits::{BufferedFrames, Quota},
-    observe::{
-        metrics::{Metrics, MissLabels},
-        throttle::HourlyPerName,
-    },
+    observe::{metrics::Registry, throttle::HourlyPerName},
     semantics::{
         job_id::JobId,
         route::{
@@ -55,7 +56,7 @@ pub(super) struct BodyInspector {
     warnings: HourlyPerName,
     /// Limits the memory of the bodies that are being inspected.
     room: Arc<Quota>,
-    metrics: Arc<Metrics>,
+    metrics: RuleMetrics,
 }
 
 /// Why a request could not be inspected and is not forwarded.
@@ -109,7 +110,8 @@ impl NamedInBody {
 }
 
 impl BodyInspector {
-    pub(super) fn new(room: Arc<Quota>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(room: Arc<Quota>, registry: &mut Registry) -> Self {
+        let metrics = RuleMetrics::register(registry);
         Self { warnings: HourlyPerName::default(), room, metrics }
     }
 
@@ -220,7 +222,7 @@ impl BodyInspector {
 
     fn report_miss(&self, rule: &InvalidationRule, side: BodySide, why: RuleMiss) {
         let (number, body, reason) = (rule.number(), side.as_str(), why.as_str());
-        self.metrics.rule_misses.get_or_create(&MissLabels { body, reason }).inc();
+        self.metrics.misses.inc([body, reason]);
         if !self.warnings.admits(&number.to_string()) {
             return;
         }
@@ -245,7 +247,7 @@ impl BodyInspector {
 
     /// Counts a write that drops every job because a rule missed some.
     pub(super) fn count_fallback(&self) {
-        self.metrics.rule_fallbacks.inc();
+        self.metrics.fallbacks.inc();
     }
 }
 

@@ -12,8 +12,7 @@ use hyper::body::{Body as HttpBody, Frame};
 
 use super::verify::Comparisons;
 use crate::{
-    cache::Comparison,
-    observe::metrics::ComparisonResult,
+    cache::{Comparison, ComparisonResult},
     upstream::{BodyError, ResponseBody},
 };
 

@@ -3,7 +3,7 @@
 //!
 //! [`ProxyContext`] sends. `headers` knows which fields are removed and added. `upstream` owns connections and timeouts.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use hyper::{
     Request, Response, StatusCode, Version,
@@ -16,12 +16,12 @@ use hyper::{
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use super::{framing, stale_config::StaleConfig, upgrade};
+use super::{framing, metrics::ProxyMetrics, stale_config::StaleConfig, upgrade};
 use crate::{
     cache::Cache,
     config::CacheMode,
     informational::Informational,
-    observe::{metrics::Metrics, spans},
+    observe::{events::Events, spans},
     semantics::{headers, route::Routes},
     transport::Peer,
     upstream::{
@@ -36,7 +36,7 @@ pub(super) struct Requester {
 }
 
 /// What every path of a request needs under one configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct ProxyContext {
     pub(super) routes: Arc<Routes>,
     /// Set when a reload puts other routes or rules into force.
@@ -46,7 +46,18 @@ pub(super) struct ProxyContext {
     /// Writes and flights, which outlive the client that began them, and upgraded connections.
     pub(super) tasks: TaskTracker,
     pub(super) mode: CacheMode,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<ProxyMetrics>,
+    pub(super) events: Arc<Events>,
+}
+
+impl fmt::Debug for ProxyContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyContext")
+            .field("mode", &self.mode)
+            .field("cache", &self.cache)
+            .field("upstream", &self.upstream)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ProxyContext {

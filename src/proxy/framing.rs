@@ -11,7 +11,7 @@ use hyper::{
     http::uri::PathAndQuery,
 };
 
-use crate::{config, observe::metrics::Limit};
+use crate::{config, limits::Limit};
 
 /// Why a request is refused before it is routed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

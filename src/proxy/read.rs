@@ -156,7 +156,7 @@ impl Reads {
                 Some(entry) => {
                     let verdict =
                         Verdict::Miss { stored: FillStatus::Unknown, collapsed: true, why };
-                    self.context.metrics.flights_joined.inc();
+                    self.context.metrics.requests.joined.inc();
                     let now_ms = self.context.cache.store().now_ms();
                     Answer { response: entry_response(&entry, &head, now_ms), verdict }
                 }

@@ -122,7 +122,7 @@ impl RepeatHits {
         let Some(job) = self.context.routes.read_at(path) else { return false };
         self.context.cache.retarget(&mut repeat.lookup, job, path);
         repeat.near_lookup = Some(NearLookup::default());
-        repeat.sample = self.context.metrics.events.sample();
+        repeat.sample = self.context.events.sample();
         true
     }
 }
@@ -166,9 +166,9 @@ impl RepeatFastPath for RepeatHits {
             return Poll::Ready(Err(miss));
         };
         repeat.near_lookup = None;
-        self.context.metrics.near.lookup("hit");
-        self.context.metrics.count_request("hit", "");
-        self.context.metrics.near.repeats.inc();
+        self.context.cache.metrics().near.count_lookup("hit");
+        self.context.metrics.requests.count("hit", "");
+        self.context.metrics.repeats.inc();
         self.context.cache.record_answer(
             &repeat.lookup,
             EventKind::Hit,

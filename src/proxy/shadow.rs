@@ -17,8 +17,8 @@ use super::{
     read::Reads,
 };
 use crate::{
-    cache::{Comparison, Lookup, LookupRequest},
-    observe::{metrics::ComparisonResult, spans},
+    cache::{Comparison, ComparisonResult, Lookup, LookupRequest},
+    observe::spans,
     semantics::policy::Bypass,
     store::Budget,
 };

@@ -3,13 +3,12 @@
 //! Such a write (`POST /jobs/cancel-all`) may change jobs, and their entries are served until the TTL
 //! ends. So each is counted, and the log proposes the rule to add.
 
-use std::sync::Arc;
-
 use hyper::Method;
+use prometheus_client::metrics::counter::Counter;
 use tracing::warn;
 
 use crate::{
-    observe::{metrics::Metrics, throttle::HourlyPerName},
+    observe::{metrics::Registry, throttle::HourlyPerName},
     semantics::route::{Routes, WriteTarget},
 };
 
@@ -20,18 +19,22 @@ const MAX_METHOD: usize = 16;
 #[derive(Debug)]
 pub(super) struct UnclaimedWrites {
     warnings: HourlyPerName,
-    metrics: Arc<Metrics>,
+    total: Counter,
 }
 
 impl UnclaimedWrites {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { warnings: HourlyPerName::default(), metrics }
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let total = registry.counter(
+            "unclaimed_writes",
+            "Successful writes at the jobs that named no job and matched no rule",
+        );
+        Self { warnings: HourlyPerName::default(), total }
     }
 
     /// Counts a write that matched no rule, if its target is at the jobs and names none.
     pub(super) fn count(&self, routes: &Routes, method: &Method, target: &WriteTarget) {
         let Some(shape) = routes.unclaimed_shape(target.path_and_query()) else { return };
-        self.metrics.unclaimed_writes.inc();
+        self.total.inc();
         if !self.warnings.admits(&shape) {
             return;
         }

@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::exchange::ProxyContext;
 use crate::{
-    cache::Comparison,
+    cache::{Comparison, ComparisonResult},
     config::SampleRate,
     limits::Quota,
-    observe::{metrics::ComparisonResult, spans},
+    observe::spans,
     service::{FastPathMiss, SampleDecision},
     transport::Peer,
     upstream::RequestBody,

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cache::WriteOutcome,
     limits::Quota,
-    observe::spans,
+    observe::{metrics::Registry, spans},
     semantics::route::{WriteScope, WriteTarget},
     store::Write,
     upstream::{RequestBody, RetryPolicy, UpstreamError},
@@ -34,9 +34,13 @@ pub(super) struct Writes {
 
 impl Writes {
     /// `inspected` limits the memory for bodies that `[[invalidate]]` rules read.
-    pub(super) fn new(context: Arc<ProxyContext>, inspected: Arc<Quota>) -> Self {
-        let inspector = Arc::new(BodyInspector::new(inspected, Arc::clone(&context.metrics)));
-        let unclaimed = Arc::new(UnclaimedWrites::new(Arc::clone(&context.metrics)));
+    pub(super) fn new(
+        context: Arc<ProxyContext>,
+        inspected: Arc<Quota>,
+        registry: &mut Registry,
+    ) -> Self {
+        let inspector = Arc::new(BodyInspector::new(inspected, registry));
+        let unclaimed = Arc::new(UnclaimedWrites::new(registry));
         Self { context, inspector, unclaimed }
     }
 

@@ -93,7 +93,7 @@ use self::{
 use crate::{
     config,
     drain::Drain,
-    observe::metrics::{KindLabels, Metrics},
+    server::metrics::ServerMetrics,
     service::Service,
     tls::Renewed,
     transport::{RemoteAddress, Socket},
@@ -139,7 +139,7 @@ impl<S: Service> ClientConnection<S> {
         config: &Arc<ConnectionConfig>,
         service: &S,
         drain: &Drain,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<ServerMetrics>,
     ) -> Self {
         let open = OpenGuard::new(metrics);
         Self { config: Arc::clone(config), service: service.clone(), drain: drain.clone(), open }
@@ -169,7 +169,7 @@ impl<S: Service> ClientConnection<S> {
         match protocol {
             ClientProtocol::Http1 => http1.serve(stream, peer, service, drain).await?,
             ClientProtocol::Http2 => {
-                http2.serve(stream, peer, service, drain, &self.open.0).await?;
+                http2.serve(stream, peer, service, drain, &self.open.0.limits).await?;
             }
         }
         Ok(())
@@ -177,18 +177,17 @@ impl<S: Service> ClientConnection<S> {
 }
 
 /// Counts a connection as open until it is dropped.
-struct OpenGuard(Arc<Metrics>);
+struct OpenGuard(Arc<ServerMetrics>);
 
 impl OpenGuard {
-    fn new(metrics: &Arc<Metrics>) -> Self {
+    fn new(metrics: &Arc<ServerMetrics>) -> Self {
         metrics.connections.inc();
         Self(Arc::clone(metrics))
     }
 
     fn record_error(&self, fault: &ConnectionError) {
-        let kind = fault.as_str();
-        self.0.connection_errors.get_or_create(&KindLabels { kind }).inc();
-        fault.limit().inspect(|&limit| self.0.limits.count_hit(limit));
+        self.0.errors.inc([fault.as_str()]);
+        fault.limit().inspect(|&limit| self.0.limits.count(limit));
     }
 }
 

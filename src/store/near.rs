@@ -27,10 +27,10 @@ use quick_cache::{
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::words::Key;
+use super::{near_metrics::NearMetrics, words::Key};
 use crate::{
     mutants::{self, Mutant},
-    observe::metrics::Metrics,
+    observe::events::Events,
 };
 
 /// Number of shards; the keys of one shard share a generation. News about one key also refuses what
@@ -60,7 +60,7 @@ pub trait Watcher: fmt::Debug + Send + Sync {
 pub struct NearEntries<V> {
     values: Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>,
     shards: Box<[NearShard]>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<NearMetrics>,
 }
 
 /// The generation of a key when its reader set out.
@@ -111,13 +111,15 @@ impl<V> Weighter<Key, V> for Weigh<V> {
 
 /// Counts the values that were evicted for lack of space.
 struct Evictions<V> {
-    metrics: Arc<Metrics>,
+    metrics: Arc<NearMetrics>,
+    events: Arc<Events>,
     stash: DefaultLifecycle<Key, V>,
 }
 
 impl<V> Clone for Evictions<V> {
     fn clone(&self) -> Self {
-        Self { metrics: Arc::clone(&self.metrics), stash: self.stash.clone() }
+        let Self { metrics, events, stash } = self;
+        Self { metrics: Arc::clone(metrics), events: Arc::clone(events), stash: stash.clone() }
     }
 }
 
@@ -126,8 +128,8 @@ impl<V> Lifecycle<Key, V> for Evictions<V> {
     type RequestState = <DefaultLifecycle<Key, V> as Lifecycle<Key, V>>::RequestState;
 
     fn on_evict(&self, state: &mut Self::RequestState, key: Key, value: V) {
-        self.metrics.near.evictions.inc();
-        self.metrics.events.record_eviction(key.main());
+        self.metrics.evictions.inc();
+        self.events.record_eviction(key.main());
         self.stash.on_evict(state, key, value);
     }
 }
@@ -138,7 +140,12 @@ impl<V: Clone> NearEntries<V> {
     /// # Panics
     ///
     /// Never: building the options fails only without one of the two capacities.
-    pub fn new(max_bytes: usize, weigh: fn(&V) -> usize, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        max_bytes: usize,
+        weigh: fn(&V) -> usize,
+        metrics: Arc<NearMetrics>,
+        events: Arc<Events>,
+    ) -> Self {
         let locks = (max_bytes / LOCKS.1).clamp(1, LOCKS.0);
         let mut options = OptionsBuilder::new();
         options
@@ -146,7 +153,7 @@ impl<V: Clone> NearEntries<V> {
             .weight_capacity(max_bytes as u64)
             .estimated_items_capacity((max_bytes / TYPICAL_SIZE).max(1));
         let stash = DefaultLifecycle::default();
-        let evictions = Evictions { metrics: Arc::clone(&metrics), stash };
+        let evictions = Evictions { metrics: Arc::clone(&metrics), events, stash };
         #[allow(clippy::expect_used, reason = "it fails only without the two capacities")]
         let options = options.build().expect("both capacities are given");
         Self {
@@ -218,8 +225,8 @@ impl<V: Clone> NearEntries<V> {
 
     fn count(&self) {
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
-        self.metrics.near.entries.set(number(self.values.len() as u64));
-        self.metrics.near.bytes.set(number(self.values.weight()));
+        self.metrics.entries.set(number(self.values.len() as u64));
+        self.metrics.bytes.set(number(self.values.weight()));
     }
 }
 
@@ -255,7 +262,7 @@ impl<V: Clone> NearEntries<V> {
         self.bump_all();
         remove(&self.values);
         self.bump_all();
-        self.metrics.near.flushes.inc();
+        self.metrics.flushes.inc();
         for shard in &self.shards {
             shard.changed.notify_waiters();
         }
@@ -277,9 +284,17 @@ fn shard_of(name: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::metrics::Registry;
+
+    /// Near entries, and their metrics.
+    fn counted(max_bytes: usize) -> (NearEntries<Arc<str>>, Arc<NearMetrics>) {
+        let metrics = Arc::new(NearMetrics::register(&mut Registry::default()));
+        let counted = Arc::clone(&metrics);
+        (NearEntries::new(max_bytes, |value| value.len(), counted, Arc::default()), metrics)
+    }
 
     fn near(max_bytes: usize) -> NearEntries<Arc<str>> {
-        NearEntries::new(max_bytes, |value| value.len(), Arc::default())
+        counted(max_bytes).0
     }
 
     fn key(id: &str) -> Key {
@@ -336,15 +351,12 @@ mod tests {
 
     #[test]
     fn a_newer_value_in_the_place_of_an_older_is_no_eviction() {
-        let metrics = Arc::new(Metrics::default());
-        let near: NearEntries<Arc<str>> =
-            NearEntries::new(1 << 20, |value| value.len(), Arc::clone(&metrics));
+        let (near, metrics) = counted(1 << 20);
         for value in ["old", "new"] {
             near.insert(&key("x"), value.into(), near.note(&key("x")));
         }
         assert_eq!(value(&near, &key("x")).as_deref(), Some("new"));
-        assert_eq!((metrics.near.evictions.get(), metrics.near.entries.get()), (0, 1));
-        assert!(metrics.events.history("job_status:x").events.is_empty());
+        assert_eq!((metrics.evictions.get(), metrics.entries.get()), (0, 1));
     }
 
     #[test]
@@ -365,20 +377,18 @@ mod tests {
 
     #[test]
     fn its_bytes_are_bounded_and_counted() {
-        let metrics = Arc::new(Metrics::default());
-        let near: NearEntries<Arc<str>> =
-            NearEntries::new(64 << 10, |value| value.len(), Arc::clone(&metrics));
+        let (near, metrics) = counted(64 << 10);
         let body: Arc<str> = "x".repeat(600).into();
         for id in 0..1000 {
             let key = key(&id.to_string());
             near.insert(&key, Arc::clone(&body), near.note(&key));
         }
-        let bytes = metrics.near.bytes.get();
+        let bytes = metrics.bytes.get();
         assert!(bytes > 32 << 10 && bytes <= 64 << 10, "{bytes} bytes");
-        let (entries, evictions) = (metrics.near.entries.get(), metrics.near.evictions.get());
+        let (entries, evictions) = (metrics.entries.get(), metrics.evictions.get());
         assert_eq!(u64::try_from(entries).unwrap() + evictions, 1000);
         near.flush();
-        assert_eq!((metrics.near.bytes.get(), metrics.near.entries.get()), (0, 0));
+        assert_eq!((metrics.bytes.get(), metrics.entries.get()), (0, 0));
     }
 
     #[tokio::test]

@@ -15,11 +15,11 @@ use super::{
     errors::StoreError,
     key_state::KeyState,
     lease::{Grant, Lease},
+    metrics::StoreOp,
     receipt::Purged,
     words::{Ended, Fill, IdentityHash, Key, Replacement, Seen, StoredValue},
     write::{Begun, Write},
 };
-use crate::observe::metrics::StoreOp;
 
 impl Store {
     /// Makes sure that the watcher is notified of the next change to a key. Call it after the key
@@ -83,7 +83,7 @@ impl Store {
         budget: &mut Budget,
     ) -> Result<Grant, StoreError> {
         let token = self.tokens.next_of(identity);
-        let expected = self.metrics.events.expect_own_change(key.main());
+        let expected = self.events.expect_own_change(key.main());
         let grant = self.timed(StoreOp::Lease, async {
             match &self.engine {
                 Engine::Redis(redis) => redis.owner(key)?.lease(key, token, refused, budget).await,
@@ -92,7 +92,7 @@ impl Store {
         });
         let grant = grant.await;
         if !matches!(grant, Ok(Grant::Lease(_))) {
-            self.metrics.events.withdraw_expected(key.main(), expected);
+            self.events.withdraw_expected(key.main(), expected);
         }
         grant
     }
@@ -178,7 +178,7 @@ impl Store {
             Engine::Redis(redis) => {
                 let started = Instant::now();
                 let (begun, result) = redis.begin(&keys, &id, fence, budget).await;
-                self.metrics.record_store_op(StoreOp::Begin, &result, started.elapsed());
+                self.metrics.operations.record(StoreOp::Begin, &result, started.elapsed());
                 begun
             }
             Engine::Memory(memory) => {
@@ -213,7 +213,7 @@ impl Store {
         match &self.engine {
             Engine::Redis(redis) => {
                 let ended = redis.end(write, linger, budget).await;
-                self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
+                self.metrics.operations.record(StoreOp::End, &ended, started.elapsed());
                 ended.unwrap_or(Ended::Pending)
             }
             Engine::Memory(memory) => memory.end(&write.keys, &write.id, linger).ended,
@@ -233,7 +233,7 @@ impl Store {
             Engine::Redis(redis) => redis.purge(&write, wait).await,
             Engine::Memory(memory) => return memory.end(&write.keys, &write.id, Duration::ZERO),
         };
-        self.metrics.record_store_op(StoreOp::End, &ended, started.elapsed());
+        self.metrics.operations.record(StoreOp::End, &ended, started.elapsed());
         Purged { ended: ended.unwrap_or(Ended::Pending), receipts: was }
     }
 
@@ -249,7 +249,7 @@ impl Store {
     /// Tells the event log that the next change of these keys is made by this process.
     fn expect<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) {
         for key in keys {
-            self.metrics.events.expect_own_change(key.main());
+            self.events.expect_own_change(key.main());
         }
     }
 
@@ -260,7 +260,7 @@ impl Store {
     ) -> Result<T, StoreError> {
         let started = Instant::now();
         let result = operation.await;
-        self.metrics.record_store_op(op, &result, started.elapsed());
+        self.metrics.operations.record(op, &result, started.elapsed());
         result
     }
 }

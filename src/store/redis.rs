@@ -32,7 +32,7 @@ mod status;
 mod supervisor;
 mod temp_connection;
 mod topology;
-mod tracking;
+pub(super) mod tracking;
 
 use std::{convert::Infallible, fmt, ops::Deref, sync::Arc, time::Duration};
 
@@ -51,13 +51,15 @@ use self::{
 };
 use super::{
     errors::StoreError,
+    metrics::StoreMetrics,
     near::Watcher,
     sidecar_record::{RecordMismatch, SidecarRecord},
     slots::OwnedSlots,
 };
 use crate::{
     config::{Config, StoreUrl},
-    observe::metrics::Metrics,
+    observe::{events::Events, metrics::Registry},
+    tls::TlsMetrics,
 };
 
 /// The engine and its background tasks.
@@ -84,18 +86,19 @@ impl Redis {
     /// Checks the URL, and starts to connect in the background.
     pub(super) fn open(
         config: &Config,
-        metrics: Arc<Metrics>,
+        metrics: Arc<StoreMetrics>,
+        events: Arc<Events>,
         tasks: TaskTracker,
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
-        let context = Arc::new(StoreContext::new(config, metrics, tasks, watcher)?);
+        let context = Arc::new(StoreContext::new(config, metrics, events, tasks, watcher)?);
         let mut tasks = Vec::new();
         let topology = if let StoreUrl::Cluster(seeds) = &config.store.url {
             let cluster = Arc::new(Cluster::new(seeds, config, Arc::clone(&context))?);
             tasks.push(forever(refresh_topology(Arc::clone(&cluster))));
             Topology::Cluster(cluster)
         } else {
-            let source = MasterSource::new(config, &context.metrics)?;
+            let source = MasterSource::new(config, &context.metrics.tls)?;
             let address = config.store.url.to_string();
             let slots = Arc::new(OwnedSlots::all());
             let watcher = context.watcher.clone();
@@ -123,7 +126,7 @@ pub(super) async fn probe(config: &Config) -> Result<Vec<RecordMismatch>, StoreE
     if let StoreUrl::Cluster(seeds) = &config.store.url {
         return cluster::probe::probe(seeds, config).await;
     }
-    let source = MasterSource::new(config, &Arc::default())?;
+    let source = MasterSource::new(config, &TlsMetrics::shared(&mut Registry::default()))?;
     let records = connect_master(&source).await?.records(&config.store.prefix).await;
     let ours = SidecarRecord::of(config);
     Ok(records.iter().filter_map(|record| ours.mismatch(record)).collect())

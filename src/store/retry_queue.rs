@@ -8,13 +8,12 @@ use tracing::{debug, warn};
 
 use super::{
     errors::StoreError,
+    metrics::StoreMetrics,
     pending::{Added, PendingItem, PendingSet, PurgeAllTask, sibling_bypass::JournalStatus},
     words::{Ended, Key, Token},
 };
 use crate::{
     mutants::{self, Mutant},
-    observe::events::EventKind,
-    observe::metrics::Metrics,
     observe::throttle::Throttle,
 };
 use std::{future, sync::Arc, time::Duration};
@@ -24,14 +23,14 @@ pub(super) struct RetryQueue {
     pub(super) pending: PendingSet,
     /// Notified when something is to be repeated.
     due: Notify,
-    metrics: Arc<Metrics>,
+    metrics: Arc<StoreMetrics>,
     unconfirmed: Throttle,
     purge_all: Throttle,
     overflow: Throttle,
 }
 
 impl RetryQueue {
-    pub(super) fn new(pending: PendingSet, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(pending: PendingSet, metrics: Arc<StoreMetrics>) -> Self {
         Self {
             pending,
             due: Notify::new(),
@@ -88,10 +87,7 @@ impl RetryQueue {
 
     /// Records the result of a repeated invalidation.
     pub(super) fn record<T>(&self, item: &PendingItem, result: Result<T, StoreError>) {
-        let Err(error) = result else {
-            self.metrics.events.record(item.key.main(), EventKind::Confirmed, "");
-            return self.pending.confirm(item);
-        };
+        let Err(error) = result else { return self.pending.confirm(item) };
         self.pending.postpone(item);
         debug!(%error, key = item.key.main(), "an invalidation is still unconfirmed");
         if let Some(suppressed) = self.unconfirmed.admit(&error.to_string()) {
@@ -132,9 +128,7 @@ impl RetryQueue {
     }
 
     pub(super) fn update_gauge(&self) {
-        self.metrics
-            .pending_invalidations
-            .set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
+        self.metrics.pending.set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
     }
 
     /// Logs what is left when the process stops.

@@ -19,10 +19,11 @@ use super::{
         records::JournalOwner,
         siblings::{EndedJournal, SiblingState, Siblings},
     },
+    metrics::StoreMetrics,
     pending::{PendingSet, sibling_bypass::empty as empty_journal},
     retry_queue::RetryQueue,
 };
-use crate::{config, observe::metrics::Metrics};
+use crate::config;
 
 /// Interval between two looks at the siblings. A process that ends, or a job that becomes pending in
 /// one, is known within a second.
@@ -32,7 +33,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// journals of other processes with the same setting.
 pub(super) fn open_queue(
     config: &config::Config,
-    metrics: Arc<Metrics>,
+    metrics: Arc<StoreMetrics>,
 ) -> Result<Arc<RetryQueue>, StoreError> {
     let limit = config.pending.limit;
     let Some(path) = &config.pending.journal else {

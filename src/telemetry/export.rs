@@ -5,7 +5,7 @@
 //! down, hangs or answers 5xx, that task waits for its timeout while the queue fills. Nothing is
 //! stored on disk: a batch that is not accepted in time is lost.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -34,10 +34,10 @@ use tracing::{debug, info, warn};
 use crate::{
     config::TracesConfig,
     observe::{
-        metrics::{Metrics, OutcomeLabels, SpanCounts},
+        metrics::{Counters, Registry},
         throttle::Throttle,
     },
-    tls::TlsError,
+    tls::{TlsError, TlsMetrics},
     upstream::collector::{Collector, CollectorError, CollectorReply},
 };
 
@@ -47,9 +47,9 @@ const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Creates the tracer, and the export of its spans.
 pub(super) fn pipeline(traces: &TracesConfig) -> (SdkTracer, SpanExport) {
     let (sender, spans) = mpsc::channel(traces.queue);
-    let counts = SpanCounts::default();
-    let [exported, failed, dropped] = ["exported", "failed", "dropped"]
-        .map(|outcome| counts.get_or_create_owned(&OutcomeLabels { outcome }));
+    let outcomes = ["exported", "failed", "dropped"].map(|outcome| [outcome]);
+    let counts = span_counts(outcomes);
+    let [exported, failed, dropped] = outcomes.map(|outcome| counts.handle(outcome));
     let queue = SpanQueue { sender, dropped: dropped.clone() };
     let resource = resource();
     let attributes = ResourceAttributesWithSchema::from(&resource);
@@ -58,6 +58,12 @@ pub(super) fn pipeline(traces: &TracesConfig) -> (SdkTracer, SpanExport) {
     let tallies = SpanTotals { exported, failed, dropped };
     let traces = traces.clone();
     (provider.tracer("jobcache"), SpanExport { spans, attributes, traces, counts, tallies })
+}
+
+/// Spans by outcome: `exported`, `failed` (the collector did not accept them) or `dropped` (the
+/// queue was full). They are counted before the registry exists.
+fn span_counts<const N: usize>(outcomes: [[&'static str; 1]; N]) -> Counters<1> {
+    Counters::new(["outcome"], outcomes)
 }
 
 /// The resource attributes from the environment. The default of `service.name` is `jobcache`.
@@ -112,7 +118,7 @@ pub struct SpanExport {
     spans: mpsc::Receiver<SpanData>,
     attributes: ResourceAttributesWithSchema,
     traces: TracesConfig,
-    counts: SpanCounts,
+    counts: Counters<1>,
     tallies: SpanTotals,
 }
 
@@ -124,14 +130,16 @@ pub(crate) struct SpanExportTask {
 }
 
 impl SpanExport {
-    /// Returns the counters for the metrics.
-    pub(crate) fn counts(&self) -> SpanCounts {
-        self.counts.clone()
+    /// Registers the counts of spans, which are empty if none are exported.
+    pub(crate) fn register(export: Option<&Self>, registry: &mut Registry) {
+        let none = span_counts([]);
+        let counts = export.map_or(&none, |export| &export.counts);
+        registry.add_counters("spans", "Spans for a collector by outcome", counts);
     }
 
     /// Starts the task. It also sends the spans that are already queued.
-    pub(crate) fn start(self, metrics: &Arc<Metrics>) -> Result<SpanExportTask, TlsError> {
-        let collector = Collector::new(&self.traces, metrics)?;
+    pub(crate) fn start(self, registry: &mut Registry) -> Result<SpanExportTask, TlsError> {
+        let collector = Collector::new(&self.traces, TlsMetrics::shared(registry))?;
         info!(to = ?self.traces, "sending spans");
         let (stop, stopped) = oneshot::channel();
         let Self { spans, attributes, traces, tallies, .. } = self;

@@ -30,11 +30,11 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::{pool::Pool, request_sender::RequestSender};
+use super::{metrics::ConnectionMetrics, pool::Pool, request_sender::RequestSender};
 use crate::{
     config::UpstreamConfig,
     limits::{GaugeGuard, Permit, Quota},
-    observe::{metrics::Metrics, throttle::HourlyPerName},
+    observe::throttle::HourlyPerName,
     semantics::connection_auth::{ConnectionIdentity, identity_of},
     transport::ConnectionId,
 };
@@ -131,9 +131,8 @@ impl PooledConnection {
 }
 
 impl BoundConnections {
-    pub(super) fn new(config: &UpstreamConfig, metrics: &Metrics) -> Self {
+    pub(super) fn new(config: &UpstreamConfig, metrics: &ConnectionMetrics) -> Self {
         let max_bound = config.max_connections / BOUND_SHARE;
-        let metrics = &metrics.upstream;
         Self {
             clients: Mutex::default(),
             count: AtomicUsize::new(0),

@@ -6,7 +6,7 @@
 //! collector is often a service with pods that come and go: a kept connection would stay with one
 //! of them.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -27,8 +27,7 @@ use super::{
 };
 use crate::{
     config::{Config, TracesConfig},
-    observe::metrics::Metrics,
-    tls::TlsError,
+    tls::{TlsError, TlsMetrics},
 };
 
 /// Largest response body that is read, in bytes. Any useful one fits.
@@ -76,12 +75,12 @@ impl From<UpstreamError> for CollectorError {
 
 impl Collector {
     /// Reads the certificates. Does not connect yet.
-    pub(crate) fn new(traces: &TracesConfig, metrics: &Arc<Metrics>) -> Result<Self, TlsError> {
-        let mut config = Config::default();
-        config.upstream.url.clone_from(&traces.origin);
-        config.upstream.connect_timeout = traces.timeout;
-        config.upstream.tls.ca.clone_from(&traces.ca);
-        let connector = Connector::new(&config, metrics)?;
+    pub(crate) fn new(traces: &TracesConfig, metrics: TlsMetrics) -> Result<Self, TlsError> {
+        let Config { mut upstream, tls_renew_interval, .. } = Config::default();
+        upstream.url.clone_from(&traces.origin);
+        upstream.connect_timeout = traces.timeout;
+        upstream.tls.ca.clone_from(&traces.ca);
+        let connector = Connector::new(&upstream, tls_renew_interval, metrics)?;
         let mut headers: HeaderMap = traces.headers.iter().cloned().collect();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -17,9 +17,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::error::UpstreamError;
 use crate::{
-    config::{Config, Endpoint},
-    observe::metrics::Metrics,
-    tls::{self, HTTP1, HTTP2, Renewed, TlsError},
+    config::{Endpoint, UpstreamConfig},
+    tls::{self, HTTP1, HTTP2, Renewed, TlsError, TlsMetrics},
     transport::{ClientStream, Socket, prepare},
 };
 
@@ -52,15 +51,17 @@ pub(super) struct Connector {
 
 impl Connector {
     /// Reads the certificates. Does not connect yet.
-    pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, TlsError> {
-        let endpoint = config.upstream.endpoint();
+    pub(super) fn new(
+        config: &UpstreamConfig,
+        renew_interval: Duration,
+        metrics: TlsMetrics,
+    ) -> Result<Self, TlsError> {
+        let endpoint = config.endpoint();
         let tls = matches!(endpoint, Endpoint::Tls { .. })
-            .then(|| tls::renewed_client(config.upstream.tls.clone()));
+            .then(|| tls::renewed_client(config.tls.clone()));
         let tls = tls.transpose()?;
-        let renewal = tls
-            .as_ref()
-            .map(|tls| tls.spawn_renewal(config.tls_renew_interval, Arc::clone(metrics)));
-        Ok(Self { endpoint, tls, limit: config.upstream.connect_timeout, renewal })
+        let renewal = tls.as_ref().map(|tls| tls.spawn_renewal(renew_interval, metrics));
+        Ok(Self { endpoint, tls, limit: config.connect_timeout, renewal })
     }
 
     /// The `Host` of requests that have none, and the authority of URLs that lead here.

@@ -5,10 +5,14 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
+use prometheus_client::metrics::gauge::Gauge;
 use tracing::{info, warn};
 
 use super::error::UpstreamError;
-use crate::observe::{metrics::Metrics, throttle::Throttle};
+use crate::observe::{
+    events::{EventKind, Events},
+    throttle::Throttle,
+};
 
 /// Failures in a row after which the upstream counts as down. One slow endpoint among others that
 /// answer does not reach this number.
@@ -16,26 +20,26 @@ const FAILURES_UNTIL_DOWN: u32 = 3;
 
 /// Reports to the log and the metrics when the upstream begins to fail and when it answers again.
 /// The error of each request is logged at debug level where the request is answered.
-#[derive(Debug)]
 pub(super) struct Health {
     /// A warning was logged and no answer has followed it yet.
     failing: AtomicBool,
     warnings: Throttle,
     /// Failures since the last answer.
     failures: AtomicU32,
-    /// Held while the gauge is set, so that a delayed update cannot overwrite a newer one.
-    gauge: Mutex<()>,
-    metrics: Arc<Metrics>,
+    /// 1 while the upstream is up. Locked while it is set, so that a delayed update cannot overwrite a
+    /// newer one.
+    gauge: Mutex<Gauge>,
+    events: Arc<Events>,
 }
 
 impl Health {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(gauge: Gauge, events: Arc<Events>) -> Self {
         Self {
             failing: AtomicBool::default(),
             warnings: Throttle::default(),
             failures: AtomicU32::default(),
-            gauge: Mutex::default(),
-            metrics,
+            gauge: Mutex::new(gauge),
+            events,
         }
     }
 
@@ -71,10 +75,11 @@ impl Health {
     }
 
     fn count(&self, next: impl FnOnce(u32) -> u32) {
-        let _gauge = self.gauge.lock().unwrap_or_else(PoisonError::into_inner);
+        let gauge = self.gauge.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = next(self.failures.load(Ordering::Relaxed));
         self.failures.store(failures, Ordering::Relaxed);
-        self.metrics.set_upstream_up(failures < FAILURES_UNTIL_DOWN);
+        let kinds = (EventKind::UpstreamUp, EventKind::UpstreamDown);
+        self.events.set_state(&gauge, failures < FAILURES_UNTIL_DOWN, kinds);
     }
 }
 
@@ -86,8 +91,9 @@ mod tests {
 
     #[test]
     fn the_upstream_is_down_after_three_failures_in_a_row_and_up_with_the_next_answer() {
-        let metrics = Arc::new(Metrics::default());
-        let health = Health::new(Arc::clone(&metrics));
+        let gauge = Gauge::default();
+        gauge.set(1);
+        let health = Health::new(gauge.clone(), Arc::default());
         let limit = Duration::from_secs(1);
         let late = UpstreamError::ResponseTimeout { limit };
         let others = [
@@ -108,7 +114,7 @@ mod tests {
             (None, 1),
         ] {
             health.record(error);
-            assert_eq!(metrics.upstream.up.get(), up, "{error:?}");
+            assert_eq!(gauge.get(), up, "{error:?}");
         }
     }
 }

@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 use super::{connect::UpstreamProtocol, request_sender::RequestSender};
-use crate::{config, observe::metrics::Metrics};
+use crate::config;
 
 /// Idle connections, with the one that was used last at the end.
 pub(super) struct Pool {
@@ -37,10 +37,9 @@ struct IdleConnection {
 
 impl Pool {
     /// An empty pool.
-    pub(super) fn new(config: &config::UpstreamConfig, metrics: &Metrics) -> Self {
+    pub(super) fn new(config: &config::UpstreamConfig, count: Gauge) -> Self {
         let max_idle = config.max_idle;
         let idle_timeout = config.idle_timeout;
-        let count = metrics.upstream.idle.clone();
         Self { idle: Mutex::default(), max_idle, idle_timeout, count }
     }
 

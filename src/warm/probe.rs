@@ -9,8 +9,7 @@ use super::{
 use crate::{
     cache::Cache,
     config::{Config, StoreUrl},
-    limits::Quota,
-    observe::metrics::{Limit, Metrics},
+    observe::metrics::Registry,
     proxy::Proxy,
     run_error::RunError,
     semantics::route::Routes,
@@ -48,12 +47,9 @@ fn describe(found: &ids::FoundIds, remedy: &str) -> Result<String, String> {
 fn probe_proxy(config: &Config) -> Result<Proxy, RunError> {
     let mut config = config.clone();
     config.store.url = StoreUrl::Memory;
-    let metrics = Arc::new(Metrics::default());
-    let limits = &metrics.limits;
-    let limit_hits = limits.counter(Limit::Inspected).clone();
-    let room = Quota::new(config.max_inspected, limits.inspected.clone(), limit_hits);
+    let registry = &mut Registry::default();
     let routes = Arc::new(Routes::new(&config.routes, &config.invalidate, &config.query)?);
-    let upstream = Upstream::new(&config, Arc::clone(&metrics))?;
-    let cache = Arc::new(Cache::open(&config, Arc::clone(&metrics))?);
-    Ok(Proxy::new(routes, cache, upstream, room, &config, metrics))
+    let upstream = Upstream::new(&config, registry, Arc::default())?;
+    let cache = Arc::new(Cache::open(&config, registry, Arc::default())?);
+    Ok(Proxy::new(routes, cache, upstream, &config, registry, Arc::default()))
 }

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use jobcache::{
     config::{Config, StoreUrl},
-    observe::metrics::Metrics,
+    observe::metrics::Registry,
     store::{
         Budget, Ended, Fill, Grant, IdentityHash, Key, KeyReceipt, Lease, Replacement, Seen, Store,
         StoredValue,
@@ -53,7 +53,7 @@ async fn open(url: StoreUrl, lease: Duration) -> Arc<Store> {
     config.store.reconnect_grace = Duration::ZERO;
     config.store.url = url;
     config.store.lease = lease;
-    let store = Store::open(&config, Arc::new(Metrics::default()), None).unwrap();
+    let store = Store::open(&config, &mut Registry::default(), Arc::default(), None).unwrap();
     eventually(SOON, async || store.is_up()).await;
     Arc::new(store)
 }

@@ -34,7 +34,7 @@ struct Memory {
 
 impl Memory {
     fn new() -> Self {
-        Self { changes: SilentChanges::new(Arc::default()), now_ms: 0 }
+        Self { changes: SilentChanges::new(Counter::default()), now_ms: 0 }
     }
 
     fn fill_as(&mut self, id: &str, body: &'static str, who: &str) {
@@ -73,7 +73,7 @@ impl Memory {
     }
 
     fn total(&self) -> u64 {
-        self.changes.metrics.silent_changes.get()
+        self.changes.total.get()
     }
 
     fn is_without_purges(&self) -> bool {

@@ -7,7 +7,6 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,7 +15,10 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 
-use super::{EventKind, Initiator, jobs::BusyJob};
+use super::{
+    event_kind::{EventKind, Initiator},
+    jobs::BusyJob,
+};
 
 /// Most subscribers at a time.
 pub const MAX_SUBSCRIBERS: usize = 16;
@@ -132,12 +134,6 @@ impl EventFeed {
 
     pub(super) fn has_subscribers(&self) -> bool {
         self.sender.receiver_count() > 0
-    }
-}
-
-impl fmt::Debug for EventFeed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EventFeed").finish_non_exhaustive()
     }
 }
 

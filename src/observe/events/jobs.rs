@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{EventKind, Initiator};
+use super::event_kind::{EventKind, Initiator};
 
 /// Most jobs with a history.
 pub const MAX_JOBS: usize = 2_048;

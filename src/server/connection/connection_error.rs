@@ -5,7 +5,7 @@ use std::{error::Error, io, time::Duration};
 use h2::Reason;
 
 use super::proxy_protocol::ProxyHeaderError;
-use crate::observe::metrics::Limit;
+use crate::limits::Limit;
 
 /// How a client connection failed. hyper has already answered it where that is possible, with a
 /// bare 400, 414 or 431 that no service sees.

@@ -11,8 +11,8 @@ use super::{
     stream_timeout::{StreamCounter, WriteTimeoutBody},
 };
 use crate::{
-    config, drain::Drain, informational::Informational, observe::metrics::Metrics,
-    service::Service, transport::Peer,
+    config, drain::Drain, informational::Informational, limits::LimitHits, service::Service,
+    transport::Peer,
 };
 
 /// Time limit for the answer to the ping that a client gets after it has sent nothing for
@@ -50,7 +50,7 @@ impl Http2Config {
         peer: Peer,
         service: S,
         drain: &mut Drain,
-        metrics: &Arc<Metrics>,
+        limits: &Arc<LimitHits>,
     ) -> hyper::Result<()>
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -59,7 +59,7 @@ impl Http2Config {
         let begun = Arc::new(FirstRequest::default());
         let first_request = Arc::clone(&begun);
         let limit = self.write_timeout;
-        let streams = StreamCounter::new(self.max_streams, metrics);
+        let streams = StreamCounter::new(self.max_streams, limits);
         let service = service_fn(move |request| {
             first_request.mark_begun();
             let stream = streams.open();

@@ -15,7 +15,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::observe::metrics::{Limit, Metrics};
+use crate::limits::{Limit, LimitHits};
 
 /// Why the body of an HTTP/2 stream ended early.
 #[derive(Debug, thiserror::Error)]
@@ -43,27 +43,27 @@ pub(super) struct WriteTimeoutBody<B> {
 pub(super) struct StreamCounter {
     limit: usize,
     open: Arc<AtomicUsize>,
-    metrics: Arc<Metrics>,
+    hits: Arc<LimitHits>,
 }
 
 /// One open stream, counted until its response has ended.
 pub(super) struct StreamGuard {
     open: Arc<AtomicUsize>,
-    metrics: Arc<Metrics>,
+    hits: Arc<LimitHits>,
 }
 
 impl StreamCounter {
-    pub(super) fn new(limit: usize, metrics: &Arc<Metrics>) -> Self {
-        Self { limit, open: Arc::default(), metrics: Arc::clone(metrics) }
+    pub(super) fn new(limit: usize, hits: &Arc<LimitHits>) -> Self {
+        Self { limit, open: Arc::default(), hits: Arc::clone(hits) }
     }
 
     /// Counts one more stream. h2 refuses streams past the limit without reporting it, so the
     /// metric counts how often a client reaches the limit.
     pub(super) fn open(&self) -> StreamGuard {
         if self.open.fetch_add(1, Ordering::Relaxed) + 1 == self.limit {
-            self.metrics.limits.count_hit(Limit::Streams);
+            self.hits.count(Limit::Streams);
         }
-        StreamGuard { open: Arc::clone(&self.open), metrics: Arc::clone(&self.metrics) }
+        StreamGuard { open: Arc::clone(&self.open), hits: Arc::clone(&self.hits) }
     }
 }
 
@@ -105,8 +105,8 @@ impl<B: Body + Send + Unpin + 'static> Body for WriteTimeoutBody<B> {
         shared.unread_since = more.then(Instant::now);
         drop(shared);
         if more && this.watchdog.is_none() {
-            let metrics = Arc::clone(&this.stream.metrics);
-            let watch = drop_unread(Arc::clone(&this.shared), this.limit, metrics);
+            let hits = Arc::clone(&this.stream.hits);
+            let watch = drop_unread(Arc::clone(&this.shared), this.limit, hits);
             this.watchdog = Some(AbortOnDropHandle::new(tokio::spawn(watch)));
         }
         frame.map(|frame| frame.map(|frame| frame.map_err(StreamError::Body)))
@@ -122,11 +122,7 @@ impl<B: Body + Send + Unpin + 'static> Body for WriteTimeoutBody<B> {
 }
 
 /// Drops the body when the client has not read for `limit`. Aborted when its [`WriteTimeoutBody`] is dropped.
-async fn drop_unread<B>(
-    shared: Arc<Mutex<WatchedBody<B>>>,
-    limit: Duration,
-    metrics: Arc<Metrics>,
-) {
+async fn drop_unread<B>(shared: Arc<Mutex<WatchedBody<B>>>, limit: Duration, hits: Arc<LimitHits>) {
     let mut deadline = Instant::now() + limit;
     loop {
         sleep_until(deadline).await;
@@ -137,7 +133,7 @@ async fn drop_unread<B>(
             let unread = shared.body.take();
             drop(shared);
             drop(unread);
-            metrics.limits.count_hit(Limit::WriteTimeout);
+            hits.count(Limit::WriteTimeout);
             return;
         }
     }

@@ -35,6 +35,7 @@
 //!   has answered as well. In a manual failover it holds back writes until it knows that it is
 //!   deposed, so a read of the store ends with a command that counts as a write.
 
+pub(in crate::store) mod metrics;
 pub(super) mod plan;
 pub(super) mod probe;
 pub(super) mod refresh_rounds;
@@ -124,7 +125,7 @@ impl Cluster {
             slot_map: SlotMap::default(),
             refreshes: Arc::default(),
             seeds: seeds.hosts.iter().map(seed).collect(),
-            target: Target::from_seeds(seeds, config, &context.metrics)?,
+            target: Target::from_seeds(seeds, config, &context.metrics.tls)?,
             temp_connections: Mutex::default(),
             next_shard: AtomicU64::new(0),
             refresh_warnings: Throttle::default(),

@@ -10,10 +10,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     config,
-    observe::metrics::Metrics,
+    observe::events::Events,
     store::{
-        errors::StoreError, near::Watcher, retry_queue::RetryQueue, sibling_watch,
-        sidecar_record::SidecarRecords, words::CredentialKey,
+        errors::StoreError, metrics::StoreMetrics, near::Watcher, retry_queue::RetryQueue,
+        sibling_watch, sidecar_record::SidecarRecords, words::CredentialKey,
     },
 };
 
@@ -32,7 +32,8 @@ pub(in crate::store) struct StoreContext {
     pub(super) status_changed: Notify,
     /// Tasks that finish even if nothing waits for them.
     pub(super) tasks: TaskTracker,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<StoreMetrics>,
+    pub(super) events: Arc<Events>,
 }
 
 impl fmt::Debug for StoreContext {
@@ -45,7 +46,8 @@ impl StoreContext {
     /// Opens the retry queue, too.
     pub(super) fn new(
         config: &config::Config,
-        metrics: Arc<Metrics>,
+        metrics: Arc<StoreMetrics>,
+        events: Arc<Events>,
         tasks: TaskTracker,
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self, StoreError> {
@@ -61,6 +63,7 @@ impl StoreContext {
             status_changed: Notify::new(),
             tasks,
             metrics,
+            events,
         })
     }
 

@@ -29,9 +29,8 @@ use self::login::RedisLogin;
 use super::classify::classify;
 use crate::{
     config,
-    observe::metrics::Metrics,
     store::errors::StoreError,
-    tls::{self, Renewed},
+    tls::{self, Renewed, TlsMetrics},
     transport::{ClientStream, Socket},
 };
 
@@ -76,14 +75,14 @@ impl Tls {
     pub(super) fn new(
         is_tls: bool,
         config: &config::Config,
-        metrics: &Arc<Metrics>,
+        metrics: &TlsMetrics,
     ) -> Result<Option<Arc<Self>>, StoreError> {
         if !is_tls {
             return Ok(None);
         }
         let client = tls::renewed_client(config.store.tls.clone());
         let client = client.map_err(|error| StoreError::Tls(error.to_string()))?;
-        let renewal = client.spawn_renewal(config.tls_renew_interval, Arc::clone(metrics));
+        let renewal = client.spawn_renewal(config.tls_renew_interval, metrics.clone());
         let server_name = config.store.tls.server_name.clone();
         Ok(Some(Arc::new(Self { client, server_name, _renewal: renewal })))
     }
@@ -104,7 +103,7 @@ impl Target {
     pub(super) fn parse(
         url: &str,
         config: &config::Config,
-        metrics: &Arc<Metrics>,
+        metrics: &TlsMetrics,
     ) -> Result<Self, StoreError> {
         let (scheme, rest) = url.split_once("://").unwrap_or((url, ""));
         let (scheme, is_tls) = match scheme {
@@ -129,7 +128,7 @@ impl Target {
     pub(in crate::store) fn from_seeds(
         seeds: &config::ClusterSeeds,
         config: &config::Config,
-        metrics: &Arc<Metrics>,
+        metrics: &TlsMetrics,
     ) -> Result<Self, StoreError> {
         let (host, port) = seeds.hosts.first().map_or(("", 0), |(host, port)| (&**host, *port));
         let login = if seeds.login.is_some() { &seeds.login } else { &config.store.login };
@@ -295,10 +294,16 @@ impl fmt::Display for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::metrics::Registry;
 
     #[track_caller]
     fn check(url: &str, shown: &str, login: (i64, Option<&str>, Option<&str>)) {
-        let target = Target::parse(url, &config::Config::default(), &Arc::default()).unwrap();
+        let target = Target::parse(
+            url,
+            &config::Config::default(),
+            &TlsMetrics::shared(&mut Registry::default()),
+        )
+        .unwrap();
         assert_eq!(target.to_string(), shown);
         for target in [&target, &target.at("elsewhere", 1)] {
             let info = futures_util::FutureExt::now_or_never(target.login.connection_info());

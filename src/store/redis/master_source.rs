@@ -1,10 +1,7 @@
 //! Where a master comes from: it is named by the URL, by sentinels, or by the other nodes of its
 //! cluster. What differs between the three is here; the rest of the shard is the same.
 
-use std::{
-    future,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{future, sync::atomic::Ordering};
 
 use super::{
     cluster_member::ClusterMember,
@@ -15,11 +12,12 @@ use super::{
 };
 use crate::{
     config::{Config, StoreUrl},
-    observe::metrics::Metrics,
     store::{
         errors::{Redirect, StoreError},
+        redis::cluster::metrics::ClusterMetrics,
         words::Epoch,
     },
+    tls::TlsMetrics,
 };
 
 /// Where a master comes from.
@@ -35,7 +33,7 @@ pub(super) enum MasterSource {
 
 impl MasterSource {
     /// Checks the URL of a store with one master; connects to nothing yet.
-    pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, StoreError> {
+    pub(super) fn new(config: &Config, metrics: &TlsMetrics) -> Result<Self, StoreError> {
         match &config.store.url {
             StoreUrl::Redis(url) => Target::parse(url, config, metrics).map(Self::Fixed),
             StoreUrl::Sentinel(sentinels) => {
@@ -117,9 +115,9 @@ impl MasterSource {
     }
 
     /// Counts a redirect, and requests a topology refresh if the slot map may be out of date.
-    pub(super) fn observe(&self, redirect: &Redirect, metrics: &Metrics) {
+    pub(super) fn observe(&self, redirect: &Redirect, metrics: &ClusterMetrics) {
         let Self::Cluster(member) = self else { return };
-        metrics.cluster.count_redirection(redirect.as_str());
+        metrics.redirections.inc([redirect.as_str()]);
         if matches!(redirect, Redirect::Moved | Redirect::Down) {
             member.refresh_rounds.request();
         }

@@ -50,7 +50,7 @@ impl RedisEngine {
         let refresh = timeout(REFRESH_TIMEOUT, self.topology.refresh());
         refresh.await.map_err(|_| StoreError::Timeout)?;
         let shares = self.topology.shards_with_slots();
-        let events = &self.context.metrics.events;
+        let events = &self.context.events;
         events.expect_own_purge_all();
         let purges = shares.iter().map(|(shard, owned)| self.purge_shard(shard, owned, sweep));
         let purges = join_all(purges).await;

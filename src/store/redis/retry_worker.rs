@@ -11,7 +11,10 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::{classify::DETACHED_TIMEOUT, engine::RedisEngine, invalidate::END_BATCH};
-use crate::store::{errors::StoreError, pending::PendingItem};
+use crate::{
+    observe::events::EventKind,
+    store::{errors::StoreError, pending::PendingItem},
+};
 
 /// Runs for ever.
 pub(super) async fn retry_forever(engine: Arc<RedisEngine>) -> Infallible {
@@ -44,9 +47,13 @@ async fn retry_due(engine: &RedisEngine) {
 }
 
 async fn repeat(engine: &RedisEngine, item: &PendingItem) {
-    engine.context.metrics.events.expect_own_change(item.key.main());
+    engine.context.events.expect_own_change(item.key.main());
     let end = timeout(DETACHED_TIMEOUT, engine.end_key(&item.key, &item.write, item.linger));
-    engine.context.retry_queue.record(item, end.await.unwrap_or(Err(StoreError::Timeout)));
+    let ended = end.await.unwrap_or(Err(StoreError::Timeout));
+    if ended.is_ok() {
+        engine.context.events.record(item.key.main(), EventKind::Confirmed, "");
+    }
+    engine.context.retry_queue.record(item, ended);
 }
 
 /// Tries a last time to confirm what is pending, within `deadline`.

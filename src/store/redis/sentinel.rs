@@ -43,9 +43,9 @@ use super::{
 };
 use crate::{
     config::{Config, Sentinels},
-    observe::metrics::Metrics,
     observe::throttle::Throttle,
     store::{errors::StoreError, words::Epoch},
+    tls::TlsMetrics,
 };
 
 /// Polling interval during a session. Together with [`PATIENCE`] it stays below the second that the
@@ -128,7 +128,7 @@ impl SentinelWatch {
     pub(super) fn new(
         sentinels: &Sentinels,
         config: &Config,
-        metrics: &Arc<Metrics>,
+        metrics: &TlsMetrics,
     ) -> Result<Self, StoreError> {
         let at_sentinel = &config.store.sentinel;
         let is_tls = at_sentinel.tls.unwrap_or(sentinels.is_tls);

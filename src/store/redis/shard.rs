@@ -198,7 +198,7 @@ impl Shard {
             // it.
             let session = Some(session).filter(|session| !session.has_failed());
             let Some(session) = session.or_else(|| state.session().ok()) else { return };
-            state.context.metrics.events.expect_own_change(key.main());
+            state.context.events.expect_own_change(key.main());
             let release = async move { session.release(&key, &token).await };
             state.context.tasks.spawn_on(release, &runtime);
         })

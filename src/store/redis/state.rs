@@ -161,7 +161,7 @@ impl ShardState {
     /// Updates the health of the session from a borrowed result.
     pub(super) fn conclude<T>(&self, session: &Session, result: &Result<T, StoreError>) {
         if let Err(StoreError::Redirected(redirect)) = result {
-            self.source.observe(redirect, &self.context.metrics);
+            self.source.observe(redirect, &self.context.metrics.cluster);
         }
         if session.judge(result) == SessionEffect::End {
             self.failed.notify_one();

@@ -5,6 +5,7 @@ use std::{convert::Infallible, sync::Arc};
 use tracing::info;
 
 use super::engine::RedisEngine;
+use crate::observe::events::EventKind;
 
 /// Publishes the status whenever a server becomes trusted or tracked, or stops being so.
 pub(super) async fn publish_changes(engine: Arc<RedisEngine>) -> Infallible {
@@ -30,7 +31,7 @@ pub(super) async fn publish_changes(engine: Arc<RedisEngine>) -> Infallible {
 /// number of masters and both. The store is up when all masters are trusted and all slots have
 /// an owner.
 fn publish_status(engine: &RedisEngine) -> (usize, usize, usize) {
-    let metrics = &engine.context.metrics;
+    let (metrics, events) = (&engine.context.metrics, &engine.context.events);
     let (masters, up, tracked, unowned) = engine.topology.with_shards(|shards, unowned| {
         let up = shards.iter().filter(|shard| shard.is_up()).count();
         let tracked = shards.iter().filter(|shard| shard.is_tracked()).count();
@@ -40,12 +41,8 @@ fn publish_status(engine: &RedisEngine) -> (usize, usize, usize) {
     if engine.topology.cluster().is_some() {
         metrics.cluster.set_shards(up, masters - up, unowned);
     }
-    metrics.set_store_up(is_whole && up == masters);
-    metrics.set_tracking_up(is_whole && tracked == masters);
-    if is_whole && up == masters {
-        metrics.breaker.close();
-    } else {
-        metrics.breaker.hold_open();
-    }
+    metrics.set_up(is_whole && up == masters, events);
+    let kinds = (EventKind::TrackingUp, EventKind::TrackingDown);
+    events.set_state(&metrics.tracking.up, is_whole && tracked == masters, kinds);
     (masters, up, unowned)
 }

@@ -23,6 +23,7 @@
 //! If a server refuses tracking (an ACL without `CLIENT TRACKING`), only the near layer is lost:
 //! hits then ask Redis.
 
+pub(in crate::store) mod metrics;
 pub(super) mod question;
 pub(super) mod tracking_state;
 mod wire;
@@ -72,7 +73,7 @@ pub(super) async fn track(shared: &ShardState, session: &Session) -> Infallible 
             Err(error) => error,
         };
         if let StoreError::Redirected(redirect) = &error {
-            shared.source.observe(redirect, &shared.context.metrics);
+            shared.source.observe(redirect, &shared.context.metrics.cluster);
             // The server may no longer be a master, so the session is probed too.
             shared.failed.notify_one();
         }
@@ -238,7 +239,7 @@ impl TrackingConnection {
             return self.ping().await;
         }
         *flight = None;
-        tracked.metrics().barrier_round_seconds.observe(launched_at.elapsed().as_secs_f64());
+        tracked.metrics().round_seconds.observe(launched_at.elapsed().as_secs_f64());
         if tracked.barrier.is_up() {
             tracked.barrier.answered(tracked.since_origin_us(launched_at));
         } else {
@@ -265,7 +266,7 @@ impl TrackingConnection {
             yield_now().await;
         }
         if tracked.barrier.launch(&mut self.carried).is_some() {
-            tracked.metrics().barrier_rounds.inc();
+            tracked.metrics().rounds.inc();
             self.question.keep_owned_name();
             let unread = self.pack_reads();
             *flight =

@@ -6,7 +6,7 @@ use hyper::Request;
 use jobcache::{
     cache::entry::{Entry, Reject},
     config::{Config, StoreUrl},
-    observe::metrics::Metrics,
+    observe::metrics::Registry,
     semantics::identity::Identity,
     store::{Budget, Ended, Fill, Grant, IdentityHash, Key, Lease, Seen, Store, StoreError},
 };
@@ -32,7 +32,7 @@ pub(super) async fn open(redis: &RedisServer) -> Store {
     config.store.reconnect_grace = Duration::ZERO;
     config.store.url = StoreUrl::Redis(redis.url());
     config.store.lease = LEASE_TIME;
-    let store = Store::open(&config, Arc::new(Metrics::default()), None).unwrap();
+    let store = Store::open(&config, &mut Registry::default(), Arc::default(), None).unwrap();
     eventually(SOON, async || store.is_up()).await;
     store
 }

@@ -1,13 +1,12 @@
 //! The check of `jobcache check`: whether a cluster can be reached, and how its other sidecars are
 //! configured.
 
-use std::sync::Arc;
-
 use tokio::time::timeout;
 
 use super::plan::{NodeView, Plan};
 use crate::{
     clock, config,
+    observe::metrics::Registry,
     store::{
         errors::StoreError,
         node_address::NodeAddress,
@@ -19,6 +18,7 @@ use crate::{
         slots::slot_of,
         words::unix_ms,
     },
+    tls::TlsMetrics,
 };
 
 /// Asks the seeds for the masters, one after the other. Does not check whether the masters answer,
@@ -27,7 +27,7 @@ pub(in crate::store) async fn probe(
     seeds: &config::ClusterSeeds,
     config: &config::Config,
 ) -> Result<Vec<RecordMismatch>, StoreError> {
-    let target = Target::from_seeds(seeds, config, &Arc::default())?;
+    let target = Target::from_seeds(seeds, config, &TlsMetrics::shared(&mut Registry::default()))?;
     let mut last_error = StoreError::Down;
     for (host, port) in &seeds.hosts {
         let replies =

@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use crate::{
     config::NearTracking,
     mutants::{self, Mutant},
-    observe::{events::EventKind, metrics::Metrics},
+    observe::events::EventKind,
     store::{
         barrier::{Barrier, BarrierDown},
         near::Watcher,
-        redis::context::StoreContext,
+        redis::{context::StoreContext, tracking::metrics::TrackingMetrics},
         words::Key,
     },
 };
@@ -40,8 +40,8 @@ impl TrackingState {
         Self { barrier: Arc::default(), watcher, context, patience, origin: Instant::now() }
     }
 
-    pub(super) fn metrics(&self) -> &Metrics {
-        &self.context.metrics
+    pub(super) fn metrics(&self) -> &TrackingMetrics {
+        &self.context.metrics.tracking
     }
 
     /// Makes sure that changes of a key will be reported. With broadcast tracking, changes of all
@@ -70,7 +70,7 @@ impl TrackingState {
 
     /// Counts a request that is about to wait for the barrier.
     pub(in crate::store::redis) fn count_wait(&self) {
-        self.context.metrics.barrier_waits.inc();
+        self.metrics().waits.inc();
     }
 
     /// A time in the form that [`Barrier::answered`] takes.
@@ -98,14 +98,14 @@ impl TrackingState {
 /// Evicts the names of one invalidation message: a list of names, or nil for all (FLUSHALL,
 /// FLUSHDB).
 pub(super) fn evict(tracked: &TrackingState, data: &[Value]) {
-    let (watcher, events) = (&tracked.watcher, &tracked.metrics().events);
+    let (watcher, events) = (&tracked.watcher, &tracked.context.events);
     let [Value::Array(names)] = data else {
         watcher.flush();
         events.publish_global(EventKind::Flushed, "", None);
         return;
     };
     for name in names {
-        tracked.metrics().tracking_news.inc();
+        tracked.metrics().news.inc();
         let Value::BulkString(name) = name else {
             watcher.flush();
             continue;

@@ -1,12 +1,13 @@
 //! Metrics of calls to the admin listener that need the webhook secret, and of purges.
 
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
-    registry::{Registry, Unit},
-};
+use std::sync::Arc;
 
-use super::counters::zeros;
+use prometheus_client::metrics::{gauge::Gauge, histogram::Histogram};
+
+use crate::{
+    limits::{Limit, LimitHits, Quota},
+    observe::metrics::{Counters, Registry},
+};
 
 /// Bucket bounds of clock skews in seconds. Correct clocks give 0 or 1. A call is refused past 300,
 /// and a warning is logged past 60.
@@ -15,7 +16,7 @@ const SKEW_BUCKETS: [f64; 9] = [1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 3
 /// Why a call was refused. When a purge is refused, its jobs stay in the cache with their old
 /// state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WebhookRefusal {
+pub(super) enum WebhookRefusal {
     /// The call had neither a token nor a signature.
     Unsigned,
     /// The bearer token was wrong.
@@ -56,7 +57,7 @@ impl WebhookRefusal {
     ];
 
     /// The `reason` label in metrics.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Unsigned => "unsigned",
             Self::Bearer => "bearer",
@@ -74,73 +75,60 @@ impl WebhookRefusal {
 }
 
 /// The metrics of these calls.
-pub struct WebhookMetrics {
-    refused: Family<ReasonLabels, Counter>,
-    /// Calls with a valid secret, by secret.
-    accepted: Family<SecretLabels, Counter>,
+pub(crate) struct AdminMetrics {
+    refused: Counters<1>,
+    /// Calls with a valid secret, by secret: `newest` or `older`.
+    accepted: Counters<1>,
     skew: Histogram,
+    /// Bytes of purges.
+    purges: Gauge,
+    pub(super) limits: Arc<LimitHits>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: &'static str,
-}
-
-/// Which of the configured secrets was used.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SecretLabels {
-    /// `newest` or `older`.
-    secret: &'static str,
-}
-
-const NEWEST: SecretLabels = SecretLabels { secret: "newest" };
-const OLDER: SecretLabels = SecretLabels { secret: "older" };
-
-impl Default for WebhookMetrics {
-    fn default() -> Self {
-        let reasons = WebhookRefusal::ALL.map(|refused| ReasonLabels { reason: refused.as_str() });
+impl AdminMetrics {
+    pub(crate) fn register(r: &mut Registry) -> Self {
         Self {
-            refused: zeros(reasons),
-            accepted: zeros([NEWEST, OLDER]),
-            skew: Histogram::new(SKEW_BUCKETS),
+            refused: r.counters_by(
+                "reason",
+                "webhook_refused",
+                "Refused calls of the webhook and of the pages that need its secret, by reason",
+                WebhookRefusal::ALL.map(WebhookRefusal::as_str),
+            ),
+            accepted: r.counters_by(
+                "secret",
+                "webhook_accepted",
+                "Calls with a valid webhook secret, by secret",
+                ["newest", "older"],
+            ),
+            skew: r.seconds(
+                "webhook_skew",
+                "Clock skew of valid signatures, in either direction",
+                SKEW_BUCKETS,
+            ),
+            purges: r.bytes("purges", "Purges held in memory while they are read"),
+            limits: LimitHits::shared(r),
         }
     }
-}
 
-impl WebhookMetrics {
+    /// Returns the quota of bytes for the bodies of purges.
+    pub(crate) fn body_quota(&self, max_bytes: usize) -> Arc<Quota> {
+        Quota::of(Limit::Inspected, max_bytes, &self.purges, &self.limits)
+    }
+
     /// Counts a call that was refused.
-    pub fn count_refused(&self, refused: WebhookRefusal) {
-        self.refused.get_or_create(&ReasonLabels { reason: refused.as_str() }).inc();
+    pub(super) fn count_refused(&self, refused: WebhookRefusal) {
+        self.refused.inc([refused.as_str()]);
     }
 
     /// Counts a call with a valid secret. `place` is the position of that secret; 0 is the newest.
-    pub fn count_accepted(&self, place: usize) {
-        self.accepted.get_or_create(if place == 0 { &NEWEST } else { &OLDER }).inc();
+    pub(super) fn count_accepted(&self, place: usize) {
+        self.accepted.inc([if place == 0 { "newest" } else { "older" }]);
     }
 
     /// Records the clock skew of a valid signature, in either direction.
-    pub fn record_skew(&self, seconds: u64) {
+    pub(super) fn record_skew(&self, seconds: u64) {
         // Above 2^53 the precision does not matter.
         #[allow(clippy::cast_precision_loss, reason = "as above")]
         self.skew.observe(seconds as f64);
-    }
-
-    pub(super) fn register(&self, r: &mut Registry) {
-        r.register(
-            "webhook_refused",
-            "Refused calls of the webhook and of the pages that need its secret, by reason",
-            self.refused.clone(),
-        );
-        r.register(
-            "webhook_accepted",
-            "Calls with a valid webhook secret, by secret",
-            self.accepted.clone(),
-        );
-        r.register_with_unit(
-            "webhook_skew",
-            "Clock skew of valid signatures, in either direction",
-            Unit::Seconds,
-            self.skew.clone(),
-        );
     }
 }

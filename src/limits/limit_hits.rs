@@ -1,14 +1,13 @@
-//! Metrics of limits: how much of each is in use, and how often each was reached.
+//! How often each limit was reached. The part that holds a limit has a gauge of what is in use.
 
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::{Registry, Unit},
-};
+use std::sync::Arc;
+
+use prometheus_client::metrics::counter::Counter;
+
+use crate::observe::metrics::Registry;
 
 /// A limit that was reached. Each has the name of its setting, so that the metric says what to
-/// change. Floods of HTTP/2 are counted in
-/// [`connection_errors`](super::Metrics::connection_errors).
+/// change. Floods of HTTP/2 are counted in `jobcache_connection_errors_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// All client connections were in use, so the next client has to wait.
@@ -91,96 +90,50 @@ impl Limit {
     }
 }
 
-/// The metrics of the limits.
-pub struct LimitMetrics {
-    family: Family<LimitLabels, Counter>,
-    /// The counters of the family, looked up once.
-    hits: [Counter; Limit::ALL.len()],
-    /// Requests that are being answered.
-    pub requests: Gauge,
-    /// Upstream reads that other requests may share.
-    pub flights: Gauge,
-    /// Bytes of responses that are held until they are stored.
-    pub captured: Gauge,
-    /// Bytes of writes that rules read.
-    pub inspected: Gauge,
-    /// Bytes of purges.
-    pub purges: Gauge,
-}
+/// The counters of the limits. All parts count in the same.
+#[derive(Debug)]
+pub struct LimitHits([Counter; Limit::ALL.len()]);
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LimitLabels {
-    limit: &'static str,
-}
-
-impl Default for LimitMetrics {
-    fn default() -> Self {
-        let family = Family::<LimitLabels, Counter>::default();
-        let hits = Limit::ALL
-            .map(|limit| family.get_or_create_owned(&LimitLabels { limit: limit.as_str() }));
-        Self {
-            family,
-            hits,
-            requests: Gauge::default(),
-            flights: Gauge::default(),
-            captured: Gauge::default(),
-            inspected: Gauge::default(),
-            purges: Gauge::default(),
-        }
+impl LimitHits {
+    /// Returns the counters, which the first part to call this registers.
+    pub fn shared(registry: &mut Registry) -> Arc<Self> {
+        registry.shared(|registry| Arc::new(Self::register(registry)))
     }
-}
 
-impl LimitMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let hits = registry.counters_by(
+            "limit",
+            "limits_hit",
+            "Times that a limit was reached, by the name of its setting",
+            Limit::ALL.map(Limit::as_str),
+        );
+        // Looked up once.
+        Self(Limit::ALL.map(|limit| hits.handle([limit.as_str()])))
+    }
+
     /// Counts that a limit was reached.
-    pub fn count_hit(&self, limit: Limit) {
+    pub fn count(&self, limit: Limit) {
         self.counter(limit).inc();
     }
 
     /// The counter of a limit.
     pub fn counter(&self, limit: Limit) -> &Counter {
         // `ALL` is in the order of declaration.
-        &self.hits[limit as usize]
-    }
-
-    pub(super) fn register(&self, r: &mut Registry) {
-        r.register(
-            "limits_hit",
-            "Times that a limit was reached, by the name of its setting",
-            self.family.clone(),
-        );
-        r.register("requests_in_flight", "Requests that are being answered", self.requests.clone());
-        r.register(
-            "flights",
-            "Upstream reads that other requests may share, under way or next",
-            self.flights.clone(),
-        );
-        let captured = self.captured.clone();
-        let help = "Responses held in memory until they are stored";
-        r.register_with_unit("captured", help, Unit::Bytes, captured);
-        let inspected = self.inspected.clone();
-        let help = "Writes held in memory because rules read them";
-        r.register_with_unit("inspected", help, Unit::Bytes, inspected);
-        let purges = self.purges.clone();
-        r.register_with_unit(
-            "purges",
-            "Purges held in memory while they are read",
-            Unit::Bytes,
-            purges,
-        );
+        &self.0[limit as usize]
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Limit, LimitMetrics};
-    use crate::config::setting;
+    use super::{Limit, LimitHits};
+    use crate::{config::setting, observe::metrics::Registry};
 
     #[test]
     fn a_limit_is_counted_under_the_name_of_a_setting_that_there_is() {
-        let limits = LimitMetrics::default();
+        let limits = LimitHits::shared(&mut Registry::default());
         for limit in Limit::ALL {
             assert!(setting(limit.as_str()).is_some(), "{limit:?}");
-            limits.count_hit(limit);
+            limits.count(limit);
             assert_eq!(limits.counter(limit).get(), 1, "{limit:?} has a counter of its own");
         }
     }

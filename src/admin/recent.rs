@@ -1,0 +1,193 @@
+//! Counts of the last ten minutes, for the status page; Prometheus has the longer history.
+//!
+//! The counters are sampled once a second ([`Recent::sample_every_second`]), so counting itself costs nothing more.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::reasons::{ReasonCount, ReasonHistory};
+use crate::{
+    observe::{
+        events::{Events, feed::SecondCounts},
+        metrics::RecentTimes,
+    },
+    proxy::metrics::{ProxyMetrics, RequestTotals},
+};
+
+/// Time between two samples.
+const SECOND: Duration = Duration::from_secs(1);
+/// Samples that are kept: ten minutes, and the one before.
+const MAX_SNAPSHOTS: usize = 601;
+/// Times are forgotten after one to two of these periods, in samples.
+const ROTATE_AFTER: u64 = 60;
+/// How many of the busiest jobs subscribers get each second.
+const BUSIEST: usize = 5;
+
+/// The counters at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CounterSnapshot {
+    /// Requests since the process started, or within the step for [`Recent::steps`].
+    pub(super) totals: RequestTotals,
+    /// The 99th percentiles of the times of hits, misses, the upstream and the store, over the last
+    /// one to two minutes.
+    pub(super) p99: [Option<Duration>; 4],
+}
+
+/// Recent times of hits, misses, the upstream and the store.
+pub(crate) type Times = [Arc<RecentTimes>; 4];
+
+/// The counts and times of the last ten minutes.
+pub(crate) struct Recent {
+    began: Instant,
+    snapshots: Mutex<VecDeque<CounterSnapshot>>,
+    reasons: ReasonHistory,
+    times: Times,
+    proxy: Arc<ProxyMetrics>,
+    events: Arc<Events>,
+}
+
+impl Recent {
+    pub(crate) fn new(proxy: Arc<ProxyMetrics>, times: Times, events: Arc<Events>) -> Self {
+        let (snapshots, reasons) = (Mutex::default(), ReasonHistory::default());
+        Self { began: Instant::now(), snapshots, reasons, times, proxy, events }
+    }
+
+    /// Time since the process started.
+    pub(super) fn uptime(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// The totals of so many seconds ago. Zero if no sample is that old, as in a young process.
+    pub(super) fn totals_before(&self, seconds: usize) -> RequestTotals {
+        let samples = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        match samples.len().checked_sub(seconds) {
+            Some(index) => {
+                samples.get(index).map_or_else(RequestTotals::default, |sample| sample.totals)
+            }
+            None => RequestTotals::default(),
+        }
+    }
+
+    /// The last ten minutes in steps of so many seconds, oldest first: the requests in each step,
+    /// and the times at its end.
+    pub(super) fn steps(&self, seconds: usize) -> Vec<CounterSnapshot> {
+        let samples = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ends: Vec<CounterSnapshot> =
+            samples.iter().rev().step_by(seconds.max(1)).copied().collect();
+        drop(samples);
+        ends.reverse();
+        let steps = ends.iter().zip(ends.iter().skip(1));
+        steps
+            .map(|(from, to)| CounterSnapshot { totals: to.totals.since(&from.totals), ..*to })
+            .collect()
+    }
+
+    /// Keeps a sample. Returns the totals of the previous one.
+    fn keep_snapshot(&self, totals: RequestTotals) -> RequestTotals {
+        let sample = CounterSnapshot {
+            totals,
+            p99: self.times.each_ref().map(|times| times.quantile(0.99)),
+        };
+        let mut samples = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = samples.back().copied().unwrap_or_default();
+        if samples.len() >= MAX_SNAPSHOTS {
+            samples.pop_front();
+        }
+        samples.push_back(sample);
+        before.totals
+    }
+
+    fn forget_times(&self) {
+        for times in &self.times {
+            times.rotate();
+        }
+    }
+
+    /// The recent times.
+    pub(super) fn times(&self) -> &Times {
+        &self.times
+    }
+
+    /// Why requests were not hits.
+    pub(super) fn reasons(&self) -> Vec<ReasonCount> {
+        self.reasons.counts(&self.proxy.requests)
+    }
+
+    /// Samples the counters every second; never returns.
+    pub(crate) async fn sample_every_second(self: Arc<Self>) {
+        let mut ticks = interval(SECOND);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for tick in 1_u64.. {
+            ticks.tick().await;
+            self.sample();
+            if tick % ROTATE_AFTER == 0 {
+                self.forget_times();
+            }
+        }
+    }
+
+    fn sample(&self) {
+        let totals = self.proxy.requests.totals();
+        let second = totals.since(&self.keep_snapshot(totals));
+        self.reasons.sample(&self.proxy.requests);
+        self.events.set_hit_rate(second.hits);
+        if self.events.has_subscribers() {
+            let outcomes = [
+                ("hit", second.hits),
+                ("miss", second.misses),
+                ("pass", second.passes + second.others),
+                ("write", second.writes),
+                ("error", second.errors),
+            ];
+            let busiest = self.events.busiest(BUSIEST);
+            self.events.publish_second(SecondCounts { outcomes, busiest });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::metrics::Registry;
+
+    fn recent() -> Recent {
+        let proxy = ProxyMetrics::register(&mut Registry::default());
+        Recent::new(Arc::new(proxy), Times::default(), Arc::default())
+    }
+
+    #[test]
+    fn what_stood_before_is_told_from_bounded_looks() {
+        let recent = recent();
+        for hits in 1..=700 {
+            recent.keep_snapshot(RequestTotals { hits, ..RequestTotals::default() });
+        }
+        assert_eq!(recent.snapshots.lock().unwrap().len(), MAX_SNAPSHOTS);
+        assert_eq!(recent.totals_before(1).hits, 700);
+        assert_eq!(recent.totals_before(60).hits, 641);
+        assert_eq!(recent.totals_before(600).hits, 101);
+        assert_eq!(recent.totals_before(1_000), RequestTotals::default());
+    }
+
+    #[test]
+    fn the_last_minutes_are_told_in_steps_that_end_now() {
+        let recent = recent();
+        assert_eq!(recent.steps(2), []);
+        for hits in 1..=6 {
+            recent.times[0].observe(Duration::from_millis(hits), 1);
+            recent.keep_snapshot(RequestTotals { hits: hits * hits, ..RequestTotals::default() });
+        }
+        let steps = recent.steps(2);
+        assert_eq!(steps.iter().map(|step| step.totals.hits).collect::<Vec<_>>(), [12, 20]);
+        assert_eq!(steps.last().map(|step| step.p99[0]), Some(recent.times[0].quantile(0.99)));
+        assert_eq!(
+            steps.last().map(|step| step.p99[3]),
+            Some(None),
+            "there was no store operation"
+        );
+    }
+}

@@ -1,0 +1,214 @@
+//! Metrics of the store: its operations, what is pending, and the breaker that keeps requests from a
+//! store that is down.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Unit,
+};
+
+use super::{
+    errors::StoreError,
+    redis::{cluster::metrics::ClusterMetrics, tracking::metrics::TrackingMetrics},
+};
+use crate::{
+    observe::{
+        events::{EventKind, Events},
+        metrics::{Counters, RecentTimes, Registry},
+    },
+    tls::TlsMetrics,
+};
+
+/// Bucket bounds in seconds: from a round trip on one machine, over the budget of a request (50
+/// ms), to times that no request waits for.
+const BUCKETS: [f64; 13] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+/// The names of the errors.
+const ERRORS: [&str; 6] = ["down", "pending", "timeout", "lost", "refused", "redirected"];
+/// The errors that open the breaker; `redirected` comes from a cluster that is down.
+const FATAL: [&str; 4] = ["timeout", "lost", "refused", "redirected"];
+
+/// Operations of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum StoreOp {
+    /// Reads a key.
+    Read,
+    /// Asks for a lease.
+    Lease,
+    /// Stores an entry.
+    Fill,
+    /// Lets another caller use an entry.
+    Admit,
+    /// Replaces the body of an entry with a newer one.
+    Replace,
+    /// Fences a job before a write.
+    Begin,
+    /// Invalidates.
+    End,
+}
+
+impl StoreOp {
+    /// Every operation, in the order of declaration.
+    const ALL: [Self; 7] =
+        [Self::Read, Self::Lease, Self::Fill, Self::Admit, Self::Replace, Self::Begin, Self::End];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Lease => "lease",
+            Self::Fill => "fill",
+            Self::Admit => "admit",
+            Self::Replace => "replace",
+            Self::Begin => "begin",
+            Self::End => "end",
+        }
+    }
+}
+
+/// The metrics of the store.
+pub(crate) struct StoreMetrics {
+    /// 1 while there is a trusted connection to the store.
+    up: Gauge,
+    /// Invalidations that the store has not confirmed.
+    pub(super) pending: Gauge,
+    /// How often there were too many of them, so that whole slots became pending.
+    pub(super) pending_overflows: Counter,
+    pub(crate) operations: OperationMetrics,
+    pub(super) breaker: BreakerMetrics,
+    /// Changes in the store, and the read barrier.
+    pub(crate) tracking: TrackingMetrics,
+    /// The masters of a Redis Cluster.
+    pub(super) cluster: ClusterMetrics,
+    pub(super) tls: TlsMetrics,
+}
+
+/// Times and errors of store operations.
+pub(crate) struct OperationMetrics {
+    /// The histograms of a family, looked up once.
+    seconds: [Histogram; StoreOp::ALL.len()],
+    errors: Counters<2>,
+    pub(crate) recent: Arc<RecentTimes>,
+}
+
+/// Whether requests ask the store.
+pub(super) struct BreakerMetrics {
+    open: Gauge,
+    openings: Counters<1>,
+    failures: Counters<1>,
+}
+
+impl StoreMetrics {
+    pub(super) fn register(r: &mut Registry) -> Self {
+        Self {
+            up: r.gauge("store_up", "1 while there is a trusted connection to the store"),
+            pending: r
+                .gauge("pending_invalidations", "Invalidations that the store has not confirmed"),
+            pending_overflows: r.counter(
+                "pending_overflows",
+                "Times that whole slots became pending, because too many invalidations were",
+            ),
+            operations: OperationMetrics::register(r),
+            breaker: BreakerMetrics::register(r),
+            tracking: TrackingMetrics::register(r),
+            cluster: ClusterMetrics::register(r),
+            tls: TlsMetrics::shared(r),
+        }
+    }
+
+    /// Sets whether the whole store is trusted.
+    pub(super) fn set_up(&self, is_up: bool, events: &Events) {
+        events.set_state(&self.up, is_up, (EventKind::StoreUp, EventKind::StoreDown));
+        self.breaker.open.set((!is_up).into());
+    }
+}
+
+impl OperationMetrics {
+    fn register(r: &mut Registry) -> Self {
+        let new: fn() -> Histogram = || Histogram::new(BUCKETS);
+        let seconds = Family::new_with_constructor(new);
+        let seconds =
+            r.add_with_unit("store_operation", "Time of store operations", Unit::Seconds, seconds);
+        let errors = StoreOp::ALL.map(|op| ERRORS.map(|error| [op.as_str(), error]));
+        Self {
+            seconds: StoreOp::ALL.map(|op| seconds.get_or_create_owned(&[("op", op.as_str())])),
+            errors: r.counters(
+                "store_errors",
+                "Failed store operations, by error",
+                ["op", "error"],
+                errors.into_iter().flatten(),
+            ),
+            recent: Arc::default(),
+        }
+    }
+
+    /// Counts an operation, its time and its error.
+    pub(super) fn record<T>(&self, op: StoreOp, result: &Result<T, StoreError>, took: Duration) {
+        // `ALL` is in the order of declaration.
+        self.seconds[op as usize].observe(took.as_secs_f64());
+        if let Err(error) = result {
+            self.errors.inc([op.as_str(), error.as_str()]);
+        }
+        if result.as_ref().err().is_none_or(|error| error.as_str() != "down") {
+            self.recent.observe(took, 1);
+        }
+    }
+}
+
+impl BreakerMetrics {
+    /// Open at first, because nothing is known about the store yet.
+    fn register(r: &mut Registry) -> Self {
+        let breaker = Self {
+            failures: r.counters_by(
+                "error",
+                "store_connect_failures",
+                "Failed connections to the store, by error",
+                FATAL.into_iter().chain(["tls"]),
+            ),
+            open: r
+                .gauge("breaker_open", "1 while requests do not ask the store, because it is down"),
+            openings: r.counters_by(
+                "error",
+                "breaker_openings",
+                "Times that the store was trusted and then lost, by error",
+                FATAL,
+            ),
+        };
+        breaker.open.set(1);
+        breaker
+    }
+
+    /// Records that the store was trusted and was lost.
+    pub(super) fn open(&self, error: &StoreError) {
+        self.open.set(1);
+        self.openings.inc([error.as_str()]);
+    }
+
+    /// Records that a connection could not be made, or that the store is not what it should be.
+    pub(super) fn fail(&self, error: &StoreError) {
+        self.failures.inc([error.as_str()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_is_timed_under_its_own_name() {
+        let mut registry = Registry::default();
+        let operations = OperationMetrics::register(&mut registry);
+        for op in StoreOp::ALL {
+            operations.record::<()>(op, &Err(StoreError::Timeout), Duration::ZERO);
+            let text = registry.exposition();
+            let name = op.as_str();
+            for line in [
+                format!("jobcache_store_errors_total{{op=\"{name}\",error=\"timeout\"}} 1"),
+                format!("jobcache_store_operation_seconds_count{{op=\"{name}\"}} 1"),
+            ] {
+                assert!(text.contains(&line), "{line} is missing in\n{text}");
+            }
+        }
+    }
+}
