@@ -73,6 +73,9 @@ struct Args {
     /// Binary to measure instead of this build's
     #[arg(long)]
     jobcache: Option<PathBuf>,
+    /// Binary of an earlier build to compare with, as the peers `before-*`
+    #[arg(long)]
+    before: Option<PathBuf>,
     /// Count wrong answers of each peer instead of measuring costs
     #[arg(long)]
     promises: bool,
@@ -114,7 +117,7 @@ fn run(args: &Args) -> Result<()> {
     let interrupt = Interrupt::listen()?;
     let mut wrk = Wrk::new(args.seconds, interrupt.clone())?;
     let (_upstream, upstream) = roster::start_hyper()?;
-    let stage = Stage { jobcache: servers::binary(args.jobcache.as_ref()), upstream };
+    let stage = stage(args, upstream);
     let machine = report::machine();
     let mut summary = Summary { jobs: args.jobs, ..Summary::default() };
 
@@ -150,7 +153,7 @@ fn run(args: &Args) -> Result<()> {
 /// Tests each peer alone, in front of an API with changing jobs.
 fn judge(args: &Args) -> Result<()> {
     let (interrupt, api) = (Interrupt::listen()?, Api::start()?);
-    let stage = Stage { jobcache: servers::binary(args.jobcache.as_ref()), upstream: api.address };
+    let stage = stage(args, api.address);
     let (machine, mut all, mut versions) = (report::machine(), Vec::new(), Map::new());
     for entrant in entrants(args)?.into_iter().filter(|entrant| entrant.caches()) {
         match entrant.start(&stage)? {
@@ -170,10 +173,16 @@ fn judge(args: &Args) -> Result<()> {
     Report::new("promises", args.save).write(&figures, &table, "Promises", &[])
 }
 
+fn stage(args: &Args, upstream: SocketAddr) -> Stage {
+    let jobcache = servers::binary(args.jobcache.as_ref());
+    Stage { jobcache, before: args.before.clone(), upstream }
+}
+
 /// Returns the selected peers.
 fn entrants(args: &Args) -> Result<Vec<Entrant>> {
     let is_selected = |entrant: &Entrant| {
-        args.only.is_empty() || args.only.iter().any(|name| entrant.name.starts_with(name.as_str()))
+        let is_named = args.only.iter().any(|name| entrant.name.starts_with(name.as_str()));
+        (is_named || args.only.is_empty()) && (args.before.is_some() || !entrant.is_before())
     };
     let entrants: Vec<Entrant> = ROSTER.into_iter().filter(is_selected).collect();
     if entrants.is_empty() {

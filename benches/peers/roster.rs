@@ -33,6 +33,7 @@ enum Kind {
     Jobcache {
         flags: &'static [&'static str],
         store: Store,
+        build: Build,
     },
     Nginx {
         sendfile: &'static str,
@@ -51,16 +52,27 @@ enum Store {
     Memory,
 }
 
+/// The binary of a jobcache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Build {
+    UnderTest,
+    /// That of `--before`.
+    Before,
+}
+
 /// The lower bound of cost and latency for any HTTP server.
 pub(crate) const LIMIT: &str = "hyper";
 
 /// All peers. Variants of jobcache that the binary rejects and peers that are not installed are
 /// skipped.
-pub(crate) const ROSTER: [Entrant; 13] = [
+pub(crate) const ROSTER: [Entrant; 16] = [
     jobcache("jobcache-strict", &["--near=strict"], Store::Redis),
     jobcache("jobcache-bounded", &["--near=bounded"], Store::Redis),
     jobcache("jobcache-off", &["--near=off"], Store::Redis),
     jobcache("jobcache-memory", &["--near=off"], Store::Memory),
+    before("before-strict", &["--near=strict"]),
+    before("before-bounded", &["--near=bounded"]),
+    before("before-off", &["--near=off"]),
     Entrant { name: "nginx", kind: Kind::Nginx { sendfile: "off" } },
     Entrant { name: "nginx-sendfile", kind: Kind::Nginx { sendfile: "on" } },
     Entrant { name: "haproxy", kind: Kind::Haproxy },
@@ -73,7 +85,11 @@ pub(crate) const ROSTER: [Entrant; 13] = [
 ];
 
 const fn jobcache(name: &'static str, flags: &'static [&'static str], store: Store) -> Entrant {
-    Entrant { name, kind: Kind::Jobcache { flags, store } }
+    Entrant { name, kind: Kind::Jobcache { flags, store, build: Build::UnderTest } }
+}
+
+const fn before(name: &'static str, flags: &'static [&'static str]) -> Entrant {
+    Entrant { name, kind: Kind::Jobcache { flags, store: Store::Redis, build: Build::Before } }
 }
 
 /// State shared by all peers.
@@ -81,6 +97,8 @@ const fn jobcache(name: &'static str, flags: &'static [&'static str], store: Sto
 pub(crate) struct Stage {
     /// The binary under test.
     pub(crate) jobcache: PathBuf,
+    /// An earlier build to compare it with.
+    pub(crate) before: Option<PathBuf>,
     pub(crate) upstream: SocketAddr,
 }
 
@@ -117,6 +135,11 @@ impl Entrant {
         matches!(self.kind, Kind::Jobcache { .. })
     }
 
+    /// Returns whether the peer is an earlier build of jobcache.
+    pub(crate) fn is_before(self) -> bool {
+        matches!(self.kind, Kind::Jobcache { build: Build::Before, .. })
+    }
+
     /// Returns whether the peer forwards what it does not have; only the bare server does not.
     pub(crate) fn forwards(self) -> bool {
         !matches!(self.kind, Kind::Hyper)
@@ -151,7 +174,7 @@ impl Entrant {
     /// Starts the peer on a free port in front of the upstream.
     pub(crate) fn start(self, stage: &Stage) -> Result<Started> {
         let started = match self.kind {
-            Kind::Jobcache { flags, store } => self.start_jobcache(stage, flags, store),
+            Kind::Jobcache { flags, store, .. } => self.start_jobcache(stage, flags, store),
             Kind::Nginx { sendfile } => self.start_nginx(stage, sendfile),
             Kind::Haproxy => self.start_haproxy(stage),
             Kind::Varnish => self.start_varnish(stage),
@@ -166,7 +189,9 @@ impl Entrant {
     }
 
     fn start_jobcache(self, stage: &Stage, flags: &[&str], store: Store) -> Result<Started> {
-        if let Some(why) = refusal(&stage.jobcache, flags)? {
+        let binary = if self.is_before() { stage.before.as_ref() } else { Some(&stage.jobcache) };
+        let binary = binary.ok_or("no --before")?;
+        if let Some(why) = refusal(binary, flags)? {
             return Ok(Started::Skipped(why));
         }
         let redis = if store == Store::Redis { Some(Redis::start()?) } else { None };
@@ -174,7 +199,7 @@ impl Entrant {
         let mut args: Vec<String> = flags.iter().map(ToString::to_string).collect();
         args.push(format!("--redis-url={url}"));
         args.push(format!("--upstream=http://{}", stage.upstream));
-        let sidecar = Sidecar::start(&stage.jobcache, &args, "")?;
+        let sidecar = Sidecar::start(binary, &args, "")?;
         let (address, purge) = (sidecar.listen, Purge::Webhook(sidecar.admin));
         let peer = self.running(Running::Jobcache(sidecar), address, None);
         Ok(Started::running(Peer { redis, purge: Some(purge), ..peer }))
