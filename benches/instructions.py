@@ -93,8 +93,8 @@ KINDS = [
 ]
 
 
-def costs(profile):
-    """Instructions by file of src, and all of them."""
+def costs(profile, source):
+    """Instructions by file of source/src, and all of them."""
     names, by_file, file, skip = {}, collections.Counter(), '', False
     for line in profile:
         if found := re.match(r'(?:fl|fi|fe)=\((\d+)\)(?: (.*))?', line):
@@ -107,12 +107,13 @@ def costs(profile):
             skip = False
     own = collections.Counter()
     for name, cost in by_file.items():
-        if '/registry/' not in name and '/rustc/' not in name and (found := re.search(r'(?:^|/)src/(.*\.rs)$', name)):
+        found = re.search(r'(?:^|/)src/(.*\.rs)$', name)
+        if found and not re.search('/(registry|library)/', name) and os.path.exists(f'{source}/src/{found[1]}'):
             own[found[1]] += cost
     return own, sum(by_file.values())
 
 
-def count(binary, settings, send, expected, requests, redis, api):
+def count(binary, source, settings, send, expected, requests, redis, api):
     subprocess.run(['redis-cli', '-p', str(redis), 'flushall'], stdout=subprocess.DEVNULL, check=True)
     port, admin = free_port(), free_port()
     env = {**os.environ, 'JOBCACHE_LISTEN': f'127.0.0.1:{port}', 'JOBCACHE_ADMIN': f'127.0.0.1:{admin}',
@@ -143,12 +144,13 @@ def count(binary, settings, send, expected, requests, redis, api):
             sidecar.send_signal(signal.SIGTERM)
             sidecar.wait(60)
         with open(out, encoding='utf-8') as file:
-            return costs(file)
+            return costs(file, source)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--binary', default='target/release/jobcache')
+    parser.add_argument('--source', default='.', help='the checkout that the binary was built from')
     parser.add_argument('--json', action='store_true', help='print JSON')
     parser.add_argument('--files', action='store_true', help='print the files that each kind of request enters')
     args = parser.parse_args()
@@ -161,7 +163,7 @@ def main():
         connect(port, time.monotonic() + 20).close()
         for name, settings, send, expected in KINDS:
             (few_files, few), (many_files, many) = (
-                count(args.binary, settings, send, expected, n, port, api.getsockname()[1]) for n in (FEW, MANY))
+                count(args.binary, args.source, settings, send, expected, n, port, api.getsockname()[1]) for n in (FEW, MANY))
             found[name] = round((many - few) / (MANY - FEW))
             # A file that a request enters costs an instruction a request or more.
             entered = {file: round((cost - few_files[file]) / (MANY - FEW)) for file, cost in many_files.items()
