@@ -3,7 +3,7 @@
 //! [`Proxy::serve`] takes every request through the same steps:
 //!
 //! 1. `headers` drops the forwarding fields of a peer that is not trusted, `framing` refuses a
-//!    message that two readers could take differently, and the request takes a permit of the
+//!    message that two readers could take differently, and any other request takes a permit of the
 //!    `server.max_requests` quota.
 //! 2. [`route`](crate::semantics::route) classifies the request from its head alone: read, write or pass.
 //! 3. `read` answers a read of a job from this process, from the store, or by one upstream read
@@ -52,9 +52,8 @@ pub use prefetch::{JobListError, PrefetchOutcome};
 use std::{future::Future, sync::Arc};
 
 use hyper::{
-    Request, StatusCode,
+    Request,
     body::{Body as _, Incoming},
-    http::Method,
 };
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -244,16 +243,14 @@ impl Proxy {
         let access_line = self.access_log.then(|| AccessLine::of(&request));
         let mut repeat_hit = None;
         let sample = self.context.events.sample();
-        let answer = match (framing::check(&request, &self.limits), self.requests.take(1)) {
-            (Err(refusal), _) => {
-                refusal.limit().inspect(|&limit| self.context.metrics.limits.count(limit));
-                refuse_and_close(refusal.status(), refusal.as_str(), request.version())
-            }
-            (Ok(()), None) => refuse_retryable("overloaded"),
-            (Ok(()), Some(_permit)) => {
-                let requester = Requester { client, informational };
-                self.answer(request, requester, sample.as_ref(), &mut repeat_hit).await
-            }
+        let answer = if let Err(refusal) = framing::check(&request, &self.limits) {
+            refusal.limit().inspect(|&limit| self.context.metrics.limits.count(limit));
+            refuse_and_close(refusal, request.version())
+        } else if let Some(_permit) = self.requests.take(1) {
+            let requester = Requester { client, informational };
+            self.answer(request, requester, sample.as_ref(), &mut repeat_hit).await
+        } else {
+            refuse_retryable("overloaded")
         };
         Answered {
             response: answer.report(&self.context.metrics.requests, access_line),
@@ -286,9 +283,6 @@ impl Proxy {
                 Box::pin(self.pass(request, requester, why)).await
             }
             Route::Write(scope) => Box::pin(self.writes.forward(scope, request, requester)).await,
-            Route::Pass(_) if request.method() == Method::CONNECT => {
-                refuse_and_close(StatusCode::METHOD_NOT_ALLOWED, "connect", request.version())
-            }
             Route::Pass(why) => {
                 // Events are recorded per job, so other paths have none. A method such as OPTIONS
                 // says nothing about the job.

@@ -15,7 +15,7 @@ use hyper::{
 };
 use tracing::{debug, info};
 
-use super::{body::Body, exchange::Requester, metrics::RequestMetrics};
+use super::{body::Body, exchange::Requester, framing::Refusal, metrics::RequestMetrics};
 use crate::{
     cache::entry::Entry,
     observe::{events::EventKind, spans},
@@ -186,17 +186,13 @@ pub(super) fn refuse_with(status: StatusCode, reason: &'static str) -> Answer {
 
 /// Returns an answer after which the connection ends, because what follows on it cannot be trusted
 /// or is not HTTP.
-pub(super) fn refuse_and_close(
-    status: StatusCode,
-    reason: &'static str,
-    version: Version,
-) -> Answer {
-    let mut answer = refuse_with(status, reason);
+pub(super) fn refuse_and_close(why: Refusal, version: Version) -> Answer {
+    let mut answer = refuse_with(why.status(), why.as_str());
     let headers = answer.response.headers_mut();
     if version < Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if status == StatusCode::METHOD_NOT_ALLOWED {
+    if why == Refusal::Connect {
         // "The origin server MUST generate an Allow header field in a 405 response" RFC 9110 15.5.6
         let allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
         headers.insert(ALLOW, HeaderValue::from_static(allowed));
