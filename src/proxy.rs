@@ -5,7 +5,8 @@
 //! 1. `headers` drops the forwarding fields of a peer that is not trusted, `framing` refuses a
 //!    message that two readers could take differently, and any other request takes a permit of the
 //!    `server.max_requests` quota.
-//! 2. [`route`](crate::semantics::route) classifies the request from its head alone: read, write or pass.
+//! 2. [`route`](crate::semantics::route) classifies the request from its head alone: read, write or
+//!    pass.
 //! 3. `read` answers a read of a job from this process, from the store, or by one upstream read
 //!    that all waiting clients share (`lead`). In shadow mode, `shadow` answers from the upstream
 //!    and only compares.
@@ -15,12 +16,12 @@
 //! 5. Everything else passes: `pass` streams both bodies through.
 //! 6. `answer` derives `Cache-Status`, the metrics and the access log from one verdict.
 //!
-//! The other parts support these steps. `exchange` has what every step needs, and turns a client's
-//! message into ours and back,
-//! `body` streams and captures response bodies, and `upgrade` joins two connections. `repeat_hit`
-//! answers a repeated request below hyper, `prefetch` reads a job before a client asks for it, and
-//! `verify` checks hits against the upstream. `stale_config_guard` covers writes that are still
-//! running when a reload changes the routes. `unclaimed` reports writes at the jobs that name none.
+//! The other parts support these steps. `proxy_context` has what every step needs. `exchange` turns
+//! a client's message into ours and back, `body` streams and captures response bodies, and
+//! `upgrade` joins two connections. `repeat_hit` answers a repeated request below hyper, `prefetch`
+//! reads a job before a client asks for it, and `verify` checks hits against the upstream.
+//! `stale_config` covers writes that are still running when a reload changes the routes.
+//! `unclaimed` reports writes at the jobs that name none.
 //!
 //! Decided elsewhere: what may be stored and who may receive it (`cache`), connections, timeouts
 //! and retries (`upstream`), sockets and HTTP parsing (`server`).
@@ -36,11 +37,11 @@ mod lead;
 pub(crate) mod metrics;
 mod pass;
 mod prefetch;
+mod proxy_context;
 mod read;
 pub mod repeat_hit;
 mod shadow;
 mod stale_config;
-mod stale_config_guard;
 mod unclaimed;
 mod upgrade;
 mod verify;
@@ -62,8 +63,8 @@ use tracing::{Instrument as _, warn};
 use self::{
     answer::{AccessLine, Answer, refuse_and_close, refuse_retryable},
     body::Body,
-    exchange::{ProxyContext, Requester},
     metrics::ProxyMetrics,
+    proxy_context::{ProxyContext, Requester},
     read::Reads,
     repeat_hit::{RepeatHit, RepeatHits},
     stale_config::StaleConfig,

@@ -15,7 +15,7 @@ use hyper::{
 };
 use tracing::{debug, info};
 
-use super::{body::Body, exchange::Requester, framing::Refusal, metrics::RequestMetrics};
+use super::{body::Body, framing::Refusal, metrics::RequestMetrics, proxy_context::Requester};
 use crate::{
     cache::entry::Entry,
     observe::{events::EventKind, spans},

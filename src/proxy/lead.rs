@@ -19,7 +19,8 @@ use tracing::{Instrument as _, Span};
 use super::{
     answer::{Answer, FillStatus, Verdict, entry_response, upstream_failure},
     body::{Body, Captured, Tee, TeeCapture, capture, capture_tee},
-    exchange::{ProtocolSwitch, ProxyContext, prepare_response},
+    exchange::{ProtocolSwitch, prepare_response},
+    proxy_context::ProxyContext,
 };
 use crate::{
     cache::{AbandonReason, LeaderRead, PublishedRead, entry::Entry},

@@ -8,8 +8,9 @@ use super::{
     Proxy,
     answer::{Answer, Verdict, close_if_spent, upstream_failure},
     body::Body,
-    exchange::{ProtocolSwitch, ProxyContext, Requester, prepare_response},
-    stale_config_guard::StaleConfigGuard,
+    exchange::{ProtocolSwitch, prepare_response},
+    proxy_context::{ProxyContext, Requester},
+    stale_config::StaleConfigGuard,
     upgrade::Upgrade,
     write::detached,
     write_end::{WriteInvalidation, track_upload},
@@ -112,11 +113,11 @@ struct PassedWrite {
 }
 
 impl PassedWrite {
-    fn of<B>(context: &Arc<ProxyContext>, request: &Request<B>) -> Self {
+    fn of<B>(context: &ProxyContext, request: &Request<B>) -> Self {
         Self {
             method: request.method().clone(),
             target: WriteTarget::of(request),
-            stale_guard: StaleConfigGuard::new(context),
+            stale_guard: context.stale_config.guard(&context.cache, &context.tasks),
         }
     }
 }

@@ -16,8 +16,9 @@ use tracing::Instrument as _;
 use super::{
     answer::{Answer, FillStatus, Verdict, entry_response, refuse_with, upstream_failure},
     body::Body,
-    exchange::{ProxyContext, Requester, relay_informational},
+    exchange::relay_informational,
     lead::LeadTask,
+    proxy_context::{ProxyContext, Requester},
     repeat_hit::{RepeatHit, RepeatHits},
     verify::Comparisons,
 };

@@ -13,7 +13,8 @@ use super::{
     answer::{Answer, Verdict, upstream_failure},
     body::Body,
     compared_body::ComparedBody,
-    exchange::{Requester, relay_informational},
+    exchange::relay_informational,
+    proxy_context::Requester,
     read::Reads,
 };
 use crate::{

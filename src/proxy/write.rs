@@ -11,7 +11,8 @@ use super::{
     body_rules::{
         BodyInspector, InspectError, InspectedResponse, RuleFinding, misses_unknown_response,
     },
-    exchange::{ProtocolSwitch, ProxyContext, Requester, prepare_response},
+    exchange::{ProtocolSwitch, prepare_response},
+    proxy_context::{ProxyContext, Requester},
     unclaimed::UnclaimedWrites,
     write_end::WriteInvalidation,
 };

@@ -19,7 +19,7 @@ use super::{
     answer::{Answer, Verdict, upstream_failure},
     body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
     body_rules::is_event_stream,
-    exchange::ProxyContext,
+    proxy_context::ProxyContext,
 };
 use crate::{
     cache::{Cache, EndStage, FenceEnd, WriteOutcome},
