@@ -12,11 +12,9 @@ use super::{
     proxy_context::{ProxyContext, Requester},
     stale_config::StaleConfigGuard,
     upgrade::Upgrade,
-    write::detached,
-    write_end::{WriteInvalidation, track_upload},
+    write_end::{WriteInvalidation, spawn_write, track_upload},
 };
 use crate::{
-    cache::WriteOutcome,
     semantics::{
         policy::Bypass,
         route::{WriteTarget, is_unsafe, overrides_method},
@@ -49,11 +47,10 @@ impl Proxy {
             Err(error) => return upstream_failure(&error),
         };
         close_if_spent(&mut response, &requester);
-        match write.and_then(|write| self.change_by(write, upload, &response)) {
-            Some(change) => {
+        match write.and_then(|write| self.invalidation(write, upload, &response)) {
+            Some(invalidation) => {
                 let context = Arc::clone(&self.context);
-                let conclude = change.conclude(context, WriteOutcome::Known, Ok(response));
-                detached(&self.context, conclude).await
+                spawn_write(&self.context, invalidation.conclude(context, Ok(response))).await
             }
             None => Answer { response, verdict: Verdict::Pass(why) },
         }
@@ -80,9 +77,9 @@ impl Proxy {
         Ok(response)
     }
 
-    /// Returns what a write without jobs in its target has changed, if anything: the jobs that its
-    /// answer names, or every job if a reload has changed the routes meanwhile.
-    fn change_by(
+    /// Returns the invalidation due for a write without jobs in its target, if one is: of the jobs
+    /// that its answer names, or of every job if a reload has changed the routes meanwhile.
+    fn invalidation(
         &self,
         write: PassedWrite,
         upload: Option<UploadEnd>,
@@ -97,11 +94,12 @@ impl Proxy {
         if jobs.is_empty() && !all {
             return None;
         }
-        let mut change = WriteInvalidation::new(self.context.cache.invalidator.unfenced(), upload);
-        change.all = all;
-        change.note_status(response.status());
-        self.context.cache.invalidator.widen(&mut change.write, &jobs);
-        Some(change)
+        let invalidator = &self.context.cache.invalidator;
+        let mut invalidation = WriteInvalidation::new(invalidator.unfenced(), upload);
+        invalidation.all = all;
+        invalidation.note_status(response.status());
+        invalidator.widen(&mut invalidation.write, &jobs);
+        Some(invalidation)
     }
 }
 
