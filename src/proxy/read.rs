@@ -23,7 +23,7 @@ use super::{
     verify::Comparisons,
 };
 use crate::{
-    cache::{AbandonReason, Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry},
+    cache::{Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry},
     config::CacheMode,
     observe::{
         events::{EventKind, HitSample},
@@ -179,27 +179,18 @@ impl Reads {
         requester: Requester,
         budget: Budget,
     ) -> Answer {
-        let why = lead.why();
-        if self.context.stale_config.is_stale() {
-            // The read would be shared under rules that no longer hold. If the rules change after
-            // this check, the lease of the read is older than the purge that comes with the new
-            // rules, so nothing is stored.
-            self.context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
-            return self.pass_read(head, requester, why.unwrap_or(Bypass::Alone)).await;
-        }
+        let why = lead.why().unwrap_or(Bypass::Alone);
         let mut request = self.context.fill_request(&head, requester.client);
         relay_informational(&mut request, &requester);
-        let flight = spans::flight();
-        lead.set_span(&flight);
-        let (task, answered) = LeadTask::new(&self.context, lead, head.clone(), budget);
-        self.context.tasks.spawn(task.run(request).instrument(flight));
-        match answered.await {
-            Ok(answer) => answer,
-            // The leader died. A second read is safe.
-            Err(_) => self.pass_read(head, requester, why.unwrap_or(Bypass::Alone)).await,
+        let read = LeadTask::spawn(&self.context, lead, head.clone(), request, budget).await;
+        if let Some((_, answer)) = read
+            && let Ok(answer) = answer.await
+        {
+            return answer;
         }
+        // Not started, or the leader died. A second read is safe.
+        self.pass_read(head, requester, why).await
     }
-
     /// Forwards a read that the cache cannot answer, for this client only.
     pub(super) async fn pass_read(
         &self,
