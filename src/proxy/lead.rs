@@ -136,7 +136,7 @@ impl LeadTask {
                         upstream_response(head, &entry)
                     };
                     let verdict = Verdict::Miss { stored, collapsed: false, why };
-                    let _ = answer.send(Answer { response, verdict });
+                    let _ = answer.send(Answer::new(response, verdict));
                 })
                 .await
             }
@@ -158,7 +158,7 @@ impl LeadTask {
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
         let verdict =
             Verdict::Miss { stored: FillStatus::Unknown, collapsed: false, why: lead.why() };
-        let _ = answer.send(Answer { response, verdict });
+        let _ = answer.send(Answer::new(response, verdict));
         let captured = {
             let mut capture = pin!(capture_tee(body, filler.max_body(), &tee));
             if let Ok(captured) = timeout(STREAM_WAIT, &mut capture).await {
@@ -189,8 +189,7 @@ impl LeadTask {
         let status = head.status;
         let stored = FillStatus::NotStored(why);
         let verdict = Verdict::Miss { stored, collapsed: false, why: self.lead.why() };
-        let response = Response::from_parts(head, body);
-        let _ = self.answer.send(Answer { response, verdict });
+        let _ = self.answer.send(Answer::new(Response::from_parts(head, body), verdict));
         abandon_unstorable(&self.context.cache.filler, self.lead, why, status).await
     }
 

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
-use hyper::{Request, Response, body::Incoming, http::Method};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    http::{Method, request::Parts},
+};
 
 use super::{
-    Proxy,
     answer::{Answer, Verdict, close_if_spent, upstream_failure},
     body::Body,
-    exchange::{ProtocolSwitch, prepare_response},
+    exchange::{ProtocolSwitch, prepare_response, relay_informational},
     proxy_context::{ProxyContext, Requester},
     stale_config::StaleConfigGuard,
+    unclaimed::UnclaimedWrites,
     upgrade::Upgrade,
     write_end::{WriteInvalidation, spawn_write, track_upload},
 };
@@ -19,18 +23,48 @@ use crate::{
         policy::Bypass,
         route::{WriteTarget, is_unsafe, overrides_method},
     },
-    upstream::{ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
+    upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
 };
 
-impl Proxy {
-    /// Forwards a request that the cache takes no part in, and streams both bodies. The answer may
-    /// still concern the cache: a `POST /jobs` may name the job that it has changed.
-    pub(super) async fn pass(
+/// Forwards requests past the cache.
+#[derive(Debug)]
+pub(super) struct Passes {
+    pub(super) context: Arc<ProxyContext>,
+    pub(super) unclaimed: Arc<UnclaimedWrites>,
+}
+
+impl Passes {
+    /// Forwards the head of a read that the cache cannot answer, for this client only.
+    pub(super) async fn forward_read(
+        &self,
+        mut head: Parts,
+        requester: Requester,
+        why: Bypass,
+    ) -> Answer {
+        self.context.prepare_request(&mut head, requester.client);
+        let mut request = Request::from_parts(head, RequestBody::Empty);
+        relay_informational(&mut request, &requester);
+        match self.context.exchange(request).await {
+            Ok(response) => Answer::new(response.map(Body::Upstream), Verdict::Pass(why)),
+            Err(error) => upstream_failure(&error),
+        }
+    }
+
+    /// Forwards a request, and streams both bodies. The answer may still concern the cache: a
+    /// `POST /jobs` may name the job that it has changed.
+    pub(super) async fn forward(
         &self,
         mut request: Request<Incoming>,
         requester: Requester,
         why: Bypass,
     ) -> Answer {
+        // Events are recorded per job. A method such as OPTIONS says nothing about the job, nor does
+        // the mode.
+        if !matches!(why, Bypass::Method | Bypass::Off)
+            && let Some(id) = self.context.routes.job_at(request.uri().path())
+        {
+            self.context.cache.record_pass(id, why);
+        }
         let upgrade = Upgrade::of(&mut request);
         let may_change = is_unsafe(&request);
         let overridden = overrides_method(request.headers());
@@ -52,7 +86,7 @@ impl Proxy {
                 let context = Arc::clone(&self.context);
                 spawn_write(&self.context, invalidation.conclude(context, Ok(response))).await
             }
-            None => Answer { response, verdict: Verdict::Pass(why) },
+            None => Answer::new(response, Verdict::Pass(why)),
         }
     }
 
@@ -88,7 +122,7 @@ impl Proxy {
         let PassedWrite { method, target, stale_guard } = write;
         let jobs = self.context.routes.location_targets(&target, response);
         if jobs.is_empty() && response.status().is_success() {
-            self.writes.unclaimed.count(&self.context.routes, &method, &target);
+            self.unclaimed.count(&self.context.routes, &method, &target);
         }
         let all = stale_guard.answered();
         if jobs.is_empty() && !all {

@@ -80,7 +80,7 @@ impl WriteInvalidation {
         match result {
             Ok(response) => {
                 let response = response.map(|body| self.invalidate_at_ends(context, body, fence));
-                Answer { response, verdict: Verdict::Write { pending } }
+                Answer::new(response, Verdict::Write { pending })
             }
             Err(error) => upstream_failure(&error),
         }
