@@ -40,8 +40,8 @@ pub use comparison::{Comparer, Comparison};
 pub use comparison_result::ComparisonResult;
 pub use fill::{AbandonReason, Filler, KnownEntry, LeaderRead, PublishedRead};
 pub use invalidate::{
-    EndStage, FenceEnd, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
-    PurgeTaskFailed, WriteOutcome,
+    EndStage, FenceEnd, InvalidationSource, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome,
+    PurgeOutcome, PurgeReceipt, PurgeTaskFailed, WriteOutcome,
 };
 pub use lookup::CacheReader;
 pub use lookup_request::LookupRequest;

@@ -3,9 +3,10 @@
 //! [`Proxy::serve`] takes every request through the same steps:
 //!
 //! 1. `headers` drops the forwarding fields of a peer that is not trusted, `framing` refuses a
-//!    message that two readers could take differently, and the request takes a permit of the
+//!    message that two readers could take differently, and any other request takes a permit of the
 //!    `server.max_requests` quota.
-//! 2. [`route`](crate::semantics::route) classifies the request from its head alone: read, write or pass.
+//! 2. [`route`](crate::semantics::route) classifies the request from its head alone: read, write or
+//!    pass.
 //! 3. `read` answers a read of a job from this process, from the store, or by one upstream read
 //!    that all waiting clients share (`lead`). In shadow mode, `shadow` answers from the upstream
 //!    and only compares.
@@ -15,12 +16,12 @@
 //! 5. Everything else passes: `pass` streams both bodies through.
 //! 6. `answer` derives `Cache-Status`, the metrics and the access log from one verdict.
 //!
-//! The other parts support these steps. `exchange` has what every step needs, and turns a client's
-//! message into ours and back,
-//! `body` streams and captures response bodies, and `upgrade` joins two connections. `repeat_hit`
-//! answers a repeated request below hyper, `prefetch` reads a job before a client asks for it, and
-//! `verify` checks hits against the upstream. `stale_config_guard` covers writes that are still
-//! running when a reload changes the routes. `unclaimed` reports writes at the jobs that name none.
+//! The other parts support these steps. `proxy_context` has what every step needs. `exchange` turns
+//! a client's message into ours and back, `body` streams and captures response bodies, and
+//! `upgrade` joins two connections. `repeat_hit` answers a repeated request below hyper, `prefetch`
+//! reads a job before a client asks for it, and `verify` checks hits against the upstream.
+//! `stale_config` covers writes that are still running when a reload changes the routes.
+//! `unclaimed` reports writes at the jobs that name none.
 //!
 //! Decided elsewhere: what may be stored and who may receive it (`cache`), connections, timeouts
 //! and retries (`upstream`), sockets and HTTP parsing (`server`).
@@ -36,11 +37,11 @@ mod lead;
 pub(crate) mod metrics;
 mod pass;
 mod prefetch;
+mod proxy_context;
 mod read;
 pub mod repeat_hit;
 mod shadow;
 mod stale_config;
-mod stale_config_guard;
 mod unclaimed;
 mod upgrade;
 mod verify;
@@ -51,11 +52,7 @@ pub use prefetch::{JobListError, PrefetchOutcome};
 
 use std::{future::Future, sync::Arc};
 
-use hyper::{
-    Request, StatusCode,
-    body::{Body as _, Incoming},
-    http::Method,
-};
+use hyper::{Request, body::Incoming};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, warn};
@@ -63,8 +60,9 @@ use tracing::{Instrument as _, warn};
 use self::{
     answer::{AccessLine, Answer, refuse_and_close, refuse_retryable},
     body::Body,
-    exchange::{ProxyContext, Requester},
     metrics::ProxyMetrics,
+    pass::Passes,
+    proxy_context::{ProxyContext, Requester},
     read::Reads,
     repeat_hit::{RepeatHit, RepeatHits},
     stale_config::StaleConfig,
@@ -73,7 +71,7 @@ use self::{
 };
 use crate::{
     cache::Cache,
-    config::{self, CacheMode, Config},
+    config::{self, Config},
     informational::Informational,
     limits::{Limit, Quota},
     observe::{
@@ -83,7 +81,6 @@ use crate::{
     },
     semantics::{
         headers,
-        policy::Bypass,
         route::{Route, Routes},
     },
     service::Answered,
@@ -101,6 +98,7 @@ pub struct Proxy {
     context: Arc<ProxyContext>,
     reads: Reads,
     writes: Arc<Writes>,
+    passes: Arc<Passes>,
     access_log: bool,
     /// Limits the requests that are being answered.
     requests: Arc<Quota>,
@@ -175,10 +173,19 @@ impl Proxy {
         let context = Arc::clone(&writes.context);
         let comparisons = Arc::new(comparisons);
         let repeat_hits = Arc::new(RepeatHits::new(Arc::clone(&comparisons), config));
+        let unclaimed = Arc::clone(&writes.unclaimed);
+        let passes = Arc::new(Passes { context: Arc::clone(&context), unclaimed });
+        let reads = Reads {
+            context: Arc::clone(&context),
+            comparisons,
+            repeat_hits,
+            passes: Arc::clone(&passes),
+        };
         Self {
-            reads: Reads { context: Arc::clone(&context), comparisons, repeat_hits },
             context,
+            reads,
             writes: Arc::new(writes),
+            passes,
             access_log: config.access_log,
             requests,
             limits: config.server.clone(),
@@ -242,79 +249,34 @@ impl Proxy {
             headers::set_forwarded_proto(request.headers_mut(), client);
         }
         let access_line = self.access_log.then(|| AccessLine::of(&request));
-        let mut repeat_hit = None;
         let sample = self.context.events.sample();
-        let answer = match (framing::check(&request, &self.limits), self.requests.take(1)) {
-            (Err(refusal), _) => {
-                refusal.limit().inspect(|&limit| self.context.metrics.limits.count(limit));
-                refuse_and_close(refusal.status(), refusal.as_str(), request.version())
-            }
-            (Ok(()), None) => refuse_retryable("overloaded"),
-            (Ok(()), Some(_permit)) => {
-                let requester = Requester { client, informational };
-                self.answer(request, requester, sample.as_ref(), &mut repeat_hit).await
-            }
+        let answer = if let Err(refusal) = framing::check(&request, &self.limits) {
+            refusal.limit().inspect(|&limit| self.context.metrics.limits.count(limit));
+            refuse_and_close(refusal, request.version())
+        } else if let Some(_permit) = self.requests.take(1) {
+            let requester = Requester { client, informational };
+            self.answer(request, requester, sample.as_ref()).await
+        } else {
+            refuse_retryable("overloaded")
         };
-        Answered {
-            response: answer.report(&self.context.metrics.requests, access_line),
-            repeat: repeat_hit,
-        }
+        answer.report(&self.context.metrics.requests, access_line)
     }
 
     /// Answers a request according to its route. Everything except a hit in this process is boxed:
     /// the other futures are large and are moved several times before they are first polled, and a
     /// hit should not pay for that.
-    ///
-    /// `repeat_hit` is set when the next request with the same header fields can reuse what was
-    /// derived from these.
     async fn answer(
         &self,
         request: Request<Incoming>,
         requester: Requester,
         sample: Option<&HitSample>,
-        repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
         match self.context.routes.classify(&request) {
             Route::Read(id, route) => {
-                let Some(why) = self.read_bypass(&request, requester.client) else {
-                    let job = (&id, route);
-                    return self.reads.answer(job, request, requester, sample, repeat_hit).await;
-                };
-                if why != Bypass::Off {
-                    self.context.cache.record_pass(id.as_str(), why);
-                }
-                Box::pin(self.pass(request, requester, why)).await
+                self.reads.answer((&id, route), request, requester, sample).await
             }
             Route::Write(scope) => Box::pin(self.writes.forward(scope, request, requester)).await,
-            Route::Pass(_) if request.method() == Method::CONNECT => {
-                refuse_and_close(StatusCode::METHOD_NOT_ALLOWED, "connect", request.version())
-            }
-            Route::Pass(why) => {
-                // Events are recorded per job, so other paths have none. A method such as OPTIONS
-                // says nothing about the job.
-                if let Some(id) = self.context.routes.job_at(request.uri().path())
-                    && why != Bypass::Method
-                {
-                    self.context.cache.record_pass(id, why);
-                }
-                Box::pin(self.pass(request, requester, why)).await
-            }
+            Route::Pass(why) => Box::pin(self.passes.forward(request, requester, why)).await,
         }
-    }
-
-    /// Returns why a read of a job bypasses the cache, if it does.
-    fn read_bypass(&self, request: &Request<Incoming>, client: Peer) -> Option<Bypass> {
-        // An HTTP/2 request can have a body without a header that announces it.
-        if !request.body().is_end_stream() {
-            return Some(Bypass::RequestBody);
-        }
-        if self.context.cache.fingerprinter().must_bypass(request.headers()) {
-            return Some(Bypass::Credentials);
-        }
-        // The upstream knows the user by the connection, so the fields do not say who is asking.
-        if self.context.upstream.is_bound(client.connection) {
-            return Some(Bypass::BoundConnection);
-        }
-        (self.context.mode == CacheMode::Off).then_some(Bypass::Off)
     }
 }

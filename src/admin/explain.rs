@@ -161,12 +161,6 @@ impl Explainer<'_> {
             }
             Route::Read(..) => ExplainVerdict::in_mode(self.mode, explained, now),
             Route::Write(_) => ExplainVerdict::write(request.method()),
-            Route::Pass(_) if request.method() == Method::CONNECT => {
-                ExplainVerdict::answered_with_error(
-                    "connect",
-                    "would be answered 405: jobcache does not open tunnels",
-                )
-            }
             Route::Pass(why) => ExplainVerdict::pass(*why),
         }
     }

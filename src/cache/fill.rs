@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::http::response;
 use tokio::task::spawn_blocking;
-use tracing::{Span, debug};
+use tracing::debug;
 
 use super::{
     cache_config::CacheConfig,
@@ -31,7 +31,8 @@ use crate::{
 /// Held by a reader that reads the upstream for itself and all that join.
 #[derive(Debug)]
 pub struct LeaderRead {
-    leader: Leader,
+    /// The flight of the read.
+    pub leader: Leader,
     target: FillTarget,
     why: Option<Bypass>,
     key: Key,
@@ -134,22 +135,6 @@ impl LeaderRead {
     /// Returns why a confirmed lookup was not possible or not wanted, if so.
     pub fn why(&self) -> Option<Bypass> {
         self.why
-    }
-
-    /// Waits until the upstream may be read.
-    pub async fn wait_for_turn(&mut self) {
-        self.leader.wait_for_turn().await;
-    }
-
-    /// Sets the span of the read, for its followers.
-    pub fn set_span(&self, span: &Span) {
-        self.leader.set_span(span);
-    }
-
-    /// Releases the followers of this read, and prevents others from joining. The response may still
-    /// be stored.
-    pub fn detach_followers(&self) {
-        self.leader.detach_followers();
     }
 }
 

@@ -54,13 +54,33 @@ pub enum EndStage {
 
 /// Cause of an invalidation; a label of its metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum InvalidationSource {
+pub enum InvalidationSource {
+    /// A write, before it is answered.
     Write,
+    /// A write, after one of its bodies has ended.
     WriteBody,
+    /// A write or a reload that changes every job.
     WriteAll,
+    /// A purge of some jobs on request.
     Purge,
+    /// A purge of all jobs on request.
     PurgeAll,
+    /// A comparison with the upstream, which has found a wrong entry.
     Comparison,
+}
+
+impl InvalidationSource {
+    /// Returns the word for metrics, logs and spans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::WriteBody => "write-body",
+            Self::WriteAll => "write-all",
+            Self::Purge => "purge",
+            Self::PurgeAll => "purge-all",
+            Self::Comparison => "evidence",
+        }
+    }
 }
 
 /// Result of a purge of some jobs.
@@ -147,24 +167,16 @@ impl Invalidator {
         }
     }
 
-    /// Invalidates the jobs of a write, before it is answered.
+    /// Invalidates the jobs of a write: before it is answered, and again when a body has ended. The
+    /// upstream may commit while it reads the upload, or while it sends the response.
     ///
     /// A write has one budget for its beginning and another for each end. The time that a slow `begin`
     /// took says nothing about the store now, much later, and an end cannot be confirmed without time.
-    pub async fn end(&self, write: &Write, fence: FenceEnd, stage: EndStage) -> Ended {
-        self.invalidate(write, (fence, stage), InvalidationSource::Write).await
-    }
-
-    /// Invalidates the jobs of a write again when a body has ended: the upstream may commit while it
-    /// reads the upload, or while it sends the response.
-    pub async fn end_after_body(&self, write: &Write, fence: FenceEnd, stage: EndStage) -> Ended {
-        self.invalidate(write, (fence, stage), InvalidationSource::WriteBody).await
-    }
-
-    async fn invalidate(
+    pub async fn end(
         &self,
         write: &Write,
-        (fence, stage): (FenceEnd, EndStage),
+        fence: FenceEnd,
+        stage: EndStage,
         source: InvalidationSource,
     ) -> Ended {
         if write.keys().is_empty() {
@@ -287,14 +299,7 @@ impl Invalidator {
     }
 
     pub(super) fn count_invalidation(&self, source: InvalidationSource, ended: Ended) {
-        let source = match source {
-            InvalidationSource::Write => "write",
-            InvalidationSource::WriteBody => "write-body",
-            InvalidationSource::WriteAll => "write-all",
-            InvalidationSource::Purge => "purge",
-            InvalidationSource::PurgeAll => "purge-all",
-            InvalidationSource::Comparison => "evidence",
-        };
+        let source = source.as_str();
         let outcome = ended.as_str();
         self.state.metrics.invalidations.inc([source, outcome]);
         if ended != Ended::Pending {

@@ -15,7 +15,10 @@ use hyper::{
 };
 use tracing::{debug, info};
 
-use super::{body::Body, exchange::Requester, metrics::RequestMetrics};
+use super::{
+    body::Body, framing::Refusal, metrics::RequestMetrics, proxy_context::Requester,
+    repeat_hit::RepeatHit,
+};
 use crate::{
     cache::entry::Entry,
     observe::{events::EventKind, spans},
@@ -23,6 +26,7 @@ use crate::{
         headers::{self, CacheStatus, Forward},
         policy::{Bypass, NoStore},
     },
+    service::Answered,
     upstream::UpstreamError,
 };
 
@@ -30,6 +34,8 @@ use crate::{
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
     pub(super) verdict: Verdict,
+    /// Set if the next request with the same header fields can reuse what was derived from these.
+    pub(super) repeat: Option<RepeatHit>,
 }
 
 /// The outcome of a request.
@@ -59,12 +65,16 @@ pub(super) enum FillStatus {
 }
 
 impl Answer {
+    pub(super) fn new(response: Response<Body>, verdict: Verdict) -> Self {
+        Self { response, verdict, repeat: None }
+    }
+
     /// Completes the response, and counts and logs it.
     pub(super) fn report(
         mut self,
         metrics: &RequestMetrics,
         access_line: Option<AccessLine>,
-    ) -> Response<Body> {
+    ) -> Answered<Body, RepeatHit> {
         let (outcome, reason) = self.verdict.labels();
         metrics.count(outcome, reason);
         let status = self.response.status();
@@ -75,7 +85,7 @@ impl Answer {
             access_line.log(status, outcome, reason);
         }
         spans::record_outcome(status, outcome, reason);
-        self.response
+        Answered { response: self.response, repeat: self.repeat }
     }
 }
 
@@ -181,22 +191,18 @@ pub(super) fn refuse_with(status: StatusCode, reason: &'static str) -> Answer {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Answer { response, verdict: Verdict::Refused(reason) }
+    Answer::new(response, Verdict::Refused(reason))
 }
 
 /// Returns an answer after which the connection ends, because what follows on it cannot be trusted
 /// or is not HTTP.
-pub(super) fn refuse_and_close(
-    status: StatusCode,
-    reason: &'static str,
-    version: Version,
-) -> Answer {
-    let mut answer = refuse_with(status, reason);
+pub(super) fn refuse_and_close(why: Refusal, version: Version) -> Answer {
+    let mut answer = refuse_with(why.status(), why.as_str());
     let headers = answer.response.headers_mut();
     if version < Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if status == StatusCode::METHOD_NOT_ALLOWED {
+    if why == Refusal::Connect {
         // "The origin server MUST generate an Allow header field in a 405 response" RFC 9110 15.5.6
         let allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
         headers.insert(ALLOW, HeaderValue::from_static(allowed));

@@ -1,9 +1,7 @@
-//! One exchange with the upstream: turns a client's request into ours, and the upstream's response
-//! into ours.
+//! An exchange with the upstream: turns a client's request head into ours, sends it, and turns the
+//! upstream's response head into ours.
 //!
-//! [`ProxyContext`] sends. `headers` knows which fields are removed and added. `upstream` owns connections and timeouts.
-
-use std::{fmt, sync::Arc};
+//! `headers` knows which fields are removed and added. `upstream` owns connections and timeouts.
 
 use hyper::{
     Request, Response, StatusCode, Version,
@@ -13,52 +11,19 @@ use hyper::{
         request::Parts,
     },
 };
-use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use super::{framing, metrics::ProxyMetrics, stale_config::StaleConfig, upgrade};
-use crate::{
-    cache::Cache,
-    config::CacheMode,
-    informational::Informational,
-    observe::{events::Events, spans},
-    semantics::{headers, route::Routes},
-    transport::Peer,
-    upstream::{
-        self, RequestBody, ResponseBody, RetryPolicy, Upstream, UpstreamError, to_origin_form,
-    },
+use super::{
+    framing,
+    proxy_context::{ProxyContext, Requester},
+    upgrade,
 };
-
-/// The client of a request, and its way for informational responses.
-pub(super) struct Requester {
-    pub(super) client: Peer,
-    pub(super) informational: Informational,
-}
-
-/// What every path of a request needs under one configuration.
-#[derive(Clone)]
-pub(super) struct ProxyContext {
-    pub(super) routes: Arc<Routes>,
-    /// Set when a reload puts other routes or rules into force.
-    pub(super) stale_config: StaleConfig,
-    pub(super) cache: Arc<Cache>,
-    pub(super) upstream: Arc<Upstream>,
-    /// Writes and flights, which outlive the client that began them, and upgraded connections.
-    pub(super) tasks: TaskTracker,
-    pub(super) mode: CacheMode,
-    pub(super) metrics: Arc<ProxyMetrics>,
-    pub(super) events: Arc<Events>,
-}
-
-impl fmt::Debug for ProxyContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProxyContext")
-            .field("mode", &self.mode)
-            .field("cache", &self.cache)
-            .field("upstream", &self.upstream)
-            .finish_non_exhaustive()
-    }
-}
+use crate::{
+    observe::spans,
+    semantics::headers,
+    transport::Peer,
+    upstream::{self, RequestBody, ResponseBody, RetryPolicy, UpstreamError, to_origin_form},
+};
 
 impl ProxyContext {
     /// Sends a request upstream in a span of its own, passes the trace context along, and records

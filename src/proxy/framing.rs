@@ -1,6 +1,6 @@
-//! Message framing: refuses requests that two readers could understand differently, by their target
-//! or by where they end, and requests past a limit. What the upstream makes of such a message must
-//! not be left to chance.
+//! Message framing: refuses requests that two readers could understand differently, by their
+//! target or by where they end, requests past a limit, and CONNECT. What the upstream makes of such
+//! a message must not be left to chance.
 //!
 //! hyper has refused most of these before: conflicting or non-numeric lengths, folded lines, space
 //! before a colon, control characters, and a transfer coding after `chunked`.
@@ -22,6 +22,8 @@ pub(crate) enum Refusal {
     Target,
     /// The transfer coding is not a single `chunked`.
     TransferCoding,
+    /// The method is CONNECT: jobcache does not open tunnels.
+    Connect,
     /// The target is longer than `server.max_uri`.
     UriTooLong,
     /// There are more fields than `server.max_headers`. hyper enforces this limit itself only on
@@ -36,6 +38,7 @@ impl Refusal {
             Self::Host => "host",
             Self::Target => "target",
             Self::TransferCoding => "transfer-coding",
+            Self::Connect => "connect",
             Self::UriTooLong => "uri-too-long",
             Self::TooManyHeaders => "too-many-headers",
         }
@@ -46,7 +49,7 @@ impl Refusal {
         match self {
             Self::UriTooLong => Some(Limit::Uri),
             Self::TooManyHeaders => Some(Limit::Headers),
-            Self::Host | Self::Target | Self::TransferCoding => None,
+            Self::Host | Self::Target | Self::TransferCoding | Self::Connect => None,
         }
     }
 
@@ -57,6 +60,7 @@ impl Refusal {
             // "A server that receives a request message with a transfer coding it does not
             // understand SHOULD respond with 501 (Not Implemented)." RFC 9112 6.1
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
@@ -81,6 +85,9 @@ pub(crate) fn check<B>(request: &Request<B>, limits: &config::ServerConfig) -> R
     if !is_chunked_at_most(request.headers()) {
         return Err(Refusal::TransferCoding);
     }
+    if *request.method() == Method::CONNECT {
+        return Err(Refusal::Connect);
+    }
     Ok(())
 }
 
@@ -104,7 +111,7 @@ fn is_of_host(byte: u8) -> bool {
 }
 
 /// Whether the target has the form for its method. `*` is for OPTIONS, and `host:port` is for
-/// CONNECT (RFC 9112 3.2.3, 3.2.4), which we refuse anyway. Other methods with these forms would go
+/// CONNECT (RFC 9112 3.2.3, 3.2.4), which is refused later. Other methods with these forms would go
 /// upstream as `/`, which is not what the client asked for.
 fn has_target_of_its_method<B>(request: &Request<B>) -> bool {
     let uri = request.uri();
@@ -213,10 +220,10 @@ mod tests {
         let expect = |head: &str, want| {
             check_head(Version::HTTP_11, &format!("{head}\nhost: a"), want);
         };
-        for head in ["GET /", "GET http://a/b", "OPTIONS *", "OPTIONS /", "CONNECT a:1", "FOO /?*"]
-        {
+        for head in ["GET /", "GET http://a/b", "OPTIONS *", "OPTIONS /", "FOO /?*"] {
             expect(head, Ok(()));
         }
+        expect("CONNECT a:1", Err(Refusal::Connect));
         for head in ["GET *", "GET a", "GET a:80", "PUT *", "OPTIONS a:80"] {
             expect(head, Err(Refusal::Target));
         }

@@ -1,8 +1,8 @@
 //! The upstream read that all waiting clients of a job share.
 //!
 //! The read is a task of its own, so the client that began it may hang up. Every way out of the
-//! task lands the flight or abandons it. A panic drops the [`LeaderRead`], which sends the waiting
-//! clients to the upstream on their own.
+//! task publishes the response or abandons the flight. A panic drops the [`LeaderRead`], which
+//! sends the waiting clients to the upstream on their own.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -13,19 +13,20 @@ use hyper::{
         request, response,
     },
 };
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use tracing::{Instrument as _, Span};
 
 use super::{
     answer::{Answer, FillStatus, Verdict, entry_response, upstream_failure},
     body::{Body, Captured, Tee, TeeCapture, capture, capture_tee},
-    exchange::{ProtocolSwitch, ProxyContext, prepare_response},
+    exchange::{ProtocolSwitch, prepare_response},
+    proxy_context::ProxyContext,
 };
 use crate::{
-    cache::{AbandonReason, LeaderRead, PublishedRead, entry::Entry},
+    cache::{AbandonReason, Filler, LeaderRead, PublishedRead, entry::Entry},
     config::CacheMode,
     observe::spans,
-    semantics::policy::{Bypass, Freshness, NoStore},
+    semantics::policy::{Freshness, NoStore},
     store::{Budget, Fill},
     upstream::{RequestBody, ResponseBody, RetryPolicy},
 };
@@ -52,7 +53,6 @@ pub(super) enum FillOutcome {
 pub(super) struct LeadTask {
     context: Arc<ProxyContext>,
     lead: LeaderRead,
-    why: Option<Bypass>,
     /// The request head of the client that began the read.
     client_head: request::Parts,
     budget: Budget,
@@ -60,25 +60,34 @@ pub(super) struct LeadTask {
 }
 
 impl LeadTask {
-    /// Returns the task, and the receiver on which its client gets the answer.
-    pub(super) fn new(
+    /// Starts the read of `request` in a task of its own. Returns the task, and the receiver on
+    /// which the client of `client_head` gets the answer.
+    ///
+    /// Returns `None`, and gives the flight up, if the read would be shared under rules that no
+    /// longer hold. If the rules change after this check, the lease of the read is older than the
+    /// purge that comes with the new rules, so nothing is stored.
+    pub(super) async fn spawn(
         context: &Arc<ProxyContext>,
         lead: LeaderRead,
-        asked: request::Parts,
+        client_head: request::Parts,
+        request: Request<RequestBody>,
         budget: Budget,
-    ) -> (Self, oneshot::Receiver<Answer>) {
-        let (answer, answered) = oneshot::channel();
-        let why = lead.why();
-        (
-            Self { context: Arc::clone(context), lead, why, client_head: asked, budget, answer },
-            answered,
-        )
+    ) -> Option<(JoinHandle<FillOutcome>, oneshot::Receiver<Answer>)> {
+        if context.stale_config.is_stale() {
+            context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
+            return None;
+        }
+        let flight = spans::flight();
+        lead.leader.set_span(&flight);
+        let (sender, answer) = oneshot::channel();
+        let task = Self { context: Arc::clone(context), lead, client_head, budget, answer: sender };
+        Some((context.tasks.spawn(task.run(request).instrument(flight)), answer))
     }
 
     /// Reads the upstream, answers the clients that wait, and stores the response if it may be
     /// stored.
-    pub(super) async fn run(mut self, request: Request<RequestBody>) -> FillOutcome {
-        self.lead.wait_for_turn().await;
+    async fn run(mut self, request: Request<RequestBody>) -> FillOutcome {
+        self.lead.leader.wait_for_turn().await;
         let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent
@@ -111,27 +120,23 @@ impl LeadTask {
         body: ResponseBody,
         freshness: Freshness,
     ) -> FillOutcome {
-        match capture(
-            body,
-            self.context.cache.filler.max_body(),
-            self.context.cache.filler.capture_quota(),
-        )
-        .await
-        {
+        let filler = &self.context.cache.filler;
+        match capture(body, filler.max_body(), filler.capture_quota()).await {
             Captured::Whole(body) => {
-                let Self { context, lead, why, client_head: asked, budget, answer } = self;
-                let landed = context.cache.filler.publish(lead, &head, body, freshness);
-                let entry = Arc::clone(&landed.entry);
-                store_then(&context, landed, budget, |stored| {
+                let Self { context, lead, client_head, budget, answer } = self;
+                let why = lead.why();
+                let published = context.cache.filler.publish(lead, &head, body, freshness);
+                let entry = Arc::clone(&published.entry);
+                store_then(&context, published, budget, |stored| {
                     let response = if context.mode == CacheMode::Shadow {
                         Response::from_parts(head, Body::from(entry.body().clone()))
-                    } else if entry.is_held_by(&asked.headers) {
-                        entry_response(&entry, &asked, context.cache.store().now_ms())
+                    } else if entry.is_held_by(&client_head.headers) {
+                        entry_response(&entry, &client_head, context.cache.store().now_ms())
                     } else {
                         upstream_response(head, &entry)
                     };
                     let verdict = Verdict::Miss { stored, collapsed: false, why };
-                    let _ = answer.send(Answer { response, verdict });
+                    let _ = answer.send(Answer::new(response, verdict));
                 })
                 .await
             }
@@ -147,36 +152,34 @@ impl LeadTask {
         body: ResponseBody,
         freshness: Freshness,
     ) -> FillOutcome {
-        let Self { context, lead, why, answer, .. } = self;
-        let (tee, client_end) = Tee::new(context.cache.filler.capture_quota());
+        let Self { context, lead, answer, .. } = self;
+        let filler = &context.cache.filler;
+        let (tee, client_end) = Tee::new(filler.capture_quota());
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
-        let verdict = Verdict::Miss { stored: FillStatus::Unknown, collapsed: false, why };
-        let _ = answer.send(Answer { response, verdict });
+        let verdict =
+            Verdict::Miss { stored: FillStatus::Unknown, collapsed: false, why: lead.why() };
+        let _ = answer.send(Answer::new(response, verdict));
         let captured = {
-            let mut capture = pin!(capture_tee(body, context.cache.filler.max_body(), &tee));
+            let mut capture = pin!(capture_tee(body, filler.max_body(), &tee));
             if let Ok(captured) = timeout(STREAM_WAIT, &mut capture).await {
                 captured
             } else {
-                lead.detach_followers();
+                lead.leader.detach_followers();
                 capture.await
             }
         };
         match captured {
             TeeCapture::Whole(body) if !body.is_empty() => {
-                let landed = context.cache.filler.publish(lead, &head, body, freshness);
-                store_then(&context, landed, context.cache.budget(), |_| tee.finish()).await
+                let published = filler.publish(lead, &head, body, freshness);
+                store_then(&context, published, context.cache.budget(), |_| tee.finish()).await
             }
             TeeCapture::Whole(_) => {
                 tee.finish();
-                context.cache.filler.abandon(lead, AbandonReason::Unstorable(NoStore::Empty)).await;
-                FillOutcome::Unstorable(NoStore::Empty, head.status)
+                abandon_unstorable(filler, lead, NoStore::Empty, head.status).await
             }
-            TeeCapture::Unstorable(why) => {
-                context.cache.filler.abandon(lead, AbandonReason::Unstorable(why)).await;
-                FillOutcome::Unstorable(why, head.status)
-            }
+            TeeCapture::Unstorable(why) => abandon_unstorable(filler, lead, why, head.status).await,
             TeeCapture::Broken => {
-                context.cache.filler.abandon(lead, AbandonReason::Unanswered).await;
+                filler.abandon(lead, AbandonReason::Unanswered).await;
                 FillOutcome::Failed
             }
         }
@@ -184,12 +187,10 @@ impl LeadTask {
 
     async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillOutcome {
         let status = head.status;
-        let response = Response::from_parts(head, body);
-        let verdict =
-            Verdict::Miss { stored: FillStatus::NotStored(why), collapsed: false, why: self.why };
-        let _ = self.answer.send(Answer { response, verdict });
-        self.context.cache.filler.abandon(self.lead, AbandonReason::Unstorable(why)).await;
-        FillOutcome::Unstorable(why, status)
+        let stored = FillStatus::NotStored(why);
+        let verdict = Verdict::Miss { stored, collapsed: false, why: self.lead.why() };
+        let _ = self.answer.send(Answer::new(Response::from_parts(head, body), verdict));
+        abandon_unstorable(&self.context.cache.filler, self.lead, why, status).await
     }
 
     async fn fail(self, answer: Answer) -> FillOutcome {
@@ -197,6 +198,17 @@ impl LeadTask {
         self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered).await;
         FillOutcome::Failed
     }
+}
+
+/// Gives up the flight of a response that may not be stored.
+async fn abandon_unstorable(
+    filler: &Filler,
+    lead: LeaderRead,
+    why: NoStore,
+    status: StatusCode,
+) -> FillOutcome {
+    filler.abandon(lead, AbandonReason::Unstorable(why)).await;
+    FillOutcome::Unstorable(why, status)
 }
 
 /// Returns the upstream's response for the client that the read was made for, with every header,
@@ -213,9 +225,13 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
     [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name))
 }
 
-/// Stores a landed response and records the result in its span.
-async fn fill_in_span(context: &ProxyContext, landed: PublishedRead, span: Span) -> Option<Fill> {
-    let filled = context.cache.filler.fill(landed).await;
+/// Stores a published response and records the result in its span.
+async fn fill_in_span(
+    context: &ProxyContext,
+    published: PublishedRead,
+    span: Span,
+) -> Option<Fill> {
+    let filled = context.cache.filler.fill(published).await;
     spans::record_result(
         &span,
         match filled {
@@ -227,15 +243,15 @@ async fn fill_in_span(context: &ProxyContext, landed: PublishedRead, span: Span)
     filled
 }
 
-/// Stores a landed response, and calls `then` when that is done or the budget is spent.
+/// Stores a published response, and calls `then` when that is done or the budget is spent.
 async fn store_then(
     context: &ProxyContext,
-    landed: PublishedRead,
+    published: PublishedRead,
     budget: Budget,
     then: impl FnOnce(FillStatus),
 ) -> FillOutcome {
     let span = spans::fill();
-    let mut fill = Box::pin(fill_in_span(context, landed, span.clone()).instrument(span));
+    let mut fill = Box::pin(fill_in_span(context, published, span.clone()).instrument(span));
     let filled = if let Ok(filled) = timeout(budget.left(), &mut fill).await {
         then(if filled == Some(Fill::Stored) { FillStatus::Stored } else { FillStatus::Unknown });
         filled

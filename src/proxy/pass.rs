@@ -2,36 +2,69 @@
 
 use std::sync::Arc;
 
-use hyper::{Request, Response, body::Incoming, http::Method};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    http::{Method, request::Parts},
+};
 
 use super::{
-    Proxy,
     answer::{Answer, Verdict, close_if_spent, upstream_failure},
     body::Body,
-    exchange::{ProtocolSwitch, ProxyContext, Requester, prepare_response},
-    stale_config_guard::StaleConfigGuard,
+    exchange::{ProtocolSwitch, prepare_response, relay_informational},
+    proxy_context::{ProxyContext, Requester},
+    stale_config::StaleConfigGuard,
+    unclaimed::UnclaimedWrites,
     upgrade::Upgrade,
-    write::detached,
-    write_end::{WriteInvalidation, track_upload},
+    write_end::{WriteInvalidation, spawn_write, track_upload},
 };
 use crate::{
-    cache::WriteOutcome,
     semantics::{
         policy::Bypass,
         route::{WriteTarget, is_unsafe, overrides_method},
     },
-    upstream::{ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
+    upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
 };
 
-impl Proxy {
-    /// Forwards a request that the cache takes no part in, and streams both bodies. The answer may
-    /// still concern the cache: a `POST /jobs` may name the job that it has changed.
-    pub(super) async fn pass(
+/// Forwards requests past the cache.
+#[derive(Debug)]
+pub(super) struct Passes {
+    pub(super) context: Arc<ProxyContext>,
+    pub(super) unclaimed: Arc<UnclaimedWrites>,
+}
+
+impl Passes {
+    /// Forwards the head of a read that the cache cannot answer, for this client only.
+    pub(super) async fn forward_read(
+        &self,
+        mut head: Parts,
+        requester: Requester,
+        why: Bypass,
+    ) -> Answer {
+        self.context.prepare_request(&mut head, requester.client);
+        let mut request = Request::from_parts(head, RequestBody::Empty);
+        relay_informational(&mut request, &requester);
+        match self.context.exchange(request).await {
+            Ok(response) => Answer::new(response.map(Body::Upstream), Verdict::Pass(why)),
+            Err(error) => upstream_failure(&error),
+        }
+    }
+
+    /// Forwards a request, and streams both bodies. The answer may still concern the cache: a
+    /// `POST /jobs` may name the job that it has changed.
+    pub(super) async fn forward(
         &self,
         mut request: Request<Incoming>,
         requester: Requester,
         why: Bypass,
     ) -> Answer {
+        // Events are recorded per job. A method such as OPTIONS says nothing about the job, nor does
+        // the mode.
+        if !matches!(why, Bypass::Method | Bypass::Off)
+            && let Some(id) = self.context.routes.job_at(request.uri().path())
+        {
+            self.context.cache.record_pass(id, why);
+        }
         let upgrade = Upgrade::of(&mut request);
         let may_change = is_unsafe(&request);
         let overridden = overrides_method(request.headers());
@@ -48,13 +81,12 @@ impl Proxy {
             Err(error) => return upstream_failure(&error),
         };
         close_if_spent(&mut response, &requester);
-        match write.and_then(|write| self.change_by(write, upload, &response)) {
-            Some(change) => {
+        match write.and_then(|write| self.invalidation(write, upload, &response)) {
+            Some(invalidation) => {
                 let context = Arc::clone(&self.context);
-                let conclude = change.conclude(context, WriteOutcome::Known, Ok(response));
-                detached(&self.context, conclude).await
+                spawn_write(&self.context, invalidation.conclude(context, Ok(response))).await
             }
-            None => Answer { response, verdict: Verdict::Pass(why) },
+            None => Answer::new(response, Verdict::Pass(why)),
         }
     }
 
@@ -79,9 +111,9 @@ impl Proxy {
         Ok(response)
     }
 
-    /// Returns what a write without jobs in its target has changed, if anything: the jobs that its
-    /// answer names, or every job if a reload has changed the routes meanwhile.
-    fn change_by(
+    /// Returns the invalidation due for a write without jobs in its target, if one is: of the jobs
+    /// that its answer names, or of every job if a reload has changed the routes meanwhile.
+    fn invalidation(
         &self,
         write: PassedWrite,
         upload: Option<UploadEnd>,
@@ -90,17 +122,18 @@ impl Proxy {
         let PassedWrite { method, target, stale_guard } = write;
         let jobs = self.context.routes.location_targets(&target, response);
         if jobs.is_empty() && response.status().is_success() {
-            self.writes.unclaimed.count(&self.context.routes, &method, &target);
+            self.unclaimed.count(&self.context.routes, &method, &target);
         }
         let all = stale_guard.answered();
         if jobs.is_empty() && !all {
             return None;
         }
-        let mut change = WriteInvalidation::new(self.context.cache.invalidator.unfenced(), upload);
-        change.all = all;
-        change.note_status(response.status());
-        self.context.cache.invalidator.widen(&mut change.write, &jobs);
-        Some(change)
+        let invalidator = &self.context.cache.invalidator;
+        let mut invalidation = WriteInvalidation::new(invalidator.unfenced(), upload);
+        invalidation.all = all;
+        invalidation.note_status(response.status());
+        invalidator.widen(&mut invalidation.write, &jobs);
+        Some(invalidation)
     }
 }
 
@@ -112,11 +145,11 @@ struct PassedWrite {
 }
 
 impl PassedWrite {
-    fn of<B>(context: &Arc<ProxyContext>, request: &Request<B>) -> Self {
+    fn of<B>(context: &ProxyContext, request: &Request<B>) -> Self {
         Self {
             method: request.method().clone(),
             target: WriteTarget::of(request),
-            stale_guard: StaleConfigGuard::new(context),
+            stale_guard: context.stale_config.guard(&context.cache, &context.tasks),
         }
     }
 }

@@ -12,16 +12,15 @@ use hyper::{
     body::Body as _,
     http::{header::CONTENT_ENCODING, request::Parts},
 };
-use tracing::{Instrument as _, error};
+use tracing::error;
 
 use super::{
     Proxy,
     lead::{FillOutcome, LeadTask},
 };
 use crate::{
-    cache::{AbandonReason, LeaderRead, PrefetchLookup},
+    cache::{LeaderRead, PrefetchLookup},
     config::CacheMode,
-    observe::spans,
     semantics::{
         identity::RouteIndex,
         job_id::JobId,
@@ -171,18 +170,12 @@ impl Proxy {
         head: Parts,
         budget: Budget,
     ) -> PrefetchOutcome {
-        if self.context.stale_config.is_stale() {
-            // As for a client: the read would use rules that no longer hold.
-            self.context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
-            return PrefetchOutcome::Revoked;
-        }
         let request = self.context.fill_request(&head, PREFETCH_PEER);
         // The answer is dropped, as for a client that has hung up.
-        let flight = spans::flight();
-        lead.set_span(&flight);
-        let (task, _) = LeadTask::new(&self.context, lead, head, budget);
+        let read = LeadTask::spawn(&self.context, lead, head, request, budget).await;
+        let Some((task, _)) = read else { return PrefetchOutcome::Revoked };
         // The read runs to its end even during a drain, because clients may have joined it.
-        match self.context.tasks.spawn(task.run(request).instrument(flight)).await {
+        match task.await {
             Ok(FillOutcome::Stored) => PrefetchOutcome::Stored,
             Ok(FillOutcome::Revoked) => PrefetchOutcome::Revoked,
             Ok(FillOutcome::Unstored) => PrefetchOutcome::Store,

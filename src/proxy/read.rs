@@ -8,21 +8,23 @@ use std::sync::Arc;
 
 use hyper::{
     HeaderMap, Request, StatusCode,
-    body::Incoming,
+    body::{Body as _, Incoming},
     http::{Method, request::Parts},
 };
 use tracing::Instrument as _;
 
 use super::{
-    answer::{Answer, FillStatus, Verdict, entry_response, refuse_with, upstream_failure},
+    answer::{Answer, FillStatus, Verdict, entry_response, refuse_with},
     body::Body,
-    exchange::{ProxyContext, Requester, relay_informational},
+    exchange::relay_informational,
     lead::LeadTask,
-    repeat_hit::{RepeatHit, RepeatHits},
+    pass::Passes,
+    proxy_context::{ProxyContext, Requester},
+    repeat_hit::RepeatHits,
     verify::Comparisons,
 };
 use crate::{
-    cache::{AbandonReason, Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry},
+    cache::{Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry},
     config::CacheMode,
     observe::{
         events::{EventKind, HitSample},
@@ -32,7 +34,6 @@ use crate::{
     service::FastPathMiss,
     store::Budget,
     transport::Peer,
-    upstream::RequestBody,
 };
 
 /// Answers cacheable reads.
@@ -41,19 +42,22 @@ pub(super) struct Reads {
     pub(super) context: Arc<ProxyContext>,
     pub(super) comparisons: Arc<Comparisons>,
     pub(super) repeat_hits: Arc<RepeatHits>,
+    pub(super) passes: Arc<Passes>,
 }
 
 impl Reads {
-    /// Answers a read of a job. Everything except a hit in this process is boxed, for the reason
-    /// given at [`answer`](super::Proxy::answer).
+    /// Answers a read of a job, past the cache if it must. Everything except a hit in this process
+    /// is boxed, for the reason given at [`answer`](super::Proxy::answer).
     pub(super) async fn answer(
         &self,
         job: (&JobId, RouteIndex),
         mut request: Request<Incoming>,
         requester: Requester,
         sample: Option<&HitSample>,
-        repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
+        if let Some(why) = self.bypass(&request, requester.client) {
+            return Box::pin(self.passes.forward(request, requester, why)).await;
+        }
         headers::strip_listed(
             request.headers_mut(),
             self.context.cache.fingerprinter().covered_headers(),
@@ -68,11 +72,27 @@ impl Reads {
         let near = self.context.cache.reader.lookup_near(&lookup, &mut budget);
         if let Some(found) = near.instrument(spans::lookup("near")).await {
             self.context.cache.record_answer(&lookup, EventKind::Hit, "", sample);
-            return self.near_hit(found, lookup, request, requester.client, repeat_hit);
+            return self.near_hit(found, lookup, request, requester.client);
         }
         let head = request.into_parts().0;
         let answer = Box::pin(self.read(&lookup, head, requester, budget)).await;
         self.record_answer(&lookup, answer, sample)
+    }
+
+    /// Returns why a read of a job bypasses the cache, if it does.
+    fn bypass(&self, request: &Request<Incoming>, client: Peer) -> Option<Bypass> {
+        // An HTTP/2 request can have a body without a header that announces it.
+        if !request.body().is_end_stream() {
+            return Some(Bypass::RequestBody);
+        }
+        if self.context.cache.fingerprinter().must_bypass(request.headers()) {
+            return Some(Bypass::Credentials);
+        }
+        // The upstream knows the user by the connection, so the fields do not say who is asking.
+        if self.context.upstream.is_bound(client.connection) {
+            return Some(Bypass::BoundConnection);
+        }
+        (self.context.mode == CacheMode::Off).then_some(Bypass::Off)
     }
 
     /// Records an answer in the events of the job.
@@ -110,12 +130,11 @@ impl Reads {
         lookup: LookupRequest,
         request: Request<Incoming>,
         client: Peer,
-        repeat_hit: &mut Option<RepeatHit>,
     ) -> Answer {
-        let answer = hit(&entry, request.method(), request.headers(), now_ms);
+        let mut answer = hit(&entry, request.method(), request.headers(), now_ms);
         let sampled = self.comparisons.is_sampled(request.method(), request.extensions());
         let comparison = sampled.then(|| Comparison::new(&lookup, entry));
-        *repeat_hit = self.repeat_hits.of(&request, lookup, client);
+        answer.repeat = self.repeat_hits.of(&request, lookup, client);
         if let Some(comparison) = comparison {
             self.comparisons.verify(comparison, &request.into_parts().0, client);
         }
@@ -158,14 +177,14 @@ impl Reads {
                         Verdict::Miss { stored: FillStatus::Unknown, collapsed: true, why };
                     self.context.metrics.requests.joined.inc();
                     let now_ms = self.context.cache.store().now_ms();
-                    Answer { response: entry_response(&entry, &head, now_ms), verdict }
+                    Answer::new(entry_response(&entry, &head, now_ms), verdict)
                 }
-                None => self.pass_read(head, requester, Bypass::Alone).await,
+                None => self.passes.forward_read(head, requester, Bypass::Alone).await,
             },
             Lookup::Pass(Bypass::OnlyIfCached) => {
                 refuse_with(StatusCode::GATEWAY_TIMEOUT, Bypass::OnlyIfCached.as_str())
             }
-            Lookup::Pass(why) => self.pass_read(head, requester, why).await,
+            Lookup::Pass(why) => self.passes.forward_read(head, requester, why).await,
         }
     }
 
@@ -178,47 +197,21 @@ impl Reads {
         requester: Requester,
         budget: Budget,
     ) -> Answer {
-        let why = lead.why();
-        if self.context.stale_config.is_stale() {
-            // The read would be shared under rules that no longer hold. If the rules change after
-            // this check, the lease of the read is older than the purge that comes with the new
-            // rules, so nothing is stored.
-            self.context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
-            return self.pass_read(head, requester, why.unwrap_or(Bypass::Alone)).await;
-        }
+        let why = lead.why().unwrap_or(Bypass::Alone);
         let mut request = self.context.fill_request(&head, requester.client);
         relay_informational(&mut request, &requester);
-        let flight = spans::flight();
-        lead.set_span(&flight);
-        let (task, answered) = LeadTask::new(&self.context, lead, head.clone(), budget);
-        self.context.tasks.spawn(task.run(request).instrument(flight));
-        match answered.await {
-            Ok(answer) => answer,
-            // The leader died. A second read is safe.
-            Err(_) => self.pass_read(head, requester, why.unwrap_or(Bypass::Alone)).await,
+        let read = LeadTask::spawn(&self.context, lead, head.clone(), request, budget).await;
+        if let Some((_, answer)) = read
+            && let Ok(answer) = answer.await
+        {
+            return answer;
         }
-    }
-
-    /// Forwards a read that the cache cannot answer, for this client only.
-    pub(super) async fn pass_read(
-        &self,
-        mut head: Parts,
-        requester: Requester,
-        why: Bypass,
-    ) -> Answer {
-        self.context.prepare_request(&mut head, requester.client);
-        let mut request = Request::from_parts(head, RequestBody::Empty);
-        relay_informational(&mut request, &requester);
-        match self.context.exchange(request).await {
-            Ok(response) => {
-                Answer { response: response.map(Body::Upstream), verdict: Verdict::Pass(why) }
-            }
-            Err(error) => upstream_failure(&error),
-        }
+        // Not started, or the leader died. A second read is safe.
+        self.passes.forward_read(head, requester, why).await
     }
 }
 
 fn hit(entry: &Entry, method: &Method, headers: &HeaderMap, now_ms: i64) -> Answer {
     let response = entry.hit(method, headers, now_ms).map(Body::from);
-    Answer { response, verdict: Verdict::Hit }
+    Answer::new(response, Verdict::Hit)
 }

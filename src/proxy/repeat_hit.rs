@@ -31,7 +31,7 @@ use hyper::{
     },
 };
 
-use super::{exchange::ProxyContext, verify::Comparisons};
+use super::{proxy_context::ProxyContext, verify::Comparisons};
 use crate::{
     cache::{Cache, LookupRequest, NearLookup, entry::coding::Coding},
     config::Config,

@@ -13,7 +13,8 @@ use super::{
     answer::{Answer, Verdict, upstream_failure},
     body::Body,
     compared_body::ComparedBody,
-    exchange::{Requester, relay_informational},
+    exchange::relay_informational,
+    proxy_context::Requester,
     read::Reads,
 };
 use crate::{
@@ -54,14 +55,14 @@ impl Reads {
                 // Many upstreams answer HEAD and GET differently, and a HEAD has no body to
                 // compare.
                 self.context.metrics.comparisons.count_shadow(ComparisonResult::Unchecked);
-                self.pass_read(head, requester, Bypass::ShadowHit).await
+                self.passes.forward_read(head, requester, Bypass::ShadowHit).await
             }
             Lookup::Hit(entry) => {
                 self.compare(Comparison::new(lookup, entry), &head, requester).await
             }
             Lookup::Lead(lead) => self.lead(*lead, head, requester, budget).await,
-            Lookup::Join(..) => self.pass_read(head, requester, Bypass::Shadow).await,
-            Lookup::Pass(why) => self.pass_read(head, requester, why).await,
+            Lookup::Join(..) => self.passes.forward_read(head, requester, Bypass::Shadow).await,
+            Lookup::Pass(why) => self.passes.forward_read(head, requester, why).await,
         }
     }
 
@@ -86,7 +87,7 @@ impl Reads {
                     Body::Upstream(body)
                 };
                 let response = Response::from_parts(head, body);
-                Answer { response, verdict: Verdict::Pass(Bypass::ShadowHit) }
+                Answer::new(response, Verdict::Pass(Bypass::ShadowHit))
             }
             Err(error) => {
                 self.context.metrics.comparisons.count_shadow(ComparisonResult::Failed);

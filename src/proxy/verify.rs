@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::exchange::ProxyContext;
+use super::proxy_context::ProxyContext;
 use crate::{
     cache::{Comparison, ComparisonResult},
     config::SampleRate,

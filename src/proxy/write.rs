@@ -1,22 +1,22 @@
 //! Writes: the jobs that a write may change are fenced before it is forwarded, and invalidated
 //! before it is answered. `write_end` invalidates them again when its bodies have ended.
 
-use std::{future::Future, sync::Arc};
+use std::sync::Arc;
 
-use hyper::{Request, StatusCode, body::Incoming};
-use tracing::{Instrument as _, error};
+use hyper::{Request, body::Incoming};
+use tracing::Instrument as _;
 
 use super::{
-    answer::{Answer, close_if_spent, refuse_retryable, refuse_with, upstream_failure},
+    answer::{Answer, close_if_spent, refuse_retryable, upstream_failure},
     body_rules::{
         BodyInspector, InspectError, InspectedResponse, RuleFinding, misses_unknown_response,
     },
-    exchange::{ProtocolSwitch, ProxyContext, Requester, prepare_response},
+    exchange::{ProtocolSwitch, prepare_response},
+    proxy_context::{ProxyContext, Requester},
     unclaimed::UnclaimedWrites,
-    write_end::WriteInvalidation,
+    write_end::{WriteInvalidation, spawn_write},
 };
 use crate::{
-    cache::WriteOutcome,
     limits::Quota,
     observe::{metrics::Registry, spans},
     semantics::route::{WriteScope, WriteTarget},
@@ -44,8 +44,7 @@ impl Writes {
         Self { context, inspector, unclaimed }
     }
 
-    /// Forwards a write in a task of its own: a client that hangs up cancels neither the write nor
-    /// the invalidation that must follow it.
+    /// Forwards a write in a task of its own, and answers it once its jobs are invalidated.
     pub(super) async fn forward(
         self: &Arc<Self>,
         scope: WriteScope,
@@ -53,7 +52,7 @@ impl Writes {
         requester: Requester,
     ) -> Answer {
         let write = Arc::clone(self).forward_write(scope, request, requester);
-        detached(&self.context, write).await
+        spawn_write(&self.context, write).await
     }
 
     async fn forward_write(
@@ -73,13 +72,12 @@ impl Writes {
         };
         let (body, upload) = inspected.body.tracked();
         let (write, result) = self.forward_fenced(&scope, Request::from_parts(head, body)).await;
-        // A response that we reject still answers the write.
-        let outcome = match &result {
-            Err(error) if error.may_have_arrived() => WriteOutcome::Unknown,
-            _ => WriteOutcome::Known,
-        };
-        let mut change = WriteInvalidation::new(write, upload);
-        change.all = self.changes_all(&scope, inspected.finding, &result);
+        let mut invalidation = WriteInvalidation::new(write, upload);
+        invalidation.all = self.changes_all(&scope, inspected.finding, &result);
+        // Noted here, because a response that we reject below still answers the write.
+        if result.as_ref().is_err_and(UpstreamError::may_have_arrived) {
+            invalidation.note_unknown();
+        }
         let result = result.map(|InspectedResponse { response, named }| {
             let mut jobs = named.jobs;
             jobs.extend(self.context.routes.location_targets(&target, &response));
@@ -87,8 +85,8 @@ impl Writes {
             if response.status().is_success() && !is_claimed {
                 self.unclaimed.count(&self.context.routes, &method, &target);
             }
-            self.context.cache.invalidator.widen(&mut change.write, &jobs);
-            change.note_status(response.status());
+            self.context.cache.invalidator.widen(&mut invalidation.write, &jobs);
+            invalidation.note_status(response.status());
             response
         });
         let mut result =
@@ -96,7 +94,7 @@ impl Writes {
         if let Ok(response) = &mut result {
             close_if_spent(response, &requester);
         }
-        change.conclude(Arc::clone(&self.context), outcome, result).await
+        invalidation.conclude(Arc::clone(&self.context), result).await
     }
 
     /// Whether a write counts as one that changes every job, unless its status refuses it.
@@ -147,19 +145,5 @@ impl Writes {
             never = self.context.cache.invalidator.keep_fenced(&write) => match never {},
         };
         (write, result)
-    }
-}
-
-/// Runs a write in a task of its own.
-pub(super) async fn detached(
-    context: &ProxyContext,
-    write: impl Future<Output = Answer> + Send + 'static,
-) -> Answer {
-    match context.tasks.spawn(write.instrument(spans::current())).await {
-        Ok(answer) => answer,
-        Err(error) => {
-            error!(%error, "a write task died");
-            refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
-        }
     }
 }

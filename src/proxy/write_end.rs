@@ -10,19 +10,19 @@
 //! that nothing was done. Whenever the fence has fallen before the bodies ended, the last end still
 //! drops what was stored meanwhile.
 
-use std::{sync::Arc, time::Instant};
+use std::{future::Future, sync::Arc, time::Instant};
 
 use hyper::{Request, Response, StatusCode, body::Body as _};
-use tracing::{Instrument as _, Span};
+use tracing::{Instrument as _, Span, error};
 
 use super::{
-    answer::{Answer, Verdict, upstream_failure},
+    answer::{Answer, Verdict, refuse_with, upstream_failure},
     body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
     body_rules::is_event_stream,
-    exchange::ProxyContext,
+    proxy_context::ProxyContext,
 };
 use crate::{
-    cache::{Cache, EndStage, FenceEnd, WriteOutcome},
+    cache::{EndStage, FenceEnd, InvalidationSource, WriteOutcome},
     mutants::{self, Mutant},
     observe::spans,
     store::{Ended, Write},
@@ -35,16 +35,12 @@ pub(super) struct WriteInvalidation {
     pub(super) write: Write,
     /// Whether the write changes every job.
     pub(super) all: bool,
-    /// Whether the status says that nothing was done.
-    refused: bool,
-    /// Outcome of the write as far as the response shows it.
+    /// Outcome of the write as far as it has shown itself.
     outcome: WriteOutcome,
     /// Decided once, with the fence: a body over HTTP/2 may end at any time.
     response_body: ResponseBodyState,
     /// The end of the upload, if it may still be under way.
     upload: Option<UploadEnd>,
-    /// Whether the upload ended early. The upstream may act on the part that has arrived.
-    upload_truncated: bool,
 }
 
 /// Whether the response body may still be under way.
@@ -59,36 +55,32 @@ impl WriteInvalidation {
         Self {
             write,
             all: false,
-            refused: false,
             outcome: WriteOutcome::Known,
             response_body: ResponseBodyState::Ended,
             upload,
-            upload_truncated: false,
         }
     }
 
-    /// Invalidates what a write has changed, then answers it. Must run in a task that nothing
-    /// cancels.
+    /// Invalidates what a write has changed, then answers it. Must run in [`spawn_write`], so that
+    /// nothing cancels it.
     pub(super) async fn conclude(
         mut self,
         context: Arc<ProxyContext>,
-        outcome: WriteOutcome,
         result: Result<Response<Body>, UpstreamError>,
     ) -> Answer {
         let fence = if let Ok(response) = &result {
             self.fence_at_head(response)
         } else {
             self.upload = None;
-            FenceEnd::Now(outcome)
+            FenceEnd::Now(self.outcome)
         };
-        let span = spans::invalidate(&spans::current(), "write");
-        let ended = self.run(&context.cache, fence).instrument(span.clone()).await;
-        spans::record_result(&span, ended.as_str());
+        let source = InvalidationSource::Write;
+        let ended = self.invalidate(&context, fence, source, &spans::current()).await;
         let pending = ended == Ended::Pending;
         match result {
             Ok(response) => {
                 let response = response.map(|body| self.invalidate_at_ends(context, body, fence));
-                Answer { response, verdict: Verdict::Write { pending } }
+                Answer::new(response, Verdict::Write { pending })
             }
             Err(error) => upstream_failure(&error),
         }
@@ -96,18 +88,10 @@ impl WriteInvalidation {
 
     /// Invalidates again when the bodies have ended, and before the client sees the end of the
     /// response.
-    fn invalidate_at_ends(
-        mut self,
-        context: Arc<ProxyContext>,
-        body: Body,
-        fence: FenceEnd,
-    ) -> Body {
+    fn invalidate_at_ends(self, context: Arc<ProxyContext>, body: Body, fence: FenceEnd) -> Body {
         let parent = spans::current();
         if self.response_body == ResponseBodyState::Ended {
-            if let Some(upload) = self.upload.take() {
-                let tasks = context.tasks.clone();
-                tasks.spawn(self.end_after_upload(context, upload, parent));
-            }
+            self.spawn_end_after_upload(context, parent);
             return body;
         }
         let end = move |finishing: BodyEndFuture| {
@@ -125,38 +109,31 @@ impl WriteInvalidation {
         fence: FenceEnd,
         parent: Span,
     ) {
-        self.outcome = match finishing.await {
-            BodyEnd::Complete => WriteOutcome::Known,
-            BodyEnd::Truncated => WriteOutcome::Unknown,
-        };
+        if finishing.await == BodyEnd::Truncated {
+            self.note_unknown();
+        }
         self.response_body = ResponseBodyState::Ended;
-        self.note_upload();
+        self.check_upload();
         let kept = self.upload.is_some().then_some(fence);
         self.end_again(&context, kept, &parent).await;
-        if let Some(upload) = self.upload.take() {
-            let tasks = context.tasks.clone();
-            tasks.spawn(self.end_after_upload(context, upload, parent));
-        }
+        self.spawn_end_after_upload(context, parent);
     }
 
-    /// Invalidates when the upload has ended, which is after the response.
-    async fn end_after_upload(
-        mut self,
-        context: Arc<ProxyContext>,
-        upload: UploadEnd,
-        parent: Span,
-    ) {
-        self.upload_truncated = upload.outcome().await == UploadOutcome::Truncated;
-        self.end_again(&context, None, &parent).await;
+    /// Invalidates when the upload has ended, if it is still under way after the response.
+    fn spawn_end_after_upload(mut self, context: Arc<ProxyContext>, parent: Span) {
+        let Some(upload) = self.upload.take() else { return };
+        let tasks = context.tasks.clone();
+        tasks.spawn(async move {
+            self.note_upload(upload.outcome().await);
+            self.end_again(&context, None, &parent).await;
+        });
     }
 
     /// Invalidates again, and lifts the fence unless it is kept.
     async fn end_again(&mut self, context: &ProxyContext, kept: Option<FenceEnd>, parent: &Span) {
         self.all |= context.stale_config.is_stale();
-        let fence = kept.unwrap_or_else(|| FenceEnd::Now(self.final_outcome()));
-        let span = spans::invalidate(parent, "write-body");
-        let ended = self.run_again(&context.cache, fence).instrument(span.clone()).await;
-        spans::record_result(&span, ended.as_str());
+        let fence = kept.unwrap_or(FenceEnd::Now(self.outcome));
+        self.invalidate(context, fence, InvalidationSource::WriteBody, parent).await;
     }
 
     /// Notes whether the status says that nothing was done. Then no other job is dropped, and the
@@ -171,23 +148,32 @@ impl WriteInvalidation {
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             StatusCode::TOO_MANY_REQUESTS,
         ];
-        self.refused = refusals.contains(&status);
-        self.all &= !self.refused;
-    }
-
-    /// Forgets an upload that has ended, and notes how.
-    fn note_upload(&mut self) {
-        if let Some(outcome) = self.upload.as_mut().and_then(UploadEnd::try_outcome) {
-            self.upload_truncated = outcome == UploadOutcome::Truncated;
-            self.upload = None;
+        if refusals.contains(&status) {
+            self.outcome = WriteOutcome::Refused;
+            self.all = false;
         }
     }
 
-    fn final_outcome(&self) -> WriteOutcome {
-        match self.outcome {
-            _ if self.refused => WriteOutcome::Refused,
-            _ if self.upload_truncated => WriteOutcome::Unknown,
-            outcome => outcome,
+    /// Notes that the upstream may still commit the write, unless its status says that nothing was
+    /// done.
+    pub(super) fn note_unknown(&mut self) {
+        if self.outcome == WriteOutcome::Known {
+            self.outcome = WriteOutcome::Unknown;
+        }
+    }
+
+    /// Notes how the upload ended. The upstream may act on the part of it that has arrived.
+    fn note_upload(&mut self, outcome: UploadOutcome) {
+        if outcome == UploadOutcome::Truncated {
+            self.note_unknown();
+        }
+    }
+
+    /// Forgets an upload that has ended, and notes how.
+    fn check_upload(&mut self) {
+        if let Some(outcome) = self.upload.as_mut().and_then(UploadEnd::try_outcome) {
+            self.upload = None;
+            self.note_upload(outcome);
         }
     }
 
@@ -196,15 +182,15 @@ impl WriteInvalidation {
         if response.body().leaves_upload() || mutants::is(Mutant::EndOnce) {
             self.upload = None;
         }
-        self.note_upload();
+        self.check_upload();
         let is_over = response.body().is_end_stream() || mutants::is(Mutant::EndOnce);
         self.response_body =
             if is_over { ResponseBodyState::Ended } else { ResponseBodyState::Open };
-        let ends_with_head = self.refused
+        let ends_with_head = self.outcome == WriteOutcome::Refused
             || is_event_stream(response.headers())
             || response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if self.stage() == EndStage::Last || ends_with_head {
-            FenceEnd::Now(self.final_outcome())
+            FenceEnd::Now(self.outcome)
         } else {
             FenceEnd::WithBodies(Instant::now())
         }
@@ -216,29 +202,47 @@ impl WriteInvalidation {
         if is_over { EndStage::Last } else { EndStage::Early }
     }
 
-    /// Invalidates before the write is answered.
-    async fn run(&self, cache: &Arc<Cache>, fence: FenceEnd) -> Ended {
-        let ended = cache.invalidator.end(&self.write, fence, self.stage()).await;
-        self.run_all(cache, fence, ended).await
-    }
-
-    /// Invalidates again, when a body has ended.
-    async fn run_again(&self, cache: &Arc<Cache>, fence: FenceEnd) -> Ended {
-        let ended = cache.invalidator.end_after_body(&self.write, fence, self.stage()).await;
-        self.run_all(cache, fence, ended).await
-    }
-
-    async fn run_all(&self, cache: &Arc<Cache>, fence: FenceEnd, ended: Ended) -> Ended {
-        if !self.all {
-            return ended;
-        }
-        let outcome = match fence {
-            FenceEnd::Now(outcome) => outcome,
-            FenceEnd::WithBodies(_) => WriteOutcome::Known,
+    /// Invalidates the jobs of the write, or every job, in a span under `parent`.
+    async fn invalidate(
+        &self,
+        context: &ProxyContext,
+        fence: FenceEnd,
+        source: InvalidationSource,
+        parent: &Span,
+    ) -> Ended {
+        let invalidator = &context.cache.invalidator;
+        let span = spans::invalidate(parent, source.as_str());
+        let end = async {
+            let ended = invalidator.end(&self.write, fence, self.stage(), source).await;
+            if !self.all {
+                return ended;
+            }
+            let outcome = match fence {
+                FenceEnd::Now(outcome) => outcome,
+                FenceEnd::WithBodies(_) => WriteOutcome::Known,
+            };
+            match invalidator.end_all(outcome).await {
+                Ended::Confirmed { .. } => ended,
+                Ended::Pending => Ended::Pending,
+            }
         };
-        match cache.invalidator.end_all(outcome).await {
-            Ended::Confirmed { .. } => ended,
-            Ended::Pending => Ended::Pending,
+        let ended = end.instrument(span.clone()).await;
+        spans::record_result(&span, ended.as_str());
+        ended
+    }
+}
+
+/// Runs a write in a task of its own: a client that hangs up cancels neither the write nor the
+/// invalidation that must follow it.
+pub(super) async fn spawn_write(
+    context: &ProxyContext,
+    write: impl Future<Output = Answer> + Send + 'static,
+) -> Answer {
+    match context.tasks.spawn(write.instrument(spans::current())).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            error!(%error, "a write task died");
+            refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
         }
     }
 }

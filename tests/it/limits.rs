@@ -9,6 +9,8 @@ use jobcache::{
     config::{Config, InvalidateRule, Secret},
 };
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use crate::support::{
     Reply, SOON, Setup, eventually,
     raw::{Between, LAST_OK, OK, ok, request},
@@ -49,6 +51,24 @@ async fn past_so_many_requests_further_ones_are_answered_503_at_once() {
     assert_eq!(first.answer().await.0, 404);
     assert!(setup.get(X).await.is_stored());
     metric_is(&setup, "jobcache_requests_in_flight", 0).await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_refused_by_its_head_is_not_one_of_so_many() {
+    let setup = Setup::with(|config| config.server.max_requests = 1).await;
+    let gate = setup.upstream.hold(Method::GET, "/slow");
+    let first = setup.sidecar.client.start(Method::GET, "/slow", "").await;
+    gate.arrived(1).await;
+    let mut stream = setup.sidecar.client.connect().await;
+
+    stream.write_all(b"GET /no-host HTTP/1.1\r\n\r\n").await.expect("a request sent");
+
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert_eq!(hits(&setup, "server.max_requests").await, 0);
+    gate.release();
+    assert_eq!(first.answer().await.0, 404);
 }
 
 #[tokio::test]

@@ -177,6 +177,7 @@ pub(super) fn refused_text(why: Refusal) -> &'static str {
         }
         Refusal::Target => "its target has a form that its method does not allow",
         Refusal::TransferCoding => "its Transfer-Encoding is not chunked",
+        Refusal::Connect => "jobcache does not open tunnels",
         Refusal::UriTooLong => "its path and query are longer than server.max_uri",
         Refusal::TooManyHeaders => "it has more fields than server.max_headers",
     }
