@@ -1,13 +1,13 @@
 //! The upstream read that all waiting clients of a job share.
 //!
 //! The read is a task of its own, so the client that began it may hang up. Every way out of the
-//! task lands the flight or abandons it. A panic drops the [`LeaderRead`], which sends the waiting
+//! task publishes the response or abandons the flight. A panic drops the [`LeaderRead`], which sends the waiting
 //! clients to the upstream on their own.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
-    Request, Response, StatusCode,
+    Request, Response,
     http::{
         header::{CONTENT_LENGTH, ETAG, TRANSFER_ENCODING},
         request, response,
@@ -17,36 +17,21 @@ use tokio::{sync::oneshot, time::timeout};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    answer::{Answer, FillStatus, Verdict, entry_response, upstream_failure},
+    answer::{Answer, Verdict, entry_response, upstream_failure},
     body::{Body, Captured, Tee, TeeCapture, capture, capture_tee},
     exchange::{ProtocolSwitch, ProxyContext, prepare_response},
 };
 use crate::{
-    cache::{AbandonReason, LeaderRead, PublishedRead, entry::Entry},
+    cache::{AbandonReason, FillResult, LeaderRead, PublishedRead, entry::Entry},
     config::CacheMode,
     observe::spans,
     semantics::policy::{Bypass, Freshness, NoStore},
-    store::{Budget, Fill},
+    store::Budget,
     upstream::{RequestBody, ResponseBody, RetryPolicy},
 };
 
 /// How long the clients that joined wait for a streaming body.
 const STREAM_WAIT: Duration = Duration::from_millis(250);
-
-/// The result of a shared read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FillOutcome {
-    /// The response is in the store.
-    Stored,
-    /// The job changed during the read.
-    Revoked,
-    /// The store did not take it.
-    Unstored,
-    /// The response, with this status, may not be stored.
-    Unstorable(NoStore, StatusCode),
-    /// The upstream gave no response, or an incomplete one.
-    Failed,
-}
 
 /// One shared read.
 pub(super) struct LeadTask {
@@ -77,7 +62,7 @@ impl LeadTask {
 
     /// Reads the upstream, answers the clients that wait, and stores the response if it may be
     /// stored.
-    pub(super) async fn run(mut self, request: Request<RequestBody>) -> FillOutcome {
+    pub(super) async fn run(mut self, request: Request<RequestBody>) -> FillResult {
         self.lead.wait_for_turn().await;
         let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
@@ -110,7 +95,7 @@ impl LeadTask {
         head: response::Parts,
         body: ResponseBody,
         freshness: Freshness,
-    ) -> FillOutcome {
+    ) -> FillResult {
         match capture(
             body,
             self.context.cache.filler.max_body(),
@@ -120,9 +105,9 @@ impl LeadTask {
         {
             Captured::Whole(body) => {
                 let Self { context, lead, why, client_head: asked, budget, answer } = self;
-                let landed = context.cache.filler.publish(lead, &head, body, freshness);
-                let entry = Arc::clone(&landed.entry);
-                store_then(&context, landed, budget, |stored| {
+                let published = context.cache.filler.publish(lead, &head, body, freshness);
+                let entry = Arc::clone(&published.entry);
+                store_then(&context, published, budget, |filled| {
                     let response = if context.mode == CacheMode::Shadow {
                         Response::from_parts(head, Body::from(entry.body().clone()))
                     } else if entry.is_held_by(&asked.headers) {
@@ -130,7 +115,7 @@ impl LeadTask {
                     } else {
                         upstream_response(head, &entry)
                     };
-                    let verdict = Verdict::Miss { stored, collapsed: false, why };
+                    let verdict = Verdict::Miss { filled, collapsed: false, why };
                     let _ = answer.send(Answer { response, verdict });
                 })
                 .await
@@ -146,11 +131,11 @@ impl LeadTask {
         head: response::Parts,
         body: ResponseBody,
         freshness: Freshness,
-    ) -> FillOutcome {
+    ) -> FillResult {
         let Self { context, lead, why, answer, .. } = self;
         let (tee, client_end) = Tee::new(context.cache.filler.capture_quota());
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
-        let verdict = Verdict::Miss { stored: FillStatus::Unknown, collapsed: false, why };
+        let verdict = Verdict::Miss { filled: None, collapsed: false, why };
         let _ = answer.send(Answer { response, verdict });
         let captured = {
             let mut capture = pin!(capture_tee(body, context.cache.filler.max_body(), &tee));
@@ -163,39 +148,36 @@ impl LeadTask {
         };
         match captured {
             TeeCapture::Whole(body) if !body.is_empty() => {
-                let landed = context.cache.filler.publish(lead, &head, body, freshness);
-                store_then(&context, landed, context.cache.budget(), |_| tee.finish()).await
+                let published = context.cache.filler.publish(lead, &head, body, freshness);
+                store_then(&context, published, context.cache.budget(), |_| tee.finish()).await
             }
             TeeCapture::Whole(_) => {
                 tee.finish();
-                context.cache.filler.abandon(lead, AbandonReason::Unstorable(NoStore::Empty)).await;
-                FillOutcome::Unstorable(NoStore::Empty, head.status)
+                let why = AbandonReason::Unstorable(NoStore::Empty, head.status);
+                context.cache.filler.abandon(lead, why).await
             }
             TeeCapture::Unstorable(why) => {
-                context.cache.filler.abandon(lead, AbandonReason::Unstorable(why)).await;
-                FillOutcome::Unstorable(why, head.status)
+                let why = AbandonReason::Unstorable(why, head.status);
+                context.cache.filler.abandon(lead, why).await
             }
             TeeCapture::Broken => {
-                context.cache.filler.abandon(lead, AbandonReason::Unanswered).await;
-                FillOutcome::Failed
+                context.cache.filler.abandon(lead, AbandonReason::Unanswered).await
             }
         }
     }
 
-    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillOutcome {
-        let status = head.status;
+    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillResult {
+        let reason = AbandonReason::Unstorable(why, head.status);
         let response = Response::from_parts(head, body);
-        let verdict =
-            Verdict::Miss { stored: FillStatus::NotStored(why), collapsed: false, why: self.why };
+        let filled = Some(FillResult::Abandoned(reason));
+        let verdict = Verdict::Miss { filled, collapsed: false, why: self.why };
         let _ = self.answer.send(Answer { response, verdict });
-        self.context.cache.filler.abandon(self.lead, AbandonReason::Unstorable(why)).await;
-        FillOutcome::Unstorable(why, status)
+        self.context.cache.filler.abandon(self.lead, reason).await
     }
 
-    async fn fail(self, answer: Answer) -> FillOutcome {
+    async fn fail(self, answer: Answer) -> FillResult {
         let _ = self.answer.send(answer);
-        self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered).await;
-        FillOutcome::Failed
+        self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered).await
     }
 }
 
@@ -213,39 +195,28 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
     [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name))
 }
 
-/// Stores a landed response and records the result in its span.
-async fn fill_in_span(context: &ProxyContext, landed: PublishedRead, span: Span) -> Option<Fill> {
-    let filled = context.cache.filler.fill(landed).await;
-    spans::record_result(
-        &span,
-        match filled {
-            Some(Fill::Stored) => "stored",
-            Some(Fill::Revoked) => "revoked",
-            None => "not-stored",
-        },
-    );
+/// Stores a published response and records the result in its span.
+async fn fill_in_span(context: &ProxyContext, published: PublishedRead, span: Span) -> FillResult {
+    let filled = context.cache.filler.fill(published).await;
+    spans::record_result(&span, filled.as_str());
     filled
 }
 
-/// Stores a landed response, and calls `then` when that is done or the budget is spent.
+/// Stores a published response. Calls `then` when that is done, or without a result when the budget is
+/// spent.
 async fn store_then(
     context: &ProxyContext,
-    landed: PublishedRead,
+    published: PublishedRead,
     budget: Budget,
-    then: impl FnOnce(FillStatus),
-) -> FillOutcome {
+    then: impl FnOnce(Option<FillResult>),
+) -> FillResult {
     let span = spans::fill();
-    let mut fill = Box::pin(fill_in_span(context, landed, span.clone()).instrument(span));
-    let filled = if let Ok(filled) = timeout(budget.left(), &mut fill).await {
-        then(if filled == Some(Fill::Stored) { FillStatus::Stored } else { FillStatus::Unknown });
+    let mut fill = Box::pin(fill_in_span(context, published, span.clone()).instrument(span));
+    if let Ok(filled) = timeout(budget.left(), &mut fill).await {
+        then(Some(filled));
         filled
     } else {
-        then(FillStatus::Unknown);
+        then(None);
         fill.await
-    };
-    match filled {
-        Some(Fill::Stored) => FillOutcome::Stored,
-        Some(Fill::Revoked) => FillOutcome::Revoked,
-        None => FillOutcome::Unstored,
     }
 }

@@ -14,12 +14,9 @@ use hyper::{
 };
 use tracing::{Instrument as _, error};
 
-use super::{
-    Proxy,
-    lead::{FillOutcome, LeadTask},
-};
+use super::{Proxy, lead::LeadTask};
 use crate::{
-    cache::{AbandonReason, LeaderRead, PrefetchLookup},
+    cache::{AbandonReason, FillResult, LeaderRead, PrefetchLookup},
     config::CacheMode,
     observe::spans,
     semantics::{
@@ -173,8 +170,9 @@ impl Proxy {
     ) -> PrefetchOutcome {
         if self.context.stale_config.is_stale() {
             // As for a client: the read would use rules that no longer hold.
-            self.context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
-            return PrefetchOutcome::Revoked;
+            let why = AbandonReason::Superseded;
+            self.context.cache.filler.abandon(lead, why).await;
+            return abandoned_for(why);
         }
         let request = self.context.fill_request(&head, PREFETCH_PEER);
         // The answer is dropped, as for a client that has hung up.
@@ -183,16 +181,10 @@ impl Proxy {
         let (task, _) = LeadTask::new(&self.context, lead, head, budget);
         // The read runs to its end even during a drain, because clients may have joined it.
         match self.context.tasks.spawn(task.run(request).instrument(flight)).await {
-            Ok(FillOutcome::Stored) => PrefetchOutcome::Stored,
-            Ok(FillOutcome::Revoked) => PrefetchOutcome::Revoked,
-            Ok(FillOutcome::Unstored) => PrefetchOutcome::Store,
-            Ok(FillOutcome::Unstorable(_, status)) if status.is_server_error() => {
-                PrefetchOutcome::Upstream
-            }
-            Ok(FillOutcome::Unstorable(NoStore::Status, _)) => PrefetchOutcome::Status,
-            Ok(FillOutcome::Unstorable(NoStore::Memory, _)) => PrefetchOutcome::Busy,
-            Ok(FillOutcome::Unstorable(..)) => PrefetchOutcome::Unstorable,
-            Ok(FillOutcome::Failed) => PrefetchOutcome::Upstream,
+            Ok(FillResult::Stored) => PrefetchOutcome::Stored,
+            Ok(FillResult::Revoked) => PrefetchOutcome::Revoked,
+            Ok(FillResult::Failed | FillResult::Unconfirmed) => PrefetchOutcome::Store,
+            Ok(FillResult::Abandoned(why)) => abandoned_for(why),
             // A task that panicked has stored nothing.
             Err(error) => {
                 error!(%error, "a prefetch task died");
@@ -229,6 +221,19 @@ impl Proxy {
             read.extend_from_slice(&data);
         }
         Ok(read.freeze())
+    }
+}
+
+fn abandoned_for(why: AbandonReason) -> PrefetchOutcome {
+    match why {
+        AbandonReason::Unstorable(_, status) if status.is_server_error() => {
+            PrefetchOutcome::Upstream
+        }
+        AbandonReason::Unstorable(NoStore::Status, _) => PrefetchOutcome::Status,
+        AbandonReason::Unstorable(NoStore::Memory, _) => PrefetchOutcome::Busy,
+        AbandonReason::Unstorable(..) => PrefetchOutcome::Unstorable,
+        AbandonReason::Unanswered => PrefetchOutcome::Upstream,
+        AbandonReason::Superseded => PrefetchOutcome::Revoked,
     }
 }
 
