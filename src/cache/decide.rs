@@ -61,7 +61,7 @@ pub(super) enum Uncached {
     Unconfirmed(Bypass),
 }
 
-/// How a read is answered for which there is an entry.
+/// How a read is answered if there is an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WithEntry {
     /// By the entry.
@@ -72,7 +72,7 @@ pub(super) enum WithEntry {
     Uncached(Uncached),
 }
 
-/// How a read goes on for which there is no entry.
+/// How a read goes on if there is no entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoEntry {
     /// It asks for the lease.
@@ -82,7 +82,7 @@ pub(super) enum NoEntry {
     Uncached(Uncached),
 }
 
-/// How a read goes on whose lease another reader holds. `F` is the flight of that reader.
+/// How a read goes on if another reader holds the lease. `F` is the flight of that reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OtherLease<F> {
     /// It shares the response that the other reader in this process is getting.
@@ -99,11 +99,11 @@ pub(super) struct LeaseHolder<F> {
     pub(super) is_same_read: bool,
     /// Its flight, if it is in this process and the request may join it.
     pub(super) flight: Option<F>,
-    /// Another read has waited for its entry in vain.
+    /// Another read has waited for its entry without result.
     pub(super) was_waited_for: bool,
 }
 
-/// Decides a read for which the store holds an entry of this job.
+/// Decides a read if the store holds an entry of this job.
 pub(super) fn with_entry(facts: &Facts, entry: EntryFacts, in_grace: bool) -> WithEntry {
     // During the grace nothing is a hit, and nothing that the store shows proves when a read began.
     if in_grace {
@@ -119,7 +119,7 @@ pub(super) fn with_entry(facts: &Facts, entry: EntryFacts, in_grace: bool) -> Wi
     }
 }
 
-/// Decides a read for which the store holds no value, or one that is no valid entry for this request.
+/// Decides a read if the store holds no value, or one that is no valid entry for this request.
 pub(super) fn without_entry(facts: &Facts, reject: Option<Reject>, in_grace: bool) -> NoEntry {
     let is_foreign = reject == Some(Reject::Foreign);
     if in_grace {
@@ -140,13 +140,13 @@ pub(super) fn without_entry(facts: &Facts, reject: Option<Reject>, in_grace: boo
     }
 }
 
-/// Decides a read whose lease was granted. Returns how it is answered if it may not fill, because the
+/// Decides a read that was granted the lease. Returns how it is answered if it may not fill, because the
 /// store has restarted since its value was read.
 pub(super) fn granted(facts: &Facts, is_of_other_epoch: bool) -> Option<Uncached> {
     is_of_other_epoch.then(|| unconfirmed(facts, Bypass::Grace))
 }
 
-/// Decides a read whose lease another reader holds.
+/// Decides a read if another reader holds the lease.
 pub(super) fn leased<F>(facts: &Facts, holder: LeaseHolder<F>) -> OtherLease<F> {
     if facts.directives.no_cache {
         return OtherLease::Uncached(unconfirmed(facts, Bypass::NoCache));
@@ -164,8 +164,8 @@ pub(super) fn leased<F>(facts: &Facts, holder: LeaseHolder<F>) -> OtherLease<F> 
     }
 }
 
-/// Decides a read that a value overtook that is no valid entry for this request: while the read asked
-/// for a lease, or while it waited for the entry of another reader. The value is never replaced.
+/// Decides a read if a value appeared that is no valid entry for this request: while the read asked for
+/// a lease, or while it waited for the entry of another reader. The value is never replaced.
 pub(super) fn overtaken(facts: &Facts, reject: Reject, in_grace: bool) -> Uncached {
     let why = match reject {
         _ if in_grace => Bypass::Grace,

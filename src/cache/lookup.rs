@@ -90,7 +90,7 @@ impl CacheReader {
         }
     }
 
-    /// Collects the facts about a read for which there is no entry, and notes a foreign value.
+    /// Collects the facts about a read without an entry, and notes a foreign value.
     pub(super) fn facts_without_entry(
         &self,
         request: &LookupRequest,
@@ -176,7 +176,7 @@ impl CacheReader {
         }
     }
 
-    /// Answers a read for which there is an entry.
+    /// Answers a read if there is an entry.
     fn answer_with_entry(&self, request: &LookupRequest, known: KnownEntry) -> Lookup {
         let KnownEntry { entry, seen } = &known;
         let (in_grace, now_ms) = (seen.in_grace, seen.now_ms);

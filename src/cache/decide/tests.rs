@@ -107,8 +107,8 @@ fn a_lease_of_another_epoch_is_not_filled() {
     assert_eq!(granted(&solo(), true), Some(pass(Bypass::Grace)));
 }
 
-/// Every row: facts, whether the other reader reads the same, in this process, and was waited for in
-/// vain; the decision.
+/// Every row: facts; whether the other reader reads the same, is in this process, and was waited for
+/// before; the decision.
 #[test]
 fn how_a_read_goes_on_whose_lease_another_reader_holds() {
     let no_cache = facts(|f| f.directives.no_cache = true);

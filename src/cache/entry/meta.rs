@@ -221,3 +221,33 @@ impl Entry {
         json
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any program that can write to the store can write a meta.
+    #[test]
+    fn more_headers_than_a_map_holds_are_refused() {
+        let headers = vec![("x".to_owned(), String::new()); 1 << 15];
+        let meta = Meta {
+            v: META_VERSION,
+            api: String::new(),
+            route: String::new(),
+            id: String::new(),
+            status: 200,
+            headers,
+            digest: digest(b"{}"),
+            zstd_of: None,
+            generation: String::new(),
+            stored_at_ms: 0,
+            age_ms: 0,
+            epoch: String::new(),
+            public: false,
+            drops_last_modified: false,
+            audience: vec![],
+            expires_at_ms: 0,
+        };
+        assert!(Entry::from_meta(meta, Bytes::from("{}")).is_none());
+    }
+}
