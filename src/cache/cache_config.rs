@@ -21,7 +21,7 @@ use crate::{
 /// Margin that is added to the upstream's response timeout, so that a fence outlives its write.
 const FENCE_MARGIN: Duration = Duration::from_secs(10);
 
-/// What the configuration says about requests, responses and times. A reload replaces it.
+/// The configuration of requests, responses and times. A reload replaces it.
 #[derive(Debug)]
 pub(super) struct CacheConfig {
     pub(super) fingerprinter: Fingerprinter,

@@ -17,11 +17,11 @@ use crate::semantics::{
     policy::{Bypass, RequestDirectives},
 };
 
-/// What a read asks for, and what this process remembers about its job.
+/// The wishes of a read, and the notes of this process about its job.
 #[allow(clippy::struct_excessive_bools, reason = "the facts are independent of each other")]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Facts {
-    /// What the request says about caching.
+    /// The directives of the request about caching.
     pub(super) directives: RequestDirectives,
     /// The request is a GET, so its response may be stored as far as the method is concerned.
     pub(super) may_fill: bool,

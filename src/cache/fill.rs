@@ -85,7 +85,7 @@ pub struct PublishedRead {
     is_refresh: bool,
 }
 
-/// What became of the response of a shared read.
+/// The result of a shared read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FillResult {
     /// It is in the store.

@@ -1,4 +1,4 @@
-//! What this process has noted about jobs: attempts that are not worth repeating, and what keeps the
+//! The notes of this process about jobs: attempts that are not worth repeating, and what keeps the
 //! callers of a job apart.
 
 use std::{

@@ -48,7 +48,7 @@ impl Lookup {
     }
 }
 
-/// What the store holds for a read.
+/// The value that the store holds for a read.
 pub(super) enum Found {
     /// An entry of this job.
     Entry(KnownEntry),

@@ -1,4 +1,4 @@
-//! What the parts of the cache share: the store, and everything that a change of a job has to reach.
+//! The state that the parts of the cache share: the store, and everything that a change of a job has to reach.
 
 use std::{fmt, sync::Arc};
 

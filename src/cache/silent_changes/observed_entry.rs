@@ -1,4 +1,4 @@
-//! What reads and fills tell the memory of silent changes.
+//! The entries that reads and fills report to the memory of silent changes.
 
 use xxhash_rust::xxh3::xxh3_64;
 
