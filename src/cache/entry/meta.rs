@@ -26,7 +26,7 @@ const COMPRESSED_META_VERSION: u8 = 4;
 
 /// Content of `{job_status:<id>}:meta`. The store adds `expires_at_ms` when it stores the meta.
 #[derive(Debug, Serialize, Deserialize)]
-struct Meta {
+pub(super) struct Meta {
     v: u8,
     /// Name of the API, template of the route, and text of its variable.
     api: String,
@@ -125,7 +125,7 @@ impl Entry {
         Some(Self::from_meta(meta, stored.body.clone()).ok_or(Reject::Corrupt))
     }
 
-    fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
+    pub(super) fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
         let identity = meta.identity().hash();
         let mut headers =
             HeaderMap::try_with_capacity(meta.headers.len() + MAX_ADDED_HEADERS).ok()?;

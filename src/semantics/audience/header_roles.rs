@@ -189,8 +189,8 @@ mod tests {
     #[test]
     fn no_header_is_on_both_built_in_lists() {
         let ignored: Vec<&str> = IGNORED_HEADERS.iter().copied().flatten().copied().collect();
-        let both = VARIANT_HEADERS.iter().chain([&BAGGAGE]);
+        let both = VARIANT_HEADERS.into_iter().chain([BAGGAGE]);
         let both: Vec<_> = both.filter(|name| ignored.contains(&name.as_str())).collect();
-        assert_eq!(both, Vec::<&HeaderName>::new());
+        assert_eq!(both, Vec::<HeaderName>::new());
     }
 }
