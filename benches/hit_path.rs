@@ -20,14 +20,14 @@ use hyper::{
     http::request::Parts,
 };
 use jobcache::{
-    cache::{Cache, Lookup, entry::Entry},
+    cache::{Cache, FillResult, Lookup, entry::Entry},
     config::{Config, StoreUrl},
     observe::metrics::Registry,
     semantics::{
         audience::Fingerprinter,
         route::{Route, Routes},
     },
-    store::{CredentialKey, Fill, Key, Seen},
+    store::{CredentialKey, Key, Seen},
 };
 use tokio::runtime::Runtime;
 
@@ -201,8 +201,8 @@ async fn fill(cache: &Cache, head: &Parts, body: Bytes) {
     let response = Response::builder().header(CONTENT_TYPE, "application/json").body(());
     let (response, ()) = response.expect("a valid response").into_parts();
     let freshness = cache.filler.freshness(&response).expect("a plain 200 may be stored");
-    let landed = cache.filler.publish(*lead, &response, body, freshness);
-    assert_eq!(cache.filler.fill(landed).await, Some(Fill::Stored));
+    let published = cache.filler.publish(*lead, &response, body, freshness);
+    assert_eq!(cache.filler.fill(published).await, FillResult::Stored);
 }
 
 /// Returns a poll as a browser sends it, with a token.

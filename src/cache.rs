@@ -8,10 +8,9 @@
 //! in `shared_state`, and what a reload replaces is in `cache_config` and `job_notes`.
 
 mod cache_config;
-mod caller_splits;
 mod comparison;
-mod comparison_result;
 mod decide;
+mod differing_headers;
 mod elsewhere;
 pub mod entry;
 mod fill;
@@ -19,7 +18,6 @@ pub mod flight;
 pub mod forecast;
 mod invalidate;
 mod job_notes;
-mod kept_apart;
 mod lookup;
 mod lookup_request;
 mod lookup_result;
@@ -27,18 +25,15 @@ pub(crate) mod metrics;
 mod near_layer;
 mod near_lookup;
 mod prefetch_lookup;
-mod record;
 mod replacements;
-mod shared_key;
-mod shared_purge_all;
 mod shared_state;
 mod silent_changes;
+mod splitting_headers;
 pub mod windowed_counts;
 mod write_all;
 
-pub use comparison::{Comparer, Comparison};
-pub use comparison_result::ComparisonResult;
-pub use fill::{AbandonReason, Filler, KnownEntry, LeaderRead, PublishedRead};
+pub use comparison::{Comparer, Comparison, ComparisonResult};
+pub use fill::{AbandonReason, FillResult, Filler, KnownEntry, LeaderRead, PublishedRead};
 pub use invalidate::{
     EndStage, FenceEnd, InvalidationSource, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome,
     PurgeOutcome, PurgeReceipt, PurgeTaskFailed, WriteOutcome,
@@ -46,7 +41,7 @@ pub use invalidate::{
 pub use lookup::CacheReader;
 pub use lookup_request::LookupRequest;
 pub use lookup_result::Lookup;
-pub use near_lookup::{NearLookup, NearMissReason};
+pub use near_lookup::{NearLookup, NearMiss};
 pub use prefetch_lookup::PrefetchLookup;
 pub use silent_changes::SilentRoute;
 
@@ -60,9 +55,12 @@ use self::{
 };
 use crate::{
     config,
-    observe::{events::Events, metrics::Registry},
-    semantics::{audience::Fingerprinter, identity::RouteIndex, job_id::JobId},
-    store::{Budget, SidecarRecord, Store, StoreError},
+    observe::{
+        events::{EventKind, Events, HitSample},
+        metrics::Registry,
+    },
+    semantics::{audience::Fingerprinter, identity::RouteIndex, job_id::JobId, policy::Bypass},
+    store::{Budget, Key, SidecarRecord, Store, StoreError},
 };
 
 /// The cache of job reads.
@@ -113,7 +111,7 @@ impl Cache {
     #[must_use]
     pub fn reconfigured(&self, config: &config::Config) -> Self {
         self.state.store.record(SidecarRecord::of(config));
-        let notes = Arc::new(self.reader.notes.renewed(config.ttl));
+        let notes = Arc::new(self.reader.notes.reconfigured(config.ttl));
         let config = Arc::new(CacheConfig::new(config));
         let invalidator =
             Invalidator { config: Arc::clone(&config), ..Invalidator::clone(&self.invalidator) };
@@ -128,14 +126,13 @@ impl Cache {
         invalidator: Invalidator,
         wrong_entries: Arc<WrongEntries>,
     ) -> Self {
-        let shared = || Arc::clone(&state);
-        let terms = || Arc::clone(&config);
+        let (of_state, of_config) = (|| Arc::clone(&state), || Arc::clone(&config));
         let invalidator = Arc::new(invalidator);
-        let filler = Filler { state: shared(), config: terms(), notes: Arc::clone(&notes) };
-        let reader = CacheReader { state: shared(), config: terms(), notes };
+        let filler = Filler { state: of_state(), config: of_config(), notes: Arc::clone(&notes) };
+        let reader = CacheReader { state: of_state(), config: of_config(), notes };
         let comparer = Comparer {
-            state: shared(),
-            config: terms(),
+            state: of_state(),
+            config: of_config(),
             invalidator: Arc::clone(&invalidator),
             wrong_entries,
         };
@@ -211,5 +208,35 @@ impl Cache {
         request.route = route;
         request.identity = self.config.settings.scopes.hash(route, id);
         request.coalesce_key = self.config.coalesce_key(request.caller, request.identity);
+    }
+
+    /// Records the answer to a read of a job. `why` is empty if there is nothing to add. Hits are
+    /// recorded only if they are sampled.
+    pub fn record_answer(
+        &self,
+        request: &LookupRequest,
+        what: EventKind,
+        why: &'static str,
+        sample: Option<&HitSample>,
+    ) {
+        let count = match (what, sample) {
+            (EventKind::Hit, None) => return,
+            (EventKind::Hit, Some(sample)) => {
+                self.state.metrics.hit_times.observe(sample.elapsed(), sample.weight());
+                sample.weight()
+            }
+            (EventKind::Miss, Some(sample)) => {
+                self.state.metrics.miss_times.observe(sample.elapsed(), 1);
+                1
+            }
+            _ => 1,
+        };
+        self.state.events.record_request(request.key.main(), what, why, count);
+    }
+
+    /// Records a read of a job that bypassed the cache without a lookup.
+    pub fn record_pass(&self, id: &str, why: Bypass) {
+        let key = Key::new(&self.config.settings.prefix, id);
+        self.state.events.record_request(key.main(), EventKind::Pass, why.as_str(), 1);
     }
 }

@@ -36,8 +36,8 @@ use tokio::time::timeout;
 use self::{
     request_head::parse,
     wording::{
-        bypass_reason_text, bypass_text, hit_text, kept_apart_text, miss_text, refused_text,
-        shadow_text, splitting_text, write_text,
+        bypass_reason_text, bypass_text, differing_headers_text, hit_text, miss_text, refused_text,
+        shadow_text, splitting_text, wait_text, write_text,
     },
 };
 use super::reply::{Reply, json_reply};
@@ -216,7 +216,11 @@ impl ExplainVerdict {
                 let text = match reason {
                     MissReason::Unconfirmed(why) => bypass_text(why, explained, now),
                     reason => {
-                        format!("{}{}", miss_text(reason), kept_apart_text(reason, explained))
+                        format!(
+                            "{}{}",
+                            miss_text(reason),
+                            differing_headers_text(reason, explained)
+                        )
                     }
                 };
                 Self { why: text, ..Self::forwarded("miss", why, false) }
@@ -226,6 +230,7 @@ impl ExplainVerdict {
                     .to_owned(),
                 ..Self::forwarded("miss", None, true)
             },
+            Forecast::Wait => Self { why: wait_text(explained), ..Self::pass(Bypass::Leased) },
             Forecast::Pass(why) => {
                 Self { why: bypass_text(why, explained, now), ..Self::pass(why) }
             }

@@ -21,7 +21,7 @@ use crate::{
 /// Margin that is added to the upstream's response timeout, so that a fence outlives its write.
 const FENCE_MARGIN: Duration = Duration::from_secs(10);
 
-/// What the configuration says about requests, responses and times. A reload replaces it.
+/// The configuration of requests, responses and times. A reload replaces it.
 #[derive(Debug)]
 pub(super) struct CacheConfig {
     pub(super) fingerprinter: Fingerprinter,
@@ -37,10 +37,11 @@ pub(super) struct CacheSettings {
     pub(super) store_budget: Duration,
     pub(super) settle: Duration,
     pub(super) linger: Duration,
-    pub(super) fence: Duration,
+    /// Time after which the fence of a write falls by itself if it is not renewed.
+    pub(super) fence_ttl: Duration,
     /// Longest time after the response head of a write for which its fence stands until the bodies
     /// have ended.
-    pub(super) hold: Duration,
+    pub(super) body_fence_time: Duration,
     pub(super) max_audience: usize,
     pub(super) ignore_client_cache_control: bool,
     pub(super) compress_above: Option<usize>,
@@ -99,8 +100,8 @@ impl CacheSettings {
             store_budget: config.store.budget,
             settle: config.settle,
             linger: config.store.linger,
-            fence: config.upstream.response_timeout + FENCE_MARGIN,
-            hold: config.upstream.response_timeout,
+            fence_ttl: config.upstream.response_timeout + FENCE_MARGIN,
+            body_fence_time: config.upstream.response_timeout,
             max_audience: config.credentials.audience,
             ignore_client_cache_control: config.ignore_client_cache_control,
             compress_above: config.store.compress_above,

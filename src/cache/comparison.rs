@@ -21,7 +21,6 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     cache_config::CacheConfig,
-    comparison_result::ComparisonResult,
     entry,
     entry::Entry,
     invalidate::{InvalidationSource, Invalidator},
@@ -43,6 +42,51 @@ const WRONG_ENTRY_MEMORY: Duration = Duration::from_secs(10);
 
 /// Greatest number of header names in a warning.
 const MAX_NAMED_HEADERS: usize = 8;
+
+/// The result of a comparison; a label of its metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ComparisonResult {
+    /// The response of the upstream equals the entry.
+    Same,
+    /// The response differs, and no purge or write has reported a change of the job.
+    Different,
+    /// The upstream refuses the reader or has no such job, and no change was reported.
+    Refused,
+    /// The response differs, and the entry has been dropped meanwhile.
+    Changed,
+    /// The upstream gave no response or a server error, which proves nothing.
+    Failed,
+    /// The response was not complete or could not be compared, or the store could not be asked.
+    Unchecked,
+    /// Too many comparisons were under way.
+    Skipped,
+}
+
+impl ComparisonResult {
+    /// Every result, in the order of declaration.
+    pub const ALL: [Self; 7] = [
+        Self::Same,
+        Self::Different,
+        Self::Refused,
+        Self::Changed,
+        Self::Failed,
+        Self::Unchecked,
+        Self::Skipped,
+    ];
+
+    /// The name in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Different => "different",
+            Self::Refused => "refused",
+            Self::Changed => "changed",
+            Self::Failed => "failed",
+            Self::Unchecked => "unchecked",
+            Self::Skipped => "skipped",
+        }
+    }
+}
 
 /// Comparison of an entry that was, or would have been, served with the upstream's response to the
 /// same request.

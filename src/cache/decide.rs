@@ -1,13 +1,12 @@
-//! What a read gets, decided from facts alone.
+//! Decides how a read is answered, from facts alone.
 //!
-//! Pure: no wait, no clock, no store, and nothing is counted. Lookups of clients and of prefetches,
-//! near entries, and the forecasts of `/explain` collect the facts in their own ways, ask here, and
-//! act on the decision. So a forecast cannot differ from what a client gets.
+//! Pure: no wait, no clock, no store, and nothing is counted. Lookups of clients and of prefetches, near
+//! entries, and the forecasts of `/explain` collect the facts in their own ways, ask here, and act on
+//! the decision. There is one function for each answer of the store, and each returns only what can
+//! follow from that answer.
 //!
-//! A lookup asks at most twice: with what the store shows ([`Seen`]), and, if the decision is to take
-//! a lease, with what the store answers to that.
-//!
-//! [`Seen`]: crate::store::Seen
+//! A lookup asks first with what the store holds: [`with_entry`] or [`without_entry`]. If the decision
+//! is [`NoEntry::Lease`], it asks again with what the store says to the request for a lease.
 
 #[cfg(test)]
 mod tests;
@@ -18,13 +17,13 @@ use crate::semantics::{
     policy::{Bypass, RequestDirectives},
 };
 
-/// What a read asks for, and what this process remembers about its job.
+/// The wishes of a read, and the notes of this process about its job.
 #[allow(clippy::struct_excessive_bools, reason = "the facts are independent of each other")]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Facts {
-    /// What the request says about caching.
+    /// The directives of the request about caching.
     pub(super) directives: RequestDirectives,
-    /// The response may be stored as far as the method is concerned: the request is a GET.
+    /// The request is a GET, so its response may be stored as far as the method is concerned.
     pub(super) may_fill: bool,
     /// The request never waits for another request's upstream read.
     pub(super) is_solo: bool,
@@ -32,51 +31,6 @@ pub(super) struct Facts {
     pub(super) is_hit_for_miss: bool,
     /// Another program keeps storing values under the key.
     pub(super) yields_key: bool,
-}
-
-/// What the store showed, or why it showed nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sight {
-    /// The store is not trusted for this key, or has not answered.
-    Unconfirmed(Bypass),
-    /// A value, or none, during the grace after a restart of the store.
-    InGrace(Found),
-    /// A value, or none.
-    Found(Found),
-    /// The lease was granted.
-    Granted {
-        /// The store has restarted since its value was read.
-        is_of_other_epoch: bool,
-    },
-    /// Another reader holds the lease.
-    Leased {
-        /// It reads the same job of the same API by the same route, in the epoch of the value.
-        is_same_read: bool,
-        /// It is in this process, and the request may join it.
-        is_joinable: bool,
-        /// Waiting for its entry is of no use: that was tried before.
-        is_hopeless: bool,
-    },
-    /// A write is in flight, or ended a moment ago.
-    Fenced,
-}
-
-impl Sight {
-    /// Whether it is an entry that is a hit, whatever the facts are.
-    pub(super) fn is_hit(self) -> bool {
-        matches!(self, Self::Found(Found::Entry(entry)) if entry.is_hit())
-    }
-}
-
-/// The value under a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// There is none, or a placeholder.
-    Nothing,
-    /// A value that is not a valid entry for this request.
-    Rejected(Reject),
-    /// An entry of this job.
-    Entry(EntryFacts),
 }
 
 /// An entry of this job, as one caller sees it.
@@ -97,96 +51,137 @@ impl EntryFacts {
     }
 }
 
-/// What a read gets.
+/// How a read is answered that gets no entry and no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decision {
-    /// The entry.
-    Hit,
-    /// The upstream's response, for itself only.
+pub(super) enum Uncached {
+    /// By the upstream's response, for itself only.
     Pass(Bypass),
-    /// The upstream's response, shared only with reads that begin before it is asked for. It is not
+    /// By the upstream's response, shared only with reads that begin before it is asked for. It is not
     /// stored.
     Unconfirmed(Bypass),
-    /// The same, but it is stored if a lease is granted.
-    UnconfirmedWithLease(Bypass),
-    /// The upstream's response, which may let the caller into the audience of the entry, or replace it.
+}
+
+/// How a read is answered if there is an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WithEntry {
+    /// By the entry.
+    Hit,
+    /// By the upstream's response, which may let the caller into the audience of the entry, or replace
+    /// it.
     Revalidate(Option<Bypass>),
-    /// Whatever the store answers to the request for a lease: ask again with that.
+    Uncached(Uncached),
+}
+
+/// How a read goes on if there is no entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoEntry {
+    /// It asks for the lease.
     Lease,
-    /// The upstream's response, under the lease that was granted.
-    Fill,
-    /// The response that another reader in this process is getting.
-    Join,
-    /// The entry that another sidecar is about to store, if it comes soon.
-    Await,
+    /// As [`Uncached::Unconfirmed`], but the response is stored if a lease is granted.
+    UnconfirmedWithLease(Bypass),
+    Uncached(Uncached),
 }
 
-/// Decides a read.
-pub(super) fn decide(facts: &Facts, sight: Sight) -> Decision {
-    match sight {
-        Sight::Unconfirmed(why) => unconfirmed(facts, why),
-        Sight::InGrace(found) => in_grace(facts, found),
-        Sight::Found(Found::Entry(entry)) => with_entry(facts, entry),
-        Sight::Found(Found::Rejected(Reject::Foreign)) if facts.yields_key => {
-            unconfirmed(facts, Bypass::Foreign)
-        }
-        Sight::Found(_) => fill_refusal(facts).map_or(Decision::Lease, Decision::Pass),
-        Sight::Granted { is_of_other_epoch: true } => unconfirmed(facts, Bypass::Grace),
-        Sight::Granted { is_of_other_epoch: false } => Decision::Fill,
-        Sight::Leased { .. } if facts.directives.no_cache => unconfirmed(facts, Bypass::NoCache),
-        // A read of another API or route, or in another epoch, is neither joined nor waited for.
-        Sight::Leased { is_same_read: false, .. } => unconfirmed(facts, Bypass::Leased),
-        Sight::Leased { is_joinable: true, .. } => Decision::Join,
-        Sight::Leased { is_hopeless, .. } if is_hopeless || facts.is_solo => {
-            Decision::Pass(pass_reason(facts, Bypass::Leased))
-        }
-        Sight::Leased { .. } => Decision::Await,
-        Sight::Fenced => unconfirmed(facts, Bypass::Fenced),
+/// How a read goes on if another reader holds the lease. `F` is the flight of that reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OtherLease<F> {
+    /// It shares the response that the other reader in this process is getting.
+    Join(F),
+    /// It waits for the entry that another sidecar is about to store, and passes if that is late.
+    Wait,
+    Uncached(Uncached),
+}
+
+/// The reader that holds the lease. `F` is its flight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LeaseHolder<F> {
+    /// It reads the same job of the same API by the same route, in the epoch that the store has shown.
+    pub(super) is_same_read: bool,
+    /// Its flight, if it is in this process and the request may join it.
+    pub(super) flight: Option<F>,
+    /// Another read has waited for its entry without result.
+    pub(super) was_waited_for: bool,
+}
+
+/// Decides a read if the store holds an entry of this job.
+pub(super) fn with_entry(facts: &Facts, entry: EntryFacts, in_grace: bool) -> WithEntry {
+    // During the grace nothing is a hit, and nothing that the store shows proves when a read began.
+    if in_grace {
+        return WithEntry::Uncached(unconfirmed(facts, Bypass::Grace));
     }
-}
-
-/// Decides a read that has waited for the entry of another reader, or that another value overtook
-/// while it asked for a lease.
-pub(super) fn decide_overtaken(facts: &Facts, sight: Sight) -> Decision {
-    match sight {
-        Sight::Found(Found::Rejected(Reject::Identity)) => unconfirmed(facts, Bypass::Leased),
-        Sight::Found(Found::Rejected(_)) => unconfirmed(facts, Bypass::Foreign),
-        Sight::InGrace(_) => unconfirmed(facts, Bypass::Grace),
-        sight => decide(facts, sight),
-    }
-}
-
-/// Decides a read without a confirmed lookup.
-fn unconfirmed(facts: &Facts, why: Bypass) -> Decision {
-    if never_coalesces(facts) {
-        return Decision::Pass(pass_reason(facts, why));
-    }
-    Decision::Unconfirmed(why)
-}
-
-/// During the grace nothing is a hit, and nothing that the store shows proves when a read began. Fills
-/// go on: what another sidecar still owes deletes them in time.
-fn in_grace(facts: &Facts, found: Found) -> Decision {
-    let is_taken = matches!(found, Found::Entry(_) | Found::Rejected(Reject::Foreign));
-    match unconfirmed(facts, Bypass::Grace) {
-        Decision::Unconfirmed(why) if !facts.is_hit_for_miss && !is_taken => {
-            Decision::UnconfirmedWithLease(why)
-        }
-        decision => decision,
-    }
-}
-
-fn with_entry(facts: &Facts, entry: EntryFacts) -> Decision {
     if entry.is_hit() {
-        return Decision::Hit;
+        return WithEntry::Hit;
     }
-    if let Some(why) = fill_refusal(facts) {
-        return Decision::Pass(why);
+    let refusal = fill_refusal(facts).or(entry.is_closed.then_some(Bypass::Audience));
+    match refusal {
+        Some(why) => WithEntry::Uncached(Uncached::Pass(why)),
+        None => WithEntry::Revalidate((!entry.is_age_accepted).then_some(Bypass::NoCache)),
     }
-    if entry.is_closed {
-        return Decision::Pass(Bypass::Audience);
+}
+
+/// Decides a read if the store holds no value, or one that is no valid entry for this request.
+pub(super) fn without_entry(facts: &Facts, reject: Option<Reject>, in_grace: bool) -> NoEntry {
+    let is_foreign = reject == Some(Reject::Foreign);
+    if in_grace {
+        // Fills go on: what another sidecar still has to repeat deletes them in time.
+        return match unconfirmed(facts, Bypass::Grace) {
+            Uncached::Unconfirmed(why) if !facts.is_hit_for_miss && !is_foreign => {
+                NoEntry::UnconfirmedWithLease(why)
+            }
+            uncached => NoEntry::Uncached(uncached),
+        };
     }
-    Decision::Revalidate((!entry.is_age_accepted).then_some(Bypass::NoCache))
+    if is_foreign && facts.yields_key {
+        return NoEntry::Uncached(unconfirmed(facts, Bypass::Foreign));
+    }
+    match fill_refusal(facts) {
+        Some(why) => NoEntry::Uncached(Uncached::Pass(why)),
+        None => NoEntry::Lease,
+    }
+}
+
+/// Decides a read that was granted the lease. Returns how it is answered if it may not fill, because the
+/// store has restarted since its value was read.
+pub(super) fn granted(facts: &Facts, is_of_other_epoch: bool) -> Option<Uncached> {
+    is_of_other_epoch.then(|| unconfirmed(facts, Bypass::Grace))
+}
+
+/// Decides a read if another reader holds the lease.
+pub(super) fn leased<F>(facts: &Facts, holder: LeaseHolder<F>) -> OtherLease<F> {
+    if facts.directives.no_cache {
+        return OtherLease::Uncached(unconfirmed(facts, Bypass::NoCache));
+    }
+    // A read of another API or route, or in another epoch, is neither joined nor waited for.
+    if !holder.is_same_read {
+        return OtherLease::Uncached(unconfirmed(facts, Bypass::Leased));
+    }
+    match holder.flight {
+        Some(flight) => OtherLease::Join(flight),
+        None if holder.was_waited_for || facts.is_solo => {
+            OtherLease::Uncached(Uncached::Pass(pass_reason(facts, Bypass::Leased)))
+        }
+        None => OtherLease::Wait,
+    }
+}
+
+/// Decides a read if a value appeared that is no valid entry for this request: while the read asked for
+/// a lease, or while it waited for the entry of another reader. The value is never replaced.
+pub(super) fn overtaken(facts: &Facts, reject: Reject, in_grace: bool) -> Uncached {
+    let why = match reject {
+        _ if in_grace => Bypass::Grace,
+        Reject::Identity => Bypass::Leased,
+        _ => Bypass::Foreign,
+    };
+    unconfirmed(facts, why)
+}
+
+/// Decides a read without a confirmed lookup: the store is not trusted for the key or has not
+/// answered, or a write is in flight or ended a moment ago.
+pub(super) fn unconfirmed(facts: &Facts, why: Bypass) -> Uncached {
+    if never_coalesces(facts) {
+        return Uncached::Pass(pass_reason(facts, why));
+    }
+    Uncached::Unconfirmed(why)
 }
 
 /// Returns why a request may not fill, if it may not.

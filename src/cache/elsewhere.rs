@@ -67,7 +67,7 @@ impl Invalidator {
             tokio::time::sleep(after).await;
             let (state, wait) = (&invalidator.state, invalidator.config.settings.store_budget);
             let ended = state.store.purge(keys.clone(), wait).await.ended;
-            state.detach(&keys);
+            state.invalidate_locally(&keys);
             invalidator.count_invalidation(InvalidationSource::Write, ended);
             // Not the end of the write, which has been recorded.
             let by = Some("a write that named it, once more after settle".into());

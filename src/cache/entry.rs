@@ -1,8 +1,9 @@
-//! Entries: stored responses, with their format in the store and the answers made from them.
+//! Entries: stored responses, and the answers made from them. Their form in the store is in `meta`.
 
 pub mod coding;
 mod head;
 mod likeness;
+mod meta;
 #[cfg(test)]
 mod tests;
 
@@ -10,33 +11,23 @@ use std::{iter, time::Duration};
 
 use bytes::Bytes;
 use hyper::http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Response, StatusCode,
     header::{AGE, CACHE_STATUS, ETAG, IF_NONE_MATCH, VARY, VIA},
 };
-use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-pub use self::likeness::Likeness;
+pub(super) use self::meta::origin_of;
 use self::{
     coding::Coding,
-    head::{HIT_STATUS, Head, HeadForm, HeadLine, HeadSeconds, MAX_ADDED_HEADERS, numbered},
+    head::{HIT_STATUS, Head, HeadSeconds, numbered},
 };
-use crate::{
-    mutants::{self, Mutant},
-    semantics::{
-        audience::{Audience, AudienceMember, Caller},
-        headers::VIA_JOBCACHE,
-        identity::{Identity, IdentityHash},
-        policy::{self, LastModified, StoredHead},
-    },
-    store::{Epoch, Seen, Token},
+pub use self::{likeness::Likeness, meta::Reject};
+use crate::semantics::{
+    audience::{Audience, Caller},
+    headers::VIA_JOBCACHE,
+    identity::IdentityHash,
+    policy::{self, StoredHead},
 };
-
-/// Version of the meta format. An entry with another version is not a hit.
-const META_VERSION: u8 = 3;
-/// Version of the meta of a compressed entry. A sidecar without compression does not know it, so it
-/// does not serve the compressed bytes.
-const COMPRESSED_META_VERSION: u8 = 4;
 
 /// A response that may be served to more than one request.
 #[derive(Debug)]
@@ -63,66 +54,6 @@ struct CompressedForm {
     body: Bytes,
 }
 
-/// Content of `{job_status:<id>}:meta`. The store adds `expires_at_ms` when it stores the meta.
-#[derive(Debug, Serialize, Deserialize)]
-struct Meta {
-    v: u8,
-    /// Name of the API, template of the route, and text of its variable.
-    api: String,
-    route: String,
-    id: String,
-    status: u16,
-    /// Names and values. Each byte of a value is written as the character with that number (Latin-1).
-    headers: Vec<(String, String)>,
-    /// xxh3-128 of the body as stored, in hexadecimal.
-    digest: String,
-    /// Length of the uncompressed body, if the stored body is Zstandard.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    zstd_of: Option<usize>,
-    /// Token of the lease under which the entry was filled, or a new token if it replaced another one.
-    generation: String,
-    stored_at_ms: i64,
-    /// Age at `stored_at_ms`.
-    age_ms: i64,
-    epoch: String,
-    /// Whether the upstream has waived the credential.
-    #[serde(default)]
-    public: bool,
-    /// Whether `Last-Modified` was left out because it was the time of the answer. Older sidecars
-    /// ignore this field: to them such an entry has no `Last-Modified`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    drops_last_modified: bool,
-    /// Members of the audience: callers in hexadecimal, each with its time.
-    audience: Vec<String>,
-    #[serde(default, skip_serializing)]
-    expires_at_ms: i64,
-}
-
-impl Meta {
-    fn identity(&self) -> Identity<'_> {
-        Identity { api: &self.api, route: &self.route, id: &self.id }
-    }
-}
-
-/// Returns API and route of a stored entry, for messages.
-pub(super) fn origin_of(seen: &Seen) -> Option<(String, String)> {
-    let meta = serde_json::from_slice::<Meta>(&seen.stored.as_ref()?.meta).ok()?;
-    Some((meta.api, meta.route))
-}
-
-/// Why a value in the store is not a hit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reject {
-    /// Another program wrote it: there is no meta, or body or expiry do not match the meta.
-    Foreign,
-    /// The meta cannot be used: it has another version or is damaged.
-    Corrupt,
-    /// The entry was stored in another epoch of the server.
-    Epoch,
-    /// The entry is of another API, route or job, which has the same key.
-    Identity,
-}
-
 impl Entry {
     /// Creates an entry from a complete response that may be stored. `now_ms` is the time of the
     /// request for it, in ms since 1970 by the store's clock.
@@ -147,142 +78,6 @@ impl Entry {
             generation: Box::default(),
             identity: IdentityHash::default(),
         }
-    }
-
-    /// Decodes and verifies the value that the store holds; `None` if there is none.
-    ///
-    /// An entry is valid only if its body and expiry match the meta, and if it was stored in the epoch
-    /// of the connection that read it. It may be of any API, route or job with this key.
-    pub fn decode(seen: &Seen) -> Option<Result<Self, Reject>> {
-        Self::decode_any(seen, None)
-    }
-
-    /// Decodes the value like [`Entry::decode`], and rejects an entry that is not of this identity.
-    pub fn decode_of(seen: &Seen, identity: &Identity<'_>) -> Option<Result<Self, Reject>> {
-        Self::decode_any(seen, Some(identity))
-    }
-
-    fn decode_any(seen: &Seen, identity: Option<&Identity<'_>>) -> Option<Result<Self, Reject>> {
-        let stored = seen.stored.as_ref()?;
-        if stored.meta.is_empty() {
-            return Some(Err(Reject::Foreign));
-        }
-        let Ok(meta) = serde_json::from_slice::<Meta>(&stored.meta) else {
-            return Some(Err(Reject::Corrupt));
-        };
-        let version = if meta.zstd_of.is_some() { COMPRESSED_META_VERSION } else { META_VERSION };
-        if meta.v != version {
-            return Some(Err(Reject::Corrupt));
-        }
-        let expires_as_stored = meta.expires_at_ms == stored.expires_at_ms;
-        if !(expires_as_stored || mutants::is(Mutant::NoExpiryCheck))
-            || meta.digest != digest(&stored.body)
-        {
-            return Some(Err(Reject::Foreign));
-        }
-        if meta.epoch != seen.epoch.as_str() && !mutants::is(Mutant::NoEpoch) {
-            return Some(Err(Reject::Epoch));
-        }
-        if identity.is_some_and(|identity| *identity != meta.identity()) {
-            return Some(Err(Reject::Identity));
-        }
-        Some(Self::from_meta(meta, stored.body.clone()).ok_or(Reject::Corrupt))
-    }
-
-    fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
-        let identity = meta.identity().hash();
-        let mut headers =
-            HeaderMap::try_with_capacity(meta.headers.len() + MAX_ADDED_HEADERS).ok()?;
-        for (name, value) in &meta.headers {
-            let value: Vec<u8> =
-                value.chars().map(|c| u8::try_from(c).ok()).collect::<Option<_>>()?;
-            let name: HeaderName = name.parse().ok()?;
-            headers.append(name, HeaderValue::from_maybe_shared(Bytes::from(value)).ok()?);
-        }
-        let status = StatusCode::from_u16(meta.status).ok()?;
-        let mut members = Vec::with_capacity(meta.audience.len());
-        members.extend(meta.audience.iter().filter_map(|text| AudienceMember::parse(text)));
-        let (mut head, body, coded) = match meta.zstd_of {
-            None => (Head::new(status, headers, body.len(), || meta.digest), body, None),
-            // Decompressed once for all clients. This also detects a body with another length.
-            Some(length) => {
-                let whole = coding::decompress(&body, length)?;
-                let head = |form, headers, length| {
-                    Head::of_form(form, status, headers, length, || digest(&whole))
-                };
-                let identity = head(HeadForm::Identity, headers.clone(), length);
-                let coded =
-                    CompressedForm { head: head(HeadForm::Zstd, headers, body.len()), body };
-                (identity, whole, Some(Box::new(coded)))
-            }
-        };
-        if meta.drops_last_modified {
-            head.last_modified = LastModified::Dropped;
-        }
-        Some(Self {
-            head,
-            body,
-            compressed: coded,
-            stored_at_ms: meta.stored_at_ms,
-            age_ms: meta.age_ms,
-            expires_at_ms: meta.expires_at_ms,
-            audience: Audience { members: members.into(), public: meta.public },
-            generation: meta.generation.into(),
-            identity,
-        })
-    }
-
-    /// Compresses the body for the store; `None` if it may not be compressed or gets no smaller.
-    pub fn compress(&self) -> Option<Bytes> {
-        let headers = self.head.fields(|_| true).collect();
-        if coding::may_be_compressed(&headers) { coding::compress(&self.body) } else { None }
-    }
-
-    /// Returns the meta for the store: a JSON object without its closing brace. `compressed` is the
-    /// [compressed](Entry::compress) body, if that is stored.
-    pub fn meta(
-        &self,
-        identity: &Identity<'_>,
-        generation: &Token,
-        epoch: &Epoch,
-        compressed: Option<&Bytes>,
-    ) -> String {
-        self.meta_for(&self.audience.members, identity, generation, epoch, compressed)
-    }
-
-    /// Returns the same for other callers than the one that the entry was read for.
-    pub fn meta_for(
-        &self,
-        members: &[AudienceMember],
-        identity: &Identity<'_>,
-        generation: &Token,
-        epoch: &Epoch,
-        compressed: Option<&Bytes>,
-    ) -> String {
-        let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
-        let line = |line: HeadLine<'_>| (latin1(line.name), latin1(line.value));
-        let meta = Meta {
-            v: if compressed.is_some() { COMPRESSED_META_VERSION } else { META_VERSION },
-            api: identity.api.to_owned(),
-            route: identity.route.to_owned(),
-            id: identity.id.to_owned(),
-            status: self.head.status().as_u16(),
-            headers: self.head.stored().map(line).collect(),
-            digest: digest(compressed.unwrap_or(&self.body)),
-            zstd_of: compressed.map(|_| self.body.len()),
-            generation: generation.as_str().to_owned(),
-            stored_at_ms: self.stored_at_ms,
-            age_ms: self.age_ms,
-            epoch: epoch.as_str().to_owned(),
-            public: self.audience.public,
-            drops_last_modified: self.head.last_modified == LastModified::Dropped,
-            audience: members.iter().map(AudienceMember::to_string).collect(),
-            expires_at_ms: 0,
-        };
-        // Serialization never fails: the struct holds only strings and numbers.
-        let mut json = serde_json::to_string(&meta).unwrap_or_default();
-        json.pop();
-        json
     }
 
     /// Returns the callers that the entry may be served to.

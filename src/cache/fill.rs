@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hyper::http::response;
+use hyper::{StatusCode, http::response};
 use tokio::task::spawn_blocking;
 use tracing::debug;
 
@@ -14,7 +14,7 @@ use super::{
     job_notes::JobNotes,
     lookup_request::LookupRequest,
     shared_state::SharedState,
-    silent_changes::sighting::{Sighting, StoredAs},
+    silent_changes::observed_entry::{ObservedEntry, StoredAs},
 };
 use crate::{
     clock,
@@ -86,24 +86,53 @@ pub struct PublishedRead {
     is_refresh: bool,
 }
 
+/// The result of a shared read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillResult {
+    /// It is in the store.
+    Stored,
+    /// The job changed during the read. The client of this read asked before the write was answered, so
+    /// it may have this response. No later reader may.
+    Revoked,
+    /// The store did not take it.
+    Failed,
+    /// It was shared, but not to be stored: the lookup was not confirmed.
+    Unconfirmed,
+    /// It was not shared.
+    Abandoned(AbandonReason),
+}
+
 /// Why a flight has no result that can be shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AbandonReason {
-    /// The response may not be stored.
-    Unstorable(NoStore),
+    /// The response, with this status, may not be stored.
+    Unstorable(NoStore, StatusCode),
     /// The upstream gave no response or an incomplete one.
     Unanswered,
     /// The upstream was not asked, because other routes or rules have come into force.
     Superseded,
 }
 
-impl AbandonReason {
-    /// Returns the word for events.
-    fn as_str(self) -> &'static str {
+impl FillResult {
+    /// Returns the word for metrics, events and spans.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::Unstorable(why) => why.as_str(),
-            Self::Unanswered => "no-answer",
-            Self::Superseded => "superseded",
+            Self::Stored => "stored",
+            Self::Revoked => "revoked",
+            Self::Failed => "failed",
+            Self::Unconfirmed => "not-stored",
+            Self::Abandoned(AbandonReason::Unstorable(why, _)) => why.as_str(),
+            Self::Abandoned(AbandonReason::Unanswered) => "no-answer",
+            Self::Abandoned(AbandonReason::Superseded) => "superseded",
+        }
+    }
+}
+
+impl From<Fill> for FillResult {
+    fn from(fill: Fill) -> Self {
+        match fill {
+            Fill::Stored => Self::Stored,
+            Fill::Revoked => Self::Revoked,
         }
     }
 }
@@ -190,11 +219,11 @@ impl Filler {
     }
 
     /// Stores a response that was shared. A store error is counted and logged, and has no other effect.
-    pub async fn fill(&self, landed: PublishedRead) -> Option<Fill> {
-        let PublishedRead { entry, target, freshness, leader, job, caller, is_refresh } = landed;
+    pub async fn fill(&self, published: PublishedRead) -> FillResult {
+        let PublishedRead { entry, target, freshness, leader, job, caller, is_refresh } = published;
         let key = &job.0;
         let (stored, stored_as, filled) = match target {
-            FillTarget::Nowhere => return None,
+            FillTarget::Nowhere => return FillResult::Unconfirmed,
             FillTarget::Lease(lease) => {
                 let compressed = self.compressed(&entry).await;
                 let identity = self.config.identity(key, job.1);
@@ -217,24 +246,23 @@ impl Filler {
         };
         // Until now, readers that have seen this token in the store could still join.
         drop(leader);
-        let outcome = match &filled {
-            Ok(Fill::Stored) => "stored",
-            // The client of this read asked before the revoking write was answered, so it may have
-            // this body. No later reader may.
-            Ok(Fill::Revoked) => "revoked",
+        let result = match filled {
+            Ok(fill) => {
+                self.note_fill((&job, caller), &entry, stored_as, fill);
+                fill.into()
+            }
             Err(error) => {
                 debug!(%error, "fill failed; the response was served uncached");
-                "failed"
+                FillResult::Failed
             }
         };
-        if let Ok(fill) = &filled {
-            self.note_fill((&job, caller), &entry, stored_as, *fill);
-        }
-        self.count_fill(outcome);
-        let (what, why) =
-            if outcome == "stored" { (stored, "") } else { (EventKind::FillRefused, outcome) };
+        self.count_fill(result);
+        let (what, why) = match result {
+            FillResult::Stored => (stored, ""),
+            refused => (EventKind::FillRefused, refused.as_str()),
+        };
         self.state.events.record(key.main(), what, why);
-        filled.ok()
+        result
     }
 
     /// Decides what a later response does to a known entry, and records why it does not admit its
@@ -253,7 +281,7 @@ impl Filler {
             Likeness::Same => return EntryChange::Admit,
             Likeness::ShorterLived => return EntryChange::Shorten,
             Likeness::OtherHeaders(names) => {
-                self.notes.kept_apart.record(key, self.config.id(key), &names);
+                self.notes.differing_headers.record(key, self.config.id(key), &names);
             }
             Likeness::OtherBody => {}
         }
@@ -273,7 +301,8 @@ impl Filler {
             let admitted = self.state.store.admit(key, seen, generation, &caller.to_hex()).await;
             return (EventKind::Admitted, admitted);
         }
-        // Before the news of it, which is no purge.
+        // First, because Redis also reports this change, and the report must not count as a silent
+        // change.
         self.state.silent_changes.forget(std::slice::from_ref(key));
         let compressed = self.compressed(entry).await;
         // The upstream has served this response to the old audience too.
@@ -303,19 +332,21 @@ impl Filler {
 
     /// Gives up a flight without a response that can be shared. If the reason lies in the response, the
     /// next readers do not queue (hit-for-miss).
-    pub async fn abandon(&self, lead: LeaderRead, why: AbandonReason) {
-        if let AbandonReason::Unstorable(why) = why {
+    pub async fn abandon(&self, lead: LeaderRead, why: AbandonReason) -> FillResult {
+        let result = FillResult::Abandoned(why);
+        if let AbandonReason::Unstorable(why, _) = why {
             // Memory may be free the next time.
             if why != NoStore::Memory {
                 self.notes.hit_for_miss.add((lead.key.clone(), lead.coalesce_key));
             }
-            self.count_fill(why.as_str());
+            self.count_fill(result);
         }
-        self.state.events.record(lead.key.main(), EventKind::FillRefused, why.as_str());
+        self.state.events.record(lead.key.main(), EventKind::FillRefused, result.as_str());
         drop(lead.leader);
         if let FillTarget::Lease(lease) = lead.target {
             self.state.store.release(lease).await;
         }
+        result
     }
 
     /// Tells the memory of silent changes what became of a response. A fill that was refused shows
@@ -337,11 +368,12 @@ impl Filler {
             StoredAs::Replacement => (entry.expires_at_ms(), None),
         };
         let route = self.config.identity(key, *route).route;
-        let sighting = Sighting { key, caller, route, entry, generation, expires_at_ms, now_ms };
-        self.state.silent_changes.stored(sighting, stored);
+        let observed =
+            ObservedEntry { key, caller, route, entry, generation, expires_at_ms, now_ms };
+        self.state.silent_changes.stored(observed, stored);
     }
 
-    fn count_fill(&self, outcome: &'static str) {
-        self.state.metrics.fills.inc([outcome]);
+    fn count_fill(&self, result: FillResult) {
+        self.state.metrics.fills.inc([result.as_str()]);
     }
 }

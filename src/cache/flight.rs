@@ -2,7 +2,7 @@
 //!
 //! There are two kinds. The difference keeps promise 1, never stale:
 //!
-//! - A **confirmed** flight is joined by the version that the store has just shown ([`SeenVersion`]): the
+//! - A **confirmed** flight is joined by the version that the store has just shown ([`JobVersion`]): the
 //!   token of the lease that the flight fills, or the generation of the entry that it verifies. As
 //!   long as the store shows that version, no invalidation has run since the flight's upstream read
 //!   began.
@@ -110,7 +110,7 @@ impl fmt::Debug for Flights {
 /// The epoch belongs to the version: in another epoch the same token may have come back from a
 /// snapshot that was taken before an invalidation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SeenVersion {
+pub struct JobVersion {
     /// Token of a lease, or generation of an entry.
     pub token: Token,
     /// Epoch of the connection that showed the token.
@@ -120,13 +120,13 @@ pub struct SeenVersion {
 #[derive(Debug)]
 struct ConfirmedFlight {
     number: u64,
-    version: SeenVersion,
+    version: JobVersion,
     coalesce_key: CoalesceKey,
     flight: Flight,
 }
 
 impl ConfirmedFlight {
-    fn serves(&self, version: &SeenVersion, coalesce_key: CoalesceKey) -> bool {
+    fn serves(&self, version: &JobVersion, coalesce_key: CoalesceKey) -> bool {
         (self.version.token == version.token || mutants::is(Mutant::JoinById))
             && (self.version.epoch == version.epoch || mutants::is(Mutant::JoinAcrossEpochs))
             && self.coalesce_key == coalesce_key
@@ -173,7 +173,7 @@ enum FlightSlot {
 
 /// Role of a reader in a flight.
 #[derive(Debug)]
-pub enum FlightTicket {
+pub enum FlightRole {
     /// The reader reads the upstream, when its turn comes.
     Lead(Leader),
     /// The reader shares another reader's upstream read.
@@ -197,25 +197,25 @@ impl Flights {
     pub fn join_or_lead(
         self: &Arc<Self>,
         key: &Key,
-        version: SeenVersion,
+        version: JobVersion,
         coalesce_key: CoalesceKey,
-    ) -> FlightTicket {
+    ) -> FlightRole {
         let mut confirmed = lock(&self.confirmed);
         let flights = confirmed.entry(key.clone()).or_default();
         if let Some(found) = flights.iter().find(|flight| flight.serves(&version, coalesce_key)) {
-            return FlightTicket::Join(found.flight.clone());
+            return FlightRole::Join(found.flight.clone());
         }
         let Some(permit) = self.quota.take(1) else {
             if flights.is_empty() {
                 confirmed.remove(key);
             }
-            return FlightTicket::Full;
+            return FlightRole::Full;
         };
         let (progress, flight) = watch::channel(FlightProgress::pending());
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let flight = Flight(flight);
         flights.push(ConfirmedFlight { number, version, coalesce_key, flight });
-        FlightTicket::Lead(Leader {
+        FlightRole::Lead(Leader {
             progress,
             turn: None,
             slot: FlightSlot::Confirmed(key.clone(), number),
@@ -228,7 +228,7 @@ impl Flights {
     pub fn join_confirmed(
         &self,
         key: &Key,
-        version: &SeenVersion,
+        version: &JobVersion,
         coalesce_key: CoalesceKey,
     ) -> Option<Flight> {
         let confirmed = lock(&self.confirmed);
@@ -255,11 +255,7 @@ impl Flights {
     }
 
     /// Leads or joins a read that begins after now.
-    pub fn join_or_lead_next(
-        self: &Arc<Self>,
-        key: Key,
-        coalesce_key: CoalesceKey,
-    ) -> FlightTicket {
+    pub fn join_or_lead_next(self: &Arc<Self>, key: Key, coalesce_key: CoalesceKey) -> FlightRole {
         let name = (key, coalesce_key);
         let (progress, flight) = watch::channel(FlightProgress::pending());
         let flight = Flight(flight);
@@ -268,7 +264,7 @@ impl Flights {
         let permit;
         let turn = match queues.entry(name.clone()) {
             Slot::Vacant(slot) => {
-                let Some(taken) = self.quota.take(1) else { return FlightTicket::Full };
+                let Some(taken) = self.quota.take(1) else { return FlightRole::Full };
                 permit = taken;
                 slot.insert(ReadQueue { running: number, running_flight: flight, next: None });
                 None
@@ -276,19 +272,19 @@ impl Flights {
             Slot::Occupied(mut slot) => {
                 let queue = slot.get_mut();
                 if mutants::is(Mutant::JoinRunning) {
-                    return FlightTicket::Join(queue.running_flight.clone());
+                    return FlightRole::Join(queue.running_flight.clone());
                 }
                 if let Some(next) = &queue.next {
-                    return FlightTicket::Join(next.flight.clone());
+                    return FlightRole::Join(next.flight.clone());
                 }
-                let Some(taken) = self.quota.take(1) else { return FlightTicket::Full };
+                let Some(taken) = self.quota.take(1) else { return FlightRole::Full };
                 permit = taken;
                 let (go, turn) = oneshot::channel();
                 queue.next = Some(QueuedRead { number, start: go, flight });
                 Some(turn)
             }
         };
-        FlightTicket::Lead(Leader {
+        FlightRole::Lead(Leader {
             progress,
             turn,
             slot: FlightSlot::Unconfirmed(name, number),
@@ -408,20 +404,20 @@ mod tests {
         Key::new("job_status:", "x")
     }
 
-    fn version(token: &str, epoch: &str) -> SeenVersion {
-        SeenVersion { token: Token::named(token), epoch: Epoch::named(epoch) }
+    fn version(token: &str, epoch: &str) -> JobVersion {
+        JobVersion { token: Token::named(token), epoch: Epoch::named(epoch) }
     }
 
-    fn leads(ticket: FlightTicket) -> Leader {
-        match ticket {
-            FlightTicket::Lead(leader) => leader,
+    fn leads(role: FlightRole) -> Leader {
+        match role {
+            FlightRole::Lead(leader) => leader,
             other => panic!("{other:?}"),
         }
     }
 
-    fn joins(ticket: FlightTicket) -> Flight {
-        match ticket {
-            FlightTicket::Join(flight) => flight,
+    fn joins(role: FlightRole) -> Flight {
+        match role {
+            FlightRole::Join(flight) => flight,
             other => panic!("{other:?}"),
         }
     }
@@ -497,19 +493,19 @@ mod tests {
 
         assert!(matches!(
             flights.join_or_lead(&other, version("t", "e"), coalesce_key()),
-            FlightTicket::Full
+            FlightRole::Full
         ));
         assert!(matches!(
             flights.join_or_lead(&key(), version("u", "e"), coalesce_key()),
-            FlightTicket::Full
+            FlightRole::Full
         ));
         assert!(
-            matches!(flights.join_or_lead_next(key(), coalesce_key()), FlightTicket::Full),
+            matches!(flights.join_or_lead_next(key(), coalesce_key()), FlightRole::Full),
             "no next one"
         );
         assert!(matches!(
             flights.join_or_lead_next(other.clone(), coalesce_key()),
-            FlightTicket::Full
+            FlightRole::Full
         ));
         joins(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
 

@@ -1,7 +1,8 @@
 //! Forecasts how a read would be answered, and why, without changing anything.
 //!
 //! A forecast reads the store once. It takes no lease, joins no flight, counts nothing and marks
-//! nothing. It decides as a real lookup does, by `cache/decide.rs`.
+//! nothing. It decides as a real lookup does, by `cache/decide.rs`, up to the point where a lookup
+//! would wait.
 //!
 //! A forecast cannot know the upstream's response, nor whether the limit of flights will leave room
 //! for another. While Redis does not answer, it predicts no near hit, although `near = "bounded"` may
@@ -15,10 +16,9 @@ use std::{
 use hyper::http::HeaderName;
 
 use super::{
-    decide::{Decision, Facts, Sight, decide},
+    decide::{self, Facts, NoEntry, OtherLease, Uncached, WithEntry},
     entry::{Entry, Reject},
-    flight::SeenVersion,
-    job_notes::MAX_FOREIGN_VALUES,
+    flight::JobVersion,
     lookup::{CacheReader, bypass_reason},
     lookup_request::LookupRequest,
 };
@@ -51,6 +51,9 @@ pub enum Forecast {
     },
     /// The request joins an upstream read that is in flight in this process.
     Join,
+    /// The request waits a little for the entry that another reader is about to store. It may get that
+    /// entry, or bypass the cache.
+    Wait,
     /// The request bypasses the cache.
     Pass(Bypass),
 }
@@ -97,7 +100,7 @@ pub struct ForecastReport {
     /// How often the entry was replaced within a TTL.
     pub replacements: u32,
     /// Whether these are so many that a caller outside the audience passes.
-    pub is_answered_apart: bool,
+    pub is_replaced_too_often: bool,
     /// Headers in which recent answers with the same body differed.
     pub differing_headers: Vec<HeaderName>,
     /// How often a foreign value was found within a TTL.
@@ -138,8 +141,7 @@ impl CacheReader {
             }
         };
         let credential = request.caller.credential();
-        let foreign = self.notes.foreign_values.count(&request.key);
-        let facts = request.facts(uncacheable, foreign >= MAX_FOREIGN_VALUES);
+        let facts = request.facts(uncacheable, self.notes.yields_key(&request.key));
         let forecast = self.forecast(&request, &facts, state.as_ref(), value.as_ref());
         ForecastReport {
             forecast,
@@ -151,13 +153,13 @@ impl CacheReader {
             cluster_slot: self.state.store.place(&request.key),
             hit_for_miss: uncacheable,
             replacements: self.notes.replacements.count(&request.key, credential),
-            is_answered_apart: self.notes.replacements.is_exhausted(&request.key, credential),
-            differing_headers: self.notes.kept_apart.names(&request.key),
-            foreign_values: foreign,
+            is_replaced_too_often: self.notes.replacements.is_exhausted(&request.key, credential),
+            differing_headers: self.notes.differing_headers.names(&request.key),
+            foreign_values: self.notes.foreign_values.count(&request.key),
             splitting_headers: self
                 .notes
-                .lasting
-                .caller_splits
+                .of_process
+                .splitting_headers
                 .of_job(&request.key, Instant::now()),
             history: self.state.events.history(request.key.main()),
         }
@@ -194,46 +196,59 @@ impl CacheReader {
         let state = match (&trust, state) {
             (Ok(_), Ok(state)) => state,
             (Err(error), _) | (_, Err(error)) => {
-                let decision = decide(facts, Sight::Unconfirmed(bypass_reason(error)));
-                return Self::shown(decision, MissReason::NoEntry, Duration::ZERO);
+                return uncached(decide::unconfirmed(facts, bypass_reason(error)));
             }
         };
-        let now_ms = state.seen.now_ms;
-        let mut decision = decide(facts, self.sight(request, value, &state.seen));
-        if decision == Decision::Lease {
-            decision = decide(facts, self.lease_sight(request, state, value));
-        }
-        let (miss, ttl) = match value {
-            None => (MissReason::NoEntry, Duration::ZERO),
-            Some(Err(reject)) => (MissReason::Rejected(*reject), Duration::ZERO),
-            Some(Ok(entry)) => (self.why_outside(request, entry, now_ms), entry.ttl(now_ms)),
+        let Seen { in_grace, now_ms, .. } = state.seen;
+        let reject = match value {
+            None => None,
+            Some(Err(reject)) => Some(*reject),
+            Some(Ok(entry)) => {
+                let entry_facts = self.entry_facts(request, entry, now_ms);
+                return match decide::with_entry(facts, entry_facts, in_grace) {
+                    WithEntry::Hit => Forecast::Hit(entry.ttl(now_ms)),
+                    WithEntry::Revalidate(bypass @ Some(_)) => {
+                        Forecast::Miss { bypass, reason: MissReason::TooOld }
+                    }
+                    WithEntry::Revalidate(None) => {
+                        let reason = self.why_outside(request, entry, now_ms);
+                        Forecast::Miss { bypass: None, reason }
+                    }
+                    WithEntry::Uncached(decision) => uncached(decision),
+                };
+            }
         };
-        Self::shown(decision, miss, ttl)
+        match decide::without_entry(facts, reject, in_grace) {
+            NoEntry::Lease => self.forecast_of_lease(request, facts, state, reject),
+            NoEntry::UnconfirmedWithLease(why) => uncached(Uncached::Unconfirmed(why)),
+            NoEntry::Uncached(decision) => uncached(decision),
+        }
     }
 
-    /// Returns what the store would answer to a request for the lease.
-    fn lease_sight(
+    /// Forecasts how a read would go on that asks for the lease.
+    fn forecast_of_lease(
         &self,
         request: &LookupRequest,
+        facts: &Facts,
         state: &KeyState,
-        value: Option<&Result<Arc<Entry>, Reject>>,
-    ) -> Sight {
+        reject: Option<Reject>,
+    ) -> Forecast {
         if state.is_alien {
-            return Sight::Unconfirmed(Bypass::StoreError);
+            return uncached(decide::unconfirmed(facts, Bypass::StoreError));
         }
         if state.fence_left_ms.is_some() {
-            return Sight::Fenced;
+            return uncached(decide::unconfirmed(facts, Bypass::Fenced));
         }
-        let lease = state.lease.as_ref().filter(|_| state.is_placeholder && value.is_none());
-        let Some(lease) = lease else { return Sight::Granted { is_of_other_epoch: false } };
-        let version = SeenVersion { token: lease.token.clone(), epoch: state.epoch().clone() };
-        let flight =
-            self.state.flights.join_confirmed(&request.key, &version, request.coalesce_key);
-        Sight::Leased {
-            is_same_read: version.token.is_of(request.identity),
-            is_joinable: flight.is_some(),
-            // Nobody knows whether its entry will come in time.
-            is_hopeless: true,
+        let lease = state.lease.as_ref().filter(|_| state.is_placeholder && reject.is_none());
+        let Some(lease) = lease else {
+            let reason = reject.map_or(MissReason::NoEntry, MissReason::Rejected);
+            return Forecast::Miss { bypass: None, reason };
+        };
+        let version = JobVersion { token: lease.token.clone(), epoch: state.epoch().clone() };
+        match decide::leased(facts, self.lease_holder(request, &version, &version.epoch)) {
+            OtherLease::Join(_) => Forecast::Join,
+            OtherLease::Wait => Forecast::Wait,
+            OtherLease::Uncached(decision) => uncached(decision),
         }
     }
 
@@ -245,24 +260,13 @@ impl CacheReader {
             _ => MissReason::NotInAudience,
         }
     }
+}
 
-    /// Returns a decision as a forecast; `miss` is the reason of a miss that the decision does not
-    /// name.
-    fn shown(decision: Decision, miss: MissReason, ttl: Duration) -> Forecast {
-        match decision {
-            Decision::Hit => Forecast::Hit(ttl),
-            Decision::Pass(why) => Forecast::Pass(why),
-            Decision::Join => Forecast::Join,
-            Decision::Await => Forecast::Pass(Bypass::Leased),
-            Decision::Unconfirmed(why) | Decision::UnconfirmedWithLease(why) => {
-                Forecast::Miss { bypass: Some(why), reason: MissReason::Unconfirmed(why) }
-            }
-            Decision::Revalidate(Some(why)) => {
-                Forecast::Miss { bypass: Some(why), reason: MissReason::TooOld }
-            }
-            Decision::Revalidate(None) | Decision::Lease | Decision::Fill => {
-                Forecast::Miss { bypass: None, reason: miss }
-            }
+fn uncached(decision: Uncached) -> Forecast {
+    match decision {
+        Uncached::Pass(why) => Forecast::Pass(why),
+        Uncached::Unconfirmed(why) => {
+            Forecast::Miss { bypass: Some(why), reason: MissReason::Unconfirmed(why) }
         }
     }
 }

@@ -3,16 +3,17 @@
 //! The callers in `proxy` and `admin` decide which jobs a write changes and who may purge.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinError;
+use tokio::{sync::Mutex, task::JoinError};
 use tracing::{debug, error, warn};
 
-use super::{
-    cache_config::CacheConfig, shared_purge_all::SharedPurgeAll, shared_state::SharedState,
-};
+use super::{cache_config::CacheConfig, shared_state::SharedState};
 use crate::{
     observe::{
         events::{EventKind, Initiator},
@@ -145,13 +146,13 @@ impl Invalidator {
             return self.unfenced();
         }
         self.record_events(&keys, EventKind::Write, "", None);
-        self.state.detach(&keys);
-        self.state.store.begin(keys, self.config.settings.fence, budget).await
+        self.state.invalidate_locally(&keys);
+        self.state.store.begin(keys, self.config.settings.fence_ttl, budget).await
     }
 
     /// Creates a write before its jobs are known. Nothing is fenced for it.
     pub fn unfenced(&self) -> Write {
-        self.state.store.unfenced(self.config.settings.fence)
+        self.state.store.unfenced(self.config.settings.fence_ttl)
     }
 
     /// Adds jobs to a write that turns out to have changed them. They are invalidated at its end.
@@ -162,7 +163,7 @@ impl Invalidator {
     /// Renews the fence of a long write again and again; never returns.
     pub async fn keep_fenced(&self, write: &Write) -> std::convert::Infallible {
         loop {
-            tokio::time::sleep(self.config.settings.fence / 2).await;
+            tokio::time::sleep(self.config.settings.fence_ttl / 2).await;
             self.state.store.renew(write).await;
         }
     }
@@ -182,10 +183,11 @@ impl Invalidator {
         if write.keys().is_empty() {
             return Ended::Confirmed { entries: 0 };
         }
-        // Before the news of it: the write may name jobs that its beginning did not.
+        // The write may name jobs that its beginning did not. Redis reports this change too, and the
+        // report must not count as a silent change.
         self.state.silent_changes.forget(write.keys());
         let ended = self.end_in_store(write, fence).await;
-        self.state.detach(write.keys());
+        self.state.invalidate_locally(write.keys());
         self.count_invalidation(source, ended);
         if stage == EndStage::Early {
             self.state.events.expect_own_changes(write.keys().iter().map(Key::main));
@@ -199,20 +201,21 @@ impl Invalidator {
         ended
     }
 
-    /// Returns how long the fence stands after an end.
+    /// Returns how long the fence still stands after an end.
     pub(super) fn fence_left(&self, fence: FenceEnd) -> Duration {
         match fence {
-            FenceEnd::Now(outcome) => self.linger(outcome),
+            FenceEnd::Now(outcome) => self.fence_time_after(outcome),
             FenceEnd::WithBodies(since) => self
                 .config
                 .settings
-                .hold
+                .body_fence_time
                 .saturating_sub(since.elapsed())
                 .max(self.config.settings.settle),
         }
     }
 
-    pub(super) fn linger(&self, outcome: WriteOutcome) -> Duration {
+    /// Returns how long the fence stands after a write with this outcome.
+    pub(super) fn fence_time_after(&self, outcome: WriteOutcome) -> Duration {
         match outcome {
             WriteOutcome::Known => self.config.settings.settle,
             WriteOutcome::Unknown => self.config.settings.linger.max(self.config.settings.settle),
@@ -248,14 +251,15 @@ impl Invalidator {
             // replies to the purge.
             let near = |key: &Key| state.near.as_ref().is_some_and(|near| near.entries.holds(key));
             let near: Vec<bool> = keys.iter().map(near).collect();
-            // Before the news of it. A comparison that found a wrong entry is no purge.
+            // First, because Redis also reports this change, and the report must not count as a silent
+            // change. A comparison that found a wrong entry is no purge.
             match source {
                 InvalidationSource::Purge => state.silent_changes.purged(&keys),
                 _ => state.silent_changes.forget(&keys),
             }
             let Purged { ended, receipts: was } =
                 state.store.purge(keys.clone(), config.settings.store_budget).await;
-            let flights = state.detach(&keys);
+            let flights = state.invalidate_locally(&keys);
             invalidator.count_invalidation(source, ended);
             invalidator.record_events(&keys, EventKind::Purge, ended.as_str(), by);
             let found = was.into_iter().zip(flights).zip(near);
@@ -280,7 +284,7 @@ impl Invalidator {
             let near = state.near.as_ref().map_or(0, |near| near.entries.len());
             state.silent_changes.all_purged();
             let ended = state.store.purge_all().await;
-            let flights = state.detach_all();
+            let flights = state.invalidate_all_locally();
             invalidator.count_invalidation(InvalidationSource::PurgeAll, ended);
             state.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
             PurgeAllOutcome { ended, flights, near }
@@ -315,5 +319,34 @@ impl Invalidator {
                 "an invalidation was not confirmed in time; its jobs bypass the cache until it is"
             );
         }
+    }
+}
+
+/// Lets concurrent writes share one purge of all jobs, so that a burst of them does not walk through
+/// the store once each.
+#[derive(Debug)]
+pub(super) struct SharedPurgeAll {
+    /// Number of purges requested so far.
+    requested: AtomicU64,
+    /// Last request that the latest purge covers, and its result. Locked while a purge runs.
+    last_result: Mutex<(u64, Ended)>,
+}
+
+impl Default for SharedPurgeAll {
+    fn default() -> Self {
+        Self { requested: AtomicU64::new(0), last_result: Mutex::new((0, Ended::Pending)) }
+    }
+}
+
+impl SharedPurgeAll {
+    /// Returns the result of a purge that begins after the call: `purge`, or that of another caller.
+    pub(super) async fn join_or_run(&self, purge: impl Future<Output = Ended>) -> Ended {
+        let request = self.requested.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut answered = self.last_result.lock().await;
+        if answered.0 < request {
+            let covered = self.requested.load(Ordering::SeqCst);
+            *answered = (covered, purge.await);
+        }
+        answered.1
     }
 }

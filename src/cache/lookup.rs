@@ -1,4 +1,4 @@
-//! Looks up a read: collects the facts, has [`decide`](super::decide) decide, and acts on the decision.
+//! Looks up a read: collects the facts, has [`decide`] decide, and acts on the decision.
 //!
 //! A lookup reads the store before it joins a flight: joining by job id alone could give a client a
 //! response that was read before a write the client knows of. Near entries are in
@@ -12,20 +12,20 @@ use tracing::debug;
 
 use super::{
     cache_config::CacheConfig,
-    decide::{Decision, EntryFacts, Facts, Found, Sight, decide, decide_overtaken},
+    decide::{self, EntryFacts, Facts, LeaseHolder, NoEntry, OtherLease, Uncached, WithEntry},
     entry::{Entry, Reject},
     fill::{FillTarget, KnownEntry, LeaderRead},
-    flight::{FlightTicket, SeenVersion},
+    flight::{Flight, FlightRole, JobVersion},
     job_notes::JobNotes,
     lookup_request::LookupRequest,
-    lookup_result::Lookup,
+    lookup_result::{Found, LeaseStep, Lookup},
     shared_state::SharedState,
-    silent_changes::sighting::Sighting,
+    silent_changes::observed_entry::ObservedEntry,
 };
 use crate::{
     mutants::{self, Mutant},
     semantics::policy::Bypass,
-    store::{Budget, Grant, Key, Lease, Seen, StoreError, Token},
+    store::{Budget, Epoch, Grant, Key, Lease, Seen, StoreError, Token},
 };
 
 /// How long a reader waits for another sidecar's fill. The store budget does not cover this wait.
@@ -43,9 +43,6 @@ pub struct CacheReader {
 
 impl CacheReader {
     /// Looks up a job that has no near hit.
-    ///
-    /// Reads the store before it joins a flight: joining by job id alone could give a client a response
-    /// that was read before a write the client knows of.
     pub async fn lookup(&self, request: &LookupRequest, budget: &mut Budget) -> Lookup {
         match self.state.store.trust(&request.key) {
             // What the store shows then says whether it is still so.
@@ -57,24 +54,20 @@ impl CacheReader {
         {
             return Lookup::Join(flight, None);
         }
-        match self.find_in_store(request, budget).await {
-            Ok(lookup) => {
-                if lookup.is_kept_apart() {
-                    let splits = &self.notes.lasting.caller_splits;
-                    splits.note_read(&self.config.fingerprinter, request);
-                }
-                lookup
-            }
-            Err(error) => {
-                debug!(%error, "lookup failed");
-                self.answer_without_store(request, &error)
-            }
+        let lookup = self.find_in_store(request, budget).await.unwrap_or_else(|error| {
+            debug!(%error, "lookup failed");
+            self.answer_without_store(request, &error)
+        });
+        if lookup.may_be_split() {
+            let headers = &self.notes.of_process.splitting_headers;
+            headers.note_read(&self.config.fingerprinter, request);
         }
+        lookup
     }
 
     fn answer_without_store(&self, request: &LookupRequest, error: &StoreError) -> Lookup {
         let facts = request.facts(self.notes.is_hit_for_miss(request), false);
-        self.answer(request, decide(&facts, Sight::Unconfirmed(bypass_reason(error))), None)
+        self.answer_uncached(request, decide::unconfirmed(&facts, bypass_reason(error)))
     }
 
     async fn find_in_store(
@@ -82,25 +75,38 @@ impl CacheReader {
         request: &LookupRequest,
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
-        let (found, seen) = self.read_entry(request, budget).await?;
-        let is_foreign = matches!(found, Some(Err(Reject::Foreign))) && !seen.in_grace;
-        let sight = self.sight(request, found.as_ref(), &seen);
-        // A hit needs no look-up of what could not be stored.
-        let is_hit_for_miss = !sight.is_hit() && self.notes.is_hit_for_miss(request);
-        let facts = request.facts(
-            is_hit_for_miss,
-            is_foreign && self.notes.yields_key(&request.key, &self.state.metrics),
-        );
-        match decide(&facts, sight) {
-            Decision::Lease => self.take_lease(request, &facts, &seen, budget).await,
-            Decision::UnconfirmedWithLease(why) => {
+        let (reject, seen) = match self.read_entry(request, budget).await? {
+            Found::Entry(known) => return Ok(self.answer_with_entry(request, known)),
+            Found::NoEntry(reject, seen) => (reject, seen),
+        };
+        let is_hit_for_miss = self.notes.is_hit_for_miss(request);
+        let facts = self.facts_without_entry(request, is_hit_for_miss, reject, seen.in_grace);
+        match decide::without_entry(&facts, reject, seen.in_grace) {
+            NoEntry::Lease => self.take_lease(request, &facts, &seen, budget).await,
+            NoEntry::UnconfirmedWithLease(why) => {
                 Ok(self.lead_next_with_lease(request, why, &seen, budget).await)
             }
-            decision => Ok(self.answer(request, decision, with_entry(found, seen))),
+            NoEntry::Uncached(uncached) => Ok(self.answer_uncached(request, uncached)),
         }
     }
 
-    /// Asks for the lease of a job that has no entry, and answers by what the store says to that.
+    /// Collects the facts about a read without an entry, and notes a foreign value.
+    pub(super) fn facts_without_entry(
+        &self,
+        request: &LookupRequest,
+        is_hit_for_miss: bool,
+        reject: Option<Reject>,
+        in_grace: bool,
+    ) -> Facts {
+        let is_foreign = reject == Some(Reject::Foreign) && !in_grace;
+        let yields_key = is_foreign && self.notes.yields_key(&request.key);
+        if is_foreign {
+            self.notes.count_foreign_value(&request.key, &self.state.metrics);
+        }
+        request.facts(is_hit_for_miss, yields_key)
+    }
+
+    /// Takes the lease of a job that has no entry, and answers by what the store says to that.
     async fn take_lease(
         &self,
         request: &LookupRequest,
@@ -108,74 +114,102 @@ impl CacheReader {
         seen: &Seen,
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
-        let (key, identity) = (&request.key, request.identity);
-        let decision =
-            match self.state.store.lease(key, identity, seen.stored.as_ref(), budget).await? {
-                Grant::Lease(lease) => {
-                    let is_of_other_epoch = *lease.epoch() != seen.epoch;
-                    match decide(facts, Sight::Granted { is_of_other_epoch }) {
-                        Decision::Fill => return Ok(self.lead(request, lease).await),
-                        decision => {
-                            self.state.store.release(lease).await;
-                            decision
-                        }
-                    }
-                }
-                Grant::Stored(seen) => {
-                    let found = Entry::decode_of(&seen, &self.config.identity(key, request.route));
-                    let found = found.unwrap_or(Err(Reject::Foreign)).map(Arc::new);
-                    return Ok(self.answer_overtaken(request, facts, Some(found), seen));
-                }
-                Grant::Leased(token, epoch) => {
-                    let is_same_read = token.is_of(identity) && epoch == seen.epoch;
-                    let version = SeenVersion { token, epoch };
-                    return self.follow(request, facts, (version, is_same_read), budget).await;
-                }
-                Grant::Fenced => decide(facts, Sight::Fenced),
-            };
-        Ok(self.answer(request, decision, None))
+        Ok(match self.ask_for_lease(request, facts, seen, budget).await? {
+            LeaseStep::Fill(lease) => self.lead(request, lease).await,
+            LeaseStep::Join(flight) => Lookup::Join(flight, None),
+            LeaseStep::Wait(token) => {
+                return self.wait_for_entry(request, facts, token, budget).await;
+            }
+            LeaseStep::Overtaken(seen) => {
+                let identity = self.config.identity(&request.key, request.route);
+                self.answer_overtaken(request, facts, Found::of(seen, &identity))
+            }
+            LeaseStep::Uncached(uncached) => self.answer_uncached(request, uncached),
+        })
     }
 
-    /// Answers a read that another value overtook.
-    fn answer_overtaken(
+    /// Asks for the lease of a job that has no entry, and decides how the read goes on.
+    pub(super) async fn ask_for_lease(
         &self,
         request: &LookupRequest,
         facts: &Facts,
-        found: Option<Result<Arc<Entry>, Reject>>,
-        seen: Seen,
-    ) -> Lookup {
-        let decision = decide_overtaken(facts, self.sight(request, found.as_ref(), &seen));
-        self.answer(request, decision, with_entry(found, seen))
+        seen: &Seen,
+        budget: &mut Budget,
+    ) -> Result<LeaseStep, StoreError> {
+        let (store, key) = (&self.state.store, &request.key);
+        let grant = store.lease(key, request.identity, seen.stored.as_ref(), budget).await?;
+        Ok(match grant {
+            Grant::Lease(lease) => match decide::granted(facts, *lease.epoch() != seen.epoch) {
+                None => LeaseStep::Fill(lease),
+                Some(uncached) => {
+                    store.release(lease).await;
+                    LeaseStep::Uncached(uncached)
+                }
+            },
+            Grant::Stored(seen) => LeaseStep::Overtaken(seen),
+            Grant::Leased(token, epoch) => {
+                let version = JobVersion { token, epoch };
+                let holder = self.lease_holder(request, &version, &seen.epoch);
+                match decide::leased(facts, holder) {
+                    OtherLease::Join(flight) => LeaseStep::Join(flight),
+                    OtherLease::Wait => LeaseStep::Wait(version.token),
+                    OtherLease::Uncached(uncached) => LeaseStep::Uncached(uncached),
+                }
+            }
+            Grant::Fenced => LeaseStep::Uncached(decide::unconfirmed(facts, Bypass::Fenced)),
+        })
     }
 
-    /// Acts on a decision that needs nothing more from the store.
-    fn answer(
+    /// Returns what decides about following the reader that holds the lease of this version. `epoch` is
+    /// that of the value that the store has shown.
+    pub(super) fn lease_holder(
         &self,
         request: &LookupRequest,
-        decision: Decision,
-        known: Option<KnownEntry>,
-    ) -> Lookup {
-        match (decision, known) {
-            (Decision::Hit, Some(KnownEntry { entry, seen })) => {
-                let sighting = Sighting::of_read(&self.config, request, &entry, seen.now_ms);
-                self.state.silent_changes.seen(sighting);
-                Lookup::Hit(entry)
+        version: &JobVersion,
+        epoch: &Epoch,
+    ) -> LeaseHolder<Flight> {
+        let (flights, notes) = (&self.state.flights, &self.notes.of_process);
+        LeaseHolder {
+            is_same_read: version.token.is_of(request.identity) && version.epoch == *epoch,
+            flight: flights.join_confirmed(&request.key, version, request.coalesce_key),
+            was_waited_for: notes.waited_leases.count(&version.token) > 0,
+        }
+    }
+
+    /// Answers a read if there is an entry.
+    fn answer_with_entry(&self, request: &LookupRequest, known: KnownEntry) -> Lookup {
+        let KnownEntry { entry, seen } = &known;
+        let (in_grace, now_ms) = (seen.in_grace, seen.now_ms);
+        let entry_facts = self.entry_facts(request, entry, now_ms);
+        // A hit needs no look-up of what could not be stored.
+        let is_hit = entry_facts.is_hit() && !in_grace;
+        let facts = request.facts(!is_hit && self.notes.is_hit_for_miss(request), false);
+        match decide::with_entry(&facts, entry_facts, in_grace) {
+            WithEntry::Hit => {
+                let observed = ObservedEntry::of_read(&self.config, request, entry, now_ms);
+                self.state.silent_changes.seen(observed);
+                Lookup::Hit(known.entry)
             }
-            (Decision::Revalidate(why), Some(known)) => self.revalidate(request, why, known),
-            (Decision::Unconfirmed(why) | Decision::UnconfirmedWithLease(why), _) => {
-                self.lead_next(request, why)
+            WithEntry::Revalidate(why) => self.revalidate(request, why, known),
+            WithEntry::Uncached(uncached) => self.answer_uncached(request, uncached),
+        }
+    }
+
+    /// Answers a read that another value overtook.
+    fn answer_overtaken(&self, request: &LookupRequest, facts: &Facts, found: Found) -> Lookup {
+        match found {
+            Found::Entry(known) => self.answer_with_entry(request, known),
+            Found::NoEntry(reject, seen) => {
+                let reject = reject.unwrap_or(Reject::Foreign);
+                self.answer_uncached(request, decide::overtaken(facts, reject, seen.in_grace))
             }
-            (Decision::Pass(why), _) => Lookup::Pass(why),
-            // The callers act on these themselves.
-            (
-                Decision::Hit
-                | Decision::Revalidate(_)
-                | Decision::Lease
-                | Decision::Fill
-                | Decision::Join
-                | Decision::Await,
-                _,
-            ) => Lookup::Pass(Bypass::Leased),
+        }
+    }
+
+    fn answer_uncached(&self, request: &LookupRequest, uncached: Uncached) -> Lookup {
+        match uncached {
+            Uncached::Pass(why) => Lookup::Pass(why),
+            Uncached::Unconfirmed(why) => self.lead_next(request, why),
         }
     }
 
@@ -184,7 +218,7 @@ impl CacheReader {
         &self,
         request: &LookupRequest,
         budget: &mut Budget,
-    ) -> Result<(Option<Result<Arc<Entry>, Reject>>, Seen), StoreError> {
+    ) -> Result<Found, StoreError> {
         let key = &request.key;
         let near = self.state.near.as_ref();
         let noted = match near {
@@ -192,51 +226,32 @@ impl CacheReader {
             None => None,
         };
         let seen = self.state.store.read(key, budget).await?;
-        let found = Entry::decode_of(&seen, &self.config.identity(key, request.route));
-        let found = found.map(|decoded| decoded.map(Arc::new));
-        if let Some(Err(Reject::Identity)) = found {
-            self.notes.lasting.shared_key_warning.give(&self.config, request, &seen);
+        let found = Found::of(seen, &self.config.identity(key, request.route));
+        match (&found, near, noted) {
+            (Found::Entry(known), Some(near), Some(noted)) => {
+                near.entries.insert(key, Arc::clone(&known.entry), noted);
+            }
+            (Found::NoEntry(Some(Reject::Identity), seen), ..) => {
+                self.notes.of_process.shared_key_warning.give(&self.config, request, seen);
+            }
+            _ => {}
         }
-        if let (Some(Ok(entry)), Some(near), Some(noted)) = (&found, near, noted) {
-            near.entries.insert(key, Arc::clone(entry), noted);
-        }
-        Ok((found, seen))
+        Ok(found)
     }
 
-    /// Returns whether an entry is a hit: it is of the same API, route and job, the caller is in its
-    /// audience, and the request's `Cache-Control` admits it.
-    pub(super) fn is_hit(&self, request: &LookupRequest, entry: &Entry, now_ms: i64) -> bool {
-        entry.identity() == request.identity && self.entry_facts(request, entry, now_ms).is_hit()
-    }
-
-    /// Collects what decides about an entry, apart from whether its audience is closed to the caller.
-    fn entry_facts(&self, request: &LookupRequest, entry: &Entry, now_ms: i64) -> EntryFacts {
-        EntryFacts {
-            standing: self.config.fingerprinter.standing(entry.audience(), request.caller, now_ms),
-            is_age_accepted: request.accepts_age(entry, now_ms),
-            is_closed: false,
-        }
-    }
-
-    /// Returns what the store showed for a request.
-    pub(super) fn sight(
+    /// Collects what decides about an entry of this job.
+    pub(super) fn entry_facts(
         &self,
         request: &LookupRequest,
-        found: Option<&Result<Arc<Entry>, Reject>>,
-        seen: &Seen,
-    ) -> Sight {
-        let found = match found {
-            None => Found::Nothing,
-            Some(Err(reject)) => Found::Rejected(*reject),
-            Some(Ok(entry)) => {
-                let facts = self.entry_facts(request, entry, seen.now_ms);
-                let max = self.config.settings.max_audience;
-                let is_closed =
-                    !facts.is_hit() && self.notes.is_closed(request, entry, facts.standing, max);
-                Found::Entry(EntryFacts { is_closed, ..facts })
-            }
-        };
-        if seen.in_grace { Sight::InGrace(found) } else { Sight::Found(found) }
+        entry: &Entry,
+        now_ms: i64,
+    ) -> EntryFacts {
+        let standing = self.config.fingerprinter.standing(entry.audience(), request.caller, now_ms);
+        let is_age_accepted = request.accepts_age(entry, now_ms);
+        let facts = EntryFacts { standing, is_age_accepted, is_closed: false };
+        let max = self.config.settings.max_audience;
+        let is_closed = !facts.is_hit() && self.notes.is_closed(request, entry, standing, max);
+        EntryFacts { is_closed, ..facts }
     }
 
     /// Reads the upstream for a caller that is no member of the audience, or that wants a newer
@@ -250,57 +265,34 @@ impl CacheReader {
         let token = Token::named(known.entry.generation());
         let epoch = known.seen.epoch.clone();
         // A solo request does not queue. Others may join its flight by the version that it has seen.
-        let ticket = if why.is_none() || request.solo {
+        let role = if why.is_none() || request.solo {
             self.state.flights.join_or_lead(
                 &request.key,
-                SeenVersion { token, epoch },
+                JobVersion { token, epoch },
                 request.coalesce_key,
             )
         } else {
             self.state.flights.join_or_lead_next(request.key.clone(), request.coalesce_key)
         };
-        board(request, ticket, why, || FillTarget::Entry(Box::new(known)))
+        lead_or_join(request, role, why, || FillTarget::Entry(Box::new(known)))
     }
 
     pub(super) async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
-        let version = SeenVersion { token: lease.token().clone(), epoch: lease.epoch().clone() };
+        let version = JobVersion { token: lease.token().clone(), epoch: lease.epoch().clone() };
         let flights = &self.state.flights;
-        let ticket = flights.join_or_lead(&request.key, version, request.coalesce_key);
-        if let FlightTicket::Full = ticket {
+        let role = flights.join_or_lead(&request.key, version, request.coalesce_key);
+        if let FlightRole::Full = role {
             self.state.store.release(lease).await;
             return Lookup::Pass(Bypass::Flights);
         }
-        board(request, ticket, None, || FillTarget::Lease(lease))
-    }
-
-    /// Follows a fill by another reader: joins it if it is in this process, and else waits a little for
-    /// its entry.
-    async fn follow(
-        &self,
-        request: &LookupRequest,
-        facts: &Facts,
-        (version, is_same_read): (SeenVersion, bool),
-        budget: &mut Budget,
-    ) -> Result<Lookup, StoreError> {
-        let flight =
-            self.state.flights.join_confirmed(&request.key, &version, request.coalesce_key);
-        let sight = Sight::Leased {
-            is_same_read,
-            is_joinable: flight.is_some(),
-            is_hopeless: self.notes.lasting.waited_leases.count(&version.token) > 0,
-        };
-        match (decide(facts, sight), flight) {
-            (Decision::Join, Some(flight)) => Ok(Lookup::Join(flight, None)),
-            (Decision::Await, _) => self.wait_for_entry(request, facts, version, budget).await,
-            (decision, _) => Ok(self.answer(request, decision, None)),
-        }
+        lead_or_join(request, role, None, || FillTarget::Lease(lease))
     }
 
     async fn wait_for_entry(
         &self,
         request: &LookupRequest,
         facts: &Facts,
-        version: SeenVersion,
+        token: Token,
         budget: &mut Budget,
     ) -> Result<Lookup, StoreError> {
         let deadline = Instant::now() + OTHER_FILL_WAIT;
@@ -308,12 +300,12 @@ impl CacheReader {
         while Instant::now() < deadline {
             self.wait_for_change(&request.key, deadline.min(Instant::now() + step)).await;
             step *= 2;
-            let (found, seen) = self.read_entry(request, budget).await?;
-            if found.is_some() {
-                return Ok(self.answer_overtaken(request, facts, found, seen));
+            match self.read_entry(request, budget).await? {
+                Found::NoEntry(None, _) => {}
+                found => return Ok(self.answer_overtaken(request, facts, found)),
             }
         }
-        self.notes.lasting.waited_leases.add(version.token);
+        self.notes.of_process.waited_leases.add(token);
         Ok(Lookup::Pass(Bypass::Leased))
     }
 
@@ -332,8 +324,8 @@ impl CacheReader {
     /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
     fn lead_next(&self, request: &LookupRequest, why: Bypass) -> Lookup {
         let flights = &self.state.flights;
-        let ticket = flights.join_or_lead_next(request.key.clone(), request.coalesce_key);
-        board(request, ticket, Some(why), || FillTarget::Nowhere)
+        let role = flights.join_or_lead_next(request.key.clone(), request.coalesce_key);
+        lead_or_join(request, role, Some(why), || FillTarget::Nowhere)
     }
 
     /// Does the same, but the response is stored if the lease is granted.
@@ -357,24 +349,20 @@ impl CacheReader {
     }
 }
 
-/// Leads or joins a flight, as the ticket says.
-fn board(
+/// Returns the lookup of a reader with this role in a flight.
+fn lead_or_join(
     request: &LookupRequest,
-    ticket: FlightTicket,
+    role: FlightRole,
     why: Option<Bypass>,
     target: impl FnOnce() -> FillTarget,
 ) -> Lookup {
-    match ticket {
-        FlightTicket::Lead(leader) => {
+    match role {
+        FlightRole::Lead(leader) => {
             Lookup::Lead(Box::new(LeaderRead::new(request, leader, target(), why)))
         }
-        FlightTicket::Join(flight) => Lookup::Join(flight, why),
-        FlightTicket::Full => Lookup::Pass(Bypass::Flights),
+        FlightRole::Join(flight) => Lookup::Join(flight, why),
+        FlightRole::Full => Lookup::Pass(Bypass::Flights),
     }
-}
-
-fn with_entry(found: Option<Result<Arc<Entry>, Reject>>, seen: Seen) -> Option<KnownEntry> {
-    found?.ok().map(|entry| KnownEntry { entry, seen })
 }
 
 pub(super) fn bypass_reason(error: &StoreError) -> Bypass {

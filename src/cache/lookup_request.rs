@@ -21,7 +21,7 @@ pub struct LookupRequest {
     /// Requests of one job with the same key may share an upstream read.
     pub(super) coalesce_key: CoalesceKey,
     pub(super) directives: RequestDirectives,
-    /// The response may be stored as far as the method is concerned: the request is a GET.
+    /// The request is a GET.
     pub(super) may_fill: bool,
     /// The request never waits for another request's upstream read.
     pub(super) solo: bool,

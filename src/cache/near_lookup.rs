@@ -7,7 +7,7 @@
 use std::{
     future::poll_fn,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -29,8 +29,30 @@ pub struct NearLookup {
     wait: BarrierWait,
 }
 
-/// Why there is no near hit; `None` if near entries were not looked at.
-pub type NearMissReason = Option<&'static str>;
+/// Why there is no near hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NearMiss {
+    /// Near entries were not looked at: there are none, or the store is not trusted for the key.
+    Unasked,
+    /// There is no entry that is a hit for the request.
+    NoEntry,
+    /// The barrier is down, so changes are not known here.
+    Untracked,
+    /// The entry was changed while the request waited for the barrier.
+    Evicted,
+}
+
+impl NearMiss {
+    /// Returns the word for metrics and spans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unasked => "unasked",
+            Self::NoEntry => "miss",
+            Self::Untracked => "untracked",
+            Self::Evicted => "evicted",
+        }
+    }
+}
 
 impl NearLookup {
     /// Returns how long the lookup has waited for the barrier.
@@ -49,18 +71,15 @@ impl CacheReader {
     ) -> Option<(Arc<Entry>, i64)> {
         let mut lookup = NearLookup::default();
         let near = poll_fn(|cx| self.poll_lookup_near(request, &mut lookup, cx)).await;
-        let outcome = match &near {
-            Ok(_) => Some("hit"),
-            Err(absence) => {
-                // Only a wait without a hit is charged: after a hit, nothing else needs the budget.
-                budget.charge(lookup.waited());
-                *absence
-            }
-        };
-        if let Some(outcome) = outcome {
+        let outcome = near.as_ref().map_or_else(|miss| miss.as_str(), |_| "hit");
+        if near.is_err() {
+            // Only a wait without a hit is charged: after a hit, nothing else needs the budget.
+            budget.charge(lookup.waited());
+        }
+        if !matches!(near, Err(NearMiss::Unasked)) {
             self.state.metrics.near.count_lookup(outcome);
         }
-        spans::record_result(&spans::current(), outcome.unwrap_or("unasked"));
+        spans::record_result(&spans::current(), outcome);
         near.ok()
     }
 
@@ -70,49 +89,39 @@ impl CacheReader {
         request: &LookupRequest,
         lookup: &mut NearLookup,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(Arc<Entry>, i64), NearMissReason>> {
-        let Some(layer) = &self.state.near else { return Poll::Ready(Err(None)) };
-        if lookup.found.is_none() {
+    ) -> Poll<Result<(Arc<Entry>, i64), NearMiss>> {
+        let Some(layer) = &self.state.near else { return Poll::Ready(Err(NearMiss::Unasked)) };
+        let (entry, noted, now_ms) = if let Some(found) = lookup.found.take() {
+            found
+        } else {
             let Ok(now_ms) = self.state.store.trust(&request.key) else {
-                return Poll::Ready(Err(None));
+                return Poll::Ready(Err(NearMiss::Unasked));
             };
             let Some((entry, noted)) = self.near_hit(layer, request, now_ms) else {
-                return Poll::Ready(Err(Some("miss")));
+                return Poll::Ready(Err(NearMiss::NoEntry));
             };
-            lookup.found = Some((entry, noted, now_ms));
-        }
-        if !mutants::is(Mutant::NearWithoutBarrier)
-            && ready!(self.state.store.poll_barrier(
-                &request.key,
-                layer.max_staleness,
-                &mut lookup.wait,
-                cx
-            ))
-            .is_err()
-        {
-            return Poll::Ready(Err(Some("untracked")));
-        }
-        let Some((entry, noted, now_ms)) = lookup.found.take() else {
-            return Poll::Ready(Err(None));
+            (entry, noted, now_ms)
         };
+        if !mutants::is(Mutant::NearWithoutBarrier) {
+            let (store, staleness) = (&self.state.store, layer.max_staleness);
+            match store.poll_barrier(&request.key, staleness, &mut lookup.wait, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(NearMiss::Untracked)),
+                Poll::Pending => {
+                    lookup.found = Some((entry, noted, now_ms));
+                    return Poll::Pending;
+                }
+            }
+        }
         // A change that was reported during the wait may have evicted the entry.
         let current = layer.entries.is_current(noted);
         // The store may have restarted meanwhile, so that no entry counts any more.
         let again = || {
             self.state.store.trust(&request.key).ok()?;
-            self.near_entry(layer, request, now_ms)
+            self.near_hit(layer, request, now_ms).map(|(entry, _)| entry)
         };
         let entry = if current { Some(entry) } else { again() };
-        Poll::Ready(entry.map(|entry| (entry, now_ms)).ok_or(Some("evicted")))
-    }
-
-    fn near_entry(
-        &self,
-        layer: &NearLayer,
-        request: &LookupRequest,
-        now_ms: i64,
-    ) -> Option<Arc<Entry>> {
-        self.near_hit(layer, request, now_ms).map(|(entry, _)| entry)
+        Poll::Ready(entry.map(|entry| (entry, now_ms)).ok_or(NearMiss::Evicted))
     }
 
     fn near_hit(
@@ -122,7 +131,9 @@ impl CacheReader {
         now_ms: i64,
     ) -> Option<(Arc<Entry>, Noted)> {
         let (entry, noted) = layer.entries.read(&request.key)?;
-        let live = now_ms < entry.expires_at_ms();
-        (live && self.is_hit(request, &entry, now_ms)).then_some((entry, noted))
+        let is_hit = now_ms < entry.expires_at_ms()
+            && entry.identity() == request.identity
+            && self.entry_facts(request, &entry, now_ms).is_hit();
+        is_hit.then_some((entry, noted))
     }
 }

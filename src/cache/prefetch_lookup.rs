@@ -8,17 +8,17 @@
 use tracing::debug;
 
 use super::{
-    decide::{Decision, decide},
+    decide::{self, Facts, NoEntry, Uncached, WithEntry},
     entry::Reject,
     fill::LeaderRead,
-    flight::{Flight, SeenVersion},
+    flight::Flight,
     lookup::{CacheReader, bypass_reason},
     lookup_request::LookupRequest,
-    lookup_result::Lookup,
+    lookup_result::{Found, LeaseStep, Lookup},
 };
 use crate::{
     semantics::policy::Bypass,
-    store::{Budget, Grant, Seen, StoreError},
+    store::{Budget, Seen, StoreError},
 };
 
 /// How a prefetch goes on.
@@ -52,50 +52,50 @@ impl PrefetchLookup {
         budget: &mut Budget,
     ) -> Result<Self, StoreError> {
         reader.state.store.trust(&request.key)?;
-        let (found, seen) = reader.read_entry(request, budget).await?;
-        // Replacing the entry of another route or API would be no help to either.
-        if let Some(Err(Reject::Identity)) = found {
-            return Ok(Self::Present);
-        }
-        let is_foreign = matches!(found, Some(Err(Reject::Foreign)));
         // Hit-for-miss keeps clients from queueing, and prefetches do not queue.
-        let facts = request.facts(
-            false,
-            is_foreign && reader.notes.yields_key(&request.key, &reader.state.metrics),
-        );
-        match decide(&facts, reader.sight(request, found.as_ref(), &seen)) {
-            Decision::Lease => Self::lease(reader, request, &seen, budget).await,
-            Decision::Unconfirmed(Bypass::Foreign) => Ok(Self::Never),
-            Decision::Unconfirmed(why) | Decision::UnconfirmedWithLease(why) => Ok(Self::Wait(why)),
-            _ => Ok(Self::Present),
+        let (reject, seen) = match reader.read_entry(request, budget).await? {
+            Found::Entry(known) => {
+                let (facts, now_ms) = (request.facts(false, false), known.seen.now_ms);
+                let entry = reader.entry_facts(request, &known.entry, now_ms);
+                return Ok(match decide::with_entry(&facts, entry, known.seen.in_grace) {
+                    WithEntry::Uncached(Uncached::Unconfirmed(why)) => Self::Wait(why),
+                    _ => Self::Present,
+                });
+            }
+            // Replacing the entry of another route or API would be no help to either.
+            Found::NoEntry(Some(Reject::Identity), _) => return Ok(Self::Present),
+            Found::NoEntry(reject, seen) => (reject, seen),
+        };
+        let facts = reader.facts_without_entry(request, false, reject, seen.in_grace);
+        match decide::without_entry(&facts, reject, seen.in_grace) {
+            NoEntry::Lease => Self::lease(reader, request, (&facts, &seen), budget).await,
+            NoEntry::Uncached(Uncached::Unconfirmed(Bypass::Foreign)) => Ok(Self::Never),
+            NoEntry::UnconfirmedWithLease(why) | NoEntry::Uncached(Uncached::Unconfirmed(why)) => {
+                Ok(Self::Wait(why))
+            }
+            NoEntry::Uncached(Uncached::Pass(_)) => Ok(Self::Present),
         }
     }
 
     async fn lease(
         reader: &CacheReader,
         request: &LookupRequest,
-        seen: &Seen,
+        (facts, seen): (&Facts, &Seen),
         budget: &mut Budget,
     ) -> Result<Self, StoreError> {
-        let (key, identity) = (&request.key, request.identity);
-        Ok(match reader.state.store.lease(key, identity, seen.stored.as_ref(), budget).await? {
-            Grant::Lease(lease) => match reader.lead(request, lease).await {
+        Ok(match reader.ask_for_lease(request, facts, seen, budget).await? {
+            LeaseStep::Fill(lease) => match reader.lead(request, lease).await {
                 Lookup::Lead(lead) => Self::Lead(lead),
                 Lookup::Join(flight, _) => Self::Join(flight),
                 Lookup::Pass(why) => Self::Wait(why),
                 Lookup::Hit(_) => Self::Present,
             },
-            Grant::Stored(_) => Self::Present,
-            Grant::Leased(token, epoch) => {
-                let version = SeenVersion { token, epoch };
-                let joined = reader.state.flights.join_confirmed(
-                    &request.key,
-                    &version,
-                    request.coalesce_key,
-                );
-                joined.map_or(Self::Wait(Bypass::Leased), Self::Join)
+            LeaseStep::Join(flight) => Self::Join(flight),
+            LeaseStep::Wait(_) => Self::Wait(Bypass::Leased),
+            LeaseStep::Overtaken(_) => Self::Present,
+            LeaseStep::Uncached(Uncached::Pass(why) | Uncached::Unconfirmed(why)) => {
+                Self::Wait(why)
             }
-            Grant::Fenced => Self::Wait(Bypass::Fenced),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What the parts of the cache share: the store, and everything that a change of a job has to reach.
+//! The state that the parts of the cache share: the store, and everything that a change of a job has to reach.
 
 use std::{fmt, sync::Arc};
 
@@ -61,9 +61,9 @@ impl SharedState {
         Ok(Self { store, near, flights, silent_changes, capture_quota, metrics, events })
     }
 
-    /// Detaches the flights and evicts the near entries of these jobs. Returns how many flights each
-    /// job had.
-    pub(super) fn detach(&self, keys: &[Key]) -> Vec<usize> {
+    /// Invalidates these jobs in this process: detaches their flights, evicts their near entries, and
+    /// drops what is remembered to find silent changes. Returns how many flights each job had.
+    pub(super) fn invalidate_locally(&self, keys: &[Key]) -> Vec<usize> {
         let flights = keys.iter().map(|key| self.flights.detach(key)).collect();
         self.silent_changes.forget(keys);
         // At once, without waiting for Redis to report the change. So a client that writes through this
@@ -76,9 +76,8 @@ impl SharedState {
         flights
     }
 
-    /// Detaches the flights and evicts the near entries of all jobs. Returns how many flights there
-    /// were.
-    pub(super) fn detach_all(&self) -> usize {
+    /// Invalidates all jobs in this process. Returns how many flights there were.
+    pub(super) fn invalidate_all_locally(&self) -> usize {
         let flights = self.flights.detach_all();
         self.silent_changes.forget_all();
         if let Some(near) = &self.near {

@@ -18,7 +18,7 @@
 //! noticed, so a comparison is made only shortly after the TTL has ended.
 
 pub(super) mod news;
-pub(super) mod sighting;
+pub(super) mod observed_entry;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +33,7 @@ use prometheus_client::metrics::counter::Counter;
 use tracing::warn;
 use xxhash_rust::xxh3::xxh3_128;
 
-use self::sighting::{Sighting, StoredAs};
+use self::observed_entry::{ObservedEntry, StoredAs};
 use crate::{observe::throttle::HourlyPerName, semantics::audience::Caller, store::Key};
 
 /// Most jobs that are remembered. Further jobs are not compared until others are
@@ -48,7 +48,7 @@ const OWN_NEWS: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 /// Greatest difference between the clocks of this process and the store.
 const CLOCK_MARGIN: Duration = Duration::from_millis(100);
 /// Shortest interval between two searches for jobs that can be forgotten.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Time in which silent changes of a route are counted, and in which a purge or `DEL` prevents a warning.
 const WINDOW: Duration = Duration::from_hours(1);
 /// Number of silent changes within [`WINDOW`] that are worth a warning.
@@ -68,7 +68,7 @@ struct State {
     routes: Vec<RouteChanges>,
     /// Last purge or `DEL` that may have been of any route.
     purged: Option<Instant>,
-    swept: Option<Instant>,
+    last_search: Option<Instant>,
 }
 
 /// The last entry of a job.
@@ -127,20 +127,20 @@ impl SilentChanges {
     }
 
     /// Notes a response that was stored, and compares it with the entry before it.
-    pub(super) fn stored(&self, sighting: Sighting<'_>, stored: StoredAs) {
+    pub(super) fn stored(&self, observed: ObservedEntry<'_>, stored: StoredAs) {
         if matches!(stored, StoredAs::Admission { .. }) {
-            return self.seen(sighting);
+            return self.seen(observed);
         }
-        let new = RememberedEntry::new(&sighting);
+        let new = RememberedEntry::new(&observed);
         let mut state = self.lock();
-        let before = state.jobs.remove(sighting.key);
+        let before = state.jobs.remove(observed.key);
         let silent = match (before, stored) {
             (Some(before), StoredAs::Fill { granted_at_ms, .. }) => {
                 state.compare(&before, &new, granted_at_ms)
             }
             _ => None,
         };
-        state.remember(sighting.key, sighting.route, new);
+        state.remember(observed.key, observed.route, new);
         drop(state);
         if let Some(route) = silent {
             self.report(&route);
@@ -148,21 +148,21 @@ impl SilentChanges {
     }
 
     /// Notes an entry that was read from the store and served to a caller.
-    pub(super) fn seen(&self, sighting: Sighting<'_>) {
+    pub(super) fn seen(&self, observed: ObservedEntry<'_>) {
         let mut state = self.lock();
-        if let Some(known) = state.jobs.get_mut(sighting.key) {
-            if known.is_generation(&sighting) {
-                known.generation = sighting.generation;
-                return known.add_caller(sighting.caller);
+        if let Some(known) = state.jobs.get_mut(observed.key) {
+            if known.is_generation(&observed) {
+                known.generation = observed.generation;
+                return known.add_caller(observed.caller);
             }
-            let (route, ended_early) = (known.route, known.ends_after(sighting.now_ms));
-            state.jobs.remove(sighting.key);
+            let (route, ended_early) = (known.route, known.ends_after(observed.now_ms));
+            state.jobs.remove(observed.key);
             if ended_early {
                 state.routes[route].purged = Some(Instant::now());
             }
         }
-        let new = RememberedEntry::new(&sighting);
-        state.remember(sighting.key, sighting.route, new);
+        let new = RememberedEntry::new(&observed);
+        state.remember(observed.key, observed.route, new);
     }
 
     /// Forgets jobs that are about to be changed, or were.
@@ -292,7 +292,7 @@ impl State {
     }
 
     fn remember(&mut self, key: &Key, route: &str, mut entry: RememberedEntry) {
-        if self.jobs.len() >= MAX_JOBS && !self.sweep() {
+        if self.jobs.len() >= MAX_JOBS && !self.make_room() {
             return;
         }
         entry.route = self.route(route);
@@ -300,10 +300,10 @@ impl State {
     }
 
     /// Forgets jobs that are too old for a comparison. Returns whether there is room.
-    fn sweep(&mut self) -> bool {
+    fn make_room(&mut self) -> bool {
         let now = Instant::now();
-        if self.swept.is_none_or(|swept| now >= swept + SWEEP_INTERVAL) {
-            self.swept = Some(now);
+        if self.last_search.is_none_or(|last| now >= last + SEARCH_INTERVAL) {
+            self.last_search = Some(now);
             self.jobs.retain(|_, known| now < known.expires_at + COMPARABLE_FOR);
         }
         self.jobs.len() < MAX_JOBS
@@ -319,16 +319,16 @@ impl State {
 }
 
 impl RememberedEntry {
-    fn new(sighting: &Sighting<'_>) -> Self {
+    fn new(observed: &ObservedEntry<'_>) -> Self {
         let now = Instant::now();
-        let left_ms = sighting.expires_at_ms.saturating_sub(sighting.now_ms);
+        let left_ms = observed.expires_at_ms.saturating_sub(observed.now_ms);
         let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0));
         Self {
-            status: sighting.entry.status().as_u16(),
-            digest: xxh3_128(sighting.entry.body()),
-            generation: sighting.generation,
-            callers: vec![sighting.caller],
-            expires_at_ms: sighting.expires_at_ms,
+            status: observed.entry.status().as_u16(),
+            digest: xxh3_128(observed.entry.body()),
+            generation: observed.generation,
+            callers: vec![observed.caller],
+            expires_at_ms: observed.expires_at_ms,
             // The limit of a day keeps the addition from overflowing.
             expires_at: now + left.min(Duration::from_hours(24)),
             noted_at: now,
@@ -338,11 +338,11 @@ impl RememberedEntry {
         }
     }
 
-    /// Whether the sighting is of this very entry.
-    fn is_generation(&self, sighting: &Sighting<'_>) -> bool {
+    /// Whether the observed is of this very entry.
+    fn is_generation(&self, observed: &ObservedEntry<'_>) -> bool {
         match self.generation {
-            Some(ours) => sighting.generation == Some(ours),
-            None => self.digest == xxh3_128(sighting.entry.body()),
+            Some(ours) => observed.generation == Some(ours),
+            None => self.digest == xxh3_128(observed.entry.body()),
         }
     }
 

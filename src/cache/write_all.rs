@@ -19,7 +19,7 @@ const MAX_WRITE_WAIT: Duration = Duration::from_secs(2);
 impl Invalidator {
     /// Invalidates every job, as [`Invalidator::end`] does the jobs of a write.
     pub async fn end_all(self: &Arc<Self>, outcome: WriteOutcome) -> Ended {
-        let linger = self.linger(outcome);
+        let linger = self.fence_time_after(outcome);
         if !linger.is_zero() {
             let invalidator = Arc::clone(self);
             self.state.store.spawn(async move {
@@ -41,7 +41,7 @@ impl Invalidator {
             self.state.silent_changes.forget_all();
             let ended = self.state.store.purge_all().await;
             // As for the jobs of a write, Redis may report the change late.
-            self.state.detach_all();
+            self.state.invalidate_all_locally();
             self.count_invalidation(InvalidationSource::WriteAll, ended);
             let by = Some("a write or reload that changes every job".into());
             self.state.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);

@@ -20,7 +20,7 @@ use super::{
     repeat_hit::RepeatHit,
 };
 use crate::{
-    cache::entry::Entry,
+    cache::{FillResult, entry::Entry},
     observe::{events::EventKind, spans},
     semantics::{
         headers::{self, CacheStatus, Forward},
@@ -42,9 +42,10 @@ pub(super) struct Answer {
 pub(super) enum Verdict {
     /// Answered from the cache. The response already carries its `Cache-Status`.
     Hit,
-    /// Answered from an upstream read that all waiting clients share. `why` says why the cache was
-    /// not asked, if it was not.
-    Miss { stored: FillStatus, collapsed: bool, why: Option<Bypass> },
+    /// Answered from an upstream read that all waiting clients share. `filled` says what became of
+    /// the response, if that was known when the head was sent. `why` says why the cache was not
+    /// asked, if it was not.
+    Miss { filled: Option<FillResult>, collapsed: bool, why: Option<Bypass> },
     /// Answered from the upstream, past the cache.
     Pass(Bypass),
     /// Forwarded because it may change a job. Pending while its invalidation is unconfirmed.
@@ -53,15 +54,6 @@ pub(super) enum Verdict {
     Failed(&'static str),
     /// Answered by jobcache without asking the upstream.
     Refused(&'static str),
-}
-
-/// Whether the response of a miss was stored.
-#[derive(Clone, Copy)]
-pub(super) enum FillStatus {
-    Stored,
-    /// Not stored, or not yet known when the head was sent.
-    Unknown,
-    NotStored(NoStore),
 }
 
 impl Answer {
@@ -105,7 +97,9 @@ impl Verdict {
     fn labels(&self) -> (&'static str, &'static str) {
         match self {
             Self::Hit => ("hit", ""),
-            Self::Miss { stored: FillStatus::NotStored(why), .. } => ("miss", why.as_str()),
+            Self::Miss { filled: Some(result @ FillResult::Abandoned(_)), .. } => {
+                ("miss", result.as_str())
+            }
             Self::Miss { why, .. } => ("miss", why.map_or("", Bypass::as_str)),
             Self::Pass(why) => ("pass", why.as_str()),
             Self::Write { pending: false } => ("write", ""),
@@ -126,8 +120,8 @@ impl Verdict {
             |why, stored, collapsed| CacheStatus::Forwarded { why, collapsed, stored, detail };
         Some(match self {
             Self::Hit => return None,
-            Self::Miss { stored, collapsed, why: None } => {
-                forwarded(Forward::Miss, matches!(stored, FillStatus::Stored), *collapsed)
+            Self::Miss { filled, collapsed, why: None } => {
+                forwarded(Forward::Miss, *filled == Some(FillResult::Stored), *collapsed)
             }
             Self::Miss { collapsed, why: Some(why), .. } => {
                 forwarded(Forward::from(*why), false, *collapsed)

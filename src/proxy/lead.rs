@@ -7,7 +7,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
-    Request, Response, StatusCode,
+    Request, Response,
     http::{
         header::{CONTENT_LENGTH, ETAG, TRANSFER_ENCODING},
         request, response,
@@ -17,37 +17,22 @@ use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    answer::{Answer, FillStatus, Verdict, entry_response, upstream_failure},
+    answer::{Answer, Verdict, entry_response, upstream_failure},
     body::{Body, Captured, Tee, TeeCapture, capture, capture_tee},
     exchange::{ProtocolSwitch, prepare_response},
     proxy_context::ProxyContext,
 };
 use crate::{
-    cache::{AbandonReason, Filler, LeaderRead, PublishedRead, entry::Entry},
+    cache::{AbandonReason, FillResult, LeaderRead, PublishedRead, entry::Entry},
     config::CacheMode,
     observe::spans,
     semantics::policy::{Freshness, NoStore},
-    store::{Budget, Fill},
+    store::Budget,
     upstream::{RequestBody, ResponseBody, RetryPolicy},
 };
 
 /// How long the clients that joined wait for a streaming body.
 const STREAM_WAIT: Duration = Duration::from_millis(250);
-
-/// The result of a shared read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FillOutcome {
-    /// The response is in the store.
-    Stored,
-    /// The job changed during the read.
-    Revoked,
-    /// The store did not take it.
-    Unstored,
-    /// The response, with this status, may not be stored.
-    Unstorable(NoStore, StatusCode),
-    /// The upstream gave no response, or an incomplete one.
-    Failed,
-}
 
 /// One shared read.
 pub(super) struct LeadTask {
@@ -72,7 +57,7 @@ impl LeadTask {
         client_head: request::Parts,
         request: Request<RequestBody>,
         budget: Budget,
-    ) -> Option<(JoinHandle<FillOutcome>, oneshot::Receiver<Answer>)> {
+    ) -> Option<(JoinHandle<FillResult>, oneshot::Receiver<Answer>)> {
         if context.stale_config.is_stale() {
             context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
             return None;
@@ -86,7 +71,7 @@ impl LeadTask {
 
     /// Reads the upstream, answers the clients that wait, and stores the response if it may be
     /// stored.
-    async fn run(mut self, request: Request<RequestBody>) -> FillOutcome {
+    async fn run(mut self, request: Request<RequestBody>) -> FillResult {
         self.lead.leader.wait_for_turn().await;
         let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
@@ -119,7 +104,7 @@ impl LeadTask {
         head: response::Parts,
         body: ResponseBody,
         freshness: Freshness,
-    ) -> FillOutcome {
+    ) -> FillResult {
         let filler = &self.context.cache.filler;
         match capture(body, filler.max_body(), filler.capture_quota()).await {
             Captured::Whole(body) => {
@@ -127,7 +112,7 @@ impl LeadTask {
                 let why = lead.why();
                 let published = context.cache.filler.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&published.entry);
-                store_then(&context, published, budget, |stored| {
+                store_then(&context, published, budget, |filled| {
                     let response = if context.mode == CacheMode::Shadow {
                         Response::from_parts(head, Body::from(entry.body().clone()))
                     } else if entry.is_held_by(&client_head.headers) {
@@ -135,7 +120,7 @@ impl LeadTask {
                     } else {
                         upstream_response(head, &entry)
                     };
-                    let verdict = Verdict::Miss { stored, collapsed: false, why };
+                    let verdict = Verdict::Miss { filled, collapsed: false, why };
                     let _ = answer.send(Answer::new(response, verdict));
                 })
                 .await
@@ -151,13 +136,12 @@ impl LeadTask {
         head: response::Parts,
         body: ResponseBody,
         freshness: Freshness,
-    ) -> FillOutcome {
+    ) -> FillResult {
         let Self { context, lead, answer, .. } = self;
         let filler = &context.cache.filler;
         let (tee, client_end) = Tee::new(filler.capture_quota());
         let response = Response::from_parts(head.clone(), Body::Tee(client_end));
-        let verdict =
-            Verdict::Miss { stored: FillStatus::Unknown, collapsed: false, why: lead.why() };
+        let verdict = Verdict::Miss { filled: None, collapsed: false, why: lead.why() };
         let _ = answer.send(Answer::new(response, verdict));
         let captured = {
             let mut capture = pin!(capture_tee(body, filler.max_body(), &tee));
@@ -175,40 +159,27 @@ impl LeadTask {
             }
             TeeCapture::Whole(_) => {
                 tee.finish();
-                abandon_unstorable(filler, lead, NoStore::Empty, head.status).await
+                filler.abandon(lead, AbandonReason::Unstorable(NoStore::Empty, head.status)).await
             }
-            TeeCapture::Unstorable(why) => abandon_unstorable(filler, lead, why, head.status).await,
-            TeeCapture::Broken => {
-                filler.abandon(lead, AbandonReason::Unanswered).await;
-                FillOutcome::Failed
+            TeeCapture::Unstorable(why) => {
+                filler.abandon(lead, AbandonReason::Unstorable(why, head.status)).await
             }
+            TeeCapture::Broken => filler.abandon(lead, AbandonReason::Unanswered).await,
         }
     }
 
-    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillOutcome {
-        let status = head.status;
-        let stored = FillStatus::NotStored(why);
-        let verdict = Verdict::Miss { stored, collapsed: false, why: self.lead.why() };
+    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillResult {
+        let reason = AbandonReason::Unstorable(why, head.status);
+        let filled = Some(FillResult::Abandoned(reason));
+        let verdict = Verdict::Miss { filled, collapsed: false, why: self.lead.why() };
         let _ = self.answer.send(Answer::new(Response::from_parts(head, body), verdict));
-        abandon_unstorable(&self.context.cache.filler, self.lead, why, status).await
+        self.context.cache.filler.abandon(self.lead, reason).await
     }
 
-    async fn fail(self, answer: Answer) -> FillOutcome {
+    async fn fail(self, answer: Answer) -> FillResult {
         let _ = self.answer.send(answer);
-        self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered).await;
-        FillOutcome::Failed
+        self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered).await
     }
-}
-
-/// Gives up the flight of a response that may not be stored.
-async fn abandon_unstorable(
-    filler: &Filler,
-    lead: LeaderRead,
-    why: NoStore,
-    status: StatusCode,
-) -> FillOutcome {
-    filler.abandon(lead, AbandonReason::Unstorable(why)).await;
-    FillOutcome::Unstorable(why, status)
 }
 
 /// Returns the upstream's response for the client that the read was made for, with every header,
@@ -226,42 +197,27 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
 }
 
 /// Stores a published response and records the result in its span.
-async fn fill_in_span(
-    context: &ProxyContext,
-    published: PublishedRead,
-    span: Span,
-) -> Option<Fill> {
+async fn fill_in_span(context: &ProxyContext, published: PublishedRead, span: Span) -> FillResult {
     let filled = context.cache.filler.fill(published).await;
-    spans::record_result(
-        &span,
-        match filled {
-            Some(Fill::Stored) => "stored",
-            Some(Fill::Revoked) => "revoked",
-            None => "not-stored",
-        },
-    );
+    spans::record_result(&span, filled.as_str());
     filled
 }
 
-/// Stores a published response, and calls `then` when that is done or the budget is spent.
+/// Stores a published response. Calls `then` when that is done, or without a result when the budget is
+/// spent.
 async fn store_then(
     context: &ProxyContext,
     published: PublishedRead,
     budget: Budget,
-    then: impl FnOnce(FillStatus),
-) -> FillOutcome {
+    then: impl FnOnce(Option<FillResult>),
+) -> FillResult {
     let span = spans::fill();
     let mut fill = Box::pin(fill_in_span(context, published, span.clone()).instrument(span));
-    let filled = if let Ok(filled) = timeout(budget.left(), &mut fill).await {
-        then(if filled == Some(Fill::Stored) { FillStatus::Stored } else { FillStatus::Unknown });
+    if let Ok(filled) = timeout(budget.left(), &mut fill).await {
+        then(Some(filled));
         filled
     } else {
-        then(FillStatus::Unknown);
+        then(None);
         fill.await
-    };
-    match filled {
-        Some(Fill::Stored) => FillOutcome::Stored,
-        Some(Fill::Revoked) => FillOutcome::Revoked,
-        None => FillOutcome::Unstored,
     }
 }

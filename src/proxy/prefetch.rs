@@ -14,12 +14,9 @@ use hyper::{
 };
 use tracing::error;
 
-use super::{
-    Proxy,
-    lead::{FillOutcome, LeadTask},
-};
+use super::{Proxy, lead::LeadTask};
 use crate::{
-    cache::{LeaderRead, PrefetchLookup},
+    cache::{AbandonReason, FillResult, LeaderRead, PrefetchLookup},
     config::CacheMode,
     semantics::{
         identity::RouteIndex,
@@ -173,19 +170,13 @@ impl Proxy {
         let request = self.context.fill_request(&head, PREFETCH_PEER);
         // The answer is dropped, as for a client that has hung up.
         let read = LeadTask::spawn(&self.context, lead, head, request, budget).await;
-        let Some((task, _)) = read else { return PrefetchOutcome::Revoked };
+        let Some((task, _)) = read else { return abandoned_for(AbandonReason::Superseded) };
         // The read runs to its end even during a drain, because clients may have joined it.
         match task.await {
-            Ok(FillOutcome::Stored) => PrefetchOutcome::Stored,
-            Ok(FillOutcome::Revoked) => PrefetchOutcome::Revoked,
-            Ok(FillOutcome::Unstored) => PrefetchOutcome::Store,
-            Ok(FillOutcome::Unstorable(_, status)) if status.is_server_error() => {
-                PrefetchOutcome::Upstream
-            }
-            Ok(FillOutcome::Unstorable(NoStore::Status, _)) => PrefetchOutcome::Status,
-            Ok(FillOutcome::Unstorable(NoStore::Memory, _)) => PrefetchOutcome::Busy,
-            Ok(FillOutcome::Unstorable(..)) => PrefetchOutcome::Unstorable,
-            Ok(FillOutcome::Failed) => PrefetchOutcome::Upstream,
+            Ok(FillResult::Stored) => PrefetchOutcome::Stored,
+            Ok(FillResult::Revoked) => PrefetchOutcome::Revoked,
+            Ok(FillResult::Failed | FillResult::Unconfirmed) => PrefetchOutcome::Store,
+            Ok(FillResult::Abandoned(why)) => abandoned_for(why),
             // A task that panicked has stored nothing.
             Err(error) => {
                 error!(%error, "a prefetch task died");
@@ -222,6 +213,19 @@ impl Proxy {
             read.extend_from_slice(&data);
         }
         Ok(read.freeze())
+    }
+}
+
+fn abandoned_for(why: AbandonReason) -> PrefetchOutcome {
+    match why {
+        AbandonReason::Unstorable(_, status) if status.is_server_error() => {
+            PrefetchOutcome::Upstream
+        }
+        AbandonReason::Unstorable(NoStore::Status, _) => PrefetchOutcome::Status,
+        AbandonReason::Unstorable(NoStore::Memory, _) => PrefetchOutcome::Busy,
+        AbandonReason::Unstorable(..) => PrefetchOutcome::Unstorable,
+        AbandonReason::Unanswered => PrefetchOutcome::Upstream,
+        AbandonReason::Superseded => PrefetchOutcome::Revoked,
     }
 }
 

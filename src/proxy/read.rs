@@ -14,7 +14,7 @@ use hyper::{
 use tracing::Instrument as _;
 
 use super::{
-    answer::{Answer, FillStatus, Verdict, entry_response, refuse_with},
+    answer::{Answer, Verdict, entry_response, refuse_with},
     body::Body,
     exchange::relay_informational,
     lead::LeadTask,
@@ -173,8 +173,7 @@ impl Reads {
             Lookup::Lead(lead) => self.lead(*lead, head, requester, budget).await,
             Lookup::Join(flight, why) => match flight.wait().await {
                 Some(entry) => {
-                    let verdict =
-                        Verdict::Miss { stored: FillStatus::Unknown, collapsed: true, why };
+                    let verdict = Verdict::Miss { filled: None, collapsed: true, why };
                     self.context.metrics.requests.joined.inc();
                     let now_ms = self.context.cache.store().now_ms();
                     Answer::new(entry_response(&entry, &head, now_ms), verdict)

@@ -40,7 +40,7 @@ pub(super) enum ReaderPhase {
     Reading,
     /// The upstream has answered; the response is on its way.
     Answered,
-    /// The flight has landed; the response is being stored (`cache::fill`).
+    /// The response of the flight is published, and is being stored (`cache::fill`).
     Storing,
     /// A fill that the sidecar has given up, and that the server may still execute.
     LateFill,

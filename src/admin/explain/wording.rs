@@ -81,7 +81,7 @@ pub(super) fn splitting_text(headers: &[String]) -> String {
 
 /// The rest of the sentence for a miss of a caller that does not share the entry, if a header is the
 /// reason.
-pub(super) fn kept_apart_text(because: MissReason, explained: &ForecastReport) -> String {
+pub(super) fn differing_headers_text(because: MissReason, explained: &ForecastReport) -> String {
     match because {
         MissReason::NotInAudience | MissReason::OtherVariant | MissReason::Lapsed => {
             differing_text(explained)
@@ -106,13 +106,27 @@ fn differing_text(explained: &ForecastReport) -> String {
 /// The sentence for a bypass, with its cause and how long it lasts if they are known.
 pub(super) fn bypass_text(why: Bypass, explained: &ForecastReport, now: SystemTime) -> String {
     let state = explained.state.as_ref().ok();
-    let left_ms = match why {
-        Bypass::Fenced => state.and_then(|state| state.fence_left_ms),
-        Bypass::Leased => state.and_then(|state| state.lease.as_ref()).map(|lease| lease.left_ms),
-        _ => None,
-    };
     let text =
         bypass_cause(why, explained, now).unwrap_or_else(|| bypass_reason_text(why).to_owned());
+    match why {
+        Bypass::Fenced => with_time_left(text, state.and_then(|state| state.fence_left_ms)),
+        Bypass::Leased => with_time_left(text, lease_left_ms(explained)),
+        _ => text,
+    }
+}
+
+/// The sentence for a request that waits for the entry of another reader.
+pub(super) fn wait_text(explained: &ForecastReport) -> String {
+    let text = "would wait at most 250 ms for another caller or sidecar that is reading the job, then \
+                go to the API";
+    with_time_left(text.to_owned(), lease_left_ms(explained))
+}
+
+fn lease_left_ms(explained: &ForecastReport) -> Option<i64> {
+    explained.state.as_ref().ok()?.lease.as_ref().map(|lease| lease.left_ms)
+}
+
+fn with_time_left(text: String, left_ms: Option<i64>) -> String {
     match left_ms.and_then(|left_ms| u64::try_from(left_ms).ok()) {
         Some(left_ms) => format!("{text} (at most {left_ms} ms left)"),
         None => text,
@@ -122,7 +136,7 @@ pub(super) fn bypass_text(why: Bypass, explained: &ForecastReport, now: SystemTi
 /// Returns a more precise sentence if the marks or the events show the cause.
 fn bypass_cause(why: Bypass, explained: &ForecastReport, now: SystemTime) -> Option<String> {
     match why {
-        Bypass::Audience if explained.is_answered_apart => Some(format!(
+        Bypass::Audience if explained.is_replaced_too_often => Some(format!(
             "would go to the API: it answers each client differently (one client's answer replaced \
              another's {} times recently){}",
             explained.replacements,
@@ -235,8 +249,8 @@ pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
              (settle)"
         }
         Bypass::Leased => {
-            "would wait at most 250 ms for another caller or sidecar that is reading the job, then go to \
-             the API"
+            "would go to the API: another caller or sidecar is reading the job, or another route or API \
+             with the same key, and it is of no use to wait for that"
         }
         Bypass::Pending => {
             "would go to the API: Redis has not confirmed an invalidation, which is retried until it is \

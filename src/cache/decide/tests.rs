@@ -26,87 +26,127 @@ fn facts(change: impl FnOnce(&mut Facts)) -> Facts {
     facts
 }
 
-fn entry(entry: EntryFacts) -> Sight {
-    Sight::Found(Found::Entry(entry))
+const fn pass(why: Bypass) -> Uncached {
+    Uncached::Pass(why)
 }
 
-fn leased(is_same_read: bool, is_joinable: bool, is_hopeless: bool) -> Sight {
-    Sight::Leased { is_same_read, is_joinable, is_hopeless }
+const fn shared(why: Bypass) -> Uncached {
+    Uncached::Unconfirmed(why)
 }
 
-/// Every row: facts, what the store shows, the decision.
+fn head() -> Facts {
+    facts(|f| f.may_fill = false)
+}
+
+fn solo() -> Facts {
+    facts(|f| f.is_solo = true)
+}
+
+fn hit_for_miss() -> Facts {
+    facts(|f| f.is_hit_for_miss = true)
+}
+
+fn only_if_cached() -> Facts {
+    facts(|f| f.directives.only_if_cached = true)
+}
+
+/// Every row: facts, the entry, whether in the grace after a restart, the decision.
 #[test]
-fn the_table_of_decisions() {
-    let no_cache = facts(|f| f.directives.no_cache = true);
+fn what_a_read_gets_for_which_there_is_an_entry() {
     let no_store = facts(|f| f.directives.no_store = true);
-    let only_if_cached = facts(|f| f.directives.only_if_cached = true);
-    let head = facts(|f| f.may_fill = false);
-    let solo = facts(|f| f.is_solo = true);
-    let hit_for_miss = facts(|f| f.is_hit_for_miss = true);
-    let yielding = facts(|f| f.yields_key = true);
-    let nothing = Sight::Found(Found::Nothing);
-    let foreign = Sight::Found(Found::Rejected(Reject::Foreign));
-    let other_job = Sight::Found(Found::Rejected(Reject::Identity));
-    let in_grace = Sight::InGrace(Found::Nothing);
+    let closed = EntryFacts { is_closed: true, ..STRANGER };
+    let uncached = WithEntry::Uncached;
     let table = [
-        // An entry.
-        (PLAIN, entry(MEMBER), Decision::Hit),
-        (hit_for_miss, entry(MEMBER), Decision::Hit),
-        (only_if_cached, entry(MEMBER), Decision::Hit),
-        (PLAIN, entry(STRANGER), Decision::Revalidate(None)),
-        (PLAIN, entry(TOO_OLD), Decision::Revalidate(Some(Bypass::NoCache))),
-        (
-            PLAIN,
-            entry(EntryFacts { is_closed: true, ..STRANGER }),
-            Decision::Pass(Bypass::Audience),
-        ),
-        (only_if_cached, entry(STRANGER), Decision::Pass(Bypass::OnlyIfCached)),
-        (no_store, entry(STRANGER), Decision::Pass(Bypass::NoStore)),
-        (head, entry(STRANGER), Decision::Pass(Bypass::Method)),
-        (hit_for_miss, entry(STRANGER), Decision::Pass(Bypass::Uncacheable)),
-        // No entry.
-        (PLAIN, nothing, Decision::Lease),
-        (hit_for_miss, nothing, Decision::Pass(Bypass::Uncacheable)),
-        (PLAIN, foreign, Decision::Lease),
-        (PLAIN, other_job, Decision::Lease),
-        (yielding, foreign, Decision::Unconfirmed(Bypass::Foreign)),
-        (yielding, other_job, Decision::Lease),
-        // The answer to the request for a lease.
-        (PLAIN, Sight::Granted { is_of_other_epoch: false }, Decision::Fill),
-        (PLAIN, Sight::Granted { is_of_other_epoch: true }, Decision::Unconfirmed(Bypass::Grace)),
-        (PLAIN, leased(true, true, true), Decision::Join),
-        (PLAIN, leased(true, false, false), Decision::Await),
-        (PLAIN, leased(true, false, true), Decision::Pass(Bypass::Leased)),
-        (solo, leased(true, false, false), Decision::Pass(Bypass::Leased)),
-        (PLAIN, leased(false, true, false), Decision::Unconfirmed(Bypass::Leased)),
-        (no_cache, leased(true, true, false), Decision::Unconfirmed(Bypass::NoCache)),
-        (PLAIN, Sight::Fenced, Decision::Unconfirmed(Bypass::Fenced)),
-        // Nothing can be confirmed.
-        (PLAIN, Sight::Unconfirmed(Bypass::StoreDown), Decision::Unconfirmed(Bypass::StoreDown)),
-        (solo, Sight::Unconfirmed(Bypass::StoreDown), Decision::Pass(Bypass::StoreDown)),
-        (only_if_cached, Sight::Fenced, Decision::Pass(Bypass::OnlyIfCached)),
-        // The grace after a restart.
-        (PLAIN, in_grace, Decision::UnconfirmedWithLease(Bypass::Grace)),
-        (hit_for_miss, in_grace, Decision::Unconfirmed(Bypass::Grace)),
-        (PLAIN, Sight::InGrace(Found::Entry(MEMBER)), Decision::Unconfirmed(Bypass::Grace)),
-        (head, in_grace, Decision::Pass(Bypass::Grace)),
+        (PLAIN, MEMBER, false, WithEntry::Hit),
+        (hit_for_miss(), MEMBER, false, WithEntry::Hit),
+        (only_if_cached(), MEMBER, false, WithEntry::Hit),
+        (PLAIN, STRANGER, false, WithEntry::Revalidate(None)),
+        (PLAIN, TOO_OLD, false, WithEntry::Revalidate(Some(Bypass::NoCache))),
+        (PLAIN, closed, false, uncached(pass(Bypass::Audience))),
+        (only_if_cached(), STRANGER, false, uncached(pass(Bypass::OnlyIfCached))),
+        (no_store, STRANGER, false, uncached(pass(Bypass::NoStore))),
+        (head(), STRANGER, false, uncached(pass(Bypass::Method))),
+        (hit_for_miss(), STRANGER, false, uncached(pass(Bypass::Uncacheable))),
+        (PLAIN, MEMBER, true, uncached(shared(Bypass::Grace))),
+        (head(), MEMBER, true, uncached(pass(Bypass::Grace))),
     ];
-    for (facts, sight, want) in table {
-        assert_eq!(decide(&facts, sight), want, "{sight:?} for {facts:?}");
+    for (facts, entry, in_grace, want) in table {
+        assert_eq!(with_entry(&facts, entry, in_grace), want, "{entry:?} for {facts:?}");
+    }
+}
+
+/// Every row: facts, why the value is rejected if there is one, whether in the grace, the decision.
+#[test]
+fn how_a_read_goes_on_for_which_there_is_no_entry() {
+    let yielding = facts(|f| f.yields_key = true);
+    let (foreign, other_job) = (Some(Reject::Foreign), Some(Reject::Identity));
+    let uncached = NoEntry::Uncached;
+    let with_lease = NoEntry::UnconfirmedWithLease(Bypass::Grace);
+    let table = [
+        (PLAIN, None, false, NoEntry::Lease),
+        (hit_for_miss(), None, false, uncached(pass(Bypass::Uncacheable))),
+        (PLAIN, foreign, false, NoEntry::Lease),
+        (PLAIN, other_job, false, NoEntry::Lease),
+        (yielding, foreign, false, uncached(shared(Bypass::Foreign))),
+        (yielding, other_job, false, NoEntry::Lease),
+        (PLAIN, None, true, with_lease),
+        (PLAIN, other_job, true, with_lease),
+        (PLAIN, foreign, true, uncached(shared(Bypass::Grace))),
+        (hit_for_miss(), None, true, uncached(shared(Bypass::Grace))),
+        (head(), None, true, uncached(pass(Bypass::Grace))),
+    ];
+    for (facts, reject, in_grace, want) in table {
+        assert_eq!(without_entry(&facts, reject, in_grace), want, "{reject:?} for {facts:?}");
     }
 }
 
 #[test]
-fn a_value_that_appeared_meanwhile_is_used_but_never_replaced() {
+fn a_lease_of_another_epoch_is_not_filled() {
+    assert_eq!(granted(&PLAIN, false), None);
+    assert_eq!(granted(&PLAIN, true), Some(shared(Bypass::Grace)));
+    assert_eq!(granted(&solo(), true), Some(pass(Bypass::Grace)));
+}
+
+/// Every row: facts; whether the other reader reads the same, is in this process, and was waited for
+/// before; the decision.
+#[test]
+fn how_a_read_goes_on_whose_lease_another_reader_holds() {
+    let no_cache = facts(|f| f.directives.no_cache = true);
+    let uncached = OtherLease::Uncached;
     let table = [
-        (entry(MEMBER), Decision::Hit),
-        (Sight::Found(Found::Rejected(Reject::Identity)), Decision::Unconfirmed(Bypass::Leased)),
-        (Sight::Found(Found::Rejected(Reject::Epoch)), Decision::Unconfirmed(Bypass::Foreign)),
-        (Sight::InGrace(Found::Entry(MEMBER)), Decision::Unconfirmed(Bypass::Grace)),
+        (PLAIN, (true, true, true), OtherLease::Join(())),
+        (solo(), (true, true, false), OtherLease::Join(())),
+        (PLAIN, (true, false, false), OtherLease::Wait),
+        (PLAIN, (true, false, true), uncached(pass(Bypass::Leased))),
+        (solo(), (true, false, false), uncached(pass(Bypass::Leased))),
+        (PLAIN, (false, true, false), uncached(shared(Bypass::Leased))),
+        (PLAIN, (false, false, false), uncached(shared(Bypass::Leased))),
+        (no_cache, (true, true, false), uncached(shared(Bypass::NoCache))),
     ];
-    for (sight, want) in table {
-        assert_eq!(decide_overtaken(&PLAIN, sight), want, "{sight:?}");
+    for (facts, (is_same_read, is_here, was_waited_for), want) in table {
+        let holder = LeaseHolder { is_same_read, flight: is_here.then_some(()), was_waited_for };
+        assert_eq!(leased(&facts, holder), want, "{holder:?} for {facts:?}");
     }
+}
+
+#[test]
+fn a_value_that_appeared_meanwhile_is_never_replaced() {
+    let table = [
+        (Reject::Identity, false, Bypass::Leased),
+        (Reject::Epoch, false, Bypass::Foreign),
+        (Reject::Identity, true, Bypass::Grace),
+    ];
+    for (reject, in_grace, why) in table {
+        assert_eq!(overtaken(&PLAIN, reject, in_grace), shared(why), "{reject:?}");
+    }
+}
+
+#[test]
+fn a_read_that_nothing_confirms_is_shared_unless_it_wants_to_be_alone() {
+    assert_eq!(unconfirmed(&PLAIN, Bypass::StoreDown), shared(Bypass::StoreDown));
+    assert_eq!(unconfirmed(&solo(), Bypass::StoreDown), pass(Bypass::StoreDown));
+    assert_eq!(unconfirmed(&PLAIN, Bypass::Fenced), shared(Bypass::Fenced));
+    assert_eq!(unconfirmed(&only_if_cached(), Bypass::Fenced), pass(Bypass::OnlyIfCached));
 }
 
 /// Whatever the facts: nobody but a member of the audience gets an entry, and nobody during the grace.
@@ -117,13 +157,10 @@ fn only_a_member_outside_the_grace_gets_the_entry() {
         for (is_age_accepted, is_closed) in
             booleans.into_iter().flat_map(|a| booleans.map(|b| (a, b)))
         {
-            let found = Found::Entry(EntryFacts { standing, is_age_accepted, is_closed });
-            let is_hit = |sight| decide(&PLAIN, sight) == Decision::Hit;
-            assert_eq!(
-                is_hit(Sight::Found(found)),
-                standing == Standing::Included && is_age_accepted
-            );
-            assert!(!is_hit(Sight::InGrace(found)));
+            let entry = EntryFacts { standing, is_age_accepted, is_closed };
+            let is_hit = |in_grace| with_entry(&PLAIN, entry, in_grace) == WithEntry::Hit;
+            assert_eq!(is_hit(false), standing == Standing::Included && is_age_accepted);
+            assert!(!is_hit(true));
         }
     }
 }

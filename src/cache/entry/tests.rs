@@ -2,10 +2,10 @@
 
 use hyper::{
     Request,
-    header::{self, DATE},
+    header::{self, DATE, HeaderName},
 };
 
-use super::*;
+use super::{head::MAX_ADDED_HEADERS, *};
 use crate::{config, semantics::audience::Fingerprinter, store::CredentialKey};
 
 #[track_caller]
@@ -168,29 +168,4 @@ fn an_entry_weighs_what_its_parts_take() {
     let weight = entry.weight();
     assert!(weight > own && weight < own + 160, "{weight} for {own}");
     assert!(size_of::<Entry>() <= 168, "{}", size_of::<Entry>());
-}
-
-/// Any program that can write to the store can write a meta.
-#[test]
-fn more_headers_than_a_map_holds_are_refused() {
-    let headers = vec![("x".to_owned(), String::new()); 1 << 15];
-    let meta = Meta {
-        v: META_VERSION,
-        api: String::new(),
-        route: String::new(),
-        id: String::new(),
-        status: 200,
-        headers,
-        digest: digest(b"{}"),
-        zstd_of: None,
-        generation: String::new(),
-        stored_at_ms: 0,
-        age_ms: 0,
-        epoch: String::new(),
-        public: false,
-        drops_last_modified: false,
-        audience: vec![],
-        expires_at_ms: 0,
-    };
-    assert!(Entry::from_meta(meta, Bytes::from("{}")).is_none());
 }

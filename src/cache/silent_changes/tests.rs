@@ -44,7 +44,7 @@ impl Memory {
         let caller = caller(who);
         let head = StoredHead::of(&head, &[], self.now_ms);
         let entry = Entry::new(head, Bytes::from(body), freshness, caller, self.now_ms);
-        let sighting = Sighting {
+        let observed = ObservedEntry {
             key: &key(id),
             caller,
             route: "/jobs/{id}",
@@ -54,7 +54,7 @@ impl Memory {
             now_ms: self.now_ms,
         };
         self.changes
-            .stored(sighting, StoredAs::Fill { granted_at_ms: self.now_ms, generation: Some(1) });
+            .stored(observed, StoredAs::Fill { granted_at_ms: self.now_ms, generation: Some(1) });
     }
 
     fn fill(&mut self, id: &str, body: &'static str) {

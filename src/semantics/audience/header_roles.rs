@@ -3,6 +3,9 @@
 //! A header is part of the credential, of the variant, of both, or it is known to say nothing about the
 //! caller. A header that nothing is known about is part of the variant: the credential may be waived,
 //! but nobody can say of an unknown header that it does not matter.
+//!
+//! No header is both on the built-in list of the variant and on that of the headers that say nothing.
+//! The configuration decides before either list.
 
 use std::{
     cmp::Ordering,
@@ -176,5 +179,18 @@ impl Hasher for NameHasher {
 
     fn finish(&self) -> u64 {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_header_is_on_both_built_in_lists() {
+        let ignored: Vec<&str> = IGNORED_HEADERS.iter().copied().flatten().copied().collect();
+        let both = VARIANT_HEADERS.into_iter().chain([BAGGAGE]);
+        let both: Vec<_> = both.filter(|name| ignored.contains(&name.as_str())).collect();
+        assert_eq!(both, Vec::<HeaderName>::new());
     }
 }

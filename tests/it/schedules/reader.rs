@@ -10,7 +10,7 @@ use super::{
     link::Unanswered,
     scheduler::step,
     server::{Found, Leasing, Life},
-    sidecar::{Flight, FlightTicket, SeenVersion},
+    sidecar::{Flight, FlightRole, JobVersion},
     world::{Answer, Claim, World},
 };
 
@@ -134,7 +134,7 @@ async fn find(world: &Rc<World>, at: usize, request: &LookupRequest) -> Result<L
         Leasing::StoredValue(stored) => Ok(met(world, at, request, stored, epoch)),
         Leasing::Leased(_) if request.no_cache => Ok(unconfirmed(world, at, request)),
         Leasing::Leased(token) => {
-            follow(world, at, request, SeenVersion { token, epoch, who: request.who }).await
+            follow(world, at, request, JobVersion { token, epoch, who: request.who }).await
         }
     }
 }
@@ -188,17 +188,15 @@ fn share(
     target: Target,
     epoch: u64,
 ) -> Lookup {
-    let shown = SeenVersion { token, epoch, who: request.who };
+    let shown = JobVersion { token, epoch, who: request.who };
     led(request, world.sidecars[at].flights.share(shown), target)
 }
 
-fn led(request: &LookupRequest, ticket: FlightTicket, target: Target) -> Lookup {
+fn led(request: &LookupRequest, role: FlightRole, target: Target) -> Lookup {
     let (reader, who) = (request.reader.clone(), request.who);
-    match ticket {
-        FlightTicket::Lead(seat, flight) => {
-            Lookup::Lead(Lead { reader, who, seat, flight, target })
-        }
-        FlightTicket::Join(flight) => Lookup::Join(flight),
+    match role {
+        FlightRole::Lead(seat, flight) => Lookup::Lead(Lead { reader, who, seat, flight, target }),
+        FlightRole::Join(flight) => Lookup::Join(flight),
     }
 }
 
@@ -206,9 +204,9 @@ async fn follow(
     world: &Rc<World>,
     at: usize,
     request: &LookupRequest,
-    shown: SeenVersion,
+    shown: JobVersion,
 ) -> Result<Lookup, Unanswered> {
-    let serves = |of: &SeenVersion| {
+    let serves = |of: &JobVersion| {
         (of.token == shown.token || world.flaw == Flaw::Of(Mutant::JoinById))
             && (of.epoch == shown.epoch || world.flaw == Flaw::Of(Mutant::JoinAcrossEpochs))
             && (of.who == shown.who || world.flaw == Flaw::AnyCaller)

@@ -76,7 +76,7 @@ impl Flight {
 
 /// The version of a job that the store showed, its epoch, and the reading credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SeenVersion {
+pub(super) struct JobVersion {
     pub(super) token: String,
     pub(super) epoch: u64,
     pub(super) who: usize,
@@ -85,7 +85,7 @@ pub(super) struct SeenVersion {
 /// Modelled on `src/cache/flight.rs`.
 #[derive(Default)]
 pub(super) struct Flights {
-    confirmed: RefCell<Vec<(u64, SeenVersion, Flight)>>,
+    confirmed: RefCell<Vec<(u64, JobVersion, Flight)>>,
     count: Cell<u64>,
     unleased: RefCell<[Option<ReadQueue>; CREDENTIALS]>,
 }
@@ -104,7 +104,7 @@ pub(super) enum FlightSlot {
 }
 
 /// How a reader without a hit gets its answer.
-pub(super) enum FlightTicket {
+pub(super) enum FlightRole {
     Lead(FlightSlot, Flight),
     Join(Flight),
 }
@@ -116,17 +116,17 @@ impl Flights {
     }
 
     /// Joins or starts the flight for the version that the store has just shown.
-    pub(super) fn share(&self, shown: SeenVersion) -> FlightTicket {
+    pub(super) fn share(&self, shown: JobVersion) -> FlightRole {
         if let Some(flight) = self.find(|of| *of == shown) {
-            return FlightTicket::Join(flight);
+            return FlightRole::Join(flight);
         }
         let (number, flight) = (self.number(), Flight::new());
         self.confirmed.borrow_mut().push((number, shown, flight.clone()));
-        FlightTicket::Lead(FlightSlot::Confirmed(number), flight)
+        FlightRole::Lead(FlightSlot::Confirmed(number), flight)
     }
 
     /// Returns the first flight that `serves`.
-    pub(super) fn find(&self, serves: impl Fn(&SeenVersion) -> bool) -> Option<Flight> {
+    pub(super) fn find(&self, serves: impl Fn(&JobVersion) -> bool) -> Option<Flight> {
         let confirmed = self.confirmed.borrow();
         confirmed.iter().find(|(_, of, _)| serves(of)).map(|(.., flight)| flight.clone())
     }
@@ -137,10 +137,10 @@ impl Flights {
     }
 
     /// Leads or joins a read that begins after this call.
-    pub(super) fn next(&self, who: usize) -> FlightTicket {
+    pub(super) fn next(&self, who: usize) -> FlightRole {
         let queue = &mut self.unleased.borrow_mut()[who];
         if let Some(ReadQueue { next: Some((_, flight)), .. }) = queue {
-            return FlightTicket::Join(flight.clone());
+            return FlightRole::Join(flight.clone());
         }
         let (number, flight) = (self.number(), Flight::new());
         if let Some(queue) = queue {
@@ -149,7 +149,7 @@ impl Flights {
             let running_flight = flight.clone();
             *queue = Some(ReadQueue { running: number, running_flight, next: None });
         }
-        FlightTicket::Lead(FlightSlot::Unleased(who, number), flight)
+        FlightRole::Lead(FlightSlot::Unleased(who, number), flight)
     }
 
     /// Returns the read that runs without a lease, which must not be joined.

@@ -1,4 +1,4 @@
-//! What reads and fills tell the memory of silent changes.
+//! The entries that reads and fills report to the memory of silent changes.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -10,7 +10,7 @@ use crate::{
 
 /// An entry that was stored or read.
 #[derive(Clone, Copy)]
-pub(in crate::cache) struct Sighting<'a> {
+pub(in crate::cache) struct ObservedEntry<'a> {
     pub(in crate::cache) key: &'a Key,
     pub(in crate::cache) caller: Caller,
     /// Template of the route.
@@ -45,7 +45,7 @@ impl StoredAs {
     }
 }
 
-impl<'a> Sighting<'a> {
+impl<'a> ObservedEntry<'a> {
     /// An entry that the store had for a caller.
     pub(in crate::cache) fn of_read(
         config: &'a CacheConfig,

@@ -41,9 +41,9 @@ const IDLE_TIME: Duration = Duration::from_mins(1);
 /// The readers of one job with one credential: hashes of both.
 type Group = (u64, u64);
 
-/// Counts the values of unknown headers.
+/// Counts the values of unknown request headers, to find those that split the callers of a job.
 #[derive(Debug, Default)]
-pub(super) struct CallerSplits {
+pub(super) struct SplittingHeaders {
     names: Mutex<HashMap<HeaderName, HashMap<Group, SeenValues>>>,
     hasher: RandomState,
     warnings: HourlyPerName,
@@ -57,7 +57,7 @@ struct SeenValues {
     hashes: Vec<u64>,
 }
 
-impl CallerSplits {
+impl SplittingHeaders {
     /// Notes the unknown headers of a read that the cache did not answer, and warns about those that
     /// keep the callers of the job apart.
     pub(super) fn note_read(&self, fingerprinter: &Fingerprinter, request: &LookupRequest) {
@@ -203,14 +203,14 @@ mod tests {
         fingerprinter.caller(&key, request.uri(), request.headers()).credential()
     }
 
-    fn note(splits: &CallerSplits, id: &str, header: &str, value: &str, now: Instant) -> bool {
+    fn note(splits: &SplittingHeaders, id: &str, header: &str, value: &str, now: Instant) -> bool {
         let headers = std::iter::once((name(header), value.as_bytes()));
         !splits.note(&job(id), credential("a"), headers, now).is_empty()
     }
 
     #[test]
     fn eight_values_within_an_hour_split_the_callers_of_a_job() {
-        let (splits, now) = (CallerSplits::default(), Instant::now());
+        let (splits, now) = (SplittingHeaders::default(), Instant::now());
         for n in 0..7 {
             assert!(!note(&splits, "x", "x-nonce", &n.to_string(), now));
             assert!(!note(&splits, "x", "x-nonce", "0", now), "a value counts once");
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_lines_of_one_header_are_one_value() {
-        let (splits, now) = (CallerSplits::default(), Instant::now());
+        let (splits, now) = (SplittingHeaders::default(), Instant::now());
         let values: Vec<String> = (0..20).map(|n| n.to_string()).collect();
         let headers = values.iter().map(|value| (name("x-list"), value.as_bytes()));
         assert!(splits.note(&job("x"), credential("a"), headers, now).is_empty());
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn names_and_groups_are_bounded_and_constant_headers_make_way() {
-        let (splits, now) = (CallerSplits::default(), Instant::now());
+        let (splits, now) = (SplittingHeaders::default(), Instant::now());
         for n in 0..2 {
             note(&splits, "x", "x-nonce", &n.to_string(), now);
         }

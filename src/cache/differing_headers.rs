@@ -21,7 +21,7 @@ const MAX_JOBS: usize = 1_000;
 const MAX_NAMES: usize = 8;
 
 /// Remembers the headers that keep callers apart, and warns about each of them once an hour.
-pub(super) struct KeptApart {
+pub(super) struct DifferingHeaders {
     warnings: Arc<HourlyPerName>,
     window: Duration,
     jobs: Mutex<HashMap<Key, DifferingNames>>,
@@ -32,20 +32,20 @@ struct DifferingNames {
     names: Vec<HeaderName>,
 }
 
-impl fmt::Debug for KeptApart {
+impl fmt::Debug for DifferingHeaders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeptApart").field("jobs", &self.jobs().len()).finish_non_exhaustive()
+        f.debug_struct("DifferingHeaders").field("jobs", &self.jobs().len()).finish_non_exhaustive()
     }
 }
 
-impl KeptApart {
+impl DifferingHeaders {
     /// Creates a memory in which names stay for `window`.
     pub(super) fn new(window: Duration) -> Self {
         Self { warnings: Arc::default(), window, jobs: Mutex::default() }
     }
 
     /// Returns an empty memory for another configuration. Warnings stay throttled.
-    pub(super) fn renewed(&self, window: Duration) -> Self {
+    pub(super) fn reconfigured(&self, window: Duration) -> Self {
         Self { warnings: Arc::clone(&self.warnings), ..Self::new(window) }
     }
 
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn names_are_remembered_for_a_while_and_are_bounded() {
-        let kept = KeptApart::new(Duration::from_mins(1));
+        let kept = DifferingHeaders::new(Duration::from_mins(1));
         let key = |id: usize| Key::new("job_status:", &id.to_string());
         let pod = HeaderName::from_static("x-pod");
         kept.record(&key(1), "7", &[pod.clone(), pod.clone()]);
@@ -128,8 +128,8 @@ mod tests {
             kept.record(&key(id), "7", std::slice::from_ref(&pod));
         }
         assert!(kept.jobs().len() <= MAX_JOBS);
-        assert!(kept.renewed(Duration::ZERO).names(&key(1)).is_empty());
-        let short = KeptApart::new(Duration::ZERO);
+        assert!(kept.reconfigured(Duration::ZERO).names(&key(1)).is_empty());
+        let short = DifferingHeaders::new(Duration::ZERO);
         short.record(&key(1), "7", &[pod]);
         assert!(short.names(&key(1)).is_empty());
     }
