@@ -67,7 +67,7 @@ impl Passes {
         }
         let upgrade = Upgrade::of(&mut request);
         let may_change = is_unsafe(&request);
-        let overridden = overrides_method(request.headers());
+        let overridden = overrides_method(&request);
         let mut request = self.context.forward_request(request, &requester);
         if let Some(upgrade) = &upgrade {
             upgrade.add_to(request.headers_mut());

@@ -24,10 +24,20 @@ pub fn name_counts(names: &[String], cookie: &[u8]) -> bool {
 /// Returns whether a `;`-separated member of `Cookie` holds a cookie that counts.
 ///
 /// Some upstreams also split a member at commas. RFC 2965 3.3.4: "A server SHOULD also accept a comma
-/// (,) as the separator between cookie-values", and gateways that join field lines use commas.
+/// (,) as the separator between cookie-values", and gateways that join field lines use commas. Others
+/// find a further cookie behind white space or a quote, or decode names, so a member with any of these
+/// counts.
 pub fn member_counts(names: &[String], member: &[u8]) -> bool {
-    let name = |pair: &[u8]| pair.iter().position(|&b| b == b'=').unwrap_or(pair.len());
-    member.split(|&b| b == b',').any(|pair| name_counts(names, &pair[..name(pair)]))
+    let counts = |pair: &[u8]| {
+        let end = pair.iter().position(|&b| b == b'=').unwrap_or(pair.len());
+        let (name, value) = pair.split_at(end);
+        let is_odd = |byte: &u8| byte.is_ascii_whitespace() || *byte == b'"';
+        name.contains(&b'%')
+            || value.iter().skip(1).any(|&byte| byte == b'=')
+                && pair.trim_ascii().iter().any(is_odd)
+            || name_counts(names, name)
+    };
+    member.split(|&b| b == b',').any(counts)
 }
 
 /// Strips the prefix `start` without regard to case.
@@ -63,7 +73,10 @@ mod tests {
         for member in ["session=1", "session", "a=1,session=2", "a=1, Session.0=2,b", ",session="] {
             assert!(member_counts(&names(), member.as_bytes()), "{member}");
         }
-        for member in ["", "a=session", "a=1,b=session", "a", "=session"] {
+        for member in ["a=1 session=2", "a=1\tsession=2", "a=\"1\" session=2", "%73ession=1"] {
+            assert!(member_counts(&names(), member.as_bytes()), "{member}");
+        }
+        for member in ["", " a=session", "a=1,b=session", "a", "=session", "a=\"b c\""] {
             assert!(!member_counts(&names(), member.as_bytes()), "{member}");
         }
     }

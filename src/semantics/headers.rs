@@ -52,7 +52,7 @@ static HOP_BY_HOP: [HeaderName; 9] = [
 ///
 /// "A sender MUST NOT send a connection option corresponding to a field that is intended for all
 /// recipients of the content." RFC 9110 7.6.1
-const END_TO_END: [&str; 18] = [
+const END_TO_END: [&str; 19] = [
     "authorization",
     "cache-control",
     "content-encoding",
@@ -61,6 +61,7 @@ const END_TO_END: [&str; 18] = [
     "cookie",
     "forwarded",
     "host",
+    "persistent-auth",
     "remote-user",
     "set-cookie",
     "traceparent",
@@ -77,8 +78,10 @@ const END_TO_END: [&str; 18] = [
 const END_TO_END_PREFIXES: [&str; 8] =
     ["cf-", "x-amzn-", "x-auth-", "x-client-", "x-forwarded-", "x-goog-", "x-ms-", "x-user-"];
 
-/// Fields with other names than `X-Forwarded-*` that say where a request comes from.
-const FORWARDED: [&str; 4] = ["forwarded", "true-client-ip", "x-client-ip", "x-real-ip"];
+/// Fields with other names than `X-Forwarded-*` that gateways write: where a request comes from, and
+/// the URL that it had.
+const FORWARDED: [&str; 6] =
+    ["forwarded", "true-client-ip", "x-client-ip", "x-original-url", "x-real-ip", "x-rewrite-url"];
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");

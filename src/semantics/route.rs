@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use hyper::{HeaderMap, Method, Request, Response, header::HeaderName};
+use hyper::{HeaderMap, Method, Request, Response};
 
 use thiserror::Error;
 
@@ -37,18 +37,11 @@ mod write_names;
 pub use id_parts::MAX_NAMED;
 use invalidation_rules::{InvalidRule, InvalidationRule, InvalidationRules};
 pub use location_targets::WriteTarget;
-use method_override::METHOD_OVERRIDES;
+use method_override::{is_method_override, is_url_override, other_urls};
 pub use method_override::{is_unsafe, overrides_method};
 use path_variants::Scope;
 pub use template::InvalidTemplate;
 use template::{MAX_TEMPLATES, Template};
-
-/// Headers by which frameworks let a gateway name another URL (IIS, Symfony, Zend).
-const URL_OVERRIDES: [HeaderName; 2] =
-    [HeaderName::from_static("x-original-url"), HeaderName::from_static("x-rewrite-url")];
-
-/// Names the second target of `MOVE` and `COPY` (RFC 4918 10.3).
-const DESTINATION: HeaderName = HeaderName::from_static("destination");
 
 /// How the proxy handles a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,12 +229,10 @@ impl Routes {
     }
 
     fn write<B>(&self, request: &Request<B>) -> Route {
-        let headers = request.headers();
         let query = request.uri().query();
-        let rules = self.rules.matching(request.method(), query, headers);
-        let others = URL_OVERRIDES.into_iter().chain([DESTINATION]);
-        let others = others.flat_map(|name| headers.get_all(name));
-        let others: Vec<_> = others.map(|url| String::from_utf8_lossy(url.as_bytes())).collect();
+        let rules = self.rules.matching(request.method(), query, request.headers());
+        let others = other_urls(request).map(|url| String::from_utf8_lossy(url.as_bytes()));
+        let others: Vec<_> = others.collect();
         let others = others.iter().map(|url| path_and_query(url));
         let targets = [(request.uri().path(), query)].into_iter().chain(others);
         let named = self.named_by_targets(&rules, Scope::Target, targets);
@@ -270,8 +261,8 @@ fn bypass(headers: &HeaderMap) -> Option<Bypass> {
         // "A cache MUST NOT evaluate conditional header fields that only apply to an origin server, [..]
         // such preconditions are likely intended for some other (inbound) server." RFC 9111 4.3.2
         "if-match" | "if-range" | "if-unmodified-since" => Some(Bypass::Precondition),
-        _ if METHOD_OVERRIDES.contains(name) => Some(Bypass::MethodOverride),
-        _ if URL_OVERRIDES.contains(name) => Some(Bypass::UrlOverride),
+        _ if is_method_override(name) => Some(Bypass::MethodOverride),
+        _ if is_url_override(name) => Some(Bypass::UrlOverride),
         _ => None,
     })
 }

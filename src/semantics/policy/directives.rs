@@ -31,6 +31,11 @@ impl Directive<'_> {
         self.name.eq_ignore_ascii_case(name)
     }
 
+    /// Whether the directive has this name and no argument.
+    pub(super) fn is_bare(&self, name: &str) -> bool {
+        self.argument.is_none() && self.is(name)
+    }
+
     /// Whether the argument is a lifetime of the response.
     pub(super) fn is_lifetime(&self) -> bool {
         self.is("max-age") || self.is("s-maxage")

@@ -96,7 +96,9 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
 fn is_public(headers: &HeaderMap) -> bool {
     !varies_by_caller(headers)
         && directives(headers).is_ok_and(|directives| {
-            directives.iter().any(|directive| directive.is("public") || directive.is("s-maxage"))
+            directives
+                .iter()
+                .any(|directive| directive.is_bare("public") || directive.is("s-maxage"))
         })
 }
 
@@ -342,9 +344,15 @@ mod tests {
     fn public_and_the_shared_lifetime_waive_the_credential() {
         check_public("public", true);
         check_public("max-age=60, PUBLIC", true);
-        check_public("public=\"x\"", true);
         check_public("s-maxage=60", true);
-        for value in ["", "max-age=60", "must-revalidate", "proxy-revalidate", "x=\"public\""] {
+        for value in [
+            "",
+            "max-age=60",
+            "must-revalidate",
+            "proxy-revalidate",
+            "x=\"public\"",
+            "public=\"x\"",
+        ] {
             check_public(value, false);
         }
         check_public("immutable, publicx", false);

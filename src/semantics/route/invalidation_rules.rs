@@ -9,12 +9,7 @@ use hyper::{Method, http::HeaderMap};
 use serde_json::Value;
 use thiserror::Error;
 
-use super::{
-    id_parts::MAX_NAMED,
-    method_override::METHOD_OVERRIDES,
-    query_names::{is_named, parameters},
-    template::ID,
-};
+use super::{id_parts::MAX_NAMED, method_override::overrides, template::ID};
 use crate::semantics::{
     job_id::{JobId, possible_ids},
     json_pointer::{InvalidPointer, JsonPointer},
@@ -25,8 +20,6 @@ use crate::semantics::{
 const MAX_RULES: usize = 64;
 /// Largest number of pointers into one body of a rule.
 const MAX_POINTERS: usize = 32;
-/// The parameter by which frameworks let a form name another method (Rails, Laravel, Spring).
-const METHOD_PARAMETER: &str = "_method";
 /// Largest number of query parameters of a rule.
 const MAX_PARAMETERS: usize = 32;
 /// Characters that a literal segment may have besides unreserved ones: those of RFC 3986 3.3, and `|`,
@@ -159,14 +152,8 @@ impl InvalidationRules {
         query: Option<&str>,
         headers: &HeaderMap,
     ) -> Vec<&Arc<InvalidationRule>> {
-        let given = |(name, value)| is_named(name, &[METHOD_PARAMETER]).then_some(value);
-        let in_query = query.into_iter().flat_map(parameters).filter_map(given);
-        let in_headers = METHOD_OVERRIDES.into_iter().flat_map(|name| headers.get_all(name));
-        let methods: Vec<&[u8]> = [method.as_str().as_bytes()]
-            .into_iter()
-            .chain(in_query.map(str::as_bytes))
-            .chain(in_headers.map(|value| value.as_bytes().trim_ascii()))
-            .collect();
+        let own = [method.as_str().as_bytes()].into_iter();
+        let methods: Vec<&[u8]> = own.chain(overrides(query, headers)).collect();
         self.0.iter().filter(|rule| rule.is_for(&methods)).collect()
     }
 }

@@ -12,9 +12,18 @@
 
 use hyper::{
     HeaderMap, Request, StatusCode,
-    header::{CONTENT_LOCATION, HeaderValue, LOCATION},
+    header::{CONTENT_LOCATION, HeaderName, HeaderValue, LOCATION},
 };
 use url::{ParseError, Position, Url};
+
+/// Headers by which an answer names another resource. `Operation-Location` and `Azure-AsyncOperation`
+/// name that of a long-running operation.
+const LOCATIONS: [HeaderName; 4] = [
+    LOCATION,
+    CONTENT_LOCATION,
+    HeaderName::from_static("operation-location"),
+    HeaderName::from_static("azure-asyncoperation"),
+];
 
 /// The authority of the base URL. It is never compared.
 const BASE: &str = "http://api";
@@ -43,7 +52,7 @@ impl WriteTarget {
         if !(status.is_success() || status.is_redirection()) {
             return Vec::new();
         }
-        let lines = [LOCATION, CONTENT_LOCATION].into_iter().flat_map(|name| headers.get_all(name));
+        let lines = LOCATIONS.into_iter().flat_map(|name| headers.get_all(name));
         lines.flat_map(|line| self.paths_of(line)).collect()
     }
 
@@ -80,7 +89,7 @@ mod tests {
     #[track_caller]
     fn check_at(path: &str, value: &str, want: &[&str]) {
         let target = WriteTarget::of(&Request::post(path).body(()).unwrap());
-        for name in ["location", "content-location"] {
+        for name in ["location", "content-location", "operation-location"] {
             let answer = Response::builder().status(201).header(name, value).body(()).unwrap();
             let named = target.named_by(answer.status(), answer.headers());
             assert_eq!(named, want, "{path} {value}");

@@ -267,6 +267,7 @@ fn a_bad_template_is_refused_with_the_mend() {
 fn a_write_names_its_destination_too() {
     check("MOVE /jobs/7\ndestination: /jobs/8", "write: 7 8");
     check("COPY /files/7\ndestination: https://api.example/jobs/8?x", "write: 8");
+    check("POST /files/7\ndestination: /jobs/8", "pass: path");
     check("GET /jobs/7\ndestination: /jobs/8", "read: 7");
 }
 
@@ -282,4 +283,16 @@ fn the_location_of_an_answer_names_jobs_in_its_path_and_query() {
     assert_eq!(named("https://api.example/backend/jobs/17?at=8"), "17 8");
     assert_eq!(named("?id=17"), "17");
     assert_eq!(named("/elsewhere?id=17"), "");
+}
+
+#[test]
+fn a_method_may_be_named_in_every_spelling_of_cgi_and_in_the_query() {
+    for name in ["x_http_method", "x_http_method_override", "x-method.override"] {
+        check(&format!("GET /jobs/7\n{name}: DELETE"), "write: 7");
+        check(&format!("GET /jobs/7\n{name}: GET"), "pass: method-override");
+    }
+    check("POST /a\nx_original_url: /jobs/8", "write: 8");
+    check("GET /jobs/7\nx_rewrite_url: /jobs/8", "pass: url-override");
+    check("GET /jobs/7?_method=DELETE", "write: 7");
+    check("GET /jobs/7?a=b&_method=get", "pass: query");
 }
