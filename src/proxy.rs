@@ -106,6 +106,68 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// Answers one request. Every failure becomes an answer.
+    pub fn serve(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        client: Peer,
+        informational: Informational,
+    ) -> impl Future<Output = Answered<Body, RepeatHit>> + Send + 'static {
+        let span = spans::request(&request, client.scheme(), || {
+            self.context.routes.route_of(request.uri().path())
+        });
+        self.serve_within(request, client, informational).instrument(span)
+    }
+
+    async fn serve_within(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        client: Peer,
+        informational: Informational,
+    ) -> Answered<Body, RepeatHit> {
+        // Before anything reads the headers: jobcache must distinguish callers by the same fields
+        // that the upstream will see.
+        if !client.is_trusted {
+            headers::strip_forwarded(request.headers_mut());
+        }
+        if client.is_tls {
+            headers::set_forwarded_proto(request.headers_mut(), client);
+        }
+        let access_line = self.access_log.then(|| AccessLine::of(&request));
+        let sample = self.context.events.sample();
+        let answer = if let Err(refusal) = framing::check(&request, &self.limits) {
+            refusal.limit().inspect(|&limit| self.context.metrics.limits.count(limit));
+            refuse_and_close(refusal, request.version())
+        } else if let Some(_permit) = self.requests.take(1) {
+            let requester = Requester { client, informational };
+            self.answer(request, requester, sample.as_ref()).await
+        } else {
+            refuse_retryable("overloaded")
+        };
+        answer.report(&self.context.metrics.requests, access_line)
+    }
+
+    /// Answers a request according to its route. Everything except a hit in this process is boxed:
+    /// the other futures are large and are moved several times before they are first polled, and a
+    /// hit should not pay for that.
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        requester: Requester,
+        sample: Option<&HitSample>,
+    ) -> Answer {
+        match self.context.routes.classify(&request) {
+            Route::Read(id, route) => {
+                self.reads.answer((&id, route), request, requester, sample).await
+            }
+            Route::Write(scope) => Box::pin(self.writes.forward(scope, request, requester)).await,
+            Route::Pass(why) => Box::pin(self.passes.forward(request, requester, why)).await,
+        }
+    }
+}
+
+/// Assembly, reload and drain.
+impl Proxy {
     /// Assembles a proxy.
     pub fn new(
         routes: Arc<Routes>,
@@ -218,65 +280,6 @@ impl Proxy {
                 tasks,
                 "drain deadline passed; unfinished writes, reads and upgrades are cut off"
             );
-        }
-    }
-
-    /// Answers one request. Every failure becomes an answer.
-    pub fn serve(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        client: Peer,
-        informational: Informational,
-    ) -> impl Future<Output = Answered<Body, RepeatHit>> + Send + 'static {
-        let span = spans::request(&request, client.scheme(), || {
-            self.context.routes.route_of(request.uri().path())
-        });
-        self.serve_within(request, client, informational).instrument(span)
-    }
-
-    async fn serve_within(
-        self: Arc<Self>,
-        mut request: Request<Incoming>,
-        client: Peer,
-        informational: Informational,
-    ) -> Answered<Body, RepeatHit> {
-        // Before anything reads the headers: jobcache must distinguish callers by the same fields
-        // that the upstream will see.
-        if !client.is_trusted {
-            headers::strip_forwarded(request.headers_mut());
-        }
-        if client.is_tls {
-            headers::set_forwarded_proto(request.headers_mut(), client);
-        }
-        let access_line = self.access_log.then(|| AccessLine::of(&request));
-        let sample = self.context.events.sample();
-        let answer = if let Err(refusal) = framing::check(&request, &self.limits) {
-            refusal.limit().inspect(|&limit| self.context.metrics.limits.count(limit));
-            refuse_and_close(refusal, request.version())
-        } else if let Some(_permit) = self.requests.take(1) {
-            let requester = Requester { client, informational };
-            self.answer(request, requester, sample.as_ref()).await
-        } else {
-            refuse_retryable("overloaded")
-        };
-        answer.report(&self.context.metrics.requests, access_line)
-    }
-
-    /// Answers a request according to its route. Everything except a hit in this process is boxed:
-    /// the other futures are large and are moved several times before they are first polled, and a
-    /// hit should not pay for that.
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-        requester: Requester,
-        sample: Option<&HitSample>,
-    ) -> Answer {
-        match self.context.routes.classify(&request) {
-            Route::Read(id, route) => {
-                self.reads.answer((&id, route), request, requester, sample).await
-            }
-            Route::Write(scope) => Box::pin(self.writes.forward(scope, request, requester)).await,
-            Route::Pass(why) => Box::pin(self.passes.forward(request, requester, why)).await,
         }
     }
 }
