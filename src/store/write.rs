@@ -65,3 +65,19 @@ impl Write {
         self.keys.extend(keys.into_iter().filter(|key| known.insert(key.clone())));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fences_of_jobs_named_elsewhere_are_not_renewed() {
+        let keys: Vec<Key> = ["8", "9", "7"].map(|id| Key::new("job_status:", id)).into();
+        let (id, begun) = (Token::named("w"), Begun::Confirmed);
+        let mut write = Write { keys, elsewhere: 0, id, fence: Duration::ZERO, begun };
+        assert_eq!(write.renewed().len(), 3);
+        write.mark_elsewhere(2);
+        assert_eq!(write.renewed(), [Key::new("job_status:", "7")]);
+        assert_eq!(write.keys().len(), 3);
+    }
+}
