@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    ClientTls, Config, Endpoint, ListenAddress, SentinelConfig, StoreLogin, StoreUrl,
-    layers::LayeredSettings, parse, settings::IDENTITY_HEADERS,
+    ClientTls, Config, Endpoint, ListenAddress, SentinelConfig, StoreLogin, StoreUrl, parse,
+    settings::IDENTITY_HEADERS, sources::LayeredSettings,
 };
 
 /// Runs every check of settings that are all valid by themselves; `failed` has the others.

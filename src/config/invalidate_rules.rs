@@ -4,10 +4,10 @@
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::{
-    RawValue, parse,
-    raw_value::quoted,
-    suggest,
-    value_bounds::{self, Bounds},
+    RawValue,
+    parse::{self, Bounds},
+    setter::quoted,
+    settings,
 };
 use crate::semantics::{
     route::invalidation_rules,
@@ -93,7 +93,7 @@ pub(super) const INTRO: &str = "\
 
 /// Limits of `max_body` for the documents.
 pub(super) fn body_limits() -> String {
-    BODY_BOUNDS.printed(value_bounds::bytes)
+    BODY_BOUNDS.printed(parse::show_bytes)
 }
 
 /// Keys of a rule with their values and explanations, for the manual page.
@@ -108,7 +108,7 @@ pub(super) fn example(key: &RuleKey) -> String {
     }
     let default = InvalidateRule::default();
     match key.name {
-        "max_body" => quoted(&value_bounds::bytes(default.max_body)),
+        "max_body" => quoted(&parse::show_bytes(default.max_body)),
         _ => default.all.to_string(),
     }
 }
@@ -170,7 +170,7 @@ fn rule(table: &DeTable<'_>, number: usize, faults: &mut Vec<(usize, String)>) -
 
 fn unknown(key: &str) -> String {
     let names = KEYS.iter().map(|key| (key.name.to_owned(), key.name));
-    let hint = suggest::nearest(key, names).map(|near| format!("; did you mean {near}?"));
+    let hint = settings::nearest(key, names).map(|near| format!("; did you mean {near}?"));
     format!("{} is not a known key{}", key.escape_debug(), hint.unwrap_or_default())
 }
 

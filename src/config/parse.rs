@@ -1,16 +1,15 @@
-//! Parsers from the text of one value to the checked value. They are pure; errors say what would be
-//! right. Limits that a document states stand in the table of settings and are passed in.
+//! Parsers from the text of one value to the checked value, and the limits of values. They are pure;
+//! errors say what would be right. Limits that a document states stand in the table of settings and are
+//! passed in: one constant of the table serves the check, its message and the documents.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{fmt::Display, net::IpAddr, path::PathBuf, time::Duration};
 
 use hyper::{header::HeaderName, http::Uri};
 use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tracing_subscriber::{EnvFilter, filter::ParseError};
 
-use super::{
-    SampleRate, Secret, carries_meaning,
-    value_bounds::{self, Bounds},
-};
+use super::{SampleRate, Secret, carries_meaning};
 use crate::semantics::{json_pointer::JsonPointer, route::Routes};
 
 pub(super) const MIN_SECRET: usize = 16;
@@ -40,7 +39,7 @@ const NOT_IN_A_POLL: [&str; 15] = [
 pub(super) fn time(text: &str, bounds: &Bounds<Duration>) -> Result<Duration, String> {
     let time = humantime::parse_duration(text)
         .map_err(|_| r#"must be a time with its unit, such as "50ms", "5s" or "5m""#.to_owned())?;
-    bounds.check(time, value_bounds::time)
+    bounds.check(time, show_time)
 }
 
 /// A whole number.
@@ -64,7 +63,7 @@ pub(super) fn size(text: &str, bounds: &Bounds<usize>) -> Result<usize, String> 
     }
     .ok_or_else(|| SIZE.to_owned())?;
     let number: usize = number.parse().map_err(|_| SIZE.to_owned())?;
-    bounds.check(number.saturating_mul(unit), value_bounds::bytes)
+    bounds.check(number.saturating_mul(unit), show_bytes)
 }
 
 const SIZE: &str = r#"must be a whole number of bytes, KiB, MiB or GiB, such as "1MiB""#;
@@ -325,4 +324,118 @@ pub(super) fn is_loopback(ip: IpAddr) -> bool {
 #[allow(clippy::unnecessary_wraps, reason = "the shape of every parser in the table")]
 pub(super) fn path(text: &str) -> Result<Option<PathBuf>, String> {
     Ok(Some(PathBuf::from(text)))
+}
+
+/// Smallest and largest allowed value.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds<T> {
+    pub(super) min: T,
+    pub(super) max: T,
+}
+
+impl<T: PartialOrd + Copy> Bounds<T> {
+    /// Returns `value` if it is within the bounds; otherwise the error names both of them.
+    pub(super) fn check<D: Display>(&self, value: T, show: impl Fn(T) -> D) -> Result<T, String> {
+        if self.contain(value) {
+            return Ok(value);
+        }
+        Err(format!("must be between {} and {}", show(self.min), show(self.max)))
+    }
+
+    pub(super) fn contain(&self, value: T) -> bool {
+        self.min <= value && value <= self.max
+    }
+
+    /// Both bounds for a document, such as `1ms to 10s`.
+    pub(super) fn printed<D: Display>(&self, show: impl Fn(T) -> D) -> String {
+        format!("{} to {}", show(self.min), show(self.max))
+    }
+}
+
+/// How many items a list may have, and the word for one of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ItemCount {
+    pub(super) min: usize,
+    pub(super) max: usize,
+    pub(super) item: &'static str,
+}
+
+impl ItemCount {
+    /// Fails unless a list of `count` items is allowed.
+    pub(super) fn check(&self, count: usize) -> Result<(), String> {
+        if (self.min..=self.max).contains(&count) {
+            return Ok(());
+        }
+        Err(format!("must name {}", self.printed()))
+    }
+
+    /// The limit for a document, such as `1 to 64 routes`.
+    pub(super) fn printed(&self) -> String {
+        let Self { min, max, item } = self;
+        if *min == 0 { format!("at most {max} {item}s") } else { format!("{min} to {max} {item}s") }
+    }
+}
+
+/// A time as it is written in a configuration, such as `50ms` or `1day`.
+pub(super) fn show_time(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+/// A number of bytes in the largest unit that divides it, such as `64KiB`.
+pub(super) fn show_bytes(size: usize) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let whole = units.into_iter().find(|(unit, _)| size >= *unit && size.is_multiple_of(*unit));
+    whole.map_or_else(|| format!("{size}B"), |(unit, name)| format!("{}{name}", size / unit))
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Checks a filter for [`telemetry::init`](crate::telemetry::init).
+///
+/// A single word that is not a level is refused although the syntax allows it: it would be a target,
+/// so `verbose` would silence everything else.
+pub fn log_filter(text: &str) -> Result<String, String> {
+    let directives = || text.split(',').map(str::trim).filter(|s| !s.is_empty());
+    let stray = directives().find(|directive| {
+        !directive.contains(['=', '[']) && !LEVELS.iter().any(|l| l.eq_ignore_ascii_case(directive))
+    });
+    if let Some(word) = stray {
+        return Err(format!(
+            "{word:?} is not a level: must be one of {} or a list such as \"info,jobcache=debug\"",
+            LEVELS.join(", ")
+        ));
+    }
+    if text.contains(char::is_control) {
+        return Err(format!("{text:?} has a control character, such as a line break: remove it"));
+    }
+    if directives().next().is_none() || parsed_log_filter(text).is_err() {
+        return Err(format!(
+            "{text:?} is not a filter: must be one of {} or a list such as \"info,jobcache=debug\"",
+            LEVELS.join(", ")
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// Parses a filter such as `info` or `info,jobcache=debug`. Values of fields are compared literally: as
+/// regular expressions, a few characters could occupy a thread for minutes.
+pub fn parsed_log_filter(text: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::builder().with_regex(false).parse(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::parsed_log_filter;
+
+    #[test]
+    fn a_field_in_a_filter_is_no_pattern() {
+        let started = Instant::now();
+        assert!(
+            parsed_log_filter(&format!("info,[request{{x=.*a{}}}]=info", ".".repeat(100))).is_ok()
+        );
+        // Compiling the field as a pattern would take minutes.
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    }
 }

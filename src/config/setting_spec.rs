@@ -8,11 +8,9 @@
 use std::time::Duration;
 
 use super::{
-    Config,
-    raw_value::{RawValue, quoted},
-    setter::{Choice, SetItems, SetText, Setter},
-    url,
-    value_bounds::{Bounds, ItemCount},
+    Config, address,
+    parse::{Bounds, ItemCount},
+    setter::{Choice, RawValue, SetItems, SetText, Setter, quoted},
 };
 
 /// One setting.
@@ -71,7 +69,7 @@ pub struct FlagSpec {
 /// Heading of the flags that say where things are.
 pub(super) const PLACES: &str = "Where things are";
 /// Heading of the flags for what is cached.
-pub(super) const CACHE: &str = "What is cached";
+pub(super) const CACHING: &str = "What is cached";
 /// Heading of the flags for the log.
 pub(super) const LOGS: &str = "Log";
 
@@ -335,7 +333,7 @@ impl SettingSpec {
     pub(super) fn show(&self, value: &RawValue) -> String {
         match (self.visibility, value) {
             (Visibility::Full, value) => value.to_string(),
-            (Visibility::Url, RawValue::One(text)) => quoted(&url::redacted(text)),
+            (Visibility::Url, RawValue::One(text)) => quoted(&address::redacted(text)),
             (_, value) => self.hidden(value),
         }
     }
@@ -348,3 +346,13 @@ impl SettingSpec {
         }
     }
 }
+
+pub(super) const MS: Duration = Duration::from_millis(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const MINUTE: Duration = Duration::from_mins(1);
+pub(super) const FIVE_MINUTES: Duration = Duration::from_mins(5);
+pub(super) const HOUR: Duration = Duration::from_hours(1);
+pub(super) const DAY: Duration = Duration::from_hours(24);
+pub(super) const KIB: usize = 1 << 10;
+pub(super) const MIB: usize = 1 << 20;
+pub(super) const GIB: usize = 1 << 30;

@@ -6,12 +6,17 @@
 //! The SDK itself reads `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` and the
 //! limits of a span; this module only warns of a sampler that the SDK will ignore.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display},
+    path::PathBuf,
+    time::Duration,
+};
 
 use hyper::http::{HeaderName, HeaderValue, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::url;
+use super::address;
 
 /// Default address of collectors for OTLP over HTTP.
 pub(super) const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
@@ -156,7 +161,7 @@ impl Reader<'_> {
             None if asked => ("OTEL_TRACES_EXPORTER", DEFAULT_ENDPOINT.to_owned(), Some(PATH)),
             None => return None,
         };
-        let shown = url::redacted(&text);
+        let shown = address::redacted(&text);
         let split = split(&text).map_err(|why| self.ignored(name, &format!("{shown:?}: {why}")));
         let (origin, own) = split.ok()?;
         let target = match target {
@@ -239,7 +244,7 @@ fn split(text: &str) -> Result<(String, String), String> {
     }
     let scheme = uri.scheme_str().unwrap_or_default();
     let origin = format!("{scheme}://{authority}");
-    if !matches!(scheme, "http" | "https") || url::upstream(&origin).is_err() {
+    if !matches!(scheme, "http" | "https") || address::upstream(&origin).is_err() {
         return Err("must be http://host[:port] or https://host[:port]; no spans are sent".into());
     }
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
@@ -249,6 +254,113 @@ fn split(text: &str) -> Result<(String, String), String> {
 fn millis(number: usize) -> Duration {
     // A day is long enough for any timeout, and can be added to a clock.
     Duration::from_millis(number as u64).min(Duration::from_hours(24))
+}
+
+/// One row of the documents.
+pub(super) struct TraceVariable {
+    pub(super) names: &'static [&'static str],
+    pub(super) default: String,
+    pub(super) help: String,
+}
+
+/// Introduction for the documents.
+pub(super) const TRACES_INTRO: &str = "\
+    Traces have no settings of their own: the standard variables of OpenTelemetry set them, and a change \
+    needs a restart. Without an endpoint nothing is traced. A value that cannot be used is reported as a \
+    warning; jobcache starts all the same. Where a variable has a form for traces, such as \
+    `OTEL_EXPORTER_OTLP_TRACES_HEADERS`, that form wins.";
+
+fn variable(
+    names: &'static [&'static str],
+    default: &dyn Display,
+    help: impl Into<String>,
+) -> TraceVariable {
+    TraceVariable { names, default: default.to_string(), help: help.into() }
+}
+
+/// All variables, in the order of the documents.
+pub(super) fn trace_variables() -> impl Iterator<Item = TraceVariable> {
+    endpoint().into_iter().chain(messages()).chain(spans())
+}
+
+fn endpoint() -> Vec<TraceVariable> {
+    vec![
+        variable(
+            &["OTEL_EXPORTER_OTLP_ENDPOINT"],
+            &"none",
+            "Collector for OTLP over HTTP (usually port 4318; gRPC uses 4317). `/v1/traces` is appended.",
+        ),
+        variable(
+            &["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"],
+            &"none",
+            "The same, used as it is. It wins over the endpoint of all signals.",
+        ),
+        variable(
+            &["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"],
+            &PROTOCOL,
+            format!("Only `{PROTOCOL}` is supported; with another value no spans are sent."),
+        ),
+    ]
+}
+
+fn messages() -> Vec<TraceVariable> {
+    vec![
+        variable(
+            &["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"],
+            &"none",
+            "Header fields of each message, such as credentials: `key=value,key=value`, values \
+             percent-encoded.",
+        ),
+        variable(
+            &["OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"],
+            &DEFAULT_TIMEOUT_MS,
+            "Milliseconds to deliver one message, retries included.",
+        ),
+        variable(
+            &["OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE"],
+            &"the authorities of the system",
+            "Authorities that may have signed the certificate of an `https` collector.",
+        ),
+        variable(
+            &["OTEL_EXPORTER_OTLP_COMPRESSION", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION"],
+            &"none",
+            "Ignored with a warning: spans are sent uncompressed.",
+        ),
+    ]
+}
+
+fn spans() -> Vec<TraceVariable> {
+    vec![
+        variable(
+            &["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"],
+            &"jobcache",
+            "Name and attributes of this service.",
+        ),
+        variable(
+            &["OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"],
+            &"parentbased_always_on",
+            "Which traces are sampled, such as `parentbased_traceidratio` with `0.01`.",
+        ),
+        variable(
+            &["OTEL_TRACES_EXPORTER"],
+            &"otlp if there is an endpoint",
+            format!(
+                "`none` sends no spans. `otlp` without an endpoint sends to `{DEFAULT_ENDPOINT}`."
+            ),
+        ),
+        variable(&["OTEL_SDK_DISABLED"], &"false", "`true` sends no spans."),
+        variable(&["OTEL_BSP_MAX_QUEUE_SIZE"], &DEFAULT_QUEUE, "Spans that may wait to be sent."),
+        variable(
+            &["OTEL_BSP_MAX_EXPORT_BATCH_SIZE"],
+            &DEFAULT_BATCH,
+            "Largest number of spans in one message.",
+        ),
+        variable(
+            &["OTEL_BSP_SCHEDULE_DELAY"],
+            &DEFAULT_DELAY_MS,
+            "Milliseconds for which a span may wait for others.",
+        ),
+    ]
 }
 
 #[cfg(test)]

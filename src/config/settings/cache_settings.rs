@@ -1,14 +1,13 @@
-//! Cached paths, and entries in this process.
+//! What is cached and for how long, and the jobs that are read before a client asks for them.
 
 use std::time::Duration;
 
-use super::units::{GIB, MIB, MINUTE, MS};
 use crate::config::{
     CacheMode, NearMode, NearTracking, parse,
     setter::put,
     setting_spec::{
-        CACHE as HEADING, SettingSection, choice, list, number, short_text, size, switch, text,
-        time,
+        CACHING, DAY, GIB, MIB, MINUTE, MS, SECOND, SettingSection, Visibility, choice, list,
+        number, short_text, size, switch, text, time, times,
     },
 };
 
@@ -26,7 +25,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
                 (CacheMode::Off.as_str(), |c| c.mode = CacheMode::Off),
             ],
         )
-        .flag("mode", "MODE", HEADING)
+        .flag("mode", "MODE", CACHING)
         .on_reload()
         .env(&["JOBCACHE_MODE"])
         .help("Whether reads are answered from the cache.")
@@ -48,7 +47,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
             .see("operations"),
         short_text("api", "", (1, 64), |c, v| put(&mut c.api, parse::api(v)))
             .form("letters, digits and . _ ~ -")
-            .flag("api", "NAME", HEADING)
+            .flag("api", "NAME", CACHING)
             .env(&["JOBCACHE_API"])
             .unset("the sidecars of the Redis are all of one API", "\"billing\"")
             .help("Name of the API, for APIs that share a Redis.")
@@ -62,7 +61,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
         list("routes", "/jobs/{id},/api/v1/jobs/{id}", (1, 64, "route"), |c, v| {
             put(&mut c.routes, parse::routes(v))
         })
-        .flag("route", "PATH", HEADING)
+        .flag("route", "PATH", CACHING)
         .on_reload()
         .env(&["JOBCACHE_ROUTES"])
         .help("Paths of the job resource, each with one segment `{id}`.")
@@ -97,7 +96,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
             .help("Reads of the API, running or waiting, that several clients may share at a time.")
             .note("Beyond this limit each miss makes its own read of the API."),
         time("settle", "1s", (Duration::ZERO, MINUTE), |c, v| c.settle = v)
-            .flag("settle", "TIME", HEADING)
+            .flag("settle", "TIME", CACHING)
             .on_reload()
             .env(&["JOBCACHE_SETTLE"])
             .help("Time after a write during which nothing is stored for its job.")
@@ -132,7 +131,7 @@ pub(super) const NEAR: SettingSection = SettingSection {
                 (NearMode::Off.as_str(), |c| c.near.mode = NearMode::Off),
             ],
         )
-        .flag("near", "MODE", HEADING)
+        .flag("near", "MODE", CACHING)
         .env(&["JOBCACHE_NEAR"])
         .help("When an entry in this process may be served.")
         .note(
@@ -203,5 +202,144 @@ pub(super) const QUERY: SettingSection = SettingSection {
              answers would be mixed up.",
         )
         .see("what-is-cached"),
+    ],
+};
+
+pub(super) const TTL: SettingSection = SettingSection {
+    title: "Lifetime of entries",
+    table: "ttl",
+    intro: "",
+    settings: &[
+        time("ttl.default", "300s", (SECOND, DAY), |c, v| c.ttl = v)
+            .flag("ttl", "TIME", CACHING)
+            .on_reload()
+            .env(&["JOBCACHE_TTL"])
+            .help("Longest time for which an entry is kept.")
+            .note(
+                "A response that states a shorter lifetime is kept for that time. A new value applies \
+                 to what is stored from then on; to shorten existing entries, purge all.",
+            ),
+        switch("ttl.stated_only", "false", |c, v| c.ttl_stated_only = v)
+            .on_reload()
+            .env(&["JOBCACHE_TTL_STATED_ONLY"])
+            .help("Store only responses that state a lifetime (`s-maxage`, `max-age` or `Expires`).")
+            .note("Use it if the API already says what may be cached."),
+    ],
+};
+
+pub(super) const STATES: SettingSection = SettingSection {
+    title: "Lifetime by state of the job",
+    table: "ttl.states",
+    intro: "Shorter lifetimes for jobs that still run, so that a lost purge cannot freeze them on a \
+            screen. An entry is never kept longer than `ttl.default` or than its response states.",
+    settings: &[
+        text("ttl.states.pointer", "/status", "JSON pointer (RFC 6901)", |c, v| {
+            put(&mut c.states.pointer, parse::pointer(v))
+        })
+        .on_reload()
+        .env(&["JOBCACHE_TTL_STATES_POINTER"])
+        .help("Place of the state in the body.")
+        .note("The state may be a string, a boolean or an integer."),
+        times("ttl.states.map", (64, "state"), (SECOND, DAY), |c, v| c.states.map = v)
+            .on_reload()
+            .env(&["JOBCACHE_TTL_STATES_MAP"])
+            .unset(
+                "states do not matter",
+                "{ completed = \"300s\", failed = \"300s\", running = \"10s\" }",
+            )
+            .help("States, and how long a job is kept in each of them.")
+            .note(
+                "A state that is not listed, or cannot be found in the body, gets the shortest of \
+                 these times. In the variable: `completed=300s,failed=300s,running=10s`.",
+            ),
+    ],
+};
+
+pub(super) const RESPONSES: SettingSection = SettingSection {
+    title: "Responses",
+    table: "responses",
+    intro: "Two callers share an entry if the API gives them the same response.",
+    settings: &[
+        // Every header of a response is compared with every name.
+        list("responses.volatile", "", (0, 64, "header"), |c, v| {
+            put(&mut c.responses.volatile, parse::volatile_headers(v))
+        })
+        .on_reload()
+        .flag("responses-volatile", "NAME", CACHING)
+        .env(&["JOBCACHE_RESPONSES_VOLATILE"])
+        .unset("only those that jobcache knows", "[\"X-Pod\"]")
+        .help("Response headers that say nothing about the job and may differ from read to read.")
+        .note(
+            "They are neither stored nor compared, so hits do not have them. A header that differs \
+             and is not named here keeps callers apart; a warning names it. Request ids, traces, \
+             durations and rate limits of common gateways and platforms are known.",
+        )
+        .see("what-is-cached"),
+    ],
+};
+
+pub(super) const WARM: SettingSection = SettingSection {
+    title: "Cache warming",
+    table: "warm",
+    intro: "jobcache can read jobs before a client asks: at its start those that a file or a list of \
+            the API names, and later those of purges with `\"refresh\": true`.",
+    settings: &[
+        text("warm.file", "", "the path of a file of at most 4 MiB", |c, v| {
+            put(&mut c.warm.file, parse::path(v))
+        })
+        .env(&["JOBCACHE_WARM_FILE"])
+        .unset("none", "\"/etc/jobcache/active.txt\"")
+        .help("File with the ids of jobs to read at the start.")
+        .note("It has one id per line; text after a `#` is a comment.")
+        .see("what-is-cached"),
+        text("warm.list", "", "a path of the API, with a query if needed", |c, v| {
+            put(&mut c.warm.list, parse::target(v))
+        })
+        .env(&["JOBCACHE_WARM_LIST"])
+        .unset("none", "\"/jobs?status=active\"")
+        .help("Path and query at which the API lists the jobs to read at the start.")
+        .note(
+            "The answer is one JSON document of at most 4 MiB. jobcache asks for two minutes until \
+             the API answers 200, because the API may start at the same time.",
+        ),
+        // Both FastAPI and Spring paginate a list as an object with `items`.
+        text("warm.pointer", "/items/*/id", "JSON pointer (RFC 6901)", |c, v| {
+            put(&mut c.warm.pointer, parse::pointer(v))
+        })
+        .env(&["JOBCACHE_WARM_POINTER"])
+        .help("Place of the ids in that list.")
+        .note(
+            "`*` stands for every element of a list and every member of an object. Strings and whole \
+             numbers are ids.",
+        ),
+        list("warm.headers", "", (1, 64, "header"), |c, v| {
+            put(&mut c.warm.headers, parse::fields(v))
+        })
+        .form("each `Name: value`")
+        .visibility(Visibility::Hidden)
+        .env_file()
+        .env(&["JOBCACHE_WARM_HEADERS"])
+        .unset("none", "[\"Host: jobs.example.com\", \"Accept: application/json\"]")
+        .help("Header fields of these reads, as polling clients send them.")
+        .note(
+            "An entry belongs to the `Host`, `Accept` and similar fields that it was read with. A \
+             variable separates the fields by commas, so no value may contain one.",
+        ),
+        text("warm.authorization", "", "the value of a header field", |c, v| {
+            put(&mut c.warm.authorization, parse::field_value(v))
+        })
+        .visibility(Visibility::Hidden)
+        .env_file()
+        .env(&["JOBCACHE_WARM_AUTHORIZATION"])
+        .unset("none", "\"Bearer ...\"")
+        .help("`Authorization` of these reads, if the API needs one.")
+        .note("Prefer the variables to the configuration file, so that the file holds no secret."),
+        number("warm.rate", "20", (1, 10_000), |c, v| c.warm.rate = v)
+            .env(&["JOBCACHE_WARM_RATE"])
+            .help("Such reads per second."),
+        number("warm.max", "10000", (1, 100_000), |c, v| c.warm.max = v)
+            .env(&["JOBCACHE_WARM_MAX"])
+            .help("Jobs that may wait for such a read.")
+            .note("Further ones are left to their first client."),
     ],
 };

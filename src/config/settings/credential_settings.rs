@@ -1,10 +1,9 @@
 //! Credentials, by which callers are told apart.
 
-use super::units::{DAY, SECOND};
 use crate::config::{
     CredentialMode, Secret, parse,
     setter::put,
-    setting_spec::{SettingSection, Visibility, choice, list, number, text, time},
+    setting_spec::{DAY, SECOND, SettingSection, Visibility, choice, list, number, text, time},
 };
 
 /// Headers that are credentials unless configured otherwise: those that clients send (`Authorization`,

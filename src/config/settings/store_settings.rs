@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::units::{FIVE_MINUTES, GIB, KIB, MIB, MINUTE, MS, SECOND};
 use crate::config::{
     parse,
     setter::put,
     setting_spec::{
-        CACHE, PLACES, SettingSection, Visibility, number, short_text, size, switch, text, time,
+        CACHING, FIVE_MINUTES, GIB, KIB, MIB, MINUTE, MS, PLACES, SECOND, SettingSection,
+        Visibility, number, short_text, size, switch, text, time,
     },
-    store_url,
+    store_config,
 };
 
 const USER: &str = "the name of a user of Redis, without white space";
@@ -25,7 +25,7 @@ pub(super) const STORE: SettingSection = SettingSection {
             "store.url",
             "redis://127.0.0.1:6379",
             "a URL of one of the listed forms",
-            |c, v| put(&mut c.store.url, store_url::store(v)),
+            |c, v| put(&mut c.store.url, store_config::store(v)),
         )
         .visibility(Visibility::Url)
         .env_file()
@@ -62,7 +62,7 @@ pub(super) const STORE: SettingSection = SettingSection {
         .help("File with the password of Redis.")
         .note("It is read for each connection, so a changed password is used at the next one."),
         time("store.budget", "50ms", (MS, Duration::from_secs(10)), |c, v| c.store.budget = v)
-            .flag("store-budget", "TIME", CACHE)
+            .flag("store-budget", "TIME", CACHING)
             .env(&["JOBCACHE_STORE_BUDGET"])
             .help("Time that Redis may cost one request, over all operations.")
             .note("When it is used up, the request goes to the API. Raise it if Redis is far away."),

@@ -1,10 +1,15 @@
-//! Limits for clients.
+//! Limits for clients, the API and how long jobcache waits for it, and the certificates for clients,
+//! for the API and for Redis.
 
-use super::units::{FIVE_MINUTES, HOUR, KIB, MIB, MS};
+use std::time::Duration;
+
 use crate::config::{
-    parse,
+    address, parse,
     setter::put,
-    setting_spec::{SettingSection, list, number, size, switch, time},
+    setting_spec::{
+        DAY, FIVE_MINUTES, HOUR, KIB, MIB, MS, PLACES, SettingSection, Visibility, list, number,
+        size, switch, text, time,
+    },
 };
 
 pub(super) const SERVER: SettingSection = SettingSection {
@@ -144,5 +149,151 @@ pub(super) const SERVER: SettingSection = SettingSection {
              remove itself.",
         )
         .see("security"),
+    ],
+};
+
+pub(super) const UPSTREAM: SettingSection = SettingSection {
+    title: "The API",
+    table: "upstream",
+    intro: "",
+    settings: &[
+        text(
+            "upstream.url",
+            "http://127.0.0.1:8000",
+            "`http://host[:port]`, `https://host[:port]` or `unix:/path/to/socket`, without a path \
+             of requests",
+            |c, v| put(&mut c.upstream.url, address::upstream(v)),
+        )
+        .visibility(Visibility::Url)
+        .flag("upstream", "URL", PLACES)
+        .env(&["JOBCACHE_UPSTREAM", "JOBCACHE_UPSTREAM_URL", "UPSTREAM_URL"])
+        .help("The API that jobcache stands in front of."),
+        time("upstream.connect_timeout", "2s", (MS, HOUR), |c, v| c.upstream.connect_timeout = v)
+            .env(&["JOBCACHE_UPSTREAM_CONNECT_TIMEOUT"])
+            .help("Time to open a connection, or to wait for a free one."),
+        time("upstream.response_timeout", "60s", (MS, HOUR), |c, v| {
+            c.upstream.response_timeout = v;
+        })
+        .env(&["JOBCACHE_UPSTREAM_RESPONSE_TIMEOUT"])
+        .help("Time from the end of a request to the head of its response.")
+        .note("Set it above the response time of the slowest endpoint."),
+        time("upstream.body_timeout", "300s", (MS, DAY), |c, v| c.upstream.body_timeout = v)
+            .env(&["JOBCACHE_UPSTREAM_BODY_TIMEOUT"])
+            .help("Longest silence within a response body.")
+            .note("Set it above the heartbeat interval of event streams."),
+        time("upstream.idle_timeout", "4s", (Duration::ZERO, HOUR), |c, v| {
+            c.upstream.idle_timeout = v;
+        })
+        .env(&["JOBCACHE_UPSTREAM_IDLE_TIMEOUT"])
+        .help("Time for which an unused connection is kept.")
+        .note(
+            "It must be shorter than the API's keep-alive (uvicorn: 5 s); otherwise requests meet \
+             connections that the API is just closing.",
+        ),
+        number("upstream.max_idle", "256", (0, 65_536), |c, v| c.upstream.max_idle = v)
+            .env(&["JOBCACHE_UPSTREAM_MAX_IDLE"])
+            .help("Unused connections that are kept."),
+        number("upstream.max_connections", "512", (1, 65_536), |c, v| {
+            c.upstream.max_connections = v;
+        })
+        .env(&["JOBCACHE_UPSTREAM_MAX_CONNECTIONS"])
+        .help("Connections in use at a time, upgraded ones (WebSockets) included.")
+        .note("A request for which none becomes free within `connect_timeout` gets 503."),
+        number("upstream.max_waiting", "10000", (0, 1_000_000), |c, v| c.upstream.max_waiting = v)
+            .env(&["JOBCACHE_UPSTREAM_MAX_WAITING"])
+            .help("Requests that may wait for a free connection at a time.")
+            .note(
+                "A further request gets 503 at once. The limit bounds the memory of a burst: a \
+                 client that asks and hangs up leaves its request waiting.",
+            ),
+    ],
+};
+
+const PEM: &str = "the path of a PEM file";
+const HOST: &str = "a host name or an IP address";
+const SYSTEM: &str = "the authorities of the system";
+const SAME_FILE: &str = "in the file of the certificate";
+
+pub(super) const UPSTREAM_TLS: SettingSection = SettingSection {
+    title: "TLS to the API",
+    table: "upstream.tls",
+    intro: "These apply to an `https://` API. The files are read again when they change.",
+    settings: &[
+        text("upstream.tls.ca", "", PEM, |c, v| put(&mut c.upstream.tls.ca, parse::path(v)))
+            .env(&["JOBCACHE_UPSTREAM_TLS_CA"])
+            .unset(SYSTEM, "\"/etc/jobcache/upstream-ca.pem\"")
+            .help("Authorities that may have signed the API's certificate."),
+        text("upstream.tls.cert", "", PEM, |c, v| {
+            put(&mut c.upstream.tls.identity.cert, parse::path(v))
+        })
+        .env(&["JOBCACHE_UPSTREAM_TLS_CERT"])
+        .unset("none", "\"/etc/jobcache/client.pem\"")
+        .help("Certificate to present to an API that asks for one."),
+        text("upstream.tls.key", "", PEM, |c, v| {
+            put(&mut c.upstream.tls.identity.key, parse::path(v))
+        })
+        .env(&["JOBCACHE_UPSTREAM_TLS_KEY"])
+        .unset(SAME_FILE, "\"/etc/jobcache/client.key\"")
+        .help("Key of that certificate."),
+        text("upstream.tls.server_name", "", HOST, |c, v| {
+            put(&mut c.upstream.tls.server_name, parse::server_name(v))
+        })
+        .env(&["JOBCACHE_UPSTREAM_TLS_SERVER_NAME"])
+        .unset("the host of `upstream.url`", "\"api.internal\"")
+        .help("Name in the API's certificate."),
+    ],
+};
+
+pub(super) const STORE_TLS: SettingSection = SettingSection {
+    title: "TLS to Redis",
+    table: "store.tls",
+    intro: "These apply to a `rediss://` URL, and likewise for sentinels and clusters. The files are read again when \
+            they change.",
+    settings: &[
+        text("store.tls.ca", "", PEM, |c, v| put(&mut c.store.tls.ca, parse::path(v)))
+            .env(&["JOBCACHE_STORE_TLS_CA"])
+            .unset(SYSTEM, "\"/etc/jobcache/redis-ca.pem\"")
+            .help("Authorities that may have signed the certificate of Redis.")
+            .see("redis"),
+        text("store.tls.cert", "", PEM, |c, v| put(&mut c.store.tls.identity.cert, parse::path(v)))
+            .env(&["JOBCACHE_STORE_TLS_CERT"])
+            .unset("none", "\"/etc/jobcache/redis-client.pem\"")
+            .help("Certificate to present to Redis.")
+            .note("Redis asks for one unless its `tls-auth-clients` is `no`."),
+        text("store.tls.key", "", PEM, |c, v| put(&mut c.store.tls.identity.key, parse::path(v)))
+            .env(&["JOBCACHE_STORE_TLS_KEY"])
+            .unset(SAME_FILE, "\"/etc/jobcache/redis-client.key\"")
+            .help("Key of that certificate."),
+        text("store.tls.server_name", "", HOST, |c, v| {
+            put(&mut c.store.tls.server_name, parse::server_name(v))
+        })
+        .env(&["JOBCACHE_STORE_TLS_SERVER_NAME"])
+        .unset("the host that jobcache connects to", "\"redis.internal\"")
+        .help("Name in the certificate of Redis."),
+    ],
+};
+
+pub(super) const SERVER_TLS: SettingSection = SettingSection {
+    title: "TLS for clients",
+    table: "tls",
+    intro: "With a certificate `listen` speaks TLS instead of plain HTTP, and HTTP/2 with clients \
+            that offer it.",
+    settings: &[
+        text("tls.cert", "", PEM, |c, v| put(&mut c.tls.cert, parse::path(v)))
+            .env(&["JOBCACHE_TLS_CERT"])
+            .unset("none: `listen` speaks plain HTTP", "\"/etc/jobcache/tls.crt\"")
+            .help("Certificate for clients, with the chain that leads to an authority."),
+        text("tls.key", "", PEM, |c, v| put(&mut c.tls.key, parse::path(v)))
+            .env(&["JOBCACHE_TLS_KEY"])
+            .unset(SAME_FILE, "\"/etc/jobcache/tls.key\"")
+            .help("Key of that certificate."),
+        time("tls.renew_interval", "10s", (MS, DAY), |c, v| c.tls_renew_interval = v)
+            .env(&["JOBCACHE_TLS_RENEW_INTERVAL"])
+            .help("Interval at which all certificate files are checked for changes.")
+            .note(
+                "It also covers the files of `[upstream.tls]` and `[store.tls]`. Changed files are \
+                 used from then on. Files that cannot be used are reported in the log, and the \
+                 previous ones stay in use.",
+            ),
     ],
 };
